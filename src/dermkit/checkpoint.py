@@ -1,0 +1,123 @@
+"""Where a run stands, as one safetensors file: tensors, and everything else as JSON in its header.
+
+One file, so that it cannot tear in two; no pickle.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_safetensors
+
+from dermkit.errors import UntrustedError
+from dermkit.files import write_bytes
+
+FORMAT = 1
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+
+
+@dataclass
+class Progress:
+    """What has been done: finished epochs with their log rows, the best so far, and the optimizer's state."""
+
+    phase: int = 0
+    phase_epoch: int = 0
+    waited: int = 0
+    best_value: float | None = None
+    best_epoch: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+
+    def start_phase(self, number: int) -> None:
+        """Begin a phase: fresh optimizer, fresh patience; the best so far stands."""
+        self.phase, self.phase_epoch, self.waited, self.optimizer = number, 0, 0, {}
+
+    def out_of_patience(self, patience: int) -> bool:
+        """Tell whether this phase has waited long enough (patience 0 = never)."""
+        return patience > 0 and self.waited >= patience
+
+    def finish_epoch(self, row: dict[str, float], monitor: str) -> bool:
+        """Add an epoch's row; returns whether it is the best so far by `monitor` (lower is better for a loss)."""
+        self.rows.append(row)
+        self.phase_epoch += 1
+        value = row[monitor]
+        signed = -value if monitor.endswith("loss") else value
+        better = self.best_value is None or math.isnan(self.best_value) or signed > self.best_value
+        if better:
+            self.best_value, self.best_epoch, self.waited = signed, int(row["epoch"]), 0
+        else:
+            self.waited += 1
+        return better
+
+
+def save_checkpoint(path: Path, net: torch.nn.Module, progress: Progress, *, whole: bool) -> None:
+    """Write a checkpoint crash-safely; without `whole`, the backbone is left out (it is rebuilt from its weights)."""
+    tensors = {
+        f"net.{name}": tensor.detach().cpu().contiguous()
+        for name, tensor in net.state_dict().items()
+        if whole or not name.startswith("backbone.")
+    }
+    plain = {name: value for name, value in asdict(progress).items() if name != "optimizer"}
+    options: dict[str, Any] = {"groups": progress.optimizer.get("param_groups", []), "scalars": {}}
+    for index, state in progress.optimizer.get("state", {}).items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value.detach().cpu().contiguous()
+            else:
+                options["scalars"][f"{index}.{name}"] = value
+    header = {"format": str(FORMAT), "progress": json.dumps(plain), "optimizer": json.dumps(options)}
+    write_bytes(path, save_safetensors(tensors, metadata=header))
+
+
+def load_checkpoint(path: Path, net: torch.nn.Module) -> Progress | None:
+    """Load a checkpoint into `net` and return its progress; None where there is no file.
+
+    Raises `UntrustedError` for a broken file or one of another net.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as stream:
+            header = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dict
+        progress = Progress(**json.loads(header["progress"]))
+        options = json.loads(header["optimizer"])
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UntrustedError(
+            f"{path}: not a checkpoint: {error}", remedy="delete the run folder, train anew"
+        ) from error
+    _load_net(path, net, {name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
+    progress.optimizer = _optimizer_state(tensors, options)
+    return progress
+
+
+def _load_net(path: Path, net: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    try:
+        result = net.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise UntrustedError(f"{path}: belongs to another net: {error}", remedy="delete the run folder") from error
+    lost = [name for name in result.missing_keys if not name.startswith("backbone.")]
+    if lost or result.unexpected_keys:
+        raise UntrustedError(
+            f"{path}: belongs to another net: missing {lost[:3]}, unexpected {result.unexpected_keys[:3]}",
+            remedy="delete the run folder, train anew",
+        )
+
+
+def _optimizer_state(tensors: dict[str, torch.Tensor], options: dict[str, Any]) -> dict[str, Any]:
+    if not options["groups"]:
+        return {}
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = value
+    for name, scalar in options["scalars"].items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = scalar
+    return {"state": state, "param_groups": options["groups"]}

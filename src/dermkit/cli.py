@@ -1,0 +1,341 @@
+"""The command line: parse, call one function, print the path that was written. Heavy imports are inside commands."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dermkit import __version__
+from dermkit.errors import EXIT_SOME_REFUSED, DermkitError, UsageError
+
+if TYPE_CHECKING:
+    from dermkit.recipe import Recipe
+    from dermkit.watch import Watch
+
+app = typer.Typer(
+    name="dermkit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Train, compare and serve skin-lesion image classifiers, and say whether to believe them. "
+    "Research use only. Not a medical device.",
+)  # fmt: skip
+recipes_app = typer.Typer(no_args_is_help=True, help="Named experiments: list them, or print one as JSON.")
+app.add_typer(recipes_app, name="recipes")
+
+
+class Layout(StrEnum):
+    """How the source is laid out."""
+
+    FOLDER = "folder"
+    HAM10000 = "ham10000"
+
+
+class SchemeName(StrEnum):
+    """How to divide."""
+
+    GIVEN = "given"
+    GIVEN_AS_PUBLISHED = "given-as-published"
+    HOLDOUT = "holdout"
+    KFOLD = "kfold"
+
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
+SplitName = Annotated[
+    str | None, typer.Option("--split", help="A split of the data set by name, or a split file.")
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="First seed; recorded and part of the fingerprint.")
+]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help="A weights file (.safetensors) with its JSON beside.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dermkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Options that every command has."""
+
+
+@app.command("import")
+def import_(
+    layout: Layout,
+    source: Annotated[Path, typer.Argument(help="The folder with the images.")],
+    out: Out,
+    name: Annotated[str, typer.Option(help="A name for the data set (default: the source folder's).")] = "",
+    malignancy: Annotated[
+        list[str] | None, typer.Option(help="CLASS=benign|malignant|indeterminate, to overrule the class table.")
+    ] = None,
+) -> None:
+    """Read a folder of images into a checked manifest with an overview page."""
+    from dermkit.data.importing import import_dataset
+
+    overrides = dict(_pair(item) for item in malignancy or [])
+    with _watch() as watch:
+        outcome = import_dataset(
+            layout.value, source, out=out, name=name, malignancy=overrides,
+            on_progress=lambda done, total: watch.step("images", done, total),
+        )  # fmt: skip
+    typer.echo(f"{len(outcome.dataset.manifest)} images, {len(outcome.dataset.classes)} classes: {out}")
+    typer.echo(f"overview: {out / 'overview.html'}")
+    _end_refused(len(outcome.refused), out / "refused.csv")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.rpartition("=")
+    if not equals:
+        raise UsageError(
+            f"--malignancy {text}: not of the form CLASS=VALUE", remedy="e.g. --malignancy nevus=benign"
+        )
+    return name, value
+
+
+def _end_refused(count: int, where: Path) -> None:
+    if count:
+        typer.echo(f"{count} images were refused and are listed in {where}", err=True)
+        raise typer.Exit(EXIT_SOME_REFUSED)
+
+
+@app.command()
+def split(
+    dataset: Path,
+    scheme: SchemeName = SchemeName.HOLDOUT,
+    name: Annotated[str, typer.Option(help="Name of the split (default: the scheme).")] = "",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    validation: Annotated[float, typer.Option(help="Share for validation.")] = 0.15,
+    test: Annotated[float, typer.Option(help="Share for test (holdout).")] = 0.15,
+    folds: Annotated[int, typer.Option(help="Number of folds (kfold).")] = 5,
+    per_class: Annotated[int, typer.Option(help="Draw this many images from each class (0 = all).")] = 0,
+    draw_from: Annotated[str, typer.Option(help="Use only rows of this given split.")] = "",
+) -> None:
+    """Divide a data set: grouped by lesion and patient, stratified, seeded; refuses overlap."""
+    from dermkit import workflow
+    from dermkit.recipe import split_spec
+
+    spec = split_spec(
+        scheme=scheme.value, seed=seed, validation=validation, test=test if scheme == SchemeName.HOLDOUT else 0.0,
+        folds=folds if scheme == SchemeName.KFOLD else 0, per_class=per_class, draw_from=draw_from,
+    )  # fmt: skip
+    made = workflow.split(workflow.load_dataset(dataset), spec, name=name or scheme.value)
+    for side, count in made.frame["split"].value_counts(sort=False).items():
+        typer.echo(f"{side}: {count} images")
+    if len(made.excluded):
+        typer.echo(f"excluded: {len(made.excluded)} images, each with its reason")
+    for note in made.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(str(dataset / "splits" / f"{made.name}.csv"))
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """List the named experiments."""
+    from dermkit.recipes import GRIDS, RECIPES
+
+    for recipe in RECIPES.values():
+        typer.echo(f"{recipe.name:40} {recipe.system:5} {recipe.about}")
+    typer.echo("\nGrids for `dermkit tune`:")
+    for name, members in GRIDS.items():
+        typer.echo(f"{name:40} {len(members)} recipes of {members[0].system}")
+
+
+@recipes_app.command("show")
+def recipes_show(name: str) -> None:
+    """Print a recipe as JSON, to edit and train."""
+    from dermkit.recipe import FORMAT, as_dict
+    from dermkit.recipes import find_recipe
+
+    typer.echo(json.dumps({"format": FORMAT, **as_dict(find_recipe(name))}, indent=1))
+
+
+def _recipe(name: str) -> "Recipe":
+    """Return a recipe by name, or from a file when the argument is one."""
+    from dermkit.recipe import load
+    from dermkit.recipes import find_recipe
+
+    path = Path(name)
+    return load(path) if path.suffix == ".json" else find_recipe(name)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a recipe.json.")],
+    dataset: Path,
+    out: Out = Path("runs"),
+    split: SplitName = None,
+    seed: Seed = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    resume: Resume = False,
+) -> None:
+    """Train a recipe on a data set; ends evaluated and with its report written."""
+    chosen = _recipe(recipe)
+    from dermkit import workflow
+
+    data = workflow.load_dataset(dataset)
+    where = workflow.Where(out=out, device=device, weights=weights, resume=resume)
+    with _watch() as watch:
+        folder = workflow.train(chosen, data, where=where, split=split, seed=seed, watch=watch)
+    typer.echo(str(folder / "report.html"))
+
+
+@app.command()
+def tune(
+    grid: Annotated[str, typer.Argument(help="A named grid of recipes (`dermkit recipes list`).")],
+    dataset: Path,
+    out: Out = Path("runs"),
+    split: SplitName = None,
+    seed: Seed = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    resume: Resume = False,
+) -> None:
+    """Train every recipe of a grid, choose one on validation alone, run it whole."""
+    from dermkit.recipes import find_grid
+
+    members = find_grid(grid)
+    from dermkit import workflow
+
+    data = workflow.load_dataset(dataset)
+    where = workflow.Where(out=out, device=device, weights=weights, resume=resume)
+    with _watch() as watch:
+        folder = workflow.tune(members, data, name=grid, where=where, split=split, seed=seed, watch=watch)
+    typer.echo(str(out / grid / "tune.csv"))
+    typer.echo(str(folder / "report.html"))
+
+
+@app.command()
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="A run folder, or a model folder with --on.")],
+    on: Annotated[Path | None, typer.Option("--on", help="Another data set to test the model on.")] = None,
+    mapping: Annotated[Path | None, typer.Option("--map", help="CLASSES.json: how the classes meet.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write into (with --on).")] = None,
+) -> None:
+    """Evaluate a run again, or test its model on another data set."""
+    from dermkit import workflow
+
+    other = workflow.load_dataset(on) if on else None
+    with _watch() as watch:
+        path = workflow.evaluate(target, on=other, mapping=mapping, out=out, watch=watch)
+    typer.echo(str(path))
+
+
+@app.command()
+def report(run: Path) -> None:
+    """Write a run's report again."""
+    from dermkit import workflow
+
+    typer.echo(str(workflow.report(run)))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two run folders or more.")],
+    out: Annotated[Path, typer.Option("--out", help="CSV to write.")] = Path("comparison.csv"),
+) -> None:
+    """Set runs side by side: every figure with its n and interval, on validation and test."""
+    from dermkit.compare import compare_runs, write_comparison
+
+    comparison = compare_runs(runs)
+    for name, same in comparison.same_images.items():
+        wide = comparison.wide(("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro"), split=name)
+        typer.echo(f"\n{name} ({'the same images' if same else 'NOT the same images: not comparable'})")
+        typer.echo(wide.to_string())
+    typer.echo(str(write_comparison(comparison, out)))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A model folder, or the run folder that holds it.")],
+    images: Annotated[list[str], typer.Argument(help="Image files, folders or patterns.")],
+    out: Out,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
+) -> None:
+    """Predict new images: every class probability, and a sheet with labels drawn on the images."""
+    from dermkit.predict import predict as run_predict
+
+    with _watch() as watch:
+        outcome = run_predict(model, images, out=out, batch_size=batch_size, watch=watch)
+    typer.echo(f"{outcome.scored} images scored: {out / 'predictions.csv'}")
+    if outcome.seen:
+        typer.echo(f"warning: the model's training looked at {len(outcome.seen)} of them (predict.json)", err=True)
+    typer.echo(str(out / "sheet-1.png"))
+    _end_refused(len(outcome.refused), out / "refused.csv")
+
+
+@app.command()
+def demo(out: Out = Path("demo")) -> None:
+    """Make images, import, split, train, evaluate, report and predict: offline, on the CPU, in minutes."""
+    from dermkit.demo import demo as run_demo
+
+    with _watch() as watch:
+        outcome = run_demo(out, watch=watch)
+    typer.echo(
+        "\nResearch use only. Not a medical device. The images are made, so the figures say nothing about skin."
+    )
+    typer.echo(f"images       {outcome.images}")
+    typer.echo(f"data set     {outcome.dataset}")
+    typer.echo(f"overview     {outcome.overview}")
+    typer.echo(f"run          {outcome.run}")
+    typer.echo(f"predictions  {outcome.predictions.out}")
+    typer.echo(f"report       {outcome.report}")
+
+
+@contextmanager
+def _watch() -> Iterator["Watch"]:
+    """Show a bar with the time left on a terminal, plain lines elsewhere."""
+    from dermkit.watch import Watch
+
+    if not sys.stderr.isatty():
+        yield Watch(say=lambda line: typer.echo(line, err=True))
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def step(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total, visible=done < total)
+
+        yield Watch(say=lambda line: console.print(line, markup=False, highlight=False), step=step)
+
+
+def run(command: Callable[[], Any], *, debug: bool) -> int:
+    """Call a command; returns the exit code and prints a DermkitError's message to standard error."""
+    try:
+        result = command()
+    except DermkitError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(lambda: app(standalone_mode=True), debug="--debug" in sys.argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Two small nets of our own, trained from scratch: convolution, pooling, and a head of dense layers after them."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MEAN = STD = (0.5, 0.5, 0.5)
+"""Pixels in -1..1: these nets have no weights that ask for another normalisation."""
+
+
+class GridMean(nn.Module):
+    """Mean over a `cells` x `cells` grid, flattened: (N, C, H, W) -> (N, C * cells * cells), for any H and W.
+
+    Where the cells divide the side this is plain average pooling, whose backward pass is deterministic on every
+    device; adaptive pooling's is not on CUDA.
+    """
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if height % self.cells == 0 and width % self.cells == 0:
+            return F.avg_pool2d(x, (height // self.cells, width // self.cells)).flatten(1)
+        return F.adaptive_avg_pool2d(x, self.cells).flatten(1)
+
+
+class SmallCNN(nn.Module):
+    """Blocks of convolution and pooling, then a grid mean. `blocks` are its layer groups."""
+
+    def __init__(self, blocks: list[nn.Module], cells: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.pool = GridMean(cells)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # He initialisation: torch's default is too small for ReLU chains
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        pooled: Tensor = self.pool(x)
+        return pooled
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return timm's form of the layer groups: one per block."""
+        del coarse
+        return {"blocks": r"^blocks\.(\d+)"}
+
+
+def _plain_block(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+
+
+def _normed_block(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.1),
+    )
+
+
+def _stack(block: Callable[[int, int], nn.Module], widths: tuple[int, ...], cells: int) -> SmallCNN:
+    sides = zip((3, *widths), widths, strict=False)
+    return SmallCNN([block(inputs, outputs) for inputs, outputs in sides], cells)
+
+
+def cnn_s1() -> SmallCNN:
+    """Three blocks of 3x3 convolution (32, 64, 128), ReLU and 2x2 max-pooling; 4x4 grid: 2,048 features."""
+    return _stack(_plain_block, (32, 64, 128), cells=4)
+
+
+def cnn_s4() -> SmallCNN:
+    """Four blocks (32, 64, 128, 256) with batch norm and 10 % dropout each; mean over the image: 256 features."""
+    return _stack(_normed_block, (32, 64, 128, 256), cells=1)
+
+
+NETS: dict[str, Callable[[], SmallCNN]] = {"dermkit/cnn-s1": cnn_s1, "dermkit/cnn-s4": cnn_s4}
+"""The backbones that a recipe may name besides timm's."""

@@ -1,0 +1,66 @@
+"""Runs against each other: one table of their figures on validation and test, each with n and interval.
+
+Whether two runs differ is not read off two intervals; where their test images differ, the table says so.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dermkit.errors import DataError, UsageError
+from dermkit.files import read_json, write_text
+
+COLUMNS = ("run", "split", "metric", "value", "low", "high", "n", "method", "reason")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """table: a row per run, split and metric, columns as `COLUMNS`. same_images: split -> scored on the same images."""
+
+    table: pd.DataFrame
+    same_images: dict[str, bool]
+
+    def wide(self, metrics: Sequence[str], *, split: str) -> pd.DataFrame:
+        """Return one row per run, one text column per metric: `0.466 [0.379, 0.556], n 118`."""
+        part = self.table[(self.table["split"] == split) & self.table["metric"].isin(list(metrics))]
+        texts = [_text(row) for row in part.to_dict("records")]
+        wide = part.assign(text=texts).pivot(index="run", columns="metric", values="text")
+        return wide.reindex(columns=list(metrics)).fillna("not reported")
+
+
+def _text(row: Mapping[Any, Any]) -> str:
+    if pd.isna(row["value"]):
+        return f"not defined: {row['reason']}"
+    interval = "" if pd.isna(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{row['value']:.3f}{interval}, n {row['n']}"
+
+
+def compare_runs(runs: Sequence[Path]) -> Comparison:
+    """Read the metrics of two or more runs; raises `UsageError` for fewer, `DataError` for a run without metrics."""
+    if len(runs) < 2:
+        raise UsageError("compare needs two runs or more", remedy="dermkit compare RUN RUN...")
+    rows: list[tuple[object, ...]] = []
+    images: dict[str, list[frozenset[str]]] = {}
+    for run in runs:
+        name = f"{run.parent.name}/{run.name}"
+        for split, body in read_json(run / "metrics.json", format=1, error=DataError)["splits"].items():
+            rows += [_row(name, split, metric, item) for metric, item in body["metrics"].items()]
+        predictions = pd.read_csv(run / "predictions.csv", usecols=["image_id", "split"], dtype=str)
+        for split, part in predictions.groupby("split"):
+            images.setdefault(str(split), []).append(frozenset(part["image_id"]))
+    same = {split: len(sets) == len(runs) and len(set(sets)) == 1 for split, sets in images.items()}
+    return Comparison(pd.DataFrame(rows, columns=list(COLUMNS)), same)
+
+
+def _row(run: str, split: str, metric: str, item: dict[str, object]) -> tuple[object, ...]:
+    low, high = item["ci95"] if isinstance(item["ci95"], list) else (None, None)
+    return run, split, metric, item["value"], low, high, item["n"], item["method"], item.get("reason", "")
+
+
+def write_comparison(comparison: Comparison, path: Path) -> Path:
+    """Write the table as CSV."""
+    write_text(path, comparison.table.to_csv(index=False, lineterminator="\n"))
+    return path

@@ -1,0 +1,1 @@
+"""Data: images, manifests, splits, caches and augmentation."""

@@ -1,0 +1,329 @@
+"""The one safe way to open an image, and the one preprocessing for training and serving."""
+
+import hashlib
+import io
+import stat
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass as plain_dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from dermkit.data.headers import ALLOWED_FORMATS, MAX_FILE_BYTES, MAX_PIXELS, MAX_SIDE, MIN_SIDE, Header, Refused
+from dermkit.data.headers import read_header as _read_header
+from dermkit.errors import DataError, ImageRefused, Refusal
+
+__all__ = [
+    "ALLOWED_FORMATS",
+    "IMAGE_SUFFIXES",
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "MIN_SIDE",
+    "LesionImage",
+    "Preprocessing",
+    "normalise",
+    "open_image",
+    "resize_pixels",
+]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+"""File endings, in lower case, that a folder walk takes for candidates; the bytes decide, not the ending."""
+
+_MAX_PROFILE_BYTES = 4 * 1024**2  # press profiles take 0.5 to 2.5 MB
+_SRGB_TOLERANCE = 2  # levels of 255; sRGB profiles of different makers differ by 1
+
+Pixels = NDArray[np.uint8]
+
+
+@plain_dataclass(frozen=True, eq=False)
+class LesionImage:
+    """An image that was let in.
+
+    pixels: (H, W, 3) uint8, sRGB, EXIF orientation applied. notes: what was decided on the way.
+    pixel_sha256: of width, height and pixels. file_sha256: of the file's bytes.
+    """
+
+    pixels: Pixels
+    notes: tuple[str, ...]
+    format: str
+    pixel_sha256: str
+    file_sha256: str
+
+
+def open_image(source: Path | bytes, *, name: str = "") -> LesionImage:
+    """Let one image in, or raise `ImageRefused` with its reason, and nothing else.
+
+    No decoder starts before size, frames and completeness were read from the header. No setting of the process is
+    touched, so any number of threads may call it. `name` stands in the message for bytes without a path.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "image")
+    try:
+        data = _read(source) if isinstance(source, Path) else source
+        header = _read_header(data)
+        image, notes = _decode(header)
+        pixels = np.array(image)
+    except Refused as refused:
+        raise ImageRefused(name, refused.reason, refused.detail) from None
+    except Exception as error:  # decoders raise anything: SyntaxError, TypeError, struct.error, MemoryError
+        raise ImageRefused(name, _reason(error), _one_line(error)) from error
+    return LesionImage(pixels, notes, header.format, _pixel_sha256(pixels), hashlib.sha256(data).hexdigest())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        # Opening a pipe would wait for its writer: only a regular file is opened.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Refused(Refusal.UNREADABLE, "not a file")
+        with path.open("rb") as stream:
+            return stream.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise Refused(Refusal.MISSING, "no such file") from None
+    except (OSError, ValueError) as error:
+        raise Refused(Refusal.UNREADABLE, _one_line(error)) from None
+
+
+def _reason(error: Exception) -> Refusal:
+    if isinstance(error, MemoryError | Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return Refusal.TOO_LARGE
+    if isinstance(error, EOFError) or (isinstance(error, OSError) and "truncated" in str(error).lower()):
+        return Refusal.TRUNCATED
+    return Refusal.BROKEN
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _pixel_sha256(pixels: Pixels) -> str:
+    digest = hashlib.sha256(struct.pack("<II", pixels.shape[1], pixels.shape[0]))
+    digest.update(pixels.data)
+    return digest.hexdigest()
+
+
+# Decoding: from whatever is stored to 8-bit sRGB without alpha ----------------------------------------------------
+
+# The classes are called themselves: `Image.open` would first tell the process-wide warnings about large images.
+_DECODERS: MappingProxyType[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = MappingProxyType(
+    {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile, "BMP": BmpImageFile, "TIFF": TiffImageFile}
+)
+_TURNS = MappingProxyType(
+    {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+)
+
+
+def _decode(header: Header) -> tuple[Image.Image, tuple[str, ...]]:
+    stored = _DECODERS[header.format](io.BytesIO(header.data))
+    if stored.size != (header.width, header.height):
+        raise Refused(Refusal.BROKEN, f"two sizes: {header.width} x {header.height} and {stored.size}")
+    stored.load()
+    notes = list(header.notes)
+    profile = stored.info.get("icc_profile")
+    alpha = _alpha(stored, header)
+    colour, note = _to_srgb(_eight_bits(stored, header, notes), profile)
+    notes += [note] if note else []
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        white = Image.new("RGB", colour.size, "white")
+        white.paste(colour, mask=alpha)
+        colour = white
+        notes.append("alpha composited on white")
+    if header.orientation != 1:
+        colour = colour.transpose(_TURNS[header.orientation])
+        notes.append("EXIF orientation applied")
+    return colour, tuple(notes)
+
+
+def _alpha(stored: Image.Image, header: Header) -> Image.Image | None:
+    """Return the opacity as an L image: a channel, a palette's table, or one colour that means transparent."""
+    if stored.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return stored.getchannel("A" if stored.mode[-1] == "A" else "a")
+    clear = stored.info.get("transparency")
+    if clear is None:
+        return None
+    if stored.mode == "P":
+        return stored.convert("RGBA").getchannel("A")
+    del stored.info["transparency"]  # or every later conversion would apply it in its own way
+    if stored.mode == "RGB" and header.bits == 16:
+        raise Refused(Refusal.UNDEFINED_PIXELS, "a 16-bit transparent colour, of which 8 bits were read")
+    if stored.mode == "L":
+        clear *= 255 // (2**header.bits - 1)  # 2 and 4 bits a pixel were spread to 8, the clear value was not
+    values = np.asarray(stored.convert("L") if stored.mode == "1" else stored)
+    is_clear = values == np.asarray(clear)
+    is_clear = is_clear.all(axis=-1) if is_clear.ndim == 3 else is_clear
+    return Image.fromarray(np.where(is_clear, 0, 255).astype(np.uint8))
+
+
+def _eight_bits(stored: Image.Image, header: Header, notes: list[str]) -> Image.Image:
+    """Return the colours as L, RGB or CMYK without alpha; raises `Refused` where a mode defines none."""
+    mode = stored.mode
+    if mode in ("L", "RGB", "CMYK"):
+        return stored
+    if mode in ("1", "LA"):
+        return stored.convert("L")
+    if mode == "La":
+        return stored.convert("LA").convert("L")
+    if mode in ("P", "PA", "RGBa"):
+        # By way of RGBA: a palette with a table of opacities warns on the direct way.
+        return stored.convert("RGBA").convert("RGB")
+    if mode in ("RGBA", "RGBX", "YCbCr"):
+        return stored.convert("RGB")
+    if mode.startswith("I") or mode == "F":
+        return Image.fromarray(_scaled_grey(np.asarray(stored), header, notes))
+    raise Refused(Refusal.UNDEFINED_PIXELS, f"colours of mode {mode}")
+
+
+def _scaled_grey(values: NDArray[np.generic], header: Header, notes: list[str]) -> Pixels:
+    """Scale grey of more than 8 bits, never clip it. 16 bits keep the high byte, as decoders do for colour."""
+    if values.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())  # NaN fails the comparison below
+        if not 0.0 <= low <= high <= 1.0:
+            raise Refused(Refusal.UNDEFINED_PIXELS, f"fractions from {low:g} to {high:g}; only 0 to 1 is defined")
+        notes.append("fractions 0 to 1 scaled to 8 bits")
+        grey = np.rint(values.astype(np.float64) * 255).astype(np.uint8)
+    else:
+        low, high = int(values.min()), int(values.max())
+        if values.dtype.itemsize > 2 and not (header.bits > 16 and low >= 0 and 255 < high < 65536):
+            raise Refused(
+                Refusal.UNDEFINED_PIXELS, f"{header.bits}-bit integers from {low} to {high}, of unknown range"
+            )
+        bits = min(header.bits, 16)
+        notes.append(f"{bits}-bit grey scaled to 8 bits")
+        grey = (values.astype(np.int32) >> (bits - 8)).astype(np.uint8)
+    return 255 - grey if header.white_is_zero else grey
+
+
+# Colour: ICC profiles --------------------------------------------------------------------------------------------
+
+
+def _to_srgb(image: Image.Image, profile: object) -> tuple[Image.Image, str]:
+    """Return the image in sRGB and a note; without a usable profile, L and RGB are taken for sRGB."""
+    if not profile:
+        note = "CMYK without a profile: plain conversion" if image.mode == "CMYK" else ""
+        return image.convert("RGB"), note
+    try:
+        if not isinstance(profile, bytes) or len(profile) > _MAX_PROFILE_BYTES:
+            raise ValueError("no profile, or too large")
+        space = profile[16:20]
+        if image.mode == "L" and space == b"RGB ":
+            image = image.convert("RGB")
+        transform = _transform(profile, image.mode)
+        if transform is None:
+            return image.convert("RGB"), ""
+        return transform.apply(image), "ICC profile converted to sRGB"
+    except Exception as error:  # noqa: BLE001  lcms reports its failures in many ways; none loses the image
+        return image.convert("RGB"), f"ICC profile ignored: broken ({_one_line(error)})"
+
+
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the way from a profile to sRGB, or None where it changes nothing; raises where it cannot be used.
+
+    Judged by what it does to the colours, not by its name. NOCACHE: one transform serves many threads.
+    """
+    spaces = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}
+    if profile[36:40] != b"acsp" or profile[12:16] not in (b"mntr", b"scnr", b"prtr", b"spac"):
+        raise ValueError("not a profile of a device or colour space")
+    if profile[16:20] != spaces[mode]:
+        raise ValueError(f"a profile of {profile[16:20].decode('ascii', 'replace').strip()} on {mode} pixels")
+    transform = ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+        ImageCms.createProfile("sRGB"),
+        mode,
+        "RGB",
+        flags=ImageCms.Flags.NOCACHE,
+    )
+    if mode == "CMYK":
+        return transform
+    steps = np.arange(0, 256, 15, dtype=np.uint8)
+    cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
+    probe = Image.fromarray(cube if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
+    before = np.asarray(probe.convert("RGB")).astype(int)
+    after = np.asarray(transform.apply(probe)).astype(int)
+    return None if np.abs(before - after).max() <= _SRGB_TOLERANCE else transform
+
+
+# Preprocessing ---------------------------------------------------------------------------------------------------
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_FILTERS = MappingProxyType(
+    {
+        "bilinear": Image.Resampling.BILINEAR,
+        "bicubic": Image.Resampling.BICUBIC,
+        "lanczos": Image.Resampling.LANCZOS,
+        "box": Image.Resampling.BOX,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+class Preprocessing:
+    """From pixels to the net's input, stored with the model in plain numbers.
+
+    size: side in pixels, square. resize: `squash` to the square; `pad` keeps the aspect, black bars; `crop` brings
+    the shorter side to size and cuts the centre. mean, std: in units after the division by `divide_by`.
+    """
+
+    size: Annotated[int, Field(ge=16, le=4096)]
+    resize: Literal["squash", "pad", "crop"]
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "box"]
+    divide_by: _Positive
+    mean: tuple[_Finite, _Finite, _Finite]
+    std: tuple[_Positive, _Positive, _Positive]
+
+
+def resize_pixels(pixels: Pixels, preprocessing: Preprocessing) -> Pixels:
+    """Return (size, size, 3) uint8 pixels: what the caches store. pixels: (H, W, 3) uint8."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise DataError(f"pixels are {pixels.shape} {pixels.dtype}, expected (H, W, 3) uint8")
+    size, resample = preprocessing.size, _FILTERS[preprocessing.interpolation]
+    height, width = pixels.shape[:2]
+    image = Image.fromarray(pixels)
+    if preprocessing.resize == "squash":
+        return np.array(image.resize((size, size), resample))
+    if preprocessing.resize == "crop":
+        side = min(height, width)
+        left, top = (width - side) / 2, (height - side) / 2
+        return np.array(image.resize((size, size), resample, box=(left, top, left + side, top + side)))
+    longer = max(height, width)
+    inner = max(1, round(width * size / longer)), max(1, round(height * size / longer))
+    padded = np.zeros((size, size, 3), np.uint8)
+    left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
+    padded[top : top + inner[1], left : left + inner[0]] = np.asarray(image.resize(inner, resample))
+    return padded
+
+
+def normalise(batch: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Return (N, 3, S, S) float32: (pixel / divide_by - mean) / std. batch: (N, S, S, 3) uint8."""
+    if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
+        raise DataError(f"batch is {batch.shape} {batch.dtype}, expected (N, S, S, 3) uint8")
+    out = np.empty((len(batch), 3, *batch.shape[1:3]), np.float32)
+    levels = np.arange(256, dtype=np.float64) / preprocessing.divide_by
+    for channel in range(3):
+        # 256 levels are computed once in double precision; the batch only looks them up.
+        table = ((levels - preprocessing.mean[channel]) / preprocessing.std[channel]).astype(np.float32)
+        np.take(table, batch[..., channel], out=out[:, channel], mode="clip")
+    return out

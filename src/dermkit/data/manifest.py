@@ -1,0 +1,282 @@
+"""One row per image: the manifest, its data set folder, its row checks and its groups."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from dermkit.errors import DataError
+from dermkit.files import read_json, sha256_bytes, write_json, write_text
+
+FORMAT = 1
+COLUMNS = (
+    "image_id", "path", "label", "lesion_id", "patient_id", "isic_id", "source", "licence", "attribution",
+    "age", "sex", "site", "skin_type", "given_split", "copy_group", "pixel_sha256", "file_sha256", "width", "height",
+)  # fmt: skip
+INTEGER_COLUMNS = ("width", "height")
+GROUP_COLUMNS = ("lesion_id", "patient_id", "copy_group")
+GIVEN_SPLITS = ("", "train", "validation", "test")
+OLDEST = 120
+"""Years. The oldest verified person reached 122; an age above this is a year of birth or a typing error."""
+
+Malignancy = Literal["benign", "malignant", "indeterminate"]
+MALIGNANCIES: tuple[Malignancy, ...] = get_args(Malignancy)
+
+_OWN_KEYS = ("name", "importer", "classes", "counts")
+_MOST_LISTED = 20
+
+
+@dataclass(frozen=True)
+class LesionClass:
+    """A class: its label in the manifest, its canonical diagnosis ("" = unknown) and its malignancy."""
+
+    name: str
+    diagnosis: str
+    malignancy: Malignancy
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set folder in memory.
+
+    images: the root that `path` is relative to. manifest: the columns `COLUMNS`; strings, "" = unknown, and
+    width, height as integers (pixels). notes: what else `dataset.json` says (warnings, licence, counts of refusals).
+    """
+
+    folder: Path
+    images: Path
+    name: str
+    classes: tuple[LesionClass, ...]
+    manifest: pd.DataFrame
+    importer: str
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The labels, in the order of the model's outputs."""
+        return tuple(item.name for item in self.classes)
+
+    @property
+    def malignant(self) -> tuple[str, ...]:
+        """The labels that count as positive."""
+        return tuple(item.name for item in self.classes if item.malignancy == "malignant")
+
+    @cached_property
+    def manifest_sha256(self) -> str:
+        """The hex SHA-256 of `manifest.csv` as it is, or will be, written."""
+        return sha256_bytes(manifest_text(self.manifest).encode())
+
+    def path_of(self, image_id: str) -> Path:
+        """Return where an image lies on this machine; raises `DataError` for an unknown id."""
+        path = self._paths.get(image_id)
+        if path is None:
+            raise DataError(f"{self.folder}: no image {image_id!r} in the manifest", remedy="check the image_id")
+        return self.images / path
+
+    @cached_property
+    def _paths(self) -> dict[str, str]:
+        return dict(zip(self.manifest["image_id"].tolist(), self.manifest["path"].tolist(), strict=True))
+
+
+def manifest_text(frame: pd.DataFrame) -> str:
+    """Return the manifest as CSV text: known columns in their order, `\\n` line ends, quotes where needed."""
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(zip(*(frame[column].tolist() for column in COLUMNS), strict=True))
+    return stream.getvalue()
+
+
+def save_dataset(dataset: Dataset) -> None:
+    """Check and write `manifest.csv`, `dataset.json` and `location.json` into the data set's folder.
+
+    Only `location.json` knows where the images lie on this machine; leave it behind when sharing the folder.
+    """
+    check_manifest(dataset.manifest, dataset.classes, where=str(dataset.folder / "manifest.csv"))
+    write_text(dataset.folder / "manifest.csv", manifest_text(dataset.manifest))
+    write_json(dataset.folder / "location.json", {"images": str(dataset.images.resolve())}, format=FORMAT)
+    body = {
+        "name": dataset.name,
+        "importer": dataset.importer,
+        "classes": [vars(item) for item in dataset.classes],
+        "counts": count(dataset.manifest, dataset.class_names),
+    }
+    rest = {key: value for key, value in dataset.notes.items() if key not in body}
+    write_json(dataset.folder / "dataset.json", {**body, **rest}, format=FORMAT)
+
+
+def count(frame: pd.DataFrame, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return the numbers of images, lesions and patients, and of images per class and given split.
+
+    Lesions and patients count known ids only: 0 means that none is given.
+    """
+    table = pd.crosstab(frame["label"], frame["given_split"])
+    splits = [name for name in GIVEN_SPLITS if name in table.columns]
+    return {
+        "images": len(frame),
+        "lesions": int(frame.loc[frame["lesion_id"] != "", "lesion_id"].nunique()),
+        "patients": int(frame.loc[frame["patient_id"] != "", "patient_id"].nunique()),
+        "per_class": {name: int((frame["label"] == name).sum()) for name in class_names},
+        "given_split": {
+            split: {name: int(table[split].get(name, 0)) for name in class_names} for split in splits if split
+        },
+    }
+
+
+def load_dataset(folder: Path) -> Dataset:
+    """Read and check a data set folder; raises `DataError` where it is missing, broken or breaks a row check."""
+    value = read_json(folder / "dataset.json", format=FORMAT, error=DataError)
+    location = read_json(folder / "location.json", format=FORMAT, error=DataError)
+    try:
+        classes = tuple(_read_class(item) for item in value["classes"])
+        name, importer, images = str(value["name"]), str(value["importer"]), Path(location["images"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder}: dataset.json or location.json lacks something: {error!r}",
+            remedy="import the data set again",
+        ) from error
+    frame = read_manifest(folder / "manifest.csv")
+    check_manifest(frame, classes, where=str(folder / "manifest.csv"))
+    notes = {key: item for key, item in value.items() if key not in _OWN_KEYS}
+    return Dataset(folder, images, name, classes, frame, importer, notes)
+
+
+def _read_class(item: dict[str, Any]) -> LesionClass:
+    if item["malignancy"] not in MALIGNANCIES:
+        raise ValueError(f"malignancy {item['malignancy']!r} is none of {', '.join(MALIGNANCIES)}")
+    return LesionClass(str(item["name"]), str(item["diagnosis"]), item["malignancy"])
+
+
+def read_manifest(path: Path) -> pd.DataFrame:
+    """Read a manifest without guessing types: "NA" stays text and 007 keeps its zeros.
+
+    Raises `DataError` where the file is missing, is no table, or a width or height is no whole number.
+    """
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read as a table: {error}", remedy="import the data set again"
+        ) from error
+    for column in INTEGER_COLUMNS:
+        if column in frame.columns:
+            frame[column] = _integers(frame[column], column, path)
+    return frame
+
+
+def _integers(values: "pd.Series[str]", column: str, path: Path) -> "pd.Series[int]":
+    wrong = ~values.str.fullmatch(r"[0-9]{1,9}").astype(bool)
+    if wrong.any():
+        rows = _shorten(f"row {index + 2}: {values.iloc[index]!r}" for index in np.flatnonzero(wrong))
+        raise DataError(f"{path}: {column} is not a whole number:\n{rows}", remedy="correct these rows")
+    return values.astype(np.int64)
+
+
+def check_manifest(frame: pd.DataFrame, classes: Sequence[LesionClass], *, where: str = "manifest") -> None:
+    """Check every row, and rows against each other; raises one `DataError` that lists all problems.
+
+    Row numbers are those of the CSV: the header is row 1. A lesion that belongs to two patients is refused: its ids
+    are then numbers within a patient, and would tie strangers together.
+    """
+    missing = [column for column in COLUMNS if column not in frame.columns]
+    if missing:
+        raise DataError(f"{where}: missing columns: {', '.join(missing)}", remedy="import the data set again")
+    if frame.empty:
+        raise DataError(f"{where}: has no rows: nothing usable", remedy="import a folder that holds images")
+    problems = list(_problems(frame, [item.name for item in classes]))
+    if problems:
+        raise DataError(
+            f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n{_shorten(problems)}",
+            kept="nothing was changed",
+            remedy="correct these rows, or import the data set again",
+        )
+
+
+def _problems(frame: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
+    if len(set(names)) < len(names) or "" in names:
+        yield f"class names are empty or repeat: {', '.join(map(repr, names))}"
+    checks: list[tuple[str, str, Callable[[str], bool]]] = [
+        ("image_id", "empty image_id", lambda value: value != ""),
+        ("path", "not a relative path inside the images", _is_inside),
+        ("label", f"unknown label (the classes are {', '.join(names)})", set(names).__contains__),
+        ("given_split", "given_split is none of train, validation, test", GIVEN_SPLITS.__contains__),
+        ("age", f"age is not a number of years from 0 to {OLDEST}", _is_age),
+        ("pixel_sha256", "not a SHA-256", _is_sha256),
+        ("file_sha256", "not a SHA-256", _is_sha256),
+    ]
+    for column, text, is_right in checks:
+        values = frame[column].astype(str)
+        right = values.map({value: is_right(value) for value in values.unique()})
+        yield from (
+            f"row {index + 2}: {text}: {values.iloc[index]!r}" for index in np.flatnonzero(~right.astype(bool))
+        )
+    for column in ("image_id", "path"):
+        repeated = np.flatnonzero(frame[column].duplicated())
+        yield from (f"row {index + 2}: {column} repeats: {frame[column].iloc[index]!r}" for index in repeated)
+    for column in INTEGER_COLUMNS:
+        small = np.flatnonzero(frame[column].to_numpy() < 1)
+        yield from (
+            f"row {index + 2}: {column} must be at least 1: {frame[column].iloc[index]}" for index in small
+        )
+    yield from _shared_lesions(frame)
+
+
+def _is_inside(path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    return bool(parts) and path[0] != "/" and ".." not in parts and "\0" not in path
+
+
+def _is_age(value: str) -> bool:
+    if value == "":
+        return True
+    try:
+        return 0.0 <= float(value) <= OLDEST
+    except ValueError:
+        return False
+
+
+def _is_sha256(value: str) -> bool:
+    return len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _shared_lesions(frame: pd.DataFrame) -> Iterator[str]:
+    known = frame[(frame["lesion_id"] != "") & (frame["patient_id"] != "")]
+    patients = known.groupby("lesion_id")["patient_id"].unique()
+    for lesion, owners in patients[patients.map(len) > 1].items():
+        yield f"lesion {lesion!r} belongs to {len(owners)} patients: {_shorten(map(repr, owners), ', ')}"
+
+
+def _shorten(lines: Any, joint: str = "\n") -> str:
+    """Join lines, at most `_MOST_LISTED`, and say how many more there are."""
+    texts = [str(line) for line in lines]
+    more = [f"... and {len(texts) - _MOST_LISTED} more"] if len(texts) > _MOST_LISTED else []
+    indent = "  " if joint == "\n" else ""
+    return joint.join(indent + line for line in [*texts[:_MOST_LISTED], *more])
+
+
+def groups(frame: pd.DataFrame) -> NDArray[np.int64]:
+    """Return one group number per row: connected components over lesion, patient and copy group.
+
+    Rows that share any known id are one group, also through a third row; a row without ids is alone. Shape (rows,).
+    """
+    rows, ids, first = [], [], len(frame)
+    for column in GROUP_COLUMNS:
+        values = frame[column].astype(str)
+        known = np.flatnonzero(values.to_numpy() != "")
+        codes, unique = pd.factorize(values.iloc[known])
+        rows.append(known)
+        ids.append(codes + first)
+        first += len(unique)
+    row, node = np.concatenate(rows), np.concatenate(ids)
+    graph = coo_array((np.ones(len(row), dtype=np.int8), (row, node)), shape=(first, first))
+    labels: NDArray[np.int64] = connected_components(graph, directed=False)[1][: len(frame)].astype(np.int64)
+    return labels

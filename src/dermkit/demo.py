@@ -1,0 +1,49 @@
+"""The demo: the whole way on made images, offline, with a small net. It shows the way and says nothing about skin."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dermkit.data.synthetic import make_dataset_folder
+from dermkit.files import check_writable
+from dermkit.predict import PredictOutcome, predict
+from dermkit.recipes import DEMO
+from dermkit.runner import Where
+from dermkit.watch import Watch
+from dermkit.workflow import import_dataset, train
+
+LESIONS_PER_CLASS = 55
+NEW_LESIONS_PER_CLASS = 4
+SEED = 7
+
+
+@dataclass(frozen=True)
+class DemoOutcome:
+    """Where everything lies."""
+
+    images: Path
+    dataset: Path
+    overview: Path
+    run: Path
+    report: Path
+    predictions: PredictOutcome
+
+
+def demo(out: Path, *, watch: Watch | None = None) -> DemoOutcome:
+    """Make images, import, split, train, evaluate, report and predict below `out`; a finished stage is kept."""
+    watch = watch or Watch()
+    check_writable(out)
+    images, new = out / "images", out / "new-images"
+    watch.say(f"making images in {images}")
+    make_dataset_folder(images, lesions_per_class=LESIONS_PER_CLASS, photos=(1, 3), seed=SEED, layout="ham10000")
+    make_dataset_folder(
+        new, lesions_per_class=NEW_LESIONS_PER_CLASS, photos=(1, 1), seed=SEED + 1, layout="folder"
+    )
+    watch.say(f"importing into {out / 'dataset'}")
+    outcome = import_dataset("ham10000", images, out=out / "dataset", name="made dermoscopy")
+    where = Where(out=out / "runs", device="cpu", resume=True)
+    run = train(DEMO, outcome.dataset, where=where, watch=watch)
+    watch.say("predicting new images")
+    predictions = predict(run / "model", [str(new)], out=out / "predictions", watch=watch)
+    return DemoOutcome(
+        images, out / "dataset", out / "dataset" / "overview.html", run, run / "report.html", predictions
+    )

@@ -1,0 +1,102 @@
+"""The exception tree: every class is an exit code and, later, an API problem code.
+
+A message says which file, what is wrong, what was kept and what to do. Nothing else is raised on purpose.
+"""
+
+from enum import StrEnum
+
+
+class DermkitError(Exception):
+    """An error that a person can act on.
+
+    `kept` says what survived on disk; `remedy` says what to do next. Both are printed after the message.
+    """
+
+    exit_code = 1
+    code = "error"
+
+    def __init__(self, message: str, *, kept: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.kept = kept
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        kept = f"\nKept: {self.kept}" if self.kept else ""
+        remedy = f"\nTo do: {self.remedy}" if self.remedy else ""
+        return f"{self.message}{kept}{remedy}"
+
+
+class UsageError(DermkitError):
+    """The command, a recipe name or a recipe field is wrong. Exit code 2."""
+
+    exit_code = 2
+    code = "usage"
+
+
+class DataError(DermkitError):
+    """The data cannot be used: nothing usable, one-image class, unknown label, overlap. Exit code 3."""
+
+    exit_code = 3
+    code = "data"
+
+
+class Refusal(StrEnum):
+    """Why an image was not let in. The value is the reason code written to files."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    EMPTY = "empty"
+    NOT_AN_IMAGE = "not_an_image"
+    FORMAT_NOT_ALLOWED = "format_not_allowed"
+    TOO_LARGE = "too_large"
+    TOO_SMALL = "too_small"
+    TRUNCATED = "truncated"
+    ANIMATED = "animated"
+    MULTI_PAGE = "multi_page"
+    UNDEFINED_PIXELS = "undefined_pixels"
+    BROKEN = "broken"
+
+
+class ImageRefused(DataError):
+    """One image was refused at the gate. Exit code 3, or 7 where other images went on."""
+
+    code = "image_refused"
+
+    def __init__(self, name: str, reason: Refusal, detail: str = "") -> None:
+        super().__init__(f"{name}: refused ({reason.value}){': ' + detail if detail else ''}")
+        self.name = name
+        self.reason = reason
+        self.detail = detail
+
+
+class Diverged(DermkitError):
+    """The loss or the weights stopped being numbers. Exit code 4."""
+
+    exit_code = 4
+    code = "diverged"
+
+
+class OutputError(DermkitError):
+    """An output cannot be written: no permission, a file in the way, a full device. Exit code 5."""
+
+    exit_code = 5
+    code = "output"
+
+
+class UntrustedError(DermkitError):
+    """A model folder or weights file is not trusted or does not match. Exit code 6."""
+
+    exit_code = 6
+    code = "untrusted"
+
+
+class Interrupted(DermkitError):
+    """A person stopped the run; a checkpoint was written. Exit code 130."""
+
+    exit_code = 130
+    code = "interrupted"
+
+
+EXIT_SOME_REFUSED = 7
+"""Done, but some images were refused and listed (3 if none remain)."""

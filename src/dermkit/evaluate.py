@@ -1,0 +1,251 @@
+"""predictions.csv -> metrics.json and the tables beside it, without torch; classes are matched by name."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dermkit.data.manifest import Dataset, LesionClass
+from dermkit.data.manifest import groups as manifest_groups
+from dermkit.errors import DataError
+from dermkit.files import read_json, write_json, write_rows, write_text
+from dermkit.metrics import tables
+from dermkit.metrics.intervals import RESAMPLES
+from dermkit.metrics.overfitting import diagnose_overfitting
+from dermkit.metrics.summary import Scored, summarise
+from dermkit.predictions import (
+    LISTED,
+    check_predictions,
+    class_index,
+    probabilities_of,
+    read_predictions,
+    refuse,
+)
+
+FORMAT = 1
+RUN_FORMAT = 1
+SPLIT_ORDER = ("train", "validation", "test")
+CARRIED = ("mapping", "unmapped", "overlap")
+"""What run.json says of a model on another data set and metrics.json repeats."""
+
+MAJORITY_FIGURES = ("accuracy", "balanced_accuracy", "f1_macro", "sensitivity", "specificity")
+PRIOR_FIGURES = ("loss", "brier", "ece")
+
+
+def evaluate_predictions(
+    predictions: pd.DataFrame,
+    *,
+    classes: Sequence[LesionClass],
+    groups: Mapping[str, int] | None,
+    train_counts: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the body of metrics.json for checked predictions, independent of the order of their rows.
+
+    groups: image_id -> what is drawn together (lesion or patient); None takes every image as independent and warns.
+    train_counts: images per class in training, for the baselines. Raises `DataError` for an image without group.
+    """
+    predictions = check_predictions(predictions, [item.name for item in classes])
+    found = set(predictions["split"])
+    order = [name for name in SPLIT_ORDER if name in found] + sorted(found - set(SPLIT_ORDER))
+    warnings, splits = _class_warnings(classes), {}
+    if groups is None:
+        warnings.append("lesions and patients are unknown: intervals take every image as independent")
+    for name in order:
+        part = predictions[predictions["split"] == name]
+        repeated = len(part) - part["image_id"].nunique()
+        if repeated:
+            warnings.append(f"{name}: {repeated} rows repeat an image (folds or seeds); repeats are one group")
+        scored = scored_of(part, classes, groups)
+        baselines = {} if train_counts is None else _baselines(scored, train_counts, seed)
+        splits[name] = {**summarise(scored, seed=seed), "baselines": baselines}
+    return {
+        "classes": [item.name for item in classes],
+        "positive": [item.name for item in classes if item.malignancy == "malignant"],
+        "bootstrap": {"resamples": RESAMPLES, "seed": seed, "unit": "image" if groups is None else "group"},
+        "splits": splits,
+        "warnings": warnings,
+    }
+
+
+def _class_warnings(classes: Sequence[LesionClass]) -> list[str]:
+    unsure = [item.name for item in classes if item.malignancy == "indeterminate"]
+    if not unsure:
+        return []
+    return [f"indeterminate, counted as not malignant in the binary figures: {', '.join(unsure)}"]
+
+
+def scored_of(part: pd.DataFrame, classes: Sequence[LesionClass], groups: Mapping[str, int] | None) -> Scored:
+    """Return one split's rows as arrays, sorted by image, so that no figure depends on the order of rows."""
+    part = part.sort_values(["image_id", "fold", "seed"], kind="stable")
+    ids, names = part["image_id"], [item.name for item in classes]
+    group = ids if groups is None else ids.map(groups)
+    if group.isna().any():
+        lost = ids[group.isna()].tolist()
+        refuse("groups", [f"{len(lost)} images have no group: {', '.join(lost[:LISTED])}"])
+    return Scored(
+        classes=names,
+        malignant=np.array([item.malignancy == "malignant" for item in classes]),
+        true=class_index(part["label"], names),
+        predicted=class_index(part["predicted"], names),
+        probabilities=probabilities_of(part, names),
+        groups=pd.factorize(group)[0].astype(np.int64),
+    )
+
+
+def _baselines(scored: Scored, train_counts: Mapping[str, int], seed: int) -> dict[str, Any]:
+    """Return what two rules without eyes reach: always the commonest training class, and its class shares."""
+    seen = np.array([train_counts.get(name, 0) for name in scored.classes], dtype=np.float64)
+    if not seen.any():
+        return {}
+    top, n = int(seen.argmax()), len(scored.true)
+    always = np.full(n, top, dtype=np.int64)
+
+    def figures(shares: NDArray[np.float64], names: Sequence[str]) -> dict[str, Any]:
+        dumb = Scored(
+            scored.classes, scored.malignant, scored.true, always, np.tile(shares, (n, 1)), scored.groups
+        )
+        metrics = summarise(dumb, seed=seed, ranked=False)["metrics"]
+        return {name: metrics[name] for name in names}
+
+    return {
+        "majority": {"class": scored.classes[top], **figures(np.eye(len(seen))[top], MAJORITY_FIGURES)},
+        "prior": figures(seen / seen.sum(), PRIOR_FIGURES),
+    }
+
+
+def write_evaluation(
+    folder: Path,
+    predictions: pd.DataFrame,
+    *,
+    classes: Sequence[LesionClass],
+    groups: Mapping[str, int] | None,
+    train_counts: Mapping[str, int] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
+    seed: int = 0,
+) -> Path:
+    """Evaluate, write `metrics.json` and `figures/*` in `folder`, return the path of metrics.json.
+
+    extra: further fields of metrics.json (leaks, overfitting, mapping, unmapped).
+    """
+    body = evaluate_predictions(predictions, classes=classes, groups=groups, train_counts=train_counts, seed=seed)
+    body |= dict(extra or {})
+    body["warnings"] = [*warnings, *body["warnings"]]
+    predictions = check_predictions(predictions, body["classes"])
+    for name, split in body["splits"].items():
+        part = predictions[predictions["split"] == name]
+        _write_tables(folder / "figures", name, split, scored_of(part, classes, groups))
+        write_rows(folder / "figures" / f"mistakes_{name}.csv", MISTAKES_HEADER, mistakes(part, body["classes"]))
+    path = folder / "metrics.json"
+    write_json(path, body, format=FORMAT)
+    return path
+
+
+def _write_tables(figures: Path, name: str, split: Mapping[str, Any], scored: Scored) -> None:
+    write_rows(
+        figures / f"confusion_{name}.csv", ["label", *scored.classes], tables.confusion_rows(split, scored.classes)
+    )
+    write_rows(figures / f"roc_{name}.csv", tables.ROC_HEADER, tables.roc_rows(scored))
+    write_rows(figures / f"confusions_{name}.csv", tables.CONFUSIONS_HEADER, tables.confusions(scored))
+    write_rows(figures / f"calibration_{name}.csv", tables.CALIBRATION_HEADER, tables.calibration_rows(scored))
+    write_rows(figures / f"classification_report_{name}.csv", tables.REPORT_HEADER, tables.report_rows(split))
+    write_text(figures / f"classification_report_{name}.txt", tables.report_text(split))
+
+
+MISTAKES_HEADER = ("image_id", "path", "label", "predicted", "p_predicted", "p_label")
+
+
+def mistakes(part: pd.DataFrame, classes: Sequence[str]) -> list[list[object]]:
+    """Return the wrong rows as `MISTAKES_HEADER`, worst first: surest of the wrong class, then least of the right."""
+    p, rows = probabilities_of(part, classes), np.arange(len(part))
+    table = part[["image_id", "path", "label", "predicted"]].assign(
+        p_predicted=p[rows, class_index(part["predicted"], classes)],
+        p_label=p[rows, class_index(part["label"], classes)],
+    )
+    wrong = table[table["label"] != table["predicted"]]
+    wrong = wrong.sort_values(["p_predicted", "p_label", "image_id"], ascending=[False, True, True])
+    return [list(row) for row in wrong.itertuples(index=False, name=None)]
+
+
+def evaluate_run(run: Path, dataset: Dataset | None = None) -> Path:
+    """Evaluate a run folder's predictions.csv; returns the path of its metrics.json.
+
+    Groups come from `groups.csv` (image_id, group), else from the data set. Training counts for the baselines come
+    from run.json (`split.train_counts`: class -> images), else from the data set and split.csv, else from predictions
+    of the training split. What run.json says of a class mapping (`mapping`, `unmapped`) is carried over. Raises
+    `DataError` for a missing or broken file.
+    """
+    about = read_json(run / "run.json", format=RUN_FORMAT, error=DataError)
+    classes = _classes_of(about, run)
+    predictions = read_predictions(run / "predictions.csv", [item.name for item in classes])
+    split = about.get("split", {})
+    leaks = split.get("leaks", {})
+    extra: dict[str, Any] = {"leaks": leaks} | {key: about[key] for key in CARRIED if key in about}
+    if (run / "log.csv").exists():
+        extra["overfitting"] = diagnose_overfitting(_read_table(run / "log.csv"))
+    return write_evaluation(
+        run,
+        predictions,
+        classes=classes,
+        groups=_groups_of(run, dataset),
+        train_counts=_train_counts(run, split, predictions, dataset),
+        extra=extra,
+        warnings=_leak_warnings(leaks),
+    )
+
+
+def _classes_of(about: Mapping[str, Any], run: Path) -> tuple[LesionClass, ...]:
+    try:
+        return tuple(LesionClass(**item) for item in about["dataset"]["classes"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{run / 'run.json'}: has no class table", remedy="train again, or restore it") from error
+
+
+def _read_table(path: Path, *text: str) -> pd.DataFrame:
+    """Read a CSV, all of it as text where text columns are named, else as numbers; raises `DataError`."""
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False) if text else pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}", remedy="restore the file or train again") from error
+    missing = [name for name in text if name not in frame]
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(missing)}", remedy="restore the file or train again")
+    return frame
+
+
+def _groups_of(run: Path, dataset: Dataset | None) -> dict[str, int] | None:
+    path = run / "groups.csv"
+    if path.exists():
+        frame = _read_table(path, "image_id", "group")
+        return dict(zip(frame["image_id"], pd.factorize(frame["group"])[0].tolist(), strict=True))
+    if dataset is None:
+        return None
+    return dict(zip(dataset.manifest["image_id"], manifest_groups(dataset.manifest).tolist(), strict=True))
+
+
+def _train_counts(
+    run: Path, about: Mapping[str, Any], predictions: pd.DataFrame, dataset: Dataset | None
+) -> dict[str, int] | None:
+    if "train_counts" in about:
+        return dict(about["train_counts"])
+    labels = predictions.loc[predictions["split"] == "train", "label"]
+    if dataset is not None and (run / "split.csv").exists():
+        split = _read_table(run / "split.csv", "image_id", "split")
+        trained = split.loc[split["split"] == "train", "image_id"]
+        labels = dataset.manifest.loc[dataset.manifest["image_id"].isin(trained), "label"]
+    return {str(name): int(n) for name, n in labels.value_counts().items()} if len(labels) else None
+
+
+def _leak_warnings(leaks: Mapping[str, Any]) -> list[str]:
+    """Return a line per side whose images share a lesion or their pixels with images that were learned from."""
+    sides = (("test", leaks), ("validation", leaks.get("validation", {})))
+    return [
+        f"the split leaks: {counts['total']} of {counts.get('n', '?')} {side} images share a lesion or their exact "
+        f"pixels with images learned from; the {side} figures are higher than on unseen lesions"
+        for side, counts in sides
+        if counts.get("total", 0)
+    ]

@@ -1,0 +1,167 @@
+"""A model tested on a data set that it was not made for: classes mapped by name, overlap counted, nothing dropped."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from dermkit.data.manifest import Dataset
+from dermkit.evaluate import evaluate_run
+from dermkit.files import check_writable, fingerprint, write_json, write_rows
+from dermkit.predictions import (
+    ClassMapping,
+    default_mapping,
+    load_mapping,
+    remap_predictions,
+    write_groups,
+    write_predictions,
+)
+from dermkit.report import write_report
+from dermkit.watch import Watch
+
+if TYPE_CHECKING:
+    from dermkit.predictor import Predictor
+
+SPLIT = "test"
+"""All images of the other data set are test images."""
+
+
+def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Path | None, watch: Watch) -> Path:
+    """Score every image of `dataset` with the model of `target`, evaluate in common classes; returns the report.
+
+    Writes a folder like a run's: predictions.csv (in the target classes), unmapped.csv, metrics.json, report.html.
+    """
+    from dermkit.predictor import load_model
+
+    predictor = load_model(target)
+    classes = (
+        load_mapping(mapping, predictor.classes, dataset.classes)
+        if mapping
+        else default_mapping(predictor.classes, dataset.classes)
+    )
+    folder = out or _default_out(target, dataset, classes)
+    check_writable(folder)
+    scored = _score(predictor, dataset, watch)
+    remapped = remap_predictions(scored, classes)
+    kept = remapped.predictions
+    names = [item.name for item in classes.targets]
+    columns = ["image_id", "path", "label", "split", "fold", "seed", "predicted", *(f"p_{name}" for name in names)]
+    write_predictions(folder / "predictions.csv", names, kept[columns].to_numpy(dtype=object).tolist())
+    write_groups(folder / "groups.csv", dataset.manifest, kept["image_id"])
+    write_rows(
+        folder / "unmapped.csv", ("image_id", "path", "label"), remapped.unmapped_images.to_numpy().tolist()
+    )
+    write_json(folder / "run.json", _facts(predictor, dataset, classes, remapped.unmapped, len(kept)), format=1)
+    write_json(folder / "location.json", {"images": str(dataset.images.resolve())}, format=1)
+    write_json(folder / "recipe.json", predictor.card["recipe"], format=1)
+    evaluate_run(folder)
+    return write_report(folder, images_root=dataset.images)
+
+
+def _default_out(target: Path, dataset: Dataset, classes: ClassMapping) -> Path:
+    run = target.parent if target.name == "model" else target
+    mark = fingerprint(dataset.manifest_sha256, asdict(classes))
+    return run / "external" / f"{dataset.name}-{mark}"
+
+
+def _score(predictor: "Predictor", dataset: Dataset, watch: Watch) -> pd.DataFrame:
+    """Return predictions in the model's own classes, label as the data set has it."""
+    from dermkit.data.cache import pixel_cache
+
+    manifest = dataset.manifest.sort_values("image_id").reset_index(drop=True)
+    ids = manifest["image_id"].tolist()
+    pixels = pixel_cache(
+        dataset, ids, predictor.preprocessing, folder=dataset.folder / "cache",
+        on_progress=lambda done, total: watch.step("images", done, total),
+    )  # fmt: skip
+    p = predictor.score_pixels(
+        pixels.pixels, list(range(len(ids))), on_progress=lambda done, total: watch.step("scoring", done, total)
+    )
+    frame = manifest[["image_id", "path", "label"]].assign(split=SPLIT, fold="", seed="")
+    frame["predicted"] = np.array(predictor.class_names, dtype=object)[p.argmax(axis=1)]
+    return frame.assign(**{f"p_{name}": p[:, k] for k, name in enumerate(predictor.class_names)})
+
+
+def overlap(predictor: "Predictor", dataset: Dataset) -> dict[str, int]:
+    """Count images of the data set that the model's training looked at: by identical pixels, and by ISIC id."""
+    path = predictor.folder / "seen.csv"
+    if not path.is_file():
+        return {}
+    seen = pd.read_csv(path, dtype=str, keep_default_na=False)
+    ids = set(seen["isic_id"]) - {""}
+    return {
+        "same_pixels": int(dataset.manifest["pixel_sha256"].isin(set(seen["pixel_sha256"])).sum()),
+        "same_isic_id": int(dataset.manifest["isic_id"].isin(ids).sum()),
+        "training_images_with_isic_id": int((seen["isic_id"] != "").sum()),
+        "training_images": len(seen),
+    }
+
+
+def _facts(
+    predictor: "Predictor", dataset: Dataset, classes: ClassMapping, unmapped: Mapping[str, int], n: int
+) -> dict[str, Any]:
+    card = predictor.card
+    shared = overlap(predictor, dataset)
+    return {
+        "recipe": card["recipe"].get("name", ""),
+        "system": card["recipe"].get("system", ""),
+        "about": f"The model of {card['recipe'].get('name', '?')} (trained on {card['dataset'].get('name', '?')}) "
+        f"tested on {dataset.name}. Classes matched by {classes.rule}.",
+        "dataset": {
+            "name": dataset.name,
+            "classes": [asdict(item) for item in classes.targets],
+            "n": len(dataset.manifest),
+            "manifest_sha256": dataset.manifest_sha256,
+            "licences": ", ".join(sorted(set(dataset.manifest["licence"]) - {""})),
+            "notes": dict(dataset.notes),
+        },
+        "split": {
+            "name": "external",
+            "scheme": "external",
+            "counts": {"test": n},
+            "excluded": sum(unmapped.values()),
+        },
+        "mapping": asdict(classes),
+        "unmapped": dict(unmapped),
+        "overlap": shared,
+        "seed": card["training"].get("seed"),
+        "fold": None,
+        "weights": card["weights"],
+        "warnings": _warnings(predictor, dataset, unmapped, shared),
+    }
+
+
+def _warnings(
+    predictor: "Predictor", dataset: Dataset, unmapped: Mapping[str, int], shared: Mapping[str, int]
+) -> list[str]:
+    trained_on = predictor.card["dataset"].get("name", "the training data")
+    found = max(shared.get("same_pixels", 0), shared.get("same_isic_id", 0))
+    warnings = []
+    if found:
+        warnings.append(
+            f"Not external: {found} of {len(dataset.manifest)} images were looked at in training "
+            f"({shared['same_pixels']} by identical pixels, {shared['same_isic_id']} by ISIC id)."
+        )
+    if shared.get("training_images_with_isic_id", 0) < shared.get("training_images", 0):
+        known = _common_archive(predictor, dataset)
+        unnamed = shared["training_images"] - shared["training_images_with_isic_id"]
+        warnings.append(
+            f"Overlap cannot be ruled out: {unnamed} training images of {trained_on} carry no ISIC id, so copies of "
+            f"other size or compression are not found by this count.{known}"
+        )
+    if unmapped:
+        listed = ", ".join(f"{label} {n}" for label, n in sorted(unmapped.items()))
+        warnings.append(
+            f"{sum(unmapped.values())} images are not scored: their labels map to no class ({listed})."
+        )
+    return warnings
+
+
+def _common_archive(predictor: "Predictor", dataset: Dataset) -> str:
+    mine, other = predictor.card["dataset"].get("archive", ""), dataset.notes.get("archive", "")
+    if mine and mine == other:
+        return f" Both data sets draw from the {mine}: their images overlap, so this is not an independent test."
+    return ""

@@ -1,0 +1,376 @@
+"""What the files of a run folder say, put in words and rows: verdict, warnings, data facts, recipe.
+
+Nothing is computed again: figures come from metrics.json.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from dermkit import recipe
+from dermkit.errors import DataError, UsageError
+from dermkit.files import read_json
+
+Json = dict[str, Any]
+
+METRICS_FORMAT = 1
+RUN_FORMAT = 1
+
+FEW = 10
+"""Below this many images of a class Wilson's interval of a half is wider than 50 points: said as a warning."""
+
+MOST_CONFUSIONS = 10
+LOG_ROWS = 400
+"""Epochs printed; beyond that every second, third, ... row is, which is said."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds; None, {} and "" stand for files that are not there."""
+
+    folder: Path
+    metrics: Json
+    facts: Json
+    environment: Json
+    recipe: recipe.Recipe | None
+    log: pd.DataFrame | None
+    next_steps: str
+
+    @property
+    def title(self) -> str:
+        """The recipe's name, or the folder's."""
+        return str(self.facts.get("recipe") or (self.recipe.name if self.recipe else self.folder.resolve().name))
+
+    @property
+    def splits(self) -> list[str]:
+        """The evaluated splits, validation before test."""
+        order = {"train": 0, "validation": 1, "test": 2}
+        return sorted(self.metrics["splits"], key=lambda name: order.get(name, 3))
+
+    @property
+    def headline(self) -> str:
+        """The split that the verdict is about: test, or the last one there is."""
+        return "test" if "test" in self.metrics["splits"] else self.splits[-1]
+
+    @property
+    def classes(self) -> list[Json]:
+        """The classes in order, each with name, diagnosis and malignancy ("" where run.json is missing)."""
+        named = {item["name"]: item for item in self.facts.get("dataset", {}).get("classes", [])}
+        positive = self.metrics.get("positive", [])
+        return [
+            named.get(name, {"name": name, "diagnosis": "", "malignancy": "malignant" if name in positive else ""})
+            for name in self.metrics["classes"]
+        ]
+
+    @property
+    def notes(self) -> Json:
+        """What the import found out about the data set: source of the malignancy, licence, defects, warnings, ..."""
+        notes = self.facts.get("dataset", {}).get("notes") or {}
+        return notes if isinstance(notes, dict) else {"warnings": notes}
+
+    @property
+    def is_external(self) -> bool:
+        """Whether a finished model was tested on another data set than the one it was made from."""
+        return bool(self.mapping)
+
+    @property
+    def mapping(self) -> Json:
+        """How the classes of an external test were matched: rule, data and model; {} otherwise."""
+        mapping: Json = self.metrics.get("mapping") or self.facts.get("mapping") or {}
+        return mapping
+
+    @property
+    def unmapped(self) -> Json:
+        """Label -> images of it that were not scored, since no class of the model fits."""
+        unmapped: Json = self.metrics.get("unmapped") or self.facts.get("unmapped") or {}
+        return unmapped
+
+    @property
+    def leaks(self) -> Json:
+        """Leak counts as the split's check returns them: n, total, identical_pixels, same_group, per_class, ..."""
+        leaks: Json = self.metrics.get("leaks") or self.facts.get("split", {}).get("leaks") or {}
+        return leaks
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder; raises `DataError` without a metrics.json, or where a file of it is broken."""
+    metrics = read_json(folder / "metrics.json", format=METRICS_FORMAT, error=DataError)
+    if not metrics.get("splits"):
+        raise DataError(f"{folder / 'metrics.json'}: has no split", remedy="run `dermkit evaluate` on this folder")
+    return Run(
+        folder=folder,
+        metrics=metrics,
+        facts=_optional_json(folder / "run.json"),
+        environment=_optional_json(folder / "environment.json"),
+        recipe=_recipe(folder / "recipe.json"),
+        log=read_table(folder / "log.csv"),
+        next_steps=read_text(folder / "NEXT_STEPS.txt"),
+    )
+
+
+def _optional_json(path: Path) -> Json:
+    return read_json(path, format=RUN_FORMAT, error=DataError) if path.exists() else {}
+
+
+def _recipe(path: Path) -> recipe.Recipe | None:
+    """Return the recipe, or None where it is absent or of another version: old runs stay readable."""
+    try:
+        return recipe.load(path)
+    except UsageError:
+        return None
+
+
+def read_text(path: Path) -> str:
+    """Return a text file without its outer blank lines, "" where it is absent."""
+    return path.read_text(encoding="utf-8", errors="replace").strip("\n") if path.exists() else ""
+
+
+def read_table(path: Path) -> pd.DataFrame | None:
+    """Return a CSV as text, so that a class called NA stays one; None where it is absent or empty."""
+    if not path.exists() or path.stat().st_size == 0:
+        return None
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a table: {error}", remedy="evaluate the run again") from error
+
+
+# --- the verdict ---
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a split's result can be told from always naming the commonest class.
+
+    judged: the figure that decides ("" = none has an interval). side: where its whole 95 % interval lies beside
+    the rule's value. rule: class, and the rule's estimates of accuracy and balanced accuracy by name.
+    rule_key: where metrics.json holds them ("" = counted from its confusion matrix).
+    """
+
+    split: str
+    judged: str
+    side: Literal["above", "below", "unclear", "unknown"]
+    rule_class: str
+    rule: dict[str, float | None]
+    rule_key: str
+
+
+def verdict(run: Run, split: str) -> Verdict:
+    """Compare balanced accuracy, or accuracy where that is undefined, with the rule that never looks."""
+    body = run.metrics["splits"][split]
+    name, rule, key = _majority(run, split)
+    for judged in ("balanced_accuracy", "accuracy"):
+        bounds = (body["metrics"].get(judged) or {}).get("ci95")
+        dumb = rule[judged]
+        if bounds and dumb is not None:
+            side: Literal["above", "below", "unclear"] = (
+                "above" if bounds[0] > dumb else "below" if bounds[1] < dumb else "unclear"
+            )
+            return Verdict(split, judged, side, name, rule, key)
+    return Verdict(split, "", "unknown", name, rule, key)
+
+
+def _majority(run: Run, split: str) -> tuple[str, dict[str, float | None], str]:
+    """Return the commonest training class and what naming it always reaches.
+
+    Without the training counts: the commonest class of the split itself, which can only make the rule better.
+    """
+    body = run.metrics["splits"][split]
+    stored = (body.get("baselines") or {}).get("majority")
+    if stored:
+        rule = {name: (stored.get(name) or {}).get("value") for name in ("accuracy", "balanced_accuracy")}
+        return str(stored["class"]), rule, f"{split}.baselines.majority"
+    totals = [sum(row) for row in body["confusion_matrix"]]
+    n, most = sum(totals), max(totals, default=0)
+    name = str(run.metrics["classes"][totals.index(most)])
+    # A constant answer finds all of one class and nothing of the others.
+    balanced = 1 / len(totals) if all(totals) else None
+    return name, {"accuracy": most / n if n else None, "balanced_accuracy": balanced}, ""
+
+
+# --- warnings ---
+
+
+@dataclass(frozen=True)
+class Warn:
+    """A warning of the report's head; serious ones come first. replaces: how a file's line on the same begins."""
+
+    level: Literal["serious", "note"]
+    text: str
+    replaces: str = ""
+
+
+def warnings(run: Run) -> list[Warn]:
+    """Return every warning once, serious ones first."""
+    own = [*_leak_warnings(run), *_class_warnings(run), *_other_warnings(run)]
+    said = tuple(warn.replaces for warn in own if warn.replaces) + (
+        () if run.leaks.get("total") else ("the split leaks",)
+    )
+    stored = [*run.metrics.get("warnings", []), *run.facts.get("warnings", [])]
+    # A model on another data set: what its files warn of (overlap, images left out) decides what the figures mean.
+    level: Literal["serious", "note"] = "serious" if run.is_external else "note"
+    notes = [Warn(level, str(text)) for text in stored if not str(text).startswith(said)]
+    unique = {warn.text: warn for warn in [*own, *notes]}.values()
+    return sorted(unique, key=lambda warn: warn.level != "serious")
+
+
+def _leak_warnings(run: Run) -> Iterator[Warn]:
+    leaks = run.leaks
+    sides = (
+        ("test", leaks, "a training or validation"),
+        ("validation", leaks.get("validation", {}), "a training"),
+    )
+    for side, counts, learned in sides:
+        if total := counts.get("total", 0):
+            scheme = run.facts.get("split", {}).get("scheme", "of this name")
+            yield Warn(
+                "serious",
+                f"The split leaks (scheme {scheme}): {total} of {counts.get('n', '?')} {side} images share a lesion or "
+                f"the exact pixels with {learned} image ({counts.get('identical_pixels', 0)} identical, "
+                f"{counts.get('same_group', 0)} of the same group). The {side} figures are too good.",
+                replaces="the split leaks",
+            )
+    if contradictions := leaks.get("contradictions", 0):
+        yield Warn(
+            "serious",
+            f"{contradictions} images carry another label in an exact copy of themselves: no model can be right.",
+        )
+
+
+def _class_warnings(run: Run) -> Iterator[Warn]:
+    for split in run.splits:
+        counts = {name: body["n"] for name, body in run.metrics["splits"][split]["per_class"].items()}
+        absent = [name for name, n in counts.items() if n == 0]
+        few = [f"{name} ({n})" for name, n in counts.items() if 0 < n < FEW]
+        if absent:
+            yield Warn("serious", f"No {split} images of {', '.join(absent)}: what needs them is not defined.")
+        if few:
+            yield Warn("note", f"Fewer than {FEW} {split} images of {', '.join(few)}: their figures say little.")
+    unsure = [str(item["name"]) for item in run.classes if item.get("malignancy") == "indeterminate"]
+    if unsure:
+        yield Warn(
+            "note",
+            f"Neither benign nor malignant by the class table: {', '.join(unsure)}. The malignant-against-the-rest "
+            "figures count them among the rest; counting them as malignant would change each of these figures.",
+            replaces="indeterminate, counted",
+        )
+
+
+def _other_warnings(run: Run) -> Iterator[Warn]:
+    if (overfitting := run.metrics.get("overfitting") or {}).get("overfitting"):
+        yield Warn("serious", str(overfitting["sentence"]))
+    for item in run.notes.get("warnings", []):
+        yield Warn("note", f"Data set: {item['text']} ({item['n']})" if isinstance(item, Mapping) else str(item))
+    for defect in run.notes.get("defects", []):
+        yield Warn("note", f"Known defect of this data set: {defect}")
+    if note := run.facts.get("weights", {}).get("note"):
+        yield Warn("note", f"Weights: {note}", replaces="Weights:")
+    if not run.facts.get("dataset", {}).get("audit"):
+        yield Warn("note", "This data set was never audited for copies, wrong labels and shortcuts.")
+
+
+# --- facts ---
+
+
+def flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested JSON objects with their path in words."""
+    for key, item in value.items():
+        name = f"{above}, {key}" if above else str(key)
+        if isinstance(item, Mapping):
+            yield from flat(item, name)
+        else:
+            yield name, ", ".join(map(str, item)) if isinstance(item, list) else item
+
+
+def excluded(run: Run) -> list[tuple[str, int]]:
+    """Return how many images were left out for each reason, image names cut off so that reasons add up."""
+    frame = read_table(run.folder / "excluded.csv")
+    if frame is None or not len(frame):
+        return []
+    reasons = frame["reason"].map(lambda reason: re.sub(r"\bimage .+$", "image", str(reason)))
+    return [(str(reason), int(n)) for reason, n in reasons.value_counts().items()]
+
+
+def training_counts(run: Run) -> dict[str, int]:
+    """Return training images per class where run.json has them, else {}."""
+    counts = run.facts.get("split", {}).get("train_counts") or {}
+    return {str(name): int(n) for name, n in counts.items()}
+
+
+def confusions(run: Run, split: str) -> list[Json]:
+    """Return the commonest confusions: label, predicted, n, total, mean_confidence, missed (a malignant class lost)."""
+    frame = read_table(run.folder / "figures" / f"confusions_{split}.csv")
+    per_class, positive = run.metrics["splits"][split]["per_class"], set(run.metrics.get("positive", []))
+    rows = []
+    for row in [] if frame is None else frame.to_dict("records"):
+        body: Json = {
+            "label": row["label"], "predicted": row["predicted"], "n": int(row["n"]),
+            "mean_confidence": float(row["mean_confidence"]),
+            "total": per_class.get(row["label"], {}).get("n", 0),
+            "missed": row["label"] in positive and row["predicted"] not in positive,
+        }  # fmt: skip
+        rows.append(body)
+    return sorted((row for row in rows if row["n"]), key=lambda row: -int(row["n"]))[:MOST_CONFUSIONS]
+
+
+def log_rows(log: pd.DataFrame | None) -> Json:
+    """Return the log's columns and at most `LOG_ROWS` rows as short text, and the step between rows."""
+    if log is None or not len(log):
+        return {"columns": [], "rows": [], "step": 1}
+    step = -(-len(log) // LOG_ROWS)
+    rows = [[_short(text) for text in row] for row in log.iloc[::step].to_numpy().tolist()]
+    return {"columns": list(log.columns), "rows": rows, "step": step}
+
+
+def _short(text: str) -> str:
+    return f"{float(text):.4g}" if re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", text) else text
+
+
+# --- the recipe in words ---
+
+
+def recipe_rows(value: recipe.Recipe | None) -> list[tuple[str, str]]:
+    """Return the recipe as rows for people; recipe.json holds it for machines."""
+    if value is None:
+        return []
+    image, model, fields = value.image, value.model, recipe.as_dict(value)
+    scale = "pixels in 0 to 1" if image.normalise == "zero_one" else "normalised as the weights were trained"
+    layers = [*(f"dense {width}, ReLU" for width in model.hidden), "dense, softmax"]
+    rows = [
+        ("About", value.about),
+        ("Repeats the system", value.system),
+        ("Images", f"{image.size} x {image.size} px ({image.resize}, {image.interpolation}), {scale}"),
+        ("Backbone", f"{model.backbone}, weights: {model.weights}"),
+        ("Head", f"{'; '.join(layers)}; dropout {model.dropout:g}"),
+        *((f"Phase {number}", _phase(phase)) for number, phase in enumerate(value.phases, 1)),
+        ("Loss and optimizer", f"cross-entropy; {_spec(fields['optim'])}"),
+        ("Augmentation", _spec(fields["augment"])),
+        ("Growth of small classes", _spec(fields["grow"] or {})),
+        ("Split", _spec(fields["split"])),
+        ("Weights kept", f"of the {value.keep} epoch by {value.monitor}"),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def _phase(phase: recipe.Phase) -> str:
+    whole = {"none": "backbone frozen", "all": "whole net trained"}
+    what = whole.get(
+        str(phase.train_backbone), f"last {phase.train_backbone} layer groups of the backbone trained"
+    )
+    rates = f"learning rate of the head {phase.head_lr:g}"
+    rates += f", of the backbone {phase.backbone_lr:g}" if phase.train_backbone != "none" else ""
+    views = f", {phase.views} augmented views per image" if phase.views else ""
+    stop = f"early stopping after {phase.patience} epochs" if phase.patience else "no early stopping"
+    return f"up to {phase.epochs} epochs; {what}{views}; {rates}; {stop}"
+
+
+def _spec(value: Mapping[str, Any]) -> str:
+    """Return the fields of a spec that are on."""
+    parts = [
+        f"{name.replace('_', ' ')} {item}" for name, item in flat(value) if item not in (False, 0, "", "none")
+    ]
+    return "; ".join(parts).replace(" True", "") or "none"

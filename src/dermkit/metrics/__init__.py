@@ -1,0 +1,1 @@
+"""Metrics as pure NumPy functions, usable alone: one file per family, no torch, no tables."""

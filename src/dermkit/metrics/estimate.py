@@ -1,0 +1,46 @@
+"""A figure that never travels alone: value, interval, the number of images it rests on, and the method."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+NO_METHOD = "none"
+"""The method of a figure that is undefined, or that has no interval."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One figure.
+
+    value: None where it is undefined; then `reason` says why. ci95: lower and upper bound, None where there is no
+    interval. n: images that the figure rests on (for sensitivity the positive ones). reason: beside a value, what
+    makes the value or its interval less than it seems. Raises `ValueError` for NaN, infinity or a silent None.
+    """
+
+    value: float | None
+    ci95: tuple[float, float] | None
+    n: int
+    method: str
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        numbers = (() if self.value is None else (self.value,)) + (self.ci95 or ())
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError(f"an estimate holds finite numbers or None, not {self.value} {self.ci95}")
+        if self.value is None and (self.ci95 is not None or not self.reason):
+            raise ValueError("an undefined estimate has a reason and no interval")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the estimate as metrics.json holds it; `reason` only where there is one."""
+        body = {
+            "value": self.value,
+            "ci95": None if self.ci95 is None else list(self.ci95),
+            "n": self.n,
+            "method": self.method,
+        }
+        return {**body, "reason": self.reason} if self.reason else body
+
+
+def undefined(n: int, reason: str) -> Estimate:
+    """Return the estimate of a figure that does not exist, and why."""
+    return Estimate(None, None, n, NO_METHOD, reason)

@@ -1,0 +1,109 @@
+"""Figures that depend on the order of scores alone: ROC curve, AUROC, average precision.
+
+Weights are multiplicities, (B, N): row b says how often each image was drawn in resample b. The scores are sorted
+once, and every resample is a weighted count along that order.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dermkit.metrics.counts import Bools, Floats, ratio
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Scores put in order once.
+
+    order: (N,) image indices from the highest score to the lowest. positive: (N,) in that order. ends: (T,) the
+    last place of each run of equal scores. thresholds: (T,) the scores there.
+    """
+
+    order: NDArray[np.intp]
+    positive: Bools
+    ends: NDArray[np.intp]
+    thresholds: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class RankingFigures:
+    """AUROC and average precision, each (B,); NaN where a resample lacks positives or negatives."""
+
+    auroc: Floats
+    average_precision: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class RocCurve:
+    """Points from (0, 0) to (1, 1), each (T,); positive means score >= threshold; the first threshold is inf."""
+
+    fpr: Floats
+    tpr: Floats
+    threshold: Floats
+
+
+def rank(scores: Floats, positive: Bools) -> Ranking:
+    """Sort (N,) scores once; raises `ValueError` for a score that is not finite."""
+    if not np.isfinite(scores).all():
+        raise ValueError("scores must be finite to have an order")
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)])
+    return Ranking(order, positive[order], ends, ordered[ends])
+
+
+def ranking_figures(ranking: Ranking, weights: Floats) -> RankingFigures:
+    """Return AUROC and average precision for each row of weights (B, N), given in the images' own order.
+
+    AUROC counts a tied pair as half. Average precision is the sum of precision times the step in recall over
+    the distinct scores (no interpolation), as scikit-learn defines it.
+    """
+    drawn = weights[:, ranking.order]
+    all_seen = np.cumsum(drawn, axis=1)
+    hits = np.cumsum(drawn * ranking.positive, axis=1)
+    if len(ranking.ends) < drawn.shape[1]:
+        all_seen, hits = all_seen[:, ranking.ends], hits[:, ranking.ends]
+    positives = hits[:, -1]
+    negatives = all_seen[:, -1] - positives
+    defined = (positives > 0) & (negatives > 0)
+    gained = np.diff(hits, axis=1, prepend=0.0)
+    # A positive loses to the negatives above it and half of those tied with it: 1 - AUROC, in pairs.
+    false_alarms = all_seen - hits
+    lost = false_alarms.copy()
+    lost[:, 1:] += false_alarms[:, :-1]
+    lost_pairs = 0.5 * np.einsum("bt,bt->b", gained, lost)
+    auroc = 1.0 - ratio(lost_pairs, positives * negatives, defined)
+    purity = np.divide(hits, all_seen, out=np.zeros_like(hits), where=all_seen > 0)
+    precision = ratio(np.einsum("bt,bt->b", gained, purity), positives, defined)
+    return RankingFigures(auroc, precision)
+
+
+def auroc(scores: Floats, positive: Bools) -> float:
+    """Return the chance that a positive image scores above a negative one; NaN without one of the two."""
+    return float(_unweighted(scores, positive).auroc[0])
+
+
+def average_precision(scores: Floats, positive: Bools) -> float:
+    """Return the area under precision over recall as a step function; NaN without positives or negatives."""
+    return float(_unweighted(scores, positive).average_precision[0])
+
+
+def _unweighted(scores: Floats, positive: Bools) -> RankingFigures:
+    return ranking_figures(rank(scores, positive), np.ones((1, len(scores))))
+
+
+def roc_curve(scores: Floats, positive: Bools) -> RocCurve:
+    """Return the ROC curve without the points that lie on a straight line between their neighbours.
+
+    Raises `ValueError` without positives or without negatives.
+    """
+    if positive.all() or not positive.any():
+        raise ValueError("a ROC curve needs positives and negatives")
+    ranking = rank(scores, positive)
+    tp = np.append(0, np.cumsum(ranking.positive)[ranking.ends])
+    fp = np.append(0, ranking.ends + 1 - tp[1:])
+    thresholds = np.append(np.inf, ranking.thresholds)
+    corner = np.ones(len(tp), dtype=bool)
+    corner[1:-1] = (np.diff(tp)[1:] * np.diff(fp)[:-1]) != (np.diff(tp)[:-1] * np.diff(fp)[1:])
+    return RocCurve(fp[corner] / fp[-1], tp[corner] / tp[-1], thresholds[corner])

@@ -1,0 +1,291 @@
+"""A trained model as one folder: members, classes by name, preprocessing, calibration; and `predict`.
+
+The folder holds safetensors, `model.json`, `MODEL_CARD.md`, `seen.csv` and `SHA256SUMS`. It is verified before
+use and never unpickled. Everything runs in float32.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from dermkit import __version__
+from dermkit.data.images import LesionImage, Preprocessing, normalise, open_image, resize_pixels
+from dermkit.data.manifest import LesionClass
+from dermkit.errors import ImageRefused, UntrustedError
+from dermkit.files import make_folder, read_json, sha256_bytes, write_bytes, write_json, write_rows, write_text
+from dermkit.model import Net, build_net, resolve_weights
+from dermkit.recipe import ModelSpec
+
+FORMAT = 1
+SUMS = "SHA256SUMS"
+RESEARCH_ONLY = "Research use only. Not a medical device."
+
+_SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
+_PREPROCESSING: TypeAdapter[Preprocessing] = TypeAdapter(Preprocessing)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model folder says about its origin: all of it plain JSON values.
+
+    seen: (pixel_sha256, isic_id, split) of every image that training looked at, so that a later prediction on
+    one of them can be named as such.
+    """
+
+    recipe: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    weights: Mapping[str, Any]
+    training: Mapping[str, Any]
+    seen: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One image and its class probabilities (float64, in class order, summing to 1), or why it was refused."""
+
+    name: str
+    probabilities: NDArray[np.float64] | None
+    pixels: NDArray[np.uint8] | None
+    pixel_sha256: str
+    notes: tuple[str, ...]
+    refusal: ImageRefused | None
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A verified model, ready to score."""
+
+    folder: Path
+    classes: tuple[LesionClass, ...]
+    preprocessing: Preprocessing
+    net: Net
+    card: Mapping[str, Any]
+    sha256: str
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the class names in the order of the probabilities."""
+        return tuple(item.name for item in self.classes)
+
+    def probabilities(self, batch: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Score resized pixels (N, size, size, 3) uint8; returns softmax probabilities (N, classes) float64."""
+        device = next(self.net.parameters()).device
+        inputs = torch.from_numpy(normalise(batch, self.preprocessing)).to(device)
+        with torch.inference_mode():
+            logits = self.net(inputs.contiguous(memory_format=torch.channels_last))
+        return np.asarray(torch.softmax(logits.double(), dim=1).cpu().numpy(), dtype=np.float64)
+
+    def score_pixels(
+        self,
+        pixels: NDArray[np.uint8],
+        rows: Sequence[int],
+        *,
+        batch_size: int = 32,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float64]:
+        """Score rows of a pixel cache (N, size, size, 3); returns (len(rows), classes) in the order of `rows`."""
+        parts: list[NDArray[np.float64]] = []
+        for start in range(0, len(rows), batch_size):
+            parts.append(self.probabilities(pixels[list(rows[start : start + batch_size])]))
+            if on_progress:
+                on_progress(min(start + batch_size, len(rows)), len(rows))
+        return np.concatenate(parts) if parts else np.empty((0, len(self.classes)))
+
+    def score_files(self, images: Sequence[tuple[str, Path]], *, batch_size: int = 32) -> Iterator[Scored]:
+        """Score files, given as (name, path), in order and in bounded memory; a refused one is yielded as such."""
+        for start in range(0, len(images), batch_size):
+            yield from self._score_batch(images[start : start + batch_size])
+
+    def _score_batch(self, images: Sequence[tuple[str, Path]]) -> Iterator[Scored]:
+        opened = [_open(name, path) for name, path in images]
+        resized = [
+            resize_pixels(item.pixels, self.preprocessing) for item in opened if isinstance(item, LesionImage)
+        ]
+        scores = iter(self.probabilities(np.stack(resized))) if resized else iter(())
+        small = iter(resized)
+        for (name, _), item in zip(images, opened, strict=True):
+            if isinstance(item, LesionImage):
+                yield Scored(name, next(scores), next(small), item.pixel_sha256, item.notes, None)
+            else:
+                yield Scored(name, None, None, "", (), item)
+
+
+def _open(name: str, path: Path) -> LesionImage | ImageRefused:
+    try:
+        return open_image(path, name=name)
+    except ImageRefused as refusal:
+        return refusal
+
+
+def save_model(
+    folder: Path,
+    net: Net,
+    *,
+    spec: ModelSpec,
+    classes: Sequence[LesionClass],
+    preprocessing: Preprocessing,
+    facts: ModelFacts,
+) -> Path:
+    """Write a model folder, its checksums last; returns the folder."""
+    make_folder(folder)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    write_bytes(folder / "member-0.safetensors", save_safetensors(state))
+    write_rows(folder / "seen.csv", ("pixel_sha256", "isic_id", "split"), facts.seen)
+    card = {
+        "members": [{"file": "member-0.safetensors", "spec": asdict(spec), "views": ["identity"]}],
+        "classes": [asdict(item) for item in classes],
+        "preprocessing": asdict(preprocessing),
+        "calibration": {"method": "none", "temperature": 1.0},
+        "operating_points": [],
+        "recipe": facts.recipe,
+        "dataset": facts.dataset,
+        "weights": facts.weights,
+        "training": facts.training,
+        "versions": versions(),
+        "notice": RESEARCH_ONLY,
+    }
+    write_json(folder / "model.json", card, format=FORMAT)
+    write_text(folder / "MODEL_CARD.md", _model_card(card))
+    write_sums(folder)
+    return folder
+
+
+def write_sums(folder: Path) -> None:
+    """Write SHA256SUMS over every other file of a folder (`sha256sum -c SHA256SUMS` checks it)."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    write_text(folder / SUMS, "".join(lines))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide a number."""
+    import timm
+
+    return {
+        "dermkit": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def load_model(folder: Path) -> Predictor:
+    """Verify and load a model folder. Raises `UntrustedError` when a byte differs or anything does not match."""
+    folder = folder / "model" if (folder / "model" / SUMS).is_file() else folder
+    content = _verified(folder)
+    card = read_json(folder / "model.json", format=FORMAT, error=UntrustedError)
+    try:
+        classes = tuple(LesionClass(**item) for item in card["classes"])
+        preprocessing = _PREPROCESSING.validate_json(json.dumps(card["preprocessing"]))
+        members = [(item["file"], _SPEC.validate_json(json.dumps(item["spec"]))) for item in card["members"]]
+        (file, spec), *others = members
+        state = load_safetensors(content[file])
+    except (KeyError, TypeError, ValueError, ValidationError, SafetensorError) as error:
+        raise UntrustedError(f"{folder}: not a model folder: {error}", remedy="copy it anew") from error
+    if others:
+        raise UntrustedError(f"{folder}: {len(members)} members; this version reads one", remedy="update dermkit")
+    net = _rebuild(folder, spec, len(classes), state)
+    return Predictor(folder, classes, preprocessing, net, card, sha256_bytes(content["model.json"]))
+
+
+def _rebuild(folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor]) -> Net:
+    bare = dataclasses.replace(spec, weights="none")
+    net = build_net(bare, n_classes, weights=resolve_weights(bare, None), seed=0)
+    try:
+        net.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise UntrustedError(
+            f"{folder}: weights do not fit {spec.backbone}: {error}", remedy="copy it anew"
+        ) from error
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net.eval().requires_grad_(False)
+
+
+def _verified(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every listed file: what was hashed is what is used."""
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise UntrustedError(
+            f"{folder}: not a model folder: {SUMS} is missing",
+            remedy="name the run folder or its model/ folder, or copy the model anew",
+        )
+    content: dict[str, bytes] = {}
+    for line in sums.read_text(encoding="utf-8").splitlines():
+        expected, _, name = line.partition("  ")
+        if "/" in name or "\\" in name or name in ("", ".", ".."):
+            raise UntrustedError(
+                f"{sums}: names a file outside the folder: {name!r}", remedy="copy the model anew"
+            )
+        try:
+            content[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise UntrustedError(
+                f"{folder / name}: cannot be read: {error.strerror}", remedy="copy it anew"
+            ) from error
+        if sha256_bytes(content[name]) != expected:
+            raise UntrustedError(
+                f"{folder / name}: its bytes are not those that were saved (SHA-256 differs)",
+                kept="nothing was predicted",
+                remedy="copy the model folder anew from where it was trained",
+            )
+    if "model.json" not in content:
+        raise UntrustedError(f"{sums}: does not list model.json", remedy="copy the model anew")
+    return content
+
+
+def read_seen(folder: Path) -> dict[str, str]:
+    """Return pixel hash -> split of the images that the model's training looked at."""
+    path = folder / "seen.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as stream:
+        return {row["pixel_sha256"]: row["split"] for row in csv.DictReader(stream)}
+
+
+def _model_card(card: Mapping[str, Any]) -> str:
+    classes = "\n".join(
+        f"| {item['name']} | {item['diagnosis'] or 'not known'} | {item['malignancy']} |"
+        for item in card["classes"]
+    )
+    pre, weights, data = card["preprocessing"], card["weights"], card["dataset"]
+    return f"""# Model card: {card["recipe"].get("name", "unnamed")}
+
+**{RESEARCH_ONLY}**
+
+{card["recipe"].get("about", "")}
+
+## Classes, in the order of the probabilities
+
+| class | canonical diagnosis | counted as |
+|---|---|---|
+{classes}
+
+## Input
+
+RGB, {pre["size"]} x {pre["size"]} px, {pre["resize"]}, {pre["interpolation"]}; divided by {pre["divide_by"]:g},
+then mean {pre["mean"]} and standard deviation {pre["std"]}.
+
+## Origin
+
+- Net: {card["members"][0]["spec"]["backbone"]}; starting weights: {weights.get("origin", "?")}.
+  {weights.get("note", "")} Licence of the weights: {weights.get("licence") or "not stated"}.
+- Data: {data.get("name", "?")}, {data.get("n", "?")} images; licences: {data.get("licences") or "not stated"}.
+- Calibration: none. Probabilities are softmax outputs as trained; do not read them as risks.
+
+Its figures, with intervals, are in `metrics.json` and `report.html` of the run that made it.
+"""

@@ -1,0 +1,264 @@
+"""What an experiment is: a frozen, validated value; JSON in and out; a fingerprint.
+
+No field that can change a number has a default: a recipe read a year later says all of what was done.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from dermkit.errors import UsageError
+from dermkit.files import fingerprint, read_json, write_json
+
+FORMAT = 1
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+Scheme = Literal["given", "given-as-published", "holdout", "kfold"]
+# The name becomes a folder under `runs`, so it can hold neither a separator nor a leading dot.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+# The widest seed that NumPy's RandomState, and so scikit-learn, takes is 2**32 - 1.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+Monitor = Literal["val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ImageSpec:
+    """How an image becomes the net's input, before the weights are known.
+
+    size: side in pixels. normalise: `zero_one` keeps pixels in 0..1; `weights` takes the mean and standard
+    deviation that the weights were trained with.
+    """
+
+    size: Annotated[int, Field(ge=16)]
+    resize: Literal["squash", "pad", "crop"]
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "box"]
+    normalise: Literal["zero_one", "weights"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SplitSpec:
+    """How the manifest is divided.
+
+    validation, test: fractions of the groups that are divided (for `given*`, of the given training rows;
+    `test` is unused there and 0). folds: 0 unless the scheme is `kfold`. per_class: this many images drawn from
+    each class, all others excluded with a reason (0 = all). draw_from: only rows of this `given_split` ("" = all).
+    """
+
+    scheme: Scheme
+    seed: Seed
+    validation: float
+    test: float
+    folds: Count
+    per_class: Count
+    draw_from: str
+
+    @model_validator(mode="after")
+    def _check(self) -> "SplitSpec":
+        if not 0.0 < self.validation < 1.0 or not 0.0 <= self.test < 1.0 or self.validation + self.test >= 1.0:
+            raise ValueError("validation and test must be fractions that leave something to train on")
+        if self.folds < 3 if self.scheme == "kfold" else self.folds != 0:
+            raise ValueError("kfold needs folds >= 3 (train, validation and test); other schemes need folds = 0")
+        if self.scheme == "holdout" and self.test == 0.0:
+            raise ValueError("holdout needs a test fraction above 0")
+        if self.scheme.startswith("given") and self.test != 0.0:
+            raise ValueError("given schemes keep the published test images, so test must be 0")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelSpec:
+    """Backbone and head.
+
+    backbone: a timm name, or `dermkit/cnn-s1`, `dermkit/cnn-s4`. backbone_args: what timm needs to build the net
+    the weights belong to. weights: `imagenet` (hub or --weights FILE) or `none` (from scratch).
+    skip_blocks: names of backbone modules replaced by the identity, to tap features earlier.
+    hidden: widths of the head's dense layers (ReLU); dropout: before each of the head's dense layers.
+    """
+
+    backbone: Annotated[str, Field(min_length=1)]
+    backbone_args: dict[str, bool | int | float | str]
+    weights: Literal["imagenet", "none"]
+    skip_blocks: tuple[str, ...]
+    hidden: tuple[AtLeastOne, ...]
+    dropout: BelowOne
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AugmentSpec:
+    """Random changes of a training image, each drawn uniformly; all zeros = none.
+
+    rotate: degrees either way. shift: share of the side either way. zoom: scale in 1 - zoom .. 1 + zoom.
+    brightness, contrast, saturation: factor in 1 - x .. 1 + x. fill: what lies outside the rotated image.
+    """
+
+    horizontal_flip: bool
+    vertical_flip: bool
+    rotate: Annotated[float, Field(ge=0.0, le=180.0)]
+    shift: Share
+    zoom: BelowOne
+    brightness: Share
+    contrast: Share
+    saturation: Share
+    fill: Literal["reflect", "black", "edge"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GrowSpec:
+    """Growth of small classes on the training split only, by augmented copies.
+
+    to: share of the largest training class that every smaller class is grown to (1.0 = equal).
+    most_copies: at most this many images, original included, from one image.
+    """
+
+    to: Annotated[float, Field(gt=0.0, le=1.0)]
+    most_copies: AtLeastOne
+    augment: AugmentSpec
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Phase:
+    """One stretch of training.
+
+    train_backbone: `none` (frozen, batch-norm statistics too; features cached), `all`, or the number of timm's
+    last layer groups to train. views: with a frozen backbone, augmented views cached per image
+    (0 = the image itself, without augmentation). freeze_batch_norm: batch-norm layers stay in evaluation mode.
+    patience: epochs without improvement before stopping (0 = never); the best epoch's weights are kept either way.
+    """
+
+    epochs: AtLeastOne
+    train_backbone: Literal["none", "all"] | AtLeastOne
+    head_lr: NotNegative
+    backbone_lr: NotNegative
+    views: Count
+    freeze_batch_norm: bool
+    patience: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OptimSpec:
+    """Loss and optimizer. The loss is categorical cross-entropy on softmax (sparse or one-hot: the same number)."""
+
+    optimizer: Literal["adam", "adamw", "sgd"]
+    momentum: BelowOne
+    weight_decay: NotNegative
+    class_weights: Literal["none", "balanced"]
+    label_smoothing: BelowOne
+    batch_size: AtLeastOne
+    schedule: Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Recipe:
+    """One experiment, whole. `system` names which published system it repeats; `about` is for people.
+
+    repeats: runs with seeds seed, seed + 1, ...; the final model is the best on validation by `monitor`.
+    keep: which checkpoint becomes the model.
+    """
+
+    name: Name
+    system: str
+    about: str
+    image: ImageSpec
+    split: SplitSpec
+    model: ModelSpec
+    augment: AugmentSpec
+    grow: GrowSpec | None
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
+    optim: OptimSpec
+    monitor: Monitor
+    keep: Literal["best", "last"]
+    seed: Seed
+    repeats: AtLeastOne
+
+
+_ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+_SPLIT_ADAPTER: TypeAdapter[SplitSpec] = TypeAdapter(SplitSpec)
+
+
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain JSON-able values, without the `format` number."""
+    value: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return value
+
+
+def recipe_fingerprint(recipe: Recipe, **others: str) -> str:
+    """Return 12 hex digits of what can change a number: the recipe without its prose and seed, and `others`.
+
+    `others` are hashes of the manifest, the split and the weights.
+    """
+    value = as_dict(recipe)
+    for key in ("about", "system", "seed", "repeats"):
+        del value[key]
+    return fingerprint(value, others)
+
+
+def save(recipe: Recipe, path: Path) -> None:
+    """Write `recipe.json`; `dermkit train recipe.json DATASET` repeats it."""
+    write_json(path, as_dict(recipe), format=FORMAT)
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe file. Raises `UsageError` naming every wrong field, and the closest right name of a typo."""
+    return parse(read_json(path, format=FORMAT, error=UsageError), str(path))
+
+
+def parse(value: Mapping[str, Any], where: str) -> Recipe:
+    """Validate plain values into a recipe; raises `UsageError` that lists every problem at once."""
+    try:
+        return _ADAPTER.validate_json(json.dumps(value))
+    except ValidationError as error:
+        problems = "\n".join("  " + _problem(item) for item in error.errors())
+        raise UsageError(
+            f"{where}: not a valid recipe:\n{problems}",
+            kept="nothing was trained",
+            remedy="correct these fields; `dermkit recipes show NAME` prints a valid recipe",
+        ) from error
+
+
+def _problem(item: Any) -> str:
+    path = [str(part) for part in item["loc"]]
+    text = f"{'.'.join(path) or 'recipe'}: {item['msg']}"
+    if item["type"] != "unexpected_keyword_argument":
+        return text
+    known = _field_names(path[:-1])
+    close = difflib.get_close_matches(path[-1], known, n=1)
+    return f"{'.'.join(path)}: unknown field" + (f"; did you mean `{close[0]}`?" if close else "")
+
+
+def _field_names(path: list[str]) -> list[str]:
+    """Return the field names of the spec at `path` inside a recipe."""
+    specs: dict[str, type] = {
+        "image": ImageSpec, "split": SplitSpec, "model": ModelSpec, "augment": AugmentSpec,
+        "grow": GrowSpec, "phases": Phase, "optim": OptimSpec,
+    }  # fmt: skip
+    names = [part for part in path if not part.isdigit() and part in specs]
+    spec = specs[names[-1]] if names else Recipe
+    return list(getattr(spec, "__dataclass_fields__", {}))
+
+
+def split_spec(
+    *, scheme: str, seed: int, validation: float, test: float, folds: int, per_class: int, draw_from: str
+) -> SplitSpec:
+    """Return a validated `SplitSpec` from plain values; raises `UsageError` that lists every problem."""
+    value = {
+        "scheme": scheme, "seed": seed, "validation": validation, "test": test,
+        "folds": folds, "per_class": per_class, "draw_from": draw_from,
+    }  # fmt: skip
+    try:
+        return _SPLIT_ADAPTER.validate_json(json.dumps(value))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip() for item in error.errors())
+        raise UsageError(
+            f"the split cannot be made like that: {problems}", remedy="see `dermkit split --help`"
+        ) from error

@@ -1,0 +1,367 @@
+"""The named experiments, as values; a variant is made by `replace`, so the difference is the ablation.
+
+Above each: source, command, expected result with its spread over seeds, cost, machine. Figures and the commands that
+measured them are in benchmarks/systems.md; a number that nobody has measured is written as such.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from dermkit.errors import UsageError
+from dermkit.recipe import (
+    AugmentSpec,
+    GrowSpec,
+    ImageSpec,
+    ModelSpec,
+    OptimSpec,
+    Phase,
+    Recipe,
+    SplitSpec,
+)
+
+# ---- parts that several recipes share -------------------------------------------------------------------------
+
+NO_AUGMENT = AugmentSpec(
+    horizontal_flip=False, vertical_flip=False, rotate=0.0, shift=0.0, zoom=0.0,
+    brightness=0.0, contrast=0.0, saturation=0.0, fill="reflect",
+)  # fmt: skip
+FLIPS_ROTATIONS_SHIFTS = replace(NO_AUGMENT, horizontal_flip=True, vertical_flip=True, rotate=30.0, shift=0.1)
+ROTATE_FLIP_ZOOM = replace(NO_AUGMENT, horizontal_flip=True, vertical_flip=True, rotate=25.0, zoom=0.2)
+
+GIVEN = SplitSpec(
+    scheme="given", seed=0, validation=0.2, test=0.0, folds=0, per_class=0, draw_from=""
+)  # fmt: skip
+AS_PUBLISHED = replace(GIVEN, scheme="given-as-published")
+
+ADAM = OptimSpec(
+    optimizer="adam", momentum=0.0, weight_decay=0.0, class_weights="none", label_smoothing=0.0,
+    batch_size=32, schedule="constant",
+)  # fmt: skip
+
+RESNET50 = ModelSpec(
+    backbone="resnet50", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(), dropout=0.0
+)  # fmt: skip
+INCEPTION_V3 = replace(RESNET50, backbone="inception_v3", backbone_args={"aux_logits": False})
+MOBILENET_V2 = replace(RESNET50, backbone="mobilenetv2_100", backbone_args={"pad_type": "same"})
+"""The stand-in where no ResNet50 weights can be had: 2.2 million parameters instead of 23.5."""
+
+
+def frozen(epochs: int, *, lr: float = 1e-3, views: int = 0, patience: int = 0) -> Phase:
+    """Return a phase that trains the head alone, on cached features."""
+    return Phase(
+        epochs=epochs, train_backbone="none", head_lr=lr, backbone_lr=0.0, views=views,
+        freeze_batch_norm=True, patience=patience,
+    )  # fmt: skip
+
+
+def whole(epochs: int, *, lr: float, patience: int = 0) -> Phase:
+    """Return a phase that trains backbone and head at one rate."""
+    return Phase(
+        epochs=epochs, train_backbone="all", head_lr=lr, backbone_lr=lr, views=0,
+        freeze_batch_norm=False, patience=patience,
+    )  # fmt: skip
+
+
+def scratch(recipe: Recipe) -> Recipe:
+    """Return the recipe from random weights: for a machine that has none, and labelled so."""
+    return replace(
+        recipe,
+        name=f"{recipe.name}-scratch",
+        about=f"{recipe.about} From random weights, because no ImageNet weights are at hand.",
+        model=replace(recipe.model, weights="none"),
+    )
+
+
+def stand_in(recipe: Recipe) -> Recipe:
+    """Return the recipe on MobileNetV2: the same job where no ResNet50 weights can be had, and labelled so."""
+    model = replace(recipe.model, backbone=MOBILENET_V2.backbone, backbone_args=MOBILENET_V2.backbone_args)
+    return replace(
+        recipe,
+        name=f"{recipe.name}-mobilenetv2",
+        about=f"{recipe.about} Stand-in backbone: MobileNetV2 in place of ResNet50.",
+        model=model,
+    )
+
+
+# ---- S0: InceptionV3 against ResNet on 10,000 melanoma images ------------------------------------------------------
+
+# Source: S0's report: resize, normalise, augment; both nets; several learning rates and batch sizes.
+# Command: dermkit train s0-inception-v3 DATASET. Expected: not measured here (needs a GPU: about 5 h on two cores).
+S0_INCEPTION = Recipe(
+    name="s0-inception-v3",
+    system="S0",
+    about="InceptionV3, all layers trained, on benign against malignant.",
+    image=ImageSpec(size=299, resize="squash", interpolation="bilinear", normalise="weights"),
+    split=replace(GIVEN, validation=0.15),
+    model=replace(INCEPTION_V3, dropout=0.3),
+    augment=replace(FLIPS_ROTATIONS_SHIFTS, zoom=0.1, brightness=0.1),
+    grow=None,
+    phases=(frozen(3), whole(12, lr=1e-4, patience=4)),
+    optim=ADAM,
+    monitor="val_loss",
+    keep="best",
+    seed=0,
+    repeats=1,
+)
+# Command: dermkit train s0-resnet50 DATASET. Expected: not measured here.
+S0_RESNET = replace(
+    S0_INCEPTION,
+    name="s0-resnet50",
+    about="ResNet50, all layers trained, on benign against malignant.",
+    image=replace(S0_INCEPTION.image, size=224),
+    model=replace(RESNET50, dropout=0.3),
+)
+# The cut for two cores: frozen features at 160 px, five augmented views, the head's learning rate and batch size
+# searched on validation. Command: dermkit tune s0-grid DATASET.
+S0_INCEPTION_FROZEN = replace(
+    S0_INCEPTION,
+    name="s0-inception-v3-frozen",
+    about="InceptionV3 frozen, head trained on cached features of augmented views (the cut for two cores).",
+    image=replace(S0_INCEPTION.image, size=160),
+    phases=(frozen(30, views=5, patience=8),),
+)
+S0_RESNET_FROZEN = replace(
+    S0_INCEPTION_FROZEN,
+    name="s0-resnet50-frozen",
+    about="ResNet50 frozen, head trained on cached features of augmented views (the cut for two cores).",
+    model=S0_RESNET.model,
+)
+# For weight files that lack tensors of InceptionV3's last two blocks: features are tapped before them.
+S0_INCEPTION_MIXED7A = replace(
+    S0_INCEPTION_FROZEN,
+    name="s0-inception-v3-mixed7a",
+    about="InceptionV3 frozen, features of block Mixed_7a (the cut for two cores and for incomplete weights).",
+    model=replace(S0_INCEPTION.model, skip_blocks=("Mixed_7b", "Mixed_7c")),
+)
+
+# ---- S1: a CNN for melanoma ----------------------------------------------------------------------------------
+
+# Source: S1: conv + pool + dense + softmax, Adam, sparse categorical cross-entropy, augmentation, early stopping.
+# Command: dermkit train s1-cnn DATASET.
+S1_CNN = Recipe(
+    name="s1-cnn",
+    system="S1",
+    about="An own CNN (convolution, pooling, dense, softmax) on benign against malignant.",
+    image=ImageSpec(size=96, resize="squash", interpolation="bilinear", normalise="zero_one"),
+    split=replace(GIVEN, validation=0.15),
+    model=ModelSpec(
+        backbone="dermkit/cnn-s1", backbone_args={}, weights="none", skip_blocks=(), hidden=(64,), dropout=0.3
+    ),
+    augment=replace(FLIPS_ROTATIONS_SHIFTS, zoom=0.1),
+    grow=None,
+    phases=(whole(30, lr=1e-3, patience=5),),
+    optim=replace(ADAM, batch_size=64),
+    monitor="val_loss",
+    keep="best",
+    seed=0,
+    repeats=1,
+)
+
+# ---- S2: ResNet50, nine classes ------------------------------------------------------------------------------
+
+# Source: S2 as published: 128 px, pixels in 0..1, frozen ResNet50, own head, Adam, categorical cross-entropy,
+# 10 epochs; published test accuracy 46.61 % (55 of 118; 95 % interval 37.9 to 55.6 %), test loss 2.8345.
+# Command: dermkit train s2-resnet50 DATASET. Expected: needs ResNet50's ImageNet weights, not measured here.
+S2_PUBLISHED = Recipe(
+    name="s2-resnet50",
+    system="S2",
+    about="ResNet50 frozen, pixels in 0..1, own head, ten epochs, as published; nine classes.",
+    image=ImageSpec(size=128, resize="squash", interpolation="bilinear", normalise="zero_one"),
+    split=AS_PUBLISHED,
+    model=replace(RESNET50, hidden=(256,)),
+    augment=NO_AUGMENT,
+    grow=None,
+    phases=(frozen(10),),
+    optim=ADAM,
+    monitor="val_loss",
+    keep="last",
+    seed=0,
+    repeats=1,
+)
+# One step at a time, as S2 asked: the right pixels, then augmentation, dropout, tuning, fine-tuning.
+S2_NORMALISED = replace(
+    S2_PUBLISHED,
+    name="s2-normalised",
+    about="S2 with the normalisation that the frozen weights were trained with.",
+    image=replace(S2_PUBLISHED.image, normalise="weights"),
+    keep="best",
+)
+S2_AUGMENTED = replace(
+    S2_NORMALISED,
+    name="s2-augmented",
+    about="S2 normalised, with rotations, flips and shifts (ten views of every image).",
+    augment=FLIPS_ROTATIONS_SHIFTS,
+    phases=(frozen(20, views=10, patience=6),),
+)
+S2_DROPOUT = replace(
+    S2_AUGMENTED,
+    name="s2-dropout",
+    about="S2 normalised and augmented, with dropout in the head.",
+    model=replace(S2_AUGMENTED.model, dropout=0.4),
+)
+
+
+def s2_finetuned(base: Recipe, *, name: str, about: str, layers: int = 12) -> Recipe:
+    """Return `base` followed by fine-tuning of the backbone's top layer groups at 1e-5, batch norm kept frozen."""
+    tune = Phase(
+        epochs=8,
+        train_backbone=layers,
+        head_lr=1e-4,
+        backbone_lr=1e-5,
+        views=0,
+        freeze_batch_norm=True,
+        patience=3,
+    )
+    return replace(base, name=name, about=about, phases=(*base.phases, tune))
+
+
+S2_FINETUNED = s2_finetuned(
+    S2_DROPOUT,
+    name="s2-finetuned",
+    about="S2 normalised, augmented, with dropout, then its top layers fine-tuned at a very low rate.",
+)
+
+# ---- S3: ResNet50 repeated six times ---------------------------------------------------------------------------
+
+# Source: S3: 584 benign and 584 malignant, split in three, six repeats, a log and weights per version, a final
+# model; published accuracy .74, precision .76, recall .71, specificity .75 (no single confusion matrix gives these).
+# Command: dermkit train s3-resnet50 DATASET.
+S3_RESNET = Recipe(
+    name="s3-resnet50",
+    system="S3",
+    about="ResNet50 frozen, 584 benign and 584 malignant images, six repeats, the final model chosen on validation.",
+    image=ImageSpec(size=128, resize="squash", interpolation="bilinear", normalise="weights"),
+    split=SplitSpec(
+        scheme="holdout", seed=0, validation=0.15, test=0.15, folds=0, per_class=584, draw_from="train"
+    ),
+    model=replace(RESNET50, hidden=(128,), dropout=0.2),
+    augment=NO_AUGMENT,
+    grow=None,
+    phases=(frozen(20, patience=6),),
+    optim=ADAM,
+    monitor="val_loss",
+    keep="best",
+    seed=0,
+    repeats=6,
+)
+
+# ---- S4: a CNN for several cancers ------------------------------------------------------------------------------
+
+# Source: S4: rotate, flip and zoom grow small classes; own CNN, softmax, Adam, categorical cross-entropy, early
+# stopping and checkpoints. Growth happens on the training split alone. Command: dermkit train s4-cnn DATASET.
+S4_CNN = Recipe(
+    name="s4-cnn",
+    system="S4",
+    about="An own CNN on nine classes, small classes grown by rotate, flip and zoom on the training split.",
+    image=ImageSpec(size=96, resize="squash", interpolation="bilinear", normalise="zero_one"),
+    split=GIVEN,
+    model=ModelSpec(
+        backbone="dermkit/cnn-s4", backbone_args={}, weights="none", skip_blocks=(), hidden=(128,), dropout=0.4
+    ),
+    augment=ROTATE_FLIP_ZOOM,
+    grow=GrowSpec(to=1.0, most_copies=8, augment=ROTATE_FLIP_ZOOM),
+    phases=(whole(40, lr=1e-3, patience=8),),
+    optim=replace(ADAM, batch_size=64),
+    monitor="val_loss",
+    keep="best",
+    seed=0,
+    repeats=1,
+)
+
+# ---- the demo ----------------------------------------------------------------------------------------------------
+
+# Command: dermkit demo. Made images, four classes, a small own CNN.
+DEMO = Recipe(
+    name="demo",
+    system="demo",
+    about="A small own CNN on made dermoscopy: shows the way, says nothing about skin.",
+    image=ImageSpec(size=64, resize="squash", interpolation="bilinear", normalise="zero_one"),
+    split=SplitSpec(scheme="holdout", seed=0, validation=0.2, test=0.25, folds=0, per_class=0, draw_from=""),
+    model=ModelSpec(
+        backbone="dermkit/cnn-s4", backbone_args={}, weights="none", skip_blocks=(), hidden=(32,), dropout=0.2
+    ),
+    augment=replace(ROTATE_FLIP_ZOOM, rotate=180.0),
+    grow=None,
+    phases=(whole(25, lr=2e-3, patience=8),),
+    optim=replace(ADAM, batch_size=32),
+    monitor="val_loss",
+    keep="best",
+    seed=0,
+    repeats=1,
+)
+
+_BASES: Sequence[Recipe] = (
+    S0_INCEPTION, S0_RESNET, S0_INCEPTION_FROZEN, S0_RESNET_FROZEN, S0_INCEPTION_MIXED7A,
+    S1_CNN, S2_PUBLISHED, S2_NORMALISED, S2_AUGMENTED, S2_DROPOUT, S2_FINETUNED, S3_RESNET, S4_CNN, DEMO,
+)  # fmt: skip
+_ON_RESNET = tuple(recipe for recipe in _BASES if recipe.model.backbone == "resnet50")
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (*_BASES, *(stand_in(item) for item in _ON_RESNET), *(scratch(item) for item in _ON_RESNET))
+}
+"""Every named experiment. `-mobilenetv2` and `-scratch` stand in where ResNet50's weights cannot be had."""
+
+
+def grid(base: Recipe, *, lrs: Sequence[float], batch_sizes: Sequence[int] = (), dropouts: Sequence[float] = ()
+         ) -> tuple[Recipe, ...]:  # fmt: skip
+    """Return variants of `base` over the first phase's head learning rate, the batch size and the dropout."""
+    return tuple(
+        replace(
+            base,
+            name=f"{base.name}-lr{lr:g}-b{batch}-d{dropout:g}",
+            model=replace(base.model, dropout=dropout),
+            phases=(replace(base.phases[0], head_lr=lr), *base.phases[1:]),
+            optim=replace(base.optim, batch_size=batch),
+        )
+        for lr in lrs
+        for batch in batch_sizes or (base.optim.batch_size,)
+        for dropout in dropouts or (base.model.dropout,)
+    )
+
+
+def _s0(base: Recipe) -> tuple[Recipe, ...]:
+    return grid(base, lrs=(1e-2, 1e-3, 1e-4), batch_sizes=(16, 32, 64))
+
+
+def _s2(base: Recipe) -> tuple[Recipe, ...]:
+    return grid(base, lrs=(3e-3, 1e-3, 3e-4), batch_sizes=(32,), dropouts=(0.2, 0.4, 0.6))
+
+
+GRIDS: Mapping[str, tuple[Recipe, ...]] = {
+    "s0-inception-v3-grid": _s0(S0_INCEPTION_FROZEN),
+    "s0-inception-v3-mixed7a-grid": _s0(S0_INCEPTION_MIXED7A),
+    "s0-resnet50-grid": _s0(S0_RESNET_FROZEN),
+    "s0-resnet50-scratch-grid": _s0(scratch(S0_RESNET_FROZEN)),
+    "s0-resnet50-mobilenetv2-grid": _s0(stand_in(S0_RESNET_FROZEN)),
+    "s2-grid": _s2(S2_DROPOUT),
+    "s2-mobilenetv2-grid": _s2(stand_in(S2_DROPOUT)),
+}
+"""Named grids for `dermkit tune`: each member is a whole recipe; the choice is made on validation alone."""
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return a named recipe; raises `UsageError` with the closest names."""
+    if name in RECIPES:
+        return RECIPES[name]
+    raise _unknown("recipe", name, list(RECIPES))
+
+
+def find_grid(name: str) -> tuple[Recipe, ...]:
+    """Return a named grid; raises `UsageError` with the closest names."""
+    if name in GRIDS:
+        return GRIDS[name]
+    raise _unknown("grid", name, list(GRIDS))
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> UsageError:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}"
+    return UsageError(
+        f"unknown {kind} `{name}`; {hint}",
+        kept="nothing was done",
+        remedy="`dermkit recipes list` shows all names"
+        if kind == "recipe"
+        else f"known grids: {', '.join(known)}",
+    )

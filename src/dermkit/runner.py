@@ -1,0 +1,384 @@
+"""One run, from a plan to its report.
+
+Pixels -> training -> model folder -> predictions -> metrics -> report; each stage leaves files, and the next one
+reads them. Heavy imports are inside functions, so that a typo costs no torch.
+"""
+
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dermkit import charts, pictures
+from dermkit.data.manifest import Dataset
+from dermkit.data.split import Split, check_split
+from dermkit.errors import UsageError
+from dermkit.evaluate import evaluate_run
+from dermkit.files import (
+    lock,
+    make_folder,
+    read_json,
+    sweep_temp,
+    write_json,
+    write_rows,
+    write_text,
+)
+from dermkit.predictions import write_groups, write_predictions
+from dermkit.recipe import Recipe
+from dermkit.recipe import save as save_recipe
+from dermkit.report import write_report
+from dermkit.watch import Watch
+
+if TYPE_CHECKING:
+    from dermkit.checkpoint import Progress
+    from dermkit.data.cache import PixelCache
+    from dermkit.model import Net, Weights
+    from dermkit.predictor import ModelFacts, Predictor
+    from dermkit.train import Job
+
+RUN_FORMAT = 1
+_REDRAW_SECONDS = 5.0
+"""progress.png is redrawn at most this often: drawing costs more than an epoch on cached features."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a run happens: what may differ between machines without changing the experiment."""
+
+    out: Path = Path("runs")
+    device: str = "auto"
+    weights: Path | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, resolved: nothing left to choose."""
+
+    recipe: Recipe
+    dataset: Dataset
+    split: Split
+    sides: pd.DataFrame
+    weights: "Weights"
+    seed: int
+    fold: int
+    folder: Path
+    trial: bool = False
+    """A trial of a search: the test split is not scored and no report is written."""
+
+
+def run(plan: Plan, where: Where, watch: Watch) -> Path:
+    """Train, save, score, evaluate and report one run; a finished one is left as it is."""
+    folder = plan.folder
+    if (folder / ("metrics.json" if plan.trial else "report.html")).exists():
+        watch.say(f"{folder}: already finished; nothing to do")
+        return folder
+    started_before = (folder / "run.json").exists() or (folder / "checkpoints").exists()
+    if started_before and not where.resume:
+        raise UsageError(
+            f"{folder}: was started before and is not finished",
+            kept="its checkpoints",
+            remedy="add --resume to go on from them, or delete the folder to start anew",
+        )
+    with lock(folder):
+        sweep_temp(folder)
+        _write_start(plan, where)
+        _fill_run(plan, where, watch)
+    return folder
+
+
+def _fill_run(plan: Plan, where: Where, watch: Watch) -> None:
+    from dermkit.data.cache import pixel_cache
+    from dermkit.model import build_net, with_normalisation
+    from dermkit.predictor import load_model
+    from dermkit.train import Job
+
+    began = time.perf_counter()
+    recipe, sides = plan.recipe, plan.sides
+    net = build_net(recipe.model, len(plan.dataset.classes), weights=plan.weights, seed=plan.seed)
+    preprocessing = with_normalisation(recipe.image, plan.weights)
+    manifest = plan.dataset.manifest
+    cache = plan.dataset.folder / "cache"
+    # The whole data set is decoded once, so that every split, fold and recipe of this size shares the file.
+    pixels = pixel_cache(
+        plan.dataset,
+        manifest["image_id"].tolist(),
+        preprocessing,
+        folder=cache,
+        on_progress=lambda n, total: watch.step("images", n, total),
+    )
+    names = pd.Index(plan.dataset.class_names)
+    job = Job(
+        recipe=recipe,
+        seed=plan.seed,
+        pixels=pixels.pixels,
+        pixels_key=pixels.key,
+        labels=names.get_indexer(pd.Index(manifest["label"])).astype(np.int64),
+        image_ids=tuple(manifest["image_id"]),
+        train=_rows(sides, "train", pixels.index),
+        validation=_rows(sides, "validation", pixels.index),
+        n_classes=len(names),
+        preprocessing=preprocessing,
+        cache=cache,
+    )
+    _train(plan, job, net, where, watch, began)
+    predictor = load_model(plan.folder / "model")
+    _score(plan, predictor, pixels, watch)
+    if plan.trial:
+        evaluate_run(plan.folder)
+        return
+    write_next_steps(plan.folder, plan.dataset.folder)
+    write_json(plan.folder / "location.json", {"images": str(plan.dataset.images.resolve())}, format=1)
+    finish(plan.folder, plan.dataset.images)
+    watch.say(f"report: {plan.folder / 'report.html'}")
+
+
+def _rows(sides: pd.DataFrame, side: str, index: Mapping[str, int]) -> NDArray[np.int64]:
+    """Return the pixel rows of one side, in the split's own order."""
+    return np.array([index[name] for name in sides.loc[sides["split"] == side, "image_id"]], dtype=np.int64)
+
+
+def finish(folder: Path, images: Path | None) -> Path:
+    """Evaluate a scored folder and write its report with pictures from `images`; returns the report."""
+    evaluate_run(folder)
+    return write_report(folder, images_root=images)
+
+
+def _train(plan: Plan, job: "Job", net: "Net", where: Where, watch: Watch, began: float) -> None:
+    from dermkit.predictor import save_model
+    from dermkit.train import Hooks, train
+
+    drawn = [0.0]
+
+    def epoch(row: Mapping[str, Any], epochs: int) -> None:
+        watch.say(_epoch_line(row, epochs))
+        if time.monotonic() - drawn[0] > _REDRAW_SECONDS:
+            _draw_progress(plan.folder)
+            drawn[0] = time.monotonic()
+
+    with _interruptible() as stopped:
+        hooks = Hooks(
+            epoch=epoch, step=watch.step, stop=lambda: stopped[0],
+            first_batch=lambda batch, labels: _draw_batch(plan, job, batch, labels),
+        )  # fmt: skip
+        progress = train(job, net, make_folder(plan.folder / "checkpoints"), device=where.device, hooks=hooks)
+    _draw_progress(plan.folder)
+    training = _training_facts(plan, progress)
+    minutes = {
+        "minutes": (time.perf_counter() - began) / 60,
+        "minutes_training": sum(row["seconds"] for row in progress.rows) / 60,
+    }
+    write_json(plan.folder / "run.json", {**_run_facts(plan), **training, **minutes}, format=RUN_FORMAT)
+    save_model(
+        plan.folder / "model",
+        net,
+        spec=plan.recipe.model,
+        classes=plan.dataset.classes,
+        preprocessing=job.preprocessing,
+        facts=_model_facts(plan, training),
+    )
+
+
+def _training_facts(plan: Plan, progress: "Progress") -> dict[str, Any]:
+    """Return how training ended: which epoch was best, and why it stopped."""
+    value, monitor = progress.best_value, plan.recipe.monitor
+    if value is not None:
+        value = None if np.isnan(value) else (-value if monitor == "val_loss" else value)
+    planned = sum(phase.epochs for phase in plan.recipe.phases)
+    last = len(progress.rows)
+    return {
+        "seed": plan.seed,
+        "fold": None if plan.fold < 0 else plan.fold,
+        "best": {"epoch": progress.best_epoch, "monitor": monitor, "value": value},
+        "stopped": {"epoch": last, "reason": "all epochs done" if last == planned else "early stopping"},
+        "kept": plan.recipe.keep,
+    }
+
+
+def _model_facts(plan: Plan, training: Mapping[str, Any]) -> "ModelFacts":
+    from dermkit.predictor import ModelFacts
+
+    used = plan.sides[plan.sides["split"].isin(["train", "validation"])]
+    rows = plan.dataset.manifest.set_index("image_id").loc[used["image_id"]]
+    return ModelFacts(
+        recipe=read_json(plan.folder / "recipe.json", format=1),
+        dataset=_dataset_facts(plan),
+        weights=_weights_facts(plan.weights),
+        training=training,
+        seen=sorted(zip(rows["pixel_sha256"], rows["isic_id"], used["split"], strict=True)),
+    )
+
+
+def _score(plan: Plan, predictor: "Predictor", pixels: "PixelCache", watch: Watch) -> None:
+    """Write predictions.csv for validation and test (a trial: validation alone), from the saved folder, in float32."""
+    chosen = plan.sides[plan.sides["split"].isin(["validation"] if plan.trial else ["validation", "test"])]
+    probabilities = predictor.score_pixels(
+        pixels.pixels,
+        [pixels.index[name] for name in chosen["image_id"]],
+        on_progress=lambda done, total: watch.step("scoring", done, total),
+    )
+    manifest = plan.dataset.manifest.set_index("image_id").loc[chosen["image_id"]]
+    names = predictor.class_names
+    fold = "" if plan.fold < 0 else plan.fold
+    table = [
+        (image_id, path, label, side, fold, plan.seed, names[int(p.argmax())], *map(float, p))
+        for image_id, path, label, side, p in zip(
+            chosen["image_id"], manifest["path"], manifest["label"], chosen["split"], probabilities, strict=True
+        )
+    ]
+    write_predictions(plan.folder / "predictions.csv", names, table)
+    write_groups(plan.folder / "groups.csv", plan.dataset.manifest, chosen["image_id"])
+
+
+def _write_start(plan: Plan, where: Where) -> None:
+    folder = plan.folder
+    save_recipe(replace(plan.recipe, seed=plan.seed, repeats=1), folder / "recipe.json")
+    write_json(folder / "environment.json", environment(where), format=1)
+    fold = ["" if value < 0 else int(value) for value in plan.sides["fold"]]
+    write_rows(folder / "split.csv", ("image_id", "split", "fold"),
+               list(zip(plan.sides["image_id"], plan.sides["split"], fold, strict=True)))  # fmt: skip
+    write_rows(
+        folder / "excluded.csv", ("image_id", "reason"), plan.split.excluded[["image_id", "reason"]].to_numpy()
+    )
+    if not (folder / "run.json").exists():
+        write_json(folder / "run.json", _run_facts(plan), format=RUN_FORMAT)
+
+
+def _run_facts(plan: Plan) -> dict[str, Any]:
+    split = plan.split
+    warnings = [*split.notes]
+    if plan.weights.note:
+        warnings.append(f"Weights: {plan.weights.note}")
+    return {
+        "recipe": plan.recipe.name,
+        "system": plan.recipe.system,
+        "about": plan.recipe.about,
+        "dataset": _dataset_facts(plan),
+        "split": {
+            "name": split.name,
+            "scheme": split.spec.scheme if split.spec else "file",
+            "counts": {side: int((plan.sides["split"] == side).sum()) for side in ("train", "validation", "test")},
+            "train_counts": _train_counts(plan),
+            "excluded": len(split.excluded),
+            "leaks": check_split(plan.dataset.manifest, split, allow_leaks=True),
+        },
+        "seed": plan.seed,
+        "fold": None if plan.fold < 0 else plan.fold,
+        "weights": _weights_facts(plan.weights),
+        "warnings": warnings,
+    }
+
+
+def _train_counts(plan: Plan) -> dict[str, int]:
+    """Return training images per class: what a rule without eyes would know."""
+    ids = plan.sides.loc[plan.sides["split"] == "train", "image_id"]
+    labels = plan.dataset.manifest.set_index("image_id").loc[ids, "label"]
+    return {name: int((labels == name).sum()) for name in plan.dataset.class_names}
+
+
+def _dataset_facts(plan: Plan) -> dict[str, Any]:
+    dataset = plan.dataset
+    licences = sorted(set(dataset.manifest["licence"]) - {""})
+    return {
+        "name": dataset.name,
+        "classes": [asdict(item) for item in dataset.classes],
+        "n": len(dataset.manifest),
+        "manifest_sha256": dataset.manifest_sha256,
+        "licences": ", ".join(licences),
+        "notes": dict(dataset.notes),
+    }
+
+
+def _weights_facts(weights: "Weights") -> dict[str, Any]:
+    return {"origin": weights.origin, "sha256": weights.sha256, "licence": weights.licence, "note": weights.note}
+
+
+def environment(where: Where) -> dict[str, Any]:
+    """Return what can change the last bits of a result: versions, processor, threads."""
+    import torch
+
+    from dermkit.predictor import versions
+
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": where.device,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+    }
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[bool]]:
+    """Turn the first Ctrl-C into a request to stop with a checkpoint; a second one ends at once."""
+    stopped = [False]
+
+    def handle(_number: int, _frame: object) -> None:
+        if stopped[0]:
+            raise KeyboardInterrupt
+        stopped[0] = True
+
+    try:
+        before = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # not the main thread: the caller keeps its own way of stopping
+        yield stopped
+        return
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {int(row['epoch'])}/{epochs}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.3f}"
+        f"  validation loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.3f}"
+        f" balanced {row['val_balanced_accuracy']:.3f}  {row['seconds']:.1f} s"
+    )
+
+
+def _draw_progress(folder: Path) -> None:
+    charts.draw_progress(pd.read_csv(folder / "log.csv"), folder / "progress.png")
+
+
+def _draw_batch(plan: Plan, job: "Job", batch: Any, labels: Any) -> None:
+    """Draw augmented.png: a training batch as the net sees it, its normalisation undone for the eye."""
+    names = plan.dataset.class_names
+    mean = np.array(job.preprocessing.mean).reshape(1, 3, 1, 1)
+    std = np.array(job.preprocessing.std).reshape(1, 3, 1, 1)
+    unit = batch.cpu().numpy() * std + mean
+    pixels = (unit.clip(0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    tiles = [pictures.Tile(image, names[int(label)]) for image, label in zip(pixels, labels, strict=True)]
+    sheet = pictures.contact_sheet(tiles, columns=6, title="A training batch as the net sees it")
+    pictures.save_png(sheet, plan.folder / "augmented.png")
+
+
+def write_next_steps(folder: Path, dataset: Path) -> None:
+    """Write the exact next commands."""
+    text = f"""Research use only. Not a medical device.
+
+Predict new images (files, folders, patterns):
+  dermkit predict {folder / "model"} IMAGE... --out predictions
+
+Test on another data set:
+  dermkit evaluate {folder} --on OTHER_DATASET --map CLASSES.json
+
+Evaluate and report again (after a change of the class table, say):
+  dermkit evaluate {folder}
+  dermkit report {folder}
+
+Repeat this run exactly (data set: {dataset.name}):
+  dermkit train {folder / "recipe.json"} DATASET --split {folder / "split.csv"} --out again
+"""
+    write_text(folder / "NEXT_STEPS.txt", text)

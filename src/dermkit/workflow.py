@@ -1,0 +1,195 @@
+"""The verbs: each stage by its name, as the command line calls it and as Python code may.
+
+Heavy imports are inside functions, so that a typo costs no torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from dermkit.compare import Comparison, compare_runs
+from dermkit.data.importing import ImportOutcome, import_dataset
+from dermkit.data.manifest import Dataset, load_dataset
+from dermkit.data.split import Split, for_fold, load_split, make_split, save_split
+from dermkit.errors import UsageError
+from dermkit.external import evaluate_on
+from dermkit.files import canonical_json, check_writable, read_json, sha256_bytes, write_json, write_rows
+from dermkit.predict import PredictOutcome, predict
+from dermkit.recipe import Recipe, SplitSpec, recipe_fingerprint
+from dermkit.repeats import chosen, summarise, validation_value
+from dermkit.report import write_report
+from dermkit.runner import Plan, Where, finish, run
+from dermkit.watch import Watch
+
+__all__ = [
+    "Comparison", "Dataset", "ImportOutcome", "PredictOutcome", "Split", "Watch", "Where", "compare_runs", "evaluate",
+    "evaluate_on", "import_dataset", "load_dataset", "predict", "report", "split", "train", "tune",
+]  # fmt: skip
+
+
+def split(dataset: Dataset, spec: SplitSpec, *, name: str) -> Split:
+    """Make a split of a data set and write it to its `splits/` folder."""
+    made = make_split(dataset.manifest, spec, name=name)
+    save_split(made, dataset.folder / "splits")
+    return made
+
+
+def resolve_split(recipe: Recipe, dataset: Dataset, name: str | None) -> Split:
+    """Return the split of that name or file, or without one the recipe's own, checked against the manifest."""
+    if name is None:
+        mark = sha256_bytes(canonical_json(asdict(recipe.split)).encode())[:8]
+        return split(dataset, recipe.split, name=f"{recipe.split.scheme}-{mark}")
+    folder = dataset.folder / "splits"
+    path = Path(name) if name.endswith(".csv") else folder / f"{name}.csv"
+    if not path.is_file():
+        there = sorted(item.stem for item in folder.glob("*.csv") if not item.stem.endswith(".excluded"))
+        raise UsageError(
+            f"{path}: there is no such split",
+            remedy=f"splits there: {', '.join(there) or 'none'}; make one with `dermkit split`",
+        )
+    return load_split(path, dataset.manifest)
+
+
+def train(
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    where: Where | None = None,
+    split: str | None = None,
+    seed: int | None = None,
+    watch: Watch | None = None,
+) -> Path:
+    """Do all that a recipe says; returns the run folder, or the parent folder of repeats and folds.
+
+    Raises `Interrupted`, `Diverged`, `DataError`, `UntrustedError`, `OutputError`, `UsageError`.
+    """
+    where, watch = where or Where(), watch or Watch()
+    check_writable(where.out)
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
+    plans = _plans(recipe, dataset, resolve_split(recipe, dataset, split), where)
+    if len(plans) == 1:
+        return run(plans[0], where, watch)
+    first = plans[0].folder
+    parent = first.with_name(f"{first.name.split('-')[0]}-s{recipe.seed}-versions")
+    folders = []
+    for number, plan in enumerate(plans, start=1):
+        watch.say(
+            f"version {number} of {len(plans)}: seed {plan.seed}" + (f", fold {plan.fold}" * (plan.fold >= 0))
+        )
+        folders.append(run(replace(plan, folder=parent / plan.folder.name), where, watch))
+    return summarise(parent, folders, monitor=recipe.monitor)
+
+
+def _plans(recipe: Recipe, dataset: Dataset, chosen_split: Split, where: Where) -> list[Plan]:
+    """Resolve a recipe into its runs: seeds times folds."""
+    from dermkit.model import resolve_weights
+
+    weights = resolve_weights(recipe.model, where.weights)
+    frame = chosen_split.frame
+    mark = recipe_fingerprint(
+        recipe,
+        manifest=dataset.manifest_sha256,
+        split=sha256_bytes(frame[["image_id", "split", "fold"]].to_csv(index=False).encode()),
+        weights=weights.sha256,
+    )
+    folds = sorted(set(frame["fold"])) if (frame["split"] == "fold").any() else [-1]
+    return [
+        Plan(
+            recipe=recipe,
+            dataset=dataset,
+            split=chosen_split,
+            sides=for_fold(chosen_split, int(fold)) if fold >= 0 else frame,
+            weights=weights,
+            seed=seed,
+            fold=int(fold),
+            folder=where.out / recipe.name / f"{mark}-s{seed}{f'-f{fold}' if fold >= 0 else ''}",
+        )
+        for seed in range(recipe.seed, recipe.seed + recipe.repeats)
+        for fold in folds
+    ]
+
+
+def tune(
+    recipes: Sequence[Recipe],
+    dataset: Dataset,
+    *,
+    name: str,
+    where: Where | None = None,
+    split: str | None = None,
+    seed: int | None = None,
+    watch: Watch | None = None,
+) -> Path:
+    """Train every recipe of a grid, choose one on validation alone, then run it whole; returns its run folder.
+
+    `<out>/<name>/tune.csv` lists every trial. The trials never score the test split.
+    """
+    where, watch = where or Where(), watch or Watch()
+    check_writable(where.out)
+    folders: list[Path] = []
+    for number, recipe in enumerate(recipes, start=1):
+        watch.say(f"trial {number} of {len(recipes)}: {recipe.name}")
+        single = replace(recipe, repeats=1, seed=recipe.seed if seed is None else seed)
+        (plan,) = _plans(single, dataset, resolve_split(single, dataset, split), where)
+        folder = where.out / name / "trials" / plan.folder.parent.name / plan.folder.name
+        folders.append(run(replace(plan, folder=folder, trial=True), where, watch))
+    best = chosen(folders, recipes[0].monitor)
+    _write_trials(where.out / name, recipes, folders, best)
+    watch.say(f"chosen on validation: {recipes[best].name}")
+    return train(recipes[best], dataset, where=where, split=split, seed=seed, watch=watch)
+
+
+def _write_trials(folder: Path, recipes: Sequence[Recipe], runs: Sequence[Path], best: int) -> None:
+    monitor = recipes[0].monitor
+    rows = [
+        (item.name, item.phases[0].head_lr, item.optim.batch_size, item.model.dropout,
+         validation_value(path, monitor), number == best)
+        for number, (item, path) in enumerate(zip(recipes, runs, strict=True))
+    ]  # fmt: skip
+    write_rows(folder / "tune.csv", ("recipe", "head_lr", "batch_size", "dropout", monitor, "chosen"), rows)
+    write_json(
+        folder / "tune.json",
+        {"chosen": recipes[best].name, "by": f"{monitor} on validation, {len(runs)} trials, test not scored"},
+        format=1,
+    )
+
+
+def evaluate(
+    target: Path,
+    *,
+    on: Dataset | None = None,
+    mapping: Path | None = None,
+    out: Path | None = None,
+    watch: Watch | None = None,
+) -> Path:
+    """Evaluate a run again, or a model on another data set (`on`); returns the report's path."""
+    if on is not None:
+        return evaluate_on(target, on, mapping=mapping, out=out, watch=watch or Watch())
+    if mapping is not None:
+        raise UsageError("--map goes with --on: a run is evaluated in its own classes", remedy="add --on DATASET")
+    if not (target / "predictions.csv").is_file():
+        raise UsageError(
+            f"{target}: has no predictions.csv, so it is not a run folder",
+            remedy="name a run folder, or add --on DATASET to test a model on other data",
+        )
+    return finish(target, images_of(target))
+
+
+def report(target: Path) -> Path:
+    """Write a run's report again; returns its path."""
+    if (target / "summary.json").is_file():
+        from dermkit.report import write_summary_report
+
+        return write_summary_report(target)
+    if not (target / "metrics.json").is_file():
+        raise UsageError(f"{target}: has no metrics.json, so it is not a run folder", remedy="name a run folder")
+    return write_report(target, images_root=images_of(target))
+
+
+def images_of(folder: Path) -> Path | None:
+    """Return where a run's images lay on this machine, if they still do."""
+    path = folder / "location.json"
+    if not path.is_file():
+        return None
+    images = Path(str(read_json(path, format=1)["images"]))
+    return images if images.is_dir() else None

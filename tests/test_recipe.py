@@ -1,0 +1,400 @@
+"""A recipe says everything, forgets nothing on its way through JSON, and lets nothing wrong in."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dermkit import recipe as room
+from dermkit.errors import UsageError
+from dermkit.recipe import AugmentSpec, GrowSpec, ImageSpec, ModelSpec, OptimSpec, Phase, Recipe, SplitSpec
+
+SPECS = (ImageSpec, SplitSpec, ModelSpec, AugmentSpec, GrowSpec, Phase, OptimSpec, Recipe)
+PROSE = {("about",), ("system",), ("seed",), ("repeats",)}
+
+below_one = st.floats(0, 1, exclude_max=True)
+share = st.floats(0, 1)
+count = st.integers(0, 10_000)
+at_least_one = st.integers(1, 10_000)
+not_negative = st.floats(0, 1e6)
+seed = st.integers(0, 2**32 - 1)
+
+augments = st.builds(
+    AugmentSpec, horizontal_flip=st.booleans(), vertical_flip=st.booleans(), rotate=st.floats(0, 180), shift=share,
+    zoom=below_one, brightness=share, contrast=share, saturation=share,
+    fill=st.sampled_from(["reflect", "black", "edge"]),
+)  # fmt: skip
+phases = st.builds(
+    Phase, epochs=at_least_one, train_backbone=st.sampled_from(["none", "all"]) | at_least_one,
+    head_lr=not_negative, backbone_lr=not_negative, views=count, freeze_batch_norm=st.booleans(), patience=count,
+)  # fmt: skip
+splits = st.builds(
+    SplitSpec, scheme=st.just("holdout"), seed=seed, validation=st.floats(0.01, 0.4), test=st.floats(0.01, 0.4),
+    folds=st.just(0), per_class=count, draw_from=st.text(),
+) | st.builds(
+    SplitSpec, scheme=st.just("kfold"), seed=seed, validation=st.floats(0.01, 0.4), test=st.just(0.0),
+    folds=st.integers(3, 20), per_class=count, draw_from=st.just("train"),
+)  # fmt: skip
+models = st.builds(
+    ModelSpec, backbone=st.text(min_size=1),
+    backbone_args=st.dictionaries(
+        st.text(), st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+    ),
+    weights=st.sampled_from(["imagenet", "none"]), skip_blocks=st.lists(st.text()).map(tuple),
+    hidden=st.lists(at_least_one).map(tuple), dropout=below_one,
+)  # fmt: skip
+optims = st.builds(
+    OptimSpec, optimizer=st.sampled_from(["adam", "adamw", "sgd"]), momentum=below_one, weight_decay=not_negative,
+    class_weights=st.sampled_from(["none", "balanced"]), label_smoothing=below_one, batch_size=at_least_one,
+    schedule=st.sampled_from(["constant", "cosine"]),
+)  # fmt: skip
+images = st.builds(
+    ImageSpec, size=st.integers(16, 1024), resize=st.sampled_from(["squash", "pad", "crop"]),
+    interpolation=st.sampled_from(["bilinear", "bicubic", "lanczos", "box"]),
+    normalise=st.sampled_from(["zero_one", "weights"]),
+)  # fmt: skip
+recipes = st.builds(
+    Recipe, name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True), system=st.text(), about=st.text(),
+    image=images, split=splits, model=models, augment=augments,
+    grow=st.none() | st.builds(GrowSpec, to=st.floats(0.01, 1), most_copies=at_least_one, augment=augments),
+    phases=st.lists(phases, min_size=1, max_size=3).map(tuple), optim=optims,
+    monitor=st.sampled_from(["val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro"]),
+    keep=st.sampled_from(["best", "last"]), seed=seed, repeats=at_least_one,
+)  # fmt: skip
+
+
+def example() -> Recipe:
+    """Return a recipe in which every field is set and every optional part is present."""
+    augment = AugmentSpec(
+        horizontal_flip=True, vertical_flip=False, rotate=20.0, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1,
+        saturation=0.1, fill="reflect",
+    )  # fmt: skip
+    frozen = Phase(
+        epochs=10,
+        train_backbone="none",
+        head_lr=1e-3,
+        backbone_lr=0.0,
+        views=4,
+        freeze_batch_norm=True,
+        patience=3,
+    )
+    return Recipe(
+        name="example", system="S2", about="for the tests", monitor="val_loss", keep="best", seed=0, repeats=3,
+        image=ImageSpec(size=128, resize="squash", interpolation="bilinear", normalise="weights"),
+        split=SplitSpec(
+            scheme="holdout", seed=0, validation=0.2, test=0.2, folds=0, per_class=584, draw_from="train"
+        ),
+        model=ModelSpec(
+            backbone="resnet50", backbone_args={"in_chans": 3, "bias": True, "rate": 0.5, "pad": "same"},
+            weights="imagenet", skip_blocks=("layer4",), hidden=(64, 32), dropout=0.3,
+        ),
+        augment=augment, grow=GrowSpec(to=0.5, most_copies=4, augment=augment),
+        phases=(frozen, replace(frozen, train_backbone=2, backbone_lr=1e-5, views=0)),
+        optim=OptimSpec(
+            optimizer="adam", momentum=0.9, weight_decay=0.01, class_weights="none", label_smoothing=0.0,
+            batch_size=32, schedule="constant",
+        ),
+    )  # fmt: skip
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of every single value inside a recipe's plain form."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [leaf for key, item in items for leaf in leaves(item, (*path, key))] or [path]
+
+
+def put(path: tuple[Any, ...], item: Any) -> dict[str, Any]:
+    """Return the example's plain form with one value changed."""
+    whole = room.as_dict(example())
+    place: Any = whole
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = item
+    return whole
+
+
+def get(path: tuple[Any, ...]) -> Any:
+    value: Any = room.as_dict(example())
+    for key in path:
+        value = value[key]
+    return value
+
+
+LEAVES = leaves(room.as_dict(example()))
+
+
+def names(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def another(path: tuple[Any, ...]) -> Any:
+    """Return a value other than the example's, of the same kind, that a recipe takes."""
+    old = get(path)
+    words = {
+        "resize": "crop", "interpolation": "box", "normalise": "zero_one", "scheme": "kfold", "weights": "none",
+        "fill": "edge", "train_backbone": "all", "optimizer": "sgd", "class_weights": "balanced",
+        "schedule": "cosine", "monitor": "val_accuracy", "keep": "last", "folds": 0,
+    }  # fmt: skip
+    if path[-1] in words:
+        return words[path[-1]]
+    if isinstance(old, bool):
+        return not old
+    return old + (0.01 if isinstance(old, float) else "x" if isinstance(old, str) else 1)
+
+
+def change(path: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the example's plain form with another valid value at `path`."""
+    value = put(path, another(path))
+    if path == ("split", "scheme"):
+        value["split"]["folds"] = 5
+    if path == ("split", "folds"):
+        value["split"].update(scheme="kfold", folds=6)
+    return value
+
+
+def test_the_example_has_every_field() -> None:
+    named = {part for path in LEAVES for part in path if isinstance(part, str)}
+    assert {field.name for spec in SPECS for field in fields(spec)} <= named
+
+
+def test_no_field_has_a_default() -> None:
+    defaults = [
+        f"{spec.__name__}.{field.name}"
+        for spec in SPECS
+        for field in fields(spec)
+        if field.default is not MISSING or field.default_factory is not MISSING
+    ]
+    assert defaults == []
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.__name__)
+def test_specs_are_frozen_and_keyword_only(spec: type) -> None:
+    assert is_dataclass(spec)
+    assert spec.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert all(field.kw_only for field in fields(spec))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in LEAVES if "backbone_args" not in path and path[-1] not in (0, 1)], ids=names
+)
+def test_a_missing_field_is_named(path: tuple[Any, ...]) -> None:
+    value = room.as_dict(example())
+    place: Any = value
+    for key in path[:-1]:
+        place = place[key]
+    del place[path[-1]]
+    with pytest.raises(UsageError, match=f"{names(path)}: Field required"):
+        room.parse(value, "mine.json")
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=names)
+def test_types_are_strict(path: tuple[Any, ...]) -> None:
+    old = get(path)
+    wrong: list[Any] = [None, [], {}, [old]]
+    if "backbone_args" not in path:
+        wrong += [7.5] if isinstance(old, str) else [str(old)]
+        wrong += [1] if isinstance(old, bool) else [True]
+        wrong += [float(old) + 0.5, float(old)] if type(old) is int else []
+    for item in wrong:
+        with pytest.raises(UsageError, match=names(path)):
+            room.parse(put(path, item), "mine.json")
+
+
+NOT_NUMBERS = [math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("path", [path for path in LEAVES if isinstance(get(path), float)], ids=names)
+def test_what_is_not_a_number_is_refused(path: tuple[Any, ...], tmp_path: Path) -> None:
+    for item in NOT_NUMBERS:
+        with pytest.raises(UsageError, match="finite number"):
+            room.parse(put(path, item), "mine.json")
+    (tmp_path / "mine.json").write_text(json.dumps({"format": 1, **put(path, 0)}).replace(": 0,", ": 1e999,", 1))
+    with pytest.raises(UsageError):
+        room.load(tmp_path / "mine.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        (("name",), ["", ".", "..", "../x", "a/b", "a\\b", ".x", "-x", "a b", "x\n", "é", "a\x00", "x" * 101]),
+        (("seed",), [-1, 2**32]),
+        (("repeats",), [0, -1]),
+        (("phases",), [[]]),
+        (("image", "size"), [15, 0, -128]),
+        (("image", "resize"), ["stretch", ""]),
+        (("split", "seed"), [-1, 2**32]),
+        (("split", "validation"), [0.0, 1.0, -0.1, 0.8]),
+        (("split", "test"), [0.0, 1.0, -0.1, 0.8]),
+        (("split", "folds"), [1, 2, 3, -1]),
+        (("split", "per_class"), [-1]),
+        (("model", "backbone"), [""]),
+        (("model", "hidden"), [[0], [64, -1]]),
+        (("model", "dropout"), [1.0, -0.1]),
+        (("augment", "rotate"), [-1.0, 181.0]),
+        (("augment", "shift"), [-0.1, 1.1]),
+        (("augment", "zoom"), [-0.1, 1.0]),
+        (("augment", "brightness"), [-0.1, 1.1]),
+        (("augment", "contrast"), [-0.1, 1.1]),
+        (("augment", "saturation"), [-0.1, 1.1]),
+        (("grow", "to"), [0.0, 1.1]),
+        (("grow", "most_copies"), [0]),
+        (("phases", 0, "epochs"), [0, -1]),
+        (("phases", 0, "train_backbone"), ["some", 0, -1, 1.0]),
+        (("phases", 0, "head_lr"), [-1e-3]),
+        (("phases", 0, "backbone_lr"), [-1e-3]),
+        (("phases", 0, "views"), [-1]),
+        (("phases", 0, "patience"), [-1]),
+        (("optim", "momentum"), [1.0, -0.1]),
+        (("optim", "weight_decay"), [-0.1]),
+        (("optim", "label_smoothing"), [1.0, -0.1]),
+        (("optim", "batch_size"), [0, -1]),
+    ],
+    ids=lambda item: names(item) if isinstance(item, tuple) else "",
+)
+def test_a_value_out_of_range_is_refused(path: tuple[Any, ...], wrong: list[Any]) -> None:
+    for item in wrong:
+        with pytest.raises(UsageError, match=path[0]) as caught:
+            room.parse(put(path, item), "mine.json")
+        assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"scheme": "kfold", "folds": 2}, "kfold needs folds >= 3"),
+        ({"scheme": "kfold", "folds": 0}, "kfold needs folds >= 3"),
+        ({"scheme": "holdout", "test": 0.0}, "holdout needs a test fraction"),
+        ({"scheme": "given"}, "test must be 0"),
+        ({"scheme": "given-as-published"}, "test must be 0"),
+        ({"validation": 0.5, "test": 0.5}, "leave something to train on"),
+    ],
+)
+def test_a_split_that_contradicts_itself_is_refused(changes: dict[str, Any], why: str) -> None:
+    split = example().split
+    with pytest.raises(ValueError, match=why):
+        replace(split, **changes)
+
+
+@given(st.data())
+def test_any_negative_number_is_refused(data: st.DataObject) -> None:
+    numbers = [path for path in LEAVES if type(get(path)) in (int, float) and "backbone_args" not in path]
+    path = data.draw(st.sampled_from(numbers))
+    low = st.integers(max_value=-1) if type(get(path)) is int else st.floats(max_value=0, exclude_max=True)
+    item = data.draw(low.filter(lambda number: number < 0))
+    with pytest.raises(UsageError, match=str(path[0])):
+        room.parse(put(path, item), "mine.json")
+
+
+@given(recipes)
+def test_a_recipe_survives_json(recipe: Recipe) -> None:
+    again = room.parse(json.loads(json.dumps(room.as_dict(recipe))), "round trip")
+    assert again == recipe
+    assert room.recipe_fingerprint(again) == room.recipe_fingerprint(recipe)
+
+
+def test_a_saved_recipe_is_loaded_whole(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    room.save(example(), path)
+    assert json.loads(path.read_text())["format"] == room.FORMAT
+    assert room.load(path) == example()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "no `format`"),
+        ("{}", "no `format`"),
+        ('{"format": true}', "no `format`"),
+        ('{"format": 2}', "format 2"),
+        ('{"format": 1, "seed": NaN}', "is not JSON: NaN is not a number"),
+        ('{"format": 1}', "name: Field required"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=why) as caught:
+        room.load(path)
+    assert str(path) in caught.value.message and caught.value.remedy
+
+
+def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.json: cannot be read: No such file"):
+        room.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "typo", "meant"),
+    [
+        ((), "sede", "seed"),
+        ((), "phase", "phases"),
+        (("image",), "sise", "size"),
+        (("split",), "fold", "folds"),
+        (("model",), "dropuot", "dropout"),
+        (("augment",), "rotat", "rotate"),
+        (("grow",), "most_copy", "most_copies"),
+        (("grow", "augment"), "horizontal_flips", "horizontal_flip"),
+        (("phases", 1), "epoch", "epochs"),
+        (("optim",), "bach_size", "batch_size"),
+    ],
+)
+def test_a_typo_is_named_with_the_closest_field(place: tuple[Any, ...], typo: str, meant: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        room.parse(put((*place, typo), 1), "mine.json")
+    assert caught.value.message == (
+        f"mine.json: not a valid recipe:\n  {names((*place, typo))}: unknown field; did you mean `{meant}`?"
+    )
+
+
+def test_a_word_close_to_nothing_gets_no_guess() -> None:
+    with pytest.raises(UsageError, match="zzzzzz: unknown field\n"):
+        room.parse(put(("zzzzzz",), 1), "mine.json")
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    value = put(("optim", "batch_size"), 0)
+    value["sede"] = value.pop("seed")
+    with pytest.raises(UsageError) as caught:
+        room.parse(value, "mine.json")
+    for part in ("optim.batch_size", "seed: Field required", "did you mean `seed`?"):
+        assert part in caught.value.message
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=names)
+def test_the_fingerprint_sees_every_field_but_prose_and_seed(path: tuple[Any, ...]) -> None:
+    changed = room.parse(change(path), "changed")
+    assert changed != example()
+    same = room.recipe_fingerprint(changed) == room.recipe_fingerprint(example())
+    assert same == (path in PROSE)
+
+
+def test_the_fingerprint_sees_absent_parts_and_order() -> None:
+    recipe = example()
+    different: list[Callable[[], Recipe]] = [
+        lambda: recipe,
+        lambda: replace(recipe, grow=None),
+        lambda: replace(recipe, phases=recipe.phases[:1]),
+        lambda: replace(recipe, phases=recipe.phases[::-1]),
+        lambda: replace(recipe, model=replace(recipe.model, hidden=(32, 64))),
+        lambda: replace(recipe, model=replace(recipe.model, backbone_args={})),
+    ]
+    assert len({room.recipe_fingerprint(make()) for make in different}) == len(different)
+
+
+def test_the_fingerprint_sees_the_data() -> None:
+    prints = [
+        room.recipe_fingerprint(example(), **others)
+        for others in ({}, {"manifest": "a"}, {"manifest": "b"}, {"split": "a"}, {"manifest": "a", "split": "b"})
+    ]
+    assert len(set(prints)) == len(prints)
+
+
+def test_the_fingerprint_is_the_same_on_every_machine() -> None:
+    assert room.recipe_fingerprint(example(), manifest="m", split="s") == "d2177cc57a76"

@@ -1,0 +1,550 @@
+"""The report repeats metrics.json to the digit, survives what is missing, and lets nothing in or out."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from dermkit import findings, report
+from dermkit.errors import DataError
+from dermkit.evaluate import evaluate_run
+from dermkit.files import write_json, write_rows, write_text
+from dermkit.recipe import (
+    AugmentSpec,
+    ImageSpec,
+    ModelSpec,
+    OptimSpec,
+    Phase,
+    Recipe,
+    SplitSpec,
+    save,
+)
+from dermkit.report import write_report, write_summary_report
+
+HOSTILE = '<script>alert("1")</script>'
+NINE = (
+    "actinic keratosis", "basal cell carcinoma", "dermatofibroma", "melanoma", "nevus",
+    "pigmented benign keratosis", "seborrheic keratosis", "squamous cell carcinoma", "vascular lesion",
+)  # fmt: skip
+MALIGNANT = ("basal cell carcinoma", "melanoma", "squamous cell carcinoma", "malignant", HOSTILE)
+
+RECIPE = Recipe(
+    name="s2-published", system="S2", about="A frozen backbone and a head of its own.",
+    image=ImageSpec(size=128, resize="squash", interpolation="bilinear", normalise="zero_one"),
+    split=SplitSpec(scheme="given", seed=0, validation=0.2, test=0.0, folds=0, per_class=0, draw_from=""),
+    model=ModelSpec(
+        backbone="resnet50", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(512,), dropout=0.2
+    ),
+    augment=AugmentSpec(
+        horizontal_flip=True, vertical_flip=False, rotate=20.0, shift=0.1, zoom=0.0, brightness=0.0, contrast=0.0,
+        saturation=0.0, fill="reflect",
+    ),
+    grow=None,
+    phases=(Phase(epochs=6, train_backbone="none", head_lr=1e-3, backbone_lr=0.0, views=2, freeze_batch_norm=True,
+                  patience=0),),
+    optim=OptimSpec(optimizer="adam", momentum=0.9, weight_decay=0.0, class_weights="none", label_smoothing=0.0,
+                    batch_size=32, schedule="constant"),
+    monitor="val_loss", keep="best", seed=0, repeats=1,
+)  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags, and the elements that show a number."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.numbers: list[tuple[str, str, str, str]] = []  # class of the row, place, full value, shown text
+        self.text = ""
+        self._row = ""
+        self._open: list[tuple[str, str]] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        self.tags.append((tag, found))
+        if tag == "tr":
+            self._row = found.get("data-class", "")
+        if "data-metric" in found:
+            self._open.append((found["data-metric"], found["data-value"]))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._open and data.strip():
+            self.numbers.append((self._row, *self._open.pop(), data.strip()))
+
+
+def make_run(
+    folder: Path, classes: Sequence[str] = NINE, *, n: int = 90, absent: str = "", **run_facts: Any
+) -> Path:
+    """Write a run folder as training leaves it, with made probabilities, and evaluate it."""
+    rng = np.random.default_rng(3)
+    k = len(classes)
+    true = np.arange(n) % k
+    if absent:
+        true[true == classes.index(absent)] = (classes.index(absent) + 1) % k
+    p = rng.dirichlet(np.full(k, 0.4), n) * 0.85
+    p[np.arange(n), true] += 0.15
+    rows = [
+        (f"test/{i:03}", f"test/{i:03}.jpg", classes[true[i]], "validation" if (i // k) % 3 == 0 else "test", "", 0,
+         classes[int(p[i].argmax())], *map(float, p[i]))
+        for i in range(n)
+    ]  # fmt: skip
+    header = (
+        "image_id",
+        "path",
+        "label",
+        "split",
+        "fold",
+        "seed",
+        "predicted",
+        *(f"p_{name}" for name in classes),
+    )
+    write_rows(folder / "predictions.csv", header, rows)
+    write_rows(folder / "groups.csv", ("image_id", "group"), [(row[0], i // 2) for i, row in enumerate(rows)])
+    log = [
+        (
+            e,
+            1 if e < 5 else 2,
+            1e-3,
+            2.0,
+            2.0 / e,
+            0.3 + 0.08 * e,
+            1.4 + 0.1 * abs(e - 3),
+            0.3 + 0.02 * e,
+            0.3,
+            0.6,
+        )
+        for e in range(1, 9)
+    ]
+    write_rows(
+        folder / "log.csv",
+        ("epoch", "phase", "lr", "seconds", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
+         "val_balanced_accuracy", "val_auroc_macro"), log)  # fmt: skip
+    write_rows(
+        folder / "excluded.csv",
+        ("image_id", "reason"),
+        [(f"train/{i}", f"same pixels as test image test/{i:03}") for i in range(7)] + [("train/x", "not drawn")],
+    )
+    save(RECIPE, folder / "recipe.json")
+    write_json(folder / "environment.json", {"versions": {"numpy": "2"}, "threads": 2, "cuda": None}, format=1)
+    write_text(folder / "NEXT_STEPS.txt", "dermkit predict runs/a/model IMAGE... --out predictions\n")
+    write_json(folder / "run.json", _facts(classes) | run_facts, format=1)
+    evaluate_run(folder)
+    return folder
+
+
+def _facts(classes: Sequence[str]) -> dict[str, Any]:
+    table = [
+        {"name": name, "diagnosis": name, "malignancy": "malignant" if name in MALIGNANT else
+         "indeterminate" if name == "actinic keratosis" else "benign"}
+        for name in classes
+    ]  # fmt: skip
+    return {
+        "recipe": "s2-published",
+        "dataset": {"name": "isic9", "classes": table, "n": 2357, "manifest_sha256": "0" * 64,
+                    "licences": "CC-0", "notes": {}},
+        "split": {"name": "given", "scheme": "given", "counts": {"train": 1790, "validation": 30, "test": 60},
+                  "train_counts": {name: 10 + i for i, name in enumerate(classes)},
+                  "excluded": 8, "leaks": {"n": 60, "total": 0, "contradictions": 0}},
+        "seed": 0, "fold": None, "minutes": 3.2, "stopped": {"epoch": 8, "reason": "all epochs done"},
+        "best": {"epoch": 3, "monitor": "val_loss", "value": 1.4},
+        "weights": {"origin": "resnet50.safetensors", "sha256": "1" * 64, "licence": "apache-2.0", "note": ""},
+        "warnings": [],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = make_run(tmp_path_factory.mktemp("nine"))
+    write_report(run)
+    return run
+
+
+def _stored(metrics: dict[str, Any], row: str, place: str) -> Any:
+    """Return what metrics.json holds at the place that an element names."""
+    split, *rest = place.split(".")
+    value = metrics["splits"][split]
+    if rest[0] == "per_class":
+        value, rest = value["per_class"][row], rest[1:]
+    elif rest[0] != "baselines":
+        value = value["metrics"]
+    for part in rest:
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    return value
+
+
+def test_every_number_is_that_of_metrics_json(nine: Path) -> None:
+    page, metrics = Page(nine / "report.html"), json.loads((nine / "metrics.json").read_text())
+    assert len(page.numbers) > 300
+    for row, place, full, shown in page.numbers:
+        stored = _stored(metrics, row, place)
+        assert json.loads(full) == stored, place
+        if stored is None:
+            assert shown.startswith("not defined: ")
+        elif isinstance(stored, int):
+            assert shown == str(stored)
+        else:
+            assert shown in (f"{stored:.3f}", f"{stored:.1%}".replace("%", "\N{NO-BREAK SPACE}%")), place
+
+
+def test_every_figure_worth_a_row_is_shown_for_both_splits(nine: Path) -> None:
+    shown = {place for _, place, _, _ in Page(nine / "report.html").numbers}
+    names = report.metric_names(findings.read_run(nine))
+    assert {"accuracy", "balanced_accuracy", "precision_macro", "f1_macro", "sensitivity", "specificity", "loss",
+            "auroc_macro", "average_precision_macro", "brier", "ece"} <= set(names)  # fmt: skip
+    assert {f"{split}.{name}.value" for split in ("validation", "test") for name in names} <= shown
+    assert "recall_macro" not in names, "balanced accuracy is the same figure"
+
+
+def test_a_changed_number_in_metrics_json_changes_the_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path, ("benign", "malignant"))
+    body = json.loads((run / "metrics.json").read_text())
+    body["splits"]["test"]["metrics"]["accuracy"]["value"] = 0.123456
+    (run / "metrics.json").write_text(json.dumps(body))
+    found = [full for _, place, full, _ in Page(write_report(run)).numbers if place == "test.accuracy.value"]
+    assert found
+    assert set(found) == {"0.123456"}
+
+
+@pytest.mark.parametrize(
+    "classes", [("benign", "malignant"), ("a", "b", "melanoma"), NINE, [f"c{i}" for i in range(14)]]
+)
+def test_any_number_of_classes(tmp_path: Path, classes: Sequence[str]) -> None:
+    text = Page(write_report(make_run(tmp_path, classes))).text
+    assert all(name in text for name in classes)
+    assert "Research use only. Not a medical device." in text
+
+
+def test_nothing_is_loaded_from_elsewhere(nine: Path) -> None:
+    page = Page(nine / "report.html")
+    loads = [found[name] for _, found in page.tags for name in ("src", "href", "action", "data") if name in found]
+    assert loads
+    assert all(item.startswith(("#", "data:image/")) for item in loads)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object", "base", "form")]
+    html = (nine / "report.html").read_text()
+    assert "@import" not in html
+    assert not re.search(r"url\(", html)
+    assert "default-src 'none'" in html
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    run = make_run(tmp_path, ("nevus", HOSTILE, '" onload="x', "$x$ & _y"))
+    facts = json.loads((run / "run.json").read_text())
+    facts["dataset"]["name"] = facts["warnings"] = HOSTILE
+    facts["warnings"] = [HOSTILE]
+    (run / "run.json").write_text(json.dumps(facts))
+    write_text(run / "NEXT_STEPS.txt", f"</pre>{HOSTILE}")
+    page = Page(write_report(run))
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert not [found for _, found in page.tags if any(name.startswith("on") for name in found)]
+    assert page.text.count(HOSTILE) > 3
+
+
+def test_an_absent_class_gives_reasons_and_never_a_zero(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path, ("benign", "melanoma", "nevus"), absent="nevus")))
+    shown = {place: text for _, place, _, text in page.numbers}
+    assert shown["test.balanced_accuracy.value"].startswith("not defined: recall is undefined for: nevus")
+    assert "test.recall_macro_present.value" in shown, "the mean over the classes that are there stands in"
+    assert "No test images of nevus" in page.text
+    assert "not defined: no test image of this class" in page.text
+
+
+def test_a_hand_written_null_shows_its_reason(tmp_path: Path) -> None:
+    body = _tiny_metrics()
+    page = Page(_written(tmp_path, body))
+    shown = {place: text for _, place, _, text in page.numbers}
+    assert shown["test.auroc.value"] == "not defined: one side has no images"
+    for said in ("log.csv is not in this folder", "recipe.json is missing", "NEXT_STEPS.txt is not in this folder",
+                 "environment.json is not in this folder", "roc_test.csv is missing"):  # fmt: skip
+        assert said in page.text
+    assert "never audited" in page.text
+
+
+def _tiny_metrics(low: float = 0.4, high: float = 0.8) -> dict[str, Any]:
+    estimate = {"value": 0.6, "ci95": [low, high], "n": 10, "method": "wilson"}
+    undefined = {"value": None, "ci95": None, "n": 10, "method": "none", "reason": "one side has no images"}
+    body = {
+        "n": 10, "n_groups": 10, "metrics": {"balanced_accuracy": estimate, "accuracy": estimate, "auroc": undefined},
+        "per_class": {"a": {"n": 5, "recall": estimate}, "b": {"n": 5, "recall": undefined}},
+        "confusion_matrix": [[3, 2], [2, 3]],
+    }  # fmt: skip
+    return {"classes": ["a", "b"], "positive": [], "splits": {"test": body}, "warnings": []}
+
+
+def _written(folder: Path, metrics: dict[str, Any], **facts: Any) -> Path:
+    write_json(folder / "metrics.json", metrics, format=1)
+    if facts:
+        write_json(folder / "run.json", facts, format=1)
+    return write_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "side", "said"),
+    [
+        (0.51, 0.8, "above", "Better than always answering"),
+        (0.5, 0.8, "unclear", "Not distinguishable from always"),
+        (0.2, 0.49, "below", "Worse than always answering"),
+    ],
+)
+def test_the_verdict_says_whether_the_dumb_rule_is_beaten(
+    tmp_path: Path, low: float, high: float, side: str, said: str
+) -> None:
+    text = Page(_written(tmp_path, _tiny_metrics(low, high))).text
+    verdict = findings.verdict(findings.read_run(tmp_path), "test")
+    assert (verdict.side, verdict.judged, verdict.rule["balanced_accuracy"]) == (side, "balanced_accuracy", 0.5)
+    assert said in " ".join(text.split())
+
+
+def test_the_verdict_takes_the_stored_rule_where_there_is_one(nine: Path) -> None:
+    verdict = findings.verdict(findings.read_run(nine), "test")
+    assert verdict.rule_class == "vascular lesion", "the commonest class of training"
+    assert verdict.rule["balanced_accuracy"] == pytest.approx(1 / 9)
+    assert verdict.rule_key == "test.baselines.majority"
+
+
+def test_the_verdict_falls_back_on_accuracy_and_then_says_nothing(tmp_path: Path) -> None:
+    body = _tiny_metrics(0.51, 0.8)
+    metrics = body["splits"]["test"]["metrics"]
+    metrics["balanced_accuracy"] = metrics["auroc"]
+    write_json(tmp_path / "metrics.json", body, format=1)
+    assert findings.verdict(findings.read_run(tmp_path), "test").judged == "accuracy"
+    metrics["accuracy"] = metrics["auroc"]
+    write_json(tmp_path / "metrics.json", body, format=1)
+    assert findings.verdict(findings.read_run(tmp_path), "test").side == "unknown"
+    assert "cannot be told" in Page(write_report(tmp_path)).text
+
+
+def test_warnings_come_first_once_and_with_their_counts(tmp_path: Path) -> None:
+    leaks = {"n": 60, "total": 12, "identical_pixels": 5, "same_group": 9, "contradictions": 3,
+             "per_class": {"melanoma": {"n": 7, "total": 6, "identical_pixels": 2, "same_group": 5}},
+             "validation": {"n": 30, "total": 0, "identical_pixels": 0, "same_group": 0}}  # fmt: skip
+    facts = _facts(NINE)
+    facts["split"] |= {"scheme": "given-as-published", "leaks": leaks}
+    facts["weights"]["note"] = "a stand-in for the published backbone"
+    facts["warnings"] = ["Weights: a stand-in for the published backbone", "class 'nevus' is small"]
+    run = make_run(tmp_path, **facts)
+    found = findings.warnings(findings.read_run(run))
+    texts = [warn.text for warn in found]
+    serious = [warn.text for warn in found if warn.level == "serious"]
+    assert found[: len(serious)] == [warn for warn in found if warn.level == "serious"]
+    assert "12 of 60 test images" in serious[0]
+    assert "given-as-published" in serious[0]
+    assert any(text.startswith("3 images carry another label") for text in serious)
+    assert any(text.startswith("Overfitting from epoch 4") for text in serious)
+    for once in ("leaks", "stand-in", "actinic keratosis.", "never audited", "'nevus' is small"):
+        assert sum(once in text for text in texts) == 1, once
+    page = " ".join(Page(write_report(run)).text.split())
+    assert "12 of 60 test images; contradictory exact copies: 3" in page
+
+
+def test_what_the_import_found_is_told(tmp_path: Path) -> None:
+    facts = _facts(NINE)
+    facts["dataset"]["notes"] = {
+        "malignancy_source": "a table of diagnoses; set by hand: nevus", "licence": "CC-BY-NC-4.0",
+        "refused": {"n": 3, "reasons": {"not_an_image": 2, "truncated": 1}},
+        "warnings": [{"code": "copies", "text": "Images with identical pixels.", "n": 18}],
+        "defects": ["Two classes come from two archives."],
+    }  # fmt: skip
+    text = " ".join(Page(write_report(make_run(tmp_path, **facts))).text.split())
+    for said in ("comes from a table of diagnoses; set by hand: nevus", "3 images: not an image 2, truncated 1",
+                 "Images with identical pixels. (18)", "Known defect of this data set: Two classes"):  # fmt: skip
+        assert said in text
+
+
+def test_a_clean_split_raises_no_leak_warning(nine: Path) -> None:
+    assert not [warn for warn in findings.warnings(findings.read_run(nine)) if "leak" in warn.text]
+
+
+def test_excluded_images_are_counted_by_reason(nine: Path) -> None:
+    assert findings.excluded(findings.read_run(nine)) == [("same pixels as test image", 7), ("not drawn", 1)]
+
+
+def test_confusions_are_named_in_words(nine: Path) -> None:
+    rows = findings.confusions(findings.read_run(nine), "test")
+    matrix = json.loads((nine / "metrics.json").read_text())["splits"]["test"]["confusion_matrix"]
+    assert rows
+    for row in rows:
+        assert matrix[NINE.index(row["label"])][NINE.index(row["predicted"])] == row["n"]
+        assert sum(matrix[NINE.index(row["label"])]) == row["total"]
+        assert row["missed"] == (row["label"] in MALIGNANT and row["predicted"] not in MALIGNANT)
+    text = " ".join(Page(nine / "report.html").text.split())
+    assert f"{rows[0]['label']} taken for {rows[0]['predicted']}" in text
+
+
+def _save_photographs(run: Path, root: Path) -> list[Path]:
+    exif = Image.Exif()
+    exif[0x010E] = "SECRET-PATIENT-NAME"
+    rng = np.random.default_rng(0)
+    paths = [root / f"test/{i:03}.jpg" for i in range(90)]
+    (root / "test").mkdir(parents=True)
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(
+            path, exif=exif, comment=b"SECRET"
+        )
+    return paths
+
+
+def _thumbnails(page: Page) -> list[bytes]:
+    uris = [
+        found["src"] for tag, found in page.tags if tag == "img" and found["src"].startswith("data:image/jpeg")
+    ]
+    return [base64.b64decode(uri.split(",")[1]) for uri in uris]
+
+
+def test_thumbnails_are_made_from_pixels_and_the_file_stays_small(tmp_path: Path) -> None:
+    run, root = make_run(tmp_path / "run"), tmp_path / "images"
+    paths = _save_photographs(run, root)
+    assert b"SECRET" in paths[0].read_bytes()
+    path = write_report(run, images_root=root)
+    thumbnails = _thumbnails(Page(path))
+    assert len(thumbnails) == 24
+    assert path.stat().st_size < report.MAX_BYTES
+    for data in thumbnails:
+        assert b"SECRET" not in data
+        with Image.open(io.BytesIO(data)) as image:
+            assert not image.getexif()
+            assert max(image.size) == report.SIDE
+    assert str(tmp_path) not in path.read_text()
+
+
+def test_a_missing_broken_or_outside_image_is_a_placeholder(tmp_path: Path) -> None:
+    run, root = make_run(tmp_path / "run"), tmp_path / "images"
+    _save_photographs(run, root)
+    wrong = findings.read_table(run / "figures" / "mistakes_test.csv")
+    assert wrong is not None
+    (root / wrong["path"][0]).unlink()
+    (root / wrong["path"][1]).write_bytes(b"not an image")
+    Image.new("RGB", (30, 30)).save(tmp_path / "outside.jpg")
+    wrong.loc[2, "path"] = "../outside.jpg"
+    wrong.to_csv(run / "figures" / "mistakes_test.csv", index=False)
+    page = Page(write_report(run, images_root=root))
+    assert page.text.count("image not at hand") == 3
+    assert len(_thumbnails(page)) == 21
+
+
+def test_images_may_come_from_a_function(nine: Path) -> None:
+    def find(image_id: str) -> NDArray[np.uint8] | None:
+        return np.full((40, 50, 3), 90, np.uint8) if image_id.endswith(("1", "2")) else None
+
+    page = Page(write_report(nine, images=find))
+    assert 0 < len(_thumbnails(page)) < 24
+    assert "image not at hand" in page.text
+
+
+def test_thumbnails_are_given_up_before_the_size(nine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (report.SIDE, report.SIDE, 3), dtype=np.uint8)
+    full = write_report(nine, images=lambda _: noise).stat().st_size
+    monkeypatch.setattr(report, "MAX_BYTES", full - 1)
+    smaller = write_report(nine, images=lambda _: noise)
+    assert len(_thumbnails(Page(smaller))) == 8
+    assert smaller.stat().st_size < full
+    write_report(nine)
+
+
+def test_every_picture_has_words_and_every_table_a_caption(nine: Path) -> None:
+    page = Page(nine / "report.html")
+    assert all(found["alt"] for tag, found in page.tags if tag == "img")
+    count = {name: sum(tag == name for tag, _ in page.tags) for name in ("table", "caption", "h1")}
+    assert count["table"] == count["caption"] > 5
+    assert count["h1"] == 1
+    for stem in ("confusion_test", "roc_test", "calibration_test", "intervals"):
+        assert (nine / "figures" / f"{stem}.png").exists()
+        assert (nine / "figures" / f"{stem}.csv").exists()
+
+
+def test_a_long_log_is_thinned_and_says_so(nine: Path) -> None:
+    log = findings.read_table(nine / "log.csv")
+    assert log is not None
+    rows = findings.log_rows(log.loc[np.arange(1001) % len(log)])
+    assert rows["step"] == 3
+    assert len(rows["rows"]) == 334
+
+
+def test_the_recipe_is_told_in_words() -> None:
+    rows = dict(findings.recipe_rows(RECIPE))
+    assert rows["Images"] == "128 x 128 px (squash, bilinear), pixels in 0 to 1"
+    assert rows["Phase 1"].startswith("up to 6 epochs; backbone frozen, 2 augmented views per image")
+    assert rows["Augmentation"] == "horizontal flip; rotate 20.0; shift 0.1; fill reflect"
+    two = replace(RECIPE, phases=(RECIPE.phases[0], replace(RECIPE.phases[0], train_backbone=2, backbone_lr=1e-5)))
+    assert "last 2 layer groups" in dict(findings.recipe_rows(two))["Phase 2"]
+
+
+def test_a_test_on_other_data_shows_the_mapping_and_what_was_left_out(tmp_path: Path) -> None:
+    body = _tiny_metrics() | {
+        "mapping": {"rule": "diagnosis", "data": {"NV": "a", "DF": None}, "model": {"nevus": "a", "other": "b"}},
+        "unmapped": {"DF": 115}, "warnings": ["115 images have no target class: DF 115"],
+    }  # fmt: skip
+    text = " ".join(Page(_written(tmp_path, body)).text.split())
+    assert "not scored (115 images)" in text
+    assert "data set that it was not made from" in text
+    first = findings.warnings(findings.read_run(tmp_path))[0]
+    assert (first.level, first.text) == ("serious", "115 images have no target class: DF 115")
+
+
+@pytest.mark.parametrize("broken", ["", "{}", '{"format": 1, "splits": {}}', '{"format": 99, "splits": {}}'])
+def test_a_folder_without_sound_metrics_is_refused(tmp_path: Path, broken: str) -> None:
+    if broken:
+        (tmp_path / "metrics.json").write_text(broken)
+    with pytest.raises(DataError, match=r"metrics\.json"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+# --- repeats ---
+
+
+def _summary() -> dict[str, Any]:
+    values = {"validation": (0.71, 0.74, 0.69), "test": (0.66, 0.70, None)}
+    runs = [
+        {"seed": seed, "fold": None, "folder": f"abc-s{seed}",
+         **{split: {"accuracy": found[seed], "loss": 0.5 + seed} for split, found in values.items()}}
+        for seed in range(3)
+    ]  # fmt: skip
+    spread = {"mean": 0.68, "std": 0.0283, "min": 0.66, "max": 0.7, "n_runs": 2}
+    loss = {"mean": 1.5, "std": 1.0, "min": 0.5, "max": 2.5, "n_runs": 3}
+    return {
+        "recipe": "s3-repeated", "dataset": HOSTILE, "runs": runs,
+        "final": {"seed": 1, "fold": None, "folder": "abc-s1", "chosen_by": "val_accuracy on validation (0.74)"},
+        "metrics": {"validation": {"accuracy": spread | {"n_runs": 3}, "loss": loss},
+                    "test": {"accuracy": spread, "loss": loss}},
+    }  # fmt: skip
+
+
+def test_the_summary_lists_every_seed_and_why_one_became_final(tmp_path: Path) -> None:
+    write_json(tmp_path / "summary.json", _summary(), format=1)
+    page = Page(write_summary_report(tmp_path))
+    text = " ".join(page.text.split())
+    assert all(f"seed {seed}" in text for seed in range(3))
+    assert "the run with seed 1, chosen by val_accuracy on validation (0.74)" in text
+    shown = {(place, full) for _, place, full, _ in page.numbers}
+    assert {("test.accuracy", "0.66"), ("test.accuracy.mean", "0.68"), ("test.accuracy.std", "0.0283")} <= shown
+    assert "not defined" in text, "the third run has no test accuracy"
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    links = [found["href"] for tag, found in page.tags if tag == "a"]
+    assert "./abc-s1/report.html" in links
+    assert (tmp_path / "spread_test.csv").read_text().count("accuracy") == 2
+
+
+def test_a_summary_link_cannot_leave_the_folder_by_a_scheme(tmp_path: Path) -> None:
+    body = _summary()
+    body["runs"][0]["folder"] = "javascript:alert(1)"
+    write_json(tmp_path / "summary.json", body, format=1)
+    links = [found["href"] for tag, found in Page(write_summary_report(tmp_path)).tags if tag == "a"]
+    assert all(link.startswith("./") and ":" not in link for link in links)
+
+
+def test_a_parent_without_summary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"summary\.json"):
+        write_summary_report(tmp_path)

@@ -1,0 +1,329 @@
+"""Splits keep lesions together, say why an image is left out, and refuse an overlap."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dermkit.data.dividing import divide
+from dermkit.data.manifest import COLUMNS
+from dermkit.data.split import Split, check_split, for_fold, make_split, split_groups
+from dermkit.errors import DataError, UsageError
+from dermkit.recipe import SplitSpec
+
+HOLDOUT = SplitSpec(scheme="holdout", seed=7, validation=0.15, test=0.15, folds=0, per_class=0, draw_from="")
+KFOLD = replace(HOLDOUT, scheme="kfold", folds=5)
+GIVEN = replace(HOLDOUT, scheme="given", validation=0.25, test=0.0)
+AS_PUBLISHED = replace(GIVEN, scheme="given-as-published")
+
+
+def manifest(rows: Iterable[Mapping[str, str]]) -> pd.DataFrame:
+    """Make a manifest; what a row does not say is unknown, and its pixels are its own."""
+    full = [
+        dict.fromkeys(COLUMNS, "") | {"pixel_sha256": f"own {i}", "width": "9"} | dict(r)
+        for i, r in enumerate(rows)
+    ]
+    for number, row in enumerate(full):
+        row["image_id"] = row["image_id"] or f"i{number:05d}"
+    return pd.DataFrame(full, columns=list(COLUMNS), dtype=str)
+
+
+def lesions(counts: Mapping[str, int], photos: int = 1) -> list[dict[str, str]]:
+    return [
+        {"label": label, "lesion_id": f"{label}{n}"}
+        for label, total in counts.items()
+        for n in range(total)
+        for _ in range(photos)
+    ]
+
+
+def published(train: int, test: int, classes: str = "ab") -> list[dict[str, str]]:
+    return [
+        {"image_id": f"{side}/{label}/{n}", "label": label, "given_split": side}
+        for side, total in (("train", train), ("test", test))
+        for label in classes
+        for n in range(total)
+    ]
+
+
+def sides(split: Split) -> dict[str, str]:
+    return dict(zip(split.frame["image_id"], split.frame["split"] + split.frame["fold"].astype(str), strict=True))
+
+
+def why(split: Split) -> dict[str, str]:
+    return dict(zip(split.excluded["image_id"], split.excluded["reason"], strict=True))
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> pd.DataFrame:
+    """Up to 60 images whose lesions, patients, copies and pixels are tangled, plus enough lone ones to divide."""
+    key = st.integers(0, 12).map(lambda n: "" if n < 5 else str(n))
+    row = st.fixed_dictionaries(
+        {
+            "label": st.sampled_from("abc"),
+            "lesion_id": key,
+            "patient_id": st.sampled_from(["", "", "", "p1", "p2", "p3"]),
+            "copy_group": st.sampled_from(["", "", "", "c1", "c2"]),
+            "given_split": st.sampled_from(["train", "train", "test"]),
+        }
+    )
+    tangled = [dict(item) for item in draw(st.lists(row, max_size=60))]
+    for item in tangled:
+        twin = draw(st.integers(0, 30))
+        if twin < 8:
+            item["pixel_sha256"] = f"twin {twin}"
+    alone = [{"label": label, "given_split": side} for label in "abc" for side in ("train",) * 6 + ("test",)]
+    return manifest(tangled + alone)
+
+
+@given(manifests(), st.sampled_from([HOLDOUT, KFOLD, GIVEN]), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_no_group_is_divided_and_no_image_is_lost(frame: pd.DataFrame, spec: SplitSpec, seed: int) -> None:
+    split = make_split(frame, replace(spec, seed=seed), name="s")
+    side = frame["image_id"].map(sides(split))
+    by_group = side.groupby(split_groups(frame)).nunique()
+    assert by_group.max() == 1
+    for column in ("lesion_id", "patient_id", "copy_group", "pixel_sha256"):
+        assert (side[frame[column] != ""].groupby(frame[column]).nunique() <= 1).all()
+    assert sorted([*split.frame["image_id"], *split.excluded["image_id"]]) == sorted(frame["image_id"])
+    assert (split.excluded["reason"] != "").all()
+    assert split.leaks["total"] == split.leaks["validation"]["total"] == 0
+    if spec is GIVEN:
+        test = frame.loc[frame["given_split"] == "test", "image_id"]
+        assert set(test) == set(split.frame.loc[split.frame["split"] == "test", "image_id"])
+
+
+@given(manifests(), st.sampled_from([HOLDOUT, KFOLD, GIVEN, AS_PUBLISHED]), st.randoms(use_true_random=False))
+@settings(max_examples=30, deadline=None)
+def test_row_order_changes_nothing(frame: pd.DataFrame, spec: SplitSpec, random: Any) -> None:
+    order = list(range(len(frame)))
+    random.shuffle(order)
+    first, second = (make_split(rows, spec, name="s") for rows in (frame, frame.iloc[order]))
+    pd.testing.assert_frame_equal(first.frame, second.frame)
+    pd.testing.assert_frame_equal(first.excluded, second.excluded)
+    assert first.leaks == second.leaks
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6)), min_size=20, max_size=200),
+    st.sampled_from([(0.7, 0.15, 0.15), (0.8, 0.1, 0.1), (0.2,) * 5]),
+    st.integers(0, 9),
+)
+@settings(max_examples=80, deadline=None)
+def test_every_share_is_met_to_within_one_group(
+    groups: list[tuple[int, int]], shares: tuple[float, ...], seed: int
+) -> None:
+    label = np.repeat([g[0] for g in groups], [g[1] for g in groups]).astype(np.int64)
+    group = np.repeat(np.arange(len(groups)), [g[1] for g in groups]).astype(np.int64)
+    side = divide(label, group, shares, seed)
+    for code in set(label.tolist()):
+        sizes = [size for c, size in groups if c == code]
+        found = np.bincount(side[label == code], minlength=len(shares))
+        if len(sizes) >= len(shares):
+            assert (found > 0).all()
+        if len(sizes) >= 20:
+            assert np.abs(found - np.array(shares) * sum(sizes)).max() <= max(sizes)
+
+
+def test_shares_in_known_cases() -> None:
+    one = np.zeros(10, np.int64)
+    assert np.bincount(divide(one, np.arange(10), (0.7, 0.15, 0.15), 0)).tolist() == [7, 2, 1]
+    group = np.concatenate([np.repeat(np.arange(5), 10), np.arange(5, 205)])
+    found = np.bincount(divide(np.zeros(250, np.int64), group, (0.7, 0.15, 0.15), 0))
+    assert np.abs(found - [175, 37.5, 37.5]).max() <= 1  # small groups even out what large ones cannot
+
+
+def test_filling_a_gap_opens_no_other() -> None:
+    """Six groups of two or three classes: giving one class its third side must not take another class's."""
+    held = ["ab", "bc", "abc", "bc", "ac", "b"]
+    pairs = [("abc".index(name), group) for group, names in enumerate(held) for name in names]
+    label, group = np.array(pairs, dtype=np.int64).T
+    side = divide(label, group, (0.7, 0.15, 0.15), 0)
+    assert [len(set(side[label == code].tolist())) for code in range(3)] == [3, 3, 3]
+
+
+def _sizes_on(split: Split, frame: pd.DataFrame, side: str) -> NDArray[np.int64]:
+    rows = frame["image_id"].isin(split.frame.loc[split.frame["split"] == side, "image_id"])
+    return np.bincount(frame.loc[rows, "lesion_id"].value_counts(), minlength=4)
+
+
+def test_the_test_side_gets_lesions_of_every_size() -> None:
+    """A greedy pass by absolute need would leave only single photographs for the test side."""
+    frame = manifest(
+        lesions({"a": 200}) + [row | {"lesion_id": "big" + row["lesion_id"]} for row in lesions({"a": 100}, 3)]
+    )
+    assert _sizes_on(make_split(frame, HOLDOUT, name="s"), frame, "test").tolist()[1:] == [30, 0, 15]
+
+
+def test_the_seed_decides() -> None:
+    frame = manifest(lesions({"a": 40, "b": 40}))
+    same, other = make_split(frame, HOLDOUT, name="s"), make_split(frame, replace(HOLDOUT, seed=8), name="s")
+    assert sides(same) == sides(make_split(frame, HOLDOUT, name="s")) != sides(other)
+
+
+@pytest.mark.parametrize("rows", [[{"label": "b"}], [{"label": "b", "lesion_id": "x"}] * 2])
+def test_a_class_of_one_image_or_one_lesion_is_refused(rows: list[dict[str, str]]) -> None:
+    frame = manifest(lesions({"a": 30}) + rows)
+    with pytest.raises(DataError, match=rf"class 'b' has {len(rows)} image\(s\) in 1 group") as caught:
+        make_split(frame, HOLDOUT, name="s")
+    assert caught.value.exit_code == 3
+    assert "merge the class" in caught.value.remedy
+
+
+def test_two_lesions_go_to_train_and_test_and_three_to_every_side() -> None:
+    frame = manifest(lesions({"a": 30, "b": 2, "c": 3}, photos=2))
+    split = make_split(frame, HOLDOUT, name="s")
+    side = split.frame.set_index("image_id")["split"]
+    assert side[frame.loc[frame["label"] == "b", "image_id"]].value_counts().to_dict() == {"train": 2, "test": 2}
+    assert side[frame.loc[frame["label"] == "c", "image_id"]].nunique() == 3
+    assert split.notes == ("class 'b' has no image in validation",)
+
+
+def test_folds_take_turns_and_a_class_needs_three_groups() -> None:
+    frame = manifest(lesions({"a": 50, "b": 3}))
+    split = make_split(frame, KFOLD, name="s")
+    turns = pd.concat([for_fold(split, fold) for fold in range(5)])
+    per_image = turns.groupby("image_id")["split"].agg(lambda seen: " ".join(sorted(seen)))
+    assert set(per_image) == {"test train train train validation"}
+    labels = frame.set_index("image_id")["label"]
+    for fold in range(5):
+        now = for_fold(split, fold)
+        assert set(labels[now.loc[now["split"] == "train", "image_id"]]) == {"a", "b"}
+    with pytest.raises(UsageError, match="no fold 5"):
+        for_fold(split, 5)
+    with pytest.raises(DataError, match="class 'b' has 2"):
+        make_split(manifest(lesions({"a": 50, "b": 2})), KFOLD, name="s")
+
+
+def test_a_class_that_some_run_would_train_without_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crowded(label: NDArray[np.int64], *_: object) -> NDArray[np.int64]:
+        return np.where(label == 1, 0, np.arange(len(label)) % 5)
+
+    monkeypatch.setattr("dermkit.data.split.divide", crowded)
+    with pytest.raises(DataError, match="class 'b' fits into 1 fold"):
+        make_split(manifest(lesions({"a": 50, "b": 9})), KFOLD, name="s")
+
+
+def test_for_fold_leaves_a_holdout_as_it_is() -> None:
+    split = make_split(manifest(lesions({"a": 30})), HOLDOUT, name="s")
+    pd.testing.assert_frame_equal(for_fold(split, -1), split.frame)
+
+
+def _leaky() -> pd.DataFrame:
+    """20 + 4 images per class; train/a/0..3 each tied to a test image in its own way, a/4 through a/3."""
+    frame = manifest(published(20, 4)).set_index("image_id", drop=False)
+    for column, train, test in (
+        ("pixel_sha256", "train/a/0", "test/b/0"),
+        ("lesion_id", "train/a/1", "test/a/1"),
+        ("patient_id", "train/a/2", "test/a/2"),
+        ("copy_group", "train/a/3", "test/a/3"),
+    ):
+        frame.loc[[train, test], column] = "shared"
+    frame.loc[["train/a/3", "train/a/4"], "pixel_sha256"] = "chain"
+    return frame.reset_index(drop=True)
+
+
+def test_given_keeps_the_test_folder_and_says_why_train_images_left() -> None:
+    split = make_split(_leaky(), GIVEN, name="s")
+    assert why(split) == {
+        "train/a/0": "same pixels as test image test/b/0",
+        "train/a/1": "same lesion as test image test/a/1",
+        "train/a/2": "same patient as test image test/a/2",
+        "train/a/3": "same copy group as test image test/a/3",
+        "train/a/4": "linked through other images to test image test/a/3",
+    }
+    assert split.frame["split"].value_counts().to_dict() == {"train": 26, "validation": 9, "test": 8}
+
+
+def test_given_as_published_keeps_every_row_and_counts_leaks_per_class() -> None:
+    split = make_split(_leaky(), AS_PUBLISHED, name="s")
+    assert len(split.excluded) == 0
+    assert {key: split.leaks[key] for key in ("n", "total", "identical_pixels", "same_group")} == {
+        "n": 8, "total": 4, "identical_pixels": 1, "same_group": 3,
+    }  # fmt: skip
+    assert {name: counts["total"] for name, counts in split.leaks["per_class"].items()} == {"a": 3, "b": 1}
+    assert split.leaks["validation"]["total"] == 0
+    assert split.leaks["contradictions"] == 2
+    with pytest.raises(DataError, match="4 image"):
+        check_split(_leaky(), split)
+
+
+def test_published_validation_stays_and_its_training_twins_leave() -> None:
+    rows = published(10, 3) + [
+        {"image_id": f"val/{c}/{n}", "label": c, "given_split": "val", "lesion_id": f"{c}{n}"}
+        for c in "ab"
+        for n in range(3)
+    ]
+    frame = manifest(rows)
+    frame.loc[frame["image_id"].isin(["train/a/5", "val/b/1"]), "lesion_id"] = "b1"
+    frame.loc[frame["image_id"].isin(["test/a/2", "val/b/2"]), "lesion_id"] = "b2"
+    split = make_split(frame, GIVEN, name="s")
+    assert why(split) == {
+        "train/a/5": "same lesion as validation image val/b/1",
+        "val/b/2": "same lesion as test image test/a/2",
+    }
+    assert (split.frame["split"] == "validation").sum() == 5
+    assert make_split(frame, AS_PUBLISHED, name="s").leaks["validation"] == {
+        "n": 6, "total": 1, "identical_pixels": 0, "same_group": 1,
+    }  # fmt: skip
+
+
+def test_given_needs_test_images_but_not_of_every_class() -> None:
+    with pytest.raises(DataError, match="no published test images") as caught:
+        make_split(manifest(published(10, 0)), GIVEN, name="s")
+    assert "holdout" in caught.value.remedy
+    frame = manifest(published(10, 3))
+    lacking = frame[~((frame["label"] == "b") & (frame["given_split"] == "test"))]
+    assert make_split(lacking, GIVEN, name="s").notes == ("class 'b' has no image in test",)
+    with pytest.raises(DataError, match="class 'b' has 0 image"):
+        make_split(frame[~((frame["label"] == "b") & (frame["given_split"] == "train"))], GIVEN, name="s")
+
+
+def test_unknown_given_names_are_refused() -> None:
+    with pytest.raises(DataError, match="unknown names: holdout"):
+        make_split(manifest([{"label": "a", "given_split": "holdout"}]), GIVEN, name="s")
+
+
+def test_balancing_draws_from_train_and_gives_a_reason_for_every_other_row() -> None:
+    frame = manifest(published(60, 10))
+    frame.loc[frame["image_id"].isin(["train/a/0", "test/a/0"]), "pixel_sha256"] = "twin"
+    spec = replace(HOLDOUT, per_class=40, draw_from="train")
+    split = make_split(frame, spec, name="s")
+    assert split.frame["image_id"].str.slice(0, 7).value_counts().to_dict() == {"train/a": 40, "train/b": 40}
+    assert split.excluded["reason"].value_counts().to_dict() == {
+        "not in draw_from=train": 20,
+        "balance: not drawn (40 per class wanted)": 39,
+        "same pixels as left-out image test/a/0": 1,
+    }
+    with pytest.raises(DataError, match="a has 59"):
+        make_split(frame, replace(spec, per_class=60), name="s")
+
+
+def test_wrong_names_and_an_empty_manifest_are_refused() -> None:
+    frame = manifest(lesions({"a": 30}))
+    with pytest.raises(UsageError, match="becomes a file name"):
+        make_split(frame, HOLDOUT, name="../up")
+    with pytest.raises(DataError, match="no images"):
+        make_split(frame.head(0), HOLDOUT, name="s")
+
+
+def test_a_hundred_thousand_images_take_seconds() -> None:
+    n = 100_000
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame("", index=range(n), columns=list(COLUMNS))
+    frame["image_id"] = [f"i{k:06d}" for k in range(n)]
+    frame["pixel_sha256"] = frame["image_id"]
+    frame["label"] = rng.choice(["a", "b", "c", "d"], n, p=[0.7, 0.2, 0.09, 0.01])
+    frame["lesion_id"] = frame["label"] + pd.Series(rng.integers(0, 60_000, n)).astype(str)
+    start = time.perf_counter()
+    split = make_split(frame, HOLDOUT, name="s")
+    assert time.perf_counter() - start < 20  # measured: 0.7 s on one core
+    share = split.frame["split"].value_counts(normalize=True)
+    assert share["test"] == pytest.approx(0.15, abs=0.001)

@@ -1,0 +1,234 @@
+"""The loop: what is frozen, what learns, what is kept, and that a resumed run ends with the same bits."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dermkit.checkpoint import BEST, LAST, Progress, load_checkpoint, save_checkpoint
+from dermkit.data.images import Preprocessing
+from dermkit.errors import Diverged, Interrupted, UntrustedError
+from dermkit.model import Net, build_net, resolve_weights
+from dermkit.recipe import GrowSpec, ModelSpec, Phase, Recipe
+from dermkit.recipes import DEMO, NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole
+from dermkit.samples import PixelSource, Samples
+from dermkit.train import Hooks, Job, train
+
+SIZE = 32
+N = 60
+SMALL = ModelSpec(
+    backbone="mobilenetv2_100",
+    backbone_args={},
+    weights="none",
+    skip_blocks=(),
+    hidden=(),
+    dropout=0.2,
+)
+BASE: Recipe = replace(DEMO, image=replace(DEMO.image, size=SIZE), optim=replace(DEMO.optim, batch_size=8))
+
+
+def make_job(recipe: Recipe, cache: Path, *, seed: int = 0) -> Job:
+    """Two classes that differ in brightness, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(N) % 2
+    pixels = np.clip(rng.normal(90 + 70 * labels[:, None, None, None], 40, (N, SIZE, SIZE, 3)), 0, 255)
+    return Job(
+        recipe=recipe,
+        seed=seed,
+        pixels=pixels.astype(np.uint8),
+        pixels_key="made",
+        labels=labels.astype(np.int64),
+        image_ids=tuple(f"image-{k}" for k in range(N)),
+        train=np.arange(0, 44),
+        validation=np.arange(44, N),
+        n_classes=2,
+        preprocessing=Preprocessing(
+            size=SIZE,
+            resize="squash",
+            interpolation="bilinear",
+            divide_by=255.0,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+        ),
+        cache=cache,
+    )
+
+
+def make_net(recipe: Recipe, seed: int = 0) -> Net:
+    return build_net(recipe.model, 2, weights=resolve_weights(recipe.model, None), seed=seed)
+
+
+def run(recipe: Recipe, folder: Path, *, hooks: Hooks | None = None, seed: int = 0) -> tuple[Net, Progress]:
+    net = make_net(recipe, seed)
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    progress = train(make_job(recipe, folder / "cache", seed=seed), net, checkpoints, device="cpu", hooks=hooks)
+    return net, progress
+
+
+def state(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def pixels_recipe() -> Recipe:
+    return replace(BASE, phases=(whole(3, lr=1e-2),), augment=ROTATE_FLIP_ZOOM)
+
+
+def test_it_learns_what_can_be_learnt(tmp_path: Path, pixels_recipe: Recipe) -> None:
+    recipe = replace(pixels_recipe, phases=(whole(8, lr=1e-2),))
+    _, progress = run(recipe, tmp_path)
+    assert progress.rows[-1]["train_loss"] < progress.rows[0]["train_loss"] / 2
+    assert max(row["val_accuracy"] for row in progress.rows) > 0.9
+    log = pd.read_csv(tmp_path / "log.csv")
+    assert log["epoch"].tolist() == list(range(1, 9))
+    assert log["val_loss"].tolist() == [row["val_loss"] for row in progress.rows]
+
+
+def test_the_same_run_twice_gives_the_same_bits_and_another_seed_does_not(
+    tmp_path: Path, pixels_recipe: Recipe
+) -> None:
+    first, one = run(pixels_recipe, tmp_path / "a")
+    second, two = run(pixels_recipe, tmp_path / "b")
+    other, _ = run(pixels_recipe, tmp_path / "c", seed=1)
+    assert equal(state(first), state(second))
+    assert [row["train_loss"] for row in one.rows] == [row["train_loss"] for row in two.rows]
+    assert not equal(state(first), state(other))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("stop_at", [2, 9, 14])
+def test_stopped_inside_an_epoch_and_resumed_it_ends_with_the_same_bits(
+    tmp_path: Path, pixels_recipe: Recipe, stop_at: int, optimizer: Any
+) -> None:
+    optim = replace(pixels_recipe.optim, optimizer=optimizer, momentum=0.9, schedule="cosine")
+    recipe = replace(pixels_recipe, optim=optim, phases=(frozen(1), whole(2, lr=1e-3)))
+    alone, _ = run(recipe, tmp_path / "alone")
+    steps = [0]
+
+    def stop() -> bool:
+        steps[0] += 1
+        return steps[0] == stop_at
+
+    with pytest.raises(Interrupted) as caught:
+        run(recipe, tmp_path / "stopped", hooks=Hooks(stop=stop))
+    assert caught.value.exit_code == 130
+    resumed, progress = run(recipe, tmp_path / "stopped")
+    assert [row["epoch"] for row in progress.rows] == [1, 2, 3]
+    assert equal(state(alone), state(resumed))
+
+
+def test_frozen_means_frozen_batch_norm_too(tmp_path: Path) -> None:
+    recipe = replace(BASE, model=SMALL, phases=(frozen(2),))
+    before = state(make_net(recipe).backbone)
+    net, _ = run(recipe, tmp_path)
+    assert equal(before, state(net.backbone))
+    assert not equal(state(make_net(recipe).head), state(net.head))
+
+
+def test_fine_tuning_moves_the_top_and_leaves_the_rest(tmp_path: Path) -> None:
+    tune = Phase(
+        epochs=1, train_backbone=2, head_lr=1e-3, backbone_lr=1e-3, views=0, freeze_batch_norm=True, patience=0
+    )
+    recipe = replace(BASE, model=SMALL, phases=(frozen(1), tune), keep="last")
+    before = state(make_net(recipe).backbone)
+    net, _ = run(recipe, tmp_path)
+    changed = [name for name, tensor in net.backbone.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert changed
+    assert all(not name.startswith(("conv_stem", "blocks.0")) for name in changed)
+    assert not [name for name in changed if "running" in name]
+
+
+def test_the_best_epoch_of_all_phases_is_kept_whole(tmp_path: Path) -> None:
+    ruin = Phase(
+        epochs=2, train_backbone="all", head_lr=1.0, backbone_lr=1.0, views=0, freeze_batch_norm=False, patience=0
+    )
+    recipe = replace(BASE, model=SMALL, phases=(frozen(2), ruin), keep="best", monitor="val_loss")
+    net, progress = run(recipe, tmp_path)
+    assert progress.best_epoch in (1, 2)
+    assert equal(state(make_net(recipe).backbone), state(net.backbone))
+
+
+def test_patience_ends_a_phase(tmp_path: Path) -> None:
+    recipe = replace(BASE, phases=(whole(30, lr=5e-2, patience=2),))
+    _, progress = run(recipe, tmp_path)
+    assert len(progress.rows) < 30
+    assert len(progress.rows) == progress.best_epoch + 2
+
+
+def test_a_loss_that_is_not_a_number_ends_with_code_4_and_names_the_batch(tmp_path: Path) -> None:
+    recipe = replace(BASE, phases=(whole(3, lr=1e30),))
+    with pytest.raises(Diverged, match=r"epoch \d+, batch \d+ \(images image-") as caught:
+        run(recipe, tmp_path)
+    assert caught.value.exit_code == 4
+    assert (tmp_path / "checkpoints" / LAST).exists()
+
+
+def test_features_give_the_losses_that_pixels_give(tmp_path: Path) -> None:
+    """A frozen backbone on cached features is the same training as through the whole net."""
+    recipe = replace(BASE, model=replace(SMALL, dropout=0.0), phases=(frozen(2),), augment=NO_AUGMENT)
+    through = replace(
+        recipe.phases[0], train_backbone="all", backbone_lr=0.0, freeze_batch_norm=True, head_lr=1e-3
+    )
+    _, cached = run(recipe, tmp_path / "a")
+    _, direct = run(replace(recipe, phases=(through,)), tmp_path / "b")
+    for one, two in zip(cached.rows, direct.rows, strict=True):
+        assert one["train_loss"] == pytest.approx(two["train_loss"], abs=1e-4)
+        assert one["val_loss"] == pytest.approx(two["val_loss"], abs=1e-4)
+
+
+def test_views_differ_and_repeat(tmp_path: Path) -> None:
+    recipe = replace(BASE, model=SMALL, phases=(frozen(3, views=2),), augment=ROTATE_FLIP_ZOOM)
+    run(recipe, tmp_path)
+    (path,) = [item for item in (tmp_path / "cache").glob("features-*.npy") if np.load(item).ndim == 3]
+    features = np.load(path)
+    assert features.shape[:2] == (2, 44)
+    assert not np.allclose(features[0], features[1])
+
+
+def test_growth_brings_small_classes_up_on_training_rows_alone() -> None:
+    labels = np.array([0] * 20 + [1] * 5 + [2] * 2 + [1] * 4)
+    train_rows = np.arange(27)
+    grow = GrowSpec(to=1.0, most_copies=6, augment=ROTATE_FLIP_ZOOM)
+    names = tuple(f"i{k}" for k in range(len(labels)))
+    samples = Samples.of(names, labels, train_rows, NO_AUGMENT, grow, seed=0)
+    assert np.bincount(samples.labels).tolist() == [20, 20, 12]  # 2 images, at most six of each
+    assert set(samples.rows.tolist()) == set(train_rows.tolist())
+    assert len(np.unique(samples.keys)) == len(samples)
+    per_image = np.bincount(samples.rows[samples.labels == 1])[20:25]
+    assert per_image.max() - per_image.min() <= 1
+
+
+def test_a_copy_is_augmented_and_the_image_itself_is_not() -> None:
+    recipe = replace(BASE, augment=NO_AUGMENT, grow=GrowSpec(to=1.0, most_copies=3, augment=ROTATE_FLIP_ZOOM))
+    job = make_job(recipe, Path("unused"))
+    few = np.concatenate([np.arange(0, 40, 2), np.arange(1, 11, 2)])
+    samples = Samples.of(job.image_ids, job.labels, few, recipe.augment, recipe.grow, seed=0)
+    source = PixelSource(samples, job.pixels, job.validation, job.preprocessing, torch.device("cpu"))
+    rows = np.arange(len(samples))
+    batch = source.batch(rows, epoch=1, seed=0).numpy()
+    unit = job.pixels[samples.rows].transpose(0, 3, 1, 2) / np.float32(255)
+    same = np.isclose(batch, (unit - 0.5) / 0.5, atol=1e-5).all(axis=(1, 2, 3))
+    assert same[samples.copies == 0].all()
+    assert not same[samples.copies > 0].any()
+
+
+def test_a_checkpoint_of_another_net_or_a_broken_one_is_refused(tmp_path: Path) -> None:
+    net = make_net(BASE)
+    save_checkpoint(tmp_path / BEST, net, Progress(), whole=True)
+    other = make_net(replace(BASE, model=replace(BASE.model, hidden=(16,))))
+    with pytest.raises(UntrustedError):
+        load_checkpoint(tmp_path / BEST, other)
+    data = (tmp_path / BEST).read_bytes()
+    (tmp_path / BEST).write_bytes(data[: len(data) // 2])
+    with pytest.raises(UntrustedError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / BEST, net)
+    assert load_checkpoint(tmp_path / "absent", net) is None
