@@ -70,8 +70,8 @@ def make_dataset(folder: Path, frame: pd.DataFrame | None = None) -> Dataset:
 )
 def test_one_wrong_value_is_refused_with_its_row(column: str, value: object, says: str) -> None:
     frame = make_rows()
-    frame[column] = frame[column].astype(object)
-    frame.loc[1, column] = value
+    first, _, *rest = frame[column].tolist()
+    frame[column] = pd.Series([first, value, *rest], dtype=object)
     with pytest.raises(DataError) as caught:
         check_manifest(frame, CLASSES)
     assert says in caught.value.message

@@ -358,7 +358,7 @@ def test_what_the_import_found_is_told(tmp_path: Path) -> None:
     }  # fmt: skip
     text = " ".join(Page(write_report(make_run(tmp_path, **facts))).text.split())
     for said in ("comes from a table of diagnoses; set by hand: nevus", "3 images: not an image 2, truncated 1",
-                 "Images with identical pixels. (18)", "Known defect of this data set: Two classes"):  # fmt: skip
+                 "Images with identical pixels. (18)", "Known defect: Two classes"):  # fmt: skip
         assert said in text
 
 

@@ -197,15 +197,18 @@ def _majority(run: Run, split: str) -> tuple[str, dict[str, float | None], str]:
 
 @dataclass(frozen=True)
 class Warn:
-    """A warning of the report's head; serious ones come first. replaces: how a file's line on the same begins."""
+    """A warning of the report's head; `data` is what holds for the data set in every run, told last and folded.
 
-    level: Literal["serious", "note"]
+    replaces: how a file's line on the same begins.
+    """
+
+    level: Literal["serious", "note", "data"]
     text: str
     replaces: str = ""
 
 
 def warnings(run: Run) -> list[Warn]:
-    """Return every warning once, serious ones first."""
+    """Return every warning once, in the order serious, note, data."""
     own = [*_leak_warnings(run), *_class_warnings(run), *_other_warnings(run)]
     said = tuple(warn.replaces for warn in own if warn.replaces) + (
         () if run.leaks.get("total") else ("the split leaks",)
@@ -215,7 +218,7 @@ def warnings(run: Run) -> list[Warn]:
     level: Literal["serious", "note"] = "serious" if run.is_external else "note"
     notes = [Warn(level, str(text)) for text in stored if not str(text).startswith(said)]
     unique = {warn.text: warn for warn in [*own, *notes]}.values()
-    return sorted(unique, key=lambda warn: warn.level != "serious")
+    return sorted(unique, key=lambda warn: ("serious", "note", "data").index(warn.level))
 
 
 def _leak_warnings(run: Run) -> Iterator[Warn]:
@@ -231,7 +234,8 @@ def _leak_warnings(run: Run) -> Iterator[Warn]:
                 "serious",
                 f"The split leaks (scheme {scheme}): {total} of {counts.get('n', '?')} {side} images share a lesion or "
                 f"the exact pixels with {learned} image ({counts.get('identical_pixels', 0)} identical, "
-                f"{counts.get('same_group', 0)} of the same group). The {side} figures are too good.",
+                f"{counts.get('same_group', 0)} of the same group). The {side} figures are not those of unseen lesions:"
+                " too good as a rule, too bad where the copies carry another label.",
                 replaces="the split leaks",
             )
     if contradictions := leaks.get("contradictions", 0):
@@ -264,9 +268,9 @@ def _other_warnings(run: Run) -> Iterator[Warn]:
     if (overfitting := run.metrics.get("overfitting") or {}).get("overfitting"):
         yield Warn("serious", str(overfitting["sentence"]))
     for item in run.notes.get("warnings", []):
-        yield Warn("note", f"Data set: {item['text']} ({item['n']})" if isinstance(item, Mapping) else str(item))
+        yield Warn("data", f"{item['text']} ({item['n']})" if isinstance(item, Mapping) else str(item))
     for defect in run.notes.get("defects", []):
-        yield Warn("note", f"Known defect of this data set: {defect}")
+        yield Warn("data", f"Known defect: {defect}")
     if note := run.facts.get("weights", {}).get("note"):
         yield Warn("note", f"Weights: {note}", replaces="Weights:")
     if not run.facts.get("dataset", {}).get("audit"):

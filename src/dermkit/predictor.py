@@ -11,6 +11,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +174,11 @@ def write_sums(folder: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions that decide a number."""
-    import timm
-
     return {
         "dermkit": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": version("timm"),
         "numpy": np.__version__,
     }
 

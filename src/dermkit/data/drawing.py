@@ -137,10 +137,10 @@ def skin(draws: Draws, view: View, tone: float) -> Field:
     rng = draws("skin")
     furrows_near, furrows_second, _ = cells(rng, view.u, view.v, 7.0, 0.85)
     furrows = np.exp(-(((furrows_second - furrows_near) / 0.10) ** 2))
-    mottle = clouds(rng, view.u, view.v, 1.1, 3)
+    mottle = clouds(rng, view.u, view.v, 1.4)
     melanin = 0.05 + 0.85 * tone + 0.025 * mottle + 0.035 * (1 + tone) * furrows
     image = absorb(np.broadcast_to(PALE_SKIN, (*view.u.shape, 3)), melanin, MELANIN)
-    return absorb(image, 0.10 + 0.05 * clouds(rng, view.u, view.v, 1.6, 3), HAEMOGLOBIN)
+    return absorb(image, 0.10 + 0.05 * clouds(rng, view.u, view.v, 2.0), HAEMOGLOBIN)
 
 
 def outline(
@@ -155,7 +155,7 @@ def outline(
     for wave in range(4, 12):
         reach += 0.11 * irregularity * rng.normal() / wave**0.6 * np.cos(wave * angle + rng.uniform(0, 6.3))
     radius = np.hypot(view.u, view.v)
-    ragged = 0.09 * (0.3 + irregularity) * clouds(rng, view.u, view.v, 2.6, 3)
+    ragged = 0.09 * (0.3 + irregularity) * clouds(rng, view.u, view.v, 3.2)
     plain = reach - radius + ragged
     spikes = np.zeros_like(angle)
     for _ in range(round(26 * streaks)):
@@ -176,7 +176,7 @@ def melanin(
     """Return melanin density: an even brown for a low variegation, islands of tan to black for a high one."""
     rng = draws("tone")
     islands = np.tanh(1.2 * clouds(rng, view.u, view.v, 0.75, 3))
-    fine = clouds(rng, view.u, view.v, 5.0, 3)
+    fine = clouds(rng, view.u, view.v, 6.0)
     direction = rng.uniform(0, 6.3)
     lean = np.cos(direction) * view.u + np.sin(direction) * view.v
     level = 1 + 0.75 * variegation * islands + 0.10 * fine + 0.45 * asymmetry * lean

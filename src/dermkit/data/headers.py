@@ -322,15 +322,10 @@ def _tiff(data: bytes) -> Header:
         _refuse(Refusal.MULTI_PAGE, "a TIFF of several pages")
     _check_pieces(directory, width, height)
     orientation = directory.numbers(_ORIENTATION, (1,))[0]
-    return Header(
-        "TIFF",
-        width,
-        height,
-        _without_metadata(directory),
-        orientation=orientation if 1 <= orientation <= 8 else 1,
-        bits=max(directory.numbers(_BITS, (1,))),
-        white_is_zero=directory.numbers(_PHOTOMETRIC, (0,))[0] == 0,
-    )
+    orientation = orientation if 1 <= orientation <= 8 else 1
+    bits, inverted = max(directory.numbers(_BITS, (1,))), directory.numbers(_PHOTOMETRIC, (0,))[0] == 0
+    body = _without_metadata(directory)
+    return Header("TIFF", width, height, body, orientation=orientation, bits=bits, white_is_zero=inverted)
 
 
 def _check_pieces(directory: _Directory, width: int, height: int) -> None:

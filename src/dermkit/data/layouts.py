@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dermkit.data.images import IMAGE_SUFFIXES
+from dermkit.data.manifest import is_age
 from dermkit.data.walk import MISPLACED, NO_METADATA, Note, Refused, Rows, Walk, listed, make_frame
 from dermkit.errors import DataError, Refusal
 
@@ -37,10 +38,14 @@ def _folder(source: Path) -> Path:
 
 
 def _only_folder(root: Path) -> Path | None:
-    """Return the single folder in which an archive was packed, if there is just one and no image beside it."""
+    """Return the single folder in which an archive was packed, if just one holds images and none lies beside it."""
     paths = listed(root)
-    folders = [path for path in paths if path.is_dir() and not path.is_symlink()]
+    folders = [path for path in paths if path.is_dir() and not path.is_symlink() and _holds_images(path)]
     return folders[0] if len(folders) == 1 and not any(map(_may_be_image, paths)) else None
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(map(_may_be_image, folder.rglob("*")))
 
 
 def _may_be_image(path: Path) -> bool:
@@ -241,10 +246,15 @@ def _check_rows(table: Path, rows: Sequence[Mapping[str, str]]) -> None:
     unknown = [(number, row["dx"]) for number, row in enumerate(rows, start=2) if row["dx"] not in _HAM_DX]
     repeated = [name for name, n in Counter(row["image_id"] for row in rows).items() if n > 1 or not name]
     problems = [f"row {number}: unknown dx {dx!r}" for number, dx in unknown]
+    problems += [
+        f"row {number}: age is not a number of years: {row['age']!r}"
+        for number, row in enumerate(rows, start=2)
+        if not is_age(_number(row.get("age", "")))
+    ]
     problems += [f"image_id repeats or is empty: {name!r}" for name in repeated]
     if problems:
         raise DataError(
-            f"{table}: {len(problems)} problems (dx is one of {', '.join(sorted(_HAM_DX))}):\n  "
+            f"{table}: {len(problems)} problem{'s' if len(problems) > 1 else ''} (dx is one of {', '.join(sorted(_HAM_DX))}):\n  "
             + "\n  ".join(problems),
             kept="nothing was written",
             remedy="correct the table",

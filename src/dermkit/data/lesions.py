@@ -40,7 +40,7 @@ class Appearance:
 
 
 ABSENT = 0.10
-SPREAD = 0.11
+SPREAD = 0.09
 """Standard deviation of every strength within a class."""
 
 
@@ -62,11 +62,11 @@ def _means(*values: float) -> Appearance:
 #          vessels cysts scale lacunae white_centre
 CLASSES: Mapping[str, MadeClass] = {
     "melanoma": MadeClass("mel", "nevus", _means(
-        .65, .62, .55, .70, .75, .42, .45, .42, .50, .38, .28, .05, .02, .00, .00, .00)),
+        .68, .62, .55, .80, .80, .42, .45, .45, .58, .30, .26, .05, .02, .00, .00, .00)),
     "nevus": MadeClass("nv", "melanoma", _means(
-        .18, .18, .38, .46, .18, .58, .36, .02, .02, .02, .16, .00, .02, .00, .00, .00)),
+        .16, .16, .38, .38, .15, .55, .34, .02, .02, .02, .14, .00, .02, .00, .00, .00)),
     "seborrheic keratosis": MadeClass("bkl", "melanoma", _means(
-        .32, .38, .88, .48, .40, .04, .14, .00, .04, .00, .14, .00, .75, .28, .00, .00)),
+        .30, .36, .88, .50, .36, .04, .10, .00, .04, .00, .12, .00, .80, .36, .00, .00)),
     "pigmented benign keratosis": MadeClass("bkl", "nevus", _means(
         .34, .36, .80, .36, .30, .36, .08, .00, .02, .04, .16, .00, .38, .14, .00, .00)),
     "basal cell carcinoma": MadeClass("bcc", "actinic keratosis", _means(
@@ -119,7 +119,7 @@ def make_lesion(
         raise UsageError(f"no made class is called {label!r}", remedy=f"choose from: {known}")
     rng = np.random.default_rng([seed, 0])
     kind = str(rng.choice(MIXTURES.get(label, (label,))))
-    atypia = float(rng.beta(1.3, 3.4))
+    atypia = float(rng.beta(1.3, 4.2))
     own, other = (
         np.array(list(asdict(c.mean).values())) for c in (CLASSES[kind], CLASSES[CLASSES[kind].lookalike])
     )

@@ -89,8 +89,14 @@ class Dataset:
 
 def manifest_text(frame: pd.DataFrame) -> str:
     """Return the manifest as CSV text: known columns in their order, `\\n` line ends, quotes where needed."""
+    text = _table(frame, csv.QUOTE_MINIMAL)
+    # Python's writer leaves a lone carriage return unquoted, and every reader takes it for the end of a row.
+    return _table(frame, csv.QUOTE_ALL) if "\r" in text else text
+
+
+def _table(frame: pd.DataFrame, quoting: Literal[0, 1]) -> str:
     stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
+    writer = csv.writer(stream, lineterminator="\n", quoting=quoting)
     writer.writerow(COLUMNS)
     writer.writerows(zip(*(frame[column].tolist() for column in COLUMNS), strict=True))
     return stream.getvalue()
@@ -209,7 +215,7 @@ def _problems(frame: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
         ("path", "not a relative path inside the images", _is_inside),
         ("label", f"unknown label (the classes are {', '.join(names)})", set(names).__contains__),
         ("given_split", "given_split is none of train, validation, test", GIVEN_SPLITS.__contains__),
-        ("age", f"age is not a number of years from 0 to {OLDEST}", _is_age),
+        ("age", f"age is not a number of years from 0 to {OLDEST}", is_age),
         ("pixel_sha256", "not a SHA-256", _is_sha256),
         ("file_sha256", "not a SHA-256", _is_sha256),
     ]
@@ -235,7 +241,8 @@ def _is_inside(path: str) -> bool:
     return bool(parts) and path[0] != "/" and ".." not in parts and "\0" not in path
 
 
-def _is_age(value: str) -> bool:
+def is_age(value: str) -> bool:
+    """Say whether a text is an age in years, or unknown ("")."""
     if value == "":
         return True
     try:

@@ -72,8 +72,8 @@ class Walk:
         """
         folders, files = [], []
         for path in listed(folder):
-            if not is_utf8(path.name):
-                self.refuse(path, BAD_NAME, "the name is not UTF-8; rename it")
+            if not is_utf8(path.name) or "\r" in path.name:
+                self.refuse(path, BAD_NAME, "the name is not UTF-8 or holds a carriage return; rename it")
             elif path.is_symlink() and path.is_dir():
                 self.refuse(path, LINK, "a linked folder is not entered; copy the images there instead")
             elif path.is_dir():
@@ -94,7 +94,7 @@ class Walk:
         return False
 
     def refuse(self, path: Path, reason: str, detail: str) -> None:
-        name = path.relative_to(self.root).as_posix()
+        name = path.relative_to(self.root).as_posix().replace("\r", "\\r")
         self.refused.append(Refused(name.encode("utf-8", "backslashreplace").decode(), reason, detail))
 
     def refuse_below(self, folders: Iterable[Path], detail: str) -> int:

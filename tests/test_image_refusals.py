@@ -1,0 +1,229 @@
+"""The gate for images: what has no defined pixels is refused with its reason, at no cost."""
+
+import os
+import random
+import struct
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from dermkit.data.images import open_image
+from dermkit.errors import ImageRefused, Refusal
+from made_images import (
+    FORMATS,
+    chunk,
+    encoded,
+    flat,
+    frames,
+    orientation_exif,
+    png,
+    speckled,
+    tiff,
+    webp_bomb,
+    with_byte,
+)
+
+
+def refusal(data: bytes | Path) -> Refusal:
+    with pytest.raises(ImageRefused) as caught:
+        open_image(data, name="lesion.jpg")
+    assert caught.value.detail
+    return caught.value.reason
+
+
+HOSTILE: dict[str, tuple[Callable[[], bytes], Refusal]] = {
+    "zero bytes": (lambda: b"", Refusal.EMPTY),
+    "renamed text": (lambda: b"lesion_id,dx\nHAM_0000118,bkl\n" * 9, Refusal.NOT_AN_IMAGE),
+    "text that begins like BMP": (lambda: b"BMI of the patients: 24.1, 25.3, 22.8", Refusal.NOT_AN_IMAGE),
+    "GIF": (lambda: encoded(flat(1, "P"), "GIF"), Refusal.FORMAT_NOT_ALLOWED),
+    "DICOM": (lambda: bytes(128) + b"DICM" + bytes(99), Refusal.FORMAT_NOT_ALLOWED),
+    "HEIC": (lambda: b"\0\0\0\x18ftypheic" + bytes(99), Refusal.FORMAT_NOT_ALLOWED),
+    "run-length BMP": (lambda: with_byte(encoded(speckled(), "BMP"), 30, 1), Refusal.FORMAT_NOT_ALLOWED),
+    "PNG bomb": (lambda: png(100_000, 100_000, 1, 0, b""), Refusal.TOO_LARGE),
+    "PNG bomb that holds its pixels": (lambda: png(16_000, 5_000, 1, 0, bytes(2_000 * 5_000)), Refusal.TOO_LARGE),
+    "WebP bomb": (webp_bomb, Refusal.TOO_LARGE),
+    "WebP bomb below the cap": (
+        lambda: encoded(flat("white", size=(5000, 5000)), "WEBP", lossless=True, method=0),
+        Refusal.TOO_LARGE,
+    ),
+    "BMP bomb": (
+        lambda: encoded(speckled(), "BMP")[:18] + struct.pack("<ii", 99_999, -99_999) + bytes(99),
+        Refusal.TOO_LARGE,
+    ),
+    "TIFF bomb": (lambda: tiff("<", 100_000, 100_000, 8, 1, bytes(99)), Refusal.TOO_LARGE),
+    "TIFF tile bomb": (
+        lambda: tiff("<", 16, 16, 8, 1, bytes(256), t322=99_999, t323=99_999, t324=8, t325=9),
+        Refusal.TOO_LARGE,
+    ),
+    "long and thin": (lambda: png(20_000, 8, 1, 0, bytes(2500 * 8)), Refusal.TOO_LARGE),
+    "tracking pixel": (lambda: encoded(flat("white", size=(1, 1)), "PNG"), Refusal.TOO_SMALL),
+    "animated WebP": (lambda: frames("WEBP"), Refusal.ANIMATED),
+    "animated PNG": (lambda: frames("PNG"), Refusal.ANIMATED),
+    "multi-page TIFF": (lambda: frames("TIFF"), Refusal.MULTI_PAGE),
+    "flipped bit in PNG pixels": (
+        lambda: with_byte(data := encoded(speckled(), "PNG"), at := len(data) // 2, data[at] ^ 1),
+        Refusal.BROKEN,
+    ),
+    "one strip for two": (lambda: tiff("<", 16, 16, 8, 1, bytes(256), t278=8), Refusal.BROKEN),
+    "overlapping tags": (
+        lambda: tiff("<", 16, 16, 8, 1, bytes(256), t320=0).replace(
+            struct.pack("<HHII", 320, 4, 1, 0), struct.pack("<HHII", 320, 1, 385, 0)
+        ),
+        Refusal.BROKEN,
+    ),
+    "strip beyond the end": (lambda: tiff("<", 16, 16, 8, 1, bytes(256), t273=9_999), Refusal.TRUNCATED),
+    "JPEG of a thousand scans": (
+        lambda: encoded(speckled(), "JPEG")[:-2] + b"\xff\xda\x00\x02" * 1000 + b"\xff\xd9",
+        Refusal.BROKEN,
+    ),
+    "fractions above one": (
+        lambda: encoded(Image.fromarray(np.full((16, 16), 1.5, np.float32)), "TIFF"),
+        Refusal.UNDEFINED_PIXELS,
+    ),
+    "not a number": (
+        lambda: encoded(Image.fromarray(np.full((16, 16), np.nan, np.float32)), "TIFF"),
+        Refusal.UNDEFINED_PIXELS,
+    ),
+    "integers of unknown range": (
+        lambda: encoded(Image.fromarray(np.full((16, 16), 70_000, np.int32)), "TIFF"),
+        Refusal.UNDEFINED_PIXELS,
+    ),
+    "LAB": (lambda: encoded(flat((50, 0, 0), "LAB"), "TIFF"), Refusal.UNDEFINED_PIXELS),
+    "16-bit transparent colour": (
+        lambda: png(16, 16, 16, 2, bytes(16 * 6 * 16), chunk(b"tRNS", bytes(6))),
+        Refusal.UNDEFINED_PIXELS,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_refuses_with_its_reason(case: str) -> None:
+    make, reason = HOSTILE[case]
+    assert refusal(make()) is reason
+
+
+@pytest.mark.parametrize("tolerant", [False, True], ids=["strict", "another library made Pillow tolerant"])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize("format", FORMATS)
+def test_refuses_truncated_files(format: str, share: float, tolerant: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
+    data = encoded(speckled(), format)
+    open_image(data)
+    assert refusal(data[: min(int(len(data) * share), len(data) - 3)]) is Refusal.TRUNCATED
+
+
+def test_refuses_what_is_no_readable_file(tmp_path: Path, monkeypatch: Any) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    assert refusal(tmp_path / "nothing.jpg") is Refusal.MISSING
+    assert refusal(tmp_path) is Refusal.UNREADABLE
+    assert refusal(tmp_path / "pipe.jpg") is Refusal.UNREADABLE
+    assert refusal(tmp_path / "loop.jpg") is Refusal.UNREADABLE
+    assert refusal(tmp_path / "nul\0.jpg") is Refusal.UNREADABLE
+    path = tmp_path / "secret.jpg"
+    path.write_bytes(encoded(speckled(), "JPEG"))
+
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert refusal(path) is Refusal.UNREADABLE
+
+
+def test_refuses_a_file_above_the_size_cap(monkeypatch: Any, tmp_path: Path) -> None:
+    data = encoded(speckled(), "PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    monkeypatch.setattr("dermkit.data.images.MAX_FILE_BYTES", len(data) - 1)
+    monkeypatch.setattr("dermkit.data.headers.MAX_FILE_BYTES", len(data) - 1)
+    assert refusal(tmp_path / "a.png") is Refusal.TOO_LARGE
+
+
+@pytest.mark.parametrize("error", [TypeError, SyntaxError, struct.error, MemoryError, RecursionError, EOFError])
+def test_every_exception_of_a_decoder_becomes_a_refusal(error: type[Exception], monkeypatch: Any) -> None:
+    def explode(*_: object) -> None:
+        raise error("planted")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", explode)
+    expected = {MemoryError: Refusal.TOO_LARGE, EOFError: Refusal.TRUNCATED}.get(error, Refusal.BROKEN)
+    assert refusal(encoded(speckled(), "PNG")) is expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_bombs_cost_neither_memory_nor_time() -> None:
+    script = """if True:
+        import re, sys, time
+        from dermkit.data.images import open_image
+        from dermkit.errors import ImageRefused
+        def peak():
+            return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+        bombs = [bytes.fromhex(line) for line in sys.stdin]
+        before, start = peak(), time.perf_counter()
+        for bomb in bombs:
+            try:
+                open_image(bomb)
+            except ImageRefused:
+                print("refused")
+        print(peak() - before, time.perf_counter() - start)
+    """
+    bombs = [make().hex() for name, (make, _) in HOSTILE.items() if "bomb" in name]
+    done = subprocess.run(
+        [sys.executable, "-c", script], input="\n".join(bombs), capture_output=True, text=True, check=True
+    )
+    *refused, last = done.stdout.splitlines()
+    megabytes, seconds = map(float, last.split())
+    assert refused == ["refused"] * len(bombs)
+    assert megabytes < 8
+    assert seconds < 1  # measured: below 0.01; the limit allows for a busy machine
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(FORMATS), st.integers(0, 2**32), st.integers(1, 12))
+def test_mutated_files_are_let_in_or_refused_and_nothing_else(format: str, seed: int, changes: int) -> None:
+    rng = random.Random(seed)
+    options: dict[str, Any] = {"exif": orientation_exif(6)} if format != "BMP" else {}
+    if format == "TIFF":
+        options["compression"] = rng.choice(["raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+    data = bytearray(encoded(speckled(24, 16), format, **options))
+    for _ in range(changes):
+        # Headers decide most: half of the changes go there.
+        at = rng.randrange(min(len(data), 400)) if rng.random() < 0.5 else rng.randrange(len(data))
+        match rng.randrange(4):
+            case 0 | 1:
+                data[at] = rng.choice([0, 1, 0xFF, rng.randrange(256)])
+            case 2:
+                del data[at : at + rng.randrange(1, 9)]
+            case _:
+                data[at:at] = rng.randbytes(rng.randrange(1, 9))
+    if format == "PNG":
+        data = bytearray(with_right_checksums(bytes(data)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            image = open_image(bytes(data))
+        except ImageRefused as refused:
+            assert refused.detail
+        else:
+            assert image.pixels.dtype == np.uint8
+            assert image.pixels.shape[2] == 3
+    assert not caught  # a warning would depend on the settings of the process
+
+
+def with_right_checksums(data: bytes) -> bytes:
+    """Make a mutated PNG pass the checksums, so that the decoder sees the mutation."""
+    out, at = data[:8], 8
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        if at + 12 + length > len(data):
+            break
+        out += chunk(data[at + 4 : at + 8], data[at + 8 : at + 8 + length])
+        at += 12 + length
+    return out + data[at:]
