@@ -4,11 +4,24 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dermkit import cli as command_line
+from dermkit import workflow
+from dermkit.data.lesions import CLASSES
+from dermkit.data.synthetic import Plant, make_dataset_folder
+from dermkit.recipe import Recipe
+from dermkit.recipes import DEMO, ROTATE_FLIP_ZOOM, whole
+
+# The nets here are so small that a second thread only waits: 6.2 s of processor time for a run, 2.1 s with one.
+# It has to be said before torch is loaded; tests of bit-for-bit repetition ask for two threads themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+Invoke = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -19,7 +32,13 @@ def cli(tmp_path: Path) -> Cli:
         return subprocess.run(
             [sys.executable, "-m", "dermkit.cli", *map(str, args)],
             cwd=cwd or tmp_path,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"},
+            env={
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "HF_HOME": str(tmp_path / "hub"),
+                "COLUMNS": "200",
+                "NO_COLOR": "1",
+            },
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -27,3 +46,72 @@ def cli(tmp_path: Path) -> Cli:
         )
 
     return run
+
+
+@pytest.fixture
+def invoke(capsys: pytest.CaptureFixture[str]) -> Invoke:
+    """Return a function that runs `dermkit ARGS...` in this process: exit code, output, messages."""
+
+    def run(*args: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = command_line.run(lambda: command_line.app([*map(str, args)]), debug=False)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data set folder: benign and malignant, with a published test side."""
+    folder = tmp_path_factory.mktemp("binary")
+    wanted = {"benign": 24, "malignant": 24}
+    make_dataset_folder(
+        folder / "images", lesions_per_class=wanted, photos=(1, 1), size=48, seed=1, given_test=0.3
+    )
+    return workflow.import_dataset("folder", folder / "images", out=folder / "data").dataset.folder
+
+
+@pytest.fixture(scope="session")
+def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data set folder of nine classes; two training images are copied into its published test side."""
+    folder = tmp_path_factory.mktemp("nine")
+    make_dataset_folder(
+        folder / "images", lesions_per_class=dict.fromkeys(CLASSES, 6), photos=(1, 1), size=48, seed=2,
+        given_test=0.34, plant=Plant(copies=2),
+    )  # fmt: skip
+    return workflow.import_dataset("folder", folder / "images", out=folder / "data").dataset.folder
+
+
+@pytest.fixture(scope="session")
+def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data set folder in the layout and the seven classes of HAM10000, several photographs per lesion."""
+    folder = tmp_path_factory.mktemp("seven")
+    make_dataset_folder(
+        folder / "images", lesions_per_class=dict.fromkeys(CLASSES, 4), photos=(1, 2), size=48, seed=3,
+        layout="ham10000",
+    )  # fmt: skip
+    return workflow.import_dataset("ham10000", folder / "images", out=folder / "data").dataset.folder
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Recipe:
+    """Return a recipe that trains in a second: an own CNN at 24 pixels, two epochs, augmented."""
+    return replace(
+        DEMO,
+        name="tiny",
+        image=replace(DEMO.image, size=24),
+        model=replace(DEMO.model, backbone="dermkit/cnn-s1", hidden=(8,)),
+        augment=ROTATE_FLIP_ZOOM,
+        phases=(whole(2, lr=1e-2),),
+        optim=replace(DEMO.optim, batch_size=8),
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(binary: Path, tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the finished run folder of `tiny` on `binary`; tests leave it as it is."""
+    where = workflow.Where(out=tmp_path_factory.mktemp("runs"), device="cpu")
+    return workflow.train(tiny, workflow.load_dataset(binary), where=where)

@@ -218,6 +218,8 @@ def test_broken_or_foreign_profile_is_ignored_and_noted(profile: bytes) -> None:
     image = opened(encoded(speckled(), "PNG", icc_profile=profile))
     assert np.array_equal(image.pixels, np.asarray(speckled()))
     assert image.notes[0].startswith("ICC profile ignored: broken")
+    if profile is GREY_LINEAR:
+        assert "a profile of GRAY on RGB pixels" in image.notes[0]
 
 
 def test_mpo_gives_its_first_picture() -> None:
@@ -233,7 +235,7 @@ MODES = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
     "WEBP": ("RGB", "RGBA"),
     "BMP": ("1", "L", "P", "RGB"),
-    "TIFF": ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F"),
+    "TIFF": ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "F"),
 }
 
 

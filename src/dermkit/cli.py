@@ -1,7 +1,9 @@
 """The command line: parse, call one function, print the path that was written. Heavy imports are inside commands."""
 
+import errno
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dermkit import __version__
-from dermkit.errors import EXIT_SOME_REFUSED, DermkitError, UsageError
+from dermkit.errors import EXIT_SOME_REFUSED, DermkitError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from dermkit.recipe import Recipe
@@ -323,9 +325,15 @@ def run(command: Callable[[], Any], *, debug: bool) -> int:
         result = command()
     except DermkitError as error:
         if debug:
-            raise
+            traceback.print_exc()
         typer.echo(f"error: {error}", err=True)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stdout = None  # what could not be written is not tried again at exit
+        typer.echo(f"error: standard output: cannot be written: {error.strerror}\nTo do: free space", err=True)
+        return OutputError.exit_code
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         return 130

@@ -41,18 +41,15 @@ class PredictOutcome:
 def find_images(arguments: Sequence[str]) -> list[tuple[str, Path]]:
     """Expand files, folders (searched through) and patterns into (relative name, path), in order, each path once.
 
-    A name never holds a parent folder of the argument. Raises `UsageError` for an argument that matches nothing.
+    A name never holds a parent folder of the argument; a folder that a pattern matches is searched through, as where
+    the shell expands the pattern. Raises `UsageError` for an argument that matches nothing.
     """
-    found: dict[Path, str] = {}
+    found: dict[Path, tuple[str, Path]] = {}
     for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            files = [item for item in sorted(path.rglob("*")) if _is_candidate(item, path)]
-            pairs = [(item.relative_to(path).as_posix(), item) for item in files]
-        elif path.exists() or not glob.has_magic(argument):
-            pairs = [(path.name, path)]
+        if Path(argument).exists() or not glob.has_magic(argument):
+            pairs = _below(Path(argument))
         else:
-            pairs = [(Path(item).name, Path(item)) for item in _matches(argument)]
+            pairs = [pair for item in _matches(argument) for pair in _below(Path(item))]
         if not pairs:
             raise UsageError(
                 f"{argument}: no images there",
@@ -60,8 +57,15 @@ def find_images(arguments: Sequence[str]) -> list[tuple[str, Path]]:
                 remedy="name image files, a folder that holds some, or a pattern in quotes",
             )
         for name, item in pairs:
-            found.setdefault(item, name)
-    return _unique([(name, path) for path, name in found.items()])
+            found.setdefault(item.absolute(), (name, item))
+    return _unique(list(found.values()))
+
+
+def _below(path: Path) -> list[tuple[str, Path]]:
+    if not path.is_dir():
+        return [(path.name, path)]
+    files = [item for item in sorted(path.rglob("*")) if _is_candidate(item, path)]
+    return [(item.relative_to(path).as_posix(), item) for item in files]
 
 
 def _matches(pattern: str) -> list[str]:

@@ -26,7 +26,7 @@ from safetensors.torch import save as save_safetensors
 from dermkit import __version__
 from dermkit.data.images import LesionImage, Preprocessing, normalise, open_image, resize_pixels
 from dermkit.data.manifest import LesionClass
-from dermkit.errors import ImageRefused, UntrustedError
+from dermkit.errors import ImageRefused, UntrustedError, UsageError
 from dermkit.files import make_folder, read_json, sha256_bytes, write_bytes, write_json, write_rows, write_text
 from dermkit.model import Net, build_net, resolve_weights
 from dermkit.recipe import ModelSpec
@@ -36,6 +36,7 @@ SUMS = "SHA256SUMS"
 RESEARCH_ONLY = "Research use only. Not a medical device."
 
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
+_CLASSES: TypeAdapter[tuple[LesionClass, ...]] = TypeAdapter(tuple[LesionClass, ...])
 _PREPROCESSING: TypeAdapter[Preprocessing] = TypeAdapter(Preprocessing)
 
 
@@ -189,7 +190,7 @@ def load_model(folder: Path) -> Predictor:
     content = _verified(folder)
     card = read_json(folder / "model.json", format=FORMAT, error=UntrustedError)
     try:
-        classes = tuple(LesionClass(**item) for item in card["classes"])
+        classes = _CLASSES.validate_json(json.dumps(card["classes"]))
         preprocessing = _PREPROCESSING.validate_json(json.dumps(card["preprocessing"]))
         members = [(item["file"], _SPEC.validate_json(json.dumps(item["spec"]))) for item in card["members"]]
         (file, spec), *others = members
@@ -204,10 +205,10 @@ def load_model(folder: Path) -> Predictor:
 
 def _rebuild(folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor]) -> Net:
     bare = dataclasses.replace(spec, weights="none")
-    net = build_net(bare, n_classes, weights=resolve_weights(bare, None), seed=0)
     try:
+        net = build_net(bare, n_classes, weights=resolve_weights(bare, None), seed=0)
         net.load_state_dict(state, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, UsageError) as error:
         raise UntrustedError(
             f"{folder}: weights do not fit {spec.backbone}: {error}", remedy="copy it anew"
         ) from error
@@ -224,7 +225,8 @@ def _verified(folder: Path) -> dict[str, bytes]:
             remedy="name the run folder or its model/ folder, or copy the model anew",
         )
     content: dict[str, bytes] = {}
-    for line in sums.read_text(encoding="utf-8").splitlines():
+    # A byte that is no text becomes a name or a hash that cannot match.
+    for line in sums.read_bytes().decode("utf-8", "replace").splitlines():
         expected, _, name = line.partition("  ")
         if "/" in name or "\\" in name or name in ("", ".", ".."):
             raise UntrustedError(
@@ -232,18 +234,17 @@ def _verified(folder: Path) -> dict[str, bytes]:
             )
         try:
             content[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise UntrustedError(
-                f"{folder / name}: cannot be read: {error.strerror}", remedy="copy it anew"
-            ) from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise UntrustedError(f"{folder / name}: cannot be read: {error}", remedy="copy it anew") from error
         if sha256_bytes(content[name]) != expected:
             raise UntrustedError(
                 f"{folder / name}: its bytes are not those that were saved (SHA-256 differs)",
                 kept="nothing was predicted",
                 remedy="copy the model folder anew from where it was trained",
             )
-    if "model.json" not in content:
-        raise UntrustedError(f"{sums}: does not list model.json", remedy="copy the model anew")
+    for name in ("model.json", "seen.csv"):
+        if name not in content:
+            raise UntrustedError(f"{sums}: does not list {name}", remedy="copy the model anew")
     return content
 
 

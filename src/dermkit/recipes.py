@@ -113,7 +113,7 @@ S0_RESNET = replace(
     model=replace(RESNET50, dropout=0.3),
 )
 # The cut for two cores: frozen features at 160 px, five augmented views, the head's learning rate and batch size
-# searched on validation. Command: dermkit tune s0-grid DATASET.
+# searched on validation. Command: dermkit tune s0-inception-v3-grid DATASET (and s0-resnet50-grid).
 S0_INCEPTION_FROZEN = replace(
     S0_INCEPTION,
     name="s0-inception-v3-frozen",
@@ -143,7 +143,7 @@ S1_CNN = Recipe(
     name="s1-cnn",
     system="S1",
     about="An own CNN (convolution, pooling, dense, softmax) on benign against malignant.",
-    image=ImageSpec(size=96, resize="squash", interpolation="bilinear", normalise="zero_one"),
+    image=ImageSpec(size=64, resize="squash", interpolation="bilinear", normalise="zero_one"),
     split=replace(GIVEN, validation=0.15),
     model=ModelSpec(
         backbone="dermkit/cnn-s1", backbone_args={}, weights="none", skip_blocks=(), hidden=(64,), dropout=0.3
@@ -254,14 +254,14 @@ S4_CNN = Recipe(
     name="s4-cnn",
     system="S4",
     about="An own CNN on nine classes, small classes grown by rotate, flip and zoom on the training split.",
-    image=ImageSpec(size=96, resize="squash", interpolation="bilinear", normalise="zero_one"),
+    image=ImageSpec(size=64, resize="squash", interpolation="bilinear", normalise="zero_one"),
     split=GIVEN,
     model=ModelSpec(
         backbone="dermkit/cnn-s4", backbone_args={}, weights="none", skip_blocks=(), hidden=(128,), dropout=0.4
     ),
     augment=ROTATE_FLIP_ZOOM,
     grow=GrowSpec(to=1.0, most_copies=8, augment=ROTATE_FLIP_ZOOM),
-    phases=(whole(40, lr=1e-3, patience=8),),
+    phases=(whole(30, lr=1e-3, patience=6),),
     optim=replace(ADAM, batch_size=64),
     monitor="val_loss",
     keep="best",

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
-from typing import NoReturn
 
 from dermkit.errors import Refusal
 
@@ -63,33 +62,31 @@ class Header:
 def read_header(data: bytes) -> Header:
     """Sniff the format and check size, frames and completeness; raises `Refused`."""
     if not data:
-        _refuse(Refusal.EMPTY, "the file has no bytes")
+        raise Refused(Refusal.EMPTY, "the file has no bytes")
     if len(data) > MAX_FILE_BYTES:
-        _refuse(Refusal.TOO_LARGE, f"more than {MAX_FILE_BYTES // 1024**2} MB")
+        raise Refused(Refusal.TOO_LARGE, f"more than {MAX_FILE_BYTES // 1024**2} MB")
     name = next((name for name, matches in _SIGNATURES.items() if matches(data)), None)
     if name is None:
         foreign = next((kind for at, magic, kind in _FOREIGN if data.startswith(magic, at)), None)
         if foreign:
-            _refuse(Refusal.FORMAT_NOT_ALLOWED, f"{foreign}; allowed: {', '.join(sorted(_READERS))}")
-        _refuse(Refusal.NOT_AN_IMAGE, "the bytes are of no image format")
+            raise Refused(Refusal.FORMAT_NOT_ALLOWED, f"{foreign}; allowed: {', '.join(sorted(_READERS))}")
+        raise Refused(Refusal.NOT_AN_IMAGE, "the bytes are of no image format")
     try:
         header = _READERS[name](data)
     except struct.error:
-        _refuse(Refusal.TRUNCATED, f"the {name} header is cut short")
+        raise Refused(Refusal.TRUNCATED, f"the {name} header is cut short") from None
     if header.width * header.height > max(FREE_PIXELS, PIXELS_PER_BYTE * len(data)):
-        _refuse(Refusal.TOO_LARGE, f"{header.width} x {header.height} pixels claimed by {len(data):,} bytes")
+        raise Refused(Refusal.TOO_LARGE, f"{header.width} x {header.height} pixels claimed by {len(data):,} bytes")
     return header
-
-
-def _refuse(reason: Refusal, detail: str) -> NoReturn:
-    raise Refused(reason, detail)
 
 
 def _check_size(width: int, height: int) -> None:
     if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
-        _refuse(Refusal.TOO_LARGE, f"{width} x {height}; at most {MAX_SIDE} a side and {MAX_PIXELS:,} pixels")
+        raise Refused(
+            Refusal.TOO_LARGE, f"{width} x {height}; at most {MAX_SIDE} a side and {MAX_PIXELS:,} pixels"
+        )
     if width < MIN_SIDE or height < MIN_SIDE:
-        _refuse(Refusal.TOO_SMALL, f"{width} x {height}; at least {MIN_SIDE} a side")
+        raise Refused(Refusal.TOO_SMALL, f"{width} x {height}; at least {MIN_SIDE} a side")
 
 
 # JPEG ------------------------------------------------------------------------------------------------------------
@@ -105,7 +102,7 @@ def _jpeg(data: bytes) -> Header:
     for _ in range(MAX_PARTS):
         found = _JPEG_MARKER.search(data, position)
         if found is None:
-            _refuse(Refusal.TRUNCATED, "ends before its pixels")
+            raise Refused(Refusal.TRUNCATED, "ends before its pixels")
         marker, start = data[found.end() - 1], found.end()
         if marker == _SOS:
             body = _jpeg_scans(data, start - 2)
@@ -117,9 +114,9 @@ def _jpeg(data: bytes) -> Header:
         position = start + length
         segment = data[start:position]
         if marker == _EOI or length < 2:
-            _refuse(Refusal.BROKEN, "a JPEG segment that cannot be")
+            raise Refused(Refusal.BROKEN, "a JPEG segment that cannot be")
         if len(segment) < length:
-            _refuse(Refusal.TRUNCATED, "ends inside a JPEG segment")
+            raise Refused(Refusal.TRUNCATED, "ends inside a JPEG segment")
         if marker in _SOF:
             bits, height, width = struct.unpack_from(">BHH", segment, 2)
             size = (width, height)
@@ -130,7 +127,7 @@ def _jpeg(data: bytes) -> Header:
             notes = ("several pictures in one file (MPO): the first one used",)
         if _decides_pixels(marker, segment):
             kept += [b"\xff", data[start - 1 : start], segment]
-    _refuse(Refusal.BROKEN, f"more than {MAX_PARTS:,} segments")
+    raise Refused(Refusal.BROKEN, f"more than {MAX_PARTS:,} segments")
 
 
 def _decides_pixels(marker: int, segment: bytes) -> bool:
@@ -142,9 +139,9 @@ def _decides_pixels(marker: int, segment: bytes) -> bool:
 
 def _jpeg_scans(data: bytes, start: int) -> bytes:
     if data.rfind(b"\xff\xd9", start) < 0:
-        _refuse(Refusal.TRUNCATED, "ends before the end marker")
+        raise Refused(Refusal.TRUNCATED, "ends before the end marker")
     if data.count(b"\xff\xda", start) > MAX_SCANS:
-        _refuse(Refusal.BROKEN, f"more than {MAX_SCANS} scans")
+        raise Refused(Refusal.BROKEN, f"more than {MAX_SCANS} scans")
     return data[start:]
 
 
@@ -156,7 +153,7 @@ _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"IDAT", b"IEND"})
 def _png(data: bytes) -> Header:
     kind, width, height, bits = struct.unpack_from(">4sIIB", data, 12)
     if kind != b"IHDR":
-        _refuse(Refusal.BROKEN, "does not begin with its header chunk")
+        raise Refused(Refusal.BROKEN, "does not begin with its header chunk")
     _check_size(width, height)
     view, exif, position = memoryview(data), b"", 8
     kept = [view[:8]]
@@ -164,21 +161,21 @@ def _png(data: bytes) -> Header:
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
         if end > len(data):
-            _refuse(Refusal.TRUNCATED, "ends inside a chunk")
+            raise Refused(Refusal.TRUNCATED, "ends inside a chunk")
         if kind == b"acTL":
-            _refuse(Refusal.ANIMATED, "an animated PNG")
+            raise Refused(Refusal.ANIMATED, "an animated PNG")
         if kind == b"eXIf":
             exif = data[position + 8 : end - 4]
         if kind in _PNG_KEPT:
-            # The decoder skips the checksums of pixel chunks: a flipped bit would pass as skin.
+            # Another library may have told Pillow to tolerate broken pixels (LOAD_TRUNCATED_IMAGES); this does not.
             if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-                _refuse(Refusal.BROKEN, f"checksum of chunk {kind.decode('ascii')}")
+                raise Refused(Refusal.BROKEN, f"checksum of chunk {kind.decode('ascii')}")
             kept.append(view[position:end])
         if kind == b"IEND":
             orientation, notes = _exif(exif)
             return Header("PNG", width, height, b"".join(kept), orientation=orientation, bits=bits, notes=notes)
         position = end
-    _refuse(Refusal.BROKEN, f"more than {MAX_PARTS:,} chunks")
+    raise Refused(Refusal.BROKEN, f"more than {MAX_PARTS:,} chunks")
 
 
 # WebP ------------------------------------------------------------------------------------------------------------
@@ -196,16 +193,16 @@ def _webp(data: bytes) -> Header:
             size = found
             _check_size(*size)
         if kind in (b"ANIM", b"ANMF") or (kind == b"VP8X" and data[position + 8] & 2):
-            _refuse(Refusal.ANIMATED, "an animated WebP")
+            raise Refused(Refusal.ANIMATED, "an animated WebP")
         if kind == b"EXIF":
             exif = data[position + 8 : position + 8 + length].removeprefix(b"Exif\0\0")
         position += 8 + length + length % 2
     if declared + 8 > len(data) or position > len(data) + 1:
-        _refuse(Refusal.TRUNCATED, "ends inside a chunk")
+        raise Refused(Refusal.TRUNCATED, "ends inside a chunk")
     if size == (0, 0):
-        _refuse(Refusal.BROKEN, "no picture inside")
-    orientation, notes = _exif(exif)
-    return Header("WEBP", *size, data, orientation=orientation, notes=notes)
+        raise Refused(Refusal.BROKEN, "no picture inside")
+    turn, notes = _exif(exif)
+    return Header("WEBP", *size, data, orientation=turn, notes=notes)
 
 
 def _webp_size(kind: bytes, data: bytes, at: int) -> tuple[int, int] | None:
@@ -237,11 +234,11 @@ def _bmp(data: bytes) -> Header:
     height = abs(height)  # negative: stored from the top
     _check_size(width, height)
     if compression not in (0, 3):
-        # The run-length decoder is slow enough to hold a thread for minutes, and no camera writes it.
-        _refuse(Refusal.FORMAT_NOT_ALLOWED, "compressed BMP")
+        # The run-length decoder runs in Python: millions of runs would hold a thread. No camera writes it.
+        raise Refused(Refusal.FORMAT_NOT_ALLOWED, "compressed BMP")
     row = (width * bits + 31) // 32 * 4
     if offset + row * (height - 1) + (width * bits + 7) // 8 > len(data):
-        _refuse(Refusal.TRUNCATED, "fewer pixels than its header says")
+        raise Refused(Refusal.TRUNCATED, "fewer pixels than its header says")
     return Header("BMP", width, height, data)
 
 
@@ -273,9 +270,9 @@ class _Directory:
         body, count, kind = self.body(tag)
         letter = {1: "B", 3: "H", 4: "I", 13: "I"}.get(kind)
         if letter is None:
-            _refuse(Refusal.BROKEN, f"tag {tag} is not of whole numbers")
+            raise Refused(Refusal.BROKEN, f"tag {tag} is not of whole numbers")
         if count > MAX_PARTS:
-            _refuse(Refusal.BROKEN, f"tag {tag} has {count:,} values")
+            raise Refused(Refusal.BROKEN, f"tag {tag} has {count:,} values")
         return struct.unpack(f"{self.order}{count}{letter}", body)
 
     def body(self, tag: int) -> tuple[bytes, int, int]:
@@ -284,12 +281,12 @@ class _Directory:
         kind, count = struct.unpack_from(f"{self.order}2xHI", entry)
         length = count * _TYPE_BYTES.get(kind, 0)
         if length == 0:
-            _refuse(Refusal.BROKEN, f"tag {tag} has no content")
+            raise Refused(Refusal.BROKEN, f"tag {tag} has no content")
         if length <= 4:
             return entry[8 : 8 + length], count, kind
         (offset,) = struct.unpack_from(f"{self.order}8xI", entry)
         if offset + length > len(self.data):
-            _refuse(Refusal.TRUNCATED, f"tag {tag} points beyond the end")
+            raise Refused(Refusal.TRUNCATED, f"tag {tag} points beyond the end")
         return self.data[offset : offset + length], count, kind
 
 
@@ -304,7 +301,7 @@ def _directory(data: bytes) -> _Directory:
     end = start + 2 + 12 * count
     following = struct.unpack_from(f"{order}I", data, end)[0] if end + 4 <= len(data) else 0
     if end > len(data):
-        _refuse(Refusal.TRUNCATED, "ends inside its directory")
+        raise Refused(Refusal.TRUNCATED, "ends inside its directory")
     return _Directory(data, order, start, entries, following)
 
 
@@ -313,19 +310,20 @@ def _tiff(data: bytes) -> Header:
     kept = _TIFF_KEPT & directory.entries.keys()
     for tag in kept & _TIFF_SINGLE:
         if len(directory.numbers(tag)) != 1:
-            _refuse(Refusal.BROKEN, f"tag {tag} has several values")
+            raise Refused(Refusal.BROKEN, f"tag {tag} has several values")
     if sum(len(directory.body(tag)[0]) for tag in kept) > len(data):
-        _refuse(Refusal.BROKEN, "tags larger than the file")
+        raise Refused(Refusal.BROKEN, "tags larger than the file")
     width, height = directory.numbers(_WIDTH, (0,))[0], directory.numbers(_HEIGHT, (0,))[0]
     _check_size(width, height)
     if directory.following:
-        _refuse(Refusal.MULTI_PAGE, "a TIFF of several pages")
+        raise Refused(Refusal.MULTI_PAGE, "a TIFF of several pages")
     _check_pieces(directory, width, height)
-    orientation = directory.numbers(_ORIENTATION, (1,))[0]
-    orientation = orientation if 1 <= orientation <= 8 else 1
+    turn = directory.numbers(_ORIENTATION, (1,))[0]
     bits, inverted = max(directory.numbers(_BITS, (1,))), directory.numbers(_PHOTOMETRIC, (0,))[0] == 0
     body = _without_metadata(directory)
-    return Header("TIFF", width, height, body, orientation=orientation, bits=bits, white_is_zero=inverted)
+    return Header(
+        "TIFF", width, height, body, orientation=turn if 1 <= turn <= 8 else 1, bits=bits, white_is_zero=inverted
+    )
 
 
 def _check_pieces(directory: _Directory, width: int, height: int) -> None:
@@ -338,15 +336,15 @@ def _check_pieces(directory: _Directory, width: int, height: int) -> None:
     else:
         rows = directory.numbers(_ROWS, (height,))[0]
         if not rows:
-            _refuse(Refusal.BROKEN, "strips of no rows")
+            raise Refused(Refusal.BROKEN, "strips of no rows")
         expected = -(-height // rows)
         offsets, lengths = directory.numbers(_STRIPS), directory.numbers(_STRIP_BYTES)
     if directory.numbers(_PLANAR, (1,))[0] == 2:
         expected *= directory.numbers(_SAMPLES, (1,))[0]
     if len(offsets) != expected or len(lengths) != expected:
-        _refuse(Refusal.BROKEN, f"{len(offsets)} pieces of pixels where its size asks for {expected}")
+        raise Refused(Refusal.BROKEN, f"{len(offsets)} pieces of pixels where its size asks for {expected}")
     if max(at + length for at, length in zip(offsets, lengths, strict=True)) > len(directory.data):
-        _refuse(Refusal.TRUNCATED, "pixels point beyond the end")
+        raise Refused(Refusal.TRUNCATED, "pixels point beyond the end")
 
 
 def _without_metadata(directory: _Directory) -> bytes:

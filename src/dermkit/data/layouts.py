@@ -254,10 +254,9 @@ def _check_rows(table: Path, rows: Sequence[Mapping[str, str]]) -> None:
     problems += [f"image_id repeats or is empty: {name!r}" for name in repeated]
     if problems:
         raise DataError(
-            f"{table}: {len(problems)} problem{'s' if len(problems) > 1 else ''} (dx is one of {', '.join(sorted(_HAM_DX))}):\n  "
-            + "\n  ".join(problems),
+            f"{table}: {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n  " + "\n  ".join(problems),
             kept="nothing was written",
-            remedy="correct the table",
+            remedy=f"correct the table; dx is one of {', '.join(sorted(_HAM_DX))}",
         )
 
 

@@ -210,25 +210,34 @@ def _draw_structures(
     """Lay over the lesion what is not pigment or blood in the skin itself."""
     if _seen(look.veil):
         veil = drawing.patch(draws, "veil", view, 0.10 + 0.30 * look.veil, 1.1)
-        image = drawing.blend(image, drawing.BLUE_GREY, 0.70 * veil * body * drawing.step(plain - 0.12, 0.06))
+        image = drawing.blend(
+            image, drawing.BLUE_GREY, _cover(look.veil) * veil * body * drawing.step(plain - 0.12, 0.06)
+        )
     if _seen(look.regression):
         white = drawing.patch(draws, "white", view, 0.08 + 0.30 * look.regression)
-        image = drawing.blend(image, drawing.SCAR, 0.60 * white * body)
+        image = drawing.blend(image, drawing.SCAR, 0.85 * _cover(look.regression) * white * body)
     if _seen(look.lacunae):
         lakes, dark = drawing.lacunae(draws, view, plain)
         image = drawing.absorb(image, 1.9 * look.lacunae * lakes, drawing.HAEMOGLOBIN)
         image = drawing.absorb(image, 0.8 * look.lacunae * dark, drawing.OLD_BLOOD)
     if _seen(look.vessels):
         tree = drawing.vessels(draws, view, look.vessels) * drawing.step(plain + 0.05, 0.06)
-        image = drawing.absorb(image, 1.25 * tree, drawing.VESSEL)
+        image = drawing.absorb(image, 1.6 * _cover(look.vessels) * tree, drawing.VESSEL)
     if _seen(look.cysts):
         pale, dark = drawing.spots(draws, "cysts", view, plain, share=0.5 * look.cysts, frequency=4.5)
         image = drawing.blend(image, drawing.KERATIN, 0.75 * pale)
         image = drawing.absorb(image, 1.3 * dark, drawing.MELANIN)
     if _seen(look.scale):
         flakes = drawing.flakes(draws, view, look.scale)
-        image = drawing.blend(image, drawing.KERATIN, 0.6 * flakes * drawing.step(plain, 0.06))
+        image = drawing.blend(
+            image, drawing.KERATIN, 0.85 * _cover(look.scale) * flakes * drawing.step(plain, 0.06)
+        )
     return image
+
+
+def _cover(strength: float) -> float:
+    """Return how opaque a structure is: a weak one is faint, one of half strength is nearly as opaque as any."""
+    return min(0.72, 1.5 * strength)
 
 
 def _seen(strength: float) -> float:

@@ -1,0 +1,302 @@
+"""The model folder and predictions on new images: trusted bytes, equal figures, no image lost without a word."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dermkit import workflow
+from dermkit.data.images import open_image, resize_pixels
+from dermkit.errors import DataError, Refusal, UntrustedError, UsageError
+from dermkit.predict import find_images, predict
+from dermkit.predictor import SUMS, load_model, read_seen, write_sums
+from made_images import encoded, frames, png, speckled
+
+BAD = {
+    "empty.jpg": (b"", Refusal.EMPTY),
+    "truncated.jpg": (encoded(speckled(), "JPEG")[:400], Refusal.TRUNCATED),
+    "renamed.png": (b"A text file that was given another name.\n", Refusal.NOT_AN_IMAGE),
+    "bomb.png": (png(100_000, 100_000, 8, 2, b""), Refusal.TOO_LARGE),
+    "animated.webp": (frames("WEBP"), Refusal.ANIMATED),
+}
+
+
+@pytest.fixture
+def model(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of the trained model that a test may spoil."""
+    return Path(shutil.copytree(trained / "model", tmp_path / "model"))
+
+
+def write_bad(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (data, _) in BAD.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def rewrite(model: Path, **changes: Any) -> None:
+    """Change the card of a model folder and make its checksums right again."""
+    card = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps({**card, **changes}))
+    write_sums(model)
+
+
+def probabilities(path: Path) -> pd.DataFrame:
+    frame = pd.read_csv(path)
+    return frame.set_index("image_id").sort_index()
+
+
+# The same figures ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_predict_gives_the_figures_that_the_run_was_evaluated_on(
+    trained: Path, binary: Path, tmp_path: Path, batch_size: int
+) -> None:
+    data = workflow.load_dataset(binary)
+    run = probabilities(trained / "predictions.csv")
+    test = run[run["split"] == "test"]
+    files = [str(data.path_of(image_id)) for image_id in test.index]
+    outcome = predict(trained, files, out=tmp_path, batch_size=batch_size)
+    assert outcome.scored == len(test) > 10
+    new = probabilities(tmp_path / "predictions.csv")
+    new.index = pd.Index([path.rsplit("/", 1)[-1] for path in new["path"]])
+    old = test.set_index(test["path"].str.rsplit("/", n=1).str[-1])
+    assert new.loc[old.index, "predicted"].tolist() == old["predicted"].tolist()
+    columns = ["p_benign", "p_malignant"]
+    np.testing.assert_allclose(new.loc[old.index, columns], old[columns], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(new[columns].sum(axis=1), 1.0, rtol=0, atol=1e-12)
+
+
+def test_the_cache_and_the_files_give_the_same_probabilities(trained: Path, binary: Path) -> None:
+    model, data = load_model(trained), workflow.load_dataset(binary)
+    paths = [(name, data.path_of(name)) for name in data.manifest["image_id"][:7]]
+    pixels = np.stack([resize_pixels(open_image(path).pixels, model.preprocessing) for _, path in paths])
+    direct = model.score_pixels(pixels, range(7), batch_size=3)
+    scored = list(model.score_files(paths, batch_size=2))
+    assert [item.name for item in scored] == [name for name, _ in paths]
+    for item, expected in zip(scored, direct, strict=True):
+        assert item.probabilities is not None
+        np.testing.assert_allclose(item.probabilities, expected, rtol=0, atol=1e-6)
+    assert model.score_pixels(pixels, []).shape == (0, 2)
+
+
+def test_the_folder_says_what_the_model_is(trained: Path, binary: Path) -> None:
+    data, card = workflow.load_dataset(binary), json.loads((trained / "model" / "model.json").read_text())
+    model = load_model(trained / "model")
+    assert model.class_names == data.class_names == ("benign", "malignant")
+    assert card["classes"] == [asdict(item) for item in data.classes]
+    assert card["preprocessing"]["size"] == model.preprocessing.size == 24
+    assert {"format": 1, **card["recipe"]} == json.loads((trained / "recipe.json").read_text())
+    assert card["dataset"]["manifest_sha256"] == data.manifest_sha256
+    text = (trained / "model" / "MODEL_CARD.md").read_text()
+    assert "Research use only. Not a medical device." in text
+    assert "| malignant | not known | malignant |" in text
+    split = pd.read_csv(trained / "split.csv", dtype=str)
+    looked_at = split[split["split"] != "test"]
+    assert len(read_seen(trained / "model")) == len(looked_at)
+
+
+def test_no_path_of_this_machine_travels_with_a_model(trained: Path, binary: Path) -> None:
+    for path in (trained / "model").iterdir():
+        data = path.read_bytes()
+        assert str(binary.parent).encode() not in data
+        assert str(Path.home()).encode() not in data or str(Path.home()) == "/"
+
+
+# Trust ----------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_changed_byte_is_refused(trained: Path, tmp_path: Path, data: st.DataObject) -> None:
+    model = tmp_path / "model"
+    if not model.exists():
+        shutil.copytree(trained / "model", model)
+    name = data.draw(st.sampled_from([path.name for path in sorted(model.iterdir()) if path.name != SUMS]))
+    whole = (model / name).read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    value = data.draw(st.integers(0, 255).filter(lambda value: value != whole[at]))
+    (model / name).write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+    try:
+        with pytest.raises(UntrustedError, match="SHA-256 differs") as caught:
+            load_model(model)
+        assert caught.value.exit_code == 6
+        assert str(model / name) in str(caught.value)
+        assert "copy the model folder anew" in str(caught.value)
+    finally:
+        (model / name).write_bytes(whole)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_changed_byte_in_the_checksums_is_refused(trained: Path, tmp_path: Path, data: st.DataObject) -> None:
+    model = tmp_path / "model"
+    if not model.exists():
+        shutil.copytree(trained / "model", model)
+    whole = (trained / "model" / SUMS).read_bytes()
+    # A line end may become another kind of line end: the list stays the same.
+    at = data.draw(st.integers(0, len(whole) - 1).filter(lambda at: whole[at : at + 1] != b"\n"))
+    value = data.draw(st.integers(0, 255).filter(lambda value: value != whole[at]))
+    (model / SUMS).write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+    with pytest.raises(UntrustedError):
+        load_model(model)
+
+
+@pytest.mark.parametrize("name", ["model.json", "member-0.safetensors", "seen.csv", SUMS])
+def test_a_missing_file_is_refused(model: Path, name: str) -> None:
+    (model / name).unlink()
+    with pytest.raises(UntrustedError, match=name):
+        load_model(model)
+
+
+def test_a_list_that_leaves_a_file_out_or_points_outside_is_refused(model: Path) -> None:
+    lines = (model / SUMS).read_text().splitlines(keepends=True)
+    for left_out in ("model.json", "member-0.safetensors", "seen.csv"):
+        (model / SUMS).write_text("".join(line for line in lines if left_out not in line))
+        with pytest.raises(UntrustedError, match=left_out):
+            load_model(model)
+    for outside in ("../split.csv", "/etc/hostname", ".."):
+        (model / SUMS).write_text("".join(lines) + f"{'0' * 64}  {outside}\n")
+        with pytest.raises(UntrustedError, match="outside the folder"):
+            load_model(model)
+
+
+def test_a_card_that_does_not_fit_its_weights_is_refused(model: Path) -> None:
+    card = json.loads((model / "model.json").read_text())
+    (member,) = card["members"]
+    changes: dict[str, dict[str, Any]] = {
+        "format 99": {"format": 99},
+        "2 members": {"members": [member, member]},
+        "not a model folder": {"classes": [{"label": "benign"}]},
+        "size": {"preprocessing": {**card["preprocessing"], "size": "24"}},
+        "weights do not fit": {"classes": [*card["classes"], {**card["classes"][0], "name": "third"}]},
+        "weights do not fit dermkit/cnn-s4": {
+            "members": [{**member, "spec": {**member["spec"], "backbone": "dermkit/cnn-s4"}}]
+        },
+        "no such backbone": {"members": [{**member, "spec": {**member["spec"], "backbone": "dermkit/cnn-s5"}}]},
+        "extra": {"members": [{**member, "spec": {**member["spec"], "extra": 1}}]},
+        "malignancy": {"classes": [{**card["classes"][0], "malignancy": "harmless"}, card["classes"][1]]},
+    }
+    for words, change in changes.items():
+        rewrite(model, **change)
+        with pytest.raises(UntrustedError, match=words):
+            load_model(model)
+        rewrite(model, **card)
+    assert load_model(model).class_names == ("benign", "malignant")
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UntrustedError, match="not a model folder") as caught:
+            load_model(folder)
+        assert "name the run folder" in caught.value.remedy
+
+
+# New images -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_read_is_listed_and_the_rest_is_scored(trained: Path, binary: Path, tmp_path: Path) -> None:
+    images = write_bad(tmp_path / "images")
+    shutil.copy(workflow.load_dataset(binary).path_of(a_training_image(trained)), images / "good.jpg")
+    outcome = predict(trained, [str(images)], out=tmp_path / "out", batch_size=2)
+    assert outcome.scored == 1
+    assert {name: reason for name, reason, _ in outcome.refused} == {
+        name: reason.value for name, (_, reason) in BAD.items()
+    }
+    listed = pd.read_csv(tmp_path / "out" / "refused.csv")
+    assert sorted(listed["path"]) == sorted(BAD)
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv")["image_id"].tolist() == ["good"]
+    sheet = open_image(tmp_path / "out" / "sheet-1.png")
+    assert sheet.pixels.std() > 5
+    facts = json.loads((tmp_path / "out" / "predict.json").read_text())
+    assert (facts["scored"], facts["refused"], facts["sheets"]) == (1, len(BAD), ["sheet-1.png"])
+    assert facts["model_sha256"] == load_model(trained).sha256
+
+
+def a_training_image(run: Path) -> str:
+    split = pd.read_csv(run / "split.csv", dtype=str)
+    return str(split.loc[split["split"] == "train", "image_id"].iloc[0])
+
+
+def test_an_image_of_the_training_side_is_named_as_such(trained: Path, binary: Path, tmp_path: Path) -> None:
+    path = workflow.load_dataset(binary).path_of(a_training_image(trained))
+    outcome = predict(trained, [str(path)], out=tmp_path)
+    assert outcome.seen == [(path.name, "train")]
+
+
+def test_nothing_readable_is_an_error_and_still_listed(trained: Path, tmp_path: Path) -> None:
+    images = write_bad(tmp_path / "images")
+    with pytest.raises(DataError, match=f"none of {len(BAD)} images") as caught:
+        predict(trained, [str(images)], out=tmp_path / "out")
+    assert caught.value.exit_code == 3
+    assert len(pd.read_csv(tmp_path / "out" / "refused.csv")) == len(BAD)
+    assert not (tmp_path / "out" / "sheet-1.png").exists()
+
+
+def test_many_images_fill_several_sheets(trained: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(50):
+        speckled(30, 24, seed=number).save(images / f"{number:02}.png")
+    outcome = predict(trained, [str(images)], out=tmp_path / "out")
+    assert outcome.scored == 50
+    assert sorted(path.name for path in (tmp_path / "out").glob("sheet-*.png")) == ["sheet-1.png", "sheet-2.png"]
+
+
+# Names ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in (
+        "a/x.jpg",
+        "a/deep/y.PNG",
+        "b/x.jpg",
+        "a/notes.txt",
+        "a/.hidden/z.jpg",
+        "odd[1].jpg",
+        "c/readme.md",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(*arguments: str) -> list[str]:
+    return [name for name, _ in find_images(arguments)]
+
+
+def test_files_folders_and_patterns_are_found(tree: Path) -> None:
+    assert names("a/x.jpg") == ["x.jpg"]
+    assert names("a") == ["deep/y.PNG", "x.jpg"]
+    assert names("a/*.jpg") == ["x.jpg"]
+    assert names("**/*.jpg") == ["x.jpg", "x.jpg#2", "odd[1].jpg"]
+    assert names(str(tree / "a" / "x*")) == ["x.jpg"]
+    assert names("a/*") == ["y.PNG", "notes.txt", "x.jpg"], "a folder that a pattern matches is searched through"
+    assert names("a/notes.txt") == ["notes.txt"], "a file that is named is tried: its content decides"
+    assert names("odd[1].jpg") == ["odd[1].jpg"], "a file whose name looks like a pattern is that file"
+
+
+def test_a_path_is_taken_once_and_equal_names_are_numbered(tree: Path) -> None:
+    assert names("a/x.jpg", "a/x.jpg") == ["x.jpg"]
+    assert names("a/x.jpg", "./a/x.jpg", str(tree / "a" / "x.jpg")) == ["x.jpg"]
+    assert names("a", "a/x.jpg") == ["deep/y.PNG", "x.jpg"]
+    assert names("a/x.jpg", "b/x.jpg") == ["x.jpg", "x.jpg#2"]
+    assert not any(str(tree) in name for name in names(str(tree)))
+
+
+def test_what_matches_nothing_is_a_usage_error(tree: Path) -> None:
+    for argument in ("c", "*.webp"):
+        with pytest.raises(UsageError, match="no images there"):
+            find_images([argument])
+    assert names("absent.jpg") == ["absent.jpg"], "a missing file is refused and listed with the others"
