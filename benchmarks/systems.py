@@ -2,6 +2,7 @@
 
     python benchmarks/systems.py run DATASETS WEIGHTS --out RUNS [--only s2]
     python benchmarks/systems.py table
+    python benchmarks/systems.py published
 
 DATASETS holds the imported data set folders isic9, melanoma10k and ham10000; WEIGHTS the weights files. A job whose
 rows are there is skipped. Every figure is read from metrics.json, none is typed.
@@ -192,6 +193,38 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+PUBLISHED_S2 = (55, 118)
+"""S2's published test accuracy, 46.61 %, as images right of images tested."""
+
+
+def against_published() -> str:
+    """Return S2's runs against 55 of 118: the difference with Newcombe's 95 % interval, and the verdict in words.
+
+    The published predictions are not public, so the comparison is unpaired, though the test images are the same.
+    Source: Newcombe 1998, Statistics in Medicine 17:873, method 10.
+    """
+    from dermkit.metrics.intervals import wilson
+
+    hits, n = PUBLISHED_S2
+    share, bounds = hits / n, wilson(hits, n)
+    with ROWS.open(newline="") as stream:
+        rows = [r for r in csv.DictReader(stream) if r["job"].startswith(("S2", "s2")) and r["side"] == "test"]
+    lines = ["| job | split | seed | right of 118 | difference to 55/118 | verdict |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if row["metric"] != "accuracy":
+            continue
+        value, total = float(row["value"]), int(row["n"])
+        own = wilson(round(value * total), total)
+        low = value - share - ((value - own[0]) ** 2 + (bounds[1] - share) ** 2) ** 0.5
+        high = value - share + ((own[1] - value) ** 2 + (share - bounds[0]) ** 2) ** 0.5
+        verdict = "not distinguishable" if low <= 0 <= high else ("better" if low > 0 else "worse")
+        lines.append(
+            f"| {row['recipe']} | {row['split']} | {row['seed']} | {round(value * total)} | "
+            f"{value - share:+.3f} [{low:+.3f}, {high:+.3f}] | {verdict} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def _cell(row: dict[str, str] | None) -> str:
     if row is None or row["value"] == "":
         return "not defined"
@@ -209,11 +242,12 @@ def main() -> None:
     runner.add_argument("--out", type=Path, default=Path("runs"))
     runner.add_argument("--only", default="", help="only jobs whose name holds this text")
     verbs.add_parser("table")
+    verbs.add_parser("published")
     options = parser.parse_args()
     if options.verb == "run":
         run(options.datasets, options.weights, options.out, options.only)
     else:
-        print(table(), end="")
+        print(table() if options.verb == "table" else against_published(), end="")
 
 
 if __name__ == "__main__":

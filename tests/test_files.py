@@ -343,3 +343,14 @@ def test_a_fingerprint_sees_values_and_not_key_order() -> None:
     assert files.fingerprint("ab", "c") != files.fingerprint("a", "bc")
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.fingerprint(math.nan)
+
+
+@given(st.lists(st.tuples(st.text(), st.floats(allow_nan=False), st.text()), max_size=5))
+def test_a_table_reads_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
+    """A lone carriage return inside a cell is what Python 3.11's writer forgets to quote."""
+    path = tmp_path_factory.mktemp("rows") / "table.csv"
+    files.write_rows(path, ("a\rb", "c", "d"), rows)
+    with path.open(newline="", encoding="utf-8") as stream:
+        read = list(csv.reader(stream))
+    assert read[0] == ["a\rb", "c", "d"]
+    assert [(one, float(two), three) for one, two, three in read[1:]] == rows

@@ -286,6 +286,17 @@ def test_given_needs_test_images_but_not_of_every_class() -> None:
         make_split(frame[~((frame["label"] == "b") & (frame["given_split"] == "train"))], GIVEN, name="s")
 
 
+def test_a_division_without_training_images_and_a_draw_from_test_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frame = manifest(published(10, 3))
+    with pytest.raises(UsageError, match="draws from train only"):
+        make_split(frame, replace(GIVEN, draw_from="test"), name="s")
+    monkeypatch.setattr("dermkit.data.split.divide", lambda label, *_: np.where(label == 1, 1, 0))
+    with pytest.raises(DataError, match="class 'b' has no training image"):
+        make_split(frame, GIVEN, name="s")
+
+
 def test_unknown_given_names_are_refused() -> None:
     with pytest.raises(DataError, match="unknown names: holdout"):
         make_split(manifest([{"label": "a", "given_split": "holdout"}]), GIVEN, name="s")

@@ -77,7 +77,9 @@ def import_(
     layout: Layout,
     source: Annotated[Path, typer.Argument(help="The folder with the images.")],
     out: Out,
-    name: Annotated[str, typer.Option(help="A name for the data set (default: the source folder's).")] = "",
+    name: Annotated[
+        str, typer.Option(help="A name for the data set (default: the known set's, else that of --out).")
+    ] = "",
     malignancy: Annotated[
         list[str] | None, typer.Option(help="CLASS=benign|malignant|indeterminate, to overrule the class table.")
     ] = None,

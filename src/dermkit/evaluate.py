@@ -245,7 +245,7 @@ def _leak_warnings(leaks: Mapping[str, Any]) -> list[str]:
     sides = (("test", leaks), ("validation", leaks.get("validation", {})))
     return [
         f"the split leaks: {counts['total']} of {counts.get('n', '?')} {side} images share a lesion or their exact "
-        f"pixels with images learned from; the {side} figures are higher than on unseen lesions"
+        f"pixels with images learned from; the {side} figures are not those of unseen lesions"
         for side, counts in sides
         if counts.get("total", 0)
     ]

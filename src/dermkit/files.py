@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -130,9 +131,12 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
+            plain = csv.writer(stream, lineterminator="\n")
+            # Python 3.11 leaves a lone carriage return unquoted, and a reader would take it for a line's end.
+            quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+            for row in itertools.chain([header], rows):
+                has_return = any(isinstance(cell, str) and "\r" in cell for cell in row)
+                (quoted if has_return else plain).writerow(row)
 
     write_with(path, write)
 

@@ -155,7 +155,7 @@ def _tile(item: "Scored", predictor: "Predictor", probabilities: NDArray[np.floa
     order = probabilities.argsort()[::-1][:2]
     lines = [f"{predictor.classes[k].name} {probabilities[k]:.2f}" for k in order]
     colours = {"malignant": "#b3261e", "benign": "#2b6a4d", "indeterminate": "#8a6100"}
-    pixels = item.pixels if item.pixels is not None else np.zeros((8, 8, 3), np.uint8)
+    pixels = item.thumbnail if item.thumbnail is not None else np.zeros((8, 8, 3), np.uint8)
     return pictures.Tile(pixels, "\n".join([PurePosixPath(item.name).name, *lines]),
                          colours[predictor.classes[int(order[0])].malignancy])  # fmt: skip
 

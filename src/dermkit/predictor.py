@@ -24,15 +24,17 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from dermkit import __version__
-from dermkit.data.images import LesionImage, Preprocessing, normalise, open_image, resize_pixels
+from dermkit.data.images import Preprocessing, normalise, open_image, resize_pixels
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import ImageRefused, UntrustedError, UsageError
 from dermkit.files import make_folder, read_json, sha256_bytes, write_bytes, write_json, write_rows, write_text
 from dermkit.model import Net, build_net, resolve_weights
+from dermkit.pictures import thumbnail
 from dermkit.recipe import ModelSpec
 
 FORMAT = 1
 SUMS = "SHA256SUMS"
+THUMBNAIL = 160
 RESEARCH_ONLY = "Research use only. Not a medical device."
 
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
@@ -57,11 +59,14 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Scored:
-    """One image and its class probabilities (float64, in class order, summing to 1), or why it was refused."""
+    """One image and its class probabilities (float64, in class order, summing to 1), or why it was refused.
+
+    thumbnail: (H, W, 3) uint8, at most `THUMBNAIL` pixels a side.
+    """
 
     name: str
     probabilities: NDArray[np.float64] | None
-    pixels: NDArray[np.uint8] | None
+    thumbnail: NDArray[np.uint8] | None
     pixel_sha256: str
     notes: tuple[str, ...]
     refusal: ImageRefused | None
@@ -89,7 +94,7 @@ class Predictor:
         inputs = torch.from_numpy(normalise(batch, self.preprocessing)).to(device)
         with torch.inference_mode():
             logits = self.net(inputs.contiguous(memory_format=torch.channels_last))
-        return np.asarray(torch.softmax(logits.double(), dim=1).cpu().numpy(), dtype=np.float64)
+        return np.asarray(torch.softmax(logits.cpu().double(), dim=1).numpy(), dtype=np.float64)
 
     def score_pixels(
         self,
@@ -113,24 +118,31 @@ class Predictor:
             yield from self._score_batch(images[start : start + batch_size])
 
     def _score_batch(self, images: Sequence[tuple[str, Path]]) -> Iterator[Scored]:
-        opened = [_open(name, path) for name, path in images]
-        resized = [
-            resize_pixels(item.pixels, self.preprocessing) for item in opened if isinstance(item, LesionImage)
-        ]
+        opened = [self._open(name, path) for name, path in images]
+        resized = [item.resized for item in opened if isinstance(item, _Opened)]
         scores = iter(self.probabilities(np.stack(resized))) if resized else iter(())
-        small = iter(resized)
         for (name, _), item in zip(images, opened, strict=True):
-            if isinstance(item, LesionImage):
-                yield Scored(name, next(scores), next(small), item.pixel_sha256, item.notes, None)
+            if isinstance(item, _Opened):
+                yield Scored(name, next(scores), item.thumbnail, item.pixel_sha256, item.notes, None)
             else:
                 yield Scored(name, None, None, "", (), item)
 
+    def _open(self, name: str, path: Path) -> "_Opened | ImageRefused":
+        """Keep only small pictures of an image: a batch of photographs at full size could fill the memory."""
+        try:
+            image = open_image(path, name=name)
+        except ImageRefused as refusal:
+            return refusal
+        small = np.asarray(thumbnail(image.pixels, THUMBNAIL), dtype=np.uint8)
+        return _Opened(resize_pixels(image.pixels, self.preprocessing), small, image.pixel_sha256, image.notes)
 
-def _open(name: str, path: Path) -> LesionImage | ImageRefused:
-    try:
-        return open_image(path, name=name)
-    except ImageRefused as refusal:
-        return refusal
+
+@dataclass(frozen=True)
+class _Opened:
+    resized: NDArray[np.uint8]
+    thumbnail: NDArray[np.uint8]
+    pixel_sha256: str
+    notes: tuple[str, ...]
 
 
 def save_model(

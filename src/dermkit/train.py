@@ -105,7 +105,7 @@ def _train_phase(run: Run, number: int, phase: Phase) -> None:
     module, fabric_optimizer = run.fabric.setup(source.module(run.net), optimizer)
     if progress.optimizer:
         _restore(optimizer, progress.optimizer)
-    weights = _class_weights(job, source.samples)
+    weights = _class_weights(job, source.samples, run.fabric.device)
     if not (run.folder / LAST).exists():
         save_checkpoint(run.folder / LAST, run.net, progress, whole=_whole(job))
     first = 1 + sum(item.epochs for item in job.recipe.phases[:number])
@@ -166,7 +166,7 @@ def _validate(run: Run, source: Source) -> dict[str, float]:
     labels = run.job.labels[run.job.validation]
     with torch.inference_mode():
         batches = _batches(np.arange(len(labels)), 64)
-        logits = [source.validation_logits(run.net, rows).double().cpu() for rows in batches]
+        logits = [source.validation_logits(run.net, rows).cpu().double() for rows in batches]
     joined = torch.cat(logits)
     probabilities = torch.softmax(joined, dim=1).numpy()
     predicted = probabilities.argmax(axis=1)
@@ -241,12 +241,12 @@ def _schedule(optimizer: torch.optim.Optimizer, run: Run, phase: Phase, epoch: i
     return phase.head_lr * factor
 
 
-def _class_weights(job: Job, samples: Samples) -> torch.Tensor | None:
+def _class_weights(job: Job, samples: Samples, device: torch.device) -> torch.Tensor | None:
     if job.recipe.optim.class_weights == "none":
         return None
     counts = np.bincount(samples.labels, minlength=job.n_classes)
     weights = len(samples) / (job.n_classes * np.maximum(counts, 1))
-    return torch.tensor(weights, dtype=torch.float32)
+    return torch.tensor(weights, dtype=torch.float32, device=device)
 
 
 def _batches(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
