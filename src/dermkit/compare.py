@@ -28,7 +28,7 @@ class Comparison:
         part = self.table[(self.table["split"] == split) & self.table["metric"].isin(list(metrics))]
         texts = [_text(row) for row in part.to_dict("records")]
         wide = part.assign(text=texts).pivot(index="run", columns="metric", values="text")
-        return wide.reindex(columns=list(metrics)).fillna("not reported")
+        return wide.reindex(columns=list(metrics)).astype(object).fillna("not reported")
 
 
 def _text(row: Mapping[Any, Any]) -> str:
@@ -40,19 +40,33 @@ def _text(row: Mapping[Any, Any]) -> str:
 
 def compare_runs(runs: Sequence[Path]) -> Comparison:
     """Read the metrics of two or more runs; raises `UsageError` for fewer, `DataError` for a run without metrics."""
-    if len(runs) < 2:
-        raise UsageError("compare needs two runs or more", remedy="dermkit compare RUN RUN...")
+    if len({run.resolve() for run in runs}) < max(len(runs), 2):
+        raise UsageError("compare needs two different runs or more", remedy="dermkit compare RUN RUN...")
     rows: list[tuple[object, ...]] = []
     images: dict[str, list[frozenset[str]]] = {}
-    for run in runs:
-        name = f"{run.parent.name}/{run.name}"
+    for name, run in zip(_names(runs), runs, strict=True):
         for split, body in read_json(run / "metrics.json", format=1, error=DataError)["splits"].items():
             rows += [_row(name, split, metric, item) for metric, item in body["metrics"].items()]
-        predictions = pd.read_csv(run / "predictions.csv", usecols=["image_id", "split"], dtype=str)
-        for split, part in predictions.groupby("split"):
+        for split, part in _images(run).groupby("split"):
             images.setdefault(str(split), []).append(frozenset(part["image_id"]))
     same = {split: len(sets) == len(runs) and len(set(sets)) == 1 for split, sets in images.items()}
     return Comparison(pd.DataFrame(rows, columns=list(COLUMNS)), same)
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """Return the last two parts of each path, and as many more as it takes to tell the runs apart."""
+    parts = [run.resolve().parts for run in runs]
+    depth = next(n for n in range(2, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(runs))
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def _images(run: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(run / "predictions.csv", usecols=["image_id", "split"], dtype=str)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{run / 'predictions.csv'}: cannot be read: {error}", remedy="restore it or train again"
+        ) from error
 
 
 def _row(run: str, split: str, metric: str, item: dict[str, object]) -> tuple[object, ...]:

@@ -54,7 +54,10 @@ def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Pa
     write_rows(
         folder / "unmapped.csv", ("image_id", "path", "label"), remapped.unmapped_images.to_numpy().tolist()
     )
-    write_json(folder / "run.json", _facts(predictor, dataset, classes, remapped.unmapped, len(kept)), format=1)
+    facts = _facts(predictor, dataset, classes, remapped.unmapped, len(kept))
+    for warning in facts["warnings"]:
+        watch.say(f"warning: {warning}")
+    write_json(folder / "run.json", facts, format=1)
     write_json(folder / "location.json", {"images": str(dataset.images.resolve())}, format=1)
     write_json(folder / "recipe.json", predictor.card["recipe"], format=1)
     evaluate_run(folder)
@@ -161,7 +164,8 @@ def _warnings(
 
 
 def _common_archive(predictor: "Predictor", dataset: Dataset) -> str:
-    mine, other = predictor.card["dataset"].get("archive", ""), dataset.notes.get("archive", "")
+    mine = predictor.card["dataset"].get("notes", {}).get("archive", "")
+    other = dataset.notes.get("archive", "")
     if mine and mine == other:
         return f" Both data sets draw from the {mine}: their images overlap, so this is not an independent test."
     return ""

@@ -64,12 +64,16 @@ def whole(epochs: int, *, lr: float, patience: int = 0) -> Phase:
 
 
 def scratch(recipe: Recipe) -> Recipe:
-    """Return the recipe from random weights: for a machine that has none, and labelled so."""
+    """Return the recipe from random weights, for a machine that has none, and labelled so.
+
+    All layers are trained, as many epochs as the recipe has: the features of a frozen random net mean little.
+    """
     return replace(
         recipe,
         name=f"{recipe.name}-scratch",
-        about=f"{recipe.about} From random weights, because no ImageNet weights are at hand.",
+        about=f"{recipe.about} Here from random weights, all layers trained: no ImageNet weights at hand.",
         model=replace(recipe.model, weights="none"),
+        phases=(whole(sum(phase.epochs for phase in recipe.phases), lr=1e-3, patience=recipe.phases[0].patience),),
     )
 
 
@@ -333,7 +337,6 @@ GRIDS: Mapping[str, tuple[Recipe, ...]] = {
     "s0-inception-v3-grid": _s0(S0_INCEPTION_FROZEN),
     "s0-inception-v3-mixed7a-grid": _s0(S0_INCEPTION_MIXED7A),
     "s0-resnet50-grid": _s0(S0_RESNET_FROZEN),
-    "s0-resnet50-scratch-grid": _s0(scratch(S0_RESNET_FROZEN)),
     "s0-resnet50-mobilenetv2-grid": _s0(stand_in(S0_RESNET_FROZEN)),
     "s2-grid": _s2(S2_DROPOUT),
     "s2-mobilenetv2-grid": _s2(stand_in(S2_DROPOUT)),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dermkit import charts, pictures
 from dermkit.data.manifest import Dataset
-from dermkit.data.split import Split, check_split
+from dermkit.data.split import Split, check_split, save_split
 from dermkit.errors import UsageError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import (
@@ -243,9 +243,8 @@ def _write_start(plan: Plan, where: Where) -> None:
     folder = plan.folder
     save_recipe(replace(plan.recipe, seed=plan.seed, repeats=1), folder / "recipe.json")
     write_json(folder / "environment.json", environment(where), format=1)
-    fold = ["" if value < 0 else int(value) for value in plan.sides["fold"]]
-    write_rows(folder / "split.csv", ("image_id", "split", "fold"),
-               list(zip(plan.sides["image_id"], plan.sides["split"], fold, strict=True)))  # fmt: skip
+    # The sides as they were trained on, with the reasons and the scheme: a fold's run is then repeated like any other.
+    save_split(replace(plan.split, name="split", frame=plan.sides.assign(fold=-1)), folder)
     write_rows(
         folder / "excluded.csv", ("image_id", "reason"), plan.split.excluded[["image_id", "reason"]].to_numpy()
     )
@@ -256,6 +255,8 @@ def _write_start(plan: Plan, where: Where) -> None:
 def _run_facts(plan: Plan) -> dict[str, Any]:
     split = plan.split
     warnings = [*split.notes]
+    if plan.weights.origin == "none" and not _trains_backbone(plan.recipe):
+        warnings.append("A frozen net of random weights: its features mean little, and so do these figures.")
     if plan.weights.note:
         warnings.append(f"Weights: {plan.weights.note}")
     return {
@@ -276,6 +277,10 @@ def _run_facts(plan: Plan) -> dict[str, Any]:
         "weights": _weights_facts(plan.weights),
         "warnings": warnings,
     }
+
+
+def _trains_backbone(recipe: Recipe) -> bool:
+    return any(phase.train_backbone != "none" for phase in recipe.phases)
 
 
 def _train_counts(plan: Plan) -> dict[str, int]:

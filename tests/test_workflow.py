@@ -1,0 +1,449 @@
+"""The main job from images to report: every named recipe, splits, grids, replay, and other people's data."""
+
+import json
+import shutil
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import Invoke
+from dermkit import workflow
+from dermkit.compare import compare_runs, write_comparison
+from dermkit.data.sources import classify
+from dermkit.errors import DataError, UsageError
+from dermkit.files import write_json
+from dermkit.model import Net, build_net, freeze, resolve_weights, with_normalisation
+from dermkit.recipe import GrowSpec, ModelSpec, Phase, Recipe, as_dict, load, parse, save
+from dermkit.recipes import (
+    AS_PUBLISHED,
+    GIVEN,
+    GRIDS,
+    NO_AUGMENT,
+    RECIPES,
+    ROTATE_FLIP_ZOOM,
+    find_grid,
+    find_recipe,
+    frozen,
+    grid,
+    whole,
+)
+
+MODEL = Path("model") / "member-0.safetensors"
+EVERY = {**RECIPES, **{item.name: item for members in GRIDS.values() for item in members}}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def train(recipe: Recipe, data: Path, out: Path, **more: Any) -> Path:
+    where = workflow.Where(out=out, device="cpu")
+    return workflow.train(recipe, workflow.load_dataset(data), where=where, **more)
+
+
+# Named recipes --------------------------------------------------------------------------------------------------------
+
+
+def test_all_five_systems_are_there() -> None:
+    systems = {recipe.system for recipe in RECIPES.values()}
+    assert systems == {"S0", "S1", "S2", "S3", "S4", "demo"}
+    assert {members[0].system for members in GRIDS.values()} == {"S0", "S2"}
+    assert find_recipe("s3-resnet50").repeats == 6
+    assert find_recipe("s3-resnet50").split.per_class == 584
+    published = find_recipe("s2-resnet50")
+    assert (published.image.size, published.image.normalise, published.phases) == (128, "zero_one", (frozen(10),))
+    assert find_recipe("s4-cnn").grow is not None
+    for members in GRIDS.values():
+        assert len({recipe.name for recipe in members}) == len(members) > 3
+        assert len({(recipe.split, recipe.image, recipe.monitor, recipe.seed) for recipe in members}) == 1
+
+
+@pytest.mark.parametrize("name", list(EVERY))
+def test_a_named_recipe_is_valid_and_survives_json(name: str, tmp_path: Path) -> None:
+    recipe = EVERY[name]
+    assert recipe.name == name
+    assert parse(as_dict(recipe), name) == recipe
+    save(recipe, tmp_path / "recipe.json")
+    assert load(tmp_path / "recipe.json") == recipe
+    assert name in RECIPES or recipe in find_grid(next(k for k, items in GRIDS.items() if recipe in items))
+
+
+@cache
+def net_of(backbone: str, arguments: tuple[tuple[str, Any], ...], skip: tuple[str, ...]) -> Net:
+    """Build each backbone once: its head is a matter of milliseconds."""
+    spec = ModelSpec(
+        backbone=backbone, backbone_args=dict(arguments), weights="none", skip_blocks=skip, hidden=(), dropout=0.0
+    )
+    return build_net(spec, 2, weights=resolve_weights(spec, None), seed=0)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_named_recipe_builds_its_net_and_its_phases_fit_it(name: str) -> None:
+    recipe = RECIPES[name]
+    model = recipe.model
+    net = net_of(model.backbone, tuple(model.backbone_args.items()), model.skip_blocks)
+    for phase in recipe.phases:
+        freeze(net, phase)
+        learns = any(parameter.requires_grad for parameter in net.backbone.parameters())
+        assert learns == (phase.train_backbone != "none")
+    bare = replace(model, weights="none")
+    preprocessing = with_normalisation(recipe.image, resolve_weights(bare, None))
+    assert preprocessing.size == recipe.image.size
+    assert (preprocessing.mean == (0.0, 0.0, 0.0)) == (recipe.image.normalise == "zero_one")
+
+
+@pytest.mark.parametrize("classes", [2, 9])
+@pytest.mark.parametrize("name", ["s1-cnn", "s2-finetuned-mobilenetv2", "s4-cnn", "demo"])
+def test_the_classes_are_those_of_the_data(name: str, classes: int) -> None:
+    import torch
+
+    spec = replace(RECIPES[name].model, weights="none")
+    net = build_net(spec, classes, weights=resolve_weights(spec, None), seed=0).eval()
+    assert net(torch.zeros(2, 3, 64, 64)).shape == (2, classes)
+
+
+# The five systems, small ----------------------------------------------------------------------------------------------
+
+
+def shorter(phase: Phase) -> Phase:
+    return replace(phase, epochs=1, views=min(phase.views, 2), patience=0)
+
+
+def reduced(name: str, size: int, **changes: Any) -> Recipe:
+    """Return a named recipe that runs in seconds: one epoch a phase, small images, random weights."""
+    recipe = RECIPES[name]
+    return replace(
+        recipe,
+        image=replace(recipe.image, size=size),
+        model=replace(recipe.model, weights="none"),
+        phases=tuple(map(shorter, recipe.phases)),
+        optim=replace(recipe.optim, batch_size=16),
+        **changes,
+    )
+
+
+SYSTEMS: dict[str, tuple[Recipe, str]] = {
+    "S0 InceptionV3": (reduced("s0-inception-v3", 80), "binary"),
+    "S0 ResNet50": (reduced("s0-resnet50", 32), "binary"),
+    "S0 on frozen features": (reduced("s0-inception-v3-mixed7a", 80), "binary"),
+    "S1": (reduced("s1-cnn", 32), "binary"),
+    "S2 as published": (reduced("s2-resnet50-mobilenetv2", 32), "nine"),
+    "S2 improved": (reduced("s2-finetuned-mobilenetv2", 32), "nine"),
+    "S3": (
+        reduced("s3-resnet50", 32, repeats=2, split=replace(RECIPES["s3-resnet50"].split, per_class=14)),
+        "binary",
+    ),
+    "S4": (reduced("s4-cnn", 32), "nine"),
+}
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_a_system_runs_from_import_to_report(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    recipe, wanted = SYSTEMS[name]
+    data: Path = request.getfixturevalue(wanted)
+    folder = train(recipe, data, tmp_path)
+    runs = [path.parent for path in folder.glob("*/run.json")] if recipe.repeats > 1 else [folder]
+    assert len(runs) == recipe.repeats
+    classes = len(workflow.load_dataset(data).classes)
+    for run in runs:
+        metrics = read(run / "metrics.json")
+        for split in ("validation", "test"):
+            figures = metrics["splits"][split]["metrics"]
+            for metric in ("loss", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "auroc_macro"):
+                assert metric in figures
+            assert figures["accuracy"]["n"] > 0
+            assert len(figures["accuracy"]["ci95"]) == 2
+            assert np.shape(metrics["splits"][split]["confusion_matrix"]) == (classes, classes)
+        assert len(pd.read_csv(run / "log.csv")) == len(recipe.phases)
+        assert read(run / "run.json")["weights"]["note"] == "trained from scratch"
+    text = (folder / "report.html").read_text()
+    assert "Research use only. Not a medical device." in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+
+
+def test_balance_leaves_a_reason_for_every_image_not_used(binary: Path, tiny: Recipe, tmp_path: Path) -> None:
+    spec = replace(RECIPES["s3-resnet50"].split, per_class=12)
+    run = train(replace(tiny, split=spec), binary, tmp_path)
+    manifest = workflow.load_dataset(binary).manifest.set_index("image_id")
+    split = pd.read_csv(run / "split.csv", dtype=str)
+    assert manifest.loc[split["image_id"], "label"].value_counts().to_dict() == {"benign": 12, "malignant": 12}
+    assert set(manifest.loc[split["image_id"], "given_split"]) == {"train"}
+    excluded = pd.read_csv(run / "excluded.csv")
+    assert len(excluded) + len(split) == len(manifest)
+    assert set(excluded["reason"]) == {"not in draw_from=train", "balance: not drawn (12 per class wanted)"}
+
+
+def test_leaks_are_removed_or_stamped_as_the_scheme_says(nine: Path, tiny: Recipe, tmp_path: Path) -> None:
+    clean = train(replace(tiny, name="clean", split=GIVEN), nine, tmp_path)
+    leaky = train(replace(tiny, name="leaky", split=AS_PUBLISHED), nine, tmp_path)
+    removed = pd.read_csv(clean / "excluded.csv")
+    assert len(removed) == 2
+    assert removed["reason"].str.startswith("same pixels as test image").all()
+    assert read(clean / "metrics.json")["leaks"]["total"] == 0
+    assert read(leaky / "metrics.json")["leaks"]["total"] == 2
+    assert read(leaky / "metrics.json")["leaks"]["identical_pixels"] == 2
+    assert any("the split leaks: 2 of" in line for line in read(leaky / "metrics.json")["warnings"])
+    words = "The split leaks (scheme given-as-published): 2 of 20 test images"
+    assert words in (leaky / "report.html").read_text()
+    assert "The split leaks" not in (clean / "report.html").read_text()
+    sides = [pd.read_csv(run / "split.csv") for run in (clean, leaky)]
+    tests = [set(side.loc[side["split"] == "test", "image_id"]) for side in sides]
+    assert tests[0] == tests[1], "the published test folder stays whole"
+    # What leaks is allowed for where the run says so: its own split file repeats it.
+    again = train(load(leaky / "recipe.json"), nine, tmp_path / "again", split=str(leaky / "split.csv"))
+    assert (again / MODEL).read_bytes() == (leaky / MODEL).read_bytes()
+    assert again.name == leaky.name
+
+
+def test_growth_changes_training_and_nothing_else(seven: Path, tiny: Recipe, tmp_path: Path) -> None:
+    plain = replace(tiny, name="plain", augment=NO_AUGMENT, phases=(whole(1, lr=1e-2),))
+    grow = GrowSpec(to=1.0, most_copies=8, augment=ROTATE_FLIP_ZOOM)
+    runs = [train(recipe, seven, tmp_path) for recipe in (plain, replace(plain, name="grown", grow=grow))]
+    one, two = (pd.read_csv(run / "split.csv") for run in runs)
+    pd.testing.assert_frame_equal(one, two)
+    assert (runs[0] / MODEL).read_bytes() != (runs[1] / MODEL).read_bytes()
+    counts = [read(run / "run.json")["split"] for run in runs]
+    assert counts[0] == counts[1]
+    ids = [pd.read_csv(run / "predictions.csv")["image_id"].tolist() for run in runs]
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == len(ids[0])
+
+
+# Splits, seeds, replay ------------------------------------------------------------------------------------------------
+
+
+def test_the_same_run_twice_gives_the_same_bytes_and_its_files_repeat_it(
+    trained: Path, binary: Path, tiny: Recipe, tmp_path: Path
+) -> None:
+    twice = train(tiny, binary, tmp_path / "twice")
+    recipe = load(trained / "recipe.json")
+    assert recipe == tiny
+    replayed = train(recipe, binary, tmp_path / "again", split=str(trained / "split.csv"))
+    for run in (twice, replayed):
+        assert run.name == trained.name, "the same experiment has the same name"
+        for name in (MODEL, Path("predictions.csv"), Path("metrics.json"), Path("split.csv")):
+            assert (run / name).read_bytes() == (trained / name).read_bytes()
+    other = train(tiny, binary, tmp_path / "twice", seed=5)
+    assert other.name.endswith("-s5")
+    assert (other / MODEL).read_bytes() != (trained / MODEL).read_bytes()
+    assert read(other / "run.json")["seed"] == load(other / "recipe.json").seed == 5
+    assert (other / "split.csv").read_bytes() == (trained / "split.csv").read_bytes(), "a seed moves no image"
+
+
+def test_the_next_steps_are_commands_that_work(
+    trained: Path, binary: Path, invoke: Invoke, tmp_path: Path
+) -> None:
+    lines = (trained / "NEXT_STEPS.txt").read_text().splitlines()
+    (command,) = (line.split() for line in lines if line.startswith("  dermkit train "))
+    words = [str(binary) if word == "DATASET" else word for word in command[1:]]
+    words[words.index("--out") + 1] = str(tmp_path)
+    code, out, messages = invoke(*words)
+    assert code == 0, messages
+    run = tmp_path / "tiny" / trained.name
+    assert str(run / "report.html") in out
+    assert (run / MODEL).read_bytes() == (trained / MODEL).read_bytes()
+
+
+def test_a_split_is_used_by_name_or_by_file(binary: Path, tiny: Recipe, tmp_path: Path, invoke: Invoke) -> None:
+    data = Path(shutil.copytree(binary, tmp_path / "data", ignore=shutil.ignore_patterns("splits")))
+    code, out, _ = invoke("split", data, "--scheme", "given", "--name", "mine", "--validation", "0.3", "--seed", 3)
+    assert code == 0
+    assert out.splitlines()[-1] == str(data / "splits" / "mine.csv")
+    save(tiny, tmp_path / "tiny.json")
+    for split in ("mine", data / "splits" / "mine.csv"):
+        out_folder = tmp_path / f"runs-{len(str(split))}"
+        words = ("train", tmp_path / "tiny.json", data, "--split", split, "--out", out_folder, "--seed", "2")
+        code, _, messages = invoke(*words, "--device", "cpu")
+        assert code == 0, messages
+        (run,) = (out_folder / "tiny").iterdir()
+        assert run.name.endswith("-s2")
+        sides = pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
+        pd.testing.assert_frame_equal(
+            sides, pd.read_csv(data / "splits" / "mine.csv", dtype=str, keep_default_na=False)
+        )
+        assert read(run / "run.json")["split"]["scheme"] == "given"
+    with pytest.raises(UsageError, match="no such split") as caught:
+        train(tiny, data, tmp_path, split="min")
+    assert "mine" in caught.value.remedy
+
+
+def test_a_test_side_that_lacks_a_class_is_evaluated_with_nulls(nine: Path, tiny: Recipe, tmp_path: Path) -> None:
+    manifest = workflow.load_dataset(nine).manifest
+    held = manifest["given_split"] == "test"
+    malignant = manifest["label"].isin(["melanoma", "basal cell carcinoma", "squamous cell carcinoma"])
+    sides = np.where(np.arange(len(manifest)) % 4 == 0, "validation", "train")
+    frame = manifest.assign(split=np.where(held, "test", sides))[~(held & malignant)]
+    twin = frame.groupby("pixel_sha256")["split"].transform("nunique") > 1
+    frame[~twin | (frame["split"] == "test")][["image_id", "split"]].to_csv(tmp_path / "mine.csv", index=False)
+    run = train(tiny, nine, tmp_path, split=str(tmp_path / "mine.csv"))
+    test = read(run / "metrics.json")["splits"]["test"]
+    for body in (test["metrics"]["sensitivity"], test["per_class"]["melanoma"]["recall"]):
+        assert body["value"] is None
+        assert body["reason"]
+    assert test["metrics"]["specificity"]["value"] is not None
+    assert read(run / "run.json")["split"]["scheme"] == "file"
+    assert (run / "report.html").is_file()
+
+
+# Tuning ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_decided_on_validation_and_its_trials_never_see_the_test_side(
+    binary: Path, tiny: Recipe, tmp_path: Path
+) -> None:
+    base = replace(tiny, name="grid", monitor="val_auroc_macro", phases=(whole(1, lr=1e-3),))
+    members = grid(base, lrs=(1e-2, 1e-4), dropouts=(0.0, 0.5))
+    data, where = workflow.load_dataset(binary), workflow.Where(out=tmp_path, device="cpu")
+    final = workflow.tune(members, data, name="small", where=where)
+    trials = sorted((tmp_path / "small" / "trials").glob("*/*/metrics.json"))
+    assert len(trials) == len(members) == 4
+    for path in trials:
+        assert list(read(path)["splits"]) == ["validation"]
+        assert set(pd.read_csv(path.parent / "predictions.csv")["split"]) == {"validation"}
+        assert not (path.parent / "report.html").exists()
+    table = pd.read_csv(tmp_path / "small" / "tune.csv")
+    assert table["recipe"].tolist() == [recipe.name for recipe in members]
+    for name, value in zip(table["recipe"], table["val_auroc_macro"], strict=True):
+        (path,) = (tmp_path / "small" / "trials" / name).glob("*/metrics.json")
+        assert read(path)["splits"]["validation"]["metrics"]["auroc_macro"]["value"] == value
+    best = table["recipe"].iloc[int(table["val_auroc_macro"].argmax())]
+    assert table.loc[table["chosen"], "recipe"].tolist() == [best]
+    assert read(tmp_path / "small" / "tune.json")["chosen"] == best == final.parent.name
+    assert set(read(final / "metrics.json")["splits"]) == {"validation", "test"}
+    trial = tmp_path / "small" / "trials" / best / final.name
+    assert (trial / MODEL).read_bytes() == (final / MODEL).read_bytes()
+
+
+# Again, and on other data ---------------------------------------------------------------------------------------------
+
+
+def test_evaluated_again_the_figures_are_the_same(trained: Path, tmp_path: Path, invoke: Invoke) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "metrics.json").unlink()
+    code, out, messages = invoke("evaluate", run)
+    assert code == 0, messages
+    assert out.strip() == str(run / "report.html")
+    assert (run / "metrics.json").read_bytes() == (trained / "metrics.json").read_bytes()
+    (run / "report.html").unlink()
+    code, out, _ = invoke("report", run)
+    assert (code, out.strip()) == (0, str(run / "report.html"))
+    assert (run / "report.html").stat().st_size > 20_000
+
+
+def test_what_is_no_run_is_a_usage_error(trained: Path, binary: Path, tmp_path: Path) -> None:
+    for call in (workflow.evaluate, workflow.report):
+        with pytest.raises(UsageError, match="not a run folder"):
+            call(tmp_path)
+    with pytest.raises(UsageError, match="--map goes with --on"):
+        workflow.evaluate(trained, mapping=tmp_path / "map.json")
+
+
+def test_the_report_of_a_run_whose_images_are_gone_still_comes(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    write_json(run / "location.json", {"images": str(tmp_path / "gone")}, format=1)
+    assert workflow.report(run).stat().st_size > 20_000
+
+
+def test_two_classes_are_tested_on_seven(trained: Path, seven: Path, tmp_path: Path, invoke: Invoke) -> None:
+    code, out, messages = invoke("evaluate", trained, "--on", seven, "--out", tmp_path / "on")
+    assert code == 0, messages
+    folder = tmp_path / "on"
+    assert out.strip() == str(folder / "report.html")
+    manifest = workflow.load_dataset(seven).manifest
+    labels = dict(zip(manifest["image_id"], manifest["label"], strict=True))
+    metrics, predictions = read(folder / "metrics.json"), pd.read_csv(folder / "predictions.csv")
+    assert metrics["classes"] == ["benign", "malignant"]
+    assert metrics["unmapped"] == {"akiec": list(labels.values()).count("akiec")}
+    assert len(predictions) + metrics["unmapped"]["akiec"] == len(labels)
+    assert pd.read_csv(folder / "unmapped.csv")["label"].tolist() == ["akiec"] * metrics["unmapped"]["akiec"]
+    for image_id, label in zip(predictions["image_id"], predictions["label"], strict=True):
+        assert label == classify(labels[image_id]).malignancy
+    assert metrics["overlap"]["same_pixels"] == 0
+    report = (folder / "report.html").read_text()
+    assert "images are not scored: their labels map to no class" in report
+    assert "Overlap cannot be ruled out" in report
+
+
+def test_nine_classes_are_tested_on_two_with_a_map(
+    nine: Path, binary: Path, tiny: Recipe, tmp_path: Path, invoke: Invoke
+) -> None:
+    run = train(replace(tiny, split=GIVEN, phases=(whole(1, lr=1e-3),)), nine, tmp_path)
+    names = workflow.load_dataset(nine).class_names
+    bad = {"melanoma", "basal cell carcinoma", "squamous cell carcinoma", "actinic keratosis"}
+    model = {name: "malignant" if name in bad else "benign" for name in names}
+    path = tmp_path / "classes.json"
+    write_json(path, {"classes": {"benign": "benign", "malignant": "malignant"}, "model": model}, format=1)
+    code, out, messages = invoke("evaluate", run, "--on", binary, "--map", path)
+    assert code == 0, messages
+    folder = Path(out.strip()).parent
+    assert folder.parent == run / "external"
+    metrics = read(folder / "metrics.json")
+    assert metrics["classes"] == ["malignant", "benign"], "in the order in which the map first names them"
+    assert metrics["splits"]["test"]["n"] == len(workflow.load_dataset(binary).manifest)
+    assert metrics["unmapped"] == {}
+    frame = pd.read_csv(folder / "predictions.csv")
+    np.testing.assert_allclose(frame["p_benign"] + frame["p_malignant"], 1.0, atol=1e-12)
+    write_json(path, {"classes": {"benign": "benign"}, "model": model}, format=1)
+    code, _, messages = invoke("evaluate", run, "--on", binary, "--map", path)
+    assert code == 3
+    assert "'malignant' is not mentioned" in messages
+    assert str(path) in messages
+
+
+def test_images_that_training_looked_at_are_counted_as_overlap(
+    trained: Path, binary: Path, tmp_path: Path
+) -> None:
+    report = workflow.evaluate(trained / "model", on=workflow.load_dataset(binary), out=tmp_path / "same")
+    split = pd.read_csv(trained / "split.csv")
+    known = int((split["split"] != "test").sum())
+    metrics = read(report.parent / "metrics.json")
+    assert metrics["overlap"]["same_pixels"] == known
+    assert f"Not external: {known} of {len(split)} images were looked at in training" in report.read_text()
+
+
+# Comparison -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(trained: Path, tmp_path: Path) -> list[Path]:
+    """Return two runs of one name in two places."""
+    return [trained, Path(shutil.copytree(trained, tmp_path / "other" / trained.parent.name / trained.name))]
+
+
+def test_runs_are_set_side_by_side(pair: list[Path], invoke: Invoke, tmp_path: Path) -> None:
+    comparison = compare_runs(pair)
+    assert comparison.same_images == {"test": True, "validation": True}
+    assert comparison.table["run"].nunique() == 2, "two folders of one name stay two runs"
+    wide = comparison.wide(("accuracy", "nonsense"), split="test")
+    assert len(set(wide["accuracy"])) == 1
+    assert set(wide["nonsense"]) == {"not reported"}
+    assert pd.read_csv(write_comparison(comparison, tmp_path / "table.csv"))["metric"].nunique() > 5
+    code, out, _ = invoke("compare", *pair, "--out", tmp_path / "comparison.csv")
+    assert code == 0
+    assert "test (the same images)" in out
+    assert out.strip().endswith(str(tmp_path / "comparison.csv"))
+
+
+def test_other_test_images_are_told(pair: list[Path], invoke: Invoke, tmp_path: Path) -> None:
+    path = pair[1] / "predictions.csv"
+    frame = pd.read_csv(path, dtype=str)
+    frame.drop(index=frame.index[frame["split"] == "test"][:1]).to_csv(path, index=False)
+    assert compare_runs(pair).same_images == {"test": False, "validation": True}
+    _, out, _ = invoke("compare", *pair, "--out", tmp_path / "comparison.csv")
+    assert "test (NOT the same images: not comparable)" in out
+
+
+def test_what_cannot_be_compared_is_refused(pair: list[Path], tmp_path: Path) -> None:
+    for runs in ([pair[0]], [pair[0], pair[0]]):
+        with pytest.raises(UsageError, match="two different runs"):
+            compare_runs(runs)
+    with pytest.raises(DataError, match=r"metrics\.json"):
+        compare_runs([pair[0], tmp_path])
+    (pair[1] / "predictions.csv").unlink()
+    with pytest.raises(DataError, match=r"predictions\.csv"):
+        compare_runs(pair)
