@@ -168,26 +168,39 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
+SHOWN = ("accuracy", "balanced_accuracy", "precision_macro_present", "recall_macro", "f1_macro_present",
+         "sensitivity", "specificity", "auroc", "auroc_macro", "average_precision_macro", "loss")  # fmt: skip
+
+
 def table() -> str:
-    """Return the measured table as Markdown: a row per job and side, with every seed listed."""
+    """Return the measured tables as Markdown, one per system: a row per run and side, with every seed listed."""
     with ROWS.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    shown = ("accuracy", "balanced_accuracy", "precision_macro_present", "f1_macro_present", "sensitivity",
-             "specificity", "auroc", "auroc_macro", "loss")  # fmt: skip
+    systems = sorted({row["job"][:2].upper() for row in rows})
+    return "\n".join(
+        f"### {name}\n\n{_table_of([r for r in rows if r['job'][:2].upper() == name])}" for name in systems
+    )
+
+
+def _table_of(rows: list[dict[str, str]]) -> str:
     lines = [
-        "| job | split | seed | weights | side | n | " + " | ".join(shown) + " | leaks | min | commit |",
-        "|" + "---|" * (len(shown) + 9),
+        "| recipe | split | seed | side | n | "
+        + " | ".join(SHOWN)
+        + " | leaks | epochs | min | weights | commit |",
+        "|" + "---|" * (len(SHOWN) + 10),
     ]
-    keys = dict.fromkeys((row["job"], row["split"], row["seed"], row["recipe"], row["side"]) for row in rows)
-    for key in keys:
-        part = {r["metric"]: r for r in rows if (r["job"], r["split"], r["seed"], r["recipe"], r["side"]) == key}
+    runs: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        seed = row["job"].split("#")[1] if "#" in row["job"] else row["seed"]
+        key = (row["recipe"] + (" (chosen)" if row["verb"] == "tune" else ""), row["split"], seed, row["side"])
+        runs.setdefault(key, {})[row["metric"]] = row
+    for (recipe, split, seed, side), part in sorted(runs.items()):
         first = next(iter(part.values()))
-        cells = [_cell(part.get(name)) for name in shown]
-        job = first["job"] if first["verb"] == "train" else f"{first['job']}: {first['recipe']}"
-        leaks = first["leaks"] if first["side"] == "test" else ""
+        cells = " | ".join(_cell(part.get(name)) for name in SHOWN)
+        leaks = first["leaks"] if side == "test" else ""
         lines.append(
-            f"| {job} | {first['split']} | {first['seed']} | {first['weights']} | {first['side']} | "
-            f"{part['accuracy']['n']} | {' | '.join(cells)} | {leaks} | {first['minutes']} | {first['commit']} |"
+            f"| {recipe} | {split} | {seed} | {side} | {part['accuracy']['n']} | {cells} | {leaks} | {first['epochs']} "
+            f"| {first['minutes']} | {first['weights'] or 'none'} | {first['commit']} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -21,7 +21,8 @@ SRC = ROOT / "src"
 LAYERS = {
     "": 0, "data": 0, "errors": 0, "files": 0, "recipe": 0, "data.headers": 0, "data.images": 0, "data.manifest": 0,
     "metrics": 0, "watch": 0,
-    "recipes": 1, "cnn": 1, "weights": 1, "model": 1, "checkpoint": 1, "pictures": 1, "charts": 1, "findings": 1,
+    "recipes": 1, "colour": 1,
+    "cnn": 1, "weights": 1, "model": 1, "checkpoint": 1, "pictures": 1, "charts": 1, "findings": 1,
     "predictions": 1, "data.sources": 1, "data.walk": 1, "data.layouts": 1, "data.dividing": 1, "data.overlap": 1,
     "data.splitfile": 1, "data.split": 1, "data.cache": 1, "data.augment": 1, "data.synthetic": 1,
     "data.lesions": 1, "data.drawing": 1,

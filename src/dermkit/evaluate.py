@@ -32,6 +32,7 @@ CARRIED = ("mapping", "unmapped", "overlap")
 """What run.json says of a model on another data set and metrics.json repeats."""
 
 MAJORITY_FIGURES = ("accuracy", "balanced_accuracy", "f1_macro", "sensitivity", "specificity")
+COLOUR_FIGURES = (*MAJORITY_FIGURES, "auroc", "auroc_macro", "loss")
 PRIOR_FIGURES = ("loss", "brier", "ece")
 
 
@@ -126,11 +127,13 @@ def write_evaluation(
     train_counts: Mapping[str, int] | None = None,
     extra: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
+    colour: pd.DataFrame | None = None,
     seed: int = 0,
 ) -> Path:
     """Evaluate, write `metrics.json` and `figures/*` in `folder`, return the path of metrics.json.
 
-    extra: further fields of metrics.json (leaks, overfitting, mapping, unmapped).
+    extra: further fields of metrics.json (leaks, overfitting, mapping, unmapped). colour: predictions of the rule
+    that sees colour alone, for the baselines.
     """
     body = evaluate_predictions(predictions, classes=classes, groups=groups, train_counts=train_counts, seed=seed)
     body |= dict(extra or {})
@@ -138,6 +141,10 @@ def write_evaluation(
     predictions = check_predictions(predictions, body["classes"])
     for name, split in body["splits"].items():
         part = predictions[predictions["split"] == name]
+        if colour is not None:
+            rule = scored_of(colour[colour["split"] == name], classes, groups)
+            found = summarise(rule, seed=seed)["metrics"]
+            split["baselines"]["mean_colour"] = {figure: found[figure] for figure in COLOUR_FIGURES}
         _write_tables(folder / "figures", name, split, scored_of(part, classes, groups))
         write_rows(folder / "figures" / f"mistakes_{name}.csv", MISTAKES_HEADER, mistakes(part, body["classes"]))
     path = folder / "metrics.json"
@@ -195,7 +202,13 @@ def evaluate_run(run: Path, dataset: Dataset | None = None) -> Path:
         train_counts=_train_counts(run, split, predictions, dataset),
         extra=extra,
         warnings=_leak_warnings(leaks),
+        colour=_colour_of(run, [item.name for item in classes]),
     )
+
+
+def _colour_of(run: Path, classes: Sequence[str]) -> pd.DataFrame | None:
+    path = run / "colour_rule.csv"
+    return read_predictions(path, classes) if path.exists() else None
 
 
 def _classes_of(about: Mapping[str, Any], run: Path) -> tuple[LesionClass, ...]:

@@ -8,7 +8,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit import charts, pictures
+from dermkit.colour import colour_rule
 from dermkit.data.manifest import Dataset
 from dermkit.data.split import Split, check_split, save_split
 from dermkit.errors import UsageError
@@ -132,7 +133,7 @@ def _fill_run(plan: Plan, where: Where, watch: Watch) -> None:
     )
     _train(plan, job, net, where, watch, began)
     predictor = load_model(plan.folder / "model")
-    _score(plan, predictor, pixels, watch)
+    _score(plan, predictor, pixels, job, watch)
     if plan.trial:
         evaluate_run(plan.folder)
         return
@@ -218,25 +219,34 @@ def _model_facts(plan: Plan, training: Mapping[str, Any]) -> "ModelFacts":
     )
 
 
-def _score(plan: Plan, predictor: "Predictor", pixels: "PixelCache", watch: Watch) -> None:
+def _score(plan: Plan, predictor: "Predictor", pixels: "PixelCache", job: "Job", watch: Watch) -> None:
     """Write predictions.csv for validation and test (a trial: validation alone), from the saved folder, in float32."""
     chosen = plan.sides[plan.sides["split"].isin(["validation"] if plan.trial else ["validation", "test"])]
-    probabilities = predictor.score_pixels(
-        pixels.pixels,
-        [pixels.index[name] for name in chosen["image_id"]],
-        on_progress=lambda done, total: watch.step("scoring", done, total),
-    )
-    manifest = plan.dataset.manifest.set_index("image_id").loc[chosen["image_id"]]
+    rows = [pixels.index[name] for name in chosen["image_id"]]
     names = predictor.class_names
+    probabilities = predictor.score_pixels(
+        pixels.pixels, rows, on_progress=lambda done, total: watch.step("scoring", done, total)
+    )
+    write_predictions(plan.folder / "predictions.csv", names, _table(plan, chosen, names, probabilities))
+    dumb = colour_rule(
+        job.pixels, job.labels, train=job.train, score=np.array(rows, dtype=np.int64), n_classes=len(names)
+    )
+    write_predictions(plan.folder / "colour_rule.csv", names, _table(plan, chosen, names, dumb))
+    write_groups(plan.folder / "groups.csv", plan.dataset.manifest, chosen["image_id"])
+
+
+def _table(
+    plan: Plan, chosen: pd.DataFrame, names: Sequence[str], probabilities: NDArray[np.float64]
+) -> list[tuple[object, ...]]:
+    """Return the rows of a predictions.csv."""
+    manifest = plan.dataset.manifest.set_index("image_id").loc[chosen["image_id"]]
     fold = "" if plan.fold < 0 else plan.fold
-    table = [
+    return [
         (image_id, path, label, side, fold, plan.seed, names[int(p.argmax())], *map(float, p))
         for image_id, path, label, side, p in zip(
             chosen["image_id"], manifest["path"], manifest["label"], chosen["split"], probabilities, strict=True
         )
     ]
-    write_predictions(plan.folder / "predictions.csv", names, table)
-    write_groups(plan.folder / "groups.csv", plan.dataset.manifest, chosen["image_id"])
 
 
 def _write_start(plan: Plan, where: Where) -> None:
