@@ -28,7 +28,7 @@ LAYERS = {
     "data.lesions": 1, "data.drawing": 1,
     "samples": 2, "predictor": 2, "data.overview": 2, "data.importing": 2,
     "train": 3, "evaluate": 3, "compare": 3, "audit": 3, "explain": 3, "predict": 3,
-    "report": 4, "runner": 4, "repeats": 4, "external": 4, "workflow": 4, "demo": 4,
+    "report": 4, "plan": 4, "facts": 4, "runner": 4, "repeats": 4, "external": 4, "workflow": 4, "demo": 4,
     "cli": 5,
 }  # fmt: skip
 # Inside a layer nothing imports its neighbour, but for these: a room that was divided, and the order of layers 0 and 4.
@@ -44,18 +44,19 @@ NEIGHBOURS = {
     "data.lesions": {"data.drawing"},
     "data.synthetic": {"data.lesions", "data.drawing"},
     "data.importing": {"data.overview"},
-    "runner": {"report"},
+    "facts": {"plan"},
+    "runner": {"report", "plan", "facts"},
     "repeats": {"report"},
     "external": {"report"},
-    "workflow": {"report", "runner", "repeats", "external"},
-    "demo": {"runner", "workflow"},
+    "workflow": {"plan", "report", "runner", "repeats", "external"},
+    "demo": {"plan", "runner", "workflow"},
 }
 # Rooms that may import torch and its friends; the lazy ones only inside a function.
 HEAVY = {"torch", "torchvision", "timm", "safetensors", "lightning_fabric", "lightning"}
 TORCH_ROOMS = {
     "cnn", "weights", "model", "checkpoint", "samples", "data.cache", "data.augment", "predictor", "train",
 }  # fmt: skip
-LAZY_ROOMS = {"runner", "workflow", "cli"}
+LAZY_ROOMS = {"facts", "runner", "workflow", "cli"}
 
 LONGEST_CHAIN = 7
 LONGEST_FILE = 400

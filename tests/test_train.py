@@ -232,3 +232,55 @@ def test_a_checkpoint_of_another_net_or_a_broken_one_is_refused(tmp_path: Path) 
     with pytest.raises(UntrustedError, match="not a checkpoint"):
         load_checkpoint(tmp_path / BEST, net)
     assert load_checkpoint(tmp_path / "absent", net) is None
+
+
+def test_cached_features_belong_to_one_net_even_where_two_share_every_tensor(tmp_path: Path) -> None:
+    """Padding is no tensor: both nets have the same weights, and see different pictures."""
+    same_padding = replace(SMALL, backbone_args={"pad_type": "same"})
+    for spec in (SMALL, same_padding):
+        run(replace(BASE, model=spec, phases=(frozen(1),)), tmp_path)
+    alone, progress = run(replace(BASE, model=same_padding, phases=(frozen(1),)), tmp_path / "clean")
+    del alone
+    shared = pd.read_csv(tmp_path / "log.csv")
+    made = [item for item in (tmp_path / "cache").glob("features-*.npy") if np.load(item).ndim == 3]
+    assert len(made) == 2
+    # The second run found a finished checkpoint of the first net's folder only in its log; train it afresh.
+    _, again = run_in(
+        replace(BASE, model=same_padding, phases=(frozen(1),)), tmp_path / "again", tmp_path / "cache"
+    )
+    assert again.rows[0]["val_loss"] == progress.rows[0]["val_loss"]
+    assert len(shared) == 1
+
+
+def run_in(recipe: Recipe, folder: Path, cache: Path) -> tuple[Net, Progress]:
+    """Run with a cache that other runs have filled."""
+    net = make_net(recipe)
+    (folder / "checkpoints").mkdir(parents=True)
+    job = replace(make_job(recipe, folder), cache=cache)
+    return net, train(job, net, folder / "checkpoints", device="cpu")
+
+
+@pytest.mark.parametrize("at", [BEST, LAST])
+def test_killed_at_any_save_of_a_phase_border_it_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Every save in turn is the last thing that a run does; resumed, each ends as the one left alone."""
+    recipe = replace(BASE, phases=(frozen(1), whole(2, lr=1e-3)), augment=ROTATE_FLIP_ZOOM)
+    alone, whole_progress = run(recipe, tmp_path / "alone")
+    for number in range(1, 4):
+        saves = [0]
+
+        def dying(path: Path, *args: Any, saves: list[int] = saves, number: int = number, **options: Any) -> None:
+            save_checkpoint(path, *args, **options)
+            saves[0] += path.name == at
+            if saves[0] == number and path.name == at:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("dermkit.train.save_checkpoint", dying)
+            with pytest.raises(KeyboardInterrupt):
+                run(recipe, tmp_path / f"killed-{number}")
+        resumed, progress = run(recipe, tmp_path / f"killed-{number}")
+        assert equal(state(alone), state(resumed)), (at, number)
+        assert [r["val_loss"] for r in progress.rows] == [r["val_loss"] for r in whole_progress.rows]
+        assert len(pd.read_csv(tmp_path / f"killed-{number}" / "log.csv")) == len(progress.rows)

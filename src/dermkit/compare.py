@@ -43,12 +43,14 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
     if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise UsageError("compare needs two different runs or more", remedy="dermkit compare RUN RUN...")
     rows: list[tuple[object, ...]] = []
-    images: dict[str, list[frozenset[str]]] = {}
+    images: dict[str, list[frozenset[tuple[str, ...]]]] = {}
     for name, run in zip(_names(runs), runs, strict=True):
         for split, body in read_json(run / "metrics.json", format=1, error=DataError)["splits"].items():
             rows += [_row(name, split, metric, item) for metric, item in body["metrics"].items()]
         for split, part in _images(run).groupby("split"):
-            images.setdefault(str(split), []).append(frozenset(part["image_id"]))
+            images.setdefault(str(split), []).append(
+                frozenset(zip(part["data"], part["image_id"], part["label"], strict=True))
+            )
     same = {split: len(sets) == len(runs) and len(set(sets)) == 1 for split, sets in images.items()}
     return Comparison(pd.DataFrame(rows, columns=list(COLUMNS)), same)
 
@@ -62,11 +64,18 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 def _images(run: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(run / "predictions.csv", usecols=["image_id", "split"], dtype=str)
+        frame = pd.read_csv(run / "predictions.csv", usecols=["image_id", "split", "label"], dtype=str)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{run / 'predictions.csv'}: cannot be read: {error}", remedy="restore it or train again"
         ) from error
+    return frame.assign(data=_data_of(run))
+
+
+def _data_of(run: Path) -> str:
+    """Return which manifest a run read: two sets may both hold a benign/1.jpg."""
+    about = read_json(run / "run.json", format=1, error=DataError)
+    return str(about.get("dataset", {}).get("manifest_sha256", ""))
 
 
 def _row(run: str, split: str, metric: str, item: dict[str, object]) -> tuple[object, ...]:

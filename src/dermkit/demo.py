@@ -5,9 +5,9 @@ from pathlib import Path
 
 from dermkit.data.synthetic import make_dataset_folder
 from dermkit.files import check_writable
+from dermkit.plan import Where
 from dermkit.predict import PredictOutcome, predict
 from dermkit.recipes import DEMO
-from dermkit.runner import Where
 from dermkit.watch import Watch
 from dermkit.workflow import import_dataset, train
 

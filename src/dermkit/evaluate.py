@@ -141,7 +141,7 @@ def write_evaluation(
     predictions = check_predictions(predictions, body["classes"])
     for name, split in body["splits"].items():
         part = predictions[predictions["split"] == name]
-        if colour is not None:
+        if colour is not None and (colour["split"] == name).any():
             rule = scored_of(colour[colour["split"] == name], classes, groups)
             found = summarise(rule, seed=seed)["metrics"]
             split["baselines"]["mean_colour"] = {figure: found[figure] for figure in COLOUR_FIGURES}

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from dermkit.data.manifest import Dataset
+from dermkit.data.split import split_groups
+from dermkit.errors import UsageError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import check_writable, fingerprint, write_json, write_rows
 from dermkit.predictions import (
@@ -43,6 +45,12 @@ def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Pa
         else default_mapping(predictor.classes, dataset.classes)
     )
     folder = out or _default_out(target, dataset, classes)
+    if (folder / "log.csv").exists() or (folder / "checkpoints").exists():
+        raise UsageError(
+            f"{folder}: is a training run's folder",
+            kept="nothing was changed",
+            remedy="name another --out: an evaluation on other data would overwrite the run's own figures",
+        )
     check_writable(folder)
     scored = _score(predictor, dataset, watch)
     remapped = remap_predictions(scored, classes)
@@ -50,7 +58,9 @@ def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Pa
     names = [item.name for item in classes.targets]
     columns = ["image_id", "path", "label", "split", "fold", "seed", "predicted", *(f"p_{name}" for name in names)]
     write_predictions(folder / "predictions.csv", names, kept[columns].to_numpy(dtype=object).tolist())
-    write_groups(folder / "groups.csv", dataset.manifest, kept["image_id"])
+    write_groups(
+        folder / "groups.csv", dataset.manifest["image_id"], split_groups(dataset.manifest), kept["image_id"]
+    )
     write_rows(
         folder / "unmapped.csv", ("image_id", "path", "label"), remapped.unmapped_images.to_numpy().tolist()
     )
@@ -148,12 +158,13 @@ def _warnings(
             f"Not external: {found} of {len(dataset.manifest)} images were looked at in training "
             f"({shared['same_pixels']} by identical pixels, {shared['same_isic_id']} by ISIC id)."
         )
-    if shared.get("training_images_with_isic_id", 0) < shared.get("training_images", 0):
-        known = _common_archive(predictor, dataset)
-        unnamed = shared["training_images"] - shared["training_images_with_isic_id"]
+    unnamed = shared.get("training_images", 0) - shared.get("training_images_with_isic_id", 0)
+    nameless = int((dataset.manifest["isic_id"] == "").sum())
+    archive = _common_archive(predictor, dataset)
+    if unnamed or nameless or not shared or archive:
         warnings.append(
-            f"Overlap cannot be ruled out: {unnamed} training images of {trained_on} carry no ISIC id, so copies of "
-            f"other size or compression are not found by this count.{known}"
+            f"Overlap cannot be ruled out: {unnamed} training images of {trained_on} and {nameless} images of "
+            f"{dataset.name} carry no ISIC id, so copies of other size or compression are not counted.{archive}"
         )
     if unmapped:
         listed = ", ".join(f"{label} {n}" for label, n in sorted(unmapped.items()))

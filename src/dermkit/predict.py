@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermkit import pictures
-from dermkit.data.images import IMAGE_SUFFIXES
 from dermkit.errors import DataError, UsageError
 from dermkit.files import check_writable, write_json, write_rows
 from dermkit.predictions import write_predictions
@@ -24,6 +23,10 @@ _PER_SHEET = 48
 _SHEETS = 5
 """Pictures for the first 240 images; every image is in predictions.csv."""
 _SIDE = 160
+_NOT_PICTURES = frozenset(
+    (".csv", ".tsv", ".json", ".txt", ".md", ".html", ".xml", ".yaml", ".yml", ".ini", ".db", ".py")
+)
+"""What lies beside photographs in a folder and is left alone; all else is opened, and listed where it is no image."""
 
 
 @dataclass
@@ -74,7 +77,7 @@ def _matches(pattern: str) -> list[str]:
 
 def _is_candidate(path: Path, root: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
+    return path.suffix.lower() not in _NOT_PICTURES and not hidden and path.is_file()
 
 
 def _unique(pairs: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:

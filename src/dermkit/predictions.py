@@ -16,7 +16,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.manifest import LesionClass, Malignancy
-from dermkit.data.manifest import groups as manifest_groups
 from dermkit.errors import DataError
 from dermkit.files import read_json, write_rows
 
@@ -311,7 +310,12 @@ def write_predictions(path: Path, classes: Sequence[str], rows: Iterable[Sequenc
     write_rows(path, header, rows)
 
 
-def write_groups(path: Path, manifest: pd.DataFrame, image_ids: "pd.Series[str]") -> None:
-    """Write groups.csv: which images share a lesion, patient or copy group, for intervals by group."""
-    group = pd.Series(manifest_groups(manifest), index=manifest["image_id"])
-    write_rows(path, ("image_id", "group"), [(item, int(group[item])) for item in image_ids])
+def write_groups(
+    path: Path, all_ids: "pd.Series[str]", group: NDArray[np.int64], image_ids: "pd.Series[str]"
+) -> None:
+    """Write groups.csv: which images hang together (lesion, patient, copies), for intervals by group.
+
+    group: a label for each of `all_ids`; rows are written for `image_ids`.
+    """
+    of = dict(zip(all_ids, group.tolist(), strict=True))
+    write_rows(path, ("image_id", "group"), [(item, of[item]) for item in image_ids])

@@ -31,7 +31,7 @@ def validation_value(run: Path, monitor: str) -> float:
     found = metrics_of(run, "validation")
     value = found.get(name)
     if value is None:
-        value = found.get(f"{name}_present")
+        value = found.get("recall_macro_present" if name == "balanced_accuracy" else f"{name}_present")
     return float("nan") if value is None else value
 
 
@@ -85,15 +85,15 @@ def summarise(parent: Path, runs: Sequence[Path], *, monitor: str) -> Path:
     return parent
 
 
-def _spread(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | int]]:
+def _spread(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | int | None]]:
     """Return mean, sample standard deviation, least and most of each figure over the runs that define it."""
-    result: dict[str, dict[str, float | int]] = {}
+    result: dict[str, dict[str, float | int | None]] = {}
     for name in rows[0] if rows else ():
         values = [value for row in rows if (value := row.get(name)) is not None]
         if values:
             result[name] = {
                 "mean": statistics.fmean(values),
-                "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+                "std": statistics.stdev(values) if len(values) > 1 else None,
                 "min": min(values),
                 "max": max(values),
                 "n_runs": len(values),

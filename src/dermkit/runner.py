@@ -4,13 +4,11 @@ Pixels -> training -> model folder -> predictions -> metrics -> report; each sta
 reads them. Heavy imports are inside functions, so that a typo costs no torch.
 """
 
-import os
-import platform
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,61 +18,32 @@ from numpy.typing import NDArray
 
 from dermkit import charts, pictures
 from dermkit.colour import colour_rule
-from dermkit.data.manifest import Dataset
-from dermkit.data.split import Split, check_split, save_split
+from dermkit.data.split import save_split, split_groups
 from dermkit.errors import UsageError
 from dermkit.evaluate import evaluate_run
+from dermkit.facts import environment, model_facts, run_facts, training_facts, write_next_steps
 from dermkit.files import (
     lock,
     make_folder,
-    read_json,
     sweep_temp,
     write_json,
     write_rows,
-    write_text,
 )
+from dermkit.plan import Plan, Where
 from dermkit.predictions import write_groups, write_predictions
-from dermkit.recipe import Recipe
 from dermkit.recipe import save as save_recipe
 from dermkit.report import write_report
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
-    from dermkit.checkpoint import Progress
     from dermkit.data.cache import PixelCache
-    from dermkit.model import Net, Weights
-    from dermkit.predictor import ModelFacts, Predictor
+    from dermkit.model import Net
+    from dermkit.predictor import Predictor
     from dermkit.train import Job
 
 RUN_FORMAT = 1
 _REDRAW_SECONDS = 5.0
 """progress.png is redrawn at most this often: drawing costs more than an epoch on cached features."""
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where a run happens: what may differ between machines without changing the experiment."""
-
-    out: Path = Path("runs")
-    device: str = "auto"
-    weights: Path | None = None
-    resume: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One run, resolved: nothing left to choose."""
-
-    recipe: Recipe
-    dataset: Dataset
-    split: Split
-    sides: pd.DataFrame
-    weights: "Weights"
-    seed: int
-    fold: int
-    folder: Path
-    trial: bool = False
-    """A trial of a search: the test split is not scored and no report is written."""
 
 
 def run(plan: Plan, where: Where, watch: Watch) -> Path:
@@ -83,7 +52,7 @@ def run(plan: Plan, where: Where, watch: Watch) -> Path:
     if (folder / ("metrics.json" if plan.trial else "report.html")).exists():
         watch.say(f"{folder}: already finished; nothing to do")
         return folder
-    started_before = (folder / "run.json").exists() or (folder / "checkpoints").exists()
+    started_before = (folder / "checkpoints" / "last.safetensors").exists()
     if started_before and not where.resume:
         raise UsageError(
             f"{folder}: was started before and is not finished",
@@ -137,7 +106,7 @@ def _fill_run(plan: Plan, where: Where, watch: Watch) -> None:
     if plan.trial:
         evaluate_run(plan.folder)
         return
-    write_next_steps(plan.folder, plan.dataset.folder)
+    write_next_steps(plan.folder, plan.dataset.folder, where.weights)
     write_json(plan.folder / "location.json", {"images": str(plan.dataset.images.resolve())}, format=1)
     finish(plan.folder, plan.dataset.images)
     watch.say(f"report: {plan.folder / 'report.html'}")
@@ -173,49 +142,18 @@ def _train(plan: Plan, job: "Job", net: "Net", where: Where, watch: Watch, began
         )  # fmt: skip
         progress = train(job, net, make_folder(plan.folder / "checkpoints"), device=where.device, hooks=hooks)
     _draw_progress(plan.folder)
-    training = _training_facts(plan, progress)
-    minutes = {
-        "minutes": (time.perf_counter() - began) / 60,
-        "minutes_training": sum(row["seconds"] for row in progress.rows) / 60,
-    }
-    write_json(plan.folder / "run.json", {**_run_facts(plan), **training, **minutes}, format=RUN_FORMAT)
+    training = training_facts(plan, progress)
+    learning = sum(row["seconds"] for row in progress.rows) / 60
+    # After a resume this process saw only the end; the log's epochs were all trained.
+    minutes = {"minutes": max((time.perf_counter() - began) / 60, learning), "minutes_training": learning}
+    write_json(plan.folder / "run.json", {**run_facts(plan), **training, **minutes}, format=RUN_FORMAT)
     save_model(
         plan.folder / "model",
         net,
         spec=plan.recipe.model,
         classes=plan.dataset.classes,
         preprocessing=job.preprocessing,
-        facts=_model_facts(plan, training),
-    )
-
-
-def _training_facts(plan: Plan, progress: "Progress") -> dict[str, Any]:
-    """Return how training ended: which epoch was best, and why it stopped."""
-    value, monitor = progress.best_value, plan.recipe.monitor
-    if value is not None:
-        value = None if np.isnan(value) else (-value if monitor == "val_loss" else value)
-    planned = sum(phase.epochs for phase in plan.recipe.phases)
-    last = len(progress.rows)
-    return {
-        "seed": plan.seed,
-        "fold": None if plan.fold < 0 else plan.fold,
-        "best": {"epoch": progress.best_epoch, "monitor": monitor, "value": value},
-        "stopped": {"epoch": last, "reason": "all epochs done" if last == planned else "early stopping"},
-        "kept": plan.recipe.keep,
-    }
-
-
-def _model_facts(plan: Plan, training: Mapping[str, Any]) -> "ModelFacts":
-    from dermkit.predictor import ModelFacts
-
-    used = plan.sides[plan.sides["split"].isin(["train", "validation"])]
-    rows = plan.dataset.manifest.set_index("image_id").loc[used["image_id"]]
-    return ModelFacts(
-        recipe=read_json(plan.folder / "recipe.json", format=1),
-        dataset=_dataset_facts(plan),
-        weights=_weights_facts(plan.weights),
-        training=training,
-        seen=sorted(zip(rows["pixel_sha256"], rows["isic_id"], used["split"], strict=True)),
+        facts=model_facts(plan, training),
     )
 
 
@@ -232,7 +170,8 @@ def _score(plan: Plan, predictor: "Predictor", pixels: "PixelCache", job: "Job",
         job.pixels, job.labels, train=job.train, score=np.array(rows, dtype=np.int64), n_classes=len(names)
     )
     write_predictions(plan.folder / "colour_rule.csv", names, _table(plan, chosen, names, dumb))
-    write_groups(plan.folder / "groups.csv", plan.dataset.manifest, chosen["image_id"])
+    manifest = plan.dataset.manifest
+    write_groups(plan.folder / "groups.csv", manifest["image_id"], split_groups(manifest), chosen["image_id"])
 
 
 def _table(
@@ -259,79 +198,7 @@ def _write_start(plan: Plan, where: Where) -> None:
         folder / "excluded.csv", ("image_id", "reason"), plan.split.excluded[["image_id", "reason"]].to_numpy()
     )
     if not (folder / "run.json").exists():
-        write_json(folder / "run.json", _run_facts(plan), format=RUN_FORMAT)
-
-
-def _run_facts(plan: Plan) -> dict[str, Any]:
-    split = plan.split
-    warnings = [*split.notes]
-    if plan.weights.origin == "none" and not _trains_backbone(plan.recipe):
-        warnings.append("A frozen net of random weights: its features mean little, and so do these figures.")
-    if plan.weights.note:
-        warnings.append(f"Weights: {plan.weights.note}")
-    return {
-        "recipe": plan.recipe.name,
-        "system": plan.recipe.system,
-        "about": plan.recipe.about,
-        "dataset": _dataset_facts(plan),
-        "split": {
-            "name": split.name,
-            "scheme": split.spec.scheme if split.spec else "file",
-            "counts": {side: int((plan.sides["split"] == side).sum()) for side in ("train", "validation", "test")},
-            "train_counts": _train_counts(plan),
-            "excluded": len(split.excluded),
-            "leaks": check_split(plan.dataset.manifest, split, allow_leaks=True),
-        },
-        "seed": plan.seed,
-        "fold": None if plan.fold < 0 else plan.fold,
-        "weights": _weights_facts(plan.weights),
-        "warnings": warnings,
-    }
-
-
-def _trains_backbone(recipe: Recipe) -> bool:
-    return any(phase.train_backbone != "none" for phase in recipe.phases)
-
-
-def _train_counts(plan: Plan) -> dict[str, int]:
-    """Return training images per class: what a rule without eyes would know."""
-    ids = plan.sides.loc[plan.sides["split"] == "train", "image_id"]
-    labels = plan.dataset.manifest.set_index("image_id").loc[ids, "label"]
-    return {name: int((labels == name).sum()) for name in plan.dataset.class_names}
-
-
-def _dataset_facts(plan: Plan) -> dict[str, Any]:
-    dataset = plan.dataset
-    licences = sorted(set(dataset.manifest["licence"]) - {""})
-    return {
-        "name": dataset.name,
-        "classes": [asdict(item) for item in dataset.classes],
-        "n": len(dataset.manifest),
-        "manifest_sha256": dataset.manifest_sha256,
-        "licences": ", ".join(licences),
-        "notes": dict(dataset.notes),
-    }
-
-
-def _weights_facts(weights: "Weights") -> dict[str, Any]:
-    return {"origin": weights.origin, "sha256": weights.sha256, "licence": weights.licence, "note": weights.note}
-
-
-def environment(where: Where) -> dict[str, Any]:
-    """Return what can change the last bits of a result: versions, processor, threads."""
-    import torch
-
-    from dermkit.predictor import versions
-
-    return {
-        "versions": versions(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": where.device,
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-    }
+        write_json(folder / "run.json", run_facts(plan), format=RUN_FORMAT)
 
 
 @contextmanager
@@ -377,23 +244,3 @@ def _draw_batch(plan: Plan, job: "Job", batch: Any, labels: Any) -> None:
     tiles = [pictures.Tile(image, names[int(label)]) for image, label in zip(pixels, labels, strict=True)]
     sheet = pictures.contact_sheet(tiles, columns=6, title="A training batch as the net sees it")
     pictures.save_png(sheet, plan.folder / "augmented.png")
-
-
-def write_next_steps(folder: Path, dataset: Path) -> None:
-    """Write the exact next commands."""
-    text = f"""Research use only. Not a medical device.
-
-Predict new images (files, folders, patterns):
-  dermkit predict {folder / "model"} IMAGE... --out predictions
-
-Test on another data set:
-  dermkit evaluate {folder} --on OTHER_DATASET --map CLASSES.json
-
-Evaluate and report again (after a change of the class table, say):
-  dermkit evaluate {folder}
-  dermkit report {folder}
-
-Repeat this run exactly (data set: {dataset.name}):
-  dermkit train {folder / "recipe.json"} DATASET --split {folder / "split.csv"} --out again
-"""
-    write_text(folder / "NEXT_STEPS.txt", text)

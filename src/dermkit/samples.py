@@ -186,6 +186,7 @@ class FeatureSource:
         net: Net,
         *,
         pixels_key: str,
+        model_key: str,
         seed: int,
         views: int,
         plain: bool,
@@ -197,7 +198,7 @@ class FeatureSource:
         samples = source.samples
         net.eval()
         backbone = backbone_fingerprint(net)
-        shared: Sequence[Any] = (backbone, pixels_key, asdict(source.preprocessing), net.n_features)
+        shared: Sequence[Any] = (backbone, model_key, pixels_key, asdict(source.preprocessing), net.n_features)
         random: Sequence[Any] = (seed, plain, asdict(samples.augment), samples.grow and asdict(samples.grow))
         where = fingerprint(*shared, *random, samples.keys.tolist())
         total = len(samples) * views + len(source.validation)

@@ -6,7 +6,8 @@ with the same weights as one left alone (same machine, same thread count). A fro
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dermkit.checkpoint import BEST, LAST, Progress, load_checkpoint, save_check
 from dermkit.data.augment import epoch_order
 from dermkit.data.images import Preprocessing
 from dermkit.errors import Diverged, Interrupted
-from dermkit.files import write_rows
+from dermkit.files import fingerprint, write_rows
 from dermkit.metrics.ranking import auroc
 from dermkit.model import Net, freeze, parameter_groups, set_train_mode
 from dermkit.recipe import OptimSpec, Phase, Recipe
@@ -85,6 +86,8 @@ def train(job: Job, net: Net, folder: Path, *, device: str = "auto", hooks: Hook
     run = Run(job, folder, net, fabric, hooks or Hooks())
     net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run.progress = load_checkpoint(folder / LAST, net) or Progress()
+    if run.progress.rows:  # a kill may have come between the checkpoint and the log
+        write_log(folder.parent / "log.csv", run.progress)
     for number, phase in enumerate(job.recipe.phases):
         if number >= run.progress.phase:
             _train_phase(run, number, phase)
@@ -99,6 +102,8 @@ def _train_phase(run: Run, number: int, phase: Phase) -> None:
         if job.recipe.keep == "best":
             load_checkpoint(run.folder / BEST, run.net)
         progress.start_phase(number)
+        # The border is saved first: a kill after this phase's first best must not start it from that best.
+        save_checkpoint(run.folder / LAST, run.net, progress, whole=_whole(job))
     freeze(run.net, phase)
     source = _source(run, phase)
     optimizer = _optimizer(run, phase)
@@ -201,6 +206,8 @@ def _source(run: Run, phase: Phase) -> Source:
         pixels,
         run.net,
         pixels_key=job.pixels_key,
+        # Two nets may share every tensor and still differ: padding and stride are no tensors.
+        model_key=fingerprint(asdict(job.recipe.model), version("timm")),
         seed=job.seed,
         views=max(phase.views, 1),
         plain=phase.views == 0,

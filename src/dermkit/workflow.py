@@ -7,19 +7,32 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from dermkit.compare import Comparison, compare_runs
 from dermkit.data.importing import ImportOutcome, import_dataset
 from dermkit.data.manifest import Dataset, load_dataset
 from dermkit.data.split import Split, for_fold, load_split, make_split, save_split
 from dermkit.errors import UsageError
 from dermkit.external import evaluate_on
-from dermkit.files import canonical_json, check_writable, read_json, sha256_bytes, write_json, write_rows
+from dermkit.files import (
+    canonical_json,
+    check_writable,
+    fingerprint,
+    read_json,
+    sha256_bytes,
+    write_json,
+    write_rows,
+)
+from dermkit.plan import Plan, Where
 from dermkit.predict import PredictOutcome, predict
 from dermkit.recipe import Recipe, SplitSpec, recipe_fingerprint
 from dermkit.repeats import chosen, summarise, validation_value
 from dermkit.report import write_report
-from dermkit.runner import Plan, Where, finish, run
+from dermkit.runner import finish, run
 from dermkit.watch import Watch
+
+DEVICES = ("auto", "cpu", "cuda")
 
 __all__ = [
     "Comparison", "Dataset", "ImportOutcome", "PredictOutcome", "Split", "Watch", "Where", "compare_runs", "evaluate",
@@ -65,9 +78,8 @@ def train(
     """
     where, watch = where or Where(), watch or Watch()
     check_writable(where.out)
-    if seed is not None:
-        recipe = replace(recipe, seed=seed)
-    plans = _plans(recipe, dataset, resolve_split(recipe, dataset, split), where)
+    check_device(where.device)
+    plans = _plans(with_seed(recipe, seed), dataset, resolve_split(recipe, dataset, split), where)
     if len(plans) == 1:
         return run(plans[0], where, watch)
     first = plans[0].folder
@@ -81,17 +93,40 @@ def train(
     return summarise(parent, folders, monitor=recipe.monitor)
 
 
+def with_seed(recipe: Recipe, seed: int | None) -> Recipe:
+    """Return the recipe with another first seed; raises `UsageError` for one out of range."""
+    try:
+        return recipe if seed is None else replace(recipe, seed=seed)
+    except ValidationError as error:
+        raise UsageError(f"--seed {seed}: {error.errors()[0]['msg']}", remedy="give 0 to 4294967295") from error
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine lacks before any work is done; raises `UsageError`."""
+    import torch
+
+    if device not in DEVICES:
+        raise UsageError(f"--device {device}: unknown", remedy=f"one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here", remedy="--device cpu, or auto")
+
+
 def _plans(recipe: Recipe, dataset: Dataset, chosen_split: Split, where: Where) -> list[Plan]:
     """Resolve a recipe into its runs: seeds times folds."""
     from dermkit.model import resolve_weights
 
     weights = resolve_weights(recipe.model, where.weights)
+    if (
+        chosen_split.spec is not None
+    ):  # recipe.json must say the split that was used, or it would not repeat the run
+        recipe = replace(recipe, split=chosen_split.spec)
     frame = chosen_split.frame
     mark = recipe_fingerprint(
         recipe,
         manifest=dataset.manifest_sha256,
         split=sha256_bytes(frame[["image_id", "split", "fold"]].to_csv(index=False).encode()),
-        weights=weights.sha256,
+        weights=fingerprint(weights.sha256, weights.mean, weights.std, weights.missing),
+        classes=fingerprint([asdict(item) for item in dataset.classes]),
     )
     folds = sorted(set(frame["fold"])) if (frame["split"] == "fold").any() else [-1]
     return [
@@ -126,11 +161,17 @@ def tune(
     """
     where, watch = where or Where(), watch or Watch()
     check_writable(where.out)
+    check_device(where.device)
     folders: list[Path] = []
     for number, recipe in enumerate(recipes, start=1):
         watch.say(f"trial {number} of {len(recipes)}: {recipe.name}")
-        single = replace(recipe, repeats=1, seed=recipe.seed if seed is None else seed)
-        (plan,) = _plans(single, dataset, resolve_split(single, dataset, split), where)
+        single = replace(with_seed(recipe, seed), repeats=1)
+        plan, *more = _plans(single, dataset, resolve_split(single, dataset, split), where)
+        if more:
+            raise UsageError(
+                f"{recipe.name}: a grid is decided on one split, not on {1 + len(more)} folds",
+                remedy="tune on a given or holdout split, then train the chosen recipe on folds",
+            )
         folder = where.out / name / "trials" / plan.folder.parent.name / plan.folder.name
         folders.append(run(replace(plan, folder=folder, trial=True), where, watch))
     best = chosen(folders, recipes[0].monitor)

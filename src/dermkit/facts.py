@@ -1,0 +1,155 @@
+"""What a run's files say about it: its data, split, weights, machine, how training ended, and the next commands."""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dermkit.data.split import check_split
+from dermkit.files import read_json, write_text
+from dermkit.plan import Plan, Where
+from dermkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from dermkit.checkpoint import Progress
+    from dermkit.model import Weights
+    from dermkit.predictor import ModelFacts
+
+
+def training_facts(plan: Plan, progress: "Progress") -> dict[str, Any]:
+    """Return how training ended: which epoch was best, and why it stopped."""
+    value, monitor = progress.best_value, plan.recipe.monitor
+    if value is not None:
+        value = None if np.isnan(value) else (-value if monitor == "val_loss" else value)
+    planned = sum(phase.epochs for phase in plan.recipe.phases)
+    done, last = len(progress.rows), int(progress.rows[-1]["epoch"])
+    return {
+        "seed": plan.seed,
+        "fold": None if plan.fold < 0 else plan.fold,
+        "best": {"epoch": progress.best_epoch, "monitor": monitor, "value": value},
+        "stopped": {
+            "epoch": last,
+            "epochs_trained": done,
+            "reason": "all epochs done" if done == planned else "early stopping",
+        },
+        "kept": plan.recipe.keep,
+    }
+
+
+def model_facts(plan: Plan, training: Mapping[str, Any]) -> "ModelFacts":
+    from dermkit.predictor import ModelFacts
+
+    used = plan.sides[plan.sides["split"].isin(["train", "validation"])]
+    rows = plan.dataset.manifest.set_index("image_id").loc[used["image_id"]]
+    return ModelFacts(
+        recipe=read_json(plan.folder / "recipe.json", format=1),
+        dataset=dataset_facts(plan),
+        weights=weights_facts(plan.weights),
+        training=training,
+        seen=sorted(zip(rows["pixel_sha256"], rows["isic_id"], used["split"], strict=True)),
+    )
+
+
+def run_facts(plan: Plan) -> dict[str, Any]:
+    split = plan.split
+    warnings = [*split.notes]
+    if plan.weights.origin == "none" and not _trains_backbone(plan.recipe):
+        warnings.append("A frozen net of random weights: its features mean little, and so do these figures.")
+    manifest = plan.dataset.manifest
+    if not ((manifest["lesion_id"] != "") | (manifest["patient_id"] != "")).any():
+        warnings.append(
+            "No lesion or patient ids: intervals take every picture for an independent one, and may be too narrow."
+        )
+    absent = [name for name, count in _train_counts(plan).items() if not count]
+    if absent:
+        warnings.append(f"Never seen in training, so never to be predicted: {', '.join(absent)}.")
+    if plan.weights.note:
+        warnings.append(f"Weights: {plan.weights.note}")
+    return {
+        "recipe": plan.recipe.name,
+        "system": plan.recipe.system,
+        "about": plan.recipe.about,
+        "dataset": dataset_facts(plan),
+        "split": {
+            "name": split.name,
+            "scheme": split.spec.scheme if split.spec else "file",
+            "counts": {side: int((plan.sides["split"] == side).sum()) for side in ("train", "validation", "test")},
+            "train_counts": _train_counts(plan),
+            "excluded": len(split.excluded),
+            "leaks": check_split(plan.dataset.manifest, split, allow_leaks=True),
+        },
+        "seed": plan.seed,
+        "fold": None if plan.fold < 0 else plan.fold,
+        "weights": weights_facts(plan.weights),
+        "warnings": warnings,
+    }
+
+
+def _trains_backbone(recipe: Recipe) -> bool:
+    return any(phase.train_backbone != "none" for phase in recipe.phases)
+
+
+def _train_counts(plan: Plan) -> dict[str, int]:
+    """Return training images per class: what a rule without eyes would know."""
+    ids = plan.sides.loc[plan.sides["split"] == "train", "image_id"]
+    labels = plan.dataset.manifest.set_index("image_id").loc[ids, "label"]
+    return {name: int((labels == name).sum()) for name in plan.dataset.class_names}
+
+
+def dataset_facts(plan: Plan) -> dict[str, Any]:
+    dataset = plan.dataset
+    licences = sorted(set(dataset.manifest["licence"]) - {""})
+    return {
+        "name": dataset.name,
+        "classes": [asdict(item) for item in dataset.classes],
+        "n": len(dataset.manifest),
+        "manifest_sha256": dataset.manifest_sha256,
+        "licences": ", ".join(licences),
+        "notes": dict(dataset.notes),
+    }
+
+
+def weights_facts(weights: "Weights") -> dict[str, Any]:
+    return {"origin": weights.origin, "sha256": weights.sha256, "licence": weights.licence, "note": weights.note}
+
+
+def environment(where: Where) -> dict[str, Any]:
+    """Return what can change the last bits of a result: versions, processor, threads."""
+    import torch
+
+    from dermkit.predictor import versions
+
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": where.device,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+    }
+
+
+def write_next_steps(folder: Path, dataset: Path, weights: Path | None) -> None:
+    """Write the exact next commands."""
+    option = f" --weights {weights}" if weights else ""
+    text = f"""Research use only. Not a medical device.
+
+Predict new images (files, folders, patterns):
+  dermkit predict {folder / "model"} IMAGE... --out predictions
+
+Test on another data set:
+  dermkit evaluate {folder} --on OTHER_DATASET --map CLASSES.json
+
+Evaluate and report again from predictions.csv:
+  dermkit evaluate {folder}
+  dermkit report {folder}
+
+Repeat this run exactly (data set: {dataset.name}):
+  dermkit train {folder / "recipe.json"} DATASET --split {folder / "split.csv"}{option} --out again
+"""
+    write_text(folder / "NEXT_STEPS.txt", text)

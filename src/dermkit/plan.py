@@ -1,0 +1,39 @@
+"""One run before it starts: what, on which data, and where; nothing left to choose."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dermkit.data.manifest import Dataset
+    from dermkit.data.split import Split
+    from dermkit.model import Weights
+    from dermkit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a run happens: what may differ between machines without changing the experiment."""
+
+    out: Path = Path("runs")
+    device: str = "auto"
+    weights: Path | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, resolved: nothing left to choose."""
+
+    recipe: "Recipe"
+    dataset: "Dataset"
+    split: "Split"
+    sides: "pd.DataFrame"
+    weights: "Weights"
+    seed: int
+    fold: int
+    folder: Path
+    trial: bool = False
+    """A trial of a search: the test split is not scored and no report is written."""
