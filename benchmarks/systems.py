@@ -3,6 +3,7 @@
     python benchmarks/systems.py run DATASETS WEIGHTS --out RUNS [--only s2]
     python benchmarks/systems.py table
     python benchmarks/systems.py published
+    python benchmarks/systems.py colour DATASETS
 
 DATASETS holds the imported data set folders isic9, melanoma10k and ham10000; WEIGHTS the weights files. A job whose
 rows are there is skipped. Every figure is read from metrics.json, none is typed.
@@ -205,6 +206,44 @@ def _table_of(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def colour(datasets: Path) -> str:
+    """Return what the rule that sees mean colour alone reaches on the published test folders."""
+    import numpy as np
+
+    from dermkit.colour import colour_rule
+    from dermkit.data.cache import pixel_cache
+    from dermkit.data.images import Preprocessing
+    from dermkit.data.manifest import load_dataset
+    from dermkit.data.split import make_split
+    from dermkit.metrics.intervals import wilson
+    from dermkit.metrics.ranking import auroc
+    from dermkit.recipes import GIVEN
+
+    size = Preprocessing(
+        size=64,
+        resize="squash",
+        interpolation="bilinear",
+        divide_by=255.0,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    lines = ["| data set, published test folder | n | accuracy | AUROC, malignant |", "|---|---|---|---|"]
+    for name in ("melanoma10k", "isic9"):
+        data = load_dataset(datasets / name)
+        sides = make_split(data.manifest, GIVEN, name="given").frame.set_index("image_id")["split"]
+        cache = pixel_cache(data, data.manifest["image_id"].tolist(), size, folder=datasets / name / "cache")
+        labels = np.array([data.class_names.index(label) for label in data.manifest["label"]])
+        side = data.manifest["image_id"].map(sides).to_numpy()
+        train, test = (np.flatnonzero(side == item) for item in ("train", "test"))
+        p = colour_rule(cache.pixels, labels, train=train, score=test, n_classes=len(data.classes))
+        right, n = int((p.argmax(axis=1) == labels[test]).sum()), len(test)
+        low, high = wilson(right, n)
+        bad = np.isin(data.class_names, data.malignant)
+        area = auroc(p[:, bad].sum(axis=1), bad[labels[test]])
+        lines.append(f"| {name} | {n} | {right / n:.3f} [{low:.3f}, {high:.3f}] | {area:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
 PUBLISHED_S2 = (55, 118)
 """S2's published test accuracy, 46.61 %, as images right of images tested."""
 
@@ -256,8 +295,11 @@ def main() -> None:
     runner.add_argument("--seeds", type=int, default=9, help="at most this many seeds of each job")
     verbs.add_parser("table")
     verbs.add_parser("published")
+    verbs.add_parser("colour").add_argument("datasets", type=Path)
     options = parser.parse_args()
-    if options.verb == "run":
+    if options.verb == "colour":
+        print(colour(options.datasets), end="")
+    elif options.verb == "run":
         run(options.datasets, options.weights, options.out, options.only, options.seeds)
     else:
         print(table() if options.verb == "table" else against_published(), end="")

@@ -546,3 +546,43 @@ def test_a_second_process_on_the_same_run_is_refused(
     with lock(folder):
         done = invoke("train", tmp_path / "tiny.json", binary, "--out", tmp_path, "--device", "cpu")
     check(done, 5, str(folder), f"is in use by process {os.getpid()}")
+
+
+def test_no_verb_writes_over_what_it_did_not_make(
+    invoke: Invoke, trained: Path, binary: Path, tmp_path: Path
+) -> None:
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(trained, run)
+    shutil.copytree(binary, data)
+    before = {path: path.read_bytes() for folder in (run, data) for path in folder.rglob("*") if path.is_file()}
+    image = draw(tmp_path / "images" / "nevus", 2) / "image-0.png"
+    draw(tmp_path / "images" / "melanoma", 2, first=2)
+    check(invoke("predict", trained, image, "--out", run), 2, "is not empty", "To do: name a new folder")
+    check(invoke("predict", trained, image, "--out", data), 2, "is not empty")
+    check(invoke("evaluate", trained, "--on", binary, "--out", run), 2, "is not empty")
+    check(invoke("import", "folder", image.parent, "--out", run), 2, "is not empty")
+    check(invoke("import", "folder", image.parent, "--out", image.parent), 2, "is not empty")
+    check(invoke("import", "folder", tmp_path / "images", "--out", data), 2, "another source")
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_second_prediction_leaves_no_sheet_of_the_first(invoke: Invoke, trained: Path, tmp_path: Path) -> None:
+    draw(tmp_path / "many", 50)
+    out = tmp_path / "out"
+    check(invoke("predict", trained, tmp_path / "many", "--out", out), 0)
+    assert sorted(path.name for path in out.glob("*.png")) == ["sheet-1.png", "sheet-2.png"]
+    check(invoke("predict", trained, tmp_path / "many" / "image-1.png", "--out", out), 0)
+    assert sorted(path.name for path in out.glob("*.png")) == ["sheet-1.png"]
+    assert pd.read_csv(out / "predictions.csv")["path"].tolist() == [str(tmp_path / "many" / "image-1.png")]
+
+
+@pytest.mark.parametrize("device", ["cuda", "banana"])
+def test_a_device_that_is_not_there_is_refused_before_any_work(
+    invoke: Invoke, binary: Path, tiny: Recipe, tmp_path: Path, device: str
+) -> None:
+    save(tiny, tmp_path / "tiny.json")
+    done = invoke("train", tmp_path / "tiny.json", binary, "--out", tmp_path / "runs", "--device", device)
+    check(done, 2, f"--device {device}", "To do:")
+    assert not list((tmp_path / "runs").glob("*"))
+    done = invoke("train", tmp_path / "tiny.json", binary, "--out", tmp_path / "runs", "--seed", str(2**32))
+    check(done, 2, "--seed 4294967296", "To do:")

@@ -45,6 +45,11 @@ class SchemeName(StrEnum):
     KFOLD = "kfold"
 
 
+MAP_HELP = (
+    "CLASSES.json, how the classes meet: "
+    '{"format": 1, "classes": {"THEIR LABEL": "TARGET or null"}, "model": {"MODEL CLASS": "TARGET"}}.'
+)
+FAULT = "Kept: files written before it\nTo do: run it again with `dermkit --debug ...` and report what it prints"
 Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 SplitName = Annotated[
     str | None, typer.Option("--split", help="A split of the data set by name, or a split file.")
@@ -225,7 +230,7 @@ def tune(
 def evaluate(
     target: Annotated[Path, typer.Argument(help="A run folder, or a model folder with --on.")],
     on: Annotated[Path | None, typer.Option("--on", help="Another data set to test the model on.")] = None,
-    mapping: Annotated[Path | None, typer.Option("--map", help="CLASSES.json: how the classes meet.")] = None,
+    mapping: Annotated[Path | None, typer.Option("--map", help=MAP_HELP)] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write into (with --on).")] = None,
 ) -> None:
     """Evaluate a run again, or test its model on another data set."""
@@ -340,6 +345,11 @@ def run(command: Callable[[], Any], *, debug: bool) -> int:
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         return 130
+    except Exception as error:
+        if debug:
+            raise
+        typer.echo(f"error: a fault in dermkit: {type(error).__name__}: {error}\n{FAULT}", err=True)
+        return 1
     return result if isinstance(result, int) else 0
 
 

@@ -10,9 +10,8 @@ import pandas as pd
 
 from dermkit.data.manifest import Dataset
 from dermkit.data.split import split_groups
-from dermkit.errors import UsageError
 from dermkit.evaluate import evaluate_run
-from dermkit.files import check_writable, fingerprint, write_json, write_rows
+from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
 from dermkit.predictions import (
     ClassMapping,
     default_mapping,
@@ -45,12 +44,7 @@ def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Pa
         else default_mapping(predictor.classes, dataset.classes)
     )
     folder = out or _default_out(target, dataset, classes)
-    if (folder / "log.csv").exists() or (folder / "checkpoints").exists():
-        raise UsageError(
-            f"{folder}: is a training run's folder",
-            kept="nothing was changed",
-            remedy="name another --out: an evaluation on other data would overwrite the run's own figures",
-        )
+    check_output(folder, marker="unmapped.csv", what="an evaluation on other data")
     check_writable(folder)
     scored = _score(predictor, dataset, watch)
     remapped = remap_predictions(scored, classes)

@@ -143,7 +143,7 @@ Predict new images (files, folders, patterns):
   dermkit predict {folder / "model"} IMAGE... --out predictions
 
 Test on another data set:
-  dermkit evaluate {folder} --on OTHER_DATASET --map CLASSES.json
+  dermkit evaluate {folder} --on OTHER_DATASET [--map CLASSES.json]
 
 Evaluate and report again from predictions.csv:
   dermkit evaluate {folder}

@@ -85,6 +85,22 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def check_output(folder: Path, *, marker: str, what: str) -> None:
+    """Refuse a folder that holds something else than an earlier output of the same kind, told by its `marker` file.
+
+    Raises `UsageError`. Hidden files and the list of refused images do not count.
+    """
+    if not folder.is_dir() or (folder / marker).is_file():
+        return
+    other = sorted(item.name for item in folder.iterdir() if not item.name.startswith("."))
+    if set(other) - {"refused.csv"}:
+        raise UsageError(
+            f"{folder}: is not empty and is not {what} (it holds {', '.join(other[:3])})",
+            kept="everything there",
+            remedy="name a new folder with --out",
+        )
+
+
 def write_with(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file whole or not at all: beside it, fsync, rename, fsync of the folder.
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermkit import pictures
-from dermkit.errors import DataError, UsageError
-from dermkit.files import check_writable, write_json, write_rows
+from dermkit.errors import DataError, Refusal, UsageError
+from dermkit.files import check_output, check_writable, write_json, write_rows
 from dermkit.predictions import write_predictions
 from dermkit.watch import Watch
 
@@ -102,21 +102,24 @@ def predict(
 
     watch = watch or Watch()
     pairs = find_images(images)
-    check_writable(out)
+    check_output(out, marker="predict.json", what="a folder of predictions")
     predictor = load_model(model)
+    check_writable(out)
+    for sheet in out.glob("sheet-*.png"):  # of an earlier prediction: there may be fewer now
+        sheet.unlink()
     outcome = PredictOutcome(out)
     seen = read_seen(predictor.folder)
     rows = _rows(predictor, pairs, batch_size, outcome, seen, watch)
     write_predictions(out / "predictions.csv", predictor.class_names, rows)
     write_rows(out / "refused.csv", ("path", "reason", "detail"), outcome.refused)
+    _write_facts(outcome, predictor, _write_sheets(outcome))
     if not outcome.scored:
+        absent = all(reason == Refusal.MISSING for _, reason, _ in outcome.refused)
         raise DataError(
             f"none of {len(pairs)} images could be read; first: {': '.join(outcome.refused[0])}",
             kept=f"{out / 'refused.csv'} lists each with its reason",
-            remedy="give JPEG, PNG, WebP, BMP or TIFF photographs",
+            remedy="check the path" if absent else "give JPEG, PNG, WebP, BMP or TIFF photographs",
         )
-    sheets = _write_sheets(outcome)
-    _write_facts(outcome, predictor, sheets)
     return outcome
 
 
@@ -145,7 +148,16 @@ def _rows(
         if len(outcome.tiles) < _PER_SHEET * _SHEETS:
             outcome.tiles.append(_tile(item, predictor, item.probabilities))
         label = names[int(item.probabilities.argmax())]
-        yield ids[number - 1], item.name, "", "", "", "", label, *map(float, item.probabilities)
+        yield (
+            ids[number - 1],
+            pairs[number - 1][1].as_posix(),
+            "",
+            "",
+            "",
+            "",
+            label,
+            *map(float, item.probabilities),
+        )
 
 
 def _image_ids(names: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from dermkit.data.overview import render_overview
 from dermkit.data.sources import ARCHIVE, Known, classify, is_known, malignancy_source, recognise
 from dermkit.data.walk import Note, Refused, Rows
 from dermkit.errors import DataError, ImageRefused, UsageError
-from dermkit.files import check_writable, lock, sweep_temp, write_rows, write_text
+from dermkit.files import check_output, check_writable, lock, read_json, sweep_temp, write_rows, write_text
 
 READERS: Mapping[str, Callable[[Path], Rows]] = MappingProxyType(
     {"folder": read_folder, "ham10000": read_ham10000}
@@ -59,6 +59,7 @@ def import_dataset(
     reader = READERS.get(layout)
     if reader is None:
         raise UsageError(f"unknown layout {layout!r}", remedy=f"one of: {', '.join(READERS)}")
+    _check_place(source, out)
     check_writable(out)
     rows = reader(source)
     _check_overrides(malignancy, _ordered(rows.frame["label"]))
@@ -81,6 +82,19 @@ def import_dataset(
         save_dataset(dataset)
         write_text(out / "overview.html", render_overview(dataset, refused))
     return ImportOutcome(dataset, refused)
+
+
+def _check_place(source: Path, out: Path) -> None:
+    """Refuse to write over other files or another source's data set; raises `UsageError`."""
+    check_output(out, marker="dataset.json", what="a data set folder")
+    if (out / "location.json").is_file():
+        before = Path(str(read_json(out / "location.json", format=1, error=DataError).get("images", "")))
+        if source.resolve() not in (before, *before.parents) and before.exists():
+            raise UsageError(
+                f"{out}: holds the data set of another source, {before}",
+                kept="that data set and its splits",
+                remedy="name a new folder with --out",
+            )
 
 
 def _check_overrides(malignancy: Mapping[str, str], names: Sequence[str]) -> None:

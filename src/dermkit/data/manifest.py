@@ -140,6 +140,11 @@ def count(frame: pd.DataFrame, class_names: Sequence[str]) -> dict[str, Any]:
 
 def load_dataset(folder: Path) -> Dataset:
     """Read and check a data set folder; raises `DataError` where it is missing, broken or breaks a row check."""
+    if not (folder / "dataset.json").is_file():
+        raise DataError(
+            f"{folder}: is not a data set folder: there is no {folder / 'dataset.json'}",
+            remedy="check the path, or make one with `dermkit import`",
+        )
     value = read_json(folder / "dataset.json", format=FORMAT, error=DataError)
     location = read_json(folder / "location.json", format=FORMAT, error=DataError)
     try:
