@@ -19,6 +19,7 @@ from dermkit import findings, report
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import write_json, write_rows, write_text
+from dermkit.metrics.tables import in_words
 from dermkit.recipe import (
     AugmentSpec,
     ImageSpec,
@@ -256,8 +257,25 @@ def test_an_absent_class_gives_reasons_and_never_a_zero(tmp_path: Path) -> None:
     shown = {place: text for _, place, _, text in page.numbers}
     assert shown["test.balanced_accuracy.value"].startswith("not defined: recall is undefined for: nevus")
     assert "test.recall_macro_present.value" in shown, "the mean over the classes that are there stands in"
+    head = " ".join(page.text.split()).split("Warnings (")[0]
+    assert head.count("not defined: 1 of 3 classes have no image in this split") == 3, "the lead and two tiles"
+    assert "without: nevus" not in head
+    assert "Recall, mean over the classes present, test" in head
+    assert "AUROC, mean over the classes present, test" in head
+    assert "undefined for: nevus; the row over the classes present leaves them out" in page.text
+    assert not re.search(r"\w_(macro|present)", page.text)
     assert "No test images of nevus" in page.text
     assert "not defined: no test image of this class" in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("recall", "present"), ("average_precision", "present"), ("precision", "where it is defined")],
+)
+def test_reasons_name_the_row_and_not_the_key(name: str, row: str) -> None:
+    told = in_words(f"{name} is undefined for: a_b; {name}_macro_present leaves them out")
+    shown = name.replace("_", " ")
+    assert told == f"{shown} is undefined for: a_b; the row over the classes {row} leaves them out"
 
 
 def test_a_hand_written_null_shows_its_reason(tmp_path: Path) -> None:
@@ -268,7 +286,7 @@ def test_a_hand_written_null_shows_its_reason(tmp_path: Path) -> None:
     for said in ("log.csv is not in this folder", "recipe.json is missing", "NEXT_STEPS.txt is not in this folder",
                  "environment.json is not in this folder", "roc_test.csv is missing"):  # fmt: skip
         assert said in page.text
-    assert "never audited" in page.text
+    assert "Only identical pixels were looked for: near copies, wrong labels and shortcuts were not" in page.text
 
 
 def _tiny_metrics(low: float = 0.4, high: float = 0.8) -> dict[str, Any]:
@@ -304,6 +322,59 @@ def test_the_verdict_says_whether_the_dumb_rule_is_beaten(
     verdict = findings.verdict(findings.read_run(tmp_path), "test")
     assert (verdict.side, verdict.judged, verdict.rule["balanced_accuracy"]) == (side, "balanced_accuracy", 0.5)
     assert said in " ".join(text.split())
+
+
+SAME = "interval unreliable: every resample gave the same value"
+LOST = "interval unreliable: undefined in 9% of the resamples, which were dropped"
+BESIDE = "interval unreliable: the bootstrap is biased and does not hold the value"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reason", "worth"),
+    [
+        ([0.6, 0.8], "", ""), ([0.6, 0.8], "mean over 1 of 2 classes, without: b", ""), ([0.6, 0.8], LOST, "doubtful"),
+        ([0.6, 0.8], f"mean over 1 of 2 classes, without: b; {LOST}", "doubtful"), ([0.6, 0.8], SAME, "none"),
+        ([0.6, 0.8], f"{LOST}; {SAME}", "none"), ([0.6, 0.8], BESIDE, "none"), ([1.0, 1.0], "", "none"),
+        (None, "", "none"),
+    ],
+)  # fmt: skip
+def test_an_interval_is_worth_what_its_reason_says(bounds: list[float] | None, reason: str, worth: str) -> None:
+    assert findings.trust({"ci95": bounds, "reason": reason}) == worth
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "reason", "side", "said"),
+    [
+        (1.0, 1.0, SAME, "unknown", "interval unreliable"),
+        (1.0, 1.0, "", "unknown", "interval unreliable"),
+        (0.7, 0.8, BESIDE, "unknown", "interval unreliable"),
+        (0.51, 0.8, LOST, "above", "51.0\N{NO-BREAK SPACE}% to 80.0\N{NO-BREAK SPACE}% (unreliable)"),
+    ],
+)
+def test_the_headline_does_not_lean_on_an_unreliable_interval(
+    tmp_path: Path, low: float, high: float, reason: str, side: str, said: str
+) -> None:
+    body = _tiny_metrics(low, high)
+    body["splits"]["test"]["metrics"]["accuracy"]["reason"] = reason
+    head = " ".join(re.split(r"[ \n]+", Page(_written(tmp_path, body)).text)).split("Warnings (")[0]
+    assert findings.verdict(findings.read_run(tmp_path), "test").side == side
+    assert head.count(said) == 4, "balanced accuracy and accuracy, in the lead and in a tile"
+    assert ("cannot be told: the interval of balanced accuracy is unreliable" in head) == (side == "unknown")
+    assert ("100.0" in head) is False
+
+
+def test_overfitting_is_a_note_where_the_best_epoch_was_kept(tmp_path: Path) -> None:
+    def told(**facts: Any) -> findings.Warn:
+        _written(tmp_path, body, **facts)
+        found = findings.warnings(findings.read_run(tmp_path))
+        return next(warn for warn in found if warn.text.startswith("Overfitting"))
+
+    body = _tiny_metrics() | {"overfitting": {"overfitting": True, "sentence": "Overfitting from epoch 4."}}
+    best = {"epoch": 3, "monitor": "val_loss", "value": 1.0}
+    assert told(kept="last", best=best) == findings.Warn("serious", "Overfitting from epoch 4.", told().replaces)
+    note = told(kept="best", best=best)
+    assert (note.level, note.text) == ("note", "Overfitting from epoch 4. The weights kept are those of epoch 3.")
+    assert told(kept="best").text.endswith("are those of the best epoch.")
 
 
 def test_the_verdict_takes_the_stored_rule_where_there_is_one(nine: Path) -> None:
@@ -342,7 +413,7 @@ def test_warnings_come_first_once_and_with_their_counts(tmp_path: Path) -> None:
     assert "given-as-published" in serious[0]
     assert any(text.startswith("3 images carry another label") for text in serious)
     assert any(text.startswith("Overfitting from epoch 4") for text in serious)
-    for once in ("leaks", "stand-in", "actinic keratosis.", "never audited", "'nevus' is small"):
+    for once in ("leaks", "stand-in", "actinic keratosis.", "no audit was run", "'nevus' is small"):
         assert sum(once in text for text in texts) == 1, once
     page = " ".join(Page(write_report(run)).text.split())
     assert "12 of 60 test images; contradictory exact copies: 3" in page
@@ -364,6 +435,46 @@ def test_what_the_import_found_is_told(tmp_path: Path) -> None:
 
 def test_a_clean_split_raises_no_leak_warning(nine: Path) -> None:
     assert not [warn for warn in findings.warnings(findings.read_run(nine)) if "leak" in warn.text]
+
+
+@pytest.mark.parametrize("contradictions", [0, 3])
+def test_no_leak_is_only_what_the_manifest_can_show(tmp_path: Path, contradictions: int) -> None:
+    leaks = {"n": 10, "total": 0, "contradictions": contradictions}
+    warned = ["No lesion or patient ids: intervals may be too narrow."]
+    blind = _written(tmp_path, _tiny_metrics(), split={"leaks": leaks}, warnings=warned)
+    assert "Leaks of this split: 0 that the manifest can show (no lesion ids)" in Page(blind).text
+    seeing = _written(tmp_path, _tiny_metrics(), split={"leaks": leaks}, warnings=[])
+    assert "Leaks of this split: 0 of 10 test images" in Page(seeing).text
+    noted = {"notes": {"warnings": [{"code": "no_ids", "text": warned[0], "n": 10}]}}
+    told_by_import = _written(tmp_path, _tiny_metrics(), split={"leaks": leaks}, dataset=noted)
+    assert "Leaks of this split: 0 that the manifest can show" in Page(told_by_import).text
+    leaking = _written(tmp_path, _tiny_metrics(), split={"leaks": leaks | {"total": 2}}, warnings=warned)
+    assert "Leaks of this split: 2 of 10 test images" in Page(leaking).text
+
+
+def test_a_known_defect_of_the_test_images_is_serious(tmp_path: Path) -> None:
+    defects = ["18 of the 118 test images have a copy in Train.", "The latest images are dark."]
+    _written(tmp_path, _tiny_metrics(), dataset={"notes": {"defects": defects}})
+    found = {warn.text: warn.level for warn in findings.warnings(findings.read_run(tmp_path))}
+    assert found[f"Known defect: {defects[0]}"] == "serious"
+    assert found[f"Known defect: {defects[1]}"] == "data"
+    folded = (tmp_path / "report.html").read_text().split("<details>")[1].split("</details>")[0]
+    assert defects[1] in folded
+    assert defects[0] not in folded
+
+
+def test_methods_numbers_and_file_names_are_told_in_words(nine: Path, tmp_path: Path) -> None:
+    page = Page(_written(tmp_path, _tiny_metrics()))
+    assert "Wilson score interval" in page.text
+    assert "wilson" not in page.text
+    assert "precision rests on the images called that class, F1 on the images of it or called it" in " ".join(
+        page.text.split()
+    )
+    wrong = findings.read_table(nine / "figures" / "mistakes_test.csv")
+    assert wrong is not None
+    titles = [found["title"] for tag, found in Page(nine / "report.html").tags if "title" in found]
+    assert titles == wrong["path"].head(24).tolist()
+    assert f">{wrong['path'][0].split('/')[-1]}</span>" in (nine / "report.html").read_text()
 
 
 def test_excluded_images_are_counted_by_reason(nine: Path) -> None:
@@ -535,6 +646,47 @@ def test_the_summary_lists_every_seed_and_why_one_became_final(tmp_path: Path) -
     links = [found["href"] for tag, found in page.tags if tag == "a"]
     assert "./abc-s1/report.html" in links
     assert (tmp_path / "spread_test.csv").read_text().count("accuracy") == 2
+
+
+def test_the_summary_judges_the_final_run_and_repeats_its_serious_warnings_once(tmp_path: Path) -> None:
+    summary = _summary()
+    for run in summary["runs"]:
+        body = _tiny_metrics(0.51, 0.8)
+        body["splits"]["test"]["n"] = 40 + run["seed"]
+        defects = ["It leaks into the test folder."]
+        write_json(tmp_path / run["folder"] / "metrics.json", body, format=1)
+        write_json(tmp_path / run["folder"] / "run.json", {"dataset": {"notes": {"defects": defects}}}, format=1)
+    write_json(tmp_path / "summary.json", summary, format=1)
+    page = Page(write_summary_report(tmp_path))
+    text = " ".join(page.text.split())
+    assert "The final model on test: Better than always answering" in text
+    assert text.count("It leaks into the test folder.") == 1
+    assert "n = 40 to 42 images each" in text
+    calls = [found["class"] for tag, found in page.tags if found.get("class", "").startswith("call")]
+    assert calls == ["call", "call above"], "choosing is not a success; beating the rule is"
+    assert "seed 0, fold" not in text
+
+
+def test_folds_of_one_seed_are_headed_by_the_fold(tmp_path: Path) -> None:
+    summary = _summary()
+    for fold, run in enumerate(summary["runs"]):
+        run |= {"seed": 7, "fold": fold}
+    write_json(tmp_path / "summary.json", summary, format=1)
+    html = write_summary_report(tmp_path).read_text()
+    assert ">fold 0</a>" in html
+    summary["runs"][0]["seed"] = 8
+    write_json(tmp_path / "summary.json", summary, format=1)
+    assert ">seed 8, fold 0</a>" in write_summary_report(tmp_path).read_text()
+
+
+def test_a_summary_reads_no_run_outside_its_folder(tmp_path: Path) -> None:
+    write_json(tmp_path / "other" / "metrics.json", _tiny_metrics(), format=1)
+    summary = _summary()
+    summary["final"]["folder"] = summary["runs"][1]["folder"] = "../other"
+    write_json(tmp_path / "parent" / "summary.json", summary, format=1)
+    text = Page(write_summary_report(tmp_path / "parent")).text
+    assert "always answering" not in text
+    assert "images each" not in text
 
 
 def test_a_summary_link_cannot_leave_the_folder_by_a_scheme(tmp_path: Path) -> None:

@@ -447,3 +447,62 @@ def test_what_cannot_be_compared_is_refused(pair: list[Path], tmp_path: Path) ->
     (pair[1] / "predictions.csv").unlink()
     with pytest.raises(DataError, match=r"predictions\.csv"):
         compare_runs(pair)
+
+
+# What must change a run's name -------------------------------------------------------------------------
+
+
+def test_another_class_table_is_another_run(binary: Path, tiny: Recipe, tmp_path: Path) -> None:
+    """A finished run of the old table must not be served for the new one."""
+    first = train(tiny, binary, tmp_path / "runs")
+    swapped = tmp_path / "swapped"
+    shutil.copytree(binary, swapped)
+    table = read(swapped / "dataset.json")
+    for item in table["classes"]:
+        item["malignancy"] = {"benign": "malignant", "malignant": "benign"}.get(item["malignancy"], "malignant")
+    (swapped / "dataset.json").write_text(json.dumps(table))
+    second = train(tiny, swapped, tmp_path / "runs")
+    assert first.name != second.name
+    assert read(first / "metrics.json")["positive"] != read(second / "metrics.json")["positive"]
+
+
+def test_a_recipe_file_says_the_split_that_was_used(binary: Path, tiny: Recipe, tmp_path: Path) -> None:
+    """Replayed without --split, it divides the data as the run did."""
+    other = replace(tiny.split, seed=tiny.split.seed + 1, validation=0.3)
+    workflow.split(workflow.load_dataset(binary), other, name="other")
+    first = train(tiny, binary, tmp_path / "runs", split="other")
+    assert load(first / "recipe.json").split == other
+    again = train(load(first / "recipe.json"), binary, tmp_path / "again")
+    assert (again / MODEL).read_bytes() == (first / MODEL).read_bytes()
+    assert again.name == first.name
+
+
+def test_two_data_sets_with_the_same_names_are_not_the_same_images(
+    binary: Path, tiny: Recipe, tmp_path: Path
+) -> None:
+    twin = tmp_path / "twin"
+    shutil.copytree(binary, twin)
+    frame = pd.read_csv(twin / "manifest.csv", dtype=str, keep_default_na=False)
+    frame["age"] = "50"
+    frame.to_csv(twin / "manifest.csv", index=False)
+    runs = [train(tiny, data, tmp_path / data.name) for data in (binary, twin)]
+    assert compare_runs(runs).same_images == {"test": False, "validation": False}
+
+
+def test_unnamed_images_on_either_side_leave_overlap_open(trained: Path, seven: Path, tmp_path: Path) -> None:
+    """Whoever lacks the ids: a count of none is no proof."""
+    data = workflow.load_dataset(seven)
+    nameless = replace(data, manifest=data.manifest.assign(isic_id=""))
+    workflow.evaluate(trained, on=nameless, out=tmp_path / "out")
+    assert any("cannot be ruled out" in text for text in read(tmp_path / "out" / "run.json")["warnings"])
+
+
+def test_an_absent_validation_class_still_leaves_a_choice(trained: Path, tmp_path: Path) -> None:
+    from dermkit.repeats import validation_value
+
+    shutil.copytree(trained, tmp_path / "run")
+    body = read(tmp_path / "run" / "metrics.json")
+    body["splits"]["validation"]["metrics"]["balanced_accuracy"]["value"] = None
+    body["splits"]["validation"]["metrics"]["recall_macro_present"]["value"] = 0.625
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(body))
+    assert validation_value(tmp_path / "run", "val_balanced_accuracy") == 0.625

@@ -142,12 +142,26 @@ def read_table(path: Path) -> pd.DataFrame | None:
 # --- the verdict ---
 
 
+def trust(estimate: Mapping[str, Any]) -> Literal["", "doubtful", "none"]:
+    """Return the worth of an estimate's interval: "" full, "doubtful" to be marked, "none" not to be shown or judged.
+
+    An interval that merely lost resamples still says something; one without width, or beside its value, misleads.
+    """
+    bounds, reason = estimate.get("ci95"), str(estimate.get("reason") or "")
+    doubts = [part for part in reason.split("; ") if part.startswith("interval unreliable")]
+    lost = [part for part in doubts if "undefined in" in part]
+    if not bounds or bounds[0] == bounds[1] or len(doubts) > len(lost):
+        return "none"
+    return "doubtful" if lost else ""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether a split's result can be told from always naming the commonest class.
 
     judged: the figure that decides ("" = none has an interval). side: where its whole 95 % interval lies beside
-    the rule's value. rule: class, and the rule's estimates of accuracy and balanced accuracy by name.
+    the rule's value; unknown also where that interval is worth nothing. rule_class, rule: the class that the rule
+    names, and its estimates of accuracy and balanced accuracy.
     rule_key: where metrics.json holds them ("" = counted from its confusion matrix).
     """
 
@@ -164,12 +178,13 @@ def verdict(run: Run, split: str) -> Verdict:
     body = run.metrics["splits"][split]
     name, rule, key = _majority(run, split)
     for judged in ("balanced_accuracy", "accuracy"):
-        bounds = (body["metrics"].get(judged) or {}).get("ci95")
-        dumb = rule[judged]
+        estimate = body["metrics"].get(judged) or {}
+        bounds, dumb = estimate.get("ci95"), rule[judged]
         if bounds and dumb is not None:
-            side: Literal["above", "below", "unclear"] = (
+            side: Literal["above", "below", "unclear", "unknown"] = (
                 "above" if bounds[0] > dumb else "below" if bounds[1] < dumb else "unclear"
             )
+            side = "unknown" if trust(estimate) == "none" else side
             return Verdict(split, judged, side, name, rule, key)
     return Verdict(split, "", "unknown", name, rule, key)
 
@@ -266,15 +281,20 @@ def _class_warnings(run: Run) -> Iterator[Warn]:
 
 def _other_warnings(run: Run) -> Iterator[Warn]:
     if (overfitting := run.metrics.get("overfitting") or {}).get("overfitting"):
-        yield Warn("serious", str(overfitting["sentence"]))
+        kept, epoch = run.facts.get("kept") == "best", (run.facts.get("best") or {}).get("epoch")
+        end = f" The weights kept are those of {f'epoch {epoch}' if epoch else 'the best epoch'}." if kept else ""
+        sentence = str(overfitting["sentence"])
+        yield Warn("note" if kept else "serious", sentence + end, replaces=sentence)
     for item in run.notes.get("warnings", []):
         yield Warn("data", f"{item['text']} ({item['n']})" if isinstance(item, Mapping) else str(item))
     for defect in run.notes.get("defects", []):
-        yield Warn("data", f"Known defect: {defect}")
+        of_test = re.search(r"\btest\b", str(defect), re.IGNORECASE)
+        yield Warn("serious" if of_test else "data", f"Known defect: {defect}")
     if note := run.facts.get("weights", {}).get("note"):
         yield Warn("note", f"Weights: {note}", replaces="Weights:")
     if not run.facts.get("dataset", {}).get("audit"):
-        yield Warn("note", "This data set was never audited for copies, wrong labels and shortcuts.")
+        not_done = "near copies, wrong labels and shortcuts were not (no audit was run)."
+        yield Warn("note", f"Only identical pixels were looked for: {not_done}")
 
 
 # --- facts ---

@@ -22,6 +22,8 @@ from dermkit.data.images import open_image
 from dermkit.errors import DataError, ImageRefused
 from dermkit.files import read_json, write_rows, write_text
 from dermkit.findings import Run
+from dermkit.metrics import intervals
+from dermkit.metrics.tables import in_words
 from dermkit.pictures import data_uri
 
 Images = Callable[[str], NDArray[np.uint8] | None]
@@ -44,17 +46,17 @@ LABELS = {
     "accuracy": "Accuracy",
     "precision_macro": "Precision, mean over classes",
     "recall_macro": "Recall, mean over classes",
-    "recall_macro_present": "Recall, mean over classes with images",
+    "recall_macro_present": "Recall, mean over the classes present",
     "precision_macro_present": "Precision, mean over classes where defined",
     "f1_macro": "F1, mean over classes",
-    "f1_macro_present": "F1, mean over classes with images",
+    "f1_macro_present": "F1, mean over classes where defined",
     "sensitivity_macro": "Sensitivity, mean over classes",
     "specificity_macro": "Specificity, mean over classes",
     "specificity_macro_present": "Specificity, mean over classes where defined",
     "auroc_macro": "AUROC, mean over classes",
-    "auroc_macro_present": "AUROC, mean over classes where defined",
+    "auroc_macro_present": "AUROC, mean over the classes present",
     "average_precision_macro": "Average precision, mean over classes",
-    "average_precision_macro_present": "Average precision, mean over classes where defined",
+    "average_precision_macro_present": "Average precision, mean over the classes present",
     "sensitivity": "Sensitivity (recall), malignant",
     "recall": "Recall, malignant",
     "specificity": "Specificity, malignant",
@@ -71,6 +73,11 @@ LABELS = {
 
 SAME_AS = {"recall_macro": "balanced_accuracy", "recall": "sensitivity", "ppv": "precision"}
 """A figure that stands in the table under another name already; it is printed once."""
+
+INSTEAD = {"balanced_accuracy": "recall_macro_present", "auroc_macro": "auroc_macro_present"}
+"""What a tile shows where classes without images leave the figure itself undefined."""
+
+METHODS = {intervals.WILSON: "Wilson score interval"}
 
 UNBOUNDED = frozenset({"loss", "brier", "ece"})
 PER_CLASS = {
@@ -97,6 +104,7 @@ class Mistake:
     """A wrong prediction; uri is "" where the image is not at hand."""
 
     image_id: str
+    path: str
     label: str
     predicted: str
     p_predicted: float
@@ -185,8 +193,11 @@ def _templates() -> Environment:
     environment.filters["percent"] = lambda value: f"{value:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
     environment.filters["exact"] = json.dumps
     environment.filters["label"] = lambda name: LABELS.get(name, str(name).replace("_", " "))
+    environment.filters["words"] = in_words
+    environment.filters["trust"] = findings.trust
+    environment.filters["method"] = lambda name: METHODS.get(name, name)
     environment.filters["label_of_class"] = lambda name: PER_CLASS[name]
-    environment.globals["per_class_names"] = PER_CLASS
+    environment.globals |= {"per_class_names": PER_CLASS, "instead": INSTEAD}
     return environment
 
 
@@ -269,8 +280,8 @@ def _mistakes(wrong: pd.DataFrame, images: Images | None, root: Path | None) -> 
     find = images or _opener(wrong, root)
     return [
         Mistake(
-            row["image_id"], row["label"], row["predicted"], float(row["p_predicted"]), float(row["p_label"]),
-            _thumbnail(find(row["image_id"])),
+            row["image_id"], row["path"], row["label"], row["predicted"],
+            float(row["p_predicted"]), float(row["p_label"]), _thumbnail(find(row["image_id"])),
         )
         for row in wrong.to_dict("records")
     ]  # fmt: skip
@@ -313,6 +324,9 @@ def write_summary_report(parent: Path) -> Path:
         .render(
             title=str(summary.get("recipe") or parent.resolve().name),
             summary=summary,
+            **_final(parent, summary["final"]["folder"]),
+            images={split: _images(parent, summary, split) for split in splits},
+            one_seed=len({run["seed"] for run in summary["runs"]}) == 1,
             split_names=splits,
             names=names,
             pictures={split: _spread(summary, split, names[split], parent) for split in splits},
@@ -320,6 +334,28 @@ def write_summary_report(parent: Path) -> Path:
     )
     write_text(parent / "report.html", html)
     return parent / "report.html"
+
+
+def _final(parent: Path, folder: str) -> dict[str, Any]:
+    """Return the final run's verdict (None without its metrics.json) and its serious warnings."""
+    if not _inside(parent, folder):
+        return {"verdict": None, "serious": []}
+    run = findings.read_run(parent / folder)
+    serious = [warn.text for warn in findings.warnings(run) if warn.level == "serious"]
+    return {"verdict": findings.verdict(run, run.headline), "serious": serious}
+
+
+def _images(parent: Path, summary: dict[str, Any], split: str) -> list[int]:
+    """Return the different numbers of images that the runs were evaluated on, ascending; runs not at hand left out."""
+    folders = [parent / run["folder"] for run in summary["runs"] if _inside(parent, run["folder"])]
+    bodies = [findings.read_run(folder).metrics["splits"].get(split) for folder in folders]
+    return sorted({body["n"] for body in bodies if body})
+
+
+def _inside(parent: Path, folder: str) -> bool:
+    """Say whether an evaluated run of this name lies in the folder itself."""
+    path = parent / folder / "metrics.json"
+    return path.exists() and path.resolve().is_relative_to(parent.resolve())
 
 
 def _summary_names(summary: dict[str, Any], split: str) -> list[str]:
