@@ -131,7 +131,10 @@ S0_RESNET_FROZEN = replace(
     about="ResNet50 frozen, head trained on cached features of augmented views (the cut for two cores).",
     model=S0_RESNET.model,
 )
+# Expected on melanoma10k, chosen by the grid on validation, one seed: see the next two. Cost: 15 min, 2 cores, shared.
 # For weight files that lack tensors of InceptionV3's last two blocks: features are tapped before them.
+# Expected: validation accuracy 0.909, test 0.914 [0.895, 0.930], n 1,000 (lr 1e-3, batch 16).
+# `s0-resnet50-frozen-mobilenetv2`: validation 0.900, test 0.906 [0.886, 0.923] (lr 1e-4, batch 16).
 S0_INCEPTION_MIXED7A = replace(
     S0_INCEPTION_FROZEN,
     name="s0-inception-v3-mixed7a",
@@ -142,7 +145,8 @@ S0_INCEPTION_MIXED7A = replace(
 # ---- S1: a CNN for melanoma ----------------------------------------------------------------------------------
 
 # Source: S1: conv + pool + dense + softmax, Adam, sparse categorical cross-entropy, augmentation, early stopping.
-# Command: dermkit train s1-cnn DATASET.
+# Command: dermkit train s1-cnn DATASET. Expected on melanoma10k: validation accuracy 0.897, test 0.904
+# [0.884, 0.921], n 1,000, seed 0. Cost: 4 min on 2 shared cores.
 S1_CNN = Recipe(
     name="s1-cnn",
     system="S1",
@@ -166,7 +170,8 @@ S1_CNN = Recipe(
 
 # Source: S2 as published: 128 px, pixels in 0..1, frozen ResNet50, own head, Adam, categorical cross-entropy,
 # 10 epochs; published test accuracy 46.61 % (55 of 118; 95 % interval 37.9 to 55.6 %), test loss 2.8345.
-# Command: dermkit train s2-resnet50 DATASET. Expected: needs ResNet50's ImageNet weights, not measured here.
+# Command: dermkit train s2-resnet50 DATASET. Expected: needs ResNet50's ImageNet weights, not measured here. On the
+# stand-in `s2-resnet50-mobilenetv2`, seeds 0, 1, 2: test accuracy .381, .364, .390, loss 2.35, 2.33, 2.13.
 S2_PUBLISHED = Recipe(
     name="s2-resnet50",
     system="S2",
@@ -183,7 +188,10 @@ S2_PUBLISHED = Recipe(
     seed=0,
     repeats=1,
 )
-# One step at a time, as S2 asked: the right pixels, then augmentation, dropout, tuning, fine-tuning.
+# One step at a time, as S2 asked: the right pixels, then augmentation, dropout, tuning, fine-tuning. Validation loss
+# on the stand-in, `given`, seeds 0, 1, 2: as published 1.72, 1.74, 1.71; normalised 1.36 thrice; augmented 1.38 thrice;
+# dropout 1.32, 1.36, 1.31; fine-tuned 1.20, 1.22, 1.19 (test accuracy .483, .466, .441, n 118). Cost: under a minute
+# each, fine-tuning 3, on 2 shared cores. `s2-mobilenetv2-grid` chose head rate and dropout on validation.
 S2_NORMALISED = replace(
     S2_PUBLISHED,
     name="s2-normalised",
@@ -230,7 +238,8 @@ S2_FINETUNED = s2_finetuned(
 
 # Source: S3: 584 benign and 584 malignant, split in three, six repeats, a log and weights per version, a final
 # model; published accuracy .74, precision .76, recall .71, specificity .75 (no single confusion matrix gives these).
-# Command: dermkit train s3-resnet50 DATASET.
+# Command: dermkit train s3-resnet50 DATASET. Expected on the stand-in `s3-resnet50-mobilenetv2`, six seeds: test
+# accuracy .826 with standard deviation .013 (.812 to .847), n 176. Cost: under a minute on 2 shared cores.
 S3_RESNET = Recipe(
     name="s3-resnet50",
     system="S3",
@@ -254,6 +263,7 @@ S3_RESNET = Recipe(
 
 # Source: S4: rotate, flip and zoom grow small classes; own CNN, softmax, Adam, categorical cross-entropy, early
 # stopping and checkpoints. Growth happens on the training split alone. Command: dermkit train s4-cnn DATASET.
+# Expected on isic9, `given`, seed 0: test accuracy .483 [.395, .572], n 118. Cost: 4 min on 2 shared cores.
 S4_CNN = Recipe(
     name="s4-cnn",
     system="S4",
