@@ -191,7 +191,7 @@ KNOWN = (
         ),
         defects=(
             "10,015 images of 7,470 lesions: a split that ignores lesions leaks 38.7 % of what it holds "
-            "back, 68.3 % of the melanomas.",
+            "back, 68.3 % of its melanomas.",
             "dx_type (how the diagnosis was confirmed) gives the label away: it is left out of the manifest.",
             "akiec joins actinic keratosis and squamous cell carcinoma in situ; it counts as indeterminate.",
             "Age 0 is given for 39 images, and kept as published.",
