@@ -6,7 +6,6 @@ use and never unpickled. Everything runs in float32.
 
 import csv
 import dataclasses
-import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,16 @@ from dermkit import __version__
 from dermkit.data.images import Preprocessing, normalise, open_image, resize_pixels
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import ImageRefused, UntrustedError, UsageError
-from dermkit.files import make_folder, read_json, sha256_bytes, write_bytes, write_json, write_rows, write_text
+from dermkit.files import (
+    make_folder,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    write_bytes,
+    write_json,
+    write_rows,
+    write_text,
+)
 from dermkit.model import Net, build_net, resolve_weights
 from dermkit.pictures import thumbnail
 from dermkit.recipe import ModelSpec
@@ -181,7 +189,7 @@ def save_model(
 def write_sums(folder: Path) -> None:
     """Write SHA256SUMS over every other file of a folder (`sha256sum -c SHA256SUMS` checks it)."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
-    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
     write_text(folder / SUMS, "".join(lines))
 
 

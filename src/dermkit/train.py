@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -109,7 +108,7 @@ def _train_phase(run: Run, number: int, phase: Phase) -> None:
     optimizer = _optimizer(run, phase)
     module, fabric_optimizer = run.fabric.setup(source.module(run.net), optimizer)
     if progress.optimizer:
-        _restore(optimizer, progress.optimizer)
+        optimizer.load_state_dict(progress.optimizer)
     weights = _class_weights(job, source.samples, run.fabric.device)
     if not (run.folder / LAST).exists():
         save_checkpoint(run.folder / LAST, run.net, progress, whole=_whole(job))
@@ -235,10 +234,6 @@ def _optimizer(run: Run, phase: Phase) -> torch.optim.Optimizer:
     return kind(groups, weight_decay=spec.weight_decay)
 
 
-def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    optimizer.load_state_dict(state)
-
-
 def _schedule(optimizer: torch.optim.Optimizer, run: Run, phase: Phase, epoch: int) -> float:
     """Set the learning rates of this epoch; returns the head's."""
     cosine = run.job.recipe.optim.schedule == "cosine"
@@ -285,11 +280,6 @@ def write_log(path: Path, progress: Progress) -> None:
     """Write log.csv whole, a row per epoch; an undefined value is empty."""
     rows = [["" if value != value else value for value in row.values()] for row in progress.rows]
     write_rows(path, LOG_COLUMNS, rows)
-
-
-def read_log(path: Path) -> pd.DataFrame:
-    """Read log.csv."""
-    return pd.read_csv(path)
 
 
 def _interrupted(run: Run, epoch: int) -> Interrupted:

@@ -28,7 +28,7 @@ from dermkit.plan import Plan, Where
 from dermkit.predict import PredictOutcome, predict
 from dermkit.recipe import Recipe, SplitSpec, recipe_fingerprint
 from dermkit.repeats import chosen, summarise, validation_value
-from dermkit.report import write_report
+from dermkit.report import write_report, write_summary_report
 from dermkit.runner import finish, run
 from dermkit.watch import Watch
 
@@ -219,8 +219,6 @@ def evaluate(
 def report(target: Path) -> Path:
     """Write a run's report again; returns its path."""
     if (target / "summary.json").is_file():
-        from dermkit.report import write_summary_report
-
         return write_summary_report(target)
     if not (target / "metrics.json").is_file():
         raise UsageError(f"{target}: has no metrics.json, so it is not a run folder", remedy="name a run folder")
