@@ -5,20 +5,19 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dermkit import __version__
-from dermkit.errors import EXIT_SOME_REFUSED, DermkitError, OutputError, UsageError
+from dermkit.cli_data import import_, split
+from dermkit.errors import DermkitError, OutputError
+from dermkit.terminal import Out, end_refused, watching
 
 if TYPE_CHECKING:
     from dermkit.recipe import Recipe
-    from dermkit.watch import Watch
 
 app = typer.Typer(
     name="dermkit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -29,28 +28,11 @@ recipes_app = typer.Typer(no_args_is_help=True, help="Named experiments: list th
 app.add_typer(recipes_app, name="recipes")
 
 
-class Layout(StrEnum):
-    """How the source is laid out."""
-
-    FOLDER = "folder"
-    HAM10000 = "ham10000"
-
-
-class SchemeName(StrEnum):
-    """How to divide."""
-
-    GIVEN = "given"
-    GIVEN_AS_PUBLISHED = "given-as-published"
-    HOLDOUT = "holdout"
-    KFOLD = "kfold"
-
-
 MAP_HELP = (
     "CLASSES.json, how the classes meet: "
     '{"format": 1, "classes": {"THEIR LABEL": "TARGET or null"}, "model": {"MODEL CLASS": "TARGET"}}.'
 )
 FAULT = "Kept: files written before it\nTo do: run it again with `dermkit --debug ...` and report what it prints"
-Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 SplitName = Annotated[
     str | None, typer.Option("--split", help="A split of the data set by name, or a split file.")
 ]
@@ -78,75 +60,8 @@ def _main(
     """Options that every command has."""
 
 
-@app.command("import")
-def import_(
-    layout: Layout,
-    source: Annotated[Path, typer.Argument(help="The folder with the images.")],
-    out: Out,
-    name: Annotated[
-        str, typer.Option(help="A name for the data set (default: the known set's, else that of --out).")
-    ] = "",
-    malignancy: Annotated[
-        list[str] | None, typer.Option(help="CLASS=benign|malignant|indeterminate, to overrule the class table.")
-    ] = None,
-) -> None:
-    """Read a folder of images into a checked manifest with an overview page."""
-    from dermkit.data.importing import import_dataset
-
-    overrides = dict(_pair(item) for item in malignancy or [])
-    with _watch() as watch:
-        outcome = import_dataset(
-            layout.value, source, out=out, name=name, malignancy=overrides,
-            on_progress=lambda done, total: watch.step("images", done, total),
-        )  # fmt: skip
-    typer.echo(f"{len(outcome.dataset.manifest)} images, {len(outcome.dataset.classes)} classes: {out}")
-    typer.echo(f"overview: {out / 'overview.html'}")
-    _end_refused(len(outcome.refused), out / "refused.csv")
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.rpartition("=")
-    if not equals:
-        raise UsageError(
-            f"--malignancy {text}: not of the form CLASS=VALUE", remedy="e.g. --malignancy nevus=benign"
-        )
-    return name, value
-
-
-def _end_refused(count: int, where: Path) -> None:
-    if count:
-        typer.echo(f"{count} images were refused and are listed in {where}", err=True)
-        raise typer.Exit(EXIT_SOME_REFUSED)
-
-
-@app.command()
-def split(
-    dataset: Path,
-    scheme: SchemeName = SchemeName.HOLDOUT,
-    name: Annotated[str, typer.Option(help="Name of the split (default: the scheme).")] = "",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    validation: Annotated[float, typer.Option(help="Share for validation.")] = 0.15,
-    test: Annotated[float, typer.Option(help="Share for test (holdout).")] = 0.15,
-    folds: Annotated[int, typer.Option(help="Number of folds (kfold).")] = 5,
-    per_class: Annotated[int, typer.Option(help="Draw this many images from each class (0 = all).")] = 0,
-    draw_from: Annotated[str, typer.Option(help="Use only rows of this given split.")] = "",
-) -> None:
-    """Divide a data set: grouped by lesion and patient, stratified, seeded; refuses overlap."""
-    from dermkit import workflow
-    from dermkit.recipe import split_spec
-
-    spec = split_spec(
-        scheme=scheme.value, seed=seed, validation=validation, test=test if scheme == SchemeName.HOLDOUT else 0.0,
-        folds=folds if scheme == SchemeName.KFOLD else 0, per_class=per_class, draw_from=draw_from,
-    )  # fmt: skip
-    made = workflow.split(workflow.load_dataset(dataset), spec, name=name or scheme.value)
-    for side, count in made.frame["split"].value_counts(sort=False).items():
-        typer.echo(f"{side}: {count} images")
-    if len(made.excluded):
-        typer.echo(f"excluded: {len(made.excluded)} images, each with its reason")
-    for note in made.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(str(dataset / "splits" / f"{made.name}.csv"))
+app.command("import")(import_)
+app.command()(split)
 
 
 @recipes_app.command("list")
@@ -196,7 +111,7 @@ def train(
 
     data = workflow.load_dataset(dataset)
     where = workflow.Where(out=out, device=device, weights=weights, resume=resume)
-    with _watch() as watch:
+    with watching() as watch:
         folder = workflow.train(chosen, data, where=where, split=split, seed=seed, watch=watch)
     typer.echo(str(folder / "report.html"))
 
@@ -220,7 +135,7 @@ def tune(
 
     data = workflow.load_dataset(dataset)
     where = workflow.Where(out=out, device=device, weights=weights, resume=resume)
-    with _watch() as watch:
+    with watching() as watch:
         folder = workflow.tune(members, data, name=grid, where=where, split=split, seed=seed, watch=watch)
     typer.echo(str(out / grid / "tune.csv"))
     typer.echo(str(folder / "report.html"))
@@ -237,7 +152,7 @@ def evaluate(
     from dermkit import workflow
 
     other = workflow.load_dataset(on) if on else None
-    with _watch() as watch:
+    with watching() as watch:
         path = workflow.evaluate(target, on=other, mapping=mapping, out=out, watch=watch)
     typer.echo(str(path))
 
@@ -276,13 +191,13 @@ def predict(
     """Predict new images: every class probability, and a sheet with labels drawn on the images."""
     from dermkit.predict import predict as run_predict
 
-    with _watch() as watch:
+    with watching() as watch:
         outcome = run_predict(model, images, out=out, batch_size=batch_size, watch=watch)
     typer.echo(f"{outcome.scored} images scored: {out / 'predictions.csv'}")
     if outcome.seen:
         typer.echo(f"warning: the model's training looked at {len(outcome.seen)} of them (predict.json)", err=True)
     typer.echo(str(out / "sheet-1.png"))
-    _end_refused(len(outcome.refused), out / "refused.csv")
+    end_refused(len(outcome.refused), out / "refused.csv")
 
 
 @app.command()
@@ -290,7 +205,7 @@ def demo(out: Out = Path("demo")) -> None:
     """Make images, import, split, train, evaluate, report and predict: offline, on the CPU, in minutes."""
     from dermkit.demo import demo as run_demo
 
-    with _watch() as watch:
+    with watching() as watch:
         outcome = run_demo(out, watch=watch)
     typer.echo(
         "\nResearch use only. Not a medical device. The images are made, so the figures say nothing about skin."
@@ -301,30 +216,6 @@ def demo(out: Out = Path("demo")) -> None:
     typer.echo(f"run          {outcome.run}")
     typer.echo(f"predictions  {outcome.predictions.out}")
     typer.echo(f"report       {outcome.report}")
-
-
-@contextmanager
-def _watch() -> Iterator["Watch"]:
-    """Show a bar with the time left on a terminal, plain lines elsewhere."""
-    from dermkit.watch import Watch
-
-    if not sys.stderr.isatty():
-        yield Watch(say=lambda line: typer.echo(line, err=True))
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def step(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total, visible=done < total)
-
-        yield Watch(say=lambda line: console.print(line, markup=False, highlight=False), step=step)
 
 
 def run(command: Callable[[], Any], *, debug: bool) -> int:
