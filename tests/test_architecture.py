@@ -20,13 +20,17 @@ SRC = ROOT / "src"
 # A room is a module, or a package whose modules belong together. Imports point to a lower layer only.
 LAYERS = {
     "": 0, "data": 0, "errors": 0, "files": 0, "recipe": 0, "data.headers": 0, "data.images": 0, "data.manifest": 0,
+    "data.rows": 0, "data.values": 0,
     "metrics": 0, "watch": 0,
     "recipes": 1, "colour": 1,
-    "cnn": 1, "weights": 1, "model": 1, "checkpoint": 1, "pictures": 1, "charts": 1, "findings": 1,
+    "cnn": 1, "weights": 1, "model": 1, "checkpoint": 1, "pictures": 1, "charts": 1, "findings": 1, "cautions": 1,
+    "data.diagnoses": 1, "data.known": 1,
     "predictions": 1, "data.sources": 1, "data.walk": 1, "data.layouts": 1, "data.dividing": 1, "data.overlap": 1,
     "data.splitfile": 1, "data.split": 1, "data.cache": 1, "data.augment": 1, "data.synthetic": 1,
-    "data.lesions": 1, "data.drawing": 1,
-    "samples": 2, "predictor": 2, "data.overview": 2, "data.importing": 2,
+    "data.lesions": 1, "data.planting": 1, "data.drawing": 1,
+    "data.tables": 1, "data.matching": 1, "data.tabular": 1, "data.reading": 1, "data.isic": 1, "data.archives": 1,
+    "data.medmnist": 1, "data.opening": 1,
+    "samples": 2, "predictor": 2, "data.overview": 2, "data.importing": 2, "data.joining": 2,
     "train": 3, "evaluate": 3, "compare": 3, "audit": 3, "lint": 1, "explain": 3, "predict": 3,
     "report": 4, "plan": 4, "facts": 4, "runner": 4, "repeats": 4, "external": 4, "workflow": 4, "demo": 4,
     "terminal": 5, "cli_data": 5, "cli": 5,
@@ -37,13 +41,21 @@ NEIGHBOURS = {
     "files": {"errors"},
     **dict.fromkeys(("recipe", "data.headers", "data.manifest", "metrics"), FOUNDATION),
     "data.images": {*FOUNDATION, "data.headers"},
+    "cautions": {"findings"},
     "weights": {"cnn"},
+    "data.sources": {"data.diagnoses", "data.known"},
     "model": {"cnn", "weights"},
-    "data.layouts": {"data.walk"},
+    "data.walk": {"data.tables"},
+    "data.tabular": {"data.tables", "data.matching"},
+    "data.reading": {"data.walk", "data.tables", "data.tabular"},
+    "data.layouts": {"data.walk", "data.tables", "data.tabular", "data.reading"},
+    "data.isic": {"data.walk", "data.tables", "data.tabular", "data.reading", "data.matching"},
+    "data.archives": {"data.walk", "data.tables"},
+    "data.medmnist": {"data.archives", "data.reading"},
     "data.split": {"data.dividing", "data.overlap", "data.splitfile"},
     "data.lesions": {"data.drawing"},
     "data.synthetic": {"data.lesions", "data.drawing"},
-    "data.importing": {"data.overview"},
+    "data.importing": {"data.overview", "data.joining"},
     "facts": {"plan"},
     "runner": {"report", "plan", "facts"},
     "repeats": {"report"},
@@ -59,7 +71,7 @@ TORCH_ROOMS = {
     "cnn", "weights", "model", "checkpoint", "samples", "data.cache", "data.augment", "predictor", "train",
 }  # fmt: skip
 LAZY_ROOMS = {"facts", "runner", "workflow", "cli", "cli_data"}
-PACKAGES = {"metrics", "audit"}
+PACKAGES = {"metrics", "audit", "lint"}
 """A package that is one room: its modules belong together."""
 
 LONGEST_CHAIN = 7

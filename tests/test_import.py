@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dermkit.data import importing
+from dermkit.data import opening
 from dermkit.data.images import open_image
 from dermkit.data.importing import ImportOutcome, import_dataset
 from dermkit.data.layouts import read_folder
 from dermkit.data.manifest import COLUMNS, load_dataset
-from dermkit.data.walk import image_ids, isic_id
+from dermkit.data.reading import image_ids, isic_id
 from dermkit.errors import DataError, ImageRefused, OutputError, Refusal, UsageError
 
 
@@ -333,7 +333,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_image(
 ) -> None:
     root = draw_all(tmp_path / "src", FLAT)
     (tmp_path / "file").write_text("x")
-    monkeypatch.delattr(importing, "open_image")
+    monkeypatch.delattr(opening, "open_image")
     with pytest.raises(OutputError):
         import_dataset("folder", root, out=tmp_path / "file" / "made")
 
@@ -370,8 +370,8 @@ def test_the_same_images_give_the_same_files(tmp_path: Path, monkeypatch: pytest
     names = [f"{label}/{i}.png" for label in ("mel", "nv") for i in range(40)]
     root = draw_all(tmp_path / "src", names)
     import_dataset("folder", root, out=tmp_path / "one" / "made")
-    monkeypatch.setattr(importing, "MOST_THREADS", 1)
-    monkeypatch.setattr(importing, "_TASK", 7)
+    monkeypatch.setattr(opening, "MOST_THREADS", 1)
+    monkeypatch.setattr(opening, "_TASK", 7)
     import_dataset("folder", draw_all(tmp_path / "src", reversed(names)), out=tmp_path / "two" / "made")
     for name in ("manifest.csv", "dataset.json", "refused.csv", "overview.html"):
         assert (tmp_path / "one/made" / name).read_bytes() == (tmp_path / "two/made" / name).read_bytes(), name
@@ -402,9 +402,9 @@ def test_progress_counts_every_image_and_may_stop_the_import(
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importing, "open_image", count)
-    monkeypatch.setattr(importing, "MOST_THREADS", 1)
-    monkeypatch.setattr(importing, "_TASK", 1)
+    monkeypatch.setattr(opening, "open_image", count)
+    monkeypatch.setattr(opening, "MOST_THREADS", 1)
+    monkeypatch.setattr(opening, "_TASK", 1)
     before = (tmp_path / "made" / "manifest.csv").read_bytes()
     draw(root / "mel" / "new.png")
     with pytest.raises(KeyboardInterrupt):
@@ -544,7 +544,11 @@ def test_every_unknown_dx_and_repeated_id_is_listed(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         bring(make_ham(tmp_path / "src", rows), "ham10000")
     assert "3 problems" in caught.value.message
-    for part in ("row 6: unknown dx 'mle'", "row 7: unknown dx ''", "repeats or is empty: 'ISIC_0024306'"):
+    for part in (
+        "row 6: unknown label 'mle'",
+        "row 7: the label is empty or unknown",
+        "row 8: image repeats that of row 2",
+    ):
         assert part in caught.value.message
 
 

@@ -1,7 +1,6 @@
 """The tables: diagnoses under all their names, and known data sets recognised by what is in them."""
 
 from collections import Counter
-from collections.abc import Mapping
 
 import pandas as pd
 import pytest
@@ -9,24 +8,51 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermkit.data.manifest import MALIGNANCIES
-from dermkit.data.sources import BINARY, DIAGNOSES, KNOWN, Known, classify, is_known, plain_name, recognise
-
-NAMES: Mapping[str, str] = {"isic9": "ISIC_{:07d}", "melanoma10k": "melanoma_{}", "ham10000": "ISIC_{:07d}"}
+from dermkit.data.sources import (
+    BINARY,
+    DIAGNOSES,
+    KNOWN,
+    Known,
+    claimed,
+    classify,
+    content_sha256,
+    contradict,
+    held,
+    identify,
+    is_known,
+    members,
+    plain_name,
+    recognise,
+)
 
 
 def rows_of(known: Known, keep: int | None = None) -> pd.DataFrame:
-    """Return rows with the set's own counts, file names and lesion ids, in folders that tell nothing."""
+    """Return rows with the set's own counts, file names and ids, in folders that tell nothing."""
     labels = [
         (split, label) for split, classes in known.counts.items() for label, n in classes.items() for _ in range(n)
     ][:keep]
+    n = len(labels)
     return pd.DataFrame(
         {
             "given_split": [split for split, _ in labels],
             "label": [label for _, label in labels],
-            "path": [f"x/{i % 7}/{NAMES[known.key].format(24306 + i)}.jpg" for i in range(len(labels))],
-            "lesion_id": [f"HAM_{i // 2:07d}" if known.lesion_id else "" for i in range(len(labels))],
+            "path": [f"x/{i % 7}/{file_name(known, i)}.jpg" for i in range(n)],
+            "lesion_id": [f"HAM_{i // 2:07d}" if known.lesion_id else "" for i in range(n)],
+            "patient_id": [f"IP_{i // 9:07d}" if known.patient_id else "" for i in range(n)],
         }
     )
+
+
+def file_name(known: Known, number: int) -> str:
+    """Return a file name as the set has them, the ids of HAM10000 for its images."""
+    if known.key == "ph2":
+        return f"IMD{number:03d}"
+    if known.key == "pad-ufes-20":
+        return f"PAT_{number // 2}_{number}_{number % 999}"
+    if known.file_name.startswith("ISIC"):
+        of_ham = known.key in ("ham10000", "isic2018", "isic2019")
+        return f"ISIC_{(24306 if of_ham else 5_000_000) + number:07d}"
+    return f"melanoma_{number}" if known.key == "melanoma10k" else f"train_{number}"
 
 
 def by_key(key: str) -> Known:
@@ -80,7 +106,11 @@ def test_plain_names_are_plain_already(text: str) -> None:
     assert "  " not in once
 
 
-@pytest.mark.parametrize("known", KNOWN, ids=lambda item: item.key)
+WITH_COUNTS = [item for item in KNOWN if not item.sides]
+"""Sets whose images per class and side are published; of the others the sides alone are."""
+
+
+@pytest.mark.parametrize("known", WITH_COUNTS, ids=lambda item: item.key)
 def test_a_known_set_is_recognised_by_its_content(known: Known) -> None:
     frame = rows_of(known)
     assert len(frame) == known.images
@@ -88,26 +118,142 @@ def test_a_known_set_is_recognised_by_its_content(known: Known) -> None:
     assert recognise(frame.sample(frac=1, random_state=0)) is known
 
 
-@pytest.mark.parametrize("known", KNOWN, ids=lambda item: item.key)
-def test_other_file_names_are_another_set(known: Known) -> None:
+@pytest.mark.parametrize("known", [item for item in KNOWN if item.sides], ids=lambda item: item.key)
+def test_a_set_is_recognised_by_its_sides_where_no_more_is_published(known: Known) -> None:
+    labels = [label for label, n in known.totals.items() for _ in range(n)]
+    labels += ["nv"] * (known.images - len(labels))
+    sides = [side for side, n in known.sides.items() for _ in range(n)]
+    paths = [f"{i}.png" for i in range(known.images)]
+    frame = pd.DataFrame({"given_split": sides, "label": labels, "path": paths, "lesion_id": ""})
+    assert recognise(frame) is known
+    assert recognise(frame.drop(index=0)) is not known
+
+
+@pytest.mark.parametrize("key", ["isic9", "melanoma10k", "ham10000", "isic2019", "isic2020", "dermamnist"])
+def test_a_few_missing_images_do_not_hide_a_set(key: str) -> None:
+    frame = rows_of(by_key(key))
+    found = identify(frame.drop(index=range(12)))
+    assert found is not None
+    assert found.words == f"{by_key(key).title} with 12 images missing"
+    assert recognise(frame.drop(index=range(12))) is by_key(key)
+
+
+def test_a_few_added_images_do_not_hide_a_set_but_are_not_of_it() -> None:
+    frame = rows_of(by_key("isic9"))
+    more = pd.concat(
+        [frame, frame.head(3).assign(path=["ISIC_1111111.jpg", "ISIC_1111112.jpg", "ISIC_1111113.jpg"])]
+    )
+    found = identify(more.reset_index(drop=True))
+    assert found is not None
+    assert found.words.endswith("with 3 images more than published")
+    assert recognise(more) is None  # its licence and citation would be stamped on strangers
+
+
+@pytest.mark.parametrize("key", ["isic9", "melanoma10k", "isic2020"])
+def test_counts_that_nearly_fit_prove_nothing_under_other_file_names(key: str) -> None:
+    frame = rows_of(by_key(key)).drop(index=0)
+    assert identify(frame.assign(path=[f"photo {i}.jpg" for i in range(len(frame))])) is None
+
+
+@pytest.mark.parametrize("known", WITH_COUNTS, ids=lambda item: item.key)
+def test_other_labels_and_sides_do_not_hide_a_set(known: Known) -> None:
     frame = rows_of(known)
-    frame.loc[5, "path"] = "x/photo of a lesion.jpg"
-    assert recognise(frame) is None
+    shouted = frame.assign(label=frame["label"].str.upper().str.replace(" ", "_"))
+    assert recognise(shouted) is known
+    found = identify(
+        frame.assign(given_split=["train", "test"] * (len(frame) // 2) + ["train"] * (len(frame) % 2))
+    )
+    assert found is not None
+    assert found.known.title.split(",")[0] in found.words
+    assert found.relation == "divided"
 
 
-@pytest.mark.parametrize("key", ["isic9", "melanoma10k"])
-def test_one_image_less_is_another_set(key: str) -> None:
-    assert recognise(rows_of(by_key(key)).drop(index=0)) is None
+def test_the_same_files_are_recognised_under_any_name_and_label() -> None:
+    frame = pd.DataFrame(
+        {
+            "given_split": "",
+            "label": ["a", "b"],
+            "path": ["1", "2"],
+            "lesion_id": "",
+            "file_sha256": ["0" * 64, "1" * 64],
+        }
+    )
+    assert content_sha256(frame) == content_sha256(frame[::-1]) != ""
+    assert content_sha256(frame.assign(file_sha256=["0" * 64, ""])) == ""
+    assert all(len(item.files_sha256) in (0, 64) for item in KNOWN)
 
 
-def test_part_of_ham10000_is_recognised_by_its_lesion_ids() -> None:
-    part = rows_of(by_key("ham10000"), keep=50)
-    assert recognise(part) is by_key("ham10000")
-    assert recognise(part.assign(lesion_id="")) is None
+def test_part_of_ham10000_is_recognised_by_its_ids() -> None:
+    ham, part = by_key("ham10000"), rows_of(by_key("ham10000"), keep=50)
+    assert recognise(part) is ham
+    assert recognise(part.assign(lesion_id="")) is ham  # by ISIC ids
+    nameless = part.assign(path=[f"{i}.jpg" for i in range(50)])
+    assert recognise(nameless) is ham  # by lesion ids
+    assert recognise(nameless.assign(lesion_id="")) is None
+    found = identify(part)
+    assert found is not None
+    assert found.words == "a part of HAM10000: 50 of its 10,015 images"
+
+
+def test_images_of_a_known_set_inside_another_are_counted_once() -> None:
+    rows = rows_of(by_key("ham10000"), keep=30)
+    strangers = rows.assign(path=[f"ISIC_{7_000_000 + i}.jpg" for i in range(30)], lesion_id="")
+    both = pd.concat([rows, rows.head(4), strangers], ignore_index=True)
+    (found,) = held(both)
+    assert (found.known.key, found.images, found.extra, 10015 - found.missing) == ("ham10000", 34, 30, 30)
+    assert held(strangers) == []
+
+
+def test_the_ids_of_the_isic_2018_test_are_not_those_of_ham10000() -> None:
+    frame = pd.DataFrame(
+        {"path": ["ISIC_0034320.jpg", "ISIC_0034524.jpg", "ISIC_0036064.JPG", "ISIC_0036065.jpg"]}
+    )
+    assert members(frame, by_key("ham10000")).tolist() == [True, False, False, False]
+    assert members(frame, by_key("isic2018")).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("HAM-10000 (copy)", ["ham10000"]), ("Skin_Cancer_MNIST", ["ham10000"]), ("ISIC 2019", ["isic2019"]),
+        ("isic-challenge-2020", ["isic2020"]), ("dermamnist_224", ["dermamnist"]), ("DermaMNIST-C", ["dermamnist-c"]),
+        ("dermamnist_extended_224", ["dermamnist-e"]), ("PAD-UFES-20", ["pad-ufes-20"]), ("ph2", ["ph2"]),
+        ("Skin cancer 9 classes ISIC", ["isic9"]), ("melanoma_10k", ["melanoma10k"]), ("my clinic", []), ("isic", []),
+        ("graph25", []),
+    ],
+)  # fmt: skip
+def test_what_a_name_claims(name: str, keys: list[str]) -> None:
+    assert [item.key for item in claimed([name])] == keys
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "wrong"),
+    [
+        ("nv", "nevus", False), ("nv", "melanoma", True), ("nv", "malignant", True), ("mel", "malignant", False),
+        ("benign", "malignant", True), ("bkl", "seborrheic keratosis", False), ("bkl", "nevus", True),
+        ("pigmented benign keratosis", "seborrheic keratosis", True), ("akiec", "SCC", False),
+        ("actinic keratosis", "scc", True), ("akiec", "malignant", False), ("odd", "nevus", False),
+    ],
+)  # fmt: skip
+def test_which_labels_contradict_each_other(one: str, other: str, wrong: bool) -> None:
+    assert contradict(classify(one), classify(other)) is wrong
+    assert contradict(classify(other), classify(one)) is wrong
 
 
 def test_published_numbers() -> None:
-    assert [item.images for item in KNOWN] == [2239 + 118, 9605 + 1000, 10015]
+    published = {
+        "isic9": 2239 + 118, "melanoma10k": 9605 + 1000, "ham10000": 10015, "isic2018": 10015 + 193 + 1512,
+        "isic2019": 25331, "isic2020": 33126, "isic2024": 401059, "dermamnist": 7007 + 1003 + 2005,
+        "dermamnist-c": 8215 + 573 + 1227, "dermamnist-e": 10015 + 193 + 1511, "ph2": 200, "pad-ufes-20": 2298,
+    }  # fmt: skip
+    assert {item.key: item.images for item in KNOWN} == published
+    assert all(sum(counts.values()) == item.images for item in KNOWN for counts in item.also)
+    assert {side: sum(classes.values()) for side, classes in by_key("dermamnist").counts.items()} == {
+        "train": 7007, "validation": 1003, "test": 2005,
+    }  # fmt: skip
+    assert by_key("dermamnist").totals == by_key("ham10000").totals
     assert sum(by_key("isic9").counts["test"].values()) == 118
-    assert all(is_known(label) for item in KNOWN for classes in item.counts.values() for label in classes)
     assert all(item.licence and item.citation and item.defects for item in KNOWN)
+    assert all(other in {item.key for item in KNOWN} for item in KNOWN for other in item.holds)
+    labels = {label for item in KNOWN if item.key != "ph2" for label in item.totals}
+    assert all(is_known(label) for label in labels)

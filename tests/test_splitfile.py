@@ -10,6 +10,7 @@ import pytest
 from dermkit.data.manifest import COLUMNS
 from dermkit.data.split import Split, check_split, load_split, make_split, save_split
 from dermkit.errors import DataError
+from dermkit.files import sha256_file
 from dermkit.recipe import SplitSpec
 
 HOLDOUT = SplitSpec(scheme="holdout", seed=7, validation=0.15, test=0.15, folds=0, per_class=0, draw_from="")
@@ -113,6 +114,35 @@ def test_saved_and_loaded_alike(tmp_path: Path) -> None:
     header, first = (tmp_path / "holdout.csv").read_text().splitlines()[:2]
     assert header == "image_id,split,fold"
     assert first.endswith(",")
+
+
+def tangled(n: int) -> pd.DataFrame:
+    """Make a manifest whose lesions, patients, copies and pixels hang together, by arithmetic alone."""
+    at = range(n)
+    frame = images(n).assign(
+        label=[("a", "b", "a", "c")[number % 4] for number in at],
+        lesion_id=[f"L{number * 7 % (n // 2)}" if number % 5 else "" for number in at],
+        copy_group=[f"c{number % 9}" if number % 17 == 0 else "" for number in at],
+        pixel_sha256=[f"p{number * 13 % (n - 50)}" for number in at],
+        given_split=[("train", "train", "test")[number % 3] for number in at],
+    )
+    return frame.iloc[::-1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "marks"),
+    [
+        (HOLDOUT, ("410b065e24d5", "81d1438cddd7")),
+        (KFOLD, ("4e71cd05d516", "81d1438cddd7")),
+        (GIVEN, ("dda39b31a6e5", "6d13f0779c41")),
+    ],
+)
+def test_the_same_seed_gives_the_same_files_for_ever(
+    tmp_path: Path, spec: SplitSpec, marks: tuple[str, str]
+) -> None:
+    """A split is part of every published figure: whoever makes it again must get the same bytes."""
+    path = save_split(make_split(tangled(900), spec, name="s"), tmp_path)
+    assert tuple(sha256_file(file)[:12] for file in (path, tmp_path / "s.excluded.csv")) == marks
 
 
 def test_a_missing_file_and_a_wrong_spec_are_refused(tmp_path: Path) -> None:

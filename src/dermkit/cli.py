@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dermkit import __version__
-from dermkit.cli_data import import_, split
+from dermkit.cli_data import audit, import_, split
 from dermkit.errors import DermkitError, OutputError
 from dermkit.terminal import Out, end_refused, watching
 
@@ -61,6 +61,7 @@ def _main(
 
 
 app.command("import")(import_)
+app.command()(audit)
 app.command()(split)
 
 

@@ -1,13 +1,18 @@
-"""The verbs that are about data, as commands: import, split."""
+"""The verbs that are about data, as commands: import, split, audit."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dermkit.errors import UsageError
 from dermkit.terminal import Out, end_refused, watching
+
+if TYPE_CHECKING:
+    from dermkit.audit.write import Reported
+    from dermkit.data.manifest import Dataset
 
 
 class Layout(StrEnum):
@@ -15,6 +20,12 @@ class Layout(StrEnum):
 
     FOLDER = "folder"
     HAM10000 = "ham10000"
+    CSV = "csv"
+    ISIC2018 = "isic2018"
+    ISIC2019 = "isic2019"
+    ISIC2020 = "isic2020"
+    ISIC_ARCHIVE = "isic-archive"
+    MEDMNIST = "medmnist"
 
 
 class SchemeName(StrEnum):
@@ -28,7 +39,7 @@ class SchemeName(StrEnum):
 
 def import_(
     layout: Layout,
-    source: Annotated[Path, typer.Argument(help="The folder with the images.")],
+    source: Annotated[Path, typer.Argument(help="The folder with the images, a .zip of it, or a MedMNIST .npz.")],
     out: Out,
     name: Annotated[
         str, typer.Option(help="A name for the data set (default: the known set's, else that of --out).")
@@ -36,27 +47,59 @@ def import_(
     malignancy: Annotated[
         list[str] | None, typer.Option(help="CLASS=benign|malignant|indeterminate, to overrule the class table.")
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="csv: TARGET=COLUMN, such as image=file, label=dx (or label=MEL,NV,BCC for one-hot), age=..."
+        ),
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="The table, where SOURCE holds several.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The folder of the images, if not SOURCE.")] = None,
+    label: Annotated[
+        str, typer.Option(help="The column of the label (isic2020, isic-archive), such as diagnosis.")
+    ] = "",
+    join: Annotated[
+        list[Path] | None,
+        typer.Option(help="A table that gives lesion ids, age, ... back, by ISIC id in file names."),
+    ] = None,
 ) -> None:
-    """Read a folder of images into a checked manifest with an overview page."""
+    """Read a set of images, in any layout, into a checked manifest with an overview page."""
     from dermkit.data.importing import import_dataset
+    from dermkit.data.tabular import Options
 
-    overrides = dict(_pair(item) for item in malignancy or [])
+    overrides = dict(_pair(item, "--malignancy", "nevus=benign") for item in malignancy or [])
+    columns = _columns(column or [])
     with watching() as watch:
         outcome = import_dataset(
             layout.value, source, out=out, name=name, malignancy=overrides,
+            options=Options(columns, table, images, label), joined=join or [],
             on_progress=lambda done, total: watch.step("images", done, total),
+            on_unpack=lambda done, total: watch.step("unpacked", done, total),
         )  # fmt: skip
     typer.echo(f"{len(outcome.dataset.manifest)} images, {len(outcome.dataset.classes)} classes: {out}")
     typer.echo(f"overview: {out / 'overview.html'}")
     end_refused(len(outcome.refused), out / "refused.csv")
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _columns(given: list[str]) -> dict[str, str]:
+    """Return target -> column. A target has no `=` in it, a column may."""
+    columns: dict[str, str] = {}
+    for item in given:
+        target, equals, name = item.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--column {item}: not of the form TARGET=COLUMN", remedy="e.g. --column label=dx")
+        if target in columns:
+            raise UsageError(
+                f"--column {item}: {target} is {columns[target]} already", remedy="name each target once"
+            )
+        columns[target] = name
+    return columns
+
+
+def _pair(text: str, flag: str, example: str) -> tuple[str, str]:
     name, equals, value = text.rpartition("=")
     if not equals:
-        raise UsageError(
-            f"--malignancy {text}: not of the form CLASS=VALUE", remedy="e.g. --malignancy nevus=benign"
-        )
+        raise UsageError(f"{flag} {text}: not of the form CLASS=VALUE", remedy=f"e.g. {flag} {example}")
     return name, value
 
 
@@ -87,3 +130,79 @@ def split(
     for note in made.notes:
         typer.echo(f"note: {note}")
     typer.echo(str(dataset / "splits" / f"{made.name}.csv"))
+
+
+class UseName(StrEnum):
+    """What the data is to be used for."""
+
+    RESEARCH = "research"
+    COMMERCIAL = "commercial"
+    REDISTRIBUTION = "redistribution"
+
+
+def _codes(wanted: bool) -> None:
+    if wanted:
+        from dermkit import workflow
+
+        typer.echo(workflow.audit_codes())
+        raise typer.Exit
+
+
+def audit(
+    dataset: Path,
+    split: Annotated[
+        str | None, typer.Option("--split", help="A split by name or file (default: the published one).")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="Another data set: is it free of this one's images?")
+    ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Write a clean manifest, each dropped row with its reason.")
+    ] = False,
+    accept: Annotated[
+        list[str] | None, typer.Option(help="Accept a finding by its code; recorded, and told in every report.")
+    ] = None,
+    use: Annotated[UseName, typer.Option(help="What you plan; licences are judged by it.")] = UseName.RESEARCH,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that read images (0 = all cores).")] = 0,
+    _listed: Annotated[
+        bool, typer.Option("--codes", callback=_codes, is_eager=True, help="List all checks and end.")
+    ] = False,
+) -> None:
+    """Look for every known defect: leaks, copies, contradictions, shortcuts; ends with 3 where there is an error."""
+    from dermkit import workflow
+
+    data = workflow.load_dataset(dataset)
+    if against is not None:
+        if clean or split is not None:
+            raise UsageError(
+                "--against goes without --clean and --split: it only compares two data sets",
+                remedy=f"run `dermkit audit {dataset}` for itself",
+            )
+        _audit_against(data, against, accept=accept or [], workers=workers)
+        return
+    with watching() as watch:
+        outcome = workflow.audit(
+            data, split=split, clean=clean, accept=accept or [], use=use.value, workers=workers, watch=watch
+        )
+    _say_findings(outcome.findings)
+    typer.echo(outcome.audit.verdict)
+    typer.echo(str(outcome.page))
+    outcome.refuse_errors()
+
+
+def _audit_against(first: "Dataset", other: Path, *, accept: list[str], workers: int) -> None:
+    from dermkit import workflow
+
+    second = workflow.load_dataset(other)
+    with watching() as watch:
+        outcome = workflow.audit_against(first, second, accept=accept, workers=workers, watch=watch)
+    _say_findings(outcome.findings)
+    typer.echo(outcome.verdict)
+    typer.echo(str(outcome.page))
+    outcome.refuse_errors()
+
+
+def _say_findings(findings: "Sequence[Reported]") -> None:
+    for item in findings:
+        mark = " (accepted, not repaired)" if item.accepted else ""
+        typer.echo(f"{item.card.code}  {item.finding.severity:7}  {item.finding.n:>7}  {item.card.title}{mark}")

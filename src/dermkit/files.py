@@ -136,6 +136,16 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def write_parts(path: Path, parts: Iterable[str]) -> None:
+    """Write UTF-8 text crash-safely, part by part, so that it never lies in memory whole."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as stream:
+            stream.writelines(parts)
+
+    write_with(path, write)
+
+
 def write_json(path: Path, value: Mapping[str, Any], *, format: int) -> None:
     """Write a JSON object with its `format` number first; NaN and infinity are refused."""
     body = {"format": format, **{key: item for key, item in value.items() if key != "format"}}

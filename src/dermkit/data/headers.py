@@ -396,3 +396,5 @@ _FOREIGN = (
 )
 ALLOWED_FORMATS = frozenset(_READERS)
 """What cameras and archives of skin images write, still pictures only. GIF has 256 colours and moves."""
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+"""File endings, in lower case, that a folder walk takes for candidates; the bytes decide, not the ending."""

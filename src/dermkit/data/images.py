@@ -22,7 +22,16 @@ from PIL.WebPImagePlugin import WebPImageFile
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from dermkit.data.headers import ALLOWED_FORMATS, MAX_FILE_BYTES, MAX_PIXELS, MAX_SIDE, MIN_SIDE, Header, Refused
+from dermkit.data.headers import (
+    ALLOWED_FORMATS,
+    IMAGE_SUFFIXES,
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    MAX_SIDE,
+    MIN_SIDE,
+    Header,
+    Refused,
+)
 from dermkit.data.headers import read_header as _read_header
 from dermkit.errors import DataError, ImageRefused, Refusal
 
@@ -39,9 +48,6 @@ __all__ = [
     "open_image",
     "resize_pixels",
 ]
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-"""File endings, in lower case, that a folder walk takes for candidates; the bytes decide, not the ending."""
 
 _MAX_PROFILE_BYTES = 4 * 1024**2  # press profiles take 0.5 to 2.5 MB
 _SRGB_TOLERANCE = 2  # levels of 255; sRGB profiles of different makers differ by 1

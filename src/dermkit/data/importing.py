@@ -1,10 +1,9 @@
 """From a folder of images to a checked data set folder: read, let every image in or refuse it, check, write."""
 
 import difflib
-import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -12,24 +11,56 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.data.images import open_image
-from dermkit.data.layouts import read_folder, read_ham10000
-from dermkit.data.manifest import MALIGNANCIES, Dataset, LesionClass, Malignancy, manifest_text, save_dataset
+from dermkit.data import archives
+from dermkit.data.isic import read_isic2018, read_isic2019, read_isic2020, read_isic_archive
+from dermkit.data.joining import Conflict, join
+from dermkit.data.layouts import read_csv, read_folder, read_ham10000
+from dermkit.data.manifest import MALIGNANCIES, Dataset, LesionClass, Malignancy, save_dataset
+from dermkit.data.medmnist import find_npz, read_medmnist
+from dermkit.data.opening import open_all
 from dermkit.data.overview import render_overview
-from dermkit.data.sources import ARCHIVE, Known, classify, is_known, malignancy_source, recognise
-from dermkit.data.walk import Note, Refused, Rows
-from dermkit.errors import DataError, ImageRefused, UsageError
-from dermkit.files import check_output, check_writable, lock, read_json, sweep_temp, write_rows, write_text
-
-READERS: Mapping[str, Callable[[Path], Rows]] = MappingProxyType(
-    {"folder": read_folder, "ham10000": read_ham10000}
+from dermkit.data.rows import Note, Refused, Rows
+from dermkit.data.sources import Known, classify, is_known, malignancy_source, recognise
+from dermkit.data.tabular import PLAIN, TARGETS, Options
+from dermkit.errors import DataError, UsageError
+from dermkit.files import (
+    TEMP_PREFIX,
+    check_output,
+    check_writable,
+    lock,
+    read_json,
+    sha256_file,
+    sweep_temp,
+    write_rows,
+    write_text,
 )
 
-MOST_THREADS = 16
-"""Beyond this the parts of the gate that hold Python's lock are the limit, not the decoders."""
+MEDMNIST = "medmnist"
 
-_TASK = 32  # images per task: waking a thread for each one cost as much as a small image
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a layout is read, and what a person may say about it."""
+
+    read: Callable[[Path, Options], Rows]
+    takes: frozenset[str] = frozenset()
+
+
+LAYOUTS: Mapping[str, _Layout] = MappingProxyType(
+    {
+        "folder": _Layout(lambda source, _: read_folder(source)),
+        "ham10000": _Layout(read_ham10000, frozenset({"table", "images"})),
+        "csv": _Layout(read_csv, frozenset({"columns", "table", "images", "label"})),
+        "isic2018": _Layout(read_isic2018, frozenset({"table", "images"})),
+        "isic2019": _Layout(read_isic2019, frozenset({"table", "images"})),
+        "isic2020": _Layout(read_isic2020, frozenset({"table", "images", "label"})),
+        "isic-archive": _Layout(read_isic_archive, frozenset({"table", "images", "label"})),
+    }
+)
+"""Readers of folders; `MEDMNIST` is a file, and read in a way of its own."""
+
 _EXAMPLES = 3
+_MOST_LISTED = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,25 +78,27 @@ def import_dataset(
     out: Path,
     name: str = "",
     malignancy: Mapping[str, str] = MappingProxyType({}),
+    options: Options = PLAIN,
+    joined: Sequence[Path] = (),
     on_progress: Callable[[int, int], None] | None = None,
+    on_unpack: Callable[[int, int], None] | None = None,
 ) -> ImportOutcome:
     """Write a data set folder: manifest.csv, dataset.json, location.json, refused.csv, overview.html.
 
-    name: default the known data set's, else the name of `out`. malignancy: class -> benign, malignant or
-    indeterminate, over the table. on_progress: called with (images done, images in all).
-    Raises `UsageError` (layout, class or malignancy unknown), `DataError` (nothing usable, rows that contradict each
-    other; refused.csv is written even then) and `OutputError`.
+    source: a folder, or a .zip of one, whose images are unpacked to `out/images`. name: default the known data set's,
+    else the name of `out`. malignancy: class -> benign, malignant or indeterminate, over the table. options: what the
+    layout asks for. joined: tables that give ids and metadata back. on_progress, on_unpack: called with (done, all).
+    Raises `UsageError` (layout, option, class or malignancy unknown), `DataError` (nothing usable, rows that
+    contradict each other; refused.csv is written even then) and `OutputError`.
     """
-    reader = READERS.get(layout)
-    if reader is None:
-        raise UsageError(f"unknown layout {layout!r}", remedy=f"one of: {', '.join(READERS)}")
-    _check_place(source, out)
+    _check_options(layout, options)
+    _check_place(layout, source, out)
     check_writable(out)
-    rows = reader(source)
-    _check_overrides(malignancy, _ordered(rows.frame["label"]))
     with lock(out):
         sweep_temp(out)
-        frame, refused, notes = _open_all(rows, on_progress)
+        rows, conflicts = _read(layout, source, out, options, joined, on_unpack)
+        _check_overrides(malignancy, _ordered(rows.frame["label"]))
+        frame, refused, notes = open_all(rows, on_progress)
         refused = sorted([*rows.refused, *refused])
         write_rows(out / "refused.csv", Refused._fields, refused)
         if frame.empty:
@@ -73,19 +106,49 @@ def import_dataset(
         known = recognise(rows.frame)
         frame = _with_licence(frame, known)
         classes = _classes(frame, malignancy)
+        facts = {
+            **_facts(known, malignancy, refused),
+            "columns": list(rows.columns),
+            "columns_used": list(rows.columns_used),
+        }
         dataset = Dataset(
             folder=out, images=rows.images, name=name or (known.key if known else out.resolve().name), classes=classes,
-            manifest=frame, importer=layout, notes=_facts(known, malignancy, refused),
+            manifest=frame, importer=layout, notes=facts,
         )  # fmt: skip
         warnings = [*rows.notes, *notes, *_warnings(dataset, malignancy)]
         dataset = replace(dataset, notes={**dataset.notes, "warnings": [asdict(item) for item in warnings]})
         save_dataset(dataset)
+        _save_conflicts(out, conflicts)
         write_text(out / "overview.html", render_overview(dataset, refused))
     return ImportOutcome(dataset, refused)
 
 
-def _check_place(source: Path, out: Path) -> None:
+def _check_options(layout: str, options: Options) -> None:
+    """Raise `UsageError` for a layout that is none, or an option that it does not take."""
+    if layout not in LAYOUTS and layout != MEDMNIST:
+        raise UsageError(f"unknown layout {layout!r}", remedy=f"one of: {', '.join([*LAYOUTS, MEDMNIST])}")
+    takes = LAYOUTS[layout].takes if layout in LAYOUTS else frozenset()
+    words = {"columns": "--column", "table": "--table", "images": "--images", "label": "--label"}
+    for name, flag in words.items():
+        if getattr(options, name) and name not in takes:
+            listed = ", ".join(words[item] for item in words if item in takes) or "none of these"
+            raise UsageError(f"the layout {layout} takes no {flag}", remedy=f"it takes {listed}")
+    for target in options.columns:
+        if target not in TARGETS:
+            close = difflib.get_close_matches(target, TARGETS, n=1)
+            meant = f"; did you mean {close[0]}?" if close else ""
+            raise UsageError(
+                f"--column {target}: is nothing that a column can be{meant}",
+                remedy=f"one of: {', '.join(TARGETS)}",
+            )
+
+
+def _check_place(layout: str, source: Path, out: Path) -> None:
     """Refuse to write over other files or another source's data set; raises `UsageError`."""
+    images = out / "images"
+    if (archives.is_archive(source) or layout == MEDMNIST) and archives.is_marked(images):
+        archives.check_mark(images, _packed(layout, source))
+        return  # an import that was stopped goes on
     check_output(out, marker="dataset.json", what="a data set folder")
     if (out / "location.json").is_file():
         before = Path(str(read_json(out / "location.json", format=1, error=DataError).get("images", "")))
@@ -95,6 +158,60 @@ def _check_place(source: Path, out: Path) -> None:
                 kept="that data set and its splits",
                 remedy="name a new folder with --out",
             )
+
+
+def _packed(layout: str, source: Path) -> Path:
+    return source if archives.is_archive(source) or layout != MEDMNIST else find_npz(source)
+
+
+def _read(
+    layout: str,
+    source: Path,
+    out: Path,
+    options: Options,
+    joined: Sequence[Path],
+    on_unpack: Callable[[int, int], None] | None,
+) -> tuple[Rows, list[Conflict]]:
+    """Return the rows of a source with what tables give back; what is packed is unpacked to `out/images` first."""
+    packed = archives.is_archive(source)
+    if not packed and layout != MEDMNIST:
+        return join(LAYOUTS[layout].read(source, options), joined)
+    images, file = out / "images", _packed(layout, source)
+    fresh = not (out / "dataset.json").exists()
+    archives.check_mark(images, file)
+    done = archives.Unpacked()
+    try:
+        archives.mark(images, file)
+        if layout == MEDMNIST:
+            return join(_read_medmnist(file, out, packed, on_unpack), joined)
+        done = archives.unpack(source, images, on_progress=on_unpack)
+        rows = LAYOUTS[layout].read(images, options)
+        rows = replace(rows, refused=[*rows.refused, *done.refused], notes=[*rows.notes, *done.notes])
+        return join(rows, joined)
+    except DataError as error:
+        if fresh:  # nothing half-written stays behind
+            shutil.rmtree(images, ignore_errors=True)
+        members = "".join(f"\n  {item.path}: {item.reason}: {item.detail}" for item in done.refused[:_MOST_LISTED])
+        raise DataError(error.message + members, kept=error.kept, remedy=error.remedy) from error
+
+
+def _read_medmnist(file: Path, out: Path, packed: bool, on_unpack: Callable[[int, int], None] | None) -> Rows:
+    if not packed:
+        return read_medmnist(file, out / "images", on_progress=on_unpack)
+    inner = out / f"{TEMP_PREFIX}medmnist.npz"
+    try:
+        name = archives.unpack_only(file, ".npz", inner)
+        return read_medmnist(inner, out / "images", name=name, on_progress=on_unpack)
+    finally:
+        inner.unlink(missing_ok=True)
+
+
+def _save_conflicts(out: Path, conflicts: Sequence[Conflict]) -> None:
+    """Write what tables said otherwise than the source; a list of an earlier import does not stay."""
+    if conflicts:
+        write_rows(out / "conflicts.csv", Conflict._fields, conflicts)
+    else:
+        (out / "conflicts.csv").unlink(missing_ok=True)
 
 
 def _check_overrides(malignancy: Mapping[str, str], names: Sequence[str]) -> None:
@@ -125,62 +242,6 @@ def _all_refused(source: Path, out: Path, refused: Sequence[Refused]) -> DataErr
     )
 
 
-# Images -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Opened:
-    pixel_sha256: str
-    file_sha256: str
-    width: int
-    height: int
-    notes: tuple[str, ...]
-
-
-def _open_all(
-    rows: Rows, on_progress: Callable[[int, int], None] | None
-) -> tuple[pd.DataFrame, list[Refused], list[Note]]:
-    """Open every image once; return the rows that were let in, with hashes and sizes, the refused, and the notes."""
-    paths = rows.frame["path"].tolist()
-    results: list[_Opened | Refused] = []
-    for result in _in_order(rows.images, paths):
-        results.append(result)
-        if on_progress:
-            on_progress(len(results), len(paths))
-    opened = [item for item in results if isinstance(item, _Opened)]
-    kept = rows.frame[[isinstance(item, _Opened) for item in results]].reset_index(drop=True)
-    for column in ("pixel_sha256", "file_sha256", "width", "height"):
-        kept[column] = pd.Series([getattr(item, column) for item in opened], dtype=None if opened else object)
-    counts = Counter(note for item in opened for note in item.notes)
-    notes = [Note("pixels", f"{text[0].upper()}{text[1:]}.", n) for text, n in sorted(counts.items())]
-    return kept, [item for item in results if isinstance(item, Refused)], notes
-
-
-def _in_order(root: Path, paths: Sequence[str]) -> Iterator[_Opened | Refused]:
-    """Open images in threads, results in the order of `paths`.
-
-    Threads, since decoders and hashes release Python's lock, and a started process would need the caller's script to
-    be importable. 10,015 JPEGs of 200 x 150 on two busy cores: one thread 2.6 s, two 2.7 s, two processes 1.5 to
-    2.4 s; the larger the images, the more the threads gain.
-    """
-    tasks = [paths[start : start + _TASK] for start in range(0, len(paths), _TASK)]
-    pool = ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))))
-    try:
-        for results in pool.map(lambda task: [_open_one(root / path, path) for path in task], tasks):
-            yield from results
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _open_one(file: Path, path: str) -> _Opened | Refused:
-    try:
-        image = open_image(file, name=path)
-    except ImageRefused as error:
-        return Refused(path, error.reason.value, error.detail)
-    height, width = image.pixels.shape[:2]
-    return _Opened(image.pixel_sha256, image.file_sha256, width, height, image.notes)
-
-
 # Classes, licence, facts ------------------------------------------------------------------------------------------
 
 
@@ -192,9 +253,11 @@ def _classes(frame: pd.DataFrame, malignancy: Mapping[str, str]) -> tuple[Lesion
 
 
 def _with_licence(frame: pd.DataFrame, known: Known | None) -> pd.DataFrame:
+    """Fill what no table said of an image with what is known of its data set."""
     if known is None:
         return frame
-    return frame.assign(source=known.title, licence=known.licence, attribution=known.attribution)
+    facts = {"source": known.title, "licence": known.licence, "attribution": known.attribution}
+    return frame.assign(**{name: frame[name].where(frame[name] != "", value) for name, value in facts.items()})
 
 
 def _facts(known: Known | None, malignancy: Mapping[str, str], refused: Sequence[Refused]) -> dict[str, Any]:
@@ -205,7 +268,7 @@ def _facts(known: Known | None, malignancy: Mapping[str, str], refused: Sequence
     }
     if known:
         facts |= {
-            "known": known.key, "title": known.title, "archive": ARCHIVE, "licence": known.licence,
+            "known": known.key, "title": known.title, "archive": known.archive, "licence": known.licence,
             "attribution": known.attribution, "citation": known.citation, "defects": list(known.defects),
             "images_published": known.images,
         }  # fmt: skip
@@ -234,11 +297,11 @@ def _warnings(dataset: Dataset, malignancy: Mapping[str, str]) -> Iterator[Note]
     yield from _varying(
         frame, "pixel_sha256", "given_split", "copies_across", "Identical pixels in two given splits"
     )
-    differs = (
-        frame.groupby("isic_id")["pixel_sha256"].transform("nunique") > 1
-    )  # the others are copies, noted above
-    yield from _varying(frame[differs], "isic_id", "label", "isic_labels", "One ISIC id under two labels")
-    yield from _varying(frame[differs], "isic_id", "given_split", "isic_across", "One ISIC id in two given splits")
+    again = frame[(frame["isic_id"] != "") & frame["isic_id"].duplicated(keep=False)]
+    # With the same pixels they are copies, noted above.
+    again = again[again.groupby("isic_id")["pixel_sha256"].transform("nunique") > 1]
+    yield from _varying(again, "isic_id", "label", "isic_labels", "One ISIC id under two labels")
+    yield from _varying(again, "isic_id", "given_split", "isic_across", "One ISIC id in two given splits")
     yield from _varying(frame, "lesion_id", "given_split", "lesion_across", "One lesion in two given splits")
     copies = frame["pixel_sha256"].duplicated(keep=False)
     if copies.any():
@@ -253,19 +316,26 @@ def _warnings(dataset: Dataset, malignancy: Mapping[str, str]) -> Iterator[Note]
 
 def _varying(frame: pd.DataFrame, by: str, value: str, code: str, text: str) -> Iterator[Note]:
     """Note the images that share a known `by` and differ in `value`."""
-    known = frame[frame[by] != ""]
+    # Most ids stand alone: grouping a million of them to find that out would take minutes and a gigabyte.
+    known = frame[(frame[by] != "") & frame[by].duplicated(keep=False)]
     varies = known.groupby(by)[value].transform("nunique") > 1
     found = known[varies]
     if found.empty:
         return
-    first = found.groupby(by, sort=False)["path"].agg(list).tolist()
-    examples = "; ".join(" = ".join(paths) for paths in first[:_EXAMPLES])
-    more = f" (and {len(first) - _EXAMPLES} more)" if len(first) > _EXAMPLES else ""
+    ids = found[by].drop_duplicates()
+    examples = "; ".join(_equal(found.loc[found[by] == item, "path"].tolist()) for item in ids[:_EXAMPLES])
+    more = f" (and {len(ids) - _EXAMPLES} more)" if len(ids) > _EXAMPLES else ""
     yield Note(code, f"{text}, such as {examples}{more}.", len(found))
+
+
+def _equal(paths: Sequence[str]) -> str:
+    """Return paths that belong together as words; a picture may have a thousand copies."""
+    more = f" and {len(paths) - _EXAMPLES} more" if len(paths) > _EXAMPLES else ""
+    return " = ".join(paths[:_EXAMPLES]) + more
 
 
 def _splits_of_other_manifest(dataset: Dataset) -> bool:
     before = dataset.folder / "manifest.csv"
     if not before.is_file() or not any((dataset.folder / "splits").glob("*.csv")):
         return False
-    return before.read_bytes() != manifest_text(dataset.manifest).encode()
+    return sha256_file(before) != dataset.manifest_sha256

@@ -1,62 +1,49 @@
-"""Readers of image folders: what lies where, before any image is opened."""
+"""Readers of folders per class, of HAM10000 and of any table: what lies where, before any image is opened."""
 
-import csv
-import filecmp
-import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
-from dermkit.data.images import IMAGE_SUFFIXES
-from dermkit.data.manifest import is_age
-from dermkit.data.walk import MISPLACED, NO_METADATA, Note, Refused, Rows, Walk, listed, make_frame
-from dermkit.errors import DataError, Refusal
-
-SPLIT_FOLDERS = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "test": "test",
-}  # fmt: skip
-"""Folder name in lower case -> `given_split`."""
+from dermkit.data.headers import IMAGE_SUFFIXES
+from dermkit.data.reading import check_columns, finish, make_frame, one_table, walk_images
+from dermkit.data.rows import Note, Rows
+from dermkit.data.tables import Problems, Table, find_column, missing_column, read_table
+from dermkit.data.tabular import PLAIN, TARGETS, Options, check_labels, clean, list_table, one_hot, with_column
+from dermkit.data.values import SPLIT_NAMES
+from dermkit.data.walk import MISPLACED, Walk, listed, may_be_image, only_folder, source_folder
+from dermkit.errors import DataError
 
 FOLDER_HELP = (
     "expected SOURCE/<class>/x.jpg or SOURCE/{train,val,test}/<class>/x.jpg "
     f"(endings: {' '.join(sorted(IMAGE_SUFFIXES))})"
 )
-_HAM_COLUMNS = ("lesion_id", "image_id", "dx")
-_HAM_DX = frozenset({"akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"})
-_SHOWN = 10
+HAM_COLUMNS = MappingProxyType(
+    {
+        "image": "image_id",
+        "label": "dx",
+        "lesion_id": "lesion_id",
+        "age": "age",
+        "sex": "sex",
+        "site": "localization",
+    }
+)
+"""Target -> column of HAM10000's table. dx_type tells how the diagnosis was confirmed, and so the diagnosis."""
 
-
-def _folder(source: Path) -> Path:
-    """Return the source, resolved; raises `DataError` where it is none."""
-    if not source.is_dir():
-        what = "is not a folder" if source.exists() else "does not exist"
-        raise DataError(f"{source}: {what}", remedy="give the folder with the images")
-    return source.resolve()
-
-
-def _only_folder(root: Path) -> Path | None:
-    """Return the single folder in which an archive was packed, if just one holds images and none lies beside it."""
-    paths = listed(root)
-    folders = [path for path in paths if path.is_dir() and not path.is_symlink() and _holds_images(path)]
-    return folders[0] if len(folders) == 1 and not any(map(_may_be_image, paths)) else None
-
-
-def _holds_images(folder: Path) -> bool:
-    return any(map(_may_be_image, folder.rglob("*")))
-
-
-def _may_be_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+_HAM_NEEDED = ("lesion_id", "image_id", "dx")
+_HAM_DX = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+_IMAGE_NAMES = ("image", "path", "file", "filename", "file_name", "image_id", "image_name", "isic_id")
+_LABEL_NAMES = ("label", "class", "dx", "diagnosis")
+_SHOWN = 100
 
 
 # Folder per class -------------------------------------------------------------------------------------------------
 
 
 class _Found(NamedTuple):
-    path: Path
+    path: str
     given_split: str
     folder: str
 
@@ -73,67 +60,78 @@ def read_folder(source: Path) -> Rows:
     if not found:
         raise _nothing(source, walk)
     labels = _unify({item.folder for item in found}, _spellings(found), walk)
-    paths = [item.path.relative_to(walk.root).as_posix() for item in found]
+    paths = [item.path for item in found]
     walk.finish()
     frame = make_frame(
-        path=paths,
-        label=[labels[item.folder] for item in found],
-        given_split=[item.given_split for item in found],
+        {
+            "path": paths,
+            "label": [labels[item.folder] for item in found],
+            "given_split": [item.given_split for item in found],
+        }
     )
     return Rows(frame, walk.root, walk.refused, [*walk.notes, *_same_looking(paths)])
 
 
 def _folder_root(source: Path) -> Path:
-    root = _folder(source)
-    only = _only_folder(root)
-    if only is None or only.name.lower() in SPLIT_FOLDERS:
+    root = source_folder(source)
+    only = only_folder(root)
+    if only is None or only.name.lower() in SPLIT_NAMES:
         return root
     inside = listed(only)
-    return only if any(path.is_dir() for path in inside) and not any(map(_may_be_image, inside)) else root
+    return only if any(path.is_dir() for path in inside) and not any(map(may_be_image, inside)) else root
 
 
 def _nothing(source: Path, walk: Walk) -> DataError:
-    seen = "\n".join(f"  {item.path}: {item.reason}: {item.detail}" for item in walk.refused[:_SHOWN])
-    more = f"\n{seen}" if seen else ""
-    return DataError(f"{source}: nothing usable: no image in a class folder{more}", remedy=FOLDER_HELP)
+    why = f"{source}: nothing usable: no image in a class folder{_refused_so_far(walk)}"
+    return DataError(why, remedy=FOLDER_HELP)
+
+
+def _refused_so_far(walk: Walk) -> str:
+    """Return lines about what was refused besides, for an error that stops an import."""
+    lines = [f"  {item.path}: {item.reason}: {item.detail}" for item in walk.refused[:_SHOWN]]
+    more = [f"  ... and {len(walk.refused) - _SHOWN} more refused"] if len(walk.refused) > _SHOWN else []
+    return "".join(f"\n{line}" for line in [*lines, *more])
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _find_classes(walk: Walk) -> Iterator[_Found]:
-    folders, loose = walk.entries(walk.root)
+    folders, loose = walk.entries()
     for path in loose:
         walk.refuse(path, MISPLACED, "not in a class folder")
-    splits = [folder for folder in folders if folder.name.lower() in SPLIT_FOLDERS]
+    splits = [folder for folder in folders if folder.lower() in SPLIT_NAMES]
     if not splits:
         yield from _find_images(walk, folders, "")
         return
     others = [folder for folder in folders if folder not in splits]
     count = walk.refuse_below(others, "beside the split folders")
     if count:
-        names = ", ".join(folder.name for folder in others)
+        names = ", ".join(others)
         walk.notes.append(Note("beside_splits", f"Images beside the split folders were left out: {names}.", count))
     for folder in splits:
         classes, loose = walk.entries(folder)
         for path in loose:
             walk.refuse(path, MISPLACED, "not in a class folder")
-        yield from _find_images(walk, classes, SPLIT_FOLDERS[folder.name.lower()])
+        yield from _find_images(walk, classes, SPLIT_NAMES[folder.lower()])
 
 
-def _find_images(walk: Walk, classes: Sequence[Path], given_split: str) -> Iterator[_Found]:
+def _find_images(walk: Walk, classes: Sequence[str], given_split: str) -> Iterator[_Found]:
     for folder in classes:
         below, files = walk.entries(folder)
         deeper = walk.refuse_below(below, "deeper than its class folder")
         if not files and not deeper:
-            name = folder.relative_to(walk.root).as_posix()
-            walk.notes.append(Note("empty_folder", f"The folder {name} holds no image.", 0))
+            walk.notes.append(Note("empty_folder", f"The folder {folder} holds no image.", 0))
         for path in files:
-            yield _Found(path, given_split, folder.name)
+            yield _Found(path, given_split, _name(folder))
 
 
-def _spellings(found: Iterable[_Found]) -> dict[Path, set[str]]:
+def _spellings(found: Iterable[_Found]) -> dict[str, set[str]]:
     """Return parent folder -> class folder names in it; training folders first, so that their spelling counts."""
-    parents: dict[Path, set[str]] = defaultdict(set)
+    parents: dict[str, set[str]] = defaultdict(set)
     for item in sorted(found, key=lambda item: item.given_split != "train"):
-        parents[item.path.parent.parent].add(item.folder)
+        parents[item.path.rpartition("/")[0].rpartition("/")[0]].add(item.folder)
     return parents
 
 
@@ -141,14 +139,16 @@ def _folded(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
-def _unify(names: set[str], parents: Mapping[Path, set[str]], walk: Walk) -> dict[str, str]:
+def _unify(names: set[str], parents: Mapping[str, set[str]], walk: Walk) -> dict[str, str]:
     """Return folder name -> label, one label for spellings that differ by case, outer spaces or Unicode form."""
-    for parent, inside in parents.items():
-        for same in _alike(inside):
-            raise DataError(
-                f"{parent}: two class folders differ only by case, spaces or Unicode form: {same}",
-                remedy="rename them, or move their images together",
-            )
+    twice = [(parent, same) for parent, inside in parents.items() for same in _alike(inside)]
+    if twice:
+        listed = "\n".join(f"  {walk.root / parent}: {same}" for parent, same in twice)
+        raise DataError(
+            f"two class folders differ only by case, spaces or Unicode form:\n{listed}{_refused_so_far(walk)}",
+            kept="nothing was written",
+            remedy="rename them, or move their images together",
+        )
     first: dict[str, str] = {}
     for parent in parents:
         for name in sorted(parents[parent]):
@@ -167,136 +167,89 @@ def _alike(names: Iterable[str]) -> list[str]:
 
 def _same_looking(paths: Sequence[str]) -> list[Note]:
     """Two names that differ only by Unicode form stay two images: bytes decide; a person is told."""
-    forms = Counter(unicodedata.normalize("NFC", path) for path in paths)
+    forms = Counter(unicodedata.normalize("NFC", path) for path in paths if not path.isascii())
     extra = sum(n for n in forms.values() if n > 1)
     text = "File names that look the same and differ by Unicode form; each is an image of its own."
     return [Note("unicode_names", text, extra)] if extra else []
 
 
-# HAM10000 ---------------------------------------------------------------------------------------------------------
+# Tables -----------------------------------------------------------------------------------------------------------
 
 
-def read_ham10000(source: Path) -> Rows:
+def read_ham10000(source: Path, options: Options = PLAIN) -> Rows:
     """Read a metadata table (`lesion_id, image_id, dx, ...`) and the images it names, in any folders below.
 
     Label: dx. dx_type gives the label away and is left out. A row without its image, and an image without a row, are
-    refused and listed. Raises `DataError` for an unknown dx, a repeated image_id, or two different files for one.
+    refused and listed. Raises `DataError` with all problems of the table: an unknown dx, a repeated image_id, an age
+    that is none, two different files for one row.
     """
-    root = _folder(source)
-    if not _tables(root):
-        root = _only_folder(root) or root
-    walk = Walk(root)
-    table, rows = _metadata(root)
-    _check_rows(table, rows)
-    files = _by_name(walk)
-    present = [row for row in rows if row["image_id"] in files]
-    for row in rows:
-        if row["image_id"] not in files:
-            walk.refused.append(
-                Refused(row["image_id"], Refusal.MISSING.value, f"no image for this row of {table.name}")
-            )
-    _refuse_unnamed(walk, files, {row["image_id"] for row in rows}, table.name)
-    if not present:
-        raise DataError(
-            f"{source}: nothing usable: none of the {len(rows)} images of {table.name} is there",
-            remedy="put the image folders beside the table; files are found by image_id",
-        )
-    walk.other_files[".csv"] -= 1  # the table itself
-    walk.other_files += Counter()  # drops zero counts
-    walk.finish()
-    frame = make_frame(
-        path=[files[row["image_id"]].relative_to(walk.root).as_posix() for row in present],
-        label=[row["dx"] for row in present],
-        lesion_id=[_known(row["lesion_id"]) for row in present],
-        age=[_number(row.get("age", "")) for row in present],
-        sex=[_known(row.get("sex", "")) for row in present],
-        site=[_known(row.get("localization", "")) for row in present],
-    )
-    return Rows(frame, walk.root, walk.refused, walk.notes)
+    walk, paths = walk_images(source, options)
+    problems = Problems()
+    chosen = one_table(walk, options, _HAM_NEEDED, "HAM10000_metadata.csv")
+    table = read_table(chosen, problems, wanted=_HAM_NEEDED, keep=tuple(HAM_COLUMNS.values()))
+    check_columns(table, _HAM_NEEDED, problems)
+    columns = {target: name for target, name in HAM_COLUMNS.items() if name in table.frame}
+    listing = clean(list_table(table, columns), problems)
+    check_labels(listing, problems, allowed=_HAM_DX)
+    return finish(walk, listing, paths, problems)
 
 
-def _metadata(root: Path) -> tuple[Path, list[dict[str, str]]]:
-    tables = {path: rows for path in _tables(root) if (rows := _read_table(path)) is not None}
-    if len(tables) != 1:
-        names = ", ".join(path.name for path in tables) or "none"
-        raise DataError(
-            f"{root}: one table with the columns {', '.join(_HAM_COLUMNS)} is needed, found: {names}",
-            remedy="put HAM10000_metadata.csv beside the image folders, and no second table of its kind",
-        )
-    return next(iter(tables.items()))
+def read_csv(source: Path, options: Options = PLAIN) -> Rows:
+    """Read any table with a row per image. options: which column is what; `label` may be several, one-hot, with commas.
+
+    source: a folder that holds the table and the images, or the table itself. Raises `DataError` with all problems.
+    """
+    if source.is_file() and not options.table:
+        options = Options(options.columns, source, options.images or source.parent, options.label)
+        source = source.parent
+    walk, paths = walk_images(source, options)
+    problems = Problems()
+    path = one_table(walk, options, (), "the table", hints=tuple(options.columns.values()))
+    table = read_table(path, problems, wanted=tuple(options.columns.values()))
+    columns = _mapping(table, options, problems)
+    label = columns.pop("label", "")
+    listing = list_table(table, columns)
+    if label in table.frame:
+        listing = with_column(listing, "label", table.frame[label], (label,))
+    elif label:
+        names = [name.strip() for name in label.split(",")]
+        listing = with_column(listing, "label", one_hot(table, names, problems), names)
+    listing = clean(listing, problems)
+    if label in table.frame:
+        check_labels(listing, problems)
+    return finish(walk, listing, paths, problems)
 
 
-def _tables(root: Path) -> list[Path]:
-    return [path for path in listed(root) if path.suffix.lower() == ".csv" and path.is_file()]
+def _mapping(table: Table, options: Options, problems: Problems) -> dict[str, str]:
+    """Return target -> column: as a person said, else the column of the target's own name; raises `DataError`."""
+    given = dict(options.columns)
+    if options.label:
+        given["label"] = options.label
+    columns = {target: _column(table, name, problems) for target, name in given.items()}
+    names = {**{target: (target,) for target in TARGETS}, "image": _IMAGE_NAMES, "label": _LABEL_NAMES}
+    taken = set(columns.values())
+    for target, likely in names.items():
+        found = [find_column(table.columns, name) for name in likely]
+        first = next((name for name in found if name and name not in taken), "")
+        if target not in columns and first:
+            columns[target] = first
+        elif target not in columns and target in ("image", "label"):
+            text = f"has no column for the {target} (it has: {', '.join(table.columns[:40])})"
+            problems.add(table.path, 1, text)
+    if "image" not in columns or "label" not in columns or "" in columns.values():
+        problems.check("say which column is what: --column image=COLUMN --column label=COLUMN")
+    return columns
 
 
-def _read_table(path: Path) -> list[dict[str, str]] | None:
-    """Return the rows of a metadata table, values stripped; None for a table of another kind."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            if not set(_HAM_COLUMNS) <= set(reader.fieldnames or ()):
-                return None
-            return [{str(key): str(value or "").strip() for key, value in row.items()} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as a table: {error}", remedy="restore the file") from error
-
-
-def _check_rows(table: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    unknown = [(number, row["dx"]) for number, row in enumerate(rows, start=2) if row["dx"] not in _HAM_DX]
-    repeated = [name for name, n in Counter(row["image_id"] for row in rows).items() if n > 1 or not name]
-    problems = [f"row {number}: unknown dx {dx!r}" for number, dx in unknown]
-    problems += [
-        f"row {number}: age is not a number of years: {row['age']!r}"
-        for number, row in enumerate(rows, start=2)
-        if not is_age(_number(row.get("age", "")))
-    ]
-    problems += [f"image_id repeats or is empty: {name!r}" for name in repeated]
-    if problems:
-        raise DataError(
-            f"{table}: {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n  " + "\n  ".join(problems),
-            kept="nothing was written",
-            remedy=f"correct the table; dx is one of {', '.join(sorted(_HAM_DX))}",
-        )
-
-
-def _by_name(walk: Walk) -> dict[str, Path]:
-    """Return image_id -> file. A second file of the same name must hold the same bytes, or `DataError`."""
-    files: dict[str, Path] = {}
-    different, copies = [], 0
-    for path in walk.all_images(walk.root):
-        name = path.stem.removesuffix("_downsampled")
-        first = files.setdefault(name, path)
-        if first is path:
-            continue
-        copies += 1
-        if not path.is_file() or not first.is_file() or not filecmp.cmp(first, path, shallow=False):
-            different.append(f"{first.relative_to(walk.root)} and {path.relative_to(walk.root)}")
-    if different:
-        raise DataError(
-            f"{walk.root}: two different files for one image_id:\n  " + "\n  ".join(different),
-            remedy="keep one of each",
-        )
-    if copies:
-        walk.notes.append(
-            Note("second_copies", "Second copies of image files (same name, same bytes) left out.", copies)
-        )
-    return files
-
-
-def _refuse_unnamed(walk: Walk, files: Mapping[str, Path], named: set[str], table: str) -> None:
-    unnamed = [path for name, path in files.items() if name not in named]
-    for path in unnamed:
-        walk.refuse(path, NO_METADATA, f"{table} has no row for it")
-    if unnamed:
-        walk.notes.append(Note(NO_METADATA, f"Images without a row in {table} were left out.", len(unnamed)))
-
-
-def _known(value: str) -> str:
-    return "" if value.lower() in ("unknown", "nan", "na", "none") else value
-
-
-def _number(value: str) -> str:
-    """Return "80" for "80.0", "" for unknown, and anything else as it is: the row check judges it."""
-    text = _known(value)
-    return text[:-2] if re.fullmatch(r"\d+\.0", text) else text
+def _column(table: Table, name: str, problems: Problems) -> str:
+    """Return the column meant, or several with commas for a one-hot label; "" and a problem where one is missing."""
+    whole = find_column(table.columns, name)
+    if whole:
+        return whole
+    parts = [find_column(table.columns, part.strip()) for part in name.split(",")]
+    if len(parts) > 1 and all(parts):
+        return ",".join(str(part) for part in parts)
+    for part, found in zip(name.split(","), parts, strict=True):
+        if not found:
+            problems.add(table.path, 1, missing_column(part.strip(), table.columns))
+    return ""

@@ -139,8 +139,13 @@ def make_lesion(
     )
 
 
-def draw_photograph(truth: LesionTruth, *, photo_seed: int, size: int) -> NDArray[np.uint8]:
-    """Photograph a lesion: uint8 (size, size, 3). Another seed is another turn, distance, light and other artefacts."""
+def draw_photograph(
+    truth: LesionTruth, *, photo_seed: int, size: int, artefacts: frozenset[str] = frozenset()
+) -> NDArray[np.uint8]:
+    """Photograph a lesion: uint8 (size, size, 3). Another seed is another turn, distance, light and other artefacts.
+
+    artefacts: of `ARTEFACTS`, shown whether or not chance has them.
+    """
     rng = np.random.default_rng([truth.seed, 1, photo_seed])
     view = drawing.make_view(
         size,
@@ -149,11 +154,12 @@ def draw_photograph(truth: LesionTruth, *, photo_seed: int, size: int) -> NDArra
         shift=(rng.uniform(-0.07, 0.07), rng.uniform(-0.07, 0.07)),
     )
     image = _draw_lesion(truth, view)
-    found, art = artefacts_of(truth, photo_seed), np.random.default_rng([truth.seed, 3, photo_seed])
+    found = {name: shown or name in artefacts for name, shown in artefacts_of(truth, photo_seed).items()}
+    art = np.random.default_rng([truth.seed, 3, photo_seed])
     if found["bubbles"]:
         image = drawing.bubbles(art, image, int(art.integers(2, 8)))
     if found["ink"]:
-        image = drawing.ink(art, image)
+        image = _inked(art, image) if "ink" in artefacts else drawing.ink(art, image)
     if found["hair"]:
         image = drawing.hair(art, image, int(art.integers(2, 13)))
     if found["ruler"]:
@@ -161,6 +167,15 @@ def draw_photograph(truth: LesionTruth, *, photo_seed: int, size: int) -> NDArra
     if found["dark_corners"]:
         image = drawing.dark_corners(art, image)
     return drawing.expose(rng, image)
+
+
+def _inked(rng: np.random.Generator, image: drawing.Field) -> drawing.Field:
+    """Draw ink until a hundredth of the picture shows it: by chance a stroke may lie outside the frame."""
+    for _ in range(50):
+        inked = drawing.ink(rng, image)
+        if (np.abs(inked - image).max(axis=2) > 0.1).mean() > 0.01:
+            break
+    return inked
 
 
 def artefacts_of(truth: LesionTruth, photo_seed: int) -> dict[str, bool]:

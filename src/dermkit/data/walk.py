@@ -1,18 +1,17 @@
 """Walks a folder of images safely: no link is followed out, no loop entered, nothing opened, nothing lost unsaid."""
 
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-import pandas as pd
-
-from dermkit.data.images import IMAGE_SUFFIXES
-from dermkit.data.manifest import COLUMNS, INTEGER_COLUMNS
+from dermkit.data.headers import IMAGE_SUFFIXES
+from dermkit.data.rows import Note, Refused, Rows
+from dermkit.data.tables import TABLE_SUFFIXES
 from dermkit.errors import DataError, Refusal
+
+__all__ = ["Note", "Refused", "Rows", "Walk", "listed", "may_be_image", "only_folder", "source_folder", "unwrap"]
 
 IGNORED_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 """Left by operating systems, in lower case; hidden names are ignored too."""
@@ -21,83 +20,61 @@ IGNORED_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 MISPLACED = "misplaced"
 LINK = "link_not_followed"
 BAD_NAME = "bad_name"
-NO_METADATA = "no_metadata"
-
-_ISIC_ID = re.compile(r"(?<![A-Za-z0-9])ISIC_\d{7}(?!\d)", re.IGNORECASE)
-
-
-class Refused(NamedTuple):
-    """A file or row that did not become an image of the data set: relative path, reason code, detail."""
-
-    path: str
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something a person should know, that stopped nothing; `n` is how many images, files or rows it is about."""
-
-    code: str
-    text: str
-    n: int
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """What a reader found. frame: the manifest columns without hashes and sizes, sorted by path.
-
-    images: the root that `path` is relative to.
-    """
-
-    frame: pd.DataFrame
-    images: Path
-    refused: list[Refused] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
 
 
 @dataclass
 class Walk:
-    """A folder being read: what was found in it, refused and noticed."""
+    """A folder being read: what was found in it, refused and noticed.
+
+    Paths are texts relative to the root, with `/`: a million of them weigh a third of as many path objects.
+    """
 
     root: Path
     refused: list[Refused] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     other_files: Counter[str] = field(default_factory=Counter)
+    tables: list[str] = field(default_factory=list)
 
-    def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
+    def entries(self, folder: str = "") -> tuple[list[str], list[str]]:
         """Return the sorted subfolders and candidate images of a folder; refuses what is neither safe nor named well.
 
-        Linked folders are never entered, so that no loop can form.
+        Linked folders are never entered, so that no loop can form. Tables are remembered, not opened.
         """
         folders, files = [], []
-        for path in listed(folder):
-            if not is_utf8(path.name) or "\r" in path.name:
+        for entry in scan(self.root / folder):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            suffix = suffix_of(entry.name)
+            if not is_utf8(entry.name) or "\r" in entry.name:
                 self.refuse(path, BAD_NAME, "the name is not UTF-8 or holds a carriage return; rename it")
-            elif path.is_symlink() and path.is_dir():
+            elif entry.is_symlink() and _is_folder(entry):
                 self.refuse(path, LINK, "a linked folder is not entered; copy the images there instead")
-            elif path.is_dir():
+            elif _is_folder(entry):
                 folders.append(path)
-            elif path.suffix.lower() not in IMAGE_SUFFIXES:
-                self.other_files[path.suffix.lower() or "no ending"] += 1
-            elif self._is_safe(path):
+            elif suffix not in IMAGE_SUFFIXES:
+                self.other_files[suffix or "no ending"] += 1
+                if suffix in TABLE_SUFFIXES and self._leads_inside(entry) and not _is_special(entry):
+                    self.tables.append(path)  # a pipe would keep its reader waiting for ever
+            elif self._is_safe(entry, path):
                 files.append(path)
         return folders, files
 
-    def _is_safe(self, path: Path) -> bool:
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(self.root):
+    def _leads_inside(self, entry: "os.DirEntry[str]") -> bool:
+        return not entry.is_symlink() or Path(os.path.realpath(entry.path)).is_relative_to(self.root)
+
+    def _is_safe(self, entry: "os.DirEntry[str]", path: str) -> bool:
+        if not self._leads_inside(entry):
             self.refuse(path, LINK, "the link leads outside the source; copy the image there instead")
-        elif path.exists() and not path.is_file():
+        elif _is_special(entry):
             self.refuse(path, Refusal.UNREADABLE.value, "not a regular file")
         else:
             return True  # a broken link too: the gate says what is missing
         return False
 
-    def refuse(self, path: Path, reason: str, detail: str) -> None:
-        name = path.relative_to(self.root).as_posix().replace("\r", "\\r")
+    def refuse(self, path: str, reason: str, detail: str) -> None:
+        name = path.replace("\r", "\\r")
         self.refused.append(Refused(name.encode("utf-8", "backslashreplace").decode(), reason, detail))
 
-    def refuse_below(self, folders: Iterable[Path], detail: str) -> int:
+    def refuse_below(self, folders: Iterable[str], detail: str) -> int:
         """Refuse every candidate in these folders and below; returns how many."""
         count = 0
         for folder in folders:
@@ -107,7 +84,7 @@ class Walk:
             count += len(files) + self.refuse_below(below, detail)
         return count
 
-    def all_images(self, folder: Path) -> Iterator[Path]:
+    def all_images(self, folder: str = "") -> Iterator[str]:
         """Yield every candidate image at any depth, sorted."""
         below, files = self.entries(folder)
         yield from files
@@ -121,22 +98,84 @@ class Walk:
             self.notes.append(Note("other_files", f"Files that are no images by their ending: {kinds}.", total))
 
 
-def listed(folder: Path) -> list[Path]:
+def source_folder(source: Path) -> Path:
+    """Return the source, resolved; raises `DataError` where it is none."""
+    if not source.is_dir():
+        what = "is not a folder" if source.exists() else "does not exist"
+        raise DataError(f"{source}: {what}", remedy="give the folder with the images, or a .zip of it")
+    return source.resolve()
+
+
+def scan(folder: Path) -> list["os.DirEntry[str]"]:
     """Return a folder's visible entries, sorted by name, without data set folders that dermkit wrote.
 
     Raises `DataError` where it cannot be listed.
     """
     try:
-        paths = sorted(folder.iterdir())
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be listed: {error.strerror or error}", remedy="check the path and its permissions"
         ) from error
     return [
-        path
-        for path in paths
-        if path.name[0] != "." and path.name.lower() not in IGNORED_NAMES and not (path / "dataset.json").is_file()
+        entry
+        for entry in entries
+        if entry.name[0] != "."
+        and entry.name.lower() not in IGNORED_NAMES
+        and not (_is_folder(entry) and Path(entry.path, "dataset.json").is_file())
     ]
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_special(entry: "os.DirEntry[str]") -> bool:
+    """Say whether an entry is a pipe, a socket or a device; a broken link is none."""
+    try:
+        return not entry.is_file() and Path(entry.path).exists()
+    except OSError:
+        return False
+
+
+def listed(folder: Path) -> list[Path]:
+    """Return the same as paths."""
+    return [Path(entry.path) for entry in scan(folder)]
+
+
+def may_be_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+
+
+def only_folder(root: Path) -> Path | None:
+    """Return the single folder in which an archive was packed, if just one holds images and none lies beside it."""
+    paths = listed(root)
+    folders = [path for path in paths if path.is_dir() and not path.is_symlink() and _holds_images(path)]
+    return folders[0] if len(folders) == 1 and not any(map(may_be_image, paths)) else None
+
+
+def unwrap(root: Path) -> Path:
+    """Return the folder in which an archive was packed: the only one, with nothing beside it that could be read."""
+    while True:
+        folders = [entry for entry in scan(root) if entry.is_dir(follow_symlinks=False)]
+        files = {suffix_of(entry.name) for entry in scan(root) if not _is_folder(entry)}
+        if len(folders) != 1 or files & (IMAGE_SUFFIXES | TABLE_SUFFIXES):
+            return root
+        root = Path(folders[0].path)
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(map(may_be_image, folder.rglob("*")))
+
+
+def suffix_of(name: str) -> str:
+    """Return the ending of a file name in lower case with its dot, or ""."""
+    head, dot, ending = name.rpartition(".")
+    return f".{ending.lower()}" if dot and head and ending else ""
 
 
 def is_utf8(name: str) -> bool:
@@ -145,32 +184,3 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def make_frame(**columns: Sequence[str]) -> pd.DataFrame:
-    """Return rows with every manifest column but hashes and sizes, sorted by path; columns not given are "".
-
-    `path` gives image_id and isic_id where these are not given.
-    """
-    paths = list(columns["path"])
-    known = {"image_id": image_ids(paths), "isic_id": [isic_id(path) for path in paths], **columns}
-    names = [name for name in COLUMNS if name not in INTEGER_COLUMNS and not name.endswith("_sha256")]
-    frame = pd.DataFrame({name: pd.Series(known.get(name, [""] * len(paths)), dtype="str") for name in names})
-    return frame.sort_values("path", kind="stable").reset_index(drop=True)
-
-
-def image_ids(paths: Sequence[str]) -> list[str]:
-    """Return each path without its ending; where that is not unique, with it."""
-    ids = {path: path[: -len(Path(path).suffix)] if Path(path).suffix else path for path in paths}
-    while True:
-        counts = Counter(ids.values())
-        clashing = [path for path in paths if counts[ids[path]] > 1 and ids[path] != path]
-        if not clashing:
-            return [ids[path] for path in paths]
-        ids.update({path: path for path in clashing})
-
-
-def isic_id(path: str) -> str:
-    """Return the ISIC id in a file's name ("ISIC_0000000", also before "_downsampled"), or ""."""
-    found = _ISIC_ID.search(path.rpartition("/")[2])
-    return found.group().upper() if found else ""
