@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dermkit import findings, report
+from dermkit import cautions, findings, report
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import write_json, write_rows, write_text
@@ -286,7 +286,10 @@ def test_a_hand_written_null_shows_its_reason(tmp_path: Path) -> None:
     for said in ("log.csv is not in this folder", "recipe.json is missing", "NEXT_STEPS.txt is not in this folder",
                  "environment.json is not in this folder", "roc_test.csv is missing"):  # fmt: skip
         assert said in page.text
-    assert "Only identical pixels were looked for: near copies, wrong labels and shortcuts were not" in page.text
+    assert (
+        "only identical pixels were looked for; near copies, contradictory labels and shortcuts were not"
+        in page.text
+    )
 
 
 def _tiny_metrics(low: float = 0.4, high: float = 0.8) -> dict[str, Any]:
@@ -364,14 +367,14 @@ def test_the_headline_does_not_lean_on_an_unreliable_interval(
 
 
 def test_overfitting_is_a_note_where_the_best_epoch_was_kept(tmp_path: Path) -> None:
-    def told(**facts: Any) -> findings.Warn:
+    def told(**facts: Any) -> cautions.Warn:
         _written(tmp_path, body, **facts)
-        found = findings.warnings(findings.read_run(tmp_path))
+        found = cautions.warnings(findings.read_run(tmp_path))
         return next(warn for warn in found if warn.text.startswith("Overfitting"))
 
     body = _tiny_metrics() | {"overfitting": {"overfitting": True, "sentence": "Overfitting from epoch 4."}}
     best = {"epoch": 3, "monitor": "val_loss", "value": 1.0}
-    assert told(kept="last", best=best) == findings.Warn("serious", "Overfitting from epoch 4.", told().replaces)
+    assert told(kept="last", best=best) == cautions.Warn("serious", "Overfitting from epoch 4.", told().replaces)
     note = told(kept="best", best=best)
     assert (note.level, note.text) == ("note", "Overfitting from epoch 4. The weights kept are those of epoch 3.")
     assert told(kept="best").text.endswith("are those of the best epoch.")
@@ -405,7 +408,7 @@ def test_warnings_come_first_once_and_with_their_counts(tmp_path: Path) -> None:
     facts["weights"]["note"] = "a stand-in for the published backbone"
     facts["warnings"] = ["Weights: a stand-in for the published backbone", "class 'nevus' is small"]
     run = make_run(tmp_path, **facts)
-    found = findings.warnings(findings.read_run(run))
+    found = cautions.warnings(findings.read_run(run))
     texts = [warn.text for warn in found]
     serious = [warn.text for warn in found if warn.level == "serious"]
     assert found[: len(serious)] == [warn for warn in found if warn.level == "serious"]
@@ -434,7 +437,7 @@ def test_what_the_import_found_is_told(tmp_path: Path) -> None:
 
 
 def test_a_clean_split_raises_no_leak_warning(nine: Path) -> None:
-    assert not [warn for warn in findings.warnings(findings.read_run(nine)) if "leak" in warn.text]
+    assert not [warn for warn in cautions.warnings(findings.read_run(nine)) if "leak" in warn.text]
 
 
 @pytest.mark.parametrize("contradictions", [0, 3])
@@ -455,7 +458,7 @@ def test_no_leak_is_only_what_the_manifest_can_show(tmp_path: Path, contradictio
 def test_a_known_defect_of_the_test_images_is_serious(tmp_path: Path) -> None:
     defects = ["18 of the 118 test images have a copy in Train.", "The latest images are dark."]
     _written(tmp_path, _tiny_metrics(), dataset={"notes": {"defects": defects}})
-    found = {warn.text: warn.level for warn in findings.warnings(findings.read_run(tmp_path))}
+    found = {warn.text: warn.level for warn in cautions.warnings(findings.read_run(tmp_path))}
     assert found[f"Known defect: {defects[0]}"] == "serious"
     assert found[f"Known defect: {defects[1]}"] == "data"
     folded = (tmp_path / "report.html").read_text().split("<details>")[1].split("</details>")[0]
@@ -600,7 +603,7 @@ def test_a_test_on_other_data_shows_the_mapping_and_what_was_left_out(tmp_path: 
     text = " ".join(Page(_written(tmp_path, body)).text.split())
     assert "not scored (115 images)" in text
     assert "data set that it was not made from" in text
-    first = findings.warnings(findings.read_run(tmp_path))[0]
+    first = cautions.warnings(findings.read_run(tmp_path))[0]
     assert (first.level, first.text) == ("serious", "115 images have no target class: DF 115")
 
 

@@ -13,8 +13,9 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 
 from dermkit.data.layouts import read_folder, read_ham10000
 from dermkit.data.lesions import ARTEFACTS, CLASSES, MIXTURES, Appearance, artefacts_of
+from dermkit.data.manifest import COLUMNS
 from dermkit.data.sources import classify
-from dermkit.data.synthetic import Plant, draw_photograph, make_dataset_folder, make_lesion
+from dermkit.data.synthetic import Layout, Plant, draw_photograph, make_dataset_folder, make_lesion
 from dermkit.errors import UsageError
 
 STRENGTHS = list(Appearance.__dataclass_fields__)
@@ -132,6 +133,85 @@ def test_planted_faults_are_what_the_list_says(tmp_path: Path) -> None:
         ]
 
 
+def _faults(folder: Path) -> dict[str, set[str]]:
+    rows = pd.read_csv(folder / "planted.csv", keep_default_na=False)
+    return {str(fault): set(images) for fault, images in rows.groupby("fault")["image"]}
+
+
+def test_marks_change_the_chosen_files_and_leave_every_other_as_it_was(tmp_path: Path) -> None:
+    """So that a clean twin differs in the planted faults alone."""
+    marks = Plant(
+        artefact=("hair", "nevus", 0.5), source=("melanoma", 0.5), unreadable=1, dark=1, blurred=1, empty=1, tiny=1
+    )
+    clean = _published(tmp_path / "clean", plant=Plant()).set_index("image")
+    table = _published(tmp_path / "planted", plant=marks).set_index("image")
+    assert list(table.index) == list(clean.index)
+    faults = _faults(tmp_path / "planted")
+    assert set(faults) == {"artefact hair", "source", "unreadable", "dark", "blurred", "empty", "tiny"}
+    counts = table["class"].value_counts()
+    assert len(faults["artefact hair"]) == round(0.5 * counts["nevus"])
+    assert len(faults["source"]) == round(0.5 * counts["melanoma"])
+    assert table.loc[sorted(faults["artefact hair"]), "hair"].all()
+    assert set(table.loc[sorted(faults["artefact hair"]), "class"]) == {"nevus"}
+    touched = set[str]().union(*faults.values())
+    had = {image for image in faults["artefact hair"] if clean.loc[image, "hair"]}  # by chance already
+    changed = {
+        image
+        for image in clean.index
+        if (tmp_path / "clean" / image).read_bytes() != (tmp_path / "planted" / image).read_bytes()
+    }
+    assert touched - had <= changed <= touched
+    about = pd.read_csv(tmp_path / "planted" / "metadata.csv").set_index("image")["source"]
+    assert set(about[about == "other made archive"].index) == faults["source"]
+
+
+def test_spoiled_photographs_are_what_they_are_called(tmp_path: Path) -> None:
+    _published(tmp_path, size=96, plant=Plant(unreadable=1, dark=1, blurred=1, empty=1, tiny=1))
+    image = {fault: tmp_path / min(images) for fault, images in _faults(tmp_path).items()}
+    pixels = {name: np.asarray(Image.open(path), float) for name, path in image.items() if name != "unreadable"}
+    assert min(pixels["tiny"].shape[:2]) == 40
+    assert pixels["empty"].std(axis=(0, 1)).max() < 3
+    assert np.quantile(pixels["dark"].mean(axis=2), 0.95) < 60
+    assert np.abs(np.diff(pixels["blurred"], axis=0)).max() < 40
+    with pytest.raises(OSError, match="truncated"), Image.open(image["unreadable"]) as broken:
+        broken.load()
+
+
+def test_a_second_photograph_under_another_label_keeps_lesion_and_side(tmp_path: Path) -> None:
+    table = _published(tmp_path, plant=Plant(lesion_labels=3, contradictions=1)).set_index("image")
+    rows = pd.read_csv(tmp_path / "planted.csv")
+    assert rows["fault"].value_counts().to_dict() == {"lesion_label": 3, "contradiction": 1}
+    for _, image, partner in rows[rows["fault"] == "lesion_label"].itertuples(index=False):
+        one, other = table.loc[image], table.loc[partner]
+        assert (one["lesion_id"], one["given_split"]) == (other["lesion_id"], other["given_split"])
+        assert one["class"] != other["class"]
+        assert (tmp_path / image).read_bytes() != (tmp_path / partner).read_bytes()
+
+
+@pytest.mark.parametrize("layout", ["folder", "ham10000"])
+def test_metadata_goes_with_every_layout(tmp_path: Path, layout: Layout) -> None:
+    given = 0.25 if layout == "folder" else 0.0
+    table = _published(tmp_path, layout=layout, given_test=given, plant=Plant(artefact=("ruler", "nevus", 1.0)))
+    about = pd.read_csv(tmp_path / "metadata.csv", dtype=str, keep_default_na=False)
+    assert about["image"].tolist() == table["image"].tolist()
+    for name, own in (("label", "class"), ("lesion_id", "lesion_id"), ("given_split", "given_split")):
+        assert about[name].tolist() == table[own].tolist()
+    assert set(about.columns) - {"image"} <= set(COLUMNS)
+    assert (about.groupby("patient_id")[["age", "sex"]].nunique() == 1).all(axis=None)
+    assert (about.groupby("lesion_id")["site"].nunique() == 1).all()
+
+
+def test_planted_ink_lies_in_the_frame() -> None:
+    for seed in range(12):
+        truth = make_lesion("nevus", seed=seed)
+        shot = next(n for n in range(50) if not any(artefacts_of(truth, n).values()))
+        with_ink, without = (
+            draw_photograph(truth, photo_seed=shot, size=96, artefacts=shown).astype(int)
+            for shown in (frozenset(["ink"]), frozenset[str]())
+        )
+        assert (np.abs(with_ink - without).max(axis=2) > 20).mean() > 0.005
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
@@ -145,6 +225,11 @@ def test_planted_faults_are_what_the_list_says(tmp_path: Path) -> None:
         ({"given_test": 0.0, "plant": Plant(copies=1)}, "need given_test"),
         ({"lesions_per_class": {"nevus": 5}, "plant": Plant(contradictions=1)}, "need two classes"),
         ({"plant": Plant(copies=500)}, "500 faults need as many"),
+        ({"plant": Plant(dark=500)}, "500 photographs to spoil"),
+        ({"lesions_per_class": {"nevus": 5}, "plant": Plant(lesion_labels=1)}, "need two classes"),
+        ({"plant": Plant(artefact=("tattoo", "nevus", 0.5))}, "no made artefact 'tattoo'"),
+        ({"plant": Plant(artefact=("hair", "mole", 0.5))}, "share 0.5 of class 'mole'"),
+        ({"plant": Plant(source=("nevus", 0.0))}, "share 0 of class 'nevus'"),
     ],
 )
 def test_what_cannot_be_made_is_refused(tmp_path: Path, wanted: dict[str, Any], message: str) -> None:

@@ -12,6 +12,8 @@ from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.data.manifest import groups as manifest_groups
 from dermkit.errors import DataError
 from dermkit.files import read_json, write_json, write_rows, write_text
+from dermkit.lint.predictions import lint_predictions
+from dermkit.lint.rules import as_rows, write_lint
 from dermkit.metrics import tables
 from dermkit.metrics.intervals import RESAMPLES
 from dermkit.metrics.overfitting import diagnose_overfitting
@@ -194,6 +196,7 @@ def evaluate_run(run: Path, dataset: Dataset | None = None) -> Path:
     extra: dict[str, Any] = {"leaks": leaks} | {key: about[key] for key in CARRIED if key in about}
     if (run / "log.csv").exists():
         extra["overfitting"] = diagnose_overfitting(_read_table(run / "log.csv"))
+    write_lint(run, [*about.get("lint", []), *_lint(run, about, predictions, classes, dataset)])
     return write_evaluation(
         run,
         predictions,
@@ -204,6 +207,27 @@ def evaluate_run(run: Path, dataset: Dataset | None = None) -> Path:
         warnings=_leak_warnings(leaks),
         colour=_colour_of(run, [item.name for item in classes]),
     )
+
+
+def _lint(
+    run: Path,
+    about: Mapping[str, Any],
+    predictions: pd.DataFrame,
+    classes: Sequence[LesionClass],
+    dataset: Dataset | None,
+) -> list[dict[str, Any]]:
+    """Return what the lint finds in a run's predictions."""
+    path, audit = run / "split.csv", about["dataset"].get("audit") or {}
+    manifest = None if dataset is None or about.get("mapping") else dataset.manifest
+    found = lint_predictions(
+        predictions,
+        [item.name for item in classes],
+        diagnoses={item.name: item.diagnosis for item in classes},
+        sides=_read_table(path, "image_id", "split") if path.exists() else None,
+        labels=None if manifest is None else dict(zip(manifest["image_id"], manifest["label"], strict=True)),
+        audited=audit.get("state") == "done" and not audit.get("errors") and not audit.get("accepted"),
+    )
+    return as_rows(found)
 
 
 def _colour_of(run: Path, classes: Sequence[str]) -> pd.DataFrame | None:

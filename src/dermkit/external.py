@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dermkit.audit.state import audit_state
 from dermkit.data.manifest import Dataset
 from dermkit.data.split import split_groups
 from dermkit.evaluate import evaluate_run
@@ -123,6 +124,7 @@ def _facts(
             "n": len(dataset.manifest),
             "manifest_sha256": dataset.manifest_sha256,
             "licences": ", ".join(sorted(set(dataset.manifest["licence"]) - {""})),
+            "audit": audit_state(dataset, None),
             "notes": dict(dataset.notes),
         },
         "split": {
@@ -131,6 +133,7 @@ def _facts(
             "counts": {"test": n},
             "excluded": sum(unmapped.values()),
         },
+        "trained_on": {"name": card["dataset"].get("name", ""), "audit": card["dataset"].get("audit", {})},
         "mapping": asdict(classes),
         "unmapped": dict(unmapped),
         "overlap": shared,

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dermkit.audit.state import audit_state
 from dermkit.data.split import check_split
 from dermkit.files import read_json, write_text
+from dermkit.lint.rules import as_rows
+from dermkit.lint.training import BatchNorm, Training, lint_training
 from dermkit.plan import Plan, Where
 from dermkit.recipe import Recipe
 
 if TYPE_CHECKING:
     from dermkit.checkpoint import Progress
-    from dermkit.model import Weights
+    from dermkit.data.images import Preprocessing
+    from dermkit.model import Net, Weights
     from dermkit.predictor import ModelFacts
 
 
@@ -100,6 +104,26 @@ def _train_counts(plan: Plan) -> dict[str, int]:
     return {name: int((labels == name).sum()) for name in plan.dataset.class_names}
 
 
+def training_lint(plan: Plan, net: "Net", preprocessing: "Preprocessing") -> list[dict[str, Any]]:
+    """Return what the lint finds in a training before it starts, as rows for files and reports."""
+    from dermkit.model import batch_norm_state
+
+    pretrained = plan.weights.origin != "none"
+    side = dict(zip(plan.sides["image_id"], plan.sides["split"], strict=True))
+    manifest = plan.dataset.manifest
+    images = manifest[manifest["image_id"].isin(side)]
+    training = Training(
+        recipe=plan.recipe,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        weights_mean=plan.weights.mean if pretrained else None,
+        weights_std=plan.weights.std if pretrained else None,
+        batch_norm=[BatchNorm(*batch_norm_state(net, phase)) for phase in plan.recipe.phases],
+        images=images.assign(split=images["image_id"].map(side)),
+    )
+    return as_rows(lint_training(training))
+
+
 def dataset_facts(plan: Plan) -> dict[str, Any]:
     dataset = plan.dataset
     licences = sorted(set(dataset.manifest["licence"]) - {""})
@@ -109,6 +133,7 @@ def dataset_facts(plan: Plan) -> dict[str, Any]:
         "n": len(dataset.manifest),
         "manifest_sha256": dataset.manifest_sha256,
         "licences": ", ".join(licences),
+        "audit": audit_state(dataset, plan.split.frame),
         "notes": dict(dataset.notes),
     }
 

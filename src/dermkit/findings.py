@@ -1,4 +1,4 @@
-"""What the files of a run folder say, put in words and rows: verdict, warnings, data facts, recipe.
+"""What the files of a run folder say, put in words and rows: verdict, data facts, recipe.
 
 Nothing is computed again: figures come from metrics.json.
 """
@@ -19,9 +19,6 @@ Json = dict[str, Any]
 
 METRICS_FORMAT = 1
 RUN_FORMAT = 1
-
-FEW = 10
-"""Below this many images of a class Wilson's interval of a half is wider than 50 points: said as a warning."""
 
 MOST_CONFUSIONS = 10
 LOG_ROWS = 400
@@ -205,96 +202,6 @@ def _majority(run: Run, split: str) -> tuple[str, dict[str, float | None], str]:
     # A constant answer finds all of one class and nothing of the others.
     balanced = 1 / len(totals) if all(totals) else None
     return name, {"accuracy": most / n if n else None, "balanced_accuracy": balanced}, ""
-
-
-# --- warnings ---
-
-
-@dataclass(frozen=True)
-class Warn:
-    """A warning of the report's head; `data` is what holds for the data set in every run, told last and folded.
-
-    replaces: how a file's line on the same begins.
-    """
-
-    level: Literal["serious", "note", "data"]
-    text: str
-    replaces: str = ""
-
-
-def warnings(run: Run) -> list[Warn]:
-    """Return every warning once, in the order serious, note, data."""
-    own = [*_leak_warnings(run), *_class_warnings(run), *_other_warnings(run)]
-    said = tuple(warn.replaces for warn in own if warn.replaces) + (
-        () if run.leaks.get("total") else ("the split leaks",)
-    )
-    stored = [*run.metrics.get("warnings", []), *run.facts.get("warnings", [])]
-    # A model on another data set: what its files warn of (overlap, images left out) decides what the figures mean.
-    level: Literal["serious", "note"] = "serious" if run.is_external else "note"
-    notes = [Warn(level, str(text)) for text in stored if not str(text).startswith(said)]
-    unique = {warn.text: warn for warn in [*own, *notes]}.values()
-    return sorted(unique, key=lambda warn: ("serious", "note", "data").index(warn.level))
-
-
-def _leak_warnings(run: Run) -> Iterator[Warn]:
-    leaks = run.leaks
-    sides = (
-        ("test", leaks, "a training or validation"),
-        ("validation", leaks.get("validation", {}), "a training"),
-    )
-    for side, counts, learned in sides:
-        if total := counts.get("total", 0):
-            scheme = run.facts.get("split", {}).get("scheme", "of this name")
-            yield Warn(
-                "serious",
-                f"The split leaks (scheme {scheme}): {total} of {counts.get('n', '?')} {side} images share a lesion or "
-                f"the exact pixels with {learned} image ({counts.get('identical_pixels', 0)} identical, "
-                f"{counts.get('same_group', 0)} of the same group). The {side} figures are not those of unseen lesions:"
-                " too good as a rule, too bad where the copies carry another label.",
-                replaces="the split leaks",
-            )
-    if contradictions := leaks.get("contradictions", 0):
-        yield Warn(
-            "serious",
-            f"{contradictions} images carry another label in an exact copy of themselves: no model can be right.",
-        )
-
-
-def _class_warnings(run: Run) -> Iterator[Warn]:
-    for split in run.splits:
-        counts = {name: body["n"] for name, body in run.metrics["splits"][split]["per_class"].items()}
-        absent = [name for name, n in counts.items() if n == 0]
-        few = [f"{name} ({n})" for name, n in counts.items() if 0 < n < FEW]
-        if absent:
-            yield Warn("serious", f"No {split} images of {', '.join(absent)}: what needs them is not defined.")
-        if few:
-            yield Warn("note", f"Fewer than {FEW} {split} images of {', '.join(few)}: their figures say little.")
-    unsure = [str(item["name"]) for item in run.classes if item.get("malignancy") == "indeterminate"]
-    if unsure:
-        yield Warn(
-            "note",
-            f"Neither benign nor malignant by the class table: {', '.join(unsure)}. The malignant-against-the-rest "
-            "figures count them among the rest; counting them as malignant would change each of these figures.",
-            replaces="indeterminate, counted",
-        )
-
-
-def _other_warnings(run: Run) -> Iterator[Warn]:
-    if (overfitting := run.metrics.get("overfitting") or {}).get("overfitting"):
-        kept, epoch = run.facts.get("kept") == "best", (run.facts.get("best") or {}).get("epoch")
-        end = f" The weights kept are those of {f'epoch {epoch}' if epoch else 'the best epoch'}." if kept else ""
-        sentence = str(overfitting["sentence"])
-        yield Warn("note" if kept else "serious", sentence + end, replaces=sentence)
-    for item in run.notes.get("warnings", []):
-        yield Warn("data", f"{item['text']} ({item['n']})" if isinstance(item, Mapping) else str(item))
-    for defect in run.notes.get("defects", []):
-        of_test = re.search(r"\btest\b", str(defect), re.IGNORECASE)
-        yield Warn("serious" if of_test else "data", f"Known defect: {defect}")
-    if note := run.facts.get("weights", {}).get("note"):
-        yield Warn("note", f"Weights: {note}", replaces="Weights:")
-    if not run.facts.get("dataset", {}).get("audit"):
-        not_done = "near copies, wrong labels and shortcuts were not (no audit was run)."
-        yield Warn("note", f"Only identical pixels were looked for: {not_done}")
 
 
 # --- facts ---

@@ -27,6 +27,7 @@ __all__ = [
     "Net",
     "Weights",
     "backbone_fingerprint",
+    "batch_norm_state",
     "build_net",
     "freeze",
     "import_timm",
@@ -240,6 +241,25 @@ def _set_mode(module: nn.Module, *, learns: bool) -> None:
     module.training = learns
     for child in module.children():
         _set_mode(child, learns=learns)
+
+
+def batch_norm_state(net: Net, phase: Phase) -> tuple[int, int, int]:
+    """Return how many batch-norm layers the backbone has, how many move in a phase, and how many of these are frozen.
+
+    A layer moves when it updates its statistics. The net is left as it was found.
+    """
+    grads = [parameter.requires_grad for parameter in net.parameters()]
+    modes = [module.training for module in net.modules()]
+    freeze(net, phase)
+    set_train_mode(net, phase)
+    layers = [item for item in net.backbone.modules() if isinstance(item, nn.modules.batchnorm._BatchNorm)]
+    moving = [item for item in layers if item.training and item.track_running_stats]
+    frozen = [item for item in moving if not any(own.requires_grad for own in item.parameters())]
+    for parameter, learns in zip(net.parameters(), grads, strict=True):
+        parameter.requires_grad_(learns)
+    for module, mode in zip(net.modules(), modes, strict=True):
+        module.training = mode
+    return len(layers), len(moving), len(frozen)
 
 
 def parameter_groups(net: Net, phase: Phase) -> list[dict[str, Any]]:

@@ -17,11 +17,12 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from dermkit import charts, findings
+from dermkit import cautions, charts, findings
 from dermkit.data.images import open_image
 from dermkit.errors import DataError, ImageRefused
 from dermkit.files import read_json, write_rows, write_text
 from dermkit.findings import Run
+from dermkit.lint.rules import read_lint
 from dermkit.metrics import intervals
 from dermkit.metrics.tables import in_words
 from dermkit.pictures import data_uri
@@ -145,7 +146,7 @@ def _words(run: Run) -> dict[str, Any]:
         "used": used,
         "methods": sorted({method for methods in used.values() for method in methods}),
         "verdict": findings.verdict(run, run.headline),
-        "warnings": findings.warnings(run),
+        "warnings": cautions.warnings(run),
         "trained": findings.training_counts(run),
         "excluded": findings.excluded(run),
         "confusions": {split: findings.confusions(run, split) for split in run.splits},
@@ -155,6 +156,7 @@ def _words(run: Run) -> dict[str, Any]:
         "recipe_rows": findings.recipe_rows(run.recipe),
         "environment": list(findings.flat(run.environment)),
         "log": findings.log_rows(run.log),
+        "lint": read_lint(run.folder),
     }
 
 
@@ -341,7 +343,7 @@ def _final(parent: Path, folder: str) -> dict[str, Any]:
     if not _inside(parent, folder):
         return {"verdict": None, "serious": []}
     run = findings.read_run(parent / folder)
-    serious = [warn.text for warn in findings.warnings(run) if warn.level == "serious"]
+    serious = [warn.text for warn in cautions.warnings(run) if warn.level == "serious"]
     return {"verdict": findings.verdict(run, run.headline), "serious": serious}
 
 

@@ -21,7 +21,7 @@ from dermkit.colour import colour_rule
 from dermkit.data.split import save_split, split_groups
 from dermkit.errors import UsageError
 from dermkit.evaluate import evaluate_run
-from dermkit.facts import environment, model_facts, run_facts, training_facts, write_next_steps
+from dermkit.facts import environment, model_facts, run_facts, training_facts, training_lint, write_next_steps
 from dermkit.files import (
     lock,
     make_folder,
@@ -76,6 +76,7 @@ def _fill_run(plan: Plan, where: Where, watch: Watch) -> None:
     recipe, sides = plan.recipe, plan.sides
     net = build_net(recipe.model, len(plan.dataset.classes), weights=plan.weights, seed=plan.seed)
     preprocessing = with_normalisation(recipe.image, plan.weights)
+    lint = training_lint(plan, net, preprocessing)
     manifest = plan.dataset.manifest
     cache = plan.dataset.folder / "cache"
     # The whole data set is decoded once, so that every split, fold and recipe of this size shares the file.
@@ -100,7 +101,7 @@ def _fill_run(plan: Plan, where: Where, watch: Watch) -> None:
         preprocessing=preprocessing,
         cache=cache,
     )
-    _train(plan, job, net, where, watch, began)
+    _train(plan, job, net, where, watch, began, lint)
     predictor = load_model(plan.folder / "model")
     _score(plan, predictor, pixels, job, watch)
     if plan.trial:
@@ -123,7 +124,9 @@ def finish(folder: Path, images: Path | None) -> Path:
     return write_report(folder, images_root=images)
 
 
-def _train(plan: Plan, job: "Job", net: "Net", where: Where, watch: Watch, began: float) -> None:
+def _train(
+    plan: Plan, job: "Job", net: "Net", where: Where, watch: Watch, began: float, lint: list[dict[str, Any]]
+) -> None:
     from dermkit.predictor import save_model
     from dermkit.train import Hooks, train
 
@@ -146,7 +149,8 @@ def _train(plan: Plan, job: "Job", net: "Net", where: Where, watch: Watch, began
     learning = sum(row["seconds"] for row in progress.rows) / 60
     # After a resume this process saw only the end; the log's epochs were all trained.
     minutes = {"minutes": max((time.perf_counter() - began) / 60, learning), "minutes_training": learning}
-    write_json(plan.folder / "run.json", {**run_facts(plan), **training, **minutes}, format=RUN_FORMAT)
+    facts = {**run_facts(plan), **training, **minutes, "lint": lint}
+    write_json(plan.folder / "run.json", facts, format=RUN_FORMAT)
     save_model(
         plan.folder / "model",
         net,

@@ -6,6 +6,7 @@ Heavy imports are inside functions, so that a typo costs no torch.
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from pydantic import ValidationError
 
@@ -32,12 +33,60 @@ from dermkit.report import write_report, write_summary_report
 from dermkit.runner import finish, run
 from dermkit.watch import Watch
 
+if TYPE_CHECKING:
+    from dermkit.audit.against import AgainstOutcome
+    from dermkit.audit.finding import Use
+    from dermkit.audit.run import AuditOutcome
+
 DEVICES = ("auto", "cpu", "cuda")
 
 __all__ = [
-    "Comparison", "Dataset", "ImportOutcome", "PredictOutcome", "Split", "Watch", "Where", "compare_runs", "evaluate",
-    "evaluate_on", "import_dataset", "load_dataset", "predict", "report", "split", "train", "tune",
+    "Comparison", "Dataset", "ImportOutcome", "PredictOutcome", "Split", "Watch", "Where", "audit", "audit_against",
+    "audit_codes", "compare_runs", "evaluate", "evaluate_on", "import_dataset", "load_dataset", "predict", "report",
+    "split", "train", "tune",
 ]  # fmt: skip
+
+
+def audit(
+    dataset: Dataset,
+    *,
+    split: str | Path | None = None,
+    clean: bool = False,
+    accept: Sequence[str] = (),
+    use: "Use" = "research",
+    workers: int = 0,
+    watch: Watch | None = None,
+) -> "AuditOutcome":
+    """Look for every known defect, write what is found into DATASET/audit; `audit.run.audit_dataset` says the rest."""
+    from dermkit.audit.catalogue import CHECKS
+    from dermkit.audit.level import ALPHA
+    from dermkit.audit.run import audit_dataset, looking
+
+    return audit_dataset(
+        dataset, look=looking(workers), checks=CHECKS, alpha=ALPHA, split=split, use=use, accept=accept, clean=clean,
+        watch=watch,
+    )  # fmt: skip
+
+
+def audit_against(
+    first: Dataset, second: Dataset, *, accept: Sequence[str] = (), workers: int = 0, watch: Watch | None = None
+) -> "AgainstOutcome":
+    """Say which images of the second data set somebody has seen who has seen the first."""
+    from dermkit.audit import against
+    from dermkit.audit.run import looking_across
+
+    watch = watch or Watch()
+    return against.audit_against(first, second, watch=watch, look=looking_across(workers), accept=accept)
+
+
+def audit_codes() -> str:
+    """Return the table of all checks, as `docs/audit.md` has it."""
+    from dermkit.audit.against import MEETING_CHECKS
+    from dermkit.audit.catalogue import CHECKS
+    from dermkit.audit.finding import CheckFunction, card
+    from dermkit.audit.write import codes_table
+
+    return codes_table([card(cast(CheckFunction, check)) for check in (*CHECKS, *MEETING_CHECKS)])
 
 
 def split(dataset: Dataset, spec: SplitSpec, *, name: str) -> Split:

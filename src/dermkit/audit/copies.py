@@ -1,0 +1,301 @@
+"""Copies of images by their pixels: exact, resaved, resized, flipped, turned, cropped; within one set or across two.
+
+First neighbours by description (`search`), then each candidate laid over the other (`register`). Thresholds were set
+on 1,000 images of HAM10000, one per lesion, with copies planted by `data.planting`; the measured recall and precision
+on others stand in benchmarks/audit.md.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from threadpoolctl import threadpool_limits
+
+from dermkit.audit.register import Match, disc_guess, frame_guess, prepare, register
+from dermkit.audit.scan import Scan
+from dermkit.audit.search import find_neighbours, nearest_of
+from dermkit.watch import Watch
+
+FRAME_NEAR = 4.0
+"""Whole-frame copies lay within 1.3 of each other; different lesions rarely within 6."""
+DISC_NEAR = 0.36
+"""Nearly all best discs of crops and turns lay within 0.35; so do some strangers', hence the limits that follow."""
+MOST_FRAMES, MOST_DISCS = 16, 8
+"""Candidates followed per image: of more than this many copies of one image, the chain still holds all together."""
+MOST_OF_DISC, GUESSES = 3, 2
+"""Neighbours followed per disc, and discs tried per pair of images."""
+MOST_VECTORS = 1_500_000
+"""Discs searched at once, 270 MB; larger sets use fewer discs of each image."""
+EXACT_ALL = 30
+"""Up to this many identical images every pair is listed; of more, each is paired with the first."""
+CHUNK = 256
+"""Pairs registered at once: about 100 MB per thread."""
+
+COLUMNS = ("a", "b", "distance", "kind")
+KINDS = ("exact", "reencoded", "resized", "flipped", "rotated", "cropped")
+"""What a pair's second image is, seen from the first. `rotated`: by any angle; `flipped`: also with a turn."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Stock:
+    """Images that are searched: places in their scan's maps, and which scan they belong to (0 or 1)."""
+
+    scans: tuple[Scan, ...]
+    which: NDArray[np.int64]
+    place: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def get(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the entries `rows` of a map, from whichever scan they are in."""
+        if len(self.scans) == 1:
+            return np.asarray(getattr(self.scans[0], name)[self.place[rows]])
+        first = getattr(self.scans[0], name)
+        out = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        for number, scan in enumerate(self.scans):
+            mine = self.which[rows] == number
+            out[mine] = getattr(scan, name)[self.place[rows[mine]]]
+        return out
+
+
+def find_copies(frame: pd.DataFrame, scan: Scan, *, watch: Watch | None = None, workers: int = 0) -> pd.DataFrame:
+    """Return the pairs of copies within a set: row numbers a < b, distance (0 = same pixels .. 1), kind.
+
+    frame: the manifest's rows (pixel_sha256, width, height), in the order of the scan.
+    """
+    pairs = _find(frame, (scan,), np.zeros(len(frame), np.int64), scan.rows, watch or Watch(), workers)
+    return pairs.sort_values(["a", "b"], ignore_index=True)
+
+
+def find_common(
+    frames: tuple[pd.DataFrame, pd.DataFrame],
+    scans: tuple[Scan, Scan],
+    *,
+    watch: Watch | None = None,
+    workers: int = 0,
+) -> pd.DataFrame:
+    """Return the pairs of copies across two sets: a is a row of the first, b of the second."""
+    both = pd.concat([table[["pixel_sha256", "width", "height"]] for table in frames], ignore_index=True)
+    which = np.repeat([0, 1], [len(table) for table in frames])
+    pairs = _find(both, scans, which, np.concatenate([scan.rows for scan in scans]), watch or Watch(), workers)
+    across: pd.DataFrame = pairs[which[pairs["a"]] != which[pairs["b"]]]
+    return across.assign(b=across["b"] - len(frames[0])).sort_values(["a", "b"], ignore_index=True)
+
+
+def _find(
+    frame: pd.DataFrame,
+    scans: tuple[Scan, ...],
+    which: NDArray[np.int64],
+    place: NDArray[np.int64],
+    watch: Watch,
+    workers: int,
+) -> pd.DataFrame:
+    picture = pd.factorize(frame["pixel_sha256"])[0]
+    first = np.flatnonzero(~pd.Series(picture).duplicated().to_numpy())
+    stock = _Stock(scans, which[first], place[first])
+    near = _near_pairs(stock, frame.iloc[first].reset_index(drop=True), watch, workers)
+    members = pd.Series(np.arange(len(frame))).groupby(picture).agg(list).tolist()
+    return pd.concat([_exact_pairs(members), _spread(near, members)], ignore_index=True)
+
+
+def _exact_pairs(members: list[list[int]]) -> pd.DataFrame:
+    rows = [
+        (a, b)
+        for same in members
+        if len(same) > 1
+        for at, a in enumerate(same[: EXACT_ALL if len(same) <= EXACT_ALL else 1])
+        for b in same[at + 1 :]
+    ]
+    pairs = np.array(rows, np.int64).reshape(-1, 2)
+    return pd.DataFrame({"a": pairs[:, 0], "b": pairs[:, 1], "distance": 0.0, "kind": "exact"})
+
+
+def _spread(near: pd.DataFrame, members: list[list[int]]) -> pd.DataFrame:
+    """Return near pairs of pictures as pairs of images: an identical copy of a picture is near what that is near."""
+    rows = [
+        (min(a, b), max(a, b), distance, kind)
+        for one, other, distance, kind in near.itertuples(index=False)
+        for a in members[one][:EXACT_ALL]
+        for b in members[other][:EXACT_ALL]
+    ]
+    made = pd.DataFrame(rows, columns=list(COLUMNS))
+    return made.astype({"a": np.int64, "b": np.int64, "distance": np.float64, "kind": "str"})
+
+
+def _near_pairs(stock: _Stock, frame: pd.DataFrame, watch: Watch, workers: int) -> pd.DataFrame:
+    """Return near copies among different pictures, numbered as in `frame`."""
+    usable = _usable(stock)
+    # Frames first: what they prove needs no discs.
+    proved = _proved(stock, frame, _frame_candidates(stock, usable), watch, workers)
+    discs = _disc_candidates(stock, usable)
+    known = pd.MultiIndex.from_frame(proved[["a", "b"]])
+    discs = discs[~pd.MultiIndex.from_frame(discs[["a", "b"]]).isin(known)].reset_index(drop=True)
+    return pd.concat([proved, _proved(stock, frame, discs, watch, workers)], ignore_index=True)
+
+
+def _usable(stock: _Stock) -> NDArray[np.int64]:
+    """Return the images that were read and show something: a plain surface is like every other one."""
+    usable = []
+    for start in range(0, len(stock), 4096):
+        rows = np.arange(start, min(start + 4096, len(stock)))
+        square = stock.get("square", rows).astype(np.float32).mean(axis=-1)
+        usable.append(rows[square.std(axis=(1, 2)) >= PLAIN])
+    return np.concatenate(usable) if usable else np.empty(0, np.int64)
+
+
+PLAIN = 2.0
+"""Grey levels of standard deviation below which a picture has nothing to be recognised by."""
+
+
+def _frame_candidates(stock: _Stock, usable: NDArray[np.int64]) -> pd.DataFrame:
+    found = find_neighbours(stock.get("frame", usable), np.arange(len(usable)), near=FRAME_NEAR, most=MOST_FRAMES)
+    table = {"a": usable[found.first], "b": usable[found.second], "disc_a": -1, "disc_b": -1}
+    return pd.DataFrame(table | {"apart": found.distance})
+
+
+def _disc_candidates(stock: _Stock, usable: NDArray[np.int64]) -> pd.DataFrame:
+    """Return pairs of images with a pair of discs that are alike: the best two of each pair of images."""
+    slots = max(4, min(stock.scans[0].disc.shape[1], MOST_VECTORS // max(len(usable), 1)))
+    vectors, owner, slot = [], [], []
+    for start in range(0, len(usable), 4096):
+        rows = usable[start : start + 4096]
+        there = stock.get("place", rows)[:, :slots, 2] > 0
+        image, number = np.nonzero(there)
+        vectors.append(stock.get("disc", rows)[image, number])
+        owner.append(rows[image])
+        slot.append(number)
+    if not owner:
+        return pd.DataFrame({name: np.empty(0, np.int64) for name in ("a", "b", "disc_a", "disc_b", "apart")})
+    owners, numbers = np.concatenate(owner), np.concatenate(slot)
+    found = find_neighbours(np.concatenate(vectors), owners, near=DISC_NEAR, most=MOST_OF_DISC)
+    table = pd.DataFrame(
+        {
+            "a": owners[found.first], "b": owners[found.second], "disc_a": numbers[found.first],
+            "disc_b": numbers[found.second], "apart": found.distance,
+        }
+    )  # fmt: skip
+    table = table.sort_values(["a", "b", "apart"], kind="stable", ignore_index=True)
+    place = table.groupby(["a", "b"], sort=False).cumcount().to_numpy()
+    best = table[place == 0]
+    kept = nearest_of(best["a"].to_numpy(), best["b"].to_numpy(), best["apart"].to_numpy(), MOST_DISCS)
+    followed = np.repeat(kept, np.diff(np.r_[np.flatnonzero(place == 0), len(table)]))
+    return table[followed & (place < GUESSES)].reset_index(drop=True)
+
+
+def _proved(
+    stock: _Stock, frame: pd.DataFrame, candidates: pd.DataFrame, watch: Watch, workers: int
+) -> pd.DataFrame:
+    """Lay the pictures of each candidate over each other; return those that are copies, each pair once."""
+    if candidates.empty:
+        return pd.DataFrame({"a": [], "b": [], "distance": [], "kind": []}).astype(
+            {"a": int, "b": int, "kind": "str"}
+        )
+    parts = [candidates.iloc[at : at + CHUNK] for at in range(0, len(candidates), CHUNK)]
+    found = []
+    with threadpool_limits(1), ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+        for number, part in enumerate(pool.map(lambda part: _compared(stock, frame, part), parts), 1):
+            found.append(part)
+            watch.step("candidates compared", min(number * CHUNK, len(candidates)), len(candidates))
+    table = pd.concat(found, ignore_index=True).sort_values(["a", "b", "distance"], kind="stable")
+    return table.drop_duplicates(["a", "b"]).reset_index(drop=True)
+
+
+def _compared(stock: _Stock, frame: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame:
+    a, b = part["a"].to_numpy(), part["b"].to_numpy()
+    sizes = [stock.get("size", rows).astype(np.int64) for rows in (a, b)]
+    if part["disc_a"].iloc[0] < 0:
+        guess, agree = frame_guess((stock.get("square", a), stock.get("square", b)), (sizes[0], sizes[1]))
+    else:
+        numbers = part["disc_a"].to_numpy(), part["disc_b"].to_numpy()
+        each = [(rows, np.arange(len(rows)), number) for rows, number in zip((a, b), numbers, strict=True)]
+        polar, place = ([stock.get(name, rows)[at, n] for rows, at, n in each] for name in ("polar", "place"))
+        guess, agree = disc_guess((polar[0], polar[1]), (place[0], place[1]))
+    kept = np.flatnonzero(agree >= LEAST_AGREEMENT)
+    rough = _laid(stock, (a[kept], b[kept]), guess[kept], rough=True)
+    near = (rough.whole > ROUGH_WHOLE) & (rough.difference < ROUGH_DIFFERENCE) & _possible(rough)
+    again = np.flatnonzero(near)
+    fine = _laid(stock, (a[kept[again]], b[kept[again]]), rough.matrix[again], rough=False)
+    copy = is_copy(fine)
+    rows = kept[again][copy]
+    kinds = kinds_of(
+        fine, [size[kept[again]] for size in sizes], _same_size(frame, a[kept[again]], b[kept[again]])
+    )
+    # 1e-6: only identical pixels have distance 0.
+    distance = (1 - fine.whole[copy]).clip(1e-6, 1)
+    return pd.DataFrame({"a": a[rows], "b": b[rows], "distance": distance, "kind": kinds[copy]})
+
+
+def _laid(
+    stock: _Stock, rows: tuple[NDArray[np.int64], NDArray[np.int64]], guess: NDArray[np.float64], *, rough: bool
+) -> Match:
+    """Lay pictures over each other; each picture of the chunk is prepared once."""
+    images, place = np.unique(np.concatenate(rows), return_inverse=True)
+    pictures = prepare(stock.get("canvas", images), stock.get("size", images).astype(np.int64), rough=rough)
+    half = len(rows[0])
+    return register(pictures.take(place[:half]), pictures.take(place[half:]), guess, rough=rough)
+
+
+LEAST_AGREEMENT = 0.7
+ROUGH_WHOLE, ROUGH_DIFFERENCE = 0.95, 9.0
+"""What a pair must reach in the first round: 99 % of the copies reached .991 and 4.2, 9 of 10 strangers did not."""
+
+
+def _possible(match: Match) -> NDArray[np.bool_]:
+    """Say which maps a copy can have: no more than three times larger, squashed by less than two, much in common."""
+    stretch = np.linalg.svd(match.matrix[:, :, :2], compute_uv=False)
+    sane = (stretch[:, 0] < 3) & (stretch[:, 1] > 1 / 3) & (stretch[:, 0] < 2 * stretch[:, 1])
+    return np.asarray(sane & (match.overlap.max(axis=1) > 0.55) & (match.overlap.min(axis=1) > 0.2))
+
+
+def is_copy(match: Match) -> NDArray[np.bool_]:
+    """Say which pairs are copies.
+
+    Planted copies reached 0.993, 0.74 and 3.1 grey levels; nearest strangers 0.988, 0.91 and 4.4, never together.
+    """
+    same = (match.difference < 2.2) & (match.whole > 0.99) & (match.detail > 0.35)
+    close = (match.difference < 3.7) & (match.whole > 0.985) & (match.detail > 0.6)
+    sharp = (match.difference < 6.5) & (match.whole > 0.992) & (match.detail > 0.85)
+    recoloured = (match.whole > 0.995) & (match.detail > 0.95) & (match.overlap.max(axis=1) > 0.8)
+    return np.asarray((same | close | sharp | recoloured) & _possible(match))
+
+
+def _same_size(frame: pd.DataFrame, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:
+    sides = frame[["width", "height"]].to_numpy()
+    return np.asarray((sides[a] == sides[b]).all(axis=1))
+
+
+def kinds_of(match: Match, sizes: list[NDArray[np.int64]], same_size: NDArray[np.bool_]) -> NDArray[np.str_]:
+    """Name what each map does: `KINDS` but for exact. sizes: of both canvases, (P, 2) each."""
+    half = [(size - 1) / 2 for size in sizes]
+    linear = match.matrix[:, :, :2]
+    unit = linear * half[0][:, None, :] / half[1][:, :, None]
+    middle = np.einsum("pij,pj->pi", linear, half[0]) + match.matrix[:, :, 2]
+    centred = (np.abs(middle - half[1]) / half[1]).max(axis=1) < 0.05
+    whole = (np.abs(unit - np.rint(unit)).max(axis=(1, 2)) < 0.05) & centred
+    flipped = np.linalg.det(linear) < 0
+    straight = np.abs(unit - np.eye(2)).max(axis=(1, 2)) < 0.05
+    turn = np.degrees(np.arctan2(linear[:, 1, 0] - linear[:, 0, 1], linear[:, 0, 0] + linear[:, 1, 1]))
+    upright = ~flipped & (np.abs(turn) < 2)
+    return np.select(
+        [whole & straight & same_size, whole & straight, whole & flipped, whole, upright, flipped],
+        ["reencoded", "resized", "flipped", "rotated", "cropped", "flipped"],
+        "rotated",
+    )
+
+
+def groups_of(pairs: pd.DataFrame, n: int) -> Iterator[list[int]]:
+    """Yield the sets of images that hang together through pairs, each sorted, sets of one left out."""
+    links = coo_array((np.ones(len(pairs), np.int8), (pairs["a"].to_numpy(), pairs["b"].to_numpy())), shape=(n, n))
+    number = connected_components(links, directed=False)[1]
+    order = np.argsort(number, kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(number[order])) + 1):
+        if len(part) > 1:
+            yield [int(row) for row in part]

@@ -1,0 +1,136 @@
+"""What a check sees and what it says: the subject, the finding, and the card of a check read from its docstring."""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dermkit.data.manifest import Dataset
+
+Use = Literal["research", "commercial", "redistribution"]
+"""What a person plans to do with the data."""
+
+PAIR_COLUMNS = ("image_a", "image_b", "label_a", "label_b", "split_a", "split_b", "distance", "kind")
+"""The columns of a CSV of pairs. kind: `exact`, or how the second was made from the first."""
+
+IMAGE_COLUMNS = ("image_id", "path", "label", "split")
+"""The first columns of a CSV of images; a check may add its own numbers behind them."""
+
+
+class Severity(StrEnum):
+    """error: a published figure is wrong. warning: it may be. note: it says less than it seems to."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """What the checks look at; all tables have one row per image of the manifest, index 0 .. N-1.
+
+    frame: the manifest's columns and `split` ("" = on no side, else train, validation, test or "fold 0" ...).
+    measures: numbers and short texts measured on each image, NaN or "" where unknown (`measures.COLUMNS`).
+    pairs: copies found by their pixels: row numbers `a` < `b`, `distance` (0 = the same pixels .. 1), `kind`.
+    units: (N,) what must be drawn together in a bootstrap: lesion, patient, copy group and pairs joined.
+    """
+
+    dataset: Dataset
+    frame: pd.DataFrame
+    measures: pd.DataFrame
+    pairs: pd.DataFrame
+    units: NDArray[np.int64]
+    use: Use = "research"
+
+    @property
+    def has_sides(self) -> bool:
+        """Whether any image is on a side of a split."""
+        return bool((self.frame["split"] != "").any())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finding:
+    """What one check found.
+
+    n: images concerned. sentence: what was found, every number with its n and interval. rows: the CSV, worst first.
+    kind: what a row of it is. figures: the numbers for machines (JSON-able). per_class: images concerned per class.
+    """
+
+    severity: Severity
+    n: int
+    sentence: str
+    rows: pd.DataFrame
+    kind: Literal["images", "pairs", "table"] = "images"
+    per_class: Mapping[str, int] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NotApplicable:
+    """Why a check could not look."""
+
+    reason: str
+
+
+Outcome = Finding | NotApplicable | None
+"""None: the check looked and found nothing."""
+
+CheckFunction = Callable[[Subject], Outcome]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A check as people read it. code: `DA012`. threshold, severity, effect: as its docstring says."""
+
+    code: str
+    title: str
+    threshold: str
+    severity: str
+    effect: str
+
+
+def card(check: CheckFunction) -> Card:
+    """Read a check's card from its name (`da012_exact_copies_across`) and its docstring.
+
+    The docstring is a title of one line, then paragraphs that start with `Threshold:`, `Severity:` and `Effect:`.
+    """
+    text = inspect.getdoc(check) or ""
+    parts = {
+        name.lower(): " ".join(body.split())
+        for name, body in re.findall(
+            r"^(Threshold|Severity|Effect): (.+?)(?=\n\s*\n|\Z|\n[A-Z]\w+: )", text, re.S | re.M
+        )
+    }
+    code = check.__name__.partition("_")[0].upper()
+    return Card(code, text.partition("\n")[0].rstrip("."), parts["threshold"], parts["severity"], parts["effect"])
+
+
+def image_rows(subject: Subject, rows: NDArray[np.int64] | NDArray[np.bool_], **extra: Any) -> pd.DataFrame:
+    """Return the CSV of the images `rows` (numbers or flags): `IMAGE_COLUMNS`, then the columns given."""
+    table = subject.frame.loc[rows, list(IMAGE_COLUMNS)].reset_index(drop=True)
+    for name, values in extra.items():
+        table[name] = values
+    return table
+
+
+def pair_rows(subject: Subject, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the CSV of pairs: `PAIR_COLUMNS`, the nearest first."""
+    ordered = pairs.sort_values(["distance", "a", "b"], kind="stable")
+    columns: dict[str, Any] = {}
+    for name, source in (("image", "image_id"), ("label", "label"), ("split", "split")):
+        values = subject.frame[source].to_numpy()
+        columns |= {f"{name}_{side}": values[ordered[side].to_numpy()] for side in ("a", "b")}
+    columns |= {"distance": ordered["distance"].to_numpy(), "kind": ordered["kind"].to_numpy()}
+    return pd.DataFrame(columns)[list(PAIR_COLUMNS)]
+
+
+def per_class(subject: Subject, rows: NDArray[np.int64] | NDArray[np.bool_]) -> dict[str, int]:
+    """Return how many of the images `rows` each class has, classes without any left out."""
+    counts = subject.frame.loc[rows, "label"].value_counts()
+    return {name: int(counts[name]) for name in subject.dataset.class_names if counts.get(name, 0)}

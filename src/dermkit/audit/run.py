@@ -1,0 +1,223 @@
+"""One audit, from a data set folder to its pages: look at every image once, run the checks, write what they found."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dermkit.audit.accept import carried, check_codes, records_of, save_records, with_accepted
+from dermkit.audit.clean import CLEANED, PARTED, apply_cleaning, plan_cleaning
+from dermkit.audit.copies import find_common, find_copies
+from dermkit.audit.finding import CheckFunction, Finding, Subject, Use, card
+from dermkit.audit.links import join
+from dermkit.audit.page import write_page
+from dermkit.audit.scan import scan
+from dermkit.audit.sides import Sides, read_sides
+from dermkit.audit.write import Audit, Checked, Reported, write_tables
+from dermkit.data.manifest import Dataset
+from dermkit.data.split import split_groups
+from dermkit.errors import DataError
+from dermkit.files import lock, sweep_temp
+from dermkit.watch import Watch
+
+FOLDER = "audit"
+"""Of the data set folder; everything that an audit writes is in it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the pixels of all images say. measures: a row per image. pairs: copies, `Subject.pairs`."""
+
+    measures: pd.DataFrame
+    pairs: pd.DataFrame
+
+    def within(self, before: Dataset, after: Dataset) -> "Seen":
+        """Return what was seen of the rows that `after` still has, numbered as they are there."""
+        rows = pd.Index(after.manifest["image_id"]).get_indexer(pd.Index(before.manifest["image_id"]))
+        ends = self.pairs.assign(a=rows[self.pairs["a"]], b=rows[self.pairs["b"]])
+        left = ends[(ends["a"] >= 0) & (ends["b"] >= 0)].reset_index(drop=True)
+        return Seen(self.measures[rows >= 0].reset_index(drop=True), left)
+
+
+Look = Callable[[Dataset, Watch], Seen]
+"""Opens every image of a data set once and finds the copies among them."""
+
+
+def looking(workers: int = 0) -> Look:
+    """Return the look at the pixels with so many threads (0 = all cores)."""
+
+    def look(dataset: Dataset, watch: Watch) -> Seen:
+        found = scan(dataset, workers=workers, watch=watch)
+        return Seen(found.table, find_copies(dataset.manifest, found, workers=workers, watch=watch))
+
+    return look
+
+
+def looking_across(workers: int = 0) -> Callable[[Dataset, Dataset, Watch], pd.DataFrame]:
+    """Return the search for copies across two data sets: row `a` of the first, `b` of the second, distance, kind."""
+
+    def look(first: Dataset, second: Dataset, watch: Watch) -> pd.DataFrame:
+        scans = (scan(first, workers=workers, watch=watch), scan(second, workers=workers, watch=watch))
+        return find_common((first.manifest, second.manifest), scans, workers=workers, watch=watch)
+
+    return look
+
+
+@dataclass(frozen=True, eq=False)
+class AuditOutcome:
+    """What an audit left: its findings (worst first), the page, and the data set as it is now."""
+
+    audit: Audit
+    page: Path
+    dataset: Dataset
+    dropped: int
+
+    @property
+    def findings(self) -> list[Reported]:
+        """The findings, worst first."""
+        return self.audit.findings
+
+    @property
+    def open_errors(self) -> list[Reported]:
+        """The errors that nobody accepted."""
+        return [item for item in self.findings if item.is_open_error]
+
+    def refuse_errors(self) -> None:
+        """Raise `DataError` (exit code 3) where an error is open: which codes, how many images, what to do."""
+        errors = self.open_errors
+        if not errors:
+            return
+        folder = self.dataset.folder
+        listed = "; ".join(f"{it.card.code} {it.card.title} ({_images(it.finding.n)})" for it in errors)
+        raise DataError(
+            f"{folder}: {len(errors)} error{'s' * (len(errors) > 1)} not accepted: {listed}",
+            kept=f"{self.page} and the tables beside it; "
+            + ("audit/dropped.csv has what was dropped" if self.dropped else "no image and no row was changed"),
+            remedy="look at the page; then " + "; or ".join(self._ways(errors)),
+        )
+
+    def _ways(self, errors: Sequence[Reported]) -> list[str]:
+        """Return what can be done about these errors."""
+        folder, codes = self.dataset.folder, {item.card.code for item in errors}
+        scheme = "given" if (self.dataset.manifest["given_split"] == "test").any() else "holdout"
+        steps = []
+        if codes & CLEANED and not self.dropped:
+            steps.append(f"`dermkit audit {folder} --clean`")
+        if codes & PARTED:
+            steps += [f"`dermkit split {folder} --scheme {scheme}`", f"`dermkit audit {folder} --split {scheme}`"]
+        accepting = "accept by code: " + " ".join(f"--accept {code}" for code in sorted(codes))
+        return ["repair with " + ", then ".join(steps), accepting] if steps else [accepting]
+
+
+def run_checks(subject: Subject, checks: Sequence[CheckFunction], watch: Watch | None = None) -> list[Checked]:
+    """Run the checks in order; returns each one's card and outcome."""
+    watch = watch or Watch()
+    done = []
+    for number, check in enumerate(checks, start=1):
+        done.append(Checked(card(check), check(subject)))
+        watch.step("checks", number, len(checks))
+    return done
+
+
+def audit_dataset(
+    dataset: Dataset,
+    *,
+    look: Look,
+    checks: Sequence[CheckFunction],
+    alpha: float,
+    split: str | Path | None = None,
+    use: Use = "research",
+    accept: Sequence[str] = (),
+    clean: bool = False,
+    watch: Watch | None = None,
+) -> AuditOutcome:
+    """Audit a data set: writes audit.json, a CSV per finding and audit.html into DATASET/audit.
+
+    split: a split by name or file; default the published one. accept: codes that are accepted as they are found now.
+    clean: afterwards write a clean manifest (`clean.plan_cleaning`), and audit what remains; the first audit is then
+    in audit/before-clean. Raises `UsageError` (unknown code or split), `DataError`, `OutputError`; errors that are
+    found do not raise (`AuditOutcome.refuse_errors` does).
+    """
+    watch = watch or Watch()
+    codes = check_codes(accept, [card(check).code for check in checks])
+    judge = _Judge(checks, alpha, use, codes, watch, time.perf_counter())
+    with lock(dataset.folder):
+        folder = dataset.folder / FOLDER
+        sweep_temp(folder)
+        sides = read_sides(dataset, split)
+        seen = look(dataset, watch)
+        audit = judge.audit(dataset, seen, sides)
+        cleaned = _cleaned(audit, watch) if clean else None
+        if cleaned:
+            audit = judge.audit(cleaned, seen.within(dataset, cleaned), sides.within(cleaned.manifest))
+        write_tables(folder, audit)
+        page = write_page(folder / "audit.html", audit)
+    for code in codes:
+        if not any(item.card.code == code for item in audit.findings):
+            watch.say(f"{code} finds nothing, so nothing was accepted for it")
+    left = audit.subject.dataset
+    return AuditOutcome(audit, page, left, len(dataset.manifest) - len(left.manifest))
+
+
+@dataclass(frozen=True, eq=False)
+class _Judge:
+    """What stays the same from the audit before a cleaning to the one after it."""
+
+    checks: Sequence[CheckFunction]
+    alpha: float
+    use: Use
+    codes: Sequence[str]
+    watch: Watch
+    began: float
+
+    def audit(self, dataset: Dataset, seen: Seen, sides: Sides) -> Audit:
+        """Run the checks, and record what is accepted of what they find."""
+        subject = _subject(dataset, seen, sides, self.use)
+        checked = run_checks(subject, self.checks, self.watch)
+        found = {item.card.code: item.outcome.n for item in checked if isinstance(item.outcome, Finding)}
+        date = datetime.now(UTC).date().isoformat()
+        records = with_accepted(
+            records_of(dataset), self.codes, found, dataset=dataset, date=date, split=sides.name
+        )
+        subject = replace(subject, dataset=save_records(subject.dataset, records))
+        return Audit(
+            subject=subject, sides=sides, checked=checked, records=records, alpha=self.alpha, date=date,
+            seconds=time.perf_counter() - self.began,
+        )  # fmt: skip
+
+
+def _cleaned(audit: Audit, watch: Watch) -> Dataset | None:
+    """Write the clean manifest, and beside it the audit that it answers; returns the data set if it changed."""
+    dataset = audit.subject.dataset
+    plan = plan_cleaning(audit.subject, {item.card.code for item in audit.findings if item.accepted})
+    cleaned = apply_cleaning(dataset, plan, date=audit.date)
+    if cleaned is dataset:
+        watch.say("nothing to clean")
+        return None
+    facts = cleaned.notes["cleaned"][-1]
+    write_tables(dataset.folder / facts["audit"], audit)
+    write_page(dataset.folder / facts["audit"] / "audit.html", audit)
+    watch.say(
+        f"cleaned: {facts['dropped']} of {_images(len(dataset.manifest))} dropped (audit/dropped.csv), "
+        f"{facts['copy_groups']} groups of copies are kept together; the old manifest is {facts['manifest']}"
+    )
+    return save_records(cleaned, carried(records_of(cleaned), dataset, cleaned))
+
+
+def _subject(dataset: Dataset, seen: Seen, sides: Sides, use: Use) -> Subject:
+    frame = dataset.manifest.reset_index(drop=True)
+    frame = frame.assign(split=sides.of(frame))
+    first, second = (seen.pairs[end].to_numpy(np.int64) for end in ("a", "b"))
+    units = join(len(frame), first, second, split_groups(frame))
+    return Subject(
+        dataset=replace(dataset, manifest=frame[list(dataset.manifest.columns)]),
+        frame=frame, measures=seen.measures, pairs=seen.pairs, units=units, use=use,
+    )  # fmt: skip
+
+
+def _images(n: int) -> str:
+    return f"{n:,} image{'s' * (n != 1)}"

@@ -1,0 +1,229 @@
+"""One pass over all images: each is decoded once, measured and described. Resumable, bounded memory, all cores.
+
+The store is a folder of memory maps beside the audit. A block is done when its table is there; what was killed is
+begun again at the first block without one. Images are known by their file's hash, so the store of an earlier audit
+serves for a manifest that lost rows or changed its labels.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from dermkit.audit import describe, measures
+from dermkit.data.images import open_image
+from dermkit.data.manifest import Dataset
+from dermkit.errors import DataError, ImageRefused
+from dermkit.files import check_writable, fingerprint, make_folder, read_json, write_json, write_rows
+from dermkit.watch import Watch
+
+FORMAT = 1
+VERSION = 1
+"""Raised whenever a measure or a description changes, so that an old store is not mixed with new numbers."""
+BLOCK = 1024
+"""Images between two points from which a stopped scan goes on."""
+_BATCH = 32
+"""Images described at once: about 10 MB of blurred pictures per thread."""
+
+_ARRAYS: Mapping[str, tuple[tuple[int, ...], type[Any]]] = {
+    "canvas": ((describe.CANVAS, describe.CANVAS), np.uint8),
+    "square": ((describe.SQUARE, describe.SQUARE, 3), np.uint8),
+    "size": ((2,), np.int16),
+    "frame": ((describe.FRAME_WIDTH,), np.float16),
+    "disc": ((describe.DISCS, describe.DISC_WIDTH), np.float16),
+    "place": ((describe.DISCS, 3), np.float32),
+    "polar": ((describe.DISCS, describe.RINGS, describe.ANGLES), np.int8),
+}
+BYTES_PER_IMAGE = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in _ARRAYS.values())
+STATES = ("", "changed", "missing", "refused")
+"""What became of a file since the import ("" = nothing)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What was seen of each image of a manifest, in its order.
+
+    table: `measures.COLUMNS` and `changed` (one of `STATES`). rows: (N,) places in the maps; the maps are those of
+    the store and may hold more images. Rows whose file could not be read hold zeros.
+    """
+
+    table: pd.DataFrame
+    rows: NDArray[np.int64]
+    canvas: NDArray[np.uint8]
+    square: NDArray[np.uint8]
+    size: NDArray[np.int16]
+    frame: NDArray[np.float16]
+    disc: NDArray[np.float16]
+    place: NDArray[np.float32]
+    polar: NDArray[np.int8]
+
+    def take(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "Scan":
+        """Return the scan of some of the images; nothing is read again."""
+        maps = {name: getattr(self, name) for name in _ARRAYS}
+        return Scan(self.table.loc[kept].reset_index(drop=True), self.rows[kept], **maps)
+
+
+def scan(dataset: Dataset, *, folder: Path | None = None, workers: int = 0, watch: Watch | None = None) -> Scan:
+    """Scan a data set into `folder` (default: audit/scan of the data set), or go on where a scan was stopped.
+
+    workers: threads, 0 = all cores. Raises `OutputError` where the store does not fit or cannot be written, and
+    `DataError` where no file can be read.
+    """
+    folder = folder or dataset.folder / "audit" / "scan"
+    frame = dataset.manifest
+    rows = _stored_rows(folder, frame)
+    if rows is None:
+        _start(folder, frame)
+        rows = np.arange(len(frame))
+    total = len(pd.read_csv(folder / "files.csv", usecols=["path"], dtype=str, keep_default_na=False))
+    if len(rows) == total:
+        _fill(dataset, folder, workers, watch or Watch())
+    table = _read_table(folder, total).iloc[rows].reset_index(drop=True)
+    if (table["changed"].isin(["missing", "refused"])).all():
+        raise DataError(
+            f"{dataset.images}: none of the {len(frame)} images can be read",
+            remedy="bring the images back, or correct location.json",
+        )
+    maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    return Scan(table, rows, **maps)
+
+
+def _stored_rows(folder: Path, frame: pd.DataFrame) -> NDArray[np.int64] | None:
+    """Return where the manifest's images lie in the store, or None where it is another one's, old or incomplete."""
+    if not (folder / "scan.json").is_file():
+        return None
+    facts = read_json(folder / "scan.json", format=FORMAT, error=DataError)
+    files = pd.read_csv(folder / "files.csv", dtype=str, keep_default_na=False)
+    if facts.get("version") != VERSION or facts.get("files") != _files_key(files):
+        return None
+    places = pd.Series(np.arange(len(files)), index=pd.MultiIndex.from_frame(files[["path", "file_sha256"]]))
+    wanted = places.reindex(pd.MultiIndex.from_frame(frame[["path", "file_sha256"]]))
+    if wanted.isna().any():
+        return None
+    if len(frame) < len(files) and not all(
+        (folder / _block_name(at)).is_file() for at in range(0, len(files), BLOCK)
+    ):
+        return None
+    return wanted.to_numpy().astype(np.int64)
+
+
+def _files_key(files: pd.DataFrame) -> str:
+    return fingerprint(VERSION, pd.util.hash_pandas_object(files, index=False).to_numpy().tobytes().hex())
+
+
+def _start(folder: Path, frame: pd.DataFrame) -> None:
+    """Make an empty store; its space is reserved before the first image is opened."""
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder)
+    check_writable(folder, len(frame) * (BYTES_PER_IMAGE + 500))
+    files = frame[["path", "file_sha256"]].astype(str)
+    write_rows(folder / "files.csv", list(files.columns), files.itertuples(index=False))
+    for name, (shape, kind) in _ARRAYS.items():
+        np.lib.format.open_memmap(
+            folder / f"{name}.npy", mode="w+", dtype=kind, shape=(len(frame), *shape)
+        ).flush()
+    stored = pd.read_csv(folder / "files.csv", dtype=str, keep_default_na=False)
+    write_json(folder / "scan.json", {"version": VERSION, "files": _files_key(stored)}, format=FORMAT)
+
+
+def _block_name(start: int) -> str:
+    return f"block-{start // BLOCK:05d}.csv"
+
+
+def _fill(dataset: Dataset, folder: Path, workers: int, watch: Watch) -> None:
+    """Scan the blocks that are not done."""
+    frame = dataset.manifest
+    starts = [at for at in range(0, len(frame), BLOCK) if not (folder / _block_name(at)).is_file()]
+    if not starts:
+        return
+    maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in _ARRAYS}
+    paths, hashes = frame["path"].tolist(), frame["file_sha256"].tolist()
+    done = len(frame) - sum(min(BLOCK, len(frame) - at) for at in starts)
+    # The threads are ours: those of the matrix library would fight with them for the same cores.
+    with threadpool_limits(1), ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+        try:
+            for start in starts:
+                end = min(start + BLOCK, len(frame))
+                parts = [(at, min(at + _BATCH, end)) for at in range(start, end, _BATCH)]
+                one = _scanner(dataset.images, paths, hashes, maps)
+                rows: list[dict[str, Any]] = []
+                for (low, high), part in zip(parts, pool.map(one, parts), strict=True):
+                    rows += part
+                    done += high - low
+                    watch.step("images looked at", done, len(frame))
+                for values in maps.values():
+                    values.flush()
+                header = [*measures.COLUMNS, "changed"]
+                write_rows(folder / _block_name(start), header, ([row[name] for name in header] for row in rows))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _scanner(
+    root: Path, paths: list[str], hashes: list[str], maps: dict[str, NDArray[Any]]
+) -> Callable[[tuple[int, int]], list[dict[str, Any]]]:
+    def one(part: tuple[int, int]) -> list[dict[str, Any]]:
+        rows, smalls, at = [], [], []
+        for number in range(*part):
+            row, small = _look(root / paths[number], hashes[number])
+            rows.append(row)
+            if small is not None:
+                smalls.append(small)
+                at.append(number)
+        if smalls:
+            _store(maps, np.asarray(at), smalls)
+        return rows
+
+    return one
+
+
+def _look(path: Path, file_sha256: str) -> tuple[dict[str, Any], describe.Small | None]:
+    """Measure and shrink one image; the file may have changed since the import."""
+    try:
+        data = path.read_bytes()
+        image = open_image(data, name=str(path))
+    except OSError:
+        return measures.unknown() | {"changed": "missing"}, None
+    except ImageRefused:
+        return measures.unknown() | {"changed": "refused"}, None
+    changed = "" if image.file_sha256 == file_sha256 else "changed"
+    return measures.measure(image, data) | {"changed": changed}, describe.shrink(image.pixels)
+
+
+def _store(maps: dict[str, NDArray[Any]], at: NDArray[np.int64], smalls: list[describe.Small]) -> None:
+    canvas, tint, square = (
+        np.stack([getattr(small, name) for small in smalls]) for name in ("canvas", "tint", "square")
+    )
+    size = np.array([[small.width, small.height] for small in smalls])
+    found = describe.describe(canvas, tint, size, square)
+    made = {
+        "canvas": canvas, "square": square, "size": size, "frame": found.frame, "disc": found.disc,
+        "place": found.place, "polar": found.polar,
+    }  # fmt: skip
+    for name, values in made.items():
+        maps[name][at] = values
+
+
+def _read_table(folder: Path, total: int) -> pd.DataFrame:
+    blocks = [folder / _block_name(at) for at in range(0, total, BLOCK)]
+    texts = dict.fromkeys([*measures.TEXTS, "changed"], str)
+    kinds = dict.fromkeys(measures.NUMBERS, "float64") | texts
+    tables = [
+        pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=dict.fromkeys(measures.NUMBERS, "nan"))
+        for path in blocks
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def blocks_of(length: int, step: int) -> Iterator[slice]:
+    """Yield slices that cover a length."""
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))

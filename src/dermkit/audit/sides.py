@@ -1,0 +1,61 @@
+"""The split that an audit is of: the published one, or a split of the data set, also one that leaks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dermkit.audit.state import division_sha256
+from dermkit.data.manifest import Dataset
+from dermkit.data.splitfile import read_rows
+from dermkit.errors import UsageError
+
+PUBLISHED = "given_split"
+"""The name of the split that the manifest itself brings."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """A split's name ("" = none) and its rows: image_id, split, fold (-1 outside k folds)."""
+
+    name: str
+    frame: pd.DataFrame
+
+    @property
+    def sha256(self) -> str:
+        """The hash of which image is on which side; equal to that of the same division under any name."""
+        return division_sha256(self.frame)
+
+    def of(self, manifest: pd.DataFrame) -> "pd.Series[str]":
+        """Return each manifest row's side: "" = none, else train, validation, test or `fold 0` ..."""
+        fold = self.frame["fold"].astype(str)
+        words = self.frame["split"].where(self.frame["split"] != "fold", "fold " + fold)
+        known = dict(zip(self.frame["image_id"], words, strict=True))
+        return pd.Series([known.get(name, "") for name in manifest["image_id"]], dtype=str)
+
+    def within(self, manifest: pd.DataFrame) -> "Sides":
+        """Return the split without the images that a manifest no longer has."""
+        return Sides(self.name, self.frame[self.frame["image_id"].isin(manifest["image_id"])])
+
+
+def read_sides(dataset: Dataset, split: str | Path | None) -> Sides:
+    """Return the split of that name or file; without one the published split.
+
+    A leak does not refuse it here: it is what an audit looks for. Raises `UsageError` where there is no such split,
+    `DataError` where it does not fit the manifest.
+    """
+    if split is None:
+        manifest = dataset.manifest
+        named = manifest[manifest["given_split"] != ""]
+        frame = pd.DataFrame({"image_id": named["image_id"], "split": named["given_split"], "fold": np.int64(-1)})
+        return Sides(PUBLISHED if len(named) else "", frame.reset_index(drop=True))
+    folder = dataset.folder / "splits"
+    path = Path(split) if str(split).endswith(".csv") else folder / f"{split}.csv"
+    if not path.is_file():
+        there = sorted(item.stem for item in folder.glob("*.csv") if not item.stem.endswith(".excluded"))
+        raise UsageError(
+            f"{path}: there is no such split",
+            remedy=f"splits there: {', '.join(there) or 'none'}; without --split the published one is audited",
+        )
+    return Sides(path.stem, read_rows(path, dataset.manifest)[0])

@@ -1,0 +1,35 @@
+"""Numbers and lists as the sentences of findings write them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dermkit.metrics.intervals import wilson
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return words as a sentence lists them: `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def share_text(n: int, of: int) -> str:
+    """Return a share with its 95 % interval: `39 (33 %, 95 % CI 25 to 42 %)`; no interval of nothing."""
+    if not of:
+        return str(n)
+    low, high = wilson(n, of)
+    return f"{n:,} ({100 * n / of:.0f} %, 95 % CI {100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def interval_text(n: int, of: int) -> str:
+    """Return a share of something and its 95 % interval: `64.1 %, 95 % interval 62.2 to 66.1 %`."""
+    low, high = wilson(n, of)
+    return f"{100 * n / of:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+
+
+def share_figures(n: int, of: int) -> dict[str, Any]:
+    """Return a share for machines: n, of, share and ci95 (Wilson), null where there is nothing to share."""
+    return {"n": n, "of": of, "share": n / of if of else None, "ci95": list(wilson(n, of)) if of else None}
+
+
+def counted(n: int, noun: str) -> str:
+    """Return `1 image`, `1,200 images`."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")

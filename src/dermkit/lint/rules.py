@@ -1,0 +1,185 @@
+"""The rules of the lint as a table, what one says of a run, and the file that keeps it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from dermkit.errors import DataError
+from dermkit.files import read_json, write_json
+
+FORMAT = 1
+FILE = "lint.json"
+
+Severity = Literal["error", "warning", "note"]
+"""error: the figures are not what they say. warning: they are worse or better than need be. note: worth knowing."""
+
+ORDER: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule as people read it. remedy: what to do about it."""
+
+    title: str
+    threshold: str
+    effect: str
+    remedy: str
+
+
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        "LN001": Rule(
+            "Pixels scaled otherwise than the weights were trained with",
+            "a pixel reaches the net more than 0.25 standard deviations away from where its weights expect it; "
+            "a warning where the backbone is frozen in any phase, a note where all of it learns",
+            "A frozen backbone sees pictures that it has never seen: its features, and all figures, are worse.",
+            'set image.normalise to "weights" in the recipe',
+        ),
+        "LN002": Rule(
+            "Batch norm moves in a frozen net",
+            "one batch-norm layer updates its statistics while its own weights are frozen (warning), or learns in the "
+            "last layer groups alone (note)",
+            "The frozen features drift from batch to batch, and differ between training and testing.",
+            "set freeze_batch_norm to true in that phase",
+        ),
+        "LN003": Rule(
+            "Validation and test hold the same images",
+            "one image by its id or its exact pixels, or more than half of the validation rows with the very "
+            "probabilities of a test row; an error from half of the test images on, else a warning",
+            "The best epoch and every setting were chosen on test images: the test figures are too good.",
+            "split again with `dermkit split`, which keeps identical pixels on one side",
+        ),
+        "LN004": Rule(
+            "Augmented or renamed copies of an image on two sides",
+            "3 images whose file names say that they are made from an image of another side, or that share its ISIC "
+            "id but not its pixels",
+            "Augmented or grown before the split, the test shows what was learned: validation 77 %, test 43 % in a "
+            "published case.",
+            "split the originals first, and augment the training side alone (recipe fields augment and grow)",
+        ),
+        "LN005": Rule(
+            "Pictures squashed into a square",
+            "resize is squash and the median image is stretched by more than 1.1 (note); a warning where the images' "
+            "shapes differ by more than 1.2 between the 5th and 95th of 100, since each is then stretched otherwise",
+            "Round lesions become oval, and where a class has its own picture shape, the stretch tells the class.",
+            'use image.resize "crop" or "pad"',
+        ),
+        "LN006": Rule(
+            "Probability columns in another order than the classes",
+            "on half of the images another order of columns is found (or the alphabetical or reversed one is tried), "
+            "and on the other half it raises the mean AUROC of the moved classes by at least 0.2, 4 standard errors "
+            "above 0, from below 0.55 to above 0.7; a warning where less than half of the classes move in no known "
+            "order, since a model may confuse them by itself",
+            "Every figure belongs to another class than it says.",
+            "name the columns as the model's outputs are ordered",
+        ),
+        "LN007": Rule(
+            "No probabilities",
+            "a class without a column, a value outside 0..1 or that is no number, or a row whose sum is off 1 by more "
+            "than 0.001",
+            "Logits, percentages or one-against-rest scores are no probabilities: loss, calibration and thresholds "
+            "mean nothing, and the most probable class may be another one.",
+            "apply softmax to the model's outputs before they are written",
+        ),
+        "LN008": Rule(
+            "One image predicted more than once",
+            "one image that stands twice under the same split, fold and seed",
+            "Repeated images count twice: intervals are too narrow, and the figures lean on them.",
+            "keep one row per image, or tell repeats apart by fold and seed",
+        ),
+        "LN009": Rule(
+            "Predictions and split do not match",
+            "one image predicted on a side that it is not on, or one image of the side without a prediction",
+            "The figures are those of another set of images than the one they are published for.",
+            "predict every image of the split, and no other",
+        ),
+        "LN010": Rule(
+            "Too good for data of this kind",
+            "accuracy or balanced accuracy above 0.92 on at least 50 test images of at least five of the seven "
+            "diagnoses of HAM10000; a warning, or a note where an audit found no leak",
+            "Split by lesion, the honest range of balanced accuracy is .70 to .80: a leak is likelier than a better "
+            "net.",
+            "run `dermkit audit`, and split by lesion and patient",
+        ),
+        "LN011": Rule(
+            "Saturated probabilities",
+            "the most probable class has 1 (within 0.000001) in more than half of the rows; a warning where all values "
+            "are 0 or 1",
+            "Decisions without doubt carry no ranking: AUROC, calibration and thresholds say nothing, and one mistake "
+            "makes the loss infinite.",
+            "write the probabilities in full precision, and calibrate them on validation",
+        ),
+        "LN012": Rule(
+            "The predicted class is not the most probable one",
+            "one row",
+            "Figures from decisions and figures from probabilities are those of two different models.",
+            "write the class of the largest probability, or leave the decision to `dermkit evaluate`",
+        ),
+        "LN013": Rule(
+            "The same answer for every image",
+            "no probability varies by more than 0.000001 over at least 10 images",
+            "The net does not look: it is dead, or its pixels are scaled out of its range.",
+            "look at the scaling of the pixels and at the learning rate",
+        ),
+        "LN014": Rule(
+            "Labels are not those of the data set",
+            "one image whose label differs from the manifest's",
+            "The figures compare with other truths than the data set's.",
+            "take the labels from the manifest, joined by image id",
+        ),
+    }
+)
+"""Code -> rule. Severity, where the threshold does not say otherwise, is an error."""
+
+
+@dataclass(frozen=True)
+class Lint:
+    """What a rule found. n: images, rows or layers concerned."""
+
+    code: str
+    severity: Severity
+    sentence: str
+    n: int
+
+    @property
+    def rule(self) -> Rule:
+        """The rule that found it."""
+        return RULES[self.code]
+
+
+def same_images(n: int, total: int) -> Lint | None:
+    """Return LN003 for `n` of `total` test images that validation holds too."""
+    if not n:
+        return None
+    return Lint(
+        "LN003",
+        "error" if 2 * n >= total else "warning",
+        f"{n:,} of {total:,} test images are validation images too: what was chosen on validation was chosen on them.",
+        n,
+    )
+
+
+def as_rows(lints: Iterable[Lint]) -> list[dict[str, Any]]:
+    """Return lints for files and reports, worst first: code, severity, title, sentence, n, effect, remedy."""
+    return _sorted(
+        {**asdict(item), "title": item.rule.title, "effect": item.rule.effect, "remedy": item.rule.remedy}
+        for item in lints
+    )
+
+
+def _sorted(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: (ORDER.index(row["severity"]), row["code"]))
+
+
+def write_lint(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows of `as_rows`, of the training and of the predictions, as `lint.json` of a run folder."""
+    write_json(folder / FILE, {"lint": _sorted(rows)}, format=FORMAT)
+
+
+def read_lint(folder: Path) -> list[dict[str, Any]] | None:
+    """Return the rows of a run's `lint.json`, None where it was never linted; raises `DataError` if it is broken."""
+    if not (folder / FILE).exists():
+        return None
+    return list(read_json(folder / FILE, format=FORMAT, error=DataError)["lint"])

@@ -1,0 +1,123 @@
+"""DA050 to DA053: an artefact that goes with a class is found, chance is not, and a lesion counts once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dermkit.audit.artefacts import PRESENT
+from dermkit.audit.checks_artefacts import da050_hair, da051_ruler, da052_ink, da053_dark_corners
+from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, card
+from dermkit.audit.level import share_of_alpha
+from dermkit.audit.measures import COLUMNS, measure
+from dermkit.data.images import open_image
+from dermkit.data.synthetic import Plant, make_dataset_folder
+from made_subjects import make_subject
+
+CHECKS = {"hair": da050_hair, "ruler": da051_ruler, "ink": da052_ink, "dark_corner": da053_dark_corners}
+
+
+def _counted(counts: dict[str, tuple[int, int]], artefact: str = "hair", lesions: Sequence[str] = ()) -> Subject:
+    """A subject with (images with the artefact, images without) per class."""
+    label = [name for name, (some, none) in counts.items() for _ in range(some + none)]
+    score = [value for some, none in counts.values() for value in [0.9] * some + [0.01] * none]
+    return make_subject(label, manifest={"lesion_id": lesions} if lesions else {}, measures={artefact: score})
+
+
+def _finding(outcome: Outcome) -> Finding:
+    assert isinstance(outcome, Finding)
+    return outcome
+
+
+def test_a_class_with_more_hair_is_warned_of_with_prevalence_per_class() -> None:
+    found = _finding(da050_hair(_counted({"mel": (60, 40), "nv": (20, 180), "bkl": (10, 90)})))
+    assert found.severity is Severity.WARNING
+    assert "60 (60 %, 95 % CI 50 to 69 %) of 100 images of mel" in found.sentence
+    assert "30 (10 %, 95 % CI 7 to 14 %) of 300 of the rest: +50 points" in found.sentence
+    assert "bkl 10 (10 %, 95 % CI 6 to 17 %) of 100" in found.sentence
+    assert found.n == 90
+    assert list(found.rows["label"][:60]) == ["mel"] * 60
+    assert found.per_class == {"mel": 60, "nv": 20, "bkl": 10}
+    assert found.figures["prevalence"]["mel"]["share"] == 0.6
+    assert found.figures["against_the_rest"]["mel"]["difference"] == pytest.approx(0.5)
+    assert found.figures["alpha"] == share_of_alpha(3)
+
+
+def test_a_class_with_less_of_it_is_found_too_and_two_classes_are_one_test() -> None:
+    found = _finding(da051_ruler(_counted({"benign": (80, 20), "malignant": (10, 90)}, "ruler")))
+    assert "of 100 of malignant" in found.sentence or "of 100 of benign" in found.sentence
+    assert found.figures["alpha"] == share_of_alpha(1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "severity"),
+    [
+        ({"mel": (500, 500), "nv": (500, 500)}, None),
+        ({"mel": (1000, 1000), "nv": (920, 1080)}, None),  # 4 points, sure but too small
+        ({"mel": (1000, 3000), "nv": (720, 3280)}, Severity.NOTE),  # 7 points
+        ({"mel": (8, 8), "nv": (4, 12)}, None),  # 25 points by chance
+        ({"mel": (100, 0), "nv": (100, 0)}, None),  # all have it
+    ],
+)
+def test_small_and_unsure_differences_are_no_warning(
+    counts: dict[str, tuple[int, int]], severity: Severity | None
+) -> None:
+    outcome = da050_hair(_counted(counts))
+    assert (outcome.severity if isinstance(outcome, Finding) else outcome) == severity
+
+
+def test_photographs_of_one_lesion_are_one_case() -> None:
+    """Two hairy patients with 40 photographs each are two cases, whatever the number of photographs."""
+    counts = {"mel": (80, 100), "nv": (0, 100)}
+    many = [f"L{n // 40}" for n in range(80)] + [f"M{n}" for n in range(200)]
+    assert isinstance(da050_hair(_counted(counts)), Finding)
+    assert da050_hair(_counted(counts, lesions=many)) is None
+
+
+def test_what_was_not_measured_is_not_judged() -> None:
+    assert isinstance(da050_hair(make_subject(["a", "b"])), NotApplicable)
+    tiny = make_subject(["a", "b"] * 50, measures={"ink": [float("nan")] * 100})
+    assert isinstance(da052_ink(tiny), NotApplicable)
+    assert isinstance(da050_hair(_counted({"mel": (9, 0), "nv": (50, 50)})), NotApplicable)
+    assert isinstance(da050_hair(_counted({"mel": (50, 50)})), NotApplicable)
+    part = make_subject(["a"] * 40 + ["b"] * 40, measures={"hair": [0.9] * 30 + [np.nan] * 10 + [0.0] * 40})
+    found = _finding(da050_hair(part))
+    assert found.figures["prevalence"]["a"]["of"] == 30
+
+
+def test_cards_state_the_presence_threshold() -> None:
+    for name, check in CHECKS.items():
+        assert f"score >= {PRESENT[name]:.2f}" in card(check).threshold
+        assert card(check).effect
+
+
+def measured_folder(folder: Path) -> Subject:
+    """Measure a made data set, whose metadata.csv says what each image is."""
+    table = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False)
+    files = [(folder / image).read_bytes() for image in table["image"]]
+    images = [open_image(data) for data in files]
+    rows = pd.DataFrame([measure(image, data) for image, data in zip(images, files, strict=True)])
+    sizes = [image.pixels.shape for image in images]
+    about = {name: table[name].tolist() for name in ("lesion_id", "patient_id")}
+    about |= {"path": table["image"].tolist()}
+    about |= {"width": [size[1] for size in sizes], "height": [size[0] for size in sizes]}
+    return make_subject(
+        table["label"].tolist(), manifest=about, measures={name: rows[name].tolist() for name in COLUMNS}
+    )
+
+
+@pytest.mark.parametrize(
+    ("artefact", "column"), [("hair", "hair"), ("ruler", "ruler"), ("ink", "ink"), ("dark_corners", "dark_corner")]
+)
+def test_a_planted_association_is_found_in_pixels_and_no_other(tmp_path: Path, artefact: str, column: str) -> None:
+    plant = Plant(artefact=(artefact, "melanoma", 0.8))
+    wanted = {"melanoma": 40, "nevus": 60}
+    make_dataset_folder(tmp_path, lesions_per_class=wanted, photos=(1, 1), size=160, seed=31, plant=plant)
+    subject = measured_folder(tmp_path)
+    outcomes = {name: check(subject) for name, check in CHECKS.items()}
+    found = _finding(outcomes.pop(column))
+    assert found.severity is Severity.WARNING
+    assert found.rows["label"][0] == "melanoma"
+    assert set(outcomes.values()) == {None}

@@ -1,0 +1,173 @@
+"""Lesions, patients and archive ids on two sides or under two labels: planted, and clean."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dermkit.audit.checks_groups import (
+    da020_lesions_across,
+    da021_patients_across,
+    da022_labels_within_lesion,
+    da023_ids_missing,
+    da024_archive_id_repeats,
+    find_leaks,
+)
+from dermkit.audit.finding import Finding, NotApplicable, Severity, Subject, card
+from made_subjects import make_subject
+
+CHECKS = (
+    da020_lesions_across, da021_patients_across, da022_labels_within_lesion, da023_ids_missing,
+    da024_archive_id_repeats,
+)  # fmt: skip
+
+
+def lesions(*rows: tuple[str, str, str], column: str = "lesion_id", **more: list[str]) -> Subject:
+    """Return a subject of rows (label, side, lesion)."""
+    label, split, lesion = zip(*rows, strict=True)
+    return make_subject(label, split=split, manifest={column: lesion, **more}, classes=("nv", "mel"))
+
+
+LEAKING = (
+    ("nv", "train", "a"), ("nv", "test", "a"),
+    ("mel", "validation", "b"), ("mel", "test", "b"), ("mel", "test", "b"),
+    ("mel", "train", "c"), ("mel", "validation", "c"),
+    ("nv", "test", "d"), ("nv", "train", "e"), ("nv", "", "d"), ("mel", "test", ""), ("mel", "train", ""),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("check", "column"), [(da020_lesions_across, "lesion_id"), (da021_patients_across, "patient_id")]
+)
+def test_what_is_on_two_sides_is_counted_per_class(check: object, column: str) -> None:
+    found = check(lesions(*LEAKING, column=column))  # type: ignore[operator]
+    assert isinstance(found, Finding)
+    assert (found.severity, found.n, dict(found.per_class)) == (Severity.ERROR, 4, {"nv": 1, "mel": 3})
+    assert found.figures["test"]["per_class"]["mel"]["n"] == 2
+    assert found.figures["test"]["per_class"]["mel"]["of"] == 3
+    assert found.figures["validation"]["n"] == 1
+    assert "Of 5 test images 3 (60 %, 95 % CI 23 to 88 %)" in found.sentence
+    assert "mel 2 of 3 (67 %, 95 % CI 21 to 94 %)" in found.sentence
+    siblings = found.rows.set_index("image_id")["sibling_image_id"].to_dict()
+    assert siblings == {"0003": "0002", "0004": "0002", "0001": "0000", "0006": "0005"}
+    assert found.rows["sibling_split"].tolist() == ["validation", "validation", "train", "train"]
+    # The worst first: malignant test images.
+    assert found.rows["label"].tolist() == ["mel", "mel", "nv", "mel"]
+
+
+def test_a_side_may_hold_many_photographs_of_a_lesion() -> None:
+    clean = lesions(("nv", "train", "a"), ("nv", "train", "a"), ("mel", "test", "b"), ("mel", "", "a"))
+    assert da020_lesions_across(clean) is None
+
+
+def test_folds_leak_both_ways() -> None:
+    rows = [
+        ("nv", f"fold {k}", lesion) for k, lesion in [(0, "a"), (1, "a"), (0, "b"), (0, "b"), (2, "a"), (2, "")]
+    ]
+    found = da020_lesions_across(lesions(*rows))
+    assert isinstance(found, Finding)
+    assert found.n == 3
+    assert found.rows["sibling_image_id"].tolist() == ["0001", "0000", "0000"]
+    assert "Of 6 images, each tested in its fold, 3 (50 %" in found.sentence
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["fold 0", "fold 1", "fold 2", ""]), st.sampled_from("abcde ")), min_size=1)
+)
+def test_folds_agree_with_looking_at_every_pair(rows: list[tuple[str, str]]) -> None:
+    subject = lesions(("nv", "fold 0", ""), *(("nv", side, key.strip()) for side, key in rows))
+    (leak,) = find_leaks(subject, "lesion_id")
+    side, key = subject.frame["split"].tolist(), subject.frame["lesion_id"].tolist()
+    known = [i for i in range(len(key)) if key[i] and side[i]]
+    expected = [i for i in known if any(key[j] == key[i] and side[j] != side[i] for j in known)]
+    assert leak.rows.tolist() == expected
+    for row, partner in zip(leak.rows, leak.partners, strict=True):
+        assert key[row] == key[partner]
+        assert side[row] != side[partner] != ""
+
+
+def test_no_split_and_no_ids_are_said() -> None:
+    assert da020_lesions_across(make_subject(["nv"], manifest={"lesion_id": ["a"]})) == NotApplicable("no split")
+    assert da021_patients_across(make_subject(["nv"], split=["test"])) == NotApplicable("no patient ids")
+    assert da022_labels_within_lesion(make_subject(["nv"])) == NotApplicable("no lesion ids")
+    assert da024_archive_id_repeats(make_subject(["nv"])) == NotApplicable("no ISIC ids")
+
+
+def test_a_lesion_with_two_labels() -> None:
+    ids = ["a", "a", "b", "b", "c", ""]
+    found = da022_labels_within_lesion(
+        make_subject(["nv", "mel", "nv", "nv", "mel", "nv"], manifest={"lesion_id": ids})
+    )
+    assert isinstance(found, Finding)
+    assert (found.severity, found.n) == (Severity.ERROR, 2)
+    assert found.rows["labels_of_lesion"].tolist() == ["mel / nv", "mel / nv"]
+    assert found.sentence.startswith("Of 2 lesions with several images 1 (50 %")
+    clean = make_subject(["nv", "nv", "mel", "nv"], manifest={"lesion_id": ["a", "a", "", ""]})
+    assert da022_labels_within_lesion(clean) is None
+
+
+def test_missing_ids_are_a_note() -> None:
+    ids = {"lesion_id": ["a", "", ""], "patient_id": ["p", "q", "r"]}
+    found = da023_ids_missing(make_subject(["nv", "mel", "mel"], manifest=ids))
+    assert isinstance(found, Finding)
+    assert (found.severity, found.n, found.kind, found.per_class) == (Severity.NOTE, 2, "table", {"mel": 2})
+    assert "2 (67 %, 95 % CI 21 to 94 %) of 3 images have no lesion id" in found.sentence
+    assert found.rows["without_lesion_id"].tolist() == [2, 0]
+    nothing = da023_ids_missing(make_subject(["nv", "mel"]))
+    assert isinstance(nothing, Finding)
+    assert "No lesion ids (n 2)" in nothing.sentence
+    assert da023_ids_missing(make_subject(["nv"], manifest={"lesion_id": ["a"], "patient_id": ["p"]})) is None
+
+
+@pytest.mark.parametrize(
+    ("label", "split", "pixels", "severity", "problem"),
+    [
+        (["nv", "mel"], ["train", "train"], "aa", Severity.ERROR, "two labels"),
+        (["nv", "nv"], ["train", "test"], "aa", Severity.ERROR, "two sides"),
+        (["nv", "nv"], ["train", ""], "ab", Severity.WARNING, "different pixels"),
+        (["nv", "nv"], ["train", "train"], "aa", None, ""),
+    ],
+)
+def test_one_archive_id_on_two_images(
+    label: list[str], split: list[str], pixels: str, severity: Severity | None, problem: str
+) -> None:
+    ids = {"isic_id": ["ISIC_0000001"] * 2 + ["ISIC_0000002", ""], "pixel_sha256": [*pixels, "c", "d"]}
+    found = da024_archive_id_repeats(
+        make_subject([*label, "nv", "nv"], split=[*split, "train", "train"], manifest=ids)
+    )
+    if severity is None:
+        assert found is None
+        return
+    assert isinstance(found, Finding)
+    assert (found.severity, found.n) == (severity, 2)
+    assert found.rows["problem"].tolist() == [problem] * 2
+    assert found.rows["image_id"].tolist() == ["0000", "0001"]
+
+
+def test_the_worst_archive_ids_come_first() -> None:
+    ids = {"isic_id": ["x", "x", "y", "y", "z", "z"], "pixel_sha256": list("aabbcd")}
+    found = da024_archive_id_repeats(
+        make_subject(["nv", "nv", "nv", "mel", "nv", "nv"], split=["train", "test", *["train"] * 4], manifest=ids)
+    )
+    assert isinstance(found, Finding)
+    assert found.rows["isic_id"].tolist() == list("yyxxzz")
+    assert found.figures == {"two labels": 1, "two sides": 1, "different pixels": 1, "ids": 3, "of": 3}
+
+
+def test_cards_can_be_read() -> None:
+    cards = [card(check) for check in CHECKS]
+    assert [item.code for item in cards] == [f"DA02{k}" for k in range(5)]
+    assert all(item.title and item.effect.endswith(".") for item in cards)
+
+
+def test_a_hundred_thousand_rows_take_no_time() -> None:
+    n = 100_000
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"lesion_id": rng.integers(0, n // 2, n).astype(str)})
+    split = np.array(["train", "validation", "test"], dtype=object)[rng.integers(0, 3, n)]
+    subject = make_subject(["nv"] * n, split=split.tolist(), manifest={"lesion_id": frame["lesion_id"].tolist()})
+    found = da020_lesions_across(subject)
+    assert isinstance(found, Finding)
+    assert len(found.rows) == found.n > n // 4

@@ -1,0 +1,146 @@
+"""DA001 to DA006: planted bad images are found, each by its own check, and clean sets are not accused."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dermkit.audit.checks_images import (
+    da001_unreadable,
+    da002_odd_images,
+    da003_tiny,
+    da004_dark_or_overexposed,
+    da005_blurred,
+    da006_near_empty,
+)
+from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, card
+from dermkit.data.synthetic import Plant, make_dataset_folder
+from made_subjects import make_subject
+from test_audit_artefacts import measured_folder
+
+PLANTED = {
+    "tiny": da003_tiny,
+    "dark": da004_dark_or_overexposed,
+    "blurred": da005_blurred,
+    "empty": da006_near_empty,
+}
+ALL = (da001_unreadable, da002_odd_images, *PLANTED.values())
+
+
+def _finding(outcome: Outcome) -> Finding:
+    assert isinstance(outcome, Finding)
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, dict[str, set[str]]]:
+    folder = tmp_path_factory.mktemp("spoiled")
+    plant = Plant(dark=3, blurred=4, empty=2, tiny=3)
+    make_dataset_folder(folder, lesions_per_class=30, photos=(1, 1), size=96, seed=9, plant=plant)
+    planted = pd.read_csv(folder / "planted.csv")
+    return measured_folder(folder), {name: set(planted["image"][planted["fault"] == name]) for name in PLANTED}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_planted_images_are_found_by_their_own_check(
+    fault: str, spoiled: tuple[Subject, dict[str, set[str]]]
+) -> None:
+    subject, planted = spoiled
+    found = _finding(PLANTED[fault](subject))
+    assert set(found.rows["path"]) == planted[fault]
+    assert found.n == len(planted[fault]) == sum(found.per_class.values())
+    assert f"{found.n} images of 90" in found.sentence
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_clean_set_is_not_accused(tmp_path: Path, seed: int) -> None:
+    make_dataset_folder(tmp_path, lesions_per_class=15, photos=(1, 1), size=96, seed=seed)
+    subject = measured_folder(tmp_path)
+    assert [check(subject) for check in ALL] == [None] * len(ALL)
+
+
+def test_one_class_with_many_bad_images_is_a_warning() -> None:
+    def dark(n: int) -> Subject:
+        high = [40.0] * n + [200.0] * (200 - n)
+        light = {"high_level": high, "bright_share": [0.0] * 200, "contrast": [20.0] * 200}
+        return make_subject(["mel"] * 100 + ["nv"] * 100, measures=light)
+
+    assert _finding(da004_dark_or_overexposed(dark(4))).severity is Severity.NOTE
+    found = _finding(da004_dark_or_overexposed(dark(5)))
+    assert found.severity is Severity.WARNING
+    assert "5 of 100" in found.sentence
+    white = {"high_level": [255.0], "bright_share": [0.7], "contrast": [20.0]}
+    assert (
+        "0 dark, 1 overexposed"
+        in _finding(da004_dark_or_overexposed(make_subject(["a"], measures=white))).sentence
+    )
+
+
+def test_a_set_that_is_small_by_design_gets_one_note() -> None:
+    subject = make_subject(["mel", "nv"] * 500, manifest={"width": 28, "height": 28})
+    found = _finding(da003_tiny(subject))
+    assert found.severity is Severity.NOTE
+    assert found.rows.to_dict("list") == {"width": [28], "height": [28], "images": [1000]}
+    assert "small by design" in found.sentence
+    assert da003_tiny(make_subject(["mel"] * 3, manifest={"width": 64, "height": 64})) is None
+
+
+def test_blur_is_judged_within_the_set() -> None:
+    def sharp(values: list[float]) -> Subject:
+        n = len(values)
+        light = {"high_level": [200.0] * n, "bright_share": [0.0] * n, "contrast": [20.0] * n}
+        return make_subject(["mel"] * n, measures={"sharpness": values, **light})
+
+    assert da005_blurred(sharp([0.3] * 20)) is None
+    assert _finding(da005_blurred(sharp([1.0] * 20 + [0.3]))).n == 1
+    assert isinstance(da005_blurred(sharp([1.0] * 9)), NotApplicable)
+    assert da005_blurred(sharp([1.0] * 20 + [float("nan")])) is None
+
+
+def test_decisions_of_the_decoder_are_noted_by_kind() -> None:
+    notes = ["", "alpha composited on white", "EXIF orientation applied; ICC profile ignored: broken (x)"]
+    notes.append("ICC profile ignored: broken (another)")
+    found = _finding(da002_odd_images(make_subject(["a"] * 4, measures={"notes": notes})))
+    assert found.severity is Severity.NOTE
+    assert found.n == 3
+    assert found.figures["decisions"]["ICC profile ignored: broken"] == 2
+    assert da002_odd_images(make_subject(["a"], measures={"notes": [""]})) is None
+
+
+def test_refused_and_changed_files_are_listed(tmp_path: Path) -> None:
+    with (tmp_path / "refused.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["path", "reason", "detail"], ["a/x.jpg", "truncated", "cut, short"]])
+    subject = make_subject(["a", "b"], measures={"changed": ["", "missing"]})
+    object.__setattr__(subject.dataset, "folder", tmp_path)
+    found = _finding(da001_unreadable(subject))
+    assert found.severity is Severity.WARNING
+    assert found.rows.to_numpy().tolist() == [
+        ["0001.jpg", "missing", "since the import"],
+        ["a/x.jpg", "truncated", "cut, short"],
+    ]
+    assert found.per_class == {"b": 1}
+    subject.measures["changed"] = ""
+    assert _finding(da001_unreadable(subject)).severity is Severity.NOTE
+
+
+def test_refusals_are_known_from_the_data_set_alone() -> None:
+    subject = make_subject(["a"], notes={"refused": {"n": 3, "reasons": {"broken": 2, "truncated": 1}}})
+    found = _finding(da001_unreadable(subject))
+    assert found.n == 3
+    assert "2 broken and 1 truncated" in found.sentence
+    assert da001_unreadable(make_subject(["a"], notes={"refused": {"n": 0, "reasons": {}}})) is None
+
+
+def test_without_measures_the_checks_do_not_apply() -> None:
+    subject = make_subject(["a"] * 20, measures={"contrast": [np.nan] * 20})
+    for check in (da002_odd_images, da004_dark_or_overexposed, da005_blurred, da006_near_empty):
+        assert isinstance(check(subject), NotApplicable)
+
+
+def test_every_card_can_be_read() -> None:
+    for number, check in enumerate(ALL, 1):
+        assert card(check).code == f"DA{number:03d}"
+        assert card(check).threshold
+        assert card(check).effect
