@@ -2,7 +2,6 @@
 
     python benchmarks/audit.py made FOLDER [--first 1000] [--seeds 20]
     python benchmarks/audit.py real HAM10000 FOLDER [--first 2000] [--seeds 3]
-    python benchmarks/audit.py clean FOLDER [--first 3000] [--seeds 200]
     python benchmarks/audit.py search FOLDER [--sizes 10000 100000 1000000]
     python benchmarks/audit.py sets DATASETS FOLDER
     python benchmarks/audit.py table
@@ -38,9 +37,7 @@ from dermkit.data.importing import import_dataset
 from dermkit.data.manifest import Dataset, load_dataset
 from dermkit.data.planting import KINDS, plant_copy
 from dermkit.data.synthetic import Plant, make_dataset_folder
-from dermkit.errors import DataError
-from dermkit.recipe import split_spec
-from dermkit.workflow import audit, split
+from dermkit.workflow import audit
 
 HERE = Path(__file__).parent
 ROWS = Path(os.environ.get("AUDIT_ROWS", HERE / "audit.csv"))
@@ -168,6 +165,14 @@ def add_copies(folder: Path, seed: int, per_kind: int = PER_KIND) -> pd.DataFram
     return pd.DataFrame(truth, columns=["kind", "a", "b"])
 
 
+def read_planted(folder: Path) -> pd.DataFrame:
+    """Return the planting list; none was written where nothing was planted."""
+    path = folder / "planted.csv"
+    if not path.is_file():
+        return pd.DataFrame({"fault": [], "image": [], "partner": []}, dtype=str)
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
 def imported(folder: Path) -> Dataset:
     """Import a made folder by its table, which has the lesion and patient ids."""
     return import_dataset("csv", folder / "images" / "metadata.csv", out=folder / "set").dataset
@@ -240,59 +245,6 @@ def real_set(source: Path, folder: Path, chosen: pd.DataFrame, seed: int) -> Ite
     yield Row("real", seed, "seconds", len(dataset.manifest), value=round(outcome.audit.seconds, 1))
 
 
-# After cleaning and a split ------------------------------------------------------------------------------------------
-
-
-def clean(folder: Path, seeds: Sequence[int]) -> None:
-    """Clean random planted sets, split them, and count planted pairs on two sides: there must be none."""
-    for seed in seeds:
-        if seed not in done("clean"):
-            append(list(clean_set(folder / f"clean-{seed}", seed)))
-            print(f"clean, seed {seed}: done", flush=True)
-
-
-def clean_set(folder: Path, seed: int) -> Iterator[Row]:
-    """Yield how many planted pairs a split of the cleaned set parts; schemes take turns."""
-    shutil.rmtree(folder, ignore_errors=True)
-    rng = np.random.default_rng([seed, 33])
-    n = {name: int(rng.integers(12, 25)) for name in CLASSES}
-    counts = [int(number) for number in rng.integers(0, 4, 4)]
-    plant = Plant(copies=counts[0], contradictions=counts[1], siblings=counts[2], lesion_labels=counts[3])
-    make_dataset_folder(
-        folder / "images", lesions_per_class=n, photos=(1, 2), size=112, seed=seed, given_test=0.3,
-        plant=plant,
-    )  # fmt: skip
-    copies = add_copies(folder / "images", seed, per_kind=1)
-    listed = read_planted(folder / "images")
-    planted = list(zip(listed["image"], listed["partner"], strict=True))
-    dataset = audit(imported(folder), clean=True).dataset
-    scheme = ("given", "holdout", "kfold")[seed % 3]
-    try:
-        spec = split_spec(
-            scheme=scheme, seed=seed, validation=0.2, test=0.2 if scheme == "holdout" else 0.0,
-            folds=3 if scheme == "kfold" else 0, per_class=0, draw_from="",
-        )  # fmt: skip
-        sides = split(dataset, spec, name="after").frame
-    except DataError as error:
-        yield Row("clean", seed, f"{scheme}: no split", len(planted) + len(copies), value=error.message[:80])
-        return
-    side = dict(zip(sides["image_id"], sides["split"] + sides["fold"].astype(str), strict=True))
-    place = dict(zip(dataset.manifest["path"], dataset.manifest["image_id"].map(side), strict=True))
-    pairs = [*planted, *zip(copies["a"], copies["b"], strict=True)]
-    sides_of = [(place.get(a), place.get(b)) for a, b in pairs]
-    parted = sum(isinstance(a, str) and isinstance(b, str) and a != b for a, b in sides_of)
-    yield Row("clean", seed, scheme, len(pairs), wrong=parted)
-    shutil.rmtree(folder)
-
-
-def read_planted(folder: Path) -> pd.DataFrame:
-    """Return the planting list; none was written where nothing was planted."""
-    path = folder / "planted.csv"
-    if not path.is_file():
-        return pd.DataFrame({"fault": [], "image": [], "partner": []}, dtype=str)
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
 # Search, sets, table -------------------------------------------------------------------------------------------------
 
 
@@ -357,7 +309,7 @@ def table() -> None:
     rows = pd.read_csv(ROWS, keep_default_na=False)
     for column in ("n", "found", "wrong"):
         rows[column] = pd.to_numeric(rows[column], errors="coerce")
-    for part in ("made", "twin", "real", "clean", "search"):
+    for part in ("made", "twin", "real", "search"):
         some = rows[rows["part"] == part]
         print(f"\n| {part} | seeds | n | found | wrong |\n|---|---|---|---|---|")
         for what, group in some.groupby("what", sort=False):
@@ -369,17 +321,17 @@ def table() -> None:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["made", "real", "clean", "search", "sets", "table"])
+    parser.add_argument("part", choices=["made", "real", "search", "sets", "table"])
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=0)
     parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     given = parser.parse_args()
-    first, count = {"made": (1000, 20), "real": (2000, 3), "clean": (3000, 200)}.get(given.part, (0, 0))
+    first, count = {"made": (1000, 20), "real": (2000, 3)}.get(given.part, (0, 0))
     seeds = range(given.first or first, (given.first or first) + (given.seeds or count))
     one, two = (*given.folders, Path(), Path())[:2]
     parts = {
-        "made": lambda: made(one, seeds), "real": lambda: real(one, two, seeds), "clean": lambda: clean(one, seeds),
+        "made": lambda: made(one, seeds), "real": lambda: real(one, two, seeds),
         "search": lambda: search(given.sizes), "sets": lambda: sets(one, two), "table": table,
     }  # fmt: skip
     parts[given.part]()

@@ -150,7 +150,8 @@ def test_a_link_that_lies_in_the_way_is_not_followed(home: Path) -> None:
     (images / "nv").rmdir()
     (images / "nv").symlink_to(home)
     (images / "mel" / "c.png").unlink()
-    (images / "mel" / "c.png").symlink_to(home / "victim.png")
+    (home / "made" / "same.png").write_bytes(picture("mel/c.png"))
+    (images / "mel" / "c.png").symlink_to(home / "made" / "same.png")  # the right bytes, in the wrong place
     outcome = bring(archive)
     assert refusals(outcome) == {
         "nv": "link_not_followed",
@@ -367,6 +368,7 @@ def test_a_stopped_import_goes_on_and_heals(home: Path, monkeypatch: pytest.Monk
     images = home / "made" / "images"
     assert sorted(contents(images)) == sorted([archives.MARK, "nv/a.png", "nv/b.png"])
     (images / "nv" / "a.png").write_bytes(b"torn")
+    (images / "nv" / "b.png").write_bytes(bytes(len(picture("nv/b.png"))))  # of the right size
     (images / "nv" / ".dermkit-tmp-x").write_bytes(b"half")
     outcome = bring(archive)
     assert (len(outcome.dataset.manifest), outcome.refused) == (3, [])

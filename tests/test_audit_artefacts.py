@@ -76,6 +76,22 @@ def test_photographs_of_one_lesion_are_one_case() -> None:
     assert da050_hair(_counted(counts, lesions=many)) is None
 
 
+def test_clustered_chance_is_no_finding() -> None:
+    """Lesions of one to four photographs that all show hair or all do not, without regard to the class."""
+    rng = np.random.default_rng(5)
+    false = 0
+    for _ in range(60):
+        size = rng.integers(1, 5, 120)
+        lesion, hairy = np.repeat(np.arange(120), size), rng.random(120) < 0.3
+        label = np.where(np.arange(120) < 50, "mel", "nv")
+        about = {"lesion_id": [f"L{n}" for n in lesion]}
+        subject = make_subject(
+            label[lesion].tolist(), manifest=about, measures={"hair": hairy[lesion].astype(float).tolist()}
+        )
+        false += isinstance(da050_hair(subject), Finding)
+    assert false <= 1
+
+
 def test_what_was_not_measured_is_not_judged() -> None:
     assert isinstance(da050_hair(make_subject(["a", "b"])), NotApplicable)
     tiny = make_subject(["a", "b"] * 50, measures={"ink": [float("nan")] * 100})
@@ -113,8 +129,8 @@ def measured_folder(folder: Path) -> Subject:
 )
 def test_a_planted_association_is_found_in_pixels_and_no_other(tmp_path: Path, artefact: str, column: str) -> None:
     plant = Plant(artefact=(artefact, "melanoma", 0.8))
-    wanted = {"melanoma": 40, "nevus": 60}
-    make_dataset_folder(tmp_path, lesions_per_class=wanted, photos=(1, 1), size=160, seed=31, plant=plant)
+    wanted = {"melanoma": 30, "nevus": 40}
+    make_dataset_folder(tmp_path, lesions_per_class=wanted, photos=(1, 1), size=128, seed=31, plant=plant)
     subject = measured_folder(tmp_path)
     outcomes = {name: check(subject) for name, check in CHECKS.items()}
     found = _finding(outcomes.pop(column))

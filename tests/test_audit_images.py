@@ -64,14 +64,19 @@ def test_a_clean_set_is_not_accused(tmp_path: Path, seed: int) -> None:
 def test_one_class_with_many_bad_images_is_a_warning() -> None:
     def dark(n: int) -> Subject:
         high = [40.0] * n + [200.0] * (200 - n)
-        light = {"high_level": high, "bright_share": [0.0] * 200, "contrast": [20.0] * 200}
+        light = {
+            "high_level": high,
+            "bright_share": [0.0] * 200,
+            "contrast": [20.0] * 200,
+            "brightness": [99.0] * 200,
+        }
         return make_subject(["mel"] * 100 + ["nv"] * 100, measures=light)
 
     assert _finding(da004_dark_or_overexposed(dark(4))).severity is Severity.NOTE
     found = _finding(da004_dark_or_overexposed(dark(5)))
     assert found.severity is Severity.WARNING
     assert "5 of 100" in found.sentence
-    white = {"high_level": [255.0], "bright_share": [0.7], "contrast": [20.0]}
+    white = {"high_level": [255.0], "bright_share": [0.7], "contrast": [20.0], "brightness": [250.0]}
     assert (
         "0 dark, 1 overexposed"
         in _finding(da004_dark_or_overexposed(make_subject(["a"], measures=white))).sentence
@@ -90,13 +95,25 @@ def test_a_set_that_is_small_by_design_gets_one_note() -> None:
 def test_blur_is_judged_within_the_set() -> None:
     def sharp(values: list[float]) -> Subject:
         n = len(values)
-        light = {"high_level": [200.0] * n, "bright_share": [0.0] * n, "contrast": [20.0] * n}
+        light = {
+            "high_level": [200.0] * n,
+            "bright_share": [0.0] * n,
+            "contrast": [20.0] * n,
+            "brightness": [99.0] * n,
+        }
         return make_subject(["mel"] * n, measures={"sharpness": values, **light})
 
     assert da005_blurred(sharp([0.3] * 20)) is None
     assert _finding(da005_blurred(sharp([1.0] * 20 + [0.3]))).n == 1
     assert isinstance(da005_blurred(sharp([1.0] * 9)), NotApplicable)
     assert da005_blurred(sharp([1.0] * 20 + [float("nan")])) is None
+
+
+def test_a_dark_image_with_a_lesion_is_dark_and_a_black_one_is_empty() -> None:
+    light = {"contrast": [2.5, 0.2, 2.5], "brightness": [25.0, 3.0, 120.0], "high_level": [40.0, 4.0, 124.0]}
+    subject = make_subject(["a"] * 3, measures={**light, "bright_share": [0.0] * 3})
+    assert _finding(da006_near_empty(subject)).rows["image_id"].tolist() == ["0001", "0002"]
+    assert _finding(da004_dark_or_overexposed(subject)).rows["image_id"].tolist() == ["0000"]
 
 
 def test_decisions_of_the_decoder_are_noted_by_kind() -> None:

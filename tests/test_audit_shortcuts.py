@@ -105,11 +105,11 @@ def test_the_clean_twins_are_silent() -> None:
 
 
 @pytest.mark.slow
-def test_sixty_clean_twins_get_no_warning() -> None:
-    """The rate allowed is 5 %; one warning in 60 would still be within it, none is what the adjusted bound gives."""
+def test_thirty_clean_twins_get_no_warning() -> None:
+    """The rate allowed is 5 %; 143 tables without a signal, of 150 to 2,500 images, gave none."""
     warned = [
         (seed, code)
-        for seed in range(100, 160)
+        for seed in range(100, 130)
         for code, found in outcomes(made(seed, planted=False)).items()
         if isinstance(found, Finding) and found.severity == Severity.WARNING
     ]
@@ -151,7 +151,7 @@ def test_two_classes_are_one_question_about_the_malignant_one() -> None:
     assert isinstance(found, Finding)
     assert [item["class"] for item in found.figures["classes"]] == ["mel"]
     assert "tells mel from nv with AUROC 1.00 [0.9" in found.sentence
-    assert found.sentence.endswith("Lesions are not known: photographs of one lesion may make this too high.")
+    assert found.sentence.endswith("Lesions are not known: siblings among the images may make this too high.")
 
 
 def test_classes_with_few_images_are_skipped_and_named() -> None:
@@ -181,7 +181,7 @@ def test_unmeasured_images_are_left_out_and_counted() -> None:
     size = np.where(np.arange(400) % 4 == 3, np.nan, np.arange(400.0))
     found = da040_file_size(numbers(["nv"] * 200 + ["mel"] * 200, size))
     assert isinstance(found, Finding)
-    assert "(n 300 of 400, cross-validated, grouped)" in found.sentence
+    assert "(n 300 of 400, cross-validated, copies kept together)" in found.sentence
     assert found.n == 150
 
 

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from conftest import Cli, Invoke
+from dermkit.cli_data import Layout
+from dermkit.data import importing
 from dermkit.data.importing import ImportOutcome, import_dataset
 from dermkit.data.manifest import load_dataset
 from dermkit.data.tabular import Options
@@ -48,7 +50,12 @@ def bring(
     **options: object,
 ) -> ImportOutcome:
     said = Options(columns or {}, options.get("table"), options.get("images"), str(options.get("label", "")))  # type: ignore[arg-type]
-    return import_dataset(layout, root, out=root.parent / "made", options=said, joined=list(join))
+    made = (root.parent if root.is_dir() or root.suffix == ".zip" else root.parent.parent) / "made"
+    return import_dataset(layout, root, out=made, options=said, joined=list(join))
+
+
+def import_from(file: Path, out: Path) -> ImportOutcome:
+    return import_dataset("csv", file, out=out, options=Options(COLUMNS))
 
 
 def table(outcome: ImportOutcome, *columns: str) -> list[tuple[str, ...]]:
@@ -84,8 +91,8 @@ CSV = (
     "c;nevus;1e5;45,5;female;;;NA;CC-BY\n"
 )
 KNOWN = [
-    ("b", "melanoma", "NA", "", "", "", "IV", "test", ""),
-    ("deep/c", "nevus", "1e5", "NA", "45.5", "female", "", "", "CC-BY"),
+    ("b", "melanoma", "", "", "", "", "IV", "test", ""),
+    ("deep/c", "nevus", "1e5", "", "45.5", "female", "", "", "CC-BY"),
     ("x/a", "nevus", "007", "P1", "80", "male", "II", "train", "CC0"),
 ]
 SHOWN = ("image_id", "label", "lesion_id", "patient_id", "age", "sex", "skin_type", "given_split", "licence")
@@ -118,8 +125,13 @@ def test_the_table_and_the_images_may_lie_apart(tmp_path: Path) -> None:
     for said in (Path("rows.csv"), root / "rows.csv"):
         with_table = bring("csv", images, COLUMNS, table=root / said, images=images)
         assert table(with_table, *SHOWN) == KNOWN
-    shutil.rmtree(tmp_path / "made")
     assert table(bring("csv", root / "rows.csv", COLUMNS, images=images), *SHOWN) == KNOWN
+    beside = make(tmp_path / "both", CSV_IMAGES, rows=CSV)
+    with pytest.raises(UsageError, match="holds the data set of another source"):
+        bring("csv", beside / "rows.csv", COLUMNS)
+    shutil.rmtree(tmp_path / "made")
+    for _ in range(2):
+        assert table(import_from(beside / "rows.csv", tmp_path / "made"), *SHOWN) == KNOWN
 
 
 @pytest.mark.parametrize(
@@ -631,6 +643,10 @@ def test_a_folder_of_images_in_a_zip_can_be_named(tmp_path: Path) -> None:
     outcome = bring("csv", tmp_path / "all.zip", images=Path("pictures"))
     assert table(outcome, "path", "label") == [("a.png", "nv")]
     assert outcome.dataset.images == tmp_path / "made" / "images" / "pictures"
+
+
+def test_the_command_knows_every_layout() -> None:
+    assert [item.value for item in Layout] == [*importing.LAYOUTS, importing.MEDMNIST] == LAYOUTS
 
 
 def test_words_of_the_command_that_are_wrong(tmp_path: Path, invoke: Invoke) -> None:

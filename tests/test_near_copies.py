@@ -158,8 +158,8 @@ def test_a_frame_is_described_alike_and_laid_exactly_after_any_flip(transform: I
     pictures = prepare(canvas, size, rough=False)
     match = register(pictures.take(np.array([0])), pictures.take(np.array([1])), guess, rough=False)
     assert agree[0] > 0.99
-    assert match.whole[0] > 0.99
-    assert match.difference[0] < 2
+    assert match.everywhere.whole[0] > 0.99
+    assert match.everywhere.difference[0] < 2
     # Where a point of the first lies in the second is known exactly.
     corner = match.matrix[0] @ np.array([10.0, 5.0, 1.0])
     width, height = size[0] - 1

@@ -251,9 +251,3 @@ def test_sex_skin_type_and_side_have_one_spelling() -> None:
     assert [values.side(item) for item in ("Train", "VAL", "test", "nan", "holdout")] == [
         "train", "validation", "test", "", None,
     ]  # fmt: skip
-
-
-def test_an_id_may_be_na_but_not_unknown() -> None:
-    assert [values.known_id(item) for item in ("NA", "na", "NaN", "", "unknown", "IL_1", "007")] == [
-        "NA", "", "", "", "", "IL_1", "007",
-    ]  # fmt: skip

@@ -1,10 +1,10 @@
 """DA050 to DA053: artefacts that one class shows more often than the rest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 
@@ -28,7 +28,7 @@ def da050_hair(subject: Subject) -> Outcome:
     """Hair goes with a class
 
     Threshold: prevalence (score >= 0.10: dark lines of 0.4 sides together) of a class differs from the rest by 10
-    points, and Fisher's exact test by lesion passes at 0.05 shared among all statistical tests and classes.
+    points, and Fisher's exact test, lesions as clusters, passes at 0.05 shared among all statistical tests and classes.
     Severity: warning; note from 5 points.
     Effect: A model can score hair in place of the lesion; its accuracy would not hold where hair is spread otherwise.
     """
@@ -39,7 +39,7 @@ def da051_ruler(subject: Subject) -> Outcome:
     """A ruler goes with a class
 
     Threshold: prevalence (score >= 0.50: five evenly spaced marks in a row) of a class differs from the rest by 10
-    points, and Fisher's exact test by lesion passes at 0.05 shared among all statistical tests and classes.
+    points, and Fisher's exact test, lesions as clusters, passes at 0.05 shared among all statistical tests and classes.
     Severity: warning; note from 5 points.
     Effect: Suspicious lesions are measured more often; a model that sees the ruler knows what a physician suspected.
     """
@@ -50,7 +50,8 @@ def da052_ink(subject: Subject) -> Outcome:
     """Ink goes with a class
 
     Threshold: prevalence (score >= 0.06: 0.06 % of the picture blue, violet or green away from its middle) of a class
-    differs from the rest by 10 points, and Fisher's exact test by lesion passes at 0.05 shared among all tests.
+    differs from the rest by 10 points, and Fisher's exact test, lesions as clusters, passes at 0.05 shared among all
+    statistical tests and classes.
     Severity: warning; note from 5 points.
     Effect: Pen marks around a lesion raise a net's melanoma score; benign lesions that are marked will be misread.
     """
@@ -61,7 +62,7 @@ def da053_dark_corners(subject: Subject) -> Outcome:
     """Dark corners go with a class
 
     Threshold: prevalence (score >= 0.50: half of two corners black) of a class differs from the rest by 10 points, and
-    Fisher's exact test by lesion passes at 0.05 shared among all statistical tests and classes.
+    Fisher's exact test, lesions as clusters, passes at 0.05 shared among all statistical tests and classes.
     Severity: warning; note from 5 points.
     Effect: Dark corners tell the camera or archive of a picture; a model that uses them has not looked at the lesion.
     """
@@ -70,7 +71,10 @@ def da053_dark_corners(subject: Subject) -> Outcome:
 
 @dataclass(frozen=True, eq=False)
 class _Contrast:
-    """A class against the rest. with_it, of: images; the same of the rest. p: of Fisher's test over lesions."""
+    """A class against the rest. with_it, of: images; the same of the rest.
+
+    p: of Fisher's exact test, all counts divided by the design effect.
+    """
 
     name: str
     with_it: int
@@ -122,35 +126,51 @@ def _contrasts(
     subject: Subject, known: NDArray[np.bool_], shown: NDArray[np.bool_]
 ) -> tuple[list[_Contrast], int]:
     """Return every class against the rest, and how many tests that took: of two classes one is the other's mirror."""
-    lesions = _by_lesion(subject, known, shown)
-    has = lesions["shown"].to_numpy()
+    units, classes = subject.units, _classes(subject)
+    pooled = _design_effect(units, shown, [mine & known for _, mine in classes])
     found = []
-    for name, mine in _classes(subject):
-        own = (lesions["label"] == name).to_numpy()
-        if min(own.sum(), (~own).sum()) < FEWEST_UNITS:
+    for name, mine in classes:
+        sides = (mine & known, ~mine & known)
+        if min(len(np.unique(units[side])) for side in sides) < FEWEST_UNITS:
             continue
-        table = np.array([[(flag & side).sum() for flag in (has, ~has)] for side in (own, ~own)], np.int64)
+        table = np.zeros((2, 2), np.int64)
+        for row, side in enumerate(sides):
+            effect = max(pooled, _design_effect(units, shown, [side]))
+            table[row] = np.rint([(shown & side).sum() / effect, (~shown & side).sum() / effect])
         contrast = _Contrast(
             name,
             with_it=int((shown & mine).sum()),
-            of=int((known & mine).sum()),
+            of=int(sides[0].sum()),
             rest_with=int((shown & ~mine).sum()),
-            rest_of=int((known & ~mine).sum()),
+            rest_of=int(sides[1].sum()),
             p=float(fisher_exact(table).pvalue),
         )
         found.append(contrast)
-    two = len(found) == 2 and len(_classes(subject)) == 2
-    return found, 1 if two else len(found)
+    return found, 1 if len(found) == 2 == len(classes) else len(found)
 
 
-def _by_lesion(subject: Subject, known: NDArray[np.bool_], shown: NDArray[np.bool_]) -> pd.DataFrame:
-    """Return one row per lesion and label: an exact test takes its rows for independent, photographs of one are not.
+def _design_effect(
+    units: NDArray[np.int64], shown: NDArray[np.bool_], groups: Sequence[NDArray[np.bool_]]
+) -> float:
+    """Return how many photographs are worth one, because those of a lesion are alike; at least 1.
 
-    shown: in half of its photographs or more.
+    The variance of the prevalence by lesion over that of as many independent photographs, within the groups; where
+    that is 0 / 0 the photographs of a lesion count as one. Rao and Scott, Biometrics 48 (1992), 577.
     """
-    table = pd.DataFrame({"unit": subject.units, "label": subject.frame["label"], "shown": shown})[known]
-    means = table.groupby(["unit", "label"], sort=False)["shown"].mean().reset_index()
-    return means.assign(shown=means["shown"] >= 0.5)
+    own = independent = squares = total = 0.0
+    for group in groups:
+        if not group.any():
+            continue
+        _, unit = np.unique(units[group], return_inverse=True)
+        size = np.bincount(unit)
+        share = float(shown[group].mean())
+        own += float(np.square(np.bincount(unit, shown[group]) - share * size).sum())
+        independent += len(unit) * share * (1 - share)
+        squares += float(np.square(size).sum())
+        total += len(unit)
+    if independent == 0:
+        return squares / total if total else 1.0
+    return max(1.0, own / independent)
 
 
 def _sentence(
@@ -162,7 +182,7 @@ def _sentence(
     text = (
         f"{words} {verb} in {share_text(worst.with_it, worst.of)} of {worst.of:,} images of {worst.name} and in "
         f"{share_text(worst.rest_with, worst.rest_of)} of {worst.rest_of:,} of {rest}: {100 * worst.difference:+.0f} "
-        f"points (Fisher's exact test by lesion, p = {worst.p:.1g})."
+        f"points (Fisher's exact test, lesions as clusters, p = {worst.p:.1g})."
     )
     if len(classes) == 2:
         return text

@@ -165,7 +165,7 @@ def _shortcut(subject: Subject, columns: pd.DataFrame | NotApplicable, what: str
     return Finding(
         severity=Severity.NOTE if carried and found[0].lower <= STRONG else Severity.WARNING,
         n=len(rows),
-        sentence=_sentence(what, found, signal, columns) + _doubt(subject),
+        sentence=_sentence(what, found, signal, columns, grouped=is_grouped(subject)),
         rows=rows,
         per_class=per_class(subject, np.concatenate([item.rows for item in found])),
         figures={"classes": [_figures(item, signal, columns) for item in signal.classes], "n": signal.n,
@@ -183,23 +183,21 @@ def _rows(subject: Subject, columns: pd.DataFrame, found: Sequence[ClassSignal])
     return table.join(shown.rename(columns=lambda name: f"signal_{name}"))
 
 
-def _sentence(what: str, found: Sequence[ClassSignal], signal: Signal, columns: pd.DataFrame) -> str:
+def _sentence(
+    what: str, found: Sequence[ClassSignal], signal: Signal, columns: pd.DataFrame, *, grouped: bool
+) -> str:
     parts = [
         f"{item.name} from {item.rest} with AUROC {item.auroc:.2f} [{item.ci95[0]:.2f}, {item.ci95[1]:.2f}]"
         for item in found[:NAMED]
     ]
     more = [f"{len(found) - NAMED} more classes"] if len(found) > NAMED else []
+    how = "grouped" if grouped else "copies kept together"
     of = f" of {signal.of:,}" if signal.n < signal.of else ""
-    told = f"{what} {listed([*parts, *more])} (n {signal.n:,}{of}, cross-validated, grouped)."
+    told = f"{what} {listed([*parts, *more])} (n {signal.n:,}{of}, cross-validated, {how})."
     typical = f" {found[0].name}: {_typical_text(found[0], signal, columns)}."
     skipped = f" Too few images to ask: {listed(signal.skipped)}." if signal.skipped else ""
-    return told + typical + skipped
-
-
-def _doubt(subject: Subject) -> str:
-    return (
-        "" if is_grouped(subject) else " Lesions are not known: photographs of one lesion may make this too high."
-    )
+    doubt = "" if grouped else " Lesions are not known: siblings among the images may make this too high."
+    return told + typical + skipped + doubt
 
 
 def _typical_text(item: ClassSignal, signal: Signal, columns: pd.DataFrame) -> str:

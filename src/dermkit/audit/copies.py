@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
-from dermkit.audit.register import Match, disc_guess, frame_guess, prepare, register
+from dermkit.audit.register import Agreement, Match, disc_guess, frame_guess, prepare, register
 from dermkit.audit.scan import Scan
 from dermkit.audit.search import find_neighbours, nearest_of
 from dermkit.watch import Watch
@@ -220,8 +220,8 @@ def _compared(stock: _Stock, frame: pd.DataFrame, part: pd.DataFrame) -> pd.Data
         guess, agree = disc_guess((polar[0], polar[1]), (place[0], place[1]))
     kept = np.flatnonzero(agree >= LEAST_AGREEMENT)
     rough = _laid(stock, (a[kept], b[kept]), guess[kept], rough=True)
-    near = (rough.whole > ROUGH_WHOLE) & (rough.difference < ROUGH_DIFFERENCE) & _possible(rough)
-    again = np.flatnonzero(near)
+    near = _hopeful(rough.everywhere) | _hopeful(rough.inner)
+    again = np.flatnonzero(near & _possible(rough))
     fine = _laid(stock, (a[kept[again]], b[kept[again]]), rough.matrix[again], rough=False)
     copy = is_copy(fine)
     rows = kept[again][copy]
@@ -229,7 +229,7 @@ def _compared(stock: _Stock, frame: pd.DataFrame, part: pd.DataFrame) -> pd.Data
         fine, [size[kept[again]] for size in sizes], _same_size(frame, a[kept[again]], b[kept[again]])
     )
     # 1e-6: only identical pixels have distance 0.
-    distance = (1 - fine.whole[copy]).clip(1e-6, 1)
+    distance = (1 - np.maximum(fine.everywhere.whole, fine.inner.whole)[copy]).clip(1e-6, 1)
     return pd.DataFrame({"a": a[rows], "b": b[rows], "distance": distance, "kind": kinds[copy]})
 
 
@@ -248,6 +248,10 @@ ROUGH_WHOLE, ROUGH_DIFFERENCE = 0.95, 9.0
 """What a pair must reach in the first round: 99 % of the copies reached .991 and 4.2, 9 of 10 strangers did not."""
 
 
+def _hopeful(seen: Agreement) -> NDArray[np.bool_]:
+    return np.asarray((seen.whole > ROUGH_WHOLE) & (seen.difference < ROUGH_DIFFERENCE))
+
+
 def _possible(match: Match) -> NDArray[np.bool_]:
     """Say which maps a copy can have: no more than three times larger, squashed by less than two, much in common."""
     stretch = np.linalg.svd(match.matrix[:, :, :2], compute_uv=False)
@@ -256,15 +260,22 @@ def _possible(match: Match) -> NDArray[np.bool_]:
 
 
 def is_copy(match: Match) -> NDArray[np.bool_]:
-    """Say which pairs are copies.
+    """Say which pairs are copies: they agree in the whole overlap, or in its inner part."""
+    agree = _agrees(match.everywhere) | _agrees(match.inner)
+    seen = match.everywhere
+    recoloured = (seen.whole > 0.995) & (seen.detail > 0.95) & (match.overlap.max(axis=1) > 0.8)
+    return np.asarray((agree | recoloured) & _possible(match))
+
+
+def _agrees(seen: Agreement) -> NDArray[np.bool_]:
+    """Say where grey levels and fine detail agree.
 
     Planted copies reached 0.993, 0.74 and 3.1 grey levels; nearest strangers 0.988, 0.91 and 4.4, never together.
     """
-    same = (match.difference < 2.2) & (match.whole > 0.99) & (match.detail > 0.35)
-    close = (match.difference < 3.7) & (match.whole > 0.985) & (match.detail > 0.6)
-    sharp = (match.difference < 6.5) & (match.whole > 0.992) & (match.detail > 0.85)
-    recoloured = (match.whole > 0.995) & (match.detail > 0.95) & (match.overlap.max(axis=1) > 0.8)
-    return np.asarray((same | close | sharp | recoloured) & _possible(match))
+    same = (seen.difference < 2.2) & (seen.whole > 0.99) & (seen.detail > 0.35)
+    close = (seen.difference < 3.7) & (seen.whole > 0.985) & (seen.detail > 0.6)
+    sharp = (seen.difference < 6.5) & (seen.whole > 0.992) & (seen.detail > 0.85)
+    return np.asarray(same | close | sharp)
 
 
 def _same_size(frame: pd.DataFrame, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:

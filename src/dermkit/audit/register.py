@@ -24,6 +24,8 @@ COARSE, FINE, LOCAL = 2.5, 1.0, 5.0
 ROUGH_GRID = 20
 """The same for the first round, which only has to tell what is worth a second one."""
 ROUGH_STEPS, FINE_STEPS = 6, 6
+MARGIN = 0.12
+"""Share of the shorter side that `Match.inner` leaves out on each side."""
 CORNER, PLAIN = 4, 3
 """A corner that was filled has this many pixels each way within so many grey levels, also after a JPEG."""
 FILL = 8
@@ -48,17 +50,28 @@ class Pictures:
 
 
 @dataclass(frozen=True, eq=False)
-class Match:
-    """How P pairs agree. matrix: (P, 2, 3) from the first picture to the second, in canvas pixels.
+class Agreement:
+    """How pictures agree where one lies on the other.
 
-    whole, detail: (P,) correlations in the overlap, -1 .. 1. difference: (P,) grey levels, root mean square.
-    overlap: (P, 2) share of each picture that lies on the other.
+    whole, detail: (P,) correlations, -1 .. 1. difference: (P,) grey levels, root mean square.
     """
 
-    matrix: Doubles
     whole: Doubles
     detail: Doubles
     difference: Doubles
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """How P pairs agree. matrix: (P, 2, 3) from the first picture to the second, in canvas pixels.
+
+    everywhere: in the whole overlap. inner: without the outer parts of either picture, where a turn leaves slivers of
+    fill. overlap: (P, 2) share of each picture that lies on the other.
+    """
+
+    matrix: Doubles
+    everywhere: Agreement
+    inner: Agreement
     overlap: Doubles
 
 
@@ -291,10 +304,18 @@ def _judged(first: Pictures, second: Pictures, points: Doubles, matrix: Doubles)
     valid = (_inside(places, second.size) & ours & (_at(second.seen, places) > 0.99)).astype(np.float64)
     grey = [_at(first.grey, points).astype(np.float64), _at(second.grey, places).astype(np.float64)]
     detail = [_at(first.detail, points).astype(np.float64), _at(second.detail, places).astype(np.float64)]
-    whole, sharp = (_mean(_normal(a, valid) * _normal(b, valid), valid) for a, b in (grey, detail))
-    difference = np.sqrt(_mean((grey[0] - grey[1]) ** 2, valid))
+    margins = [
+        np.minimum(at, (size - 1)[:, None] - at).min(axis=-1) / (size.min(axis=1)[:, None] - 1)
+        for at, size in ((points, first.size), (places, second.size))
+    ]
+    inner = valid * (np.minimum(*margins) > MARGIN)
     area = np.abs(np.linalg.det(matrix[:, :, :2]))
     common = valid.mean(axis=1) * (first.size - 1).prod(axis=1)
     shown = [pictures.seen.sum(axis=(1, 2)) for pictures in (first, second)]
     overlap = np.stack([common / shown[0], common * area / shown[1]], axis=1).clip(0, 1)
-    return Match(matrix, whole, sharp, difference, overlap)
+    return Match(matrix, _agreement(grey, detail, valid), _agreement(grey, detail, inner), overlap)
+
+
+def _agreement(grey: list[Doubles], detail: list[Doubles], weight: Doubles) -> Agreement:
+    whole, sharp = (_mean(_normal(a, weight) * _normal(b, weight), weight) for a, b in (grey, detail))
+    return Agreement(whole, sharp, np.sqrt(_mean((grey[0] - grey[1]) ** 2, weight)))

@@ -92,7 +92,7 @@ def import_dataset(
     contradict each other; refused.csv is written even then) and `OutputError`.
     """
     _check_options(layout, options)
-    _check_place(layout, source, out)
+    _check_place(layout, source, out, options)
     check_writable(out)
     with lock(out):
         sweep_temp(out)
@@ -143,7 +143,7 @@ def _check_options(layout: str, options: Options) -> None:
             )
 
 
-def _check_place(layout: str, source: Path, out: Path) -> None:
+def _check_place(layout: str, source: Path, out: Path, options: Options) -> None:
     """Refuse to write over other files or another source's data set; raises `UsageError`."""
     images = out / "images"
     if (archives.is_archive(source) or layout == MEDMNIST) and archives.is_marked(images):
@@ -152,7 +152,8 @@ def _check_place(layout: str, source: Path, out: Path) -> None:
     check_output(out, marker="dataset.json", what="a data set folder")
     if (out / "location.json").is_file():
         before = Path(str(read_json(out / "location.json", format=1, error=DataError).get("images", "")))
-        if source.resolve() not in (before, *before.parents) and before.exists():
+        place = (options.images or (source.parent if source.is_file() else source)).resolve()
+        if place not in (before, *before.parents) and before.exists():
             raise UsageError(
                 f"{out}: holds the data set of another source, {before}",
                 kept="that data set and its splits",

@@ -141,6 +141,8 @@ KNOWN = (
             "accuracy and AUROC 0.95.",
             "22 images occur twice (44 files, identical pixels); 7 of these pairs have one copy in train, one in test.",
             "No lesion, patient or archive ids: photographs of one lesion cannot be kept together.",
+            "All 1,113 melanomas of HAM10000 are among its malignant training images, but one nevus of it among the "
+            "benign; 240 images of the nine-class set are there too: a model made on it has seen them.",
         ),
         published=("Public convolutional nets: accuracy 88 to 93 %, beside 86 % of the rule from mean colour.",),
         files_sha256="7e920719aae6710a389b87b2a5ca16504f29e0535a11970c1bb3f001f2c2ba03",

@@ -221,8 +221,6 @@ def _write(
                     path = f"{side.name}/{label}/{start + at:05d}.png"
                     _write_png(folder / path, pixels[at])
                     rows.append((path, label))
-            if stream.read(1):
-                raise ValueError("more bytes than the shape takes")
     except _BROKEN as error:
         raise DataError(
             f"{name}: {side.images}: {type(error).__name__}: {error}",

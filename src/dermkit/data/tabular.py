@@ -122,8 +122,8 @@ def known_columns(columns: Sequence[str]) -> dict[str, str]:
 
 _CLEANERS: Mapping[str, Callable[[str], str | None]] = MappingProxyType(
     {
-        "image": lambda value: value, "label": values.known, "lesion_id": values.known_id,
-        "patient_id": values.known_id, "isic_id": values.known_id, "age": values.years, "sex": values.sex,
+        "image": lambda value: value, "label": values.known, "lesion_id": values.known,
+        "patient_id": values.known, "isic_id": values.known, "age": values.years, "sex": values.sex,
         "skin_type": values.skin_type, "given_split": values.side,
     }
 )  # fmt: skip

@@ -35,11 +35,6 @@ def known(value: str) -> str:
     return "" if value.lower() in UNKNOWN else value
 
 
-def known_id(value: str) -> str:
-    """Return an id, or "" for a spelling of unknown. "NA" is kept: it may be somebody's initials."""
-    return value if value == "NA" else known(value)
-
-
 def years(value: str) -> str | None:
     """Return an age as a number of years ("80" for "80.0"), "" for unknown, None for what is no age."""
     text = known(value)
