@@ -244,6 +244,8 @@ def _laid(
 
 
 LEAST_AGREEMENT = 0.7
+SQUASH = 1.2
+"""Largest ratio of the two scales of a map that does not cover whole frames."""
 ROUGH_WHOLE, ROUGH_DIFFERENCE = 0.95, 9.0
 """What a pair must reach in the first round: 99 % of the copies reached .991 and 4.2, 9 of 10 strangers did not."""
 
@@ -253,9 +255,14 @@ def _hopeful(seen: Agreement) -> NDArray[np.bool_]:
 
 
 def _possible(match: Match) -> NDArray[np.bool_]:
-    """Say which maps a copy can have: no more than three times larger, squashed by less than two, much in common."""
+    """Say which maps a copy can have: no more than three times larger, much in common, and hardly squashed.
+
+    Only whole frames are squashed, to fit a net. An oval spot laid on a round one needs as much, and is a stranger.
+    """
     stretch = np.linalg.svd(match.matrix[:, :, :2], compute_uv=False)
-    sane = (stretch[:, 0] < 3) & (stretch[:, 1] > 1 / 3) & (stretch[:, 0] < 2 * stretch[:, 1])
+    squash = stretch[:, 0] / np.maximum(stretch[:, 1], 1e-6)
+    framed = match.overlap.min(axis=1) > 0.85
+    sane = (stretch[:, 0] < 3) & (stretch[:, 1] > 1 / 3) & (squash < np.where(framed, 2.0, SQUASH))
     return np.asarray(sane & (match.overlap.max(axis=1) > 0.55) & (match.overlap.min(axis=1) > 0.2))
 
 

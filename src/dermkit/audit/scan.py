@@ -26,7 +26,7 @@ from dermkit.files import check_writable, fingerprint, make_folder, read_json, w
 from dermkit.watch import Watch
 
 FORMAT = 1
-VERSION = 1
+VERSION = 2
 """Raised whenever a measure or a description changes, so that an old store is not mixed with new numbers."""
 BLOCK = 1024
 """Images between two points from which a stopped scan goes on."""

@@ -18,7 +18,7 @@ _FLIPS = (
 )  # fmt: skip
 
 
-def _same(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _same(image: Image.Image, _rng: np.random.Generator) -> Image.Image:
     return image
 
 
