@@ -281,8 +281,9 @@ def _agrees(seen: Agreement) -> NDArray[np.bool_]:
     """
     same = (seen.difference < 2.2) & (seen.whole > 0.99) & (seen.detail > 0.35)
     close = (seen.difference < 3.7) & (seen.whole > 0.985) & (seen.detail > 0.6)
+    crisp = (seen.difference < 4.6) & (seen.whole > 0.985) & (seen.detail > 0.9)
     sharp = (seen.difference < 6.5) & (seen.whole > 0.992) & (seen.detail > 0.85)
-    return np.asarray(same | close | sharp)
+    return np.asarray(same | close | crisp | sharp)
 
 
 def _same_size(frame: pd.DataFrame, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:
