@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from dermkit.audit import scan as scan_room
-from dermkit.audit.copies import find_common, find_copies, groups_of
+from dermkit.audit.copies import exact_pairs, find_common, find_copies, groups_of
 from dermkit.audit.describe import describe, shrink
 from dermkit.audit.register import frame_guess, prepare, register
 from dermkit.audit.scan import scan
@@ -279,3 +279,51 @@ def test_copies_are_the_same_in_any_order_of_rows(planted: tuple[Dataset, pd.Dat
     shuffled = replace(dataset, manifest=dataset.manifest.iloc[order].reset_index(drop=True))
     one, two = find_copies(dataset.manifest, table), find_copies(shuffled.manifest, table.take(order))
     assert set(named(dataset, one)) == set(named(shuffled, two))
+
+
+def test_of_many_identical_pictures_every_label_and_side_is_seen() -> None:
+    label = pd.Series(["nv"] * 50 + ["mel"] * 50 + ["nv"])
+    side = pd.Series([""] + ["train"] * 49 + ["test"] * 50 + ["train"])
+    pairs = exact_pairs(pd.Series(["same"] * 100 + [""]), label, side)
+    assert len(pairs) < 400
+    a, b = pairs["a"].to_numpy(), pairs["b"].to_numpy()
+    assert (a < b).all()
+    across = side.to_numpy()[a] != side.to_numpy()[b]
+    contradicted = label.to_numpy()[a] != label.to_numpy()[b]
+    assert set(np.r_[a[across], b[across]]) == set(range(100))
+    assert set(np.r_[a[contradicted], b[contradicted]]) == set(range(100))
+
+
+def test_a_file_that_comes_back_or_is_written_anew_is_looked_at_again(tmp_path: Path) -> None:
+    dataset = small_set(tmp_path, 5)
+    (tmp_path / "images").rename(tmp_path / "away")
+    with pytest.raises(DataError):
+        scan(dataset)
+    (tmp_path / "away").rename(tmp_path / "images")
+    assert scan(dataset).table["changed"].tolist() == [""] * 5
+    save(tmp_path / "images", "o002.jpg", photograph(50, size=64))
+    assert scan(dataset).table["changed"].tolist() == ["", "", "changed", "", ""]
+    # A file that changed is not what its hash of the import says.
+    save(tmp_path / "images", "o002.jpg", photograph(1, size=64))
+    assert find_copies(dataset.manifest, scan(dataset))["kind"].tolist() == ["reencoded"]
+
+
+def test_a_store_begun_in_another_order_gives_each_image_its_own_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = small_set(tmp_path, 9)
+    whole = scan(dataset, folder=tmp_path / "whole")
+    monkeypatch.setattr(scan_room, "BLOCK", 4)
+    scan(dataset)
+    (dataset.folder / "audit" / "scan" / "block-00001.csv").unlink()
+    order = np.array([8, 3, 5, 0, 1, 7, 2, 6, 4])
+    mixed = replace(dataset, manifest=dataset.manifest.iloc[order].reset_index(drop=True))
+    pd.testing.assert_frame_equal(scan(mixed).table, whole.table.iloc[order].reset_index(drop=True))
+
+
+@pytest.mark.parametrize("lost", ["files.csv", "canvas.npy", "scan.json"])
+def test_a_broken_store_is_made_anew(tmp_path: Path, lost: str) -> None:
+    dataset = small_set(tmp_path, 3)
+    before = scan(dataset).table
+    (dataset.folder / "audit" / "scan" / lost).unlink()
+    pd.testing.assert_frame_equal(scan(dataset).table, before)

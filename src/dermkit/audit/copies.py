@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from dermkit.audit.register import Agreement, Match, disc_guess, frame_guess, prepare, register
 from dermkit.audit.scan import Scan
 from dermkit.audit.search import find_neighbours, nearest_of
+from dermkit.data.overlap import codes
 from dermkit.watch import Watch
 
 FRAME_NEAR = 4.0
@@ -34,7 +35,7 @@ MOST_OF_DISC, GUESSES = 3, 2
 MOST_VECTORS = 1_500_000
 """Discs searched at once, 270 MB; larger sets use fewer discs of each image."""
 EXACT_ALL = 30
-"""Up to this many identical images every pair is listed; of more, each is paired with the first."""
+"""Up to this many identical images every pair is listed; of more, enough to see every label and side."""
 CHUNK = 256
 """Pairs registered at once: about 100 MB per thread."""
 
@@ -71,7 +72,8 @@ def find_copies(frame: pd.DataFrame, scan: Scan, *, watch: Watch | None = None, 
 
     frame: the manifest's rows (pixel_sha256, width, height), in the order of the scan.
     """
-    pairs = _find(frame, (scan,), np.zeros(len(frame), np.int64), scan.rows, watch or Watch(), workers)
+    stock = _Stock((scan,), np.zeros(len(frame), np.int64), scan.rows)
+    pairs = _find(_pictures(frame, scan.table), stock, watch or Watch(), workers)
     return pairs.sort_values(["a", "b"], ignore_index=True)
 
 
@@ -83,38 +85,50 @@ def find_common(
     workers: int = 0,
 ) -> pd.DataFrame:
     """Return the pairs of copies across two sets: a is a row of the first, b of the second."""
-    both = pd.concat([table[["pixel_sha256", "width", "height"]] for table in frames], ignore_index=True)
+    both = pd.concat([_pictures(frame, scan.table) for frame, scan in zip(frames, scans, strict=True)])
     which = np.repeat([0, 1], [len(table) for table in frames])
-    pairs = _find(both, scans, which, np.concatenate([scan.rows for scan in scans]), watch or Watch(), workers)
+    stock = _Stock(scans, which, np.concatenate([scan.rows for scan in scans]))
+    pairs = _find(both.reset_index(drop=True), stock, watch or Watch(), workers)
     across: pd.DataFrame = pairs[which[pairs["a"]] != which[pairs["b"]]]
     return across.assign(b=across["b"] - len(frames[0])).sort_values(["a", "b"], ignore_index=True)
 
 
-def _find(
-    frame: pd.DataFrame,
-    scans: tuple[Scan, ...],
-    which: NDArray[np.int64],
-    place: NDArray[np.int64],
-    watch: Watch,
-    workers: int,
-) -> pd.DataFrame:
-    picture = pd.factorize(frame["pixel_sha256"])[0]
+def _pictures(frame: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Return hash and size of each row's picture; a file that changed since the import has no known hash."""
+    known = (table["changed"] == "").to_numpy()
+    return frame[["width", "height"]].assign(pixel_sha256=frame["pixel_sha256"].where(known, ""))
+
+
+def _find(frame: pd.DataFrame, stock: _Stock, watch: Watch, workers: int) -> pd.DataFrame:
+    picture = codes(frame["pixel_sha256"])
     first = np.flatnonzero(~pd.Series(picture).duplicated().to_numpy())
-    stock = _Stock(scans, which[first], place[first])
-    near = _near_pairs(stock, frame.iloc[first].reset_index(drop=True), watch, workers)
-    members = pd.Series(np.arange(len(frame))).groupby(picture).agg(list).tolist()
-    return pd.concat([_exact_pairs(members), _spread(near, members)], ignore_index=True)
+    chosen = _Stock(stock.scans, stock.which[first], stock.place[first])
+    near = _near_pairs(chosen, frame.iloc[first].reset_index(drop=True), watch, workers)
+    rows = pd.Series(np.arange(len(frame)))
+    # In the order in which the pictures first come, which is that of `first`.
+    members = rows.groupby(picture, sort=False).agg(list).tolist()
+    exact = exact_pairs(frame["pixel_sha256"], pd.Series(stock.which))
+    return pd.concat([exact, _spread(near, members)], ignore_index=True)
 
 
-def _exact_pairs(members: list[list[int]]) -> pd.DataFrame:
-    rows = [
-        (a, b)
-        for same in members
-        if len(same) > 1
-        for at, a in enumerate(same[: EXACT_ALL if len(same) <= EXACT_ALL else 1])
-        for b in same[at + 1 :]
-    ]
-    pairs = np.array(rows, np.int64).reshape(-1, 2)
+def exact_pairs(pixels: "pd.Series[str]", *apart: "pd.Series[Any]") -> pd.DataFrame:
+    """Return the pairs of images with identical pixels, "" = unknown; columns `COLUMNS`.
+
+    Of more than `EXACT_ALL` identical images, each is paired with the first of every combination of the values
+    `apart` (label, side): whatever has a twin under another label or on another side then has one here.
+    """
+    frame = pd.DataFrame(
+        {"pixels": pixels.to_numpy(), **{str(n): part.to_numpy() for n, part in enumerate(apart)}}
+    )
+    known = frame[(frame["pixels"] != "") & frame["pixels"].duplicated(keep=False)]
+    rows: list[tuple[int, int]] = []
+    for _, same in known.groupby("pixels", sort=False):
+        members = same.index.to_numpy()
+        heads = members
+        if len(members) > EXACT_ALL:
+            heads = same.drop_duplicates([str(n) for n in range(len(apart))] or "pixels").index.to_numpy()
+        rows += {(int(min(a, b)), int(max(a, b))) for a in heads for b in members if a != b}
+    pairs = np.array(sorted(rows), np.int64).reshape(-1, 2)
     return pd.DataFrame({"a": pairs[:, 0], "b": pairs[:, 1], "distance": 0.0, "kind": "exact"})
 
 

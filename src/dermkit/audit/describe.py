@@ -151,7 +151,7 @@ def _blobs(levels: Floats, size: NDArray[np.int64]) -> Floats:
     dx, dy, step = (_vertex(found, (image, level, y, x), axis) for axis in (3, 2, 1))
     radius = REACH * SIGMAS[0] * 2 ** ((level + step + 0.5) / 3)
     place = np.stack([x + dx, y + dy, radius], axis=-1)
-    reach = 0.8 * radius[:, None]
+    reach = 0.6 * radius[:, None]
     fits = (place[:, :2] - reach >= -1) & (place[:, :2] + reach <= size[image])
     inside = np.asarray(fits.all(axis=1))
     order = np.lexsort((-strength, image))

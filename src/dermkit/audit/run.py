@@ -11,7 +11,7 @@ import pandas as pd
 
 from dermkit.audit.accept import carried, check_codes, records_of, save_records, with_accepted
 from dermkit.audit.clean import CLEANED, PARTED, apply_cleaning, plan_cleaning
-from dermkit.audit.copies import find_common, find_copies
+from dermkit.audit.copies import exact_pairs, find_common, find_copies
 from dermkit.audit.finding import CheckFunction, Finding, Subject, Use, card
 from dermkit.audit.links import join
 from dermkit.audit.page import write_page
@@ -211,12 +211,20 @@ def _cleaned(audit: Audit, watch: Watch) -> Dataset | None:
 def _subject(dataset: Dataset, seen: Seen, sides: Sides, use: Use) -> Subject:
     frame = dataset.manifest.reset_index(drop=True)
     frame = frame.assign(split=sides.of(frame))
-    first, second = (seen.pairs[end].to_numpy(np.int64) for end in ("a", "b"))
+    pairs = _pairs(frame, seen)
+    first, second = (pairs[end].to_numpy(np.int64) for end in ("a", "b"))
     units = join(len(frame), first, second, split_groups(frame))
     return Subject(
         dataset=replace(dataset, manifest=frame[list(dataset.manifest.columns)]),
-        frame=frame, measures=seen.measures, pairs=seen.pairs, units=units, use=use,
+        frame=frame, measures=seen.measures, pairs=pairs, units=units, use=use,
     )  # fmt: skip
+
+
+def _pairs(frame: pd.DataFrame, seen: Seen) -> pd.DataFrame:
+    """Return the copies, the identical ones so that every label and every side of this split is among the pairs."""
+    known = (seen.measures["changed"] == "").to_numpy() if "changed" in seen.measures else np.ones(len(frame), bool)
+    exact = exact_pairs(frame["pixel_sha256"].where(known, ""), frame["label"], frame["split"])
+    return pd.concat([exact, seen.pairs[seen.pairs["kind"] != "exact"]], ignore_index=True)
 
 
 def _images(n: int) -> str:

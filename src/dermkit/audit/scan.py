@@ -22,11 +22,19 @@ from dermkit.audit import describe, measures
 from dermkit.data.images import open_image
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, ImageRefused
-from dermkit.files import check_writable, fingerprint, make_folder, read_json, write_json, write_rows
+from dermkit.files import (
+    check_writable,
+    fingerprint,
+    make_folder,
+    output_errors,
+    read_json,
+    write_json,
+    write_rows,
+)
 from dermkit.watch import Watch
 
 FORMAT = 1
-VERSION = 2
+VERSION = 3
 """Raised whenever a measure or a description changes, so that an old store is not mixed with new numbers."""
 BLOCK = 1024
 """Images between two points from which a stopped scan goes on."""
@@ -43,6 +51,7 @@ _ARRAYS: Mapping[str, tuple[tuple[int, ...], type[Any]]] = {
     "polar": ((describe.DISCS, describe.RINGS, describe.ANGLES), np.int8),
 }
 BYTES_PER_IMAGE = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in _ARRAYS.values())
+_STATE_COLUMNS = ("changed", "stat")
 STATES = ("", "changed", "missing", "refused")
 """What became of a file since the import ("" = nothing)."""
 
@@ -74,6 +83,7 @@ class Scan:
 def scan(dataset: Dataset, *, folder: Path | None = None, workers: int = 0, watch: Watch | None = None) -> Scan:
     """Scan a data set into `folder` (default: audit/scan of the data set), or go on where a scan was stopped.
 
+    A file whose size or time of change is another than it was is looked at again, with its block.
     workers: threads, 0 = all cores. Raises `OutputError` where the store does not fit or cannot be written, and
     `DataError` where no file can be read.
     """
@@ -83,36 +93,37 @@ def scan(dataset: Dataset, *, folder: Path | None = None, workers: int = 0, watc
     if rows is None:
         _start(folder, frame)
         rows = np.arange(len(frame))
-    total = len(pd.read_csv(folder / "files.csv", usecols=["path"], dtype=str, keep_default_na=False))
-    if len(rows) == total:
-        _fill(dataset, folder, workers, watch or Watch())
-    table = _read_table(folder, total).iloc[rows].reset_index(drop=True)
+    files = _read_files(folder)
+    _forget_stale(dataset.images, folder, files, rows)
+    _fill(dataset.images, folder, files, workers, watch or Watch())
+    table = _read_table(folder, len(files)).iloc[rows].reset_index(drop=True)
     if (table["changed"].isin(["missing", "refused"])).all():
         raise DataError(
             f"{dataset.images}: none of the {len(frame)} images can be read",
             remedy="bring the images back, or correct location.json",
         )
     maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-    return Scan(table, rows, **maps)
+    return Scan(table.drop(columns="stat"), rows, **maps)
+
+
+def _read_files(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "files.csv", dtype=str, keep_default_na=False)
 
 
 def _stored_rows(folder: Path, frame: pd.DataFrame) -> NDArray[np.int64] | None:
-    """Return where the manifest's images lie in the store, or None where it is another one's, old or incomplete."""
-    if not (folder / "scan.json").is_file():
+    """Return where the manifest's images lie in the store; None where it is another one's, old or broken."""
+    try:
+        facts = read_json(folder / "scan.json", format=FORMAT, error=DataError)
+        files = _read_files(folder)
+        shapes = {name: np.load(folder / f"{name}.npy", mmap_mode="r").shape for name in _ARRAYS}
+    except (DataError, OSError, ValueError):
         return None
-    facts = read_json(folder / "scan.json", format=FORMAT, error=DataError)
-    files = pd.read_csv(folder / "files.csv", dtype=str, keep_default_na=False)
-    if facts.get("version") != VERSION or facts.get("files") != _files_key(files):
+    whole = all(shapes[name] == (len(files), *shape) for name, (shape, _) in _ARRAYS.items())
+    if not whole or facts.get("version") != VERSION or facts.get("files") != _files_key(files):
         return None
     places = pd.Series(np.arange(len(files)), index=pd.MultiIndex.from_frame(files[["path", "file_sha256"]]))
     wanted = places.reindex(pd.MultiIndex.from_frame(frame[["path", "file_sha256"]]))
-    if wanted.isna().any():
-        return None
-    if len(frame) < len(files) and not all(
-        (folder / _block_name(at)).is_file() for at in range(0, len(files), BLOCK)
-    ):
-        return None
-    return wanted.to_numpy().astype(np.int64)
+    return None if wanted.isna().any() else wanted.to_numpy().astype(np.int64)
 
 
 def _files_key(files: pd.DataFrame) -> str:
@@ -121,47 +132,70 @@ def _files_key(files: pd.DataFrame) -> str:
 
 def _start(folder: Path, frame: pd.DataFrame) -> None:
     """Make an empty store; its space is reserved before the first image is opened."""
+    (folder / "scan.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
     check_writable(folder, len(frame) * (BYTES_PER_IMAGE + 500))
     files = frame[["path", "file_sha256"]].astype(str)
     write_rows(folder / "files.csv", list(files.columns), files.itertuples(index=False))
-    for name, (shape, kind) in _ARRAYS.items():
-        np.lib.format.open_memmap(
-            folder / f"{name}.npy", mode="w+", dtype=kind, shape=(len(frame), *shape)
-        ).flush()
-    stored = pd.read_csv(folder / "files.csv", dtype=str, keep_default_na=False)
-    write_json(folder / "scan.json", {"version": VERSION, "files": _files_key(stored)}, format=FORMAT)
+    with output_errors(folder):
+        for name, (shape, kind) in _ARRAYS.items():
+            path = folder / f"{name}.npy"
+            np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(len(frame), *shape)).flush()
+    write_json(folder / "scan.json", {"version": VERSION, "files": _files_key(_read_files(folder))}, format=FORMAT)
 
 
 def _block_name(start: int) -> str:
     return f"block-{start // BLOCK:05d}.csv"
 
 
-def _fill(dataset: Dataset, folder: Path, workers: int, watch: Watch) -> None:
-    """Scan the blocks that are not done."""
-    frame = dataset.manifest
-    starts = [at for at in range(0, len(frame), BLOCK) if not (folder / _block_name(at)).is_file()]
+def _stat(path: Path) -> str:
+    """Return what tells a file that was written anew: its size and its time of change; "" where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ""
+    return f"{found.st_size}:{found.st_mtime_ns}"
+
+
+def _forget_stale(root: Path, folder: Path, files: pd.DataFrame, rows: NDArray[np.int64]) -> None:
+    """Remove the blocks that hold an image of the manifest whose file is not as it was."""
+    wanted = np.zeros(len(files), bool)
+    wanted[rows] = True
+    for start in range(0, len(files), BLOCK):
+        path = folder / _block_name(start)
+        if not path.is_file():
+            continue
+        before = pd.read_csv(path, usecols=["stat"], dtype=str, keep_default_na=False)["stat"].tolist()
+        names = files["path"].iloc[start : start + BLOCK].tolist()
+        here = zip(names, before, wanted[start : start + BLOCK], strict=False)
+        if len(before) != len(names) or any(used and _stat(root / name) != stat for name, stat, used in here):
+            path.unlink()
+
+
+def _fill(root: Path, folder: Path, files: pd.DataFrame, workers: int, watch: Watch) -> None:
+    """Scan the blocks that are not done, in the order of the store's own list of files."""
+    total = len(files)
+    starts = [at for at in range(0, total, BLOCK) if not (folder / _block_name(at)).is_file()]
     if not starts:
         return
     maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in _ARRAYS}
-    paths, hashes = frame["path"].tolist(), frame["file_sha256"].tolist()
-    done = len(frame) - sum(min(BLOCK, len(frame) - at) for at in starts)
+    one = _scanner(root, files["path"].tolist(), files["file_sha256"].tolist(), maps)
+    done = total - sum(min(BLOCK, total - at) for at in starts)
     # The threads are ours: those of the matrix library would fight with them for the same cores.
     with threadpool_limits(1), ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         try:
             for start in starts:
-                end = min(start + BLOCK, len(frame))
+                end = min(start + BLOCK, total)
                 parts = [(at, min(at + _BATCH, end)) for at in range(start, end, _BATCH)]
-                one = _scanner(dataset.images, paths, hashes, maps)
                 rows: list[dict[str, Any]] = []
                 for (low, high), part in zip(parts, pool.map(one, parts), strict=True):
                     rows += part
                     done += high - low
-                    watch.step("images looked at", done, len(frame))
+                    watch.step("images looked at", done, total)
                 for values in maps.values():
                     values.flush()
-                header = [*measures.COLUMNS, "changed"]
+                header = [*measures.COLUMNS, *_STATE_COLUMNS]
                 write_rows(folder / _block_name(start), header, ([row[name] for name in header] for row in rows))
         finally:
             pool.shutdown(cancel_futures=True)
@@ -187,15 +221,16 @@ def _scanner(
 
 def _look(path: Path, file_sha256: str) -> tuple[dict[str, Any], describe.Small | None]:
     """Measure and shrink one image; the file may have changed since the import."""
+    stat = _stat(path)
     try:
         data = path.read_bytes()
         image = open_image(data, name=str(path))
     except OSError:
-        return measures.unknown() | {"changed": "missing"}, None
+        return measures.unknown() | {"changed": "missing", "stat": stat}, None
     except ImageRefused:
-        return measures.unknown() | {"changed": "refused"}, None
+        return measures.unknown() | {"changed": "refused", "stat": stat}, None
     changed = "" if image.file_sha256 == file_sha256 else "changed"
-    return measures.measure(image, data) | {"changed": changed}, describe.shrink(image.pixels)
+    return measures.measure(image, data) | {"changed": changed, "stat": stat}, describe.shrink(image.pixels)
 
 
 def _store(maps: dict[str, NDArray[Any]], at: NDArray[np.int64], smalls: list[describe.Small]) -> None:
@@ -214,7 +249,7 @@ def _store(maps: dict[str, NDArray[Any]], at: NDArray[np.int64], smalls: list[de
 
 def _read_table(folder: Path, total: int) -> pd.DataFrame:
     blocks = [folder / _block_name(at) for at in range(0, total, BLOCK)]
-    texts = dict.fromkeys([*measures.TEXTS, "changed"], str)
+    texts = dict.fromkeys([*measures.TEXTS, *_STATE_COLUMNS], str)
     kinds = dict.fromkeys(measures.NUMBERS, "float64") | texts
     tables = [
         pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=dict.fromkeys(measures.NUMBERS, "nan"))
