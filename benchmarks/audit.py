@@ -5,6 +5,7 @@
     python benchmarks/audit.py search FOLDER [--sizes 10000 100000 1000000]
     python benchmarks/audit.py sets DATASETS FOLDER
     python benchmarks/audit.py table
+    python benchmarks/audit.py plot benchmarks/search.svg
 
 FOLDER takes what is made and can be deleted afterwards. HAM10000 is the folder with HAM10000_metadata.csv and images/;
 DATASETS holds imported data set folders. The seeds from 1000 on were not looked at while thresholds were set.
@@ -21,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from dermkit.audit.finding import Severity
 from dermkit.audit.search import find_neighbours
@@ -252,8 +254,8 @@ def search(sizes: Sequence[int]) -> None:
     """Search near copies among made descriptions, 5 % of them planted copies, each size in a process of its own."""
     for n in sizes:
         if n not in done("search"):
-            script = f"import sys; sys.path.insert(0, {str(HERE)!r}); import audit as a; a.search_one({n})"
-            subprocess.run([sys.executable, "-c", script], check=True)
+            here = f"import sys; sys.argv += ['search']; sys.path.insert(0, {str(HERE)!r})"
+            subprocess.run([sys.executable, "-c", f"{here}; import audit; audit.search_one({n})"], check=True)
 
 
 def search_one(n: int) -> None:
@@ -304,6 +306,22 @@ def sets(datasets: Path, folder: Path) -> None:
         ])  # fmt: skip
 
 
+def plot(path: Path) -> None:
+    """Draw seconds of the near-copy search against the number of images, with a line of exponent 1."""
+    rows = pd.read_csv(ROWS, keep_default_na=False)
+    some = rows[(rows["part"] == "search") & (rows["what"] == "seconds")]
+    n, seconds = some["n"].astype(float).to_numpy(), some["value"].astype(float).to_numpy()
+    slope = float(np.polyfit(np.log(n), np.log(seconds), 1)[0])
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.loglog(n, seconds, "o-", label=f"measured, exponent {slope:.2f}")
+    axes.loglog(n, seconds[0] * n / n[0], ":", color="grey", label="exponent 1")
+    axes.set(xlabel="images", ylabel="seconds", title="Near-copy search, two cores")
+    axes.legend()
+    figure.savefig(str(path), metadata={"Date": None})
+    print(f"{path}: exponent {slope:.2f} over {len(n)} sizes")
+
+
 def table() -> None:
     """Print the sums over seeds as Markdown."""
     rows = pd.read_csv(ROWS, keep_default_na=False)
@@ -321,7 +339,7 @@ def table() -> None:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["made", "real", "search", "sets", "table"])
+    parser.add_argument("part", choices=["made", "real", "search", "sets", "table", "plot"])
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=0)
@@ -330,9 +348,10 @@ def main() -> None:
     first, count = {"made": (1000, 20), "real": (2000, 3)}.get(given.part, (0, 0))
     seeds = range(given.first or first, (given.first or first) + (given.seeds or count))
     one, two = (*given.folders, Path(), Path())[:2]
-    parts = {
+    parts: dict[str, Callable[[], None]] = {
         "made": lambda: made(one, seeds), "real": lambda: real(one, two, seeds),
         "search": lambda: search(given.sizes), "sets": lambda: sets(one, two), "table": table,
+        "plot": lambda: plot(one),
     }  # fmt: skip
     parts[given.part]()
 

@@ -70,8 +70,8 @@ def test_small_and_unsure_differences_are_no_warning(
 
 def test_photographs_of_one_lesion_are_one_case() -> None:
     """Two hairy patients with 40 photographs each are two cases, whatever the number of photographs."""
-    counts = {"mel": (80, 100), "nv": (0, 100)}
-    many = [f"L{n // 40}" for n in range(80)] + [f"M{n}" for n in range(200)]
+    counts = {"mel": (80, 150), "nv": (0, 100)}
+    many = [f"L{n // 40}" for n in range(80)] + [f"M{n}" for n in range(250)]
     assert isinstance(da050_hair(_counted(counts)), Finding)
     assert da050_hair(_counted(counts, lesions=many)) is None
 
@@ -90,6 +90,31 @@ def test_clustered_chance_is_no_finding() -> None:
         )
         false += isinstance(da050_hair(subject), Finding)
     assert false <= 1
+
+
+def _heavy(rng: np.random.Generator) -> Subject:
+    """25 lesions, a tenth of them with 40 times the photographs; hair is a lesion's own, whatever its class."""
+    size = np.where(rng.random(25) < 0.1, 120, 3)
+    lesion = np.repeat(np.arange(25), size)
+    label, hairy = rng.choice(["mel", "nv"], 25)[lesion], (rng.random(25) < 0.4)[lesion]
+    about = {"lesion_id": [f"L{n}" for n in lesion]}
+    return make_subject(label.tolist(), manifest=about, measures={"hair": hairy.astype(float).tolist()})
+
+
+def test_a_few_lesions_with_nearly_all_photographs_are_too_few_to_judge() -> None:
+    rng = np.random.default_rng(11)
+    false = sum(isinstance(da050_hair(_heavy(rng)), Finding) for _ in range(300))
+    assert false <= 3
+
+
+def test_a_planted_association_of_ordinary_lesions_is_still_found() -> None:
+    rng = np.random.default_rng(12)
+    for _ in range(5):
+        lesion = np.repeat(np.arange(100), rng.integers(1, 5, 100))
+        hairy = (rng.random(100) < np.where(np.arange(100) < 40, 0.8, 0.1))[lesion]
+        label, about = np.where(lesion < 40, "mel", "nv"), {"lesion_id": [f"L{n}" for n in lesion]}
+        subject = make_subject(label.tolist(), manifest=about, measures={"hair": hairy.astype(float).tolist()})
+        assert _finding(da050_hair(subject)).severity is Severity.WARNING
 
 
 def test_what_was_not_measured_is_not_judged() -> None:

@@ -377,6 +377,8 @@ def test_a_class_that_vanishes_is_noted_and_nothing_at_all_is_refused(tmp_path: 
         audit_dataset(none, look=looking(), checks=CHECKS, alpha=0.05, clean=True)
     assert (none.folder / "manifest.csv").read_bytes() == before
     assert not (none.folder / "audit" / "dropped.csv").exists()
+    found = json.loads((none.folder / "audit" / "audit.json").read_text())["findings"]
+    assert "DA011" in {item["code"] for item in found} and (none.folder / "audit" / "audit.html").is_file()
 
 
 def test_a_warning_of_the_import_that_a_cleaning_makes_untrue_goes(faulty: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""`dermkit audit` as a person runs it: planted faults, exit codes, cleaning, and what a later report says."""
+"""`dermkit audit` as a person runs it: planted faults, exit codes, cleaning, acceptances, and what a report says."""
 
 import csv
 import json
@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +18,15 @@ from PIL import Image
 
 from conftest import Cli, Invoke
 from dermkit import workflow
-from dermkit.data.manifest import load_dataset
+from dermkit.audit.finding import Finding, Outcome, Severity, Subject, image_rows
+from dermkit.audit.run import AuditOutcome, audit_dataset
+from dermkit.data.manifest import Dataset, load_dataset, save_dataset
 from dermkit.data.planting import plant_copy
 from dermkit.data.synthetic import make_dataset_folder
+from dermkit.errors import DataError
+from dermkit.files import write_rows
 from dermkit.recipe import Recipe, save
+from planted_audit import CHECKS, Near, looking, make
 
 ROOT = Path(__file__).parents[1]
 SIZE = 128
@@ -197,3 +204,124 @@ def test_a_stopped_audit_goes_on(imported: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 3 and "DA012" in done.stdout
     assert not list(imported.rglob(".dermkit-tmp-*"))
+
+
+# --- what an acceptance covers, and what a cleaning says ---
+
+FILES = {
+    f"{side}/{label}/{side}{label}{i}": start + i
+    for side, label, start in (
+        ("train", "nevus", 0), ("train", "melanoma", 10), ("test", "nevus", 20), ("test", "melanoma", 30)
+    )
+    for i in range(4)
+}  # fmt: skip
+COPIES = {"test/nevus/copy": 0, "train/nevus/again": 1}
+
+
+def run(dataset: Dataset, near: tuple[Near, ...] = (), **options: Any) -> AuditOutcome:
+    known: dict[str, Any] = {"look": looking(near), "checks": CHECKS, "alpha": 0.05, **options}
+    return audit_dataset(dataset, **known)
+
+
+def voids(outcome: AuditOutcome) -> dict[str, str]:
+    return {item.card.code: item.void for item in outcome.findings if not item.accepted}
+
+
+def save_sides(dataset: Dataset, name: str, tested: str) -> None:
+    ids = dataset.manifest["image_id"].tolist()
+    known = {tested: "test", "train/melanoma/trainmelanoma0": "validation"}
+    sides = [[item, known.get(item, "train")] for item in ids]
+    write_rows(dataset.folder / "splits" / f"{name}.csv", ["image_id", "split"], sides)
+
+
+def test_a_leak_accepted_for_one_split_does_not_hide_that_of_another(tmp_path: Path) -> None:
+    dataset = make(tmp_path, FILES | COPIES)
+    assert [item.card.code for item in run(dataset, accept=["DA012"]).open_errors] == []
+    save_sides(dataset, "mine", "train/nevus/again")
+    mine = run(load_dataset(dataset.folder), split="mine")
+    assert [item.card.code for item in mine.open_errors] == ["DA012"], "as many images, but not the same ones"
+    assert voids(mine)["DA012"] == "accepted for the published split"
+    assert run(load_dataset(dataset.folder), split="mine", accept=["DA012"]).open_errors == []
+    # The same name is not the same division.
+    save_sides(dataset, "mine", "test/nevus/copy")
+    again = run(load_dataset(dataset.folder), split="mine")
+    assert voids(again)["DA012"] == "accepted for the split mine as it was then"
+    # A finding that no split changes stays accepted on all of them.
+    run(load_dataset(dataset.folder), accept=["DA004"])
+    assert "DA004" not in voids(run(load_dataset(dataset.folder), split="mine"))
+
+
+def test_a_warning_that_was_accepted_does_not_cover_an_error(tmp_path: Path) -> None:
+    severity = Severity.WARNING
+
+    def finds(subject: Subject) -> Outcome:
+        """Something
+
+        Threshold: none.
+
+        Severity: any.
+
+        Effect: none.
+        """
+        rows = image_rows(subject, np.arange(3))
+        return Finding(severity=severity, n=3, sentence="Three.", rows=rows)
+
+    finds.__name__ = "da003_finds"
+    dataset = make(tmp_path, FILES)
+    accepted = run(dataset, checks=[finds], accept=["DA003"])
+    assert accepted.audit.verdict.endswith("no warning is open. 1 warning was accepted and not repaired.")
+    severity = Severity.ERROR
+    worse = run(load_dataset(dataset.folder), checks=[finds])
+    assert voids(worse) == {"DA003": "was a warning then, is an error now"} and worse.open_errors
+    severity = Severity.NOTE
+    assert voids(run(load_dataset(dataset.folder), checks=[finds])) == {}, "less is covered"
+
+
+def test_after_a_cleaning_an_acceptance_covers_what_is_left_and_no_more(tmp_path: Path) -> None:
+    dataset = make(tmp_path, FILES | COPIES)
+    near = (
+        Near("test/nevus/testnevus0", "train/nevus/trainnevus2"),
+        Near("test/nevus/copy", "train/nevus/trainnevus3"),
+    )
+    run(dataset, near, accept=["DA012", "DA015"])
+    outcome = run(load_dataset(dataset.folder), near[:1], clean=True)
+    record = json.loads((dataset.folder / "dataset.json").read_text())["accepted"]
+    assert set(record) == {"DA015"}, "DA012 was repaired: its acceptance must not hide a later one"
+    assert record["DA015"]["n"] == 2, "4 before the cleaning"
+    assert outcome.open_errors == [] and outcome.cleaned
+    # The division is that of the images left, so that it holds in the next audit.
+    later = run(load_dataset(dataset.folder), near[:1])
+    assert later.open_errors == [] and {it.card.code for it in later.findings if it.accepted} == {"DA015"}
+    assert "DA015" in voids(run(load_dataset(dataset.folder), near))
+
+
+def test_a_cleaning_that_only_groups_copies_says_so(tmp_path: Path) -> None:
+    dataset = make(tmp_path, FILES)
+    near = (Near("test/nevus/testnevus0", "train/nevus/trainnevus2"),)
+    with pytest.raises(DataError) as before:
+        run(dataset, near).refuse_errors()
+    assert "no image and no row was changed" in before.value.kept and "--clean" in before.value.remedy
+    outcome = run(dataset, near, clean=True)
+    assert outcome.cleaned and outcome.dropped == 0
+    for once in (outcome, run(load_dataset(dataset.folder), near, clean=True)):
+        with pytest.raises(DataError) as after:
+            once.refuse_errors()
+        assert "--clean" not in after.value.remedy and "dermkit split" in after.value.remedy
+    with pytest.raises(DataError) as after:
+        outcome.refuse_errors()
+    assert "copies were grouped; the manifest before is audit/manifest.before-clean.csv" in after.value.kept
+
+
+def test_a_data_set_that_changed_before_the_lock_is_read_again(tmp_path: Path) -> None:
+    read = make(tmp_path, FILES | COPIES)
+    run(load_dataset(read.folder), clean=True)
+    now = load_dataset(read.folder)
+    assert len(now.manifest) < len(read.manifest)
+    outcome = run(read, clean=True)
+    assert outcome.dataset.manifest_sha256 == now.manifest_sha256 and not outcome.cleaned and outcome.dropped == 0
+    # An acceptance of somebody else in the meantime is not written over.
+    run(now, accept=["DA030"])
+    run(now, accept=["DA004"])
+    assert {"DA004", "DA030"} <= set(load_dataset(read.folder).notes["accepted"])
+    save_dataset(replace(now, notes={}))
+    assert run(now).findings

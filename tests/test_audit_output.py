@@ -15,7 +15,7 @@ from dermkit.audit import page
 from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, card, pair_rows
 from dermkit.audit.run import AuditOutcome, audit_dataset, run_checks
 from dermkit.audit.state import audit_state, division_sha256
-from dermkit.data.manifest import Dataset, load_dataset
+from dermkit.data.manifest import Dataset, load_dataset, save_dataset
 from dermkit.errors import DataError, OutputError, UsageError
 from dermkit.files import lock, write_rows
 from dermkit.watch import Watch
@@ -261,7 +261,8 @@ def test_what_is_accepted_is_recorded_kept_and_told(dataset: Dataset) -> None:
     record = json.loads((dataset.folder / "dataset.json").read_text())["accepted"]
     assert set(record) == {"DA011", "DA012"}, "DA014 found nothing, so there was nothing to accept"
     assert record["DA012"] == {
-        "date": record["DA012"]["date"], "manifest_sha256": dataset.manifest_sha256, "n": 2, "split": "given_split",
+        "date": record["DA012"]["date"], "manifest_sha256": dataset.manifest_sha256, "n": 2, "severity": "error",
+        "split": "given_split", "division": division_sha256(division(dataset)),
     }  # fmt: skip
     later = run(load_dataset(dataset.folder))
     assert [item.card.code for item in later.open_errors] == ["DA015"], "it holds in later audits"
@@ -282,9 +283,11 @@ def test_an_acceptance_is_void_once_there_is_more_or_the_manifest_changes(datase
     assert "DA015" in {item.card.code for item in more.open_errors}
     assert {item.card.code: item.void for item in more.findings}["DA015"] == "2 images then, 4 now"
     assert "An earlier acceptance does not stand: 2 images then, 4 now" in Page(more.page).words
-    changed = replace(same, manifest=same.manifest.assign(site="back"))
-    outcome = run(changed)
+    # What is in the folder counts, not what was read before it was locked.
+    save_dataset(replace(same, manifest=same.manifest.assign(site="back")))
+    outcome = run(same)
     assert {item.card.code: item.void for item in outcome.findings}["DA015"] == "the manifest has changed since"
+    save_dataset(same)
     assert "DA015" not in {item.card.code for item in run(same).open_errors}, "void is not forgotten"
 
 

@@ -333,3 +333,17 @@ def test_cards_can_be_read() -> None:
     cards = [card(check) for check in CHECKS]
     assert [item.code for item in cards] == [f"DA04{k}" for k in range(8)]
     assert all("0.60" in item.threshold and item.severity and item.effect for item in cards)
+
+
+def test_a_few_lesions_with_nearly_all_images_are_too_few_to_judge() -> None:
+    """Two patients with 120 images each in a class of 14 say nothing about the class; 14 alike would."""
+    for heavy, judged in ((120, False), (3, True)):
+        size = np.tile([heavy] * 2 + [3] * 12, 2)
+        lesion = np.repeat(np.arange(28), size)
+        label = np.where(lesion < 14, "mel", "nv")
+        subject = numbers(
+            label.tolist(), np.where(lesion < 14, 2e5, 1e5), manifest={"lesion_id": [f"L{n}" for n in lesion]}
+        )
+        found = da040_file_size(subject)
+        assert isinstance(found, Finding) == judged
+        assert isinstance(found, NotApplicable) != judged

@@ -4,6 +4,7 @@ import base64
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -476,6 +477,31 @@ def test_splits_of_an_earlier_manifest_are_told(tmp_path: Path) -> None:
     assert "old_splits" not in codes(bring(root))
     draw(root / "benign" / "new.png")
     assert "old_splits" in codes(bring(root))
+
+
+def test_what_was_accepted_and_dropped_for_an_earlier_manifest_is_told_and_removed(tmp_path: Path) -> None:
+    root = draw_all(tmp_path / "src", FLAT)
+    assert "void_acceptances" not in codes(bring(root))
+    facts, dropped = tmp_path / "made" / "dataset.json", tmp_path / "made" / "audit" / "dropped.csv"
+    accepted = {"accepted": {"DA011": {}, "DA020": {}}, "accepted_against": {"other": {"DA081": {}}}}
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), **accepted}))
+    dropped.parent.mkdir()
+    dropped.write_text("image_id,code,reason\n")
+    notes = {item["code"]: item["text"] for item in bring(root).dataset.notes["warnings"]}
+    assert notes["void_acceptances"].startswith("3 acceptances of the earlier manifest are void")
+    assert "DA011, DA020, DA081" in notes["void_acceptances"]
+    assert dropped.is_file()  # the manifest is the same
+    draw(root / "benign" / "new.png")
+    assert "void_acceptances" not in codes(bring(root))
+    assert not dropped.exists()
+
+
+@pytest.mark.parametrize("text", ["{", '{"format": 1, "accepted": 3, "accepted_against": [1]}'])
+def test_a_broken_dataset_json_is_written_anew(tmp_path: Path, text: str) -> None:
+    root = draw_all(tmp_path / "src", FLAT)
+    bring(root)
+    (tmp_path / "made" / "dataset.json").write_text(text)
+    assert "void_acceptances" not in codes(bring(root))
 
 
 # HAM10000 -----------------------------------------------------------------------------------------------------------

@@ -570,6 +570,18 @@ def test_the_same_row_twice_in_a_join_is_none(tmp_path: Path) -> None:
     assert codes(bring("folder", nine_folders(tmp_path / "src"), join=[meta]))["joined"] == 1
 
 
+def test_an_isic_id_of_a_column_has_one_spelling_and_is_joined(tmp_path: Path) -> None:
+    text = "image,label,isic_id\na.png,nv,isic_0000001\nb.png,nv,ISIC_0000002.jpg\nc.png,nv,Own-7\n"
+    root = make(tmp_path / "src", ["a.png", "b.png", "c.png"], rows=text)
+    meta = "isic_id,lesion_id\nISIC_0000001,L1\nisic_0000002,L2\nown-7,L3\n"
+    outcome = bring("csv", root, join=[make(tmp_path, [], meta=meta) / "meta.csv"])
+    assert table(outcome, "isic_id", "lesion_id") == [
+        ("ISIC_0000001", "L1"),
+        ("ISIC_0000002", "L2"),
+        ("Own-7", "L3"),
+    ]
+
+
 # The command line ---------------------------------------------------------------------------------------------------
 
 
@@ -661,3 +673,22 @@ def test_words_of_the_command_that_are_wrong(tmp_path: Path, invoke: Invoke) -> 
     code, _, errors = invoke("import", "csv", source, "--out", tmp_path / "made", "--column", "label=nothing")
     assert code == 3
     assert "has no column 'nothing'" in errors
+
+
+def test_parts_of_a_download_are_no_classes(tmp_path: Path) -> None:
+    make(tmp_path / "src", ("HAM10000_images_part_1/a.png", "HAM10000_images_part_2/b.png"))
+    with pytest.raises(DataError, match="named like parts of a download") as raised:
+        import_dataset("folder", tmp_path / "src", out=tmp_path / "out")
+    assert "ham10000" in raised.value.remedy
+    make(tmp_path / "fine", ("nevus/a.png", "images/b.png"))
+    assert import_dataset("folder", tmp_path / "fine", out=tmp_path / "out2").dataset.class_names == (
+        "images",
+        "nevus",
+    )
+
+
+def test_spellings_of_a_class_in_a_table_are_one_class(tmp_path: Path) -> None:
+    rows = "image,label\na.png,Nevus\nb.png,nevus\nc.png, NEVUS \nd.png,nevus\ne.png,melanoma\n"
+    outcome = bring("csv", make(tmp_path / "src", ("a.png", "b.png", "c.png", "d.png", "e.png"), rows=rows), {})
+    assert outcome.dataset.class_names == ("melanoma", "nevus")
+    assert any(note["code"] == "spellings" for note in outcome.dataset.notes["warnings"])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from dermkit.audit.artefacts import ARTEFACT_COLUMNS, PRESENT, SMALLEST
+from dermkit.audit.artefacts import ARTEFACT_COLUMNS, PRESENT, SMALLEST, SMALLEST_RULER
 from dermkit.audit.jpeg import UNKNOWN, read_tables
 from dermkit.audit.measures import COLUMNS, NUMBERS, TEXTS, measure, reduce_pixels, unknown
 from dermkit.data.images import LesionImage, open_image
@@ -108,7 +108,8 @@ def test_no_image_is_too_odd_to_measure(pixels: Pixels) -> None:
         reduce_pixels(pixels).mean(axis=(1, 2)) @ [0.299, 0.587, 0.114], abs=0.5
     )
     for name in ARTEFACT_COLUMNS:
-        assert math.isnan(row[name]) == (min(reduce_pixels(pixels).shape[1:]) < SMALLEST)
+        least = SMALLEST_RULER if name == "ruler" else SMALLEST
+        assert math.isnan(row[name]) == (min(reduce_pixels(pixels).shape[1:]) < least)
         assert math.isnan(row[name]) or 0 <= row[name] <= 1
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from dermkit.data.manifest import COLUMNS
 from dermkit.data.split import Split, check_split, load_split, make_split, save_split
+from dermkit.data.splitfile import read_rows
 from dermkit.errors import DataError
 from dermkit.files import sha256_file
 from dermkit.recipe import SplitSpec
@@ -154,3 +155,21 @@ def test_a_missing_file_and_a_wrong_spec_are_refused(tmp_path: Path) -> None:
     beside.write_text(beside.read_text().replace('"seed"', '"sead"'))
     with pytest.raises(DataError, match="its spec is not valid"):
         load_split(path, frame)
+
+
+def test_a_split_for_an_audit_may_lack_a_side(tmp_path: Path) -> None:
+    frame = images(4)
+    path = tmp_path / "mine.csv"
+    path.write_text("image_id,split\ni00000,train\ni00001,test\n")
+    rows, excluded = read_rows(path, frame, need_sides=False)
+    assert rows["split"].tolist() == ["train", "test"]
+    assert len(excluded) == 2
+    for read in (read_rows, load_split):
+        with pytest.raises(DataError, match="no image is on the validation side"):
+            read(path, frame)
+    path.write_text("image_id,split\n")
+    with pytest.raises(DataError, match="no image is on any side"):
+        read_rows(path, frame, need_sides=False)
+    path.write_text("image_id,split\ni00000,train\ni00001,fold\n")
+    with pytest.raises(DataError, match="split name other than fold"):
+        read_rows(path, frame, need_sides=False)

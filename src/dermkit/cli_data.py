@@ -77,6 +77,8 @@ def import_(
             on_unpack=lambda done, total: watch.step("unpacked", done, total),
         )  # fmt: skip
     typer.echo(f"{len(outcome.dataset.manifest)} images, {len(outcome.dataset.classes)} classes: {out}")
+    for note in outcome.dataset.notes.get("warnings", []):
+        typer.echo(f"note: {note['text']} ({note['n']})")
     typer.echo(f"overview: {out / 'overview.html'}")
     end_refused(len(outcome.refused), out / "refused.csv")
 

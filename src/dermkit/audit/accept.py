@@ -1,18 +1,32 @@
 """Findings that a person accepts by code: recorded in dataset.json, and void once there is more than was accepted."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from operator import and_
-from typing import Any
+from typing import Any, NamedTuple
 
+from dermkit.audit.finding import Finding, Severity
 from dermkit.data.manifest import FORMAT, Dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.files import read_json, write_json
 
 Records = Mapping[str, Mapping[str, Any]]
-"""Code -> {date, manifest_sha256, n, split}: when, for which manifest, how many images, on which split."""
+"""Code -> {date, manifest_sha256, n, severity, split, division}: when, for which manifest, how many images, how bad,
+on which split. division: its hash, for a split may be made again under its name."""
+
+PARTING = frozenset({"DA012", "DA015", "DA020", "DA021", "DA024", "DA033"})
+"""The checks whose findings are other ones on another split: as many images there are other images."""
+
+_WORST_FIRST = [str(severity) for severity in Severity]
+
+
+class Division(NamedTuple):
+    """A split as an acceptance knows it: its name ("" = none), and the hash of which image is on which side."""
+
+    name: str
+    sha256: str
 
 
 def check_codes(wanted: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -50,26 +64,72 @@ def void(record: Mapping[str, Any], *, manifest_sha256: str, n: int) -> str:
     return ""
 
 
+def void_here(
+    code: str, record: Mapping[str, Any], finding: Finding, *, manifest_sha256: str, division: Division
+) -> str:
+    """Return why an acceptance does not stand for this split and what its check finds on it, "" while it does."""
+    then = str(record.get("severity", ""))
+    if record.get("manifest_sha256") == manifest_sha256:
+        if code in PARTING and record.get("division") != division.sha256:
+            return f"accepted for {_split_words(str(record.get('split', '')), division.name)}"
+        if then not in _WORST_FIRST[: _WORST_FIRST.index(finding.severity) + 1]:
+            return f"was {_severity_words(then)} then, is {_severity_words(finding.severity)} now"
+    return void(record, manifest_sha256=manifest_sha256, n=finding.n)
+
+
+def _split_words(then: str, now: str) -> str:
+    named = "the published split" if then == "given_split" else f"the split {then}" if then else "no split"
+    return f"{named} as it was then" if then == now else named
+
+
+def _severity_words(severity: str) -> str:
+    return {"error": "an error", "warning": "a warning", "note": "a note"}.get(severity, "of unknown severity")
+
+
 def with_accepted(
-    records: Records, codes: Iterable[str], found: Mapping[str, int], *, dataset: Dataset, date: str, split: str
+    records: Records,
+    codes: Iterable[str],
+    found: Mapping[str, Finding],
+    *,
+    dataset: Dataset,
+    date: str,
+    division: Division,
 ) -> Records:
-    """Return the records with `codes` accepted as they are now. found: code -> images; others are left out."""
+    """Return the records with `codes` accepted as they are found now; those that find nothing are left out."""
     new = {
-        code: {"date": date, "manifest_sha256": dataset.manifest_sha256, "n": found[code], "split": split}
+        code: {
+            "date": date, "manifest_sha256": dataset.manifest_sha256, "n": found[code].n,
+            "severity": str(found[code].severity), "split": division.name, "division": division.sha256,
+        }
         for code in codes
         if code in found
-    }
+    }  # fmt: skip
     return dict(sorted({**records, **new}.items()))
 
 
-def carried(records: Records, before: Dataset, after: Dataset) -> Records:
-    """Return the records after a cleaning: what stood for the manifest before it stands for the one after it."""
-    return {
-        code: {**record, "manifest_sha256": after.manifest_sha256}
-        if record.get("manifest_sha256") == before.manifest_sha256
-        else record
-        for code, record in records.items()
-    }
+def carried(
+    records: Records,
+    standing: Collection[str],
+    found: Mapping[str, Finding],
+    *,
+    dataset: Dataset,
+    division: Division,
+) -> Records:
+    """Return the records after a cleaning: what stood before it stands for what is left of it, and for no more.
+
+    standing: the codes whose acceptance stood. dataset, division, found: those after the cleaning. An acceptance of
+    what the cleaning repaired is forgotten: it must not hide what a later audit finds.
+    """
+    kept = {code: record for code, record in records.items() if code not in standing}
+    left = {
+        code: {
+            **records[code], "manifest_sha256": dataset.manifest_sha256, "division": division.sha256,
+            "n": min(int(records[code]["n"]), found[code].n),
+        }
+        for code in standing
+        if code in found
+    }  # fmt: skip
+    return dict(sorted({**kept, **left}.items()))
 
 
 def save_records(dataset: Dataset, records: Records) -> Dataset:

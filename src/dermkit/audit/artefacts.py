@@ -21,6 +21,8 @@ PRESENT = MappingProxyType({"hair": 0.1, "ruler": 0.5, "ink": 0.06, "dark_corner
 """The score from which on a picture is said to show the artefact."""
 SMALLEST = 64
 """Shorter side, in pixels, below which hairs and marks are no longer drawn; nothing is said then."""
+SMALLEST_RULER = 112
+"""The same for the marks of a ruler."""
 
 # What makes a score of 1.
 _MOST_HAIR = 4.0  # sides of the picture
@@ -38,10 +40,12 @@ def score_artefacts(planes: Plane) -> dict[str, float]:
     if min(planes.shape[1:]) < SMALLEST:
         return dict.fromkeys(ARTEFACT_COLUMNS, float("nan"))
     lines = find_lines(planes[0], planes[1])
+    # On 80 and 96 pixels none of a planted scale's marks are found, on 112 they are.
+    ruler = min(1.0, ruler_marks(lines) / _MOST_MARKS) if min(planes.shape[1:]) >= SMALLEST_RULER else float("nan")
     top = np.maximum(np.maximum(planes[0], planes[1]), planes[2])
     return {
         "hair": min(1.0, hair_length(lines) / _MOST_HAIR),
-        "ruler": min(1.0, ruler_marks(lines) / _MOST_MARKS),
+        "ruler": ruler,
         "ink": min(1.0, ink_share(planes, top) / _MOST_INK),
         "dark_corner": dark_corners(top),
     }

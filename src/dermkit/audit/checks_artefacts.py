@@ -12,6 +12,7 @@ from dermkit.audit.artefacts import PRESENT
 from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
 from dermkit.audit.level import share_of_alpha
 from dermkit.audit.words import share_figures, share_text
+from dermkit.metrics.power import effective_size
 
 DIFFERENCE = 0.10
 """Least difference of prevalence between a class and the rest that is warned of: a model that uses nothing else gains
@@ -19,7 +20,8 @@ half of it in balanced accuracy."""
 NOTED = 0.05
 """Least difference that is noted."""
 FEWEST_UNITS = 10
-"""Lesions (or what else belongs together) that a class and the rest must have."""
+"""Lesions (or what else belongs together) that a class and the rest must have, those with many photographs counted
+for what they leave of the others: with two that hold nearly all photographs, the test finds what is chance."""
 
 _NAMED = 9
 
@@ -96,7 +98,9 @@ def _associated(subject: Subject, artefact: str, words: str) -> Outcome:
     shown = known & (score >= PRESENT[artefact])
     contrasts, tested = _contrasts(subject, known, shown)
     if not tested:
-        return NotApplicable(f"no class and its rest have {FEWEST_UNITS} lesions each")
+        return NotApplicable(
+            f"no class and its rest have {FEWEST_UNITS} lesions each, or a few of them have nearly all photographs"
+        )
     alpha = share_of_alpha(tested)
     sure = [item for item in contrasts if item.p < alpha and abs(item.difference) >= NOTED]
     if not sure:
@@ -131,7 +135,7 @@ def _contrasts(
     found = []
     for name, mine in classes:
         sides = (mine & known, ~mine & known)
-        if min(len(np.unique(units[side])) for side in sides) < FEWEST_UNITS:
+        if min(effective_size(units[side]) for side in sides) < FEWEST_UNITS:
             continue
         table = np.zeros((2, 2), np.int64)
         for row, side in enumerate(sides):

@@ -194,7 +194,7 @@ def apply_cleaning(dataset: Dataset, plan: Cleaning, *, date: str) -> Dataset:
     if not plan.keep.any():
         raise DataError(
             f"{dataset.folder}: a cleaning would drop all {len(manifest)} images",
-            kept="the manifest as it was",
+            kept=f"the manifest as it was, and {dataset.folder / 'audit' / 'audit.html'} with what was found",
             remedy="look at audit.html; accept by code what must stay, e.g. --accept DA011",
         )
     if plan.keep.all() and (plan.copy_group == manifest["copy_group"].to_numpy(dtype=object)).all():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermkit.audit.accept import carried, check_codes, records_of, save_records, with_accepted
+from dermkit.audit.accept import Division, carried, check_codes, records_of, save_records, with_accepted
 from dermkit.audit.clean import CLEANED, PARTED, apply_cleaning, plan_cleaning
 from dermkit.audit.copies import exact_pairs, find_common, find_copies
 from dermkit.audit.finding import CheckFunction, Finding, Subject, Use, card
@@ -18,10 +18,10 @@ from dermkit.audit.page import write_page
 from dermkit.audit.scan import scan
 from dermkit.audit.sides import Sides, read_sides
 from dermkit.audit.write import Audit, Checked, Reported, write_tables
-from dermkit.data.manifest import Dataset
+from dermkit.data.manifest import FORMAT, Dataset, load_dataset
 from dermkit.data.split import split_groups
 from dermkit.errors import DataError
-from dermkit.files import lock, sweep_temp
+from dermkit.files import lock, read_json, sha256_file, sweep_temp
 from dermkit.watch import Watch
 
 FOLDER = "audit"
@@ -69,12 +69,16 @@ def looking_across(workers: int = 0) -> Callable[[Dataset, Dataset, Watch], pd.D
 
 @dataclass(frozen=True, eq=False)
 class AuditOutcome:
-    """What an audit left: its findings (worst first), the page, and the data set as it is now."""
+    """What an audit left: its findings (worst first), the page, and the data set as it is now.
+
+    cleaned: whether this audit wrote another manifest, if only one with other copy groups. dropped: rows that went.
+    """
 
     audit: Audit
     page: Path
     dataset: Dataset
     dropped: int
+    cleaned: bool
 
     @property
     def findings(self) -> list[Reported]:
@@ -95,17 +99,30 @@ class AuditOutcome:
         listed = "; ".join(f"{it.card.code} {it.card.title} ({_images(it.finding.n)})" for it in errors)
         raise DataError(
             f"{folder}: {len(errors)} error{'s' * (len(errors) > 1)} not accepted: {listed}",
-            kept=f"{self.page} and the tables beside it; "
-            + ("audit/dropped.csv has what was dropped" if self.dropped else "no image and no row was changed"),
+            kept=f"{self.page} and the tables beside it; {self._changed}",
             remedy="look at the page; then " + "; or ".join(self._ways(errors)),
         )
+
+    @property
+    def _changed(self) -> str:
+        """What became of the manifest."""
+        if not self.cleaned:
+            return "no image and no row was changed"
+        facts = self.dataset.notes["cleaned"][-1]
+        done = (
+            "audit/dropped.csv has what was dropped" if self.dropped else "no row was dropped, copies were grouped"
+        )
+        return f"no image was changed; {done}; the manifest before is {facts['manifest']}"
 
     def _ways(self, errors: Sequence[Reported]) -> list[str]:
         """Return what can be done about these errors."""
         folder, codes = self.dataset.folder, {item.card.code for item in errors}
         scheme = "given" if (self.dataset.manifest["given_split"] == "test").any() else "holdout"
         steps = []
-        if codes & CLEANED and not self.dropped:
+        earlier = self.dataset.notes.get("cleaned") or [{}]
+        # A manifest that a cleaning left is one that another would leave alone.
+        is_clean = earlier[-1].get("to_manifest_sha256") == self.dataset.manifest_sha256
+        if codes & CLEANED and not is_clean:
             steps.append(f"`dermkit audit {folder} --clean`")
         if codes & PARTED:
             steps += [f"`dermkit split {folder} --scheme {scheme}`", f"`dermkit audit {folder} --split {scheme}`"]
@@ -148,19 +165,39 @@ def audit_dataset(
     with lock(dataset.folder):
         folder = dataset.folder / FOLDER
         sweep_temp(folder)
+        dataset = _as_on_disk(dataset)
         sides = read_sides(dataset, split)
         seen = look(dataset, watch)
         audit = judge.audit(dataset, seen, sides)
+        # Before the cleaning too: where that is refused or stopped, what was found is there to be read.
+        page = _write(folder, audit)
         cleaned = _cleaned(audit, watch) if clean else None
         if cleaned:
-            audit = judge.audit(cleaned, seen.within(dataset, cleaned), sides.within(cleaned.manifest))
-        write_tables(folder, audit)
-        page = write_page(folder / "audit.html", audit)
+            left = sides.within(cleaned.manifest)
+            audit = judge.audit(cleaned, seen.within(dataset, cleaned), left, before=audit)
+            page = _write(folder, audit)
     for code in codes:
         if not any(item.card.code == code for item in audit.findings):
             watch.say(f"{code} finds nothing, so nothing was accepted for it")
-    left = audit.subject.dataset
-    return AuditOutcome(audit, page, left, len(dataset.manifest) - len(left.manifest))
+    now = audit.subject.dataset
+    return AuditOutcome(audit, page, now, len(dataset.manifest) - len(now.manifest), cleaned is not None)
+
+
+def _as_on_disk(dataset: Dataset) -> Dataset:
+    """Return the data set as its folder has it now: another command may have changed it before the lock was ours."""
+    folder = dataset.folder
+    if all((folder / name).is_file() for name in ("manifest.csv", "dataset.json")):
+        notes = read_json(folder / "dataset.json", format=FORMAT, error=DataError)
+        same = sha256_file(folder / "manifest.csv") == dataset.manifest_sha256
+        if same and notes.get("accepted", {}) == records_of(dataset):
+            return dataset
+    return load_dataset(folder)
+
+
+def _write(folder: Path, audit: Audit) -> Path:
+    """Write all that an audit leaves; returns the path of its page."""
+    write_tables(folder, audit)
+    return write_page(folder / "audit.html", audit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,15 +211,17 @@ class _Judge:
     watch: Watch
     began: float
 
-    def audit(self, dataset: Dataset, seen: Seen, sides: Sides) -> Audit:
-        """Run the checks, and record what is accepted of what they find."""
+    def audit(self, dataset: Dataset, seen: Seen, sides: Sides, *, before: Audit | None = None) -> Audit:
+        """Run the checks, and record what is accepted of what they find. before: the audit that a cleaning followed."""
         subject = _subject(dataset, seen, sides, self.use)
         checked = run_checks(subject, self.checks, self.watch)
-        found = {item.card.code: item.outcome.n for item in checked if isinstance(item.outcome, Finding)}
+        found = {item.card.code: item.outcome for item in checked if isinstance(item.outcome, Finding)}
         date = datetime.now(UTC).date().isoformat()
-        records = with_accepted(
-            records_of(dataset), self.codes, found, dataset=dataset, date=date, split=sides.name
-        )
+        records, division = records_of(dataset), Division(sides.name, sides.sha256)
+        if before:
+            standing = [item.card.code for item in before.findings if item.accepted]
+            records = carried(records, standing, found, dataset=dataset, division=division)
+        records = with_accepted(records, self.codes, found, dataset=dataset, date=date, division=division)
         subject = replace(subject, dataset=save_records(subject.dataset, records))
         return Audit(
             subject=subject, sides=sides, checked=checked, records=records, alpha=self.alpha, date=date,
@@ -199,13 +238,12 @@ def _cleaned(audit: Audit, watch: Watch) -> Dataset | None:
         watch.say("nothing to clean")
         return None
     facts = cleaned.notes["cleaned"][-1]
-    write_tables(dataset.folder / facts["audit"], audit)
-    write_page(dataset.folder / facts["audit"] / "audit.html", audit)
+    _write(dataset.folder / facts["audit"], audit)
     watch.say(
         f"cleaned: {facts['dropped']} of {_images(len(dataset.manifest))} dropped (audit/dropped.csv), "
         f"{facts['copy_groups']} groups of copies are kept together; the old manifest is {facts['manifest']}"
     )
-    return save_records(cleaned, carried(records_of(cleaned), dataset, cleaned))
+    return cleaned
 
 
 def _subject(dataset: Dataset, seen: Seen, sides: Sides, use: Use) -> Subject:
@@ -222,7 +260,9 @@ def _subject(dataset: Dataset, seen: Seen, sides: Sides, use: Use) -> Subject:
 
 def _pairs(frame: pd.DataFrame, seen: Seen) -> pd.DataFrame:
     """Return the copies, the identical ones so that every label and every side of this split is among the pairs."""
-    known = (seen.measures["changed"] == "").to_numpy() if "changed" in seen.measures else np.ones(len(frame), bool)
+    known = (
+        (seen.measures["changed"] == "").to_numpy() if "changed" in seen.measures else np.ones(len(frame), bool)
+    )
     exact = exact_pairs(frame["pixel_sha256"].where(known, ""), frame["label"], frame["split"])
     return pd.concat([exact, seen.pairs[seen.pairs["kind"] != "exact"]], ignore_index=True)
 

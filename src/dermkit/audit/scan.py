@@ -34,7 +34,7 @@ from dermkit.files import (
 from dermkit.watch import Watch
 
 FORMAT = 1
-VERSION = 3
+VERSION = 4
 """Raised whenever a measure or a description changes, so that an old store is not mixed with new numbers."""
 BLOCK = 1024
 """Images between two points from which a stopped scan goes on."""

@@ -42,8 +42,8 @@ class Sides:
 def read_sides(dataset: Dataset, split: str | Path | None) -> Sides:
     """Return the split of that name or file; without one the published split.
 
-    A leak does not refuse it here: it is what an audit looks for. Raises `UsageError` where there is no such split,
-    `DataError` where it does not fit the manifest.
+    Neither a leak nor a side without images refuses it here: they are what an audit looks for. Raises `UsageError`
+    where there is no such split, `DataError` where it does not fit the manifest.
     """
     if split is None:
         manifest = dataset.manifest
@@ -58,4 +58,4 @@ def read_sides(dataset: Dataset, split: str | Path | None) -> Sides:
             f"{path}: there is no such split",
             remedy=f"splits there: {', '.join(there) or 'none'}; without --split the published one is audited",
         )
-    return Sides(path.stem, read_rows(path, dataset.manifest)[0])
+    return Sides(path.stem, read_rows(path, dataset.manifest, need_sides=False)[0])

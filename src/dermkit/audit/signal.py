@@ -19,13 +19,15 @@ from dermkit.audit.finding import Subject
 from dermkit.audit.level import share_of_alpha
 from dermkit.data.dividing import divide
 from dermkit.metrics.placement import Placed, placed
+from dermkit.metrics.power import effective_size
 
 FOLDS = 5
 FEWEST_IMAGES = 20
 """Images that a class, and the rest, must have: with fewer even a perfect rule is hardly told from a good one."""
 
 FEWEST_UNITS = 10
-"""Lesions (or what else belongs together) that both must have: two for each fold."""
+"""Lesions (or what else belongs together) that both must have: two for each fold. It is their effective number: a few
+with nearly all photographs would be found to have a signal by chance."""
 
 MOST_IMAGES = 20_000
 """Images that are looked at; more would cost time and narrow an interval that is narrow already."""
@@ -148,7 +150,7 @@ def _positive(subject: Subject, tested: Sequence[int]) -> int:
 
 def _is_enough(mine: NDArray[np.bool_], units: Ints) -> bool:
     sides = (mine, ~mine)
-    return all(side.sum() >= FEWEST_IMAGES and len(np.unique(units[side])) >= FEWEST_UNITS for side in sides)
+    return all(side.sum() >= FEWEST_IMAGES and effective_size(units[side]) >= FEWEST_UNITS for side in sides)
 
 
 def _sample(subject: Subject, rows: Ints) -> Ints:

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import PIL
 import scipy
 
 from dermkit import __version__
-from dermkit.audit.accept import Records, void
+from dermkit.audit.accept import Division, Records, void_here
 from dermkit.audit.finding import Card, Finding, NotApplicable, Outcome, Severity, Subject
 from dermkit.audit.sides import Sides
 from dermkit.audit.state import FORMAT
@@ -62,7 +63,7 @@ class Audit:
     date: str
     seconds: float
 
-    @property
+    @cached_property
     def findings(self) -> list[Reported]:
         """The findings, worst first: by severity, the accepted behind the others, then by images concerned."""
         found = [
@@ -78,11 +79,17 @@ class Audit:
             ),
         )
 
+    @cached_property
+    def division(self) -> Division:
+        """The split, as acceptances know it."""
+        return Division(self.sides.name, self.sides.sha256)
+
     def _report(self, card: Card, finding: Finding) -> Reported:
         record = self.records.get(card.code)
         if record is None:
             return Reported(card, finding, None, "")
-        reason = void(record, manifest_sha256=self.subject.dataset.manifest_sha256, n=finding.n)
+        manifest = self.subject.dataset.manifest_sha256
+        reason = void_here(card.code, record, finding, manifest_sha256=manifest, division=self.division)
         return Reported(card, finding, None if reason else record, reason)
 
     @property
@@ -108,19 +115,31 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """What the findings mean for accuracies that were published on this set, in one sentence."""
+        """What the findings mean for accuracies that were published on this set, in a sentence or two."""
+        accepted = sum(it.finding.severity is Severity.WARNING and it.accepted is not None for it in self.findings)
+        carried = f" {_n(accepted, 'warning was', 'warnings were')} accepted and not repaired." if accepted else ""
+        return self._of_the_open + carried
+
+    @property
+    def _of_the_open(self) -> str:
+        """The verdict but for accepted warnings."""
         counts, accepted = self.counts, [item for item in self.findings if item.accepted]
         carried = any(item.finding.severity is Severity.ERROR for item in accepted)
         if n := counts["errors"]:
-            return (
-                f"{n} error{'s' * (n > 1)}: published accuracies on this set are not to be believed as they are."
-            )
+            errors = _n(n, "error", "errors")
+            return f"{errors}: published accuracies on this set are not to be believed as they are."
         if carried:
             return "No open error, but errors were accepted and not repaired: every accuracy on this set carries them."
         if n := counts["warnings"]:
-            warnings = f"{n} warning{'s say' if n > 1 else ' says'}"
+            warnings = _n(n, "warning says", "warnings say")
             return f"No leak and no contradiction was found; {warnings} what may distort an accuracy on this set."
+        if any(item.finding.severity is Severity.WARNING for item in accepted):
+            return "No leak and no contradiction was found, and no warning is open."
         return "Nothing was found that makes an accuracy on this set wrong; the notes say how much it can mean."
+
+
+def _n(n: int, one: str, several: str) -> str:
+    return f"{n} {one if n == 1 else several}"
 
 
 def write_tables(folder: Path, audit: Audit) -> Path:

@@ -15,7 +15,7 @@ from dermkit.data import archives
 from dermkit.data.isic import read_isic2018, read_isic2019, read_isic2020, read_isic_archive
 from dermkit.data.joining import Conflict, join
 from dermkit.data.layouts import read_csv, read_folder, read_ham10000
-from dermkit.data.manifest import MALIGNANCIES, Dataset, LesionClass, Malignancy, save_dataset
+from dermkit.data.manifest import FORMAT, MALIGNANCIES, Dataset, LesionClass, Malignancy, save_dataset
 from dermkit.data.medmnist import find_npz, read_medmnist
 from dermkit.data.opening import open_all
 from dermkit.data.overview import render_overview
@@ -117,7 +117,7 @@ def import_dataset(
         )  # fmt: skip
         warnings = [*rows.notes, *notes, *_warnings(dataset, malignancy)]
         dataset = replace(dataset, notes={**dataset.notes, "warnings": [asdict(item) for item in warnings]})
-        save_dataset(dataset)
+        _save(dataset)
         _save_conflicts(out, conflicts)
         write_text(out / "overview.html", render_overview(dataset, refused))
     return ImportOutcome(dataset, refused)
@@ -313,6 +313,7 @@ def _warnings(dataset: Dataset, malignancy: Mapping[str, str]) -> Iterator[Note]
     if _splits_of_other_manifest(dataset):
         text = "The folder splits/ was made from an earlier manifest of this folder: make the splits again."
         yield Note("old_splits", text, 0)
+    yield from _void_acceptances(dataset.folder)
 
 
 def _varying(frame: pd.DataFrame, by: str, value: str, code: str, text: str) -> Iterator[Note]:
@@ -336,7 +337,45 @@ def _equal(paths: Sequence[str]) -> str:
 
 
 def _splits_of_other_manifest(dataset: Dataset) -> bool:
+    return any((dataset.folder / "splits").glob("*.csv")) and _replaces_another(dataset)
+
+
+# What an audit of the earlier manifest left -----------------------------------------------------------------------
+
+
+def _replaces_another(dataset: Dataset) -> bool:
+    """Say whether the folder still holds a manifest with other bytes."""
     before = dataset.folder / "manifest.csv"
-    if not before.is_file() or not any((dataset.folder / "splits").glob("*.csv")):
-        return False
-    return sha256_file(before) != dataset.manifest_sha256
+    return before.is_file() and sha256_file(before) != dataset.manifest_sha256
+
+
+def _void_acceptances(folder: Path) -> Iterator[Note]:
+    """Note the findings that were accepted for the earlier manifest: the new dataset.json does not hold them."""
+    path = folder / "dataset.json"
+    if not path.is_file():
+        return
+    try:
+        body = read_json(path, format=FORMAT, error=DataError)
+    except DataError:  # it is written anew
+        return
+    parts = [body.get("accepted"), *_values(body.get("accepted_against"))]
+    codes = [str(code) for part in parts if isinstance(part, dict) for code in part]
+    if codes:
+        one = len(codes) == 1
+        text = (
+            f"{len(codes)} {'acceptance' if one else 'acceptances'} of the earlier manifest {'is' if one else 'are'} "
+            f"void, accept again what must stay: {', '.join(codes)}."
+        )
+        yield Note("void_acceptances", text, 0)
+
+
+def _values(body: Any) -> list[Any]:
+    return list(body.values()) if isinstance(body, dict) else []
+
+
+def _save(dataset: Dataset) -> None:
+    """Write the data set; what a cleaning dropped from another manifest is no longer listed, it may be back."""
+    dropped = dataset.folder / "audit" / "dropped.csv"
+    if dropped.is_file() and _replaces_another(dataset):
+        dropped.unlink()
+    save_dataset(dataset)

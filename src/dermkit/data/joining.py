@@ -113,7 +113,7 @@ def _look_up(rows: Rows, path: Path, problems: Problems) -> tuple[_Found, dict[s
     problems.check()
     first = ~keys.duplicated().to_numpy(dtype=bool) & (keys != "").to_numpy(dtype=bool)
     places = np.flatnonzero(first)
-    own = [own or _key(path) for own, path in zip(rows.frame["isic_id"], rows.frame["path"], strict=True)]
+    own = [_key(own or path) for own, path in zip(rows.frame["isic_id"], rows.frame["path"], strict=True)]
     at = pd.Index(keys.to_numpy(dtype=object)[places]).get_indexer(pd.Index(own, dtype="object"))
     where = np.where(at >= 0, places[at] if len(places) else -1, -1).astype(np.int64)
     return _Found(where, listing), columns

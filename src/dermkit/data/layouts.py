@@ -1,5 +1,6 @@
 """Readers of folders per class, of HAM10000 and of any table: what lies where, before any image is opened."""
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,17 @@ from dermkit.data.headers import IMAGE_SUFFIXES
 from dermkit.data.reading import check_columns, finish, make_frame, one_table, walk_images
 from dermkit.data.rows import Note, Rows
 from dermkit.data.tables import Problems, Table, find_column, missing_column, read_table
-from dermkit.data.tabular import PLAIN, TARGETS, Options, check_labels, clean, list_table, one_hot, with_column
+from dermkit.data.tabular import (
+    PLAIN,
+    TARGETS,
+    Listing,
+    Options,
+    check_labels,
+    clean,
+    list_table,
+    one_hot,
+    with_column,
+)
 from dermkit.data.values import SPLIT_NAMES
 from dermkit.data.walk import MISPLACED, Walk, listed, may_be_image, only_folder, source_folder
 from dermkit.errors import DataError
@@ -59,6 +70,7 @@ def read_folder(source: Path) -> Rows:
     found = list(_find_classes(walk))
     if not found:
         raise _nothing(source, walk)
+    _check_parts({item.folder for item in found}, source)
     labels = _unify({item.folder for item in found}, _spellings(found), walk)
     paths = [item.path for item in found]
     walk.finish()
@@ -125,6 +137,21 @@ def _find_images(walk: Walk, classes: Sequence[str], given_split: str) -> Iterat
             walk.notes.append(Note("empty_folder", f"The folder {folder} holds no image.", 0))
         for path in files:
             yield _Found(path, given_split, _name(folder))
+
+
+_PART = re.compile(r"(.*[\s_-])?(part[\s_-]?\d+|inputs?|images?|jpe?gs?|pictures?|photos?)", re.IGNORECASE)
+
+
+def _check_parts(names: set[str], source: Path) -> None:
+    """Refuse the parts of a download as classes: every figure would be about which part an image lay in."""
+    if all(_PART.fullmatch(name) for name in names):
+        listed = ", ".join(sorted(names))
+        raise DataError(
+            f"{source}: these folders are named like parts of a download, not like classes: {listed}",
+            kept="nothing was written",
+            remedy="import by the table that holds the labels (ham10000, isic2018, isic2019, isic2020, isic-archive or "
+            "csv), or rename the folders if they are classes",
+        )
 
 
 def _spellings(found: Iterable[_Found]) -> dict[str, set[str]]:
@@ -214,10 +241,26 @@ def read_csv(source: Path, options: Options = PLAIN) -> Rows:
     elif label:
         names = [name.strip() for name in label.split(",")]
         listing = with_column(listing, "label", one_hot(table, names, problems), names)
-    listing = clean(listing, problems)
+    listing = _one_spelling(clean(listing, problems), walk)
     if label in table.frame:
         check_labels(listing, problems)
     return finish(walk, listing, paths, problems)
+
+
+def _one_spelling(listing: Listing, walk: Walk) -> Listing:
+    """Return the rows with one label for spellings that differ by case, spaces or Unicode form: the commonest."""
+    if "label" not in listing.frame:
+        return listing
+    counts = listing.frame["label"].value_counts()
+    names = sorted((str(name) for name in counts.index if name), key=lambda name: (-int(counts[name]), name))
+    best: dict[str, str] = {}
+    for name in names:
+        best.setdefault(_folded(name), name)
+    for same in _alike(names):
+        walk.notes.append(Note("spellings", f"Taken for one class: {same}.", 0))
+    return with_column(
+        listing, "label", listing.frame["label"].map(lambda name: best.get(_folded(name), name)), ()
+    )
 
 
 def _mapping(table: Table, options: Options, problems: Problems) -> dict[str, str]:

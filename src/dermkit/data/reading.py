@@ -21,11 +21,11 @@ _ISIC_ID = re.compile(r"(?<![A-Za-z0-9])ISIC_\d{7}(?!\d)", re.IGNORECASE)
 def make_frame(columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """Return rows with every manifest column but hashes and sizes, sorted by path; columns not given are "".
 
-    `path` gives image_id where it is not given, and isic_id where it is empty.
+    `path` gives image_id where it is not given, and isic_id where it is empty; an ISIC id has one spelling.
     """
     paths = list(columns["path"])
     ids = [
-        given or isic_id(path)
+        (isic_id(given) or given) if given else isic_id(path)
         for given, path in zip(columns.get("isic_id", [""] * len(paths)), paths, strict=True)
     ]
     known = {"image_id": image_ids(paths), **columns, "isic_id": ids}

@@ -21,17 +21,18 @@ def save_rows(path: Path, frame: pd.DataFrame, excluded: pd.DataFrame) -> None:
     write_rows(path, ["image_id", "split", "fold"], zip(frame["image_id"], frame["split"], folds, strict=True))
 
 
-def read_rows(path: Path, manifest: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read_rows(path: Path, manifest: pd.DataFrame, *, need_sides: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the tables image_id, split, fold (int, -1 for none) and image_id, reason; both sorted by image_id.
 
-    Images that neither file names are excluded, with that as the reason. Raises DataError listing every problem.
+    Images that neither file names are excluded, with that as the reason. need_sides: whether train, validation and
+    test must all have an image, or just one of them. Raises DataError listing every problem.
     """
     frame = _read_table(path, ("image_id", "split"))
     if "fold" not in frame:
         frame["fold"] = ""
     beside = path.with_suffix(".excluded.csv")
     excluded = _read_table(beside, ("image_id", "reason")) if beside.exists() else excluded_frame([], [])
-    problems = _problems(frame, excluded, manifest)
+    problems = _problems(frame, excluded, manifest, need_sides)
     if problems:
         raise DataError(
             f"{path}: does not fit the manifest:\n" + "\n".join("  " + problem for problem in problems),
@@ -67,7 +68,7 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     return frame
 
 
-def _problems(frame: pd.DataFrame, excluded: pd.DataFrame, manifest: pd.DataFrame) -> list[str]:
+def _problems(frame: pd.DataFrame, excluded: pd.DataFrame, manifest: pd.DataFrame, need_sides: bool) -> list[str]:
     """Say what is wrong with a split file, one line per kind of fault."""
     ids, side, known = frame["image_id"], frame["split"], manifest["image_id"]
     folded = bool((side == "fold").any())
@@ -86,8 +87,10 @@ def _problems(frame: pd.DataFrame, excluded: pd.DataFrame, manifest: pd.DataFram
         folds = set(frame["fold"].astype(int))
         if len(folds) < 3 or folds != set(range(len(folds))):
             problems.append(f"folds are {sorted(folds)}; they must be 0, 1, 2 and so on, at least three")
-    if not folded:
+    if not folded and need_sides:
         problems += [f"no image is on the {name} side" for name in SIDES if not (side == name).any()]
+    elif not folded and not side.isin(SIDES).any():
+        problems.append("no image is on any side")
     return problems
 
 

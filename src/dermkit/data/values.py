@@ -17,7 +17,7 @@ OLDEST = 120
 SPLIT_NAMES = MappingProxyType(
     {
         "train": "train", "training": "train", "val": "validation", "valid": "validation",
-        "validation": "validation", "test": "test",
+        "validation": "validation", "test": "test", "testing": "test",
     }
 )  # fmt: skip
 """Name of a side in lower case -> `given_split`."""
