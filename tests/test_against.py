@@ -248,3 +248,13 @@ def test_every_check_has_a_card() -> None:
     cards = [card(check) for check in MEETING_CHECKS]  # type: ignore[arg-type]
     assert [read.code for read in cards] == ["DA080", "DA081", "DA082"]
     assert all(all((read.title, read.threshold, read.severity, read.effect)) for read in cards)
+
+
+def test_a_set_that_could_not_be_opened_is_not_called_external(first: Dataset, tmp_path: Path) -> None:
+    other = made(tmp_path / "other", 99)
+    for path in other.manifest["path"].iloc[:3]:
+        (other.images / path).unlink()
+    outcome = held(first, other, looking_across())
+    assert not body(outcome)["external"]
+    assert "cannot be called external" in outcome.verdict
+    assert "3 of 16 images of other could not be opened" in outcome.verdict

@@ -1,6 +1,7 @@
 """The lint: every rule finds its planted fault, and is silent where there is none."""
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from dermkit.data.sources import classify
 from dermkit.lint.order import find_order
 from dermkit.lint.predictions import lint_predictions
 from dermkit.lint.rules import RULES, Lint, as_rows, read_lint, write_lint
-from dermkit.lint.training import BatchNorm, Training, lint_training
+from dermkit.lint.training import BatchNorm, Training, _origins, lint_training
 from dermkit.recipe import Recipe
 from dermkit.recipes import (
     RECIPES,
@@ -441,3 +442,38 @@ def test_a_run_writes_its_lint_and_its_report_shows_it(trained: Path) -> None:
     html = (trained / "report.html").read_text()
     assert 'id="lint"' in html
     assert re.findall(r'data-lint="(LN\d{3})"', html) == [row["code"] for row in rows]
+
+
+def test_folders_that_number_their_files_from_zero_say_nothing_of_each_other() -> None:
+    """Flips of training images beside their originals are no leak; a flip on the other side is one."""
+    names = [f"train/benign/{n}.jpg" for n in range(4)] + [f"train/benign/{n}_flip.jpg" for n in range(4)]
+    names += [
+        "test/benign/0.jpg",
+        "test/benign/1.jpg",
+        "train/malignant/ISIC_0000007.jpg",
+        "test/x/ISIC_0000007_flip.jpg",
+    ]
+    found = dict(zip(names, _origins(pd.Series(names)), strict=True))
+    assert found["train/benign/0_flip.jpg"] == found["train/benign/0.jpg"] == "train/benign/0"
+    assert found["test/benign/0.jpg"] == ""
+    assert found["test/x/ISIC_0000007_flip.jpg"] == found["train/malignant/ISIC_0000007.jpg"] != ""
+
+
+def test_a_long_name_of_many_words_is_read_at_once() -> None:
+    began = time.perf_counter()
+    _origins(pd.Series(["a/" + "copy_" * 40 + "x.jpg", "a/" + "flip " * 40 + "!.jpg", "a/x_copy_2_flip.jpg"]))
+    # Tried in every way there is, this would take longer than the machine lasts.
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize(("classes", "digits", "rows"), [(2, 3, 1000), (2, 4, 4000), (9, 2, 400)])
+def test_rounded_probabilities_are_neither_twins_nor_wrong(classes: int, digits: int, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(classes), rows).round(digits)
+    names = [f"c{number}" for number in range(classes)]
+    frame = pd.DataFrame({f"p_{name}": p[:, at] for at, name in enumerate(names)})
+    frame["image_id"] = [f"i{number}" for number in range(rows)]
+    frame["label"] = rng.choice(names, rows)
+    frame["split"] = np.where(np.arange(rows) < rows // 3, "validation", "test")
+    frame["predicted"] = [names[at] for at in p.argmax(axis=1)]
+    assert {item.code for item in lint_predictions(frame, names)} & {"LN003", "LN007"} == set()

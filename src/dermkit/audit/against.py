@@ -191,16 +191,17 @@ def verdict(meeting: Meeting) -> str:
         )
     ways = listed([WAY_WORDS[way] for way in meeting.searched if way not in meeting.blind])
     nothing = f"no image of {meeting.b.name} shares {ways.replace(' and ', ' or ')} with {meeting.a.name}"
-    ids = listed([WAY_WORDS[way].removeprefix("the same ") for way in meeting.searched if way in meeting.blind])
+    unknown = [way for way in meeting.searched if way in meeting.blind and way != "near"]
+    ids = listed([WAY_WORDS[way].removeprefix("the same ") for way in unknown])
     but = f"; not all images have a known {ids.replace(' and ', ' or ')}" if ids else ""
     if is_external(meeting):
         return f"Your external test set is external as far as can be seen: {nothing}{but}."
-    return f"Your external test set cannot be called external: {nothing}{but}, but near copies were not searched."
+    return f"Your external test set cannot be called external: {nothing}{but}, but {meeting.blind['near']}."
 
 
 def is_external(meeting: Meeting) -> bool:
     """Say whether near copies were searched too, and nothing was found."""
-    return "near" in meeting.searched and not meeting.found(WAYS).any()
+    return "near" not in meeting.blind and not meeting.found(WAYS).any()
 
 
 def _overlap_sentence(meeting: Meeting) -> str:

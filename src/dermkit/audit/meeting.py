@@ -19,7 +19,10 @@ from dermkit.watch import Watch
 Flags = NDArray[np.bool_]
 
 NearLook = Callable[[Dataset, Dataset, Watch], pd.DataFrame]
-"""Opens the images of both sets; returns near copies: row `a` of the first, row `b` of the second, distance, kind."""
+"""Opens the images of both sets; returns near copies: row `a` of the first, row `b` of the second, distance, kind.
+
+`attrs["unseen"]` says of which images nothing could be seen ("" or absent = of none).
+"""
 
 SAME_IMAGE = ("exact", "file", "near", "id")
 SAME_LESION = ("lesion",)
@@ -105,7 +108,10 @@ def meet(a: Dataset, b: Dataset, *, look: NearLook | None, watch: Watch) -> Meet
         blind["near"] = "near copies were not searched"
     else:
         with lock(b.folder):  # what is seen of b is kept in b's own audit folder; a's is locked by the caller
-            parts.append(_nearest(look(a, b, watch), frame_a["label"]))
+            near = look(a, b, watch)
+            parts.append(_nearest(near, frame_a["label"]))
+        if unseen := near.attrs.get("unseen", ""):
+            blind["near"] = unseen
     images = pd.concat(parts, ignore_index=True)
     homonyms = {}
     for way in (*SAME_LESION, *SAME_PATIENT):

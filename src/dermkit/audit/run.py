@@ -62,7 +62,13 @@ def looking_across(workers: int = 0) -> Callable[[Dataset, Dataset, Watch], pd.D
 
     def look(first: Dataset, second: Dataset, watch: Watch) -> pd.DataFrame:
         scans = (scan(first, workers=workers, watch=watch), scan(second, workers=workers, watch=watch))
-        return find_common((first.manifest, second.manifest), scans, workers=workers, watch=watch)
+        pairs = find_common((first.manifest, second.manifest), scans, workers=workers, watch=watch)
+        pairs.attrs["unseen"] = "; ".join(
+            f"{n:,} of {len(of.manifest):,} images of {of.name} could not be opened, or changed since the import"
+            for of, seen in zip((first, second), scans, strict=True)
+            if (n := int((seen.table["changed"] != "").sum()))
+        )
+        return pairs
 
     return look
 

@@ -19,6 +19,8 @@ Ints = NDArray[np.int64]
 PREFIX = "p_"
 SUMS = 1e-3
 """Off 1 by more than rounding to four digits can bring about in nine classes."""
+REPEATS = 0.05
+"""Share of rows that repeat within a side, above which equal rows are chance, rounding or saturation."""
 SURE = 1e-6
 TOO_GOOD, ENOUGH, LIKE_HAM = 0.92, 50, 5
 CONSTANT_ROWS = 10
@@ -97,7 +99,8 @@ def _ln003(table: _Table) -> Lint | None:
     if shared.any():
         return same_images(int(shared.sum()), len(test))
     twins, unique = _twins(table.p, frame["split"].to_numpy())
-    if unique < CONSTANT_ROWS or 2 * twins <= unique:
+    repeats = 1 - unique / len(validation)
+    if unique < CONSTANT_ROWS or 2 * twins <= len(validation) or repeats > REPEATS or _coarse(table.p, len(test)):
         return None
     return Lint(
         "LN003",
@@ -106,6 +109,17 @@ def _ln003(table: _Table) -> Lint | None:
         "are the same images under other names.",
         twins,
     )
+
+
+def _digits(p: Floats) -> int:
+    """Return the decimal places that a table was rounded to; 12 = not rounded."""
+    known = p[np.isfinite(p)]
+    return next((d for d in range(1, 12) if np.abs(known - np.round(known, d)).max(initial=0) < 1e-12), 12)
+
+
+def _coarse(p: Floats, n: int) -> bool:
+    """Say whether so few different rows are possible at the table's decimal places that twins come by chance."""
+    return bool(_digits(p) * (p.shape[1] - 1) < np.log10(20 * max(n, 1)))
 
 
 def _twins(p: Floats, sides: NDArray[Any]) -> tuple[int, int]:
@@ -147,7 +161,8 @@ def _order_sentence(order: Order, classes: Sequence[str]) -> str:
 def _ln007(table: _Table) -> Lint | None:
     p = table.p
     missing, outside = np.isnan(p).any(axis=1), ((p < 0) | (p > 1)).any(axis=1)
-    off = np.abs(p.sum(axis=1) - 1) > SUMS
+    # Each value may be off by half of its last decimal place.
+    off = np.abs(p.sum(axis=1) - 1) > max(SUMS, p.shape[1] * 0.5 * 10.0 ** -_digits(p))
     wrong = missing | outside | off
     n = int(wrong.sum())
     if not n:

@@ -167,8 +167,10 @@ def _ln004(training: Training) -> Lint | None:
 
 
 _AUGMENTED = re.compile(
-    r"(?i)([\s_.-]*(aug(mented)?|h?v?flip(ped)?(lr|ud)?|rot(ated?)?|mirror(ed)?|zoom(ed)?|crop(ped)?|shift(ed)?|"
-    r"bright(ness)?|contrast|noise|blur(red)?|smote|copy)[\s_.-]?\d*)+$"
+    # Digits after a separator belong to the word before it; each character fits one place only, or a long name of many
+    # such words would be tried in every way there is.
+    r"(?i)(?:[\s_.-]*(?:aug(?:mented)?|h?v?flip(?:ped)?(?:lr|ud)?|rot(?:ated?)?|mirror(?:ed)?|zoom(?:ed)?|"
+    r"crop(?:ped)?|shift(?:ed)?|bright(?:ness)?|contrast|noise|blur(?:red)?|smote|copy)(?:[\s_.-]?\d+)?)+$"
 )
 _GENERATED = re.compile(
     r"(?i)^.+?_original_(?P<file>.+?)(\.(jpe?g|png|bmp|tiff?))?_[0-9a-f]{8}(-[0-9a-f]{4,12}){4}$"
@@ -179,16 +181,33 @@ _NUMBERED = re.compile(r"(_\d{1,6}_\d{1,5}|[\s_-]?\(\d{1,3}\))$")
 
 
 def _origins(paths: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return the name of the picture that each file says it is made from, or that others are made from; "" = none.
+    """Return the picture that each file says it is made from, or that others are made from; "" = none.
 
     A name that ends in a word of augmentation is believed where what is left has a number, and so means one picture;
-    one that ends in numbers only where its original exists.
+    one that ends in numbers only where its original exists. The original is the one in the file's own folder, else
+    the only one of that name: folders that each number their files from 0 say nothing about each other.
     """
-    stems = paths.str.extract(r"([^/]+?)(?:\.[^./]*)?$")[0].fillna("")
-    there = set(stems)
-    origin = {stem: _origin(stem, there) for stem in there}
-    named = {name for stem, name in origin.items() if name != stem}
-    return stems.map(lambda stem: origin[stem] if origin[stem] in named else "")
+    parts = paths.str.extract(r"^(.*/)?([^/]+?)(?:\.[^./]*)?$").fillna("")
+    folders, stems = parts[0], parts[1]
+    homes: dict[str, set[str]] = {}
+    for folder, stem in zip(folders, stems, strict=True):
+        homes.setdefault(stem, set()).add(folder)
+    bare = {stem: _origin(stem, set(homes)) for stem in homes}
+    origin = [_placed(folder, stem, bare[stem], homes) for folder, stem in zip(folders, stems, strict=True)]
+    own = folders + stems
+    named = {name for name, place in zip(origin, own, strict=True) if name and name != place}
+    return pd.Series([name if name in named else "" for name in origin], index=paths.index)
+
+
+def _placed(folder: str, stem: str, origin: str, homes: Mapping[str, set[str]]) -> str:
+    """Return folder and name of an origin, "" where several pictures have its name."""
+    there = homes.get(origin, set())
+    if origin == stem or folder in there:
+        return folder + origin
+    if len(there) == 1:
+        return next(iter(there)) + origin
+    # Without its original, a short number may mean another picture in each folder.
+    return "" if there else origin if re.search(r"\d{4}", origin) else folder + origin
 
 
 def _origin(stem: str, there: set[str]) -> str:
