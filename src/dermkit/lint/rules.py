@@ -78,7 +78,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "LN007": Rule(
             "No probabilities",
             "a class without a column, a value outside 0..1 or that is no number, or a row whose sum is off 1 by more "
-            "than 0.001",
+            "than 0.001 and than rounding can bring about",
             "Logits, percentages or one-against-rest scores are no probabilities: loss, calibration and thresholds "
             "mean nothing, and the most probable class may be another one.",
             "apply softmax to the model's outputs before they are written",
