@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from numpy.typing import NDArray
 
 from dermkit import cautions, charts, findings
@@ -25,6 +25,7 @@ from dermkit.findings import Run
 from dermkit.lint.rules import read_lint
 from dermkit.metrics import intervals
 from dermkit.metrics.tables import in_words
+from dermkit.pages import templates
 from dermkit.pictures import data_uri
 
 Images = Callable[[str], NDArray[np.uint8] | None]
@@ -184,13 +185,7 @@ def _worth_a_row(found: Collection[str], everywhere: Collection[str]) -> list[st
 
 @functools.cache
 def _templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("dermkit"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters["number"] = lambda value: f"{value:.3f}"
     environment.filters["percent"] = lambda value: f"{value:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
     environment.filters["exact"] = json.dumps

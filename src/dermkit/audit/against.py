@@ -12,7 +12,7 @@ from dermkit.audit.against_page import write_against
 from dermkit.audit.finding import Card, CheckFunction, Finding, Outcome, Severity, card
 from dermkit.audit.meeting import SAME_IMAGE, SAME_LESION, SAME_PATIENT, WAYS, Meeting, NearLook, meet
 from dermkit.audit.words import counted, interval_text, listed, share_figures
-from dermkit.audit.write import Reported
+from dermkit.audit.write import Reported, open_errors, say_unfound
 from dermkit.data.manifest import FORMAT, Dataset
 from dermkit.data.sources import identify
 from dermkit.errors import DataError, UsageError
@@ -45,7 +45,7 @@ class AgainstOutcome:
     @property
     def open_errors(self) -> list[Reported]:
         """The errors that nobody accepted."""
-        return [item for item in self.findings if item.is_open_error]
+        return open_errors(self.findings)
 
     def refuse_errors(self) -> None:
         """Raise `DataError` (exit code 3) where an error is open."""
@@ -174,9 +174,7 @@ def audit_against(
         findings = [_report(meeting, read, found) for read, found in cards if isinstance(found, Finding)]
         text = verdict(meeting)
         write_against(folder, meeting, findings, text, is_external=is_external(meeting))
-    for code in codes:
-        if not any(item.card.code == code for item in findings):
-            watch.say(f"{code} finds nothing, so nothing was accepted for it")
+    say_unfound(codes, findings, watch)
     return AgainstOutcome(meeting, text, is_external(meeting), findings, folder)
 
 

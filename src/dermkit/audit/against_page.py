@@ -6,7 +6,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dermkit.audit.finding import PAIR_COLUMNS
 from dermkit.audit.meeting import SAME_IMAGE, Meeting
@@ -16,6 +15,7 @@ from dermkit.data.images import open_image
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DermkitError
 from dermkit.files import make_folder, write_json, write_rows, write_text
+from dermkit.pages import templates
 from dermkit.pictures import data_uri
 
 FORMAT = 1
@@ -83,11 +83,7 @@ def _finding(item: Reported) -> dict[str, Any]:
 
 
 def _page(meeting: Meeting, findings: Sequence[Reported], verdict: str, body: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("dermkit"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["count"] = lambda n: f"{n:,}"
+    environment = templates()
     environment.filters["percent"] = lambda value: f"{value:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
     drawn = _Drawn(meeting)
     return environment.get_template("against.html.j2").render(

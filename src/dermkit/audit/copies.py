@@ -6,7 +6,6 @@ on others stand in benchmarks/audit.md.
 """
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
 from dermkit.audit.register import Agreement, Match, disc_guess, frame_guess, prepare, register
@@ -322,13 +319,3 @@ def kinds_of(match: Match, sizes: list[NDArray[np.int64]], same_size: NDArray[np
         ["reencoded", "resized", "flipped", "rotated", "cropped", "flipped"],
         "rotated",
     )
-
-
-def groups_of(pairs: pd.DataFrame, n: int) -> Iterator[list[int]]:
-    """Yield the sets of images that hang together through pairs, each sorted, sets of one left out."""
-    links = coo_array((np.ones(len(pairs), np.int8), (pairs["a"].to_numpy(), pairs["b"].to_numpy())), shape=(n, n))
-    number = connected_components(links, directed=False)[1]
-    order = np.argsort(number, kind="stable")
-    for part in np.split(order, np.flatnonzero(np.diff(number[order])) + 1):
-        if len(part) > 1:
-            yield [int(row) for row in part]

@@ -7,13 +7,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from dermkit.audit.finding import IMAGE_COLUMNS
 from dermkit.audit.write import Audit, Reported, versions
 from dermkit.data.images import open_image
 from dermkit.errors import DermkitError
 from dermkit.files import write_text
+from dermkit.pages import templates
 from dermkit.pictures import data_uri
 
 MAX_BYTES = 5_000_000
@@ -85,11 +86,7 @@ def write_page(path: Path, audit: Audit) -> Path:
 
 
 def _templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("dermkit"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["count"] = lambda n: f"{n:,}"
+    environment = templates()
     environment.filters["percent"] = lambda value: f"{value:.0%}".replace("%", "\N{NO-BREAK SPACE}%")
     environment.filters["images"] = lambda n: f"{n:,} image{'s' * (n != 1)}"
     return environment

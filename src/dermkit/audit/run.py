@@ -17,7 +17,8 @@ from dermkit.audit.links import join
 from dermkit.audit.page import write_page
 from dermkit.audit.scan import scan
 from dermkit.audit.sides import Sides, read_sides
-from dermkit.audit.write import Audit, Checked, Reported, write_tables
+from dermkit.audit.words import counted
+from dermkit.audit.write import Audit, Checked, Reported, open_errors, say_unfound, write_tables
 from dermkit.data.manifest import FORMAT, Dataset, load_dataset
 from dermkit.data.split import split_groups
 from dermkit.errors import DataError
@@ -94,7 +95,7 @@ class AuditOutcome:
     @property
     def open_errors(self) -> list[Reported]:
         """The errors that nobody accepted."""
-        return [item for item in self.findings if item.is_open_error]
+        return open_errors(self.findings)
 
     def refuse_errors(self) -> None:
         """Raise `DataError` (exit code 3) where an error is open: which codes, how many images, what to do."""
@@ -102,7 +103,7 @@ class AuditOutcome:
         if not errors:
             return
         folder = self.dataset.folder
-        listed = "; ".join(f"{it.card.code} {it.card.title} ({_images(it.finding.n)})" for it in errors)
+        listed = "; ".join(f"{it.card.code} {it.card.title} ({counted(it.finding.n, 'image')})" for it in errors)
         raise DataError(
             f"{folder}: {len(errors)} error{'s' * (len(errors) > 1)} not accepted: {listed}",
             kept=f"{self.page} and the tables beside it; {self._changed}",
@@ -182,9 +183,7 @@ def audit_dataset(
             left = sides.within(cleaned.manifest)
             audit = judge.audit(cleaned, seen.within(dataset, cleaned), left, before=audit)
             page = _write(folder, audit)
-    for code in codes:
-        if not any(item.card.code == code for item in audit.findings):
-            watch.say(f"{code} finds nothing, so nothing was accepted for it")
+    say_unfound(codes, audit.findings, watch)
     now = audit.subject.dataset
     return AuditOutcome(audit, page, now, len(dataset.manifest) - len(now.manifest), cleaned is not None)
 
@@ -246,7 +245,7 @@ def _cleaned(audit: Audit, watch: Watch) -> Dataset | None:
     facts = cleaned.notes["cleaned"][-1]
     _write(dataset.folder / facts["audit"], audit)
     watch.say(
-        f"cleaned: {facts['dropped']} of {_images(len(dataset.manifest))} dropped (audit/dropped.csv), "
+        f"cleaned: {facts['dropped']} of {counted(len(dataset.manifest), 'image')} dropped (audit/dropped.csv), "
         f"{facts['copy_groups']} groups of copies are kept together; the old manifest is {facts['manifest']}"
     )
     return cleaned
@@ -271,7 +270,3 @@ def _pairs(frame: pd.DataFrame, seen: Seen) -> pd.DataFrame:
     )
     exact = exact_pairs(frame["pixel_sha256"].where(known, ""), frame["label"], frame["split"])
     return pd.concat([exact, seen.pairs[seen.pairs["kind"] != "exact"]], ignore_index=True)
-
-
-def _images(n: int) -> str:
-    return f"{n:,} image{'s' * (n != 1)}"

@@ -7,7 +7,7 @@ serves for a manifest that lost rows or changed its labels.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,11 +73,6 @@ class Scan:
     disc: NDArray[np.float16]
     place: NDArray[np.float32]
     polar: NDArray[np.int8]
-
-    def take(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "Scan":
-        """Return the scan of some of the images; nothing is read again."""
-        maps = {name: getattr(self, name) for name in _ARRAYS}
-        return Scan(self.table.loc[kept].reset_index(drop=True), self.rows[kept], **maps)
 
 
 def scan(dataset: Dataset, *, folder: Path | None = None, workers: int = 0, watch: Watch | None = None) -> Scan:
@@ -256,9 +251,3 @@ def _read_table(folder: Path, total: int) -> pd.DataFrame:
         for path in blocks
     ]
     return pd.concat(tables, ignore_index=True)
-
-
-def blocks_of(length: int, step: int) -> Iterator[slice]:
-    """Yield slices that cover a length."""
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))

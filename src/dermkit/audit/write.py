@@ -19,6 +19,7 @@ from dermkit.audit.sides import Sides
 from dermkit.audit.state import FORMAT
 from dermkit.data.manifest import count
 from dermkit.files import make_folder, write_json, write_rows
+from dermkit.watch import Watch
 
 ORDER = (Severity.ERROR, Severity.WARNING, Severity.NOTE)
 FAMILY = "at least one false warning, over all statistical checks together, on a data set without a fault"
@@ -49,6 +50,19 @@ class Reported:
     def file(self) -> str:
         """The name of its CSV, "" where it has no rows."""
         return f"{self.card.code}.csv" if len(self.finding.rows) else ""
+
+
+def open_errors(findings: Iterable[Reported]) -> list[Reported]:
+    """Return the errors that nobody accepted."""
+    return [item for item in findings if item.is_open_error]
+
+
+def say_unfound(codes: Iterable[str], findings: Iterable[Reported], watch: Watch) -> None:
+    """Say which codes were to be accepted though their check finds nothing."""
+    found = {item.card.code for item in findings}
+    for code in codes:
+        if code not in found:
+            watch.say(f"{code} finds nothing, so nothing was accepted for it")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,13 +8,13 @@ from math import floor
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dermkit import __version__
 from dermkit.data.images import open_image
 from dermkit.data.manifest import GIVEN_SPLITS, MALIGNANCIES, Dataset, LesionClass
 from dermkit.data.walk import Refused
 from dermkit.errors import ImageRefused
+from dermkit.pages import templates
 from dermkit.pictures import data_uri
 
 MOST_PICTURES = 240
@@ -69,10 +69,7 @@ class Chart:
 
 def render_overview(dataset: Dataset, refused: Sequence[Refused]) -> str:
     """Return the page as HTML: no script, no link to load, every picture re-encoded from pixels."""
-    environment = Environment(
-        loader=PackageLoader("dermkit", "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    environment = templates()
     frame = dataset.manifest
     splits = [name for name in GIVEN_SPLITS if name and (frame["given_split"] == name).any()]
     classes = list(_class_views(dataset, splits))
