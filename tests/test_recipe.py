@@ -13,9 +13,20 @@ from hypothesis import strategies as st
 
 from dermkit import recipe as room
 from dermkit.errors import UsageError
-from dermkit.recipe import AugmentSpec, GrowSpec, ImageSpec, ModelSpec, OptimSpec, Phase, Recipe, SplitSpec
+from dermkit.recipe import (
+    AugmentSpec,
+    ComputeSpec,
+    GrowSpec,
+    ImageSpec,
+    MixSpec,
+    ModelSpec,
+    OptimSpec,
+    Phase,
+    Recipe,
+    SplitSpec,
+)
 
-SPECS = (ImageSpec, SplitSpec, ModelSpec, AugmentSpec, GrowSpec, Phase, OptimSpec, Recipe)
+SPECS = (ImageSpec, SplitSpec, ModelSpec, AugmentSpec, GrowSpec, MixSpec, Phase, OptimSpec, ComputeSpec, Recipe)
 PROSE = {("about",), ("system",), ("seed",), ("repeats",)}
 
 below_one = st.floats(0, 1, exclude_max=True)
@@ -52,7 +63,7 @@ models = st.builds(
 optims = st.builds(
     OptimSpec, optimizer=st.sampled_from(["adam", "adamw", "sgd"]), momentum=below_one, weight_decay=not_negative,
     class_weights=st.sampled_from(["none", "balanced"]), label_smoothing=below_one, batch_size=at_least_one,
-    schedule=st.sampled_from(["constant", "cosine"]),
+    schedule=st.sampled_from(["constant", "cosine"]), sampling=st.sampled_from(["shuffled", "balanced"]),
 )  # fmt: skip
 images = st.builds(
     ImageSpec, size=st.integers(16, 1024), resize=st.sampled_from(["squash", "pad", "crop"]),
@@ -63,6 +74,10 @@ recipes = st.builds(
     Recipe, name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True), system=st.text(), about=st.text(),
     image=images, split=splits, model=models, augment=augments,
     grow=st.none() | st.builds(GrowSpec, to=st.floats(0.01, 1), most_copies=at_least_one, augment=augments),
+    mix=st.none() | st.builds(MixSpec, mixup=st.floats(0.1, 5), cutmix=not_negative, share=st.floats(0, 1)),
+    compute=st.builds(
+        ComputeSpec, precision=st.sampled_from(["float32", "bfloat16", "fastest"]), compile=st.booleans()
+    ),
     phases=st.lists(phases, min_size=1, max_size=3).map(tuple), optim=optims,
     monitor=st.sampled_from(["val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro"]),
     keep=st.sampled_from(["best", "last"]), seed=seed, repeats=at_least_one,
@@ -95,10 +110,11 @@ def example() -> Recipe:
             weights="imagenet", skip_blocks=("layer4",), hidden=(64, 32), dropout=0.3,
         ),
         augment=augment, grow=GrowSpec(to=0.5, most_copies=4, augment=augment),
+        mix=MixSpec(mixup=0.2, cutmix=1.0, share=0.5), compute=ComputeSpec(precision="float32", compile=False),
         phases=(frozen, replace(frozen, train_backbone=2, backbone_lr=1e-5, views=0)),
         optim=OptimSpec(
             optimizer="adam", momentum=0.9, weight_decay=0.01, class_weights="none", label_smoothing=0.0,
-            batch_size=32, schedule="constant",
+            batch_size=32, schedule="constant", sampling="shuffled",
         ),
     )  # fmt: skip
 
@@ -139,7 +155,7 @@ def another(path: tuple[Any, ...]) -> Any:
     words = {
         "resize": "crop", "interpolation": "box", "normalise": "zero_one", "scheme": "kfold", "weights": "none",
         "fill": "edge", "train_backbone": "all", "optimizer": "sgd", "class_weights": "balanced",
-        "schedule": "cosine", "monitor": "val_accuracy", "keep": "last", "folds": 0,
+        "schedule": "cosine", "sampling": "balanced", "precision": "bfloat16", "monitor": "val_accuracy", "keep": "last", "folds": 0,
     }  # fmt: skip
     if path[-1] in words:
         return words[path[-1]]
@@ -312,7 +328,7 @@ def test_a_saved_recipe_is_loaded_whole(tmp_path: Path) -> None:
         ("[]", "no `format`"),
         ("{}", "no `format`"),
         ('{"format": true}', "no `format`"),
-        ('{"format": 2}', "format 2"),
+        ('{"format": 3}', "format 3"),
         ('{"format": 1, "seed": NaN}', "is not JSON: NaN is not a number"),
         ('{"format": 1}', "name: Field required"),
     ],
@@ -397,4 +413,17 @@ def test_the_fingerprint_sees_the_data() -> None:
 
 
 def test_the_fingerprint_is_the_same_on_every_machine() -> None:
-    assert room.recipe_fingerprint(example(), manifest="m", split="s") == "d2177cc57a76"
+    assert room.recipe_fingerprint(example(), manifest="m", split="s") == "2229a216dd04"
+
+
+def test_a_recipe_of_format_1_is_read_and_means_what_it_meant(tmp_path: Path) -> None:
+    old = {**room.as_dict(example()), "format": 1}
+    del old["mix"], old["compute"], old["optim"]["sampling"]
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(old))
+    assert room.load(path) == replace(example(), mix=None)
+
+
+def test_mixing_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="mixup or cutmix must be above 0"):
+        room.parse(put(("mix",), {"mixup": 0.0, "cutmix": 0.0, "share": 1.0}), "x")

@@ -22,6 +22,7 @@ from dermkit.files import write_json, write_rows, write_text
 from dermkit.metrics.tables import in_words
 from dermkit.recipe import (
     AugmentSpec,
+    ComputeSpec,
     ImageSpec,
     ModelSpec,
     OptimSpec,
@@ -54,7 +55,8 @@ RECIPE = Recipe(
     phases=(Phase(epochs=6, train_backbone="none", head_lr=1e-3, backbone_lr=0.0, views=2, freeze_batch_norm=True,
                   patience=0),),
     optim=OptimSpec(optimizer="adam", momentum=0.9, weight_decay=0.0, class_weights="none", label_smoothing=0.0,
-                    batch_size=32, schedule="constant"),
+                    batch_size=32, schedule="constant", sampling="shuffled"),
+    mix=None, compute=ComputeSpec(precision="float32", compile=False),
     monitor="val_loss", keep="best", seed=0, repeats=1,
 )  # fmt: skip
 

@@ -21,6 +21,7 @@ from dermkit.predictions import (
     write_groups,
     write_predictions,
 )
+from dermkit.recipe import FORMAT as RECIPE_FORMAT
 from dermkit.report import write_report
 from dermkit.watch import Watch
 
@@ -64,7 +65,7 @@ def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Pa
         watch.say(f"warning: {warning}")
     write_json(folder / "run.json", facts, format=1)
     write_json(folder / "location.json", {"images": str(dataset.images.resolve())}, format=1)
-    write_json(folder / "recipe.json", predictor.card["recipe"], format=1)
+    write_json(folder / "recipe.json", predictor.card["recipe"], format=RECIPE_FORMAT)
     evaluate_run(folder)
     return write_report(folder, images_root=dataset.images)
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from dermkit.audit.state import audit_state
 from dermkit.data.split import check_split
-from dermkit.files import read_json, write_text
+from dermkit.files import write_text
 from dermkit.lint.rules import as_rows
 from dermkit.lint.training import BatchNorm, Training, lint_training
 from dermkit.plan import Plan, Where
-from dermkit.recipe import Recipe
+from dermkit.recipe import Recipe, as_dict, load
 
 if TYPE_CHECKING:
     from dermkit.checkpoint import Progress
@@ -50,7 +50,7 @@ def model_facts(plan: Plan, training: Mapping[str, Any]) -> "ModelFacts":
     used = plan.sides[plan.sides["split"].isin(["train", "validation"])]
     rows = plan.dataset.manifest.set_index("image_id").loc[used["image_id"]]
     return ModelFacts(
-        recipe=read_json(plan.folder / "recipe.json", format=1),
+        recipe=as_dict(load(plan.folder / "recipe.json")),
         dataset=dataset_facts(plan),
         weights=weights_facts(plan.weights),
         training=training,

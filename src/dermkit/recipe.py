@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from dermkit.errors import UsageError
 from dermkit.files import fingerprint, read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Scheme = Literal["given", "given-as-published", "holdout", "kfold"]
@@ -147,7 +147,11 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimSpec:
-    """Loss and optimizer. The loss is categorical cross-entropy on softmax (sparse or one-hot: the same number)."""
+    """Loss and optimizer. The loss is categorical cross-entropy on softmax (sparse or one-hot: the same number).
+
+    batch_size: images per step, over all devices together. sampling: `shuffled` shows every sample once an epoch;
+    `balanced` shows as many samples, each class equally often.
+    """
 
     optimizer: Literal["adam", "adamw", "sgd"]
     momentum: BelowOne
@@ -156,6 +160,39 @@ class OptimSpec:
     label_smoothing: BelowOne
     batch_size: AtLeastOne
     schedule: Literal["constant", "cosine"]
+    sampling: Literal["shuffled", "balanced"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MixSpec:
+    """Mixing of two training images and of their labels, both by one share drawn from Beta(alpha, alpha).
+
+    mixup: alpha of blending (Zhang 2018); cutmix: alpha of pasting a rectangle (Yun 2019); 0 = never, and where both
+    are given each is taken half of the time. share: of the samples, how many are mixed at all.
+    """
+
+    mixup: NotNegative
+    cutmix: NotNegative
+    share: Share
+
+    @model_validator(mode="after")
+    def _check(self) -> "MixSpec":
+        if not self.mixup and not self.cutmix:
+            raise ValueError("mixup or cutmix must be above 0; leave `mix` null for no mixing")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ComputeSpec:
+    """How training computes; validation, evaluation and prediction of a trained net always run in float32.
+
+    precision: `bfloat16` runs matrix products and convolutions in bfloat16 (weights, losses and sums stay float32);
+    `fastest` is bfloat16 where the processor multiplies it in hardware and the phase gains from it, else float32:
+    decided before the run, and written into the run's own recipe.json. compile: `torch.compile` of the training step.
+    """
+
+    precision: Literal["float32", "bfloat16", "fastest"]
+    compile: bool
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -174,13 +211,30 @@ class Recipe:
     model: ModelSpec
     augment: AugmentSpec
     grow: GrowSpec | None
+    mix: MixSpec | None
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
     optim: OptimSpec
+    compute: ComputeSpec
     monitor: Monitor
     keep: Literal["best", "last"]
     seed: Seed
     repeats: AtLeastOne
 
+
+def _from_1(value: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 knew one way to draw, to mix and to compute: it is written down, so that the numbers stay."""
+    optim = value.get("optim")
+    return {
+        **value,
+        "format": 2,
+        "mix": None,
+        "compute": {"precision": "float32", "compile": False},
+        "optim": {**optim, "sampling": "shuffled"} if isinstance(optim, dict) else optim,
+    }
+
+
+MIGRATIONS = {1: _from_1}
+"""What brings an older recipe.json to this format without changing a number."""
 
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 _SPLIT_ADAPTER: TypeAdapter[SplitSpec] = TypeAdapter(SplitSpec)
@@ -210,7 +264,7 @@ def save(recipe: Recipe, path: Path) -> None:
 
 def load(path: Path) -> Recipe:
     """Read a recipe file. Raises `UsageError` naming every wrong field, and the closest right name of a typo."""
-    return parse(read_json(path, format=FORMAT, error=UsageError), str(path))
+    return parse(read_json(path, format=FORMAT, error=UsageError, migrations=MIGRATIONS), str(path))
 
 
 def parse(value: Mapping[str, Any], where: str) -> Recipe:
@@ -240,7 +294,7 @@ def _field_names(path: list[str]) -> list[str]:
     """Return the field names of the spec at `path` inside a recipe."""
     specs: dict[str, type] = {
         "image": ImageSpec, "split": SplitSpec, "model": ModelSpec, "augment": AugmentSpec,
-        "grow": GrowSpec, "phases": Phase, "optim": OptimSpec,
+        "grow": GrowSpec, "mix": MixSpec, "phases": Phase, "optim": OptimSpec, "compute": ComputeSpec,
     }  # fmt: skip
     names = [part for part in path if not part.isdigit() and part in specs]
     spec = specs[names[-1]] if names else Recipe

@@ -11,6 +11,7 @@ from dataclasses import replace
 from dermkit.errors import UsageError
 from dermkit.recipe import (
     AugmentSpec,
+    ComputeSpec,
     GrowSpec,
     ImageSpec,
     ModelSpec,
@@ -36,8 +37,11 @@ AS_PUBLISHED = replace(GIVEN, scheme="given-as-published")
 
 ADAM = OptimSpec(
     optimizer="adam", momentum=0.0, weight_decay=0.0, class_weights="none", label_smoothing=0.0,
-    batch_size=32, schedule="constant",
+    batch_size=32, schedule="constant", sampling="shuffled",
 )  # fmt: skip
+
+FLOAT32 = ComputeSpec(precision="float32", compile=False)
+FASTEST = ComputeSpec(precision="fastest", compile=False)
 
 RESNET50 = ModelSpec(
     backbone="resnet50", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(), dropout=0.0
@@ -101,8 +105,10 @@ S0_INCEPTION = Recipe(
     model=replace(INCEPTION_V3, dropout=0.3),
     augment=replace(FLIPS_ROTATIONS_SHIFTS, zoom=0.1, brightness=0.1),
     grow=None,
+    mix=None,
     phases=(frozen(3), whole(12, lr=1e-4, patience=4)),
     optim=ADAM,
+    compute=FLOAT32,
     monitor="val_loss",
     keep="best",
     seed=0,
@@ -158,8 +164,10 @@ S1_CNN = Recipe(
     ),
     augment=replace(FLIPS_ROTATIONS_SHIFTS, zoom=0.1),
     grow=None,
+    mix=None,
     phases=(whole(30, lr=1e-3, patience=5),),
     optim=replace(ADAM, batch_size=64),
+    compute=FLOAT32,
     monitor="val_loss",
     keep="best",
     seed=0,
@@ -181,8 +189,10 @@ S2_PUBLISHED = Recipe(
     model=replace(RESNET50, hidden=(256,)),
     augment=NO_AUGMENT,
     grow=None,
+    mix=None,
     phases=(frozen(10),),
     optim=ADAM,
+    compute=FLOAT32,
     monitor="val_loss",
     keep="last",
     seed=0,
@@ -251,8 +261,10 @@ S3_RESNET = Recipe(
     model=replace(RESNET50, hidden=(128,), dropout=0.2),
     augment=NO_AUGMENT,
     grow=None,
+    mix=None,
     phases=(frozen(20, patience=6),),
     optim=ADAM,
+    compute=FLOAT32,
     monitor="val_loss",
     keep="best",
     seed=0,
@@ -275,8 +287,10 @@ S4_CNN = Recipe(
     ),
     augment=ROTATE_FLIP_ZOOM,
     grow=GrowSpec(to=1.0, most_copies=8, augment=ROTATE_FLIP_ZOOM),
+    mix=None,
     phases=(whole(30, lr=1e-3, patience=6),),
     optim=replace(ADAM, batch_size=64),
+    compute=FLOAT32,
     monitor="val_loss",
     keep="best",
     seed=0,
@@ -297,8 +311,10 @@ DEMO = Recipe(
     ),
     augment=replace(ROTATE_FLIP_ZOOM, rotate=180.0),
     grow=None,
+    mix=None,
     phases=(whole(25, lr=2e-3, patience=8),),
     optim=replace(ADAM, batch_size=32),
+    compute=FLOAT32,
     monitor="val_loss",
     keep="best",
     seed=0,
