@@ -20,7 +20,7 @@ SRC = ROOT / "src"
 # A room is a module, or a package whose modules belong together. Imports point to a lower layer only.
 LAYERS = {
     "": 0, "data": 0, "errors": 0, "files": 0, "recipe": 0, "data.headers": 0, "data.images": 0, "data.manifest": 0,
-    "data.rows": 0, "data.values": 0,
+    "data.rows": 0, "data.values": 0, "augmentation": 0, "ahead": 0, "places": 0, "machines": 0,
     "metrics": 0, "watch": 0,
     "recipes": 1, "colour": 1,
     "cnn": 1, "weights": 1, "model": 1, "checkpoint": 1, "pictures": 1, "pages": 1, "charts": 1, "findings": 1,
@@ -31,16 +31,20 @@ LAYERS = {
     "data.lesions": 1, "data.planting": 1, "data.drawing": 1,
     "data.tables": 1, "data.matching": 1, "data.tabular": 1, "data.reading": 1, "data.isic": 1, "data.archives": 1,
     "data.medmnist": 1, "data.opening": 1,
-    "samples": 2, "predictor": 2, "data.overview": 2, "data.importing": 2, "data.joining": 2,
+    "data.draws": 1, "data.geometry": 1, "data.texture": 1, "data.tone": 1, "data.mixing": 1,
+    "data.segments": 1, "data.store": 1, "compute": 1, "guides": 1, "listing": 1, "ranks": 1, "syncnorm": 1,
+    "samples": 2, "features": 2, "optim": 2, "step": 2, "inference": 2, "predictor": 2, "scoring": 2, "parts": 2,
+    "data.overview": 2, "data.importing": 2, "data.joining": 2,
     "train": 3, "evaluate": 3, "compare": 3, "audit": 3, "lint": 1, "explain": 3, "predict": 3,
-    "report": 4, "plan": 4, "facts": 4, "runner": 4, "repeats": 4, "external": 4, "workflow": 4, "demo": 4,
+    "launch": 4, "report": 4, "plan": 4, "facts": 4, "runner": 4, "repeats": 4, "external": 4, "workflow": 4, "demo": 4,
     "terminal": 5, "cli_data": 5, "cli": 5,
 }  # fmt: skip
 # Inside a layer nothing imports its neighbour, but for these: a room that was divided, and the order of layers 0 and 4.
 FOUNDATION = {"", "errors", "files"}
-NEIGHBOURS = {
+NEIGHBOURS: dict[str, frozenset[str] | set[str]] = {
     "files": {"errors"},
-    **dict.fromkeys(("recipe", "data.headers", "data.manifest", "metrics"), FOUNDATION),
+    **dict.fromkeys(("data.headers", "data.manifest", "metrics", "augmentation", "places"), FOUNDATION),
+    "recipe": {*FOUNDATION, "augmentation"},
     "data.images": {*FOUNDATION, "data.headers"},
     "cautions": {"findings"},
     "weights": {"cnn"},
@@ -55,6 +59,15 @@ NEIGHBOURS = {
     "data.medmnist": {"data.archives", "data.reading"},
     "data.split": {"data.dividing", "data.overlap", "data.splitfile"},
     "data.lesions": {"data.drawing"},
+    **dict.fromkeys(("data.geometry", "data.texture", "data.tone", "data.mixing"), frozenset({"data.draws"})),
+    "data.augment": {"data.draws", "data.geometry", "data.texture", "data.tone"},
+    "data.store": {"data.segments"},
+    "data.cache": {"data.store"},
+    "features": {"samples"},
+    "step": {"samples"},
+    "predictor": {"inference", "scoring"},
+    "parts": {"scoring"},
+    "predict": {"parts"},
     "data.synthetic": {"data.lesions", "data.drawing"},
     "data.importing": {"data.overview", "data.joining"},
     "facts": {"plan"},
@@ -69,7 +82,8 @@ NEIGHBOURS = {
 # Rooms that may import torch and its friends; the lazy ones only inside a function.
 HEAVY = {"torch", "torchvision", "timm", "safetensors", "lightning_fabric", "lightning"}
 TORCH_ROOMS = {
-    "cnn", "weights", "model", "checkpoint", "samples", "data.cache", "data.augment", "predictor", "train",
+    "cnn", "weights", "model", "checkpoint", "compute", "ranks", "syncnorm", "samples", "features", "optim", "step",
+    "data.augment", "data.geometry", "data.texture", "data.tone", "data.mixing", "inference", "predictor", "train",
 }  # fmt: skip
 LAZY_ROOMS = {"facts", "runner", "workflow", "cli", "cli_data"}
 PACKAGES = {"metrics", "audit", "lint"}

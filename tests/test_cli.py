@@ -24,7 +24,7 @@ from dermkit import workflow
 from dermkit.errors import Refusal
 from dermkit.files import sha256_file, write_json
 from dermkit.model import import_timm
-from dermkit.recipe import Recipe, as_dict, load, save
+from dermkit.recipe import FORMAT, Recipe, as_dict, load, save
 from dermkit.recipes import GRIDS, RECIPES, whole
 from made_images import encoded, frames, png, speckled
 
@@ -102,7 +102,7 @@ def test_listing_and_showing_recipes(cli: Cli) -> None:
     text = check(cli("recipes", "list"), 0)
     assert all(name in text for name in (*RECIPES, *GRIDS))
     for name in ("s0-inception-v3", "s2-resnet50", "s4-cnn"):
-        assert json.loads(check(cli("recipes", "show", name), 0)) == {"format": 1, **as_dict(RECIPES[name])}
+        assert json.loads(check(cli("recipes", "show", name), 0)) == {"format": FORMAT, **as_dict(RECIPES[name])}
 
 
 def test_a_shown_recipe_can_be_edited_and_trained(invoke: Invoke, binary: Path, tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -197,17 +199,45 @@ def test_writability_is_refused_before_the_work(tmp_path: Path) -> None:
         files.check_writable(tmp_path / "file" / "runs")
 
 
-def test_a_second_process_is_refused_and_told_the_first_one_s_number(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_told_who_holds_the_folder_and_since_when(tmp_path: Path) -> None:
+    earliest = datetime.now(UTC).replace(microsecond=0)
     first = start(HOLDER, tmp_path)
     assert first.stdout is not None and first.stdout.readline() == "held\n"
     try:
-        with pytest.raises(OutputError, match=f"in use by process {first.pid}\n") as caught, files.lock(tmp_path):
+        with (
+            pytest.raises(OutputError, match=f"in use by process {first.pid} on ") as caught,
+            files.lock(tmp_path),
+        ):
             pytest.fail("the lock was given twice")
         assert caught.value.exit_code == 5
+        host, since = caught.value.message.split(" on ")[1].split(" since ")
+        assert host == socket.gethostname()
+        assert earliest <= datetime.fromisoformat(since) <= datetime.now(UTC)
     finally:
         kill(first)
     with files.lock(tmp_path):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} {socket.gethostname()} ")
+    assert (tmp_path / ".lock").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "who"),
+    [
+        (b"4711", "process 4711"),
+        (b"4711 box", "process 4711 on box"),
+        (b"", "another process"),
+        (b"\xff\n", "process \ufffd"),
+    ],
+)
+def test_a_lock_file_of_an_older_version_or_broken_is_read_too(tmp_path: Path, content: bytes, who: str) -> None:
+    first = start(HOLDER, tmp_path)
+    assert first.stdout is not None and first.stdout.readline() == "held\n"
+    (tmp_path / ".lock").write_bytes(content)
+    try:
+        with pytest.raises(OutputError, match=f"is in use by {who}\n"), files.lock(tmp_path):
+            pytest.fail("the lock was given twice")
+    finally:
+        kill(first)
 
 
 def test_a_lock_is_given_back_after_an_error(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from dermkit import workflow
 from dermkit.data.images import open_image, resize_pixels
 from dermkit.errors import DataError, Refusal, UntrustedError, UsageError
-from dermkit.predict import find_images, predict
+from dermkit.listing import check_arguments, read_list, write_list
+from dermkit.predict import predict
 from dermkit.predictor import SUMS, load_model, read_seen, write_sums
+from dermkit.recipe import FORMAT as RECIPE_FORMAT
 from made_images import encoded, frames, png, speckled
 
 BAD = {
@@ -94,7 +96,7 @@ def test_the_folder_says_what_the_model_is(trained: Path, binary: Path) -> None:
     assert model.class_names == data.class_names == ("benign", "malignant")
     assert card["classes"] == [asdict(item) for item in data.classes]
     assert card["preprocessing"]["size"] == model.preprocessing.size == 24
-    assert {"format": 1, **card["recipe"]} == json.loads((trained / "recipe.json").read_text())
+    assert {"format": RECIPE_FORMAT, **card["recipe"]} == json.loads((trained / "recipe.json").read_text())
     assert card["dataset"]["manifest_sha256"] == data.manifest_sha256
     text = (trained / "model" / "MODEL_CARD.md").read_text()
     assert "Research use only. Not a medical device." in text
@@ -273,7 +275,11 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(*arguments: str) -> list[str]:
-    return [name for name, _ in find_images(arguments)]
+    check_arguments(arguments)
+    write_list(Path("list.jsonl"), arguments, leave_out=[Path("list.jsonl")])
+    found = [image.name for image in read_list(Path("list.jsonl"))]
+    Path("list.jsonl").unlink()
+    return found
 
 
 def test_files_folders_and_patterns_are_found(tree: Path) -> None:
@@ -298,5 +304,5 @@ def test_a_path_is_taken_once_and_equal_names_are_numbered(tree: Path) -> None:
 def test_what_matches_nothing_is_a_usage_error(tree: Path) -> None:
     for argument in ("c", "*.webp"):
         with pytest.raises(UsageError, match="no images there"):
-            find_images([argument])
+            names(argument)
     assert names("absent.jpg") == ["absent.jpg"], "a missing file is refused and listed with the others"

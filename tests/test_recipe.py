@@ -12,6 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermkit import recipe as room
+from dermkit.augmentation import (
+    BlurNoiseSpec,
+    ClaheSpec,
+    CutoutSpec,
+    DistortSpec,
+    HsvSpec,
+)
 from dermkit.errors import UsageError
 from dermkit.recipe import (
     AugmentSpec,
@@ -26,7 +33,10 @@ from dermkit.recipe import (
     SplitSpec,
 )
 
-SPECS = (ImageSpec, SplitSpec, ModelSpec, AugmentSpec, GrowSpec, MixSpec, Phase, OptimSpec, ComputeSpec, Recipe)
+SPECS = (
+    ImageSpec, SplitSpec, ModelSpec, AugmentSpec, DistortSpec, HsvSpec, BlurNoiseSpec, ClaheSpec, CutoutSpec,
+    GrowSpec, MixSpec, Phase, OptimSpec, ComputeSpec, Recipe,
+)  # fmt: skip
 PROSE = {("about",), ("system",), ("seed",), ("repeats",)}
 
 below_one = st.floats(0, 1, exclude_max=True)
@@ -36,10 +46,22 @@ at_least_one = st.integers(1, 10_000)
 not_negative = st.floats(0, 1e6)
 seed = st.integers(0, 2**32 - 1)
 
+kernel = st.sampled_from([3, 5, 7])
 augments = st.builds(
-    AugmentSpec, horizontal_flip=st.booleans(), vertical_flip=st.booleans(), rotate=st.floats(0, 180), shift=share,
-    zoom=below_one, brightness=share, contrast=share, saturation=share,
-    fill=st.sampled_from(["reflect", "black", "edge"]),
+    AugmentSpec, horizontal_flip=st.booleans(), vertical_flip=st.booleans(), transpose=st.booleans(), moved=share,
+    rotate=st.floats(0, 180), shift=share, zoom=below_one, fill=st.sampled_from(["reflect", "black", "edge"]),
+    distort=st.none() | st.builds(
+        DistortSpec, share=share, optical=share, grid=st.floats(0.1, 1), grid_steps=st.integers(2, 32),
+        elastic=st.floats(0, 0.5), elastic_cells=st.integers(1, 32),
+    ),
+    toned=share, brightness=share, contrast=share, saturation=share,
+    hsv=st.none() | st.builds(HsvSpec, share=share, hue=st.floats(0, 180), saturation=share, value=share),
+    blur_noise=st.none() | st.builds(
+        BlurNoiseSpec, share=share, motion=kernel | st.just(0), median=kernel, gaussian=kernel | st.just(0),
+        noise=st.lists(st.floats(0, 1e4), min_size=2, max_size=2).map(sorted).map(tuple),
+    ),
+    clahe=st.none() | st.builds(ClaheSpec, share=share, clip=st.floats(1, 256), tiles=st.integers(1, 16)),
+    cutout=st.none() | st.builds(CutoutSpec, share=share, side=share),
 )  # fmt: skip
 phases = st.builds(
     Phase, epochs=at_least_one, train_backbone=st.sampled_from(["none", "all"]) | at_least_one,
@@ -87,8 +109,12 @@ recipes = st.builds(
 def example() -> Recipe:
     """Return a recipe in which every field is set and every optional part is present."""
     augment = AugmentSpec(
-        horizontal_flip=True, vertical_flip=False, rotate=20.0, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1,
-        saturation=0.1, fill="reflect",
+        horizontal_flip=True, vertical_flip=False, transpose=False, moved=0.85, rotate=20.0, shift=0.1, zoom=0.1,
+        fill="reflect", toned=0.75, brightness=0.1, contrast=0.1, saturation=0.1,
+        distort=DistortSpec(share=0.7, optical=0.5, grid=0.4, grid_steps=5, elastic=0.03, elastic_cells=4),
+        hsv=HsvSpec(share=0.5, hue=20.0, saturation=0.1, value=0.1),
+        blur_noise=BlurNoiseSpec(share=0.7, motion=5, median=5, gaussian=5, noise=(5.0, 30.0)),
+        clahe=ClaheSpec(share=0.7, clip=4.0, tiles=8), cutout=CutoutSpec(share=0.7, side=0.375),
     )  # fmt: skip
     frozen = Phase(
         epochs=10,
@@ -155,7 +181,8 @@ def another(path: tuple[Any, ...]) -> Any:
     words = {
         "resize": "crop", "interpolation": "box", "normalise": "zero_one", "scheme": "kfold", "weights": "none",
         "fill": "edge", "train_backbone": "all", "optimizer": "sgd", "class_weights": "balanced",
-        "schedule": "cosine", "sampling": "balanced", "precision": "bfloat16", "monitor": "val_accuracy", "keep": "last", "folds": 0,
+        "schedule": "cosine", "sampling": "balanced", "precision": "bfloat16", "monitor": "val_accuracy",
+        "keep": "last", "folds": 0, "motion": 3, "median": 0, "gaussian": 7,
     }  # fmt: skip
     if path[-1] in words:
         return words[path[-1]]
@@ -258,6 +285,32 @@ def test_what_is_not_a_number_is_refused(path: tuple[Any, ...], tmp_path: Path) 
         (("augment", "brightness"), [-0.1, 1.1]),
         (("augment", "contrast"), [-0.1, 1.1]),
         (("augment", "saturation"), [-0.1, 1.1]),
+        (("augment", "transpose"), [0, 1]),
+        (("augment", "moved"), [-0.1, 1.1]),
+        (("augment", "toned"), [-0.1, 1.1]),
+        (("augment", "fill"), ["wrap", ""]),
+        (("augment", "distort"), [{}, "elastic", True]),
+        (("augment", "distort", "share"), [-0.1, 1.1]),
+        (("augment", "distort", "optical"), [-0.1, 1.1]),
+        (("augment", "distort", "grid"), [-0.1, 1.1]),
+        (("augment", "distort", "grid_steps"), [-1, 0, 1, 33]),
+        (("augment", "distort", "elastic"), [-0.1, 0.6]),
+        (("augment", "distort", "elastic_cells"), [-1, 0, 33]),
+        (("augment", "hsv", "share"), [-0.1, 1.1]),
+        (("augment", "hsv", "hue"), [-1.0, 181.0]),
+        (("augment", "hsv", "saturation"), [-0.1, 1.1]),
+        (("augment", "hsv", "value"), [-0.1, 1.1]),
+        (("augment", "blur_noise", "share"), [-0.1, 1.1]),
+        (("augment", "blur_noise", "motion"), [-1, 1, 2, 4, 9]),
+        (("augment", "blur_noise", "median"), [-3, 1, 6, 9]),
+        (("augment", "blur_noise", "gaussian"), [-5, 1, 4, 9]),
+        (("augment", "blur_noise", "noise"), [[], [5.0], [30.0, 5.0], [-1.0, 5.0], [1.0, 2.0, 3.0], 5.0]),
+        (("augment", "clahe", "share"), [-0.1, 1.1]),
+        (("augment", "clahe", "clip"), [0.0, 0.9, 257.0]),
+        (("augment", "clahe", "tiles"), [0, -1, 17]),
+        (("augment", "cutout", "share"), [-0.1, 1.1]),
+        (("augment", "cutout", "side"), [-0.1, 1.1]),
+        (("grow", "augment", "clahe", "clip"), [0.0]),
         (("grow", "to"), [0.0, 1.1]),
         (("grow", "most_copies"), [0]),
         (("phases", 0, "epochs"), [0, -1]),
@@ -413,15 +466,38 @@ def test_the_fingerprint_sees_the_data() -> None:
 
 
 def test_the_fingerprint_is_the_same_on_every_machine() -> None:
-    assert room.recipe_fingerprint(example(), manifest="m", split="s") == "2229a216dd04"
+    assert room.recipe_fingerprint(example(), manifest="m", split="s") == "02945c3f6d29"
+
+
+OF_FORMAT_1 = (
+    "horizontal_flip", "vertical_flip", "rotate", "shift", "zoom", "brightness", "contrast", "saturation", "fill",
+)  # fmt: skip
 
 
 def test_a_recipe_of_format_1_is_read_and_means_what_it_meant(tmp_path: Path) -> None:
-    old = {**room.as_dict(example()), "format": 1}
+    old: dict[str, Any] = {**room.as_dict(example()), "format": 1}
     del old["mix"], old["compute"], old["optim"]["sampling"]
+    for place in (old, old["grow"]):
+        place["augment"] = {name: place["augment"][name] for name in OF_FORMAT_1}
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(old))
-    assert room.load(path) == replace(example(), mix=None)
+    plain = replace(
+        example().augment, moved=1.0, toned=1.0, distort=None, hsv=None, blur_noise=None, clahe=None, cutout=None
+    )
+    grow = example().grow
+    assert grow
+    assert room.load(path) == replace(example(), mix=None, augment=plain, grow=replace(grow, augment=plain))
+
+
+@pytest.mark.parametrize("broken", [None, 3, "none", []])
+def test_a_broken_recipe_of_format_1_is_refused_not_mended(tmp_path: Path, broken: Any) -> None:
+    path = tmp_path / "recipe.json"
+    for place in (("augment",), ("grow",), ("grow", "augment"), ("optim",)):
+        if (place[-1], broken) in (("grow", None), ("augment", "none")):
+            continue  # no growth is a recipe; a preset's name is one too
+        path.write_text(json.dumps({"format": 1, **put(place, broken)}))
+        with pytest.raises(UsageError, match=names(place)):
+            room.load(path)
 
 
 def test_mixing_of_nothing_is_refused() -> None:

@@ -48,8 +48,9 @@ RECIPE = Recipe(
         backbone="resnet50", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(512,), dropout=0.2
     ),
     augment=AugmentSpec(
-        horizontal_flip=True, vertical_flip=False, rotate=20.0, shift=0.1, zoom=0.0, brightness=0.0, contrast=0.0,
-        saturation=0.0, fill="reflect",
+        horizontal_flip=True, vertical_flip=False, transpose=False, moved=1.0, rotate=20.0, shift=0.1, zoom=0.0,
+        fill="reflect", distort=None, toned=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hsv=None,
+        blur_noise=None, clahe=None, cutout=None,
     ),
     grow=None,
     phases=(Phase(epochs=6, train_backbone="none", head_lr=1e-3, backbone_lr=0.0, views=2, freeze_batch_norm=True,

@@ -1,5 +1,6 @@
 """The loop: what is frozen, what learns, what is kept, and that a resumed run ends with the same bits."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
+from dermkit import ranks
 from dermkit.checkpoint import BEST, LAST, Progress, load_checkpoint, save_checkpoint
 from dermkit.data.images import Preprocessing
 from dermkit.errors import Diverged, Interrupted, UntrustedError
+from dermkit.features import FeatureSource, Making, feature_source
 from dermkit.model import Net, build_net, resolve_weights
 from dermkit.recipe import GrowSpec, ModelSpec, Phase, Recipe
 from dermkit.recipes import DEMO, NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole
@@ -40,7 +43,9 @@ def make_job(recipe: Recipe, cache: Path, *, seed: int = 0) -> Job:
         recipe=recipe,
         seed=seed,
         pixels=pixels.astype(np.uint8),
-        pixels_key="made",
+        row_keys=np.frombuffer(
+            b"".join(hashlib.sha256(f"made {k}".encode()).digest() for k in range(N)), np.uint8
+        ).reshape(N, 32),
         labels=labels.astype(np.int64),
         image_ids=tuple(f"image-{k}" for k in range(N)),
         train=np.arange(0, 44),
@@ -66,7 +71,9 @@ def run(recipe: Recipe, folder: Path, *, hooks: Hooks | None = None, seed: int =
     net = make_net(recipe, seed)
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    progress = train(make_job(recipe, folder / "cache", seed=seed), net, checkpoints, device="cpu", hooks=hooks)
+    progress = train(
+        make_job(recipe, folder / "cache", seed=seed), net, checkpoints, fabric=ranks.start("cpu"), hooks=hooks
+    )
     return net, progress
 
 
@@ -185,13 +192,48 @@ def test_features_give_the_losses_that_pixels_give(tmp_path: Path) -> None:
         assert one["val_loss"] == pytest.approx(two["val_loss"], abs=1e-4)
 
 
+def features_of(recipe: Recipe, folder: Path, *, views: int, seed: int = 0) -> FeatureSource:
+    job, device = make_job(recipe, folder), torch.device("cpu")
+    samples = Samples.of(
+        job.image_ids, job.labels, job.train, recipe.augment, recipe.grow, seed=seed, mix=recipe.mix
+    )
+    pixels = PixelSource(samples, job.pixels, job.validation, job.preprocessing, device)
+    counted = [0]
+    making = Making(
+        net=make_net(recipe), model=recipe.model, compute=recipe.compute, row_keys=job.row_keys, device=device,
+        cache=folder, ranks=ranks.ALONE, on_step=lambda *_: counted.__setitem__(0, counted[0] + 1),
+        stop=lambda: False,
+    )  # fmt: skip
+    source = feature_source(pixels, making, seed=seed, views=views)
+    source.passes = counted[0]  # type: ignore[attr-defined]
+    return source
+
+
 def test_views_differ_and_repeat(tmp_path: Path) -> None:
-    recipe = replace(BASE, model=SMALL, phases=(frozen(3, views=2),), augment=ROTATE_FLIP_ZOOM)
-    run(recipe, tmp_path)
-    (path,) = [item for item in (tmp_path / "cache").glob("features-*.npy") if np.load(item).ndim == 3]
-    features = np.load(path)
-    assert features.shape[:2] == (2, 44)
-    assert not np.allclose(features[0], features[1])
+    recipe = replace(BASE, model=SMALL, augment=ROTATE_FLIP_ZOOM)
+    source = features_of(recipe, tmp_path, views=2)
+    rows = np.arange(44)
+    one, two, three = (source.batch(rows, epoch=epoch, seed=0) for epoch in (1, 2, 3))
+    assert torch.equal(one, three)
+    assert not torch.isclose(one, two).all(dim=1).any()
+
+
+def test_features_are_computed_once_for_all_runs_that_mean_the_same(tmp_path: Path) -> None:
+    """Plain features belong to an image: another seed finds them. Random views belong to the seed."""
+    recipe = replace(BASE, model=SMALL, augment=ROTATE_FLIP_ZOOM)
+    assert features_of(recipe, tmp_path, views=0).passes == 2  # type: ignore[attr-defined]
+    again = features_of(recipe, tmp_path, views=0, seed=1)
+    assert again.passes == 0  # type: ignore[attr-defined]
+    assert features_of(recipe, tmp_path, views=1).passes == 1  # type: ignore[attr-defined]
+    assert features_of(recipe, tmp_path, views=1, seed=1).passes == 1  # type: ignore[attr-defined]
+    assert features_of(recipe, tmp_path, views=2).passes == 1  # type: ignore[attr-defined]
+    padded = replace(recipe, model=replace(SMALL, backbone_args={"pad_type": "same"}))
+    other = features_of(padded, tmp_path, views=0)
+    assert other.passes == 2  # type: ignore[attr-defined]
+    rows = np.arange(44)
+    assert not torch.allclose(other.batch(rows, epoch=1, seed=0), again.batch(rows, epoch=1, seed=0))
+    fresh = features_of(padded, tmp_path / "clean", views=0)
+    assert torch.equal(other.batch(rows, epoch=1, seed=0), fresh.batch(rows, epoch=1, seed=0))
 
 
 def test_growth_brings_small_classes_up_on_training_rows_alone() -> None:
@@ -232,32 +274,6 @@ def test_a_checkpoint_of_another_net_or_a_broken_one_is_refused(tmp_path: Path) 
     with pytest.raises(UntrustedError, match="not a checkpoint"):
         load_checkpoint(tmp_path / BEST, net)
     assert load_checkpoint(tmp_path / "absent", net) is None
-
-
-def test_cached_features_belong_to_one_net_even_where_two_share_every_tensor(tmp_path: Path) -> None:
-    """Padding is no tensor: both nets have the same weights, and see different pictures."""
-    same_padding = replace(SMALL, backbone_args={"pad_type": "same"})
-    for spec in (SMALL, same_padding):
-        run(replace(BASE, model=spec, phases=(frozen(1),)), tmp_path)
-    alone, progress = run(replace(BASE, model=same_padding, phases=(frozen(1),)), tmp_path / "clean")
-    del alone
-    shared = pd.read_csv(tmp_path / "log.csv")
-    made = [item for item in (tmp_path / "cache").glob("features-*.npy") if np.load(item).ndim == 3]
-    assert len(made) == 2
-    # The second run found a finished checkpoint of the first net's folder only in its log; train it afresh.
-    _, again = run_in(
-        replace(BASE, model=same_padding, phases=(frozen(1),)), tmp_path / "again", tmp_path / "cache"
-    )
-    assert again.rows[0]["val_loss"] == progress.rows[0]["val_loss"]
-    assert len(shared) == 1
-
-
-def run_in(recipe: Recipe, folder: Path, cache: Path) -> tuple[Net, Progress]:
-    """Run with a cache that other runs have filled."""
-    net = make_net(recipe)
-    (folder / "checkpoints").mkdir(parents=True)
-    job = replace(make_job(recipe, folder), cache=cache)
-    return net, train(job, net, folder / "checkpoints", device="cpu")
 
 
 @pytest.mark.parametrize("at", [BEST, LAST])

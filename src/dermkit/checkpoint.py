@@ -16,17 +16,29 @@ from safetensors.torch import save as save_safetensors
 from dermkit.errors import UntrustedError
 from dermkit.files import write_bytes
 
-FORMAT = 1
+FORMAT = 2
 LAST = "last.safetensors"
 BEST = "best.safetensors"
 
 
 @dataclass
 class Progress:
-    """What has been done: finished epochs with their log rows, the best so far, and the optimizer's state."""
+    """What has been done: finished epochs with their log rows, the best so far, and the optimizer's state.
+
+    step, loss, hits, seconds: of the epoch that runs, the batches done, and their sums. lr_scale: what every learning
+    rate is multiplied by, 1 unless a loss was not a number; setbacks: each time that happened. micro: samples that
+    one pass may hold (0 = a whole batch), less than a batch once memory ran out.
+    """
 
     phase: int = 0
     phase_epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    hits: float = 0.0
+    seconds: float = 0.0
+    lr_scale: float = 1.0
+    setbacks: list[dict[str, Any]] = field(default_factory=list)
+    micro: int = 0
     waited: int = 0
     best_value: float | None = None
     best_epoch: int = 0
@@ -36,6 +48,11 @@ class Progress:
     def start_phase(self, number: int) -> None:
         """Begin a phase: fresh optimizer, fresh patience; the best so far stands."""
         self.phase, self.phase_epoch, self.waited, self.optimizer = number, 0, 0, {}
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        """Begin an epoch: no batch done yet."""
+        self.step, self.loss, self.hits, self.seconds = 0, 0.0, 0.0, 0.0
 
     def out_of_patience(self, patience: int) -> bool:
         """Tell whether this phase has waited long enough (patience 0 = never)."""
@@ -45,6 +62,7 @@ class Progress:
         """Add an epoch's row; returns whether it is the best so far by `monitor` (lower is better for a loss)."""
         self.rows.append(row)
         self.phase_epoch += 1
+        self.start_epoch()
         value = row[monitor]
         signed = -value if monitor.endswith("loss") else value
         better = self.best_value is None or math.isnan(self.best_value) or signed > self.best_value
@@ -53,6 +71,16 @@ class Progress:
         else:
             self.waited += 1
         return better
+
+
+def checkpoint_bytes(net: torch.nn.Module) -> int:
+    """Return the room that a run's checkpoints and model may take: best, last, one that is being written, the model.
+
+    An optimizer holds up to two numbers per weight.
+    """
+    weights: int = sum(tensor.nbytes for tensor in net.state_dict().values())
+    learning: int = sum(item.nbytes for item in net.parameters())
+    return 3 * (weights + 2 * learning) + weights
 
 
 def save_checkpoint(path: Path, net: torch.nn.Module, progress: Progress, *, whole: bool) -> None:
@@ -84,6 +112,8 @@ def load_checkpoint(path: Path, net: torch.nn.Module) -> Progress | None:
     try:
         with safe_open(path, framework="pt") as stream:
             header = stream.metadata() or {}
+            if header.get("format") != str(FORMAT):
+                raise ValueError(f"format {header.get('format')}, this dermkit reads format {FORMAT}")
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dict
         progress = Progress(**json.loads(header["progress"]))
         options = json.loads(header["optimizer"])

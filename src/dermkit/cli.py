@@ -14,6 +14,7 @@ import typer
 from dermkit import __version__
 from dermkit.cli_data import audit, import_, split
 from dermkit.errors import DermkitError, OutputError
+from dermkit.places import follow_supervisor
 from dermkit.terminal import Out, end_refused, watching
 
 if TYPE_CHECKING:
@@ -43,6 +44,16 @@ Weights = Annotated[
     Path | None, typer.Option("--weights", help="A weights file (.safetensors) with its JSON beside.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Devices = Annotated[
+    int, typer.Option("--devices", min=1, help="Processes on this machine, each with a device of its own.")
+]
+Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines (docs/machines.md).")]
+Restarts = Annotated[
+    int, typer.Option("--restarts", min=0, help="Fresh launches from the last checkpoint when a rank is lost.")
+]
+Workers = Annotated[
+    int, typer.Option("--workers", min=0, help="Threads that prepare batches ahead; changes no number.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
 
 
@@ -86,6 +97,15 @@ def recipes_show(name: str) -> None:
     typer.echo(json.dumps({"format": FORMAT, **as_dict(find_recipe(name))}, indent=1))
 
 
+@recipes_app.command("presets")
+def recipes_presets() -> None:
+    """List the augmentation presets: in a recipe, `"augment": "NAME"` stands for the whole spec."""
+    from dermkit.augmentation import PRESET_NOTES
+
+    for name, note in PRESET_NOTES.items():
+        typer.echo(f"{name:14} {note}")
+
+
 def _recipe(name: str) -> "Recipe":
     """Return a recipe by name, or from a file when the argument is one."""
     from dermkit.recipe import load
@@ -93,6 +113,31 @@ def _recipe(name: str) -> "Recipe":
 
     path = Path(name)
     return load(path) if path.suffix == ".json" else find_recipe(name)
+
+
+def _start_ranks(devices: int, nodes: int, restarts: int) -> None:
+    """Where several processes are asked for and this is none of them, start and watch them, and end as they end."""
+    if devices * nodes == 1:
+        return
+    from dermkit.launch import supervise
+    from dermkit.places import started_as_rank
+
+    if not started_as_rank():
+
+        def say(line: str) -> None:  # rank 0 draws the bar; a second one would draw over it
+            typer.echo(line, err=True)
+
+        code = supervise(sys.argv[1:], devices=devices, nodes=nodes, restarts=restarts, say=say)
+        raise typer.Exit(code)
+
+
+def _tell(path: Path) -> None:
+    """Print what was written, once: of several ranks, the first one does."""
+    from dermkit.places import find_place
+
+    place = find_place(os.environ)
+    if place is None or place.rank == 0:
+        typer.echo(str(path))
 
 
 @app.command()
@@ -104,17 +149,24 @@ def train(
     seed: Seed = None,
     weights: Weights = None,
     device: Device = "auto",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    restarts: Restarts = 3,
+    workers: Workers = 0,
     resume: Resume = False,
 ) -> None:
     """Train a recipe on a data set; ends evaluated and with its report written."""
     chosen = _recipe(recipe)
+    _start_ranks(devices, nodes, restarts)
     from dermkit import workflow
 
     data = workflow.load_dataset(dataset)
-    where = workflow.Where(out=out, device=device, weights=weights, resume=resume)
+    where = workflow.Where(
+        out=out, device=device, devices=devices, nodes=nodes, workers=workers, weights=weights, resume=resume
+    )
     with watching() as watch:
         folder = workflow.train(chosen, data, where=where, split=split, seed=seed, watch=watch)
-    typer.echo(str(folder / "report.html"))
+    _tell(folder / "report.html")
 
 
 @app.command()
@@ -126,20 +178,27 @@ def tune(
     seed: Seed = None,
     weights: Weights = None,
     device: Device = "auto",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    restarts: Restarts = 3,
+    workers: Workers = 0,
     resume: Resume = False,
 ) -> None:
     """Train every recipe of a grid, choose one on validation alone, run it whole."""
     from dermkit.recipes import find_grid
 
     members = find_grid(grid)
+    _start_ranks(devices, nodes, restarts)
     from dermkit import workflow
 
     data = workflow.load_dataset(dataset)
-    where = workflow.Where(out=out, device=device, weights=weights, resume=resume)
+    where = workflow.Where(
+        out=out, device=device, devices=devices, nodes=nodes, workers=workers, weights=weights, resume=resume
+    )
     with watching() as watch:
         folder = workflow.tune(members, data, name=grid, where=where, split=split, seed=seed, watch=watch)
-    typer.echo(str(out / grid / "tune.csv"))
-    typer.echo(str(folder / "report.html"))
+    _tell(out / grid / "tune.csv")
+    _tell(folder / "report.html")
 
 
 @app.command()
@@ -187,18 +246,35 @@ def predict(
     model: Annotated[Path, typer.Argument(help="A model folder, or the run folder that holds it.")],
     images: Annotated[list[str], typer.Argument(help="Image files, folders or patterns.")],
     out: Out,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
+    device: Device = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images per forward pass; by default as the device likes it.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores. They change no figure.")] = 0,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Keep small copies of the images' pixels in this folder: the next time is faster."),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Drop what an unfinished prediction there has scored.")
+    ] = False,
 ) -> None:
-    """Predict new images: every class probability, and a sheet with labels drawn on the images."""
+    """Predict new images: every class probability, and a sheet with labels drawn on the images.
+
+    The same command goes on where it was stopped.
+    """
     from dermkit.predict import predict as run_predict
 
     with watching() as watch:
-        outcome = run_predict(model, images, out=out, batch_size=batch_size, watch=watch)
+        outcome = run_predict(
+            model, images, out=out, batch_size=batch_size, workers=workers, cache=cache, device=device,
+            restart=restart, watch=watch,
+        )  # fmt: skip
     typer.echo(f"{outcome.scored} images scored: {out / 'predictions.csv'}")
-    if outcome.seen:
-        typer.echo(f"warning: the model's training looked at {len(outcome.seen)} of them (predict.json)", err=True)
+    if outcome.n_seen:
+        typer.echo(f"warning: the model's training looked at {outcome.n_seen} of them (predict.json)", err=True)
     typer.echo(str(out / "sheet-1.png"))
-    end_refused(len(outcome.refused), out / "refused.csv")
+    end_refused(outcome.n_refused, out / "refused.csv")
 
 
 @app.command()
@@ -247,6 +323,7 @@ def run(command: Callable[[], Any], *, debug: bool) -> int:
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    follow_supervisor()
     # Waiting threads that spin starve whatever else the machine does, and us with it: on two shared cores, scoring
     # fell to 19 images/s, and rose to 263 with this. It must stand before torch is loaded, and changes no number.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -10,18 +10,20 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dermkit.data.images import ImageRows
+
 _CHUNK = 512
 _ITERATIONS = 2000
 
 
-def mean_colours(pixels: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def mean_colours(pixels: ImageRows, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return mean red, green and blue (0..255) of images (N, S, S, 3), one row each: (len(rows), 3)."""
     parts = [pixels[rows[start : start + _CHUNK]].mean(axis=(1, 2)) for start in range(0, len(rows), _CHUNK)]
     return np.concatenate(parts).astype(np.float64) if parts else np.empty((0, 3))
 
 
 def colour_rule(
-    pixels: NDArray[np.uint8],
+    pixels: ImageRows,
     labels: NDArray[np.int64],
     *,
     train: NDArray[np.int64],

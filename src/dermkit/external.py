@@ -65,7 +65,8 @@ def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Pa
         watch.say(f"warning: {warning}")
     write_json(folder / "run.json", facts, format=1)
     write_json(folder / "location.json", {"images": str(dataset.images.resolve())}, format=1)
-    write_json(folder / "recipe.json", predictor.card["recipe"], format=RECIPE_FORMAT)
+    own = predictor.card["recipe"]
+    write_json(folder / "recipe.json", own, format=RECIPE_FORMAT if "compute" in own else 1)
     evaluate_run(folder)
     return write_report(folder, images_root=dataset.images)
 
@@ -87,7 +88,7 @@ def _score(predictor: "Predictor", dataset: Dataset, watch: Watch) -> pd.DataFra
         on_progress=lambda done, total: watch.step("images", done, total),
     )  # fmt: skip
     p = predictor.score_pixels(
-        pixels.pixels, list(range(len(ids))), on_progress=lambda done, total: watch.step("scoring", done, total)
+        pixels.pixels, range(len(ids)), on_progress=lambda done, total: watch.step("scoring", done, total)
     )
     frame = manifest[["image_id", "path", "label"]].assign(split=SPLIT, fold="", seed="")
     frame["predicted"] = np.array(predictor.class_names, dtype=object)[p.argmax(axis=1)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from dermkit.audit.state import audit_state
 from dermkit.data.split import check_split
-from dermkit.files import write_text
+from dermkit.files import read_json, write_text
 from dermkit.lint.rules import as_rows
 from dermkit.lint.training import BatchNorm, Training, lint_training
 from dermkit.plan import Plan, Where
@@ -42,6 +42,23 @@ def training_facts(plan: Plan, progress: "Progress") -> dict[str, Any]:
         },
         "kept": plan.recipe.keep,
     }
+
+
+def training_warnings(plan: Plan, progress: "Progress") -> list[str]:
+    """Return what happened on the way that a reader of the figures should know."""
+    warnings = [
+        f"The loss was not a number in epoch {item['epoch']}, batch {item['batch']} (images "
+        f"{', '.join(item['images'])}): training went on from the last checkpoint, learning rates times "
+        f"{item['lr_scale']:g}."
+        for item in progress.setbacks
+    ]
+    micro, batch = progress.micro, plan.recipe.optim.batch_size
+    if micro and micro < batch:
+        warnings.append(
+            f"Memory held {micro} images at a time: each batch of {batch} was added up from several passes, and "
+            "batch norm, where it learnt, saw the smaller ones."
+        )
+    return warnings
 
 
 def model_facts(plan: Plan, training: Mapping[str, Any]) -> "ModelFacts":
@@ -142,6 +159,18 @@ def weights_facts(weights: "Weights") -> dict[str, Any]:
     return {"origin": weights.origin, "sha256": weights.sha256, "licence": weights.licence, "note": weights.note}
 
 
+def other_environment(folder: Path, where: Where) -> list[str]:
+    """Return how this machine differs from the one that a run was started on: its last bits may then differ."""
+    path = folder / "environment.json"
+    if not path.is_file():
+        return []
+    before, now = read_json(path, format=1), environment(where)
+    changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
+    return (
+        [f"resumed elsewhere than started, so the last bits may differ: {'; '.join(changed)}"] if changed else []
+    )
+
+
 def environment(where: Where) -> dict[str, Any]:
     """Return what can change the last bits of a result: versions, processor, threads."""
     import torch
@@ -155,6 +184,7 @@ def environment(where: Where) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": where.device,
+        "devices": where.devices * where.nodes,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
 

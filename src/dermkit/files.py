@@ -7,9 +7,11 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +213,10 @@ def sweep_temp(folder: Path) -> int:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder against a second process; the second one is refused and told the first one's number."""
+    """Hold a folder against a second process; the second one is refused and told who holds it, where and since when.
+
+    `.lock` holds "process host time" while it is held; files of older versions hold the process number alone.
+    """
     make_folder(folder)
     path = folder / ".lock"
     with output_errors(path):
@@ -221,14 +226,27 @@ def lock(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                owner = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
                 raise OutputError(
-                    f"{folder}: is in use by process {owner or '?'}",
+                    f"{folder}: is in use by {_holder(descriptor)}",
                     kept="nothing was changed",
                     remedy="wait for it to end, or choose another --out",
                 ) from error
+            now = datetime.now(UTC).isoformat(timespec="seconds")
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
+            os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()} {now}".encode(), 0)
+        try:
+            yield
+        finally:
+            # Emptied before it is given back, or a refusal just after the next lock would name this process. What
+            # cannot be emptied (a full or lost device) is no reason to hide how the work ended.
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """Return who holds a lock, as its file says."""
+    process, host, since, *_ = (*os.pread(descriptor, 400, 0).decode(errors="replace").split(), "", "", "")
+    named = f"process {process}" if process else "another process"
+    return f"{named}{f' on {host}' if host else ''}{f' since {since}' if since else ''}"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from dermkit import recipe
+from dermkit.augmentation import fields_on
 from dermkit.errors import DataError, UsageError
 from dermkit.files import read_json
 
@@ -279,8 +280,13 @@ def recipe_rows(value: recipe.Recipe | None) -> list[tuple[str, str]]:
         ("Head", f"{'; '.join(layers)}; dropout {model.dropout:g}"),
         *((f"Phase {number}", _phase(phase)) for number, phase in enumerate(value.phases, 1)),
         ("Loss and optimizer", f"cross-entropy; {_spec(fields['optim'])}"),
-        ("Augmentation", _spec(fields["augment"])),
-        ("Growth of small classes", _spec(fields["grow"] or {})),
+        ("Augmentation", _spec(fields_on(value.augment))),
+        (
+            "Growth of small classes",
+            _spec({**fields["grow"], "augment": fields_on(value.grow.augment)} if value.grow else {}),
+        ),
+        ("Mixing of images", _spec(fields["mix"] or {})),
+        ("Computed in", _spec(fields["compute"])),
         ("Split", _spec(fields["split"])),
         ("Weights kept", f"of the {value.keep} epoch by {value.monitor}"),
     ]

@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Where:
-    """Where a run happens: what may differ between machines without changing the experiment."""
+    """Where a run happens: what may differ between machines without changing the experiment.
+
+    devices: processes on this machine, each with a device of its own; nodes: machines; workers: threads that prepare
+    batches ahead, in each process.
+    """
 
     out: Path = Path("runs")
     device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    workers: int = 0
     weights: Path | None = None
     resume: bool = False
 

@@ -1,204 +1,299 @@
-"""New images -> predictions.csv and picture sheets; what cannot be read is listed, the rest is scored."""
+"""New images -> predictions.csv and picture sheets; what cannot be read is listed, the rest is scored.
 
-import glob
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+Nothing is held that grows with the number of images: they are listed, scored in parts and put together on disk. A
+prediction that was stopped goes on when the same command is given again.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dermkit import pictures
-from dermkit.errors import DataError, Refusal, UsageError
-from dermkit.files import check_output, check_writable, write_json, write_rows
+from dermkit.ahead import ahead
+from dermkit.errors import DataError, Interrupted, Refusal
+from dermkit.files import check_output, check_writable, lock, sha256_file, sweep_temp, write_parts, write_rows
+from dermkit.listing import Found, check_arguments
+from dermkit.parts import Job, Row, is_unfinished, open_job
 from dermkit.predictions import write_predictions
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
-    from dermkit.predictor import Predictor, Scored
+    from dermkit.predictor import Predictor
+    from dermkit.scoring import KeptPixels, Scored
 
-FORMAT = 1
+FORMAT = 2
 _PER_SHEET = 48
 _SHEETS = 5
 """Pictures for the first 240 images; every image is in predictions.csv."""
 _SIDE = 160
-_NOT_PICTURES = frozenset(
-    (".csv", ".tsv", ".json", ".txt", ".md", ".html", ".xml", ".yaml", ".yml", ".ini", ".db", ".py")
-)
-"""What lies beside photographs in a folder and is left alone; all else is opened, and listed where it is no image."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class PredictOutcome:
-    """What became of the images. refused: (name, reason, detail). seen: images that the model's training looked at."""
+    """What became of the images, counted; the lists are read from the output when they are asked for."""
 
     out: Path
-    scored: int = 0
-    refused: list[tuple[str, str, str]] = field(default_factory=list)
-    notes: list[tuple[str, str]] = field(default_factory=list)
-    seen: list[tuple[str, str]] = field(default_factory=list)
-    tiles: list[pictures.Tile] = field(default_factory=list)
+    scored: int
+    n_refused: int
+    n_notes: int
+    n_seen: int
+
+    @property
+    def refused(self) -> list[tuple[str, str, str]]:
+        """Return (name, reason, detail) of the images that were not scored."""
+        return list(_read_refused(self.out))
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """Return (name, note) of what the gate decided on the way."""
+        return [(item["image"], item["note"]) for item in self._facts()["notes"]]
+
+    @property
+    def seen(self) -> list[tuple[str, str]]:
+        """Return (name, split) of the images that the model's training looked at."""
+        return [(item["image"], item["split"]) for item in self._facts()["seen_in_training"]]
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads((self.out / "predict.json").read_text(encoding="utf-8"))
+        return facts
 
 
-def find_images(arguments: Sequence[str]) -> list[tuple[str, Path]]:
-    """Expand files, folders (searched through) and patterns into (relative name, path), in order, each path once.
-
-    A name never holds a parent folder of the argument; a folder that a pattern matches is searched through, as where
-    the shell expands the pattern. Raises `UsageError` for an argument that matches nothing.
-    """
-    found: dict[Path, tuple[str, Path]] = {}
-    for argument in arguments:
-        if Path(argument).exists() or not glob.has_magic(argument):
-            pairs = _below(Path(argument))
-        else:
-            pairs = [pair for item in _matches(argument) for pair in _below(Path(item))]
-        if not pairs:
-            raise UsageError(
-                f"{argument}: no images there",
-                kept="nothing was predicted",
-                remedy="name image files, a folder that holds some, or a pattern in quotes",
-            )
-        for name, item in pairs:
-            found.setdefault(item.absolute(), (name, item))
-    return _unique(list(found.values()))
-
-
-def _below(path: Path) -> list[tuple[str, Path]]:
-    if not path.is_dir():
-        return [(path.name, path)]
-    files = [item for item in sorted(path.rglob("*")) if _is_candidate(item, path)]
-    return [(item.relative_to(path).as_posix(), item) for item in files]
-
-
-def _matches(pattern: str) -> list[str]:
-    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-
-
-def _is_candidate(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() not in _NOT_PICTURES and not hidden and path.is_file()
-
-
-def _unique(pairs: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """Number repeated names (`x.jpg`, `x.jpg#2`): two folders may hold one name each."""
-    counts: dict[str, int] = {}
-    result = []
-    for name, path in pairs:
-        counts[name] = counts.get(name, 0) + 1
-        result.append((name if counts[name] == 1 else f"{name}#{counts[name]}", path))
-    return result
+def _read_refused(out: Path) -> Iterator[tuple[str, str, str]]:
+    with (out / "refused.csv").open(newline="", encoding="utf-8") as stream:
+        for row in islice(csv.reader(stream), 1, None):
+            yield row[0], row[1], row[2]
 
 
 def predict(
-    model: Path, images: Sequence[str], *, out: Path, batch_size: int = 32, watch: Watch | None = None
+    model: Path,
+    images: Sequence[str],
+    *,
+    out: Path,
+    batch_size: int | None = None,
+    workers: int = 0,
+    cache: Path | None = None,
+    device: str = "auto",
+    restart: bool = False,
+    watch: Watch | None = None,
 ) -> PredictOutcome:
     """Score images with a model folder; writes predictions.csv, refused.csv, predict.json and sheet-*.png.
 
-    Raises `UntrustedError` for the model, `DataError` when no image could be read. Images refused while others
-    were scored are in the outcome.
+    Goes on where the same prediction was stopped before, unless `restart`. batch_size: images per forward pass, None
+    = as the device likes it. workers: threads, 0 = all cores. cache: a folder that keeps the resized pixels. Raises
+    `UntrustedError` for the model, `UsageError` where another prediction is unfinished in `out`, `DataError` where no
+    image could be read, `Interrupted` on Ctrl-C.
     """
-    from dermkit.predictor import load_model, read_seen
+    from dermkit.predictor import load_model
+    from dermkit.scoring import KeptPixels
 
-    watch = watch or Watch()
-    pairs = find_images(images)
-    check_output(out, marker="predict.json", what="a folder of predictions")
-    predictor = load_model(model)
+    watch, workers = watch or Watch(), workers or len(os.sched_getaffinity(0))
+    leave_out = [out, *([cache] if cache else [])]
+    check_arguments(images, leave_out=leave_out)
+    if not is_unfinished(out):
+        check_output(out, marker="predict.json", what="a folder of predictions")
+    predictor = load_model(model, device=device, say=watch.say)
     check_writable(out)
-    for sheet in out.glob("sheet-*.png"):  # of an earlier prediction: there may be fewer now
-        sheet.unlink()
-    outcome = PredictOutcome(out)
-    seen = read_seen(predictor.folder)
-    rows = _rows(predictor, pairs, batch_size, outcome, seen, watch)
-    write_predictions(out / "predictions.csv", predictor.class_names, rows)
-    write_rows(out / "refused.csv", ("path", "reason", "detail"), outcome.refused)
-    _write_facts(outcome, predictor, _write_sheets(outcome))
+    with lock(out):
+        sweep_temp(out)
+        job = open_job(
+            out, images, _identity(predictor), batch_size=batch_size or predictor.batch_size,
+            class_names=predictor.class_names, leave_out=leave_out, restart=restart,
+        )  # fmt: skip
+        kept = KeptPixels(cache, predictor.preprocessing) if cache else None
+        thumbnails = _score(job, predictor, workers, kept, watch)
+        outcome = _finish(job, predictor, out, thumbnails, workers)
+        job.remove()
     if not outcome.scored:
-        absent = all(reason == Refusal.MISSING for _, reason, _ in outcome.refused)
-        raise DataError(
-            f"none of {len(pairs)} images could be read; first: {': '.join(outcome.refused[0])}",
-            kept=f"{out / 'refused.csv'} lists each with its reason",
-            remedy="check the path" if absent else "give JPEG, PNG, WebP, BMP or TIFF photographs",
-        )
+        _refuse_all(job.n, out)
     return outcome
 
 
-def _rows(
+def _identity(predictor: "Predictor") -> dict[str, Any]:
+    """Return what decides the figures beside the images; a stopped prediction goes on only with the same."""
+    from dermkit.predictor import SUMS, versions
+
+    return {
+        "model": sha256_file(predictor.folder / SUMS),
+        "device": predictor.forward.device.type,
+        "net": predictor.forward.way,
+        "versions": versions(),
+    }
+
+
+def _score(
+    job: Job, predictor: "Predictor", workers: int, kept: "KeptPixels | None", watch: Watch
+) -> dict[str, NDArray[np.uint8]]:
+    """Score what has no part yet; returns name -> thumbnail of the first images, as far as they were decoded here."""
+    from dermkit.predictor import read_seen
+
+    gaps = _todo(job, watch)
+    seen = read_seen(predictor.folder)
+    thumbnails: dict[str, NDArray[np.uint8]] = {}
+    done = job.n - sum(end - start for start, end in gaps)
+    try:
+        for start, end in gaps:
+            scored = _scored(job, predictor, workers, kept, (start, end), thumbnails)
+            with closing(scored), closing(job.write(start, end, scored, seen)) as positions:
+                for _ in positions:
+                    done += 1
+                    if done % job.batch_size == 0 or done == job.n:
+                        watch.step("scoring", done, job.n)
+    except KeyboardInterrupt:
+        left = sum(end - start for start, end in job.gaps())
+        raise Interrupted(
+            f"interrupted: {job.n - left} of {job.n} images are scored or refused",
+            kept=f"they are in {job.folder}",
+            remedy="give the same command again to go on",
+        ) from None
+    return thumbnails
+
+
+def _todo(job: Job, watch: Watch) -> list[tuple[int, int]]:
+    """Return the stretches to score, and say what an earlier start of the same prediction left."""
+    stale = job.drop_stale()
+    if stale:
+        watch.say(f"{stale} files changed since they were scored; their parts are scored again")
+    gaps = job.gaps()
+    done = job.n - sum(end - start for start, end in gaps)
+    if done:
+        watch.say(f"going on: {done} of {job.n} images were scored or refused before")
+    return gaps
+
+
+def _scored(
+    job: Job,
     predictor: "Predictor",
-    pairs: Sequence[tuple[str, Path]],
-    batch_size: int,
-    outcome: PredictOutcome,
-    seen: dict[str, str],
-    watch: Watch,
-) -> Iterator[tuple[object, ...]]:
-    names = predictor.class_names
-    ids = _image_ids([name for name, _ in pairs])
-    for number, item in enumerate(predictor.score_files(pairs, batch_size=batch_size), start=1):
-        watch.step("scoring", number, len(pairs))
-        if item.refusal is not None or item.probabilities is None:
-            refusal = item.refusal
-            outcome.refused.append(
-                (item.name, refusal.reason.value if refusal else "", refusal.detail if refusal else "")
-            )
-            continue
-        outcome.scored += 1
-        outcome.notes += [(item.name, note) for note in item.notes]
-        if item.pixel_sha256 in seen:
-            outcome.seen.append((item.name, seen[item.pixel_sha256]))
-        if len(outcome.tiles) < _PER_SHEET * _SHEETS:
-            outcome.tiles.append(_tile(item, predictor, item.probabilities))
-        label = names[int(item.probabilities.argmax())]
-        yield (
-            ids[number - 1],
-            pairs[number - 1][1].as_posix(),
-            "",
-            "",
-            "",
-            "",
-            label,
-            *map(float, item.probabilities),
-        )
+    workers: int,
+    kept: "KeptPixels | None",
+    stretch: tuple[int, int],
+    thumbnails: dict[str, NDArray[np.uint8]],
+) -> Generator["Scored", None, None]:
+    """Yield the images of a stretch; thumbnails are put aside for the sheets."""
+    pictured = max(0, _PER_SHEET * _SHEETS - stretch[0])
+    files = ((image.name, Path(image.path)) for image in job.images(*stretch))
+    scored = predictor.score_files(
+        files, batch_size=job.batch_size, workers=workers, thumbnails=pictured, kept=kept
+    )
+    with closing(scored):
+        for item in scored:
+            if item.thumbnail is not None:
+                thumbnails[item.name] = item.thumbnail
+            yield item
 
 
-def _image_ids(names: Sequence[str]) -> list[str]:
-    """Return names without their ending, as in a manifest; both keep it where they would collide."""
-    bare = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    return [short if bare.count(short) == 1 else name for name, short in zip(names, bare, strict=True)]
+# The output -------------------------------------------------------------------------------------------------------
 
 
-def _tile(item: "Scored", predictor: "Predictor", probabilities: NDArray[np.float64]) -> pictures.Tile:
+def _finish(
+    job: Job, predictor: "Predictor", out: Path, thumbnails: Mapping[str, NDArray[np.uint8]], workers: int
+) -> PredictOutcome:
+    """Put the parts together, row by row."""
+    counts = {"scored": 0, "refused": 0, "notes": 0, "seen": 0}
+
+    def counted() -> Iterator[tuple[object, ...]]:
+        for row in job.rows():
+            counts["scored" if row.predicted else "refused"] += 1
+            counts["notes"] += len(row.notes)
+            counts["seen"] += bool(row.seen)
+            if row.predicted:
+                yield (row.image_id, row.path, "", "", "", "", row.predicted, *row.probabilities)
+
+    write_predictions(out / "predictions.csv", job.class_names, counted())
+    if counts["scored"] + counts["refused"] != job.n:
+        raise DataError(f"{job.folder}: {sum(counts.values())} of {job.n} images", remedy="give the command again")
+    refused = ((row.name, *row.refusal) for row in job.rows() if not row.predicted)
+    write_rows(out / "refused.csv", ("path", "reason", "detail"), refused if counts["refused"] else ())
+    sheets = _write_sheets(out, _tiles(job, predictor, thumbnails, workers), workers)
+    outcome = PredictOutcome(out, counts["scored"], counts["refused"], counts["notes"], counts["seen"])
+    _write_facts(outcome, job, predictor, sheets)
+    return outcome
+
+
+def _refuse_all(n: int, out: Path) -> None:
+    absent = all(reason == Refusal.MISSING for _, reason, _ in _read_refused(out))
+    raise DataError(
+        f"none of {n} images could be read; first: {', '.join(next(_read_refused(out)))}",
+        kept=f"{out / 'refused.csv'} lists each with its reason",
+        remedy="check the path" if absent else "give JPEG, PNG, WebP, BMP or TIFF photographs",
+    )
+
+
+def _tiles(
+    job: Job, predictor: "Predictor", thumbnails: Mapping[str, NDArray[np.uint8]], workers: int
+) -> list[pictures.Tile]:
+    """Return the tiles of the first images that were scored; what has no thumbnail here is opened for it."""
+    from dermkit.scoring import picture_of
+
+    pairs = (pair for pair in zip(job.rows(), job.images(), strict=True) if pair[0].predicted)
+
+    def tile(pair: tuple[Row, Found]) -> pictures.Tile:
+        row, image = pair
+        small = thumbnails.get(image.name)
+        return _tile(row, predictor, picture_of(Path(image.path)) if small is None else small)
+
+    return list(ahead(tile, islice(pairs, _PER_SHEET * _SHEETS), workers=workers))
+
+
+def _tile(row: Row, predictor: "Predictor", small: NDArray[np.uint8] | None) -> pictures.Tile:
+    probabilities = np.array(row.probabilities, dtype=np.float64)
     order = probabilities.argsort()[::-1][:2]
     lines = [f"{predictor.classes[k].name} {probabilities[k]:.2f}" for k in order]
     colours = {"malignant": "#b3261e", "benign": "#2b6a4d", "indeterminate": "#8a6100"}
-    pixels = item.thumbnail if item.thumbnail is not None else np.zeros((8, 8, 3), np.uint8)
-    return pictures.Tile(pixels, "\n".join([PurePosixPath(item.name).name, *lines]),
+    pixels = small if small is not None else np.zeros((8, 8, 3), np.uint8)
+    return pictures.Tile(pixels, "\n".join([PurePosixPath(row.name).name, *lines]),
                          colours[predictor.classes[int(order[0])].malignancy])  # fmt: skip
 
 
-def _write_sheets(outcome: PredictOutcome) -> list[str]:
-    names = []
-    for start in range(0, len(outcome.tiles), _PER_SHEET):
+def _write_sheets(out: Path, tiles: Sequence[pictures.Tile], workers: int) -> list[str]:
+    def write(start: int) -> str:
         name = f"sheet-{start // _PER_SHEET + 1}.png"
-        part = outcome.tiles[start : start + _PER_SHEET]
+        part = tiles[start : start + _PER_SHEET]
         title = f"Predictions, images {start + 1} to {start + len(part)}. Research use only. Not a medical device."
-        pictures.save_png(pictures.contact_sheet(part, columns=6, side=_SIDE, title=title), outcome.out / name)
-        names.append(name)
+        pictures.save_png(pictures.contact_sheet(part, columns=6, side=_SIDE, title=title), out / name)
+        return name
+
+    names = list(ahead(write, range(0, len(tiles), _PER_SHEET), workers=workers))
+    for sheet in out.glob("sheet-*.png"):  # of an earlier prediction: there may be fewer now
+        if sheet.name not in names:
+            sheet.unlink()
     return names
 
 
-def _write_facts(outcome: PredictOutcome, predictor: "Predictor", sheets: Sequence[str]) -> None:
-    write_json(
-        outcome.out / "predict.json",
-        {
-            "model_sha256": predictor.sha256,
-            "recipe": predictor.card["recipe"].get("name"),
-            "classes": list(predictor.class_names),
-            "scored": outcome.scored,
-            "refused": len(outcome.refused),
-            "notes": [{"image": name, "note": note} for name, note in outcome.notes],
-            "seen_in_training": [{"image": name, "split": side} for name, side in outcome.seen],
-            "sheets": list(sheets),
-            "notice": "Research use only. Not a medical device.",
-        },
-        format=FORMAT,
-    )
+def _write_facts(outcome: PredictOutcome, job: Job, predictor: "Predictor", sheets: Sequence[str]) -> None:
+    facts = {
+        "format": FORMAT,
+        "model_sha256": predictor.sha256,
+        "recipe": predictor.card["recipe"].get("name"),
+        "classes": list(predictor.class_names),
+        "scored": outcome.scored,
+        "refused": outcome.n_refused,
+        "sheets": list(sheets),
+        "notice": "Research use only. Not a medical device.",
+        "device": predictor.forward.device.type,
+        "batch_size": min(job.batch_size, predictor.forward.at_most),
+        "net": predictor.forward.way,
+    }
+    notes = ({"image": row.name, "note": note} for row in job.rows() for note in row.notes)
+    seen = ({"image": row.name, "split": row.seen} for row in job.rows() if row.seen)
+    lists = {"notes": notes if outcome.n_notes else (), "seen_in_training": seen if outcome.n_seen else ()}
+    write_parts(outcome.out / "predict.json", _json_with_lists(facts, lists))
+
+
+def _json_with_lists(facts: dict[str, Any], lists: Mapping[str, Iterable[Mapping[str, str]]]) -> Iterator[str]:
+    """Yield a JSON object in pieces: its lists are as long as the list of images, and never lie in memory."""
+    yield json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)[:-2]
+    for name, items in lists.items():
+        yield f',\n "{name}": ['
+        for number, item in enumerate(items):
+            yield ("," if number else "") + "\n  " + json.dumps(item, ensure_ascii=False)
+        yield "]"
+    yield "\n}\n"

@@ -7,12 +7,15 @@ use and never unpickled. Everything runs in float32.
 import csv
 import dataclasses
 import json
+import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,9 +26,9 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from dermkit import __version__
-from dermkit.data.images import Preprocessing, normalise, open_image, resize_pixels
+from dermkit.data.images import Preprocessing
 from dermkit.data.manifest import LesionClass
-from dermkit.errors import ImageRefused, UntrustedError, UsageError
+from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import (
     make_folder,
     read_json,
@@ -36,13 +39,17 @@ from dermkit.files import (
     write_rows,
     write_text,
 )
+from dermkit.inference import Forward, default_batch, pick_device, side_by_side
+from dermkit.listing import file_stat
 from dermkit.model import Net, build_net, resolve_weights
-from dermkit.pictures import thumbnail
 from dermkit.recipe import ModelSpec
+from dermkit.scoring import KeptPixels, Look, Scored, look_at
+
+if TYPE_CHECKING:
+    from dermkit.data.store import Rows
 
 FORMAT = 1
 SUMS = "SHA256SUMS"
-THUMBNAIL = 160
 RESEARCH_ONLY = "Research use only. Not a medical device."
 
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
@@ -66,23 +73,8 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One image and its class probabilities (float64, in class order, summing to 1), or why it was refused.
-
-    thumbnail: (H, W, 3) uint8, at most `THUMBNAIL` pixels a side.
-    """
-
-    name: str
-    probabilities: NDArray[np.float64] | None
-    thumbnail: NDArray[np.uint8] | None
-    pixel_sha256: str
-    notes: tuple[str, ...]
-    refusal: ImageRefused | None
-
-
-@dataclass(frozen=True)
 class Predictor:
-    """A verified model, ready to score."""
+    """A verified model, ready to score. say: told when a device's memory is too small for a batch."""
 
     folder: Path
     classes: tuple[LesionClass, ...]
@@ -90,67 +82,112 @@ class Predictor:
     net: Net
     card: Mapping[str, Any]
     sha256: str
+    say: Callable[[str], None] = lambda _line: None
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Return the class names in the order of the probabilities."""
         return tuple(item.name for item in self.classes)
 
+    @cached_property
+    def forward(self) -> Forward:
+        """Return the net at its fastest in float32; it is tried out on made pictures first."""
+        return Forward(self.net, self.preprocessing, self.say)
+
+    @property
+    def batch_size(self) -> int:
+        """Return how many images go through the net at once on its device, unless a caller says otherwise."""
+        return default_batch(self.forward.device)
+
     def probabilities(self, batch: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Score resized pixels (N, size, size, 3) uint8; returns softmax probabilities (N, classes) float64."""
-        device = next(self.net.parameters()).device
-        inputs = torch.from_numpy(normalise(batch, self.preprocessing)).to(device)
-        with torch.inference_mode():
-            logits = self.net(inputs.contiguous(memory_format=torch.channels_last))
-        return np.asarray(torch.softmax(logits.cpu().double(), dim=1).numpy(), dtype=np.float64)
+        return self.forward(batch)
 
     def score_pixels(
         self,
-        pixels: NDArray[np.uint8],
+        pixels: "NDArray[np.uint8] | Rows",
         rows: Sequence[int],
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
+        workers: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.float64]:
-        """Score rows of a pixel cache (N, size, size, 3); returns (len(rows), classes) in the order of `rows`."""
-        parts: list[NDArray[np.float64]] = []
-        for start in range(0, len(rows), batch_size):
-            parts.append(self.probabilities(pixels[list(rows[start : start + batch_size])]))
+        """Score rows of a pixel cache (N, size, size, 3); returns (len(rows), classes) in the order of `rows`.
+
+        workers: threads, 0 = as many as torch uses.
+        """
+        size = batch_size or self.batch_size
+        result = np.empty((len(rows), len(self.classes)))
+        where = np.asarray(rows, dtype=np.int64)
+        batches = (pixels[where[start : start + size]] for start in range(0, len(rows), size))
+        done = 0
+        for part in side_by_side(self.forward, batches, workers=workers or torch.get_num_threads()):
+            result[done : done + len(part)] = part
+            done += len(part)
             if on_progress:
-                on_progress(min(start + batch_size, len(rows)), len(rows))
-        return np.concatenate(parts) if parts else np.empty((0, len(self.classes)))
+                on_progress(done, len(rows))
+        return result
 
-    def score_files(self, images: Sequence[tuple[str, Path]], *, batch_size: int = 32) -> Iterator[Scored]:
-        """Score files, given as (name, path), in order and in bounded memory; a refused one is yielded as such."""
-        for start in range(0, len(images), batch_size):
-            yield from self._score_batch(images[start : start + batch_size])
+    def score_files(
+        self,
+        images: Iterable[tuple[str, Path]],
+        *,
+        batch_size: int | None = None,
+        workers: int = 0,
+        thumbnails: int = 0,
+        kept: KeptPixels | None = None,
+    ) -> Generator[Scored, None, None]:
+        """Score files, given as (name, path), in order and in bounded memory; a refused one is yielded as such.
 
-    def _score_batch(self, images: Sequence[tuple[str, Path]]) -> Iterator[Scored]:
-        opened = [self._open(name, path) for name, path in images]
-        resized = [item.resized for item in opened if isinstance(item, _Opened)]
-        scores = iter(self.probabilities(np.stack(resized))) if resized else iter(())
-        for (name, _), item in zip(images, opened, strict=True):
-            if isinstance(item, _Opened):
-                yield Scored(name, next(scores), item.thumbnail, item.pixel_sha256, item.notes, None)
-            else:
-                yield Scored(name, None, None, "", (), item)
-
-    def _open(self, name: str, path: Path) -> "_Opened | ImageRefused":
-        """Keep only small pictures of an image: a batch of photographs at full size could fill the memory."""
+        workers: threads, 0 = all cores; each reads, decodes and scores a whole batch, so that none waits for another.
+        thumbnails: of the first so many images. kept: where resized pixels are looked up and added.
+        """
+        size = batch_size or self.batch_size
+        task = partial(self._score_batch, thumbnails=thumbnails, kept=kept)
+        threads = workers or len(os.sched_getaffinity(0))
+        self.forward  # noqa: B018  made here, once, not by whichever thread is first
         try:
-            image = open_image(path, name=name)
-        except ImageRefused as refusal:
-            return refusal
-        small = np.asarray(thumbnail(image.pixels, THUMBNAIL), dtype=np.uint8)
-        return _Opened(resize_pixels(image.pixels, self.preprocessing), small, image.pixel_sha256, image.notes)
+            for scored, new in side_by_side(task, _batches(images, size), workers=threads):
+                if kept is not None:
+                    kept.add(new)
+                yield from scored
+        finally:  # an interrupted prediction has decoded them too
+            if kept is not None:
+                kept.flush()
+
+    def _score_batch(
+        self, batch: tuple[int, Sequence[tuple[str, Path]]], *, thumbnails: int, kept: KeptPixels | None
+    ) -> tuple[list[Scored], list[Look]]:
+        """Return what became of each image, and the looks that are not kept yet."""
+        start, images = batch
+        stats = [file_stat(path) for _, path in images]
+        found = kept.find([path for _, path in images]) if kept else [None] * len(images)
+        geometry = kept.geometry if kept else b""
+        looks = [
+            look or look_at(
+                path, name, self.preprocessing, with_thumbnail=start + at < thumbnails, geometry=geometry
+            )
+            for at, (look, (name, path)) in enumerate(zip(found, images, strict=True))
+        ]  # fmt: skip
+        resized = [look.resized for look in looks if isinstance(look, Look)]
+        scores = iter(self.probabilities(np.stack(resized)) if resized else ())
+        scored = [
+            Scored(name, next(scores), look.thumbnail, look.pixel_sha256, look.notes, None, stat)
+            if isinstance(look, Look)
+            else Scored(name, None, None, "", (), look, stat)
+            for (name, _), look, stat in zip(images, looks, stats, strict=True)
+        ]
+        new = [look for look, old in zip(looks, found, strict=True) if old is None and isinstance(look, Look)]
+        return scored, new if kept else []
 
 
-@dataclass(frozen=True)
-class _Opened:
-    resized: NDArray[np.uint8]
-    thumbnail: NDArray[np.uint8]
-    pixel_sha256: str
-    notes: tuple[str, ...]
+def _batches(images: Iterable[tuple[str, Path]], size: int) -> Iterator[tuple[int, list[tuple[str, Path]]]]:
+    """Yield (position of its first image, images) of each batch."""
+    items = iter(images)
+    start = 0
+    while batch := list(islice(items, size)):
+        yield start, batch
+        start += len(batch)
 
 
 def save_model(
@@ -204,8 +241,12 @@ def versions() -> dict[str, str]:
     }
 
 
-def load_model(folder: Path) -> Predictor:
-    """Verify and load a model folder. Raises `UntrustedError` when a byte differs or anything does not match."""
+def load_model(folder: Path, *, device: str = "cpu", say: Callable[[str], None] = lambda _line: None) -> Predictor:
+    """Verify and load a model folder. device: auto, cpu or cuda.
+
+    Raises `UntrustedError` when a byte differs or anything does not match, `UsageError` for a device that is absent.
+    """
+    where = pick_device(device)
     folder = folder / "model" if (folder / "model" / SUMS).is_file() else folder
     content = _verified(folder)
     card = read_json(folder / "model.json", format=FORMAT, error=UntrustedError)
@@ -219,8 +260,8 @@ def load_model(folder: Path) -> Predictor:
         raise UntrustedError(f"{folder}: not a model folder: {error}", remedy="copy it anew") from error
     if others:
         raise UntrustedError(f"{folder}: {len(members)} members; this version reads one", remedy="update dermkit")
-    net = _rebuild(folder, spec, len(classes), state)
-    return Predictor(folder, classes, preprocessing, net, card, sha256_bytes(content["model.json"]))
+    net = _rebuild(folder, spec, len(classes), state).to(where)
+    return Predictor(folder, classes, preprocessing, net, card, sha256_bytes(content["model.json"]), say)
 
 
 def _rebuild(folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor]) -> Net:

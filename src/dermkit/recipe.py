@@ -10,14 +10,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from dermkit.augmentation import (
+    STRICT,
+    BelowOne,
+    BlurNoiseSpec,
+    ClaheSpec,
+    CutoutSpec,
+    DistortSpec,
+    HsvSpec,
+    NotNegative,
+    Share,
+    find_preset,
+)
+from dermkit.augmentation import AugmentSpec as AugmentSpec
 from dermkit.errors import UsageError
 from dermkit.files import fingerprint, read_json, write_json
 
 FORMAT = 2
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Scheme = Literal["given", "given-as-published", "holdout", "kfold"]
 # The name becomes a folder under `runs`, so it can hold neither a separator nor a leading dot.
@@ -26,9 +38,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0.0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Monitor = Literal["val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro"]
 
 
@@ -92,25 +101,6 @@ class ModelSpec:
     skip_blocks: tuple[str, ...]
     hidden: tuple[AtLeastOne, ...]
     dropout: BelowOne
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class AugmentSpec:
-    """Random changes of a training image, each drawn uniformly; all zeros = none.
-
-    rotate: degrees either way. shift: share of the side either way. zoom: scale in 1 - zoom .. 1 + zoom.
-    brightness, contrast, saturation: factor in 1 - x .. 1 + x. fill: what lies outside the rotated image.
-    """
-
-    horizontal_flip: bool
-    vertical_flip: bool
-    rotate: Annotated[float, Field(ge=0.0, le=180.0)]
-    shift: Share
-    zoom: BelowOne
-    brightness: Share
-    contrast: Share
-    saturation: Share
-    fill: Literal["reflect", "black", "edge"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -223,14 +213,23 @@ class Recipe:
 
 def _from_1(value: dict[str, Any]) -> dict[str, Any]:
     """Format 1 knew one way to draw, to mix and to compute: it is written down, so that the numbers stay."""
-    optim = value.get("optim")
+    optim, grow = value.get("optim"), value.get("grow")
     return {
         **value,
         "format": 2,
+        "augment": _augment_from_1(value.get("augment")),
+        "grow": {**grow, "augment": _augment_from_1(grow.get("augment"))} if isinstance(grow, dict) else grow,
         "mix": None,
         "compute": {"precision": "float32", "compile": False},
         "optim": {**optim, "sampling": "shuffled"} if isinstance(optim, dict) else optim,
     }
+
+
+def _augment_from_1(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    absent = dict.fromkeys(("distort", "hsv", "blur_noise", "clahe", "cutout"))
+    return {**value, "transpose": False, "moved": 1.0, "toned": 1.0, **absent}
 
 
 MIGRATIONS = {1: _from_1}
@@ -268,9 +267,12 @@ def load(path: Path) -> Recipe:
 
 
 def parse(value: Mapping[str, Any], where: str) -> Recipe:
-    """Validate plain values into a recipe; raises `UsageError` that lists every problem at once."""
+    """Validate plain values into a recipe; raises `UsageError` that lists every problem at once.
+
+    `augment` and `grow.augment` may be a preset's name, which is replaced by its whole spec.
+    """
     try:
-        return _ADAPTER.validate_json(json.dumps(value))
+        return _ADAPTER.validate_json(json.dumps(_with_presets(value, where)))
     except ValidationError as error:
         problems = "\n".join("  " + _problem(item) for item in error.errors())
         raise UsageError(
@@ -278,6 +280,17 @@ def parse(value: Mapping[str, Any], where: str) -> Recipe:
             kept="nothing was trained",
             remedy="correct these fields; `dermkit recipes show NAME` prints a valid recipe",
         ) from error
+
+
+def _with_presets(value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    grow = value.get("grow")
+    grown = {"grow": _with_preset(grow, f"{where}: grow.augment")} if isinstance(grow, Mapping) else {}
+    return {**_with_preset(value, f"{where}: augment"), **grown}
+
+
+def _with_preset(value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    name = value.get("augment")
+    return {**value, "augment": asdict(find_preset(name, where))} if isinstance(name, str) else {**value}
 
 
 def _problem(item: Any) -> str:
@@ -295,6 +308,8 @@ def _field_names(path: list[str]) -> list[str]:
     specs: dict[str, type] = {
         "image": ImageSpec, "split": SplitSpec, "model": ModelSpec, "augment": AugmentSpec,
         "grow": GrowSpec, "mix": MixSpec, "phases": Phase, "optim": OptimSpec, "compute": ComputeSpec,
+        "distort": DistortSpec, "hsv": HsvSpec, "blur_noise": BlurNoiseSpec, "clahe": ClaheSpec,
+        "cutout": CutoutSpec,
     }  # fmt: skip
     names = [part for part in path if not part.isdigit() and part in specs]
     spec = specs[names[-1]] if names else Recipe

@@ -8,9 +8,9 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from dermkit.augmentation import PRESETS
 from dermkit.errors import UsageError
 from dermkit.recipe import (
-    AugmentSpec,
     ComputeSpec,
     GrowSpec,
     ImageSpec,
@@ -23,12 +23,9 @@ from dermkit.recipe import (
 
 # ---- parts that several recipes share -------------------------------------------------------------------------
 
-NO_AUGMENT = AugmentSpec(
-    horizontal_flip=False, vertical_flip=False, rotate=0.0, shift=0.0, zoom=0.0,
-    brightness=0.0, contrast=0.0, saturation=0.0, fill="reflect",
-)  # fmt: skip
-FLIPS_ROTATIONS_SHIFTS = replace(NO_AUGMENT, horizontal_flip=True, vertical_flip=True, rotate=30.0, shift=0.1)
-ROTATE_FLIP_ZOOM = replace(NO_AUGMENT, horizontal_flip=True, vertical_flip=True, rotate=25.0, zoom=0.2)
+NO_AUGMENT = PRESETS["none"]
+FLIPS_ROTATIONS_SHIFTS = PRESETS["s2"]
+ROTATE_FLIP_ZOOM = PRESETS["s4"]
 
 GIVEN = SplitSpec(
     scheme="given", seed=0, validation=0.2, test=0.0, folds=0, per_class=0, draw_from=""
@@ -103,12 +100,12 @@ S0_INCEPTION = Recipe(
     image=ImageSpec(size=299, resize="squash", interpolation="bilinear", normalise="weights"),
     split=replace(GIVEN, validation=0.15),
     model=replace(INCEPTION_V3, dropout=0.3),
-    augment=replace(FLIPS_ROTATIONS_SHIFTS, zoom=0.1, brightness=0.1),
+    augment=PRESETS["s0"],
     grow=None,
     mix=None,
     phases=(frozen(3), whole(12, lr=1e-4, patience=4)),
     optim=ADAM,
-    compute=FLOAT32,
+    compute=FASTEST,
     monitor="val_loss",
     keep="best",
     seed=0,
@@ -162,7 +159,7 @@ S1_CNN = Recipe(
     model=ModelSpec(
         backbone="dermkit/cnn-s1", backbone_args={}, weights="none", skip_blocks=(), hidden=(64,), dropout=0.3
     ),
-    augment=replace(FLIPS_ROTATIONS_SHIFTS, zoom=0.1),
+    augment=PRESETS["s1"],
     grow=None,
     mix=None,
     phases=(whole(30, lr=1e-3, patience=5),),
@@ -192,7 +189,7 @@ S2_PUBLISHED = Recipe(
     mix=None,
     phases=(frozen(10),),
     optim=ADAM,
-    compute=FLOAT32,
+    compute=FASTEST,
     monitor="val_loss",
     keep="last",
     seed=0,
@@ -264,7 +261,7 @@ S3_RESNET = Recipe(
     mix=None,
     phases=(frozen(20, patience=6),),
     optim=ADAM,
-    compute=FLOAT32,
+    compute=FASTEST,
     monitor="val_loss",
     keep="best",
     seed=0,

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,16 @@ from dermkit.colour import colour_rule
 from dermkit.data.split import save_split, split_groups
 from dermkit.errors import UsageError
 from dermkit.evaluate import evaluate_run
-from dermkit.facts import environment, model_facts, run_facts, training_facts, training_lint, write_next_steps
+from dermkit.facts import (
+    environment,
+    model_facts,
+    other_environment,
+    run_facts,
+    training_facts,
+    training_lint,
+    training_warnings,
+    write_next_steps,
+)
 from dermkit.files import (
     lock,
     make_folder,
@@ -36,22 +45,44 @@ from dermkit.report import write_report
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from dermkit.checkpoint import Progress
     from dermkit.data.cache import PixelCache
     from dermkit.model import Net
     from dermkit.predictor import Predictor
     from dermkit.train import Job
 
 RUN_FORMAT = 1
+_TRAINS = "trains"
 _REDRAW_SECONDS = 5.0
 """progress.png is redrawn at most this often: drawing costs more than an epoch on cached features."""
 
 
-def run(plan: Plan, where: Where, watch: Watch) -> Path:
-    """Train, save, score, evaluate and report one run; a finished one is left as it is."""
-    folder = plan.folder
+def run(plan: Plan, where: Where, watch: Watch, fabric: "Fabric") -> Path:
+    """Train, save, score, evaluate and report one run; a finished one is left as it is.
+
+    Where several processes train together, all of them call this: rank 0 does everything, the others train along.
+    """
+    from dermkit.ranks import ranks_of
+
+    ranks = ranks_of(fabric)
+    if ranks.first:
+        _lead(plan, where, watch, fabric)
+    elif ranks.tell("") == _TRAINS:
+        _train(plan, _job(plan, where, Watch()), Watch(), fabric)
+    ranks.barrier()  # what comes next may read the files of this run
+    return plan.folder
+
+
+def _lead(plan: Plan, where: Where, watch: Watch, fabric: "Fabric") -> None:
+    from dermkit.ranks import ranks_of
+
+    folder, ranks = plan.folder, ranks_of(fabric)
     if (folder / ("metrics.json" if plan.trial else "report.html")).exists():
         watch.say(f"{folder}: already finished; nothing to do")
-        return folder
+        ranks.tell("finished")
+        return
     started_before = (folder / "checkpoints" / "last.safetensors").exists()
     if started_before and not where.resume:
         raise UsageError(
@@ -61,25 +92,35 @@ def run(plan: Plan, where: Where, watch: Watch) -> Path:
         )
     with lock(folder):
         sweep_temp(folder)
-        _write_start(plan, where)
-        _fill_run(plan, where, watch)
-    return folder
+        _write_start(plan, where, watch)
+        began = time.perf_counter()
+        job = _job(plan, where, watch)
+        ranks.tell(_TRAINS)  # every image is decoded: the others find them in the cache
+        _fill_run(plan, job, where, watch, fabric, began)
 
 
-def _fill_run(plan: Plan, where: Where, watch: Watch) -> None:
-    from dermkit.data.cache import pixel_cache
+@dataclass(frozen=True)
+class _Prepared:
+    """A job with the net that it starts from, and the cache that its pixels lie in."""
+
+    job: "Job"
+    net: "Net"
+    pixels: "PixelCache"
+    lint: list[dict[str, Any]]
+
+
+def _job(plan: Plan, where: Where, watch: Watch) -> _Prepared:
+    from dermkit.data.cache import pixel_cache, row_keys
     from dermkit.model import build_net, with_normalisation
-    from dermkit.predictor import load_model
     from dermkit.train import Job
 
-    began = time.perf_counter()
     recipe, sides = plan.recipe, plan.sides
     net = build_net(recipe.model, len(plan.dataset.classes), weights=plan.weights, seed=plan.seed)
     preprocessing = with_normalisation(recipe.image, plan.weights)
     lint = training_lint(plan, net, preprocessing)
     manifest = plan.dataset.manifest
     cache = plan.dataset.folder / "cache"
-    # The whole data set is decoded once, so that every split, fold and recipe of this size shares the file.
+    # The whole data set is decoded once, so that every split, fold and recipe of this size shares the files.
     pixels = pixel_cache(
         plan.dataset,
         manifest["image_id"].tolist(),
@@ -92,7 +133,7 @@ def _fill_run(plan: Plan, where: Where, watch: Watch) -> None:
         recipe=recipe,
         seed=plan.seed,
         pixels=pixels.pixels,
-        pixels_key=pixels.key,
+        row_keys=row_keys(manifest, preprocessing),
         labels=names.get_indexer(pd.Index(manifest["label"])).astype(np.int64),
         image_ids=tuple(manifest["image_id"]),
         train=_rows(sides, "train", pixels.index),
@@ -100,10 +141,20 @@ def _fill_run(plan: Plan, where: Where, watch: Watch) -> None:
         n_classes=len(names),
         preprocessing=preprocessing,
         cache=cache,
+        workers=where.workers,
     )
-    _train(plan, job, net, where, watch, began, lint)
-    predictor = load_model(plan.folder / "model")
-    _score(plan, predictor, pixels, job, watch)
+    return _Prepared(job, net, pixels, lint)
+
+
+def _fill_run(plan: Plan, prepared: _Prepared, where: Where, watch: Watch, fabric: "Fabric", began: float) -> None:
+    from dermkit.data.cache import keep_within
+    from dermkit.predictor import load_model
+
+    progress = _train(plan, prepared, watch, fabric)
+    _save(plan, prepared, progress, began)
+    predictor = load_model(plan.folder / "model", device=fabric.device.type)
+    _score(plan, predictor, prepared.pixels, prepared.job, watch)
+    keep_within(prepared.job.cache)
     if plan.trial:
         evaluate_run(plan.folder)
         return
@@ -124,39 +175,45 @@ def finish(folder: Path, images: Path | None) -> Path:
     return write_report(folder, images_root=images)
 
 
-def _train(
-    plan: Plan, job: "Job", net: "Net", where: Where, watch: Watch, began: float, lint: list[dict[str, Any]]
-) -> None:
-    from dermkit.predictor import save_model
+def _train(plan: Plan, prepared: _Prepared, watch: Watch, fabric: "Fabric") -> "Progress":
     from dermkit.train import Hooks, train
 
-    drawn = [0.0]
+    job, drawn = prepared.job, [0.0]
 
     def epoch(row: Mapping[str, Any], epochs: int) -> None:
         watch.say(_epoch_line(row, epochs))
-        if time.monotonic() - drawn[0] > _REDRAW_SECONDS:
+        if time.monotonic() - drawn[0] > _REDRAW_SECONDS and fabric.global_rank == 0:
             _draw_progress(plan.folder)
             drawn[0] = time.monotonic()
 
     with _interruptible() as stopped:
         hooks = Hooks(
-            epoch=epoch, step=watch.step, stop=lambda: stopped[0],
+            epoch=epoch, step=watch.step, say=watch.say, stop=lambda: stopped[0],
             first_batch=lambda batch, labels: _draw_batch(plan, job, batch, labels),
         )  # fmt: skip
-        progress = train(job, net, make_folder(plan.folder / "checkpoints"), device=where.device, hooks=hooks)
+        return train(job, prepared.net, make_folder(plan.folder / "checkpoints"), fabric=fabric, hooks=hooks)
+
+
+def _save(plan: Plan, prepared: _Prepared, progress: "Progress", began: float) -> None:
+    """Write what training came to: its last chart, run.json, the model folder."""
+    from dermkit.predictor import save_model
+
     _draw_progress(plan.folder)
     training = training_facts(plan, progress)
     learning = sum(row["seconds"] for row in progress.rows) / 60
     # After a resume this process saw only the end; the log's epochs were all trained.
     minutes = {"minutes": max((time.perf_counter() - began) / 60, learning), "minutes_training": learning}
-    facts = {**run_facts(plan), **training, **minutes, "lint": lint}
-    write_json(plan.folder / "run.json", facts, format=RUN_FORMAT)
+    facts = run_facts(plan)
+    facts["warnings"] = [*facts["warnings"], *training_warnings(plan, progress)]
+    write_json(
+        plan.folder / "run.json", {**facts, **training, **minutes, "lint": prepared.lint}, format=RUN_FORMAT
+    )
     save_model(
         plan.folder / "model",
-        net,
+        prepared.net,
         spec=plan.recipe.model,
         classes=plan.dataset.classes,
-        preprocessing=job.preprocessing,
+        preprocessing=prepared.job.preprocessing,
         facts=model_facts(plan, training),
     )
 
@@ -171,7 +228,7 @@ def _score(plan: Plan, predictor: "Predictor", pixels: "PixelCache", job: "Job",
     )
     write_predictions(plan.folder / "predictions.csv", names, _table(plan, chosen, names, probabilities))
     dumb = colour_rule(
-        job.pixels, job.labels, train=job.train, score=np.array(rows, dtype=np.int64), n_classes=len(names)
+        pixels.pixels, job.labels, train=job.train, score=np.array(rows, dtype=np.int64), n_classes=len(names)
     )
     write_predictions(plan.folder / "colour_rule.csv", names, _table(plan, chosen, names, dumb))
     manifest = plan.dataset.manifest
@@ -192,9 +249,11 @@ def _table(
     ]
 
 
-def _write_start(plan: Plan, where: Where) -> None:
+def _write_start(plan: Plan, where: Where, watch: Watch) -> None:
     folder = plan.folder
     save_recipe(replace(plan.recipe, seed=plan.seed, repeats=1), folder / "recipe.json")
+    for line in other_environment(folder, where):
+        watch.say(f"warning: {line}")
     write_json(folder / "environment.json", environment(where), format=1)
     # The sides as they were trained on, with the reasons and the scheme: a fold's run is then repeated like any other.
     save_split(replace(plan.split, name="split", frame=plan.sides.assign(fold=-1)), folder)
@@ -207,7 +266,7 @@ def _write_start(plan: Plan, where: Where) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[list[bool]]:
-    """Turn the first Ctrl-C into a request to stop with a checkpoint; a second one ends at once."""
+    """Turn the first Ctrl-C or SIGTERM into a request to stop with a checkpoint; a second one ends at once."""
     stopped = [False]
 
     def handle(_number: int, _frame: object) -> None:
@@ -215,22 +274,24 @@ def _interruptible() -> Iterator[list[bool]]:
             raise KeyboardInterrupt
         stopped[0] = True
 
+    signals = (signal.SIGINT, signal.SIGTERM)
     try:
-        before = signal.signal(signal.SIGINT, handle)
+        before = [signal.signal(item, handle) for item in signals]
     except ValueError:  # not the main thread: the caller keeps its own way of stopping
         yield stopped
         return
     try:
         yield stopped
     finally:
-        signal.signal(signal.SIGINT, before)
+        for item, handler in zip(signals, before, strict=True):
+            signal.signal(item, handler)
 
 
 def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
     return (
         f"epoch {int(row['epoch'])}/{epochs}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.3f}"
         f"  validation loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.3f}"
-        f" balanced {row['val_balanced_accuracy']:.3f}  {row['seconds']:.1f} s"
+        f" balanced {row['val_balanced_accuracy']:.3f}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
     )
 
 

@@ -1,28 +1,23 @@
-"""What a training epoch is made of: images, augmented copies of small classes, and cached features.
+"""What a training epoch is made of: images, augmented copies of small classes, and mixtures of two.
 
-A sample is an image, or a numbered copy of one; its random changes come from (seed, epoch, image id, copy) alone.
+A sample is an image, or a numbered copy of one; its random changes come from (seed, epoch, image id, copy) alone, so
+neither batches, nor workers, nor devices change what the net sees.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dermkit.data.augment import augment_batch, image_key
-from dermkit.data.cache import cached_array
-from dermkit.data.images import Preprocessing
-from dermkit.errors import Interrupted
-from dermkit.files import fingerprint
-from dermkit.model import Net, backbone_fingerprint
-from dermkit.recipe import AugmentSpec, GrowSpec
+from dermkit.data.augment import augment_batch, balanced_order, batch_from_pixels, epoch_order, image_key
+from dermkit.data.images import ImageRows, Preprocessing
+from dermkit.data.mixing import Mixing, mix_batch, mix_labels, mixing
+from dermkit.recipe import AugmentSpec, GrowSpec, MixSpec
 
-_CHUNK = 64
-"""Images per forward pass when features are made: large enough for the cores, small enough for memory."""
+if TYPE_CHECKING:
+    from dermkit.model import Net
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,7 @@ class Samples:
     image_ids: tuple[str, ...]
     augment: AugmentSpec
     grow: GrowSpec | None
+    mix: MixSpec | None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -43,6 +39,18 @@ class Samples:
     def names(self, samples: NDArray[np.int64]) -> list[str]:
         """Return the image ids of samples, for messages."""
         return [self.image_ids[self.rows[index]] for index in samples]
+
+    def order(self, sampling: str, *, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Return which sample comes when in an epoch: `shuffled` or `balanced` (see `OptimSpec`)."""
+        if sampling == "balanced":
+            return balanced_order(self.labels, seed=seed, epoch=epoch)
+        return epoch_order(len(self), seed=seed, epoch=epoch)
+
+    def mixing(self, samples: NDArray[np.int64], *, seed: int, epoch: int) -> Mixing | None:
+        """Return what these samples are mixed with in an epoch; None where the recipe mixes nothing."""
+        if self.mix is None:
+            return None
+        return mixing(self.keys[samples], self.mix, samples, seed=seed, epoch=epoch, n=len(self))
 
     @classmethod
     def of(
@@ -54,6 +62,7 @@ class Samples:
         grow: GrowSpec | None,
         *,
         seed: int,
+        mix: MixSpec | None = None,
     ) -> "Samples":
         """Build the samples of the training rows; `grow` adds copies of the small classes' images, only here."""
         rows, copies = train, np.zeros(len(train), dtype=np.int64)
@@ -61,7 +70,7 @@ class Samples:
             extra_rows, extra_copies = _grown(labels, train, grow, seed)
             rows, copies = np.concatenate([rows, extra_rows]), np.concatenate([copies, extra_copies])
         keys = np.array([image_key(image_ids[r], int(c)) for r, c in zip(rows, copies, strict=True)], np.uint64)
-        return cls(rows, copies, labels[rows], keys, image_ids, augment, grow)
+        return cls(rows, copies, labels[rows], keys, image_ids, augment, grow, mix)
 
 
 def _grown(
@@ -86,7 +95,7 @@ class Source(Protocol):
 
     samples: Samples
 
-    def module(self, net: Net) -> torch.nn.Module:
+    def module(self, net: "Net") -> torch.nn.Module:
         """Return the part of the net that a batch goes through."""
         ...
 
@@ -94,18 +103,25 @@ class Source(Protocol):
         """Return the inputs of samples `rows` in this epoch."""
         ...
 
-    def validation_logits(self, net: Net, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Return the logits of validation images `rows`, without augmentation."""
+    def targets(self, rows: NDArray[np.int64], *, epoch: int, seed: int, n_classes: int) -> torch.Tensor:
+        """Return the labels of samples `rows`: (N,) int64, or (N, classes) float32 shares where images are mixed."""
+        ...
+
+    def validation_logits(self, net: "Net", rows: NDArray[np.int64]) -> torch.Tensor:
+        """Return the logits of validation images `rows` in float32, without augmentation."""
         ...
 
 
 class PixelSource:
-    """Batches of augmented, normalised pixels."""
+    """Batches of augmented, mixed, normalised pixels.
+
+    pixels: an array or cache, or the same as a tensor on the device, where it fits there.
+    """
 
     def __init__(
         self,
         samples: Samples,
-        pixels: NDArray[np.uint8],
+        pixels: ImageRows | torch.Tensor,
         validation: NDArray[np.int64],
         preprocessing: Preprocessing,
         device: torch.device,
@@ -118,124 +134,93 @@ class PixelSource:
         self._mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
 
-    def module(self, net: Net) -> torch.nn.Module:
+    def module(self, net: "Net") -> torch.nn.Module:
         """Return the whole net."""
         return net
 
-    def batch(
+    def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
+        """Return (N, 3, S, S) float32: augmented by each sample's own random numbers, mixed, normalised."""
+        samples, pre = self.samples, self.preprocessing
+        if samples.grow is None and samples.mix is None:
+            return batch_from_pixels(
+                self._raw(samples.rows[rows]), samples.augment, seed=seed, epoch=epoch, keys=samples.keys[rows],
+                divide_by=pre.divide_by, mean=pre.mean, std=pre.std,
+            )  # fmt: skip
+        batch = self._augmented(rows, epoch=epoch, seed=seed)
+        mixes = self.samples.mixing(rows, seed=seed, epoch=epoch)
+        if mixes is not None and len(rows):
+            batch = mix_batch(batch, self._augmented(mixes.partner, epoch=epoch, seed=seed), mixes)
+        return self._normalised(batch)
+
+    def targets(self, rows: NDArray[np.int64], *, epoch: int, seed: int, n_classes: int) -> torch.Tensor:
+        """Return the labels of samples `rows`, as shares where images are mixed."""
+        labels = self.samples.labels
+        mixes = self.samples.mixing(rows, seed=seed, epoch=epoch)
+        if mixes is None:
+            return torch.from_numpy(labels[rows]).to(self.device)
+        side = self.preprocessing.size
+        shares = mix_labels(labels[rows], labels[mixes.partner], mixes, n_classes, side=side)
+        return shares.to(self.device)
+
+    def originals(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
+        """Return samples `rows` as they are, normalised; only grown copies are augmented, and nothing is mixed."""
+        return self._normalised(self._augmented(rows, epoch=epoch, seed=seed, plain_originals=True))
+
+    def plain(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Return validation images `rows` without augmentation, normalised."""
+        return self._normalised(self._unit(self.validation[rows]))
+
+    def validation_logits(self, net: "Net", rows: NDArray[np.int64]) -> torch.Tensor:
+        """Return the whole net's logits."""
+        logits: torch.Tensor = net(self.plain(rows))
+        return logits
+
+    def _augmented(
         self, rows: NDArray[np.int64], *, epoch: int, seed: int, plain_originals: bool = False
     ) -> torch.Tensor:
-        """Return (N, 3, S, S) float32, augmented by each sample's own random numbers, normalised."""
         samples = self.samples
         batch = self._unit(samples.rows[rows])
+        if samples.grow is None:
+            if plain_originals:
+                return batch
+            return augment_batch(batch, samples.augment, seed=seed, epoch=epoch, keys=samples.keys[rows])
         copied = samples.copies[rows] > 0
-        parts = [] if plain_originals else [(~copied, samples.augment)]
-        if samples.grow:
-            parts.append((copied, samples.grow.augment))
+        parts = [(copied, samples.grow.augment), *([] if plain_originals else [(~copied, samples.augment)])]
         for chosen, spec in parts:
             if chosen.any():
                 index = torch.from_numpy(np.flatnonzero(chosen)).to(self.device)
                 batch[index] = augment_batch(
                     batch[index], spec, seed=seed, epoch=epoch, keys=samples.keys[rows][chosen]
                 )
-        return self._normalised(batch)
-
-    def plain(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Return validation images `rows` without augmentation, normalised."""
-        return self._normalised(self._unit(self.validation[rows]))
-
-    def validation_logits(self, net: Net, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Return the whole net's logits."""
-        logits: torch.Tensor = net(self.plain(rows))
-        return logits
+        return batch
 
     def _unit(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        batch = torch.from_numpy(self.pixels[rows]).to(self.device).permute(0, 3, 1, 2)
-        return batch.to(torch.float32).div_(self.preprocessing.divide_by)
+        return self._raw(rows).permute(0, 3, 1, 2).to(torch.float32).div_(self.preprocessing.divide_by)
+
+    def _raw(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        if isinstance(self.pixels, torch.Tensor):
+            return self.pixels[torch.from_numpy(rows).to(self.pixels.device)]
+        return torch.from_numpy(self.pixels[rows]).to(self.device)
 
     def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
         return batch.sub(self._mean).div_(self._std).contiguous(memory_format=torch.channels_last)
 
 
-class FeatureSource:
-    """Batches of a frozen backbone's cached features: (views, samples, width), one view an epoch, in turn."""
-
-    def __init__(self, samples: Samples, features: NDArray[np.float32], validation: NDArray[np.float32]) -> None:
-        self.samples = samples
-        self.features = features
-        self.validation = validation
-
-    def module(self, net: Net) -> torch.nn.Module:
-        """Return the head."""
-        return net.head
-
-    def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:  # noqa: ARG002
-        """Return (N, width) float32: the epoch's view of these samples."""
-        return torch.from_numpy(self.features[(epoch - 1) % len(self.features)][rows])
-
-    def validation_logits(self, net: Net, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Return the head's logits."""
-        device = next(net.head.parameters()).device
-        logits: torch.Tensor = net.head(torch.from_numpy(self.validation[rows]).to(device))
-        return logits
-
-    @classmethod
-    def build(
-        cls,
-        source: PixelSource,
-        net: Net,
-        *,
-        pixels_key: str,
-        model_key: str,
-        seed: int,
-        views: int,
-        plain: bool,
-        cache: Path,
-        on_step: Callable[[str, int, int], None],
-        stop: Callable[[], bool],
-    ) -> "FeatureSource":
-        """Run the frozen backbone once per view and image, or find that in the cache."""
-        samples = source.samples
-        net.eval()
-        backbone = backbone_fingerprint(net)
-        shared: Sequence[Any] = (backbone, model_key, pixels_key, asdict(source.preprocessing), net.n_features)
-        random: Sequence[Any] = (seed, plain, asdict(samples.augment), samples.grow and asdict(samples.grow))
-        where = fingerprint(*shared, *random, samples.keys.tolist())
-        total = len(samples) * views + len(source.validation)
-
-        def fill_train(out: NDArray[Any]) -> None:
-            for view in range(views):
-                epoch, done = view + 1, view * len(samples)
-                batch = partial(source.batch, epoch=epoch, seed=seed, plain_originals=plain)
-                _fill(out[view], net, batch, partial(_report, on_step, done, total), stop)
-
-        def fill_validation(out: NDArray[Any]) -> None:
-            _fill(out, net, source.plain, partial(_report, on_step, len(samples) * views, total), stop)
-
-        ids = [samples.image_ids[row] for row in source.validation]
-        return cls(
-            samples,
-            cached_array(cache, f"features-{where}", (views, len(samples), net.n_features), "float32", fill_train),
-            cached_array(cache, f"features-{fingerprint(*shared, ids)}", (len(ids), net.n_features), "float32",
-                         fill_validation),
-        )  # fmt: skip
+def resident(pixels: ImageRows, device: torch.device, *, share: float = 0.5) -> ImageRows | torch.Tensor:
+    """Return the pixels as a tensor on a GPU where they fit into `share` of its free memory, else as they are."""
+    if device.type != "cuda":
+        return pixels
+    one = pixels[np.zeros(1, dtype=np.int64)]
+    if one.nbytes * len(pixels) > share * torch.cuda.mem_get_info(device)[0]:
+        return pixels
+    return upload(pixels, device)
 
 
-def _report(on_step: Callable[[str, int, int], None], before: int, total: int, done: int) -> None:
-    on_step("features", before + done, total)
-
-
-def _fill(
-    out: NDArray[Any],
-    net: Net,
-    batch: Callable[[NDArray[np.int64]], torch.Tensor],
-    on_done: Callable[[int], None],
-    stop: Callable[[], bool],
-) -> None:
-    with torch.inference_mode():
-        for start in range(0, len(out), _CHUNK):
-            rows = np.arange(start, min(start + _CHUNK, len(out)))
-            out[rows] = net.features(batch(rows)).float().cpu().numpy()
-            on_done(int(rows[-1]) + 1)
-            if stop():
-                raise Interrupted("interrupted while features were made", kept="nothing yet", remedy="start again")
+def upload(pixels: ImageRows, device: torch.device, *, chunk: int = 1024) -> torch.Tensor:
+    """Copy all pixels to a device, chunk by chunk: they need not lie in the machine's own memory whole."""
+    shape = pixels[np.zeros(1, dtype=np.int64)].shape[1:]
+    held = torch.empty((len(pixels), *shape), dtype=torch.uint8, device=device)
+    for start in range(0, len(pixels), chunk):
+        rows = np.arange(start, min(start + chunk, len(pixels)))
+        held[start : start + len(rows)] = torch.from_numpy(pixels[rows]).to(device)
+    return held

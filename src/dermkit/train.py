@@ -1,50 +1,71 @@
 """One training run, readable top to bottom: an own loop on Lightning Fabric.
 
-Order, augmentation and dropout come from (seed, epoch, image id) alone, so a run that was killed and resumed ends
-with the same weights as one left alone (same machine, same thread count). A frozen backbone runs once per view.
+Order, augmentation and dropout come from (seed, epoch, image id) or (seed, epoch, batch) alone, so a run that was
+killed and resumed ends with the same weights as one left alone (same machine, same thread count). A frozen backbone
+runs once per view. Several devices share every batch; rank 0 alone writes.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from dermkit.checkpoint import BEST, LAST, Progress, load_checkpoint, save_checkpoint
+from dermkit.ahead import ahead
+from dermkit.checkpoint import BEST, LAST, Progress, checkpoint_bytes, load_checkpoint, save_checkpoint
+from dermkit.compute import is_out_of_memory, settled
 from dermkit.data.augment import epoch_order
-from dermkit.data.images import Preprocessing
-from dermkit.errors import Diverged, Interrupted
-from dermkit.files import fingerprint, write_rows
-from dermkit.metrics.ranking import auroc
-from dermkit.model import Net, freeze, parameter_groups, set_train_mode
-from dermkit.recipe import OptimSpec, Phase, Recipe
-from dermkit.samples import FeatureSource, PixelSource, Samples, Source
+from dermkit.data.images import ImageRows, Preprocessing
+from dermkit.errors import DermkitError, Diverged, Interrupted, UsageError
+from dermkit.features import Making, feature_source
+from dermkit.files import check_writable, read_json, write_json, write_rows
+from dermkit.guides import validation_guides
+from dermkit.model import Net, freeze, set_train_mode
+from dermkit.optim import class_weights, make_optimizer, set_rates
+from dermkit.ranks import Ranks, ranks_of
+from dermkit.recipe import Phase, Recipe
+from dermkit.samples import PixelSource, Samples, Source, resident
+from dermkit.step import NotFinite, Stepper, batches
+from dermkit.syncnorm import synchronise
 
 LOG_COLUMNS = (
-    "epoch", "phase", "lr", "seconds", "train_loss", "train_accuracy",
+    "epoch", "phase", "lr", "seconds", "train_seconds", "images_per_second", "train_loss", "train_accuracy",
     "val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro",
 )  # fmt: skip
 
+SETBACKS = 3
+"""Times that a run steps back from a loss that is no number, each time at half the learning rates, before it stops."""
+
+SAVE_SECONDS = 300.0
+"""Inside an epoch, a checkpoint is written this often: what a killed run has to train again at most."""
+
+PASSES = "passes.json"
+"""Beside the checkpoints: how many samples one pass may hold on this machine, once memory ran out."""
 
 _SHOWN = 24
 """Images on augmented.png: four rows of six."""
 
+_VALIDATED = 64
+"""Validation images per forward pass."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """What a run trains on. pixels: (N, S, S, 3) uint8; labels: (N,) int64; train, validation: row numbers."""
+    """What a run trains on.
+
+    pixels: (N, S, S, 3) uint8, an array or a cache; row_keys: (N, 32) uint8, what each row shows, by content;
+    labels: (N,) int64; train, validation: row numbers.
+    """
 
     recipe: Recipe
     seed: int
-    pixels: NDArray[np.uint8]
-    pixels_key: str
+    pixels: ImageRows
+    row_keys: NDArray[np.uint8]
     labels: NDArray[np.int64]
     image_ids: tuple[str, ...]
     train: NDArray[np.int64]
@@ -52,6 +73,7 @@ class Job:
     n_classes: int
     preprocessing: Preprocessing
     cache: Path
+    workers: int = 0
 
 
 @dataclass
@@ -60,6 +82,7 @@ class Hooks:
 
     epoch: Callable[[dict[str, Any], int], None] = lambda _row, _epochs: None
     step: Callable[[str, int, int], None] = lambda _what, _done, _total: None
+    say: Callable[[str], None] = lambda _line: None
     stop: Callable[[], bool] = lambda: False
     first_batch: Callable[[torch.Tensor, NDArray[np.int64]], None] = lambda _batch, _labels: None
 
@@ -72,21 +95,42 @@ class Run:
     folder: Path
     net: Net
     fabric: Fabric
+    ranks: Ranks
     hooks: Hooks
     progress: Progress = field(default_factory=Progress)
+    saved: float = 0.0
+
+    @property
+    def last(self) -> Path:
+        """Return where the last checkpoint lies."""
+        return self.folder / LAST
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether checkpoints hold the backbone: one that is never trained is rebuilt from its weights."""
+        return any(phase.train_backbone != "none" for phase in self.job.recipe.phases)
+
+    def save(self, name: str = LAST) -> None:
+        """Write a checkpoint, on rank 0."""
+        if self.ranks.rank == 0:
+            save_checkpoint(self.folder / name, self.net, self.progress, whole=self.whole)
+        self.saved = time.monotonic()
 
 
-def train(job: Job, net: Net, folder: Path, *, device: str = "auto", hooks: Hooks | None = None) -> Progress:
+def train(job: Job, net: Net, folder: Path, *, fabric: Fabric, hooks: Hooks | None = None) -> Progress:
     """Train `net` in place, from the last checkpoint in `folder` if there is one; `net` ends as the recipe keeps it.
 
-    Raises `Interrupted` (a checkpoint was written) and `Diverged` (a loss or weight is not finite).
+    Raises `Interrupted` (a checkpoint was written), `Diverged` (a loss is not a number again and again), `UsageError`
+    (memory does not hold one image).
     """
-    fabric = Fabric(accelerator=device, devices=1, precision="32-true")
-    run = Run(job, folder, net, fabric, hooks or Hooks())
+    run = Run(job, folder, net, fabric, ranks_of(fabric), hooks or Hooks())
     net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run.progress = load_checkpoint(folder / LAST, net) or Progress()
+    if run.ranks.size > 1:
+        synchronise(net)
+    check_writable(folder, checkpoint_bytes(net))
+    _load_last(run)
     if run.progress.rows:  # a kill may have come between the checkpoint and the log
-        write_log(folder.parent / "log.csv", run.progress)
+        _write_log(run)
     for number, phase in enumerate(job.recipe.phases):
         if number >= run.progress.phase:
             _train_phase(run, number, phase)
@@ -96,204 +140,251 @@ def train(job: Job, net: Net, folder: Path, *, device: str = "auto", hooks: Hook
 
 def _train_phase(run: Run, number: int, phase: Phase) -> None:
     """Run the epochs of one phase that are still to do."""
-    job, progress = run.job, run.progress
-    if number > progress.phase:
+    job = run.job
+    if number > run.progress.phase:
         if job.recipe.keep == "best":
             load_checkpoint(run.folder / BEST, run.net)
-        progress.start_phase(number)
+        run.progress.start_phase(number)
         # The border is saved first: a kill after this phase's first best must not start it from that best.
-        save_checkpoint(run.folder / LAST, run.net, progress, whole=_whole(job))
+        run.save()
     freeze(run.net, phase)
     source = _source(run, phase)
-    optimizer = _optimizer(run, phase)
-    module, fabric_optimizer = run.fabric.setup(source.module(run.net), optimizer)
-    if progress.optimizer:
-        optimizer.load_state_dict(progress.optimizer)
-    weights = _class_weights(job, source.samples, run.fabric.device)
-    if not (run.folder / LAST).exists():
-        save_checkpoint(run.folder / LAST, run.net, progress, whole=_whole(job))
+    if not run.last.exists():
+        run.save()
+    run.ranks.barrier()
     first = 1 + sum(item.epochs for item in job.recipe.phases[:number])
-    while progress.phase_epoch < phase.epochs and not progress.out_of_patience(phase.patience):
-        epoch = first + progress.phase_epoch
-        started = time.perf_counter()
-        lr = _schedule(optimizer, run, phase, progress.phase_epoch)
-        set_train_mode(run.net, phase)
-        train_row = _train_epoch(run, source, module, fabric_optimizer, epoch, weights)
-        row = {"epoch": epoch, "phase": number, "lr": lr, **train_row, **_validate(run, source)}
-        row["seconds"] = time.perf_counter() - started
-        improved = progress.finish_epoch({name: row[name] for name in LOG_COLUMNS}, job.recipe.monitor)
-        progress.optimizer = optimizer.state_dict()
-        _save_epoch(run, improved)
+    stepper, optimizer = _stepper(run, phase, source)
+    while run.progress.phase_epoch < phase.epochs and not run.progress.out_of_patience(phase.patience):
+        try:
+            _run_epoch(run, phase, stepper, optimizer, first + run.progress.phase_epoch)
+        except NotFinite as error:
+            _step_back(run, stepper, error, first + run.progress.phase_epoch)
+        except (RuntimeError, MemoryError) as error:
+            _make_room(run, stepper, error)
+        else:
+            continue
+        # What was tried is undone: the net and a fresh optimizer go on from the last checkpoint.
+        stepper, optimizer = _stepper(run, phase, source)
+
+
+def _run_epoch(run: Run, phase: Phase, stepper: Stepper, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    """Train one epoch, or what is left of it, validate, save and tell."""
+    progress, job = run.progress, run.job
+    before = progress.seconds
+    started = time.perf_counter()
+    lr = set_rates(optimizer, phase, job.recipe.optim, epoch=progress.phase_epoch, scale=progress.lr_scale)
+    set_train_mode(run.net, phase)
+    _train_epoch(run, stepper, optimizer, epoch, started)
+    loss, hits = stepper.gathered()
+    trained, n = before + time.perf_counter() - started, len(stepper.source.samples)
+    figures = {"train_loss": loss / n, "train_accuracy": hits / n, **_validate(run, stepper.source)}
+    times = {"train_seconds": trained, "images_per_second": n / trained}
+    row = {"epoch": epoch, "phase": progress.phase, "lr": lr, **times, **figures}
+    row["seconds"] = before + time.perf_counter() - started
+    _check_weights(run, stepper, epoch)
+    stepper.loss = stepper.hits = 0.0
+    improved = progress.finish_epoch({name: row[name] for name in LOG_COLUMNS}, job.recipe.monitor)
+    progress.optimizer = optimizer.state_dict()
+    _save_epoch(run, improved)
+
+
+def _train_epoch(run: Run, stepper: Stepper, optimizer: torch.optim.Optimizer, epoch: int, started: float) -> None:
+    """Take the steps of an epoch that are still to do; now and then, and when asked to stop, a checkpoint is kept."""
+    job, progress = run.job, run.progress
+    order = stepper.source.samples.order(job.recipe.optim.sampling, seed=job.seed, epoch=epoch)
+    todo = batches(order, job.recipe.optim.batch_size)
+    before = progress.seconds
+
+    def prepare(rows: NDArray[np.int64]) -> Any:
+        return stepper.prepare(rows, epoch=epoch)
+
+    coming = ahead(prepare, todo[progress.step :], workers=job.workers)
+    for passes in _closing(coming):
+        rows = todo[progress.step]
+        stepper.take(progress.step, rows, passes, epoch=epoch)
+        progress.step += 1
+        run.hooks.step("train", progress.step, len(todo))
+        stop, save = run.hooks.stop(), time.monotonic() - run.saved > SAVE_SECONDS
+        if run.ranks.size > 1:  # rank 0's clock decides, and any rank may have been asked to stop
+            wishes = run.ranks.sum(torch.tensor([stop, save and run.ranks.rank == 0], dtype=torch.int64))
+            stop, save = bool(wishes[0]), bool(wishes[1])
+        if stop or save:
+            progress.seconds = before + time.perf_counter() - started
+            _save_inside(run, stepper, optimizer, epoch)
+        if stop:
+            raise _interrupted(run, epoch)
+    stepper.flush()
+
+
+def _closing(coming: Iterator[Any]) -> Iterator[Any]:
+    """Let the threads that work ahead go, however the loop ends."""
+    try:
+        yield from coming
+    finally:
+        coming.close()  # type: ignore[attr-defined]
+
+
+def _save_inside(run: Run, stepper: Stepper, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    """Keep the middle of an epoch; a net that is no longer finite is not kept."""
+    stepper.flush()
+    run.progress.loss, run.progress.hits = stepper.gathered()
+    _check_weights(run, stepper, epoch)
+    run.progress.optimizer = optimizer.state_dict()
+    run.save()
+
+
+def _check_weights(run: Run, stepper: Stepper, epoch: int) -> None:
+    """Never keep a net with a weight that is no number: its last batch is taken for the one that broke it."""
+    if run.ranks.any(not _is_finite(run.net)):
+        order = stepper.source.samples.order(run.job.recipe.optim.sampling, seed=run.job.seed, epoch=epoch)
+        number = run.progress.step - 1
+        raise NotFinite(number, batches(order, run.job.recipe.optim.batch_size)[number])
 
 
 def _save_epoch(run: Run, improved: bool) -> None:
     """Best first: if this is killed in between, the epoch is trained again to the same bits and saved again."""
-    whole = _whole(run.job)
     if improved:
-        save_checkpoint(run.folder / BEST, run.net, run.progress, whole=whole)
-    save_checkpoint(run.folder / LAST, run.net, run.progress, whole=whole)
-    write_log(run.folder.parent / "log.csv", run.progress)
+        run.save(BEST)
+    run.save()
+    _write_log(run)
     run.hooks.epoch(run.progress.rows[-1], sum(phase.epochs for phase in run.job.recipe.phases))
 
 
-def _train_epoch(
-    run: Run, source: Source, module: Any, optimizer: Any, epoch: int, weights: torch.Tensor | None
-) -> dict[str, float]:
-    """Train one epoch; returns the running loss and accuracy, as seen with augmentation and dropout on."""
-    job, fabric = run.job, run.fabric
-    torch.manual_seed(_epoch_seed(job.seed, epoch))
-    order = epoch_order(len(source.samples), seed=job.seed, epoch=epoch)
-    batches = _batches(order, job.recipe.optim.batch_size)
-    total_loss, hits = 0.0, 0
-    for step, rows in enumerate(batches):
-        inputs = source.batch(rows, epoch=epoch, seed=job.seed).to(fabric.device)
-        labels = torch.from_numpy(source.samples.labels[rows]).to(fabric.device)
-        logits = module(inputs)
-        loss = F.cross_entropy(logits, labels, weight=weights, label_smoothing=job.recipe.optim.label_smoothing)
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise _diverged(run, source, rows, epoch, step)
-        optimizer.zero_grad()
-        fabric.backward(loss)
-        optimizer.step()
-        total_loss += value * len(rows)
-        hits += int((logits.detach().argmax(1) == labels).sum())
-        run.hooks.step("train", step + 1, len(batches))
-        if run.hooks.stop():
-            raise _interrupted(run, epoch)
-    return {"train_loss": total_loss / len(order), "train_accuracy": hits / len(order)}
+def _stepper(run: Run, phase: Phase, source: Source) -> tuple[Stepper, torch.optim.Optimizer]:
+    """Return what takes the phase's steps, from where the run's progress stands."""
+    job, progress = run.job, run.progress
+    recipe = job.recipe
+    optimizer = make_optimizer(run.net, phase, recipe.optim)
+    module: torch.nn.Module = source.module(run.net)
+    if recipe.compute.compile:
+        module = torch.compile(module)  # type: ignore[assignment]
+    wrapped, stepping = run.fabric.setup(module, optimizer)
+    if progress.optimizer:
+        optimizer.load_state_dict(progress.optimizer)
+    first = run.ranks.rank == 0
+    stepper = Stepper(
+        module=wrapped, optimizer=stepping, fabric=run.fabric, ranks=run.ranks, source=source,
+        compute=settled(recipe.compute, run.fabric.device.type),
+        weights=class_weights(source.samples.labels, job.n_classes, recipe.optim, run.fabric.device),
+        label_smoothing=recipe.optim.label_smoothing, n_classes=job.n_classes, seed=job.seed, micro=progress.micro,
+        loss=progress.loss if first else 0.0, hits=progress.hits if first else 0.0,
+    )  # fmt: skip
+    return stepper, optimizer
+
+
+def _step_back(run: Run, stepper: Stepper, error: NotFinite, epoch: int) -> None:
+    """Go back to the last checkpoint at half the rates; raises `Diverged` where that was done often enough."""
+    names = stepper.source.samples.names(error.rows[:4])
+    what = f"the loss is not a number in epoch {epoch}, batch {error.number + 1} (images {', '.join(names)}, ...)"
+    _load_last(run)
+    kept = run.progress
+    if len(kept.setbacks) >= SETBACKS:
+        raise Diverged(
+            f"{what}, after {SETBACKS} attempts at ever lower learning rates",
+            kept=f"{run.last}, {len(kept.rows)} finished epochs",
+            remedy="lower the learning rate in the recipe, or look at these images",
+        )
+    kept.lr_scale /= 2
+    kept.setbacks.append({"epoch": epoch, "batch": error.number + 1, "images": names, "lr_scale": kept.lr_scale})
+    run.ranks.barrier()  # all have read it before it is written again
+    run.save()
+    run.hooks.say(f"{what}: back to the last checkpoint, learning rates times {kept.lr_scale:g} from here")
+
+
+def _make_room(run: Run, stepper: Stepper, error: BaseException) -> None:
+    """Halve what one pass holds after memory ran out, and go back to the last checkpoint; raises any other error."""
+    if not is_out_of_memory(error):
+        raise error
+    held = stepper.micro or -(-run.job.recipe.optim.batch_size // run.ranks.size)
+    kept = f"{run.last}, {len(run.progress.rows)} finished epochs"
+    if held == 1:
+        raise UsageError(
+            f"{run.fabric.device}: memory does not hold one image of this recipe",
+            kept=kept,
+            remedy="choose a smaller image.size or a smaller net in the recipe",
+        ) from error
+    write_json(run.folder / PASSES, {"micro": held // 2}, format=1)
+    what = f"out of memory: batches are now added up from passes of {held // 2} images"
+    if run.ranks.size > 1:  # the others wait for this rank, and cannot be told
+        raise DermkitError(what, kept=kept, remedy="run the same command with --resume") from error
+    stepper.optimizer.zero_grad()
+    if run.fabric.device.type == "cuda":
+        torch.cuda.empty_cache()
+    _load_last(run)
+    run.hooks.say(f"{what}; batch norm, where it learns, sees these")
+
+
+def _load_last(run: Run) -> None:
+    """Load the last checkpoint, if there is one, and how much one pass may hold on this machine."""
+    run.progress = load_checkpoint(run.last, run.net) or Progress()
+    path = run.folder / PASSES
+    run.progress.micro = int(read_json(path, format=1)["micro"]) if path.exists() else 0
 
 
 def _validate(run: Run, source: Source) -> dict[str, float]:
-    """Score the validation images in evaluation mode; the loss is the plain cross-entropy, unweighted."""
+    """Score the validation images in evaluation mode and float32, every rank its share."""
     run.net.eval()
-    labels = run.job.labels[run.job.validation]
+    rows = run.ranks.share(np.arange(len(run.job.validation)))
+    logits = [torch.empty(0, run.job.n_classes, dtype=torch.float64)]
     with torch.inference_mode():
-        batches = _batches(np.arange(len(labels)), 64)
-        logits = [source.validation_logits(run.net, rows).cpu().double() for rows in batches]
-    joined = torch.cat(logits)
-    probabilities = torch.softmax(joined, dim=1).numpy()
-    predicted = probabilities.argmax(axis=1)
-    loss = float(F.cross_entropy(joined, torch.from_numpy(labels)))
-    return {
-        "val_loss": loss,
-        "val_accuracy": float((predicted == labels).mean()),
-        "val_balanced_accuracy": balanced_accuracy_present(labels, predicted),
-        "val_auroc_macro": auroc_macro_present(labels, probabilities),
-    }
-
-
-def balanced_accuracy_present(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
-    """Return the mean recall over the classes that are there: a guide for training, not a reported figure."""
-    return float(np.mean([(predicted[labels == item] == item).mean() for item in np.unique(labels)]))
-
-
-def auroc_macro_present(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
-    """Return the mean one-vs-rest AUROC over the classes that are there: a guide for training (nan: one class)."""
-    values = [auroc(probabilities[:, item], labels == item) for item in np.unique(labels)]
-    return float(np.mean(values)) if values else float("nan")
+        for start in range(0, len(rows), _VALIDATED):
+            part = source.validation_logits(run.net, rows[start : start + _VALIDATED])
+            logits.append(part.cpu().double())
+    joined = run.ranks.gather(torch.cat(logits)).cpu().numpy()
+    return validation_guides(joined, run.job.labels[run.job.validation])
 
 
 def _source(run: Run, phase: Phase) -> Source:
-    job = run.job
-    samples = Samples.of(job.image_ids, job.labels, job.train, job.recipe.augment, job.recipe.grow, seed=job.seed)
-    pixels = PixelSource(samples, job.pixels, job.validation, job.preprocessing, run.fabric.device)
+    job, device = run.job, run.fabric.device
+    recipe = job.recipe
+    samples = Samples.of(
+        job.image_ids, job.labels, job.train, recipe.augment, recipe.grow, seed=job.seed, mix=recipe.mix
+    )
+    held = resident(job.pixels, device)
+    pixels = PixelSource(samples, held, job.validation, job.preprocessing, device)
     _show_batch(run, pixels, plain=phase.train_backbone == "none" and phase.views == 0)
     if phase.train_backbone != "none":
         return pixels
-    return FeatureSource.build(
-        pixels,
-        run.net,
-        pixels_key=job.pixels_key,
-        # Two nets may share every tensor and still differ: padding and stride are no tensors.
-        model_key=fingerprint(asdict(job.recipe.model), version("timm")),
-        seed=job.seed,
-        views=max(phase.views, 1),
-        plain=phase.views == 0,
-        cache=job.cache,
-        on_step=run.hooks.step,
-        stop=run.hooks.stop,
-    )
+    compute = settled(recipe.compute, device.type)
+    making = Making(
+        net=run.net, model=recipe.model, compute=compute, row_keys=job.row_keys, device=device, cache=job.cache,
+        ranks=run.ranks, on_step=run.hooks.step, stop=run.hooks.stop,
+    )  # fmt: skip
+    return feature_source(pixels, making, seed=job.seed, views=phase.views)
 
 
 def _show_batch(run: Run, pixels: PixelSource, *, plain: bool) -> None:
     """Hand the first batch of a run to the caller, as the net sees it."""
-    if run.progress.rows:
+    if run.progress.rows or run.ranks.rank > 0:
         return
     rows = epoch_order(len(pixels.samples), seed=run.job.seed, epoch=1)[:_SHOWN]
-    batch = pixels.batch(rows, epoch=1, seed=run.job.seed, plain_originals=plain)
-    run.hooks.first_batch(batch, pixels.samples.labels[rows])
-
-
-def _optimizer(run: Run, phase: Phase) -> torch.optim.Optimizer:
-    spec: OptimSpec = run.job.recipe.optim
-    groups = parameter_groups(run.net, phase)
-    if spec.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
-    kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, weight_decay=spec.weight_decay)
-
-
-def _schedule(optimizer: torch.optim.Optimizer, run: Run, phase: Phase, epoch: int) -> float:
-    """Set the learning rates of this epoch; returns the head's."""
-    cosine = run.job.recipe.optim.schedule == "cosine"
-    factor = 0.5 * (1 + float(np.cos(np.pi * epoch / phase.epochs))) if cosine else 1.0
-    for group, base in zip(optimizer.param_groups, (phase.head_lr, phase.backbone_lr), strict=False):
-        group["lr"] = base * factor
-    return phase.head_lr * factor
-
-
-def _class_weights(job: Job, samples: Samples, device: torch.device) -> torch.Tensor | None:
-    if job.recipe.optim.class_weights == "none":
-        return None
-    counts = np.bincount(samples.labels, minlength=job.n_classes)
-    weights = len(samples) / (job.n_classes * np.maximum(counts, 1))
-    return torch.tensor(weights, dtype=torch.float32, device=device)
-
-
-def _batches(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Cut an order into batches; a last batch of one joins its neighbour, since batch norm cannot train on one."""
-    cuts = list(range(size, len(order), size))
-    if cuts and len(order) - cuts[-1] == 1 and size > 1:
-        cuts.pop()
-    return list(np.split(order, cuts))
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _whole(job: Job) -> bool:
-    """Tell whether checkpoints hold the backbone: one that is never trained is rebuilt from its weights."""
-    return any(phase.train_backbone != "none" for phase in job.recipe.phases)
+    make = pixels.originals if plain else pixels.batch
+    run.hooks.first_batch(make(rows, epoch=1, seed=run.job.seed), pixels.samples.labels[rows])
 
 
 def _keep(run: Run) -> None:
+    run.ranks.barrier()  # rank 0 has written what all of them read
     if run.job.recipe.keep == "best":
         load_checkpoint(run.folder / BEST, run.net)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in run.net.state_dict().values()):
+    if not _is_finite(run.net):
         raise Diverged(f"{run.folder}: the trained weights are not finite", remedy="lower the learning rate")
     run.net.eval()
 
 
-def write_log(path: Path, progress: Progress) -> None:
+def _is_finite(net: torch.nn.Module) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in net.state_dict().values())
+
+
+def _write_log(run: Run) -> None:
     """Write log.csv whole, a row per epoch; an undefined value is empty."""
-    rows = [["" if value != value else value for value in row.values()] for row in progress.rows]
-    write_rows(path, LOG_COLUMNS, rows)
+    rows = [["" if value != value else value for value in row.values()] for row in run.progress.rows]
+    if run.ranks.rank == 0:
+        write_rows(run.folder.parent / "log.csv", LOG_COLUMNS, rows)
 
 
 def _interrupted(run: Run, epoch: int) -> Interrupted:
     return Interrupted(
-        f"interrupted in epoch {epoch}",
-        kept=f"{run.folder / LAST}, {len(run.progress.rows)} finished epochs",
+        f"interrupted in epoch {epoch}, after batch {run.progress.step}",
+        kept=f"{run.last}, {len(run.progress.rows)} finished epochs and these batches",
         remedy="run the same command with --resume; it ends with the weights of a run left alone",
-    )
-
-
-def _diverged(run: Run, source: Source, rows: NDArray[np.int64], epoch: int, step: int) -> Diverged:
-    names = ", ".join(source.samples.names(rows[:4]))
-    return Diverged(
-        f"the loss is not a number in epoch {epoch}, batch {step + 1} (images {names}, ...)",
-        kept=f"{run.folder / LAST}, {len(run.progress.rows)} finished epochs",
-        remedy="lower the learning rate in the recipe, or look at these images",
     )

@@ -34,6 +34,8 @@ from dermkit.runner import finish, run
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from dermkit.audit.against import AgainstOutcome
     from dermkit.audit.finding import Use
     from dermkit.audit.run import AuditOutcome
@@ -128,9 +130,12 @@ def train(
     where, watch = where or Where(), watch or Watch()
     check_writable(where.out)
     check_device(where.device)
-    plans = _plans(with_seed(recipe, seed), dataset, resolve_split(recipe, dataset, split), where)
+    fabric = start(where)
+    watch = watch if fabric.global_rank == 0 else Watch()
+    recipe = settled_recipe(with_seed(recipe, seed), fabric)
+    plans = _plans(recipe, dataset, resolve_split(recipe, dataset, split), where)
     if len(plans) == 1:
-        return run(plans[0], where, watch)
+        return run(plans[0], where, watch, fabric)
     first = plans[0].folder
     parent = first.with_name(f"{first.name.split('-')[0]}-s{recipe.seed}-versions")
     folders = []
@@ -138,8 +143,8 @@ def train(
         watch.say(
             f"version {number} of {len(plans)}: seed {plan.seed}" + (f", fold {plan.fold}" * (plan.fold >= 0))
         )
-        folders.append(run(replace(plan, folder=parent / plan.folder.name), where, watch))
-    return summarise(parent, folders, monitor=recipe.monitor)
+        folders.append(run(replace(plan, folder=parent / plan.folder.name), where, watch, fabric))
+    return summarise(parent, folders, monitor=recipe.monitor) if fabric.global_rank == 0 else parent
 
 
 def with_seed(recipe: Recipe, seed: int | None) -> Recipe:
@@ -148,6 +153,20 @@ def with_seed(recipe: Recipe, seed: int | None) -> Recipe:
         return recipe if seed is None else replace(recipe, seed=seed)
     except ValidationError as error:
         raise UsageError(f"--seed {seed}: {error.errors()[0]['msg']}", remedy="give 0 to 4294967295") from error
+
+
+def settled_recipe(recipe: Recipe, fabric: "Fabric") -> Recipe:
+    """Return the recipe with its precision decided for this device, as the run's own recipe.json will say."""
+    from dermkit.compute import settled
+
+    return replace(recipe, compute=settled(recipe.compute, fabric.device.type))
+
+
+def start(where: Where) -> "Fabric":
+    """Return this process's device, and where it is one of several, join the others."""
+    from dermkit import ranks
+
+    return ranks.start(where.device, where.devices, where.nodes)
 
 
 def check_device(device: str) -> None:
@@ -211,10 +230,12 @@ def tune(
     where, watch = where or Where(), watch or Watch()
     check_writable(where.out)
     check_device(where.device)
+    fabric = start(where)
+    watch = watch if fabric.global_rank == 0 else Watch()
     folders: list[Path] = []
     for number, recipe in enumerate(recipes, start=1):
         watch.say(f"trial {number} of {len(recipes)}: {recipe.name}")
-        single = replace(with_seed(recipe, seed), repeats=1)
+        single = replace(settled_recipe(with_seed(recipe, seed), fabric), repeats=1)
         plan, *more = _plans(single, dataset, resolve_split(single, dataset, split), where)
         if more:
             raise UsageError(
@@ -222,9 +243,10 @@ def tune(
                 remedy="tune on a given or holdout split, then train the chosen recipe on folds",
             )
         folder = where.out / name / "trials" / plan.folder.parent.name / plan.folder.name
-        folders.append(run(replace(plan, folder=folder, trial=True), where, watch))
+        folders.append(run(replace(plan, folder=folder, trial=True), where, watch, fabric))
     best = chosen(folders, recipes[0].monitor)
-    _write_trials(where.out / name, recipes, folders, best)
+    if fabric.global_rank == 0:
+        _write_trials(where.out / name, recipes, folders, best)
     watch.say(f"chosen on validation: {recipes[best].name}")
     return train(recipes[best], dataset, where=where, split=split, seed=seed, watch=watch)
 

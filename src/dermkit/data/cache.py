@@ -1,13 +1,13 @@
-"""Work done once: resized pixels, and any other array, in memory-mapped files named after what they were made from."""
+"""Resized pixels, decoded once: found again by an image's own pixels and its geometry, in any run, fold or data set."""
 
-import contextlib
+import hashlib
 import os
-import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,34 +15,38 @@ from numpy.typing import NDArray
 
 from dermkit.data.images import Preprocessing, open_image, resize_pixels
 from dermkit.data.manifest import Dataset
-from dermkit.errors import DataError, DermkitError, ImageRefused
+from dermkit.data.store import KEY_BYTES, Rows, Store, evict
+from dermkit.errors import DataError, ImageRefused
 from dermkit.files import (
     canonical_json,
-    check_writable,
-    read_json,
     sha256_bytes,
-    sha256_file,
-    write_json,
-    write_with,
 )
-
-FORMAT = 1
 
 DECODER = 1
 """Raise it whenever `open_image` or `resize_pixels` gives other pixels than before: old caches are then not found."""
 
+KEEP_BYTES = 50 * 10**9
+"""What a cache may hold by default: 330,000 images of 224 x 224, or several sizes of a smaller data set."""
+
 NAMED = 10
 """Problems that a message names; the rest is counted."""
+
+_MOST_THREADS = 16
+"""Beyond this the parts that hold Python's lock are the limit, and every thread holds a whole photograph in memory."""
+
+_TASK = 16  # images that a thread is given at once: waking it for each one costs as much as a small image
+_AHEAD = 2  # blocks in memory: one is written while the next is decoded
 
 
 @dataclass(frozen=True)
 class PixelCache:
     """Resized pixels of a data set's images.
 
-    pixels: (N, S, S, 3) uint8 sRGB, a read-only memory map. index: image_id -> row. key: what it was made from.
+    pixels: (N, S, S, 3) uint8 sRGB, read from memory maps. index: image_id -> row. key: changes with the list of
+    images and with the geometry.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Rows
     index: dict[str, int]
     key: str
 
@@ -54,21 +58,61 @@ def pixel_cache(
     *,
     folder: Path,
     on_progress: Callable[[int, int], None] | None = None,
+    workers: int = 0,
 ) -> PixelCache:
-    """Return the resized pixels of these images, in this order; they are decoded once, on all cores.
+    """Return the resized pixels of these images, in this order; only what no earlier run decoded is decoded.
 
-    on_progress(done, total) is called while decoding, and not at all where the cache was valid. Raises `DataError`
-    naming the images that are unknown, missing, refused, or no longer have the pixels that the manifest states.
+    on_progress(done, total) counts the images that are decoded now, and is not called where there are none. workers:
+    threads, 0 = one per core, at most 16. What was decoded is kept when this is interrupted or refuses. Raises
+    `DataError` naming the images that are unknown, missing, refused, or no longer have the pixels that the manifest
+    states, and `OutputError` where there is no room, before anything is decoded.
     """
     rows = _rows(dataset, image_ids)
-    key = _pixel_key(rows, preprocessing)
+    keys = row_keys(rows, preprocessing)
     side = preprocessing.size
+    store = Store(folder, _store_name(preprocessing), shape=(side, side, 3), dtype="uint8")
+    positions = store.find(keys)
+    if (positions < 0).any():
+        absent = _first_of_each(keys, np.flatnonzero(positions < 0))
+        _Build(dataset, preprocessing, store, workers, on_progress).run(rows.iloc[absent], keys[absent])
+        positions = store.find(keys)
+    index = {name: row for row, name in enumerate(rows["image_id"])}
+    return PixelCache(Rows(store, positions), index, _pixel_key(rows, preprocessing))
 
-    def fill(pixels: NDArray[np.uint8]) -> None:
-        _decode_all(dataset, rows, preprocessing, pixels, on_progress)
 
-    pixels = cached_array(folder, key, (len(rows), side, side, 3), "uint8", fill)
-    return PixelCache(pixels, {name: row for row, name in enumerate(rows["image_id"])}, key)
+def keep_within(folder: Path, keep_bytes: int = KEEP_BYTES) -> int:
+    """Evict from the caches below a folder what was not used for longest, but nothing that this process used.
+
+    Returns the bytes removed; call it after a run.
+    """
+    return evict(folder, keep_bytes, spare_own=True)
+
+
+def row_keys(rows: pd.DataFrame, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return (N, 32): what decides an image's resized pixels, its own pixels and the geometry. Mean and std come later.
+
+    rows: of a manifest, with `pixel_sha256`.
+    """
+    start = hashlib.sha256(canonical_json(_geometry(preprocessing)).encode())
+    out = bytearray()
+    for text in rows["pixel_sha256"]:
+        digest = start.copy()
+        digest.update(text.encode())
+        out += digest.digest()
+    return np.frombuffer(out, np.uint8).reshape(-1, KEY_BYTES)
+
+
+def _geometry(preprocessing: Preprocessing) -> list[object]:
+    return [preprocessing.size, preprocessing.resize, preprocessing.interpolation, DECODER]
+
+
+def _store_name(preprocessing: Preprocessing) -> str:
+    return "-".join(["pixels", *map(str, _geometry(preprocessing))])
+
+
+def _pixel_key(rows: pd.DataFrame, preprocessing: Preprocessing) -> str:
+    facts = [_geometry(preprocessing), rows["pixel_sha256"].tolist()]
+    return "pixels-" + sha256_bytes(canonical_json(facts).encode())[:32]
 
 
 def _rows(dataset: Dataset, image_ids: Sequence[str]) -> pd.DataFrame:
@@ -85,142 +129,135 @@ def _rows(dataset: Dataset, image_ids: Sequence[str]) -> pd.DataFrame:
     return rows
 
 
+def _first_of_each(keys: NDArray[np.uint8], chosen: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the first row of each key among the chosen rows: identical images are decoded once."""
+    whole = np.ascontiguousarray(keys[chosen]).view(f"V{KEY_BYTES}")[:, 0]
+    return chosen[np.sort(np.unique(whole, return_index=True)[1])]
+
+
 def _listing(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
 
-def _pixel_key(rows: pd.DataFrame, preprocessing: Preprocessing) -> str:
-    """Hash what decides the bytes: the images' own pixels in order, and the geometry. Mean and std come later."""
-    geometry = [preprocessing.size, preprocessing.resize, preprocessing.interpolation, DECODER]
-    return "pixels-" + sha256_bytes(canonical_json([geometry, rows["pixel_sha256"].tolist()]).encode())[:32]
+@dataclass(eq=False)
+class _Block:
+    """Images that become one segment. done: (n,), the rows of `pixels` that are filled and not yet saved."""
+
+    paths: list[str]
+    expected: list[str]
+    keys: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
+    done: NDArray[np.bool_]
 
 
-def _decode_all(
-    dataset: Dataset,
-    rows: pd.DataFrame,
-    preprocessing: Preprocessing,
-    pixels: NDArray[np.uint8],
-    on_progress: Callable[[int, int], None] | None,
-) -> None:
-    """Fill `pixels` row by row on a thread pool; Pillow decodes and resizes outside the interpreter's lock."""
-
-    def decode(row: int, path: str, expected: str) -> None:
-        image = open_image(dataset.images / path, name=path)
-        if image.pixel_sha256 != expected:
-            raise DataError(f"{path}: changed since it was imported")
-        pixels[row] = resize_pixels(image.pixels, preprocessing)
-
-    problems: list[str] = []
-    pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
-    try:
-        columns = zip(rows["path"], rows["pixel_sha256"], strict=True)
-        futures = [pool.submit(decode, row, path, expected) for row, (path, expected) in enumerate(columns)]
-        for done, future in enumerate(as_completed(futures), start=1):
-            problems += _problem_of(future)
-            if on_progress is not None:
-                on_progress(done, len(futures))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # an interrupt must not wait for the whole queue
-    if problems:
-        raise DataError(
-            f"{dataset.images}: {len(problems)} of {len(rows)} images cannot be used: {_listing(sorted(problems))}",
-            kept="the data set and its manifest are untouched",
-            remedy="restore these images, or import the data set again",
-        )
+_Waiting = tuple[_Block, list[Future[list[str]]]]
 
 
-def _problem_of(future: Future[None]) -> list[str]:
-    error = future.exception()
-    if isinstance(error, ImageRefused):
-        return [f"{error.name} ({error.reason.value})"]
-    if isinstance(error, DataError):
-        return [error.message]
-    if error is not None:
-        raise error
-    return []
+class _Build:
+    """Decodes what a store lacks, block by block on threads; Pillow decodes and resizes outside Python's lock."""
 
+    def __init__(
+        self,
+        dataset: Dataset,
+        preprocessing: Preprocessing,
+        store: Store,
+        workers: int,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.dataset = dataset
+        self.preprocessing = preprocessing
+        self.store = store
+        self.workers = workers or min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        self.on_progress = on_progress
+        self.stopped = threading.Event()
+        self.finished = 0
 
-def cached_array(
-    folder: Path, key: str, shape: tuple[int, ...], dtype: str, fill: Callable[[NDArray[Any]], None]
-) -> NDArray[Any]:
-    """Return the array named `key` as a read-only memory map, made by `fill` unless a sound file is there.
-
-    `fill` gets a writable array of zeros. A file that is short, changed or of another shape or type is made
-    again. Raises `OutputError` where there is no room, before anything is computed.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", key) or 0 in shape:
-        raise ValueError(f"not a cache key and shape: {key!r}, {shape}")
-    data, card = _paths(folder, key)
-    facts: dict[str, object] = {"key": key, "shape": list(shape), "dtype": np.dtype(dtype).str}
-    if not _is_sound(data, card, facts):
-        need = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize + 4096
-        check_writable(folder, need)
-        write_with(data, lambda temporary: _make(temporary, shape, dtype, fill))
-        write_json(card, {**facts, "bytes": data.stat().st_size, "sha256": sha256_file(data)}, format=FORMAT)
-    with contextlib.suppress(OSError):  # a shared cache may be read-only
-        os.utime(card)  # `evict` counts age from the last use
-    array: NDArray[Any] = np.load(data, mmap_mode="r", allow_pickle=False)
-    return array
-
-
-def _paths(folder: Path, key: str) -> tuple[Path, Path]:
-    return folder / f"{key}.npy", folder / f"{key}.json"
-
-
-def _is_sound(data: Path, card: Path, facts: dict[str, object]) -> bool:
-    """Tell whether a cached file is whole and unchanged; hashing it also brings it into memory, where it is needed."""
-    try:
-        stated = read_json(card, format=FORMAT)
-        return (
-            {name: stated.get(name) for name in facts} == facts
-            and data.stat().st_size == stated.get("bytes")
-            and sha256_file(data) == stated.get("sha256")
-        )
-    except (DermkitError, OSError):
-        return False
-
-
-def _make(path: Path, shape: tuple[int, ...], dtype: str, fill: Callable[[NDArray[Any]], None]) -> None:
-    """Write a .npy by filling its memory map.
-
-    Its blocks are reserved first: a device that fills up later would kill the writer of a map with SIGBUS.
-    """
-    with path.open("wb") as stream:
-        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(stream, header)
-        start = stream.tell()
-        size = start + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        stream.flush()
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(stream.fileno(), 0, size)
-        else:
-            stream.truncate(size)
-    array = np.memmap(path, dtype=dtype, mode="r+", offset=start, shape=shape)
-    fill(array)
-    array.flush()
-
-
-def evict(folder: Path, keep_bytes: int) -> int:
-    """Remove the least recently used arrays until at most `keep_bytes` remain; returns the bytes removed.
-
-    Only what `cached_array` wrote is touched. A map that a process still has open stays readable there.
-    """
-    entries = []
-    for card in folder.glob("*.json"):
-        data = card.with_suffix(".npy")
+    def run(self, rows: pd.DataFrame, keys: NDArray[np.uint8]) -> None:
+        """Decode these images and add them; raises one `DataError` that names all that cannot be used."""
+        self.store.check_room(len(rows))
+        problems: list[str] = []
+        waiting: deque[_Waiting] = deque()
+        pool = ThreadPoolExecutor(self.workers)
         try:
-            if read_json(card, format=FORMAT).get("key") == card.stem:
-                entries.append((card.stat().st_mtime_ns, data.stat().st_size if data.exists() else 0, data, card))
-        except (DermkitError, OSError):
-            continue
-    total, removed = sum(entry[1] for entry in entries), 0
-    for _, size, data, card in sorted(entries):
-        if total - removed <= keep_bytes:
-            break
-        data.unlink(
-            missing_ok=True
-        )  # the data first: a card without data is made again, data without card would stay
-        card.unlink(missing_ok=True)
-        removed += size
-    return removed
+            for block in self._blocks(rows, keys):
+                waiting.append((block, self._submit(pool, block)))
+                if len(waiting) == _AHEAD:
+                    problems += self._finish(waiting, len(rows))
+            while waiting:
+                problems += self._finish(waiting, len(rows))
+        finally:
+            self.stopped.set()  # an interrupt must not wait for the whole queue
+            pool.shutdown(wait=True, cancel_futures=True)
+            for block, _ in waiting:
+                self._save(block)
+        self._refuse(problems, len(rows))
+
+    def _blocks(self, rows: pd.DataFrame, keys: NDArray[np.uint8]) -> Iterator[_Block]:
+        size = self.store.rows_per_segment
+        for start in range(0, len(rows), size):
+            part = rows.iloc[start : start + size]
+            pixels = np.empty((len(part), *self.store.shape), np.uint8)
+            yield _Block(
+                part["path"].tolist(),
+                part["pixel_sha256"].tolist(),
+                keys[start : start + size],
+                pixels,
+                np.zeros(len(part), np.bool_),
+            )
+
+    def _submit(self, pool: ThreadPoolExecutor, block: _Block) -> list[Future[list[str]]]:
+        starts = range(0, len(block.paths), _TASK)
+        return [pool.submit(self._decode, block, start, min(start + _TASK, len(block.paths))) for start in starts]
+
+    def _decode(self, block: _Block, start: int, end: int) -> list[str]:
+        """Fill rows start to end of a block; return for each its problem, or ""."""
+        found = []
+        for row in range(start, end):
+            if self.stopped.is_set():
+                break
+            try:
+                image = open_image(self.dataset.images / block.paths[row], name=block.paths[row])
+            except ImageRefused as error:
+                found.append(f"{error.name} ({error.reason.value})")
+                continue
+            if image.pixel_sha256 != block.expected[row]:
+                found.append(f"{block.paths[row]}: changed since it was imported")
+                continue
+            block.pixels[row] = resize_pixels(image.pixels, self.preprocessing)
+            block.done[row] = True
+            found.append("")
+        return found
+
+    def _finish(self, waiting: deque[_Waiting], total: int) -> list[str]:
+        """Wait for the oldest block and save it; return its problems."""
+        block, futures = waiting[0]
+        problems = self._collect(futures, total)
+        self._save(block)
+        waiting.popleft()  # only now: what is interrupted before is saved at the end
+        return problems
+
+    def _collect(self, futures: Sequence[Future[list[str]]], total: int) -> list[str]:
+        problems = []
+        for future in futures:
+            for problem in future.result():
+                problems += [problem] if problem else []
+                self.finished += 1
+                if self.on_progress is not None:
+                    self.on_progress(self.finished, total)
+        return problems
+
+    def _save(self, block: _Block) -> None:
+        if block.done.all():
+            self.store.add(block.keys, block.pixels)
+        else:
+            self.store.add(block.keys[block.done], block.pixels[block.done])
+
+    def _refuse(self, problems: Sequence[str], total: int) -> None:
+        if problems:
+            raise DataError(
+                f"{self.dataset.images}: {len(problems)} of {total} images cannot be used: "
+                f"{_listing(sorted(problems))}",
+                kept="the data set and its manifest are untouched, and what was decoded need not be decoded again",
+                remedy="restore these images, or import the data set again",
+            )

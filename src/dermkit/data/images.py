@@ -9,7 +9,7 @@ from dataclasses import dataclass as plain_dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ __all__ = [
     "MAX_PIXELS",
     "MAX_SIDE",
     "MIN_SIDE",
+    "ImageRows",
     "LesionImage",
     "Preprocessing",
     "normalise",
@@ -53,6 +54,18 @@ _MAX_PROFILE_BYTES = 4 * 1024**2  # press profiles take 0.5 to 2.5 MB
 _SRGB_TOLERANCE = 2  # levels of 255; sRGB profiles of different makers differ by 1
 
 Pixels = NDArray[np.uint8]
+
+
+class ImageRows(Protocol):
+    """Resized images, (N, S, S, 3) uint8: an array, or a view of a cache."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
+        """Return the images of these rows."""
+        ...
+
+    def __len__(self) -> int:
+        """Return N."""
+        ...
 
 
 @plain_dataclass(frozen=True, eq=False)

@@ -1,0 +1,222 @@
+"""What may change at random in a training image: the fields of a recipe's `augment`, and the presets by name.
+
+No field that can change a number has a default: a preset's name is replaced by its whole spec where it is read.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from dermkit.errors import UsageError
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+NotNegative = Annotated[float, Field(ge=0.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+Degrees = Annotated[float, Field(ge=0.0, le=180.0)]
+
+
+def _odd(side: int) -> int:
+    if (side and side % 2 == 0) or side == 1:
+        raise ValueError("a kernel's side is odd and at least 3, or 0 for never")
+    return side
+
+
+Kernel = Annotated[int, Field(ge=0, le=7), AfterValidator(_odd)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class HsvSpec:
+    """Shifts of hue, saturation and value, all three in the same images.
+
+    share: of the images. hue: degrees of the colour circle either way (20 = OpenCV's 10 of 180). saturation, value:
+    added, in -x .. x of the full range 0..1 (OpenCV's 8-bit number / 255). An exactly grey pixel stays grey.
+    """
+
+    share: Share
+    hue: Degrees
+    saturation: Share
+    value: Share
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BlurNoiseSpec:
+    """One of motion blur, median, Gaussian blur and Gaussian noise, at equal odds among those that are not 0.
+
+    share: of the images. motion, median, gaussian: largest kernel side in pixels (odd, at most 7; 0 = never); the
+    side is drawn from 3, 5 .. it, and Gaussian blur's sigma is 0.8 at 3, 1.1 at 5, 1.4 at 7. noise: least and most
+    variance, in squared steps of 8-bit pixels ([0, 0] = never).
+    """
+
+    share: Share
+    motion: Kernel
+    median: Kernel
+    gaussian: Kernel
+    noise: tuple[NotNegative, NotNegative]
+
+    @model_validator(mode="after")
+    def _check(self) -> "BlurNoiseSpec":
+        if self.noise[0] > self.noise[1]:
+            raise ValueError("noise is the least variance, then the most")
+        if not (self.motion or self.median or self.gaussian or self.noise[1]):
+            raise ValueError("one of motion, median, gaussian and noise must be above 0; else leave it null")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DistortSpec:
+    """One of optical, grid and elastic distortion, at equal odds among those that are not 0.
+
+    share: of the images. optical: k in -x .. x, a point at r (in sides, from the middle) is read at r (1 + k r^2),
+    or r / (1 + |k| r^2) where k is negative. grid: each of grid_steps strips per axis is 1 - x .. 1 + x times as
+    wide, and all together fill the image as before. elastic: furthest displacement in shares of the side, of a smooth
+    field with elastic_cells cells per axis. What is read from outside is reflected.
+    """
+
+    share: Share
+    optical: Share
+    grid: Share
+    grid_steps: Annotated[int, Field(ge=2, le=32)]
+    elastic: Annotated[float, Field(ge=0.0, le=0.5)]
+    elastic_cells: Annotated[int, Field(ge=1, le=32)]
+
+    @model_validator(mode="after")
+    def _check(self) -> "DistortSpec":
+        if not (self.optical or self.grid or self.elastic):
+            raise ValueError("one of optical, grid and elastic must be above 0; else leave it null")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ClaheSpec:
+    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of luma; colour differences stay.
+
+    share: of the images. clip: the limit is drawn from 1 (hardly a change) to this, in mean counts of a bin. tiles:
+    per axis.
+    """
+
+    share: Share
+    clip: Annotated[float, Field(ge=1.0, le=256.0)]
+    tiles: Annotated[int, Field(ge=1, le=16)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CutoutSpec:
+    """One black square (DeVries and Taylor 2017), its middle anywhere in the image, cut off at the border.
+
+    share: of the images. side: of the square, in shares of the image's.
+    """
+
+    share: Share
+    side: Share
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AugmentSpec:
+    """Random changes of a training image, each drawn uniformly; all zeros and nulls = none.
+
+    horizontal_flip, vertical_flip, transpose: each in half of the images; all three give the square's eight
+    positions evenly. moved: share of the images that rotate, shift and zoom apply to. rotate: degrees either way.
+    shift: share of the side either way. zoom: scale in 1 - zoom .. 1 + zoom. fill: what lies outside the moved
+    image. toned: share of the images that brightness applies to; contrast and saturation each draw for themselves.
+    brightness, contrast, saturation: factor in 1 - x .. 1 + x. The others are applied in the order of the fields,
+    but for distortion, which is one interpolation with the moves.
+    """
+
+    horizontal_flip: bool
+    vertical_flip: bool
+    transpose: bool
+    moved: Share
+    rotate: Degrees
+    shift: Share
+    zoom: BelowOne
+    fill: Literal["reflect", "black", "edge"]
+    distort: DistortSpec | None
+    toned: Share
+    brightness: Share
+    contrast: Share
+    saturation: Share
+    hsv: HsvSpec | None
+    blur_noise: BlurNoiseSpec | None
+    clahe: ClaheSpec | None
+    cutout: CutoutSpec | None
+
+
+NONE = AugmentSpec(
+    horizontal_flip=False, vertical_flip=False, transpose=False, moved=1.0, rotate=0.0, shift=0.0, zoom=0.0,
+    fill="reflect", distort=None, toned=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hsv=None,
+    blur_noise=None, clahe=None, cutout=None,
+)  # fmt: skip
+_S2 = replace(NONE, horizontal_flip=True, vertical_flip=True, rotate=30.0, shift=0.1)
+_S4 = replace(NONE, horizontal_flip=True, vertical_flip=True, rotate=25.0, zoom=0.2)
+_DIHEDRAL = replace(NONE, horizontal_flip=True, vertical_flip=True, transpose=True)
+
+PRESETS: Mapping[str, AugmentSpec] = {
+    "none": NONE,
+    "s0": replace(_S2, zoom=0.1, brightness=0.1),
+    "s1": replace(_S2, zoom=0.1),
+    "s2": _S2,
+    "s4": _S4,
+    "light": replace(_DIHEDRAL, brightness=0.1, contrast=0.1, saturation=0.1),
+    "dermoscopy": replace(
+        _DIHEDRAL, rotate=180.0, shift=0.05, zoom=0.15, brightness=0.15, contrast=0.15, saturation=0.15,
+        hsv=HsvSpec(share=0.5, hue=8.0, saturation=0.0, value=0.0),
+    ),
+    "winner-2020": replace(
+        _DIHEDRAL, moved=0.85, rotate=15.0, shift=0.1, zoom=0.1, fill="black", toned=0.75, brightness=0.2,
+        contrast=0.2,
+        distort=DistortSpec(share=0.7, optical=1.0, grid=1.0, grid_steps=5, elastic=0.03, elastic_cells=4),
+        hsv=HsvSpec(share=0.5, hue=20.0, saturation=20 / 255, value=10 / 255),
+        blur_noise=BlurNoiseSpec(share=0.7, motion=5, median=5, gaussian=5, noise=(5.0, 30.0)),
+        clahe=ClaheSpec(share=0.7, clip=4.0, tiles=8),
+        cutout=CutoutSpec(share=0.7, side=0.375),
+    ),
+}  # fmt: skip
+"""Each is measured nowhere as better than another: they are starting points with a name."""
+
+PRESET_NOTES: Mapping[str, str] = {
+    "none": "every image as it is",
+    "s0": "the first system's: flips, 30 degrees, shift, zoom and brightness of a tenth",
+    "s1": "the second system's: flips, 30 degrees, shift and zoom of a tenth",
+    "s2": "the third system's: flips, 30 degrees, shift of a tenth",
+    "s4": "the fifth system's: flips, 25 degrees, zoom of a fifth",
+    "light": "the eight positions without interpolation, and a tenth of brightness, contrast and saturation",
+    "dermoscopy": "the eight positions, any rotation, scale, a little shift, colour within what lamps differ by",
+    "winner-2020": "the list of the SIIM-ISIC 2020 winner: distortion, CLAHE, blur, noise, cutout (slow)",
+}
+"""One line about each preset, for `dermkit recipes presets`."""
+
+
+def find_preset(name: str, where: str = "") -> AugmentSpec:
+    """Return a preset; raises `UsageError` with the closest name and the list. where: the file and field, if any."""
+    if name in PRESETS:
+        return PRESETS[name]
+    close = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"; did you mean `{close[0]}`?" if close else ""
+    raise UsageError(
+        f"{where + ': ' if where else ''}unknown augmentation preset `{name}`{hint}",
+        kept="nothing was trained",
+        remedy=f"take one of: {', '.join(PRESETS)}; or write the whole spec",
+    )
+
+
+def fields_on(spec: AugmentSpec) -> dict[str, Any]:
+    """Return the fields that change images, as plain JSON values: what a report says of a spec."""
+    idle = {name for name, item in asdict(spec).items() if not item}
+    moves, tones = spec.rotate or spec.shift or spec.zoom, spec.brightness or spec.contrast or spec.saturation
+    if not moves or spec.moved in (0.0, 1.0):
+        idle.add("moved")
+    if not tones or spec.toned in (0.0, 1.0):
+        idle.add("toned")
+    if not moves or not spec.moved:
+        idle |= {"rotate", "shift", "zoom", "fill"}
+    if not spec.toned:
+        idle |= {"brightness", "contrast", "saturation"}
+    whole: dict[str, Any] = json.loads(json.dumps(asdict(spec)))
+    return {name: item for name, item in whole.items() if name not in idle}

@@ -1,0 +1,344 @@
+"""Rows of arrays, found again by a hash of what they were made from: append-only segments, memory-mapped."""
+
+import contextlib
+import errno
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dermkit.data import segments
+from dermkit.data.segments import KEY_BYTES, Header, Opened, is_own, is_whole, open_segment, read_header
+from dermkit.errors import OutputError
+from dermkit.files import TEMP_PREFIX, check_writable, make_folder, output_errors
+
+__all__ = ["KEY_BYTES", "SEGMENT_BYTES", "SEGMENT_ROWS", "Rows", "Store", "evict"]
+
+SEGMENT_BYTES = 48 * 2**20
+"""What a killed build loses, and what it holds in memory: little. Files of a large store: not too many."""
+SEGMENT_ROWS = 1024
+"""The same for small rows: the features of 1,024 images are a minute or two of work on a processor."""
+
+_VERIFIERS = 4  # hashing releases Python's lock; beyond this the disk is the limit
+_ABANDONED = 3600.0  # seconds; a segment is written in one or two
+_TOUCHED = 60.0  # seconds; eviction counts in days, and a server looks for a few images at a time
+_COPIED = 2**20  # bytes; larger parts are not worth a second copy
+
+
+@dataclass(eq=False)
+class _Segment:
+    """One file; its first row has position `start`. opened: once it was found to be whole."""
+
+    path: Path
+    header: Header
+    keys: NDArray[np.uint8]
+    start: int
+    opened: Opened | None = None
+    dropped: bool = False
+    touched: float = -math.inf
+
+
+class Store:
+    """Arrays of one shape and type in `folder/name`, each found again by a 32-byte key.
+
+    Any number of processes may add at once. A position is good for the life of this object, also after an eviction
+    by another process. `take` and `notes` may run in several threads, the rest in one.
+    """
+
+    def __init__(self, folder: Path, name: str, *, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        kind = np.dtype(dtype)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or 0 in shape or kind.kind not in "buifc":
+            raise ValueError(f"not a name, shape and type of numbers: {name!r}, {shape}, {kind}")
+        self.folder = folder.resolve() / name
+        self.shape = tuple(shape)
+        self.dtype: np.dtype[Any] = kind
+        self.row_bytes = math.prod(shape) * kind.itemsize
+        self.rows_per_segment = max(1, min(SEGMENT_ROWS, SEGMENT_BYTES // self.row_bytes))
+        self._segments: list[_Segment] = []
+        self._starts = np.zeros(1, np.int64)  # of every segment, and the end of the last
+        self._seen: set[str] = set()
+        self._index: _Index | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See the segments that others wrote meanwhile."""
+        try:
+            names = sorted(os.listdir(self.folder))  # noqa: PTH208  of thousands, the names alone are wanted
+        except OSError:
+            return
+        for name in names:
+            if name not in self._seen and is_own(name):
+                self._discover(self.folder / name)
+
+    def _discover(self, path: Path) -> None:
+        try:
+            with path.open("rb") as stream:
+                header = read_header(stream)
+                keys = np.frombuffer(stream.read(header.n * KEY_BYTES), np.uint8).reshape(-1, KEY_BYTES)
+                is_like_this = (header.shape, header.dtype) == (self.shape, self.dtype.str)
+                if not is_like_this and not is_whole(stream):
+                    raise ValueError("changed")
+        except ValueError:
+            self._remove(path)
+        except OSError:
+            return  # evicted since it was listed, or not ours to read
+        else:
+            self._seen.add(path.name)
+            if is_like_this:  # a sound segment of another shape is not for this store, nor this store's to drop
+                self._register(_Segment(path, header, keys, int(self._starts[-1])))
+
+    def _register(self, segment: _Segment) -> None:
+        self._segments.append(segment)
+        self._starts = np.append(self._starts, segment.start + segment.header.n)
+        self._seen.add(segment.path.name)
+        self._index = None
+
+    def _remove(self, path: Path) -> None:
+        """Delete a segment that is not whole, so that it is made again."""
+        with contextlib.suppress(OSError):  # in a read-only folder it stays, and is passed over
+            path.unlink(missing_ok=True)
+            self._seen.discard(path.name)
+
+    def find(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Return the position of every key, -1 where it is absent. keys: (n, 32).
+
+        Every segment that a position lies in was hashed in this process; what is not whole is dropped first.
+        """
+        words = _words(keys)
+        while True:
+            if self._index is None:
+                self._index = _Index([segment for segment in self._segments if not segment.dropped])
+            positions = self._index.find(words)
+            holding = self._holding(positions)
+            if self._open_all([segment for segment in holding if segment.opened is None]):
+                break
+            self._index = None
+        now = time.monotonic()
+        for segment in holding:
+            if now > segment.touched + _TOUCHED:
+                segments.touch(segment.path)
+                segment.touched = now
+        return positions
+
+    def _holding(self, positions: NDArray[np.int64]) -> list[_Segment]:
+        numbers = np.searchsorted(self._starts, positions[positions >= 0], side="right") - 1
+        return [self._segments[number] for number in np.flatnonzero(np.bincount(numbers))]
+
+    def _open_all(self, fresh: Sequence[_Segment]) -> bool:
+        """Hash and map segments; those that are not whole, or gone, are dropped. Returns whether none was."""
+        if not fresh:
+            return True
+        segments.allow_open_files(len(fresh))
+        with ThreadPoolExecutor(_VERIFIERS) as pool:
+            return all(list(pool.map(self._open, fresh)))
+
+    def _open(self, segment: _Segment) -> bool:
+        try:
+            opened = open_segment(segment.path)
+            if not np.array_equal(opened.keys, segment.keys) or len(opened.values) != segment.header.n:
+                raise ValueError("changed since its keys were read")
+            segment.opened = opened
+            return True
+        except ValueError:
+            self._remove(segment.path)
+        except OSError as error:  # evicted since it was listed, or the disk does not give it back
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise OutputError(
+                    f"{self.folder}: {len(self._segments)} segments cannot be open at once: {error.strerror}",
+                    kept="all of them",
+                    remedy="allow more open files (`ulimit -n`)",
+                ) from error
+            self._seen.discard(segment.path.name)
+        segment.dropped = True
+        return False
+
+    def check_room(self, rows: int) -> None:
+        """Refuse with `OutputError`, before anything is computed, where so many rows plainly have no room."""
+        check_writable(self.folder, rows * (self.row_bytes + KEY_BYTES))
+        _remove_abandoned(self.folder)
+
+    def add(self, keys: NDArray[np.uint8], values: NDArray[Any], notes: Sequence[str] = ()) -> None:
+        """Write rows as one segment, whole or not at all; `rows_per_segment` at a time are best.
+
+        values: (n, *shape) of the store's type. notes: a short text per row, or none. Raises `OutputError`.
+        """
+        n = len(keys)
+        if values.shape != (n, *self.shape) or values.dtype != self.dtype or len(notes) not in (0, n):
+            raise ValueError(
+                f"{values.shape} {values.dtype} and {len(notes)} notes, expected ({n}, *{self.shape}) {self.dtype}"
+            )
+        if n == 0:
+            return
+        own = np.array(_words(keys)).view(np.uint8)  # a copy: the caller may fill the same array again
+        segments.allow_open_files(1)
+        make_folder(self.folder)
+        with output_errors(self.folder):
+            path, header, opened = _write_whole(self.folder, own, np.ascontiguousarray(values), notes)
+        if path.name not in self._seen:
+            self._register(_Segment(path, header, own, int(self._starts[-1]), opened))
+
+    def take(self, positions: NDArray[np.int64]) -> NDArray[Any]:
+        """Return a fresh, writable array (n, *shape): the rows at these positions, in this order."""
+        numbers, rows = self._locate(positions)
+        out = np.empty((len(rows), *self.shape), self.dtype)
+        order = np.argsort(numbers, kind="stable")
+        for part in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(order) else []:
+            values = self._opened(numbers[part[0]]).values
+            if len(part) * self.row_bytes <= _COPIED:
+                out[part] = values[rows[part]]
+            else:
+                for to, row in zip(part.tolist(), rows[part].tolist(), strict=True):
+                    out[to] = values[row]
+        return out
+
+    def notes(self, positions: NDArray[np.int64]) -> list[str]:
+        """Return the texts of the rows at these positions."""
+        numbers, rows = self._locate(positions)
+        texts = {number: self._opened(number).notes() for number in np.unique(numbers).tolist()}
+        return [texts[number][row] for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)]
+
+    def _locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return segment number and row of positions; -1 and others outside raise `IndexError`."""
+        positions = np.asarray(positions, np.int64)
+        if len(positions) and not 0 <= positions.min() <= positions.max() < self._starts[-1]:
+            raise IndexError("a position outside the store: its key was not found")
+        numbers = np.searchsorted(self._starts, positions, side="right") - 1
+        return numbers, positions - self._starts[numbers]
+
+    def _opened(self, number: int) -> Opened:
+        opened = self._segments[number].opened
+        if opened is None:
+            raise IndexError("a position that `find` has not given")
+        return opened
+
+
+class _Index:
+    """Keys in the order of their first 8 bytes, of which a million compare in a blink; the rest decides."""
+
+    def __init__(self, live: Sequence[_Segment]) -> None:
+        words = np.concatenate([_words(segment.keys) for segment in live] or [np.empty((0, 4), np.uint64)])
+        spans = [np.arange(item.start, item.start + item.header.n) for item in live]
+        order = np.argsort(words[:, 0], kind="stable")  # stable: of two equal rows always the earlier
+        self._words = words[order]
+        self._first = self._words[:, 0].copy()
+        self._positions = np.concatenate([np.empty(0, np.int64), *spans])[order]
+
+    def find(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return the position of every key, -1 where it is absent. words: (n, 4)."""
+        found = np.full(len(words), -1, np.int64)
+        at = np.zeros(len(words), np.int64)
+        asked = np.argsort(words[:, 0])  # in order, a million searches are ten times as fast
+        at[asked] = np.searchsorted(self._first, words[asked, 0])
+        while len(asked):
+            asked = asked[at[asked] < len(self._first)]
+            asked = asked[self._first[at[asked]] == words[asked, 0]]
+            same = _same(self._words[at[asked]], words[asked])
+            found[asked[same]] = self._positions[at[asked[same]]]
+            asked = asked[~same]
+            at[asked] += 1
+        return found
+
+
+def _same(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    equal: NDArray[np.bool_] = (a == b).all(axis=1)
+    return equal
+
+
+def _words(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return keys as (n, 4) numbers; they are only ever compared, so the order of bytes does not matter."""
+    if keys.ndim != 2 or keys.shape[1] != KEY_BYTES or keys.dtype != np.uint8:
+        raise ValueError(f"keys are {keys.shape} {keys.dtype}, expected (n, {KEY_BYTES}) uint8")
+    return np.ascontiguousarray(keys).view(np.uint64)
+
+
+class Rows:
+    """Rows of a store, in a given order, that read like an (N, *shape) array; every reading is a copy."""
+
+    def __init__(self, store: Store, positions: NDArray[np.int64]) -> None:
+        self._positions = np.array(positions, np.int64)
+        for number in np.unique(store._locate(self._positions)[0]).tolist():
+            store._opened(number)  # raises here, not in the middle of an epoch
+        self._store = store
+        self.shape: tuple[int, ...] = (len(self._positions), *store.shape)
+        self.dtype = store.dtype
+        self.ndim = len(self.shape)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | NDArray[Any]) -> NDArray[Any]:
+        """Return the rows at a slice, at row numbers (negative ones count from the end), or where a mask is true."""
+        if isinstance(rows, tuple):
+            raise TypeError("rows of a store have one index: take rows first, then a part of them")
+        index = np.empty(0, np.int64) if isinstance(rows, list) and not rows else rows  # [] would be of floats
+        chosen = np.asarray(self._positions[index])
+        return self._store.take(chosen.reshape(-1)).reshape(*chosen.shape, *self._store.shape)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("rows of a store cannot be an array without a copy")
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+
+# Files: written whole, and removed ------------------------------------------------------------------------------
+
+
+def _write_whole(
+    folder: Path, keys: NDArray[np.uint8], values: NDArray[Any], notes: Sequence[str]
+) -> tuple[Path, Header, Opened]:
+    """Write and map a segment, whole or not at all; without waiting for the disk, since its hash tells what tore."""
+    descriptor, name = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=".seg", dir=folder)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w+b") as stream:
+            own_name, header = segments.write(stream, keys, values, notes)
+            with temporary.open("rb") as written:  # before others can see it, and evict it
+                opened = Opened.of(written, header)
+            path = folder / own_name
+            temporary.chmod(0o644)
+            temporary.replace(path)
+            segments.remember(path, stream)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path, header, opened
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers left below a folder."""
+    for path in folder.rglob(f"{TEMP_PREFIX}*.seg"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
+
+
+def evict(folder: Path, keep_bytes: int, *, spare_own: bool = False) -> int:
+    """Remove the least recently used segments of all stores below a folder until at most `keep_bytes` remain.
+
+    Returns the bytes removed. Nothing but segments is touched; a map that a process has open stays readable there.
+    spare_own: leave those that this process wrote or read, even where more than `keep_bytes` then remains.
+    """
+    folder = folder.resolve()
+    _remove_abandoned(folder)
+    entries = sorted(segments.entries(folder))
+    excess = sum(size for _, _, size in entries) - keep_bytes
+    removed = 0
+    for _, path, size in entries:
+        if removed >= excess:
+            break
+        if not (spare_own and str(path) in segments.known):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += size
+    return removed

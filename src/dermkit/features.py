@@ -1,0 +1,201 @@
+"""A frozen backbone's features: computed once per image and view, kept, and found again by any run, fold or seed.
+
+A feature belongs to the net, the numbers it was computed in, the image's pixels, and the sample's own random numbers;
+nothing else is in its key, so what another run has computed is not computed again.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dermkit.compute import autocast
+from dermkit.data.store import Store
+from dermkit.errors import Interrupted
+from dermkit.files import canonical_json, fingerprint
+from dermkit.model import Net, backbone_fingerprint
+from dermkit.ranks import Ranks
+from dermkit.recipe import ComputeSpec, ModelSpec
+from dermkit.samples import PixelSource, Samples
+
+CHUNK = {"cpu": 64, "cuda": 256}
+"""Images per forward pass: large enough for the device, small enough for its memory."""
+
+_KEPT = 1024
+"""Images whose features are written at once: what an interruption loses at most."""
+
+_HELD = 2**30
+"""Bytes of one view's features that are held in memory; larger ones are read from the store batch by batch."""
+
+FLOAT32 = ComputeSpec(precision="float32", compile=False)
+
+Keys = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Making:
+    """What features are made with. row_keys: (N, 32) uint8, of every row of the pixel array, by content."""
+
+    net: Net
+    model: ModelSpec
+    compute: ComputeSpec
+    row_keys: Keys
+    device: torch.device
+    cache: Path
+    ranks: Ranks
+    on_step: Callable[[str, int, int], None]
+    stop: Callable[[], bool]
+
+
+class FeatureSource:
+    """Batches of a frozen backbone's features, one view an epoch, in turn (see `Phase.views`)."""
+
+    def __init__(
+        self,
+        pixels: PixelSource,
+        store: Store,
+        views: NDArray[np.int64],
+        validation: NDArray[np.float32],
+        *,
+        plain: bool,
+    ) -> None:
+        self.samples = pixels.samples
+        self.pixels = pixels
+        self.store = store
+        self.views = views
+        self.validation = validation
+        self.plain = plain
+        self._held: tuple[int, NDArray[np.float32]] | None = None
+
+    def module(self, net: Net) -> torch.nn.Module:
+        """Return the head."""
+        return net.head
+
+    def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:  # noqa: ARG002
+        """Return (N, width) float32: the epoch's view of these samples."""
+        view = self._view(epoch) - 1
+        if self.views.shape[1] * self.validation.shape[1] * 4 > _HELD:
+            return torch.from_numpy(self.store.take(self.views[view][rows])).to(self.pixels.device)
+        if self._held is None or self._held[0] != view:
+            self._held = (view, self.store.take(self.views[view]))
+        return torch.from_numpy(self._held[1][rows]).to(self.pixels.device)
+
+    def targets(self, rows: NDArray[np.int64], *, epoch: int, seed: int, n_classes: int) -> torch.Tensor:
+        """Return the labels of the epoch's view: mixed where the view's images were."""
+        if self.plain:
+            return torch.from_numpy(self.samples.labels[rows]).to(self.pixels.device)
+        return self.pixels.targets(rows, epoch=self._view(epoch), seed=seed, n_classes=n_classes)
+
+    def validation_logits(self, net: Net, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Return the head's logits."""
+        logits: torch.Tensor = net.head(torch.from_numpy(self.validation[rows]).to(self.pixels.device))
+        return logits
+
+    def _view(self, epoch: int) -> int:
+        return (epoch - 1) % len(self.views) + 1
+
+
+def feature_source(pixels: PixelSource, making: Making, *, seed: int, views: int) -> FeatureSource:
+    """Run the frozen backbone once per view and image, or find that in the cache; views 0 = the image as it is.
+
+    Training features are computed as the recipe says, validation features in float32, as a served net computes.
+    Raises `Interrupted` where `stop` asked for it; whole parts made so far are kept.
+    """
+    making.net.eval()
+    samples, plain = pixels.samples, views == 0
+    store = Store(
+        making.cache, f"features-{_origin(making, pixels)}", shape=(making.net.n_features,), dtype="float32"
+    )
+    count = max(views, 1)
+    total = len(samples) * count + len(pixels.validation)
+    positions = []
+    for view in range(1, count + 1):
+        keys = _sample_keys(samples, making, seed=seed, view=view, plain=plain)
+
+        def batch(rows: NDArray[np.int64], view: int = view) -> torch.Tensor:
+            make = pixels.originals if plain else pixels.batch
+            return make(rows, epoch=view, seed=seed)
+
+        positions.append(_made(store, keys, batch, making, making.compute, ((view - 1) * len(samples), total)))
+    own = _hashed(making.row_keys[pixels.validation], "float32")
+    checked = _made(store, own, pixels.plain, making, FLOAT32, (count * len(samples), total))
+    return FeatureSource(pixels, store, np.stack(positions), store.take(checked), plain=plain)
+
+
+def _origin(making: Making, pixels: PixelSource) -> str:
+    """Two nets may share every tensor and still differ: padding and stride are no tensors."""
+    return fingerprint(
+        backbone_fingerprint(making.net), asdict(making.model), version("timm"), asdict(pixels.preprocessing)
+    )
+
+
+def _sample_keys(samples: Samples, making: Making, *, seed: int, view: int, plain: bool) -> Keys:
+    """Return a key per sample: an image as it is has the same one in every run, a random view that of its numbers."""
+    own = making.row_keys[samples.rows]
+    precision = making.compute.precision
+    changed = samples.copies > 0 if plain else np.ones(len(samples), dtype=bool)
+    keys = _hashed(own, precision)
+    if not changed.any():
+        return keys
+    grow = asdict(samples.grow) if samples.grow else None
+    how = canonical_json([precision, seed, view, asdict(samples.augment), grow])
+    parts = [own, samples.keys.astype("<u8")[:, None].view(np.uint8)]
+    mixes = None if plain else samples.mixing(np.arange(len(samples)), seed=seed, epoch=view)
+    if mixes is not None:
+        how += canonical_json([asdict(samples.mix) if samples.mix else None, len(samples)])
+        parts += [own[mixes.partner], samples.keys[mixes.partner].astype("<u8")[:, None].view(np.uint8)]
+    random = _hashed(np.concatenate(parts, axis=1), how)
+    keys[changed] = random[changed]
+    return keys
+
+
+def _hashed(rows: NDArray[np.uint8], how: str) -> Keys:
+    start = hashlib.sha256(how.encode())
+    digests = bytearray()
+    for row in rows:
+        own = start.copy()
+        own.update(row.tobytes())
+        digests += own.digest()
+    return np.frombuffer(bytes(digests), dtype=np.uint8).reshape(len(rows), 32).copy()
+
+
+def _made(
+    store: Store,
+    keys: Keys,
+    batch: Callable[[NDArray[np.int64]], torch.Tensor],
+    making: Making,
+    compute: ComputeSpec,
+    span: tuple[int, int],
+) -> NDArray[np.int64]:
+    """Return where the features of all keys lie; every rank makes its share of those that are not there yet."""
+    before, total = span
+    missing = making.ranks.share(np.flatnonzero(store.find(keys) < 0))
+    making.ranks.barrier()  # nobody adds before everybody has looked: the shares must be of one list
+    for start in range(0, len(missing), _KEPT):
+        rows = missing[start : start + _KEPT]
+        parts = []
+        for part in np.array_split(rows, -(-len(rows) // CHUNK.get(making.device.type, CHUNK["cpu"]))):
+            parts.append(_features(making.net, batch(part), compute))
+            making.on_step("features", before + start + sum(map(len, parts)), total)
+            if making.stop():
+                raise Interrupted(
+                    "interrupted while features were made",
+                    kept=f"{making.cache}, the features of {start} images",
+                    remedy="run the same command with --resume",
+                )
+        store.add(keys[rows], np.concatenate(parts))
+    making.ranks.barrier()
+    store.refresh()
+    return store.find(keys)
+
+
+def _features(net: Net, batch: torch.Tensor, compute: ComputeSpec) -> NDArray[Any]:
+    with torch.inference_mode(), autocast(compute, batch.device):
+        features = net.features(batch)
+    return np.asarray(features.float().cpu().numpy())

@@ -1,0 +1,158 @@
+"""Batch normalisation over the whole batch of all ranks, so that the number of devices changes no meaning.
+
+Semantics: torch.nn.SyncBatchNorm, which refuses tensors on the CPU; this one runs wherever its process group does.
+Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 1 and section 3.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dermkit.errors import UsageError
+
+KNOWN = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct2d")
+"""Layers that are batch norm, then `drop` and `act` where they have these: torch's, and timm's with activation."""
+
+
+def synchronise(net: nn.Module) -> nn.Module:
+    """Let every batch-norm layer of `net` that is in training mode use the statistics of all ranks; returns `net`.
+
+    Parameters, buffers, their names, hooks and modes stay the same objects: only the layer's class changes, so an
+    optimizer may be made before or after. In evaluation mode, and where no process group is joined, a layer runs as
+    before. Every rank must run the same layers in the same order, a rank with no image too. A second call changes
+    nothing. Raises `UsageError` for a kind of batch norm that is not known.
+
+    Gradients: the loss of a rank is sum(own images) * ranks / count(all images), which DistributedDataParallel's mean
+    over ranks makes the mean over all images. The backward pass here sums over ranks what reaches the statistics, and
+    does not sum scale and offset, as DistributedDataParallel does that: all gradients then are those of one process
+    with the whole batch.
+    """
+    for name, layer in net.named_modules():
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, _Synchronised):
+            if type(layer).__name__ not in KNOWN:
+                raise UsageError(
+                    f"{name}: {type(layer).__name__} cannot be trained on several devices",
+                    remedy="use one device, or freeze_batch_norm in the recipe's phases",
+                )
+            layer.__class__ = _synchronised(type(layer))  # type: ignore[assignment, arg-type]
+    return net
+
+
+class _Synchronised:
+    """What is mixed into a layer's class; `forward` takes (N, C, ...), N may be 0 on some ranks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer: Any = self
+        if not (layer.training and dist.is_initialized()):
+            own: Tensor = super().forward(x)  # type: ignore[misc]
+            return own
+        layer._check_input_dim(x)
+        y: Tensor = _Normalise.apply(x, layer.weight, layer.bias, layer.eps, *_moving(layer))  # type: ignore[no-untyped-call]
+        for after in ("drop", "act"):
+            y = getattr(layer, after, nn.Identity())(y)
+        return y
+
+
+@cache
+def _synchronised(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the class of a layer with the running of `_Synchronised`; it keeps its name."""
+    return type(kind.__name__, (_Synchronised, kind), {"__doc__": kind.__doc__})
+
+
+def _moving(layer: Any) -> tuple[Tensor | None, Tensor | None, float]:
+    """Return the running mean and variance to update, and the share that this batch gets (torch's rule)."""
+    if not layer.track_running_stats or layer.running_mean is None:
+        return None, None, 0.0
+    layer.num_batches_tracked.add_(1)
+    share = 1.0 / float(layer.num_batches_tracked) if layer.momentum is None else float(layer.momentum)
+    return layer.running_mean, layer.running_var, share
+
+
+class _Normalise(torch.autograd.Function):
+    """The normalisation of one layer over all ranks; statistics in float32, results in the type of the input."""
+
+    @staticmethod
+    def forward(
+        context: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        share: float,
+    ) -> Tensor:
+        mean, variance, count = _global_statistics(x)
+        if running_mean is not None and running_var is not None:
+            running_mean.lerp_(mean.to(running_mean.dtype), share)
+            running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), share)
+        context.save_for_backward(x, weight, mean, variance)
+        context.eps, context.count = eps, count
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps) if len(x) else x.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return torch's gradient of a training batch norm, its two sums over images taken over all ranks."""
+        x, weight, mean, variance = context.saved_tensors
+        of_x, of_weight, of_bias = context.needs_input_grad[:3]
+        slope, offset = _local_sums(gradient, x, mean, variance, context.eps)
+        whole = torch.cat([slope, offset])
+        if of_x:  # every rank has the same layers frozen, so all come here or none
+            dist.all_reduce(whole)
+        scale = torch.rsqrt(variance + context.eps)
+        by_image = _input_gradient(gradient, x, mean, scale, weight, whole / context.count) if of_x else None
+        own = [item.to(weight.dtype) if used else None for item, used in ((slope, of_weight), (offset, of_bias))]
+        return by_image, *own, None, None, None, None
+
+
+def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Return mean and biased variance per channel, (C,), and the values per channel, over all ranks.
+
+    The ranks' statistics are joined in rank order, in float64, by Chan's rule: all ranks get the same bits.
+    """
+    channels, exact = x.shape[1], torch.promote_types(x.dtype, torch.float32)
+    own = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
+    if x.numel():
+        # With running statistics to write to, torch keeps their float32 also for a bfloat16 input.
+        scratch = torch.zeros(2, channels, dtype=exact, device=x.device)
+        own[:-1] = torch.cat(torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0))
+        own[-1] = x.numel() // channels
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own)
+    table = torch.stack(parts)
+    means, variances, counts = table[:, :channels], table[:, channels:-1], table[:, -1:]
+    count = float(counts.sum())
+    if count < 2:
+        raise ValueError("batch norm cannot train on one value per channel")  # as torch's own layer
+    mean = (means * counts).sum(0) / count
+    variance = ((variances + (means - mean) ** 2) * counts).sum(0) / count
+    return mean.to(exact), variance.to(exact), count
+
+
+def _local_sums(gradient: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the sums over this rank's values of gradient * normalised x, and of gradient, (C,) each."""
+    if not len(x):
+        return torch.zeros_like(mean), torch.zeros_like(mean)
+    mask = [False, True, True]
+    _, slope, offset = torch.ops.aten.native_batch_norm_backward(
+        gradient, x, torch.ones_like(mean), mean, variance, None, None, False, eps, mask
+    )
+    return slope, offset
+
+
+def _input_gradient(
+    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, means: Tensor
+) -> Tensor:
+    """Return weight * scale * (gradient - mean gradient - normalised x * mean slope), rounded once to x's type."""
+    slope, offset = means.chunk(2)
+    gain = scale if weight is None else scale * weight
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    by_gradient, by_x = gain.view(shape), (-gain * slope * scale).view(shape)
+    constant = (gain * (slope * scale * mean - offset)).view(shape)
+    exact = mean.dtype
+    return torch.addcmul(torch.addcmul(constant, gradient.to(exact), by_gradient), x.to(exact), by_x).to(x.dtype)

@@ -1,0 +1,349 @@
+"""The engine's promises: what changes no number, what is done when a number or the memory gives out, and many ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dermkit import ranks
+from dermkit import train as engine
+from dermkit.ahead import ahead
+from dermkit.checkpoint import LAST, Progress, load_checkpoint, save_checkpoint
+from dermkit.compute import is_out_of_memory, settled
+from dermkit.errors import Diverged, Interrupted, UsageError
+from dermkit.files import canonical_json
+from dermkit.guides import validation_guides
+from dermkit.recipe import ComputeSpec, MixSpec, Recipe
+from dermkit.recipes import NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole
+from dermkit.samples import PixelSource, Samples
+from dermkit.step import batches
+from dermkit.train import PASSES, SETBACKS, Hooks, train
+from test_train import BASE, SMALL, equal, make_job, make_net, run, state
+
+PIXELS: Recipe = replace(BASE, phases=(whole(2, lr=1e-3),), augment=ROTATE_FLIP_ZOOM)
+MIXED = replace(PIXELS, mix=MixSpec(mixup=0.4, cutmix=1.0, share=0.7))
+BALANCED = replace(PIXELS, optim=replace(PIXELS.optim, sampling="balanced", class_weights="balanced"))
+
+
+# What changes no number --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", [PIXELS, MIXED, BALANCED], ids=["plain", "mixed", "balanced"])
+def test_workers_change_nothing(tmp_path: Path, recipe: Recipe) -> None:
+    alone, _ = run(recipe, tmp_path / "0")
+    for workers in (1, 3):
+        net = make_net(recipe)
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        train(replace(make_job(recipe, folder), workers=workers), net, folder, fabric=ranks.start("cpu"))
+        assert equal(state(alone), state(net))
+
+
+@pytest.mark.parametrize("recipe", [PIXELS, MIXED], ids=["plain", "mixed"])
+def test_stopped_at_every_batch_and_resumed_it_ends_with_the_same_bits(tmp_path: Path, recipe: Recipe) -> None:
+    alone, progress = run(recipe, tmp_path / "alone")
+    hooks = Hooks(stop=lambda: True)
+    for _ in range(100):
+        try:
+            net, resumed = run(recipe, tmp_path / "often", hooks=hooks)
+            break
+        except Interrupted as error:
+            assert "interrupted in epoch" in str(error)
+    assert equal(state(alone), state(net))
+    figures = ("train_loss", "train_accuracy", "val_loss")
+    for one, two in zip(progress.rows, resumed.rows, strict=True):
+        assert [one[name] for name in figures] == [two[name] for name in figures]
+
+
+def test_checkpoints_inside_an_epoch_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, _ = run(PIXELS, tmp_path / "alone")
+    monkeypatch.setattr(engine, "SAVE_SECONDS", 0.0)
+    saves = [0]
+
+    def counting(*args: object, **options: object) -> None:
+        saves[0] += 1
+        keep(*args, **options)  # type: ignore[arg-type]
+
+    keep = save_checkpoint
+    monkeypatch.setattr(engine, "save_checkpoint", counting)
+    often, _ = run(PIXELS, tmp_path / "often")
+    assert saves[0] > 2 * len(batches(np.arange(44), 8))
+    assert equal(state(alone), state(often))
+
+
+def test_work_ahead_keeps_its_order_and_raises_where_it_is_due() -> None:
+    assert list(ahead(lambda k: k * k, range(50), workers=4)) == [k * k for k in range(50)]
+
+    def broken(k: int) -> int:
+        if k == 7:
+            raise KeyError(k)
+        return k
+
+    got = []
+    with pytest.raises(KeyError):
+        for item in ahead(broken, range(100), workers=2):
+            got.append(item)  # noqa: PERF402
+    assert got == list(range(7))
+
+
+def test_no_more_work_is_ahead_than_memory_expects() -> None:
+    begun: list[int] = []
+
+    def note(k: int) -> int:
+        begun.append(k)
+        return k
+
+    coming = ahead(note, range(1000), workers=2)
+    next(coming)
+    coming.close()  # type: ignore[attr-defined]
+    assert len(begun) < 10
+
+
+# Drawing and mixing ------------------------------------------------------------------------------------------------
+
+
+def test_balanced_sampling_shows_classes_equally_often(tmp_path: Path) -> None:
+    job = make_job(BALANCED, tmp_path)
+    few = np.concatenate([np.arange(0, 40, 2), np.arange(1, 9, 2)])  # 20 of one class, 4 of the other
+    samples = Samples.of(job.image_ids, job.labels, few, NO_AUGMENT, None, seed=0)
+    order = samples.order("balanced", seed=0, epoch=1)
+    assert len(order) == 24
+    assert np.bincount(samples.labels[order]).tolist() == [12, 12]
+    assert samples.order("shuffled", seed=0, epoch=1).tolist() != order.tolist()
+    assert sorted(samples.order("shuffled", seed=0, epoch=1)) == list(range(24))
+
+
+def test_mixing_mixes_images_and_labels_alike(tmp_path: Path) -> None:
+    recipe = replace(MIXED, augment=NO_AUGMENT, mix=MixSpec(mixup=1.0, cutmix=0.0, share=1.0))
+    job = make_job(recipe, tmp_path)
+    samples = Samples.of(job.image_ids, job.labels, job.train, NO_AUGMENT, None, seed=0, mix=recipe.mix)
+    source = PixelSource(samples, job.pixels, job.validation, job.preprocessing, torch.device("cpu"))
+    rows = np.arange(8)
+    shares = source.targets(rows, epoch=1, seed=0, n_classes=2)
+    assert shares.shape == (8, 2)
+    assert torch.allclose(shares.sum(1), torch.ones(8))
+    mixes = samples.mixing(rows, seed=0, epoch=1)
+    assert mixes is not None
+    unit = job.pixels[samples.rows].transpose(0, 3, 1, 2) / np.float32(255)
+    lam = np.asarray(mixes.share, dtype=np.float32)[:, None, None, None]
+    expected = (unit[rows] * lam + unit[mixes.partner] * (1 - lam) - 0.5) / 0.5
+    np.testing.assert_allclose(source.batch(rows, epoch=1, seed=0).numpy(), expected, atol=1e-5)
+
+
+# Precision ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_fastest_precision_is_decided_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    fastest = ComputeSpec(precision="fastest", compile=False)
+    monkeypatch.setattr("dermkit.compute.multiplies_bfloat16", lambda _device: True)
+    assert settled(fastest, "cpu").precision == "bfloat16"
+    monkeypatch.setattr("dermkit.compute.multiplies_bfloat16", lambda _device: False)
+    assert settled(fastest, "cpu").precision == "float32"
+    exact = ComputeSpec(precision="bfloat16", compile=False)
+    assert settled(exact, "cpu") == exact
+
+
+def test_bfloat16_changes_training_a_little_and_validation_stays_in_float32(tmp_path: Path) -> None:
+    half = replace(PIXELS, compute=ComputeSpec(precision="bfloat16", compile=False))
+    _, exact = run(PIXELS, tmp_path / "a")
+    net, coarse = run(half, tmp_path / "b")
+    one, two = exact.rows[0]["train_loss"], coarse.rows[0]["train_loss"]
+    assert one != two
+    assert one == pytest.approx(two, abs=0.05)
+    assert all(item.dtype == torch.float32 for item in net.state_dict().values() if item.is_floating_point())
+    job = make_job(half, tmp_path)
+    samples = Samples.of(job.image_ids, job.labels, job.train, NO_AUGMENT, None, seed=0)
+    source = PixelSource(samples, job.pixels, job.validation, job.preprocessing, torch.device("cpu"))
+    with torch.inference_mode():
+        logits = net(source.plain(np.arange(16))).double().numpy()
+    guides = validation_guides(logits, job.labels[job.validation])
+    best = min(coarse.rows, key=lambda row: row["val_loss"])
+    assert guides["val_loss"] == pytest.approx(best["val_loss"], abs=1e-6)
+
+
+# Numbers and memory that give out ----------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_steps_back_at_half_the_rates_and_goes_on(tmp_path: Path) -> None:
+    said: list[str] = []
+    recipe = replace(PIXELS, phases=(whole(3, lr=1e-3),))
+    job = make_job(recipe, tmp_path)
+
+    class Breaks(torch.nn.Module):
+        """The third pass of the first attempt gives no numbers."""
+
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner, self.passes = inner, 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.passes += self.training
+            y: torch.Tensor = self.inner(x)
+            return y * float("nan") if self.passes == 3 and self.training else y
+
+    net = make_net(recipe)
+    net.head = torch.nn.Sequential(Breaks(net.head))
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    progress = train(job, net, checkpoints, fabric=ranks.start("cpu"), hooks=Hooks(say=said.append))
+    (setback,) = progress.setbacks
+    assert (setback["epoch"], setback["batch"], setback["lr_scale"]) == (1, 3, 0.5)
+    order = Samples.of(job.image_ids, job.labels, job.train, NO_AUGMENT, None, seed=0).order(
+        "shuffled", seed=0, epoch=1
+    )
+    assert setback["images"] == [job.image_ids[k] for k in order[16:20]]
+    assert len(progress.rows) == 3
+    assert {row["lr"] for row in progress.rows} == {5e-4}
+    assert "not a number in epoch 1, batch 3" in said[0]
+    reloaded = load_checkpoint(checkpoints / LAST, net)
+    assert reloaded is not None
+    assert reloaded.setbacks == progress.setbacks
+
+
+def test_after_some_setbacks_it_stops_with_code_4_and_the_last_sound_checkpoint(tmp_path: Path) -> None:
+    recipe = replace(PIXELS, phases=(whole(3, lr=1e30),))
+    with pytest.raises(Diverged, match=r"epoch 1, batch \d+ \(images image-") as caught:
+        run(recipe, tmp_path)
+    assert caught.value.exit_code == 4
+    kept = load_checkpoint(tmp_path / "checkpoints" / LAST, make_net(recipe))
+    assert kept is not None
+    assert len(kept.setbacks) == SETBACKS
+    assert kept.lr_scale == 0.5**SETBACKS
+
+
+class Small(torch.nn.Module):
+    """Holds `room` images at a time."""
+
+    def __init__(self, inner: torch.nn.Module, room: int) -> None:
+        super().__init__()
+        self.inner, self.room = inner, room
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and len(x) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        y: torch.Tensor = self.inner(x)
+        return y
+
+
+def test_where_memory_runs_out_batches_are_added_up_to_the_same_step(tmp_path: Path) -> None:
+    recipe = replace(PIXELS, model=replace(PIXELS.model, dropout=0.0), augment=NO_AUGMENT)
+    plain, whole_batches = run(recipe, tmp_path / "plain")
+    said: list[str] = []
+    net = make_net(recipe)
+    net.backbone = Small(net.backbone, 3)
+    checkpoints = tmp_path / "small" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    progress = train(
+        make_job(recipe, tmp_path), net, checkpoints, fabric=ranks.start("cpu"), hooks=Hooks(say=said.append)
+    )
+    assert json.loads((checkpoints / PASSES).read_text())["micro"] == 2
+    assert progress.micro == 2
+    assert [line.split(";")[0] for line in said] == [
+        f"out of memory: batches are now added up from passes of {n} images" for n in (4, 2)
+    ]
+    has_batch_norm = any(isinstance(m, torch.nn.BatchNorm2d) for m in plain.modules())
+    if not has_batch_norm:
+        for one, two in zip(whole_batches.rows, progress.rows, strict=True):
+            assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-4)
+
+
+def test_one_image_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    net = make_net(PIXELS)
+    net.backbone = Small(net.backbone, 0)
+    with pytest.raises(UsageError, match="does not hold one image"):
+        train(make_job(PIXELS, tmp_path), net, tmp_path, fabric=ranks.start("cpu"))
+
+
+def test_what_running_out_of_memory_looks_like() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("x"))
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
+def test_no_room_for_checkpoints_is_told_before_the_first_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(engine, "check_writable", lambda _folder, need: asked.append(need))
+    net, _ = run(replace(PIXELS, phases=(whole(1, lr=1e-3),)), tmp_path)
+    weights = sum(item.nbytes for item in net.parameters())
+    assert asked[0] > 9 * weights
+
+
+# Two processes -----------------------------------------------------------------------------------------------------
+
+WORKER = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from dataclasses import replace
+from test_train import make_job, make_net
+from dermkit import ranks, recipe
+from dermkit.train import train
+folder = Path(sys.argv[2])
+spec = recipe.parse(json.loads((folder / "recipe.json").read_text()), "recipe")
+fabric = ranks.start("cpu")
+net = make_net(spec)
+progress = train(make_job(spec, folder / "cache"), net, folder / "checkpoints", fabric=fabric)
+import hashlib
+digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in net.state_dict().values())).hexdigest()
+name = f"rank-{fabric.global_rank}.json"
+(folder / name).write_text(json.dumps({"rows": progress.rows, "weights": digest}))
+"""
+
+
+def two_processes(recipe: Recipe, folder: Path) -> list[dict[str, object]]:
+    from dermkit.recipe import as_dict
+
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "recipe.json").write_text(canonical_json(as_dict(recipe)))
+    (folder / "worker.py").write_text(WORKER)
+    port = str(20000 + os.getpid() % 20000)
+    places = [
+        {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
+         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+        for rank in range(2)
+    ]  # fmt: skip
+    words = [sys.executable, str(folder / "worker.py"), str(Path(__file__).parent), str(folder)]
+    processes = [subprocess.Popen(words, env={**os.environ, **place}) for place in places]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", ["mixed, balanced, uneven", "features"])
+def test_two_processes_and_one_give_the_same_curve(tmp_path: Path, name: str) -> None:
+    """44 images in batches of 11: shares of 6 and 5. Nothing here draws dropout.
+
+    The net and its rates are such that a difference in the last bit does not grow: a random MobileNetV2 at this size
+    turns 1e-6 in its weights into 0.1 of the loss within an epoch, on one process.
+    """
+    sgd = replace(BALANCED.optim, optimizer="sgd", momentum=0.9, batch_size=11)
+    residual = replace(SMALL, backbone="resnet10t", dropout=0.0)
+    phases = (whole(2, lr=1e-2),)
+    recipe = {
+        "mixed, balanced, uneven": replace(MIXED, model=residual, optim=sgd, phases=phases),
+        "features": replace(PIXELS, model=residual, phases=(frozen(3, views=2),)),
+    }[name]
+    _, alone = run(recipe, tmp_path / "one")
+    both = two_processes(recipe, tmp_path / "two")
+    assert both[0]["weights"] == both[1]["weights"], "the ranks' nets are one net"
+    rows = both[0]["rows"]
+    assert isinstance(rows, list)
+    for one, two in zip(alone.rows, rows, strict=True):
+        for figure in ("train_loss", "val_loss"):
+            assert one[figure] == pytest.approx(two[figure], rel=1e-4)
+
+
+def test_progress_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"net.x": torch.zeros(1)}, tmp_path / LAST, metadata={"format": "1", "progress": "{}"})
+    with pytest.raises(Exception, match="format 1"):
+        load_checkpoint(tmp_path / LAST, make_net(PIXELS))
+    assert Progress().micro == 0

@@ -1,0 +1,790 @@
+"""Scoring many images: the fast net is the net, nothing is lost or doubled when it is stopped, memory stays flat."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from conftest import Invoke
+from dermkit import parts, scoring
+from dermkit.cnn import cnn_s1, cnn_s4
+from dermkit.data.images import Preprocessing, normalise, open_image
+from dermkit.data.store import Rows
+from dermkit.errors import Interrupted, OutputError, UsageError
+from dermkit.files import lock
+from dermkit.inference import AS_BUILT, FOLDED, Forward, computed, default_batch, fold, pick_device, side_by_side
+from dermkit.listing import read_list, write_list
+from dermkit.model import import_timm
+from dermkit.predict import PredictOutcome, predict
+from dermkit.predictor import load_model, write_sums
+from dermkit.scoring import KeptPixels, look_at
+from dermkit.watch import Watch
+from made_images import speckled
+
+OUTPUT = ("predictions.csv", "refused.csv", "predict.json", "sheet-1.png")
+ODD = Preprocessing(
+    size=32, resize="squash", interpolation="bilinear", divide_by=255.0, mean=(0.1, 0.52, 0.9), std=(0.3, 0.7, 1.1)
+)
+
+
+def write_images(folder: Path, n: int, *, first: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(first, first + n):
+        speckled(30, 24, seed=number).save(folder / f"{number:04}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of forty images, four of which are none, the first and the last among them."""
+    folder = write_images(tmp_path_factory.mktemp("forty") / "images", 36, first=1)
+    for name in ("0000.png", "0009a.png", "0009b.jpg", "0099.png"):
+        (folder / name).write_bytes(b"this is no image")
+    return folder
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART_IMAGES", 8)
+
+
+def content(out: Path) -> dict[str, bytes]:
+    assert not (out / "parts").exists(), "what is finished has no parts"
+    return {name: (out / name).read_bytes() for name in OUTPUT}
+
+
+# The fast net is the net ----------------------------------------------------------------------------------------
+
+
+def with_statistics(net: nn.Module, side: int = 32) -> nn.Module:
+    """Give every batch norm statistics and scales of its own: folding untouched ones would prove nothing."""
+    generator = torch.Generator().manual_seed(3)
+    for module in net.modules():
+        if (
+            isinstance(module, nn.BatchNorm2d)
+            and module.running_mean is not None
+            and module.running_var is not None
+        ):
+            module.running_mean.copy_(torch.rand(module.num_features, generator=generator) - 0.5)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            if module.affine:
+                with torch.no_grad():
+                    module.weight.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+                    module.bias.copy_(torch.rand(module.num_features, generator=generator) - 0.5)
+    return net.eval().requires_grad_(False)
+
+
+def norms(net: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+
+
+@pytest.mark.parametrize("name", ["cnn-s4", "mobilenetv2_035", "resnet10t", "efficientnet_b0"])
+def test_folded_nets_give_the_same_probabilities_and_have_no_batch_norm_left(name: str) -> None:
+    args = {"pad_type": "same"} if name == "mobilenetv2_035" else {}
+    backbone = cnn_s4() if name == "cnn-s4" else import_timm().create_model(name, num_classes=0, **args)
+    probe = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
+    width = backbone(probe).shape[1]
+    net = with_statistics(nn.Sequential(backbone, nn.Linear(width, 3)))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    folded = fold(net, probe)
+    assert folded is not None
+    assert norms(net) > 0 == norms(folded)
+    other = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(1)) - 0.5
+    torch.testing.assert_close(folded(other).softmax(1), net(other).softmax(1), rtol=0, atol=1e-5)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items()), (
+        "the net stays as it was"
+    )
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that changes its weights on the way: what is folded into them would be lost."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(input, weight / weight.std(dim=(1, 2, 3), keepdim=True), self.bias, padding=1)
+
+
+class Branched(nn.Module):
+    """The convolution's output is used twice: it must stay what it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        out: Tensor = self.head((x + self.norm(x)).mean((2, 3)))
+        return out
+
+
+class Repeated(nn.Module):
+    """One convolution before two batch norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 2)
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.second(self.conv(self.first(self.conv(x)))).mean((2, 3)))
+        return out
+
+
+class Pooled(nn.Module):
+    def __init__(self, *layers: nn.Module, width: int = 8) -> None:
+        super().__init__()
+        self.layers, self.head = nn.Sequential(*layers), nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.layers(x).mean((2, 3)))
+        return out
+
+
+def test_nets_that_cannot_be_folded_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    spoilt = Pooled(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    nn.init.constant_(spoilt.head.weight, float("nan"))
+    between = Pooled(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8))
+    without = Pooled(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False))
+    for built in (Branched(), Repeated(), spoilt, between, without, cnn_s1()):
+        net = with_statistics(built)
+        forward = Forward(net, ODD)
+        assert forward.way == AS_BUILT, type(built)
+        assert fold(net, torch.rand(2, 3, 32, 32)) is None
+
+
+def test_one_convolution_that_cannot_be_folded_does_not_keep_the_others_from_it() -> None:
+    torch.manual_seed(0)
+    net = with_statistics(
+        Pooled(Standardised(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    )
+    probe = torch.rand(2, 3, 16, 16)
+    folded = fold(net, probe)
+    assert folded is not None
+    assert norms(folded) == 1
+    torch.testing.assert_close(folded(probe).softmax(1), net(probe).softmax(1), rtol=0, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    divide_by=st.sampled_from([1.0, 127.5, 255.0]),
+    mean=st.floats(-2, 2, allow_subnormal=False),
+    std=st.floats(0.01, 3),
+)
+def test_the_net_gets_the_numbers_of_the_one_preprocessing(
+    seed: int, divide_by: float, mean: float, std: float
+) -> None:
+    geometry = Preprocessing(
+        size=16, resize="squash", interpolation="bilinear", divide_by=divide_by, mean=(mean, 0.5, -mean),
+        std=(std, 1.0, std),
+    )  # fmt: skip
+    batch = np.random.default_rng(seed).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    got: list[Tensor] = []
+
+    class Listening(Pooled):
+        def forward(self, x: Tensor) -> Tensor:
+            got.append(x)
+            return super().forward(x)
+
+    Forward(Listening(nn.Conv2d(3, 8, 3)).eval(), geometry)(batch)
+    assert got[-1].is_contiguous(memory_format=torch.channels_last)
+    expected = normalise(batch, geometry)
+    np.testing.assert_array_equal(got[-1].numpy(), expected)
+    on_device = computed(torch.from_numpy(batch), geometry)  # the way of a GPU
+    assert on_device.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(on_device.numpy(), expected, rtol=0, atol=1e-6 * max(1.0, np.abs(expected).max()))
+
+
+class Cramped(Pooled):
+    """A net whose device takes so many images at once and no more."""
+
+    def __init__(self, room: int, error: Exception) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        self.room, self.error = room, error
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.room:
+            raise self.error
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+        ),
+    ],
+)
+def test_where_memory_is_short_the_batch_is_halved_and_that_is_said(error: Exception) -> None:
+    torch.manual_seed(0)
+    batch = np.random.default_rng(0).integers(0, 256, (33, 32, 32, 3), dtype=np.uint8)
+    net = Cramped(5, error).eval()
+    said: list[str] = []
+    forward = Forward(net, ODD, said.append)
+    found = forward(batch)
+    assert [line.split("; ")[1] for line in said] == [f"going on with {n}" for n in (16, 8, 4)]
+    assert forward.at_most == 4
+    net.room = forward._net.room = 100  # type: ignore[assignment]
+    np.testing.assert_allclose(found, Forward(net, ODD, said.append)(batch), rtol=0, atol=1e-6)
+    forward(batch)
+    assert len(said) == 3, "once it is halved it stays so"
+
+
+def test_where_not_even_one_image_fits_or_the_error_is_another_it_is_raised() -> None:
+    batch = np.zeros((4, 32, 32, 3), np.uint8)
+    forward = Forward(Cramped(9, torch.OutOfMemoryError()).eval(), ODD)
+    forward._net.room = 0  # type: ignore[assignment]
+    with pytest.raises(UsageError, match="too small for one image") as caught:
+        forward(batch)
+    assert "--device cpu" in caught.value.remedy
+    forward = Forward(Cramped(9, RuntimeError("shapes do not fit")).eval(), ODD)
+    forward._net.room = 0  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        forward(batch)
+
+
+def test_the_number_of_threads_is_given_back() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert set(side_by_side(lambda _: torch.get_num_threads(), range(9), workers=3)) == {1}
+        assert torch.get_num_threads() == 2
+        stream = side_by_side(lambda item: item, iter(range(100)), workers=2)
+        assert next(stream) == 0
+        stream.close()  # type: ignore[attr-defined]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_devices_are_picked_and_refused() -> None:
+    assert pick_device("cpu").type == "cpu"
+    assert default_batch(torch.device("cpu")) < default_batch(torch.device("cuda"))
+    with pytest.raises(UsageError, match="unknown"):
+        pick_device("tpu")
+    if not torch.cuda.is_available():
+        assert pick_device("auto").type == "cpu"
+        with pytest.raises(UsageError, match="no CUDA device"):
+            pick_device("cuda")
+
+
+# Order, and equal figures however it is done --------------------------------------------------------------------
+
+
+def test_neither_threads_nor_batches_nor_the_cache_change_what_is_written(
+    trained: Path, forty: Path, tmp_path: Path
+) -> None:
+    wholes = {}
+    for workers in (0, 1, 4):
+        for kept in (None, tmp_path / "kept"):
+            out = tmp_path / f"{workers}-{kept is None}"
+            predict(trained, [str(forty)], out=out, workers=workers, batch_size=7, cache=kept)
+            wholes[out.name] = {name: (out / name).read_bytes() for name in OUTPUT}
+    first = wholes["0-True"]
+    assert all(whole == first for whole in wholes.values())
+    frame = pd.read_csv(tmp_path / "0-True" / "predictions.csv", dtype={"image_id": str})
+    assert frame["image_id"].tolist() == [f"{number:04}" for number in range(1, 37)]
+    for size in (1, 32, None):
+        out = tmp_path / f"batch-{size}"
+        predict(trained, [str(forty)], out=out, batch_size=size)
+        other = pd.read_csv(out / "predictions.csv", dtype={"image_id": str})
+        np.testing.assert_allclose(other[["p_benign", "p_malignant"]], frame[["p_benign", "p_malignant"]],
+                                   rtol=0, atol=1e-6)  # fmt: skip
+        assert (out / "refused.csv").read_bytes() == first["refused.csv"]
+
+
+def test_rows_of_a_store_and_an_array_are_scored_alike(trained: Path, forty: Path, tmp_path: Path) -> None:
+    model = load_model(trained)
+    kept = KeptPixels(tmp_path, model.preprocessing)
+    paths = sorted(forty.glob("000[1-9].png"))
+    looks = [look_at(p, "", model.preprocessing, with_thumbnail=False, geometry=kept.geometry) for p in paths]
+    kept.add([look for look in looks if isinstance(look, scoring.Look)])
+    kept.flush()
+    array = np.stack([look.resized for look in looks if isinstance(look, scoring.Look)])
+    keys = np.frombuffer(b"".join(look.key for look in looks if isinstance(look, scoring.Look)), np.uint8)
+    rows = Rows(kept._store, kept._store.find(keys.reshape(-1, 32)))
+    order = [8, 0, 3, 3, 5]
+    steps: list[tuple[int, int]] = []
+    direct = model.score_pixels(
+        array, order, batch_size=2, on_progress=lambda done, total: steps.append((done, total))
+    )
+    assert steps == [(2, 5), (4, 5), (5, 5)]
+    for workers in (1, 3):
+        np.testing.assert_array_equal(model.score_pixels(rows, order, batch_size=2, workers=workers), direct)
+    np.testing.assert_array_equal(direct[2], direct[3])
+    np.testing.assert_allclose(model.score_pixels(array, order), direct, rtol=0, atol=1e-6)
+    assert model.forward.way in (AS_BUILT, FOLDED)
+
+
+def test_the_output_says_how_it_was_made(trained: Path, forty: Path, tmp_path: Path) -> None:
+    outcome = predict(trained, [str(forty)], out=tmp_path, batch_size=5, device="cpu")
+    facts = json.loads((tmp_path / "predict.json").read_text())
+    assert (facts["format"], facts["device"], facts["batch_size"], facts["net"]) == (2, "cpu", 5, AS_BUILT)
+    assert (facts["scored"], facts["refused"]) == (outcome.scored, outcome.n_refused) == (36, 4)
+    assert [name for name, *_ in outcome.refused] == ["0000.png", "0009a.png", "0009b.jpg", "0099.png"]
+    assert outcome.notes == [] == outcome.seen
+
+
+# Kept pixels ----------------------------------------------------------------------------------------------------
+
+
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows with every image that is opened."""
+    opened: list[str] = []
+
+    def counting(source: Path | bytes, *, name: str = "") -> object:
+        opened.append(Path(str(source)).name)
+        return open_image(source, name=name)
+
+    monkeypatch.setattr(scoring, "open_image", counting)
+    return opened
+
+
+def test_kept_pixels_are_not_decoded_again_whatever_the_file_is_called(
+    trained: Path, forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = decoded(monkeypatch)
+    cold = predict(trained, [str(forty)], out=tmp_path / "cold", cache=tmp_path / "kept")
+    assert len(opened) == 40
+    opened.clear()
+    renamed = shutil.copytree(forty, tmp_path / "renamed")
+    (renamed / "0001.png").rename(renamed / "0001x.png")
+    speckled(30, 24, seed=99).save(renamed / "0002.png")
+    warm = predict(trained, [str(renamed)], out=tmp_path / "warm", cache=tmp_path / "kept")
+    once = [name for name in opened if opened.count(name) == 1]  # the others: for the sheet, by their thumbnails
+    assert sorted(opened) == sorted({*opened}), "each at most once"
+    assert "0002.png" in once
+    a, b = (pd.read_csv(item.out / "predictions.csv") for item in (cold, warm))
+    same = a["image_id"] != 2
+    np.testing.assert_array_equal(a.loc[same, "p_benign"], b.loc[same, "p_benign"])
+    assert not (a["p_benign"][~same].to_numpy() == b["p_benign"][~same].to_numpy()).any()
+
+
+def test_what_the_gate_said_is_kept_with_the_pixels(trained: Path, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", 2)
+    speckled(30, 24).convert("RGBA").save(images / "clear.png")
+    image = speckled(30, 24, seed=5).convert("RGBA")
+    image.putalpha(100)
+    image.save(images / "veiled.png")
+    outcomes = [
+        predict(trained, [str(images)], out=tmp_path / str(number), cache=tmp_path / "kept") for number in (1, 2)
+    ]
+    assert outcomes[0].notes == outcomes[1].notes == [("veiled.png", "alpha composited on white")]
+
+
+def test_a_damaged_segment_costs_time_and_no_figure(trained: Path, forty: Path, tmp_path: Path) -> None:
+    predict(trained, [str(forty)], out=tmp_path / "a", cache=tmp_path / "kept")
+    (segment,) = (tmp_path / "kept").rglob("*.seg")
+    data = bytearray(segment.read_bytes())
+    data[-1] ^= 255
+    segment.write_bytes(data)
+    done = run_cli(
+        trained, forty, tmp_path / "b", "--cache", tmp_path / "kept"
+    )  # this process has hashed it before
+    assert done.returncode == 7, done.stderr
+    assert content(tmp_path / "b") == content(tmp_path / "a")
+
+
+def test_nothing_is_kept_unless_a_folder_is_named(trained: Path, forty: Path, tmp_path: Path) -> None:
+    predict(trained, [str(forty)], out=tmp_path / "out")
+    assert not list(tmp_path.rglob("*.seg"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*OUTPUT, ".lock"}
+
+
+# Stopped and gone on --------------------------------------------------------------------------------------------
+
+
+def stop_at(image: int) -> Watch:
+    """Return a watch at which Ctrl-C is pressed as soon as so many images are done."""
+
+    def step(what: str, done: int, total: int) -> None:
+        if done >= image:
+            raise KeyboardInterrupt
+
+    return Watch(step=step)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_what_was_interrupted_goes_on_and_ends_in_the_same_bytes(
+    trained: Path, forty: Path, tmp_path: Path, batch_size: int
+) -> None:
+    predict(trained, [str(forty)], out=tmp_path / "whole", batch_size=batch_size)
+    said: list[str] = []
+    for image in (3, 10, 11, 25, 39):
+        with pytest.raises(Interrupted, match="of 40 images are scored") as caught:
+            predict(
+                trained, [str(forty)], out=tmp_path / "out", batch_size=batch_size, watch=stop_at(image),
+                cache=tmp_path / "kept" if image % 2 else None, workers=image % 3,
+            )  # fmt: skip
+        assert caught.value.exit_code == 130
+        assert "same command again" in caught.value.remedy
+        assert not (tmp_path / "out" / "predictions.csv").exists()
+    predict(trained, [str(forty)], out=tmp_path / "out", batch_size=batch_size, watch=Watch(say=said.append))
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    (line,) = said
+    done = int(line.removeprefix("going on: ").split()[0])
+    assert 25 <= done <= 40
+    assert done % batch_size == 0 or done == 40
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_what_is_finished_is_not_scored_again(
+    trained: Path, forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        predict(trained, [str(forty)], out=tmp_path, batch_size=4, watch=stop_at(20))
+    finished = sum(len(pd.read_csv(path)) for path in (tmp_path / "parts").glob("part-*.csv"))
+    assert finished >= 20
+    looked: list[str] = []
+    real = scoring.look_at
+
+    def counting(path: Path, name: str, *args: object, **kwargs: object) -> object:
+        looked.append(name)
+        return real(path, name, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("dermkit.predictor.look_at", counting)
+    predict(trained, [str(forty)], out=tmp_path, batch_size=4)
+    assert len(looked) == 40 - finished
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_file_that_changed_meanwhile_is_scored_again_and_that_is_said(
+    trained: Path, forty: Path, tmp_path: Path
+) -> None:
+    images = shutil.copytree(forty, tmp_path / "images")
+    with pytest.raises(Interrupted):
+        predict(trained, [str(images)], out=tmp_path / "out", batch_size=4, watch=stop_at(30))
+    speckled(31, 25, seed=500).save(images / "0002.png")
+    said: list[str] = []
+    predict(trained, [str(images)], out=tmp_path / "out", batch_size=4, watch=Watch(say=said.append))
+    assert said[0].startswith("1 files changed since they were scored")
+    predict(trained, [str(images)], out=tmp_path / "whole", batch_size=4)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("damage", ["other bytes", "short", "other rows", "no job"])
+def test_parts_that_are_not_what_they_were_are_not_used(
+    trained: Path, forty: Path, tmp_path: Path, damage: str
+) -> None:
+    with pytest.raises(Interrupted):
+        predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4, watch=stop_at(30))
+    first, second, *_ = sorted((tmp_path / "out" / "parts").glob("part-*.csv"))
+    if damage == "other bytes":
+        first.write_bytes(b"\xff\xfe\x00" + first.read_bytes()[3:])
+    elif damage == "short":
+        first.write_bytes(first.read_bytes()[:-20])
+    elif damage == "other rows":
+        shutil.copy(second, first)
+    else:
+        (first.parent / "job.json").write_text("{")
+        with pytest.raises(UsageError, match="unfinished prediction"):
+            predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4)
+    predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4, restart=damage == "no job")
+    predict(trained, [str(forty)], out=tmp_path / "whole", batch_size=4)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_another_prediction_is_refused_while_one_is_unfinished(trained: Path, forty: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(forty, tmp_path / "images")
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        predict(trained, [str(images)], out=out, batch_size=4, watch=stop_at(20))
+    kept = {path.name: path.read_bytes() for path in (out / "parts").iterdir()}
+    other = shutil.copytree(trained / "model", tmp_path / "model")
+    (other / "MODEL_CARD.md").write_text("another")
+    write_sums(other)
+    write_images(tmp_path / "more", 1)
+    refused: list[tuple[str, Callable[[], PredictOutcome]]] = [
+        ("model: ", lambda: predict(other, [str(images)], out=out, batch_size=4)),
+        ("batch size: 4 there, 5 now", lambda: predict(trained, [str(images)], out=out, batch_size=5)),
+        ("images: 40 there, 41 now", lambda: predict(trained, [str(images), str(tmp_path / "more")], out=out,
+                                                     batch_size=4)),
+        ("image 37: nothing there", lambda: predict(trained, [str(forty)], out=out, batch_size=4)),
+    ]  # fmt: skip
+    for words, act in refused[:3]:
+        with pytest.raises(UsageError, match=words) as caught:
+            act()
+        assert "--restart" in caught.value.remedy
+        assert {path.name: path.read_bytes() for path in (out / "parts").iterdir()} == kept
+    (images / "0005.png").rename(images / "0005x.png")
+    with pytest.raises(UsageError, match=r"image 6: .*0005\.png there, .*0005x\.png now"):
+        predict(trained, [str(images)], out=out, batch_size=4)
+    assert predict(trained, [str(images)], out=out, batch_size=4, restart=True).scored == 36
+    assert sorted(path.name for path in out.iterdir()) == sorted((*OUTPUT, ".lock"))
+
+
+def test_an_earlier_result_stays_until_the_new_one_is_whole(trained: Path, forty: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict(trained, [str(forty)], out=out)
+    before = content(out)
+    more = write_images(tmp_path / "more", 60)
+    with pytest.raises(Interrupted):
+        predict(trained, [str(more)], out=out, batch_size=4, watch=stop_at(20))
+    assert {name: (out / name).read_bytes() for name in OUTPUT} == before
+    assert predict(trained, [str(more)], out=out, batch_size=4).scored == 60
+
+
+def test_two_predictions_into_one_folder_at_once(trained: Path, forty: Path, tmp_path: Path) -> None:
+    with lock(tmp_path), pytest.raises(OutputError, match=f"in use by process {os.getpid()}"):
+        predict(trained, [str(forty)], out=tmp_path)
+
+
+def test_an_output_inside_the_images_is_not_predicted_itself(trained: Path, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", 10)
+    out, kept = images / "predictions", images / "kept"
+    with pytest.raises(Interrupted):
+        predict(trained, [str(images)], out=out, cache=kept, batch_size=2, watch=stop_at(6))
+    for _ in range(2):
+        assert predict(trained, [str(images)], out=out, cache=kept, batch_size=2).scored == 10
+
+
+# Killed, in processes of their own ------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+from dermkit import parts
+from dermkit.cli import main
+parts.PART_IMAGES = 8
+sys.argv = ["dermkit", *sys.argv[1:]]
+main()
+"""
+
+
+def command(model: Path, images: Path, out: Path, *more: str | Path) -> list[str]:
+    return [sys.executable, "-c", SCRIPT, "predict", *map(str, (model, images, "--out", out, *more))]
+
+
+def run_cli(model: Path, images: Path, out: Path, *more: str | Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command(model, images, out, *more), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def parts_of(out: Path) -> int:
+    return len(list((out / "parts").glob("part-*.csv")))
+
+
+def stopped(model: Path, images: Path, out: Path, how: signal.Signals) -> "subprocess.Popen[str]":
+    """Start a prediction, and send a signal when it has written three more parts."""
+    before = parts_of(out)
+    process = subprocess.Popen(
+        command(model, images, out, "--batch-size", "4"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while parts_of(out) < before + 3 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    process.send_signal(how)
+    return process
+
+
+@pytest.fixture(scope="module")
+def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of a thousand files, ten different images linked a hundred times, and a few that are none."""
+    return linked(tmp_path_factory.mktemp("thousand"), 1000)
+
+
+def linked(folder: Path, n: int) -> Path:
+    source = write_images(folder / "source", 10)
+    images = folder / "images"
+    images.mkdir()
+    for number in range(n):
+        os.link(source / f"{number % 10:04}.png", images / f"ISIC_{number:07}.png")
+    for number in range(3):
+        (images / f"ISIC_{number * 40:07}b.jpg").write_bytes(b"no image")
+    return images
+
+
+def test_a_prediction_that_was_killed_and_interrupted_ends_in_the_same_bytes(
+    trained: Path, thousand: Path, tmp_path: Path
+) -> None:
+    killed = stopped(trained, thousand, tmp_path / "out", signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    interrupted = stopped(trained, thousand, tmp_path / "out", signal.SIGINT)
+    _, text = interrupted.communicate()
+    assert interrupted.returncode == 130, text
+    assert "going on: " in text
+    assert "of 1003 images are scored or refused" in text
+    assert "Kept: they are in" in text
+    assert parts_of(tmp_path / "out") >= 3
+    done = run_cli(trained, thousand, tmp_path / "out", "--batch-size", "4")
+    assert done.returncode == 7, done.stderr
+    assert "1000 images scored" in done.stdout
+    predict(trained, [str(thousand)], out=tmp_path / "whole", batch_size=4)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_prediction_that_is_killed_at_any_moment_loses_and_doubles_nothing(
+    trained: Path, thousand: Path, tmp_path: Path
+) -> None:
+    """Twenty-four kills at random moments of the whole life of the process: some minutes."""
+    out, moments = tmp_path / "out", random.Random(4)
+    began = time.monotonic()
+    assert run_cli(trained, thousand, tmp_path / "whole", "--batch-size", "4").returncode == 7
+    life, killed = time.monotonic() - began, 0
+    for _ in range(24):
+        process = subprocess.Popen(
+            command(trained, thousand, out, "--batch-size", "4"),
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        time.sleep(moments.uniform(0.3, 1.05) * life)
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        if (out / "predict.json").is_file() and not (out / "parts").is_dir():
+            assert content(out) == content(tmp_path / "whole")
+            shutil.rmtree(out)
+    assert killed > 5
+    assert run_cli(trained, thousand, out, "--batch-size", "4").returncode == 7
+    assert content(out) == content(tmp_path / "whole")
+
+
+def peak_memory(model: Path, images: Path, out: Path, *more: str | Path) -> int:
+    """Return the most memory that a prediction in a process of its own had, in KiB."""
+    script = SCRIPT.replace(
+        "main()\n",
+        "import resource\ntry:\n    main()\nfinally:\n"
+        "    sys.stderr.write(f'peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}\\n')\n",
+    ).replace("PART_IMAGES = 8", "PART_IMAGES = 512")
+    arguments = [sys.executable, "-c", script, "predict", *map(str, (model, images, "--out", out, *more))]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 7, done.stderr
+    return int(done.stderr.rsplit("peak ", 1)[1])
+
+
+def test_memory_does_not_grow_with_the_number_of_images(trained: Path, tmp_path: Path) -> None:
+    """600 images fill the sheets and a part; 3,600 are six times that. Two processes, each of which loads torch."""
+    few = peak_memory(trained, linked(tmp_path / "few", 600), tmp_path / "a")
+    many = peak_memory(trained, linked(tmp_path / "many", 3600), tmp_path / "b")
+    assert many < few + 8 * 1024
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_twenty_thousand_images(trained: Path, tmp_path: Path) -> None:
+    few = peak_memory(trained, linked(tmp_path / "few", 1000), tmp_path / "a", "--cache", tmp_path / "kept")
+    many = peak_memory(trained, linked(tmp_path / "many", 20_000), tmp_path / "b", "--cache", tmp_path / "kept")
+    assert many < few + 16 * 1024
+
+
+# Names ----------------------------------------------------------------------------------------------------------
+
+NAMES = st.lists(
+    st.tuples(st.sampled_from("abc"), st.sampled_from(["x", "x.jpg", "x.png", "x.png.jpg", "x.jpg#2", "y.a.b"])),
+    max_size=12,
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(files=NAMES)
+def test_every_file_is_listed_once_under_a_name_and_an_id_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[tuple[str, str]]
+) -> None:
+    root = tmp_path / "tree"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    monkeypatch.chdir(root)
+    for folder, name in files:
+        (root / folder).mkdir(exist_ok=True)
+        (root / folder / name).touch()
+    arguments = [f"{folder}/{name}" for folder, name in files] + sorted({folder for folder, _ in files})
+    n = write_list(tmp_path / "list", arguments)
+    found = list(read_list(tmp_path / "list"))
+    assert n == len(found) == len(set(files))
+    assert sorted(item.path for item in found) == sorted({f"{folder}/{name}" for folder, name in files})
+    assert len({item.name for item in found}) == len({item.image_id for item in found}) == n
+    assert list(read_list(tmp_path / "list", 2, 4)) == found[2:4]
+
+
+def test_folders_are_walked_in_order_and_what_cannot_be_entered_is_listed(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("b.jpg", "b/z.jpg", "b/a/c.png", "B/k.jpg", ".hidden/x.jpg", "b.d/e.jpg", "notes.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / "linked").symlink_to(tmp_path, target_is_directory=True)
+    (root / "broken.jpg").symlink_to(tmp_path / "absent")
+    expected = ["B/k.jpg", "b/a/c.png", "b/z.jpg", "b.d/e.jpg", "b.jpg", "broken.jpg", "linked"]
+    write_list(tmp_path / "list", [str(root)])
+    assert [item.name for item in read_list(tmp_path / "list")] == expected
+    by_path = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()]
+    assert [name for name in expected if name not in ("broken.jpg", "linked")] == [
+        name for name in by_path if not name.startswith(".") and name != "notes.txt"
+    ]
+
+
+def test_names_that_are_no_text_and_files_that_are_none_are_listed_and_the_rest_is_scored(
+    trained: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    images = write_images(tmp_path / "images", 3)
+    (images / "0002.png").rename(os.fsdecode(os.fsencode(images) + b"/\xff.png"))
+    (images / "line\rfeed.png").write_bytes((images / "0001.png").read_bytes())
+    os.mkfifo(images / "pipe.png")
+    (images / "linked").symlink_to(tmp_path, target_is_directory=True)
+    code, _, text = invoke("predict", trained, images, "--out", tmp_path / "out")
+    assert code == 7, text
+    refused = pd.read_csv(tmp_path / "out" / "refused.csv")
+    assert refused.to_numpy().tolist() == [["linked", "unreadable", "not a file"]]
+    scored = pd.read_csv(tmp_path / "out" / "predictions.csv", dtype=str)
+    assert scored["image_id"].tolist() == ["0000", "0001", "line\rfeed", "\\udcff"]
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    folder = write_images(tmp_path / "images" / "closed", 1)
+    folder.chmod(0)
+    yield folder
+    folder.chmod(0o755)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter any folder")
+def test_a_closed_folder_is_listed(trained: Path, closed: Path, tmp_path: Path) -> None:
+    write_images(closed.parent, 2)
+    outcome = predict(trained, [str(closed.parent)], out=tmp_path / "out")
+    assert (outcome.scored, outcome.n_refused) == (2, 1)
+    assert outcome.refused[0][:2] == ("closed", "unreadable")
+
+
+def test_all_refused_is_an_error_and_leaves_no_parts(trained: Path, tmp_path: Path, invoke: Invoke) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(20):
+        (images / f"{number}.jpg").write_bytes(b"no image")
+    code, _, text = invoke("predict", trained, images, "--out", tmp_path / "out", "--batch-size", "3")
+    assert code == 3
+    assert "none of 20 images" in text
+    assert not (tmp_path / "out" / "parts").exists()
+    assert len(pd.read_csv(tmp_path / "out" / "refused.csv")) == 20
+
+
+def probabilities(pixels: NDArray[np.uint8], trained: Path) -> NDArray[np.float64]:
+    return load_model(trained).probabilities(pixels)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 24, 24, 3), np.float32), np.zeros((2, 3, 24, 24), np.uint8)])
+def test_what_is_no_batch_of_pixels_is_refused(trained: Path, bad: NDArray[np.uint8]) -> None:
+    with pytest.raises(Exception, match="expected \\(N, S, S, 3\\) uint8"):
+        probabilities(bad, trained)
