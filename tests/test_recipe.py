@@ -65,7 +65,7 @@ augments = st.builds(
 )  # fmt: skip
 phases = st.builds(
     Phase, epochs=at_least_one, train_backbone=st.sampled_from(["none", "all"]) | at_least_one,
-    head_lr=not_negative, backbone_lr=not_negative, views=count, freeze_batch_norm=st.booleans(), patience=count,
+    head_lr=not_negative, backbone_lr=not_negative, views=at_least_one, freeze_batch_norm=st.booleans(), patience=count,
 )  # fmt: skip
 splits = st.builds(
     SplitSpec, scheme=st.just("holdout"), seed=seed, validation=st.floats(0.01, 0.4), test=st.floats(0.01, 0.4),
@@ -503,3 +503,10 @@ def test_a_broken_recipe_of_format_1_is_refused_not_mended(tmp_path: Path, broke
 def test_mixing_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="mixup or cutmix must be above 0"):
         room.parse(put(("mix",), {"mixup": 0.0, "cutmix": 0.0, "share": 1.0}), "x")
+
+
+def test_mixing_that_could_have_no_effect_is_refused() -> None:
+    plain = put(("phases",), [{**room.as_dict(example())["phases"][0], "views": 0}])
+    with pytest.raises(UsageError, match="mix has no effect"):
+        room.parse(plain, "x")
+    assert room.parse({**plain, "mix": None}, "x").mix is None

@@ -210,6 +210,12 @@ class Recipe:
     seed: Seed
     repeats: AtLeastOne
 
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        if self.mix and all(phase.train_backbone == "none" and phase.views == 0 for phase in self.phases):
+            raise ValueError("mix has no effect where every phase shows frozen features of images as they are")
+        return self
+
 
 def _from_1(value: dict[str, Any]) -> dict[str, Any]:
     """Format 1 knew one way to draw, to mix and to compute: it is written down, so that the numbers stay."""
