@@ -22,7 +22,7 @@ test-all: check
 check: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy src tests $(wildcard benchmarks/*.py)
+	@$(BIN)/mypy src tests $(wildcard benchmarks/*.py benchmarks/speed/*.py)
 
 fmt: setup
 	@$(BIN)/ruff format .

@@ -63,7 +63,7 @@ NEIGHBOURS: dict[str, frozenset[str] | set[str]] = {
     "data.augment": {"data.draws", "data.geometry", "data.texture", "data.tone"},
     "data.store": {"data.segments"},
     "data.cache": {"data.store"},
-    "features": {"samples"},
+    "features": {"samples", "inference"},
     "step": {"samples"},
     "predictor": {"inference", "scoring"},
     "parts": {"scoring"},

@@ -7,9 +7,9 @@ nothing else is in its key, so what another run has computed is not computed aga
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +19,14 @@ from dermkit.compute import autocast
 from dermkit.data.store import Store
 from dermkit.errors import Interrupted
 from dermkit.files import canonical_json, fingerprint
+from dermkit.inference import fast_backbone, side_by_side
 from dermkit.model import Net, backbone_fingerprint
 from dermkit.ranks import Ranks
 from dermkit.recipe import ComputeSpec, ModelSpec
 from dermkit.samples import PixelSource, Samples
 
-CHUNK = {"cpu": 64, "cuda": 256}
-"""Images per forward pass: large enough for the device, small enough for its memory."""
+CHUNK = {"cpu": 16, "cuda": 256}
+"""Images per forward pass: what one core's cache holds, or what fills a GPU."""
 
 _KEPT = 1024
 """Images whose features are written at once: what an interruption loses at most."""
@@ -33,9 +34,13 @@ _KEPT = 1024
 _HELD = 2**30
 """Bytes of one view's features that are held in memory; larger ones are read from the store batch by batch."""
 
+_WAY = 1
+"""Raise it whenever features are computed in another way than before: what older versions kept is then not found."""
+
 FLOAT32 = ComputeSpec(precision="float32", compile=False)
 
 Keys = NDArray[np.uint8]
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ def feature_source(pixels: PixelSource, making: Making, *, seed: int, views: int
     Raises `Interrupted` where `stop` asked for it; whole parts made so far are kept.
     """
     making.net.eval()
+    fast = fast_backbone(making.net.backbone, pixels.preprocessing)
     samples, plain = pixels.samples, views == 0
     store = Store(
         making.cache, f"features-{_origin(making, pixels)}", shape=(making.net.n_features,), dtype="float32"
@@ -118,20 +124,19 @@ def feature_source(pixels: PixelSource, making: Making, *, seed: int, views: int
     for view in range(1, count + 1):
         keys = _sample_keys(samples, making, seed=seed, view=view, plain=plain)
 
-        def batch(rows: NDArray[np.int64], view: int = view) -> torch.Tensor:
-            make = pixels.originals if plain else pixels.batch
-            return make(rows, epoch=view, seed=seed)
-
-        positions.append(_made(store, keys, batch, making, making.compute, ((view - 1) * len(samples), total)))
+        batch = partial(pixels.originals if plain else pixels.batch, epoch=view, seed=seed)
+        make = partial(_features, fast, making.compute, batch)
+        positions.append(_made(store, keys, make, making, ((view - 1) * len(samples), total)))
     own = _hashed(making.row_keys[pixels.validation], "float32")
-    checked = _made(store, own, pixels.plain, making, FLOAT32, (count * len(samples), total))
+    make = partial(_features, fast, FLOAT32, pixels.plain)
+    checked = _made(store, own, make, making, (count * len(samples), total))
     return FeatureSource(pixels, store, np.stack(positions), store.take(checked), plain=plain)
 
 
 def _origin(making: Making, pixels: PixelSource) -> str:
     """Two nets may share every tensor and still differ: padding and stride are no tensors."""
     return fingerprint(
-        backbone_fingerprint(making.net), asdict(making.model), version("timm"), asdict(pixels.preprocessing)
+        _WAY, backbone_fingerprint(making.net), asdict(making.model), version("timm"), asdict(pixels.preprocessing)
     )
 
 
@@ -168,34 +173,41 @@ def _hashed(rows: NDArray[np.uint8], how: str) -> Keys:
 def _made(
     store: Store,
     keys: Keys,
-    batch: Callable[[NDArray[np.int64]], torch.Tensor],
+    make: Callable[[NDArray[np.int64]], NDArray[np.float32]],
     making: Making,
-    compute: ComputeSpec,
     span: tuple[int, int],
 ) -> NDArray[np.int64]:
     """Return where the features of all keys lie; every rank makes its share of those that are not there yet."""
-    before, total = span
     missing = making.ranks.share(np.flatnonzero(store.find(keys) < 0))
     making.ranks.barrier()  # nobody adds before everybody has looked: the shares must be of one list
-    for start in range(0, len(missing), _KEPT):
-        rows = missing[start : start + _KEPT]
-        parts = []
-        for part in np.array_split(rows, -(-len(rows) // CHUNK.get(making.device.type, CHUNK["cpu"]))):
-            parts.append(_features(making.net, batch(part), compute))
-            making.on_step("features", before + start + sum(map(len, parts)), total)
-            if making.stop():
-                raise Interrupted(
-                    "interrupted while features were made",
-                    kept=f"{making.cache}, the features of {start} images",
-                    remedy="run the same command with --resume",
-                )
-        store.add(keys[rows], np.concatenate(parts))
+    size = CHUNK.get(making.device.type, CHUNK["cpu"])
+    parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+    pending: list[NDArray[np.float32]] = []
+    kept = done = 0
+    threads = torch.get_num_threads() if making.device.type == "cpu" else 1
+    for values in side_by_side(make, parts, workers=threads):
+        pending.append(values)
+        done += len(values)
+        making.on_step("features", span[0] + done, span[1])
+        stop = making.stop()
+        if stop or done - kept >= _KEPT or done == len(missing):
+            store.add(keys[missing[kept:done]], np.concatenate(pending))
+            kept, pending = done, []
+        if stop:
+            raise Interrupted(
+                "interrupted while features were made",
+                kept=f"{making.cache}, the features of {done} images",
+                remedy="run the same command with --resume",
+            )
     making.ranks.barrier()
     store.refresh()
     return store.find(keys)
 
 
-def _features(net: Net, batch: torch.Tensor, compute: ComputeSpec) -> NDArray[Any]:
-    with torch.inference_mode(), autocast(compute, batch.device):
-        features = net.features(batch)
-    return np.asarray(features.float().cpu().numpy())
+def _features(
+    backbone: torch.nn.Module, compute: ComputeSpec, batch: Callable[[Rows], torch.Tensor], rows: Rows
+) -> NDArray[np.float32]:
+    inputs = batch(rows)
+    with torch.inference_mode(), autocast(compute, inputs.device):
+        features = backbone(inputs)
+    return np.asarray(features.float().cpu().numpy(), dtype=np.float32)

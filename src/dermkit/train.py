@@ -25,6 +25,7 @@ from dermkit.errors import DermkitError, Diverged, Interrupted, UsageError
 from dermkit.features import Making, feature_source
 from dermkit.files import check_writable, read_json, write_json, write_rows
 from dermkit.guides import validation_guides
+from dermkit.inference import side_by_side
 from dermkit.model import Net, freeze, set_train_mode
 from dermkit.optim import class_weights, make_optimizer, set_rates
 from dermkit.ranks import Ranks, ranks_of
@@ -49,9 +50,6 @@ PASSES = "passes.json"
 
 _SHOWN = 24
 """Images on augmented.png: four rows of six."""
-
-_VALIDATED = 64
-"""Validation images per forward pass."""
 
 
 @dataclass(frozen=True)
@@ -324,14 +322,18 @@ def _load_last(run: Run) -> None:
 def _validate(run: Run, source: Source) -> dict[str, float]:
     """Score the validation images in evaluation mode and float32, every rank its share."""
     run.net.eval()
+    on_cpu = run.fabric.device.type == "cpu"
+    size, threads = (16, torch.get_num_threads()) if on_cpu else (256, 1)
     rows = run.ranks.share(np.arange(len(run.job.validation)))
-    logits = [torch.empty(0, run.job.n_classes, dtype=torch.float64)]
-    with torch.inference_mode():
-        for start in range(0, len(rows), _VALIDATED):
-            part = source.validation_logits(run.net, rows[start : start + _VALIDATED])
-            logits.append(part.cpu().double())
-    joined = run.ranks.gather(torch.cat(logits)).cpu().numpy()
-    return validation_guides(joined, run.job.labels[run.job.validation])
+
+    def logits(part: NDArray[np.int64]) -> torch.Tensor:
+        with torch.inference_mode():
+            return source.validation_logits(run.net, part).cpu().double()
+
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    empty = torch.empty(0, run.job.n_classes, dtype=torch.float64)
+    joined = torch.cat([empty, *side_by_side(logits, parts, workers=threads)])
+    return validation_guides(run.ranks.gather(joined).numpy(), run.job.labels[run.job.validation])
 
 
 def _source(run: Run, phase: Phase) -> Source:
