@@ -50,7 +50,7 @@ def output_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written: {error.strerror or error}",
-            kept="earlier files there are untouched",
+            kept="earlier files there are untouched, or the new one is whole in their place",
             remedy="free space, check that every parent is a folder you may write to, or choose another --out",
         ) from error
 

@@ -83,14 +83,13 @@ def _lead(plan: Plan, where: Where, watch: Watch, fabric: "Fabric") -> None:
         watch.say(f"{folder}: already finished; nothing to do")
         ranks.tell("finished")
         return
-    started_before = (folder / "checkpoints" / "last.safetensors").exists()
-    if started_before and not where.resume:
-        raise UsageError(
-            f"{folder}: was started before and is not finished",
-            kept="its checkpoints",
-            remedy="add --resume to go on from them, or delete the folder to start anew",
-        )
-    with lock(folder):
+    with lock(folder):  # first of all: a run that is going on is nothing to resume or to delete
+        if (folder / "checkpoints" / "last.safetensors").exists() and not where.resume:
+            raise UsageError(
+                f"{folder}: was started before and is not finished",
+                kept="its checkpoints",
+                remedy="add --resume to go on from them, or delete the folder to start anew",
+            )
         sweep_temp(folder)
         _write_start(plan, where, watch)
         began = time.perf_counter()
