@@ -33,8 +33,8 @@ LAYERS = {
     "data.medmnist": 1, "data.opening": 1,
     "data.draws": 1, "data.geometry": 1, "data.texture": 1, "data.tone": 1, "data.mixing": 1,
     "data.segments": 1, "data.store": 1, "compute": 1, "guides": 1, "listing": 1, "ranks": 1, "syncnorm": 1,
-    "samples": 2, "features": 2, "optim": 2, "step": 2, "inference": 2, "predictor": 2, "scoring": 2, "parts": 2,
-    "data.overview": 2, "data.importing": 2, "data.joining": 2,
+    "run": 2, "samples": 2, "features": 2, "optim": 2, "step": 2, "inference": 2, "predictor": 2, "scoring": 2,
+    "parts": 2, "data.overview": 2, "data.importing": 2, "data.joining": 2,
     "train": 3, "evaluate": 3, "compare": 3, "audit": 3, "lint": 1, "explain": 3, "predict": 3,
     "launch": 4, "report": 4, "plan": 4, "facts": 4, "runner": 4, "repeats": 4, "external": 4, "workflow": 4, "demo": 4,
     "terminal": 5, "cli_data": 5, "cli": 5,
@@ -83,7 +83,8 @@ NEIGHBOURS: dict[str, frozenset[str] | set[str]] = {
 HEAVY = {"torch", "torchvision", "timm", "safetensors", "lightning_fabric", "lightning"}
 TORCH_ROOMS = {
     "cnn", "weights", "model", "checkpoint", "compute", "ranks", "syncnorm", "samples", "features", "optim", "step",
-    "data.augment", "data.geometry", "data.texture", "data.tone", "data.mixing", "inference", "predictor", "train",
+    "data.augment", "data.geometry", "data.texture", "data.tone", "data.mixing", "inference", "predictor", "run",
+    "train",
 }  # fmt: skip
 LAZY_ROOMS = {"facts", "runner", "workflow", "cli", "cli_data"}
 PACKAGES = {"metrics", "audit", "lint"}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +18,15 @@ from dermkit.ahead import ahead
 from dermkit.checkpoint import LAST, Progress, load_checkpoint, save_checkpoint
 from dermkit.compute import is_out_of_memory, settled
 from dermkit.errors import Diverged, Interrupted, UsageError
-from dermkit.files import canonical_json
+from dermkit.files import canonical_json, write_json
 from dermkit.guides import validation_guides
+from dermkit.optim import class_weights
 from dermkit.recipe import ComputeSpec, MixSpec, Recipe
 from dermkit.recipes import NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole
+from dermkit.run import PASSES, Hooks
 from dermkit.samples import PixelSource, Samples
-from dermkit.step import batches
-from dermkit.train import PASSES, SETBACKS, Hooks, train
+from dermkit.step import Stepper, batches
+from dermkit.train import SETBACKS, train
 from test_train import BASE, SMALL, equal, make_job, make_net, run, state
 
 PIXELS: Recipe = replace(BASE, phases=(whole(2, lr=1e-3),), augment=ROTATE_FLIP_ZOOM)
@@ -71,7 +74,7 @@ def test_checkpoints_inside_an_epoch_change_nothing(tmp_path: Path, monkeypatch:
         keep(*args, **options)  # type: ignore[arg-type]
 
     keep = save_checkpoint
-    monkeypatch.setattr(engine, "save_checkpoint", counting)
+    monkeypatch.setattr("dermkit.run.save_checkpoint", counting)
     often, _ = run(PIXELS, tmp_path / "often")
     assert saves[0] > 2 * len(batches(np.arange(44), 8))
     assert equal(state(alone), state(often))
@@ -206,6 +209,94 @@ def test_a_loss_that_is_no_number_steps_back_at_half_the_rates_and_goes_on(tmp_p
     assert reloaded.setbacks == progress.setbacks
 
 
+class Poison(torch.nn.Module):
+    """Gives no numbers in evaluation mode, the first so many times."""
+
+    def __init__(self, inner: torch.nn.Module, times: int) -> None:
+        super().__init__()
+        self.inner, self.times = inner, times
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.inner(x)
+        if self.training or not self.times:
+            return y
+        self.times -= 1
+        return y * float("nan")
+
+
+def test_validation_that_gives_no_numbers_steps_back_too(tmp_path: Path) -> None:
+    net = make_net(PIXELS)
+    net.head = torch.nn.Sequential(Poison(net.head, 1))
+    progress = train(make_job(PIXELS, tmp_path), net, tmp_path, fabric=ranks.start("cpu"))
+    assert [item["what"] for item in progress.setbacks] == ["a validation score"]
+    assert len(progress.rows) == 2
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_weight_that_is_no_number_after_the_last_batch_is_never_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    """The loss of the last batch is finite, and what it does to the weights is not."""
+    steps = len(batches(np.arange(44), 8))
+    taken = [0]
+
+    class Breaking(torch.optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            done = super().step(closure)
+            taken[0] += 1
+            if taken[0] == epoch * steps:
+                with torch.no_grad():
+                    self.param_groups[0]["params"][0].fill_(float("nan"))
+            return done
+
+    monkeypatch.setattr(torch.optim, "Adam", Breaking)
+    net, progress = run(PIXELS, tmp_path)
+    assert [(item["what"], item["epoch"], item["batch"]) for item in progress.setbacks] == [
+        ("a weight", epoch, steps)
+    ]
+    assert all(bool(torch.isfinite(value).all()) for value in net.state_dict().values())
+
+
+def test_a_setback_is_the_same_whether_the_run_was_stopped_before_it_or_not(tmp_path: Path) -> None:
+    """It goes back to where the epoch began, not to wherever somebody stopped."""
+
+    def attempt(folder: Path, stop_after: int) -> tuple[Any, Progress]:
+        folder.mkdir(exist_ok=True)
+        net = make_net(PIXELS)
+        net.head = torch.nn.Sequential(net.head, PoisonAt(5))
+        asked = [0]
+
+        def stop() -> bool:
+            asked[0] += 1
+            return asked[0] == stop_after
+
+        job = make_job(PIXELS, folder)
+        try:
+            return net, train(job, net, folder, fabric=ranks.start("cpu"), hooks=Hooks(stop=stop))
+        except Interrupted:
+            assert (folder / "inside.safetensors").exists()
+            again = make_net(PIXELS)
+            again.head = torch.nn.Sequential(again.head, PoisonAt(5 - stop_after))
+            return again, train(job, again, folder, fabric=ranks.start("cpu"))
+
+    (alone, one), (stopped, two) = attempt(tmp_path / "a", 0), attempt(tmp_path / "b", 3)
+    assert one.setbacks == two.setbacks != []
+    assert equal(state(alone), state(stopped))
+    assert not (tmp_path / "b" / "inside.safetensors").exists()
+
+
+class PoisonAt(torch.nn.Module):
+    """Gives no numbers in one training pass."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.passes = number, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += self.training
+        return x * float("nan") if self.training and self.passes == self.number else x
+
+
 def test_after_some_setbacks_it_stops_with_code_4_and_the_last_sound_checkpoint(tmp_path: Path) -> None:
     recipe = replace(PIXELS, phases=(whole(3, lr=1e30),))
     with pytest.raises(Diverged, match=r"epoch 1, batch \d+ \(images image-") as caught:
@@ -233,7 +324,7 @@ class Small(torch.nn.Module):
 
 def test_where_memory_runs_out_batches_are_added_up_to_the_same_step(tmp_path: Path) -> None:
     recipe = replace(PIXELS, model=replace(PIXELS.model, dropout=0.0), augment=NO_AUGMENT)
-    plain, whole_batches = run(recipe, tmp_path / "plain")
+    _, whole_batches = run(recipe, tmp_path / "plain")
     said: list[str] = []
     net = make_net(recipe)
     net.backbone = Small(net.backbone, 3)
@@ -247,16 +338,63 @@ def test_where_memory_runs_out_batches_are_added_up_to_the_same_step(tmp_path: P
     assert [line.split(";")[0] for line in said] == [
         f"out of memory: batches are now added up from passes of {n} images" for n in (4, 2)
     ]
-    has_batch_norm = any(isinstance(m, torch.nn.BatchNorm2d) for m in plain.modules())
-    if not has_batch_norm:
-        for one, two in zip(whole_batches.rows, progress.rows, strict=True):
-            assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-4)
+    assert [row["epoch"] for row in progress.rows] == [row["epoch"] for row in whole_batches.rows]
 
 
-def test_one_image_that_does_not_fit_is_told(tmp_path: Path) -> None:
+def test_passes_are_even_so_that_batch_norm_never_sees_a_lonely_image(tmp_path: Path) -> None:
+    job = make_job(PIXELS, tmp_path)
+    samples = Samples.of(job.image_ids, job.labels, job.train, NO_AUGMENT, None, seed=0)
+    source = PixelSource(samples, job.pixels, job.validation, job.preprocessing, torch.device("cpu"))
+    fabric = ranks.start("cpu")
+    for size, micro, expected in ((9, 4, [3, 3, 3]), (8, 4, [4, 4]), (5, 4, [3, 2]), (1, 4, [1]), (7, 0, [7])):
+        stepper = Stepper(
+            module=None, optimizer=None, fabric=fabric, ranks=ranks.ALONE, source=source, compute=PIXELS.compute,
+            weights=None, label_smoothing=0.0, n_classes=2, seed=0, micro=micro,
+        )  # fmt: skip
+        assert [len(inputs) for inputs, _ in stepper.prepare(np.arange(size), epoch=1)] == expected
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+@pytest.mark.parametrize("micro", [0, 3])
+def test_a_step_has_the_loss_of_one_call_on_the_whole_batch(
+    tmp_path: Path, smoothing: float, weights: Any, micro: int
+) -> None:
+    """Against torch's own mean reduction: weighted, smoothed, and added up from passes."""
+    job = make_job(PIXELS, tmp_path)
+    few = np.concatenate([np.arange(0, 30, 2), np.arange(1, 9, 2)])
+    samples = Samples.of(job.image_ids, job.labels, few, NO_AUGMENT, None, seed=0)
+    source = PixelSource(samples, job.pixels, job.validation, job.preprocessing, torch.device("cpu"))
+    layer = torch.nn.Linear(3 * 32 * 32, 2)
+    net = torch.nn.Sequential(torch.nn.Flatten(), layer)
+    fabric = ranks.start("cpu")
+    optim = replace(PIXELS.optim, class_weights=weights)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    scale = class_weights(samples.labels, 2, optim, torch.device("cpu"))
+    module, stepping = fabric.setup(net, optimizer)
+    stepper = Stepper(
+        module=module, optimizer=stepping, fabric=fabric, ranks=ranks.ALONE, source=source, compute=PIXELS.compute,
+        weights=scale, label_smoothing=smoothing, n_classes=2, seed=0, micro=micro,
+    )  # fmt: skip
+    rows = np.arange(3, 17)
+    stepper.take(0, rows, stepper.prepare(rows, epoch=1), epoch=1)
+    assert layer.weight.grad is not None
+    kept = layer.weight.grad.clone()
+    stepper.flush()
+    net.zero_grad()
+    expected = torch.nn.functional.cross_entropy(
+        net(source.batch(rows, epoch=1, seed=0)), torch.from_numpy(samples.labels[rows]), weight=scale,
+        label_smoothing=smoothing,
+    )  # fmt: skip
+    expected.backward()  # type: ignore[no-untyped-call]
+    assert stepper.loss / len(rows) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert torch.allclose(kept, layer.weight.grad, atol=1e-6)
+
+
+def test_what_cannot_be_made_any_smaller_is_told(tmp_path: Path) -> None:
     net = make_net(PIXELS)
     net.backbone = Small(net.backbone, 0)
-    with pytest.raises(UsageError, match="does not hold one image"):
+    with pytest.raises(UsageError, match="does not hold 2 images"):
         train(make_job(PIXELS, tmp_path), net, tmp_path, fabric=ranks.start("cpu"))
 
 
@@ -298,10 +436,20 @@ name = f"rank-{fabric.global_rank}.json"
 """
 
 
+def test_two_processes_divide_a_batch_into_as_many_passes(tmp_path: Path) -> None:
+    """Shares of 6 and 5 with room for 5: two passes each, or the batch norms would wait for each other for ever."""
+    (tmp_path / "two" / "checkpoints").mkdir(parents=True)
+    write_json(tmp_path / "two" / "checkpoints" / PASSES, {"micro": 5}, format=1)
+    model = replace(SMALL, backbone="resnet10t", dropout=0.0)
+    recipe = replace(PIXELS, model=model, optim=replace(PIXELS.optim, batch_size=11), phases=(whole(1, lr=1e-3),))
+    both = two_processes(recipe, tmp_path / "two")
+    assert both[0]["weights"] == both[1]["weights"]
+
+
 def two_processes(recipe: Recipe, folder: Path) -> list[dict[str, object]]:
     from dermkit.recipe import as_dict
 
-    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "recipe.json").write_text(canonical_json(as_dict(recipe)))
     (folder / "worker.py").write_text(WORKER)
     port = str(20000 + os.getpid() % 20000)

@@ -16,10 +16,11 @@ from dermkit.data.images import Preprocessing
 from dermkit.errors import Diverged, Interrupted, UntrustedError
 from dermkit.features import FeatureSource, Making, feature_source
 from dermkit.model import Net, build_net, resolve_weights
-from dermkit.recipe import GrowSpec, ModelSpec, Phase, Recipe
+from dermkit.recipe import ComputeSpec, GrowSpec, MixSpec, ModelSpec, Phase, Recipe
 from dermkit.recipes import DEMO, NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole
+from dermkit.run import Hooks, Job
 from dermkit.samples import PixelSource, Samples
-from dermkit.train import Hooks, Job, train
+from dermkit.train import train
 
 SIZE = 32
 N = 60
@@ -192,19 +193,26 @@ def test_features_give_the_losses_that_pixels_give(tmp_path: Path) -> None:
         assert one["val_loss"] == pytest.approx(two["val_loss"], abs=1e-4)
 
 
-def features_of(recipe: Recipe, folder: Path, *, views: int, seed: int = 0) -> FeatureSource:
-    job, device = make_job(recipe, folder), torch.device("cpu")
+def making_of(recipe: Recipe, job: Job, folder: Path, counted: list[int] | None = None) -> Making:
+    counted = counted if counted is not None else [0]
+    return Making(
+        net=make_net(recipe), model=recipe.model, compute=recipe.compute, row_keys=job.row_keys,
+        device=torch.device("cpu"), cache=folder, ranks=ranks.ALONE,
+        on_step=lambda *_: counted.__setitem__(0, counted[0] + 1), stop=lambda: False,
+    )  # fmt: skip
+
+
+def features_of(
+    recipe: Recipe, folder: Path, *, views: int, seed: int = 0, job: Job | None = None
+) -> FeatureSource:
+    """Return a source of features; `passes` counts the forward passes that it took."""
+    job = job or make_job(recipe, folder)
     samples = Samples.of(
         job.image_ids, job.labels, job.train, recipe.augment, recipe.grow, seed=seed, mix=recipe.mix
     )
-    pixels = PixelSource(samples, job.pixels, job.validation, job.preprocessing, device)
+    pixels = PixelSource(samples, job.pixels, job.validation, job.preprocessing, torch.device("cpu"))
     counted = [0]
-    making = Making(
-        net=make_net(recipe), model=recipe.model, compute=recipe.compute, row_keys=job.row_keys, device=device,
-        cache=folder, ranks=ranks.ALONE, on_step=lambda *_: counted.__setitem__(0, counted[0] + 1),
-        stop=lambda: False,
-    )  # fmt: skip
-    source = feature_source(pixels, making, seed=seed, views=views)
+    source = feature_source(pixels, making_of(recipe, job, folder, counted), seed=seed, views=views)
     source.passes = counted[0]  # type: ignore[attr-defined]
     return source
 
@@ -237,6 +245,46 @@ def test_features_are_computed_once_for_all_runs_that_mean_the_same(tmp_path: Pa
     assert not torch.allclose(other.batch(rows, epoch=1, seed=0), again.batch(rows, epoch=1, seed=0))
     fresh = features_of(padded, tmp_path / "clean", views=0)
     assert torch.equal(other.batch(rows, epoch=1, seed=0), fresh.batch(rows, epoch=1, seed=0))
+
+
+def test_a_feature_does_not_depend_on_what_else_was_missing(tmp_path: Path) -> None:
+    """A pass of another shape may round otherwise; the second run here lacks other images than the first."""
+    recipe = replace(BASE, model=SMALL, augment=NO_AUGMENT)
+    rows = np.arange(44)
+    alone = features_of(recipe, tmp_path / "alone", views=0).batch(rows, epoch=1, seed=0)
+    job = make_job(recipe, tmp_path / "shared")
+    for some in (np.array([3, 40]), np.arange(7, 30)):
+        samples = Samples.of(job.image_ids, job.labels, some, recipe.augment, None, seed=0)
+        pixels = PixelSource(samples, job.pixels, job.validation, job.preprocessing, torch.device("cpu"))
+        feature_source(pixels, making_of(recipe, job, tmp_path / "shared"), seed=0, views=0)
+    shared = features_of(recipe, tmp_path / "shared", views=0).batch(rows, epoch=1, seed=0)
+    assert torch.equal(alone, shared)
+
+
+@pytest.mark.parametrize("part", ["size", "precision", "mix", "grow", "seed", "net", "pixels"])
+def test_everything_that_decides_a_feature_is_in_its_key(tmp_path: Path, part: str) -> None:
+    mixed = MixSpec(mixup=1.0, cutmix=0.0, share=1.0)
+    recipe = replace(BASE, model=SMALL, augment=ROTATE_FLIP_ZOOM)
+    other, seed = recipe, 0
+    if part == "precision":
+        other = replace(recipe, compute=ComputeSpec(precision="bfloat16", compile=False))
+    elif part == "mix":
+        other = replace(recipe, mix=mixed)
+    elif part == "grow":
+        few = GrowSpec(to=1.0, most_copies=2, augment=ROTATE_FLIP_ZOOM)
+        recipe, other = replace(recipe, grow=few), replace(recipe, grow=replace(few, augment=NO_AUGMENT))
+    elif part == "seed":
+        seed = 1
+    elif part == "net":
+        other = replace(recipe, model=replace(SMALL, backbone_args={"pad_type": "same"}))
+    features_of(recipe, tmp_path, views=1)
+    job = make_job(other, tmp_path)
+    if part == "size":
+        job = replace(job, preprocessing=replace(job.preprocessing, mean=(0.4, 0.5, 0.5)))
+    if part == "pixels":
+        job = replace(job, row_keys=job.row_keys[::-1].copy())
+    again = features_of(other, tmp_path, views=1, seed=seed, job=job)
+    assert again.passes >= 3  # type: ignore[attr-defined]
 
 
 def test_growth_brings_small_classes_up_on_training_rows_alone() -> None:
@@ -296,7 +344,7 @@ def test_killed_at_any_save_of_a_phase_border_it_ends_with_the_same_bits(
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("dermkit.train.save_checkpoint", dying)
+            patch.setattr("dermkit.run.save_checkpoint", dying)
             with pytest.raises(KeyboardInterrupt):
                 run(recipe, tmp_path / f"killed-{number}")
         resumed, progress = run(recipe, tmp_path / f"killed-{number}")

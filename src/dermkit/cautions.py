@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 FEW = 10
 """Below this many images of a class Wilson's interval of a half is wider than 50 points: said as a warning."""
 
+UNSTABLE = "Training was not stable"
+"""How a run's own warning begins that is a serious one."""
+
 Level = Literal["serious", "note", "data"]
 
 
@@ -35,7 +38,11 @@ def warnings(run: "Run") -> list[Warn]:
     stored = [*run.metrics.get("warnings", []), *run.facts.get("warnings", [])]
     # A model on another data set: what its files warn of (overlap, images left out) decides what the figures mean.
     level: Level = "serious" if run.is_external else "note"
-    notes = [Warn(level, str(text)) for text in stored if not str(text).startswith(said)]
+    notes = [
+        Warn("serious" if str(text).startswith(UNSTABLE) else level, str(text))
+        for text in stored
+        if not str(text).startswith(said)
+    ]
     unique = {warn.text: warn for warn in [*own, *notes]}.values()
     return sorted(unique, key=lambda warn: ("serious", "note", "data").index(warn.level))
 

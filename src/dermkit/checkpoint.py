@@ -19,6 +19,8 @@ from dermkit.files import write_bytes
 FORMAT = 2
 LAST = "last.safetensors"
 BEST = "best.safetensors"
+INSIDE = "inside.safetensors"
+"""Where an epoch that runs stands: of use until the epoch is done, or is tried again."""
 
 
 @dataclass
@@ -74,13 +76,13 @@ class Progress:
 
 
 def checkpoint_bytes(net: torch.nn.Module) -> int:
-    """Return the room that a run's checkpoints and model may take: best, last, one that is being written, the model.
+    """Return the room that checkpoints and model may take: best, last, inside, one that is being written, the model.
 
     An optimizer holds up to two numbers per weight.
     """
     weights: int = sum(tensor.nbytes for tensor in net.state_dict().values())
     learning: int = sum(item.nbytes for item in net.parameters())
-    return 3 * (weights + 2 * learning) + weights
+    return 4 * (weights + 2 * learning) + weights
 
 
 def save_checkpoint(path: Path, net: torch.nn.Module, progress: Progress, *, whole: bool) -> None:
@@ -102,6 +104,19 @@ def save_checkpoint(path: Path, net: torch.nn.Module, progress: Progress, *, who
     write_bytes(path, save_safetensors(tensors, metadata=header))
 
 
+def goes_on(inside: Path, last: Progress | None) -> bool:
+    """Tell whether a checkpoint from inside an epoch continues the last whole one, and is not of an older attempt."""
+    if last is None or not inside.exists():
+        return False
+    now = read_progress(inside)
+    return now.step > 0 and (now.phase, len(now.rows), now.setbacks) == (last.phase, len(last.rows), last.setbacks)
+
+
+def read_progress(path: Path) -> Progress:
+    """Return a checkpoint's progress without its tensors. Raises `UntrustedError` for a broken file."""
+    return _read(path, tensors=False)[0]
+
+
 def load_checkpoint(path: Path, net: torch.nn.Module) -> Progress | None:
     """Load a checkpoint into `net` and return its progress; None where there is no file.
 
@@ -109,21 +124,25 @@ def load_checkpoint(path: Path, net: torch.nn.Module) -> Progress | None:
     """
     if not path.exists():
         return None
+    progress, tensors, options = _read(path, tensors=True)
+    _load_net(path, net, {name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
+    progress.optimizer = _optimizer_state(tensors, options)
+    return progress
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[Progress, dict[str, torch.Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as stream:
             header = stream.metadata() or {}
             if header.get("format") != str(FORMAT):
                 raise ValueError(f"format {header.get('format')}, this dermkit reads format {FORMAT}")
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dict
-        progress = Progress(**json.loads(header["progress"]))
-        options = json.loads(header["optimizer"])
+            names = stream.keys() if tensors else []
+            found = {name: stream.get_tensor(name) for name in names}
+        return Progress(**json.loads(header["progress"])), found, json.loads(header["optimizer"])
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise UntrustedError(
             f"{path}: not a checkpoint: {error}", remedy="delete the run folder, train anew"
         ) from error
-    _load_net(path, net, {name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
-    progress.optimizer = _optimizer_state(tensors, options)
-    return progress
 
 
 def _load_net(path: Path, net: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dermkit.audit.state import audit_state
+from dermkit.cautions import UNSTABLE
 from dermkit.data.split import check_split
 from dermkit.files import read_json, write_text
 from dermkit.lint.rules import as_rows
@@ -46,12 +47,13 @@ def training_facts(plan: Plan, progress: "Progress") -> dict[str, Any]:
 
 def training_warnings(plan: Plan, progress: "Progress") -> list[str]:
     """Return what happened on the way that a reader of the figures should know."""
-    warnings = [
-        f"The loss was not a number in epoch {item['epoch']}, batch {item['batch']} (images "
-        f"{', '.join(item['images'])}): training went on from the last checkpoint, learning rates times "
-        f"{item['lr_scale']:g}."
-        for item in progress.setbacks
-    ]
+    warnings = []
+    if progress.setbacks:
+        places = [f"{item['what']} in epoch {item['epoch']}, batch {item['batch']}" for item in progress.setbacks]
+        warnings.append(
+            f"{UNSTABLE}: something was not a number {len(progress.setbacks)} times ({'; '.join(places)}). Each time "
+            f"the epoch was begun again at half the learning rates; they end at {progress.lr_scale:g} of the recipe's."
+        )
     micro, batch = progress.micro, plan.recipe.optim.batch_size
     if micro and micro < batch:
         warnings.append(

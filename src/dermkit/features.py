@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from dermkit.compute import autocast
+from dermkit.data.augment import AUGMENTATION
 from dermkit.data.store import Store
-from dermkit.errors import Interrupted
+from dermkit.errors import DataError, Interrupted
 from dermkit.files import canonical_json, fingerprint
-from dermkit.inference import fast_backbone, side_by_side
+from dermkit.inference import fast_backbone, plain_float32, side_by_side
 from dermkit.model import Net, backbone_fingerprint
 from dermkit.ranks import Ranks
 from dermkit.recipe import ComputeSpec, ModelSpec
@@ -113,10 +114,10 @@ def feature_source(pixels: PixelSource, making: Making, *, seed: int, views: int
     Raises `Interrupted` where `stop` asked for it; whole parts made so far are kept.
     """
     making.net.eval()
-    fast = fast_backbone(making.net.backbone, pixels.preprocessing)
+    fast, way = fast_backbone(making.net.backbone, pixels.preprocessing)
     samples, plain = pixels.samples, views == 0
     store = Store(
-        making.cache, f"features-{_origin(making, pixels)}", shape=(making.net.n_features,), dtype="float32"
+        making.cache, f"features-{_origin(making, pixels, way)}", shape=(making.net.n_features,), dtype="float32"
     )
     count = max(views, 1)
     total = len(samples) * count + len(pixels.validation)
@@ -133,10 +134,11 @@ def feature_source(pixels: PixelSource, making: Making, *, seed: int, views: int
     return FeatureSource(pixels, store, np.stack(positions), store.take(checked), plain=plain)
 
 
-def _origin(making: Making, pixels: PixelSource) -> str:
+def _origin(making: Making, pixels: PixelSource, way: str) -> str:
     """Two nets may share every tensor and still differ: padding and stride are no tensors."""
+    how = [_WAY, AUGMENTATION, way, making.device.type, torch.__version__]
     return fingerprint(
-        _WAY, backbone_fingerprint(making.net), asdict(making.model), version("timm"), asdict(pixels.preprocessing)
+        how, backbone_fingerprint(making.net), asdict(making.model), version("timm"), asdict(pixels.preprocessing)
     )
 
 
@@ -178,8 +180,9 @@ def _made(
     span: tuple[int, int],
 ) -> NDArray[np.int64]:
     """Return where the features of all keys lie; every rank makes its share of those that are not there yet."""
-    missing = making.ranks.share(np.flatnonzero(store.find(keys) < 0))
-    making.ranks.barrier()  # nobody adds before everybody has looked: the shares must be of one list
+    # Rank 0's look decides: another run may be adding at this moment, and the shares must be of one list.
+    absent = torch.from_numpy(np.flatnonzero(store.find(keys) < 0))
+    missing = making.ranks.share(making.ranks.gather(absent if making.ranks.first else absent[:0]).numpy())
     size = CHUNK.get(making.device.type, CHUNK["cpu"])
     parts = [missing[start : start + size] for start in range(0, len(missing), size)]
     pending: list[NDArray[np.float32]] = []
@@ -201,13 +204,25 @@ def _made(
             )
     making.ranks.barrier()
     store.refresh()
-    return store.find(keys)
+    places = store.find(keys)
+    if (places < 0).any():
+        raise DataError(
+            f"{making.cache}: features that were just written are not there",
+            kept="the run's checkpoints",
+            remedy="run the same command with --resume; on several machines all must see this folder",
+        )
+    return places
 
 
 def _features(
     backbone: torch.nn.Module, compute: ComputeSpec, batch: Callable[[Rows], torch.Tensor], rows: Rows
 ) -> NDArray[np.float32]:
+    """Return (len(rows), width). The last rows are repeated up to a whole pass: a net of another shape of input may
+    round otherwise, and what is kept must not depend on what else was missing."""
     inputs = batch(rows)
-    with torch.inference_mode(), autocast(compute, inputs.device):
-        features = backbone(inputs)
+    spare = max(CHUNK.get(inputs.device.type, CHUNK["cpu"]) - len(rows), 0)
+    inputs = torch.cat([inputs, inputs[-1:].expand(spare, -1, -1, -1)]) if spare else inputs
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), autocast(compute, inputs.device), plain_float32(inputs.device):
+        features = backbone(inputs)[: len(rows)]
     return np.asarray(features.float().cpu().numpy(), dtype=np.float32)

@@ -74,6 +74,7 @@ def check_writable(folder: Path, need_bytes: int = 0) -> None:
     if free < need_bytes:
         raise OutputError(
             f"{folder}: {free / 1e6:.0f} MB free, {need_bytes / 1e6:.0f} MB needed",
+            kept="what lies there already",
             remedy="free space or choose another --out",
         )
 

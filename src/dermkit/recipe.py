@@ -301,7 +301,7 @@ def _with_preset(value: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _problem(item: Any) -> str:
     path = [str(part) for part in item["loc"]]
-    text = f"{'.'.join(path) or 'recipe'}: {item['msg']}"
+    text = f"{'.'.join(path) or 'recipe'}: {item['msg'].removeprefix('Value error, ')}"
     if item["type"] != "unexpected_keyword_argument":
         return text
     known = _field_names(path[:-1])

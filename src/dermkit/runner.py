@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dermkit import charts, pictures
 from dermkit.colour import colour_rule
 from dermkit.data.split import save_split, split_groups
-from dermkit.errors import UsageError
+from dermkit.errors import Interrupted, UsageError
 from dermkit.evaluate import evaluate_run
 from dermkit.facts import (
     environment,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from dermkit.data.cache import PixelCache
     from dermkit.model import Net
     from dermkit.predictor import Predictor
-    from dermkit.train import Job
+    from dermkit.run import Job
 
 RUN_FORMAT = 1
 _TRAINS = "trains"
@@ -111,7 +111,7 @@ class _Prepared:
 def _job(plan: Plan, where: Where, watch: Watch) -> _Prepared:
     from dermkit.data.cache import pixel_cache, row_keys
     from dermkit.model import build_net, with_normalisation
-    from dermkit.train import Job
+    from dermkit.run import Job
 
     recipe, sides = plan.recipe, plan.sides
     net = build_net(recipe.model, len(plan.dataset.classes), weights=plan.weights, seed=plan.seed)
@@ -154,6 +154,10 @@ def _fill_run(plan: Plan, prepared: _Prepared, where: Where, watch: Watch, fabri
     predictor = load_model(plan.folder / "model", device=fabric.device.type)
     _score(plan, predictor, prepared.pixels, prepared.job, watch)
     keep_within(prepared.job.cache)
+    size = sum(item.stat().st_size for item in prepared.job.cache.rglob("*") if item.is_file())
+    watch.say(
+        f"cache: {size / 1e6:,.0f} MB in {prepared.job.cache}, shared by all runs; it may be deleted at any time"
+    )
     if plan.trial:
         evaluate_run(plan.folder)
         return
@@ -175,7 +179,8 @@ def finish(folder: Path, images: Path | None) -> Path:
 
 
 def _train(plan: Plan, prepared: _Prepared, watch: Watch, fabric: "Fabric") -> "Progress":
-    from dermkit.train import Hooks, train
+    from dermkit.run import Hooks
+    from dermkit.train import train
 
     job, drawn = prepared.job, [0.0]
 
@@ -190,7 +195,14 @@ def _train(plan: Plan, prepared: _Prepared, watch: Watch, fabric: "Fabric") -> "
             epoch=epoch, step=watch.step, say=watch.say, stop=lambda: stopped[0],
             first_batch=lambda batch, labels: _draw_batch(plan, job, batch, labels),
         )  # fmt: skip
-        return train(job, prepared.net, make_folder(plan.folder / "checkpoints"), fabric=fabric, hooks=hooks)
+        progress = train(job, prepared.net, make_folder(plan.folder / "checkpoints"), fabric=fabric, hooks=hooks)
+    if stopped[0]:
+        raise Interrupted(
+            "interrupted when training was done",
+            kept=f"{plan.folder / 'checkpoints'}, all epochs",
+            remedy="run the same command with --resume; it goes on with scoring",
+        )
+    return progress
 
 
 def _save(plan: Plan, prepared: _Prepared, progress: "Progress", began: float) -> None:
@@ -288,10 +300,15 @@ def _interruptible() -> Iterator[list[bool]]:
 
 def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
     return (
-        f"epoch {int(row['epoch'])}/{epochs}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.3f}"
-        f"  validation loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.3f}"
+        f"epoch {int(row['epoch'])}/{epochs}  train loss {_short(row['train_loss'])}"
+        f" accuracy {row['train_accuracy']:.3f}"
+        f"  validation loss {_short(row['val_loss'])} accuracy {row['val_accuracy']:.3f}"
         f" balanced {row['val_balanced_accuracy']:.3f}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
     )
+
+
+def _short(loss: float) -> str:
+    return f"{loss:.4f}" if abs(loss) < 1e4 else f"{loss:.2e}"
 
 
 def _draw_progress(folder: Path) -> None:

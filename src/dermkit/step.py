@@ -23,12 +23,13 @@ Inputs = tuple[torch.Tensor, torch.Tensor]
 
 
 class NotFinite(Exception):
-    """A batch whose loss is not a number. number: of the batch within its epoch, from 0."""
+    """Something that is not a number: the loss of a batch, or what it left behind. number: of the batch, from 0."""
 
-    def __init__(self, number: int, rows: Rows) -> None:
-        super().__init__(number)
+    def __init__(self, number: int, rows: Rows, what: str = "the loss") -> None:
+        super().__init__(what)
         self.number = number
         self.rows = rows
+        self.what = what
 
 
 @dataclass
@@ -51,10 +52,10 @@ class Stepper:
     _due: tuple[int, Rows, torch.Tensor, torch.Tensor] | None = field(default=None, init=False)
 
     def prepare(self, rows: Rows, *, epoch: int) -> list[Inputs]:
-        """Return this device's inputs and targets of a batch, in passes of at most `micro`; always one at least."""
-        own = self.ranks.share(rows)
-        size = self.micro or max(len(own), 1)
-        parts = [own[start : start + size] for start in range(0, max(len(own), 1), size)]
+        """Return this device's inputs and targets of a batch, in even passes of at most `micro`; some may be empty."""
+        largest = -(-len(rows) // self.ranks.size)
+        # As many passes on every device, or their batch norms would wait for each other for ever.
+        parts = np.array_split(self.ranks.share(rows), -(-largest // (self.micro or largest)))
         return [
             (
                 self.source.batch(part, epoch=epoch, seed=self.seed),
@@ -64,8 +65,10 @@ class Stepper:
         ]
 
     def take(self, number: int, rows: Rows, passes: list[Inputs], *, epoch: int) -> None:
-        """Take one step. Raises `NotFinite` where the loss of the step before was none: its value is asked for only
-        now, so that a GPU need not wait for it."""
+        """Take one step. Raises `NotFinite` where the loss of the step before was no number.
+
+        Its value is asked for only now, so that a GPU need not wait for it.
+        """
         torch.manual_seed(_step_seed(self.seed, epoch, number, self.ranks.rank))
         weight = self._weight(rows, epoch)
         total = torch.zeros((), device=self.fabric.device)

@@ -6,8 +6,7 @@ runs once per view. Several devices share every batch; rank 0 alone writes.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +14,32 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dermkit.ahead import ahead
-from dermkit.checkpoint import BEST, LAST, Progress, checkpoint_bytes, load_checkpoint, save_checkpoint
+from dermkit.checkpoint import (
+    BEST,
+    INSIDE,
+    Progress,
+    checkpoint_bytes,
+    goes_on,
+    load_checkpoint,
+)
 from dermkit.compute import is_out_of_memory, settled
 from dermkit.data.augment import epoch_order
-from dermkit.data.images import ImageRows, Preprocessing
 from dermkit.errors import DermkitError, Diverged, Interrupted, UsageError
 from dermkit.features import Making, feature_source
-from dermkit.files import check_writable, read_json, write_json, write_rows
+from dermkit.files import check_writable, write_json
 from dermkit.guides import validation_guides
-from dermkit.inference import side_by_side
+from dermkit.inference import plain_float32, side_by_side
 from dermkit.model import Net, freeze, set_train_mode
 from dermkit.optim import class_weights, make_optimizer, set_rates
-from dermkit.ranks import Ranks, ranks_of
-from dermkit.recipe import Phase, Recipe
+from dermkit.ranks import ranks_of
+from dermkit.recipe import Phase
+from dermkit.run import LOG_COLUMNS, PASSES, Hooks, Job, Run, load_best, load_last, write_log
 from dermkit.samples import PixelSource, Samples, Source, resident
 from dermkit.step import NotFinite, Stepper, batches
 from dermkit.syncnorm import synchronise
-
-LOG_COLUMNS = (
-    "epoch", "phase", "lr", "seconds", "train_seconds", "images_per_second", "train_loss", "train_accuracy",
-    "val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro",
-)  # fmt: skip
 
 SETBACKS = 3
 """Times that a run steps back from a loss that is no number, each time at half the learning rates, before it stops."""
@@ -45,74 +47,8 @@ SETBACKS = 3
 SAVE_SECONDS = 300.0
 """Inside an epoch, a checkpoint is written this often: what a killed run has to train again at most."""
 
-PASSES = "passes.json"
-"""Beside the checkpoints: how many samples one pass may hold on this machine, once memory ran out."""
-
 _SHOWN = 24
 """Images on augmented.png: four rows of six."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run trains on.
-
-    pixels: (N, S, S, 3) uint8, an array or a cache; row_keys: (N, 32) uint8, what each row shows, by content;
-    labels: (N,) int64; train, validation: row numbers.
-    """
-
-    recipe: Recipe
-    seed: int
-    pixels: ImageRows
-    row_keys: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    image_ids: tuple[str, ...]
-    train: NDArray[np.int64]
-    validation: NDArray[np.int64]
-    n_classes: int
-    preprocessing: Preprocessing
-    cache: Path
-    workers: int = 0
-
-
-@dataclass
-class Hooks:
-    """What the caller wants to hear; `stop` is asked after every batch and ends the run with a checkpoint."""
-
-    epoch: Callable[[dict[str, Any], int], None] = lambda _row, _epochs: None
-    step: Callable[[str, int, int], None] = lambda _what, _done, _total: None
-    say: Callable[[str], None] = lambda _line: None
-    stop: Callable[[], bool] = lambda: False
-    first_batch: Callable[[torch.Tensor, NDArray[np.int64]], None] = lambda _batch, _labels: None
-
-
-@dataclass
-class Run:
-    """The state of one run between epochs."""
-
-    job: Job
-    folder: Path
-    net: Net
-    fabric: Fabric
-    ranks: Ranks
-    hooks: Hooks
-    progress: Progress = field(default_factory=Progress)
-    saved: float = 0.0
-
-    @property
-    def last(self) -> Path:
-        """Return where the last checkpoint lies."""
-        return self.folder / LAST
-
-    @property
-    def whole(self) -> bool:
-        """Tell whether checkpoints hold the backbone: one that is never trained is rebuilt from its weights."""
-        return any(phase.train_backbone != "none" for phase in self.job.recipe.phases)
-
-    def save(self, name: str = LAST) -> None:
-        """Write a checkpoint, on rank 0."""
-        if self.ranks.rank == 0:
-            save_checkpoint(self.folder / name, self.net, self.progress, whole=self.whole)
-        self.saved = time.monotonic()
 
 
 def train(job: Job, net: Net, folder: Path, *, fabric: Fabric, hooks: Hooks | None = None) -> Progress:
@@ -125,14 +61,19 @@ def train(job: Job, net: Net, folder: Path, *, fabric: Fabric, hooks: Hooks | No
     net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if run.ranks.size > 1:
         synchronise(net)
-    check_writable(folder, checkpoint_bytes(net))
-    _load_last(run)
+    held = sum(item.stat().st_size for item in folder.glob("*.safetensors"))  # these will be replaced
+    check_writable(folder, checkpoint_bytes(net) - held)
+    load_last(run)
+    inside = folder / INSIDE
+    if goes_on(inside, run.progress):
+        run.progress = load_checkpoint(inside, net) or run.progress
     if run.progress.rows:  # a kill may have come between the checkpoint and the log
-        _write_log(run)
-    for number, phase in enumerate(job.recipe.phases):
-        if number >= run.progress.phase:
-            _train_phase(run, number, phase)
-    _keep(run)
+        write_log(run)
+    with plain_float32(fabric.device):
+        for number, phase in enumerate(job.recipe.phases):
+            if number >= run.progress.phase:
+                _train_phase(run, number, phase)
+        _keep(run)
     return run.progress
 
 
@@ -140,8 +81,7 @@ def _train_phase(run: Run, number: int, phase: Phase) -> None:
     """Run the epochs of one phase that are still to do."""
     job = run.job
     if number > run.progress.phase:
-        if job.recipe.keep == "best":
-            load_checkpoint(run.folder / BEST, run.net)
+        load_best(run)
         run.progress.start_phase(number)
         # The border is saved first: a kill after this phase's first best must not start it from that best.
         run.save()
@@ -175,11 +115,11 @@ def _run_epoch(run: Run, phase: Phase, stepper: Stepper, optimizer: torch.optim.
     _train_epoch(run, stepper, optimizer, epoch, started)
     loss, hits = stepper.gathered()
     trained, n = before + time.perf_counter() - started, len(stepper.source.samples)
-    figures = {"train_loss": loss / n, "train_accuracy": hits / n, **_validate(run, stepper.source)}
+    _check(run, stepper, epoch, _is_finite(run.net), "a weight")
+    figures = {"train_loss": loss / n, "train_accuracy": hits / n, **_validate(run, stepper, epoch)}
     times = {"train_seconds": trained, "images_per_second": n / trained}
     row = {"epoch": epoch, "phase": progress.phase, "lr": lr, **times, **figures}
     row["seconds"] = before + time.perf_counter() - started
-    _check_weights(run, stepper, epoch)
     stepper.loss = stepper.hits = 0.0
     improved = progress.finish_epoch({name: row[name] for name in LOG_COLUMNS}, job.recipe.monitor)
     progress.optimizer = optimizer.state_dict()
@@ -226,17 +166,17 @@ def _save_inside(run: Run, stepper: Stepper, optimizer: torch.optim.Optimizer, e
     """Keep the middle of an epoch; a net that is no longer finite is not kept."""
     stepper.flush()
     run.progress.loss, run.progress.hits = stepper.gathered()
-    _check_weights(run, stepper, epoch)
+    _check(run, stepper, epoch, _is_finite(run.net), "a weight")
     run.progress.optimizer = optimizer.state_dict()
-    run.save()
+    run.save(INSIDE)
 
 
-def _check_weights(run: Run, stepper: Stepper, epoch: int) -> None:
-    """Never keep a net with a weight that is no number: its last batch is taken for the one that broke it."""
-    if run.ranks.any(not _is_finite(run.net)):
+def _check(run: Run, stepper: Stepper, epoch: int, sound: bool, what: str) -> None:
+    """Never keep a net that gives no numbers; the last batch is taken for the one that broke it."""
+    if run.ranks.any(not sound):
         order = stepper.source.samples.order(run.job.recipe.optim.sampling, seed=run.job.seed, epoch=epoch)
         number = run.progress.step - 1
-        raise NotFinite(number, batches(order, run.job.recipe.optim.batch_size)[number])
+        raise NotFinite(number, batches(order, run.job.recipe.optim.batch_size)[number], what)
 
 
 def _save_epoch(run: Run, improved: bool) -> None:
@@ -244,7 +184,7 @@ def _save_epoch(run: Run, improved: bool) -> None:
     if improved:
         run.save(BEST)
     run.save()
-    _write_log(run)
+    write_log(run)
     run.hooks.epoch(run.progress.rows[-1], sum(phase.epochs for phase in run.job.recipe.phases))
 
 
@@ -273,8 +213,9 @@ def _stepper(run: Run, phase: Phase, source: Source) -> tuple[Stepper, torch.opt
 def _step_back(run: Run, stepper: Stepper, error: NotFinite, epoch: int) -> None:
     """Go back to the last checkpoint at half the rates; raises `Diverged` where that was done often enough."""
     names = stepper.source.samples.names(error.rows[:4])
-    what = f"the loss is not a number in epoch {epoch}, batch {error.number + 1} (images {', '.join(names)}, ...)"
-    _load_last(run)
+    where = f"epoch {epoch}, batch {error.number + 1} (images {', '.join(names)}, ...)"
+    what = f"{error.what} is not a number in {where}"
+    load_last(run)
     kept = run.progress
     if len(kept.setbacks) >= SETBACKS:
         raise Diverged(
@@ -283,10 +224,12 @@ def _step_back(run: Run, stepper: Stepper, error: NotFinite, epoch: int) -> None
             remedy="lower the learning rate in the recipe, or look at these images",
         )
     kept.lr_scale /= 2
-    kept.setbacks.append({"epoch": epoch, "batch": error.number + 1, "images": names, "lr_scale": kept.lr_scale})
+    kept.setbacks.append(
+        {"what": error.what, "epoch": epoch, "batch": error.number + 1, "images": names, "lr_scale": kept.lr_scale}
+    )
     run.ranks.barrier()  # all have read it before it is written again
     run.save()
-    run.hooks.say(f"{what}: back to the last checkpoint, learning rates times {kept.lr_scale:g} from here")
+    run.hooks.say(f"{what}: back to where the epoch began, learning rates times {kept.lr_scale:g} from here")
 
 
 def _make_room(run: Run, stepper: Stepper, error: BaseException) -> None:
@@ -295,9 +238,10 @@ def _make_room(run: Run, stepper: Stepper, error: BaseException) -> None:
         raise error
     held = stepper.micro or -(-run.job.recipe.optim.batch_size // run.ranks.size)
     kept = f"{run.last}, {len(run.progress.rows)} finished epochs"
-    if held == 1:
+    least = 2 if any(isinstance(item, _BatchNorm) and item.training for item in run.net.modules()) else 1
+    if held // 2 < least:
         raise UsageError(
-            f"{run.fabric.device}: memory does not hold one image of this recipe",
+            f"{run.fabric.device}: memory does not hold {held} image{'s' * (held > 1)} of this recipe",
             kept=kept,
             remedy="choose a smaller image.size or a smaller net in the recipe",
         ) from error
@@ -308,19 +252,13 @@ def _make_room(run: Run, stepper: Stepper, error: BaseException) -> None:
     stepper.optimizer.zero_grad()
     if run.fabric.device.type == "cuda":
         torch.cuda.empty_cache()
-    _load_last(run)
+    load_last(run)
     run.hooks.say(f"{what}; batch norm, where it learns, sees these")
 
 
-def _load_last(run: Run) -> None:
-    """Load the last checkpoint, if there is one, and how much one pass may hold on this machine."""
-    run.progress = load_checkpoint(run.last, run.net) or Progress()
-    path = run.folder / PASSES
-    run.progress.micro = int(read_json(path, format=1)["micro"]) if path.exists() else 0
-
-
-def _validate(run: Run, source: Source) -> dict[str, float]:
+def _validate(run: Run, stepper: Stepper, epoch: int) -> dict[str, float]:
     """Score the validation images in evaluation mode and float32, every rank its share."""
+    source = stepper.source
     run.net.eval()
     on_cpu = run.fabric.device.type == "cpu"
     size, threads = (16, torch.get_num_threads()) if on_cpu else (256, 1)
@@ -333,7 +271,9 @@ def _validate(run: Run, source: Source) -> dict[str, float]:
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]
     empty = torch.empty(0, run.job.n_classes, dtype=torch.float64)
     joined = torch.cat([empty, *side_by_side(logits, parts, workers=threads)])
-    return validation_guides(run.ranks.gather(joined).numpy(), run.job.labels[run.job.validation])
+    scored = run.ranks.gather(joined).numpy()
+    _check(run, stepper, epoch, bool(np.isfinite(scored).all()), "a validation score")
+    return validation_guides(scored, run.job.labels[run.job.validation])
 
 
 def _source(run: Run, phase: Phase) -> Source:
@@ -365,9 +305,7 @@ def _show_batch(run: Run, pixels: PixelSource, *, plain: bool) -> None:
 
 
 def _keep(run: Run) -> None:
-    run.ranks.barrier()  # rank 0 has written what all of them read
-    if run.job.recipe.keep == "best":
-        load_checkpoint(run.folder / BEST, run.net)
+    load_best(run)
     if not _is_finite(run.net):
         raise Diverged(f"{run.folder}: the trained weights are not finite", remedy="lower the learning rate")
     run.net.eval()
@@ -377,16 +315,9 @@ def _is_finite(net: torch.nn.Module) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in net.state_dict().values())
 
 
-def _write_log(run: Run) -> None:
-    """Write log.csv whole, a row per epoch; an undefined value is empty."""
-    rows = [["" if value != value else value for value in row.values()] for row in run.progress.rows]
-    if run.ranks.rank == 0:
-        write_rows(run.folder.parent / "log.csv", LOG_COLUMNS, rows)
-
-
 def _interrupted(run: Run, epoch: int) -> Interrupted:
     return Interrupted(
         f"interrupted in epoch {epoch}, after batch {run.progress.step}",
-        kept=f"{run.last}, {len(run.progress.rows)} finished epochs and these batches",
+        kept=f"{run.folder / INSIDE}, {len(run.progress.rows)} finished epochs and these batches",
         remedy="run the same command with --resume; it ends with the weights of a run left alone",
     )

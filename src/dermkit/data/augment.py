@@ -19,6 +19,9 @@ from dermkit.data.tone import clahe, shift_hsv, tone
 
 __all__ = ["Keys", "augment_batch", "balanced_order", "batch_from_pixels", "epoch_order", "image_key"]
 
+AUGMENTATION = 1
+"""Raise it whenever an image is changed otherwise than before: features that older versions kept are then not found."""
+
 _CACHED = 5 * 2**19
 """Bytes of float32 pixels that are worked on at once on a CPU: what stays in its cache is worked on sooner."""
 
