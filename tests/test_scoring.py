@@ -1,5 +1,6 @@
 """Scoring many images: the fast net is the net, nothing is lost or doubled when it is stopped, memory stays flat."""
 
+import errno
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,8 +27,8 @@ from dermkit import parts, scoring
 from dermkit.cnn import cnn_s1, cnn_s4
 from dermkit.data.images import Preprocessing, normalise, open_image
 from dermkit.data.store import Rows
-from dermkit.errors import Interrupted, OutputError, UsageError
-from dermkit.files import lock
+from dermkit.errors import DataError, Interrupted, OutputError, UsageError
+from dermkit.files import lock, output_errors, write_rows
 from dermkit.inference import AS_BUILT, FOLDED, Forward, computed, default_batch, fold, pick_device, side_by_side
 from dermkit.listing import read_list, write_list
 from dermkit.model import import_timm
@@ -440,7 +442,8 @@ def test_what_was_interrupted_goes_on_and_ends_in_the_same_bytes(
         assert not (tmp_path / "out" / "predictions.csv").exists()
     predict(trained, [str(forty)], out=tmp_path / "out", batch_size=batch_size, watch=Watch(say=said.append))
     assert content(tmp_path / "out") == content(tmp_path / "whole")
-    (line,) = said
+    line, *lines = said
+    assert all(" of 40 images scored or refused" in item for item in lines)
     done = int(line.removeprefix("going on: ").split()[0])
     assert 25 <= done <= 40
     assert done % batch_size == 0 or done == 40
@@ -515,8 +518,10 @@ def test_another_prediction_is_refused_while_one_is_unfinished(trained: Path, fo
     (other / "MODEL_CARD.md").write_text("another")
     write_sums(other)
     write_images(tmp_path / "more", 1)
+    recipe = json.loads((other / "model.json").read_text())["recipe"]["name"]
+    named = rf"\(model: {recipe} \([0-9a-f]{{12}}\) there, {recipe} \([0-9a-f]{{12}}\) now\)"
     refused: list[tuple[str, Callable[[], PredictOutcome]]] = [
-        ("model: ", lambda: predict(other, [str(images)], out=out, batch_size=4)),
+        (named, lambda: predict(other, [str(images)], out=out, batch_size=4)),
         ("batch size: 4 there, 5 now", lambda: predict(trained, [str(images)], out=out, batch_size=5)),
         ("images: 40 there, 41 now", lambda: predict(trained, [str(images), str(tmp_path / "more")], out=out,
                                                      batch_size=4)),
@@ -557,6 +562,109 @@ def test_an_output_inside_the_images_is_not_predicted_itself(trained: Path, tmp_
         predict(trained, [str(images)], out=out, cache=kept, batch_size=2, watch=stop_at(6))
     for _ in range(2):
         assert predict(trained, [str(images)], out=out, cache=kept, batch_size=2).scored == 10
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_full_device_names_what_is_scored_and_the_same_command_goes_on(
+    trained: Path, forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = [0]
+
+    def filling(path: Path, *table: Any) -> None:
+        written[0] += 1
+        with output_errors(path):
+            if written[0] > 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write_rows(path, *table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "write_rows", filling)
+        with pytest.raises(OutputError, match="No space left") as caught:
+            predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4)
+    assert caught.value.exit_code == 5
+    assert caught.value.kept == f"24 of 40 images, scored or refused, in {tmp_path / 'out' / 'parts'}"
+    assert caught.value.remedy == "free space, then the same command again"
+    predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4)
+    predict(trained, [str(forty)], out=tmp_path / "whole", batch_size=4)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ("dermkit.predict.open_job", "what was whole"),
+        ("dermkit.predict.Job.drop_stale", "0 of 40"),
+        ("dermkit.predict._tiles", "40 of 40"),
+        ("dermkit.predict.pictures.save_png", "40 of 40"),
+        ("dermkit.predict.write_predictions", "40 of 40"),
+        ("dermkit.predict.write_rows", "40 of 40"),
+        ("dermkit.predict._write_facts", "40 of 40"),
+        ("dermkit.predict.Job.remove", "40 of 40"),
+    ],
+)
+def test_an_interrupt_anywhere_is_told_and_the_same_command_completes_it(
+    trained: Path, forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, kept: str
+) -> None:
+    def pressed(*_args: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(where, pressed)
+        with pytest.raises(Interrupted) as caught:
+            predict(trained, [str(forty)], out=out)
+    assert kept in str(caught.value)
+    assert "same command again" in caught.value.remedy
+    if "save_png" in where or "_tiles" in where:
+        assert not (out / "predictions.csv").exists(), "it would look finished"
+    assert predict(trained, [str(forty)], out=out).scored == 36
+    assert content(out)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_log_gets_a_line_for_each_part_and_a_bar_none(trained: Path, forty: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    predict(trained, [str(forty)], out=tmp_path, batch_size=4, watch=Watch(say=said.append))
+    assert said == [f"{n} of 40 images scored or refused" for n in (8, 16, 24, 32, 40)]
+    said.clear()
+    predict(trained, [str(forty)], out=tmp_path, watch=Watch(say=said.append, step=lambda *_: None))
+    assert said == []
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_relative_paths_go_on_only_from_the_directory_they_were_given_in(
+    trained: Path, forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("here", "there"):
+        shutil.copytree(forty, tmp_path / place / "images")
+    monkeypatch.chdir(tmp_path / "here")
+    absolute, out = str(tmp_path / "here" / "images"), tmp_path / "relative"
+    for argument, folder in (("images", out), (absolute, tmp_path / "absolute")):
+        with pytest.raises(Interrupted):
+            predict(trained, [argument], out=folder, batch_size=4, watch=stop_at(20))
+    monkeypatch.chdir(tmp_path / "there")
+    with pytest.raises(UsageError, match=r"working directory: .*here there, .*there now"):
+        predict(trained, ["images"], out=out, batch_size=4)
+    assert predict(trained, [absolute], out=tmp_path / "absolute", batch_size=4).scored == 36
+    monkeypatch.chdir(tmp_path / "here")
+    predict(trained, ["images"], out=out, batch_size=4)
+    assert pd.read_csv(out / "predictions.csv")["path"][0] == "images/0001.png"
+
+
+def test_parts_that_lack_an_image_are_counted_in_images(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(4):  # each has a note, which is no image
+        image = speckled(30, 24, seed=number).convert("RGBA")
+        image.putalpha(100)
+        image.save(images / f"{number}.png")
+    real = parts.Job.rows
+    monkeypatch.setattr("dermkit.predict._tiles", lambda *_: [])
+    monkeypatch.setattr(parts.Job, "rows", lambda job: list(real(job))[:-1])
+    with pytest.raises(DataError, match=r"parts: 3 of 4 images"):
+        predict(trained, [str(images)], out=tmp_path / "out")
 
 
 # Killed, in processes of their own ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import csv
 import json
 import shutil
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -51,6 +51,16 @@ class Row:
 def is_unfinished(out: Path) -> bool:
     """Tell whether a folder holds a prediction that was not finished."""
     return (out / FOLDER / _JOB).is_file()
+
+
+def progress(out: Path) -> tuple[int, int] | None:
+    """Return (images scored or refused, images) of a folder's unfinished prediction, None where none can be read."""
+    try:
+        facts = read_json(out / FOLDER / _JOB, format=FORMAT)
+        job = Job(out / FOLDER, int(facts["images"]), int(facts["batch_size"]), tuple(facts["classes"]))
+        return job.n - sum(end - start for start, end in job.gaps()), job.n
+    except (DermkitError, OSError, KeyError, TypeError, ValueError, csv.Error):
+        return None
 
 
 @dataclass(frozen=True)
@@ -109,11 +119,17 @@ class Job:
         return changed if table else -1
 
     def write(
-        self, start: int, end: int, scored: Iterable["Scored"], seen: Mapping[str, str]
+        self,
+        start: int,
+        end: int,
+        scored: Iterable["Scored"],
+        seen: Mapping[str, str],
+        on_part: Callable[[int], None] = lambda _rows: None,
     ) -> Generator[int, None, None]:
         """Write a stretch as parts; yields the position behind each image that was scored or refused.
 
-        An interrupt leaves the whole batches that were scored before it in a last part.
+        An interrupt leaves the whole batches that were scored before it in a last part. on_part: told the number of
+        images of each part when it is on disk.
         """
         rows: list[tuple[object, ...]] = []
         began, first = time.monotonic(), start
@@ -123,12 +139,14 @@ class Job:
                 full = len(rows) >= PART_IMAGES or time.monotonic() - began > PART_SECONDS
                 if full and len(rows) % self.batch_size == 0:
                     self._write_part(first, rows)
+                    on_part(len(rows))
                     first, rows, began = first + len(rows), [], time.monotonic()
                 yield first + len(rows)
         finally:
             whole = len(rows) if first + len(rows) == end else len(rows) // self.batch_size * self.batch_size
             if whole:
                 self._write_part(first, rows[:whole])
+                on_part(whole)
 
     def _write_part(self, start: int, rows: Sequence[tuple[object, ...]]) -> None:
         write_rows(self._path(start), self._header, rows)
@@ -186,16 +204,17 @@ def open_job(
 ) -> Job:
     """List the images and begin a prediction in `out`, or return the same one that was begun there before.
 
-    facts: plain JSON values that make it the same: the model, the device, the versions. Raises `UsageError` where
-    another one is unfinished there, unless `restart`. Call it under the folder's lock.
+    facts: plain JSON values that make it the same: the model, the device, the versions; `recipe` only names the
+    model. Raises `UsageError` where another one is unfinished there, unless `restart`. Call it under the folder's lock.
     """
     folder, new = out / FOLDER, out / _NEW
     for left in (new, out / _OLD, *([folder] if restart else [])):
         shutil.rmtree(left, ignore_errors=True)
     make_folder(new)
     n = write_list(new / _LIST, arguments, leave_out=leave_out)
-    mine = {**facts, "batch_size": batch_size, "classes": list(class_names), "images": n,
-            "list_sha256": sha256_file(new / _LIST)}  # fmt: skip
+    relative = any(not Path(argument).is_absolute() for argument in arguments)  # from elsewhere: other files
+    mine = {**facts, "working_directory": str(Path.cwd()) if relative else "", "batch_size": batch_size,
+            "classes": list(class_names), "images": n, "list_sha256": sha256_file(new / _LIST)}  # fmt: skip
     if is_unfinished(out):
         _check_same(folder, new, mine)
         shutil.rmtree(new)
@@ -213,8 +232,8 @@ def _check_same(folder: Path, new: Path, mine: Mapping[str, Any]) -> None:
         there = read_json(folder / _JOB, format=FORMAT)
     except DermkitError:
         there = {}
-    others = [name for name in mine if there.get(name) != mine[name] and name != "list_sha256"]
-    differ = [f"{name.replace('_', ' ')}: {there.get(name, '?')} there, {mine[name]} now" for name in others]
+    others = [name for name in mine if there.get(name) != mine[name] and name not in ("list_sha256", "recipe")]
+    differ = [f"{name.replace('_', ' ')}: {_fact(there, name)} there, {_fact(mine, name)} now" for name in others]
     if there.get("list_sha256") != mine["list_sha256"]:
         differ.append(_first_difference(folder / _LIST, new / _LIST))
     if differ:
@@ -222,8 +241,16 @@ def _check_same(folder: Path, new: Path, mine: Mapping[str, Any]) -> None:
         raise UsageError(
             f"{folder.parent}: an unfinished prediction is there, and it is another one ({'; '.join(differ)})",
             kept="all that it has scored",
-            remedy="finish it with its own command, name a new folder with --out, or drop it with --restart",
+            remedy="finish it with its own command in its own working directory, name a new folder with --out, "
+            "or drop it with --restart",
         )
+
+
+def _fact(facts: Mapping[str, Any], name: str) -> str:
+    value = facts.get(name) or "?"
+    return (
+        f"{facts.get('recipe', '?')} ({value[:12]})" if name == "model" and isinstance(value, str) else str(value)
+    )
 
 
 def _first_difference(there: Path, here: Path) -> str:

@@ -5,10 +5,11 @@ prediction that was stopped goes on when the same command is given again.
 """
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 
 from dermkit import pictures
 from dermkit.ahead import ahead
-from dermkit.errors import DataError, Interrupted, Refusal
+from dermkit.errors import DataError, Interrupted, OutputError, Refusal
 from dermkit.files import check_output, check_writable, lock, sha256_file, sweep_temp, write_parts, write_rows
 from dermkit.listing import Found, check_arguments
-from dermkit.parts import Job, Row, is_unfinished, open_job
+from dermkit.parts import FOLDER, Job, Row, is_unfinished, open_job, progress
 from dermkit.predictions import write_predictions
 from dermkit.watch import Watch
 
@@ -90,12 +91,51 @@ def predict(
     Goes on where the same prediction was stopped before, unless `restart`. batch_size: images per forward pass, None
     = as the device likes it. workers: threads, 0 = all cores. cache: a folder that keeps the resized pixels. Raises
     `UntrustedError` for the model, `UsageError` where another prediction is unfinished in `out`, `DataError` where no
-    image could be read, `Interrupted` on Ctrl-C.
+    image could be read, `Interrupted` on Ctrl-C, wherever it comes.
     """
+    with _telling_what_is_kept(out):
+        return _predict(model, images, out, batch_size, workers, cache, device, restart, watch or Watch())
+
+
+@contextmanager
+def _telling_what_is_kept(out: Path) -> Iterator[None]:
+    """Name what is on disk where a prediction is interrupted or its device is full."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = progress(out)
+        raise Interrupted(
+            f"interrupted: {done[0]} of {done[1]} images are scored or refused" if done else "interrupted",
+            kept=f"they are in {out / FOLDER}" if done else f"what was whole in {out}",
+            remedy="give the same command again to go on" if done else "give the same command again",
+        ) from None
+    except OutputError as error:
+        done, cause = progress(out), error.__cause__
+        if done is None or not isinstance(cause, OSError) or isinstance(cause, BlockingIOError):
+            raise
+        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise OutputError(
+            error.message,
+            kept=f"{done[0]} of {done[1]} images, scored or refused, in {out / FOLDER}",
+            remedy=f"{'free space' if full else error.remedy}, then the same command again",
+        ) from cause
+
+
+def _predict(
+    model: Path,
+    images: Sequence[str],
+    out: Path,
+    batch_size: int | None,
+    workers: int,
+    cache: Path | None,
+    device: str,
+    restart: bool,
+    watch: Watch,
+) -> PredictOutcome:
     from dermkit.predictor import load_model
     from dermkit.scoring import KeptPixels
 
-    watch, workers = watch or Watch(), workers or len(os.sched_getaffinity(0))
+    workers = workers or len(os.sched_getaffinity(0))
     leave_out = [out, *([cache] if cache else [])]
     check_arguments(images, leave_out=leave_out)
     if not is_unfinished(out):
@@ -123,6 +163,7 @@ def _identity(predictor: "Predictor") -> dict[str, Any]:
 
     return {
         "model": sha256_file(predictor.folder / SUMS),
+        "recipe": predictor.card["recipe"].get("name") or "unnamed",
         "device": predictor.forward.device.type,
         "net": predictor.forward.way,
         "versions": versions(),
@@ -138,22 +179,21 @@ def _score(
     gaps = _todo(job, watch)
     seen = read_seen(predictor.folder)
     thumbnails: dict[str, NDArray[np.uint8]] = {}
-    done = job.n - sum(end - start for start, end in gaps)
-    try:
-        for start, end in gaps:
-            scored = _scored(job, predictor, workers, kept, (start, end), thumbnails)
-            with closing(scored), closing(job.write(start, end, scored, seen)) as positions:
-                for _ in positions:
-                    done += 1
-                    if done % job.batch_size == 0 or done == job.n:
-                        watch.step("scoring", done, job.n)
-    except KeyboardInterrupt:
-        left = sum(end - start for start, end in job.gaps())
-        raise Interrupted(
-            f"interrupted: {job.n - left} of {job.n} images are scored or refused",
-            kept=f"they are in {job.folder}",
-            remedy="give the same command again to go on",
-        ) from None
+    done = written = job.n - sum(end - start for start, end in gaps)
+
+    def on_part(rows: int) -> None:
+        nonlocal written
+        written += rows
+        if watch.step is Watch.step:  # no bar is shown: a log would stay silent for hours
+            watch.say(f"{written} of {job.n} images scored or refused")
+
+    for start, end in gaps:
+        scored = _scored(job, predictor, workers, kept, (start, end), thumbnails)
+        with closing(scored), closing(job.write(start, end, scored, seen, on_part)) as positions:
+            for _ in positions:
+                done += 1
+                if done % job.batch_size == 0 or done == job.n:
+                    watch.step("scoring", done, job.n)
     return thumbnails
 
 
@@ -196,7 +236,11 @@ def _scored(
 def _finish(
     job: Job, predictor: "Predictor", out: Path, thumbnails: Mapping[str, NDArray[np.uint8]], workers: int
 ) -> PredictOutcome:
-    """Put the parts together, row by row."""
+    """Put the parts together, row by row: sheets first, as they take longest, and predict.json last.
+
+    While the parts are there, whatever of this was written is written again by the next start.
+    """
+    sheets = _write_sheets(out, _tiles(job, predictor, thumbnails, workers), workers)
     counts = {"scored": 0, "refused": 0, "notes": 0, "seen": 0}
 
     def counted() -> Iterator[tuple[object, ...]]:
@@ -208,11 +252,11 @@ def _finish(
                 yield (row.image_id, row.path, "", "", "", "", row.predicted, *row.probabilities)
 
     write_predictions(out / "predictions.csv", job.class_names, counted())
-    if counts["scored"] + counts["refused"] != job.n:
-        raise DataError(f"{job.folder}: {sum(counts.values())} of {job.n} images", remedy="give the command again")
+    there = counts["scored"] + counts["refused"]  # notes and seen are counted of the same images
+    if there != job.n:
+        raise DataError(f"{job.folder}: {there} of {job.n} images", remedy="give the command again")
     refused = ((row.name, *row.refusal) for row in job.rows() if not row.predicted)
     write_rows(out / "refused.csv", ("path", "reason", "detail"), refused if counts["refused"] else ())
-    sheets = _write_sheets(out, _tiles(job, predictor, thumbnails, workers), workers)
     outcome = PredictOutcome(out, counts["scored"], counts["refused"], counts["notes"], counts["seen"])
     _write_facts(outcome, job, predictor, sheets)
     return outcome
