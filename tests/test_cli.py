@@ -586,3 +586,29 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(
     assert not list((tmp_path / "runs").glob("*"))
     done = invoke("train", tmp_path / "tiny.json", binary, "--out", tmp_path / "runs", "--seed", str(2**32))
     check(done, 2, "--seed 4294967296", "To do:")
+
+
+def test_more_devices_than_cores_are_refused_before_one_is_started(
+    invoke: Invoke, binary: Path, tiny: Recipe, tmp_path: Path
+) -> None:
+    save(tiny, tmp_path / "tiny.json")
+    done = invoke("train", tmp_path / "tiny.json", binary, "--out", tmp_path / "runs", "--devices", "3000")
+    check(done, 2, "--devices 3000", "cores", "To do:")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_stop_by_a_scheduler_is_told_like_one_by_a_person() -> None:
+    script = (
+        "import time\nfrom dermkit import cli\n"
+        "def app(**_):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "cli.app = app\ncli.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert messages.startswith("interrupted")

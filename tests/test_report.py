@@ -458,6 +458,13 @@ def test_no_leak_is_only_what_the_manifest_can_show(tmp_path: Path, contradictio
     assert "Leaks of this split: 2 of 10 test images" in Page(leaking).text
 
 
+def test_training_that_was_not_stable_is_told_first(tmp_path: Path) -> None:
+    _written(tmp_path, _tiny_metrics(), warnings=["Weights are random.", f"{cautions.UNSTABLE}: twice."])
+    first, *others = cautions.warnings(findings.read_run(tmp_path))
+    assert (first.level, first.text) == ("serious", f"{cautions.UNSTABLE}: twice.")
+    assert "Weights are random." in [warn.text for warn in others if warn.level == "note"]
+
+
 def test_a_known_defect_of_the_test_images_is_serious(tmp_path: Path) -> None:
     defects = ["18 of the 118 test images have a copy in Train.", "The latest images are dark."]
     _written(tmp_path, _tiny_metrics(), dataset={"notes": {"defects": defects}})

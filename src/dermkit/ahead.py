@@ -1,5 +1,6 @@
 """Work done ahead of whoever waits for it, in order: the results do not depend on how many threads do it."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,13 @@ Result = TypeVar("Result")
 
 DEPTH = 2
 """Results per thread that may lie ready: enough that nobody waits, few enough that memory does not notice."""
+
+
+def cores() -> int:
+    """Return how many processors this process may use; where that cannot be asked (macOS), how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def ahead(make: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Iterator[Result]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dermkit import __version__
+from dermkit.ahead import cores
 from dermkit.cli_data import audit, import_, split
 from dermkit.errors import DermkitError, OutputError, UsageError
 from dermkit.places import follow_supervisor, started_as_rank
@@ -120,11 +121,11 @@ def _start_ranks(devices: int, nodes: int, restarts: int) -> None:
     """Where several processes are asked for and this is none of them, start and watch them, and end as they end."""
     if devices * nodes == 1:
         return
-    cores = max(2, len(os.sched_getaffinity(0)))
-    if devices > cores:  # each rank is a process with a net of its own: thousands would take the machine down
+    most = max(2, cores())
+    if devices > most:  # each rank is a process with a net of its own: thousands would take the machine down
         raise UsageError(
-            f"--devices {devices}: this machine has {cores} cores, and every device needs one",
-            remedy=f"--devices {cores} or less; several machines with --nodes (docs/machines.md)",
+            f"--devices {devices}: this machine has {most} cores, and every device needs one",
+            remedy=f"--devices {most} or less; several machines with --nodes (docs/machines.md)",
         )
     from dermkit.launch import supervise
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from dermkit.ahead import cores
 from dermkit.errors import DermkitError, UsageError
 from dermkit.machines import LOST, Link, Team
 from dermkit.places import SUPERVISOR, Place, missing, number
@@ -145,8 +146,8 @@ def _kill(group: int, how: signal.Signals) -> None:
 
 def _environment(place: Place) -> dict[str, str]:
     """Return a rank's environment: its place, a fair part of the cores, and whom to follow into death."""
-    cores = max(1, len(os.sched_getaffinity(0)) // place.local_size)
-    defaults = {"OMP_NUM_THREADS": str(cores)}
+    own_cores = max(1, cores() // place.local_size)
+    defaults = {"OMP_NUM_THREADS": str(own_cores)}
     if place.address == "127.0.0.1":
         defaults["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo looks up the host's own name, which may lead nowhere
     own = {

@@ -99,8 +99,8 @@ def number(environ: Mapping[str, str], name: str, default: int | None = None) ->
 def missing(name: str) -> UsageError:
     """Return what to raise where a variable is needed and is not there."""
     return UsageError(
-        f"{name}: this environment variable is missing, but others say that there are several processes",
-        remedy=f"set {name}, or unset RANK and NODE_RANK; docs/machines.md has examples",
+        f"{name}: this environment variable is missing, and several machines or processes need it",
+        remedy=f"set {name}, or leave --nodes, RANK and NODE_RANK away; docs/machines.md has examples",
     )
 
 

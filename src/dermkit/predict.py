@@ -7,7 +7,6 @@ prediction that was stopped goes on when the same command is given again.
 import csv
 import errno
 import json
-import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermkit import pictures
-from dermkit.ahead import ahead
+from dermkit.ahead import ahead, cores
 from dermkit.errors import DataError, Interrupted, OutputError, Refusal
 from dermkit.files import check_output, check_writable, lock, sha256_file, sweep_temp, write_parts, write_rows
 from dermkit.listing import Found, check_arguments
@@ -135,7 +134,7 @@ def _predict(
     from dermkit.predictor import load_model
     from dermkit.scoring import KeptPixels
 
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or cores()
     leave_out = [out, *([cache] if cache else [])]
     check_arguments(images, leave_out=leave_out)
     if not is_unfinished(out):

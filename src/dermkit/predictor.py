@@ -7,7 +7,6 @@ use and never unpickled. Everything runs in float32.
 import csv
 import dataclasses
 import json
-import os
 import platform
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from dermkit import __version__
+from dermkit.ahead import cores
 from dermkit.data.images import Preprocessing
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import UntrustedError, UsageError
@@ -144,7 +144,7 @@ class Predictor:
         """
         size = batch_size or self.batch_size
         task = partial(self._score_batch, thumbnails=thumbnails, kept=kept)
-        threads = workers or len(os.sched_getaffinity(0))
+        threads = workers or cores()
         self.forward  # noqa: B018  made here, once, not by whichever thread is first
         try:
             for scored, new in side_by_side(task, _batches(images, size), workers=threads):

@@ -5,7 +5,6 @@ on 1,000 images of HAM10000, one per lesion, with copies planted by `data.planti
 on others stand in benchmarks/audit.md.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from dermkit.ahead import cores
 from dermkit.audit.register import Agreement, Match, disc_guess, frame_guess, prepare, register
 from dermkit.audit.scan import Scan
 from dermkit.audit.search import find_neighbours, nearest_of
@@ -211,7 +211,7 @@ def _proved(
         )
     parts = [candidates.iloc[at : at + CHUNK] for at in range(0, len(candidates), CHUNK)]
     found = []
-    with threadpool_limits(1), ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(workers or cores()) as pool:
         for number, part in enumerate(pool.map(lambda part: _compared(stock, frame, part), parts), 1):
             found.append(part)
             watch.step("candidates compared", min(number * CHUNK, len(candidates)), len(candidates))

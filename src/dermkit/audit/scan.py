@@ -5,7 +5,6 @@ begun again at the first block without one. Images are known by their file's has
 serves for a manifest that lost rows or changed its labels.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from dermkit.ahead import cores
 from dermkit.audit import describe, measures
 from dermkit.data.images import open_image
 from dermkit.data.manifest import Dataset
@@ -178,7 +178,7 @@ def _fill(root: Path, folder: Path, files: pd.DataFrame, workers: int, watch: Wa
     one = _scanner(root, files["path"].tolist(), files["file_sha256"].tolist(), maps)
     done = total - sum(min(BLOCK, total - at) for at in starts)
     # The threads are ours: those of the matrix library would fight with them for the same cores.
-    with threadpool_limits(1), ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(workers or cores()) as pool:
         try:
             for start in starts:
                 end = min(start + BLOCK, total)

@@ -1,7 +1,6 @@
 """Resized pixels, decoded once: found again by an image's own pixels and its geometry, in any run, fold or data set."""
 
 import hashlib
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermkit.ahead import cores
 from dermkit.data.images import Preprocessing, open_image, resize_pixels
 from dermkit.data.manifest import Dataset
 from dermkit.data.store import KEY_BYTES, Rows, Store, evict
@@ -168,7 +168,7 @@ class _Build:
         self.dataset = dataset
         self.preprocessing = preprocessing
         self.store = store
-        self.workers = workers or min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        self.workers = workers or min(_MOST_THREADS, cores())
         self.on_progress = on_progress
         self.stopped = threading.Event()
         self.finished = 0

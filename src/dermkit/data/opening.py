@@ -1,6 +1,5 @@
 """Opens every image of an import once, in threads, and keeps what the manifest needs in few bytes per image."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from dermkit.ahead import cores
 from dermkit.data.images import open_image
 from dermkit.data.rows import Note, Refused, Rows
 from dermkit.errors import ImageRefused
@@ -77,7 +77,7 @@ def _in_order(root: Path, paths: Sequence[str]) -> Iterator[Opened | Refused]:
     2.4 s; the larger the images, the more the threads gain.
     """
     tasks = [paths[start : start + _TASK] for start in range(0, len(paths), _TASK)]
-    pool = ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))))
+    pool = ThreadPoolExecutor(min(MOST_THREADS, cores()))
     try:
         for results in pool.map(lambda task: [_open_one(root / path, path) for path in task], tasks):
             yield from results
