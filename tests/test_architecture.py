@@ -31,7 +31,7 @@ LAYERS = {
     "data.lesions": 1, "data.planting": 1, "data.drawing": 1,
     "data.tables": 1, "data.matching": 1, "data.tabular": 1, "data.reading": 1, "data.isic": 1, "data.archives": 1,
     "data.medmnist": 1, "data.opening": 1,
-    "data.draws": 1, "data.geometry": 1, "data.texture": 1, "data.tone": 1, "data.mixing": 1,
+    "data.draws": 1, "data.onto": 1, "data.geometry": 1, "data.texture": 1, "data.tone": 1, "data.mixing": 1,
     "data.segments": 1, "data.store": 1, "compute": 1, "guides": 1, "listing": 1, "ranks": 1, "syncnorm": 1,
     "run": 2, "samples": 2, "features": 2, "optim": 2, "step": 2, "inference": 2, "predictor": 2, "scoring": 2,
     "parts": 2, "data.overview": 2, "data.importing": 2, "data.joining": 2,
@@ -59,7 +59,9 @@ NEIGHBOURS: dict[str, frozenset[str] | set[str]] = {
     "data.medmnist": {"data.archives", "data.reading"},
     "data.split": {"data.dividing", "data.overlap", "data.splitfile"},
     "data.lesions": {"data.drawing"},
-    **dict.fromkeys(("data.geometry", "data.texture", "data.tone", "data.mixing"), frozenset({"data.draws"})),
+    **dict.fromkeys(
+        ("data.geometry", "data.texture", "data.tone", "data.mixing"), frozenset({"data.draws", "data.onto"})
+    ),
     "data.augment": {"data.draws", "data.geometry", "data.texture", "data.tone"},
     "data.store": {"data.segments"},
     "data.cache": {"data.store"},
@@ -83,8 +85,8 @@ NEIGHBOURS: dict[str, frozenset[str] | set[str]] = {
 HEAVY = {"torch", "torchvision", "timm", "safetensors", "lightning_fabric", "lightning"}
 TORCH_ROOMS = {
     "cnn", "weights", "model", "checkpoint", "compute", "ranks", "syncnorm", "samples", "features", "optim", "step",
-    "data.augment", "data.geometry", "data.texture", "data.tone", "data.mixing", "inference", "predictor", "run",
-    "train",
+    "data.augment", "data.onto", "data.geometry", "data.texture", "data.tone", "data.mixing", "inference", "predictor",
+    "run", "train",
 }  # fmt: skip
 LAZY_ROOMS = {"facts", "runner", "workflow", "cli", "cli_data"}
 PACKAGES = {"metrics", "audit", "lint"}

@@ -104,17 +104,12 @@ def save_checkpoint(path: Path, net: torch.nn.Module, progress: Progress, *, who
     write_bytes(path, save_safetensors(tensors, metadata=header))
 
 
-def goes_on(inside: Path, last: Progress | None) -> bool:
+def goes_on(inside: Path, last: Progress) -> bool:
     """Tell whether a checkpoint from inside an epoch continues the last whole one, and is not of an older attempt."""
-    if last is None or not inside.exists():
+    if not inside.exists():
         return False
-    now = read_progress(inside)
+    now, _, _ = _read(inside, tensors=False)
     return now.step > 0 and (now.phase, len(now.rows), now.setbacks) == (last.phase, len(last.rows), last.setbacks)
-
-
-def read_progress(path: Path) -> Progress:
-    """Return a checkpoint's progress without its tensors. Raises `UntrustedError` for a broken file."""
-    return _read(path, tensors=False)[0]
 
 
 def load_checkpoint(path: Path, net: torch.nn.Module) -> Progress | None:

@@ -16,7 +16,7 @@ from dermkit import __version__
 from dermkit.ahead import cores
 from dermkit.cli_data import audit, import_, split
 from dermkit.errors import DermkitError, OutputError, UsageError
-from dermkit.places import follow_supervisor, started_as_rank
+from dermkit.places import find_place, follow_supervisor, started_as_rank
 from dermkit.terminal import Out, end_refused, watching
 
 if TYPE_CHECKING:
@@ -140,8 +140,6 @@ def _start_ranks(devices: int, nodes: int, restarts: int) -> None:
 
 def _tell(path: Path) -> None:
     """Print what was written, once: of several ranks, the first one does."""
-    from dermkit.places import find_place
-
     place = find_place(os.environ)
     if place is None or place.rank == 0:
         typer.echo(str(path))

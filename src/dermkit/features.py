@@ -4,7 +4,6 @@ A feature belongs to the net, the numbers it was computed in, the image's pixels
 nothing else is in its key, so what another run has computed is not computed again.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,17 +16,14 @@ from numpy.typing import NDArray
 
 from dermkit.compute import autocast
 from dermkit.data.augment import AUGMENTATION
-from dermkit.data.store import Store
+from dermkit.data.store import Store, hashed
 from dermkit.errors import DataError, Interrupted
 from dermkit.files import canonical_json, fingerprint
-from dermkit.inference import fast_backbone, plain_float32, side_by_side
+from dermkit.inference import PASS, fast_backbone, passes, plain_float32, side_by_side, streams
 from dermkit.model import Net, backbone_fingerprint
 from dermkit.ranks import Ranks
 from dermkit.recipe import ComputeSpec, ModelSpec
 from dermkit.samples import PixelSource, Samples
-
-CHUNK = {"cpu": 16, "cuda": 256}
-"""Images per forward pass: what one core's cache holds, or what fills a GPU."""
 
 _KEPT = 1024
 """Images whose features are written at once: what an interruption loses at most."""
@@ -128,7 +124,7 @@ def feature_source(pixels: PixelSource, making: Making, *, seed: int, views: int
         batch = partial(pixels.originals if plain else pixels.batch, epoch=view, seed=seed)
         make = partial(_features, fast, making.compute, batch)
         positions.append(_made(store, keys, make, making, ((view - 1) * len(samples), total)))
-    own = _hashed(making.row_keys[pixels.validation], "float32")
+    own = hashed("float32", map(bytes, making.row_keys[pixels.validation]))
     make = partial(_features, fast, FLOAT32, pixels.plain)
     checked = _made(store, own, make, making, (count * len(samples), total))
     return FeatureSource(pixels, store, np.stack(positions), store.take(checked), plain=plain)
@@ -147,7 +143,7 @@ def _sample_keys(samples: Samples, making: Making, *, seed: int, view: int, plai
     own = making.row_keys[samples.rows]
     precision = making.compute.precision
     changed = samples.copies > 0 if plain else np.ones(len(samples), dtype=bool)
-    keys = _hashed(own, precision)
+    keys = hashed(precision, map(bytes, own)).copy()
     if not changed.any():
         return keys
     grow = asdict(samples.grow) if samples.grow else None
@@ -157,19 +153,9 @@ def _sample_keys(samples: Samples, making: Making, *, seed: int, view: int, plai
     if mixes is not None:
         how += canonical_json([asdict(samples.mix) if samples.mix else None, len(samples)])
         parts += [own[mixes.partner], samples.keys[mixes.partner].astype("<u8")[:, None].view(np.uint8)]
-    random = _hashed(np.concatenate(parts, axis=1), how)
+    random = hashed(how, map(bytes, np.concatenate(parts, axis=1)))
     keys[changed] = random[changed]
     return keys
-
-
-def _hashed(rows: NDArray[np.uint8], how: str) -> Keys:
-    start = hashlib.sha256(how.encode())
-    digests = bytearray()
-    for row in rows:
-        own = start.copy()
-        own.update(row.tobytes())
-        digests += own.digest()
-    return np.frombuffer(bytes(digests), dtype=np.uint8).reshape(len(rows), 32).copy()
 
 
 def _made(
@@ -183,12 +169,9 @@ def _made(
     # Rank 0's look decides: another run may be adding at this moment, and the shares must be of one list.
     absent = torch.from_numpy(np.flatnonzero(store.find(keys) < 0))
     missing = making.ranks.share(making.ranks.gather(absent if making.ranks.first else absent[:0]).numpy())
-    size = CHUNK.get(making.device.type, CHUNK["cpu"])
-    parts = [missing[start : start + size] for start in range(0, len(missing), size)]
     pending: list[NDArray[np.float32]] = []
     kept = done = 0
-    threads = torch.get_num_threads() if making.device.type == "cpu" else 1
-    for values in side_by_side(make, parts, workers=threads):
+    for values in side_by_side(make, passes(missing, making.device), workers=streams(making.device)):
         pending.append(values)
         done += len(values)
         making.on_step("features", span[0] + done, span[1])
@@ -217,10 +200,13 @@ def _made(
 def _features(
     backbone: torch.nn.Module, compute: ComputeSpec, batch: Callable[[Rows], torch.Tensor], rows: Rows
 ) -> NDArray[np.float32]:
-    """Return (len(rows), width). The last rows are repeated up to a whole pass: a net of another shape of input may
-    round otherwise, and what is kept must not depend on what else was missing."""
+    """Return (len(rows), width).
+
+    The last image is repeated up to a whole pass: an input of another shape may round otherwise, and what is kept must
+    not depend on what else was missing.
+    """
     inputs = batch(rows)
-    spare = max(CHUNK.get(inputs.device.type, CHUNK["cpu"]) - len(rows), 0)
+    spare = PASS[inputs.device.type] - len(rows)
     inputs = torch.cat([inputs, inputs[-1:].expand(spare, -1, -1, -1)]) if spare else inputs
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), autocast(compute, inputs.device), plain_float32(inputs.device):

@@ -25,6 +25,9 @@ random weights, 2e-5 deviations away from each other."""
 _BATCH = {"cpu": 16, "cuda": 64}
 """Images per forward pass: a core works on what its own cache holds, a GPU on what fills it."""
 
+PASS = {"cpu": 16, "cuda": 256}
+"""The same for validation and for features, where nobody else uses the device."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -41,6 +44,17 @@ def pick_device(name: str) -> torch.device:
 def default_batch(device: torch.device) -> int:
     """Return how many images go through a net at once on a device."""
     return _BATCH[device.type]
+
+
+def passes(rows: NDArray[np.int64], device: torch.device) -> list[NDArray[np.int64]]:
+    """Cut rows into what goes through a net at once."""
+    size = PASS[device.type]
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def streams(device: torch.device) -> int:
+    """Return how many passes run side by side on a device."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def side_by_side(make: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Iterator[Result]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.data.cache import DECODER
+from dermkit.data.cache import geometry, store_name
 from dermkit.data.images import MAX_FILE_BYTES, Preprocessing, open_image, resize_pixels
 from dermkit.data.store import Store
 from dermkit.errors import ImageRefused
@@ -90,10 +90,8 @@ class KeptPixels:
 
     def __init__(self, folder: Path, preprocessing: Preprocessing) -> None:
         side = preprocessing.size
-        geometry = [side, preprocessing.resize, preprocessing.interpolation, DECODER]
-        self.geometry = hashlib.sha256(canonical_json(geometry).encode()).digest()
-        name = f"pixels-{side}-{preprocessing.resize}-{preprocessing.interpolation}-{DECODER}"
-        self._store = Store(folder, name, shape=(side, side, 3), dtype="uint8")
+        self.geometry = hashlib.sha256(canonical_json(geometry(preprocessing)).encode()).digest()
+        self._store = Store(folder, store_name(preprocessing), shape=(side, side, 3), dtype="uint8")
         self._lock = threading.Lock()
         self._new: dict[bytes, Look] = {}
 

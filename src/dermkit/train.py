@@ -31,7 +31,7 @@ from dermkit.errors import DermkitError, Diverged, Interrupted, UsageError
 from dermkit.features import Making, feature_source
 from dermkit.files import check_writable, write_json
 from dermkit.guides import validation_guides
-from dermkit.inference import plain_float32, side_by_side
+from dermkit.inference import passes, plain_float32, side_by_side, streams
 from dermkit.model import Net, freeze, set_train_mode
 from dermkit.optim import class_weights, make_optimizer, set_rates
 from dermkit.ranks import ranks_of
@@ -70,14 +70,15 @@ def train(job: Job, net: Net, folder: Path, *, fabric: Fabric, hooks: Hooks | No
     if run.progress.rows:  # a kill may have come between the checkpoint and the log
         write_log(run)
     with plain_float32(fabric.device):
+        pixels = _pixels(run)
         for number, phase in enumerate(job.recipe.phases):
             if number >= run.progress.phase:
-                _train_phase(run, number, phase)
+                _train_phase(run, number, phase, pixels)
         _keep(run)
     return run.progress
 
 
-def _train_phase(run: Run, number: int, phase: Phase) -> None:
+def _train_phase(run: Run, number: int, phase: Phase, pixels: PixelSource) -> None:
     """Run the epochs of one phase that are still to do."""
     job = run.job
     if number > run.progress.phase:
@@ -86,7 +87,7 @@ def _train_phase(run: Run, number: int, phase: Phase) -> None:
         # The border is saved first: a kill after this phase's first best must not start it from that best.
         run.save()
     freeze(run.net, phase)
-    source = _source(run, phase)
+    source = _source(run, phase, pixels)
     if not run.last.exists():
         run.save()
     run.ranks.barrier()
@@ -137,9 +138,9 @@ def _train_epoch(run: Run, stepper: Stepper, optimizer: torch.optim.Optimizer, e
         return stepper.prepare(rows, epoch=epoch)
 
     coming = ahead(prepare, todo[progress.step :], workers=job.workers)
-    for passes in _closing(coming):
+    for prepared in _closing(coming):
         rows = todo[progress.step]
-        stepper.take(progress.step, rows, passes, epoch=epoch)
+        stepper.take(progress.step, rows, prepared, epoch=epoch)
         progress.step += 1
         run.hooks.step("train", progress.step, len(todo))
         stop, save = run.hooks.stop(), time.monotonic() - run.saved > SAVE_SECONDS
@@ -260,30 +261,32 @@ def _validate(run: Run, stepper: Stepper, epoch: int) -> dict[str, float]:
     """Score the validation images in evaluation mode and float32, every rank its share."""
     source = stepper.source
     run.net.eval()
-    on_cpu = run.fabric.device.type == "cpu"
-    size, threads = (16, torch.get_num_threads()) if on_cpu else (256, 1)
+    device = run.fabric.device
     rows = run.ranks.share(np.arange(len(run.job.validation)))
 
     def logits(part: NDArray[np.int64]) -> torch.Tensor:
         with torch.inference_mode():
             return source.validation_logits(run.net, part).cpu().double()
 
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
     empty = torch.empty(0, run.job.n_classes, dtype=torch.float64)
-    joined = torch.cat([empty, *side_by_side(logits, parts, workers=threads)])
+    joined = torch.cat([empty, *side_by_side(logits, passes(rows, device), workers=streams(device))])
     scored = run.ranks.gather(joined).numpy()
     _check(run, stepper, epoch, bool(np.isfinite(scored).all()), "a validation score")
     return validation_guides(scored, run.job.labels[run.job.validation])
 
 
-def _source(run: Run, phase: Phase) -> Source:
-    job, device = run.job, run.fabric.device
-    recipe = job.recipe
+def _pixels(run: Run) -> PixelSource:
+    """Return the source of all phases: on a GPU that can hold them, the pixels are brought there once."""
+    job, recipe, device = run.job, run.job.recipe, run.fabric.device
     samples = Samples.of(
         job.image_ids, job.labels, job.train, recipe.augment, recipe.grow, seed=job.seed, mix=recipe.mix
     )
     held = resident(job.pixels, device)
-    pixels = PixelSource(samples, held, job.validation, job.preprocessing, device)
+    return PixelSource(samples, held, job.validation, job.preprocessing, device)
+
+
+def _source(run: Run, phase: Phase, pixels: PixelSource) -> Source:
+    job, recipe, device = run.job, run.job.recipe, run.fabric.device
     _show_batch(run, pixels, plain=phase.train_backbone == "none" and phase.views == 0)
     if phase.train_backbone != "none":
         return pixels

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from dermkit.audit.finding import Use
     from dermkit.audit.run import AuditOutcome
 
-DEVICES = ("auto", "cpu", "cuda")
-
 __all__ = [
     "Comparison", "Dataset", "ImportOutcome", "PredictOutcome", "Split", "Watch", "Where", "audit", "audit_against",
     "audit_codes", "compare_runs", "evaluate", "evaluate_on", "import_dataset", "load_dataset", "predict", "report",
@@ -171,12 +169,9 @@ def start(where: Where) -> "Fabric":
 
 def check_device(device: str) -> None:
     """Refuse a device that this machine lacks before any work is done; raises `UsageError`."""
-    import torch
+    from dermkit.inference import pick_device
 
-    if device not in DEVICES:
-        raise UsageError(f"--device {device}: unknown", remedy=f"one of {', '.join(DEVICES)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no CUDA device here", remedy="--device cpu, or auto")
+    pick_device(device)
 
 
 def _plans(recipe: Recipe, dataset: Dataset, chosen_split: Split, where: Where) -> list[Plan]:

@@ -1,6 +1,5 @@
 """Resized pixels, decoded once: found again by an image's own pixels and its geometry, in any run, fold or data set."""
 
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +14,9 @@ from numpy.typing import NDArray
 from dermkit.ahead import cores
 from dermkit.data.images import Preprocessing, open_image, resize_pixels
 from dermkit.data.manifest import Dataset
-from dermkit.data.store import KEY_BYTES, Rows, Store, evict
+from dermkit.data.store import KEY_BYTES, Rows, Store, evict, hashed
 from dermkit.errors import DataError, ImageRefused
-from dermkit.files import (
-    canonical_json,
-    sha256_bytes,
-)
+from dermkit.files import canonical_json, sha256_bytes
 
 DECODER = 1
 """Raise it whenever `open_image` or `resize_pixels` gives other pixels than before: old caches are then not found."""
@@ -70,7 +66,7 @@ def pixel_cache(
     rows = _rows(dataset, image_ids)
     keys = row_keys(rows, preprocessing)
     side = preprocessing.size
-    store = Store(folder, _store_name(preprocessing), shape=(side, side, 3), dtype="uint8")
+    store = Store(folder, store_name(preprocessing), shape=(side, side, 3), dtype="uint8")
     positions = store.find(keys)
     if (positions < 0).any():
         absent = _first_of_each(keys, np.flatnonzero(positions < 0))
@@ -93,25 +89,21 @@ def row_keys(rows: pd.DataFrame, preprocessing: Preprocessing) -> NDArray[np.uin
 
     rows: of a manifest, with `pixel_sha256`.
     """
-    start = hashlib.sha256(canonical_json(_geometry(preprocessing)).encode())
-    out = bytearray()
-    for text in rows["pixel_sha256"]:
-        digest = start.copy()
-        digest.update(text.encode())
-        out += digest.digest()
-    return np.frombuffer(out, np.uint8).reshape(-1, KEY_BYTES)
+    return hashed(canonical_json(geometry(preprocessing)), (text.encode() for text in rows["pixel_sha256"]))
 
 
-def _geometry(preprocessing: Preprocessing) -> list[object]:
+def geometry(preprocessing: Preprocessing) -> list[object]:
+    """Return what decides the pixels that an image is resized to, beside the image."""
     return [preprocessing.size, preprocessing.resize, preprocessing.interpolation, DECODER]
 
 
-def _store_name(preprocessing: Preprocessing) -> str:
-    return "-".join(["pixels", *map(str, _geometry(preprocessing))])
+def store_name(preprocessing: Preprocessing) -> str:
+    """Return the name of the store that pixels of this geometry lie in."""
+    return "-".join(["pixels", *map(str, geometry(preprocessing))])
 
 
 def _pixel_key(rows: pd.DataFrame, preprocessing: Preprocessing) -> str:
-    facts = [_geometry(preprocessing), rows["pixel_sha256"].tolist()]
+    facts = [geometry(preprocessing), rows["pixel_sha256"].tolist()]
     return "pixels-" + sha256_bytes(canonical_json(facts).encode())[:32]
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from dermkit.augmentation import AugmentSpec, DistortSpec
 from dermkit.data.draws import Column, Draws
+from dermkit.data.onto import column, onto
 
 _PADDING = {"reflect": "reflection", "black": "zeros", "edge": "border"}
 
@@ -37,17 +38,8 @@ def move(batch: Tensor, spec: AugmentSpec, draws: Draws) -> Tensor:
         return exact
     index = np.flatnonzero(sampled)
     out = exact.clone() if exact is batch else exact
-    out[_on(index, batch)] = _sampled(batch[_on(index, batch)], spec, draws.take(index))
+    out[onto(index, batch)] = _sampled(batch[onto(index, batch)], spec, draws.take(index))
     return out
-
-
-def _on(values: NDArray[np.generic], batch: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(batch.device)
-
-
-def _column(values: NDArray[np.generic], batch: Tensor) -> Tensor:
-    """Return one value per image, shaped to go with a batch and on its device."""
-    return _on(values, batch).view(-1, 1, 1, 1)
 
 
 def _turned(
@@ -59,7 +51,7 @@ def _turned(
         return batch
     out = torch.empty_like(batch)
     for position in np.unique(which).tolist():
-        index = _on(np.flatnonzero(which == position), batch)
+        index = onto(np.flatnonzero(which == position), batch)
         part = batch[index].transpose(-1, -2) if position & 4 else batch[index]
         out[index] = part.flip([axis for axis, bit in ((-1, 1), (-2, 2)) if position & bit])
     return out
@@ -67,7 +59,7 @@ def _turned(
 
 def _sampled(batch: Tensor, spec: AugmentSpec, draws: Draws) -> Tensor:
     height, width = batch.shape[-2:]
-    places = _places(_on(_theta(spec, draws, height, width), batch), height, width)
+    places = _places(onto(_theta(spec, draws, height, width), batch), height, width)
     if spec.distort:
         places = _distorted(places, spec.distort, draws)
     grid = places.permute(0, 2, 3, 1)
@@ -113,11 +105,11 @@ def _distorted(places: Tensor, spec: DistortSpec, draws: Draws) -> Tensor:
     for number, kind in enumerate(kinds):
         index = np.flatnonzero(chosen & (which == number))
         if len(index):
-            before = places[_on(index, places)]
+            before = places[onto(index, places)]
             after = _within(bends[kind](before, spec, draws.take(index)))
             # What the move alone exposes is the fill's matter; what the distortion reads beyond is reflected.
             inside = (before.abs() <= 1.0).all(dim=1, keepdim=True)
-            places[_on(index, places)] = torch.where(inside, after, before)
+            places[onto(index, places)] = torch.where(inside, after, before)
     return places
 
 
@@ -136,8 +128,8 @@ def _within(places: Tensor) -> Tensor:
 def _optical(places: Tensor, spec: DistortSpec, draws: Draws) -> Tensor:
     k = draws.uniform(Column.OPTICAL, spec.optical).astype(np.float32)
     square = (places[:, 0:1] * places[:, 0:1] + places[:, 1:2] * places[:, 1:2]) * 0.25
-    factor = 1.0 + square * _column(np.abs(k), places)
-    return torch.where(_column(k >= 0, places), places * factor, places / factor)
+    factor = 1.0 + square * column(np.abs(k), places)
+    return torch.where(column(k >= 0, places), places * factor, places / factor)
 
 
 def strip_widths(spec: DistortSpec, draws: Draws) -> NDArray[np.float64]:
@@ -149,7 +141,7 @@ def strip_widths(spec: DistortSpec, draws: Draws) -> NDArray[np.float64]:
 
 
 def _grid(places: Tensor, spec: DistortSpec, draws: Draws) -> Tensor:
-    widths = _on(strip_widths(spec, draws).astype(np.float32), places)
+    widths = onto(strip_widths(spec, draws).astype(np.float32), places)
     steps = (places + 1.0) * (spec.grid_steps / 2)
     out = torch.full_like(places, -1.0)
     for strip in range(spec.grid_steps):
@@ -172,10 +164,10 @@ def nodes_weights(n: int, cells: int) -> NDArray[np.float64]:
 def _elastic(places: Tensor, spec: DistortSpec, draws: Draws) -> Tensor:
     nodes = spec.elastic_cells + 3
     field = 2.0 * draws.uniforms(Column.ELASTIC, 2 * nodes * nodes, spec.elastic)
-    known = _on(field.astype(np.float32).reshape(-1, 2, nodes, nodes), places)
+    known = onto(field.astype(np.float32).reshape(-1, 2, nodes, nodes), places)
     height, width = places.shape[-2:]
-    across = _on(nodes_weights(width, spec.elastic_cells).astype(np.float32), places)
-    down = _on(nodes_weights(height, spec.elastic_cells).astype(np.float32), places)
+    across = onto(nodes_weights(width, spec.elastic_cells).astype(np.float32), places)
+    down = onto(nodes_weights(height, spec.elastic_cells).astype(np.float32), places)
     rows = torch.zeros((*known.shape[:3], width), device=places.device)
     for node in range(nodes):
         rows += known[..., node, None] * across[node]

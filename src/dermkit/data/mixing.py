@@ -13,6 +13,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from dermkit.data.draws import Column, Draws, Keys
+from dermkit.data.onto import column
 from dermkit.recipe import MixSpec
 
 ALONE, MIXUP, CUTMIX = range(3)
@@ -77,7 +78,7 @@ def mix_batch(batch: Tensor, partners: Tensor, mixes: Mixing) -> Tensor:
     partners: (N, 3, S, S), the images of `mixes.partner` in the same order. An image that stays alone is not changed.
     """
     side = batch.shape[-1]
-    share = _column(np.where(mixes.kind == MIXUP, mixes.share, 1.0).astype(np.float32), batch)
+    share = column(np.where(mixes.kind == MIXUP, mixes.share, 1.0).astype(np.float32), batch)
     out = batch * share + partners * (1.0 - share)  # at a share of 1, the batch itself to the last bit
     if not (mixes.kind == CUTMIX).any():
         return out
@@ -103,7 +104,3 @@ def mix_labels(
     targets[rows, labels] = kept
     targets[rows, partners] += 1.0 - kept
     return torch.from_numpy(targets.astype(np.float32))
-
-
-def _column(values: NDArray[np.float32], batch: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(batch.device).view(-1, 1, 1, 1)

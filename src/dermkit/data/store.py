@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
+import hashlib
 import math
 import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from dermkit.data.segments import KEY_BYTES, Header, Opened, is_own, is_whole, o
 from dermkit.errors import OutputError
 from dermkit.files import TEMP_PREFIX, check_writable, make_folder, output_errors
 
-__all__ = ["KEY_BYTES", "SEGMENT_BYTES", "SEGMENT_ROWS", "Rows", "Store", "evict"]
+__all__ = ["KEY_BYTES", "SEGMENT_BYTES", "SEGMENT_ROWS", "Rows", "Store", "evict", "hashed"]
 
 SEGMENT_BYTES = 48 * 2**20
 """What a killed build loses, and what it holds in memory: little. Files of a large store: not too many."""
@@ -258,6 +259,16 @@ def _words(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:
     if keys.ndim != 2 or keys.shape[1] != KEY_BYTES or keys.dtype != np.uint8:
         raise ValueError(f"keys are {keys.shape} {keys.dtype}, expected (n, {KEY_BYTES}) uint8")
     return np.ascontiguousarray(keys).view(np.uint64)
+
+
+def hashed(how: str, rows: Iterable[bytes]) -> NDArray[np.uint8]:
+    """Return a key per row, (n, 32): the SHA-256 of `how` and the row's bytes."""
+    start, out = hashlib.sha256(how.encode()), bytearray()
+    for row in rows:
+        digest = start.copy()
+        digest.update(row)
+        out += digest.digest()
+    return np.frombuffer(out, np.uint8).reshape(-1, KEY_BYTES)
 
 
 class Rows:

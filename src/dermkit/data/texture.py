@@ -14,16 +14,13 @@ from torch.nn import functional as F
 
 from dermkit.augmentation import BlurNoiseSpec, CutoutSpec
 from dermkit.data.draws import FIRST, GOLDEN, SECOND, Column, Draws
+from dermkit.data.onto import onto
 
 SIGMA = {3: 0.8, 5: 1.1, 7: 1.4}
 """Gaussian blur's sigma for a kernel side, as OpenCV derives it: 0.3 ((side - 1) / 2 - 1) + 0.8."""
 
 BITS = 12
 """Noise is drawn from 2^12 values of equal odds: the fifth part of a 64-bit hash each."""
-
-
-def _on(values: NDArray[np.generic], batch: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(batch.device)
 
 
 def blur_or_noise(batch: Tensor, spec: BlurNoiseSpec, draws: Draws) -> Tensor:
@@ -36,7 +33,7 @@ def blur_or_noise(batch: Tensor, spec: BlurNoiseSpec, draws: Draws) -> Tensor:
     for number, kind in enumerate(kinds):
         index = np.flatnonzero(which == number)
         if len(index):
-            out[_on(index, batch)] = changes[kind](batch[_on(index, batch)], spec, draws.take(index))
+            out[onto(index, batch)] = changes[kind](batch[onto(index, batch)], spec, draws.take(index))
     return out.clamp_(0.0, 1.0)
 
 
@@ -76,7 +73,7 @@ def _convolved(batch: Tensor, kernels: NDArray[np.float32]) -> Tensor:
     height, width = batch.shape[-2:]
     rows, columns = kernels.shape[1:]
     padded = F.pad(batch, (columns // 2, columns // 2, rows // 2, rows // 2), mode="reflect")
-    weights = _on(kernels, batch)
+    weights = onto(kernels, batch)
     out = torch.zeros_like(batch)
     for row, column in np.argwhere(kernels.any(axis=0)).tolist():
         part = padded[:, :, row : row + height, column : column + width]
@@ -97,7 +94,7 @@ def _median(batch: Tensor, spec: BlurNoiseSpec, draws: Draws) -> Tensor:
     sides = kernel_sides(draws, spec.median)
     out = torch.empty_like(batch)
     for side in np.unique(sides).tolist():
-        index = _on(np.flatnonzero(sides == side), batch)
+        index = onto(np.flatnonzero(sides == side), batch)
         out[index] = median_of(batch[index], side)
     return out
 
@@ -161,7 +158,7 @@ def _sorted(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 def _noisy(batch: Tensor, spec: BlurNoiseSpec, draws: Draws) -> Tensor:
     least, most = spec.noise
     variances = least + draws.unit(Column.NOISE_VARIANCE) * (most - least)
-    scale = _on((np.sqrt(variances) / 255.0).astype(np.float32), batch)
+    scale = onto((np.sqrt(variances) / 255.0).astype(np.float32), batch)
     return batch + normals(draws, batch.shape[1:], batch.device) * scale.view(-1, 1, 1, 1)
 
 
@@ -204,7 +201,7 @@ def cutout(batch: Tensor, spec: CutoutSpec, draws: Draws) -> Tensor:
         _inside(draws.unit(column), n, spec.side)
         for column, n in ((Column.CUTOUT_Y, batch.shape[-2]), (Column.CUTOUT_X, batch.shape[-1]))
     ]
-    rows, columns = (_on(item, batch) for item in inside)
+    rows, columns = (onto(item, batch) for item in inside)
     return torch.where(rows[:, None, :, None] & columns[:, None, None, :], 0.0, batch)
 
 

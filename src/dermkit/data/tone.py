@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dermkit.augmentation import AugmentSpec, ClaheSpec, HsvSpec
 from dermkit.data.draws import Column, Draws
+from dermkit.data.onto import column, onto
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601), as torchvision's colour changes use."""
@@ -19,15 +20,6 @@ LEVELS = 256
 
 _TINY = 1e-12
 """In place of a divisor of 0 whose dividend is 0 too."""
-
-
-def _on(values: NDArray[np.generic], batch: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(batch.device)
-
-
-def _column(values: NDArray[np.generic], batch: Tensor) -> Tensor:
-    """Return one value per image, shaped to go with a batch and on its device."""
-    return _on(values, batch).view(-1, 1, 1, 1)
 
 
 def grey_of(batch: Tensor) -> Tensor:
@@ -51,30 +43,30 @@ def tone(batch: Tensor, spec: AugmentSpec, draws: Draws) -> Tensor:
     contrast = factor(Column.CONTRAST, Column.CONTRASTED, spec.contrast)
     share = factor(Column.SATURATION, Column.SATURATED, spec.saturation).astype(np.float32)
     gain = (brightness * contrast).astype(np.float32)
-    changed = batch * _column(gain * share, batch)
+    changed = batch * column(gain * share, batch)
     if not (spec.contrast or spec.saturation):
         return changed
     grey = grey_of(batch)
     if spec.saturation:
-        changed += grey * _column(gain * (1.0 - share), batch)
+        changed += grey * column(gain * (1.0 - share), batch)
     if spec.contrast:
         # Rows, then the column of rows: torch splits neither sum by batch size, so batches agree bit for bit.
         mean = grey.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
-        changed += mean * _column((brightness * (1.0 - contrast)).astype(np.float32), batch)
+        changed += mean * column((brightness * (1.0 - contrast)).astype(np.float32), batch)
     return changed
 
 
 def shift_hsv(batch: Tensor, spec: HsvSpec, draws: Draws) -> Tensor:
     """Return the images with hue, saturation and value shifted, in 0..1."""
     hue, saturation, value = to_hsv(batch)
-    hue += _column((draws.uniform(Column.HSV_HUE, spec.hue) / 60.0).astype(np.float32), batch)
+    hue += column((draws.uniform(Column.HSV_HUE, spec.hue) / 60.0).astype(np.float32), batch)
     if spec.saturation:
         more = draws.uniform(Column.HSV_SATURATION, spec.saturation).astype(np.float32)
         coloured = (saturation / _TINY).clamp_(max=1.0)
-        saturation = (saturation + _column(more, batch)).clamp_(0.0, 1.0).mul_(coloured)
+        saturation = (saturation + column(more, batch)).clamp_(0.0, 1.0).mul_(coloured)
     if spec.value:
         lighter = draws.uniform(Column.HSV_VALUE, spec.value).astype(np.float32)
-        value = (value + _column(lighter, batch)).clamp_(0.0, 1.0)
+        value = (value + column(lighter, batch)).clamp_(0.0, 1.0)
     return from_hsv(hue, saturation, value)
 
 
@@ -149,13 +141,13 @@ def _continued(n: int, tiles: int) -> tuple[NDArray[np.int64], NDArray[np.int64]
 def _curves(levels: Tensor, tiles: int, limits: NDArray[np.float64]) -> Tensor:
     """Return (N * tiles * tiles * LEVELS) float32 in 0..1: what a level becomes in a tile. Counted in integers."""
     (rows, row_tiles), (columns, column_tiles) = (_continued(n, tiles) for n in levels.shape[1:])
-    whole = levels[:, _on(rows, levels)][:, :, _on(columns, levels)]
-    tile = _on(row_tiles[:, None] * tiles + column_tiles, levels)
+    whole = levels[:, onto(rows, levels)][:, :, onto(columns, levels)]
+    tile = onto(row_tiles[:, None] * tiles + column_tiles, levels)
     image = torch.arange(len(levels), device=levels.device)[:, None, None] * (tiles * tiles)
     places = ((image + tile) * LEVELS + whole).flatten()
     counts = torch.bincount(places, minlength=len(levels) * tiles * tiles * LEVELS).view(len(levels), -1, LEVELS)
     area = len(rows) * len(columns) // (tiles * tiles)
-    limit = _on(np.maximum(limits * area // LEVELS, 1.0).astype(np.int64), levels).view(-1, 1, 1)
+    limit = onto(np.maximum(limits * area // LEVELS, 1.0).astype(np.int64), levels).view(-1, 1, 1)
     over = (counts - limit).clamp_(min=0).sum(dim=2, keepdim=True)
     counts = torch.minimum(counts, limit) + over // LEVELS
     left = over % LEVELS
