@@ -414,6 +414,30 @@ def test_large_rows_are_taken_too(tmp_path: Path) -> None:
     assert Store(tmp_path, "u", shape=(2**30,), dtype="u1").rows_per_segment == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="asks Linux what is resident")
+def test_what_was_read_is_given_back_and_still_there(tmp_path: Path) -> None:
+    kept = Store(tmp_path, "t", shape=(300_000,), dtype="u1")
+    keys, values = keys_of(*range(20)), np.random.default_rng(0).integers(0, 256, (20, 300_000), dtype=np.uint8)
+    kept.add(keys, values)
+    where = kept.find(keys)
+    np.testing.assert_array_equal(kept.take(where), values)
+    assert resident(tmp_path) > 5_000_000
+    kept.let_go()
+    assert resident(tmp_path) == 0
+    np.testing.assert_array_equal(kept.take(where), values)
+
+
+def resident(folder: Path) -> int:
+    """Return how many bytes of maps of files below a folder are in this process's memory."""
+    lines, total, inside = Path("/proc/self/smaps").read_text().splitlines(), 0, False
+    for line in lines:
+        if not line.split(" ", 1)[0].endswith(":"):  # the head of a map
+            inside = str(folder) in line
+        elif inside and line.startswith("Rss:"):
+            total += 1024 * int(line.split()[1])
+    return total
+
+
 # Devices, limits, other processes --------------------------------------------------------------------------------
 
 

@@ -182,7 +182,7 @@ def _train(plan: Plan, prepared: _Prepared, watch: Watch, fabric: "Fabric") -> "
     from dermkit.run import Hooks
     from dermkit.train import train
 
-    job, drawn = prepared.job, [0.0]
+    job, drawn = prepared.job, [time.monotonic()]
 
     def epoch(row: Mapping[str, Any], epochs: int) -> None:
         watch.say(_epoch_line(row, epochs))

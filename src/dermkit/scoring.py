@@ -94,6 +94,7 @@ class KeptPixels:
         self._store = Store(folder, store_name(preprocessing), shape=(side, side, 3), dtype="uint8")
         self._lock = threading.Lock()
         self._new: dict[bytes, Look] = {}
+        self._taken = 0
 
     def find(self, paths: Sequence[Path]) -> list[Look | None]:
         """Return what is kept of files, None where nothing is; every file is read and hashed."""
@@ -110,6 +111,11 @@ class KeptPixels:
         for at, resized, note in zip(known.tolist(), pixels, notes, strict=True):
             said = json.loads(note)
             looks[asked[at]] = Look(resized, None, said["pixel_sha256"], tuple(said["notes"]), keys[asked[at]])
+        with self._lock:
+            self._taken += len(known)
+            if self._taken >= self._store.rows_per_segment:  # a folder is read once: maps must not pile up
+                self._taken = 0
+                self._store.let_go()
         return looks
 
     def _key_of(self, path: Path) -> bytes:

@@ -69,7 +69,7 @@ class Stepper:
 
         Its value is asked for only now, so that a GPU need not wait for it.
         """
-        torch.manual_seed(_step_seed(self.seed, epoch, number, self.ranks.rank))
+        _seed_dropout(_step_seed(self.seed, epoch, number, self.ranks.rank), self.fabric.device)
         weight = self._weight(rows, epoch)
         total = torch.zeros((), device=self.fabric.device)
         hits = torch.zeros((), device=self.fabric.device)
@@ -126,6 +126,13 @@ class Stepper:
 def _step_seed(seed: int, epoch: int, number: int, rank: int) -> int:
     """Dropout draws from torch's generator: each step has its own, so that a step can be taken again alone."""
     return int(np.random.SeedSequence([seed, epoch, number, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed what this device draws from: `torch.manual_seed` seeds every kind there is, which takes half of a step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def batches(order: Rows, size: int) -> list[Rows]:

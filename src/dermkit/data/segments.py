@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import math
+import mmap
 import os
 import re
 import resource
@@ -69,19 +70,25 @@ class Opened:
     keys: NDArray[np.uint8]
     values: NDArray[Any]
     text: NDArray[np.uint8]
+    mapped: mmap.mmap
 
     @classmethod
     def of(cls, stream: IO[bytes], header: Header) -> "Opened":
         """Map an open file."""
-        whole = np.asarray(np.memmap(stream, np.uint8, "r"))
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        whole = np.frombuffer(mapped, np.uint8)
         keys = whole[header.keys_at : header.notes_at].reshape(-1, KEY_BYTES)
         values = whole[header.values_at :].view(header.dtype).reshape(-1, *header.shape)
-        return cls(keys, values, whole[header.notes_at :][: header.note_bytes])
+        return cls(keys, values, whole[header.notes_at :][: header.note_bytes], mapped)
 
     def notes(self) -> list[str]:
         """Return the text of every row."""
         found: list[str] = json.loads(self.text.tobytes()) if len(self.text) else [""] * len(self.values)
         return found
+
+    def let_go(self) -> None:
+        """Give back the memory of what was read; the system holds the file's pages as long as it likes."""
+        self.mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _aligned(size: int) -> int:

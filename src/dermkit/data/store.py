@@ -207,6 +207,12 @@ class Store:
         texts = {number: self._opened(number).notes() for number in np.unique(numbers).tolist()}
         return [texts[number][row] for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)]
 
+    def let_go(self) -> None:
+        """Give back the memory that what was read of the maps takes: for those who read everything once."""
+        for segment in self._segments:
+            if segment.opened is not None:
+                segment.opened.let_go()
+
     def _locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return segment number and row of positions; -1 and others outside raise `IndexError`."""
         positions = np.asarray(positions, np.int64)
