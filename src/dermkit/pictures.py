@@ -103,7 +103,8 @@ def data_uri(pixels: Pixels, side: int = 96) -> str:
 
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG of nothing but pixels, whole or not at all; raises `OutputError`."""
-    write_with(path, lambda temporary: _bare(image).save(temporary, "PNG", optimize=True))
+    # Not `optimize`: a fiftieth fewer bytes took three times as long, a second of scoring 10,000 small images.
+    write_with(path, lambda temporary: _bare(image).save(temporary, "PNG"))
 
 
 def _bare(picture: Pixels | Image.Image) -> Image.Image:
