@@ -17,6 +17,10 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
+EPSILON = float(np.finfo(np.float64).eps)
+"""Probabilities are clipped to [EPSILON, 1] before the logarithm, as in scikit-learn: an image costs at most 36.04."""
+
+
 @dataclass(frozen=True, eq=False)
 class Counts:
     """True and false positives and negatives of one or many views of class against rest, all of one shape."""
@@ -25,6 +29,14 @@ class Counts:
     fp: Floats
     fn: Floats
     tn: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Cumulated:
+    """Positives and negatives at or above each distinct score, falling, each (B, T)."""
+
+    hits: Floats
+    alarms: Floats
 
 
 def confusion_matrix(true: Ints, predicted: Ints, classes: int) -> Ints:
@@ -84,6 +96,12 @@ def precision(counts: Counts) -> Floats:
     return ratio(counts.tp, called, (called > 0) & (counts.tp + counts.fn > 0))
 
 
+def npv(counts: Counts) -> Floats:
+    """Return tn / (tn + fn), negative predictive value; undefined without negatives or where none is called so."""
+    cleared = counts.tn + counts.fn
+    return ratio(counts.tn, cleared, (cleared > 0) & (counts.tn + counts.fp > 0))
+
+
 def f1(counts: Counts) -> Floats:
     """Return 2 tp / (2 tp + fp + fn); 0 for a class with images that is never hit, undefined without images."""
     whole = 2 * counts.tp + counts.fp + counts.fn
@@ -93,3 +111,36 @@ def f1(counts: Counts) -> Floats:
 def balanced_accuracy(confusion: NDArray[np.float64] | Ints) -> Floats:
     """Return the mean recall over all classes, shape (...); undefined if a class has no images."""
     return np.asarray(recall(one_vs_rest(confusion)).mean(axis=-1), dtype=np.float64)
+
+
+def mcc(confusion: NDArray[np.float64] | Ints) -> Floats:
+    """Return Matthews' correlation, -1 to 1, shape (...), of K classes (Gorodkin 2004).
+
+    Undefined where all images are of one class or all are called one: there is nothing to correlate.
+    """
+    matrix = np.asarray(confusion, dtype=np.float64)
+    total, right = matrix.sum(axis=(-2, -1)), np.trace(matrix, axis1=-2, axis2=-1)
+    true, called = matrix.sum(axis=-1), matrix.sum(axis=-2)
+    spread = (total**2 - (true**2).sum(axis=-1)) * (total**2 - (called**2).sum(axis=-1))
+    # Rounding may leave a hair beside 1.
+    return np.clip(ratio(right * total - (true * called).sum(axis=-1), np.sqrt(spread), spread > 0), -1.0, 1.0)
+
+
+def mcc_of(counts: Counts) -> Floats:
+    """Return Matthews' correlation of each class against the rest, from its counts of any one shape."""
+    pairs = np.stack(
+        [np.stack([counts.tp, counts.fn], axis=-1), np.stack([counts.fp, counts.tn], axis=-1)], axis=-2
+    )
+    return mcc(pairs)
+
+
+def kappa(confusion: NDArray[np.float64] | Ints) -> Floats:
+    """Return Cohen's kappa, shape (...): agreement beyond what the margins give by chance.
+
+    Undefined where chance alone agrees always: one class, and everything called it.
+    """
+    matrix = np.asarray(confusion, dtype=np.float64)
+    total = matrix.sum(axis=(-2, -1))
+    chance = (matrix.sum(axis=-1) * matrix.sum(axis=-2)).sum(axis=-1)
+    right = np.trace(matrix, axis1=-2, axis2=-1) * total
+    return ratio(right - chance, total**2 - chance, total**2 > chance)

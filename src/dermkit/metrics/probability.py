@@ -5,10 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.metrics.counts import Bools, Floats, Ints, ratio
-
-EPSILON = float(np.finfo(np.float64).eps)
-"""Probabilities are clipped to [EPSILON, 1] before the logarithm, as in scikit-learn: an image costs at most 36.04."""
+from dermkit.metrics.counts import EPSILON, Bools, Floats, Ints, ratio
 
 BINS = 15
 """Equal-width bins of confidence: the number of Guo et al. 2017."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.metrics.counts import Bools, Floats, ratio
+from dermkit.metrics.counts import Bools, Cumulated, Floats, ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,21 +59,30 @@ def ranking_figures(ranking: Ranking, weights: Floats) -> RankingFigures:
     AUROC counts a tied pair as half. Average precision is the sum of precision times the step in recall over
     the distinct scores (no interpolation), as scikit-learn defines it.
     """
+    return areas_of(cumulated(ranking, weights))
+
+
+def cumulated(ranking: Ranking, weights: Floats) -> Cumulated:
+    """Return what lies at or above each distinct score, for each row of weights (B, N)."""
     drawn = weights[:, ranking.order]
-    all_seen = np.cumsum(drawn, axis=1)
-    hits = np.cumsum(drawn * ranking.positive, axis=1)
+    hits, alarms = np.cumsum(drawn * ranking.positive, axis=1), np.cumsum(drawn * ~ranking.positive, axis=1)
     if len(ranking.ends) < drawn.shape[1]:
-        all_seen, hits = all_seen[:, ranking.ends], hits[:, ranking.ends]
-    positives = hits[:, -1]
-    negatives = all_seen[:, -1] - positives
+        hits, alarms = hits[:, ranking.ends], alarms[:, ranking.ends]
+    return Cumulated(hits, alarms)
+
+
+def areas_of(steps: Cumulated) -> RankingFigures:
+    """Return AUROC and average precision, each (B,), as `ranking_figures` defines them."""
+    hits, alarms = steps.hits, steps.alarms
+    positives, negatives = hits[:, -1], alarms[:, -1]
     defined = (positives > 0) & (negatives > 0)
     gained = np.diff(hits, axis=1, prepend=0.0)
     # A positive loses to the negatives above it and half of those tied with it: 1 - AUROC, in pairs.
-    false_alarms = all_seen - hits
-    lost = false_alarms.copy()
-    lost[:, 1:] += false_alarms[:, :-1]
+    lost = alarms.copy()
+    lost[:, 1:] += alarms[:, :-1]
     lost_pairs = 0.5 * np.einsum("bt,bt->b", gained, lost)
     auroc = 1.0 - ratio(lost_pairs, positives * negatives, defined)
+    all_seen = hits + alarms
     purity = np.divide(hits, all_seen, out=np.zeros_like(hits), where=all_seen > 0)
     precision = ratio(np.einsum("bt,bt->b", gained, purity), positives, defined)
     return RankingFigures(auroc, precision)

@@ -1,0 +1,40 @@
+"""How people do on the same question, to be set beside a ROC curve: published points, never tests.
+
+Each point is of other images, other prevalence and other tasks than the run it is drawn beside. Nothing here says that
+a model above such a point is better than these people.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Sensitivity and specificity of people for melanoma or malignant lesions, 0..1, where and when published."""
+
+    who: str
+    sensitivity: float
+    specificity: float
+    task: str
+    source: str
+    year: int
+
+
+ANCHORS = (
+    Anchor(
+        "dermatologists, 92 studies", 0.875, 0.814, "melanoma among pigmented lesions, with or without dermoscopy",
+        "Phillips et al., Dermatology Practical & Conceptual 10(1):e2020011", 2019,
+    ),
+    Anchor(
+        "primary care physicians, 10 studies", 0.799, 0.709,
+        "melanoma among pigmented lesions, with or without dermoscopy",
+        "Phillips et al., Dermatology Practical & Conceptual 10(1):e2020011", 2019,
+    ),
+    Anchor(
+        "58 dermatologists", 0.866, 0.713, "melanoma on 100 dermoscopic images, nothing else known",
+        "Haenssle et al., Annals of Oncology 29:1836", 2018,
+    ),
+    Anchor(
+        "157 dermatologists", 0.741, 0.600, "melanoma on 100 dermoscopic images",
+        "Brinker et al., European Journal of Cancer 113:47", 2019,
+    ),
+)  # fmt: skip

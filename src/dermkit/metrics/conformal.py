@@ -1,0 +1,111 @@
+"""Sets of classes that hold the truth as often as promised, class by class, and predictions that may be withheld.
+
+Split conformal prediction with one quantile per true class (Vovk 2012, "Mondrian"): whatever the net is worth, a new
+image of class c is left out of its set with a chance of at most alpha, if it is exchangeable with the calibration
+images of class c. One quantile for all classes keeps the promise on average only: a rare class pays for a common one.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import betabinom
+
+from dermkit.metrics.counts import Bools, Floats, Ints
+
+
+@dataclass(frozen=True, eq=False)
+class ConformalRule:
+    """alpha: promised miss rate. least: (K,) a class is in the set where its probability is at least this.
+
+    n: (K,) calibration images of each class. A class with too few for its quantile has 0: it is in every set.
+    """
+
+    alpha: float
+    least: Floats
+    n: Ints
+
+    def sets(self, probabilities: Floats) -> Bools:
+        """Return (N, K): which classes are in the set of each image; it may be empty."""
+        return np.asarray(probabilities >= self.least, dtype=bool)
+
+
+def calibrate(true: Ints, probabilities: Floats, *, alpha: float = 0.1) -> ConformalRule:
+    """Make the rule from images that the net was not fitted to, (N,) and (N, K); raises `ValueError` outside 0..1.
+
+    The score is 1 - probability of the true class; its quantile is the ceil((n + 1)(1 - alpha))-th of n.
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
+    k = probabilities.shape[1]
+    least, n = np.zeros(k), np.zeros(k, dtype=np.int64)
+    for name in range(k):
+        own = np.sort(probabilities[true == name, name])[::-1]  # from the surest to the least sure
+        n[name] = len(own)
+        place = math.ceil((len(own) + 1) * (1 - alpha) - 1e-12)
+        least[name] = own[place - 1] if place <= len(own) else 0.0
+    return ConformalRule(alpha, least, n)
+
+
+def fewest_for(alpha: float) -> int:
+    """Return how many calibration images a class needs to be left out of any set at all."""
+    return math.ceil(1 / alpha - 1 - 1e-9)
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """How a rule does on new images. hits, n: (K,) per true class. sizes: (K + 1,) sets of 0, 1, ... K classes."""
+
+    hits: Ints
+    n: Ints
+    sizes: Ints
+
+
+def coverage(rule: ConformalRule, true: Ints, probabilities: Floats) -> Coverage:
+    """Count how often the set holds the true class, class by class, and how large the sets are."""
+    sets = rule.sets(probabilities)
+    k = probabilities.shape[1]
+    held = sets[np.arange(len(true)), true]
+    return Coverage(
+        hits=np.bincount(true[held], minlength=k).astype(np.int64),
+        n=np.bincount(true, minlength=k).astype(np.int64),
+        sizes=np.bincount(sets.sum(axis=1), minlength=k + 1).astype(np.int64),
+    )
+
+
+def expected_range(calibration: int, new: int, *, alpha: float, chance: float = 0.95) -> tuple[int, int]:
+    """Return how many of `new` images a sound rule covers, with that chance; both ends included.
+
+    Coverage varies with the calibration images too: Beta-binomial (Angelopoulos and Bates 2021).
+    """
+    place = math.ceil((calibration + 1) * (1 - alpha) - 1e-12)
+    if place > calibration:
+        return new, new
+    law = betabinom(new, place, calibration + 1 - place)
+    return int(law.ppf((1 - chance) / 2)), int(law.isf((1 - chance) / 2))
+
+
+# Withholding ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class RiskCoverage:
+    """Answering only the surest images. Each (T,): share answered, error rate among these, confidence of the last."""
+
+    coverage: Floats
+    risk: Floats
+    confidence: Floats
+
+    def area(self) -> float:
+        """Return the mean risk over all coverages, AURC: 0 is best, the error rate itself says nothing is gained."""
+        edges = np.append(0.0, self.coverage)
+        return float((np.diff(edges) * self.risk).sum())
+
+
+def risk_coverage(confidence: Floats, right: Bools) -> RiskCoverage:
+    """Return the curve of (N,) confidences; images of equal confidence are answered together."""
+    order = np.argsort(-confidence, kind="stable")
+    ordered = confidence[order]
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)])
+    wrong = np.cumsum(~right[order])[ends]
+    return RiskCoverage((ends + 1) / len(order), wrong / (ends + 1), ordered[ends])

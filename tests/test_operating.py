@@ -1,0 +1,57 @@
+"""Operating points: what they cost, with intervals that hold."""
+
+import numpy as np
+import pytest
+
+from dermkit.metrics.intervals import proportion
+from dermkit.metrics.operating import at_threshold
+from dermkit.metrics.scored import Scored
+from dermkit.metrics.thresholds import predictive_values
+
+
+def split(generator: np.random.Generator, n: int, shift: float) -> Scored:
+    true = (np.arange(n) % 3 == 0).astype(np.int64)
+    odds = generator.normal(0, 1, n) + shift * (2 * true - 1)
+    p = 1 / (1 + np.exp(-odds))
+    return Scored(["benign", "malignant"], np.array([False, True]), true, (p > 0.5).astype(np.int64),
+                  np.column_stack([1 - p, p]), np.arange(n))  # fmt: skip
+
+
+def test_the_rates_are_those_of_the_threshold_and_the_people_follow_from_them() -> None:
+    scored = split(np.random.default_rng(0), 300, 1.0)
+    found = at_threshold(scored, 0.4)
+    called = scored.p_malignant >= 0.4
+    hits, n = int(called[scored.is_malignant].sum()), int(scored.is_malignant.sum())
+    assert found.sensitivity.value == hits / n
+    assert found.sensitivity.ci95 == proportion(hits, n)[0]
+    five = found.at[1]
+    assert five.prevalence == 0.05
+    ppv, npv = predictive_values(hits / n, found.specificity.value or 0, 0.05)
+    assert five.ppv.value == pytest.approx(ppv)
+    assert five.npv.value == pytest.approx(npv)
+    assert (five.found.value or 0) + (five.missed.value or 0) == pytest.approx(50)
+    assert five.biopsies_per_found.value == pytest.approx(1 / (ppv or 1))
+    assert five.biopsies_per_found.ci95 is not None and five.ppv.ci95 is not None
+    assert five.biopsies_per_found.ci95[0] == pytest.approx(1 / five.ppv.ci95[1])
+
+
+@pytest.mark.parametrize(("n", "shift", "prevalence"), [(120, 1.0, 0.05), (300, 1.3, 0.01), (90, 0.8, 0.2)])
+def test_predictive_values_hold_the_truth(n: int, shift: float, prevalence: float) -> None:
+    generator, held = np.random.default_rng(1), np.zeros(2)
+    rate = float((generator.normal(0, 1, 2_000_000) + shift > 0).mean())
+    truth = predictive_values(rate, rate, prevalence)
+    for _ in range(1500):
+        (found,) = at_threshold(split(generator, n, shift), 0.5, prevalences=(prevalence,)).at
+        for place, item in enumerate((found.ppv, found.npv)):
+            low, high = item.ci95 or (1.0, 0.0)
+            held[place] += low <= (truth[place] or 0) <= high
+    assert (held / 1500 > 0.93).all() and (held / 1500 < 0.98).all()
+
+
+@pytest.mark.parametrize(("threshold", "missing"), [(0.0, "npv"), (1.1, "ppv")])
+def test_all_or_none_called_leaves_one_value_undefined(threshold: float, missing: str) -> None:
+    scored = split(np.random.default_rng(2), 60, 1.0)
+    for item in at_threshold(scored, threshold).at:
+        assert getattr(item, missing).value is None and getattr(item, missing).reason
+        other = item.ppv if missing == "npv" else item.npv
+        assert other.value == pytest.approx(item.prevalence if missing == "npv" else 1 - item.prevalence)

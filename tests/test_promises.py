@@ -1,0 +1,179 @@
+"""Conformal sets, controlled thresholds and calibration: what is promised is kept, counted in simulation."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+
+from dermkit.metrics import conformal, recalibrate, thresholds
+from dermkit.metrics.counts import Floats, Ints
+from dermkit.metrics.probability import log_loss
+
+
+def drawn(generator: np.random.Generator, n: int, k: int = 3) -> tuple[Ints, Floats]:
+    """Return classes of unequal share and probabilities that are right more often for the common ones."""
+    true = generator.choice(k, n, p=[0.7, 0.22, 0.08][:k]).astype(np.int64)
+    logits = generator.normal(0, 1, (n, k))
+    logits[np.arange(n), true] += np.array([2.0, 1.0, 0.5])[true]
+    p = np.exp(logits)
+    return true, p / p.sum(axis=1, keepdims=True)
+
+
+def test_every_class_is_covered_as_promised() -> None:
+    generator, inside = np.random.default_rng(0), 0
+    hits, n = np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
+    marginal = np.zeros(3)
+    for _ in range(200):
+        true, p = drawn(generator, 600)
+        rule = conformal.calibrate(true, p, alpha=0.1)
+        new, q = drawn(generator, 500)
+        found = conformal.coverage(rule, new, q)
+        for name in range(3):
+            low, high = conformal.expected_range(int(rule.n[name]), int(found.n[name]), alpha=0.1)
+            inside += low <= found.hits[name] <= high
+        hits += found.hits
+        n += found.n
+        assert found.sizes.sum() == 500
+        cut = np.sort(p[np.arange(600), true])[::-1][int(np.ceil(601 * 0.9)) - 1]
+        marginal += [float((q[new == name, name] >= cut).mean()) for name in range(3)]
+    assert (hits / n > 0.9 - 2 * np.sqrt(0.09 / n)).all(), "coverage per class reaches 90 %"
+    assert (hits / n < 0.93).all(), "and no more than whole images cost"
+    assert inside / 600 > 0.93, "within the binomial bound about as often as it says"
+    assert marginal[2] / 200 < 0.8 < 0.92 < marginal[0] / 200, "one quantile for all sells the rare class short"
+
+
+def test_a_class_with_too_few_images_is_in_every_set() -> None:
+    p = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
+    rule = conformal.calibrate(np.array([0, 0, 1]), p, alpha=0.1)
+    assert conformal.fewest_for(0.1) == 9
+    assert rule.least.tolist() == [0.0, 0.0]
+    assert rule.sets(p).all()
+    many = np.tile([[0.9, 0.1]], (9, 1))
+    assert conformal.calibrate(np.zeros(9, dtype=np.int64), many, alpha=0.1).least[0] == 0.9
+    with pytest.raises(ValueError, match="alpha"):
+        conformal.calibrate(np.array([0]), p[:1], alpha=1.0)
+
+
+def test_withholding_the_least_sure() -> None:
+    confidence = np.array([0.9, 0.8, 0.8, 0.6, 0.5])
+    right = np.array([True, True, False, True, False])
+    curve = conformal.risk_coverage(confidence, right)
+    assert curve.coverage.tolist() == [0.2, 0.6, 0.8, 1.0]
+    assert curve.risk.tolist() == pytest.approx([0, 1 / 3, 0.25, 0.4])
+    assert curve.area() == pytest.approx(0.2 * 0 + 0.4 / 3 + 0.2 * 0.25 + 0.2 * 0.4)
+    assert conformal.risk_coverage(confidence, np.ones(5, dtype=bool)).area() == 0.0
+
+
+# Operating points -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "wish"), [(60, 0.95), (100, 0.95), (200, 0.9), (59, 0.95)])
+def test_the_threshold_misses_its_wish_no_more_often_than_stated(n: int, wish: float) -> None:
+    generator, missed, plain = np.random.default_rng(1), 0, 0
+    for _ in range(2000):
+        score = generator.normal(0, 1, n)
+        found = thresholds.for_sensitivity(score, np.ones(n, dtype=bool), np.arange(n), wish=wish)
+        assert found.kept
+        missed += stats.norm.sf(found.value) < wish
+        plain += stats.norm.sf(np.quantile(score, 1 - wish, method="lower")) < wish
+    assert missed / 2000 <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 2000)
+    assert plain / 2000 > 0.3, "the usual choice misses it about every other time"
+
+
+def test_the_promise_of_specificity_is_kept_too() -> None:
+    generator, missed = np.random.default_rng(2), 0
+    for _ in range(1000):
+        score = generator.normal(0, 1, 150)
+        found = thresholds.for_specificity(score, np.zeros(150, dtype=bool), np.arange(150), wish=0.9)
+        missed += stats.norm.cdf(found.value) < 0.9
+        assert (score < found.value).mean() >= 0.9
+    assert missed / 1000 <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_units_stand_once_and_with_their_least_sure_image() -> None:
+    generator = np.random.default_rng(3)
+    score = generator.random(300)
+    units = np.repeat(np.arange(100), 3)
+    found = thresholds.for_sensitivity(score, np.ones(300, dtype=bool), units, wish=0.9)
+    alone = thresholds.for_sensitivity(
+        score.reshape(100, 3).min(axis=1), np.ones(100, dtype=bool), np.arange(100), wish=0.9
+    )
+    assert (found.value, found.n) == (alone.value, 100)
+
+
+def test_too_few_images_promise_nothing_and_say_so() -> None:
+    assert thresholds.fewest_for(0.95) == 59
+    score = np.linspace(0.1, 0.9, 58)
+    found = thresholds.for_sensitivity(score, np.ones(58, dtype=bool), np.arange(58), wish=0.95)
+    assert (found.kept, found.value) == (False, 0.1)
+    assert thresholds.for_sensitivity(
+        np.append(score, 0.95), np.ones(59, dtype=bool), np.arange(59), wish=0.95
+    ).kept
+    with pytest.raises(ValueError, match="images of the side"):
+        thresholds.for_sensitivity(score, np.zeros(58, dtype=bool), np.arange(58), wish=0.95)
+
+
+def test_a_thousand_people() -> None:
+    ppv, npv = thresholds.predictive_values(0.9, 0.8, 0.05)
+    people = thresholds.per_thousand(0.9, 0.8, 0.05)
+    counts = [people.found, people.missed, people.false_alarms, people.cleared]
+    assert counts == pytest.approx([45, 5, 190, 760])
+    assert ppv == pytest.approx(45 / 235)
+    assert npv == pytest.approx(760 / 765)
+    assert people.biopsies_per_found == pytest.approx(235 / 45)
+    assert thresholds.predictive_values(0.0, 1.0, 0.05)[0] is None
+    assert thresholds.predictive_values(1.0, 0.0, 0.05)[1] is None
+    assert thresholds.per_thousand(0.0, 1.0, 0.05).biopsies_per_found is None
+
+
+# Calibration ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
+def test_the_temperature_that_was_put_in_is_found(factor: float) -> None:
+    generator = np.random.default_rng(4)
+    logits = generator.normal(0, 1.5, (20_000, 4))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    true = (p.cumsum(axis=1) < generator.random((20_000, 1))).sum(axis=1)
+    sure = np.exp(logits * factor) / np.exp(logits * factor).sum(axis=1, keepdims=True)
+    found = recalibrate.fit_temperature(true, sure)
+    assert found.temperature == pytest.approx(factor, rel=0.03)
+    np.testing.assert_allclose(found.apply(sure).sum(axis=1), 1.0)
+    assert (found.apply(sure).argmax(axis=1) == sure.argmax(axis=1)).all(), "no prediction changes"
+    assert log_loss(true, found.apply(sure)) <= log_loss(true, sure) + 1e-12
+
+
+def test_the_temperature_of_two_classes_is_a_logistic_regression_without_intercept() -> None:
+    generator = np.random.default_rng(5)
+    odds = generator.normal(0, 2, 500)
+    true = (generator.random(500) < 1 / (1 + np.exp(-0.6 * odds))).astype(np.int64)
+    p = 1 / (1 + np.exp(-odds))
+    found = recalibrate.fit_temperature(true, np.column_stack([1 - p, p]))
+    model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-12, solver="newton-cholesky").fit(
+        odds[:, None], true
+    )
+    assert 1 / found.temperature == pytest.approx(model.coef_[0, 0], rel=1e-4)
+
+
+def test_shifts_mend_what_a_temperature_cannot() -> None:
+    generator = np.random.default_rng(6)
+    logits = generator.normal(0, 1, (5000, 3))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    true = (p.cumsum(axis=1) < generator.random((5000, 1))).sum(axis=1)
+    off = np.exp(logits + np.array([0.0, 1.0, -1.0]))
+    off /= off.sum(axis=1, keepdims=True)
+    found = recalibrate.fit_bias(true, off)
+    assert np.array(found.bias) == pytest.approx([0.0, -1.0, 1.0], abs=0.1)
+    assert (
+        log_loss(true, found.apply(off)) < log_loss(true, recalibrate.fit_temperature(true, off).apply(off)) - 0.05
+    )
+
+
+def test_certain_and_absent_classes_leave_numbers() -> None:
+    p = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    for true in (np.array([0, 1, 0]), np.array([0, 1, 1])):
+        for fit in (recalibrate.fit_temperature, recalibrate.fit_bias):
+            out = fit(true, p).apply(p)
+            assert np.isfinite(out).all()
+            np.testing.assert_allclose(out.sum(axis=1), 1.0)
+    np.testing.assert_allclose(recalibrate.none_for(3).apply(p), p, atol=1e-12)

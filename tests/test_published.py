@@ -1,0 +1,97 @@
+"""Printed figures: what lies behind them, and whether they can be true together."""
+
+import numpy as np
+import pytest
+
+from dermkit.metrics.published import Matrix, can_be, counts_behind, interval_of, matrices, printed
+
+S3 = [
+    printed("accuracy", ".74"),
+    printed("precision", ".76"),
+    printed("recall", ".71"),
+    printed("specificity", ".75"),
+]
+
+
+def test_a_share_of_118_images_is_55_of_them() -> None:
+    for text in ("0.4661", "46.61%", ".4661"):
+        count, (low, high), method = interval_of(printed("accuracy", text), 118)
+        assert (count, method) == (55, "wilson")
+        assert (round(low, 3), round(high, 3)) == (0.379, 0.556)
+    assert list(counts_behind(printed("accuracy", ".47"), 118)) == [55, 56]
+    with pytest.raises(ValueError, match="no count of 118"):
+        interval_of(printed("accuracy", "0.4700"), 118)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [("accuracy", "1.2", "0 to 1"), ("accuracy", "x", "no number"), ("auroc", ".9", "not a figure"),
+     ("accuracy", "nan", "0 to 1"), ("accuracy", "-0.1", "0 to 1"), ("accuracy", "120%", "0 to 1")],
+)  # fmt: skip
+def test_what_is_no_figure_is_refused(name: str, text: str, what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        printed(name, text)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_four_published_figures_fit_no_matrix(averaged: bool) -> None:
+    assert not can_be(S3, averaged=averaged)
+    for n in (88, 176, 584):
+        assert not matrices(S3, positives=n, negatives=n, averaged=averaged)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_figures_of_a_real_matrix_always_fit(averaged: bool) -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        p, n = (int(x) for x in generator.integers(2, 90, 2))
+        tp, tn = int(generator.integers(1, p + 1)), int(generator.integers(1, n + 1))
+        figures = [printed(name, f"{value:.2f}") for name, value in of(tp, p - tp, n - tn, tn, averaged).items()]
+        chosen = [figures[i] for i in generator.permutation(len(figures))[: int(generator.integers(1, 8))]]
+        assert can_be(chosen, averaged=averaged)
+        assert Matrix(tp, p - tp, n - tn, tn) in matrices(chosen, positives=p, negatives=n, averaged=averaged)
+
+
+def of(tp: int, fn: int, fp: int, tn: int, averaged: bool) -> dict[str, float]:
+    """Return the figures by their definitions."""
+    sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
+    precision, npv = tp / (tp + fp), tn / (tn + fn)
+    f1, other = 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
+    found = {
+        "accuracy": (tp + tn) / (tp + fn + fp + tn), "balanced_accuracy": (sensitivity + specificity) / 2,
+        "sensitivity": sensitivity, "specificity": specificity, "npv": npv,
+        "precision": precision, "recall": sensitivity, "f1": f1,
+    }  # fmt: skip
+    if averaged:
+        found |= {
+            "precision": (precision + npv) / 2,
+            "recall": (sensitivity + specificity) / 2,
+            "f1": (f1 + other) / 2,
+        }
+    return found
+
+
+def test_what_is_said_not_to_fit_is_not_found_by_trying() -> None:
+    """Every matrix of up to 60 images against random claims: a claim that one of them meets is never refused."""
+    generator = np.random.default_rng(1)
+    made = []
+    for p in range(1, 31, 3):
+        for n in range(1, 31, 3):
+            made += [of(tp, p - tp, n - tn, tn, False) for tp in range(1, p + 1) for tn in range(1, n + 1)]
+    refused = 0
+    for _ in range(150):
+        names = ["accuracy", "precision", "recall", "specificity"]
+        claim = {name: round(float(generator.uniform(0.5, 0.9)), 2) for name in names}
+        met = any(all(abs(m[name] - claim[name]) <= 0.005 for name in names) for m in made)
+        fits = can_be([printed(name, f"{value:.2f}") for name, value in claim.items()])
+        refused += not fits
+        assert fits or not met
+    assert 20 < refused < 150, "a check that never refuses, or always, checks nothing"
+
+
+def test_rates_that_contradict_themselves() -> None:
+    assert not can_be([printed("sensitivity", ".80"), printed("recall", ".70")])
+    assert can_be([printed("sensitivity", ".80"), printed("recall", ".70")], averaged=True)
+    assert not can_be(
+        [printed("balanced_accuracy", ".90"), printed("sensitivity", ".70"), printed("specificity", ".9")]
+    )
