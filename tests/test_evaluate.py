@@ -15,7 +15,7 @@ from dermkit.data.manifest import COLUMNS, Dataset, LesionClass
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_predictions, evaluate_run, mistakes, write_evaluation
 from dermkit.files import write_json, write_rows
-from dermkit.metrics.intervals import wilson
+from dermkit.metrics.intervals import clopper_pearson
 from dermkit.predictions import (
     check_predictions,
     default_mapping,
@@ -24,6 +24,8 @@ from dermkit.predictions import (
     read_predictions,
     remap_predictions,
 )
+from dermkit.report import write_report
+from dermkit.results import read_results
 
 
 def lesion_class(name: str, malignancy: Any, diagnosis: str = "-") -> LesionClass:
@@ -157,7 +159,8 @@ def test_figures_do_not_depend_on_the_order_of_rows() -> None:
     assert list(one["splits"]) == ["validation", "test"]
     test = one["splits"]["test"]
     assert test["n"] == 40 and test["n_groups"] == 30 and one["positive"] == ["melanoma"]
-    assert test["metrics"]["accuracy"]["method"].startswith("bootstrap by group")
+    assert test["metrics"]["accuracy"]["method"].startswith("wilson by group")
+    assert test["metrics"]["loss"]["method"].startswith("bootstrap by group, BCa")
 
 
 def test_indeterminate_classes_and_unknown_lesions_are_warned_of() -> None:
@@ -176,7 +179,7 @@ def test_sensitivity_counts_the_malignant_classes_together() -> None:
         p_nevus=[0.2, 0.6, 0.6, 0.3], p_mel=[0.3, 0.3, 0.2, 0.4], p_bcc=[0.5, 0.1, 0.2, 0.3],
     )  # fmt: skip
     metrics = evaluate_predictions(frame, classes=classes, groups=None)["splits"]["test"]["metrics"]
-    assert metrics["sensitivity"]["value"] == 0.5 and metrics["sensitivity"]["ci95"] == list(wilson(1, 2))
+    assert metrics["sensitivity"]["value"] == 0.5 and metrics["sensitivity"]["ci95"] == list(clopper_pearson(1, 2))
     assert metrics["specificity"]["value"] == 0.5 and metrics["accuracy"]["value"] == 0.25
     # Scores .8 and .4 of the melanomas against .4 and .7: pairs won 1 + 1 + 0.5 + 0 of 4.
     assert metrics["auroc"]["value"] == pytest.approx(0.625)
@@ -249,7 +252,7 @@ def test_evaluate_run_writes_every_table(tmp_path: Path) -> None:
     write_rows(run / "log.csv", columns, log)
     path = evaluate_run(run)
     body = json.loads(path.read_text())
-    assert path == run / "metrics.json" and body["format"] == 1
+    assert path == run / "metrics.json" and body["format"] == 2
     assert body["overfitting"]["epoch"] == 2 and body["leaks"] == leaks
     assert [line[:40] for line in body["warnings"] if "leaks" in line] == [
         "the split leaks: 3 of 40 test images sha"
@@ -265,6 +268,79 @@ def test_evaluate_run_writes_every_table(tmp_path: Path) -> None:
     assert calibration["n"].sum() == 40 and list(calibration.columns) == ["bin", "n", "confidence", "accuracy"]
     before = path.read_bytes()
     assert evaluate_run(run).read_bytes() == before
+
+
+def test_validation_settles_what_the_other_splits_are_shown_with(tmp_path: Path) -> None:
+    frame = make_predictions(900)
+    body = json.loads(evaluate_run(make_run(tmp_path, frame)).read_text())
+    decision = json.loads((tmp_path / "decision.json").read_text())
+    assert {name: decision[name] for name in body["decision"]} == body["decision"]
+    assert decision["validation_images"] == 300
+    assert "decided" not in body["splits"]["validation"], "it was fitted there"
+    told = body["splits"]["test"]["decided"]
+    assert told["calibrated"]["kind"] == decision["calibration"]["kind"]
+    assert [item["threshold"] for item in told["operating_points"]] == [
+        item["value"] for item in decision["operating_points"]
+    ]
+    moved = frame.assign(label=np.where(frame["split"] == "test", "nevus", frame["label"]))
+    again = evaluate_predictions(moved, classes=THREE, groups=None)
+    assert again["decision"] == body["decision"], "the test side has no part in it"
+    alone = evaluate_predictions(frame[frame["split"] == "test"], classes=THREE, groups=None)
+    assert alone["decision"] is None and "decided" not in alone["splits"]["test"]
+
+
+def test_what_a_model_settled_before_is_shown_on_other_data(tmp_path: Path) -> None:
+    evaluate_run(make_run(tmp_path / "own", make_predictions(900)))
+    decision = json.loads((tmp_path / "own" / "decision.json").read_text())
+    other = make_predictions(200, seed=5).assign(split="test")
+    run = make_run(tmp_path / "other", other)
+    about = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**about, "decision": decision}))
+    body = json.loads(evaluate_run(run).read_text())
+    told = body["splits"]["test"]["decided"]["operating_points"]
+    assert [item["threshold"] for item in told] == [item["value"] for item in decision["operating_points"]]
+    (run / "run.json").write_text(json.dumps({**about, "decision": {"calibration": 3}}))
+    with pytest.raises(DataError, match="broken decision"):
+        evaluate_run(run)
+
+
+def test_figures_by_what_is_known_of_people(tmp_path: Path) -> None:
+    frame = make_predictions(900)
+    run = make_run(tmp_path, frame)
+    rows = [
+        (image, "" if i % 7 == 0 else str(20 + i % 60), ("male", "female", "")[i % 3], "", "")
+        for i, image in enumerate(frame["image_id"])
+    ]
+    write_rows(run / "attributes.csv", ("image_id", "age", "sex", "site", "skin_type"), rows)
+    found = json.loads(evaluate_run(run).read_text())["splits"]["test"]["subgroups"]
+    assert set(found) == {"age", "sex"}, "nothing is known of the others"
+    sexes = {item["name"]: item for item in found["sex"]["groups"]}
+    test = frame[frame["split"] == "test"]
+    sex = dict(zip(frame["image_id"], [row[2] or "unknown" for row in rows], strict=True))
+    own = test[test["image_id"].map(sex) == "female"]
+    assert sexes["female"]["n"] == len(own)
+    assert sexes["female"]["metrics"]["accuracy"]["value"] == (own["label"] == own["predicted"]).mean()
+    assert "unknown" in sexes
+    assert [item["name"] for item in found["age"]["groups"]][-1] == "unknown"
+
+
+def test_an_evaluation_of_the_first_format_is_still_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path, make_predictions())
+    path = evaluate_run(run)
+    body = json.loads(path.read_text())
+    older = {**body, "format": 1}
+    del older["decision"]
+    for split in older["splits"].values():
+        for name in ("npv", "mcc", "kappa", "calibration_slope", "pauc_above_tpr80"):
+            del split["metrics"][name]
+        split.pop("decided", None)
+    path.write_text(json.dumps(older))
+    assert "npv" not in read_results(run)["splits"]["test"]["metrics"]
+    page = write_report(run).read_text()
+    assert "Balanced accuracy" in page
+    path.write_text(json.dumps({**body, "format": 3}))
+    with pytest.raises(DataError, match="format 3"):
+        read_results(run)
 
 
 def test_mistakes_are_the_wrong_rows_worst_first() -> None:

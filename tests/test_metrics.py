@@ -13,10 +13,12 @@ from scipy.stats import mannwhitneyu
 from sklearn import metrics as reference
 
 from dermkit.errors import DataError
-from dermkit.metrics import counts, intervals, probability, ranking, tables
+from dermkit.metrics import counts, figures, intervals, probability, ranking, tables
 from dermkit.metrics.estimate import Estimate, undefined
+from dermkit.metrics.figures import Figures, Plan
 from dermkit.metrics.overfitting import diagnose_overfitting
-from dermkit.metrics.summary import Scored, summarise
+from dermkit.metrics.scored import Scored
+from dermkit.metrics.summary import summarise
 
 TIGHT = 1e-9
 CASES = 500
@@ -159,24 +161,58 @@ def test_weighted_ranking_equals_ranking_of_copied_rows(seed: int) -> None:
             assert precision == pytest.approx(expected, abs=TIGHT)
 
 
-def test_bootstrap_interval_equals_the_one_of_copied_rows() -> None:
-    """The fast way (multiplicities) and the slow way (rows copied per resample) give the same bounds."""
+def test_resampled_figures_equal_those_of_copied_rows() -> None:
+    """The fast way (sums per group) and the slow way (rows copied per resample) give the same figures."""
     scored = next(s for s in (make_scored(i, grouped=True) for i in itertools.count()) if len(s.true) > 40)
-    fast = summary(scored, resamples=200)
-    rows_of = [np.flatnonzero(scored.groups == g) for g in range(scored.groups.max() + 1)]
-    slow: dict[str, list[float]] = {"accuracy": [], "loss": [], "ece": []}
-    for weights in intervals.resample_weights(scored.groups, seed=0, resamples=200):
-        for row in weights:
-            assert all(len(set(row[rows])) == 1 for rows in rows_of)  # a group is drawn whole
-            rows = np.repeat(np.arange(len(row)), row.astype(int))
-            right = scored.true[rows] == scored.predicted[rows]
-            slow["accuracy"].append(right.mean())
-            slow["loss"].append(probability.log_loss(scored.true[rows], scored.probabilities[rows]))
-            slow["ece"].append(slow_ece(scored.confidence[rows], right))
-    for name, values in slow.items():
-        expected = np.quantile(values, [0.025, 0.975])
-        assert fast["metrics"][name]["ci95"] == pytest.approx(expected.tolist(), abs=TIGHT)
-        assert fast["metrics"][name]["method"] == "bootstrap by group, percentile, 200 resamples, seed 0"
+    rows_of = [np.flatnonzero(scored.groups == g) for g in range(scored.units)]
+    plan = Plan(scored)
+    for weights in intervals.resample_weights(np.arange(scored.units), seed=0, resamples=200):
+        fast = plan.resampled(weights)
+        for number, times in enumerate(weights.astype(int)):
+            rows = np.concatenate([np.tile(rows_of[g], count) for g, count in enumerate(times)])
+            same_plan(fast, number, scored, rows)
+
+
+def test_figures_without_each_group_are_those_of_the_other_groups() -> None:
+    scored = next(s for s in (make_scored(i, grouped=True) for i in itertools.count()) if len(s.true) > 40)
+    fast = Plan(scored).without_each(np.arange(scored.units))
+    for group in range(scored.units):
+        same_plan(fast, group, scored, np.flatnonzero(scored.groups != group))
+
+
+def same_plan(fast: Figures, number: int, scored: Scored, rows: NDArray[np.intp]) -> None:
+    """Compare a row of resampled figures with those of the rows themselves."""
+    fresh = np.unique(scored.groups[rows], return_inverse=True)[1]
+    alone = Plan(Scored(scored.classes, scored.malignant, scored.true[rows], scored.predicted[rows],
+                        scored.probabilities[rows], fresh)).point  # fmt: skip
+    right = scored.true[rows] == scored.predicted[rows]
+    assert fast.overall["accuracy"][number] == pytest.approx(right.mean(), abs=TIGHT)
+    assert fast.overall["ece"][number] == pytest.approx(slow_ece(scored.confidence[rows], right), abs=TIGHT)
+    loss = probability.log_loss(scored.true[rows], scored.probabilities[rows])
+    assert fast.overall["loss"][number] == pytest.approx(loss, abs=TIGHT, rel=TIGHT)
+    for ours, theirs in ((fast.overall, alone.overall), (fast.views, alone.views), (fast.binary, alone.binary)):
+        for name in theirs:
+            assert ours[name][number] == pytest.approx(theirs[name][0], abs=TIGHT, rel=TIGHT, nan_ok=True), name
+
+
+def test_scores_in_groups_move_no_figure_and_hardly_a_resample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond many images the order of scores is kept in steps alone: the figure itself stays exact."""
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 2, 6000)
+    p = 1 / (1 + np.exp(-rng.normal(2.0 * true - 1.0, 1.5)))
+    scored = Scored(["a", "b"], np.array([False, True]), true, (p > 0.5).astype(int), np.column_stack([1 - p, p]),
+                    np.arange(6000))  # fmt: skip
+    fine = Plan(scored)
+    weights = next(intervals.resample_weights(scored.groups, seed=0, resamples=20))
+    exact = fine.resampled(weights)
+    monkeypatch.setattr(figures, "EXACT", 100)
+    coarse = Plan(scored)
+    rough = coarse.resampled(weights)
+    for name in fine.point.binary:
+        assert coarse.point.binary[name] == fine.point.binary[name]
+        np.testing.assert_allclose(rough.binary[name], exact.binary[name], atol=2e-3, err_msg=name)
+    np.testing.assert_allclose(rough.views["auroc"], exact.views["auroc"], atol=1e-4)
+    np.testing.assert_allclose(rough.views["average_precision"], exact.views["average_precision"], atol=1e-3)
 
 
 def test_resamples_draw_as_many_groups_as_there_are_and_repeat_with_the_seed() -> None:
@@ -212,7 +248,8 @@ def test_group_bootstrap_is_wider_than_the_independent_one_on_clustered_images()
     for name in ("accuracy", "balanced_accuracy", "sensitivity", "auroc", "loss"):
         width = [item[name]["ci95"][1] - item[name]["ci95"][0] for item in (wide, narrow)]
         assert 1.7 < width[0] / width[1] < 2.9, name
-    assert wide["accuracy"]["method"].startswith("bootstrap by group")
+    assert wide["accuracy"]["method"] == intervals.GROUPED_WILSON
+    assert wide["loss"]["method"] == "bootstrap by group, BCa, 1000 resamples, seed 0"
     assert narrow["accuracy"]["method"] == "wilson"
     assert narrow["loss"]["method"].startswith("bootstrap by image")
 
@@ -268,7 +305,8 @@ def test_undefined_figures_are_null_with_a_reason() -> None:
     assert c["specificity"]["value"] == pytest.approx(2 / 3)
     assert b["precision"]["reason"] == "no image was predicted as b" and b["precision"]["n"] == 0
     assert b["f1"]["value"] == 0.0 and b["f1"]["n"] == 1 and b["recall"]["value"] == 0.0
-    assert a["recall"] == {"value": 0.5, "ci95": list(intervals.wilson(1, 2)), "n": 2, "method": "wilson"}
+    exact = {"ci95": list(intervals.clopper_pearson(1, 2)), "method": "clopper-pearson"}
+    assert a["recall"] == {"value": 0.5, "n": 2, **exact}
     metrics = body["metrics"]
     assert metrics["sensitivity"]["value"] is None and "malignant" in metrics["sensitivity"]["reason"]
     assert metrics["recall_macro"]["value"] is None and "c" in metrics["recall_macro"]["reason"]
@@ -292,7 +330,7 @@ def test_one_image_has_figures_but_no_bootstrap_interval() -> None:
                           np.array([[0.2, 0.8]]), np.array([0])))  # fmt: skip
     assert body["n"] == body["n_groups"] == 1
     assert body["metrics"]["loss"]["ci95"] is None and "one group" in body["metrics"]["loss"]["reason"]
-    assert body["metrics"]["sensitivity"]["ci95"] == list(intervals.wilson(1, 1))
+    assert body["metrics"]["sensitivity"]["ci95"] == list(intervals.clopper_pearson(1, 1))
     assert body["metrics"]["auroc"]["reason"] == "every image is of a malignant class"
 
 

@@ -19,6 +19,7 @@ from dermkit import cautions, findings, report
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import write_json, write_rows, write_text
+from dermkit.metrics.estimate import trust
 from dermkit.metrics.tables import in_words
 from dermkit.recipe import (
     AugmentSpec,
@@ -181,7 +182,7 @@ def _stored(metrics: dict[str, Any], row: str, place: str) -> Any:
     value = metrics["splits"][split]
     if rest[0] == "per_class":
         value, rest = value["per_class"][row], rest[1:]
-    elif rest[0] != "baselines":
+    elif rest[0] not in ("baselines", "decided", "subgroups"):
         value = value["metrics"]
     for part in rest:
         value = value[int(part)] if isinstance(value, list) else value[part]
@@ -199,7 +200,9 @@ def test_every_number_is_that_of_metrics_json(nine: Path) -> None:
         elif isinstance(stored, int):
             assert shown == str(stored)
         else:
-            assert shown in (f"{stored:.3f}", f"{stored:.1%}".replace("%", "\N{NO-BREAK SPACE}%")), place
+            percent = f"{stored:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+            people = (f"{stored:.1f}" if stored < 100 else f"{stored:.0f}",) if ".per_prevalence." in place else ()
+            assert shown in (f"{stored:.3f}", percent, *people), place
 
 
 def test_every_figure_worth_a_row_is_shown_for_both_splits(nine: Path) -> None:
@@ -345,7 +348,7 @@ BESIDE = "interval unreliable: the bootstrap is biased and does not hold the val
     ],
 )  # fmt: skip
 def test_an_interval_is_worth_what_its_reason_says(bounds: list[float] | None, reason: str, worth: str) -> None:
-    assert findings.trust({"ci95": bounds, "reason": reason}) == worth
+    assert trust({"ci95": bounds, "reason": reason}) == worth
 
 
 @pytest.mark.parametrize(

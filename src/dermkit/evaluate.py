@@ -9,26 +9,36 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.manifest import Dataset, LesionClass
-from dermkit.data.manifest import groups as manifest_groups
 from dermkit.errors import DataError
 from dermkit.files import read_json, write_json, write_rows, write_text
 from dermkit.lint.predictions import lint_predictions
 from dermkit.lint.rules import as_rows, write_lint
 from dermkit.metrics import tables
+from dermkit.metrics.decision import Decision, decide, from_dict, judged
 from dermkit.metrics.intervals import RESAMPLES
 from dermkit.metrics.overfitting import diagnose_overfitting
-from dermkit.metrics.summary import Scored, summarise
+from dermkit.metrics.scored import Scored
+from dermkit.metrics.subgroups import UNKNOWN, age_band, gaps, subgroups
+from dermkit.metrics.summary import summarise
 from dermkit.predictions import (
-    LISTED,
+    ATTRIBUTES,
     check_predictions,
     class_index,
+    groups_of,
     probabilities_of,
+    read_attributes,
     read_predictions,
-    refuse,
+    read_table,
+    scored_of,
 )
+from dermkit.results import write_results
 
-FORMAT = 1
 RUN_FORMAT = 1
+DECISION = "decision.json"
+DECISION_FORMAT = 1
+SETTLES = "validation"
+"""The side that calibration, operating points and sets are settled on."""
+
 SPLIT_ORDER = ("train", "validation", "test")
 CARRIED = ("mapping", "unmapped", "overlap")
 """What run.json says of a model on another data set and metrics.json repeats."""
@@ -44,17 +54,22 @@ def evaluate_predictions(
     classes: Sequence[LesionClass],
     groups: Mapping[str, int] | None,
     train_counts: Mapping[str, int] | None = None,
+    attributes: pd.DataFrame | None = None,
+    decision: Decision | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return the body of metrics.json for checked predictions, independent of the order of their rows.
 
     groups: image_id -> what is drawn together (lesion or patient); None takes every image as independent and warns.
-    train_counts: images per class in training, for the baselines. Raises `DataError` for an image without group.
+    train_counts: images per class in training, for the baselines. attributes: by image_id, for figures by age, sex,
+    site and skin type. decision: what a model settled before; without one, validation settles it for the other
+    splits. Raises `DataError` for an image without group.
     """
     predictions = check_predictions(predictions, [item.name for item in classes])
     found = set(predictions["split"])
     order = [name for name in SPLIT_ORDER if name in found] + sorted(found - set(SPLIT_ORDER))
     warnings, splits = _class_warnings(classes), {}
+    made = decision
     if groups is None:
         warnings.append("lesions and patients are unknown: intervals take every image as independent")
     for name in order:
@@ -65,13 +80,48 @@ def evaluate_predictions(
         scored = scored_of(part, classes, groups)
         baselines = {} if train_counts is None else _baselines(scored, train_counts, seed)
         splits[name] = {**summarise(scored, seed=seed), "baselines": baselines}
+        if attributes is not None:
+            splits[name]["subgroups"] = _subgroups(scored, part, attributes)
+        if made is not None:
+            splits[name]["decided"] = judged(made, scored, summarise=summarise, seed=seed)
+        elif name == SETTLES and len(order) > 1:
+            made = decide(scored)
     return {
         "classes": [item.name for item in classes],
         "positive": [item.name for item in classes if item.malignancy == "malignant"],
         "bootstrap": {"resamples": RESAMPLES, "seed": seed, "unit": "image" if groups is None else "group"},
         "splits": splits,
+        "decision": None if made is None else made.as_dict(),
         "warnings": warnings,
     }
+
+
+def _subgroups(scored: Scored, part: pd.DataFrame, attributes: pd.DataFrame) -> dict[str, Any]:
+    """Return the figures by each attribute of which something is known, with the gaps between groups."""
+    ids = part.sort_values(["image_id", "fold", "seed"], kind="stable")["image_id"]
+    known = attributes.reindex(ids).fillna("")
+    found: dict[str, Any] = {}
+    for name in ATTRIBUTES:
+        values = known[name].tolist()
+        labels = [age_band(value) if name == "age" else value or UNKNOWN for value in values]
+        if set(labels) <= {UNKNOWN}:
+            continue
+        parts = subgroups(scored, labels, summarise=summarise)
+        found[name] = {
+            "groups": [
+                {
+                    "name": item.name, "n": item.n, "n_groups": item.n_groups, "malignant": item.positives,
+                    "too_few": item.too_few,
+                    "metrics": {figure: value.as_dict() for figure, value in item.metrics.items()},
+                }
+                for item in parts
+            ],
+            "gaps": [
+                {"figure": gap.figure, "worst": gap.worst, "best": gap.best, **gap.difference.as_dict()}
+                for gap in gaps(parts)
+            ],
+        }  # fmt: skip
+    return found
 
 
 def _class_warnings(classes: Sequence[LesionClass]) -> list[str]:
@@ -79,24 +129,6 @@ def _class_warnings(classes: Sequence[LesionClass]) -> list[str]:
     if not unsure:
         return []
     return [f"indeterminate, counted as not malignant in the binary figures: {', '.join(unsure)}"]
-
-
-def scored_of(part: pd.DataFrame, classes: Sequence[LesionClass], groups: Mapping[str, int] | None) -> Scored:
-    """Return one split's rows as arrays, sorted by image, so that no figure depends on the order of rows."""
-    part = part.sort_values(["image_id", "fold", "seed"], kind="stable")
-    ids, names = part["image_id"], [item.name for item in classes]
-    group = ids if groups is None else ids.map(groups)
-    if group.isna().any():
-        lost = ids[group.isna()].tolist()
-        refuse("groups", [f"{len(lost)} images have no group: {', '.join(lost[:LISTED])}"])
-    return Scored(
-        classes=names,
-        malignant=np.array([item.malignancy == "malignant" for item in classes]),
-        true=class_index(part["label"], names),
-        predicted=class_index(part["predicted"], names),
-        probabilities=probabilities_of(part, names),
-        groups=pd.factorize(group)[0].astype(np.int64),
-    )
 
 
 def _baselines(scored: Scored, train_counts: Mapping[str, int], seed: int) -> dict[str, Any]:
@@ -130,6 +162,8 @@ def write_evaluation(
     extra: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
     colour: pd.DataFrame | None = None,
+    attributes: pd.DataFrame | None = None,
+    decision: Decision | None = None,
     seed: int = 0,
 ) -> Path:
     """Evaluate, write `metrics.json` and `figures/*` in `folder`, return the path of metrics.json.
@@ -137,7 +171,12 @@ def write_evaluation(
     extra: further fields of metrics.json (leaks, overfitting, mapping, unmapped). colour: predictions of the rule
     that sees colour alone, for the baselines.
     """
-    body = evaluate_predictions(predictions, classes=classes, groups=groups, train_counts=train_counts, seed=seed)
+    body = evaluate_predictions(
+        predictions, classes=classes, groups=groups, train_counts=train_counts, attributes=attributes,
+        decision=decision, seed=seed,
+    )  # fmt: skip
+    if body["decision"] is not None:
+        write_json(folder / DECISION, body["decision"], format=DECISION_FORMAT)
     body |= dict(extra or {})
     body["warnings"] = [*warnings, *body["warnings"]]
     predictions = check_predictions(predictions, body["classes"])
@@ -149,9 +188,7 @@ def write_evaluation(
             split["baselines"]["mean_colour"] = {figure: found[figure] for figure in COLOUR_FIGURES}
         _write_tables(folder / "figures", name, split, scored_of(part, classes, groups))
         write_rows(folder / "figures" / f"mistakes_{name}.csv", MISTAKES_HEADER, mistakes(part, body["classes"]))
-    path = folder / "metrics.json"
-    write_json(path, body, format=FORMAT)
-    return path
+    return write_results(folder, body)
 
 
 def _write_tables(figures: Path, name: str, split: Mapping[str, Any], scored: Scored) -> None:
@@ -195,18 +232,37 @@ def evaluate_run(run: Path, dataset: Dataset | None = None) -> Path:
     leaks = split.get("leaks", {})
     extra: dict[str, Any] = {"leaks": leaks} | {key: about[key] for key in CARRIED if key in about}
     if (run / "log.csv").exists():
-        extra["overfitting"] = diagnose_overfitting(_read_table(run / "log.csv"))
+        extra["overfitting"] = diagnose_overfitting(read_table(run / "log.csv"))
     write_lint(run, [*about.get("lint", []), *_lint(run, about, predictions, classes, dataset)])
     return write_evaluation(
         run,
         predictions,
         classes=classes,
-        groups=_groups_of(run, dataset),
+        groups=groups_of(run, dataset),
         train_counts=_train_counts(run, split, predictions, dataset),
         extra=extra,
         warnings=_leak_warnings(leaks),
         colour=_colour_of(run, [item.name for item in classes]),
+        attributes=_attributes_of(run, dataset),
+        decision=_decision_of(about, run),
     )
+
+
+def _attributes_of(run: Path, dataset: Dataset | None) -> pd.DataFrame | None:
+    found = read_attributes(run)
+    if found is not None or dataset is None:
+        return found
+    return dataset.manifest.set_index("image_id")[list(ATTRIBUTES)]
+
+
+def _decision_of(about: Mapping[str, Any], run: Path) -> Decision | None:
+    """Return what the model settled on its own validation images, where run.json says it: a test on other data."""
+    if not about.get("decision"):
+        return None
+    try:
+        return from_dict(about["decision"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{run / 'run.json'}: has a broken decision: {error}", remedy="evaluate again") from error
 
 
 def _lint(
@@ -223,7 +279,7 @@ def _lint(
         predictions,
         [item.name for item in classes],
         diagnoses={item.name: item.diagnosis for item in classes},
-        sides=_read_table(path, "image_id", "split") if path.exists() else None,
+        sides=read_table(path, "image_id", "split") if path.exists() else None,
         labels=None if manifest is None else dict(zip(manifest["image_id"], manifest["label"], strict=True)),
         audited=audit.get("state") == "done" and not audit.get("errors") and not audit.get("accepted"),
     )
@@ -242,28 +298,6 @@ def _classes_of(about: Mapping[str, Any], run: Path) -> tuple[LesionClass, ...]:
         raise DataError(f"{run / 'run.json'}: has no class table", remedy="train again, or restore it") from error
 
 
-def _read_table(path: Path, *text: str) -> pd.DataFrame:
-    """Read a CSV, all of it as text where text columns are named, else as numbers; raises `DataError`."""
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False) if text else pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}", remedy="restore the file or train again") from error
-    missing = [name for name in text if name not in frame]
-    if missing:
-        raise DataError(f"{path}: no column {', '.join(missing)}", remedy="restore the file or train again")
-    return frame
-
-
-def _groups_of(run: Path, dataset: Dataset | None) -> dict[str, int] | None:
-    path = run / "groups.csv"
-    if path.exists():
-        frame = _read_table(path, "image_id", "group")
-        return dict(zip(frame["image_id"], pd.factorize(frame["group"])[0].tolist(), strict=True))
-    if dataset is None:
-        return None
-    return dict(zip(dataset.manifest["image_id"], manifest_groups(dataset.manifest).tolist(), strict=True))
-
-
 def _train_counts(
     run: Path, about: Mapping[str, Any], predictions: pd.DataFrame, dataset: Dataset | None
 ) -> dict[str, int] | None:
@@ -271,7 +305,7 @@ def _train_counts(
         return dict(about["train_counts"])
     labels = predictions.loc[predictions["split"] == "train", "label"]
     if dataset is not None and (run / "split.csv").exists():
-        split = _read_table(run / "split.csv", "image_id", "split")
+        split = read_table(run / "split.csv", "image_id", "split")
         trained = split.loc[split["split"] == "train", "image_id"]
         labels = dataset.manifest.loc[dataset.manifest["image_id"].isin(trained), "label"]
     return {str(name): int(n) for name, n in labels.value_counts().items()} if len(labels) else None

@@ -13,11 +13,13 @@ from dermkit.data.manifest import Dataset
 from dermkit.data.split import split_groups
 from dermkit.evaluate import evaluate_run
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
+from dermkit.modelcard import SETTLED
 from dermkit.predictions import (
     ClassMapping,
     default_mapping,
     load_mapping,
     remap_predictions,
+    write_attributes,
     write_groups,
     write_predictions,
 )
@@ -57,6 +59,7 @@ def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Pa
     write_groups(
         folder / "groups.csv", dataset.manifest["image_id"], split_groups(dataset.manifest), kept["image_id"]
     )
+    write_attributes(folder / "attributes.csv", dataset.manifest, kept["image_id"])
     write_rows(
         folder / "unmapped.csv", ("image_id", "path", "label"), remapped.unmapped_images.to_numpy().tolist()
     )
@@ -142,8 +145,16 @@ def _facts(
         "seed": card["training"].get("seed"),
         "fold": None,
         "weights": card["weights"],
+        "decision": _decision(predictor, classes),
         "warnings": _warnings(predictor, dataset, unmapped, shared),
     }
+
+
+def _decision(predictor: "Predictor", classes: ClassMapping) -> dict[str, Any] | None:
+    """Return what the model settled, where its classes stay what they are; summed classes were never calibrated."""
+    if classes.rule != "identity" or predictor.card["conformal"] is None:
+        return None
+    return {name: predictor.card[name] for name in SETTLED}
 
 
 def _warnings(

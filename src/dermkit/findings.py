@@ -15,10 +15,11 @@ from dermkit import recipe
 from dermkit.augmentation import fields_on
 from dermkit.errors import DataError, UsageError
 from dermkit.files import read_json
+from dermkit.metrics.estimate import trust
+from dermkit.results import read_results
 
 Json = dict[str, Any]
 
-METRICS_FORMAT = 1
 RUN_FORMAT = 1
 
 MOST_CONFUSIONS = 10
@@ -96,7 +97,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Read a run folder; raises `DataError` without a metrics.json, or where a file of it is broken."""
-    metrics = read_json(folder / "metrics.json", format=METRICS_FORMAT, error=DataError)
+    metrics = read_results(folder)
     if not metrics.get("splits"):
         raise DataError(f"{folder / 'metrics.json'}: has no split", remedy="run `dermkit evaluate` on this folder")
     return Run(
@@ -138,19 +139,6 @@ def read_table(path: Path) -> pd.DataFrame | None:
 
 
 # --- the verdict ---
-
-
-def trust(estimate: Mapping[str, Any]) -> Literal["", "doubtful", "none"]:
-    """Return the worth of an estimate's interval: "" full, "doubtful" to be marked, "none" not to be shown or judged.
-
-    An interval that merely lost resamples still says something; one without width, or beside its value, misleads.
-    """
-    bounds, reason = estimate.get("ci95"), str(estimate.get("reason") or "")
-    doubts = [part for part in reason.split("; ") if part.startswith("interval unreliable")]
-    lost = [part for part in doubts if "undefined in" in part]
-    if not bounds or bounds[0] == bounds[1] or len(doubts) > len(lost):
-        return "none"
-    return "doubtful" if lost else ""
 
 
 @dataclass(frozen=True)

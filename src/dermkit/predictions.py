@@ -15,13 +15,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.data.manifest import LesionClass, Malignancy
+from dermkit.data.manifest import Dataset, LesionClass, Malignancy
+from dermkit.data.manifest import groups as manifest_groups
 from dermkit.errors import DataError
 from dermkit.files import read_json, write_rows
+from dermkit.metrics.scored import Scored
 
 MAP_FORMAT = 1
 ID_COLUMNS = ("image_id", "path", "label", "split", "fold", "seed", "predicted")
 PREFIX = "p_"
+ATTRIBUTES = ("age", "sex", "site", "skin_type")
 SUM_TOLERANCE = 1e-4
 LISTED = 20
 """Line numbers printed per kind of problem; the rest are counted."""
@@ -319,3 +322,62 @@ def write_groups(
     """
     of = dict(zip(all_ids, group.tolist(), strict=True))
     write_rows(path, ("image_id", "group"), [(item, of[item]) for item in image_ids])
+
+
+def write_attributes(path: Path, manifest: pd.DataFrame, image_ids: "pd.Series[str]") -> None:
+    """Write attributes.csv: what is known of the person and the place of each scored image, "" = unknown."""
+    rows = manifest.set_index("image_id").loc[list(dict.fromkeys(image_ids)), list(ATTRIBUTES)]
+    write_rows(path, ("image_id", *ATTRIBUTES), rows.reset_index().to_numpy(dtype=object).tolist())
+
+
+def read_attributes(run: Path) -> pd.DataFrame | None:
+    """Return a run's attributes by image_id, None where it has none."""
+    path = run / "attributes.csv"
+    return read_table(path, "image_id", *ATTRIBUTES).set_index("image_id") if path.exists() else None
+
+
+def read_groups(run: Path) -> dict[str, int] | None:
+    """Return image_id -> what hangs together, from a run's groups.csv; None where there is none."""
+    path = run / "groups.csv"
+    if not path.exists():
+        return None
+    frame = read_table(path, "image_id", "group")
+    return dict(zip(frame["image_id"], pd.factorize(frame["group"])[0].tolist(), strict=True))
+
+
+def groups_of(run: Path, dataset: Dataset | None) -> dict[str, int] | None:
+    """Return the groups of a run, else those of the data set; None where neither says."""
+    found = read_groups(run)
+    if found is not None or dataset is None:
+        return found
+    return dict(zip(dataset.manifest["image_id"], manifest_groups(dataset.manifest).tolist(), strict=True))
+
+
+def read_table(path: Path, *text: str) -> pd.DataFrame:
+    """Read a CSV, all of it as text where text columns are named, else as numbers; raises `DataError`."""
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False) if text else pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}", remedy="restore the file or train again") from error
+    missing = [name for name in text if name not in frame]
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(missing)}", remedy="restore the file or train again")
+    return frame
+
+
+def scored_of(part: pd.DataFrame, classes: Sequence[LesionClass], groups: Mapping[str, int] | None) -> Scored:
+    """Return one split's rows as arrays, sorted by image, so that no figure depends on the order of rows."""
+    part = part.sort_values(["image_id", "fold", "seed"], kind="stable")
+    ids, names = part["image_id"], [item.name for item in classes]
+    group = ids if groups is None else ids.map(groups)
+    if group.isna().any():
+        lost = ids[group.isna()].tolist()
+        refuse("groups", [f"{len(lost)} images have no group: {', '.join(lost[:LISTED])}"])
+    return Scored(
+        classes=names,
+        malignant=np.array([item.malignancy == "malignant" for item in classes]),
+        true=class_index(part["label"], names),
+        predicted=class_index(part["predicted"], names),
+        probabilities=probabilities_of(part, names),
+        groups=pd.factorize(group)[0].astype(np.int64),
+    )

@@ -31,26 +31,22 @@ from dermkit.data.manifest import LesionClass
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import (
     make_folder,
-    read_json,
     sha256_bytes,
-    sha256_file,
     write_bytes,
-    write_json,
     write_rows,
-    write_text,
 )
 from dermkit.inference import Forward, default_batch, pick_device, side_by_side
 from dermkit.listing import file_stat
 from dermkit.model import Net, build_net, resolve_weights
+from dermkit.modelcard import RESEARCH_ONLY, SUMS, UNSETTLED, read_card, write_card, write_sums
 from dermkit.recipe import ModelSpec
 from dermkit.scoring import KeptPixels, Look, Scored, look_at
 
 if TYPE_CHECKING:
     from dermkit.data.store import Rows
 
-FORMAT = 1
-SUMS = "SHA256SUMS"
-RESEARCH_ONLY = "Research use only. Not a medical device."
+__all__ = ["SUMS", "ModelFacts", "Predictor", "load_model", "read_seen", "save_model", "versions", "write_sums"]
+
 
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 _CLASSES: TypeAdapter[tuple[LesionClass, ...]] = TypeAdapter(tuple[LesionClass, ...])
@@ -208,8 +204,7 @@ def save_model(
         "members": [{"file": "member-0.safetensors", "spec": asdict(spec), "views": ["identity"]}],
         "classes": [asdict(item) for item in classes],
         "preprocessing": asdict(preprocessing),
-        "calibration": {"method": "none", "temperature": 1.0},
-        "operating_points": [],
+        **UNSETTLED,
         "recipe": facts.recipe,
         "dataset": facts.dataset,
         "weights": facts.weights,
@@ -217,17 +212,8 @@ def save_model(
         "versions": versions(),
         "notice": RESEARCH_ONLY,
     }
-    write_json(folder / "model.json", card, format=FORMAT)
-    write_text(folder / "MODEL_CARD.md", _model_card(card))
-    write_sums(folder)
+    write_card(folder, card)
     return folder
-
-
-def write_sums(folder: Path) -> None:
-    """Write SHA256SUMS over every other file of a folder (`sha256sum -c SHA256SUMS` checks it)."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
-    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
-    write_text(folder / SUMS, "".join(lines))
 
 
 def versions() -> dict[str, str]:
@@ -249,7 +235,7 @@ def load_model(folder: Path, *, device: str = "cpu", say: Callable[[str], None] 
     where = pick_device(device)
     folder = folder / "model" if (folder / "model" / SUMS).is_file() else folder
     content = _verified(folder)
-    card = read_json(folder / "model.json", format=FORMAT, error=UntrustedError)
+    card = read_card(folder)
     try:
         classes = _CLASSES.validate_json(json.dumps(card["classes"]))
         preprocessing = _PREPROCESSING.validate_json(json.dumps(card["preprocessing"]))
@@ -316,37 +302,3 @@ def read_seen(folder: Path) -> dict[str, str]:
         return {}
     with path.open(newline="", encoding="utf-8") as stream:
         return {row["pixel_sha256"]: row["split"] for row in csv.DictReader(stream)}
-
-
-def _model_card(card: Mapping[str, Any]) -> str:
-    classes = "\n".join(
-        f"| {item['name']} | {item['diagnosis'] or 'not known'} | {item['malignancy']} |"
-        for item in card["classes"]
-    )
-    pre, weights, data = card["preprocessing"], card["weights"], card["dataset"]
-    return f"""# Model card: {card["recipe"].get("name", "unnamed")}
-
-**{RESEARCH_ONLY}**
-
-{card["recipe"].get("about", "")}
-
-## Classes, in the order of the probabilities
-
-| class | canonical diagnosis | counted as |
-|---|---|---|
-{classes}
-
-## Input
-
-RGB, {pre["size"]} x {pre["size"]} px, {pre["resize"]}, {pre["interpolation"]}; divided by {pre["divide_by"]:g},
-then mean {pre["mean"]} and standard deviation {pre["std"]}.
-
-## Origin
-
-- Net: {card["members"][0]["spec"]["backbone"]}; starting weights: {weights.get("origin", "?")}.
-  {weights.get("note", "")} Licence of the weights: {weights.get("licence") or "not stated"}.
-- Data: {data.get("name", "?")}, {data.get("n", "?")} images; licences: {data.get("licences") or "not stated"}.
-- Calibration: none. Probabilities are softmax outputs as trained; do not read them as risks.
-
-Its figures, with intervals, are in `metrics.json` and `report.html` of the run that made it.
-"""

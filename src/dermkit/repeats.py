@@ -9,9 +9,9 @@ from typing import Any
 from dermkit.errors import DataError
 from dermkit.files import read_json, write_json, write_rows
 from dermkit.report import write_summary_report
+from dermkit.results import read_results
 
 FORMAT = 1
-METRICS_FORMAT = 1
 _METRIC_OF_MONITOR = {
     "val_loss": "loss", "val_accuracy": "accuracy",
     "val_balanced_accuracy": "balanced_accuracy", "val_auroc_macro": "auroc_macro",
@@ -20,7 +20,7 @@ _METRIC_OF_MONITOR = {
 
 def metrics_of(run: Path, split: str) -> dict[str, float | None]:
     """Return metric name -> value of one split of a run (None = undefined); empty where the split is absent."""
-    body = read_json(run / "metrics.json", format=METRICS_FORMAT, error=DataError)
+    body = read_results(run)
     found: Mapping[str, Any] = body["splits"].get(split, {}).get("metrics", {})
     return {name: item["value"] for name, item in found.items()}
 

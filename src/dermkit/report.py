@@ -5,8 +5,6 @@ in `data-metric` and holds it in full in `data-value`.
 """
 
 import base64
-import functools
-import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment
 from numpy.typing import NDArray
 
 from dermkit import cautions, charts, findings
@@ -22,10 +19,8 @@ from dermkit.data.images import open_image
 from dermkit.errors import DataError, ImageRefused
 from dermkit.files import read_json, write_rows, write_text
 from dermkit.findings import Run
+from dermkit.labels import BARS, FIRST, LABELS, SAME_AS, page_templates
 from dermkit.lint.rules import read_lint
-from dermkit.metrics import intervals
-from dermkit.metrics.tables import in_words
-from dermkit.pages import templates
 from dermkit.pictures import data_uri
 
 Images = Callable[[str], NDArray[np.uint8] | None]
@@ -42,54 +37,6 @@ SIDE = 144
 
 MALIGNANT_VIEW = "malignant classes"
 """The name under which roc_<split>.csv holds the curve of all malignant classes together."""
-
-LABELS = {
-    "balanced_accuracy": "Balanced accuracy (mean recall)",
-    "accuracy": "Accuracy",
-    "precision_macro": "Precision, mean over classes",
-    "recall_macro": "Recall, mean over classes",
-    "recall_macro_present": "Recall, mean over the classes present",
-    "precision_macro_present": "Precision, mean over classes where defined",
-    "f1_macro": "F1, mean over classes",
-    "f1_macro_present": "F1, mean over classes where defined",
-    "sensitivity_macro": "Sensitivity, mean over classes",
-    "specificity_macro": "Specificity, mean over classes",
-    "specificity_macro_present": "Specificity, mean over classes where defined",
-    "auroc_macro": "AUROC, mean over classes",
-    "auroc_macro_present": "AUROC, mean over the classes present",
-    "average_precision_macro": "Average precision, mean over classes",
-    "average_precision_macro_present": "Average precision, mean over the classes present",
-    "sensitivity": "Sensitivity (recall), malignant",
-    "recall": "Recall, malignant",
-    "specificity": "Specificity, malignant",
-    "precision": "Precision, malignant",
-    "ppv": "Positive predictive value, malignant",
-    "f1": "F1, malignant",
-    "auroc": "AUROC, malignant",
-    "average_precision": "Average precision, malignant",
-    "loss": "Loss (cross-entropy; lower is better)",
-    "brier": "Brier score (lower is better)",
-    "ece": "Calibration error, ECE (lower is better)",
-}
-"""Names for people, in the order of the tables; other metrics follow under their own name."""
-
-SAME_AS = {"recall_macro": "balanced_accuracy", "recall": "sensitivity", "ppv": "precision"}
-"""A figure that stands in the table under another name already; it is printed once."""
-
-INSTEAD = {"balanced_accuracy": "recall_macro_present", "auroc_macro": "auroc_macro_present"}
-"""What a tile shows where classes without images leave the figure itself undefined."""
-
-METHODS = {intervals.WILSON: "Wilson score interval"}
-
-UNBOUNDED = frozenset({"loss", "brier", "ece"})
-PER_CLASS = {
-    "recall": "recall",
-    "precision": "precision",
-    "f1": "F1",
-    "specificity": "specificity",
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-}
 
 
 @dataclass(frozen=True)
@@ -124,7 +71,7 @@ def write_report(run: Path, *, images: Images | None = None, images_root: Path |
     wrong = findings.read_table(run / "figures" / f"mistakes_{content.headline}.csv")
     wrong = pd.DataFrame() if wrong is None else wrong
     context = {**_words(content), "pictures": _pictures(content), "n_mistakes": len(wrong)}
-    template = _templates().get_template("report.html.j2")
+    template = page_templates().get_template("report.html.j2")
     mistakes = _mistakes(wrong.head(max(THUMBNAILS)), images, images_root)
     for count in THUMBNAILS:
         html = template.render(**context, mistakes=mistakes[:count])
@@ -139,11 +86,13 @@ def _words(run: Run) -> dict[str, Any]:
     figures = run.folder / "figures"
     names = metric_names(run)
     used = {name: _methods(run, name) for name in names}
+    first = list(LABELS)[: FIRST + 1]
     return {
         "run": run,
         "split_names": run.splits,
         "bodies": run.metrics["splits"],
-        "names": names,
+        "names": [name for name in names if name in first],
+        "more": [name for name in names if name not in first],
         "used": used,
         "methods": sorted({method for methods in used.values() for method in methods}),
         "verdict": findings.verdict(run, run.headline),
@@ -181,21 +130,6 @@ def _worth_a_row(found: Collection[str], everywhere: Collection[str]) -> list[st
     known = [name for name in LABELS if name in found] + [name for name in found if name not in LABELS]
     fallback = {f"{name}_present" for name in everywhere}
     return [name for name in known if SAME_AS.get(name) not in found and name not in fallback]
-
-
-@functools.cache
-def _templates() -> Environment:
-    environment = templates()
-    environment.filters["number"] = lambda value: f"{value:.3f}"
-    environment.filters["percent"] = lambda value: f"{value:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
-    environment.filters["exact"] = json.dumps
-    environment.filters["label"] = lambda name: LABELS.get(name, str(name).replace("_", " "))
-    environment.filters["words"] = in_words
-    environment.filters["trust"] = findings.trust
-    environment.filters["method"] = lambda name: METHODS.get(name, name)
-    environment.filters["label_of_class"] = lambda name: PER_CLASS[name]
-    environment.globals |= {"per_class_names": PER_CLASS, "instead": INSTEAD}
-    return environment
 
 
 # --- pictures ---
@@ -254,7 +188,7 @@ def _intervals(run: Run) -> Picture:
     for name in metric_names(run):
         for split in run.splits:
             item = run.metrics["splits"][split]["metrics"].get(name)
-            if item and name not in UNBOUNDED:
+            if item and name in BARS:
                 value = "" if item["value"] is None else item["value"]
                 rows.append((name, split, value, *(item.get("ci95") or ("", "")), item["n"]))
     path = run.folder / "figures" / "intervals.png"
@@ -274,22 +208,23 @@ def _embed(path: Path) -> str:
 
 
 def _mistakes(wrong: pd.DataFrame, images: Images | None, root: Path | None) -> list[Mistake]:
-    find = images or _opener(wrong, root)
+    find = images or opener(wrong, root)
     return [
         Mistake(
             row["image_id"], row["path"], row["label"], row["predicted"],
-            float(row["p_predicted"]), float(row["p_label"]), _thumbnail(find(row["image_id"])),
+            float(row["p_predicted"]), float(row["p_label"]), thumbnail(find(row["image_id"])),
         )
         for row in wrong.to_dict("records")
     ]  # fmt: skip
 
 
-def _thumbnail(pixels: NDArray[np.uint8] | None) -> str:
+def thumbnail(pixels: NDArray[np.uint8] | None) -> str:
+    """Return a small picture as a data URI, "" where there are no pixels."""
     return "" if pixels is None else data_uri(pixels, SIDE)
 
 
-def _opener(wrong: pd.DataFrame, root: Path | None) -> Images:
-    """Return a function that opens an image of `wrong` below `root`; a path that leads out of it is not opened."""
+def opener(wrong: pd.DataFrame, root: Path | None) -> Images:
+    """Return what opens an image of a table (image_id, path) below `root`, but no path that leads out of it."""
     paths = dict(zip(wrong["image_id"], wrong["path"], strict=True)) if len(wrong) else {}
 
     def find(image_id: str) -> NDArray[np.uint8] | None:
@@ -316,7 +251,7 @@ def write_summary_report(parent: Path) -> Path:
     splits = [name for name in ("validation", "test") if summary["metrics"].get(name)]
     names = {split: _summary_names(summary, split) for split in splits}
     html = (
-        _templates()
+        page_templates()
         .get_template("summary.html.j2")
         .render(
             title=str(summary.get("recipe") or parent.resolve().name),
@@ -369,7 +304,7 @@ def _spread(summary: dict[str, Any], split: str, names: list[str], parent: Path)
         (run["folder"], name, run[split][name])
         for name in names
         for run in summary["runs"]
-        if name not in UNBOUNDED and (run.get(split) or {}).get(name) is not None
+        if name in BARS and (run.get(split) or {}).get(name) is not None
     ]
     path = parent / f"spread_{split}.png"
     write_rows(path.with_suffix(".csv"), ("run", "metric", "value"), rows)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from dermkit import charts, pictures
 from dermkit.colour import colour_rule
 from dermkit.data.split import save_split, split_groups
-from dermkit.errors import Interrupted, UsageError
-from dermkit.evaluate import evaluate_run
+from dermkit.errors import DataError, Interrupted, UsageError
+from dermkit.evaluate import DECISION, DECISION_FORMAT, evaluate_run
 from dermkit.facts import (
     environment,
     model_facts,
@@ -34,12 +34,14 @@ from dermkit.facts import (
 from dermkit.files import (
     lock,
     make_folder,
+    read_json,
     sweep_temp,
     write_json,
     write_rows,
 )
+from dermkit.modelcard import settle
 from dermkit.plan import Plan, Where
-from dermkit.predictions import write_groups, write_predictions
+from dermkit.predictions import write_attributes, write_groups, write_predictions
 from dermkit.recipe import save as save_recipe
 from dermkit.report import write_report
 from dermkit.watch import Watch
@@ -175,6 +177,8 @@ def _rows(sides: pd.DataFrame, side: str, index: Mapping[str, int]) -> NDArray[n
 def finish(folder: Path, images: Path | None) -> Path:
     """Evaluate a scored folder and write its report with pictures from `images`; returns the report."""
     evaluate_run(folder)
+    if (folder / DECISION).is_file() and (folder / "model").is_dir():
+        settle(folder / "model", read_json(folder / DECISION, format=DECISION_FORMAT, error=DataError))
     return write_report(folder, images_root=images)
 
 
@@ -244,6 +248,7 @@ def _score(plan: Plan, predictor: "Predictor", pixels: "PixelCache", job: "Job",
     write_predictions(plan.folder / "colour_rule.csv", names, _table(plan, chosen, names, dumb))
     manifest = plan.dataset.manifest
     write_groups(plan.folder / "groups.csv", manifest["image_id"], split_groups(manifest), chosen["image_id"])
+    write_attributes(plan.folder / "attributes.csv", manifest, chosen["image_id"])
 
 
 def _table(

@@ -1,8 +1,9 @@
 """A figure that never travels alone: value, interval, the number of images it rests on, and the method."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 NO_METHOD = "none"
 """The method of a figure that is undefined, or that has no interval."""
@@ -44,3 +45,16 @@ class Estimate:
 def undefined(n: int, reason: str) -> Estimate:
     """Return the estimate of a figure that does not exist, and why."""
     return Estimate(None, None, n, NO_METHOD, reason)
+
+
+def trust(estimate: Mapping[str, Any]) -> Literal["", "doubtful", "none"]:
+    """Return the worth of an estimate's interval: "" full, "doubtful" to be marked, "none" not to be shown or judged.
+
+    An interval that merely lost resamples still says something; one without width, or beside its value, misleads.
+    """
+    bounds, reason = estimate.get("ci95"), str(estimate.get("reason") or "")
+    doubts = [part for part in reason.split("; ") if part.startswith("interval unreliable")]
+    lost = [part for part in doubts if "undefined in" in part]
+    if not bounds or bounds[0] == bounds[1] or len(doubts) > len(lost):
+        return "none"
+    return "doubtful" if lost else ""

@@ -1,144 +1,45 @@
-"""All figures of one split at once, each with its interval: what metrics.json holds per split.
+"""All figures of one split at once, each with its interval and how that was made: what metrics.json holds per split.
 
 Classes against rest are columns 0 to K - 1 of one array; the malignant classes together against the rest are
 column K, so that the binary figures and the per-class ones are the same code.
 
 `NAME_macro` is the mean over all classes and undefined as soon as one class is; `NAME_macro_present` is the mean
 over the classes for which the figure is defined and names the others. `balanced_accuracy` is `recall_macro`.
-Without a suffix, precision (ppv), recall (sensitivity), f1, specificity, auroc and average_precision are those of
-the malignant classes: their summed probability is the score, and an image is called positive if its predicted
-class is malignant.
+Without a suffix, precision (ppv), recall (sensitivity), f1, specificity, npv, mcc, auroc and average_precision are
+those of the malignant classes: their summed probability is the score, and an image is called positive if its
+predicted class is malignant. `mcc_multiclass` and `kappa` are of all classes at once.
+
+Intervals: proportions by Wilson or Clopper-Pearson, of grouped images as of so many independent ones; means of class
+recalls from the intervals of each; AUROC by a score interval on DeLong's variance; slope and intercept of
+calibration by Wald on a sandwich variance; everything else by bootstrap over groups, bias-corrected and accelerated.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
-from dermkit.metrics import counts, intervals, probability, ranking
-from dermkit.metrics.counts import Bools, Counts, Floats, Ints
+from dermkit.metrics import counts, intervals
+from dermkit.metrics.counts import Bools, Floats, Ints
 from dermkit.metrics.estimate import Estimate, undefined
+from dermkit.metrics.figures import TOP, Figures, Plan
+from dermkit.metrics.placement import placed
+from dermkit.metrics.reliability import recalibration
+from dermkit.metrics.scored import Scored
 
-VIEWS = ("precision", "recall", "f1", "specificity", "auroc", "average_precision")
-RANKED = ("auroc", "average_precision")
-OVERALL = ("accuracy", "loss", "brier", "ece")
 SYNONYMS = {"sensitivity": "recall", "ppv": "precision"}
+PROPORTIONS = ("precision", "recall", "specificity", "npv")
+MOST_CORRECTED = 10_000
+"""Units up to which the bootstrap is corrected; it needs every figure without each unit."""
+
 ONE_GROUP = "no interval: one group only"
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """The scored images of one split.
-
-    classes: K names. malignant: (K,). true, predicted: (N,) class indices. probabilities: (N, K), rows sum to 1.
-    groups: (N,) labels 0 to G - 1 of what must be drawn together, each label used. Raises `ValueError` where
-    shapes or labels do not fit, or without images.
-    """
-
-    classes: Sequence[str]
-    malignant: Bools
-    true: Ints
-    predicted: Ints
-    probabilities: Floats
-    groups: Ints
-
-    def __post_init__(self) -> None:
-        n, k = len(self.true), len(self.classes)
-        if n < 1 or k < 2:
-            raise ValueError(f"figures need an image and two classes, not {n} and {k}")
-        shapes = (self.predicted.shape, self.probabilities.shape, self.groups.shape, self.malignant.shape)
-        if shapes != ((n,), (n, k), (n,), (k,)):
-            raise ValueError(f"shapes do not fit {n} images of {k} classes: {shapes}")
-        if min(self.true.min(), self.predicted.min()) < 0 or max(self.true.max(), self.predicted.max()) >= k:
-            raise ValueError(f"class indices must be 0 to {k - 1}")
-        if self.groups.min() != 0 or len(np.unique(self.groups)) != self.groups.max() + 1:
-            raise ValueError("groups must be labelled 0 to G - 1, each used")
-
-    @property
-    def has_binary_view(self) -> bool:
-        """Whether some classes are malignant and some are not."""
-        return bool(self.malignant.any() and not self.malignant.all())
-
-    @cached_property
-    def confidence(self) -> Floats:
-        """The predicted class's probability, (N,)."""
-        return self.probabilities[np.arange(len(self.true)), self.predicted]
-
-    @cached_property
-    def independent(self) -> bool:
-        """Whether every group has one image."""
-        return int(self.groups.max()) + 1 == len(self.groups)
-
-
-@dataclass(frozen=True, eq=False)
-class Figures:
-    """Figures of B resamples: `overall` name -> (B,), `views` name -> (B, K + 1), and the counts behind them."""
-
-    overall: dict[str, Floats]
-    views: dict[str, Floats]
-    counts: Counts
-
-
-class _Plan:
-    """What is computed once for all resamples: sorted scores, and per image the terms that figures add up."""
-
-    def __init__(self, scored: Scored, *, ranked: bool) -> None:
-        k, p = len(scored.classes), scored.probabilities
-        self.scored = scored
-        self.rankings: list[ranking.Ranking] = []
-        if ranked:
-            scores = np.column_stack([p, p[:, scored.malignant].sum(axis=1)])
-            truth = np.column_stack([scored.true[:, None] == np.arange(k), scored.malignant[scored.true]])
-            self.rankings = [ranking.rank(scores[:, i], truth[:, i]) for i in range(k + 1)]
-        bins = np.eye(probability.BINS)[probability.bin_of(scored.confidence)]
-        correct = (scored.true == scored.predicted).astype(np.float64)
-        cells = np.zeros((len(p), k * k))
-        cells[np.arange(len(p)), scored.true * k + scored.predicted] = 1.0
-        losses = probability.log_loss_terms(scored.true, p), probability.brier_terms(scored.true, p)
-        self.terms = np.column_stack(
-            [cells, *losses, bins, bins * scored.confidence[:, None], bins * correct[:, None]]
-        )
-
-    def figures(self, weights: Floats) -> Figures:
-        """Return all figures for each row of multiplicities (B, N)."""
-        k, sums = len(self.scored.classes), weights @ self.terms
-        confusion = sums[:, : k * k].reshape(-1, k, k)
-        loss, brier, rest = sums[:, k * k], sums[:, k * k + 1], sums[:, k * k + 2 :]
-        total = weights.sum(axis=1)
-        overall = {
-            "accuracy": counts.accuracy(confusion),
-            "loss": loss / total,
-            "brier": brier / total,
-            "ece": probability.ece_of_bins(probability.CalibrationBins(*np.split(rest, 3, axis=1))),
-        }
-        tally = _with_binary(confusion, self.scored.malignant)
-        views = {
-            "precision": counts.precision(tally),
-            "recall": counts.recall(tally),
-            "f1": counts.f1(tally),
-            "specificity": counts.specificity(tally),
-        }
-        if self.rankings:
-            ranked = [ranking.ranking_figures(order, weights) for order in self.rankings]
-            views["auroc"] = np.column_stack([item.auroc for item in ranked])
-            views["average_precision"] = np.column_stack([item.average_precision for item in ranked])
-        return Figures(overall, views, tally)
-
-
-def _with_binary(confusion: Floats, malignant: Bools) -> Counts:
-    classes = counts.one_vs_rest(confusion)
-    binary = counts.malignant_vs_rest(confusion, malignant)
-
-    def joined(left: Floats, right: Floats) -> Floats:
-        return np.concatenate([left, right[..., None]], axis=-1)
-
-    return Counts(
-        joined(classes.tp, binary.tp), joined(classes.fp, binary.fp),
-        joined(classes.fn, binary.fn), joined(classes.tn, binary.tn),
-    )  # fmt: skip
+NOT_RESAMPLED = "no interval: nothing was resampled"
+AUROC_METHOD = "score interval on DeLong's variance"
+MEAN_METHOD = "mean of independent proportions"
+WALD = "maximum likelihood, Wald"
+_CHUNK = 256
 
 
 def summarise(
@@ -146,26 +47,56 @@ def summarise(
 ) -> dict[str, Any]:
     """Return one split's body of metrics.json: n, n_groups, metrics, per_class, confusion_matrix.
 
-    ranked: False leaves AUROC and average precision out. The same seed and images give the same intervals.
+    ranked: False leaves out what needs an order of scores. The same seed and images give the same intervals.
+    resamples: 0 leaves figures without interval that have none but by bootstrap.
     """
     return _Summary(scored, seed=seed, ranked=ranked, resamples=resamples).body()
+
+
+class _Resampled:
+    """Figures of resamples, and without each unit, under one name each: `overall accuracy`, `views recall`..."""
+
+    def __init__(self, plan: Plan, *, seed: int, resamples: int) -> None:
+        units = plan.scored.units
+        # With one unit every resample is the sample itself: there is nothing to learn from it.
+        drawn = intervals.resample_weights(np.arange(units), seed=seed, resamples=resamples if units > 1 else 0)
+        self.samples = _joined([_arrays(plan.resampled(weights)) for weights in drawn])
+        self.corrected = 1 < units <= MOST_CORRECTED and resamples > 0
+        parts = np.array_split(np.arange(units), -(-units // _CHUNK)) if self.corrected else []
+        self.left_out = _joined([_arrays(plan.without_each(rows)) for rows in parts])
+        kind = "BCa" if self.corrected else "percentile"
+        unit = "image" if plan.scored.independent else "group"
+        self.method = f"bootstrap by {unit}, {kind}, {resamples} resamples, seed {seed}"
+
+        self.missing = ONE_GROUP if units == 1 else NOT_RESAMPLED
+
+    def estimate(self, value: float, n: int, samples: Floats | None, left_out: Floats | None) -> Estimate:
+        if samples is None:
+            return Estimate(value, None, n, self.method, self.missing)
+        interval = (
+            intervals.percentile_interval(value, samples)
+            if left_out is None
+            else intervals.bca_interval(value, samples, left_out)
+        )
+        return Estimate(value, interval.ci95, n, self.method, interval.reason)
+
+
+def _arrays(figures: Figures) -> dict[str, Floats]:
+    return figures.overall | figures.binary | {f"view {name}": values for name, values in figures.views.items()}
+
+
+def _joined(parts: list[dict[str, Floats]]) -> dict[str, Floats]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 class _Summary:
     """The point figures, the resampled ones, and the rules that make estimates of them."""
 
     def __init__(self, scored: Scored, *, seed: int, ranked: bool, resamples: int) -> None:
-        self.scored = scored
-        plan = _Plan(scored, ranked=ranked)
-        self.point = plan.figures(np.ones((1, len(scored.true))))
-        self.groups = int(scored.groups.max()) + 1
-        self.method = intervals.BOOTSTRAP_IMAGES if scored.independent else intervals.BOOTSTRAP_GROUPS
-        self.method += f", {resamples} resamples, seed {seed}"
-        # With one group every resample is the sample itself: there is nothing to learn from it.
-        drawn = intervals.resample_weights(scored.groups, seed=seed, resamples=resamples if self.groups > 1 else 0)
-        parts = [_arrays(plan.figures(weights)) for weights in drawn]
-        first = _arrays(self.point)
-        self.samples = {name: np.concatenate([part[name] for part in parts]) for name in first} if parts else {}
+        self.scored, self.ranked = scored, ranked
+        plan = Plan(scored, ranked=ranked)
+        self.point = plan.point
+        self.drawn = _Resampled(plan, seed=seed, resamples=resamples)
 
     def body(self) -> dict[str, Any]:
         k = len(self.scored.classes)
@@ -177,20 +108,30 @@ class _Summary:
         }
         return {
             "n": len(self.scored.true),
-            "n_groups": self.groups,
+            "n_groups": self.scored.units,
             "metrics": {name: estimate.as_dict() for name, estimate in metrics.items()},
             "per_class": per_class,
             "confusion_matrix": counts.confusion_matrix(self.scored.true, self.scored.predicted, k).tolist(),
         }
 
+    # Of all classes at once
+
     def _overall(self) -> Iterator[tuple[str, Estimate]]:
         n = len(self.scored.true)
-        for name in OVERALL:
-            value = float(self.point.overall[name][0])
-            if name == "accuracy" and self.scored.independent:
-                yield name, _wilson(round(value * n), n)
+        hits = {"accuracy": self.scored.predicted == self.scored.true} | self._tops()
+        for name, values in self.point.overall.items():
+            value = float(values[0])
+            if name in hits:
+                yield name, self._proportion(hits[name], np.ones(n, dtype=bool))
+            elif np.isnan(value):
+                yield name, undefined(n, "all images are of one class, or all were called one")
             else:
-                yield name, self._bootstrap(value, self.samples.get(name), n)
+                yield name, self._bootstrap(name, value, n)
+
+    def _tops(self) -> dict[str, Bools]:
+        p, true = self.scored.probabilities, self.scored.true
+        above = (p > p[np.arange(len(true)), true][:, None]).sum(axis=1)
+        return {f"top_{most}_accuracy": above < most for most in TOP}
 
     def _macro(self) -> Iterator[tuple[str, Estimate]]:
         for view, values in self.point.views.items():
@@ -213,55 +154,144 @@ class _Summary:
         defined = ~np.isnan(self.point.views[view][0, :k])
         if not defined.any():
             return undefined(n, f"{view} is undefined for every class")
-        samples = self.samples.get(view)
-        mean = None if samples is None else samples[:, :k][:, defined].mean(axis=1)
-        estimate = self._bootstrap(float(self.point.views[view][0, :k][defined].mean()), mean, n)
+        estimate = self._mean(view, np.flatnonzero(defined))
         note = f"mean over {int(defined.sum())} of {k} classes, without: {named}" if absent else ""
         reason = "; ".join(part for part in (note, estimate.reason) if part)
         return Estimate(estimate.value, estimate.ci95, n, estimate.method, reason)
 
+    def _mean(self, view: str, columns: NDArray[np.intp]) -> Estimate:
+        n, values = len(self.scored.true), self.point.views[view][0, columns]
+        if view == "recall":  # the classes' images are others, so their recalls are independent
+            parts = [self._view(view, int(column)) for column in columns]
+            bounds = [part.ci95 for part in parts if part.ci95 is not None]
+            if len(bounds) < len(parts):
+                return Estimate(float(values.mean()), None, n, "none", "no interval: a class has one group only")
+            ci95 = intervals.mean_of_proportions(values, bounds)
+            return Estimate(float(values.mean()), ci95, n, MEAN_METHOD)
+        return self.drawn.estimate(
+            float(values.mean()), n, *(_mean_of(found, f"view {view}", columns) for found in self._found())
+        )
+
+    def _found(self) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        return self.drawn.samples, self.drawn.left_out
+
+    # Of one class, or of the malignant ones, against the rest
+
     def _binary(self) -> Iterator[tuple[str, Estimate]]:
-        binary = {view: self._view(view, len(self.scored.classes)) for view in self.point.views}
+        k = len(self.scored.classes)
+        binary = {view: self._view(view, k) for view in self.point.views}
         yield from (binary | {name: binary[view] for name, view in SYNONYMS.items()}).items()
+        n, positives = len(self.scored.true), int(self.scored.is_malignant.sum())
+        for name, values in self.point.binary.items():
+            value = float(values[0])
+            missing = self._not_two_sides() or self._why_one_side(positives)
+            yield name, undefined(n, missing) if np.isnan(value) else self._bootstrap(name, value, n)
+        yield from self._calibration(positives)
+
+    def _calibration(self, positives: int) -> Iterator[tuple[str, Estimate]]:
+        n, missing = len(self.scored.true), self._not_two_sides() or self._why_one_side(positives)
+        if missing:
+            yield from ((name, undefined(n, missing)) for name in ("calibration_slope", "calibration_intercept"))
+            return
+        found = recalibration(self.scored.p_malignant, self.scored.is_malignant, self.scored.groups)
+        yield (
+            "calibration_slope",
+            _wald(
+                found.slope, found.slope_variance, n, "a threshold parts the sides: the best slope is no number"
+            ),
+        )
+        yield (
+            "calibration_intercept",
+            _wald(found.intercept, found.intercept_variance, n, "all probabilities are 0 or 1, and right"),
+        )
 
     def _view(self, view: str, column: int) -> Estimate:
         """Return one figure of one class against the rest, or of the malignant classes (column K)."""
-        tally = self.point.counts
-        tp, fp, fn, tn = (int(part[0, column]) for part in (tally.tp, tally.fp, tally.fn, tally.tn))
-        part, whole = {
-            "precision": (tp, tp + fp),
-            "recall": (tp, tp + fn),
-            "f1": (2 * tp, tp + fp + fn),
-            "specificity": (tn, tn + fp),
-        }.get(view, (0, len(self.scored.true)))
-        if column == len(self.scored.classes) and not self.scored.has_binary_view:
-            count = "every" if self.scored.malignant.any() else "no"
-            return undefined(whole, f"{count} class is malignant in the class table, so there are not two sides")
+        of_it, called = self._sides(column)
+        rows, hit = {
+            "precision": (called, of_it), "recall": (of_it, called),
+            "specificity": (~of_it, ~called), "npv": (~called, ~of_it),
+        }.get(view, (np.ones(len(of_it), dtype=bool), of_it))  # fmt: skip
+        n = int((of_it | called).sum() if view == "f1" else rows.sum())
         value = float(self.point.views[view][0, column])
+        if column == len(self.scored.classes) and self._not_two_sides():
+            return undefined(n, self._not_two_sides())
         if np.isnan(value):
-            return undefined(whole, self._why(view, column, positives=tp + fn))
-        if self.scored.independent and view in ("precision", "recall", "specificity"):
-            return _wilson(part, whole)
-        samples = self.samples.get(view)
-        return self._bootstrap(value, None if samples is None else samples[:, column], whole)
+            return undefined(n, self._why(view, column, positives=int(of_it.sum())))
+        if view in PROPORTIONS:
+            return self._proportion(hit, rows)
+        if view == "auroc":
+            return self._auroc(value, column, of_it)
+        samples, left_out = (_column(found, f"view {view}", column) for found in self._found())
+        return self.drawn.estimate(value, n, samples, left_out)
+
+    def _sides(self, column: int) -> tuple[Bools, Bools]:
+        """Return which images are of the class, or malignant, and which were called it."""
+        true, predicted = self.scored.true, self.scored.predicted
+        if column < len(self.scored.classes):
+            return true == column, predicted == column
+        return self.scored.is_malignant, self.scored.malignant[predicted]
+
+    def _auroc(self, value: float, column: int, of_it: Bools) -> Estimate:
+        last = column == len(self.scored.classes)
+        score = self.scored.p_malignant if last else self.scored.probabilities[:, column]
+        n, everywhere = len(score), np.zeros(len(score), dtype=np.int64)
+        found = placed(score, of_it, units=self.scored.groups, fold=everywhere)
+        return Estimate(value, found.interval(), n, AUROC_METHOD)
+
+    def _not_two_sides(self) -> str:
+        if self.scored.has_binary_view:
+            return ""
+        count = "every" if self.scored.malignant.any() else "no"
+        return f"{count} class is malignant in the class table, so there are not two sides"
+
+    def _why_one_side(self, positives: int) -> str:
+        if 0 < positives < len(self.scored.true):
+            return ""
+        return "no image of a malignant class" if positives == 0 else "every image is of a malignant class"
 
     def _why(self, view: str, column: int, *, positives: int) -> str:
         names = self.scored.classes
         what = names[column] if column < len(names) else "a malignant class"
         if positives == 0:
             return f"no image of {what}"
-        return f"no image was predicted as {what}" if view == "precision" else f"every image is of {what}"
+        if positives == len(self.scored.true) and view != "precision":
+            return f"every image is of {what}"
+        called = self._sides(column)[1]
+        return f"{'every' if called.all() else 'no'} image was predicted as {what}"
 
-    def _bootstrap(self, value: float, samples: NDArray[np.float64] | None, n: int) -> Estimate:
-        if samples is None:
-            return Estimate(value, None, n, self.method, ONE_GROUP)
-        interval = intervals.percentile_interval(value, samples)
-        return Estimate(value, interval.ci95, n, self.method, interval.reason)
+    # Intervals
+
+    def _proportion(self, hit: Bools, rows: Bools) -> Estimate:
+        return proportion_estimate(hit[rows], self.scored.groups[rows])
+
+    def _bootstrap(self, name: str, value: float, n: int) -> Estimate:
+        samples, left_out = self._found()
+        return self.drawn.estimate(value, n, samples.get(name), left_out.get(name))
 
 
-def _arrays(figures: Figures) -> dict[str, Floats]:
-    return figures.overall | figures.views
+def proportion_estimate(hit: Bools, groups: Ints) -> Estimate:
+    """Return a proportion of (n,) images with the interval that suits their groups."""
+    n, successes = len(hit), int(hit.sum())
+    if len(np.unique(groups)) == n:
+        bounds, method = intervals.proportion(successes, n)
+    elif len(np.unique(groups)) == 1:
+        return Estimate(successes / n, None, n, "none", ONE_GROUP)
+    else:
+        bounds, method = intervals.clustered_proportion(hit, groups)
+    return Estimate(successes / n, bounds, n, method)
 
 
-def _wilson(part: int, whole: int) -> Estimate:
-    return Estimate(part / whole, intervals.wilson(part, whole), whole, intervals.WILSON)
+def _column(found: dict[str, Floats], name: str, column: int) -> Floats | None:
+    return found[name][:, column] if name in found else None
+
+
+def _mean_of(found: dict[str, Floats], name: str, columns: NDArray[np.intp]) -> Floats | None:
+    return found[name][:, columns].mean(axis=1) if name in found else None
+
+
+def _wald(value: float, variance: float, n: int, why: str) -> Estimate:
+    if not np.isfinite(value) or not np.isfinite(variance):
+        return undefined(n, why)
+    half = float(norm.ppf(0.5 + intervals.LEVEL / 2)) * float(np.sqrt(variance))
+    return Estimate(value, (value - half, value + half), n, WALD)

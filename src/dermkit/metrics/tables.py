@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dermkit.metrics import probability, ranking
-from dermkit.metrics.summary import Scored
+from dermkit.metrics.scored import Scored
 
 Rows = list[list[object]]
 
@@ -19,7 +19,7 @@ CONFUSIONS_HEADER = ("label", "predicted", "n", "share_of_label", "mean_confiden
 MALIGNANT = "malignant classes"
 """The binary view's name in tables: all malignant classes against the rest."""
 
-_PRESENT = re.compile(r"\b(recall|auroc|average_precision|precision|f1|specificity)_macro_present\b")
+_PRESENT = re.compile(r"\b(recall|auroc|average_precision|precision|f1|specificity|npv|mcc)_macro_present\b")
 
 
 def in_words(reason: str) -> str:

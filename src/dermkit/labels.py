@@ -1,0 +1,112 @@
+"""What figures are called on a page, in which order they stand, and the templates that print them."""
+
+import functools
+import json
+
+from jinja2 import Environment
+
+from dermkit.metrics import intervals
+from dermkit.metrics.estimate import trust
+from dermkit.metrics.tables import in_words
+from dermkit.pages import templates
+
+LABELS = {
+    "balanced_accuracy": "Balanced accuracy (mean recall)",
+    "accuracy": "Accuracy",
+    "precision_macro": "Precision, mean over classes",
+    "recall_macro": "Recall, mean over classes",
+    "recall_macro_present": "Recall, mean over the classes present",
+    "precision_macro_present": "Precision, mean over classes where defined",
+    "f1_macro": "F1, mean over classes",
+    "f1_macro_present": "F1, mean over classes where defined",
+    "sensitivity_macro": "Sensitivity, mean over classes",
+    "specificity_macro": "Specificity, mean over classes",
+    "specificity_macro_present": "Specificity, mean over classes where defined",
+    "auroc_macro": "AUROC, mean over classes",
+    "auroc_macro_present": "AUROC, mean over the classes present",
+    "average_precision_macro": "Average precision, mean over classes",
+    "average_precision_macro_present": "Average precision, mean over the classes present",
+    "sensitivity": "Sensitivity (recall), malignant",
+    "recall": "Recall, malignant",
+    "specificity": "Specificity, malignant",
+    "precision": "Precision, malignant",
+    "ppv": "Positive predictive value, malignant",
+    "f1": "F1, malignant",
+    "auroc": "AUROC, malignant",
+    "average_precision": "Average precision, malignant",
+    "loss": "Loss (cross-entropy; lower is better)",
+    "brier": "Brier score (lower is better)",
+    "ece": "Calibration error, ECE (lower is better)",
+    "top_2_accuracy": "True class among the two most probable",
+    "top_3_accuracy": "True class among the three most probable",
+    "mcc_multiclass": "Matthews correlation, all classes",
+    "kappa": "Cohen's kappa, all classes",
+    "npv_macro": "Negative predictive value, mean over classes",
+    "npv_macro_present": "Negative predictive value, mean over classes where defined",
+    "mcc_macro": "Matthews correlation, mean over classes",
+    "mcc_macro_present": "Matthews correlation, mean over classes where defined",
+    "npv": "Negative predictive value, malignant",
+    "mcc": "Matthews correlation, malignant",
+    "sensitivity_at_specificity_90": "Sensitivity at a specificity of 0.90, malignant",
+    "sensitivity_at_specificity_95": "Sensitivity at a specificity of 0.95, malignant",
+    "specificity_at_sensitivity_90": "Specificity at a sensitivity of 0.90, malignant",
+    "specificity_at_sensitivity_95": "Specificity at a sensitivity of 0.95, malignant",
+    "pauc_above_tpr80": "Partial AUROC above a sensitivity of 0.8 (ISIC 2024: chance 0.02, perfect 0.2), malignant",
+    "auc_sens_80": "Area right of a sensitivity of 0.8 (official scorer: chance 0.18, perfect 1), malignant",
+    "ece_classwise": "Calibration error, mean over classes (lower is better)",
+    "calibration_slope": "Calibration slope, malignant (1 is right, below it too sure)",
+    "calibration_intercept": "Calibration intercept, malignant (0 is right, below it stated too often)",
+    "brier_malignant": "Brier score, malignant against the rest (0 to 1; lower is better)",
+    "brier_reliability": "Brier score, part: reliability (lower is better)",
+    "brier_resolution": "Brier score, part: resolution (higher is better)",
+    "brier_uncertainty": "Brier score, part: uncertainty, of the labels alone",
+    "net_benefit_5": "Net benefit at a threshold of 5\N{NO-BREAK SPACE}%, malignant",
+    "net_benefit_10": "Net benefit at a threshold of 10\N{NO-BREAK SPACE}%, malignant",
+    "net_benefit_20": "Net benefit at a threshold of 20\N{NO-BREAK SPACE}%, malignant",
+}
+"""Names for people, in the order of the tables; other metrics follow under their own name."""
+
+SAME_AS = {"recall_macro": "balanced_accuracy", "recall": "sensitivity", "ppv": "precision"}
+"""A figure that stands in the table under another name already; it is printed once."""
+
+INSTEAD = {"balanced_accuracy": "recall_macro_present", "auroc_macro": "auroc_macro_present"}
+"""What a tile shows where classes without images leave the figure itself undefined."""
+
+FIRST = list(LABELS).index("ece")
+"""The figures up to this one stand in the table at the top; the others unfold below it."""
+
+METHODS = {
+    intervals.WILSON: "Wilson score interval",
+    intervals.CLOPPER_PEARSON: "Clopper and Pearson's exact interval (fewer than 30 images)",
+    intervals.GROUPED_WILSON: "Wilson score interval, for as many independent images as the groups are worth",
+    intervals.GROUPED_CLOPPER_PEARSON: "Clopper and Pearson's exact interval, for as many independent images as the "
+    "groups are worth (fewer than 30)",
+}
+BARS = frozenset(list(LABELS)[:FIRST]) - {"loss", "brier"}
+"""What is drawn: the figures of the first table that lie in 0 to 1, where more is better."""
+
+PER_CLASS = {
+    "recall": "recall",
+    "precision": "precision",
+    "f1": "F1",
+    "specificity": "specificity",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+}
+
+
+@functools.cache
+def page_templates() -> Environment:
+    """Return the templates with the filters that pages of figures use: number, percent, label, words, ..."""
+    environment = templates()
+    environment.filters["number"] = lambda value: f"{value:.3f}"
+    environment.filters["percent"] = lambda value: f"{value:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+    environment.filters["people"] = lambda value: f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    environment.filters["exact"] = json.dumps
+    environment.filters["label"] = lambda name: LABELS.get(name, str(name).replace("_", " "))
+    environment.filters["words"] = in_words
+    environment.filters["trust"] = trust
+    environment.filters["method"] = lambda name: METHODS.get(name, name)
+    environment.filters["label_of_class"] = lambda name: PER_CLASS[name]
+    environment.globals |= {"per_class_names": PER_CLASS, "instead": INSTEAD}
+    return environment

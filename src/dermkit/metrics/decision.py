@@ -1,0 +1,227 @@
+"""What is settled on validation images and then only applied: calibration, operating points, sets of classes.
+
+Settled from the validation side alone, as plain numbers; `judged` says how they do on images that had no part in it.
+The validation images also chose the epoch, so that what is promised of new images can be a little too good: the test
+side shows it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from dermkit.metrics import conformal, intervals, recalibrate, thresholds
+from dermkit.metrics.counts import Floats, Ints
+from dermkit.metrics.estimate import Estimate
+from dermkit.metrics.operating import PREVALENCES, AtThreshold, at_threshold
+from dermkit.metrics.probability import log_loss
+from dermkit.metrics.recalibrate import Calibration
+from dermkit.metrics.scored import Scored
+from dermkit.metrics.thresholds import Threshold
+
+FOLDS = 5
+WISHES = (("sensitivity", 0.95), ("sensitivity", 0.9), ("specificity", 0.9))
+CONFIDENCE = 0.95
+ALPHA = 0.1
+FIGURES = (
+    "loss", "brier", "ece", "ece_classwise", "calibration_slope", "calibration_intercept", "brier_malignant",
+)  # fmt: skip
+"""What calibration is for; the order of images of two classes, and so AUROC, it leaves alone."""
+
+FITS: Mapping[str, Callable[[Ints, Floats], Calibration]] = {
+    "temperature": recalibrate.fit_temperature,
+    "bias": recalibrate.fit_bias,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """calibration, and for each kind its validation loss out of fold; points: wish -> threshold; rule: of the sets."""
+
+    calibration: Calibration
+    losses: dict[str, float]
+    points: tuple[tuple[str, Threshold], ...]
+    rule: conformal.ConformalRule
+    n: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain numbers, as model.json holds them."""
+        return {
+            "calibration": {
+                **asdict(self.calibration), "bias": list(self.calibration.bias), "out_of_fold_loss": self.losses,
+            },
+            "operating_points": [
+                {**_told(rate, point), "value": point.value} for rate, point in self.points
+            ],
+            "conformal": {
+                "alpha": self.rule.alpha, "least": self.rule.least.tolist(), "n": self.rule.n.tolist()
+            },
+            "validation_images": self.n,
+        }  # fmt: skip
+
+
+def from_dict(body: Mapping[str, Any]) -> Decision:
+    """Return the decision that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another object."""
+    own = body["calibration"]
+    calibration = Calibration(
+        str(own["kind"]), float(own["temperature"]), tuple(float(value) for value in own["bias"])
+    )
+    points = tuple(
+        (
+            str(item["rate"]),
+            Threshold(
+                float(item["value"]), float(item["wish_rate"]), float(item["confidence"]), bool(item["kept"]),
+                int(item["n"]),
+            ),
+        )
+        for item in body["operating_points"]
+    )  # fmt: skip
+    rule = body["conformal"]
+    return Decision(
+        calibration,
+        {str(name): float(value) for name, value in own["out_of_fold_loss"].items()},
+        points,
+        conformal.ConformalRule(
+            float(rule["alpha"]), np.array(rule["least"], dtype=np.float64), np.array(rule["n"], dtype=np.int64)
+        ),
+        int(body["validation_images"]),
+    )
+
+
+def decide(validation: Scored, *, wishes: Sequence[tuple[str, float]] = WISHES, alpha: float = ALPHA) -> Decision:
+    """Settle everything on validation images. A wish has no threshold where its side has no image there."""
+    losses = _losses(validation)
+    kind = min(losses, key=lambda name: (losses[name], list(losses).index(name)))
+    calibration = (
+        recalibrate.none_for(len(validation.classes))
+        if kind == "none"
+        else FITS[kind](validation.true, validation.probabilities)
+    )
+    settled = calibrated(validation, calibration)
+    points = tuple((rate, point) for rate, wish in wishes if (point := _point(settled, rate, wish)) is not None)
+    return Decision(
+        calibration, losses, points, conformal.calibrate(settled.true, settled.probabilities, alpha=alpha),
+        len(validation.true),
+    )  # fmt: skip
+
+
+def _losses(validation: Scored) -> dict[str, float]:
+    """Return the log loss of each kind on images that its numbers were not fitted to, groups kept together.
+
+    A kind must earn its numbers: with few images a shift per class is noise.
+    """
+    true, p = validation.true, validation.probabilities
+    found = {"none": log_loss(true, p)}
+    units = validation.units
+    if units < 2 * FOLDS:
+        return found
+    fold = np.random.default_rng(0).permutation(units)[validation.groups] % FOLDS
+    for kind, fit in FITS.items():
+        made = np.empty_like(p)
+        for number in range(FOLDS):
+            inside = fold == number
+            made[inside] = fit(true[~inside], p[~inside]).apply(p[inside])
+        found[kind] = log_loss(true, made)
+    return found
+
+
+def _point(settled: Scored, rate: str, wish: float) -> Threshold | None:
+    side = settled.is_malignant if rate == "sensitivity" else ~settled.is_malignant
+    if not settled.has_binary_view or not side.any():
+        return None
+    find = thresholds.for_sensitivity if rate == "sensitivity" else thresholds.for_specificity
+    return find(settled.p_malignant, settled.is_malignant, settled.groups, wish=wish, confidence=CONFIDENCE)
+
+
+def calibrated(scored: Scored, calibration: Calibration) -> Scored:
+    """Return the same images with calibrated probabilities, and the predictions that these make."""
+    p = calibration.apply(scored.probabilities)
+    return Scored(scored.classes, scored.malignant, scored.true, p.argmax(axis=1), p, scored.groups)
+
+
+# How it does on images that had no part in it ---------------------------------------------------------------------
+
+
+def judged(
+    decision: Decision,
+    scored: Scored,
+    *,
+    summarise: Callable[..., Mapping[str, Any]],
+    seed: int,
+    prevalences: tuple[float, ...] = PREVALENCES,
+) -> dict[str, Any]:
+    """Return what a split's body of metrics.json holds of a decision. summarise: `summary.summarise`."""
+    settled = calibrated(scored, decision.calibration)
+    figures = summarise(settled, seed=seed, ranked=False)["metrics"]
+    both = settled.has_binary_view and 0 < int(settled.is_malignant.sum()) < len(settled.true)
+    points = []
+    for rate, point in decision.points if both else ():
+        found = at_threshold(settled, point.value, prevalences=prevalences)
+        points.append({**_told(rate, point), "threshold": point.value, **_as_dict(found)})
+    return {
+        "calibrated": {
+            "kind": decision.calibration.kind,
+            "metrics": {name: figures[name] for name in FIGURES if name in figures},
+        },
+        "operating_points": points,
+        "conformal": _conformal(decision.rule, settled),
+        "refer": _refer(settled),
+    }
+
+
+def _told(rate: str, point: Threshold) -> dict[str, Any]:
+    return {
+        "wish": f"{rate} {point.wish:g}", "rate": rate, "wish_rate": point.wish, "confidence": point.confidence,
+        "kept": point.kept, "n": point.n,
+    }  # fmt: skip
+
+
+def _as_dict(found: AtThreshold) -> dict[str, Any]:
+    names = ("ppv", "npv", "found", "missed", "false_alarms", "biopsies_per_found")
+    return {
+        "sensitivity": found.sensitivity.as_dict(),
+        "specificity": found.specificity.as_dict(),
+        "per_prevalence": [
+            {"prevalence": item.prevalence, **{name: getattr(item, name).as_dict() for name in names}}
+            for item in found.at
+        ],
+    }
+
+
+def _conformal(rule: conformal.ConformalRule, settled: Scored) -> dict[str, Any]:
+    """Return coverage per class with its interval, and what a sound rule would cover with a chance of 95 %."""
+    held = rule.sets(settled.probabilities)[np.arange(len(settled.true)), settled.true]
+    classes = {}
+    for k, name in enumerate(settled.classes):
+        rows = settled.true == k
+        if rows.any():
+            low, high = conformal.expected_range(int(rule.n[k]), int(rows.sum()), alpha=rule.alpha)
+            share = _share(held[rows], settled.groups[rows]).as_dict()
+            classes[name] = {**share, "expected": [low / int(rows.sum()), high / int(rows.sum())],
+                             "calibration_images": int(rule.n[k])}  # fmt: skip
+    sizes = conformal.coverage(rule, settled.true, settled.probabilities).sizes
+    return {"promised": 1 - rule.alpha, "per_class": classes, "sizes": sizes.tolist()}
+
+
+def _share(hit: Floats, groups: Ints) -> Estimate:
+    n, successes = len(hit), int(hit.sum())
+    alone = len(np.unique(groups)) == n
+    bounds, method = (
+        intervals.proportion(successes, n) if alone else intervals.clustered_proportion(hit.astype(bool), groups)
+    )
+    return Estimate(successes / n, bounds, n, method)
+
+
+def _refer(settled: Scored) -> dict[str, Any]:
+    """Return the error rate when only the surest images are answered, at a few shares, and the area under it."""
+    right = settled.true == settled.predicted
+    curve = conformal.risk_coverage(settled.confidence, right)
+    shares = {}
+    for share in (1.0, 0.9, 0.8, 0.7, 0.5):
+        at = int(np.searchsorted(curve.coverage, share - 1e-12))
+        answered = settled.confidence >= curve.confidence[at]
+        wrong = _share((~right[answered]).astype(np.float64), settled.groups[answered])
+        shares[f"{share:g}"] = {**wrong.as_dict(), "answered": float(curve.coverage[at]),
+                                "least_confidence": float(curve.confidence[at])}  # fmt: skip
+    return {"area": curve.area(), "error_when_answering": shares}

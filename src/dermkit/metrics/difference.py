@@ -1,0 +1,230 @@
+"""How far two models lie apart on the same images: difference, interval, test, and what would be needed to tell.
+
+Accuracy, sensitivity and specificity of independent images: McNemar's mid-p. AUROC: DeLong's test over groups.
+Everything else, and proportions of grouped images: bootstrap over groups, both models on the same resamples.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dermkit.metrics import delong, intervals, paired, power
+from dermkit.metrics.counts import Bools, Floats
+from dermkit.metrics.estimate import Estimate
+from dermkit.metrics.figures import Figures, Plan
+from dermkit.metrics.scored import Scored
+
+ALPHA = 0.05
+MCNEMAR = "McNemar, mid-p"
+DELONG = "DeLong"
+BOOTSTRAP = "paired bootstrap"
+FIGURES = (
+    "accuracy", "balanced_accuracy", "f1_macro", "mcc_multiclass", "sensitivity", "specificity", "auroc",
+    "average_precision", "loss", "brier",
+)  # fmt: skip
+"""What two runs are compared in; all of it is one family for Holm's correction."""
+
+LOWER_IS_BETTER = ("loss", "brier")
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First model less second in one figure, on the same n images.
+
+    estimate: of the difference, its interval and how it was made; undefined where the figure is for one of the two.
+    p: of `test`, None where there is none; p_holm: after correction for all figures and pairs compared. discordant:
+    images that one model alone has right, for McNemar. needed: images that would show a difference of this size with
+    a power of 0.8; None where the difference is 0 or beyond any test set.
+    """
+
+    figure: str
+    estimate: Estimate
+    test: str
+    p: float | None
+    p_holm: float | None = None
+    discordant: tuple[int, int] | None = None
+    needed: int | None = None
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the images show a difference, all comparisons taken together."""
+        p = self.p if self.p_holm is None else self.p_holm
+        return p is not None and p <= ALPHA
+
+
+def differences(
+    first: Scored, second: Scored, *, seed: int, resamples: int = intervals.RESAMPLES
+) -> list[Difference]:
+    """Compare two models that scored the same images in the same order, with the same classes and groups.
+
+    Raises `ValueError` where they did not.
+    """
+    same = (
+        list(first.classes) == list(second.classes)
+        and np.array_equal(first.true, second.true)
+        and np.array_equal(first.groups, second.groups)
+        and np.array_equal(first.malignant, second.malignant)
+    )
+    if not same:
+        raise ValueError("a paired comparison needs the same images, labels, classes and groups")
+    drawn = _Both(first, second, seed=seed, resamples=resamples)
+    found = {item.figure: item for item in drawn.all()}
+    for item in _exact(first, second, found):
+        found[item.figure] = item
+    return [found[name] for name in FIGURES if name in found]
+
+
+def corrected(families: Sequence[Sequence[Difference]]) -> list[list[Difference]]:
+    """Return the same with `p_holm`: every figure of every pair is one of the questions that were asked."""
+    p = [item.p for family in families for item in family if item.p is not None]
+    adjusted = iter(paired.holm(p))
+    return [
+        [item if item.p is None else replace(item, p_holm=next(adjusted)) for item in family]
+        for family in families
+    ]
+
+
+# Exact tests ------------------------------------------------------------------------------------------------------
+
+
+def _exact(first: Scored, second: Scored, found: dict[str, Difference]) -> Iterator[Difference]:
+    """Yield what has a better test than the bootstrap; intervals stay those of the bootstrap."""
+    if first.independent:
+        one, other = first.malignant[first.predicted], second.malignant[second.predicted]
+        everyone = np.ones(len(first.true), dtype=bool)
+        yield _mcnemar(found["accuracy"], first.predicted == first.true, second.predicted == first.true, everyone)
+        if first.has_binary_view:
+            if found["sensitivity"].estimate.value is not None:
+                yield _mcnemar(found["sensitivity"], one, other, first.is_malignant)
+            if found["specificity"].estimate.value is not None:
+                yield _mcnemar(found["specificity"], ~one, ~other, ~first.is_malignant)
+    if "auroc" in found and found["auroc"].estimate.value is not None:
+        yield _delong(first, second)
+
+
+def _mcnemar(item: Difference, first: Bools, second: Bools, rows: Bools) -> Difference:
+    pairs = paired.mcnemar(first[rows], second[rows])
+    share, gap = (pairs.first + pairs.second) / pairs.n, abs(pairs.first - pairs.second) / pairs.n
+    needed = power.images_needed(gap, share) if gap else None
+    return replace(item, test=MCNEMAR, p=pairs.p, discordant=(pairs.first, pairs.second), needed=needed)
+
+
+def _delong(first: Scored, second: Scored) -> Difference:
+    areas = delong.areas(np.stack([first.p_malignant, second.p_malignant]), first.is_malignant, first.groups)
+    gap, error, p = delong.difference(areas, 0, 1)
+    half = 1.959963984540054 * error
+    n, unsure = len(first.true), "" if error else "interval unreliable: no variance"
+    estimate = Estimate(gap, (max(-1.0, gap - half), min(1.0, gap + half)), n, f"{DELONG}, normal", unsure)
+    return Difference("auroc", estimate, DELONG, p, needed=power.scaled_need(n, gap, error))
+
+
+# Bootstrap --------------------------------------------------------------------------------------------------------
+
+
+class _Both:
+    """Two models' figures on the same resamples."""
+
+    def __init__(self, first: Scored, second: Scored, *, seed: int, resamples: int) -> None:
+        self.scored = first
+        plans = Plan(first), Plan(second)
+        units = first.units
+        drawn = intervals.resample_weights(np.arange(units), seed=seed, resamples=resamples if units > 1 else 0)
+        self.samples = _stacked([_gap(*(plan.resampled(weights) for plan in plans)) for weights in drawn])
+        correct = 1 < units <= 10_000
+        parts = np.array_split(np.arange(units), -(-units // _CHUNK)) if correct else []
+        self.left_out = _stacked([_gap(*(plan.without_each(rows) for plan in plans)) for rows in parts])
+        self.point = _gap(*(plan.point for plan in plans))
+        unit = "image" if first.independent else "group"
+        self.method = (
+            f"{BOOTSTRAP} by {unit}, {'BCa' if correct else 'percentile'}, {resamples} resamples, seed {seed}"
+        )
+
+    def all(self) -> Iterator[Difference]:
+        for name in FIGURES:
+            yield self._one(name, float(self.point[name][0]))
+
+    def _one(self, name: str, value: float) -> Difference:
+        n = self._images(name)
+        if np.isnan(value):
+            missing = Estimate(
+                None, None, n, "none", "the figure is undefined for these images or one of the models"
+            )
+            return Difference(name, missing, "none", None)
+        if not self.samples:
+            return Difference(
+                name, Estimate(value, None, n, self.method, "no interval: one group only"), "none", None
+            )
+        samples, left_out = self.samples[name], self.left_out.get(name)
+        kept = samples[np.isfinite(samples)]
+        interval = (
+            intervals.percentile_interval(value, samples)
+            if left_out is None
+            else intervals.bca_interval(value, samples, left_out)
+        )
+        estimate = Estimate(value, interval.ci95, n, self.method, interval.reason)
+        needed = power.scaled_need(n, value, float(kept.std())) if len(kept) else None
+        return Difference(name, estimate, BOOTSTRAP, bootstrap_p(kept), needed=needed)
+
+    def _images(self, name: str) -> int:
+        positives = int(self.scored.is_malignant.sum())
+        return {"sensitivity": positives, "specificity": len(self.scored.true) - positives}.get(
+            name, len(self.scored.true)
+        )
+
+
+def bootstrap_p(samples: Floats) -> float:
+    """Return the two-sided p of no difference: twice the share of resamples on the wrong side, ties half."""
+    if not len(samples):
+        return 1.0
+    below = float((samples < 0).sum() + 0.5 * (samples == 0).sum())
+    return min(1.0, 2 * (min(below, len(samples) - below) + 1) / (len(samples) + 1))
+
+
+def _gap(first: Figures, second: Figures) -> dict[str, Floats]:
+    one, other = _named(first), _named(second)
+    return {name: one[name] - other[name] for name in FIGURES}
+
+
+def _named(figures: Figures) -> dict[str, Floats]:
+    views = figures.views
+    names = {"sensitivity": "recall", "specificity": "specificity", "auroc": "auroc", "average_precision": ""}
+    binary = {name: views[view or name][:, -1] for name, view in names.items()}
+    macro = {
+        "balanced_accuracy": views["recall"][:, :-1].mean(axis=1),
+        "f1_macro": views["f1"][:, :-1].mean(axis=1),
+    }
+    return {**figures.overall, **macro, **binary}
+
+
+def _stacked(parts: Sequence[dict[str, Floats]]) -> dict[str, Floats]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+# In words ---------------------------------------------------------------------------------------------------------
+
+
+def verdict(item: Difference, first: str, second: str) -> str:
+    """Return one sentence: which is better, or that so many images do not tell, and how many would."""
+    name, n = item.figure.replace("_", " "), item.estimate.n
+    if item.estimate.value is None:
+        return f"{name}: not defined for both on these {n} images."
+    low, high = item.estimate.ci95 or (float("nan"), float("nan"))
+    apart = f"{item.estimate.value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    if item.is_found:
+        ahead = (item.estimate.value > 0) != (item.figure in LOWER_IS_BETTER)
+        return f"{name}: {first if ahead else second} is better on {n} images ({apart}, {item.test}, {_p(item)})."
+    more = f"; about {_about(item.needed)} would be needed" if item.needed else ""
+    return f"{name}: not distinguishable on {n} images ({apart}, {item.test}, {_p(item)}){more}."
+
+
+def _p(item: Difference) -> str:
+    p = item.p if item.p_holm is None else item.p_holm
+    return "no test" if p is None else f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
+
+
+def _about(number: int) -> str:
+    """Return two significant digits: more would claim to know."""
+    scale = 10 ** max(0, len(str(number)) - 2)
+    return f"{round(number / scale) * scale:,}"

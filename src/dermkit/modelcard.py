@@ -1,0 +1,93 @@
+"""model.json, its checksums and the card that people read; without torch.
+
+Format 2 holds what was settled on validation images: calibration, operating points, and the rule of conformal sets.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dermkit.errors import UntrustedError
+from dermkit.files import read_json, sha256_file, write_json, write_text
+
+FORMAT = 2
+SUMS = "SHA256SUMS"
+RESEARCH_ONLY = "Research use only. Not a medical device."
+
+UNSETTLED: Mapping[str, Any] = {"calibration": {"kind": "none"}, "operating_points": [], "conformal": None}
+"""What a model says of these before its validation images were evaluated."""
+
+SETTLED = ("calibration", "operating_points", "conformal", "validation_images")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Read model.json; raises `UntrustedError` where it is missing or broken."""
+    return read_json(folder / "model.json", format=FORMAT, error=UntrustedError, migrations={1: _from_1})
+
+
+def _from_1(card: dict[str, Any]) -> dict[str, Any]:
+    return {**card, **UNSETTLED, "format": 2}
+
+
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """Write model.json, MODEL_CARD.md and, last, the checksums of the whole folder."""
+    write_json(folder / "model.json", card, format=FORMAT)
+    write_text(folder / "MODEL_CARD.md", card_text(card))
+    write_sums(folder)
+
+
+def settle(folder: Path, decision: Mapping[str, Any]) -> None:
+    """Write into a model folder what was decided on its validation images."""
+    card = read_card(folder)
+    write_card(folder, {**card, **{name: decision[name] for name in SETTLED}})
+
+
+def write_sums(folder: Path) -> None:
+    """Write SHA256SUMS over every other file of a folder (`sha256sum -c SHA256SUMS` checks it)."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
+    write_text(folder / SUMS, "".join(lines))
+
+
+def _calibration(own: Mapping[str, Any]) -> str:
+    if own["kind"] == "none":
+        return "Calibration: none. Probabilities are softmax outputs as trained; do not read them as risks."
+    shift = " and one shift per class" if own["kind"] == "bias" else ""
+    return (
+        f"Calibration, fitted on the validation images alone: log probabilities divided by {own['temperature']:.3g}"
+        f"{shift}. `predictions.csv` holds probabilities before it."
+    )
+
+
+def card_text(card: Mapping[str, Any]) -> str:
+    classes = "\n".join(
+        f"| {item['name']} | {item['diagnosis'] or 'not known'} | {item['malignancy']} |"
+        for item in card["classes"]
+    )
+    pre, weights, data = card["preprocessing"], card["weights"], card["dataset"]
+    return f"""# Model card: {card["recipe"].get("name", "unnamed")}
+
+**{RESEARCH_ONLY}**
+
+{card["recipe"].get("about", "")}
+
+## Classes, in the order of the probabilities
+
+| class | canonical diagnosis | counted as |
+|---|---|---|
+{classes}
+
+## Input
+
+RGB, {pre["size"]} x {pre["size"]} px, {pre["resize"]}, {pre["interpolation"]}; divided by {pre["divide_by"]:g},
+then mean {pre["mean"]} and standard deviation {pre["std"]}.
+
+## Origin
+
+- Net: {card["members"][0]["spec"]["backbone"]}; starting weights: {weights.get("origin", "?")}.
+  {weights.get("note", "")} Licence of the weights: {weights.get("licence") or "not stated"}.
+- Data: {data.get("name", "?")}, {data.get("n", "?")} images; licences: {data.get("licences") or "not stated"}.
+- {_calibration(card["calibration"])}
+
+Its figures, with intervals, are in `metrics.json` and `report.html` of the run that made it.
+"""

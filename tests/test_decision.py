@@ -1,0 +1,93 @@
+"""What is settled on validation, and how it does on test."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dermkit.metrics.decision import FIGURES, calibrated, decide, from_dict, judged
+from dermkit.metrics.scored import Scored
+from dermkit.metrics.summary import summarise
+
+
+def split(seed: int, n: int, sharpness: float) -> Scored:
+    """Return three classes, the last two malignant; probabilities are the true ones made too sure by `sharpness`."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(0, 1.2, (n, 3)) + np.array([1.0, 0.0, -0.5])
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    true = (p.cumsum(axis=1) < generator.random((n, 1))).sum(axis=1)
+    sure = np.exp(sharpness * logits)
+    sure /= sure.sum(axis=1, keepdims=True)
+    return Scored(["a", "b", "c"], np.array([False, True, True]), true, sure.argmax(axis=1), sure, np.arange(n))
+
+
+def test_too_sure_probabilities_are_mended_and_the_mending_is_shown_on_test() -> None:
+    decision = decide(split(0, 1200, 3.0))
+    assert decision.calibration.kind in ("temperature", "bias")
+    assert decision.calibration.temperature == pytest.approx(3.0, rel=0.15)
+    test = split(1, 1500, 3.0)
+    body = judged(decision, test, summarise=summarise, seed=0)
+    json.dumps(body, allow_nan=False)
+    before, after = summarise(test, seed=0)["metrics"], body["calibrated"]["metrics"]
+    assert set(after) == set(FIGURES)
+    assert after["loss"]["value"] < before["loss"]["value"] - 0.2
+    assert after["ece"]["value"] < before["ece"]["value"] / 2
+    low, high = after["calibration_slope"]["ci95"]
+    assert low < 1 < high
+
+
+def test_a_decision_is_plain_numbers_that_read_back() -> None:
+    decision = decide(split(9, 400, 2.0))
+    text = json.dumps(decision.as_dict(), allow_nan=False)
+    again = from_dict(json.loads(text))
+    assert json.dumps(again.as_dict()) == text
+    test = split(10, 200, 2.0)
+    assert judged(again, test, summarise=summarise, seed=0) == judged(decision, test, summarise=summarise, seed=0)
+
+
+def test_good_probabilities_are_left_alone_or_nearly() -> None:
+    decision = decide(split(2, 2000, 1.0))
+    p = split(3, 50, 1.0)
+    np.testing.assert_allclose(calibrated(p, decision.calibration).probabilities, p.probabilities, atol=0.05)
+
+
+def test_few_images_settle_nothing_but_what_they_can() -> None:
+    few = split(4, 8, 3.0)
+    decision = decide(few)
+    assert decision.calibration.kind == "none"
+    assert all(not point.kept for _, point in decision.points)
+    assert decision.rule.least.max() == 0.0, "every class is in every set"
+    json.dumps(decision.as_dict(), allow_nan=False)
+
+
+def test_a_wish_is_kept_on_new_images_as_often_as_was_said() -> None:
+    kept = 0
+    for seed in range(120):
+        decision = decide(split(100 + seed, 300, 2.0), wishes=(("sensitivity", 0.9),))
+        new = calibrated(split(5, 4000, 2.0), decision.calibration)
+        ((_, point),) = decision.points
+        assert point.kept
+        kept += (new.p_malignant[new.is_malignant] >= point.value).mean() >= 0.9
+    assert kept / 120 >= 0.9
+
+
+def test_points_and_sets_are_told_with_intervals() -> None:
+    body = judged(decide(split(6, 900, 2.0)), split(7, 900, 2.0), summarise=summarise, seed=0)
+    point = body["operating_points"][0]
+    assert point["wish"] == "sensitivity 0.95" and point["kept"]
+    assert point["sensitivity"]["ci95"][0] <= point["sensitivity"]["value"] <= point["sensitivity"]["ci95"][1]
+    assert [item["prevalence"] for item in point["per_prevalence"]] == [0.01, 0.05, 0.2]
+    for item in body["conformal"]["per_class"].values():
+        assert item["expected"][0] - 0.03 <= item["value"] <= item["expected"][1] + 0.03
+    assert sum(body["conformal"]["sizes"]) == 900
+    shares = body["refer"]["error_when_answering"]
+    assert shares["0.5"]["value"] < shares["1"]["value"]
+    assert shares["0.5"]["n"] == pytest.approx(450, abs=5)
+
+
+def test_one_sided_class_tables_have_no_points() -> None:
+    one = split(8, 200, 1.0)
+    flat = Scored(one.classes, np.zeros(3, dtype=bool), one.true, one.predicted, one.probabilities, one.groups)
+    decision = decide(flat)
+    assert decision.points == ()
+    assert judged(decision, flat, summarise=summarise, seed=0)["operating_points"] == []

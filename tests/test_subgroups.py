@@ -1,0 +1,71 @@
+"""Figures by age, sex and the like."""
+
+import numpy as np
+import pytest
+
+from dermkit.metrics.counts import Floats
+from dermkit.metrics.intervals import wilson
+from dermkit.metrics.scored import Scored
+from dermkit.metrics.subgroups import age_band, apart, gaps, part_of, subgroups
+from dermkit.metrics.summary import proportion_estimate, summarise
+
+
+def split(seed: int, n: int, skill: Floats) -> Scored:
+    generator = np.random.default_rng(seed)
+    true = generator.integers(0, 2, n)
+    logits = generator.normal(0, 1, (n, 2)) + skill[:, None] * np.eye(2)[true]
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return Scored(["benign", "malignant"], np.array([False, True]), true, p.argmax(axis=1), p, np.arange(n))
+
+
+def test_a_group_that_is_served_worse_is_named_with_its_gap() -> None:
+    worse = np.arange(1200) % 3 == 0
+    scored = split(0, 1200, np.where(worse, 0.3, 2.5))
+    labels = ["IV to VI" if flag else "I to III" for flag in worse]
+    found = subgroups(scored, labels, summarise=summarise)
+    assert [item.name for item in found] == ["I to III", "IV to VI"]
+    assert sum(item.n for item in found) == 1200
+    rows = np.flatnonzero(worse & scored.is_malignant)
+    sensitivity = found[1].metrics["sensitivity"]
+    assert sensitivity == proportion_estimate(scored.predicted[rows] == 1, rows)
+    gap = {item.figure: item for item in gaps(found)}["sensitivity"]
+    assert (gap.worst, gap.best) == ("IV to VI", "I to III")
+    assert gap.difference.ci95 is not None and gap.difference.ci95[0] > 0.1
+
+
+def test_few_malignant_images_are_shown_without_a_conclusion() -> None:
+    scored = split(1, 300, np.full(300, 2.0))
+    labels = ["unknown" if i < 10 else "female" if i < 60 else "male" for i in range(300)]
+    found = subgroups(scored, labels, summarise=summarise)
+    assert [item.name for item in found] == ["female", "male", "unknown"]
+    assert "too few to conclude" in found[0].too_few and "malignant" in found[0].too_few
+    assert found[1].too_few == ""
+    assert gaps(found) == [], "one group alone has no gap"
+
+
+def test_a_part_is_what_a_split_of_these_images_alone_would_be() -> None:
+    scored = split(2, 100, np.full(100, 1.0))
+    rows = np.arange(0, 100, 3)
+    part = part_of(scored, rows)
+    assert part.units == len(rows)
+    np.testing.assert_array_equal(part.probabilities, scored.probabilities[rows])
+
+
+@pytest.mark.parametrize(
+    ("text", "band"),
+    [("0", "0 to 29"), ("29.5", "0 to 29"), ("30", "30 to 44"), ("85", "75+"), ("", "unknown"), ("-1", "unknown"),
+     ("nan", "unknown"), ("200", "unknown"), ("young", "unknown")],
+)  # fmt: skip
+def test_bands_of_age(text: str, band: str) -> None:
+    assert age_band(text) == band
+
+
+def test_the_gap_of_two_proportions_holds_the_truth_as_often_as_it_says() -> None:
+    generator, held = np.random.default_rng(3), 0
+    for _ in range(2000):
+        a, b = generator.random(80) < 0.9, generator.random(60) < 0.75
+        both = [proportion_estimate(x, np.arange(len(x))) for x in (a, b)]
+        low, high = apart(*both).ci95 or (0.0, 0.0)
+        held += low <= 0.15 <= high
+    assert 0.935 <= held / 2000 <= 0.965
+    assert both[0].ci95 == wilson(int(a.sum()), 80)
