@@ -1,6 +1,8 @@
 """The main job from images to report: every named recipe, splits, grids, replay, and other people's data."""
 
+import html
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -18,6 +20,7 @@ from dermkit.data.sources import classify
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
 from dermkit.model import Net, build_net, freeze, resolve_weights, with_normalisation
+from dermkit.predictor import load_model, write_sums
 from dermkit.recipe import GrowSpec, ModelSpec, Phase, Recipe, as_dict, load, parse, save
 from dermkit.recipes import (
     AS_PUBLISHED,
@@ -406,6 +409,30 @@ def test_images_that_training_looked_at_are_counted_as_overlap(
     assert f"Not external: {known} of {len(split)} images were looked at in training" in report.read_text()
 
 
+def test_the_model_folder_holds_what_validation_settled(trained: Path, binary: Path, tmp_path: Path) -> None:
+    decision, card = read(trained / "decision.json"), read(trained / "model" / "model.json")
+    assert card["format"] == 2
+    for name in ("calibration", "operating_points", "conformal"):
+        assert card[name] == decision[name]
+    text = (trained / "model" / "MODEL_CARD.md").read_text()
+    assert ("log probabilities divided by" in text) == (decision["calibration"]["kind"] != "none")
+    report = workflow.evaluate(trained / "model", on=workflow.load_dataset(binary), out=tmp_path / "same")
+    told = read(report.parent / "metrics.json")
+    assert told["decision"]["calibration"] == decision["calibration"]
+    assert "decided" in told["splits"]["test"]
+
+
+def test_a_model_of_the_first_format_is_still_read(trained: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(trained / "model", model)
+    card = read(model / "model.json")
+    older = {name: value for name, value in card.items() if name not in ("conformal", "validation_images")}
+    older |= {"format": 1, "calibration": {"method": "none", "temperature": 1.0}, "operating_points": []}
+    write_json(model / "model.json", {k: v for k, v in older.items() if k != "format"}, format=1)
+    write_sums(model)
+    assert load_model(model).card["conformal"] is None
+
+
 # Comparison -----------------------------------------------------------------------------------------------------------
 
 
@@ -422,19 +449,72 @@ def test_runs_are_set_side_by_side(pair: list[Path], invoke: Invoke, tmp_path: P
     wide = comparison.wide(("accuracy", "nonsense"), split="test")
     assert len(set(wide["accuracy"])) == 1
     assert set(wide["nonsense"]) == {"not reported"}
-    assert pd.read_csv(write_comparison(comparison, tmp_path / "table.csv"))["metric"].nunique() > 5
-    code, out, _ = invoke("compare", *pair, "--out", tmp_path / "comparison.csv")
+    assert pd.read_csv(write_comparison(comparison, tmp_path / "tables"))["metric"].nunique() > 5
+    code, out, _ = invoke("compare", *pair, "--out", tmp_path / "comparison")
     assert code == 0
     assert "test (the same images)" in out
-    assert out.strip().endswith(str(tmp_path / "comparison.csv"))
+    assert "not distinguishable on" in out
+    assert out.strip().endswith(str(tmp_path / "comparison" / "comparison.html"))
+
+
+def test_the_page_and_the_tables_say_what_the_pairs_found(pair: list[Path], tmp_path: Path) -> None:
+    """Half of the second run's test answers are turned: it must lose, and its images must be listed."""
+    path = pair[1] / "predictions.csv"
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    columns = [str(name) for name in frame if str(name).startswith("p_")]
+    turned = frame.index[(frame["split"] == "test") & (frame["label"] == frame["predicted"])]
+    frame.loc[turned, columns] = frame.loc[turned, columns[::-1]].to_numpy()
+    names = [name.removeprefix("p_") for name in columns]
+    other = dict(zip(names, names[::-1], strict=True))
+    frame.loc[turned, "predicted"] = frame.loc[turned, "predicted"].map(other)
+    frame.to_csv(path, index=False)
+    workflow.evaluate(pair[1])
+    outcome = workflow.compare(pair, published=["S2: accuracy=.4661,n=118"], out=tmp_path / "out")
+    body = read(tmp_path / "out" / "comparison.json")
+    figures = next(item for item in body["pairs"] if item["split"] == "test")["figures"]
+    accuracy = figures["accuracy"]
+    assert accuracy["discordant"] == [len(turned), 0]
+    assert accuracy["found"] == (accuracy["p_holm"] <= 0.05)
+    assert accuracy["value"] == pytest.approx(len(turned) / accuracy["n"])
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert outcome.page.read_text() == page
+    assert "Research use only. Not a medical device." in page
+    assert accuracy["verdict"] in html.unescape(page)
+    assert "37.9 to 55.6 %" in page
+    stored = re.findall(r'data-metric="test.accuracy" data-value="([^"]+)"', page)
+    runs = [item["test"]["accuracy"]["value"] for item in body["runs"].values()]
+    assert sorted(map(float, stored)) == sorted([*runs, accuracy["value"]])
+    listed = pd.read_csv(tmp_path / "out" / "disagreements_test.csv", dtype=str)
+    assert set(listed["image_id"]) == set(frame.loc[turned, "image_id"])
+    rows = pd.read_csv(tmp_path / "out" / "pairs.csv")
+    assert set(rows["figure"]) >= {"accuracy", "auroc", "loss"}
+
+
+def test_published_figures_need_no_run(invoke: Invoke, tmp_path: Path) -> None:
+    claim = "S3: accuracy=.74,precision=.76,recall=.71,specificity=.75"
+    code, out, _ = invoke("compare", "--published", claim, "--out", tmp_path / "one")
+    assert code == 0
+    assert "no single confusion matrix" in out
+    assert read(tmp_path / "one" / "comparison.json")["published"][0]["consistent"] is False
+    code, _, err = invoke("compare", "--published", "auc=.9", "--out", tmp_path / "two")
+    assert code == 2 and "not a figure" in err
+    code, _, err = invoke("compare", "--out", tmp_path / "two")
+    assert code == 2 and "nothing to compare" in err
+    (tmp_path / "three").mkdir()
+    (tmp_path / "three" / "mine.txt").write_text("x")
+    code, _, err = invoke("compare", "--published", claim, "--out", tmp_path / "three")
+    assert code == 2 and "mine.txt" in err
 
 
 def test_other_test_images_are_told(pair: list[Path], invoke: Invoke, tmp_path: Path) -> None:
     path = pair[1] / "predictions.csv"
     frame = pd.read_csv(path, dtype=str)
     frame.drop(index=frame.index[frame["split"] == "test"][:1]).to_csv(path, index=False)
-    assert compare_runs(pair).same_images == {"test": False, "validation": True}
-    _, out, _ = invoke("compare", *pair, "--out", tmp_path / "comparison.csv")
+    found = compare_runs(pair)
+    assert found.same_images == {"test": False, "validation": True}
+    whole = int((frame["split"] == "test").sum())
+    assert {item.split: item.n for item in found.pairs}["test"] == whole - 1, "on the images that both scored"
+    _, out, _ = invoke("compare", *pair, "--out", tmp_path / "comparison")
     assert "test (NOT the same images: not comparable)" in out
 
 
@@ -486,7 +566,9 @@ def test_two_data_sets_with_the_same_names_are_not_the_same_images(
     frame["age"] = "50"
     frame.to_csv(twin / "manifest.csv", index=False)
     runs = [train(tiny, data, tmp_path / data.name) for data in (binary, twin)]
-    assert compare_runs(runs).same_images == {"test": False, "validation": False}
+    found = compare_runs(runs)
+    assert found.same_images == {"test": False, "validation": False}
+    assert all("different data sets" in item.reason and not item.differences for item in found.pairs)
 
 
 def test_unnamed_images_on_either_side_leave_overlap_open(trained: Path, seven: Path, tmp_path: Path) -> None:

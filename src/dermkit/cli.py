@@ -208,17 +208,22 @@ def tune(
 
 @app.command()
 def evaluate(
-    target: Annotated[Path, typer.Argument(help="A run folder, or a model folder with --on.")],
+    target: Annotated[Path | None, typer.Argument(help="A run folder, or a model folder with --on.")] = None,
     on: Annotated[Path | None, typer.Option("--on", help="Another data set to test the model on.")] = None,
     mapping: Annotated[Path | None, typer.Option("--map", help=MAP_HELP)] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write into (with --on).")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="A table of any tool's probabilities, instead of a run.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write into (with --on, --predictions).")
+    ] = None,
 ) -> None:
-    """Evaluate a run again, or test its model on another data set."""
+    """Evaluate a run again, its model on another data set, or predictions of another tool."""
     from dermkit import workflow
 
     other = workflow.load_dataset(on) if on else None
     with watching() as watch:
-        path = workflow.evaluate(target, on=other, mapping=mapping, out=out, watch=watch)
+        path = workflow.evaluate(target, on=other, mapping=mapping, predictions=predictions, out=out, watch=watch)
     typer.echo(str(path))
 
 
@@ -232,18 +237,24 @@ def report(run: Path) -> None:
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two run folders or more.")],
-    out: Annotated[Path, typer.Option("--out", help="CSV to write.")] = Path("comparison.csv"),
+    runs: Annotated[list[Path] | None, typer.Argument(help="Two run folders or more.")] = None,
+    published: Annotated[
+        list[str] | None,
+        typer.Option("--published", help="Figures in print, such as 'S2: accuracy=.4661,n=118'. May be repeated."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path("comparison"),
 ) -> None:
-    """Set runs side by side: every figure with its n and interval, on validation and test."""
-    from dermkit.compare import compare_runs, write_comparison
+    """Compare runs on the same images: differences with intervals and tests, one page, a sentence each."""
+    from dermkit import workflow
 
-    comparison = compare_runs(runs)
-    for name, same in comparison.same_images.items():
-        wide = comparison.wide(("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro"), split=name)
+    outcome = workflow.compare(runs or [], published=published or [], out=out)
+    for name, same in outcome.same_images.items():
         typer.echo(f"\n{name} ({'the same images' if same else 'NOT the same images: not comparable'})")
-        typer.echo(wide.to_string())
-    typer.echo(str(write_comparison(comparison, out)))
+        typer.echo(outcome.tables[name])
+    typer.echo("")
+    for sentence in outcome.sentences:
+        typer.echo(sentence)
+    typer.echo(str(outcome.page))
 
 
 @app.command()

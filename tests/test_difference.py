@@ -1,0 +1,89 @@
+"""Two models on the same images, end to end on arrays."""
+
+import numpy as np
+import pytest
+
+from dermkit.metrics.difference import FIGURES, bootstrap_p, corrected, differences, verdict
+from dermkit.metrics.scored import Scored
+
+
+def pair(seed: int, n: int, *, skill: tuple[float, float], grouped: bool = False) -> tuple[Scored, Scored]:
+    """Return two models of three classes, the second one malignant, that share half of their errors."""
+    generator = np.random.default_rng(seed)
+    true = generator.integers(0, 3, n)
+    shared = generator.normal(0, 1, (n, 3))
+    groups = np.unique(generator.integers(0, n // 2, n), return_inverse=True)[1] if grouped else np.arange(n)
+    made = []
+    for strength in skill:
+        logits = shared + generator.normal(0, 1, (n, 3)) + strength * np.eye(3)[true]
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        made.append(
+            Scored(
+                ["a", "b", "c"], np.array([False, True, False]), true, p.argmax(axis=1), p, groups.astype(np.int64)
+            )
+        )
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_better_model_is_found_and_named(grouped: bool) -> None:
+    first, second = pair(0, 400, skill=(2.5, 1.0), grouped=grouped)
+    (found,) = corrected([differences(first, second, seed=0, resamples=400)])
+    assert [item.figure for item in found] == list(FIGURES)
+    by_name = {item.figure: item for item in found}
+    for name in ("accuracy", "balanced_accuracy", "auroc", "loss"):
+        assert by_name[name].is_found
+        assert "new is better on 400 images" in verdict(by_name[name], "new", "old")
+        p, corrected_p = by_name[name].p, by_name[name].p_holm
+        assert p is not None and corrected_p is not None and corrected_p >= p
+    loss = by_name["loss"].estimate
+    assert loss.value is not None and loss.value < 0, "first less second: a lower loss is better"
+    assert by_name["accuracy"].test == ("paired bootstrap" if grouped else "McNemar, mid-p")
+    assert by_name["sensitivity"].estimate.n == int((first.true == 1).sum())
+
+
+def test_the_other_way_round_is_the_same_with_another_sign() -> None:
+    first, second = pair(1, 200, skill=(2.0, 1.5))
+    one, other = (
+        differences(first, second, seed=3, resamples=300),
+        differences(second, first, seed=3, resamples=300),
+    )
+    for a, b in zip(one, other, strict=True):
+        assert a.estimate.value == pytest.approx(-(b.estimate.value or 0))
+        assert a.p == pytest.approx(b.p)
+        assert a.needed == b.needed
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    first, _ = pair(2, 118, skill=(1.0, 1.0))
+    (found,) = corrected([differences(first, first, seed=0, resamples=200)])
+    for item in found:
+        assert item.estimate.value == 0.0
+        assert item.p == 1.0 and not item.is_found
+        assert "not distinguishable on" in verdict(item, "a", "b")
+        assert "would be needed" not in verdict(item, "a", "b"), "no number of images shows a difference of 0"
+
+
+def test_how_many_would_be_needed_is_said_in_round_numbers() -> None:
+    first, second = pair(3, 118, skill=(1.2, 1.1))
+    found = {item.figure: item for item in differences(first, second, seed=0, resamples=300)}
+    text = verdict(found["accuracy"], "first", "second")
+    assert "not distinguishable on 118 images" in text and "would be needed" in text
+    number = int(text.split("about ")[1].split(" would")[0].replace(",", ""))
+    needed = found["accuracy"].needed
+    assert needed is not None and abs(number - needed) <= 0.05 * needed and needed > 118
+
+
+def test_other_images_are_refused() -> None:
+    first, second = pair(4, 50, skill=(1.0, 1.0))
+    other = Scored(
+        first.classes, first.malignant, second.true[::-1], second.predicted, second.probabilities, first.groups
+    )
+    with pytest.raises(ValueError, match="the same images"):
+        differences(first, other, seed=0)
+
+
+def test_the_share_on_the_wrong_side() -> None:
+    assert bootstrap_p(np.array([1.0] * 97 + [-1.0] * 2)) == pytest.approx(2 * 3 / 100)
+    assert bootstrap_p(np.zeros(99)) == 1.0
+    assert bootstrap_p(np.empty(0)) == 1.0
