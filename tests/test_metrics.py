@@ -173,6 +173,22 @@ def test_resampled_figures_equal_those_of_copied_rows() -> None:
             same_plan(fast, number, scored, rows)
 
 
+def test_a_true_class_is_among_the_first_as_sorting_says_also_where_probabilities_tie() -> None:
+    """A rule that always names one class has no second choice: its ties must not count as hits."""
+    for seed in range(200):
+        scored = make_scored(seed)
+        if len(scored.classes) < 4:
+            continue
+        order = np.argsort(-scored.probabilities, axis=1, kind="stable")
+        metrics = summary(scored, resamples=0)["metrics"]
+        for most in (2, 3):
+            hits = (order[:, :most] == scored.true[:, None]).any(axis=1)
+            check(metrics[f"top_{most}_accuracy"], float(hits.mean()), f"seed {seed}, top {most}")
+    sure = Scored(["a", "b", "c", "d"], np.array([False, True, False, False]), np.array([3, 2, 1, 0]),
+                  np.zeros(4, dtype=np.int64), np.tile([1.0, 0.0, 0.0, 0.0], (4, 1)), np.arange(4))  # fmt: skip
+    assert summary(sure, resamples=0)["metrics"]["top_2_accuracy"]["value"] == 0.5
+
+
 def test_figures_without_each_group_are_those_of_the_other_groups() -> None:
     scored = next(s for s in (make_scored(i, grouped=True) for i in itertools.count()) if len(s.true) > 40)
     fast = Plan(scored).without_each(np.arange(scored.units))

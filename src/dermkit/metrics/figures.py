@@ -157,9 +157,8 @@ def _times(weights: Floats, matrix: csr_matrix) -> Floats:
 def _terms_of(scored: Scored) -> tuple[dict[str, slice], csr_matrix]:
     """Return where each family of terms lies, and the terms summed per unit, (G, C), mostly zeros."""
     n, k, p = len(scored.true), len(scored.classes), scored.probabilities
-    rows, bins = np.arange(n), probability.BINS
+    bins = probability.BINS
     top, gaps = probability.bin_of(scored.confidence), p - (scored.true[:, None] == np.arange(k))
-    rank_of_true = (p > p[rows, scored.true][:, None]).sum(axis=1)
     own, is_it = probability.bin_of(scored.p_malignant), scored.is_malignant.astype(np.float64)
     called = scored.p_malignant[:, None] >= np.array(BENEFIT_AT)
     blocks: list[tuple[str, int, list[tuple[Ints, Floats]]]] = [
@@ -172,7 +171,7 @@ def _terms_of(scored: Scored) -> tuple[dict[str, slice], csr_matrix]:
             (top + 2 * bins, (scored.true == scored.predicted).astype(np.float64)),
         ]),
         ("gaps", k * bins, [(probability.bin_of(p[:, c]) + c * bins, gaps[:, c]) for c in range(k)]),
-        ("top", len(TOP), [(np.full(n, i), (rank_of_true < most) * 1.0) for i, most in enumerate(TOP)]),
+        ("top", len(TOP), [(np.full(n, i), (scored.place_of_true < most).astype(np.float64)) for i, most in enumerate(TOP)]),
         ("own", 3 * bins, [(own, np.ones(n)), (own + bins, scored.p_malignant), (own + 2 * bins, is_it)]),
         ("squares", 1, [(np.zeros(n, dtype=np.int64), (scored.p_malignant - is_it) ** 2)]),
         ("hits", len(BENEFIT_AT), [(np.full(n, i), called[:, i] * is_it) for i in range(len(BENEFIT_AT))]),

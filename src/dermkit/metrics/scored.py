@@ -53,6 +53,14 @@ class Scored:
         return self.probabilities[np.arange(len(self.true)), self.predicted]
 
     @cached_property
+    def place_of_true(self) -> Ints:
+        """How many classes come before the true one, (N,); of equal probabilities the first class, as in `argmax`."""
+        p, rows = self.probabilities, np.arange(len(self.true))
+        of_true = p[rows, self.true][:, None]
+        earlier = np.arange(p.shape[1]) < self.true[:, None]
+        return np.asarray(((p > of_true) | ((p == of_true) & earlier)).sum(axis=1), dtype=np.int64)
+
+    @cached_property
     def p_malignant(self) -> Floats:
         """The malignant classes' probabilities together, (N,); sums that rounding left beside 1 are 1."""
         summed: Floats = np.minimum(self.probabilities[:, self.malignant].sum(axis=1), 1.0)

@@ -129,9 +129,7 @@ class _Summary:
                 yield name, self._bootstrap(name, value, n)
 
     def _tops(self) -> dict[str, Bools]:
-        p, true = self.scored.probabilities, self.scored.true
-        above = (p > p[np.arange(len(true)), true][:, None]).sum(axis=1)
-        return {f"top_{most}_accuracy": above < most for most in TOP}
+        return {f"top_{most}_accuracy": self.scored.place_of_true < most for most in TOP}
 
     def _macro(self) -> Iterator[tuple[str, Estimate]]:
         for view, values in self.point.views.items():
