@@ -171,7 +171,9 @@ def _terms_of(scored: Scored) -> tuple[dict[str, slice], csr_matrix]:
             (top + 2 * bins, (scored.true == scored.predicted).astype(np.float64)),
         ]),
         ("gaps", k * bins, [(probability.bin_of(p[:, c]) + c * bins, gaps[:, c]) for c in range(k)]),
-        ("top", len(TOP), [(np.full(n, i), (scored.place_of_true < most).astype(np.float64)) for i, most in enumerate(TOP)]),
+        ("top", len(TOP), [
+            (np.full(n, i), (scored.place_of_true < most).astype(np.float64)) for i, most in enumerate(TOP)
+        ]),
         ("own", 3 * bins, [(own, np.ones(n)), (own + bins, scored.p_malignant), (own + 2 * bins, is_it)]),
         ("squares", 1, [(np.zeros(n, dtype=np.int64), (scored.p_malignant - is_it) ** 2)]),
         ("hits", len(BENEFIT_AT), [(np.full(n, i), called[:, i] * is_it) for i in range(len(BENEFIT_AT))]),
