@@ -13,7 +13,6 @@ against its value on two million images.
 """
 
 import argparse
-import csv
 import itertools
 import math
 import platform
@@ -29,7 +28,7 @@ from dermkit.metrics.counts import Floats, Ints
 from dermkit.metrics.intervals import wilson
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.summary import summarise
-from scale import commit
+from scale import add_rows, commit, read_rows
 
 HERE = Path(__file__).parent
 ROWS = HERE / "coverage.csv"
@@ -135,7 +134,7 @@ def simulate(cell: Cell, figures: tuple[str, ...], sims: int, *, resamples: int)
 
 
 def run(sims: int, boot: int, only: int | None) -> None:
-    there = {(r["n"], r["prevalence"], r["truth"], r["images"], r["figure"] == "auroc") for r in rows()}
+    there = {(r["n"], r["prevalence"], r["truth"], r["images"], r["figure"] == "auroc") for r in read_rows(ROWS)}
     for number, cell in enumerate(cells()):
         key = (str(cell.n), str(cell.prevalence), str(cell.truth), cell.images, cell.auroc)
         if key in there or (only is not None and number != only):
@@ -143,27 +142,13 @@ def run(sims: int, boot: int, only: int | None) -> None:
         made = list(simulate(cell, ("auroc",) if cell.auroc else CLOSED, sims, resamples=0))
         if not cell.auroc and cell.images != "grouped, as if alone" and boot:
             made += simulate(cell, BOOTSTRAPPED, boot, resamples=1000)
-        append(made)
+        add_rows(ROWS, HEADER, made)
         print(number, *key, " ".join(f"{row[6]} {row[10]}" for row in made), flush=True)
-
-
-def rows() -> list[dict[str, str]]:
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def append(made: list[tuple[object, ...]]) -> None:
-    fresh = not ROWS.exists()
-    with ROWS.open("a", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows([HEADER, *made] if fresh else made)
 
 
 def table() -> str:
     """Return the map as Markdown: a line per figure, size and kind of images; coverage over prevalence and truth."""
-    found = rows()
+    found = read_rows(ROWS)
     lines = [
         "| figure | images | n | " + " | ".join(f"{p:.0%} malignant" for p in PREVALENCES) + " |",
         "|" + "---|" * 6,

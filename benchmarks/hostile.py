@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from scale import commit, machine, measure, versions
+from scale import add_rows, commit, machine, measure, versions
 
 HERE = Path(__file__).parent
 ROWS = HERE / "hostile.csv"
@@ -52,10 +52,7 @@ def append(kind: str, seed: int, folder: Path) -> None:
         commit(), machine(), versions(), kind, seed, ", ".join(case.faults), measured.code, "; ".join(wrong),
         round(measured.seconds, 2), round(measured.maxrss_mb, 1),
     )  # fmt: skip
-    fresh = not ROWS.exists()
-    with ROWS.open("a", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows([HEADER, row] if fresh else [row])
+    add_rows(ROWS, HEADER, [row])
     shutil.rmtree(root, ignore_errors=True)
 
 

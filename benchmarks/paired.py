@@ -10,7 +10,6 @@ would show a difference, draws test sets of that size and counts how often it is
 """
 
 import argparse
-import csv
 import itertools
 import math
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from dermkit.metrics.counts import Floats
 from dermkit.metrics.difference import differences
 from dermkit.metrics.intervals import wilson
 from dermkit.metrics.scored import Scored
-from scale import commit
+from scale import add_rows, commit, read_rows
 
 HERE = Path(__file__).parent
 ROWS = HERE / "paired.csv"
@@ -62,11 +61,11 @@ def draw(
 
 
 def run(sims: int, boot: int) -> None:
-    there = {(row["job"], row["n"], row["together"], row["images"], row["gap"]) for row in rows()}
+    there = {(row["job"], row["n"], row["together"], row["images"], row["gap"]) for row in read_rows(ROWS)}
     for n, together, gap, images in itertools.product(SIZES, TOGETHER, GAPS, IMAGES):
         key = ("tests", str(n), str(together), images, str(gap))
         if key not in there:
-            append(list(tests(n, together, gap, images, sims, boot)))
+            add_rows(ROWS, HEADER, list(tests(n, together, gap, images, sims, boot)))
             print(*key, flush=True)
 
 
@@ -94,7 +93,7 @@ def tests(n: int, together: float, gap: float, images: str, sims: int, boot: int
 
 def needed(sims: int) -> None:
     """Check what the verdict says of the images that would be needed."""
-    there = {(row["job"], row["n"], row["together"], row["gap"]) for row in rows()}
+    there = {(row["job"], row["n"], row["together"], row["gap"]) for row in read_rows(ROWS)}
     for together, gap in itertools.product(TOGETHER, GAPS[1:]):
         share = discordance(together, gap)
         many = power.images_needed(gap, share)
@@ -105,8 +104,9 @@ def needed(sims: int) -> None:
             first, second = draw(many, together, gap, "alone", generator)
             hits += paired.mcnemar(first.predicted == first.true, second.predicted == second.true).p <= ALPHA
         low, high = wilson(hits, sims)
-        append([(commit(), "needed", many, together, "alone", ACCURACY, gap, "mid-p", sims, hits, round(hits / sims, 4),
-                 round(low, 4), round(high, 4), round(share * many, 1))])  # fmt: skip
+        row = (commit(), "needed", many, together, "alone", ACCURACY, gap, "mid-p", sims, hits, round(hits / sims, 4),
+               round(low, 4), round(high, 4), round(share * many, 1))  # fmt: skip
+        add_rows(ROWS, HEADER, [row])
         print("needed", together, gap, many, hits / sims, flush=True)
 
 
@@ -116,22 +116,9 @@ def discordance(together: float, gap: float) -> float:
     return float(((first.predicted == first.true) != (second.predicted == second.true)).mean())
 
 
-def rows() -> list[dict[str, str]]:
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def append(made: list[tuple[object, ...]]) -> None:
-    fresh = not ROWS.exists()
-    with ROWS.open("a", newline="") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([HEADER, *made] if fresh else made)
-
-
 def table() -> str:
     """Return false differences and power as Markdown, a line per test and size."""
-    found = [row for row in rows() if row["job"] == "tests"]
+    found = [row for row in read_rows(ROWS) if row["job"] == "tests"]
     lines = ["| test | images | n | " + " | ".join(f"gap {gap:g}" for gap in GAPS) + " |", "|" + "---|" * 7]
     for test, images, n in itertools.product(dict.fromkeys(row["test"] for row in found), IMAGES, SIZES):
         part = [row for row in found if (row["test"], row["images"], row["n"]) == (test, images, str(n))]

@@ -22,7 +22,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -101,26 +101,29 @@ def done() -> set[tuple[str, int]]:
     return {(row["what"], int(row["n"])) for row in read_rows()}
 
 
-def read_rows() -> list[dict[str, str]]:
-    if not ROWS.exists():
+def read_rows(file: Path = ROWS) -> list[dict[str, str]]:
+    """Return the rows of a CSV, none where there is no file yet."""
+    if not file.exists():
         return []
-    with ROWS.open(newline="") as stream:
+    with file.open(newline="") as stream:
         return list(csv.DictReader(stream))
 
 
+def add_rows(file: Path, header: Sequence[str], made: Sequence[Sequence[object]]) -> None:
+    """Add rows to a CSV, and the header where it is new."""
+    fresh = not file.exists()
+    with file.open("a", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([header, *made] if fresh else made)
+
+
 def append(job: Job, n: int, measured: Measured, data: Path) -> None:
-    fresh = not ROWS.exists()
     size = sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) / 1e6
     row = (
         datetime.datetime.now(tz=datetime.UTC).date().isoformat(), commit(), machine(), versions(), job.what, n,
         round(measured.seconds, 2), round(measured.cpu_seconds, 2), round(measured.maxrss_mb, 1), round(size, 1),
         "dermkit " + " ".join(job.command).format(source="SOURCE", data="DATASET"),
     )  # fmt: skip
-    with ROWS.open("a", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        if fresh:
-            writer.writerow(HEADER)
-        writer.writerow(row)
+    add_rows(ROWS, HEADER, [row])
     print(*row[4:9], flush=True)
 
 

@@ -327,6 +327,11 @@ def test_copies_of_one_image_are_worth_one() -> None:
     assert close(sure, intervals.wilson(100, 100))
 
 
+def test_one_lesion_alone_has_no_interval_however_many_photographs_there_are_of_it() -> None:
+    found = intervals.proportion_estimate(np.arange(60) < 45, np.zeros(60, dtype=np.int64))
+    assert (found.value, found.ci95, found.n, found.reason) == (0.75, None, 60, intervals.ONE_GROUP)
+
+
 def test_a_mean_of_one_proportion_has_its_interval() -> None:
     bounds = intervals.wilson(40, 50)
     assert close(intervals.mean_of_proportions(np.array([0.8]), [bounds]), bounds)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from dermkit.metrics.counts import Floats
-from dermkit.metrics.intervals import wilson
+from dermkit.metrics.intervals import proportion_estimate, wilson
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.subgroups import age_band, apart, gaps, part_of, subgroups
-from dermkit.metrics.summary import proportion_estimate, summarise
+from dermkit.metrics.summary import summarise
 
 
 def split(seed: int, n: int, skill: Floats) -> Scored:

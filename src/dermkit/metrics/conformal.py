@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import betabinom
 
 from dermkit.metrics.counts import Bools, Floats, Ints
+from dermkit.metrics.ranking import rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +105,7 @@ class RiskCoverage:
 
 def risk_coverage(confidence: Floats, right: Bools) -> RiskCoverage:
     """Return the curve of (N,) confidences; images of equal confidence are answered together."""
-    order = np.argsort(-confidence, kind="stable")
-    ordered = confidence[order]
-    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)])
-    wrong = np.cumsum(~right[order])[ends]
-    return RiskCoverage((ends + 1) / len(order), wrong / (ends + 1), ordered[ends])
+    order = rank(confidence, right)
+    answered = order.ends + 1
+    wrong = np.cumsum(~order.positive)[order.ends]
+    return RiskCoverage(answered / len(right), wrong / answered, order.thresholds)

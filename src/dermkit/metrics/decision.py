@@ -13,7 +13,6 @@ import numpy as np
 
 from dermkit.metrics import conformal, intervals, recalibrate, thresholds
 from dermkit.metrics.counts import Floats, Ints
-from dermkit.metrics.estimate import Estimate
 from dermkit.metrics.operating import PREVALENCES, AtThreshold, at_threshold
 from dermkit.metrics.probability import log_loss
 from dermkit.metrics.recalibrate import Calibration
@@ -191,26 +190,18 @@ def _as_dict(found: AtThreshold) -> dict[str, Any]:
 
 def _conformal(rule: conformal.ConformalRule, settled: Scored) -> dict[str, Any]:
     """Return coverage per class with its interval, and what a sound rule would cover with a chance of 95 %."""
-    held = rule.sets(settled.probabilities)[np.arange(len(settled.true)), settled.true]
+    sets = rule.sets(settled.probabilities)
+    held = sets[np.arange(len(settled.true)), settled.true]
     classes = {}
     for k, name in enumerate(settled.classes):
         rows = settled.true == k
         if rows.any():
             low, high = conformal.expected_range(int(rule.n[k]), int(rows.sum()), alpha=rule.alpha)
-            share = _share(held[rows], settled.groups[rows]).as_dict()
+            share = intervals.proportion_estimate(held[rows], settled.groups[rows]).as_dict()
             classes[name] = {**share, "expected": [low / int(rows.sum()), high / int(rows.sum())],
                              "calibration_images": int(rule.n[k])}  # fmt: skip
-    sizes = conformal.coverage(rule, settled.true, settled.probabilities).sizes
+    sizes = np.bincount(sets.sum(axis=1), minlength=len(settled.classes) + 1)
     return {"promised": 1 - rule.alpha, "per_class": classes, "sizes": sizes.tolist()}
-
-
-def _share(hit: Floats, groups: Ints) -> Estimate:
-    n, successes = len(hit), int(hit.sum())
-    alone = len(np.unique(groups)) == n
-    bounds, method = (
-        intervals.proportion(successes, n) if alone else intervals.clustered_proportion(hit.astype(bool), groups)
-    )
-    return Estimate(successes / n, bounds, n, method)
 
 
 def _refer(settled: Scored) -> dict[str, Any]:
@@ -221,7 +212,7 @@ def _refer(settled: Scored) -> dict[str, Any]:
     for share in (1.0, 0.9, 0.8, 0.7, 0.5):
         at = int(np.searchsorted(curve.coverage, share - 1e-12))
         answered = settled.confidence >= curve.confidence[at]
-        wrong = _share((~right[answered]).astype(np.float64), settled.groups[answered])
+        wrong = intervals.proportion_estimate(~right[answered], settled.groups[answered])
         shares[f"{share:g}"] = {**wrong.as_dict(), "answered": float(curve.coverage[at]),
                                 "least_confidence": float(curve.confidence[at])}  # fmt: skip
     return {"area": curve.area(), "error_when_answering": shares}

@@ -7,9 +7,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm, rankdata
+from scipy.stats import norm
 
 from dermkit.metrics.counts import Bools, Floats, Ints
+from dermkit.metrics.placement import outranked
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +33,7 @@ def areas(scores: Floats, positive: Bools, units: Ints) -> Areas:
     number = np.unique(units, return_inverse=True)[1]
     values, yes_sums, no_sums = np.empty(len(scores)), [], []
     for row, score in enumerate(scores):
-        yes, no = score[positive], score[~positive]
-        ranks = rankdata(np.concatenate([yes, no]))
-        above = (ranks[:n] - rankdata(yes)) / m
-        below = 1 - (ranks[n:] - rankdata(no)) / n
+        above, below = outranked(score[positive], score[~positive])
         values[row] = above.mean()
         yes_sums.append(_by_unit((above - values[row]) / n, number[positive], number))
         no_sums.append(_by_unit((below - values[row]) / m, number[~positive], number))

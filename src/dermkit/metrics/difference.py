@@ -13,6 +13,7 @@ from dermkit.metrics import delong, intervals, paired, power
 from dermkit.metrics.counts import Bools, Floats
 from dermkit.metrics.estimate import Estimate
 from dermkit.metrics.figures import Figures, Plan
+from dermkit.metrics.resampled import Resampled
 from dermkit.metrics.scored import Scored
 
 ALPHA = 0.05
@@ -26,7 +27,6 @@ FIGURES = (
 """What two runs are compared in; all of it is one family for Holm's correction."""
 
 LOWER_IS_BETTER = ("loss", "brier")
-_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _mcnemar(item: Difference, first: Bools, second: Bools, rows: Bools) -> Diff
 def _delong(first: Scored, second: Scored) -> Difference:
     areas = delong.areas(np.stack([first.p_malignant, second.p_malignant]), first.is_malignant, first.groups)
     gap, error, p = delong.difference(areas, 0, 1)
-    half = 1.959963984540054 * error
+    half = intervals.Z * error
     n, unsure = len(first.true), "" if error else "interval unreliable: no variance"
     estimate = Estimate(gap, (max(-1.0, gap - half), min(1.0, gap + half)), n, f"{DELONG}, normal", unsure)
     return Difference("auroc", estimate, DELONG, p, needed=power.scaled_need(n, gap, error))
@@ -129,17 +129,12 @@ class _Both:
     def __init__(self, first: Scored, second: Scored, *, seed: int, resamples: int) -> None:
         self.scored = first
         plans = Plan(first), Plan(second)
-        units = first.units
-        drawn = intervals.resample_weights(np.arange(units), seed=seed, resamples=resamples if units > 1 else 0)
-        self.samples = _stacked([_gap(*(plan.resampled(weights) for plan in plans)) for weights in drawn])
-        correct = 1 < units <= 10_000
-        parts = np.array_split(np.arange(units), -(-units // _CHUNK)) if correct else []
-        self.left_out = _stacked([_gap(*(plan.without_each(rows) for plan in plans)) for rows in parts])
         self.point = _gap(*(plan.point for plan in plans))
-        unit = "image" if first.independent else "group"
-        self.method = (
-            f"{BOOTSTRAP} by {unit}, {'BCa' if correct else 'percentile'}, {resamples} resamples, seed {seed}"
-        )
+        self.drawn = Resampled(
+            first.units, figures=lambda weights: _gap(*(plan.resampled(weights) for plan in plans)),
+            without_each=lambda rows: _gap(*(plan.without_each(rows) for plan in plans)),
+            name=f"{BOOTSTRAP} by {'image' if first.independent else 'group'}", seed=seed, resamples=resamples,
+        )  # fmt: skip
 
     def all(self) -> Iterator[Difference]:
         for name in FIGURES:
@@ -152,18 +147,11 @@ class _Both:
                 None, None, n, "none", "the figure is undefined for these images or one of the models"
             )
             return Difference(name, missing, "none", None)
-        if not self.samples:
-            return Difference(
-                name, Estimate(value, None, n, self.method, "no interval: one group only"), "none", None
-            )
-        samples, left_out = self.samples[name], self.left_out.get(name)
+        samples = self.drawn.samples.get(name)
+        estimate = self.drawn.estimate(value, n, samples, self.drawn.left_out.get(name))
+        if samples is None:
+            return Difference(name, estimate, "none", None)
         kept = samples[np.isfinite(samples)]
-        interval = (
-            intervals.percentile_interval(value, samples)
-            if left_out is None
-            else intervals.bca_interval(value, samples, left_out)
-        )
-        estimate = Estimate(value, interval.ci95, n, self.method, interval.reason)
         needed = power.scaled_need(n, value, float(kept.std())) if len(kept) else None
         return Difference(name, estimate, BOOTSTRAP, bootstrap_p(kept), needed=needed)
 
@@ -196,10 +184,6 @@ def _named(figures: Figures) -> dict[str, Floats]:
         "f1_macro": views["f1"][:, :-1].mean(axis=1),
     }
     return {**figures.overall, **macro, **binary}
-
-
-def _stacked(parts: Sequence[dict[str, Floats]]) -> dict[str, Floats]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 # In words ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ summed per unit once; what depends on the order of scores is a sum per distinct 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -81,26 +82,24 @@ class Plan:
     def __init__(self, scored: Scored, *, ranked: bool = True) -> None:
         self.scored = scored
         self._names, self._terms = _terms_of(scored)
-        self._fine, self._coarse = ([], [])  # type: tuple[list[_Ordered], list[_Ordered]]
-        if ranked:
-            k, n = len(scored.classes), len(scored.true)
-            scores = [*scored.probabilities.T, scored.p_malignant]
-            truths = [*(scored.true == name for name in range(k)), scored.is_malignant]
-            pairs = list(zip(scores, truths, strict=True))
-            self._coarse = [_Ordered.of(*pair, scored.groups, coarse=True) for pair in pairs]
-            fine = n <= EXACT
-            self._fine = [_Ordered.of(*pair, scored.groups, coarse=False) for pair in pairs] if fine else []
-        self.point = self._point(ranked)
+        views = self._views() if ranked else []
+        fine = [_Ordered.of(*view, scored.groups, coarse=False) for view in views]
+        self._coarse = [_Ordered.of(*view, scored.groups, coarse=True) for view in views]
+        self._fine = fine if len(scored.true) <= EXACT else []
+        self.point = self._of_all(fine)
 
-    def _point(self, ranked: bool) -> Figures:
-        every = np.ones((1, self.scored.units))
-        orders = self._fine
-        if ranked and not orders:
-            pairs = zip([*self.scored.probabilities.T, self.scored.p_malignant],
-                        [*(self.scored.true == k for k in range(len(self.scored.classes))), self.scored.is_malignant],
-                        strict=True)  # fmt: skip
-            orders = [_Ordered.of(*pair, self.scored.groups, coarse=False) for pair in pairs]
-        return self._figures(_times(every, self._terms), (_times(every, item.cells) for item in orders), orders)
+    def _views(self) -> list[tuple[Floats, Bools]]:
+        """Return score and truth of every class, and of the malignant ones together."""
+        own = [(p, self.scored.true == name) for name, p in enumerate(self.scored.probabilities.T)]
+        return [*own, (self.scored.p_malignant, self.scored.is_malignant)]
+
+    def _of_all(self, orders: Sequence[_Ordered]) -> Figures:
+        """Return the figures of the sample itself, (1, ...)."""
+        return self._weighted(np.ones((1, self.scored.units)), orders)
+
+    def _weighted(self, weights: Floats, orders: Sequence[_Ordered]) -> Figures:
+        sums = (_times(weights, item.cells) for item in orders)
+        return self._figures(_times(weights, self._terms), sums, orders)
 
     def resampled(self, weights: Floats) -> Figures:
         """Return all figures for each row of multiplicities of units, (B, G).
@@ -108,9 +107,7 @@ class Plan:
         Where scores are grouped, figures of order are moved by what grouping changes in the sample itself.
         """
         orders = self._fine or self._coarse
-        found = self._figures(
-            _times(weights, self._terms), (_times(weights, item.cells) for item in orders), orders
-        )
+        found = self._weighted(weights, orders)
         return found if self._fine or not orders else self._moved(found)
 
     def without_each(self, rows: Ints) -> Figures:
@@ -120,15 +117,16 @@ class Plan:
         sums = (np.asarray(item.cells.sum(axis=0)) - item.cells[rows].toarray() for item in orders)
         return self._figures(total - self._terms[rows].toarray(), sums, orders)
 
+    @cached_property
+    def _rough(self) -> Figures:
+        """The figures of the sample itself with grouped scores."""
+        return self._of_all(self._coarse)
+
     def _moved(self, found: Figures) -> Figures:
-        every = np.ones((1, self.scored.units))
-        rough = self._figures(
-            _times(every, self._terms), (_times(every, item.cells) for item in self._coarse), self._coarse
-        )
         for name in RANKED:
-            found.views[name][...] += self.point.views[name] - rough.views[name]
+            found.views[name][...] += self.point.views[name] - self._rough.views[name]
         for name in found.binary:
-            found.binary[name][...] += self.point.binary[name] - rough.binary[name]
+            found.binary[name][...] += self.point.binary[name] - self._rough.binary[name]
         return found
 
     def _figures(self, sums: Floats, ordered: Iterator[Floats], orders: Sequence[_Ordered]) -> Figures:

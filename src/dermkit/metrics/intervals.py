@@ -11,8 +11,12 @@ import numpy as np
 from scipy.stats import beta, norm
 
 from dermkit.metrics.counts import Bools, Floats, Ints
+from dermkit.metrics.estimate import NO_METHOD, Estimate
 
 LEVEL = 0.95
+Z = float(norm.ppf(0.5 + LEVEL / 2))
+"""Standard errors to either side."""
+
 RESAMPLES = 2000
 UNDEFINED_SHARE = 0.05
 """Above this share of resamples in which a figure does not exist, its interval is called unreliable."""
@@ -20,6 +24,7 @@ UNDEFINED_SHARE = 0.05
 CHUNK_ELEMENTS = 1 << 20
 """Weights held at once (8 MB as float64): near the cache's size, and memory stays flat for a million images."""
 
+ONE_GROUP = "no interval: one group only"
 FEW = 30
 """Units below which a proportion gets the exact interval, which never covers too little."""
 
@@ -43,10 +48,11 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion; raises `ValueError` unless 0 <= successes <= n and n > 0."""
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"a proportion needs 0 <= successes <= n and n > 0, not {successes} of {n}")
-    return _score(successes / n, n, float(norm.ppf(0.5 + LEVEL / 2)))
+    return _score(successes / n, n)
 
 
-def _score(share: float, n: float, z: float) -> tuple[float, float]:
+def _score(share: float, n: float) -> tuple[float, float]:
+    z = Z
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     # At 0 and 1 the bound is exactly that; rounding would leave it beside.
@@ -94,10 +100,21 @@ def clustered_proportion(hit: Bools, units: Ints) -> tuple[tuple[float, float], 
     n = len(hit)
     worth = n / design_effect(hit, units)
     successes = float(hit.mean()) * worth
-    z = float(norm.ppf(0.5 + LEVEL / 2))
     if worth < FEW:
         return clopper_pearson(min(successes, worth), worth), GROUPED_CLOPPER_PEARSON
-    return _score(float(hit.mean()), worth, z), GROUPED_WILSON
+    return _score(float(hit.mean()), worth), GROUPED_WILSON
+
+
+def proportion_estimate(hit: Bools, groups: Ints) -> Estimate:
+    """Return a proportion of (n,) images with the interval that suits their groups; none where they are one group."""
+    n, successes, units = len(hit), int(hit.sum()), len(np.unique(groups))
+    if units == n:
+        bounds, method = proportion(successes, n)
+    elif units == 1:
+        return Estimate(successes / n, None, n, NO_METHOD, ONE_GROUP)
+    else:
+        bounds, method = clustered_proportion(hit, groups)
+    return Estimate(successes / n, bounds, n, method)
 
 
 def mean_of_proportions(shares: Floats, bounds: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -155,8 +172,7 @@ def bca_interval(value: float, samples: Floats, left_out: Floats) -> Interval:
         return plain
     bias = float(norm.ppf(share))
     skewness = float((away**3).sum()) / (6 * spread**1.5)
-    tail = float(norm.ppf((1 - LEVEL) / 2))
-    moved = [bias + (bias + z) / (1 - skewness * (bias + z)) for z in (tail, -tail)]
+    moved = [bias + (bias + z) / (1 - skewness * (bias + z)) for z in (-Z, Z)]
     low, high = (float(bound) for bound in np.quantile(kept, np.asarray(norm.cdf(moved), dtype=np.float64)))
     return Interval((low, high), "; ".join(_doubts(value, low, high, (len(samples) - len(kept)) / len(samples))))
 

@@ -7,10 +7,7 @@ computed for the prevalence that the user states, with intervals that come from 
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from dermkit.metrics import intervals
-from dermkit.metrics.counts import Bools, Floats, Ints
 from dermkit.metrics.estimate import Estimate
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.thresholds import per_thousand, predictive_values
@@ -48,20 +45,11 @@ def at_threshold(scored: Scored, threshold: float, *, prevalences: tuple[float, 
     """Call images with a malignant probability of at least `threshold` positive; needs both sides."""
     called, positive = scored.p_malignant >= threshold, scored.is_malignant
     rates = [
-        _rate(called[positive], scored.groups[positive]),
-        _rate(~called[~positive], scored.groups[~positive]),
+        intervals.proportion_estimate(called[positive], scored.groups[positive]),
+        intervals.proportion_estimate(~called[~positive], scored.groups[~positive]),
     ]
     found = tuple(_at(prevalence, *rates) for prevalence in prevalences)
     return AtThreshold(threshold, rates[0], rates[1], found)
-
-
-def _rate(hit: Bools, groups: Ints) -> Estimate:
-    n, successes = len(hit), int(hit.sum())
-    if len(np.unique(groups)) == n:
-        bounds, method = intervals.proportion(successes, n)
-    else:
-        bounds, method = intervals.clustered_proportion(hit, groups)
-    return Estimate(successes / n, bounds, n, method)
 
 
 def _at(prevalence: float, sensitivity: Estimate, specificity: Estimate) -> AtPrevalence:
@@ -115,8 +103,3 @@ def _ratio_interval(
 
 def _probability(log_odds: float) -> float:
     return 0.0 if log_odds == -math.inf else 1 / (1 + math.exp(-log_odds))
-
-
-def choose(scored: Scored, thresholds: Floats) -> list[AtThreshold]:
-    """Return what each of several thresholds does, without prevalences: a curve with intervals."""
-    return [at_threshold(scored, float(value), prevalences=()) for value in thresholds]

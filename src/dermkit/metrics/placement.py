@@ -72,7 +72,7 @@ def placed(scores: Floats, positive: Bools, *, units: Ints, fold: Ints) -> Place
         yes, no = rows[positive[rows]], rows[~positive[rows]]
         if not (len(yes) and len(no)):
             continue
-        outranks[yes], outranks[no] = _outranked(scores[yes], scores[no])
+        outranks[yes], outranks[no] = outranked(scores[yes], scores[no])
         share[yes], share[no] = len(no), len(yes)
         n, m = n + len(yes), m + len(no)
     pairs = share[positive].sum()
@@ -84,7 +84,7 @@ def placed(scores: Floats, positive: Bools, *, units: Ints, fold: Ints) -> Place
     return Placed(value, outranks, _clustered(away, positive, units), n, m)
 
 
-def _outranked(yes: Floats, no: Floats) -> tuple[Floats, Floats]:
+def outranked(yes: Floats, no: Floats) -> tuple[Floats, Floats]:
     """Return the share of negatives below each positive, and of positives above each negative; a tie is a half."""
     ranks = rankdata(np.concatenate([yes, no]))
     below = (ranks[: len(yes)] - rankdata(yes)) / len(no)

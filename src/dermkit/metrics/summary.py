@@ -19,27 +19,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from dermkit.metrics import counts, intervals
-from dermkit.metrics.counts import Bools, Floats, Ints
+from dermkit.metrics.counts import Bools, Floats
 from dermkit.metrics.estimate import Estimate, undefined
 from dermkit.metrics.figures import TOP, Figures, Plan
 from dermkit.metrics.placement import placed
 from dermkit.metrics.reliability import recalibration
+from dermkit.metrics.resampled import Resampled
 from dermkit.metrics.scored import Scored
 
 SYNONYMS = {"sensitivity": "recall", "ppv": "precision"}
 PROPORTIONS = ("precision", "recall", "specificity", "npv")
-MOST_CORRECTED = 10_000
-"""Units up to which the bootstrap is corrected; it needs every figure without each unit."""
-
-ONE_GROUP = "no interval: one group only"
-NOT_RESAMPLED = "no interval: nothing was resampled"
 AUROC_METHOD = "score interval on DeLong's variance"
 MEAN_METHOD = "mean of independent proportions"
 WALD = "maximum likelihood, Wald"
-_CHUNK = 256
 
 
 def summarise(
@@ -53,50 +47,22 @@ def summarise(
     return _Summary(scored, seed=seed, ranked=ranked, resamples=resamples).body()
 
 
-class _Resampled:
-    """Figures of resamples, and without each unit, under one name each: `overall accuracy`, `views recall`..."""
-
-    def __init__(self, plan: Plan, *, seed: int, resamples: int) -> None:
-        units = plan.scored.units
-        # With one unit every resample is the sample itself: there is nothing to learn from it.
-        drawn = intervals.resample_weights(np.arange(units), seed=seed, resamples=resamples if units > 1 else 0)
-        self.samples = _joined([_arrays(plan.resampled(weights)) for weights in drawn])
-        self.corrected = 1 < units <= MOST_CORRECTED and resamples > 0
-        parts = np.array_split(np.arange(units), -(-units // _CHUNK)) if self.corrected else []
-        self.left_out = _joined([_arrays(plan.without_each(rows)) for rows in parts])
-        kind = "BCa" if self.corrected else "percentile"
-        unit = "image" if plan.scored.independent else "group"
-        self.method = f"bootstrap by {unit}, {kind}, {resamples} resamples, seed {seed}"
-
-        self.missing = ONE_GROUP if units == 1 else NOT_RESAMPLED
-
-    def estimate(self, value: float, n: int, samples: Floats | None, left_out: Floats | None) -> Estimate:
-        if samples is None:
-            return Estimate(value, None, n, self.method, self.missing)
-        interval = (
-            intervals.percentile_interval(value, samples)
-            if left_out is None
-            else intervals.bca_interval(value, samples, left_out)
-        )
-        return Estimate(value, interval.ci95, n, self.method, interval.reason)
-
-
 def _arrays(figures: Figures) -> dict[str, Floats]:
     return figures.overall | figures.binary | {f"view {name}": values for name, values in figures.views.items()}
-
-
-def _joined(parts: list[dict[str, Floats]]) -> dict[str, Floats]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 class _Summary:
     """The point figures, the resampled ones, and the rules that make estimates of them."""
 
     def __init__(self, scored: Scored, *, seed: int, ranked: bool, resamples: int) -> None:
-        self.scored, self.ranked = scored, ranked
+        self.scored = scored
         plan = Plan(scored, ranked=ranked)
         self.point = plan.point
-        self.drawn = _Resampled(plan, seed=seed, resamples=resamples)
+        self.drawn = Resampled(
+            scored.units, figures=lambda weights: _arrays(plan.resampled(weights)),
+            without_each=lambda rows: _arrays(plan.without_each(rows)),
+            name=f"bootstrap by {'image' if scored.independent else 'group'}", seed=seed, resamples=resamples,
+        )  # fmt: skip
 
     def body(self) -> dict[str, Any]:
         k = len(self.scored.classes)
@@ -261,23 +227,11 @@ class _Summary:
     # Intervals
 
     def _proportion(self, hit: Bools, rows: Bools) -> Estimate:
-        return proportion_estimate(hit[rows], self.scored.groups[rows])
+        return intervals.proportion_estimate(hit[rows], self.scored.groups[rows])
 
     def _bootstrap(self, name: str, value: float, n: int) -> Estimate:
         samples, left_out = self._found()
         return self.drawn.estimate(value, n, samples.get(name), left_out.get(name))
-
-
-def proportion_estimate(hit: Bools, groups: Ints) -> Estimate:
-    """Return a proportion of (n,) images with the interval that suits their groups."""
-    n, successes = len(hit), int(hit.sum())
-    if len(np.unique(groups)) == n:
-        bounds, method = intervals.proportion(successes, n)
-    elif len(np.unique(groups)) == 1:
-        return Estimate(successes / n, None, n, "none", ONE_GROUP)
-    else:
-        bounds, method = intervals.clustered_proportion(hit, groups)
-    return Estimate(successes / n, bounds, n, method)
 
 
 def _column(found: dict[str, Floats], name: str, column: int) -> Floats | None:
@@ -291,5 +245,5 @@ def _mean_of(found: dict[str, Floats], name: str, columns: NDArray[np.intp]) -> 
 def _wald(value: float, variance: float, n: int, why: str) -> Estimate:
     if not np.isfinite(value) or not np.isfinite(variance):
         return undefined(n, why)
-    half = float(norm.ppf(0.5 + intervals.LEVEL / 2)) * float(np.sqrt(variance))
+    half = intervals.Z * float(np.sqrt(variance))
     return Estimate(value, (value - half, value + half), n, WALD)

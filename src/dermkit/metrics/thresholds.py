@@ -7,7 +7,7 @@ the same as learn-then-test with an exact binomial test on a fixed sequence of t
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import binom
@@ -39,25 +39,21 @@ def for_sensitivity(
     score, positive, units: (N,). Of a unit's positive images the least sure stands for it, so that the promise holds
     for every image of it. Raises `ValueError` without positives or for a wish or confidence outside 0..1.
     """
-    return _controlled(_least_of(score[positive], units[positive], np.minimum), wish, confidence)
+    return _controlled(_least_of(score[positive], units[positive]), wish, confidence)
 
 
 def for_specificity(
     score: Floats, positive: Bools, units: Ints, *, wish: float, confidence: float = 0.95
 ) -> Threshold:
     """Return the lowest threshold that clears `wish` of new negatives with that confidence (score below it)."""
-    found = _controlled(_least_of(-score[~positive], units[~positive], np.minimum), wish, confidence)
-    if found.value == -math.inf:
-        return Threshold(math.inf, found.wish, found.confidence, found.kept, found.n)
-    return Threshold(
-        float(np.nextafter(-found.value, math.inf)), found.wish, found.confidence, found.kept, found.n
-    )
+    found = _controlled(_least_of(-score[~positive], units[~positive]), wish, confidence)
+    return replace(found, value=float(np.nextafter(-found.value, math.inf)))
 
 
-def _least_of(values: Floats, units: Ints, choose: np.ufunc) -> Floats:
+def _least_of(values: Floats, units: Ints) -> Floats:
     number = np.unique(units, return_inverse=True)[1]
     least = np.full(int(number.max()) + 1 if len(number) else 0, np.inf)
-    choose.at(least, number, values)
+    np.minimum.at(least, number, values)
     return least
 
 
