@@ -37,8 +37,8 @@ LAYERS = {
     "parts": 2, "data.overview": 2, "data.importing": 2, "data.joining": 2,
     "train": 3, "evaluate": 3, "compare": 3, "audit": 3, "lint": 1, "explain": 3, "predict": 3,
     "launch": 4, "report": 4, "versus": 4, "plan": 4, "facts": 4, "runner": 4, "repeats": 4, "external": 4,
-    "brought": 4, "workflow": 4, "demo": 4,
-    "terminal": 5, "cli_data": 5, "cli": 5,
+    "brought": 4, "judging": 4, "workflow": 4, "demo": 4,
+    "terminal": 5, "cli_data": 5, "cli_results": 5, "cli": 5,
 }  # fmt: skip
 # Inside a layer nothing imports its neighbour, but for these: a room that was divided, and the order of layers 0 and 4.
 FOUNDATION = {"", "errors", "files"}
@@ -80,10 +80,12 @@ NEIGHBOURS: dict[str, frozenset[str] | set[str]] = {
     "external": {"report"},
     "versus": {"report"},
     "brought": {"report"},
-    "workflow": {"plan", "report", "runner", "repeats", "external", "versus", "brought"},
+    "judging": {"report", "runner", "external", "versus", "brought"},
+    "workflow": {"plan", "runner", "repeats", "external", "judging"},
     "demo": {"plan", "runner", "workflow"},
     "cli_data": {"terminal"},
-    "cli": {"cli_data", "terminal"},
+    "cli_results": {"terminal"},
+    "cli": {"cli_data", "cli_results", "terminal"},
 }
 # Rooms that may import torch and its friends; the lazy ones only inside a function.
 HEAVY = {"torch", "torchvision", "timm", "safetensors", "lightning_fabric", "lightning"}
@@ -92,7 +94,7 @@ TORCH_ROOMS = {
     "data.augment", "data.onto", "data.geometry", "data.texture", "data.tone", "data.mixing", "inference", "predictor",
     "run", "train",
 }  # fmt: skip
-LAZY_ROOMS = {"facts", "runner", "workflow", "cli", "cli_data"}
+LAZY_ROOMS = {"facts", "runner", "judging", "workflow", "cli", "cli_data", "cli_results"}
 PACKAGES = {"metrics", "audit", "lint"}
 """A package that is one room: its modules belong together."""
 

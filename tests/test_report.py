@@ -19,8 +19,7 @@ from dermkit import cautions, findings, report
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import write_json, write_rows, write_text
-from dermkit.metrics.estimate import trust
-from dermkit.metrics.tables import in_words
+from dermkit.metrics.estimate import in_words, trust
 from dermkit.recipe import (
     AugmentSpec,
     ComputeSpec,

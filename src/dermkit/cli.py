@@ -15,6 +15,7 @@ import typer
 from dermkit import __version__
 from dermkit.ahead import cores
 from dermkit.cli_data import audit, import_, split
+from dermkit.cli_results import compare, evaluate, report
 from dermkit.errors import DermkitError, OutputError, UsageError
 from dermkit.places import find_place, follow_supervisor, started_as_rank
 from dermkit.terminal import Out, end_refused, watching
@@ -31,10 +32,6 @@ recipes_app = typer.Typer(no_args_is_help=True, help="Named experiments: list th
 app.add_typer(recipes_app, name="recipes")
 
 
-MAP_HELP = (
-    "CLASSES.json, how the classes meet: "
-    '{"format": 1, "classes": {"THEIR LABEL": "TARGET or null"}, "model": {"MODEL CLASS": "TARGET"}}.'
-)
 FAULT = "Kept: files written before it\nTo do: run it again with `dermkit --debug ...` and report what it prints"
 SplitName = Annotated[
     str | None, typer.Option("--split", help="A split of the data set by name, or a split file.")
@@ -76,6 +73,9 @@ def _main(
 app.command("import")(import_)
 app.command()(audit)
 app.command()(split)
+app.command()(evaluate)
+app.command()(report)
+app.command()(compare)
 
 
 @recipes_app.command("list")
@@ -204,57 +204,6 @@ def tune(
         folder = workflow.tune(members, data, name=grid, where=where, split=split, seed=seed, watch=watch)
     _tell(out / grid / "tune.csv")
     _tell(folder / "report.html")
-
-
-@app.command()
-def evaluate(
-    target: Annotated[Path | None, typer.Argument(help="A run folder, or a model folder with --on.")] = None,
-    on: Annotated[Path | None, typer.Option("--on", help="Another data set to test the model on.")] = None,
-    mapping: Annotated[Path | None, typer.Option("--map", help=MAP_HELP)] = None,
-    predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="A table of any tool's probabilities, instead of a run.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write into (with --on, --predictions).")
-    ] = None,
-) -> None:
-    """Evaluate a run again, its model on another data set, or predictions of another tool."""
-    from dermkit import workflow
-
-    other = workflow.load_dataset(on) if on else None
-    with watching() as watch:
-        path = workflow.evaluate(target, on=other, mapping=mapping, predictions=predictions, out=out, watch=watch)
-    typer.echo(str(path))
-
-
-@app.command()
-def report(run: Path) -> None:
-    """Write a run's report again."""
-    from dermkit import workflow
-
-    typer.echo(str(workflow.report(run)))
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Two run folders or more.")] = None,
-    published: Annotated[
-        list[str] | None,
-        typer.Option("--published", help="Figures in print, such as 'S2: accuracy=.4661,n=118'. May be repeated."),
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path("comparison"),
-) -> None:
-    """Compare runs on the same images: differences with intervals and tests, one page, a sentence each."""
-    from dermkit import workflow
-
-    outcome = workflow.compare(runs or [], published=published or [], out=out)
-    for name, same in outcome.same_images.items():
-        typer.echo(f"\n{name} ({'the same images' if same else 'NOT the same images: not comparable'})")
-        typer.echo(outcome.tables[name])
-    typer.echo("")
-    for sentence in outcome.sentences:
-        typer.echo(sentence)
-    typer.echo(str(outcome.page))
 
 
 @app.command()

@@ -6,8 +6,7 @@ import json
 from jinja2 import Environment
 
 from dermkit.metrics import intervals
-from dermkit.metrics.estimate import trust
-from dermkit.metrics.tables import in_words
+from dermkit.metrics.estimate import in_words, trust
 from dermkit.pages import templates
 
 LABELS = {

@@ -4,15 +4,13 @@ Heavy imports are inside functions, so that a typo costs no torch.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pydantic import ValidationError
 
-from dermkit.brought import evaluate_brought
-from dermkit.claims import checked_claims
-from dermkit.compare import Comparison, compare_runs, write_comparison
+from dermkit.compare import Comparison, compare_runs
 from dermkit.data.importing import ImportOutcome, import_dataset
 from dermkit.data.manifest import Dataset, load_dataset
 from dermkit.data.split import Split, for_fold, load_split, make_split, save_split
@@ -20,21 +18,18 @@ from dermkit.errors import UsageError
 from dermkit.external import evaluate_on
 from dermkit.files import (
     canonical_json,
-    check_output,
     check_writable,
     fingerprint,
-    read_json,
     sha256_bytes,
     write_json,
     write_rows,
 )
+from dermkit.judging import compare, evaluate, report
 from dermkit.plan import Plan, Where
 from dermkit.predict import PredictOutcome, predict
 from dermkit.recipe import Recipe, SplitSpec, recipe_fingerprint
 from dermkit.repeats import chosen, summarise, validation_value
-from dermkit.report import write_report, write_summary_report
-from dermkit.runner import finish, run
-from dermkit.versus import headline, write_versus
+from dermkit.runner import run
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
@@ -43,9 +38,6 @@ if TYPE_CHECKING:
     from dermkit.audit.against import AgainstOutcome
     from dermkit.audit.finding import Use
     from dermkit.audit.run import AuditOutcome
-
-COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro")
-"""What is printed of each run beside the verdicts."""
 
 __all__ = [
     "Comparison", "Dataset", "ImportOutcome", "PredictOutcome", "Split", "Watch", "Where", "audit", "audit_against",
@@ -266,84 +258,3 @@ def _write_trials(folder: Path, recipes: Sequence[Recipe], runs: Sequence[Path],
         {"chosen": recipes[best].name, "by": f"{monitor} on validation, {len(runs)} trials, test not scored"},
         format=1,
     )
-
-
-def evaluate(
-    target: Path | None,
-    *,
-    on: Dataset | None = None,
-    mapping: Path | None = None,
-    predictions: Path | None = None,
-    out: Path | None = None,
-    watch: Watch | None = None,
-) -> Path:
-    """Evaluate a run again, a model on another data set (`on`), or another tool's predictions; returns the report."""
-    if predictions is not None:
-        if target is not None or mapping is not None:
-            raise UsageError(
-                "--predictions stands for a run or model, so neither these nor --map go with it",
-                remedy="dermkit evaluate --predictions FILE [--on DATASET] [--out FOLDER]",
-            )
-        return evaluate_brought(predictions, on=on, out=out, watch=watch or Watch())
-    if target is None:
-        raise UsageError("nothing to evaluate", remedy="name a run folder, or add --predictions FILE")
-    if on is not None:
-        return evaluate_on(target, on, mapping=mapping, out=out, watch=watch or Watch())
-    if mapping is not None:
-        raise UsageError("--map goes with --on: a run is evaluated in its own classes", remedy="add --on DATASET")
-    if not (target / "predictions.csv").is_file():
-        raise UsageError(
-            f"{target}: has no predictions.csv, so it is not a run folder",
-            remedy="name a run folder, or add --on DATASET to test a model on other data",
-        )
-    return finish(target, images_of(target))
-
-
-@dataclass(frozen=True)
-class CompareOutcome:
-    """page: comparison.html. sentences: what to read first. tables: split -> the runs' own figures as text."""
-
-    page: Path
-    sentences: list[str]
-    tables: dict[str, str]
-    same_images: dict[str, bool]
-
-
-def compare(runs: Sequence[Path], *, published: Sequence[str] = (), out: Path) -> CompareOutcome:
-    """Compare runs with each other, and look at published figures; writes a folder with one page.
-
-    published: as `--published` takes them. Raises `UsageError` for one run alone or a claim that cannot be read,
-    `DataError` for a folder that is no run.
-    """
-    claims = checked_claims(published)
-    if not runs and not claims:
-        raise UsageError("nothing to compare", remedy="dermkit compare RUN RUN... or --published TEXT")
-    check_output(out, marker="comparison.json", what="a comparison")
-    check_writable(out)
-    comparison = compare_runs(runs) if runs else None
-    tables = {}
-    if comparison is not None:
-        write_comparison(comparison, out)
-        tables = {split: comparison.wide(COMPARED, split=split).to_string() for split in comparison.same_images}
-    roots = [root for run in runs if (root := images_of(run)) is not None]
-    page = write_versus(comparison, claims, out, images=roots[0] if roots else None)
-    same = comparison.same_images if comparison else {}
-    return CompareOutcome(page, headline(comparison, claims), tables, same)
-
-
-def report(target: Path) -> Path:
-    """Write a run's report again; returns its path."""
-    if (target / "summary.json").is_file():
-        return write_summary_report(target)
-    if not (target / "metrics.json").is_file():
-        raise UsageError(f"{target}: has no metrics.json, so it is not a run folder", remedy="name a run folder")
-    return write_report(target, images_root=images_of(target))
-
-
-def images_of(folder: Path) -> Path | None:
-    """Return where a run's images lay on this machine, if they still do."""
-    path = folder / "location.json"
-    if not path.is_file():
-        return None
-    images = Path(str(read_json(path, format=1)["images"]))
-    return images if images.is_dir() else None

@@ -1,12 +1,15 @@
 """A figure that never travels alone: value, interval, the number of images it rests on, and the method."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 NO_METHOD = "none"
 """The method of a figure that is undefined, or that has no interval."""
+
+_PRESENT = re.compile(r"\b(recall|auroc|average_precision|precision|f1|specificity|npv|mcc)_macro_present\b")
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,14 @@ def trust(estimate: Mapping[str, Any]) -> Literal["", "doubtful", "none"]:
     if not bounds or bounds[0] == bounds[1] or len(doubts) > len(lost):
         return "none"
     return "doubtful" if lost else ""
+
+
+def in_words(reason: str) -> str:
+    """Return a reason without the names that metrics.json gives to figures."""
+
+    def row(found: re.Match[str]) -> str:
+        # A class that is present has no precision where nothing was called it.
+        present = found[1] in ("recall", "auroc", "average_precision")
+        return f"the row over the classes {'present' if present else 'where it is defined'}"
+
+    return _PRESENT.sub(row, reason).replace("average_precision is", "average precision is")

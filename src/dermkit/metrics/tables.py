@@ -1,12 +1,12 @@
 """Rows and text for the files beside the figures: classification report, ROC curves, calibration, confusions."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dermkit.metrics import probability, ranking
+from dermkit.metrics.estimate import in_words
 from dermkit.metrics.scored import Scored
 
 Rows = list[list[object]]
@@ -18,19 +18,6 @@ CALIBRATION_HEADER = ("bin", "n", "confidence", "accuracy")
 CONFUSIONS_HEADER = ("label", "predicted", "n", "share_of_label", "mean_confidence")
 MALIGNANT = "malignant classes"
 """The binary view's name in tables: all malignant classes against the rest."""
-
-_PRESENT = re.compile(r"\b(recall|auroc|average_precision|precision|f1|specificity|npv|mcc)_macro_present\b")
-
-
-def in_words(reason: str) -> str:
-    """Return a reason without the names that metrics.json gives to figures."""
-
-    def row(found: re.Match[str]) -> str:
-        # A class that is present has no precision where nothing was called it.
-        present = found[1] in ("recall", "auroc", "average_precision")
-        return f"the row over the classes {'present' if present else 'where it is defined'}"
-
-    return _PRESENT.sub(row, reason).replace("average_precision is", "average precision is")
 
 
 def confusion_rows(body: Mapping[str, Any], classes: Sequence[str]) -> Rows:
