@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
-from dermkit import charts
+from dermkit import canvas, charts, curves
 from dermkit.errors import OutputError
 
 LONG = "pigmented benign keratosis of a very long name that nobody would print"
@@ -74,12 +74,12 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "progress with gaps": lambda path: charts.draw_progress(
         _log().drop(columns="val_loss").assign(train_loss=np.nan), path
     ),
-    "roc": lambda path: charts.draw_roc(_roc("ab"), path, auroc={"a": None, "b": 0.7}, positive=["b"], title="x"),
-    "roc of nobody": lambda path: charts.draw_roc(_roc("a").head(0), path),
-    "roc of many": lambda path: charts.draw_roc(_roc([f"class {i}" for i in range(24)]), path),
-    "roc of hostile names": lambda path: charts.draw_roc(_roc(HOSTILE), path, title="$"),
-    "calibration": lambda path: charts.draw_calibration(_bins(), path, title="$x$"),
-    "calibration of nobody": lambda path: charts.draw_calibration(_bins().head(1), path),
+    "roc": lambda path: curves.draw_roc(_roc("ab"), path, auroc={"a": None, "b": 0.7}, positive=["b"], title="x"),
+    "roc of nobody": lambda path: curves.draw_roc(_roc("a").head(0), path),
+    "roc of many": lambda path: curves.draw_roc(_roc([f"class {i}" for i in range(24)]), path),
+    "roc of hostile names": lambda path: curves.draw_roc(_roc(HOSTILE), path, title="$"),
+    "calibration": lambda path: curves.draw_calibration(_bins(), path, title="$x$"),
+    "calibration of nobody": lambda path: curves.draw_calibration(_bins().head(1), path),
     "bars": lambda path: charts.draw_metric_bars(_values(), path),
     "bars of nothing": lambda path: charts.draw_metric_bars(_values().head(0), path),
     "spread": lambda path: charts.draw_spread(_runs(), path, final="b"),
@@ -108,7 +108,8 @@ def _texts(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> list[st
             text.get_text() for text in figure.findobj(Text) if isinstance(text, Text) and text.get_visible()
         )
 
-    monkeypatch.setattr(charts, "_save", keep)
+    for room in (charts, curves):
+        monkeypatch.setattr(room, "_save", keep)
     draw()
     return found
 
@@ -145,7 +146,7 @@ def test_the_darkest_cell_is_the_largest_share(tmp_path: Path) -> None:
 
 
 def test_labels_are_never_hidden_or_taken_for_formulas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = _texts(monkeypatch, lambda: charts.draw_roc(_roc(HOSTILE), tmp_path / "a.png", auroc={"_hidden": 0.5}))
+    texts = _texts(monkeypatch, lambda: curves.draw_roc(_roc(HOSTILE), tmp_path / "a.png", auroc={"_hidden": 0.5}))
     assert " _hidden: 0.50" in texts
     assert r"\$a\$b\$ & _c" in texts
     assert "??? <b>" in texts
@@ -154,7 +155,7 @@ def test_labels_are_never_hidden_or_taken_for_formulas(tmp_path: Path, monkeypat
 
 def test_the_auroc_beside_a_class_is_the_one_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given_ones = {"a": 0.123, "b": None}
-    texts = _texts(monkeypatch, lambda: charts.draw_roc(_roc("ab"), tmp_path / "a.png", auroc=given_ones))
+    texts = _texts(monkeypatch, lambda: curves.draw_roc(_roc("ab"), tmp_path / "a.png", auroc=given_ones))
     assert {"a: 0.12", "b"} <= set(texts)
 
 
@@ -171,11 +172,11 @@ def test_progress_marks_phases_and_best_epoch(tmp_path: Path, monkeypatch: pytes
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=80), st.sampled_from([0, 20]))
 def test_any_name_becomes_drawable(name: str, width: int) -> None:
-    text = charts._plain(name, width)
+    text = canvas.plain(name, width)
     assert text
     assert not text.startswith("_")
     assert "$" not in text.replace(r"\$", "")
-    assert len(text) <= 2 * charts.MAX_NAME + 2
+    assert len(text) <= 2 * canvas.MAX_NAME + 2
     figure = Figure()
     figure.text(0.5, 0.5, text)
     figure.canvas.draw()
@@ -184,7 +185,7 @@ def test_any_name_becomes_drawable(name: str, width: int) -> None:
 def test_threads_draw_the_same_bytes(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(6)]
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda path: charts.draw_roc(_roc(["a", LONG]), path, title="t"), paths))
+        list(pool.map(lambda path: curves.draw_roc(_roc(["a", LONG]), path, title="t"), paths))
     assert len({path.read_bytes() for path in paths}) == 1
 
 

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dermkit import cautions, findings, report
+from dermkit import cautions, findings, illustrations, mistaken, report
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import write_json, write_rows, write_text
@@ -206,7 +206,7 @@ def test_every_number_is_that_of_metrics_json(nine: Path) -> None:
 
 def test_every_figure_worth_a_row_is_shown_for_both_splits(nine: Path) -> None:
     shown = {place for _, place, _, _ in Page(nine / "report.html").numbers}
-    names = report.metric_names(findings.read_run(nine))
+    names = illustrations.metric_names(findings.read_run(nine))
     assert {"accuracy", "balanced_accuracy", "precision_macro", "f1_macro", "sensitivity", "specificity", "loss",
             "auroc_macro", "average_precision_macro", "brier", "ece"} <= set(names)  # fmt: skip
     assert {f"{split}.{name}.value" for split in ("validation", "test") for name in names} <= shown
@@ -540,7 +540,7 @@ def test_thumbnails_are_made_from_pixels_and_the_file_stays_small(tmp_path: Path
         assert b"SECRET" not in data
         with Image.open(io.BytesIO(data)) as image:
             assert not image.getexif()
-            assert max(image.size) == report.SIDE
+            assert max(image.size) == mistaken.SIDE
     assert str(tmp_path) not in path.read_text()
 
 
@@ -570,7 +570,7 @@ def test_images_may_come_from_a_function(nine: Path) -> None:
 
 def test_thumbnails_are_given_up_before_the_size(nine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (report.SIDE, report.SIDE, 3), dtype=np.uint8)
+    noise = rng.integers(0, 256, (mistaken.SIDE, mistaken.SIDE, 3), dtype=np.uint8)
     full = write_report(nine, images=lambda _: noise).stat().st_size
     monkeypatch.setattr(report, "MAX_BYTES", full - 1)
     smaller = write_report(nine, images=lambda _: noise)

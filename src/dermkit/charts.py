@@ -1,11 +1,9 @@
-"""Pictures of numbers as PNG files: progress, ROC curves, confusion matrix, calibration, intervals.
+"""Pictures of numbers as PNG files: progress, confusion matrix, intervals, spread.
 
 Drawn on matplotlib Figure objects without pyplot, so threads may draw at once and nothing global changes.
 """
 
-import functools
-import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,62 +11,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
+from dermkit.canvas import COLOURS, INK, TRAIN, VALIDATION, as_png, numbers, plain, tidy
 from dermkit.files import write_with
-
-# Okabe and Ito's eight colours, told apart under every common colour-blindness; the yellow is darkened, since
-# it vanishes on white, and black comes last, since the text is black.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C7A00", "#000000")
-STYLES = ("-", "--", ":", "-.")
-TRAIN, VALIDATION, TEST = COLOURS[1], COLOURS[0], COLOURS[2]
-INK, FAINT = "#222222", "#C8CDD2"
-DPI = 110  # a report column of 1,000 CSS pixels shows a figure of 9 inches without blur
-MAX_NAME = 44
-
-
-@functools.lru_cache(maxsize=1)
-def _known_characters() -> frozenset[int]:
-    return frozenset(get_font(findfont(FontProperties())).get_charmap())
-
-
-def _plain(name: str, width: int = 0) -> str:
-    """Return text that matplotlib draws as it is: no mathematics, no hidden labels, no missing glyphs.
-
-    width: wrap at this many characters (0 = one line).
-    """
-    text = " ".join(str(name).split()) or "(empty)"
-    text = text if len(text) <= MAX_NAME else text[: MAX_NAME - 1] + "…"
-    text = "".join(letter if ord(letter) in _known_characters() else "?" for letter in text)
-    if width:
-        text = "\n".join(textwrap.wrap(text, width))
-    # A legend hides labels that start with an underscore; two dollar signs start mathematics.
-    return (" " + text if text.startswith("_") else text).replace("$", r"\$")
 
 
 def _save(figure: Figure, path: Path) -> None:
-    # Without the software tag two machines write the same bytes.
-    write_with(path, lambda temporary: figure.savefig(temporary, dpi=DPI, metadata={"Software": None}))
-
-
-def _tidy(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.grid(True, color="#E7EAED", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, colors=INK)
-    axes.set_xlabel(x, fontsize=10)
-    axes.set_ylabel(y, fontsize=10)
-    axes.set_title(_plain(title) if title else "", fontsize=11, loc="left", fontweight="bold", color=INK)
-
-
-def _numbers(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:
-    """Return a column as floats, NaN where it is absent, empty or not a number."""
-    if column not in frame.columns:
-        return np.full(len(frame), np.nan)
-    return pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    write_with(path, as_png(figure))
 
 
 def draw_progress(log: pd.DataFrame, path: Path, *, best_epoch: int | None = None) -> None:
@@ -80,7 +31,7 @@ def draw_progress(log: pd.DataFrame, path: Path, *, best_epoch: int | None = Non
     panels = figure.subplots(1, 3)
     titles = {"loss": "Loss", "accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy"}
     for axes, (stem, title) in zip(panels, titles.items(), strict=True):
-        _tidy(axes, x="epoch", title=title)
+        tidy(axes, x="epoch", title=title)
         _phases(axes, log)
         _curves(axes, log, stem)
         if best_epoch is not None:
@@ -99,10 +50,10 @@ def draw_progress(log: pd.DataFrame, path: Path, *, best_epoch: int | None = Non
 
 
 def _curves(axes: Axes, log: pd.DataFrame, stem: str) -> None:
-    epochs = _numbers(log, "epoch")
+    epochs = numbers(log, "epoch")
     marks = len(log) <= 40  # beyond that markers merge into a band
     for prefix, colour, marker, style in (("train", TRAIN, "o", "-"), ("val", VALIDATION, "s", "--")):
-        values = _numbers(log, f"{prefix}_{stem}")
+        values = numbers(log, f"{prefix}_{stem}")
         values = np.where(np.isfinite(values), values, np.nan)
         axes.plot(epochs, values, color=colour, linestyle=style, marker=marker if marks else "", markersize=3.5)
 
@@ -116,50 +67,9 @@ def _phases(axes: Axes, log: pd.DataFrame) -> None:
         if number % 2:
             axes.axvspan(float(first) - 0.5, float(last) + 0.5, color="#EEF1F4", zorder=0, linewidth=0)
         axes.annotate(
-            f"phase {_plain(str(name))}", ((float(first) + float(last)) / 2, 1.0), va="top", ha="center",
+            f"phase {plain(str(name))}", ((float(first) + float(last)) / 2, 1.0), va="top", ha="center",
             xycoords=("data", "axes fraction"), fontsize=7.5, color="#666666",
         )  # fmt: skip
-
-
-def draw_roc(
-    curves: pd.DataFrame,
-    path: Path,
-    *,
-    auroc: Mapping[str, float | None] | None = None,
-    positive: Collection[str] = (),
-    title: str = "",
-) -> None:
-    """Draw one ROC curve per class, one against the rest; malignant classes are drawn thicker.
-
-    curves: columns class, fpr, tpr. auroc: the number beside a class's name. positive: malignant class names.
-    """
-    names = list(dict.fromkeys(str(name) for name in curves["class"]))
-    figure = Figure(figsize=(8.2, max(4.4, 1.2 + 0.34 * len(names))), layout="constrained")
-    axes = figure.subplots()
-    _tidy(axes, x="1 - specificity (false positive rate)", y="sensitivity (true positive rate)", title=title)
-    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle="--", label="chance: 0.50")
-    for number, name in enumerate(names):
-        rows = curves[curves["class"].astype(str) == name]
-        value = (auroc or {}).get(name)
-        axes.plot(
-            _numbers(rows, "fpr"), _numbers(rows, "tpr"), color=COLOURS[number % len(COLOURS)],
-            linestyle=STYLES[(number // len(COLOURS) + number) % len(STYLES)] if len(names) > 2 else "-",
-            linewidth=2.6 if name in positive else 1.5,
-            label=_plain(name, 26) + ("" if value is None else f": {value:.2f}"),
-        )  # fmt: skip
-    axes.set_xlim(-0.01, 1.01)
-    axes.set_ylim(-0.01, 1.01)
-    axes.set_aspect("equal")
-    legend_title = "class: AUROC" + ("\n(thick: malignant)" if positive else "")
-    axes.legend(
-        loc="center left",
-        bbox_to_anchor=(1.02, 0.5),
-        frameon=False,
-        fontsize=9,
-        title=legend_title,
-        title_fontsize=9,
-    )
-    _save(figure, path)
 
 
 def draw_confusion(matrix: ArrayLike, classes: Sequence[str], path: Path, *, title: str = "") -> None:
@@ -191,12 +101,12 @@ def draw_confusion(matrix: ArrayLike, classes: Sequence[str], path: Path, *, tit
 
 def _confusion_axes(axes: Axes, classes: Sequence[str], totals: NDArray[np.int64], title: str) -> None:
     ticks = np.arange(len(classes))
-    axes.set_title(_plain(title) if title else "", fontsize=11, loc="left", fontweight="bold", color=INK)
+    axes.set_title(plain(title) if title else "", fontsize=11, loc="left", fontweight="bold", color=INK)
     rotation: dict[str, Any] = (
         {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(classes) > 3 else {}
     )
-    axes.set_xticks(ticks, [_plain(name, 20) for name in classes], fontsize=9, **rotation)
-    labels = [f"{_plain(name, 20)}\nn = {total}" for name, total in zip(classes, totals, strict=True)]
+    axes.set_xticks(ticks, [plain(name, 20) for name in classes], fontsize=9, **rotation)
+    labels = [f"{plain(name, 20)}\nn = {total}" for name, total in zip(classes, totals, strict=True)]
     axes.set_yticks(ticks, labels, fontsize=9)
     axes.set_xlabel("predicted", fontsize=10)
     axes.set_ylabel("true", fontsize=10)
@@ -205,30 +115,6 @@ def _confusion_axes(axes: Axes, classes: Sequence[str], totals: NDArray[np.int64
     axes.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="minor", length=0)
-
-
-def draw_calibration(bins: pd.DataFrame, path: Path, *, title: str = "") -> None:
-    """Draw accuracy against confidence per bin over a histogram of confidences; below the diagonal is overconfident.
-
-    bins: columns n, confidence, accuracy; bins without images are left out.
-    """
-    n = np.nan_to_num(_numbers(bins, "n"))
-    rows = bins[n > 0]
-    n = n[n > 0]
-    figure = Figure(figsize=(5.2, 5.4), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1.0])
-    _tidy(upper, y="accuracy in the bin", title=title)
-    upper.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1.2, label="confidence = accuracy")
-    confidence, accuracy = _numbers(rows, "confidence"), _numbers(rows, "accuracy")
-    area = 30.0 + 220.0 * n / n.max(initial=1.0)
-    upper.vlines(confidence, np.minimum(confidence, accuracy), np.maximum(confidence, accuracy), color=TRAIN)
-    upper.scatter(confidence, accuracy, s=area, color=VALIDATION, zorder=3, label="bin (area: images)")
-    upper.set_ylim(-0.04, 1.04)
-    upper.legend(loc="upper left", frameon=False, fontsize=9, markerscale=0.5)
-    _tidy(lower, x="confidence (probability of the predicted class)", y="images")
-    lower.bar(confidence, n, width=0.04, color=VALIDATION)
-    lower.set_xlim(0.0, 1.02)
-    _save(figure, path)
 
 
 def draw_metric_bars(values: pd.DataFrame, path: Path, *, title: str = "") -> None:
@@ -241,13 +127,13 @@ def draw_metric_bars(values: pd.DataFrame, path: Path, *, title: str = "") -> No
     thick = 0.8 / max(1, len(splits))
     figure = Figure(figsize=(8.2, 1.1 + 0.24 * len(metrics) * max(1, len(splits))), layout="constrained")
     axes = figure.subplots()
-    _tidy(axes, x="value, with its 95 % interval", title=title)
+    tidy(axes, x="value, with its 95 % interval", title=title)
     colours = {"validation": "#9CC3DE", "test": VALIDATION}
     for number, split in enumerate(splits):
         rows = values[values["split"].astype(str) == split]
         places = np.array([metrics.index(str(name)) for name in rows["metric"]]) + (number + 0.5) * thick - 0.4
         _bars(axes, rows, places, thick * 0.86, colours.get(split, COLOURS[number % len(COLOURS)]), split)
-    axes.set_yticks(np.arange(len(metrics)), [_plain(name) for name in metrics])
+    axes.set_yticks(np.arange(len(metrics)), [plain(name) for name in metrics])
     axes.set_ylim(len(metrics) - 0.4, -0.6)
     axes.set_xlim(0.0, 1.12)
     axes.set_xticks(np.linspace(0, 1, 6))
@@ -260,8 +146,8 @@ def draw_metric_bars(values: pd.DataFrame, path: Path, *, title: str = "") -> No
 def _bars(
     axes: Axes, rows: pd.DataFrame, places: NDArray[np.float64], height: float, colour: str, label: str
 ) -> None:
-    value, low, high = (_numbers(rows, name) for name in ("value", "low", "high"))
-    axes.barh(places, np.nan_to_num(value), height=height, color=colour, label=_plain(label))
+    value, low, high = (numbers(rows, name) for name in ("value", "low", "high"))
+    axes.barh(places, np.nan_to_num(value), height=height, color=colour, label=plain(label))
     known = np.isfinite(low) & np.isfinite(high)
     axes.hlines(places[known], low[known], high[known], color=INK, linewidth=1.4)
     for place, number, end in zip(places, value, np.where(known, high, value), strict=True):
@@ -277,21 +163,21 @@ def draw_spread(values: pd.DataFrame, path: Path, *, final: str = "", title: str
     metrics = list(dict.fromkeys(values["metric"].astype(str)))
     figure = Figure(figsize=(8.2, 1.4 + 0.36 * len(metrics)), layout="constrained")
     axes = figure.subplots()
-    _tidy(axes, x="value", title=title)
+    tidy(axes, x="value", title=title)
     for place, metric in enumerate(metrics):
         rows = values[values["metric"].astype(str) == metric]
-        numbers, chosen = _numbers(rows, "value"), (rows["run"].astype(str) == final).to_numpy()
-        axes.vlines(numbers.mean(), place - 0.32, place + 0.32, color=INK, linewidth=1.6)
+        dots, chosen = numbers(rows, "value"), (rows["run"].astype(str) == final).to_numpy()
+        axes.vlines(dots.mean(), place - 0.32, place + 0.32, color=INK, linewidth=1.6)
         axes.scatter(
-            numbers[~chosen],
+            dots[~chosen],
             np.full((~chosen).sum(), place),
             s=46,
             facecolor="none",
             edgecolor=VALIDATION,
             linewidth=1.6,
         )
-        axes.scatter(numbers[chosen], np.full(chosen.sum(), place), s=56, color=TRAIN, zorder=3)
-    axes.set_yticks(np.arange(len(metrics)), [_plain(name) for name in metrics])
+        axes.scatter(dots[chosen], np.full(chosen.sum(), place), s=56, color=TRAIN, zorder=3)
+    axes.set_yticks(np.arange(len(metrics)), [plain(name) for name in metrics])
     axes.set_ylim(len(metrics) - 0.4, -0.6)
     handles = [
         Line2D([], [], color=VALIDATION, marker="o", linestyle="", markerfacecolor="none", label="run"),

@@ -9,7 +9,6 @@ from dermkit.plan import Where
 from dermkit.predict import PredictOutcome, predict
 from dermkit.recipes import DEMO
 from dermkit.watch import Watch
-from dermkit.workflow import import_dataset, train
 
 LESIONS_PER_CLASS = 55
 NEW_LESIONS_PER_CLASS = 4
@@ -30,6 +29,8 @@ class DemoOutcome:
 
 def demo(out: Path, *, watch: Watch | None = None) -> DemoOutcome:
     """Make images, import, split, train, evaluate, report and predict below `out`; a finished stage is kept."""
+    from dermkit.workflow import import_dataset, train
+
     watch = watch or Watch()
     check_writable(out)
     images, new = out / "images", out / "new-images"

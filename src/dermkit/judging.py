@@ -1,18 +1,18 @@
-"""The verbs about results: evaluate, compare, report. They read what a run wrote, and need no torch."""
+"""The verbs about results: evaluate, compare, report. They read what a run wrote, and need no torch.
+
+Each way to evaluate is imported where it is taken: together they would hang every stage below one import.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dermkit.brought import evaluate_brought
 from dermkit.claims import checked_claims
 from dermkit.compare import compare_runs, write_comparison
 from dermkit.data.manifest import Dataset
 from dermkit.errors import UsageError
-from dermkit.external import evaluate_on
 from dermkit.files import check_output, check_writable, read_json
 from dermkit.report import write_report, write_summary_report
-from dermkit.runner import finish
 from dermkit.versus import headline, write_versus
 from dermkit.watch import Watch
 
@@ -36,10 +36,14 @@ def evaluate(
                 "--predictions stands for a run or model, so neither these nor --map go with it",
                 remedy="dermkit evaluate --predictions FILE [--on DATASET] [--out FOLDER]",
             )
+        from dermkit.brought import evaluate_brought
+
         return evaluate_brought(predictions, on=on, out=out, watch=watch or Watch())
     if target is None:
         raise UsageError("nothing to evaluate", remedy="name a run folder, or add --predictions FILE")
     if on is not None:
+        from dermkit.external import evaluate_on
+
         return evaluate_on(target, on, mapping=mapping, out=out, watch=watch or Watch())
     if mapping is not None:
         raise UsageError("--map goes with --on: a run is evaluated in its own classes", remedy="add --on DATASET")
@@ -48,6 +52,8 @@ def evaluate(
             f"{target}: has no predictions.csv, so it is not a run folder",
             remedy="name a run folder, or add --on DATASET to test a model on other data",
         )
+    from dermkit.runner import finish
+
     return finish(target, images_of(target))
 
 

@@ -10,7 +10,7 @@ from dermkit.claims import Checked
 from dermkit.compare import Comparison, Pair, as_dict
 from dermkit.files import make_folder, write_json, write_text
 from dermkit.labels import page_templates
-from dermkit.report import opener, thumbnail
+from dermkit.mistaken import opener, thumbnail
 
 FORMAT = 1
 FIGURES = ("balanced_accuracy", "accuracy", "sensitivity", "specificity", "auroc", "f1_macro", "loss")

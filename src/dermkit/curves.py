@@ -1,0 +1,80 @@
+"""Pictures of curves: ROC curves, and accuracy against confidence."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from dermkit.canvas import COLOURS, FAINT, STYLES, TRAIN, VALIDATION, as_png, numbers, plain, tidy
+from dermkit.files import write_with
+
+
+def _save(figure: Figure, path: Path) -> None:
+    write_with(path, as_png(figure))
+
+
+def draw_roc(
+    curves: pd.DataFrame,
+    path: Path,
+    *,
+    auroc: Mapping[str, float | None] | None = None,
+    positive: Collection[str] = (),
+    title: str = "",
+) -> None:
+    """Draw one ROC curve per class, one against the rest; malignant classes are drawn thicker.
+
+    curves: columns class, fpr, tpr. auroc: the number beside a class's name. positive: malignant class names.
+    """
+    names = list(dict.fromkeys(str(name) for name in curves["class"]))
+    figure = Figure(figsize=(8.2, max(4.4, 1.2 + 0.34 * len(names))), layout="constrained")
+    axes = figure.subplots()
+    tidy(axes, x="1 - specificity (false positive rate)", y="sensitivity (true positive rate)", title=title)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle="--", label="chance: 0.50")
+    for number, name in enumerate(names):
+        rows = curves[curves["class"].astype(str) == name]
+        value = (auroc or {}).get(name)
+        axes.plot(
+            numbers(rows, "fpr"), numbers(rows, "tpr"), color=COLOURS[number % len(COLOURS)],
+            linestyle=STYLES[(number // len(COLOURS) + number) % len(STYLES)] if len(names) > 2 else "-",
+            linewidth=2.6 if name in positive else 1.5,
+            label=plain(name, 26) + ("" if value is None else f": {value:.2f}"),
+        )  # fmt: skip
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
+    axes.set_aspect("equal")
+    legend_title = "class: AUROC" + ("\n(thick: malignant)" if positive else "")
+    axes.legend(
+        loc="center left",
+        bbox_to_anchor=(1.02, 0.5),
+        frameon=False,
+        fontsize=9,
+        title=legend_title,
+        title_fontsize=9,
+    )
+    _save(figure, path)
+
+
+def draw_calibration(bins: pd.DataFrame, path: Path, *, title: str = "") -> None:
+    """Draw accuracy against confidence per bin over a histogram of confidences; below the diagonal is overconfident.
+
+    bins: columns n, confidence, accuracy; bins without images are left out.
+    """
+    n = np.nan_to_num(numbers(bins, "n"))
+    rows = bins[n > 0]
+    n = n[n > 0]
+    figure = Figure(figsize=(5.2, 5.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1.0])
+    tidy(upper, y="accuracy in the bin", title=title)
+    upper.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1.2, label="confidence = accuracy")
+    confidence, accuracy = numbers(rows, "confidence"), numbers(rows, "accuracy")
+    area = 30.0 + 220.0 * n / n.max(initial=1.0)
+    upper.vlines(confidence, np.minimum(confidence, accuracy), np.maximum(confidence, accuracy), color=TRAIN)
+    upper.scatter(confidence, accuracy, s=area, color=VALIDATION, zorder=3, label="bin (area: images)")
+    upper.set_ylim(-0.04, 1.04)
+    upper.legend(loc="upper left", frameon=False, fontsize=9, markerscale=0.5)
+    tidy(lower, x="confidence (probability of the predicted class)", y="images")
+    lower.bar(confidence, n, width=0.04, color=VALIDATION)
+    lower.set_xlim(0.0, 1.02)
+    _save(figure, path)
