@@ -9,31 +9,36 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.manifest import Dataset, LesionClass
-from dermkit.errors import DataError
-from dermkit.files import read_json, write_json, write_rows, write_text
-from dermkit.lint.predictions import lint_predictions
-from dermkit.lint.rules import as_rows, write_lint
+from dermkit.decided import subgroups_of
+from dermkit.files import write_json, write_rows, write_text
+from dermkit.lint.rules import write_lint
 from dermkit.metrics import tables
-from dermkit.metrics.decision import Decision, decide, from_dict, judged
+from dermkit.metrics.decision import Decision, decide, judged
 from dermkit.metrics.intervals import RESAMPLES
 from dermkit.metrics.overfitting import diagnose_overfitting
 from dermkit.metrics.scored import Scored
-from dermkit.metrics.subgroups import UNKNOWN, age_band, gaps, subgroups
 from dermkit.metrics.summary import summarise
 from dermkit.predictions import (
-    ATTRIBUTES,
     check_predictions,
     class_index,
     groups_of,
     probabilities_of,
-    read_attributes,
     read_predictions,
     read_table,
     scored_of,
 )
 from dermkit.results import write_results
+from dermkit.runfiles import (
+    attributes_of,
+    classes_of,
+    colour_of,
+    decision_of,
+    leak_warnings,
+    lint_of,
+    read_about,
+    train_counts,
+)
 
-RUN_FORMAT = 1
 DECISION = "decision.json"
 DECISION_FORMAT = 1
 SETTLES = "validation"
@@ -81,7 +86,7 @@ def evaluate_predictions(
         baselines = {} if train_counts is None else _baselines(scored, train_counts, seed)
         splits[name] = {**summarise(scored, seed=seed), "baselines": baselines}
         if attributes is not None:
-            splits[name]["subgroups"] = _subgroups(scored, part, attributes)
+            splits[name]["subgroups"] = subgroups_of(scored, part, attributes)
         if made is not None:
             splits[name]["decided"] = judged(made, scored, summarise=summarise, seed=seed)
         elif name == SETTLES and len(order) > 1:
@@ -94,34 +99,6 @@ def evaluate_predictions(
         "decision": None if made is None else made.as_dict(),
         "warnings": warnings,
     }
-
-
-def _subgroups(scored: Scored, part: pd.DataFrame, attributes: pd.DataFrame) -> dict[str, Any]:
-    """Return the figures by each attribute of which something is known, with the gaps between groups."""
-    ids = part.sort_values(["image_id", "fold", "seed"], kind="stable")["image_id"]
-    known = attributes.reindex(ids).fillna("")
-    found: dict[str, Any] = {}
-    for name in ATTRIBUTES:
-        values = known[name].tolist()
-        labels = [age_band(value) if name == "age" else value or UNKNOWN for value in values]
-        if set(labels) <= {UNKNOWN}:
-            continue
-        parts = subgroups(scored, labels, summarise=summarise)
-        found[name] = {
-            "groups": [
-                {
-                    "name": item.name, "n": item.n, "n_groups": item.n_groups, "malignant": item.positives,
-                    "too_few": item.too_few,
-                    "metrics": {figure: value.as_dict() for figure, value in item.metrics.items()},
-                }
-                for item in parts
-            ],
-            "gaps": [
-                {"figure": gap.figure, "worst": gap.worst, "best": gap.best, **gap.difference.as_dict()}
-                for gap in gaps(parts)
-            ],
-        }  # fmt: skip
-    return found
 
 
 def _class_warnings(classes: Sequence[LesionClass]) -> list[str]:
@@ -225,98 +202,24 @@ def evaluate_run(run: Path, dataset: Dataset | None = None) -> Path:
     of the training split. What run.json says of a class mapping (`mapping`, `unmapped`) is carried over. Raises
     `DataError` for a missing or broken file.
     """
-    about = read_json(run / "run.json", format=RUN_FORMAT, error=DataError)
-    classes = _classes_of(about, run)
+    about = read_about(run)
+    classes = classes_of(about, run)
     predictions = read_predictions(run / "predictions.csv", [item.name for item in classes])
     split = about.get("split", {})
     leaks = split.get("leaks", {})
     extra: dict[str, Any] = {"leaks": leaks} | {key: about[key] for key in CARRIED if key in about}
     if (run / "log.csv").exists():
         extra["overfitting"] = diagnose_overfitting(read_table(run / "log.csv"))
-    write_lint(run, [*about.get("lint", []), *_lint(run, about, predictions, classes, dataset)])
+    write_lint(run, [*about.get("lint", []), *lint_of(run, about, predictions, classes, dataset)])
     return write_evaluation(
         run,
         predictions,
         classes=classes,
         groups=groups_of(run, dataset),
-        train_counts=_train_counts(run, split, predictions, dataset),
+        train_counts=train_counts(run, split, predictions, dataset),
         extra=extra,
-        warnings=_leak_warnings(leaks),
-        colour=_colour_of(run, [item.name for item in classes]),
-        attributes=_attributes_of(run, dataset),
-        decision=_decision_of(about, run),
+        warnings=leak_warnings(leaks),
+        colour=colour_of(run, [item.name for item in classes]),
+        attributes=attributes_of(run, dataset),
+        decision=decision_of(about, run),
     )
-
-
-def _attributes_of(run: Path, dataset: Dataset | None) -> pd.DataFrame | None:
-    found = read_attributes(run)
-    if found is not None or dataset is None:
-        return found
-    return dataset.manifest.set_index("image_id")[list(ATTRIBUTES)]
-
-
-def _decision_of(about: Mapping[str, Any], run: Path) -> Decision | None:
-    """Return what the model settled on its own validation images, where run.json says it: a test on other data."""
-    if not about.get("decision"):
-        return None
-    try:
-        return from_dict(about["decision"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{run / 'run.json'}: has a broken decision: {error}", remedy="evaluate again") from error
-
-
-def _lint(
-    run: Path,
-    about: Mapping[str, Any],
-    predictions: pd.DataFrame,
-    classes: Sequence[LesionClass],
-    dataset: Dataset | None,
-) -> list[dict[str, Any]]:
-    """Return what the lint finds in a run's predictions."""
-    path, audit = run / "split.csv", about["dataset"].get("audit") or {}
-    manifest = None if dataset is None or about.get("mapping") else dataset.manifest
-    found = lint_predictions(
-        predictions,
-        [item.name for item in classes],
-        diagnoses={item.name: item.diagnosis for item in classes},
-        sides=read_table(path, "image_id", "split") if path.exists() else None,
-        labels=None if manifest is None else dict(zip(manifest["image_id"], manifest["label"], strict=True)),
-        audited=audit.get("state") == "done" and not audit.get("errors") and not audit.get("accepted"),
-    )
-    return as_rows(found)
-
-
-def _colour_of(run: Path, classes: Sequence[str]) -> pd.DataFrame | None:
-    path = run / "colour_rule.csv"
-    return read_predictions(path, classes) if path.exists() else None
-
-
-def _classes_of(about: Mapping[str, Any], run: Path) -> tuple[LesionClass, ...]:
-    try:
-        return tuple(LesionClass(**item) for item in about["dataset"]["classes"])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{run / 'run.json'}: has no class table", remedy="train again, or restore it") from error
-
-
-def _train_counts(
-    run: Path, about: Mapping[str, Any], predictions: pd.DataFrame, dataset: Dataset | None
-) -> dict[str, int] | None:
-    if "train_counts" in about:
-        return dict(about["train_counts"])
-    labels = predictions.loc[predictions["split"] == "train", "label"]
-    if dataset is not None and (run / "split.csv").exists():
-        split = read_table(run / "split.csv", "image_id", "split")
-        trained = split.loc[split["split"] == "train", "image_id"]
-        labels = dataset.manifest.loc[dataset.manifest["image_id"].isin(trained), "label"]
-    return {str(name): int(n) for name, n in labels.value_counts().items()} if len(labels) else None
-
-
-def _leak_warnings(leaks: Mapping[str, Any]) -> list[str]:
-    """Return a line per side whose images share a lesion or their pixels with images that were learned from."""
-    sides = (("test", leaks), ("validation", leaks.get("validation", {})))
-    return [
-        f"the split leaks: {counts['total']} of {counts.get('n', '?')} {side} images share a lesion or their exact "
-        f"pixels with images learned from; the {side} figures are not those of unseen lesions"
-        for side, counts in sides
-        if counts.get("total", 0)
-    ]

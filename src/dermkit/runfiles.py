@@ -1,0 +1,100 @@
+"""What an evaluation reads from a run folder: its classes, what its model settled, its training counts, its lint."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dermkit.data.manifest import Dataset, LesionClass
+from dermkit.errors import DataError
+from dermkit.files import read_json
+from dermkit.lint.predictions import lint_predictions
+from dermkit.lint.rules import as_rows
+from dermkit.metrics.decision import Decision, from_dict
+from dermkit.predictions import ATTRIBUTES, read_attributes, read_predictions, read_table
+
+RUN_FORMAT = 1
+
+
+def read_about(run: Path) -> dict[str, Any]:
+    """Read run.json; raises `DataError` where it is missing or broken."""
+    return read_json(run / "run.json", format=RUN_FORMAT, error=DataError)
+
+
+def attributes_of(run: Path, dataset: Dataset | None) -> pd.DataFrame | None:
+    """Return what is known of the people, by image_id, from the run's own table or else the data set."""
+    found = read_attributes(run)
+    if found is not None or dataset is None:
+        return found
+    return dataset.manifest.set_index("image_id")[list(ATTRIBUTES)]
+
+
+def decision_of(about: Mapping[str, Any], run: Path) -> Decision | None:
+    """Return what the model settled on its own validation images, where run.json says it: a test on other data."""
+    if not about.get("decision"):
+        return None
+    try:
+        return from_dict(about["decision"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{run / 'run.json'}: has a broken decision: {error}", remedy="evaluate again") from error
+
+
+def lint_of(
+    run: Path,
+    about: Mapping[str, Any],
+    predictions: pd.DataFrame,
+    classes: Sequence[LesionClass],
+    dataset: Dataset | None,
+) -> list[dict[str, Any]]:
+    """Return what the lint finds in a run's predictions."""
+    path, audit = run / "split.csv", about["dataset"].get("audit") or {}
+    manifest = None if dataset is None or about.get("mapping") else dataset.manifest
+    found = lint_predictions(
+        predictions,
+        [item.name for item in classes],
+        diagnoses={item.name: item.diagnosis for item in classes},
+        sides=read_table(path, "image_id", "split") if path.exists() else None,
+        labels=None if manifest is None else dict(zip(manifest["image_id"], manifest["label"], strict=True)),
+        audited=audit.get("state") == "done" and not audit.get("errors") and not audit.get("accepted"),
+    )
+    return as_rows(found)
+
+
+def colour_of(run: Path, classes: Sequence[str]) -> pd.DataFrame | None:
+    """Return the predictions of the rule that sees colour alone, where the run has them."""
+    path = run / "colour_rule.csv"
+    return read_predictions(path, classes) if path.exists() else None
+
+
+def classes_of(about: Mapping[str, Any], run: Path) -> tuple[LesionClass, ...]:
+    """Return the class table of run.json; raises `DataError` where it has none."""
+    try:
+        return tuple(LesionClass(**item) for item in about["dataset"]["classes"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{run / 'run.json'}: has no class table", remedy="train again, or restore it") from error
+
+
+def train_counts(
+    run: Path, about: Mapping[str, Any], predictions: pd.DataFrame, dataset: Dataset | None
+) -> dict[str, int] | None:
+    """Return images per class in training: of run.json (`about`: its `split`), the data set or the predictions."""
+    if "train_counts" in about:
+        return dict(about["train_counts"])
+    labels = predictions.loc[predictions["split"] == "train", "label"]
+    if dataset is not None and (run / "split.csv").exists():
+        split = read_table(run / "split.csv", "image_id", "split")
+        trained = split.loc[split["split"] == "train", "image_id"]
+        labels = dataset.manifest.loc[dataset.manifest["image_id"].isin(trained), "label"]
+    return {str(name): int(n) for name, n in labels.value_counts().items()} if len(labels) else None
+
+
+def leak_warnings(leaks: Mapping[str, Any]) -> list[str]:
+    """Return a line per side whose images share a lesion or their pixels with images that were learned from."""
+    sides = (("test", leaks), ("validation", leaks.get("validation", {})))
+    return [
+        f"the split leaks: {counts['total']} of {counts.get('n', '?')} {side} images share a lesion or their exact "
+        f"pixels with images learned from; the {side} figures are not those of unseen lesions"
+        for side, counts in sides
+        if counts.get("total", 0)
+    ]
