@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dermkit.asked import NOTHING, Asked
 from dermkit.audit.state import audit_state
 from dermkit.data.diagnoses import classify
 from dermkit.data.headers import IMAGE_SUFFIXES
@@ -19,6 +20,7 @@ from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.data.matching import match
 from dermkit.data.split import split_groups
 from dermkit.data.tables import Problems, Table, find_column, read_table
+from dermkit.decided import check_asked
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file, write_json
@@ -48,7 +50,9 @@ class _Brought:
         return None if column is None else self.table.frame[column]
 
 
-def evaluate_brought(file: Path, *, on: Dataset | None, out: Path | None, watch: Watch) -> Path:
+def evaluate_brought(
+    file: Path, *, on: Dataset | None, out: Path | None, watch: Watch, asked: Asked = NOTHING
+) -> Path:
     """Evaluate a table of predictions; returns the report's path.
 
     Raises `DataError` naming the rows or columns that cannot be used, `UsageError` or `OutputError` for the folder.
@@ -62,6 +66,7 @@ def evaluate_brought(file: Path, *, on: Dataset | None, out: Path | None, watch:
     frame, classes = _with_data(brought, on) if on is not None else _alone(brought)
     names = [item.name for item in classes]
     frame = check_predictions(_normalised(frame, names), names, where=str(file))
+    check_asked(asked, set(frame["split"]))
     write_predictions(folder / "predictions.csv", names, frame.to_numpy(dtype=object).tolist())
     _write_groups(folder, brought, frame, on)
     facts = _facts(file, frame, classes, on)
@@ -71,7 +76,7 @@ def evaluate_brought(file: Path, *, on: Dataset | None, out: Path | None, watch:
     write_json(folder / "brought.json", {"file": file.name, "sha256": sha256_file(file)}, format=FORMAT)
     if on is not None:
         write_json(folder / "location.json", {"images": str(on.images.resolve())}, format=FORMAT)
-    evaluate_run(folder, on)
+    evaluate_run(folder, on, asked=asked)
     return write_report(folder, images_root=None if on is None else on.images)
 
 

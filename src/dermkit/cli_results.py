@@ -11,6 +11,8 @@ MAP_HELP = (
     "CLASSES.json, how the classes meet: "
     '{"format": 1, "classes": {"THEIR LABEL": "TARGET or null"}, "model": {"MODEL CLASS": "TARGET"}}.'
 )
+WISH_HELP = "An operating point of your own, such as sensitivity=.97 or specificity=.8. May be repeated."
+PREVALENCE_HELP = "Share of malignant lesions where it would be used, such as .03. May be repeated."
 
 
 def evaluate(
@@ -23,13 +25,22 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write into (with --on, --predictions).")
     ] = None,
+    official: Annotated[
+        bool, typer.Option("--official", help="Also score by the official ISIC challenge scorer's rules.")
+    ] = False,
+    wish: Annotated[list[str] | None, typer.Option("--wish", help=WISH_HELP)] = None,
+    prevalence: Annotated[list[str] | None, typer.Option("--prevalence", help=PREVALENCE_HELP)] = None,
 ) -> None:
     """Evaluate a run again, its model on another data set, or predictions of another tool."""
     from dermkit import workflow
+    from dermkit.asked import read_asked
 
+    asked = read_asked(official=official, wishes=wish or [], prevalences=prevalence or [])
     other = workflow.load_dataset(on) if on else None
     with watching() as watch:
-        path = workflow.evaluate(target, on=other, mapping=mapping, predictions=predictions, out=out, watch=watch)
+        path = workflow.evaluate(
+            target, on=other, mapping=mapping, predictions=predictions, out=out, watch=watch, asked=asked
+        )
     typer.echo(str(path))
 
 

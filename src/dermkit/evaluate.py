@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermkit.asked import NOTHING, Asked
 from dermkit.data.manifest import Dataset, LesionClass
-from dermkit.decided import subgroups_of
+from dermkit.decided import SETTLES, Settled, check_asked, judged_on, official_of, settle_on, subgroups_of
 from dermkit.files import write_json, write_rows, write_text
 from dermkit.lint.rules import write_lint
-from dermkit.metrics import tables
-from dermkit.metrics.decision import Decision, decide, judged
+from dermkit.metrics import official, tables
+from dermkit.metrics.decision import calibrated, from_dict
 from dermkit.metrics.intervals import RESAMPLES
 from dermkit.metrics.overfitting import diagnose_overfitting
 from dermkit.metrics.scored import Scored
@@ -33,6 +34,7 @@ from dermkit.runfiles import (
     classes_of,
     colour_of,
     decision_of,
+    isic_ids_of,
     leak_warnings,
     lint_of,
     read_about,
@@ -41,9 +43,6 @@ from dermkit.runfiles import (
 
 DECISION = "decision.json"
 DECISION_FORMAT = 1
-SETTLES = "validation"
-"""The side that calibration, operating points and sets are settled on."""
-
 SPLIT_ORDER = ("train", "validation", "test")
 CARRIED = ("mapping", "unmapped", "overlap")
 """What run.json says of a model on another data set and metrics.json repeats."""
@@ -60,21 +59,25 @@ def evaluate_predictions(
     groups: Mapping[str, int] | None,
     train_counts: Mapping[str, int] | None = None,
     attributes: pd.DataFrame | None = None,
-    decision: Decision | None = None,
+    settled: Settled | None = None,
+    asked: Asked = NOTHING,
+    isic_ids: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return the body of metrics.json for checked predictions, independent of the order of their rows.
 
     groups: image_id -> what is drawn together (lesion or patient); None takes every image as independent and warns.
     train_counts: images per class in training, for the baselines. attributes: by image_id, for figures by age, sex,
-    site and skin type. decision: what a model settled before; without one, validation settles it for the other
-    splits. Raises `DataError` for an image without group.
+    site and skin type. settled: what a model settled before; without one, validation settles it for the other
+    splits. isic_ids: by image_id, for images that the official scorer leaves out. Raises `DataError` for an image
+    without group, or for something asked that these images cannot settle.
     """
     predictions = check_predictions(predictions, [item.name for item in classes])
     found = set(predictions["split"])
     order = [name for name in SPLIT_ORDER if name in found] + sorted(found - set(SPLIT_ORDER))
     warnings, splits = _class_warnings(classes), {}
-    made = decision
+    made = settled
+    check_asked(asked, found, settled)
     if groups is None:
         warnings.append("lesions and patients are unknown: intervals take every image as independent")
     for name in order:
@@ -85,16 +88,19 @@ def evaluate_predictions(
         scored = scored_of(part, classes, groups)
         baselines = {} if train_counts is None else _baselines(scored, train_counts, seed)
         splits[name] = {**summarise(scored, seed=seed), "baselines": baselines}
+        if asked.official:
+            splits[name]["official"] = official_of(scored, part, isic_ids)
         if attributes is not None:
-            splits[name]["subgroups"] = subgroups_of(scored, part, attributes)
+            splits[name]["subgroups"] = subgroups_of(scored, part, attributes, made)
         if made is not None:
-            splits[name]["decided"] = judged(made, scored, summarise=summarise, seed=seed)
+            splits[name]["decided"] = judged_on(made, scored, seed=seed, asked=asked)
         elif name == SETTLES and len(order) > 1:
-            made = decide(scored)
+            made = settle_on(scored, asked)
     return {
         "classes": [item.name for item in classes],
         "positive": [item.name for item in classes if item.malignancy == "malignant"],
         "bootstrap": {"resamples": RESAMPLES, "seed": seed, "unit": "image" if groups is None else "group"},
+        "asked": asked.as_dict(),
         "splits": splits,
         "decision": None if made is None else made.as_dict(),
         "warnings": warnings,
@@ -140,32 +146,55 @@ def write_evaluation(
     warnings: Sequence[str] = (),
     colour: pd.DataFrame | None = None,
     attributes: pd.DataFrame | None = None,
-    decision: Decision | None = None,
+    settled: Settled | None = None,
+    asked: Asked = NOTHING,
+    isic_ids: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Path:
     """Evaluate, write `metrics.json` and `figures/*` in `folder`, return the path of metrics.json.
 
     extra: further fields of metrics.json (leaks, overfitting, mapping, unmapped). colour: predictions of the rule
-    that sees colour alone, for the baselines.
+    that sees colour alone, for the baselines. What an earlier evaluation was asked for and this one is not, is removed.
     """
     body = evaluate_predictions(
         predictions, classes=classes, groups=groups, train_counts=train_counts, attributes=attributes,
-        decision=decision, seed=seed,
+        settled=settled, asked=asked, isic_ids=isic_ids, seed=seed,
     )  # fmt: skip
-    if body["decision"] is not None:
-        write_json(folder / DECISION, body["decision"], format=DECISION_FORMAT)
+    _write_decision(folder / DECISION, body["decision"])
     body |= dict(extra or {})
     body["warnings"] = [*warnings, *body["warnings"]]
     predictions = check_predictions(predictions, body["classes"])
+    made = None if body["decision"] is None else from_dict(body["decision"]).calibration
     for name, split in body["splits"].items():
         part = predictions[predictions["split"] == name]
         if colour is not None and (colour["split"] == name).any():
             rule = scored_of(colour[colour["split"] == name], classes, groups)
             found = summarise(rule, seed=seed)["metrics"]
             split["baselines"]["mean_colour"] = {figure: found[figure] for figure in COLOUR_FIGURES}
-        _write_tables(folder / "figures", name, split, scored_of(part, classes, groups))
+        scored = scored_of(part, classes, groups)
+        _write_tables(folder / "figures", name, split, scored)
+        judged = calibrated(scored, made) if made is not None and "decided" in split else None
+        _write_or_drop(
+            folder / "figures" / f"net_benefit_{name}.csv", tables.NET_BENEFIT_HEADER,
+            tables.net_benefit_rows(scored, judged),
+        )  # fmt: skip
         write_rows(folder / "figures" / f"mistakes_{name}.csv", MISTAKES_HEADER, mistakes(part, body["classes"]))
     return write_results(folder, body)
+
+
+def _write_decision(path: Path, decision: Mapping[str, Any] | None) -> None:
+    if decision is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_json(path, decision, format=DECISION_FORMAT)
+
+
+def _write_or_drop(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a table that not every evaluation has; without rows, what an earlier one left is removed."""
+    if rows:
+        write_rows(path, header, rows)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_tables(figures: Path, name: str, split: Mapping[str, Any], scored: Scored) -> None:
@@ -177,6 +206,8 @@ def _write_tables(figures: Path, name: str, split: Mapping[str, Any], scored: Sc
     write_rows(figures / f"calibration_{name}.csv", tables.CALIBRATION_HEADER, tables.calibration_rows(scored))
     write_rows(figures / f"classification_report_{name}.csv", tables.REPORT_HEADER, tables.report_rows(split))
     write_text(figures / f"classification_report_{name}.txt", tables.report_text(split))
+    rows = official.official_rows(split["official"]) if "official" in split else []
+    _write_or_drop(figures / f"official_{name}.csv", official.HEADER, rows)
 
 
 MISTAKES_HEADER = ("image_id", "path", "label", "predicted", "p_predicted", "p_label")
@@ -194,24 +225,27 @@ def mistakes(part: pd.DataFrame, classes: Sequence[str]) -> list[list[object]]:
     return [list(row) for row in wrong.itertuples(index=False, name=None)]
 
 
-def evaluate_run(run: Path, dataset: Dataset | None = None) -> Path:
+def evaluate_run(
+    run: Path, dataset: Dataset | None = None, *, asked: Asked = NOTHING, settled: Settled | None = None
+) -> Path:
     """Evaluate a run folder's predictions.csv; returns the path of its metrics.json.
 
     Groups come from `groups.csv` (image_id, group), else from the data set. Training counts for the baselines come
     from run.json (`split.train_counts`: class -> images), else from the data set and split.csv, else from predictions
-    of the training split. What run.json says of a class mapping (`mapping`, `unmapped`) is carried over. Raises
-    `DataError` for a missing or broken file.
+    of the training split. What run.json says of a class mapping (`mapping`, `unmapped`) is carried over. settled: what
+    the model settled elsewhere, with wishes; by default its decision in run.json, if it is there. Raises `DataError`
+    for a missing or broken file, or something asked that cannot be settled here.
     """
     about = read_about(run)
     classes = classes_of(about, run)
     predictions = read_predictions(run / "predictions.csv", [item.name for item in classes])
-    split = about.get("split", {})
+    split, decision = about.get("split", {}), decision_of(about, run)
     leaks = split.get("leaks", {})
     extra: dict[str, Any] = {"leaks": leaks} | {key: about[key] for key in CARRIED if key in about}
     if (run / "log.csv").exists():
         extra["overfitting"] = diagnose_overfitting(read_table(run / "log.csv"))
-    write_lint(run, [*about.get("lint", []), *lint_of(run, about, predictions, classes, dataset)])
-    return write_evaluation(
+    lint = [*about.get("lint", []), *lint_of(run, about, predictions, classes, dataset)]
+    path = write_evaluation(
         run,
         predictions,
         classes=classes,
@@ -221,5 +255,9 @@ def evaluate_run(run: Path, dataset: Dataset | None = None) -> Path:
         warnings=leak_warnings(leaks),
         colour=colour_of(run, [item.name for item in classes]),
         attributes=attributes_of(run, dataset),
-        decision=decision_of(about, run),
+        settled=settled or (None if decision is None else Settled(decision)),
+        asked=asked,
+        isic_ids=None if dataset is None else isic_ids_of(dataset),
     )
+    write_lint(run, lint)
+    return path

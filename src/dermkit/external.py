@@ -8,23 +8,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dermkit.asked import NOTHING, Asked
 from dermkit.audit.state import audit_state
 from dermkit.data.manifest import Dataset
 from dermkit.data.split import split_groups
+from dermkit.decided import SETTLES, Settled, check_asked, with_wishes
+from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
+from dermkit.metrics.decision import from_dict
 from dermkit.modelcard import SETTLED
 from dermkit.predictions import (
     ClassMapping,
     default_mapping,
+    groups_of,
     load_mapping,
+    read_predictions,
     remap_predictions,
+    scored_of,
     write_attributes,
     write_groups,
     write_predictions,
 )
 from dermkit.recipe import FORMAT as RECIPE_FORMAT
 from dermkit.report import write_report
+from dermkit.runfiles import classes_of, read_about
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
@@ -34,7 +42,9 @@ SPLIT = "test"
 """All images of the other data set are test images."""
 
 
-def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Path | None, watch: Watch) -> Path:
+def evaluate_on(
+    target: Path, dataset: Dataset, *, mapping: Path | None, out: Path | None, watch: Watch, asked: Asked = NOTHING
+) -> Path:
     """Score every image of `dataset` with the model of `target`, evaluate in common classes; returns the report.
 
     Writes a folder like a run's: predictions.csv (in the target classes), unmapped.csv, metrics.json, report.html.
@@ -48,6 +58,7 @@ def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Pa
         else default_mapping(predictor.classes, dataset.classes)
     )
     folder = out or _default_out(target, dataset, classes)
+    settled = _settled(predictor, classes, asked)
     check_output(folder, marker="unmapped.csv", what="an evaluation on other data")
     check_writable(folder)
     scored = _score(predictor, dataset, watch)
@@ -70,7 +81,7 @@ def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Pa
     write_json(folder / "location.json", {"images": str(dataset.images.resolve())}, format=1)
     own = predictor.card["recipe"]
     write_json(folder / "recipe.json", own, format=RECIPE_FORMAT if "compute" in own else 1)
-    evaluate_run(folder)
+    evaluate_run(folder, dataset, asked=asked, settled=settled)
     return write_report(folder, images_root=dataset.images)
 
 
@@ -155,6 +166,26 @@ def _decision(predictor: "Predictor", classes: ClassMapping) -> dict[str, Any] |
     if classes.rule != "identity" or predictor.card["conformal"] is None:
         return None
     return {name: predictor.card[name] for name in SETTLED}
+
+
+def _settled(predictor: "Predictor", classes: ClassMapping, asked: Asked) -> Settled | None:
+    """Return what the model settled, with wishes settled on the validation images of the run that holds it."""
+    own = _decision(predictor, classes)
+    if own is None or not asked.wishes:
+        if own is None and asked.of_decision:
+            raise DataError(
+                "operating points need a model that settled something, in the data set's own classes; here the classes "
+                f"are matched by {classes.rule}",
+                kept="nothing was written", remedy="evaluate without --wish and --prevalence",
+            )  # fmt: skip
+        return None if own is None else Settled(from_dict(own))
+    run = predictor.folder.parent
+    about = read_about(run)
+    table = classes_of(about, run)
+    frame = read_predictions(run / "predictions.csv", [item.name for item in table])
+    part = frame[frame["split"] == SETTLES]
+    check_asked(asked, {*frame["split"].unique(), SPLIT})
+    return with_wishes(from_dict(own), scored_of(part, table, groups_of(run, None)), asked)
 
 
 def _warnings(

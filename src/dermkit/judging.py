@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dermkit.asked import NOTHING, Asked
 from dermkit.claims import checked_claims
 from dermkit.compare import compare_runs, write_comparison
 from dermkit.data.manifest import Dataset
@@ -28,8 +29,12 @@ def evaluate(
     predictions: Path | None = None,
     out: Path | None = None,
     watch: Watch | None = None,
+    asked: Asked = NOTHING,
 ) -> Path:
-    """Evaluate a run again, a model on another data set (`on`), or another tool's predictions; returns the report."""
+    """Evaluate a run again, a model on another data set (`on`), or another tool's predictions; returns the report.
+
+    asked: what this evaluation shows beside the usual; the next one has to be asked again.
+    """
     if predictions is not None:
         if target is not None or mapping is not None:
             raise UsageError(
@@ -38,13 +43,13 @@ def evaluate(
             )
         from dermkit.brought import evaluate_brought
 
-        return evaluate_brought(predictions, on=on, out=out, watch=watch or Watch())
+        return evaluate_brought(predictions, on=on, out=out, watch=watch or Watch(), asked=asked)
     if target is None:
         raise UsageError("nothing to evaluate", remedy="name a run folder, or add --predictions FILE")
     if on is not None:
         from dermkit.external import evaluate_on
 
-        return evaluate_on(target, on, mapping=mapping, out=out, watch=watch or Watch())
+        return evaluate_on(target, on, mapping=mapping, out=out, watch=watch or Watch(), asked=asked)
     if mapping is not None:
         raise UsageError("--map goes with --on: a run is evaluated in its own classes", remedy="add --on DATASET")
     if not (target / "predictions.csv").is_file():
@@ -54,7 +59,7 @@ def evaluate(
         )
     from dermkit.runner import finish
 
-    return finish(target, images_of(target))
+    return finish(target, images_of(target), asked=asked)
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,26 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> None:
 
 
 def settle(folder: Path, decision: Mapping[str, Any]) -> None:
-    """Write into a model folder what was decided on its validation images."""
+    """Write into a model folder what was decided on its validation images; one that holds it already stays as it is.
+
+    Raises `UntrustedError` where a file is not as it was saved: new checksums would vouch for it.
+    """
     card = read_card(folder)
+    if all(card.get(name) == decision[name] for name in SETTLED):
+        return
+    _check_sums(folder)
     write_card(folder, {**card, **{name: decision[name] for name in SETTLED}})
+
+
+def _check_sums(folder: Path) -> None:
+    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+        expected, _, name = line.partition("  ")
+        if not (folder / name).is_file() or sha256_file(folder / name) != expected:
+            raise UntrustedError(
+                f"{folder / name}: its bytes are not those that were saved (SHA-256 differs)",
+                kept="the model folder as it is, and the evaluation",
+                remedy="copy the model folder anew from where it was trained",
+            )
 
 
 def write_sums(folder: Path) -> None:

@@ -30,6 +30,12 @@ def attributes_of(run: Path, dataset: Dataset | None) -> pd.DataFrame | None:
     return dataset.manifest.set_index("image_id")[list(ATTRIBUTES)]
 
 
+def isic_ids_of(dataset: Dataset) -> dict[str, str]:
+    """Return image_id -> id in the ISIC Archive, of those that have one."""
+    named = dataset.manifest[dataset.manifest["isic_id"] != ""]
+    return dict(zip(named["image_id"], named["isic_id"], strict=True))
+
+
 def decision_of(about: Mapping[str, Any], run: Path) -> Decision | None:
     """Return what the model settled on its own validation images, where run.json says it: a test on other data."""
     if not about.get("decision"):

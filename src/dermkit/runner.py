@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit import charts, pictures
+from dermkit.asked import NOTHING, Asked
 from dermkit.colour import colour_rule
 from dermkit.data.split import save_split, split_groups
 from dermkit.errors import DataError, Interrupted, UsageError
@@ -174,9 +175,12 @@ def _rows(sides: pd.DataFrame, side: str, index: Mapping[str, int]) -> NDArray[n
     return np.array([index[name] for name in sides.loc[sides["split"] == side, "image_id"]], dtype=np.int64)
 
 
-def finish(folder: Path, images: Path | None) -> Path:
-    """Evaluate a scored folder and write its report with pictures from `images`; returns the report."""
-    evaluate_run(folder)
+def finish(folder: Path, images: Path | None, *, asked: Asked = NOTHING) -> Path:
+    """Evaluate a scored folder and write its report with pictures from `images`; returns the report.
+
+    The model folder takes over what validation settled, but nothing that was asked for beside it.
+    """
+    evaluate_run(folder, asked=asked)
     if (folder / DECISION).is_file() and (folder / "model").is_dir():
         settle(folder / "model", read_json(folder / DECISION, format=DECISION_FORMAT, error=DataError))
     return write_report(folder, images_root=images)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dermkit.metrics import conformal, intervals, recalibrate, thresholds
-from dermkit.metrics.counts import Floats, Ints
+from dermkit.metrics.counts import Bools, Floats, Ints
 from dermkit.metrics.operating import PREVALENCES, AtThreshold, at_threshold
 from dermkit.metrics.probability import log_loss
 from dermkit.metrics.recalibrate import Calibration
@@ -50,9 +50,7 @@ class Decision:
             "calibration": {
                 **asdict(self.calibration), "bias": list(self.calibration.bias), "out_of_fold_loss": self.losses,
             },
-            "operating_points": [
-                {**_told(rate, point), "value": point.value} for rate, point in self.points
-            ],
+            "operating_points": [point_dict(rate, point) for rate, point in self.points],
             "conformal": {
                 "alpha": self.rule.alpha, "least": self.rule.least.tolist(), "n": self.rule.n.tolist()
             },
@@ -98,11 +96,20 @@ def decide(validation: Scored, *, wishes: Sequence[tuple[str, float]] = WISHES, 
         else FITS[kind](validation.true, validation.probabilities)
     )
     settled = calibrated(validation, calibration)
-    points = tuple((rate, point) for rate, wish in wishes if (point := _point(settled, rate, wish)) is not None)
     return Decision(
-        calibration, losses, points, conformal.calibrate(settled.true, settled.probabilities, alpha=alpha),
-        len(validation.true),
+        calibration, losses, points_for(settled, wishes),
+        conformal.calibrate(settled.true, settled.probabilities, alpha=alpha), len(validation.true),
     )  # fmt: skip
+
+
+def points_for(settled: Scored, wishes: Sequence[tuple[str, float]]) -> tuple[tuple[str, Threshold], ...]:
+    """Return the threshold of each wish on calibrated validation images; none where its side has no image."""
+    return tuple((rate, point) for rate, wish in wishes if (point := _point(settled, rate, wish)) is not None)
+
+
+def point_dict(rate: str, point: Threshold) -> dict[str, Any]:
+    """Return an operating point as decision.json holds it."""
+    return {**_told(rate, point), "value": point.value}
 
 
 def _losses(validation: Scored) -> dict[str, float]:
@@ -149,24 +156,42 @@ def judged(
     summarise: Callable[..., Mapping[str, Any]],
     seed: int,
     prevalences: tuple[float, ...] = PREVALENCES,
+    asked: Sequence[tuple[str, Threshold]] = (),
 ) -> dict[str, Any]:
-    """Return what a split's body of metrics.json holds of a decision. summarise: `summary.summarise`."""
+    """Return what a split's body of metrics.json holds of a decision. summarise: `summary.summarise`.
+
+    asked: operating points beside the decision's own, marked as such.
+    """
     settled = calibrated(scored, decision.calibration)
     figures = summarise(settled, seed=seed, ranked=False)["metrics"]
-    both = settled.has_binary_view and 0 < int(settled.is_malignant.sum()) < len(settled.true)
+    missing = "" if (decision.points or asked) else "none was settled"
+    missing = missing or _one_sided(settled)
     points = []
-    for rate, point in decision.points if both else ():
+    for own, (rate, point) in (
+        () if missing else [*((0, at) for at in decision.points), *((1, at) for at in asked)]
+    ):
         found = at_threshold(settled, point.value, prevalences=prevalences)
-        points.append({**_told(rate, point), "threshold": point.value, **_as_dict(found)})
+        points.append({**_told(rate, point), "asked": bool(own), "threshold": point.value, **_as_dict(found)})
     return {
         "calibrated": {
             "kind": decision.calibration.kind,
             "metrics": {name: figures[name] for name in FIGURES if name in figures},
         },
         "operating_points": points,
+        "no_operating_points": missing,
         "conformal": _conformal(decision.rule, settled),
         "refer": _refer(settled),
     }
+
+
+def _one_sided(scored: Scored) -> str:
+    """Return why no operating point can be judged on these images, "" where it can."""
+    if not scored.has_binary_view:
+        return "the class table has not two sides, malignant and other"
+    positives = int(scored.is_malignant.sum())
+    if 0 < positives < len(scored.true):
+        return ""
+    return f"{'no' if positives == 0 else 'every'} image here is malignant"
 
 
 def _told(rate: str, point: Threshold) -> dict[str, Any]:
@@ -188,10 +213,14 @@ def _as_dict(found: AtThreshold) -> dict[str, Any]:
     }
 
 
+def covered(rule: conformal.ConformalRule, settled: Scored) -> Bools:
+    """Return which sets hold the true class, (N,)."""
+    return np.asarray(rule.sets(settled.probabilities)[np.arange(len(settled.true)), settled.true], dtype=bool)
+
+
 def _conformal(rule: conformal.ConformalRule, settled: Scored) -> dict[str, Any]:
     """Return coverage per class with its interval, and what a sound rule would cover with a chance of 95 %."""
-    sets = rule.sets(settled.probabilities)
-    held = sets[np.arange(len(settled.true)), settled.true]
+    sets, held = rule.sets(settled.probabilities), covered(rule, settled)
     classes = {}
     for k, name in enumerate(settled.classes):
         rows = settled.true == k

@@ -5,7 +5,10 @@ with unnormalised scores, of several; an image whose largest probabilities tie i
 is undefined counts as 1.0; images may have weight 0. Its `auc_sens_80` is `partial.auc_above`.
 """
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +18,15 @@ from dermkit.metrics.counts import Bools, Counts, Floats, Ints
 CUT = 0.5
 WEIGHT_ZERO = ("ISIC_0035068",)
 """Test images of 2018 that the official scorer leaves out."""
+
+RULES = (
+    "by the official scorer's rules: a class is called where its own probability is above 0.5, so an image may be of "
+    "no class; largest probabilities that tie are wrong in the balanced accuracy; undefined counts as 1; images of "
+    "weight 0 are left out"
+)
+"""What differs from our figures of the same names."""
+
+_ARCHIVE_ID = re.compile(r"ISIC_[0-9]{7}(?![0-9])")
 
 FIGURES = ("accuracy", "sensitivity", "specificity", "dice", "ppv", "npv", "auc", "auc_sens_80", "ap")
 
@@ -83,3 +95,57 @@ def _balanced(true: Ints, scores: Floats, weight: Floats) -> float:
     k = scores.shape[1]
     hits = np.bincount(true, weights=right * weight, minlength=k)
     return float((hits / np.bincount(true, weights=weight, minlength=k)).mean())
+
+
+# As metrics.json holds it -----------------------------------------------------------------------------------------
+
+
+def weights_of(names: Iterable[str]) -> tuple[Floats, list[str]]:
+    """Return each image's weight, (N,), and the ISIC ids that have none; names: whatever may hold an ISIC id."""
+    ids = [found[0] if (found := _ARCHIVE_ID.search(name)) else "" for name in names]
+    return (
+        np.array([0.0 if own in WEIGHT_ZERO else 1.0 for own in ids]),
+        sorted({own for own in ids if own in WEIGHT_ZERO}),
+    )
+
+
+def official_dict(classes: Sequence[str], true: Ints, scores: Floats, names: Iterable[str]) -> dict[str, Any]:
+    """Return the official figures under the official scorer's names; `reason` stands for them where they do not exist.
+
+    names: (N,) texts in which an image's ISIC id stands, if it has one.
+    """
+    weight, left_out = weights_of(names)
+    counted = np.bincount(true, weights=weight, minlength=len(classes)).astype(np.int64)
+    body: dict[str, Any] = {"rules": RULES, "n": int(counted.sum()), "left_out": left_out}
+    absent = [name for name, n in zip(classes, counted, strict=True) if not n]
+    if absent:
+        return {**body, "reason": f"no image of {', '.join(absent)}: the official figure would be no number"}
+    score = official_score(true, scores, weight)
+    per_category = {
+        name: {"n": int(counted[k]), **{figure: float(score.per_class[figure][k]) for figure in FIGURES}}
+        for k, name in enumerate(classes)
+    }
+    return {
+        **body,
+        "balanced_accuracy": score.balanced_accuracy,
+        "macro_average": score.macro(),
+        "per_category": per_category,
+    }
+
+
+HEADER = ("category", "n", *FIGURES, "balanced_accuracy")
+
+
+def official_rows(body: Mapping[str, Any]) -> list[list[object]]:
+    """Return `official_dict` as rows of `HEADER`: classes, macro average, aggregate; none without figures."""
+    if "reason" in body:
+        return []
+    macro = [body["macro_average"][figure] for figure in FIGURES]
+    return [
+        *(
+            [name, row["n"], *(row[figure] for figure in FIGURES), ""]
+            for name, row in body["per_category"].items()
+        ),
+        ["macro_average", body["n"], *macro, ""],
+        ["aggregate", body["n"], *[""] * len(FIGURES), body["balanced_accuracy"]],
+    ]

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from dermkit.metrics import probability, ranking
+from dermkit.metrics import probability, ranking, reliability
+from dermkit.metrics.counts import Floats
 from dermkit.metrics.estimate import in_words
 from dermkit.metrics.scored import Scored
 
@@ -15,6 +16,10 @@ REPORT_COLUMNS = ("precision", "recall", "f1", "specificity", "auroc", "average_
 REPORT_HEADER = ("class", "n", *(f"{c}{end}" for c in REPORT_COLUMNS for end in ("", "_low", "_high")))
 ROC_HEADER = ("class", "fpr", "tpr", "threshold")
 CALIBRATION_HEADER = ("bin", "n", "confidence", "accuracy")
+NET_BENEFIT_HEADER = (
+    "threshold", "n", "malignant", "model", "found", "false_alarms", "calibrated", "calibrated_found",
+    "calibrated_false_alarms", "call_all", "call_none",
+)  # fmt: skip
 CONFUSIONS_HEADER = ("label", "predicted", "n", "share_of_label", "mean_confidence")
 MALIGNANT = "malignant classes"
 """The binary view's name in tables: all malignant classes against the rest."""
@@ -65,6 +70,36 @@ def calibration_rows(scored: Scored) -> Rows:
         [i, int(n), confidence / n if n else "", correct / n if n else ""]
         for i, (n, confidence, correct) in enumerate(columns)
     ]
+
+
+def net_benefit_rows(scored: Scored, settled: Scored | None) -> Rows:
+    """Return the decision curve, `NET_BENEFIT_HEADER`, at thresholds 0.01 to 0.99; none without two sides.
+
+    settled: the same images with calibrated probabilities; without it, its columns are empty.
+    """
+    positive = scored.is_malignant
+    if not scored.has_binary_view or positive.all() or not positive.any():
+        return []
+    thresholds = np.arange(1, 100) / 100
+    n, malignant = len(positive), int(positive.sum())
+    views = [
+        _benefit(scored, thresholds),
+        [["", "", ""]] * 99 if settled is None else _benefit(settled, thresholds),
+    ]
+    everyone = reliability.benefit_of_all(malignant / n, thresholds).tolist()
+    return [
+        [at, n, malignant, *plain, *calibrated, of_all, 0.0]
+        for at, plain, calibrated, of_all in zip(thresholds.tolist(), *views, everyone, strict=True)
+    ]
+
+
+def _benefit(scored: Scored, thresholds: Floats) -> Rows:
+    """Return net benefit, malignant images called and others called, per threshold."""
+    positive = scored.is_malignant
+    called = scored.p_malignant[:, None] >= thresholds
+    benefit = reliability.net_benefit(scored.p_malignant, positive, thresholds)
+    columns = (benefit, called[positive].sum(axis=0), called[~positive].sum(axis=0))
+    return [list(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def report_rows(body: Mapping[str, Any]) -> Rows:
