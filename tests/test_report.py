@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dermkit import cautions, findings, illustrations, mistaken, report
+from dermkit.asked import NOTHING, Asked
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import write_json, write_rows, write_text
+from dermkit.labels import LABELS
+from dermkit.metrics.anchors import ANCHORS
 from dermkit.metrics.estimate import in_words, trust
 from dermkit.recipe import (
     AugmentSpec,
@@ -62,34 +65,71 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-class Page(HTMLParser):
-    """What a browser would see: tags, and the elements that show a number."""
+FROM_METRICS = ("head", "results", "classes", "malignant", "decisions", "groups", "official")
+"""The parts of the page whose every figure stands in metrics.json: the header, and sections by id."""
 
-    def __init__(self, path: Path) -> None:
+BARE = re.compile(r"[0-9]*\.[0-9]+|[0-9]\s?%")
+CONSTANTS = re.compile(
+    "|".join(map(re.escape, sorted([*LABELS.values(), "95\N{NO-BREAK SPACE}%", "95 %"], key=len)[::-1]))
+)
+"""Names of figures and the level of intervals: numbers that no data change."""
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags, the elements that show a number, and the numbers that stand in none."""
+
+    def __init__(self, path: Path | str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.numbers: list[tuple[str, str, str, str]] = []  # class of the row, place, full value, shown text
         self.text = ""
-        self._row = ""
+        self.counted: list[tuple[str, str]] = []  # figure of the rule that never looks, full value
+        self.quoted: dict[str, str] = {}  # file -> what the page quotes of it
+        self.reasons: list[tuple[str, str, str]] = []  # class of the row, place, shown text
+        self.bare: list[str] = []
+        self._row = self._section = ""
         self._open: list[tuple[str, str]] = []
-        self.feed(path.read_text(encoding="utf-8"))
+        self._inside: list[tuple[str, dict[str, str]]] = []
+        self.feed(path if isinstance(path, str) else path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = {name: value or "" for name, value in attrs}
         self.tags.append((tag, found))
+        if tag not in ("img", "br", "meta"):
+            self._inside.append((tag, found))
+        self._section = "head" if tag == "header" else found.get("aria-labelledby", self._section)
         if tag == "tr":
             self._row = found.get("data-class", "")
+        if "data-counted" in found:
+            self.counted.append((found["data-counted"], found["data-value"]))
         if "data-metric" in found:
             self._open.append((found["data-metric"], found["data-value"]))
 
+    def handle_endtag(self, tag: str) -> None:
+        while self._inside and self._inside.pop()[0] != tag:
+            pass
+
     def handle_data(self, data: str) -> None:
         self.text += data
+        held = {name: value for _, found in self._inside for name, value in found.items()}
+        if "data-file" in held:
+            self.quoted[held["data-file"]] = data
+        elif "data-reason" in held:
+            self.reasons.append((self._row, held["data-reason"], data))
+        elif self._section in FROM_METRICS and not held.keys() & {"data-metric", "data-counted"}:
+            self.bare += BARE.findall(CONSTANTS.sub("", data))
         if self._open and data.strip():
             self.numbers.append((self._row, *self._open.pop(), data.strip()))
 
 
 def make_run(
-    folder: Path, classes: Sequence[str] = NINE, *, n: int = 90, absent: str = "", **run_facts: Any
+    folder: Path,
+    classes: Sequence[str] = NINE,
+    *,
+    n: int = 90,
+    absent: str = "",
+    asked: Asked = NOTHING,
+    **run_facts: Any,
 ) -> Path:
     """Write a run folder as training leaves it, with made probabilities, and evaluate it."""
     rng = np.random.default_rng(3)
@@ -144,7 +184,7 @@ def make_run(
     write_json(folder / "environment.json", {"versions": {"numpy": "2"}, "threads": 2, "cuda": None}, format=1)
     write_text(folder / "NEXT_STEPS.txt", "dermkit predict runs/a/model IMAGE... --out predictions\n")
     write_json(folder / "run.json", _facts(classes) | run_facts, format=1)
-    evaluate_run(folder)
+    evaluate_run(folder, asked=asked)
     return folder
 
 
@@ -175,33 +215,169 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+DOTTED = "nevus v. b"
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run with everything that a page can show: people, wishes, the official rules, a class with a dot."""
+    run = tmp_path_factory.mktemp("full")
+    people = [
+        (
+            f"test/{i:03}",
+            str(20 + 13 * (i % 5)) if i % 11 else "",
+            ("male", "female")[i % 4 == 0],
+            "back" * (i < 9),
+            "",
+        )
+        for i in range(1500)
+    ]
+    write_rows(run / "attributes.csv", ("image_id", "age", "sex", "site", "skin_type"), people)
+    asked = Asked(official=True, wishes=(("sensitivity", 0.975), ("specificity", 0.8)), prevalences=(0.0025, 0.03))
+    make_run(run, ("benign", "melanoma", DOTTED), n=1500, asked=asked)
+    write_report(run)
+    return run
+
+
 def _stored(metrics: dict[str, Any], row: str, place: str) -> Any:
-    """Return what metrics.json holds at the place that an element names."""
+    """Return what metrics.json holds at the place that an element names; `*` stands for the row's class."""
     split, *rest = place.split(".")
+    if place.startswith(":"):
+        value, rest = metrics, place[1:].split(".")
+        for part in rest:
+            value = value[part]
+        return value
+    rest = [row if part == "*" else part for part in rest]
     value = metrics["splits"][split]
     if rest[0] == "per_class":
         value, rest = value["per_class"][row], rest[1:]
-    elif rest[0] not in ("baselines", "decided", "subgroups"):
+    elif rest[0] not in ("baselines", "decided", "subgroups", "official"):
         value = value["metrics"]
     for part in rest:
         value = value[int(part)] if isinstance(value, list) else value[part]
     return value
 
 
-def test_every_number_is_that_of_metrics_json(nine: Path) -> None:
-    page, metrics = Page(nine / "report.html"), json.loads((nine / "metrics.json").read_text())
-    assert len(page.numbers) > 300
-    for row, place, full, shown in page.numbers:
+def _wrong(page: Page, metrics: dict[str, Any]) -> list[str]:
+    """Return the places of elements that do not show, or do not hold, what metrics.json says there."""
+    wrong = []
+    for row, place, whole, shown in page.numbers:
         stored = _stored(metrics, row, place)
-        assert json.loads(full) == stored, place
-        if stored is None:
-            assert shown.startswith("not defined: ")
-        elif isinstance(stored, int):
-            assert shown == str(stored)
-        else:
-            percent = f"{stored:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
-            people = (f"{stored:.1f}" if stored < 100 else f"{stored:.0f}",) if ".per_prevalence." in place else ()
-            assert shown in (f"{stored:.3f}", percent, *people), place
+        if json.loads(whole) != stored or not _shows(place, stored, shown):
+            wrong.append(place)
+    return wrong + [place for row, place, text in page.reasons if text != in_words(_stored(metrics, row, place))]
+
+
+def _shows(place: str, stored: Any, shown: str) -> bool:
+    if stored is None:
+        return shown.startswith("not defined: ")
+    if isinstance(stored, int):
+        return shown == str(stored)
+    if place.split(".")[-1] in ("prevalence", "wish_rate", "promised"):
+        return shown == f"{100 * stored:.6g}\N{NO-BREAK SPACE}%"
+    percent = f"{stored:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+    people = (f"{stored:.1f}" if stored < 100 else f"{stored:.0f}",) if ".per_prevalence." in place else ()
+    return shown in (f"{stored:.3f}", percent, *people)
+
+
+@pytest.mark.parametrize("kind", ["nine", "full"])
+def test_every_number_is_that_of_metrics_json(kind: str, request: pytest.FixtureRequest) -> None:
+    run: Path = request.getfixturevalue(kind)
+    page, metrics = Page(run / "report.html"), json.loads((run / "metrics.json").read_text())
+    assert len(page.numbers) > 300
+    assert _wrong(page, metrics) == []
+    assert page.bare == [], "a figure that names no place in metrics.json"
+    assert all({"data-metric", "data-counted"} & found.keys() for _, found in page.tags if "data-value" in found)
+    for file, text in page.quoted.items():
+        assert text.strip() == in_words((run / file).read_text()).strip()
+    assert page.reasons or kind == "full"
+
+
+def test_every_block_of_a_full_run_is_walked(full: Path) -> None:
+    places = {place for _, place, _, _ in Page(full / "report.html").numbers}
+    for part in ("decided.calibrated.metrics.loss.value", "decided.operating_points.0.threshold",
+                 "decided.operating_points.4.wish_rate", "decided.operating_points.0.per_prevalence.0.prevalence",
+                 "decided.operating_points.0.per_prevalence.0.found.ci95.1", "decided.conformal.per_class.*.value",
+                 "decided.conformal.per_class.*.expected.0", "decided.conformal.sizes.1",
+                 "decided.refer.error_when_answering.*.least_confidence", "subgroups.age.groups.0.metrics.auroc.value",
+                 "subgroups.sex.gaps.0.value", "subgroups.sex.groups.1.coverage.ci95.0", "official.balanced_accuracy",
+                 "official.per_category.*.auc_sens_80", "official.macro_average.dice"):  # fmt: skip
+        assert f"test.{part}" in places, part
+
+
+@pytest.mark.parametrize("section", FROM_METRICS)
+@pytest.mark.parametrize("number", ["0.731", "73.1\N{NO-BREAK SPACE}%", ".5", "73 %"])
+def test_a_planted_bare_number_is_found(full: Path, section: str, number: str) -> None:
+    html = (full / "report.html").read_text()
+    start = "<header>" if section == "head" else f'<section aria-labelledby="{section}">'
+    assert html.count(start) == 1
+    planted = Page(html.replace(start, f"{start}<p>said so: {number}</p>"))
+    assert planted.bare == BARE.findall(number)
+
+
+def test_a_planted_wrong_number_is_found(full: Path) -> None:
+    metrics = json.loads((full / "metrics.json").read_text())
+    html = (full / "report.html").read_text()
+    point = metrics["splits"]["test"]["decided"]["operating_points"][0]["threshold"]
+    assert _wrong(Page(html.replace(f">{point:.3f}<", ">0.001<")), metrics)
+    gap = metrics["splits"]["test"]["subgroups"]["sex"]["gaps"][0]
+    gap["value"] += 1e-9
+    assert _wrong(Page(html), metrics) == ["test.subgroups.sex.gaps.0.value"]
+
+
+def test_the_rule_that_never_looks_is_counted_where_it_is_not_stored(tmp_path: Path) -> None:
+    facts = _facts(("benign", "malignant"))
+    del facts["split"]["train_counts"]
+    run = make_run(tmp_path, ("benign", "malignant"), split=facts["split"])
+    page = Page(write_report(run))
+    totals = [
+        sum(row) for row in json.loads((run / "metrics.json").read_text())["splits"]["test"]["confusion_matrix"]
+    ]
+    counted = {"accuracy": max(totals) / sum(totals), "balanced_accuracy": 0.5}
+    assert page.counted
+    assert all(json.loads(value) == counted[name] for name, value in page.counted)
+    assert page.bare == []
+
+
+def test_the_worst_served_group_is_named_with_its_gap(full: Path) -> None:
+    found = json.loads((full / "metrics.json").read_text())["splits"]["test"]["subgroups"]
+    text = " ".join(Page(full / "report.html").text.replace("\N{NO-BREAK SPACE}", " ").split())
+    gap = next(item for item in found["sex"]["gaps"] if item["figure"] == "sensitivity")
+    item = next(group for group in found["sex"]["groups"] if group["name"] == gap["worst"])["metrics"][
+        "sensitivity"
+    ]
+    low, high = item["ci95"]
+    assert (
+        f"Sensitivity is lowest for {gap['worst']}: {item['value']:.3f} ({low:.3f} to {high:.3f}) on {item['n']} "
+        f"malignant images, {gap['value']:.3f} ({gap['ci95'][0]:.3f} to {gap['ci95'][1]:.3f}) below {gap['best']}"
+    ) in text
+    assert "Site: too few to conclude" in text, "nine images with a site"
+    assert text.index("Sensitivity is lowest") < text.index("Test, by age")
+
+
+def test_coverage_of_a_group_is_that_of_its_images(full: Path) -> None:
+    body = json.loads((full / "metrics.json").read_text())["splits"]["test"]
+    for found in body["subgroups"].values():
+        covered = sum(group["coverage"]["value"] * group["n"] for group in found["groups"])
+        per_class = body["decided"]["conformal"]["per_class"].values()
+        assert covered == pytest.approx(sum(item["value"] * item["n"] for item in per_class))
+        assert sum(group["coverage"]["n"] for group in found["groups"]) == body["n"]
+
+
+def test_people_stand_beside_the_malignant_curve_and_are_no_test(full: Path, tmp_path: Path) -> None:
+    text = " ".join(Page(full / "report.html").text.split())
+    assert "Other images, other prevalence: never a test" in text
+    for anchor in ANCHORS:
+        assert anchor.source in text
+        assert f"{anchor.source}, {anchor.year}." in text
+    anchors = findings.read_table(full / "figures" / "anchors.csv")
+    assert anchors is not None
+    assert anchors["sensitivity"].astype(float).tolist() == [item.sensitivity for item in ANCHORS]
+    run = make_run(tmp_path, ("a", "b", "c"))
+    page = Page(write_report(run))
+    assert "never a test" not in page.text, "no class is malignant, so there are not two sides"
+    assert not (run / "figures" / "anchors.csv").exists()
+    assert not list((run / "figures").glob("net_benefit*"))
 
 
 def test_every_figure_worth_a_row_is_shown_for_both_splits(nine: Path) -> None:

@@ -1,14 +1,23 @@
-"""Pictures of curves: ROC curves, and accuracy against confidence."""
+"""Pictures of curves: ROC curves, people beside one, net benefit, and accuracy against confidence."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dermkit.canvas import COLOURS, FAINT, STYLES, TRAIN, VALIDATION, as_png, numbers, plain, tidy
+from dermkit.canvas import COLOURS, FAINT, INK, STYLES, TEST, TRAIN, VALIDATION, as_png, numbers, plain, tidy
 from dermkit.files import write_with
+from dermkit.metrics.anchors import Anchor
+
+# Two charts side by side: one size, a square for the curves, the legend below it.
+PAIR_SIZE = (5.6, 6.9)
+PAIR_AXES = (0.155, 0.28, 0.825, 0.825 * 5.6 / 6.9)
+PAIR_LEGEND: Mapping[str, Any] = {
+    "loc": "upper left", "bbox_to_anchor": (-0.15, -0.12), "frameon": False, "fontsize": 8.5, "handlelength": 2.0,
+}  # fmt: skip
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -53,6 +62,57 @@ def draw_roc(
         title=legend_title,
         title_fontsize=9,
     )
+    _save(figure, path)
+
+
+def draw_roc_with_people(
+    curve: pd.DataFrame, path: Path, *, people: Sequence[Anchor], auroc: str = "", title: str = ""
+) -> None:
+    """Draw the ROC curve of malignant against the rest, and numbered points of how people did, named below it.
+
+    curve: columns fpr, tpr. auroc: what the legend says of the curve.
+    """
+    figure = Figure(figsize=PAIR_SIZE)
+    axes = figure.add_axes(PAIR_AXES)
+    tidy(axes, x="1 - specificity (false positive rate)", y="sensitivity (true positive rate)", title=title)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle="--", label="chance")
+    label = "the net" + (f": AUROC {auroc}" if auroc else "")
+    axes.plot(numbers(curve, "fpr"), numbers(curve, "tpr"), color=VALIDATION, linewidth=2.4, label=label)
+    for number, point in enumerate(people, 1):
+        x, y = 1 - point.specificity, point.sensitivity
+        axes.scatter([x], [y], s=150, color=TRAIN, edgecolor="white", linewidth=1.2, zorder=3)
+        axes.text(x, y - 0.002, str(number), ha="center", va="center", color="white", fontsize=8, zorder=4)
+        rates = f"sensitivity {point.sensitivity:.2f}, specificity {point.specificity:.2f}"
+        axes.plot([], [], linestyle="", label=f"{number}  {plain(point.who)}: {rates}")
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.02)
+    axes.legend(**PAIR_LEGEND)
+    _save(figure, path)
+
+
+def draw_net_benefit(table: pd.DataFrame, path: Path, *, title: str = "") -> None:
+    """Draw the decision curve: the net as trained and calibrated, calling everyone, calling no one.
+
+    table: columns threshold, model, calibrated (empty where there is none), call_all, call_none.
+    """
+    figure = Figure(figsize=PAIR_SIZE)
+    axes = figure.add_axes(PAIR_AXES)
+    tidy(axes, x="threshold: act from this probability on", y="net benefit per image", title=title)
+    at = numbers(table, "threshold")
+    lines = (
+        ("call_all", "call everyone malignant", TRAIN, "--", 1.4), ("call_none", "call no one", INK, ":", 1.4),
+        ("model", "the net as trained", VALIDATION, "-", 2.2), ("calibrated", "the net, calibrated", TEST, "-.", 2.2),
+    )  # fmt: skip
+    shown = [numbers(table, name) for name, *_ in lines]
+    if np.array_equal(shown[2], shown[3]):  # calibration that changes nothing would hide the net's own line
+        shown[3] = np.full(len(at), np.nan)
+    for values, (_, label, colour, style, width) in zip(shown, lines, strict=True):
+        if np.isfinite(values).any():
+            axes.plot(at, values, color=colour, linestyle=style, linewidth=width, label=label)
+    top = max(float(np.nanmax(values)) for values in shown if np.isfinite(values).any())
+    axes.set_xlim(0.0, 1.0)
+    axes.set_ylim(-0.25 * max(top, 0.02), 1.08 * max(top, 0.02))
+    axes.legend(**PAIR_LEGEND)
     _save(figure, path)
 
 

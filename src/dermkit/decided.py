@@ -102,10 +102,10 @@ def in_order(part: pd.DataFrame) -> pd.DataFrame:
 
 def official_of(scored: Scored, part: pd.DataFrame, isic_ids: Mapping[str, str] | None) -> dict[str, Any]:
     """Return the figures by the official scorer's rules. isic_ids: by image_id; else names and paths may hold them."""
-    rows = in_order(part)
-    ids = rows["image_id"].astype(str)
-    known = ids.map(dict(isic_ids or {})).fillna("")
-    names = (known + " " + ids + " " + rows["path"].astype(str)).tolist()
+    rows, known = in_order(part), isic_ids or {}
+    names = [
+        f"{known.get(name, '')} {name} {path}" for name, path in zip(rows["image_id"], rows["path"], strict=True)
+    ]
     return official_dict(scored.classes, scored.true, scored.probabilities, names)
 
 

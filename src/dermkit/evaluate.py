@@ -82,9 +82,7 @@ def evaluate_predictions(
         warnings.append("lesions and patients are unknown: intervals take every image as independent")
     for name in order:
         part = predictions[predictions["split"] == name]
-        repeated = len(part) - part["image_id"].nunique()
-        if repeated:
-            warnings.append(f"{name}: {repeated} rows repeat an image (folds or seeds); repeats are one group")
+        warnings += _repeats(name, part)
         scored = scored_of(part, classes, groups)
         baselines = {} if train_counts is None else _baselines(scored, train_counts, seed)
         splits[name] = {**summarise(scored, seed=seed), "baselines": baselines}
@@ -105,6 +103,11 @@ def evaluate_predictions(
         "decision": None if made is None else made.as_dict(),
         "warnings": warnings,
     }
+
+
+def _repeats(name: str, part: pd.DataFrame) -> list[str]:
+    repeated = len(part) - part["image_id"].nunique()
+    return [f"{name}: {repeated} rows repeat an image (folds or seeds); repeats are one group"] if repeated else []
 
 
 def _class_warnings(classes: Sequence[LesionClass]) -> list[str]:

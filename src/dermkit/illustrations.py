@@ -1,8 +1,8 @@
 """The charts of a report: drawn from a run's tables, written beside them, and embedded in the page."""
 
 import base64
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from dermkit import charts, curves, findings
 from dermkit.files import write_rows
 from dermkit.findings import Run
 from dermkit.labels import BARS, LABELS, SAME_AS
+from dermkit.metrics.anchors import ANCHORS, Anchor
 
 MALIGNANT_VIEW = "malignant classes"
 """The name under which roc_<split>.csv holds the curve of all malignant classes together."""
@@ -68,6 +69,7 @@ def _split_pictures(run: Run, split: str) -> Iterator[tuple[str, Picture]]:
     path = figures / f"confusion_{split}.png"
     charts.draw_confusion(body["confusion_matrix"], run.metrics["classes"], path, title=title)
     yield path.stem, Picture(embed(path), f"Confusion matrix of {n} {split} images; the counts are in words and tables", f"figures/{path.stem}.csv")  # fmt: skip  # noqa: E501
+    yield from _malignant_pictures(run, split, title)
     lines = findings.read_table(figures / f"roc_{split}.csv")
     if lines is not None and len(lines):
         path = figures / f"roc_{split}.png"
@@ -81,6 +83,33 @@ def _split_pictures(run: Run, split: str) -> Iterator[tuple[str, Picture]]:
         path = figures / f"calibration_{split}.png"
         curves.draw_calibration(bins, path, title=title)
         yield path.stem, Picture(embed(path), f"Accuracy against confidence of {n} {split} images, in bins", f"figures/{path.stem}.csv")  # fmt: skip  # noqa: E501
+
+
+def _malignant_pictures(run: Run, split: str, title: str) -> Iterator[tuple[str, Picture]]:
+    """Yield what there is where some classes are malignant and some are not, and the split has images of both."""
+    figures, n = run.folder / "figures", run.metrics["splits"][split]["n"]
+    lines = findings.read_table(figures / f"roc_{split}.csv")
+    own = None if lines is None else lines[lines["class"] == MALIGNANT_VIEW]
+    if own is not None and len(own):
+        path, people = figures / f"roc_malignant_{split}.png", figures / "anchors.csv"
+        told = _auroc_in_words(run.metrics["splits"][split]["metrics"].get("auroc") or {})
+        curves.draw_roc_with_people(own, path, people=ANCHORS, auroc=told, title=title)
+        write_rows(people, [field.name for field in fields(Anchor)], [astuple(item) for item in ANCHORS])
+        alt = f"ROC curve of malignant against the rest on {n} {split} images, and {len(ANCHORS)} published points"
+        yield path.stem, Picture(embed(path), alt, f"figures/roc_{split}.csv and figures/anchors.csv")
+    table = findings.read_table(figures / f"net_benefit_{split}.csv")
+    if table is not None and len(table):
+        path = figures / f"net_benefit_{split}.png"
+        curves.draw_net_benefit(table, path, title=title)
+        alt = f"Net benefit against the threshold on {n} {split} images, with calling everyone and calling no one"
+        yield path.stem, Picture(embed(path), alt, f"figures/{path.stem}.csv")
+
+
+def _auroc_in_words(estimate: Mapping[str, Any]) -> str:
+    if estimate.get("value") is None:
+        return ""
+    bounds = estimate.get("ci95")
+    return f"{estimate['value']:.2f}" + (f" ({bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else "")
 
 
 def _aurocs(body: dict[str, Any]) -> dict[str, float | None]:

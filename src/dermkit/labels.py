@@ -101,6 +101,7 @@ def page_templates() -> Environment:
     environment.filters["number"] = lambda value: f"{value:.3f}"
     environment.filters["percent"] = lambda value: f"{value:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
     environment.filters["people"] = lambda value: f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    environment.filters["stated"] = lambda value: f"{100 * value:.6g}\N{NO-BREAK SPACE}%"
     environment.filters["exact"] = json.dumps
     environment.filters["label"] = lambda name: LABELS.get(name, str(name).replace("_", " "))
     environment.filters["words"] = in_words

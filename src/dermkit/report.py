@@ -16,6 +16,7 @@ from dermkit.findings import Run
 from dermkit.illustrations import Picture, embed, metric_names, pictures, worth_a_row
 from dermkit.labels import BARS, FIRST, LABELS, page_templates
 from dermkit.lint.rules import read_lint
+from dermkit.metrics.anchors import ANCHORS
 from dermkit.mistaken import Images, mistakes_of
 
 SUMMARY_FORMAT = 1
@@ -61,6 +62,7 @@ def _words(run: Run) -> dict[str, Any]:
         "used": used,
         "methods": sorted({method for methods in used.values() for method in methods}),
         "verdict": findings.verdict(run, run.headline),
+        "anchors": ANCHORS,
         "warnings": cautions.warnings(run),
         "trained": findings.training_counts(run),
         "excluded": findings.excluded(run),

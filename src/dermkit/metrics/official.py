@@ -20,8 +20,8 @@ WEIGHT_ZERO = ("ISIC_0035068",)
 """Test images of 2018 that the official scorer leaves out."""
 
 RULES = (
-    "by the official scorer's rules: a class is called where its own probability is above 0.5, so an image may be of "
-    "no class; largest probabilities that tie are wrong in the balanced accuracy; undefined counts as 1; images of "
+    "here a class is called where its own probability is above a half, so an image may be of no class; "
+    "largest probabilities that tie are wrong in the balanced accuracy; undefined counts as 1; images of "
     "weight 0 are left out"
 )
 """What differs from our figures of the same names."""
