@@ -18,6 +18,7 @@ from PIL import Image
 
 from dermkit import canvas, charts, curves
 from dermkit.errors import OutputError
+from dermkit.metrics.anchors import ANCHORS
 
 LONG = "pigmented benign keratosis of a very long name that nobody would print"
 HOSTILE = ["$a$b$ & _c", "_hidden", "日本語 <b>", ""]
@@ -54,6 +55,14 @@ def _bins() -> pd.DataFrame:
     )
 
 
+def _benefit() -> pd.DataFrame:
+    at = np.arange(1, 100) / 100
+    return pd.DataFrame(
+        {"threshold": at, "model": 0.2 - at / 5, "calibrated": 0.21 - at / 5,
+         "call_all": 0.2 - 0.8 * at / (1 - at), "call_none": 0.0}
+    )  # fmt: skip
+
+
 def _values() -> pd.DataFrame:
     rows = [
         ("accuracy", "test", 0.4, 0.3, 0.5),
@@ -82,6 +91,8 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "calibration of nobody": lambda path: curves.draw_calibration(_bins().head(1), path),
     "bars": lambda path: charts.draw_metric_bars(_values(), path),
     "bars of nothing": lambda path: charts.draw_metric_bars(_values().head(0), path),
+    "net benefit": lambda path: curves.draw_net_benefit(_benefit(), path, title="Test"),
+    "people": lambda path: curves.draw_roc_with_people(_roc(["m"]), path, people=ANCHORS, title="Test"),
     "spread": lambda path: charts.draw_spread(_runs(), path, final="b"),
     "spread of one run": lambda path: charts.draw_spread(_runs().head(1), path, final="b"),
     "spread of nothing": lambda path: charts.draw_spread(_runs().head(0), path),
@@ -167,6 +178,29 @@ def test_an_undefined_bar_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_progress_marks_phases_and_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = _texts(monkeypatch, lambda: charts.draw_progress(_log(), tmp_path / "a.png", best_epoch=3))
     assert {"phase 1", "phase 2", "best epoch: 3", "Loss", "Accuracy", "Balanced accuracy"} <= set(texts)
+
+
+def test_people_are_points_named_with_their_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = _roc(["malignant"])
+    path, told = tmp_path / "a.png", "0.70 (0.68 to 0.72)"
+    texts = _texts(monkeypatch, lambda: curves.draw_roc_with_people(curve, path, people=ANCHORS, auroc=told))
+    assert {"1", "2", "3", "4", "the net: AUROC 0.70 (0.68 to 0.72)"} <= set(texts)
+    assert "1  dermatologists, 92 studies: sensitivity 0.88, specificity 0.81" in texts
+
+
+def test_a_calibration_that_changes_nothing_has_no_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = _benefit()
+
+    def draw(frame: pd.DataFrame) -> list[str]:
+        return _texts(monkeypatch, lambda: curves.draw_net_benefit(frame, tmp_path / "a.png"))
+
+    assert {"the net as trained", "the net, calibrated", "call everyone malignant", "call no one"} <= set(
+        draw(table)
+    )
+    for column in (table["model"], ""):
+        assert "the net, calibrated" not in draw(table.assign(calibrated=column))
 
 
 @settings(max_examples=60, deadline=None)

@@ -75,8 +75,7 @@ def evaluate_predictions(
     predictions = check_predictions(predictions, [item.name for item in classes])
     found = set(predictions["split"])
     order = [name for name in SPLIT_ORDER if name in found] + sorted(found - set(SPLIT_ORDER))
-    warnings, splits = _class_warnings(classes), {}
-    made = settled
+    warnings, splits, made = _class_warnings(classes), {}, settled
     check_asked(asked, found, settled)
     if groups is None:
         warnings.append("lesions and patients are unknown: intervals take every image as independent")

@@ -1,0 +1,313 @@
+"""What evaluate shows on request: wishes, prevalences, the official scorer's rules; and that nothing of it stays."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import Invoke
+from dermkit import modelcard, workflow
+from dermkit.asked import NOTHING, Asked, read_asked
+from dermkit.data.manifest import LesionClass
+from dermkit.errors import DataError, UntrustedError, UsageError
+from dermkit.evaluate import evaluate_predictions, evaluate_run
+from dermkit.files import write_json, write_rows
+from dermkit.metrics.official import FIGURES, official_dict, weights_of
+from dermkit.metrics.reliability import benefit_of_all, net_benefit
+from dermkit.metrics.scored import Scored
+from dermkit.metrics.tables import NET_BENEFIT_HEADER, net_benefit_rows
+
+TWO = (LesionClass("benign", "", "benign"), LesionClass("malignant", "", "malignant"))
+ALL = Asked(official=True, wishes=(("sensitivity", 0.97), ("specificity", 0.8)), prevalences=(0.03, 0.2))
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def make_frame(n: int = 600, *, splits: Sequence[str] = ("validation", "test"), seed: int = 0) -> pd.DataFrame:
+    generator = np.random.default_rng(seed)
+    true = generator.integers(0, 2, n)
+    p = 1 / (1 + np.exp(-generator.normal(2.0 * (2 * true - 1), 1.5)))
+    ids = [f"test/ISIC_{i:07d}" for i in range(n)]
+    names = np.array([item.name for item in TWO], dtype=object)
+    return pd.DataFrame(
+        {"image_id": ids, "path": [f"{name}.jpg" for name in ids], "label": names[true],
+         "split": [splits[i % len(splits)] for i in range(n)], "fold": "", "seed": "",
+         "predicted": names[(p > 0.5).astype(int)], "p_benign": 1 - p, "p_malignant": p}
+    )  # fmt: skip
+
+
+def make_run(folder: Path, frame: pd.DataFrame, classes: Sequence[LesionClass] = TWO) -> Path:
+    table = [{"name": c.name, "diagnosis": c.diagnosis, "malignancy": c.malignancy} for c in classes]
+    write_json(
+        folder / "run.json", {"dataset": {"name": "made", "classes": table}, "split": {}, "seed": 0}, format=1
+    )
+    write_rows(folder / "predictions.csv", list(frame.columns), frame.itertuples(index=False, name=None))
+    return folder
+
+
+# What may be asked ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wishes", "prevalences", "said"),
+    [
+        (["recall=.9"], [], "a wish is a sensitivity or a specificity"),
+        (["sensitivity"], [], "says no rate and number"),
+        (["sensitivity=high"], [], "'high' is no number"),
+        (["sensitivity=1"], [], "above 0 and below 1"),
+        (["specificity=0"], [], "above 0 and below 1"),
+        (["sensitivity=nan"], [], "above 0 and below 1"),
+        (["sensitivity=.9", "sensitivity=0.90"], [], "sensitivity=0.9: stands twice"),
+        ([], ["3%"], "'3%' is no number"),
+        ([], ["3"], "above 0 and below 1"),
+        ([], ["-.1"], "above 0 and below 1"),
+        ([], ["inf"], "above 0 and below 1"),
+        ([], [".2", "0.2"], "prevalence 0.2: stands twice"),
+    ],
+)
+def test_what_cannot_be_asked_is_a_usage_error_that_says_what_can(
+    wishes: list[str], prevalences: list[str], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        read_asked(official=False, wishes=wishes, prevalences=prevalences)
+    assert caught.value.remedy.startswith("--wish sensitivity=.97" if wishes else "--prevalence .03")
+
+
+def test_what_is_asked_is_read_as_it_stands() -> None:
+    asked = read_asked(official=True, wishes=["sensitivity=.97", "specificity=0.8"], prevalences=[".03", "0.2"])
+    assert asked == ALL
+    assert read_asked(official=False, wishes=[], prevalences=[]) == NOTHING
+
+
+# Asked, and not asked again ---------------------------------------------------------------------------------------
+
+
+def test_what_was_asked_stands_beside_the_usual_and_goes_with_the_next_evaluation(tmp_path: Path) -> None:
+    run = make_run(tmp_path, make_frame())
+    plain = evaluate_run(run).read_bytes()
+    decision, usual = (run / "decision.json").read_bytes(), json.loads(plain)["splits"]["test"]
+    body = read(evaluate_run(run, asked=ALL))
+    test = body["splits"]["test"]
+    assert body["asked"] == ALL.as_dict()
+    points = test["decided"]["operating_points"]
+    wishes = [(item["wish"], item["asked"]) for item in points]
+    assert wishes == [("sensitivity 0.95", False), ("sensitivity 0.9", False), ("specificity 0.9", False),
+                      ("sensitivity 0.97", True), ("specificity 0.8", True)]  # fmt: skip
+    for mine, theirs in zip(points, usual["decided"]["operating_points"], strict=False):
+        assert [item["prevalence"] for item in mine["per_prevalence"]] == [0.01, 0.03, 0.05, 0.2]
+        kept = [item for item in mine["per_prevalence"] if item["prevalence"] != 0.03]
+        assert {**mine, "per_prevalence": kept} == theirs
+    assert test["metrics"] == usual["metrics"]
+    stored = read(run / "decision.json")
+    assert stored["operating_points"] == json.loads(decision)["operating_points"], "the model's own stay"
+    assert [item["value"] for item in stored["asked_points"]] == [item["threshold"] for item in points[3:]]
+    assert (run / "figures" / "official_test.csv").is_file()
+    assert evaluate_run(run).read_bytes() == plain
+    assert (run / "decision.json").read_bytes() == decision
+    assert not list((run / "figures").glob("official_*"))
+
+
+def test_a_wish_that_is_a_usual_one_stands_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path, make_frame())
+    body = read(evaluate_run(run, asked=Asked(wishes=(("sensitivity", 0.95),))))
+    points = body["splits"]["test"]["decided"]["operating_points"]
+    assert [item["wish"] for item in points] == ["sensitivity 0.95", "sensitivity 0.9", "specificity 0.9"]
+
+
+def test_the_wished_threshold_is_settled_on_validation_alone() -> None:
+    frame, asked = make_frame(), Asked(wishes=(("sensitivity", 0.8),))
+    one = evaluate_predictions(frame, classes=TWO, groups=None, asked=asked)
+    moved = frame.assign(label=np.where(frame["split"] == "test", "benign", frame["label"]))
+    moved.loc[moved.index[-1], "label"] = "malignant"
+    two = evaluate_predictions(moved, classes=TWO, groups=None, asked=asked)
+    assert one["decision"] == two["decision"]
+    value = one["decision"]["asked_points"][0]["value"]
+    positives = frame[(frame["split"] == "validation") & (frame["label"] == "malignant")]["p_malignant"]
+    assert one["decision"]["calibration"]["kind"] != "none" or (positives >= value).mean() > 0.8
+
+
+@pytest.mark.parametrize("asked", [Asked(wishes=(("sensitivity", 0.97),)), Asked(prevalences=(0.03,))])
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_what_no_validation_image_settles_is_refused_and_nothing_is_written(
+    tmp_path: Path, asked: Asked, split: str
+) -> None:
+    run = make_run(tmp_path, make_frame(90, splits=(split,)))
+    before = sorted(path.name for path in run.iterdir())
+    with pytest.raises(DataError, match=f"these predictions are of {split} alone"):
+        evaluate_run(run, asked=asked)
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+@pytest.mark.parametrize(("label", "rate", "side"), [("benign", "sensitivity", "malignant"),
+                                                     ("malignant", "specificity", "other than malignant")])  # fmt: skip
+def test_a_wish_for_a_side_without_validation_images_says_which(
+    tmp_path: Path, label: str, rate: str, side: str
+) -> None:
+    frame = make_frame(90)
+    frame["label"] = np.where(frame["split"] == "validation", label, frame["label"])
+    with pytest.raises(DataError, match=f"no validation image is {side}"):
+        evaluate_run(make_run(tmp_path, frame), asked=Asked(wishes=((rate, 0.97),)))
+
+
+def test_a_class_table_with_one_side_has_no_operating_point(tmp_path: Path) -> None:
+    table = tuple(LesionClass(item.name, "", "benign") for item in TWO)
+    for asked in (Asked(wishes=(("sensitivity", 0.97),)), Asked(prevalences=(0.03,))):
+        with pytest.raises(DataError, match="the class table has not two sides"):
+            evaluate_run(make_run(tmp_path, make_frame(90), table), asked=asked)
+
+
+def test_a_test_side_without_two_sides_says_why_it_shows_no_point(tmp_path: Path) -> None:
+    frame = make_frame(200)
+    frame["label"] = np.where(frame["split"] == "test", "benign", frame["label"])
+    told = read(evaluate_run(make_run(tmp_path, frame), asked=ALL))["splits"]["test"]["decided"]
+    assert told["operating_points"] == []
+    assert told["no_operating_points"] == "no image here is malignant"
+
+
+def test_the_commands_take_and_refuse_it(tmp_path: Path, invoke: Invoke) -> None:
+    run = make_run(tmp_path / "run", make_frame(120))
+    code, out, err = invoke("evaluate", run, "--official", "--wish", "sensitivity=.97", "--prevalence", ".03")
+    assert code == 0, err
+    page = Path(out.strip()).read_text()
+    assert "asked for in this evaluation; not in the model folder" in page
+    assert "By the official scorer's rules" in page.replace("&#39;", "'")
+    code, _, err = invoke("evaluate", run, "--wish", "recall=.97")
+    assert code == 2
+    assert "--wish sensitivity=.97" in err
+    table = tmp_path / "table.csv"
+    make_frame(60, splits=("test",)).drop(columns=["predicted", "fold", "seed"]).to_csv(table, index=False)
+    code, _, err = invoke("evaluate", "--predictions", table, "--out", tmp_path / "out", "--prevalence", ".03")
+    assert code == 3
+    assert "settled on validation images" in err
+    code, out, err = invoke("evaluate", "--predictions", table, "--out", tmp_path / "out", "--official")
+    assert code == 0, err
+    assert "official" in read(tmp_path / "out" / "metrics.json")["splits"]["test"]
+
+
+# The model folder -------------------------------------------------------------------------------------------------
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_evaluating_with_wishes_leaves_the_model_folder_as_training_left_it(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    before = folder_bytes(run / "model")
+    workflow.evaluate(run, asked=ALL)
+    assert folder_bytes(run / "model") == before
+    weights = next(path for path in (run / "model").iterdir() if path.suffix == ".safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    workflow.evaluate(run)
+    assert (run / "model" / "SHA256SUMS").read_bytes() == before["SHA256SUMS"], "a changed file is not vouched for"
+    other = {**read(run / "decision.json"), "validation_images": 1}
+    with pytest.raises(UntrustedError, match="not those that were saved"):
+        modelcard.settle(run / "model", other)
+
+
+def test_a_wish_on_other_data_is_settled_on_the_runs_own_validation_images(
+    trained: Path, binary: Path, tmp_path: Path
+) -> None:
+    data, asked = workflow.load_dataset(binary), Asked(wishes=(("specificity", 0.7),), official=True)
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    own = read(workflow.evaluate(run, asked=asked).parent / "decision.json")["asked_points"]
+    report = workflow.evaluate(run, on=data, out=tmp_path / "other", asked=asked)
+    body = read(report.parent / "metrics.json")
+    point = body["splits"]["test"]["decided"]["operating_points"][-1]
+    assert (point["asked"], point["threshold"]) == (True, own[0]["value"])
+    assert "asked_points" not in read(report.parent / "run.json")["decision"]
+    with pytest.raises(DataError, match="these predictions are of test alone"):
+        workflow.evaluate(report.parent, asked=asked)
+    again = read(workflow.evaluate(report.parent).parent / "metrics.json")
+    assert not any(item["asked"] for item in again["splits"]["test"]["decided"]["operating_points"])
+
+
+# The official rules -----------------------------------------------------------------------------------------------
+
+
+def test_the_official_figures_of_four_images() -> None:
+    true = np.array([0, 0, 1, 1])
+    scores = np.array([[0.7, 0.3], [0.5, 0.5], [0.4, 0.6], [0.8, 0.2]])
+    found = official_dict(["a", "b"], true, scores, ["1", "2", "3", "4"])
+    assert found["balanced_accuracy"] == 0.5, "the tie is wrong; one of two right on either side"
+    a, b = found["per_category"]["a"], found["per_category"]["b"]
+    assert (a["n"], a["sensitivity"], a["specificity"], a["ppv"], a["npv"]) == (2, 0.5, 0.5, 0.5, 0.5)
+    assert (b["sensitivity"], b["specificity"], b["ppv"], b["accuracy"]) == (0.5, 1.0, 1.0, 0.75)
+    assert a["auc"] == 0.5
+    assert found["macro_average"]["specificity"] == 0.75
+    assert set(found["macro_average"]) == set(FIGURES)
+    assert found["n"] == 4 and found["left_out"] == []
+
+
+def test_an_image_of_weight_nothing_is_left_out_by_its_id() -> None:
+    names = ["x ISIC_0035068.jpg", "ISIC_00350681", "images/ISIC_0035067", "ISIC_0035068_downsampled"]
+    weight, left_out = weights_of(names)
+    assert weight.tolist() == [0.0, 1.0, 1.0, 0.0]
+    assert left_out == ["ISIC_0035068"]
+    frame = make_frame(60, splits=("test",))
+    known = {frame["image_id"][7]: "ISIC_0035068"}
+    asked = Asked(official=True)
+    without = evaluate_predictions(frame.drop(index=7), classes=TWO, groups=None, asked=asked)["splits"]["test"]
+    body = evaluate_predictions(frame, classes=TWO, groups=None, asked=asked, isic_ids=known)["splits"]["test"]
+    assert (body["n"], body["official"]["n"], body["official"]["left_out"]) == (60, 59, ["ISIC_0035068"])
+    assert body["official"] == {**without["official"], "left_out": ["ISIC_0035068"]}
+    other = frame.index == 7
+    renamed = frame.assign(
+        image_id=frame["image_id"].mask(other, "seven"), path=frame["path"].mask(other, "test/ISIC_0035068.jpg")
+    )
+    again = evaluate_predictions(renamed, classes=TWO, groups=None, asked=asked)["splits"]["test"]
+    assert again["official"] == body["official"]
+
+
+def test_an_absent_class_gives_the_reason_and_no_figure(tmp_path: Path) -> None:
+    frame = make_frame(60, splits=("test",)).assign(label="benign")
+    run = make_run(tmp_path, frame)
+    found = read(evaluate_run(run, asked=Asked(official=True)))["splits"]["test"]["official"]
+    assert found["reason"].startswith("no image of malignant")
+    assert "balanced_accuracy" not in found
+    assert not (run / "figures" / "official_test.csv").exists()
+
+
+# The decision curve -----------------------------------------------------------------------------------------------
+
+
+def test_the_decision_curve_is_net_benefit_and_its_counts(tmp_path: Path) -> None:
+    run = make_run(tmp_path, make_frame())
+    body = read(evaluate_run(run))
+    table = pd.read_csv(run / "figures" / "net_benefit_test.csv")
+    assert tuple(table.columns) == NET_BENEFIT_HEADER
+    np.testing.assert_allclose(table["threshold"], np.arange(1, 100) / 100)
+    frame = make_frame().query("split == 'test'")
+    p, positive = frame["p_malignant"].to_numpy(), (frame["label"] == "malignant").to_numpy()
+    np.testing.assert_allclose(table["model"], net_benefit(p, positive, table["threshold"].to_numpy()), atol=1e-15)
+    for at in (5, 10, 20):
+        stored = body["splits"]["test"]["metrics"][f"net_benefit_{at}"]["value"]
+        assert table["model"][at - 1] == pytest.approx(stored)
+    odds = table["threshold"] / (1 - table["threshold"])
+    for name, found, alarms in (("model", "found", "false_alarms"),
+                                ("calibrated", "calibrated_found", "calibrated_false_alarms")):  # fmt: skip
+        np.testing.assert_allclose(table[name], (table[found] - table[alarms] * odds) / table["n"], atol=1e-12)
+    everyone = benefit_of_all(positive.mean(), table["threshold"].to_numpy())
+    np.testing.assert_allclose(table["call_all"], everyone)
+    assert (table["call_none"] == 0).all() and (table["malignant"] == positive.sum()).all()
+    validation = pd.read_csv(run / "figures" / "net_benefit_validation.csv")
+    assert validation["calibrated"].isna().all(), "it was fitted there"
+
+
+def test_one_side_has_no_decision_curve(tmp_path: Path) -> None:
+    run = make_run(tmp_path, make_frame(60, splits=("test",)))
+    evaluate_run(run)
+    assert (run / "figures" / "net_benefit_test.csv").is_file()
+    make_run(run, make_frame(60, splits=("test",)).assign(label="benign"))
+    evaluate_run(run)
+    assert not (run / "figures" / "net_benefit_test.csv").exists(), "what an earlier evaluation left is gone"
+    p = np.array([[0.5, 0.5], [0.2, 0.8]])
+    plain = Scored(["a", "b"], np.array([False, False]), np.array([0, 1]), np.array([0, 1]), p, np.arange(2))
+    assert net_benefit_rows(plain, None) == []
