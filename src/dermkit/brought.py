@@ -20,12 +20,12 @@ from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.data.matching import match
 from dermkit.data.split import split_groups
 from dermkit.data.tables import Problems, Table, find_column, read_table
-from dermkit.decided import check_asked
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file, write_json
 from dermkit.predictions import PREFIX, check_predictions, write_groups, write_predictions
 from dermkit.report import write_report
+from dermkit.settled import check_asked
 from dermkit.watch import Watch
 
 IDS = ("image_id", "image", "isic_id", "image_name", "path", "file", "filename", "file_name", "name", "id")

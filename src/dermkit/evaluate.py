@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from dermkit.asked import NOTHING, Asked
 from dermkit.data.manifest import Dataset, LesionClass
-from dermkit.decided import SETTLES, Settled, check_asked, judged_on, official_of, settle_on, subgroups_of
 from dermkit.files import write_json, write_rows, write_text
 from dermkit.lint.rules import write_lint
 from dermkit.metrics import official, tables
@@ -40,6 +39,7 @@ from dermkit.runfiles import (
     read_about,
     train_counts,
 )
+from dermkit.settled import SETTLES, Settled, check_asked, judged_on, official_of, settle_on, subgroups_of
 
 DECISION = "decision.json"
 DECISION_FORMAT = 1

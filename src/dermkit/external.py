@@ -12,7 +12,6 @@ from dermkit.asked import NOTHING, Asked
 from dermkit.audit.state import audit_state
 from dermkit.data.manifest import Dataset
 from dermkit.data.split import split_groups
-from dermkit.decided import SETTLES, Settled, check_asked, with_wishes
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
@@ -33,6 +32,7 @@ from dermkit.predictions import (
 from dermkit.recipe import FORMAT as RECIPE_FORMAT
 from dermkit.report import write_report
 from dermkit.runfiles import classes_of, read_about
+from dermkit.settled import SETTLES, Settled, check_asked, with_wishes
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
