@@ -1,6 +1,7 @@
 """model.json, its checksums and the card that people read; without torch.
 
-Format 2 holds what was settled on validation images: calibration, operating points, and the rule of conformal sets.
+Format 2 holds what was settled on validation images: calibration, operating points, the rule of conformal sets, and
+from which confidence an image is answered.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ RESEARCH_ONLY = "Research use only. Not a medical device."
 UNSETTLED: Mapping[str, Any] = {"calibration": {"kind": "none"}, "operating_points": [], "conformal": None}
 """What a model says of these before its validation images were evaluated."""
 
-SETTLED = ("calibration", "operating_points", "conformal", "validation_images")
+SETTLED = ("calibration", "operating_points", "conformal", "refer", "validation_images")
+"""`refer` is not there in models that were settled before confidences for referral were kept."""
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -38,8 +40,16 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> None:
 
 def settle(folder: Path, decision: Mapping[str, Any]) -> None:
     """Write into a model folder what was decided on its validation images."""
-    card = read_card(folder)
-    write_card(folder, {**card, **{name: decision[name] for name in SETTLED}})
+    made = {name: decision[name] for name in SETTLED if name in decision}
+    card = {name: value for name, value in read_card(folder).items() if name not in SETTLED or name in made}
+    write_card(folder, {**card, **made})
+
+
+def settled(card: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a model settled on its validation images, as plain numbers; None where it settled nothing."""
+    if card["conformal"] is None:
+        return None
+    return {name: card[name] for name in SETTLED if name in card}
 
 
 def write_sums(folder: Path) -> None:
@@ -55,7 +65,7 @@ def _calibration(own: Mapping[str, Any]) -> str:
     shift = " and one shift per class" if own["kind"] == "bias" else ""
     return (
         f"Calibration, fitted on the validation images alone: log probabilities divided by {own['temperature']:.3g}"
-        f"{shift}. `predictions.csv` holds probabilities before it."
+        f"{shift}. `predictions.csv` holds probabilities before it, `decided.csv` of `dermkit predict` after it."
     )
 
 
