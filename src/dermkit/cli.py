@@ -234,7 +234,7 @@ def predict(
         float | None,
         typer.Option(
             "--refer",
-            help="Answer as sure as the surest share of validation images, such as 0.8; refer the others.",
+            help="Answer only images as sure as the surest share (such as 0.8) of validation; refer the others.",
         ),
     ] = None,
 ) -> None:

@@ -18,7 +18,7 @@ from dermkit.files import write_with
 _BORDER = 3  # pixels of colour around a tile
 _GAP = 12
 _CAPTION_LINES = 4  # a longer caption ends in an ellipsis
-_LONG_CAPTION_LINES = 8  # on a sheet with a note
+_LONG_CAPTION_LINES = 12  # on a sheet with a note
 _NOTE_COLUMNS = 3  # a note needs the width of so many tiles
 _PAPER, _INK, _FAINT = "#ffffff", "#222222", "#f1f1f1"
 
