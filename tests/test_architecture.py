@@ -25,7 +25,7 @@ LAYERS = {
     "recipes": 1, "colour": 1,
     "cnn": 1, "weights": 1, "model": 1, "checkpoint": 1, "pictures": 1, "pages": 1, "canvas": 1, "charts": 1,
     "curves": 1, "findings": 1,
-    "cautions": 1, "claims": 1, "labels": 1, "modelcard": 1,
+    "cautions": 1, "claims": 1, "labels": 1, "modelcard": 1, "decided": 1,
     "data.diagnoses": 1, "data.known": 1,
     "predictions": 1, "data.sources": 1, "data.walk": 1, "data.layouts": 1, "data.dividing": 1, "data.overlap": 1,
     "data.splitfile": 1, "data.split": 1, "data.cache": 1, "data.augment": 1, "data.synthetic": 1,

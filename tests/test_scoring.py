@@ -38,7 +38,7 @@ from dermkit.scoring import KeptPixels, look_at
 from dermkit.watch import Watch
 from made_images import speckled
 
-OUTPUT = ("predictions.csv", "refused.csv", "predict.json", "sheet-1.png")
+OUTPUT = ("predictions.csv", "decided.csv", "refused.csv", "predict.json", "sheet-1.png")
 ODD = Preprocessing(
     size=32, resize="squash", interpolation="bilinear", divide_by=255.0, mean=(0.1, 0.52, 0.9), std=(0.3, 0.7, 1.1)
 )
@@ -599,6 +599,7 @@ def test_a_full_device_names_what_is_scored_and_the_same_command_goes_on(
         ("dermkit.predict.pictures.save_png", "40 of 40"),
         ("dermkit.predict.write_predictions", "40 of 40"),
         ("dermkit.predict.write_rows", "40 of 40"),
+        ("dermkit.decided.write_decided", "40 of 40"),
         ("dermkit.predict._write_facts", "40 of 40"),
         ("dermkit.predict.Job.remove", "40 of 40"),
     ],

@@ -21,6 +21,7 @@ from dermkit.places import find_place, follow_supervisor, started_as_rank
 from dermkit.terminal import Out, end_refused, watching
 
 if TYPE_CHECKING:
+    from dermkit.predict import PredictOutcome
     from dermkit.recipe import Recipe
 
 app = typer.Typer(
@@ -223,8 +224,21 @@ def predict(
     restart: Annotated[
         bool, typer.Option("--restart", help="Drop what an unfinished prediction there has scored.")
     ] = False,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at", help='Operating point that says positive, as in "sensitivity=.95"; else the first kept.'
+        ),
+    ] = None,
+    refer: Annotated[
+        float | None,
+        typer.Option(
+            "--refer",
+            help="Answer only images as sure as the surest share (such as 0.8) of validation; refer the others.",
+        ),
+    ] = None,
 ) -> None:
-    """Predict new images: every class probability, and a sheet with labels drawn on the images.
+    """Predict new images: every class probability, what validation settled applied to it, and labelled sheets.
 
     The same command goes on where it was stopped.
     """
@@ -233,13 +247,23 @@ def predict(
     with watching() as watch:
         outcome = run_predict(
             model, images, out=out, batch_size=batch_size, workers=workers, cache=cache, device=device,
-            restart=restart, watch=watch,
+            restart=restart, at=at, refer=refer, watch=watch,
         )  # fmt: skip
+    _tell_predicted(outcome, out)
+    end_refused(outcome.n_refused, out / "refused.csv")
+
+
+def _tell_predicted(outcome: "PredictOutcome", out: Path) -> None:
     typer.echo(f"{outcome.scored} images scored: {out / 'predictions.csv'}")
+    if outcome.decided:
+        typer.echo(f"{outcome.decided}: {out / 'decided.csv'}")
+        for caution in outcome.decided.cautions:
+            typer.echo(f"warning: {caution}", err=True)
+    else:
+        typer.echo("warning: the model settled nothing on validation images, so nothing is calibrated", err=True)
     if outcome.n_seen:
         typer.echo(f"warning: the model's training looked at {outcome.n_seen} of them (predict.json)", err=True)
     typer.echo(str(out / "sheet-1.png"))
-    end_refused(outcome.n_refused, out / "refused.csv")
 
 
 @app.command()

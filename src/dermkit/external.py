@@ -16,7 +16,7 @@ from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
 from dermkit.metrics.decision import from_dict
-from dermkit.modelcard import SETTLED
+from dermkit.modelcard import settled
 from dermkit.predictions import (
     ClassMapping,
     default_mapping,
@@ -163,9 +163,7 @@ def _facts(
 
 def _decision(predictor: "Predictor", classes: ClassMapping) -> dict[str, Any] | None:
     """Return what the model settled, where its classes stay what they are; summed classes were never calibrated."""
-    if classes.rule != "identity" or predictor.card["conformal"] is None:
-        return None
-    return {name: predictor.card[name] for name in SETTLED}
+    return settled(predictor.card) if classes.rule == "identity" else None
 
 
 def _settled(predictor: "Predictor", classes: ClassMapping, asked: Asked) -> Settled | None:

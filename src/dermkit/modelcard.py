@@ -1,6 +1,7 @@
 """model.json, its checksums and the card that people read; without torch.
 
-Format 2 holds what was settled on validation images: calibration, operating points, and the rule of conformal sets.
+Format 2 holds what was settled on validation images: calibration, operating points, the rule of conformal sets, and
+from which confidence an image is answered.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ RESEARCH_ONLY = "Research use only. Not a medical device."
 UNSETTLED: Mapping[str, Any] = {"calibration": {"kind": "none"}, "operating_points": [], "conformal": None}
 """What a model says of these before its validation images were evaluated."""
 
-SETTLED = ("calibration", "operating_points", "conformal", "validation_images")
+SETTLED = ("calibration", "operating_points", "conformal", "refer", "validation_images")
+"""`refer` is not there in models that were settled before confidences for referral were kept."""
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -41,11 +43,19 @@ def settle(folder: Path, decision: Mapping[str, Any]) -> None:
 
     Raises `UntrustedError` where a file is not as it was saved: new checksums would vouch for it.
     """
-    card = read_card(folder)
-    if all(card.get(name) == decision[name] for name in SETTLED):
+    card, made = read_card(folder), {name: decision[name] for name in SETTLED if name in decision}
+    if {name: card[name] for name in SETTLED if name in card} == made:
         return
     _check_sums(folder)
-    write_card(folder, {**card, **{name: decision[name] for name in SETTLED}})
+    kept = {name: value for name, value in card.items() if name not in SETTLED}
+    write_card(folder, {**kept, **made})
+
+
+def settled(card: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a model settled on its validation images, as plain numbers; None where it settled nothing."""
+    if card["conformal"] is None:
+        return None
+    return {name: card[name] for name in SETTLED if name in card}
 
 
 def _check_sums(folder: Path) -> None:
@@ -72,7 +82,7 @@ def _calibration(own: Mapping[str, Any]) -> str:
     shift = " and one shift per class" if own["kind"] == "bias" else ""
     return (
         f"Calibration, fitted on the validation images alone: log probabilities divided by {own['temperature']:.3g}"
-        f"{shift}. `predictions.csv` holds probabilities before it."
+        f"{shift}. `predictions.csv` holds probabilities before it, `decided.csv` of `dermkit predict` after it."
     )
 
 

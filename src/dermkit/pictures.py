@@ -18,6 +18,8 @@ from dermkit.files import write_with
 _BORDER = 3  # pixels of colour around a tile
 _GAP = 12
 _CAPTION_LINES = 4  # a longer caption ends in an ellipsis
+_LONG_CAPTION_LINES = 12  # on a sheet with a note
+_NOTE_COLUMNS = 3  # a note needs the width of so many tiles
 _PAPER, _INK, _FAINT = "#ffffff", "#222222", "#f1f1f1"
 
 Pixels = NDArray[np.uint8]
@@ -113,26 +115,34 @@ def _bare(picture: Pixels | Image.Image) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def contact_sheet(tiles: Sequence[Tile], *, columns: int, side: int = 128, title: str = "") -> Image.Image:
+def contact_sheet(
+    tiles: Sequence[Tile], *, columns: int, side: int = 128, title: str = "", note: str = ""
+) -> Image.Image:
     """Return pictures in rows with captions below and borders in their colours.
 
-    side: of the square that each picture fits into, in pixels. A row is as high as its longest caption.
+    side: of the square that each picture fits into, in pixels. A row is as high as its longest caption. note: small
+    print below the title; a sheet that has one is wide enough to read it, and its captions may be longer.
     """
     if columns < 1 or side < 16:
         raise DataError(f"a sheet of {columns} columns and tiles of {side} pixels; at least 1 and 16")
     small, large = _lettering(max(11, round(side * 0.1))), _lettering(max(16, round(side * 0.15)))
+    broad = min(columns, _NOTE_COLUMNS) if note else 1
     columns = max(1, min(columns, len(tiles)))
     cell = side + 2 * _BORDER
-    width = _GAP + columns * (cell + _GAP)
-    captions = [small.wrap(tile.caption, cell, _CAPTION_LINES) if tile.caption else [] for tile in tiles]
+    width = _GAP + max(columns, broad) * (cell + _GAP)
+    most = _LONG_CAPTION_LINES if note else _CAPTION_LINES
+    captions = [small.wrap(tile.caption, cell, most) if tile.caption else [] for tile in tiles]
     rows = [range(start, min(start + columns, len(tiles))) for start in range(0, len(tiles), columns)]
     heights = [cell + 4 + small.line * max(len(captions[i]) for i in row) + _GAP for row in rows]
     heading = large.wrap(title, width - 2 * _GAP, 4) if title else []
-    top = _GAP + (large.line * len(heading) + _GAP // 2 if heading else 0)
+    below = small.wrap(note, width - 2 * _GAP, 12) if note else []
+    start = _GAP + (large.line * len(heading) + _GAP // 2 if heading else 0)
+    top = start + (small.line * len(below) + _GAP // 2 if below else 0)
 
     sheet = Image.new("RGB", (width, top + sum(heights) + (0 if rows else _GAP)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     _write_lines(draw, heading, (_GAP, _GAP), large)
+    _write_lines(draw, below, (_GAP, start), small)
     for row, height in zip(rows, heights, strict=True):
         for column, index in enumerate(row):
             left = _GAP + column * (cell + _GAP)

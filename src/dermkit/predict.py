@@ -1,4 +1,4 @@
-"""New images -> predictions.csv and picture sheets; what cannot be read is listed, the rest is scored.
+"""New images -> predictions.csv, decided.csv and picture sheets; what cannot be read is listed, the rest is scored.
 
 Nothing is held that grows with the number of images: they are listed, scored in parts and put together on disk. A
 prediction that was stopped goes on when the same command is given again.
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit import pictures
+from dermkit import decided, pictures
 from dermkit.ahead import ahead, cores
+from dermkit.data.manifest import LesionClass
+from dermkit.decided import Decided
 from dermkit.errors import DataError, Interrupted, OutputError, Refusal
 from dermkit.files import check_output, check_writable, lock, sha256_file, sweep_temp, write_parts, write_rows
 from dermkit.listing import Found, check_arguments
@@ -27,6 +29,7 @@ from dermkit.predictions import write_predictions
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
+    from dermkit.metrics.applied import Chosen
     from dermkit.predictor import Predictor
     from dermkit.scoring import KeptPixels, Scored
 
@@ -39,13 +42,17 @@ _SIDE = 160
 
 @dataclass(frozen=True)
 class PredictOutcome:
-    """What became of the images, counted; the lists are read from the output when they are asked for."""
+    """What became of the images, counted; the lists are read from the output when they are asked for.
+
+    decided: None where the model settled nothing on its validation images.
+    """
 
     out: Path
     scored: int
     n_refused: int
     n_notes: int
     n_seen: int
+    decided: Decided | None = None
 
     @property
     def refused(self) -> list[tuple[str, str, str]]:
@@ -83,17 +90,30 @@ def predict(
     cache: Path | None = None,
     device: str = "auto",
     restart: bool = False,
+    at: str | None = None,
+    refer: float | None = None,
     watch: Watch | None = None,
 ) -> PredictOutcome:
-    """Score images with a model folder; writes predictions.csv, refused.csv, predict.json and sheet-*.png.
+    """Score images with a model folder; writes predictions.csv, decided.csv, refused.csv, predict.json, sheet-*.png.
 
     Goes on where the same prediction was stopped before, unless `restart`. batch_size: images per forward pass, None
-    = as the device likes it. workers: threads, 0 = all cores. cache: a folder that keeps the resized pixels. Raises
-    `UntrustedError` for the model, `UsageError` where another prediction is unfinished in `out`, `DataError` where no
-    image could be read, `Interrupted` on Ctrl-C, wherever it comes.
+    = as the device likes it. workers: threads, 0 = all cores. cache: a folder that keeps the resized pixels. at: the
+    operating point that says positive, such as "sensitivity=.95". refer: share of images to answer, the others are
+    referred. Raises `UntrustedError` for the model, `UsageError` where another prediction is unfinished in `out` or
+    `at` or `refer` was not settled, `DataError` where no image could be read, `Interrupted` on Ctrl-C, wherever it
+    comes.
     """
+    asked = Asked(at, refer)
     with _telling_what_is_kept(out):
-        return _predict(model, images, out, batch_size, workers, cache, device, restart, watch or Watch())
+        return _predict(model, images, out, batch_size, workers, cache, device, restart, asked, watch or Watch())
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of the settled things is to answer: an operating point, and the share of images to answer."""
+
+    at: str | None
+    refer: float | None
 
 
 @contextmanager
@@ -129,6 +149,7 @@ def _predict(
     cache: Path | None,
     device: str,
     restart: bool,
+    asked: Asked,
     watch: Watch,
 ) -> PredictOutcome:
     from dermkit.predictor import load_model
@@ -140,6 +161,7 @@ def _predict(
     if not is_unfinished(out):
         check_output(out, marker="predict.json", what="a folder of predictions")
     predictor = load_model(model, device=device, say=watch.say)
+    chosen = predictor.chosen(at=asked.at, refer=asked.refer)
     check_writable(out)
     with lock(out):
         sweep_temp(out)
@@ -149,7 +171,7 @@ def _predict(
         )  # fmt: skip
         kept = KeptPixels(cache, predictor.preprocessing) if cache else None
         thumbnails = _score(job, predictor, workers, kept, watch)
-        outcome = _finish(job, predictor, out, thumbnails, workers)
+        outcome = _finish(job, predictor, chosen, out, thumbnails, workers)
         job.remove()
     if not outcome.scored:
         _refuse_all(job.n, out)
@@ -233,13 +255,19 @@ def _scored(
 
 
 def _finish(
-    job: Job, predictor: "Predictor", out: Path, thumbnails: Mapping[str, NDArray[np.uint8]], workers: int
+    job: Job,
+    predictor: "Predictor",
+    chosen: "Chosen | None",
+    out: Path,
+    thumbnails: Mapping[str, NDArray[np.uint8]],
+    workers: int,
 ) -> PredictOutcome:
     """Put the parts together, row by row: sheets first, as they take longest, and predict.json last.
 
     While the parts are there, whatever of this was written is written again by the next start.
     """
-    sheets = _write_sheets(out, _tiles(job, predictor, thumbnails, workers), workers)
+    tiles = _tiles(job, predictor, chosen, thumbnails, workers)
+    sheets = _write_sheets(out, tiles, decided.legend(chosen), workers)
     counts = {"scored": 0, "refused": 0, "notes": 0, "seen": 0}
 
     def counted() -> Iterator[tuple[object, ...]]:
@@ -256,9 +284,19 @@ def _finish(
         raise DataError(f"{job.folder}: {there} of {job.n} images", remedy="give the command again")
     refused = ((row.name, *row.refusal) for row in job.rows() if not row.predicted)
     write_rows(out / "refused.csv", ("path", "reason", "detail"), refused if counts["refused"] else ())
-    outcome = PredictOutcome(out, counts["scored"], counts["refused"], counts["notes"], counts["seen"])
-    _write_facts(outcome, job, predictor, sheets)
+    done = _decide(job, chosen, predictor.classes, out)
+    outcome = PredictOutcome(out, counts["scored"], counts["refused"], counts["notes"], counts["seen"], done)
+    _write_facts(outcome, job, predictor, chosen, sheets)
     return outcome
+
+
+def _decide(job: Job, chosen: "Chosen | None", classes: Sequence[LesionClass], out: Path) -> Decided | None:
+    """Write decided.csv, or remove that of an earlier prediction where the model settled nothing."""
+    if chosen is None:
+        (out / decided.FILE).unlink(missing_ok=True)
+        return None
+    rows = ((row.image_id, row.path, row.probabilities) for row in job.rows() if row.predicted)
+    return decided.write_decided(out / decided.FILE, chosen, classes, rows)
 
 
 def _refuse_all(n: int, out: Path) -> None:
@@ -271,7 +309,11 @@ def _refuse_all(n: int, out: Path) -> None:
 
 
 def _tiles(
-    job: Job, predictor: "Predictor", thumbnails: Mapping[str, NDArray[np.uint8]], workers: int
+    job: Job,
+    predictor: "Predictor",
+    chosen: "Chosen | None",
+    thumbnails: Mapping[str, NDArray[np.uint8]],
+    workers: int,
 ) -> list[pictures.Tile]:
     """Return the tiles of the first images that were scored; what has no thumbnail here is opened for it."""
     from dermkit.scoring import picture_of
@@ -281,27 +323,26 @@ def _tiles(
     def tile(pair: tuple[Row, Found]) -> pictures.Tile:
         row, image = pair
         small = thumbnails.get(image.name)
-        return _tile(row, predictor, picture_of(Path(image.path)) if small is None else small)
+        return _tile(row, predictor.classes, chosen, picture_of(Path(image.path)) if small is None else small)
 
     return list(ahead(tile, islice(pairs, _PER_SHEET * _SHEETS), workers=workers))
 
 
-def _tile(row: Row, predictor: "Predictor", small: NDArray[np.uint8] | None) -> pictures.Tile:
-    probabilities = np.array(row.probabilities, dtype=np.float64)
-    order = probabilities.argsort()[::-1][:2]
-    lines = [f"{predictor.classes[k].name} {probabilities[k]:.2f}" for k in order]
-    colours = {"malignant": "#b3261e", "benign": "#2b6a4d", "indeterminate": "#8a6100"}
+def _tile(
+    row: Row, classes: Sequence[LesionClass], chosen: "Chosen | None", small: NDArray[np.uint8] | None
+) -> pictures.Tile:
+    lines, colour = decided.caption(chosen, classes, row.probabilities)
     pixels = small if small is not None else np.zeros((8, 8, 3), np.uint8)
-    return pictures.Tile(pixels, "\n".join([PurePosixPath(row.name).name, *lines]),
-                         colours[predictor.classes[int(order[0])].malignancy])  # fmt: skip
+    return pictures.Tile(pixels, "\n".join([PurePosixPath(row.name).name, *lines]), colour)
 
 
-def _write_sheets(out: Path, tiles: Sequence[pictures.Tile], workers: int) -> list[str]:
+def _write_sheets(out: Path, tiles: Sequence[pictures.Tile], legend: str, workers: int) -> list[str]:
     def write(start: int) -> str:
         name = f"sheet-{start // _PER_SHEET + 1}.png"
         part = tiles[start : start + _PER_SHEET]
         title = f"Predictions, images {start + 1} to {start + len(part)}. Research use only. Not a medical device."
-        pictures.save_png(pictures.contact_sheet(part, columns=6, side=_SIDE, title=title), out / name)
+        sheet = pictures.contact_sheet(part, columns=6, side=_SIDE, title=title, note=legend)
+        pictures.save_png(sheet, out / name)
         return name
 
     names = list(ahead(write, range(0, len(tiles), _PER_SHEET), workers=workers))
@@ -311,7 +352,9 @@ def _write_sheets(out: Path, tiles: Sequence[pictures.Tile], workers: int) -> li
     return names
 
 
-def _write_facts(outcome: PredictOutcome, job: Job, predictor: "Predictor", sheets: Sequence[str]) -> None:
+def _write_facts(
+    outcome: PredictOutcome, job: Job, predictor: "Predictor", chosen: "Chosen | None", sheets: Sequence[str]
+) -> None:
     facts = {
         "format": FORMAT,
         "model_sha256": predictor.sha256,
@@ -324,6 +367,7 @@ def _write_facts(outcome: PredictOutcome, job: Job, predictor: "Predictor", shee
         "device": predictor.forward.device.type,
         "batch_size": min(job.batch_size, predictor.forward.at_most),
         "net": predictor.forward.way,
+        "decision": decided.facts(chosen, predictor.classes, outcome.decided),
     }
     notes = ({"image": row.name, "note": note} for row in job.rows() for note in row.notes)
     seen = ({"image": row.name, "split": row.seen} for row in job.rows() if row.seen)

@@ -28,6 +28,7 @@ from dermkit import __version__
 from dermkit.ahead import cores
 from dermkit.data.images import Preprocessing
 from dermkit.data.manifest import LesionClass
+from dermkit.decided import choose_for
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import (
     make_folder,
@@ -37,8 +38,10 @@ from dermkit.files import (
 )
 from dermkit.inference import Forward, default_batch, pick_device, side_by_side
 from dermkit.listing import file_stat
+from dermkit.metrics.applied import Chosen
+from dermkit.metrics.decision import Decision, from_dict
 from dermkit.model import Net, build_net, resolve_weights
-from dermkit.modelcard import RESEARCH_ONLY, SUMS, UNSETTLED, read_card, write_card, write_sums
+from dermkit.modelcard import RESEARCH_ONLY, SUMS, UNSETTLED, read_card, settled, write_card, write_sums
 from dermkit.recipe import ModelSpec
 from dermkit.scoring import KeptPixels, Look, Scored, look_at
 
@@ -70,7 +73,10 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A verified model, ready to score. say: told when a device's memory is too small for a batch."""
+    """A verified model, ready to score. say: told when a device's memory is too small for a batch.
+
+    decision: what its validation images settled, None where they settled nothing.
+    """
 
     folder: Path
     classes: tuple[LesionClass, ...]
@@ -79,6 +85,7 @@ class Predictor:
     card: Mapping[str, Any]
     sha256: str
     say: Callable[[str], None] = lambda _line: None
+    decision: Decision | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -98,6 +105,13 @@ class Predictor:
     def probabilities(self, batch: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Score resized pixels (N, size, size, 3) uint8; returns softmax probabilities (N, classes) float64."""
         return self.forward(batch)
+
+    def chosen(self, *, at: str | None = None, refer: float | None = None) -> Chosen | None:
+        """Return what validation settled, to `apply` to `probabilities`; None where it settled nothing.
+
+        at, refer: as `dermkit predict --at --refer` take them. Raises `UsageError` for what was not settled.
+        """
+        return choose_for(self.decision, self.classes, at=at, refer=refer)
 
     def score_pixels(
         self,
@@ -247,7 +261,25 @@ def load_model(folder: Path, *, device: str = "cpu", say: Callable[[str], None] 
     if others:
         raise UntrustedError(f"{folder}: {len(members)} members; this version reads one", remedy="update dermkit")
     net = _rebuild(folder, spec, len(classes), state).to(where)
-    return Predictor(folder, classes, preprocessing, net, card, sha256_bytes(content["model.json"]), say)
+    decision = _decision_of(folder, card)
+    return Predictor(folder, classes, preprocessing, net, card, sha256_bytes(content["model.json"]), say, decision)
+
+
+def _decision_of(folder: Path, card: Mapping[str, Any]) -> Decision | None:
+    """Return what the model settled on its validation images, None where it settled nothing."""
+    try:
+        body, k = settled(card), len(card["classes"])
+        if body is None:
+            return None
+        decision = from_dict(body)
+        lengths = {len(decision.calibration.bias), len(decision.rule.least), len(decision.rule.n)}
+        if lengths != {k} or not decision.calibration.temperature > 0:
+            raise ValueError(f"it is not for {k} classes, or its temperature is not above 0")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UntrustedError(
+            f"{folder / 'model.json'}: what validation settled is broken: {error}", remedy="copy it anew"
+        ) from error
+    return decision
 
 
 def _rebuild(folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor]) -> Net:

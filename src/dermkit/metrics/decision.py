@@ -1,11 +1,11 @@
-"""What is settled on validation images and then only applied: calibration, operating points, sets of classes.
+"""What is settled on validation images and then only applied: calibration, operating points, sets, answers withheld.
 
 Settled from the validation side alone, as plain numbers; `judged` says how they do on images that had no part in it.
 The validation images also chose the epoch, so that what is promised of new images can be a little too good: the test
 side shows it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from dermkit.metrics import conformal, intervals, recalibrate, thresholds
 from dermkit.metrics.counts import Bools, Floats, Ints
+from dermkit.metrics.estimate import Estimate, undefined
 from dermkit.metrics.operating import PREVALENCES, AtThreshold, at_threshold
 from dermkit.metrics.probability import log_loss
 from dermkit.metrics.recalibrate import Calibration
@@ -23,6 +24,9 @@ FOLDS = 5
 WISHES = (("sensitivity", 0.95), ("sensitivity", 0.9), ("specificity", 0.9))
 CONFIDENCE = 0.95
 ALPHA = 0.1
+SHARES = tuple(number / 20 for number in range(19, 9, -1))
+"""Of the images, the surest: how many may be answered and the others referred, from 95 % down to 50 %."""
+
 FIGURES = (
     "loss", "brier", "ece", "ece_classwise", "calibration_slope", "calibration_intercept", "brier_malignant",
 )  # fmt: skip
@@ -34,15 +38,40 @@ FITS: Mapping[str, Callable[[Ints, Floats], Calibration]] = {
 }
 
 
+@dataclass(frozen=True)
+class Answering:
+    """Answer an image whose calibrated confidence is at least `least`, refer the others.
+
+    share: of the images, wished. answered: of the validation images; more than `share` where confidences are equal.
+    error: share of wrong answers among these; they chose the epoch and the calibration, so it is hopeful.
+    """
+
+    share: float
+    least: float
+    answered: float
+    error: Estimate
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain numbers, as model.json holds them."""
+        return {
+            "share": self.share, "least_confidence": self.least, "answered": self.answered,
+            "error": self.error.as_dict(),
+        }  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """calibration, and for each kind its validation loss out of fold; points: wish -> threshold; rule: of the sets."""
+    """calibration, and for each kind its validation loss out of fold; points: wish -> threshold; rule: of the sets.
+
+    answering: one for each of `SHARES`; none in what was settled before these were kept.
+    """
 
     calibration: Calibration
     losses: dict[str, float]
     points: tuple[tuple[str, Threshold], ...]
     rule: conformal.ConformalRule
     n: int
+    answering: tuple[Answering, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain numbers, as model.json holds them."""
@@ -54,6 +83,7 @@ class Decision:
             "conformal": {
                 "alpha": self.rule.alpha, "least": self.rule.least.tolist(), "n": self.rule.n.tolist()
             },
+            "refer": [item.as_dict() for item in self.answering],
             "validation_images": self.n,
         }  # fmt: skip
 
@@ -83,7 +113,17 @@ def from_dict(body: Mapping[str, Any]) -> Decision:
             float(rule["alpha"]), np.array(rule["least"], dtype=np.float64), np.array(rule["n"], dtype=np.int64)
         ),
         int(body["validation_images"]),
+        tuple(_answering_from(item) for item in body.get("refer", ())),
     )
+
+
+def _answering_from(item: Mapping[str, Any]) -> Answering:
+    error = item["error"]
+    bounds = None if error["ci95"] is None else (float(error["ci95"][0]), float(error["ci95"][1]))
+    estimate = Estimate(
+        float(error["value"]), bounds, int(error["n"]), str(error["method"]), str(error.get("reason", ""))
+    )
+    return Answering(float(item["share"]), float(item["least_confidence"]), float(item["answered"]), estimate)
 
 
 def decide(validation: Scored, *, wishes: Sequence[tuple[str, float]] = WISHES, alpha: float = ALPHA) -> Decision:
@@ -99,6 +139,7 @@ def decide(validation: Scored, *, wishes: Sequence[tuple[str, float]] = WISHES, 
     return Decision(
         calibration, losses, points_for(settled, wishes),
         conformal.calibrate(settled.true, settled.probabilities, alpha=alpha), len(validation.true),
+        tuple(_answering(settled, SHARES)),
     )  # fmt: skip
 
 
@@ -180,7 +221,7 @@ def judged(
         "operating_points": points,
         "no_operating_points": missing,
         "conformal": _conformal(decision.rule, settled),
-        "refer": _refer(settled),
+        "refer": _refer(decision, settled),
     }
 
 
@@ -233,15 +274,45 @@ def _conformal(rule: conformal.ConformalRule, settled: Scored) -> dict[str, Any]
     return {"promised": 1 - rule.alpha, "per_class": classes, "sizes": sizes.tolist()}
 
 
-def _refer(settled: Scored) -> dict[str, Any]:
-    """Return the error rate when only the surest images are answered, at a few shares, and the area under it."""
+def _answering(settled: Scored, shares: Sequence[float]) -> Iterator[Answering]:
+    """Yield for each share what the surest images of that share are and how often they are answered wrongly."""
     right = settled.true == settled.predicted
     curve = conformal.risk_coverage(settled.confidence, right)
-    shares = {}
-    for share in (1.0, 0.9, 0.8, 0.7, 0.5):
+    for share in shares:
         at = int(np.searchsorted(curve.coverage, share - 1e-12))
         answered = settled.confidence >= curve.confidence[at]
         wrong = intervals.proportion_estimate(~right[answered], settled.groups[answered])
-        shares[f"{share:g}"] = {**wrong.as_dict(), "answered": float(curve.coverage[at]),
-                                "least_confidence": float(curve.confidence[at])}  # fmt: skip
-    return {"area": curve.area(), "error_when_answering": shares}
+        yield Answering(share, float(curve.confidence[at]), float(curve.coverage[at]), wrong)
+
+
+def _refer(decision: Decision, settled: Scored) -> dict[str, Any]:
+    """Return the error rate when only the surest images are answered, at a few shares, and the area under it.
+
+    `settled`: the same from the confidences on that validation settled, which `dermkit predict --refer` goes by.
+    """
+    right = settled.true == settled.predicted
+    shares = {
+        f"{item.share:g}": {
+            **item.error.as_dict(), "answered": item.answered, "least_confidence": item.least
+        }
+        for item in _answering(settled, (1.0, 0.9, 0.8, 0.7, 0.5))
+    }  # fmt: skip
+    return {
+        "area": conformal.risk_coverage(settled.confidence, right).area(),
+        "error_when_answering": shares,
+        "settled": [_at_confidence(item, settled, right) for item in decision.answering],
+    }
+
+
+def _at_confidence(item: Answering, settled: Scored, right: Bools) -> dict[str, Any]:
+    """Return how many images a confidence of validation answers here, and how often wrongly."""
+    answered = settled.confidence >= item.least
+    error = (
+        intervals.proportion_estimate(~right[answered], settled.groups[answered])
+        if answered.any()
+        else undefined(0, "no image is that sure")
+    )
+    share = intervals.proportion_estimate(answered, settled.groups)
+    return {
+        "share": item.share, "least_confidence": item.least, "answered": share.as_dict(), "error": error.as_dict()
+    }  # fmt: skip

@@ -1,0 +1,371 @@
+"""decided.csv: what a prediction says beyond probabilities, the same as evaluate says of the same images."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import Cli
+from dermkit import parts, workflow
+from dermkit.data.manifest import LesionClass, Malignancy
+from dermkit.decided import caption, choose_for, columns, legend, write_decided
+from dermkit.errors import Interrupted, UntrustedError, UsageError
+from dermkit.external import SPLIT
+from dermkit.metrics.applied import Chosen
+from dermkit.metrics.decision import Decision, calibrated, decide, from_dict
+from dermkit.metrics.scored import Scored
+from dermkit.modelcard import settle
+from dermkit.predict import PredictOutcome, predict
+from dermkit.predictions import groups_of, read_predictions, scored_of
+from dermkit.predictor import load_model, write_sums
+from dermkit.watch import Watch
+from test_applied import settled
+
+SIDES: tuple[tuple[str, Malignancy], ...] = (
+    ("naevus", "benign"), ("melanoma", "malignant"), ("malignant", "malignant"),
+)  # fmt: skip
+CLASSES = tuple(LesionClass(name, "", side) for name, side in SIDES)
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.name != ".lock"}
+
+
+def bare(image_id: str) -> str:
+    """Return what predict calls an image that the data set knows by its folders too."""
+    return image_id.rsplit("/", 1)[-1]
+
+
+def of_many(p: np.ndarray[Any, np.dtype[np.float64]]) -> Decision:
+    """Return what 400 made validation images settle whose probabilities lie about where the net's do."""
+    rng = np.random.default_rng(0)
+    middle, spread = p.mean(), p.std()
+    q = np.clip(rng.normal(middle, 1.5 * spread, 400), 0.01, 0.99)
+    true = (rng.random(400) < 1 / (1 + np.exp(-1.7 * (q - middle) / spread))).astype(np.int64)
+    made, sides = np.stack([1 - q, q], axis=1), np.array([False, True])
+    return decide(Scored(["benign", "malignant"], sides, true, made.argmax(axis=1), made, np.arange(400)))
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the trained model with enough settled: its own ten validation images promise nothing."""
+    folder = Path(shutil.copytree(trained / "model", tmp_path_factory.mktemp("settled") / "model"))
+    run = read_predictions(trained / "predictions.csv", ["benign", "malignant"])
+    settle(folder, of_many(run["p_malignant"].to_numpy(dtype=np.float64)).as_dict())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(binary: Path) -> list[str]:
+    data = workflow.load_dataset(binary)
+    return [str(data.path_of(image_id)) for image_id in data.manifest["image_id"]]
+
+
+@pytest.fixture(scope="module")
+def out(model: Path, images: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predictions")
+    predict(model, images, out=folder, at="sensitivity=.9", refer=0.8)
+    return folder
+
+
+def rewrite(model: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    card = json.loads((model / "model.json").read_text())
+    change(card)
+    (model / "model.json").write_text(json.dumps(card))
+    write_sums(model)
+
+
+# The same as evaluate has -----------------------------------------------------------------------------------------
+
+
+def test_predict_decides_what_evaluate_computes_from_the_run(trained: Path, model: Path, out: Path) -> None:
+    decision = load_model(model).decision
+    assert decision is not None and decision.calibration.kind != "none"
+    classes = load_model(model).classes
+    run = read_predictions(trained / "predictions.csv", [item.name for item in classes])
+    test = run[run["split"] == "test"].sort_values("image_id")
+    expected = calibrated(scored_of(test, classes, groups_of(trained, None)), decision.calibration)
+    found = pd.read_csv(out / "decided.csv").set_index("image_id").loc[test["image_id"].map(bare)]
+    assert len(found) > 10
+    np.testing.assert_allclose(found[["p_benign", "p_malignant"]], expected.probabilities, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["malignant_probability"], expected.p_malignant, rtol=0, atol=1e-5)
+    for rate, point in decision.points:
+        clear = np.abs(expected.p_malignant - point.value) > 1e-5
+        called = found[f"positive_at_{rate}_{point.wish:g}"] == "yes"
+        assert (called == (expected.p_malignant >= point.value))[clear].all()
+    inside = decision.rule.sets(expected.probabilities)
+    assert found["set_size"].tolist() == inside.sum(axis=1).tolist()
+
+
+def test_predict_and_evaluate_on_other_data_agree(model: Path, binary: Path, out: Path, tmp_path: Path) -> None:
+    data = workflow.load_dataset(binary)
+    folder = workflow.evaluate(model, on=data, out=tmp_path / "other").parent
+    told = json.loads((folder / "metrics.json").read_text())["splits"][SPLIT]["decided"]
+    found = pd.read_csv(out / "decided.csv").set_index("image_id")
+    label = data.manifest.set_index(data.manifest["image_id"].map(bare))["label"].loc[found.index]
+    ill = (label == "malignant").to_numpy()
+    assert len(found) == len(data.manifest) == 48
+    assert told["conformal"]["sizes"] == np.bincount(found["set_size"], minlength=3).tolist()
+    assert len(told["operating_points"]) == 3
+    for item in told["operating_points"]:
+        called = (found[f"positive_at_{item['wish'].replace(' ', '_')}"] == "yes").to_numpy()
+        assert item["sensitivity"]["value"] == pytest.approx(called[ill].mean(), abs=1e-12)
+        assert item["specificity"]["value"] == pytest.approx((~called[~ill]).mean(), abs=1e-12)
+    covered = [name in inside.split("; ") for name, inside in zip(label, found["classes"], strict=True)]
+    for name, item in told["conformal"]["per_class"].items():
+        assert item["value"] == pytest.approx(np.array(covered)[label == name].mean(), abs=1e-12)
+    p_true = np.where(ill, found["p_malignant"], found["p_benign"])
+    assert told["calibrated"]["metrics"]["loss"]["value"] == pytest.approx(-np.log(p_true).mean(), abs=1e-5)
+    (refer,) = (item for item in told["refer"]["settled"] if item["share"] == 0.8)
+    assert refer["answered"]["value"] == pytest.approx((found["answer"] == "answered").mean(), abs=1e-12)
+
+
+# The files --------------------------------------------------------------------------------------------------------
+
+
+def test_predictions_stay_as_they_were_and_predict_json_says_what_was_applied(
+    trained: Path, model: Path, images: list[str], out: Path, tmp_path: Path
+) -> None:
+    predict(trained, images, out=tmp_path)
+    assert (tmp_path / "predictions.csv").read_bytes() == (out / "predictions.csv").read_bytes()
+    found, card = pd.read_csv(out / "decided.csv"), json.loads((model / "model.json").read_text())
+    facts = json.loads((out / "predict.json").read_text())["decision"]
+    assert facts["calibration"] == card["calibration"]
+    assert facts["operating_points"] == card["operating_points"]
+    assert facts["operating_point"] == {**card["operating_points"][1], "chosen": "named by --at"}
+    assert facts["operating_point"]["kept"] and facts["operating_point"]["n"] > 100
+    assert (found["positive"] == found["positive_at_sensitivity_0.9"]).all()
+    assert facts["positive"] == (found["positive"] == "yes").sum() > 0
+    assert facts["refer"]["referred"] == (found["answer"] == "referred").sum() > 0
+    assert facts["refer"]["share"] == 0.8
+    assert facts["sets"]["sizes"] == np.bincount(found["set_size"], minlength=3).tolist()
+    assert facts["validation_images"] == 400
+    assert "drawn like the validation images" in facts["holds_for"]
+    assert facts["cautions"] == []
+    predict(model, images[:3], out=tmp_path)
+    facts = json.loads((tmp_path / "predict.json").read_text())["decision"]
+    assert facts["operating_point"]["chosen"] == "the first whose promise is kept"
+    assert (facts["operating_point"]["wish"], facts["refer"]) == ("sensitivity 0.95", None)
+    assert pd.read_csv(tmp_path / "decided.csv")["answer"].isna().all()
+
+
+def test_a_stopped_prediction_goes_on_and_decides_the_same(
+    model: Path, images: list[str], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "PART_IMAGES", 8)
+
+    def pressed(_what: str, done: int, _total: int) -> None:
+        if done > 20:
+            raise KeyboardInterrupt
+
+    def again(watch: Watch | None = None, **asked: Any) -> PredictOutcome:
+        return predict(model, images, out=tmp_path, batch_size=16, watch=watch, **asked)
+
+    with pytest.raises(Interrupted):
+        again(Watch(step=pressed))
+    assert not (tmp_path / "decided.csv").exists()
+    with pytest.raises(UsageError, match=r"settled: sensitivity 0\.95"):
+        again(at="sensitivity=.8")
+    said: list[str] = []
+    again(Watch(say=said.append), at="sensitivity=.9", refer=0.8)
+    assert said[0].startswith("going on"), "what is asked of the decision needs no image scored anew"
+    assert content(tmp_path) == content(out)
+
+
+def test_rows_come_in_pieces_and_every_class_may_be_called_malignant(tmp_path: Path) -> None:
+    chosen = Chosen(settled(), np.array([False, True, True]), 1, False, None)
+    p = np.random.default_rng(0).dirichlet([1, 1, 1], 2500)
+    items = ((f"i{row}", f"a/{row}.png", [repr(value) for value in p[row].tolist()]) for row in range(2500))
+    decided = write_decided(tmp_path / "decided.csv", chosen, CLASSES, items)
+    names = columns(chosen, CLASSES)
+    assert len(set(names)) == len(names), "a class may be called malignant"
+    found, expected = pd.read_csv(tmp_path / "decided.csv", keep_default_na=False), chosen.apply(p)
+    assert tuple(found.columns) == names
+    assert np.array_equal(found[["p_naevus", "p_melanoma", "p_malignant"]].to_numpy(), expected.probabilities)
+    assert np.array_equal(found["malignant_probability"].to_numpy(), expected.p_malignant)
+    assert (found["positive"] == "yes").tolist() == expected.positive[:, 1].tolist()
+    assert decided.positive == expected.positive[:, 1].sum()
+    whole = [name for name, size in zip(found["classes"], found["set_size"], strict=True) if size == 3]
+    assert set(whole) <= {"naevus; melanoma; malignant"}
+    empty = found[found["set_size"] == 0]
+    assert set(empty["classes"]) <= {""}
+    assert sum(decided.sizes.values()) == 2500
+
+
+def test_a_class_table_with_one_side_has_no_calls(tmp_path: Path) -> None:
+    benign = tuple(LesionClass(item.name, "", "benign") for item in CLASSES)
+    body = {**settled().as_dict(), "operating_points": []}
+    chosen = choose_for(from_dict(body), benign)
+    assert chosen is not None and not chosen.two_sided
+    assert not [name for name in columns(chosen, benign) if "positive" in name or name == "malignant_probability"]
+    decided = write_decided(tmp_path / "d.csv", chosen, benign, [("i", "i.png", ["0.5", "0.25", "0.25"])])
+    assert (decided.at, decided.cautions) == ("", ())
+    with pytest.raises(UsageError, match="no two sides") as caught:
+        choose_for(from_dict(body), benign, at="sensitivity=.95")
+    assert caught.value.remedy == "leave --at out"
+
+
+# What was not settled ---------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_wish_is_refused_with_the_settled_ones(model: Path, images: list[str], tmp_path: Path) -> None:
+    for wrong in ("sensitivity=.8", "specificity=.95", "sensitivity", "95", "sensitivity=high", ""):
+        with pytest.raises(UsageError) as caught:
+            predict(model, images, out=tmp_path / "out", at=wrong)
+        text = str(caught.value)
+        assert "sensitivity 0.95 (promised with 95 % confidence, on " in text, wrong
+        assert "specificity 0.9 (promised" in text
+        assert '--at "sensitivity=0.95"' in text
+    for share in (0.81, 0.0, 1.5, float("nan")):
+        with pytest.raises(UsageError, match="--refer") as caught:
+            predict(model, images, out=tmp_path / "out", refer=share)
+        assert "one of 0.95, 0.9, 0.85" in caught.value.remedy
+    assert not (tmp_path / "out").exists(), "nothing is begun"
+
+
+def test_points_without_a_promise_answer_only_when_they_are_named(
+    trained: Path, images: list[str], tmp_path: Path
+) -> None:
+    outcome = predict(trained, images[:4], out=tmp_path)
+    assert outcome.decided is not None
+    (caution,) = outcome.decided.cautions
+    assert "no operating point is promised" in caution
+    frame = pd.read_csv(tmp_path / "decided.csv", keep_default_na=False)
+    assert set(frame["positive"]) == {""}
+    assert set(frame["set_size"]) == {2}, "five images of a class leave it in every set"
+    assert json.loads((tmp_path / "predict.json").read_text())["decision"]["sets"]["in_every_set"] == [
+        "benign", "malignant",
+    ]  # fmt: skip
+    named = predict(trained, images[:4], out=tmp_path, at="sensitivity 0.9").decided
+    assert named is not None
+    assert named.at == "sensitivity 0.9"
+    assert named.cautions == (
+        "sensitivity 0.9 is not promised: 5 independent malignant validation images, too few",
+    )
+    assert set(pd.read_csv(tmp_path / "decided.csv")["positive"]) <= {"yes", "no"}
+
+
+def first_format(card: dict[str, Any]) -> None:
+    for name in ("conformal", "validation_images", "refer"):
+        del card[name]
+    card |= {"format": 1, "calibration": {"method": "none", "temperature": 1.0}, "operating_points": []}
+
+
+def never_evaluated(card: dict[str, Any]) -> None:
+    card |= {"calibration": {"kind": "none"}, "operating_points": [], "conformal": None}
+
+
+@pytest.mark.parametrize("change", [first_format, never_evaluated])
+def test_a_model_that_settled_nothing_predicts_as_before(
+    model: Path, images: list[str], tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    older = Path(shutil.copytree(model, tmp_path / "model"))
+    out = tmp_path / "out"
+    predict(model, images[:3], out=out)
+    before = (out / "predictions.csv").read_bytes()
+    rewrite(older, change)
+    outcome = predict(older, images[:3], out=out)
+    assert outcome.decided is None
+    assert (out / "predictions.csv").read_bytes() == before
+    assert not (out / "decided.csv").exists(), "the earlier one is of another model"
+    facts = json.loads((out / "predict.json").read_text())["decision"]
+    assert facts == {"file": None, "why": "the model settled nothing on validation images"}
+    for asked in ({"at": "sensitivity=.95"}, {"refer": 0.8}):
+        with pytest.raises(UsageError, match="settled nothing on validation images"):
+            predict(older, images[:3], out=out, **asked)
+
+
+def test_a_model_without_confidences_refers_nothing_and_says_so(
+    model: Path, images: list[str], binary: Path, tmp_path: Path
+) -> None:
+    older = Path(shutil.copytree(model, tmp_path / "model"))
+    rewrite(older, lambda card: card.pop("refer"))
+    with pytest.raises(UsageError, match="does not hold from which confidence"):
+        predict(older, images, out=tmp_path / "out", refer=0.8)
+    outcome = predict(older, images[:3], out=tmp_path / "out", at="sensitivity=.9")
+    assert outcome.decided is not None and not outcome.decided.refers
+    folder = workflow.evaluate(older, on=workflow.load_dataset(binary), out=tmp_path / "other").parent
+    assert json.loads((folder / "metrics.json").read_text())["splits"][SPLIT]["decided"]["refer"]["settled"] == []
+    settle(older, json.loads((model / "model.json").read_text()))
+    assert load_model(older).decision is not None
+    assert (older / "model.json").read_text().count('"share"') == 10
+
+
+def shorter_shift(card: dict[str, Any]) -> None:
+    card["calibration"]["bias"].pop()
+
+
+def no_temperature(card: dict[str, Any]) -> None:
+    card["calibration"]["temperature"] = 0
+
+
+def no_rule(card: dict[str, Any]) -> None:
+    del card["conformal"]
+
+
+def words(card: dict[str, Any]) -> None:
+    card["operating_points"][0]["value"] = "high"
+
+
+@pytest.mark.parametrize("change", [shorter_shift, no_temperature, no_rule, words])
+def test_a_broken_decision_is_not_trusted(
+    model: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    spoilt = Path(shutil.copytree(model, tmp_path / "model"))
+    rewrite(spoilt, change)
+    with pytest.raises(UntrustedError, match="what validation settled is broken"):
+        load_model(spoilt)
+
+
+# For people -------------------------------------------------------------------------------------------------------
+
+
+def test_a_sheet_says_what_was_called_and_by_what() -> None:
+    chosen = Chosen(settled(), np.array([False, True, True]), 1, False, settled().answering[0])
+    text = legend(chosen)
+    assert "calibrated on 100 validation images" in text
+    assert (
+        "at sensitivity 0.9, promised with 95 % confidence, on 40 independent malignant validation images" in text
+    )
+    assert "less sure than 0.60, which 81 % of the validation images reached" in text
+    lines, red = caption(chosen, CLASSES, ["0.2", "0.7", "0.1"])
+    assert lines == ["POSITIVE", "melanoma 0.91", "naevus 0.07", "malignant in all 0.93"]
+    lines, green = caption(chosen, CLASSES, ["0.9", "0.1", "0.0"])
+    assert lines[:2] == ["negative", "naevus 0.99"]
+    lines, amber = caption(chosen, CLASSES, ["0.4", "0.2", "0.4"])
+    assert lines[0] == "REFERRED (positive)"
+    assert len({red, green, amber}) == 3
+    lines, _ = caption(chosen, CLASSES, ["0.5", "0.25", "0.25"])
+    assert lines[-1] == "set: naevus, malignant"
+    assert "not calibrated" in legend(None)
+    assert caption(None, CLASSES, ["0.2", "0.7", "0.1"])[0] == ["melanoma 0.70", "naevus 0.20"]
+    unpromised = Chosen(settled(kept=(False, False)), np.array([False, True, True]), None, False, None)
+    assert "none called positive" in legend(unpromised)
+    assert caption(unpromised, CLASSES, ["0.2", "0.7", "0.1"])[0][0] == "melanoma 0.91"
+
+
+def test_the_same_code_serves_probabilities_in_python(model: Path, out: Path) -> None:
+    predictor = load_model(model)
+    chosen = predictor.chosen(at="sensitivity=.9", refer=0.8)
+    assert chosen is not None
+    raw = pd.read_csv(out / "predictions.csv", dtype=str)[["p_benign", "p_malignant"]].astype(float).to_numpy()
+    found, frame = chosen.apply(raw), pd.read_csv(out / "decided.csv")
+    assert (frame["positive"] == "yes").tolist() == found.positive[:, 1].tolist()
+    assert (frame["answer"] == "answered").tolist() == found.answered.tolist()
+
+
+def test_the_command_takes_both_options(cli: Cli, model: Path, images: list[str], tmp_path: Path) -> None:
+    done = cli("predict", model, *images[:6], "--out", "out", "--at", "sensitivity=.9", "--refer", "0.8")
+    assert done.returncode == 0, done.stderr
+    assert " positive at sensitivity 0.9, " in done.stdout
+    assert "referred: out/decided.csv" in done.stdout
+    assert len(pd.read_csv(tmp_path / "out" / "decided.csv")) == 6
+    wrong = cli("predict", model, *images[:6], "--out", "new", "--at", "sensitivity=.5")
+    assert wrong.returncode == 2
+    assert "It settled: sensitivity 0.95 (promised" in wrong.stderr
+    assert not (tmp_path / "new").exists()
