@@ -12,6 +12,10 @@ MAP_HELP = (
     '{"format": 1, "classes": {"THEIR LABEL": "TARGET or null"}, "model": {"MODEL CLASS": "TARGET"}}.'
 )
 
+OPEN_HELP = (
+    "The run's data set: score its sealed test side now. Every opening is logged and counted (docs/seal.md)."
+)
+
 
 def evaluate(
     target: Annotated[Path | None, typer.Argument(help="A run folder, or a model folder with --on.")] = None,
@@ -23,13 +27,17 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write into (with --on, --predictions).")
     ] = None,
+    open_test: Annotated[Path | None, typer.Option("--open-test", help=OPEN_HELP)] = None,
 ) -> None:
     """Evaluate a run again, its model on another data set, or predictions of another tool."""
     from dermkit import workflow
 
     other = workflow.load_dataset(on) if on else None
+    sealed = workflow.load_dataset(open_test) if open_test else None
     with watching() as watch:
-        path = workflow.evaluate(target, on=other, mapping=mapping, predictions=predictions, out=out, watch=watch)
+        path = workflow.evaluate(
+            target, on=other, mapping=mapping, predictions=predictions, out=out, open_test=sealed, watch=watch
+        )
     typer.echo(str(path))
 
 

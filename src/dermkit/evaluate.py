@@ -40,6 +40,7 @@ SETTLES = "validation"
 """The side that calibration, operating points and sets are settled on."""
 
 SPLIT_ORDER = ("train", "validation", "test")
+SEAL_FACTS = ("name", "date", "n", "opening", "openings")
 CARRIED = ("mapping", "unmapped", "overlap")
 """What run.json says of a model on another data set and metrics.json repeats."""
 
@@ -56,6 +57,7 @@ def evaluate_predictions(
     train_counts: Mapping[str, int] | None = None,
     attributes: pd.DataFrame | None = None,
     decision: Decision | None = None,
+    settle_alone: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return the body of metrics.json for checked predictions, independent of the order of their rows.
@@ -63,7 +65,8 @@ def evaluate_predictions(
     groups: image_id -> what is drawn together (lesion or patient); None takes every image as independent and warns.
     train_counts: images per class in training, for the baselines. attributes: by image_id, for figures by age, sex,
     site and skin type. decision: what a model settled before; without one, validation settles it for the other
-    splits. Raises `DataError` for an image without group.
+    splits; settle_alone: also where there is no other yet, since the test side is sealed. Raises `DataError` for an
+    image without group.
     """
     predictions = check_predictions(predictions, [item.name for item in classes])
     found = set(predictions["split"])
@@ -84,7 +87,7 @@ def evaluate_predictions(
             splits[name]["subgroups"] = _subgroups(scored, part, attributes)
         if made is not None:
             splits[name]["decided"] = judged(made, scored, summarise=summarise, seed=seed)
-        elif name == SETTLES and len(order) > 1:
+        elif name == SETTLES and (len(order) > 1 or settle_alone):
             made = decide(scored)
     return {
         "classes": [item.name for item in classes],
@@ -164,6 +167,7 @@ def write_evaluation(
     colour: pd.DataFrame | None = None,
     attributes: pd.DataFrame | None = None,
     decision: Decision | None = None,
+    settle_alone: bool = False,
     seed: int = 0,
 ) -> Path:
     """Evaluate, write `metrics.json` and `figures/*` in `folder`, return the path of metrics.json.
@@ -173,7 +177,7 @@ def write_evaluation(
     """
     body = evaluate_predictions(
         predictions, classes=classes, groups=groups, train_counts=train_counts, attributes=attributes,
-        decision=decision, seed=seed,
+        decision=decision, settle_alone=settle_alone, seed=seed,
     )  # fmt: skip
     if body["decision"] is not None:
         write_json(folder / DECISION, body["decision"], format=DECISION_FORMAT)
@@ -231,6 +235,8 @@ def evaluate_run(run: Path, dataset: Dataset | None = None) -> Path:
     split = about.get("split", {})
     leaks = split.get("leaks", {})
     extra: dict[str, Any] = {"leaks": leaks} | {key: about[key] for key in CARRIED if key in about}
+    if seal := _seal_of(run):
+        extra["seal"] = seal
     if (run / "log.csv").exists():
         extra["overfitting"] = diagnose_overfitting(read_table(run / "log.csv"))
     write_lint(run, [*about.get("lint", []), *_lint(run, about, predictions, classes, dataset)])
@@ -245,7 +251,15 @@ def evaluate_run(run: Path, dataset: Dataset | None = None) -> Path:
         colour=_colour_of(run, [item.name for item in classes]),
         attributes=_attributes_of(run, dataset),
         decision=_decision_of(about, run),
+        settle_alone=bool(seal),
     )
+
+
+def _seal_of(run: Path) -> dict[str, Any]:
+    """Return what metrics.json says of a sealed test side, {} where it is not; opening: None = not scored."""
+    path = run / "seal.json"
+    kept = read_json(path, format=RUN_FORMAT, error=DataError) if path.exists() else {}
+    return {key: len(kept[key]) if key == "openings" else kept[key] for key in SEAL_FACTS} if kept else {}
 
 
 def _attributes_of(run: Path, dataset: Dataset | None) -> pd.DataFrame | None:

@@ -25,6 +25,7 @@ from dermkit.predictions import (
 )
 from dermkit.recipe import FORMAT as RECIPE_FORMAT
 from dermkit.report import write_report
+from dermkit.sealed import Logged, end_openings, log_looks, looks_in_words
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
@@ -34,10 +35,19 @@ SPLIT = "test"
 """All images of the other data set are test images."""
 
 
-def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Path | None, watch: Watch) -> Path:
+def evaluate_on(
+    target: Path,
+    dataset: Dataset,
+    *,
+    mapping: Path | None,
+    out: Path | None,
+    watch: Watch,
+    open_test: bool = False,
+) -> Path:
     """Score every image of `dataset` with the model of `target`, evaluate in common classes; returns the report.
 
     Writes a folder like a run's: predictions.csv (in the target classes), unmapped.csv, metrics.json, report.html.
+    open_test: sealed test images of the data set may be scored; that is logged in their seal.
     """
     from dermkit.predictor import load_model
 
@@ -50,7 +60,9 @@ def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Pa
     folder = out or _default_out(target, dataset, classes)
     check_output(folder, marker="unmapped.csv", what="an evaluation on other data")
     check_writable(folder)
+    opened = _log_looks(predictor, dataset, open_test)
     scored = _score(predictor, dataset, watch)
+    end_openings(dataset, opened)
     remapped = remap_predictions(scored, classes)
     kept = remapped.predictions
     names = [item.name for item in classes.targets]
@@ -64,6 +76,7 @@ def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Pa
         folder / "unmapped.csv", ("image_id", "path", "label"), remapped.unmapped_images.to_numpy().tolist()
     )
     facts = _facts(predictor, dataset, classes, remapped.unmapped, len(kept))
+    facts["warnings"] += looks_in_words(dataset, opened)
     for warning in facts["warnings"]:
         watch.say(f"warning: {warning}")
     write_json(folder / "run.json", facts, format=1)
@@ -74,10 +87,21 @@ def evaluate_on(target: Path, dataset: Dataset, *, mapping: Path | None, out: Pa
     return write_report(folder, images_root=dataset.images)
 
 
+def _run_of(target: Path) -> Path:
+    return target.parent if target.name == "model" else target
+
+
 def _default_out(target: Path, dataset: Dataset, classes: ClassMapping) -> Path:
-    run = target.parent if target.name == "model" else target
+    run = _run_of(target)
     mark = fingerprint(dataset.manifest_sha256, asdict(classes))
     return run / "external" / f"{dataset.name}-{mark}"
+
+
+def _log_looks(predictor: "Predictor", dataset: Dataset, allowed: bool) -> list[Logged]:
+    return log_looks(
+        dataset, dataset.manifest["image_id"], allowed=allowed, model=predictor.folder, how="--on",
+        recipe=str(predictor.card["recipe"].get("name", "")), run=_run_of(predictor.folder).name,
+    )  # fmt: skip
 
 
 def _score(predictor: "Predictor", dataset: Dataset, watch: Watch) -> pd.DataFrame:
