@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -339,28 +342,32 @@ def test_an_older_log_put_back_is_noticed(here: tuple[Path, Path]) -> None:
 # Killed, and together -------------------------------------------------------------------------------------------------
 
 
-def test_an_opening_that_is_killed_before_it_scores_counts(
-    here: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dermkit import judging, unseal
+from dermkit.data.manifest import load_dataset
+unseal.score_sides = lambda *_args, **_named: os.kill(os.getpid(), signal.SIGKILL)
+judging.evaluate(Path(sys.argv[1]), open_test=load_dataset(Path(sys.argv[2])))
+"""
+
+
+def test_an_opening_that_is_killed_before_it_scores_counts(here: tuple[Path, Path]) -> None:
     data, run = here
     before = (run / "predictions.csv").read_bytes()
-
-    def killed(*_args: object, **_named: object) -> None:
-        assert len(read_seal(seal_file(data)).openings) == 1, "on disk before the first score"
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(unseal, "score_sides", killed)
-    with pytest.raises(KeyboardInterrupt):
-        open_test(run, data)
+    done = subprocess.run([sys.executable, "-c", KILLED, run, data], check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL
     (logged,) = read_seal(seal_file(data)).openings
     assert not logged.finished
     assert (run / "predictions.csv").read_bytes() == before
     workflow.evaluate(run)
-    assert "Opening 1 of the test side was logged and did not end" in (run / "report.html").read_text()
-    monkeypatch.undo()
+    report = (run / "report.html").read_text()
+    assert "Opening 1 of the test side was logged and did not end" in report
+    assert "was not scored" in report
     open_test(run, data)
     assert [item.finished for item in read_seal(seal_file(data)).openings] == [False, True]
-    assert "opened 2 times" in (run / "report.html").read_text()
+    (warn,) = [item for item in warnings(read_run(run)) if "opened 2 times" in item.text]
+    assert warn.level == "serious", "one run that looked twice is no repeat"
 
 
 def test_two_openings_at_once_are_both_logged(here: tuple[Path, Path], tmp_path: Path) -> None:
