@@ -94,7 +94,7 @@ def test_the_whole_way_on_the_command_line(cli: Cli, binary: Path, tiny: Recipe,
     done = cli("split", data, "--name", "held", "--validation", "0.25", "--test", "0.25", "--seal")
     assert done.returncode == 0, done.stderr
     assert "test side sealed on 20" in done.stdout
-    assert "opened 0 times" in done.stdout
+    assert "openings so far: 0" in done.stdout
     done = cli("train", tmp_path / "tiny.json", data, "--split", "held", "--out", "runs", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "test side sealed (" in done.stderr
@@ -206,6 +206,7 @@ def test_a_sealed_run_scores_no_test_image_and_says_so(here: tuple[Path, Path]) 
     workflow.report(run)
     again = (run / "report.html").read_text()
     assert "The test side is sealed" in again
+    assert "Nobody had opened the test side when it was trained" in again
 
 
 def test_sealed_and_opened_is_scored_as_if_it_had_never_been_sealed(

@@ -137,7 +137,7 @@ def split(
     for note in made.notes:
         typer.echo(f"note: {note}")
     if sealed := workflow.seal_of(data, made):
-        opened = f"opened {len(sealed.openings)} times"
+        opened = f"openings so far: {len(sealed.openings)}"
         typer.echo(f"test side sealed on {sealed.date[:10]} as {sealed.name}, {opened}: {len(sealed.rows)} images")
     typer.echo(str(dataset / "splits" / f"{made.name}.csv"))
 
