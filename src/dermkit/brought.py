@@ -25,6 +25,7 @@ from dermkit.evaluate import evaluate_run
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file, write_json
 from dermkit.predictions import PREFIX, check_predictions, write_groups, write_predictions
 from dermkit.report import write_report
+from dermkit.sealed import end_openings, log_looks, looks_in_words
 from dermkit.settled import check_asked
 from dermkit.watch import Watch
 
@@ -51,11 +52,18 @@ class _Brought:
 
 
 def evaluate_brought(
-    file: Path, *, on: Dataset | None, out: Path | None, watch: Watch, asked: Asked = NOTHING
+    file: Path,
+    *,
+    on: Dataset | None,
+    out: Path | None,
+    watch: Watch,
+    asked: Asked = NOTHING,
+    open_test: bool = False,
 ) -> Path:
     """Evaluate a table of predictions; returns the report's path.
 
-    Raises `DataError` naming the rows or columns that cannot be used, `UsageError` or `OutputError` for the folder.
+    open_test: sealed test images of the data set may be evaluated; that is logged in their seal. Raises `DataError`
+    naming the rows or columns that cannot be used, `UsageError` or `OutputError` for the folder.
     """
     if not file.is_file():
         raise DataError(f"{file}: there is no such file", kept="nothing was written", remedy="check the path")
@@ -67,9 +75,17 @@ def evaluate_brought(
     names = [item.name for item in classes]
     frame = check_predictions(_normalised(frame, names), names, where=str(file))
     check_asked(asked, set(frame["split"]))
+    opened = (
+        []
+        if on is None
+        else log_looks(
+            on, frame["image_id"], allowed=open_test, model=folder, how="--predictions", recipe=file.name, run=""
+        )
+    )
     write_predictions(folder / "predictions.csv", names, frame.to_numpy(dtype=object).tolist())
     _write_groups(folder, brought, frame, on)
     facts = _facts(file, frame, classes, on)
+    facts["warnings"] += [] if on is None else looks_in_words(on, opened)
     for warning in facts["warnings"]:
         watch.say(f"warning: {warning}")
     write_json(folder / "run.json", facts, format=FORMAT)
@@ -77,6 +93,8 @@ def evaluate_brought(
     if on is not None:
         write_json(folder / "location.json", {"images": str(on.images.resolve())}, format=FORMAT)
     evaluate_run(folder, on, asked=asked)
+    if on is not None:
+        end_openings(on, opened)
     return write_report(folder, images_root=None if on is None else on.images)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from dermkit.metrics.power import best_of_chance
+
 if TYPE_CHECKING:
     from dermkit.findings import Run
 
@@ -13,6 +15,9 @@ FEW = 10
 
 UNSTABLE = "Training was not stable"
 """How a run's own warning begins that is a serious one."""
+
+SERIOUS = (UNSTABLE, "Sealed test images")
+"""How the lines of a run's own files begin that are serious in any run."""
 
 Level = Literal["serious", "note", "data"]
 
@@ -31,7 +36,13 @@ class Warn:
 
 def warnings(run: "Run") -> list[Warn]:
     """Return every warning once, in the order serious, note, data."""
-    own = [*_leak_warnings(run), *_audit_warnings(run), *_class_warnings(run), *_other_warnings(run)]
+    own = [
+        *_leak_warnings(run),
+        *_seal_warnings(run),
+        *_audit_warnings(run),
+        *_class_warnings(run),
+        *_other_warnings(run),
+    ]
     said = tuple(warn.replaces for warn in own if warn.replaces) + (
         () if run.leaks.get("total") else ("the split leaks",)
     )
@@ -39,7 +50,7 @@ def warnings(run: "Run") -> list[Warn]:
     # A model on another data set: what its files warn of (overlap, images left out) decides what the figures mean.
     level: Level = "serious" if run.is_external else "note"
     notes = [
-        Warn("serious" if str(text).startswith(UNSTABLE) else level, str(text))
+        Warn("serious" if str(text).startswith(SERIOUS) else level, str(text))
         for text in stored
         if not str(text).startswith(said)
     ]
@@ -69,6 +80,38 @@ def _leak_warnings(run: "Run") -> Iterator[Warn]:
             "serious",
             f"{contradictions} images carry another label in an exact copy of themselves: no model can be right.",
         )
+
+
+def _seal_warnings(run: "Run") -> Iterator[Warn]:
+    """Yield what the openings of a sealed test side do to its figures; one opening, this run's own, says nothing."""
+    kept = run.seal
+    if not kept or kept["opening"] is None:
+        return
+    for note in kept["notes"]:
+        yield Warn("note", str(note))
+    if "test" not in run.splits:
+        yield Warn(
+            "serious",
+            f"Opening {kept['opening']} of the test side was logged and did not end: it counts all the same.",
+        )
+    openings = kept["openings"]
+    if len(openings) < 2:
+        return
+    best = f"up to {best_of_chance(len(openings)):.1f} standard errors too good by chance alone"
+    repeats = {(item["recipe"], str(item["run"]).split("-s")[0]) for item in openings}
+    if len(repeats) == 1 and len({item["run"] for item in openings}) == len(openings):
+        yield Warn(
+            "note",
+            f"The test side was opened {len(openings)} times, by runs of one recipe that differ in their seed alone: "
+            f"their mean is that of an untouched test side; the best of them would be {best}.",
+        )
+        return
+    yield Warn(
+        "serious",
+        f"The test side was opened {len(openings)} times: these are no longer the figures of an untouched test side. "
+        f"Of {len(openings)} equally good models, the best one's figures are {best}; and whatever was decided after an "
+        "opening was decided with the test side in view.",
+    )
 
 
 def _class_warnings(run: "Run") -> Iterator[Warn]:

@@ -115,6 +115,10 @@ def split(
     folds: Annotated[int, typer.Option(help="Number of folds (kfold).")] = 5,
     per_class: Annotated[int, typer.Option(help="Draw this many images from each class (0 = all).")] = 0,
     draw_from: Annotated[str, typer.Option(help="Use only rows of this given split.")] = "",
+    seal: Annotated[
+        bool,
+        typer.Option("--seal", help="Seal the test side: no run scores it until it is opened, which is counted."),
+    ] = False,
 ) -> None:
     """Divide a data set: grouped by lesion and patient, stratified, seeded; refuses overlap."""
     from dermkit import workflow
@@ -124,13 +128,17 @@ def split(
         scheme=scheme.value, seed=seed, validation=validation, test=test if scheme == SchemeName.HOLDOUT else 0.0,
         folds=folds if scheme == SchemeName.KFOLD else 0, per_class=per_class, draw_from=draw_from,
     )  # fmt: skip
-    made = workflow.split(workflow.load_dataset(dataset), spec, name=name or scheme.value)
+    data = workflow.load_dataset(dataset)
+    made = workflow.split(data, spec, name=name or scheme.value, seal=seal)
     for side, count in made.frame["split"].value_counts(sort=False).items():
         typer.echo(f"{side}: {count} images")
     if len(made.excluded):
         typer.echo(f"excluded: {len(made.excluded)} images, each with its reason")
     for note in made.notes:
         typer.echo(f"note: {note}")
+    if sealed := workflow.seal_of(data, made):
+        opened = f"openings so far: {len(sealed.openings)}"
+        typer.echo(f"test side sealed on {sealed.date[:10]} as {sealed.name}, {opened}: {len(sealed.rows)} images")
     typer.echo(str(dataset / "splits" / f"{made.name}.csv"))
 
 

@@ -14,6 +14,10 @@ MAP_HELP = (
 WISH_HELP = "An operating point of your own, such as sensitivity=.97 or specificity=.8. May be repeated."
 PREVALENCE_HELP = "Share of malignant lesions where it would be used, such as .03. May be repeated."
 
+OPEN_HELP = (
+    "The run's data set: score its sealed test side now. Every opening is logged and counted (docs/seal.md)."
+)
+
 
 def evaluate(
     target: Annotated[Path | None, typer.Argument(help="A run folder, or a model folder with --on.")] = None,
@@ -30,6 +34,7 @@ def evaluate(
     ] = False,
     wish: Annotated[list[str] | None, typer.Option("--wish", help=WISH_HELP)] = None,
     prevalence: Annotated[list[str] | None, typer.Option("--prevalence", help=PREVALENCE_HELP)] = None,
+    open_test: Annotated[Path | None, typer.Option("--open-test", help=OPEN_HELP)] = None,
 ) -> None:
     """Evaluate a run again, its model on another data set, or predictions of another tool."""
     from dermkit import workflow
@@ -37,9 +42,17 @@ def evaluate(
 
     asked = read_asked(official=official, wishes=wish or [], prevalences=prevalence or [])
     other = workflow.load_dataset(on) if on else None
+    sealed = workflow.load_dataset(open_test) if open_test else None
     with watching() as watch:
         path = workflow.evaluate(
-            target, on=other, mapping=mapping, predictions=predictions, out=out, watch=watch, asked=asked
+            target,
+            on=other,
+            mapping=mapping,
+            predictions=predictions,
+            out=out,
+            open_test=sealed,
+            watch=watch,
+            asked=asked,
         )
     typer.echo(str(path))
 

@@ -37,6 +37,7 @@ from dermkit.runfiles import (
     leak_warnings,
     lint_of,
     read_about,
+    seal_of,
     train_counts,
 )
 from dermkit.settled import SETTLES, Settled, check_asked, judged_on, official_of, settle_on, subgroups_of
@@ -62,6 +63,7 @@ def evaluate_predictions(
     settled: Settled | None = None,
     asked: Asked = NOTHING,
     isic_ids: Mapping[str, str] | None = None,
+    settle_alone: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return the body of metrics.json for checked predictions, independent of the order of their rows.
@@ -69,16 +71,15 @@ def evaluate_predictions(
     groups: image_id -> what is drawn together (lesion or patient); None takes every image as independent and warns.
     train_counts: images per class in training, for the baselines. attributes: by image_id, for figures by age, sex,
     site and skin type. settled: what a model settled before; without one, validation settles it for the other
-    splits. isic_ids: by image_id, for images that the official scorer leaves out. Raises `DataError` for an image
-    without group, or for something asked that these images cannot settle.
+    splits; settle_alone: also where there is no other yet, since the test side is sealed. isic_ids: by image_id, for
+    images that the official scorer leaves out. Raises `DataError` for an image without group, or for something asked
+    that these images cannot settle.
     """
     predictions = check_predictions(predictions, [item.name for item in classes])
     found = set(predictions["split"])
     order = [name for name in SPLIT_ORDER if name in found] + sorted(found - set(SPLIT_ORDER))
-    warnings, splits, made = _class_warnings(classes), {}, settled
+    warnings, splits, made = _general_warnings(classes, groups), {}, settled
     check_asked(asked, found, settled)
-    if groups is None:
-        warnings.append("lesions and patients are unknown: intervals take every image as independent")
     for name in order:
         part = predictions[predictions["split"] == name]
         warnings += _repeats(name, part)
@@ -91,7 +92,7 @@ def evaluate_predictions(
             splits[name]["subgroups"] = subgroups_of(scored, part, attributes, made)
         if made is not None:
             splits[name]["decided"] = judged_on(made, scored, seed=seed, asked=asked)
-        elif name == SETTLES and len(order) > 1:
+        elif name == SETTLES and (len(order) > 1 or settle_alone):
             made = settle_on(scored, asked)
     return {
         "classes": [item.name for item in classes],
@@ -109,11 +110,13 @@ def _repeats(name: str, part: pd.DataFrame) -> list[str]:
     return [f"{name}: {repeated} rows repeat an image (folds or seeds); repeats are one group"] if repeated else []
 
 
-def _class_warnings(classes: Sequence[LesionClass]) -> list[str]:
+def _general_warnings(classes: Sequence[LesionClass], groups: Mapping[str, int] | None) -> list[str]:
     unsure = [item.name for item in classes if item.malignancy == "indeterminate"]
-    if not unsure:
-        return []
-    return [f"indeterminate, counted as not malignant in the binary figures: {', '.join(unsure)}"]
+    said = (
+        [f"indeterminate, counted as not malignant in the binary figures: {', '.join(unsure)}"] if unsure else []
+    )
+    alone = "lesions and patients are unknown: intervals take every image as independent"
+    return [*said, alone] if groups is None else said
 
 
 def _baselines(scored: Scored, train_counts: Mapping[str, int], seed: int) -> dict[str, Any]:
@@ -151,6 +154,7 @@ def write_evaluation(
     settled: Settled | None = None,
     asked: Asked = NOTHING,
     isic_ids: Mapping[str, str] | None = None,
+    settle_alone: bool = False,
     seed: int = 0,
 ) -> Path:
     """Evaluate, write `metrics.json` and `figures/*` in `folder`, return the path of metrics.json.
@@ -160,7 +164,7 @@ def write_evaluation(
     """
     body = evaluate_predictions(
         predictions, classes=classes, groups=groups, train_counts=train_counts, attributes=attributes,
-        settled=settled, asked=asked, isic_ids=isic_ids, seed=seed,
+        settled=settled, settle_alone=settle_alone, asked=asked, isic_ids=isic_ids, seed=seed,
     )  # fmt: skip
     _write_decision(folder / DECISION, body["decision"])
     body |= dict(extra or {})
@@ -244,6 +248,8 @@ def evaluate_run(
     split, decision = about.get("split", {}), decision_of(about, run)
     leaks = split.get("leaks", {})
     extra: dict[str, Any] = {"leaks": leaks} | {key: about[key] for key in CARRIED if key in about}
+    if seal := seal_of(run):
+        extra["seal"] = seal
     if (run / "log.csv").exists():
         extra["overfitting"] = diagnose_overfitting(read_table(run / "log.csv"))
     lint = [*about.get("lint", []), *lint_of(run, about, predictions, classes, dataset)]
@@ -258,6 +264,7 @@ def evaluate_run(
         colour=colour_of(run, [item.name for item in classes]),
         attributes=attributes_of(run, dataset),
         settled=settled or (None if decision is None else Settled(decision)),
+        settle_alone=bool(seal),
         asked=asked,
         isic_ids=None if dataset is None else isic_ids_of(dataset),
     )

@@ -1,6 +1,6 @@
 """A model tested on a data set that it was not made for: classes mapped by name, overlap counted, nothing dropped."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from dermkit.predictions import (
 from dermkit.recipe import FORMAT as RECIPE_FORMAT
 from dermkit.report import write_report
 from dermkit.runfiles import classes_of, read_about
+from dermkit.sealed import Logged, end_openings, log_looks, looks_in_words
 from dermkit.settled import SETTLES, Settled, check_asked, with_wishes
 from dermkit.watch import Watch
 
@@ -43,11 +44,19 @@ SPLIT = "test"
 
 
 def evaluate_on(
-    target: Path, dataset: Dataset, *, mapping: Path | None, out: Path | None, watch: Watch, asked: Asked = NOTHING
+    target: Path,
+    dataset: Dataset,
+    *,
+    mapping: Path | None,
+    out: Path | None,
+    watch: Watch,
+    asked: Asked = NOTHING,
+    open_test: bool = False,
 ) -> Path:
     """Score every image of `dataset` with the model of `target`, evaluate in common classes; returns the report.
 
     Writes a folder like a run's: predictions.csv (in the target classes), unmapped.csv, metrics.json, report.html.
+    open_test: sealed test images of the data set may be scored; that is logged in their seal.
     """
     from dermkit.predictor import load_model
 
@@ -61,20 +70,18 @@ def evaluate_on(
     settled = _settled(predictor, classes, asked)
     check_output(folder, marker="unmapped.csv", what="an evaluation on other data")
     check_writable(folder)
+    opened = _log_looks(predictor, dataset, open_test)
     scored = _score(predictor, dataset, watch)
+    end_openings(dataset, opened)
     remapped = remap_predictions(scored, classes)
     kept = remapped.predictions
     names = [item.name for item in classes.targets]
-    columns = ["image_id", "path", "label", "split", "fold", "seed", "predicted", *(f"p_{name}" for name in names)]
-    write_predictions(folder / "predictions.csv", names, kept[columns].to_numpy(dtype=object).tolist())
-    write_groups(
-        folder / "groups.csv", dataset.manifest["image_id"], split_groups(dataset.manifest), kept["image_id"]
-    )
-    write_attributes(folder / "attributes.csv", dataset.manifest, kept["image_id"])
+    _write_scored(folder, kept, names, dataset)
     write_rows(
         folder / "unmapped.csv", ("image_id", "path", "label"), remapped.unmapped_images.to_numpy().tolist()
     )
     facts = _facts(predictor, dataset, classes, remapped.unmapped, len(kept))
+    facts["warnings"] += looks_in_words(dataset, opened)
     for warning in facts["warnings"]:
         watch.say(f"warning: {warning}")
     write_json(folder / "run.json", facts, format=1)
@@ -85,10 +92,31 @@ def evaluate_on(
     return write_report(folder, images_root=dataset.images)
 
 
+def _write_scored(folder: Path, kept: pd.DataFrame, names: Sequence[str], dataset: Dataset) -> None:
+    """Write the predictions in the target classes, and what is known of their images."""
+    columns = ["image_id", "path", "label", "split", "fold", "seed", "predicted", *(f"p_{name}" for name in names)]
+    write_predictions(folder / "predictions.csv", names, kept[columns].to_numpy(dtype=object).tolist())
+    write_groups(
+        folder / "groups.csv", dataset.manifest["image_id"], split_groups(dataset.manifest), kept["image_id"]
+    )
+    write_attributes(folder / "attributes.csv", dataset.manifest, kept["image_id"])
+
+
+def _run_of(target: Path) -> Path:
+    return target.parent if target.name == "model" else target
+
+
 def _default_out(target: Path, dataset: Dataset, classes: ClassMapping) -> Path:
-    run = target.parent if target.name == "model" else target
+    run = _run_of(target)
     mark = fingerprint(dataset.manifest_sha256, asdict(classes))
     return run / "external" / f"{dataset.name}-{mark}"
+
+
+def _log_looks(predictor: "Predictor", dataset: Dataset, allowed: bool) -> list[Logged]:
+    return log_looks(
+        dataset, dataset.manifest["image_id"], allowed=allowed, model=predictor.folder, how="--on",
+        recipe=str(predictor.card["recipe"].get("name", "")), run=_run_of(predictor.folder).name,
+    )  # fmt: skip
 
 
 def _score(predictor: "Predictor", dataset: Dataset, watch: Watch) -> pd.DataFrame:

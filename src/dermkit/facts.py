@@ -90,6 +90,7 @@ def run_facts(plan: Plan) -> dict[str, Any]:
     absent = [name for name, count in _train_counts(plan).items() if not count]
     if absent:
         warnings.append(f"Never seen in training, so never to be predicted: {', '.join(absent)}.")
+    warnings += [meeting.sentence() for meeting in plan.meetings]
     if plan.weights.note:
         warnings.append(f"Weights: {plan.weights.note}")
     return {
@@ -191,9 +192,13 @@ def environment(where: Where) -> dict[str, Any]:
     }
 
 
-def write_next_steps(folder: Path, dataset: Path, weights: Path | None) -> None:
-    """Write the exact next commands."""
+def write_next_steps(folder: Path, dataset: Path, weights: Path | None, *, sealed: bool = False) -> None:
+    """Write the exact next commands. sealed: the test side was not scored, and this is how it is opened."""
     option = f" --weights {weights}" if weights else ""
+    opening = f"""
+Open the sealed test side: once, when recipe, model and thresholds are decided; every opening is counted:
+  dermkit evaluate {folder} --open-test {dataset}
+"""
     text = f"""Research use only. Not a medical device.
 
 Predict new images (files, folders, patterns):
@@ -205,7 +210,7 @@ Test on another data set:
 Evaluate and report again from predictions.csv:
   dermkit evaluate {folder}
   dermkit report {folder}
-
+{opening if sealed else ""}
 Repeat this run exactly (data set: {dataset.name}):
   dermkit train {folder / "recipe.json"} DATASET --split {folder / "split.csv"}{option} --out again
 """

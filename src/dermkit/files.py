@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -213,10 +214,11 @@ def sweep_temp(folder: Path) -> int:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Hold a folder against a second process; the second one is refused and told who holds it, where and since when.
 
-    `.lock` holds "process host time" while it is held; files of older versions hold the process number alone.
+    wait: seconds that the second one waits first, for work that is done in a moment. `.lock` holds "process host time"
+    while it is held; files of older versions hold the process number alone.
     """
     make_folder(folder)
     path = folder / ".lock"
@@ -225,7 +227,7 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         with output_errors(path):
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _take(descriptor, wait)
             except BlockingIOError as error:
                 raise OutputError(
                     f"{folder}: is in use by {_holder(descriptor)}",
@@ -244,6 +246,20 @@ def lock(folder: Path) -> Iterator[None]:
                 os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, wait: float) -> None:
+    """Take a lock; raises `BlockingIOError` where somebody else still holds it after so many seconds."""
+    until = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _holder(descriptor: int) -> str:

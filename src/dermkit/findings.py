@@ -5,7 +5,7 @@ Nothing is computed again: figures come from metrics.json.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ class Run:
     recipe: recipe.Recipe | None
     log: pd.DataFrame | None
     next_steps: str
+    seal: Json = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -108,6 +109,7 @@ def read_run(folder: Path) -> Run:
         recipe=_recipe(folder / "recipe.json"),
         log=read_table(folder / "log.csv"),
         next_steps=read_text(folder / "NEXT_STEPS.txt"),
+        seal=_optional_json(folder / "seal.json"),
     )
 
 

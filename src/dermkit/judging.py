@@ -11,7 +11,7 @@ from dermkit.asked import NOTHING, Asked
 from dermkit.claims import checked_claims
 from dermkit.compare import compare_runs, write_comparison
 from dermkit.data.manifest import Dataset
-from dermkit.errors import UsageError
+from dermkit.errors import DataError, UsageError
 from dermkit.files import check_output, check_writable, read_json
 from dermkit.report import write_report, write_summary_report
 from dermkit.versus import headline, write_versus
@@ -28,13 +28,16 @@ def evaluate(
     mapping: Path | None = None,
     predictions: Path | None = None,
     out: Path | None = None,
+    open_test: Dataset | None = None,
     watch: Watch | None = None,
     asked: Asked = NOTHING,
 ) -> Path:
     """Evaluate a run again, a model on another data set (`on`), or another tool's predictions; returns the report.
 
-    asked: what this evaluation shows beside the usual; the next one has to be asked again.
+    asked: what this evaluation shows beside the usual; the next one has to be asked again. open_test: the data set
+    whose sealed test side may be scored; every opening is logged and counted (docs/seal.md).
     """
+    may_open = _may_open(open_test, on)
     if predictions is not None:
         if target is not None or mapping is not None:
             raise UsageError(
@@ -43,15 +46,21 @@ def evaluate(
             )
         from dermkit.brought import evaluate_brought
 
-        return evaluate_brought(predictions, on=on, out=out, watch=watch or Watch(), asked=asked)
+        return evaluate_brought(
+            predictions, on=on, out=out, watch=watch or Watch(), asked=asked, open_test=may_open
+        )
     if target is None:
         raise UsageError("nothing to evaluate", remedy="name a run folder, or add --predictions FILE")
     if on is not None:
         from dermkit.external import evaluate_on
 
-        return evaluate_on(target, on, mapping=mapping, out=out, watch=watch or Watch(), asked=asked)
+        return evaluate_on(
+            target, on, mapping=mapping, out=out, watch=watch or Watch(), asked=asked, open_test=may_open
+        )
     if mapping is not None:
         raise UsageError("--map goes with --on: a run is evaluated in its own classes", remedy="add --on DATASET")
+    if open_test is not None:
+        return _open_test(target, open_test, watch or Watch(), asked)
     if not (target / "predictions.csv").is_file():
         raise UsageError(
             f"{target}: has no predictions.csv, so it is not a run folder",
@@ -60,6 +69,33 @@ def evaluate(
     from dermkit.runner import finish
 
     return finish(target, images_of(target), asked=asked)
+
+
+def _may_open(open_test: Dataset | None, on: Dataset | None) -> bool:
+    if open_test is not None and on is not None and open_test.folder.resolve() != on.folder.resolve():
+        raise UsageError(
+            f"--open-test {open_test.folder}: another data set than --on {on.folder}", remedy="name the same one"
+        )
+    return open_test is not None
+
+
+def _open_test(target: Path, dataset: Dataset, watch: Watch, asked: Asked) -> Path:
+    """Open the sealed test side for a run, or for each run of repeats, and evaluate; returns the report."""
+    from dermkit import unseal
+    from dermkit.recipe import load
+    from dermkit.repeats import summarise
+    from dermkit.runner import finish
+
+    if not (target / "summary.json").is_file():
+        unseal.open_test(target, dataset, watch=watch)
+        return finish(target, dataset.images, asked=asked)
+    summary = read_json(target / "summary.json", format=1, error=DataError)
+    runs = [target / str(item["folder"]) for item in summary["runs"]]
+    for number, run in enumerate(runs, start=1):
+        watch.say(f"version {number} of {len(runs)}: {run.name}")
+        unseal.open_test(run, dataset, watch=watch)
+        finish(run, dataset.images, asked=asked)
+    return summarise(target, runs, monitor=load(runs[0] / "recipe.json").monitor) / "report.html"
 
 
 @dataclass(frozen=True)

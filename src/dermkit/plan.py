@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dermkit.data.manifest import Dataset
+    from dermkit.data.seal import Meeting, Seal
     from dermkit.data.split import Split
     from dermkit.model import Weights
     from dermkit.recipe import Recipe
@@ -44,3 +45,12 @@ class Plan:
     folder: Path
     trial: bool = False
     """A trial of a search: the test split is not scored and no report is written."""
+    seal: "Seal | None" = None
+    """Of this very test side: it is not scored until somebody opens it."""
+    meetings: "tuple[Meeting, ...]" = ()
+    """Seals of other splits, some of whose images lie on a side of this one."""
+
+    @property
+    def hides_test(self) -> bool:
+        """Whether this run leaves its test images unscored."""
+        return self.trial or self.seal is not None

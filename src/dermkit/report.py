@@ -115,10 +115,10 @@ def write_summary_report(parent: Path) -> Path:
 def _final(parent: Path, folder: str) -> dict[str, Any]:
     """Return the final run's verdict (None without its metrics.json) and its serious warnings."""
     if not _inside(parent, folder):
-        return {"verdict": None, "serious": []}
+        return {"verdict": None, "serious": [], "final_run": None}
     run = findings.read_run(parent / folder)
     serious = [warn.text for warn in cautions.warnings(run) if warn.level == "serious"]
-    return {"verdict": findings.verdict(run, run.headline), "serious": serious}
+    return {"verdict": findings.verdict(run, run.headline), "serious": serious, "final_run": run}
 
 
 def _images(parent: Path, summary: dict[str, Any], split: str) -> list[int]:

@@ -15,6 +15,8 @@ from dermkit.metrics.decision import Decision, from_dict
 from dermkit.predictions import ATTRIBUTES, read_attributes, read_predictions, read_table
 
 RUN_FORMAT = 1
+SEAL_FORMAT = 1
+SEAL_FACTS = ("name", "date", "n", "opening", "openings")
 
 
 def read_about(run: Path) -> dict[str, Any]:
@@ -104,3 +106,10 @@ def leak_warnings(leaks: Mapping[str, Any]) -> list[str]:
         for side, counts in sides
         if counts.get("total", 0)
     ]
+
+
+def seal_of(run: Path) -> dict[str, Any]:
+    """Return what metrics.json says of a sealed test side, {} where it is not; opening: None = not scored."""
+    path = run / "seal.json"
+    kept = read_json(path, format=SEAL_FORMAT, error=DataError) if path.exists() else {}
+    return {key: len(kept[key]) if key == "openings" else kept[key] for key in SEAL_FACTS} if kept else {}

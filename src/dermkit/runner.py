@@ -6,7 +6,7 @@ reads them. Heavy imports are inside functions, so that a typo costs no torch.
 
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from dermkit import charts, pictures
 from dermkit.asked import NOTHING, Asked
-from dermkit.colour import colour_rule
-from dermkit.data.split import save_split, split_groups
+from dermkit.data.split import save_split
 from dermkit.errors import DataError, Interrupted, UsageError
 from dermkit.evaluate import DECISION, DECISION_FORMAT, evaluate_run
 from dermkit.facts import (
@@ -42,9 +41,10 @@ from dermkit.files import (
 )
 from dermkit.modelcard import settle
 from dermkit.plan import Plan, Where
-from dermkit.predictions import write_attributes, write_groups, write_predictions
 from dermkit.recipe import save as save_recipe
 from dermkit.report import write_report
+from dermkit.runscores import score_sides
+from dermkit.sealed import KEPT, Logged, end_openings, log_meetings, write_kept
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def _lead(plan: Plan, where: Where, watch: Watch, fabric: "Fabric") -> None:
     folder, ranks = plan.folder, ranks_of(fabric)
     if (folder / ("metrics.json" if plan.trial else "report.html")).exists():
         watch.say(f"{folder}: already finished; nothing to do")
+        if plan.seal is not None and not plan.trial and not (folder / KEPT).exists():
+            watch.say(f"warning: it scored these test images before they were sealed as {plan.seal.name}")
         ranks.tell("finished")
         return
     with lock(folder):  # first of all: a run that is going on is nothing to resume or to delete
@@ -155,7 +157,7 @@ def _fill_run(plan: Plan, prepared: _Prepared, where: Where, watch: Watch, fabri
     progress = _train(plan, prepared, watch, fabric)
     _save(plan, prepared, progress, began)
     predictor = load_model(plan.folder / "model", device=fabric.device.type)
-    _score(plan, predictor, prepared.pixels, prepared.job, watch)
+    _score(plan, predictor, prepared.pixels, watch)
     keep_within(prepared.job.cache)
     size = sum(item.stat().st_size for item in prepared.job.cache.rglob("*") if item.is_file())
     watch.say(
@@ -164,7 +166,7 @@ def _fill_run(plan: Plan, prepared: _Prepared, where: Where, watch: Watch, fabri
     if plan.trial:
         evaluate_run(plan.folder)
         return
-    write_next_steps(plan.folder, plan.dataset.folder, where.weights)
+    write_next_steps(plan.folder, plan.dataset.folder, where.weights, sealed=plan.seal is not None)
     write_json(plan.folder / "location.json", {"images": str(plan.dataset.images.resolve())}, format=1)
     finish(plan.folder, plan.dataset.images)
     watch.say(f"report: {plan.folder / 'report.html'}")
@@ -237,36 +239,21 @@ def _save(plan: Plan, prepared: _Prepared, progress: "Progress", began: float) -
     )
 
 
-def _score(plan: Plan, predictor: "Predictor", pixels: "PixelCache", job: "Job", watch: Watch) -> None:
-    """Write predictions.csv for validation and test (a trial: validation alone), from the saved folder, in float32."""
-    chosen = plan.sides[plan.sides["split"].isin(["validation"] if plan.trial else ["validation", "test"])]
-    rows = [pixels.index[name] for name in chosen["image_id"]]
-    names = predictor.class_names
-    probabilities = predictor.score_pixels(
-        pixels.pixels, rows, on_progress=lambda done, total: watch.step("scoring", done, total)
-    )
-    write_predictions(plan.folder / "predictions.csv", names, _table(plan, chosen, names, probabilities))
-    dumb = colour_rule(
-        pixels.pixels, job.labels, train=job.train, score=np.array(rows, dtype=np.int64), n_classes=len(names)
-    )
-    write_predictions(plan.folder / "colour_rule.csv", names, _table(plan, chosen, names, dumb))
-    manifest = plan.dataset.manifest
-    write_groups(plan.folder / "groups.csv", manifest["image_id"], split_groups(manifest), chosen["image_id"])
-    write_attributes(plan.folder / "attributes.csv", manifest, chosen["image_id"])
-
-
-def _table(
-    plan: Plan, chosen: pd.DataFrame, names: Sequence[str], probabilities: NDArray[np.float64]
-) -> list[tuple[object, ...]]:
-    """Return the rows of a predictions.csv."""
-    manifest = plan.dataset.manifest.set_index("image_id").loc[chosen["image_id"]]
-    fold = "" if plan.fold < 0 else plan.fold
-    return [
-        (image_id, path, label, side, fold, plan.seed, names[int(p.argmax())], *map(float, p))
-        for image_id, path, label, side, p in zip(
-            chosen["image_id"], manifest["path"], manifest["label"], chosen["split"], probabilities, strict=True
+def _score(plan: Plan, predictor: "Predictor", pixels: "PixelCache", watch: Watch) -> None:
+    """Write predictions.csv for validation and test; a trial's or a sealed test side is left alone."""
+    wanted = ["validation"] if plan.hides_test else ["validation", "test"]
+    folder, split = plan.folder, plan.split.name
+    opened: list[Logged] = []
+    if not plan.hides_test:
+        model, recipe = folder / "model", plan.recipe.name
+        opened = log_meetings(
+            plan.dataset, plan.meetings, model=model, recipe=recipe, run=folder.name, split=split
         )
-    ]
+    score_sides(
+        folder, plan.dataset, plan.sides, wanted,
+        predictor=predictor, pixels=pixels, seed=plan.seed, fold=plan.fold, watch=watch,
+    )  # fmt: skip
+    end_openings(plan.dataset, opened)
 
 
 def _write_start(plan: Plan, where: Where, watch: Watch) -> None:
@@ -280,6 +267,11 @@ def _write_start(plan: Plan, where: Where, watch: Watch) -> None:
     write_rows(
         folder / "excluded.csv", ("image_id", "reason"), plan.split.excluded[["image_id", "reason"]].to_numpy()
     )
+    if plan.seal is not None:
+        write_kept(folder, plan.seal, opening=None)
+        watch.say(f"test side sealed ({len(plan.seal.rows)} images): it is not scored (docs/seal.md)")
+    for meeting in plan.meetings:
+        watch.say(f"warning: {meeting.sentence()}")
     if not (folder / "run.json").exists():
         write_json(folder / "run.json", run_facts(plan), format=RUN_FORMAT)
 

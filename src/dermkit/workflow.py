@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from dermkit.compare import Comparison, compare_runs
 from dermkit.data.importing import ImportOutcome, import_dataset
 from dermkit.data.manifest import Dataset, load_dataset
+from dermkit.data.seal import Seal, check_kept, check_sealable, find_meetings, find_seal, seal_split
 from dermkit.data.split import Split, for_fold, load_split, make_split, save_split
 from dermkit.errors import UsageError
 from dermkit.external import evaluate_on
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
     from dermkit.audit.run import AuditOutcome
 
 __all__ = [
-    "Comparison", "Dataset", "ImportOutcome", "PredictOutcome", "Split", "Watch", "Where", "audit", "audit_against",
-    "audit_codes", "compare", "compare_runs", "evaluate", "evaluate_on", "import_dataset", "load_dataset", "predict",
-    "report", "split", "train", "tune",
+    "Comparison", "Dataset", "ImportOutcome", "PredictOutcome", "Seal", "Split", "Watch", "Where", "audit",
+    "audit_against", "audit_codes", "compare", "compare_runs", "evaluate", "evaluate_on", "import_dataset",
+    "load_dataset", "predict", "report", "seal_of", "split", "train", "tune",
 ]  # fmt: skip
 
 
@@ -88,11 +89,26 @@ def audit_codes() -> str:
     return codes_table([card(cast(CheckFunction, check)) for check in (*CHECKS, *MEETING_CHECKS)])
 
 
-def split(dataset: Dataset, spec: SplitSpec, *, name: str) -> Split:
-    """Make a split of a data set and write it to its `splits/` folder."""
+def split(dataset: Dataset, spec: SplitSpec, *, name: str, seal: bool = False) -> Split:
+    """Make a split of a data set and write it to its `splits/` folder.
+
+    seal: also seal its test side (docs/seal.md). Raises `UsageError` where a sealed split of that name has another test
+    side, or for k folds to be sealed; `DataError` where sealed images changed.
+    """
+    folder = dataset.folder / "splits"
     made = make_split(dataset.manifest, spec, name=name)
-    save_split(made, dataset.folder / "splits")
+    check_kept(folder, name, made.frame, dataset.manifest)
+    if seal:
+        check_sealable(name, made.frame)
+    save_split(made, folder)
+    if seal:
+        seal_split(folder, name, made.frame, dataset.manifest)
     return made
+
+
+def seal_of(dataset: Dataset, made: Split) -> Seal | None:
+    """Return the seal of a split's test side, under whichever name it was sealed."""
+    return find_seal(dataset.folder / "splits", dataset.manifest, made.frame)
 
 
 def resolve_split(recipe: Recipe, dataset: Dataset, name: str | None) -> Split:
@@ -108,7 +124,10 @@ def resolve_split(recipe: Recipe, dataset: Dataset, name: str | None) -> Split:
             f"{path}: there is no such split",
             remedy=f"splits there: {', '.join(there) or 'none'}; make one with `dermkit split`",
         )
-    return load_split(path, dataset.manifest)
+    found = load_split(path, dataset.manifest)
+    if path.resolve().parent == folder.resolve():
+        check_kept(folder, found.name, found.frame, dataset.manifest)
+    return found
 
 
 def train(
@@ -190,17 +209,23 @@ def _plans(recipe: Recipe, dataset: Dataset, chosen_split: Split, where: Where) 
         weights=fingerprint(weights.sha256, weights.mean, weights.std, weights.missing),
         classes=fingerprint([asdict(item) for item in dataset.classes]),
     )
-    folds = sorted(set(frame["fold"])) if (frame["split"] == "fold").any() else [-1]
+    folds = [int(fold) for fold in sorted(set(frame["fold"]))] if (frame["split"] == "fold").any() else [-1]
+    sides = {fold: for_fold(chosen_split, fold) if fold >= 0 else frame for fold in folds}
+    seals, manifest = dataset.folder / "splits", dataset.manifest
+    sealed = {fold: find_seal(seals, manifest, rows) for fold, rows in sides.items()}
+    meetings = {fold: tuple(find_meetings(seals, manifest, rows)) for fold, rows in sides.items()}
     return [
         Plan(
             recipe=recipe,
             dataset=dataset,
             split=chosen_split,
-            sides=for_fold(chosen_split, int(fold)) if fold >= 0 else frame,
+            sides=sides[fold],
             weights=weights,
             seed=seed,
-            fold=int(fold),
+            fold=fold,
             folder=where.out / recipe.name / f"{mark}-s{seed}{f'-f{fold}' if fold >= 0 else ''}",
+            seal=sealed[fold],
+            meetings=meetings[fold],
         )
         for seed in range(recipe.seed, recipe.seed + recipe.repeats)
         for fold in folds

@@ -44,6 +44,18 @@ def mcnemar_power(
     return float((binom.pmf(split, n, discordant) * found).sum())
 
 
+def best_of_chance(k: int) -> float:
+    """Return how far the best of k equally good models is expected above the truth, in standard errors of one.
+
+    k: at least 1. Of models whose errors are independent; errors that they share make it less. The mean of the largest
+    of k standard normals.
+    """
+    if k < 1:
+        raise ValueError(f"needs at least one model, not {k}")
+    z: Floats = np.linspace(-9.0, 9.0, 20_001)
+    return float(np.trapezoid(z * k * norm.pdf(z) * norm.cdf(z) ** (k - 1), z))
+
+
 def _mid_p(split: Ints, better: Floats) -> Floats:
     """Return the two-sided mid-p where the better model alone is right on `better` of `split` images."""
     worse = split - better

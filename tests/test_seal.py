@@ -1,0 +1,584 @@
+"""Sealed test sides: no run scores them, every opening is on disk before the first score, and nobody gets around."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import Cli, Invoke
+from dermkit import sealed, unseal, workflow
+from dermkit.cautions import warnings
+from dermkit.compare import compare_runs
+from dermkit.data.seal import (
+    FORMAT,
+    Opening,
+    Seal,
+    end_opening,
+    find_meetings,
+    log_opening,
+    read_seal,
+    read_seals,
+    seal_split,
+)
+from dermkit.errors import DataError, DermkitError, OutputError, UsageError
+from dermkit.files import lock, sha256_file
+from dermkit.findings import read_run
+from dermkit.metrics.power import best_of_chance
+from dermkit.recipe import Recipe, SplitSpec, save, split_spec
+
+HOLDOUT = split_spec(
+    scheme="holdout", seed=0, validation=0.25, test=0.25, folds=0, per_class=0, draw_from=""
+)  # fmt: skip
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def copied(data: Path, to: Path) -> Path:
+    return Path(shutil.copytree(data, to, ignore=shutil.ignore_patterns("splits", "audit")))
+
+
+def train(recipe: Recipe, data: Path, out: Path, split: str = "held") -> Path:
+    where = workflow.Where(out=out, device="cpu")
+    return workflow.train(recipe, workflow.load_dataset(data), where=where, split=split)
+
+
+def open_test(run: Path, data: Path) -> Path:
+    return workflow.evaluate(run, open_test=workflow.load_dataset(data))
+
+
+def seal_file(data: Path, name: str = "held") -> Path:
+    return data / "splits" / f"{name}.seal.json"
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.fixture(scope="module")
+def world(binary: Path, tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `data`, whose split `held` is sealed, and `runs/tiny/*`, a run on it that was not opened."""
+    folder = tmp_path_factory.mktemp("world")
+    data = copied(binary, folder / "data")
+    workflow.split(workflow.load_dataset(data), HOLDOUT, name="held", seal=True)
+    train(tiny, data, folder / "runs")
+    return folder
+
+
+@pytest.fixture
+def here(world: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Return a copy of data set and run that a test may change."""
+    folder = Path(shutil.copytree(world, tmp_path / "world"))
+    (run,) = (folder / "runs" / "tiny").iterdir()
+    return folder / "data", run
+
+
+# Sealing --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_way_on_the_command_line(cli: Cli, binary: Path, tiny: Recipe, tmp_path: Path) -> None:
+    data = copied(binary, tmp_path / "data")
+    save(tiny, tmp_path / "tiny.json")
+    done = cli("split", data, "--name", "held", "--validation", "0.25", "--test", "0.25", "--seal")
+    assert done.returncode == 0, done.stderr
+    assert "test side sealed on 20" in done.stdout
+    assert "openings so far: 0" in done.stdout
+    done = cli("train", tmp_path / "tiny.json", data, "--split", "held", "--out", "runs", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "test side sealed (" in done.stderr
+    run = (tmp_path / done.stdout.splitlines()[-1]).parent
+    assert set(pd.read_csv(run / "predictions.csv")["split"]) == {"validation"}
+    (line,) = [line for line in (run / "NEXT_STEPS.txt").read_text().splitlines() if "--open-test" in line]
+    done = cli(*line.split()[1:])
+    assert done.returncode == 0, done.stderr
+    assert "opening 1 of the test side of split held" in done.stderr
+    assert set(pd.read_csv(run / "predictions.csv")["split"]) == {"validation", "test"}
+    (opening,) = read(seal_file(data))["openings"]
+    assert (opening["run"], opening["recipe"], opening["finished"]) == (run.name, "tiny", True)
+
+
+def test_a_seal_names_every_test_image_and_is_kept_when_made_again(here: tuple[Path, Path]) -> None:
+    data, _ = here
+    dataset = workflow.load_dataset(data)
+    seal = read_seal(seal_file(data))
+    split = pd.read_csv(data / "splits" / "held.csv")
+    held = dataset.manifest[dataset.manifest["image_id"].isin(split.loc[split["split"] == "test", "image_id"])]
+    assert [list(row) for row in seal.rows] == held[["image_id", "label", "pixel_sha256"]].sort_values(
+        "image_id"
+    ).to_numpy().tolist()
+    log_opening(data / "splits", "held", opening())
+    before = seal_file(data).read_bytes()
+    workflow.split(dataset, HOLDOUT, name="held", seal=True)
+    assert seal_file(data).read_bytes() == before, "date and openings stay"
+    other = workflow.split(dataset, HOLDOUT, name="other", seal=True)
+    assert not seal_file(data, "other").exists(), "the same rows have one seal and one count"
+    found = workflow.seal_of(dataset, other)
+    assert found is not None
+    assert (found.name, len(found.openings)) == ("held", 1)
+
+
+def opening(**changes: Any) -> Opening:
+    about = {
+        "date": "2026-01-02T03:04:05+00:00", "how": "--open-test", "recipe": "other", "run": "abc-s0",
+        "model_sha256": "0" * 64, "dermkit": "0.1.0", "commit": "", "n": 12,
+    }  # fmt: skip
+    return Opening(**{**about, **changes})
+
+
+def test_another_test_side_does_not_take_a_sealed_name(here: tuple[Path, Path], invoke: Invoke) -> None:
+    data, _ = here
+    files = {path: path.read_bytes() for path in (data / "splits").glob("held*")}
+    for extra in ((), ("--seal",)):
+        code, _, message = invoke("split", data, "--name", "held", "--seed", "9", *extra)
+        assert code == 2
+        assert "split held is sealed, and its test side is another one" in message
+    assert {path: path.read_bytes() for path in (data / "splits").glob("held*")} == files
+
+
+def test_k_folds_and_splits_without_a_test_side_are_not_sealed(here: tuple[Path, Path], invoke: Invoke) -> None:
+    data, _ = here
+    code, _, message = invoke("split", data, "--scheme", "kfold", "--name", "folds", "--seal")
+    assert code == 2
+    assert "every image is a test image of its fold" in message
+    assert not list((data / "splits").glob("folds*")), "nothing was written"
+    manifest = workflow.load_dataset(data).manifest
+    with pytest.raises(UsageError, match="no test images"):
+        seal_split(data / "splits", "x", manifest[["image_id"]].assign(split="train", fold=-1), manifest)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"format": 1', '"format": 2', "this dermkit reads format 1"),
+        ('"name": "held"', '"name": "mine"', "is the seal of split mine"),
+        ('"benign"', '"malignant"', "its rows are not those of its hash"),
+        ('"openings": []', '"openings": [{"date": "x"}]', "is not a seal"),
+        ('"openings": []', '"opened": []', "is not a seal"),
+    ],
+)
+def test_a_seal_that_is_broken_or_unknown_stops_everything(
+    here: tuple[Path, Path], tiny: Recipe, tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    data, run = here
+    change(seal_file(data), old, new)
+    before = seal_file(data).read_bytes()
+    with pytest.raises(DataError, match=words):
+        train(tiny, data, tmp_path / "again")
+    with pytest.raises(DataError, match=words):
+        open_test(run, data)
+    assert seal_file(data).read_bytes() == before
+    assert FORMAT == 1
+
+
+# A run beside a sealed test side --------------------------------------------------------------------------------------
+
+
+def test_a_sealed_run_scores_no_test_image_and_says_so(here: tuple[Path, Path]) -> None:
+    data, run = here
+    sealed_ids = {row[0] for row in read_seal(seal_file(data)).rows}
+    for name in ("predictions.csv", "colour_rule.csv", "groups.csv", "attributes.csv"):
+        assert not sealed_ids & set(pd.read_csv(run / name)["image_id"]), name
+    metrics = read(run / "metrics.json")
+    assert set(metrics["splits"]) == {"validation"}
+    assert metrics["seal"] == {
+        "name": "held", "date": read(seal_file(data))["date"], "n": len(sealed_ids), "opening": None, "openings": 0
+    }  # fmt: skip
+    assert metrics["decision"]["validation_images"] == metrics["splits"]["validation"]["n"]
+    assert read(run / "model" / "model.json")["conformal"] is not None, "settled before the test side is opened"
+    report = (run / "report.html").read_text()
+    assert f"The test side is sealed: {len(sealed_ids)} images" in report
+    assert f"--open-test {data.parents[1] / 'data'}" not in report
+    assert "dermkit evaluate RUN --open-test DATASET" in report
+    assert read(run / "metrics.json")["splits"]["validation"]["metrics"]["accuracy"]["value"] is not None
+    shutil.rmtree(data)  # the report is made from the run's folder alone
+    workflow.report(run)
+    again = (run / "report.html").read_text()
+    assert "The test side is sealed" in again
+    assert "Nobody had opened the test side when it was trained" in again
+
+
+def test_sealed_and_opened_is_scored_as_if_it_had_never_been_sealed(
+    here: tuple[Path, Path], tiny: Recipe, binary: Path, tmp_path: Path
+) -> None:
+    data, run = here
+    model = sha256_file(run / "model" / "SHA256SUMS")
+    open_test(run, data)
+    plain = copied(binary, tmp_path / "plain")
+    workflow.split(workflow.load_dataset(plain), HOLDOUT, name="held")
+    other = train(tiny, plain, tmp_path / "plain-runs")
+    assert other.name == run.name
+    for name in ("predictions.csv", "colour_rule.csv", "groups.csv", "attributes.csv", "decision.json"):
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+    assert read(run / "metrics.json")["splits"] == read(other / "metrics.json")["splits"]
+    assert sha256_file(run / "model" / "SHA256SUMS") == model, "the opening changes nothing of the model"
+    (logged,) = read_seal(seal_file(data)).openings
+    assert logged.model_sha256 == model
+    assert logged.n == len(read_seal(seal_file(data)).rows)
+    assert "seal" not in read(other / "metrics.json")
+
+
+def test_openings_are_counted_and_the_second_one_is_warned_of(here: tuple[Path, Path]) -> None:
+    data, run = here
+    log_opening(data / "splits", "held", opening())
+    open_test(run, data)
+    report = (run / "report.html").read_text()
+    assert "is number 2 of 2 at that time" in report
+    (warn,) = [item for item in warnings(read_run(run)) if "opened 2 times" in item.text]
+    assert warn.level == "serious"
+    assert "up to 0.6 standard errors too good by chance alone" in warn.text
+    assert "no longer the figures of an untouched test side" in report
+    first = (run / "predictions.csv").read_bytes()
+    open_test(run, data)
+    assert [item.run for item in read_seal(seal_file(data)).openings] == ["abc-s0", run.name, run.name]
+    assert "is number 3 of 3 at that time" in (run / "report.html").read_text()
+    assert (run / "predictions.csv").read_bytes() == first
+    log = seal_file(data).read_bytes()
+    workflow.evaluate(run)
+    assert seal_file(data).read_bytes() == log, "evaluating what is there counts nothing"
+    log_opening(data / "splits", "held", opening())
+    workflow.evaluate(run)
+    assert "is number 3 of 3 at that time" in (run / "report.html").read_text()
+
+
+def test_one_opening_needs_no_warning(here: tuple[Path, Path]) -> None:
+    data, run = here
+    open_test(run, data)
+    assert "is number 1 of 1 at that time" in (run / "report.html").read_text()
+    assert not [item for item in warnings(read_run(run)) if "opened" in item.text or "Opening" in item.text]
+    assert read(run / "metrics.json")["seal"]["opening"] == 1
+
+
+# What refuses an opening ----------------------------------------------------------------------------------------------
+
+
+def edit_manifest(data: Path, column: str, value: Callable[[pd.Series], str], image_id: str) -> None:
+    path = data / "manifest.csv"
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    row = frame.index[frame["image_id"] == image_id][0]
+    frame.loc[row, column] = value(frame.loc[row])
+    frame.to_csv(path, index=False, lineterminator="\n")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("label", lambda row: "malignant" if row["label"] == "benign" else "benign", "1 with another label"),
+        ("pixel_sha256", lambda _row: "f" * 64, "1 with other pixels"),
+    ],
+)
+def test_changed_test_images_are_refused_with_nothing_logged_or_scored(
+    here: tuple[Path, Path],
+    tiny: Recipe,
+    tmp_path: Path,
+    column: str,
+    value: Callable[[pd.Series], str],
+    words: str,
+) -> None:
+    data, run = here
+    image_id = read_seal(seal_file(data)).rows[0][0]
+    edit_manifest(data, column, value, image_id)
+    log, scored = seal_file(data).read_bytes(), (run / "predictions.csv").read_bytes()
+    with pytest.raises(DataError, match=words) as caught:
+        open_test(run, data)
+    assert image_id in caught.value.message
+    assert caught.value.exit_code == 3
+    with pytest.raises(DataError, match=words):
+        train(tiny, data, tmp_path / "again")
+    assert seal_file(data).read_bytes() == log
+    assert (run / "predictions.csv").read_bytes() == scored
+
+
+def test_a_change_elsewhere_in_the_manifest_is_told(here: tuple[Path, Path]) -> None:
+    data, run = here
+    manifest = workflow.load_dataset(data).manifest
+    held = {row[0] for row in read_seal(seal_file(data)).rows}
+    edit_manifest(data, "age", lambda _row: "55", next(name for name in manifest["image_id"] if name not in held))
+    open_test(run, data)
+    assert unseal.OTHER_MANIFEST in [item.text for item in warnings(read_run(run))]
+
+
+def test_what_is_no_run_of_this_seal_is_refused_before_it_counts(
+    here: tuple[Path, Path], trained: Path, seven: Path, tmp_path: Path
+) -> None:
+    data, run = here
+    log = seal_file(data).read_bytes()
+    cases: list[tuple[Path, Path, type[DermkitError], str]] = [
+        (tmp_path, data, UsageError, "not a finished run"),
+        (trained, data, UsageError, "was not sealed when it was trained"),
+        (run, seven, DataError, "other classes"),
+    ]
+    for target, dataset, error, words in cases:
+        with pytest.raises(error, match=words):
+            open_test(target, dataset)
+    (run / "model" / "seen.csv").write_text("changed")
+    with pytest.raises(DermkitError, match="SHA-256 differs"):
+        open_test(run, data)
+    assert seal_file(data).read_bytes() == log
+    seal_file(data).unlink()
+    with pytest.raises(DataError, match="has no seal"):
+        open_test(run, data)
+
+
+def test_an_older_log_put_back_is_noticed(here: tuple[Path, Path]) -> None:
+    data, run = here
+    fresh = seal_file(data).read_bytes()
+    open_test(run, data)
+    seal_file(data).write_bytes(fresh)
+    with pytest.raises(DataError, match="0 openings are logged, but not all 1"):
+        open_test(run, data)
+
+
+# Killed, and together -------------------------------------------------------------------------------------------------
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dermkit import judging, unseal
+from dermkit.data.manifest import load_dataset
+unseal.score_sides = lambda *_args, **_named: os.kill(os.getpid(), signal.SIGKILL)
+judging.evaluate(Path(sys.argv[1]), open_test=load_dataset(Path(sys.argv[2])))
+"""
+
+
+def test_an_opening_that_is_killed_before_it_scores_counts(here: tuple[Path, Path]) -> None:
+    data, run = here
+    before = (run / "predictions.csv").read_bytes()
+    done = subprocess.run([sys.executable, "-c", KILLED, run, data], check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    (logged,) = read_seal(seal_file(data)).openings
+    assert not logged.finished
+    assert (run / "predictions.csv").read_bytes() == before
+    workflow.evaluate(run)
+    report = (run / "report.html").read_text()
+    assert "Opening 1 of the test side was logged and did not end" in report
+    assert "was not scored" in report
+    open_test(run, data)
+    assert [item.finished for item in read_seal(seal_file(data)).openings] == [False, True]
+    (warn,) = [item for item in warnings(read_run(run)) if "opened 2 times" in item.text]
+    assert warn.level == "serious", "one run that looked twice is no repeat"
+
+
+def test_two_openings_at_once_are_both_logged(here: tuple[Path, Path], tmp_path: Path) -> None:
+    data, run = here
+    folder = data / "splits"
+    with lock(folder), pytest.raises(OutputError, match="in use"), lock(folder, wait=0.2):
+        pass
+    first = log_opening(folder, "held", opening()).openings[-1]
+    log_opening(folder, "held", opening(run="other-s1"))
+    end_opening(folder, "held", first)
+    assert [item.finished for item in read_seal(seal_file(data)).openings] == [True, False]
+    with lock(run), pytest.raises(OutputError, match="in use"):
+        open_test(run, data)
+    assert len(read_seal(seal_file(data)).openings) == 2
+
+
+# Ways around ----------------------------------------------------------------------------------------------------------
+
+
+def run_facts(run: Path) -> list[str]:
+    return list(read(run / "run.json")["warnings"])
+
+
+def test_the_same_test_rows_are_sealed_under_any_name_and_as_a_file(
+    here: tuple[Path, Path], tiny: Recipe, tmp_path: Path
+) -> None:
+    data, run = here
+    frame = pd.read_csv(data / "splits" / "held.csv", dtype=str, keep_default_na=False)
+    keep = ~((frame["split"] == "train") & (frame.index % 7 == 0))
+    frame[keep].to_csv(tmp_path / "mine.csv", index=False)
+    again = train(tiny, data, tmp_path / "again", split=str(tmp_path / "mine.csv"))
+    assert set(pd.read_csv(again / "predictions.csv")["split"]) == {"validation"}
+    assert read(again / "seal.json")["name"] == "held"
+    replayed = train(tiny, data, tmp_path / "replay", split=str(run / "split.csv"))
+    assert set(pd.read_csv(replayed / "predictions.csv")["split"]) == {"validation"}
+    open_test(again, data)
+    assert [item.run for item in read_seal(seal_file(data)).openings] == [again.name]
+
+
+def test_sealed_images_on_the_sides_of_another_split_are_warned_of_and_counted(
+    here: tuple[Path, Path], tiny: Recipe, tmp_path: Path
+) -> None:
+    data, _ = here
+    dataset = workflow.load_dataset(data)
+    held = {row[0] for row in read_seal(seal_file(data)).rows}
+    made = workflow.split(dataset, replace(HOLDOUT, seed=5), name="other")
+    side = {name: set(part["image_id"]) & held for name, part in made.frame.groupby("split")}
+    assert all(side.get(name) for name in ("train", "test")), "the seed divides them"
+    other = train(tiny, data, tmp_path / "other", split="other")
+    (text,) = [line for line in run_facts(other) if line.startswith("Sealed test images")]
+    for name, images in side.items():
+        assert not images or f"{len(images)} on the {name!s} side" in text
+    (warn,) = [item for item in warnings(read_run(other)) if item.text == text]
+    assert warn.level == "serious"
+    (logged,) = read_seal(seal_file(data)).openings
+    assert (logged.how, logged.n, logged.run) == ("split other", len(side["test"]), other.name)
+    assert logged.finished
+
+
+def test_a_copy_under_another_id_is_the_same_image(here: tuple[Path, Path]) -> None:
+    data, _ = here
+    manifest = workflow.load_dataset(data).manifest
+    name, label, pixels = read_seal(seal_file(data)).rows[0]
+    twin = manifest[manifest["image_id"] == name].assign(image_id="twin", path="twin.png")
+    frame = pd.DataFrame({"image_id": ["twin"], "split": ["train"]})
+    (meeting,) = find_meetings(data / "splits", pd.concat([manifest, twin]), frame)
+    assert meeting.counts == {"train": 1, "validation": 0, "test": 0}
+    assert (label, len(pixels)) == (twin["label"].item(), 64)
+
+
+def test_scoring_the_whole_data_set_asks_for_an_opening(
+    here: tuple[Path, Path], trained: Path, invoke: Invoke, tmp_path: Path
+) -> None:
+    data, run = here
+    words = ("evaluate", trained, "--on", data, "--out", tmp_path / "on")
+    code, _, message = invoke(*words)
+    assert code == 2
+    assert "holds sealed test images" in message
+    assert not read_seal(seal_file(data)).openings
+    assert invoke(*words, "--open-test", tmp_path)[0] != 0
+    code, _, message = invoke(*words, "--open-test", data)
+    assert code == 0, message
+    (logged,) = read_seal(seal_file(data)).openings
+    assert (logged.how, logged.recipe, logged.run, logged.finished) == ("--on", "tiny", trained.name, True)
+    assert (
+        f"of the sealed test side of split held ({logged.n} images): this is opening 1 of it"
+        in (tmp_path / "on" / "report.html").read_text()
+    )
+    del run
+
+
+def test_predictions_of_another_tool_count_only_where_they_are_of_sealed_images(
+    here: tuple[Path, Path], invoke: Invoke, tmp_path: Path
+) -> None:
+    data, run = here
+    outside = pd.read_csv(run / "predictions.csv", dtype=str, keep_default_na=False)[
+        ["image_id", "p_benign", "p_malignant"]
+    ]
+    outside.to_csv(tmp_path / "outside.csv", index=False)
+    code, _, message = invoke(
+        "evaluate", "--predictions", tmp_path / "outside.csv", "--on", data, "--out", tmp_path / "a"
+    )
+    assert code == 0, message
+    assert not read_seal(seal_file(data)).openings
+    one = outside.iloc[:1].assign(image_id=read_seal(seal_file(data)).rows[0][0])
+    pd.concat([outside, one]).to_csv(tmp_path / "inside.csv", index=False)
+    words = ("evaluate", "--predictions", tmp_path / "inside.csv", "--on", data, "--out", tmp_path / "b")
+    assert invoke(*words)[0] == 2
+    assert invoke(*words, "--open-test", data)[0] == 0
+    (logged,) = read_seal(seal_file(data)).openings
+    assert (logged.how, logged.recipe, logged.n) == ("--predictions", "inside.csv", 1)
+
+
+# Several runs, other verbs --------------------------------------------------------------------------------------------
+
+
+def test_repeats_are_summarised_on_validation_and_opened_together(
+    here: tuple[Path, Path], tiny: Recipe, tmp_path: Path
+) -> None:
+    data, _ = here
+    parent = train(replace(tiny, repeats=2), data, tmp_path / "repeats")
+    summary = read(parent / "summary.json")
+    assert [run["test"] for run in summary["runs"]] == [{}, {}]
+    assert not [name for name in pd.read_csv(parent / "summary.csv").columns if name.startswith("test_")]
+    assert "The test side is sealed" in (parent / "report.html").read_text()
+    open_test(parent, data)
+    summary = read(parent / "summary.json")
+    assert all(run["test"]["accuracy"] is not None for run in summary["runs"])
+    assert summary["metrics"]["test"]["accuracy"]["n_runs"] == 2
+    assert len(read_seal(seal_file(data)).openings) == 2
+    last = parent / summary["runs"][1]["folder"]
+    (warn,) = [item for item in warnings(read_run(last)) if "opened 2 times" in item.text]
+    assert (warn.level, "differ in their seed alone" in warn.text) == ("note", True)
+
+
+def test_a_grid_is_tuned_beside_a_sealed_test_side(here: tuple[Path, Path], tiny: Recipe, tmp_path: Path) -> None:
+    data, _ = here
+    members = [replace(tiny, name=f"m{n}", model=replace(tiny.model, dropout=n / 4)) for n in range(2)]
+    where = workflow.Where(out=tmp_path / "tuned", device="cpu")
+    final = workflow.tune(members, workflow.load_dataset(data), name="grid", where=where, split="held")
+    assert set(pd.read_csv(final / "predictions.csv")["split"]) == {"validation"}
+    assert not read_seal(seal_file(data)).openings
+
+
+def test_a_fold_warns_of_the_sealed_images_on_its_sides(
+    here: tuple[Path, Path], tiny: Recipe, tmp_path: Path
+) -> None:
+    data, _ = here
+    folds: SplitSpec = replace(HOLDOUT, scheme="kfold", test=0.0, folds=3)
+    workflow.split(workflow.load_dataset(data), folds, name="folds")
+    parent = train(tiny, data, tmp_path / "folds", split="folds")
+    lines = [line for run in parent.glob("*/run.json") for line in run_facts(run.parent)]
+    assert sum(line.startswith("Sealed test images") for line in lines) == 3
+    openings = read_seal(seal_file(data)).openings
+    assert sum(item.n for item in openings) == len(read_seal(seal_file(data)).rows), (
+        "each is in one fold's test side"
+    )
+
+
+def test_the_other_verbs_take_a_data_set_with_seals(
+    here: tuple[Path, Path], invoke: Invoke, tmp_path: Path
+) -> None:
+    data, run = here
+    assert invoke("audit", data, "--split", "held")[0] in (0, 3)
+    code, _, message = invoke("train", "demo", data, "--split", "none")
+    assert code == 2
+    assert message.count("held") == 1, "a seal is not listed as a split"
+    dataset = workflow.load_dataset(data)
+    tested = [dataset.path_of(row[0]) for row in read_seal(seal_file(data)).rows]
+    code, _, message = invoke("predict", run / "model", *tested[:4], "--out", tmp_path / "predicted")
+    assert code == 0, message
+    assert "looked at" not in message
+    other = Path(shutil.copytree(run, tmp_path / "other" / run.name))
+    open_test(run, data)
+    compared = compare_runs([run, other])
+    assert [pair.reason for pair in compared.pairs if pair.split == "validation"] == [""]
+    assert not [pair for pair in compared.pairs if pair.split == "test" and pair.differences]
+
+
+# Small things ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_of_equals_is_too_good_by_what_chance_gives() -> None:
+    assert best_of_chance(1) == pytest.approx(0, abs=1e-9)
+    assert best_of_chance(2) == pytest.approx(1 / np.sqrt(np.pi), abs=1e-6)
+    assert best_of_chance(3) == pytest.approx(1.5 / np.sqrt(np.pi), abs=1e-6)
+    draws = np.random.default_rng(0).standard_normal((20_000, 10)).max(axis=1)
+    assert best_of_chance(10) == pytest.approx(draws.mean(), abs=4 * draws.std() / np.sqrt(len(draws)))
+    with pytest.raises(ValueError, match="at least one"):
+        best_of_chance(0)
+
+
+def test_the_commit_is_that_of_the_checkout_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = sealed.commit()
+    assert found == "" or len(found.removesuffix("-dirty")) == 40
+    package = tmp_path / "lib" / "site-packages" / "dermkit"
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr("dermkit.__file__", str(package / "__init__.py"))
+    assert sealed.commit() == "", "a repository around an installation says nothing about it"
+
+
+@pytest.fixture
+def seals() -> Iterator[Seal]:
+    yield Seal("held", "2026-01-02T03:04:05+00:00", (("a", "benign", "0" * 64),))
+
+
+def test_a_seal_changes_with_every_part_of_its_rows(seals: Seal, tmp_path: Path) -> None:
+    for column in range(3):
+        row = list(seals.rows[0])
+        row[column] += "x"
+        assert replace(seals, rows=(tuple(row),)).sha256 != seals.sha256
+    assert replace(seals, openings=(opening(),)).sha256 == seals.sha256
+    assert read_seals(tmp_path / "absent") == []
