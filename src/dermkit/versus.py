@@ -11,7 +11,7 @@ from dermkit.compare import Comparison, Pair
 from dermkit.files import make_folder, write_json, write_rows, write_text
 from dermkit.labels import page_templates
 from dermkit.metrics.trainings import Sources
-from dermkit.metrics.verdict import Difference, Repeated, verdict
+from dermkit.metrics.verdict import LOWER_IS_BETTER, Difference, Repeated, about, verdict
 from dermkit.report import opener, thumbnail
 
 FORMAT = 1
@@ -52,11 +52,13 @@ def write_versus(
     splits = list(body["same_images"])
     environment = page_templates()
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
+    environment.filters["about"] = about
     html = environment.get_template("comparison.html.j2").render(
         runs=body["runs"],
         groups=body["groups"],
         notes=body["notes"],
         moved=MOVED,
+        lower_is_better=LOWER_IS_BETTER,
         singles=len(body["runs"]) - sum(len(group["runs"]) for group in body["groups"].values()),
         splits=[split for split in ("test", "validation", "train") if split in splits],
         boards={split: _board(body["runs"], body["groups"], split) for split in splits},
@@ -216,6 +218,7 @@ def _difference(pair: Pair, item: Difference) -> dict[str, Any]:
     return {
         **facts, "first": _sources(item.first), "second": _sources(item.second), "error_seeds": item.seeds,
         "error_images": item.images, "borrowed": item.borrowed, "folds": item.folds,
+        "trainings": list(item.trainings), "needs_trainings": item.needs_trainings,
     }  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def verdict(item: Difference, first: str, second: str) -> str:
         return _verdict_of_several(item, first, second, apart)
     if item.is_found:
         return f"{name}: {_ahead(item, first, second)} is better on {n} images ({apart})."
-    more = f"; about {_about(item.needed)} would be needed" if item.needed else ""
+    more = f"; about {about(item.needed)} would be needed" if item.needed else ""
     return f"{name}: not distinguishable on {n} images ({apart}){more}."
 
 
@@ -118,7 +118,7 @@ def _pooled(deviations: Sequence[float | None]) -> float | None:
 
 def _more(item: Repeated) -> str:
     if item.needed:
-        return f"; about {_about(item.needed)} images would be needed"
+        return f"; about {about(item.needed)} images would be needed"
     return "; more images alone would not tell: more trainings are needed" if item.needs_trainings else ""
 
 
@@ -127,7 +127,7 @@ def _p(item: Difference) -> str:
     return "no test" if p is None else f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
-def _about(number: int) -> str:
-    """Return two significant digits: more would claim to know."""
+def about(number: int) -> str:
+    """Return a number of images in two significant digits: more would claim to know."""
     scale = 10 ** max(0, len(str(number)) - 2)
     return f"{round(number / scale) * scale:,}"
