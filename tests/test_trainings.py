@@ -226,7 +226,7 @@ def test_folds_are_the_corrected_t_of_means_over_seeds() -> None:
     assert accuracy.estimate.ci95 == pytest.approx(stats.t.interval(0.95, 2, known.value, known.error))
     assert (accuracy.folds, accuracy.trainings, accuracy.test) == (3, (6, 3), FOLDS)
     assert accuracy.first is not None and accuracy.first.seed == pytest.approx(math.sqrt((0.005 + 0.005) / 3))
-    assert "3 folds, 6 and 3 trainings, 60 images" in verdict(accuracy, "a", "b")
+    assert "3 folds, 6 against 3 trainings, 60 images" in verdict(accuracy, "a", "b")
     broken = [[{**run, "auroc": float("nan")} for run in fold] for fold in second]
     found = {item.figure: item for item in differences_over_folds(first, broken, like=like, n_train=40, n_test=20)}
     assert found["auroc"].estimate.value is None and "in a fold" in found["auroc"].estimate.reason

@@ -93,17 +93,16 @@ def _verdict_of_several(item: Repeated, first: str, second: str, apart: str) -> 
 
 
 def _how_many(item: Repeated) -> str:
-    if item.folds:
-        return f"{item.folds} folds, {' and '.join(map(str, item.trainings))} trainings"
     one, other = item.trainings
-    return f"{one} trainings each" if one == other else f"{one} against {other} trainings"
+    counts = f"{one} trainings each" if one == other else f"{one} against {other} trainings"
+    return f"{item.folds} folds, {counts}" if item.folds else counts
 
 
 def _moved_by(item: Repeated, first: str, second: str) -> str:
     sides = [side for side in (item.first, item.second) if side is not None]
     seeds, data = _pooled([s.between for s in sides]), _pooled([s.data for s in sides])
     if item.folds:
-        return "" if seeds is None else f"; folds alone move a recipe by {seeds:.3f} (SD)"
+        return "" if seeds is None else f"; a recipe's folds differ by {seeds:.3f} (SD)"
     alone = first if item.trainings[0] < 2 else second
     said = f"; {alone} was trained once: its spread is taken to be the other's" if item.borrowed else ""
     if seeds is None or data is None:
