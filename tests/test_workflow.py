@@ -15,7 +15,7 @@ import pytest
 
 from conftest import Invoke
 from dermkit import workflow
-from dermkit.compare import compare_runs, write_comparison
+from dermkit.compare import compare_runs
 from dermkit.data.sources import classify
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
@@ -35,6 +35,7 @@ from dermkit.recipes import (
     grid,
     whole,
 )
+from dermkit.versus import write_comparison
 
 MODEL = Path("model") / "member-0.safetensors"
 EVERY = {**RECIPES, **{item.name: item for members in GRIDS.values() for item in members}}

@@ -65,14 +65,16 @@ def report(run: Path) -> None:
 
 
 def compare(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Two run folders or more.")] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders, or folders of repeats and folds.")
+    ] = None,
     published: Annotated[
         list[str] | None,
         typer.Option("--published", help="Figures in print, such as 'S2: accuracy=.4661,n=118'. May be repeated."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path("comparison"),
 ) -> None:
-    """Compare runs on the same images: differences with intervals and tests, one page, a sentence each."""
+    """Compare runs or recipes on the same images: differences with intervals and tests, one page, a sentence each."""
     from dermkit import workflow
 
     outcome = workflow.compare(runs or [], published=published or [], out=out)
@@ -80,6 +82,6 @@ def compare(
         typer.echo(f"\n{name} ({'the same images' if same else 'NOT the same images: not comparable'})")
         typer.echo(outcome.tables[name])
     typer.echo("")
-    for sentence in outcome.sentences:
+    for sentence in [*outcome.notes, *outcome.sentences]:
         typer.echo(sentence)
     typer.echo(str(outcome.page))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from dermkit.asked import NOTHING, Asked
 from dermkit.claims import checked_claims
-from dermkit.compare import compare_runs, write_comparison
+from dermkit.compare import compare_runs
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.files import check_output, check_writable, read_json
 from dermkit.report import write_report, write_summary_report
-from dermkit.versus import headline, write_versus
+from dermkit.versus import headline, write_comparison, write_versus
 from dermkit.watch import Watch
 
 COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro")
@@ -100,16 +100,20 @@ def _open_test(target: Path, dataset: Dataset, watch: Watch, asked: Asked) -> Pa
 
 @dataclass(frozen=True)
 class CompareOutcome:
-    """page: comparison.html. sentences: what to read first. tables: split -> the runs' own figures as text."""
+    """page: comparison.html. sentences: what to read first. tables: split -> the runs' own figures as text.
+
+    notes: which runs were taken together as trainings of one recipe, and what their final model is.
+    """
 
     page: Path
     sentences: list[str]
     tables: dict[str, str]
     same_images: dict[str, bool]
+    notes: list[str]
 
 
 def compare(runs: Sequence[Path], *, published: Sequence[str] = (), out: Path) -> CompareOutcome:
-    """Compare runs with each other, and look at published figures; writes a folder with one page.
+    """Compare runs or folders of repeats with each other, and look at published figures; writes a folder with a page.
 
     published: as `--published` takes them. Raises `UsageError` for one run alone or a claim that cannot be read,
     `DataError` for a folder that is no run.
@@ -124,10 +128,12 @@ def compare(runs: Sequence[Path], *, published: Sequence[str] = (), out: Path) -
     if comparison is not None:
         write_comparison(comparison, out)
         tables = {split: comparison.wide(COMPARED, split=split).to_string() for split in comparison.same_images}
-    roots = [root for run in runs if (root := images_of(run)) is not None]
+    folders = comparison.folders if comparison else []
+    roots = [root for run in folders if (root := images_of(run)) is not None]
     page = write_versus(comparison, claims, out, images=roots[0] if roots else None)
     same = comparison.same_images if comparison else {}
-    return CompareOutcome(page, headline(comparison, claims), tables, same)
+    notes = comparison.notes if comparison else []
+    return CompareOutcome(page, headline(comparison, claims), tables, same, notes)
 
 
 def report(target: Path) -> Path:

@@ -5,53 +5,23 @@ Everything else, and proportions of grouped images: bootstrap over groups, both 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from dermkit.metrics import delong, intervals, paired, power
 from dermkit.metrics.counts import Bools, Floats
 from dermkit.metrics.estimate import Estimate
-from dermkit.metrics.figures import Figures, Plan
+from dermkit.metrics.figures import Figures, Plan, figures_compared, images_behind
 from dermkit.metrics.resampled import Resampled
 from dermkit.metrics.scored import Scored
+from dermkit.metrics.verdict import FIGURES, Difference, verdict
 
-ALPHA = 0.05
+__all__ = ["FIGURES", "Difference", "bootstrap_p", "corrected", "differences", "verdict"]
+
 MCNEMAR = "McNemar, mid-p"
 DELONG = "DeLong"
 BOOTSTRAP = "paired bootstrap"
-FIGURES = (
-    "accuracy", "balanced_accuracy", "f1_macro", "mcc_multiclass", "sensitivity", "specificity", "auroc",
-    "average_precision", "loss", "brier",
-)  # fmt: skip
-"""What two runs are compared in; all of it is one family for Holm's correction."""
-
-LOWER_IS_BETTER = ("loss", "brier")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """First model less second in one figure, on the same n images.
-
-    estimate: of the difference, its interval and how it was made; undefined where the figure is for one of the two.
-    p: of `test`, None where there is none; p_holm: after correction for all figures and pairs compared. discordant:
-    images that one model alone has right, for McNemar. needed: images that would show a difference of this size with
-    a power of 0.8; None where the difference is 0 or beyond any test set.
-    """
-
-    figure: str
-    estimate: Estimate
-    test: str
-    p: float | None
-    p_holm: float | None = None
-    discordant: tuple[int, int] | None = None
-    needed: int | None = None
-
-    @property
-    def is_found(self) -> bool:
-        """Whether the images show a difference, all comparisons taken together."""
-        p = self.p if self.p_holm is None else self.p_holm
-        return p is not None and p <= ALPHA
 
 
 def differences(
@@ -141,7 +111,7 @@ class _Both:
             yield self._one(name, float(self.point[name][0]))
 
     def _one(self, name: str, value: float) -> Difference:
-        n = self._images(name)
+        n = images_behind(self.scored, name)
         if np.isnan(value):
             missing = Estimate(
                 None, None, n, "none", "the figure is undefined for these images or one of the models"
@@ -155,12 +125,6 @@ class _Both:
         needed = power.scaled_need(n, value, float(kept.std())) if len(kept) else None
         return Difference(name, estimate, BOOTSTRAP, bootstrap_p(kept), needed=needed)
 
-    def _images(self, name: str) -> int:
-        positives = int(self.scored.is_malignant.sum())
-        return {"sensitivity": positives, "specificity": len(self.scored.true) - positives}.get(
-            name, len(self.scored.true)
-        )
-
 
 def bootstrap_p(samples: Floats) -> float:
     """Return the two-sided p of no difference: twice the share of resamples on the wrong side, ties half."""
@@ -171,44 +135,5 @@ def bootstrap_p(samples: Floats) -> float:
 
 
 def _gap(first: Figures, second: Figures) -> dict[str, Floats]:
-    one, other = _named(first), _named(second)
+    one, other = figures_compared(first), figures_compared(second)
     return {name: one[name] - other[name] for name in FIGURES}
-
-
-def _named(figures: Figures) -> dict[str, Floats]:
-    views = figures.views
-    names = {"sensitivity": "recall", "specificity": "specificity", "auroc": "auroc", "average_precision": ""}
-    binary = {name: views[view or name][:, -1] for name, view in names.items()}
-    macro = {
-        "balanced_accuracy": views["recall"][:, :-1].mean(axis=1),
-        "f1_macro": views["f1"][:, :-1].mean(axis=1),
-    }
-    return {**figures.overall, **macro, **binary}
-
-
-# In words ---------------------------------------------------------------------------------------------------------
-
-
-def verdict(item: Difference, first: str, second: str) -> str:
-    """Return one sentence: which is better, or that so many images do not tell, and how many would."""
-    name, n = item.figure.replace("_", " "), item.estimate.n
-    if item.estimate.value is None:
-        return f"{name}: not defined for both on these {n} images."
-    low, high = item.estimate.ci95 or (float("nan"), float("nan"))
-    apart = f"{item.estimate.value:+.3f} [{low:+.3f}, {high:+.3f}]"
-    if item.is_found:
-        ahead = (item.estimate.value > 0) != (item.figure in LOWER_IS_BETTER)
-        return f"{name}: {first if ahead else second} is better on {n} images ({apart}, {item.test}, {_p(item)})."
-    more = f"; about {_about(item.needed)} would be needed" if item.needed else ""
-    return f"{name}: not distinguishable on {n} images ({apart}, {item.test}, {_p(item)}){more}."
-
-
-def _p(item: Difference) -> str:
-    p = item.p if item.p_holm is None else item.p_holm
-    return "no test" if p is None else f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
-
-
-def _about(number: int) -> str:
-    """Return two significant digits: more would claim to know."""
-    scale = 10 ** max(0, len(str(number)) - 2)
-    return f"{round(number / scale) * scale:,}"

@@ -46,6 +46,24 @@ class Figures:
     counts: Counts
 
 
+def figures_compared(figures: Figures) -> dict[str, Floats]:
+    """Return what is compared, name -> (B,): averages over the classes, and the malignant classes against the rest."""
+    views = figures.views
+    names = {"sensitivity": "recall", "specificity": "specificity", "auroc": "auroc", "average_precision": ""}
+    binary = {name: views[view or name][:, -1] for name, view in names.items()}
+    macro = {
+        "balanced_accuracy": views["recall"][:, :-1].mean(axis=1),
+        "f1_macro": views["f1"][:, :-1].mean(axis=1),
+    }
+    return {**figures.overall, **macro, **binary}
+
+
+def images_behind(scored: Scored, name: str) -> int:
+    """Return how many images one of these figures rests on."""
+    positives = int(scored.is_malignant.sum())
+    return {"sensitivity": positives, "specificity": len(scored.true) - positives}.get(name, len(scored.true))
+
+
 # Order ------------------------------------------------------------------------------------------------------------
 
 
