@@ -168,7 +168,9 @@ def simulate(cell: Cell, figures: tuple[str, ...], sims: int, *, resamples: int)
 
 
 def _estimates(drawn: Scored, figures: tuple[str, ...], seed: int, resamples: int) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = dict(summarise(drawn, seed=seed, resamples=resamples)["metrics"])
+    ranked = resamples > 0 or "auroc" in figures
+    body = summarise(drawn, seed=seed, resamples=resamples, ranked=ranked)
+    found: dict[str, dict[str, Any]] = dict(body["metrics"])
     wanted = [name.removesuffix(BY_BOOTSTRAP) for name in figures if name.endswith(BY_BOOTSTRAP)]
     return found | (bootstrapped(drawn, wanted, seed, resamples) if wanted else {})
 
