@@ -6,10 +6,10 @@
 
 Two models score the same images: their log odds have the same spread and go together by 0.3 or 0.8. At a gap of 0 both
 are equally good, else the second one's accuracy is lower by it. Half of the spread of grouped images, three a lesion,
-is the lesion's; "as if alone" is what McNemar's test would say of them, and is not used. The bootstrap, with 500
-resamples, is tried `--sims` times at a gap of 0 (a tenth as often for what needs an order of scores, and for power).
-`needed` asks what the verdict asks, how many images would show a difference, draws test sets of that size and counts
-how often it is found there.
+is the lesion's; "as if alone" is what McNemar's test would say of them, and is not used. Sign flips, and the bootstrap
+with 500 resamples, are tried `--sims` times at a gap of 0 (a tenth as often for what needs an order of scores, and for
+power). `needed` asks what the verdict asks, how many images would show a difference, draws test sets of that size and
+counts how often it is found there.
 """
 
 import argparse
@@ -22,8 +22,8 @@ import numpy as np
 from scipy.stats import norm
 
 from dermkit.metrics import delong, paired, power
-from dermkit.metrics.counts import Floats, Ints
-from dermkit.metrics.difference import bootstrap_p
+from dermkit.metrics.counts import Floats
+from dermkit.metrics.difference import bootstrap_p, exchanged_p
 from dermkit.metrics.figures import Figures, Plan
 from dermkit.metrics.intervals import wilson
 from dermkit.metrics.resampled import Resampled
@@ -39,7 +39,7 @@ TOGETHER = (0.3, 0.8)
 GAPS = (0.0, 0.02, 0.05, 0.1)
 ACCURACY = 0.8
 IMAGES = ("alone", "grouped")
-BOOTSTRAPPED = ("accuracy", "sensitivity", "balanced_accuracy", "f1_macro", "mcc_multiclass", "loss", "brier")
+EXCHANGED = ("accuracy", "sensitivity", "balanced_accuracy", "f1_macro", "mcc_multiclass", "loss", "brier")
 RANKED = ("average_precision",)
 RESAMPLES = 500
 ALPHA = 0.05
@@ -89,9 +89,9 @@ def tests(n: int, together: float, gap: float, images: str, sims: int) -> Iterat
         scores = np.stack([first.p_malignant, second.p_malignant])
         p["DeLong"].append(delong.difference(delong.areas(scores, first.is_malignant, first.groups), 0, 1)[2])
         if gap == 0 or number < sims // 10:
-            _bootstrap(first, second, number, BOOTSTRAPPED, p)
+            _exchanged(first, second, number, EXCHANGED, p)
         if number < sims // 10:
-            _bootstrap(first, second, number, RANKED, p)
+            _exchanged(first, second, number, RANKED, p)
     for test, values in p.items():
         hits = sum(value <= ALPHA for value in values)
         low, high = wilson(hits, len(values))
@@ -99,32 +99,28 @@ def tests(n: int, together: float, gap: float, images: str, sims: int) -> Iterat
                round(hits / len(values), 4), round(low, 4), round(high, 4), float(np.mean(discordant)))  # fmt: skip
 
 
-def _bootstrap(
+def _exchanged(
     first: Scored, second: Scored, seed: int, figures: Sequence[str], p: dict[str, list[float]]
 ) -> None:
-    """Add what the paired bootstrap says, as `difference.differences` makes it."""
-    drawn = paired_figures(first, second, figures, seed=seed, resamples=RESAMPLES)
-    for name in figures:
-        samples = drawn.samples[name]
-        p.setdefault(f"bootstrap: {name}", []).append(bootstrap_p(samples[np.isfinite(samples)]))
-
-
-def paired_figures(
-    first: Scored, second: Scored, figures: Sequence[str], *, seed: int, resamples: int
-) -> Resampled:
+    """Add what sign flips and the paired bootstrap say, as `difference.differences` makes them."""
     ranked = figures == RANKED
     plans = Plan(first, ranked=ranked), Plan(second, ranked=ranked)
 
-    def gap(weights: Floats) -> dict[str, Floats]:
-        one, other = (_named(plan.resampled(weights), ranked=ranked) for plan in plans)
+    def gap(parts: Sequence[Figures]) -> dict[str, Floats]:
+        one, other = (_named(part, ranked=ranked) for part in parts)
         return {name: one[name] - other[name] for name in figures}
 
-    def without_each(_rows: Ints) -> dict[str, Floats]:
-        return {}
-
-    return Resampled(
-        first.units, figures=gap, without_each=without_each, name="paired", seed=seed, resamples=resamples
-    )
+    drawn = Resampled(
+        first.units, figures=lambda weights: gap([plan.resampled(weights) for plan in plans]),
+        without_each=lambda rows: gap([plan.without_each(rows) for plan in plans]), name="paired", seed=seed,
+        resamples=RESAMPLES,
+    )  # fmt: skip
+    found = exchanged_p(gap([plan.point for plan in plans]), drawn.left_out, seed=seed)
+    for name in figures:
+        samples = drawn.samples[name]
+        own = bootstrap_p(samples[np.isfinite(samples)])
+        p.setdefault(f"sign flips: {name}", []).append(found.get(name, own))
+        p.setdefault(f"bootstrap: {name}", []).append(own)
 
 
 def _named(figures: Figures, *, ranked: bool) -> dict[str, Floats]:

@@ -1,7 +1,10 @@
 """How far two models lie apart on the same images: difference, interval, test, and what would be needed to tell.
 
 Accuracy, sensitivity and specificity of independent images: McNemar's mid-p. AUROC: DeLong's test over groups.
-Everything else, and proportions of grouped images: bootstrap over groups, both models on the same resamples.
+Everything else, and proportions of grouped images: both models exchanged in units (images or groups) by chance. Each
+unit's share in the difference is what the figure changes without it; for a mean of per-unit terms that is exact.
+Intervals, and the test beyond 10,000 units, are a bootstrap over units, both models on the same resamples: its own p
+finds too much with few groups (benchmarks/paired.md).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,18 +16,22 @@ from dermkit.metrics import delong, intervals, paired, power
 from dermkit.metrics.counts import Bools, Floats
 from dermkit.metrics.estimate import Estimate
 from dermkit.metrics.figures import Figures, Plan
-from dermkit.metrics.resampled import Resampled
+from dermkit.metrics.resampled import Named, Resampled
 from dermkit.metrics.scored import Scored
 
 ALPHA = 0.05
 MCNEMAR = "McNemar, mid-p"
 DELONG = "DeLong"
 BOOTSTRAP = "paired bootstrap"
+EXCHANGED = "sign flips"
 FIGURES = (
     "accuracy", "balanced_accuracy", "f1_macro", "mcc_multiclass", "sensitivity", "specificity", "auroc",
     "average_precision", "loss", "brier",
 )  # fmt: skip
 """What two runs are compared in; all of it is one family for Holm's correction."""
+
+ROUNDING = 1e-9
+"""Below this, shares in a difference are nothing but rounding."""
 
 LOWER_IS_BETTER = ("loss", "brier")
 
@@ -135,6 +142,7 @@ class _Both:
             without_each=lambda rows: _gap(*(plan.without_each(rows) for plan in plans)),
             name=f"{BOOTSTRAP} by {'image' if first.independent else 'group'}", seed=seed, resamples=resamples,
         )  # fmt: skip
+        self.p = exchanged_p(self.point, self.drawn.left_out, seed=seed)
 
     def all(self) -> Iterator[Difference]:
         for name in FIGURES:
@@ -153,6 +161,8 @@ class _Both:
             return Difference(name, estimate, "none", None)
         kept = samples[np.isfinite(samples)]
         needed = power.scaled_need(n, value, float(kept.std())) if len(kept) else None
+        if name in self.p:
+            return Difference(name, estimate, EXCHANGED, self.p[name], needed=needed)
         return Difference(name, estimate, BOOTSTRAP, bootstrap_p(kept), needed=needed)
 
     def _images(self, name: str) -> int:
@@ -160,6 +170,24 @@ class _Both:
         return {"sensitivity": positives, "specificity": len(self.scored.true) - positives}.get(
             name, len(self.scored.true)
         )
+
+
+def exchanged_p(point: Named, left_out: Named, *, seed: int) -> dict[str, float]:
+    """Return the two-sided p of no difference, for figures that exist without any one unit.
+
+    point: name -> (1,) the difference; left_out: name -> (G,) the same without each unit. A unit's share is the
+    difference plus (G - 1) times what is lost without it (Tukey's pseudo-value, centred).
+    """
+    names = [
+        name for name, without in left_out.items() if np.isfinite(without).all() and np.isfinite(point[name][0])
+    ]
+    if not names:
+        return {}
+    without = np.column_stack([left_out[name] for name in names])
+    values = (len(without) - 1) * (without.mean(axis=0) - without)
+    values += np.array([point[name][0] for name in names])
+    values[:, np.abs(values).max(axis=0) < ROUNDING] = 0.0
+    return dict(zip(names, paired.sign_flips(values, seed=seed).tolist(), strict=True))
 
 
 def bootstrap_p(samples: Floats) -> float:
