@@ -23,7 +23,7 @@ from scipy.stats import norm
 
 from dermkit.metrics import delong, paired, power
 from dermkit.metrics.counts import Floats
-from dermkit.metrics.difference import bootstrap_p, exchanged_p
+from dermkit.metrics.difference import bootstrap_p, exchanged_p, linear_p
 from dermkit.metrics.figures import Figures, Plan
 from dermkit.metrics.intervals import wilson
 from dermkit.metrics.resampled import Resampled
@@ -116,6 +116,7 @@ def _exchanged(
         resamples=RESAMPLES,
     )  # fmt: skip
     found = exchanged_p(gap([plan.point for plan in plans]), drawn.left_out, seed=seed)
+    found |= {} if ranked else linear_p(first, second, seed=seed)
     for name in figures:
         samples = drawn.samples[name]
         own = bootstrap_p(samples[np.isfinite(samples)])

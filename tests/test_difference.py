@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dermkit.metrics.difference import FIGURES, bootstrap_p, corrected, differences, exchanged_p, verdict
+from dermkit.metrics.difference import FIGURES, bootstrap_p, corrected, differences, exchanged_p, terms, verdict
 from dermkit.metrics.paired import mcnemar, sign_flip
 from dermkit.metrics.scored import Scored
 
@@ -93,6 +93,18 @@ def test_shares_of_a_mean_are_its_terms() -> None:
     assert found["x"] == pytest.approx(sign_flip(terms, np.arange(40), seed=7), abs=0.02)
     lost = np.where(np.arange(40) == 3, np.nan, without)
     assert exchanged_p({"x": np.array([terms.mean()])}, {"x": lost}, seed=7) == {}
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_what_images_add_to_a_difference_sums_to_it(grouped: bool) -> None:
+    first, second = pair(6, 90, skill=(1.5, 0.5), grouped=grouped)
+    found = {item.figure: item for item in differences(first, second, seed=0, resamples=50)}
+    parts = terms(first, second)
+    assert set(parts) == {"accuracy", "balanced_accuracy", "sensitivity", "specificity", "loss", "brier"}
+    for name, values in parts.items():
+        assert values.sum() == pytest.approx(found[name].estimate.value, abs=1e-12)
+        if grouped:
+            assert found[name].p == pytest.approx(sign_flip(values, first.groups, seed=0), abs=0.02)
 
 
 def test_groups_that_answer_alike_are_no_proof() -> None:

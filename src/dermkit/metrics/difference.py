@@ -1,8 +1,8 @@
 """How far two models lie apart on the same images: difference, interval, test, and what would be needed to tell.
 
 Accuracy, sensitivity and specificity of independent images: McNemar's mid-p. AUROC: DeLong's test over groups.
-Everything else, and proportions of grouped images: both models exchanged in units (images or groups) by chance. Each
-unit's share in the difference is what the figure changes without it; for a mean of per-unit terms that is exact.
+Everything else, and proportions of grouped images: both models exchanged in units (images or groups) by chance. What a
+unit adds to the difference is the sum of its images' terms; where a figure is no mean of terms, what it loses without.
 Intervals, and the test beyond 10,000 units, are a bootstrap over units, both models on the same resamples: its own p
 finds too much with few groups (benchmarks/paired.md).
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dermkit.metrics import delong, intervals, paired, power
+from dermkit.metrics import delong, intervals, paired, power, probability
 from dermkit.metrics.counts import Bools, Floats
 from dermkit.metrics.estimate import Estimate
 from dermkit.metrics.figures import Figures, Plan
@@ -31,7 +31,7 @@ FIGURES = (
 """What two runs are compared in; all of it is one family for Holm's correction."""
 
 ROUNDING = 1e-9
-"""Below this, shares in a difference are nothing but rounding."""
+"""Below this, parts of a difference are nothing but rounding."""
 
 LOWER_IS_BETTER = ("loss", "brier")
 
@@ -142,7 +142,8 @@ class _Both:
             without_each=lambda rows: _gap(*(plan.without_each(rows) for plan in plans)),
             name=f"{BOOTSTRAP} by {'image' if first.independent else 'group'}", seed=seed, resamples=resamples,
         )  # fmt: skip
-        self.p = exchanged_p(self.point, self.drawn.left_out, seed=seed)
+        self.p = {} if first.units == 1 else exchanged_p(self.point, self.drawn.left_out, seed=seed)
+        self.p |= {} if first.units == 1 else linear_p(first, second, seed=seed)
 
     def all(self) -> Iterator[Difference]:
         for name in FIGURES:
@@ -172,10 +173,37 @@ class _Both:
         )
 
 
-def exchanged_p(point: Named, left_out: Named, *, seed: int) -> dict[str, float]:
-    """Return the two-sided p of no difference, for figures that exist without any one unit.
+def linear_p(first: Scored, second: Scored, *, seed: int) -> dict[str, float]:
+    """Return the two-sided p of no difference in every figure that is a mean of per-image terms: exact."""
+    found = terms(first, second)
+    sums = [np.bincount(first.groups, weights=column, minlength=first.units) for column in found.values()]
+    values = np.column_stack(sums).astype(np.float64)
+    values[np.abs(values) < ROUNDING / first.units] = 0.0
+    return dict(zip(found, paired.sign_flips(values, seed=seed).tolist(), strict=True))
 
-    point: name -> (1,) the difference; left_out: name -> (G,) the same without each unit. A unit's share is the
+
+def terms(first: Scored, second: Scored) -> dict[str, Floats]:
+    """Return figure -> what each image adds to its difference, (N,); figures without images are left out."""
+    true, n, k = first.true, len(first.true), len(first.classes)
+    hit = (first.predicted == true).astype(np.float64) - (second.predicted == true)
+    called = first.malignant[first.predicted].astype(np.float64) - second.malignant[second.predicted]
+    counts = np.bincount(true, minlength=k)
+    loss = [probability.log_loss_terms(true, model.probabilities) for model in (first, second)]
+    brier = [probability.brier_terms(true, model.probabilities) for model in (first, second)]
+    found = {"accuracy": hit / n, "loss": (loss[0] - loss[1]) / n, "brier": (brier[0] - brier[1]) / n}
+    if counts.all():
+        found["balanced_accuracy"] = hit / (k * counts[true])
+    positive = first.is_malignant
+    for name, rows, sign in (("sensitivity", positive, 1.0), ("specificity", ~positive, -1.0)):
+        if first.has_binary_view and rows.any():
+            found[name] = np.where(rows, sign * called / rows.sum(), 0.0)
+    return found
+
+
+def exchanged_p(point: Named, left_out: Named, *, seed: int) -> dict[str, float]:
+    """Return the two-sided p of no difference for figures that are no means, where they exist without any one unit.
+
+    point: name -> (1,) the difference; left_out: name -> (G,) the same without each unit. A unit's part is the
     difference plus (G - 1) times what is lost without it (Tukey's pseudo-value, centred).
     """
     names = [
