@@ -1,6 +1,7 @@
 """How often a 95 % interval holds the truth, in simulation; appends rows to benchmarks/coverage.csv; stop and go on.
 
-    python benchmarks/coverage.py run [--sims 2000] [--boot 400] [--only CELL]
+    python benchmarks/coverage.py closed [--sims 2000]
+    python benchmarks/coverage.py boot [--sims 400]
     python benchmarks/coverage.py table
 
 A cell is n, prevalence, truth, and how images hang together. Scores are normal: the threshold lies half way between
@@ -8,15 +9,17 @@ the classes, so that sensitivity, specificity, accuracy and balanced accuracy al
 cells of its own, where the classes lie as far apart as its truth wants. In grouped cells a lesion has one to five
 images, half of whose spread is the lesion's. "as if alone" takes these images for independent: what most papers do.
 
-The figures with closed intervals are simulated `--sims` times, those with bootstrap intervals `--boot` times, each
-against its value on two million images.
+`closed` simulates the figures whose intervals are formulas, and seven classes, of which two thirds are one; `boot`
+those with bootstrap intervals, against their values on two million images, and beside them the bootstrap of what has a
+formula. Both may run at the same time.
 """
 
 import argparse
+import functools
 import itertools
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from dermkit.metrics.counts import Floats, Ints
+from dermkit.metrics.counts import Bools, Floats, Ints
+from dermkit.metrics.figures import Figures, Plan
 from dermkit.metrics.intervals import wilson
+from dermkit.metrics.resampled import Resampled
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.summary import summarise
 from scale import add_rows, commit, read_rows
@@ -33,12 +38,14 @@ from scale import add_rows, commit, read_rows
 HERE = Path(__file__).parent
 ROWS = HERE / "coverage.csv"
 HEADER = (
-    "commit", "python", "n", "prevalence", "truth", "images", "figure", "true_value", "sims", "held", "coverage",
-    "low", "high", "width", "undefined", "marked", "positives", "method",
+    "commit", "python", "n", "prevalence", "truth", "images", "classes", "figure", "true_value",
+    "sims", "held", "coverage", "low", "high", "width", "undefined", "marked", "fewest_units", "method",
 )  # fmt: skip
 SIZES = (60, 120, 1000)
 PREVALENCES = (0.1, 0.3, 0.5)
-TRUTHS = (0.6, 0.7, 0.8, 0.9, 0.95)
+TRUTHS = (0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+BOOT_TRUTHS = (0.7, 0.9)
+SEVEN = (0.67, 0.11, 0.11, 0.05, 0.03, 0.015, 0.015)
 IMAGES = ("alone", "grouped", "grouped, as if alone")
 CLOSED = ("accuracy", "sensitivity", "specificity", "balanced_accuracy", "ppv", "npv")
 BOOTSTRAPPED = (
@@ -46,6 +53,8 @@ BOOTSTRAPPED = (
     "sensitivity_at_specificity_90", "specificity_at_sensitivity_90", "calibration_slope", "calibration_intercept",
     "net_benefit_10",
 )  # fmt: skip
+KEY = ("n", "prevalence", "truth", "images", "classes", "figure")
+BY_BOOTSTRAP = ", bootstrap"
 MOST = 5
 """Images of one lesion: one to five, all equally often."""
 ALIKE = 0.5
@@ -61,7 +70,8 @@ class Cell:
     prevalence: float
     truth: float
     images: str
-    auroc: bool
+    auroc: bool = False
+    classes: int = 2
 
     @property
     def apart(self) -> float:
@@ -70,10 +80,10 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    for auroc, n, prevalence, truth, images in itertools.product(
-        (False, True), SIZES, PREVALENCES, TRUTHS, IMAGES
-    ):
-        yield Cell(n, prevalence, truth, images, auroc)
+    for n, truth, images in itertools.product(SIZES, TRUTHS, IMAGES):
+        for prevalence, auroc in itertools.product(PREVALENCES, (False, True)):
+            yield Cell(n, prevalence, truth, images, auroc)
+        yield Cell(n, 0.0, truth, images, classes=7)
 
 
 def draw(cell: Cell, generator: np.random.Generator) -> Scored:
@@ -81,69 +91,135 @@ def draw(cell: Cell, generator: np.random.Generator) -> Scored:
     grouped = cell.images != "alone"
     lesions = generator.integers(1, MOST + 1, cell.n) if grouped else np.ones(cell.n, dtype=np.int64)
     unit = np.repeat(np.arange(cell.n), lesions)[: cell.n]
-    ill = (generator.random(cell.n) < cell.prevalence)[unit]
+    groups = unit if cell.images == "grouped" else np.arange(cell.n)
     own, shared = generator.normal(0, 1, cell.n), generator.normal(0, 1, cell.n)[unit]
     spread = math.sqrt(ALIKE) * shared + math.sqrt(1 - ALIKE) * own if grouped else own
-    odds = cell.apart * (spread + cell.apart * (ill - 0.5))
-    groups = unit if cell.images == "grouped" else np.arange(cell.n)
-    return scored(ill.astype(np.int64), odds, groups)
+    if cell.classes > 2:
+        true = generator.choice(cell.classes, size=cell.n, p=SEVEN)[unit]
+        return many_classes(true, spread < norm.ppf(cell.truth), groups, generator)
+    ill = (generator.random(cell.n) < cell.prevalence)[unit]
+    return scored(ill.astype(np.int64), cell.apart * (spread + cell.apart * (ill - 0.5)), groups)
+
+
+def many_classes(true: Ints, right: Bools, groups: Ints, generator: np.random.Generator) -> Scored:
+    """Return images of seven classes of which some are right, the others called any other class."""
+    k, n = len(SEVEN), len(true)
+    predicted = np.where(right, true, (true + generator.integers(1, k, n)) % k)
+    p = np.full((n, k), 0.1 / (k - 1))
+    p[np.arange(n), predicted] = 0.9
+    return Scored([f"class {i}" for i in range(k)], np.arange(k) == 1, true, predicted, p, _from_0(groups))
 
 
 def scored(true: Ints, odds: Floats, groups: Ints) -> Scored:
     p = 1 / (1 + np.exp(-odds))
     return Scored(
         ["benign", "malignant"], np.array([False, True]), true, (odds > 0).astype(np.int64),
-        np.column_stack([1 - p, p]), np.unique(groups, return_inverse=True)[1].astype(np.int64),
+        np.column_stack([1 - p, p]), _from_0(groups),
     )  # fmt: skip
 
 
-def truths(cell: Cell) -> dict[str, float]:
-    """Return the value of every figure on very many independent images of the same kind."""
-    many = Cell(POPULATION, cell.prevalence, cell.truth, "alone", cell.auroc)
-    body = summarise(draw(many, np.random.default_rng(99)), seed=0, resamples=0)
-    found = {name: item["value"] for name, item in body["metrics"].items()}
-    if cell.auroc:
-        return found | {"auroc": cell.truth}
-    return found | dict.fromkeys(("accuracy", "sensitivity", "specificity", "balanced_accuracy"), cell.truth)
+def _from_0(groups: Ints) -> Ints:
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+
+
+def truths(cell: Cell, figures: Sequence[str]) -> dict[str, float | None]:
+    """Return the value of every figure; where no formula gives it, on very many independent images of the kind."""
+    share, rate = cell.prevalence, cell.truth
+    known: dict[str, float | None] = {"auroc": rate}
+    if not cell.auroc:
+        known = dict.fromkeys(("accuracy", "sensitivity", "specificity", "balanced_accuracy"), rate)
+        found, right = share * rate, (1 - share) * rate
+        known |= {"ppv": found / (found + (1 - share) * (1 - rate)), "npv": right / (right + share * (1 - rate))}
+    return known if set(figures) <= set(known) else _of_many(share, rate) | known
+
+
+@functools.cache
+def _of_many(prevalence: float, truth: float) -> dict[str, float | None]:
+    drawn = draw(Cell(POPULATION, prevalence, truth, "alone"), np.random.default_rng(99))
+    return {name: item["value"] for name, item in summarise(drawn, seed=0, resamples=0)["metrics"].items()}
 
 
 def simulate(cell: Cell, figures: tuple[str, ...], sims: int, *, resamples: int) -> Iterator[tuple[object, ...]]:
     """Yield a row per figure."""
-    true, generator = truths(cell), np.random.default_rng(7)
+    wanted = [name.removesuffix(BY_BOOTSTRAP) for name in figures]
+    true, generator = truths(cell, wanted), np.random.default_rng(7)
     seen: dict[str, list[dict[str, Any]]] = {name: [] for name in figures}
-    positives = []
+    fewest = []
     for number in range(sims):
         drawn = draw(cell, generator)
-        positives.append(len(set(drawn.groups[drawn.is_malignant].tolist())))
-        metrics = summarise(drawn, seed=number, resamples=resamples)["metrics"]
+        fewest.append(min(len(set(drawn.groups[drawn.true == k].tolist())) for k in range(cell.classes)))
+        metrics = _estimates(drawn, figures, number, resamples)
         for name in figures:
             seen[name].append(metrics[name])
     for name in figures:
         having = [item for item in seen[name] if item["ci95"] is not None]
-        if not having or true[name] is None:
+        value = true[name.removesuffix(BY_BOOTSTRAP)]
+        if not having or value is None:
             continue
-        held = sum(item["ci95"][0] - 1e-12 <= true[name] <= item["ci95"][1] + 1e-12 for item in having)
+        held = sum(item["ci95"][0] - 1e-12 <= value <= item["ci95"][1] + 1e-12 for item in having)
         low, high = wilson(held, len(having))
         width = float(np.mean([item["ci95"][1] - item["ci95"][0] for item in having]))
         marked = sum("unreliable" in item.get("reason", "") for item in having) / len(having)
         yield (
-            commit(), platform.python_version(), cell.n, cell.prevalence, cell.truth, cell.images, name,
-            round(true[name], 5), len(having), held, round(held / len(having), 4), round(low, 4), round(high, 4),
-            round(width, 4), sims - len(having), round(marked, 4), float(np.median(positives)), having[0]["method"],
+            commit(), platform.python_version(), cell.n, cell.prevalence, cell.truth, cell.images, cell.classes, name,
+            round(value, 5), len(having), held, round(held / len(having), 4), round(low, 4), round(high, 4),
+            round(width, 4), sims - len(having), round(marked, 4), float(np.median(fewest)), having[0]["method"],
         )  # fmt: skip
 
 
-def run(sims: int, boot: int, only: int | None) -> None:
-    there = {(r["n"], r["prevalence"], r["truth"], r["images"], r["figure"] == "auroc") for r in read_rows(ROWS)}
+def _estimates(drawn: Scored, figures: tuple[str, ...], seed: int, resamples: int) -> dict[str, dict[str, Any]]:
+    ranked = resamples > 0 or "auroc" in figures
+    body = summarise(drawn, seed=seed, resamples=resamples, ranked=ranked)
+    found: dict[str, dict[str, Any]] = dict(body["metrics"])
+    wanted = [name.removesuffix(BY_BOOTSTRAP) for name in figures if name.endswith(BY_BOOTSTRAP)]
+    return found | (bootstrapped(drawn, wanted, seed, resamples) if wanted else {})
+
+
+def bootstrapped(drawn: Scored, wanted: Sequence[str], seed: int, resamples: int) -> dict[str, dict[str, Any]]:
+    """Return what has an interval by formula with one by bootstrap instead, by lesion where there are some."""
+    plan = Plan(drawn)
+
+    def named(figures: Figures) -> dict[str, Floats]:
+        views = figures.views
+        every = {
+            "accuracy": figures.overall["accuracy"], "sensitivity": views["recall"][:, -1],
+            "specificity": views["specificity"][:, -1], "auroc": views["auroc"][:, -1],
+            "balanced_accuracy": views["recall"][:, :-1].mean(axis=1),
+        }  # fmt: skip
+        return {name: every[name] for name in wanted}
+
+    made = Resampled(
+        drawn.units, figures=lambda weights: named(plan.resampled(weights)),
+        without_each=lambda rows: named(plan.without_each(rows)), name="bootstrap", seed=seed, resamples=resamples,
+    )  # fmt: skip
+    values = {name: float(value[0]) for name, value in named(plan.point).items()}
+    return {
+        name + BY_BOOTSTRAP: {"ci95": None}
+        if math.isnan(value)
+        else made.estimate(value, len(drawn.true), made.samples[name], made.left_out[name]).as_dict()
+        for name, value in values.items()
+    }
+
+
+def run(what: str, sims: int) -> None:
+    there = {tuple(row[name] for name in KEY) for row in read_rows(ROWS)}
     for number, cell in enumerate(cells()):
-        key = (str(cell.n), str(cell.prevalence), str(cell.truth), cell.images, cell.auroc)
-        if key in there or (only is not None and number != only):
+        figures = _figures(what, cell)
+        key = tuple(map(str, (cell.n, cell.prevalence, cell.truth, cell.images, cell.classes)))
+        if not figures or any((*key, name) in there for name in figures):
             continue
-        made = list(simulate(cell, ("auroc",) if cell.auroc else CLOSED, sims, resamples=0))
-        if not cell.auroc and cell.images != "grouped, as if alone" and boot:
-            made += simulate(cell, BOOTSTRAPPED, boot, resamples=1000)
+        made = list(simulate(cell, figures, sims, resamples=0 if what == "closed" else 1000))
         add_rows(ROWS, HEADER, made)
-        print(number, *key, " ".join(f"{row[6]} {row[10]}" for row in made), flush=True)
+        print(number, *key, " ".join(f"{row[7]} {row[11]}" for row in made), flush=True)
+
+
+def _figures(what: str, cell: Cell) -> tuple[str, ...]:
+    """Return what is measured in a cell."""
+    if what == "closed":
+        return ("accuracy", "balanced_accuracy") if cell.classes > 2 else ("auroc",) if cell.auroc else CLOSED
+    if cell.classes > 2 or cell.truth not in BOOT_TRUTHS or cell.images == IMAGES[2]:
+        return ()
+    return ("auroc" + BY_BOOTSTRAP,) if cell.auroc else (*BOOTSTRAPPED, *(f + BY_BOOTSTRAP for f in CLOSED[:4]))
 
 
 def table() -> str:
@@ -169,15 +245,13 @@ def _spread(part: list[dict[str, str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--sims", type=int, default=2000)
-    parser.add_argument("--boot", type=int, default=400)
-    parser.add_argument("--only", type=int, help="the cell with this number alone")
+    parser.add_argument("what", choices=("closed", "boot", "table"))
+    parser.add_argument("--sims", type=int)
     given = parser.parse_args()
     if given.what == "table":
         print(table())
-        return
-    run(given.sims, given.boot, given.only)
+    else:
+        run(given.what, given.sims or {"closed": 2000, "boot": 400}[given.what])
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def folds(sims: int, k: int = 5, features: int = 8) -> None:
 def nearest(seen: Floats, true: Ints, new: Floats) -> Ints:
     """Return the class whose mean is nearer."""
     far = [((new - seen[true == label].mean(axis=0)) ** 2).sum(axis=1) for label in (0, 1)]
-    return (far[1] < far[0]).astype(np.int64)
+    return np.asarray(far[1] < far[0], dtype=np.int64)
 
 
 # Rows -------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dermkit.metrics.difference import FIGURES, bootstrap_p, corrected, differences, verdict
+from dermkit.metrics.difference import FIGURES, bootstrap_p, corrected, differences, exchanged_p, terms, verdict
+from dermkit.metrics.paired import mcnemar, sign_flip
 from dermkit.metrics.scored import Scored
 
 
@@ -38,7 +39,7 @@ def test_a_better_model_is_found_and_named(grouped: bool) -> None:
         assert p is not None and corrected_p is not None and corrected_p >= p
     loss = by_name["loss"].estimate
     assert loss.value is not None and loss.value < 0, "first less second: a lower loss is better"
-    assert by_name["accuracy"].test == ("paired bootstrap" if grouped else "McNemar, mid-p")
+    assert by_name["accuracy"].test == ("sign flips" if grouped else "McNemar, mid-p")
     assert by_name["sensitivity"].estimate.n == int((first.true == 1).sum())
 
 
@@ -81,6 +82,45 @@ def test_other_images_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="the same images"):
         differences(first, other, seed=0)
+
+
+def test_shares_of_a_mean_are_its_terms() -> None:
+    """Of a mean, what it loses without a unit is that unit's own term: the test is the exact one."""
+    generator = np.random.default_rng(5)
+    terms = generator.choice([-1.0, 0.0, 1.0], p=[0.15, 0.6, 0.25], size=40)
+    without = (terms.sum() - terms) / (len(terms) - 1)
+    found = exchanged_p({"x": np.array([terms.mean()])}, {"x": without}, seed=7)
+    assert found["x"] == pytest.approx(sign_flip(terms, np.arange(40), seed=7), abs=0.02)
+    lost = np.where(np.arange(40) == 3, np.nan, without)
+    assert exchanged_p({"x": np.array([terms.mean()])}, {"x": lost}, seed=7) == {}
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_what_images_add_to_a_difference_sums_to_it(grouped: bool) -> None:
+    first, second = pair(6, 90, skill=(1.5, 0.5), grouped=grouped)
+    found = {item.figure: item for item in differences(first, second, seed=0, resamples=50)}
+    parts = terms(first, second)
+    assert set(parts) == {"accuracy", "balanced_accuracy", "sensitivity", "specificity", "loss", "brier"}
+    for name, values in parts.items():
+        assert values.sum() == pytest.approx(found[name].estimate.value, abs=1e-12)
+        if grouped:
+            assert found[name].p == pytest.approx(sign_flip(values, first.groups, seed=0), abs=0.02)
+
+
+def test_groups_that_answer_alike_are_no_proof() -> None:
+    """Twelve lesions of ten photographs each: one model is right on nine lesions, the other one on five others."""
+    lesion = np.repeat(np.arange(12), 10)
+    right = [np.isin(lesion, (0, 1, 2, 3, 4, 5, 6)), np.isin(lesion, (5, 6, 7))]
+    true = (lesion % 2).astype(np.int64)
+    made = []
+    for hit in right:
+        predicted = np.where(hit, true, 1 - true)
+        p = np.where(np.arange(2) == predicted[:, None], 0.8, 0.2)
+        made.append(Scored(["a", "b"], np.array([False, True]), true, predicted, p, lesion))
+    (accuracy, *_) = differences(*made, seed=0, resamples=200)
+    # Six lesions speak, five for the one: 2 * (1 + 6) / 2 ** 6 of all exchanges are as far apart.
+    assert accuracy.p == pytest.approx(2 * 7 / 64, abs=0.02)
+    assert mcnemar(right[0], right[1]).p < 0.001, "as images alone they would be proof"
 
 
 def test_the_share_on_the_wrong_side() -> None:

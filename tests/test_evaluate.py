@@ -207,9 +207,8 @@ def test_a_test_set_lacking_a_class_gives_nulls(tmp_path: Path) -> None:
     assert test["metrics"]["auroc_macro"]["value"] is None and test["metrics"]["accuracy"]["value"] is not None
     present = test["metrics"]["recall_macro_present"]
     low, high = present["ci95"]
-    assert (
-        0 < low < present["value"] < high < 1
-        and present["reason"] == "mean over 2 of 3 classes, without: melanoma"
+    assert 0 < low < present["value"] < high < 1 and present["reason"].startswith(
+        "mean over 2 of 3 classes, without: melanoma"
     )
     assert "melanoma" not in set(pd.read_csv(tmp_path / "figures/roc_test.csv")["class"])
 

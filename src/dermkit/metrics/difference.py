@@ -1,7 +1,10 @@
 """How far two models lie apart on the same images: difference, interval, test, and what would be needed to tell.
 
 Accuracy, sensitivity and specificity of independent images: McNemar's mid-p. AUROC: DeLong's test over groups.
-Everything else, and proportions of grouped images: bootstrap over groups, both models on the same resamples.
+Everything else, and proportions of grouped images: both models exchanged in units (images or groups) by chance. What a
+unit adds to the difference is the sum of its images' terms; where a figure is no mean of terms, what it loses without.
+Intervals, and the test beyond 10,000 units, are a bootstrap over units, both models on the same resamples: its own p
+finds too much with few groups (benchmarks/paired.md).
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,19 +12,32 @@ from dataclasses import replace
 
 import numpy as np
 
-from dermkit.metrics import delong, intervals, paired, power
+from dermkit.metrics import delong, intervals, paired, power, probability
 from dermkit.metrics.counts import Bools, Floats
 from dermkit.metrics.estimate import Estimate
 from dermkit.metrics.figures import Figures, Plan, figures_compared, images_behind
-from dermkit.metrics.resampled import Resampled
+from dermkit.metrics.resampled import MOST_CORRECTED, Named, Resampled
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.verdict import FIGURES, Difference, verdict
 
-__all__ = ["FIGURES", "Difference", "bootstrap_p", "corrected", "differences", "verdict"]
+__all__ = [
+    "FIGURES",
+    "Difference",
+    "bootstrap_p",
+    "corrected",
+    "differences",
+    "exchanged_p",
+    "linear_p",
+    "terms",
+    "verdict",
+]
 
 MCNEMAR = "McNemar, mid-p"
 DELONG = "DeLong"
 BOOTSTRAP = "paired bootstrap"
+EXCHANGED = "sign flips"
+ROUNDING = 1e-9
+"""Below this, parts of a difference are nothing but rounding."""
 
 
 def differences(
@@ -105,6 +121,9 @@ class _Both:
             without_each=lambda rows: _gap(*(plan.without_each(rows) for plan in plans)),
             name=f"{BOOTSTRAP} by {'image' if first.independent else 'group'}", seed=seed, resamples=resamples,
         )  # fmt: skip
+        few = 1 < first.units <= MOST_CORRECTED  # beyond, the bootstrap is as good, and exchanging takes minutes
+        self.p = exchanged_p(self.point, self.drawn.left_out, seed=seed) if few else {}
+        self.p |= linear_p(first, second, seed=seed) if few else {}
 
     def all(self) -> Iterator[Difference]:
         for name in FIGURES:
@@ -123,7 +142,54 @@ class _Both:
             return Difference(name, estimate, "none", None)
         kept = samples[np.isfinite(samples)]
         needed = power.scaled_need(n, value, float(kept.std())) if len(kept) else None
+        if name in self.p:
+            return Difference(name, estimate, EXCHANGED, self.p[name], needed=needed)
         return Difference(name, estimate, BOOTSTRAP, bootstrap_p(kept), needed=needed)
+
+
+def linear_p(first: Scored, second: Scored, *, seed: int) -> dict[str, float]:
+    """Return the two-sided p of no difference in every figure that is a mean of per-image terms: exact."""
+    found = terms(first, second)
+    sums = [np.bincount(first.groups, weights=column, minlength=first.units) for column in found.values()]
+    values = np.column_stack(sums).astype(np.float64)
+    values[np.abs(values) < ROUNDING / first.units] = 0.0
+    return dict(zip(found, paired.sign_flips(values, seed=seed).tolist(), strict=True))
+
+
+def terms(first: Scored, second: Scored) -> dict[str, Floats]:
+    """Return figure -> what each image adds to its difference, (N,); figures without images are left out."""
+    true, n, k = first.true, len(first.true), len(first.classes)
+    hit = (first.predicted == true).astype(np.float64) - (second.predicted == true)
+    called = first.malignant[first.predicted].astype(np.float64) - second.malignant[second.predicted]
+    counts = np.bincount(true, minlength=k)
+    loss = [probability.log_loss_terms(true, model.probabilities) for model in (first, second)]
+    brier = [probability.brier_terms(true, model.probabilities) for model in (first, second)]
+    found = {"accuracy": hit / n, "loss": (loss[0] - loss[1]) / n, "brier": (brier[0] - brier[1]) / n}
+    if counts.all():
+        found["balanced_accuracy"] = hit / (k * counts[true])
+    positive = first.is_malignant
+    for name, rows, sign in (("sensitivity", positive, 1.0), ("specificity", ~positive, -1.0)):
+        if first.has_binary_view and rows.any():
+            found[name] = np.where(rows, sign * called / rows.sum(), 0.0)
+    return found
+
+
+def exchanged_p(point: Named, left_out: Named, *, seed: int) -> dict[str, float]:
+    """Return the two-sided p of no difference for figures that are no means, where they exist without any one unit.
+
+    point: name -> (1,) the difference; left_out: name -> (G,) the same without each unit. A unit's part is the
+    difference plus (G - 1) times what is lost without it (Tukey's pseudo-value, centred).
+    """
+    names = [
+        name for name, without in left_out.items() if np.isfinite(without).all() and np.isfinite(point[name][0])
+    ]
+    if not names:
+        return {}
+    without = np.column_stack([left_out[name] for name in names])
+    values = (len(without) - 1) * (without.mean(axis=0) - without)
+    values += np.array([point[name][0] for name in names])
+    values[:, np.abs(values).max(axis=0) < ROUNDING] = 0.0
+    return dict(zip(names, paired.sign_flips(values, seed=seed).tolist(), strict=True))
 
 
 def bootstrap_p(samples: Floats) -> float:

@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 NO_METHOD = "none"
@@ -45,6 +45,19 @@ class Estimate:
         return {**body, "reason": self.reason} if self.reason else body
 
 
+UNRELIABLE = "interval unreliable"
+MISLEADING = ("every resample gave the same value", "the bootstrap is biased")
+"""Doubts after which an interval is not shown: it has no width, or lies beside its value."""
+
+
+def doubted(estimate: Estimate, reasons: Sequence[str]) -> Estimate:
+    """Return the estimate with what makes its interval unreliable added to its reason; without interval as it is."""
+    if estimate.ci95 is None or not reasons:
+        return estimate
+    told = [part for part in estimate.reason.split("; ") if part]
+    return replace(estimate, reason="; ".join(dict.fromkeys([*told, *reasons])))
+
+
 def undefined(n: int, reason: str) -> Estimate:
     """Return the estimate of a figure that does not exist, and why."""
     return Estimate(None, None, n, NO_METHOD, reason)
@@ -53,14 +66,15 @@ def undefined(n: int, reason: str) -> Estimate:
 def trust(estimate: Mapping[str, Any]) -> Literal["", "doubtful", "none"]:
     """Return the worth of an estimate's interval: "" full, "doubtful" to be marked, "none" not to be shown or judged.
 
-    An interval that merely lost resamples still says something; one without width, or beside its value, misleads.
+    An interval of few units, or that lost resamples, still says something; one without width, or beside its value,
+    misleads.
     """
     bounds, reason = estimate.get("ci95"), str(estimate.get("reason") or "")
-    doubts = [part for part in reason.split("; ") if part.startswith("interval unreliable")]
-    lost = [part for part in doubts if "undefined in" in part]
-    if not bounds or bounds[0] == bounds[1] or len(doubts) > len(lost):
+    doubts = [part for part in reason.split("; ") if part.startswith(UNRELIABLE)]
+    misleading = any(why in part for part in doubts for why in MISLEADING)
+    if not bounds or bounds[0] == bounds[1] or misleading:
         return "none"
-    return "doubtful" if lost else ""
+    return "doubtful" if doubts else ""
 
 
 def in_words(reason: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import beta, norm
 
 from dermkit.metrics.counts import Bools, Floats, Ints
-from dermkit.metrics.estimate import NO_METHOD, Estimate
+from dermkit.metrics.estimate import NO_METHOD, UNRELIABLE, Estimate, doubted
 
 LEVEL = 0.95
 Z = float(norm.ppf(0.5 + LEVEL / 2))
@@ -26,7 +26,11 @@ CHUNK_ELEMENTS = 1 << 20
 
 ONE_GROUP = "no interval: one group only"
 FEW = 30
-"""Units below which a proportion gets the exact interval, which never covers too little."""
+"""Units below which a proportion gets the exact interval, which never covers too little, and no interval is relied on:
+the coverage map (benchmarks/coverage.md) holds from here on."""
+
+SELDOM = 2
+"""Of the rarer outcome: below this the truth may lie so near to 0 or 1 that the interval holds it too seldom."""
 
 WILSON = "wilson"
 CLOPPER_PEARSON = "clopper-pearson"
@@ -105,6 +109,13 @@ def clustered_proportion(hit: Bools, units: Ints) -> tuple[tuple[float, float], 
     return _score(float(hit.mean()), worth), GROUPED_WILSON
 
 
+def few(units: int, of: str = "") -> list[str]:
+    """Return why intervals of so few independent units are not relied on; empty where they are enough."""
+    return (
+        [] if units >= FEW else [f"{UNRELIABLE}: {units} independent units{of and f' of {of}'}, fewer than {FEW}"]
+    )
+
+
 def proportion_estimate(hit: Bools, groups: Ints) -> Estimate:
     """Return a proportion of (n,) images with the interval that suits their groups; none where they are one group."""
     n, successes, units = len(hit), int(hit.sum()), len(np.unique(groups))
@@ -114,7 +125,9 @@ def proportion_estimate(hit: Bools, groups: Ints) -> Estimate:
         return Estimate(successes / n, None, n, NO_METHOD, ONE_GROUP)
     else:
         bounds, method = clustered_proportion(hit, groups)
-    return Estimate(successes / n, bounds, n, method)
+    rarer = min(successes, n - successes)
+    near = [f"{UNRELIABLE}: {rarer} of {n} on one side, so near to 0 or 1"] if rarer < SELDOM else []
+    return doubted(Estimate(successes / n, bounds, n, method), few(units) or near)
 
 
 def mean_of_proportions(shares: Floats, bounds: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -180,11 +193,11 @@ def bca_interval(value: float, samples: Floats, left_out: Floats) -> Interval:
 def _doubts(value: float, low: float, high: float, lost: float) -> list[str]:
     doubts = []
     if lost > UNDEFINED_SHARE:
-        doubts.append(f"interval unreliable: undefined in {lost:.0%} of the resamples, which were dropped")
+        doubts.append(f"{UNRELIABLE}: undefined in {lost:.0%} of the resamples, which were dropped")
     # Without this allowance a constant figure's rounding would count as width.
     allowance = 1e-12 * max(1.0, abs(value))
     if high - low <= allowance:
-        doubts.append("interval unreliable: every resample gave the same value")
+        doubts.append(f"{UNRELIABLE}: every resample gave the same value")
     elif not low - allowance <= value <= high + allowance:
-        doubts.append("interval unreliable: the bootstrap is biased and does not hold the value")
+        doubts.append(f"{UNRELIABLE}: the bootstrap is biased and does not hold the value")
     return doubts

@@ -12,6 +12,8 @@ from scipy.stats import binom, t
 
 from dermkit.metrics.counts import Bools, Floats, Ints
 
+DRAWS = 9_999
+
 
 @dataclass(frozen=True)
 class Discordant:
@@ -53,21 +55,33 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def sign_flip(differences: Floats, units: Ints, *, seed: int, draws: int = 9_999) -> float:
+def sign_flip(differences: Floats, units: Ints, *, seed: int, draws: int = DRAWS) -> float:
     """Return the two-sided p of a mean paired difference: in each unit the two models may as well be exchanged.
 
     differences: (N,) a per-image figure of the first model less that of the second; units: (N,) what is one
     observation. Exact for any mean; the data itself is counted as one of the draws.
     """
-    sums = np.bincount(np.unique(units, return_inverse=True)[1], weights=differences)
-    sums = sums[sums != 0]
-    if not len(sums):
-        return 1.0
-    generator, seen = np.random.default_rng(seed), abs(float(sums.sum()))
-    beyond, rows = 0, max(1, 2**20 // len(sums))
+    sums = _sums(differences, units)
+    return float(sign_flips(sums[:, None], seed=seed, draws=draws)[0])
+
+
+def _sums(terms: Floats, units: Ints) -> Floats:
+    number = np.unique(units, return_inverse=True)[1]
+    return np.asarray(np.bincount(number, weights=terms), dtype=np.float64)
+
+
+def sign_flips(values: Floats, *, seed: int, draws: int = DRAWS) -> Floats:
+    """Return the same p for F columns of differences by unit, (G, F): (F,), all from the same exchanges."""
+    seen, beyond = np.abs(values.sum(axis=0)), np.zeros(values.shape[1])
+    moving = np.flatnonzero(np.abs(values).max(axis=1) > 0)
+    generator, few = np.random.default_rng(seed), values[moving]
+    width = -(-len(few) // 8)
+    rows = max(1, 2**22 // max(8 * width, 1))
     for start in range(0, draws, rows):
-        flips = generator.integers(0, 2, size=(min(rows, draws - start), len(sums)), dtype=np.int8)
-        beyond += int((np.abs((2.0 * flips - 1.0) @ sums) >= seen * (1 - 1e-12)).sum())
+        size = min(rows, draws - start)
+        bits = np.frombuffer(generator.bytes(size * width), dtype=np.uint8).reshape(size, width)
+        signs = 2.0 * np.unpackbits(bits, axis=1)[:, : len(few)] - 1.0
+        beyond += (np.abs(signs @ few) >= seen * (1 - 1e-9)).sum(axis=0)
     return (beyond + 1) / (draws + 1)
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from dermkit.metrics import counts, intervals
 from dermkit.metrics.counts import Bools, Floats
-from dermkit.metrics.estimate import Estimate, undefined
+from dermkit.metrics.estimate import UNRELIABLE, Estimate, doubted, undefined
 from dermkit.metrics.figures import TOP, Figures, Plan
 from dermkit.metrics.placement import placed
 from dermkit.metrics.reliability import recalibration
@@ -92,7 +92,7 @@ class _Summary:
             elif np.isnan(value):
                 yield name, undefined(n, "all images are of one class, or all were called one")
             else:
-                yield name, self._bootstrap(name, value, n)
+                yield name, doubted(self._bootstrap(name, value, n), intervals.few(self.scored.units))
 
     def _tops(self) -> dict[str, Bools]:
         return {f"top_{most}_accuracy": self.scored.place_of_true < most for most in TOP}
@@ -121,7 +121,15 @@ class _Summary:
         estimate = self._mean(view, np.flatnonzero(defined))
         note = f"mean over {int(defined.sum())} of {k} classes, without: {named}" if absent else ""
         reason = "; ".join(part for part in (note, estimate.reason) if part)
-        return Estimate(estimate.value, estimate.ci95, n, estimate.method, reason)
+        made = Estimate(estimate.value, estimate.ci95, n, estimate.method, reason)
+        return doubted(made, self._rare_classes(np.flatnonzero(defined)))
+
+    def _rare_classes(self, columns: NDArray[np.intp]) -> list[str]:
+        """Return which classes have too few independent units for an interval of a mean over them."""
+        rare = [self.scored.classes[k] for k in columns if self._units(self.scored.true == k) < intervals.FEW]
+        return (
+            [f"{UNRELIABLE}: fewer than {intervals.FEW} independent units of: {', '.join(rare)}"] if rare else []
+        )
 
     def _mean(self, view: str, columns: NDArray[np.intp]) -> Estimate:
         n, values = len(self.scored.true), self.point.views[view][0, columns]
@@ -149,8 +157,9 @@ class _Summary:
         for name, values in self.point.binary.items():
             value = float(values[0])
             missing = self._not_two_sides() or self._why_one_side(positives)
-            yield name, undefined(n, missing) if np.isnan(value) else self._bootstrap(name, value, n)
-        yield from self._calibration(positives)
+            made = undefined(n, missing) if np.isnan(value) else self._bootstrap(name, value, n)
+            yield name, doubted(made, self._few_sides(k))
+        yield from ((name, doubted(made, self._few_sides(k))) for name, made in self._calibration(positives))
 
     def _calibration(self, positives: int) -> Iterator[tuple[str, Estimate]]:
         n, missing = len(self.scored.true), self._not_two_sides() or self._why_one_side(positives)
@@ -185,9 +194,19 @@ class _Summary:
         if view in PROPORTIONS:
             return self._proportion(hit, rows)
         if view == "auroc":
-            return self._auroc(value, column, of_it)
+            return doubted(self._auroc(value, column, of_it), self._few_sides(column))
         samples, left_out = (_column(found, f"view {view}", column) for found in self._found())
-        return self.drawn.estimate(value, n, samples, left_out)
+        return doubted(self.drawn.estimate(value, n, samples, left_out), self._few_sides(column))
+
+    def _few_sides(self, column: int) -> list[str]:
+        """Return why an interval of a figure of both sides is not relied on: too few units of a class, or beside it."""
+        of_it, names = self._sides(column)[0], self.scored.classes
+        what = names[column] if column < len(names) else "malignant classes"
+        parts = (intervals.few(self._units(of_it), what), intervals.few(self._units(~of_it), f"no {what}"))
+        return [reason for part in parts for reason in part]
+
+    def _units(self, rows: Bools) -> int:
+        return len(np.unique(self.scored.groups[rows]))
 
     def _sides(self, column: int) -> tuple[Bools, Bools]:
         """Return which images are of the class, or malignant, and which were called it."""

@@ -1,0 +1,98 @@
+"""Intervals that the coverage map does not vouch for are marked in metrics.json, and no others."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dermkit.data.manifest import LesionClass
+from dermkit.evaluate import evaluate_predictions
+from dermkit.metrics import intervals
+from dermkit.metrics.estimate import Estimate, doubted, trust
+
+MARK = "interval unreliable"
+CLASSES = (LesionClass("nevus", "nevus", "benign"), LesionClass("melanoma", "melanoma", "malignant"))
+SIDES = {
+    "accuracy": (), "sensitivity": ("melanoma",), "specificity": ("nevus",), "auroc": ("melanoma", "nevus"),
+    "balanced_accuracy": ("melanoma", "nevus"), "average_precision": ("melanoma", "nevus"),
+    "calibration_slope": ("melanoma", "nevus"), "pauc_above_tpr80": ("melanoma", "nevus"),
+}  # fmt: skip
+"""Whose units a figure rests on, beside all together."""
+
+
+def predictions(units: dict[str, int], *, per_unit: int = 1) -> tuple[pd.DataFrame, dict[str, int] | None]:
+    """Return a made test side of so many lesions per class, three of four images right, and its groups."""
+    rows: list[tuple[object, ...]] = []
+    groups: dict[str, int] = {}
+    generator = np.random.default_rng(0)
+    for label, count in units.items():
+        other = next(name for name in units if name != label)
+        for unit in range(count):
+            for image in range(per_unit):
+                name = f"{label}-{unit}-{image}"
+                sure = float(generator.uniform(0.55, 0.95))
+                own = sure if (unit * per_unit + image) % 4 else 1 - sure
+                rows.append((name, name, label, "test", "", "", label if own > 0.5 else other,
+                             *(own if c.name == label else 1 - own for c in CLASSES)))  # fmt: skip
+                groups[name] = len(groups) if per_unit == 1 else unit + 1000 * (label == "nevus")
+    columns = [
+        "image_id",
+        "path",
+        "label",
+        "split",
+        "fold",
+        "seed",
+        "predicted",
+        *(f"p_{c.name}" for c in CLASSES),
+    ]
+    return pd.DataFrame(rows, columns=columns), groups if per_unit > 1 else None
+
+
+def marked(units: dict[str, int], *, per_unit: int = 1) -> dict[str, bool]:
+    frame, groups = predictions(units, per_unit=per_unit)
+    figures = evaluate_predictions(frame, classes=CLASSES, groups=groups)["splits"]["test"]["metrics"]
+    assert all(figures[name]["ci95"] for name in SIDES)
+    return {name: MARK in figures[name].get("reason", "") for name in SIDES}
+
+
+@pytest.mark.parametrize("per_unit", [1, 3])
+@pytest.mark.parametrize(("nevi", "melanomas"), [(60, 30), (60, 29), (29, 60), (20, 8), (200, 12)])
+def test_few_units_of_a_class_mark_what_rests_on_them(nevi: int, melanomas: int, per_unit: int) -> None:
+    """Photographs are no units: 8 lesions with three each are 8."""
+    units = {"nevus": nevi, "melanoma": melanomas}
+    found = marked(units, per_unit=per_unit)
+    for name, sides in SIDES.items():
+        few = [side for side in sides if units[side] < intervals.FEW]
+        assert found[name] == bool(few or nevi + melanomas < intervals.FEW), name
+
+
+def test_the_mark_says_how_many_of_what() -> None:
+    frame, _ = predictions({"nevus": 60, "melanoma": 12})
+    body = evaluate_predictions(frame, classes=CLASSES, groups=None)["splits"]["test"]
+    assert body["metrics"]["auroc"]["reason"] == (
+        f"{MARK}: 12 independent units of malignant classes, fewer than 30"
+    )
+    assert body["metrics"]["balanced_accuracy"]["reason"] == (
+        f"{MARK}: fewer than 30 independent units of: melanoma"
+    )
+    assert "60" not in body["metrics"]["auroc"]["reason"], "the side with enough is not blamed"
+
+
+@given(st.integers(30, 400), st.data())
+def test_so_near_to_the_end_that_the_truth_may_lie_beyond(n: int, data: st.DataObject) -> None:
+    """With one miss of n, Wilson's upper bound leaves out truths that are nearer to 1 than that."""
+    hits = data.draw(st.integers(0, n))
+    found = intervals.proportion_estimate(np.arange(n) < hits, np.arange(n))
+    assert (MARK in found.reason) == (min(hits, n - hits) < 2)
+
+
+def test_a_marked_interval_is_shown_and_a_misleading_one_is_not() -> None:
+    sound = Estimate(0.8, (0.7, 0.9), 40, "wilson")
+    assert trust(sound.as_dict()) == ""
+    assert trust(doubted(sound, intervals.few(12)).as_dict()) == "doubtful"
+    assert (
+        trust(doubted(sound, [f"{MARK}: the bootstrap is biased and does not hold the value"]).as_dict()) == "none"
+    )
+    without = Estimate(0.8, None, 40, "none", "no interval: one group only")
+    assert doubted(without, intervals.few(12)) is without
