@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import brentq
 from scipy.special import expit
@@ -385,3 +387,51 @@ def test_one_score_twice_does_not_differ_from_itself() -> None:
     assert delong.difference(found, 0, 1) == (0.0, 0.0, 1.0)
     gap, error, p = delong.difference(found, 0, 2)
     assert close(gap, 2 * found.values[0] - 1) and error > 0 and 0 < p <= 1
+
+
+# The interval of one AUROC ----------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_an_auroc_interval_holds_its_value(seed: int, grouped: bool) -> None:
+    generator = np.random.default_rng(seed)
+    positive = np.arange(60) < generator.integers(5, 55)
+    score = np.round(generator.normal(0, 1, 60) + positive, 1)
+    units = generator.integers(0, 25, 60) if grouped else np.arange(60)
+    found = delong.auroc_interval(score, positive, units)
+    value = delong.areas(score[None], positive, units).values[0]
+    if found is None:
+        assert value in (0.0, 1.0)
+        return
+    assert 0 < found[0] < value < found[1] < 1
+    mirrored = delong.auroc_interval(-score, positive, units)
+    assert mirrored == pytest.approx((1 - found[1], 1 - found[0]), abs=0.02), (
+        "but for the least variance, the same"
+    )
+
+
+def test_an_auroc_interval_by_hand() -> None:
+    """Many images far from 1: the logit interval of DeLong's variance, Welch's degrees of freedom."""
+    generator = np.random.default_rng(4)
+    positive = np.arange(300) < 120
+    score = generator.normal(0, 1, 300) + 0.8 * positive
+    wins = (score[:120, None] > score[None, 120:]).astype(np.float64)
+    parts = np.array([wins.mean(axis=1).var(ddof=1) / 120, wins.mean(axis=0).var(ddof=1) / 180])
+    value, df = wins.mean(), parts.sum() ** 2 / (parts[0] ** 2 / 119 + parts[1] ** 2 / 179)
+    half = stats.t.ppf(0.975, df) * np.sqrt(parts.sum()) / (value * (1 - value))
+    expected = 1 / (1 + np.exp(-(np.log(value / (1 - value)) + np.array([-half, half]))))
+    assert delong.auroc_interval(score, positive, np.arange(300)) == pytest.approx(tuple(expected), rel=1e-9)
+    twice = delong.auroc_interval(np.tile(score, 2), np.tile(positive, 2), np.tile(np.arange(300), 2))
+    assert twice == pytest.approx(tuple(expected), rel=1e-9), "a second photograph of each lesion adds nothing"
+
+
+def test_a_variance_that_came_out_too_small_is_not_believed() -> None:
+    """One pair in the wrong order among 40 and 40: DeLong's own variance would promise a width of 0.004."""
+    score = np.arange(80.0)
+    positive = score >= 40
+    score[39] += 1.5
+    own = delong.areas(score[None], positive, np.arange(80)).covariance[0, 0] ** 0.5
+    found = delong.auroc_interval(score, positive, np.arange(80))
+    assert found is not None and found[1] - found[0] > 2 * own * 3.92
+    assert delong.auroc_interval(np.arange(80.0), positive, np.arange(80)) is None
+    assert delong.hanley(0.8, 50, 80) == pytest.approx((0.16 + 49 * 0.08 / 3 + 79 * 0.64 / 9) / 4000)

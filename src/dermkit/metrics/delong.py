@@ -7,10 +7,15 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import expit
+from scipy.stats import norm, t
 
 from dermkit.metrics.counts import Bools, Floats, Ints
 from dermkit.metrics.placement import outranked
+
+LEVEL = 0.95
+LEAST_VARIANCE = 0.4
+"""Share of Hanley and McNeil's variance below which DeLong's is not believed (benchmarks/coverage.md)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,62 @@ def areas(scores: Floats, positive: Bools, units: Ints) -> Areas:
     # A unit may have images of both sides; then they vary together.
     cross = (a @ b.T + b @ a.T) * _few(int(number.max()) + 1)
     return Areas(values, a @ a.T * _few(sides[0]) + b @ b.T * _few(sides[1]) + cross, min(sides))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """DeLong's variance of one AUROC in its two parts, of so many units each."""
+
+    positive: float
+    negative: float
+    sides: tuple[int, int]
+
+    @property
+    def variance(self) -> float:
+        """The whole variance; units with images of both sides count on both."""
+        return self.positive + self.negative
+
+    @property
+    def df(self) -> float:
+        """Degrees of freedom of the variance (Welch and Satterthwaite)."""
+        parts = zip((self.positive, self.negative), self.sides, strict=True)
+        return self.variance**2 / sum(part**2 / max(count - 1, 1) for part, count in parts)
+
+
+def auroc_interval(score: Floats, positive: Bools, units: Ints) -> tuple[float, float] | None:
+    """Return the 95 % interval of the AUROC of (N,) scores; None where all positives or no positive outrank the rest.
+
+    DeLong's variance on the logit, with Student's t for few units. A variance that came out by chance far too small,
+    as it does for few images near 1, is not believed below a part of Hanley and McNeil's, times what groups add.
+    """
+    value, spread = _spread(score, positive, units)
+    if value in (0.0, 1.0) or spread.variance <= 0:
+        return None
+    alone = _spread(score, positive, np.arange(len(score)))[1].variance
+    least = LEAST_VARIANCE * hanley(value, int(positive.sum()), int((~positive).sum()))
+    variance = max(spread.variance, least * max(1.0, spread.variance / alone if alone > 0 else 1.0))
+    half = float(t.isf((1 - LEVEL) / 2, spread.df)) * math.sqrt(variance) / (value * (1 - value))
+    middle = math.log(value / (1 - value))
+    return float(expit(middle - half)), float(expit(middle + half))
+
+
+def _spread(score: Floats, positive: Bools, units: Ints) -> tuple[float, Spread]:
+    above, below = outranked(score[positive], score[~positive])
+    number = np.unique(units, return_inverse=True)[1]
+    value, yes, no = float(above.mean()), number[positive], number[~positive]
+    sums = _by_unit((above - value) / len(above), yes, number), _by_unit((below - value) / len(below), no, number)
+    sides = len(np.unique(yes)), len(np.unique(no))
+    parts = [float(part @ part) * _few(count) for part, count in zip(sums, sides, strict=True)]
+    both = 2 * float(sums[0] @ sums[1]) * _few(int(number.max()) + 1)  # a unit with images of both sides
+    share = parts[0] / max(sum(parts), 1e-300)
+    return value, Spread(max(0.0, parts[0] + both * share), max(0.0, parts[1] + both * (1 - share)), sides)
+
+
+def hanley(value: float, positives: int, negatives: int) -> float:
+    """Return Hanley and McNeil's variance of an AUROC (Radiology 1982, 143:29)."""
+    first, second = value / (2 - value), 2 * value**2 / (1 + value)
+    spread = value * (1 - value) + (positives - 1) * (first - value**2) + (negatives - 1) * (second - value**2)
+    return spread / (positives * negatives)
 
 
 def _by_unit(terms: Floats, number: Ints, all_numbers: Ints) -> Floats:

@@ -10,7 +10,7 @@ those of the malignant classes: their summed probability is the score, and an im
 predicted class is malignant. `mcc_multiclass` and `kappa` are of all classes at once.
 
 Intervals: proportions by Wilson or Clopper-Pearson, of grouped images as of so many independent ones; means of class
-recalls from the intervals of each; AUROC by a score interval on DeLong's variance; slope and intercept of
+recalls from the intervals of each; AUROC by DeLong's variance on the logit; slope and intercept of
 calibration by Wald on a sandwich variance; everything else by bootstrap over groups, bias-corrected and accelerated.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.metrics import counts, intervals
+from dermkit.metrics import counts, delong, intervals
 from dermkit.metrics.counts import Bools, Floats
 from dermkit.metrics.estimate import UNRELIABLE, Estimate, doubted, undefined
 from dermkit.metrics.figures import TOP, Figures, Plan
@@ -31,7 +31,8 @@ from dermkit.metrics.scored import Scored
 
 SYNONYMS = {"sensitivity": "recall", "ppv": "precision"}
 PROPORTIONS = ("precision", "recall", "specificity", "npv")
-AUROC_METHOD = "score interval on DeLong's variance"
+AUROC_METHOD = "DeLong on the logit, t"
+PERFECT_METHOD = "score interval, Hanley and McNeil's variance"
 MEAN_METHOD = "mean of independent proportions"
 WALD = "maximum likelihood, Wald"
 
@@ -219,8 +220,11 @@ class _Summary:
         last = column == len(self.scored.classes)
         score = self.scored.p_malignant if last else self.scored.probabilities[:, column]
         n, everywhere = len(score), np.zeros(len(score), dtype=np.int64)
-        found = placed(score, of_it, units=self.scored.groups, fold=everywhere)
-        return Estimate(value, found.interval(), n, AUROC_METHOD)
+        ci95 = delong.auroc_interval(score, of_it, self.scored.groups)
+        if ci95 is not None:
+            return Estimate(value, ci95, n, AUROC_METHOD)
+        perfect = placed(score, of_it, units=self.scored.groups, fold=everywhere)
+        return Estimate(value, perfect.interval(), n, PERFECT_METHOD)
 
     def _not_two_sides(self) -> str:
         if self.scored.has_binary_view:
