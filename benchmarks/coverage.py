@@ -1,7 +1,7 @@
 """How often a 95 % interval holds the truth, in simulation; appends rows to benchmarks/coverage.csv; stop and go on.
 
-    python benchmarks/coverage.py closed [--sims 2000]
-    python benchmarks/coverage.py boot [--sims 400]
+    python benchmarks/coverage.py closed [--sims 2000] [--size 1000]
+    python benchmarks/coverage.py boot [--sims 400] [--size 1000]
     python benchmarks/coverage.py table
 
 A cell is n, prevalence, truth, and how images hang together. Scores are normal: the threshold lies half way between
@@ -201,12 +201,12 @@ def bootstrapped(drawn: Scored, wanted: Sequence[str], seed: int, resamples: int
     }
 
 
-def run(what: str, sims: int) -> None:
+def run(what: str, sims: int, size: int | None) -> None:
     there = {tuple(row[name] for name in KEY) for row in read_rows(ROWS)}
     for number, cell in enumerate(cells()):
         figures = _figures(what, cell)
         key = tuple(map(str, (cell.n, cell.prevalence, cell.truth, cell.images, cell.classes)))
-        if not figures or any((*key, name) in there for name in figures):
+        if not figures or size not in (None, cell.n) or any((*key, name) in there for name in figures):
             continue
         made = list(simulate(cell, figures, sims, resamples=0 if what == "closed" else 1000))
         add_rows(ROWS, HEADER, made)
@@ -247,11 +247,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("closed", "boot", "table"))
     parser.add_argument("--sims", type=int)
+    parser.add_argument("--size", type=int, choices=SIZES, help="cells of so many images alone")
     given = parser.parse_args()
     if given.what == "table":
         print(table())
     else:
-        run(given.what, given.sims or {"closed": 2000, "boot": 400}[given.what])
+        run(given.what, given.sims or {"closed": 2000, "boot": 400}[given.what], given.size)
 
 
 if __name__ == "__main__":
