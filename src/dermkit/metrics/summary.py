@@ -59,6 +59,7 @@ class _Summary:
         self.scored = scored
         plan = Plan(scored, ranked=ranked)
         self.point = plan.point
+        self._views: dict[tuple[str, int], Estimate] = {}
         self.drawn = Resampled(
             scored.units, figures=lambda weights: _arrays(plan.resampled(weights)),
             without_each=lambda rows: _arrays(plan.without_each(rows)),
@@ -181,6 +182,11 @@ class _Summary:
 
     def _view(self, view: str, column: int) -> Estimate:
         """Return one figure of one class against the rest, or of the malignant classes (column K)."""
+        if (view, column) not in self._views:
+            self._views[view, column] = self._made(view, column)
+        return self._views[view, column]
+
+    def _made(self, view: str, column: int) -> Estimate:
         of_it, called = self._sides(column)
         rows, hit = {
             "precision": (called, of_it), "recall": (of_it, called),
