@@ -7,8 +7,8 @@
 Two models score the same images: their log odds have the same spread and go together by 0.3 or 0.8. At a gap of 0 both
 are equally good, else the second one's accuracy is lower by it. Half of the spread of grouped images, three a lesion,
 is the lesion's; "as if alone" is what McNemar's test would say of them, and is not used. Sign flips, and the bootstrap
-with 500 resamples, are tried `--sims` times at a gap of 0 (2,000 times at most with 1,000 images; a tenth as often for
-what needs an order of scores, and for power). `needed` asks what the verdict asks, how many images would show a difference, draws test sets of that size and
+with 500 resamples, are tried `--sims` times at a gap of 0 (a tenth as often for what needs an order of scores, and for
+power). `needed` asks what the verdict asks, how many images would show a difference, draws test sets of that size and
 counts how often it is found there.
 """
 
@@ -42,8 +42,6 @@ IMAGES = ("alone", "grouped")
 EXCHANGED = ("accuracy", "sensitivity", "balanced_accuracy", "f1_macro", "mcc_multiclass", "loss", "brier")
 RANKED = ("average_precision",)
 RESAMPLES = 500
-MOST_RESAMPLED = 2_000_000
-"""Images in all draws that are resampled in one setting: 5,000 draws up to 400 images, 2,000 of 1,000."""
 ALPHA = 0.05
 
 
@@ -90,7 +88,7 @@ def tests(n: int, together: float, gap: float, images: str, sims: int) -> Iterat
         p[mid].append(found.p)
         scores = np.stack([first.p_malignant, second.p_malignant])
         p["DeLong"].append(delong.difference(delong.areas(scores, first.is_malignant, first.groups), 0, 1)[2])
-        if number < (sims // 10 if gap else min(sims, MOST_RESAMPLED // n)):
+        if gap == 0 or number < sims // 10:
             _exchanged(first, second, number, EXCHANGED, p)
         if number < sims // 10:
             _exchanged(first, second, number, RANKED, p)
