@@ -1,15 +1,16 @@
 """How often the paired tests find a difference that is not there, and one that is; rows in benchmarks/paired.csv.
 
-    python benchmarks/paired.py run [--sims 5000]
+    python benchmarks/paired.py tests [--sims 5000]
+    python benchmarks/paired.py bootstrap [--sims 5000]
     python benchmarks/paired.py needed [--sims 2000]
     python benchmarks/paired.py table
 
 Two models score the same images: their log odds have the same spread and go together by 0.3 or 0.8. At a gap of 0 both
 are equally good, else the second one's accuracy is lower by it. Half of the spread of grouped images, three a lesion,
-is the lesion's; "as if alone" is what McNemar's test would say of them, and is not used. Sign flips, and the bootstrap
-with 500 resamples, are tried `--sims` times at a gap of 0 (a tenth as often for what needs an order of scores, and for
-power). `needed` asks what the verdict asks, how many images would show a difference, draws test sets of that size and
-counts how often it is found there.
+is the lesion's; "as if alone" is what McNemar's test would say of them, and is not used. What needs an order of scores
+is tried a tenth as often, sign flips a tenth as often where there is a gap. `bootstrap` is the p that the paired
+bootstrap, with 500 resamples, would give at a gap of 0, and is not used either. `needed` asks what the verdict asks,
+how many images would show a difference, draws test sets of that size and counts how often it is found there.
 """
 
 import argparse
@@ -25,8 +26,7 @@ from dermkit.metrics import delong, paired, power
 from dermkit.metrics.counts import Floats
 from dermkit.metrics.difference import bootstrap_p, exchanged_p, linear_p
 from dermkit.metrics.figures import Figures, Plan
-from dermkit.metrics.intervals import wilson
-from dermkit.metrics.resampled import Resampled
+from dermkit.metrics.intervals import resample_weights, wilson
 from dermkit.metrics.scored import Scored
 from scale import add_rows, commit, read_rows
 
@@ -39,6 +39,7 @@ TOGETHER = (0.3, 0.8)
 GAPS = (0.0, 0.02, 0.05, 0.1)
 ACCURACY = 0.8
 IMAGES = ("alone", "grouped")
+KEY = ("job", "n", "together", "images", "gap")
 EXCHANGED = ("accuracy", "sensitivity", "balanced_accuracy", "f1_macro", "mcc_multiclass", "loss", "brier")
 RANKED = ("average_precision",)
 RESAMPLES = 500
@@ -67,61 +68,68 @@ def draw(
     return made[0], made[1]
 
 
-def run(sims: int) -> None:
-    there = {(row["job"], row["n"], row["together"], row["images"], row["gap"]) for row in read_rows(ROWS)}
-    for gap, n, together, images in itertools.product(GAPS, SIZES, TOGETHER, IMAGES):
-        key = ("tests", str(n), str(together), images, str(gap))
+def run(job: str, sims: int) -> None:
+    there = {tuple(row[name] for name in KEY) for row in read_rows(ROWS)}
+    gaps = GAPS if job == "tests" else GAPS[:1]
+    for gap, n, together, images in itertools.product(gaps, SIZES, TOGETHER, IMAGES):
+        key = (job, str(n), str(together), images, str(gap))
         if key not in there:
-            add_rows(ROWS, HEADER, list(tests(n, together, gap, images, sims)))
+            add_rows(ROWS, HEADER, list(rates(job, n, together, gap, images, sims)))
             print(*key, flush=True)
 
 
-def tests(n: int, together: float, gap: float, images: str, sims: int) -> Iterator[tuple[object, ...]]:
-    generator = np.random.default_rng(3)
-    mid = "mid-p" if images == "alone" else "mid-p, as if alone"
-    p: dict[str, list[float]] = {mid: [], "DeLong": []}
-    discordant = []
+def rates(job: str, n: int, together: float, gap: float, images: str, sims: int) -> Iterator[tuple[object, ...]]:
+    generator, p, discordant = np.random.default_rng(3), dict[str, list[float]](), []
     for number in range(sims):
         first, second = draw(n, together, gap, images, generator)
         found = paired.mcnemar(first.predicted == first.true, second.predicted == second.true)
         discordant.append(found.first + found.second)
-        p[mid].append(found.p)
-        scores = np.stack([first.p_malignant, second.p_malignant])
-        p["DeLong"].append(delong.difference(delong.areas(scores, first.is_malignant, first.groups), 0, 1)[2])
+        made = _bootstrapped if job == "bootstrap" else _exchanged
+        if job == "tests":
+            scores = np.stack([first.p_malignant, second.p_malignant])
+            areas = delong.areas(scores, first.is_malignant, first.groups)
+            _add(p, {"mid-p" if images == "alone" else "mid-p, as if alone": found.p,
+                     "DeLong": delong.difference(areas, 0, 1)[2]})  # fmt: skip
         if gap == 0 or number < sims // 10:
-            _exchanged(first, second, number, EXCHANGED, p)
+            _add(p, made(first, second, number, EXCHANGED))
         if number < sims // 10:
-            _exchanged(first, second, number, RANKED, p)
+            _add(p, made(first, second, number, RANKED))
     for test, values in p.items():
         hits = sum(value <= ALPHA for value in values)
         low, high = wilson(hits, len(values))
-        yield (commit(), "tests", n, together, images, ACCURACY, gap, test, len(values), hits,
+        yield (commit(), job, n, together, images, ACCURACY, gap, test, len(values), hits,
                round(hits / len(values), 4), round(low, 4), round(high, 4), float(np.mean(discordant)))  # fmt: skip
 
 
-def _exchanged(
-    first: Scored, second: Scored, seed: int, figures: Sequence[str], p: dict[str, list[float]]
-) -> None:
-    """Add what sign flips and the paired bootstrap say, as `difference.differences` makes them."""
-    ranked = figures == RANKED
-    plans = Plan(first, ranked=ranked), Plan(second, ranked=ranked)
+def _add(p: dict[str, list[float]], found: dict[str, float]) -> None:
+    for name, value in found.items():
+        p.setdefault(name, []).append(value)
 
-    def gap(parts: Sequence[Figures]) -> dict[str, Floats]:
-        one, other = (_named(part, ranked=ranked) for part in parts)
-        return {name: one[name] - other[name] for name in figures}
 
-    drawn = Resampled(
-        first.units, figures=lambda weights: gap([plan.resampled(weights) for plan in plans]),
-        without_each=lambda rows: gap([plan.without_each(rows) for plan in plans]), name="paired", seed=seed,
-        resamples=RESAMPLES,
-    )  # fmt: skip
-    found = exchanged_p(gap([plan.point for plan in plans]), drawn.left_out, seed=seed)
-    found |= {} if ranked else linear_p(first, second, seed=seed)
-    for name in figures:
-        samples = drawn.samples[name]
-        own = bootstrap_p(samples[np.isfinite(samples)])
-        p.setdefault(f"sign flips: {name}", []).append(found.get(name, own))
-        p.setdefault(f"bootstrap: {name}", []).append(own)
+def _plans(first: Scored, second: Scored, figures: Sequence[str]) -> tuple[Plan, Plan]:
+    return Plan(first, ranked=figures == RANKED), Plan(second, ranked=figures == RANKED)
+
+
+def _gap(parts: Sequence[Figures], figures: Sequence[str]) -> dict[str, Floats]:
+    one, other = (_named(part, ranked=figures == RANKED) for part in parts)
+    return {name: one[name] - other[name] for name in figures}
+
+
+def _exchanged(first: Scored, second: Scored, seed: int, figures: Sequence[str]) -> dict[str, float]:
+    """Return what sign flips say, as `difference.differences` makes them."""
+    plans = _plans(first, second, figures)
+    without = _gap([plan.without_each(np.arange(first.units)) for plan in plans], figures)
+    found = exchanged_p(_gap([plan.point for plan in plans], figures), without, seed=seed)
+    found |= {} if figures == RANKED else linear_p(first, second, seed=seed)
+    return {f"sign flips: {name}": found[name] for name in figures if name in found}
+
+
+def _bootstrapped(first: Scored, second: Scored, seed: int, figures: Sequence[str]) -> dict[str, float]:
+    plans = _plans(first, second, figures)
+    drawn = resample_weights(np.arange(first.units), seed=seed, resamples=RESAMPLES)
+    parts = [_gap([plan.resampled(weights) for plan in plans], figures) for weights in drawn]
+    samples = {name: np.concatenate([part[name] for part in parts]) for name in figures}
+    return {f"bootstrap: {name}": bootstrap_p(values[np.isfinite(values)]) for name, values in samples.items()}
 
 
 def _named(figures: Figures, *, ranked: bool) -> dict[str, Floats]:
@@ -172,7 +180,7 @@ def table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "needed", "table"))
+    parser.add_argument("what", choices=("tests", "bootstrap", "needed", "table"))
     parser.add_argument("--sims", type=int, default=5000)
     given = parser.parse_args()
     if given.what == "table":
@@ -180,7 +188,7 @@ def main() -> None:
     elif given.what == "needed":
         needed(given.sims)
     else:
-        run(given.sims)
+        run(given.what, given.sims)
 
 
 if __name__ == "__main__":
