@@ -35,7 +35,7 @@ LAYERS = {
     "data.draws": 1, "data.onto": 1, "data.geometry": 1, "data.texture": 1, "data.tone": 1, "data.mixing": 1,
     "data.segments": 1, "data.store": 1, "compute": 1, "guides": 1, "listing": 1, "ranks": 1, "syncnorm": 1,
     "run": 2, "samples": 2, "features": 2, "optim": 2, "step": 2, "inference": 2, "predictor": 2, "scoring": 2,
-    "parts": 2, "illustrations": 2, "mistaken": 2, "runfiles": 2, "settled": 2, "board": 2,
+    "parts": 2, "illustrations": 2, "mistaken": 2, "runfiles": 2, "settled": 2, "board": 2, "inprint": 2,
     "data.overview": 2, "data.importing": 2, "data.joining": 2,
     "sealed": 3, "runscores": 3,
     "train": 3, "evaluate": 3, "compare": 3, "audit": 3, "lint": 1, "explain": 3, "predict": 3,

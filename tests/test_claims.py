@@ -1,9 +1,15 @@
 """Published figures on the command line: read, counted, checked, refused."""
 
+import math
+
+import pandas as pd
 import pytest
 
 from dermkit.claims import check_claim, checked_claims, parse_claim
 from dermkit.errors import UsageError
+from dermkit.inprint import beside_print
+from dermkit.metrics.intervals import wilson
+from dermkit.metrics.trainings import Sources
 
 
 def test_the_two_that_everybody_quotes() -> None:
@@ -53,3 +59,44 @@ def test_claims_of_one_name_are_told_apart() -> None:
 def test_what_cannot_be_read_is_refused_with_its_part(text: str, what: str) -> None:
     with pytest.raises(UsageError, match=what):
         parse_claim(text)
+
+
+# Beside runs ------------------------------------------------------------------------------------------------------
+
+
+def row(name: str, value: float, n: int, *, split: str = "test") -> dict[str, object]:
+    low, high = wilson(round(value * n), n)
+    return {"run": name, "split": split, "metric": "accuracy", "value": value, "low": low, "high": high, "n": n,
+            "method": "wilson", "reason": ""}  # fmt: skip
+
+
+def test_a_run_is_set_beside_a_published_share_without_pairs() -> None:
+    table = pd.DataFrame([row("close", 57 / 118, 118), row("far", 90 / 118, 118), row("member", 0.5, 118),
+                          row("close", 0.9, 443, split="validation")])  # fmt: skip
+    claims = checked_claims(["S2: accuracy=.4661,n=118", "other: precision=.9"])
+    found = beside_print(table, ["close", "far"], {}, claims)
+    close, far = found["S2"]
+    assert found["other"] == [], "nobody knows of how many images"
+    assert (close.name, close.split, close.trainings) == ("close", "test", 1)
+    # Newcombe's method 10 for 57 of 118 and 55 of 118, by his formula
+    (l1, u1), (l2, u2) = wilson(57, 118), wilson(55, 118)
+    gap = 57 / 118 - 55 / 118
+    low = gap - math.hypot(57 / 118 - l1, u2 - 55 / 118)
+    high = gap + math.hypot(u1 - 57 / 118, 55 / 118 - l2)
+    assert close.difference.ci95 == pytest.approx((low, high), abs=1e-9)
+    assert not close.is_found and "not distinguishable" in close.sentence() and "unpaired" in close.sentence()
+    assert far.is_found and "higher" in far.sentence()
+    assert close.as_dict()["sentence"] == close.sentence()
+
+
+def test_a_recipe_has_an_interval_for_new_trainings_and_new_images() -> None:
+    table = pd.DataFrame([row("recipe", 0.38, 118)])
+    sources = Sources((0.36, 0.38, 0.40), between=0.02, seed=0.01, data=0.045)
+    (found,) = beside_print(table, ["recipe"], {"recipe": {"test": {"accuracy": sources}}},
+                            checked_claims(["S2: accuracy=.4661,n=118"]))["S2"]  # fmt: skip
+    half = 1.959964 * math.sqrt(0.045**2 + 0.01**2 / 3)
+    assert found.own.ci95 == pytest.approx((0.38 - half, 0.38 + half), abs=1e-6)
+    assert "mean of 3 trainings" in found.sentence()
+    folds = Sources((0.36, 0.40), between=0.02, seed=None, data=None)
+    claims = checked_claims(["S2: accuracy=.4661,n=118"])
+    assert beside_print(table, ["recipe"], {"recipe": {"test": {"accuracy": folds}}}, claims)["S2"] == []

@@ -9,6 +9,7 @@ import pandas as pd
 from dermkit.claims import Checked
 from dermkit.compare import Comparison, Pair
 from dermkit.files import make_folder, write_json, write_rows, write_text
+from dermkit.inprint import Beside, beside_print
 from dermkit.labels import page_templates
 from dermkit.metrics.trainings import Sources
 from dermkit.metrics.verdict import LOWER_IS_BETTER, Difference, Repeated, about, verdict
@@ -47,7 +48,10 @@ def write_versus(
         if comparison
         else {"runs": {}, "same_images": {}, "pairs": [], "groups": {}, "notes": []}
     )
-    body["published"] = [item.as_dict() for item in claims]
+    unpaired = _beside_print(comparison, claims)
+    body["published"] = [
+        {**item.as_dict(), "beside": [found.as_dict() for found in unpaired[item.claim.name]]} for item in claims
+    ]
     write_json(folder / "comparison.json", body, format=FORMAT)
     splits = list(body["same_images"])
     environment = page_templates()
@@ -91,7 +95,16 @@ def _leads(comparison: Comparison | None, claims: Sequence[Checked]) -> list[tup
     ]
     if comparison and not pairs:
         leads = [(name, _alone(splits)) for name, splits in comparison.spreads.items()]
-    return [*leads, ("", [sentence for item in claims for sentence in item.sentences()])]
+    printed = [sentence for item in claims for sentence in item.sentences()]
+    beside = [found.sentence() for rows in _beside_print(comparison, claims).values() for found in rows]
+    return [*leads, ("", printed + beside)]
+
+
+def _beside_print(comparison: Comparison | None, claims: Sequence[Checked]) -> dict[str, list[Beside]]:
+    if comparison is None:
+        return {item.claim.name: [] for item in claims}
+    names = [entry.name for entry in comparison.entries]
+    return beside_print(comparison.table, names, comparison.spreads, claims)
 
 
 def _alone(splits: Mapping[str, Mapping[str, Sources]]) -> list[str]:
