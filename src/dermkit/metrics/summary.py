@@ -172,7 +172,10 @@ class _Summary:
         yield (
             "calibration_slope",
             _wald(
-                found.slope, found.slope_variance, n, "a threshold parts the sides: the best slope is no number"
+                found.slope,
+                found.slope_variance,
+                n,
+                "a threshold parts the sides, or all odds are equal: the best slope is no number",
             ),
         )
         yield (
