@@ -68,8 +68,8 @@ def run(runs: Path, out: Path) -> None:
 
 
 def _folders(recipe: Path, scheme: str) -> list[Path]:
-    """Return a recipe's runs of one reading of the test folder, or the folder of its repeats."""
-    found = sorted(path.parent for path in recipe.glob("*/run.json")) or sorted(recipe.glob("*-versions"))
+    """Return a recipe's finished runs of one reading of the test folder, or the folder of its repeats."""
+    found = sorted(path.parent for path in recipe.glob("*/predictions.csv")) or sorted(recipe.glob("*-versions"))
     return [path for path in found if not scheme or _read(path / "run.json")["split"]["scheme"] == scheme]
 
 

@@ -17,10 +17,12 @@ from dermkit.data.manifest import LesionClass
 from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.evaluate import evaluate_predictions, evaluate_run
 from dermkit.files import write_json, write_rows
+from dermkit.metrics.decision import from_dict
 from dermkit.metrics.official import FIGURES, official_dict, weights_of
 from dermkit.metrics.reliability import benefit_of_all, net_benefit
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.tables import NET_BENEFIT_HEADER, net_benefit_rows
+from dermkit.predictor import load_model
 
 TWO = (LesionClass("benign", "", "benign"), LesionClass("malignant", "", "malignant"))
 ALL = Asked(official=True, wishes=(("sensitivity", 0.97), ("specificity", 0.8)), prevalences=(0.03, 0.2))
@@ -311,3 +313,34 @@ def test_one_side_has_no_decision_curve(tmp_path: Path) -> None:
     p = np.array([[0.5, 0.5], [0.2, 0.8]])
     plain = Scored(["a", "b"], np.array([False, False]), np.array([0, 1]), np.array([0, 1]), p, np.arange(2))
     assert net_benefit_rows(plain, None) == []
+
+
+def test_a_wish_that_is_kept_is_the_models_from_then_on(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    wished = Asked(wishes=(("sensitivity", 0.6),), keep=True)
+    workflow.evaluate(run, asked=wished)
+    card = modelcard.read_card(run / "model")
+    own = [(item["rate"], item["wish_rate"]) for item in card["operating_points"] if item.get("asked")]
+    assert own == [("sensitivity", 0.6)] == list(modelcard.wishes_kept(run / "model"))
+    point = next(item for item in card["operating_points"] if item.get("asked"))
+    assert from_dict(card).points[-1][1].value == point["value"]
+    predictor = load_model(run / "model")
+    chosen = predictor.chosen(at="sensitivity=.6")
+    assert chosen is not None and chosen.point == len(card["operating_points"]) - 1
+    sums = (run / "model" / "SHA256SUMS").read_bytes()
+    workflow.evaluate(run)
+    assert (run / "model" / "SHA256SUMS").read_bytes() == sums, (
+        "a plain evaluation drops nothing and signs nothing"
+    )
+    told = read(run / "metrics.json")["asked"]["wishes"]
+    assert told == [{"rate": "sensitivity", "wish_rate": 0.6}]
+
+
+def test_keeping_needs_a_wish_and_a_run() -> None:
+    with pytest.raises(UsageError, match="no wish to keep"):
+        Asked(keep=True)
+    with pytest.raises(UsageError, match="own validation images"):
+        workflow.evaluate(
+            None, predictions=Path("table.csv"), asked=Asked(wishes=(("sensitivity", 0.6),), keep=True)
+        )

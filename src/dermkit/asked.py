@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dermkit.errors import UsageError
@@ -19,14 +19,18 @@ class Asked:
     """Nothing by default. official: score by the official challenge scorer's rules too.
 
     wishes: (rate, 0..1) for operating points of one's own; prevalences: 0..1, for what they cost. Both come beside the
-    usual ones. Raises `UsageError` for another rate, a number outside, or one that stands twice.
+    usual ones. keep: the run's model takes the wishes over. Raises `UsageError` for another rate, a number outside, or
+    one that stands twice.
     """
 
     official: bool = False
     wishes: tuple[Wish, ...] = ()
     prevalences: tuple[float, ...] = ()
+    keep: bool = False
 
     def __post_init__(self) -> None:
+        if self.keep and not self.wishes:
+            raise UsageError("--keep: there is no wish to keep", remedy=HOW_WISH)
         for rate, wish in self.wishes:
             if rate not in RATES:
                 raise UsageError(f"--wish {rate}={wish:g}: a wish is a {' or a '.join(RATES)}", remedy=HOW_WISH)
@@ -41,18 +45,23 @@ class Asked:
         """Whether something is asked that only validation images can settle."""
         return bool(self.wishes or self.prevalences)
 
+    def beside(self, kept: Sequence[Wish]) -> "Asked":
+        """Return the same with the wishes that a model holds from before."""
+        return replace(self, wishes=tuple(dict.fromkeys((*self.wishes, *kept))))
+
     def as_dict(self) -> dict[str, Any]:
         """Return what metrics.json says of it."""
         wishes = [{"rate": rate, "wish_rate": wish} for rate, wish in self.wishes]
         return {"official": self.official, "wishes": wishes, "prevalences": list(self.prevalences)}
 
 
-def read_asked(*, official: bool, wishes: Sequence[str], prevalences: Sequence[str]) -> Asked:
+def read_asked(*, official: bool, wishes: Sequence[str], prevalences: Sequence[str], keep: bool = False) -> Asked:
     """Return what the command line asks; raises `UsageError` for a text that says no wish or no number."""
     return Asked(
         official,
         tuple(_wish(text) for text in wishes),
         tuple(_number(text, f"--prevalence {text}", HOW_PREVALENCE) for text in prevalences),
+        keep,
     )
 
 

@@ -14,6 +14,7 @@ MAP_HELP = (
 WISH_HELP = "An operating point of your own, such as sensitivity=.97 or specificity=.8. May be repeated."
 PREVALENCE_HELP = "Share of malignant lesions where it would be used, such as .03. May be repeated."
 
+KEEP_HELP = "The run's model takes the wishes over, for `predict --at`; its checksums change."
 OPEN_HELP = (
     "The run's data set: score its sealed test side now. Every opening is logged and counted (docs/seal.md)."
 )
@@ -34,13 +35,14 @@ def evaluate(
     ] = False,
     wish: Annotated[list[str] | None, typer.Option("--wish", help=WISH_HELP)] = None,
     prevalence: Annotated[list[str] | None, typer.Option("--prevalence", help=PREVALENCE_HELP)] = None,
+    keep: Annotated[bool, typer.Option("--keep", help=KEEP_HELP)] = False,
     open_test: Annotated[Path | None, typer.Option("--open-test", help=OPEN_HELP)] = None,
 ) -> None:
     """Evaluate a run again, its model on another data set, or predictions of another tool."""
     from dermkit import workflow
     from dermkit.asked import read_asked
 
-    asked = read_asked(official=official, wishes=wish or [], prevalences=prevalence or [])
+    asked = read_asked(official=official, wishes=wish or [], prevalences=prevalence or [], keep=keep)
     other = workflow.load_dataset(on) if on else None
     sealed = workflow.load_dataset(open_test) if open_test else None
     with watching() as watch:

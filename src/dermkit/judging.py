@@ -38,6 +38,7 @@ def evaluate(
     whose sealed test side may be scored; every opening is logged and counted (docs/seal.md).
     """
     may_open = _may_open(open_test, on)
+    _check_keep(asked, on is None and predictions is None)
     if predictions is not None:
         if target is not None or mapping is not None:
             raise UsageError(
@@ -69,6 +70,13 @@ def evaluate(
     from dermkit.runner import finish
 
     return finish(target, images_of(target), asked=asked)
+
+
+def _check_keep(asked: Asked, of_a_run: bool) -> None:
+    if asked.keep and not of_a_run:
+        raise UsageError(
+            "--keep: a run's own validation images settle what its model keeps", remedy="name the run alone"
+        )
 
 
 def _may_open(open_test: Dataset | None, on: Dataset | None) -> bool:

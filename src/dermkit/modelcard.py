@@ -4,7 +4,7 @@ Format 2 holds what was settled on validation images: calibration, operating poi
 from which confidence an image is answered.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,19 @@ def settle(folder: Path, decision: Mapping[str, Any]) -> None:
     _check_sums(folder)
     kept = {name: value for name, value in card.items() if name not in SETTLED}
     write_card(folder, {**kept, **made})
+
+
+def wishes_kept(folder: Path) -> tuple[tuple[str, float], ...]:
+    """Return the wishes (rate, 0..1) that somebody asked this model to keep, beside the usual ones."""
+    points = read_card(folder)["operating_points"]
+    return tuple((str(item["rate"]), float(item["wish_rate"])) for item in points if item.get("asked"))
+
+
+def with_kept(decision: Mapping[str, Any], wishes: Collection[tuple[str, float]]) -> dict[str, Any]:
+    """Return what the model takes over of a decision.json: the operating points asked for only where wished so."""
+    asked = [item for item in decision["asked_points"] if (item["rate"], item["wish_rate"]) in wishes]
+    points = [*decision["operating_points"], *({**item, "asked": True} for item in asked)]
+    return {**decision, "operating_points": points}
 
 
 def settled(card: Mapping[str, Any]) -> dict[str, Any] | None:

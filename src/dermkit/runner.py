@@ -39,7 +39,7 @@ from dermkit.files import (
     write_json,
     write_rows,
 )
-from dermkit.modelcard import settle
+from dermkit.modelcard import settle, wishes_kept, with_kept
 from dermkit.plan import Plan, Where
 from dermkit.recipe import save as save_recipe
 from dermkit.report import write_report
@@ -180,11 +180,15 @@ def _rows(sides: pd.DataFrame, side: str, index: Mapping[str, int]) -> NDArray[n
 def finish(folder: Path, images: Path | None, *, asked: Asked = NOTHING) -> Path:
     """Evaluate a scored folder and write its report with pictures from `images`; returns the report.
 
-    The model folder takes over what validation settled, but nothing that was asked for beside it.
+    The model folder takes over what validation settled; of what was asked for beside it, what is to be kept. What it
+    keeps from before is settled and shown every time.
     """
-    evaluate_run(folder, asked=asked)
-    if (folder / DECISION).is_file() and (folder / "model").is_dir():
-        settle(folder / "model", read_json(folder / DECISION, format=DECISION_FORMAT, error=DataError))
+    model = folder / "model"
+    kept = wishes_kept(model) if model.is_dir() else ()
+    evaluate_run(folder, asked=asked.beside(kept))
+    if (folder / DECISION).is_file() and model.is_dir():
+        decision = read_json(folder / DECISION, format=DECISION_FORMAT, error=DataError)
+        settle(model, with_kept(decision, {*kept, *(asked.wishes if asked.keep else ())}))
     return write_report(folder, images_root=images)
 
 
