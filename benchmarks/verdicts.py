@@ -23,6 +23,7 @@ HEADER = (
     "commit", "comparison", "split", "kind", "first", "second", "figure", "first_value", "second_value", "difference",
     "low", "high", "n", "test", "p_holm", "images_needed", "verdict",
 )  # fmt: skip
+UNPAIRED = ("figure", "published", "unpaired")
 TOLD = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auroc", "loss")
 S2 = tuple(f"s2-{step}-mobilenetv2" for step in ("resnet50", "normalised", "augmented", "dropout", "finetuned"))
 S2_PUBLISHED = "S2 in print: accuracy=.4661,n=118"
@@ -111,10 +112,18 @@ def _spreads(item: Comparison, body: dict[str, Any]) -> list[tuple[object, ...]]
 
 
 def _published(item: Comparison, body: dict[str, Any]) -> list[tuple[object, ...]]:
-    return [
-        (commit(), item.name, "test", "published", claim["name"], "", "", *[""] * 9, " ".join(claim["sentences"]))
-        for claim in body["published"]
-    ]
+    """Return what is said of published figures, and each run's or recipe's difference to them, unpaired."""
+    made: list[tuple[object, ...]] = []
+    for claim in body["published"]:
+        said = (commit(), item.name, "test", "published", claim["name"], "", "", *[""] * 9)
+        made.append((*said, " ".join(claim["sentences"])))
+        made += [
+            (commit(), item.name, found["split"], "unpaired", found["name"], claim["name"], found["figure"],
+             found["own"]["value"], "", found["value"], *found["ci95"], found["n"], found["method"], "", "",
+             found["sentence"])
+            for found in claim["beside"]
+        ]  # fmt: skip
+    return made
 
 
 def table() -> str:
@@ -122,12 +131,12 @@ def table() -> str:
     lines = []
     for item in COMPARISONS:
         part = [row for row in read_rows(ROWS) if row["comparison"] == item.name]
-        pairs = [row for row in part if row["kind"] not in ("figure", "published") and row["split"] == "test"]
+        pairs = [row for row in part if row["kind"] not in UNPAIRED and row["split"] == "test"]
         lines += ["", f"### {item.name}", ""]
         for both in dict.fromkeys((row["first"], row["second"]) for row in pairs):
             told = [r["verdict"] for r in pairs if (r["first"], r["second"]) == both and r["figure"] in TOLD[:2]]
             lines += [f"- {both[0]} against {both[1]}", *(f"  - {verdict}" for verdict in told)]
-        lines += [f"- {row['verdict']}" for row in part if row["kind"] == "published"]
+        lines += [f"- {row['verdict']}" for row in part if row["kind"] in UNPAIRED[1:]]
     return "\n".join(lines)
 
 
