@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dermkit.data.manifest import LesionClass
 from dermkit.evaluate import evaluate_predictions
 from dermkit.metrics import intervals
-from dermkit.metrics.estimate import Estimate, doubted, trust
+from dermkit.metrics.estimate import Estimate, doubted, in_words, trust
 
 MARK = "interval unreliable"
 CLASSES = (LesionClass("nevus", "nevus", "benign"), LesionClass("melanoma", "melanoma", "malignant"))
@@ -67,16 +67,17 @@ def test_few_units_of_a_class_mark_what_rests_on_them(nevi: int, melanomas: int,
         assert found[name] == bool(few or nevi + melanomas < intervals.FEW), name
 
 
-def test_the_mark_says_how_many_of_what() -> None:
+def test_the_mark_says_how_many_there_are() -> None:
     frame, _ = predictions({"nevus": 60, "melanoma": 12})
     body = evaluate_predictions(frame, classes=CLASSES, groups=None)["splits"]["test"]
-    assert body["metrics"]["auroc"]["reason"] == (
-        f"{MARK}: 12 independent units of malignant classes, fewer than 30"
+    assert body["metrics"]["auroc"]["reason"] == f"{MARK}: 12 units, 30 needed"
+    assert body["per_class"]["nevus"]["auroc"]["reason"] == f"{MARK}: 12 other units, 30 needed"
+    assert body["metrics"]["balanced_accuracy"]["reason"] == f"{MARK}: 1 of 2 classes have fewer than 30 units"
+    told = in_words(
+        f"mean over 2 of 3 classes, without: a; {MARK}: 12 units, 30 needed; {MARK}: 9 other units, 30 needed"
     )
-    assert body["metrics"]["balanced_accuracy"]["reason"] == (
-        f"{MARK}: fewer than 30 independent units of: melanoma"
-    )
-    assert "60" not in body["metrics"]["auroc"]["reason"], "the side with enough is not blamed"
+    assert told == "mean over 2 of 3 classes, without: a; 12 units, 30 needed; 9 other units, 30 needed"
+    assert in_words(f"{MARK}: 12 units, 30 needed") == "unreliable: 12 units, 30 needed"
 
 
 @given(st.integers(30, 400), st.data())

@@ -321,7 +321,7 @@ def test_undefined_figures_are_null_with_a_reason() -> None:
     assert c["specificity"]["value"] == pytest.approx(2 / 3)
     assert b["precision"]["reason"] == "no image was predicted as b" and b["precision"]["n"] == 0
     assert b["f1"]["value"] == 0.0 and b["f1"]["n"] == 1 and b["recall"]["value"] == 0.0
-    few = "interval unreliable: 2 independent units, fewer than 30"
+    few = "interval unreliable: 2 units, 30 needed"
     exact = {"ci95": list(intervals.clopper_pearson(1, 2)), "method": "clopper-pearson", "reason": few}
     assert a["recall"] == {"value": 0.5, "n": 2, **exact}
     metrics = body["metrics"]

@@ -85,4 +85,5 @@ def in_words(reason: str) -> str:
         present = found[1] in ("recall", "auroc", "average_precision")
         return f"the row over the classes {'present' if present else 'where it is defined'}"
 
-    return _PRESENT.sub(row, reason).replace("average_precision is", "average precision is")
+    told = _PRESENT.sub(row, reason).replace("average_precision is", "average precision is")
+    return told.replace(f"; {UNRELIABLE}: ", "; ").replace(f"{UNRELIABLE}: ", "unreliable: ")

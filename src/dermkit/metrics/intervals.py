@@ -110,11 +110,9 @@ def clustered_proportion(hit: Bools, units: Ints) -> tuple[tuple[float, float], 
     return _score(float(hit.mean()), worth), GROUPED_WILSON
 
 
-def few(units: int, of: str = "") -> list[str]:
+def few(units: int, kind: str = "") -> list[str]:
     """Return why intervals of so few independent units are not relied on; empty where they are enough."""
-    return (
-        [] if units >= FEW else [f"{UNRELIABLE}: {units} independent units{of and f' of {of}'}, fewer than {FEW}"]
-    )
+    return [] if units >= FEW else [f"{UNRELIABLE}: {units} {kind}units, {FEW} needed"]
 
 
 def proportion_estimate(hit: Bools, groups: Ints) -> Estimate:

@@ -127,11 +127,10 @@ class _Summary:
         return doubted(made, self._rare_classes(np.flatnonzero(defined)))
 
     def _rare_classes(self, columns: NDArray[np.intp]) -> list[str]:
-        """Return which classes have too few independent units for an interval of a mean over them."""
-        rare = [self.scored.classes[k] for k in columns if self._units(self.scored.true == k) < intervals.FEW]
-        return (
-            [f"{UNRELIABLE}: fewer than {intervals.FEW} independent units of: {', '.join(rare)}"] if rare else []
-        )
+        """Return why an interval of a mean over classes is not relied on: some have too few independent units."""
+        rare = sum(self._units(self.scored.true == k) < intervals.FEW for k in columns)
+        told = f"{UNRELIABLE}: {rare} of {len(columns)} classes have fewer than {intervals.FEW} units"
+        return [told] if rare else []
 
     def _mean(self, view: str, columns: NDArray[np.intp]) -> Estimate:
         n, values = len(self.scored.true), self.point.views[view][0, columns]
@@ -210,10 +209,8 @@ class _Summary:
 
     def _few_sides(self, column: int) -> list[str]:
         """Return why an interval of a figure of both sides is not relied on: too few units of a class, or beside it."""
-        of_it, names = self._sides(column)[0], self.scored.classes
-        what = names[column] if column < len(names) else "malignant classes"
-        parts = (intervals.few(self._units(of_it), what), intervals.few(self._units(~of_it), f"no {what}"))
-        return [reason for part in parts for reason in part]
+        of_it = self._sides(column)[0]
+        return [*intervals.few(self._units(of_it)), *intervals.few(self._units(~of_it), "other ")]
 
     def _units(self, rows: Bools) -> int:
         return len(np.unique(self.scored.groups[rows]))
