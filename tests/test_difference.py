@@ -127,3 +127,35 @@ def test_the_share_on_the_wrong_side() -> None:
     assert bootstrap_p(np.array([1.0] * 97 + [-1.0] * 2)) == pytest.approx(2 * 3 / 100)
     assert bootstrap_p(np.zeros(99)) == 1.0
     assert bootstrap_p(np.empty(0)) == 1.0
+
+
+def test_two_images_in_order_are_no_proof() -> None:
+    """A perfect model against constant scores: DeLong's variance is 0, which is no certainty."""
+    true = np.array([0, 1])
+    made = [
+        Scored(["a", "b"], np.array([False, True]), true, true, np.column_stack([1 - p, p]), np.arange(2))
+        for p in (np.array([0.1, 0.9]), np.array([0.4, 0.6]) * 0 + 0.5)
+    ]
+    found = {item.figure: item for item in differences(*made, seed=0, resamples=50)}
+    auroc = found["auroc"]
+    assert auroc.estimate.value == 0.5 and auroc.p is None and auroc.estimate.ci95 is None
+    assert not auroc.is_found
+
+
+def test_differences_of_few_units_say_so() -> None:
+    first, second = pair(7, 40, skill=(1.5, 0.5))
+    found = {item.figure: item for item in differences(first, second, seed=0, resamples=200)}
+    positives = int(first.is_malignant.sum())
+    assert positives < 30
+    assert found["sensitivity"].estimate.reason == f"interval unreliable: {positives} units, 30 needed"
+    assert "interval unreliable" in found["auroc"].estimate.reason
+    assert found["accuracy"].estimate.reason == "", "forty images in all"
+
+
+def test_what_one_unit_decides_has_no_test() -> None:
+    """One malignant image: without it there is no average precision, so nothing can be exchanged."""
+    first, second = pair(8, 40, skill=(1.5, 0.5))
+    true = np.where(np.arange(40) == 0, 1, np.where(first.true == 1, 0, first.true))
+    made = [Scored(m.classes, m.malignant, true, m.predicted, m.probabilities, m.groups) for m in (first, second)]
+    found = {item.figure: item for item in differences(*made, seed=0, resamples=200)}
+    assert found["average_precision"].estimate.value is not None and found["average_precision"].p is None

@@ -10,6 +10,8 @@ from dermkit.data.manifest import LesionClass
 from dermkit.evaluate import evaluate_predictions
 from dermkit.metrics import intervals
 from dermkit.metrics.estimate import Estimate, doubted, in_words, trust
+from dermkit.metrics.scored import Scored
+from dermkit.metrics.summary import summarise
 
 MARK = "interval unreliable"
 CLASSES = (LesionClass("nevus", "nevus", "benign"), LesionClass("melanoma", "melanoma", "malignant"))
@@ -97,3 +99,34 @@ def test_a_marked_interval_is_shown_and_a_misleading_one_is_not() -> None:
     )
     without = Estimate(0.8, None, 40, "none", "no interval: one group only")
     assert doubted(without, intervals.few(12)) is without
+
+
+def test_a_perfect_order_of_many_photographs_is_that_of_few_lesions() -> None:
+    """35 and 35 lesions of 20 photographs each, all in order: the interval is that of 70 images."""
+
+    def auroc(per_unit: int) -> dict[str, object]:
+        lesion = np.repeat(np.arange(70), per_unit)
+        true = (lesion >= 35).astype(np.int64)
+        p = 0.1 + 0.8 * true
+        scored = Scored(["a", "b"], np.array([False, True]), true, true, np.column_stack([1 - p, p]), lesion)
+        found: dict[str, object] = summarise(scored, seed=0, resamples=0)["metrics"]["auroc"]
+        return found
+
+    assert auroc(20)["ci95"] == pytest.approx(auroc(1)["ci95"])
+    assert auroc(20)["value"] == 1.0
+
+
+def test_one_group_has_no_interval_of_its_auroc() -> None:
+    generator = np.random.default_rng(0)
+    true = generator.integers(0, 2, 80)
+    p = generator.random(80)
+    scored = Scored(["a", "b"], np.array([False, True]), true, (p > 0.5).astype(np.int64),
+                    np.column_stack([1 - p, p]), np.zeros(80, dtype=np.int64))  # fmt: skip
+    found = summarise(scored, seed=0, resamples=50)["metrics"]["auroc"]
+    assert found["ci95"] is None and found["reason"] == "no interval: one group only"
+
+
+def test_one_rare_patient_is_one_however_many_photographs() -> None:
+    patient = np.repeat(np.arange(60), 10)
+    assert MARK in intervals.proportion_estimate(patient != 3, patient).reason
+    assert intervals.proportion_estimate((patient != 3) & (patient != 7), patient).reason == ""

@@ -95,3 +95,27 @@ def test_rates_that_contradict_themselves() -> None:
     assert not can_be(
         [printed("balanced_accuracy", ".90"), printed("sensitivity", ".70"), printed("specificity", ".9")]
     )
+
+
+@pytest.mark.parametrize(
+    ("figures", "averaged", "possible"),
+    [
+        ({"f1": ".90", "precision": ".10", "recall": ".10"}, False, False),
+        ({"f1": ".10", "precision": ".90", "recall": ".90"}, False, False),
+        ({"f1": ".90", "precision": ".90", "recall": ".50"}, False, False),
+        ({"f1": ".64", "precision": ".90", "recall": ".50"}, False, True),
+        ({"f1": ".90", "precision": ".90", "recall": ".50"}, True, False),
+        ({"f1": ".55", "precision": ".60", "recall": ".70"}, True, True),
+    ],
+)
+def test_f1_is_tied_to_precision_and_recall_however_few_are_positive(
+    figures: dict[str, str], averaged: bool, possible: bool
+) -> None:
+    """With hardly a positive image precision is anything, but F1 is still what the two make of it."""
+    found = [printed(name, text) for name, text in figures.items()]
+    assert can_be(found, averaged=averaged) is possible
+    if possible:
+        sizes = [(a, n - a) for n in (40, 100, 400) for a in range(1, n)]
+        assert any(matrices(found, positives=a, negatives=b, averaged=averaged) for a, b in sizes), (
+            "what is called possible has a matrix"
+        )

@@ -42,17 +42,20 @@ class Counted:
 
 @dataclass(frozen=True)
 class Checked:
-    """A claim that was looked at. fits: "binary", "averaged": whether some confusion matrix gives all figures so."""
+    """A claim that was looked at. fits: "binary", "averaged": whether some confusion matrix gives all figures so.
+
+    None there means: not excluded, but no example was found either.
+    """
 
     claim: Claim
     counted: tuple[Counted, ...]
-    fits: dict[str, bool]
+    fits: dict[str, bool | None]
     problems: tuple[str, ...]
 
     @property
     def is_consistent(self) -> bool:
         """Whether all figures can be true at once, in one reading or the other."""
-        return not self.problems and any(self.fits.values())
+        return not self.problems and any(fits is not False for fits in self.fits.values())
 
     def sentences(self) -> list[str]:
         """Return what there is to say of it."""
@@ -65,7 +68,7 @@ class Checked:
         said += [f"{name}: {problem}." for problem in self.problems]
         listed = ", ".join(f"{item.name} {item.value:g}" for item in self.claim.figures)
         size = f" of {self.claim.n} images" if self.claim.n else ""
-        if len(self.claim.figures) > 1 and not any(self.fits.values()):
+        if len(self.claim.figures) > 1 and all(fits is False for fits in self.fits.values()):
             said.append(
                 f"{name}: no single confusion matrix{size} gives {listed}, whether precision, recall and F1 are of "
                 "the positive class or means over both classes; at least one figure is of something else."
@@ -73,7 +76,13 @@ class Checked:
         elif len(self.claim.figures) > 1:
             how = {"binary": "of the positive class", "averaged": "as means over both classes"}
             ways = " or ".join(how[way] for way, fits in self.fits.items() if fits)
-            said.append(f"{name}: {listed} can be true at once ({ways}).")
+            open_ways = " or ".join(how[way] for way, fits in self.fits.items() if fits is None)
+            said.append(
+                f"{name}: {listed} can be true at once ({ways})."
+                if ways
+                else f"{name}: {listed} are not excluded ({open_ways}), but no confusion matrix was found that gives "
+                "them."
+            )
         return said
 
     def as_dict(self) -> dict[str, Any]:
@@ -152,15 +161,14 @@ def _images_of(figure: str, claim: Claim) -> int | None:
     return {"sensitivity": claim.positives, "specificity": claim.n - claim.positives}.get(figure)
 
 
-def _fits(claim: Claim, *, averaged: bool) -> bool:
-    if not can_be(claim.figures, averaged=averaged):
-        return False
-    if claim.n is None or claim.positives is None:
-        return True
-    negatives = claim.n - claim.positives
-    if (claim.positives + 1) * (negatives + 1) > _MOST_CELLS:
-        return True
-    return bool(matrices(claim.figures, positives=claim.positives, negatives=negatives, averaged=averaged))
+def _fits(claim: Claim, *, averaged: bool) -> bool | None:
+    found = can_be(claim.figures, averaged=averaged)
+    if found is False or claim.n is None:
+        return found
+    n, sides = claim.n, range(1, claim.n) if claim.positives is None else (claim.positives,)
+    if sum((a + 1) * (n - a + 1) for a in sides) > _MOST_CELLS:
+        return found
+    return any(matrices(claim.figures, positives=a, negatives=n - a, averaged=averaged) for a in sides)
 
 
 def checked_claims(texts: Sequence[str]) -> list[Checked]:

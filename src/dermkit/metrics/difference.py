@@ -14,7 +14,7 @@ import numpy as np
 
 from dermkit.metrics import delong, intervals, paired, power, probability
 from dermkit.metrics.counts import Bools, Floats
-from dermkit.metrics.estimate import Estimate
+from dermkit.metrics.estimate import Estimate, doubted
 from dermkit.metrics.figures import Figures, Plan, figures_compared, images_behind
 from dermkit.metrics.resampled import MOST_CORRECTED, Named, Resampled
 from dermkit.metrics.scored import Scored
@@ -100,10 +100,25 @@ def _mcnemar(item: Difference, first: Bools, second: Bools, rows: Bools) -> Diff
 def _delong(first: Scored, second: Scored) -> Difference:
     areas = delong.areas(np.stack([first.p_malignant, second.p_malignant]), first.is_malignant, first.groups)
     gap, error, p = delong.difference(areas, 0, 1)
-    half = intervals.Z * error
-    n, unsure = len(first.true), "" if error else "interval unreliable: no variance"
-    estimate = Estimate(gap, (max(-1.0, gap - half), min(1.0, gap + half)), n, f"{DELONG}, normal", unsure)
-    return Difference("auroc", estimate, DELONG, p, needed=power.scaled_need(n, gap, error))
+    half, n = intervals.Z * error, len(first.true)
+    if not error:  # neither order leaves a doubt: perfect, or constant scores
+        sure = Estimate(gap, None, n, "none", "no interval: no variance")
+        return Difference("auroc", sure, DELONG, 1.0) if gap == 0 else Difference("auroc", sure, "none", None)
+    estimate = Estimate(gap, (max(-1.0, gap - half), min(1.0, gap + half)), n, f"{DELONG}, normal")
+    made = doubted(estimate, few_units(first, "auroc"))
+    return Difference("auroc", made, DELONG, p, needed=power.scaled_need(n, gap, error))
+
+
+def few_units(scored: Scored, figure: str) -> list[str]:
+    """Return why an interval of a difference in a figure is not relied on: too few units of a class it rests on."""
+    positive, every = scored.is_malignant, np.ones(len(scored.true), dtype=bool)
+    classes = [scored.true == k for k in range(len(scored.classes))]
+    sides = {
+        "sensitivity": [positive], "specificity": [~positive],
+        "auroc": [positive, ~positive], "average_precision": [positive, ~positive],
+        "balanced_accuracy": classes, "f1_macro": classes,
+    }.get(figure, [every])  # fmt: skip
+    return intervals.few(min(len(np.unique(scored.groups[rows])) for rows in sides))
 
 
 # Bootstrap --------------------------------------------------------------------------------------------------------
@@ -137,13 +152,17 @@ class _Both:
             )
             return Difference(name, missing, "none", None)
         samples = self.drawn.samples.get(name)
-        estimate = self.drawn.estimate(value, n, samples, self.drawn.left_out.get(name))
+        estimate = doubted(
+            self.drawn.estimate(value, n, samples, self.drawn.left_out.get(name)), few_units(self.scored, name)
+        )
         if samples is None:
             return Difference(name, estimate, "none", None)
         kept = samples[np.isfinite(samples)]
         needed = power.scaled_need(n, value, float(kept.std())) if len(kept) else None
         if name in self.p:
             return Difference(name, estimate, EXCHANGED, self.p[name], needed=needed)
+        if self.scored.units <= MOST_CORRECTED:  # with one unit less it may not exist: nothing to exchange
+            return Difference(name, estimate, "none", None)
         return Difference(name, estimate, BOOTSTRAP, bootstrap_p(kept), needed=needed)
 
 

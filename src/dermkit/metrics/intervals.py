@@ -124,8 +124,8 @@ def proportion_estimate(hit: Bools, groups: Ints) -> Estimate:
         return Estimate(successes / n, None, n, NO_METHOD, ONE_GROUP)
     else:
         bounds, method = clustered_proportion(hit, groups)
-    rarer = min(successes, n - successes)
-    near = [f"{UNRELIABLE}: {rarer} of {n} on one side, so near to 0 or 1"] if rarer < SELDOM else []
+    rarer = min(len(np.unique(groups[rows])) for rows in (hit, ~hit))
+    near = [f"{UNRELIABLE}: {rarer} of {units} units on one side, so near to 0 or 1"] if rarer < SELDOM else []
     return doubted(Estimate(successes / n, bounds, n, method), few(units) or near)
 
 

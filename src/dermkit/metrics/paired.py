@@ -84,7 +84,8 @@ def sign_flips(values: Floats, *, seed: int, draws: int = DRAWS) -> Floats:
         signs = 2.0 * np.unpackbits(bits, axis=1)[:, : len(few)] - 1.0
         drawn = np.abs(signs @ few)
         beyond += 0.5 * (drawn > seen * (1 + 1e-9)).sum(axis=0) + 0.5 * (drawn >= seen * (1 - 1e-9)).sum(axis=0)
-    return np.where(seen > 0, beyond / (draws + 1), 1.0)
+    nothing = seen <= 1e-12 * np.abs(values).sum(axis=0)  # but for rounding
+    return np.where(nothing, 1.0, beyond / (draws + 1))
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def corrected_resampled_t(differences: Sequence[float], *, n_train: int, n_test:
     """Test differences over k trainings on overlapping data (Nadeau and Bengio 2003, Machine Learning 52:239).
 
     The trainings share images, so their plain variance is too small: 1 / k becomes 1 / k + n_test / n_train.
-    Raises `ValueError` for fewer than two differences.
+    Differences that are all the same have p 1: there is no spread to judge by. Raises `ValueError` for fewer than two.
     """
     k = len(differences)
     if k < 2 or n_train < 1 or n_test < 1:
@@ -110,7 +111,7 @@ def corrected_resampled_t(differences: Sequence[float], *, n_train: int, n_test:
     error = math.sqrt(float(values.var(ddof=1)) * (1 / k + n_test / n_train))
     mean = float(values.mean())
     if error <= 1e-15:
-        return Resampled(mean, 0.0, k - 1, 1.0 if abs(mean) <= 1e-15 else 0.0)
+        return Resampled(mean, 0.0, k - 1, 1.0)
     return Resampled(mean, error, k - 1, float(2 * t.sf(abs(mean) / error, k - 1)))
 
 

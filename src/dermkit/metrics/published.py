@@ -24,6 +24,9 @@ _NARROW = 1e-4
 _MOST_BOXES = 400_000
 _HAIR = 1e-9
 
+_Corner = Mapping[str, tuple[Floats, ...]]
+"""Figures at one end of a box, each as the parts that it is the mean of."""
+
 
 @dataclass(frozen=True)
 class Printed:
@@ -142,21 +145,24 @@ def _of_class(q: Floats, recall: Floats, specificity: Floats) -> dict[str, Float
 # Any size ---------------------------------------------------------------------------------------------------------
 
 
-def can_be(figures: Sequence[Printed], *, averaged: bool = False) -> bool:
-    """Tell whether some confusion matrix, of any size, could have given these figures; False is proved.
+def can_be(figures: Sequence[Printed], *, averaged: bool = False) -> bool | None:
+    """Tell whether some confusion matrix, of any size, could have given these figures; None where it is not decided.
 
     Boxes of (share of positives, sensitivity, specificity) are halved; a box goes where some figure's bounds over it
-    miss the printed value. True where a point fits, or where what is left is narrower than any rounding.
+    miss the printed value. False is proved, and True has an example; None means that neither was found before what is
+    left was narrower than any rounding, or too much.
     """
     boxes = _start(figures, averaged)
     while len(boxes) and len(boxes) < _MOST_BOXES:
         boxes = boxes[_possible(boxes, figures, averaged)]
         if not len(boxes):
             return False
-        if _fits(boxes.mean(axis=2), figures, averaged).any() or (boxes[:, :, 1] - boxes[:, :, 0]).max() < _NARROW:
+        if _fits(boxes.mean(axis=2), figures, averaged).any():
             return True
+        if (boxes[:, :, 1] - boxes[:, :, 0]).max() < _NARROW:
+            return None
         boxes = _halved(boxes)
-    return bool(len(boxes))
+    return None if len(boxes) else False
 
 
 def _start(figures: Sequence[Printed], averaged: bool) -> Floats:
@@ -189,7 +195,44 @@ def _possible(boxes: Floats, figures: Sequence[Printed], averaged: bool) -> Bool
         low = _extreme(item.name, corners["low"], np.fmin, averaged)
         high = _extreme(item.name, corners["high"], np.fmax, averaged)
         left &= ~(low > item.high) & ~(high < item.low)  # undefined at a corner excludes nothing
-    return left
+    return left & _tied(boxes, corners, {item.name: item for item in figures}, averaged)
+
+
+def _tied(
+    boxes: Floats, corners: Mapping[str, Sequence[_Corner]], given: Mapping[str, Printed], averaged: bool
+) -> Bools:
+    """Tell which boxes F1 does not exclude: whatever the share of positives, it is tied to precision and recall.
+
+    Where hardly an image is positive, precision is anything between 0 and 1 over the smallest box; what is printed of
+    it then bounds F1.
+    """
+    ends = (("low", np.fmin), ("high", np.fmax))
+    one = [_extreme("precision", corners[end], choose, averaged=False) for end, choose in ends]
+    other = [_extreme("npv", corners[end], choose, averaged=False) for end, choose in ends]
+    if "npv" in given:
+        other = _within(other, given["npv"].low, given["npv"].high)
+    if "precision" in given and averaged:
+        low, high = 2 * given["precision"].low, 2 * given["precision"].high
+        one, other = _within(one, low - other[1], high - other[0]), _within(other, low - one[1], high - one[0])
+    elif "precision" in given:
+        one = _within(one, given["precision"].low, given["precision"].high)
+    left = (one[0] <= one[1] + _HAIR) & (other[0] <= other[1] + _HAIR)
+    if "f1" not in given:
+        return np.asarray(left, dtype=bool)
+    f1 = [_harmonic(precision, recall) for precision, recall in zip(one, boxes[:, 1].T, strict=True)]
+    if averaged:
+        its = [_harmonic(precision, recall) for precision, recall in zip(other, boxes[:, 2].T, strict=True)]
+        f1 = [(a + b) / 2 for a, b in zip(f1, its, strict=True)]
+    return np.asarray(left & (f1[0] <= given["f1"].high) & (f1[1] >= given["f1"].low), dtype=bool)
+
+
+def _within(bounds: Sequence[Floats], low: Floats | float, high: Floats | float) -> list[Floats]:
+    return [np.maximum(bounds[0], low), np.minimum(bounds[1], high)]
+
+
+def _harmonic(precision: Floats, recall: Floats) -> Floats:
+    both = np.maximum(precision, 0.0) + recall
+    return np.where(both > 0, 2 * np.maximum(precision, 0.0) * recall / np.where(both > 0, both, 1.0), 0.0)
 
 
 def _parts(q: Floats, recall: Floats, specificity: Floats) -> dict[str, tuple[Floats, ...]]:
@@ -200,9 +243,7 @@ def _parts(q: Floats, recall: Floats, specificity: Floats) -> dict[str, tuple[Fl
     return parts | {f"averaged {name}": (one[name], other[name]) for name in AVERAGED}
 
 
-def _extreme(
-    name: str, corners: Sequence[Mapping[str, tuple[Floats, ...]]], choose: np.ufunc, averaged: bool
-) -> Floats:
+def _extreme(name: str, corners: Sequence[_Corner], choose: np.ufunc, averaged: bool) -> Floats:
     key = f"averaged {name}" if averaged and name in AVERAGED else name
     parts = [choose(first, second) for first, second in zip(corners[0][key], corners[1][key], strict=True)]
     # An undefined corner (no positives, and none called) may hide any value: 0 and 1 bound it.

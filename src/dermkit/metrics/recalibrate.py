@@ -29,7 +29,9 @@ class Calibration:
 
     def apply(self, probabilities: Floats) -> Floats:
         """Return calibrated probabilities (N, K), rows summing to 1."""
-        return np.asarray(softmax(_logits(probabilities) / self.temperature + np.array(self.bias), axis=1))
+        # Sums over a row depend, in their last bit, on how it lies in memory; the same image gets the same numbers.
+        logits = np.ascontiguousarray(_logits(probabilities))
+        return np.asarray(softmax(logits / self.temperature + np.array(self.bias), axis=1))
 
 
 def none_for(classes: int) -> Calibration:

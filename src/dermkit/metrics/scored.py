@@ -63,7 +63,8 @@ class Scored:
     @cached_property
     def p_malignant(self) -> Floats:
         """The malignant classes' probabilities together, (N,); sums that rounding left beside 1 are 1."""
-        summed: Floats = np.minimum(self.probabilities[:, self.malignant].sum(axis=1), 1.0)
+        own = np.ascontiguousarray(self.probabilities[:, self.malignant])
+        summed: Floats = np.minimum(own.sum(axis=1), 1.0)
         return summed
 
     @cached_property

@@ -225,11 +225,16 @@ class _Summary:
     def _auroc(self, value: float, column: int, of_it: Bools) -> Estimate:
         last = column == len(self.scored.classes)
         score = self.scored.p_malignant if last else self.scored.probabilities[:, column]
-        n, everywhere = len(score), np.zeros(len(score), dtype=np.int64)
-        ci95 = delong.auroc_interval(score, of_it, self.scored.groups)
+        n, units = len(score), self.scored.groups
+        if self.scored.units == 1:
+            return Estimate(value, None, n, "none", intervals.ONE_GROUP)
+        ci95 = delong.auroc_interval(score, of_it, units)
         if ci95 is not None:
             return Estimate(value, ci95, n, AUROC_METHOD)
-        perfect = placed(score, of_it, units=self.scored.groups, fold=everywhere)
+        # Where no image is out of order, further images of a unit say nothing: one of each unit and side counts.
+        once = np.unique(np.column_stack([units, of_it]), axis=0, return_index=True)[1]
+        alone, everywhere = np.arange(len(once)), np.zeros(len(once), dtype=np.int64)
+        perfect = placed(score[once], of_it[once], units=alone, fold=everywhere)
         return Estimate(value, perfect.interval(), n, PERFECT_METHOD)
 
     def _not_two_sides(self) -> str:
