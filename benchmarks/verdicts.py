@@ -20,7 +20,7 @@ from scale import add_rows, commit, read_rows
 HERE = Path(__file__).parent
 ROWS = HERE / "verdicts.csv"
 HEADER = (
-    "commit", "comparison", "split", "kind", "first", "second", "figure", "first_value", "second_value", "difference",
+    "commit", "comparison", "split", "kind", "first", "second", "figure", "value", "sd", "difference",
     "low", "high", "n", "test", "p_holm", "images_needed", "verdict",
 )  # fmt: skip
 UNPAIRED = ("figure", "published", "unpaired")
@@ -102,8 +102,8 @@ def _pairs(item: Comparison, body: dict[str, Any]) -> list[tuple[object, ...]]:
 def _spreads(item: Comparison, body: dict[str, Any]) -> list[tuple[object, ...]]:
     """Return the figures of each recipe over its trainings, and of each single run."""
     return [
-        (commit(), item.name, split, "figure", name, "", figure, found["value"], "", "", found["low"], found["high"],
-         found["n"], "", "", "", "")
+        (commit(), item.name, split, "figure", name, "", figure, found["value"], found["sd"], "", found["low"],
+         found["high"], found["n"], "", "", "", "")
         for name, splits in body["runs"].items()
         for split, figures in splits.items()
         for figure, found in figures.items()
@@ -133,6 +133,12 @@ def table() -> str:
         part = [row for row in read_rows(ROWS) if row["comparison"] == item.name]
         pairs = [row for row in part if row["kind"] not in UNPAIRED and row["split"] == "test"]
         lines += ["", f"### {item.name}", ""]
+        lines += [
+            f"- {row['first']}: {row['figure']} {float(row['value']):.3f}, mean of trainings "
+            f"(SD {float(row['sd']):.3f}), n {row['n']}"
+            for row in part
+            if row["kind"] == "figure" and row["split"] == "test" and row["figure"] in TOLD[:1] and row["sd"]
+        ]
         for both in dict.fromkeys((row["first"], row["second"]) for row in pairs):
             told = [r["verdict"] for r in pairs if (r["first"], r["second"]) == both and r["figure"] in TOLD[:2]]
             lines += [f"- {both[0]} against {both[1]}", *(f"  - {verdict}" for verdict in told)]
