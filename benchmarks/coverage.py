@@ -29,7 +29,7 @@ from scipy.stats import norm
 
 from dermkit.metrics.counts import Bools, Floats, Ints
 from dermkit.metrics.figures import Figures, Plan
-from dermkit.metrics.intervals import wilson
+from dermkit.metrics.intervals import FEW, wilson
 from dermkit.metrics.resampled import Resampled
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.summary import summarise
@@ -57,6 +57,8 @@ BOOTSTRAPPED = (
 )  # fmt: skip
 KEY = ("n", "prevalence", "truth", "images", "classes", "figure")
 BY_BOOTSTRAP = ", bootstrap"
+MAIN = ("accuracy", "sensitivity", "specificity", "balanced_accuracy", "auroc")
+LARGEST = 0.95
 MOST = 5
 """Images of one lesion: one to five, all equally often."""
 ALIKE = 0.5
@@ -230,16 +232,31 @@ def table() -> str:
     """Return the map as Markdown: a line per figure, size and kind of images; coverage over prevalence and truth."""
     found = read_rows(ROWS)
     lines = [
-        "| figure | images | n | " + " | ".join(f"{p:.0%} malignant" for p in PREVALENCES) + " |",
-        "|" + "---|" * 6,
+        "| figure | images | n | seven classes | " + " | ".join(f"{p:.0%} malignant" for p in PREVALENCES) + " |",
+        "|" + "---|" * 7,
     ]
     for name in dict.fromkeys(row["figure"] for row in found):
         for images, n in itertools.product(IMAGES, SIZES):
             part = [r for r in found if (r["figure"], r["images"], r["n"]) == (name, images, str(n))]
             if part:
-                columns = [_spread([r for r in part if r["prevalence"] == str(p)]) for p in PREVALENCES]
+                columns = [_spread([r for r in part if r["prevalence"] == str(p)]) for p in (0.0, *PREVALENCES)]
                 lines.append(f"| {name} | {images} | {n} | " + " | ".join(columns) + " |")
     return "\n".join(lines)
+
+
+def vouched() -> str:
+    """Return the least and largest coverage of cells with 30 units of each class and a truth of .6 to .95."""
+    lines = ["| figure | images | cells | least | most |", "|" + "---|" * 5]
+    for name, images in itertools.product(MAIN, IMAGES):
+        part = [r for r in read_rows(ROWS) if (r["figure"], r["images"]) == (name, images) and _inside(r)]
+        if part:
+            held = [100 * float(row["coverage"]) for row in part]
+            lines.append(f"| {name} | {images} | {len(part)} | {min(held):.1f} | {max(held):.1f} |")
+    return "\n".join(lines)
+
+
+def _inside(row: dict[str, str]) -> bool:
+    return float(row["fewest_units"]) >= FEW and float(row["truth"]) <= LARGEST
 
 
 def _spread(part: list[dict[str, str]]) -> str:
@@ -254,7 +271,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, choices=SIZES, help="cells of so many images alone")
     given = parser.parse_args()
     if given.what == "table":
-        print(table())
+        print(vouched(), table(), sep="\n\n")
     else:
         run(given.what, given.sims or {"closed": 2000, "boot": 400}[given.what], given.size)
 
