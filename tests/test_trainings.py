@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -277,6 +277,13 @@ def repeats(parent: Path, side: Sequence[Scored], *, lr: float = 0.1) -> Path:
     )
 
 
+def grouped(run: Path, group: Callable[[str], str]) -> Path:
+    """Write groups.csv as a run has it: of its own images alone."""
+    names = pd.read_csv(run / "predictions.csv", dtype=str)["image_id"]
+    (run / "groups.csv").write_text("\n".join(["image_id,group", *(f"{name},{group(name)}" for name in names)]))
+    return run
+
+
 def folded(parent: Path, side: Sequence[Scored], cuts: Sequence[Sequence[int]]) -> Path:
     runs = [
         made_run(parent / f"m-s0-f{fold}", part(run, ids), seed=0, fold=fold, ids=ids)
@@ -380,6 +387,35 @@ def test_folds_are_compared_fold_by_fold_and_only_the_same_ones(tmp_path: Path) 
     seeds = repeats(tmp_path / "d" / "m-s0-versions", recipe(3, 2, 60))
     (pair,) = compare_runs([first, seeds]).pairs
     assert not pair.differences and "one was tested on folds" in pair.reason
+
+
+def test_every_fold_knows_the_lesions_of_its_own_images_alone(tmp_path: Path) -> None:
+    cuts = [range(30), range(30, 60)]
+    bare = [folded(tmp_path / name / "m-s0-versions", recipe(k, 2, 60), cuts) for k, name in enumerate("ab")]
+    plain = compare_runs(bare)
+    for run in [run for parent in bare for run in sorted(parent.glob("m-s0-f*"))]:
+        grouped(run, lambda name: f"lesion {int(name[1:]) // 2}")
+    found = compare_runs(bare)
+    assert found.pairs == plain.pairs and found.pairs[0].kind == "folds"
+    assert found.spreads == plain.spreads, "what moves a recipe over folds are its point figures"
+
+
+def test_trainings_stray_over_lesions_where_one_of_them_states_these(tmp_path: Path) -> None:
+    parent = repeats(tmp_path / "a" / "m-s0-versions", recipe(0, 2, 60))
+    plain = compare_runs([parent]).spreads["a/m-s0-versions"]["test"]["accuracy"]
+    grouped(parent / "m-s1", lambda name: f"lesion {int(name[1:]) // 20}")
+    found = compare_runs([parent]).spreads["a/m-s0-versions"]["test"]["accuracy"]
+    assert found.values == plain.values and found.data != plain.data
+
+
+def test_runs_that_call_other_classes_malignant_are_not_compared(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / name / "x-s0", recipe(k, 1, 40)[0], seed=0) for k, name in enumerate("ab")]
+    facts = json.loads((runs[1] / "run.json").read_text())
+    for item, other in zip(facts["dataset"]["classes"], CLASSES[::-1], strict=True):
+        item["malignancy"] = other["malignancy"]
+    write_json(runs[1] / "run.json", facts, format=1)
+    (pair,) = compare_runs(runs).pairs
+    assert not pair.differences and "do not call the same classes malignant" in pair.reason
 
 
 def test_what_cannot_be_set_against_each_other_says_why(tmp_path: Path) -> None:
