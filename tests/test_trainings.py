@@ -92,10 +92,50 @@ def test_a_recipe_trained_once_borrows_the_others_spread() -> None:
     alone = trainings.sources(single.mean(axis=1), drawn(single)), drawn(single)
     assert alone[0].between is None and alone[0].seed is None
     found = trainings.apart(side, alone, units=300)
-    assert found is not None and found.borrowed and side[0].seed is not None
-    assert found.seeds == pytest.approx(side[0].seed * math.sqrt(1 + 1 / 6)), "one draw of it, and a mean of six"
+    assert found is not None and found.borrowed and side[0].between is not None and found.p is not None
+    assert found.seeds == pytest.approx(side[0].between * math.sqrt(1 + 1 / 6)), (
+        "one draw of it, and a mean of six"
+    )
+    assert found.error == pytest.approx(math.hypot(found.images, found.seeds))
+    half = math.hypot(stats.t.isf(0.025, 299) * found.images, stats.t.isf(0.025, 5) * found.seeds)
+    assert found.interval == pytest.approx((found.value - half, found.value + half))
+    at_p = math.hypot(*(stats.t.isf(found.p / 2, df) * e for df, e in ((299, found.images), (5, found.seeds))))
+    assert at_p == pytest.approx(abs(found.value)), "the test and the interval say the same"
     assert trainings.apart(alone, alone, units=300) is None, "two single runs say nothing of seeds"
     assert trainings.apart(side, side, units=1) is None
+
+
+@pytest.mark.parametrize(("images", "stray", "noise"), [(0.01, 0.04, 0.01), (0.02, 0.0, 0.03), (0.02, 0.03, 0.02)])
+def test_one_against_two_finds_no_more_than_it_may(images: float, stray: float, noise: float) -> None:
+    """Equal recipes: how far another seed goes is known from two trainings, that may lie together by chance."""
+    of, found, draws = np.random.default_rng(0), 0, 1500
+    seen = math.sqrt(images**2 + noise**2 * 1.5)
+    resampled = np.array([[-seen, seen]]), np.zeros((1, 2))
+    for _ in range(draws):
+        values = of.normal(0, math.hypot(stray, noise), 3)
+        between = float(values[:2].std(ddof=1))
+        two = trainings.Sources(tuple((values[:2] + of.normal(0, images)).tolist()), between,
+                                math.sqrt(max(0.0, between**2 - noise**2)), seen)  # fmt: skip
+        single = trainings.Sources((float(values[2]),), None, None, seen)
+        apart = trainings.apart((two, resampled[0]), (single, resampled[1]), units=118)
+        assert apart is not None and apart.p is not None
+        found += apart.p <= 0.05
+    assert found <= 0.06 * draws
+
+
+def test_without_any_spread_nothing_is_better() -> None:
+    flat = np.full((2, 50), 0.9), np.full((2, 50), 0.5)
+    sides = [(trainings.sources(item[:, 0], item), item) for item in flat]
+    found = trainings.apart(sides[0], sides[1], units=30)
+    assert found is not None and found.p is None and found.interval is None
+    same = trainings.apart(sides[0], sides[0], units=30)
+    assert same is not None and same.p == 1.0
+    true = np.arange(40) % 2
+    perfect, wrong = (draws([scored((way * (2.0 * true - 1)).astype(np.float64), true)] * 2) for way in (1, -1))
+    accuracy = differences_of_trainings(perfect, wrong)[0]
+    assert accuracy.estimate.value == 1.0 and accuracy.p is None and not accuracy.is_found
+    said = verdict(accuracy, "a", "b")
+    assert "not tested on 40 images: +1.000, no test (no interval: no spread to judge by)" in said
 
 
 def test_more_images_help_only_against_what_images_move() -> None:
@@ -227,6 +267,9 @@ def test_folds_are_the_corrected_t_of_means_over_seeds() -> None:
     assert (accuracy.folds, accuracy.trainings, accuracy.test) == (3, (6, 3), FOLDS)
     assert accuracy.first is not None and accuracy.first.seed == pytest.approx(math.sqrt((0.005 + 0.005) / 3))
     assert "3 folds, 6 against 3 trainings, 60 images" in verdict(accuracy, "a", "b")
+    steady = differences_over_folds(first, [[{**run, "accuracy": run["accuracy"] - 0.1} for run in fold]
+                                            for fold in first], like=like, n_train=40, n_test=20)[0]  # fmt: skip
+    assert steady.p is None and not steady.is_found and "no spread to judge by" in verdict(steady, "a", "b")
     broken = [[{**run, "auroc": float("nan")} for run in fold] for fold in second]
     found = {item.figure: item for item in differences_over_folds(first, broken, like=like, n_train=40, n_test=20)}
     assert found["auroc"].estimate.value is None and "in a fold" in found["auroc"].estimate.reason
