@@ -507,3 +507,41 @@ def test_a_lone_folder_of_repeats_says_what_moves_it(tmp_path: Path) -> None:
     outcome = compare([parent], out=tmp_path / "out")
     assert any("another training on these images lies" in sentence for sentence in outcome.sentences)
     assert outcome.notes
+
+
+def doubt(run: Path, figure: str, reason: str, **other: object) -> None:
+    body = json.loads((run / "metrics.json").read_text())
+    body["splits"]["test"]["metrics"][figure] |= {"reason": reason, **other}
+    (run / "metrics.json").write_text(json.dumps(body))
+
+
+def test_intervals_carry_their_mark_and_means_what_they_lack(tmp_path: Path) -> None:
+    parent = repeats(tmp_path / "a" / "m-s0-versions", recipe(0, 3, 60, stray=0.3))
+    doubt(parent / "m-s0", "accuracy", "interval unreliable: 20 units, 30 needed")
+    doubt(
+        parent / "m-s1", "accuracy", "interval unreliable: every resample gave the same value", ci95=[0.111, 0.999]
+    )
+    doubt(parent / "m-s2", "balanced_accuracy", "a class has no image", value=None, ci95=None)
+    outcome = compare([parent], out=tmp_path / "out")
+    (printed,) = outcome.tables.values()
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert printed.count(" (unreliable), n 60") == 1 and printed.count(" (interval unreliable), n 60") == 1
+    assert "0.999" not in printed and "0.999" not in page, "a misleading interval is not shown"
+    assert page.count(" (unreliable)</span>") == 1 and page.count(">interval unreliable</span>") == 1
+    assert 'title="unreliable: 20 units, 30 needed"' in page
+    lost = "not defined in 1 of 3 trainings"
+    assert f"mean of 2; {lost}" in printed and f'<span class="reason">{lost}</span>' in page
+
+
+def test_differences_carry_their_mark(tmp_path: Path) -> None:
+    """One malignant image is not in every resample; a run beside its copy differs in nothing."""
+    one = [part(recipe(k, 1, 60)[0], [1, *range(0, 60, 2)]) for k in (0, 1)]
+    first, second = (made_run(tmp_path / f"{k}" / "x-s0", run, seed=0) for k, run in enumerate(one))
+    copy = made_run(tmp_path / "c" / "y-s0", one[0], seed=0, lr=0.7)
+    outcome = compare([first, second, copy], published=["S2: accuracy=.4661,n=118"], out=tmp_path / "out")
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert " (unreliable)</span>" in page and ">interval unreliable</span>" in page
+    sentences = [said for pair in compare_runs([first, second]).pairs for said in pair.sentences()]
+    assert any("] (unreliable), " in said for said in sentences)
+    assert any("+0.000, no interval" in said for said in outcome.sentences) and "nan" not in str(outcome.sentences)
+    assert "they are not corrected for several" in page
