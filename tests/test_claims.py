@@ -1,7 +1,9 @@
 """Published figures on the command line: read, counted, checked, refused."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -61,6 +63,8 @@ def test_what_cannot_be_read_is_refused_with_its_part(text: str, what: str) -> N
         parse_claim(text)
 
 
+CLAIM = checked_claims(["S2: accuracy=.4661,n=118"])
+
 # Beside runs ------------------------------------------------------------------------------------------------------
 
 
@@ -94,9 +98,41 @@ def test_a_recipe_has_an_interval_for_new_trainings_and_new_images() -> None:
     sources = Sources((0.36, 0.38, 0.40), between=0.02, seed=0.01, data=0.045)
     (found,) = beside_print(table, ["recipe"], {"recipe": {"test": {"accuracy": sources}}},
                             checked_claims(["S2: accuracy=.4661,n=118"]))["S2"]  # fmt: skip
-    half = 1.959964 * math.sqrt(0.045**2 + 0.01**2 / 3)
+    # Student's quantiles at 117 and at 2 degrees of freedom: the spread on these images in full, known from three
+    half = math.sqrt((1.980448 * 0.045) ** 2 + (4.302653 * 0.02) ** 2 / 3)
     assert found.own.ci95 == pytest.approx((0.38 - half, 0.38 + half), abs=1e-6)
     assert "mean of 3 trainings" in found.sentence()
+    grouped = replace(sources, units=20)
+    (found,) = beside_print(table, ["recipe"], {"recipe": {"test": {"accuracy": grouped}}},
+                            checked_claims(["S2: accuracy=.4661,n=118"]))["S2"]  # fmt: skip
+    half = math.sqrt((2.093024 * 0.045) ** 2 + (4.302653 * 0.02) ** 2 / 3)
+    assert found.own.ci95 == pytest.approx((0.38 - half, 0.38 + half), abs=1e-6)
+    assert "(unreliable: 20 units, 30 needed)" in found.sentence()
     folds = Sources((0.36, 0.40), between=0.02, seed=None, data=None)
     claims = checked_claims(["S2: accuracy=.4661,n=118"])
     assert beside_print(table, ["recipe"], {"recipe": {"test": {"accuracy": folds}}}, claims)["S2"] == []
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+def test_few_trainings_of_a_wild_recipe_are_covered(runs: int) -> None:
+    """Seeds stray by four times what images do: with the normal quantile 81 and 88 % of the intervals held."""
+    of, held = np.random.default_rng(runs), 0
+    for _ in range(1000):
+        values = 0.5 + of.normal(0, 0.01) + of.normal(0, 0.04, runs)
+        between = float(values.std(ddof=1))
+        sources = Sources(tuple(values.tolist()), between=between, seed=between, data=0.01)
+        (found,) = beside_print(
+            pd.DataFrame([row("recipe", 0.5, 118)]), ["recipe"], {"recipe": {"test": {"accuracy": sources}}}, CLAIM
+        )["S2"]
+        low, high = found.own.ci95 or (1.0, 0.0)
+        held += low <= 0.5 <= high
+    assert held >= 940
+
+
+def test_a_doubtful_interval_is_marked_and_a_worthless_one_not_used() -> None:
+    few = {**row("few", 0.6, 20), "reason": "interval unreliable: 20 units, 30 needed"}
+    flat = {**row("flat", 0.6, 118), "reason": "interval unreliable: every resample gave the same value"}
+    (found,) = beside_print(pd.DataFrame([few, flat]), ["few", "flat"], {}, CLAIM)["S2"]
+    assert found.name == "few" and found.own.reason == few["reason"]
+    assert "(unreliable: 20 units, 30 needed), unpaired" in found.sentence()
+    assert found.as_dict()["own"]["reason"] == few["reason"]

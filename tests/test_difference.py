@@ -1,11 +1,15 @@
 """Two models on the same images, end to end on arrays."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from dermkit.metrics.difference import FIGURES, bootstrap_p, corrected, differences, exchanged_p, terms, verdict
+from dermkit.metrics.estimate import Estimate
 from dermkit.metrics.paired import mcnemar, sign_flip
 from dermkit.metrics.scored import Scored
+from dermkit.metrics.verdict import Difference
 
 
 def pair(seed: int, n: int, *, skill: tuple[float, float], grouped: bool = False) -> tuple[Scored, Scored]:
@@ -159,3 +163,30 @@ def test_what_one_unit_decides_has_no_test() -> None:
     made = [Scored(m.classes, m.malignant, true, m.predicted, m.probabilities, m.groups) for m in (first, second)]
     found = {item.figure: item for item in differences(*made, seed=0, resamples=200)}
     assert found["average_precision"].estimate.value is not None and found["average_precision"].p is None
+
+
+def said(item: Difference) -> str:
+    return verdict(item, "a", "b")
+
+
+def test_a_number_of_images_that_are_there_already_is_not_asked_for() -> None:
+    """Needed counts this question alone; the verdict counts all of them."""
+    estimate = Estimate(0.05, (0.01, 0.09), 500, "paired bootstrap")
+    item = Difference("accuracy", estimate, "sign flips", p=0.004, p_holm=0.12, needed=460)
+    assert not item.is_found and item.more_images is None and item.is_lost_to_others
+    assert "would be needed" not in said(item) and "p is corrected for all comparisons" in said(item)
+    assert "about 510 would be needed" in said(replace(item, needed=510))
+    assert replace(item, p_holm=0.01).more_images == 460, "of what is found, fewer would have done"
+
+
+def test_a_verdict_marks_its_interval_and_never_prints_nan() -> None:
+    estimate = Estimate(0.05, (-0.01, 0.11), 20, "paired bootstrap", "interval unreliable: 20 units, 30 needed")
+    item = Difference("accuracy", estimate, "sign flips", p=0.2)
+    assert "+0.050 [-0.010, +0.110] (unreliable), sign flips" in said(item)
+    flat = replace(estimate, reason="interval unreliable: every resample gave the same value")
+    assert "(+0.050, no interval, sign flips" in said(replace(item, estimate=flat))
+    bare = replace(estimate, ci95=None, reason="the images are one unit")
+    assert "(+0.050, no interval, sign flips" in said(replace(item, estimate=bare))
+    assert said(replace(item, estimate=bare, p=None, test="none")) == (
+        "accuracy: not tested on 20 images: +0.050, no test (the images are one unit)."
+    )

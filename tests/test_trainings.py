@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,10 +92,50 @@ def test_a_recipe_trained_once_borrows_the_others_spread() -> None:
     alone = trainings.sources(single.mean(axis=1), drawn(single)), drawn(single)
     assert alone[0].between is None and alone[0].seed is None
     found = trainings.apart(side, alone, units=300)
-    assert found is not None and found.borrowed and side[0].seed is not None
-    assert found.seeds == pytest.approx(side[0].seed * math.sqrt(1 + 1 / 6)), "one draw of it, and a mean of six"
+    assert found is not None and found.borrowed and side[0].between is not None and found.p is not None
+    assert found.seeds == pytest.approx(side[0].between * math.sqrt(1 + 1 / 6)), (
+        "one draw of it, and a mean of six"
+    )
+    assert found.error == pytest.approx(math.hypot(found.images, found.seeds))
+    half = math.hypot(stats.t.isf(0.025, 299) * found.images, stats.t.isf(0.025, 5) * found.seeds)
+    assert found.interval == pytest.approx((found.value - half, found.value + half))
+    at_p = math.hypot(*(stats.t.isf(found.p / 2, df) * e for df, e in ((299, found.images), (5, found.seeds))))
+    assert at_p == pytest.approx(abs(found.value)), "the test and the interval say the same"
     assert trainings.apart(alone, alone, units=300) is None, "two single runs say nothing of seeds"
     assert trainings.apart(side, side, units=1) is None
+
+
+@pytest.mark.parametrize(("images", "stray", "noise"), [(0.01, 0.04, 0.01), (0.02, 0.0, 0.03), (0.02, 0.03, 0.02)])
+def test_one_against_two_finds_no_more_than_it_may(images: float, stray: float, noise: float) -> None:
+    """Equal recipes: how far another seed goes is known from two trainings, that may lie together by chance."""
+    of, found, draws = np.random.default_rng(0), 0, 1500
+    seen = math.sqrt(images**2 + noise**2 * 1.5)
+    resampled = np.array([[-seen, seen]]), np.zeros((1, 2))
+    for _ in range(draws):
+        values = of.normal(0, math.hypot(stray, noise), 3)
+        between = float(values[:2].std(ddof=1))
+        two = trainings.Sources(tuple((values[:2] + of.normal(0, images)).tolist()), between,
+                                math.sqrt(max(0.0, between**2 - noise**2)), seen)  # fmt: skip
+        single = trainings.Sources((float(values[2]),), None, None, seen)
+        apart = trainings.apart((two, resampled[0]), (single, resampled[1]), units=118)
+        assert apart is not None and apart.p is not None
+        found += apart.p <= 0.05
+    assert found <= 0.06 * draws
+
+
+def test_without_any_spread_nothing_is_better() -> None:
+    flat = np.full((2, 50), 0.9), np.full((2, 50), 0.5)
+    sides = [(trainings.sources(item[:, 0], item), item) for item in flat]
+    found = trainings.apart(sides[0], sides[1], units=30)
+    assert found is not None and found.p is None and found.interval is None
+    same = trainings.apart(sides[0], sides[0], units=30)
+    assert same is not None and same.p == 1.0
+    true = np.arange(40) % 2
+    perfect, wrong = (draws([scored((way * (2.0 * true - 1)).astype(np.float64), true)] * 2) for way in (1, -1))
+    accuracy = differences_of_trainings(perfect, wrong)[0]
+    assert accuracy.estimate.value == 1.0 and accuracy.p is None and not accuracy.is_found
+    said = verdict(accuracy, "a", "b")
+    assert "not tested on 40 images: +1.000, no test (no interval: no spread to judge by)" in said
 
 
 def test_more_images_help_only_against_what_images_move() -> None:
@@ -227,6 +267,9 @@ def test_folds_are_the_corrected_t_of_means_over_seeds() -> None:
     assert (accuracy.folds, accuracy.trainings, accuracy.test) == (3, (6, 3), FOLDS)
     assert accuracy.first is not None and accuracy.first.seed == pytest.approx(math.sqrt((0.005 + 0.005) / 3))
     assert "3 folds, 6 against 3 trainings, 60 images" in verdict(accuracy, "a", "b")
+    steady = differences_over_folds(first, [[{**run, "accuracy": run["accuracy"] - 0.1} for run in fold]
+                                            for fold in first], like=like, n_train=40, n_test=20)[0]  # fmt: skip
+    assert steady.p is None and not steady.is_found and "no spread to judge by" in verdict(steady, "a", "b")
     broken = [[{**run, "auroc": float("nan")} for run in fold] for fold in second]
     found = {item.figure: item for item in differences_over_folds(first, broken, like=like, n_train=40, n_test=20)}
     assert found["auroc"].estimate.value is None and "in a fold" in found["auroc"].estimate.reason
@@ -275,6 +318,13 @@ def repeats(parent: Path, side: Sequence[Scored], *, lr: float = 0.1) -> Path:
     return made_parent(
         parent, [made_run(parent / f"m-s{seed}", run, seed=seed, lr=lr) for seed, run in enumerate(side)]
     )
+
+
+def grouped(run: Path, group: Callable[[str], str]) -> Path:
+    """Write groups.csv as a run has it: of its own images alone."""
+    names = pd.read_csv(run / "predictions.csv", dtype=str)["image_id"]
+    (run / "groups.csv").write_text("\n".join(["image_id,group", *(f"{name},{group(name)}" for name in names)]))
+    return run
 
 
 def folded(parent: Path, side: Sequence[Scored], cuts: Sequence[Sequence[int]]) -> Path:
@@ -382,6 +432,35 @@ def test_folds_are_compared_fold_by_fold_and_only_the_same_ones(tmp_path: Path) 
     assert not pair.differences and "one was tested on folds" in pair.reason
 
 
+def test_every_fold_knows_the_lesions_of_its_own_images_alone(tmp_path: Path) -> None:
+    cuts = [range(30), range(30, 60)]
+    bare = [folded(tmp_path / name / "m-s0-versions", recipe(k, 2, 60), cuts) for k, name in enumerate("ab")]
+    plain = compare_runs(bare)
+    for run in [run for parent in bare for run in sorted(parent.glob("m-s0-f*"))]:
+        grouped(run, lambda name: f"lesion {int(name[1:]) // 2}")
+    found = compare_runs(bare)
+    assert found.pairs == plain.pairs and found.pairs[0].kind == "folds"
+    assert found.spreads == plain.spreads, "what moves a recipe over folds are its point figures"
+
+
+def test_trainings_stray_over_lesions_where_one_of_them_states_these(tmp_path: Path) -> None:
+    parent = repeats(tmp_path / "a" / "m-s0-versions", recipe(0, 2, 60))
+    plain = compare_runs([parent]).spreads["a/m-s0-versions"]["test"]["accuracy"]
+    grouped(parent / "m-s1", lambda name: f"lesion {int(name[1:]) // 20}")
+    found = compare_runs([parent]).spreads["a/m-s0-versions"]["test"]["accuracy"]
+    assert found.values == plain.values and found.data != plain.data
+
+
+def test_runs_that_call_other_classes_malignant_are_not_compared(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / name / "x-s0", recipe(k, 1, 40)[0], seed=0) for k, name in enumerate("ab")]
+    facts = json.loads((runs[1] / "run.json").read_text())
+    for item, other in zip(facts["dataset"]["classes"], CLASSES[::-1], strict=True):
+        item["malignancy"] = other["malignancy"]
+    write_json(runs[1] / "run.json", facts, format=1)
+    (pair,) = compare_runs(runs).pairs
+    assert not pair.differences and "do not call the same classes malignant" in pair.reason
+
+
 def test_what_cannot_be_set_against_each_other_says_why(tmp_path: Path) -> None:
     first = repeats(tmp_path / "a" / "m-s0-versions", recipe(1, 2, 40))
     runs = [
@@ -428,3 +507,41 @@ def test_a_lone_folder_of_repeats_says_what_moves_it(tmp_path: Path) -> None:
     outcome = compare([parent], out=tmp_path / "out")
     assert any("another training on these images lies" in sentence for sentence in outcome.sentences)
     assert outcome.notes
+
+
+def doubt(run: Path, figure: str, reason: str, **other: object) -> None:
+    body = json.loads((run / "metrics.json").read_text())
+    body["splits"]["test"]["metrics"][figure] |= {"reason": reason, **other}
+    (run / "metrics.json").write_text(json.dumps(body))
+
+
+def test_intervals_carry_their_mark_and_means_what_they_lack(tmp_path: Path) -> None:
+    parent = repeats(tmp_path / "a" / "m-s0-versions", recipe(0, 3, 60, stray=0.3))
+    doubt(parent / "m-s0", "accuracy", "interval unreliable: 20 units, 30 needed")
+    doubt(
+        parent / "m-s1", "accuracy", "interval unreliable: every resample gave the same value", ci95=[0.111, 0.999]
+    )
+    doubt(parent / "m-s2", "balanced_accuracy", "a class has no image", value=None, ci95=None)
+    outcome = compare([parent], out=tmp_path / "out")
+    (printed,) = outcome.tables.values()
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert printed.count(" (unreliable), n 60") == 1 and printed.count(" (interval unreliable), n 60") == 1
+    assert "0.999" not in printed and "0.999" not in page, "a misleading interval is not shown"
+    assert page.count(" (unreliable)</span>") == 1 and page.count(">interval unreliable</span>") == 1
+    assert 'title="unreliable: 20 units, 30 needed"' in page
+    lost = "not defined in 1 of 3 trainings"
+    assert f"mean of 2; {lost}" in printed and f'<span class="reason">{lost}</span>' in page
+
+
+def test_differences_carry_their_mark(tmp_path: Path) -> None:
+    """One malignant image is not in every resample; a run beside its copy differs in nothing."""
+    one = [part(recipe(k, 1, 60)[0], [1, *range(0, 60, 2)]) for k in (0, 1)]
+    first, second = (made_run(tmp_path / f"{k}" / "x-s0", run, seed=0) for k, run in enumerate(one))
+    copy = made_run(tmp_path / "c" / "y-s0", one[0], seed=0, lr=0.7)
+    outcome = compare([first, second, copy], published=["S2: accuracy=.4661,n=118"], out=tmp_path / "out")
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert " (unreliable)</span>" in page and ">interval unreliable</span>" in page
+    sentences = [said for pair in compare_runs([first, second]).pairs for said in pair.sentences()]
+    assert any("] (unreliable), " in said for said in sentences)
+    assert any("+0.000, no interval" in said for said in outcome.sentences) and "nan" not in str(outcome.sentences)
+    assert "they are not corrected for several" in page

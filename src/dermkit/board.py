@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from dermkit.metrics.estimate import in_words, trust
 from dermkit.results import read_results
 from dermkit.trainings import Entry
 
@@ -36,12 +37,22 @@ def wide(table: pd.DataFrame, metrics: Sequence[str], *, split: str) -> pd.DataF
 
 def _text(row: Mapping[Any, Any]) -> str:
     if pd.isna(row["value"]):
-        return f"not defined: {row['reason']}"
+        return f"not defined: {in_words(str(row['reason']))}"
     if row["trainings"] > 1:
         spread = "" if pd.isna(row["sd"]) else f" (SD {row['sd']:.3f})"
-        return f"{row['value']:.3f}{spread}, mean of {row['trainings']}"
-    interval = "" if pd.isna(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}]"
-    return f"{row['value']:.3f}{interval}, n {row['n']}"
+        lost = f"; {row['reason']}" if row["reason"] else ""
+        return f"{row['value']:.3f}{spread}, mean of {row['trainings']}{lost}"
+    return f"{row['value']:.3f}{_interval(row)}, n {row['n']}"
+
+
+def _interval(row: Mapping[Any, Any]) -> str:
+    """Return ` [low, high]`, marked where it is unreliable; one that misleads is not shown."""
+    if pd.isna(row["low"]):
+        return ""
+    worth = trust({"ci95": (row["low"], row["high"]), "reason": row["reason"]})
+    if worth == "none":
+        return " (interval unreliable)"
+    return f" [{row['low']:.3f}, {row['high']:.3f}]{' (unreliable)' if worth else ''}"
 
 
 def board(found: Sequence[Entry]) -> pd.DataFrame:

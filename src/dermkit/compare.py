@@ -197,37 +197,32 @@ def _pair_of(first: _Team, second: _Team, split: str) -> Pair:
         reason = _unlike_folds(first, second, split)
     found: Sequence[Difference] = ()
     if not reason:
-        groups = _shared_groups([*first.sides, *second.sides], common)
-        found = (
-            _over_folds(first, second, split, groups)
-            if folds
-            else _of_trainings(first, second, split, common, groups)
-        )
+        found = _over_folds(first, second, split) if folds else _of_trainings(first, second, split, common)
     return Pair(first.entry.name, second.entry.name, split, len(common), tuple(found), reason, kind)
 
 
-def _of_trainings(
-    first: _Team, second: _Team, split: str, common: tuple[str, ...], groups: Mapping[str, int] | None
-) -> Sequence[Difference]:
+def _of_trainings(first: _Team, second: _Team, split: str, common: tuple[str, ...]) -> Sequence[Difference]:
+    groups = _shared_groups([*first.sides, *second.sides], common)
     made = [[team.draw(side, split, common, groups) for side in team.sides] for team in (first, second)]
     return differences_of_trainings(*made)
 
 
-def _over_folds(first: _Team, second: _Team, split: str, groups: Mapping[str, int] | None) -> Sequence[Difference]:
+def _over_folds(first: _Team, second: _Team, split: str) -> Sequence[Difference]:
     like, own, other = first.sides[0], first.divisions(split), second.divisions(split)
     figures = [
-        [
-            [figures_of(scored_of(side.part(split), like.classes, groups)) for side in division[fold]]
-            for fold in own
-        ]
-        for division in (own, other)
+        [_figures_of_fold(division[fold], like.classes, split) for fold in own] for division in (own, other)
     ]
     pooled = pd.concat([side.part(split) for side in first.sides]).drop_duplicates("image_id")
     trained = np.mean([side.trained for side in (*first.sides, *second.sides)])
     tested = np.mean([len(fold) for fold in own])
     return differences_over_folds(
-        *figures, like=scored_of(pooled, like.classes, groups), n_train=round(trained), n_test=round(tested)
+        *figures, like=scored_of(pooled, like.classes, None), n_train=round(trained), n_test=round(tested)
     )
+
+
+def _figures_of_fold(sides: Sequence[_Side], classes: Sequence[LesionClass], split: str) -> list[dict[str, float]]:
+    """Return each training's figures: what hangs together moves none, and a run knows it of its own images alone."""
+    return [figures_of(scored_of(side.part(split), classes, None)) for side in sides]
 
 
 def _unlike_folds(first: _Team, second: _Team, split: str) -> str:
@@ -249,21 +244,17 @@ def _unlike_folds(first: _Team, second: _Team, split: str) -> str:
 def _spreads(team: _Team, splits: Sequence[str]) -> dict[str, dict[str, Sources]]:
     """Return split -> figure -> what moves it, for the splits on which a group can be looked at."""
     made: dict[str, dict[str, Sources]] = {}
-    like, groups = team.sides[0], team.sides[0].groups
+    classes = team.sides[0].classes
     for split in splits:
         divisions = team.divisions(split)
         if _unlike(team.sides, tuple(frozenset().union(*divisions)), split) or frozenset() in divisions:
             continue
         if len(divisions) == 1:
             common = tuple(sorted(next(iter(divisions))))
+            groups = _shared_groups(team.sides, common)
             made[split] = moved_by([team.draw(side, split, common, groups) for side in team.sides])
         else:
-            made[split] = moved_over_folds(
-                [
-                    [figures_of(scored_of(side.part(split), like.classes, groups)) for side in fold]
-                    for fold in divisions.values()
-                ]
-            )
+            made[split] = moved_over_folds([_figures_of_fold(fold, classes, split) for fold in divisions.values()])
     return made
 
 
@@ -273,6 +264,8 @@ def _unlike(sides: Sequence[_Side], common: Sequence[str], split: str) -> str:
         return "not comparable, since they are of different data sets"
     if len({frozenset(item.name for item in side.classes) for side in sides}) > 1:
         return "not comparable, since their classes differ"
+    if len({frozenset((item.name, item.malignancy) for item in side.classes) for side in sides}) > 1:
+        return "not comparable, since they do not call the same classes malignant"
     if not common:
         return "not comparable, since they share no image"
     parts = [side.part(split) for side in sides]

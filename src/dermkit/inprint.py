@@ -4,7 +4,6 @@ What is printed has the count behind it, and an interval; a run, or a recipe by 
 difference has an interval from both. It says what chance alone can explain, and nothing of other images being easier.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,12 @@ from typing import Any
 import pandas as pd
 
 from dermkit.claims import Checked, Counted
-from dermkit.metrics.estimate import NO_METHOD, Estimate
-from dermkit.metrics.intervals import Z
+from dermkit.metrics.estimate import NO_METHOD, Estimate, doubted, in_words, trust
+from dermkit.metrics.intervals import LEVEL, few
 from dermkit.metrics.subgroups import apart
-from dermkit.metrics.trainings import Sources
+from dermkit.metrics.trainings import Sources, reach
 
+SEVERAL = "t over trainings and images, each in full"
 SIDES = ("test", "validation")
 """What a published figure is set beside: the test side, else validation."""
 
@@ -44,9 +44,11 @@ class Beside:
         gap, (low, high) = self.difference.value or 0.0, self.difference.ci95 or (-1.0, 1.0)
         trained = f", mean of {self.trainings} trainings" if self.trainings > 1 else ""
         found = ("higher" if gap > 0 else "lower") if self.is_found else "not distinguishable"
+        unsure = f" ({in_words(self.own.reason)})" if trust(self.own.as_dict()) == "doubtful" else ""
         return (
             f"{self.printed.figure}: {self.name} {self.own.value:.3f} (n {self.own.n}{trained}) against {self.claim} "
-            f"{self.printed.value:g} (n {self.printed.n}): {found}, {gap:+.3f} [{low:+.3f}, {high:+.3f}], unpaired."
+            f"{self.printed.value:g} (n {self.printed.n}): {found}, {gap:+.3f} [{low:+.3f}, {high:+.3f}]{unsure}, "
+            "unpaired."
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,19 +94,26 @@ def _beside(
         if pd.isna(row["n"]):  # folds of different sizes
             continue
         own = _single(row) if sources is None else _several(sources, int(row["n"]))
-        if own.ci95 is not None:
+        if trust(own.as_dict()) != "none":
             trainings = 1 if sources is None else sources.runs
             yield Beside(str(row["run"]), split, trainings, claim, printed, own, apart(own, known))
 
 
 def _single(row: Mapping[Any, Any]) -> Estimate:
     bounds = None if pd.isna(row["low"]) else (float(row["low"]), float(row["high"]))
-    return Estimate(float(row["value"]), bounds, int(row["n"]), str(row["method"]))
+    reason = "" if pd.isna(row["reason"]) else str(row["reason"])
+    return Estimate(float(row["value"]), bounds, int(row["n"]), str(row["method"]), reason)
 
 
 def _several(sources: Sources, n: int) -> Estimate:
-    """Return the mean of trainings with an interval for new trainings and new images, on the careful side."""
-    if sources.data is None or sources.seed is None:
+    """Return the mean of trainings with an interval for new trainings and new images, on the careful side.
+
+    Both parts are taken in full, each with its own degrees of freedom: of two trainings there is one.
+    """
+    units = sources.units or n
+    if sources.data is None or sources.between is None or units < 2:
         return Estimate(sources.mean, None, n, NO_METHOD, "no interval: folds, or one unit alone")
-    half = Z * math.sqrt(sources.data**2 + sources.seed**2 / sources.runs)
-    return Estimate(sources.mean, (sources.mean - half, sources.mean + half), n, "seeds and images, normal")
+    parts = (sources.data**2, units - 1), (sources.between**2 / sources.runs, sources.runs - 1)
+    half = reach(parts, 1 - LEVEL)
+    bounds = max(0.0, sources.mean - half), min(1.0, sources.mean + half)
+    return doubted(Estimate(sources.mean, bounds, n, SEVERAL), few(units))

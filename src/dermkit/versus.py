@@ -223,7 +223,7 @@ def _sources(item: Sources | None) -> dict[str, Any]:
 def _difference(pair: Pair, item: Difference) -> dict[str, Any]:
     facts = {
         **item.estimate.as_dict(), "test": item.test, "p": item.p, "p_holm": item.p_holm,
-        "discordant": None if item.discordant is None else list(item.discordant), "images_needed": item.needed,
+        "discordant": None if item.discordant is None else list(item.discordant), "images_needed": item.more_images,
         "found": item.is_found, "verdict": verdict(item, pair.first, pair.second),
     }  # fmt: skip
     if not isinstance(item, Repeated):
@@ -245,7 +245,7 @@ def _pair_rows(pair: Pair) -> list[tuple[object, ...]]:
         (
             pair.first, pair.second, pair.split, item.figure, _blank(item.estimate.value),
             *(item.estimate.ci95 or ("", "")), item.estimate.n, item.test, _blank(item.p), _blank(item.p_holm),
-            *(item.discordant or ("", "")), _blank(item.needed), item.estimate.method,
+            *(item.discordant or ("", "")), _blank(item.more_images), item.estimate.method,
             verdict(item, pair.first, pair.second), pair.kind, *_trainings_row(item),
         )
         for item in pair.differences

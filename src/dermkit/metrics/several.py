@@ -5,7 +5,7 @@ that both were trained and tested on: the corrected resampled t, since the train
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import t
@@ -20,6 +20,7 @@ from dermkit.metrics.verdict import FIGURES, Repeated
 
 TRAININGS = "t over trainings and images"
 FOLDS = "corrected resampled t"
+NO_SPREAD = "no interval: no spread to judge by"
 UNBOUNDED = ("loss",)
 WIDE = ("mcc_multiclass", "brier")
 """Figures whose difference lies between -2 and 2, not between -1 and 1."""
@@ -55,7 +56,11 @@ def figures_of(scored: Scored) -> dict[str, float]:
 def moved_by(runs: Sequence[Drawn]) -> dict[str, Sources]:
     """Return figure -> what moves it, for every figure that all these trainings on the same images define."""
     found = {name: _rows([runs], name) for name in FIGURES}
-    return {name: trainings.sources(*rows[0]) for name, rows in found.items() if rows is not None}
+    return {
+        name: replace(trainings.sources(*rows[0]), units=_units(runs[0].scored, name))
+        for name, rows in found.items()
+        if rows is not None
+    }
 
 
 def differences_of_trainings(first: Sequence[Drawn], second: Sequence[Drawn]) -> list[Repeated]:
@@ -96,10 +101,11 @@ def _rows(groups: Sequence[Sequence[Drawn]], name: str) -> list[tuple[Floats, Fl
 def _estimated(name: str, found: Apart, n: int, lost: float) -> Estimate:
     """Return the difference as an estimate. lost: share of resamples in which a training lacks the figure."""
     bounds = None if found.interval is None else _within(name, *found.interval)
-    unsure = "" if found.error else "interval unreliable: no variance"
-    if lost > intervals.UNDEFINED_SHARE:
+    unsure = "" if found.error else NO_SPREAD
+    if found.error and lost > intervals.UNDEFINED_SHARE:
         unsure = f"interval unreliable: undefined in {lost:.0%} of the resamples, which were dropped"
-    return Estimate(found.value, bounds, n, f"{TRAININGS}, {found.df:.3g} degrees of freedom", unsure)
+    of = ", of the trainings" if found.parts else ""
+    return Estimate(found.value, bounds, n, f"{TRAININGS}, {found.df:.3g} degrees of freedom{of}", unsure)
 
 
 def _within(name: str, low: float, high: float) -> tuple[float, float]:
@@ -142,9 +148,9 @@ def _over_folds(
     method = f"{FOLDS}, {len(gaps) - 1} degrees of freedom, {n_train} training and {n_test} test images in a fold"
     half = float(t.isf((1 - intervals.LEVEL) / 2, found.df)) * found.error
     bounds = _within(name, found.value - half, found.value + half) if found.error else None
-    unsure = "" if found.error else "interval unreliable: all folds give the same difference"
-    estimate = Estimate(found.value, bounds, n, method, unsure)
-    return Repeated(name, estimate, FOLDS, found.p, first=one, second=other, folds=len(gaps), trainings=counts)
+    estimate = Estimate(found.value, bounds, n, method, "" if found.error else NO_SPREAD)
+    p = found.p if found.error else 1.0 if abs(found.value) <= trainings.ROUNDING else None
+    return Repeated(name, estimate, FOLDS, p, first=one, second=other, folds=len(gaps), trainings=counts)
 
 
 def moved_over_folds(folds: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, Sources]:

@@ -5,8 +5,10 @@ and so do other images. A test that minds one of the two finds differences that 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
 from scipy.stats import norm, t
 
 from dermkit.metrics.counts import Floats
@@ -23,13 +25,15 @@ class Sources:
 
     between: plain deviation of the trainings' values, which another training on these images adds. seed: the same
     without what the images' chance puts into it, so that on endless images it would be this. data: of one training's
-    value over other images. between and seed are None for a single training, data for a single unit.
+    value over other images. between and seed are None for a single training, data for a single unit. units:
+    independent observations that carry the figure, 0 where it is not known.
     """
 
     values: tuple[float, ...]
     between: float | None
     seed: float | None
     data: float | None
+    units: int = 0
 
     @property
     def mean(self) -> float:
@@ -47,7 +51,9 @@ class Apart:
     """Mean of the first recipe's trainings less that of the second's.
 
     error: its standard error over new trainings and new images; images, seeds: the two parts of it, as errors too;
-    df, p: of the t test. borrowed: a recipe was trained once and its spread over seeds was taken from the other.
+    df, p: of the t test; p is None where nothing varies and yet they differ. borrowed: a recipe was trained once and
+    its spread over seeds was taken from the other. parts: the variances with their own degrees of freedom, where one
+    number of them for their sum would promise too much; empty where df holds.
     """
 
     value: float
@@ -55,15 +61,16 @@ class Apart:
     images: float
     seeds: float
     df: float
-    p: float
+    p: float | None
     borrowed: bool = False
+    parts: tuple[tuple[float, float], ...] = ()
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """Return the 95 % interval, None where nothing varies."""
         if self.error <= 0:
             return None
-        half = float(t.isf((1 - LEVEL) / 2, self.df)) * self.error
+        half = reach(self.parts or ((self.error**2, self.df),), 1 - LEVEL)
         return self.value - half, self.value + half
 
 
@@ -83,6 +90,24 @@ def sources(values: Floats, drawn: Floats) -> Sources:
     return Sources(tuple(values.tolist()), math.sqrt(between), seed, data)
 
 
+def reach(parts: Sequence[tuple[float, float]], alpha: float) -> float:
+    """Return how far chance takes a sum of independent parts at most, but for a share `alpha`; two-sided.
+
+    parts: the variance of each and its degrees of freedom. Each counts with its own quantile of t (Banerjee 1960,
+    Sankhya 22:357): a part known from two trainings may be small by chance, and then says nothing of that.
+    """
+    return math.sqrt(math.fsum(variance * float(stdtrit(df, alpha / 2)) ** 2 for variance, df in parts))
+
+
+def _p_of(value: float, parts: Sequence[tuple[float, float]]) -> float:
+    """Return the share `alpha` at which the reach is just the value."""
+    least, most = -230.0, 0.0  # of log(alpha), over which the reach falls
+    for _ in range(60):
+        middle = (least + most) / 2
+        least, most = (middle, most) if reach(parts, math.exp(middle)) > abs(value) else (least, middle)
+    return math.exp(most)
+
+
 def _noise(drawn: Floats) -> float:
     """Return the variance that images add to the differences between trainings of one recipe."""
     s, b = drawn.shape
@@ -95,8 +120,9 @@ def apart(first: tuple[Sources, Floats], second: tuple[Sources, Floats], *, unit
     The variance is that of the difference of means over images, and of each recipe's trainings divided by their
     number; degrees of freedom by Satterthwaite. units: independent observations that carry the figure. A recipe that
     was trained once is one draw of a spread that is taken to be the other's (Crawford and Howell 1998, The Clinical
-    Neuropsychologist 12:482). None where neither was trained twice or there is one unit: then nothing says how far
-    the difference strays.
+    Neuropsychologist 12:482): of the plain spread on these images, and images and trainings each with their own
+    degrees of freedom. None where neither was trained twice or there is one unit: then nothing says how far the
+    difference strays.
     """
     (one, drawn_one), (other, drawn_other) = first, second
     if (one.runs < 2 and other.runs < 2) or units < 2 or drawn_one.shape[1] < 2:
@@ -105,14 +131,19 @@ def apart(first: tuple[Sources, Floats], second: tuple[Sources, Floats], *, unit
     # A bootstrap of G units is too narrow by one of them.
     images = float((drawn_one.mean(axis=0) - drawn_other.mean(axis=0)).var()) * units / (units - 1)
     parts = [images**2 / (units - 1)]
-    seeds = 0.0
+    seeds, borrowed = 0.0, min(one.runs, other.runs) < 2
     for item, weight in _weights(one, other):
-        seeds += (item.seed or 0.0) ** 2 * weight
+        # Estimated by subtraction it is often 0; the one draw of a borrowed spread then strays further than is said.
+        seeds += ((item.between if borrowed else item.seed) or 0.0) ** 2 * weight
         parts.append(((item.between or 0.0) ** 2 * weight) ** 2 / (item.runs - 1))
-    variance, borrowed = images + seeds, min(one.runs, other.runs) < 2
+    variance = images + seeds
     if variance <= ROUNDING**2:
-        same = abs(value) <= ROUNDING
-        return Apart(value, 0.0, 0.0, 0.0, math.inf, 1.0 if same else 0.0, borrowed)
+        return Apart(value, 0.0, 0.0, 0.0, math.inf, 1.0 if abs(value) <= ROUNDING else None, borrowed)
+    if borrowed:
+        runs = max(one.runs, other.runs)
+        apart_of = ((images, units - 1.0), (seeds, runs - 1.0))
+        errors = math.sqrt(variance), math.sqrt(images), math.sqrt(seeds)
+        return Apart(value, *errors, runs - 1.0, _p_of(value, apart_of), borrowed, apart_of)
     df = max(1.0, variance**2 / math.fsum(parts))
     error = math.sqrt(variance)
     p = float(2 * t.sf(abs(value) / error, df))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dermkit.metrics.estimate import Estimate
+from dermkit.metrics.estimate import Estimate, trust
 from dermkit.metrics.trainings import Sources
 
 ALPHA = 0.05
@@ -40,6 +40,17 @@ class Difference:
         p = self.p if self.p_holm is None else self.p_holm
         return p is not None and p <= ALPHA
 
+    @property
+    def is_lost_to_others(self) -> bool:
+        """Whether it would be shown, had nothing else been asked."""
+        return not self.is_found and self.p is not None and self.p <= ALPHA
+
+    @property
+    def more_images(self) -> int | None:
+        """Return `needed`, None where it is not found and yet that is no more than there are: it minds no other one."""
+        too_few = self.needed is not None and self.needed <= self.estimate.n and not self.is_found
+        return None if too_few else self.needed
+
 
 @dataclass(frozen=True)
 class Repeated(Difference):
@@ -69,14 +80,24 @@ def verdict(item: Difference, first: str, second: str) -> str:
     name, n = item.figure.replace("_", " "), item.estimate.n
     if item.estimate.value is None:
         return f"{name}: not defined for both on these {n} images."
-    low, high = item.estimate.ci95 or (float("nan"), float("nan"))
-    apart = f"{item.estimate.value:+.3f} [{low:+.3f}, {high:+.3f}], {item.test}, {_p(item)}"
+    if item.p is None:
+        why = f" ({item.estimate.reason})" if item.estimate.reason else ""
+        return f"{name}: not tested on {n} images: {item.estimate.value:+.3f}, no test{why}."
+    apart = f"{item.estimate.value:+.3f}{_interval(item.estimate)}, {item.test}, {_p(item)}"
     if isinstance(item, Repeated):
         return _verdict_of_several(item, first, second, apart)
     if item.is_found:
         return f"{name}: {_ahead(item, first, second)} is better on {n} images ({apart})."
-    more = f"; about {about(item.needed)} would be needed" if item.needed else ""
-    return f"{name}: not distinguishable on {n} images ({apart}){more}."
+    return f"{name}: not distinguishable on {n} images ({apart}){_more(item)}."
+
+
+def _interval(estimate: Estimate) -> str:
+    """Return ` [low, high]`, marked where it is unreliable, or that there is none to be shown."""
+    worth = trust(estimate.as_dict())
+    if estimate.ci95 is None or worth == "none":
+        return ", no interval"
+    low, high = estimate.ci95
+    return f" [{low:+.3f}, {high:+.3f}]{' (unreliable)' if worth else ''}"
 
 
 def _ahead(item: Difference, first: str, second: str) -> str:
@@ -115,10 +136,14 @@ def _pooled(deviations: Sequence[float | None]) -> float | None:
     return (sum(value**2 for value in known) / len(known)) ** 0.5 if known else None
 
 
-def _more(item: Repeated) -> str:
-    if item.needed:
-        return f"; about {about(item.needed)} images would be needed"
-    return "; more images alone would not tell: more trainings are needed" if item.needs_trainings else ""
+def _more(item: Difference) -> str:
+    """Return what would tell; a number of images that is there already is none."""
+    several = isinstance(item, Repeated)
+    if item.more_images:
+        return f"; about {about(item.more_images)} {'images ' if several else ''}would be needed"
+    if isinstance(item, Repeated) and item.needs_trainings:
+        return "; more images alone would not tell: more trainings are needed"
+    return "; p is corrected for all comparisons" if item.is_lost_to_others else ""
 
 
 def _p(item: Difference) -> str:
