@@ -13,6 +13,7 @@ FIGURES = (
 )  # fmt: skip
 """What two runs are compared in; all of it is one family for Holm's correction."""
 
+CALLED = {"auroc": "AUROC, malignant", "average_precision": "average precision, malignant"}
 LOWER_IS_BETTER = ("loss", "brier")
 
 
@@ -77,7 +78,7 @@ class Repeated(Difference):
 
 def verdict(item: Difference, first: str, second: str) -> str:
     """Return one sentence: which is better, or that so much does not tell, and what would."""
-    name, n = item.figure.replace("_", " "), item.estimate.n
+    name, n = _called(item.figure), item.estimate.n
     if item.estimate.value is None:
         return f"{name}: not defined for both on these {n} images."
     if item.p is None:
@@ -100,12 +101,16 @@ def _interval(estimate: Estimate) -> str:
     return f" [{low:+.3f}, {high:+.3f}]{' (unreliable)' if worth else ''}"
 
 
+def _called(figure: str) -> str:
+    return CALLED.get(figure, figure.replace("_", " "))
+
+
 def _ahead(item: Difference, first: str, second: str) -> str:
     return first if ((item.estimate.value or 0.0) > 0) != (item.figure in LOWER_IS_BETTER) else second
 
 
 def _verdict_of_several(item: Repeated, first: str, second: str, apart: str) -> str:
-    name, over = item.figure.replace("_", " "), f"{_how_many(item)}, {item.estimate.n} images"
+    name, over = _called(item.figure), f"{_how_many(item)}, {item.estimate.n} images"
     if item.is_found:
         return (
             f"{name}: {_ahead(item, first, second)} is better: {over} ({apart}){_moved_by(item, first, second)}."
@@ -128,7 +133,7 @@ def _moved_by(item: Repeated, first: str, second: str) -> str:
     said = f"; {alone} was trained once: its spread is taken to be the other's" if item.borrowed else ""
     if seeds is None or data is None:
         return said
-    return f"; seeds alone move a training by {seeds:.3f} (SD), the images by {data:.3f}{said}"
+    return f"; another training moves it by {seeds:.3f} (SD), other images by {data:.3f}{said}"
 
 
 def _pooled(deviations: Sequence[float | None]) -> float | None:
