@@ -193,6 +193,27 @@ def test_the_commands_take_and_refuse_it(tmp_path: Path, invoke: Invoke) -> None
     assert "official" in read(tmp_path / "out" / "metrics.json")["splits"]["test"]
 
 
+@pytest.mark.parametrize(
+    ("wish", "validation", "said"),
+    [
+        ("sensitivity=.97", "benign", "no validation image is malignant"),
+        ("specificity=.8", "malignant", "no validation image is other than malignant"),
+        ("sensitivity=.97", "", "settled on validation images"),
+    ],
+)
+def test_a_refused_wish_of_a_table_leaves_nothing_and_says_so(
+    tmp_path: Path, invoke: Invoke, wish: str, validation: str, said: str
+) -> None:
+    frame = make_frame(60).drop(columns=["predicted", "fold", "seed"])
+    frame = frame[(frame["label"] == validation) | (frame["split"] == "test")]
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    words = ("evaluate", "--predictions", tmp_path / "table.csv", "--out", tmp_path / "out", "--wish", wish)
+    code, _, err = invoke(*words)
+    assert code == 3
+    assert said in err and "nothing was written" in err and "the last evaluation" not in err
+    assert not (tmp_path / "out").exists()
+
+
 # The model folder -------------------------------------------------------------------------------------------------
 
 

@@ -91,3 +91,32 @@ def test_one_sided_class_tables_have_no_points() -> None:
     decision = decide(flat)
     assert decision.points == ()
     assert judged(decision, flat, summarise=summarise, seed=0)["operating_points"] == []
+
+
+def test_every_image_twice_is_expected_to_do_no_better() -> None:
+    validation, test = split(6, 400, 2.0), split(7, 300, 2.0)
+    twice = [
+        Scored(
+            item.classes, item.malignant, np.repeat(item.true, 2), np.repeat(item.predicted, 2),
+            np.repeat(item.probabilities, 2, axis=0), np.repeat(item.groups, 2),
+        )
+        for item in (validation, test)
+    ]  # fmt: skip
+    one, two = (
+        judged(decide(own), new, summarise=summarise, seed=0)["conformal"]["per_class"]
+        for own, new in ((validation, test), twice)
+    )
+    for name, item in one.items():
+        assert two[name]["expected"] == item["expected"]
+        assert (two[name]["calibration_units"], two[name]["units"]) == (item["calibration_images"], item["n"])
+        assert (two[name]["calibration_images"], two[name]["n"]) == (2 * item["calibration_images"], 2 * item["n"])
+
+
+def test_a_rule_from_before_units_were_kept_counts_images() -> None:
+    body = decide(split(9, 400, 2.0)).as_dict()
+    del body["conformal"]["units"]
+    older = from_dict(body)
+    assert older.rule.independent.tolist() == body["conformal"]["n"]
+    assert older.as_dict() == body, "what was not kept is not made up"
+    with pytest.raises(ValueError, match="2 classes have units, 3 have images"):
+        from_dict({**body, "conformal": {**body["conformal"], "units": [1, 2]}})

@@ -1,10 +1,13 @@
 """Operating points: what they cost, with intervals that hold."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from dermkit.metrics.intervals import proportion
-from dermkit.metrics.operating import at_threshold
+from dermkit.metrics.estimate import UNRELIABLE
+from dermkit.metrics.intervals import ONE_GROUP, proportion
+from dermkit.metrics.operating import AtThreshold, at_threshold
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.thresholds import predictive_values
 
@@ -55,3 +58,46 @@ def test_all_or_none_called_leaves_one_value_undefined(threshold: float, missing
         assert getattr(item, missing).value is None and getattr(item, missing).reason
         other = item.ppv if missing == "npv" else item.npv
         assert other.value == pytest.approx(item.prevalence if missing == "npv" else 1 - item.prevalence)
+
+
+DERIVED = ("found", "missed", "false_alarms", "ppv", "npv", "biopsies_per_found")
+
+
+def of_groups(groups: np.ndarray[Any, np.dtype[np.int64]], threshold: float = 0.5) -> AtThreshold:
+    """Judge 200 images, every second one malignant, of these groups."""
+    true = np.arange(200) % 2
+    p = np.clip(np.random.default_rng(4).normal(0.35 + 0.3 * true, 0.2), 0, 1)
+    scored = Scored(["benign", "malignant"], np.array([False, True]), true, (p > 0.5).astype(np.int64),
+                    np.column_stack([1 - p, p]), np.unique(groups, return_inverse=True)[1])  # fmt: skip
+    return at_threshold(scored, threshold)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_rate_without_interval_lends_none_and_says_why(side: int) -> None:
+    one_group = np.where(np.arange(200) % 2 == side, 0, np.arange(200)).astype(np.int64)
+    found = of_groups(one_group)
+    of = {0: ("false_alarms", "ppv", "npv", "biopsies_per_found"), 1: set(DERIVED) - {"false_alarms"}}[side]
+    for name in DERIVED:
+        item = getattr(found.at[1], name)
+        assert item.value is not None
+        if name in of:
+            assert (item.ci95, item.reason) == (None, ONE_GROUP), name
+        else:
+            assert item.ci95 is not None and item.reason == "", name
+
+
+def test_what_follows_from_a_doubtful_rate_is_doubtful() -> None:
+    twelve = np.where(np.arange(200) % 2 == 1, np.arange(200) % 12, 1000 + np.arange(200)).astype(np.int64)
+    found = of_groups(twelve)
+    assert found.sensitivity.reason.startswith(UNRELIABLE) and not found.specificity.reason
+    for name in DERIVED:
+        item = getattr(found.at[0], name)
+        assert item.ci95 is not None
+        assert item.reason == ("" if name == "false_alarms" else found.sensitivity.reason), name
+
+
+def test_both_doubts_are_handed_on_once_each() -> None:
+    few = np.arange(200) // 12
+    found = of_groups(few, 0.0)  # everything is called: nothing is missed, all others are false alarms
+    assert found.at[0].ppv.reason == found.sensitivity.reason == found.specificity.reason
+    assert found.at[0].npv.value is None and found.at[0].npv.reason == "nobody is called negative"

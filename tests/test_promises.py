@@ -54,6 +54,22 @@ def test_a_class_with_too_few_images_is_in_every_set() -> None:
         conformal.calibrate(np.array([0]), p[:1], alpha=1.0)
 
 
+def test_every_image_twice_makes_the_same_rule() -> None:
+    true, p = drawn(np.random.default_rng(5), 300)
+    once = conformal.calibrate(true, p, alpha=0.1)
+    twice = conformal.calibrate(np.repeat(true, 2), np.repeat(p, 2, axis=0), alpha=0.1, groups=np.arange(600) // 2)
+    assert twice.least.tolist() == once.least.tolist()
+    assert twice.n.tolist() == (2 * once.n).tolist()
+    assert twice.independent.tolist() == once.independent.tolist() == once.n.tolist()
+
+
+def test_many_photographs_of_few_lesions_are_too_few() -> None:
+    p = np.tile([[0.9, 0.1]], (40, 1))
+    rule = conformal.calibrate(np.zeros(40, dtype=np.int64), p, alpha=0.1, groups=np.arange(40) // 5)
+    assert (int(rule.n[0]), int(rule.independent[0])) == (40, 8)
+    assert rule.least[0] == 0.0, "8 lesions promise nothing"
+
+
 def test_withholding_the_least_sure() -> None:
     confidence = np.array([0.9, 0.8, 0.8, 0.6, 0.5])
     right = np.array([True, True, False, True, False])

@@ -891,3 +891,28 @@ def test_a_summary_link_cannot_leave_the_folder_by_a_scheme(tmp_path: Path) -> N
 def test_a_parent_without_summary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"summary\.json"):
         write_summary_report(tmp_path)
+
+
+@pytest.mark.parametrize("units", [1, 14])
+def test_operating_points_of_few_lesions_are_marked(tmp_path: Path, units: int) -> None:
+    run = make_run(tmp_path, ("melanoma", "nevus"), n=180)
+    table = findings.read_table(run / "predictions.csv")
+    assert table is not None
+    malignant = (table["label"] == "melanoma") & (table["split"] == "test")
+    groups = np.where(malignant, malignant.cumsum() % units, 1000 + np.arange(len(table)))
+    write_rows(run / "groups.csv", ("image_id", "group"), zip(table["image_id"], groups.tolist(), strict=True))
+    evaluate_run(run)
+    page = Page(write_report(run))
+    marked = {place: text for _, place, text in page.reasons}
+    at = "test.decided.operating_points.0"
+    if units == 1:
+        assert marked[f"{at}.sensitivity.reason"] == "no interval: one group only"
+        assert page.text.count("no interval") > 5
+        assert not [place for _, place, *_ in page.numbers if place.startswith(f"{at}.per_prevalence.0.ppv.ci95")]
+    else:
+        assert marked[f"{at}.sensitivity.reason"] == "unreliable: 14 units, 30 needed"
+        told = json.loads((run / "metrics.json").read_text())["splits"]["test"]["decided"]["operating_points"]
+        assert told[0]["per_prevalence"][0]["found"]["reason"] == "interval unreliable: 14 units, 30 needed"
+        cells = (run / "report.html").read_text().count('<span class="reason">unreliable</span>')
+        assert cells == len(told) * 3 * 5, "all but false alarms, of three prevalences"
+    assert page.bare == []

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from dermkit.files import lock, sha256_file
 from dermkit.findings import read_run
 from dermkit.metrics.power import best_of_chance
 from dermkit.recipe import Recipe, SplitSpec, save, split_spec
+from dermkit.sealed import log_looks
 
 HOLDOUT = split_spec(
     scheme="holdout", seed=0, validation=0.25, test=0.25, folds=0, per_class=0, draw_from=""
@@ -437,6 +438,50 @@ def test_a_copy_under_another_id_is_the_same_image(here: tuple[Path, Path]) -> N
     (meeting,) = find_meetings(data / "splits", pd.concat([manifest, twin]), frame)
     assert meeting.counts == {"train": 1, "validation": 0, "test": 0}
     assert (label, len(pixels)) == (twin["label"].item(), 64)
+
+
+def look(data: Path, manifest: pd.DataFrame, image_ids: Sequence[str], *, allowed: bool) -> list[Opening]:
+    dataset = replace(workflow.load_dataset(data), manifest=manifest)
+    logged = log_looks(dataset, image_ids, allowed=allowed, model=data / "none", how="--on", recipe="r", run="q")
+    return [opening for _, opening in logged]
+
+
+def test_looking_at_copies_of_sealed_images_is_looking_at_them(here: tuple[Path, Path]) -> None:
+    data, _ = here
+    manifest = workflow.load_dataset(data).manifest
+    rows = read_seal(seal_file(data)).rows
+    twin = manifest[manifest["image_id"] == rows[0][0]].assign(image_id="twin", path="twin.png")
+    both = pd.concat([manifest, twin], ignore_index=True)
+    with pytest.raises(UsageError, match="1 of split held"):
+        look(data, both, ["twin"], allowed=False)
+    assert not read_seal(seal_file(data)).openings
+    assert [item.n for item in look(data, both, ["twin"], allowed=True)] == [1]
+    assert [item.n for item in look(data, both, [rows[0][0], "twin", rows[1][0]], allowed=True)] == [2]
+    renamed = manifest.assign(image_id="z" + manifest["image_id"])
+    with pytest.raises(UsageError, match=f"{len(rows)} of split held"):
+        look(data, renamed, renamed["image_id"].tolist(), allowed=False)
+    assert [item.n for item in look(data, renamed, renamed["image_id"].tolist(), allowed=True)] == [len(rows)]
+    other = set(manifest["image_id"]) - {row[0] for row in rows}
+    assert look(data, manifest, sorted(other), allowed=False) == []
+
+
+@pytest.mark.parametrize("column", ["label", "pixel_sha256"])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_look_at_changed_sealed_images_is_refused(here: tuple[Path, Path], column: str, renamed: bool) -> None:
+    data, _ = here
+    manifest = workflow.load_dataset(data).manifest
+    name, label, _ = read_seal(seal_file(data)).rows[0]
+    other = {"label": "malignant" if label == "benign" else "benign", "pixel_sha256": "0" * 64}[column]
+    manifest.loc[manifest["image_id"] == name, column] = other
+    if renamed:
+        manifest.loc[manifest["image_id"] == name, "image_id"] = "moved"
+    ids = ["moved" if renamed else name]
+    if renamed and column == "pixel_sha256":
+        assert look(data, manifest, ids, allowed=False) == [], "another image under another name is another image"
+        return
+    with pytest.raises(DataError, match=f"1 with (another label|other pixels) .{name}.*"):
+        look(data, manifest, ids, allowed=True)
+    assert not read_seal(seal_file(data)).openings
 
 
 def test_scoring_the_whole_data_set_asks_for_an_opening(

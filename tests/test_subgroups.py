@@ -1,9 +1,12 @@
 """Figures by age, sex and the like."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from dermkit.metrics.counts import Floats
+from dermkit.metrics.estimate import trust
 from dermkit.metrics.intervals import proportion_estimate, wilson
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.subgroups import age_band, apart, gaps, part_of, subgroups
@@ -69,3 +72,44 @@ def test_the_gap_of_two_proportions_holds_the_truth_as_often_as_it_says() -> Non
         held += low <= 0.15 <= high
     assert 0.935 <= held / 2000 <= 0.965
     assert both[0].ci95 == wilson(int(a.sum()), 80)
+
+
+def test_photographs_of_one_lesion_are_not_many_lesions() -> None:
+    scored = split(4, 400, np.full(400, 2.0))
+    four_each = replace(scored, true=np.repeat(scored.true[:100], 4), groups=np.arange(400) // 4)
+    (alone,) = subgroups(scored, ["female"] * 400, summarise=summarise)
+    (repeated,) = subgroups(four_each, ["female"] * 400, summarise=summarise)
+    malignant = int(scored.true[:100].sum())
+    few = [f"{n} {side} lesions" for side, n in (("malignant", malignant), ("other", 100 - malignant)) if n < 50]
+    assert alone.too_few == "" and repeated.positives > 50 and repeated.negatives > 50
+    assert few and repeated.too_few == f"too few to conclude: {' and '.join(few)}, 50 needed"
+    (some,) = subgroups(part_of(scored, np.arange(60)), ["male"] * 60, summarise=summarise)
+    assert some.too_few.startswith("too few to conclude: ") and " malignant images" in some.too_few
+
+
+def test_a_gap_from_a_doubtful_figure_is_doubtful() -> None:
+    near = proportion_estimate(np.arange(90) > 0, np.arange(90))
+    few = proportion_estimate(np.arange(20) > 7, np.arange(20))
+    sound = proportion_estimate(np.arange(90) > 40, np.arange(90))
+    noted = replace(sound, reason="mean over 2 of 3 classes")
+    assert near.reason and few.reason and not sound.reason
+    gap = apart(near, few, names=("female", "male"))
+    assert gap.reason == (
+        "interval unreliable: female: 1 of 90 on one side, so near to 0 or 1; "
+        "interval unreliable: male: 20 units, 30 needed"
+    )
+    assert trust(gap.as_dict()) == "doubtful"
+    assert apart(near, sound, names=("a name that is much too long to stand here", "b")).reason == near.reason
+    assert apart(sound, noted, names=("a", "b")).reason == ""
+
+
+def test_the_gaps_of_a_table_keep_the_mark() -> None:
+    scored = split(5, 400, np.where(np.arange(400) < 200, 2.0, 1.0))
+    sure = np.eye(2)[scored.true[:200]] * 0.8 + 0.1  # the first group is always right
+    p = np.concatenate([sure, scored.probabilities[200:]])
+    found = subgroups(
+        replace(scored, probabilities=p, predicted=p.argmax(axis=1)), ["young"] * 200 + ["old"] * 200,
+        summarise=summarise,
+    )  # fmt: skip
+    gap = {item.figure: item for item in gaps(found)}["sensitivity"]
+    assert gap.best == "young" and gap.difference.reason.startswith("interval unreliable: young: 0 of ")

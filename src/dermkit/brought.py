@@ -23,10 +23,10 @@ from dermkit.data.tables import Problems, Table, find_column, read_table
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file, write_json
-from dermkit.predictions import PREFIX, check_predictions, write_groups, write_predictions
+from dermkit.predictions import PREFIX, check_predictions, scored_of, write_groups, write_predictions
 from dermkit.report import write_report
 from dermkit.sealed import end_openings, log_looks, looks_in_words
-from dermkit.settled import check_asked
+from dermkit.settled import SETTLES, check_asked, check_wishes
 from dermkit.watch import Watch
 
 IDS = ("image_id", "image", "isic_id", "image_name", "path", "file", "filename", "file_name", "name", "id")
@@ -69,12 +69,12 @@ def evaluate_brought(
         raise DataError(f"{file}: there is no such file", kept="nothing was written", remedy="check the path")
     folder = out or file.with_name(f"{file.stem}-evaluated-{fingerprint(sha256_file(file))[:8]}")
     check_output(folder, marker="brought.json", what="an evaluation of brought predictions")
-    check_writable(folder)
     brought = _read(file, on)
     frame, classes = _with_data(brought, on) if on is not None else _alone(brought)
     names = [item.name for item in classes]
     frame = check_predictions(_normalised(frame, names), names, where=str(file))
-    check_asked(asked, set(frame["split"]))
+    _check_settles(frame, classes, asked)
+    check_writable(folder)  # makes the folder, so what is refused above leaves none
     opened = (
         []
         if on is None
@@ -96,6 +96,14 @@ def evaluate_brought(
     if on is not None:
         end_openings(on, opened)
     return write_report(folder, images_root=None if on is None else on.images)
+
+
+def _check_settles(frame: pd.DataFrame, classes: Sequence[LesionClass], asked: Asked) -> None:
+    """Refuse what these predictions cannot settle while no file is written and no opening is logged."""
+    check_asked(asked, set(frame["split"]), kept="nothing was written")
+    validation = frame[frame["split"] == SETTLES]
+    if asked.of_decision:
+        check_wishes(scored_of(validation, classes, None), asked, kept="nothing was written")
 
 
 # The table --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ from dermkit.data.seal import (
     Opening,
     Seal,
     check_log,
+    check_looks,
     end_opening,
+    find_looks,
     log_opening,
     now,
     number_of,
@@ -105,20 +107,21 @@ def log_looks(
 ) -> list[Logged]:
     """Log that images of a data set are about to be evaluated, in every seal that they are of.
 
-    Raises `UsageError` where some are sealed and that is not `allowed`.
+    Copies count: an image is of a seal by its id or its pixels. Raises `UsageError` where some are sealed and that is
+    not `allowed`, `DataError` where label or pixels of one are not those that were sealed.
     """
-    asked = set(image_ids)
-    found = [(seal, sum(row[0] in asked for row in seal.rows)) for seal in read_seals(seals_of(dataset))]
-    found = [(seal, n) for seal, n in found if n]
+    found = find_looks(seals_of(dataset), dataset.manifest, image_ids)
     if found and not allowed:
-        listed = "; ".join(f"{n} of split {seal.name}, sealed {seal.date[:10]}" for seal, n in found)
+        listed = "; ".join(f"{len(rows)} of split {seal.name}, sealed {seal.date[:10]}" for seal, rows in found)
         raise UsageError(
             f"{dataset.folder}: holds sealed test images ({listed}), and this would evaluate them",
             kept="nothing was scored",
             remedy=f"add `--open-test {dataset.folder}`; the opening is logged and counted (docs/seal.md)",
         )
+    check_looks(seals_of(dataset), dataset.manifest, found)
     return [
-        _log(dataset, seal.name, new_opening(model, how=how, recipe=recipe, run=run, n=n)) for seal, n in found
+        _log(dataset, seal.name, new_opening(model, how=how, recipe=recipe, run=run, n=len(rows)))
+        for seal, rows in found
     ]
 
 

@@ -53,10 +53,7 @@ def with_wishes(decision: Decision, validation: Scored, asked: Asked) -> Settled
     wishes = [wish for wish in asked.wishes if wish not in known]
     points = points_for(calibrated(validation, decision.calibration), wishes)
     if len(points) < len(wishes) or (asked.of_decision and not decision.points and not points):
-        raise DataError(
-            f"an operating point cannot be settled: {_missing_side(validation)}",
-            kept="the last evaluation", remedy="evaluate without --wish and --prevalence",
-        )  # fmt: skip
+        raise _unsettled(validation, "the last evaluation")
     return Settled(decision, points)
 
 
@@ -67,10 +64,27 @@ def _missing_side(validation: Scored) -> str:
     return f"no validation image is {side}"
 
 
-def check_asked(asked: Asked, splits: Collection[str], given: Settled | None = None) -> None:
+def check_wishes(validation: Scored, asked: Asked, *, kept: str) -> None:
+    """Raise `DataError` for a wish that validation images cannot settle, before anything is settled or written."""
+    sides = {"sensitivity": validation.is_malignant.any(), "specificity": (~validation.is_malignant).any()}
+    both = validation.has_binary_view
+    if asked.of_decision and not (both and all(sides[rate] for rate, _ in asked.wishes)):
+        raise _unsettled(validation, kept)
+
+
+def _unsettled(validation: Scored, kept: str) -> DataError:
+    return DataError(
+        f"an operating point cannot be settled: {_missing_side(validation)}",
+        kept=kept, remedy="evaluate without --wish and --prevalence",
+    )  # fmt: skip
+
+
+def check_asked(
+    asked: Asked, splits: Collection[str], given: Settled | None = None, *, kept: str = "the last evaluation"
+) -> None:
     """Refuse what no validation image is there to settle, or no other image to show; raises `DataError`.
 
-    given: what a model settled before; it serves every prevalence, but no new wish.
+    given: what a model settled before; it serves every prevalence, but no new wish. kept: what the error says of it.
     """
     shown = set(splits) - {"train", SETTLES}
     if given is not None:
@@ -82,7 +96,7 @@ def check_asked(asked: Asked, splits: Collection[str], given: Settled | None = N
         raise DataError(
             "operating points are settled on validation images and shown on others; these predictions are of "
             f"{', '.join(sorted(splits))} alone",
-            kept="the last evaluation",
+            kept=kept,
             remedy="a model on other data: dermkit evaluate RUN --on DATASET --wish ...; a table: a column `split`",
         )
 

@@ -243,11 +243,44 @@ def find_meetings(folder: Path, manifest: pd.DataFrame, frame: pd.DataFrame) -> 
     return found
 
 
+def find_looks(
+    folder: Path, manifest: pd.DataFrame, image_ids: Iterable[str]
+) -> list[tuple[Seal, tuple[Row, ...]]]:
+    """Return the seals that some of these images are of, by id or by identical pixels, with the rows that they show."""
+    asked = set(image_ids)
+    pixels = set(manifest.loc[manifest["image_id"].isin(asked), "pixel_sha256"]) - {""}
+    found = [
+        (seal, tuple(row for row in seal.rows if row[0] in asked or row[2] in pixels))
+        for seal in read_seals(folder)
+    ]
+    return [(seal, rows) for seal, rows in found if rows]
+
+
+def check_looks(folder: Path, manifest: pd.DataFrame, looks: Iterable[tuple[Seal, Sequence[Row]]]) -> None:
+    """Raise `DataError` where label or pixels of an image that is about to be looked at are not those sealed.
+
+    A sealed image that stands under another id now is compared by its pixels. Beside its own id such a copy may have a
+    label of its own: so it was when the seal was made.
+    """
+    for seal, rows in looks:
+        present = rows_of(manifest, [row[0] for row in rows])
+        here = {row[0] for row in present}
+        moved = {row[2]: row for row in rows if row[0] not in here}
+        shown = manifest.loc[manifest["pixel_sha256"].isin(set(moved)), list(COLUMNS)].astype(str)
+        labels = dict(zip(shown["pixel_sha256"], shown["label"], strict=True))
+        now_there = [*present, *((row[0], labels[pixels], pixels) for pixels, row in moved.items())]
+        _refuse_changes(seal, rows, now_there, seal_path(folder, seal.name))
+
+
 def _check_rows(seal: Seal, manifest: pd.DataFrame, path: Path) -> None:
     """Raise `DataError` that names what changed of the sealed images."""
-    present = {row[0]: row for row in rows_of(manifest, [row[0] for row in seal.rows])}
-    gone = [row[0] for row in seal.rows if row[0] not in present]
-    both = [(row, present[row[0]]) for row in seal.rows if row[0] in present]
+    _refuse_changes(seal, seal.rows, rows_of(manifest, [row[0] for row in seal.rows]), path)
+
+
+def _refuse_changes(seal: Seal, rows: Sequence[Row], found: Iterable[Row], path: Path) -> None:
+    present = {row[0]: row for row in found}
+    gone = [row[0] for row in rows if row[0] not in present]
+    both = [(row, present[row[0]]) for row in rows if row[0] in present]
     changes = {
         "not in the manifest any more": gone,
         "with another label": [old[0] for old, new in both if old[1] != new[1]],

@@ -19,37 +19,55 @@ from dermkit.metrics.ranking import rank
 class ConformalRule:
     """alpha: promised miss rate. least: (K,) a class is in the set where its probability is at least this.
 
-    n: (K,) calibration images of each class. A class with too few for its quantile has 0: it is in every set.
+    n: (K,) calibration images of each class. units: (K,) how many independent ones they are worth at least, lesions or
+    patients; None where that was not kept. A class with too few of these for its quantile has 0: it is in every set.
     """
 
     alpha: float
     least: Floats
     n: Ints
+    units: Ints | None = None
+
+    @property
+    def independent(self) -> Ints:
+        """The (K,) units of each class, images where they were not kept."""
+        return self.n if self.units is None else self.units
 
     def sets(self, probabilities: Floats) -> Bools:
         """Return (N, K): which classes are in the set of each image; it may be empty."""
         return np.asarray(probabilities >= self.least, dtype=bool)
 
 
-def calibrate(true: Ints, probabilities: Floats, *, alpha: float = 0.1) -> ConformalRule:
+def calibrate(
+    true: Ints, probabilities: Floats, *, alpha: float = 0.1, groups: Ints | None = None
+) -> ConformalRule:
     """Make the rule from images that the net was not fitted to, (N,) and (N, K); raises `ValueError` outside 0..1.
 
-    The score is 1 - probability of the true class; its quantile is the ceil((n + 1)(1 - alpha))-th of n.
+    The score is 1 - probability of the true class; its quantile is the ceil((u + 1)(1 - alpha))-th of u units. groups:
+    (N,) which images are one unit; by default each is alone. Many images of few lesions are taken at the same share
+    as one of each would be: they know no more of new lesions.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
     k = probabilities.shape[1]
-    least, n = np.zeros(k), np.zeros(k, dtype=np.int64)
+    of = np.arange(len(true)) if groups is None else groups
+    least, n, units = np.zeros(k), np.zeros(k, dtype=np.int64), np.zeros(k, dtype=np.int64)
     for name in range(k):
         own = np.sort(probabilities[true == name, name])[::-1]  # from the surest to the least sure
-        n[name] = len(own)
-        place = math.ceil((len(own) + 1) * (1 - alpha) - 1e-12)
-        least[name] = own[place - 1] if place <= len(own) else 0.0
-    return ConformalRule(alpha, least, n)
+        n[name], units[name] = len(own), len(np.unique(of[true == name]))
+        place = _place(int(units[name]), alpha)
+        if place <= units[name]:
+            least[name] = own[-(-place * len(own) // int(units[name])) - 1]
+    return ConformalRule(alpha, least, n, units)
+
+
+def _place(units: int, alpha: float) -> int:
+    """Return which of so many, from the surest on, is the quantile; above `units` there are too few."""
+    return math.ceil((units + 1) * (1 - alpha) - 1e-12)
 
 
 def fewest_for(alpha: float) -> int:
-    """Return how many calibration images a class needs to be left out of any set at all."""
+    """Return how many independent calibration images a class needs to be left out of any set at all."""
     return math.ceil(1 / alpha - 1 - 1e-9)
 
 
@@ -75,11 +93,11 @@ def coverage(rule: ConformalRule, true: Ints, probabilities: Floats) -> Coverage
 
 
 def expected_range(calibration: int, new: int, *, alpha: float, chance: float = 0.95) -> tuple[int, int]:
-    """Return how many of `new` images a sound rule covers, with that chance; both ends included.
+    """Return how many of `new` images a sound rule covers, with that chance; both ends included. Both are independent.
 
     Coverage varies with the calibration images too: Beta-binomial (Angelopoulos and Bates 2021).
     """
-    place = math.ceil((calibration + 1) * (1 - alpha) - 1e-12)
+    place = _place(calibration, alpha)
     if place > calibration:
         return new, new
     law = betabinom(new, place, calibration + 1 - place)

@@ -80,9 +80,7 @@ class Decision:
                 **asdict(self.calibration), "bias": list(self.calibration.bias), "out_of_fold_loss": self.losses,
             },
             "operating_points": [point_dict(rate, point) for rate, point in self.points],
-            "conformal": {
-                "alpha": self.rule.alpha, "least": self.rule.least.tolist(), "n": self.rule.n.tolist()
-            },
+            "conformal": _rule_dict(self.rule),
             "refer": [item.as_dict() for item in self.answering],
             "validation_images": self.n,
         }  # fmt: skip
@@ -104,17 +102,28 @@ def from_dict(body: Mapping[str, Any]) -> Decision:
         )
         for item in body["operating_points"]
     )  # fmt: skip
-    rule = body["conformal"]
     return Decision(
         calibration,
         {str(name): float(value) for name, value in own["out_of_fold_loss"].items()},
         points,
-        conformal.ConformalRule(
-            float(rule["alpha"]), np.array(rule["least"], dtype=np.float64), np.array(rule["n"], dtype=np.int64)
-        ),
+        _rule_from(body["conformal"]),
         int(body["validation_images"]),
         tuple(_answering_from(item) for item in body.get("refer", ())),
     )
+
+
+def _rule_dict(rule: conformal.ConformalRule) -> dict[str, Any]:
+    body = {"alpha": rule.alpha, "least": rule.least.tolist(), "n": rule.n.tolist()}
+    return body if rule.units is None else {**body, "units": rule.units.tolist()}
+
+
+def _rule_from(body: Mapping[str, Any]) -> conformal.ConformalRule:
+    """Return the rule; what was settled before units were kept has none, and its images are taken as independent."""
+    n, units = np.array(body["n"], dtype=np.int64), body.get("units")
+    made = None if units is None else np.array(units, dtype=np.int64)
+    if made is not None and made.shape != n.shape:
+        raise ValueError(f"{len(made)} classes have units, {len(n)} have images")
+    return conformal.ConformalRule(float(body["alpha"]), np.array(body["least"], dtype=np.float64), n, made)
 
 
 def _answering_from(item: Mapping[str, Any]) -> Answering:
@@ -138,7 +147,8 @@ def decide(validation: Scored, *, wishes: Sequence[tuple[str, float]] = WISHES, 
     settled = calibrated(validation, calibration)
     return Decision(
         calibration, losses, points_for(settled, wishes),
-        conformal.calibrate(settled.true, settled.probabilities, alpha=alpha), len(validation.true),
+        conformal.calibrate(settled.true, settled.probabilities, alpha=alpha, groups=settled.groups),
+        len(validation.true),
         tuple(_answering(settled, SHARES)),
     )  # fmt: skip
 
@@ -260,16 +270,20 @@ def covered(rule: conformal.ConformalRule, settled: Scored) -> Bools:
 
 
 def _conformal(rule: conformal.ConformalRule, settled: Scored) -> dict[str, Any]:
-    """Return coverage per class with its interval, and what a sound rule would cover with a chance of 95 %."""
+    """Return coverage per class with its interval, and what a sound rule would cover with a chance of 95 %.
+
+    That range is of independent images: more of the same lesions, here or in calibration, do not make it narrower.
+    """
     sets, held = rule.sets(settled.probabilities), covered(rule, settled)
     classes = {}
     for k, name in enumerate(settled.classes):
         rows = settled.true == k
         if rows.any():
-            low, high = conformal.expected_range(int(rule.n[k]), int(rows.sum()), alpha=rule.alpha)
+            units, learned = len(np.unique(settled.groups[rows])), int(rule.independent[k])
+            low, high = conformal.expected_range(learned, units, alpha=rule.alpha)
             share = intervals.proportion_estimate(held[rows], settled.groups[rows]).as_dict()
-            classes[name] = {**share, "expected": [low / int(rows.sum()), high / int(rows.sum())],
-                             "calibration_images": int(rule.n[k])}  # fmt: skip
+            classes[name] = {**share, "expected": [low / units, high / units], "units": units,
+                             "calibration_images": int(rule.n[k]), "calibration_units": learned}  # fmt: skip
     sizes = np.bincount(sets.sum(axis=1), minlength=len(settled.classes) + 1)
     return {"promised": 1 - rule.alpha, "per_class": classes, "sizes": sizes.tolist()}
 

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from dermkit.metrics import intervals
-from dermkit.metrics.estimate import Estimate
+from dermkit.metrics.estimate import NO_METHOD, UNRELIABLE, Estimate, doubted, undefined
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.thresholds import per_thousand, predictive_values
 
@@ -16,6 +16,8 @@ PREVALENCES = (0.01, 0.05, 0.2)
 """Malignant lesions among those looked at, from screening to a specialist's clinic: to be stated, not measured."""
 
 PREDICTIVE = "from the intervals of both rates, at the stated prevalence"
+
+Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -56,31 +58,56 @@ def _at(prevalence: float, sensitivity: Estimate, specificity: Estimate) -> AtPr
     sens, spec = sensitivity.value or 0.0, specificity.value or 0.0
     n = sensitivity.n + specificity.n
     ppv, npv = predictive_values(sens, spec, prevalence)
-    odds = prevalence / (1 - prevalence)
-    low, high = sensitivity.ci95 or (0.0, 1.0)
-    low0, high0 = specificity.ci95 or (0.0, 1.0)
-    wide = _ratio_interval((sens, low, high), (1 - spec, 1 - high0, 1 - low0), odds)
-    narrow = _ratio_interval((spec, low0, high0), (1 - sens, 1 - high, 1 - low), 1 / odds)
     people = per_thousand(sens, spec, prevalence)
+    wide, narrow = _predictive_bounds(sensitivity, specificity, prevalence / (1 - prevalence))
+    # With a lower bound of 0 for the PPV there is no upper one for those called per one found.
+    needed = (1 / wide[1], 1 / wide[0]) if wide and wide[0] > 0 else None
     ill, well = 1000 * prevalence, 1000 * (1 - prevalence)
-    needed = Estimate(None, None, n, "none", "nothing is found")
-    if people.biopsies_per_found is not None:
-        needed = Estimate(people.biopsies_per_found, (1 / wide[1], 1 / wide[0]), n, PREDICTIVE)
+
+    def both(value: float | None, bounds: Bounds | None, why: str) -> Estimate:
+        if value is None:
+            return undefined(n, why)
+        return _derived(value, bounds, n, PREDICTIVE, (sensitivity, specificity))
+
     return AtPrevalence(
         prevalence=prevalence,
-        ppv=_predictive(ppv, wide, n, "nobody is called positive"),
-        npv=_predictive(npv, narrow, n, "nobody is called negative"),
-        found=Estimate(people.found, (ill * low, ill * high), sensitivity.n, sensitivity.method),
-        missed=Estimate(people.missed, (ill * (1 - high), ill * (1 - low)), sensitivity.n, sensitivity.method),
-        false_alarms=Estimate(
-            people.false_alarms, (well * (1 - high0), well * (1 - low0)), specificity.n, specificity.method
-        ),
-        biopsies_per_found=needed,
+        ppv=both(ppv, wide, "nobody is called positive"),
+        npv=both(npv, narrow, "nobody is called negative"),
+        found=_of_rate(people.found, sensitivity, ill),
+        missed=_of_rate(people.missed, sensitivity, ill, others=True),
+        false_alarms=_of_rate(people.false_alarms, specificity, well, others=True),
+        biopsies_per_found=both(people.biopsies_per_found, needed, "nothing is found"),
     )
 
 
-def _predictive(value: float | None, bounds: tuple[float, float], n: int, why: str) -> Estimate:
-    return Estimate(None, None, n, "none", why) if value is None else Estimate(value, bounds, n, PREDICTIVE)
+def _of_rate(value: float, rate: Estimate, people: float, *, others: bool = False) -> Estimate:
+    """Return how many of so many people a rate calls right, or with `others` how many it does not."""
+    bounds = None
+    if rate.ci95 is not None:
+        low, high = (1 - rate.ci95[1], 1 - rate.ci95[0]) if others else rate.ci95
+        bounds = (people * low, people * high)
+    return _derived(value, bounds, rate.n, rate.method, (rate,))
+
+
+def _derived(value: float, bounds: Bounds | None, n: int, method: str, rates: tuple[Estimate, ...]) -> Estimate:
+    """Return what follows from rates: with their doubts, or with why one of them has no interval."""
+    if bounds is not None:
+        doubts = [part for rate in rates for part in rate.reason.split("; ") if part.startswith(UNRELIABLE)]
+        return doubted(Estimate(value, bounds, n, method), doubts)
+    why = dict.fromkeys(rate.reason for rate in rates if rate.ci95 is None and rate.reason)
+    return Estimate(value, None, n, NO_METHOD, "; ".join(why) or "no interval: it has no upper bound")
+
+
+def _predictive_bounds(
+    sensitivity: Estimate, specificity: Estimate, odds: float
+) -> tuple[Bounds, Bounds] | tuple[None, None]:
+    """Return the intervals of PPV and NPV; none where a rate has none. odds: of the disease, as stated."""
+    if sensitivity.ci95 is None or specificity.ci95 is None:
+        return None, None
+    sens, spec = sensitivity.value or 0.0, specificity.value or 0.0
+    (low, high), (low0, high0) = sensitivity.ci95, specificity.ci95
+    wide = _ratio_interval((sens, low, high), (1 - spec, 1 - high0, 1 - low0), odds)
+    return wide, _ratio_interval((spec, low0, high0), (1 - sens, 1 - high, 1 - low), 1 / odds)
 
 
 def _ratio_interval(

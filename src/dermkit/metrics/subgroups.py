@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 
 from dermkit.metrics.counts import Ints
-from dermkit.metrics.estimate import Estimate
+from dermkit.metrics.estimate import UNRELIABLE, Estimate, doubted
 from dermkit.metrics.scored import Scored
 
 FEWEST = 50
-"""Malignant images below which a group's sensitivity supports no conclusion; the same for benign ones."""
+"""Malignant lesions (independent units; images where these are not known) below which a group's sensitivity supports no
+conclusion; the same for benign ones."""
+
+SHORT = 24
+"""Letters of a group's name up to which it stands before a doubt."""
 
 FIGURES = (
     "accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "auroc",
@@ -41,7 +45,7 @@ class Subgroup:
 
 @dataclass(frozen=True)
 class Gap:
-    """The best and the worst group in one figure, of those with enough images, and how far they lie apart."""
+    """The best and the worst group in one figure, of those with enough lesions, and how far they lie apart."""
 
     figure: str
     worst: str
@@ -91,8 +95,10 @@ def _one(name: str, part: Scored, figures: Mapping[str, Any]) -> Subgroup:
     metrics = {**figures, "balanced_accuracy": figures["recall_macro_present"]}
     positives = int(part.is_malignant.sum())
     negatives = len(part.true) - positives
-    sides = (("malignant", positives), ("other", negatives))
-    few = [f"{count} {side} images" for side, count in sides if count < FEWEST]
+    unit = "images" if part.units == len(part.true) else "lesions"
+    sides = (("malignant", part.is_malignant), ("other", ~part.is_malignant))
+    counts = [(side, len(np.unique(part.groups[rows]))) for side, rows in sides]
+    few = [f"{count} {side} {unit}" for side, count in counts if count < FEWEST]
     return Subgroup(
         name=name,
         n=len(part.true),
@@ -112,7 +118,7 @@ def _estimate(item: Mapping[str, object]) -> Estimate:
 
 
 def gaps(found: Sequence[Subgroup]) -> list[Gap]:
-    """Return for each figure the gap between the best and the worst group that have enough images; may be empty."""
+    """Return for each figure the gap between the best and the worst group that have enough lesions; may be empty."""
     enough = [item for item in found if not item.too_few and item.name != UNKNOWN]
     made = []
     for figure in FIGURES:
@@ -121,18 +127,28 @@ def gaps(found: Sequence[Subgroup]) -> list[Gap]:
             continue
         ordered = sorted(having, key=lambda item: item.metrics[figure].value or 0.0)
         worst, best = ordered[0], ordered[-1]
-        made.append(Gap(figure, worst.name, best.name, apart(best.metrics[figure], worst.metrics[figure])))
+        gap = apart(best.metrics[figure], worst.metrics[figure], names=(best.name, worst.name))
+        made.append(Gap(figure, worst.name, best.name, gap))
     return made
 
 
-def apart(first: Estimate, second: Estimate) -> Estimate:
+def apart(first: Estimate, second: Estimate, *, names: tuple[str, str] = ("", "")) -> Estimate:
     """Return the difference of two figures of different images, its interval from the interval of each (Newcombe).
 
-    Of the best against the worst of many groups it is too hopeful: with g groups, even equal ones lie apart.
+    Of the best against the worst of many groups it is too hopeful: with g groups, even equal ones lie apart. What
+    makes either interval unreliable is handed on. names: of both, told with it.
     """
     if first.value is None or second.value is None or first.ci95 is None or second.ci95 is None:
         raise ValueError("a gap needs two figures with intervals")
     gap = first.value - second.value
     down = math.hypot(first.value - first.ci95[0], second.ci95[1] - second.value)
     up = math.hypot(first.ci95[1] - first.value, second.value - second.ci95[0])
-    return Estimate(gap, (gap - down, gap + up), first.n + second.n, "difference of independent figures")
+    made = Estimate(gap, (gap - down, gap + up), first.n + second.n, "difference of independent figures")
+    return doubted(made, [*_doubts(first, names[0]), *_doubts(second, names[1])])
+
+
+def _doubts(estimate: Estimate, name: str) -> list[str]:
+    """Return what makes an interval unreliable, with whose it is where that is short."""
+    whose = f"{name}: " if name and len(name) <= SHORT and ";" not in name else ""
+    found = [part for part in estimate.reason.split("; ") if part.startswith(UNRELIABLE)]
+    return [part.replace(f"{UNRELIABLE}: ", f"{UNRELIABLE}: {whose}", 1) for part in found]
