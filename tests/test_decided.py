@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,21 @@ def test_a_sheet_says_what_was_called_and_by_what() -> None:
     assert "No call was made: no operating point is promised (--at names one)." in legend(unpromised)
     assert "called" not in legend(unpromised)
     assert caption(unpromised, CLASSES, ["0.2", "0.7", "0.1"])[0][0] == "melanoma 0.91"
+
+
+def test_a_sheet_shows_a_set_that_contradicts_the_prediction() -> None:
+    decision = settled()
+    rule = replace(decision.rule, least=np.array([0.9, 0.3, 0.9]))
+    chosen = Chosen(replace(decision, rule=rule), np.array([False, True, True]), None, False, None)
+    p = ["0.55", "0.45", "0.0"]
+    applied = chosen.apply(np.array([p], dtype=np.float64))
+    assert (applied.predicted[0], applied.sets[0].tolist()) == (0, [False, True, False]), "the case is made"
+    lines, _ = caption(chosen, CLASSES, p)
+    assert lines == ["naevus 0.60", "melanoma 0.40", "set: melanoma"]
+    agreeing = replace(decision, rule=replace(rule, least=np.array([0.3, 0.9, 0.9])))
+    lines, _ = caption(replace(chosen, decision=agreeing), CLASSES, p)
+    assert lines == ["naevus 0.60", "melanoma 0.40"]
+    assert "shown unless it is the predicted class alone" in legend(chosen)
 
 
 def test_the_same_code_serves_probabilities_in_python(model: Path, out: Path) -> None:

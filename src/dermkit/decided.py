@@ -305,7 +305,8 @@ def legend(chosen: Chosen | None) -> str:
     return " ".join(
         [
             *lines,
-            f"Set: classes that hold the true one, in {promised} of the images of each class; shown unless it is one.",
+            f"Set: classes that hold the true one, in {promised} of the images of each class; "
+            "shown unless it is the predicted class alone.",
         ]
     )
 
@@ -325,7 +326,8 @@ def caption(chosen: Chosen | None, classes: Sequence[LesionClass], cells: Sequen
         call, colour = ("POSITIVE", RED) if called else ("negative", GREEN)
         if not {*np.flatnonzero(chosen.malignant).tolist()} <= {*order}:
             lines.append(f"malignant in all {applied.p_malignant[0]:.2f}")
-    if len(inside) != 1:
+    # A set of one class need not hold the predicted one: that is when a reader most needs to see it.
+    if inside != [classes[order[0]].name]:
         lines.append(f"set: {_set_in_words(inside, len(classes))}")
     if not applied.answered[0]:
         call, colour = f"REFERRED ({call.lower()})" if call else "REFERRED", AMBER
