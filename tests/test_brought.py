@@ -111,7 +111,8 @@ def broken(table: pd.DataFrame, how: str) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("how", "what"),
     [("no id", "which image"), ("no class", "class 'benign'"), ("foreign", "nobody.jpg"),
-     ("no sum", "another tool: 0.001): line"), ("no number", "finite number"), ("twice", "same image_id"), ("label", "labels are not those"),
+     ("no sum", "another tool: 0.001): line"), ("no number", "finite number"), ("twice", "same image_id"),
+     ("label", "labels are not those"),
      ("unknown", "p_other"), ("empty", "no row")],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_and_nothing_is_written(
