@@ -1,6 +1,7 @@
 """Predictions of other tools, through the real commands."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def test_a_table_becomes_a_run_with_the_data_sets_labels_and_groups(
     assert metrics["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(right))
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Predictions of another tool" in page and "made elsewhere" in page
+    check_page(page, f"other on {data.name}")
 
 
 def test_it_can_be_compared_with_another_one(binary: Path, table: pd.DataFrame, tmp_path: Path) -> None:
@@ -70,6 +72,20 @@ def test_without_a_data_set_the_table_says_it_all(table: pd.DataFrame, invoke: I
     assert body["positive"] == ["malignant"]
     assert body["splits"]["test"]["n_groups"] == len(table) - 10
     assert body["splits"]["test"]["metrics"]["accuracy"]["value"] == 1.0
+    check_page((tmp_path / "out" / "report.html").read_text(), "alone")
+
+
+def check_page(page: str, title: str) -> None:
+    """See that a report of brought predictions claims nothing of a training that nobody saw."""
+    assert f"<h1>{title}</h1>" in page
+    assert "Predictions of another tool were evaluated" in page
+    assert "was trained on" not in page and "an unrecorded number" not in page
+    assert "Nothing was found in what a table shows: probabilities," in page
+    for unseen in ("frozen batch norm", "picture shapes", "sides of the split", "NEXT_STEPS.txt", "recipe.json is",
+                   "log.csv is", "environment.json is", 'id="training"', 'id="recipe"', 'id="next"'):  # fmt: skip
+        assert unseen not in page, unseen
+    for target in re.findall(r'href="#([^"]+)"', page):
+        assert f'id="{target}"' in page, target
 
 
 def broken(table: pd.DataFrame, how: str) -> pd.DataFrame:
@@ -94,8 +110,9 @@ def broken(table: pd.DataFrame, how: str) -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     ("how", "what"),
-    [("no id", "which image"), ("no class", "class 'benign'"), ("foreign", "nobody.jpg"), ("no sum", "sum to 1"),
-     ("no number", "finite number"), ("twice", "same image_id"), ("label", "labels are not those"),
+    [("no id", "which image"), ("no class", "class 'benign'"), ("foreign", "nobody.jpg"),
+     ("no sum", "another tool: 0.001): line"), ("no number", "finite number"), ("twice", "same image_id"),
+     ("label", "labels are not those"),
      ("unknown", "p_other"), ("empty", "no row")],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_and_nothing_is_written(

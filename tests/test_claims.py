@@ -25,6 +25,17 @@ def test_the_two_that_everybody_quotes() -> None:
     assert four.as_dict()["fits"] == {"binary": False, "averaged": False}
 
 
+def test_a_figure_without_its_images_says_what_is_missing() -> None:
+    (bare,) = checked_claims(["S2: accuracy=.4661"])
+    assert bare.sentences() == [
+        "S2: without n, the number of images, there is no count and no interval; give n=... with the figures."
+    ]
+    assert bare.is_consistent
+    half = check_claim(parse_claim("x: sensitivity=.9,accuracy=.82,n=200")).sentences()
+    assert "without positives there is no count and no interval of sensitivity; give positives=..." in half[1]
+    assert not any("without" in said for said in check_claim(parse_claim("accuracy=.5,n=10")).sentences())
+
+
 def test_sides_have_intervals_where_their_images_are_known() -> None:
     found = check_claim(parse_claim("x: sensitivity=.9,specificity=.8,accuracy=.82,n=200,positives=40"))
     assert {item.figure: (item.successes, item.n) for item in found.counted} == {

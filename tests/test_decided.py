@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,7 @@ def test_a_class_table_with_one_side_has_no_calls(tmp_path: Path) -> None:
     assert not [name for name in columns(chosen, benign) if "positive" in name or name == "malignant_probability"]
     decided = write_decided(tmp_path / "d.csv", chosen, benign, [("i", "i.png", ["0.5", "0.25", "0.25"])])
     assert (decided.at, decided.cautions) == ("", ())
+    assert str(decided) == "no call was made: the model settled no operating point"
     with pytest.raises(UsageError, match="no two sides") as caught:
         choose_for(from_dict(body), benign, at="sensitivity=.95")
     assert caught.value.remedy == "leave --at out"
@@ -234,7 +236,10 @@ def test_points_without_a_promise_answer_only_when_they_are_named(
     outcome = predict(trained, images[:4], out=tmp_path)
     assert outcome.decided is not None
     (caution,) = outcome.decided.cautions
-    assert "no operating point is promised" in caution
+    assert caution.startswith("no call was made: no operating point is promised (--at names one). Settled, but")
+    assert str(outcome.decided) == "no call was made: no operating point is promised (--at names one)"
+    told = json.loads((tmp_path / "predict.json").read_text())["decision"]
+    assert (told["positive"], told["no_call"]) == (None, str(outcome.decided))
     frame = pd.read_csv(tmp_path / "decided.csv", keep_default_na=False)
     assert set(frame["positive"]) == {""}
     assert set(frame["set_size"]) == {2}, "five images of a class leave it in every set"
@@ -345,8 +350,24 @@ def test_a_sheet_says_what_was_called_and_by_what() -> None:
     assert "not calibrated" in legend(None)
     assert caption(None, CLASSES, ["0.2", "0.7", "0.1"])[0] == ["melanoma 0.70", "naevus 0.20"]
     unpromised = Chosen(settled(kept=(False, False)), np.array([False, True, True]), None, False, None)
-    assert "none called positive" in legend(unpromised)
+    assert "No call was made: no operating point is promised (--at names one)." in legend(unpromised)
+    assert "called" not in legend(unpromised)
     assert caption(unpromised, CLASSES, ["0.2", "0.7", "0.1"])[0][0] == "melanoma 0.91"
+
+
+def test_a_sheet_shows_a_set_that_contradicts_the_prediction() -> None:
+    decision = settled()
+    rule = replace(decision.rule, least=np.array([0.9, 0.3, 0.9]))
+    chosen = Chosen(replace(decision, rule=rule), np.array([False, True, True]), None, False, None)
+    p = ["0.55", "0.45", "0.0"]
+    applied = chosen.apply(np.array([p], dtype=np.float64))
+    assert (applied.predicted[0], applied.sets[0].tolist()) == (0, [False, True, False]), "the case is made"
+    lines, _ = caption(chosen, CLASSES, p)
+    assert lines == ["naevus 0.60", "melanoma 0.40", "set: melanoma"]
+    agreeing = replace(decision, rule=replace(rule, least=np.array([0.3, 0.9, 0.9])))
+    lines, _ = caption(replace(chosen, decision=agreeing), CLASSES, p)
+    assert lines == ["naevus 0.60", "melanoma 0.40"]
+    assert "shown unless it is the predicted class alone" in legend(chosen)
 
 
 def test_the_same_code_serves_probabilities_in_python(model: Path, out: Path) -> None:

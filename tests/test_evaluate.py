@@ -103,7 +103,10 @@ REFUSALS: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {
     "infinite": (lambda f: set_cell(f, 0, "p_AK", "inf"), "p_AK is not a finite number: line 2"),
     "negative": (lambda f: set_cell(f, 1, "p_AK", -0.1), "outside 0 to 1: line 3"),
     "above one": (lambda f: set_cell(f, 1, "p_AK", 1.1), "outside 0 to 1: line 3"),
-    "sum": (lambda f: f.assign(p_AK=f["p_AK"] / 2), "do not sum to 1 within 0.0001: line 2"),
+    "sum": (
+        lambda f: f.assign(p_AK=f["p_AK"] / 2),
+        "do not sum to 1 within 0.0001 (a table of another tool: 0.001): line 2",
+    ),
     "label": (
         lambda f: set_cell(f, 2, "label", "melanom"),
         "label 'melanom' is not a class; closest is 'melanoma'",

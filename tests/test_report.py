@@ -532,7 +532,7 @@ def test_an_interval_is_worth_what_its_reason_says(bounds: list[float] | None, r
         (1.0, 1.0, SAME, "unknown", "interval unreliable"),
         (1.0, 1.0, "", "unknown", "interval unreliable"),
         (0.7, 0.8, BESIDE, "unknown", "interval unreliable"),
-        (0.51, 0.8, LOST, "above", "51.0\N{NO-BREAK SPACE}% to 80.0\N{NO-BREAK SPACE}% (unreliable)"),
+        (0.51, 0.8, LOST, "above", "51.0\N{NO-BREAK SPACE}% to 80.0\N{NO-BREAK SPACE}%, unreliable"),
     ],
 )
 def test_the_headline_does_not_lean_on_an_unreliable_interval(
@@ -545,6 +545,35 @@ def test_the_headline_does_not_lean_on_an_unreliable_interval(
     assert head.count(said) == 4, "balanced accuracy and accuracy, in the lead and in a tile"
     assert ("cannot be told: the interval of balanced accuracy is unreliable" in head) == (side == "unknown")
     assert ("100.0" in head) is False
+    lead = head.split("Research use only")[1]
+    assert not re.search(r"\([^()]*\(", lead), "a bracket in a bracket"
+
+
+def test_what_lies_beyond_colour_may_be_traces_too(tmp_path: Path) -> None:
+    body = _tiny_metrics()
+    figures = body["splits"]["test"]["metrics"]
+    body["splits"]["test"]["baselines"] = {"mean_colour": {"accuracy": figures["accuracy"]}}
+    text = " ".join(Page(_written(tmp_path, body)).text.split())
+    assert "of lesions, or of ruler, hair, border and file traces, which the audit looks for." in text
+
+
+@pytest.mark.parametrize(
+    ("malignant", "other", "groups", "said"),
+    [(14, 45, 59, "14 malignant and 45 other test images: with"), (45, 29, 74, "45 malignant and 29 other"),
+     (40, 40, 50, "40 malignant and 40 other test images, in 50 groups of images that hang together"),
+     (30, 30, 60, ""), (0, 20, 20, "")],
+)  # fmt: skip
+def test_few_images_on_a_side_are_one_note(
+    tmp_path: Path, malignant: int, other: int, groups: int, said: str
+) -> None:
+    body = _tiny_metrics() | {"positive": ["a"]}
+    part = body["splits"]["test"]
+    part |= {"n": malignant + other, "n_groups": groups}
+    part["per_class"]["a"]["n"], part["per_class"]["b"]["n"] = malignant, other
+    _written(tmp_path, body)
+    found = [w for w in cautions.warnings(findings.read_run(tmp_path)) if "independent ones on a side" in w.text]
+    assert [warn.level for warn in found] == ["note"] * bool(said)
+    assert all(warn.text.startswith(said) for warn in found)
 
 
 def test_overfitting_is_a_note_where_the_best_epoch_was_kept(tmp_path: Path) -> None:

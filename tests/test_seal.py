@@ -105,6 +105,15 @@ def test_the_whole_way_on_the_command_line(cli: Cli, binary: Path, tiny: Recipe,
     done = cli(*line.split()[1:])
     assert done.returncode == 0, done.stderr
     assert "opening 1 of the test side of split held" in done.stderr
+    steps = (run / "NEXT_STEPS.txt").read_text()
+    assert "sealed" not in steps and "--open-test" not in steps, "opened already, and again would count"
+    assert [line[:12] for line in steps.split("\n\n")][1:] == [
+        "Predict new ",
+        "Test on anot",
+        "Evaluate and",
+        "Repeat this ",
+    ]
+    assert "Open the sealed" not in (run / "report.html").read_text()
     assert set(pd.read_csv(run / "predictions.csv")["split"]) == {"validation", "test"}
     (opening,) = read(seal_file(data))["openings"]
     assert (opening["run"], opening["recipe"], opening["finished"]) == (run.name, "tiny", True)

@@ -16,7 +16,7 @@ from dermkit.data.dividing import divide
 from dermkit.data.manifest import COLUMNS
 from dermkit.data.split import Split, check_split, for_fold, make_split, split_groups
 from dermkit.errors import DataError, UsageError
-from dermkit.recipe import SplitSpec
+from dermkit.recipe import SplitSpec, split_spec
 
 HOLDOUT = SplitSpec(scheme="holdout", seed=7, validation=0.15, test=0.15, folds=0, per_class=0, draw_from="")
 KFOLD = replace(HOLDOUT, scheme="kfold", folds=5)
@@ -338,3 +338,10 @@ def test_a_hundred_thousand_images_take_seconds() -> None:
     assert time.perf_counter() - start < 20  # measured: 0.7 s on one core
     share = split.frame["split"].value_counts(normalize=True)
     assert share["test"] == pytest.approx(0.15, abs=0.001)
+
+
+def test_a_share_that_is_no_share_is_named_without_the_validators_words() -> None:
+    with pytest.raises(UsageError) as caught:
+        split_spec(scheme="holdout", seed=0, validation=0.15, test=20.0, folds=0, per_class=0, draw_from="")
+    assert "(validation 0.15, test 20, folds 0): validation and test must be fractions" in caught.value.message
+    assert "Value error" not in str(caught.value)

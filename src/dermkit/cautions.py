@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 FEW = 10
 """Below this many images of a class Wilson's interval of a half is wider than 50 points: said as a warning."""
 
+SIDE = 30
+"""Below this many images of the malignant or of the other ones, figures of that side are shaky, marked or not."""
+
 UNSTABLE = "Training was not stable"
 """How a run's own warning begins that is a serious one."""
 
@@ -40,6 +43,7 @@ def warnings(run: "Run") -> list[Warn]:
         *_leak_warnings(run),
         *_seal_warnings(run),
         *_audit_warnings(run),
+        *_side_warnings(run),
         *_class_warnings(run),
         *_other_warnings(run),
     ]
@@ -111,6 +115,26 @@ def _seal_warnings(run: "Run") -> Iterator[Warn]:
         f"The test side was opened {len(openings)} times: these are no longer the figures of an untouched test side. "
         f"Of {len(openings)} equally good models, the best one's figures are {best}; and whatever was decided after an "
         "opening was decided with the test side in view.",
+    )
+
+
+def _side_warnings(run: "Run") -> Iterator[Warn]:
+    """Yield one line where the headline's malignant or other images are few: few marks stand beside such figures."""
+    body, positive = run.metrics["splits"][run.headline], run.metrics.get("positive", [])
+    counts = {name: int(row["n"]) for name, row in body["per_class"].items()}
+    malignant = sum(n for name, n in counts.items() if name in positive)
+    other = sum(counts.values()) - malignant
+    groups = int(body.get("n_groups", body["n"]))
+    # So few groups cannot be enough on both sides, however many images they hold.
+    if not malignant or not other or (min(malignant, other) >= SIDE and groups >= 2 * SIDE):
+        return
+    together = (
+        f", in {groups} groups of images that hang together (lesions, patients)" if groups < body["n"] else ""
+    )
+    yield Warn(
+        "note",
+        f"{malignant} malignant and {other} other {run.headline} images{together}: with fewer than {SIDE} independent "
+        "ones on a side, its figures may be far from those of new lesions, also where no interval is marked.",
     )
 
 

@@ -66,6 +66,7 @@ class Checked:
             for item in self.counted
         ]
         said += [f"{name}: {problem}." for problem in self.problems]
+        said += [f"{name}: {self._uncounted()}."] if self._uncounted() else []
         listed = ", ".join(f"{item.name} {item.value:g}" for item in self.claim.figures)
         size = f" of {self.claim.n} images" if self.claim.n else ""
         if len(self.claim.figures) > 1 and all(fits is False for fits in self.fits.values()):
@@ -84,6 +85,21 @@ class Checked:
                 "them."
             )
         return said
+
+    def _uncounted(self) -> str:
+        """Return what to add so that figures get intervals, "" where nothing is missing or they cannot be true."""
+        names = {item.name for item in self.claim.figures}
+        sides = names & {"sensitivity", "specificity"}
+        if not any(self.fits.values()):
+            return ""
+        if self.claim.n is None:
+            return (
+                "without n, the number of images, there is no count and no interval; give n=... with the figures"
+            )
+        if self.claim.positives is None and sides:
+            of = " and ".join(sorted(sides))
+            return f"without positives there is no count and no interval of {of}; give positives=..."
+        return ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what comparison.json holds of it."""

@@ -29,6 +29,8 @@ HOLDS_FOR = (
     "so they can be a little too good."
 )
 NOTHING = "the model settled nothing on validation images"
+NO_CALL = "no call was made: no operating point is promised (--at names one)"
+ONE_SIDED = "no call was made: the model settled no operating point"
 SEPARATOR = "; "
 _ROWS = 1024
 """Images that are decided at once: memory does not grow with their number."""
@@ -41,12 +43,14 @@ Item = tuple[str, str, Sequence[str]]
 class Decided:
     """What became of the images. at: the operating point that said positive, "" for none; refers: some may be referred.
 
-    sizes: of the sets of classes. cautions: what a person should know before believing the calls.
+    sizes: of the sets of classes. cautions: what a person should know before believing the calls. no_call: why no
+    image was called positive or negative, "" where they were.
     """
 
     at: str
     refers: bool
     cautions: tuple[str, ...]
+    no_call: str
     positive: int = 0
     referred: int = 0
     sizes: Counter[int] = field(default_factory=Counter)
@@ -59,7 +63,7 @@ class Decided:
         self.sizes.update(applied.sets.sum(axis=1).tolist())
 
     def __str__(self) -> str:
-        called = f"{self.positive} positive at {self.at}" if self.at else "none called positive"
+        called = self.no_call or f"{self.positive} positive at {self.at}"
         return f"{called}, {self.referred} referred" if self.refers else called
 
 
@@ -164,8 +168,14 @@ def cautions(chosen: Chosen) -> tuple[str, ...]:
     if not chosen.decision.points:
         return ()
     listed = SEPARATOR.join(named(rate, point) for rate, point in chosen.decision.points)
-    return (f"no image is called positive: no operating point is promised, for want of validation images ({listed}); "
-            "--at applies one all the same",)  # fmt: skip
+    return (f"{NO_CALL}. Settled, but without a promise for want of validation images: {listed}",)
+
+
+def no_call(chosen: Chosen) -> str:
+    """Return why no image is called positive or negative, "" where they are: silence would read as a negative."""
+    if chosen.point is not None:
+        return ""
+    return NO_CALL if chosen.decision.points else ONE_SIDED
 
 
 # decided.csv ------------------------------------------------------------------------------------------------------
@@ -188,7 +198,7 @@ def columns(chosen: Chosen, classes: Sequence[LesionClass]) -> tuple[str, ...]:
 def write_decided(path: Path, chosen: Chosen, classes: Sequence[LesionClass], items: Iterable[Item]) -> Decided:
     """Write decided.csv, some rows at a time; returns what was decided, counted."""
     at = "" if chosen.point is None else named(*chosen.decision.points[chosen.point])
-    decided = Decided(at, chosen.answering is not None, cautions(chosen))
+    decided = Decided(at, chosen.answering is not None, cautions(chosen), no_call(chosen))
     write_rows(path, columns(chosen, classes), _rows(chosen, classes, items, decided))
     return decided
 
@@ -252,6 +262,7 @@ def facts(chosen: Chosen | None, classes: Sequence[LesionClass], decided: Decide
         "calibration": settled["calibration"],
         "operating_point": point,
         "positive": decided.positive if point else None,
+        "no_call": decided.no_call or None,
         "operating_points": settled["operating_points"],
         "sets": {
             "promised": 1 - rule.alpha,
@@ -283,10 +294,8 @@ def legend(chosen: Chosen | None) -> str:
         rate, point = chosen.decision.points[chosen.point]
         lines.append(f"Positive (red), else negative (green): at {named(rate, point)}, {promise(rate, point)}.")
     else:
-        unpromised = (
-            "none called positive, since no operating point is promised; " if chosen.decision.points else ""
-        )
-        lines.append(f"Border: {unpromised}of the most probable class.")
+        why = no_call(chosen)
+        lines.append(f"{why[0].upper()}{why[1:]}. Border: of the most probable class.")
     if chosen.answering is not None:
         lines.append(
             f"Referred (amber): less sure than {chosen.answering.least:.2f}, "
@@ -296,7 +305,8 @@ def legend(chosen: Chosen | None) -> str:
     return " ".join(
         [
             *lines,
-            f"Set: classes that hold the true one, in {promised} of the images of each class; shown unless it is one.",
+            f"Set: classes that hold the true one, in {promised} of the images of each class; "
+            "shown unless it is the predicted class alone.",
         ]
     )
 
@@ -316,7 +326,8 @@ def caption(chosen: Chosen | None, classes: Sequence[LesionClass], cells: Sequen
         call, colour = ("POSITIVE", RED) if called else ("negative", GREEN)
         if not {*np.flatnonzero(chosen.malignant).tolist()} <= {*order}:
             lines.append(f"malignant in all {applied.p_malignant[0]:.2f}")
-    if len(inside) != 1:
+    # A set of one class need not hold the predicted one: that is when a reader most needs to see it.
+    if inside != [classes[order[0]].name]:
         lines.append(f"set: {_set_in_words(inside, len(classes))}")
     if not applied.answered[0]:
         call, colour = f"REFERRED ({call.lower()})" if call else "REFERRED", AMBER

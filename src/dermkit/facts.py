@@ -192,11 +192,22 @@ def environment(where: Where) -> dict[str, Any]:
     }
 
 
+OPENING = "Open the sealed test side"
+
+
+def drop_opening_step(folder: Path) -> None:
+    """Take the opening of the sealed test side out of NEXT_STEPS.txt: this run has opened it, and again would count."""
+    path = folder / "NEXT_STEPS.txt"
+    if path.is_file():
+        parts = path.read_text(encoding="utf-8").split("\n\n")
+        write_text(path, "\n\n".join(part for part in parts if not part.startswith(OPENING)))
+
+
 def write_next_steps(folder: Path, dataset: Path, weights: Path | None, *, sealed: bool = False) -> None:
     """Write the exact next commands. sealed: the test side was not scored, and this is how it is opened."""
     option = f" --weights {weights}" if weights else ""
     opening = f"""
-Open the sealed test side: once, when recipe, model and thresholds are decided; every opening is counted:
+{OPENING}: once, when recipe, model and thresholds are decided; every opening is counted:
   dermkit evaluate {folder} --open-test {dataset}
 """
     text = f"""Research use only. Not a medical device.

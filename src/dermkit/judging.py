@@ -13,7 +13,9 @@ from dermkit.compare import compare_runs
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.files import check_output, check_writable, read_json
+from dermkit.modelcard import SUMS
 from dermkit.report import write_report, write_summary_report
+from dermkit.targets import check_folder, check_model_folder, which_run
 from dermkit.versus import headline, write_comparison, write_versus
 from dermkit.watch import Watch
 
@@ -38,7 +40,9 @@ def evaluate(
     whose sealed test side may be scored; every opening is logged and counted (docs/seal.md).
     """
     may_open = _may_open(open_test, on)
-    _check_keep(asked, on is None and predictions is None)
+    of_a_run = on is None and predictions is None
+    _check_keep(asked, of_a_run)
+    _check_out(out, of_a_run)
     if predictions is not None:
         if target is not None or mapping is not None:
             raise UsageError(
@@ -52,7 +56,9 @@ def evaluate(
         )
     if target is None:
         raise UsageError("nothing to evaluate", remedy="name a run folder, or add --predictions FILE")
+    check_folder(target)
     if on is not None:
+        check_model_folder(target, SUMS)
         from dermkit.external import evaluate_on
 
         return evaluate_on(
@@ -62,20 +68,33 @@ def evaluate(
         raise UsageError("--map goes with --on: a run is evaluated in its own classes", remedy="add --on DATASET")
     if open_test is not None:
         return _open_test(target, open_test, watch or Watch(), asked)
-    if not (target / "predictions.csv").is_file():
-        raise UsageError(
-            f"{target}: has no predictions.csv, so it is not a run folder",
-            remedy="name a run folder, or add --on DATASET to test a model on other data",
-        )
+    _check_evaluable(target)
     from dermkit.runner import finish
 
     return finish(target, images_of(target), asked=asked)
+
+
+def _check_evaluable(target: Path) -> None:
+    if not (target / "predictions.csv").is_file():
+        raise UsageError(
+            f"{target}: has no predictions.csv, so it is not a run folder",
+            remedy=which_run(target, "name a run folder, or add --on DATASET to test a model on other data"),
+        )
 
 
 def _check_keep(asked: Asked, of_a_run: bool) -> None:
     if asked.keep and not of_a_run:
         raise UsageError(
             "--keep: a run's own validation images settle what its model keeps", remedy="name the run alone"
+        )
+
+
+def _check_out(out: Path | None, of_a_run: bool) -> None:
+    if out is not None and of_a_run:
+        raise UsageError(
+            "--out goes with --on or --predictions: a run is evaluated in its own folder",
+            kept="nothing was evaluated",
+            remedy="leave --out out",
         )
 
 
@@ -90,18 +109,21 @@ def _may_open(open_test: Dataset | None, on: Dataset | None) -> bool:
 def _open_test(target: Path, dataset: Dataset, watch: Watch, asked: Asked) -> Path:
     """Open the sealed test side for a run, or for each run of repeats, and evaluate; returns the report."""
     from dermkit import unseal
+    from dermkit.facts import drop_opening_step
     from dermkit.recipe import load
     from dermkit.repeats import summarise
     from dermkit.runner import finish
 
     if not (target / "summary.json").is_file():
         unseal.open_test(target, dataset, watch=watch)
+        drop_opening_step(target)
         return finish(target, dataset.images, asked=asked)
     summary = read_json(target / "summary.json", format=1, error=DataError)
     runs = [target / str(item["folder"]) for item in summary["runs"]]
     for number, run in enumerate(runs, start=1):
         watch.say(f"version {number} of {len(runs)}: {run.name}")
         unseal.open_test(run, dataset, watch=watch)
+        drop_opening_step(run)
         finish(run, dataset.images, asked=asked)
     return summarise(target, runs, monitor=load(runs[0] / "recipe.json").monitor) / "report.html"
 
@@ -129,6 +151,8 @@ def compare(runs: Sequence[Path], *, published: Sequence[str] = (), out: Path) -
     claims = checked_claims(published)
     if not runs and not claims:
         raise UsageError("nothing to compare", remedy="dermkit compare RUN RUN... or --published TEXT")
+    for run in runs:
+        _check_run(run)
     check_output(out, marker="comparison.json", what="a comparison")
     check_writable(out)
     comparison = compare_runs(runs) if runs else None
@@ -144,12 +168,27 @@ def compare(runs: Sequence[Path], *, published: Sequence[str] = (), out: Path) -
     return CompareOutcome(page, headline(comparison, claims), tables, same, notes)
 
 
+def _check_run(folder: Path) -> None:
+    """Raise `DataError` for what is neither a run nor a folder of repeats."""
+    check_folder(folder)
+    if not any((folder / name).is_file() for name in ("run.json", "summary.json")):
+        raise DataError(
+            f"{folder}: has no run.json, so it is not a run folder",
+            kept="nothing was written",
+            remedy=which_run(folder, "name a run folder"),
+        )
+
+
 def report(target: Path) -> Path:
     """Write a run's report again; returns its path."""
+    check_folder(target)
     if (target / "summary.json").is_file():
         return write_summary_report(target)
     if not (target / "metrics.json").is_file():
-        raise UsageError(f"{target}: has no metrics.json, so it is not a run folder", remedy="name a run folder")
+        raise UsageError(
+            f"{target}: has no metrics.json, so it is not a run folder",
+            remedy=which_run(target, "name a run folder"),
+        )
     return write_report(target, images_root=images_of(target))
 
 

@@ -24,8 +24,10 @@ from dermkit.decided import Decided
 from dermkit.errors import DataError, Interrupted, OutputError, Refusal
 from dermkit.files import check_output, check_writable, lock, sha256_file, sweep_temp, write_parts, write_rows
 from dermkit.listing import Found, check_arguments
+from dermkit.modelcard import SUMS
 from dermkit.parts import FOLDER, Job, Row, is_unfinished, open_job, progress
 from dermkit.predictions import write_predictions
+from dermkit.targets import check_model_folder
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
@@ -155,6 +157,7 @@ def _predict(
     from dermkit.predictor import load_model
     from dermkit.scoring import KeptPixels
 
+    check_model_folder(model, SUMS)
     workers = workers or cores()
     leave_out = [out, *([cache] if cache else [])]
     check_arguments(images, leave_out=leave_out)
@@ -180,7 +183,7 @@ def _predict(
 
 def _identity(predictor: "Predictor") -> dict[str, Any]:
     """Return what decides the figures beside the images; a stopped prediction goes on only with the same."""
-    from dermkit.predictor import SUMS, versions
+    from dermkit.predictor import versions
 
     return {
         "model": sha256_file(predictor.folder / SUMS),

@@ -333,7 +333,11 @@ def split_spec(
     try:
         return _SPLIT_ADAPTER.validate_json(json.dumps(value))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip() for item in error.errors())
+        told = (
+            (".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")) for item in error.errors()
+        )
+        problems = "; ".join(" ".join(pair).strip() for pair in told)
+        given = f"validation {validation:g}, test {test:g}, folds {folds}"
         raise UsageError(
-            f"the split cannot be made like that: {problems}", remedy="see `dermkit split --help`"
+            f"the split cannot be made like that ({given}): {problems}", remedy="see `dermkit split --help`"
         ) from error

@@ -1,0 +1,77 @@
+"""Folders that are named as a run or a model and are none: one refusal for all commands, with the runs by name."""
+
+from pathlib import Path
+
+import pytest
+
+from conftest import Invoke
+from dermkit.errors import DataError
+from dermkit.files import write_json
+from dermkit.targets import check_folder, check_model_folder, runs_in, which_run
+
+COMMANDS = (
+    ("evaluate", "nowhere"), ("report", "nowhere"), ("compare", "nowhere"), ("compare", "RUN", "nowhere"),
+    ("evaluate", "nowhere", "--on", "DATA"), ("evaluate", "nowhere", "--open-test", "DATA"),
+    ("predict", "nowhere", "image.jpg", "--out", "out"),
+)  # fmt: skip
+
+
+def told(invoke: Invoke, words: tuple[str, ...], places: dict[str, Path]) -> tuple[int, str]:
+    code, out, err = invoke(*(places.get(word, word) for word in words))
+    assert "Traceback" not in err
+    return code, out + err
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_folder_that_is_not_there(
+    words: tuple[str, ...],
+    invoke: Invoke,
+    trained: Path,
+    binary: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = told(invoke, words, {"RUN": trained, "DATA": binary})
+    assert code == 3
+    assert "nowhere: there is no such folder" in text and "To do: check the path" in text
+    assert not (tmp_path / "out").exists() and not (tmp_path / "comparison").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(("evaluate", "runs"), 2), (("report", "runs"), 2), (("compare", "RUN", "runs"), 3),
+     (("evaluate", "runs", "--on", "DATA"), 3), (("predict", "runs", "image.jpg", "--out", "out"), 3)],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)  # fmt: skip
+def test_a_folder_of_runs_names_them(
+    words: tuple[str, ...], expected: int, invoke: Invoke, trained: Path, binary: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny-s0", "tiny-s1"):
+        write_json(tmp_path / "runs" / name / "run.json", {}, format=1)
+    (tmp_path / "runs" / "other").mkdir()
+    code, text = told(invoke, words, {"RUN": trained, "DATA": binary})
+    assert code == expected
+    assert "To do: name a run in it: runs/tiny-s0, runs/tiny-s1" in text and "other" not in text
+
+
+def test_many_runs_are_counted_and_a_file_is_no_folder(tmp_path: Path) -> None:
+    for number in range(8):
+        write_json(tmp_path / f"r{number}" / "metrics.json", {}, format=1)
+    assert len(runs_in(tmp_path)) == 8
+    assert which_run(tmp_path, "").endswith("r4 or one of 3 more")
+    assert which_run(tmp_path / "r0", "something else") == "something else"
+    with pytest.raises(DataError, match="is a file, not a folder"):
+        check_folder(tmp_path / "r0" / "metrics.json")
+    check_model_folder(tmp_path / "r0", "SHA256SUMS")  # what is no model is told by what verifies it
+
+
+def test_out_does_not_go_with_a_run(invoke: Invoke, trained: Path, tmp_path: Path) -> None:
+    before = (trained / "metrics.json").stat().st_mtime_ns
+    code, _, err = invoke("evaluate", trained, "--out", tmp_path / "x")
+    assert code == 2
+    assert "--out goes with --on or --predictions" in err
+    assert (trained / "metrics.json").stat().st_mtime_ns == before, "nothing was evaluated in place"
+    assert not (tmp_path / "x").exists()
