@@ -88,7 +88,7 @@ def ours(first: Floats, second: Floats, *, doubled: bool) -> dict[str, float]:
     drawn = np.array([[error, -error]]), np.array([[0.0, 0.0]])
     found = trainings.apart((sides[0], drawn[0]), (sides[1], drawn[1]), units=n)
     name = "images and seeds, each in full" if doubled else "images and seeds apart (dermkit)"
-    return {name: 1.0 if found is None else found.p}
+    return {name: 1.0 if found is None or found.p is None else found.p}
 
 
 def naive(first: Floats, second: Floats) -> dict[str, float]:
