@@ -69,6 +69,16 @@ def test_few_units_of_a_class_mark_what_rests_on_them(nevi: int, melanomas: int,
         assert found[name] == bool(few or nevi + melanomas < intervals.FEW), name
 
 
+def test_what_a_sample_makes_too_good_or_too_bad_is_marked_however_many_there_are() -> None:
+    frame, _ = predictions({"nevus": 200, "melanoma": 200})
+    body = evaluate_predictions(frame, classes=CLASSES, groups=None)["splits"]["test"]["metrics"]
+    assert (
+        "too large by chance" in body["ece"]["reason"] and "too large by chance" in body["ece_classwise"]["reason"]
+    )
+    assert "chosen on these images" in body["specificity_at_sensitivity_90"]["reason"]
+    assert not body["brier"].get("reason") and not body["sensitivity"].get("reason")
+
+
 def test_the_mark_says_how_many_there_are() -> None:
     frame, _ = predictions({"nevus": 60, "melanoma": 12})
     body = evaluate_predictions(frame, classes=CLASSES, groups=None)["splits"]["test"]

@@ -30,6 +30,13 @@ from dermkit.metrics.resampled import Resampled
 from dermkit.metrics.scored import Scored
 
 SYNONYMS = {"sensitivity": "recall", "ppv": "precision"}
+HOPEFUL = (
+    ("ece", "bins make it too large by chance"),
+    ("sensitivity_at_", "the threshold was chosen on these images"),
+    ("specificity_at_", "the threshold was chosen on these images"),
+)
+"""Figures, by how their names begin, that are off in a sample by more than the bootstrap sees; and why."""
+
 PROPORTIONS = ("precision", "recall", "specificity", "npv")
 AUROC_METHOD = "DeLong on the logit, t"
 PERFECT_METHOD = "score interval, Hanley and McNeil's variance"
@@ -265,7 +272,8 @@ class _Summary:
 
     def _bootstrap(self, name: str, value: float, n: int) -> Estimate:
         samples, left_out = self._found()
-        return self.drawn.estimate(value, n, samples.get(name), left_out.get(name))
+        made = self.drawn.estimate(value, n, samples.get(name), left_out.get(name))
+        return doubted(made, [f"{UNRELIABLE}: {why}" for start, why in HOPEFUL if name.startswith(start)])
 
 
 def _column(found: dict[str, Floats], name: str, column: int) -> Floats | None:
