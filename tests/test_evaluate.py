@@ -105,7 +105,7 @@ REFUSALS: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {
     "above one": (lambda f: set_cell(f, 1, "p_AK", 1.1), "outside 0 to 1: line 3"),
     "sum": (
         lambda f: f.assign(p_AK=f["p_AK"] / 2),
-        "do not sum to 1 within 0.0001 (a table of another tool: 0.001): line 2",
+        r"do not sum to 1 within 0.0001 \(a table of another tool: 0.001\): line 2",
     ),
     "label": (
         lambda f: set_cell(f, 2, "label", "melanom"),

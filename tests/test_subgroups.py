@@ -95,7 +95,7 @@ def test_a_gap_from_a_doubtful_figure_is_doubtful() -> None:
     assert near.reason and few.reason and not sound.reason
     gap = apart(near, few, names=("female", "male"))
     assert gap.reason == (
-        "interval unreliable: female: 1 of 90 on one side, so near to 0 or 1; "
+        "interval unreliable: female: 1 of 90 units on one side, so near to 0 or 1; "
         "interval unreliable: male: 20 units, 30 needed"
     )
     assert trust(gap.as_dict()) == "doubtful"
