@@ -101,10 +101,11 @@ def _pairs(item: Comparison, body: dict[str, Any]) -> list[tuple[object, ...]]:
 
 def _spreads(item: Comparison, body: dict[str, Any]) -> list[tuple[object, ...]]:
     """Return the figures of each recipe over its trainings, and of each single run."""
+    every = {**{name: group["figures"] for name, group in body["groups"].items()}, **body["runs"]}
     return [
-        (commit(), item.name, split, "figure", name, "", figure, found["value"], found["sd"], "", found["low"],
+        (commit(), item.name, split, "figure", name, "", figure, found["value"], found.get("sd", ""), "", found["low"],
          found["high"], found["n"], "", "", "", "")
-        for name, splits in body["runs"].items()
+        for name, splits in every.items()
         for split, figures in splits.items()
         for figure, found in figures.items()
         if figure in TOLD
