@@ -16,7 +16,7 @@ from scipy.special import expit
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
-from dermkit.metrics import counts, delong, intervals, official, partial, ranking, reliability
+from dermkit.metrics import counts, delong, intervals, official, partial, placement, ranking, reliability
 from dermkit.metrics.counts import Bools, Floats, Ints
 
 CASES = 500
@@ -432,4 +432,4 @@ def test_a_variance_that_came_out_too_small_is_not_believed() -> None:
     found = delong.auroc_interval(score, positive, np.arange(80))
     assert found is not None and found[1] - found[0] > 2 * own * 3.92
     assert delong.auroc_interval(np.arange(80.0), positive, np.arange(80)) is None
-    assert delong.hanley(0.8, 50, 80) == pytest.approx((0.16 + 49 * 0.08 / 3 + 79 * 0.64 / 9) / 4000)
+    assert placement.hanley(0.8, 50, 80) == pytest.approx((0.16 + 49 * 0.08 / 3 + 79 * 0.64 / 9) / 4000)

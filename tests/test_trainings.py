@@ -239,6 +239,19 @@ def test_photographs_of_one_lesion_are_not_several_images() -> None:
     assert tripled.estimate.n == 180
 
 
+def test_trainings_on_few_images_of_a_class_say_so() -> None:
+    found = {}
+    for n in (40, 200):
+        one, other = draws(recipe(1, 3, n, skill=2.0)), draws(recipe(2, 3, n, skill=0.5))
+        found[n] = {item.figure: item.estimate.reason for item in differences_of_trainings(one, other)}
+    units = int(recipe(1, 3, 40)[0].is_malignant.sum())
+    assert units < 30
+    for name in ("sensitivity", "auroc", "balanced_accuracy"):
+        assert found[40][name] == f"interval unreliable: {units} units, 30 needed"
+    assert found[40]["accuracy"] == ""
+    assert set(found[200].values()) == {""}
+
+
 def test_what_a_training_does_not_define_is_not_compared() -> None:
     first, second = recipe(7, 2, 40), recipe(8, 2, 40)
     flat = replace(first[0], predicted=np.zeros(40, dtype=np.int64))

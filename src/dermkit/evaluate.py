@@ -66,7 +66,7 @@ def evaluate_predictions(
     settle_alone: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the body of metrics.json for checked predictions, independent of the order of their rows.
+    """Return the body of metrics.json for predictions, independent of the order of their rows.
 
     groups: image_id -> what is drawn together (lesion or patient); None takes every image as independent and warns.
     train_counts: images per class in training, for the baselines. attributes: by image_id, for figures by age, sex,
@@ -75,15 +75,44 @@ def evaluate_predictions(
     images that the official scorer leaves out. Raises `DataError` for an image without group, or for something asked
     that these images cannot settle.
     """
+    return _body(
+        _sides(predictions, classes, groups), classes=classes, grouped=groups is not None, train_counts=train_counts,
+        attributes=attributes, settled=settled, asked=asked, isic_ids=isic_ids, settle_alone=settle_alone, seed=seed,
+    )  # fmt: skip
+
+
+Side = tuple[pd.DataFrame, Scored]
+"""A split's checked rows, and the same as arrays."""
+
+
+def _sides(
+    predictions: pd.DataFrame, classes: Sequence[LesionClass], groups: Mapping[str, int] | None
+) -> dict[str, Side]:
+    """Check the table and return its splits in order."""
     predictions = check_predictions(predictions, [item.name for item in classes])
     found = set(predictions["split"])
     order = [name for name in SPLIT_ORDER if name in found] + sorted(found - set(SPLIT_ORDER))
-    warnings, splits, made = _general_warnings(classes, groups), {}, settled
-    check_asked(asked, found, settled)
-    for name in order:
-        part = predictions[predictions["split"] == name]
+    parts = {name: predictions[predictions["split"] == name] for name in order}
+    return {name: (part, scored_of(part, classes, groups)) for name, part in parts.items()}
+
+
+def _body(
+    sides: Mapping[str, Side],
+    *,
+    classes: Sequence[LesionClass],
+    grouped: bool,
+    train_counts: Mapping[str, int] | None,
+    attributes: pd.DataFrame | None,
+    settled: Settled | None,
+    asked: Asked,
+    isic_ids: Mapping[str, str] | None,
+    settle_alone: bool,
+    seed: int,
+) -> dict[str, Any]:
+    warnings, splits, made = _general_warnings(classes, grouped), {}, settled
+    check_asked(asked, set(sides), settled)
+    for name, (part, scored) in sides.items():
         warnings += _repeats(name, part)
-        scored = scored_of(part, classes, groups)
         baselines = {} if train_counts is None else _baselines(scored, train_counts, seed)
         splits[name] = {**summarise(scored, seed=seed), "baselines": baselines}
         if asked.official:
@@ -92,12 +121,12 @@ def evaluate_predictions(
             splits[name]["subgroups"] = subgroups_of(scored, part, attributes, made)
         if made is not None:
             splits[name]["decided"] = judged_on(made, scored, seed=seed, asked=asked)
-        elif name == SETTLES and (len(order) > 1 or settle_alone):
+        elif name == SETTLES and (len(sides) > 1 or settle_alone):
             made = settle_on(scored, asked)
     return {
         "classes": [item.name for item in classes],
         "positive": [item.name for item in classes if item.malignancy == "malignant"],
-        "bootstrap": {"resamples": RESAMPLES, "seed": seed, "unit": "image" if groups is None else "group"},
+        "bootstrap": {"resamples": RESAMPLES, "seed": seed, "unit": "group" if grouped else "image"},
         "asked": asked.as_dict(),
         "splits": splits,
         "decision": None if made is None else made.as_dict(),
@@ -110,13 +139,13 @@ def _repeats(name: str, part: pd.DataFrame) -> list[str]:
     return [f"{name}: {repeated} rows repeat an image (folds or seeds); repeats are one group"] if repeated else []
 
 
-def _general_warnings(classes: Sequence[LesionClass], groups: Mapping[str, int] | None) -> list[str]:
+def _general_warnings(classes: Sequence[LesionClass], grouped: bool) -> list[str]:
     unsure = [item.name for item in classes if item.malignancy == "indeterminate"]
     said = (
         [f"indeterminate, counted as not malignant in the binary figures: {', '.join(unsure)}"] if unsure else []
     )
     alone = "lesions and patients are unknown: intervals take every image as independent"
-    return [*said, alone] if groups is None else said
+    return said if grouped else [*said, alone]
 
 
 def _baselines(scored: Scored, train_counts: Mapping[str, int], seed: int) -> dict[str, Any]:
@@ -162,22 +191,21 @@ def write_evaluation(
     extra: further fields of metrics.json (leaks, overfitting, mapping, unmapped). colour: predictions of the rule
     that sees colour alone, for the baselines. What an earlier evaluation was asked for and this one is not, is removed.
     """
-    body = evaluate_predictions(
-        predictions, classes=classes, groups=groups, train_counts=train_counts, attributes=attributes,
-        settled=settled, settle_alone=settle_alone, asked=asked, isic_ids=isic_ids, seed=seed,
+    sides = _sides(predictions, classes, groups)
+    body = _body(
+        sides, classes=classes, grouped=groups is not None, train_counts=train_counts, attributes=attributes,
+        settled=settled, asked=asked, isic_ids=isic_ids, settle_alone=settle_alone, seed=seed,
     )  # fmt: skip
     _write_decision(folder / DECISION, body["decision"])
     body |= dict(extra or {})
     body["warnings"] = [*warnings, *body["warnings"]]
-    predictions = check_predictions(predictions, body["classes"])
     made = None if body["decision"] is None else from_dict(body["decision"]).calibration
     for name, split in body["splits"].items():
-        part = predictions[predictions["split"] == name]
+        part, scored = sides[name]
         if colour is not None and (colour["split"] == name).any():
             rule = scored_of(colour[colour["split"] == name], classes, groups)
             found = summarise(rule, seed=seed)["metrics"]
             split["baselines"]["mean_colour"] = {figure: found[figure] for figure in COLOUR_FIGURES}
-        scored = scored_of(part, classes, groups)
         _write_tables(folder / "figures", name, split, scored)
         judged = calibrated(scored, made) if made is not None and "decided" in split else None
         _write_or_drop(

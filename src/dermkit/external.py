@@ -19,6 +19,7 @@ from dermkit.metrics.decision import from_dict
 from dermkit.modelcard import settled
 from dermkit.predictions import (
     ClassMapping,
+    columns_of,
     default_mapping,
     groups_of,
     load_mapping,
@@ -94,7 +95,7 @@ def evaluate_on(
 
 def _write_scored(folder: Path, kept: pd.DataFrame, names: Sequence[str], dataset: Dataset) -> None:
     """Write the predictions in the target classes, and what is known of their images."""
-    columns = ["image_id", "path", "label", "split", "fold", "seed", "predicted", *(f"p_{name}" for name in names)]
+    columns = columns_of(names)
     write_predictions(folder / "predictions.csv", names, kept[columns].to_numpy(dtype=object).tolist())
     write_groups(
         folder / "groups.csv", dataset.manifest["image_id"], split_groups(dataset.manifest), kept["image_id"]

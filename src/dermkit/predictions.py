@@ -33,6 +33,11 @@ LISTED = 20
 """Line numbers printed per kind of problem; the rest are counted."""
 
 
+def columns_of(classes: Sequence[str]) -> list[str]:
+    """Return the columns of predictions.csv in order."""
+    return [*ID_COLUMNS, *(PREFIX + name for name in classes)]
+
+
 def read_predictions(path: Path, classes: Sequence[str], *, labels: Sequence[str] | None = None) -> pd.DataFrame:
     """Read predictions.csv: text columns as they are, `p_<class>` as float64, in the order of `classes`.
 
@@ -52,7 +57,7 @@ def check_predictions(
     frame: pd.DataFrame, classes: Sequence[str], *, labels: Sequence[str] | None = None, where: str = "predictions"
 ) -> pd.DataFrame:
     """Return the table with columns in order and probabilities as float64; raises `DataError` as above."""
-    wanted = [*ID_COLUMNS, *(PREFIX + name for name in classes)]
+    wanted = columns_of(classes)
     problems = [f"no column {name}" for name in wanted if name not in frame.columns]
     problems += [f"unknown column {name}" for name in frame.columns if name not in wanted]
     if problems or frame.empty:
@@ -303,17 +308,7 @@ def remap_predictions(predictions: pd.DataFrame, mapping: ClassMapping) -> Remap
 
 def write_predictions(path: Path, classes: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write predictions.csv: image_id, path, label, split, fold, seed, predicted, then a column per class."""
-    header = (
-        "image_id",
-        "path",
-        "label",
-        "split",
-        "fold",
-        "seed",
-        "predicted",
-        *(f"p_{name}" for name in classes),
-    )
-    write_rows(path, header, rows)
+    write_rows(path, columns_of(classes), rows)
 
 
 def write_groups(

@@ -15,7 +15,8 @@ from dermkit.metrics.decision import Decision, from_dict
 from dermkit.predictions import ATTRIBUTES, read_attributes, read_predictions, read_table
 
 RUN_FORMAT = 1
-SEAL_FORMAT = 1
+KEPT_SEAL = "seal.json"
+KEPT_SEAL_FORMAT = 1
 SEAL_FACTS = ("name", "date", "n", "opening", "openings")
 
 
@@ -108,8 +109,13 @@ def leak_warnings(leaks: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def kept_seal(run: Path) -> dict[str, Any]:
+    """Return the run's own copy of a seal, {} for a run whose test side is not sealed."""
+    path = run / KEPT_SEAL
+    return read_json(path, format=KEPT_SEAL_FORMAT, error=DataError) if path.exists() else {}
+
+
 def seal_of(run: Path) -> dict[str, Any]:
     """Return what metrics.json says of a sealed test side, {} where it is not; opening: None = not scored."""
-    path = run / "seal.json"
-    kept = read_json(path, format=SEAL_FORMAT, error=DataError) if path.exists() else {}
+    kept = kept_seal(run)
     return {key: len(kept[key]) if key == "openings" else kept[key] for key in SEAL_FACTS} if kept else {}

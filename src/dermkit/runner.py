@@ -43,8 +43,9 @@ from dermkit.modelcard import settle, wishes_kept, with_kept
 from dermkit.plan import Plan, Where
 from dermkit.recipe import save as save_recipe
 from dermkit.report import write_report
+from dermkit.runfiles import KEPT_SEAL
 from dermkit.runscores import score_sides
-from dermkit.sealed import KEPT, Logged, end_openings, log_meetings, write_kept
+from dermkit.sealed import Logged, end_openings, log_meetings, write_kept
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _lead(plan: Plan, where: Where, watch: Watch, fabric: "Fabric") -> None:
     folder, ranks = plan.folder, ranks_of(fabric)
     if (folder / ("metrics.json" if plan.trial else "report.html")).exists():
         watch.say(f"{folder}: already finished; nothing to do")
-        if plan.seal is not None and not plan.trial and not (folder / KEPT).exists():
+        if plan.seal is not None and not plan.trial and not (folder / KEPT_SEAL).exists():
             watch.say(f"warning: it scored these test images before they were sealed as {plan.seal.name}")
         ranks.tell("finished")
         return

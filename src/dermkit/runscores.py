@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dermkit.colour import colour_rule
 from dermkit.data.manifest import Dataset
 from dermkit.data.split import split_groups
-from dermkit.predictions import read_table, write_attributes, write_groups, write_predictions
+from dermkit.predictions import columns_of, read_table, write_attributes, write_groups, write_predictions
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _write(
 def _kept(path: Path, names: Sequence[str], keep: Sequence[str]) -> list[Cells]:
     if not keep:
         return []
-    columns = ["image_id", "path", "label", "split", "fold", "seed", "predicted", *(f"p_{name}" for name in names)]
+    columns = columns_of(names)
     frame = read_table(path, *columns)
     kept = frame.loc[frame["split"].isin(list(keep)), columns]
     return [tuple(row) for row in kept.itertuples(index=False, name=None)]

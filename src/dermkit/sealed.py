@@ -3,7 +3,6 @@
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import dermkit
 from dermkit.data.manifest import Dataset
@@ -21,11 +20,9 @@ from dermkit.data.seal import (
     read_seals,
 )
 from dermkit.errors import DataError, UsageError
-from dermkit.files import read_json, sha256_file, write_json
+from dermkit.files import sha256_file, write_json
 from dermkit.modelcard import SUMS
-
-KEPT = "seal.json"
-KEPT_FORMAT = 1
+from dermkit.runfiles import KEPT_SEAL, KEPT_SEAL_FORMAT, kept_seal
 
 Logged = tuple[str, Opening]
 """A seal's name, and the opening that was logged in it."""
@@ -44,21 +41,16 @@ def write_kept(run: Path, seal: Seal, *, opening: int | None, notes: Sequence[st
 
     notes: what a reader of the test figures should know of the opening.
     """
-    write_json(run / KEPT, {**seal.facts(), "opening": opening, "notes": list(notes)}, format=KEPT_FORMAT)
-
-
-def read_kept(run: Path) -> dict[str, Any]:
-    """Return the run's own copy, {} for a run whose test side is not sealed."""
-    path = run / KEPT
-    return read_json(path, format=KEPT_FORMAT, error=DataError) if path.exists() else {}
+    body = {**seal.facts(), "opening": opening, "notes": list(notes)}
+    write_json(run / KEPT_SEAL, body, format=KEPT_SEAL_FORMAT)
 
 
 def check_kept_log(run: Path, seal: Seal, path: Path) -> None:
     """Refuse a seal that is not the run's own, or that lacks openings which the run knows of; raises `DataError`."""
-    kept = read_kept(run)
+    kept = kept_seal(run)
     if kept["sha256"] != seal.sha256:
         raise DataError(
-            f"{run / KEPT}: is of other sealed rows than {path}",
+            f"{run / KEPT_SEAL}: is of other sealed rows than {path}",
             kept="nothing was scored",
             remedy="restore the data set that the run was trained on, or train again",
         )

@@ -12,15 +12,14 @@ from dermkit.data.seal import Seal, end_opening, find_meetings, find_seal, log_o
 from dermkit.errors import DataError, UsageError
 from dermkit.files import lock, read_json
 from dermkit.predictions import read_table
+from dermkit.runfiles import KEPT_SEAL, kept_seal
 from dermkit.runscores import score_sides
 from dermkit.sealed import (
-    KEPT,
     Logged,
     check_kept_log,
     end_openings,
     log_meetings,
     new_opening,
-    read_kept,
     seals_of,
     write_kept,
 )
@@ -103,7 +102,7 @@ def _sides(run: Path, dataset: Dataset) -> pd.DataFrame:
 
 def _seal(run: Path, dataset: Dataset, sides: pd.DataFrame) -> Seal:
     """Return the seal of the run's test side, as it was when the run was trained."""
-    if not (run / KEPT).is_file():
+    if not (run / KEPT_SEAL).is_file():
         raise UsageError(
             f"{run}: its test side was not sealed when it was trained, so it is scored already",
             kept="nothing was counted",
@@ -115,7 +114,7 @@ def _seal(run: Path, dataset: Dataset, sides: pd.DataFrame) -> Seal:
         raise DataError(
             f"{run}: the test side that it was trained beside has no seal in {folder}",
             kept="nothing was scored",
-            remedy=f"restore {read_kept(run)['name']}.seal.json, or name the data set that the run was trained on",
+            remedy=f"restore {kept_seal(run)['name']}.seal.json, or name the data set that the run was trained on",
         )
     check_kept_log(run, seal, seal_path(folder, seal.name))
     return seal

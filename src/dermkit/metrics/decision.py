@@ -127,12 +127,10 @@ def _rule_from(body: Mapping[str, Any]) -> conformal.ConformalRule:
 
 
 def _answering_from(item: Mapping[str, Any]) -> Answering:
-    error = item["error"]
-    bounds = None if error["ci95"] is None else (float(error["ci95"][0]), float(error["ci95"][1]))
-    estimate = Estimate(
-        float(error["value"]), bounds, int(error["n"]), str(error["method"]), str(error.get("reason", ""))
-    )
-    return Answering(float(item["share"]), float(item["least_confidence"]), float(item["answered"]), estimate)
+    return Answering(
+        float(item["share"]), float(item["least_confidence"]), float(item["answered"]),
+        Estimate.from_dict(item["error"]),
+    )  # fmt: skip
 
 
 def decide(validation: Scored, *, wishes: Sequence[tuple[str, float]] = WISHES, alpha: float = ALPHA) -> Decision:
@@ -149,7 +147,7 @@ def decide(validation: Scored, *, wishes: Sequence[tuple[str, float]] = WISHES, 
         calibration, losses, points_for(settled, wishes),
         conformal.calibrate(settled.true, settled.probabilities, alpha=alpha, groups=settled.groups),
         len(validation.true),
-        tuple(_answering(settled, SHARES)),
+        tuple(_answering(settled, _curve(settled), SHARES)),
     )  # fmt: skip
 
 
@@ -217,12 +215,14 @@ def judged(
     figures = summarise(settled, seed=seed, ranked=False)["metrics"]
     missing = "" if (decision.points or asked) else "none was settled"
     missing = missing or _one_sided(settled)
-    points = []
-    for own, (rate, point) in (
-        () if missing else [*((0, at) for at in decision.points), *((1, at) for at in asked)]
-    ):
-        found = at_threshold(settled, point.value, prevalences=prevalences)
-        points.append({**_told(rate, point), "asked": bool(own), "threshold": point.value, **_as_dict(found)})
+    every = [*((at, False) for at in decision.points), *((at, True) for at in asked)]
+    points = [
+        {
+            **_told(rate, point), "asked": is_asked, "threshold": point.value,
+            **_as_dict(at_threshold(settled, point.value, prevalences=prevalences)),
+        }
+        for (rate, point), is_asked in ([] if missing else every)
+    ]  # fmt: skip
     return {
         "calibrated": {
             "kind": decision.calibration.kind,
@@ -288,10 +288,13 @@ def _conformal(rule: conformal.ConformalRule, settled: Scored) -> dict[str, Any]
     return {"promised": 1 - rule.alpha, "per_class": classes, "sizes": sizes.tolist()}
 
 
-def _answering(settled: Scored, shares: Sequence[float]) -> Iterator[Answering]:
+def _curve(settled: Scored) -> conformal.RiskCoverage:
+    return conformal.risk_coverage(settled.confidence, settled.true == settled.predicted)
+
+
+def _answering(settled: Scored, curve: conformal.RiskCoverage, shares: Sequence[float]) -> Iterator[Answering]:
     """Yield for each share what the surest images of that share are and how often they are answered wrongly."""
     right = settled.true == settled.predicted
-    curve = conformal.risk_coverage(settled.confidence, right)
     for share in shares:
         at = int(np.searchsorted(curve.coverage, share - 1e-12))
         answered = settled.confidence >= curve.confidence[at]
@@ -304,15 +307,15 @@ def _refer(decision: Decision, settled: Scored) -> dict[str, Any]:
 
     `settled`: the same from the confidences on that validation settled, which `dermkit predict --refer` goes by.
     """
-    right = settled.true == settled.predicted
+    right, curve = settled.true == settled.predicted, _curve(settled)
     shares = {
         f"{item.share:g}": {
             **item.error.as_dict(), "answered": item.answered, "least_confidence": item.least
         }
-        for item in _answering(settled, (1.0, 0.9, 0.8, 0.7, 0.5))
+        for item in _answering(settled, curve, (1.0, 0.9, 0.8, 0.7, 0.5))
     }  # fmt: skip
     return {
-        "area": conformal.risk_coverage(settled.confidence, right).area(),
+        "area": curve.area(),
         "error_when_answering": shares,
         "settled": [_at_confidence(item, settled, right) for item in decision.answering],
     }

@@ -11,7 +11,7 @@ from scipy.special import expit
 from scipy.stats import norm, t
 
 from dermkit.metrics.counts import Bools, Floats, Ints
-from dermkit.metrics.placement import outranked
+from dermkit.metrics.placement import hanley, outranked
 
 LEVEL = 0.95
 LEAST_VARIANCE = 0.4
@@ -96,13 +96,6 @@ def _spread(score: Floats, positive: Bools, units: Ints) -> tuple[float, Spread]
     both = 2 * float(sums[0] @ sums[1]) * _few(int(number.max()) + 1)  # a unit with images of both sides
     share = parts[0] / max(sum(parts), 1e-300)
     return value, Spread(max(0.0, parts[0] + both * share), max(0.0, parts[1] + both * (1 - share)), sides)
-
-
-def hanley(value: float, positives: int, negatives: int) -> float:
-    """Return Hanley and McNeil's variance of an AUROC (Radiology 1982, 143:29)."""
-    first, second = value / (2 - value), 2 * value**2 / (1 + value)
-    spread = value * (1 - value) + (positives - 1) * (first - value**2) + (negatives - 1) * (second - value**2)
-    return spread / (positives * negatives)
 
 
 def _by_unit(terms: Floats, number: Ints, all_numbers: Ints) -> Floats:

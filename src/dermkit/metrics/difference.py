@@ -15,7 +15,7 @@ import numpy as np
 from dermkit.metrics import delong, intervals, paired, power, probability
 from dermkit.metrics.counts import Bools, Floats
 from dermkit.metrics.estimate import Estimate, doubted
-from dermkit.metrics.figures import Figures, Plan, figures_compared, images_behind
+from dermkit.metrics.figures import Figures, Plan, figures_compared, images_behind, units_behind
 from dermkit.metrics.resampled import MOST_CORRECTED, Named, Resampled
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.verdict import FIGURES, Difference, verdict
@@ -105,20 +105,8 @@ def _delong(first: Scored, second: Scored) -> Difference:
         sure = Estimate(gap, None, n, "none", "no interval: no variance")
         return Difference("auroc", sure, DELONG, 1.0) if gap == 0 else Difference("auroc", sure, "none", None)
     estimate = Estimate(gap, (max(-1.0, gap - half), min(1.0, gap + half)), n, f"{DELONG}, normal")
-    made = doubted(estimate, few_units(first, "auroc"))
+    made = doubted(estimate, intervals.few(units_behind(first, "auroc")))
     return Difference("auroc", made, DELONG, p, needed=power.scaled_need(n, gap, error))
-
-
-def few_units(scored: Scored, figure: str) -> list[str]:
-    """Return why an interval of a difference in a figure is not relied on: too few units of a class it rests on."""
-    positive, every = scored.is_malignant, np.ones(len(scored.true), dtype=bool)
-    classes = [scored.true == k for k in range(len(scored.classes))]
-    sides = {
-        "sensitivity": [positive], "specificity": [~positive],
-        "auroc": [positive, ~positive], "average_precision": [positive, ~positive],
-        "balanced_accuracy": classes, "f1_macro": classes,
-    }.get(figure, [every])  # fmt: skip
-    return intervals.few(min(len(np.unique(scored.groups[rows])) for rows in sides))
 
 
 # Bootstrap --------------------------------------------------------------------------------------------------------
@@ -153,7 +141,8 @@ class _Both:
             return Difference(name, missing, "none", None)
         samples = self.drawn.samples.get(name)
         estimate = doubted(
-            self.drawn.estimate(value, n, samples, self.drawn.left_out.get(name)), few_units(self.scored, name)
+            self.drawn.estimate(value, n, samples, self.drawn.left_out.get(name)),
+            intervals.few(units_behind(self.scored, name)),
         )
         if samples is None:
             return Difference(name, estimate, "none", None)

@@ -44,10 +44,23 @@ class Estimate:
         }
         return {**body, "reason": self.reason} if self.reason else body
 
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> "Estimate":
+        """Return the estimate that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another one."""
+        value, ci95 = body["value"], body["ci95"]
+        bounds = None if ci95 is None else (float(ci95[0]), float(ci95[1]))
+        number = None if value is None else float(value)
+        return cls(number, bounds, int(body["n"]), str(body["method"]), str(body.get("reason", "")))
+
 
 UNRELIABLE = "interval unreliable"
 MISLEADING = ("every resample gave the same value", "the bootstrap is biased")
 """Doubts after which an interval is not shown: it has no width, or lies beside its value."""
+
+
+def doubts(reason: str) -> list[str]:
+    """Return the parts of a reason that say why its interval is unreliable."""
+    return [part for part in reason.split("; ") if part.startswith(UNRELIABLE)]
 
 
 def doubted(estimate: Estimate, reasons: Sequence[str]) -> Estimate:
@@ -69,12 +82,11 @@ def trust(estimate: Mapping[str, Any]) -> Literal["", "doubtful", "none"]:
     An interval of few units, or that lost resamples, still says something; one without width, or beside its value,
     misleads.
     """
-    bounds, reason = estimate.get("ci95"), str(estimate.get("reason") or "")
-    doubts = [part for part in reason.split("; ") if part.startswith(UNRELIABLE)]
-    misleading = any(why in part for part in doubts for why in MISLEADING)
+    bounds, found = estimate.get("ci95"), doubts(str(estimate.get("reason") or ""))
+    misleading = any(why in part for part in found for why in MISLEADING)
     if not bounds or bounds[0] == bounds[1] or misleading:
         return "none"
-    return "doubtful" if doubts else ""
+    return "doubtful" if found else ""
 
 
 def in_words(reason: str) -> str:

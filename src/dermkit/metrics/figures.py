@@ -64,6 +64,18 @@ def images_behind(scored: Scored, name: str) -> int:
     return {"sensitivity": positives, "specificity": len(scored.true) - positives}.get(name, len(scored.true))
 
 
+def units_behind(scored: Scored, name: str) -> int:
+    """Return how many independent units one of these figures rests on: of what asks several classes, of the rarest."""
+    positive, every = scored.is_malignant, np.ones(len(scored.true), dtype=bool)
+    classes = [scored.true == k for k in range(len(scored.classes))]
+    sides = {
+        "sensitivity": [positive], "specificity": [~positive],
+        "auroc": [positive, ~positive], "average_precision": [positive, ~positive],
+        "balanced_accuracy": classes, "f1_macro": classes,
+    }.get(name, [every])  # fmt: skip
+    return min(len(np.unique(scored.groups[rows])) for rows in sides)
+
+
 # Order ------------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from dermkit.metrics import intervals
-from dermkit.metrics.estimate import NO_METHOD, UNRELIABLE, Estimate, doubted, undefined
+from dermkit.metrics.estimate import NO_METHOD, Estimate, doubted, doubts, undefined
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.thresholds import per_thousand, predictive_values
 
@@ -92,8 +92,9 @@ def _of_rate(value: float, rate: Estimate, people: float, *, others: bool = Fals
 def _derived(value: float, bounds: Bounds | None, n: int, method: str, rates: tuple[Estimate, ...]) -> Estimate:
     """Return what follows from rates: with their doubts, or with why one of them has no interval."""
     if bounds is not None:
-        doubts = [part for rate in rates for part in rate.reason.split("; ") if part.startswith(UNRELIABLE)]
-        return doubted(Estimate(value, bounds, n, method), doubts)
+        return doubted(
+            Estimate(value, bounds, n, method), [part for rate in rates for part in doubts(rate.reason)]
+        )
     why = dict.fromkeys(rate.reason for rate in rates if rate.ci95 is None and rate.reason)
     return Estimate(value, None, n, NO_METHOD, "; ".join(why) or "no interval: it has no upper bound")
 

@@ -44,22 +44,25 @@ class Placed:
         not at the estimate, so that a perfect AUROC of 20 images keeps a width. Times what DeLong's variance is
         larger, which is what lesions with several photographs add.
         """
-        design = max(1.0, self.variance / max(self._hanley(self.auroc), NEAR))
+        design = max(1.0, self.variance / max(self._variance_at(self.auroc), NEAR))
 
         def gap(theta: float) -> float:
-            return abs(self.auroc - theta) - z * math.sqrt(design * max(self._hanley(theta), 0.0))
+            return abs(self.auroc - theta) - z * math.sqrt(design * max(self._variance_at(theta), 0.0))
 
         near = self.auroc - NEAR if end < self.auroc else self.auroc + NEAR
         if not 0 <= near <= 1 or gap(near) >= 0:
             return self.auroc
         return float(brentq(gap, near, end)) if gap(end) > 0 else end
 
-    def _hanley(self, theta: float) -> float:
-        """Return Hanley and McNeil's variance of an AUROC of `theta` (Radiology 1982, 143:29)."""
-        n, m = self.positives, self.negatives
-        first, second = theta / (2 - theta), 2 * theta**2 / (1 + theta)
-        spread = theta * (1 - theta) + (n - 1) * (first - theta**2) + (m - 1) * (second - theta**2)
-        return spread / (n * m)
+    def _variance_at(self, theta: float) -> float:
+        return hanley(theta, self.positives, self.negatives)
+
+
+def hanley(value: float, positives: int, negatives: int) -> float:
+    """Return Hanley and McNeil's variance of an AUROC of `value` (Radiology 1982, 143:29)."""
+    first, second = value / (2 - value), 2 * value**2 / (1 + value)
+    spread = value * (1 - value) + (positives - 1) * (first - value**2) + (negatives - 1) * (second - value**2)
+    return spread / (positives * negatives)
 
 
 def placed(scores: Floats, positive: Bools, *, units: Ints, fold: Ints) -> Placed:

@@ -12,8 +12,8 @@ from scipy.stats import t
 
 from dermkit.metrics import intervals, paired, trainings
 from dermkit.metrics.counts import Floats
-from dermkit.metrics.estimate import Estimate, undefined
-from dermkit.metrics.figures import Plan, figures_compared, images_behind
+from dermkit.metrics.estimate import Estimate, doubted, undefined
+from dermkit.metrics.figures import Plan, figures_compared, images_behind, units_behind
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.trainings import Apart, Sources
 from dermkit.metrics.verdict import FIGURES, Repeated
@@ -81,8 +81,9 @@ def _of_trainings(name: str, first: Sequence[Drawn], second: Sequence[Drawn]) ->
         silent = Estimate(one.mean - other.mean, None, n, "none", "no interval: the images are one unit")
         return Repeated(name, silent, "none", None, first=one, second=other, trainings=counts)
     lost = 1 - rows[0][1].shape[1] / len(first[0].samples[name])
+    estimate = doubted(_estimated(name, found, n, lost), intervals.few(units_behind(scored, name)))
     return Repeated(
-        name, _estimated(name, found, n, lost), TRAININGS, found.p, needed=trainings.images_needed(found, n),
+        name, estimate, TRAININGS, found.p, needed=trainings.images_needed(found, n),
         first=one, second=other, trainings=counts, seeds=found.seeds, images=found.images, borrowed=found.borrowed,
         needs_trainings=trainings.needs_trainings(found),
     )  # fmt: skip
@@ -173,7 +174,5 @@ def _of_folds(folds: Sequence[Sequence[Mapping[str, float]]], name: str) -> Sour
 
 
 def _units(scored: Scored, name: str) -> int:
-    """Return how many independent observations carry a figure; of ranks, those of the rarer side."""
-    sides = [len(np.unique(scored.groups[scored.is_malignant == side])) for side in (True, False)]
-    few = {"sensitivity": sides[0], "specificity": sides[1], "auroc": min(sides), "average_precision": min(sides)}
-    return few.get(name, scored.units)
+    """Return how many independent observations carry a figure's variance; each class carries its part of a mean."""
+    return scored.units if name in ("balanced_accuracy", "f1_macro") else units_behind(scored, name)

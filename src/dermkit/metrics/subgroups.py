@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dermkit.metrics.counts import Ints
-from dermkit.metrics.estimate import UNRELIABLE, Estimate, doubted
+from dermkit.metrics.estimate import UNRELIABLE, Estimate, doubted, doubts
 from dermkit.metrics.scored import Scored
 
 FEWEST = 50
@@ -25,7 +25,6 @@ SHORT = 24
 FIGURES = (
     "accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "auroc",
 )  # fmt: skip
-SIDE_OF = {"sensitivity": "positives", "specificity": "negatives"}
 UNKNOWN = "unknown"
 AGES = ((0, 29), (30, 44), (45, 59), (60, 74), (75, 150))
 
@@ -105,16 +104,9 @@ def _one(name: str, part: Scored, figures: Mapping[str, Any]) -> Subgroup:
         n_groups=part.units,
         positives=positives,
         negatives=negatives,
-        metrics={figure: _estimate(metrics[figure]) for figure in FIGURES},
+        metrics={figure: Estimate.from_dict(metrics[figure]) for figure in FIGURES},
         too_few=f"too few to conclude: {' and '.join(few)}, {FEWEST} needed" if few else "",
     )
-
-
-def _estimate(item: Mapping[str, object]) -> Estimate:
-    value, ci95 = item["value"], item["ci95"]
-    bounds = None if not isinstance(ci95, list) else (float(ci95[0]), float(ci95[1]))
-    number = None if not isinstance(value, float) else value
-    return Estimate(number, bounds, int(str(item["n"])), str(item["method"]), str(item.get("reason", "")))
 
 
 def gaps(found: Sequence[Subgroup]) -> list[Gap]:
@@ -150,5 +142,4 @@ def apart(first: Estimate, second: Estimate, *, names: tuple[str, str] = ("", ""
 def _doubts(estimate: Estimate, name: str) -> list[str]:
     """Return what makes an interval unreliable, with whose it is where that is short."""
     whose = f"{name}: " if name and len(name) <= SHORT and ";" not in name else ""
-    found = [part for part in estimate.reason.split("; ") if part.startswith(UNRELIABLE)]
-    return [part.replace(f"{UNRELIABLE}: ", f"{UNRELIABLE}: {whose}", 1) for part in found]
+    return [part.replace(f"{UNRELIABLE}: ", f"{UNRELIABLE}: {whose}", 1) for part in doubts(estimate.reason)]
