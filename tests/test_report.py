@@ -943,5 +943,25 @@ def test_operating_points_of_few_lesions_are_marked(tmp_path: Path, units: int) 
         told = json.loads((run / "metrics.json").read_text())["splits"]["test"]["decided"]["operating_points"]
         assert told[0]["per_prevalence"][0]["found"]["reason"] == "interval unreliable: 14 units, 30 needed"
         cells = (run / "report.html").read_text().count('<span class="reason">unreliable</span>')
-        assert cells == len(told) * 3 * 5, "all but false alarms, of three prevalences"
+        tables = len({point["threshold"] for point in told})
+        assert tables == 2 and cells == tables * 3 * 5, "all but false alarms, of three prevalences"
     assert page.bare == []
+
+
+def test_wishes_that_share_a_threshold_share_their_figures(tmp_path: Path) -> None:
+    run = make_run(tmp_path, ("melanoma", "nevus"), n=180)
+    body = json.loads((run / "metrics.json").read_text())
+    points = body["splits"]["test"]["decided"]["operating_points"]
+    table = 'scope="col">malignant among those looked at'
+    for number, point in enumerate(points):
+        point["threshold"] = 0.1 + 0.1 * number
+    write_json(run / "metrics.json", body, format=2)
+    apart = write_report(run).read_text().count(table)
+    assert apart == len(points) == 3
+    points[1] = {**points[0], "wish": "sensitivity 0.9", "wish_rate": 0.9}
+    write_json(run / "metrics.json", body, format=2)
+    page = Page(write_report(run))
+    assert (run / "report.html").read_text().count(table) == apart - 1
+    assert "The same threshold as for sensitivity of 95\N{NO-BREAK SPACE}%, with the same figures." in page.text
+    assert "test.decided.operating_points.1.threshold" in {place for _, place, *_ in page.numbers}
+    assert page.bare == [] and _wrong(page, body) == []
