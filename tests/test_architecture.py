@@ -21,7 +21,7 @@ SRC = ROOT / "src"
 LAYERS = {
     "": 0, "data": 0, "errors": 0, "files": 0, "recipe": 0, "data.headers": 0, "data.images": 0, "data.manifest": 0,
     "results": 0, "data.rows": 0, "data.values": 0, "augmentation": 0, "ahead": 0, "places": 0, "machines": 0,
-    "metrics": 0, "watch": 0, "asked": 0,
+    "metrics": 0, "watch": 0, "asked": 0, "sums": 0,
     "recipes": 1, "colour": 1,
     "cnn": 1, "weights": 1, "model": 1, "checkpoint": 1, "pictures": 1, "pages": 1, "canvas": 1, "charts": 1,
     "curves": 1, "findings": 1,
@@ -49,6 +49,7 @@ NEIGHBOURS: dict[str, frozenset[str] | set[str]] = {
     "files": {"errors"},
     **dict.fromkeys(("data.headers", "data.manifest", "metrics", "augmentation", "places", "results"), FOUNDATION),
     "asked": FOUNDATION,
+    "sums": FOUNDATION,
     "recipe": {*FOUNDATION, "augmentation"},
     "data.images": {*FOUNDATION, "data.headers"},
     "charts": {"canvas"},

@@ -23,7 +23,8 @@ from dermkit.metrics.scored import Scored
 from dermkit.modelcard import settle
 from dermkit.predict import PredictOutcome, predict
 from dermkit.predictions import groups_of, read_predictions, scored_of
-from dermkit.predictor import load_model, write_sums
+from dermkit.predictor import load_model
+from dermkit.sums import write_sums
 from dermkit.watch import Watch
 from test_applied import settled
 

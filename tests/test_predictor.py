@@ -1,5 +1,6 @@
 """The model folder and predictions on new images: trusted bytes, equal figures, no image lost without a word."""
 
+import errno
 import json
 import shutil
 from dataclasses import asdict
@@ -12,13 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dermkit import workflow
+from dermkit import files, modelcard, workflow
 from dermkit.data.images import open_image, resize_pixels
 from dermkit.errors import DataError, Refusal, UntrustedError, UsageError
+from dermkit.files import sha256_bytes, sha256_file
 from dermkit.listing import check_arguments, read_list, write_list
 from dermkit.predict import predict
-from dermkit.predictor import SUMS, load_model, read_seen, write_sums
+from dermkit.predictor import load_model, read_seen
 from dermkit.recipe import FORMAT as RECIPE_FORMAT
+from dermkit.sums import SUMS, write_sums
 from made_images import encoded, frames, png, speckled
 
 BAD = {
@@ -169,6 +172,52 @@ def test_a_list_that_leaves_a_file_out_or_points_outside_is_refused(model: Path)
         (model / SUMS).write_text("".join(lines) + f"{'0' * 64}  {outside}\n")
         with pytest.raises(UntrustedError, match="outside the folder"):
             load_model(model)
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside: nobody catches it."""
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+@pytest.mark.parametrize("cause", [OSError(errno.ENOSPC, "No space left on device"), Killed()])
+def test_a_model_that_is_settled_anew_is_one_or_the_other_wherever_that_stops(
+    model: Path, monkeypatch: pytest.MonkeyPatch, at: int, cause: BaseException
+) -> None:
+    before = modelcard.read_card(model)
+    wish = {"rate": "sensitivity", "wish_rate": 0.6, "value": 0.5, "confidence": 0.95, "kept": False, "n": 5}
+    points = [*before["operating_points"], {**wish, "wish": "sensitivity 0.6", "asked": True}]
+    decision = {name: before[name] for name in modelcard.SETTLED} | {"operating_points": points}
+    calls = []
+
+    def stopped(path: Path, data: bytes) -> None:
+        calls.append(path.name)
+        if len(calls) == at:
+            raise cause
+        path.write_bytes(data)
+
+    with monkeypatch.context() as patched, pytest.raises((OSError, Killed)):
+        patched.setattr(files, "write_bytes", stopped)
+        modelcard.settle(model, decision)
+    assert calls == [SUMS, "model.json", "MODEL_CARD.md", SUMS][:at]
+    assert load_model(model).card["operating_points"] in (before["operating_points"], points)
+    other = {**decision, "validation_images": 1}
+    for last in (other, decision):  # a stopped one is finished by the next, whatever that settles
+        modelcard.settle(model, last)
+        assert modelcard.settled(modelcard.read_card(model)) == last
+        said = [line.split("  ") for line in (model / SUMS).read_text().splitlines()]
+        assert all(sha256_file(model / name) == expected for expected, name in said)
+        assert sorted(name for _, name in said) == sorted({path.name for path in model.iterdir()} - {SUMS})
+
+
+def test_a_file_that_nobody_announced_is_not_vouched_for(model: Path) -> None:
+    text = (model / "model.json").read_text()
+    with (model / SUMS).open("a") as stream:
+        stream.write(f"# next {sha256_bytes(text.replace('24', '25').encode())}  model.json\n")
+    load_model(model)
+    (model / "model.json").write_text(text.replace("24", "26"))
+    for use in (lambda: load_model(model), lambda: modelcard.settle(model, {"validation_images": 1})):
+        with pytest.raises(UntrustedError, match="SHA-256 differs"):
+            use()
 
 
 def test_a_card_that_does_not_fit_its_weights_is_refused(model: Path) -> None:

@@ -33,8 +33,9 @@ from dermkit.inference import AS_BUILT, FOLDED, Forward, computed, default_batch
 from dermkit.listing import read_list, write_list
 from dermkit.model import import_timm
 from dermkit.predict import PredictOutcome, predict
-from dermkit.predictor import load_model, write_sums
+from dermkit.predictor import load_model
 from dermkit.scoring import KeptPixels, look_at
+from dermkit.sums import write_sums
 from dermkit.watch import Watch
 from made_images import speckled
 

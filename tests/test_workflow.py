@@ -20,7 +20,7 @@ from dermkit.data.sources import classify
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
 from dermkit.model import Net, build_net, freeze, resolve_weights, with_normalisation
-from dermkit.predictor import load_model, write_sums
+from dermkit.predictor import load_model
 from dermkit.recipe import GrowSpec, ModelSpec, Phase, Recipe, as_dict, load, parse, save
 from dermkit.recipes import (
     AS_PUBLISHED,
@@ -35,6 +35,7 @@ from dermkit.recipes import (
     grid,
     whole,
 )
+from dermkit.sums import write_sums
 from dermkit.versus import write_comparison
 
 MODEL = Path("model") / "member-0.safetensors"

@@ -152,8 +152,13 @@ def write_parts(path: Path, parts: Iterable[str]) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any], *, format: int) -> None:
     """Write a JSON object with its `format` number first; NaN and infinity are refused."""
+    write_text(path, json_text(value, format=format))
+
+
+def json_text(value: Mapping[str, Any], *, format: int) -> str:
+    """Return what `write_json` writes."""
     body = {"format": format, **{key: item for key, item in value.items() if key != "format"}}
-    write_text(path, json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -1,4 +1,4 @@
-"""model.json, its checksums and the card that people read; without torch.
+"""model.json and the card that people read; without torch.
 
 Format 2 holds what was settled on validation images: calibration, operating points, the rule of conformal sets, and
 from which confidence an image is answered.
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dermkit.errors import UntrustedError
-from dermkit.files import read_json, sha256_file, write_json, write_text
+from dermkit.files import json_text, read_json
+from dermkit.sums import check, is_unfinished, replace_texts
 
 FORMAT = 2
-SUMS = "SHA256SUMS"
 RESEARCH_ONLY = "Research use only. Not a medical device."
 
 UNSETTLED: Mapping[str, Any] = {"calibration": {"kind": "none"}, "operating_points": [], "conformal": None}
@@ -31,24 +31,24 @@ def _from_1(card: dict[str, Any]) -> dict[str, Any]:
     return {**card, **UNSETTLED, "format": 2}
 
 
-def write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    """Write model.json, MODEL_CARD.md and, last, the checksums of the whole folder."""
-    write_json(folder / "model.json", card, format=FORMAT)
-    write_text(folder / "MODEL_CARD.md", card_text(card))
-    write_sums(folder)
+def card_files(card: Mapping[str, Any]) -> dict[str, str]:
+    """Return name -> text of model.json and MODEL_CARD.md."""
+    return {"model.json": json_text(card, format=FORMAT), "MODEL_CARD.md": card_text(card)}
 
 
 def settle(folder: Path, decision: Mapping[str, Any]) -> None:
     """Write into a model folder what was decided on its validation images; one that holds it already stays as it is.
 
+    Stopped on the way, the folder is the model of before or of afterwards, and the next call finishes it.
     Raises `UntrustedError` where a file is not as it was saved: new checksums would vouch for it.
     """
     card, made = read_card(folder), {name: decision[name] for name in SETTLED if name in decision}
-    if {name: card[name] for name in SETTLED if name in card} == made:
+    same = {name: card[name] for name in SETTLED if name in card} == made
+    if same and not is_unfinished(folder):
         return
-    _check_sums(folder)
+    check(folder, kept="the model folder as it is, and the evaluation")
     kept = {name: value for name, value in card.items() if name not in SETTLED}
-    write_card(folder, {**kept, **made})
+    replace_texts(folder, card_files({**kept, **made}))
 
 
 def wishes_kept(folder: Path) -> tuple[tuple[str, float], ...]:
@@ -69,24 +69,6 @@ def settled(card: Mapping[str, Any]) -> dict[str, Any] | None:
     if card["conformal"] is None:
         return None
     return {name: card[name] for name in SETTLED if name in card}
-
-
-def _check_sums(folder: Path) -> None:
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        expected, _, name = line.partition("  ")
-        if not (folder / name).is_file() or sha256_file(folder / name) != expected:
-            raise UntrustedError(
-                f"{folder / name}: its bytes are not those that were saved (SHA-256 differs)",
-                kept="the model folder as it is, and the evaluation",
-                remedy="copy the model folder anew from where it was trained",
-            )
-
-
-def write_sums(folder: Path) -> None:
-    """Write SHA256SUMS over every other file of a folder (`sha256sum -c SHA256SUMS` checks it)."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
-    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
-    write_text(folder / SUMS, "".join(lines))
 
 
 def _calibration(own: Mapping[str, Any]) -> str:

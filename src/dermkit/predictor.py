@@ -32,23 +32,26 @@ from dermkit.decided import choose_for
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import (
     make_folder,
+    output_errors,
     sha256_bytes,
     write_bytes,
     write_rows,
+    write_text,
 )
 from dermkit.inference import Forward, default_batch, pick_device, side_by_side
 from dermkit.listing import file_stat
 from dermkit.metrics.applied import Chosen
 from dermkit.metrics.decision import Decision, from_dict
 from dermkit.model import Net, build_net, resolve_weights
-from dermkit.modelcard import RESEARCH_ONLY, SUMS, UNSETTLED, read_card, settled, write_card, write_sums
+from dermkit.modelcard import RESEARCH_ONLY, UNSETTLED, card_files, read_card, settled
 from dermkit.recipe import ModelSpec
 from dermkit.scoring import KeptPixels, Look, Scored, look_at
+from dermkit.sums import SUMS, verified, write_sums
 
 if TYPE_CHECKING:
     from dermkit.data.store import Rows
 
-__all__ = ["SUMS", "ModelFacts", "Predictor", "load_model", "read_seen", "save_model", "versions", "write_sums"]
+__all__ = ["ModelFacts", "Predictor", "load_model", "read_seen", "save_model", "versions"]
 
 
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
@@ -211,6 +214,10 @@ def save_model(
 ) -> Path:
     """Write a model folder, its checksums last; returns the folder."""
     make_folder(folder)
+    with output_errors(
+        folder
+    ):  # a model of before is gone from here on: its checksums do not vouch for the new one
+        (folder / SUMS).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     write_bytes(folder / "member-0.safetensors", save_safetensors(state))
     write_rows(folder / "seen.csv", ("pixel_sha256", "isic_id", "split"), facts.seen)
@@ -226,7 +233,9 @@ def save_model(
         "versions": versions(),
         "notice": RESEARCH_ONLY,
     }
-    write_card(folder, card)
+    for name, text in card_files(card).items():
+        write_text(folder / name, text)
+    write_sums(folder)
     return folder
 
 
@@ -248,7 +257,10 @@ def load_model(folder: Path, *, device: str = "cpu", say: Callable[[str], None] 
     """
     where = pick_device(device)
     folder = folder / "model" if (folder / "model" / SUMS).is_file() else folder
-    content = _verified(folder)
+    content = verified(folder)
+    for name in ("model.json", "seen.csv"):
+        if name not in content:
+            raise UntrustedError(f"{folder / SUMS}: does not list {name}", remedy="copy the model anew")
     card = read_card(folder)
     try:
         classes = _CLASSES.validate_json(json.dumps(card["classes"]))
@@ -293,38 +305,6 @@ def _rebuild(folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, tor
         ) from error
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net.eval().requires_grad_(False)
-
-
-def _verified(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of every listed file: what was hashed is what is used."""
-    sums = folder / SUMS
-    if not sums.is_file():
-        raise UntrustedError(
-            f"{folder}: not a model folder: {SUMS} is missing",
-            remedy="name the run folder or its model/ folder, or copy the model anew",
-        )
-    content: dict[str, bytes] = {}
-    # A byte that is no text becomes a name or a hash that cannot match.
-    for line in sums.read_bytes().decode("utf-8", "replace").splitlines():
-        expected, _, name = line.partition("  ")
-        if "/" in name or "\\" in name or name in ("", ".", ".."):
-            raise UntrustedError(
-                f"{sums}: names a file outside the folder: {name!r}", remedy="copy the model anew"
-            )
-        try:
-            content[name] = (folder / name).read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise UntrustedError(f"{folder / name}: cannot be read: {error}", remedy="copy it anew") from error
-        if sha256_bytes(content[name]) != expected:
-            raise UntrustedError(
-                f"{folder / name}: its bytes are not those that were saved (SHA-256 differs)",
-                kept="nothing was predicted",
-                remedy="copy the model folder anew from where it was trained",
-            )
-    for name in ("model.json", "seen.csv"):
-        if name not in content:
-            raise UntrustedError(f"{sums}: does not list {name}", remedy="copy the model anew")
-    return content
 
 
 def read_seen(folder: Path) -> dict[str, str]:

@@ -1,0 +1,87 @@
+"""SHA256SUMS of a folder: written last, checked before anything in it is used.
+
+Two files cannot be exchanged at once. Where one is about to be, the hash that it will have is announced first, in a
+comment that `sha256sum -c` passes over: stopped anywhere in between, the folder is still what it vouches for.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dermkit.errors import UntrustedError
+from dermkit.files import sha256_bytes, sha256_file, write_text
+
+SUMS = "SHA256SUMS"
+NEXT = "# next "
+COPY = "copy the model folder anew from where it was trained"
+
+
+def write_sums(folder: Path) -> None:
+    """Write SHA256SUMS over every other file of a folder (`sha256sum -c SHA256SUMS` checks it)."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
+    write_text(folder / SUMS, "".join(lines))
+
+
+def replace_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Replace text files of a folder and its checksums; wherever it stops, `accepted` still knows what is there."""
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines(keepends=True)
+    announced = [f"{NEXT}{sha256_bytes(text.encode())}  {name}\n" for name, text in texts.items()]
+    write_text(folder / SUMS, "".join([*lines, *announced]))
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    write_sums(folder)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Return whether an exchange of files was stopped before its end."""
+    path = folder / SUMS
+    return path.is_file() and any(line.startswith(NEXT) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def accepted(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Return file name -> the hashes that it may have; raises `UntrustedError` without SHA256SUMS or for a foreign one.
+
+    More than one for a file that was about to be exchanged.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise UntrustedError(
+            f"{folder}: not a model folder: {SUMS} is missing",
+            remedy="name the run folder or its model/ folder, or copy the model anew",
+        )
+    found: dict[str, tuple[str, ...]] = {}
+    # A byte that is no text becomes a name or a hash that cannot match.
+    for line in sums.read_bytes().decode("utf-8", "replace").splitlines():
+        expected, _, name = line.removeprefix(NEXT).partition("  ")
+        if "/" in name or "\\" in name or name in ("", ".", ".."):
+            raise UntrustedError(
+                f"{sums}: names a file outside the folder: {name!r}", remedy="copy the model anew"
+            )
+        found[name] = (*found.get(name, ()), expected)
+    return found
+
+
+def verified(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every listed file: what was hashed is what is used. Raises `UntrustedError`."""
+    content: dict[str, bytes] = {}
+    for name, hashes in accepted(folder).items():
+        try:
+            content[name] = (folder / name).read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise UntrustedError(f"{folder / name}: cannot be read: {error}", remedy="copy it anew") from error
+        if sha256_bytes(content[name]) not in hashes:
+            raise _changed(folder / name, "nothing was predicted")
+    return content
+
+
+def check(folder: Path, *, kept: str) -> None:
+    """Raise `UntrustedError` where a listed file is gone or changed; read in blocks. kept: what is not lost by it."""
+    for name, hashes in accepted(folder).items():
+        if not (folder / name).is_file() or sha256_file(folder / name) not in hashes:
+            raise _changed(folder / name, kept)
+
+
+def _changed(path: Path, kept: str) -> UntrustedError:
+    return UntrustedError(
+        f"{path}: its bytes are not those that were saved (SHA-256 differs)", kept=kept, remedy=COPY
+    )
