@@ -2,7 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
+from scipy.optimize import approx_fprime
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from dermkit.metrics import conformal, recalibrate, thresholds
@@ -183,6 +187,21 @@ def test_shifts_mend_what_a_temperature_cannot() -> None:
     assert (
         log_loss(true, found.apply(off)) < log_loss(true, recalibrate.fit_temperature(true, off).apply(off)) - 0.05
     )
+
+
+@given(seed=st.integers(0, 10_000), heat=st.floats(-2.5, 2.5))
+def test_the_slopes_of_the_loss_are_those_that_small_steps_show(seed: int, heat: float) -> None:
+    generator = np.random.default_rng(seed)
+    logits, true = np.log(generator.dirichlet(np.ones(4), 30)), generator.integers(0, 4, 30)
+    at = np.append(heat, generator.normal(0, 1, 4))
+
+    def value(x: Floats) -> float:
+        return recalibrate.loss_at(logits, true, float(x[0]), x[1:] - x[1:].mean())[0]
+
+    slopes = recalibrate.loss_at(logits, true, heat, at[1:] - at[1:].mean())[1]
+    np.testing.assert_allclose(slopes, approx_fprime(at, value, 1e-6), rtol=2e-4, atol=2e-5)
+    direct = softmax(logits / np.exp(heat) + at[1:] - at[1:].mean(), axis=1)
+    assert value(at) == pytest.approx(-np.log(direct[np.arange(30), true]).mean(), rel=1e-12)
 
 
 def test_certain_and_absent_classes_leave_numbers() -> None:

@@ -119,12 +119,12 @@ def proportion_estimate(hit: Bools, groups: Ints) -> Estimate:
     """Return a proportion of (n,) images with the interval that suits their groups; none where they are one group."""
     n, successes, units = len(hit), int(hit.sum()), len(np.unique(groups))
     if units == n:
-        bounds, method = proportion(successes, n)
+        (bounds, method), rarer = proportion(successes, n), min(successes, n - successes)
     elif units == 1:
         return Estimate(successes / n, None, n, NO_METHOD, ONE_GROUP)
     else:
         bounds, method = clustered_proportion(hit, groups)
-    rarer = min(len(np.unique(groups[rows])) for rows in (hit, ~hit))
+        rarer = min(len(np.unique(groups[rows])) for rows in (hit, ~hit))
     near = [f"{UNRELIABLE}: {rarer} of {units} units on one side, so near to 0 or 1"] if rarer < SELDOM else []
     return doubted(Estimate(successes / n, bounds, n, method), few(units) or near)
 

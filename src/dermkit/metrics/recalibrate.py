@@ -44,13 +44,14 @@ def fit_temperature(true: Ints, probabilities: Floats) -> Calibration:
     logits, k = _logits(probabilities), probabilities.shape[1]
     low, high = np.log(TEMPERATURE_RANGE)
 
-    def loss(x: Floats) -> float:
-        return _loss(logits / np.exp(x[0]), true)
+    def loss(x: Floats) -> tuple[float, Floats]:
+        value, slopes = loss_at(logits, true, float(x[0]), np.zeros(k))
+        return value, slopes[:1]
 
     starts = np.linspace(low, high, 25)
-    first = min(starts, key=lambda start: loss(np.array([start])))
+    first = min(starts, key=lambda start: loss(np.array([start]))[0])
     found = minimize(
-        loss, np.array([first]), method="L-BFGS-B", bounds=[(float(low), float(high))], options=_EXACT
+        loss, np.array([first]), jac=True, method="L-BFGS-B", bounds=[(float(low), float(high))], options=_EXACT
     )
     return Calibration("temperature", float(np.exp(found.x[0])), (0.0,) * k)
 
@@ -60,12 +61,14 @@ def fit_bias(true: Ints, probabilities: Floats) -> Calibration:
     logits, k = _logits(probabilities), probabilities.shape[1]
     start = fit_temperature(true, probabilities).temperature
 
-    def loss(x: Floats) -> float:
-        penalty = _RIDGE * float((x[1:] ** 2).mean())
-        return _loss(logits / np.exp(x[0]) + x[1:] - x[1:].mean(), true) + penalty
+    def loss(x: Floats) -> tuple[float, Floats]:
+        value, slopes = loss_at(logits, true, float(x[0]), x[1:] - x[1:].mean())
+        slopes[1:] += 2 * _RIDGE * x[1:] / k
+        return value + _RIDGE * float((x[1:] ** 2).mean()), slopes
 
     bounds = [tuple(np.log(TEMPERATURE_RANGE)), *[(-_BIAS, _BIAS)] * k]
-    found = minimize(loss, np.append(np.log(start), np.zeros(k)), method="L-BFGS-B", bounds=bounds, options=_EXACT)
+    start_at = np.append(np.log(start), np.zeros(k))
+    found = minimize(loss, start_at, jac=True, method="L-BFGS-B", bounds=bounds, options=_EXACT)
     shift = found.x[1:] - found.x[1:].mean()
     return Calibration("bias", float(np.exp(found.x[0])), tuple(float(value) for value in shift))
 
@@ -77,5 +80,15 @@ def _logits(probabilities: Floats) -> Floats:
     return np.asarray(np.log(np.clip(probabilities, EPSILON, 1.0)), dtype=np.float64)
 
 
-def _loss(logits: Floats, true: Ints) -> float:
-    return float(-log_softmax(logits, axis=1)[np.arange(len(true)), true].mean())
+def loss_at(logits: Floats, true: Ints, log_temperature: float, bias: Floats) -> tuple[float, Floats]:
+    """Return the mean log loss of (N, K) log probabilities so changed, and its slopes in log temperature and bias.
+
+    bias: (K,). The slopes, (1 + K,), are also those of shifts that are first centred: over the classes they sum to 0.
+    """
+    n, cooled = len(true), logits / np.exp(log_temperature)
+    p = log_softmax(cooled + bias, axis=1)
+    rows = np.arange(n)
+    value = -float(p[rows, true].mean())
+    off = np.exp(p, out=p)
+    off[rows, true] -= 1.0
+    return value, np.append(-float((off * cooled).sum()) / n, off.mean(axis=0))

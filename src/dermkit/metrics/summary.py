@@ -220,7 +220,7 @@ class _Summary:
         return [*intervals.few(self._units(of_it)), *intervals.few(self._units(~of_it), "other ")]
 
     def _units(self, rows: Bools) -> int:
-        return len(np.unique(self.scored.groups[rows]))
+        return int(rows.sum()) if self.scored.independent else len(np.unique(self.scored.groups[rows]))
 
     def _sides(self, column: int) -> tuple[Bools, Bools]:
         """Return which images are of the class, or malignant, and which were called it."""
