@@ -18,7 +18,7 @@ CLASSES = (LesionClass("nevus", "nevus", "benign"), LesionClass("melanoma", "mel
 SIDES = {
     "accuracy": (), "sensitivity": ("melanoma",), "specificity": ("nevus",), "auroc": ("melanoma", "nevus"),
     "balanced_accuracy": ("melanoma", "nevus"), "average_precision": ("melanoma", "nevus"),
-    "calibration_slope": ("melanoma", "nevus"), "pauc_above_tpr80": ("melanoma", "nevus"),
+    "calibration_slope": ("melanoma", "nevus"), "auc_sens_80": ("melanoma", "nevus"),
 }  # fmt: skip
 """Whose units a figure rests on, beside all together."""
 
@@ -77,6 +77,64 @@ def test_what_a_sample_makes_too_good_or_too_bad_is_marked_however_many_there_ar
     )
     assert "chosen on these images" in body["specificity_at_sensitivity_90"]["reason"]
     assert not body["brier"].get("reason") and not body["sensitivity"].get("reason")
+
+
+def drawn_with(units: int, *, wrong: int, per_unit: int = 1, ill: float = 0.5) -> dict[str, dict[str, object]]:
+    """Return the figures of so many lesions, the first `wrong` of which are called the other class."""
+    unit = np.repeat(np.arange(units), per_unit)
+    true = (unit % 100 >= 100 * (1 - ill)).astype(np.int64)
+    p_right = np.where(unit < wrong, 0.3, 0.7) + np.random.default_rng(0).uniform(-0.15, 0.15, len(unit))
+    p = np.where(true == 1, p_right, 1 - p_right)
+    called = (p > 0.5).astype(np.int64)
+    scored = Scored(["a", "b"], np.array([False, True]), true, called, np.column_stack([1 - p, p]), unit)
+    found: dict[str, dict[str, object]] = summarise(scored, seed=0, resamples=200)["metrics"]
+    return found
+
+
+RESAMPLED = ("loss", "brier", "kappa", "mcc_multiclass", "f1", "mcc", "f1_macro", "average_precision", "net_benefit_10",
+             "auc_sens_80", "calibration_slope", "calibration_intercept")  # fmt: skip
+
+
+@pytest.mark.parametrize("per_unit", [1, 2])
+@pytest.mark.parametrize(("units", "wrong", "said"), [
+    (100, 10, ""), (100, 9, "9 wrongly called units, 10 needed"), (100, 91, "9 rightly called units, 10 needed"),
+    (100, 90, ""), (49, 20, "49 units, 50 needed"), (50, 20, ""),
+])  # fmt: skip
+def test_bootstraps_of_few_errors_or_few_units_are_marked(
+    units: int, wrong: int, per_unit: int, said: str
+) -> None:
+    found = drawn_with(units, wrong=wrong, per_unit=per_unit, ill=0.5 if units == 100 else 1 - 0.01 * (units // 2))
+    for name in RESAMPLED:
+        reason = str(found[name].get("reason", ""))
+        assert (f"{MARK}: {said}" in reason) if said else (" units, 10 needed" not in reason + "50 needed"), name
+    assert not found["accuracy"].get("reason"), "a proportion has a formula"
+
+
+@pytest.mark.parametrize(("melanomas", "is_marked"), [(199, True), (200, False)])
+def test_the_end_of_the_curve_wants_many_of_the_class(melanomas: int, is_marked: bool) -> None:
+    frame, _ = predictions({"nevus": 60, "melanoma": melanomas})
+    body = evaluate_predictions(frame, classes=CLASSES, groups=None)["splits"]["test"]["metrics"]
+    assert (f"{MARK}: {melanomas} units, 200 needed" in body["pauc_above_tpr80"].get("reason", "")) == is_marked
+    assert not body["auroc"].get("reason") and not body["auc_sens_80"].get("reason")
+
+
+def test_so_good_that_hardly_a_unit_is_misplaced() -> None:
+    """At an AUROC of 0.98 with 56 of each the map has 98 %; a mean of recalls is no surer than these are."""
+    generator = np.random.default_rng(0)
+    for units, apart, near in ((60, 0.98, True), (60, 0.9, False), (300, 0.98, False)):
+        true = np.repeat([0, 1], units)
+        rank = np.where(true == 1, 1.0, 0.0) + 1e-3 * generator.random(2 * units)
+        swapped = round((1 - apart) * units)
+        rank[true == 1] = np.where(np.arange(units) < swapped, -1.0, rank[true == 1])
+        p = np.where(rank > 0.5, 0.9, 0.1) + 0.05 * rank
+        called = (p > 0.5).astype(np.int64)
+        scored = Scored(["a", "b"], np.array([False, True]), true, called, np.column_stack([1 - p, p]),
+                        np.arange(2 * units))  # fmt: skip
+        found = summarise(scored, seed=0, resamples=0)["metrics"]
+        assert abs(found["auroc"]["value"] - apart) < 0.01
+        assert ("so near to 0 or 1" in found["auroc"].get("reason", "")) == near
+        assert found["balanced_accuracy"]["reason"].startswith(f"{MARK}: ")  # no benign image is called malignant
+        assert ("2 of 2 recalls" in found["balanced_accuracy"]["reason"]) == near
 
 
 def test_the_mark_says_how_many_there_are() -> None:

@@ -30,6 +30,7 @@ FEW = 30
 """Units below which a proportion gets the exact interval, which never covers too little, and no interval is relied on:
 the coverage map (benchmarks/coverage.md) holds from here on."""
 
+NEAR_THE_END = "so near to 0 or 1"
 SELDOM = 2
 """Of the rarer outcome: below this the truth may lie so near to 0 or 1 that the interval holds it too seldom."""
 
@@ -110,9 +111,9 @@ def clustered_proportion(hit: Bools, units: Ints) -> tuple[tuple[float, float], 
     return _score(float(hit.mean()), worth), GROUPED_WILSON
 
 
-def few(units: int, kind: str = "") -> list[str]:
+def few(units: int, kind: str = "", *, needed: int = FEW) -> list[str]:
     """Return why intervals of so few independent units are not relied on; empty where they are enough."""
-    return [] if units >= FEW else [f"{UNRELIABLE}: {units} {kind}units, {FEW} needed"]
+    return [] if units >= needed else [f"{UNRELIABLE}: {units} {kind}units, {needed} needed"]
 
 
 def proportion_estimate(hit: Bools, groups: Ints) -> Estimate:
@@ -125,7 +126,7 @@ def proportion_estimate(hit: Bools, groups: Ints) -> Estimate:
     else:
         bounds, method = clustered_proportion(hit, groups)
         rarer = min(len(np.unique(groups[rows])) for rows in (hit, ~hit))
-    near = [f"{UNRELIABLE}: {rarer} of {units} units on one side, so near to 0 or 1"] if rarer < SELDOM else []
+    near = [f"{UNRELIABLE}: {rarer} of {units} units on one side, {NEAR_THE_END}"] if rarer < SELDOM else []
     return doubted(Estimate(successes / n, bounds, n, method), few(units) or near)
 
 
