@@ -39,7 +39,7 @@ HOPEFUL = (
 
 FEW_RESAMPLED, FEW_WRONG, FEW_AT_THE_END = 50, 10, 200
 """Units that an interval by bootstrap needs: in all, of those called wrong (or right), and of a class for the end of
-its ROC curve. With fewer it held the truth in 82 to 93 % of test sets (benchmarks/coverage.md)."""
+its ROC curve. With fewer it held the truth of some figures in 85 to 94 % of test sets (benchmarks/coverage.md)."""
 
 PROPORTIONS = ("precision", "recall", "specificity", "npv")
 AUROC_METHOD = "DeLong on the logit, t"
