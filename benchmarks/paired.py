@@ -10,9 +10,9 @@ Two models score the same images: their log odds have the same spread and go tog
 are equally good, else the second one's accuracy is lower by it. Half of the spread of grouped images, three a lesion,
 is the lesion's; "as if alone" is what McNemar's test would say of them, and is not used. What needs an order of scores
 is tried a tenth as often, and at a gap of 0 on draws of its own (`ranked`); sign flips a tenth as often where there is
-a gap. `bootstrap` is the p that the paired
-bootstrap, with 500 resamples, would give at a gap of 0, and is not used either. `needed` asks what the verdict asks,
-how many images would show a difference, draws test sets of that size and counts how often it is found there.
+a gap. `bootstrap` is the p that the paired bootstrap, with 500 resamples, would give at a gap of 0, and is not used
+either. `needed` asks what the verdict asks, how many images would show a difference, draws test sets of that size and
+counts how often it is found there.
 """
 
 import argparse

@@ -65,7 +65,7 @@ def test_many_runs_are_counted_and_a_file_is_no_folder(tmp_path: Path) -> None:
     assert which_run(tmp_path / "r0", "something else") == "something else"
     with pytest.raises(DataError, match="is a file, not a folder"):
         check_folder(tmp_path / "r0" / "metrics.json")
-    check_model_folder(tmp_path / "r0", "SHA256SUMS")  # what is no model is told by what verifies it
+    check_model_folder(tmp_path / "r0")  # what is no model is told by what verifies it
 
 
 def test_out_does_not_go_with_a_run(invoke: Invoke, trained: Path, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.files import check_output, check_writable, read_json
 from dermkit.report import write_report, write_summary_report
-from dermkit.sums import SUMS
 from dermkit.targets import check_folder, check_model_folder, which_run
 from dermkit.versus import headline, write_comparison, write_versus
 from dermkit.watch import Watch
@@ -58,7 +57,7 @@ def evaluate(
         raise UsageError("nothing to evaluate", remedy="name a run folder, or add --predictions FILE")
     check_folder(target)
     if on is not None:
-        check_model_folder(target, SUMS)
+        check_model_folder(target)
         from dermkit.external import evaluate_on
 
         return evaluate_on(

@@ -157,7 +157,7 @@ def _predict(
     from dermkit.predictor import load_model
     from dermkit.scoring import KeptPixels
 
-    check_model_folder(model, SUMS)
+    check_model_folder(model)
     workers = workers or cores()
     leave_out = [out, *([cache] if cache else [])]
     check_arguments(images, leave_out=leave_out)

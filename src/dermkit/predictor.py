@@ -214,9 +214,8 @@ def save_model(
 ) -> Path:
     """Write a model folder, its checksums last; returns the folder."""
     make_folder(folder)
-    with output_errors(
-        folder
-    ):  # a model of before is gone from here on: its checksums do not vouch for the new one
+    # A model of before is gone from here on: its checksums do not vouch for the new one.
+    with output_errors(folder):
         (folder / SUMS).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     write_bytes(folder / "member-0.safetensors", save_safetensors(state))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dermkit.errors import DataError
+from dermkit.sums import SUMS
 
 LISTED = 5
 RUN_FILES = ("run.json", "metrics.json", "summary.json")
@@ -17,10 +18,10 @@ def check_folder(folder: Path) -> None:
     raise DataError(f"{folder}: {what}", kept="nothing was written", remedy=CHECK_THE_PATH)
 
 
-def check_model_folder(folder: Path, sums: str) -> None:
-    """Raise `DataError` for a path that is no folder, or that holds runs but no model; sums: the model's checksums."""
+def check_model_folder(folder: Path) -> None:
+    """Raise `DataError` for a path that is no folder, or that holds runs but no model."""
     check_folder(folder)
-    if any((place / sums).is_file() for place in (folder, folder / "model")):
+    if any((place / SUMS).is_file() for place in (folder, folder / "model")):
         return
     if runs_in(folder):
         raise DataError(

@@ -279,7 +279,7 @@ def _conformal(rule: conformal.ConformalRule, settled: Scored) -> dict[str, Any]
     for k, name in enumerate(settled.classes):
         rows = settled.true == k
         if rows.any():
-            units, learned = len(np.unique(settled.groups[rows])), int(rule.independent[k])
+            units, learned = settled.units_in(rows), int(rule.independent[k])
             low, high = conformal.expected_range(learned, units, alpha=rule.alpha)
             share = intervals.proportion_estimate(held[rows], settled.groups[rows]).as_dict()
             classes[name] = {**share, "expected": [low / units, high / units], "units": units,

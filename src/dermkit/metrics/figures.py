@@ -73,7 +73,7 @@ def units_behind(scored: Scored, name: str) -> int:
         "auroc": [positive, ~positive], "average_precision": [positive, ~positive],
         "balanced_accuracy": classes, "f1_macro": classes,
     }.get(name, [every])  # fmt: skip
-    return min(len(np.unique(scored.groups[rows])) for rows in sides)
+    return min(scored.units_in(rows) for rows in sides)
 
 
 # Order ------------------------------------------------------------------------------------------------------------

@@ -47,6 +47,10 @@ class Scored:
         """How many groups there are."""
         return int(self.groups.max()) + 1
 
+    def units_in(self, rows: Bools) -> int:
+        """Return how many groups some of the images are of. rows: (N,)."""
+        return int(rows.sum()) if self.independent else len(np.unique(self.groups[rows]))
+
     @cached_property
     def confidence(self) -> Floats:
         """The predicted class's probability, (N,)."""

@@ -94,9 +94,9 @@ def _one(name: str, part: Scored, figures: Mapping[str, Any]) -> Subgroup:
     metrics = {**figures, "balanced_accuracy": figures["recall_macro_present"]}
     positives = int(part.is_malignant.sum())
     negatives = len(part.true) - positives
-    unit = "images" if part.units == len(part.true) else "lesions"
+    unit = "images" if part.independent else "lesions"
     sides = (("malignant", part.is_malignant), ("other", ~part.is_malignant))
-    counts = [(side, len(np.unique(part.groups[rows]))) for side, rows in sides]
+    counts = [(side, part.units_in(rows)) for side, rows in sides]
     few = [f"{count} {side} {unit}" for side, count in counts if count < FEWEST]
     return Subgroup(
         name=name,

@@ -15,6 +15,7 @@ calibration by Wald on a sandwich variance; everything else by bootstrap over gr
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ class _Summary:
         plan = Plan(scored, ranked=ranked)
         self.point = plan.point
         self._views: dict[tuple[str, int], Estimate] = {}
+        self._drawn_doubts: dict[int | None, list[str]] = {}
         self.drawn = Resampled(
             scored.units, figures=lambda weights: _arrays(plan.resampled(weights)),
             without_each=lambda rows: _arrays(plan.without_each(rows)),
@@ -105,7 +107,7 @@ class _Summary:
             elif np.isnan(value):
                 yield name, undefined(n, "all images are of one class, or all were called one")
             else:
-                yield name, doubted(self._bootstrap(name, value, n), self._few_drawn(self._right()))
+                yield name, doubted(self._bootstrap(name, value, n), self._few_drawn())
 
     def _tops(self) -> dict[str, Bools]:
         return {f"top_{most}_accuracy": self.scored.place_of_true < most for most in TOP}
@@ -135,14 +137,20 @@ class _Summary:
         note = f"mean over {int(defined.sum())} of {k} classes, without: {named}" if absent else ""
         reason = "; ".join(part for part in (note, estimate.reason) if part)
         made = Estimate(estimate.value, estimate.ci95, n, estimate.method, reason)
-        drawn = [] if view == "recall" else self._few_drawn(self._right())
+        drawn = [] if view == "recall" else self._few_drawn()
         return doubted(made, [*self._rare_classes(np.flatnonzero(defined)), *drawn])
 
     def _rare_classes(self, columns: NDArray[np.intp]) -> list[str]:
         """Return why an interval of a mean over classes is not relied on: some have too few independent units."""
-        rare = sum(self._units(self.scored.true == k) < intervals.FEW for k in columns)
+        rare = int(self._is_rare[columns].sum())
         told = f"{UNRELIABLE}: {rare} of {len(columns)} classes have fewer than {intervals.FEW} units"
         return [told] if rare else []
+
+    @cached_property
+    def _is_rare(self) -> Bools:
+        """Which classes have too few independent units, (K,)."""
+        true, k = self.scored.true, len(self.scored.classes)
+        return np.array([self.scored.units_in(true == name) < intervals.FEW for name in range(k)], dtype=bool)
 
     def _mean(self, view: str, columns: NDArray[np.intp]) -> Estimate:
         n, values = len(self.scored.true), self.point.views[view][0, columns]
@@ -169,13 +177,13 @@ class _Summary:
         binary = {view: self._view(view, k) for view in self.point.views}
         yield from (binary | {name: binary[view] for name, view in SYNONYMS.items()}).items()
         n, positives = len(self.scored.true), int(self.scored.is_malignant.sum())
+        sides, end = self._few_sides(k), self._few_sides(k, needed=FEW_AT_THE_END)
         for name, values in self.point.binary.items():
             value = float(values[0])
             missing = self._not_two_sides() or self._why_one_side(positives)
             made = undefined(n, missing) if np.isnan(value) else self._bootstrap(name, value, n)
-            end = FEW_AT_THE_END if name.startswith("pauc_") else intervals.FEW
-            yield name, doubted(made, [*self._few_sides(k, needed=end), *self._few_drawn(self._right(k))])
-        few = [*self._few_sides(k), *self._few_drawn(self._right(k))]
+            yield name, doubted(made, [*(end if name.startswith("pauc_") else sides), *self._few_drawn(k)])
+        few = [*sides, *self._few_drawn(k)]
         yield from ((name, doubted(made, few)) for name, made in self._calibration(positives))
 
     def _calibration(self, positives: int) -> Iterator[tuple[str, Estimate]]:
@@ -223,7 +231,7 @@ class _Summary:
                 self._auroc(value, column, of_it), self._few_sides(column) or self._near_the_end(value, of_it)
             )
         samples, left_out = (_column(found, f"view {view}", column) for found in self._found())
-        few = [*self._few_sides(column), *self._few_drawn(self._right(column))]
+        few = [*self._few_sides(column), *self._few_drawn(column)]
         return doubted(self.drawn.estimate(value, n, samples, left_out), few)
 
     def _few_sides(self, column: int, *, needed: int = intervals.FEW) -> list[str]:
@@ -232,30 +240,31 @@ class _Summary:
         needed: of the class; beside it the usual number is enough.
         """
         of_it = self._sides(column)[0]
-        return [*intervals.few(self._units(of_it), needed=needed), *intervals.few(self._units(~of_it), "other ")]
+        return [
+            *intervals.few(self.scored.units_in(of_it), needed=needed),
+            *intervals.few(self.scored.units_in(~of_it), "other "),
+        ]
 
-    def _few_drawn(self, right: Bools) -> list[str]:
-        """Return why a bootstrap is not relied on: too few units in all, or called rightly, or wrongly."""
-        found = [*intervals.few(self.scored.units, needed=FEW_RESAMPLED)]
-        for rows, called in ((~right, "wrongly called "), (right, "rightly called ")):
-            found += [] if found else intervals.few(self._units(rows), called, needed=FEW_WRONG)
-        return found
+    def _few_drawn(self, column: int | None = None) -> list[str]:
+        """Return why a bootstrap is not relied on: too few units in all, or called wrongly, or rightly.
 
-    def _right(self, column: int | None = None) -> Bools:
-        """Return which images are called their class; with a column, on the right side of that one."""
-        if column is None:
-            return np.asarray(self.scored.predicted == self.scored.true, dtype=bool)
-        of_it, called = self._sides(column)
-        return np.asarray(of_it == called, dtype=bool)
+        column: of that class, or malignant, against the rest; without one, of all classes at once.
+        """
+        if column not in self._drawn_doubts:
+            of_it, called = (self.scored.true, self.scored.predicted) if column is None else self._sides(column)
+            right = np.asarray(of_it == called, dtype=bool)
+            self._drawn_doubts[column] = (
+                intervals.few(self.scored.units, needed=FEW_RESAMPLED)
+                or intervals.few(self.scored.units_in(~right), "wrongly called ", needed=FEW_WRONG)
+                or intervals.few(self.scored.units_in(right), "rightly called ", needed=FEW_WRONG)
+            )
+        return self._drawn_doubts[column]
 
     def _near_the_end(self, value: float, of_it: Bools) -> list[str]:
         """Return why the interval of an AUROC is not relied on: hardly a unit's worth is misplaced."""
-        rarer = min(self._units(of_it), self._units(~of_it))
+        rarer = min(self.scored.units_in(of_it), self.scored.units_in(~of_it))
         near = min(value, 1 - value) * rarer < intervals.SELDOM
         return [f"{UNRELIABLE}: of {rarer} units, {intervals.NEAR_THE_END}"] if near else []
-
-    def _units(self, rows: Bools) -> int:
-        return int(rows.sum()) if self.scored.independent else len(np.unique(self.scored.groups[rows]))
 
     def _sides(self, column: int) -> tuple[Bools, Bools]:
         """Return which images are of the class, or malignant, and which were called it."""
