@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from dermkit.metrics.counts import Bools, Floats, Ints
 from dermkit.metrics.figures import Figures, Plan
 from dermkit.metrics.intervals import FEW, wilson
 from dermkit.metrics.resampled import Resampled
 from dermkit.metrics.scored import Scored
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 from dermkit.metrics.summary import summarise
 from scale import add_rows, commit, read_rows
 

@@ -25,11 +25,11 @@ import numpy as np
 from scipy.stats import norm
 
 from dermkit.metrics import delong, paired, power
-from dermkit.metrics.counts import Floats
 from dermkit.metrics.difference import bootstrap_p, exchanged_p, linear_p
 from dermkit.metrics.figures import Figures, Plan
 from dermkit.metrics.intervals import resample_weights, wilson
 from dermkit.metrics.scored import Scored
+from dermkit.metrics.stats.arrays import Floats
 from scale import add_rows, commit, read_rows
 
 HERE = Path(__file__).parent

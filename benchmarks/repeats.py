@@ -21,10 +21,10 @@ import numpy as np
 from scipy.stats import norm, t
 
 from dermkit.metrics import paired, trainings
-from dermkit.metrics.counts import Floats, Ints
 from dermkit.metrics.intervals import resample_weights, wilson
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.several import differences_of_trainings, draw
+from dermkit.metrics.stats.arrays import Floats, Ints
 from scale import add_rows, commit, read_rows
 
 HERE = Path(__file__).parent

@@ -212,9 +212,9 @@ def colour(datasets: Path) -> str:
 
     from dermkit.colour import colour_rule
     from dermkit.data.cache import pixel_cache
-    from dermkit.data.images import Preprocessing
     from dermkit.data.manifest import load_dataset
     from dermkit.data.split import make_split
+    from dermkit.images.preprocess import Preprocessing
     from dermkit.metrics.intervals import wilson
     from dermkit.metrics.ranking import auroc
     from dermkit.recipes import GIVEN

@@ -25,10 +25,11 @@ from PIL import Image
 
 from dermkit.data import cache, segments, store
 from dermkit.data.cache import PixelCache, keep_within, pixel_cache, row_keys
-from dermkit.data.images import LesionImage, Preprocessing, open_image, resize_pixels
+from dermkit.data.images import LesionImage, open_image
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError, OutputError
 from dermkit.files import TEMP_PREFIX
+from dermkit.images.preprocess import Preprocessing, resize_pixels
 
 PREPROCESSING = Preprocessing(
     size=32, resize="squash", interpolation="bilinear", divide_by=255.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)

@@ -49,9 +49,9 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def tree_of(readme: str) -> set[str]:
-    """Return the file names that the README's tree of src/dermkit names."""
+    """Return the folders that the README's tree of src/dermkit names."""
     block = readme.split("src/dermkit/\n")[1].split("```")[0]
-    return set(re.findall(r"\w+\.py\b", block))
+    return set(re.findall(r"(\w+)/", block))
 
 
 def test_the_project_names_no_machine_and_no_registry() -> None:
@@ -79,11 +79,11 @@ def test_every_direct_dependency_is_pinned() -> None:
     assert [pin for pin in pins if not re.fullmatch(r"[\w-]+==[\w.]+", pin)] == []
 
 
-def test_the_readme_names_both_commands_and_every_room() -> None:
+def test_the_readme_names_both_commands_and_every_package() -> None:
     readme = (ROOT / "README.md").read_text()
     assert "\nmake demo" in readme and "\nmake test" in readme
-    rooms = {path.name for path in (ROOT / "src" / "dermkit").rglob("*.py")} - {"__init__.py"}
-    assert rooms - tree_of(readme) == set(), "give each a line in the README's tree"
+    packages = {path.parent.name for path in (ROOT / "src" / "dermkit").rglob("*/__init__.py")}
+    assert packages - tree_of(readme) == set(), "give each a line in the README's tree"
 
 
 def test_ci_runs_make_test_and_nothing_else() -> None:

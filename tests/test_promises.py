@@ -10,8 +10,8 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from dermkit.metrics import conformal, recalibrate, thresholds
-from dermkit.metrics.counts import Floats, Ints
 from dermkit.metrics.probability import log_loss
+from dermkit.metrics.stats.arrays import Floats, Ints
 
 
 def drawn(generator: np.random.Generator, n: int, k: int = 3) -> tuple[Ints, Floats]:

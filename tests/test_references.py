@@ -17,7 +17,7 @@ from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
 from dermkit.metrics import counts, delong, intervals, official, partial, placement, ranking, reliability
-from dermkit.metrics.counts import Bools, Floats, Ints
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 CASES = 500
 

@@ -35,6 +35,7 @@ from dermkit.recipe import (
     save,
 )
 from dermkit.report import write_report, write_summary_report
+from dermkit.runs import folder as runs_folder
 
 HOSTILE = '<script>alert("1")</script>'
 NINE = (
@@ -370,7 +371,7 @@ def test_people_stand_beside_the_malignant_curve_and_are_no_test(full: Path, tmp
     for anchor in ANCHORS:
         assert anchor.source in text
         assert f"{anchor.source}, {anchor.year}." in text
-    anchors = findings.read_table(full / "figures" / "anchors.csv")
+    anchors = runs_folder.read_table(full / "figures" / "anchors.csv")
     assert anchors is not None
     assert anchors["sensitivity"].astype(float).tolist() == [item.sensitivity for item in ANCHORS]
     run = make_run(tmp_path, ("a", "b", "c"))
@@ -382,7 +383,7 @@ def test_people_stand_beside_the_malignant_curve_and_are_no_test(full: Path, tmp
 
 def test_every_figure_worth_a_row_is_shown_for_both_splits(nine: Path) -> None:
     shown = {place for _, place, _, _ in Page(nine / "report.html").numbers}
-    names = illustrations.metric_names(findings.read_run(nine))
+    names = illustrations.metric_names(runs_folder.read_run(nine))
     assert {"accuracy", "balanced_accuracy", "precision_macro", "f1_macro", "sensitivity", "specificity", "loss",
             "auroc_macro", "average_precision_macro", "brier", "ece"} <= set(names)  # fmt: skip
     assert {f"{split}.{name}.value" for split in ("validation", "test") for name in names} <= shown
@@ -503,7 +504,7 @@ def test_the_verdict_says_whether_the_dumb_rule_is_beaten(
     tmp_path: Path, low: float, high: float, side: str, said: str
 ) -> None:
     text = Page(_written(tmp_path, _tiny_metrics(low, high))).text
-    verdict = findings.verdict(findings.read_run(tmp_path), "test")
+    verdict = findings.verdict(runs_folder.read_run(tmp_path), "test")
     assert (verdict.side, verdict.judged, verdict.rule["balanced_accuracy"]) == (side, "balanced_accuracy", 0.5)
     assert said in " ".join(text.split())
 
@@ -541,7 +542,7 @@ def test_the_headline_does_not_lean_on_an_unreliable_interval(
     body = _tiny_metrics(low, high)
     body["splits"]["test"]["metrics"]["accuracy"]["reason"] = reason
     head = " ".join(re.split(r"[ \n]+", Page(_written(tmp_path, body)).text)).split("Warnings (")[0]
-    assert findings.verdict(findings.read_run(tmp_path), "test").side == side
+    assert findings.verdict(runs_folder.read_run(tmp_path), "test").side == side
     assert head.count(said) == 4, "balanced accuracy and accuracy, in the lead and in a tile"
     assert ("cannot be told: the interval of balanced accuracy is unreliable" in head) == (side == "unknown")
     assert ("100.0" in head) is False
@@ -571,7 +572,9 @@ def test_few_images_on_a_side_are_one_note(
     part |= {"n": malignant + other, "n_groups": groups}
     part["per_class"]["a"]["n"], part["per_class"]["b"]["n"] = malignant, other
     _written(tmp_path, body)
-    found = [w for w in cautions.warnings(findings.read_run(tmp_path)) if "independent ones on a side" in w.text]
+    found = [
+        w for w in cautions.warnings(runs_folder.read_run(tmp_path)) if "independent ones on a side" in w.text
+    ]
     assert [warn.level for warn in found] == ["note"] * bool(said)
     assert all(warn.text.startswith(said) for warn in found)
 
@@ -579,7 +582,7 @@ def test_few_images_on_a_side_are_one_note(
 def test_overfitting_is_a_note_where_the_best_epoch_was_kept(tmp_path: Path) -> None:
     def told(**facts: Any) -> cautions.Warn:
         _written(tmp_path, body, **facts)
-        found = cautions.warnings(findings.read_run(tmp_path))
+        found = cautions.warnings(runs_folder.read_run(tmp_path))
         return next(warn for warn in found if warn.text.startswith("Overfitting"))
 
     body = _tiny_metrics() | {"overfitting": {"overfitting": True, "sentence": "Overfitting from epoch 4."}}
@@ -591,7 +594,7 @@ def test_overfitting_is_a_note_where_the_best_epoch_was_kept(tmp_path: Path) -> 
 
 
 def test_the_verdict_takes_the_stored_rule_where_there_is_one(nine: Path) -> None:
-    verdict = findings.verdict(findings.read_run(nine), "test")
+    verdict = findings.verdict(runs_folder.read_run(nine), "test")
     assert verdict.rule_class == "vascular lesion", "the commonest class of training"
     assert verdict.rule["balanced_accuracy"] == pytest.approx(1 / 9)
     assert verdict.rule_key == "test.baselines.majority"
@@ -602,10 +605,10 @@ def test_the_verdict_falls_back_on_accuracy_and_then_says_nothing(tmp_path: Path
     metrics = body["splits"]["test"]["metrics"]
     metrics["balanced_accuracy"] = metrics["auroc"]
     write_json(tmp_path / "metrics.json", body, format=1)
-    assert findings.verdict(findings.read_run(tmp_path), "test").judged == "accuracy"
+    assert findings.verdict(runs_folder.read_run(tmp_path), "test").judged == "accuracy"
     metrics["accuracy"] = metrics["auroc"]
     write_json(tmp_path / "metrics.json", body, format=1)
-    assert findings.verdict(findings.read_run(tmp_path), "test").side == "unknown"
+    assert findings.verdict(runs_folder.read_run(tmp_path), "test").side == "unknown"
     assert "cannot be told" in Page(write_report(tmp_path)).text
 
 
@@ -618,7 +621,7 @@ def test_warnings_come_first_once_and_with_their_counts(tmp_path: Path) -> None:
     facts["weights"]["note"] = "a stand-in for the published backbone"
     facts["warnings"] = ["Weights: a stand-in for the published backbone", "class 'nevus' is small"]
     run = make_run(tmp_path, **facts)
-    found = cautions.warnings(findings.read_run(run))
+    found = cautions.warnings(runs_folder.read_run(run))
     texts = [warn.text for warn in found]
     serious = [warn.text for warn in found if warn.level == "serious"]
     assert found[: len(serious)] == [warn for warn in found if warn.level == "serious"]
@@ -647,7 +650,7 @@ def test_what_the_import_found_is_told(tmp_path: Path) -> None:
 
 
 def test_a_clean_split_raises_no_leak_warning(nine: Path) -> None:
-    assert not [warn for warn in cautions.warnings(findings.read_run(nine)) if "leak" in warn.text]
+    assert not [warn for warn in cautions.warnings(runs_folder.read_run(nine)) if "leak" in warn.text]
 
 
 @pytest.mark.parametrize("contradictions", [0, 3])
@@ -667,7 +670,7 @@ def test_no_leak_is_only_what_the_manifest_can_show(tmp_path: Path, contradictio
 
 def test_training_that_was_not_stable_is_told_first(tmp_path: Path) -> None:
     _written(tmp_path, _tiny_metrics(), warnings=["Weights are random.", f"{cautions.UNSTABLE}: twice."])
-    first, *others = cautions.warnings(findings.read_run(tmp_path))
+    first, *others = cautions.warnings(runs_folder.read_run(tmp_path))
     assert (first.level, first.text) == ("serious", f"{cautions.UNSTABLE}: twice.")
     assert "Weights are random." in [warn.text for warn in others if warn.level == "note"]
 
@@ -675,7 +678,7 @@ def test_training_that_was_not_stable_is_told_first(tmp_path: Path) -> None:
 def test_a_known_defect_of_the_test_images_is_serious(tmp_path: Path) -> None:
     defects = ["18 of the 118 test images have a copy in Train.", "The latest images are dark."]
     _written(tmp_path, _tiny_metrics(), dataset={"notes": {"defects": defects}})
-    found = {warn.text: warn.level for warn in cautions.warnings(findings.read_run(tmp_path))}
+    found = {warn.text: warn.level for warn in cautions.warnings(runs_folder.read_run(tmp_path))}
     assert found[f"Known defect: {defects[0]}"] == "serious"
     assert found[f"Known defect: {defects[1]}"] == "data"
     folded = (tmp_path / "report.html").read_text().split("<details>")[1].split("</details>")[0]
@@ -690,7 +693,7 @@ def test_methods_numbers_and_file_names_are_told_in_words(nine: Path, tmp_path: 
     assert "precision rests on the images called that class, F1 on the images of it or called it" in " ".join(
         page.text.split()
     )
-    wrong = findings.read_table(nine / "figures" / "mistakes_test.csv")
+    wrong = runs_folder.read_table(nine / "figures" / "mistakes_test.csv")
     assert wrong is not None
     titles = [found["title"] for tag, found in Page(nine / "report.html").tags if "title" in found]
     assert titles == wrong["path"].head(24).tolist()
@@ -698,11 +701,11 @@ def test_methods_numbers_and_file_names_are_told_in_words(nine: Path, tmp_path: 
 
 
 def test_excluded_images_are_counted_by_reason(nine: Path) -> None:
-    assert findings.excluded(findings.read_run(nine)) == [("same pixels as test image", 7), ("not drawn", 1)]
+    assert findings.excluded(runs_folder.read_run(nine)) == [("same pixels as test image", 7), ("not drawn", 1)]
 
 
 def test_confusions_are_named_in_words(nine: Path) -> None:
-    rows = findings.confusions(findings.read_run(nine), "test")
+    rows = findings.confusions(runs_folder.read_run(nine), "test")
     matrix = json.loads((nine / "metrics.json").read_text())["splits"]["test"]["confusion_matrix"]
     assert rows
     for row in rows:
@@ -752,7 +755,7 @@ def test_thumbnails_are_made_from_pixels_and_the_file_stays_small(tmp_path: Path
 def test_a_missing_broken_or_outside_image_is_a_placeholder(tmp_path: Path) -> None:
     run, root = make_run(tmp_path / "run"), tmp_path / "images"
     _save_photographs(run, root)
-    wrong = findings.read_table(run / "figures" / "mistakes_test.csv")
+    wrong = runs_folder.read_table(run / "figures" / "mistakes_test.csv")
     assert wrong is not None
     (root / wrong["path"][0]).unlink()
     (root / wrong["path"][1]).write_bytes(b"not an image")
@@ -796,7 +799,7 @@ def test_every_picture_has_words_and_every_table_a_caption(nine: Path) -> None:
 
 
 def test_a_long_log_is_thinned_and_says_so(nine: Path) -> None:
-    log = findings.read_table(nine / "log.csv")
+    log = runs_folder.read_table(nine / "log.csv")
     assert log is not None
     rows = findings.log_rows(log.loc[np.arange(1001) % len(log)])
     assert rows["step"] == 3
@@ -820,7 +823,7 @@ def test_a_test_on_other_data_shows_the_mapping_and_what_was_left_out(tmp_path: 
     text = " ".join(Page(_written(tmp_path, body)).text.split())
     assert "not scored (115 images)" in text
     assert "data set that it was not made from" in text
-    first = cautions.warnings(findings.read_run(tmp_path))[0]
+    first = cautions.warnings(runs_folder.read_run(tmp_path))[0]
     assert (first.level, first.text) == ("serious", "115 images have no target class: DF 115")
 
 
@@ -925,7 +928,7 @@ def test_a_parent_without_summary_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("units", [1, 14])
 def test_operating_points_of_few_lesions_are_marked(tmp_path: Path, units: int) -> None:
     run = make_run(tmp_path, ("melanoma", "nevus"), n=180)
-    table = findings.read_table(run / "predictions.csv")
+    table = runs_folder.read_table(run / "predictions.csv")
     assert table is not None
     malignant = (table["label"] == "melanoma") & (table["split"] == "test")
     groups = np.where(malignant, malignant.cumsum() % units, 1000 + np.arange(len(table)))

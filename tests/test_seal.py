@@ -31,9 +31,9 @@ from dermkit.data.seal import (
 )
 from dermkit.errors import DataError, DermkitError, OutputError, UsageError
 from dermkit.files import lock, sha256_file
-from dermkit.findings import read_run
 from dermkit.metrics.power import best_of_chance
 from dermkit.recipe import Recipe, SplitSpec, save, split_spec
+from dermkit.runs.folder import read_run
 from dermkit.sealed import log_looks
 
 HOLDOUT = split_spec(

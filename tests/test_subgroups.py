@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dermkit.metrics.counts import Floats
 from dermkit.metrics.estimate import trust
 from dermkit.metrics.intervals import proportion_estimate, wilson
 from dermkit.metrics.scored import Scored
+from dermkit.metrics.stats.arrays import Floats
 from dermkit.metrics.subgroups import age_band, apart, gaps, part_of, subgroups
 from dermkit.metrics.summary import summarise
 

@@ -12,9 +12,9 @@ import torch
 
 from dermkit import ranks
 from dermkit.checkpoint import BEST, LAST, Progress, load_checkpoint, save_checkpoint
-from dermkit.data.images import Preprocessing
 from dermkit.errors import Diverged, Interrupted, UntrustedError
 from dermkit.features import FeatureSource, Making, feature_source
+from dermkit.images.preprocess import Preprocessing
 from dermkit.model import Net, build_net, resolve_weights
 from dermkit.recipe import ComputeSpec, GrowSpec, MixSpec, ModelSpec, Phase, Recipe
 from dermkit.recipes import DEMO, NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole

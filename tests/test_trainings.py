@@ -20,7 +20,6 @@ from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
 from dermkit.judging import compare
 from dermkit.metrics import paired, trainings
-from dermkit.metrics.counts import Floats, Ints
 from dermkit.metrics.intervals import resample_weights
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.several import (
@@ -31,6 +30,7 @@ from dermkit.metrics.several import (
     draw,
     moved_by,
 )
+from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.verdict import FIGURES, Repeated, verdict
 from dermkit.predictions import write_predictions
 from dermkit.trainings import entries

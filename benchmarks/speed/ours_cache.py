@@ -3,8 +3,8 @@
 from asked import answer, asked
 
 from dermkit.data.cache import pixel_cache
-from dermkit.data.images import Preprocessing
 from dermkit.data.manifest import load_dataset
+from dermkit.images.preprocess import Preprocessing
 
 
 def main() -> None:

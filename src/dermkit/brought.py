@@ -1,4 +1,4 @@
-"""Predictions of any other tool: a table of probabilities becomes a folder like a run's, evaluated and reported.
+"""Predictions of any other tool: a table of probabilities becomes a folder like a run's, evaluated.
 
 With a data set, its manifest says which image a row is, its label, its class table and what hangs together; without
 one, the table must say the label itself, and classes are judged by their names. Columns are matched by name.
@@ -24,7 +24,6 @@ from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file, write_json
 from dermkit.predictions import PREFIX, check_predictions, scored_of, write_groups, write_predictions
-from dermkit.report import write_report
 from dermkit.sealed import end_openings, log_looks, looks_in_words
 from dermkit.settled import SETTLES, check_asked, check_wishes
 from dermkit.watch import Watch
@@ -60,7 +59,7 @@ def evaluate_brought(
     asked: Asked = NOTHING,
     open_test: bool = False,
 ) -> Path:
-    """Evaluate a table of predictions; returns the report's path.
+    """Evaluate a table of predictions; returns the folder, without a report.
 
     open_test: sealed test images of the data set may be evaluated; that is logged in their seal. Raises `DataError`
     naming the rows or columns that cannot be used, `UsageError` or `OutputError` for the folder.
@@ -95,7 +94,7 @@ def evaluate_brought(
     evaluate_run(folder, on, asked=asked)
     if on is not None:
         end_openings(on, opened)
-    return write_report(folder, images_root=None if on is None else on.images)
+    return folder
 
 
 def _check_settles(frame: pd.DataFrame, classes: Sequence[LesionClass], asked: Asked) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dermkit.metrics.power import best_of_chance
 
 if TYPE_CHECKING:
-    from dermkit.findings import Run
+    from dermkit.runs.folder import Run
 
 FEW = 10
 """Below this many images of a class Wilson's interval of a half is wider than 50 points: said as a warning."""

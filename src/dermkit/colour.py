@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dermkit.data.images import ImageRows
+from dermkit.images.preprocess import ImageRows
 
 _CHUNK = 512
 _ITERATIONS = 2000

@@ -16,7 +16,7 @@ from dermkit.data.manifest import LesionClass
 from dermkit.errors import UsageError
 from dermkit.files import write_rows
 from dermkit.metrics.applied import Applied, Chosen, choose
-from dermkit.metrics.counts import Floats
+from dermkit.metrics.stats.arrays import Floats
 
 if TYPE_CHECKING:
     from dermkit.metrics.decision import Decision

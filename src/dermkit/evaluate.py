@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from dermkit.asked import NOTHING, Asked
 from dermkit.data.manifest import Dataset, LesionClass
+from dermkit.evaluation.breakdowns import official_of, subgroups_of
+from dermkit.evaluation.lint_run import lint_of
 from dermkit.files import write_json, write_rows, write_text
 from dermkit.lint.rules import write_lint
 from dermkit.metrics import official, tables
@@ -35,12 +37,11 @@ from dermkit.runfiles import (
     decision_of,
     isic_ids_of,
     leak_warnings,
-    lint_of,
     read_about,
     seal_of,
     train_counts,
 )
-from dermkit.settled import SETTLES, Settled, check_asked, judged_on, official_of, settle_on, subgroups_of
+from dermkit.settled import SETTLES, Settled, check_asked, judged_on, settle_on
 
 DECISION = "decision.json"
 DECISION_FORMAT = 1

@@ -14,24 +14,20 @@ from dermkit.data.manifest import Dataset
 from dermkit.data.split import split_groups
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
+from dermkit.evaluation.class_mapping import ClassMapping, default_mapping, load_mapping, remap_predictions
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
 from dermkit.metrics.decision import from_dict
 from dermkit.modelcard import settled
 from dermkit.predictions import (
-    ClassMapping,
     columns_of,
-    default_mapping,
     groups_of,
-    load_mapping,
     read_predictions,
-    remap_predictions,
     scored_of,
     write_attributes,
     write_groups,
     write_predictions,
 )
 from dermkit.recipe import FORMAT as RECIPE_FORMAT
-from dermkit.report import write_report
 from dermkit.runfiles import classes_of, read_about
 from dermkit.sealed import Logged, end_openings, log_looks, looks_in_words
 from dermkit.settled import SETTLES, Settled, check_asked, with_wishes
@@ -54,9 +50,9 @@ def evaluate_on(
     asked: Asked = NOTHING,
     open_test: bool = False,
 ) -> Path:
-    """Score every image of `dataset` with the model of `target`, evaluate in common classes; returns the report.
+    """Score every image of `dataset` with the model of `target`, evaluate in common classes; returns the folder.
 
-    Writes a folder like a run's: predictions.csv (in the target classes), unmapped.csv, metrics.json, report.html.
+    Writes a folder like a run's: predictions.csv (in the target classes), unmapped.csv, metrics.json (no report).
     open_test: sealed test images of the data set may be scored; that is logged in their seal.
     """
     from dermkit.predictor import load_model
@@ -90,7 +86,7 @@ def evaluate_on(
     own = predictor.card["recipe"]
     write_json(folder / "recipe.json", own, format=RECIPE_FORMAT if "compute" in own else 1)
     evaluate_run(folder, dataset, asked=asked, settled=settled)
-    return write_report(folder, images_root=dataset.images)
+    return folder
 
 
 def _write_scored(folder: Path, kept: pd.DataFrame, names: Sequence[str], dataset: Dataset) -> None:

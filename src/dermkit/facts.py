@@ -20,7 +20,7 @@ from dermkit.recipe import Recipe, as_dict, load
 
 if TYPE_CHECKING:
     from dermkit.checkpoint import Progress
-    from dermkit.data.images import Preprocessing
+    from dermkit.images.preprocess import Preprocessing
     from dermkit.model import Net, Weights
     from dermkit.predictor import ModelFacts
 

@@ -5,139 +5,19 @@ Nothing is computed again: figures come from metrics.json.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
 from dermkit import recipe
 from dermkit.augmentation import fields_on
-from dermkit.errors import DataError, UsageError
-from dermkit.files import read_json
 from dermkit.metrics.estimate import trust
-from dermkit.results import read_results
-
-Json = dict[str, Any]
-
-RUN_FORMAT = 1
+from dermkit.runs.folder import Json, Run, read_table
 
 MOST_CONFUSIONS = 10
 LOG_ROWS = 400
 """Epochs printed; beyond that every second, third, ... row is, which is said."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run folder holds; None, {} and "" stand for files that are not there."""
-
-    folder: Path
-    metrics: Json
-    facts: Json
-    environment: Json
-    recipe: recipe.Recipe | None
-    log: pd.DataFrame | None
-    next_steps: str
-    seal: Json = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """The recipe's name, or the folder's."""
-        return str(self.facts.get("recipe") or (self.recipe.name if self.recipe else self.folder.resolve().name))
-
-    @property
-    def splits(self) -> list[str]:
-        """The evaluated splits, validation before test."""
-        order = {"train": 0, "validation": 1, "test": 2}
-        return sorted(self.metrics["splits"], key=lambda name: order.get(name, 3))
-
-    @property
-    def headline(self) -> str:
-        """The split that the verdict is about: test, or the last one there is."""
-        return "test" if "test" in self.metrics["splits"] else self.splits[-1]
-
-    @property
-    def classes(self) -> list[Json]:
-        """The classes in order, each with name, diagnosis and malignancy ("" where run.json is missing)."""
-        named = {item["name"]: item for item in self.facts.get("dataset", {}).get("classes", [])}
-        positive = self.metrics.get("positive", [])
-        return [
-            named.get(name, {"name": name, "diagnosis": "", "malignancy": "malignant" if name in positive else ""})
-            for name in self.metrics["classes"]
-        ]
-
-    @property
-    def notes(self) -> Json:
-        """What the import found out about the data set: source of the malignancy, licence, defects, warnings, ..."""
-        notes = self.facts.get("dataset", {}).get("notes") or {}
-        return notes if isinstance(notes, dict) else {"warnings": notes}
-
-    @property
-    def is_external(self) -> bool:
-        """Whether a finished model was tested on another data set than the one it was made from."""
-        return bool(self.mapping)
-
-    @property
-    def mapping(self) -> Json:
-        """How the classes of an external test were matched: rule, data and model; {} otherwise."""
-        mapping: Json = self.metrics.get("mapping") or self.facts.get("mapping") or {}
-        return mapping
-
-    @property
-    def unmapped(self) -> Json:
-        """Label -> images of it that were not scored, since no class of the model fits."""
-        unmapped: Json = self.metrics.get("unmapped") or self.facts.get("unmapped") or {}
-        return unmapped
-
-    @property
-    def leaks(self) -> Json:
-        """Leak counts as the split's check returns them: n, total, identical_pixels, same_group, per_class, ..."""
-        leaks: Json = self.metrics.get("leaks") or self.facts.get("split", {}).get("leaks") or {}
-        return leaks
-
-
-def read_run(folder: Path) -> Run:
-    """Read a run folder; raises `DataError` without a metrics.json, or where a file of it is broken."""
-    metrics = read_results(folder)
-    if not metrics.get("splits"):
-        raise DataError(f"{folder / 'metrics.json'}: has no split", remedy="run `dermkit evaluate` on this folder")
-    return Run(
-        folder=folder,
-        metrics=metrics,
-        facts=_optional_json(folder / "run.json"),
-        environment=_optional_json(folder / "environment.json"),
-        recipe=_recipe(folder / "recipe.json"),
-        log=read_table(folder / "log.csv"),
-        next_steps=read_text(folder / "NEXT_STEPS.txt"),
-        seal=_optional_json(folder / "seal.json"),
-    )
-
-
-def _optional_json(path: Path) -> Json:
-    return read_json(path, format=RUN_FORMAT, error=DataError) if path.exists() else {}
-
-
-def _recipe(path: Path) -> recipe.Recipe | None:
-    """Return the recipe, or None where it is absent or of another version: old runs stay readable."""
-    try:
-        return recipe.load(path)
-    except UsageError:
-        return None
-
-
-def read_text(path: Path) -> str:
-    """Return a text file without its outer blank lines, "" where it is absent."""
-    return path.read_text(encoding="utf-8", errors="replace").strip("\n") if path.exists() else ""
-
-
-def read_table(path: Path) -> pd.DataFrame | None:
-    """Return a CSV as text, so that a class called NA stays one; None where it is absent or empty."""
-    if not path.exists() or path.stat().st_size == 0:
-        return None
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a table: {error}", remedy="evaluate the run again") from error
 
 
 # --- the verdict ---

@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit import charts, curves, findings
+from dermkit import charts, curves
 from dermkit.files import write_rows
-from dermkit.findings import Run
 from dermkit.labels import BARS, LABELS, SAME_AS
 from dermkit.metrics.anchors import ANCHORS, Anchor
+from dermkit.runs import folder
+from dermkit.runs.folder import Run
 
 MALIGNANT_VIEW = "malignant classes"
 """The name under which roc_<split>.csv holds the curve of all malignant classes together."""
@@ -70,7 +71,7 @@ def _split_pictures(run: Run, split: str) -> Iterator[tuple[str, Picture]]:
     charts.draw_confusion(body["confusion_matrix"], run.metrics["classes"], path, title=title)
     yield path.stem, Picture(embed(path), f"Confusion matrix of {n} {split} images; the counts are in words and tables", f"figures/{path.stem}.csv")  # fmt: skip  # noqa: E501
     yield from _malignant_pictures(run, split, title)
-    lines = findings.read_table(figures / f"roc_{split}.csv")
+    lines = folder.read_table(figures / f"roc_{split}.csv")
     if lines is not None and len(lines):
         path = figures / f"roc_{split}.png"
         positive = [*run.metrics.get("positive", []), MALIGNANT_VIEW]
@@ -78,7 +79,7 @@ def _split_pictures(run: Run, split: str) -> Iterator[tuple[str, Picture]]:
             lines = lines[lines["class"] != MALIGNANT_VIEW]
         curves.draw_roc(lines, path, auroc=_aurocs(body), positive=positive, title=title)
         yield path.stem, Picture(embed(path), f"ROC curves, each class against the rest, of {n} {split} images", f"figures/{path.stem}.csv")  # fmt: skip  # noqa: E501
-    bins = findings.read_table(figures / f"calibration_{split}.csv")
+    bins = folder.read_table(figures / f"calibration_{split}.csv")
     if bins is not None and len(bins):
         path = figures / f"calibration_{split}.png"
         curves.draw_calibration(bins, path, title=title)
@@ -88,7 +89,7 @@ def _split_pictures(run: Run, split: str) -> Iterator[tuple[str, Picture]]:
 def _malignant_pictures(run: Run, split: str, title: str) -> Iterator[tuple[str, Picture]]:
     """Yield what there is where some classes are malignant and some are not, and the split has images of both."""
     figures, n = run.folder / "figures", run.metrics["splits"][split]["n"]
-    lines = findings.read_table(figures / f"roc_{split}.csv")
+    lines = folder.read_table(figures / f"roc_{split}.csv")
     own = None if lines is None else lines[lines["class"] == MALIGNANT_VIEW]
     if own is not None and len(own):
         path, people = figures / f"roc_malignant_{split}.png", figures / "anchors.csv"
@@ -97,7 +98,7 @@ def _malignant_pictures(run: Run, split: str, title: str) -> Iterator[tuple[str,
         write_rows(people, [field.name for field in fields(Anchor)], [astuple(item) for item in ANCHORS])
         alt = f"ROC curve of malignant against the rest on {n} {split} images, and {len(ANCHORS)} published points"
         yield path.stem, Picture(embed(path), alt, f"figures/roc_{split}.csv and figures/anchors.csv")
-    table = findings.read_table(figures / f"net_benefit_{split}.csv")
+    table = folder.read_table(figures / f"net_benefit_{split}.csv")
     if table is not None and len(table):
         path = figures / f"net_benefit_{split}.png"
         curves.draw_net_benefit(table, path, title=title)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dermkit.ahead import ahead
 from dermkit.compute import is_out_of_memory
-from dermkit.data.images import Preprocessing
 from dermkit.errors import DataError, UsageError
+from dermkit.images.preprocess import Preprocessing
 
 FOLDED, AS_BUILT = "batch norms folded into convolutions", "as built"
 TOLERANCE = 5e-5

@@ -38,7 +38,7 @@ def evaluate(
     asked: what this evaluation shows beside the usual; the next one has to be asked again. open_test: the data set
     whose sealed test side may be scored; every opening is logged and counted (docs/seal.md).
     """
-    may_open = _may_open(open_test, on)
+    watch, may_open = watch or Watch(), _may_open(open_test, on)
     of_a_run = on is None and predictions is None
     _check_keep(asked, of_a_run)
     _check_out(out, of_a_run)
@@ -50,9 +50,7 @@ def evaluate(
             )
         from dermkit.brought import evaluate_brought
 
-        return evaluate_brought(
-            predictions, on=on, out=out, watch=watch or Watch(), asked=asked, open_test=may_open
-        )
+        return report(evaluate_brought(predictions, on=on, out=out, watch=watch, asked=asked, open_test=may_open))
     if target is None:
         raise UsageError("nothing to evaluate", remedy="name a run folder, or add --predictions FILE")
     check_folder(target)
@@ -60,13 +58,13 @@ def evaluate(
         check_model_folder(target)
         from dermkit.external import evaluate_on
 
-        return evaluate_on(
-            target, on, mapping=mapping, out=out, watch=watch or Watch(), asked=asked, open_test=may_open
+        return report(
+            evaluate_on(target, on, mapping=mapping, out=out, watch=watch, asked=asked, open_test=may_open)
         )
     if mapping is not None:
         raise UsageError("--map goes with --on: a run is evaluated in its own classes", remedy="add --on DATASET")
     if open_test is not None:
-        return _open_test(target, open_test, watch or Watch(), asked)
+        return _open_test(target, open_test, watch, asked)
     _check_evaluable(target)
     from dermkit.runner import finish
 

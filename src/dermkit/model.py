@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dermkit import cnn
-from dermkit.data.images import Preprocessing
 from dermkit.errors import DermkitError, UntrustedError, UsageError
+from dermkit.images.preprocess import Preprocessing
 from dermkit.recipe import ImageSpec, ModelSpec, Phase
 from dermkit.weights import (
     Weights,

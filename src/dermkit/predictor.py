@@ -26,7 +26,6 @@ from safetensors.torch import save as save_safetensors
 
 from dermkit import __version__
 from dermkit.ahead import cores
-from dermkit.data.images import Preprocessing
 from dermkit.data.manifest import LesionClass
 from dermkit.decided import choose_for
 from dermkit.errors import UntrustedError, UsageError
@@ -38,6 +37,7 @@ from dermkit.files import (
     write_rows,
     write_text,
 )
+from dermkit.images.preprocess import Preprocessing
 from dermkit.inference import Forward, default_batch, pick_device, side_by_side
 from dermkit.listing import file_stat
 from dermkit.metrics.applied import Chosen

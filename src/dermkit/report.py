@@ -12,12 +12,13 @@ import pandas as pd
 from dermkit import cautions, charts, findings
 from dermkit.errors import DataError
 from dermkit.files import read_json, write_rows, write_text
-from dermkit.findings import Run
 from dermkit.illustrations import Picture, embed, metric_names, pictures, worth_a_row
 from dermkit.labels import BARS, FIRST, LABELS, page_templates
 from dermkit.lint.rules import read_lint
 from dermkit.metrics.anchors import ANCHORS
 from dermkit.mistaken import Images, mistakes_of
+from dermkit.runs import folder as runs_folder
+from dermkit.runs.folder import Run
 
 SUMMARY_FORMAT = 1
 MAX_BYTES = 5_000_000
@@ -33,8 +34,8 @@ def write_report(run: Path, *, images: Images | None = None, images_root: Path |
     images: pixels (H, W, 3) of an image_id, None where they are not at hand; without it, images are opened below
     `images_root`. Raises `DataError` without a metrics.json, `OutputError`.
     """
-    content = findings.read_run(run)
-    wrong = findings.read_table(run / "figures" / f"mistakes_{content.headline}.csv")
+    content = runs_folder.read_run(run)
+    wrong = runs_folder.read_table(run / "figures" / f"mistakes_{content.headline}.csv")
     wrong = pd.DataFrame() if wrong is None else wrong
     context = {**_words(content), "pictures": pictures(content), "n_mistakes": len(wrong)}
     template = page_templates().get_template("report.html.j2")
@@ -68,7 +69,7 @@ def _words(run: Run) -> dict[str, Any]:
         "excluded": findings.excluded(run),
         "confusions": {split: findings.confusions(run, split) for split in run.splits},
         "texts": {
-            split: findings.read_text(figures / f"classification_report_{split}.txt") for split in run.splits
+            split: runs_folder.read_text(figures / f"classification_report_{split}.txt") for split in run.splits
         },
         "recipe_rows": findings.recipe_rows(run.recipe),
         "environment": list(findings.flat(run.environment)),
@@ -116,7 +117,7 @@ def _final(parent: Path, folder: str) -> dict[str, Any]:
     """Return the final run's verdict (None without its metrics.json) and its serious warnings."""
     if not _inside(parent, folder):
         return {"verdict": None, "serious": [], "final_run": None}
-    run = findings.read_run(parent / folder)
+    run = runs_folder.read_run(parent / folder)
     serious = [warn.text for warn in cautions.warnings(run) if warn.level == "serious"]
     return {"verdict": findings.verdict(run, run.headline), "serious": serious, "final_run": run}
 
@@ -124,7 +125,7 @@ def _final(parent: Path, folder: str) -> dict[str, Any]:
 def _images(parent: Path, summary: dict[str, Any], split: str) -> list[int]:
     """Return the different numbers of images that the runs were evaluated on, ascending; runs not at hand left out."""
     folders = [parent / run["folder"] for run in summary["runs"] if _inside(parent, run["folder"])]
-    bodies = [findings.read_run(folder).metrics["splits"].get(split) for folder in folders]
+    bodies = [runs_folder.read_run(folder).metrics["splits"].get(split) for folder in folders]
     return sorted({body["n"] for body in bodies if body})
 
 

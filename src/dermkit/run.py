@@ -12,9 +12,9 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from dermkit.checkpoint import BEST, INSIDE, LAST, Progress, load_checkpoint, save_checkpoint
-from dermkit.data.images import ImageRows, Preprocessing
 from dermkit.errors import UntrustedError
 from dermkit.files import read_json, write_rows
+from dermkit.images.preprocess import ImageRows, Preprocessing
 from dermkit.model import Net
 from dermkit.ranks import Ranks
 from dermkit.recipe import Recipe

@@ -9,8 +9,6 @@ import pandas as pd
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError
 from dermkit.files import read_json
-from dermkit.lint.predictions import lint_predictions
-from dermkit.lint.rules import as_rows
 from dermkit.metrics.decision import Decision, from_dict
 from dermkit.predictions import ATTRIBUTES, read_attributes, read_predictions, read_table
 
@@ -47,27 +45,6 @@ def decision_of(about: Mapping[str, Any], run: Path) -> Decision | None:
         return from_dict(about["decision"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{run / 'run.json'}: has a broken decision: {error}", remedy="evaluate again") from error
-
-
-def lint_of(
-    run: Path,
-    about: Mapping[str, Any],
-    predictions: pd.DataFrame,
-    classes: Sequence[LesionClass],
-    dataset: Dataset | None,
-) -> list[dict[str, Any]]:
-    """Return what the lint finds in a run's predictions."""
-    path, audit = run / "split.csv", about["dataset"].get("audit") or {}
-    manifest = None if dataset is None or about.get("mapping") else dataset.manifest
-    found = lint_predictions(
-        predictions,
-        [item.name for item in classes],
-        diagnoses={item.name: item.diagnosis for item in classes},
-        sides=read_table(path, "image_id", "split") if path.exists() else None,
-        labels=None if manifest is None else dict(zip(manifest["image_id"], manifest["label"], strict=True)),
-        audited=audit.get("state") == "done" and not audit.get("errors") and not audit.get("accepted"),
-    )
-    return as_rows(found)
 
 
 def colour_of(run: Path, classes: Sequence[str]) -> pd.DataFrame | None:

@@ -1,24 +1,16 @@
 """What stands in a split's body of metrics.json beside its figures: what was settled, groups of people, other rules."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from dermkit.asked import NOTHING, Asked
 from dermkit.errors import DataError
-from dermkit.metrics.counts import Bools
-from dermkit.metrics.decision import Decision, calibrated, covered, decide, judged, point_dict, points_for
-from dermkit.metrics.intervals import proportion_estimate
-from dermkit.metrics.official import official_dict
+from dermkit.metrics.decision import Decision, calibrated, decide, judged, point_dict, points_for
 from dermkit.metrics.operating import PREVALENCES
 from dermkit.metrics.scored import Scored
-from dermkit.metrics.subgroups import UNKNOWN, age_band, gaps, subgroups
 from dermkit.metrics.summary import summarise
 from dermkit.metrics.thresholds import Threshold
-from dermkit.predictions import ATTRIBUTES
 
 SETTLES = "validation"
 """The side that calibration, operating points and sets are settled on."""
@@ -109,57 +101,4 @@ def judged_on(settled: Settled, scored: Scored, *, seed: int, asked: Asked = NOT
     )
 
 
-def in_order(part: pd.DataFrame) -> pd.DataFrame:
-    """Return one split's rows in the order of `scored_of`."""
-    return part.sort_values(["image_id", "fold", "seed"], kind="stable")
-
-
-def official_of(scored: Scored, part: pd.DataFrame, isic_ids: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return the figures by the official scorer's rules. isic_ids: by image_id; else names and paths may hold them."""
-    rows, known = in_order(part), isic_ids or {}
-    names = [
-        f"{known.get(name, '')} {name} {path}" for name, path in zip(rows["image_id"], rows["path"], strict=True)
-    ]
-    return official_dict(scored.classes, scored.true, scored.probabilities, names)
-
-
 # Parts of the people ----------------------------------------------------------------------------------------------
-
-
-def subgroups_of(
-    scored: Scored, part: pd.DataFrame, attributes: pd.DataFrame, settled: Settled | None = None
-) -> dict[str, Any]:
-    """Return the figures by each attribute of which something is known, with the gaps between groups.
-
-    settled: what gives each image its set of classes; each group then says how often these hold the truth.
-    """
-    known = attributes.reindex(in_order(part)["image_id"]).fillna("")
-    held = None if settled is None else covered(settled.decision.rule, settled.applied(scored))
-    found: dict[str, Any] = {}
-    for name in ATTRIBUTES:
-        values = known[name].tolist()
-        labels = [age_band(value) if name == "age" else value or UNKNOWN for value in values]
-        if set(labels) - {UNKNOWN}:
-            found[name] = _by(scored, labels, held)
-    return found
-
-
-def _by(scored: Scored, labels: list[str], held: Bools | None) -> dict[str, Any]:
-    parts, of = subgroups(scored, labels, summarise=summarise), np.array(labels, dtype=object)
-    groups: list[dict[str, Any]] = [
-        {
-            "name": item.name, "n": item.n, "n_groups": item.n_groups, "malignant": item.positives,
-            "too_few": item.too_few,
-            "metrics": {figure: value.as_dict() for figure, value in item.metrics.items()},
-        }
-        for item in parts
-    ]  # fmt: skip
-    if held is not None:
-        for group in groups:
-            rows = np.asarray(of == group["name"], dtype=bool)
-            group["coverage"] = proportion_estimate(held[rows], scored.groups[rows]).as_dict()
-    between = [
-        {"figure": gap.figure, "worst": gap.worst, "best": gap.best, **gap.difference.as_dict()}
-        for gap in gaps(parts)
-    ]
-    return {"groups": groups, "gaps": between}

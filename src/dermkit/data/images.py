@@ -9,7 +9,6 @@ from dataclasses import dataclass as plain_dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,6 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
 
 from dermkit.data.headers import (
     ALLOWED_FORMATS,
@@ -33,7 +30,8 @@ from dermkit.data.headers import (
     Refused,
 )
 from dermkit.data.headers import read_header as _read_header
-from dermkit.errors import DataError, ImageRefused, Refusal
+from dermkit.errors import ImageRefused, Refusal
+from dermkit.images.preprocess import ImageRows, Pixels, Preprocessing, normalise, resize_pixels
 
 __all__ = [
     "ALLOWED_FORMATS",
@@ -52,20 +50,6 @@ __all__ = [
 
 _MAX_PROFILE_BYTES = 4 * 1024**2  # press profiles take 0.5 to 2.5 MB
 _SRGB_TOLERANCE = 2  # levels of 255; sRGB profiles of different makers differ by 1
-
-Pixels = NDArray[np.uint8]
-
-
-class ImageRows(Protocol):
-    """Resized images, (N, S, S, 3) uint8: an array, or a view of a cache."""
-
-    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
-        """Return the images of these rows."""
-        ...
-
-    def __len__(self) -> int:
-        """Return N."""
-        ...
 
 
 @plain_dataclass(frozen=True, eq=False)
@@ -285,64 +269,3 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 # Preprocessing ---------------------------------------------------------------------------------------------------
-
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
-_FILTERS = MappingProxyType(
-    {
-        "bilinear": Image.Resampling.BILINEAR,
-        "bicubic": Image.Resampling.BICUBIC,
-        "lanczos": Image.Resampling.LANCZOS,
-        "box": Image.Resampling.BOX,
-    }
-)
-
-
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
-class Preprocessing:
-    """From pixels to the net's input, stored with the model in plain numbers.
-
-    size: side in pixels, square. resize: `squash` to the square; `pad` keeps the aspect, black bars; `crop` brings
-    the shorter side to size and cuts the centre. mean, std: in units after the division by `divide_by`.
-    """
-
-    size: Annotated[int, Field(ge=16, le=4096)]
-    resize: Literal["squash", "pad", "crop"]
-    interpolation: Literal["bilinear", "bicubic", "lanczos", "box"]
-    divide_by: _Positive
-    mean: tuple[_Finite, _Finite, _Finite]
-    std: tuple[_Positive, _Positive, _Positive]
-
-
-def resize_pixels(pixels: Pixels, preprocessing: Preprocessing) -> Pixels:
-    """Return (size, size, 3) uint8 pixels: what the caches store. pixels: (H, W, 3) uint8."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise DataError(f"pixels are {pixels.shape} {pixels.dtype}, expected (H, W, 3) uint8")
-    size, resample = preprocessing.size, _FILTERS[preprocessing.interpolation]
-    height, width = pixels.shape[:2]
-    image = Image.fromarray(pixels)
-    if preprocessing.resize == "squash":
-        return np.array(image.resize((size, size), resample))
-    if preprocessing.resize == "crop":
-        side = min(height, width)
-        left, top = (width - side) / 2, (height - side) / 2
-        return np.array(image.resize((size, size), resample, box=(left, top, left + side, top + side)))
-    longer = max(height, width)
-    inner = max(1, round(width * size / longer)), max(1, round(height * size / longer))
-    padded = np.zeros((size, size, 3), np.uint8)
-    left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
-    padded[top : top + inner[1], left : left + inner[0]] = np.asarray(image.resize(inner, resample))
-    return padded
-
-
-def normalise(batch: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Return (N, 3, S, S) float32: (pixel / divide_by - mean) / std. batch: (N, S, S, 3) uint8."""
-    if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
-        raise DataError(f"batch is {batch.shape} {batch.dtype}, expected (N, S, S, 3) uint8")
-    out = np.empty((len(batch), 3, *batch.shape[1:3]), np.float32)
-    levels = np.arange(256, dtype=np.float64) / preprocessing.divide_by
-    for channel in range(3):
-        # 256 levels are computed once in double precision; the batch only looks them up.
-        table = ((levels - preprocessing.mean[channel]) / preprocessing.std[channel]).astype(np.float32)
-        np.take(table, batch[..., channel], out=out[:, channel], mode="clip")
-    return out

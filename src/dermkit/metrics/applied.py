@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dermkit.metrics.counts import Bools, Floats, Ints
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 if TYPE_CHECKING:
     from dermkit.metrics.decision import Answering, Decision

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import betabinom
 
-from dermkit.metrics.counts import Bools, Floats, Ints
 from dermkit.metrics.ranking import rank
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,13 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-
-
-EPSILON = float(np.finfo(np.float64).eps)
-"""Probabilities are clipped to [EPSILON, 1] before the logarithm, as in scikit-learn: an image costs at most 36.04."""
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints, ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +57,6 @@ def malignant_vs_rest(confusion: NDArray[np.float64] | Ints, malignant: Bools) -
         return np.asarray(rows @ (matrix @ columns)[..., None], dtype=np.float64)[..., 0]
 
     return Counts(tp=block(yes, yes), fp=block(no, yes), fn=block(yes, no), tn=block(no, no))
-
-
-def ratio(part: Floats, whole: Floats, defined: Bools) -> Floats:
-    """Return part / whole, NaN where `defined` is False."""
-    quotient: Floats = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=defined)
-    return quotient
 
 
 def accuracy(confusion: NDArray[np.float64] | Ints) -> Floats:

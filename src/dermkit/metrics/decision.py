@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from dermkit.metrics import conformal, intervals, recalibrate, thresholds
-from dermkit.metrics.counts import Bools, Floats, Ints
 from dermkit.metrics.estimate import Estimate, undefined
 from dermkit.metrics.operating import PREVALENCES, AtThreshold, at_threshold
 from dermkit.metrics.probability import log_loss
 from dermkit.metrics.recalibrate import Calibration
 from dermkit.metrics.scored import Scored
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 from dermkit.metrics.thresholds import Threshold
 
 FOLDS = 5

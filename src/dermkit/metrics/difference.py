@@ -13,11 +13,11 @@ from dataclasses import replace
 import numpy as np
 
 from dermkit.metrics import delong, intervals, paired, power, probability
-from dermkit.metrics.counts import Bools, Floats
 from dermkit.metrics.estimate import Estimate, doubted
 from dermkit.metrics.figures import Figures, Plan, figures_compared, images_behind, units_behind
 from dermkit.metrics.resampled import MOST_CORRECTED, Named, Resampled
 from dermkit.metrics.scored import Scored
+from dermkit.metrics.stats.arrays import Bools, Floats
 from dermkit.metrics.verdict import FIGURES, Difference, verdict
 
 __all__ = [

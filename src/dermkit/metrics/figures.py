@@ -12,8 +12,9 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from dermkit.metrics import counts, partial, probability, ranking, reliability
-from dermkit.metrics.counts import Bools, Counts, Cumulated, Floats, Ints
+from dermkit.metrics.counts import Counts, Cumulated
 from dermkit.metrics.scored import Scored
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 VIEWS = ("precision", "recall", "f1", "specificity", "npv", "mcc", "auroc", "average_precision")
 """Of every class against the rest, and of the malignant classes."""

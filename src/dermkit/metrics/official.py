@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from dermkit.metrics import counts, partial, ranking
-from dermkit.metrics.counts import Bools, Counts, Floats, Ints
+from dermkit.metrics import partial, ranking
+from dermkit.metrics.counts import Counts
+from dermkit.metrics.stats import arrays
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 CUT = 0.5
 WEIGHT_ZERO = ("ISIC_0035068",)
@@ -72,7 +74,7 @@ def official_score(true: Ints, scores: Floats, weights: Floats | None = None) ->
 
 
 def _or_one(part: Floats, whole: Floats) -> Floats:
-    return np.where(whole > 0, counts.ratio(part, whole, whole > 0), 1.0)
+    return np.where(whole > 0, arrays.ratio(part, whole, whole > 0), 1.0)
 
 
 def _ranked(truth: Bools, scores: Floats, weight: Floats) -> dict[str, Floats]:

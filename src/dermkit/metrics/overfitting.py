@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dermkit.errors import DataError
-from dermkit.metrics.counts import Floats
+from dermkit.metrics.stats.arrays import Floats
 
 MARGIN = 0.02
 """Validation loss must end this share above its minimum; a smaller rise is the noise of a few images."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dermkit.metrics.counts import Bools, Cumulated, Floats, ratio
+from dermkit.metrics.counts import Cumulated
+from dermkit.metrics.stats.arrays import Bools, Floats, ratio
 
 SENSITIVITY = 0.8
 """Where both official definitions cut."""

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
 
-from dermkit.metrics.counts import Bools, Floats, Ints
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 NEAR = 1e-9
 """How close to the value a bound is looked for; at an AUROC of 1 the value itself solves the equation too."""

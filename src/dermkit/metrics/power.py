@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom, norm
 
-from dermkit.metrics.counts import Floats, Ints
+from dermkit.metrics.stats.arrays import Floats, Ints
 
 RARE = 1e-9
 """Numbers of discordant images rarer than this are left out of the sum."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.metrics.counts import EPSILON, Bools, Floats, Ints, ratio
+from dermkit.metrics.stats.arrays import EPSILON, Bools, Floats, Ints, ratio
 
 BINS = 15
 """Equal-width bins of confidence: the number of Guo et al. 2017."""

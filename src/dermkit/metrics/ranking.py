@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.metrics.counts import Bools, Cumulated, Floats, ratio
+from dermkit.metrics.counts import Cumulated
+from dermkit.metrics.stats.arrays import Bools, Floats, ratio
 
 
 @dataclass(frozen=True, eq=False)

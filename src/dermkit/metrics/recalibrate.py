@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from dermkit.metrics.counts import EPSILON, Floats, Ints
+from dermkit.metrics.stats.arrays import EPSILON, Floats, Ints
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 _BIAS = 10.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from dermkit.metrics.counts import EPSILON, Bools, Floats, Ints, ratio
+from dermkit.metrics.stats.arrays import EPSILON, Bools, Floats, Ints, ratio
 
 _STEPS = 100
 _SMALL = 1e-12

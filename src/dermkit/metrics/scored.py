@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dermkit.metrics.counts import Bools, Floats, Ints
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ import numpy as np
 from scipy.stats import t
 
 from dermkit.metrics import intervals, paired, trainings
-from dermkit.metrics.counts import Floats
 from dermkit.metrics.estimate import Estimate, doubted, undefined
 from dermkit.metrics.figures import Plan, figures_compared, images_behind, units_behind
 from dermkit.metrics.scored import Scored
+from dermkit.metrics.stats.arrays import Floats
 from dermkit.metrics.trainings import Apart, Sources
 from dermkit.metrics.verdict import FIGURES, Repeated
 

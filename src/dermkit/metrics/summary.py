@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermkit.metrics import counts, delong, intervals
-from dermkit.metrics.counts import Bools, Floats
 from dermkit.metrics.estimate import UNRELIABLE, Estimate, doubted, undefined
 from dermkit.metrics.figures import TOP, Figures, Plan
 from dermkit.metrics.placement import placed
 from dermkit.metrics.reliability import recalibration
 from dermkit.metrics.resampled import Resampled
 from dermkit.metrics.scored import Scored
+from dermkit.metrics.stats.arrays import Bools, Floats
 
 SYNONYMS = {"sensitivity": "recall", "ppv": "precision"}
 HOPEFUL = (

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from dermkit.metrics import probability, ranking, reliability
-from dermkit.metrics.counts import Floats
 from dermkit.metrics.estimate import in_words
 from dermkit.metrics.scored import Scored
+from dermkit.metrics.stats.arrays import Floats
 
 Rows = list[list[object]]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import binom
 
-from dermkit.metrics.counts import Bools, Floats, Ints
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from scipy.special import stdtrit
 from scipy.stats import norm, t
 
-from dermkit.metrics.counts import Floats
+from dermkit.metrics.stats.arrays import Floats
 
 LEVEL = 0.95
 ROUNDING = 1e-15

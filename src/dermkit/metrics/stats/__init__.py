@@ -1,0 +1,1 @@
+"""Uncertainty: intervals, resampling, tests, power. Pure NumPy and SciPy."""

@@ -1,0 +1,24 @@
+"""Array types that the metrics share, and a ratio that may be undefined."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+Ints = NDArray[np.int64]
+
+
+Bools = NDArray[np.bool_]
+
+
+EPSILON = float(np.finfo(np.float64).eps)
+
+
+"""Probabilities are clipped to [EPSILON, 1] before the logarithm, as in scikit-learn: an image costs at most 36.04."""
+
+
+def ratio(part: Floats, whole: Floats, defined: Bools) -> Floats:
+    """Return part / whole, NaN where `defined` is False."""
+    quotient: Floats = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=defined)
+    return quotient

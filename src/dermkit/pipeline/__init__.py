@@ -1,0 +1,1 @@
+"""The stages put together: the verbs as functions."""

@@ -1,0 +1,1 @@
+"""The run folder: its file names, formats and readers."""
