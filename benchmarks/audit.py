@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dermkit.audit.finding import Severity
+from dermkit.audit.checks.finding import Severity
 from dermkit.audit.search import find_neighbours
 from dermkit.data.images import open_image
 from dermkit.data.importing import import_dataset

@@ -215,8 +215,8 @@ def colour(datasets: Path) -> str:
     from dermkit.data.manifest import load_dataset
     from dermkit.data.split import make_split
     from dermkit.images.preprocess import Preprocessing
+    from dermkit.metrics.classification.roc import auroc
     from dermkit.metrics.intervals import wilson
-    from dermkit.metrics.ranking import auroc
     from dermkit.recipes import GIVEN
 
     size = Preprocessing(

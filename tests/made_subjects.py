@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermkit.audit.finding import Subject, Use
+from dermkit.audit.checks.finding import Subject, Use
 from dermkit.data.manifest import COLUMNS, Dataset, LesionClass, Malignancy, groups
 
 MALIGNANCY: Mapping[str, Malignancy] = {"mel": "malignant", "bcc": "malignant", "akiec": "indeterminate"}

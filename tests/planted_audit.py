@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dermkit.audit.finding import (
+from dermkit.audit.checks.finding import (
     Finding,
     NotApplicable,
     Outcome,

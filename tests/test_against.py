@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dermkit.audit.against import MEETING_CHECKS, AgainstOutcome, audit_against
-from dermkit.audit.finding import PAIR_COLUMNS, card
+from dermkit.audit.checks.finding import PAIR_COLUMNS, card
 from dermkit.audit.meeting import NearLook
 from dermkit.audit.run import looking_across
 from dermkit.data.importing import import_dataset

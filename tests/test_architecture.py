@@ -127,10 +127,7 @@ MOVING: dict[str, str] = {
     "demo": "pipeline.demo", "unseal": "pipeline.open_test", "plan": "pipeline.plan",
     "repeats": "pipeline.repeats", "judging": "pipeline.results", "runner": "pipeline.run",
     "facts": "pipeline.run_facts", "workflow": "pipeline.train", "terminal": "cli.console",
-    "cli_data": "cli.data", "cli_results": "cli.results", "audit.links": "data.groups",
-    "metrics.ranking": "metrics.classification.roc", "metrics.partial": "metrics.classification.roc",
-    "audit.finding": "audit.checks.finding", "audit.level": "audit.checks.finding",
-    "data.onto": "training.augment.geometry", "data.geometry": "training.augment.geometry", "cli": "cli.app",
+    "cli_data": "cli.data", "cli_results": "cli.results", "audit.links": "data.groups", "cli": "cli.app",
 }  # fmt: skip
 
 LONGEST_CHAIN = 9

@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 
 from dermkit.audit.artefacts import PRESENT
+from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, card, share_of_alpha
 from dermkit.audit.checks_artefacts import da050_hair, da051_ruler, da052_ink, da053_dark_corners
-from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, card
-from dermkit.audit.level import share_of_alpha
 from dermkit.audit.measures import COLUMNS, measure
 from dermkit.data.images import open_image
 from dermkit.data.synthetic import Plant, make_dataset_folder

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dermkit.audit.checks.finding import Subject
 from dermkit.audit.clean import plan_cleaning
-from dermkit.audit.finding import Subject
 from dermkit.audit.links import join, keys_of
 from dermkit.audit.run import AuditOutcome, audit_dataset
 from dermkit.data.manifest import COLUMNS, Dataset, LesionClass, check_manifest, groups, load_dataset

@@ -18,7 +18,7 @@ from PIL import Image
 
 from conftest import Cli, Invoke
 from dermkit import workflow
-from dermkit.audit.finding import Finding, Outcome, Severity, Subject, image_rows
+from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, image_rows
 from dermkit.audit.run import AuditOutcome, audit_dataset
 from dermkit.data.manifest import Dataset, load_dataset, save_dataset
 from dermkit.data.planting import plant_copy

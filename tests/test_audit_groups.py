@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dermkit.audit.checks.finding import Finding, NotApplicable, Severity, Subject, card
 from dermkit.audit.checks_groups import (
     da020_lesions_across,
     da021_patients_across,
@@ -14,7 +15,6 @@ from dermkit.audit.checks_groups import (
     da024_archive_id_repeats,
     find_leaks,
 )
-from dermkit.audit.finding import Finding, NotApplicable, Severity, Subject, card
 from made_subjects import make_subject
 
 CHECKS = (

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, card
 from dermkit.audit.checks_images import (
     da001_unreadable,
     da002_odd_images,
@@ -15,7 +16,6 @@ from dermkit.audit.checks_images import (
     da005_blurred,
     da006_near_empty,
 )
-from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, card
 from dermkit.data.synthetic import Plant, make_dataset_folder
 from made_subjects import make_subject
 from test_audit_artefacts import measured_folder

@@ -12,7 +12,7 @@ import pytest
 
 from dermkit import cautions
 from dermkit.audit import page
-from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, card, pair_rows
+from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, card, pair_rows
 from dermkit.audit.run import AuditOutcome, audit_dataset, run_checks
 from dermkit.audit.state import audit_state, division_sha256
 from dermkit.data.manifest import Dataset, load_dataset, save_dataset

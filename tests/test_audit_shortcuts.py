@@ -11,6 +11,17 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from dermkit.audit import checks_artefacts, signal
+from dermkit.audit.checks.finding import (
+    ALPHA,
+    TESTS,
+    Finding,
+    NotApplicable,
+    Outcome,
+    Severity,
+    Subject,
+    card,
+    share_of_alpha,
+)
 from dermkit.audit.checks_shortcuts import (
     da040_file_size,
     da041_dimensions,
@@ -21,8 +32,6 @@ from dermkit.audit.checks_shortcuts import (
     da046_metadata,
     da047_artefacts_jointly,
 )
-from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, card
-from dermkit.audit.level import ALPHA, TESTS, share_of_alpha
 from dermkit.metrics.placement import Placed, placed
 from made_subjects import make_subject
 

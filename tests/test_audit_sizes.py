@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from dermkit.audit.checks.finding import Finding, NotApplicable, Severity, Subject, card
 from dermkit.audit.checks_sizes import (
     da030_small_classes,
     da031_class_missing_on_side,
     da032_test_too_small,
     da033_class_contradicted,
 )
-from dermkit.audit.finding import Finding, NotApplicable, Severity, Subject, card
 from dermkit.metrics.power import effective_size, least_detectable_difference, mcnemar_power
 from made_subjects import make_subject
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from dermkit.audit.checks.finding import Finding, NotApplicable, Severity, Use, card
 from dermkit.audit.checks_sources import da060_label_leaking_columns, da061_licence_forbids
-from dermkit.audit.finding import Finding, NotApplicable, Severity, Use, card
 from dermkit.audit.licences import read_licences, verdict
 from made_subjects import make_subject
 

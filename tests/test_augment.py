@@ -30,9 +30,10 @@ from dermkit.augmentation import (
 )
 from dermkit.data import augment as augmentation
 from dermkit.data import draws as numbers
-from dermkit.data import geometry, texture, tone
+from dermkit.data import texture, tone
 from dermkit.data.augment import augment_batch, balanced_order, batch_from_pixels, epoch_order, image_key
 from dermkit.data.draws import Column, Draws
+from dermkit.training.augment import geometry
 
 ZERO = replace(PRESETS["none"], fill="black")
 FULL = replace(

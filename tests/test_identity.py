@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermkit.audit.finding import Finding, Outcome, Severity, Subject, card
+from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, card
 from dermkit.audit.identity import da070_known_set, da071_name_and_content, da072_held_set
 from dermkit.data.manifest import COLUMNS, Dataset
 from dermkit.data.sources import KNOWN, Known, classify

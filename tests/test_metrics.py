@@ -13,7 +13,8 @@ from scipy.stats import mannwhitneyu
 from sklearn import metrics as reference
 
 from dermkit.errors import DataError
-from dermkit.metrics import counts, figures, intervals, probability, ranking, tables
+from dermkit.metrics import counts, figures, intervals, probability, tables
+from dermkit.metrics.classification import roc
 from dermkit.metrics.estimate import Estimate, undefined
 from dermkit.metrics.figures import Figures, Plan
 from dermkit.metrics.overfitting import diagnose_overfitting
@@ -120,22 +121,22 @@ def test_auroc_is_the_mann_whitney_statistic() -> None:
     rng = np.random.default_rng(1)
     scores, positive = np.round(rng.random(80), 1), rng.random(80) < 0.3
     u = mannwhitneyu(scores[positive], scores[~positive]).statistic
-    assert ranking.auroc(scores, positive) == pytest.approx(u / (positive.sum() * (~positive).sum()), abs=TIGHT)
+    assert roc.auroc(scores, positive) == pytest.approx(u / (positive.sum() * (~positive).sum()), abs=TIGHT)
 
 
 def test_perfect_inverted_and_constant_scores() -> None:
     positive = np.array([True, True, False, False, False])
     for scores, auroc in ((positive * 1.0, 1.0), (positive * -1.0, 0.0), (np.full(5, 0.3), 0.5)):
-        assert ranking.auroc(scores, positive) == auroc
-    assert ranking.average_precision(np.full(5, 0.3), positive) == 0.4
+        assert roc.auroc(scores, positive) == auroc
+    assert roc.average_precision(np.full(5, 0.3), positive) == 0.4
 
 
 def test_roc_curve_keeps_the_corners_and_the_area() -> None:
     rng = np.random.default_rng(2)
     for digits in (1, 2, 9):
         scores, positive = np.round(rng.random(200), digits), rng.random(200) < 0.4
-        curve = ranking.roc_curve(scores, positive)
-        assert reference.auc(curve.fpr, curve.tpr) == pytest.approx(ranking.auroc(scores, positive), abs=TIGHT)
+        curve = roc.roc_curve(scores, positive)
+        assert reference.auc(curve.fpr, curve.tpr) == pytest.approx(roc.auroc(scores, positive), abs=TIGHT)
         assert (curve.fpr[0], curve.tpr[0], curve.fpr[-1], curve.tpr[-1]) == (0, 0, 1, 1)
         for fpr, tpr, threshold in zip(curve.fpr, curve.tpr, curve.threshold, strict=True):
             assert tpr == (scores[positive] >= threshold).mean()
@@ -150,7 +151,7 @@ def test_weighted_ranking_equals_ranking_of_copied_rows(seed: int) -> None:
     n = int(rng.integers(2, 40))
     scores, positive = np.round(rng.random(n), int(rng.integers(1, 4))), rng.random(n) < 0.5
     weights = rng.integers(0, 4, size=(5, n)).astype(np.float64)
-    found = ranking.ranking_figures(ranking.rank(scores, positive), weights)
+    found = roc.ranking_figures(roc.rank(scores, positive), weights)
     for row, auroc, precision in zip(weights, found.auroc, found.average_precision, strict=True):
         rows = np.repeat(np.arange(n), row.astype(int))
         if positive[rows].all() or not positive[rows].any():
@@ -409,10 +410,10 @@ def test_plain_functions_refuse_or_mark_what_is_undefined() -> None:
     with pytest.raises(ValueError, match="at least one"):
         probability.brier(none, np.empty((0, 2)))
     with pytest.raises(ValueError, match="finite"):
-        ranking.auroc(np.array([0.1, np.nan]), np.array([True, False]))
+        roc.auroc(np.array([0.1, np.nan]), np.array([True, False]))
     with pytest.raises(ValueError, match="positives and negatives"):
-        ranking.roc_curve(np.array([0.1, 0.2]), np.array([True, True]))
-    assert np.isnan(ranking.auroc(np.array([0.1, 0.2]), np.array([True, True])))
+        roc.roc_curve(np.array([0.1, 0.2]), np.array([True, True]))
+    assert np.isnan(roc.auroc(np.array([0.1, 0.2]), np.array([True, True])))
     assert np.isnan(counts.accuracy(np.zeros((2, 2))))
     assert counts.balanced_accuracy(np.array([[3, 1], [1, 1]])) == pytest.approx(0.625)
 

@@ -16,7 +16,8 @@ from scipy.special import expit
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
-from dermkit.metrics import counts, delong, intervals, official, partial, placement, ranking, reliability
+from dermkit.metrics import counts, delong, intervals, official, placement, reliability
+from dermkit.metrics.classification import roc as classification_roc
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 CASES = 500
@@ -46,9 +47,11 @@ def binary_cases(seed: int) -> Iterator[tuple[Floats, Bools]]:
             yield p[:, 0], positive
 
 
-def curve(score: Floats, positive: Bools) -> partial.Curves:
+def curve(score: Floats, positive: Bools) -> classification_roc.Curves:
     """Return the one ROC curve of some scores."""
-    return partial.curves_of(ranking.cumulated(ranking.rank(score, positive), np.ones((1, len(score)))))
+    return classification_roc.curves_of(
+        classification_roc.cumulated(classification_roc.rank(score, positive), np.ones((1, len(score))))
+    )
 
 
 def close(ours: object, theirs: object, tolerance: float = 1e-9) -> bool:
@@ -114,20 +117,20 @@ def test_both_partial_areas() -> None:
     for score, positive in binary_cases(3):
         roc = curve(score, positive)
         for sensitivity in (0.8, 0.5, 0.95):
-            assert close(partial.pauc_above(roc, sensitivity), of_2024(score, positive, sensitivity))
-            assert close(partial.auc_above(roc, sensitivity), of_scorer(score, positive, sensitivity))
+            assert close(classification_roc.pauc_above(roc, sensitivity), of_2024(score, positive, sensitivity))
+            assert close(classification_roc.auc_above(roc, sensitivity), of_scorer(score, positive, sensitivity))
 
 
 def test_a_guess_and_a_perfect_score_have_the_areas_that_tell_the_definitions_apart() -> None:
     positive = np.arange(400) % 4 == 0
     guess, perfect = curve(np.zeros(400), positive), curve(positive.astype(float), positive)
-    assert close(partial.pauc_above(guess), 0.02) and close(partial.pauc_above(perfect), 0.2)
-    assert close(partial.auc_above(guess), 0.18) and close(partial.auc_above(perfect), 1.0)
+    assert close(classification_roc.pauc_above(guess), 0.02) and close(classification_roc.pauc_above(perfect), 0.2)
+    assert close(classification_roc.auc_above(guess), 0.18) and close(classification_roc.auc_above(perfect), 1.0)
     scores = np.random.default_rng(0).random((40, 20_000))
     half = np.arange(20_000) % 2 == 0
     curves = [curve(score, half) for score in scores]
-    assert np.mean([partial.pauc_above(roc)[0] for roc in curves]) == pytest.approx(0.02, abs=5e-4)
-    assert np.mean([partial.auc_above(roc)[0] for roc in curves]) == pytest.approx(0.18, abs=2e-3)
+    assert np.mean([classification_roc.pauc_above(roc)[0] for roc in curves]) == pytest.approx(0.02, abs=5e-4)
+    assert np.mean([classification_roc.auc_above(roc)[0] for roc in curves]) == pytest.approx(0.18, abs=2e-3)
 
 
 def test_fixed_points_are_the_best_thresholds_that_keep_their_promise() -> None:
@@ -137,9 +140,9 @@ def test_fixed_points_are_the_best_thresholds_that_keep_their_promise() -> None:
         pairs = [((score[positive] >= t).mean(), (score[~positive] < t).mean()) for t in thresholds]
         for kept in (0.5, 0.9, 0.95, 1.0):
             best = max(sensitivity for sensitivity, specificity in pairs if specificity >= kept - 1e-12)
-            assert close(partial.sensitivity_at(roc, kept), best)
+            assert close(classification_roc.sensitivity_at(roc, kept), best)
             best = max(specificity for sensitivity, specificity in pairs if sensitivity >= kept - 1e-12)
-            assert close(partial.specificity_at(roc, kept), best)
+            assert close(classification_roc.specificity_at(roc, kept), best)
 
 
 def test_resampled_curves_are_those_of_the_copied_images() -> None:
@@ -147,20 +150,24 @@ def test_resampled_curves_are_those_of_the_copied_images() -> None:
     score, positive = np.round(generator.random(60), 1), generator.random(60) < 0.4
     weights = generator.multinomial(60, np.full(60, 1 / 60), size=50).astype(float)
     weights[7] *= positive
-    roc = partial.curves_of(ranking.cumulated(ranking.rank(score, positive), weights))
+    roc = classification_roc.curves_of(
+        classification_roc.cumulated(classification_roc.rank(score, positive), weights)
+    )
     for row, times in enumerate(weights.astype(int)):
         drawn_score, drawn = np.repeat(score, times), np.repeat(positive, times)
         if drawn.all() or not drawn.any():
-            assert np.isnan(partial.pauc_above(roc)[row]) and np.isnan(partial.auc_above(roc)[row])
-            assert np.isnan(partial.sensitivity_at(roc, 0.9)[row]) and np.isnan(
-                partial.specificity_at(roc, 0.9)[row]
+            assert np.isnan(classification_roc.pauc_above(roc)[row]) and np.isnan(
+                classification_roc.auc_above(roc)[row]
+            )
+            assert np.isnan(classification_roc.sensitivity_at(roc, 0.9)[row]) and np.isnan(
+                classification_roc.specificity_at(roc, 0.9)[row]
             )
             continue
         own = curve(drawn_score, drawn)
-        for figure in (partial.pauc_above, partial.auc_above):
+        for figure in (classification_roc.pauc_above, classification_roc.auc_above):
             assert close(figure(roc)[row], figure(own))
-        assert close(partial.sensitivity_at(roc, 0.9)[row], partial.sensitivity_at(own, 0.9))
-    assert np.isnan(partial.pauc_above(roc)[7])
+        assert close(classification_roc.sensitivity_at(roc, 0.9)[row], classification_roc.sensitivity_at(own, 0.9))
+    assert np.isnan(classification_roc.pauc_above(roc)[7])
 
 
 def test_the_official_scorer_by_its_published_rules() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from dermkit.metrics.ranking import auroc
+from dermkit.metrics.classification.roc import auroc
 
 
 def validation_guides(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from dermkit.audit.against import AgainstOutcome
-    from dermkit.audit.finding import Use
+    from dermkit.audit.checks.finding import Use
     from dermkit.audit.run import AuditOutcome
 
 __all__ = [
@@ -59,7 +59,7 @@ def audit(
 ) -> "AuditOutcome":
     """Look for every known defect, write what is found into DATASET/audit; `audit.run.audit_dataset` says the rest."""
     from dermkit.audit.catalogue import CHECKS
-    from dermkit.audit.level import ALPHA
+    from dermkit.audit.checks.finding import ALPHA
     from dermkit.audit.run import audit_dataset, looking
 
     return audit_dataset(
@@ -83,7 +83,7 @@ def audit_codes() -> str:
     """Return the table of all checks, as `docs/audit.md` has it."""
     from dermkit.audit.against import MEETING_CHECKS
     from dermkit.audit.catalogue import CHECKS
-    from dermkit.audit.finding import CheckFunction, card
+    from dermkit.audit.checks.finding import CheckFunction, card
     from dermkit.audit.write import codes_table
 
     return codes_table([card(cast(CheckFunction, check)) for check in (*CHECKS, *MEETING_CHECKS)])

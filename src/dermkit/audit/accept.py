@@ -7,7 +7,7 @@ from itertools import accumulate
 from operator import and_
 from typing import Any, NamedTuple
 
-from dermkit.audit.finding import Finding, Severity
+from dermkit.audit.checks.finding import Finding, Severity
 from dermkit.data.manifest import FORMAT, Dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.files import read_json, write_json

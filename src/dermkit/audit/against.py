@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from dermkit.audit.accept import check_codes, void
 from dermkit.audit.against_page import write_against
-from dermkit.audit.finding import Card, CheckFunction, Finding, Outcome, Severity, card
+from dermkit.audit.checks.finding import Card, CheckFunction, Finding, Outcome, Severity, card
 from dermkit.audit.meeting import SAME_IMAGE, SAME_LESION, SAME_PATIENT, WAYS, Meeting, NearLook, meet
 from dermkit.audit.words import counted, interval_text, listed, share_figures
 from dermkit.audit.write import Reported, open_errors, say_unfound

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.audit.finding import PAIR_COLUMNS
+from dermkit.audit.checks.finding import PAIR_COLUMNS
 from dermkit.audit.meeting import SAME_IMAGE, Meeting
 from dermkit.audit.words import share_figures
 from dermkit.audit.write import Reported, versions

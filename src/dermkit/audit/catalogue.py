@@ -10,7 +10,7 @@ from dermkit.audit import (
     checks_sources,
     identity,
 )
-from dermkit.audit.finding import CheckFunction
+from dermkit.audit.checks.finding import CheckFunction
 
 CHECKS: tuple[CheckFunction, ...] = (
     checks_images.da001_unreadable,

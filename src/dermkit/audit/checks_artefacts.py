@@ -9,8 +9,16 @@ from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 
 from dermkit.audit.artefacts import PRESENT
-from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
-from dermkit.audit.level import share_of_alpha
+from dermkit.audit.checks.finding import (
+    Finding,
+    NotApplicable,
+    Outcome,
+    Severity,
+    Subject,
+    image_rows,
+    per_class,
+    share_of_alpha,
+)
 from dermkit.audit.words import share_figures, share_text
 from dermkit.metrics.power import effective_size
 

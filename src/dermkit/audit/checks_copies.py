@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, pair_rows, per_class
+from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, pair_rows, per_class
 from dermkit.audit.words import counted, listed, share_figures, share_text
 from dermkit.data.manifest import GROUP_COLUMNS
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
+from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
 from dermkit.audit.words import counted, listed
 
 TINY = 64

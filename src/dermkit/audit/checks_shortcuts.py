@@ -9,10 +9,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.audit.artefacts import ARTEFACT_COLUMNS
-from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
+from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
 from dermkit.audit.signal import FEWEST_IMAGES, FEWEST_UNITS, ClassSignal, Signal, is_grouped, look
 from dermkit.audit.words import listed
-from dermkit.metrics.ranking import auroc
+from dermkit.metrics.classification.roc import auroc
 
 CHANCE = 0.60
 """A rule that knows less than this AUROC hardly moves an accuracy; weak true links of a lesion are as strong."""

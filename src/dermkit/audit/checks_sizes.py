@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
+from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
 from dermkit.audit.words import counted, listed, share_figures, share_text
 from dermkit.metrics.intervals import wilson
 from dermkit.metrics.power import effective_size, least_detectable_difference

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermkit.audit.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
+from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
 from dermkit.audit.licences import Licence, Verdict, read_licences, verdict
 from dermkit.audit.words import counted, listed
 

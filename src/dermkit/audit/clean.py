@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.audit.finding import Subject
+from dermkit.audit.checks.finding import Subject
 from dermkit.audit.links import Ints, join, keys_of
 from dermkit.data.manifest import Dataset, save_dataset
 from dermkit.data.overview import render_overview

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.audit.finding import Finding, Outcome, Severity, Subject, image_rows, per_class
+from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, image_rows, per_class
 from dermkit.audit.words import interval_text
 from dermkit.data.manifest import Dataset
 from dermkit.data.sources import Identity, Known, canonical, claimed, held, identify, members

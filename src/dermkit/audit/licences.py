@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from dermkit.audit.finding import Use
+from dermkit.audit.checks.finding import Use
 
 Verdict = Literal["allowed", "forbidden", "unknown"]
 

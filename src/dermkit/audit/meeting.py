@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.audit.finding import PAIR_COLUMNS
+from dermkit.audit.checks.finding import PAIR_COLUMNS
 from dermkit.audit.sides import read_sides
 from dermkit.data.manifest import Dataset
 from dermkit.data.sources import contradict

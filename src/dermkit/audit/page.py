@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment
 
-from dermkit.audit.finding import IMAGE_COLUMNS
+from dermkit.audit.checks.finding import IMAGE_COLUMNS
 from dermkit.audit.write import Audit, Reported, versions
 from dermkit.data.images import open_image
 from dermkit.errors import DermkitError

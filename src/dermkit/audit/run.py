@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from dermkit.audit.accept import Division, carried, check_codes, records_of, save_records, with_accepted
+from dermkit.audit.checks.finding import CheckFunction, Finding, Subject, Use, card
 from dermkit.audit.clean import CLEANED, PARTED, apply_cleaning, plan_cleaning
 from dermkit.audit.copies import exact_pairs, find_common, find_copies
-from dermkit.audit.finding import CheckFunction, Finding, Subject, Use, card
 from dermkit.audit.links import join
 from dermkit.audit.page import write_page
 from dermkit.audit.scan import scan

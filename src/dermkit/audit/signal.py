@@ -15,8 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier
 
-from dermkit.audit.finding import Subject
-from dermkit.audit.level import share_of_alpha
+from dermkit.audit.checks.finding import Subject, share_of_alpha
 from dermkit.data.dividing import divide
 from dermkit.metrics.placement import Placed, placed
 from dermkit.metrics.power import effective_size

@@ -14,7 +14,7 @@ import scipy
 
 from dermkit import __version__
 from dermkit.audit.accept import Division, Records, void_here
-from dermkit.audit.finding import Card, Finding, NotApplicable, Outcome, Severity, Subject
+from dermkit.audit.checks.finding import Card, Finding, NotApplicable, Outcome, Severity, Subject
 from dermkit.audit.sides import Sides
 from dermkit.audit.state import FORMAT
 from dermkit.data.manifest import count

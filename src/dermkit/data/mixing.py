@@ -13,8 +13,8 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from dermkit.data.draws import Column, Draws, Keys
-from dermkit.data.onto import column
 from dermkit.recipe import MixSpec
+from dermkit.training.augment.geometry import column
 
 ALONE, MIXUP, CUTMIX = range(3)
 """What is done to a sample: nothing, blending, or a rectangle pasted into it."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dermkit.augmentation import BlurNoiseSpec, CutoutSpec
 from dermkit.data.draws import FIRST, GOLDEN, SECOND, Column, Draws
-from dermkit.data.onto import onto
+from dermkit.training.augment.geometry import onto
 
 SIGMA = {3: 0.8, 5: 1.1, 7: 1.4}
 """Gaussian blur's sigma for a kernel side, as OpenCV derives it: 0.3 ((side - 1) / 2 - 1) + 0.8."""

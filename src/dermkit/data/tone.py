@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dermkit.augmentation import AugmentSpec, ClaheSpec, HsvSpec
 from dermkit.data.draws import Column, Draws
-from dermkit.data.onto import column, onto
+from dermkit.training.augment.geometry import column, onto
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601), as torchvision's colour changes use."""

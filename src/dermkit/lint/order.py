@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from dermkit.metrics.ranking import auroc, rank, ranking_figures
+from dermkit.metrics.classification.roc import auroc, rank, ranking_figures
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import betabinom
 
-from dermkit.metrics.ranking import rank
+from dermkit.metrics.classification.roc import rank
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 

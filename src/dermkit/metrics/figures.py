@@ -11,7 +11,8 @@ from functools import cached_property
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from dermkit.metrics import counts, partial, probability, ranking, reliability
+from dermkit.metrics import counts, probability, reliability
+from dermkit.metrics.classification import roc as classification_roc
 from dermkit.metrics.counts import Counts, Cumulated
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
@@ -172,7 +173,7 @@ class Plan:
         binary = _probabilities_of_malignant(part) if self.scored.has_binary_view else {}
         if orders:
             steps = [order.cumulated(found) for order, found in zip(orders, ordered, strict=True)]
-            areas = [ranking.areas_of(item) for item in steps]
+            areas = [classification_roc.areas_of(item) for item in steps]
             views["auroc"] = np.column_stack([item.auroc for item in areas])
             views["average_precision"] = np.column_stack([item.average_precision for item in areas])
             binary |= _ends_of_curve(steps[-1])
@@ -251,10 +252,18 @@ def _probabilities_of_malignant(part: dict[str, Floats]) -> dict[str, Floats]:
 
 
 def _ends_of_curve(steps: Cumulated) -> dict[str, Floats]:
-    roc = partial.curves_of(steps)
-    held = {f"sensitivity_at_specificity_{round(100 * at)}": partial.sensitivity_at(roc, at) for at in FIXED}
-    held |= {f"specificity_at_sensitivity_{round(100 * at)}": partial.specificity_at(roc, at) for at in FIXED}
-    return {"pauc_above_tpr80": partial.pauc_above(roc), "auc_sens_80": partial.auc_above(roc), **held}
+    roc = classification_roc.curves_of(steps)
+    held = {
+        f"sensitivity_at_specificity_{round(100 * at)}": classification_roc.sensitivity_at(roc, at) for at in FIXED
+    }
+    held |= {
+        f"specificity_at_sensitivity_{round(100 * at)}": classification_roc.specificity_at(roc, at) for at in FIXED
+    }
+    return {
+        "pauc_above_tpr80": classification_roc.pauc_above(roc),
+        "auc_sens_80": classification_roc.auc_above(roc),
+        **held,
+    }
 
 
 def _with_binary(confusion: Floats, malignant: Bools) -> Counts:

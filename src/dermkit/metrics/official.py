@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dermkit.metrics import partial, ranking
+from dermkit.metrics.classification import roc
 from dermkit.metrics.counts import Counts
 from dermkit.metrics.stats import arrays
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
@@ -80,13 +80,11 @@ def _or_one(part: Floats, whole: Floats) -> Floats:
 def _ranked(truth: Bools, scores: Floats, weight: Floats) -> dict[str, Floats]:
     found: dict[str, list[float]] = {"auc": [], "auc_sens_80": [], "ap": []}
     for column in range(scores.shape[1]):
-        order = ranking.rank(scores[:, column], truth[:, column])
-        figures = ranking.ranking_figures(order, weight[None])
+        order = roc.rank(scores[:, column], truth[:, column])
+        figures = roc.ranking_figures(order, weight[None])
         found["auc"].append(float(figures.auroc[0]))
         found["ap"].append(float(figures.average_precision[0]))
-        found["auc_sens_80"].append(
-            float(partial.auc_above(partial.curves_of(ranking.cumulated(order, weight[None])))[0])
-        )
+        found["auc_sens_80"].append(float(roc.auc_above(roc.curves_of(roc.cumulated(order, weight[None])))[0]))
     return {name: np.array(values) for name, values in found.items()}
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from dermkit.metrics import probability, ranking, reliability
+from dermkit.metrics import probability, reliability
+from dermkit.metrics.classification import roc
 from dermkit.metrics.estimate import in_words
 from dermkit.metrics.scored import Scored
 from dermkit.metrics.stats.arrays import Floats
@@ -56,7 +57,7 @@ def roc_rows(scored: Scored) -> Rows:
     rows: Rows = []
     for name, score, positive in views:
         if positive.any() and not positive.all():
-            curve = ranking.roc_curve(score, positive)
+            curve = roc.roc_curve(score, positive)
             points = zip(curve.fpr.tolist(), curve.tpr.tolist(), curve.threshold.tolist(), strict=True)
             rows += [[name, *point] for point in points]
     return rows

@@ -1,8 +1,4 @@
-"""Where a training image's pixels are read from: flips, transposition, moves and distortions, in one interpolation.
-
-Only operations whose rounding is fixed for each number (sums, products, quotients, floors) are used, never a matrix
-product or a transcendental function, so that an image's pixels depend neither on its batch nor on threads.
-"""
+"""Arrays of one value or index per image, brought to where a batch lies."""
 
 import numpy as np
 import torch
@@ -12,7 +8,17 @@ from torch.nn import functional as F
 
 from dermkit.augmentation import AugmentSpec, DistortSpec
 from dermkit.data.draws import Column, Draws
-from dermkit.data.onto import column, onto
+
+
+def onto(values: NDArray[np.generic], batch: Tensor) -> Tensor:
+    """Return the values as a tensor on a batch's device."""
+    return torch.from_numpy(values).to(batch.device)
+
+
+def column(values: NDArray[np.generic], batch: Tensor) -> Tensor:
+    """Return one value per image, shaped to go with a batch (N, 3, H, W) and on its device."""
+    return onto(values, batch).view(-1, 1, 1, 1)
+
 
 _PADDING = {"reflect": "reflection", "black": "zeros", "edge": "border"}
 

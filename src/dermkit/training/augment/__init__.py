@@ -1,0 +1,1 @@
+"""Batched augmentation from counter-based random numbers."""
