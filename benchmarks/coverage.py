@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from dermkit.metrics.figures import Figures, Plan
-from dermkit.metrics.intervals import FEW, wilson
-from dermkit.metrics.resampled import Resampled
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.summary import summarise
+from dermkit.metrics.classification.vectorised import Figures, Plan
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
-from dermkit.metrics.summary import summarise
+from dermkit.metrics.stats.bootstrap import Resampled
+from dermkit.metrics.stats.intervals import FEW, wilson
 from scale import add_rows, commit, read_rows
 
 HERE = Path(__file__).parent

@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from dermkit.metrics import delong, paired, power
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.vectorised import Figures, Plan
 from dermkit.metrics.difference import bootstrap_p, exchanged_p, linear_p
-from dermkit.metrics.figures import Figures, Plan
-from dermkit.metrics.intervals import resample_weights, wilson
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.stats import delong, paired_tests, power
 from dermkit.metrics.stats.arrays import Floats
+from dermkit.metrics.stats.intervals import resample_weights, wilson
 from scale import add_rows, commit, read_rows
 
 HERE = Path(__file__).parent
@@ -86,7 +86,7 @@ def rates(job: str, n: int, together: float, gap: float, images: str, sims: int)
     generator, p, discordant = np.random.default_rng(seed), dict[str, list[float]](), []
     for number in range(sims):
         first, second = draw(n, together, gap, images, generator)
-        found = paired.mcnemar(first.predicted == first.true, second.predicted == second.true)
+        found = paired_tests.mcnemar(first.predicted == first.true, second.predicted == second.true)
         discordant.append(found.first + found.second)
         made = _bootstrapped if job == "bootstrap" else _exchanged
         if job == "tests":
@@ -155,7 +155,7 @@ def needed(sims: int) -> None:
         generator, hits = np.random.default_rng(5), 0
         for _ in range(sims):
             first, second = draw(many, together, gap, "alone", generator)
-            hits += paired.mcnemar(first.predicted == first.true, second.predicted == second.true).p <= ALPHA
+            hits += paired_tests.mcnemar(first.predicted == first.true, second.predicted == second.true).p <= ALPHA
         low, high = wilson(hits, sims)
         row = (commit(), "needed", many, together, "alone", ACCURACY, gap, "mid-p", sims, hits, round(hits / sims, 4),
                round(low, 4), round(high, 4), round(share * many, 1))  # fmt: skip

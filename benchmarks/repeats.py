@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm, t
 
-from dermkit.metrics import paired, trainings
-from dermkit.metrics.intervals import resample_weights, wilson
-from dermkit.metrics.scored import Scored
+from dermkit.metrics import trainings
+from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.several import differences_of_trainings, draw
+from dermkit.metrics.stats import paired_tests
 from dermkit.metrics.stats.arrays import Floats, Ints
+from dermkit.metrics.stats.intervals import resample_weights, wilson
 from scale import add_rows, commit, read_rows
 
 HERE = Path(__file__).parent
@@ -80,7 +81,7 @@ def ours(first: Floats, second: Floats, *, doubled: bool) -> dict[str, float]:
             sides.append(trainings.Sources((float(right.mean()),), None, None, 0.0))
             continue
         between = float(right.mean(axis=1).std(ddof=1))
-        seed = between if doubled else paired.spread_of(right).seed
+        seed = between if doubled else paired_tests.spread_of(right).seed
         sides.append(trainings.Sources(tuple(right.mean(axis=1).tolist()), between, seed, 0.0))
     gap = first.mean(axis=0) - second.mean(axis=0)
     # Two draws at plus and minus one standard error: their variance is that of the mean over images.
@@ -93,7 +94,7 @@ def ours(first: Floats, second: Floats, *, doubled: bool) -> dict[str, float]:
 
 def naive(first: Floats, second: Floats) -> dict[str, float]:
     """Return p of the tests that mind one source alone."""
-    p = {"McNemar, first seeds": paired.mcnemar(first[0] > 0, second[0] > 0).p}
+    p = {"McNemar, first seeds": paired_tests.mcnemar(first[0] > 0, second[0] > 0).p}
     gap = first.mean(axis=0) - second.mean(axis=0)
     p["images alone (means over seeds)"] = of_t(float(gap.mean()), float(gap.var(ddof=1)) / len(gap), len(gap) - 1)
     if len(first) == len(second):
@@ -166,7 +167,7 @@ def folds(sims: int, k: int = 5, features: int = 8) -> None:
                 ]
                 gaps.append(float(right[0].mean() - right[1].mean()))
             plain = of_t(float(np.mean(gaps)), float(np.var(gaps, ddof=1)) / k, k - 1)
-            found = paired.corrected_resampled_t(gaps, n_train=n - n // k, n_test=n // k)
+            found = paired_tests.corrected_resampled_t(gaps, n_train=n - n // k, n_test=n // k)
             collect(p, {"t over folds": plain, "corrected resampled t (dermkit)": found.p})
         write("folds", n, str(k), 0.0, 0.0, p)
 

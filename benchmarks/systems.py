@@ -216,7 +216,7 @@ def colour(datasets: Path) -> str:
     from dermkit.data.split import make_split
     from dermkit.images.preprocess import Preprocessing
     from dermkit.metrics.classification.roc import auroc
-    from dermkit.metrics.intervals import wilson
+    from dermkit.metrics.stats.intervals import wilson
     from dermkit.recipes import GIVEN
 
     size = Preprocessing(
@@ -254,7 +254,7 @@ def against_published() -> str:
     The published predictions are not public, so the comparison is unpaired, though the test images are the same.
     Source: Newcombe 1998, Statistics in Medicine 17:873, method 10.
     """
-    from dermkit.metrics.intervals import wilson
+    from dermkit.metrics.stats.intervals import wilson
 
     hits, n = PUBLISHED_S2
     share, bounds = hits / n, wilson(hits, n)

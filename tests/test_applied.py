@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermkit.metrics.applied import Applied, Chosen, choose
-from dermkit.metrics.conformal import ConformalRule
-from dermkit.metrics.decision import SHARES, Answering, Decision, calibrated, decide, from_dict, judged
-from dermkit.metrics.estimate import Estimate
-from dermkit.metrics.recalibrate import Calibration
-from dermkit.metrics.scored import Scored
-from dermkit.metrics.summary import summarise
-from dermkit.metrics.thresholds import Threshold
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.summary import summarise
+from dermkit.metrics.decisions.apply import Applied, Chosen, choose
+from dermkit.metrics.decisions.conformal import ConformalRule
+from dermkit.metrics.decisions.policy import SHARES, Answering, Decision, calibrated, decide, from_dict, judged
+from dermkit.metrics.decisions.recalibration import Calibration
+from dermkit.metrics.decisions.thresholds import Threshold
+from dermkit.metrics.stats.estimate import Estimate
 from test_decision import split
 
 MALIGNANT = np.array([False, True, True])

@@ -17,10 +17,10 @@ from dermkit.data.manifest import LesionClass
 from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.evaluate import evaluate_predictions, evaluate_run
 from dermkit.files import write_json, write_rows
-from dermkit.metrics.decision import from_dict
-from dermkit.metrics.official import FIGURES, official_dict, weights_of
-from dermkit.metrics.reliability import benefit_of_all, net_benefit
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.classification.calibration import benefit_of_all, net_benefit
+from dermkit.metrics.classification.isic_scorer import FIGURES, official_dict, weights_of
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.decisions.policy import from_dict
 from dermkit.metrics.tables import NET_BENEFIT_HEADER, net_benefit_rows
 from dermkit.predictor import load_model
 

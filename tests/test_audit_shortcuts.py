@@ -32,7 +32,7 @@ from dermkit.audit.checks_shortcuts import (
     da046_metadata,
     da047_artefacts_jointly,
 )
-from dermkit.metrics.placement import Placed, placed
+from dermkit.metrics.stats.fold_auroc import Placed, placed
 from made_subjects import make_subject
 
 CHECKS = (

@@ -11,7 +11,7 @@ from dermkit.audit.checks_sizes import (
     da032_test_too_small,
     da033_class_contradicted,
 )
-from dermkit.metrics.power import effective_size, least_detectable_difference, mcnemar_power
+from dermkit.metrics.stats.power import effective_size, least_detectable_difference, mcnemar_power
 from made_subjects import make_subject
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dermkit import canvas, charts, curves
 from dermkit.errors import OutputError
-from dermkit.metrics.anchors import ANCHORS
+from dermkit.metrics.classification.reader_studies import ANCHORS
 
 LONG = "pigmented benign keratosis of a very long name that nobody would print"
 HOSTILE = ["$a$b$ & _c", "_hidden", "日本語 <b>", ""]

@@ -10,7 +10,7 @@ import pytest
 from dermkit.claims import check_claim, checked_claims, parse_claim
 from dermkit.errors import UsageError
 from dermkit.inprint import beside_print
-from dermkit.metrics.intervals import wilson
+from dermkit.metrics.stats.intervals import wilson
 from dermkit.metrics.trainings import Sources
 
 

@@ -17,9 +17,9 @@ from dermkit.data.manifest import LesionClass, Malignancy
 from dermkit.decided import caption, choose_for, columns, legend, write_decided
 from dermkit.errors import Interrupted, UntrustedError, UsageError
 from dermkit.external import SPLIT
-from dermkit.metrics.applied import Chosen
-from dermkit.metrics.decision import Decision, calibrated, decide, from_dict
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.decisions.apply import Chosen
+from dermkit.metrics.decisions.policy import Decision, calibrated, decide, from_dict
 from dermkit.modelcard import settle
 from dermkit.predict import PredictOutcome, predict
 from dermkit.predictions import groups_of, read_predictions, scored_of

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from dermkit.metrics.decision import FIGURES, calibrated, decide, from_dict, judged
-from dermkit.metrics.scored import Scored
-from dermkit.metrics.summary import summarise
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.summary import summarise
+from dermkit.metrics.decisions.policy import FIGURES, calibrated, decide, from_dict, judged
 
 
 def split(seed: int, n: int, sharpness: float) -> Scored:

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.difference import FIGURES, bootstrap_p, corrected, differences, exchanged_p, terms, verdict
-from dermkit.metrics.estimate import Estimate
-from dermkit.metrics.paired import mcnemar, sign_flip
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.stats.estimate import Estimate
+from dermkit.metrics.stats.paired_tests import mcnemar, sign_flip
 from dermkit.metrics.verdict import Difference
 
 

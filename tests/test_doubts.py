@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from dermkit.data.manifest import LesionClass
 from dermkit.evaluate import evaluate_predictions
-from dermkit.metrics import intervals
-from dermkit.metrics.estimate import Estimate, doubted, in_words, trust
-from dermkit.metrics.scored import Scored
-from dermkit.metrics.summary import summarise
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.summary import summarise
+from dermkit.metrics.stats import intervals
+from dermkit.metrics.stats.estimate import Estimate, doubted, in_words, trust
 
 MARK = "interval unreliable"
 CLASSES = (LesionClass("nevus", "nevus", "benign"), LesionClass("melanoma", "melanoma", "malignant"))

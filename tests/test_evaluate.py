@@ -14,7 +14,7 @@ from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_predictions, evaluate_run, mistakes, write_evaluation
 from dermkit.evaluation.class_mapping import default_mapping, load_mapping, map_labels, remap_predictions
 from dermkit.files import write_json, write_rows
-from dermkit.metrics.intervals import clopper_pearson
+from dermkit.metrics.stats.intervals import clopper_pearson
 from dermkit.predictions import check_predictions, read_predictions
 from dermkit.report import write_report
 from dermkit.results import read_results

@@ -13,13 +13,14 @@ from scipy.stats import mannwhitneyu
 from sklearn import metrics as reference
 
 from dermkit.errors import DataError
-from dermkit.metrics import counts, figures, intervals, probability, tables
-from dermkit.metrics.classification import roc
-from dermkit.metrics.estimate import Estimate, undefined
-from dermkit.metrics.figures import Figures, Plan
+from dermkit.metrics import tables
+from dermkit.metrics.classification import confusion, probabilistic, roc, vectorised
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.summary import summarise
+from dermkit.metrics.classification.vectorised import Figures, Plan
 from dermkit.metrics.overfitting import diagnose_overfitting
-from dermkit.metrics.scored import Scored
-from dermkit.metrics.summary import summarise
+from dermkit.metrics.stats import intervals
+from dermkit.metrics.stats.estimate import Estimate, undefined
 
 TIGHT = 1e-9
 CASES = 500
@@ -205,7 +206,7 @@ def same_plan(fast: Figures, number: int, scored: Scored, rows: NDArray[np.intp]
     right = scored.true[rows] == scored.predicted[rows]
     assert fast.overall["accuracy"][number] == pytest.approx(right.mean(), abs=TIGHT)
     assert fast.overall["ece"][number] == pytest.approx(slow_ece(scored.confidence[rows], right), abs=TIGHT)
-    loss = probability.log_loss(scored.true[rows], scored.probabilities[rows])
+    loss = probabilistic.log_loss(scored.true[rows], scored.probabilities[rows])
     assert fast.overall["loss"][number] == pytest.approx(loss, abs=TIGHT, rel=TIGHT)
     for ours, theirs in ((fast.overall, alone.overall), (fast.views, alone.views), (fast.binary, alone.binary)):
         for name in theirs:
@@ -222,7 +223,7 @@ def test_scores_in_groups_move_no_figure_and_hardly_a_resample(monkeypatch: pyte
     fine = Plan(scored)
     weights = next(intervals.resample_weights(scored.groups, seed=0, resamples=20))
     exact = fine.resampled(weights)
-    monkeypatch.setattr(figures, "EXACT", 100)
+    monkeypatch.setattr(vectorised, "EXACT", 100)
     coarse = Plan(scored)
     rough = coarse.resampled(weights)
     for name in fine.point.binary:
@@ -406,27 +407,27 @@ def test_an_estimate_is_never_nan_nor_silently_empty(arguments: tuple[Any, Any])
 def test_plain_functions_refuse_or_mark_what_is_undefined() -> None:
     none = np.array([], dtype=np.int64)
     with pytest.raises(ValueError, match="at least one"):
-        probability.log_loss(none, np.empty((0, 2)))
+        probabilistic.log_loss(none, np.empty((0, 2)))
     with pytest.raises(ValueError, match="at least one"):
-        probability.brier(none, np.empty((0, 2)))
+        probabilistic.brier(none, np.empty((0, 2)))
     with pytest.raises(ValueError, match="finite"):
         roc.auroc(np.array([0.1, np.nan]), np.array([True, False]))
     with pytest.raises(ValueError, match="positives and negatives"):
         roc.roc_curve(np.array([0.1, 0.2]), np.array([True, True]))
     assert np.isnan(roc.auroc(np.array([0.1, 0.2]), np.array([True, True])))
-    assert np.isnan(counts.accuracy(np.zeros((2, 2))))
-    assert counts.balanced_accuracy(np.array([[3, 1], [1, 1]])) == pytest.approx(0.625)
+    assert np.isnan(confusion.accuracy(np.zeros((2, 2))))
+    assert confusion.balanced_accuracy(np.array([[3, 1], [1, 1]])) == pytest.approx(0.625)
 
 
 def test_a_sure_mistake_costs_the_clipped_loss() -> None:
-    assert probability.log_loss(np.array([1]), np.array([[1.0, 0.0]])) == pytest.approx(36.04, abs=0.01)
-    assert probability.brier(np.array([1]), np.array([[1.0, 0.0]])) == 2.0
+    assert probabilistic.log_loss(np.array([1]), np.array([[1.0, 0.0]])) == pytest.approx(36.04, abs=0.01)
+    assert probabilistic.brier(np.array([1]), np.array([[1.0, 0.0]])) == 2.0
 
 
 def test_confidence_bins_include_their_upper_edge() -> None:
     edges = np.arange(16) / 15
-    assert probability.bin_of(edges).tolist() == [0, *range(15)]
-    assert probability.ece(np.array([0.5, 0.5]), np.array([True, False])) == 0.0
+    assert probabilistic.bin_of(edges).tolist() == [0, *range(15)]
+    assert probabilistic.ece(np.array([0.5, 0.5]), np.array([True, False])) == 0.0
 
 
 def test_tables_agree_with_scikit_learn() -> None:

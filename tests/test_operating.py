@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dermkit.metrics.estimate import UNRELIABLE
-from dermkit.metrics.intervals import ONE_GROUP, proportion
-from dermkit.metrics.operating import AtThreshold, at_threshold
-from dermkit.metrics.scored import Scored
-from dermkit.metrics.thresholds import predictive_values
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.decisions.operating_points import AtThreshold, at_threshold
+from dermkit.metrics.decisions.thresholds import predictive_values
+from dermkit.metrics.stats.estimate import UNRELIABLE
+from dermkit.metrics.stats.intervals import ONE_GROUP, proportion
 
 
 def split(generator: np.random.Generator, n: int, shift: float) -> Scored:

@@ -9,8 +9,8 @@ from scipy.optimize import approx_fprime
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
-from dermkit.metrics import conformal, recalibrate, thresholds
-from dermkit.metrics.probability import log_loss
+from dermkit.metrics.classification.probabilistic import log_loss
+from dermkit.metrics.decisions import conformal, recalibration, thresholds
 from dermkit.metrics.stats.arrays import Floats, Ints
 
 
@@ -156,7 +156,7 @@ def test_the_temperature_that_was_put_in_is_found(factor: float) -> None:
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     true = (p.cumsum(axis=1) < generator.random((20_000, 1))).sum(axis=1)
     sure = np.exp(logits * factor) / np.exp(logits * factor).sum(axis=1, keepdims=True)
-    found = recalibrate.fit_temperature(true, sure)
+    found = recalibration.fit_temperature(true, sure)
     assert found.temperature == pytest.approx(factor, rel=0.03)
     np.testing.assert_allclose(found.apply(sure).sum(axis=1), 1.0)
     assert (found.apply(sure).argmax(axis=1) == sure.argmax(axis=1)).all(), "no prediction changes"
@@ -168,7 +168,7 @@ def test_the_temperature_of_two_classes_is_a_logistic_regression_without_interce
     odds = generator.normal(0, 2, 500)
     true = (generator.random(500) < 1 / (1 + np.exp(-0.6 * odds))).astype(np.int64)
     p = 1 / (1 + np.exp(-odds))
-    found = recalibrate.fit_temperature(true, np.column_stack([1 - p, p]))
+    found = recalibration.fit_temperature(true, np.column_stack([1 - p, p]))
     model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-12, solver="newton-cholesky").fit(
         odds[:, None], true
     )
@@ -182,10 +182,11 @@ def test_shifts_mend_what_a_temperature_cannot() -> None:
     true = (p.cumsum(axis=1) < generator.random((5000, 1))).sum(axis=1)
     off = np.exp(logits + np.array([0.0, 1.0, -1.0]))
     off /= off.sum(axis=1, keepdims=True)
-    found = recalibrate.fit_bias(true, off)
+    found = recalibration.fit_bias(true, off)
     assert np.array(found.bias) == pytest.approx([0.0, -1.0, 1.0], abs=0.1)
     assert (
-        log_loss(true, found.apply(off)) < log_loss(true, recalibrate.fit_temperature(true, off).apply(off)) - 0.05
+        log_loss(true, found.apply(off))
+        < log_loss(true, recalibration.fit_temperature(true, off).apply(off)) - 0.05
     )
 
 
@@ -196,9 +197,9 @@ def test_the_slopes_of_the_loss_are_those_that_small_steps_show(seed: int, heat:
     at = np.append(heat, generator.normal(0, 1, 4))
 
     def value(x: Floats) -> float:
-        return recalibrate.loss_at(logits, true, float(x[0]), x[1:] - x[1:].mean())[0]
+        return recalibration.loss_at(logits, true, float(x[0]), x[1:] - x[1:].mean())[0]
 
-    slopes = recalibrate.loss_at(logits, true, heat, at[1:] - at[1:].mean())[1]
+    slopes = recalibration.loss_at(logits, true, heat, at[1:] - at[1:].mean())[1]
     np.testing.assert_allclose(slopes, approx_fprime(at, value, 1e-6), rtol=2e-4, atol=2e-5)
     direct = softmax(logits / np.exp(heat) + at[1:] - at[1:].mean(), axis=1)
     assert value(at) == pytest.approx(-np.log(direct[np.arange(30), true]).mean(), rel=1e-12)
@@ -207,8 +208,8 @@ def test_the_slopes_of_the_loss_are_those_that_small_steps_show(seed: int, heat:
 def test_certain_and_absent_classes_leave_numbers() -> None:
     p = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     for true in (np.array([0, 1, 0]), np.array([0, 1, 1])):
-        for fit in (recalibrate.fit_temperature, recalibrate.fit_bias):
+        for fit in (recalibration.fit_temperature, recalibration.fit_bias):
             out = fit(true, p).apply(p)
             assert np.isfinite(out).all()
             np.testing.assert_allclose(out.sum(axis=1), 1.0)
-    np.testing.assert_allclose(recalibrate.none_for(3).apply(p), p, atol=1e-12)
+    np.testing.assert_allclose(recalibration.none_for(3).apply(p), p, atol=1e-12)

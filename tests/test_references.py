@@ -16,8 +16,9 @@ from scipy.special import expit
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
-from dermkit.metrics import counts, delong, intervals, official, placement, reliability
+from dermkit.metrics.classification import calibration, confusion, isic_scorer
 from dermkit.metrics.classification import roc as classification_roc
+from dermkit.metrics.stats import delong, fold_auroc, intervals
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 CASES = 500
@@ -63,8 +64,8 @@ def test_correlation_and_kappa_agree_and_are_undefined_where_the_reference_makes
     undefined = 0
     for true, predicted, p in cases(1):
         k = p.shape[1]
-        matrix = counts.confusion_matrix(true, predicted, k)
-        correlation, agreement = float(counts.mcc(matrix)), float(counts.kappa(matrix))
+        matrix = confusion.confusion_matrix(true, predicted, k)
+        correlation, agreement = float(confusion.mcc(matrix)), float(confusion.kappa(matrix))
         if math.isnan(correlation):  # all of one class, or all called one: 0 / 0, of which scikit-learn makes 0
             assert len(set(true)) == 1 or len(set(predicted)) == 1
             undefined += 1
@@ -80,8 +81,8 @@ def test_correlation_and_kappa_agree_and_are_undefined_where_the_reference_makes
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 def test_negative_predictive_value_and_correlation_of_every_class() -> None:
     for true, predicted, p in cases(2):
-        tally = counts.one_vs_rest(counts.confusion_matrix(true, predicted, p.shape[1]))
-        clear, correlation = counts.npv(tally), counts.mcc_of(tally)
+        tally = confusion.one_vs_rest(confusion.confusion_matrix(true, predicted, p.shape[1]))
+        clear, correlation = confusion.npv(tally), confusion.mcc_of(tally)
         for name in range(p.shape[1]):
             own, called = true == name, predicted == name
             if math.isnan(clear[name]):  # none called negative, or no negative there: the reference says 0
@@ -178,10 +179,10 @@ def test_the_official_scorer_by_its_published_rules() -> None:
         kept = weight > 0
         if len(set(true[kept])) < max(k, 2):
             with pytest.raises(ValueError, match="no image"):
-                official.official_score(true, p, weight)
+                isic_scorer.official_score(true, p, weight)
             continue
         seen += 1
-        found = official.official_score(true, p, weight)
+        found = isic_scorer.official_score(true, p, weight)
         top = p[kept].max(axis=1, keepdims=True)
         called = np.where(
             (p[kept] == top).sum(axis=1) > 1, k, p[kept].argmax(axis=1)
@@ -210,7 +211,7 @@ def test_the_parts_of_the_brier_score_add_up_and_are_the_textbook_ones() -> None
         n, stated, seen = (
             np.bincount(bins, weights=part, minlength=15).astype(float) for part in (np.ones(len(y)), score, y)
         )
-        parts = reliability.brier_parts(n, stated, seen, np.asarray(((score - y) ** 2).sum()))
+        parts = calibration.brier_parts(n, stated, seen, np.asarray(((score - y) ** 2).sum()))
         assert close(parts.score, sk.brier_score_loss(positive, score))
         groups = [(score[bins == b], y[bins == b]) for b in set(bins.tolist())]
         assert close(parts.reliability, sum(len(s) * (s.mean() - t.mean()) ** 2 for s, t in groups) / len(y))
@@ -223,8 +224,8 @@ def test_the_parts_of_the_brier_score_add_up_and_are_the_textbook_ones() -> None
 def test_slope_and_intercept_are_those_of_a_logistic_regression() -> None:
     fitted = 0
     for score, positive in binary_cases(8):
-        odds = reliability.log_odds(score)
-        found = reliability.recalibration(score, positive, np.arange(len(score)))
+        odds = calibration.log_odds(score)
+        found = calibration.recalibration(score, positive, np.arange(len(score)))
 
         def excess(shift: float, odds: Floats = odds, positive: Bools = positive) -> float:
             return float(expit(odds + shift).sum() - positive.sum())
@@ -255,7 +256,7 @@ def test_variances_of_slope_and_intercept_are_those_that_simulation_shows() -> N
         odds = np.repeat(generator.normal(0, 1.5, 150), 2)
         event = np.repeat(generator.random(150), 2) < 1 / (1 + np.exp(-0.7 * odds - 0.2))
         p = 1 / (1 + np.exp(-odds))
-        found = reliability.recalibration(p, event, np.repeat(np.arange(150), 2))
+        found = calibration.recalibration(p, event, np.repeat(np.arange(150), 2))
         slopes.append(found.slope)
         shifts.append(found.intercept)
         stated.append((found.slope_variance, found.intercept_variance))
@@ -268,15 +269,15 @@ def test_variances_of_slope_and_intercept_are_those_that_simulation_shows() -> N
 def test_net_benefit_is_its_definition() -> None:
     thresholds = np.array([0.0, 0.02, 0.1, 0.5, 0.9])
     for score, positive in binary_cases(10):
-        found = reliability.net_benefit(score, positive, thresholds)
+        found = calibration.net_benefit(score, positive, thresholds)
         for t, value in zip(thresholds, found, strict=True):
             called = score >= t
             tp, fp = (called & positive).sum(), (called & ~positive).sum()
             assert close(value, (tp - fp * t / (1 - t)) / len(score))
-        everyone = reliability.benefit_of_all(float(positive.mean()), thresholds)
+        everyone = calibration.benefit_of_all(float(positive.mean()), thresholds)
         assert close(found[0], everyone[0]), "at a threshold of 0 every image is called positive"
     with pytest.raises(ValueError, match="below 1"):
-        reliability.net_benefit(np.array([0.5]), np.array([True]), np.array([1.0]))
+        calibration.net_benefit(np.array([0.5]), np.array([True]), np.array([1.0]))
 
 
 def test_class_by_class_calibration_error() -> None:
@@ -294,7 +295,7 @@ def test_class_by_class_calibration_error() -> None:
         each.append(
             sum(rows.sum() * abs((true[rows] == c).mean() - p[rows, c].mean()) for rows in inside if rows.any())
         )
-    assert close(reliability.classwise_ece_of_bins(gaps, np.asarray(200.0)), np.mean(each) / 200)
+    assert close(calibration.classwise_ece_of_bins(gaps, np.asarray(200.0)), np.mean(each) / 200)
 
 
 # Intervals --------------------------------------------------------------------------------------------------------
@@ -439,4 +440,4 @@ def test_a_variance_that_came_out_too_small_is_not_believed() -> None:
     found = delong.auroc_interval(score, positive, np.arange(80))
     assert found is not None and found[1] - found[0] > 2 * own * 3.92
     assert delong.auroc_interval(np.arange(80.0), positive, np.arange(80)) is None
-    assert placement.hanley(0.8, 50, 80) == pytest.approx((0.16 + 49 * 0.08 / 3 + 79 * 0.64 / 9) / 4000)
+    assert fold_auroc.hanley(0.8, 50, 80) == pytest.approx((0.16 + 49 * 0.08 / 3 + 79 * 0.64 / 9) / 4000)

@@ -21,8 +21,8 @@ from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import write_json, write_rows, write_text
 from dermkit.labels import LABELS
-from dermkit.metrics.anchors import ANCHORS
-from dermkit.metrics.estimate import in_words, trust
+from dermkit.metrics.classification.reader_studies import ANCHORS
+from dermkit.metrics.stats.estimate import in_words, trust
 from dermkit.recipe import (
     AugmentSpec,
     ComputeSpec,

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dermkit.metrics.estimate import trust
-from dermkit.metrics.intervals import proportion_estimate, wilson
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.subgroups import age_band, apart, gaps, part_of, subgroups
+from dermkit.metrics.classification.summary import summarise
 from dermkit.metrics.stats.arrays import Floats
-from dermkit.metrics.subgroups import age_band, apart, gaps, part_of, subgroups
-from dermkit.metrics.summary import summarise
+from dermkit.metrics.stats.estimate import trust
+from dermkit.metrics.stats.intervals import proportion_estimate, wilson
 
 
 def split(seed: int, n: int, skill: Floats) -> Scored:

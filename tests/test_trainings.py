@@ -19,9 +19,8 @@ from dermkit.compare import compare_runs
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
 from dermkit.judging import compare
-from dermkit.metrics import paired, trainings
-from dermkit.metrics.intervals import resample_weights
-from dermkit.metrics.scored import Scored
+from dermkit.metrics import trainings
+from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.several import (
     FOLDS,
     TRAININGS,
@@ -30,7 +29,9 @@ from dermkit.metrics.several import (
     draw,
     moved_by,
 )
+from dermkit.metrics.stats import paired_tests
 from dermkit.metrics.stats.arrays import Floats, Ints
+from dermkit.metrics.stats.intervals import resample_weights
 from dermkit.metrics.verdict import FIGURES, Repeated, verdict
 from dermkit.predictions import write_predictions
 from dermkit.trainings import entries
@@ -55,7 +56,7 @@ def right(seed: int, runs: int, n: int, *, accuracy: float = 0.8, own: float = 0
 def test_seeds_and_images_are_parted_as_the_two_way_table_parts_them() -> None:
     for seed, own in ((0, 0.0), (1, 0.6), (2, 0.3)):
         values = right(seed, 6, 400, own=own)
-        found, table = trainings.sources(values.mean(axis=1), drawn(values)), paired.spread_of(values)
+        found, table = trainings.sources(values.mean(axis=1), drawn(values)), paired_tests.spread_of(values)
         assert found.between == pytest.approx(table.between)
         assert found.data == pytest.approx(table.data, rel=0.05)
         assert found.seed == pytest.approx(table.seed, abs=0.004)
@@ -68,7 +69,7 @@ def test_the_variance_is_that_of_images_and_of_each_ones_trainings() -> None:
     found = trainings.apart(sides[0], sides[1], units=300)
     assert found is not None and not found.borrowed
     images = (one.mean(axis=0) - other.mean(axis=0)).var(ddof=1) / 300
-    tables = [paired.spread_of(item) for item in (one, other)]
+    tables = [paired_tests.spread_of(item) for item in (one, other)]
     seeds = tables[0].seed ** 2 / 5 + tables[1].seed ** 2 / 4
     assert found.error == pytest.approx(math.sqrt(images + seeds), rel=0.05)
     assert found.images == pytest.approx(math.sqrt(images), rel=0.05)
@@ -217,7 +218,7 @@ def test_a_lucky_seed_is_significant_and_its_recipe_is_not_better() -> None:
     first, second = recipe(3, 6, 400, stray=0.5), recipe(4, 6, 400, stray=0.5)
     hits = [[float((run.predicted == run.true).mean()) for run in side] for side in (first, second)]
     best, worst = first[int(np.argmax(hits[0]))], second[int(np.argmin(hits[1]))]
-    assert paired.mcnemar(best.predicted == best.true, worst.predicted == worst.true).p < 0.001
+    assert paired_tests.mcnemar(best.predicted == best.true, worst.predicted == worst.true).p < 0.001
     accuracy = differences_of_trainings(draws(first), draws(second))[0]
     assert accuracy.p is not None and accuracy.p > 0.05
     assert accuracy.seeds is not None and accuracy.images is not None and accuracy.seeds > accuracy.images
@@ -274,7 +275,7 @@ def test_folds_are_the_corrected_t_of_means_over_seeds() -> None:
     like = recipe(0, 1, 60)[0]
     found = {item.figure: item for item in differences_over_folds(first, second, like=like, n_train=40, n_test=20)}
     accuracy = found["accuracy"]
-    known = paired.corrected_resampled_t([0.05, 0.05, 0.04], n_train=40, n_test=20)
+    known = paired_tests.corrected_resampled_t([0.05, 0.05, 0.04], n_train=40, n_test=20)
     assert (accuracy.estimate.value, accuracy.p) == pytest.approx((known.value, known.p))
     assert accuracy.estimate.ci95 == pytest.approx(stats.t.interval(0.95, 2, known.value, known.error))
     assert (accuracy.folds, accuracy.trainings, accuracy.test) == (3, (6, 3), FOLDS)
@@ -433,7 +434,7 @@ def test_folds_are_compared_fold_by_fold_and_only_the_same_ones(tmp_path: Path) 
         float((a.predicted == a.true)[list(cut)].mean() - (b.predicted == b.true)[list(cut)].mean())
         for a, b, cut in zip(recipe(1, 3, 60, skill=1.5), recipe(2, 3, 60), cuts, strict=True)
     ]
-    known = paired.corrected_resampled_t(gaps, n_train=100, n_test=20)
+    known = paired_tests.corrected_resampled_t(gaps, n_train=100, n_test=20)
     assert pair.differences[0].p == pytest.approx(known.p)
     other = folded(
         tmp_path / "c" / "m-s0-versions", recipe(2, 3, 60), [range(s * 20, s * 20 + 20) for s in range(3)]

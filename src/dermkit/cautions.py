@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dermkit.metrics.power import best_of_chance
+from dermkit.metrics.stats.power import best_of_chance
 
 if TYPE_CHECKING:
     from dermkit.runs.folder import Run

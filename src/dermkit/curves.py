@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from dermkit.canvas import COLOURS, FAINT, INK, STYLES, TEST, TRAIN, VALIDATION, as_png, numbers, plain, tidy
 from dermkit.files import write_with
-from dermkit.metrics.anchors import Anchor
+from dermkit.metrics.classification.reader_studies import Anchor
 
 # Two charts side by side: one size, a square for the curves, the legend below it.
 PAIR_SIZE = (5.6, 6.9)

@@ -15,12 +15,12 @@ import numpy as np
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import UsageError
 from dermkit.files import write_rows
-from dermkit.metrics.applied import Applied, Chosen, choose
+from dermkit.metrics.decisions.apply import Applied, Chosen, choose
 from dermkit.metrics.stats.arrays import Floats
 
 if TYPE_CHECKING:
-    from dermkit.metrics.decision import Decision
-    from dermkit.metrics.thresholds import Threshold
+    from dermkit.metrics.decisions.policy import Decision
+    from dermkit.metrics.decisions.thresholds import Threshold
 
 FILE = "decided.csv"
 HOLDS_FOR = (

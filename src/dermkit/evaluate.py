@@ -14,12 +14,13 @@ from dermkit.evaluation.breakdowns import official_of, subgroups_of
 from dermkit.evaluation.lint_run import lint_of
 from dermkit.files import write_json, write_rows, write_text
 from dermkit.lint.rules import write_lint
-from dermkit.metrics import official, tables
-from dermkit.metrics.decision import calibrated, from_dict
-from dermkit.metrics.intervals import RESAMPLES
+from dermkit.metrics import tables
+from dermkit.metrics.classification import isic_scorer
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.summary import summarise
+from dermkit.metrics.decisions.policy import calibrated, from_dict
 from dermkit.metrics.overfitting import diagnose_overfitting
-from dermkit.metrics.scored import Scored
-from dermkit.metrics.summary import summarise
+from dermkit.metrics.stats.intervals import RESAMPLES
 from dermkit.predictions import (
     check_predictions,
     class_index,
@@ -241,8 +242,8 @@ def _write_tables(figures: Path, name: str, split: Mapping[str, Any], scored: Sc
     write_rows(figures / f"calibration_{name}.csv", tables.CALIBRATION_HEADER, tables.calibration_rows(scored))
     write_rows(figures / f"classification_report_{name}.csv", tables.REPORT_HEADER, tables.report_rows(split))
     write_text(figures / f"classification_report_{name}.txt", tables.report_text(split))
-    rows = official.official_rows(split["official"]) if "official" in split else []
-    _write_or_drop(figures / f"official_{name}.csv", official.HEADER, rows)
+    rows = isic_scorer.official_rows(split["official"]) if "official" in split else []
+    _write_or_drop(figures / f"official_{name}.csv", isic_scorer.HEADER, rows)
 
 
 MISTAKES_HEADER = ("image_id", "path", "label", "predicted", "p_predicted", "p_label")

@@ -12,7 +12,7 @@ import pandas as pd
 
 from dermkit import recipe
 from dermkit.augmentation import fields_on
-from dermkit.metrics.estimate import trust
+from dermkit.metrics.stats.estimate import trust
 from dermkit.runs.folder import Json, Run, read_table
 
 MOST_CONFUSIONS = 10

@@ -11,7 +11,7 @@ import pandas as pd
 from dermkit import charts, curves
 from dermkit.files import write_rows
 from dermkit.labels import BARS, LABELS, SAME_AS
-from dermkit.metrics.anchors import ANCHORS, Anchor
+from dermkit.metrics.classification.reader_studies import ANCHORS, Anchor
 from dermkit.runs import folder
 from dermkit.runs.folder import Run
 

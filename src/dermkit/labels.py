@@ -5,8 +5,8 @@ import json
 
 from jinja2 import Environment
 
-from dermkit.metrics import intervals
-from dermkit.metrics.estimate import in_words, trust
+from dermkit.metrics.stats import intervals
+from dermkit.metrics.stats.estimate import in_words, trust
 from dermkit.pages import templates
 
 LABELS = {

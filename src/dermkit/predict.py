@@ -31,7 +31,7 @@ from dermkit.targets import check_model_folder
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
-    from dermkit.metrics.applied import Chosen
+    from dermkit.metrics.decisions.apply import Chosen
     from dermkit.predictor import Predictor
     from dermkit.scoring import KeptPixels, Scored
 

@@ -17,7 +17,7 @@ from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.data.manifest import groups as manifest_groups
 from dermkit.errors import DataError
 from dermkit.files import write_rows
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.classification.scored_set import Scored
 
 MAP_FORMAT = 1
 ID_COLUMNS = ("image_id", "path", "label", "split", "fold", "seed", "predicted")

@@ -40,8 +40,8 @@ from dermkit.files import (
 from dermkit.images.preprocess import Preprocessing
 from dermkit.inference import Forward, default_batch, pick_device, side_by_side
 from dermkit.listing import file_stat
-from dermkit.metrics.applied import Chosen
-from dermkit.metrics.decision import Decision, from_dict
+from dermkit.metrics.decisions.apply import Chosen
+from dermkit.metrics.decisions.policy import Decision, from_dict
 from dermkit.model import Net, build_net, resolve_weights
 from dermkit.modelcard import RESEARCH_ONLY, UNSETTLED, card_files, read_card, settled
 from dermkit.recipe import ModelSpec

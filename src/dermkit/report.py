@@ -15,7 +15,7 @@ from dermkit.files import read_json, write_rows, write_text
 from dermkit.illustrations import Picture, embed, metric_names, pictures, worth_a_row
 from dermkit.labels import BARS, FIRST, LABELS, page_templates
 from dermkit.lint.rules import read_lint
-from dermkit.metrics.anchors import ANCHORS
+from dermkit.metrics.classification.reader_studies import ANCHORS
 from dermkit.mistaken import Images, mistakes_of
 from dermkit.runs import folder as runs_folder
 from dermkit.runs.folder import Run

@@ -9,7 +9,7 @@ import pandas as pd
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError
 from dermkit.files import read_json
-from dermkit.metrics.decision import Decision, from_dict
+from dermkit.metrics.decisions.policy import Decision, from_dict
 from dermkit.predictions import ATTRIBUTES, read_attributes, read_predictions, read_table
 
 RUN_FORMAT = 1

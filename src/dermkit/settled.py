@@ -6,11 +6,11 @@ from typing import Any
 
 from dermkit.asked import NOTHING, Asked
 from dermkit.errors import DataError
-from dermkit.metrics.decision import Decision, calibrated, decide, judged, point_dict, points_for
-from dermkit.metrics.operating import PREVALENCES
-from dermkit.metrics.scored import Scored
-from dermkit.metrics.summary import summarise
-from dermkit.metrics.thresholds import Threshold
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.summary import summarise
+from dermkit.metrics.decisions.operating_points import PREVALENCES
+from dermkit.metrics.decisions.policy import Decision, calibrated, decide, judged, point_dict, points_for
+from dermkit.metrics.decisions.thresholds import Threshold
 
 SETTLES = "validation"
 """The side that calibration, operating points and sets are settled on."""

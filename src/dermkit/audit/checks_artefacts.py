@@ -20,7 +20,7 @@ from dermkit.audit.checks.finding import (
     share_of_alpha,
 )
 from dermkit.audit.words import share_figures, share_text
-from dermkit.metrics.power import effective_size
+from dermkit.metrics.stats.power import effective_size
 
 DIFFERENCE = 0.10
 """Least difference of prevalence between a class and the rest that is warned of: a model that uses nothing else gains

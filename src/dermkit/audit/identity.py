@@ -8,7 +8,7 @@ from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, im
 from dermkit.audit.words import interval_text
 from dermkit.data.manifest import Dataset
 from dermkit.data.sources import Identity, Known, canonical, claimed, held, identify, members
-from dermkit.metrics.intervals import wilson
+from dermkit.metrics.stats.intervals import wilson
 
 FOLLOWS = 0.5
 """Least gap between the shares of two classes (bounds of their intervals) at which the archive tells the class."""

@@ -17,8 +17,8 @@ from sklearn.ensemble import ExtraTreesClassifier
 
 from dermkit.audit.checks.finding import Subject, share_of_alpha
 from dermkit.data.dividing import divide
-from dermkit.metrics.placement import Placed, placed
-from dermkit.metrics.power import effective_size
+from dermkit.metrics.stats.fold_auroc import Placed, placed
+from dermkit.metrics.stats.power import effective_size
 
 FOLDS = 5
 FEWEST_IMAGES = 20

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dermkit.metrics.intervals import wilson
+from dermkit.metrics.stats.intervals import wilson
 
 
 def listed(words: Sequence[str]) -> str:

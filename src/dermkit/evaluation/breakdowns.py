@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermkit.metrics.decision import covered
-from dermkit.metrics.intervals import proportion_estimate
-from dermkit.metrics.official import official_dict
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.classification.isic_scorer import official_dict
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.subgroups import UNKNOWN, age_band, gaps, subgroups
+from dermkit.metrics.classification.summary import summarise
+from dermkit.metrics.decisions.policy import covered
 from dermkit.metrics.stats.arrays import Bools
-from dermkit.metrics.subgroups import UNKNOWN, age_band, gaps, subgroups
-from dermkit.metrics.summary import summarise
+from dermkit.metrics.stats.intervals import proportion_estimate
 from dermkit.predictions import ATTRIBUTES
 from dermkit.settled import Settled
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dermkit.lint.order import Order, find_order
 from dermkit.lint.rules import Lint, same_images
-from dermkit.metrics.intervals import wilson
+from dermkit.metrics.stats.intervals import wilson
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

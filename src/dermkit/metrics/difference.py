@@ -12,12 +12,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from dermkit.metrics import delong, intervals, paired, power, probability
-from dermkit.metrics.estimate import Estimate, doubted
-from dermkit.metrics.figures import Figures, Plan, figures_compared, images_behind, units_behind
-from dermkit.metrics.resampled import MOST_CORRECTED, Named, Resampled
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.classification import probabilistic
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.vectorised import Figures, Plan, figures_compared, images_behind, units_behind
+from dermkit.metrics.stats import delong, intervals, paired_tests, power
 from dermkit.metrics.stats.arrays import Bools, Floats
+from dermkit.metrics.stats.bootstrap import MOST_CORRECTED, Named, Resampled
+from dermkit.metrics.stats.estimate import Estimate, doubted
 from dermkit.metrics.verdict import FIGURES, Difference, verdict
 
 __all__ = [
@@ -65,7 +66,7 @@ def differences(
 def corrected(families: Sequence[Sequence[Difference]]) -> list[list[Difference]]:
     """Return the same with `p_holm`: every figure of every pair is one of the questions that were asked."""
     p = [item.p for family in families for item in family if item.p is not None]
-    adjusted = iter(paired.holm(p))
+    adjusted = iter(paired_tests.holm(p))
     return [
         [item if item.p is None else replace(item, p_holm=next(adjusted)) for item in family]
         for family in families
@@ -91,7 +92,7 @@ def _exact(first: Scored, second: Scored, found: dict[str, Difference]) -> Itera
 
 
 def _mcnemar(item: Difference, first: Bools, second: Bools, rows: Bools) -> Difference:
-    pairs = paired.mcnemar(first[rows], second[rows])
+    pairs = paired_tests.mcnemar(first[rows], second[rows])
     share, gap = (pairs.first + pairs.second) / pairs.n, abs(pairs.first - pairs.second) / pairs.n
     needed = power.images_needed(gap, share) if gap else None
     return replace(item, test=MCNEMAR, p=pairs.p, discordant=(pairs.first, pairs.second), needed=needed)
@@ -161,7 +162,7 @@ def linear_p(first: Scored, second: Scored, *, seed: int) -> dict[str, float]:
     sums = [np.bincount(first.groups, weights=column, minlength=first.units) for column in found.values()]
     values = np.column_stack(sums).astype(np.float64)
     values[np.abs(values) < ROUNDING / first.units] = 0.0
-    return dict(zip(found, paired.sign_flips(values, seed=seed).tolist(), strict=True))
+    return dict(zip(found, paired_tests.sign_flips(values, seed=seed).tolist(), strict=True))
 
 
 def terms(first: Scored, second: Scored) -> dict[str, Floats]:
@@ -170,8 +171,8 @@ def terms(first: Scored, second: Scored) -> dict[str, Floats]:
     hit = (first.predicted == true).astype(np.float64) - (second.predicted == true)
     called = first.malignant[first.predicted].astype(np.float64) - second.malignant[second.predicted]
     counts = np.bincount(true, minlength=k)
-    loss = [probability.log_loss_terms(true, model.probabilities) for model in (first, second)]
-    brier = [probability.brier_terms(true, model.probabilities) for model in (first, second)]
+    loss = [probabilistic.log_loss_terms(true, model.probabilities) for model in (first, second)]
+    brier = [probabilistic.brier_terms(true, model.probabilities) for model in (first, second)]
     found = {"accuracy": hit / n, "loss": (loss[0] - loss[1]) / n, "brier": (brier[0] - brier[1]) / n}
     if counts.all():
         found["balanced_accuracy"] = hit / (k * counts[true])
@@ -197,7 +198,7 @@ def exchanged_p(point: Named, left_out: Named, *, seed: int) -> dict[str, float]
     values = (len(without) - 1) * (without.mean(axis=0) - without)
     values += np.array([point[name][0] for name in names])
     values[:, np.abs(values).max(axis=0) < ROUNDING] = 0.0
-    return dict(zip(names, paired.sign_flips(values, seed=seed).tolist(), strict=True))
+    return dict(zip(names, paired_tests.sign_flips(values, seed=seed).tolist(), strict=True))
 
 
 def bootstrap_p(samples: Floats) -> float:

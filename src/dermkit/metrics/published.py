@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.metrics.intervals import proportion
 from dermkit.metrics.stats.arrays import Bools, Floats
+from dermkit.metrics.stats.intervals import proportion
 
 NAMES = (
     "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "recall", "f1", "npv",

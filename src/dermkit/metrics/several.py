@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import t
 
-from dermkit.metrics import intervals, paired, trainings
-from dermkit.metrics.estimate import Estimate, doubted, undefined
-from dermkit.metrics.figures import Plan, figures_compared, images_behind, units_behind
-from dermkit.metrics.scored import Scored
+from dermkit.metrics import trainings
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.vectorised import Plan, figures_compared, images_behind, units_behind
+from dermkit.metrics.stats import intervals, paired_tests
 from dermkit.metrics.stats.arrays import Floats
+from dermkit.metrics.stats.estimate import Estimate, doubted, undefined
 from dermkit.metrics.trainings import Apart, Sources
 from dermkit.metrics.verdict import FIGURES, Repeated
 
@@ -145,7 +146,7 @@ def _over_folds(
         missing = undefined(n, "the figure is undefined in a fold of one of the two")
         return Repeated(name, missing, "none", None, trainings=counts)
     gaps = [a - b for a, b in zip(one.values, other.values, strict=True)]
-    found = paired.corrected_resampled_t(gaps, n_train=n_train, n_test=n_test)
+    found = paired_tests.corrected_resampled_t(gaps, n_train=n_train, n_test=n_test)
     method = f"{FOLDS}, {len(gaps) - 1} degrees of freedom, {n_train} training and {n_test} test images in a fold"
     half = float(t.isf((1 - intervals.LEVEL) / 2, found.df)) * found.error
     bounds = _within(name, found.value - half, found.value + half) if found.error else None

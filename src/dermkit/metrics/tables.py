@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from dermkit.metrics import probability, reliability
-from dermkit.metrics.classification import roc
-from dermkit.metrics.estimate import in_words
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.classification import calibration, probabilistic, roc
+from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.stats.arrays import Floats
+from dermkit.metrics.stats.estimate import in_words
 
 Rows = list[list[object]]
 
@@ -65,7 +64,7 @@ def roc_rows(scored: Scored) -> Rows:
 
 def calibration_rows(scored: Scored) -> Rows:
     """Return per confidence bin: n, mean confidence, accuracy (both empty where the bin is)."""
-    bins = probability.calibration_bins(scored.confidence, scored.true == scored.predicted)
+    bins = probabilistic.calibration_bins(scored.confidence, scored.true == scored.predicted)
     columns = zip(bins.n.tolist(), bins.confidence.tolist(), bins.correct.tolist(), strict=True)
     return [
         [i, int(n), confidence / n if n else "", correct / n if n else ""]
@@ -87,7 +86,7 @@ def net_benefit_rows(scored: Scored, settled: Scored | None) -> Rows:
         _benefit(scored, thresholds),
         [["", "", ""]] * 99 if settled is None else _benefit(settled, thresholds),
     ]
-    everyone = reliability.benefit_of_all(malignant / n, thresholds).tolist()
+    everyone = calibration.benefit_of_all(malignant / n, thresholds).tolist()
     return [
         [at, n, malignant, *plain, *calibrated, of_all, 0.0]
         for at, plain, calibrated, of_all in zip(thresholds.tolist(), *views, everyone, strict=True)
@@ -98,7 +97,7 @@ def _benefit(scored: Scored, thresholds: Floats) -> Rows:
     """Return net benefit, malignant images called and others called, per threshold."""
     positive = scored.is_malignant
     called = scored.p_malignant[:, None] >= thresholds
-    benefit = reliability.net_benefit(scored.p_malignant, positive, thresholds)
+    benefit = calibration.net_benefit(scored.p_malignant, positive, thresholds)
     columns = (benefit, called[positive].sum(axis=0), called[~positive].sum(axis=0))
     return [list(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 

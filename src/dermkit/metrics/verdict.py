@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dermkit.metrics.estimate import Estimate, trust
+from dermkit.metrics.stats.estimate import Estimate, trust
 from dermkit.metrics.trainings import Sources
 
 ALPHA = 0.05

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.metrics.counts import Cumulated
+from dermkit.metrics.classification.confusion import Cumulated
 from dermkit.metrics.stats.arrays import Bools, Floats, ratio
 
 

@@ -7,10 +7,10 @@ computed for the prevalence that the user states, with intervals that come from 
 import math
 from dataclasses import dataclass
 
-from dermkit.metrics import intervals
-from dermkit.metrics.estimate import NO_METHOD, Estimate, doubted, doubts, undefined
-from dermkit.metrics.scored import Scored
-from dermkit.metrics.thresholds import per_thousand, predictive_values
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.decisions.thresholds import per_thousand, predictive_values
+from dermkit.metrics.stats import intervals
+from dermkit.metrics.stats.estimate import NO_METHOD, Estimate, doubted, doubts, undefined
 
 PREVALENCES = (0.01, 0.05, 0.2)
 """Malignant lesions among those looked at, from screening to a specialist's clinic: to be stated, not measured."""

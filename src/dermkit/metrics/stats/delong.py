@@ -10,8 +10,8 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm, t
 
-from dermkit.metrics.placement import hanley, outranked
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
+from dermkit.metrics.stats.fold_auroc import hanley, outranked
 
 LEVEL = 0.95
 LEAST_VARIANCE = 0.4

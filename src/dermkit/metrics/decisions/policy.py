@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from dermkit.metrics import conformal, intervals, recalibrate, thresholds
-from dermkit.metrics.estimate import Estimate, undefined
-from dermkit.metrics.operating import PREVALENCES, AtThreshold, at_threshold
-from dermkit.metrics.probability import log_loss
-from dermkit.metrics.recalibrate import Calibration
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.classification.probabilistic import log_loss
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.decisions import conformal, recalibration, thresholds
+from dermkit.metrics.decisions.operating_points import PREVALENCES, AtThreshold, at_threshold
+from dermkit.metrics.decisions.recalibration import Calibration
+from dermkit.metrics.decisions.thresholds import Threshold
+from dermkit.metrics.stats import intervals
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
-from dermkit.metrics.thresholds import Threshold
+from dermkit.metrics.stats.estimate import Estimate, undefined
 
 FOLDS = 5
 WISHES = (("sensitivity", 0.95), ("sensitivity", 0.9), ("specificity", 0.9))
@@ -33,8 +34,8 @@ FIGURES = (
 """What calibration is for; the order of images of two classes, and so AUROC, it leaves alone."""
 
 FITS: Mapping[str, Callable[[Ints, Floats], Calibration]] = {
-    "temperature": recalibrate.fit_temperature,
-    "bias": recalibrate.fit_bias,
+    "temperature": recalibration.fit_temperature,
+    "bias": recalibration.fit_bias,
 }
 
 
@@ -138,7 +139,7 @@ def decide(validation: Scored, *, wishes: Sequence[tuple[str, float]] = WISHES, 
     losses = _losses(validation)
     kind = min(losses, key=lambda name: (losses[name], list(losses).index(name)))
     calibration = (
-        recalibrate.none_for(len(validation.classes))
+        recalibration.none_for(len(validation.classes))
         if kind == "none"
         else FITS[kind](validation.true, validation.probabilities)
     )

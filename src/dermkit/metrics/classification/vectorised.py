@@ -11,10 +11,11 @@ from functools import cached_property
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from dermkit.metrics import counts, probability, reliability
+from dermkit.metrics.classification import calibration, probabilistic
+from dermkit.metrics.classification import confusion as classification_confusion
 from dermkit.metrics.classification import roc as classification_roc
-from dermkit.metrics.counts import Counts, Cumulated
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.classification.confusion import Counts, Cumulated
+from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 VIEWS = ("precision", "recall", "f1", "specificity", "npv", "mcc", "auroc", "average_precision")
@@ -167,9 +168,13 @@ class Plan:
         confusion = part["cells"].reshape(-1, k, k)
         tally = _with_binary(confusion, self.scored.malignant)
         views = {
-            "precision": counts.precision(tally), "recall": counts.recall(tally), "f1": counts.f1(tally),
-            "specificity": counts.specificity(tally), "npv": counts.npv(tally), "mcc": counts.mcc_of(tally),
-        }  # fmt: skip
+            "precision": classification_confusion.precision(tally),
+            "recall": classification_confusion.recall(tally),
+            "f1": classification_confusion.f1(tally),
+            "specificity": classification_confusion.specificity(tally),
+            "npv": classification_confusion.npv(tally),
+            "mcc": classification_confusion.mcc_of(tally),
+        }
         binary = _probabilities_of_malignant(part) if self.scored.has_binary_view else {}
         if orders:
             steps = [order.cumulated(found) for order, found in zip(orders, ordered, strict=True)]
@@ -187,20 +192,20 @@ def _times(weights: Floats, matrix: csr_matrix) -> Floats:
 def _terms_of(scored: Scored) -> tuple[dict[str, slice], csr_matrix]:
     """Return where each family of terms lies, and the terms summed per unit, (G, C), mostly zeros."""
     n, k, p = len(scored.true), len(scored.classes), scored.probabilities
-    bins = probability.BINS
-    top, gaps = probability.bin_of(scored.confidence), p - (scored.true[:, None] == np.arange(k))
-    own, is_it = probability.bin_of(scored.p_malignant), scored.is_malignant.astype(np.float64)
+    bins = probabilistic.BINS
+    top, gaps = probabilistic.bin_of(scored.confidence), p - (scored.true[:, None] == np.arange(k))
+    own, is_it = probabilistic.bin_of(scored.p_malignant), scored.is_malignant.astype(np.float64)
     called = scored.p_malignant[:, None] >= np.array(BENEFIT_AT)
     blocks: list[tuple[str, int, list[tuple[Ints, Floats]]]] = [
         ("cells", k * k, [(scored.true * k + scored.predicted, np.ones(n))]),
         ("n", 1, [(np.zeros(n, dtype=np.int64), np.ones(n))]),
-        ("loss", 1, [(np.zeros(n, dtype=np.int64), probability.log_loss_terms(scored.true, p))]),
-        ("brier", 1, [(np.zeros(n, dtype=np.int64), probability.brier_terms(scored.true, p))]),
+        ("loss", 1, [(np.zeros(n, dtype=np.int64), probabilistic.log_loss_terms(scored.true, p))]),
+        ("brier", 1, [(np.zeros(n, dtype=np.int64), probabilistic.brier_terms(scored.true, p))]),
         ("bins", 3 * bins, [
             (top, np.ones(n)), (top + bins, scored.confidence),
             (top + 2 * bins, (scored.true == scored.predicted).astype(np.float64)),
         ]),
-        ("gaps", k * bins, [(probability.bin_of(p[:, c]) + c * bins, gaps[:, c]) for c in range(k)]),
+        ("gaps", k * bins, [(probabilistic.bin_of(p[:, c]) + c * bins, gaps[:, c]) for c in range(k)]),
         ("top", len(TOP), [
             (np.full(n, i), (scored.place_of_true < most).astype(np.float64)) for i, most in enumerate(TOP)
         ]),
@@ -226,20 +231,20 @@ def _overall(part: dict[str, Floats], confusion: Floats) -> dict[str, Floats]:
     gaps = part["gaps"].reshape(len(total), k, -1)
     tops = {f"top_{most}_accuracy": part["top"][:, i] / total for i, most in enumerate(TOP) if most < k}
     return {
-        "accuracy": counts.accuracy(confusion),
+        "accuracy": classification_confusion.accuracy(confusion),
         **tops,
-        "mcc_multiclass": counts.mcc(confusion),
-        "kappa": counts.kappa(confusion),
+        "mcc_multiclass": classification_confusion.mcc(confusion),
+        "kappa": classification_confusion.kappa(confusion),
         "loss": part["loss"][:, 0] / total,
         "brier": part["brier"][:, 0] / total,
-        "ece": probability.ece_of_bins(probability.CalibrationBins(*np.split(part["bins"], 3, axis=1))),
-        "ece_classwise": reliability.classwise_ece_of_bins(gaps, total),
+        "ece": probabilistic.ece_of_bins(probabilistic.CalibrationBins(*np.split(part["bins"], 3, axis=1))),
+        "ece_classwise": calibration.classwise_ece_of_bins(gaps, total),
     }
 
 
 def _probabilities_of_malignant(part: dict[str, Floats]) -> dict[str, Floats]:
     n, stated, seen = np.split(part["own"], 3, axis=1)
-    parts = reliability.brier_parts(n, stated, seen, part["squares"][:, 0])
+    parts = calibration.brier_parts(n, stated, seen, part["squares"][:, 0])
     total = part["n"][:, 0]
     benefit = {
         f"net_benefit_{round(100 * at)}": (part["hits"][:, i] - part["alarms"][:, i] * at / (1 - at)) / total
@@ -267,8 +272,8 @@ def _ends_of_curve(steps: Cumulated) -> dict[str, Floats]:
 
 
 def _with_binary(confusion: Floats, malignant: Bools) -> Counts:
-    classes = counts.one_vs_rest(confusion)
-    binary = counts.malignant_vs_rest(confusion, malignant)
+    classes = classification_confusion.one_vs_rest(confusion)
+    binary = classification_confusion.malignant_vs_rest(confusion, malignant)
 
     def joined(left: Floats, right: Floats) -> Floats:
         return np.concatenate([left, right[..., None]], axis=-1)

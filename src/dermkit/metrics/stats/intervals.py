@@ -11,8 +11,8 @@ import numpy as np
 from scipy.special import betaincinv
 from scipy.stats import norm
 
-from dermkit.metrics.estimate import NO_METHOD, UNRELIABLE, Estimate, doubted
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
+from dermkit.metrics.stats.estimate import NO_METHOD, UNRELIABLE, Estimate, doubted
 
 LEVEL = 0.95
 Z = float(norm.ppf(0.5 + LEVEL / 2))

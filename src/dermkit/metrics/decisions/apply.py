@@ -11,7 +11,7 @@ import numpy as np
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 if TYPE_CHECKING:
-    from dermkit.metrics.decision import Answering, Decision
+    from dermkit.metrics.decisions.policy import Answering, Decision
 
 _CLOSE = 1e-9
 

@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.metrics import counts, delong, intervals
-from dermkit.metrics.estimate import UNRELIABLE, Estimate, doubted, undefined
-from dermkit.metrics.figures import TOP, Figures, Plan
-from dermkit.metrics.placement import placed
-from dermkit.metrics.reliability import recalibration
-from dermkit.metrics.resampled import Resampled
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.classification import confusion
+from dermkit.metrics.classification.calibration import recalibration
+from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.vectorised import TOP, Figures, Plan
+from dermkit.metrics.stats import delong, intervals
 from dermkit.metrics.stats.arrays import Bools, Floats
+from dermkit.metrics.stats.bootstrap import Resampled
+from dermkit.metrics.stats.estimate import UNRELIABLE, Estimate, doubted, undefined
+from dermkit.metrics.stats.fold_auroc import placed
 
 SYNONYMS = {"sensitivity": "recall", "ppv": "precision"}
 HOPEFUL = (
@@ -92,7 +93,7 @@ class _Summary:
             "n_groups": self.scored.units,
             "metrics": {name: estimate.as_dict() for name, estimate in metrics.items()},
             "per_class": per_class,
-            "confusion_matrix": counts.confusion_matrix(self.scored.true, self.scored.predicted, k).tolist(),
+            "confusion_matrix": confusion.confusion_matrix(self.scored.true, self.scored.predicted, k).tolist(),
         }
 
     # Of all classes at once

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from dermkit.metrics import intervals
-from dermkit.metrics.estimate import Estimate
+from dermkit.metrics.stats import intervals
 from dermkit.metrics.stats.arrays import Floats, Ints
+from dermkit.metrics.stats.estimate import Estimate
 
 MOST_CORRECTED = 10_000
 """Units up to which the bootstrap is corrected; it needs every figure without each unit."""

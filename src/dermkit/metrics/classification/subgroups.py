@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from dermkit.metrics.estimate import UNRELIABLE, Estimate, doubted, doubts
-from dermkit.metrics.scored import Scored
+from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.stats.arrays import Ints
+from dermkit.metrics.stats.estimate import UNRELIABLE, Estimate, doubted, doubts
 
 FEWEST = 50
 """Malignant lesions (independent units; images where these are not known) below which a group's sensitivity supports no

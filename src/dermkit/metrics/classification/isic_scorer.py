@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dermkit.metrics.classification import roc
-from dermkit.metrics.counts import Counts
+from dermkit.metrics.classification.confusion import Counts
 from dermkit.metrics.stats import arrays
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 

@@ -1,0 +1,1 @@
+"""What is fitted on validation images and applied elsewhere: calibration, thresholds, sets, referral."""
