@@ -34,11 +34,11 @@ from matplotlib.figure import Figure
 
 from dermkit.audit.checks.finding import Severity
 from dermkit.audit.search import find_neighbours
-from dermkit.data.images import open_image
 from dermkit.data.importing import import_dataset
 from dermkit.data.manifest import Dataset, load_dataset
 from dermkit.data.planting import KINDS, plant_copy
 from dermkit.data.synthetic import Plant, make_dataset_folder
+from dermkit.images.decode import open_image
 from dermkit.workflow import audit
 
 HERE = Path(__file__).parent

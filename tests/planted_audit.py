@@ -24,9 +24,9 @@ from dermkit.audit.checks.finding import (
     per_class,
 )
 from dermkit.audit.run import Look, Seen
-from dermkit.data.images import open_image
 from dermkit.data.manifest import COLUMNS, Dataset, load_dataset, save_dataset
 from dermkit.data.sources import classify
+from dermkit.images.decode import open_image
 from dermkit.watch import Watch
 
 HOSTILE = '"><img src=x onerror=alert(1)>'

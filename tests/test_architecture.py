@@ -55,8 +55,7 @@ TORCH_INSIDE_FUNCTIONS = ("pipeline", "cli")
 # Files that have not moved to their package yet -> where they will be.
 MOVING: dict[str, str] = {
     "watch": "progress", "ahead": "threads", "augmentation": "recipes.augmentation",
-    "recipes": "recipes.experiments", "recipe": "recipes.schema", "data.images": "images.decode",
-    "data.headers": "images.headers", "audit.jpeg": "images.jpeg_tables", "charts": "render.charts",
+    "recipes": "recipes.experiments", "recipe": "recipes.schema", "charts": "render.charts",
     "curves": "render.curves", "pages": "render.html", "pictures": "render.sheets", "canvas": "render.style",
     "data.sources": "data.identify", "data.known": "data.known_datasets", "data.overlap": "data.leakage",
     "data.splitfile": "data.split_file", "data.dividing": "data.stratify",

@@ -11,8 +11,8 @@ from dermkit.audit.artefacts import PRESENT
 from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, card, share_of_alpha
 from dermkit.audit.checks_artefacts import da050_hair, da051_ruler, da052_ink, da053_dark_corners
 from dermkit.audit.measures import COLUMNS, measure
-from dermkit.data.images import open_image
 from dermkit.data.synthetic import Plant, make_dataset_folder
+from dermkit.images.decode import open_image
 from made_subjects import make_subject
 
 CHECKS = {"hair": da050_hair, "ruler": da051_ruler, "ink": da052_ink, "dark_corner": da053_dark_corners}

@@ -25,10 +25,10 @@ from PIL import Image
 
 from dermkit.data import cache, segments, store
 from dermkit.data.cache import PixelCache, keep_within, pixel_cache, row_keys
-from dermkit.data.images import LesionImage, open_image
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError, OutputError
 from dermkit.files import TEMP_PREFIX
+from dermkit.images.decode import LesionImage, open_image
 from dermkit.images.preprocess import Preprocessing, resize_pixels
 
 PREPROCESSING = Preprocessing(

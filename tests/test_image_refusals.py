@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from dermkit.data.images import open_image
 from dermkit.errors import ImageRefused, Refusal
+from dermkit.images.decode import open_image
 from made_images import (
     FORMATS,
     chunk,
@@ -161,8 +161,8 @@ def test_refuses_what_is_no_readable_file(tmp_path: Path, monkeypatch: Any) -> N
 def test_refuses_a_file_above_the_size_cap(monkeypatch: Any, tmp_path: Path) -> None:
     data = encoded(speckled(), "PNG")
     (tmp_path / "a.png").write_bytes(data)
-    monkeypatch.setattr("dermkit.data.images.MAX_FILE_BYTES", len(data) - 1)
-    monkeypatch.setattr("dermkit.data.headers.MAX_FILE_BYTES", len(data) - 1)
+    monkeypatch.setattr("dermkit.images.decode.MAX_FILE_BYTES", len(data) - 1)
+    monkeypatch.setattr("dermkit.images.headers.MAX_FILE_BYTES", len(data) - 1)
     assert refusal(tmp_path / "a.png") is Refusal.TOO_LARGE
 
 

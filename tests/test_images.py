@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 from pydantic import TypeAdapter, ValidationError
 
-from dermkit.data.images import LesionImage, open_image
 from dermkit.errors import DataError
+from dermkit.images.decode import LesionImage, open_image
 from dermkit.images.preprocess import Preprocessing, normalise, resize_pixels
 from made_images import (
     ADOBE,

@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 
 from dermkit.data import opening
-from dermkit.data.images import open_image
 from dermkit.data.importing import ImportOutcome, import_dataset
 from dermkit.data.layouts import read_folder
 from dermkit.data.manifest import COLUMNS, load_dataset
 from dermkit.data.reading import image_ids, isic_id
 from dermkit.errors import DataError, ImageRefused, OutputError, Refusal, UsageError
+from dermkit.images.decode import open_image
 
 
 def draw(path: Path, seed: int | None = None, size: tuple[int, int] = (20, 16)) -> Path:

@@ -13,10 +13,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from dermkit.audit.artefacts import ARTEFACT_COLUMNS, PRESENT, SMALLEST, SMALLEST_RULER
-from dermkit.audit.jpeg import UNKNOWN, read_tables
 from dermkit.audit.measures import COLUMNS, NUMBERS, TEXTS, measure, reduce_pixels, unknown
-from dermkit.data.images import LesionImage, open_image
 from dermkit.data.lesions import ARTEFACTS, CLASSES, artefacts_of, draw_photograph, make_lesion
+from dermkit.images.decode import LesionImage, open_image
+from dermkit.images.jpeg_tables import UNKNOWN, read_tables
 
 Pixels = NDArray[np.uint8]
 MADE = {"hair": "hair", "ruler": "ruler", "ink": "ink", "dark_corners": "dark_corner"}

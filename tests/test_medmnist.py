@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dermkit.data import archives, medmnist
-from dermkit.data.images import open_image
 from dermkit.data.importing import ImportOutcome, import_dataset
 from dermkit.errors import DataError, UsageError
+from dermkit.images.decode import open_image
 
 Arrays = dict[str, NDArray[np.generic]]
 

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dermkit import files, modelcard, workflow
-from dermkit.data.images import open_image
 from dermkit.errors import DataError, Refusal, UntrustedError, UsageError
 from dermkit.files import sha256_bytes, sha256_file
+from dermkit.images.decode import open_image
 from dermkit.images.preprocess import resize_pixels
 from dermkit.listing import check_arguments, read_list, write_list
 from dermkit.predict import predict

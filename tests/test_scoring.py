@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from conftest import Invoke
 from dermkit import parts, scoring
 from dermkit.cnn import cnn_s1, cnn_s4
-from dermkit.data.images import open_image
 from dermkit.data.store import Rows
 from dermkit.errors import DataError, Interrupted, OutputError, UsageError
 from dermkit.files import lock, output_errors, write_rows
+from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing, normalise
 from dermkit.inference import AS_BUILT, FOLDED, Forward, computed, default_batch, fold, pick_device, side_by_side
 from dermkit.listing import read_list, write_list

@@ -15,7 +15,6 @@ import pandas as pd
 from dermkit.asked import NOTHING, Asked
 from dermkit.audit.state import audit_state
 from dermkit.data.diagnoses import classify
-from dermkit.data.headers import IMAGE_SUFFIXES
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.data.matching import match
 from dermkit.data.split import split_groups
@@ -23,6 +22,7 @@ from dermkit.data.tables import Problems, Table, find_column, read_table
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file, write_json
+from dermkit.images.headers import IMAGE_SUFFIXES
 from dermkit.predictions import PREFIX, check_predictions, scored_of, write_groups, write_predictions
 from dermkit.sealed import end_openings, log_looks, looks_in_words
 from dermkit.settled import SETTLES, check_asked, check_wishes

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.data.images import open_image
 from dermkit.errors import ImageRefused
+from dermkit.images.decode import open_image
 from dermkit.pictures import data_uri
 
 Images = Callable[[str], NDArray[np.uint8] | None]

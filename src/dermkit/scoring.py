@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermkit.data.cache import geometry, store_name
-from dermkit.data.images import MAX_FILE_BYTES, open_image
 from dermkit.data.store import Store
 from dermkit.errors import ImageRefused
 from dermkit.files import canonical_json
+from dermkit.images.decode import MAX_FILE_BYTES, open_image
 from dermkit.images.preprocess import Preprocessing, resize_pixels
 from dermkit.listing import shown
 from dermkit.pictures import thumbnail

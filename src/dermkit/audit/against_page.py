@@ -11,10 +11,10 @@ from dermkit.audit.checks.finding import PAIR_COLUMNS
 from dermkit.audit.meeting import SAME_IMAGE, Meeting
 from dermkit.audit.words import share_figures
 from dermkit.audit.write import Reported, versions
-from dermkit.data.images import open_image
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DermkitError
 from dermkit.files import make_folder, write_json, write_rows, write_text
+from dermkit.images.decode import open_image
 from dermkit.pages import templates
 from dermkit.pictures import data_uri
 

@@ -8,8 +8,8 @@ from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from dermkit.audit.artefacts import ARTEFACT_COLUMNS, score_artefacts
-from dermkit.audit.jpeg import read_tables
-from dermkit.data.images import LesionImage
+from dermkit.images.decode import LesionImage
+from dermkit.images.jpeg_tables import read_tables
 
 SIDE = 256
 """Longest side, in pixels, of the reduced copy on which everything but the file is measured."""

@@ -11,9 +11,9 @@ from jinja2 import Environment
 
 from dermkit.audit.checks.finding import IMAGE_COLUMNS
 from dermkit.audit.write import Audit, Reported, versions
-from dermkit.data.images import open_image
 from dermkit.errors import DermkitError
 from dermkit.files import write_text
+from dermkit.images.decode import open_image
 from dermkit.pages import templates
 from dermkit.pictures import data_uri
 

@@ -19,7 +19,6 @@ from threadpoolctl import threadpool_limits
 
 from dermkit.ahead import cores
 from dermkit.audit import describe, measures
-from dermkit.data.images import open_image
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, ImageRefused
 from dermkit.files import (
@@ -31,6 +30,7 @@ from dermkit.files import (
     write_json,
     write_rows,
 )
+from dermkit.images.decode import open_image
 from dermkit.watch import Watch
 
 FORMAT = 1

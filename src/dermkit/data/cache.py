@@ -12,11 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.ahead import cores
-from dermkit.data.images import open_image
 from dermkit.data.manifest import Dataset
 from dermkit.data.store import KEY_BYTES, Rows, Store, evict, hashed
 from dermkit.errors import DataError, ImageRefused
 from dermkit.files import canonical_json, sha256_bytes
+from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing, resize_pixels
 
 DECODER = 1

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermkit.data.headers import IMAGE_SUFFIXES
 from dermkit.data.matching import folded_stem
 from dermkit.data.reading import check_columns, finish, no_such_table, one_table, pick_column, walk_images
 from dermkit.data.rows import Note, Rows
@@ -28,6 +27,7 @@ from dermkit.data.tabular import (
 )
 from dermkit.data.values import SPLIT_NAMES
 from dermkit.data.walk import Walk
+from dermkit.images.headers import IMAGE_SUFFIXES
 
 CLASSES_2018 = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 CLASSES_2019 = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")

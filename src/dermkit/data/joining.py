@@ -10,13 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.diagnoses import classify, contradict
-from dermkit.data.headers import IMAGE_SUFFIXES
 from dermkit.data.matching import folded_stem
 from dermkit.data.reading import isic_id
 from dermkit.data.rows import Note, Rows
 from dermkit.data.tables import Problems, find_column, missing_column, read_table
 from dermkit.data.tabular import Listing, clean, known_columns, list_table
 from dermkit.errors import DataError
+from dermkit.images.headers import IMAGE_SUFFIXES
 
 ID_COLUMNS = ("isic_id", "image_id", "image_name", "image")
 """Columns that hold the id of an image, in HAM10000, the challenges and the Archive; the first that is there counts."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from dermkit.data.headers import IMAGE_SUFFIXES
 from dermkit.data.reading import check_columns, finish, make_frame, one_table, walk_images
 from dermkit.data.rows import Note, Rows
 from dermkit.data.tables import Problems, Table, find_column, missing_column, read_table
@@ -26,6 +25,7 @@ from dermkit.data.tabular import (
 from dermkit.data.values import SPLIT_NAMES
 from dermkit.data.walk import MISPLACED, Walk, listed, may_be_image, only_folder, source_folder
 from dermkit.errors import DataError
+from dermkit.images.headers import IMAGE_SUFFIXES
 
 FOLDER_HELP = (
     "expected SOURCE/<class>/x.jpg or SOURCE/{train,val,test}/<class>/x.jpg "

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dermkit.data.archives import check_total, open_archive, put
-from dermkit.data.headers import MAX_SIDE, MIN_SIDE
 from dermkit.data.reading import make_frame
 from dermkit.data.rows import Note, Rows
 from dermkit.errors import DataError
+from dermkit.images.headers import MAX_SIDE, MIN_SIDE
 
 SIDES = MappingProxyType({"train": "train", "val": "validation", "test": "test"})
 """Prefix of an array's name -> `given_split`."""

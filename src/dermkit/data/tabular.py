@@ -10,11 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data import values
-from dermkit.data.headers import IMAGE_SUFFIXES
 from dermkit.data.matching import match
 from dermkit.data.rows import Note, Refused
 from dermkit.data.tables import Problems, Table, find_column
 from dermkit.errors import Refusal
+from dermkit.images.headers import IMAGE_SUFFIXES
 
 NO_METADATA = "no_metadata"
 NO_LABEL = "no_label"

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dermkit.data.headers import IMAGE_SUFFIXES
 from dermkit.data.rows import Note, Refused, Rows
 from dermkit.data.tables import TABLE_SUFFIXES
 from dermkit.errors import DataError, Refusal
+from dermkit.images.headers import IMAGE_SUFFIXES
 
 __all__ = ["Note", "Refused", "Rows", "Walk", "listed", "may_be_image", "only_folder", "source_folder", "unwrap"]
 

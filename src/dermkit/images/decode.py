@@ -19,7 +19,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from dermkit.data.headers import (
+from dermkit.errors import ImageRefused, Refusal
+from dermkit.images.headers import (
     ALLOWED_FORMATS,
     IMAGE_SUFFIXES,
     MAX_FILE_BYTES,
@@ -29,8 +30,7 @@ from dermkit.data.headers import (
     Header,
     Refused,
 )
-from dermkit.data.headers import read_header as _read_header
-from dermkit.errors import ImageRefused, Refusal
+from dermkit.images.headers import read_header as _read_header
 from dermkit.images.preprocess import ImageRows, Pixels, Preprocessing, normalise, resize_pixels
 
 __all__ = [
