@@ -25,7 +25,7 @@ from PIL import Image
 from dermkit import workflow
 from dermkit.data.planting import KINDS, plant_copy
 from dermkit.data.synthetic import make_dataset_folder
-from dermkit.recipe import SplitSpec, split_spec
+from dermkit.recipes.schema import SplitSpec, split_spec
 
 HERE = Path(__file__).parent
 ROWS = HERE / "clean.csv"

@@ -217,7 +217,7 @@ def colour(datasets: Path) -> str:
     from dermkit.images.preprocess import Preprocessing
     from dermkit.metrics.classification.roc import auroc
     from dermkit.metrics.stats.intervals import wilson
-    from dermkit.recipes import GIVEN
+    from dermkit.recipes.experiments import GIVEN
 
     size = Preprocessing(
         size=64,

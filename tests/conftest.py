@@ -13,8 +13,8 @@ from dermkit import cli as command_line
 from dermkit import workflow
 from dermkit.data.lesions import CLASSES
 from dermkit.data.synthetic import Plant, make_dataset_folder
-from dermkit.recipe import Recipe
-from dermkit.recipes import DEMO, ROTATE_FLIP_ZOOM, whole
+from dermkit.recipes.experiments import DEMO, ROTATE_FLIP_ZOOM, whole
+from dermkit.recipes.schema import Recipe
 
 # The nets here are so small that a second thread only waits: 6.2 s of processor time for a run, 2.1 s with one.
 # It has to be said before torch is loaded; tests of bit-for-bit repetition ask for two threads themselves.

@@ -54,9 +54,8 @@ TORCH_INSIDE_FUNCTIONS = ("pipeline", "cli")
 
 # Files that have not moved to their package yet -> where they will be.
 MOVING: dict[str, str] = {
-    "watch": "progress", "ahead": "threads", "augmentation": "recipes.augmentation",
-    "recipes": "recipes.experiments", "recipe": "recipes.schema", "charts": "render.charts",
-    "curves": "render.curves", "pages": "render.html", "pictures": "render.sheets", "canvas": "render.style",
+    "watch": "progress", "ahead": "threads", "charts": "render.charts", "curves": "render.curves",
+    "pages": "render.html", "pictures": "render.sheets", "canvas": "render.style",
     "data.sources": "data.identify", "data.known": "data.known_datasets", "data.overlap": "data.leakage",
     "data.splitfile": "data.split_file", "data.dividing": "data.stratify",
     "data.archives": "data.importers.archives", "data.tables": "data.importers.csv_tables",

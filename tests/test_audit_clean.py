@@ -20,7 +20,7 @@ from dermkit.data.manifest import COLUMNS, Dataset, LesionClass, check_manifest,
 from dermkit.data.split import make_split, save_split
 from dermkit.errors import DataError
 from dermkit.files import sha256_file
-from dermkit.recipe import SplitSpec
+from dermkit.recipes.schema import SplitSpec
 from dermkit.watch import Watch
 from planted_audit import CHECKS, Near, looking, make
 

@@ -25,7 +25,7 @@ from dermkit.data.planting import plant_copy
 from dermkit.data.synthetic import make_dataset_folder
 from dermkit.errors import DataError
 from dermkit.files import write_rows
-from dermkit.recipe import Recipe, save
+from dermkit.recipes.schema import Recipe, save
 from planted_audit import CHECKS, Near, looking, make
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,12 @@ from scipy.stats import binom, chisquare, kstest
 from torch import Tensor
 from torch.nn import functional as F
 
-from dermkit.augmentation import (
+from dermkit.data import augment as augmentation
+from dermkit.data import draws as numbers
+from dermkit.data import texture, tone
+from dermkit.data.augment import augment_batch, balanced_order, batch_from_pixels, epoch_order, image_key
+from dermkit.data.draws import Column, Draws
+from dermkit.recipes.augmentation import (
     PRESETS,
     AugmentSpec,
     BlurNoiseSpec,
@@ -28,11 +33,6 @@ from dermkit.augmentation import (
     DistortSpec,
     HsvSpec,
 )
-from dermkit.data import augment as augmentation
-from dermkit.data import draws as numbers
-from dermkit.data import texture, tone
-from dermkit.data.augment import augment_batch, balanced_order, batch_from_pixels, epoch_order, image_key
-from dermkit.data.draws import Column, Draws
 from dermkit.training.augment import geometry
 
 ZERO = replace(PRESETS["none"], fill="black")

@@ -41,8 +41,8 @@ from dermkit import workflow
 from dermkit.checkpoint import load_checkpoint
 from dermkit.files import sha256_file
 from dermkit.model import build_net, resolve_weights
-from dermkit.recipe import Recipe, load, save
-from dermkit.recipes import frozen, whole
+from dermkit.recipes.experiments import frozen, whole
+from dermkit.recipes.schema import Recipe, load, save
 
 KILLS, INSIDE = 15, 6
 """For each of 1 and 2 processes with 0 and 2 workers: 60 in all, 24 inside a save."""

@@ -21,8 +21,8 @@ from dermkit.errors import Diverged, Interrupted, UsageError
 from dermkit.files import canonical_json, write_json
 from dermkit.guides import validation_guides
 from dermkit.optim import class_weights
-from dermkit.recipe import ComputeSpec, MixSpec, Recipe
-from dermkit.recipes import NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole
+from dermkit.recipes.experiments import NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole
+from dermkit.recipes.schema import ComputeSpec, MixSpec, Recipe
 from dermkit.run import PASSES, Hooks
 from dermkit.samples import PixelSource, Samples
 from dermkit.step import Stepper, batches
@@ -447,7 +447,7 @@ def test_two_processes_divide_a_batch_into_as_many_passes(tmp_path: Path) -> Non
 
 
 def two_processes(recipe: Recipe, folder: Path) -> list[dict[str, object]]:
-    from dermkit.recipe import as_dict
+    from dermkit.recipes.schema import as_dict
 
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "recipe.json").write_text(canonical_json(as_dict(recipe)))

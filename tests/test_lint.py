@@ -17,8 +17,7 @@ from dermkit.lint.order import find_order
 from dermkit.lint.predictions import lint_predictions
 from dermkit.lint.rules import RULES, Lint, as_rows, read_lint, write_lint
 from dermkit.lint.training import BatchNorm, Training, _origins, lint_training
-from dermkit.recipe import Recipe
-from dermkit.recipes import (
+from dermkit.recipes.experiments import (
     RECIPES,
     S1_CNN,
     S2_FINETUNED,
@@ -29,6 +28,7 @@ from dermkit.recipes import (
     stand_in,
     whole,
 )
+from dermkit.recipes.schema import Recipe
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

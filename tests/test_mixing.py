@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dermkit.data.draws import image_key
 from dermkit.data.mixing import ALONE, CUTMIX, MIXUP, Mixing, mix_batch, mix_labels, mixing
-from dermkit.recipe import MixSpec
+from dermkit.recipes.schema import MixSpec
 
 N = 4000
 KEYS = np.array([image_key(f"lesion/{number}") for number in range(N)], dtype=np.uint64)

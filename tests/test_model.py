@@ -17,7 +17,7 @@ from dermkit import model
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import sha256_file
 from dermkit.model import Net, Weights, build_net, freeze, parameter_groups, resolve_weights, set_train_mode
-from dermkit.recipe import ImageSpec, ModelSpec, Phase
+from dermkit.recipes.schema import ImageSpec, ModelSpec, Phase
 
 NONE = Weights("none", None, "", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "", (), "")
 RESNET = ModelSpec(

@@ -21,7 +21,7 @@ from dermkit.images.preprocess import resize_pixels
 from dermkit.listing import check_arguments, read_list, write_list
 from dermkit.predict import predict
 from dermkit.predictor import load_model, read_seen
-from dermkit.recipe import FORMAT as RECIPE_FORMAT
+from dermkit.recipes.schema import FORMAT as RECIPE_FORMAT
 from dermkit.sums import SUMS, write_sums
 from made_images import encoded, frames, png, speckled
 

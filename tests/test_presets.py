@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dermkit.augmentation import PRESET_NOTES, PRESETS, AugmentSpec, fields_on, find_preset
 from dermkit.cli import app
 from dermkit.errors import UsageError
-from dermkit.recipe import FORMAT, as_dict, load, parse, save
-from dermkit.recipes import GRIDS, RECIPES
+from dermkit.recipes.augmentation import PRESET_NOTES, PRESETS, AugmentSpec, fields_on, find_preset
+from dermkit.recipes.experiments import GRIDS, RECIPES
+from dermkit.recipes.schema import FORMAT, as_dict, load, parse, save
 
 
 def value(**changes: Any) -> dict[str, Any]:

@@ -11,16 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dermkit import recipe as room
-from dermkit.augmentation import (
-    BlurNoiseSpec,
-    ClaheSpec,
-    CutoutSpec,
-    DistortSpec,
-    HsvSpec,
-)
 from dermkit.errors import UsageError
-from dermkit.recipe import (
+from dermkit.recipes import schema as room
+from dermkit.recipes.augmentation import BlurNoiseSpec, ClaheSpec, CutoutSpec, DistortSpec, HsvSpec
+from dermkit.recipes.schema import (
     AugmentSpec,
     ComputeSpec,
     GrowSpec,

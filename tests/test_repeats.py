@@ -13,7 +13,7 @@ from dermkit import workflow
 from dermkit.errors import DataError
 from dermkit.files import write_json
 from dermkit.predictor import load_model
-from dermkit.recipe import Recipe, SplitSpec, load
+from dermkit.recipes.schema import Recipe, SplitSpec, load
 from dermkit.repeats import chosen, metrics_of, validation_value
 
 Figures = Mapping[str, float | None]

@@ -23,7 +23,7 @@ from dermkit.files import write_json, write_rows, write_text
 from dermkit.labels import LABELS
 from dermkit.metrics.classification.reader_studies import ANCHORS
 from dermkit.metrics.stats.estimate import in_words, trust
-from dermkit.recipe import (
+from dermkit.recipes.schema import (
     AugmentSpec,
     ComputeSpec,
     ImageSpec,

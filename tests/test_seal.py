@@ -32,7 +32,7 @@ from dermkit.data.seal import (
 from dermkit.errors import DataError, DermkitError, OutputError, UsageError
 from dermkit.files import lock, sha256_file
 from dermkit.metrics.stats.power import best_of_chance
-from dermkit.recipe import Recipe, SplitSpec, save, split_spec
+from dermkit.recipes.schema import Recipe, SplitSpec, save, split_spec
 from dermkit.runs.folder import read_run
 from dermkit.sealed import log_looks
 

@@ -16,7 +16,7 @@ from dermkit.data.dividing import divide
 from dermkit.data.manifest import COLUMNS
 from dermkit.data.split import Split, check_split, for_fold, make_split, split_groups
 from dermkit.errors import DataError, UsageError
-from dermkit.recipe import SplitSpec, split_spec
+from dermkit.recipes.schema import SplitSpec, split_spec
 
 HOLDOUT = SplitSpec(scheme="holdout", seed=7, validation=0.15, test=0.15, folds=0, per_class=0, draw_from="")
 KFOLD = replace(HOLDOUT, scheme="kfold", folds=5)

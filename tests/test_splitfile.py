@@ -12,7 +12,7 @@ from dermkit.data.split import Split, check_split, load_split, make_split, save_
 from dermkit.data.splitfile import read_rows
 from dermkit.errors import DataError
 from dermkit.files import sha256_file
-from dermkit.recipe import SplitSpec
+from dermkit.recipes.schema import SplitSpec
 
 HOLDOUT = SplitSpec(scheme="holdout", seed=7, validation=0.15, test=0.15, folds=0, per_class=0, draw_from="")
 KFOLD = replace(HOLDOUT, scheme="kfold", folds=5)

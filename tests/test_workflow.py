@@ -21,8 +21,7 @@ from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
 from dermkit.model import Net, build_net, freeze, resolve_weights, with_normalisation
 from dermkit.predictor import load_model
-from dermkit.recipe import GrowSpec, ModelSpec, Phase, Recipe, as_dict, load, parse, save
-from dermkit.recipes import (
+from dermkit.recipes.experiments import (
     AS_PUBLISHED,
     GIVEN,
     GRIDS,
@@ -35,6 +34,7 @@ from dermkit.recipes import (
     grid,
     whole,
 )
+from dermkit.recipes.schema import GrowSpec, ModelSpec, Phase, Recipe, as_dict, load, parse, save
 from dermkit.sums import write_sums
 from dermkit.versus import write_comparison
 

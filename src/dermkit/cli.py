@@ -22,7 +22,7 @@ from dermkit.terminal import Out, end_refused, watching
 
 if TYPE_CHECKING:
     from dermkit.predict import PredictOutcome
-    from dermkit.recipe import Recipe
+    from dermkit.recipes.schema import Recipe
 
 app = typer.Typer(
     name="dermkit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -82,7 +82,7 @@ app.command()(compare)
 @recipes_app.command("list")
 def recipes_list() -> None:
     """List the named experiments."""
-    from dermkit.recipes import GRIDS, RECIPES
+    from dermkit.recipes.experiments import GRIDS, RECIPES
 
     for recipe in RECIPES.values():
         typer.echo(f"{recipe.name:40} {recipe.system:5} {recipe.about}")
@@ -94,8 +94,8 @@ def recipes_list() -> None:
 @recipes_app.command("show")
 def recipes_show(name: str) -> None:
     """Print a recipe as JSON, to edit and train."""
-    from dermkit.recipe import FORMAT, as_dict
-    from dermkit.recipes import find_recipe
+    from dermkit.recipes.experiments import find_recipe
+    from dermkit.recipes.schema import FORMAT, as_dict
 
     typer.echo(json.dumps({"format": FORMAT, **as_dict(find_recipe(name))}, indent=1))
 
@@ -103,7 +103,7 @@ def recipes_show(name: str) -> None:
 @recipes_app.command("presets")
 def recipes_presets() -> None:
     """List the augmentation presets: in a recipe, `"augment": "NAME"` stands for the whole spec."""
-    from dermkit.augmentation import PRESET_NOTES
+    from dermkit.recipes.augmentation import PRESET_NOTES
 
     for name, note in PRESET_NOTES.items():
         typer.echo(f"{name:14} {note}")
@@ -111,8 +111,8 @@ def recipes_presets() -> None:
 
 def _recipe(name: str) -> "Recipe":
     """Return a recipe by name, or from a file when the argument is one."""
-    from dermkit.recipe import load
-    from dermkit.recipes import find_recipe
+    from dermkit.recipes.experiments import find_recipe
+    from dermkit.recipes.schema import load
 
     path = Path(name)
     return load(path) if path.suffix == ".json" else find_recipe(name)
@@ -191,7 +191,7 @@ def tune(
     resume: Resume = False,
 ) -> None:
     """Train every recipe of a grid, choose one on validation alone, run it whole."""
-    from dermkit.recipes import find_grid
+    from dermkit.recipes.experiments import find_grid
 
     members = find_grid(grid)
     _start_ranks(devices, nodes, restarts)

@@ -122,7 +122,7 @@ def split(
 ) -> None:
     """Divide a data set: grouped by lesion and patient, stratified, seeded; refuses overlap."""
     from dermkit import workflow
-    from dermkit.recipe import split_spec
+    from dermkit.recipes.schema import split_spec
 
     spec = split_spec(
         scheme=scheme.value, seed=seed, validation=validation, test=test if scheme == SchemeName.HOLDOUT else 0.0,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from dermkit.recipe import ComputeSpec
+from dermkit.recipes.schema import ComputeSpec
 
 
 def multiplies_bfloat16(device: str) -> bool:

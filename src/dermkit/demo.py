@@ -7,7 +7,7 @@ from dermkit.data.synthetic import make_dataset_folder
 from dermkit.files import check_writable
 from dermkit.plan import Where
 from dermkit.predict import PredictOutcome, predict
-from dermkit.recipes import DEMO
+from dermkit.recipes.experiments import DEMO
 from dermkit.watch import Watch
 
 LESIONS_PER_CLASS = 55

@@ -27,7 +27,7 @@ from dermkit.predictions import (
     write_groups,
     write_predictions,
 )
-from dermkit.recipe import FORMAT as RECIPE_FORMAT
+from dermkit.recipes.schema import FORMAT as RECIPE_FORMAT
 from dermkit.runfiles import classes_of, read_about
 from dermkit.sealed import Logged, end_openings, log_looks, looks_in_words
 from dermkit.settled import SETTLES, Settled, check_asked, with_wishes

@@ -16,7 +16,7 @@ from dermkit.files import read_json, write_text
 from dermkit.lint.rules import as_rows
 from dermkit.lint.training import BatchNorm, Training, lint_training
 from dermkit.plan import Plan, Where
-from dermkit.recipe import Recipe, as_dict, load
+from dermkit.recipes.schema import Recipe, as_dict, load
 
 if TYPE_CHECKING:
     from dermkit.checkpoint import Progress

@@ -22,7 +22,7 @@ from dermkit.files import canonical_json, fingerprint
 from dermkit.inference import PASS, fast_backbone, passes, plain_float32, side_by_side, streams
 from dermkit.model import Net, backbone_fingerprint
 from dermkit.ranks import Ranks
-from dermkit.recipe import ComputeSpec, ModelSpec
+from dermkit.recipes.schema import ComputeSpec, ModelSpec
 from dermkit.samples import PixelSource, Samples
 
 _KEPT = 1024

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from dermkit import recipe
-from dermkit.augmentation import fields_on
 from dermkit.metrics.stats.estimate import trust
+from dermkit.recipes import schema
+from dermkit.recipes.augmentation import fields_on
 from dermkit.runs.folder import Json, Run, read_table
 
 MOST_CONFUSIONS = 10
@@ -135,11 +135,11 @@ def _short(text: str) -> str:
 # --- the recipe in words ---
 
 
-def recipe_rows(value: recipe.Recipe | None) -> list[tuple[str, str]]:
+def recipe_rows(value: schema.Recipe | None) -> list[tuple[str, str]]:
     """Return the recipe as rows for people; recipe.json holds it for machines."""
     if value is None:
         return []
-    image, model, fields = value.image, value.model, recipe.as_dict(value)
+    image, model, fields = value.image, value.model, schema.as_dict(value)
     scale = "pixels in 0 to 1" if image.normalise == "zero_one" else "normalised as the weights were trained"
     layers = [*(f"dense {width}, ReLU" for width in model.hidden), "dense, softmax"]
     rows = [
@@ -163,7 +163,7 @@ def recipe_rows(value: recipe.Recipe | None) -> list[tuple[str, str]]:
     return [(name, text) for name, text in rows if text]
 
 
-def _phase(phase: recipe.Phase) -> str:
+def _phase(phase: schema.Phase) -> str:
     whole = {"none": "backbone frozen", "all": "whole net trained"}
     what = whole.get(
         str(phase.train_backbone), f"last {phase.train_backbone} layer groups of the backbone trained"

@@ -107,7 +107,7 @@ def _open_test(target: Path, dataset: Dataset, watch: Watch, asked: Asked) -> Pa
     """Open the sealed test side for a run, or for each run of repeats, and evaluate; returns the report."""
     from dermkit import unseal
     from dermkit.facts import drop_opening_step
-    from dermkit.recipe import load
+    from dermkit.recipes.schema import load
     from dermkit.repeats import summarise
     from dermkit.runner import finish
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dermkit import cnn
 from dermkit.errors import DermkitError, UntrustedError, UsageError
 from dermkit.images.preprocess import Preprocessing
-from dermkit.recipe import ImageSpec, ModelSpec, Phase
+from dermkit.recipes.schema import ImageSpec, ModelSpec, Phase
 from dermkit.weights import (
     Weights,
     check_backbone,

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from dermkit.model import Net, parameter_groups
-from dermkit.recipe import OptimSpec, Phase
+from dermkit.recipes.schema import OptimSpec, Phase
 
 
 def make_optimizer(net: Net, phase: Phase, spec: OptimSpec) -> torch.optim.Optimizer:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dermkit.data.seal import Meeting, Seal
     from dermkit.data.split import Split
     from dermkit.model import Weights
-    from dermkit.recipe import Recipe
+    from dermkit.recipes.schema import Recipe
 
 
 @dataclass(frozen=True)

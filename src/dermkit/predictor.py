@@ -44,7 +44,7 @@ from dermkit.metrics.decisions.apply import Chosen
 from dermkit.metrics.decisions.policy import Decision, from_dict
 from dermkit.model import Net, build_net, resolve_weights
 from dermkit.modelcard import RESEARCH_ONLY, UNSETTLED, card_files, read_card, settled
-from dermkit.recipe import ModelSpec
+from dermkit.recipes.schema import ModelSpec
 from dermkit.scoring import KeptPixels, Look, Scored, look_at
 from dermkit.sums import SUMS, verified, write_sums
 

@@ -17,7 +17,7 @@ from dermkit.files import read_json, write_rows
 from dermkit.images.preprocess import ImageRows, Preprocessing
 from dermkit.model import Net
 from dermkit.ranks import Ranks
-from dermkit.recipe import Recipe
+from dermkit.recipes.schema import Recipe
 
 LOG_COLUMNS = (
     "epoch", "phase", "lr", "seconds", "train_seconds", "images_per_second", "train_loss", "train_accuracy",

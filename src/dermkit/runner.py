@@ -41,7 +41,7 @@ from dermkit.files import (
 )
 from dermkit.modelcard import settle, wishes_kept, with_kept
 from dermkit.plan import Plan, Where
-from dermkit.recipe import save as save_recipe
+from dermkit.recipes.schema import save as save_recipe
 from dermkit.report import write_report
 from dermkit.runfiles import KEPT_SEAL
 from dermkit.runscores import score_sides

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dermkit.data.augment import augment_batch, balanced_order, batch_from_pixels, epoch_order, image_key
 from dermkit.data.mixing import Mixing, mix_batch, mix_labels, mixing
 from dermkit.images.preprocess import ImageRows, Preprocessing
-from dermkit.recipe import AugmentSpec, GrowSpec, MixSpec
+from dermkit.recipes.schema import AugmentSpec, GrowSpec, MixSpec
 
 if TYPE_CHECKING:
     from dermkit.model import Net

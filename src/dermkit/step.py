@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dermkit.compute import autocast
 from dermkit.ranks import Ranks
-from dermkit.recipe import ComputeSpec
+from dermkit.recipes.schema import ComputeSpec
 from dermkit.samples import Source
 
 Rows = NDArray[np.int64]

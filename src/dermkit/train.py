@@ -35,7 +35,7 @@ from dermkit.inference import passes, plain_float32, side_by_side, streams
 from dermkit.model import Net, freeze, set_train_mode
 from dermkit.optim import class_weights, make_optimizer, set_rates
 from dermkit.ranks import ranks_of
-from dermkit.recipe import Phase
+from dermkit.recipes.schema import Phase
 from dermkit.run import LOG_COLUMNS, PASSES, Hooks, Job, Run, load_best, load_last, write_log
 from dermkit.samples import PixelSource, Samples, Source, resident
 from dermkit.step import NotFinite, Stepper, batches

@@ -16,7 +16,7 @@ from torch import Tensor
 from dermkit import cnn
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import read_json, sha256_bytes, sha256_file
-from dermkit.recipe import ModelSpec
+from dermkit.recipes.schema import ModelSpec
 
 FORMAT = 1
 Triple = tuple[float, float, float]

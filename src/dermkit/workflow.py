@@ -28,7 +28,7 @@ from dermkit.files import (
 from dermkit.judging import compare, evaluate, report
 from dermkit.plan import Plan, Where
 from dermkit.predict import PredictOutcome, predict
-from dermkit.recipe import Recipe, SplitSpec, recipe_fingerprint
+from dermkit.recipes.schema import Recipe, SplitSpec, recipe_fingerprint
 from dermkit.repeats import chosen, summarise, validation_value
 from dermkit.runner import run
 from dermkit.watch import Watch

@@ -13,7 +13,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from dermkit.data.draws import Column, Draws, Keys
-from dermkit.recipe import MixSpec
+from dermkit.recipes.schema import MixSpec
 from dermkit.training.augment.geometry import column
 
 ALONE, MIXUP, CUTMIX = range(3)

@@ -23,7 +23,7 @@ from dermkit.data.overlap import LINKS, codes, find_overlap
 from dermkit.data.splitfile import SIDES, excluded_frame, read_rows, save_rows
 from dermkit.errors import DataError, UsageError
 from dermkit.files import read_json, write_json
-from dermkit.recipe import SplitSpec
+from dermkit.recipes.schema import SplitSpec
 
 FORMAT = 1
 

@@ -12,8 +12,8 @@ from scipy.special import ndtri
 from torch import Tensor
 from torch.nn import functional as F
 
-from dermkit.augmentation import BlurNoiseSpec, CutoutSpec
 from dermkit.data.draws import FIRST, GOLDEN, SECOND, Column, Draws
+from dermkit.recipes.augmentation import BlurNoiseSpec, CutoutSpec
 from dermkit.training.augment.geometry import onto
 
 SIGMA = {3: 0.8, 5: 1.1, 7: 1.4}

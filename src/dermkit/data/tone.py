@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dermkit.augmentation import AugmentSpec, ClaheSpec, HsvSpec
 from dermkit.data.draws import Column, Draws
+from dermkit.recipes.augmentation import AugmentSpec, ClaheSpec, HsvSpec
 from dermkit.training.augment.geometry import column, onto
 
 LUMA = (0.299, 0.587, 0.114)

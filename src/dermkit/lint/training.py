@@ -11,7 +11,7 @@ import pandas as pd
 from dermkit.lint.rules import Lint, same_images
 
 if TYPE_CHECKING:
-    from dermkit.recipe import Recipe
+    from dermkit.recipes.schema import Recipe
 
 Triple = tuple[float, float, float]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit import recipe
 from dermkit.errors import DataError, UsageError
 from dermkit.files import read_json
+from dermkit.recipes import schema
 from dermkit.results import read_results
 
 Json = dict[str, Any]
@@ -25,7 +25,7 @@ class Run:
     metrics: Json
     facts: Json
     environment: Json
-    recipe: recipe.Recipe | None
+    recipe: schema.Recipe | None
     log: pd.DataFrame | None
     next_steps: str
     seal: Json = field(default_factory=dict)
@@ -107,10 +107,10 @@ def _optional_json(path: Path) -> Json:
     return read_json(path, format=RUN_FORMAT, error=DataError) if path.exists() else {}
 
 
-def _recipe(path: Path) -> recipe.Recipe | None:
+def _recipe(path: Path) -> schema.Recipe | None:
     """Return the recipe, or None where it is absent or of another version: old runs stay readable."""
     try:
-        return recipe.load(path)
+        return schema.load(path)
     except UsageError:
         return None
 

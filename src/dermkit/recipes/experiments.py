@@ -8,18 +8,9 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from dermkit.augmentation import PRESETS
 from dermkit.errors import UsageError
-from dermkit.recipe import (
-    ComputeSpec,
-    GrowSpec,
-    ImageSpec,
-    ModelSpec,
-    OptimSpec,
-    Phase,
-    Recipe,
-    SplitSpec,
-)
+from dermkit.recipes.augmentation import PRESETS
+from dermkit.recipes.schema import ComputeSpec, GrowSpec, ImageSpec, ModelSpec, OptimSpec, Phase, Recipe, SplitSpec
 
 # ---- parts that several recipes share -------------------------------------------------------------------------
 

@@ -13,8 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from dermkit.augmentation import (
+from dermkit.errors import UsageError
+from dermkit.files import fingerprint, read_json, write_json
+from dermkit.recipes.augmentation import (
     STRICT,
+    AugmentSpec,
     BelowOne,
     BlurNoiseSpec,
     ClaheSpec,
@@ -25,9 +28,6 @@ from dermkit.augmentation import (
     Share,
     find_preset,
 )
-from dermkit.augmentation import AugmentSpec as AugmentSpec
-from dermkit.errors import UsageError
-from dermkit.files import fingerprint, read_json, write_json
 
 FORMAT = 2
 

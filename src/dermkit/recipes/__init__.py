@@ -1,0 +1,1 @@
+"""What an experiment is: its fields, and the named experiments."""
