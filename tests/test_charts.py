@@ -16,9 +16,9 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
-from dermkit import canvas, charts, curves
 from dermkit.errors import OutputError
 from dermkit.metrics.classification.reader_studies import ANCHORS
+from dermkit.render import charts, curves, style
 
 LONG = "pigmented benign keratosis of a very long name that nobody would print"
 HOSTILE = ["$a$b$ & _c", "_hidden", "日本語 <b>", ""]
@@ -206,11 +206,11 @@ def test_a_calibration_that_changes_nothing_has_no_line_of_its_own(
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=80), st.sampled_from([0, 20]))
 def test_any_name_becomes_drawable(name: str, width: int) -> None:
-    text = canvas.plain(name, width)
+    text = style.plain(name, width)
     assert text
     assert not text.startswith("_")
     assert "$" not in text.replace(r"\$", "")
-    assert len(text) <= 2 * canvas.MAX_NAME + 2
+    assert len(text) <= 2 * style.MAX_NAME + 2
     figure = Figure()
     figure.text(0.5, 0.5, text)
     figure.canvas.draw()

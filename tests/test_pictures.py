@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from dermkit.errors import DataError, OutputError
-from dermkit.pictures import Tile, contact_sheet, data_uri, jpeg_bytes, save_png, thumbnail
+from dermkit.render.sheets import Tile, contact_sheet, data_uri, jpeg_bytes, save_png, thumbnail
 
 
 def painted(height: int = 30, width: int = 60, value: int = 120) -> Any:

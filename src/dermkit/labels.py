@@ -7,7 +7,7 @@ from jinja2 import Environment
 
 from dermkit.metrics.stats import intervals
 from dermkit.metrics.stats.estimate import in_words, trust
-from dermkit.pages import templates
+from dermkit.render.html import templates
 
 LABELS = {
     "balanced_accuracy": "Balanced accuracy (mean recall)",

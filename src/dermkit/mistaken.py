@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dermkit.errors import ImageRefused
 from dermkit.images.decode import open_image
-from dermkit.pictures import data_uri
+from dermkit.render.sheets import data_uri
 
 Images = Callable[[str], NDArray[np.uint8] | None]
 

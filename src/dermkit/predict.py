@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit import decided, pictures
+from dermkit import decided
 from dermkit.ahead import ahead, cores
 from dermkit.data.manifest import LesionClass
 from dermkit.decided import Decided
@@ -26,6 +26,7 @@ from dermkit.files import check_output, check_writable, lock, sha256_file, sweep
 from dermkit.listing import Found, check_arguments
 from dermkit.parts import FOLDER, Job, Row, is_unfinished, open_job, progress
 from dermkit.predictions import write_predictions
+from dermkit.render import sheets as render_sheets
 from dermkit.sums import SUMS
 from dermkit.targets import check_model_folder
 from dermkit.watch import Watch
@@ -317,13 +318,13 @@ def _tiles(
     chosen: "Chosen | None",
     thumbnails: Mapping[str, NDArray[np.uint8]],
     workers: int,
-) -> list[pictures.Tile]:
+) -> list[render_sheets.Tile]:
     """Return the tiles of the first images that were scored; what has no thumbnail here is opened for it."""
     from dermkit.scoring import picture_of
 
     pairs = (pair for pair in zip(job.rows(), job.images(), strict=True) if pair[0].predicted)
 
-    def tile(pair: tuple[Row, Found]) -> pictures.Tile:
+    def tile(pair: tuple[Row, Found]) -> render_sheets.Tile:
         row, image = pair
         small = thumbnails.get(image.name)
         return _tile(row, predictor.classes, chosen, picture_of(Path(image.path)) if small is None else small)
@@ -333,19 +334,19 @@ def _tiles(
 
 def _tile(
     row: Row, classes: Sequence[LesionClass], chosen: "Chosen | None", small: NDArray[np.uint8] | None
-) -> pictures.Tile:
+) -> render_sheets.Tile:
     lines, colour = decided.caption(chosen, classes, row.probabilities)
     pixels = small if small is not None else np.zeros((8, 8, 3), np.uint8)
-    return pictures.Tile(pixels, "\n".join([PurePosixPath(row.name).name, *lines]), colour)
+    return render_sheets.Tile(pixels, "\n".join([PurePosixPath(row.name).name, *lines]), colour)
 
 
-def _write_sheets(out: Path, tiles: Sequence[pictures.Tile], legend: str, workers: int) -> list[str]:
+def _write_sheets(out: Path, tiles: Sequence[render_sheets.Tile], legend: str, workers: int) -> list[str]:
     def write(start: int) -> str:
         name = f"sheet-{start // _PER_SHEET + 1}.png"
         part = tiles[start : start + _PER_SHEET]
         title = f"Predictions, images {start + 1} to {start + len(part)}. Research use only. Not a medical device."
-        sheet = pictures.contact_sheet(part, columns=6, side=_SIDE, title=title, note=legend)
-        pictures.save_png(sheet, out / name)
+        sheet = render_sheets.contact_sheet(part, columns=6, side=_SIDE, title=title, note=legend)
+        render_sheets.save_png(sheet, out / name)
         return name
 
     names = list(ahead(write, range(0, len(tiles), _PER_SHEET), workers=workers))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit import cautions, charts, findings
+from dermkit import cautions, findings
 from dermkit.errors import DataError
 from dermkit.files import read_json, write_rows, write_text
 from dermkit.illustrations import Picture, embed, metric_names, pictures, worth_a_row
@@ -17,6 +17,7 @@ from dermkit.labels import BARS, FIRST, LABELS, page_templates
 from dermkit.lint.rules import read_lint
 from dermkit.metrics.classification.reader_studies import ANCHORS
 from dermkit.mistaken import Images, mistakes_of
+from dermkit.render import charts
 from dermkit.runs import folder as runs_folder
 from dermkit.runs.folder import Run
 

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit import charts, pictures
 from dermkit.asked import NOTHING, Asked
 from dermkit.data.split import save_split
 from dermkit.errors import DataError, Interrupted, UsageError
@@ -42,6 +41,7 @@ from dermkit.files import (
 from dermkit.modelcard import settle, wishes_kept, with_kept
 from dermkit.plan import Plan, Where
 from dermkit.recipes.schema import save as save_recipe
+from dermkit.render import charts, sheets
 from dermkit.report import write_report
 from dermkit.runfiles import KEPT_SEAL
 from dermkit.runscores import score_sides
@@ -328,6 +328,6 @@ def _draw_batch(plan: Plan, job: "Job", batch: Any, labels: Any) -> None:
     std = np.array(job.preprocessing.std).reshape(1, 3, 1, 1)
     unit = batch.cpu().numpy() * std + mean
     pixels = (unit.clip(0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
-    tiles = [pictures.Tile(image, names[int(label)]) for image, label in zip(pixels, labels, strict=True)]
-    sheet = pictures.contact_sheet(tiles, columns=6, title="A training batch as the net sees it")
-    pictures.save_png(sheet, plan.folder / "augmented.png")
+    tiles = [sheets.Tile(image, names[int(label)]) for image, label in zip(pixels, labels, strict=True)]
+    sheet = sheets.contact_sheet(tiles, columns=6, title="A training batch as the net sees it")
+    sheets.save_png(sheet, plan.folder / "augmented.png")

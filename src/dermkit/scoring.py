@@ -21,7 +21,7 @@ from dermkit.files import canonical_json
 from dermkit.images.decode import MAX_FILE_BYTES, open_image
 from dermkit.images.preprocess import Preprocessing, resize_pixels
 from dermkit.listing import shown
-from dermkit.pictures import thumbnail
+from dermkit.render.sheets import thumbnail
 
 THUMBNAIL = 160
 """Pixels a side, at most: of the picture on a sheet."""

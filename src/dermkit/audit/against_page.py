@@ -15,8 +15,8 @@ from dermkit.data.manifest import Dataset
 from dermkit.errors import DermkitError
 from dermkit.files import make_folder, write_json, write_rows, write_text
 from dermkit.images.decode import open_image
-from dermkit.pages import templates
-from dermkit.pictures import data_uri
+from dermkit.render.html import templates
+from dermkit.render.sheets import data_uri
 
 FORMAT = 1
 SHOWN = 24

@@ -14,8 +14,8 @@ from dermkit.audit.write import Audit, Reported, versions
 from dermkit.errors import DermkitError
 from dermkit.files import write_text
 from dermkit.images.decode import open_image
-from dermkit.pages import templates
-from dermkit.pictures import data_uri
+from dermkit.render.html import templates
+from dermkit.render.sheets import data_uri
 
 MAX_BYTES = 5_000_000
 """The file must travel by mail: it shows fewer pictures before it grows past this."""

@@ -14,8 +14,8 @@ from dermkit.data.manifest import GIVEN_SPLITS, MALIGNANCIES, Dataset, LesionCla
 from dermkit.data.walk import Refused
 from dermkit.errors import ImageRefused
 from dermkit.images.decode import open_image
-from dermkit.pages import templates
-from dermkit.pictures import data_uri
+from dermkit.render.html import templates
+from dermkit.render.sheets import data_uri
 
 MOST_PICTURES = 240
 """Thumbnails on a page, about 4 KB each: the page stays near 1 MB, whatever the number of classes."""

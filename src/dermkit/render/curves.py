@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dermkit.canvas import COLOURS, FAINT, INK, STYLES, TEST, TRAIN, VALIDATION, as_png, numbers, plain, tidy
 from dermkit.files import write_with
 from dermkit.metrics.classification.reader_studies import Anchor
+from dermkit.render.style import COLOURS, FAINT, INK, STYLES, TEST, TRAIN, VALIDATION, as_png, numbers, plain, tidy
 
 # Two charts side by side: one size, a square for the curves, the legend below it.
 PAIR_SIZE = (5.6, 6.9)

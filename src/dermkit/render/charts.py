@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
-from dermkit.canvas import COLOURS, INK, TRAIN, VALIDATION, as_png, numbers, plain, tidy
 from dermkit.files import write_with
+from dermkit.render.style import COLOURS, INK, TRAIN, VALIDATION, as_png, numbers, plain, tidy
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,0 +1,1 @@
+"""How a picture or a page is drawn; knows nothing of runs."""
