@@ -34,10 +34,10 @@ from matplotlib.figure import Figure
 
 from dermkit.audit.checks.finding import Severity
 from dermkit.audit.search import find_neighbours
-from dermkit.data.importing import import_dataset
+from dermkit.data.importers.run import import_dataset
 from dermkit.data.manifest import Dataset, load_dataset
-from dermkit.data.planting import KINDS, plant_copy
-from dermkit.data.synthetic import Plant, make_dataset_folder
+from dermkit.data.synthetic.dataset import Plant, make_dataset_folder
+from dermkit.data.synthetic.duplicates import KINDS, plant_copy
 from dermkit.images.decode import open_image
 from dermkit.workflow import audit
 

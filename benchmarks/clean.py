@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image
 
 from dermkit import workflow
-from dermkit.data.planting import KINDS, plant_copy
-from dermkit.data.synthetic import make_dataset_folder
+from dermkit.data.synthetic.dataset import make_dataset_folder
+from dermkit.data.synthetic.duplicates import KINDS, plant_copy
 from dermkit.recipes.schema import SplitSpec, split_spec
 
 HERE = Path(__file__).parent

@@ -211,7 +211,7 @@ def colour(datasets: Path) -> str:
     import numpy as np
 
     from dermkit.colour import colour_rule
-    from dermkit.data.cache import pixel_cache
+    from dermkit.data.cache.pixels import pixel_cache
     from dermkit.data.manifest import load_dataset
     from dermkit.data.split import make_split
     from dermkit.images.preprocess import Preprocessing

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from dermkit.data.segments import is_whole
+from dermkit.data.cache.segments import is_whole
 from dermkit.files import TEMP_PREFIX, sha256_file
 
 RUNNER = Path(__file__).with_name("campaign_run.py")

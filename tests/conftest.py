@@ -11,8 +11,8 @@ import pytest
 
 from dermkit import cli as command_line
 from dermkit import workflow
-from dermkit.data.lesions import CLASSES
-from dermkit.data.synthetic import Plant, make_dataset_folder
+from dermkit.data.synthetic.dataset import Plant, make_dataset_folder
+from dermkit.data.synthetic.lesions import CLASSES
 from dermkit.recipes.experiments import DEMO, ROTATE_FLIP_ZOOM, whole
 from dermkit.recipes.schema import Recipe
 

@@ -24,8 +24,8 @@ from dermkit.audit.checks.finding import (
     per_class,
 )
 from dermkit.audit.run import Look, Seen
+from dermkit.data.identify import classify
 from dermkit.data.manifest import COLUMNS, Dataset, load_dataset, save_dataset
-from dermkit.data.sources import classify
 from dermkit.images.decode import open_image
 from dermkit.watch import Watch
 

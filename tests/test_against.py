@@ -13,10 +13,10 @@ from dermkit.audit.against import MEETING_CHECKS, AgainstOutcome, audit_against
 from dermkit.audit.checks.finding import PAIR_COLUMNS, card
 from dermkit.audit.meeting import NearLook
 from dermkit.audit.run import looking_across
-from dermkit.data.importing import import_dataset
+from dermkit.data.importers.run import import_dataset
 from dermkit.data.manifest import Dataset, load_dataset, save_dataset
-from dermkit.data.planting import plant_copy
-from dermkit.data.synthetic import make_dataset_folder
+from dermkit.data.synthetic.dataset import make_dataset_folder
+from dermkit.data.synthetic.duplicates import plant_copy
 from dermkit.errors import DataError, UsageError
 from dermkit.watch import Watch
 

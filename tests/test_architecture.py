@@ -54,22 +54,10 @@ TORCH_INSIDE_FUNCTIONS = ("pipeline", "cli")
 
 # Files that have not moved to their package yet -> where they will be.
 MOVING: dict[str, str] = {
-    "watch": "progress", "ahead": "threads", "data.sources": "data.identify",
-    "data.known": "data.known_datasets", "data.overlap": "data.leakage", "data.splitfile": "data.split_file",
-    "data.dividing": "data.stratify", "data.archives": "data.importers.archives",
-    "data.tables": "data.importers.csv_tables", "data.layouts": "data.importers.folders_and_csv",
-    "data.isic": "data.importers.isic", "data.joining": "data.importers.join_metadata",
-    "data.matching": "data.importers.match_files", "data.medmnist": "data.importers.medmnist",
-    "data.values": "data.importers.normalise", "data.opening": "data.importers.open_images",
-    "data.overview": "data.importers.overview_page", "data.reading": "data.importers.reader",
-    "data.rows": "data.importers.records", "data.importing": "data.importers.run",
-    "data.tabular": "data.importers.table_rows", "data.walk": "data.importers.walk",
-    "data.cache": "data.cache.pixels", "data.segments": "data.cache.segments", "data.store": "data.cache.store",
-    "data.synthetic": "data.synthetic.dataset", "data.drawing": "data.synthetic.drawing",
-    "data.planting": "data.synthetic.duplicates", "data.lesions": "data.synthetic.lesions",
-    "audit.accept": "audit.acceptance", "audit.clean": "audit.cleaning", "audit.meeting": "audit.dataset_links",
-    "audit.against": "audit.external_overlap", "audit.against_page": "audit.external_overlap_page",
-    "audit.write": "audit.output", "audit.sides": "audit.split_view", "audit.state": "audit.status",
+    "watch": "progress", "ahead": "threads", "audit.accept": "audit.acceptance", "audit.clean": "audit.cleaning",
+    "audit.meeting": "audit.dataset_links", "audit.against": "audit.external_overlap",
+    "audit.against_page": "audit.external_overlap_page", "audit.write": "audit.output",
+    "audit.sides": "audit.split_view", "audit.state": "audit.status",
     "audit.checks_artefacts": "audit.checks.artefacts", "audit.catalogue": "audit.checks.catalogue",
     "audit.checks_copies": "audit.checks.duplicates", "audit.checks_groups": "audit.checks.groups",
     "audit.identity": "audit.checks.identity", "audit.checks_images": "audit.checks.images",
@@ -108,7 +96,7 @@ MOVING: dict[str, str] = {
     "demo": "pipeline.demo", "unseal": "pipeline.open_test", "plan": "pipeline.plan",
     "repeats": "pipeline.repeats", "judging": "pipeline.results", "runner": "pipeline.run",
     "facts": "pipeline.run_facts", "workflow": "pipeline.train", "terminal": "cli.console",
-    "cli_data": "cli.data", "cli_results": "cli.results", "audit.links": "data.groups", "cli": "cli.app",
+    "cli_data": "cli.data", "cli_results": "cli.results", "cli": "cli.app",
 }  # fmt: skip
 
 LONGEST_CHAIN = 9

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from conftest import Cli
-from dermkit.data import archives
-from dermkit.data.importing import ImportOutcome, import_dataset
+from dermkit.data.importers import archives
+from dermkit.data.importers.run import ImportOutcome, import_dataset
 from dermkit.data.manifest import load_dataset
 from dermkit.errors import DataError, OutputError, UsageError
 

@@ -11,7 +11,7 @@ from dermkit.audit.artefacts import PRESENT
 from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, card, share_of_alpha
 from dermkit.audit.checks_artefacts import da050_hair, da051_ruler, da052_ink, da053_dark_corners
 from dermkit.audit.measures import COLUMNS, measure
-from dermkit.data.synthetic import Plant, make_dataset_folder
+from dermkit.data.synthetic.dataset import Plant, make_dataset_folder
 from dermkit.images.decode import open_image
 from made_subjects import make_subject
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from dermkit.audit.checks.finding import Subject
 from dermkit.audit.clean import plan_cleaning
-from dermkit.audit.links import join, keys_of
 from dermkit.audit.run import AuditOutcome, audit_dataset
+from dermkit.data.groups import join, keys_of
 from dermkit.data.manifest import COLUMNS, Dataset, LesionClass, check_manifest, groups, load_dataset
 from dermkit.data.split import make_split, save_split
 from dermkit.errors import DataError

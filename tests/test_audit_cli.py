@@ -21,8 +21,8 @@ from dermkit import workflow
 from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, image_rows
 from dermkit.audit.run import AuditOutcome, audit_dataset
 from dermkit.data.manifest import Dataset, load_dataset, save_dataset
-from dermkit.data.planting import plant_copy
-from dermkit.data.synthetic import make_dataset_folder
+from dermkit.data.synthetic.dataset import make_dataset_folder
+from dermkit.data.synthetic.duplicates import plant_copy
 from dermkit.errors import DataError
 from dermkit.files import write_rows
 from dermkit.recipes.schema import Recipe, save

@@ -16,7 +16,7 @@ from dermkit.audit.checks_images import (
     da005_blurred,
     da006_near_empty,
 )
-from dermkit.data.synthetic import Plant, make_dataset_folder
+from dermkit.data.synthetic.dataset import Plant, make_dataset_folder
 from made_subjects import make_subject
 from test_audit_artefacts import measured_folder
 

@@ -23,8 +23,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dermkit.data import cache, segments, store
-from dermkit.data.cache import PixelCache, keep_within, pixel_cache, row_keys
+from dermkit.data.cache import pixels, segments, store
+from dermkit.data.cache.pixels import PixelCache, keep_within, pixel_cache, row_keys
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError, OutputError
 from dermkit.files import TEMP_PREFIX
@@ -247,7 +247,7 @@ def test_an_interrupt_does_not_wait_for_what_is_queued(tmp_path: Path, monkeypat
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache, "open_image", slow)
+    monkeypatch.setattr(pixels, "open_image", slow)
     with pytest.raises(KeyboardInterrupt):
         pixel_cache(many, ids_of(many), PREPROCESSING, folder=tmp_path / "cache", on_progress=interrupt, workers=1)
     assert len(begun) < 32  # 16 were done when it came, and 16 more were given to the thread
@@ -326,7 +326,7 @@ def test_no_more_than_two_blocks_are_ahead_and_the_threads_are_as_many_as_asked(
 ) -> None:
     many = noise_dataset(tmp_path, 60)
     monkeypatch.setattr(store, "SEGMENT_ROWS", 8)
-    monkeypatch.setattr(cache, "_TASK", 1)
+    monkeypatch.setattr(pixels, "_TASK", 1)
     begun: list[str] = []
     ahead: list[int] = []
     threads = set()
@@ -341,7 +341,7 @@ def test_no_more_than_two_blocks_are_ahead_and_the_threads_are_as_many_as_asked(
         time.sleep(0.003)
         ahead.append(len(begun) - done)
 
-    monkeypatch.setattr(cache, "open_image", counted)
+    monkeypatch.setattr(pixels, "open_image", counted)
     pixel_cache(many, ids_of(many), PREPROCESSING, folder=tmp_path / "cache", on_progress=slow, workers=3)
     assert len(begun) == 60
     assert 8 <= max(ahead) < 16
@@ -367,7 +367,7 @@ def test_no_room_is_an_output_error_before_anything_is_decoded(
 
     with monkeypatch.context() as patch, pytest.raises(OutputError, match="MB needed"):
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-        patch.setattr(cache, "open_image", decoded)
+        patch.setattr(pixels, "open_image", decoded)
         decode(dataset, ids_of(dataset))
     with files_no_larger_than(10_000), pytest.raises(OutputError, match="cannot be written"):
         decode(dataset, ids_of(dataset))

@@ -524,7 +524,7 @@ def test_an_interrupt_outside_training_ends_with_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dermkit.data.importing.import_dataset", interrupt)
+    monkeypatch.setattr("dermkit.data.importers.run.import_dataset", interrupt)
     check(invoke("import", "folder", tmp_path, "--out", tmp_path / "data"), 130)
     assert command_line.run(interrupt, debug=False) == 130
 

@@ -8,8 +8,8 @@ import pytest
 
 from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, card
 from dermkit.audit.identity import da070_known_set, da071_name_and_content, da072_held_set
+from dermkit.data.identify import KNOWN, Known, classify
 from dermkit.data.manifest import COLUMNS, Dataset
-from dermkit.data.sources import KNOWN, Known, classify
 
 HAM = next(item for item in KNOWN if item.key == "ham10000")
 

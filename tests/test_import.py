@@ -17,11 +17,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dermkit.data import opening
-from dermkit.data.importing import ImportOutcome, import_dataset
-from dermkit.data.layouts import read_folder
+from dermkit.data.importers import open_images
+from dermkit.data.importers.folders_and_csv import read_folder
+from dermkit.data.importers.reader import image_ids, isic_id
+from dermkit.data.importers.run import ImportOutcome, import_dataset
 from dermkit.data.manifest import COLUMNS, load_dataset
-from dermkit.data.reading import image_ids, isic_id
 from dermkit.errors import DataError, ImageRefused, OutputError, Refusal, UsageError
 from dermkit.images.decode import open_image
 
@@ -334,7 +334,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_image(
 ) -> None:
     root = draw_all(tmp_path / "src", FLAT)
     (tmp_path / "file").write_text("x")
-    monkeypatch.delattr(opening, "open_image")
+    monkeypatch.delattr(open_images, "open_image")
     with pytest.raises(OutputError):
         import_dataset("folder", root, out=tmp_path / "file" / "made")
 
@@ -371,8 +371,8 @@ def test_the_same_images_give_the_same_files(tmp_path: Path, monkeypatch: pytest
     names = [f"{label}/{i}.png" for label in ("mel", "nv") for i in range(40)]
     root = draw_all(tmp_path / "src", names)
     import_dataset("folder", root, out=tmp_path / "one" / "made")
-    monkeypatch.setattr(opening, "MOST_THREADS", 1)
-    monkeypatch.setattr(opening, "_TASK", 7)
+    monkeypatch.setattr(open_images, "MOST_THREADS", 1)
+    monkeypatch.setattr(open_images, "_TASK", 7)
     import_dataset("folder", draw_all(tmp_path / "src", reversed(names)), out=tmp_path / "two" / "made")
     for name in ("manifest.csv", "dataset.json", "refused.csv", "overview.html"):
         assert (tmp_path / "one/made" / name).read_bytes() == (tmp_path / "two/made" / name).read_bytes(), name
@@ -403,9 +403,9 @@ def test_progress_counts_every_image_and_may_stop_the_import(
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(opening, "open_image", count)
-    monkeypatch.setattr(opening, "MOST_THREADS", 1)
-    monkeypatch.setattr(opening, "_TASK", 1)
+    monkeypatch.setattr(open_images, "open_image", count)
+    monkeypatch.setattr(open_images, "MOST_THREADS", 1)
+    monkeypatch.setattr(open_images, "_TASK", 1)
     before = (tmp_path / "made" / "manifest.csv").read_bytes()
     draw(root / "mel" / "new.png")
     with pytest.raises(KeyboardInterrupt):
@@ -681,7 +681,7 @@ def test_pictures_that_vanished_leave_a_page(tmp_path: Path, monkeypatch: pytest
     def gone(path: Path, *, name: str) -> object:
         raise ImageRefused(name, Refusal.MISSING)
 
-    monkeypatch.setattr("dermkit.data.overview.open_image", gone)
+    monkeypatch.setattr("dermkit.data.importers.overview_page.open_image", gone)
     bring(draw_all(tmp_path / "src", FLAT))
     assert (tmp_path / "made" / "overview.html").read_text().count("<img ") == 0
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from conftest import Cli, Invoke
 from dermkit.cli_data import Layout
-from dermkit.data import importing
-from dermkit.data.importing import ImportOutcome, import_dataset
+from dermkit.data.importers import run
+from dermkit.data.importers.run import ImportOutcome, import_dataset
+from dermkit.data.importers.table_rows import Options
 from dermkit.data.manifest import load_dataset
-from dermkit.data.tabular import Options
 from dermkit.errors import DataError, UsageError
 
 ISIC = [f"ISIC_{number:07d}" for number in range(1, 10)]
@@ -658,7 +658,7 @@ def test_a_folder_of_images_in_a_zip_can_be_named(tmp_path: Path) -> None:
 
 
 def test_the_command_knows_every_layout() -> None:
-    assert [item.value for item in Layout] == [*importing.LAYOUTS, importing.MEDMNIST] == LAYOUTS
+    assert [item.value for item in Layout] == [*run.LAYOUTS, run.MEDMNIST] == LAYOUTS
 
 
 def test_words_of_the_command_that_are_wrong(tmp_path: Path, invoke: Invoke) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from dermkit.data.sources import classify
+from dermkit.data.identify import classify
 from dermkit.lint.order import find_order
 from dermkit.lint.predictions import lint_predictions
 from dermkit.lint.rules import RULES, Lint, as_rows, read_lint, write_lint

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from dermkit.audit.artefacts import ARTEFACT_COLUMNS, PRESENT, SMALLEST, SMALLEST_RULER
 from dermkit.audit.measures import COLUMNS, NUMBERS, TEXTS, measure, reduce_pixels, unknown
-from dermkit.data.lesions import ARTEFACTS, CLASSES, artefacts_of, draw_photograph, make_lesion
+from dermkit.data.synthetic.lesions import ARTEFACTS, CLASSES, artefacts_of, draw_photograph, make_lesion
 from dermkit.images.decode import LesionImage, open_image
 from dermkit.images.jpeg_tables import UNKNOWN, read_tables
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dermkit.data import archives, medmnist
-from dermkit.data.importing import ImportOutcome, import_dataset
+from dermkit.data.importers import archives, medmnist
+from dermkit.data.importers.run import ImportOutcome, import_dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.images.decode import open_image
 

@@ -13,14 +13,14 @@ from scipy.spatial import cKDTree
 from dermkit.audit import scan as scan_room
 from dermkit.audit.copies import exact_pairs, find_common, find_copies
 from dermkit.audit.describe import describe, shrink
-from dermkit.audit.links import join
 from dermkit.audit.register import frame_guess, prepare, register
 from dermkit.audit.scan import scan
 from dermkit.audit.search import find_neighbours
-from dermkit.data.importing import import_dataset
-from dermkit.data.lesions import CLASSES, draw_photograph, make_lesion
+from dermkit.data.groups import join
+from dermkit.data.importers.run import import_dataset
 from dermkit.data.manifest import Dataset
-from dermkit.data.planting import KINDS, plant_copy
+from dermkit.data.synthetic.duplicates import KINDS, plant_copy
+from dermkit.data.synthetic.lesions import CLASSES, draw_photograph, make_lesion
 from dermkit.errors import DataError
 from dermkit.files import write_bytes
 from dermkit.watch import Watch

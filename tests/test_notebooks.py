@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from dermkit.data.synthetic import make_dataset_folder
+from dermkit.data.synthetic.dataset import make_dataset_folder
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PREPROCESSING, TRAINING, COMPARISON = (

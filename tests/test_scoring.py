@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from conftest import Invoke
 from dermkit import parts, scoring
 from dermkit.cnn import cnn_s1, cnn_s4
-from dermkit.data.store import Rows
+from dermkit.data.cache.store import Rows
 from dermkit.errors import DataError, Interrupted, OutputError, UsageError
 from dermkit.files import lock, output_errors, write_rows
 from dermkit.images.decode import open_image

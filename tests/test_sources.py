@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dermkit.data.manifest import MALIGNANCIES
-from dermkit.data.sources import (
+from dermkit.data.identify import (
     BINARY,
     DIAGNOSES,
     KNOWN,
@@ -24,6 +23,7 @@ from dermkit.data.sources import (
     plain_name,
     recognise,
 )
+from dermkit.data.manifest import MALIGNANCIES
 
 
 def rows_of(known: Known, keep: int | None = None) -> pd.DataFrame:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dermkit.data.dividing import divide
 from dermkit.data.manifest import COLUMNS
 from dermkit.data.split import Split, check_split, for_fold, make_split, split_groups
+from dermkit.data.stratify import divide
 from dermkit.errors import DataError, UsageError
 from dermkit.recipes.schema import SplitSpec, split_spec
 

@@ -9,7 +9,7 @@ import pytest
 
 from dermkit.data.manifest import COLUMNS
 from dermkit.data.split import Split, check_split, load_split, make_split, save_split
-from dermkit.data.splitfile import read_rows
+from dermkit.data.split_file import read_rows
 from dermkit.errors import DataError
 from dermkit.files import sha256_file
 from dermkit.recipes.schema import SplitSpec

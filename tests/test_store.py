@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dermkit.data import segments, store
-from dermkit.data.store import KEY_BYTES, Rows, Store, evict
+from dermkit.data.cache import segments, store
+from dermkit.data.cache.store import KEY_BYTES, Rows, Store, evict
 from dermkit.errors import OutputError
 from dermkit.files import TEMP_PREFIX
 

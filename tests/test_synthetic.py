@@ -11,11 +11,11 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 
-from dermkit.data.layouts import read_folder, read_ham10000
-from dermkit.data.lesions import ARTEFACTS, CLASSES, MIXTURES, Appearance, artefacts_of
+from dermkit.data.identify import classify
+from dermkit.data.importers.folders_and_csv import read_folder, read_ham10000
 from dermkit.data.manifest import COLUMNS
-from dermkit.data.sources import classify
-from dermkit.data.synthetic import Layout, Plant, draw_photograph, make_dataset_folder, make_lesion
+from dermkit.data.synthetic.dataset import Layout, Plant, draw_photograph, make_dataset_folder, make_lesion
+from dermkit.data.synthetic.lesions import ARTEFACTS, CLASSES, MIXTURES, Appearance, artefacts_of
 from dermkit.errors import UsageError
 
 STRENGTHS = list(Appearance.__dataclass_fields__)

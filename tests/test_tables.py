@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dermkit.data import tables, values
+from dermkit.data.importers import csv_tables, normalise
+from dermkit.data.importers.csv_tables import Problems, Table, find_column, read_head, read_table
 from dermkit.data.manifest import OLDEST
-from dermkit.data.tables import Problems, Table, find_column, read_head, read_table
 from dermkit.errors import DataError
 
 
@@ -43,7 +43,7 @@ CELL = st.text(
     rows=st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=8).filter(
         lambda rows: any(cell.strip() for row in rows for cell in row)
     ),
-    separator=st.sampled_from(tables.SEPARATORS),
+    separator=st.sampled_from(csv_tables.SEPARATORS),
     encoding=st.sampled_from(sorted(ENCODINGS)),
     end=st.sampled_from(["\n", "\r\n", "\r"]),
     quote_all=st.booleans(),
@@ -75,10 +75,10 @@ def test_any_table_comes_back(
     assert table.columns == ("image", "label", "remark")
 
 
-@pytest.mark.parametrize("separator", tables.SEPARATORS)
+@pytest.mark.parametrize("separator", csv_tables.SEPARATORS)
 def test_the_separator_is_found_by_content(file: Path, separator: str) -> None:
     file.write_text(f"image{separator}label\na, b; c{separator}nv\n".replace("a, b; c", '"a, b; c | d"'))
-    assert read_head(file) == tables.Head(separator, ("image", "label"))
+    assert read_head(file) == csv_tables.Head(separator, ("image", "label"))
 
 
 def test_a_column_looked_for_decides_between_separators(file: Path) -> None:
@@ -130,8 +130,8 @@ def test_only_the_columns_that_were_asked_for_are_kept(file: Path) -> None:
 
 
 def test_a_long_table_is_read_in_chunks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_CHUNK", 7)
-    monkeypatch.setattr(tables, "_MOST_SHARED", 3)
+    monkeypatch.setattr(csv_tables, "_CHUNK", 7)
+    monkeypatch.setattr(csv_tables, "_MOST_SHARED", 3)
     table, _ = read(file, "a,b\n" + "".join(f"{i},{i % 5}\n" for i in range(100)))
     assert table.frame["a"].tolist() == [str(i) for i in range(100)]
     assert table.frame["b"].tolist() == [str(i % 5) for i in range(100)]
@@ -234,20 +234,30 @@ def test_columns_are_found_by_case_and_spaces_only_if_one_is_meant() -> None:
     ],
 )  # fmt: skip
 def test_ages_are_years_or_unknown_or_wrong(given: str, age: str | None) -> None:
-    assert values.years(given) == age
+    assert normalise.years(given) == age
 
 
 def test_the_oldest_age_is_the_manifests() -> None:
-    assert values.OLDEST == OLDEST
+    assert normalise.OLDEST == OLDEST
 
 
 def test_sex_skin_type_and_side_have_one_spelling() -> None:
-    assert [values.sex(item) for item in ("M", "male", "Female", "F", "NaN", "?", "Other")] == [
+    assert [normalise.sex(item) for item in ("M", "male", "Female", "F", "NaN", "?", "Other")] == [
         "male", "male", "female", "female", "", "", "other",
     ]  # fmt: skip
-    assert [values.skin_type(item) for item in ("I", "iii", "Type IV", "FST 2", "6.0", "5", "NA", "VII", "dark")] == [
-        "I", "III", "IV", "II", "VI", "V", "", "VII", "dark",
-    ]  # fmt: skip
-    assert [values.side(item) for item in ("Train", "VAL", "test", "nan", "holdout")] == [
+    assert [
+        normalise.skin_type(item) for item in ("I", "iii", "Type IV", "FST 2", "6.0", "5", "NA", "VII", "dark")
+    ] == [
+        "I",
+        "III",
+        "IV",
+        "II",
+        "VI",
+        "V",
+        "",
+        "VII",
+        "dark",
+    ]
+    assert [normalise.side(item) for item in ("Train", "VAL", "test", "nan", "holdout")] == [
         "train", "validation", "test", "", None,
     ]  # fmt: skip

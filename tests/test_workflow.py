@@ -16,7 +16,7 @@ import pytest
 from conftest import Invoke
 from dermkit import workflow
 from dermkit.compare import compare_runs
-from dermkit.data.sources import classify
+from dermkit.data.identify import classify
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
 from dermkit.model import Net, build_net, freeze, resolve_weights, with_normalisation

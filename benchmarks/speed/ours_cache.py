@@ -2,7 +2,7 @@
 
 from asked import answer, asked
 
-from dermkit.data.cache import pixel_cache
+from dermkit.data.cache.pixels import pixel_cache
 from dermkit.data.manifest import load_dataset
 from dermkit.images.preprocess import Preprocessing
 

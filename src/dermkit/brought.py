@@ -15,10 +15,10 @@ import pandas as pd
 from dermkit.asked import NOTHING, Asked
 from dermkit.audit.state import audit_state
 from dermkit.data.diagnoses import classify
+from dermkit.data.importers.csv_tables import Problems, Table, find_column, read_table
+from dermkit.data.importers.match_files import match
 from dermkit.data.manifest import Dataset, LesionClass
-from dermkit.data.matching import match
 from dermkit.data.split import split_groups
-from dermkit.data.tables import Problems, Table, find_column, read_table
 from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file, write_json

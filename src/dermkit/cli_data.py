@@ -64,8 +64,8 @@ def import_(
     ] = None,
 ) -> None:
     """Read a set of images, in any layout, into a checked manifest with an overview page."""
-    from dermkit.data.importing import import_dataset
-    from dermkit.data.tabular import Options
+    from dermkit.data.importers.run import import_dataset
+    from dermkit.data.importers.table_rows import Options
 
     overrides = dict(_pair(item, "--malignancy", "nevus=benign") for item in malignancy or [])
     columns = _columns(column or [])

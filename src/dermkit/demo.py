@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dermkit.data.synthetic import make_dataset_folder
+from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.files import check_writable
 from dermkit.plan import Where
 from dermkit.predict import PredictOutcome, predict

@@ -118,7 +118,7 @@ def _log_looks(predictor: "Predictor", dataset: Dataset, allowed: bool) -> list[
 
 def _score(predictor: "Predictor", dataset: Dataset, watch: Watch) -> pd.DataFrame:
     """Return predictions in the model's own classes, label as the data set has it."""
-    from dermkit.data.cache import pixel_cache
+    from dermkit.data.cache.pixels import pixel_cache
 
     manifest = dataset.manifest.sort_values("image_id").reset_index(drop=True)
     ids = manifest["image_id"].tolist()

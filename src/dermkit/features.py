@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dermkit.compute import autocast
 from dermkit.data.augment import AUGMENTATION
-from dermkit.data.store import Store, hashed
+from dermkit.data.cache.store import Store, hashed
 from dermkit.errors import DataError, Interrupted
 from dermkit.files import canonical_json, fingerprint
 from dermkit.inference import PASS, fast_backbone, passes, plain_float32, side_by_side, streams

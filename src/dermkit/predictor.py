@@ -49,7 +49,7 @@ from dermkit.scoring import KeptPixels, Look, Scored, look_at
 from dermkit.sums import SUMS, verified, write_sums
 
 if TYPE_CHECKING:
-    from dermkit.data.store import Rows
+    from dermkit.data.cache.store import Rows
 
 __all__ = ["ModelFacts", "Predictor", "load_model", "read_seen", "save_model", "versions"]
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from dermkit.checkpoint import Progress
-    from dermkit.data.cache import PixelCache
+    from dermkit.data.cache.pixels import PixelCache
     from dermkit.model import Net
     from dermkit.predictor import Predictor
     from dermkit.run import Job
@@ -115,7 +115,7 @@ class _Prepared:
 
 
 def _job(plan: Plan, where: Where, watch: Watch) -> _Prepared:
-    from dermkit.data.cache import pixel_cache, row_keys
+    from dermkit.data.cache.pixels import pixel_cache, row_keys
     from dermkit.model import build_net, with_normalisation
     from dermkit.run import Job
 
@@ -152,7 +152,7 @@ def _job(plan: Plan, where: Where, watch: Watch) -> _Prepared:
 
 
 def _fill_run(plan: Plan, prepared: _Prepared, where: Where, watch: Watch, fabric: "Fabric", began: float) -> None:
-    from dermkit.data.cache import keep_within
+    from dermkit.data.cache.pixels import keep_within
     from dermkit.predictor import load_model
 
     progress = _train(plan, prepared, watch, fabric)

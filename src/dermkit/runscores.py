@@ -15,7 +15,7 @@ from dermkit.predictions import columns_of, read_table, write_attributes, write_
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
-    from dermkit.data.cache import PixelCache
+    from dermkit.data.cache.pixels import PixelCache
     from dermkit.predictor import Predictor
 
 Cells = tuple[object, ...]

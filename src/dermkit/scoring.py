@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.data.cache import geometry, store_name
-from dermkit.data.store import Store
+from dermkit.data.cache.pixels import geometry, store_name
+from dermkit.data.cache.store import Store
 from dermkit.errors import ImageRefused
 from dermkit.files import canonical_json
 from dermkit.images.decode import MAX_FILE_BYTES, open_image

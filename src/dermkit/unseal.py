@@ -38,7 +38,7 @@ def open_test(run: Path, dataset: Dataset, *, watch: Watch) -> None:
     or whose test side is not sealed; `DataError` where split, classes or sealed images are not those of the training;
     `UntrustedError` for a model that is not as it was saved.
     """
-    from dermkit.data.cache import pixel_cache
+    from dermkit.data.cache.pixels import pixel_cache
     from dermkit.predictor import load_model
 
     _check_run(run)

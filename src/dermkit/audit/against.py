@@ -13,8 +13,8 @@ from dermkit.audit.checks.finding import Card, CheckFunction, Finding, Outcome, 
 from dermkit.audit.meeting import SAME_IMAGE, SAME_LESION, SAME_PATIENT, WAYS, Meeting, NearLook, meet
 from dermkit.audit.words import counted, interval_text, listed, share_figures
 from dermkit.audit.write import Reported, open_errors, say_unfound
+from dermkit.data.identify import identify
 from dermkit.data.manifest import FORMAT, Dataset
-from dermkit.data.sources import identify
 from dermkit.errors import DataError, UsageError
 from dermkit.files import lock, read_json, sweep_temp, write_json
 from dermkit.watch import Watch

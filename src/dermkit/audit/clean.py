@@ -15,10 +15,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.audit.checks.finding import Subject
-from dermkit.audit.links import Ints, join, keys_of
+from dermkit.data.groups import Ints, join, keys_of
+from dermkit.data.importers.overview_page import render_overview
+from dermkit.data.importers.walk import Refused
 from dermkit.data.manifest import Dataset, save_dataset
-from dermkit.data.overview import render_overview
-from dermkit.data.walk import Refused
 from dermkit.errors import DataError
 from dermkit.files import write_bytes, write_rows, write_text
 

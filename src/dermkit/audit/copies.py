@@ -18,7 +18,7 @@ from dermkit.ahead import cores
 from dermkit.audit.register import Agreement, Match, disc_guess, frame_guess, prepare, register
 from dermkit.audit.scan import Scan
 from dermkit.audit.search import find_neighbours, nearest_of
-from dermkit.data.overlap import codes
+from dermkit.data.leakage import codes
 from dermkit.watch import Watch
 
 FRAME_NEAR = 4.0

@@ -6,8 +6,8 @@ import pandas as pd
 
 from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, image_rows, per_class
 from dermkit.audit.words import interval_text
+from dermkit.data.identify import Identity, Known, canonical, claimed, held, identify, members
 from dermkit.data.manifest import Dataset
-from dermkit.data.sources import Identity, Known, canonical, claimed, held, identify, members
 from dermkit.metrics.stats.intervals import wilson
 
 FOLLOWS = 0.5

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from dermkit.audit.checks.finding import PAIR_COLUMNS
 from dermkit.audit.sides import read_sides
+from dermkit.data.identify import contradict
 from dermkit.data.manifest import Dataset
-from dermkit.data.sources import contradict
 from dermkit.files import lock
 from dermkit.watch import Watch
 

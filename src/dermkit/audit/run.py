@@ -13,12 +13,12 @@ from dermkit.audit.accept import Division, carried, check_codes, records_of, sav
 from dermkit.audit.checks.finding import CheckFunction, Finding, Subject, Use, card
 from dermkit.audit.clean import CLEANED, PARTED, apply_cleaning, plan_cleaning
 from dermkit.audit.copies import exact_pairs, find_common, find_copies
-from dermkit.audit.links import join
 from dermkit.audit.page import write_page
 from dermkit.audit.scan import scan
 from dermkit.audit.sides import Sides, read_sides
 from dermkit.audit.words import counted
 from dermkit.audit.write import Audit, Checked, Reported, open_errors, say_unfound, write_tables
+from dermkit.data.groups import join
 from dermkit.data.manifest import FORMAT, Dataset, load_dataset
 from dermkit.data.split import split_groups
 from dermkit.errors import DataError

@@ -8,7 +8,7 @@ import pandas as pd
 
 from dermkit.audit.state import division_sha256
 from dermkit.data.manifest import Dataset
-from dermkit.data.splitfile import read_rows
+from dermkit.data.split_file import read_rows
 from dermkit.errors import UsageError
 
 PUBLISHED = "given_split"

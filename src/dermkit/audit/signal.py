@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier
 
 from dermkit.audit.checks.finding import Subject, share_of_alpha
-from dermkit.data.dividing import divide
+from dermkit.data.stratify import divide
 from dermkit.metrics.stats.fold_auroc import Placed, placed
 from dermkit.metrics.stats.power import effective_size
 

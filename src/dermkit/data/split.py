@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from dermkit.data.dividing import divide
+from dermkit.data.leakage import LINKS, codes, find_overlap
 from dermkit.data.manifest import groups
-from dermkit.data.overlap import LINKS, codes, find_overlap
-from dermkit.data.splitfile import SIDES, excluded_frame, read_rows, save_rows
+from dermkit.data.split_file import SIDES, excluded_frame, read_rows, save_rows
+from dermkit.data.stratify import divide
 from dermkit.errors import DataError, UsageError
 from dermkit.files import read_json, write_json
 from dermkit.recipes.schema import SplitSpec

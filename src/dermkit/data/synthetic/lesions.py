@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.data import drawing
+from dermkit.data.synthetic import drawing
 from dermkit.errors import UsageError
 
 

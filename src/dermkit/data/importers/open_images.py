@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dermkit.ahead import cores
-from dermkit.data.rows import Note, Refused, Rows
+from dermkit.data.importers.records import Note, Refused, Rows
 from dermkit.errors import ImageRefused
 from dermkit.images.decode import open_image
 

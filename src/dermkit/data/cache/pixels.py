@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.ahead import cores
+from dermkit.data.cache.store import KEY_BYTES, Rows, Store, evict, hashed
 from dermkit.data.manifest import Dataset
-from dermkit.data.store import KEY_BYTES, Rows, Store, evict, hashed
 from dermkit.errors import DataError, ImageRefused
 from dermkit.files import canonical_json, sha256_bytes
 from dermkit.images.decode import open_image

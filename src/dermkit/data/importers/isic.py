@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermkit.data.matching import folded_stem
-from dermkit.data.reading import check_columns, finish, no_such_table, one_table, pick_column, walk_images
-from dermkit.data.rows import Note, Rows
-from dermkit.data.tables import Problems, Table, read_head, read_table
-from dermkit.data.tabular import (
+from dermkit.data.importers.csv_tables import Problems, Table, read_head, read_table
+from dermkit.data.importers.match_files import folded_stem
+from dermkit.data.importers.normalise import SPLIT_NAMES
+from dermkit.data.importers.reader import check_columns, finish, no_such_table, one_table, pick_column, walk_images
+from dermkit.data.importers.records import Note, Rows
+from dermkit.data.importers.table_rows import (
     PLAIN,
     Listing,
     Options,
@@ -25,8 +26,7 @@ from dermkit.data.tabular import (
     one_hot,
     with_column,
 )
-from dermkit.data.values import SPLIT_NAMES
-from dermkit.data.walk import Walk
+from dermkit.data.importers.walk import Walk
 from dermkit.images.headers import IMAGE_SUFFIXES
 
 CLASSES_2018 = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")

@@ -1,6 +1,6 @@
 """Table of published data sets: counts, ids, licence, citation, known defects and published figures.
 
-Facts only; `dermkit.data.sources` recognises a set by them.
+Facts only; `dermkit.data.identify` recognises a set by them.
 """
 
 from collections.abc import Mapping

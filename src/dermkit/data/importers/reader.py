@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from dermkit.data.importers.csv_tables import Problems, Table, check_text, find_column, missing_column, read_head
+from dermkit.data.importers.records import Refused, Rows
+from dermkit.data.importers.table_rows import Listing, Options, attach, check_ids, check_owners
+from dermkit.data.importers.walk import Walk, source_folder, unwrap
 from dermkit.data.manifest import COLUMNS, INTEGER_COLUMNS
-from dermkit.data.rows import Refused, Rows
-from dermkit.data.tables import Problems, Table, check_text, find_column, missing_column, read_head
-from dermkit.data.tabular import Listing, Options, attach, check_ids, check_owners
-from dermkit.data.walk import Walk, source_folder, unwrap
 from dermkit.errors import DataError
 
 _MOST_NAMED = 10

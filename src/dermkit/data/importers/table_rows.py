@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.data import values
-from dermkit.data.matching import match
-from dermkit.data.rows import Note, Refused
-from dermkit.data.tables import Problems, Table, find_column
+from dermkit.data.importers import normalise
+from dermkit.data.importers.csv_tables import Problems, Table, find_column
+from dermkit.data.importers.match_files import match
+from dermkit.data.importers.records import Note, Refused
 from dermkit.errors import Refusal
 from dermkit.images.headers import IMAGE_SUFFIXES
 
@@ -122,14 +122,14 @@ def known_columns(columns: Sequence[str]) -> dict[str, str]:
 
 _CLEANERS: Mapping[str, Callable[[str], str | None]] = MappingProxyType(
     {
-        "image": lambda value: value, "label": values.known, "lesion_id": values.known,
-        "patient_id": values.known, "isic_id": values.known, "age": values.years, "sex": values.sex,
-        "skin_type": values.skin_type, "given_split": values.side,
+        "image": lambda value: value, "label": normalise.known, "lesion_id": normalise.known,
+        "patient_id": normalise.known, "isic_id": normalise.known, "age": normalise.years, "sex": normalise.sex,
+        "skin_type": normalise.skin_type, "given_split": normalise.side,
     }
 )  # fmt: skip
 _WRONG = MappingProxyType(
     {
-        "age": f"age is not a number of years from 0 to {values.OLDEST}",
+        "age": f"age is not a number of years from 0 to {normalise.OLDEST}",
         "given_split": "not one of train, validation, test",
     }
 )
@@ -140,7 +140,7 @@ def clean(listing: Listing, problems: Problems) -> Listing:
     columns: dict[str, pd.Series[str]] = {}
     for target in listing.frame.columns:
         given = listing.frame[target]
-        cleaner = _CLEANERS.get(target, values.known)
+        cleaner = _CLEANERS.get(target, normalise.known)
         table = {value: cleaner(value) for value in given.unique().tolist()}
         wrong = given.isin([value for value, right in table.items() if right is None]).to_numpy(dtype=bool)
         for at in np.flatnonzero(wrong).tolist():

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from dermkit import __version__
+from dermkit.data.importers.walk import Refused
 from dermkit.data.manifest import GIVEN_SPLITS, MALIGNANCIES, Dataset, LesionClass
-from dermkit.data.walk import Refused
 from dermkit.errors import ImageRefused
 from dermkit.images.decode import open_image
 from dermkit.render.html import templates

@@ -11,17 +11,17 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.data import archives
-from dermkit.data.isic import read_isic2018, read_isic2019, read_isic2020, read_isic_archive
-from dermkit.data.joining import Conflict, join
-from dermkit.data.layouts import read_csv, read_folder, read_ham10000
+from dermkit.data.identify import Known, classify, is_known, malignancy_source, recognise
+from dermkit.data.importers import archives
+from dermkit.data.importers.folders_and_csv import read_csv, read_folder, read_ham10000
+from dermkit.data.importers.isic import read_isic2018, read_isic2019, read_isic2020, read_isic_archive
+from dermkit.data.importers.join_metadata import Conflict, join
+from dermkit.data.importers.medmnist import find_npz, read_medmnist
+from dermkit.data.importers.open_images import open_all
+from dermkit.data.importers.overview_page import render_overview
+from dermkit.data.importers.records import Note, Refused, Rows
+from dermkit.data.importers.table_rows import PLAIN, TARGETS, Options
 from dermkit.data.manifest import FORMAT, MALIGNANCIES, Dataset, LesionClass, Malignancy, save_dataset
-from dermkit.data.medmnist import find_npz, read_medmnist
-from dermkit.data.opening import open_all
-from dermkit.data.overview import render_overview
-from dermkit.data.rows import Note, Refused, Rows
-from dermkit.data.sources import Known, classify, is_known, malignancy_source, recognise
-from dermkit.data.tabular import PLAIN, TARGETS, Options
 from dermkit.errors import DataError, UsageError
 from dermkit.files import (
     TEMP_PREFIX,

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from dermkit.data.reading import check_columns, finish, make_frame, one_table, walk_images
-from dermkit.data.rows import Note, Rows
-from dermkit.data.tables import Problems, Table, find_column, missing_column, read_table
-from dermkit.data.tabular import (
+from dermkit.data.importers.csv_tables import Problems, Table, find_column, missing_column, read_table
+from dermkit.data.importers.normalise import SPLIT_NAMES
+from dermkit.data.importers.reader import check_columns, finish, make_frame, one_table, walk_images
+from dermkit.data.importers.records import Note, Rows
+from dermkit.data.importers.table_rows import (
     PLAIN,
     TARGETS,
     Listing,
@@ -22,8 +23,7 @@ from dermkit.data.tabular import (
     one_hot,
     with_column,
 )
-from dermkit.data.values import SPLIT_NAMES
-from dermkit.data.walk import MISPLACED, Walk, listed, may_be_image, only_folder, source_folder
+from dermkit.data.importers.walk import MISPLACED, Walk, listed, may_be_image, only_folder, source_folder
 from dermkit.errors import DataError
 from dermkit.images.headers import IMAGE_SUFFIXES
 

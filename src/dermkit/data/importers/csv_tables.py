@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.data.rows import Note
+from dermkit.data.importers.records import Note
 from dermkit.errors import DataError
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".tab"})

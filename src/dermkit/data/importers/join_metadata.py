@@ -10,11 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.diagnoses import classify, contradict
-from dermkit.data.matching import folded_stem
-from dermkit.data.reading import isic_id
-from dermkit.data.rows import Note, Rows
-from dermkit.data.tables import Problems, find_column, missing_column, read_table
-from dermkit.data.tabular import Listing, clean, known_columns, list_table
+from dermkit.data.importers.csv_tables import Problems, find_column, missing_column, read_table
+from dermkit.data.importers.match_files import folded_stem
+from dermkit.data.importers.reader import isic_id
+from dermkit.data.importers.records import Note, Rows
+from dermkit.data.importers.table_rows import Listing, clean, known_columns, list_table
 from dermkit.errors import DataError
 from dermkit.images.headers import IMAGE_SUFFIXES
 

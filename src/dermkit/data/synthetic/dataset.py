@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from dermkit.data.lesions import (
+from dermkit.data.synthetic.lesions import (
     ARTEFACTS,
     CLASSES,
     MIXTURES,

@@ -22,7 +22,7 @@ from dermkit.data.diagnoses import (
     malignancy_source,
     plain_name,
 )
-from dermkit.data.known import ARCHIVE, KNOWN, Counts, Known
+from dermkit.data.known_datasets import ARCHIVE, KNOWN, Counts, Known
 from dermkit.files import sha256_bytes
 
 __all__ = [

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dermkit.data.archives import check_total, open_archive, put
-from dermkit.data.reading import make_frame
-from dermkit.data.rows import Note, Rows
+from dermkit.data.importers.archives import check_total, open_archive, put
+from dermkit.data.importers.reader import make_frame
+from dermkit.data.importers.records import Note, Rows
 from dermkit.errors import DataError
 from dermkit.images.headers import MAX_SIDE, MIN_SIDE
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dermkit.data import segments
-from dermkit.data.segments import KEY_BYTES, Header, Opened, is_own, is_whole, open_segment, read_header
+from dermkit.data.cache import segments
+from dermkit.data.cache.segments import KEY_BYTES, Header, Opened, is_own, is_whole, open_segment, read_header
 from dermkit.errors import OutputError
 from dermkit.files import TEMP_PREFIX, check_writable, make_folder, output_errors
 

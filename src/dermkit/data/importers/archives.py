@@ -17,9 +17,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
-from dermkit.data.rows import Note, Refused
-from dermkit.data.tables import TABLE_SUFFIXES
-from dermkit.data.walk import BAD_NAME, IGNORED_NAMES, LINK, suffix_of
+from dermkit.data.importers.csv_tables import TABLE_SUFFIXES
+from dermkit.data.importers.records import Note, Refused
+from dermkit.data.importers.walk import BAD_NAME, IGNORED_NAMES, LINK, suffix_of
 from dermkit.errors import DataError, OutputError, Refusal, UsageError
 from dermkit.files import TEMP_PREFIX, make_folder, output_errors, read_json, sha256_file, write_json
 from dermkit.images.headers import IMAGE_SUFFIXES, MAX_FILE_BYTES

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dermkit.data.rows import Note, Refused, Rows
-from dermkit.data.tables import TABLE_SUFFIXES
+from dermkit.data.importers.csv_tables import TABLE_SUFFIXES
+from dermkit.data.importers.records import Note, Refused, Rows
 from dermkit.errors import DataError, Refusal
 from dermkit.images.headers import IMAGE_SUFFIXES
 

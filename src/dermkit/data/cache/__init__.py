@@ -1,0 +1,1 @@
+"""Decoded pixels and features, looked up by their content."""
