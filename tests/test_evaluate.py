@@ -15,9 +15,9 @@ from dermkit.evaluate import evaluate_predictions, evaluate_run, mistakes, write
 from dermkit.evaluation.class_mapping import default_mapping, load_mapping, map_labels, remap_predictions
 from dermkit.files import write_json, write_rows
 from dermkit.metrics.stats.intervals import clopper_pearson
-from dermkit.predictions import check_predictions, read_predictions
 from dermkit.report import write_report
-from dermkit.results import read_results
+from dermkit.runs.metrics_json import read_results
+from dermkit.runs.predictions import check_predictions, read_predictions
 
 
 def lesion_class(name: str, malignancy: Any, diagnosis: str = "-") -> LesionClass:

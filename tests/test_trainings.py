@@ -33,7 +33,7 @@ from dermkit.metrics.stats import paired_tests
 from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.intervals import resample_weights
 from dermkit.metrics.verdict import FIGURES, Repeated, verdict
-from dermkit.predictions import write_predictions
+from dermkit.runs.predictions import write_predictions
 from dermkit.trainings import entries
 
 # Arithmetic -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from dermkit.metrics.stats.estimate import in_words, trust
-from dermkit.results import read_results
+from dermkit.runs.metrics_json import read_results
 from dermkit.trainings import Entry
 
 COLUMNS = (

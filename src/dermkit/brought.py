@@ -23,7 +23,7 @@ from dermkit.errors import DataError
 from dermkit.evaluate import evaluate_run
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file, write_json
 from dermkit.images.headers import IMAGE_SUFFIXES
-from dermkit.predictions import PREFIX, check_predictions, scored_of, write_groups, write_predictions
+from dermkit.runs.predictions import PREFIX, check_predictions, scored_of, write_groups, write_predictions
 from dermkit.sealed import end_openings, log_looks, looks_in_words
 from dermkit.settled import SETTLES, check_asked, check_wishes
 from dermkit.watch import Watch

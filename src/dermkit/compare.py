@@ -31,7 +31,7 @@ from dermkit.metrics.several import (
 )  # fmt: skip
 from dermkit.metrics.trainings import Sources
 from dermkit.metrics.verdict import Difference, verdict
-from dermkit.predictions import read_groups, read_predictions, scored_of
+from dermkit.runs.predictions import read_groups, read_predictions, scored_of
 from dermkit.trainings import Entry, entries
 
 RUN_FORMAT = 1

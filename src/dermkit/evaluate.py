@@ -21,7 +21,8 @@ from dermkit.metrics.classification.summary import summarise
 from dermkit.metrics.decisions.policy import calibrated, from_dict
 from dermkit.metrics.overfitting import diagnose_overfitting
 from dermkit.metrics.stats.intervals import RESAMPLES
-from dermkit.predictions import (
+from dermkit.runs.metrics_json import write_results
+from dermkit.runs.predictions import (
     check_predictions,
     class_index,
     groups_of,
@@ -30,8 +31,7 @@ from dermkit.predictions import (
     read_table,
     scored_of,
 )
-from dermkit.results import write_results
-from dermkit.runfiles import (
+from dermkit.runs.reader import (
     attributes_of,
     classes_of,
     colour_of,

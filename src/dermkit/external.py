@@ -18,7 +18,8 @@ from dermkit.evaluation.class_mapping import ClassMapping, default_mapping, load
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
 from dermkit.metrics.decisions.policy import from_dict
 from dermkit.modelcard import settled
-from dermkit.predictions import (
+from dermkit.recipes.schema import FORMAT as RECIPE_FORMAT
+from dermkit.runs.predictions import (
     columns_of,
     groups_of,
     read_predictions,
@@ -27,8 +28,7 @@ from dermkit.predictions import (
     write_groups,
     write_predictions,
 )
-from dermkit.recipes.schema import FORMAT as RECIPE_FORMAT
-from dermkit.runfiles import classes_of, read_about
+from dermkit.runs.reader import classes_of, read_about
 from dermkit.sealed import Logged, end_openings, log_looks, looks_in_words
 from dermkit.settled import SETTLES, Settled, check_asked, with_wishes
 from dermkit.watch import Watch

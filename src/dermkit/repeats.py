@@ -9,7 +9,7 @@ from typing import Any
 from dermkit.errors import DataError
 from dermkit.files import read_json, write_json, write_rows
 from dermkit.report import write_summary_report
-from dermkit.results import read_results
+from dermkit.runs.metrics_json import read_results
 
 FORMAT = 1
 _METRIC_OF_MONITOR = {

@@ -43,7 +43,7 @@ from dermkit.plan import Plan, Where
 from dermkit.recipes.schema import save as save_recipe
 from dermkit.render import charts, sheets
 from dermkit.report import write_report
-from dermkit.runfiles import KEPT_SEAL
+from dermkit.runs.reader import KEPT_SEAL
 from dermkit.runscores import score_sides
 from dermkit.sealed import Logged, end_openings, log_meetings, write_kept
 from dermkit.watch import Watch

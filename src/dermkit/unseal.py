@@ -11,8 +11,8 @@ from dermkit.data.manifest import Dataset
 from dermkit.data.seal import Seal, end_opening, find_meetings, find_seal, log_opening, seal_path
 from dermkit.errors import DataError, UsageError
 from dermkit.files import lock, read_json
-from dermkit.predictions import read_table
-from dermkit.runfiles import KEPT_SEAL, kept_seal
+from dermkit.runs.predictions import read_table
+from dermkit.runs.reader import KEPT_SEAL, kept_seal
 from dermkit.runscores import score_sides
 from dermkit.sealed import (
     Logged,

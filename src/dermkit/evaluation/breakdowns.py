@@ -13,7 +13,7 @@ from dermkit.metrics.classification.summary import summarise
 from dermkit.metrics.decisions.policy import covered
 from dermkit.metrics.stats.arrays import Bools
 from dermkit.metrics.stats.intervals import proportion_estimate
-from dermkit.predictions import ATTRIBUTES
+from dermkit.runs.predictions import ATTRIBUTES
 from dermkit.settled import Settled
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from dermkit.data.manifest import LesionClass, Malignancy
 from dermkit.errors import DataError
 from dermkit.files import read_json
-from dermkit.predictions import MAP_FORMAT, PREFIX, probabilities_of, refuse
+from dermkit.runs.predictions import MAP_FORMAT, PREFIX, probabilities_of, refuse
 
 
 @dataclass(frozen=True)

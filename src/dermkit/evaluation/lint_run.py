@@ -9,7 +9,7 @@ import pandas as pd
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.lint.predictions import lint_predictions
 from dermkit.lint.rules import as_rows
-from dermkit.predictions import read_table
+from dermkit.runs.predictions import read_table
 
 
 def lint_of(

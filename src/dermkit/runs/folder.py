@@ -9,7 +9,7 @@ import pandas as pd
 from dermkit.errors import DataError, UsageError
 from dermkit.files import read_json
 from dermkit.recipes import schema
-from dermkit.results import read_results
+from dermkit.runs.metrics_json import read_results
 
 Json = dict[str, Any]
 

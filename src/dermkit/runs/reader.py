@@ -10,7 +10,7 @@ from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError
 from dermkit.files import read_json
 from dermkit.metrics.decisions.policy import Decision, from_dict
-from dermkit.predictions import ATTRIBUTES, read_attributes, read_predictions, read_table
+from dermkit.runs.predictions import ATTRIBUTES, read_attributes, read_predictions, read_table
 
 RUN_FORMAT = 1
 KEPT_SEAL = "seal.json"
