@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dermkit.data.identify import classify
-from dermkit.lint.order import find_order
+from dermkit.lint.column_order import find_order
 from dermkit.lint.predictions import lint_predictions
 from dermkit.lint.rules import RULES, Lint, as_rows, read_lint, write_lint
 from dermkit.lint.training import BatchNorm, Training, _origins, lint_training

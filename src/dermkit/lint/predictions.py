@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.lint.order import Order, find_order
+from dermkit.lint.column_order import Order, find_order
 from dermkit.lint.rules import Lint, same_images
 from dermkit.metrics.stats.intervals import wilson
 
