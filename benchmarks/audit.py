@@ -33,7 +33,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dermkit.audit.checks.finding import Severity
-from dermkit.audit.search import find_neighbours
+from dermkit.audit.near_duplicates.neighbours import find_neighbours
 from dermkit.data.importers.run import import_dataset
 from dermkit.data.manifest import Dataset, load_dataset
 from dermkit.data.synthetic.dataset import Plant, make_dataset_folder

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dermkit.audit.against import MEETING_CHECKS, AgainstOutcome, audit_against
 from dermkit.audit.checks.finding import PAIR_COLUMNS, card
-from dermkit.audit.meeting import NearLook
+from dermkit.audit.dataset_links import NearLook
+from dermkit.audit.external_overlap import MEETING_CHECKS, AgainstOutcome, audit_against
 from dermkit.audit.run import looking_across
 from dermkit.data.importers.run import import_dataset
 from dermkit.data.manifest import Dataset, load_dataset, save_dataset

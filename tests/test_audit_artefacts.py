@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermkit.audit.artefacts import PRESENT
+from dermkit.audit.checks.artefacts import da050_hair, da051_ruler, da052_ink, da053_dark_corners
 from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, card, share_of_alpha
-from dermkit.audit.checks_artefacts import da050_hair, da051_ruler, da052_ink, da053_dark_corners
-from dermkit.audit.measures import COLUMNS, measure
+from dermkit.audit.scan.artefacts import PRESENT
+from dermkit.audit.scan.measures import COLUMNS, measure
 from dermkit.data.synthetic.dataset import Plant, make_dataset_folder
 from dermkit.images.decode import open_image
 from made_subjects import make_subject

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermkit.audit.checks.finding import Subject
-from dermkit.audit.clean import plan_cleaning
+from dermkit.audit.cleaning import plan_cleaning
 from dermkit.audit.run import AuditOutcome, audit_dataset
 from dermkit.data.groups import join, keys_of
 from dermkit.data.manifest import COLUMNS, Dataset, LesionClass, check_manifest, groups, load_dataset

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermkit.audit.checks.finding import Finding, NotApplicable, Severity, Subject, card
-from dermkit.audit.checks_groups import (
+from dermkit.audit.checks.groups import (
     da020_lesions_across,
     da021_patients_across,
     da022_labels_within_lesion,

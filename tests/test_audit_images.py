@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, card
-from dermkit.audit.checks_images import (
+from dermkit.audit.checks.images import (
     da001_unreadable,
     da002_odd_images,
     da003_tiny,

@@ -14,7 +14,7 @@ from dermkit import cautions
 from dermkit.audit import page
 from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, card, pair_rows
 from dermkit.audit.run import AuditOutcome, audit_dataset, run_checks
-from dermkit.audit.state import audit_state, division_sha256
+from dermkit.audit.status import audit_state, division_sha256
 from dermkit.data.manifest import Dataset, load_dataset, save_dataset
 from dermkit.errors import DataError, OutputError, UsageError
 from dermkit.files import lock, write_rows

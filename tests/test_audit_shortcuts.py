@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from dermkit.audit import checks_artefacts, signal
+from dermkit.audit.checks import artefacts as checks_artefacts
+from dermkit.audit.checks import predictability
 from dermkit.audit.checks.finding import (
     ALPHA,
     TESTS,
@@ -22,7 +23,7 @@ from dermkit.audit.checks.finding import (
     card,
     share_of_alpha,
 )
-from dermkit.audit.checks_shortcuts import (
+from dermkit.audit.checks.shortcuts import (
     da040_file_size,
     da041_dimensions,
     da042_jpeg_tables,
@@ -213,10 +214,10 @@ def test_missing_metadata_is_content_free_and_its_values_are_not() -> None:
 
 
 def test_large_sets_are_sampled_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signal, "MOST_IMAGES", 400)
-    monkeypatch.setattr(signal, "LEAST_OF_CLASS", 80)
+    monkeypatch.setattr(predictability, "MOST_IMAGES", 400)
+    monkeypatch.setattr(predictability, "LEAST_OF_CLASS", 80)
     subject = numbers(["nv"] * 1900 + ["mel"] * 100, np.arange(2000.0))
-    seen = signal.look(subject, subject.measures[["bytes"]])
+    seen = predictability.look(subject, subject.measures[["bytes"]])
     labels = subject.frame["label"].iloc[seen.rows].value_counts()
     assert labels.to_dict() == {"nv": 380, "mel": 80}
     found = da040_file_size(subject)
@@ -254,8 +255,8 @@ def test_siblings_do_not_teach_each_other() -> None:
     ids = {"lesion_id": [f"L{key}" for key in lesion]}
     grouped = make_subject(label, manifest=ids, measures=colour)
     torn = make_subject(label, measures=colour)
-    assert signal.look(grouped, grouped.measures).classes[0].auroc < 0.55
-    assert signal.look(torn, torn.measures).classes[0].auroc > 0.55
+    assert predictability.look(grouped, grouped.measures).classes[0].auroc < 0.55
+    assert predictability.look(torn, torn.measures).classes[0].auroc > 0.55
 
 
 # The interval

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from dermkit.audit.checks.finding import Finding, NotApplicable, Severity, Subject, card
-from dermkit.audit.checks_sizes import (
+from dermkit.audit.checks.sample_sizes import (
     da030_small_classes,
     da031_class_missing_on_side,
     da032_test_too_small,

@@ -3,8 +3,8 @@
 import pytest
 
 from dermkit.audit.checks.finding import Finding, NotApplicable, Severity, Use, card
-from dermkit.audit.checks_sources import da060_label_leaking_columns, da061_licence_forbids
-from dermkit.audit.licences import read_licences, verdict
+from dermkit.audit.checks.licences import read_licences, verdict
+from dermkit.audit.checks.provenance import da060_label_leaking_columns, da061_licence_forbids
 from made_subjects import make_subject
 
 HAM = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]

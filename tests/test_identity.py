@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, card
-from dermkit.audit.identity import da070_known_set, da071_name_and_content, da072_held_set
+from dermkit.audit.checks.identity import da070_known_set, da071_name_and_content, da072_held_set
 from dermkit.data.identify import KNOWN, Known, classify
 from dermkit.data.manifest import COLUMNS, Dataset
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from dermkit.audit.artefacts import ARTEFACT_COLUMNS, PRESENT, SMALLEST, SMALLEST_RULER
-from dermkit.audit.measures import COLUMNS, NUMBERS, TEXTS, measure, reduce_pixels, unknown
+from dermkit.audit.scan.artefacts import ARTEFACT_COLUMNS, PRESENT, SMALLEST, SMALLEST_RULER
+from dermkit.audit.scan.measures import COLUMNS, NUMBERS, TEXTS, measure, reduce_pixels, unknown
 from dermkit.data.synthetic.lesions import ARTEFACTS, CLASSES, artefacts_of, draw_photograph, make_lesion
 from dermkit.images.decode import LesionImage, open_image
 from dermkit.images.jpeg_tables import UNKNOWN, read_tables

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from dermkit.audit import scan as scan_room
-from dermkit.audit.copies import exact_pairs, find_common, find_copies
-from dermkit.audit.describe import describe, shrink
-from dermkit.audit.register import frame_guess, prepare, register
-from dermkit.audit.scan import scan
-from dermkit.audit.search import find_neighbours
+from dermkit.audit.near_duplicates.neighbours import find_neighbours
+from dermkit.audit.near_duplicates.pairs import exact_pairs, find_common, find_copies
+from dermkit.audit.near_duplicates.registration import frame_guess, prepare, register
+from dermkit.audit.scan import scan as scan_room
+from dermkit.audit.scan.descriptors import describe, shrink
+from dermkit.audit.scan.scan import scan
 from dermkit.data.groups import join
 from dermkit.data.importers.run import import_dataset
 from dermkit.data.manifest import Dataset

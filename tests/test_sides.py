@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dermkit.audit.sides import read_sides
+from dermkit.audit.split_view import read_sides
 from dermkit.errors import DataError
 from made_subjects import make_subject
 

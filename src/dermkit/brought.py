@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dermkit.asked import NOTHING, Asked
-from dermkit.audit.state import audit_state
+from dermkit.audit.status import audit_state
 from dermkit.data.diagnoses import classify
 from dermkit.data.importers.csv_tables import Problems, Table, find_column, read_table
 from dermkit.data.importers.match_files import match

@@ -11,7 +11,7 @@ from dermkit.errors import UsageError
 from dermkit.terminal import Out, end_refused, watching
 
 if TYPE_CHECKING:
-    from dermkit.audit.write import Reported
+    from dermkit.audit.output import Reported
     from dermkit.data.manifest import Dataset
 
 

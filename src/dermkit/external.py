@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dermkit.asked import NOTHING, Asked
-from dermkit.audit.state import audit_state
+from dermkit.audit.status import audit_state
 from dermkit.data.manifest import Dataset
 from dermkit.data.split import split_groups
 from dermkit.errors import DataError

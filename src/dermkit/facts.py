@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dermkit.audit.state import audit_state
+from dermkit.audit.status import audit_state
 from dermkit.cautions import UNSTABLE
 from dermkit.data.split import check_split
 from dermkit.files import read_json, write_text

@@ -36,8 +36,8 @@ from dermkit.watch import Watch
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from dermkit.audit.against import AgainstOutcome
     from dermkit.audit.checks.finding import Use
+    from dermkit.audit.external_overlap import AgainstOutcome
     from dermkit.audit.run import AuditOutcome
 
 __all__ = [
@@ -58,7 +58,7 @@ def audit(
     watch: Watch | None = None,
 ) -> "AuditOutcome":
     """Look for every known defect, write what is found into DATASET/audit; `audit.run.audit_dataset` says the rest."""
-    from dermkit.audit.catalogue import CHECKS
+    from dermkit.audit.checks.catalogue import CHECKS
     from dermkit.audit.checks.finding import ALPHA
     from dermkit.audit.run import audit_dataset, looking
 
@@ -72,19 +72,19 @@ def audit_against(
     first: Dataset, second: Dataset, *, accept: Sequence[str] = (), workers: int = 0, watch: Watch | None = None
 ) -> "AgainstOutcome":
     """Say which images of the second data set somebody has seen who has seen the first."""
-    from dermkit.audit import against
+    from dermkit.audit import external_overlap
     from dermkit.audit.run import looking_across
 
     watch = watch or Watch()
-    return against.audit_against(first, second, watch=watch, look=looking_across(workers), accept=accept)
+    return external_overlap.audit_against(first, second, watch=watch, look=looking_across(workers), accept=accept)
 
 
 def audit_codes() -> str:
     """Return the table of all checks, as `docs/audit.md` has it."""
-    from dermkit.audit.against import MEETING_CHECKS
-    from dermkit.audit.catalogue import CHECKS
+    from dermkit.audit.checks.catalogue import CHECKS
     from dermkit.audit.checks.finding import CheckFunction, card
-    from dermkit.audit.write import codes_table
+    from dermkit.audit.external_overlap import MEETING_CHECKS
+    from dermkit.audit.output import codes_table
 
     return codes_table([card(cast(CheckFunction, check)) for check in (*CHECKS, *MEETING_CHECKS)])
 

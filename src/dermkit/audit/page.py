@@ -10,7 +10,7 @@ import pandas as pd
 from jinja2 import Environment
 
 from dermkit.audit.checks.finding import IMAGE_COLUMNS
-from dermkit.audit.write import Audit, Reported, versions
+from dermkit.audit.output import Audit, Reported, versions
 from dermkit.errors import DermkitError
 from dermkit.files import write_text
 from dermkit.images.decode import open_image

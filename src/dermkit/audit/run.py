@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermkit.audit.accept import Division, carried, check_codes, records_of, save_records, with_accepted
+from dermkit.audit.acceptance import Division, carried, check_codes, records_of, save_records, with_accepted
 from dermkit.audit.checks.finding import CheckFunction, Finding, Subject, Use, card
-from dermkit.audit.clean import CLEANED, PARTED, apply_cleaning, plan_cleaning
-from dermkit.audit.copies import exact_pairs, find_common, find_copies
+from dermkit.audit.checks.text import counted
+from dermkit.audit.cleaning import CLEANED, PARTED, apply_cleaning, plan_cleaning
+from dermkit.audit.near_duplicates.pairs import exact_pairs, find_common, find_copies
+from dermkit.audit.output import Audit, Checked, Reported, open_errors, say_unfound, write_tables
 from dermkit.audit.page import write_page
-from dermkit.audit.scan import scan
-from dermkit.audit.sides import Sides, read_sides
-from dermkit.audit.words import counted
-from dermkit.audit.write import Audit, Checked, Reported, open_errors, say_unfound, write_tables
+from dermkit.audit.scan.scan import scan
+from dermkit.audit.split_view import Sides, read_sides
 from dermkit.data.groups import join
 from dermkit.data.manifest import FORMAT, Dataset, load_dataset
 from dermkit.data.split import split_groups

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
-from dermkit.audit.licences import Licence, Verdict, read_licences, verdict
-from dermkit.audit.words import counted, listed
+from dermkit.audit.checks.licences import Licence, Verdict, read_licences, verdict
+from dermkit.audit.checks.text import counted, listed
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
-from dermkit.audit.words import counted, listed, share_figures, share_text
+from dermkit.audit.checks.text import counted, listed, share_figures, share_text
 from dermkit.metrics.stats.intervals import wilson
 from dermkit.metrics.stats.power import effective_size, least_detectable_difference
 

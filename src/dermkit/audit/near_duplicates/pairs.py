@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from dermkit.ahead import cores
-from dermkit.audit.register import Agreement, Match, disc_guess, frame_guess, prepare, register
-from dermkit.audit.scan import Scan
-from dermkit.audit.search import find_neighbours, nearest_of
+from dermkit.audit.near_duplicates.neighbours import find_neighbours, nearest_of
+from dermkit.audit.near_duplicates.registration import Agreement, Match, disc_guess, frame_guess, prepare, register
+from dermkit.audit.scan.scan import Scan
 from dermkit.data.leakage import codes
 from dermkit.watch import Watch
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from dermkit.ahead import cores
-from dermkit.audit import describe, measures
+from dermkit.audit.scan import descriptors, measures
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, ImageRefused
 from dermkit.files import (
@@ -42,13 +42,13 @@ _BATCH = 32
 """Images described at once: about 10 MB of blurred pictures per thread."""
 
 _ARRAYS: Mapping[str, tuple[tuple[int, ...], type[Any]]] = {
-    "canvas": ((describe.CANVAS, describe.CANVAS), np.uint8),
-    "square": ((describe.SQUARE, describe.SQUARE, 3), np.uint8),
+    "canvas": ((descriptors.CANVAS, descriptors.CANVAS), np.uint8),
+    "square": ((descriptors.SQUARE, descriptors.SQUARE, 3), np.uint8),
     "size": ((2,), np.int16),
-    "frame": ((describe.FRAME_WIDTH,), np.float16),
-    "disc": ((describe.DISCS, describe.DISC_WIDTH), np.float16),
-    "place": ((describe.DISCS, 3), np.float32),
-    "polar": ((describe.DISCS, describe.RINGS, describe.ANGLES), np.int8),
+    "frame": ((descriptors.FRAME_WIDTH,), np.float16),
+    "disc": ((descriptors.DISCS, descriptors.DISC_WIDTH), np.float16),
+    "place": ((descriptors.DISCS, 3), np.float32),
+    "polar": ((descriptors.DISCS, descriptors.RINGS, descriptors.ANGLES), np.int8),
 }
 BYTES_PER_IMAGE = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in _ARRAYS.values())
 _STATE_COLUMNS = ("changed", "stat")
@@ -214,7 +214,7 @@ def _scanner(
     return one
 
 
-def _look(path: Path, file_sha256: str) -> tuple[dict[str, Any], describe.Small | None]:
+def _look(path: Path, file_sha256: str) -> tuple[dict[str, Any], descriptors.Small | None]:
     """Measure and shrink one image; the file may have changed since the import."""
     stat = _stat(path)
     try:
@@ -225,15 +225,15 @@ def _look(path: Path, file_sha256: str) -> tuple[dict[str, Any], describe.Small 
     except ImageRefused:
         return measures.unknown() | {"changed": "refused", "stat": stat}, None
     changed = "" if image.file_sha256 == file_sha256 else "changed"
-    return measures.measure(image, data) | {"changed": changed, "stat": stat}, describe.shrink(image.pixels)
+    return measures.measure(image, data) | {"changed": changed, "stat": stat}, descriptors.shrink(image.pixels)
 
 
-def _store(maps: dict[str, NDArray[Any]], at: NDArray[np.int64], smalls: list[describe.Small]) -> None:
+def _store(maps: dict[str, NDArray[Any]], at: NDArray[np.int64], smalls: list[descriptors.Small]) -> None:
     canvas, tint, square = (
         np.stack([getattr(small, name) for small in smalls]) for name in ("canvas", "tint", "square")
     )
     size = np.array([[small.width, small.height] for small in smalls])
-    found = describe.describe(canvas, tint, size, square)
+    found = descriptors.describe(canvas, tint, size, square)
     made = {
         "canvas": canvas, "square": square, "size": size, "frame": found.frame, "disc": found.disc,
         "place": found.place, "polar": found.polar,

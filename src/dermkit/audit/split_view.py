@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermkit.audit.state import division_sha256
+from dermkit.audit.status import division_sha256
 from dermkit.data.manifest import Dataset
 from dermkit.data.split_file import read_rows
 from dermkit.errors import UsageError

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.audit.artefacts import ARTEFACT_COLUMNS
 from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
-from dermkit.audit.signal import FEWEST_IMAGES, FEWEST_UNITS, ClassSignal, Signal, is_grouped, look
-from dermkit.audit.words import listed
+from dermkit.audit.checks.predictability import FEWEST_IMAGES, FEWEST_UNITS, ClassSignal, Signal, is_grouped, look
+from dermkit.audit.checks.text import listed
+from dermkit.audit.scan.artefacts import ARTEFACT_COLUMNS
 from dermkit.metrics.classification.roc import auroc
 
 CHANCE = 0.60

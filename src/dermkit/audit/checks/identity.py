@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, image_rows, per_class
-from dermkit.audit.words import interval_text
+from dermkit.audit.checks.text import interval_text
 from dermkit.data.identify import Identity, Known, canonical, claimed, held, identify, members
 from dermkit.data.manifest import Dataset
 from dermkit.metrics.stats.intervals import wilson

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
-from dermkit.audit.words import counted, listed
+from dermkit.audit.checks.text import counted, listed
 
 TINY = 64
 """Shorter side in pixels. Below it neither network nor hair can be drawn; the smallest common input of a net is 64."""

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, pair_rows, per_class
-from dermkit.audit.words import counted, listed, share_figures, share_text
+from dermkit.audit.checks.text import counted, listed, share_figures, share_text
 from dermkit.data.manifest import GROUP_COLUMNS
 
 HELD_OUT = ("test", "validation")

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
-from dermkit.audit.artefacts import ARTEFACT_COLUMNS, score_artefacts
+from dermkit.audit.scan.artefacts import ARTEFACT_COLUMNS, score_artefacts
 from dermkit.images.decode import LesionImage
 from dermkit.images.jpeg_tables import read_tables
 

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 
-from dermkit.audit.artefacts import PRESENT
 from dermkit.audit.checks.finding import (
     Finding,
     NotApplicable,
@@ -19,7 +18,8 @@ from dermkit.audit.checks.finding import (
     per_class,
     share_of_alpha,
 )
-from dermkit.audit.words import share_figures, share_text
+from dermkit.audit.checks.text import share_figures, share_text
+from dermkit.audit.scan.artefacts import PRESENT
 from dermkit.metrics.stats.power import effective_size
 
 DIFFERENCE = 0.10

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from dermkit.audit.accept import check_codes, void
-from dermkit.audit.against_page import write_against
+from dermkit.audit.acceptance import check_codes, void
 from dermkit.audit.checks.finding import Card, CheckFunction, Finding, Outcome, Severity, card
-from dermkit.audit.meeting import SAME_IMAGE, SAME_LESION, SAME_PATIENT, WAYS, Meeting, NearLook, meet
-from dermkit.audit.words import counted, interval_text, listed, share_figures
-from dermkit.audit.write import Reported, open_errors, say_unfound
+from dermkit.audit.checks.text import counted, interval_text, listed, share_figures
+from dermkit.audit.dataset_links import SAME_IMAGE, SAME_LESION, SAME_PATIENT, WAYS, Meeting, NearLook, meet
+from dermkit.audit.external_overlap_page import write_against
+from dermkit.audit.output import Reported, open_errors, say_unfound
 from dermkit.data.identify import identify
 from dermkit.data.manifest import FORMAT, Dataset
 from dermkit.errors import DataError, UsageError

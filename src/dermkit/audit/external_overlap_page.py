@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from dermkit.audit.checks.finding import PAIR_COLUMNS
-from dermkit.audit.meeting import SAME_IMAGE, Meeting
-from dermkit.audit.words import share_figures
-from dermkit.audit.write import Reported, versions
+from dermkit.audit.checks.text import share_figures
+from dermkit.audit.dataset_links import SAME_IMAGE, Meeting
+from dermkit.audit.output import Reported, versions
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DermkitError
 from dermkit.files import make_folder, write_json, write_rows, write_text

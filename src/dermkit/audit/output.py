@@ -13,10 +13,10 @@ import PIL
 import scipy
 
 from dermkit import __version__
-from dermkit.audit.accept import Division, Records, void_here
+from dermkit.audit.acceptance import Division, Records, void_here
 from dermkit.audit.checks.finding import Card, Finding, NotApplicable, Outcome, Severity, Subject
-from dermkit.audit.sides import Sides
-from dermkit.audit.state import FORMAT
+from dermkit.audit.split_view import Sides
+from dermkit.audit.status import FORMAT
 from dermkit.data.manifest import count
 from dermkit.files import make_folder, write_json, write_rows
 from dermkit.watch import Watch

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.audit.checks.finding import PAIR_COLUMNS
-from dermkit.audit.sides import read_sides
+from dermkit.audit.split_view import read_sides
 from dermkit.data.identify import contradict
 from dermkit.data.manifest import Dataset
 from dermkit.files import lock

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from dermkit.audit.lines import find_lines, hair_length, ruler_marks
+from dermkit.audit.scan.hair_and_rulers import find_lines, hair_length, ruler_marks
 
 Plane = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, label
 
-from dermkit.audit.describe import CANVAS, blur, sample
+from dermkit.audit.scan.descriptors import CANVAS, blur, sample
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -1,0 +1,1 @@
+"""Pairs of near duplicates, proved by laying one over the other."""

@@ -1,0 +1,1 @@
+"""The one pass over all images: what is measured on each."""
