@@ -54,9 +54,7 @@ TORCH_INSIDE_FUNCTIONS = ("pipeline", "cli")
 
 # Files that have not moved to their package yet -> where they will be.
 MOVING: dict[str, str] = {
-    "watch": "progress", "ahead": "threads", "modelcard": "models.card", "sums": "models.checksums",
-    "cnn": "models.cnn", "inference": "models.inference", "targets": "models.locate", "model": "models.net",
-    "compute": "models.precision", "weights": "models.weights", "checkpoint": "training.checkpoint",
+    "watch": "progress", "ahead": "threads", "checkpoint": "training.checkpoint",
     "features": "training.features", "train": "training.loop", "optim": "training.optimizer",
     "samples": "training.samples", "run": "training.state", "step": "training.step",
     "guides": "training.validation", "data.augment": "training.augment.batch",

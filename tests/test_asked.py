@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from conftest import Invoke
-from dermkit import modelcard, workflow
+from dermkit import workflow
 from dermkit.asked import NOTHING, Asked, read_asked
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import DataError, UntrustedError, UsageError
@@ -22,6 +22,7 @@ from dermkit.metrics.classification.isic_scorer import FIGURES, official_dict, w
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.decisions.policy import from_dict
 from dermkit.metrics.tables import NET_BENEFIT_HEADER, net_benefit_rows
+from dermkit.models import card as models_card
 from dermkit.predictor import load_model
 
 TWO = (LesionClass("benign", "", "benign"), LesionClass("malignant", "", "malignant"))
@@ -232,7 +233,7 @@ def test_evaluating_with_wishes_leaves_the_model_folder_as_training_left_it(trai
     assert (run / "model" / "SHA256SUMS").read_bytes() == before["SHA256SUMS"], "a changed file is not vouched for"
     other = {**read(run / "decision.json"), "validation_images": 1}
     with pytest.raises(UntrustedError, match="not those that were saved"):
-        modelcard.settle(run / "model", other)
+        models_card.settle(run / "model", other)
 
 
 def test_a_wish_on_other_data_is_settled_on_the_runs_own_validation_images(
@@ -341,9 +342,9 @@ def test_a_wish_that_is_kept_is_the_models_from_then_on(trained: Path, tmp_path:
     shutil.copytree(trained, run)
     wished = Asked(wishes=(("sensitivity", 0.6),), keep=True)
     workflow.evaluate(run, asked=wished)
-    card = modelcard.read_card(run / "model")
+    card = models_card.read_card(run / "model")
     own = [(item["rate"], item["wish_rate"]) for item in card["operating_points"] if item.get("asked")]
-    assert own == [("sensitivity", 0.6)] == list(modelcard.wishes_kept(run / "model"))
+    assert own == [("sensitivity", 0.6)] == list(models_card.wishes_kept(run / "model"))
     point = next(item for item in card["operating_points"] if item.get("asked"))
     assert from_dict(card).points[-1][1].value == point["value"]
     predictor = load_model(run / "model")

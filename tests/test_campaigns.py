@@ -40,7 +40,7 @@ from dermkit import train as engine
 from dermkit import workflow
 from dermkit.checkpoint import load_checkpoint
 from dermkit.files import sha256_file
-from dermkit.model import build_net, resolve_weights
+from dermkit.models.net import build_net, resolve_weights
 from dermkit.recipes.experiments import frozen, whole
 from dermkit.recipes.schema import Recipe, load, save
 

@@ -23,7 +23,7 @@ from dermkit import cli as command_line
 from dermkit import workflow
 from dermkit.errors import Refusal
 from dermkit.files import sha256_file, write_json
-from dermkit.model import import_timm
+from dermkit.models.net import import_timm
 from dermkit.recipes.experiments import GRIDS, RECIPES, whole
 from dermkit.recipes.schema import FORMAT, Recipe, as_dict, load, save
 from made_images import encoded, frames, png, speckled

@@ -20,11 +20,11 @@ from dermkit.external import SPLIT
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.decisions.apply import Chosen
 from dermkit.metrics.decisions.policy import Decision, calibrated, decide, from_dict
-from dermkit.modelcard import settle
+from dermkit.models.card import settle
+from dermkit.models.checksums import write_sums
 from dermkit.predict import PredictOutcome, predict
 from dermkit.predictor import load_model
 from dermkit.runs.predictions import groups_of, read_predictions, scored_of
-from dermkit.sums import write_sums
 from dermkit.watch import Watch
 from test_applied import settled
 

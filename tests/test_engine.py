@@ -16,10 +16,10 @@ from dermkit import ranks
 from dermkit import train as engine
 from dermkit.ahead import ahead
 from dermkit.checkpoint import LAST, Progress, load_checkpoint, save_checkpoint
-from dermkit.compute import is_out_of_memory, settled
 from dermkit.errors import Diverged, Interrupted, UsageError
 from dermkit.files import canonical_json, write_json
 from dermkit.guides import validation_guides
+from dermkit.models.precision import is_out_of_memory, settled
 from dermkit.optim import class_weights
 from dermkit.recipes.experiments import NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole
 from dermkit.recipes.schema import ComputeSpec, MixSpec, Recipe
@@ -144,9 +144,9 @@ def test_mixing_mixes_images_and_labels_alike(tmp_path: Path) -> None:
 
 def test_the_fastest_precision_is_decided_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     fastest = ComputeSpec(precision="fastest", compile=False)
-    monkeypatch.setattr("dermkit.compute.multiplies_bfloat16", lambda _device: True)
+    monkeypatch.setattr("dermkit.models.precision.multiplies_bfloat16", lambda _device: True)
     assert settled(fastest, "cpu").precision == "bfloat16"
-    monkeypatch.setattr("dermkit.compute.multiplies_bfloat16", lambda _device: False)
+    monkeypatch.setattr("dermkit.models.precision.multiplies_bfloat16", lambda _device: False)
     assert settled(fastest, "cpu").precision == "float32"
     exact = ComputeSpec(precision="bfloat16", compile=False)
     assert settled(exact, "cpu") == exact

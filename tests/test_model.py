@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dermkit import model
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import sha256_file
-from dermkit.model import Net, Weights, build_net, freeze, parameter_groups, resolve_weights, set_train_mode
+from dermkit.models import net as models_net
+from dermkit.models.net import Net, Weights, build_net, freeze, parameter_groups, resolve_weights, set_train_mode
 from dermkit.recipes.schema import ImageSpec, ModelSpec, Phase
 
 NONE = Weights("none", None, "", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "", (), "")
@@ -64,8 +64,8 @@ def test_a_seed_decides_every_tensor_and_the_global_generator_is_left_alone(back
     state = torch.random.get_rng_state()
     first, again, other = net_of(backbone, 1), net_of(backbone, 1), net_of(backbone, 2)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert model.backbone_fingerprint(first) == model.backbone_fingerprint(again)
-    assert model.backbone_fingerprint(first) != model.backbone_fingerprint(other)
+    assert models_net.backbone_fingerprint(first) == models_net.backbone_fingerprint(again)
+    assert models_net.backbone_fingerprint(first) != models_net.backbone_fingerprint(other)
     pairs = zip(first.head.parameters(), again.head.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -117,9 +117,9 @@ def test_a_wrong_net_is_a_usage_error(change: dict[str, Any], words: str) -> Non
 @pytest.mark.parametrize("backbone", BOTH)
 def test_a_frozen_backbone_stays_bit_identical_batch_norm_statistics_too(backbone: str) -> None:
     net = net_of(backbone)
-    fingerprint = model.backbone_fingerprint(net)
+    fingerprint = models_net.backbone_fingerprint(net)
     assert train_step(net, phase("none")) == set()
-    assert model.backbone_fingerprint(net) == fingerprint
+    assert models_net.backbone_fingerprint(net) == fingerprint
     assert not any(module.training for module in net.backbone.modules())
     assert net.head.training
 
@@ -127,17 +127,17 @@ def test_a_frozen_backbone_stays_bit_identical_batch_norm_statistics_too(backbon
 @pytest.mark.parametrize("backbone", BOTH)
 def test_a_backbone_that_learns_changes_its_weights_and_statistics(backbone: str) -> None:
     net = net_of(backbone)
-    fingerprint = model.backbone_fingerprint(net)
+    fingerprint = models_net.backbone_fingerprint(net)
     changed = train_step(net, phase("all"))
     assert {name for name, _ in net.backbone.named_parameters()} <= changed
     assert any(name.endswith("running_mean") for name in changed)
-    assert model.backbone_fingerprint(net) != fingerprint
+    assert models_net.backbone_fingerprint(net) != fingerprint
 
 
 @pytest.mark.parametrize("backbone", BOTH)
 def test_the_last_groups_learn_and_the_others_do_not(backbone: str) -> None:
     net = net_of(backbone)
-    groups = model.layer_groups(net)
+    groups = models_net.layer_groups(net)
     assert sorted(name for group in groups for name in group) == sorted(
         name for name, _ in net.backbone.named_parameters()
     )
@@ -166,7 +166,7 @@ def test_parameter_groups_hold_what_learns_at_its_own_rate() -> None:
     freeze(net, phase(1))
     groups = parameter_groups(net, phase(1))
     assert [group["lr"] for group in groups] == [0.1, 0.01]
-    assert len(groups[1]["params"]) == len(model.layer_groups(net)[-1])
+    assert len(groups[1]["params"]) == len(models_net.layer_groups(net)[-1])
 
 
 # Weights
@@ -202,14 +202,14 @@ def test_a_file_is_loaded_whole_in_float32_and_brings_its_normalisation(weights_
         assert value.dtype == expected[name].dtype
         assert torch.equal(value, expected[name].half().float().to(value.dtype))
     image = ImageSpec(size=32, resize="squash", interpolation="bilinear", normalise="weights")
-    stored = model.with_normalisation(image, weights)
+    stored = models_net.with_normalisation(image, weights)
     assert (stored.size, stored.divide_by, stored.mean, stored.std) == (
         32,
         255.0,
         (0.4, 0.5, 0.6),
         (0.2, 0.3, 0.25),
     )
-    plain = model.with_normalisation(replace(image, normalise="zero_one"), weights)
+    plain = models_net.with_normalisation(replace(image, normalise="zero_one"), weights)
     assert (plain.mean, plain.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -317,7 +317,7 @@ def test_no_hub_is_refused_with_three_ways_out(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_hub_weights_are_loaded_from_the_cached_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = model.import_timm().create_model("test_resnet")  # as the hub keeps it: with a classifier
+    whole = models_net.import_timm().create_model("test_resnet")  # as the hub keeps it: with a classifier
     path = tmp_path / "model.safetensors"
     save_file(whole.state_dict(), path)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(path))

@@ -13,16 +13,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dermkit import files, modelcard, workflow
+from dermkit import files, workflow
 from dermkit.errors import DataError, Refusal, UntrustedError, UsageError
 from dermkit.files import sha256_bytes, sha256_file
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import resize_pixels
 from dermkit.listing import check_arguments, read_list, write_list
+from dermkit.models import card as models_card
+from dermkit.models.checksums import SUMS, write_sums
 from dermkit.predict import predict
 from dermkit.predictor import load_model, read_seen
 from dermkit.recipes.schema import FORMAT as RECIPE_FORMAT
-from dermkit.sums import SUMS, write_sums
 from made_images import encoded, frames, png, speckled
 
 BAD = {
@@ -184,10 +185,10 @@ class Killed(BaseException):
 def test_a_model_that_is_settled_anew_is_one_or_the_other_wherever_that_stops(
     model: Path, monkeypatch: pytest.MonkeyPatch, at: int, cause: BaseException
 ) -> None:
-    before = modelcard.read_card(model)
+    before = models_card.read_card(model)
     wish = {"rate": "sensitivity", "wish_rate": 0.6, "value": 0.5, "confidence": 0.95, "kept": False, "n": 5}
     points = [*before["operating_points"], {**wish, "wish": "sensitivity 0.6", "asked": True}]
-    decision = {name: before[name] for name in modelcard.SETTLED} | {"operating_points": points}
+    decision = {name: before[name] for name in models_card.SETTLED} | {"operating_points": points}
     calls = []
 
     def stopped(path: Path, data: bytes) -> None:
@@ -198,13 +199,13 @@ def test_a_model_that_is_settled_anew_is_one_or_the_other_wherever_that_stops(
 
     with monkeypatch.context() as patched, pytest.raises((OSError, Killed)):
         patched.setattr(files, "write_bytes", stopped)
-        modelcard.settle(model, decision)
+        models_card.settle(model, decision)
     assert calls == [SUMS, "model.json", "MODEL_CARD.md", SUMS][:at]
     assert load_model(model).card["operating_points"] in (before["operating_points"], points)
     other = {**decision, "validation_images": 1}
     for last in (other, decision):  # a stopped one is finished by the next, whatever that settles
-        modelcard.settle(model, last)
-        assert modelcard.settled(modelcard.read_card(model)) == last
+        models_card.settle(model, last)
+        assert models_card.settled(models_card.read_card(model)) == last
         said = [line.split("  ") for line in (model / SUMS).read_text().splitlines()]
         assert all(sha256_file(model / name) == expected for expected, name in said)
         assert sorted(name for _, name in said) == sorted({path.name for path in model.iterdir()} - {SUMS})
@@ -216,7 +217,7 @@ def test_a_file_that_nobody_announced_is_not_vouched_for(model: Path) -> None:
         stream.write(f"# next {sha256_bytes(text.replace('24', '25').encode())}  model.json\n")
     load_model(model)
     (model / "model.json").write_text(text.replace("24", "26"))
-    for use in (lambda: load_model(model), lambda: modelcard.settle(model, {"validation_images": 1})):
+    for use in (lambda: load_model(model), lambda: models_card.settle(model, {"validation_images": 1})):
         with pytest.raises(UntrustedError, match="SHA-256 differs"):
             use()
 

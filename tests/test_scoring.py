@@ -24,19 +24,28 @@ from torch import Tensor, nn
 
 from conftest import Invoke
 from dermkit import parts, scoring
-from dermkit.cnn import cnn_s1, cnn_s4
 from dermkit.data.cache.store import Rows
 from dermkit.errors import DataError, Interrupted, OutputError, UsageError
 from dermkit.files import lock, output_errors, write_rows
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing, normalise
-from dermkit.inference import AS_BUILT, FOLDED, Forward, computed, default_batch, fold, pick_device, side_by_side
 from dermkit.listing import read_list, write_list
-from dermkit.model import import_timm
+from dermkit.models.checksums import write_sums
+from dermkit.models.cnn import cnn_s1, cnn_s4
+from dermkit.models.inference import (
+    AS_BUILT,
+    FOLDED,
+    Forward,
+    computed,
+    default_batch,
+    fold,
+    pick_device,
+    side_by_side,
+)
+from dermkit.models.net import import_timm
 from dermkit.predict import PredictOutcome, predict
 from dermkit.predictor import load_model
 from dermkit.scoring import KeptPixels, look_at
-from dermkit.sums import write_sums
 from dermkit.watch import Watch
 from made_images import speckled
 

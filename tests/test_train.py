@@ -15,7 +15,7 @@ from dermkit.checkpoint import BEST, LAST, Progress, load_checkpoint, save_check
 from dermkit.errors import Diverged, Interrupted, UntrustedError
 from dermkit.features import FeatureSource, Making, feature_source
 from dermkit.images.preprocess import Preprocessing
-from dermkit.model import Net, build_net, resolve_weights
+from dermkit.models.net import Net, build_net, resolve_weights
 from dermkit.recipes.experiments import DEMO, NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole
 from dermkit.recipes.schema import ComputeSpec, GrowSpec, MixSpec, ModelSpec, Phase, Recipe
 from dermkit.run import Hooks, Job

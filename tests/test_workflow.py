@@ -19,7 +19,8 @@ from dermkit.compare import compare_runs
 from dermkit.data.identify import classify
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
-from dermkit.model import Net, build_net, freeze, resolve_weights, with_normalisation
+from dermkit.models.checksums import write_sums
+from dermkit.models.net import Net, build_net, freeze, resolve_weights, with_normalisation
 from dermkit.predictor import load_model
 from dermkit.recipes.experiments import (
     AS_PUBLISHED,
@@ -35,7 +36,6 @@ from dermkit.recipes.experiments import (
     whole,
 )
 from dermkit.recipes.schema import GrowSpec, ModelSpec, Phase, Recipe, as_dict, load, parse, save
-from dermkit.sums import write_sums
 from dermkit.versus import write_comparison
 
 MODEL = Path("model") / "member-0.safetensors"

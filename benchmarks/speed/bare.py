@@ -26,7 +26,7 @@ NETS: dict[str, tuple[str, dict[str, Any]]] = {
 def timm_module() -> Any:
     """Return timm, in dermkit's environment the way that dermkit imports it."""
     try:
-        from dermkit.weights import import_timm
+        from dermkit.models.weights import import_timm
     except ImportError:
         import timm
 

@@ -16,7 +16,7 @@ from bare import rate, ready, training_step
 
 from dermkit import __version__, workflow
 from dermkit.files import read_json
-from dermkit.model import build_net, resolve_weights
+from dermkit.models.net import build_net, resolve_weights
 from dermkit.recipes.schema import FORMAT, Recipe, load
 
 MOST = 32

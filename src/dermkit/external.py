@@ -17,7 +17,7 @@ from dermkit.evaluate import evaluate_run
 from dermkit.evaluation.class_mapping import ClassMapping, default_mapping, load_mapping, remap_predictions
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
 from dermkit.metrics.decisions.policy import from_dict
-from dermkit.modelcard import settled
+from dermkit.models.card import settled
 from dermkit.recipes.schema import FORMAT as RECIPE_FORMAT
 from dermkit.runs.predictions import (
     columns_of,

@@ -21,7 +21,7 @@ from dermkit.recipes.schema import Recipe, as_dict, load
 if TYPE_CHECKING:
     from dermkit.checkpoint import Progress
     from dermkit.images.preprocess import Preprocessing
-    from dermkit.model import Net, Weights
+    from dermkit.models.net import Net, Weights
     from dermkit.predictor import ModelFacts
 
 
@@ -126,7 +126,7 @@ def _train_counts(plan: Plan) -> dict[str, int]:
 
 def training_lint(plan: Plan, net: "Net", preprocessing: "Preprocessing") -> list[dict[str, Any]]:
     """Return what the lint finds in a training before it starts, as rows for files and reports."""
-    from dermkit.model import batch_norm_state
+    from dermkit.models.net import batch_norm_state
 
     pretrained = plan.weights.origin != "none"
     side = dict(zip(plan.sides["image_id"], plan.sides["split"], strict=True))

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dermkit.compute import autocast
 from dermkit.data.augment import AUGMENTATION
 from dermkit.data.cache.store import Store, hashed
 from dermkit.errors import DataError, Interrupted
 from dermkit.files import canonical_json, fingerprint
-from dermkit.inference import PASS, fast_backbone, passes, plain_float32, side_by_side, streams
-from dermkit.model import Net, backbone_fingerprint
+from dermkit.models.inference import PASS, fast_backbone, passes, plain_float32, side_by_side, streams
+from dermkit.models.net import Net, backbone_fingerprint
+from dermkit.models.precision import autocast
 from dermkit.ranks import Ranks
 from dermkit.recipes.schema import ComputeSpec, ModelSpec
 from dermkit.samples import PixelSource, Samples

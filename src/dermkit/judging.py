@@ -13,8 +13,8 @@ from dermkit.compare import compare_runs
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.files import check_output, check_writable, read_json
+from dermkit.models.locate import check_folder, check_model_folder, which_run
 from dermkit.report import write_report, write_summary_report
-from dermkit.targets import check_folder, check_model_folder, which_run
 from dermkit.versus import headline, write_comparison, write_versus
 from dermkit.watch import Watch
 

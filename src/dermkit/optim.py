@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dermkit.model import Net, parameter_groups
+from dermkit.models.net import Net, parameter_groups
 from dermkit.recipes.schema import OptimSpec, Phase
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dermkit.data.manifest import Dataset
     from dermkit.data.seal import Meeting, Seal
     from dermkit.data.split import Split
-    from dermkit.model import Weights
+    from dermkit.models.net import Weights
     from dermkit.recipes.schema import Recipe
 
 

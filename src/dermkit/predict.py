@@ -24,11 +24,11 @@ from dermkit.decided import Decided
 from dermkit.errors import DataError, Interrupted, OutputError, Refusal
 from dermkit.files import check_output, check_writable, lock, sha256_file, sweep_temp, write_parts, write_rows
 from dermkit.listing import Found, check_arguments
+from dermkit.models.checksums import SUMS
+from dermkit.models.locate import check_model_folder
 from dermkit.parts import FOLDER, Job, Row, is_unfinished, open_job, progress
 from dermkit.render import sheets as render_sheets
 from dermkit.runs.predictions import write_predictions
-from dermkit.sums import SUMS
-from dermkit.targets import check_model_folder
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:

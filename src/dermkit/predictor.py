@@ -38,15 +38,15 @@ from dermkit.files import (
     write_text,
 )
 from dermkit.images.preprocess import Preprocessing
-from dermkit.inference import Forward, default_batch, pick_device, side_by_side
 from dermkit.listing import file_stat
 from dermkit.metrics.decisions.apply import Chosen
 from dermkit.metrics.decisions.policy import Decision, from_dict
-from dermkit.model import Net, build_net, resolve_weights
-from dermkit.modelcard import RESEARCH_ONLY, UNSETTLED, card_files, read_card, settled
+from dermkit.models.card import RESEARCH_ONLY, UNSETTLED, card_files, read_card, settled
+from dermkit.models.checksums import SUMS, verified, write_sums
+from dermkit.models.inference import Forward, default_batch, pick_device, side_by_side
+from dermkit.models.net import Net, build_net, resolve_weights
 from dermkit.recipes.schema import ModelSpec
 from dermkit.scoring import KeptPixels, Look, Scored, look_at
-from dermkit.sums import SUMS, verified, write_sums
 
 if TYPE_CHECKING:
     from dermkit.data.cache.store import Rows

@@ -15,7 +15,7 @@ from dermkit.checkpoint import BEST, INSIDE, LAST, Progress, load_checkpoint, sa
 from dermkit.errors import UntrustedError
 from dermkit.files import read_json, write_rows
 from dermkit.images.preprocess import ImageRows, Preprocessing
-from dermkit.model import Net
+from dermkit.models.net import Net
 from dermkit.ranks import Ranks
 from dermkit.recipes.schema import Recipe
 

@@ -38,7 +38,7 @@ from dermkit.files import (
     write_json,
     write_rows,
 )
-from dermkit.modelcard import settle, wishes_kept, with_kept
+from dermkit.models.card import settle, wishes_kept, with_kept
 from dermkit.plan import Plan, Where
 from dermkit.recipes.schema import save as save_recipe
 from dermkit.render import charts, sheets
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from dermkit.checkpoint import Progress
     from dermkit.data.cache.pixels import PixelCache
-    from dermkit.model import Net
+    from dermkit.models.net import Net
     from dermkit.predictor import Predictor
     from dermkit.run import Job
 
@@ -116,7 +116,7 @@ class _Prepared:
 
 def _job(plan: Plan, where: Where, watch: Watch) -> _Prepared:
     from dermkit.data.cache.pixels import pixel_cache, row_keys
-    from dermkit.model import build_net, with_normalisation
+    from dermkit.models.net import build_net, with_normalisation
     from dermkit.run import Job
 
     recipe, sides = plan.recipe, plan.sides

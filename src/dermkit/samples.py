@@ -17,7 +17,7 @@ from dermkit.images.preprocess import ImageRows, Preprocessing
 from dermkit.recipes.schema import AugmentSpec, GrowSpec, MixSpec
 
 if TYPE_CHECKING:
-    from dermkit.model import Net
+    from dermkit.models.net import Net
 
 
 @dataclass(frozen=True)

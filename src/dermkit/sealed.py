@@ -21,8 +21,8 @@ from dermkit.data.seal import (
 )
 from dermkit.errors import DataError, UsageError
 from dermkit.files import sha256_file, write_json
+from dermkit.models.checksums import SUMS
 from dermkit.runs.reader import KEPT_SEAL, KEPT_SEAL_FORMAT, kept_seal
-from dermkit.sums import SUMS
 
 Logged = tuple[str, Opening]
 """A seal's name, and the opening that was logged in it."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from dermkit.compute import autocast
+from dermkit.models.precision import autocast
 from dermkit.ranks import Ranks
 from dermkit.recipes.schema import ComputeSpec
 from dermkit.samples import Source

@@ -25,14 +25,14 @@ from dermkit.checkpoint import (
     goes_on,
     load_checkpoint,
 )
-from dermkit.compute import is_out_of_memory, settled
 from dermkit.data.augment import epoch_order
 from dermkit.errors import DermkitError, Diverged, Interrupted, UsageError
 from dermkit.features import Making, feature_source
 from dermkit.files import check_writable, write_json
 from dermkit.guides import validation_guides
-from dermkit.inference import passes, plain_float32, side_by_side, streams
-from dermkit.model import Net, freeze, set_train_mode
+from dermkit.models.inference import passes, plain_float32, side_by_side, streams
+from dermkit.models.net import Net, freeze, set_train_mode
+from dermkit.models.precision import is_out_of_memory, settled
 from dermkit.optim import class_weights, make_optimizer, set_rates
 from dermkit.ranks import ranks_of
 from dermkit.recipes.schema import Phase

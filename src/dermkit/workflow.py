@@ -173,7 +173,7 @@ def with_seed(recipe: Recipe, seed: int | None) -> Recipe:
 
 def settled_recipe(recipe: Recipe, fabric: "Fabric") -> Recipe:
     """Return the recipe with its precision decided for this device, as the run's own recipe.json will say."""
-    from dermkit.compute import settled
+    from dermkit.models.precision import settled
 
     return replace(recipe, compute=settled(recipe.compute, fabric.device.type))
 
@@ -187,14 +187,14 @@ def start(where: Where) -> "Fabric":
 
 def check_device(device: str) -> None:
     """Refuse a device that this machine lacks before any work is done; raises `UsageError`."""
-    from dermkit.inference import pick_device
+    from dermkit.models.inference import pick_device
 
     pick_device(device)
 
 
 def _plans(recipe: Recipe, dataset: Dataset, chosen_split: Split, where: Where) -> list[Plan]:
     """Resolve a recipe into its runs: seeds times folds."""
-    from dermkit.model import resolve_weights
+    from dermkit.models.net import resolve_weights
 
     weights = resolve_weights(recipe.model, where.weights)
     if (

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dermkit import cnn
 from dermkit.errors import DermkitError, UntrustedError, UsageError
 from dermkit.images.preprocess import Preprocessing
-from dermkit.recipes.schema import ImageSpec, ModelSpec, Phase
-from dermkit.weights import (
+from dermkit.models import cnn
+from dermkit.models.weights import (
     Weights,
     check_backbone,
     check_unchanged,
@@ -22,6 +21,7 @@ from dermkit.weights import (
     read_tensors,
     resolve_weights,
 )
+from dermkit.recipes.schema import ImageSpec, ModelSpec, Phase
 
 __all__ = [
     "Net",

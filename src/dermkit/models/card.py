@@ -10,7 +10,7 @@ from typing import Any
 
 from dermkit.errors import UntrustedError
 from dermkit.files import json_text, read_json
-from dermkit.sums import check, is_unfinished, replace_texts
+from dermkit.models.checksums import check, is_unfinished, replace_texts
 
 FORMAT = 2
 RESEARCH_ONLY = "Research use only. Not a medical device."

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dermkit.ahead import ahead
-from dermkit.compute import is_out_of_memory
 from dermkit.errors import DataError, UsageError
 from dermkit.images.preprocess import Preprocessing
+from dermkit.models.precision import is_out_of_memory
 
 FOLDED, AS_BUILT = "batch norms folded into convolutions", "as built"
 TOLERANCE = 5e-5

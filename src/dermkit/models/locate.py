@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dermkit.errors import DataError
-from dermkit.sums import SUMS
+from dermkit.models.checksums import SUMS
 
 LISTED = 5
 RUN_FILES = ("run.json", "metrics.json", "summary.json")

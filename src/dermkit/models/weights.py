@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dermkit import cnn
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import read_json, sha256_bytes, sha256_file
+from dermkit.models import cnn
 from dermkit.recipes.schema import ModelSpec
 
 FORMAT = 1

@@ -1,0 +1,1 @@
+"""The net, its weights, fast inference and the model folder."""
