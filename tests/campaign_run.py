@@ -9,15 +9,16 @@ OFTEN = 0.05
 
 def main() -> None:
     """Run the command line like this here, and in every rank that it starts."""
-    from dermkit import cli, launch
+    from dermkit import cli
+    from dermkit.training.distributed import launcher
 
-    words = launch.supervise.__kwdefaults__
+    words = launcher.supervise.__kwdefaults__
     assert words is not None
     words["command"] = (sys.executable, __file__)
     if "RANK" in os.environ or "--devices" not in sys.argv:
-        from dermkit import train
+        from dermkit.training import loop
 
-        train.SAVE_SECONDS = OFTEN
+        loop.SAVE_SECONDS = OFTEN
     cli.main()
 
 

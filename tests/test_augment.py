@@ -19,11 +19,6 @@ from scipy.stats import binom, chisquare, kstest
 from torch import Tensor
 from torch.nn import functional as F
 
-from dermkit.data import augment as augmentation
-from dermkit.data import draws as numbers
-from dermkit.data import texture, tone
-from dermkit.data.augment import augment_batch, balanced_order, batch_from_pixels, epoch_order, image_key
-from dermkit.data.draws import Column, Draws
 from dermkit.recipes.augmentation import (
     PRESETS,
     AugmentSpec,
@@ -33,7 +28,11 @@ from dermkit.recipes.augmentation import (
     DistortSpec,
     HsvSpec,
 )
-from dermkit.training.augment import geometry
+from dermkit.training.augment import batch as augmentation
+from dermkit.training.augment import blur_noise, colour, geometry
+from dermkit.training.augment import random_numbers as numbers
+from dermkit.training.augment.batch import augment_batch, balanced_order, batch_from_pixels, epoch_order, image_key
+from dermkit.training.augment.random_numbers import Column, Draws
 
 ZERO = replace(PRESETS["none"], fill="black")
 FULL = replace(
@@ -432,7 +431,7 @@ def test_a_distortion_mixes_no_black_into_the_image() -> None:
 
 
 def test_motion_kernels_are_straight_lines_through_the_middle() -> None:
-    kernels = texture.motion_kernels(draws(200), 7)
+    kernels = blur_noise.motion_kernels(draws(200), 7)
     sides = np.count_nonzero(kernels, axis=(1, 2))
     assert set(sides) == {3, 5, 7}
     assert np.allclose(kernels.sum(axis=(1, 2)), 1.0)
@@ -451,16 +450,16 @@ def only(**kinds: Any) -> BlurNoiseSpec:
 
 def test_motion_blur_is_a_convolution_with_a_mirrored_border() -> None:
     batch = images(12)
-    changed = texture.blur_or_noise(batch, only(motion=7), draws(12))
-    for image, before, kernel in zip(changed, batch, texture.motion_kernels(draws(12), 7), strict=True):
+    changed = blur_noise.blur_or_noise(batch, only(motion=7), draws(12))
+    for image, before, kernel in zip(changed, batch, blur_noise.motion_kernels(draws(12), 7), strict=True):
         expected = convolve(before.double().numpy(), kernel[None].astype(np.float64), mode="mirror")
         assert np.abs(image.numpy() - expected).max() < 1e-6
 
 
 def test_gaussian_blur_is_opencvs_kernel() -> None:
     batch = images(12)
-    changed = texture.blur_or_noise(batch, only(gaussian=7), draws(12))
-    sides = texture.kernel_sides(draws(12), 7)
+    changed = blur_noise.blur_or_noise(batch, only(gaussian=7), draws(12))
+    sides = blur_noise.kernel_sides(draws(12), 7)
     assert set(sides) == {3, 5, 7}
     for image, before, side in zip(changed, batch, sides, strict=True):
         sigma = 0.3 * ((side - 1) / 2 - 1) + 0.8
@@ -475,21 +474,21 @@ def test_the_median_is_scipys(side: int) -> None:
     batch = images(3, 21)
     batch[1] = (batch[1] * 4).floor() / 4  # ties
     expected = median_filter(batch.numpy(), size=(1, 1, side, side), mode="mirror")
-    assert np.array_equal(texture.median_of(batch, side).numpy(), expected)
+    assert np.array_equal(blur_noise.median_of(batch, side).numpy(), expected)
 
 
 def test_noise_is_normal_of_the_variance_asked_for_and_the_same_on_every_device() -> None:
     grey = torch.full((6, 3, 64, 64), 0.5)
-    changed = texture.blur_or_noise(grey, only(noise=(20.0, 80.0)), draws(6))
+    changed = blur_noise.blur_or_noise(grey, only(noise=(20.0, 80.0)), draws(6))
     variances = 20 + 60 * draws(6).unit(Column.NOISE_VARIANCE)
     values = ((changed - grey) * 255).double().numpy().reshape(6, -1)
     assert np.allclose(values.var(axis=1), variances, rtol=0.05)
     assert np.abs(values.mean(axis=1)).max() < 0.3
-    standard = texture.normals(draws(6), (3, 64, 64), torch.device("cpu")).double().numpy()
+    standard = blur_noise.normals(draws(6), (3, 64, 64), torch.device("cpu")).double().numpy()
     assert kstest(standard.ravel(), "norm").pvalue > 1e-3
     assert np.abs(np.corrcoef(standard.reshape(18, -1)) - np.eye(18)).max() < 0.07
     hashes = draws(6).words_at(Column.NOISE, 10)[:, :, None] >> (np.arange(5, dtype=np.uint64) * np.uint64(12))
-    expected = texture.normal_table()[(hashes & np.uint64(4095)).astype(np.int64)].reshape(6, -1)
+    expected = blur_noise.normal_table()[(hashes & np.uint64(4095)).astype(np.int64)].reshape(6, -1)
     assert np.array_equal(standard.reshape(6, -1)[:, :50], expected)
 
 
@@ -499,7 +498,7 @@ def test_hue_saturation_and_value_shift_as_colorsys_says() -> None:
     batch[:, :, 1] = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1)
     batch[:, :, 2] = torch.tensor([0.2, 0.7, 0.7]).view(1, 3, 1)
     batch[:, :, 3] = 0.0
-    changed = tone.shift_hsv(batch, HSV, draws(6))
+    changed = colour.shift_hsv(batch, HSV, draws(6))
     shifts = zip(
         draws(6).uniform(Column.HSV_HUE, 40.0) / 360, draws(6).uniform(Column.HSV_SATURATION, 0.2),
         draws(6).uniform(Column.HSV_VALUE, 0.1), strict=True,
@@ -551,8 +550,8 @@ def test_clahe_equalises_as_its_description_reads(side: int, tiles: int, range_:
     batch = 0.3 + range_ * (smooth(2, side) + 0.25 * images(2, side))
     spec = replace(CLAHE, tiles=tiles)
     limits = 1 + 5 * draws(2).unit(Column.CLAHE_CLIP)
-    for image, before, limit in zip(tone.clahe(batch, spec, draws(2)), batch, limits, strict=True):
-        luma = tone.grey_of(before[None])[0, 0].numpy()
+    for image, before, limit in zip(colour.clahe(batch, spec, draws(2)), batch, limits, strict=True):
+        luma = colour.grey_of(before[None])[0, 0].numpy()
         levels = np.floor(luma * 255 + 0.5).astype(np.int64)
         added = equalised(levels, tiles, float(limit)) - levels / 255
         assert np.abs(image.numpy() - (before.numpy() + added).clip(0, 1)).max() < 2e-6
@@ -560,9 +559,9 @@ def test_clahe_equalises_as_its_description_reads(side: int, tiles: int, range_:
 
 def test_clahe_keeps_colour_differences_and_raises_local_contrast() -> None:
     batch = 0.45 + 0.05 * images(4, 64)
-    changed = tone.clahe(batch, replace(CLAHE, clip=20.0), draws(4))
+    changed = colour.clahe(batch, replace(CLAHE, clip=20.0), draws(4))
     assert torch.allclose(changed[:, 0] - changed[:, 1], batch[:, 0] - batch[:, 1], atol=1e-5)
-    assert (tone.grey_of(changed).std(dim=(2, 3)) > 1.5 * tone.grey_of(batch).std(dim=(2, 3))).all()
+    assert (colour.grey_of(changed).std(dim=(2, 3)) > 1.5 * colour.grey_of(batch).std(dim=(2, 3))).all()
 
 
 def test_cutout_is_one_black_square_of_its_share() -> None:

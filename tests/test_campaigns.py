@@ -36,13 +36,13 @@ from campaign_tools import (
     wait_until,
 )
 from conftest import Invoke
-from dermkit import train as engine
 from dermkit import workflow
-from dermkit.checkpoint import load_checkpoint
 from dermkit.files import sha256_file
 from dermkit.models.net import build_net, resolve_weights
 from dermkit.recipes.experiments import frozen, whole
 from dermkit.recipes.schema import Recipe, load, save
+from dermkit.training import loop as engine
+from dermkit.training.checkpoint import load_checkpoint
 
 KILLS, INSIDE = 15, 6
 """For each of 1 and 2 processes with 0 and 2 workers: 60 in all, 24 inside a save."""

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from dermkit import ranks
-from dermkit import train as engine
 from dermkit.ahead import ahead
-from dermkit.checkpoint import LAST, Progress, load_checkpoint, save_checkpoint
 from dermkit.errors import Diverged, Interrupted, UsageError
 from dermkit.files import canonical_json, write_json
-from dermkit.guides import validation_guides
 from dermkit.models.precision import is_out_of_memory, settled
-from dermkit.optim import class_weights
 from dermkit.recipes.experiments import NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole
 from dermkit.recipes.schema import ComputeSpec, MixSpec, Recipe
-from dermkit.run import PASSES, Hooks
-from dermkit.samples import PixelSource, Samples
-from dermkit.step import Stepper, batches
-from dermkit.train import SETBACKS, train
+from dermkit.training import loop as engine
+from dermkit.training.checkpoint import LAST, Progress, load_checkpoint, save_checkpoint
+from dermkit.training.distributed import process_group
+from dermkit.training.loop import SETBACKS, train
+from dermkit.training.optimizer import class_weights
+from dermkit.training.samples import PixelSource, Samples
+from dermkit.training.state import PASSES, Hooks
+from dermkit.training.step import Stepper, batches
+from dermkit.training.validation import validation_guides
 from test_train import BASE, SMALL, equal, make_job, make_net, run, state
 
 PIXELS: Recipe = replace(BASE, phases=(whole(2, lr=1e-3),), augment=ROTATE_FLIP_ZOOM)
@@ -44,7 +44,7 @@ def test_workers_change_nothing(tmp_path: Path, recipe: Recipe) -> None:
         net = make_net(recipe)
         folder = tmp_path / str(workers)
         folder.mkdir()
-        train(replace(make_job(recipe, folder), workers=workers), net, folder, fabric=ranks.start("cpu"))
+        train(replace(make_job(recipe, folder), workers=workers), net, folder, fabric=process_group.start("cpu"))
         assert equal(state(alone), state(net))
 
 
@@ -74,7 +74,7 @@ def test_checkpoints_inside_an_epoch_change_nothing(tmp_path: Path, monkeypatch:
         keep(*args, **options)  # type: ignore[arg-type]
 
     keep = save_checkpoint
-    monkeypatch.setattr("dermkit.run.save_checkpoint", counting)
+    monkeypatch.setattr("dermkit.training.state.save_checkpoint", counting)
     often, _ = run(PIXELS, tmp_path / "often")
     assert saves[0] > 2 * len(batches(np.arange(44), 8))
     assert equal(state(alone), state(often))
@@ -194,7 +194,7 @@ def test_a_loss_that_is_no_number_steps_back_at_half_the_rates_and_goes_on(tmp_p
     net.head = torch.nn.Sequential(Breaks(net.head))
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
-    progress = train(job, net, checkpoints, fabric=ranks.start("cpu"), hooks=Hooks(say=said.append))
+    progress = train(job, net, checkpoints, fabric=process_group.start("cpu"), hooks=Hooks(say=said.append))
     (setback,) = progress.setbacks
     assert (setback["epoch"], setback["batch"], setback["lr_scale"]) == (1, 3, 0.5)
     order = Samples.of(job.image_ids, job.labels, job.train, NO_AUGMENT, None, seed=0).order(
@@ -227,7 +227,7 @@ class Poison(torch.nn.Module):
 def test_validation_that_gives_no_numbers_steps_back_too(tmp_path: Path) -> None:
     net = make_net(PIXELS)
     net.head = torch.nn.Sequential(Poison(net.head, 1))
-    progress = train(make_job(PIXELS, tmp_path), net, tmp_path, fabric=ranks.start("cpu"))
+    progress = train(make_job(PIXELS, tmp_path), net, tmp_path, fabric=process_group.start("cpu"))
     assert [item["what"] for item in progress.setbacks] == ["a validation score"]
     assert len(progress.rows) == 2
 
@@ -272,12 +272,12 @@ def test_a_setback_is_the_same_whether_the_run_was_stopped_before_it_or_not(tmp_
 
         job = make_job(PIXELS, folder)
         try:
-            return net, train(job, net, folder, fabric=ranks.start("cpu"), hooks=Hooks(stop=stop))
+            return net, train(job, net, folder, fabric=process_group.start("cpu"), hooks=Hooks(stop=stop))
         except Interrupted:
             assert (folder / "inside.safetensors").exists()
             again = make_net(PIXELS)
             again.head = torch.nn.Sequential(again.head, PoisonAt(5 - stop_after))
-            return again, train(job, again, folder, fabric=ranks.start("cpu"))
+            return again, train(job, again, folder, fabric=process_group.start("cpu"))
 
     (alone, one), (stopped, two) = attempt(tmp_path / "a", 0), attempt(tmp_path / "b", 3)
     assert one.setbacks == two.setbacks != []
@@ -331,7 +331,11 @@ def test_where_memory_runs_out_batches_are_added_up_to_the_same_step(tmp_path: P
     checkpoints = tmp_path / "small" / "checkpoints"
     checkpoints.mkdir(parents=True)
     progress = train(
-        make_job(recipe, tmp_path), net, checkpoints, fabric=ranks.start("cpu"), hooks=Hooks(say=said.append)
+        make_job(recipe, tmp_path),
+        net,
+        checkpoints,
+        fabric=process_group.start("cpu"),
+        hooks=Hooks(say=said.append),
     )
     assert json.loads((checkpoints / PASSES).read_text())["micro"] == 2
     assert progress.micro == 2
@@ -345,12 +349,21 @@ def test_passes_are_even_so_that_batch_norm_never_sees_a_lonely_image(tmp_path: 
     job = make_job(PIXELS, tmp_path)
     samples = Samples.of(job.image_ids, job.labels, job.train, NO_AUGMENT, None, seed=0)
     source = PixelSource(samples, job.pixels, job.validation, job.preprocessing, torch.device("cpu"))
-    fabric = ranks.start("cpu")
+    fabric = process_group.start("cpu")
     for size, micro, expected in ((9, 4, [3, 3, 3]), (8, 4, [4, 4]), (5, 4, [3, 2]), (1, 4, [1]), (7, 0, [7])):
         stepper = Stepper(
-            module=None, optimizer=None, fabric=fabric, ranks=ranks.ALONE, source=source, compute=PIXELS.compute,
-            weights=None, label_smoothing=0.0, n_classes=2, seed=0, micro=micro,
-        )  # fmt: skip
+            module=None,
+            optimizer=None,
+            fabric=fabric,
+            ranks=process_group.ALONE,
+            source=source,
+            compute=PIXELS.compute,
+            weights=None,
+            label_smoothing=0.0,
+            n_classes=2,
+            seed=0,
+            micro=micro,
+        )
         assert [len(inputs) for inputs, _ in stepper.prepare(np.arange(size), epoch=1)] == expected
 
 
@@ -367,15 +380,24 @@ def test_a_step_has_the_loss_of_one_call_on_the_whole_batch(
     source = PixelSource(samples, job.pixels, job.validation, job.preprocessing, torch.device("cpu"))
     layer = torch.nn.Linear(3 * 32 * 32, 2)
     net = torch.nn.Sequential(torch.nn.Flatten(), layer)
-    fabric = ranks.start("cpu")
+    fabric = process_group.start("cpu")
     optim = replace(PIXELS.optim, class_weights=weights)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     scale = class_weights(samples.labels, 2, optim, torch.device("cpu"))
     module, stepping = fabric.setup(net, optimizer)
     stepper = Stepper(
-        module=module, optimizer=stepping, fabric=fabric, ranks=ranks.ALONE, source=source, compute=PIXELS.compute,
-        weights=scale, label_smoothing=smoothing, n_classes=2, seed=0, micro=micro,
-    )  # fmt: skip
+        module=module,
+        optimizer=stepping,
+        fabric=fabric,
+        ranks=process_group.ALONE,
+        source=source,
+        compute=PIXELS.compute,
+        weights=scale,
+        label_smoothing=smoothing,
+        n_classes=2,
+        seed=0,
+        micro=micro,
+    )
     rows = np.arange(3, 17)
     stepper.take(0, rows, stepper.prepare(rows, epoch=1), epoch=1)
     assert layer.weight.grad is not None
@@ -395,7 +417,7 @@ def test_what_cannot_be_made_any_smaller_is_told(tmp_path: Path) -> None:
     net = make_net(PIXELS)
     net.backbone = Small(net.backbone, 0)
     with pytest.raises(UsageError, match="does not hold 2 images"):
-        train(make_job(PIXELS, tmp_path), net, tmp_path, fabric=ranks.start("cpu"))
+        train(make_job(PIXELS, tmp_path), net, tmp_path, fabric=process_group.start("cpu"))
 
 
 def test_what_running_out_of_memory_looks_like() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dermkit import launch, places
 from dermkit.errors import DermkitError, UsageError
-from dermkit.launch import Codes, Verdict
-from dermkit.machines import LOST
-from dermkit.places import Place, find_place, first_host
+from dermkit.training.distributed import environment, launcher
+from dermkit.training.distributed.environment import Place, find_place, first_host
+from dermkit.training.distributed.launcher import Codes, Verdict
+from dermkit.training.distributed.rendezvous import LOST
 
 # A rank without torch: it notes that it started, then does as its part of the plan says, first launch and later ones.
 RANK = """
@@ -209,7 +209,10 @@ def test_no_rank_outlives_a_supervisor_that_was_killed(tmp_path: Path) -> None:
 def test_a_rank_whose_supervisor_died_before_it_could_follow_dies_too(tmp_path: Path) -> None:
     script = "from dermkit.places import follow_supervisor; follow_supervisor(); print('lives')"
     done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, places.SUPERVISOR: "1"}, capture_output=True, text=True
+        [sys.executable, "-c", script],
+        env={**os.environ, environment.SUPERVISOR: "1"},
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
 
@@ -223,7 +226,7 @@ def machines(folder: Path, plan: str, port: int) -> list[subprocess.Popen[str]]:
 
 
 def test_two_machines_start_and_end_together(tmp_path: Path) -> None:
-    second, first = machines(tmp_path, '{"all": 0}', launch._free_port())
+    second, first = machines(tmp_path, '{"all": 0}', launcher._free_port())
     assert finish(first)[:2] == (0, "rank 0 does 0\n")
     assert finish(second) == (0, "", "")
     assert [notes(tmp_path, rank)[0][1:4] for rank in range(4)] == [
@@ -232,7 +235,7 @@ def test_two_machines_start_and_end_together(tmp_path: Path) -> None:
 
 
 def test_a_stranger_at_the_leader_s_door_is_sent_away(tmp_path: Path) -> None:
-    port = launch._free_port()
+    port = launcher._free_port()
     first = start(tmp_path, '{"all": 0}', nodes=2, NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     for words in (b"GET / HTTP/1.1\r\n\r\n", b"\xff\n", b'[1]\n{"machine": 7}\n{"machine": "1"}\n', b""):
         deadline = time.monotonic() + 30
@@ -251,7 +254,7 @@ def test_a_stranger_at_the_leader_s_door_is_sent_away(tmp_path: Path) -> None:
 
 def test_a_rank_lost_on_another_machine_launches_all_afresh_on_both(tmp_path: Path) -> None:
     second, first = machines(
-        tmp_path, '{"all": "wait", "again0": 4, "again1": 1, "again2": 1, "again3": 1}', launch._free_port()
+        tmp_path, '{"all": "wait", "again0": 4, "again1": 1, "again2": 1, "again3": 1}', launcher._free_port()
     )
     wait_for(tmp_path, 4)
     os.kill(int(notes(tmp_path, 3)[0][0]), signal.SIGKILL)
@@ -263,7 +266,7 @@ def test_a_rank_lost_on_another_machine_launches_all_afresh_on_both(tmp_path: Pa
 
 
 def test_a_machine_that_is_lost_may_come_back(tmp_path: Path) -> None:
-    port = launch._free_port()
+    port = launcher._free_port()
     plan = '{"all": "wait", "again0": 0, "again1": 0, "again2": 0, "again3": 0}'
     second, first = machines(tmp_path, plan, port)
     wait_for(tmp_path, 4)
@@ -277,7 +280,7 @@ def test_a_machine_that_is_lost_may_come_back(tmp_path: Path) -> None:
 
 
 def test_a_request_to_stop_on_one_machine_stops_both(tmp_path: Path) -> None:
-    second, first = machines(tmp_path, '{"all": "wait"}', launch._free_port())
+    second, first = machines(tmp_path, '{"all": "wait"}', launcher._free_port())
     wait_for(tmp_path, 4)
     first.send_signal(signal.SIGTERM)
     assert finish(first)[0] == finish(second)[0] == 130
@@ -302,29 +305,29 @@ def test_several_machines_must_be_told_where_to_meet(
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=message) as caught:
-        launch.supervise([], devices=1, nodes=2, restarts=0, say=lambda _: None)
+        launcher.supervise([], devices=1, nodes=2, restarts=0, say=lambda _: None)
     assert caught.value.exit_code == 2
 
 
 def test_a_machine_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "MEET", 0.2)
+    monkeypatch.setattr(launcher, "MEET", 0.2)
     for name, value in {
         "MASTER_ADDR": "127.0.0.1",
         "NODE_RANK": "0",
-        "MASTER_PORT": str(launch._free_port()),
+        "MASTER_PORT": str(launcher._free_port()),
     }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(DermkitError, match="no sign of machine 1, 2"):
-        launch.supervise([], devices=1, nodes=3, restarts=0, say=lambda _: None)
+        launcher.supervise([], devices=1, nodes=3, restarts=0, say=lambda _: None)
     monkeypatch.setenv("NODE_RANK", "1")
     with pytest.raises(DermkitError, match="machine 0 was not there"):
-        launch.supervise([], devices=1, nodes=3, restarts=0, say=lambda _: None)
+        launcher.supervise([], devices=1, nodes=3, restarts=0, say=lambda _: None)
 
 
 @pytest.mark.parametrize(("devices", "nodes"), [(0, 1), (1, 0), (-1, 2)])
 def test_no_devices_are_refused(devices: int, nodes: int) -> None:
     with pytest.raises(UsageError, match="both are 1 or more"):
-        launch.supervise([], devices=devices, nodes=nodes, restarts=0, say=lambda _: None)
+        launcher.supervise([], devices=devices, nodes=nodes, restarts=0, say=lambda _: None)
 
 
 TORCHRUN = {
@@ -412,8 +415,8 @@ def test_how_a_launch_ended(ended: list[tuple[int, int]], interrupted: bool, ver
 
 
 def test_nobody_is_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "GRACE", 0.0)
-    monkeypatch.setattr(launch, "SETTLE", 0.0)
+    monkeypatch.setattr(launcher, "GRACE", 0.0)
+    monkeypatch.setattr(launcher, "SETTLE", 0.0)
     expected = {0: Verdict(0), 3: Verdict(3), 1: Verdict(1, "rank 0 was lost: it ended with code 1")}
     for code, verdict in expected.items():
         codes = Codes(2)

@@ -12,9 +12,9 @@ from scipy.stats import beta as beta_of
 from scipy.stats import binom, chisquare, kstest
 from torch import Tensor
 
-from dermkit.data.draws import image_key
-from dermkit.data.mixing import ALONE, CUTMIX, MIXUP, Mixing, mix_batch, mix_labels, mixing
 from dermkit.recipes.schema import MixSpec
+from dermkit.training.augment.mixup import ALONE, CUTMIX, MIXUP, Mixing, mix_batch, mix_labels, mixing
+from dermkit.training.augment.random_numbers import image_key
 
 N = 4000
 KEYS = np.array([image_key(f"lesion/{number}") for number in range(N)], dtype=np.uint64)

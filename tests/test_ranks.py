@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dermkit import ranks as ranks_module
 from dermkit.errors import UsageError
-from dermkit.launch import _free_port
-from dermkit.places import Place
-from dermkit.ranks import ALONE, Ranks, ranks_of, start
+from dermkit.training.distributed import process_group as ranks_module
+from dermkit.training.distributed.environment import Place
+from dermkit.training.distributed.launcher import _free_port
+from dermkit.training.distributed.process_group import ALONE, Ranks, ranks_of, start
 
 WORKER = """
 import signal, sys

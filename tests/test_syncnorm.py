@@ -14,7 +14,7 @@ from torch import nn
 
 from dermkit.errors import UsageError
 from dermkit.models.net import import_timm
-from dermkit.syncnorm import synchronise
+from dermkit.training.distributed.sync_batchnorm import synchronise
 
 # Each rank takes its cut of one batch and compares everything with torch's own layers on the whole batch, for each
 # case of (cuts, net, planted fault); rank 0 says the largest relative difference of each case.
@@ -163,7 +163,9 @@ def test_a_synchronised_net_is_the_same_net_where_a_process_is_alone() -> None:
         assert [id(tensor) for tensor in (*net.parameters(), *net.buffers())] == owned
         assert [type(item).__name__ for item in net.modules()] == [type(item).__name__ for item in twin.modules()]
         layers = [item for item in net.modules() if isinstance(item, nn.BatchNorm2d)]
-        assert layers and all(type(item).__module__ == "dermkit.syncnorm" for item in layers)
+        assert layers and all(
+            type(item).__module__ == "dermkit.training.distributed.sync_batchnorm" for item in layers
+        )
         x = torch.randn(3, 3, 64, 64)
         for mode in (True, False):
             torch.manual_seed(1)

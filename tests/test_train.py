@@ -10,17 +10,17 @@ import pandas as pd
 import pytest
 import torch
 
-from dermkit import ranks
-from dermkit.checkpoint import BEST, LAST, Progress, load_checkpoint, save_checkpoint
 from dermkit.errors import Diverged, Interrupted, UntrustedError
-from dermkit.features import FeatureSource, Making, feature_source
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models.net import Net, build_net, resolve_weights
 from dermkit.recipes.experiments import DEMO, NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole
 from dermkit.recipes.schema import ComputeSpec, GrowSpec, MixSpec, ModelSpec, Phase, Recipe
-from dermkit.run import Hooks, Job
-from dermkit.samples import PixelSource, Samples
-from dermkit.train import train
+from dermkit.training.checkpoint import BEST, LAST, Progress, load_checkpoint, save_checkpoint
+from dermkit.training.distributed import process_group
+from dermkit.training.features import FeatureSource, Making, feature_source
+from dermkit.training.loop import train
+from dermkit.training.samples import PixelSource, Samples
+from dermkit.training.state import Hooks, Job
 
 SIZE = 32
 N = 60
@@ -73,7 +73,11 @@ def run(recipe: Recipe, folder: Path, *, hooks: Hooks | None = None, seed: int =
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     progress = train(
-        make_job(recipe, folder / "cache", seed=seed), net, checkpoints, fabric=ranks.start("cpu"), hooks=hooks
+        make_job(recipe, folder / "cache", seed=seed),
+        net,
+        checkpoints,
+        fabric=process_group.start("cpu"),
+        hooks=hooks,
     )
     return net, progress
 
@@ -197,7 +201,7 @@ def making_of(recipe: Recipe, job: Job, folder: Path, counted: list[int] | None 
     counted = counted if counted is not None else [0]
     return Making(
         net=make_net(recipe), model=recipe.model, compute=recipe.compute, row_keys=job.row_keys,
-        device=torch.device("cpu"), cache=folder, ranks=ranks.ALONE,
+        device=torch.device("cpu"), cache=folder, ranks=process_group.ALONE,
         on_step=lambda *_: counted.__setitem__(0, counted[0] + 1), stop=lambda: False,
     )  # fmt: skip
 
@@ -344,7 +348,7 @@ def test_killed_at_any_save_of_a_phase_border_it_ends_with_the_same_bits(
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("dermkit.run.save_checkpoint", dying)
+            patch.setattr("dermkit.training.state.save_checkpoint", dying)
             with pytest.raises(KeyboardInterrupt):
                 run(recipe, tmp_path / f"killed-{number}")
         resumed, progress = run(recipe, tmp_path / f"killed-{number}")

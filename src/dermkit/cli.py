@@ -17,8 +17,8 @@ from dermkit.ahead import cores
 from dermkit.cli_data import audit, import_, split
 from dermkit.cli_results import compare, evaluate, report
 from dermkit.errors import DermkitError, OutputError, UsageError
-from dermkit.places import find_place, follow_supervisor, started_as_rank
 from dermkit.terminal import Out, end_refused, watching
+from dermkit.training.distributed.environment import find_place, follow_supervisor, started_as_rank
 
 if TYPE_CHECKING:
     from dermkit.predict import PredictOutcome
@@ -128,7 +128,7 @@ def _start_ranks(devices: int, nodes: int, restarts: int) -> None:
             f"--devices {devices}: this machine has {most} cores, and every device needs one",
             remedy=f"--devices {most} or less; several machines with --nodes (docs/machines.md)",
         )
-    from dermkit.launch import supervise
+    from dermkit.training.distributed.launcher import supervise
 
     if not started_as_rank():
 

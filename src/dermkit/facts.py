@@ -19,10 +19,10 @@ from dermkit.plan import Plan, Where
 from dermkit.recipes.schema import Recipe, as_dict, load
 
 if TYPE_CHECKING:
-    from dermkit.checkpoint import Progress
     from dermkit.images.preprocess import Preprocessing
     from dermkit.models.net import Net, Weights
     from dermkit.predictor import ModelFacts
+    from dermkit.training.checkpoint import Progress
 
 
 def training_facts(plan: Plan, progress: "Progress") -> dict[str, Any]:

@@ -51,11 +51,11 @@ from dermkit.watch import Watch
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from dermkit.checkpoint import Progress
     from dermkit.data.cache.pixels import PixelCache
     from dermkit.models.net import Net
     from dermkit.predictor import Predictor
-    from dermkit.run import Job
+    from dermkit.training.checkpoint import Progress
+    from dermkit.training.state import Job
 
 RUN_FORMAT = 1
 _TRAINS = "trains"
@@ -68,7 +68,7 @@ def run(plan: Plan, where: Where, watch: Watch, fabric: "Fabric") -> Path:
 
     Where several processes train together, all of them call this: rank 0 does everything, the others train along.
     """
-    from dermkit.ranks import ranks_of
+    from dermkit.training.distributed.process_group import ranks_of
 
     ranks = ranks_of(fabric)
     if ranks.first:
@@ -80,7 +80,7 @@ def run(plan: Plan, where: Where, watch: Watch, fabric: "Fabric") -> Path:
 
 
 def _lead(plan: Plan, where: Where, watch: Watch, fabric: "Fabric") -> None:
-    from dermkit.ranks import ranks_of
+    from dermkit.training.distributed.process_group import ranks_of
 
     folder, ranks = plan.folder, ranks_of(fabric)
     if (folder / ("metrics.json" if plan.trial else "report.html")).exists():
@@ -117,7 +117,7 @@ class _Prepared:
 def _job(plan: Plan, where: Where, watch: Watch) -> _Prepared:
     from dermkit.data.cache.pixels import pixel_cache, row_keys
     from dermkit.models.net import build_net, with_normalisation
-    from dermkit.run import Job
+    from dermkit.training.state import Job
 
     recipe, sides = plan.recipe, plan.sides
     net = build_net(recipe.model, len(plan.dataset.classes), weights=plan.weights, seed=plan.seed)
@@ -194,8 +194,8 @@ def finish(folder: Path, images: Path | None, *, asked: Asked = NOTHING) -> Path
 
 
 def _train(plan: Plan, prepared: _Prepared, watch: Watch, fabric: "Fabric") -> "Progress":
-    from dermkit.run import Hooks
-    from dermkit.train import train
+    from dermkit.training.loop import train
+    from dermkit.training.state import Hooks
 
     job, drawn = prepared.job, [time.monotonic()]
 

@@ -180,9 +180,9 @@ def settled_recipe(recipe: Recipe, fabric: "Fabric") -> Recipe:
 
 def start(where: Where) -> "Fabric":
     """Return this process's device, and where it is one of several, join the others."""
-    from dermkit import ranks
+    from dermkit.training.distributed import process_group
 
-    return ranks.start(where.device, where.devices, where.nodes)
+    return process_group.start(where.device, where.devices, where.nodes)
 
 
 def check_device(device: str) -> None:

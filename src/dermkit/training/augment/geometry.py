@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dermkit.data.draws import Column, Draws
 from dermkit.recipes.augmentation import AugmentSpec, DistortSpec
+from dermkit.training.augment.random_numbers import Column, Draws
 
 
 def onto(values: NDArray[np.generic], batch: Tensor) -> Tensor:

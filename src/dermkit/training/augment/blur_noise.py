@@ -12,9 +12,9 @@ from scipy.special import ndtri
 from torch import Tensor
 from torch.nn import functional as F
 
-from dermkit.data.draws import FIRST, GOLDEN, SECOND, Column, Draws
 from dermkit.recipes.augmentation import BlurNoiseSpec, CutoutSpec
 from dermkit.training.augment.geometry import onto
+from dermkit.training.augment.random_numbers import FIRST, GOLDEN, SECOND, Column, Draws
 
 SIGMA = {3: 0.8, 5: 1.1, 7: 1.4}
 """Gaussian blur's sigma for a kernel side, as OpenCV derives it: 0.3 ((side - 1) / 2 - 1) + 0.8."""

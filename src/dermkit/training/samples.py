@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dermkit.data.augment import augment_batch, balanced_order, batch_from_pixels, epoch_order, image_key
-from dermkit.data.mixing import Mixing, mix_batch, mix_labels, mixing
 from dermkit.images.preprocess import ImageRows, Preprocessing
 from dermkit.recipes.schema import AugmentSpec, GrowSpec, MixSpec
+from dermkit.training.augment.batch import augment_batch, balanced_order, batch_from_pixels, epoch_order, image_key
+from dermkit.training.augment.mixup import Mixing, mix_batch, mix_labels, mixing
 
 if TYPE_CHECKING:
     from dermkit.models.net import Net

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dermkit.data.augment import AUGMENTATION
 from dermkit.data.cache.store import Store, hashed
 from dermkit.errors import DataError, Interrupted
 from dermkit.files import canonical_json, fingerprint
 from dermkit.models.inference import PASS, fast_backbone, passes, plain_float32, side_by_side, streams
 from dermkit.models.net import Net, backbone_fingerprint
 from dermkit.models.precision import autocast
-from dermkit.ranks import Ranks
 from dermkit.recipes.schema import ComputeSpec, ModelSpec
-from dermkit.samples import PixelSource, Samples
+from dermkit.training.augment.batch import AUGMENTATION
+from dermkit.training.distributed.process_group import Ranks
+from dermkit.training.samples import PixelSource, Samples
 
 _KEPT = 1024
 """Images whose features are written at once: what an interruption loses at most."""

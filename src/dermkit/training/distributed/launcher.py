@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from dermkit.ahead import cores
 from dermkit.errors import DermkitError, UsageError
-from dermkit.machines import LOST, Link, Team
-from dermkit.places import SUPERVISOR, Place, missing, number
+from dermkit.training.distributed.environment import SUPERVISOR, Place, missing, number
+from dermkit.training.distributed.rendezvous import LOST, Link, Team
 
 COMMAND = (sys.executable, "-m", "dermkit.cli")
 OWN_CODES = {*range(2, 8), 130}

@@ -14,9 +14,9 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from dermkit.models.precision import autocast
-from dermkit.ranks import Ranks
 from dermkit.recipes.schema import ComputeSpec
-from dermkit.samples import Source
+from dermkit.training.distributed.process_group import Ranks
+from dermkit.training.samples import Source
 
 Rows = NDArray[np.int64]
 Inputs = tuple[torch.Tensor, torch.Tensor]

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 
-from dermkit.data.draws import Column, Draws, Keys
 from dermkit.recipes.schema import MixSpec
 from dermkit.training.augment.geometry import column
+from dermkit.training.augment.random_numbers import Column, Draws, Keys
 
 ALONE, MIXUP, CUTMIX = range(3)
 """What is done to a sample: nothing, blending, or a rectangle pasted into it."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dermkit.errors import UsageError
-from dermkit.places import Place, find_place
+from dermkit.training.distributed.environment import Place, find_place
 
 PATIENCE = timedelta(days=1)
 """A rank waits this long for the others: rank 0 may score for hours, and lost ranks are the supervisor's to find."""

@@ -17,29 +17,22 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dermkit.ahead import ahead
-from dermkit.checkpoint import (
-    BEST,
-    INSIDE,
-    Progress,
-    checkpoint_bytes,
-    goes_on,
-    load_checkpoint,
-)
-from dermkit.data.augment import epoch_order
 from dermkit.errors import DermkitError, Diverged, Interrupted, UsageError
-from dermkit.features import Making, feature_source
 from dermkit.files import check_writable, write_json
-from dermkit.guides import validation_guides
 from dermkit.models.inference import passes, plain_float32, side_by_side, streams
 from dermkit.models.net import Net, freeze, set_train_mode
 from dermkit.models.precision import is_out_of_memory, settled
-from dermkit.optim import class_weights, make_optimizer, set_rates
-from dermkit.ranks import ranks_of
 from dermkit.recipes.schema import Phase
-from dermkit.run import LOG_COLUMNS, PASSES, Hooks, Job, Run, load_best, load_last, write_log
-from dermkit.samples import PixelSource, Samples, Source, resident
-from dermkit.step import NotFinite, Stepper, batches
-from dermkit.syncnorm import synchronise
+from dermkit.training.augment.batch import epoch_order
+from dermkit.training.checkpoint import BEST, INSIDE, Progress, checkpoint_bytes, goes_on, load_checkpoint
+from dermkit.training.distributed.process_group import ranks_of
+from dermkit.training.distributed.sync_batchnorm import synchronise
+from dermkit.training.features import Making, feature_source
+from dermkit.training.optimizer import class_weights, make_optimizer, set_rates
+from dermkit.training.samples import PixelSource, Samples, Source, resident
+from dermkit.training.state import LOG_COLUMNS, PASSES, Hooks, Job, Run, load_best, load_last, write_log
+from dermkit.training.step import NotFinite, Stepper, batches
+from dermkit.training.validation import validation_guides
 
 SETBACKS = 3
 """Times that a run steps back from a loss that is no number, each time at half the learning rates, before it stops."""

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dermkit.data.draws import Column, Draws
 from dermkit.recipes.augmentation import AugmentSpec, ClaheSpec, HsvSpec
 from dermkit.training.augment.geometry import column, onto
+from dermkit.training.augment.random_numbers import Column, Draws
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601), as torchvision's colour changes use."""

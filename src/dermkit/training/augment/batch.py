@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dermkit.data.draws import Column, Draws, Keys, balanced_order, epoch_order, image_key
-from dermkit.data.texture import blur_or_noise, cutout
-from dermkit.data.tone import clahe, shift_hsv, tone
 from dermkit.recipes.augmentation import AugmentSpec
+from dermkit.training.augment.blur_noise import blur_or_noise, cutout
+from dermkit.training.augment.colour import clahe, shift_hsv, tone
 from dermkit.training.augment.geometry import move
+from dermkit.training.augment.random_numbers import Column, Draws, Keys, balanced_order, epoch_order, image_key
 
 __all__ = ["Keys", "augment_batch", "balanced_order", "batch_from_pixels", "epoch_order", "image_key"]
 

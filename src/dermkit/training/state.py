@@ -11,13 +11,13 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from dermkit.checkpoint import BEST, INSIDE, LAST, Progress, load_checkpoint, save_checkpoint
 from dermkit.errors import UntrustedError
 from dermkit.files import read_json, write_rows
 from dermkit.images.preprocess import ImageRows, Preprocessing
 from dermkit.models.net import Net
-from dermkit.ranks import Ranks
 from dermkit.recipes.schema import Recipe
+from dermkit.training.checkpoint import BEST, INSIDE, LAST, Progress, load_checkpoint, save_checkpoint
+from dermkit.training.distributed.process_group import Ranks
 
 LOG_COLUMNS = (
     "epoch", "phase", "lr", "seconds", "train_seconds", "images_per_second", "train_loss", "train_accuracy",
