@@ -23,7 +23,7 @@ from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.decisions.policy import from_dict
 from dermkit.metrics.tables import NET_BENEFIT_HEADER, net_benefit_rows
 from dermkit.models import card as models_card
-from dermkit.predictor import load_model
+from dermkit.prediction.predictor import load_model
 
 TWO = (LesionClass("benign", "", "benign"), LesionClass("malignant", "", "malignant"))
 ALL = Asked(official=True, wishes=(("sensitivity", 0.97), ("specificity", 0.8)), prevalences=(0.03, 0.2))

@@ -12,9 +12,8 @@ import pandas as pd
 import pytest
 
 from conftest import Cli
-from dermkit import parts, workflow
+from dermkit import workflow
 from dermkit.data.manifest import LesionClass, Malignancy
-from dermkit.decided import caption, choose_for, columns, legend, write_decided
 from dermkit.errors import Interrupted, UntrustedError, UsageError
 from dermkit.external import SPLIT
 from dermkit.metrics.classification.scored_set import Scored
@@ -22,8 +21,10 @@ from dermkit.metrics.decisions.apply import Chosen
 from dermkit.metrics.decisions.policy import Decision, calibrated, decide, from_dict
 from dermkit.models.card import settle
 from dermkit.models.checksums import write_sums
-from dermkit.predict import PredictOutcome, predict
-from dermkit.predictor import load_model
+from dermkit.prediction import resume
+from dermkit.prediction.decisions import caption, choose_for, columns, legend, write_decided
+from dermkit.prediction.predictor import load_model
+from dermkit.prediction.run import PredictOutcome, predict
 from dermkit.runs.predictions import groups_of, read_predictions, scored_of
 from dermkit.watch import Watch
 from test_applied import settled
@@ -159,7 +160,7 @@ def test_predictions_stay_as_they_were_and_predict_json_says_what_was_applied(
 def test_a_stopped_prediction_goes_on_and_decides_the_same(
     model: Path, images: list[str], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "PART_IMAGES", 8)
+    monkeypatch.setattr(resume, "PART_IMAGES", 8)
 
     def pressed(_what: str, done: int, _total: int) -> None:
         if done > 20:

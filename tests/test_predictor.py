@@ -18,11 +18,11 @@ from dermkit.errors import DataError, Refusal, UntrustedError, UsageError
 from dermkit.files import sha256_bytes, sha256_file
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import resize_pixels
-from dermkit.listing import check_arguments, read_list, write_list
 from dermkit.models import card as models_card
 from dermkit.models.checksums import SUMS, write_sums
-from dermkit.predict import predict
-from dermkit.predictor import load_model, read_seen
+from dermkit.prediction.inputs import check_arguments, read_list, write_list
+from dermkit.prediction.predictor import load_model, read_seen
+from dermkit.prediction.run import predict
 from dermkit.recipes.schema import FORMAT as RECIPE_FORMAT
 from made_images import encoded, frames, png, speckled
 

@@ -12,7 +12,7 @@ import pytest
 from dermkit import workflow
 from dermkit.errors import DataError
 from dermkit.files import write_json
-from dermkit.predictor import load_model
+from dermkit.prediction.predictor import load_model
 from dermkit.recipes.schema import Recipe, SplitSpec, load
 from dermkit.repeats import chosen, metrics_of, validation_value
 

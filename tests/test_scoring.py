@@ -23,13 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conftest import Invoke
-from dermkit import parts, scoring
 from dermkit.data.cache.store import Rows
 from dermkit.errors import DataError, Interrupted, OutputError, UsageError
 from dermkit.files import lock, output_errors, write_rows
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing, normalise
-from dermkit.listing import read_list, write_list
 from dermkit.models.checksums import write_sums
 from dermkit.models.cnn import cnn_s1, cnn_s4
 from dermkit.models.inference import (
@@ -43,9 +41,12 @@ from dermkit.models.inference import (
     side_by_side,
 )
 from dermkit.models.net import import_timm
-from dermkit.predict import PredictOutcome, predict
-from dermkit.predictor import load_model
-from dermkit.scoring import KeptPixels, look_at
+from dermkit.prediction import pixels as prediction_pixels
+from dermkit.prediction import resume
+from dermkit.prediction.inputs import read_list, write_list
+from dermkit.prediction.pixels import KeptPixels, look_at
+from dermkit.prediction.predictor import load_model
+from dermkit.prediction.run import PredictOutcome, predict
 from dermkit.watch import Watch
 from made_images import speckled
 
@@ -73,7 +74,7 @@ def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PART_IMAGES", 8)
+    monkeypatch.setattr(resume, "PART_IMAGES", 8)
 
 
 def content(out: Path) -> dict[str, bytes]:
@@ -330,10 +331,12 @@ def test_rows_of_a_store_and_an_array_are_scored_alike(trained: Path, forty: Pat
     kept = KeptPixels(tmp_path, model.preprocessing)
     paths = sorted(forty.glob("000[1-9].png"))
     looks = [look_at(p, "", model.preprocessing, with_thumbnail=False, geometry=kept.geometry) for p in paths]
-    kept.add([look for look in looks if isinstance(look, scoring.Look)])
+    kept.add([look for look in looks if isinstance(look, prediction_pixels.Look)])
     kept.flush()
-    array = np.stack([look.resized for look in looks if isinstance(look, scoring.Look)])
-    keys = np.frombuffer(b"".join(look.key for look in looks if isinstance(look, scoring.Look)), np.uint8)
+    array = np.stack([look.resized for look in looks if isinstance(look, prediction_pixels.Look)])
+    keys = np.frombuffer(
+        b"".join(look.key for look in looks if isinstance(look, prediction_pixels.Look)), np.uint8
+    )
     rows = Rows(kept._store, kept._store.find(keys.reshape(-1, 32)))
     order = [8, 0, 3, 3, 5]
     steps: list[tuple[int, int]] = []
@@ -368,7 +371,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         opened.append(Path(str(source)).name)
         return open_image(source, name=name)
 
-    monkeypatch.setattr(scoring, "open_image", counting)
+    monkeypatch.setattr(prediction_pixels, "open_image", counting)
     return opened
 
 
@@ -470,13 +473,13 @@ def test_what_is_finished_is_not_scored_again(
     finished = sum(len(pd.read_csv(path)) for path in (tmp_path / "parts").glob("part-*.csv"))
     assert finished >= 20
     looked: list[str] = []
-    real = scoring.look_at
+    real = prediction_pixels.look_at
 
     def counting(path: Path, name: str, *args: object, **kwargs: object) -> object:
         looked.append(name)
         return real(path, name, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("dermkit.predictor.look_at", counting)
+    monkeypatch.setattr("dermkit.prediction.predictor.look_at", counting)
     predict(trained, [str(forty)], out=tmp_path, batch_size=4)
     assert len(looked) == 40 - finished
 
@@ -590,7 +593,7 @@ def test_a_full_device_names_what_is_scored_and_the_same_command_goes_on(
         write_rows(path, *table)
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "write_rows", filling)
+        patch.setattr(resume, "write_rows", filling)
         with pytest.raises(OutputError, match="No space left") as caught:
             predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4)
     assert caught.value.exit_code == 5
@@ -604,15 +607,15 @@ def test_a_full_device_names_what_is_scored_and_the_same_command_goes_on(
 @pytest.mark.parametrize(
     ("where", "kept"),
     [
-        ("dermkit.predict.open_job", "what was whole"),
-        ("dermkit.predict.Job.drop_stale", "0 of 40"),
-        ("dermkit.predict._tiles", "40 of 40"),
-        ("dermkit.predict.pictures.save_png", "40 of 40"),
-        ("dermkit.predict.write_predictions", "40 of 40"),
-        ("dermkit.predict.write_rows", "40 of 40"),
-        ("dermkit.decided.write_decided", "40 of 40"),
-        ("dermkit.predict._write_facts", "40 of 40"),
-        ("dermkit.predict.Job.remove", "40 of 40"),
+        ("dermkit.prediction.run.open_job", "what was whole"),
+        ("dermkit.prediction.run.Job.drop_stale", "0 of 40"),
+        ("dermkit.prediction.run._tiles", "40 of 40"),
+        ("dermkit.prediction.run.pictures.save_png", "40 of 40"),
+        ("dermkit.prediction.run.write_predictions", "40 of 40"),
+        ("dermkit.prediction.run.write_rows", "40 of 40"),
+        ("dermkit.prediction.decisions.write_decided", "40 of 40"),
+        ("dermkit.prediction.run._write_facts", "40 of 40"),
+        ("dermkit.prediction.run.Job.remove", "40 of 40"),
     ],
 )
 def test_an_interrupt_anywhere_is_told_and_the_same_command_completes_it(
@@ -673,9 +676,9 @@ def test_parts_that_lack_an_image_are_counted_in_images(
         image = speckled(30, 24, seed=number).convert("RGBA")
         image.putalpha(100)
         image.save(images / f"{number}.png")
-    real = parts.Job.rows
-    monkeypatch.setattr("dermkit.predict._tiles", lambda *_: [])
-    monkeypatch.setattr(parts.Job, "rows", lambda job: list(real(job))[:-1])
+    real = resume.Job.rows
+    monkeypatch.setattr("dermkit.prediction.run._tiles", lambda *_: [])
+    monkeypatch.setattr(resume.Job, "rows", lambda job: list(real(job))[:-1])
     with pytest.raises(DataError, match=r"parts: 3 of 4 images"):
         predict(trained, [str(images)], out=tmp_path / "out")
 

@@ -21,7 +21,7 @@ from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
 from dermkit.models.checksums import write_sums
 from dermkit.models.net import Net, build_net, freeze, resolve_weights, with_normalisation
-from dermkit.predictor import load_model
+from dermkit.prediction.predictor import load_model
 from dermkit.recipes.experiments import (
     AS_PUBLISHED,
     GIVEN,

@@ -21,7 +21,7 @@ from dermkit.terminal import Out, end_refused, watching
 from dermkit.training.distributed.environment import find_place, follow_supervisor, started_as_rank
 
 if TYPE_CHECKING:
-    from dermkit.predict import PredictOutcome
+    from dermkit.prediction.run import PredictOutcome
     from dermkit.recipes.schema import Recipe
 
 app = typer.Typer(
@@ -242,7 +242,7 @@ def predict(
 
     The same command goes on where it was stopped.
     """
-    from dermkit.predict import predict as run_predict
+    from dermkit.prediction.run import predict as run_predict
 
     with watching() as watch:
         outcome = run_predict(

@@ -34,7 +34,7 @@ from dermkit.settled import SETTLES, Settled, check_asked, with_wishes
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
-    from dermkit.predictor import Predictor
+    from dermkit.prediction.predictor import Predictor
 
 SPLIT = "test"
 """All images of the other data set are test images."""
@@ -55,7 +55,7 @@ def evaluate_on(
     Writes a folder like a run's: predictions.csv (in the target classes), unmapped.csv, metrics.json (no report).
     open_test: sealed test images of the data set may be scored; that is logged in their seal.
     """
-    from dermkit.predictor import load_model
+    from dermkit.prediction.predictor import load_model
 
     predictor = load_model(target)
     classes = (

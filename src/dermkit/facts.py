@@ -21,7 +21,7 @@ from dermkit.recipes.schema import Recipe, as_dict, load
 if TYPE_CHECKING:
     from dermkit.images.preprocess import Preprocessing
     from dermkit.models.net import Net, Weights
-    from dermkit.predictor import ModelFacts
+    from dermkit.prediction.predictor import ModelFacts
     from dermkit.training.checkpoint import Progress
 
 
@@ -64,7 +64,7 @@ def training_warnings(plan: Plan, progress: "Progress") -> list[str]:
 
 
 def model_facts(plan: Plan, training: Mapping[str, Any]) -> "ModelFacts":
-    from dermkit.predictor import ModelFacts
+    from dermkit.prediction.predictor import ModelFacts
 
     used = plan.sides[plan.sides["split"].isin(["train", "validation"])]
     rows = plan.dataset.manifest.set_index("image_id").loc[used["image_id"]]
@@ -178,7 +178,7 @@ def environment(where: Where) -> dict[str, Any]:
     """Return what can change the last bits of a result: versions, processor, threads."""
     import torch
 
-    from dermkit.predictor import versions
+    from dermkit.prediction.predictor import versions
 
     return {
         "versions": versions(),

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from dermkit.data.cache.pixels import PixelCache
     from dermkit.models.net import Net
-    from dermkit.predictor import Predictor
+    from dermkit.prediction.predictor import Predictor
     from dermkit.training.checkpoint import Progress
     from dermkit.training.state import Job
 
@@ -153,7 +153,7 @@ def _job(plan: Plan, where: Where, watch: Watch) -> _Prepared:
 
 def _fill_run(plan: Plan, prepared: _Prepared, where: Where, watch: Watch, fabric: "Fabric", began: float) -> None:
     from dermkit.data.cache.pixels import keep_within
-    from dermkit.predictor import load_model
+    from dermkit.prediction.predictor import load_model
 
     progress = _train(plan, prepared, watch, fabric)
     _save(plan, prepared, progress, began)
@@ -222,7 +222,7 @@ def _train(plan: Plan, prepared: _Prepared, watch: Watch, fabric: "Fabric") -> "
 
 def _save(plan: Plan, prepared: _Prepared, progress: "Progress", began: float) -> None:
     """Write what training came to: its last chart, run.json, the model folder."""
-    from dermkit.predictor import save_model
+    from dermkit.prediction.predictor import save_model
 
     _draw_progress(plan.folder)
     training = training_facts(plan, progress)

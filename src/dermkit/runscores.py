@@ -16,7 +16,7 @@ from dermkit.watch import Watch
 
 if TYPE_CHECKING:
     from dermkit.data.cache.pixels import PixelCache
-    from dermkit.predictor import Predictor
+    from dermkit.prediction.predictor import Predictor
 
 Cells = tuple[object, ...]
 

@@ -39,7 +39,7 @@ def open_test(run: Path, dataset: Dataset, *, watch: Watch) -> None:
     `UntrustedError` for a model that is not as it was saved.
     """
     from dermkit.data.cache.pixels import pixel_cache
-    from dermkit.predictor import load_model
+    from dermkit.prediction.predictor import load_model
 
     _check_run(run)
     with lock(run):

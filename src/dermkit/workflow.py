@@ -27,7 +27,7 @@ from dermkit.files import (
 )
 from dermkit.judging import compare, evaluate, report
 from dermkit.plan import Plan, Where
-from dermkit.predict import PredictOutcome, predict
+from dermkit.prediction.run import PredictOutcome, predict
 from dermkit.recipes.schema import Recipe, SplitSpec, recipe_fingerprint
 from dermkit.repeats import chosen, summarise, validation_value
 from dermkit.runner import run

@@ -17,24 +17,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit import decided
 from dermkit.ahead import ahead, cores
 from dermkit.data.manifest import LesionClass
-from dermkit.decided import Decided
 from dermkit.errors import DataError, Interrupted, OutputError, Refusal
 from dermkit.files import check_output, check_writable, lock, sha256_file, sweep_temp, write_parts, write_rows
-from dermkit.listing import Found, check_arguments
 from dermkit.models.checksums import SUMS
 from dermkit.models.locate import check_model_folder
-from dermkit.parts import FOLDER, Job, Row, is_unfinished, open_job, progress
+from dermkit.prediction import decisions
+from dermkit.prediction.decisions import Decided
+from dermkit.prediction.inputs import Found, check_arguments
+from dermkit.prediction.resume import FOLDER, Job, Row, is_unfinished, open_job, progress
 from dermkit.render import sheets as render_sheets
 from dermkit.runs.predictions import write_predictions
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:
     from dermkit.metrics.decisions.apply import Chosen
-    from dermkit.predictor import Predictor
-    from dermkit.scoring import KeptPixels, Scored
+    from dermkit.prediction.pixels import KeptPixels, Scored
+    from dermkit.prediction.predictor import Predictor
 
 FORMAT = 2
 _PER_SHEET = 48
@@ -155,8 +155,8 @@ def _predict(
     asked: Asked,
     watch: Watch,
 ) -> PredictOutcome:
-    from dermkit.predictor import load_model
-    from dermkit.scoring import KeptPixels
+    from dermkit.prediction.pixels import KeptPixels
+    from dermkit.prediction.predictor import load_model
 
     check_model_folder(model)
     workers = workers or cores()
@@ -184,7 +184,7 @@ def _predict(
 
 def _identity(predictor: "Predictor") -> dict[str, Any]:
     """Return what decides the figures beside the images; a stopped prediction goes on only with the same."""
-    from dermkit.predictor import versions
+    from dermkit.prediction.predictor import versions
 
     return {
         "model": sha256_file(predictor.folder / SUMS),
@@ -199,7 +199,7 @@ def _score(
     job: Job, predictor: "Predictor", workers: int, kept: "KeptPixels | None", watch: Watch
 ) -> dict[str, NDArray[np.uint8]]:
     """Score what has no part yet; returns name -> thumbnail of the first images, as far as they were decoded here."""
-    from dermkit.predictor import read_seen
+    from dermkit.prediction.predictor import read_seen
 
     gaps = _todo(job, watch)
     seen = read_seen(predictor.folder)
@@ -271,7 +271,7 @@ def _finish(
     While the parts are there, whatever of this was written is written again by the next start.
     """
     tiles = _tiles(job, predictor, chosen, thumbnails, workers)
-    sheets = _write_sheets(out, tiles, decided.legend(chosen), workers)
+    sheets = _write_sheets(out, tiles, decisions.legend(chosen), workers)
     counts = {"scored": 0, "refused": 0, "notes": 0, "seen": 0}
 
     def counted() -> Iterator[tuple[object, ...]]:
@@ -297,10 +297,10 @@ def _finish(
 def _decide(job: Job, chosen: "Chosen | None", classes: Sequence[LesionClass], out: Path) -> Decided | None:
     """Write decided.csv, or remove that of an earlier prediction where the model settled nothing."""
     if chosen is None:
-        (out / decided.FILE).unlink(missing_ok=True)
+        (out / decisions.FILE).unlink(missing_ok=True)
         return None
     rows = ((row.image_id, row.path, row.probabilities) for row in job.rows() if row.predicted)
-    return decided.write_decided(out / decided.FILE, chosen, classes, rows)
+    return decisions.write_decided(out / decisions.FILE, chosen, classes, rows)
 
 
 def _refuse_all(n: int, out: Path) -> None:
@@ -320,7 +320,7 @@ def _tiles(
     workers: int,
 ) -> list[render_sheets.Tile]:
     """Return the tiles of the first images that were scored; what has no thumbnail here is opened for it."""
-    from dermkit.scoring import picture_of
+    from dermkit.prediction.pixels import picture_of
 
     pairs = (pair for pair in zip(job.rows(), job.images(), strict=True) if pair[0].predicted)
 
@@ -335,7 +335,7 @@ def _tiles(
 def _tile(
     row: Row, classes: Sequence[LesionClass], chosen: "Chosen | None", small: NDArray[np.uint8] | None
 ) -> render_sheets.Tile:
-    lines, colour = decided.caption(chosen, classes, row.probabilities)
+    lines, colour = decisions.caption(chosen, classes, row.probabilities)
     pixels = small if small is not None else np.zeros((8, 8, 3), np.uint8)
     return render_sheets.Tile(pixels, "\n".join([PurePosixPath(row.name).name, *lines]), colour)
 
@@ -371,7 +371,7 @@ def _write_facts(
         "device": predictor.forward.device.type,
         "batch_size": min(job.batch_size, predictor.forward.at_most),
         "net": predictor.forward.way,
-        "decision": decided.facts(chosen, predictor.classes, outcome.decided),
+        "decision": decisions.facts(chosen, predictor.classes, outcome.decided),
     }
     notes = ({"image": row.name, "note": note} for row in job.rows() for note in row.notes)
     seen = ({"image": row.name, "split": row.seen} for row in job.rows() if row.seen)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from dermkit.errors import DermkitError, UsageError
 from dermkit.files import make_folder, output_errors, read_json, sha256_file, sync_folder, write_json, write_rows
-from dermkit.listing import Found, file_stat, read_list, shown, write_list
+from dermkit.prediction.inputs import Found, file_stat, read_list, shown, write_list
 
 if TYPE_CHECKING:
-    from dermkit.scoring import Scored
+    from dermkit.prediction.pixels import Scored
 
 FORMAT = 1
 FOLDER = "parts"

@@ -27,7 +27,6 @@ from safetensors.torch import save as save_safetensors
 from dermkit import __version__
 from dermkit.ahead import cores
 from dermkit.data.manifest import LesionClass
-from dermkit.decided import choose_for
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import (
     make_folder,
@@ -38,15 +37,16 @@ from dermkit.files import (
     write_text,
 )
 from dermkit.images.preprocess import Preprocessing
-from dermkit.listing import file_stat
 from dermkit.metrics.decisions.apply import Chosen
 from dermkit.metrics.decisions.policy import Decision, from_dict
 from dermkit.models.card import RESEARCH_ONLY, UNSETTLED, card_files, read_card, settled
 from dermkit.models.checksums import SUMS, verified, write_sums
 from dermkit.models.inference import Forward, default_batch, pick_device, side_by_side
 from dermkit.models.net import Net, build_net, resolve_weights
+from dermkit.prediction.decisions import choose_for
+from dermkit.prediction.inputs import file_stat
+from dermkit.prediction.pixels import KeptPixels, Look, Scored, look_at
 from dermkit.recipes.schema import ModelSpec
-from dermkit.scoring import KeptPixels, Look, Scored, look_at
 
 if TYPE_CHECKING:
     from dermkit.data.cache.store import Rows

@@ -20,7 +20,7 @@ from dermkit.errors import ImageRefused
 from dermkit.files import canonical_json
 from dermkit.images.decode import MAX_FILE_BYTES, open_image
 from dermkit.images.preprocess import Preprocessing, resize_pixels
-from dermkit.listing import shown
+from dermkit.prediction.inputs import shown
 from dermkit.render.sheets import thumbnail
 
 THUMBNAIL = 160
