@@ -210,10 +210,10 @@ def colour(datasets: Path) -> str:
     """Return what the rule that sees mean colour alone reaches on the published test folders."""
     import numpy as np
 
-    from dermkit.colour import colour_rule
     from dermkit.data.cache.pixels import pixel_cache
     from dermkit.data.manifest import load_dataset
     from dermkit.data.split import make_split
+    from dermkit.evaluation.colour_baseline import colour_rule
     from dermkit.images.preprocess import Preprocessing
     from dermkit.metrics.classification.roc import auroc
     from dermkit.metrics.stats.intervals import wilson

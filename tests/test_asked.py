@@ -12,16 +12,16 @@ import pytest
 
 from conftest import Invoke
 from dermkit import workflow
-from dermkit.asked import NOTHING, Asked, read_asked
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import DataError, UntrustedError, UsageError
-from dermkit.evaluate import evaluate_predictions, evaluate_run
+from dermkit.evaluation.evaluate import evaluate_predictions, evaluate_run
+from dermkit.evaluation.options import NOTHING, Asked, read_asked
+from dermkit.evaluation.tables import NET_BENEFIT_HEADER, net_benefit_rows
 from dermkit.files import write_json, write_rows
 from dermkit.metrics.classification.calibration import benefit_of_all, net_benefit
 from dermkit.metrics.classification.isic_scorer import FIGURES, official_dict, weights_of
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.decisions.policy import from_dict
-from dermkit.metrics.tables import NET_BENEFIT_HEADER, net_benefit_rows
 from dermkit.models import card as models_card
 from dermkit.prediction.predictor import load_model
 

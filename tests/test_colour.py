@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dermkit.colour import colour_rule, mean_colours
+from dermkit.evaluation.colour_baseline import colour_rule, mean_colours
 
 
 def test_mean_colours_are_the_means() -> None:

@@ -15,7 +15,7 @@ from conftest import Cli
 from dermkit import workflow
 from dermkit.data.manifest import LesionClass, Malignancy
 from dermkit.errors import Interrupted, UntrustedError, UsageError
-from dermkit.external import SPLIT
+from dermkit.evaluation.external import SPLIT
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.decisions.apply import Chosen
 from dermkit.metrics.decisions.policy import Decision, calibrated, decide, from_dict

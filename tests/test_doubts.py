@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermkit.data.manifest import LesionClass
-from dermkit.evaluate import evaluate_predictions
+from dermkit.evaluation.evaluate import evaluate_predictions
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.classification.summary import summarise
 from dermkit.metrics.stats import intervals

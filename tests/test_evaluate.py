@@ -11,8 +11,8 @@ import pytest
 
 from dermkit.data.manifest import COLUMNS, Dataset, LesionClass
 from dermkit.errors import DataError
-from dermkit.evaluate import evaluate_predictions, evaluate_run, mistakes, write_evaluation
 from dermkit.evaluation.class_mapping import default_mapping, load_mapping, map_labels, remap_predictions
+from dermkit.evaluation.evaluate import evaluate_predictions, evaluate_run, mistakes, write_evaluation
 from dermkit.files import write_json, write_rows
 from dermkit.metrics.stats.intervals import clopper_pearson
 from dermkit.report import write_report

@@ -13,12 +13,12 @@ from scipy.stats import mannwhitneyu
 from sklearn import metrics as reference
 
 from dermkit.errors import DataError
-from dermkit.metrics import tables
+from dermkit.evaluation import tables
+from dermkit.evaluation.overfitting import diagnose_overfitting
 from dermkit.metrics.classification import confusion, probabilistic, roc, vectorised
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.classification.summary import summarise
 from dermkit.metrics.classification.vectorised import Figures, Plan
-from dermkit.metrics.overfitting import diagnose_overfitting
 from dermkit.metrics.stats import intervals
 from dermkit.metrics.stats.estimate import Estimate, undefined
 

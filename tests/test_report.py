@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dermkit import cautions, findings, illustrations, mistaken, report
-from dermkit.asked import NOTHING, Asked
 from dermkit.errors import DataError
-from dermkit.evaluate import evaluate_run
+from dermkit.evaluation.evaluate import evaluate_run
+from dermkit.evaluation.options import NOTHING, Asked
 from dermkit.files import write_json, write_rows, write_text
 from dermkit.labels import LABELS
 from dermkit.metrics.classification.reader_studies import ANCHORS

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from conftest import Cli, Invoke
-from dermkit import sealed, unseal, workflow
+from dermkit import unseal, workflow
 from dermkit.cautions import warnings
 from dermkit.compare import compare_runs
 from dermkit.data.seal import (
@@ -30,11 +30,12 @@ from dermkit.data.seal import (
     seal_split,
 )
 from dermkit.errors import DataError, DermkitError, OutputError, UsageError
+from dermkit.evaluation import seal_log
+from dermkit.evaluation.seal_log import log_looks
 from dermkit.files import lock, sha256_file
 from dermkit.metrics.stats.power import best_of_chance
 from dermkit.recipes.schema import Recipe, SplitSpec, save, split_spec
 from dermkit.runs.folder import read_run
-from dermkit.sealed import log_looks
 
 HOLDOUT = split_spec(
     scheme="holdout", seed=0, validation=0.25, test=0.25, folds=0, per_class=0, draw_from=""
@@ -616,12 +617,12 @@ def test_the_best_of_equals_is_too_good_by_what_chance_gives() -> None:
 
 
 def test_the_commit_is_that_of_the_checkout_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = sealed.commit()
+    found = seal_log.commit()
     assert found == "" or len(found.removesuffix("-dirty")) == 40
     package = tmp_path / "lib" / "site-packages" / "dermkit"
     (tmp_path / ".git").mkdir()
     monkeypatch.setattr("dermkit.__file__", str(package / "__init__.py"))
-    assert sealed.commit() == "", "a repository around an installation says nothing about it"
+    assert seal_log.commit() == "", "a repository around an installation says nothing about it"
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def evaluate(
 ) -> None:
     """Evaluate a run again, its model on another data set, or predictions of another tool."""
     from dermkit import workflow
-    from dermkit.asked import read_asked
+    from dermkit.evaluation.options import read_asked
 
     asked = read_asked(official=official, wishes=wish or [], prevalences=prevalence or [], keep=keep)
     other = workflow.load_dataset(on) if on else None

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dermkit.asked import NOTHING, Asked
 from dermkit.claims import checked_claims
 from dermkit.compare import compare_runs
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, UsageError
+from dermkit.evaluation.options import NOTHING, Asked
 from dermkit.files import check_output, check_writable, read_json
 from dermkit.models.locate import check_folder, check_model_folder, which_run
 from dermkit.report import write_report, write_summary_report
@@ -48,7 +48,7 @@ def evaluate(
                 "--predictions stands for a run or model, so neither these nor --map go with it",
                 remedy="dermkit evaluate --predictions FILE [--on DATASET] [--out FOLDER]",
             )
-        from dermkit.brought import evaluate_brought
+        from dermkit.evaluation.foreign_predictions import evaluate_brought
 
         return report(evaluate_brought(predictions, on=on, out=out, watch=watch, asked=asked, open_test=may_open))
     if target is None:
@@ -56,7 +56,7 @@ def evaluate(
     check_folder(target)
     if on is not None:
         check_model_folder(target)
-        from dermkit.external import evaluate_on
+        from dermkit.evaluation.external import evaluate_on
 
         return report(
             evaluate_on(target, on, mapping=mapping, out=out, watch=watch, asked=asked, open_test=may_open)

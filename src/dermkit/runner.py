@@ -16,10 +16,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.asked import NOTHING, Asked
 from dermkit.data.split import save_split
 from dermkit.errors import DataError, Interrupted, UsageError
-from dermkit.evaluate import DECISION, DECISION_FORMAT, evaluate_run
+from dermkit.evaluation.evaluate import DECISION, DECISION_FORMAT, evaluate_run
+from dermkit.evaluation.options import NOTHING, Asked
+from dermkit.evaluation.score_run import score_sides
+from dermkit.evaluation.seal_log import Logged, end_openings, log_meetings, write_kept
 from dermkit.facts import (
     environment,
     model_facts,
@@ -44,8 +46,6 @@ from dermkit.recipes.schema import save as save_recipe
 from dermkit.render import charts, sheets
 from dermkit.report import write_report
 from dermkit.runs.reader import KEPT_SEAL
-from dermkit.runscores import score_sides
-from dermkit.sealed import Logged, end_openings, log_meetings, write_kept
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:

@@ -10,11 +10,8 @@ import pandas as pd
 from dermkit.data.manifest import Dataset
 from dermkit.data.seal import Seal, end_opening, find_meetings, find_seal, log_opening, seal_path
 from dermkit.errors import DataError, UsageError
-from dermkit.files import lock, read_json
-from dermkit.runs.predictions import read_table
-from dermkit.runs.reader import KEPT_SEAL, kept_seal
-from dermkit.runscores import score_sides
-from dermkit.sealed import (
+from dermkit.evaluation.score_run import score_sides
+from dermkit.evaluation.seal_log import (
     Logged,
     check_kept_log,
     end_openings,
@@ -23,6 +20,9 @@ from dermkit.sealed import (
     seals_of,
     write_kept,
 )
+from dermkit.files import lock, read_json
+from dermkit.runs.predictions import read_table
+from dermkit.runs.reader import KEPT_SEAL, kept_seal
 from dermkit.watch import Watch
 
 OTHER_MANIFEST = (

@@ -16,7 +16,7 @@ from dermkit.data.manifest import Dataset, load_dataset
 from dermkit.data.seal import Seal, check_kept, check_sealable, find_meetings, find_seal, seal_split
 from dermkit.data.split import Split, for_fold, load_split, make_split, save_split
 from dermkit.errors import UsageError
-from dermkit.external import evaluate_on
+from dermkit.evaluation.external import evaluate_on
 from dermkit.files import (
     canonical_json,
     check_writable,

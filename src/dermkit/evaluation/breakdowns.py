@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dermkit.evaluation.policy import Settled
 from dermkit.metrics.classification.isic_scorer import official_dict
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.classification.subgroups import UNKNOWN, age_band, gaps, subgroups
@@ -14,7 +15,6 @@ from dermkit.metrics.decisions.policy import covered
 from dermkit.metrics.stats.arrays import Bools
 from dermkit.metrics.stats.intervals import proportion_estimate
 from dermkit.runs.predictions import ATTRIBUTES
-from dermkit.settled import Settled
 
 
 def in_order(part: pd.DataFrame) -> pd.DataFrame:

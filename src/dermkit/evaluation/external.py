@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dermkit.asked import NOTHING, Asked
 from dermkit.audit.status import audit_state
 from dermkit.data.manifest import Dataset
 from dermkit.data.split import split_groups
 from dermkit.errors import DataError
-from dermkit.evaluate import evaluate_run
 from dermkit.evaluation.class_mapping import ClassMapping, default_mapping, load_mapping, remap_predictions
+from dermkit.evaluation.evaluate import evaluate_run
+from dermkit.evaluation.options import NOTHING, Asked
+from dermkit.evaluation.policy import SETTLES, Settled, check_asked, with_wishes
+from dermkit.evaluation.seal_log import Logged, end_openings, log_looks, looks_in_words
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
 from dermkit.metrics.decisions.policy import from_dict
 from dermkit.models.card import settled
@@ -29,8 +31,6 @@ from dermkit.runs.predictions import (
     write_predictions,
 )
 from dermkit.runs.reader import classes_of, read_about
-from dermkit.sealed import Logged, end_openings, log_looks, looks_in_words
-from dermkit.settled import SETTLES, Settled, check_asked, with_wishes
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.colour import colour_rule
 from dermkit.data.manifest import Dataset
 from dermkit.data.split import split_groups
+from dermkit.evaluation.colour_baseline import colour_rule
 from dermkit.runs.predictions import columns_of, read_table, write_attributes, write_groups, write_predictions
 from dermkit.watch import Watch
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermkit.asked import NOTHING, Asked
 from dermkit.audit.status import audit_state
 from dermkit.data.diagnoses import classify
 from dermkit.data.importers.csv_tables import Problems, Table, find_column, read_table
@@ -20,12 +19,13 @@ from dermkit.data.importers.match_files import match
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.data.split import split_groups
 from dermkit.errors import DataError
-from dermkit.evaluate import evaluate_run
+from dermkit.evaluation.evaluate import evaluate_run
+from dermkit.evaluation.options import NOTHING, Asked
+from dermkit.evaluation.policy import SETTLES, check_asked, check_wishes
+from dermkit.evaluation.seal_log import end_openings, log_looks, looks_in_words
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file, write_json
 from dermkit.images.headers import IMAGE_SUFFIXES
 from dermkit.runs.predictions import PREFIX, check_predictions, scored_of, write_groups, write_predictions
-from dermkit.sealed import end_openings, log_looks, looks_in_words
-from dermkit.settled import SETTLES, check_asked, check_wishes
 from dermkit.watch import Watch
 
 IDS = ("image_id", "image", "isic_id", "image_name", "path", "file", "filename", "file_name", "name", "id")

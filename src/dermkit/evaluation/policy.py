@@ -4,8 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from dermkit.asked import NOTHING, Asked
 from dermkit.errors import DataError
+from dermkit.evaluation.options import NOTHING, Asked
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.classification.summary import summarise
 from dermkit.metrics.decisions.operating_points import PREVALENCES

@@ -8,18 +8,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.asked import NOTHING, Asked
 from dermkit.data.manifest import Dataset, LesionClass
+from dermkit.evaluation import tables
 from dermkit.evaluation.breakdowns import official_of, subgroups_of
 from dermkit.evaluation.lint_run import lint_of
+from dermkit.evaluation.options import NOTHING, Asked
+from dermkit.evaluation.overfitting import diagnose_overfitting
+from dermkit.evaluation.policy import SETTLES, Settled, check_asked, judged_on, settle_on
 from dermkit.files import write_json, write_rows, write_text
 from dermkit.lint.rules import write_lint
-from dermkit.metrics import tables
 from dermkit.metrics.classification import isic_scorer
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.classification.summary import summarise
 from dermkit.metrics.decisions.policy import calibrated, from_dict
-from dermkit.metrics.overfitting import diagnose_overfitting
 from dermkit.metrics.stats.intervals import RESAMPLES
 from dermkit.runs.metrics_json import write_results
 from dermkit.runs.predictions import (
@@ -42,7 +43,6 @@ from dermkit.runs.reader import (
     seal_of,
     train_counts,
 )
-from dermkit.settled import SETTLES, Settled, check_asked, judged_on, settle_on
 
 DECISION = "decision.json"
 DECISION_FORMAT = 1
