@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
+from dermkit.comparison.paired import bootstrap_p, exchanged_p, linear_p
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.classification.vectorised import Figures, Plan
-from dermkit.metrics.difference import bootstrap_p, exchanged_p, linear_p
 from dermkit.metrics.stats import delong, paired_tests, power
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.metrics.stats.intervals import resample_weights, wilson

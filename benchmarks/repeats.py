@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm, t
 
-from dermkit.metrics import trainings
+from dermkit.comparison import variance as comparison_variance
+from dermkit.comparison.repeated import differences_of_trainings, draw
 from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.several import differences_of_trainings, draw
 from dermkit.metrics.stats import paired_tests
 from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.intervals import resample_weights, wilson
@@ -78,16 +78,16 @@ def ours(first: Floats, second: Floats, *, doubled: bool) -> dict[str, float]:
     sides = []
     for right in (first, second):
         if len(right) < 2:
-            sides.append(trainings.Sources((float(right.mean()),), None, None, 0.0))
+            sides.append(comparison_variance.Sources((float(right.mean()),), None, None, 0.0))
             continue
         between = float(right.mean(axis=1).std(ddof=1))
         seed = between if doubled else paired_tests.spread_of(right).seed
-        sides.append(trainings.Sources(tuple(right.mean(axis=1).tolist()), between, seed, 0.0))
+        sides.append(comparison_variance.Sources(tuple(right.mean(axis=1).tolist()), between, seed, 0.0))
     gap = first.mean(axis=0) - second.mean(axis=0)
     # Two draws at plus and minus one standard error: their variance is that of the mean over images.
     error = float(gap.std(ddof=1)) / math.sqrt(n) * math.sqrt((n - 1) / n)
     drawn = np.array([[error, -error]]), np.array([[0.0, 0.0]])
-    found = trainings.apart((sides[0], drawn[0]), (sides[1], drawn[1]), units=n)
+    found = comparison_variance.apart((sides[0], drawn[0]), (sides[1], drawn[1]), units=n)
     name = "images and seeds, each in full" if doubled else "images and seeds apart (dermkit)"
     return {name: 1.0 if found is None or found.p is None else found.p}
 

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermkit.claims import check_claim, checked_claims, parse_claim
+from dermkit.comparison.against_published import beside_print
+from dermkit.comparison.claims import check_claim, checked_claims, parse_claim
+from dermkit.comparison.variance import Sources
 from dermkit.errors import UsageError
-from dermkit.inprint import beside_print
 from dermkit.metrics.stats.intervals import wilson
-from dermkit.metrics.trainings import Sources
 
 
 def test_the_two_that_everybody_quotes() -> None:

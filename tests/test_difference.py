@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dermkit.comparison.paired import FIGURES, bootstrap_p, corrected, differences, exchanged_p, terms, verdict
+from dermkit.comparison.verdict import Difference
 from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.difference import FIGURES, bootstrap_p, corrected, differences, exchanged_p, terms, verdict
 from dermkit.metrics.stats.estimate import Estimate
 from dermkit.metrics.stats.paired_tests import mcnemar, sign_flip
-from dermkit.metrics.verdict import Difference
 
 
 def pair(seed: int, n: int, *, skill: tuple[float, float], grouped: bool = False) -> tuple[Scored, Scored]:

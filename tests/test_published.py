@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dermkit.metrics.published import Matrix, can_be, counts_behind, interval_of, matrices, printed
+from dermkit.comparison.published import Matrix, can_be, counts_behind, interval_of, matrices, printed
 
 S3 = [
     printed("accuracy", ".74"),

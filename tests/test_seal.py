@@ -17,7 +17,7 @@ import pytest
 from conftest import Cli, Invoke
 from dermkit import unseal, workflow
 from dermkit.cautions import warnings
-from dermkit.compare import compare_runs
+from dermkit.comparison.compare import compare_runs
 from dermkit.data.seal import (
     FORMAT,
     Opening,

@@ -15,13 +15,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from conftest import Cli
-from dermkit.compare import compare_runs
-from dermkit.errors import DataError, UsageError
-from dermkit.files import write_json
-from dermkit.judging import compare
-from dermkit.metrics import trainings
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.several import (
+from dermkit.comparison import variance
+from dermkit.comparison.compare import compare_runs
+from dermkit.comparison.entries import entries
+from dermkit.comparison.repeated import (
     FOLDS,
     TRAININGS,
     differences_of_trainings,
@@ -29,12 +26,15 @@ from dermkit.metrics.several import (
     draw,
     moved_by,
 )
+from dermkit.comparison.verdict import FIGURES, Repeated, verdict
+from dermkit.errors import DataError, UsageError
+from dermkit.files import write_json
+from dermkit.judging import compare
+from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.stats import paired_tests
 from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.intervals import resample_weights
-from dermkit.metrics.verdict import FIGURES, Repeated, verdict
 from dermkit.runs.predictions import write_predictions
-from dermkit.trainings import entries
 
 # Arithmetic -------------------------------------------------------------------------------------------------------
 
@@ -56,7 +56,7 @@ def right(seed: int, runs: int, n: int, *, accuracy: float = 0.8, own: float = 0
 def test_seeds_and_images_are_parted_as_the_two_way_table_parts_them() -> None:
     for seed, own in ((0, 0.0), (1, 0.6), (2, 0.3)):
         values = right(seed, 6, 400, own=own)
-        found, table = trainings.sources(values.mean(axis=1), drawn(values)), paired_tests.spread_of(values)
+        found, table = variance.sources(values.mean(axis=1), drawn(values)), paired_tests.spread_of(values)
         assert found.between == pytest.approx(table.between)
         assert found.data == pytest.approx(table.data, rel=0.05)
         assert found.seed == pytest.approx(table.seed, abs=0.004)
@@ -65,8 +65,8 @@ def test_seeds_and_images_are_parted_as_the_two_way_table_parts_them() -> None:
 
 def test_the_variance_is_that_of_images_and_of_each_ones_trainings() -> None:
     one, other = right(3, 5, 300, accuracy=0.85, own=0.4), right(3, 4, 300, accuracy=0.75, own=0.2)
-    sides = [(trainings.sources(item.mean(axis=1), drawn(item)), drawn(item)) for item in (one, other)]
-    found = trainings.apart(sides[0], sides[1], units=300)
+    sides = [(variance.sources(item.mean(axis=1), drawn(item)), drawn(item)) for item in (one, other)]
+    found = variance.apart(sides[0], sides[1], units=300)
     assert found is not None and not found.borrowed
     images = (one.mean(axis=0) - other.mean(axis=0)).var(ddof=1) / 300
     tables = [paired_tests.spread_of(item) for item in (one, other)]
@@ -81,18 +81,18 @@ def test_the_variance_is_that_of_images_and_of_each_ones_trainings() -> None:
 
 def test_without_any_spread_of_seeds_it_is_the_paired_t_over_images() -> None:
     one, other = np.tile(right(4, 1, 200), (3, 1)), np.tile(right(4, 1, 200, accuracy=0.7), (3, 1))
-    sides = [(trainings.sources(item.mean(axis=1), drawn(item)), drawn(item)) for item in (one, other)]
-    found = trainings.apart(sides[0], sides[1], units=200)
+    sides = [(variance.sources(item.mean(axis=1), drawn(item)), drawn(item)) for item in (one, other)]
+    found = variance.apart(sides[0], sides[1], units=200)
     assert found is not None and found.seeds == 0
     assert found.p == pytest.approx(stats.ttest_rel(one[0], other[0]).pvalue, rel=0.15)
 
 
 def test_a_recipe_trained_once_borrows_the_others_spread() -> None:
     many, single = right(5, 6, 300, own=0.5), right(5, 1, 300)
-    side = trainings.sources(many.mean(axis=1), drawn(many)), drawn(many)
-    alone = trainings.sources(single.mean(axis=1), drawn(single)), drawn(single)
+    side = variance.sources(many.mean(axis=1), drawn(many)), drawn(many)
+    alone = variance.sources(single.mean(axis=1), drawn(single)), drawn(single)
     assert alone[0].between is None and alone[0].seed is None
-    found = trainings.apart(side, alone, units=300)
+    found = variance.apart(side, alone, units=300)
     assert found is not None and found.borrowed and side[0].between is not None and found.p is not None
     assert found.seeds == pytest.approx(side[0].between * math.sqrt(1 + 1 / 6)), (
         "one draw of it, and a mean of six"
@@ -102,8 +102,8 @@ def test_a_recipe_trained_once_borrows_the_others_spread() -> None:
     assert found.interval == pytest.approx((found.value - half, found.value + half))
     at_p = math.hypot(*(stats.t.isf(found.p / 2, df) * e for df, e in ((299, found.images), (5, found.seeds))))
     assert at_p == pytest.approx(abs(found.value)), "the test and the interval say the same"
-    assert trainings.apart(alone, alone, units=300) is None, "two single runs say nothing of seeds"
-    assert trainings.apart(side, side, units=1) is None
+    assert variance.apart(alone, alone, units=300) is None, "two single runs say nothing of seeds"
+    assert variance.apart(side, side, units=1) is None
 
 
 @pytest.mark.parametrize(("images", "stray", "noise"), [(0.01, 0.04, 0.01), (0.02, 0.0, 0.03), (0.02, 0.03, 0.02)])
@@ -115,10 +115,10 @@ def test_one_against_two_finds_no_more_than_it_may(images: float, stray: float, 
     for _ in range(draws):
         values = of.normal(0, math.hypot(stray, noise), 3)
         between = float(values[:2].std(ddof=1))
-        two = trainings.Sources(tuple((values[:2] + of.normal(0, images)).tolist()), between,
+        two = variance.Sources(tuple((values[:2] + of.normal(0, images)).tolist()), between,
                                 math.sqrt(max(0.0, between**2 - noise**2)), seen)  # fmt: skip
-        single = trainings.Sources((float(values[2]),), None, None, seen)
-        apart = trainings.apart((two, resampled[0]), (single, resampled[1]), units=118)
+        single = variance.Sources((float(values[2]),), None, None, seen)
+        apart = variance.apart((two, resampled[0]), (single, resampled[1]), units=118)
         assert apart is not None and apart.p is not None
         found += apart.p <= 0.05
     assert found <= 0.06 * draws
@@ -126,10 +126,10 @@ def test_one_against_two_finds_no_more_than_it_may(images: float, stray: float, 
 
 def test_without_any_spread_nothing_is_better() -> None:
     flat = np.full((2, 50), 0.9), np.full((2, 50), 0.5)
-    sides = [(trainings.sources(item[:, 0], item), item) for item in flat]
-    found = trainings.apart(sides[0], sides[1], units=30)
+    sides = [(variance.sources(item[:, 0], item), item) for item in flat]
+    found = variance.apart(sides[0], sides[1], units=30)
     assert found is not None and found.p is None and found.interval is None
-    same = trainings.apart(sides[0], sides[0], units=30)
+    same = variance.apart(sides[0], sides[0], units=30)
     assert same is not None and same.p == 1.0
     true = np.arange(40) % 2
     perfect, wrong = (draws([scored((way * (2.0 * true - 1)).astype(np.float64), true)] * 2) for way in (1, -1))
@@ -140,15 +140,15 @@ def test_without_any_spread_nothing_is_better() -> None:
 
 
 def test_more_images_help_only_against_what_images_move() -> None:
-    found = trainings.Apart(0.03, 0.03, images=0.028, seeds=0.005, df=20, p=0.3)
-    needed = trainings.images_needed(found, 200)
-    assert needed is not None and not trainings.needs_trainings(found)
+    found = variance.Apart(0.03, 0.03, images=0.028, seeds=0.005, df=20, p=0.3)
+    needed = variance.images_needed(found, 200)
+    assert needed is not None and not variance.needs_trainings(found)
     reach = stats.norm.isf(0.025) + stats.norm.ppf(0.8)
     assert reach * math.sqrt(0.005**2 + 0.028**2 * 200 / needed) == pytest.approx(0.03, rel=0.01)
     stuck = replace(found, seeds=0.02)
-    assert trainings.images_needed(stuck, 200) is None and trainings.needs_trainings(stuck)
+    assert variance.images_needed(stuck, 200) is None and variance.needs_trainings(stuck)
     same = replace(found, value=0.0, seeds=0.0)
-    assert trainings.images_needed(same, 200) is None and not trainings.needs_trainings(same)
+    assert variance.images_needed(same, 200) is None and not variance.needs_trainings(same)
 
 
 # Figures ----------------------------------------------------------------------------------------------------------

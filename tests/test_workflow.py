@@ -15,7 +15,7 @@ import pytest
 
 from conftest import Invoke
 from dermkit import workflow
-from dermkit.compare import compare_runs
+from dermkit.comparison.compare import compare_runs
 from dermkit.data.identify import classify
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json

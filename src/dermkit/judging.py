@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dermkit.claims import checked_claims
-from dermkit.compare import compare_runs
+from dermkit.comparison.claims import checked_claims
+from dermkit.comparison.compare import compare_runs
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.evaluation.options import NOTHING, Asked

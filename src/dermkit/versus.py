@@ -6,13 +6,13 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.claims import Checked
-from dermkit.compare import Comparison, Pair
+from dermkit.comparison.against_published import Beside, beside_print
+from dermkit.comparison.claims import Checked
+from dermkit.comparison.compare import Comparison, Pair
+from dermkit.comparison.variance import Sources
+from dermkit.comparison.verdict import LOWER_IS_BETTER, Difference, Repeated, about, verdict
 from dermkit.files import make_folder, write_json, write_rows, write_text
-from dermkit.inprint import Beside, beside_print
 from dermkit.labels import page_templates
-from dermkit.metrics.trainings import Sources
-from dermkit.metrics.verdict import LOWER_IS_BETTER, Difference, Repeated, about, verdict
 from dermkit.mistaken import opener, thumbnail
 
 FORMAT = 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import ValidationError
 
-from dermkit.compare import Comparison, compare_runs
+from dermkit.comparison.compare import Comparison, compare_runs
 from dermkit.data.importers.run import ImportOutcome, import_dataset
 from dermkit.data.manifest import Dataset, load_dataset
 from dermkit.data.seal import Seal, check_kept, check_sealable, find_meetings, find_seal, seal_split

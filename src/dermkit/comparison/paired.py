@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dermkit.comparison.verdict import FIGURES, Difference, verdict
 from dermkit.metrics.classification import probabilistic
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.classification.vectorised import Figures, Plan, figures_compared, images_behind, units_behind
@@ -19,7 +20,6 @@ from dermkit.metrics.stats import delong, intervals, paired_tests, power
 from dermkit.metrics.stats.arrays import Bools, Floats
 from dermkit.metrics.stats.bootstrap import MOST_CORRECTED, Named, Resampled
 from dermkit.metrics.stats.estimate import Estimate, doubted
-from dermkit.metrics.verdict import FIGURES, Difference, verdict
 
 __all__ = [
     "FIGURES",

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.claims import Checked, Counted
+from dermkit.comparison.claims import Checked, Counted
+from dermkit.comparison.variance import Sources, reach
 from dermkit.metrics.classification.subgroups import apart
 from dermkit.metrics.stats.estimate import NO_METHOD, Estimate, doubted, in_words, trust
 from dermkit.metrics.stats.intervals import LEVEL, few
-from dermkit.metrics.trainings import Sources, reach
 
 SEVERAL = "t over trainings and images, each in full"
 SIDES = ("test", "validation")

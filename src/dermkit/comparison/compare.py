@@ -15,12 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermkit.board import board, wide
-from dermkit.data.manifest import LesionClass
-from dermkit.errors import DataError
-from dermkit.files import read_json
-from dermkit.metrics.difference import corrected, differences
-from dermkit.metrics.several import (
+from dermkit.comparison.entries import Entry, entries
+from dermkit.comparison.leaderboard import board, wide
+from dermkit.comparison.paired import corrected, differences
+from dermkit.comparison.repeated import (  # fmt: skip
     Drawn,
     differences_of_trainings,
     differences_over_folds,
@@ -28,11 +26,13 @@ from dermkit.metrics.several import (
     figures_of,
     moved_by,
     moved_over_folds,
-)  # fmt: skip
-from dermkit.metrics.trainings import Sources
-from dermkit.metrics.verdict import Difference, verdict
+)
+from dermkit.comparison.variance import Sources
+from dermkit.comparison.verdict import Difference, verdict
+from dermkit.data.manifest import LesionClass
+from dermkit.errors import DataError
+from dermkit.files import read_json
 from dermkit.runs.predictions import read_groups, read_predictions, scored_of
-from dermkit.trainings import Entry, entries
 
 RUN_FORMAT = 1
 DISAGREEMENT_COLUMNS = ("image_id", "path", "label", "wrong_in")

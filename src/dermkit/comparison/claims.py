@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dermkit.comparison.published import NAMES, Printed, can_be, interval_of, matrices, printed
 from dermkit.errors import UsageError
-from dermkit.metrics.published import NAMES, Printed, can_be, interval_of, matrices, printed
 
 NUMBERS = ("n", "positives")
 HELP = f"figures: {', '.join(NAMES)}; numbers of images: n, positives"

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import t
 
-from dermkit.metrics import trainings
+from dermkit.comparison import variance
+from dermkit.comparison.variance import Apart, Sources
+from dermkit.comparison.verdict import FIGURES, Repeated
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.classification.vectorised import Plan, figures_compared, images_behind, units_behind
 from dermkit.metrics.stats import intervals, paired_tests
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.metrics.stats.estimate import Estimate, doubted, undefined
-from dermkit.metrics.trainings import Apart, Sources
-from dermkit.metrics.verdict import FIGURES, Repeated
 
 TRAININGS = "t over trainings and images"
 FOLDS = "corrected resampled t"
@@ -58,7 +58,7 @@ def moved_by(runs: Sequence[Drawn]) -> dict[str, Sources]:
     """Return figure -> what moves it, for every figure that all these trainings on the same images define."""
     found = {name: _rows([runs], name) for name in FIGURES}
     return {
-        name: replace(trainings.sources(*rows[0]), units=_units(runs[0].scored, name))
+        name: replace(variance.sources(*rows[0]), units=_units(runs[0].scored, name))
         for name, rows in found.items()
         if rows is not None
     }
@@ -76,17 +76,17 @@ def _of_trainings(name: str, first: Sequence[Drawn], second: Sequence[Drawn]) ->
     if rows is None:
         missing = undefined(n, "the figure is undefined for these images or one of the trainings")
         return Repeated(name, missing, "none", None, trainings=counts)
-    one, other = (trainings.sources(*item) for item in rows)
-    found = trainings.apart((one, rows[0][1]), (other, rows[1][1]), units=units)
+    one, other = (variance.sources(*item) for item in rows)
+    found = variance.apart((one, rows[0][1]), (other, rows[1][1]), units=units)
     if found is None:
         silent = Estimate(one.mean - other.mean, None, n, "none", "no interval: the images are one unit")
         return Repeated(name, silent, "none", None, first=one, second=other, trainings=counts)
     lost = 1 - rows[0][1].shape[1] / len(first[0].samples[name])
     estimate = doubted(_estimated(name, found, n, lost), intervals.few(units_behind(scored, name)))
     return Repeated(
-        name, estimate, TRAININGS, found.p, needed=trainings.images_needed(found, n),
+        name, estimate, TRAININGS, found.p, needed=variance.images_needed(found, n),
         first=one, second=other, trainings=counts, seeds=found.seeds, images=found.images, borrowed=found.borrowed,
-        needs_trainings=trainings.needs_trainings(found),
+        needs_trainings=variance.needs_trainings(found),
     )  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def _over_folds(
     half = float(t.isf((1 - intervals.LEVEL) / 2, found.df)) * found.error
     bounds = _within(name, found.value - half, found.value + half) if found.error else None
     estimate = Estimate(found.value, bounds, n, method, "" if found.error else NO_SPREAD)
-    p = found.p if found.error else 1.0 if abs(found.value) <= trainings.ROUNDING else None
+    p = found.p if found.error else 1.0 if abs(found.value) <= variance.ROUNDING else None
     return Repeated(name, estimate, FOLDS, p, first=one, second=other, folds=len(gaps), trainings=counts)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from dermkit.comparison.entries import Entry
 from dermkit.metrics.stats.estimate import in_words, trust
 from dermkit.runs.metrics_json import read_results
-from dermkit.trainings import Entry
 
 COLUMNS = (
     "run",

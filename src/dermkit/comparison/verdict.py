@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dermkit.comparison.variance import Sources
 from dermkit.metrics.stats.estimate import Estimate, trust
-from dermkit.metrics.trainings import Sources
 
 ALPHA = 0.05
 FIGURES = (

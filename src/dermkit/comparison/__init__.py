@@ -1,0 +1,1 @@
+"""Runs and recipes against each other."""
