@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermkit import cautions
 from dermkit.audit import page
 from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, card, pair_rows
 from dermkit.audit.run import AuditOutcome, audit_dataset, run_checks
@@ -18,6 +17,7 @@ from dermkit.audit.status import audit_state, division_sha256
 from dermkit.data.manifest import Dataset, load_dataset, save_dataset
 from dermkit.errors import DataError, OutputError, UsageError
 from dermkit.files import lock, write_rows
+from dermkit.reporting import warnings
 from dermkit.runs import folder as runs_folder
 from dermkit.watch import Watch
 from planted_audit import CHECKS, HOSTILE, Near, looking, make
@@ -356,7 +356,7 @@ def told(tmp_path: Path, state: dict[str, Any], **facts: Any) -> dict[str, str]:
     known = {"dataset": {"name": "moles", "classes": [], "audit": state, "notes": {}}, **facts}
     metrics = {"classes": ["a"], "positive": [], "splits": {"test": split}}
     run = runs_folder.Run(tmp_path, metrics, known, {}, None, None, "")
-    return {warn.text: warn.level for warn in cautions.warnings(run) if "moles" in warn.text or "DA0" in warn.text}
+    return {warn.text: warn.level for warn in warnings.warnings(run) if "moles" in warn.text or "DA0" in warn.text}
 
 
 def test_reports_say_what_the_audit_found(tmp_path: Path, dataset: Dataset) -> None:

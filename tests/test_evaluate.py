@@ -15,7 +15,7 @@ from dermkit.evaluation.class_mapping import default_mapping, load_mapping, map_
 from dermkit.evaluation.evaluate import evaluate_predictions, evaluate_run, mistakes, write_evaluation
 from dermkit.files import write_json, write_rows
 from dermkit.metrics.stats.intervals import clopper_pearson
-from dermkit.report import write_report
+from dermkit.reporting.report import write_report
 from dermkit.runs.metrics_json import read_results
 from dermkit.runs.predictions import check_predictions, read_predictions
 

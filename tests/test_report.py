@@ -15,12 +15,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dermkit import cautions, findings, illustrations, mistaken, report
 from dermkit.errors import DataError
 from dermkit.evaluation.evaluate import evaluate_run
 from dermkit.evaluation.options import NOTHING, Asked
 from dermkit.files import write_json, write_rows, write_text
-from dermkit.labels import LABELS
 from dermkit.metrics.classification.reader_studies import ANCHORS
 from dermkit.metrics.stats.estimate import in_words, trust
 from dermkit.recipes.schema import (
@@ -34,7 +32,11 @@ from dermkit.recipes.schema import (
     SplitSpec,
     save,
 )
-from dermkit.report import write_report, write_summary_report
+from dermkit.reporting import facts as reporting_facts
+from dermkit.reporting import figures as reporting_figures
+from dermkit.reporting import mistakes, report, warnings
+from dermkit.reporting.labels import LABELS
+from dermkit.reporting.report import write_report, write_summary_report
 from dermkit.runs import folder as runs_folder
 
 HOSTILE = '<script>alert("1")</script>'
@@ -383,7 +385,7 @@ def test_people_stand_beside_the_malignant_curve_and_are_no_test(full: Path, tmp
 
 def test_every_figure_worth_a_row_is_shown_for_both_splits(nine: Path) -> None:
     shown = {place for _, place, _, _ in Page(nine / "report.html").numbers}
-    names = illustrations.metric_names(runs_folder.read_run(nine))
+    names = reporting_figures.metric_names(runs_folder.read_run(nine))
     assert {"accuracy", "balanced_accuracy", "precision_macro", "f1_macro", "sensitivity", "specificity", "loss",
             "auroc_macro", "average_precision_macro", "brier", "ece"} <= set(names)  # fmt: skip
     assert {f"{split}.{name}.value" for split in ("validation", "test") for name in names} <= shown
@@ -504,7 +506,7 @@ def test_the_verdict_says_whether_the_dumb_rule_is_beaten(
     tmp_path: Path, low: float, high: float, side: str, said: str
 ) -> None:
     text = Page(_written(tmp_path, _tiny_metrics(low, high))).text
-    verdict = findings.verdict(runs_folder.read_run(tmp_path), "test")
+    verdict = reporting_facts.verdict(runs_folder.read_run(tmp_path), "test")
     assert (verdict.side, verdict.judged, verdict.rule["balanced_accuracy"]) == (side, "balanced_accuracy", 0.5)
     assert said in " ".join(text.split())
 
@@ -542,7 +544,7 @@ def test_the_headline_does_not_lean_on_an_unreliable_interval(
     body = _tiny_metrics(low, high)
     body["splits"]["test"]["metrics"]["accuracy"]["reason"] = reason
     head = " ".join(re.split(r"[ \n]+", Page(_written(tmp_path, body)).text)).split("Warnings (")[0]
-    assert findings.verdict(runs_folder.read_run(tmp_path), "test").side == side
+    assert reporting_facts.verdict(runs_folder.read_run(tmp_path), "test").side == side
     assert head.count(said) == 4, "balanced accuracy and accuracy, in the lead and in a tile"
     assert ("cannot be told: the interval of balanced accuracy is unreliable" in head) == (side == "unknown")
     assert ("100.0" in head) is False
@@ -573,28 +575,28 @@ def test_few_images_on_a_side_are_one_note(
     part["per_class"]["a"]["n"], part["per_class"]["b"]["n"] = malignant, other
     _written(tmp_path, body)
     found = [
-        w for w in cautions.warnings(runs_folder.read_run(tmp_path)) if "independent ones on a side" in w.text
+        w for w in warnings.warnings(runs_folder.read_run(tmp_path)) if "independent ones on a side" in w.text
     ]
     assert [warn.level for warn in found] == ["note"] * bool(said)
     assert all(warn.text.startswith(said) for warn in found)
 
 
 def test_overfitting_is_a_note_where_the_best_epoch_was_kept(tmp_path: Path) -> None:
-    def told(**facts: Any) -> cautions.Warn:
+    def told(**facts: Any) -> warnings.Warn:
         _written(tmp_path, body, **facts)
-        found = cautions.warnings(runs_folder.read_run(tmp_path))
+        found = warnings.warnings(runs_folder.read_run(tmp_path))
         return next(warn for warn in found if warn.text.startswith("Overfitting"))
 
     body = _tiny_metrics() | {"overfitting": {"overfitting": True, "sentence": "Overfitting from epoch 4."}}
     best = {"epoch": 3, "monitor": "val_loss", "value": 1.0}
-    assert told(kept="last", best=best) == cautions.Warn("serious", "Overfitting from epoch 4.", told().replaces)
+    assert told(kept="last", best=best) == warnings.Warn("serious", "Overfitting from epoch 4.", told().replaces)
     note = told(kept="best", best=best)
     assert (note.level, note.text) == ("note", "Overfitting from epoch 4. The weights kept are those of epoch 3.")
     assert told(kept="best").text.endswith("are those of the best epoch.")
 
 
 def test_the_verdict_takes_the_stored_rule_where_there_is_one(nine: Path) -> None:
-    verdict = findings.verdict(runs_folder.read_run(nine), "test")
+    verdict = reporting_facts.verdict(runs_folder.read_run(nine), "test")
     assert verdict.rule_class == "vascular lesion", "the commonest class of training"
     assert verdict.rule["balanced_accuracy"] == pytest.approx(1 / 9)
     assert verdict.rule_key == "test.baselines.majority"
@@ -605,10 +607,10 @@ def test_the_verdict_falls_back_on_accuracy_and_then_says_nothing(tmp_path: Path
     metrics = body["splits"]["test"]["metrics"]
     metrics["balanced_accuracy"] = metrics["auroc"]
     write_json(tmp_path / "metrics.json", body, format=1)
-    assert findings.verdict(runs_folder.read_run(tmp_path), "test").judged == "accuracy"
+    assert reporting_facts.verdict(runs_folder.read_run(tmp_path), "test").judged == "accuracy"
     metrics["accuracy"] = metrics["auroc"]
     write_json(tmp_path / "metrics.json", body, format=1)
-    assert findings.verdict(runs_folder.read_run(tmp_path), "test").side == "unknown"
+    assert reporting_facts.verdict(runs_folder.read_run(tmp_path), "test").side == "unknown"
     assert "cannot be told" in Page(write_report(tmp_path)).text
 
 
@@ -621,7 +623,7 @@ def test_warnings_come_first_once_and_with_their_counts(tmp_path: Path) -> None:
     facts["weights"]["note"] = "a stand-in for the published backbone"
     facts["warnings"] = ["Weights: a stand-in for the published backbone", "class 'nevus' is small"]
     run = make_run(tmp_path, **facts)
-    found = cautions.warnings(runs_folder.read_run(run))
+    found = warnings.warnings(runs_folder.read_run(run))
     texts = [warn.text for warn in found]
     serious = [warn.text for warn in found if warn.level == "serious"]
     assert found[: len(serious)] == [warn for warn in found if warn.level == "serious"]
@@ -650,7 +652,7 @@ def test_what_the_import_found_is_told(tmp_path: Path) -> None:
 
 
 def test_a_clean_split_raises_no_leak_warning(nine: Path) -> None:
-    assert not [warn for warn in cautions.warnings(runs_folder.read_run(nine)) if "leak" in warn.text]
+    assert not [warn for warn in warnings.warnings(runs_folder.read_run(nine)) if "leak" in warn.text]
 
 
 @pytest.mark.parametrize("contradictions", [0, 3])
@@ -669,16 +671,16 @@ def test_no_leak_is_only_what_the_manifest_can_show(tmp_path: Path, contradictio
 
 
 def test_training_that_was_not_stable_is_told_first(tmp_path: Path) -> None:
-    _written(tmp_path, _tiny_metrics(), warnings=["Weights are random.", f"{cautions.UNSTABLE}: twice."])
-    first, *others = cautions.warnings(runs_folder.read_run(tmp_path))
-    assert (first.level, first.text) == ("serious", f"{cautions.UNSTABLE}: twice.")
+    _written(tmp_path, _tiny_metrics(), warnings=["Weights are random.", f"{warnings.UNSTABLE}: twice."])
+    first, *others = warnings.warnings(runs_folder.read_run(tmp_path))
+    assert (first.level, first.text) == ("serious", f"{warnings.UNSTABLE}: twice.")
     assert "Weights are random." in [warn.text for warn in others if warn.level == "note"]
 
 
 def test_a_known_defect_of_the_test_images_is_serious(tmp_path: Path) -> None:
     defects = ["18 of the 118 test images have a copy in Train.", "The latest images are dark."]
     _written(tmp_path, _tiny_metrics(), dataset={"notes": {"defects": defects}})
-    found = {warn.text: warn.level for warn in cautions.warnings(runs_folder.read_run(tmp_path))}
+    found = {warn.text: warn.level for warn in warnings.warnings(runs_folder.read_run(tmp_path))}
     assert found[f"Known defect: {defects[0]}"] == "serious"
     assert found[f"Known defect: {defects[1]}"] == "data"
     folded = (tmp_path / "report.html").read_text().split("<details>")[1].split("</details>")[0]
@@ -701,11 +703,14 @@ def test_methods_numbers_and_file_names_are_told_in_words(nine: Path, tmp_path: 
 
 
 def test_excluded_images_are_counted_by_reason(nine: Path) -> None:
-    assert findings.excluded(runs_folder.read_run(nine)) == [("same pixels as test image", 7), ("not drawn", 1)]
+    assert reporting_facts.excluded(runs_folder.read_run(nine)) == [
+        ("same pixels as test image", 7),
+        ("not drawn", 1),
+    ]
 
 
 def test_confusions_are_named_in_words(nine: Path) -> None:
-    rows = findings.confusions(runs_folder.read_run(nine), "test")
+    rows = reporting_facts.confusions(runs_folder.read_run(nine), "test")
     matrix = json.loads((nine / "metrics.json").read_text())["splits"]["test"]["confusion_matrix"]
     assert rows
     for row in rows:
@@ -748,7 +753,7 @@ def test_thumbnails_are_made_from_pixels_and_the_file_stays_small(tmp_path: Path
         assert b"SECRET" not in data
         with Image.open(io.BytesIO(data)) as image:
             assert not image.getexif()
-            assert max(image.size) == mistaken.SIDE
+            assert max(image.size) == mistakes.SIDE
     assert str(tmp_path) not in path.read_text()
 
 
@@ -778,7 +783,7 @@ def test_images_may_come_from_a_function(nine: Path) -> None:
 
 def test_thumbnails_are_given_up_before_the_size(nine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (mistaken.SIDE, mistaken.SIDE, 3), dtype=np.uint8)
+    noise = rng.integers(0, 256, (mistakes.SIDE, mistakes.SIDE, 3), dtype=np.uint8)
     full = write_report(nine, images=lambda _: noise).stat().st_size
     monkeypatch.setattr(report, "MAX_BYTES", full - 1)
     smaller = write_report(nine, images=lambda _: noise)
@@ -801,18 +806,18 @@ def test_every_picture_has_words_and_every_table_a_caption(nine: Path) -> None:
 def test_a_long_log_is_thinned_and_says_so(nine: Path) -> None:
     log = runs_folder.read_table(nine / "log.csv")
     assert log is not None
-    rows = findings.log_rows(log.loc[np.arange(1001) % len(log)])
+    rows = reporting_facts.log_rows(log.loc[np.arange(1001) % len(log)])
     assert rows["step"] == 3
     assert len(rows["rows"]) == 334
 
 
 def test_the_recipe_is_told_in_words() -> None:
-    rows = dict(findings.recipe_rows(RECIPE))
+    rows = dict(reporting_facts.recipe_rows(RECIPE))
     assert rows["Images"] == "128 x 128 px (squash, bilinear), pixels in 0 to 1"
     assert rows["Phase 1"].startswith("up to 6 epochs; backbone frozen, 2 augmented views per image")
     assert rows["Augmentation"] == "horizontal flip; rotate 20.0; shift 0.1; fill reflect"
     two = replace(RECIPE, phases=(RECIPE.phases[0], replace(RECIPE.phases[0], train_backbone=2, backbone_lr=1e-5)))
-    assert "last 2 layer groups" in dict(findings.recipe_rows(two))["Phase 2"]
+    assert "last 2 layer groups" in dict(reporting_facts.recipe_rows(two))["Phase 2"]
 
 
 def test_a_test_on_other_data_shows_the_mapping_and_what_was_left_out(tmp_path: Path) -> None:
@@ -823,7 +828,7 @@ def test_a_test_on_other_data_shows_the_mapping_and_what_was_left_out(tmp_path: 
     text = " ".join(Page(_written(tmp_path, body)).text.split())
     assert "not scored (115 images)" in text
     assert "data set that it was not made from" in text
-    first = cautions.warnings(runs_folder.read_run(tmp_path))[0]
+    first = warnings.warnings(runs_folder.read_run(tmp_path))[0]
     assert (first.level, first.text) == ("serious", "115 images have no target class: DF 115")
 
 

@@ -16,7 +16,6 @@ import pytest
 
 from conftest import Cli, Invoke
 from dermkit import unseal, workflow
-from dermkit.cautions import warnings
 from dermkit.comparison.compare import compare_runs
 from dermkit.data.seal import (
     FORMAT,
@@ -35,6 +34,7 @@ from dermkit.evaluation.seal_log import log_looks
 from dermkit.files import lock, sha256_file
 from dermkit.metrics.stats.power import best_of_chance
 from dermkit.recipes.schema import Recipe, SplitSpec, save, split_spec
+from dermkit.reporting.warnings import warnings
 from dermkit.runs.folder import read_run
 
 HOLDOUT = split_spec(

@@ -36,7 +36,7 @@ from dermkit.recipes.experiments import (
     whole,
 )
 from dermkit.recipes.schema import GrowSpec, ModelSpec, Phase, Recipe, as_dict, load, parse, save
-from dermkit.versus import write_comparison
+from dermkit.reporting.comparison_page import write_comparison
 
 MODEL = Path("model") / "member-0.safetensors"
 EVERY = {**RECIPES, **{item.name: item for members in GRIDS.values() for item in members}}

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dermkit.audit.status import audit_state
-from dermkit.cautions import UNSTABLE
 from dermkit.data.split import check_split
 from dermkit.files import read_json, write_text
 from dermkit.lint.rules import as_rows
 from dermkit.lint.training import BatchNorm, Training, lint_training
 from dermkit.plan import Plan, Where
 from dermkit.recipes.schema import Recipe, as_dict, load
+from dermkit.reporting.warnings import UNSTABLE
 
 if TYPE_CHECKING:
     from dermkit.images.preprocess import Preprocessing

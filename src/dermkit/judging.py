@@ -14,8 +14,8 @@ from dermkit.errors import DataError, UsageError
 from dermkit.evaluation.options import NOTHING, Asked
 from dermkit.files import check_output, check_writable, read_json
 from dermkit.models.locate import check_folder, check_model_folder, which_run
-from dermkit.report import write_report, write_summary_report
-from dermkit.versus import headline, write_comparison, write_versus
+from dermkit.reporting.comparison_page import headline, write_comparison, write_versus
+from dermkit.reporting.report import write_report, write_summary_report
 from dermkit.watch import Watch
 
 COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro")

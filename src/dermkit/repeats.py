@@ -8,7 +8,7 @@ from typing import Any
 
 from dermkit.errors import DataError
 from dermkit.files import read_json, write_json, write_rows
-from dermkit.report import write_summary_report
+from dermkit.reporting.report import write_summary_report
 from dermkit.runs.metrics_json import read_results
 
 FORMAT = 1

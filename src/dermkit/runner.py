@@ -44,7 +44,7 @@ from dermkit.models.card import settle, wishes_kept, with_kept
 from dermkit.plan import Plan, Where
 from dermkit.recipes.schema import save as save_recipe
 from dermkit.render import charts, sheets
-from dermkit.report import write_report
+from dermkit.reporting.report import write_report
 from dermkit.runs.reader import KEPT_SEAL
 from dermkit.watch import Watch
 

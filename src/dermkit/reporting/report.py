@@ -9,15 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit import cautions, findings
 from dermkit.errors import DataError
 from dermkit.files import read_json, write_rows, write_text
-from dermkit.illustrations import Picture, embed, metric_names, pictures, worth_a_row
-from dermkit.labels import BARS, FIRST, LABELS, page_templates
 from dermkit.lint.rules import read_lint
 from dermkit.metrics.classification.reader_studies import ANCHORS
-from dermkit.mistaken import Images, mistakes_of
 from dermkit.render import charts
+from dermkit.reporting import facts, warnings
+from dermkit.reporting.figures import Picture, embed, metric_names, pictures, worth_a_row
+from dermkit.reporting.labels import BARS, FIRST, LABELS, page_templates
+from dermkit.reporting.mistakes import Images, mistakes_of
 from dermkit.runs import folder as runs_folder
 from dermkit.runs.folder import Run
 
@@ -63,18 +63,18 @@ def _words(run: Run) -> dict[str, Any]:
         "more": [name for name in names if name not in first],
         "used": used,
         "methods": sorted({method for methods in used.values() for method in methods}),
-        "verdict": findings.verdict(run, run.headline),
+        "verdict": facts.verdict(run, run.headline),
         "anchors": ANCHORS,
-        "warnings": cautions.warnings(run),
-        "trained": findings.training_counts(run),
-        "excluded": findings.excluded(run),
-        "confusions": {split: findings.confusions(run, split) for split in run.splits},
+        "warnings": warnings.warnings(run),
+        "trained": facts.training_counts(run),
+        "excluded": facts.excluded(run),
+        "confusions": {split: facts.confusions(run, split) for split in run.splits},
         "texts": {
             split: runs_folder.read_text(figures / f"classification_report_{split}.txt") for split in run.splits
         },
-        "recipe_rows": findings.recipe_rows(run.recipe),
-        "environment": list(findings.flat(run.environment)),
-        "log": findings.log_rows(run.log),
+        "recipe_rows": facts.recipe_rows(run.recipe),
+        "environment": list(facts.flat(run.environment)),
+        "log": facts.log_rows(run.log),
         "lint": read_lint(run.folder),
     }
 
@@ -119,8 +119,8 @@ def _final(parent: Path, folder: str) -> dict[str, Any]:
     if not _inside(parent, folder):
         return {"verdict": None, "serious": [], "final_run": None}
     run = runs_folder.read_run(parent / folder)
-    serious = [warn.text for warn in cautions.warnings(run) if warn.level == "serious"]
-    return {"verdict": findings.verdict(run, run.headline), "serious": serious, "final_run": run}
+    serious = [warn.text for warn in warnings.warnings(run) if warn.level == "serious"]
+    return {"verdict": facts.verdict(run, run.headline), "serious": serious, "final_run": run}
 
 
 def _images(parent: Path, summary: dict[str, Any], split: str) -> list[int]:

@@ -12,8 +12,8 @@ from dermkit.comparison.compare import Comparison, Pair
 from dermkit.comparison.variance import Sources
 from dermkit.comparison.verdict import LOWER_IS_BETTER, Difference, Repeated, about, verdict
 from dermkit.files import make_folder, write_json, write_rows, write_text
-from dermkit.labels import page_templates
-from dermkit.mistaken import opener, thumbnail
+from dermkit.reporting.labels import page_templates
+from dermkit.reporting.mistakes import opener, thumbnail
 
 FORMAT = 1
 FIGURES = ("balanced_accuracy", "accuracy", "sensitivity", "specificity", "auroc", "f1_macro", "loss")

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from dermkit.files import write_rows
-from dermkit.labels import BARS, LABELS, SAME_AS
 from dermkit.metrics.classification.reader_studies import ANCHORS, Anchor
 from dermkit.render import charts, curves
+from dermkit.reporting.labels import BARS, LABELS, SAME_AS
 from dermkit.runs import folder
 from dermkit.runs.folder import Run
 

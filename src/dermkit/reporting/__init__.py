@@ -1,0 +1,1 @@
+"""A run folder becomes pages; reads files, never a model."""
