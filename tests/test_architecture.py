@@ -54,10 +54,8 @@ TORCH_INSIDE_FUNCTIONS = ("pipeline", "cli")
 
 # Files that have not moved to their package yet -> where they will be.
 MOVING: dict[str, str] = {
-    "watch": "progress", "ahead": "threads", "demo": "pipeline.demo", "unseal": "pipeline.open_test",
-    "plan": "pipeline.plan", "repeats": "pipeline.repeats", "judging": "pipeline.results",
-    "runner": "pipeline.run", "facts": "pipeline.run_facts", "workflow": "pipeline.train",
-    "terminal": "cli.console", "cli_data": "cli.data", "cli_results": "cli.results", "cli": "cli.app",
+    "watch": "progress", "ahead": "threads", "workflow": "pipeline.train", "terminal": "cli.console",
+    "cli_data": "cli.data", "cli_results": "cli.results", "cli": "cli.app",
 }  # fmt: skip
 
 LONGEST_CHAIN = 9

@@ -12,9 +12,9 @@ import pytest
 from dermkit import workflow
 from dermkit.errors import DataError
 from dermkit.files import write_json
+from dermkit.pipeline.repeats import chosen, metrics_of, validation_value
 from dermkit.prediction.predictor import load_model
 from dermkit.recipes.schema import Recipe, SplitSpec, load
-from dermkit.repeats import chosen, metrics_of, validation_value
 
 Figures = Mapping[str, float | None]
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from conftest import Cli, Invoke
-from dermkit import unseal, workflow
+from dermkit import workflow
 from dermkit.comparison.compare import compare_runs
 from dermkit.data.seal import (
     FORMAT,
@@ -33,6 +33,7 @@ from dermkit.evaluation import seal_log
 from dermkit.evaluation.seal_log import log_looks
 from dermkit.files import lock, sha256_file
 from dermkit.metrics.stats.power import best_of_chance
+from dermkit.pipeline import open_test as pipeline_open_test
 from dermkit.recipes.schema import Recipe, SplitSpec, save, split_spec
 from dermkit.reporting.warnings import warnings
 from dermkit.runs.folder import read_run
@@ -317,7 +318,7 @@ def test_a_change_elsewhere_in_the_manifest_is_told(here: tuple[Path, Path]) -> 
     held = {row[0] for row in read_seal(seal_file(data)).rows}
     edit_manifest(data, "age", lambda _row: "55", next(name for name in manifest["image_id"] if name not in held))
     open_test(run, data)
-    assert unseal.OTHER_MANIFEST in [item.text for item in warnings(read_run(run))]
+    assert pipeline_open_test.OTHER_MANIFEST in [item.text for item in warnings(read_run(run))]
 
 
 def test_what_is_no_run_of_this_seal_is_refused_before_it_counts(

@@ -29,11 +29,11 @@ from dermkit.comparison.repeated import (
 from dermkit.comparison.verdict import FIGURES, Repeated, verdict
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
-from dermkit.judging import compare
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.stats import paired_tests
 from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.intervals import resample_weights
+from dermkit.pipeline.results import compare
 from dermkit.runs.predictions import write_predictions
 
 # Arithmetic -------------------------------------------------------------------------------------------------------

@@ -269,7 +269,7 @@ def _tell_predicted(outcome: "PredictOutcome", out: Path) -> None:
 @app.command()
 def demo(out: Out = Path("demo")) -> None:
     """Make images, import, split, train, evaluate, report and predict: offline, on the CPU, in minutes."""
-    from dermkit.demo import demo as run_demo
+    from dermkit.pipeline.demo import demo as run_demo
 
     with watching() as watch:
         outcome = run_demo(out, watch=watch)

@@ -25,12 +25,12 @@ from dermkit.files import (
     write_json,
     write_rows,
 )
-from dermkit.judging import compare, evaluate, report
-from dermkit.plan import Plan, Where
+from dermkit.pipeline.plan import Plan, Where
+from dermkit.pipeline.repeats import chosen, summarise, validation_value
+from dermkit.pipeline.results import compare, evaluate, report
+from dermkit.pipeline.run import run
 from dermkit.prediction.run import PredictOutcome, predict
 from dermkit.recipes.schema import Recipe, SplitSpec, recipe_fingerprint
-from dermkit.repeats import chosen, summarise, validation_value
-from dermkit.runner import run
 from dermkit.watch import Watch
 
 if TYPE_CHECKING:

@@ -66,7 +66,7 @@ def evaluate(
     if open_test is not None:
         return _open_test(target, open_test, watch, asked)
     _check_evaluable(target)
-    from dermkit.runner import finish
+    from dermkit.pipeline.run import finish
 
     return finish(target, images_of(target), asked=asked)
 
@@ -105,21 +105,21 @@ def _may_open(open_test: Dataset | None, on: Dataset | None) -> bool:
 
 def _open_test(target: Path, dataset: Dataset, watch: Watch, asked: Asked) -> Path:
     """Open the sealed test side for a run, or for each run of repeats, and evaluate; returns the report."""
-    from dermkit import unseal
-    from dermkit.facts import drop_opening_step
+    from dermkit.pipeline import open_test as pipeline_open_test
+    from dermkit.pipeline.repeats import summarise
+    from dermkit.pipeline.run import finish
+    from dermkit.pipeline.run_facts import drop_opening_step
     from dermkit.recipes.schema import load
-    from dermkit.repeats import summarise
-    from dermkit.runner import finish
 
     if not (target / "summary.json").is_file():
-        unseal.open_test(target, dataset, watch=watch)
+        pipeline_open_test.open_test(target, dataset, watch=watch)
         drop_opening_step(target)
         return finish(target, dataset.images, asked=asked)
     summary = read_json(target / "summary.json", format=1, error=DataError)
     runs = [target / str(item["folder"]) for item in summary["runs"]]
     for number, run in enumerate(runs, start=1):
         watch.say(f"version {number} of {len(runs)}: {run.name}")
-        unseal.open_test(run, dataset, watch=watch)
+        pipeline_open_test.open_test(run, dataset, watch=watch)
         drop_opening_step(run)
         finish(run, dataset.images, asked=asked)
     return summarise(target, runs, monitor=load(runs[0] / "recipe.json").monitor) / "report.html"

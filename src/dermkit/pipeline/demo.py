@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.files import check_writable
-from dermkit.plan import Where
+from dermkit.pipeline.plan import Where
 from dermkit.prediction.run import PredictOutcome, predict
 from dermkit.recipes.experiments import DEMO
 from dermkit.watch import Watch

@@ -22,16 +22,6 @@ from dermkit.evaluation.evaluate import DECISION, DECISION_FORMAT, evaluate_run
 from dermkit.evaluation.options import NOTHING, Asked
 from dermkit.evaluation.score_run import score_sides
 from dermkit.evaluation.seal_log import Logged, end_openings, log_meetings, write_kept
-from dermkit.facts import (
-    environment,
-    model_facts,
-    other_environment,
-    run_facts,
-    training_facts,
-    training_lint,
-    training_warnings,
-    write_next_steps,
-)
 from dermkit.files import (
     lock,
     make_folder,
@@ -41,7 +31,17 @@ from dermkit.files import (
     write_rows,
 )
 from dermkit.models.card import settle, wishes_kept, with_kept
-from dermkit.plan import Plan, Where
+from dermkit.pipeline.plan import Plan, Where
+from dermkit.pipeline.run_facts import (
+    environment,
+    model_facts,
+    other_environment,
+    run_facts,
+    training_facts,
+    training_lint,
+    training_warnings,
+    write_next_steps,
+)
 from dermkit.recipes.schema import save as save_recipe
 from dermkit.render import charts, sheets
 from dermkit.reporting.report import write_report

@@ -14,7 +14,7 @@ from dermkit.data.split import check_split
 from dermkit.files import read_json, write_text
 from dermkit.lint.rules import as_rows
 from dermkit.lint.training import BatchNorm, Training, lint_training
-from dermkit.plan import Plan, Where
+from dermkit.pipeline.plan import Plan, Where
 from dermkit.recipes.schema import Recipe, as_dict, load
 from dermkit.reporting.warnings import UNSTABLE
 
