@@ -39,7 +39,7 @@ from dermkit.data.manifest import Dataset, load_dataset
 from dermkit.data.synthetic.dataset import Plant, make_dataset_folder
 from dermkit.data.synthetic.duplicates import KINDS, plant_copy
 from dermkit.images.decode import open_image
-from dermkit.workflow import audit
+from dermkit.pipeline.data import audit_dataset
 
 HERE = Path(__file__).parent
 ROWS = Path(os.environ.get("AUDIT_ROWS", HERE / "audit.csv"))
@@ -131,7 +131,7 @@ def planted_set(folder: Path, seed: int) -> Iterator[Row]:
     )
     copies = add_copies(folder / "images", seed)
     dataset = imported(folder)
-    outcome = audit(dataset)
+    outcome = audit_dataset(dataset)
     findings = {item.card.code: item for item in outcome.findings}
     yield from recall(dataset, copies, outcome.audit.subject.pairs, "made", seed)
     expected = {what: code for what, code in EXPECTED.items() if not _absent(what, seed)}
@@ -199,7 +199,7 @@ def clean_twin(folder: Path, seed: int) -> Iterator[Row]:
     """Yield the error and warning findings of the same set without any planted fault."""
     shutil.rmtree(folder, ignore_errors=True)
     make_dataset_folder(folder / "images", lesions_per_class=CLASSES, photos=(1, 2), seed=seed, given_test=0.3)
-    outcome = audit(imported(folder))
+    outcome = audit_dataset(imported(folder))
     for severity in (Severity.ERROR, Severity.WARNING):
         codes = [item.card.code for item in outcome.findings if item.finding.severity == severity]
         yield Row("twin", seed, f"{severity} findings", 1, wrong=len(codes), value=" ".join(codes))
@@ -241,7 +241,7 @@ def real_set(source: Path, folder: Path, chosen: pd.DataFrame, seed: int) -> Ite
             truth.append((kind, name, copy))
     pd.DataFrame(rows).to_csv(folder / "images" / "metadata.csv", index=False)
     dataset = imported(folder)
-    outcome = audit(dataset)
+    outcome = audit_dataset(dataset)
     copies = pd.DataFrame(truth, columns=["kind", "a", "b"])
     yield from recall(dataset, copies, outcome.audit.subject.pairs, "real", seed)
     yield Row("real", seed, "seconds", len(dataset.manifest), value=round(outcome.audit.seconds, 1))

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dermkit import workflow
+import dermkit as dk
 from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.data.synthetic.duplicates import KINDS, plant_copy
 from dermkit.recipes.schema import SplitSpec, split_spec
@@ -84,11 +84,11 @@ def one_set(number: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         planted, given = plant(folder / "images", number, rng)
-        data = workflow.import_dataset("folder", folder / "images", out=folder / "data").dataset
-        outcome = workflow.audit(data, clean=True)
-        cleaned = workflow.load_dataset(folder / "data")
+        data = dk.import_dataset("folder", folder / "images", out=folder / "data").dataset
+        outcome = dk.audit_dataset(data, clean=True)
+        cleaned = dk.load_dataset(folder / "data")
         scheme = "given" if given else str(rng.choice(["holdout", "kfold"]))
-        made = workflow.split(
+        made = dk.split(
             cleaned,
             spec_of(scheme, number),
             name="made",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import dermkit as dk
 from dermkit import cli as command_line
-from dermkit import workflow
 from dermkit.data.synthetic.dataset import Plant, make_dataset_folder
 from dermkit.data.synthetic.lesions import CLASSES
 from dermkit.recipes.experiments import DEMO, ROTATE_FLIP_ZOOM, whole
@@ -71,7 +71,7 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_dataset_folder(
         folder / "images", lesions_per_class=wanted, photos=(1, 1), size=48, seed=1, given_test=0.3
     )
-    return workflow.import_dataset("folder", folder / "images", out=folder / "data").dataset.folder
+    return dk.import_dataset("folder", folder / "images", out=folder / "data").dataset.folder
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +82,7 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "images", lesions_per_class=dict.fromkeys(CLASSES, 6), photos=(1, 1), size=48, seed=2,
         given_test=0.34, plant=Plant(copies=2),
     )  # fmt: skip
-    return workflow.import_dataset("folder", folder / "images", out=folder / "data").dataset.folder
+    return dk.import_dataset("folder", folder / "images", out=folder / "data").dataset.folder
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +93,7 @@ def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "images", lesions_per_class=dict.fromkeys(CLASSES, 4), photos=(1, 2), size=48, seed=3,
         layout="ham10000",
     )  # fmt: skip
-    return workflow.import_dataset("ham10000", folder / "images", out=folder / "data").dataset.folder
+    return dk.import_dataset("ham10000", folder / "images", out=folder / "data").dataset.folder
 
 
 @pytest.fixture(scope="session")
@@ -113,5 +113,5 @@ def tiny() -> Recipe:
 @pytest.fixture(scope="session")
 def trained(binary: Path, tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the finished run folder of `tiny` on `binary`; tests leave it as it is."""
-    where = workflow.Where(out=tmp_path_factory.mktemp("runs"), device="cpu")
-    return workflow.train(tiny, workflow.load_dataset(binary), where=where)
+    where = dk.Where(out=tmp_path_factory.mktemp("runs"), device="cpu")
+    return dk.train(tiny, dk.load_dataset(binary), where=where)

@@ -27,7 +27,7 @@ from dermkit.audit.run import Look, Seen
 from dermkit.data.identify import classify
 from dermkit.data.manifest import COLUMNS, Dataset, load_dataset, save_dataset
 from dermkit.images.decode import open_image
-from dermkit.watch import Watch
+from dermkit.progress import Watch
 
 HOSTILE = '"><img src=x onerror=alert(1)>'
 """A file name that would be an element, were it not escaped."""

@@ -18,7 +18,7 @@ from dermkit.data.manifest import Dataset, load_dataset, save_dataset
 from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.data.synthetic.duplicates import plant_copy
 from dermkit.errors import DataError, UsageError
-from dermkit.watch import Watch
+from dermkit.progress import Watch
 
 Change = dict[int, dict[str, str]]
 

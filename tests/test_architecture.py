@@ -52,11 +52,8 @@ TORCH_ROOMS = (
 )  # fmt: skip
 TORCH_INSIDE_FUNCTIONS = ("pipeline", "cli")
 
-# Files that have not moved to their package yet -> where they will be.
-MOVING: dict[str, str] = {
-    "watch": "progress", "ahead": "threads", "workflow": "pipeline.train", "terminal": "cli.console",
-    "cli_data": "cli.data", "cli_results": "cli.results", "cli": "cli.app",
-}  # fmt: skip
+EVERYTHING = "dermkit (all)"
+"""`import dermkit`: its names come from every level, so only the command line may use them."""
 
 LONGEST_CHAIN = 9
 LONGEST_FILE = 400
@@ -84,7 +81,7 @@ def modules(src: Path) -> dict[str, Path]:
 
 def room_of(module: str) -> tuple[str, str]:
     """Return a module's package, or its file at the top, and its folder inside it ("" for none)."""
-    parts = [*MOVING.get(module.removeprefix("dermkit."), module.removeprefix("dermkit.")).split("."), ""]
+    parts = [*module.removeprefix("dermkit.").split("."), ""]
     return parts[0], parts[1] if any(parts[1] in names.split() for names in FOLDERS.get(parts[0], ())) else ""
 
 
@@ -115,7 +112,7 @@ def walk(node: ast.AST, lazy: bool = False) -> Iterator[tuple[ast.AST, bool]]:
 def targets(node: ast.AST, module: str, path: Path, known: set[str]) -> list[str]:
     """Return the modules that a node imports, if it is an import, written or called."""
     if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
+        return [EVERYTHING if alias.name == "dermkit" else alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
         above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
@@ -149,9 +146,13 @@ def direction_problems(src: Path) -> list[str]:
             problems.append(f"{module}: no level; give its package one in LEVELS of tests/test_architecture.py")
             continue
         for statement in statements:
+            if module == "dermkit":  # the public names, each imported when it is first used
+                continue
             if statement.target == "?":
                 problems.append(f"{module}:{statement.line} imports by a computed name")
-            if not statement.target.startswith("dermkit.") or module == "dermkit":
+            if statement.target == EVERYTHING and room_of(module)[0] != "cli":
+                problems.append(f"{module}:{statement.line} imports the whole package")
+            if not statement.target.startswith("dermkit."):
                 continue
             if room_of(statement.target)[0] not in LEVELS:
                 problems.append(f"{module}:{statement.line} imports {statement.target}, which has no level")
@@ -161,11 +162,18 @@ def direction_problems(src: Path) -> list[str]:
 
 
 def graph(src: Path, *, lazy: bool) -> dict[str, set[str]]:
-    """Return module -> imported modules of the package, with or without the imports inside functions."""
-    known = set(modules(src))
+    """Return module -> imported modules of the package, with or without the imports inside functions.
+
+    `dermkit` itself points nowhere: it imports each public name when that is first used.
+    """
+    files = set(modules(src))
     return {
-        module: {item.target for item in found if item.target in known and (lazy or not item.lazy)}
-        for module, found in imports(src).items()
+        module: {
+            statement.target
+            for statement in statements
+            if module != "dermkit" and statement.target in files and (lazy or not statement.lazy)
+        }
+        for module, statements in imports(src).items()
     }
 
 
@@ -189,7 +197,7 @@ def longest_chain(src: Path) -> list[str]:
 
 def may_load_torch(module: str, *, inside_function: bool) -> bool:
     """Say whether a module may import torch."""
-    name = MOVING.get(module.removeprefix("dermkit."), module.removeprefix("dermkit."))
+    name = module.removeprefix("dermkit.")
     rooms = TORCH_ROOMS + (TORCH_INSIDE_FUNCTIONS if inside_function else ())
     return any(name == room or name.startswith(f"{room}.") for room in rooms)
 
@@ -336,6 +344,7 @@ def test_imports_point_down() -> None:
             {"reporting/page.py": "from dermkit.models import net", "models/net.py": ""},
             "may not import dermkit.models",
         ),
+        ({"models/net.py": "import dermkit as dk"}, "dermkit.models.net:1 imports the whole package"),
         ({"models/net.py": "x = import_module(name)"}, "dermkit.models.net:1 imports by a computed name"),
         ({"models/net.py": "from dermkit.nowhere import x"}, "imports dermkit.nowhere, which has no level"),
         ({"annex.py": ""}, "dermkit.annex: no level"),

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import dermkit as dk
 from conftest import Invoke
-from dermkit import workflow
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.evaluation.evaluate import evaluate_predictions, evaluate_run
@@ -225,11 +225,11 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 def test_evaluating_with_wishes_leaves_the_model_folder_as_training_left_it(trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     before = folder_bytes(run / "model")
-    workflow.evaluate(run, asked=ALL)
+    dk.evaluate(run, asked=ALL)
     assert folder_bytes(run / "model") == before
     weights = next(path for path in (run / "model").iterdir() if path.suffix == ".safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    workflow.evaluate(run)
+    dk.evaluate(run)
     assert (run / "model" / "SHA256SUMS").read_bytes() == before["SHA256SUMS"], "a changed file is not vouched for"
     other = {**read(run / "decision.json"), "validation_images": 1}
     with pytest.raises(UntrustedError, match="not those that were saved"):
@@ -239,17 +239,17 @@ def test_evaluating_with_wishes_leaves_the_model_folder_as_training_left_it(trai
 def test_a_wish_on_other_data_is_settled_on_the_runs_own_validation_images(
     trained: Path, binary: Path, tmp_path: Path
 ) -> None:
-    data, asked = workflow.load_dataset(binary), Asked(wishes=(("specificity", 0.7),), official=True)
+    data, asked = dk.load_dataset(binary), Asked(wishes=(("specificity", 0.7),), official=True)
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    own = read(workflow.evaluate(run, asked=asked).parent / "decision.json")["asked_points"]
-    report = workflow.evaluate(run, on=data, out=tmp_path / "other", asked=asked)
+    own = read(dk.evaluate(run, asked=asked).parent / "decision.json")["asked_points"]
+    report = dk.evaluate(run, on=data, out=tmp_path / "other", asked=asked)
     body = read(report.parent / "metrics.json")
     point = body["splits"]["test"]["decided"]["operating_points"][-1]
     assert (point["asked"], point["threshold"]) == (True, own[0]["value"])
     assert "asked_points" not in read(report.parent / "run.json")["decision"]
     with pytest.raises(DataError, match="these predictions are of test alone"):
-        workflow.evaluate(report.parent, asked=asked)
-    again = read(workflow.evaluate(report.parent).parent / "metrics.json")
+        dk.evaluate(report.parent, asked=asked)
+    again = read(dk.evaluate(report.parent).parent / "metrics.json")
     assert not any(item["asked"] for item in again["splits"]["test"]["decided"]["operating_points"])
 
 
@@ -341,7 +341,7 @@ def test_a_wish_that_is_kept_is_the_models_from_then_on(trained: Path, tmp_path:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     wished = Asked(wishes=(("sensitivity", 0.6),), keep=True)
-    workflow.evaluate(run, asked=wished)
+    dk.evaluate(run, asked=wished)
     card = models_card.read_card(run / "model")
     own = [(item["rate"], item["wish_rate"]) for item in card["operating_points"] if item.get("asked")]
     assert own == [("sensitivity", 0.6)] == list(models_card.wishes_kept(run / "model"))
@@ -351,7 +351,7 @@ def test_a_wish_that_is_kept_is_the_models_from_then_on(trained: Path, tmp_path:
     chosen = predictor.chosen(at="sensitivity=.6")
     assert chosen is not None and chosen.point == len(card["operating_points"]) - 1
     sums = (run / "model" / "SHA256SUMS").read_bytes()
-    workflow.evaluate(run)
+    dk.evaluate(run)
     assert (run / "model" / "SHA256SUMS").read_bytes() == sums, (
         "a plain evaluation drops nothing and signs nothing"
     )
@@ -363,6 +363,4 @@ def test_keeping_needs_a_wish_and_a_run() -> None:
     with pytest.raises(UsageError, match="no wish to keep"):
         Asked(keep=True)
     with pytest.raises(UsageError, match="own validation images"):
-        workflow.evaluate(
-            None, predictions=Path("table.csv"), asked=Asked(wishes=(("sensitivity", 0.6),), keep=True)
-        )
+        dk.evaluate(None, predictions=Path("table.csv"), asked=Asked(wishes=(("sensitivity", 0.6),), keep=True))

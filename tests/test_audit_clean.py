@@ -20,8 +20,8 @@ from dermkit.data.manifest import COLUMNS, Dataset, LesionClass, check_manifest,
 from dermkit.data.split import make_split, save_split
 from dermkit.errors import DataError
 from dermkit.files import sha256_file
+from dermkit.progress import Watch
 from dermkit.recipes.schema import SplitSpec
-from dermkit.watch import Watch
 from planted_audit import CHECKS, Near, looking, make
 
 GIVEN = SplitSpec(scheme="given", seed=0, validation=0.3, test=0.0, folds=0, per_class=0, draw_from="")

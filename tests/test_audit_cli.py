@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import dermkit as dk
 from conftest import Cli, Invoke
-from dermkit import workflow
 from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, image_rows
 from dermkit.audit.run import AuditOutcome, audit_dataset
 from dermkit.data.manifest import Dataset, load_dataset, save_dataset
@@ -63,7 +63,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFram
 
 @pytest.fixture
 def imported(planted: tuple[Path, pd.DataFrame], tmp_path: Path) -> Path:
-    return workflow.import_dataset("folder", planted[0], out=tmp_path / "data").dataset.folder
+    return dk.import_dataset("folder", planted[0], out=tmp_path / "data").dataset.folder
 
 
 def pairs_in(path: Path) -> set[frozenset[str]]:
@@ -175,7 +175,7 @@ def test_a_set_held_against_one_that_shares_images_is_not_external(
             (other / label / "seen.jpg").write_bytes(source.read_bytes())
     for beside in ("truth.csv", "planted.csv"):
         (other / beside).unlink(missing_ok=True)
-    workflow.import_dataset("folder", other, out=tmp_path / "other")
+    dk.import_dataset("folder", other, out=tmp_path / "other")
     code, out, messages = invoke("audit", imported, "--against", tmp_path / "other")
     assert code == 3 and "DA080" in out and "not external" in messages
     assert (imported / "audit" / "against-other" / "against.html").is_file()

@@ -17,9 +17,9 @@ from dermkit.audit.status import audit_state, division_sha256
 from dermkit.data.manifest import Dataset, load_dataset, save_dataset
 from dermkit.errors import DataError, OutputError, UsageError
 from dermkit.files import lock, write_rows
+from dermkit.progress import Watch
 from dermkit.reporting import warnings
 from dermkit.runs import folder as runs_folder
-from dermkit.watch import Watch
 from planted_audit import CHECKS, HOSTILE, Near, looking, make
 
 NAME = HOSTILE.replace("/", "")

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import dermkit as dk
 from conftest import Invoke
-from dermkit import workflow
 
 
 def read(path: Path) -> Any:
@@ -20,7 +20,7 @@ def read(path: Path) -> Any:
 @pytest.fixture
 def table(binary: Path) -> pd.DataFrame:
     """Return a table as another tool would write it: file names, classes as columns in another order."""
-    manifest = workflow.load_dataset(binary).manifest
+    manifest = dk.load_dataset(binary).manifest
     generator = np.random.default_rng(0)
     p = generator.beta(2, 2, len(manifest)) * 0.5 + 0.5 * (manifest["label"] == "malignant")
     names = [Path(path).name for path in manifest["path"]]
@@ -36,7 +36,7 @@ def test_a_table_becomes_a_run_with_the_data_sets_labels_and_groups(
     code, out, err = invoke("evaluate", "--predictions", file, "--on", binary, "--out", tmp_path / "out")
     assert code == 0, err
     assert out.strip().endswith("report.html")
-    data = workflow.load_dataset(binary)
+    data = dk.load_dataset(binary)
     metrics = read(tmp_path / "out" / "metrics.json")["splits"]["test"]
     assert metrics["n"] == len(data.manifest)
     labels = dict(zip(data.manifest["path"].map(lambda p: p), data.manifest["label"], strict=True))
@@ -50,13 +50,13 @@ def test_a_table_becomes_a_run_with_the_data_sets_labels_and_groups(
 
 
 def test_it_can_be_compared_with_another_one(binary: Path, table: pd.DataFrame, tmp_path: Path) -> None:
-    data, folders = workflow.load_dataset(binary), []
+    data, folders = dk.load_dataset(binary), []
     for name, power in (("one", 1.0), ("two", 0.0)):
         p = 0.5 + (table["malignant"] - 0.5) * power + 1e-3
         file = tmp_path / f"{name}.csv"
         table.assign(malignant=p, benign=1 - p).to_csv(file, index=False)
-        folders.append(workflow.evaluate(None, predictions=file, on=data, out=tmp_path / name).parent)
-    outcome = workflow.compare(folders, out=tmp_path / "versus")
+        folders.append(dk.evaluate(None, predictions=file, on=data, out=tmp_path / name).parent)
+    outcome = dk.compare(folders, out=tmp_path / "versus")
     assert outcome.same_images == {"test": True}
     assert any("is better on" in sentence for sentence in outcome.sentences)
 

@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import pytest
 
+import dermkit as dk
 from campaign_faults import KINDS, Faults, failing
 from campaign_tools import (
     Bench,
@@ -36,7 +37,6 @@ from campaign_tools import (
     wait_until,
 )
 from conftest import Invoke
-from dermkit import workflow
 from dermkit.files import sha256_file
 from dermkit.models.net import build_net, resolve_weights
 from dermkit.recipes.experiments import frozen, whole
@@ -133,8 +133,8 @@ class Alone:
             bench.fresh()
             often = patch.object(engine, "SAVE_SECONDS", 0.0)
             with often, failing(Faults((bench.out, bench.data))) as faults:
-                where = workflow.Where(out=bench.out, device="cpu")
-                workflow.train(load(self.recipe), workflow.load_dataset(bench.data), where=where)
+                where = dk.Where(out=bench.out, device="cpu")
+                dk.train(load(self.recipe), dk.load_dataset(bench.data), where=where)
             self.calls = faults.calls
         return sound(bench)
 

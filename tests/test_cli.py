@@ -18,9 +18,9 @@ import pandas as pd
 import pytest
 from safetensors.torch import save_file
 
+import dermkit as dk
 from conftest import Cli, Invoke
 from dermkit import cli as command_line
-from dermkit import workflow
 from dermkit.errors import Refusal
 from dermkit.files import sha256_file, write_json
 from dermkit.models.net import import_timm
@@ -212,7 +212,7 @@ def test_a_missing_image_is_refused_at_training(
     invoke: Invoke, binary: Path, tiny: Recipe, tmp_path: Path
 ) -> None:
     shutil.copytree(binary.parent / "images", tmp_path / "images")
-    data = workflow.import_dataset("folder", tmp_path / "images", out=tmp_path / "data").dataset
+    data = dk.import_dataset("folder", tmp_path / "images", out=tmp_path / "data").dataset
     lost, spoilt = (data.images / path for path in data.manifest["path"][:2])
     lost.unlink()
     spoilt.write_bytes(encoded(speckled(48, 48), "JPEG"))
@@ -225,7 +225,7 @@ def test_a_missing_image_is_refused_at_training(
 def test_a_lesion_on_both_sides_of_a_hand_written_split_is_refused(
     invoke: Invoke, seven: Path, tiny: Recipe, tmp_path: Path
 ) -> None:
-    data = workflow.load_dataset(seven)
+    data = dk.load_dataset(seven)
     frame = data.manifest[["image_id", "lesion_id"]].assign(
         split=np.resize(["train", "validation", "test"], len(data.manifest))
     )

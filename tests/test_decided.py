@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import dermkit as dk
 from conftest import Cli
-from dermkit import workflow
 from dermkit.data.manifest import LesionClass, Malignancy
 from dermkit.errors import Interrupted, UntrustedError, UsageError
 from dermkit.evaluation.external import SPLIT
@@ -25,8 +25,8 @@ from dermkit.prediction import resume
 from dermkit.prediction.decisions import caption, choose_for, columns, legend, write_decided
 from dermkit.prediction.predictor import load_model
 from dermkit.prediction.run import PredictOutcome, predict
+from dermkit.progress import Watch
 from dermkit.runs.predictions import groups_of, read_predictions, scored_of
-from dermkit.watch import Watch
 from test_applied import settled
 
 SIDES: tuple[tuple[str, Malignancy], ...] = (
@@ -65,7 +65,7 @@ def model(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(binary: Path) -> list[str]:
-    data = workflow.load_dataset(binary)
+    data = dk.load_dataset(binary)
     return [str(data.path_of(image_id)) for image_id in data.manifest["image_id"]]
 
 
@@ -106,8 +106,8 @@ def test_predict_decides_what_evaluate_computes_from_the_run(trained: Path, mode
 
 
 def test_predict_and_evaluate_on_other_data_agree(model: Path, binary: Path, out: Path, tmp_path: Path) -> None:
-    data = workflow.load_dataset(binary)
-    folder = workflow.evaluate(model, on=data, out=tmp_path / "other").parent
+    data = dk.load_dataset(binary)
+    folder = dk.evaluate(model, on=data, out=tmp_path / "other").parent
     told = json.loads((folder / "metrics.json").read_text())["splits"][SPLIT]["decided"]
     found = pd.read_csv(out / "decided.csv").set_index("image_id")
     label = data.manifest.set_index(data.manifest["image_id"].map(bare))["label"].loc[found.index]
@@ -296,7 +296,7 @@ def test_a_model_without_confidences_refers_nothing_and_says_so(
         predict(older, images, out=tmp_path / "out", refer=0.8)
     outcome = predict(older, images[:3], out=tmp_path / "out", at="sensitivity=.9")
     assert outcome.decided is not None and not outcome.decided.refers
-    folder = workflow.evaluate(older, on=workflow.load_dataset(binary), out=tmp_path / "other").parent
+    folder = dk.evaluate(older, on=dk.load_dataset(binary), out=tmp_path / "other").parent
     assert json.loads((folder / "metrics.json").read_text())["splits"][SPLIT]["decided"]["refer"]["settled"] == []
     settle(older, json.loads((model / "model.json").read_text()))
     assert load_model(older).decision is not None

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from dermkit.ahead import ahead
 from dermkit.errors import Diverged, Interrupted, UsageError
 from dermkit.files import canonical_json, write_json
 from dermkit.models.precision import is_out_of_memory, settled
 from dermkit.recipes.experiments import NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole
 from dermkit.recipes.schema import ComputeSpec, MixSpec, Recipe
+from dermkit.threads import ahead
 from dermkit.training import loop as engine
 from dermkit.training.checkpoint import LAST, Progress, load_checkpoint, save_checkpoint
 from dermkit.training.distributed import process_group

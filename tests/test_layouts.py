@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from conftest import Cli, Invoke
-from dermkit.cli_data import Layout
+from dermkit.cli.data import Layout
 from dermkit.data.importers import run
 from dermkit.data.importers.run import ImportOutcome, import_dataset
 from dermkit.data.importers.table_rows import Options

@@ -23,7 +23,7 @@ from dermkit.data.synthetic.duplicates import KINDS, plant_copy
 from dermkit.data.synthetic.lesions import CLASSES, draw_photograph, make_lesion
 from dermkit.errors import DataError
 from dermkit.files import write_bytes
-from dermkit.watch import Watch
+from dermkit.progress import Watch
 
 
 def photograph(number: int, photo: int = 0, size: int = 160) -> NDArray[np.uint8]:

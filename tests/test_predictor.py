@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dermkit import files, workflow
+import dermkit as dk
+from dermkit import files
 from dermkit.errors import DataError, Refusal, UntrustedError, UsageError
 from dermkit.files import sha256_bytes, sha256_file
 from dermkit.images.decode import open_image
@@ -67,7 +68,7 @@ def probabilities(path: Path) -> pd.DataFrame:
 def test_predict_gives_the_figures_that_the_run_was_evaluated_on(
     trained: Path, binary: Path, tmp_path: Path, batch_size: int
 ) -> None:
-    data = workflow.load_dataset(binary)
+    data = dk.load_dataset(binary)
     run = probabilities(trained / "predictions.csv")
     test = run[run["split"] == "test"]
     files = [str(data.path_of(image_id)) for image_id in test.index]
@@ -83,7 +84,7 @@ def test_predict_gives_the_figures_that_the_run_was_evaluated_on(
 
 
 def test_the_cache_and_the_files_give_the_same_probabilities(trained: Path, binary: Path) -> None:
-    model, data = load_model(trained), workflow.load_dataset(binary)
+    model, data = load_model(trained), dk.load_dataset(binary)
     paths = [(name, data.path_of(name)) for name in data.manifest["image_id"][:7]]
     pixels = np.stack([resize_pixels(open_image(path).pixels, model.preprocessing) for _, path in paths])
     direct = model.score_pixels(pixels, range(7), batch_size=3)
@@ -96,7 +97,7 @@ def test_the_cache_and_the_files_give_the_same_probabilities(trained: Path, bina
 
 
 def test_the_folder_says_what_the_model_is(trained: Path, binary: Path) -> None:
-    data, card = workflow.load_dataset(binary), json.loads((trained / "model" / "model.json").read_text())
+    data, card = dk.load_dataset(binary), json.loads((trained / "model" / "model.json").read_text())
     model = load_model(trained / "model")
     assert model.class_names == data.class_names == ("benign", "malignant")
     assert card["classes"] == [asdict(item) for item in data.classes]
@@ -258,7 +259,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_listed_and_the_rest_is_scored(trained: Path, binary: Path, tmp_path: Path) -> None:
     images = write_bad(tmp_path / "images")
-    shutil.copy(workflow.load_dataset(binary).path_of(a_training_image(trained)), images / "good.jpg")
+    shutil.copy(dk.load_dataset(binary).path_of(a_training_image(trained)), images / "good.jpg")
     outcome = predict(trained, [str(images)], out=tmp_path / "out", batch_size=2)
     assert outcome.scored == 1
     assert {name: reason for name, reason, _ in outcome.refused} == {
@@ -280,7 +281,7 @@ def a_training_image(run: Path) -> str:
 
 
 def test_an_image_of_the_training_side_is_named_as_such(trained: Path, binary: Path, tmp_path: Path) -> None:
-    path = workflow.load_dataset(binary).path_of(a_training_image(trained))
+    path = dk.load_dataset(binary).path_of(a_training_image(trained))
     outcome = predict(trained, [str(path)], out=tmp_path)
     assert outcome.seen == [(path.name, "train")]
 

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from dermkit.errors import UsageError
 from dermkit.recipes import schema as room
-from dermkit.recipes.augmentation import BlurNoiseSpec, ClaheSpec, CutoutSpec, DistortSpec, HsvSpec
+from dermkit.recipes.augmentation import AugmentSpec, BlurNoiseSpec, ClaheSpec, CutoutSpec, DistortSpec, HsvSpec
 from dermkit.recipes.schema import (
-    AugmentSpec,
     ComputeSpec,
     GrowSpec,
     ImageSpec,

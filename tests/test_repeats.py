@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dermkit import workflow
+import dermkit as dk
 from dermkit.errors import DataError
 from dermkit.files import write_json
 from dermkit.pipeline.repeats import chosen, metrics_of, validation_value
@@ -58,8 +58,8 @@ def test_an_undefined_figure_is_never_the_best(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def repeated(binary: Path, tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = replace(tiny, name="repeated", repeats=2, seed=3)
-    where = workflow.Where(out=tmp_path_factory.mktemp("repeated"), device="cpu")
-    return workflow.train(recipe, workflow.load_dataset(binary), where=where)
+    where = dk.Where(out=tmp_path_factory.mktemp("repeated"), device="cpu")
+    return dk.train(recipe, dk.load_dataset(binary), where=where)
 
 
 def versions(parent: Path) -> list[Path]:
@@ -104,18 +104,16 @@ def test_the_final_model_is_that_of_the_best_version(repeated: Path) -> None:
     assert "Research use only. Not a medical device." in text
     assert final.name in text
     before = (repeated / "report.html").read_bytes()
-    assert workflow.report(repeated) == repeated / "report.html"
+    assert dk.report(repeated) == repeated / "report.html"
     assert len((repeated / "report.html").read_bytes()) == len(before)
 
 
 def test_repeated_again_it_changes_nothing_and_trains_nothing(repeated: Path, binary: Path, tiny: Recipe) -> None:
     said: list[str] = []
     recipe = replace(tiny, name="repeated", repeats=2, seed=3)
-    where = workflow.Where(out=repeated.parent.parent, device="cpu")
+    where = dk.Where(out=repeated.parent.parent, device="cpu")
     before = (repeated / "summary.json").read_bytes()
-    again = workflow.train(
-        recipe, workflow.load_dataset(binary), where=where, watch=workflow.Watch(say=said.append)
-    )
+    again = dk.train(recipe, dk.load_dataset(binary), where=where, watch=dk.Watch(say=said.append))
     assert again == repeated
     assert (repeated / "summary.json").read_bytes() == before
     assert sum("already finished" in line for line in said) == 2
@@ -124,9 +122,9 @@ def test_repeated_again_it_changes_nothing_and_trains_nothing(repeated: Path, bi
 
 def test_three_folds_test_every_image_once(seven: Path, tiny: Recipe, tmp_path: Path) -> None:
     spec = SplitSpec(scheme="kfold", seed=0, validation=0.2, test=0.0, folds=3, per_class=0, draw_from="")
-    data = workflow.load_dataset(seven)
+    data = dk.load_dataset(seven)
     recipe = replace(tiny, name="folds", split=spec)
-    parent = workflow.train(recipe, data, where=workflow.Where(out=tmp_path / "runs", device="cpu"))
+    parent = dk.train(recipe, data, where=dk.Where(out=tmp_path / "runs", device="cpu"))
     summary = json.loads((parent / "summary.json").read_text())
     assert [row["fold"] for row in summary["runs"]] == [0, 1, 2]
     predictions = pd.concat(pd.read_csv(run / "predictions.csv", dtype=str) for run in versions(parent))
@@ -135,9 +133,9 @@ def test_three_folds_test_every_image_once(seven: Path, tiny: Recipe, tmp_path: 
     assert pd.read_csv(parent / "summary.csv")["fold"].tolist() == [0, 1, 2]
     # A fold's run can be repeated from its own files, like any other.
     run = versions(parent)[1]
-    again = workflow.train(
+    again = dk.train(
         load(run / "recipe.json"),
-        data, where=workflow.Where(out=tmp_path / "again", device="cpu"), split=str(run / "split.csv"),
+        data, where=dk.Where(out=tmp_path / "again", device="cpu"), split=str(run / "split.csv"),
     )  # fmt: skip
     name = "model/member-0.safetensors"
     assert (again / name).read_bytes() == (run / name).read_bytes()

@@ -21,8 +21,8 @@ from dermkit.evaluation.options import NOTHING, Asked
 from dermkit.files import write_json, write_rows, write_text
 from dermkit.metrics.classification.reader_studies import ANCHORS
 from dermkit.metrics.stats.estimate import in_words, trust
+from dermkit.recipes.augmentation import AugmentSpec
 from dermkit.recipes.schema import (
-    AugmentSpec,
     ComputeSpec,
     ImageSpec,
     ModelSpec,

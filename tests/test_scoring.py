@@ -47,7 +47,7 @@ from dermkit.prediction.inputs import read_list, write_list
 from dermkit.prediction.pixels import KeptPixels, look_at
 from dermkit.prediction.predictor import load_model
 from dermkit.prediction.run import PredictOutcome, predict
-from dermkit.watch import Watch
+from dermkit.progress import Watch
 from made_images import speckled
 
 OUTPUT = ("predictions.csv", "decided.csv", "refused.csv", "predict.json", "sheet-1.png")

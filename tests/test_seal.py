@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import dermkit as dk
 from conftest import Cli, Invoke
-from dermkit import workflow
 from dermkit.comparison.compare import compare_runs
 from dermkit.data.seal import (
     FORMAT,
@@ -52,12 +52,12 @@ def copied(data: Path, to: Path) -> Path:
 
 
 def train(recipe: Recipe, data: Path, out: Path, split: str = "held") -> Path:
-    where = workflow.Where(out=out, device="cpu")
-    return workflow.train(recipe, workflow.load_dataset(data), where=where, split=split)
+    where = dk.Where(out=out, device="cpu")
+    return dk.train(recipe, dk.load_dataset(data), where=where, split=split)
 
 
 def open_test(run: Path, data: Path) -> Path:
-    return workflow.evaluate(run, open_test=workflow.load_dataset(data))
+    return dk.evaluate(run, open_test=dk.load_dataset(data))
 
 
 def seal_file(data: Path, name: str = "held") -> Path:
@@ -75,7 +75,7 @@ def world(binary: Path, tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) 
     """Return a folder with `data`, whose split `held` is sealed, and `runs/tiny/*`, a run on it that was not opened."""
     folder = tmp_path_factory.mktemp("world")
     data = copied(binary, folder / "data")
-    workflow.split(workflow.load_dataset(data), HOLDOUT, name="held", seal=True)
+    dk.split(dk.load_dataset(data), HOLDOUT, name="held", seal=True)
     train(tiny, data, folder / "runs")
     return folder
 
@@ -123,7 +123,7 @@ def test_the_whole_way_on_the_command_line(cli: Cli, binary: Path, tiny: Recipe,
 
 def test_a_seal_names_every_test_image_and_is_kept_when_made_again(here: tuple[Path, Path]) -> None:
     data, _ = here
-    dataset = workflow.load_dataset(data)
+    dataset = dk.load_dataset(data)
     seal = read_seal(seal_file(data))
     split = pd.read_csv(data / "splits" / "held.csv")
     held = dataset.manifest[dataset.manifest["image_id"].isin(split.loc[split["split"] == "test", "image_id"])]
@@ -132,11 +132,11 @@ def test_a_seal_names_every_test_image_and_is_kept_when_made_again(here: tuple[P
     ).to_numpy().tolist()
     log_opening(data / "splits", "held", opening())
     before = seal_file(data).read_bytes()
-    workflow.split(dataset, HOLDOUT, name="held", seal=True)
+    dk.split(dataset, HOLDOUT, name="held", seal=True)
     assert seal_file(data).read_bytes() == before, "date and openings stay"
-    other = workflow.split(dataset, HOLDOUT, name="other", seal=True)
+    other = dk.split(dataset, HOLDOUT, name="other", seal=True)
     assert not seal_file(data, "other").exists(), "the same rows have one seal and one count"
-    found = workflow.seal_of(dataset, other)
+    found = dk.find_split_seal(dataset, other)
     assert found is not None
     assert (found.name, len(found.openings)) == ("held", 1)
 
@@ -165,7 +165,7 @@ def test_k_folds_and_splits_without_a_test_side_are_not_sealed(here: tuple[Path,
     assert code == 2
     assert "every image is a test image of its fold" in message
     assert not list((data / "splits").glob("folds*")), "nothing was written"
-    manifest = workflow.load_dataset(data).manifest
+    manifest = dk.load_dataset(data).manifest
     with pytest.raises(UsageError, match="no test images"):
         seal_split(data / "splits", "x", manifest[["image_id"]].assign(split="train", fold=-1), manifest)
 
@@ -215,7 +215,7 @@ def test_a_sealed_run_scores_no_test_image_and_says_so(here: tuple[Path, Path]) 
     assert "dermkit evaluate RUN --open-test DATASET" in report
     assert read(run / "metrics.json")["splits"]["validation"]["metrics"]["accuracy"]["value"] is not None
     shutil.rmtree(data)  # the report is made from the run's folder alone
-    workflow.report(run)
+    dk.report(run)
     again = (run / "report.html").read_text()
     assert "The test side is sealed" in again
     assert "Nobody had opened the test side when it was trained" in again
@@ -228,7 +228,7 @@ def test_sealed_and_opened_is_scored_as_if_it_had_never_been_sealed(
     model = sha256_file(run / "model" / "SHA256SUMS")
     open_test(run, data)
     plain = copied(binary, tmp_path / "plain")
-    workflow.split(workflow.load_dataset(plain), HOLDOUT, name="held")
+    dk.split(dk.load_dataset(plain), HOLDOUT, name="held")
     other = train(tiny, plain, tmp_path / "plain-runs")
     assert other.name == run.name
     for name in ("predictions.csv", "colour_rule.csv", "groups.csv", "attributes.csv", "decision.json"):
@@ -257,10 +257,10 @@ def test_openings_are_counted_and_the_second_one_is_warned_of(here: tuple[Path, 
     assert "is number 3 of 3 at that time" in (run / "report.html").read_text()
     assert (run / "predictions.csv").read_bytes() == first
     log = seal_file(data).read_bytes()
-    workflow.evaluate(run)
+    dk.evaluate(run)
     assert seal_file(data).read_bytes() == log, "evaluating what is there counts nothing"
     log_opening(data / "splits", "held", opening())
-    workflow.evaluate(run)
+    dk.evaluate(run)
     assert "is number 3 of 3 at that time" in (run / "report.html").read_text()
 
 
@@ -314,7 +314,7 @@ def test_changed_test_images_are_refused_with_nothing_logged_or_scored(
 
 def test_a_change_elsewhere_in_the_manifest_is_told(here: tuple[Path, Path]) -> None:
     data, run = here
-    manifest = workflow.load_dataset(data).manifest
+    manifest = dk.load_dataset(data).manifest
     held = {row[0] for row in read_seal(seal_file(data)).rows}
     edit_manifest(data, "age", lambda _row: "55", next(name for name in manifest["image_id"] if name not in held))
     open_test(run, data)
@@ -373,7 +373,7 @@ def test_an_opening_that_is_killed_before_it_scores_counts(here: tuple[Path, Pat
     (logged,) = read_seal(seal_file(data)).openings
     assert not logged.finished
     assert (run / "predictions.csv").read_bytes() == before
-    workflow.evaluate(run)
+    dk.evaluate(run)
     report = (run / "report.html").read_text()
     assert "Opening 1 of the test side was logged and did not end" in report
     assert "was not scored" in report
@@ -424,9 +424,9 @@ def test_sealed_images_on_the_sides_of_another_split_are_warned_of_and_counted(
     here: tuple[Path, Path], tiny: Recipe, tmp_path: Path
 ) -> None:
     data, _ = here
-    dataset = workflow.load_dataset(data)
+    dataset = dk.load_dataset(data)
     held = {row[0] for row in read_seal(seal_file(data)).rows}
-    made = workflow.split(dataset, replace(HOLDOUT, seed=5), name="other")
+    made = dk.split(dataset, replace(HOLDOUT, seed=5), name="other")
     side = {name: set(part["image_id"]) & held for name, part in made.frame.groupby("split")}
     assert all(side.get(name) for name in ("train", "test")), "the seed divides them"
     other = train(tiny, data, tmp_path / "other", split="other")
@@ -442,7 +442,7 @@ def test_sealed_images_on_the_sides_of_another_split_are_warned_of_and_counted(
 
 def test_a_copy_under_another_id_is_the_same_image(here: tuple[Path, Path]) -> None:
     data, _ = here
-    manifest = workflow.load_dataset(data).manifest
+    manifest = dk.load_dataset(data).manifest
     name, label, pixels = read_seal(seal_file(data)).rows[0]
     twin = manifest[manifest["image_id"] == name].assign(image_id="twin", path="twin.png")
     frame = pd.DataFrame({"image_id": ["twin"], "split": ["train"]})
@@ -452,14 +452,14 @@ def test_a_copy_under_another_id_is_the_same_image(here: tuple[Path, Path]) -> N
 
 
 def look(data: Path, manifest: pd.DataFrame, image_ids: Sequence[str], *, allowed: bool) -> list[Opening]:
-    dataset = replace(workflow.load_dataset(data), manifest=manifest)
+    dataset = replace(dk.load_dataset(data), manifest=manifest)
     logged = log_looks(dataset, image_ids, allowed=allowed, model=data / "none", how="--on", recipe="r", run="q")
     return [opening for _, opening in logged]
 
 
 def test_looking_at_copies_of_sealed_images_is_looking_at_them(here: tuple[Path, Path]) -> None:
     data, _ = here
-    manifest = workflow.load_dataset(data).manifest
+    manifest = dk.load_dataset(data).manifest
     rows = read_seal(seal_file(data)).rows
     twin = manifest[manifest["image_id"] == rows[0][0]].assign(image_id="twin", path="twin.png")
     both = pd.concat([manifest, twin], ignore_index=True)
@@ -480,7 +480,7 @@ def test_looking_at_copies_of_sealed_images_is_looking_at_them(here: tuple[Path,
 @pytest.mark.parametrize("renamed", [False, True])
 def test_a_look_at_changed_sealed_images_is_refused(here: tuple[Path, Path], column: str, renamed: bool) -> None:
     data, _ = here
-    manifest = workflow.load_dataset(data).manifest
+    manifest = dk.load_dataset(data).manifest
     name, label, _ = read_seal(seal_file(data)).rows[0]
     other = {"label": "malignant" if label == "benign" else "benign", "pixel_sha256": "0" * 64}[column]
     manifest.loc[manifest["image_id"] == name, column] = other
@@ -563,8 +563,8 @@ def test_repeats_are_summarised_on_validation_and_opened_together(
 def test_a_grid_is_tuned_beside_a_sealed_test_side(here: tuple[Path, Path], tiny: Recipe, tmp_path: Path) -> None:
     data, _ = here
     members = [replace(tiny, name=f"m{n}", model=replace(tiny.model, dropout=n / 4)) for n in range(2)]
-    where = workflow.Where(out=tmp_path / "tuned", device="cpu")
-    final = workflow.tune(members, workflow.load_dataset(data), name="grid", where=where, split="held")
+    where = dk.Where(out=tmp_path / "tuned", device="cpu")
+    final = dk.tune(members, dk.load_dataset(data), name="grid", where=where, split="held")
     assert set(pd.read_csv(final / "predictions.csv")["split"]) == {"validation"}
     assert not read_seal(seal_file(data)).openings
 
@@ -574,7 +574,7 @@ def test_a_fold_warns_of_the_sealed_images_on_its_sides(
 ) -> None:
     data, _ = here
     folds: SplitSpec = replace(HOLDOUT, scheme="kfold", test=0.0, folds=3)
-    workflow.split(workflow.load_dataset(data), folds, name="folds")
+    dk.split(dk.load_dataset(data), folds, name="folds")
     parent = train(tiny, data, tmp_path / "folds", split="folds")
     lines = [line for run in parent.glob("*/run.json") for line in run_facts(run.parent)]
     assert sum(line.startswith("Sealed test images") for line in lines) == 3
@@ -592,7 +592,7 @@ def test_the_other_verbs_take_a_data_set_with_seals(
     code, _, message = invoke("train", "demo", data, "--split", "none")
     assert code == 2
     assert message.count("held") == 1, "a seal is not listed as a split"
-    dataset = workflow.load_dataset(data)
+    dataset = dk.load_dataset(data)
     tested = [dataset.path_of(row[0]) for row in read_seal(seal_file(data)).rows]
     code, _, message = invoke("predict", run / "model", *tested[:4], "--out", tmp_path / "predicted")
     assert code == 0, message

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import dermkit as dk
 from conftest import Invoke
-from dermkit import workflow
 from dermkit.comparison.compare import compare_runs
 from dermkit.data.identify import classify
 from dermkit.errors import DataError, UsageError
@@ -47,8 +47,8 @@ def read(path: Path) -> Any:
 
 
 def train(recipe: Recipe, data: Path, out: Path, **more: Any) -> Path:
-    where = workflow.Where(out=out, device="cpu")
-    return workflow.train(recipe, workflow.load_dataset(data), where=where, **more)
+    where = dk.Where(out=out, device="cpu")
+    return dk.train(recipe, dk.load_dataset(data), where=where, **more)
 
 
 # Named recipes --------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_a_system_runs_from_import_to_report(name: str, request: pytest.FixtureR
     folder = train(recipe, data, tmp_path)
     runs = [path.parent for path in folder.glob("*/run.json")] if recipe.repeats > 1 else [folder]
     assert len(runs) == recipe.repeats
-    classes = len(workflow.load_dataset(data).classes)
+    classes = len(dk.load_dataset(data).classes)
     for run in runs:
         metrics = read(run / "metrics.json")
         for split in ("validation", "test"):
@@ -174,7 +174,7 @@ def test_a_system_runs_from_import_to_report(name: str, request: pytest.FixtureR
 def test_balance_leaves_a_reason_for_every_image_not_used(binary: Path, tiny: Recipe, tmp_path: Path) -> None:
     spec = replace(RECIPES["s3-resnet50"].split, per_class=12)
     run = train(replace(tiny, split=spec), binary, tmp_path)
-    manifest = workflow.load_dataset(binary).manifest.set_index("image_id")
+    manifest = dk.load_dataset(binary).manifest.set_index("image_id")
     split = pd.read_csv(run / "split.csv", dtype=str)
     assert manifest.loc[split["image_id"], "label"].value_counts().to_dict() == {"benign": 12, "malignant": 12}
     assert set(manifest.loc[split["image_id"], "given_split"]) == {"train"}
@@ -278,7 +278,7 @@ def test_a_split_is_used_by_name_or_by_file(binary: Path, tiny: Recipe, tmp_path
 
 
 def test_a_test_side_that_lacks_a_class_is_evaluated_with_nulls(nine: Path, tiny: Recipe, tmp_path: Path) -> None:
-    manifest = workflow.load_dataset(nine).manifest
+    manifest = dk.load_dataset(nine).manifest
     held = manifest["given_split"] == "test"
     malignant = manifest["label"].isin(["melanoma", "basal cell carcinoma", "squamous cell carcinoma"])
     sides = np.where(np.arange(len(manifest)) % 4 == 0, "validation", "train")
@@ -303,8 +303,8 @@ def test_a_grid_is_decided_on_validation_and_its_trials_never_see_the_test_side(
 ) -> None:
     base = replace(tiny, name="grid", monitor="val_auroc_macro", phases=(whole(1, lr=1e-3),))
     members = grid(base, lrs=(1e-2, 1e-4), dropouts=(0.0, 0.5))
-    data, where = workflow.load_dataset(binary), workflow.Where(out=tmp_path, device="cpu")
-    final = workflow.tune(members, data, name="small", where=where)
+    data, where = dk.load_dataset(binary), dk.Where(out=tmp_path, device="cpu")
+    final = dk.tune(members, data, name="small", where=where)
     trials = sorted((tmp_path / "small" / "trials").glob("*/*/metrics.json"))
     assert len(trials) == len(members) == 4
     for path in trials:
@@ -341,17 +341,17 @@ def test_evaluated_again_the_figures_are_the_same(trained: Path, tmp_path: Path,
 
 
 def test_what_is_no_run_is_a_usage_error(trained: Path, binary: Path, tmp_path: Path) -> None:
-    for call in (workflow.evaluate, workflow.report):
+    for call in (dk.evaluate, dk.report):
         with pytest.raises(UsageError, match="not a run folder"):
             call(tmp_path)
     with pytest.raises(UsageError, match="--map goes with --on"):
-        workflow.evaluate(trained, mapping=tmp_path / "map.json")
+        dk.evaluate(trained, mapping=tmp_path / "map.json")
 
 
 def test_the_report_of_a_run_whose_images_are_gone_still_comes(trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     write_json(run / "location.json", {"images": str(tmp_path / "gone")}, format=1)
-    assert workflow.report(run).stat().st_size > 20_000
+    assert dk.report(run).stat().st_size > 20_000
 
 
 def test_two_classes_are_tested_on_seven(trained: Path, seven: Path, tmp_path: Path, invoke: Invoke) -> None:
@@ -359,7 +359,7 @@ def test_two_classes_are_tested_on_seven(trained: Path, seven: Path, tmp_path: P
     assert code == 0, messages
     folder = tmp_path / "on"
     assert out.strip() == str(folder / "report.html")
-    manifest = workflow.load_dataset(seven).manifest
+    manifest = dk.load_dataset(seven).manifest
     labels = dict(zip(manifest["image_id"], manifest["label"], strict=True))
     metrics, predictions = read(folder / "metrics.json"), pd.read_csv(folder / "predictions.csv")
     assert metrics["classes"] == ["benign", "malignant"]
@@ -378,7 +378,7 @@ def test_nine_classes_are_tested_on_two_with_a_map(
     nine: Path, binary: Path, tiny: Recipe, tmp_path: Path, invoke: Invoke
 ) -> None:
     run = train(replace(tiny, split=GIVEN, phases=(whole(1, lr=1e-3),)), nine, tmp_path)
-    names = workflow.load_dataset(nine).class_names
+    names = dk.load_dataset(nine).class_names
     bad = {"melanoma", "basal cell carcinoma", "squamous cell carcinoma", "actinic keratosis"}
     model = {name: "malignant" if name in bad else "benign" for name in names}
     path = tmp_path / "classes.json"
@@ -389,7 +389,7 @@ def test_nine_classes_are_tested_on_two_with_a_map(
     assert folder.parent == run / "external"
     metrics = read(folder / "metrics.json")
     assert metrics["classes"] == ["malignant", "benign"], "in the order in which the map first names them"
-    assert metrics["splits"]["test"]["n"] == len(workflow.load_dataset(binary).manifest)
+    assert metrics["splits"]["test"]["n"] == len(dk.load_dataset(binary).manifest)
     assert metrics["unmapped"] == {}
     frame = pd.read_csv(folder / "predictions.csv")
     np.testing.assert_allclose(frame["p_benign"] + frame["p_malignant"], 1.0, atol=1e-12)
@@ -403,7 +403,7 @@ def test_nine_classes_are_tested_on_two_with_a_map(
 def test_images_that_training_looked_at_are_counted_as_overlap(
     trained: Path, binary: Path, tmp_path: Path
 ) -> None:
-    report = workflow.evaluate(trained / "model", on=workflow.load_dataset(binary), out=tmp_path / "same")
+    report = dk.evaluate(trained / "model", on=dk.load_dataset(binary), out=tmp_path / "same")
     split = pd.read_csv(trained / "split.csv")
     known = int((split["split"] != "test").sum())
     metrics = read(report.parent / "metrics.json")
@@ -418,7 +418,7 @@ def test_the_model_folder_holds_what_validation_settled(trained: Path, binary: P
         assert card[name] == decision[name]
     text = (trained / "model" / "MODEL_CARD.md").read_text()
     assert ("log probabilities divided by" in text) == (decision["calibration"]["kind"] != "none")
-    report = workflow.evaluate(trained / "model", on=workflow.load_dataset(binary), out=tmp_path / "same")
+    report = dk.evaluate(trained / "model", on=dk.load_dataset(binary), out=tmp_path / "same")
     told = read(report.parent / "metrics.json")
     assert told["decision"]["calibration"] == decision["calibration"]
     assert "decided" in told["splits"]["test"]
@@ -470,8 +470,8 @@ def test_the_page_and_the_tables_say_what_the_pairs_found(pair: list[Path], tmp_
     other = dict(zip(names, names[::-1], strict=True))
     frame.loc[turned, "predicted"] = frame.loc[turned, "predicted"].map(other)
     frame.to_csv(path, index=False)
-    workflow.evaluate(pair[1])
-    outcome = workflow.compare(pair, published=["S2: accuracy=.4661,n=118"], out=tmp_path / "out")
+    dk.evaluate(pair[1])
+    outcome = dk.compare(pair, published=["S2: accuracy=.4661,n=118"], out=tmp_path / "out")
     body = read(tmp_path / "out" / "comparison.json")
     figures = next(item for item in body["pairs"] if item["split"] == "test")["figures"]
     accuracy = figures["accuracy"]
@@ -551,7 +551,7 @@ def test_another_class_table_is_another_run(binary: Path, tiny: Recipe, tmp_path
 def test_a_recipe_file_says_the_split_that_was_used(binary: Path, tiny: Recipe, tmp_path: Path) -> None:
     """Replayed without --split, it divides the data as the run did."""
     other = replace(tiny.split, seed=tiny.split.seed + 1, validation=0.3)
-    workflow.split(workflow.load_dataset(binary), other, name="other")
+    dk.split(dk.load_dataset(binary), other, name="other")
     first = train(tiny, binary, tmp_path / "runs", split="other")
     assert load(first / "recipe.json").split == other
     again = train(load(first / "recipe.json"), binary, tmp_path / "again")
@@ -575,9 +575,9 @@ def test_two_data_sets_with_the_same_names_are_not_the_same_images(
 
 def test_unnamed_images_on_either_side_leave_overlap_open(trained: Path, seven: Path, tmp_path: Path) -> None:
     """Whoever lacks the ids: a count of none is no proof."""
-    data = workflow.load_dataset(seven)
+    data = dk.load_dataset(seven)
     nameless = replace(data, manifest=data.manifest.assign(isic_id=""))
-    workflow.evaluate(trained, on=nameless, out=tmp_path / "out")
+    dk.evaluate(trained, on=nameless, out=tmp_path / "out")
     assert any("cannot be ruled out" in text for text in read(tmp_path / "out" / "run.json")["warnings"])
 
 

@@ -14,7 +14,8 @@ import torch
 from asked import Asked, answer, asked
 from bare import rate, ready, training_step
 
-from dermkit import __version__, workflow
+import dermkit as dk
+from dermkit import __version__
 from dermkit.files import read_json
 from dermkit.models.net import build_net, resolve_weights
 from dermkit.recipes.schema import FORMAT, Recipe, load
@@ -72,8 +73,8 @@ def run_recipe(out: Path) -> dict[str, Any]:
     return read_json(found[-1], format=FORMAT) if found else {}
 
 
-def n_train(out: Path, dataset: workflow.Dataset, recipe: Recipe) -> int:
-    made = workflow.split(dataset, recipe.split, name=f"counted-{out.name}")
+def n_train(out: Path, dataset: dk.Dataset, recipe: Recipe) -> int:
+    made = dk.split(dataset, recipe.split, name=f"counted-{out.name}")
     return int((made.frame["split"] == "train").sum())
 
 
@@ -81,12 +82,12 @@ def main() -> None:
     given = asked()
     if given.recipe is None:
         raise SystemExit("--recipe is missing")
-    recipe, dataset = load(given.recipe), workflow.load_dataset(given.images)
+    recipe, dataset = load(given.recipe), dk.load_dataset(given.images)
     n = n_train(given.out, dataset, recipe)
     between = Between(given, recipe, len(dataset.classes), n)
-    watch = workflow.Watch(say=between.say, step=between.step)
-    where = workflow.Where(out=given.out / "runs", device="cpu", weights=given.weights)
-    folder = workflow.train(recipe, dataset, where=where, watch=watch)
+    watch = dk.Watch(say=between.say, step=between.step)
+    where = dk.Where(out=given.out / "runs", device="cpu", weights=given.weights)
+    folder = dk.train(recipe, dataset, where=where, watch=watch)
     with (folder / "log.csv").open(newline="") as stream:
         log = list(csv.DictReader(stream))
     if not between.bare:

@@ -14,7 +14,7 @@ from dermkit.audit.split_view import read_sides
 from dermkit.data.identify import contradict
 from dermkit.data.manifest import Dataset
 from dermkit.files import lock
-from dermkit.watch import Watch
+from dermkit.progress import Watch
 
 Flags = NDArray[np.bool_]
 

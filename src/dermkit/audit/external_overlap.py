@@ -17,7 +17,7 @@ from dermkit.data.identify import identify
 from dermkit.data.manifest import FORMAT, Dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.files import lock, read_json, sweep_temp, write_json
-from dermkit.watch import Watch
+from dermkit.progress import Watch
 
 MeetingCheck = Callable[[Meeting], Outcome]
 

@@ -19,7 +19,7 @@ from dermkit.audit.split_view import Sides
 from dermkit.audit.status import FORMAT
 from dermkit.data.manifest import count
 from dermkit.files import make_folder, write_json, write_rows
-from dermkit.watch import Watch
+from dermkit.progress import Watch
 
 ORDER = (Severity.ERROR, Severity.WARNING, Severity.NOTE)
 FAMILY = "at least one false warning, over all statistical checks together, on a data set without a fault"

@@ -23,7 +23,7 @@ from dermkit.data.manifest import FORMAT, Dataset, load_dataset
 from dermkit.data.split import split_groups
 from dermkit.errors import DataError
 from dermkit.files import lock, read_json, sha256_file, sweep_temp
-from dermkit.watch import Watch
+from dermkit.progress import Watch
 
 FOLDER = "audit"
 """Of the data set folder; everything that an audit writes is in it."""

@@ -1,12 +1,11 @@
 """What stands beside the figures of a split: groups of people, and the official scorer."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from dermkit.evaluation.policy import Settled
 from dermkit.metrics.classification.isic_scorer import official_dict
 from dermkit.metrics.classification.scored_set import Scored
 from dermkit.metrics.classification.subgroups import UNKNOWN, age_band, gaps, subgroups
@@ -15,6 +14,9 @@ from dermkit.metrics.decisions.policy import covered
 from dermkit.metrics.stats.arrays import Bools
 from dermkit.metrics.stats.intervals import proportion_estimate
 from dermkit.runs.predictions import ATTRIBUTES
+
+if TYPE_CHECKING:
+    from dermkit.evaluation.policy import Settled
 
 
 def in_order(part: pd.DataFrame) -> pd.DataFrame:
@@ -32,7 +34,7 @@ def official_of(scored: Scored, part: pd.DataFrame, isic_ids: Mapping[str, str] 
 
 
 def subgroups_of(
-    scored: Scored, part: pd.DataFrame, attributes: pd.DataFrame, settled: Settled | None = None
+    scored: Scored, part: pd.DataFrame, attributes: pd.DataFrame, settled: "Settled | None" = None
 ) -> dict[str, Any]:
     """Return the figures by each attribute of which something is known, with the gaps between groups.
 

@@ -20,6 +20,7 @@ from dermkit.evaluation.seal_log import Logged, end_openings, log_looks, looks_i
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
 from dermkit.metrics.decisions.policy import from_dict
 from dermkit.models.card import settled
+from dermkit.progress import Watch
 from dermkit.recipes.schema import FORMAT as RECIPE_FORMAT
 from dermkit.runs.predictions import (
     columns_of,
@@ -31,7 +32,6 @@ from dermkit.runs.predictions import (
     write_predictions,
 )
 from dermkit.runs.reader import classes_of, read_about
-from dermkit.watch import Watch
 
 if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor

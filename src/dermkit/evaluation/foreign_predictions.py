@@ -25,8 +25,8 @@ from dermkit.evaluation.policy import SETTLES, check_asked, check_wishes
 from dermkit.evaluation.seal_log import end_openings, log_looks, looks_in_words
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file, write_json
 from dermkit.images.headers import IMAGE_SUFFIXES
+from dermkit.progress import Watch
 from dermkit.runs.predictions import PREFIX, check_predictions, scored_of, write_groups, write_predictions
-from dermkit.watch import Watch
 
 IDS = ("image_id", "image", "isic_id", "image_name", "path", "file", "filename", "file_name", "name", "id")
 OWN = ("label", "split", "fold", "seed", "predicted")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from dermkit.data.manifest import Dataset
 from dermkit.data.split import split_groups
 from dermkit.evaluation.colour_baseline import colour_rule
+from dermkit.progress import Watch
 from dermkit.runs.predictions import columns_of, read_table, write_attributes, write_groups, write_predictions
-from dermkit.watch import Watch
 
 if TYPE_CHECKING:
     from dermkit.data.cache.pixels import PixelCache

@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import dermkit
+from dermkit import __version__
 from dermkit.data.manifest import Dataset
 from dermkit.data.seal import (
     Meeting,
@@ -65,13 +65,15 @@ def new_opening(model: Path, *, how: str, recipe: str, run: str, n: int) -> Open
     sums = model / SUMS
     return Opening(
         date=now(), how=how, recipe=recipe, run=run, model_sha256=sha256_file(sums) if sums.is_file() else "",
-        dermkit=dermkit.__version__, commit=commit(), n=n,
+        dermkit=__version__, commit=commit(), n=n,
     )  # fmt: skip
 
 
 def commit() -> str:
     """Return the git commit of the checkout that this dermkit runs from, `-dirty` where it was changed; "" for none."""
-    root = Path(dermkit.__file__).resolve().parents[2]
+    from dermkit import __file__ as package_file
+
+    root = Path(package_file).resolve().parents[2]
     # An installed dermkit may lie inside somebody else's repository, whose commit says nothing about it.
     if not (root / ".git").exists() or not (root / "src" / "dermkit").is_dir():
         return ""

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dermkit.ahead import ahead
 from dermkit.errors import DataError, UsageError
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models.precision import is_out_of_memory
+from dermkit.threads import ahead
 
 FOLDED, AS_BUILT = "batch norms folded into convolutions", "as built"
 TOLERANCE = 5e-5

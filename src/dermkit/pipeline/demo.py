@@ -7,8 +7,8 @@ from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.files import check_writable
 from dermkit.pipeline.plan import Where
 from dermkit.prediction.run import PredictOutcome, predict
+from dermkit.progress import Watch
 from dermkit.recipes.experiments import DEMO
-from dermkit.watch import Watch
 
 LESIONS_PER_CLASS = 55
 NEW_LESIONS_PER_CLASS = 4
@@ -29,7 +29,8 @@ class DemoOutcome:
 
 def demo(out: Path, *, watch: Watch | None = None) -> DemoOutcome:
     """Make images, import, split, train, evaluate, report and predict below `out`; a finished stage is kept."""
-    from dermkit.workflow import import_dataset, train
+    from dermkit.data.importers.run import import_dataset
+    from dermkit.pipeline.train import train
 
     watch = watch or Watch()
     check_writable(out)

@@ -21,9 +21,9 @@ from dermkit.evaluation.seal_log import (
     write_kept,
 )
 from dermkit.files import lock, read_json
+from dermkit.progress import Watch
 from dermkit.runs.predictions import read_table
 from dermkit.runs.reader import KEPT_SEAL, kept_seal
-from dermkit.watch import Watch
 
 OTHER_MANIFEST = (
     "The data set's manifest has changed since this run was trained; the sealed images, their labels and their pixels "

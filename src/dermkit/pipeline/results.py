@@ -14,9 +14,9 @@ from dermkit.errors import DataError, UsageError
 from dermkit.evaluation.options import NOTHING, Asked
 from dermkit.files import check_output, check_writable, read_json
 from dermkit.models.locate import check_folder, check_model_folder, which_run
+from dermkit.progress import Watch
 from dermkit.reporting.comparison_page import headline, write_comparison, write_versus
 from dermkit.reporting.report import write_report, write_summary_report
-from dermkit.watch import Watch
 
 COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro")
 """What is printed of each run beside the verdicts."""

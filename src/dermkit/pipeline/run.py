@@ -42,11 +42,11 @@ from dermkit.pipeline.run_facts import (
     training_warnings,
     write_next_steps,
 )
+from dermkit.progress import Watch
 from dermkit.recipes.schema import save as save_recipe
 from dermkit.render import charts, sheets
 from dermkit.reporting.report import write_report
 from dermkit.runs.reader import KEPT_SEAL
-from dermkit.watch import Watch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -25,7 +25,6 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from dermkit import __version__
-from dermkit.ahead import cores
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import (
@@ -47,6 +46,7 @@ from dermkit.prediction.decisions import choose_for
 from dermkit.prediction.inputs import file_stat
 from dermkit.prediction.pixels import KeptPixels, Look, Scored, look_at
 from dermkit.recipes.schema import ModelSpec
+from dermkit.threads import cores
 
 if TYPE_CHECKING:
     from dermkit.data.cache.store import Rows

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.ahead import ahead, cores
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import DataError, Interrupted, OutputError, Refusal
 from dermkit.files import check_output, check_writable, lock, sha256_file, sweep_temp, write_parts, write_rows
@@ -27,9 +26,10 @@ from dermkit.prediction import decisions
 from dermkit.prediction.decisions import Decided
 from dermkit.prediction.inputs import Found, check_arguments
 from dermkit.prediction.resume import FOLDER, Job, Row, is_unfinished, open_job, progress
+from dermkit.progress import Watch
 from dermkit.render import sheets as render_sheets
 from dermkit.runs.predictions import write_predictions
-from dermkit.watch import Watch
+from dermkit.threads import ahead, cores
 
 if TYPE_CHECKING:
     from dermkit.metrics.decisions.apply import Chosen

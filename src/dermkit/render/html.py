@@ -6,7 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 def templates() -> Environment:
     """Return the templates: everything escaped, a name that is not given is an error; filter `count` (1,234)."""
     environment = Environment(
-        loader=PackageLoader("dermkit"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("dermkit.render"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["count"] = lambda n: f"{n:,}"

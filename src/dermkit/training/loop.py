@@ -16,13 +16,13 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dermkit.ahead import ahead
 from dermkit.errors import DermkitError, Diverged, Interrupted, UsageError
 from dermkit.files import check_writable, write_json
 from dermkit.models.inference import passes, plain_float32, side_by_side, streams
 from dermkit.models.net import Net, freeze, set_train_mode
 from dermkit.models.precision import is_out_of_memory, settled
 from dermkit.recipes.schema import Phase
+from dermkit.threads import ahead
 from dermkit.training.augment.batch import epoch_order
 from dermkit.training.checkpoint import BEST, INSIDE, Progress, checkpoint_bytes, goes_on, load_checkpoint
 from dermkit.training.distributed.process_group import ranks_of

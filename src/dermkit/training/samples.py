@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from dermkit.images.preprocess import ImageRows, Preprocessing
-from dermkit.recipes.schema import AugmentSpec, GrowSpec, MixSpec
+from dermkit.recipes.augmentation import AugmentSpec
+from dermkit.recipes.schema import GrowSpec, MixSpec
 from dermkit.training.augment.batch import augment_batch, balanced_order, batch_from_pixels, epoch_order, image_key
 from dermkit.training.augment.mixup import Mixing, mix_batch, mix_labels, mixing
 

@@ -14,12 +14,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from dermkit.ahead import cores
 from dermkit.audit.near_duplicates.neighbours import find_neighbours, nearest_of
 from dermkit.audit.near_duplicates.registration import Agreement, Match, disc_guess, frame_guess, prepare, register
 from dermkit.audit.scan.scan import Scan
 from dermkit.data.leakage import codes
-from dermkit.watch import Watch
+from dermkit.progress import Watch
+from dermkit.threads import cores
 
 FRAME_NEAR = 4.0
 """Whole-frame copies lay within 1.3 of each other; different lesions rarely within 6."""

@@ -17,7 +17,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from dermkit.ahead import cores
 from dermkit.audit.scan import descriptors, measures
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, ImageRefused
@@ -31,7 +30,8 @@ from dermkit.files import (
     write_rows,
 )
 from dermkit.images.decode import open_image
-from dermkit.watch import Watch
+from dermkit.progress import Watch
+from dermkit.threads import cores
 
 FORMAT = 1
 VERSION = 4

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.ahead import cores
 from dermkit.data.cache.store import KEY_BYTES, Rows, Store, evict, hashed
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, ImageRefused
 from dermkit.files import canonical_json, sha256_bytes
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing, resize_pixels
+from dermkit.threads import cores
 
 DECODER = 1
 """Raise it whenever `open_image` or `resize_pixels` gives other pixels than before: old caches are then not found."""

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dermkit.ahead import cores
 from dermkit.data.importers.records import Note, Refused, Rows
 from dermkit.errors import ImageRefused
 from dermkit.images.decode import open_image
+from dermkit.threads import cores
 
 MOST_THREADS = 16
 """Beyond this the parts of the gate that hold Python's lock are the limit, not the decoders."""

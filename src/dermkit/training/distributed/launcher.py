@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from dermkit.ahead import cores
 from dermkit.errors import DermkitError, UsageError
+from dermkit.threads import cores
 from dermkit.training.distributed.environment import SUPERVISOR, Place, missing, number
 from dermkit.training.distributed.rendezvous import LOST, Link, Team
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermkit.terminal import watching
+from dermkit.cli.console import watching
 
 MAP_HELP = (
     "CLASSES.json, how the classes meet: "
@@ -39,14 +39,14 @@ def evaluate(
     open_test: Annotated[Path | None, typer.Option("--open-test", help=OPEN_HELP)] = None,
 ) -> None:
     """Evaluate a run again, its model on another data set, or predictions of another tool."""
-    from dermkit import workflow
+    import dermkit as dk
     from dermkit.evaluation.options import read_asked
 
     asked = read_asked(official=official, wishes=wish or [], prevalences=prevalence or [], keep=keep)
-    other = workflow.load_dataset(on) if on else None
-    sealed = workflow.load_dataset(open_test) if open_test else None
+    other = dk.load_dataset(on) if on else None
+    sealed = dk.load_dataset(open_test) if open_test else None
     with watching() as watch:
-        path = workflow.evaluate(
+        path = dk.evaluate(
             target,
             on=other,
             mapping=mapping,
@@ -61,9 +61,9 @@ def evaluate(
 
 def report(run: Path) -> None:
     """Write a run's report again."""
-    from dermkit import workflow
+    import dermkit as dk
 
-    typer.echo(str(workflow.report(run)))
+    typer.echo(str(dk.report(run)))
 
 
 def compare(
@@ -77,9 +77,9 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path("comparison"),
 ) -> None:
     """Compare runs or recipes on the same images: differences with intervals and tests, one page, a sentence each."""
-    from dermkit import workflow
+    import dermkit as dk
 
-    outcome = workflow.compare(runs or [], published=published or [], out=out)
+    outcome = dk.compare(runs or [], published=published or [], out=out)
     for name, same in outcome.same_images.items():
         typer.echo(f"\n{name} ({'the same images' if same else 'NOT the same images: not comparable'})")
         typer.echo(outcome.tables[name])

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dermkit.errors import EXIT_SOME_REFUSED
-from dermkit.watch import Watch
+from dermkit.progress import Watch
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dermkit.cli.console import Out, end_refused, watching
 from dermkit.errors import UsageError
-from dermkit.terminal import Out, end_refused, watching
 
 if TYPE_CHECKING:
     from dermkit.audit.output import Reported
@@ -121,22 +121,22 @@ def split(
     ] = False,
 ) -> None:
     """Divide a data set: grouped by lesion and patient, stratified, seeded; refuses overlap."""
-    from dermkit import workflow
+    import dermkit as dk
     from dermkit.recipes.schema import split_spec
 
     spec = split_spec(
         scheme=scheme.value, seed=seed, validation=validation, test=test if scheme == SchemeName.HOLDOUT else 0.0,
         folds=folds if scheme == SchemeName.KFOLD else 0, per_class=per_class, draw_from=draw_from,
     )  # fmt: skip
-    data = workflow.load_dataset(dataset)
-    made = workflow.split(data, spec, name=name or scheme.value, seal=seal)
+    data = dk.load_dataset(dataset)
+    made = dk.split(data, spec, name=name or scheme.value, seal=seal)
     for side, count in made.frame["split"].value_counts(sort=False).items():
         typer.echo(f"{side}: {count} images")
     if len(made.excluded):
         typer.echo(f"excluded: {len(made.excluded)} images, each with its reason")
     for note in made.notes:
         typer.echo(f"note: {note}")
-    if sealed := workflow.seal_of(data, made):
+    if sealed := dk.find_split_seal(data, made):
         opened = f"openings so far: {len(sealed.openings)}"
         typer.echo(f"test side sealed on {sealed.date[:10]} as {sealed.name}, {opened}: {len(sealed.rows)} images")
     typer.echo(str(dataset / "splits" / f"{made.name}.csv"))
@@ -152,9 +152,9 @@ class UseName(StrEnum):
 
 def _codes(wanted: bool) -> None:
     if wanted:
-        from dermkit import workflow
+        import dermkit as dk
 
-        typer.echo(workflow.audit_codes())
+        typer.echo(dk.audit_codes())
         raise typer.Exit
 
 
@@ -179,9 +179,9 @@ def audit(
     ] = False,
 ) -> None:
     """Look for every known defect: leaks, copies, contradictions, shortcuts; ends with 3 where there is an error."""
-    from dermkit import workflow
+    import dermkit as dk
 
-    data = workflow.load_dataset(dataset)
+    data = dk.load_dataset(dataset)
     if against is not None:
         if clean or split is not None:
             raise UsageError(
@@ -191,7 +191,7 @@ def audit(
         _audit_against(data, against, accept=accept or [], workers=workers)
         return
     with watching() as watch:
-        outcome = workflow.audit(
+        outcome = dk.audit_dataset(
             data, split=split, clean=clean, accept=accept or [], use=use.value, workers=workers, watch=watch
         )
     _say_findings(outcome.findings)
@@ -201,11 +201,11 @@ def audit(
 
 
 def _audit_against(first: "Dataset", other: Path, *, accept: list[str], workers: int) -> None:
-    from dermkit import workflow
+    import dermkit as dk
 
-    second = workflow.load_dataset(other)
+    second = dk.load_dataset(other)
     with watching() as watch:
-        outcome = workflow.audit_against(first, second, accept=accept, workers=workers, watch=watch)
+        outcome = dk.check_external(first, second, accept=accept, workers=workers, watch=watch)
     _say_findings(outcome.findings)
     typer.echo(outcome.verdict)
     typer.echo(str(outcome.page))

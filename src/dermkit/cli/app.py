@@ -1,0 +1,131 @@
+"""The command line: its commands, its exit codes, and what a Ctrl-C means. Heavy imports are inside commands."""
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dermkit import __version__
+from dermkit.cli.console import Out, watching
+from dermkit.cli.data import audit, import_, split
+from dermkit.cli.predict import predict
+from dermkit.cli.results import compare, evaluate, report
+from dermkit.cli.train import recipes_app, train, tune
+from dermkit.errors import DermkitError, OutputError
+from dermkit.training.distributed.environment import follow_supervisor, started_as_rank
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(
+    name="dermkit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Train, compare and serve skin-lesion image classifiers, and say whether to believe them. "
+    "Research use only. Not a medical device.",
+)  # fmt: skip
+app.add_typer(recipes_app, name="recipes")
+
+
+FAULT = "Kept: files written before it\nTo do: run it again with `dermkit --debug ...` and report what it prints"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dermkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Options that every command has."""
+
+
+app.command("import")(import_)
+app.command("audit")(audit)
+app.command("split")(split)
+app.command("train")(train)
+app.command("tune")(tune)
+app.command("evaluate")(evaluate)
+app.command("report")(report)
+app.command("compare")(compare)
+app.command("predict")(predict)
+
+
+@app.command()
+def demo(out: Out = Path("demo")) -> None:
+    """Make images, import, split, train, evaluate, report and predict: offline, on the CPU, in minutes."""
+    from dermkit.pipeline.demo import demo as run_demo
+
+    with watching() as watch:
+        outcome = run_demo(out, watch=watch)
+    typer.echo(
+        "\nResearch use only. Not a medical device. The images are made, so the figures say nothing about skin."
+    )
+    typer.echo(f"images       {outcome.images}")
+    typer.echo(f"data set     {outcome.dataset}")
+    typer.echo(f"overview     {outcome.overview}")
+    typer.echo(f"run          {outcome.run}")
+    typer.echo(f"predictions  {outcome.predictions.out}")
+    typer.echo(f"report       {outcome.report}")
+
+
+def run(command: Callable[[], Any], *, debug: bool) -> int:
+    """Call a command; returns the exit code and prints a DermkitError's message to standard error."""
+    try:
+        result = command()
+    except DermkitError as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stdout = None  # what could not be written is not tried again at exit
+        typer.echo(f"error: standard output: cannot be written: {error.strerror}\nTo do: free space", err=True)
+        return OutputError.exit_code
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        return 130
+    except SystemExit as end:
+        if end.code == 130 and _by_interrupt(end):
+            typer.echo("interrupted\nTo do: run the same command again", err=True)
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        if started_as_rank() and "onnection" in str(error):  # gloo's words are long, and blame the wrong process
+            typer.echo("error: the connection to another rank broke: one of them has ended", err=True)
+            return 1
+        typer.echo(f"error: a fault in dermkit: {type(error).__name__}: {error}\n{FAULT}", err=True)
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _by_interrupt(error: BaseException | None) -> bool:
+    """Tell whether a Ctrl-C stands behind an exit; what dermkit itself tells of one has been told."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _as_interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    follow_supervisor()
+    signal.signal(signal.SIGTERM, _as_interrupt)  # a scheduler's stop keeps what a person's Ctrl-C keeps
+    # Waiting threads that spin starve whatever else the machine does, and us with it: on two shared cores, scoring
+    # fell to 19 images/s, and rose to 263 with this. It must stand before torch is loaded, and changes no number.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.exit(run(lambda: app(standalone_mode=True), debug="--debug" in sys.argv))
