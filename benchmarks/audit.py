@@ -36,8 +36,8 @@ from dermkit.audit.checks.finding import Severity
 from dermkit.audit.near_duplicates.neighbours import find_neighbours
 from dermkit.data.importers.run import import_dataset
 from dermkit.data.manifest import Dataset, load_dataset
-from dermkit.data.synthetic.dataset import Plant, make_dataset_folder
-from dermkit.data.synthetic.duplicates import KINDS, plant_copy
+from dermkit.data.synthetic.dataset import PlantedFaults, make_dataset_folder
+from dermkit.data.synthetic.duplicates import COPY_KINDS, plant_copy
 from dermkit.images.decode import open_image
 from dermkit.pipeline.data import audit_dataset
 
@@ -125,9 +125,14 @@ def planted_set(folder: Path, seed: int) -> Iterator[Row]:
     """Yield what the audit of one planted set found; artefact and other archive take turns with the seeds."""
     shutil.rmtree(folder, ignore_errors=True)
     extra: dict[str, Any] = {"source": ("melanoma", 0.5)} if seed % 2 else {"artefact": ("ink", "melanoma", 0.5)}
-    plant = Plant(copies=10, contradictions=10, siblings=10, lesion_labels=5, **extra)
+    plant = PlantedFaults(copies=10, contradictions=10, siblings=10, lesion_labels=5, **extra)
     make_dataset_folder(
-        folder / "images", lesions_per_class=CLASSES, photos=(1, 2), seed=seed, given_test=0.3, plant=plant
+        folder / "images",
+        lesions_per_class=CLASSES,
+        photos_per_lesion=(1, 2),
+        seed=seed,
+        given_test=0.3,
+        planted_faults=plant,
     )
     copies = add_copies(folder / "images", seed)
     dataset = imported(folder)
@@ -152,10 +157,10 @@ def add_copies(folder: Path, seed: int, per_kind: int = PER_KIND) -> pd.DataFram
     planted = read_planted(folder)
     busy = {*planted["image"], *planted["partner"]}
     free = table[~table["image"].isin(busy)].drop_duplicates("lesion_id")
-    chosen = free.sample(per_kind * len(KINDS), random_state=seed)
+    chosen = free.sample(per_kind * len(COPY_KINDS), random_state=seed)
     rows, truth = [], []
     for number, item in enumerate(chosen.to_dict("records")):
-        kind = list(KINDS)[number % len(KINDS)]
+        kind = list(COPY_KINDS)[number % len(COPY_KINDS)]
         data, ending = plant_copy(open_image(folder / item["image"]).pixels, kind, rng)
         side = item["given_split"] if number % 2 else {"train": "test", "test": "train"}[item["given_split"]]
         name = f"{side}/{item['label']}/COPY_{number:04d}{ending}"
@@ -198,7 +203,9 @@ def recall(dataset: Dataset, copies: pd.DataFrame, pairs: pd.DataFrame, part: st
 def clean_twin(folder: Path, seed: int) -> Iterator[Row]:
     """Yield the error and warning findings of the same set without any planted fault."""
     shutil.rmtree(folder, ignore_errors=True)
-    make_dataset_folder(folder / "images", lesions_per_class=CLASSES, photos=(1, 2), seed=seed, given_test=0.3)
+    make_dataset_folder(
+        folder / "images", lesions_per_class=CLASSES, photos_per_lesion=(1, 2), seed=seed, given_test=0.3
+    )
     outcome = audit_dataset(imported(folder))
     for severity in (Severity.ERROR, Severity.WARNING):
         codes = [item.card.code for item in outcome.findings if item.finding.severity == severity]
@@ -232,8 +239,8 @@ def real_set(source: Path, folder: Path, chosen: pd.DataFrame, seed: int) -> Ite
         name = f"{item['image_id']}.jpg"
         shutil.copy(source / "images" / name, folder / "images" / name)
         rows.append({"image": name, "label": item["dx"], "lesion_id": item["lesion_id"]})
-        if number < 100 * len(KINDS):
-            kind = list(KINDS)[number % len(KINDS)]
+        if number < 100 * len(COPY_KINDS):
+            kind = list(COPY_KINDS)[number % len(COPY_KINDS)]
             data, ending = plant_copy(open_image(folder / "images" / name).pixels, kind, rng)
             copy = f"copy{number:04d}{ending}"
             (folder / "images" / copy).write_bytes(data)
@@ -267,7 +274,7 @@ def search_one(n: int) -> None:
     noise = rng.standard_normal((copies, width)).astype(np.float32)
     vectors[n - copies :] = vectors[source] + noise * (1.3 / np.sqrt(width))
     start = time.perf_counter()
-    found = find_neighbours(vectors, np.arange(n), near=2.5, most=16)
+    found = find_neighbours(vectors, np.arange(n), max_distance=2.5, max_neighbours=16)
     seconds = time.perf_counter() - start
     got = set(zip(found.first.tolist(), found.second.tolist(), strict=True))
     hits = sum(pair in got for pair in zip(source.tolist(), range(n - copies, n), strict=True))

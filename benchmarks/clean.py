@@ -24,8 +24,8 @@ from PIL import Image
 
 import dermkit as dk
 from dermkit.data.synthetic.dataset import make_dataset_folder
-from dermkit.data.synthetic.duplicates import KINDS, plant_copy
-from dermkit.recipes.schema import SplitSpec, split_spec
+from dermkit.data.synthetic.duplicates import COPY_KINDS, plant_copy
+from dermkit.recipes.schema import SplitSpec, parse_split_spec
 
 HERE = Path(__file__).parent
 ROWS = HERE / "clean.csv"
@@ -105,7 +105,7 @@ def one_set(number: int) -> dict[str, object]:
     return {
         "set": number, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "commit": commit.stdout.strip(),
         "machine": platform.machine(), "scheme": scheme, "images": len(data.manifest), "planted": len(planted),
-        "dropped": outcome.dropped, "lost": len(lost), "across": len(across), "kinds_lost": " ".join(sorted(lost)),
+        "dropped": outcome.n_dropped, "lost": len(lost), "across": len(across), "kinds_lost": " ".join(sorted(lost)),
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 
@@ -113,7 +113,9 @@ def one_set(number: int) -> dict[str, object]:
 def spec_of(scheme: str, seed: int) -> SplitSpec:
     """Return the split that a set is divided by."""
     test, folds = (0.2, 0) if scheme == "holdout" else (0.0, 3 if scheme == "kfold" else 0)
-    return split_spec(scheme=scheme, seed=seed, validation=0.2, test=test, folds=folds, per_class=0, draw_from="")
+    return parse_split_spec(
+        scheme=scheme, seed=seed, validation=0.2, test=test, folds=folds, per_class=0, draw_from=""
+    )
 
 
 def plant(folder: Path, number: int, rng: np.random.Generator) -> tuple[Planted, bool]:
@@ -121,7 +123,7 @@ def plant(folder: Path, number: int, rng: np.random.Generator) -> tuple[Planted,
     classes, size = CLASSES[: int(rng.integers(2, 4))], int(rng.integers(96, 176))
     given = bool(rng.integers(2))
     make_dataset_folder(
-        folder, lesions_per_class=dict.fromkeys(classes, LESIONS), photos=(1, 1), size=size, seed=number,
+        folder, lesions_per_class=dict.fromkeys(classes, LESIONS), photos_per_lesion=(1, 1), size=size, seed=number,
         given_test=0.3 if given else 0.0,
     )  # fmt: skip
     for beside in ("truth.csv", "planted.csv"):
@@ -129,8 +131,8 @@ def plant(folder: Path, number: int, rng: np.random.Generator) -> tuple[Planted,
     files = sorted(folder.rglob("*.jpg"))
     homes = sorted({path.parent for path in files})
     planted: Planted = []
-    for place, chosen in enumerate(rng.choice(len(files), EACH * len(KINDS), replace=False)):
-        of, kind = files[chosen], list(KINDS)[place % len(KINDS)]
+    for place, chosen in enumerate(rng.choice(len(files), EACH * len(COPY_KINDS), replace=False)):
+        of, kind = files[chosen], list(COPY_KINDS)[place % len(COPY_KINDS)]
         fitting = homes if rng.random() < ANYWHERE else [home for home in homes if home.name == of.parent.name]
         data, ending = plant_copy(np.asarray(Image.open(of).convert("RGB")), kind, rng)
         path = fitting[rng.integers(len(fitting))] / f"planted{place}{ending}"

@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.classification.summary import summarise
-from dermkit.metrics.classification.vectorised import Figures, Plan
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.classification.summary import evaluate_split
+from dermkit.metrics.classification.vectorised import MetricValues, ResampledMetrics
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
-from dermkit.metrics.stats.bootstrap import Resampled
-from dermkit.metrics.stats.intervals import FEW, wilson
+from dermkit.metrics.stats.bootstrap import BootstrapSamples
+from dermkit.metrics.stats.intervals import MIN_GROUPS, wilson_interval
 from scale import add_rows, commit, read_rows
 
 HERE = Path(__file__).parent
@@ -92,7 +92,7 @@ def cells() -> Iterator[Cell]:
         yield Cell(n, 0.0, truth, images, classes=7)
 
 
-def draw(cell: Cell, generator: np.random.Generator) -> Scored:
+def draw(cell: Cell, generator: np.random.Generator) -> ScoredSet:
     """Draw a test set: labels by lesion, log odds of the two-class posterior as scores."""
     grouped = cell.images != "alone"
     lesions = generator.integers(1, MOST + 1, cell.n) if grouped else np.ones(cell.n, dtype=np.int64)
@@ -107,18 +107,18 @@ def draw(cell: Cell, generator: np.random.Generator) -> Scored:
     return scored(ill.astype(np.int64), cell.apart * (spread + cell.apart * (ill - 0.5)), groups)
 
 
-def many_classes(true: Ints, right: Bools, groups: Ints, generator: np.random.Generator) -> Scored:
+def many_classes(true: Ints, right: Bools, groups: Ints, generator: np.random.Generator) -> ScoredSet:
     """Return images of seven classes of which some are right, the others called any other class."""
     k, n = len(SEVEN), len(true)
     predicted = np.where(right, true, (true + generator.integers(1, k, n)) % k)
     p = np.full((n, k), 0.1 / (k - 1))
     p[np.arange(n), predicted] = 0.9
-    return Scored([f"class {i}" for i in range(k)], np.arange(k) == 1, true, predicted, p, _from_0(groups))
+    return ScoredSet([f"class {i}" for i in range(k)], np.arange(k) == 1, true, predicted, p, _from_0(groups))
 
 
-def scored(true: Ints, odds: Floats, groups: Ints) -> Scored:
+def scored(true: Ints, odds: Floats, groups: Ints) -> ScoredSet:
     p = 1 / (1 + np.exp(-odds))
-    return Scored(
+    return ScoredSet(
         ["benign", "malignant"], np.array([False, True]), true, (odds > 0).astype(np.int64),
         np.column_stack([1 - p, p]), _from_0(groups),
     )  # fmt: skip
@@ -142,7 +142,7 @@ def truths(cell: Cell, figures: Sequence[str]) -> dict[str, float | None]:
 @functools.cache
 def _of_many(prevalence: float, truth: float) -> dict[str, float | None]:
     drawn = draw(Cell(POPULATION, prevalence, truth, "alone"), np.random.default_rng(99))
-    return {name: item["value"] for name, item in summarise(drawn, seed=0, resamples=0)["metrics"].items()}
+    return {name: item["value"] for name, item in evaluate_split(drawn, seed=0, resamples=0)["metrics"].items()}
 
 
 def simulate(cell: Cell, figures: tuple[str, ...], sims: int, *, resamples: int) -> Iterator[tuple[object, ...]]:
@@ -153,7 +153,7 @@ def simulate(cell: Cell, figures: tuple[str, ...], sims: int, *, resamples: int)
     fewest = []
     for number in range(sims):
         drawn = draw(cell, generator)
-        fewest.append(min(len(set(drawn.groups[drawn.true == k].tolist())) for k in range(cell.classes)))
+        fewest.append(min(len(set(drawn.groups[drawn.y_true == k].tolist())) for k in range(cell.classes)))
         metrics = _estimates(drawn, figures, number, resamples)
         for name in figures:
             seen[name].append(metrics[name])
@@ -163,7 +163,7 @@ def simulate(cell: Cell, figures: tuple[str, ...], sims: int, *, resamples: int)
         if not having or value is None:
             continue
         held = sum(item["ci95"][0] - 1e-12 <= value <= item["ci95"][1] + 1e-12 for item in having)
-        low, high = wilson(held, len(having))
+        low, high = wilson_interval(held, len(having))
         width = float(np.mean([item["ci95"][1] - item["ci95"][0] for item in having]))
         marked = sum("unreliable" in item.get("reason", "") for item in having) / len(having)
         yield (
@@ -173,36 +173,40 @@ def simulate(cell: Cell, figures: tuple[str, ...], sims: int, *, resamples: int)
         )  # fmt: skip
 
 
-def _estimates(drawn: Scored, figures: tuple[str, ...], seed: int, resamples: int) -> dict[str, dict[str, Any]]:
+def _estimates(drawn: ScoredSet, figures: tuple[str, ...], seed: int, resamples: int) -> dict[str, dict[str, Any]]:
     ranked = resamples > 0 or "auroc" in figures
-    body = summarise(drawn, seed=seed, resamples=resamples, ranked=ranked)
+    body = evaluate_split(drawn, seed=seed, resamples=resamples, with_ranking=ranked)
     found: dict[str, dict[str, Any]] = dict(body["metrics"])
     wanted = [name.removesuffix(BY_BOOTSTRAP) for name in figures if name.endswith(BY_BOOTSTRAP)]
     return found | (bootstrapped(drawn, wanted, seed, resamples) if wanted else {})
 
 
-def bootstrapped(drawn: Scored, wanted: Sequence[str], seed: int, resamples: int) -> dict[str, dict[str, Any]]:
+def bootstrapped(drawn: ScoredSet, wanted: Sequence[str], seed: int, resamples: int) -> dict[str, dict[str, Any]]:
     """Return what has an interval by formula with one by bootstrap instead, by lesion where there are some."""
-    plan = Plan(drawn)
+    plan = ResampledMetrics(drawn)
 
-    def named(figures: Figures) -> dict[str, Floats]:
-        views = figures.views
+    def named(figures: MetricValues) -> dict[str, Floats]:
+        views = figures.one_vs_rest
         every = {
-            "accuracy": figures.overall["accuracy"], "sensitivity": views["recall"][:, -1],
+            "accuracy": figures.multiclass["accuracy"], "sensitivity": views["recall"][:, -1],
             "specificity": views["specificity"][:, -1], "auroc": views["auroc"][:, -1],
             "balanced_accuracy": views["recall"][:, :-1].mean(axis=1),
         }  # fmt: skip
         return {name: every[name] for name in wanted}
 
-    made = Resampled(
-        drawn.units, figures=lambda weights: named(plan.resampled(weights)),
-        without_each=lambda rows: named(plan.without_each(rows)), name="bootstrap", seed=seed, resamples=resamples,
-    )  # fmt: skip
-    values = {name: float(value[0]) for name, value in named(plan.point).items()}
+    made = BootstrapSamples(
+        drawn.n_groups,
+        compute_metrics=lambda weights: named(plan.bootstrap(weights)),
+        leave_one_group_out=lambda rows: named(plan.leave_one_group_out(rows)),
+        method_name="bootstrap",
+        seed=seed,
+        resamples=resamples,
+    )
+    values = {name: float(value[0]) for name, value in named(plan.point_estimates).items()}
     return {
         name + BY_BOOTSTRAP: {"ci95": None}
         if math.isnan(value)
-        else made.estimate(value, len(drawn.true), made.samples[name], made.left_out[name]).as_dict()
+        else made.estimate(value, len(drawn.y_true), made.samples[name], made.jackknife[name]).as_dict()
         for name, value in values.items()
     }
 
@@ -256,7 +260,7 @@ def vouched() -> str:
 
 
 def _inside(row: dict[str, str]) -> bool:
-    return float(row["fewest_units"]) >= FEW and float(row["truth"]) <= LARGEST
+    return float(row["fewest_units"]) >= MIN_GROUPS and float(row["truth"]) <= LARGEST
 
 
 def _spread(part: list[dict[str, str]]) -> str:

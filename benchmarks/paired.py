@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from dermkit.comparison.paired import bootstrap_p, exchanged_p, linear_p
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.classification.vectorised import Figures, Plan
+from dermkit.comparison.paired import bootstrap_p, linear_p, sign_flip_p
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.classification.vectorised import MetricValues, ResampledMetrics
 from dermkit.metrics.stats import delong, paired_tests, power
 from dermkit.metrics.stats.arrays import Floats
-from dermkit.metrics.stats.intervals import resample_weights, wilson
+from dermkit.metrics.stats.intervals import resample_weights, wilson_interval
 from scale import add_rows, commit, read_rows
 
 HERE = Path(__file__).parent
@@ -50,7 +50,7 @@ ALPHA = 0.05
 
 def draw(
     n: int, together: float, gap: float, images: str, generator: np.random.Generator
-) -> tuple[Scored, Scored]:
+) -> tuple[ScoredSet, ScoredSet]:
     """Draw a test set of two classes and two models. gap: by how much the second one's accuracy is lower."""
     per = 3 if images == "grouped" else 1
     unit = np.arange(n) // per
@@ -65,7 +65,7 @@ def draw(
         odds = float(norm.ppf(accuracy)) * (2 * true - 1) + math.sqrt(together) * shared
         odds = 2 * (odds + math.sqrt(1 - together) * noise())
         p = 1 / (1 + np.exp(-odds))
-        made.append(Scored(["benign", "malignant"], np.array([False, True]), true, (odds > 0).astype(np.int64),
+        made.append(ScoredSet(["benign", "malignant"], np.array([False, True]), true, (odds > 0).astype(np.int64),
                            np.column_stack([1 - p, p]), unit.astype(np.int64)))  # fmt: skip
     return made[0], made[1]
 
@@ -86,21 +86,21 @@ def rates(job: str, n: int, together: float, gap: float, images: str, sims: int)
     generator, p, discordant = np.random.default_rng(seed), dict[str, list[float]](), []
     for number in range(sims):
         first, second = draw(n, together, gap, images, generator)
-        found = paired_tests.mcnemar(first.predicted == first.true, second.predicted == second.true)
-        discordant.append(found.first + found.second)
+        found = paired_tests.mcnemar(first.y_pred == first.y_true, second.y_pred == second.y_true)
+        discordant.append(found.first_only + found.second_only)
         made = _bootstrapped if job == "bootstrap" else _exchanged
         if job == "tests":
             scores = np.stack([first.p_malignant, second.p_malignant])
-            areas = delong.areas(scores, first.is_malignant, first.groups)
+            areas = delong.auroc_covariance(scores, first.is_malignant, first.groups)
             _add(p, {"mid-p" if images == "alone" else "mid-p, as if alone": found.p,
-                     "DeLong": delong.difference(areas, 0, 1)[2]})  # fmt: skip
+                     "DeLong": delong.delong_test(areas, 0, 1)[2]})  # fmt: skip
         if job != "ranked" and (gap == 0 or number < sims // 10):
             _add(p, made(first, second, number, EXCHANGED))
         if job == "ranked" or number < sims // 10:
             _add(p, made(first, second, number, RANKED))
     for test, values in p.items():
         hits = sum(value <= ALPHA for value in values)
-        low, high = wilson(hits, len(values))
+        low, high = wilson_interval(hits, len(values))
         yield (commit(), job, n, together, images, ACCURACY, gap, test, len(values), hits,
                round(hits / len(values), 4), round(low, 4), round(high, 4), float(np.mean(discordant)))  # fmt: skip
 
@@ -110,38 +110,42 @@ def _add(p: dict[str, list[float]], found: dict[str, float]) -> None:
         p.setdefault(name, []).append(value)
 
 
-def _plans(first: Scored, second: Scored, figures: Sequence[str]) -> tuple[Plan, Plan]:
-    return Plan(first, ranked=figures == RANKED), Plan(second, ranked=figures == RANKED)
+def _plans(
+    first: ScoredSet, second: ScoredSet, figures: Sequence[str]
+) -> tuple[ResampledMetrics, ResampledMetrics]:
+    return ResampledMetrics(first, with_ranking=figures == RANKED), ResampledMetrics(
+        second, with_ranking=figures == RANKED
+    )
 
 
-def _gap(parts: Sequence[Figures], figures: Sequence[str]) -> dict[str, Floats]:
+def _gap(parts: Sequence[MetricValues], figures: Sequence[str]) -> dict[str, Floats]:
     one, other = (_named(part, ranked=figures == RANKED) for part in parts)
     return {name: one[name] - other[name] for name in figures}
 
 
-def _exchanged(first: Scored, second: Scored, seed: int, figures: Sequence[str]) -> dict[str, float]:
+def _exchanged(first: ScoredSet, second: ScoredSet, seed: int, figures: Sequence[str]) -> dict[str, float]:
     """Return what sign flips say, as `difference.differences` makes them."""
     plans = _plans(first, second, figures)
-    without = _gap([plan.without_each(np.arange(first.units)) for plan in plans], figures)
-    found = exchanged_p(_gap([plan.point for plan in plans], figures), without, seed=seed)
+    without = _gap([plan.leave_one_group_out(np.arange(first.n_groups)) for plan in plans], figures)
+    found = sign_flip_p(_gap([plan.point_estimates for plan in plans], figures), without, seed=seed)
     found |= {} if figures == RANKED else linear_p(first, second, seed=seed)
     return {f"sign flips: {name}": found[name] for name in figures if name in found}
 
 
-def _bootstrapped(first: Scored, second: Scored, seed: int, figures: Sequence[str]) -> dict[str, float]:
+def _bootstrapped(first: ScoredSet, second: ScoredSet, seed: int, figures: Sequence[str]) -> dict[str, float]:
     plans = _plans(first, second, figures)
-    drawn = resample_weights(np.arange(first.units), seed=seed, resamples=RESAMPLES)
-    parts = [_gap([plan.resampled(weights) for plan in plans], figures) for weights in drawn]
+    drawn = resample_weights(np.arange(first.n_groups), seed=seed, resamples=RESAMPLES)
+    parts = [_gap([plan.bootstrap(weights) for plan in plans], figures) for weights in drawn]
     samples = {name: np.concatenate([part[name] for part in parts]) for name in figures}
     return {f"bootstrap: {name}": bootstrap_p(values[np.isfinite(values)]) for name, values in samples.items()}
 
 
-def _named(figures: Figures, *, ranked: bool) -> dict[str, Floats]:
+def _named(figures: MetricValues, *, ranked: bool) -> dict[str, Floats]:
     if ranked:
-        return {"average_precision": figures.views["average_precision"][:, -1]}
-    recall, f1 = figures.views["recall"], figures.views["f1"]
+        return {"average_precision": figures.one_vs_rest["average_precision"][:, -1]}
+    recall, f1 = figures.one_vs_rest["recall"], figures.one_vs_rest["f1"]
     macro = {"balanced_accuracy": recall[:, :-1].mean(axis=1), "f1_macro": f1[:, :-1].mean(axis=1)}
-    return {**figures.overall, **macro, "sensitivity": recall[:, -1]}
+    return {**figures.multiclass, **macro, "sensitivity": recall[:, -1]}
 
 
 def needed(sims: int) -> None:
@@ -149,14 +153,14 @@ def needed(sims: int) -> None:
     there = {(row["job"], row["n"], row["together"], row["gap"]) for row in read_rows(ROWS)}
     for together, gap in itertools.product(TOGETHER, GAPS[1:]):
         share = discordance(together, gap)
-        many = power.images_needed(gap, share)
+        many = power.mcnemar_images_needed(gap, share)
         if many is None or ("needed", str(many), str(together), str(gap)) in there:
             continue
         generator, hits = np.random.default_rng(5), 0
         for _ in range(sims):
             first, second = draw(many, together, gap, "alone", generator)
-            hits += paired_tests.mcnemar(first.predicted == first.true, second.predicted == second.true).p <= ALPHA
-        low, high = wilson(hits, sims)
+            hits += paired_tests.mcnemar(first.y_pred == first.y_true, second.y_pred == second.y_true).p <= ALPHA
+        low, high = wilson_interval(hits, sims)
         row = (commit(), "needed", many, together, "alone", ACCURACY, gap, "mid-p", sims, hits, round(hits / sims, 4),
                round(low, 4), round(high, 4), round(share * many, 1))  # fmt: skip
         add_rows(ROWS, HEADER, [row])
@@ -166,7 +170,7 @@ def needed(sims: int) -> None:
 def discordance(together: float, gap: float) -> float:
     """Return the share of images on which just one model is right."""
     first, second = draw(1_000_000, together, gap, "alone", np.random.default_rng(1))
-    return float(((first.predicted == first.true) != (second.predicted == second.true)).mean())
+    return float(((first.y_pred == first.y_true) != (second.y_pred == second.y_true)).mean())
 
 
 def table() -> str:

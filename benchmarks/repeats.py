@@ -21,11 +21,11 @@ import numpy as np
 from scipy.stats import norm, t
 
 from dermkit.comparison import variance as comparison_variance
-from dermkit.comparison.repeated import differences_of_trainings, draw
-from dermkit.metrics.classification.scored_set import Scored
+from dermkit.comparison.repeated import resample_run, training_differences
+from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats import paired_tests
 from dermkit.metrics.stats.arrays import Floats, Ints
-from dermkit.metrics.stats.intervals import resample_weights, wilson
+from dermkit.metrics.stats.intervals import resample_weights, wilson_interval
 from scale import add_rows, commit, read_rows
 
 HERE = Path(__file__).parent
@@ -78,16 +78,18 @@ def ours(first: Floats, second: Floats, *, doubled: bool) -> dict[str, float]:
     sides = []
     for right in (first, second):
         if len(right) < 2:
-            sides.append(comparison_variance.Sources((float(right.mean()),), None, None, 0.0))
+            sides.append(comparison_variance.VarianceComponents((float(right.mean()),), None, None, 0.0))
             continue
         between = float(right.mean(axis=1).std(ddof=1))
-        seed = between if doubled else paired_tests.spread_of(right).seed
-        sides.append(comparison_variance.Sources(tuple(right.mean(axis=1).tolist()), between, seed, 0.0))
+        seed = between if doubled else paired_tests.two_way_spread(right).sd_seed
+        sides.append(
+            comparison_variance.VarianceComponents(tuple(right.mean(axis=1).tolist()), between, seed, 0.0)
+        )
     gap = first.mean(axis=0) - second.mean(axis=0)
     # Two draws at plus and minus one standard error: their variance is that of the mean over images.
     error = float(gap.std(ddof=1)) / math.sqrt(n) * math.sqrt((n - 1) / n)
     drawn = np.array([[error, -error]]), np.array([[0.0, 0.0]])
-    found = comparison_variance.apart((sides[0], drawn[0]), (sides[1], drawn[1]), units=n)
+    found = comparison_variance.recipe_difference((sides[0], drawn[0]), (sides[1], drawn[1]), n_groups=n)
     name = "images and seeds, each in full" if doubled else "images and seeds apart (dermkit)"
     return {name: 1.0 if found is None or found.p is None else found.p}
 
@@ -134,17 +136,19 @@ def ranks(sims: int) -> None:
         for number in range(sims):
             true = (generator.random(n) < 0.4).astype(np.int64)
             sides = latent(n, (one, other), seed_sd, 0.0, generator)
-            made = [[draw(as_scored(row, true), seed=number, resamples=BOOT) for row in side] for side in sides]
-            found = differences_of_trainings(*made)
-            collect(p, {f"dermkit: {item.figure}": item.p for item in found if item.p is not None})
+            made = [
+                [resample_run(as_scored(row, true), seed=number, resamples=BOOT) for row in side] for side in sides
+            ]
+            found = training_differences(*made)
+            collect(p, {f"dermkit: {item.metric}": item.p for item in found if item.p is not None})
         write("ranks", n, trained, seed_sd, 0.0, p)
 
 
-def as_scored(score: Floats, true: Ints) -> Scored:
+def as_scored(score: Floats, true: Ints) -> ScoredSet:
     """Return two classes: above 0 the score speaks for the true one."""
     odds = np.where(true == 1, score, -score)
     p = 1 / (1 + np.exp(-2 * odds))
-    return Scored(
+    return ScoredSet(
         ["benign", "malignant"], np.array([False, True]), true, (odds > 0).astype(np.int64),
         np.column_stack([1 - p, p]), np.arange(len(true)),
     )  # fmt: skip
@@ -207,7 +211,7 @@ def write(job: str, n: int, trained: str, seed_sd: float, gap: float, p: P) -> N
 def _rows(job: str, n: int, trained: str, seed_sd: float, gap: float, p: P) -> Iterator[tuple[object, ...]]:
     for test, values in p.items():
         hits = sum(value <= ALPHA for value in values)
-        low, high = wilson(hits, len(values))
+        low, high = wilson_interval(hits, len(values))
         yield (commit(), job, n, trained, seed_sd, gap, test, len(values), hits, round(hits / len(values), 4),
                round(low, 4), round(high, 4))  # fmt: skip
 

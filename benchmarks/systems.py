@@ -213,11 +213,11 @@ def colour(datasets: Path) -> str:
     from dermkit.data.cache.pixels import pixel_cache
     from dermkit.data.manifest import load_dataset
     from dermkit.data.split import make_split
-    from dermkit.evaluation.colour_baseline import colour_rule
+    from dermkit.evaluation.colour_baseline import predict_by_colour
     from dermkit.images.preprocess import Preprocessing
     from dermkit.metrics.classification.roc import auroc
-    from dermkit.metrics.stats.intervals import wilson
-    from dermkit.recipes.experiments import GIVEN
+    from dermkit.metrics.stats.intervals import wilson_interval
+    from dermkit.recipes.experiments import GIVEN_SPLIT
 
     size = Preprocessing(
         size=64,
@@ -230,15 +230,15 @@ def colour(datasets: Path) -> str:
     lines = ["| data set, published test folder | n | accuracy | AUROC, malignant |", "|---|---|---|---|"]
     for name in ("melanoma10k", "isic9"):
         data = load_dataset(datasets / name)
-        sides = make_split(data.manifest, GIVEN, name="given").frame.set_index("image_id")["split"]
+        sides = make_split(data.manifest, GIVEN_SPLIT, name="given").frame.set_index("image_id")["split"]
         cache = pixel_cache(data, data.manifest["image_id"].tolist(), size, folder=datasets / name / "cache")
         labels = np.array([data.class_names.index(label) for label in data.manifest["label"]])
         side = data.manifest["image_id"].map(sides).to_numpy()
         train, test = (np.flatnonzero(side == item) for item in ("train", "test"))
-        p = colour_rule(cache.pixels, labels, train=train, score=test, n_classes=len(data.classes))
+        p = predict_by_colour(cache.pixels, labels, train_rows=train, score_rows=test, n_classes=len(data.classes))
         right, n = int((p.argmax(axis=1) == labels[test]).sum()), len(test)
-        low, high = wilson(right, n)
-        bad = np.isin(data.class_names, data.malignant)
+        low, high = wilson_interval(right, n)
+        bad = np.isin(data.class_names, data.malignant_classes)
         area = auroc(p[:, bad].sum(axis=1), bad[labels[test]])
         lines.append(f"| {name} | {n} | {right / n:.3f} [{low:.3f}, {high:.3f}] | {area:.3f} |")
     return "\n".join(lines) + "\n"
@@ -254,10 +254,10 @@ def against_published() -> str:
     The published predictions are not public, so the comparison is unpaired, though the test images are the same.
     Source: Newcombe 1998, Statistics in Medicine 17:873, method 10.
     """
-    from dermkit.metrics.stats.intervals import wilson
+    from dermkit.metrics.stats.intervals import wilson_interval
 
     hits, n = PUBLISHED_S2
-    share, bounds = hits / n, wilson(hits, n)
+    share, bounds = hits / n, wilson_interval(hits, n)
     with ROWS.open(newline="") as stream:
         rows = [r for r in csv.DictReader(stream) if r["job"].startswith(("S2", "s2")) and r["side"] == "test"]
     lines = ["| job | split | seed | right of 118 | difference to 55/118 | verdict |", "|---|---|---|---|---|---|"]
@@ -265,7 +265,7 @@ def against_published() -> str:
         if row["metric"] != "accuracy":
             continue
         value, total = float(row["value"]), int(row["n"])
-        own = wilson(round(value * total), total)
+        own = wilson_interval(round(value * total), total)
         low = value - share - ((value - own[0]) ** 2 + (bounds[1] - share) ** 2) ** 0.5
         high = value - share + ((own[1] - value) ** 2 + (share - bounds[0]) ** 2) ** 0.5
         verdict = "not distinguishable" if low <= 0 <= high else ("better" if low > 0 else "worse")

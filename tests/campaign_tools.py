@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from dermkit.data.cache.segments import is_whole
+from dermkit.data.cache.segments import is_intact
 from dermkit.files import TEMP_PREFIX, sha256_file
 
 RUNNER = Path(__file__).with_name("campaign_run.py")
@@ -208,7 +208,7 @@ def check_whole(path: Path) -> None:
             image.load()
     elif path.suffix == ".seg":
         with path.open("rb") as stream:
-            require(is_whole(stream), "its hash is another")
+            require(is_intact(stream), "its hash is another")
     elif path.suffix == ".csv":
         text = path.read_bytes().decode()
         widths = {len(row) for row in csv.reader(text.splitlines(), strict=True)}

@@ -11,9 +11,9 @@ import pytest
 
 import dermkit as dk
 from dermkit import cli as command_line
-from dermkit.data.synthetic.dataset import Plant, make_dataset_folder
+from dermkit.data.synthetic.dataset import PlantedFaults, make_dataset_folder
 from dermkit.data.synthetic.lesions import CLASSES
-from dermkit.recipes.experiments import DEMO, ROTATE_FLIP_ZOOM, whole
+from dermkit.recipes.experiments import DEMO, ROTATE_FLIP_ZOOM, full_phase
 from dermkit.recipes.schema import Recipe
 
 # The nets here are so small that a second thread only waits: 6.2 s of processor time for a run, 2.1 s with one.
@@ -55,7 +55,7 @@ def invoke(capsys: pytest.CaptureFixture[str]) -> Invoke:
     def run(*args: str | Path) -> tuple[int, str, str]:
         capsys.readouterr()
         try:
-            code = command_line.run(lambda: command_line.app([*map(str, args)]), debug=False)
+            code = command_line.run_command(lambda: command_line.app([*map(str, args)]), debug=False)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
         return (code, *capsys.readouterr())
@@ -69,7 +69,7 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("binary")
     wanted = {"benign": 24, "malignant": 24}
     make_dataset_folder(
-        folder / "images", lesions_per_class=wanted, photos=(1, 1), size=48, seed=1, given_test=0.3
+        folder / "images", lesions_per_class=wanted, photos_per_lesion=(1, 1), size=48, seed=1, given_test=0.3
     )
     return dk.import_dataset("folder", folder / "images", out=folder / "data").dataset.folder
 
@@ -79,8 +79,8 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data set folder of nine classes; two training images are copied into its published test side."""
     folder = tmp_path_factory.mktemp("nine")
     make_dataset_folder(
-        folder / "images", lesions_per_class=dict.fromkeys(CLASSES, 6), photos=(1, 1), size=48, seed=2,
-        given_test=0.34, plant=Plant(copies=2),
+        folder / "images", lesions_per_class=dict.fromkeys(CLASSES, 6), photos_per_lesion=(1, 1), size=48, seed=2,
+        given_test=0.34, planted_faults=PlantedFaults(copies=2),
     )  # fmt: skip
     return dk.import_dataset("folder", folder / "images", out=folder / "data").dataset.folder
 
@@ -90,7 +90,7 @@ def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data set folder in the layout and the seven classes of HAM10000, several photographs per lesion."""
     folder = tmp_path_factory.mktemp("seven")
     make_dataset_folder(
-        folder / "images", lesions_per_class=dict.fromkeys(CLASSES, 4), photos=(1, 2), size=48, seed=3,
+        folder / "images", lesions_per_class=dict.fromkeys(CLASSES, 4), photos_per_lesion=(1, 2), size=48, seed=3,
         layout="ham10000",
     )  # fmt: skip
     return dk.import_dataset("ham10000", folder / "images", out=folder / "data").dataset.folder
@@ -105,7 +105,7 @@ def tiny() -> Recipe:
         image=replace(DEMO.image, size=24),
         model=replace(DEMO.model, backbone="dermkit/cnn-s1", hidden=(8,)),
         augment=ROTATE_FLIP_ZOOM,
-        phases=(whole(2, lr=1e-2),),
+        phases=(full_phase(2, lr=1e-2),),
         optim=replace(DEMO.optim, batch_size=8),
     )
 
@@ -113,5 +113,5 @@ def tiny() -> Recipe:
 @pytest.fixture(scope="session")
 def trained(binary: Path, tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the finished run folder of `tiny` on `binary`; tests leave it as it is."""
-    where = dk.Where(out=tmp_path_factory.mktemp("runs"), device="cpu")
-    return dk.train(tiny, dk.load_dataset(binary), where=where)
+    where = dk.RunSettings(out=tmp_path_factory.mktemp("runs"), device="cpu")
+    return dk.train(tiny, dk.load_dataset(binary), settings=where)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermkit.audit.checks.finding import Subject, Use
-from dermkit.data.manifest import COLUMNS, Dataset, LesionClass, Malignancy, groups
+from dermkit.audit.checks.finding import PlannedUse, Subject
+from dermkit.data.manifest import MANIFEST_COLUMNS, Dataset, LesionClass, Malignancy, id_groups
 
 MALIGNANCY: Mapping[str, Malignancy] = {"mel": "malignant", "bcc": "malignant", "akiec": "indeterminate"}
 
@@ -21,7 +21,7 @@ def make_subject(
     measures: Mapping[str, Any] | None = None,
     pairs: Sequence[tuple[int, int, float]] = (),
     classes: Sequence[str] = (),
-    use: Use = "research",
+    use: PlannedUse = "research",
     notes: Mapping[str, Any] | None = None,
 ) -> Subject:
     """Return a subject of len(label) images named 0000, 0001, ...; every column that is not given is unknown.
@@ -30,7 +30,7 @@ def make_subject(
     """
     n = len(label)
     names = [f"{number:04d}" for number in range(n)]
-    blank: dict[str, Any] = dict.fromkeys(COLUMNS, "")
+    blank: dict[str, Any] = dict.fromkeys(MANIFEST_COLUMNS, "")
     pixels = [f"{number:064x}" for number in range(n)]
     own = {
         "image_id": names,
@@ -49,6 +49,6 @@ def make_subject(
         frame=frame.assign(split=list(split) if split is not None else ""),
         measures=pd.DataFrame(dict(measures or {}), index=range(n)),
         pairs=table.astype({"a": np.int64, "b": np.int64, "distance": np.float64}),
-        units=groups(frame),
+        group_ids=id_groups(frame),
         use=use,
     )

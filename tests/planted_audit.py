@@ -19,15 +19,15 @@ from dermkit.audit.checks.finding import (
     Outcome,
     Severity,
     Subject,
-    image_rows,
-    pair_rows,
-    per_class,
+    image_table,
+    images_per_class,
+    pair_table,
 )
-from dermkit.audit.run import Look, Seen
-from dermkit.data.identify import classify
-from dermkit.data.manifest import COLUMNS, Dataset, load_dataset, save_dataset
+from dermkit.audit.run import ImageScanner, ScanResult
+from dermkit.data.identify import classify_label
+from dermkit.data.manifest import MANIFEST_COLUMNS, Dataset, load_dataset, save_dataset
 from dermkit.images.decode import open_image
-from dermkit.progress import Watch
+from dermkit.progress import Progress
 
 HOSTILE = '"><img src=x onerror=alert(1)>'
 """A file name that would be an element, were it not escaped."""
@@ -70,17 +70,19 @@ def make(folder: Path, files: dict[str, int], **columns: dict[str, str]) -> Data
             "pixel_sha256": image.pixel_sha256, "file_sha256": image.file_sha256, "width": image.pixels.shape[1],
             "height": image.pixels.shape[0],
         }  # fmt: skip
-        rows.append(dict.fromkeys(COLUMNS, "") | facts | {key: of.get(name, "") for key, of in columns.items()})
-    frame = pd.DataFrame(rows)[list(COLUMNS)]
-    classes = tuple(classify(label) for label in sorted(set(frame["label"])))
+        rows.append(
+            dict.fromkeys(MANIFEST_COLUMNS, "") | facts | {key: of.get(name, "") for key, of in columns.items()}
+        )
+    frame = pd.DataFrame(rows)[list(MANIFEST_COLUMNS)]
+    classes = tuple(classify_label(label) for label in sorted(set(frame["label"])))
     save_dataset(Dataset(folder / "data", folder / "images", "planted", classes, frame, "folder"))
     return load_dataset(folder / "data")
 
 
-def looking(near: Sequence[Near] = ()) -> Look:
+def looking(near: Sequence[Near] = ()) -> ImageScanner:
     """Return a scan that knows the identical pixels from the manifest and the near copies from the list."""
 
-    def look(dataset: Dataset, _watch: Watch) -> Seen:
+    def look(dataset: Dataset, _watch: Progress) -> ScanResult:
         frame = dataset.manifest
         row = {name: number for number, name in enumerate(frame["image_id"])}
         pairs = []
@@ -91,7 +93,7 @@ def looking(near: Sequence[Near] = ()) -> Look:
                 a, b = sorted((row[item.first], row[item.second]))
                 pairs.append((a, b, 0.01 + number / 1000, item.kind))
         measures = pd.DataFrame({"brightness": np.linspace(1, 200, len(frame))})
-        return Seen(measures, pd.DataFrame(pairs, columns=["a", "b", "distance", "kind"]))
+        return ScanResult(measures, pd.DataFrame(pairs, columns=["a", "b", "distance", "kind"]))
 
     return look
 
@@ -103,7 +105,7 @@ def _pairs(subject: Subject, which: "pd.Series[bool]", severity: Severity, what:
     rows = np.unique(pairs[["a", "b"]].to_numpy())
     return Finding(
         severity=severity, n=len(rows), sentence=f"{len(rows)} of {len(subject.frame)} images are {what}.",
-        rows=pair_rows(subject, pairs), kind="pairs", per_class=per_class(subject, rows),
+        rows=pair_table(subject, pairs), kind="pairs", per_class=images_per_class(subject, rows),
         figures={"pairs": len(pairs), "share": np.float64(len(rows) / len(subject.frame)), "odd": float("nan")},
     )  # fmt: skip
 
@@ -137,7 +139,7 @@ def da012_copies_across(subject: Subject) -> Outcome:
 
     Effect: the test figure counts pictures that were learned by heart.
     """
-    if not subject.has_sides:
+    if not subject.has_split:
         return NotApplicable("no image is on a side of a split")
     exact = subject.pairs["kind"] == "exact"
     return _pairs(subject, exact & _ends(subject, "split"), Severity.ERROR, "on two sides")
@@ -165,7 +167,7 @@ def da015_near_across(subject: Subject) -> Outcome:
 
     Effect: as DA012.
     """
-    if not subject.has_sides:
+    if not subject.has_split:
         return NotApplicable("no image is on a side of a split")
     near = subject.pairs["kind"] != "exact"
     return _pairs(subject, near & _ends(subject, "split"), Severity.ERROR, "near copies on two sides")
@@ -186,7 +188,7 @@ def da020_lesions_across(subject: Subject) -> Outcome:
     if not len(rows):
         return None
     return Finding(
-        severity=Severity.ERROR, n=len(rows), sentence=f"{len(rows)} images.", rows=image_rows(subject, rows)
+        severity=Severity.ERROR, n=len(rows), sentence=f"{len(rows)} images.", rows=image_table(subject, rows)
     )
 
 
@@ -204,7 +206,7 @@ def da022_lesion_labels(subject: Subject) -> Outcome:
     if not len(rows):
         return None
     return Finding(
-        severity=Severity.ERROR, n=len(rows), sentence=f"{len(rows)} images.", rows=image_rows(subject, rows)
+        severity=Severity.ERROR, n=len(rows), sentence=f"{len(rows)} images.", rows=image_table(subject, rows)
     )
 
 
@@ -222,8 +224,8 @@ def da004_dark(subject: Subject) -> Outcome:
         return None
     return Finding(
         severity=Severity.WARNING, n=int(dark.sum()), sentence=f"{dark.sum()} images are dark.",
-        rows=image_rows(subject, dark, brightness=subject.measures.loc[dark, "brightness"].to_numpy()),
-        per_class=per_class(subject, dark),
+        rows=image_table(subject, dark, brightness=subject.measures.loc[dark, "brightness"].to_numpy()),
+        per_class=images_per_class(subject, dark),
     )  # fmt: skip
 
 

@@ -9,16 +9,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dermkit.audit.checks.finding import PAIR_COLUMNS, card
-from dermkit.audit.dataset_links import NearLook
-from dermkit.audit.external_overlap import MEETING_CHECKS, AgainstOutcome, audit_against
-from dermkit.audit.run import looking_across
+from dermkit.audit.checks.finding import IMAGE_PAIR_COLUMNS, read_check_card
+from dermkit.audit.dataset_links import NearDuplicateSearch
+from dermkit.audit.external_overlap import LINKS_CHECKS, ExternalCheckResult, run_external_check
+from dermkit.audit.run import pair_scanner
 from dermkit.data.importers.run import import_dataset
 from dermkit.data.manifest import Dataset, load_dataset, save_dataset
 from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.data.synthetic.duplicates import plant_copy
 from dermkit.errors import DataError, UsageError
-from dermkit.progress import Watch
+from dermkit.progress import Progress
 
 Change = dict[int, dict[str, str]]
 
@@ -28,7 +28,7 @@ def made(folder: Path, seed: int, change: Change | None = None) -> Dataset:
     make_dataset_folder(
         folder / "images",
         lesions_per_class={"melanoma": 8, "nevus": 8},
-        photos=(1, 1),
+        photos_per_lesion=(1, 1),
         size=96,
         seed=seed,
         given_test=0.25,
@@ -50,24 +50,26 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return made(tmp_path_factory.mktemp("a") / "first", 1, ids)
 
 
-def held(first: Dataset, second: Dataset, look: NearLook | None = None, **options: Any) -> AgainstOutcome:
-    return audit_against(first, second, watch=Watch(), look=look, **options)
+def held(
+    first: Dataset, second: Dataset, look: NearDuplicateSearch | None = None, **options: Any
+) -> ExternalCheckResult:
+    return run_external_check(first, second, progress=Progress(), near_duplicate_search=look, **options)
 
 
-def codes(outcome: AgainstOutcome) -> list[str]:
+def codes(outcome: ExternalCheckResult) -> list[str]:
     return [item.card.code for item in outcome.findings]
 
 
-def pairs(outcome: AgainstOutcome) -> pd.DataFrame:
+def pairs(outcome: ExternalCheckResult) -> pd.DataFrame:
     return pd.read_csv(outcome.folder / "pairs.csv", dtype=str, keep_default_na=False)
 
 
-def body(outcome: AgainstOutcome) -> dict[str, Any]:
+def body(outcome: ExternalCheckResult) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((outcome.folder / "against.json").read_text())
     return found
 
 
-def nobody(_first: Dataset, _second: Dataset, _watch: Watch) -> pd.DataFrame:
+def nobody(_first: Dataset, _second: Dataset, _watch: Progress) -> pd.DataFrame:
     """A search for near copies that finds none."""
     return pd.DataFrame({"a": [], "b": [], "distance": [], "kind": []}).astype({"a": int, "b": int, "kind": str})
 
@@ -75,11 +77,11 @@ def nobody(_first: Dataset, _second: Dataset, _watch: Watch) -> pd.DataFrame:
 def test_strangers_are_external(first: Dataset, tmp_path: Path) -> None:
     outcome = held(first, made(tmp_path / "second", 2), nobody)
     assert codes(outcome) == []
-    assert outcome.external
+    assert outcome.is_external
     assert outcome.verdict.startswith(
         "Your external test set is external as far as can be seen: no image of second"
     )
-    outcome.refuse_errors()
+    outcome.raise_for_errors()
     assert len(pairs(outcome)) == 0
     assert body(outcome)["external"] is True
     assert outcome.verdict in outcome.page.read_text()
@@ -87,7 +89,7 @@ def test_strangers_are_external(first: Dataset, tmp_path: Path) -> None:
 
 def test_without_a_search_for_near_copies_nothing_is_called_external(first: Dataset, tmp_path: Path) -> None:
     outcome = held(first, made(tmp_path / "second", 2))
-    assert not outcome.external
+    assert not outcome.is_external
     assert "cannot be called external" in outcome.verdict
     assert "near copies were not searched" in outcome.verdict
 
@@ -105,7 +107,7 @@ def test_an_overlap_by_an_id_is_found(first: Dataset, tmp_path: Path, columns: d
     outcome = held(first, second, nobody)
     assert codes(outcome)[0] == "DA080"
     found = pairs(outcome)
-    assert list(found.columns) == list(PAIR_COLUMNS)
+    assert list(found.columns) == list(IMAGE_PAIR_COLUMNS)
     assert found[["image_a", "image_b", "kind"]].to_numpy().tolist() == [
         [first.manifest["image_id"][3], second.manifest["image_id"][5], kind]
     ]
@@ -113,17 +115,21 @@ def test_an_overlap_by_an_id_is_found(first: Dataset, tmp_path: Path, columns: d
         way: int(way == kind) for way in ("exact", "file", "near", "id", "lesion", "patient")
     }
     with pytest.raises(DataError, match=r"not external: 1 of 16 images of second \(6\.2 %"):
-        outcome.refuse_errors()
+        outcome.raise_for_errors()
 
 
 def test_identical_pixels_and_contradictory_labels_are_found(first: Dataset, tmp_path: Path) -> None:
     make_dataset_folder(
-        tmp_path / "s" / "images", lesions_per_class={"melanoma": 6, "nevus": 6}, photos=(1, 1), size=96, seed=2
+        tmp_path / "s" / "images",
+        lesions_per_class={"melanoma": 6, "nevus": 6},
+        photos_per_lesion=(1, 1),
+        size=96,
+        seed=2,
     )
     rows = first.manifest.reset_index(drop=True)
     taken = rows[rows["label"] == "melanoma"].head(3)
     for number, image_id in enumerate(taken["image_id"]):
-        pixels = Image.open(first.path_of(image_id))
+        pixels = Image.open(first.image_path(image_id))
         folder = "melanoma" if number else "nevus"  # one of the three is filed under the other label
         pixels.save(tmp_path / "s" / "images" / folder / f"copy{number}.png")
     second = import_dataset(
@@ -154,13 +160,13 @@ def test_near_copies_are_found_by_looking(first: Dataset, tmp_path: Path) -> Non
     planted = {}
     for number, kind in enumerate(("reencoded", "resized", "flipped", "rotated90", "cropped")):
         image_id = first.manifest["image_id"].iloc[number]
-        pixels = np.asarray(Image.open(first.path_of(image_id)).convert("RGB"))
+        pixels = np.asarray(Image.open(first.image_path(image_id)).convert("RGB"))
         data, ending = plant_copy(pixels, kind, rng)
-        path = second.images / "train" / "nevus" / f"planted_{kind}{ending}"
+        path = second.image_root / "train" / "nevus" / f"planted_{kind}{ending}"
         path.write_bytes(data)
         planted[f"train/nevus/planted_{kind}"] = image_id
-    second = import_dataset("folder", second.images, out=second.folder, name="second").dataset
-    outcome = held(first, second, looking_across(1))
+    second = import_dataset("folder", second.image_root, out=second.folder, name="second").dataset
+    outcome = held(first, second, pair_scanner(1))
     found = pairs(outcome)
     assert dict(zip(found["image_b"], found["image_a"], strict=True)) == planted
     assert not set(found["kind"]) & {"exact", "id", "file"}
@@ -172,7 +178,7 @@ def test_the_same_image_under_every_way_is_one_pair(first: Dataset, tmp_path: Pa
     make_dataset_folder(
         tmp_path / "s",
         lesions_per_class={"melanoma": 8, "nevus": 8},
-        photos=(1, 1),
+        photos_per_lesion=(1, 1),
         size=96,
         seed=1,
         given_test=0.25,
@@ -205,16 +211,16 @@ def test_an_acceptance_stands_for_these_two_sets_as_they_are(tmp_path: Path) -> 
     a = made(tmp_path / "a", 5, {0: {"isic_id": "ISIC_0000001"}})
     b = made(tmp_path / "b", 6, {0: {"isic_id": "ISIC_0000001"}})
     assert held(a, b).open_errors
-    held(a, b, accept=["da080"]).refuse_errors()
+    held(a, b, accept=["da080"]).raise_for_errors()
     again = held(load_dataset(a.folder), b)
-    again.refuse_errors()
-    assert again.findings[0].accepted is not None
+    again.raise_for_errors()
+    assert again.findings[0].acceptance is not None
     assert "accepted on" in again.page.read_text()
     b.manifest.loc[1, "isic_id"] = "ISIC_0000001"
     save_dataset(b)
     more = held(load_dataset(a.folder), load_dataset(b.folder))
     assert more.open_errors
-    assert more.findings[0].void == "the manifest has changed since"
+    assert more.findings[0].invalid_reason == "the manifest has changed since"
     with pytest.raises(UsageError, match="no check has this code"):
         held(a, b, accept=["DA088"])
 
@@ -224,8 +230,8 @@ def test_two_sets_of_one_archive_without_overlap_are_a_note(tmp_path: Path) -> N
     b = made(tmp_path / "b", 8, {row: {"isic_id": f"ISIC_{row + 100:07d}"} for row in range(16)})
     outcome = held(a, b, nobody)
     assert codes(outcome) == ["DA082"]
-    assert outcome.external
-    outcome.refuse_errors()
+    assert outcome.is_external
+    outcome.raise_for_errors()
 
 
 def test_a_set_is_not_held_against_itself(first: Dataset) -> None:
@@ -236,7 +242,7 @@ def test_a_set_is_not_held_against_itself(first: Dataset) -> None:
 def test_names_that_are_no_folder_names(tmp_path: Path, first: Dataset) -> None:
     second = made(tmp_path / "second", 2)
     odd = Dataset(
-        second.folder, second.images, "../a/ü?", second.classes, second.manifest, second.importer, second.notes
+        second.folder, second.image_root, "../a/ü?", second.classes, second.manifest, second.importer, second.notes
     )
     outcome = held(first, odd)
     assert outcome.folder.parent == first.folder / "audit"
@@ -245,7 +251,7 @@ def test_names_that_are_no_folder_names(tmp_path: Path, first: Dataset) -> None:
 
 
 def test_every_check_has_a_card() -> None:
-    cards = [card(check) for check in MEETING_CHECKS]  # type: ignore[arg-type]
+    cards = [read_check_card(check) for check in LINKS_CHECKS]  # type: ignore[arg-type]
     assert [read.code for read in cards] == ["DA080", "DA081", "DA082"]
     assert all(all((read.title, read.threshold, read.severity, read.effect)) for read in cards)
 
@@ -253,8 +259,8 @@ def test_every_check_has_a_card() -> None:
 def test_a_set_that_could_not_be_opened_is_not_called_external(first: Dataset, tmp_path: Path) -> None:
     other = made(tmp_path / "other", 99)
     for path in other.manifest["path"].iloc[:3]:
-        (other.images / path).unlink()
-    outcome = held(first, other, looking_across())
+        (other.image_root / path).unlink()
+    outcome = held(first, other, pair_scanner())
     assert not body(outcome)["external"]
     assert "cannot be called external" in outcome.verdict
     assert "3 of 16 images of other could not be opened" in outcome.verdict

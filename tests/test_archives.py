@@ -69,7 +69,7 @@ def bring(archive: Path) -> ImportOutcome:
 
 
 def refusals(outcome: ImportOutcome) -> dict[str, str]:
-    return {item.path: item.reason for item in outcome.refused}
+    return {item.path: item.reason for item in outcome.rejected}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -82,12 +82,14 @@ def test_what_is_safe_comes_out(home: Path) -> None:
     )
     outcome = bring(archive)
     assert outcome.dataset.manifest["path"].tolist() == sorted(GOOD)
-    assert outcome.refused == []
+    assert outcome.rejected == []
     unpacked = contents(home / "made" / "images")
-    assert unpacked == {name: picture(name) for name in GOOD} | {archives.MARK: unpacked[archives.MARK]}
+    assert unpacked == {name: picture(name) for name in GOOD} | {
+        archives.SOURCE_FILE: unpacked[archives.SOURCE_FILE]
+    }
     codes = {item["code"]: item["text"] for item in outcome.dataset.notes["warnings"]}
     assert codes["other_files"].endswith("not unpacked: .txt 1.")
-    assert load_dataset(home / "made").images == home / "made" / "images"
+    assert load_dataset(home / "made").image_root == home / "made" / "images"
 
 
 # Names that lead out ------------------------------------------------------------------------------------------------
@@ -187,7 +189,7 @@ def test_two_members_of_one_name_are_both_refused(home: Path, one: str, other: s
 
 
 def test_a_member_that_inflates_out_of_proportion_is_refused(home: Path) -> None:
-    outcome = bring(pack(home / "set.zip", ("nv/bomb.bmp", bytes(archives.FREE_BYTES + 1))))
+    outcome = bring(pack(home / "set.zip", ("nv/bomb.bmp", bytes(archives.UNCHECKED_MEMBER_BYTES + 1))))
     assert refusals(outcome) == {"nv/bomb.bmp": "too_large"}
 
 
@@ -199,7 +201,7 @@ def test_a_small_flat_bitmap_is_no_bomb(home: Path) -> None:
 
 
 def test_a_bomb_of_many_members_is_refused_as_a_whole(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "FREE_TOTAL", 1_000_000)
+    monkeypatch.setattr(archives, "UNCHECKED_TOTAL_BYTES", 1_000_000)
     archive = pack(home / "set.zip", *[(f"nv/{i}.bmp", bytes(500_000)) for i in range(4)])
     with pytest.raises(DataError, match="a bomb") as caught:
         bring(archive)
@@ -240,7 +242,7 @@ def test_a_member_that_lies_about_its_size_is_refused(home: Path, claim: dict[st
     archive = pack(home / "set.zip", ("nv/liar.bmp", bytes(100_000)))
     archive.write_bytes(sizes(archive.read_bytes(), b"nv/liar.bmp", **claim))
     assert refusals(bring(archive)) == {"nv/liar.bmp": reason}
-    assert sorted(contents(home / "made" / "images")) == sorted([*GOOD, archives.MARK])
+    assert sorted(contents(home / "made" / "images")) == sorted([*GOOD, archives.SOURCE_FILE])
 
 
 def test_more_bytes_than_claimed_are_never_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,13 +368,13 @@ def test_a_stopped_import_goes_on_and_heals(home: Path, monkeypatch: pytest.Monk
         with pytest.raises(KeyboardInterrupt):
             bring(archive)
     images = home / "made" / "images"
-    assert sorted(contents(images)) == sorted([archives.MARK, "nv/a.png", "nv/b.png"])
+    assert sorted(contents(images)) == sorted([archives.SOURCE_FILE, "nv/a.png", "nv/b.png"])
     (images / "nv" / "a.png").write_bytes(b"torn")
     (images / "nv" / "b.png").write_bytes(bytes(len(picture("nv/b.png"))))  # of the right size
     (images / "nv" / ".dermkit-tmp-x").write_bytes(b"half")
     outcome = bring(archive)
-    assert (len(outcome.dataset.manifest), outcome.refused) == (3, [])
-    assert sorted(contents(images)) == sorted([archives.MARK, *GOOD])
+    assert (len(outcome.dataset.manifest), outcome.rejected) == (3, [])
+    assert sorted(contents(images)) == sorted([archives.SOURCE_FILE, *GOOD])
 
 
 def test_two_archives_are_not_mixed(home: Path) -> None:
@@ -443,4 +445,4 @@ def test_spoilt_bytes_never_end_in_a_fault(home: Path, seed: int) -> None:
     for path in outcome.dataset.manifest["path"]:
         name = unicodedata.normalize("NFC", path)
         if name in GOOD:
-            assert zlib.crc32((outcome.dataset.images / path).read_bytes()) == zlib.crc32(picture(name))
+            assert zlib.crc32((outcome.dataset.image_root / path).read_bytes()) == zlib.crc32(picture(name))

@@ -15,18 +15,20 @@ from conftest import Invoke
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.evaluation.evaluate import evaluate_predictions, evaluate_run
-from dermkit.evaluation.options import NOTHING, Asked, read_asked
+from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions, parse_options
 from dermkit.evaluation.tables import NET_BENEFIT_HEADER, net_benefit_rows
 from dermkit.files import write_json, write_rows
-from dermkit.metrics.classification.calibration import benefit_of_all, net_benefit
-from dermkit.metrics.classification.isic_scorer import FIGURES, official_dict, weights_of
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.decisions.policy import from_dict
+from dermkit.metrics.classification.calibration import net_benefit, net_benefit_call_all
+from dermkit.metrics.classification.isic_scorer import SCORER_METRICS, image_weights, official_dict
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.decisions.policy import policy_from_dict
 from dermkit.models import card as models_card
 from dermkit.prediction.predictor import load_model
 
 TWO = (LesionClass("benign", "", "benign"), LesionClass("malignant", "", "malignant"))
-ALL = Asked(official=True, wishes=(("sensitivity", 0.97), ("specificity", 0.8)), prevalences=(0.03, 0.2))
+ALL = EvaluationOptions(
+    official=True, targets=(("sensitivity", 0.97), ("specificity", 0.8)), prevalences=(0.03, 0.2)
+)
 
 
 def read(path: Path) -> Any:
@@ -79,14 +81,16 @@ def test_what_cannot_be_asked_is_a_usage_error_that_says_what_can(
     wishes: list[str], prevalences: list[str], said: str
 ) -> None:
     with pytest.raises(UsageError, match=said) as caught:
-        read_asked(official=False, wishes=wishes, prevalences=prevalences)
+        parse_options(official=False, targets=wishes, prevalences=prevalences)
     assert caught.value.remedy.startswith("--wish sensitivity=.97" if wishes else "--prevalence .03")
 
 
 def test_what_is_asked_is_read_as_it_stands() -> None:
-    asked = read_asked(official=True, wishes=["sensitivity=.97", "specificity=0.8"], prevalences=[".03", "0.2"])
+    asked = parse_options(
+        official=True, targets=["sensitivity=.97", "specificity=0.8"], prevalences=[".03", "0.2"]
+    )
     assert asked == ALL
-    assert read_asked(official=False, wishes=[], prevalences=[]) == NOTHING
+    assert parse_options(official=False, targets=[], prevalences=[]) == DEFAULT_OPTIONS
 
 
 # Asked, and not asked again ---------------------------------------------------------------------------------------
@@ -96,7 +100,7 @@ def test_what_was_asked_stands_beside_the_usual_and_goes_with_the_next_evaluatio
     run = make_run(tmp_path, make_frame())
     plain = evaluate_run(run).read_bytes()
     decision, usual = (run / "decision.json").read_bytes(), json.loads(plain)["splits"]["test"]
-    body = read(evaluate_run(run, asked=ALL))
+    body = read(evaluate_run(run, options=ALL))
     test = body["splits"]["test"]
     assert body["asked"] == ALL.as_dict()
     points = test["decided"]["operating_points"]
@@ -119,32 +123,34 @@ def test_what_was_asked_stands_beside_the_usual_and_goes_with_the_next_evaluatio
 
 def test_a_wish_that_is_a_usual_one_stands_once(tmp_path: Path) -> None:
     run = make_run(tmp_path, make_frame())
-    body = read(evaluate_run(run, asked=Asked(wishes=(("sensitivity", 0.95),))))
+    body = read(evaluate_run(run, options=EvaluationOptions(targets=(("sensitivity", 0.95),))))
     points = body["splits"]["test"]["decided"]["operating_points"]
     assert [item["wish"] for item in points] == ["sensitivity 0.95", "sensitivity 0.9", "specificity 0.9"]
 
 
 def test_the_wished_threshold_is_settled_on_validation_alone() -> None:
-    frame, asked = make_frame(), Asked(wishes=(("sensitivity", 0.8),))
-    one = evaluate_predictions(frame, classes=TWO, groups=None, asked=asked)
+    frame, asked = make_frame(), EvaluationOptions(targets=(("sensitivity", 0.8),))
+    one = evaluate_predictions(frame, classes=TWO, groups=None, options=asked)
     moved = frame.assign(label=np.where(frame["split"] == "test", "benign", frame["label"]))
     moved.loc[moved.index[-1], "label"] = "malignant"
-    two = evaluate_predictions(moved, classes=TWO, groups=None, asked=asked)
+    two = evaluate_predictions(moved, classes=TWO, groups=None, options=asked)
     assert one["decision"] == two["decision"]
     value = one["decision"]["asked_points"][0]["value"]
     positives = frame[(frame["split"] == "validation") & (frame["label"] == "malignant")]["p_malignant"]
     assert one["decision"]["calibration"]["kind"] != "none" or (positives >= value).mean() > 0.8
 
 
-@pytest.mark.parametrize("asked", [Asked(wishes=(("sensitivity", 0.97),)), Asked(prevalences=(0.03,))])
+@pytest.mark.parametrize(
+    "asked", [EvaluationOptions(targets=(("sensitivity", 0.97),)), EvaluationOptions(prevalences=(0.03,))]
+)
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_what_no_validation_image_settles_is_refused_and_nothing_is_written(
-    tmp_path: Path, asked: Asked, split: str
+    tmp_path: Path, asked: EvaluationOptions, split: str
 ) -> None:
     run = make_run(tmp_path, make_frame(90, splits=(split,)))
     before = sorted(path.name for path in run.iterdir())
     with pytest.raises(DataError, match=f"these predictions are of {split} alone"):
-        evaluate_run(run, asked=asked)
+        evaluate_run(run, options=asked)
     assert sorted(path.name for path in run.iterdir()) == before
 
 
@@ -156,20 +162,20 @@ def test_a_wish_for_a_side_without_validation_images_says_which(
     frame = make_frame(90)
     frame["label"] = np.where(frame["split"] == "validation", label, frame["label"])
     with pytest.raises(DataError, match=f"no validation image is {side}"):
-        evaluate_run(make_run(tmp_path, frame), asked=Asked(wishes=((rate, 0.97),)))
+        evaluate_run(make_run(tmp_path, frame), options=EvaluationOptions(targets=((rate, 0.97),)))
 
 
 def test_a_class_table_with_one_side_has_no_operating_point(tmp_path: Path) -> None:
     table = tuple(LesionClass(item.name, "", "benign") for item in TWO)
-    for asked in (Asked(wishes=(("sensitivity", 0.97),)), Asked(prevalences=(0.03,))):
+    for asked in (EvaluationOptions(targets=(("sensitivity", 0.97),)), EvaluationOptions(prevalences=(0.03,))):
         with pytest.raises(DataError, match="the class table has not two sides"):
-            evaluate_run(make_run(tmp_path, make_frame(90), table), asked=asked)
+            evaluate_run(make_run(tmp_path, make_frame(90), table), options=asked)
 
 
 def test_a_test_side_without_two_sides_says_why_it_shows_no_point(tmp_path: Path) -> None:
     frame = make_frame(200)
     frame["label"] = np.where(frame["split"] == "test", "benign", frame["label"])
-    told = read(evaluate_run(make_run(tmp_path, frame), asked=ALL))["splits"]["test"]["decided"]
+    told = read(evaluate_run(make_run(tmp_path, frame), options=ALL))["splits"]["test"]["decided"]
     assert told["operating_points"] == []
     assert told["no_operating_points"] == "no image here is malignant"
 
@@ -225,7 +231,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 def test_evaluating_with_wishes_leaves_the_model_folder_as_training_left_it(trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     before = folder_bytes(run / "model")
-    dk.evaluate(run, asked=ALL)
+    dk.evaluate(run, options=ALL)
     assert folder_bytes(run / "model") == before
     weights = next(path for path in (run / "model").iterdir() if path.suffix == ".safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
@@ -233,22 +239,22 @@ def test_evaluating_with_wishes_leaves_the_model_folder_as_training_left_it(trai
     assert (run / "model" / "SHA256SUMS").read_bytes() == before["SHA256SUMS"], "a changed file is not vouched for"
     other = {**read(run / "decision.json"), "validation_images": 1}
     with pytest.raises(UntrustedError, match="not those that were saved"):
-        models_card.settle(run / "model", other)
+        models_card.write_policy(run / "model", other)
 
 
 def test_a_wish_on_other_data_is_settled_on_the_runs_own_validation_images(
     trained: Path, binary: Path, tmp_path: Path
 ) -> None:
-    data, asked = dk.load_dataset(binary), Asked(wishes=(("specificity", 0.7),), official=True)
+    data, asked = dk.load_dataset(binary), EvaluationOptions(targets=(("specificity", 0.7),), official=True)
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    own = read(dk.evaluate(run, asked=asked).parent / "decision.json")["asked_points"]
-    report = dk.evaluate(run, on=data, out=tmp_path / "other", asked=asked)
+    own = read(dk.evaluate(run, options=asked).parent / "decision.json")["asked_points"]
+    report = dk.evaluate(run, dataset=data, out=tmp_path / "other", options=asked)
     body = read(report.parent / "metrics.json")
     point = body["splits"]["test"]["decided"]["operating_points"][-1]
     assert (point["asked"], point["threshold"]) == (True, own[0]["value"])
     assert "asked_points" not in read(report.parent / "run.json")["decision"]
     with pytest.raises(DataError, match="these predictions are of test alone"):
-        dk.evaluate(report.parent, asked=asked)
+        dk.evaluate(report.parent, options=asked)
     again = read(dk.evaluate(report.parent).parent / "metrics.json")
     assert not any(item["asked"] for item in again["splits"]["test"]["decided"]["operating_points"])
 
@@ -266,34 +272,34 @@ def test_the_official_figures_of_four_images() -> None:
     assert (b["sensitivity"], b["specificity"], b["ppv"], b["accuracy"]) == (0.5, 1.0, 1.0, 0.75)
     assert a["auc"] == 0.5
     assert found["macro_average"]["specificity"] == 0.75
-    assert set(found["macro_average"]) == set(FIGURES)
+    assert set(found["macro_average"]) == set(SCORER_METRICS)
     assert found["n"] == 4 and found["left_out"] == []
 
 
 def test_an_image_of_weight_nothing_is_left_out_by_its_id() -> None:
     names = ["x ISIC_0035068.jpg", "ISIC_00350681", "images/ISIC_0035067", "ISIC_0035068_downsampled"]
-    weight, left_out = weights_of(names)
+    weight, left_out = image_weights(names)
     assert weight.tolist() == [0.0, 1.0, 1.0, 0.0]
     assert left_out == ["ISIC_0035068"]
     frame = make_frame(60, splits=("test",))
     known = {frame["image_id"][7]: "ISIC_0035068"}
-    asked = Asked(official=True)
-    without = evaluate_predictions(frame.drop(index=7), classes=TWO, groups=None, asked=asked)["splits"]["test"]
-    body = evaluate_predictions(frame, classes=TWO, groups=None, asked=asked, isic_ids=known)["splits"]["test"]
+    asked = EvaluationOptions(official=True)
+    without = evaluate_predictions(frame.drop(index=7), classes=TWO, groups=None, options=asked)["splits"]["test"]
+    body = evaluate_predictions(frame, classes=TWO, groups=None, options=asked, isic_ids=known)["splits"]["test"]
     assert (body["n"], body["official"]["n"], body["official"]["left_out"]) == (60, 59, ["ISIC_0035068"])
     assert body["official"] == {**without["official"], "left_out": ["ISIC_0035068"]}
     other = frame.index == 7
     renamed = frame.assign(
         image_id=frame["image_id"].mask(other, "seven"), path=frame["path"].mask(other, "test/ISIC_0035068.jpg")
     )
-    again = evaluate_predictions(renamed, classes=TWO, groups=None, asked=asked)["splits"]["test"]
+    again = evaluate_predictions(renamed, classes=TWO, groups=None, options=asked)["splits"]["test"]
     assert again["official"] == body["official"]
 
 
 def test_an_absent_class_gives_the_reason_and_no_figure(tmp_path: Path) -> None:
     frame = make_frame(60, splits=("test",)).assign(label="benign")
     run = make_run(tmp_path, frame)
-    found = read(evaluate_run(run, asked=Asked(official=True)))["splits"]["test"]["official"]
+    found = read(evaluate_run(run, options=EvaluationOptions(official=True)))["splits"]["test"]["official"]
     assert found["reason"].startswith("no image of malignant")
     assert "balanced_accuracy" not in found
     assert not (run / "figures" / "official_test.csv").exists()
@@ -318,7 +324,7 @@ def test_the_decision_curve_is_net_benefit_and_its_counts(tmp_path: Path) -> Non
     for name, found, alarms in (("model", "found", "false_alarms"),
                                 ("calibrated", "calibrated_found", "calibrated_false_alarms")):  # fmt: skip
         np.testing.assert_allclose(table[name], (table[found] - table[alarms] * odds) / table["n"], atol=1e-12)
-    everyone = benefit_of_all(positive.mean(), table["threshold"].to_numpy())
+    everyone = net_benefit_call_all(positive.mean(), table["threshold"].to_numpy())
     np.testing.assert_allclose(table["call_all"], everyone)
     assert (table["call_none"] == 0).all() and (table["malignant"] == positive.sum()).all()
     validation = pd.read_csv(run / "figures" / "net_benefit_validation.csv")
@@ -333,23 +339,23 @@ def test_one_side_has_no_decision_curve(tmp_path: Path) -> None:
     evaluate_run(run)
     assert not (run / "figures" / "net_benefit_test.csv").exists(), "what an earlier evaluation left is gone"
     p = np.array([[0.5, 0.5], [0.2, 0.8]])
-    plain = Scored(["a", "b"], np.array([False, False]), np.array([0, 1]), np.array([0, 1]), p, np.arange(2))
+    plain = ScoredSet(["a", "b"], np.array([False, False]), np.array([0, 1]), np.array([0, 1]), p, np.arange(2))
     assert net_benefit_rows(plain, None) == []
 
 
 def test_a_wish_that_is_kept_is_the_models_from_then_on(trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
-    wished = Asked(wishes=(("sensitivity", 0.6),), keep=True)
-    dk.evaluate(run, asked=wished)
+    wished = EvaluationOptions(targets=(("sensitivity", 0.6),), save_targets=True)
+    dk.evaluate(run, options=wished)
     card = models_card.read_card(run / "model")
     own = [(item["rate"], item["wish_rate"]) for item in card["operating_points"] if item.get("asked")]
-    assert own == [("sensitivity", 0.6)] == list(models_card.wishes_kept(run / "model"))
+    assert own == [("sensitivity", 0.6)] == list(models_card.extra_targets(run / "model"))
     point = next(item for item in card["operating_points"] if item.get("asked"))
-    assert from_dict(card).points[-1][1].value == point["value"]
+    assert policy_from_dict(card).operating_points[-1][1].value == point["value"]
     predictor = load_model(run / "model")
-    chosen = predictor.chosen(at="sensitivity=.6")
-    assert chosen is not None and chosen.point == len(card["operating_points"]) - 1
+    chosen = predictor.select_policy(target="sensitivity=.6")
+    assert chosen is not None and chosen.point_index == len(card["operating_points"]) - 1
     sums = (run / "model" / "SHA256SUMS").read_bytes()
     dk.evaluate(run)
     assert (run / "model" / "SHA256SUMS").read_bytes() == sums, (
@@ -361,6 +367,10 @@ def test_a_wish_that_is_kept_is_the_models_from_then_on(trained: Path, tmp_path:
 
 def test_keeping_needs_a_wish_and_a_run() -> None:
     with pytest.raises(UsageError, match="no wish to keep"):
-        Asked(keep=True)
+        EvaluationOptions(save_targets=True)
     with pytest.raises(UsageError, match="own validation images"):
-        dk.evaluate(None, predictions=Path("table.csv"), asked=Asked(wishes=(("sensitivity", 0.6),), keep=True))
+        dk.evaluate(
+            None,
+            predictions=Path("table.csv"),
+            options=EvaluationOptions(targets=(("sensitivity", 0.6),), save_targets=True),
+        )

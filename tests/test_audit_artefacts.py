@@ -8,10 +8,18 @@ import pandas as pd
 import pytest
 
 from dermkit.audit.checks.artefacts import da050_hair, da051_ruler, da052_ink, da053_dark_corners
-from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, card, share_of_alpha
-from dermkit.audit.scan.artefacts import PRESENT
-from dermkit.audit.scan.measures import COLUMNS, measure
-from dermkit.data.synthetic.dataset import Plant, make_dataset_folder
+from dermkit.audit.checks.finding import (
+    Finding,
+    NotApplicable,
+    Outcome,
+    Severity,
+    Subject,
+    alpha_per_test,
+    read_check_card,
+)
+from dermkit.audit.scan.artefacts import PRESENCE_THRESHOLDS
+from dermkit.audit.scan.measures import MEASURE_COLUMNS, measure
+from dermkit.data.synthetic.dataset import PlantedFaults, make_dataset_folder
 from dermkit.images.decode import open_image
 from made_subjects import make_subject
 
@@ -41,13 +49,13 @@ def test_a_class_with_more_hair_is_warned_of_with_prevalence_per_class() -> None
     assert found.per_class == {"mel": 60, "nv": 20, "bkl": 10}
     assert found.figures["prevalence"]["mel"]["share"] == 0.6
     assert found.figures["against_the_rest"]["mel"]["difference"] == pytest.approx(0.5)
-    assert found.figures["alpha"] == share_of_alpha(3)
+    assert found.figures["alpha"] == alpha_per_test(3)
 
 
 def test_a_class_with_less_of_it_is_found_too_and_two_classes_are_one_test() -> None:
     found = _finding(da051_ruler(_counted({"benign": (80, 20), "malignant": (10, 90)}, "ruler")))
     assert "of 100 of malignant" in found.sentence or "of 100 of benign" in found.sentence
-    assert found.figures["alpha"] == share_of_alpha(1)
+    assert found.figures["alpha"] == alpha_per_test(1)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +137,8 @@ def test_what_was_not_measured_is_not_judged() -> None:
 
 def test_cards_state_the_presence_threshold() -> None:
     for name, check in CHECKS.items():
-        assert f"score >= {PRESENT[name]:.2f}" in card(check).threshold
-        assert card(check).effect
+        assert f"score >= {PRESENCE_THRESHOLDS[name]:.2f}" in read_check_card(check).threshold
+        assert read_check_card(check).effect
 
 
 def measured_folder(folder: Path) -> Subject:
@@ -144,7 +152,7 @@ def measured_folder(folder: Path) -> Subject:
     about |= {"path": table["image"].tolist()}
     about |= {"width": [size[1] for size in sizes], "height": [size[0] for size in sizes]}
     return make_subject(
-        table["label"].tolist(), manifest=about, measures={name: rows[name].tolist() for name in COLUMNS}
+        table["label"].tolist(), manifest=about, measures={name: rows[name].tolist() for name in MEASURE_COLUMNS}
     )
 
 
@@ -152,9 +160,11 @@ def measured_folder(folder: Path) -> Subject:
     ("artefact", "column"), [("hair", "hair"), ("ruler", "ruler"), ("ink", "ink"), ("dark_corners", "dark_corner")]
 )
 def test_a_planted_association_is_found_in_pixels_and_no_other(tmp_path: Path, artefact: str, column: str) -> None:
-    plant = Plant(artefact=(artefact, "melanoma", 0.8))
+    plant = PlantedFaults(artefact=(artefact, "melanoma", 0.8))
     wanted = {"melanoma": 30, "nevus": 40}
-    make_dataset_folder(tmp_path, lesions_per_class=wanted, photos=(1, 1), size=128, seed=31, plant=plant)
+    make_dataset_folder(
+        tmp_path, lesions_per_class=wanted, photos_per_lesion=(1, 1), size=128, seed=31, planted_faults=plant
+    )
     subject = measured_folder(tmp_path)
     outcomes = {name: check(subject) for name, check in CHECKS.items()}
     found = _finding(outcomes.pop(column))

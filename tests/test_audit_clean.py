@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from dermkit.audit.checks.finding import Subject
 from dermkit.audit.cleaning import plan_cleaning
-from dermkit.audit.run import AuditOutcome, audit_dataset
-from dermkit.data.groups import join, keys_of
-from dermkit.data.manifest import COLUMNS, Dataset, LesionClass, check_manifest, groups, load_dataset
+from dermkit.audit.run import AuditOutcome, run_audit
+from dermkit.data.groups import connect_rows, id_codes
+from dermkit.data.manifest import MANIFEST_COLUMNS, Dataset, LesionClass, check_manifest, id_groups, load_dataset
 from dermkit.data.split import make_split, save_split
 from dermkit.errors import DataError
 from dermkit.files import sha256_file
-from dermkit.progress import Watch
+from dermkit.progress import Progress
 from dermkit.recipes.schema import SplitSpec
 from planted_audit import CHECKS, Near, looking, make
 
@@ -32,7 +32,7 @@ CLASSES = tuple(LesionClass(name, "", "benign") for name in ("a", "b", "c"))
 
 def subject(rows: list[dict[str, str]], pairs: list[tuple[int, int, str]]) -> Subject:
     """Return a subject of rows with any of the manifest's columns; `picture` becomes the hash of the pixels."""
-    frame = pd.DataFrame([dict.fromkeys(COLUMNS, "") | row for row in rows])
+    frame = pd.DataFrame([dict.fromkeys(MANIFEST_COLUMNS, "") | row for row in rows])
     numbers = [f"{int(row['picture']):064x}" for row in rows]
     ids = frame["image_id"].where(frame["image_id"] != "", [f"i{n:03}" for n in range(len(frame))])
     frame = frame.assign(
@@ -48,10 +48,10 @@ def subject(rows: list[dict[str, str]], pairs: list[tuple[int, int, str]]) -> Su
     table = pd.DataFrame(
         [*exact, *((a, b, 0.01, kind) for a, b, kind in pairs)], columns=["a", "b", "distance", "kind"]
     )
-    dataset = Dataset(Path("data"), Path("images"), "made", CLASSES, frame[list(COLUMNS)], "folder")
+    dataset = Dataset(Path("data"), Path("images"), "made", CLASSES, frame[list(MANIFEST_COLUMNS)], "folder")
     return Subject(
         dataset=dataset, frame=frame, measures=pd.DataFrame(index=frame.index), pairs=table,
-        units=np.arange(len(frame), dtype=np.int64),
+        group_ids=np.arange(len(frame), dtype=np.int64),
     )  # fmt: skip
 
 
@@ -62,14 +62,14 @@ def row(picture: int, label: str = "a", **more: str) -> dict[str, str]:
 def test_of_exact_copies_the_one_on_the_test_side_is_kept() -> None:
     rows = [row(1), row(1, given_split="train"), row(1, given_split="validation"), row(1, given_split="test")]
     plan = plan_cleaning(subject(rows, []), set())
-    assert plan.keep.tolist() == [False, False, False, True]
-    assert plan.dropped["code"].tolist() == ["DA012"] * 3
-    assert plan.dropped["reason"].tolist() == ["same pixels as i003, which is kept"] * 3
-    assert plan_cleaning(subject(rows[:3], []), set()).keep.tolist() == [False, False, True]
+    assert plan.keep_mask.tolist() == [False, False, False, True]
+    assert plan.dropped_rows["code"].tolist() == ["DA012"] * 3
+    assert plan.dropped_rows["reason"].tolist() == ["same pixels as i003, which is kept"] * 3
+    assert plan_cleaning(subject(rows[:3], []), set()).keep_mask.tolist() == [False, False, True]
     same_side = plan_cleaning(
         subject([row(1, image_id="z"), row(1, image_id="b"), row(2, image_id="c")], []), set()
     )
-    assert same_side.dropped[["image_id", "code"]].to_numpy().tolist() == [["z", "DA010"]]
+    assert same_side.dropped_rows[["image_id", "code"]].to_numpy().tolist() == [["z", "DA010"]]
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,16 @@ def test_contradictions_go_whole_unless_accepted(
     rows: list[dict[str, str]], pairs: list[tuple[int, int, str]], code: str, dropped: list[int]
 ) -> None:
     plan = plan_cleaning(subject(rows, pairs), set())
-    assert np.flatnonzero(~plan.keep).tolist() == dropped
-    assert set(plan.dropped["code"]) == {code}
+    assert np.flatnonzero(~plan.keep_mask).tolist() == dropped
+    assert set(plan.dropped_rows["code"]) == {code}
     accepted = plan_cleaning(subject(rows, pairs), {code})
     # Accepted, each label keeps one of its exact copies, and what is a copy stays together.
-    assert set(accepted.dropped["code"]) <= {"DA010"}
-    assert {rows[number]["label"] for number in np.flatnonzero(accepted.keep)} == {item["label"] for item in rows}
+    assert set(accepted.dropped_rows["code"]) <= {"DA010"}
+    assert {rows[number]["label"] for number in np.flatnonzero(accepted.keep_mask)} == {
+        item["label"] for item in rows
+    }
     if code != "DA022":
-        assert len(set(accepted.copy_group[np.flatnonzero(accepted.keep)[:2]])) == 1
+        assert len(set(accepted.copy_group[np.flatnonzero(accepted.keep_mask)[:2]])) == 1
         assert accepted.copy_group[0] != ""
 
 
@@ -108,7 +110,7 @@ def test_a_reason_names_the_other_image_and_its_label() -> None:
         row(5, "b", lesion_id="L"),
     ]
     plan = plan_cleaning(subject(rows, [(2, 3, "rotated")]), set())
-    assert plan.dropped["reason"].tolist() == [
+    assert plan.dropped_rows["reason"].tolist() == [
         "same pixels as i001, which is labelled b", "same pixels as i000, which is labelled a",
         "near copy (rotated) of i003, which is labelled c", "near copy (rotated) of i002, which is labelled a",
         "lesion L carries several labels: a, b", "lesion L carries several labels: a, b",
@@ -127,7 +129,7 @@ def test_near_copies_stay_in_one_copy_group_and_old_groups_are_joined() -> None:
         row(8, isic_id="I"),
     ]
     plan = plan_cleaning(subject(rows, [(0, 1, "flipped"), (1, 3, "resized"), (5, 6, "resized")]), set())
-    assert plan.keep.all()
+    assert plan.keep_mask.all()
     assert plan.copy_group.tolist() == ["w", "w", "", "w", "v", "copies of i005", "copies of i005", "w"]
 
 
@@ -148,9 +150,9 @@ def test_what_a_dropped_copy_tied_together_stays_tied() -> None:
     ]
     seen = subject(rows, [])
     plan = plan_cleaning(seen, set())
-    assert plan.dropped["image_id"].tolist() == ["i001"]
-    left = seen.frame.assign(copy_group=plan.copy_group)[plan.keep]
-    assert len(set(groups(left)[:3])) == 1
+    assert plan.dropped_rows["image_id"].tolist() == ["i001"]
+    left = seen.frame.assign(copy_group=plan.copy_group)[plan.keep_mask]
+    assert len(set(id_groups(left)[:3])) == 1
     assert left["lesion_id"].tolist() == ["", "L", "L", ""]
     assert plan.copy_group[4] == ""
 
@@ -183,7 +185,7 @@ def again(seen: Subject, keep: Any, copy_group: Any) -> Subject:
     pairs = pairs.assign(a=number[pairs["a"]], b=number[pairs["b"]]).reset_index(drop=True)
     return Subject(
         dataset=seen.dataset, frame=frame, measures=pd.DataFrame(index=frame.index), pairs=pairs,
-        units=np.arange(len(frame), dtype=np.int64),
+        group_ids=np.arange(len(frame), dtype=np.int64),
     )  # fmt: skip
 
 
@@ -193,12 +195,14 @@ def test_a_cleaning_keeps_its_promises(seen: Subject, accepted: set[str]) -> Non
     frame = seen.frame
     plan = plan_cleaning(seen, accepted)
     # Nothing is lost without a reason, and nothing else than rows and copy_group changes.
-    assert Counter(frame["image_id"]) == Counter(frame["image_id"][plan.keep]) + Counter(plan.dropped["image_id"])
-    assert (plan.dropped["reason"] != "").all() and (plan.dropped["code"] != "").all()
-    assert not set(plan.dropped["code"]) & accepted
-    if not plan.keep.any():
+    assert Counter(frame["image_id"]) == Counter(frame["image_id"][plan.keep_mask]) + Counter(
+        plan.dropped_rows["image_id"]
+    )
+    assert (plan.dropped_rows["reason"] != "").all() and (plan.dropped_rows["code"] != "").all()
+    assert not set(plan.dropped_rows["code"]) & accepted
+    if not plan.keep_mask.any():
         return
-    after = again(seen, plan.keep, plan.copy_group)
+    after = again(seen, plan.keep_mask, plan.copy_group)
     check_manifest(after.frame, CLASSES)
     # No contradiction is left but an accepted one, and of one label no picture twice.
     assert not after.frame.duplicated(["pixel_sha256", "label"]).any()
@@ -212,15 +216,15 @@ def test_a_cleaning_keeps_its_promises(seen: Subject, accepted: set[str]) -> Non
     ids = after.frame[after.frame["isic_id"] != ""].groupby("isic_id")["label"]
     assert "DA024" in accepted or (ids.nunique() == 1).all()
     # What hung together before, through whatever, hangs together after.
-    linked = groups(after.frame)
+    linked = id_groups(after.frame)
     assert (linked[ends[:, 0]] == linked[ends[:, 1]]).all()
-    keys = [keys_of(frame[name]) for name in ("lesion_id", "patient_id", "copy_group", "isic_id", "pixel_sha256")]
-    whole = join(len(frame), *seen.pairs[["a", "b"]].to_numpy(np.int64).T, *keys)[plan.keep]
+    keys = [id_codes(frame[name]) for name in ("lesion_id", "patient_id", "copy_group", "isic_id", "pixel_sha256")]
+    whole = connect_rows(len(frame), *seen.pairs[["a", "b"]].to_numpy(np.int64).T, *keys)[plan.keep_mask]
     for number in set(whole.tolist()):
         assert len(set(linked[whole == number])) == 1
     # A second cleaning finds nothing to do.
     second = plan_cleaning(after, accepted)
-    assert second.keep.all()
+    assert second.keep_mask.all()
     assert second.copy_group.tolist() == after.frame["copy_group"].tolist()
 
 
@@ -250,8 +254,13 @@ GONE = {
 
 def run(dataset: Dataset, **options: Any) -> AuditOutcome:
     said: list[str] = []
-    return audit_dataset(
-        dataset, look=looking(NEAR), checks=CHECKS, alpha=0.05, watch=Watch(say=said.append), **options
+    return run_audit(
+        dataset,
+        image_scanner=looking(NEAR),
+        checks=CHECKS,
+        alpha=0.05,
+        progress=Progress(say=said.append),
+        **options,
     )
 
 
@@ -267,9 +276,9 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def test_a_cleaning_writes_what_it_did(faulty: Dataset) -> None:
     folder, before = faulty.folder, (faulty.folder / "manifest.csv").read_bytes()
-    images = {path: sha256_file(path) for path in faulty.images.rglob("*.png")}
+    images = {path: sha256_file(path) for path in faulty.image_root.rglob("*.png")}
     outcome = run(faulty, clean=True)
-    assert outcome.dropped == len(GONE)
+    assert outcome.n_dropped == len(GONE)
     dropped = {item["image_id"]: item for item in rows_of(folder / "audit" / "dropped.csv")}
     assert {name: item["code"] for name, item in dropped.items()} == GONE
     assert dropped["train/nevus/twin"]["reason"] == "same pixels as test/nevus/tn0, which is kept"
@@ -277,7 +286,7 @@ def test_a_cleaning_writes_what_it_did(faulty: Dataset) -> None:
     assert (folder / "audit" / "manifest.before-clean.csv").read_bytes() == before
     cleaned = load_dataset(folder)
     assert set(cleaned.manifest["image_id"]) == set(FILES) - set(GONE)
-    assert {path: sha256_file(path) for path in faulty.images.rglob("*.png")} == images
+    assert {path: sha256_file(path) for path in faulty.image_root.rglob("*.png")} == images
     lesions = dict(zip(cleaned.manifest["image_id"], cleaned.manifest["lesion_id"], strict=True))
     assert lesions == {name: LESIONS.get(name, "") for name in lesions}
     groups_of = cleaned.manifest[cleaned.manifest["copy_group"] != ""].groupby("copy_group")["image_id"].agg(set)
@@ -326,7 +335,7 @@ def test_after_a_cleaning_the_split_has_no_leak(faulty: Dataset) -> None:
     assert set(made.excluded["image_id"]) == {"train/nevus/n5", "train/nevus/n2"}
     outcome = run(cleaned, split="given")
     assert outcome.open_errors == []
-    outcome.refuse_errors()
+    outcome.raise_for_errors()
 
 
 def test_a_second_cleaning_does_nothing_and_a_third_of_more_takes_another_name(faulty: Dataset) -> None:
@@ -336,11 +345,14 @@ def test_a_second_cleaning_does_nothing_and_a_third_of_more_takes_another_name(f
     run(load_dataset(faulty.folder), clean=True)
     assert {path: path.read_bytes() for path in files} == files
     assert sorted(path.name for path in (faulty.folder / "audit").iterdir()) == kept
-    more = audit_dataset(
-        load_dataset(faulty.folder), look=looking([Near("train/nevus/n2", "train/melanoma/m4")]), checks=CHECKS,
-        alpha=0.05, clean=True,
-    )  # fmt: skip
-    assert more.dropped == 2
+    more = run_audit(
+        load_dataset(faulty.folder),
+        image_scanner=looking([Near("train/nevus/n2", "train/melanoma/m4")]),
+        checks=CHECKS,
+        alpha=0.05,
+        clean=True,
+    )
+    assert more.n_dropped == 2
     audit = faulty.folder / "audit"
     assert (audit / "manifest.before-clean-2.csv").is_file() and (audit / "before-clean-2").is_dir()
     dropped = [item["image_id"] for item in rows_of(audit / "dropped.csv")]
@@ -350,9 +362,9 @@ def test_a_second_cleaning_does_nothing_and_a_third_of_more_takes_another_name(f
 
 def test_what_is_accepted_stays_and_its_acceptance_holds_after_the_cleaning(faulty: Dataset) -> None:
     outcome = run(faulty, clean=True, accept=["DA011", "DA014", "DA022"])
-    assert outcome.dropped == 2
+    assert outcome.n_dropped == 2
     assert [item.card.code for item in outcome.open_errors] == ["DA015"]
-    assert {item.card.code for item in outcome.findings if item.accepted} == {"DA011", "DA014", "DA022"}
+    assert {item.card.code for item in outcome.findings if item.acceptance} == {"DA011", "DA014", "DA022"}
     assert run(load_dataset(faulty.folder)).open_errors[0].card.code == "DA015"
     # What is copied stays together, whatever its labels.
     manifest = load_dataset(faulty.folder).manifest.set_index("image_id")["copy_group"]
@@ -362,19 +374,19 @@ def test_what_is_accepted_stays_and_its_acceptance_holds_after_the_cleaning(faul
 def test_an_acceptance_from_before_is_carried_over_a_cleaning(faulty: Dataset) -> None:
     run(faulty, accept=["DA011"])
     outcome = run(load_dataset(faulty.folder), clean=True)
-    assert "DA011" in {item.card.code for item in outcome.findings if item.accepted}
+    assert "DA011" in {item.card.code for item in outcome.findings if item.acceptance}
 
 
 def test_a_class_that_vanishes_is_noted_and_nothing_at_all_is_refused(tmp_path: Path) -> None:
     some = make(tmp_path / "some", {"-/nevus/a": 1, "-/melanoma/b": 1, "-/melanoma/c": 3, "-/melanoma/d": 4})
     assert some.class_names == ("melanoma", "nevus")
-    outcome = audit_dataset(some, look=looking(), checks=CHECKS, alpha=0.05, clean=True)
+    outcome = run_audit(some, image_scanner=looking(), checks=CHECKS, alpha=0.05, clean=True)
     assert load_dataset(some.folder).class_names == outcome.dataset.class_names == ("melanoma",)
     assert "nevus" in json.loads((some.folder / "dataset.json").read_text())["warnings"][-1]["text"]
     none = make(tmp_path / "none", {"-/nevus/a": 1, "-/melanoma/b": 1})
     before = (none.folder / "manifest.csv").read_bytes()
     with pytest.raises(DataError, match="would drop all 2 images"):
-        audit_dataset(none, look=looking(), checks=CHECKS, alpha=0.05, clean=True)
+        run_audit(none, image_scanner=looking(), checks=CHECKS, alpha=0.05, clean=True)
     assert (none.folder / "manifest.csv").read_bytes() == before
     assert not (none.folder / "audit" / "dropped.csv").exists()
     found = json.loads((none.folder / "audit" / "audit.json").read_text())["findings"]

@@ -18,14 +18,14 @@ from PIL import Image
 
 import dermkit as dk
 from conftest import Cli, Invoke
-from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, image_rows
-from dermkit.audit.run import AuditOutcome, audit_dataset
+from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, image_table
+from dermkit.audit.run import AuditOutcome, run_audit
 from dermkit.data.manifest import Dataset, load_dataset, save_dataset
 from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.data.synthetic.duplicates import plant_copy
 from dermkit.errors import DataError
 from dermkit.files import write_rows
-from dermkit.recipes.schema import Recipe, save
+from dermkit.recipes.schema import Recipe, save_recipe
 from planted_audit import CHECKS, Near, looking, make
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFram
     """Return a folder of made images with planted copies, and the list of them: code, image, of."""
     folder = tmp_path_factory.mktemp("planted") / "images"
     wanted = {"nevus": 30, "melanoma": 30}
-    make_dataset_folder(folder, lesions_per_class=wanted, photos=(1, 1), size=SIZE, seed=11, given_test=0.3)
+    make_dataset_folder(
+        folder, lesions_per_class=wanted, photos_per_lesion=(1, 1), size=SIZE, seed=11, given_test=0.3
+    )
     for beside in ("truth.csv", "planted.csv"):
         (folder / beside).unlink(missing_ok=True)
     rng = np.random.default_rng(5)
@@ -122,7 +124,7 @@ def test_accepting_lets_it_pass_and_is_told_in_the_report(
     assert "accepted, not repaired" in out
     assert invoke("audit", imported, "--accept", "da015")[0] == 0
     assert set(json.loads((imported / "dataset.json").read_text())["accepted"]) == set(codes)
-    save(tiny, tmp_path / "tiny.json")
+    save_recipe(tiny, tmp_path / "tiny.json")
     assert invoke("split", imported, "--scheme", "given-as-published", "--validation", "0.2")[0] == 0
     # On another split more images can be concerned than were accepted.
     accepting = [word for code in codes for word in ("--accept", code)]
@@ -170,7 +172,7 @@ def test_a_set_held_against_one_that_shares_images_is_not_external(
 ) -> None:
     other = tmp_path / "other-images"
     for label, source in (("nevus", paths_of("test", "nevus", planted[0])[0]), ("melanoma", None)):
-        make_dataset_folder(other, lesions_per_class={label: 4}, photos=(1, 1), size=SIZE, seed=77)
+        make_dataset_folder(other, lesions_per_class={label: 4}, photos_per_lesion=(1, 1), size=SIZE, seed=77)
         if source:
             (other / label / "seen.jpg").write_bytes(source.read_bytes())
     for beside in ("truth.csv", "planted.csv"):
@@ -220,11 +222,11 @@ COPIES = {"test/nevus/copy": 0, "train/nevus/again": 1}
 
 def run(dataset: Dataset, near: tuple[Near, ...] = (), **options: Any) -> AuditOutcome:
     known: dict[str, Any] = {"look": looking(near), "checks": CHECKS, "alpha": 0.05, **options}
-    return audit_dataset(dataset, **known)
+    return run_audit(dataset, **known)
 
 
 def voids(outcome: AuditOutcome) -> dict[str, str]:
-    return {item.card.code: item.void for item in outcome.findings if not item.accepted}
+    return {item.card.code: item.invalid_reason for item in outcome.findings if not item.acceptance}
 
 
 def save_sides(dataset: Dataset, name: str, tested: str) -> None:
@@ -263,7 +265,7 @@ def test_a_warning_that_was_accepted_does_not_cover_an_error(tmp_path: Path) -> 
 
         Effect: none.
         """
-        rows = image_rows(subject, np.arange(3))
+        rows = image_table(subject, np.arange(3))
         return Finding(severity=severity, n=3, sentence="Three.", rows=rows)
 
     finds.__name__ = "da003_finds"
@@ -288,10 +290,10 @@ def test_after_a_cleaning_an_acceptance_covers_what_is_left_and_no_more(tmp_path
     record = json.loads((dataset.folder / "dataset.json").read_text())["accepted"]
     assert set(record) == {"DA015"}, "DA012 was repaired: its acceptance must not hide a later one"
     assert record["DA015"]["n"] == 2, "4 before the cleaning"
-    assert outcome.open_errors == [] and outcome.cleaned
+    assert outcome.open_errors == [] and outcome.was_cleaned
     # The division is that of the images left, so that it holds in the next audit.
     later = run(load_dataset(dataset.folder), near[:1])
-    assert later.open_errors == [] and {it.card.code for it in later.findings if it.accepted} == {"DA015"}
+    assert later.open_errors == [] and {it.card.code for it in later.findings if it.acceptance} == {"DA015"}
     assert "DA015" in voids(run(load_dataset(dataset.folder), near))
 
 
@@ -299,17 +301,17 @@ def test_a_cleaning_that_only_groups_copies_says_so(tmp_path: Path) -> None:
     dataset = make(tmp_path, FILES)
     near = (Near("test/nevus/testnevus0", "train/nevus/trainnevus2"),)
     with pytest.raises(DataError) as before:
-        run(dataset, near).refuse_errors()
-    assert "no image and no row was changed" in before.value.kept and "--clean" in before.value.remedy
+        run(dataset, near).raise_for_errors()
+    assert "no image and no row was changed" in before.value.outcome and "--clean" in before.value.remedy
     outcome = run(dataset, near, clean=True)
-    assert outcome.cleaned and outcome.dropped == 0
+    assert outcome.was_cleaned and outcome.n_dropped == 0
     for once in (outcome, run(load_dataset(dataset.folder), near, clean=True)):
         with pytest.raises(DataError) as after:
-            once.refuse_errors()
+            once.raise_for_errors()
         assert "--clean" not in after.value.remedy and "dermkit split" in after.value.remedy
     with pytest.raises(DataError) as after:
-        outcome.refuse_errors()
-    assert "copies were grouped; the manifest before is audit/manifest.before-clean.csv" in after.value.kept
+        outcome.raise_for_errors()
+    assert "copies were grouped; the manifest before is audit/manifest.before-clean.csv" in after.value.outcome
 
 
 def test_a_data_set_that_changed_before_the_lock_is_read_again(tmp_path: Path) -> None:
@@ -318,7 +320,11 @@ def test_a_data_set_that_changed_before_the_lock_is_read_again(tmp_path: Path) -
     now = load_dataset(read.folder)
     assert len(now.manifest) < len(read.manifest)
     outcome = run(read, clean=True)
-    assert outcome.dataset.manifest_sha256 == now.manifest_sha256 and not outcome.cleaned and outcome.dropped == 0
+    assert (
+        outcome.dataset.manifest_sha256 == now.manifest_sha256
+        and not outcome.was_cleaned
+        and outcome.n_dropped == 0
+    )
     # An acceptance of somebody else in the meantime is not written over.
     run(now, accept=["DA030"])
     run(now, accept=["DA004"])

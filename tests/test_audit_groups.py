@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermkit.audit.checks.finding import Finding, NotApplicable, Severity, Subject, card
+from dermkit.audit.checks.finding import Finding, NotApplicable, Severity, Subject, read_check_card
 from dermkit.audit.checks.groups import (
-    da020_lesions_across,
-    da021_patients_across,
+    da020_lesions_across_splits,
+    da021_patients_across_splits,
     da022_labels_within_lesion,
     da023_ids_missing,
     da024_archive_id_repeats,
@@ -18,7 +18,7 @@ from dermkit.audit.checks.groups import (
 from made_subjects import make_subject
 
 CHECKS = (
-    da020_lesions_across, da021_patients_across, da022_labels_within_lesion, da023_ids_missing,
+    da020_lesions_across_splits, da021_patients_across_splits, da022_labels_within_lesion, da023_ids_missing,
     da024_archive_id_repeats,
 )  # fmt: skip
 
@@ -38,7 +38,7 @@ LEAKING = (
 
 
 @pytest.mark.parametrize(
-    ("check", "column"), [(da020_lesions_across, "lesion_id"), (da021_patients_across, "patient_id")]
+    ("check", "column"), [(da020_lesions_across_splits, "lesion_id"), (da021_patients_across_splits, "patient_id")]
 )
 def test_what_is_on_two_sides_is_counted_per_class(check: object, column: str) -> None:
     found = check(lesions(*LEAKING, column=column))  # type: ignore[operator]
@@ -58,14 +58,14 @@ def test_what_is_on_two_sides_is_counted_per_class(check: object, column: str) -
 
 def test_a_side_may_hold_many_photographs_of_a_lesion() -> None:
     clean = lesions(("nv", "train", "a"), ("nv", "train", "a"), ("mel", "test", "b"), ("mel", "", "a"))
-    assert da020_lesions_across(clean) is None
+    assert da020_lesions_across_splits(clean) is None
 
 
 def test_folds_leak_both_ways() -> None:
     rows = [
         ("nv", f"fold {k}", lesion) for k, lesion in [(0, "a"), (1, "a"), (0, "b"), (0, "b"), (2, "a"), (2, "")]
     ]
-    found = da020_lesions_across(lesions(*rows))
+    found = da020_lesions_across_splits(lesions(*rows))
     assert isinstance(found, Finding)
     assert found.n == 3
     assert found.rows["sibling_image_id"].tolist() == ["0001", "0000", "0000"]
@@ -82,15 +82,17 @@ def test_folds_agree_with_looking_at_every_pair(rows: list[tuple[str, str]]) -> 
     side, key = subject.frame["split"].tolist(), subject.frame["lesion_id"].tolist()
     known = [i for i in range(len(key)) if key[i] and side[i]]
     expected = [i for i in known if any(key[j] == key[i] and side[j] != side[i] for j in known)]
-    assert leak.rows.tolist() == expected
-    for row, partner in zip(leak.rows, leak.partners, strict=True):
+    assert leak.leaking_rows.tolist() == expected
+    for row, partner in zip(leak.leaking_rows, leak.leaking_siblings, strict=True):
         assert key[row] == key[partner]
         assert side[row] != side[partner] != ""
 
 
 def test_no_split_and_no_ids_are_said() -> None:
-    assert da020_lesions_across(make_subject(["nv"], manifest={"lesion_id": ["a"]})) == NotApplicable("no split")
-    assert da021_patients_across(make_subject(["nv"], split=["test"])) == NotApplicable("no patient ids")
+    assert da020_lesions_across_splits(make_subject(["nv"], manifest={"lesion_id": ["a"]})) == NotApplicable(
+        "no split"
+    )
+    assert da021_patients_across_splits(make_subject(["nv"], split=["test"])) == NotApplicable("no patient ids")
     assert da022_labels_within_lesion(make_subject(["nv"])) == NotApplicable("no lesion ids")
     assert da024_archive_id_repeats(make_subject(["nv"])) == NotApplicable("no ISIC ids")
 
@@ -157,7 +159,7 @@ def test_the_worst_archive_ids_come_first() -> None:
 
 
 def test_cards_can_be_read() -> None:
-    cards = [card(check) for check in CHECKS]
+    cards = [read_check_card(check) for check in CHECKS]
     assert [item.code for item in cards] == [f"DA02{k}" for k in range(5)]
     assert all(item.title and item.effect.endswith(".") for item in cards)
 
@@ -168,6 +170,6 @@ def test_a_hundred_thousand_rows_take_no_time() -> None:
     frame = pd.DataFrame({"lesion_id": rng.integers(0, n // 2, n).astype(str)})
     split = np.array(["train", "validation", "test"], dtype=object)[rng.integers(0, 3, n)]
     subject = make_subject(["nv"] * n, split=split.tolist(), manifest={"lesion_id": frame["lesion_id"].tolist()})
-    found = da020_lesions_across(subject)
+    found = da020_lesions_across_splits(subject)
     assert isinstance(found, Finding)
     assert len(found.rows) == found.n > n // 4

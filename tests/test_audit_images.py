@@ -7,16 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, card
+from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, read_check_card
 from dermkit.audit.checks.images import (
     da001_unreadable,
-    da002_odd_images,
+    da002_ambiguous_decoding,
     da003_tiny,
     da004_dark_or_overexposed,
     da005_blurred,
     da006_near_empty,
 )
-from dermkit.data.synthetic.dataset import Plant, make_dataset_folder
+from dermkit.data.synthetic.dataset import PlantedFaults, make_dataset_folder
 from made_subjects import make_subject
 from test_audit_artefacts import measured_folder
 
@@ -26,7 +26,7 @@ PLANTED = {
     "blurred": da005_blurred,
     "empty": da006_near_empty,
 }
-ALL = (da001_unreadable, da002_odd_images, *PLANTED.values())
+ALL = (da001_unreadable, da002_ambiguous_decoding, *PLANTED.values())
 
 
 def _finding(outcome: Outcome) -> Finding:
@@ -37,8 +37,10 @@ def _finding(outcome: Outcome) -> Finding:
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, dict[str, set[str]]]:
     folder = tmp_path_factory.mktemp("spoiled")
-    plant = Plant(dark=3, blurred=4, empty=2, tiny=3)
-    make_dataset_folder(folder, lesions_per_class=30, photos=(1, 1), size=96, seed=9, plant=plant)
+    plant = PlantedFaults(dark=3, blurred=4, empty=2, tiny=3)
+    make_dataset_folder(
+        folder, lesions_per_class=30, photos_per_lesion=(1, 1), size=96, seed=9, planted_faults=plant
+    )
     planted = pd.read_csv(folder / "planted.csv")
     return measured_folder(folder), {name: set(planted["image"][planted["fault"] == name]) for name in PLANTED}
 
@@ -56,7 +58,7 @@ def test_planted_images_are_found_by_their_own_check(
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_clean_set_is_not_accused(tmp_path: Path, seed: int) -> None:
-    make_dataset_folder(tmp_path, lesions_per_class=15, photos=(1, 1), size=96, seed=seed)
+    make_dataset_folder(tmp_path, lesions_per_class=15, photos_per_lesion=(1, 1), size=96, seed=seed)
     subject = measured_folder(tmp_path)
     assert [check(subject) for check in ALL] == [None] * len(ALL)
 
@@ -119,11 +121,11 @@ def test_a_dark_image_with_a_lesion_is_dark_and_a_black_one_is_empty() -> None:
 def test_decisions_of_the_decoder_are_noted_by_kind() -> None:
     notes = ["", "alpha composited on white", "EXIF orientation applied; ICC profile ignored: broken (x)"]
     notes.append("ICC profile ignored: broken (another)")
-    found = _finding(da002_odd_images(make_subject(["a"] * 4, measures={"notes": notes})))
+    found = _finding(da002_ambiguous_decoding(make_subject(["a"] * 4, measures={"notes": notes})))
     assert found.severity is Severity.NOTE
     assert found.n == 3
     assert found.figures["decisions"]["ICC profile ignored: broken"] == 2
-    assert da002_odd_images(make_subject(["a"], measures={"notes": [""]})) is None
+    assert da002_ambiguous_decoding(make_subject(["a"], measures={"notes": [""]})) is None
 
 
 def test_refused_and_changed_files_are_listed(tmp_path: Path) -> None:
@@ -152,12 +154,12 @@ def test_refusals_are_known_from_the_data_set_alone() -> None:
 
 def test_without_measures_the_checks_do_not_apply() -> None:
     subject = make_subject(["a"] * 20, measures={"contrast": [np.nan] * 20})
-    for check in (da002_odd_images, da004_dark_or_overexposed, da005_blurred, da006_near_empty):
+    for check in (da002_ambiguous_decoding, da004_dark_or_overexposed, da005_blurred, da006_near_empty):
         assert isinstance(check(subject), NotApplicable)
 
 
 def test_every_card_can_be_read() -> None:
     for number, check in enumerate(ALL, 1):
-        assert card(check).code == f"DA{number:03d}"
-        assert card(check).threshold
-        assert card(check).effect
+        assert read_check_card(check).code == f"DA{number:03d}"
+        assert read_check_card(check).threshold
+        assert read_check_card(check).effect

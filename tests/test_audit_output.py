@@ -11,13 +11,21 @@ import pandas as pd
 import pytest
 
 from dermkit.audit import page
-from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, card, pair_rows
-from dermkit.audit.run import AuditOutcome, audit_dataset, run_checks
-from dermkit.audit.status import audit_state, division_sha256
+from dermkit.audit.checks.finding import (
+    Finding,
+    NotApplicable,
+    Outcome,
+    Severity,
+    Subject,
+    pair_table,
+    read_check_card,
+)
+from dermkit.audit.run import AuditOutcome, run_audit, run_checks
+from dermkit.audit.status import audit_state, split_sha256
 from dermkit.data.manifest import Dataset, load_dataset, save_dataset
 from dermkit.errors import DataError, OutputError, UsageError
 from dermkit.files import lock, write_rows
-from dermkit.progress import Watch
+from dermkit.progress import Progress
 from dermkit.reporting import warnings
 from dermkit.runs import folder as runs_folder
 from planted_audit import CHECKS, HOSTILE, Near, looking, make
@@ -62,7 +70,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def run(dataset: Dataset, **options: Any) -> AuditOutcome:
     known: dict[str, Any] = {"look": looking(NEAR), "checks": CHECKS, "alpha": 0.05, **options}
-    return audit_dataset(dataset, **known)
+    return run_audit(dataset, **known)
 
 
 def body_of(dataset: Dataset) -> dict[str, Any]:
@@ -158,7 +166,7 @@ def test_a_split_of_the_data_set_is_audited_even_if_it_leaks(dataset: Dataset) -
 def test_the_units_join_pairs_pixels_and_ids(tmp_path: Path) -> None:
     dataset = make(tmp_path, FILES, lesion_id={"train/nevus/n5": "L", "train/nevus/n3": "L"})
     subject = run(dataset).audit.subject
-    unit = dict(zip(subject.frame["image_id"], subject.units.tolist(), strict=True))
+    unit = dict(zip(subject.frame["image_id"], subject.group_ids.tolist(), strict=True))
     assert unit["test/nevus/tn1"] == unit["train/nevus/n5"] == unit["train/nevus/n3"]
     assert unit["test/nevus/copy"] == unit["train/nevus/n0"]
     assert len(set(unit.values())) == len(FILES) - 2 - 1 - 1 - 1
@@ -180,7 +188,7 @@ def test_the_page_shows_what_was_found_and_lets_nothing_in_or_out(dataset: Datas
     assert seen.words.index("3 errors: published accuracies") < seen.words.index("Findings, worst first")
     for item in outcome.findings:
         assert item.finding.sentence in seen.words and item.card.effect in seen.words
-        assert item.card.threshold in seen.words and item.file in seen.words
+        assert item.card.threshold in seen.words and item.file_name in seen.words
     for said in ("File size tells the class", "file sizes were not measured", "Labels inconsistent within a lesion",
                  "at most 5\N{NO-BREAK SPACE}%", "identical pixels"):  # fmt: skip
         assert said in seen.text, said
@@ -219,7 +227,7 @@ def test_ten_thousand_pairs_make_a_page_that_can_be_mailed(
         a, b = (ends[:10_000] for ends in np.triu_indices(150, 1))
         kinds = np.where(np.arange(len(a)) % 100, "resized", "rotated")
         pairs = pd.DataFrame({"a": a, "b": b, "distance": np.linspace(0, 0.1, len(a)), "kind": kinds})
-        rows = pair_rows(subject, pairs)
+        rows = pair_table(subject, pairs)
         return Finding(severity=Severity.ERROR, n=150, sentence="Many.", rows=rows, kind="pairs")
 
     many.__name__ = "da014_many"
@@ -233,13 +241,13 @@ def test_ten_thousand_pairs_make_a_page_that_can_be_mailed(
     assert "distance 0.1000<" in html
     assert len(html.encode()) < 1_000_000
     whole = len(html.encode())
-    monkeypatch.setattr(page, "MAX_BYTES", whole // 2)
+    monkeypatch.setattr(page, "MAX_PAGE_BYTES", whole // 2)
     smaller = run(dataset, look=looking(), checks=checks).page.read_text(encoding="utf-8")
     assert len(smaller.encode()) < whole // 2 and 0 < smaller.count('<li><p class="how">') < 24
 
 
 def test_an_image_that_is_gone_is_said_to_be(dataset: Dataset) -> None:
-    (dataset.images / "train" / "nevus" / "n1.png").unlink()
+    (dataset.image_root / "train" / "nevus" / "n1.png").unlink()
     part = run(dataset).page.read_text(encoding="utf-8").split('id="DA011"')[1].split("</article>")[0]
     assert part.count("not at hand") == 1 and part.count("data:image/jpeg") == 1
 
@@ -263,7 +271,7 @@ def test_what_is_accepted_is_recorded_kept_and_told(dataset: Dataset) -> None:
     assert set(record) == {"DA011", "DA012"}, "DA014 found nothing, so there was nothing to accept"
     assert record["DA012"] == {
         "date": record["DA012"]["date"], "manifest_sha256": dataset.manifest_sha256, "n": 2, "severity": "error",
-        "split": "given_split", "division": division_sha256(division(dataset)),
+        "split": "given_split", "division": split_sha256(division(dataset)),
     }  # fmt: skip
     later = run(load_dataset(dataset.folder))
     assert [item.card.code for item in later.open_errors] == ["DA015"], "it holds in later audits"
@@ -273,7 +281,7 @@ def test_what_is_accepted_is_recorded_kept_and_told(dataset: Dataset) -> None:
     assert "not repaired" in Page(later.page).words
     everything = run(load_dataset(dataset.folder), accept=["DA015"])
     assert everything.open_errors == []
-    everything.refuse_errors()
+    everything.raise_for_errors()
     assert everything.audit.verdict.startswith("No open error, but errors were accepted and not repaired")
 
 
@@ -282,19 +290,21 @@ def test_an_acceptance_is_void_once_there_is_more_or_the_manifest_changes(datase
     same = load_dataset(dataset.folder)
     more = run(same, look=looking([*NEAR, Near("test/nevus/tn2", "train/nevus/n4")]))
     assert "DA015" in {item.card.code for item in more.open_errors}
-    assert {item.card.code: item.void for item in more.findings}["DA015"] == "2 images then, 4 now"
+    assert {item.card.code: item.invalid_reason for item in more.findings}["DA015"] == "2 images then, 4 now"
     assert "An earlier acceptance does not stand: 2 images then, 4 now" in Page(more.page).words
     # What is in the folder counts, not what was read before it was locked.
     save_dataset(replace(same, manifest=same.manifest.assign(site="back")))
     outcome = run(same)
-    assert {item.card.code: item.void for item in outcome.findings}["DA015"] == "the manifest has changed since"
+    assert {item.card.code: item.invalid_reason for item in outcome.findings}[
+        "DA015"
+    ] == "the manifest has changed since"
     save_dataset(same)
     assert "DA015" not in {item.card.code for item in run(same).open_errors}, "void is not forgotten"
 
 
 @pytest.mark.parametrize(("code", "meant"), [("DA12", "DA012"), ("DA0122", "DA012"), ("banana", "")])
 def test_an_unknown_code_is_refused_before_any_work(dataset: Dataset, code: str, meant: str) -> None:
-    def look(_dataset: Dataset, _watch: Watch) -> Any:
+    def look(_dataset: Dataset, _watch: Progress) -> Any:
         raise AssertionError("must not look at a single image")
 
     with pytest.raises(UsageError, match=f"did you mean {meant}" if meant else "no check has this code") as caught:
@@ -305,15 +315,15 @@ def test_an_unknown_code_is_refused_before_any_work(dataset: Dataset, code: str,
 
 def test_the_refusal_says_what_where_and_what_to_do(dataset: Dataset) -> None:
     with pytest.raises(DataError) as caught:
-        run(dataset).refuse_errors()
+        run(dataset).raise_for_errors()
     text = str(caught.value)
     assert "3 errors not accepted" in text and "DA012 Exact copies across splits (2 images)" in text
-    assert "audit.html" in caught.value.kept and "--clean" in caught.value.remedy
+    assert "audit.html" in caught.value.outcome and "--clean" in caught.value.remedy
     assert "--accept DA011 --accept DA012 --accept DA015" in caught.value.remedy
     assert "--scheme given" in caught.value.remedy
     with pytest.raises(DataError) as caught:
-        run(load_dataset(dataset.folder), clean=True).refuse_errors()
-    assert "dropped.csv" in caught.value.kept and "--clean" not in caught.value.remedy
+        run(load_dataset(dataset.folder), clean=True).raise_for_errors()
+    assert "dropped.csv" in caught.value.outcome and "--clean" not in caught.value.remedy
 
 
 # --- what later reports say ---
@@ -345,8 +355,8 @@ def test_the_state_is_never_then_done_then_outdated(dataset: Dataset) -> None:
 
 def test_a_division_is_known_by_who_is_where_alone() -> None:
     one = pd.DataFrame({"image_id": ["a", "b"], "split": ["train", "test"], "fold": [-1, -1]})
-    assert division_sha256(one) == division_sha256(one[::-1].assign(other=1))
-    assert division_sha256(one) != division_sha256(one.assign(split=["test", "train"]))
+    assert split_sha256(one) == split_sha256(one[::-1].assign(other=1))
+    assert split_sha256(one) != split_sha256(one.assign(split=["test", "train"]))
 
 
 def told(tmp_path: Path, state: dict[str, Any], **facts: Any) -> dict[str, str]:
@@ -355,8 +365,12 @@ def told(tmp_path: Path, state: dict[str, Any], **facts: Any) -> dict[str, str]:
     split = {"n": 4, "metrics": {"accuracy": estimate}, "per_class": {"a": {"n": 4}}, "confusion_matrix": [[4]]}
     known = {"dataset": {"name": "moles", "classes": [], "audit": state, "notes": {}}, **facts}
     metrics = {"classes": ["a"], "positive": [], "splits": {"test": split}}
-    run = runs_folder.Run(tmp_path, metrics, known, {}, None, None, "")
-    return {warn.text: warn.level for warn in warnings.warnings(run) if "moles" in warn.text or "DA0" in warn.text}
+    run = runs_folder.RunFolder(tmp_path, metrics, known, {}, None, None, "")
+    return {
+        warn.text: warn.level
+        for warn in warnings.report_warnings(run)
+        if "moles" in warn.text or "DA0" in warn.text
+    }
 
 
 def test_reports_say_what_the_audit_found(tmp_path: Path, dataset: Dataset) -> None:
@@ -392,7 +406,7 @@ def test_a_test_on_other_data_says_how_both_sets_were_audited(tmp_path: Path, da
 def test_a_check_is_run_once_in_order_and_its_card_is_read(dataset: Dataset) -> None:
     steps: list[tuple[str, int, int]] = []
     subject = run(dataset).audit.subject
-    done = run_checks(subject, CHECKS, Watch(step=lambda *step: steps.append(step)))
-    assert [item.card for item in done] == [card(check) for check in CHECKS]
+    done = run_checks(subject, CHECKS, Progress(step=lambda *step: steps.append(step)))
+    assert [item.card for item in done] == [read_check_card(check) for check in CHECKS]
     assert steps == [("checks", number, len(CHECKS)) for number in range(1, len(CHECKS) + 1)]
     assert isinstance(done[-1].outcome, NotApplicable)

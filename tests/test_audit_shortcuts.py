@@ -13,15 +13,15 @@ from sklearn.metrics import roc_auc_score
 from dermkit.audit.checks import artefacts as checks_artefacts
 from dermkit.audit.checks import predictability
 from dermkit.audit.checks.finding import (
-    ALPHA,
-    TESTS,
+    AUDIT_ALPHA,
+    TESTS_PER_CLASS,
     Finding,
     NotApplicable,
     Outcome,
     Severity,
     Subject,
-    card,
-    share_of_alpha,
+    alpha_per_test,
+    read_check_card,
 )
 from dermkit.audit.checks.shortcuts import (
     da040_file_size,
@@ -31,14 +31,14 @@ from dermkit.audit.checks.shortcuts import (
     da044_mean_colour,
     da045_source,
     da046_metadata,
-    da047_artefacts_jointly,
+    da047_artefacts_combined,
 )
-from dermkit.metrics.stats.fold_auroc import Placed, placed
+from dermkit.metrics.stats.fold_auroc import FoldAuroc, fold_auroc
 from made_subjects import make_subject
 
 CHECKS = (
     da040_file_size, da041_dimensions, da042_jpeg_tables, da043_border_colour, da044_mean_colour, da045_source,
-    da046_metadata, da047_artefacts_jointly,
+    da046_metadata, da047_artefacts_combined,
 )  # fmt: skip
 CODES = tuple(check.__name__[:5] for check in CHECKS)
 
@@ -214,10 +214,10 @@ def test_missing_metadata_is_content_free_and_its_values_are_not() -> None:
 
 
 def test_large_sets_are_sampled_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictability, "MOST_IMAGES", 400)
-    monkeypatch.setattr(predictability, "LEAST_OF_CLASS", 80)
+    monkeypatch.setattr(predictability, "MAX_SAMPLE", 400)
+    monkeypatch.setattr(predictability, "MIN_CLASS_SAMPLE", 80)
     subject = numbers(["nv"] * 1900 + ["mel"] * 100, np.arange(2000.0))
-    seen = predictability.look(subject, subject.measures[["bytes"]])
+    seen = predictability.class_predictability(subject, subject.measures[["bytes"]])
     labels = subject.frame["label"].iloc[seen.rows].value_counts()
     assert labels.to_dict() == {"nv": 380, "mel": 80}
     found = da040_file_size(subject)
@@ -231,7 +231,7 @@ def test_a_finding_says_how_the_class_differs() -> None:
     rare = np.where(np.arange(600) < 300, tenth < 0, tenth < 4).astype(float)
     ids = {"lesion_id": [f"L{k}" for k in range(600)]}
     subject = make_subject(label, measures={"hair": 0.0, "ruler": rare}, manifest=ids)
-    found = da047_artefacts_jointly(subject)
+    found = da047_artefacts_combined(subject)
     assert isinstance(found, Finding)
     # The median of both is 0: the means tell them apart, and the ruler comes before the hair.
     assert found.sentence.endswith("mel: mean ruler 0.4 against 0 and mean hair 0 against 0.")
@@ -255,8 +255,8 @@ def test_siblings_do_not_teach_each_other() -> None:
     ids = {"lesion_id": [f"L{key}" for key in lesion]}
     grouped = make_subject(label, manifest=ids, measures=colour)
     torn = make_subject(label, measures=colour)
-    assert predictability.look(grouped, grouped.measures).classes[0].auroc < 0.55
-    assert predictability.look(torn, torn.measures).classes[0].auroc > 0.55
+    assert predictability.class_predictability(grouped, grouped.measures).classes[0].auroc < 0.55
+    assert predictability.class_predictability(torn, torn.measures).classes[0].auroc > 0.55
 
 
 # The interval
@@ -266,12 +266,12 @@ def test_one_fold_of_single_images_is_delong() -> None:
     rng = np.random.default_rng(0)
     scores = np.round(np.concatenate([rng.normal(1, 1, 80), rng.normal(0, 1, 200)]), 1)
     positive = np.arange(280) < 80
-    one = placed(scores, positive, units=np.arange(280), fold=np.zeros(280, dtype=np.int64))
+    one = fold_auroc(scores, positive, groups=np.arange(280), folds=np.zeros(280, dtype=np.int64))
     wins = (scores[:80, None] > scores[None, 80:]) + 0.5 * (scores[:80, None] == scores[None, 80:])
     delong = wins.mean(1).var(ddof=1) / 80 + wins.mean(0).var(ddof=1) / 200
     assert one.auroc == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
-    assert one.outranks[:80] == pytest.approx(wins.mean(1))
-    assert one.outranks[80:] == pytest.approx(wins.mean(0))
+    assert one.placement_values[:80] == pytest.approx(wins.mean(1))
+    assert one.placement_values[80:] == pytest.approx(wins.mean(0))
     assert one.variance == pytest.approx(delong, rel=0.02)
     low, high = one.interval()
     # Never narrower than DeLong's, since Hanley and McNeil's variance is not undercut.
@@ -280,7 +280,7 @@ def test_one_fold_of_single_images_is_delong() -> None:
 
 def test_hanley_and_mcneil_as_they_published_it() -> None:
     """Radiology 1982, 143:29: an area of 0.893 on 51 abnormal and 58 normal images has a standard error of 0.032."""
-    one = Placed(0.893, np.empty(0), 0.0, 51, 58)
+    one = FoldAuroc(0.893, np.empty(0), 0.0, 51, 58)
     low, high = one.interval(0.6827)
     assert (high - low) / 2 == pytest.approx(0.032, abs=0.001)
 
@@ -289,7 +289,7 @@ def test_folds_are_not_compared_with_each_other() -> None:
     fold = np.repeat([0, 1], 40)
     positive = np.tile(np.repeat([True, False], 20), 2)
     scores = positive * 1.0 + 10 * fold
-    one = placed(scores, positive, units=np.arange(80), fold=fold)
+    one = fold_auroc(scores, positive, groups=np.arange(80), folds=fold)
     assert one.auroc == 1.0
     assert roc_auc_score(positive, scores) < 0.8
 
@@ -298,15 +298,15 @@ def test_copies_of_images_add_nothing() -> None:
     rng = np.random.default_rng(1)
     scores, positive = rng.normal(0, 1, 100), np.arange(100) < 40
     fold = np.arange(100) % 5
-    once = placed(scores, positive, units=np.arange(100), fold=fold).interval()
+    once = fold_auroc(scores, positive, groups=np.arange(100), folds=fold).interval()
     again = np.repeat(np.arange(100), 4)
-    four = placed(scores[again], positive[again], units=again, fold=fold[again]).interval()
+    four = fold_auroc(scores[again], positive[again], groups=again, folds=fold[again]).interval()
     assert four == pytest.approx(once, abs=0.012)
 
 
 def test_a_perfect_score_keeps_a_width() -> None:
     scores = np.arange(220.0)
-    one = placed(scores, scores >= 200, units=np.arange(220), fold=np.zeros(220, dtype=np.int64))
+    one = fold_auroc(scores, scores >= 200, groups=np.arange(220), folds=np.zeros(220, dtype=np.int64))
     assert one.auroc == 1.0
     assert 0.8 < one.interval()[0] < 0.95
     assert one.interval()[1] == 1.0
@@ -314,7 +314,9 @@ def test_a_perfect_score_keeps_a_width() -> None:
 
 
 def test_one_side_alone_has_no_auroc() -> None:
-    one = placed(np.arange(4.0), np.ones(4, dtype=bool), units=np.arange(4), fold=np.zeros(4, dtype=np.int64))
+    one = fold_auroc(
+        np.arange(4.0), np.ones(4, dtype=bool), groups=np.arange(4), folds=np.zeros(4, dtype=np.int64)
+    )
     assert np.isnan(one.auroc)
 
 
@@ -327,20 +329,20 @@ def test_intervals_hold_the_truth(positives: int, auroc: float, photographs: int
         positive = units < positives
         lesion = rng.normal(0, 0.8, positives * 6)[units] + positive * norm.ppf(auroc) * 2**0.5
         scores = lesion + rng.normal(0, 0.6, len(units))
-        low, high = placed(scores, positive, units=units, fold=units % 5).interval()
+        low, high = fold_auroc(scores, positive, groups=units, folds=units % 5).interval()
         missed += not low <= auroc <= high
     assert missed <= 27  # 5 % of 300 is 15; 27 or fewer in 99.8 % of such runs
 
 
 def test_alpha_is_divided_among_tests_and_classes() -> None:
-    assert TESTS * 7 * share_of_alpha(7) == pytest.approx(ALPHA)
+    assert TESTS_PER_CLASS * 7 * alpha_per_test(7) == pytest.approx(AUDIT_ALPHA)
     artefacts = [name for name in dir(checks_artefacts) if name.startswith("da05")]
     # Metadata is asked twice: for its values, and for its gaps.
-    assert len(CHECKS) + 1 + len(artefacts) == TESTS
+    assert len(CHECKS) + 1 + len(artefacts) == TESTS_PER_CLASS
 
 
 def test_cards_can_be_read() -> None:
-    cards = [card(check) for check in CHECKS]
+    cards = [read_check_card(check) for check in CHECKS]
     assert [item.code for item in cards] == [f"DA04{k}" for k in range(8)]
     assert all("0.60" in item.threshold and item.severity and item.effect for item in cards)
 

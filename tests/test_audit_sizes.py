@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from dermkit.audit.checks.finding import Finding, NotApplicable, Severity, Subject, card
+from dermkit.audit.checks.finding import Finding, NotApplicable, Severity, Subject, read_check_card
 from dermkit.audit.checks.sample_sizes import (
     da030_small_classes,
-    da031_class_missing_on_side,
+    da031_class_missing_in_split,
     da032_test_too_small,
     da033_class_contradicted,
 )
-from dermkit.metrics.stats.power import effective_size, least_detectable_difference, mcnemar_power
+from dermkit.metrics.stats.power import effective_sample_size, mcnemar_power, minimum_detectable_difference
 from made_subjects import make_subject
 
 
@@ -38,12 +38,12 @@ def test_small_classes_are_named_with_their_test_images() -> None:
 
 
 def test_a_side_without_a_class() -> None:
-    found = da031_class_missing_on_side(sized({("nv", "train"): 3, ("nv", "test"): 2, ("mel", "train"): 2}))
+    found = da031_class_missing_in_split(sized({("nv", "train"): 3, ("nv", "test"): 2, ("mel", "train"): 2}))
     assert isinstance(found, Finding)
     assert (found.severity, found.n, found.sentence) == (Severity.NOTE, 2, "test has no mel.")
-    assert da031_class_missing_on_side(sized(BIG)) is None
-    assert da031_class_missing_on_side(make_subject(["nv"])) == NotApplicable("no split")
-    folds = da031_class_missing_on_side(sized({("nv", "fold 0"): 2, ("mel", "fold 0"): 1, ("nv", "fold 1"): 1}))
+    assert da031_class_missing_in_split(sized(BIG)) is None
+    assert da031_class_missing_in_split(make_subject(["nv"])) == NotApplicable("no split")
+    folds = da031_class_missing_in_split(sized({("nv", "fold 0"): 2, ("mel", "fold 0"): 1, ("nv", "fold 1"): 1}))
     assert isinstance(folds, Finding)
     assert folds.figures["lacking"] == {"fold 1": ["mel"]}
 
@@ -116,15 +116,15 @@ def test_power_agrees_with_a_simulation(n: int, difference: float, discordant: f
 
 def test_the_least_difference_has_the_power_it_is_defined_by() -> None:
     for n, discordant in ((118, 0.25), (1000, 0.2), (100_000, 0.3)):
-        least = least_detectable_difference(n, discordant)
+        least = minimum_detectable_difference(n, discordant)
         assert least is not None
         assert mcnemar_power(n, least, discordant) == pytest.approx(0.8, abs=1e-3)
         # Connor 1987 (Biometrics 43:207), a normal approximation: a little smaller, and equal for many images.
         approximate = (1.95996 * discordant**0.5 + 0.84162 * (discordant - least**2) ** 0.5) / n**0.5
         assert approximate <= least * 1.001
         assert least == pytest.approx(approximate, rel=0.1)
-    assert least_detectable_difference(16, 0.2) is None
-    assert least_detectable_difference(0, 0.2) is None
+    assert minimum_detectable_difference(16, 0.2) is None
+    assert minimum_detectable_difference(0, 0.2) is None
 
 
 @pytest.mark.parametrize("values", [(0, 0.1, 0.2), (10, 0.3, 0.2), (10, -0.1, 0.2), (10, 0.1, 1.2)])
@@ -134,12 +134,12 @@ def test_impossible_power_is_refused(values: tuple[int, float, float]) -> None:
 
 
 def test_effective_size() -> None:
-    assert effective_size(np.array([1, 2, 3])) == 3
-    assert effective_size(np.array([7, 7, 7, 7])) == 1
-    assert effective_size(np.array([1, 1, 2])) == pytest.approx(9 / 5)
-    assert effective_size(np.array([], dtype=np.int64)) == 0
+    assert effective_sample_size(np.array([1, 2, 3])) == 3
+    assert effective_sample_size(np.array([7, 7, 7, 7])) == 1
+    assert effective_sample_size(np.array([1, 1, 2])) == pytest.approx(9 / 5)
+    assert effective_sample_size(np.array([], dtype=np.int64)) == 0
 
 
 def test_cards_can_be_read() -> None:
-    checks = (da030_small_classes, da031_class_missing_on_side, da032_test_too_small, da033_class_contradicted)
-    assert [card(check).code for check in checks] == [f"DA03{k}" for k in range(4)]
+    checks = (da030_small_classes, da031_class_missing_in_split, da032_test_too_small, da033_class_contradicted)
+    assert [read_check_card(check).code for check in checks] == [f"DA03{k}" for k in range(4)]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dermkit.audit.checks.finding import Finding, NotApplicable, Severity, Use, card
-from dermkit.audit.checks.licences import read_licences, verdict
+from dermkit.audit.checks.finding import Finding, NotApplicable, PlannedUse, Severity, read_check_card
+from dermkit.audit.checks.licences import read_licences, strictest
 from dermkit.audit.checks.provenance import da060_label_leaking_columns, da061_licence_forbids
 from made_subjects import make_subject
 
@@ -78,9 +78,9 @@ def test_licences_are_read_as_data_sets_write_them(text: str, names: list[str]) 
 )
 def test_the_strictest_licence_counts(text: str, research: str, commercial: str, redistribution: str) -> None:
     found = read_licences(text)
-    assert verdict(found, "research") == research
-    assert verdict(found, "commercial") == commercial
-    assert verdict(found, "redistribution") == redistribution
+    assert strictest(found, "research") == research
+    assert strictest(found, "commercial") == commercial
+    assert strictest(found, "redistribution") == redistribution
 
 
 LICENCES = ["CC0", "CC BY-NC", "CC BY or CC BY-NC", ""]
@@ -96,7 +96,7 @@ LICENCES = ["CC0", "CC BY-NC", "CC BY or CC BY-NC", ""]
         ("redistribution", ["CC BY-NC-ND", *["CC0"] * 3], Severity.WARNING, 1),
     ],
 )
-def test_the_planned_use_decides(use: Use, licences: list[str], severity: Severity | None, n: int) -> None:
+def test_the_planned_use_decides(use: PlannedUse, licences: list[str], severity: Severity | None, n: int) -> None:
     found = da061_licence_forbids(make_subject(["nv"] * 4, manifest={"licence": licences}, use=use))
     if severity is None:
         assert found is None
@@ -117,7 +117,7 @@ def test_the_sentence_counts_each_licence() -> None:
 
 
 def test_cards_can_be_read() -> None:
-    assert [card(check).code for check in (da060_label_leaking_columns, da061_licence_forbids)] == [
+    assert [read_check_card(check).code for check in (da060_label_leaking_columns, da061_licence_forbids)] == [
         "DA060",
         "DA061",
     ]

@@ -31,8 +31,14 @@ from dermkit.recipes.augmentation import (
 from dermkit.training.augment import batch as augmentation
 from dermkit.training.augment import blur_noise, colour, geometry
 from dermkit.training.augment import random_numbers as numbers
-from dermkit.training.augment.batch import augment_batch, balanced_order, batch_from_pixels, epoch_order, image_key
-from dermkit.training.augment.random_numbers import Column, Draws
+from dermkit.training.augment.batch import (
+    augment_and_normalise,
+    augment_batch,
+    balanced_order,
+    epoch_order,
+    image_key,
+)
+from dermkit.training.augment.random_numbers import CounterRng, Stream
 
 ZERO = replace(PRESETS["none"], fill="black")
 FULL = replace(
@@ -43,14 +49,14 @@ ROTATED = -14.029995057029307
 CHANGED = "6fcb67375b76e74d"
 """Of the first version: a draw, and the digest of a batch."""
 
-DISTORT = DistortSpec(share=1.0, optical=0.8, grid=0.5, grid_steps=5, elastic=0.1, elastic_cells=4)
-BLUR_NOISE = BlurNoiseSpec(share=1.0, motion=5, median=5, gaussian=7, noise=(20.0, 80.0))
-HSV = HsvSpec(share=1.0, hue=40.0, saturation=0.2, value=0.1)
-CLAHE = ClaheSpec(share=1.0, clip=6.0, tiles=4)
-CUTOUT = CutoutSpec(share=1.0, side=0.375)
+DISTORT = DistortSpec(p=1.0, optical=0.8, grid=0.5, grid_steps=5, elastic=0.1, elastic_cells=4)
+BLUR_NOISE = BlurNoiseSpec(p=1.0, motion=5, median=5, gaussian=7, noise=(20.0, 80.0))
+HSV = HsvSpec(p=1.0, hue=40.0, saturation=0.2, value=0.1)
+CLAHE = ClaheSpec(p=1.0, clip=6.0, tiles=4)
+CUTOUT = CutoutSpec(p=1.0, side=0.375)
 ALL = replace(
-    FULL, transpose=True, moved=0.7, toned=0.6, distort=replace(DISTORT, share=0.6), hsv=replace(HSV, share=0.5),
-    blur_noise=replace(BLUR_NOISE, share=0.7), clahe=replace(CLAHE, share=0.5), cutout=replace(CUTOUT, share=0.5),
+    FULL, transpose=True, p_geometric=0.7, p_colour=0.6, distort=replace(DISTORT, p=0.6), hsv=replace(HSV, p=0.5),
+    blur_noise=replace(BLUR_NOISE, p=0.7), clahe=replace(CLAHE, p=0.5), cutout=replace(CUTOUT, p=0.5),
 )  # fmt: skip
 KEYS = [image_key(f"lesion/{number}") for number in range(64)]
 
@@ -114,7 +120,7 @@ def test_threads_parts_and_the_order_in_memory_change_nothing(monkeypatch: pytes
         (1, 2**20, torch.channels_last),
     ):  # fmt: skip
         torch.set_num_threads(count)
-        monkeypatch.setattr(augmentation, "_CACHED", cached)
+        monkeypatch.setattr(augmentation, "_CHUNK_BYTES", cached)
         results.append(augment(batch.contiguous(memory_format=form), ALL))
     assert all(torch.equal(results[0], other) for other in results[1:])
 
@@ -139,7 +145,9 @@ def test_from_pixels_gives_the_same_numbers_as_the_steps_one_by_one(spec: Augmen
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     unit = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
     centre, spread = (torch.tensor(item).view(1, 3, 1, 1) for item in (mean, std))
-    batch = batch_from_pixels(pixels, spec, seed=1, epoch=1, keys=KEYS[:9], divide_by=255.0, mean=mean, std=std)
+    batch = augment_and_normalise(
+        pixels, spec, seed=1, epoch=1, keys=KEYS[:9], divide_by=255.0, mean=mean, std=std
+    )
     assert torch.equal(batch, augment(unit, spec).sub(centre).div_(spread))
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
@@ -161,11 +169,11 @@ def test_keys_and_orders_are_the_same_in_every_version() -> None:
     assert image_key("ISIC_0000000") == 18017197994878011488
     assert epoch_order(8, seed=0, epoch=1).tolist() == [4, 6, 1, 5, 3, 2, 0, 7]
     names = "FLIP_X FLIP_Y ROTATE SHIFT_X SHIFT_Y ZOOM BRIGHTNESS CONTRAST SATURATION"
-    assert [Column[name] for name in names.split()] == list(range(9))
-    assert int(Column.ORDER) == 100
-    assert len(set(Column)) == len(Column.__members__)
-    draws = Draws(np.array(KEYS[:1], dtype=np.uint64), 7, 3)
-    assert draws.uniform(Column.ROTATE, 30.0)[0] == ROTATED
+    assert [Stream[name] for name in names.split()] == list(range(9))
+    assert int(Stream.ORDER) == 100
+    assert len(set(Stream)) == len(Stream.__members__)
+    draws = CounterRng(np.array(KEYS[:1], dtype=np.uint64), 7, 3)
+    assert draws.uniform(Stream.ROTATE, 30.0)[0] == ROTATED
     batch = torch.arange(3 * 16 * 16).view(1, 3, 16, 16).float() / 768
     spec = replace(ZERO, horizontal_flip=True, brightness=0.2, saturation=0.3)
     changed = augment(batch.expand(4, -1, -1, -1).contiguous(), spec, seed=7, epoch=3)
@@ -305,8 +313,10 @@ def test_a_gpu_gives_the_same_images() -> None:
 # Each change against an independent reference
 
 
-def draws(n: int = 8, *, seed: int = 1, epoch: int = 1) -> Draws:
-    return Draws(np.array([image_key(f"lesion/{number}") for number in range(n)], dtype=np.uint64), seed, epoch)
+def draws(n: int = 8, *, seed: int = 1, epoch: int = 1) -> CounterRng:
+    return CounterRng(
+        np.array([image_key(f"lesion/{number}") for number in range(n)], dtype=np.uint64), seed, epoch
+    )
 
 
 def smooth(n: int, side: int = 48) -> Tensor:
@@ -334,17 +344,17 @@ SIDE = 48
 
 def test_the_places_are_those_of_torchs_own_affine_grid() -> None:
     for height, width in ((48, 48), (33, 65)):
-        theta = torch.from_numpy(geometry._theta(FULL, draws(16), height, width))
+        theta = torch.from_numpy(geometry._affine_matrices(FULL, draws(16), height, width))
         expected = F.affine_grid(theta, [16, 3, height, width], align_corners=False)
         assert torch.allclose(
-            geometry._places(theta, height, width).permute(0, 2, 3, 1), expected, atol=5e-7, rtol=0
+            geometry._affine_grid(theta, height, width).permute(0, 2, 3, 1), expected, atol=5e-7, rtol=0
         )
 
 
 def test_the_eight_positions_of_a_square_are_taken_evenly() -> None:
     one = torch.arange(3 * 4 * 4).view(1, 3, 4, 4).float() / 48
     spec = replace(ZERO, horizontal_flip=True, vertical_flip=True, transpose=True)
-    changed = augment(one.expand(4000, -1, -1, -1).contiguous(), spec, draws(4000).words)
+    changed = augment(one.expand(4000, -1, -1, -1).contiguous(), spec, draws(4000).keys)
     positions = [base.rot90(turns, (-2, -1)) for base in (one[0], one[0].flip(-1)) for turns in range(4)]
     names = {position.numpy().tobytes(): number for number, position in enumerate(positions)}
     counts = Counter(names[image.numpy().tobytes()] for image in changed)
@@ -361,7 +371,7 @@ def test_a_transposed_image_is_moved_like_any_other() -> None:
 
 def test_images_that_are_not_moved_keep_their_pixels() -> None:
     batch = images(64)
-    changed = augment(batch, replace(ZERO, rotate=30.0, moved=0.5))
+    changed = augment(batch, replace(ZERO, rotate=30.0, p_geometric=0.5))
     kept = [torch.equal(*pair) for pair in zip(batch, changed, strict=True)]
     assert 16 < sum(kept) < 48
 
@@ -369,10 +379,10 @@ def test_images_that_are_not_moved_keep_their_pixels() -> None:
 def test_optical_distortion_reads_where_its_formula_says() -> None:
     spec = replace(DISTORT, grid=0.0, elastic=0.0)
     batch = smooth(8, SIDE)
-    changed = augment(batch, replace(ZERO, distort=spec), draws().words)
+    changed = augment(batch, replace(ZERO, distort=spec), draws().keys)
     y, x = middles(SIDE)
     square = (x**2 + y**2) / 4
-    ks = draws().uniform(Column.OPTICAL, 0.8)
+    ks = draws().uniform(Stream.OPTICAL, 0.8)
     assert ks.min() < 0 < ks.max()
     for image, before, k in zip(changed, batch, ks, strict=True):
         factor = 1 + k * square if k > 0 else 1 / (1 - k * square)
@@ -382,7 +392,7 @@ def test_optical_distortion_reads_where_its_formula_says() -> None:
 def test_grid_distortion_stretches_strips_and_fills_the_image() -> None:
     spec = replace(DISTORT, optical=0.0, elastic=0.0)
     batch = smooth(8, SIDE)
-    changed = augment(batch, replace(ZERO, distort=spec), draws().words)
+    changed = augment(batch, replace(ZERO, distort=spec), draws().keys)
     widths = geometry.strip_widths(spec, draws())
     assert np.allclose(widths.sum(axis=2), 2.0)
     ratio = widths.max(axis=2) / widths.min(axis=2)
@@ -398,8 +408,8 @@ def test_grid_distortion_stretches_strips_and_fills_the_image() -> None:
 def test_elastic_distortion_is_a_smooth_spline_within_its_reach() -> None:
     spec = replace(DISTORT, optical=0.0, grid=0.0)
     batch = smooth(8, SIDE)
-    changed = augment(batch, replace(ZERO, distort=spec), draws().words)
-    field = 2 * draws().uniforms(Column.ELASTIC, 2 * 7 * 7, 0.1).reshape(8, 2, 7, 7)
+    changed = augment(batch, replace(ZERO, distort=spec), draws().keys)
+    field = 2 * draws().uniform_matrix(Stream.ELASTIC, 2 * 7 * 7, 0.1).reshape(8, 2, 7, 7)
     assert np.abs(field).max() <= 0.2  # a tenth of the side, of which there are two units
     basis = BSpline(np.arange(-3, 8), np.eye(7), 3)((np.arange(SIDE) + 0.5) / SIDE * 4)
     y, x = middles(SIDE)
@@ -459,7 +469,7 @@ def test_motion_blur_is_a_convolution_with_a_mirrored_border() -> None:
 def test_gaussian_blur_is_opencvs_kernel() -> None:
     batch = images(12)
     changed = blur_noise.blur_or_noise(batch, only(gaussian=7), draws(12))
-    sides = blur_noise.kernel_sides(draws(12), 7)
+    sides = blur_noise.kernel_sizes(draws(12), 7)
     assert set(sides) == {3, 5, 7}
     for image, before, side in zip(changed, batch, sides, strict=True):
         sigma = 0.3 * ((side - 1) / 2 - 1) + 0.8
@@ -474,20 +484,20 @@ def test_the_median_is_scipys(side: int) -> None:
     batch = images(3, 21)
     batch[1] = (batch[1] * 4).floor() / 4  # ties
     expected = median_filter(batch.numpy(), size=(1, 1, side, side), mode="mirror")
-    assert np.array_equal(blur_noise.median_of(batch, side).numpy(), expected)
+    assert np.array_equal(blur_noise.median_filter(batch, side).numpy(), expected)
 
 
 def test_noise_is_normal_of_the_variance_asked_for_and_the_same_on_every_device() -> None:
     grey = torch.full((6, 3, 64, 64), 0.5)
     changed = blur_noise.blur_or_noise(grey, only(noise=(20.0, 80.0)), draws(6))
-    variances = 20 + 60 * draws(6).unit(Column.NOISE_VARIANCE)
+    variances = 20 + 60 * draws(6).random(Stream.NOISE_VARIANCE)
     values = ((changed - grey) * 255).double().numpy().reshape(6, -1)
     assert np.allclose(values.var(axis=1), variances, rtol=0.05)
     assert np.abs(values.mean(axis=1)).max() < 0.3
-    standard = blur_noise.normals(draws(6), (3, 64, 64), torch.device("cpu")).double().numpy()
+    standard = blur_noise.standard_normals(draws(6), (3, 64, 64), torch.device("cpu")).double().numpy()
     assert kstest(standard.ravel(), "norm").pvalue > 1e-3
     assert np.abs(np.corrcoef(standard.reshape(18, -1)) - np.eye(18)).max() < 0.07
-    hashes = draws(6).words_at(Column.NOISE, 10)[:, :, None] >> (np.arange(5, dtype=np.uint64) * np.uint64(12))
+    hashes = draws(6).hash_matrix(Stream.NOISE, 10)[:, :, None] >> (np.arange(5, dtype=np.uint64) * np.uint64(12))
     expected = blur_noise.normal_table()[(hashes & np.uint64(4095)).astype(np.int64)].reshape(6, -1)
     assert np.array_equal(standard.reshape(6, -1)[:, :50], expected)
 
@@ -500,8 +510,8 @@ def test_hue_saturation_and_value_shift_as_colorsys_says() -> None:
     batch[:, :, 3] = 0.0
     changed = colour.shift_hsv(batch, HSV, draws(6))
     shifts = zip(
-        draws(6).uniform(Column.HSV_HUE, 40.0) / 360, draws(6).uniform(Column.HSV_SATURATION, 0.2),
-        draws(6).uniform(Column.HSV_VALUE, 0.1), strict=True,
+        draws(6).uniform(Stream.HSV_HUE, 40.0) / 360, draws(6).uniform(Stream.HSV_SATURATION, 0.2),
+        draws(6).uniform(Stream.HSV_VALUE, 0.1), strict=True,
     )  # fmt: skip
     for image, before, (turn, more, lighter) in zip(changed, batch, shifts, strict=True):
         pixels = before.permute(1, 2, 0).reshape(-1, 3).double().tolist()
@@ -549,9 +559,9 @@ def equalised(levels: NDArray[np.int64], tiles: int, clip: float) -> NDArray[np.
 def test_clahe_equalises_as_its_description_reads(side: int, tiles: int, range_: float) -> None:
     batch = 0.3 + range_ * (smooth(2, side) + 0.25 * images(2, side))
     spec = replace(CLAHE, tiles=tiles)
-    limits = 1 + 5 * draws(2).unit(Column.CLAHE_CLIP)
+    limits = 1 + 5 * draws(2).random(Stream.CLAHE_CLIP)
     for image, before, limit in zip(colour.clahe(batch, spec, draws(2)), batch, limits, strict=True):
-        luma = colour.grey_of(before[None])[0, 0].numpy()
+        luma = colour.to_grey(before[None])[0, 0].numpy()
         levels = np.floor(luma * 255 + 0.5).astype(np.int64)
         added = equalised(levels, tiles, float(limit)) - levels / 255
         assert np.abs(image.numpy() - (before.numpy() + added).clip(0, 1)).max() < 2e-6
@@ -561,12 +571,12 @@ def test_clahe_keeps_colour_differences_and_raises_local_contrast() -> None:
     batch = 0.45 + 0.05 * images(4, 64)
     changed = colour.clahe(batch, replace(CLAHE, clip=20.0), draws(4))
     assert torch.allclose(changed[:, 0] - changed[:, 1], batch[:, 0] - batch[:, 1], atol=1e-5)
-    assert (colour.grey_of(changed).std(dim=(2, 3)) > 1.5 * colour.grey_of(batch).std(dim=(2, 3))).all()
+    assert (colour.to_grey(changed).std(dim=(2, 3)) > 1.5 * colour.to_grey(batch).std(dim=(2, 3))).all()
 
 
 def test_cutout_is_one_black_square_of_its_share() -> None:
     batch = torch.ones(400, 3, 40, 40)
-    changed = augment(batch, replace(ZERO, cutout=CUTOUT), draws(400).words)
+    changed = augment(batch, replace(ZERO, cutout=CUTOUT), draws(400).keys)
     areas = []
     for image in changed:
         black = image == 0
@@ -585,15 +595,15 @@ def test_cutout_is_one_black_square_of_its_share() -> None:
 @pytest.mark.parametrize(
     ("spec", "share"),
     [
-        (replace(ZERO, shift=0.3, moved=0.85), 0.85),
-        (replace(ZERO, brightness=0.2, toned=0.75), 0.75),
-        (replace(ZERO, contrast=0.2, toned=0.75), 0.75),
-        (replace(ZERO, brightness=0.2, saturation=0.2, toned=0.5), 0.75),  # each for itself: 1 - 0.5 * 0.5
-        (replace(ZERO, distort=replace(DISTORT, share=0.7)), 0.7),
-        (replace(ZERO, hsv=replace(HSV, share=0.5)), 0.5),
-        (replace(ZERO, blur_noise=replace(BLUR_NOISE, share=0.7)), 0.7),
-        (replace(ZERO, clahe=replace(CLAHE, share=0.3)), 0.3),
-        (replace(ZERO, cutout=replace(CUTOUT, share=0.6)), 0.6),
+        (replace(ZERO, shift=0.3, p_geometric=0.85), 0.85),
+        (replace(ZERO, brightness=0.2, p_colour=0.75), 0.75),
+        (replace(ZERO, contrast=0.2, p_colour=0.75), 0.75),
+        (replace(ZERO, brightness=0.2, saturation=0.2, p_colour=0.5), 0.75),  # each for itself: 1 - 0.5 * 0.5
+        (replace(ZERO, distort=replace(DISTORT, p=0.7)), 0.7),
+        (replace(ZERO, hsv=replace(HSV, p=0.5)), 0.5),
+        (replace(ZERO, blur_noise=replace(BLUR_NOISE, p=0.7)), 0.7),
+        (replace(ZERO, clahe=replace(CLAHE, p=0.3)), 0.3),
+        (replace(ZERO, cutout=replace(CUTOUT, p=0.6)), 0.6),
         (replace(ZERO, transpose=True), 0.5),
     ],
     ids=[
@@ -611,13 +621,13 @@ def test_cutout_is_one_black_square_of_its_share() -> None:
 )
 def test_each_change_reaches_its_share_of_the_images(spec: AugmentSpec, share: float) -> None:
     batch = (0.2 + 0.6 * images(1, 16)).expand(4000, -1, -1, -1).contiguous()
-    changed = augment(batch, spec, draws(4000).words)
+    changed = augment(batch, spec, draws(4000).keys)
     count = int((changed != batch).flatten(1).any(dim=1).sum())
     assert binom.ppf(1e-4, 4000, share) <= count <= binom.ppf(1 - 1e-4, 4000, share)
 
 
 def test_kinds_are_taken_evenly() -> None:
-    counts = Counter(draws(4000).one_of(Column.BLUR_NOISE_KIND, 4).tolist())
+    counts = Counter(draws(4000).integers(Stream.BLUR_NOISE_KIND, 4).tolist())
     assert chisquare([counts[kind] for kind in range(4)]).pvalue > 1e-4
 
 

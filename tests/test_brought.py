@@ -55,7 +55,7 @@ def test_it_can_be_compared_with_another_one(binary: Path, table: pd.DataFrame, 
         p = 0.5 + (table["malignant"] - 0.5) * power + 1e-3
         file = tmp_path / f"{name}.csv"
         table.assign(malignant=p, benign=1 - p).to_csv(file, index=False)
-        folders.append(dk.evaluate(None, predictions=file, on=data, out=tmp_path / name).parent)
+        folders.append(dk.evaluate(None, predictions=file, dataset=data, out=tmp_path / name).parent)
     outcome = dk.compare(folders, out=tmp_path / "versus")
     assert outcome.same_images == {"test": True}
     assert any("is better on" in sentence for sentence in outcome.sentences)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dermkit.data.cache import pixels, segments, store
-from dermkit.data.cache.pixels import PixelCache, keep_within, pixel_cache, row_keys
+from dermkit.data.cache.pixels import PixelCache, evict_to_size, pixel_cache, pixel_keys
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError, OutputError
 from dermkit.files import TEMP_PREFIX
@@ -81,7 +81,7 @@ def decode(
     )
     assert calls == [(done, len(calls)) for done in range(1, len(calls) + 1)]
     for row, name in enumerate(ids):
-        expected = resize_pixels(open_image(dataset.path_of(name)).pixels, preprocessing)
+        expected = resize_pixels(open_image(dataset.image_path(name)).pixels, preprocessing)
         assert np.array_equal(made.pixels[row], expected), name
     return made, len(calls)
 
@@ -117,7 +117,7 @@ def test_identical_images_are_decoded_once(dataset: Dataset) -> None:
     rows = []
     for number in range(9):
         path, digest = dataset.manifest.iloc[number % 3][["path", "pixel_sha256"]]
-        shutil.copyfile(dataset.images / path, dataset.images / f"copy{number}.png")
+        shutil.copyfile(dataset.image_root / path, dataset.image_root / f"copy{number}.png")
         rows.append((f"copy{number}", f"copy{number}.png", digest))
     copies = of_rows(dataset.folder, rows)
     made, decoded = decode(copies, ids_of(copies))
@@ -157,22 +157,22 @@ def test_the_key_follows_geometry_and_images_but_not_the_normalisation(dataset: 
 
 
 def test_row_keys_hash_an_images_own_pixels_and_the_geometry(dataset: Dataset) -> None:
-    keys = row_keys(dataset.manifest, PREPROCESSING)
+    keys = pixel_keys(dataset.manifest, PREPROCESSING)
     assert keys.shape == (6, 32)
     assert keys.dtype == np.uint8
     text = '[32,"squash","bilinear",1]' + dataset.manifest["pixel_sha256"].iloc[4]
     assert keys[4].tobytes() == hashlib.sha256(text.encode()).digest()
     whitened = replace(PREPROCESSING, mean=(0.5, 0.5, 0.5), divide_by=1.0)
-    assert np.array_equal(row_keys(dataset.manifest, whitened), keys)
-    assert not (row_keys(dataset.manifest, replace(PREPROCESSING, size=33)) == keys).all(axis=1).any()
-    assert row_keys(dataset.manifest[:0], PREPROCESSING).shape == (0, 32)
+    assert np.array_equal(pixel_keys(dataset.manifest, whitened), keys)
+    assert not (pixel_keys(dataset.manifest, replace(PREPROCESSING, size=33)) == keys).all(axis=1).any()
+    assert pixel_keys(dataset.manifest[:0], PREPROCESSING).shape == (0, 32)
 
 
 def test_changed_missing_and_broken_images_are_all_named_and_nothing_wrong_is_kept(dataset: Dataset) -> None:
-    before = {path: path.read_bytes() for path in dataset.images.iterdir()}
-    Image.new("RGB", (40, 50), "red").save(dataset.images / "lesion1.png")
-    (dataset.images / "lesion3.png").unlink()
-    (dataset.images / "lesion5.png").write_bytes(b"not an image")
+    before = {path: path.read_bytes() for path in dataset.image_root.iterdir()}
+    Image.new("RGB", (40, 50), "red").save(dataset.image_root / "lesion1.png")
+    (dataset.image_root / "lesion3.png").unlink()
+    (dataset.image_root / "lesion5.png").write_bytes(b"not an image")
     ids = ids_of(dataset)
     for total in (6, 3):  # what is right is not decoded again
         with pytest.raises(DataError) as caught:
@@ -326,7 +326,7 @@ def test_no_more_than_two_blocks_are_ahead_and_the_threads_are_as_many_as_asked(
 ) -> None:
     many = noise_dataset(tmp_path, 60)
     monkeypatch.setattr(store, "SEGMENT_ROWS", 8)
-    monkeypatch.setattr(pixels, "_TASK", 1)
+    monkeypatch.setattr(pixels, "_IMAGES_PER_TASK", 1)
     begun: list[str] = []
     ahead: list[int] = []
     threads = set()
@@ -383,8 +383,8 @@ def test_a_whole_cache_is_read_without_writing_anything(dataset: Dataset, monkey
         raise PermissionError("read-only")
 
     decode(dataset, ids_of(dataset))
-    shutil.rmtree(dataset.images)
-    monkeypatch.setattr(segments, "known", {})
+    shutil.rmtree(dataset.image_root)
+    monkeypatch.setattr(segments, "verified_segments", {})
     for module, name in ((os, "utime"), (Path, "unlink"), (Path, "mkdir"), (tempfile, "mkstemp")):
         monkeypatch.setattr(module, name, refuse)
     made = pixel_cache(dataset, ids_of(dataset), PREPROCESSING, folder=dataset.folder / "cache")
@@ -396,10 +396,10 @@ def test_a_cache_is_kept_within_its_size_but_for_what_this_process_used(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode(dataset, ids_of(dataset))
-    monkeypatch.setattr(segments, "known", {})  # as if an earlier process had done that
+    monkeypatch.setattr(segments, "verified_segments", {})  # as if an earlier process had done that
     kept, _ = decode(dataset, ids_of(dataset), replace(PREPROCESSING, size=16))
-    assert keep_within(dataset.folder / "cache") == 0
-    assert keep_within(dataset.folder / "cache", 0) > 6 * 32 * 32 * 3
+    assert evict_to_size(dataset.folder / "cache") == 0
+    assert evict_to_size(dataset.folder / "cache", 0) > 6 * 32 * 32 * 3
     assert decode(dataset, ids_of(dataset), replace(PREPROCESSING, size=16))[1] == 0
     assert decode(dataset, ids_of(dataset))[1] == 6
     assert len(kept.pixels[:]) == 6

@@ -39,8 +39,8 @@ from campaign_tools import (
 from conftest import Invoke
 from dermkit.files import sha256_file
 from dermkit.models.net import build_net, resolve_weights
-from dermkit.recipes.experiments import frozen, whole
-from dermkit.recipes.schema import Recipe, load, save
+from dermkit.recipes.experiments import full_phase, head_phase
+from dermkit.recipes.schema import Recipe, load_recipe, save_recipe
 from dermkit.training import loop as engine
 from dermkit.training.checkpoint import load_checkpoint
 
@@ -71,11 +71,11 @@ def recipe(tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
         name="campaign",
         image=replace(tiny.image, size=32),
         model=replace(tiny.model, backbone="dermkit/cnn-s4", hidden=(256,), dropout=0.3),
-        phases=(frozen(2, views=2), whole(3, lr=1e-3)),
+        phases=(head_phase(2, views=2), full_phase(3, lr=1e-3)),
         optim=replace(tiny.optim, batch_size=4),
     )
     path = tmp_path_factory.mktemp("recipe") / "campaign.json"
-    save(chosen, path)
+    save_recipe(chosen, path)
     return path
 
 
@@ -133,8 +133,8 @@ class Alone:
             bench.fresh()
             often = patch.object(engine, "SAVE_SECONDS", 0.0)
             with often, failing(Faults((bench.out, bench.data))) as faults:
-                where = dk.Where(out=bench.out, device="cpu")
-                dk.train(load(self.recipe), dk.load_dataset(bench.data), where=where)
+                where = dk.RunSettings(out=bench.out, device="cpu")
+                dk.train(load_recipe(self.recipe), dk.load_dataset(bench.data), settings=where)
             self.calls = faults.calls
         return sound(bench)
 
@@ -249,7 +249,7 @@ class Faulty:
 
     def check_loads(self) -> None:
         """Assert that the checkpoints that are there load into the net."""
-        model = load(self.bench.recipe).model
+        model = load_recipe(self.bench.recipe).model
         for path in self.checkpoints():
             net = build_net(model, 2, weights=resolve_weights(model, None), seed=1)
             assert load_checkpoint(path, net) is not None

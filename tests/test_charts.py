@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dermkit.errors import OutputError
-from dermkit.metrics.classification.reader_studies import ANCHORS
+from dermkit.metrics.classification.reader_studies import READER_STUDIES
 from dermkit.render import charts, curves, style
 
 LONG = "pigmented benign keratosis of a very long name that nobody would print"
@@ -83,7 +83,9 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "progress with gaps": lambda path: charts.draw_progress(
         _log().drop(columns="val_loss").assign(train_loss=np.nan), path
     ),
-    "roc": lambda path: curves.draw_roc(_roc("ab"), path, auroc={"a": None, "b": 0.7}, positive=["b"], title="x"),
+    "roc": lambda path: curves.draw_roc(
+        _roc("ab"), path, auroc={"a": None, "b": 0.7}, malignant_classes=["b"], title="x"
+    ),
     "roc of nobody": lambda path: curves.draw_roc(_roc("a").head(0), path),
     "roc of many": lambda path: curves.draw_roc(_roc([f"class {i}" for i in range(24)]), path),
     "roc of hostile names": lambda path: curves.draw_roc(_roc(HOSTILE), path, title="$"),
@@ -92,9 +94,9 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "bars": lambda path: charts.draw_metric_bars(_values(), path),
     "bars of nothing": lambda path: charts.draw_metric_bars(_values().head(0), path),
     "net benefit": lambda path: curves.draw_net_benefit(_benefit(), path, title="Test"),
-    "people": lambda path: curves.draw_roc_with_people(_roc(["m"]), path, people=ANCHORS, title="Test"),
-    "spread": lambda path: charts.draw_spread(_runs(), path, final="b"),
-    "spread of one run": lambda path: charts.draw_spread(_runs().head(1), path, final="b"),
+    "people": lambda path: curves.draw_roc_with_readers(_roc(["m"]), path, studies=READER_STUDIES, title="Test"),
+    "spread": lambda path: charts.draw_spread(_runs(), path, final_run="b"),
+    "spread of one run": lambda path: charts.draw_spread(_runs().head(1), path, final_run="b"),
     "spread of nothing": lambda path: charts.draw_spread(_runs().head(0), path),
 }
 
@@ -183,7 +185,9 @@ def test_progress_marks_phases_and_best_epoch(tmp_path: Path, monkeypatch: pytes
 def test_people_are_points_named_with_their_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     curve = _roc(["malignant"])
     path, told = tmp_path / "a.png", "0.70 (0.68 to 0.72)"
-    texts = _texts(monkeypatch, lambda: curves.draw_roc_with_people(curve, path, people=ANCHORS, auroc=told))
+    texts = _texts(
+        monkeypatch, lambda: curves.draw_roc_with_readers(curve, path, studies=READER_STUDIES, auroc=told)
+    )
     assert {"1", "2", "3", "4", "the net: AUROC 0.70 (0.68 to 0.72)"} <= set(texts)
     assert "1  dermatologists, 92 studies: sensitivity 0.88, specificity 0.81" in texts
 
@@ -206,11 +210,11 @@ def test_a_calibration_that_changes_nothing_has_no_line_of_its_own(
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=80), st.sampled_from([0, 20]))
 def test_any_name_becomes_drawable(name: str, width: int) -> None:
-    text = style.plain(name, width)
+    text = style.mpl_safe(name, width)
     assert text
     assert not text.startswith("_")
     assert "$" not in text.replace(r"\$", "")
-    assert len(text) <= 2 * style.MAX_NAME + 2
+    assert len(text) <= 2 * style.MAX_NAME_LENGTH + 2
     figure = Figure()
     figure.text(0.5, 0.5, text)
     figure.canvas.draw()

@@ -7,15 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermkit.comparison.against_published import beside_print
-from dermkit.comparison.claims import check_claim, checked_claims, parse_claim
-from dermkit.comparison.variance import Sources
+from dermkit.comparison.against_published import compare_with_published
+from dermkit.comparison.claims import check_claim, check_claims, parse_claim
+from dermkit.comparison.variance import VarianceComponents
 from dermkit.errors import UsageError
-from dermkit.metrics.stats.intervals import wilson
+from dermkit.metrics.stats.intervals import wilson_interval
 
 
 def test_the_two_that_everybody_quotes() -> None:
-    small, four = checked_claims(
+    small, four = check_claims(
         ["S2: accuracy=.4661,n=118", "S3: accuracy=.74,precision=.76,recall=.71,specificity=.75"]
     )
     assert small.sentences() == ["S2: accuracy 0.4661 is 55 of 118 images, 95 % interval 37.9 to 55.6 % (wilson)."]
@@ -26,7 +26,7 @@ def test_the_two_that_everybody_quotes() -> None:
 
 
 def test_a_figure_without_its_images_says_what_is_missing() -> None:
-    (bare,) = checked_claims(["S2: accuracy=.4661"])
+    (bare,) = check_claims(["S2: accuracy=.4661"])
     assert bare.sentences() == [
         "S2: without n, the number of images, there is no count and no interval; give n=... with the figures."
     ]
@@ -38,7 +38,7 @@ def test_a_figure_without_its_images_says_what_is_missing() -> None:
 
 def test_sides_have_intervals_where_their_images_are_known() -> None:
     found = check_claim(parse_claim("x: sensitivity=.9,specificity=.8,accuracy=.82,n=200,positives=40"))
-    assert {item.figure: (item.successes, item.n) for item in found.counted} == {
+    assert {item.metric: (item.successes, item.n) for item in found.counted_figures} == {
         "sensitivity": (36, 40), "specificity": (128, 160), "accuracy": (164, 200)
     }  # fmt: skip
     assert found.is_consistent
@@ -58,7 +58,7 @@ def test_a_share_that_no_count_gives_is_a_problem() -> None:
 
 
 def test_claims_of_one_name_are_told_apart() -> None:
-    assert [item.claim.name for item in checked_claims(["accuracy=.5,n=10", "accuracy=.6,n=10"])] == [
+    assert [item.claim.name for item in check_claims(["accuracy=.5,n=10", "accuracy=.6,n=10"])] == [
         "published 1", "published 2"
     ]  # fmt: skip
 
@@ -74,13 +74,13 @@ def test_what_cannot_be_read_is_refused_with_its_part(text: str, what: str) -> N
         parse_claim(text)
 
 
-CLAIM = checked_claims(["S2: accuracy=.4661,n=118"])
+CLAIM = check_claims(["S2: accuracy=.4661,n=118"])
 
 # Beside runs ------------------------------------------------------------------------------------------------------
 
 
 def row(name: str, value: float, n: int, *, split: str = "test") -> dict[str, object]:
-    low, high = wilson(round(value * n), n)
+    low, high = wilson_interval(round(value * n), n)
     return {"run": name, "split": split, "metric": "accuracy", "value": value, "low": low, "high": high, "n": n,
             "method": "wilson", "reason": ""}  # fmt: skip
 
@@ -88,40 +88,42 @@ def row(name: str, value: float, n: int, *, split: str = "test") -> dict[str, ob
 def test_a_run_is_set_beside_a_published_share_without_pairs() -> None:
     table = pd.DataFrame([row("close", 57 / 118, 118), row("far", 90 / 118, 118), row("member", 0.5, 118),
                           row("close", 0.9, 443, split="validation")])  # fmt: skip
-    claims = checked_claims(["S2: accuracy=.4661,n=118", "other: precision=.9"])
-    found = beside_print(table, ["close", "far"], {}, claims)
+    claims = check_claims(["S2: accuracy=.4661,n=118", "other: precision=.9"])
+    found = compare_with_published(table, ["close", "far"], {}, claims)
     close, far = found["S2"]
     assert found["other"] == [], "nobody knows of how many images"
-    assert (close.name, close.split, close.trainings) == ("close", "test", 1)
+    assert (close.name, close.split, close.n_trainings) == ("close", "test", 1)
     # Newcombe's method 10 for 57 of 118 and 55 of 118, by his formula
-    (l1, u1), (l2, u2) = wilson(57, 118), wilson(55, 118)
+    (l1, u1), (l2, u2) = wilson_interval(57, 118), wilson_interval(55, 118)
     gap = 57 / 118 - 55 / 118
     low = gap - math.hypot(57 / 118 - l1, u2 - 55 / 118)
     high = gap + math.hypot(u1 - 57 / 118, 55 / 118 - l2)
     assert close.difference.ci95 == pytest.approx((low, high), abs=1e-9)
-    assert not close.is_found and "not distinguishable" in close.sentence() and "unpaired" in close.sentence()
-    assert far.is_found and "higher" in far.sentence()
+    assert (
+        not close.is_significant and "not distinguishable" in close.sentence() and "unpaired" in close.sentence()
+    )
+    assert far.is_significant and "higher" in far.sentence()
     assert close.as_dict()["sentence"] == close.sentence()
 
 
 def test_a_recipe_has_an_interval_for_new_trainings_and_new_images() -> None:
     table = pd.DataFrame([row("recipe", 0.38, 118)])
-    sources = Sources((0.36, 0.38, 0.40), between=0.02, seed=0.01, data=0.045)
-    (found,) = beside_print(table, ["recipe"], {"recipe": {"test": {"accuracy": sources}}},
-                            checked_claims(["S2: accuracy=.4661,n=118"]))["S2"]  # fmt: skip
+    sources = VarianceComponents((0.36, 0.38, 0.40), sd=0.02, sd_seed=0.01, sd_images=0.045)
+    (found,) = compare_with_published(table, ["recipe"], {"recipe": {"test": {"accuracy": sources}}},
+                            check_claims(["S2: accuracy=.4661,n=118"]))["S2"]  # fmt: skip
     # Student's quantiles at 117 and at 2 degrees of freedom: the spread on these images in full, known from three
     half = math.sqrt((1.980448 * 0.045) ** 2 + (4.302653 * 0.02) ** 2 / 3)
-    assert found.own.ci95 == pytest.approx((0.38 - half, 0.38 + half), abs=1e-6)
+    assert found.run_estimate.ci95 == pytest.approx((0.38 - half, 0.38 + half), abs=1e-6)
     assert "mean of 3 trainings" in found.sentence()
-    grouped = replace(sources, units=20)
-    (found,) = beside_print(table, ["recipe"], {"recipe": {"test": {"accuracy": grouped}}},
-                            checked_claims(["S2: accuracy=.4661,n=118"]))["S2"]  # fmt: skip
+    grouped = replace(sources, n_groups=20)
+    (found,) = compare_with_published(table, ["recipe"], {"recipe": {"test": {"accuracy": grouped}}},
+                            check_claims(["S2: accuracy=.4661,n=118"]))["S2"]  # fmt: skip
     half = math.sqrt((2.093024 * 0.045) ** 2 + (4.302653 * 0.02) ** 2 / 3)
-    assert found.own.ci95 == pytest.approx((0.38 - half, 0.38 + half), abs=1e-6)
+    assert found.run_estimate.ci95 == pytest.approx((0.38 - half, 0.38 + half), abs=1e-6)
     assert "(unreliable: 20 units, 30 needed)" in found.sentence()
-    folds = Sources((0.36, 0.40), between=0.02, seed=None, data=None)
-    claims = checked_claims(["S2: accuracy=.4661,n=118"])
-    assert beside_print(table, ["recipe"], {"recipe": {"test": {"accuracy": folds}}}, claims)["S2"] == []
+    folds = VarianceComponents((0.36, 0.40), sd=0.02, sd_seed=None, sd_images=None)
+    claims = check_claims(["S2: accuracy=.4661,n=118"])
+    assert compare_with_published(table, ["recipe"], {"recipe": {"test": {"accuracy": folds}}}, claims)["S2"] == []
 
 
 @pytest.mark.parametrize("runs", [2, 3])
@@ -131,11 +133,11 @@ def test_few_trainings_of_a_wild_recipe_are_covered(runs: int) -> None:
     for _ in range(1000):
         values = 0.5 + of.normal(0, 0.01) + of.normal(0, 0.04, runs)
         between = float(values.std(ddof=1))
-        sources = Sources(tuple(values.tolist()), between=between, seed=between, data=0.01)
-        (found,) = beside_print(
+        sources = VarianceComponents(tuple(values.tolist()), sd=between, sd_seed=between, sd_images=0.01)
+        (found,) = compare_with_published(
             pd.DataFrame([row("recipe", 0.5, 118)]), ["recipe"], {"recipe": {"test": {"accuracy": sources}}}, CLAIM
         )["S2"]
-        low, high = found.own.ci95 or (1.0, 0.0)
+        low, high = found.run_estimate.ci95 or (1.0, 0.0)
         held += low <= 0.5 <= high
     assert held >= 940
 
@@ -143,7 +145,7 @@ def test_few_trainings_of_a_wild_recipe_are_covered(runs: int) -> None:
 def test_a_doubtful_interval_is_marked_and_a_worthless_one_not_used() -> None:
     few = {**row("few", 0.6, 20), "reason": "interval unreliable: 20 units, 30 needed"}
     flat = {**row("flat", 0.6, 118), "reason": "interval unreliable: every resample gave the same value"}
-    (found,) = beside_print(pd.DataFrame([few, flat]), ["few", "flat"], {}, CLAIM)["S2"]
-    assert found.name == "few" and found.own.reason == few["reason"]
+    (found,) = compare_with_published(pd.DataFrame([few, flat]), ["few", "flat"], {}, CLAIM)["S2"]
+    assert found.name == "few" and found.run_estimate.reason == few["reason"]
     assert "(unreliable: 20 units, 30 needed), unpaired" in found.sentence()
     assert found.as_dict()["own"]["reason"] == few["reason"]

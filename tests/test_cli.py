@@ -21,19 +21,19 @@ from safetensors.torch import save_file
 import dermkit as dk
 from conftest import Cli, Invoke
 from dermkit import cli as command_line
-from dermkit.errors import Refusal
+from dermkit.errors import RejectionReason
 from dermkit.files import sha256_file, write_json
 from dermkit.models.net import import_timm
-from dermkit.recipes.experiments import GRIDS, RECIPES, whole
-from dermkit.recipes.schema import FORMAT, Recipe, as_dict, load, save
+from dermkit.recipes.experiments import GRIDS, RECIPES, full_phase
+from dermkit.recipes.schema import RECIPE_FORMAT, Recipe, load_recipe, recipe_to_dict, save_recipe
 from made_images import encoded, frames, png, speckled
 
 BAD = {
-    "empty.jpg": (b"", Refusal.EMPTY),
-    "truncated.jpg": (encoded(speckled(), "JPEG")[:400], Refusal.TRUNCATED),
-    "renamed.png": (b"A text file that was given another name.\n", Refusal.NOT_AN_IMAGE),
-    "bomb.png": (png(100_000, 100_000, 8, 2, b""), Refusal.TOO_LARGE),
-    "animated.webp": (frames("WEBP"), Refusal.ANIMATED),
+    "empty.jpg": (b"", RejectionReason.EMPTY),
+    "truncated.jpg": (encoded(speckled(), "JPEG")[:400], RejectionReason.TRUNCATED),
+    "renamed.png": (b"A text file that was given another name.\n", RejectionReason.NOT_AN_IMAGE),
+    "bomb.png": (png(100_000, 100_000, 8, 2, b""), RejectionReason.TOO_LARGE),
+    "animated.webp": (frames("WEBP"), RejectionReason.ANIMATED),
 }
 
 
@@ -102,7 +102,10 @@ def test_listing_and_showing_recipes(cli: Cli) -> None:
     text = check(cli("recipes", "list"), 0)
     assert all(name in text for name in (*RECIPES, *GRIDS))
     for name in ("s0-inception-v3", "s2-resnet50", "s4-cnn"):
-        assert json.loads(check(cli("recipes", "show", name), 0)) == {"format": FORMAT, **as_dict(RECIPES[name])}
+        assert json.loads(check(cli("recipes", "show", name), 0)) == {
+            "format": RECIPE_FORMAT,
+            **recipe_to_dict(RECIPES[name]),
+        }
 
 
 def test_a_shown_recipe_can_be_edited_and_trained(invoke: Invoke, binary: Path, tmp_path: Path) -> None:
@@ -119,11 +122,11 @@ def test_a_shown_recipe_can_be_edited_and_trained(invoke: Invoke, binary: Path, 
     report = Path(next(line for line in out.splitlines() if line.endswith("report.html") and ":" not in line))
     assert report.is_file()
     assert report.parent.parent == tmp_path / "runs" / "mine"
-    assert load(report.parent / "recipe.json").phases[0].epochs == 1
+    assert load_recipe(report.parent / "recipe.json").phases[0].epochs == 1
 
 
 def test_a_misspelt_field_is_named_with_the_closest(cli: Cli, tmp_path: Path) -> None:
-    recipe = as_dict(RECIPES["demo"])
+    recipe = recipe_to_dict(RECIPES["demo"])
     optim = {("batchsize" if key == "batch_size" else key): value for key, value in recipe["optim"].items()}
     (tmp_path / "typo.json").write_text(json.dumps({"format": 1, **recipe, "optim": optim}))
     done = cli("train", "typo.json", "data")
@@ -213,10 +216,10 @@ def test_a_missing_image_is_refused_at_training(
 ) -> None:
     shutil.copytree(binary.parent / "images", tmp_path / "images")
     data = dk.import_dataset("folder", tmp_path / "images", out=tmp_path / "data").dataset
-    lost, spoilt = (data.images / path for path in data.manifest["path"][:2])
+    lost, spoilt = (data.image_root / path for path in data.manifest["path"][:2])
     lost.unlink()
     spoilt.write_bytes(encoded(speckled(48, 48), "JPEG"))
-    save(tiny, tmp_path / "tiny.json")
+    save_recipe(tiny, tmp_path / "tiny.json")
     done = invoke("train", tmp_path / "tiny.json", tmp_path / "data", "--out", tmp_path / "runs")
     text = check(done, 3, "2 of", "(missing)", "changed since it was imported", "To do: restore these images")
     assert lost.name in text and spoilt.name in text
@@ -230,7 +233,7 @@ def test_a_lesion_on_both_sides_of_a_hand_written_split_is_refused(
         split=np.resize(["train", "validation", "test"], len(data.manifest))
     )
     frame[["image_id", "split"]].to_csv(tmp_path / "mine.csv", index=False)
-    save(tiny, tmp_path / "tiny.json")
+    save_recipe(tiny, tmp_path / "tiny.json")
     done = invoke(
         "train", tmp_path / "tiny.json", seven, "--split", tmp_path / "mine.csv", "--out", tmp_path / "runs"
     )
@@ -266,8 +269,8 @@ def pretrained(tiny: Recipe, tmp_path: Path) -> tuple[Path, Path]:
     """Return a recipe of a very small timm net with pretrained weights, and a file with such weights."""
     model = replace(tiny.model, backbone="test_resnet", weights="imagenet")
     image = replace(tiny.image, size=32, normalise="weights")
-    save(
-        replace(tiny, name="pretrained", model=model, image=image, phases=(whole(1, lr=1e-3),)),
+    save_recipe(
+        replace(tiny, name="pretrained", model=model, image=image, phases=(full_phase(1, lr=1e-3),)),
         tmp_path / "recipe.json",
     )
     path = tmp_path / "weights.safetensors"
@@ -387,7 +390,7 @@ def test_a_full_device_is_told_at_every_stage(trained: Path, binary: Path, tiny:
         check(done, 5, str(small), "No space left on device", "To do:")
     done = on_a_small_device(small, 64, "predict", trained, images, "--out", small / "out")
     check(done, 5, str(small), "No space left on device", "To do:")
-    save(tiny, tmp_path / "tiny.json")
+    save_recipe(tiny, tmp_path / "tiny.json")
     done = on_a_small_device(small, 256, "train", tmp_path / "tiny.json", binary, "--out", small / "runs")
     check(done, 5, str(small), "MB needed", "Kept:", "To do:")  # told before the first epoch
 
@@ -403,7 +406,7 @@ LONG = 12
 def long(tiny: Recipe) -> Recipe:
     """Return a recipe with epochs long enough to be stopped inside."""
     return replace(
-        tiny, name="long", image=replace(tiny.image, size=64), phases=(whole(LONG, lr=1e-3),),
+        tiny, name="long", image=replace(tiny.image, size=64), phases=(full_phase(LONG, lr=1e-3),),
         optim=replace(tiny.optim, batch_size=2),
     )  # fmt: skip
 
@@ -453,7 +456,7 @@ def weights_of(out: Path) -> bytes:
 def test_a_run_that_was_killed_or_interrupted_ends_with_the_same_bits(
     binary: Path, long: Recipe, tmp_path: Path
 ) -> None:
-    save(long, tmp_path / "long.json")
+    save_recipe(long, tmp_path / "long.json")
     recipe = tmp_path / "long.json"
     alone, killed, interrupted = tmp_path / "alone", tmp_path / "killed", tmp_path / "interrupted"
     finish(command(recipe, binary, alone))
@@ -499,7 +502,7 @@ def test_a_run_that_was_killed_or_interrupted_ends_with_the_same_bits(
 def test_killed_at_ten_random_moments_it_still_ends_with_the_same_bits(
     binary: Path, long: Recipe, tmp_path: Path
 ) -> None:
-    save(long, tmp_path / "long.json")
+    save_recipe(long, tmp_path / "long.json")
     recipe = tmp_path / "long.json"
     began = time.monotonic()
     finish(command(recipe, binary, tmp_path / "alone"))
@@ -526,7 +529,7 @@ def test_an_interrupt_outside_training_ends_with_130(
 
     monkeypatch.setattr("dermkit.data.importers.run.import_dataset", interrupt)
     check(invoke("import", "folder", tmp_path, "--out", tmp_path / "data"), 130)
-    assert command_line.run(interrupt, debug=False) == 130
+    assert command_line.run_command(interrupt, debug=False) == 130
 
 
 def test_a_traceback_comes_only_when_asked_for(cli: Cli) -> None:
@@ -541,7 +544,7 @@ def test_a_second_process_on_the_same_run_is_refused(
 ) -> None:
     from dermkit.files import lock
 
-    save(tiny, tmp_path / "tiny.json")
+    save_recipe(tiny, tmp_path / "tiny.json")
     folder = tmp_path / trained.parent.name / trained.name
     with lock(folder):
         done = invoke("train", tmp_path / "tiny.json", binary, "--out", tmp_path, "--device", "cpu")
@@ -580,7 +583,7 @@ def test_a_second_prediction_leaves_no_sheet_of_the_first(invoke: Invoke, traine
 def test_a_device_that_is_not_there_is_refused_before_any_work(
     invoke: Invoke, binary: Path, tiny: Recipe, tmp_path: Path, device: str
 ) -> None:
-    save(tiny, tmp_path / "tiny.json")
+    save_recipe(tiny, tmp_path / "tiny.json")
     done = invoke("train", tmp_path / "tiny.json", binary, "--out", tmp_path / "runs", "--device", device)
     check(done, 2, f"--device {device}", "To do:")
     assert not list((tmp_path / "runs").glob("*"))
@@ -591,7 +594,7 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(
 def test_more_devices_than_cores_are_refused_before_one_is_started(
     invoke: Invoke, binary: Path, tiny: Recipe, tmp_path: Path
 ) -> None:
-    save(tiny, tmp_path / "tiny.json")
+    save_recipe(tiny, tmp_path / "tiny.json")
     done = invoke("train", tmp_path / "tiny.json", binary, "--out", tmp_path / "runs", "--devices", "3000")
     check(done, 2, "--devices 3000", "cores", "To do:")
     assert not (tmp_path / "runs").exists()

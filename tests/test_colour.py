@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dermkit.evaluation.colour_baseline import colour_rule, mean_colours
+from dermkit.evaluation.colour_baseline import mean_colours, predict_by_colour
 
 
 def test_mean_colours_are_the_means() -> None:
@@ -18,7 +18,7 @@ def test_a_planted_colour_is_found_and_noise_is_not() -> None:
     train, score = np.arange(300), np.arange(300, 400)
     tinted = np.clip(noise + 30 * labels[:, None, None, None] * np.array([1, 0, 0]), 0, 255).astype(np.uint8)
     for pixels, low, high in ((tinted, 0.95, 1.0), (noise.astype(np.uint8), 0.3, 0.7)):
-        p = colour_rule(pixels, labels, train=train, score=score, n_classes=2)
+        p = predict_by_colour(pixels, labels, train_rows=train, score_rows=score, n_classes=2)
         assert p.shape == (100, 2)
         np.testing.assert_allclose(p.sum(axis=1), 1.0)
         assert low <= (p.argmax(axis=1) == labels[score]).mean() <= high
@@ -28,7 +28,7 @@ def test_classes_without_training_images_get_nothing() -> None:
     pixels = np.zeros((6, 2, 2, 3), np.uint8)
     pixels[3:] = 200
     labels = np.array([0, 0, 0, 2, 2, 2])
-    p = colour_rule(pixels, labels, train=np.arange(6), score=np.arange(6), n_classes=3)
+    p = predict_by_colour(pixels, labels, train_rows=np.arange(6), score_rows=np.arange(6), n_classes=3)
     assert (p[:, 1] == 0).all()
-    only = colour_rule(pixels, labels, train=np.arange(3), score=np.arange(6), n_classes=3)
+    only = predict_by_colour(pixels, labels, train_rows=np.arange(3), score_rows=np.arange(6), n_classes=3)
     assert only.tolist() == [[1.0, 0.0, 0.0]] * 6

@@ -14,19 +14,25 @@ import pytest
 import dermkit as dk
 from conftest import Cli
 from dermkit.data.manifest import LesionClass, Malignancy
-from dermkit.errors import Interrupted, UntrustedError, UsageError
-from dermkit.evaluation.external import SPLIT
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.decisions.apply import Chosen
-from dermkit.metrics.decisions.policy import Decision, calibrated, decide, from_dict
-from dermkit.models.card import settle
-from dermkit.models.checksums import write_sums
+from dermkit.errors import RunInterrupt, UntrustedError, UsageError
+from dermkit.evaluation.external import EXTERNAL_SPLIT
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.decisions.apply import ActivePolicy
+from dermkit.metrics.decisions.policy import DecisionPolicy, apply_calibration, fit_policy, policy_from_dict
+from dermkit.models.card import write_policy
+from dermkit.models.checksums import write_checksums
 from dermkit.prediction import resume
-from dermkit.prediction.decisions import caption, choose_for, columns, legend, write_decided
+from dermkit.prediction.decisions import (
+    decision_columns,
+    select_policy,
+    sheet_legend,
+    tile_caption,
+    write_decisions,
+)
 from dermkit.prediction.predictor import load_model
 from dermkit.prediction.run import PredictOutcome, predict
-from dermkit.progress import Watch
-from dermkit.runs.predictions import groups_of, read_predictions, scored_of
+from dermkit.progress import Progress
+from dermkit.runs.predictions import groups_for, read_predictions, to_scored_set
 from test_applied import settled
 
 SIDES: tuple[tuple[str, Malignancy], ...] = (
@@ -44,14 +50,14 @@ def bare(image_id: str) -> str:
     return image_id.rsplit("/", 1)[-1]
 
 
-def of_many(p: np.ndarray[Any, np.dtype[np.float64]]) -> Decision:
+def of_many(p: np.ndarray[Any, np.dtype[np.float64]]) -> DecisionPolicy:
     """Return what 400 made validation images settle whose probabilities lie about where the net's do."""
     rng = np.random.default_rng(0)
     middle, spread = p.mean(), p.std()
     q = np.clip(rng.normal(middle, 1.5 * spread, 400), 0.01, 0.99)
     true = (rng.random(400) < 1 / (1 + np.exp(-1.7 * (q - middle) / spread))).astype(np.int64)
     made, sides = np.stack([1 - q, q], axis=1), np.array([False, True])
-    return decide(Scored(["benign", "malignant"], sides, true, made.argmax(axis=1), made, np.arange(400)))
+    return fit_policy(ScoredSet(["benign", "malignant"], sides, true, made.argmax(axis=1), made, np.arange(400)))
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +65,20 @@ def model(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the trained model with enough settled: its own ten validation images promise nothing."""
     folder = Path(shutil.copytree(trained / "model", tmp_path_factory.mktemp("settled") / "model"))
     run = read_predictions(trained / "predictions.csv", ["benign", "malignant"])
-    settle(folder, of_many(run["p_malignant"].to_numpy(dtype=np.float64)).as_dict())
+    write_policy(folder, of_many(run["p_malignant"].to_numpy(dtype=np.float64)).as_dict())
     return folder
 
 
 @pytest.fixture(scope="module")
 def images(binary: Path) -> list[str]:
     data = dk.load_dataset(binary)
-    return [str(data.path_of(image_id)) for image_id in data.manifest["image_id"]]
+    return [str(data.image_path(image_id)) for image_id in data.manifest["image_id"]]
 
 
 @pytest.fixture(scope="module")
 def out(model: Path, images: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("predictions")
-    predict(model, images, out=folder, at="sensitivity=.9", refer=0.8)
+    predict(model, images, out=folder, target="sensitivity=.9", coverage=0.8)
     return folder
 
 
@@ -80,35 +86,35 @@ def rewrite(model: Path, change: Callable[[dict[str, Any]], None]) -> None:
     card = json.loads((model / "model.json").read_text())
     change(card)
     (model / "model.json").write_text(json.dumps(card))
-    write_sums(model)
+    write_checksums(model)
 
 
 # The same as evaluate has -----------------------------------------------------------------------------------------
 
 
 def test_predict_decides_what_evaluate_computes_from_the_run(trained: Path, model: Path, out: Path) -> None:
-    decision = load_model(model).decision
+    decision = load_model(model).policy
     assert decision is not None and decision.calibration.kind != "none"
     classes = load_model(model).classes
     run = read_predictions(trained / "predictions.csv", [item.name for item in classes])
     test = run[run["split"] == "test"].sort_values("image_id")
-    expected = calibrated(scored_of(test, classes, groups_of(trained, None)), decision.calibration)
+    expected = apply_calibration(to_scored_set(test, classes, groups_for(trained, None)), decision.calibration)
     found = pd.read_csv(out / "decided.csv").set_index("image_id").loc[test["image_id"].map(bare)]
     assert len(found) > 10
     np.testing.assert_allclose(found[["p_benign", "p_malignant"]], expected.probabilities, rtol=0, atol=1e-5)
     np.testing.assert_allclose(found["malignant_probability"], expected.p_malignant, rtol=0, atol=1e-5)
-    for rate, point in decision.points:
+    for rate, point in decision.operating_points:
         clear = np.abs(expected.p_malignant - point.value) > 1e-5
-        called = found[f"positive_at_{rate}_{point.wish:g}"] == "yes"
+        called = found[f"positive_at_{rate}_{point.target:g}"] == "yes"
         assert (called == (expected.p_malignant >= point.value))[clear].all()
-    inside = decision.rule.sets(expected.probabilities)
+    inside = decision.conformal_rule.prediction_sets(expected.probabilities)
     assert found["set_size"].tolist() == inside.sum(axis=1).tolist()
 
 
 def test_predict_and_evaluate_on_other_data_agree(model: Path, binary: Path, out: Path, tmp_path: Path) -> None:
     data = dk.load_dataset(binary)
-    folder = dk.evaluate(model, on=data, out=tmp_path / "other").parent
-    told = json.loads((folder / "metrics.json").read_text())["splits"][SPLIT]["decided"]
+    folder = dk.evaluate(model, dataset=data, out=tmp_path / "other").parent
+    told = json.loads((folder / "metrics.json").read_text())["splits"][EXTERNAL_SPLIT]["decided"]
     found = pd.read_csv(out / "decided.csv").set_index("image_id")
     label = data.manifest.set_index(data.manifest["image_id"].map(bare))["label"].loc[found.index]
     ill = (label == "malignant").to_numpy()
@@ -160,57 +166,59 @@ def test_predictions_stay_as_they_were_and_predict_json_says_what_was_applied(
 def test_a_stopped_prediction_goes_on_and_decides_the_same(
     model: Path, images: list[str], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resume, "PART_IMAGES", 8)
+    monkeypatch.setattr(resume, "SHARD_IMAGES", 8)
 
     def pressed(_what: str, done: int, _total: int) -> None:
         if done > 20:
             raise KeyboardInterrupt
 
-    def again(watch: Watch | None = None, **asked: Any) -> PredictOutcome:
-        return predict(model, images, out=tmp_path, batch_size=16, watch=watch, **asked)
+    def again(watch: Progress | None = None, **asked: Any) -> PredictOutcome:
+        return predict(model, images, out=tmp_path, batch_size=16, progress=watch, **asked)
 
-    with pytest.raises(Interrupted):
-        again(Watch(step=pressed))
+    with pytest.raises(RunInterrupt):
+        again(Progress(step=pressed))
     assert not (tmp_path / "decided.csv").exists()
     with pytest.raises(UsageError, match=r"settled: sensitivity 0\.95"):
         again(at="sensitivity=.8")
     said: list[str] = []
-    again(Watch(say=said.append), at="sensitivity=.9", refer=0.8)
+    again(Progress(say=said.append), at="sensitivity=.9", refer=0.8)
     assert said[0].startswith("going on"), "what is asked of the decision needs no image scored anew"
     assert content(tmp_path) == content(out)
 
 
 def test_rows_come_in_pieces_and_every_class_may_be_called_malignant(tmp_path: Path) -> None:
-    chosen = Chosen(settled(), np.array([False, True, True]), 1, False, None)
+    chosen = ActivePolicy(settled(), np.array([False, True, True]), 1, False, None)
     p = np.random.default_rng(0).dirichlet([1, 1, 1], 2500)
     items = ((f"i{row}", f"a/{row}.png", [repr(value) for value in p[row].tolist()]) for row in range(2500))
-    decided = write_decided(tmp_path / "decided.csv", chosen, CLASSES, items)
-    names = columns(chosen, CLASSES)
+    decided = write_decisions(tmp_path / "decided.csv", chosen, CLASSES, items)
+    names = decision_columns(chosen, CLASSES)
     assert len(set(names)) == len(names), "a class may be called malignant"
     found, expected = pd.read_csv(tmp_path / "decided.csv", keep_default_na=False), chosen.apply(p)
     assert tuple(found.columns) == names
     assert np.array_equal(found[["p_naevus", "p_melanoma", "p_malignant"]].to_numpy(), expected.probabilities)
     assert np.array_equal(found["malignant_probability"].to_numpy(), expected.p_malignant)
-    assert (found["positive"] == "yes").tolist() == expected.positive[:, 1].tolist()
-    assert decided.positive == expected.positive[:, 1].sum()
+    assert (found["positive"] == "yes").tolist() == expected.is_positive[:, 1].tolist()
+    assert decided.n_positive == expected.is_positive[:, 1].sum()
     whole = [name for name, size in zip(found["classes"], found["set_size"], strict=True) if size == 3]
     assert set(whole) <= {"naevus; melanoma; malignant"}
     empty = found[found["set_size"] == 0]
     assert set(empty["classes"]) <= {""}
-    assert sum(decided.sizes.values()) == 2500
+    assert sum(decided.set_sizes.values()) == 2500
 
 
 def test_a_class_table_with_one_side_has_no_calls(tmp_path: Path) -> None:
     benign = tuple(LesionClass(item.name, "", "benign") for item in CLASSES)
     body = {**settled().as_dict(), "operating_points": []}
-    chosen = choose_for(from_dict(body), benign)
-    assert chosen is not None and not chosen.two_sided
-    assert not [name for name in columns(chosen, benign) if "positive" in name or name == "malignant_probability"]
-    decided = write_decided(tmp_path / "d.csv", chosen, benign, [("i", "i.png", ["0.5", "0.25", "0.25"])])
-    assert (decided.at, decided.cautions) == ("", ())
+    chosen = select_policy(policy_from_dict(body), benign)
+    assert chosen is not None and not chosen.has_both_sides
+    assert not [
+        name for name in decision_columns(chosen, benign) if "positive" in name or name == "malignant_probability"
+    ]
+    decided = write_decisions(tmp_path / "d.csv", chosen, benign, [("i", "i.png", ["0.5", "0.25", "0.25"])])
+    assert (decided.operating_point, decided.warnings) == ("", ())
     assert str(decided) == "no call was made: the model settled no operating point"
     with pytest.raises(UsageError, match="no two sides") as caught:
-        choose_for(from_dict(body), benign, at="sensitivity=.95")
+        select_policy(policy_from_dict(body), benign, target="sensitivity=.95")
     assert caught.value.remedy == "leave --at out"
 
 
@@ -220,14 +228,14 @@ def test_a_class_table_with_one_side_has_no_calls(tmp_path: Path) -> None:
 def test_an_unknown_wish_is_refused_with_the_settled_ones(model: Path, images: list[str], tmp_path: Path) -> None:
     for wrong in ("sensitivity=.8", "specificity=.95", "sensitivity", "95", "sensitivity=high", ""):
         with pytest.raises(UsageError) as caught:
-            predict(model, images, out=tmp_path / "out", at=wrong)
+            predict(model, images, out=tmp_path / "out", target=wrong)
         text = str(caught.value)
         assert "sensitivity 0.95 (promised with 95 % confidence, on " in text, wrong
         assert "specificity 0.9 (promised" in text
         assert '--at "sensitivity=0.95"' in text
     for share in (0.81, 0.0, 1.5, float("nan")):
         with pytest.raises(UsageError, match="--refer") as caught:
-            predict(model, images, out=tmp_path / "out", refer=share)
+            predict(model, images, out=tmp_path / "out", coverage=share)
         assert "one of 0.95, 0.9, 0.85" in caught.value.remedy
     assert not (tmp_path / "out").exists(), "nothing is begun"
 
@@ -236,22 +244,22 @@ def test_points_without_a_promise_answer_only_when_they_are_named(
     trained: Path, images: list[str], tmp_path: Path
 ) -> None:
     outcome = predict(trained, images[:4], out=tmp_path)
-    assert outcome.decided is not None
-    (caution,) = outcome.decided.cautions
+    assert outcome.decision_counts is not None
+    (caution,) = outcome.decision_counts.warnings
     assert caution.startswith("no call was made: no operating point is promised (--at names one). Settled, but")
-    assert str(outcome.decided) == "no call was made: no operating point is promised (--at names one)"
+    assert str(outcome.decision_counts) == "no call was made: no operating point is promised (--at names one)"
     told = json.loads((tmp_path / "predict.json").read_text())["decision"]
-    assert (told["positive"], told["no_call"]) == (None, str(outcome.decided))
+    assert (told["positive"], told["no_call"]) == (None, str(outcome.decision_counts))
     frame = pd.read_csv(tmp_path / "decided.csv", keep_default_na=False)
     assert set(frame["positive"]) == {""}
     assert set(frame["set_size"]) == {2}, "five images of a class leave it in every set"
     assert json.loads((tmp_path / "predict.json").read_text())["decision"]["sets"]["in_every_set"] == [
         "benign", "malignant",
     ]  # fmt: skip
-    named = predict(trained, images[:4], out=tmp_path, at="sensitivity 0.9").decided
+    named = predict(trained, images[:4], out=tmp_path, target="sensitivity 0.9").decision_counts
     assert named is not None
-    assert named.at == "sensitivity 0.9"
-    assert named.cautions == (
+    assert named.operating_point == "sensitivity 0.9"
+    assert named.warnings == (
         "sensitivity 0.9 is not promised: 5 independent malignant validation images, too few",
     )
     assert set(pd.read_csv(tmp_path / "decided.csv")["positive"]) <= {"yes", "no"}
@@ -277,7 +285,7 @@ def test_a_model_that_settled_nothing_predicts_as_before(
     before = (out / "predictions.csv").read_bytes()
     rewrite(older, change)
     outcome = predict(older, images[:3], out=out)
-    assert outcome.decided is None
+    assert outcome.decision_counts is None
     assert (out / "predictions.csv").read_bytes() == before
     assert not (out / "decided.csv").exists(), "the earlier one is of another model"
     facts = json.loads((out / "predict.json").read_text())["decision"]
@@ -293,13 +301,16 @@ def test_a_model_without_confidences_refers_nothing_and_says_so(
     older = Path(shutil.copytree(model, tmp_path / "model"))
     rewrite(older, lambda card: card.pop("refer"))
     with pytest.raises(UsageError, match="does not hold from which confidence"):
-        predict(older, images, out=tmp_path / "out", refer=0.8)
-    outcome = predict(older, images[:3], out=tmp_path / "out", at="sensitivity=.9")
-    assert outcome.decided is not None and not outcome.decided.refers
-    folder = dk.evaluate(older, on=dk.load_dataset(binary), out=tmp_path / "other").parent
-    assert json.loads((folder / "metrics.json").read_text())["splits"][SPLIT]["decided"]["refer"]["settled"] == []
-    settle(older, json.loads((model / "model.json").read_text()))
-    assert load_model(older).decision is not None
+        predict(older, images, out=tmp_path / "out", coverage=0.8)
+    outcome = predict(older, images[:3], out=tmp_path / "out", target="sensitivity=.9")
+    assert outcome.decision_counts is not None and not outcome.decision_counts.has_referral
+    folder = dk.evaluate(older, dataset=dk.load_dataset(binary), out=tmp_path / "other").parent
+    assert (
+        json.loads((folder / "metrics.json").read_text())["splits"][EXTERNAL_SPLIT]["decided"]["refer"]["settled"]
+        == []
+    )
+    write_policy(older, json.loads((model / "model.json").read_text()))
+    assert load_model(older).policy is not None
     assert (older / "model.json").read_text().count('"share"') == 10
 
 
@@ -333,53 +344,55 @@ def test_a_broken_decision_is_not_trusted(
 
 
 def test_a_sheet_says_what_was_called_and_by_what() -> None:
-    chosen = Chosen(settled(), np.array([False, True, True]), 1, False, settled().answering[0])
-    text = legend(chosen)
+    chosen = ActivePolicy(settled(), np.array([False, True, True]), 1, False, settled().referral_thresholds[0])
+    text = sheet_legend(chosen)
     assert "calibrated on 100 validation images" in text
     assert (
         "at sensitivity 0.9, promised with 95 % confidence, on 40 independent malignant validation images" in text
     )
     assert "less sure than 0.60, which 81 % of the validation images reached" in text
-    lines, red = caption(chosen, CLASSES, ["0.2", "0.7", "0.1"])
+    lines, red = tile_caption(chosen, CLASSES, ["0.2", "0.7", "0.1"])
     assert lines == ["POSITIVE", "melanoma 0.91", "naevus 0.07", "malignant in all 0.93"]
-    lines, green = caption(chosen, CLASSES, ["0.9", "0.1", "0.0"])
+    lines, green = tile_caption(chosen, CLASSES, ["0.9", "0.1", "0.0"])
     assert lines[:2] == ["negative", "naevus 0.99"]
-    lines, amber = caption(chosen, CLASSES, ["0.4", "0.2", "0.4"])
+    lines, amber = tile_caption(chosen, CLASSES, ["0.4", "0.2", "0.4"])
     assert lines[0] == "REFERRED (positive)"
     assert len({red, green, amber}) == 3
-    lines, _ = caption(chosen, CLASSES, ["0.5", "0.25", "0.25"])
+    lines, _ = tile_caption(chosen, CLASSES, ["0.5", "0.25", "0.25"])
     assert lines[-1] == "set: naevus, malignant"
-    assert "not calibrated" in legend(None)
-    assert caption(None, CLASSES, ["0.2", "0.7", "0.1"])[0] == ["melanoma 0.70", "naevus 0.20"]
-    unpromised = Chosen(settled(kept=(False, False)), np.array([False, True, True]), None, False, None)
-    assert "No call was made: no operating point is promised (--at names one)." in legend(unpromised)
-    assert "called" not in legend(unpromised)
-    assert caption(unpromised, CLASSES, ["0.2", "0.7", "0.1"])[0][0] == "melanoma 0.91"
+    assert "not calibrated" in sheet_legend(None)
+    assert tile_caption(None, CLASSES, ["0.2", "0.7", "0.1"])[0] == ["melanoma 0.70", "naevus 0.20"]
+    unpromised = ActivePolicy(settled(kept=(False, False)), np.array([False, True, True]), None, False, None)
+    assert "No call was made: no operating point is promised (--at names one)." in sheet_legend(unpromised)
+    assert "called" not in sheet_legend(unpromised)
+    assert tile_caption(unpromised, CLASSES, ["0.2", "0.7", "0.1"])[0][0] == "melanoma 0.91"
 
 
 def test_a_sheet_shows_a_set_that_contradicts_the_prediction() -> None:
     decision = settled()
-    rule = replace(decision.rule, least=np.array([0.9, 0.3, 0.9]))
-    chosen = Chosen(replace(decision, rule=rule), np.array([False, True, True]), None, False, None)
+    rule = replace(decision.conformal_rule, min_probability=np.array([0.9, 0.3, 0.9]))
+    chosen = ActivePolicy(replace(decision, conformal_rule=rule), np.array([False, True, True]), None, False, None)
     p = ["0.55", "0.45", "0.0"]
     applied = chosen.apply(np.array([p], dtype=np.float64))
-    assert (applied.predicted[0], applied.sets[0].tolist()) == (0, [False, True, False]), "the case is made"
-    lines, _ = caption(chosen, CLASSES, p)
+    assert (applied.y_pred[0], applied.prediction_sets[0].tolist()) == (0, [False, True, False]), (
+        "the case is made"
+    )
+    lines, _ = tile_caption(chosen, CLASSES, p)
     assert lines == ["naevus 0.60", "melanoma 0.40", "set: melanoma"]
-    agreeing = replace(decision, rule=replace(rule, least=np.array([0.3, 0.9, 0.9])))
-    lines, _ = caption(replace(chosen, decision=agreeing), CLASSES, p)
+    agreeing = replace(decision, conformal_rule=replace(rule, min_probability=np.array([0.3, 0.9, 0.9])))
+    lines, _ = tile_caption(replace(chosen, policy=agreeing), CLASSES, p)
     assert lines == ["naevus 0.60", "melanoma 0.40"]
-    assert "shown unless it is the predicted class alone" in legend(chosen)
+    assert "shown unless it is the predicted class alone" in sheet_legend(chosen)
 
 
 def test_the_same_code_serves_probabilities_in_python(model: Path, out: Path) -> None:
     predictor = load_model(model)
-    chosen = predictor.chosen(at="sensitivity=.9", refer=0.8)
+    chosen = predictor.select_policy(target="sensitivity=.9", coverage=0.8)
     assert chosen is not None
     raw = pd.read_csv(out / "predictions.csv", dtype=str)[["p_benign", "p_malignant"]].astype(float).to_numpy()
     found, frame = chosen.apply(raw), pd.read_csv(out / "decided.csv")
-    assert (frame["positive"] == "yes").tolist() == found.positive[:, 1].tolist()
-    assert (frame["answer"] == "answered").tolist() == found.answered.tolist()
+    assert (frame["positive"] == "yes").tolist() == found.is_positive[:, 1].tolist()
+    assert (frame["answer"] == "answered").tolist() == found.is_answered.tolist()
 
 
 def test_the_command_takes_both_options(cli: Cli, model: Path, images: list[str], tmp_path: Path) -> None:

@@ -5,12 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.classification.summary import summarise
-from dermkit.metrics.decisions.policy import FIGURES, calibrated, decide, from_dict, judged
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.classification.summary import evaluate_split
+from dermkit.metrics.decisions.policy import (
+    CALIBRATION_METRICS,
+    apply_calibration,
+    evaluate_policy,
+    fit_policy,
+    policy_from_dict,
+)
 
 
-def split(seed: int, n: int, sharpness: float) -> Scored:
+def split(seed: int, n: int, sharpness: float) -> ScoredSet:
     """Return three classes, the last two malignant; probabilities are the true ones made too sure by `sharpness`."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(0, 1.2, (n, 3)) + np.array([1.0, 0.0, -0.5])
@@ -18,18 +24,18 @@ def split(seed: int, n: int, sharpness: float) -> Scored:
     true = (p.cumsum(axis=1) < generator.random((n, 1))).sum(axis=1)
     sure = np.exp(sharpness * logits)
     sure /= sure.sum(axis=1, keepdims=True)
-    return Scored(["a", "b", "c"], np.array([False, True, True]), true, sure.argmax(axis=1), sure, np.arange(n))
+    return ScoredSet(["a", "b", "c"], np.array([False, True, True]), true, sure.argmax(axis=1), sure, np.arange(n))
 
 
 def test_too_sure_probabilities_are_mended_and_the_mending_is_shown_on_test() -> None:
-    decision = decide(split(0, 1200, 3.0))
+    decision = fit_policy(split(0, 1200, 3.0))
     assert decision.calibration.kind in ("temperature", "bias")
     assert decision.calibration.temperature == pytest.approx(3.0, rel=0.15)
     test = split(1, 1500, 3.0)
-    body = judged(decision, test, summarise=summarise, seed=0)
+    body = evaluate_policy(decision, test, evaluate_split=evaluate_split, seed=0)
     json.dumps(body, allow_nan=False)
-    before, after = summarise(test, seed=0)["metrics"], body["calibrated"]["metrics"]
-    assert set(after) == set(FIGURES)
+    before, after = evaluate_split(test, seed=0)["metrics"], body["calibrated"]["metrics"]
+    assert set(after) == set(CALIBRATION_METRICS)
     assert after["loss"]["value"] < before["loss"]["value"] - 0.2
     assert after["ece"]["value"] < before["ece"]["value"] / 2
     low, high = after["calibration_slope"]["ci95"]
@@ -37,42 +43,48 @@ def test_too_sure_probabilities_are_mended_and_the_mending_is_shown_on_test() ->
 
 
 def test_a_decision_is_plain_numbers_that_read_back() -> None:
-    decision = decide(split(9, 400, 2.0))
+    decision = fit_policy(split(9, 400, 2.0))
     text = json.dumps(decision.as_dict(), allow_nan=False)
-    again = from_dict(json.loads(text))
+    again = policy_from_dict(json.loads(text))
     assert json.dumps(again.as_dict()) == text
     test = split(10, 200, 2.0)
-    assert judged(again, test, summarise=summarise, seed=0) == judged(decision, test, summarise=summarise, seed=0)
+    assert evaluate_policy(again, test, evaluate_split=evaluate_split, seed=0) == evaluate_policy(
+        decision, test, evaluate_split=evaluate_split, seed=0
+    )
 
 
 def test_good_probabilities_are_left_alone_or_nearly() -> None:
-    decision = decide(split(2, 2000, 1.0))
+    decision = fit_policy(split(2, 2000, 1.0))
     p = split(3, 50, 1.0)
-    np.testing.assert_allclose(calibrated(p, decision.calibration).probabilities, p.probabilities, atol=0.05)
+    np.testing.assert_allclose(
+        apply_calibration(p, decision.calibration).probabilities, p.probabilities, atol=0.05
+    )
 
 
 def test_few_images_settle_nothing_but_what_they_can() -> None:
     few = split(4, 8, 3.0)
-    decision = decide(few)
+    decision = fit_policy(few)
     assert decision.calibration.kind == "none"
-    assert all(not point.kept for _, point in decision.points)
-    assert decision.rule.least.max() == 0.0, "every class is in every set"
+    assert all(not point.guaranteed for _, point in decision.operating_points)
+    assert decision.conformal_rule.min_probability.max() == 0.0, "every class is in every set"
     json.dumps(decision.as_dict(), allow_nan=False)
 
 
 def test_a_wish_is_kept_on_new_images_as_often_as_was_said() -> None:
     kept = 0
     for seed in range(120):
-        decision = decide(split(100 + seed, 300, 2.0), wishes=(("sensitivity", 0.9),))
-        new = calibrated(split(5, 4000, 2.0), decision.calibration)
-        ((_, point),) = decision.points
-        assert point.kept
+        decision = fit_policy(split(100 + seed, 300, 2.0), targets=(("sensitivity", 0.9),))
+        new = apply_calibration(split(5, 4000, 2.0), decision.calibration)
+        ((_, point),) = decision.operating_points
+        assert point.guaranteed
         kept += (new.p_malignant[new.is_malignant] >= point.value).mean() >= 0.9
     assert kept / 120 >= 0.9
 
 
 def test_points_and_sets_are_told_with_intervals() -> None:
-    body = judged(decide(split(6, 900, 2.0)), split(7, 900, 2.0), summarise=summarise, seed=0)
+    body = evaluate_policy(
+        fit_policy(split(6, 900, 2.0)), split(7, 900, 2.0), evaluate_split=evaluate_split, seed=0
+    )
     point = body["operating_points"][0]
     assert point["wish"] == "sensitivity 0.95" and point["kept"]
     assert point["sensitivity"]["ci95"][0] <= point["sensitivity"]["value"] <= point["sensitivity"]["ci95"][1]
@@ -87,23 +99,23 @@ def test_points_and_sets_are_told_with_intervals() -> None:
 
 def test_one_sided_class_tables_have_no_points() -> None:
     one = split(8, 200, 1.0)
-    flat = Scored(one.classes, np.zeros(3, dtype=bool), one.true, one.predicted, one.probabilities, one.groups)
-    decision = decide(flat)
-    assert decision.points == ()
-    assert judged(decision, flat, summarise=summarise, seed=0)["operating_points"] == []
+    flat = ScoredSet(one.classes, np.zeros(3, dtype=bool), one.y_true, one.y_pred, one.probabilities, one.groups)
+    decision = fit_policy(flat)
+    assert decision.operating_points == ()
+    assert evaluate_policy(decision, flat, evaluate_split=evaluate_split, seed=0)["operating_points"] == []
 
 
 def test_every_image_twice_is_expected_to_do_no_better() -> None:
     validation, test = split(6, 400, 2.0), split(7, 300, 2.0)
     twice = [
-        Scored(
-            item.classes, item.malignant, np.repeat(item.true, 2), np.repeat(item.predicted, 2),
+        ScoredSet(
+            item.classes, item.malignant_classes, np.repeat(item.y_true, 2), np.repeat(item.y_pred, 2),
             np.repeat(item.probabilities, 2, axis=0), np.repeat(item.groups, 2),
         )
         for item in (validation, test)
     ]  # fmt: skip
     one, two = (
-        judged(decide(own), new, summarise=summarise, seed=0)["conformal"]["per_class"]
+        evaluate_policy(fit_policy(own), new, evaluate_split=evaluate_split, seed=0)["conformal"]["per_class"]
         for own, new in ((validation, test), twice)
     )
     for name, item in one.items():
@@ -113,10 +125,10 @@ def test_every_image_twice_is_expected_to_do_no_better() -> None:
 
 
 def test_a_rule_from_before_units_were_kept_counts_images() -> None:
-    body = decide(split(9, 400, 2.0)).as_dict()
+    body = fit_policy(split(9, 400, 2.0)).as_dict()
     del body["conformal"]["units"]
-    older = from_dict(body)
-    assert older.rule.independent.tolist() == body["conformal"]["n"]
+    older = policy_from_dict(body)
+    assert older.conformal_rule.n_independent.tolist() == body["conformal"]["n"]
     assert older.as_dict() == body, "what was not kept is not made up"
     with pytest.raises(ValueError, match="2 classes have units, 3 have images"):
-        from_dict({**body, "conformal": {**body["conformal"], "units": [1, 2]}})
+        policy_from_dict({**body, "conformal": {**body["conformal"], "units": [1, 2]}})

@@ -5,14 +5,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dermkit.comparison.paired import FIGURES, bootstrap_p, corrected, differences, exchanged_p, terms, verdict
+from dermkit.comparison.paired import (
+    COMPARED_METRICS,
+    bootstrap_p,
+    correct_with_holm,
+    difference_terms,
+    paired_differences,
+    sign_flip_p,
+    verdict,
+)
 from dermkit.comparison.verdict import Difference
-from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats.estimate import Estimate
-from dermkit.metrics.stats.paired_tests import mcnemar, sign_flip
+from dermkit.metrics.stats.paired_tests import mcnemar, one_column_sign_flip
 
 
-def pair(seed: int, n: int, *, skill: tuple[float, float], grouped: bool = False) -> tuple[Scored, Scored]:
+def pair(seed: int, n: int, *, skill: tuple[float, float], grouped: bool = False) -> tuple[ScoredSet, ScoredSet]:
     """Return two models of three classes, the second one malignant, that share half of their errors."""
     generator = np.random.default_rng(seed)
     true = generator.integers(0, 3, n)
@@ -23,7 +31,7 @@ def pair(seed: int, n: int, *, skill: tuple[float, float], grouped: bool = False
         logits = shared + generator.normal(0, 1, (n, 3)) + strength * np.eye(3)[true]
         p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         made.append(
-            Scored(
+            ScoredSet(
                 ["a", "b", "c"], np.array([False, True, False]), true, p.argmax(axis=1), p, groups.astype(np.int64)
             )
         )
@@ -33,59 +41,64 @@ def pair(seed: int, n: int, *, skill: tuple[float, float], grouped: bool = False
 @pytest.mark.parametrize("grouped", [False, True])
 def test_a_better_model_is_found_and_named(grouped: bool) -> None:
     first, second = pair(0, 400, skill=(2.5, 1.0), grouped=grouped)
-    (found,) = corrected([differences(first, second, seed=0, resamples=400)])
-    assert [item.figure for item in found] == list(FIGURES)
-    by_name = {item.figure: item for item in found}
+    (found,) = correct_with_holm([paired_differences(first, second, seed=0, resamples=400)])
+    assert [item.metric for item in found] == list(COMPARED_METRICS)
+    by_name = {item.metric: item for item in found}
     for name in ("accuracy", "balanced_accuracy", "auroc", "loss"):
-        assert by_name[name].is_found
+        assert by_name[name].is_significant
         assert "new is better on 400 images" in verdict(by_name[name], "new", "old")
         p, corrected_p = by_name[name].p, by_name[name].p_holm
         assert p is not None and corrected_p is not None and corrected_p >= p
     loss = by_name["loss"].estimate
     assert loss.value is not None and loss.value < 0, "first less second: a lower loss is better"
     assert by_name["accuracy"].test == ("sign flips" if grouped else "McNemar, mid-p")
-    assert by_name["sensitivity"].estimate.n == int((first.true == 1).sum())
+    assert by_name["sensitivity"].estimate.n == int((first.y_true == 1).sum())
 
 
 def test_the_other_way_round_is_the_same_with_another_sign() -> None:
     first, second = pair(1, 200, skill=(2.0, 1.5))
     one, other = (
-        differences(first, second, seed=3, resamples=300),
-        differences(second, first, seed=3, resamples=300),
+        paired_differences(first, second, seed=3, resamples=300),
+        paired_differences(second, first, seed=3, resamples=300),
     )
     for a, b in zip(one, other, strict=True):
         assert a.estimate.value == pytest.approx(-(b.estimate.value or 0))
         assert a.p == pytest.approx(b.p)
-        assert a.needed == b.needed
+        assert a.images_needed == b.images_needed
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
     first, _ = pair(2, 118, skill=(1.0, 1.0))
-    (found,) = corrected([differences(first, first, seed=0, resamples=200)])
+    (found,) = correct_with_holm([paired_differences(first, first, seed=0, resamples=200)])
     for item in found:
         assert item.estimate.value == 0.0
-        assert item.p == 1.0 and not item.is_found
+        assert item.p == 1.0 and not item.is_significant
         assert "not distinguishable on" in verdict(item, "a", "b")
         assert "would be needed" not in verdict(item, "a", "b"), "no number of images shows a difference of 0"
 
 
 def test_how_many_would_be_needed_is_said_in_round_numbers() -> None:
     first, second = pair(3, 118, skill=(1.2, 1.1))
-    found = {item.figure: item for item in differences(first, second, seed=0, resamples=300)}
+    found = {item.metric: item for item in paired_differences(first, second, seed=0, resamples=300)}
     text = verdict(found["accuracy"], "first", "second")
     assert "not distinguishable on 118 images" in text and "would be needed" in text
     number = int(text.split("about ")[1].split(" would")[0].replace(",", ""))
-    needed = found["accuracy"].needed
+    needed = found["accuracy"].images_needed
     assert needed is not None and abs(number - needed) <= 0.05 * needed and needed > 118
 
 
 def test_other_images_are_refused() -> None:
     first, second = pair(4, 50, skill=(1.0, 1.0))
-    other = Scored(
-        first.classes, first.malignant, second.true[::-1], second.predicted, second.probabilities, first.groups
+    other = ScoredSet(
+        first.classes,
+        first.malignant_classes,
+        second.y_true[::-1],
+        second.y_pred,
+        second.probabilities,
+        first.groups,
     )
     with pytest.raises(ValueError, match="the same images"):
-        differences(first, other, seed=0)
+        paired_differences(first, other, seed=0)
 
 
 def test_shares_of_a_mean_are_its_terms() -> None:
@@ -93,22 +106,22 @@ def test_shares_of_a_mean_are_its_terms() -> None:
     generator = np.random.default_rng(5)
     terms = generator.choice([-1.0, 0.0, 1.0], p=[0.15, 0.6, 0.25], size=40)
     without = (terms.sum() - terms) / (len(terms) - 1)
-    found = exchanged_p({"x": np.array([terms.mean()])}, {"x": without}, seed=7)
-    assert found["x"] == pytest.approx(sign_flip(terms, np.arange(40), seed=7), abs=0.02)
+    found = sign_flip_p({"x": np.array([terms.mean()])}, {"x": without}, seed=7)
+    assert found["x"] == pytest.approx(one_column_sign_flip(terms, np.arange(40), seed=7), abs=0.02)
     lost = np.where(np.arange(40) == 3, np.nan, without)
-    assert exchanged_p({"x": np.array([terms.mean()])}, {"x": lost}, seed=7) == {}
+    assert sign_flip_p({"x": np.array([terms.mean()])}, {"x": lost}, seed=7) == {}
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_what_images_add_to_a_difference_sums_to_it(grouped: bool) -> None:
     first, second = pair(6, 90, skill=(1.5, 0.5), grouped=grouped)
-    found = {item.figure: item for item in differences(first, second, seed=0, resamples=50)}
-    parts = terms(first, second)
+    found = {item.metric: item for item in paired_differences(first, second, seed=0, resamples=50)}
+    parts = difference_terms(first, second)
     assert set(parts) == {"accuracy", "balanced_accuracy", "sensitivity", "specificity", "loss", "brier"}
     for name, values in parts.items():
         assert values.sum() == pytest.approx(found[name].estimate.value, abs=1e-12)
         if grouped:
-            assert found[name].p == pytest.approx(sign_flip(values, first.groups, seed=0), abs=0.02)
+            assert found[name].p == pytest.approx(one_column_sign_flip(values, first.groups, seed=0), abs=0.02)
 
 
 def test_groups_that_answer_alike_are_no_proof() -> None:
@@ -120,8 +133,8 @@ def test_groups_that_answer_alike_are_no_proof() -> None:
     for hit in right:
         predicted = np.where(hit, true, 1 - true)
         p = np.where(np.arange(2) == predicted[:, None], 0.8, 0.2)
-        made.append(Scored(["a", "b"], np.array([False, True]), true, predicted, p, lesion))
-    (accuracy, *_) = differences(*made, seed=0, resamples=200)
+        made.append(ScoredSet(["a", "b"], np.array([False, True]), true, predicted, p, lesion))
+    (accuracy, *_) = paired_differences(*made, seed=0, resamples=200)
     # Six lesions speak, five for the one: of all 2 ** 6 exchanges 2 are farther apart, 12 as far, which count half.
     assert accuracy.p == pytest.approx((2 + 12 / 2) / 64, abs=0.02)
     assert mcnemar(right[0], right[1]).p < 0.001, "as images alone they would be proof"
@@ -137,18 +150,18 @@ def test_two_images_in_order_are_no_proof() -> None:
     """A perfect model against constant scores: DeLong's variance is 0, which is no certainty."""
     true = np.array([0, 1])
     made = [
-        Scored(["a", "b"], np.array([False, True]), true, true, np.column_stack([1 - p, p]), np.arange(2))
+        ScoredSet(["a", "b"], np.array([False, True]), true, true, np.column_stack([1 - p, p]), np.arange(2))
         for p in (np.array([0.1, 0.9]), np.array([0.4, 0.6]) * 0 + 0.5)
     ]
-    found = {item.figure: item for item in differences(*made, seed=0, resamples=50)}
+    found = {item.metric: item for item in paired_differences(*made, seed=0, resamples=50)}
     auroc = found["auroc"]
     assert auroc.estimate.value == 0.5 and auroc.p is None and auroc.estimate.ci95 is None
-    assert not auroc.is_found
+    assert not auroc.is_significant
 
 
 def test_differences_of_few_units_say_so() -> None:
     first, second = pair(7, 40, skill=(1.5, 0.5))
-    found = {item.figure: item for item in differences(first, second, seed=0, resamples=200)}
+    found = {item.metric: item for item in paired_differences(first, second, seed=0, resamples=200)}
     positives = int(first.is_malignant.sum())
     assert positives < 30
     assert found["sensitivity"].estimate.reason == f"interval unreliable: {positives} units, 30 needed"
@@ -159,9 +172,12 @@ def test_differences_of_few_units_say_so() -> None:
 def test_what_one_unit_decides_has_no_test() -> None:
     """One malignant image: without it there is no average precision, so nothing can be exchanged."""
     first, second = pair(8, 40, skill=(1.5, 0.5))
-    true = np.where(np.arange(40) == 0, 1, np.where(first.true == 1, 0, first.true))
-    made = [Scored(m.classes, m.malignant, true, m.predicted, m.probabilities, m.groups) for m in (first, second)]
-    found = {item.figure: item for item in differences(*made, seed=0, resamples=200)}
+    true = np.where(np.arange(40) == 0, 1, np.where(first.y_true == 1, 0, first.y_true))
+    made = [
+        ScoredSet(m.classes, m.malignant_classes, true, m.y_pred, m.probabilities, m.groups)
+        for m in (first, second)
+    ]
+    found = {item.metric: item for item in paired_differences(*made, seed=0, resamples=200)}
     assert found["average_precision"].estimate.value is not None and found["average_precision"].p is None
 
 
@@ -172,11 +188,11 @@ def said(item: Difference) -> str:
 def test_a_number_of_images_that_are_there_already_is_not_asked_for() -> None:
     """Needed counts this question alone; the verdict counts all of them."""
     estimate = Estimate(0.05, (0.01, 0.09), 500, "paired bootstrap")
-    item = Difference("accuracy", estimate, "sign flips", p=0.004, p_holm=0.12, needed=460)
-    assert not item.is_found and item.more_images is None and item.is_lost_to_others
+    item = Difference("accuracy", estimate, "sign flips", p=0.004, p_holm=0.12, images_needed=460)
+    assert not item.is_significant and item.further_images_needed is None and item.is_lost_to_correction
     assert "would be needed" not in said(item) and "p is corrected for all comparisons" in said(item)
-    assert "about 510 would be needed" in said(replace(item, needed=510))
-    assert replace(item, p_holm=0.01).more_images == 460, "of what is found, fewer would have done"
+    assert "about 510 would be needed" in said(replace(item, images_needed=510))
+    assert replace(item, p_holm=0.01).further_images_needed == 460, "of what is found, fewer would have done"
 
 
 def test_a_verdict_marks_its_interval_and_never_prints_nan() -> None:

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from dermkit.data.manifest import LesionClass
 from dermkit.evaluation.evaluate import evaluate_predictions
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.classification.summary import summarise
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.metrics.stats import intervals
-from dermkit.metrics.stats.estimate import Estimate, doubted, in_words, trust
+from dermkit.metrics.stats.estimate import Estimate, humanise, reliability, with_caveats
 
 MARK = "interval unreliable"
 CLASSES = (LesionClass("nevus", "nevus", "benign"), LesionClass("melanoma", "melanoma", "malignant"))
@@ -65,8 +65,8 @@ def test_few_units_of_a_class_mark_what_rests_on_them(nevi: int, melanomas: int,
     units = {"nevus": nevi, "melanoma": melanomas}
     found = marked(units, per_unit=per_unit)
     for name, sides in SIDES.items():
-        few = [side for side in sides if units[side] < intervals.FEW]
-        assert found[name] == bool(few or nevi + melanomas < intervals.FEW), name
+        few = [side for side in sides if units[side] < intervals.MIN_GROUPS]
+        assert found[name] == bool(few or nevi + melanomas < intervals.MIN_GROUPS), name
 
 
 def test_what_a_sample_makes_too_good_or_too_bad_is_marked_however_many_there_are() -> None:
@@ -86,8 +86,8 @@ def drawn_with(units: int, *, wrong: int, per_unit: int = 1, ill: float = 0.5) -
     p_right = np.where(unit < wrong, 0.3, 0.7) + np.random.default_rng(0).uniform(-0.15, 0.15, len(unit))
     p = np.where(true == 1, p_right, 1 - p_right)
     called = (p > 0.5).astype(np.int64)
-    scored = Scored(["a", "b"], np.array([False, True]), true, called, np.column_stack([1 - p, p]), unit)
-    found: dict[str, dict[str, object]] = summarise(scored, seed=0, resamples=200)["metrics"]
+    scored = ScoredSet(["a", "b"], np.array([False, True]), true, called, np.column_stack([1 - p, p]), unit)
+    found: dict[str, dict[str, object]] = evaluate_split(scored, seed=0, resamples=200)["metrics"]
     return found
 
 
@@ -128,9 +128,9 @@ def test_so_good_that_hardly_a_unit_is_misplaced() -> None:
         rank[true == 1] = np.where(np.arange(units) < swapped, -1.0, rank[true == 1])
         p = np.where(rank > 0.5, 0.9, 0.1) + 0.05 * rank
         called = (p > 0.5).astype(np.int64)
-        scored = Scored(["a", "b"], np.array([False, True]), true, called, np.column_stack([1 - p, p]),
+        scored = ScoredSet(["a", "b"], np.array([False, True]), true, called, np.column_stack([1 - p, p]),
                         np.arange(2 * units))  # fmt: skip
-        found = summarise(scored, seed=0, resamples=0)["metrics"]
+        found = evaluate_split(scored, seed=0, resamples=0)["metrics"]
         assert abs(found["auroc"]["value"] - apart) < 0.01
         assert ("so near to 0 or 1" in found["auroc"].get("reason", "")) == near
         assert found["balanced_accuracy"]["reason"].startswith(f"{MARK}: ")  # no benign image is called malignant
@@ -143,11 +143,11 @@ def test_the_mark_says_how_many_there_are() -> None:
     assert body["metrics"]["auroc"]["reason"] == f"{MARK}: 12 units, 30 needed"
     assert body["per_class"]["nevus"]["auroc"]["reason"] == f"{MARK}: 12 other units, 30 needed"
     assert body["metrics"]["balanced_accuracy"]["reason"] == f"{MARK}: 1 of 2 classes have fewer than 30 units"
-    told = in_words(
+    told = humanise(
         f"mean over 2 of 3 classes, without: a; {MARK}: 12 units, 30 needed; {MARK}: 9 other units, 30 needed"
     )
     assert told == "mean over 2 of 3 classes, without: a; 12 units, 30 needed; 9 other units, 30 needed"
-    assert in_words(f"{MARK}: 12 units, 30 needed") == "unreliable: 12 units, 30 needed"
+    assert humanise(f"{MARK}: 12 units, 30 needed") == "unreliable: 12 units, 30 needed"
 
 
 @given(st.integers(30, 400), st.data())
@@ -160,13 +160,16 @@ def test_so_near_to_the_end_that_the_truth_may_lie_beyond(n: int, data: st.DataO
 
 def test_a_marked_interval_is_shown_and_a_misleading_one_is_not() -> None:
     sound = Estimate(0.8, (0.7, 0.9), 40, "wilson")
-    assert trust(sound.as_dict()) == ""
-    assert trust(doubted(sound, intervals.few(12)).as_dict()) == "doubtful"
+    assert reliability(sound.as_dict()) == ""
+    assert reliability(with_caveats(sound, intervals.too_few(12)).as_dict()) == "doubtful"
     assert (
-        trust(doubted(sound, [f"{MARK}: the bootstrap is biased and does not hold the value"]).as_dict()) == "none"
+        reliability(
+            with_caveats(sound, [f"{MARK}: the bootstrap is biased and does not hold the value"]).as_dict()
+        )
+        == "none"
     )
     without = Estimate(0.8, None, 40, "none", "no interval: one group only")
-    assert doubted(without, intervals.few(12)) is without
+    assert with_caveats(without, intervals.too_few(12)) is without
 
 
 def test_a_perfect_order_of_many_photographs_is_that_of_few_lesions() -> None:
@@ -176,8 +179,8 @@ def test_a_perfect_order_of_many_photographs_is_that_of_few_lesions() -> None:
         lesion = np.repeat(np.arange(70), per_unit)
         true = (lesion >= 35).astype(np.int64)
         p = 0.1 + 0.8 * true
-        scored = Scored(["a", "b"], np.array([False, True]), true, true, np.column_stack([1 - p, p]), lesion)
-        found: dict[str, object] = summarise(scored, seed=0, resamples=0)["metrics"]["auroc"]
+        scored = ScoredSet(["a", "b"], np.array([False, True]), true, true, np.column_stack([1 - p, p]), lesion)
+        found: dict[str, object] = evaluate_split(scored, seed=0, resamples=0)["metrics"]["auroc"]
         return found
 
     assert auroc(20)["ci95"] == pytest.approx(auroc(1)["ci95"])
@@ -188,9 +191,9 @@ def test_one_group_has_no_interval_of_its_auroc() -> None:
     generator = np.random.default_rng(0)
     true = generator.integers(0, 2, 80)
     p = generator.random(80)
-    scored = Scored(["a", "b"], np.array([False, True]), true, (p > 0.5).astype(np.int64),
+    scored = ScoredSet(["a", "b"], np.array([False, True]), true, (p > 0.5).astype(np.int64),
                     np.column_stack([1 - p, p]), np.zeros(80, dtype=np.int64))  # fmt: skip
-    found = summarise(scored, seed=0, resamples=50)["metrics"]["auroc"]
+    found = evaluate_split(scored, seed=0, resamples=50)["metrics"]["auroc"]
     assert found["ci95"] is None and found["reason"] == "no interval: one group only"
 
 

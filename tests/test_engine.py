@@ -12,25 +12,25 @@ import numpy as np
 import pytest
 import torch
 
-from dermkit.errors import Diverged, Interrupted, UsageError
+from dermkit.errors import DivergenceError, RunInterrupt, UsageError
 from dermkit.files import canonical_json, write_json
-from dermkit.models.precision import is_out_of_memory, settled
-from dermkit.recipes.experiments import NO_AUGMENT, ROTATE_FLIP_ZOOM, frozen, whole
-from dermkit.recipes.schema import ComputeSpec, MixSpec, Recipe
-from dermkit.threads import ahead
+from dermkit.models.precision import is_out_of_memory, resolve_precision
+from dermkit.recipes.experiments import NO_AUGMENT, ROTATE_FLIP_ZOOM, full_phase, head_phase
+from dermkit.recipes.schema import ComputeSpec, MixupSpec, Recipe
+from dermkit.threads import ordered_map
 from dermkit.training import loop as engine
-from dermkit.training.checkpoint import LAST, Progress, load_checkpoint, save_checkpoint
+from dermkit.training.checkpoint import LAST_CHECKPOINT, TrainingProgress, load_checkpoint, save_checkpoint
 from dermkit.training.distributed import process_group
-from dermkit.training.loop import SETBACKS, train
+from dermkit.training.loop import MAX_NAN_RECOVERIES, train_net
 from dermkit.training.optimizer import class_weights
 from dermkit.training.samples import PixelSource, Samples
-from dermkit.training.state import PASSES, Hooks
-from dermkit.training.step import Stepper, batches
-from dermkit.training.validation import validation_guides
+from dermkit.training.state import MICRO_BATCH_FILE, TrainingHooks
+from dermkit.training.step import TrainStep, train_batches
+from dermkit.training.validation import validation_metrics
 from test_train import BASE, SMALL, equal, make_job, make_net, run, state
 
-PIXELS: Recipe = replace(BASE, phases=(whole(2, lr=1e-3),), augment=ROTATE_FLIP_ZOOM)
-MIXED = replace(PIXELS, mix=MixSpec(mixup=0.4, cutmix=1.0, share=0.7))
+PIXELS: Recipe = replace(BASE, phases=(full_phase(2, lr=1e-3),), augment=ROTATE_FLIP_ZOOM)
+MIXED = replace(PIXELS, mix=MixupSpec(mixup=0.4, cutmix=1.0, p=0.7))
 BALANCED = replace(PIXELS, optim=replace(PIXELS.optim, sampling="balanced", class_weights="balanced"))
 
 
@@ -44,23 +44,28 @@ def test_workers_change_nothing(tmp_path: Path, recipe: Recipe) -> None:
         net = make_net(recipe)
         folder = tmp_path / str(workers)
         folder.mkdir()
-        train(replace(make_job(recipe, folder), workers=workers), net, folder, fabric=process_group.start("cpu"))
+        train_net(
+            replace(make_job(recipe, folder), workers=workers),
+            net,
+            folder,
+            fabric=process_group.start_fabric("cpu"),
+        )
         assert equal(state(alone), state(net))
 
 
 @pytest.mark.parametrize("recipe", [PIXELS, MIXED], ids=["plain", "mixed"])
 def test_stopped_at_every_batch_and_resumed_it_ends_with_the_same_bits(tmp_path: Path, recipe: Recipe) -> None:
     alone, progress = run(recipe, tmp_path / "alone")
-    hooks = Hooks(stop=lambda: True)
+    hooks = TrainingHooks(should_stop=lambda: True)
     for _ in range(100):
         try:
             net, resumed = run(recipe, tmp_path / "often", hooks=hooks)
             break
-        except Interrupted as error:
+        except RunInterrupt as error:
             assert "interrupted in epoch" in str(error)
     assert equal(state(alone), state(net))
     figures = ("train_loss", "train_accuracy", "val_loss")
-    for one, two in zip(progress.rows, resumed.rows, strict=True):
+    for one, two in zip(progress.log_rows, resumed.log_rows, strict=True):
         assert [one[name] for name in figures] == [two[name] for name in figures]
 
 
@@ -76,12 +81,12 @@ def test_checkpoints_inside_an_epoch_change_nothing(tmp_path: Path, monkeypatch:
     keep = save_checkpoint
     monkeypatch.setattr("dermkit.training.state.save_checkpoint", counting)
     often, _ = run(PIXELS, tmp_path / "often")
-    assert saves[0] > 2 * len(batches(np.arange(44), 8))
+    assert saves[0] > 2 * len(train_batches(np.arange(44), 8))
     assert equal(state(alone), state(often))
 
 
 def test_work_ahead_keeps_its_order_and_raises_where_it_is_due() -> None:
-    assert list(ahead(lambda k: k * k, range(50), workers=4)) == [k * k for k in range(50)]
+    assert list(ordered_map(lambda k: k * k, range(50), n_threads=4)) == [k * k for k in range(50)]
 
     def broken(k: int) -> int:
         if k == 7:
@@ -90,7 +95,7 @@ def test_work_ahead_keeps_its_order_and_raises_where_it_is_due() -> None:
 
     got = []
     with pytest.raises(KeyError):
-        for item in ahead(broken, range(100), workers=2):
+        for item in ordered_map(broken, range(100), n_threads=2):
             got.append(item)  # noqa: PERF402
     assert got == list(range(7))
 
@@ -102,7 +107,7 @@ def test_no_more_work_is_ahead_than_memory_expects() -> None:
         begun.append(k)
         return k
 
-    coming = ahead(note, range(1000), workers=2)
+    coming = ordered_map(note, range(1000), n_threads=2)
     next(coming)
     coming.close()  # type: ignore[attr-defined]
     assert len(begun) < 10
@@ -114,7 +119,7 @@ def test_no_more_work_is_ahead_than_memory_expects() -> None:
 def test_balanced_sampling_shows_classes_equally_often(tmp_path: Path) -> None:
     job = make_job(BALANCED, tmp_path)
     few = np.concatenate([np.arange(0, 40, 2), np.arange(1, 9, 2)])  # 20 of one class, 4 of the other
-    samples = Samples.of(job.image_ids, job.labels, few, NO_AUGMENT, None, seed=0)
+    samples = Samples.build(job.image_ids, job.labels, few, NO_AUGMENT, None, seed=0)
     order = samples.order("balanced", seed=0, epoch=1)
     assert len(order) == 24
     assert np.bincount(samples.labels[order]).tolist() == [12, 12]
@@ -123,18 +128,18 @@ def test_balanced_sampling_shows_classes_equally_often(tmp_path: Path) -> None:
 
 
 def test_mixing_mixes_images_and_labels_alike(tmp_path: Path) -> None:
-    recipe = replace(MIXED, augment=NO_AUGMENT, mix=MixSpec(mixup=1.0, cutmix=0.0, share=1.0))
+    recipe = replace(MIXED, augment=NO_AUGMENT, mix=MixupSpec(mixup=1.0, cutmix=0.0, p=1.0))
     job = make_job(recipe, tmp_path)
-    samples = Samples.of(job.image_ids, job.labels, job.train, NO_AUGMENT, None, seed=0, mix=recipe.mix)
-    source = PixelSource(samples, job.pixels, job.validation, job.preprocessing, torch.device("cpu"))
+    samples = Samples.build(job.image_ids, job.labels, job.train_rows, NO_AUGMENT, None, seed=0, mixup=recipe.mix)
+    source = PixelSource(samples, job.pixels, job.validation_rows, job.preprocessing, torch.device("cpu"))
     rows = np.arange(8)
     shares = source.targets(rows, epoch=1, seed=0, n_classes=2)
     assert shares.shape == (8, 2)
     assert torch.allclose(shares.sum(1), torch.ones(8))
-    mixes = samples.mixing(rows, seed=0, epoch=1)
+    mixes = samples.mix_plan(rows, seed=0, epoch=1)
     assert mixes is not None
     unit = job.pixels[samples.rows].transpose(0, 3, 1, 2) / np.float32(255)
-    lam = np.asarray(mixes.share, dtype=np.float32)[:, None, None, None]
+    lam = np.asarray(mixes.self_weight, dtype=np.float32)[:, None, None, None]
     expected = (unit[rows] * lam + unit[mixes.partner] * (1 - lam) - 0.5) / 0.5
     np.testing.assert_allclose(source.batch(rows, epoch=1, seed=0).numpy(), expected, atol=1e-5)
 
@@ -144,29 +149,29 @@ def test_mixing_mixes_images_and_labels_alike(tmp_path: Path) -> None:
 
 def test_the_fastest_precision_is_decided_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     fastest = ComputeSpec(precision="fastest", compile=False)
-    monkeypatch.setattr("dermkit.models.precision.multiplies_bfloat16", lambda _device: True)
-    assert settled(fastest, "cpu").precision == "bfloat16"
-    monkeypatch.setattr("dermkit.models.precision.multiplies_bfloat16", lambda _device: False)
-    assert settled(fastest, "cpu").precision == "float32"
+    monkeypatch.setattr("dermkit.models.precision.has_fast_bfloat16", lambda _device: True)
+    assert resolve_precision(fastest, "cpu").precision == "bfloat16"
+    monkeypatch.setattr("dermkit.models.precision.has_fast_bfloat16", lambda _device: False)
+    assert resolve_precision(fastest, "cpu").precision == "float32"
     exact = ComputeSpec(precision="bfloat16", compile=False)
-    assert settled(exact, "cpu") == exact
+    assert resolve_precision(exact, "cpu") == exact
 
 
 def test_bfloat16_changes_training_a_little_and_validation_stays_in_float32(tmp_path: Path) -> None:
     half = replace(PIXELS, compute=ComputeSpec(precision="bfloat16", compile=False))
     _, exact = run(PIXELS, tmp_path / "a")
     net, coarse = run(half, tmp_path / "b")
-    one, two = exact.rows[0]["train_loss"], coarse.rows[0]["train_loss"]
+    one, two = exact.log_rows[0]["train_loss"], coarse.log_rows[0]["train_loss"]
     assert one != two
     assert one == pytest.approx(two, abs=0.05)
     assert all(item.dtype == torch.float32 for item in net.state_dict().values() if item.is_floating_point())
     job = make_job(half, tmp_path)
-    samples = Samples.of(job.image_ids, job.labels, job.train, NO_AUGMENT, None, seed=0)
-    source = PixelSource(samples, job.pixels, job.validation, job.preprocessing, torch.device("cpu"))
+    samples = Samples.build(job.image_ids, job.labels, job.train_rows, NO_AUGMENT, None, seed=0)
+    source = PixelSource(samples, job.pixels, job.validation_rows, job.preprocessing, torch.device("cpu"))
     with torch.inference_mode():
-        logits = net(source.plain(np.arange(16))).double().numpy()
-    guides = validation_guides(logits, job.labels[job.validation])
-    best = min(coarse.rows, key=lambda row: row["val_loss"])
+        logits = net(source.validation_batch(np.arange(16))).double().numpy()
+    guides = validation_metrics(logits, job.labels[job.validation_rows])
+    best = min(coarse.log_rows, key=lambda row: row["val_loss"])
     assert guides["val_loss"] == pytest.approx(best["val_loss"], abs=1e-6)
 
 
@@ -175,7 +180,7 @@ def test_bfloat16_changes_training_a_little_and_validation_stays_in_float32(tmp_
 
 def test_a_loss_that_is_no_number_steps_back_at_half_the_rates_and_goes_on(tmp_path: Path) -> None:
     said: list[str] = []
-    recipe = replace(PIXELS, phases=(whole(3, lr=1e-3),))
+    recipe = replace(PIXELS, phases=(full_phase(3, lr=1e-3),))
     job = make_job(recipe, tmp_path)
 
     class Breaks(torch.nn.Module):
@@ -194,19 +199,21 @@ def test_a_loss_that_is_no_number_steps_back_at_half_the_rates_and_goes_on(tmp_p
     net.head = torch.nn.Sequential(Breaks(net.head))
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
-    progress = train(job, net, checkpoints, fabric=process_group.start("cpu"), hooks=Hooks(say=said.append))
-    (setback,) = progress.setbacks
+    progress = train_net(
+        job, net, checkpoints, fabric=process_group.start_fabric("cpu"), hooks=TrainingHooks(say=said.append)
+    )
+    (setback,) = progress.nan_recoveries
     assert (setback["epoch"], setback["batch"], setback["lr_scale"]) == (1, 3, 0.5)
-    order = Samples.of(job.image_ids, job.labels, job.train, NO_AUGMENT, None, seed=0).order(
+    order = Samples.build(job.image_ids, job.labels, job.train_rows, NO_AUGMENT, None, seed=0).order(
         "shuffled", seed=0, epoch=1
     )
     assert setback["images"] == [job.image_ids[k] for k in order[16:20]]
-    assert len(progress.rows) == 3
-    assert {row["lr"] for row in progress.rows} == {5e-4}
+    assert len(progress.log_rows) == 3
+    assert {row["lr"] for row in progress.log_rows} == {5e-4}
     assert "not a number in epoch 1, batch 3" in said[0]
-    reloaded = load_checkpoint(checkpoints / LAST, net)
+    reloaded = load_checkpoint(checkpoints / LAST_CHECKPOINT, net)
     assert reloaded is not None
-    assert reloaded.setbacks == progress.setbacks
+    assert reloaded.nan_recoveries == progress.nan_recoveries
 
 
 class Poison(torch.nn.Module):
@@ -227,9 +234,9 @@ class Poison(torch.nn.Module):
 def test_validation_that_gives_no_numbers_steps_back_too(tmp_path: Path) -> None:
     net = make_net(PIXELS)
     net.head = torch.nn.Sequential(Poison(net.head, 1))
-    progress = train(make_job(PIXELS, tmp_path), net, tmp_path, fabric=process_group.start("cpu"))
-    assert [item["what"] for item in progress.setbacks] == ["a validation score"]
-    assert len(progress.rows) == 2
+    progress = train_net(make_job(PIXELS, tmp_path), net, tmp_path, fabric=process_group.start_fabric("cpu"))
+    assert [item["what"] for item in progress.nan_recoveries] == ["a validation score"]
+    assert len(progress.log_rows) == 2
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
@@ -237,7 +244,7 @@ def test_a_weight_that_is_no_number_after_the_last_batch_is_never_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
     """The loss of the last batch is finite, and what it does to the weights is not."""
-    steps = len(batches(np.arange(44), 8))
+    steps = len(train_batches(np.arange(44), 8))
     taken = [0]
 
     class Breaking(torch.optim.Adam):
@@ -251,7 +258,7 @@ def test_a_weight_that_is_no_number_after_the_last_batch_is_never_kept(
 
     monkeypatch.setattr(torch.optim, "Adam", Breaking)
     net, progress = run(PIXELS, tmp_path)
-    assert [(item["what"], item["epoch"], item["batch"]) for item in progress.setbacks] == [
+    assert [(item["what"], item["epoch"], item["batch"]) for item in progress.nan_recoveries] == [
         ("a weight", epoch, steps)
     ]
     assert all(bool(torch.isfinite(value).all()) for value in net.state_dict().values())
@@ -260,7 +267,7 @@ def test_a_weight_that_is_no_number_after_the_last_batch_is_never_kept(
 def test_a_setback_is_the_same_whether_the_run_was_stopped_before_it_or_not(tmp_path: Path) -> None:
     """It goes back to where the epoch began, not to wherever somebody stopped."""
 
-    def attempt(folder: Path, stop_after: int) -> tuple[Any, Progress]:
+    def attempt(folder: Path, stop_after: int) -> tuple[Any, TrainingProgress]:
         folder.mkdir(exist_ok=True)
         net = make_net(PIXELS)
         net.head = torch.nn.Sequential(net.head, PoisonAt(5))
@@ -272,15 +279,17 @@ def test_a_setback_is_the_same_whether_the_run_was_stopped_before_it_or_not(tmp_
 
         job = make_job(PIXELS, folder)
         try:
-            return net, train(job, net, folder, fabric=process_group.start("cpu"), hooks=Hooks(stop=stop))
-        except Interrupted:
+            return net, train_net(
+                job, net, folder, fabric=process_group.start_fabric("cpu"), hooks=TrainingHooks(should_stop=stop)
+            )
+        except RunInterrupt:
             assert (folder / "inside.safetensors").exists()
             again = make_net(PIXELS)
             again.head = torch.nn.Sequential(again.head, PoisonAt(5 - stop_after))
-            return again, train(job, again, folder, fabric=process_group.start("cpu"))
+            return again, train_net(job, again, folder, fabric=process_group.start_fabric("cpu"))
 
     (alone, one), (stopped, two) = attempt(tmp_path / "a", 0), attempt(tmp_path / "b", 3)
-    assert one.setbacks == two.setbacks != []
+    assert one.nan_recoveries == two.nan_recoveries != []
     assert equal(state(alone), state(stopped))
     assert not (tmp_path / "b" / "inside.safetensors").exists()
 
@@ -298,14 +307,14 @@ class PoisonAt(torch.nn.Module):
 
 
 def test_after_some_setbacks_it_stops_with_code_4_and_the_last_sound_checkpoint(tmp_path: Path) -> None:
-    recipe = replace(PIXELS, phases=(whole(3, lr=1e30),))
-    with pytest.raises(Diverged, match=r"epoch 1, batch \d+ \(images image-") as caught:
+    recipe = replace(PIXELS, phases=(full_phase(3, lr=1e30),))
+    with pytest.raises(DivergenceError, match=r"epoch 1, batch \d+ \(images image-") as caught:
         run(recipe, tmp_path)
     assert caught.value.exit_code == 4
-    kept = load_checkpoint(tmp_path / "checkpoints" / LAST, make_net(recipe))
+    kept = load_checkpoint(tmp_path / "checkpoints" / LAST_CHECKPOINT, make_net(recipe))
     assert kept is not None
-    assert len(kept.setbacks) == SETBACKS
-    assert kept.lr_scale == 0.5**SETBACKS
+    assert len(kept.nan_recoveries) == MAX_NAN_RECOVERIES
+    assert kept.lr_scale == 0.5**MAX_NAN_RECOVERIES
 
 
 class Small(torch.nn.Module):
@@ -330,39 +339,39 @@ def test_where_memory_runs_out_batches_are_added_up_to_the_same_step(tmp_path: P
     net.backbone = Small(net.backbone, 3)
     checkpoints = tmp_path / "small" / "checkpoints"
     checkpoints.mkdir(parents=True)
-    progress = train(
+    progress = train_net(
         make_job(recipe, tmp_path),
         net,
         checkpoints,
-        fabric=process_group.start("cpu"),
-        hooks=Hooks(say=said.append),
+        fabric=process_group.start_fabric("cpu"),
+        hooks=TrainingHooks(say=said.append),
     )
-    assert json.loads((checkpoints / PASSES).read_text())["micro"] == 2
-    assert progress.micro == 2
+    assert json.loads((checkpoints / MICRO_BATCH_FILE).read_text())["micro"] == 2
+    assert progress.micro_batch_size == 2
     assert [line.split(";")[0] for line in said] == [
         f"out of memory: batches are now added up from passes of {n} images" for n in (4, 2)
     ]
-    assert [row["epoch"] for row in progress.rows] == [row["epoch"] for row in whole_batches.rows]
+    assert [row["epoch"] for row in progress.log_rows] == [row["epoch"] for row in whole_batches.log_rows]
 
 
 def test_passes_are_even_so_that_batch_norm_never_sees_a_lonely_image(tmp_path: Path) -> None:
     job = make_job(PIXELS, tmp_path)
-    samples = Samples.of(job.image_ids, job.labels, job.train, NO_AUGMENT, None, seed=0)
-    source = PixelSource(samples, job.pixels, job.validation, job.preprocessing, torch.device("cpu"))
-    fabric = process_group.start("cpu")
+    samples = Samples.build(job.image_ids, job.labels, job.train_rows, NO_AUGMENT, None, seed=0)
+    source = PixelSource(samples, job.pixels, job.validation_rows, job.preprocessing, torch.device("cpu"))
+    fabric = process_group.start_fabric("cpu")
     for size, micro, expected in ((9, 4, [3, 3, 3]), (8, 4, [4, 4]), (5, 4, [3, 2]), (1, 4, [1]), (7, 0, [7])):
-        stepper = Stepper(
+        stepper = TrainStep(
             module=None,
             optimizer=None,
             fabric=fabric,
-            ranks=process_group.ALONE,
+            process_group=process_group.SINGLE_PROCESS,
             source=source,
             compute=PIXELS.compute,
-            weights=None,
+            class_weights=None,
             label_smoothing=0.0,
             n_classes=2,
             seed=0,
-            micro=micro,
+            micro_batch_size=micro,
         )
         assert [len(inputs) for inputs, _ in stepper.prepare(np.arange(size), epoch=1)] == expected
 
@@ -376,30 +385,30 @@ def test_a_step_has_the_loss_of_one_call_on_the_whole_batch(
     """Against torch's own mean reduction: weighted, smoothed, and added up from passes."""
     job = make_job(PIXELS, tmp_path)
     few = np.concatenate([np.arange(0, 30, 2), np.arange(1, 9, 2)])
-    samples = Samples.of(job.image_ids, job.labels, few, NO_AUGMENT, None, seed=0)
-    source = PixelSource(samples, job.pixels, job.validation, job.preprocessing, torch.device("cpu"))
+    samples = Samples.build(job.image_ids, job.labels, few, NO_AUGMENT, None, seed=0)
+    source = PixelSource(samples, job.pixels, job.validation_rows, job.preprocessing, torch.device("cpu"))
     layer = torch.nn.Linear(3 * 32 * 32, 2)
     net = torch.nn.Sequential(torch.nn.Flatten(), layer)
-    fabric = process_group.start("cpu")
+    fabric = process_group.start_fabric("cpu")
     optim = replace(PIXELS.optim, class_weights=weights)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     scale = class_weights(samples.labels, 2, optim, torch.device("cpu"))
     module, stepping = fabric.setup(net, optimizer)
-    stepper = Stepper(
+    stepper = TrainStep(
         module=module,
         optimizer=stepping,
         fabric=fabric,
-        ranks=process_group.ALONE,
+        process_group=process_group.SINGLE_PROCESS,
         source=source,
         compute=PIXELS.compute,
-        weights=scale,
+        class_weights=scale,
         label_smoothing=smoothing,
         n_classes=2,
         seed=0,
-        micro=micro,
+        micro_batch_size=micro,
     )
     rows = np.arange(3, 17)
-    stepper.take(0, rows, stepper.prepare(rows, epoch=1), epoch=1)
+    stepper.__call__(0, rows, stepper.prepare(rows, epoch=1), epoch=1)
     assert layer.weight.grad is not None
     kept = layer.weight.grad.clone()
     stepper.flush()
@@ -409,7 +418,7 @@ def test_a_step_has_the_loss_of_one_call_on_the_whole_batch(
         label_smoothing=smoothing,
     )  # fmt: skip
     expected.backward()  # type: ignore[no-untyped-call]
-    assert stepper.loss / len(rows) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert stepper.loss_sum / len(rows) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert torch.allclose(kept, layer.weight.grad, atol=1e-6)
 
 
@@ -417,7 +426,7 @@ def test_what_cannot_be_made_any_smaller_is_told(tmp_path: Path) -> None:
     net = make_net(PIXELS)
     net.backbone = Small(net.backbone, 0)
     with pytest.raises(UsageError, match="does not hold 2 images"):
-        train(make_job(PIXELS, tmp_path), net, tmp_path, fabric=process_group.start("cpu"))
+        train_net(make_job(PIXELS, tmp_path), net, tmp_path, fabric=process_group.start_fabric("cpu"))
 
 
 def test_what_running_out_of_memory_looks_like() -> None:
@@ -431,7 +440,7 @@ def test_no_room_for_checkpoints_is_told_before_the_first_epoch(
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(engine, "check_writable", lambda _folder, need: asked.append(need))
-    net, _ = run(replace(PIXELS, phases=(whole(1, lr=1e-3),)), tmp_path)
+    net, _ = run(replace(PIXELS, phases=(full_phase(1, lr=1e-3),)), tmp_path)
     weights = sum(item.nbytes for item in net.parameters())
     assert asked[0] > 9 * weights
 
@@ -461,18 +470,20 @@ name = f"rank-{fabric.global_rank}.json"
 def test_two_processes_divide_a_batch_into_as_many_passes(tmp_path: Path) -> None:
     """Shares of 6 and 5 with room for 5: two passes each, or the batch norms would wait for each other for ever."""
     (tmp_path / "two" / "checkpoints").mkdir(parents=True)
-    write_json(tmp_path / "two" / "checkpoints" / PASSES, {"micro": 5}, format=1)
+    write_json(tmp_path / "two" / "checkpoints" / MICRO_BATCH_FILE, {"micro": 5}, format=1)
     model = replace(SMALL, backbone="resnet10t", dropout=0.0)
-    recipe = replace(PIXELS, model=model, optim=replace(PIXELS.optim, batch_size=11), phases=(whole(1, lr=1e-3),))
+    recipe = replace(
+        PIXELS, model=model, optim=replace(PIXELS.optim, batch_size=11), phases=(full_phase(1, lr=1e-3),)
+    )
     both = two_processes(recipe, tmp_path / "two")
     assert both[0]["weights"] == both[1]["weights"]
 
 
 def two_processes(recipe: Recipe, folder: Path) -> list[dict[str, object]]:
-    from dermkit.recipes.schema import as_dict
+    from dermkit.recipes.schema import recipe_to_dict
 
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.json").write_text(canonical_json(as_dict(recipe)))
+    (folder / "recipe.json").write_text(canonical_json(recipe_to_dict(recipe)))
     (folder / "worker.py").write_text(WORKER)
     port = str(20000 + os.getpid() % 20000)
     places = [
@@ -495,17 +506,17 @@ def test_two_processes_and_one_give_the_same_curve(tmp_path: Path, name: str) ->
     """
     sgd = replace(BALANCED.optim, optimizer="sgd", momentum=0.9, batch_size=11)
     residual = replace(SMALL, backbone="resnet10t", dropout=0.0)
-    phases = (whole(2, lr=1e-2),)
+    phases = (full_phase(2, lr=1e-2),)
     recipe = {
         "mixed, balanced, uneven": replace(MIXED, model=residual, optim=sgd, phases=phases),
-        "features": replace(PIXELS, model=residual, phases=(frozen(3, views=2),)),
+        "features": replace(PIXELS, model=residual, phases=(head_phase(3, views=2),)),
     }[name]
     _, alone = run(recipe, tmp_path / "one")
     both = two_processes(recipe, tmp_path / "two")
     assert both[0]["weights"] == both[1]["weights"], "the ranks' nets are one net"
     rows = both[0]["rows"]
     assert isinstance(rows, list)
-    for one, two in zip(alone.rows, rows, strict=True):
+    for one, two in zip(alone.log_rows, rows, strict=True):
         for figure in ("train_loss", "val_loss"):
             assert one[figure] == pytest.approx(two[figure], rel=1e-4)
 
@@ -513,7 +524,7 @@ def test_two_processes_and_one_give_the_same_curve(tmp_path: Path, name: str) ->
 def test_progress_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({"net.x": torch.zeros(1)}, tmp_path / LAST, metadata={"format": "1", "progress": "{}"})
+    save_file({"net.x": torch.zeros(1)}, tmp_path / LAST_CHECKPOINT, metadata={"format": "1", "progress": "{}"})
     with pytest.raises(Exception, match="format 1"):
-        load_checkpoint(tmp_path / LAST, make_net(PIXELS))
-    assert Progress().micro == 0
+        load_checkpoint(tmp_path / LAST_CHECKPOINT, make_net(PIXELS))
+    assert TrainingProgress().micro_batch_size == 0

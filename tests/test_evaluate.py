@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermkit.data.manifest import COLUMNS, Dataset, LesionClass
+from dermkit.data.manifest import MANIFEST_COLUMNS, Dataset, LesionClass
 from dermkit.errors import DataError
 from dermkit.evaluation.class_mapping import default_mapping, load_mapping, map_labels, remap_predictions
-from dermkit.evaluation.evaluate import evaluate_predictions, evaluate_run, mistakes, write_evaluation
+from dermkit.evaluation.evaluate import evaluate_predictions, evaluate_run, mistake_rows, write_evaluation
 from dermkit.files import write_json, write_rows
-from dermkit.metrics.stats.intervals import clopper_pearson
+from dermkit.metrics.stats.intervals import clopper_pearson_interval
 from dermkit.reporting.report import write_report
-from dermkit.runs.metrics_json import read_results
+from dermkit.runs.metrics_json import read_metrics
 from dermkit.runs.predictions import check_predictions, read_predictions
 
 
@@ -174,7 +174,9 @@ def test_sensitivity_counts_the_malignant_classes_together() -> None:
         p_nevus=[0.2, 0.6, 0.6, 0.3], p_mel=[0.3, 0.3, 0.2, 0.4], p_bcc=[0.5, 0.1, 0.2, 0.3],
     )  # fmt: skip
     metrics = evaluate_predictions(frame, classes=classes, groups=None)["splits"]["test"]["metrics"]
-    assert metrics["sensitivity"]["value"] == 0.5 and metrics["sensitivity"]["ci95"] == list(clopper_pearson(1, 2))
+    assert metrics["sensitivity"]["value"] == 0.5 and metrics["sensitivity"]["ci95"] == list(
+        clopper_pearson_interval(1, 2)
+    )
     assert metrics["specificity"]["value"] == 0.5 and metrics["accuracy"]["value"] == 0.25
     # Scores .8 and .4 of the melanomas against .4 and .7: pairs won 1 + 1 + 0.5 + 0 of 4.
     assert metrics["auroc"]["value"] == pytest.approx(0.625)
@@ -329,17 +331,17 @@ def test_an_evaluation_of_the_first_format_is_still_read(tmp_path: Path) -> None
             del split["metrics"][name]
         split.pop("decided", None)
     path.write_text(json.dumps(older))
-    assert "npv" not in read_results(run)["splits"]["test"]["metrics"]
+    assert "npv" not in read_metrics(run)["splits"]["test"]["metrics"]
     page = write_report(run).read_text()
     assert "Balanced accuracy" in page
     path.write_text(json.dumps({**body, "format": 3}))
     with pytest.raises(DataError, match="format 3"):
-        read_results(run)
+        read_metrics(run)
 
 
 def test_mistakes_are_the_wrong_rows_worst_first() -> None:
     frame = make_predictions()
-    rows: Any = mistakes(frame, NAMES)
+    rows: Any = mistake_rows(frame, NAMES)
     assert len(rows) == (frame["label"] != frame["predicted"]).sum() > 5
     assert [row[4] for row in rows] == sorted((row[4] for row in rows), reverse=True)
     image, path, label, predicted, p_predicted, p_label = rows[0]
@@ -358,12 +360,12 @@ def test_evaluate_run_takes_training_counts_from_predictions(tmp_path: Path) -> 
 
 def test_groups_and_training_counts_come_from_the_data_set_where_files_lack_them(tmp_path: Path) -> None:
     frame = make_predictions()
-    manifest = pd.DataFrame("", index=range(60), columns=list(COLUMNS)).assign(
+    manifest = pd.DataFrame("", index=range(60), columns=list(MANIFEST_COLUMNS)).assign(
         image_id=frame["image_id"], path=frame["path"], label=frame["label"],
         lesion_id=[f"lesion{i // 2}" for i in range(60)], width=8, height=8,
     )  # fmt: skip
     extra = manifest.head(9).assign(image_id=[f"train/{i}" for i in range(9)], label="AK", lesion_id="own")
-    dataset = Dataset(folder=tmp_path, images=tmp_path, name="made", classes=THREE,
+    dataset = Dataset(folder=tmp_path, image_root=tmp_path, name="made", classes=THREE,
                       manifest=pd.concat([manifest, extra], ignore_index=True), importer="test", notes={})  # fmt: skip
     run = make_run(tmp_path / "run", frame)
     write_rows(
@@ -412,7 +414,7 @@ def test_unmapped_images_are_counted_and_no_probability_is_lost() -> None:
     mapping = default_mapping(THREE, data)
     remapped = remap_predictions(frame, mapping)
     n_unknown = int((frame["label"] == "unknown").sum())
-    assert remapped.unmapped == {"unknown": n_unknown} and len(remapped.unmapped_images) == n_unknown > 0
+    assert remapped.unmapped_counts == {"unknown": n_unknown} and len(remapped.unmapped_images) == n_unknown > 0
     assert len(remapped.predictions) + n_unknown == len(frame)
     own = frame[frame["label"] != "unknown"].reset_index(drop=True)
     assert (remapped.predictions["p_malignant"] == own["p_melanoma"]).all()

@@ -121,7 +121,7 @@ def test_a_parent_that_is_a_file_is_exit_code_5(tmp_path: Path, way: int) -> Non
     with pytest.raises(OutputError, match=r"parent.*cannot be written") as caught:
         write_ways(tmp_path / "parent" / "sub" / "out.txt")[way]()
     assert caught.value.exit_code == 5
-    assert caught.value.kept and caught.value.remedy
+    assert caught.value.outcome and caught.value.remedy
     assert (tmp_path / "parent").read_text() == "a file"
 
 
@@ -150,7 +150,7 @@ def test_the_system_s_own_full_device_is_named(tmp_path: Path) -> None:
         Path("/dev/full").write_bytes(b"x" * 100_000)
 
     with pytest.raises(OutputError, match=r"out\.bin: cannot be written: No space left on device"):
-        files.write_with(tmp_path / "out.bin", write)
+        files.write_atomically(tmp_path / "out.bin", write)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,14 +176,14 @@ def test_a_failing_writer_keeps_the_earlier_file(tmp_path: Path) -> None:
     target = tmp_path / "out.txt"
     target.write_text("old")
     with pytest.raises(KeyboardInterrupt):
-        files.write_with(target, half)
+        files.write_atomically(target, half)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_the_temporary_keeps_the_ending_and_stands_beside_the_target(tmp_path: Path) -> None:
     seen: list[Path] = []
-    files.write_with(tmp_path / "new" / "curve.png", lambda temporary: seen.append(temporary))
+    files.write_atomically(tmp_path / "new" / "curve.png", lambda temporary: seen.append(temporary))
     assert seen[0].suffix == ".png"
     assert seen[0].parent == tmp_path / "new"
     assert (tmp_path / "new" / "curve.png").stat().st_mode & 0o777 == 0o644

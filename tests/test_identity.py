@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, card
-from dermkit.audit.checks.identity import da070_known_set, da071_name_and_content, da072_held_set
-from dermkit.data.identify import KNOWN, Known, classify
-from dermkit.data.manifest import COLUMNS, Dataset
+from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, read_check_card
+from dermkit.audit.checks.identity import da070_known_set, da071_name_and_content, da072_contains_known_set
+from dermkit.data.identify import KNOWN_DATASETS, KnownDataset, classify_label
+from dermkit.data.manifest import MANIFEST_COLUMNS, Dataset
 
-HAM = next(item for item in KNOWN if item.key == "ham10000")
+HAM = next(item for item in KNOWN_DATASETS if item.key == "ham10000")
 
 
-def rows_of(known: Known, first: int = 24306) -> pd.DataFrame:
+def rows_of(known: KnownDataset, first: int = 24306) -> pd.DataFrame:
     """Return manifest rows with the counts of a known set and ISIC ids from `first` on."""
     labels = [label for classes in known.counts.values() for label, n in classes.items() for _ in range(n)]
     ids = [f"ISIC_{first + i:07d}" for i in range(len(labels))]
@@ -22,18 +22,18 @@ def rows_of(known: Known, first: int = 24306) -> pd.DataFrame:
 
 
 def manifest(labels: list[str], ids: list[str], folder: str = "any") -> pd.DataFrame:
-    frame = pd.DataFrame("", index=range(len(labels)), columns=list(COLUMNS))
+    frame = pd.DataFrame("", index=range(len(labels)), columns=list(MANIFEST_COLUMNS))
     paths = [f"{folder}/{i % 5}/{name}.jpg" for i, name in enumerate(ids)]
     return frame.assign(label=labels, path=paths, image_id=[path[:-4] for path in paths], isic_id=ids)
 
 
 def subject(frame: pd.DataFrame, name: str = "mine", folder: str = "mine") -> Subject:
     frame = frame.reset_index(drop=True)
-    classes = tuple(map(classify, sorted(frame["label"].unique())))
+    classes = tuple(map(classify_label, sorted(frame["label"].unique())))
     dataset = Dataset(Path("/nowhere") / folder, Path("/nowhere/images"), name, classes, frame, "folder")
     return Subject(
         dataset=dataset, frame=frame.assign(split=frame["given_split"]), measures=pd.DataFrame(index=frame.index),
-        pairs=pd.DataFrame(), units=np.arange(len(frame)),
+        pairs=pd.DataFrame(), group_ids=np.arange(len(frame)),
     )  # fmt: skip
 
 
@@ -68,11 +68,11 @@ def test_a_set_of_ones_own_is_nobody_s(ham: pd.DataFrame) -> None:
     mine = subject(manifest(["nevus", "melanoma"] * 20, [f"clinic_{i}" for i in range(40)]), name="my ward")
     assert da070_known_set(mine) is None
     assert da071_name_and_content(mine) is None
-    assert da072_held_set(mine) is None
+    assert da072_contains_known_set(mine) is None
 
 
 def test_a_wrong_set_under_a_right_name_is_told(ham: pd.DataFrame) -> None:
-    isic9 = next(item for item in KNOWN if item.key == "isic9")
+    isic9 = next(item for item in KNOWN_DATASETS if item.key == "isic9")
     finding = found(da071_name_and_content(subject(rows_of(isic9, first=5_000_000), name="HAM10000")))
     assert finding.severity is Severity.WARNING
     assert "recognised as Skin cancer, nine classes" in finding.sentence
@@ -102,26 +102,26 @@ def test_a_name_that_the_content_cannot_confirm_is_a_note() -> None:
 def test_images_of_another_known_set_are_counted(ham: pd.DataFrame) -> None:
     own = manifest(["nv", "mel"] * 100, [f"ISIC_{7_000_000 + i}" for i in range(200)])
     guests = ham[ham["label"].isin(["nv", "mel"])].groupby("label").head(50)
-    finding = found(da072_held_set(subject(pd.concat([own, guests]))))
+    finding = found(da072_contains_known_set(subject(pd.concat([own, guests]))))
     assert finding.severity is Severity.NOTE
     assert finding.n == 100
     assert finding.per_class == {"mel": 50, "nv": 50}
     assert finding.rows["isic_id"].tolist() == guests["isic_id"].tolist()
     assert "100 of 300 images (33.3 %" in finding.sentence
-    assert da072_held_set(subject(own)) is None
-    assert da072_held_set(subject(ham)) is None  # itself
+    assert da072_contains_known_set(subject(own)) is None
+    assert da072_contains_known_set(subject(ham)) is None  # itself
 
 
 def test_a_class_from_another_archive_than_its_opposite_is_a_warning(ham: pd.DataFrame) -> None:
     own = manifest(["mel"] * 60, [f"ISIC_{7_000_000 + i}" for i in range(60)])
-    finding = found(da072_held_set(subject(pd.concat([own, ham[ham["label"] == "nv"].head(60)]))))
+    finding = found(da072_contains_known_set(subject(pd.concat([own, ham[ham["label"] == "nv"].head(60)]))))
     assert finding.severity is Severity.WARNING
     assert "They tell classes apart: 0 of 60 mel, but 60 of 60 nv." in finding.sentence
     assert finding.figures["sets"][0]["gap"] > 0.8
 
 
-@pytest.mark.parametrize("check", [da070_known_set, da071_name_and_content, da072_held_set])
+@pytest.mark.parametrize("check", [da070_known_set, da071_name_and_content, da072_contains_known_set])
 def test_every_check_has_a_card(check: object) -> None:
-    read = card(check)  # type: ignore[arg-type]
+    read = read_check_card(check)  # type: ignore[arg-type]
     assert read.code in ("DA070", "DA071", "DA072")
     assert all((read.title, read.threshold, read.severity, read.effect))

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from dermkit.errors import ImageRefused, Refusal
+from dermkit.errors import ImageRejected, RejectionReason
 from dermkit.images.decode import open_image
 from made_images import (
     FORMATS,
@@ -33,70 +33,73 @@ from made_images import (
 )
 
 
-def refusal(data: bytes | Path) -> Refusal:
-    with pytest.raises(ImageRefused) as caught:
+def refusal(data: bytes | Path) -> RejectionReason:
+    with pytest.raises(ImageRejected) as caught:
         open_image(data, name="lesion.jpg")
     assert caught.value.detail
     return caught.value.reason
 
 
-HOSTILE: dict[str, tuple[Callable[[], bytes], Refusal]] = {
-    "zero bytes": (lambda: b"", Refusal.EMPTY),
-    "renamed text": (lambda: b"lesion_id,dx\nHAM_0000118,bkl\n" * 9, Refusal.NOT_AN_IMAGE),
-    "text that begins like BMP": (lambda: b"BMI of the patients: 24.1, 25.3, 22.8", Refusal.NOT_AN_IMAGE),
-    "GIF": (lambda: encoded(flat(1, "P"), "GIF"), Refusal.FORMAT_NOT_ALLOWED),
-    "DICOM": (lambda: bytes(128) + b"DICM" + bytes(99), Refusal.FORMAT_NOT_ALLOWED),
-    "HEIC": (lambda: b"\0\0\0\x18ftypheic" + bytes(99), Refusal.FORMAT_NOT_ALLOWED),
-    "run-length BMP": (lambda: with_byte(encoded(speckled(), "BMP"), 30, 1), Refusal.FORMAT_NOT_ALLOWED),
-    "PNG bomb": (lambda: png(100_000, 100_000, 1, 0, b""), Refusal.TOO_LARGE),
-    "PNG bomb that holds its pixels": (lambda: png(16_000, 5_000, 1, 0, bytes(2_000 * 5_000)), Refusal.TOO_LARGE),
-    "WebP bomb": (webp_bomb, Refusal.TOO_LARGE),
+HOSTILE: dict[str, tuple[Callable[[], bytes], RejectionReason]] = {
+    "zero bytes": (lambda: b"", RejectionReason.EMPTY),
+    "renamed text": (lambda: b"lesion_id,dx\nHAM_0000118,bkl\n" * 9, RejectionReason.NOT_AN_IMAGE),
+    "text that begins like BMP": (lambda: b"BMI of the patients: 24.1, 25.3, 22.8", RejectionReason.NOT_AN_IMAGE),
+    "GIF": (lambda: encoded(flat(1, "P"), "GIF"), RejectionReason.FORMAT_NOT_ALLOWED),
+    "DICOM": (lambda: bytes(128) + b"DICM" + bytes(99), RejectionReason.FORMAT_NOT_ALLOWED),
+    "HEIC": (lambda: b"\0\0\0\x18ftypheic" + bytes(99), RejectionReason.FORMAT_NOT_ALLOWED),
+    "run-length BMP": (lambda: with_byte(encoded(speckled(), "BMP"), 30, 1), RejectionReason.FORMAT_NOT_ALLOWED),
+    "PNG bomb": (lambda: png(100_000, 100_000, 1, 0, b""), RejectionReason.TOO_LARGE),
+    "PNG bomb that holds its pixels": (
+        lambda: png(16_000, 5_000, 1, 0, bytes(2_000 * 5_000)),
+        RejectionReason.TOO_LARGE,
+    ),
+    "WebP bomb": (webp_bomb, RejectionReason.TOO_LARGE),
     "WebP bomb below the cap": (
         lambda: encoded(flat("white", size=(5000, 5000)), "WEBP", lossless=True, method=0),
-        Refusal.TOO_LARGE,
+        RejectionReason.TOO_LARGE,
     ),
     "BMP bomb": (
         lambda: encoded(speckled(), "BMP")[:18] + struct.pack("<ii", 99_999, -99_999) + bytes(99),
-        Refusal.TOO_LARGE,
+        RejectionReason.TOO_LARGE,
     ),
-    "TIFF bomb": (lambda: tiff("<", 100_000, 100_000, 8, 1, bytes(99)), Refusal.TOO_LARGE),
+    "TIFF bomb": (lambda: tiff("<", 100_000, 100_000, 8, 1, bytes(99)), RejectionReason.TOO_LARGE),
     "TIFF tile bomb": (
         lambda: tiff("<", 16, 16, 8, 1, bytes(256), t322=99_999, t323=99_999, t324=8, t325=9),
-        Refusal.TOO_LARGE,
+        RejectionReason.TOO_LARGE,
     ),
-    "long and thin": (lambda: png(20_000, 8, 1, 0, bytes(2500 * 8)), Refusal.TOO_LARGE),
-    "tracking pixel": (lambda: encoded(flat("white", size=(1, 1)), "PNG"), Refusal.TOO_SMALL),
-    "animated WebP": (lambda: frames("WEBP"), Refusal.ANIMATED),
-    "animated PNG": (lambda: frames("PNG"), Refusal.ANIMATED),
-    "multi-page TIFF": (lambda: frames("TIFF"), Refusal.MULTI_PAGE),
+    "long and thin": (lambda: png(20_000, 8, 1, 0, bytes(2500 * 8)), RejectionReason.TOO_LARGE),
+    "tracking pixel": (lambda: encoded(flat("white", size=(1, 1)), "PNG"), RejectionReason.TOO_SMALL),
+    "animated WebP": (lambda: frames("WEBP"), RejectionReason.ANIMATED),
+    "animated PNG": (lambda: frames("PNG"), RejectionReason.ANIMATED),
+    "multi-page TIFF": (lambda: frames("TIFF"), RejectionReason.MULTI_PAGE),
     "flipped bit in PNG pixels": (
         lambda: with_byte(data := encoded(speckled(), "PNG"), at := len(data) // 2, data[at] ^ 1),
-        Refusal.BROKEN,
+        RejectionReason.BROKEN,
     ),
-    "one strip for two": (lambda: tiff("<", 16, 16, 8, 1, bytes(256), t278=8), Refusal.BROKEN),
+    "one strip for two": (lambda: tiff("<", 16, 16, 8, 1, bytes(256), t278=8), RejectionReason.BROKEN),
     "overlapping tags": (
         lambda: tiff("<", 16, 16, 8, 1, bytes(256), t320=0).replace(
             struct.pack("<HHII", 320, 4, 1, 0), struct.pack("<HHII", 320, 1, 385, 0)
         ),
-        Refusal.BROKEN,
+        RejectionReason.BROKEN,
     ),
-    "strip beyond the end": (lambda: tiff("<", 16, 16, 8, 1, bytes(256), t273=9_999), Refusal.TRUNCATED),
+    "strip beyond the end": (lambda: tiff("<", 16, 16, 8, 1, bytes(256), t273=9_999), RejectionReason.TRUNCATED),
     "fractions above one": (
         lambda: encoded(Image.fromarray(np.full((16, 16), 1.5, np.float32)), "TIFF"),
-        Refusal.UNDEFINED_PIXELS,
+        RejectionReason.UNDEFINED_PIXELS,
     ),
     "not a number": (
         lambda: encoded(Image.fromarray(np.full((16, 16), np.nan, np.float32)), "TIFF"),
-        Refusal.UNDEFINED_PIXELS,
+        RejectionReason.UNDEFINED_PIXELS,
     ),
     "integers of unknown range": (
         lambda: encoded(Image.fromarray(np.full((16, 16), 70_000, np.int32)), "TIFF"),
-        Refusal.UNDEFINED_PIXELS,
+        RejectionReason.UNDEFINED_PIXELS,
     ),
-    "LAB": (lambda: encoded(flat((50, 0, 0), "LAB"), "TIFF"), Refusal.UNDEFINED_PIXELS),
+    "LAB": (lambda: encoded(flat((50, 0, 0), "LAB"), "TIFF"), RejectionReason.UNDEFINED_PIXELS),
     "16-bit transparent colour": (
         lambda: png(16, 16, 16, 2, bytes(16 * 6 * 16), chunk(b"tRNS", bytes(6))),
-        Refusal.UNDEFINED_PIXELS,
+        RejectionReason.UNDEFINED_PIXELS,
     ),
 }
 
@@ -114,7 +117,7 @@ def test_refuses_truncated_files(format: str, share: float, tolerant: bool, monk
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
     data = encoded(speckled(), format)
     open_image(data)
-    assert refusal(data[: min(int(len(data) * share), len(data) - 3)]) is Refusal.TRUNCATED
+    assert refusal(data[: min(int(len(data) * share), len(data) - 3)]) is RejectionReason.TRUNCATED
 
 
 @pytest.mark.parametrize("tolerant", [False, True])
@@ -122,7 +125,7 @@ def test_refuses_flipped_bits_in_png_pixels(tolerant: bool, monkeypatch: Any) ->
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
     data = encoded(speckled(), "PNG", compress_level=0)
     at = data.index(b"IDAT") + 99
-    assert refusal(with_byte(data, at, data[at] ^ 64)) is Refusal.BROKEN
+    assert refusal(with_byte(data, at, data[at] ^ 64)) is RejectionReason.BROKEN
 
 
 def test_refuses_a_jpeg_of_many_scans() -> None:
@@ -130,24 +133,24 @@ def test_refuses_a_jpeg_of_many_scans() -> None:
     first = data.index(b"\xff\xda")
     scan = data[first : min(data.index(marker, first + 2) for marker in (b"\xff\xda", b"\xff\xc4"))]
     open_image(data[:first] + scan * 9 + data[first:])  # a harmless repetition
-    with pytest.raises(ImageRefused, match="scans"):
+    with pytest.raises(ImageRejected, match="scans"):
         open_image(data[:first] + scan * 99 + data[first:])
 
 
 def test_refuses_an_animation_that_hides_its_flag() -> None:
     data = frames("WEBP")
     assert data[12:16] == b"VP8X"
-    assert refusal(with_byte(data, 20, data[20] & ~2)) is Refusal.ANIMATED
+    assert refusal(with_byte(data, 20, data[20] & ~2)) is RejectionReason.ANIMATED
 
 
 def test_refuses_what_is_no_readable_file(tmp_path: Path, monkeypatch: Any) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
-    assert refusal(tmp_path / "nothing.jpg") is Refusal.MISSING
-    assert refusal(tmp_path) is Refusal.UNREADABLE
-    assert refusal(tmp_path / "pipe.jpg") is Refusal.UNREADABLE
-    assert refusal(tmp_path / "loop.jpg") is Refusal.UNREADABLE
-    assert refusal(tmp_path / "nul\0.jpg") is Refusal.UNREADABLE
+    assert refusal(tmp_path / "nothing.jpg") is RejectionReason.MISSING
+    assert refusal(tmp_path) is RejectionReason.UNREADABLE
+    assert refusal(tmp_path / "pipe.jpg") is RejectionReason.UNREADABLE
+    assert refusal(tmp_path / "loop.jpg") is RejectionReason.UNREADABLE
+    assert refusal(tmp_path / "nul\0.jpg") is RejectionReason.UNREADABLE
     path = tmp_path / "secret.jpg"
     path.write_bytes(encoded(speckled(), "JPEG"))
 
@@ -155,7 +158,7 @@ def test_refuses_what_is_no_readable_file(tmp_path: Path, monkeypatch: Any) -> N
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", denied)
-    assert refusal(path) is Refusal.UNREADABLE
+    assert refusal(path) is RejectionReason.UNREADABLE
 
 
 def test_refuses_a_file_above_the_size_cap(monkeypatch: Any, tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_refuses_a_file_above_the_size_cap(monkeypatch: Any, tmp_path: Path) -> 
     (tmp_path / "a.png").write_bytes(data)
     monkeypatch.setattr("dermkit.images.decode.MAX_FILE_BYTES", len(data) - 1)
     monkeypatch.setattr("dermkit.images.headers.MAX_FILE_BYTES", len(data) - 1)
-    assert refusal(tmp_path / "a.png") is Refusal.TOO_LARGE
+    assert refusal(tmp_path / "a.png") is RejectionReason.TOO_LARGE
 
 
 @pytest.mark.parametrize("error", [TypeError, SyntaxError, struct.error, MemoryError, RecursionError, EOFError])
@@ -172,7 +175,9 @@ def test_every_exception_of_a_decoder_becomes_a_refusal(error: type[Exception], 
         raise error("planted")
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", explode)
-    expected = {MemoryError: Refusal.TOO_LARGE, EOFError: Refusal.TRUNCATED}.get(error, Refusal.BROKEN)
+    expected = {MemoryError: RejectionReason.TOO_LARGE, EOFError: RejectionReason.TRUNCATED}.get(
+        error, RejectionReason.BROKEN
+    )
     assert refusal(encoded(speckled(), "PNG")) is expected
 
 
@@ -181,7 +186,7 @@ def test_bombs_cost_neither_memory_nor_time() -> None:
     script = """if True:
         import re, sys, time
         from dermkit.data.images import open_image
-        from dermkit.errors import ImageRefused
+        from dermkit.errors import ImageRejected
         def peak():
             return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
         bombs = [bytes.fromhex(line) for line in sys.stdin]
@@ -189,7 +194,7 @@ def test_bombs_cost_neither_memory_nor_time() -> None:
         for bomb in bombs:
             try:
                 open_image(bomb)
-            except ImageRefused:
+            except ImageRejected:
                 print("refused")
         print(peak() - before, time.perf_counter() - start)
     """
@@ -228,7 +233,7 @@ def test_mutated_files_are_let_in_or_refused_and_nothing_else(format: str, seed:
         warnings.simplefilter("always")
         try:
             image = open_image(bytes(data))
-        except ImageRefused as refused:
+        except ImageRejected as refused:
             assert refused.detail
         else:
             assert image.pixels.dtype == np.uint8

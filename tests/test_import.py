@@ -19,10 +19,10 @@ from PIL import Image
 
 from dermkit.data.importers import open_images
 from dermkit.data.importers.folders_and_csv import read_folder
-from dermkit.data.importers.reader import image_ids, isic_id
+from dermkit.data.importers.reader import extract_isic_id, image_ids
 from dermkit.data.importers.run import ImportOutcome, import_dataset
-from dermkit.data.manifest import COLUMNS, load_dataset
-from dermkit.errors import DataError, ImageRefused, OutputError, Refusal, UsageError
+from dermkit.data.manifest import MANIFEST_COLUMNS, load_dataset
+from dermkit.errors import DataError, ImageRejected, OutputError, RejectionReason, UsageError
 from dermkit.images.decode import open_image
 
 
@@ -55,7 +55,7 @@ def codes(outcome: ImportOutcome) -> dict[str, int]:
 
 
 def refusals(outcome: ImportOutcome) -> dict[str, str]:
-    return {item.path: item.reason for item in outcome.refused}
+    return {item.path: item.reason for item in outcome.rejected}
 
 
 # Folder layouts ----------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_what_systems_leave_behind_is_ignored(tmp_path: Path) -> None:
         (root / name).write_bytes(b"x")
     outcome = bring(root)
     assert len(outcome.dataset.manifest) == 3
-    assert outcome.refused == []
+    assert outcome.rejected == []
     assert "other_files" not in codes(outcome)
 
 
@@ -185,7 +185,7 @@ def test_ids_keep_their_ending_where_they_would_clash() -> None:
     ],
 )
 def test_isic_ids(path: str, found: str) -> None:
-    assert isic_id(path) == found
+    assert extract_isic_id(path) == found
 
 
 def test_hostile_names_come_back_from_the_tables(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_hostile_names_come_back_from_the_tables(tmp_path: Path) -> None:
         ("mel/=bad\n,.png", "empty"),
         ("mel/d\\rd.png", "bad_name"),
     ]
-    assert len(outcome.refused) == 2
+    assert len(outcome.rejected) == 2
 
 
 def test_a_name_that_is_no_utf8_is_refused_and_listed(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_nothing_usable_is_an_error_and_still_listed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing usable: every image was refused \(empty 1\)") as caught:
         bring(tmp_path / "src")
     assert caught.value.exit_code == 3
-    assert "refused.csv" in caught.value.kept
+    assert "refused.csv" in caught.value.outcome
     assert len(read_rows(tmp_path / "made" / "refused.csv")) == 1
     assert not (tmp_path / "made" / "manifest.csv").exists()
 
@@ -364,15 +364,15 @@ def test_rows_hold_hashes_sizes_and_nothing_made_up(tmp_path: Path) -> None:
     ]
     assert all(row[name] == "" for name in unknown)
     assert outcome.dataset.name == "made"
-    assert list(load_dataset(tmp_path / "made").manifest.columns) == list(COLUMNS)
+    assert list(load_dataset(tmp_path / "made").manifest.columns) == list(MANIFEST_COLUMNS)
 
 
 def test_the_same_images_give_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{label}/{i}.png" for label in ("mel", "nv") for i in range(40)]
     root = draw_all(tmp_path / "src", names)
     import_dataset("folder", root, out=tmp_path / "one" / "made")
-    monkeypatch.setattr(open_images, "MOST_THREADS", 1)
-    monkeypatch.setattr(open_images, "_TASK", 7)
+    monkeypatch.setattr(open_images, "MAX_THREADS", 1)
+    monkeypatch.setattr(open_images, "_IMAGES_PER_TASK", 7)
     import_dataset("folder", draw_all(tmp_path / "src", reversed(names)), out=tmp_path / "two" / "made")
     for name in ("manifest.csv", "dataset.json", "refused.csv", "overview.html"):
         assert (tmp_path / "one/made" / name).read_bytes() == (tmp_path / "two/made" / name).read_bytes(), name
@@ -404,8 +404,8 @@ def test_progress_counts_every_image_and_may_stop_the_import(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(open_images, "open_image", count)
-    monkeypatch.setattr(open_images, "MOST_THREADS", 1)
-    monkeypatch.setattr(open_images, "_TASK", 1)
+    monkeypatch.setattr(open_images, "MAX_THREADS", 1)
+    monkeypatch.setattr(open_images, "_IMAGES_PER_TASK", 1)
     before = (tmp_path / "made" / "manifest.csv").read_bytes()
     draw(root / "mel" / "new.png")
     with pytest.raises(KeyboardInterrupt):
@@ -424,7 +424,7 @@ def test_the_malignancy_table_can_be_overruled(tmp_path: Path) -> None:
     assert [item.malignancy for item in changed.dataset.classes] == ["malignant", "benign", "benign"]
     assert codes(plain)["unknown_class"] == 1
     assert "unknown_class" not in codes(changed)
-    assert changed.dataset.malignant == ("akiec",)
+    assert changed.dataset.malignant_classes == ("akiec",)
     assert "ISIC Archive" in plain.dataset.notes["malignancy_source"]
     assert "set by hand: akiec, odd" in changed.dataset.notes["malignancy_source"]
     assert "set by hand: akiec, odd" in (tmp_path / "made" / "overview.html").read_text()
@@ -534,7 +534,7 @@ def test_ham10000_wherever_its_images_lie(tmp_path: Path, folders: tuple[str, st
     assert frame["age"].tolist() == ["80", "80", "", "0"]
     assert frame["sex"].tolist() == ["male", "male", "", "female"]
     assert frame["site"].tolist() == ["back", "back", "", "face"]
-    assert outcome.refused == []
+    assert outcome.rejected == []
     assert "other_files" not in codes(outcome)
 
 
@@ -679,7 +679,7 @@ def test_metadata_is_counted_on_the_page(tmp_path: Path) -> None:
 
 def test_pictures_that_vanished_leave_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(path: Path, *, name: str) -> object:
-        raise ImageRefused(name, Refusal.MISSING)
+        raise ImageRejected(name, RejectionReason.MISSING)
 
     monkeypatch.setattr("dermkit.data.importers.overview_page.open_image", gone)
     bring(draw_all(tmp_path / "src", FLAT))

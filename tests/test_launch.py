@@ -12,9 +12,9 @@ import pytest
 
 from dermkit.errors import DermkitError, UsageError
 from dermkit.training.distributed import environment, launcher
-from dermkit.training.distributed.environment import Place, find_place, first_host
-from dermkit.training.distributed.launcher import Codes, Verdict
-from dermkit.training.distributed.rendezvous import LOST
+from dermkit.training.distributed.environment import RankInfo, first_host, read_rank_info
+from dermkit.training.distributed.launcher import ExitStatus, RankExits
+from dermkit.training.distributed.rendezvous import LOST_NODE_CODE
 
 # A rank without torch: it notes that it started, then does as its part of the plan says, first launch and later ones.
 RANK = """
@@ -210,7 +210,7 @@ def test_a_rank_whose_supervisor_died_before_it_could_follow_dies_too(tmp_path: 
     script = "from dermkit.places import follow_supervisor; follow_supervisor(); print('lives')"
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env={**os.environ, environment.SUPERVISOR: "1"},
+        env={**os.environ, environment.SUPERVISOR_VARIABLE: "1"},
         capture_output=True,
         text=True,
     )
@@ -310,7 +310,7 @@ def test_several_machines_must_be_told_where_to_meet(
 
 
 def test_a_machine_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "MEET", 0.2)
+    monkeypatch.setattr(launcher, "RENDEZVOUS_SECONDS", 0.2)
     for name, value in {
         "MASTER_ADDR": "127.0.0.1",
         "NODE_RANK": "0",
@@ -341,20 +341,20 @@ SRUN = {
 
 
 def test_a_place_is_read_from_torchrun_s_names_and_from_srun_s() -> None:
-    assert find_place(TORCHRUN) == Place(5, 8, 1, 4, 1, "a", 1234)
-    assert find_place(SRUN) == Place(5, 8, 1, 4, 1, "gpu07", 20000 + 123458 % 10000, one_gpu_each=True)
-    assert find_place({**SRUN, "MASTER_ADDR": "b", "MASTER_PORT": "9"}) == Place(
-        5, 8, 1, 4, 1, "b", 9, one_gpu_each=True
+    assert read_rank_info(TORCHRUN) == RankInfo(5, 8, 1, 4, 1, "a", 1234)
+    assert read_rank_info(SRUN) == RankInfo(5, 8, 1, 4, 1, "gpu07", 20000 + 123458 % 10000, has_own_gpu=True)
+    assert read_rank_info({**SRUN, "MASTER_ADDR": "b", "MASTER_PORT": "9"}) == RankInfo(
+        5, 8, 1, 4, 1, "b", 9, has_own_gpu=True
     )
-    assert find_place({**SRUN, **TORCHRUN}) == Place(5, 8, 1, 4, 1, "a", 1234)
+    assert read_rank_info({**SRUN, **TORCHRUN}) == RankInfo(5, 8, 1, 4, 1, "a", 1234)
     pod = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}  # one process in each pod
-    assert find_place(pod) == Place(3, 4, 0, 1, 3, "a", 1)
+    assert read_rank_info(pod) == RankInfo(3, 4, 0, 1, 3, "a", 1)
 
 
 def test_what_is_no_rank_is_not_taken_for_one() -> None:
     batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1", "SLURM_LOCALID": "0"}
     for environ in ({}, batch, {**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, {**SRUN, "NODE_RANK": "1"}):
-        assert find_place(environ) is None
+        assert read_rank_info(environ) is None
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_what_is_no_rank_is_not_taken_for_one() -> None:
 )
 def test_half_a_place_is_refused(change: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        find_place({**TORCHRUN, **change})
+        read_rank_info({**TORCHRUN, **change})
 
 
 @pytest.mark.parametrize(
@@ -392,34 +392,34 @@ def test_the_first_host_of_a_list_is_found(nodes: str, host: str) -> None:
         ([], False, None),
         ([(1, 0)], False, None),
         ([(0, 0)], False, None),
-        ([(0, 0), (1, 0)], False, Verdict(0)),
+        ([(0, 0), (1, 0)], False, ExitStatus(0)),
         ([(1, 1)], False, None),  # rank 0 may still end with the reason
-        ([(1, 1), (0, 3)], False, Verdict(3)),
-        ([(1, 3), (0, 4)], False, Verdict(4)),
+        ([(1, 1), (0, 3)], False, ExitStatus(3)),
+        ([(1, 3), (0, 4)], False, ExitStatus(4)),
         ([(1, 3)], False, None),
-        ([(1, 1), (0, 1)], False, Verdict(1, "rank 1 was lost: it ended with code 1")),
-        ([(0, 1), (1, -9)], False, Verdict(1, "rank 1 was lost: killed by SIGKILL")),
-        ([(1, -9)], False, Verdict(1, "rank 1 was lost: killed by SIGKILL")),
-        ([(1, LOST)], False, Verdict(1, "rank 1 was lost: its machine does not answer")),
-        ([(1, -2), (0, -2)], True, Verdict(130)),
+        ([(1, 1), (0, 1)], False, ExitStatus(1, "rank 1 was lost: it ended with code 1")),
+        ([(0, 1), (1, -9)], False, ExitStatus(1, "rank 1 was lost: killed by SIGKILL")),
+        ([(1, -9)], False, ExitStatus(1, "rank 1 was lost: killed by SIGKILL")),
+        ([(1, LOST_NODE_CODE)], False, ExitStatus(1, "rank 1 was lost: its machine does not answer")),
+        ([(1, -2), (0, -2)], True, ExitStatus(130)),
         ([(1, -9)], True, None),
-        ([(1, 130), (0, 0)], True, Verdict(130)),
-        ([(1, 0), (0, 0)], True, Verdict(0)),
+        ([(1, 130), (0, 0)], True, ExitStatus(130)),
+        ([(1, 0), (0, 0)], True, ExitStatus(0)),
     ],
 )
-def test_how_a_launch_ended(ended: list[tuple[int, int]], interrupted: bool, verdict: Verdict | None) -> None:
-    codes = Codes(2)
+def test_how_a_launch_ended(ended: list[tuple[int, int]], interrupted: bool, verdict: ExitStatus | None) -> None:
+    codes = RankExits(2)
     for rank, code in ended:
         codes.add(rank, code)
-    assert codes.judge(interrupted=interrupted) == verdict
+    assert codes.exit_status(interrupted=interrupted) == verdict
 
 
 def test_nobody_is_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "GRACE", 0.0)
-    monkeypatch.setattr(launcher, "SETTLE", 0.0)
-    expected = {0: Verdict(0), 3: Verdict(3), 1: Verdict(1, "rank 0 was lost: it ended with code 1")}
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(launcher, "CODE_WAIT_SECONDS", 0.0)
+    expected = {0: ExitStatus(0), 3: ExitStatus(3), 1: ExitStatus(1, "rank 0 was lost: it ended with code 1")}
     for code, verdict in expected.items():
-        codes = Codes(2)
+        codes = RankExits(2)
         codes.add(0, code)
         time.sleep(0.001)
-        assert codes.judge(interrupted=False) == verdict
+        assert codes.exit_status(interrupted=False) == verdict

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from conftest import Cli, Invoke
-from dermkit.cli.data import Layout
+from dermkit.cli.data import LayoutName
 from dermkit.data.importers import run
 from dermkit.data.importers.run import ImportOutcome, import_dataset
-from dermkit.data.importers.table_rows import Options
+from dermkit.data.importers.table_rows import ImportOptions
 from dermkit.data.manifest import load_dataset
 from dermkit.errors import DataError, UsageError
 
@@ -49,13 +49,13 @@ def bring(
     join: Iterable[Path] = (),
     **options: object,
 ) -> ImportOutcome:
-    said = Options(columns or {}, options.get("table"), options.get("images"), str(options.get("label", "")))  # type: ignore[arg-type]
+    said = ImportOptions(columns or {}, options.get("table"), options.get("images"), str(options.get("label", "")))  # type: ignore[arg-type]
     made = (root.parent if root.is_dir() or root.suffix == ".zip" else root.parent.parent) / "made"
-    return import_dataset(layout, root, out=made, options=said, joined=list(join))
+    return import_dataset(layout, root, out=made, options=said, metadata_tables=list(join))
 
 
 def import_from(file: Path, out: Path) -> ImportOutcome:
-    return import_dataset("csv", file, out=out, options=Options(COLUMNS))
+    return import_dataset("csv", file, out=out, options=ImportOptions(COLUMNS))
 
 
 def table(outcome: ImportOutcome, *columns: str) -> list[tuple[str, ...]]:
@@ -68,7 +68,7 @@ def codes(outcome: ImportOutcome) -> dict[str, int]:
 
 
 def refusals(outcome: ImportOutcome) -> dict[str, str]:
-    return {item.path: item.reason for item in outcome.refused}
+    return {item.path: item.reason for item in outcome.rejected}
 
 
 def problems(layout: str, root: Path, columns: Mapping[str, str] | None = None, **options: object) -> list[str]:
@@ -102,7 +102,7 @@ CSV_IMAGES = ("x/a.png", "b.png", "deep/c.png")
 def test_a_table_with_its_columns_named(tmp_path: Path) -> None:
     outcome = bring("csv", make(tmp_path / "src", CSV_IMAGES, rows=CSV), COLUMNS)
     assert table(outcome, *SHOWN) == KNOWN
-    assert (outcome.refused, outcome.dataset.importer) == ([], "csv")
+    assert (outcome.rejected, outcome.dataset.importer) == ([], "csv")
     names = CSV.splitlines()[0].split(";")
     assert outcome.dataset.notes["columns"] == names
     assert sorted(outcome.dataset.notes["columns_used"]) == sorted(names)
@@ -170,7 +170,7 @@ def test_rows_without_image_and_images_without_row_are_listed(tmp_path: Path) ->
     text = "image,label\ntrain/a.png,nv\ntest/a.png,nv\nb,mel\n"
     outcome = bring("csv", make(tmp_path / "src", ["test/a.png", "c.png", "b.png"], rows=text))
     assert refusals(outcome) == {"train/a.png": "missing", "c.png": "no_metadata"}
-    assert [item.detail for item in outcome.refused] == [
+    assert [item.detail for item in outcome.rejected] == [
         "rows.csv has no row for it",
         "no image for this row of rows.csv (row 2)",
     ]
@@ -252,7 +252,7 @@ def test_second_copies_count_once(tmp_path: Path) -> None:
     (root / "copy").mkdir()
     shutil.copy(root / "a.png", root / "copy" / "a.png")
     outcome = bring("csv", root)
-    assert (codes(outcome)["second_copies"], outcome.refused) == (1, [])
+    assert (codes(outcome)["second_copies"], outcome.rejected) == (1, [])
 
 
 def test_options_that_a_layout_does_not_take(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_isic2018(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "diagnosis_confirm_type" in outcome.dataset.notes["columns"]
     assert "diagnosis_confirm_type" not in outcome.dataset.notes["columns_used"]
-    assert (outcome.refused, "other_files" in codes(outcome)) == ([], False)
+    assert (outcome.rejected, "other_files" in codes(outcome)) == ([], False)
 
 
 def test_isic2018_with_its_test_side(tmp_path: Path) -> None:
@@ -626,7 +626,7 @@ def test_each_layout_from_the_command_line(tmp_path: Path, cli: Cli, layout: str
     dataset = load_dataset(tmp_path / "made")
     assert f"{len(dataset.manifest)} images" in done.stdout
     assert dataset.importer == layout
-    assert all((dataset.images / path).is_file() for path in dataset.manifest["path"])
+    assert all((dataset.image_root / path).is_file() for path in dataset.manifest["path"])
     assert not dataset.manifest["path"].str.startswith("/").any()
 
 
@@ -643,7 +643,7 @@ def test_each_layout_from_a_zip(tmp_path: Path, invoke: Invoke, layout: str, wra
     assert from_zip[0] == plain[0]
     one, other = (load_dataset(tmp_path / name) for name in ("plain", "made"))
     pd.testing.assert_frame_equal(one.manifest, other.manifest)
-    assert other.images.is_relative_to(tmp_path / "made" / "images")
+    assert other.image_root.is_relative_to(tmp_path / "made" / "images")
     assert one.notes["columns"] == other.notes["columns"]
 
 
@@ -654,11 +654,11 @@ def test_a_folder_of_images_in_a_zip_can_be_named(tmp_path: Path) -> None:
             packed.write(path, path.relative_to(root).as_posix())
     outcome = bring("csv", tmp_path / "all.zip", images=Path("pictures"))
     assert table(outcome, "path", "label") == [("a.png", "nv")]
-    assert outcome.dataset.images == tmp_path / "made" / "images" / "pictures"
+    assert outcome.dataset.image_root == tmp_path / "made" / "images" / "pictures"
 
 
 def test_the_command_knows_every_layout() -> None:
-    assert [item.value for item in Layout] == [*run.LAYOUTS, run.MEDMNIST] == LAYOUTS
+    assert [item.value for item in LayoutName] == [*run.LAYOUTS, run.MEDMNIST] == LAYOUTS
 
 
 def test_words_of_the_command_that_are_wrong(tmp_path: Path, invoke: Invoke) -> None:

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from dermkit.data.identify import classify
-from dermkit.lint.column_order import find_order
+from dermkit.data.identify import classify_label
+from dermkit.lint.column_order import find_column_order
 from dermkit.lint.predictions import lint_predictions
-from dermkit.lint.rules import RULES, Lint, as_rows, read_lint, write_lint
-from dermkit.lint.training import BatchNorm, Training, _origins, lint_training
+from dermkit.lint.rules import LINT_RULES, LintFinding, lint_rows, read_lint, write_lint
+from dermkit.lint.training import BatchNormState, TrainingFacts, _origins, lint_training
 from dermkit.recipes.experiments import (
     RECIPES,
     S1_CNN,
@@ -24,9 +24,9 @@ from dermkit.recipes.experiments import (
     S2_NORMALISED,
     S2_PUBLISHED,
     S4_CNN,
-    frozen,
-    stand_in,
-    whole,
+    full_phase,
+    head_phase,
+    on_mobilenet_v2,
 )
 from dermkit.recipes.schema import Recipe
 
@@ -34,14 +34,14 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SEVEN = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
-DIAGNOSES = {name: classify(name).diagnosis for name in SEVEN}
+DIAGNOSES = {name: classify_label(name).diagnosis for name in SEVEN}
 
 
-def codes(lints: list[Lint]) -> list[str]:
+def codes(lints: list[LintFinding]) -> list[str]:
     return [item.code for item in lints]
 
 
-def one(lints: list[Lint], code: str) -> Lint:
+def one(lints: list[LintFinding], code: str) -> LintFinding:
     (found,) = [item for item in lints if item.code == code]
     return found
 
@@ -49,11 +49,13 @@ def one(lints: list[Lint], code: str) -> Lint:
 # Trainings ----------------------------------------------------------------------------------------------------------
 
 
-def training(recipe: Recipe, weights: tuple[tuple[float, ...], tuple[float, ...]] | None = IMAGENET) -> Training:
+def training(
+    recipe: Recipe, weights: tuple[tuple[float, ...], tuple[float, ...]] | None = IMAGENET
+) -> TrainingFacts:
     """Return a training of a recipe as it would run with weights of this normalisation."""
     scaled = recipe.image.normalise == "weights" and weights
     mean, std = weights if scaled and weights else PLAIN
-    return Training(
+    return TrainingFacts(
         recipe=recipe, mean=mean, std=std,  # type: ignore[arg-type]
         weights_mean=weights[0] if weights else None, weights_std=weights[1] if weights else None,  # type: ignore[arg-type]
     )  # fmt: skip
@@ -76,7 +78,7 @@ def images(n: int = 40, **columns: Any) -> pd.DataFrame:
     return frame.assign(**columns)
 
 
-@pytest.mark.parametrize("recipe", [S2_PUBLISHED, stand_in(S2_PUBLISHED)], ids=lambda item: item.name)
+@pytest.mark.parametrize("recipe", [S2_PUBLISHED, on_mobilenet_v2(S2_PUBLISHED)], ids=lambda item: item.name)
 def test_s2_as_published_is_scaled_wrongly(recipe: Recipe) -> None:
     found = one(lint_training(training(recipe)), "LN001")
     assert found.severity == "warning"
@@ -107,16 +109,16 @@ def test_every_other_scaling_is_told_from_the_right_one() -> None:
 
 
 def test_a_net_that_learns_as_a_whole_gets_a_note() -> None:
-    found = one(lint_training(training(replace(S2_PUBLISHED, phases=(whole(3, lr=1e-3),)))), "LN001")
+    found = one(lint_training(training(replace(S2_PUBLISHED, phases=(full_phase(3, lr=1e-3),)))), "LN001")
     assert found.severity == "note"
 
 
 def test_batch_norm_that_moves_in_a_frozen_net() -> None:
-    right = replace(training(S2_NORMALISED), batch_norm=[BatchNorm(53, 0, 0)])
+    right = replace(training(S2_NORMALISED), batch_norm=[BatchNormState(53, 0, 0)])
     assert codes(lint_training(right)) == []
-    found = one(lint_training(replace(right, batch_norm=[BatchNorm(53, 53, 53)])), "LN002")
+    found = one(lint_training(replace(right, batch_norm=[BatchNormState(53, 53, 53)])), "LN002")
     assert (found.severity, found.n) == ("warning", 53)
-    assert codes(lint_training(replace(right, batch_norm=[BatchNorm(53, 53, 0)]))) == []  # a net that learns
+    assert codes(lint_training(replace(right, batch_norm=[BatchNormState(53, 53, 0)]))) == []  # a net that learns
 
 
 def test_batch_norm_that_learns_in_the_last_groups_alone() -> None:
@@ -124,20 +126,20 @@ def test_batch_norm_that_learns_in_the_last_groups_alone() -> None:
     phases = (S2_FINETUNED.phases[0], replace(S2_FINETUNED.phases[1], freeze_batch_norm=False))
     loose = training(replace(S2_FINETUNED, phases=phases))
     assert one(lint_training(loose), "LN002").severity == "note"
-    without = replace(loose, batch_norm=[BatchNorm(0, 0, 0), BatchNorm(0, 0, 0)])
+    without = replace(loose, batch_norm=[BatchNormState(0, 0, 0), BatchNormState(0, 0, 0)])
     assert codes(lint_training(without)) == []
 
 
 def test_the_state_of_the_net_itself_is_read() -> None:
-    from dermkit.models.net import batch_norm_state, build_net, resolve_weights
+    from dermkit.models.net import build_net, count_batch_norms, resolve_weights
 
     spec = replace(S4_CNN.model, backbone="resnet18", hidden=())
     net = build_net(spec, 3, weights=resolve_weights(spec, None), seed=0)
     before = [parameter.requires_grad for parameter in net.parameters()], [item.training for item in net.modules()]
-    assert batch_norm_state(net, frozen(1)) == (20, 0, 0)
-    assert batch_norm_state(net, whole(1, lr=1e-3)) == (20, 20, 0)
-    assert batch_norm_state(net, replace(whole(1, lr=1e-3), freeze_batch_norm=True)) == (20, 0, 0)
-    layers, moving, still = batch_norm_state(net, replace(whole(1, lr=1e-3), train_backbone=2))
+    assert count_batch_norms(net, head_phase(1)) == (20, 0, 0)
+    assert count_batch_norms(net, full_phase(1, lr=1e-3)) == (20, 20, 0)
+    assert count_batch_norms(net, replace(full_phase(1, lr=1e-3), freeze_batch_norm=True)) == (20, 0, 0)
+    layers, moving, still = count_batch_norms(net, replace(full_phase(1, lr=1e-3), train_backbone=2))
     assert layers == 20
     assert 0 < moving < 20
     assert still == 0
@@ -194,7 +196,7 @@ def test_names_that_only_look_like_copies(name: str) -> None:
 
 
 def test_squashed_pictures() -> None:
-    def found(**columns: Any) -> list[Lint]:
+    def found(**columns: Any) -> list[LintFinding]:
         return lint_training(replace(training(S1_CNN, None), images=images(**columns)))
 
     assert found() == []
@@ -236,7 +238,7 @@ def table(
     return frame.assign(**{f"p_{name}": p[:, k] for k, name in enumerate(classes)})
 
 
-def lint(frame: pd.DataFrame, classes: tuple[str, ...] = SEVEN, **facts: object) -> list[Lint]:
+def lint(frame: pd.DataFrame, classes: tuple[str, ...] = SEVEN, **facts: object) -> list[LintFinding]:
     return lint_predictions(frame, classes, diagnoses=DIAGNOSES, **facts)  # type: ignore[arg-type]
 
 
@@ -299,8 +301,8 @@ def test_a_class_of_few_images_proves_nothing() -> None:
     rng = np.random.default_rng(0)
     labels = np.array([0] * 119 + [1])
     p = softmax(rng.normal(size=(120, 2)))
-    assert find_order(p, labels, ("a", "b")) is None
-    assert find_order(p, np.zeros(120, dtype=np.int64), ("a", "b")) is None
+    assert find_column_order(p, labels, ("a", "b")) is None
+    assert find_column_order(p, np.zeros(120, dtype=np.int64), ("a", "b")) is None
 
 
 @pytest.mark.parametrize(
@@ -417,7 +419,7 @@ def test_saturated_rows_do_not_make_validation_and_test_the_same() -> None:
 
 def test_rows_are_written_worst_first_and_read_back(tmp_path: Path) -> None:
     assert read_lint(tmp_path) is None
-    rows = as_rows([Lint("LN005", "note", "b", 2), Lint("LN006", "error", "a", 1)])
+    rows = lint_rows([LintFinding("LN005", "note", "b", 2), LintFinding("LN006", "error", "a", 1)])
     write_lint(tmp_path, [*rows[1:], *rows[:1]])
     assert read_lint(tmp_path) == rows
     assert [row["code"] for row in rows] == ["LN006", "LN005"]
@@ -426,14 +428,14 @@ def test_rows_are_written_worst_first_and_read_back(tmp_path: Path) -> None:
 
 def test_every_rule_stands_in_the_documentation() -> None:
     text = (Path(__file__).parents[1] / "docs" / "lint.md").read_text()
-    for code, rule in RULES.items():
+    for code, rule in LINT_RULES.items():
         assert f"| {code} | {rule.title} | {rule.threshold} | {rule.effect} | {rule.remedy} |" in text
-    assert set(re.findall(r"LN\d{3}", text)) == set(RULES)
+    assert set(re.findall(r"LN\d{3}", text)) == set(LINT_RULES)
 
 
 def test_every_rule_has_a_planted_case_here() -> None:
     text = Path(__file__).read_text()
-    assert [code for code in RULES if f'"{code}")' not in text] == []
+    assert [code for code in LINT_RULES if f'"{code}")' not in text] == []
 
 
 def test_a_run_writes_its_lint_and_its_report_shows_it(trained: Path) -> None:

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermkit.data.manifest import (
-    COLUMNS,
     GROUP_COLUMNS,
+    MANIFEST_COLUMNS,
     Dataset,
     LesionClass,
     check_manifest,
-    groups,
+    id_groups,
     load_dataset,
-    manifest_parts,
+    manifest_chunks,
     manifest_text,
     save_dataset,
 )
@@ -30,7 +30,7 @@ CLASSES = (LesionClass("mel", "melanoma", "malignant"), LesionClass("nv", "nevus
 
 
 def make_rows(n: int = 4, **columns: list[Any]) -> pd.DataFrame:
-    base: dict[str, Any] = {name: [""] * n for name in COLUMNS}
+    base: dict[str, Any] = {name: [""] * n for name in MANIFEST_COLUMNS}
     base |= {
         "image_id": [f"a/{i}" for i in range(n)], "path": [f"a/{i}.png" for i in range(n)],
         "label": [("mel", "nv")[i % 2] for i in range(n)], "pixel_sha256": [f"{i:064x}" for i in range(n)],
@@ -136,7 +136,7 @@ def test_a_data_set_comes_back_whole(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "d", make_rows(lesion_id=["L1", "L1", "L2", ""], age=["40", "", "0", "85"]))
     save_dataset(dataset)
     loaded = load_dataset(tmp_path / "d")
-    pd.testing.assert_frame_equal(loaded.manifest, dataset.manifest[list(COLUMNS)], check_dtype=False)
+    pd.testing.assert_frame_equal(loaded.manifest, dataset.manifest[list(MANIFEST_COLUMNS)], check_dtype=False)
     assert (loaded.name, loaded.classes, loaded.importer, loaded.notes) == (
         "made",
         CLASSES,
@@ -144,10 +144,10 @@ def test_a_data_set_comes_back_whole(tmp_path: Path) -> None:
         {"warnings": []},
     )
     assert loaded.class_names == ("mel", "nv")
-    assert loaded.malignant == ("mel",)
-    assert loaded.path_of("a/2") == tmp_path / "pictures" / "a/2.png"
+    assert loaded.malignant_classes == ("mel",)
+    assert loaded.image_path("a/2") == tmp_path / "pictures" / "a/2.png"
     with pytest.raises(DataError, match="no image 'a/9'"):
-        loaded.path_of("a/9")
+        loaded.image_path("a/9")
 
 
 def test_only_location_json_knows_where_the_images_lie(tmp_path: Path) -> None:
@@ -215,13 +215,13 @@ def test_the_hash_sees_values_and_order_and_nothing_else() -> None:
     assert replace(first, name="other", manifest=make_rows()).manifest_sha256 == first.manifest_sha256
     assert replace(first, manifest=make_rows()[::-1]).manifest_sha256 != first.manifest_sha256
     assert replace(first, manifest=make_rows(sex=["", "", "", "female"])).manifest_sha256 != first.manifest_sha256
-    assert manifest_text(make_rows()).splitlines()[0] == ",".join(COLUMNS)
+    assert manifest_text(make_rows()).splitlines()[0] == ",".join(MANIFEST_COLUMNS)
 
 
 def test_a_large_manifest_is_hashed_and_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A million rows are 250 MB of text, which must never lie in memory whole: `benchmarks/scale.md` measures it."""
     dataset = make_dataset(tmp_path / "d", make_rows(30_001, site=["back, left"] * 30_001))
-    parts = list(manifest_parts(dataset.manifest))
+    parts = list(manifest_chunks(dataset.manifest))
     text = manifest_text(dataset.manifest)
     assert text == "".join(parts)
     assert [part.count("\n") for part in parts] == [1, 10_000, 10_000, 10_000, 1]
@@ -233,7 +233,7 @@ def test_a_large_manifest_is_hashed_and_written_in_parts(tmp_path: Path, monkeyp
 
 def test_one_carriage_return_quotes_every_part(tmp_path: Path) -> None:
     frame = make_rows(20_001, site=[""] * 20_000 + ["a\rb"])
-    assert all(line.startswith('"') for part in manifest_parts(frame) for line in part.split("\n")[:-1])
+    assert all(line.startswith('"') for part in manifest_chunks(frame) for line in part.split("\n")[:-1])
     save_dataset(make_dataset(tmp_path / "d", frame))
     assert load_dataset(tmp_path / "d").manifest["site"].iloc[-1] == "a\rb"
 
@@ -248,12 +248,12 @@ def test_groups_reach_through_a_third_row() -> None:
         patient_id=["", "P", "P", "", "", ""],
         copy_group=["", "", "", "c", "c", ""],
     )
-    assert groups(frame).tolist() == [0, 0, 0, 1, 1, 2]
+    assert id_groups(frame).tolist() == [0, 0, 0, 1, 1, 2]
 
 
 def test_the_same_word_in_two_columns_is_no_link() -> None:
     frame = make_rows(3, lesion_id=["1", "", ""], patient_id=["", "1", ""], copy_group=["", "", "1"])
-    assert len(set(groups(frame).tolist())) == 3
+    assert len(set(id_groups(frame).tolist())) == 3
 
 
 IDS = st.sampled_from(["", "", "x", "y", "z"])
@@ -266,9 +266,9 @@ def test_groups_are_the_connected_components(rows: list[tuple[str, str, str]], o
     linked = np.array([[any(a and a == b for a, b in zip(p, q, strict=True)) for q in rows] for p in rows])
     reach = np.linalg.matrix_power((linked | np.eye(n, dtype=bool)).astype(float), n) > 0
     frame = make_rows(n, **{name: [row[i] for row in rows] for i, name in enumerate(GROUP_COLUMNS)})
-    found = groups(frame)
+    found = id_groups(frame)
     assert np.array_equal(found[:, None] == found[None, :], reach)
     mixed = list(range(n))
     order.shuffle(mixed)
-    again = groups(frame.iloc[mixed])
+    again = id_groups(frame.iloc[mixed])
     assert np.array_equal(again[:, None] == again[None, :], reach[np.ix_(mixed, mixed)])

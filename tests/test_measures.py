@@ -12,11 +12,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from dermkit.audit.scan.artefacts import ARTEFACT_COLUMNS, PRESENT, SMALLEST, SMALLEST_RULER
-from dermkit.audit.scan.measures import COLUMNS, NUMBERS, TEXTS, measure, reduce_pixels, unknown
-from dermkit.data.synthetic.lesions import ARTEFACTS, CLASSES, artefacts_of, draw_photograph, make_lesion
+from dermkit.audit.scan.artefacts import ARTEFACT_COLUMNS, MIN_ARTEFACT_SIDE, MIN_RULER_SIDE, PRESENCE_THRESHOLDS
+from dermkit.audit.scan.measures import (
+    MEASURE_COLUMNS,
+    NUMBER_COLUMNS,
+    TEXT_COLUMNS,
+    empty_measures,
+    measure,
+    reduce_pixels,
+)
+from dermkit.data.synthetic.lesions import ARTEFACT_RATES, CLASSES, draw_photograph, make_lesion, random_artefacts
 from dermkit.images.decode import LesionImage, open_image
-from dermkit.images.jpeg_tables import UNKNOWN, read_tables
+from dermkit.images.jpeg_tables import UNKNOWN_TABLES, read_jpeg_tables
 
 Pixels = NDArray[np.uint8]
 MADE = {"hair": "hair", "ruler": "ruler", "ink": "ink", "dark_corners": "dark_corner"}
@@ -31,13 +38,13 @@ def _jpeg(pixels: Pixels, quality: int = 90, subsampling: int = 2) -> bytes:
 
 def _measured(pixels: Pixels) -> dict[str, float]:
     row = measure(LesionImage(pixels, (), "PNG", "", ""), b"")
-    return {name: float(row[name]) for name in NUMBERS}
+    return {name: float(row[name]) for name in NUMBER_COLUMNS}
 
 
 def _photograph(label: str, seed: int, *artefacts: str, size: int = 160) -> Pixels:
     """A photograph that shows these artefacts and, where chance gives others, another one of the same lesion."""
     truth = make_lesion(label, seed=seed)
-    photo = next(n for n in range(500) if not any(artefacts_of(truth, n).values()))
+    photo = next(n for n in range(500) if not any(random_artefacts(truth, n).values()))
     return draw_photograph(truth, photo_seed=photo, size=size, artefacts=frozenset(artefacts))
 
 
@@ -45,8 +52,8 @@ def test_every_column_is_there_and_the_file_is_measured() -> None:
     pixels = np.full((90, 120, 3), (200, 100, 50), np.uint8)
     data = _jpeg(pixels, quality=75)
     row = measure(open_image(data), data)
-    assert tuple(row) == tuple(unknown())
-    assert set(row) == set(COLUMNS) == {*TEXTS, *NUMBERS}
+    assert tuple(row) == tuple(empty_measures())
+    assert set(row) == set(MEASURE_COLUMNS) == {*TEXT_COLUMNS, *NUMBER_COLUMNS}
     assert (row["format"], row["width"], row["height"], row["bytes"]) == ("JPEG", 120, 90, len(data))
     assert row["jpeg_quality"] == 75
     assert row["notes"] == ""
@@ -72,27 +79,27 @@ def test_the_border_is_measured_apart_from_the_middle() -> None:
 @pytest.mark.parametrize("quality", [10, 35, 50, 75, 92, 99])
 def test_the_quality_of_a_common_encoder_is_read_back(quality: int) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
-    assert read_tables(_jpeg(noise, quality)).quality == quality
+    assert read_jpeg_tables(_jpeg(noise, quality)).quality == quality
 
 
 def test_jpeg_tables_are_named_by_what_they_hold() -> None:
     rng = np.random.default_rng(0)
     first, second = (rng.integers(0, 255, (40, 56, 3), dtype=np.uint8) for _ in range(2))
-    name = read_tables(_jpeg(first)).name
+    name = read_jpeg_tables(_jpeg(first)).key
     assert len(name) == 10
-    assert read_tables(_jpeg(second)).name == name
-    assert read_tables(_jpeg(first, quality=91)).name != name
-    assert read_tables(_jpeg(first, subsampling=0)).name != name
+    assert read_jpeg_tables(_jpeg(second)).key == name
+    assert read_jpeg_tables(_jpeg(first, quality=91)).key != name
+    assert read_jpeg_tables(_jpeg(first, subsampling=0)).key != name
 
 
 @given(st.binary(max_size=400), st.integers(0, 700))
 @settings(max_examples=200, deadline=None)
 def test_broken_tables_are_unknown_and_never_raise(junk: bytes, cut: int) -> None:
     whole = _jpeg(np.full((16, 16, 3), 90, np.uint8))
-    assert read_tables(junk).name == "" or junk.startswith(b"\xff\xd8")
-    read_tables(b"\xff\xd8" + junk)
-    read_tables(whole[:cut] + junk)
-    assert read_tables(b"\x89PNG") == UNKNOWN
+    assert read_jpeg_tables(junk).key == "" or junk.startswith(b"\xff\xd8")
+    read_jpeg_tables(b"\xff\xd8" + junk)
+    read_jpeg_tables(whole[:cut] + junk)
+    assert read_jpeg_tables(b"\x89PNG") == UNKNOWN_TABLES
 
 
 @given(
@@ -108,7 +115,7 @@ def test_no_image_is_too_odd_to_measure(pixels: Pixels) -> None:
         reduce_pixels(pixels).mean(axis=(1, 2)) @ [0.299, 0.587, 0.114], abs=0.5
     )
     for name in ARTEFACT_COLUMNS:
-        least = SMALLEST_RULER if name == "ruler" else SMALLEST
+        least = MIN_RULER_SIDE if name == "ruler" else MIN_ARTEFACT_SIDE
         assert math.isnan(row[name]) == (min(reduce_pixels(pixels).shape[1:]) < least)
         assert math.isnan(row[name]) or 0 <= row[name] <= 1
 
@@ -134,15 +141,17 @@ def test_blur_lowers_the_sharpness_whatever_the_light() -> None:
         assert dim == pytest.approx(sharp, rel=0.25)
 
 
-@pytest.mark.parametrize("artefact", [name for name in ARTEFACTS if name in MADE])
+@pytest.mark.parametrize("artefact", [name for name in ARTEFACT_RATES if name in MADE])
 def test_an_artefact_is_found_where_it_is_drawn_and_nowhere_else(artefact: str) -> None:
     """In every class, so that network, globules, veil and vessels are not taken for it."""
     column = MADE[artefact]
     lesions = [(label, seed) for seed in (40, 41) for label in CLASSES]
-    drawn = [_measured(_photograph(*lesion, artefact))[column] >= PRESENT[column] for lesion in lesions]
+    drawn = [
+        _measured(_photograph(*lesion, artefact))[column] >= PRESENCE_THRESHOLDS[column] for lesion in lesions
+    ]
     clean = [_measured(_photograph(*lesion)) for lesion in lesions]
     assert np.mean(drawn) > (0.6 if artefact == "ink" else 0.9)
-    assert sum(row[column] >= PRESENT[column] for row in clean) == 0
+    assert sum(row[column] >= PRESENCE_THRESHOLDS[column] for row in clean) == 0
 
 
 def test_one_straight_bar_is_a_scale_and_no_hair() -> None:
@@ -164,10 +173,10 @@ def test_marks_are_counted_at_any_angle_and_unevenly_spaced_ones_are_not() -> No
     even = np.arange(12) * 13.0
     rng = np.random.default_rng(3)
     for turn in (0, 20, 45, 90, 130):
-        assert _measured(lines(even, turn))["ruler"] >= PRESENT["ruler"]
+        assert _measured(lines(even, turn))["ruler"] >= PRESENCE_THRESHOLDS["ruler"]
     for _ in range(5):
         uneven = np.sort(rng.choice(np.arange(0, 156, 6), 9, replace=False)) + rng.integers(-2, 3, 9)
-        assert _measured(lines(uneven.astype(float), 0))["ruler"] < PRESENT["ruler"]
+        assert _measured(lines(uneven.astype(float), 0))["ruler"] < PRESENCE_THRESHOLDS["ruler"]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +192,7 @@ def test_marks_are_counted_at_any_angle_and_unevenly_spaced_ones_are_not() -> No
 def test_pens_are_told_from_pigment(colour: tuple[int, int, int], present: bool) -> None:
     skin = np.full((150, 200, 3), (215, 165, 145), np.uint8)
     skin[10:20, 15:60] = colour
-    assert (_measured(skin)["ink"] >= PRESENT["ink"]) == present
+    assert (_measured(skin)["ink"] >= PRESENCE_THRESHOLDS["ink"]) == present
     middle = np.full((150, 200, 3), (215, 165, 145), np.uint8)
     middle[60:90, 80:120] = colour  # a blue lesion is no ink
     assert _measured(middle)["ink"] == 0
@@ -192,4 +201,4 @@ def test_pens_are_told_from_pigment(colour: tuple[int, int, int], present: bool)
 def test_a_tinted_light_is_no_ink() -> None:
     for cast in ((0.8, 0.9, 1.25), (1.0, 0.85, 1.2), (0.9, 1.1, 0.9)):
         pixels = _photograph("nevus", 5) * np.array(cast)
-        assert _measured(np.clip(pixels, 0, 255).astype(np.uint8))["ink"] < PRESENT["ink"]
+        assert _measured(np.clip(pixels, 0, 255).astype(np.uint8))["ink"] < PRESENCE_THRESHOLDS["ink"]

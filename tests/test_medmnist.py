@@ -60,13 +60,13 @@ def test_every_pixel_comes_back(tmp_path: Path, channels: int, monkeypatch: pyte
     assert len(rows) == 18
     for side in ("train", "val", "test"):
         for number, label in enumerate(values[f"{side}_labels"][:, 0]):
-            name = medmnist.DERMAMNIST[label]
+            name = medmnist.DERMAMNIST_CLASSES[label]
             path = f"{side}/{name}/{number:05d}.png"
-            assert (rows.at[path, "label"], rows.at[path, "given_split"]) == (name, medmnist.SIDES[side])
+            assert (rows.at[path, "label"], rows.at[path, "given_split"]) == (name, medmnist.SPLIT_OF_PREFIX[side])
             expected = values[f"{side}_images"][number]
-            pixels = open_image(outcome.dataset.images / path).pixels
+            pixels = open_image(outcome.dataset.image_root / path).pixels
             assert (pixels == (expected if channels == 3 else expected[..., None])).all()
-    assert outcome.dataset.images == tmp_path / "made" / "images"
+    assert outcome.dataset.image_root == tmp_path / "made" / "images"
     assert set(rows["width"]) == {28}
     assert dict(outcome.dataset.manifest["given_split"].value_counts()) == {"train": 9, "test": 5, "validation": 4}
 
@@ -89,7 +89,7 @@ def test_a_file_without_one_side(tmp_path: Path) -> None:
 
 def test_again_nothing_changes_and_another_file_is_refused(tmp_path: Path) -> None:
     first = bring(save(tmp_path / "d.npz", arrays()))
-    times = {path: path.stat().st_mtime_ns for path in first.dataset.images.rglob("*.png")}
+    times = {path: path.stat().st_mtime_ns for path in first.dataset.image_root.rglob("*.png")}
     torn = next(iter(times))
     torn.write_bytes(b"torn")
     again = bring(tmp_path / "d.npz")
@@ -202,7 +202,7 @@ def test_headers_that_lie(tmp_path: Path, images: bytes) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "FREE_TOTAL", 1_000_000)
+    monkeypatch.setattr(archives, "UNCHECKED_TOTAL_BYTES", 1_000_000)
     images = header((2000, 28, 28, 3)) + bytes(2000 * 28 * 28 * 3)
     path = raw(tmp_path / "d.npz", images, header((2000, 1)) + bytes(2000))
     assert "a bomb" in listed(path)

@@ -16,17 +16,17 @@ from dermkit.errors import DataError
 from dermkit.evaluation import tables
 from dermkit.evaluation.overfitting import diagnose_overfitting
 from dermkit.metrics.classification import confusion, probabilistic, roc, vectorised
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.classification.summary import summarise
-from dermkit.metrics.classification.vectorised import Figures, Plan
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.classification.summary import evaluate_split
+from dermkit.metrics.classification.vectorised import MetricValues, ResampledMetrics
 from dermkit.metrics.stats import intervals
-from dermkit.metrics.stats.estimate import Estimate, undefined
+from dermkit.metrics.stats.estimate import Estimate, undefined_estimate
 
 TIGHT = 1e-9
 CASES = 500
 
 
-def make_scored(seed: int, *, grouped: bool = False) -> Scored:
+def make_scored(seed: int, *, grouped: bool = False) -> ScoredSet:
     """A random split: 2 to 7 classes, 1 to 60 images; some with ties, absent classes, perfect or inverted scores."""
     rng = np.random.default_rng(seed)
     k, n = int(rng.integers(2, 8)), int(rng.integers(1, 61))
@@ -38,11 +38,11 @@ def make_scored(seed: int, *, grouped: bool = False) -> Scored:
         p = np.round(p, 1) + 0.1  # many equal scores
     p /= p.sum(axis=1, keepdims=True)
     groups = np.unique(rng.integers(0, n, size=n), return_inverse=True)[1] if grouped else np.arange(n)
-    return Scored([f"c{i}" for i in range(k)], np.arange(k) < k // 2, true, p.argmax(axis=1), p, groups)
+    return ScoredSet([f"c{i}" for i in range(k)], np.arange(k) < k // 2, true, p.argmax(axis=1), p, groups)
 
 
-def summary(scored: Scored, resamples: int = 20) -> dict[str, Any]:
-    return summarise(scored, seed=0, resamples=resamples)
+def summary(scored: ScoredSet, resamples: int = 20) -> dict[str, Any]:
+    return evaluate_split(scored, seed=0, resamples=resamples)
 
 
 def check(estimate: dict[str, Any], expected: float | None, what: str) -> None:
@@ -75,7 +75,7 @@ def test_every_figure_agrees_with_scikit_learn_on_500_random_splits(block: int) 
         body, k = summary(scored, resamples=2), len(scored.classes)
         everything: dict[str, list[float | None]] = {}
         for i, name in enumerate(scored.classes):
-            expected = expected_of_view(scored.predicted == i, scored.true == i, scored.probabilities[:, i])
+            expected = expected_of_view(scored.y_pred == i, scored.y_true == i, scored.probabilities[:, i])
             for view, value in expected.items():
                 check(body["per_class"][name][view], value, f"seed {seed} {name} {view}")
                 everything.setdefault(view, []).append(value)
@@ -85,24 +85,24 @@ def test_every_figure_agrees_with_scikit_learn_on_500_random_splits(block: int) 
             check(body["metrics"][f"{view}_macro"], whole, f"seed {seed} {view}_macro")
             check(body["metrics"][f"{view}_macro_present"], float(np.mean(defined)) if defined else None, view)
         check(body["metrics"]["balanced_accuracy"], body["metrics"]["recall_macro"]["value"], f"seed {seed}")
-        if len(np.unique(scored.true)) == k:
-            balanced = reference.balanced_accuracy_score(scored.true, scored.predicted)
+        if len(np.unique(scored.y_true)) == k:
+            balanced = reference.balanced_accuracy_score(scored.y_true, scored.y_pred)
             check(body["metrics"]["balanced_accuracy"], balanced, f"seed {seed}")
         check_whole_split(scored, body, seed)
 
 
-def check_whole_split(scored: Scored, body: dict[str, Any], seed: int) -> None:
-    true, p, found = scored.true, scored.probabilities, body["metrics"]
+def check_whole_split(scored: ScoredSet, body: dict[str, Any], seed: int) -> None:
+    true, p, found = scored.y_true, scored.probabilities, body["metrics"]
     k = len(scored.classes)
     # scikit-learn's log loss clips both ends; the truth's end is the only one that matters.
     check(found["loss"], reference.log_loss(true, p, labels=range(k)), f"seed {seed} loss")
-    check(found["accuracy"], reference.accuracy_score(true, scored.predicted), f"seed {seed}")
+    check(found["accuracy"], reference.accuracy_score(true, scored.y_pred), f"seed {seed}")
     check(found["brier"], float(np.mean(((p - np.eye(k)[true]) ** 2).sum(axis=1))), f"seed {seed}")
-    check(found["ece"], slow_ece(p.max(axis=1), true == scored.predicted), f"seed {seed}")
-    matrix = reference.confusion_matrix(true, scored.predicted, labels=range(k))
+    check(found["ece"], slow_ece(p.max(axis=1), true == scored.y_pred), f"seed {seed}")
+    matrix = reference.confusion_matrix(true, scored.y_pred, labels=range(k))
     assert body["confusion_matrix"] == matrix.tolist()
-    malignant = scored.malignant
-    score, called = p[:, malignant].sum(axis=1), malignant[scored.predicted]
+    malignant = scored.malignant_classes
+    score, called = p[:, malignant].sum(axis=1), malignant[scored.y_pred]
     expected = expected_of_view(called, malignant[true], score)
     for view, value in expected.items():
         check(found[view], value, f"seed {seed} malignant {view}")
@@ -139,7 +139,7 @@ def test_roc_curve_keeps_the_corners_and_the_area() -> None:
         curve = roc.roc_curve(scores, positive)
         assert reference.auc(curve.fpr, curve.tpr) == pytest.approx(roc.auroc(scores, positive), abs=TIGHT)
         assert (curve.fpr[0], curve.tpr[0], curve.fpr[-1], curve.tpr[-1]) == (0, 0, 1, 1)
-        for fpr, tpr, threshold in zip(curve.fpr, curve.tpr, curve.threshold, strict=True):
+        for fpr, tpr, threshold in zip(curve.fpr, curve.tpr, curve.thresholds, strict=True):
             assert tpr == (scores[positive] >= threshold).mean()
             assert fpr == (scores[~positive] >= threshold).mean()
         assert len(curve.fpr) <= len(reference.roc_curve(positive, scores, drop_intermediate=False)[0])
@@ -152,7 +152,7 @@ def test_weighted_ranking_equals_ranking_of_copied_rows(seed: int) -> None:
     n = int(rng.integers(2, 40))
     scores, positive = np.round(rng.random(n), int(rng.integers(1, 4))), rng.random(n) < 0.5
     weights = rng.integers(0, 4, size=(5, n)).astype(np.float64)
-    found = roc.ranking_figures(roc.rank(scores, positive), weights)
+    found = roc.ranking_metrics(roc.sort_scores(scores, positive), weights)
     for row, auroc, precision in zip(weights, found.auroc, found.average_precision, strict=True):
         rows = np.repeat(np.arange(n), row.astype(int))
         if positive[rows].all() or not positive[rows].any():
@@ -165,11 +165,11 @@ def test_weighted_ranking_equals_ranking_of_copied_rows(seed: int) -> None:
 
 def test_resampled_figures_equal_those_of_copied_rows() -> None:
     """The fast way (sums per group) and the slow way (rows copied per resample) give the same figures."""
-    scored = next(s for s in (make_scored(i, grouped=True) for i in itertools.count()) if len(s.true) > 40)
-    rows_of = [np.flatnonzero(scored.groups == g) for g in range(scored.units)]
-    plan = Plan(scored)
-    for weights in intervals.resample_weights(np.arange(scored.units), seed=0, resamples=200):
-        fast = plan.resampled(weights)
+    scored = next(s for s in (make_scored(i, grouped=True) for i in itertools.count()) if len(s.y_true) > 40)
+    rows_of = [np.flatnonzero(scored.groups == g) for g in range(scored.n_groups)]
+    plan = ResampledMetrics(scored)
+    for weights in intervals.resample_weights(np.arange(scored.n_groups), seed=0, resamples=200):
+        fast = plan.bootstrap(weights)
         for number, times in enumerate(weights.astype(int)):
             rows = np.concatenate([np.tile(rows_of[g], count) for g, count in enumerate(times)])
             same_plan(fast, number, scored, rows)
@@ -184,31 +184,43 @@ def test_a_true_class_is_among_the_first_as_sorting_says_also_where_probabilitie
         order = np.argsort(-scored.probabilities, axis=1, kind="stable")
         metrics = summary(scored, resamples=0)["metrics"]
         for most in (2, 3):
-            hits = (order[:, :most] == scored.true[:, None]).any(axis=1)
+            hits = (order[:, :most] == scored.y_true[:, None]).any(axis=1)
             check(metrics[f"top_{most}_accuracy"], float(hits.mean()), f"seed {seed}, top {most}")
-    sure = Scored(["a", "b", "c", "d"], np.array([False, True, False, False]), np.array([3, 2, 1, 0]),
+    sure = ScoredSet(["a", "b", "c", "d"], np.array([False, True, False, False]), np.array([3, 2, 1, 0]),
                   np.zeros(4, dtype=np.int64), np.tile([1.0, 0.0, 0.0, 0.0], (4, 1)), np.arange(4))  # fmt: skip
     assert summary(sure, resamples=0)["metrics"]["top_2_accuracy"]["value"] == 0.5
 
 
 def test_figures_without_each_group_are_those_of_the_other_groups() -> None:
-    scored = next(s for s in (make_scored(i, grouped=True) for i in itertools.count()) if len(s.true) > 40)
-    fast = Plan(scored).without_each(np.arange(scored.units))
-    for group in range(scored.units):
+    scored = next(s for s in (make_scored(i, grouped=True) for i in itertools.count()) if len(s.y_true) > 40)
+    fast = ResampledMetrics(scored).leave_one_group_out(np.arange(scored.n_groups))
+    for group in range(scored.n_groups):
         same_plan(fast, group, scored, np.flatnonzero(scored.groups != group))
 
 
-def same_plan(fast: Figures, number: int, scored: Scored, rows: NDArray[np.intp]) -> None:
+def same_plan(fast: MetricValues, number: int, scored: ScoredSet, rows: NDArray[np.intp]) -> None:
     """Compare a row of resampled figures with those of the rows themselves."""
     fresh = np.unique(scored.groups[rows], return_inverse=True)[1]
-    alone = Plan(Scored(scored.classes, scored.malignant, scored.true[rows], scored.predicted[rows],
-                        scored.probabilities[rows], fresh)).point  # fmt: skip
-    right = scored.true[rows] == scored.predicted[rows]
-    assert fast.overall["accuracy"][number] == pytest.approx(right.mean(), abs=TIGHT)
-    assert fast.overall["ece"][number] == pytest.approx(slow_ece(scored.confidence[rows], right), abs=TIGHT)
-    loss = probabilistic.log_loss(scored.true[rows], scored.probabilities[rows])
-    assert fast.overall["loss"][number] == pytest.approx(loss, abs=TIGHT, rel=TIGHT)
-    for ours, theirs in ((fast.overall, alone.overall), (fast.views, alone.views), (fast.binary, alone.binary)):
+    alone = ResampledMetrics(
+        ScoredSet(
+            scored.classes,
+            scored.malignant_classes,
+            scored.y_true[rows],
+            scored.y_pred[rows],
+            scored.probabilities[rows],
+            fresh,
+        )
+    ).point_estimates
+    right = scored.y_true[rows] == scored.y_pred[rows]
+    assert fast.multiclass["accuracy"][number] == pytest.approx(right.mean(), abs=TIGHT)
+    assert fast.multiclass["ece"][number] == pytest.approx(slow_ece(scored.confidence[rows], right), abs=TIGHT)
+    loss = probabilistic.log_loss(scored.y_true[rows], scored.probabilities[rows])
+    assert fast.multiclass["loss"][number] == pytest.approx(loss, abs=TIGHT, rel=TIGHT)
+    for ours, theirs in (
+        (fast.multiclass, alone.multiclass),
+        (fast.one_vs_rest, alone.one_vs_rest),
+        (fast.binary, alone.binary),
+    ):
         for name in theirs:
             assert ours[name][number] == pytest.approx(theirs[name][0], abs=TIGHT, rel=TIGHT, nan_ok=True), name
 
@@ -218,19 +230,21 @@ def test_scores_in_groups_move_no_figure_and_hardly_a_resample(monkeypatch: pyte
     rng = np.random.default_rng(0)
     true = rng.integers(0, 2, 6000)
     p = 1 / (1 + np.exp(-rng.normal(2.0 * true - 1.0, 1.5)))
-    scored = Scored(["a", "b"], np.array([False, True]), true, (p > 0.5).astype(int), np.column_stack([1 - p, p]),
+    scored = ScoredSet(["a", "b"], np.array([False, True]), true, (p > 0.5).astype(int), np.column_stack([1 - p, p]),
                     np.arange(6000))  # fmt: skip
-    fine = Plan(scored)
+    fine = ResampledMetrics(scored)
     weights = next(intervals.resample_weights(scored.groups, seed=0, resamples=20))
-    exact = fine.resampled(weights)
-    monkeypatch.setattr(vectorised, "EXACT", 100)
-    coarse = Plan(scored)
-    rough = coarse.resampled(weights)
-    for name in fine.point.binary:
-        assert coarse.point.binary[name] == fine.point.binary[name]
+    exact = fine.bootstrap(weights)
+    monkeypatch.setattr(vectorised, "MAX_EXACT_IMAGES", 100)
+    coarse = ResampledMetrics(scored)
+    rough = coarse.bootstrap(weights)
+    for name in fine.point_estimates.binary:
+        assert coarse.point_estimates.binary[name] == fine.point_estimates.binary[name]
         np.testing.assert_allclose(rough.binary[name], exact.binary[name], atol=2e-3, err_msg=name)
-    np.testing.assert_allclose(rough.views["auroc"], exact.views["auroc"], atol=1e-4)
-    np.testing.assert_allclose(rough.views["average_precision"], exact.views["average_precision"], atol=1e-3)
+    np.testing.assert_allclose(rough.one_vs_rest["auroc"], exact.one_vs_rest["auroc"], atol=1e-4)
+    np.testing.assert_allclose(
+        rough.one_vs_rest["average_precision"], exact.one_vs_rest["average_precision"], atol=1e-3
+    )
 
 
 def test_resamples_draw_as_many_groups_as_there_are_and_repeat_with_the_seed() -> None:
@@ -247,7 +261,7 @@ def test_resamples_draw_as_many_groups_as_there_are_and_repeat_with_the_seed() -
 def test_small_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     scored = make_scored(11)
     whole = summary(scored, resamples=64)
-    monkeypatch.setattr(intervals, "CHUNK_ELEMENTS", 32 * len(scored.true))
+    monkeypatch.setattr(intervals, "CHUNK_ELEMENTS", 32 * len(scored.y_true))
     # The generator is one stream, read in the same order whatever the length of a chunk.
     assert summary(scored, resamples=64) == whole
 
@@ -260,8 +274,8 @@ def test_group_bootstrap_is_wider_than_the_independent_one_on_clustered_images()
     predicted = np.where(np.repeat(rng.random(60) < 0.75, 5), true, 1 - true)
     p = np.where(np.eye(2)[predicted] == 1, 0.8, 0.2)
     malignant = np.array([False, True])
-    grouped = Scored(["a", "b"], malignant, true, predicted, p, lesions)
-    alone = Scored(["a", "b"], malignant, true, predicted, p, np.arange(300))
+    grouped = ScoredSet(["a", "b"], malignant, true, predicted, p, lesions)
+    alone = ScoredSet(["a", "b"], malignant, true, predicted, p, np.arange(300))
     wide, narrow = (summary(scored, resamples=1000)["metrics"] for scored in (grouped, alone))
     for name in ("accuracy", "balanced_accuracy", "sensitivity", "auroc", "loss"):
         width = [item[name]["ci95"][1] - item[name]["ci95"][0] for item in (wide, narrow)]
@@ -273,29 +287,29 @@ def test_group_bootstrap_is_wider_than_the_independent_one_on_clustered_images()
 
 
 def test_wilson_known_values() -> None:
-    low, high = intervals.wilson(55, 118)
+    low, high = intervals.wilson_interval(55, 118)
     assert (round(100 * low, 1), round(100 * high, 1)) == (37.9, 55.6)
     # Newcombe 1998, table I: 81/263, 15/148, 0/20, 1/29.
     for (successes, n), expected in {
         (81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605),
         (0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718),
     }.items():  # fmt: skip
-        assert intervals.wilson(successes, n) == pytest.approx(expected, abs=6e-5)
+        assert intervals.wilson_interval(successes, n) == pytest.approx(expected, abs=6e-5)
 
 
 @given(n=st.integers(1, 500), data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_wilson_holds_the_share_and_mirrors(n: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(0, n))
-    low, high = intervals.wilson(k, n)
+    low, high = intervals.wilson_interval(k, n)
     assert 0 <= low <= k / n <= high <= 1 and high > low
-    assert intervals.wilson(n - k, n) == pytest.approx((1 - high, 1 - low), abs=TIGHT)
+    assert intervals.wilson_interval(n - k, n) == pytest.approx((1 - high, 1 - low), abs=TIGHT)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
 def test_wilson_refuses_what_is_no_proportion(successes: int, n: int) -> None:
     with pytest.raises(ValueError, match="proportion"):
-        intervals.wilson(successes, n)
+        intervals.wilson_interval(successes, n)
 
 
 def test_intervals_say_when_they_are_not_to_be_trusted() -> None:
@@ -314,7 +328,7 @@ def test_undefined_figures_are_null_with_a_reason() -> None:
     """Class c has no images, b is never predicted, nothing malignant is there; the JSON holds no NaN."""
     true, predicted = np.array([0, 0, 1]), np.array([0, 2, 0])
     p = np.eye(3)[predicted] * 0.7 + 0.1
-    body = summary(Scored(["a", "b", "c"], np.array([False, False, True]), true, predicted, p, np.arange(3)))
+    body = summary(ScoredSet(["a", "b", "c"], np.array([False, False, True]), true, predicted, p, np.arange(3)))
     json.dumps(body, allow_nan=False)
     a, b, c = (body["per_class"][name] for name in "abc")
     assert c["n"] == 0 and all(
@@ -324,7 +338,7 @@ def test_undefined_figures_are_null_with_a_reason() -> None:
     assert b["precision"]["reason"] == "no image was predicted as b" and b["precision"]["n"] == 0
     assert b["f1"]["value"] == 0.0 and b["f1"]["n"] == 1 and b["recall"]["value"] == 0.0
     few = "interval unreliable: 2 units, 30 needed"
-    exact = {"ci95": list(intervals.clopper_pearson(1, 2)), "method": "clopper-pearson", "reason": few}
+    exact = {"ci95": list(intervals.clopper_pearson_interval(1, 2)), "method": "clopper-pearson", "reason": few}
     assert a["recall"] == {"value": 0.5, "n": 2, **exact}
     metrics = body["metrics"]
     assert metrics["sensitivity"]["value"] is None and "malignant" in metrics["sensitivity"]["reason"]
@@ -338,25 +352,25 @@ def test_undefined_figures_are_null_with_a_reason() -> None:
 @pytest.mark.parametrize("malignant", [[False, False], [True, True]])
 def test_binary_figures_need_two_sides_in_the_class_table(malignant: list[bool]) -> None:
     true = np.array([0, 1, 0])
-    body = summary(Scored(["a", "b"], np.array(malignant), true, true, np.eye(2)[true], np.arange(3)))
+    body = summary(ScoredSet(["a", "b"], np.array(malignant), true, true, np.eye(2)[true], np.arange(3)))
     for name in ("sensitivity", "specificity", "ppv", "precision", "recall", "f1", "auroc", "average_precision"):
         assert body["metrics"][name]["value"] is None and "class table" in body["metrics"][name]["reason"]
     assert body["metrics"]["accuracy"]["value"] == 1.0
 
 
 def test_one_image_has_figures_but_no_bootstrap_interval() -> None:
-    body = summary(Scored(["a", "b"], np.array([False, True]), np.array([1]), np.array([1]),
+    body = summary(ScoredSet(["a", "b"], np.array([False, True]), np.array([1]), np.array([1]),
                           np.array([[0.2, 0.8]]), np.array([0])))  # fmt: skip
     assert body["n"] == body["n_groups"] == 1
     assert body["metrics"]["loss"]["ci95"] is None and "one group" in body["metrics"]["loss"]["reason"]
-    assert body["metrics"]["sensitivity"]["ci95"] == list(intervals.clopper_pearson(1, 1))
+    assert body["metrics"]["sensitivity"]["ci95"] == list(intervals.clopper_pearson_interval(1, 1))
     assert body["metrics"]["auroc"]["reason"] == "every image is of a malignant class"
 
 
 def test_n_is_what_the_figure_rests_on() -> None:
     true, predicted = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 0])
     found = summary(
-        Scored(["a", "b"], np.array([False, True]), true, predicted, np.eye(2)[predicted], np.arange(5))
+        ScoredSet(["a", "b"], np.array([False, True]), true, predicted, np.eye(2)[predicted], np.arange(5))
     )
     n = {
         name: found["metrics"][name]["n"] for name in ("sensitivity", "specificity", "ppv", "f1", "auroc", "loss")
@@ -383,9 +397,9 @@ def test_scored_refuses_what_does_not_fit(change: dict[str, Any], message: str) 
         "classes": ["a", "b"], "malignant": np.array([True, False]), "true": np.array([0, 1]),
         "predicted": np.array([0, 1]), "probabilities": np.full((2, 2), 0.5), "groups": np.array([0, 1]),
     }  # fmt: skip
-    Scored(**good)
+    ScoredSet(**good)
     with pytest.raises(ValueError, match=message):
-        Scored(**(good | change))
+        ScoredSet(**(good | change))
 
 
 @pytest.mark.parametrize(
@@ -395,7 +409,7 @@ def test_scored_refuses_what_does_not_fit(change: dict[str, Any], message: str) 
 def test_an_estimate_is_never_nan_nor_silently_empty(arguments: tuple[Any, Any]) -> None:
     with pytest.raises(ValueError, match="estimate"):
         Estimate(*arguments, n=1, method="none")
-    assert undefined(3, "why").as_dict() == {
+    assert undefined_estimate(3, "why").as_dict() == {
         "value": None,
         "ci95": None,
         "n": 3,
@@ -426,18 +440,18 @@ def test_a_sure_mistake_costs_the_clipped_loss() -> None:
 
 def test_confidence_bins_include_their_upper_edge() -> None:
     edges = np.arange(16) / 15
-    assert probabilistic.bin_of(edges).tolist() == [0, *range(15)]
+    assert probabilistic.bin_index(edges).tolist() == [0, *range(15)]
     assert probabilistic.ece(np.array([0.5, 0.5]), np.array([True, False])) == 0.0
 
 
 def test_tables_agree_with_scikit_learn() -> None:
     scored = next(
         s for s in map(make_scored, range(99))
-        if len(np.unique(s.true)) == len(s.classes) == len(np.unique(s.predicted)) and (s.true != s.predicted).any()
+        if len(np.unique(s.y_true)) == len(s.classes) == len(np.unique(s.y_pred)) and (s.y_true != s.y_pred).any()
     )  # fmt: skip
     body = summary(scored)
     report = reference.classification_report(
-        scored.true, scored.predicted, output_dict=True, target_names=scored.classes
+        scored.y_true, scored.y_pred, output_dict=True, target_names=scored.classes
     )
     rows = {row[0]: dict(zip(tables.REPORT_HEADER, row, strict=True)) for row in tables.report_rows(body)}
     for name in (*scored.classes, "macro"):
@@ -446,11 +460,11 @@ def test_tables_agree_with_scikit_learn() -> None:
             assert rows[name][ours] == pytest.approx(theirs[key], abs=TIGHT)
     text = tables.report_text(body)
     assert all(name in text for name in scored.classes) and f"{body['metrics']['accuracy']['value']:.3f}" in text
-    wrong: Any = tables.confusions(scored)
-    assert sum(row[2] for row in wrong) == (scored.true != scored.predicted).sum()
+    wrong: Any = tables.confusion_pair_rows(scored)
+    assert sum(row[2] for row in wrong) == (scored.y_true != scored.y_pred).sum()
     assert [row[2] for row in wrong] == sorted((row[2] for row in wrong), reverse=True)
     calibration: Any = tables.calibration_rows(scored)
-    ece = sum(n * abs(confidence - right) for _, n, confidence, right in calibration if n) / len(scored.true)
+    ece = sum(n * abs(confidence - right) for _, n, confidence, right in calibration if n) / len(scored.y_true)
     assert ece == pytest.approx(body["metrics"]["ece"]["value"], abs=TIGHT)
 
 

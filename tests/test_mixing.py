@@ -12,20 +12,20 @@ from scipy.stats import beta as beta_of
 from scipy.stats import binom, chisquare, kstest
 from torch import Tensor
 
-from dermkit.recipes.schema import MixSpec
-from dermkit.training.augment.mixup import ALONE, CUTMIX, MIXUP, Mixing, mix_batch, mix_labels, mixing
+from dermkit.recipes.schema import MixupSpec
+from dermkit.training.augment.mixup import CUTMIX, MIXUP, NO_MIX, MixPlan, make_mix_plan, mix_batch, mix_labels
 from dermkit.training.augment.random_numbers import image_key
 
 N = 4000
 KEYS = np.array([image_key(f"lesion/{number}") for number in range(N)], dtype=np.uint64)
 OWN = np.arange(N)
-BOTH = MixSpec(mixup=0.4, cutmix=1.0, share=0.8)
-ONLY_MIXUP = MixSpec(mixup=0.4, cutmix=0.0, share=1.0)
-ONLY_CUTMIX = MixSpec(mixup=0.0, cutmix=1.0, share=1.0)
+BOTH = MixupSpec(mixup=0.4, cutmix=1.0, p=0.8)
+ONLY_MIXUP = MixupSpec(mixup=0.4, cutmix=0.0, p=1.0)
+ONLY_CUTMIX = MixupSpec(mixup=0.0, cutmix=1.0, p=1.0)
 
 
-def drawn(spec: MixSpec, index: NDArray[np.int64] = OWN, *, seed: int = 1, epoch: int = 1) -> Mixing:
-    return mixing(KEYS[index], spec, index, seed=seed, epoch=epoch, n=N)
+def drawn(spec: MixupSpec, index: NDArray[np.int64] = OWN, *, seed: int = 1, epoch: int = 1) -> MixPlan:
+    return make_mix_plan(KEYS[index], spec, index, seed=seed, epoch=epoch, n=N)
 
 
 def images(n: int, side: int = 20) -> Tensor:
@@ -58,14 +58,14 @@ def test_seed_and_epoch_change_everything_that_is_drawn() -> None:
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_shares_are_beta_distributed(alpha: float, kind: str) -> None:
     spec = replace(ONLY_MIXUP, mixup=alpha) if kind == "mixup" else replace(ONLY_CUTMIX, cutmix=alpha)
-    share = drawn(spec).share
+    share = drawn(spec).self_weight
     assert share.dtype == np.float64
     assert kstest(share, beta_of(alpha, alpha).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("alpha", [1e-300, 1e-6, 1e6])
 def test_an_extreme_alpha_still_gives_shares(alpha: float) -> None:
-    share = drawn(replace(ONLY_MIXUP, mixup=alpha)).share
+    share = drawn(replace(ONLY_MIXUP, mixup=alpha)).self_weight
     assert np.isfinite(share).all()
     assert share.min() >= 0.0
     assert share.max() <= 1.0
@@ -73,29 +73,29 @@ def test_an_extreme_alpha_still_gives_shares(alpha: float) -> None:
 
 def test_kinds_and_shares_of_the_samples_are_those_asked_for() -> None:
     kind = drawn(BOTH).kind
-    for item, expected in ((ALONE, 0.2), (MIXUP, 0.4), (CUTMIX, 0.4)):
+    for item, expected in ((NO_MIX, 0.2), (MIXUP, 0.4), (CUTMIX, 0.4)):
         count = int((kind == item).sum())
         assert binom.ppf(1e-4, N, expected) <= count <= binom.ppf(1 - 1e-4, N, expected)
     assert set(drawn(ONLY_MIXUP).kind) == {MIXUP}
     assert set(drawn(ONLY_CUTMIX).kind) == {CUTMIX}
-    assert set(drawn(replace(BOTH, share=0.0)).kind) == {ALONE}
+    assert set(drawn(replace(BOTH, p=0.0)).kind) == {NO_MIX}
 
 
 def test_partners_are_any_samples_of_the_epoch_at_equal_odds() -> None:
-    mixes = mixing(KEYS, replace(BOTH, share=1.0), OWN, seed=1, epoch=1, n=10)
+    mixes = make_mix_plan(KEYS, replace(BOTH, p=1.0), OWN, seed=1, epoch=1, n=10)
     assert mixes.partner.max() == 9
     assert chisquare(np.bincount(mixes.partner, minlength=10)).pvalue > 1e-4
     partly = drawn(BOTH)
-    assert np.array_equal(partly.partner[partly.kind == ALONE], OWN[partly.kind == ALONE])
-    assert (partly.share[partly.kind == ALONE] == 1.0).all()
+    assert np.array_equal(partly.partner[partly.kind == NO_MIX], OWN[partly.kind == NO_MIX])
+    assert (partly.self_weight[partly.kind == NO_MIX] == 1.0).all()
 
 
 def test_a_sample_that_stays_alone_is_not_changed_and_keeps_its_label() -> None:
-    mixes = drawn(replace(BOTH, share=0.5), OWN[:64])
+    mixes = drawn(replace(BOTH, p=0.5), OWN[:64])
     batch, partners = images(64), images(63)[torch.arange(64) % 63]
     mixed = mix_batch(batch, partners, mixes)
-    targets = mix_labels(OWN[:64] % 5, mixes.partner % 5, mixes, 5, side=20)
-    alone = mixes.kind == ALONE
+    targets = mix_labels(OWN[:64] % 5, mixes.partner % 5, mixes, 5, size=20)
+    alone = mixes.kind == NO_MIX
     assert 16 < alone.sum() < 48
     assert torch.equal(mixed[alone], batch[alone])
     assert torch.equal(targets[alone], torch.eye(5)[OWN[:64] % 5][alone])
@@ -105,12 +105,14 @@ def test_a_sample_that_stays_alone_is_not_changed_and_keeps_its_label() -> None:
 def test_mixup_blends_pixels_and_labels_by_one_share() -> None:
     mixes = drawn(ONLY_MIXUP, OWN[:16])
     batch, partners = images(16), images(17)[:16]
-    share = torch.from_numpy(mixes.share).view(-1, 1, 1, 1)
+    share = torch.from_numpy(mixes.self_weight).view(-1, 1, 1, 1)
     expected = batch.double() * share + partners.double() * (1 - share)
     assert torch.allclose(mix_batch(batch, partners, mixes).double(), expected, atol=1e-6)
-    targets = mix_labels(np.zeros(16, np.int64), np.ones(16, np.int64), mixes, 3, side=20)
+    targets = mix_labels(np.zeros(16, np.int64), np.ones(16, np.int64), mixes, 3, size=20)
     assert targets.dtype == torch.float32
-    assert np.allclose(targets.numpy(), np.stack([mixes.share, 1 - mixes.share, 0 * mixes.share], 1), atol=1e-7)
+    assert np.allclose(
+        targets.numpy(), np.stack([mixes.self_weight, 1 - mixes.self_weight, 0 * mixes.self_weight], 1), atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("side", [16, 20, 37, 160])
@@ -119,8 +121,8 @@ def test_the_area_that_cutmix_pastes_is_exactly_the_partners_label(side: int) ->
     own, other = torch.zeros(400, 3, side, side), torch.ones(400, 3, side, side)
     pasted = mix_batch(own, other, mixes)
     area = pasted[:, 0].double().sum(dim=(1, 2))
-    targets = mix_labels(np.zeros(400, np.int64), np.ones(400, np.int64), mixes, 2, side=side)
-    assert np.array_equal(np.rint((1 - mixes.kept(side)) * side**2), area.numpy())
+    targets = mix_labels(np.zeros(400, np.int64), np.ones(400, np.int64), mixes, 2, size=side)
+    assert np.array_equal(np.rint((1 - mixes.label_weights(side)) * side**2), area.numpy())
     assert torch.equal(targets[:, 1], (area / side**2).float())
     assert (area == 0).sum() < 200
     for image in pasted[:20, 0]:
@@ -131,9 +133,9 @@ def test_the_area_that_cutmix_pastes_is_exactly_the_partners_label(side: int) ->
 
 def test_a_square_in_the_middle_keeps_the_share_that_was_drawn() -> None:
     kind, share = np.full(3, CUTMIX), np.array([0.75, 0.36, 1.0])
-    mixes = Mixing(partner=np.zeros(3, np.int64), kind=kind, share=share, middles=np.full((3, 2), 0.5))
+    mixes = MixPlan(partner=np.zeros(3, np.int64), kind=kind, self_weight=share, centres=np.full((3, 2), 0.5))
     assert mixes.boxes(20).tolist() == [[5, 15, 5, 15], [2, 18, 2, 18], [10, 10, 10, 10]]
-    assert np.allclose(mixes.kept(20), share)
+    assert np.allclose(mixes.label_weights(20), share)
 
 
 def test_cutmix_pastes_what_lay_in_the_same_place() -> None:
@@ -141,16 +143,16 @@ def test_cutmix_pastes_what_lay_in_the_same_place() -> None:
     batch, partners = images(32), images(33)[:32]
     mixed = mix_batch(batch, partners, mixes)
     assert ((mixed == batch) | (mixed == partners)).all()
-    top, bottom, left, right = mixes.boxes(20)[int(np.argmin(mixes.share))]
+    top, bottom, left, right = mixes.boxes(20)[int(np.argmin(mixes.self_weight))]
     assert (bottom - top) * (right - left) > 0
-    row = int(np.argmin(mixes.share))
+    row = int(np.argmin(mixes.self_weight))
     assert torch.equal(mixed[row, :, top:bottom, left:right], partners[row, :, top:bottom, left:right])
 
 
 def test_labels_have_mass_one_and_mixing_keeps_the_classes_balance() -> None:
     mixes = drawn(BOTH)
     labels = OWN % 4
-    targets = mix_labels(labels, labels[mixes.partner], mixes, 4, side=160)
+    targets = mix_labels(labels, labels[mixes.partner], mixes, 4, size=160)
     assert targets.shape == (N, 4)
     assert torch.allclose(targets.sum(dim=1), torch.ones(N), atol=1e-6)
     assert targets.min() >= 0.0
@@ -161,4 +163,4 @@ def test_labels_have_mass_one_and_mixing_keeps_the_classes_balance() -> None:
 
 def test_as_many_keys_as_samples_are_needed() -> None:
     with pytest.raises(ValueError, match="3 keys for 4 samples"):
-        mixing(KEYS[:3], BOTH, OWN[:4], seed=1, epoch=1, n=N)
+        make_mix_plan(KEYS[:3], BOTH, OWN[:4], seed=1, epoch=1, n=N)

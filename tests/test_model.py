@@ -16,10 +16,18 @@ from torch import Tensor
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import sha256_file
 from dermkit.models import net as models_net
-from dermkit.models.net import Net, Weights, build_net, freeze, parameter_groups, resolve_weights, set_train_mode
+from dermkit.models.net import (
+    BackboneWeights,
+    Net,
+    build_net,
+    freeze,
+    parameter_groups,
+    resolve_weights,
+    set_train_mode,
+)
 from dermkit.recipes.schema import ImageSpec, ModelSpec, Phase
 
-NONE = Weights("none", None, "", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "", (), "")
+NONE = BackboneWeights("none", None, "", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "", (), "")
 RESNET = ModelSpec(
     backbone="test_resnet", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(8,), dropout=0.5
 )
@@ -202,14 +210,14 @@ def test_a_file_is_loaded_whole_in_float32_and_brings_its_normalisation(weights_
         assert value.dtype == expected[name].dtype
         assert torch.equal(value, expected[name].half().float().to(value.dtype))
     image = ImageSpec(size=32, resize="squash", interpolation="bilinear", normalise="weights")
-    stored = models_net.with_normalisation(image, weights)
+    stored = models_net.preprocessing_for(image, weights)
     assert (stored.size, stored.divide_by, stored.mean, stored.std) == (
         32,
         255.0,
         (0.4, 0.5, 0.6),
         (0.2, 0.3, 0.25),
     )
-    plain = models_net.with_normalisation(replace(image, normalise="zero_one"), weights)
+    plain = models_net.preprocessing_for(replace(image, normalise="zero_one"), weights)
     assert (plain.mean, plain.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 

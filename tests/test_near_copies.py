@@ -11,19 +11,19 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from dermkit.audit.near_duplicates.neighbours import find_neighbours
-from dermkit.audit.near_duplicates.pairs import exact_pairs, find_common, find_copies
-from dermkit.audit.near_duplicates.registration import frame_guess, prepare, register
+from dermkit.audit.near_duplicates.pairs import exact_duplicate_pairs, find_duplicates, find_duplicates_across
+from dermkit.audit.near_duplicates.registration import guess_from_frames, prepare_images, register_images
 from dermkit.audit.scan import scan as scan_room
-from dermkit.audit.scan.descriptors import describe, shrink
-from dermkit.audit.scan.scan import scan
-from dermkit.data.groups import join
+from dermkit.audit.scan.descriptors import describe_images, shrink
+from dermkit.audit.scan.scan import scan_images
+from dermkit.data.groups import connect_rows
 from dermkit.data.importers.run import import_dataset
 from dermkit.data.manifest import Dataset
-from dermkit.data.synthetic.duplicates import KINDS, plant_copy
+from dermkit.data.synthetic.duplicates import COPY_KINDS, plant_copy
 from dermkit.data.synthetic.lesions import CLASSES, draw_photograph, make_lesion
 from dermkit.errors import DataError
 from dermkit.files import write_bytes
-from dermkit.progress import Watch
+from dermkit.progress import Progress
 
 
 def photograph(number: int, photo: int = 0, size: int = 160) -> NDArray[np.uint8]:
@@ -53,7 +53,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, pd.DataF
     for number in range(60):
         save(folder, f"o{number:03d}.jpg", photograph(number))
     rows = []
-    for kind in KINDS:
+    for kind in COPY_KINDS:
         for number in rng.choice(60, 4, replace=False):
             pixels = np.asarray(Image.open(folder / "all" / f"o{number:03d}.jpg"))
             data, ending = plant_copy(pixels, kind, rng)
@@ -69,7 +69,7 @@ def named(dataset: Dataset, pairs: pd.DataFrame) -> dict[frozenset[str], str]:
 
 def test_every_kind_of_copy_is_found_and_nothing_else(planted: tuple[Dataset, pd.DataFrame]) -> None:
     dataset, truth = planted
-    pairs = find_copies(dataset.manifest, scan(dataset))
+    pairs = find_duplicates(dataset.manifest, scan_images(dataset))
     found = named(dataset, pairs)
     planted_pairs = list(zip(truth["planted"], truth["a"], truth["b"], strict=True))
     assert [row for row in planted_pairs if frozenset(row[1:]) not in found] == []
@@ -88,7 +88,7 @@ def test_another_photograph_of_a_lesion_is_no_copy(tmp_path: Path) -> None:
         for photo in (0, 1):
             save(tmp_path / "images", f"o{number:03d}-{photo}.jpg", photograph(number, photo))
     dataset = imported(tmp_path / "images")
-    assert find_copies(dataset.manifest, scan(dataset)).empty
+    assert find_duplicates(dataset.manifest, scan_images(dataset)).empty
 
 
 def test_plain_pictures_are_not_copies_of_each_other(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_plain_pictures_are_not_copies_of_each_other(tmp_path: Path) -> None:
         noise = rng.integers(-1, 2, (80, 80, 3))
         save(tmp_path / "images", f"plain{number}.png", (level + noise).clip(0, 255).astype(np.uint8))
     dataset = imported(tmp_path / "images")
-    assert find_copies(dataset.manifest, scan(dataset)).empty
+    assert find_duplicates(dataset.manifest, scan_images(dataset)).empty
 
 
 def test_a_copy_of_a_copy_and_its_identical_twin_are_all_paired(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_copy_of_a_copy_and_its_identical_twin_are_all_paired(tmp_path: Path) 
     for name, data in {"a.png": pixels, "b.png": pixels, "c.png": half, "d.png": photograph(6)}.items():
         save(tmp_path / "images", name, data)
     dataset = imported(tmp_path / "images")
-    found = named(dataset, find_copies(dataset.manifest, scan(dataset)))
+    found = named(dataset, find_duplicates(dataset.manifest, scan_images(dataset)))
     assert found == {
         frozenset(("all/a", "all/b")): "exact",
         frozenset(("all/a", "all/c")): "resized",
@@ -118,9 +118,9 @@ def test_many_identical_pictures_stay_in_one_group_without_all_pairs(tmp_path: P
     for number in range(40):
         save(tmp_path / "images", f"x{number:02d}.png", photograph(1))
     dataset = imported(tmp_path / "images")
-    pairs = find_copies(dataset.manifest, scan(dataset))
+    pairs = find_duplicates(dataset.manifest, scan_images(dataset))
     assert len(pairs) == 39
-    assert join(40, pairs["a"].to_numpy(), pairs["b"].to_numpy()).tolist() == [0] * 40
+    assert connect_rows(40, pairs["a"].to_numpy(), pairs["b"].to_numpy()).tolist() == [0] * 40
 
 
 def test_common_pictures_of_two_sets_are_found(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_common_pictures_of_two_sets_are_found(tmp_path: Path) -> None:
         data, ending = plant_copy(pixels, kind, rng)
         save(tmp_path / "two", f"{kind}{ending}", data)
     one, two = imported(tmp_path / "one"), imported(tmp_path / "two")
-    pairs = find_common((one.manifest, two.manifest), (scan(one), scan(two)))
+    pairs = find_duplicates_across((one.manifest, two.manifest), (scan_images(one), scan_images(two)))
     found = {
         (one.manifest["image_id"][a], two.manifest["image_id"][b], kind)
         for a, b, _, kind in pairs.itertuples(index=False)
@@ -149,18 +149,18 @@ def test_a_frame_is_described_alike_and_laid_exactly_after_any_flip(transform: I
     smalls = [shrink(pixels), shrink(turned)]
     canvas, tint, square = (np.stack([getattr(s, name) for s in smalls]) for name in ("canvas", "tint", "square"))
     size = np.array([[s.width, s.height] for s in smalls])
-    made = describe(canvas, tint, size, square)
+    made = describe_images(canvas, tint, size, square)
     strange = shrink(photograph(4))
     whole = np.array([[strange.width, strange.height]])
-    other = describe(strange.canvas[None], strange.tint[None], whole, strange.square[None])
-    apart = np.linalg.norm(made.frame[0] - made.frame[1])
-    assert apart < 0.5 < np.linalg.norm(made.frame[0] - other.frame[0])
-    guess, agree = frame_guess((square[:1], square[1:]), (size[:1], size[1:]))
-    pictures = prepare(canvas, size, rough=False)
-    match = register(pictures.take(np.array([0])), pictures.take(np.array([1])), guess, rough=False)
+    other = describe_images(strange.canvas[None], strange.tint[None], whole, strange.square[None])
+    apart = np.linalg.norm(made.global_descriptor[0] - made.global_descriptor[1])
+    assert apart < 0.5 < np.linalg.norm(made.global_descriptor[0] - other.global_descriptor[0])
+    guess, agree = guess_from_frames((square[:1], square[1:]), (size[:1], size[1:]))
+    pictures = prepare_images(canvas, size, is_rough=False)
+    match = register_images(pictures.select(np.array([0])), pictures.select(np.array([1])), guess, is_rough=False)
     assert agree[0] > 0.99
-    assert match.everywhere.whole[0] > 0.99
-    assert match.everywhere.difference[0] < 2
+    assert match.full_similarity.correlation[0] > 0.99
+    assert match.full_similarity.rms_difference[0] < 2
     # Where a point of the first lies in the second is known exactly.
     corner = match.matrix[0] @ np.array([10.0, 5.0, 1.0])
     width, height = size[0] - 1
@@ -178,7 +178,7 @@ def test_neighbours_are_those_of_a_complete_search() -> None:
     base = rng.standard_normal((3000, 24)).astype(np.float32)
     vectors = np.concatenate([base, base[:300] + rng.standard_normal((300, 24)).astype(np.float32) * 0.02])
     owner = np.arange(len(vectors))
-    found = find_neighbours(vectors, owner, near=0.5, most=8)
+    found = find_neighbours(vectors, owner, max_distance=0.5, max_neighbours=8)
     tree = cKDTree(vectors.astype(np.float64))
     true = {tuple(sorted(pair)) for pair in tree.query_pairs(0.5)}
     assert len(true) >= 300
@@ -189,8 +189,8 @@ def test_neighbours_are_those_of_a_complete_search() -> None:
 
 def test_vectors_of_one_owner_are_never_paired_and_the_nearest_are_kept() -> None:
     vectors = np.linspace(0, 1, 400, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
-    assert len(find_neighbours(vectors, np.zeros(400, np.int64), near=1.0, most=4).first) == 0
-    found = find_neighbours(vectors, np.arange(400), near=1.0, most=2)
+    assert len(find_neighbours(vectors, np.zeros(400, np.int64), max_distance=1.0, max_neighbours=4).first) == 0
+    found = find_neighbours(vectors, np.arange(400), max_distance=1.0, max_neighbours=2)
     nearest = set(zip(range(399), range(1, 400), strict=True))
     pairs = {(int(a), int(b)) for a, b in zip(found.first, found.second, strict=True)}
     # A neighbour that every tree parts is lost; on a line that is rare.
@@ -200,7 +200,7 @@ def test_vectors_of_one_owner_are_never_paired_and_the_nearest_are_kept() -> Non
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_few_vectors_are_no_trouble(count: int) -> None:
-    found = find_neighbours(np.zeros((count, 4), np.float32), np.arange(count), near=1.0, most=8)
+    found = find_neighbours(np.zeros((count, 4), np.float32), np.arange(count), max_distance=1.0, max_neighbours=8)
     assert len(found.first) == count * (count - 1) // 2
 
 
@@ -217,10 +217,10 @@ def test_a_stopped_scan_goes_on_and_a_smaller_manifest_reuses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = small_set(tmp_path)
-    whole = scan(dataset, folder=tmp_path / "whole", workers=1)
-    monkeypatch.setattr(scan_room, "BLOCK", 4)
+    whole = scan_images(dataset, folder=tmp_path / "whole", workers=1)
+    monkeypatch.setattr(scan_room, "IMAGES_PER_BLOCK", 4)
     looked: list[str] = []
-    look = scan_room._look
+    look = scan_room._scan_file
 
     def counted(path: Path, file_sha256: str) -> object:
         looked.append(path.name)
@@ -228,10 +228,10 @@ def test_a_stopped_scan_goes_on_and_a_smaller_manifest_reuses_it(
             raise KeyboardInterrupt
         return look(path, file_sha256)
 
-    monkeypatch.setattr(scan_room, "_look", counted)
+    monkeypatch.setattr(scan_room, "_scan_file", counted)
     with pytest.raises(KeyboardInterrupt):
-        scan(dataset, workers=1)
-    again = scan(dataset, workers=1)
+        scan_images(dataset, workers=1)
+    again = scan_images(dataset, workers=1)
     assert looked[7:] == looked[4:6] + sorted(path.name for path in (tmp_path / "images" / "all").iterdir())[6:]
     pd.testing.assert_frame_equal(again.table, whole.table)
     assert all(
@@ -239,9 +239,9 @@ def test_a_stopped_scan_goes_on_and_a_smaller_manifest_reuses_it(
     )
     before = len(looked)
     fewer = replace(dataset, manifest=dataset.manifest.iloc[[7, 2]].reset_index(drop=True))
-    taken = scan(fewer, workers=1)
+    taken = scan_images(fewer, workers=1)
     assert len(looked) == before
-    assert taken.rows.tolist() == [7, 2]
+    assert taken.store_rows.tolist() == [7, 2]
     pd.testing.assert_frame_equal(taken.table, whole.table.iloc[[7, 2]].reset_index(drop=True))
 
 
@@ -251,23 +251,23 @@ def test_files_that_changed_since_the_import_are_named(tmp_path: Path) -> None:
     (folder / "o000.jpg").unlink()
     (folder / "o001.jpg").write_bytes(b"no image")
     save(tmp_path / "images", "o002.jpg", photograph(50, size=64))
-    assert scan(dataset).table["changed"].tolist() == ["missing", "refused", "changed", ""]
-    assert find_copies(dataset.manifest, scan(dataset)).empty
+    assert scan_images(dataset).table["changed"].tolist() == ["missing", "refused", "changed", ""]
+    assert find_duplicates(dataset.manifest, scan_images(dataset)).empty
 
 
 def test_a_set_without_its_images_is_refused(tmp_path: Path) -> None:
     dataset = small_set(tmp_path, 3)
     (tmp_path / "images").rename(tmp_path / "away")
     with pytest.raises(DataError, match="none of the 3 images can be read"):
-        scan(dataset)
+        scan_images(dataset)
 
 
 def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
     dataset = small_set(tmp_path, 40)
     steps: list[int] = []
-    watch = Watch(step=lambda _what, done, _total: steps.append(done))
-    one = scan(dataset, folder=tmp_path / "one", workers=1, watch=watch)
-    two = scan(dataset, folder=tmp_path / "two", workers=3)
+    watch = Progress(step=lambda _what, done, _total: steps.append(done))
+    one = scan_images(dataset, folder=tmp_path / "one", workers=1, progress=watch)
+    two = scan_images(dataset, folder=tmp_path / "two", workers=3)
     assert steps == [32, 40]
     assert all((getattr(one, name) == getattr(two, name)).all() for name in ("canvas", "disc", "frame", "place"))
     pd.testing.assert_frame_equal(one.table, two.table)
@@ -275,17 +275,17 @@ def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
 
 def test_copies_are_the_same_in_any_order_of_rows(planted: tuple[Dataset, pd.DataFrame]) -> None:
     dataset, _ = planted
-    table = scan(dataset)
+    table = scan_images(dataset)
     order = np.random.default_rng(5).permutation(len(dataset.manifest))
     shuffled = replace(dataset, manifest=dataset.manifest.iloc[order].reset_index(drop=True))
-    one, two = find_copies(dataset.manifest, table), find_copies(shuffled.manifest, scan(shuffled))
+    one, two = find_duplicates(dataset.manifest, table), find_duplicates(shuffled.manifest, scan_images(shuffled))
     assert set(named(dataset, one)) == set(named(shuffled, two))
 
 
 def test_of_many_identical_pictures_every_label_and_side_is_seen() -> None:
     label = pd.Series(["nv"] * 50 + ["mel"] * 50 + ["nv"])
     side = pd.Series([""] + ["train"] * 49 + ["test"] * 50 + ["train"])
-    pairs = exact_pairs(pd.Series(["same"] * 100 + [""]), label, side)
+    pairs = exact_duplicate_pairs(pd.Series(["same"] * 100 + [""]), label, side)
     assert len(pairs) < 400
     a, b = pairs["a"].to_numpy(), pairs["b"].to_numpy()
     assert (a < b).all()
@@ -299,32 +299,32 @@ def test_a_file_that_comes_back_or_is_written_anew_is_looked_at_again(tmp_path: 
     dataset = small_set(tmp_path, 5)
     (tmp_path / "images").rename(tmp_path / "away")
     with pytest.raises(DataError):
-        scan(dataset)
+        scan_images(dataset)
     (tmp_path / "away").rename(tmp_path / "images")
-    assert scan(dataset).table["changed"].tolist() == [""] * 5
+    assert scan_images(dataset).table["changed"].tolist() == [""] * 5
     save(tmp_path / "images", "o002.jpg", photograph(50, size=64))
-    assert scan(dataset).table["changed"].tolist() == ["", "", "changed", "", ""]
+    assert scan_images(dataset).table["changed"].tolist() == ["", "", "changed", "", ""]
     # A file that changed is not what its hash of the import says.
     save(tmp_path / "images", "o002.jpg", photograph(1, size=64))
-    assert find_copies(dataset.manifest, scan(dataset))["kind"].tolist() == ["reencoded"]
+    assert find_duplicates(dataset.manifest, scan_images(dataset))["kind"].tolist() == ["reencoded"]
 
 
 def test_a_store_begun_in_another_order_gives_each_image_its_own_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = small_set(tmp_path, 9)
-    whole = scan(dataset, folder=tmp_path / "whole")
-    monkeypatch.setattr(scan_room, "BLOCK", 4)
-    scan(dataset)
+    whole = scan_images(dataset, folder=tmp_path / "whole")
+    monkeypatch.setattr(scan_room, "IMAGES_PER_BLOCK", 4)
+    scan_images(dataset)
     (dataset.folder / "audit" / "scan" / "block-00001.csv").unlink()
     order = np.array([8, 3, 5, 0, 1, 7, 2, 6, 4])
     mixed = replace(dataset, manifest=dataset.manifest.iloc[order].reset_index(drop=True))
-    pd.testing.assert_frame_equal(scan(mixed).table, whole.table.iloc[order].reset_index(drop=True))
+    pd.testing.assert_frame_equal(scan_images(mixed).table, whole.table.iloc[order].reset_index(drop=True))
 
 
 @pytest.mark.parametrize("lost", ["files.csv", "canvas.npy", "scan.json"])
 def test_a_broken_store_is_made_anew(tmp_path: Path, lost: str) -> None:
     dataset = small_set(tmp_path, 3)
-    before = scan(dataset).table
+    before = scan_images(dataset).table
     (dataset.folder / "audit" / "scan" / lost).unlink()
-    pd.testing.assert_frame_equal(scan(dataset).table, before)
+    pd.testing.assert_frame_equal(scan_images(dataset).table, before)

@@ -139,7 +139,9 @@ def test_a_notebook_with_outputs_is_refused() -> None:
 def own_folder(tmp_path: Path) -> str:
     """Return a folder as a person may have it: classes, and no published test side."""
     images = tmp_path / "mine"
-    make_dataset_folder(images, lesions_per_class={"benign": 20, "malignant": 20}, photos=(1, 1), size=64)
+    make_dataset_folder(
+        images, lesions_per_class={"benign": 20, "malignant": 20}, photos_per_lesion=(1, 1), size=64
+    )
     return str(images)
 
 

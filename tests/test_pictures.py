@@ -63,7 +63,7 @@ def test_sheet_places_tiles_in_rows_with_borders() -> None:
         Tile(painted(64, 64, 40 * i), f"n{i}", colour)
         for i, colour in enumerate(["#ff0000", "#00ff00", "#0000ff"])
     ]
-    sheet = np.asarray(contact_sheet(tiles, columns=2, side=64))
+    sheet = np.asarray(contact_sheet(tiles, columns=2, edge=64))
     cell, gap = 64 + 2 * 3, 12
     assert sheet.shape[1] == gap + 2 * (cell + gap)
     assert sheet[gap, gap].tolist() == [255, 0, 0]
@@ -78,7 +78,7 @@ def test_sheet_places_tiles_in_rows_with_borders() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=300), st.sampled_from([48, 128]))
 def test_captions_stay_under_their_picture(caption: str, side: int) -> None:
-    sheet = np.asarray(contact_sheet([Tile(painted(), caption)] * 2, columns=2, side=side))
+    sheet = np.asarray(contact_sheet([Tile(painted(), caption)] * 2, columns=2, edge=side))
     cell = side + 6
     lines = max(11, round(side * 0.1)) * 1.3 * 4
     assert sheet.shape[0] <= 12 + cell + 4 + lines + 12 + 4
@@ -88,7 +88,7 @@ def test_captions_stay_under_their_picture(caption: str, side: int) -> None:
 
 
 def ink(caption: str, side: int = 128) -> int:
-    sheet = contact_sheet([Tile(painted(), caption)], columns=1, side=side)
+    sheet = contact_sheet([Tile(painted(), caption)], columns=1, edge=side)
     return int((np.asarray(sheet)[12 + side + 8 :] < 128).sum())
 
 

@@ -15,24 +15,24 @@ from hypothesis import strategies as st
 
 import dermkit as dk
 from dermkit import files
-from dermkit.errors import DataError, Refusal, UntrustedError, UsageError
+from dermkit.errors import DataError, RejectionReason, UntrustedError, UsageError
 from dermkit.files import sha256_bytes, sha256_file
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import resize_pixels
 from dermkit.models import card as models_card
-from dermkit.models.checksums import SUMS, write_sums
+from dermkit.models.checksums import CHECKSUM_FILE, write_checksums
 from dermkit.prediction.inputs import check_arguments, read_list, write_list
-from dermkit.prediction.predictor import load_model, read_seen
+from dermkit.prediction.predictor import load_model, read_training_images
 from dermkit.prediction.run import predict
-from dermkit.recipes.schema import FORMAT as RECIPE_FORMAT
+from dermkit.recipes.schema import RECIPE_FORMAT as RECIPE_FORMAT
 from made_images import encoded, frames, png, speckled
 
 BAD = {
-    "empty.jpg": (b"", Refusal.EMPTY),
-    "truncated.jpg": (encoded(speckled(), "JPEG")[:400], Refusal.TRUNCATED),
-    "renamed.png": (b"A text file that was given another name.\n", Refusal.NOT_AN_IMAGE),
-    "bomb.png": (png(100_000, 100_000, 8, 2, b""), Refusal.TOO_LARGE),
-    "animated.webp": (frames("WEBP"), Refusal.ANIMATED),
+    "empty.jpg": (b"", RejectionReason.EMPTY),
+    "truncated.jpg": (encoded(speckled(), "JPEG")[:400], RejectionReason.TRUNCATED),
+    "renamed.png": (b"A text file that was given another name.\n", RejectionReason.NOT_AN_IMAGE),
+    "bomb.png": (png(100_000, 100_000, 8, 2, b""), RejectionReason.TOO_LARGE),
+    "animated.webp": (frames("WEBP"), RejectionReason.ANIMATED),
 }
 
 
@@ -53,7 +53,7 @@ def rewrite(model: Path, **changes: Any) -> None:
     """Change the card of a model folder and make its checksums right again."""
     card = json.loads((model / "model.json").read_text())
     (model / "model.json").write_text(json.dumps({**card, **changes}))
-    write_sums(model)
+    write_checksums(model)
 
 
 def probabilities(path: Path) -> pd.DataFrame:
@@ -71,9 +71,9 @@ def test_predict_gives_the_figures_that_the_run_was_evaluated_on(
     data = dk.load_dataset(binary)
     run = probabilities(trained / "predictions.csv")
     test = run[run["split"] == "test"]
-    files = [str(data.path_of(image_id)) for image_id in test.index]
+    files = [str(data.image_path(image_id)) for image_id in test.index]
     outcome = predict(trained, files, out=tmp_path, batch_size=batch_size)
-    assert outcome.scored == len(test) > 10
+    assert outcome.n_scored == len(test) > 10
     new = probabilities(tmp_path / "predictions.csv")
     new.index = pd.Index([path.rsplit("/", 1)[-1] for path in new["path"]])
     old = test.set_index(test["path"].str.rsplit("/", n=1).str[-1])
@@ -85,7 +85,7 @@ def test_predict_gives_the_figures_that_the_run_was_evaluated_on(
 
 def test_the_cache_and_the_files_give_the_same_probabilities(trained: Path, binary: Path) -> None:
     model, data = load_model(trained), dk.load_dataset(binary)
-    paths = [(name, data.path_of(name)) for name in data.manifest["image_id"][:7]]
+    paths = [(name, data.image_path(name)) for name in data.manifest["image_id"][:7]]
     pixels = np.stack([resize_pixels(open_image(path).pixels, model.preprocessing) for _, path in paths])
     direct = model.score_pixels(pixels, range(7), batch_size=3)
     scored = list(model.score_files(paths, batch_size=2))
@@ -109,7 +109,7 @@ def test_the_folder_says_what_the_model_is(trained: Path, binary: Path) -> None:
     assert "| malignant | not known | malignant |" in text
     split = pd.read_csv(trained / "split.csv", dtype=str)
     looked_at = split[split["split"] != "test"]
-    assert len(read_seen(trained / "model")) == len(looked_at)
+    assert len(read_training_images(trained / "model")) == len(looked_at)
 
 
 def test_no_path_of_this_machine_travels_with_a_model(trained: Path, binary: Path) -> None:
@@ -128,7 +128,9 @@ def test_any_changed_byte_is_refused(trained: Path, tmp_path: Path, data: st.Dat
     model = tmp_path / "model"
     if not model.exists():
         shutil.copytree(trained / "model", model)
-    name = data.draw(st.sampled_from([path.name for path in sorted(model.iterdir()) if path.name != SUMS]))
+    name = data.draw(
+        st.sampled_from([path.name for path in sorted(model.iterdir()) if path.name != CHECKSUM_FILE])
+    )
     whole = (model / name).read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
     value = data.draw(st.integers(0, 255).filter(lambda value: value != whole[at]))
@@ -149,16 +151,16 @@ def test_a_changed_byte_in_the_checksums_is_refused(trained: Path, tmp_path: Pat
     model = tmp_path / "model"
     if not model.exists():
         shutil.copytree(trained / "model", model)
-    whole = (trained / "model" / SUMS).read_bytes()
+    whole = (trained / "model" / CHECKSUM_FILE).read_bytes()
     # A line end may become another kind of line end: the list stays the same.
     at = data.draw(st.integers(0, len(whole) - 1).filter(lambda at: whole[at : at + 1] != b"\n"))
     value = data.draw(st.integers(0, 255).filter(lambda value: value != whole[at]))
-    (model / SUMS).write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+    (model / CHECKSUM_FILE).write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
     with pytest.raises(UntrustedError):
         load_model(model)
 
 
-@pytest.mark.parametrize("name", ["model.json", "member-0.safetensors", "seen.csv", SUMS])
+@pytest.mark.parametrize("name", ["model.json", "member-0.safetensors", "seen.csv", CHECKSUM_FILE])
 def test_a_missing_file_is_refused(model: Path, name: str) -> None:
     (model / name).unlink()
     with pytest.raises(UntrustedError, match=name):
@@ -166,13 +168,13 @@ def test_a_missing_file_is_refused(model: Path, name: str) -> None:
 
 
 def test_a_list_that_leaves_a_file_out_or_points_outside_is_refused(model: Path) -> None:
-    lines = (model / SUMS).read_text().splitlines(keepends=True)
+    lines = (model / CHECKSUM_FILE).read_text().splitlines(keepends=True)
     for left_out in ("model.json", "member-0.safetensors", "seen.csv"):
-        (model / SUMS).write_text("".join(line for line in lines if left_out not in line))
+        (model / CHECKSUM_FILE).write_text("".join(line for line in lines if left_out not in line))
         with pytest.raises(UntrustedError, match=left_out):
             load_model(model)
     for outside in ("../split.csv", "/etc/hostname", ".."):
-        (model / SUMS).write_text("".join(lines) + f"{'0' * 64}  {outside}\n")
+        (model / CHECKSUM_FILE).write_text("".join(lines) + f"{'0' * 64}  {outside}\n")
         with pytest.raises(UntrustedError, match="outside the folder"):
             load_model(model)
 
@@ -189,7 +191,7 @@ def test_a_model_that_is_settled_anew_is_one_or_the_other_wherever_that_stops(
     before = models_card.read_card(model)
     wish = {"rate": "sensitivity", "wish_rate": 0.6, "value": 0.5, "confidence": 0.95, "kept": False, "n": 5}
     points = [*before["operating_points"], {**wish, "wish": "sensitivity 0.6", "asked": True}]
-    decision = {name: before[name] for name in models_card.SETTLED} | {"operating_points": points}
+    decision = {name: before[name] for name in models_card.POLICY_FIELDS} | {"operating_points": points}
     calls = []
 
     def stopped(path: Path, data: bytes) -> None:
@@ -200,25 +202,27 @@ def test_a_model_that_is_settled_anew_is_one_or_the_other_wherever_that_stops(
 
     with monkeypatch.context() as patched, pytest.raises((OSError, Killed)):
         patched.setattr(files, "write_bytes", stopped)
-        models_card.settle(model, decision)
-    assert calls == [SUMS, "model.json", "MODEL_CARD.md", SUMS][:at]
+        models_card.write_policy(model, decision)
+    assert calls == [CHECKSUM_FILE, "model.json", "MODEL_CARD.md", CHECKSUM_FILE][:at]
     assert load_model(model).card["operating_points"] in (before["operating_points"], points)
     other = {**decision, "validation_images": 1}
     for last in (other, decision):  # a stopped one is finished by the next, whatever that settles
-        models_card.settle(model, last)
-        assert models_card.settled(models_card.read_card(model)) == last
-        said = [line.split("  ") for line in (model / SUMS).read_text().splitlines()]
+        models_card.write_policy(model, last)
+        assert models_card.card_policy(models_card.read_card(model)) == last
+        said = [line.split("  ") for line in (model / CHECKSUM_FILE).read_text().splitlines()]
         assert all(sha256_file(model / name) == expected for expected, name in said)
-        assert sorted(name for _, name in said) == sorted({path.name for path in model.iterdir()} - {SUMS})
+        assert sorted(name for _, name in said) == sorted(
+            {path.name for path in model.iterdir()} - {CHECKSUM_FILE}
+        )
 
 
 def test_a_file_that_nobody_announced_is_not_vouched_for(model: Path) -> None:
     text = (model / "model.json").read_text()
-    with (model / SUMS).open("a") as stream:
+    with (model / CHECKSUM_FILE).open("a") as stream:
         stream.write(f"# next {sha256_bytes(text.replace('24', '25').encode())}  model.json\n")
     load_model(model)
     (model / "model.json").write_text(text.replace("24", "26"))
-    for use in (lambda: load_model(model), lambda: models_card.settle(model, {"validation_images": 1})):
+    for use in (lambda: load_model(model), lambda: models_card.write_policy(model, {"validation_images": 1})):
         with pytest.raises(UntrustedError, match="SHA-256 differs"):
             use()
 
@@ -259,10 +263,10 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_listed_and_the_rest_is_scored(trained: Path, binary: Path, tmp_path: Path) -> None:
     images = write_bad(tmp_path / "images")
-    shutil.copy(dk.load_dataset(binary).path_of(a_training_image(trained)), images / "good.jpg")
+    shutil.copy(dk.load_dataset(binary).image_path(a_training_image(trained)), images / "good.jpg")
     outcome = predict(trained, [str(images)], out=tmp_path / "out", batch_size=2)
-    assert outcome.scored == 1
-    assert {name: reason for name, reason, _ in outcome.refused} == {
+    assert outcome.n_scored == 1
+    assert {name: reason for name, reason, _ in outcome.rejected_images} == {
         name: reason.value for name, (_, reason) in BAD.items()
     }
     listed = pd.read_csv(tmp_path / "out" / "refused.csv")
@@ -281,9 +285,9 @@ def a_training_image(run: Path) -> str:
 
 
 def test_an_image_of_the_training_side_is_named_as_such(trained: Path, binary: Path, tmp_path: Path) -> None:
-    path = dk.load_dataset(binary).path_of(a_training_image(trained))
+    path = dk.load_dataset(binary).image_path(a_training_image(trained))
     outcome = predict(trained, [str(path)], out=tmp_path)
-    assert outcome.seen == [(path.name, "train")]
+    assert outcome.training_images == [(path.name, "train")]
 
 
 def test_nothing_readable_is_an_error_and_still_listed(trained: Path, tmp_path: Path) -> None:
@@ -301,7 +305,7 @@ def test_many_images_fill_several_sheets(trained: Path, tmp_path: Path) -> None:
     for number in range(50):
         speckled(30, 24, seed=number).save(images / f"{number:02}.png")
     outcome = predict(trained, [str(images)], out=tmp_path / "out")
-    assert outcome.scored == 50
+    assert outcome.n_scored == 50
     assert sorted(path.name for path in (tmp_path / "out").glob("sheet-*.png")) == ["sheet-1.png", "sheet-2.png"]
 
 
@@ -328,7 +332,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def names(*arguments: str) -> list[str]:
     check_arguments(arguments)
-    write_list(Path("list.jsonl"), arguments, leave_out=[Path("list.jsonl")])
+    write_list(Path("list.jsonl"), arguments, exclude=[Path("list.jsonl")])
     found = [image.name for image in read_list(Path("list.jsonl"))]
     Path("list.jsonl").unlink()
     return found

@@ -10,38 +10,38 @@ from typer.testing import CliRunner
 
 from dermkit.cli import app
 from dermkit.errors import UsageError
-from dermkit.recipes.augmentation import PRESET_NOTES, PRESETS, AugmentSpec, fields_on, find_preset
+from dermkit.recipes.augmentation import PRESET_NOTES, PRESETS, AugmentSpec, active_fields, find_preset
 from dermkit.recipes.experiments import GRIDS, RECIPES
-from dermkit.recipes.schema import FORMAT, as_dict, load, parse, save
+from dermkit.recipes.schema import RECIPE_FORMAT, load_recipe, parse_recipe, recipe_to_dict, save_recipe
 
 
 def value(**changes: Any) -> dict[str, Any]:
-    return {**as_dict(RECIPES["s4-cnn"]), **changes}
+    return {**recipe_to_dict(RECIPES["s4-cnn"]), **changes}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_name_in_a_recipe_is_the_whole_spec(name: str, tmp_path: Path) -> None:
     grow = {**value()["grow"], "augment": name}
-    recipe = parse(value(augment=name, grow=grow), "mine.json")
+    recipe = parse_recipe(value(augment=name, grow=grow), "mine.json")
     assert recipe.augment == PRESETS[name]
     assert recipe.grow is not None
     assert recipe.grow.augment == PRESETS[name]
-    save(recipe, tmp_path / "recipe.json")
+    save_recipe(recipe, tmp_path / "recipe.json")
     saved = json.loads((tmp_path / "recipe.json").read_text())
     assert saved["augment"] == json.loads(json.dumps(asdict(PRESETS[name])))
-    assert load(tmp_path / "recipe.json") == recipe
+    assert load_recipe(tmp_path / "recipe.json") == recipe
 
 
 def test_a_name_is_read_from_a_file_too(tmp_path: Path) -> None:
-    (tmp_path / "mine.json").write_text(json.dumps({"format": FORMAT, **value(augment="dermoscopy")}))
-    assert load(tmp_path / "mine.json").augment == PRESETS["dermoscopy"]
+    (tmp_path / "mine.json").write_text(json.dumps({"format": RECIPE_FORMAT, **value(augment="dermoscopy")}))
+    assert load_recipe(tmp_path / "mine.json").augment == PRESETS["dermoscopy"]
 
 
 @pytest.mark.parametrize("place", ["augment", "grow.augment"])
 def test_an_unknown_name_is_refused_with_the_closest_and_the_list(place: str) -> None:
     grow = {**value()["grow"], "augment": "dermoscpy" if place == "grow.augment" else "none"}
     with pytest.raises(UsageError) as caught:
-        parse(value(augment="dermoscpy" if place == "augment" else "none", grow=grow), "mine.json")
+        parse_recipe(value(augment="dermoscpy" if place == "augment" else "none", grow=grow), "mine.json")
     assert caught.value.message == (
         f"mine.json: {place}: unknown augmentation preset `dermoscpy`; did you mean `dermoscopy`?"
     )
@@ -90,10 +90,10 @@ def test_the_seed_systems_numbers_are_those_that_were_published_with() -> None:
 def test_the_winners_list_is_whole() -> None:
     winner = PRESETS["winner-2020"]
     assert winner.horizontal_flip and winner.vertical_flip and winner.transpose
-    assert (winner.moved, winner.shift, winner.zoom, winner.rotate) == (0.85, 0.1, 0.1, 15.0)
-    assert (winner.toned, winner.brightness, winner.contrast) == (0.75, 0.2, 0.2)
+    assert (winner.p_geometric, winner.shift, winner.zoom, winner.rotate) == (0.85, 0.1, 0.1, 15.0)
+    assert (winner.p_colour, winner.brightness, winner.contrast) == (0.75, 0.2, 0.2)
     parts = (winner.distort, winner.hsv, winner.blur_noise, winner.clahe, winner.cutout)
-    assert [part and part.share for part in parts] == [0.7, 0.5, 0.7, 0.7, 0.7]
+    assert [part and part.p for part in parts] == [0.7, 0.5, 0.7, 0.7, 0.7]
     assert winner.hsv
     assert (winner.hsv.hue / 2, winner.hsv.saturation * 255, winner.hsv.value * 255) == (
         10,
@@ -113,15 +113,15 @@ def test_every_named_recipe_holds_a_whole_spec() -> None:
 
 def test_a_report_says_of_a_spec_what_is_on() -> None:
     none, winner = PRESETS["none"], PRESETS["winner-2020"]
-    assert fields_on(none) == fields_on(replace(none, rotate=30.0, moved=0.0)) == {}
-    assert fields_on(replace(none, brightness=0.1, toned=0.0)) == {}
+    assert active_fields(none) == active_fields(replace(none, rotate=30.0, p_geometric=0.0)) == {}
+    assert active_fields(replace(none, brightness=0.1, p_colour=0.0)) == {}
     flips = {"horizontal_flip": True, "vertical_flip": True}
-    assert fields_on(PRESETS["s2"]) == {**flips, "rotate": 30.0, "shift": 0.1, "fill": "reflect"}
-    assert fields_on(PRESETS["light"]) == {
+    assert active_fields(PRESETS["s2"]) == {**flips, "rotate": 30.0, "shift": 0.1, "fill": "reflect"}
+    assert active_fields(PRESETS["light"]) == {
         **flips, "transpose": True, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1
     }  # fmt: skip
     whole = json.loads(json.dumps(asdict(winner)))
-    assert fields_on(winner) == {name: item for name, item in whole.items() if name != "saturation"}
+    assert active_fields(winner) == {name: item for name, item in whole.items() if name != "saturation"}
 
 
 DOCS = (Path(__file__).parents[1] / "docs" / "augmentation.md").read_text(encoding="utf-8")
@@ -129,7 +129,7 @@ DOCS = (Path(__file__).parents[1] / "docs" / "augmentation.md").read_text(encodi
 
 def test_the_documented_spec_is_a_valid_one_and_every_preset_is_documented() -> None:
     example = DOCS.split("```json\n")[1].split("```")[0]
-    recipe = parse(value(**json.loads("{" + example + "}")), "docs/augmentation.md")
+    recipe = parse_recipe(value(**json.loads("{" + example + "}")), "docs/augmentation.md")
     assert recipe.augment.distort and recipe.augment.cutout
     rows = [line.split("`")[1] for line in DOCS.split("## Your own")[0].splitlines() if line.startswith("| `")]
     assert rows == [*PRESETS]

@@ -29,11 +29,11 @@ def test_every_class_is_covered_as_promised() -> None:
     marginal = np.zeros(3)
     for _ in range(200):
         true, p = drawn(generator, 600)
-        rule = conformal.calibrate(true, p, alpha=0.1)
+        rule = conformal.fit_conformal(true, p, alpha=0.1)
         new, q = drawn(generator, 500)
         found = conformal.coverage(rule, new, q)
         for name in range(3):
-            low, high = conformal.expected_range(int(rule.n[name]), int(found.n[name]), alpha=0.1)
+            low, high = conformal.expected_coverage_range(int(rule.n_images[name]), int(found.n[name]), alpha=0.1)
             inside += low <= found.hits[name] <= high
         hits += found.hits
         n += found.n
@@ -48,30 +48,32 @@ def test_every_class_is_covered_as_promised() -> None:
 
 def test_a_class_with_too_few_images_is_in_every_set() -> None:
     p = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
-    rule = conformal.calibrate(np.array([0, 0, 1]), p, alpha=0.1)
+    rule = conformal.fit_conformal(np.array([0, 0, 1]), p, alpha=0.1)
     assert conformal.fewest_for(0.1) == 9
-    assert rule.least.tolist() == [0.0, 0.0]
-    assert rule.sets(p).all()
+    assert rule.min_probability.tolist() == [0.0, 0.0]
+    assert rule.prediction_sets(p).all()
     many = np.tile([[0.9, 0.1]], (9, 1))
-    assert conformal.calibrate(np.zeros(9, dtype=np.int64), many, alpha=0.1).least[0] == 0.9
+    assert conformal.fit_conformal(np.zeros(9, dtype=np.int64), many, alpha=0.1).min_probability[0] == 0.9
     with pytest.raises(ValueError, match="alpha"):
-        conformal.calibrate(np.array([0]), p[:1], alpha=1.0)
+        conformal.fit_conformal(np.array([0]), p[:1], alpha=1.0)
 
 
 def test_every_image_twice_makes_the_same_rule() -> None:
     true, p = drawn(np.random.default_rng(5), 300)
-    once = conformal.calibrate(true, p, alpha=0.1)
-    twice = conformal.calibrate(np.repeat(true, 2), np.repeat(p, 2, axis=0), alpha=0.1, groups=np.arange(600) // 2)
-    assert twice.least.tolist() == once.least.tolist()
-    assert twice.n.tolist() == (2 * once.n).tolist()
-    assert twice.independent.tolist() == once.independent.tolist() == once.n.tolist()
+    once = conformal.fit_conformal(true, p, alpha=0.1)
+    twice = conformal.fit_conformal(
+        np.repeat(true, 2), np.repeat(p, 2, axis=0), alpha=0.1, groups=np.arange(600) // 2
+    )
+    assert twice.min_probability.tolist() == once.min_probability.tolist()
+    assert twice.n_images.tolist() == (2 * once.n_images).tolist()
+    assert twice.n_independent.tolist() == once.n_independent.tolist() == once.n_images.tolist()
 
 
 def test_many_photographs_of_few_lesions_are_too_few() -> None:
     p = np.tile([[0.9, 0.1]], (40, 1))
-    rule = conformal.calibrate(np.zeros(40, dtype=np.int64), p, alpha=0.1, groups=np.arange(40) // 5)
-    assert (int(rule.n[0]), int(rule.independent[0])) == (40, 8)
-    assert rule.least[0] == 0.0, "8 lesions promise nothing"
+    rule = conformal.fit_conformal(np.zeros(40, dtype=np.int64), p, alpha=0.1, groups=np.arange(40) // 5)
+    assert (int(rule.n_images[0]), int(rule.n_independent[0])) == (40, 8)
+    assert rule.min_probability[0] == 0.0, "8 lesions promise nothing"
 
 
 def test_withholding_the_least_sure() -> None:
@@ -80,8 +82,8 @@ def test_withholding_the_least_sure() -> None:
     curve = conformal.risk_coverage(confidence, right)
     assert curve.coverage.tolist() == [0.2, 0.6, 0.8, 1.0]
     assert curve.risk.tolist() == pytest.approx([0, 1 / 3, 0.25, 0.4])
-    assert curve.area() == pytest.approx(0.2 * 0 + 0.4 / 3 + 0.2 * 0.25 + 0.2 * 0.4)
-    assert conformal.risk_coverage(confidence, np.ones(5, dtype=bool)).area() == 0.0
+    assert curve.aurc() == pytest.approx(0.2 * 0 + 0.4 / 3 + 0.2 * 0.25 + 0.2 * 0.4)
+    assert conformal.risk_coverage(confidence, np.ones(5, dtype=bool)).aurc() == 0.0
 
 
 # Operating points -------------------------------------------------------------------------------------------------
@@ -92,8 +94,8 @@ def test_the_threshold_misses_its_wish_no_more_often_than_stated(n: int, wish: f
     generator, missed, plain = np.random.default_rng(1), 0, 0
     for _ in range(2000):
         score = generator.normal(0, 1, n)
-        found = thresholds.for_sensitivity(score, np.ones(n, dtype=bool), np.arange(n), wish=wish)
-        assert found.kept
+        found = thresholds.for_sensitivity(score, np.ones(n, dtype=bool), np.arange(n), target=wish)
+        assert found.guaranteed
         missed += stats.norm.sf(found.value) < wish
         plain += stats.norm.sf(np.quantile(score, 1 - wish, method="lower")) < wish
     assert missed / 2000 <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 2000)
@@ -104,7 +106,7 @@ def test_the_promise_of_specificity_is_kept_too() -> None:
     generator, missed = np.random.default_rng(2), 0
     for _ in range(1000):
         score = generator.normal(0, 1, 150)
-        found = thresholds.for_specificity(score, np.zeros(150, dtype=bool), np.arange(150), wish=0.9)
+        found = thresholds.for_specificity(score, np.zeros(150, dtype=bool), np.arange(150), target=0.9)
         missed += stats.norm.cdf(found.value) < 0.9
         assert (score < found.value).mean() >= 0.9
     assert missed / 1000 <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 1000)
@@ -114,9 +116,9 @@ def test_units_stand_once_and_with_their_least_sure_image() -> None:
     generator = np.random.default_rng(3)
     score = generator.random(300)
     units = np.repeat(np.arange(100), 3)
-    found = thresholds.for_sensitivity(score, np.ones(300, dtype=bool), units, wish=0.9)
+    found = thresholds.for_sensitivity(score, np.ones(300, dtype=bool), units, target=0.9)
     alone = thresholds.for_sensitivity(
-        score.reshape(100, 3).min(axis=1), np.ones(100, dtype=bool), np.arange(100), wish=0.9
+        score.reshape(100, 3).min(axis=1), np.ones(100, dtype=bool), np.arange(100), target=0.9
     )
     assert (found.value, found.n) == (alone.value, 100)
 
@@ -124,26 +126,26 @@ def test_units_stand_once_and_with_their_least_sure_image() -> None:
 def test_too_few_images_promise_nothing_and_say_so() -> None:
     assert thresholds.fewest_for(0.95) == 59
     score = np.linspace(0.1, 0.9, 58)
-    found = thresholds.for_sensitivity(score, np.ones(58, dtype=bool), np.arange(58), wish=0.95)
-    assert (found.kept, found.value) == (False, 0.1)
+    found = thresholds.for_sensitivity(score, np.ones(58, dtype=bool), np.arange(58), target=0.95)
+    assert (found.guaranteed, found.value) == (False, 0.1)
     assert thresholds.for_sensitivity(
-        np.append(score, 0.95), np.ones(59, dtype=bool), np.arange(59), wish=0.95
-    ).kept
+        np.append(score, 0.95), np.ones(59, dtype=bool), np.arange(59), target=0.95
+    ).guaranteed
     with pytest.raises(ValueError, match="images of the side"):
-        thresholds.for_sensitivity(score, np.zeros(58, dtype=bool), np.arange(58), wish=0.95)
+        thresholds.for_sensitivity(score, np.zeros(58, dtype=bool), np.arange(58), target=0.95)
 
 
 def test_a_thousand_people() -> None:
     ppv, npv = thresholds.predictive_values(0.9, 0.8, 0.05)
-    people = thresholds.per_thousand(0.9, 0.8, 0.05)
-    counts = [people.found, people.missed, people.false_alarms, people.cleared]
+    people = thresholds.counts_per_thousand(0.9, 0.8, 0.05)
+    counts = [people.true_positives, people.false_negatives, people.false_positives, people.true_negatives]
     assert counts == pytest.approx([45, 5, 190, 760])
     assert ppv == pytest.approx(45 / 235)
     assert npv == pytest.approx(760 / 765)
-    assert people.biopsies_per_found == pytest.approx(235 / 45)
+    assert people.number_needed_to_biopsy == pytest.approx(235 / 45)
     assert thresholds.predictive_values(0.0, 1.0, 0.05)[0] is None
     assert thresholds.predictive_values(1.0, 0.0, 0.05)[1] is None
-    assert thresholds.per_thousand(0.0, 1.0, 0.05).biopsies_per_found is None
+    assert thresholds.counts_per_thousand(0.0, 1.0, 0.05).number_needed_to_biopsy is None
 
 
 # Calibration ------------------------------------------------------------------------------------------------------
@@ -182,7 +184,7 @@ def test_shifts_mend_what_a_temperature_cannot() -> None:
     true = (p.cumsum(axis=1) < generator.random((5000, 1))).sum(axis=1)
     off = np.exp(logits + np.array([0.0, 1.0, -1.0]))
     off /= off.sum(axis=1, keepdims=True)
-    found = recalibration.fit_bias(true, off)
+    found = recalibration.fit_temperature_and_bias(true, off)
     assert np.array(found.bias) == pytest.approx([0.0, -1.0, 1.0], abs=0.1)
     assert (
         log_loss(true, found.apply(off))
@@ -197,9 +199,9 @@ def test_the_slopes_of_the_loss_are_those_that_small_steps_show(seed: int, heat:
     at = np.append(heat, generator.normal(0, 1, 4))
 
     def value(x: Floats) -> float:
-        return recalibration.loss_at(logits, true, float(x[0]), x[1:] - x[1:].mean())[0]
+        return recalibration.log_loss_and_gradient(logits, true, float(x[0]), x[1:] - x[1:].mean())[0]
 
-    slopes = recalibration.loss_at(logits, true, heat, at[1:] - at[1:].mean())[1]
+    slopes = recalibration.log_loss_and_gradient(logits, true, heat, at[1:] - at[1:].mean())[1]
     np.testing.assert_allclose(slopes, approx_fprime(at, value, 1e-6), rtol=2e-4, atol=2e-5)
     direct = softmax(logits / np.exp(heat) + at[1:] - at[1:].mean(), axis=1)
     assert value(at) == pytest.approx(-np.log(direct[np.arange(30), true]).mean(), rel=1e-12)
@@ -208,8 +210,8 @@ def test_the_slopes_of_the_loss_are_those_that_small_steps_show(seed: int, heat:
 def test_certain_and_absent_classes_leave_numbers() -> None:
     p = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     for true in (np.array([0, 1, 0]), np.array([0, 1, 1])):
-        for fit in (recalibration.fit_temperature, recalibration.fit_bias):
+        for fit in (recalibration.fit_temperature, recalibration.fit_temperature_and_bias):
             out = fit(true, p).apply(p)
             assert np.isfinite(out).all()
             np.testing.assert_allclose(out.sum(axis=1), 1.0)
-    np.testing.assert_allclose(recalibration.none_for(3).apply(p), p, atol=1e-12)
+    np.testing.assert_allclose(recalibration.identity(3).apply(p), p, atol=1e-12)

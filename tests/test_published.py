@@ -3,24 +3,31 @@
 import numpy as np
 import pytest
 
-from dermkit.comparison.published import Matrix, can_be, counts_behind, interval_of, matrices, printed
+from dermkit.comparison.published import (
+    BinaryMatrix,
+    are_consistent,
+    compatible_counts,
+    compatible_matrices,
+    count_and_interval,
+    parse_figure,
+)
 
 S3 = [
-    printed("accuracy", ".74"),
-    printed("precision", ".76"),
-    printed("recall", ".71"),
-    printed("specificity", ".75"),
+    parse_figure("accuracy", ".74"),
+    parse_figure("precision", ".76"),
+    parse_figure("recall", ".71"),
+    parse_figure("specificity", ".75"),
 ]
 
 
 def test_a_share_of_118_images_is_55_of_them() -> None:
     for text in ("0.4661", "46.61%", ".4661"):
-        count, (low, high), method = interval_of(printed("accuracy", text), 118)
+        count, (low, high), method = count_and_interval(parse_figure("accuracy", text), 118)
         assert (count, method) == (55, "wilson")
         assert (round(low, 3), round(high, 3)) == (0.379, 0.556)
-    assert list(counts_behind(printed("accuracy", ".47"), 118)) == [55, 56]
+    assert list(compatible_counts(parse_figure("accuracy", ".47"), 118)) == [55, 56]
     with pytest.raises(ValueError, match="no count of 118"):
-        interval_of(printed("accuracy", "0.4700"), 118)
+        count_and_interval(parse_figure("accuracy", "0.4700"), 118)
 
 
 @pytest.mark.parametrize(
@@ -30,14 +37,14 @@ def test_a_share_of_118_images_is_55_of_them() -> None:
 )  # fmt: skip
 def test_what_is_no_figure_is_refused(name: str, text: str, what: str) -> None:
     with pytest.raises(ValueError, match=what):
-        printed(name, text)
+        parse_figure(name, text)
 
 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_four_published_figures_fit_no_matrix(averaged: bool) -> None:
-    assert not can_be(S3, averaged=averaged)
+    assert not are_consistent(S3, macro=averaged)
     for n in (88, 176, 584):
-        assert not matrices(S3, positives=n, negatives=n, averaged=averaged)
+        assert not compatible_matrices(S3, positives=n, negatives=n, macro=averaged)
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -46,10 +53,14 @@ def test_figures_of_a_real_matrix_always_fit(averaged: bool) -> None:
     for _ in range(60):
         p, n = (int(x) for x in generator.integers(2, 90, 2))
         tp, tn = int(generator.integers(1, p + 1)), int(generator.integers(1, n + 1))
-        figures = [printed(name, f"{value:.2f}") for name, value in of(tp, p - tp, n - tn, tn, averaged).items()]
+        figures = [
+            parse_figure(name, f"{value:.2f}") for name, value in of(tp, p - tp, n - tn, tn, averaged).items()
+        ]
         chosen = [figures[i] for i in generator.permutation(len(figures))[: int(generator.integers(1, 8))]]
-        assert can_be(chosen, averaged=averaged)
-        assert Matrix(tp, p - tp, n - tn, tn) in matrices(chosen, positives=p, negatives=n, averaged=averaged)
+        assert are_consistent(chosen, macro=averaged)
+        assert BinaryMatrix(tp, p - tp, n - tn, tn) in compatible_matrices(
+            chosen, positives=p, negatives=n, macro=averaged
+        )
 
 
 def of(tp: int, fn: int, fp: int, tn: int, averaged: bool) -> dict[str, float]:
@@ -83,17 +94,21 @@ def test_what_is_said_not_to_fit_is_not_found_by_trying() -> None:
         names = ["accuracy", "precision", "recall", "specificity"]
         claim = {name: round(float(generator.uniform(0.5, 0.9)), 2) for name in names}
         met = any(all(abs(m[name] - claim[name]) <= 0.005 for name in names) for m in made)
-        fits = can_be([printed(name, f"{value:.2f}") for name, value in claim.items()])
+        fits = are_consistent([parse_figure(name, f"{value:.2f}") for name, value in claim.items()])
         refused += not fits
         assert fits or not met
     assert 20 < refused < 150, "a check that never refuses, or always, checks nothing"
 
 
 def test_rates_that_contradict_themselves() -> None:
-    assert not can_be([printed("sensitivity", ".80"), printed("recall", ".70")])
-    assert can_be([printed("sensitivity", ".80"), printed("recall", ".70")], averaged=True)
-    assert not can_be(
-        [printed("balanced_accuracy", ".90"), printed("sensitivity", ".70"), printed("specificity", ".9")]
+    assert not are_consistent([parse_figure("sensitivity", ".80"), parse_figure("recall", ".70")])
+    assert are_consistent([parse_figure("sensitivity", ".80"), parse_figure("recall", ".70")], macro=True)
+    assert not are_consistent(
+        [
+            parse_figure("balanced_accuracy", ".90"),
+            parse_figure("sensitivity", ".70"),
+            parse_figure("specificity", ".9"),
+        ]
     )
 
 
@@ -112,10 +127,10 @@ def test_f1_is_tied_to_precision_and_recall_however_few_are_positive(
     figures: dict[str, str], averaged: bool, possible: bool
 ) -> None:
     """With hardly a positive image precision is anything, but F1 is still what the two make of it."""
-    found = [printed(name, text) for name, text in figures.items()]
-    assert can_be(found, averaged=averaged) is possible
+    found = [parse_figure(name, text) for name, text in figures.items()]
+    assert are_consistent(found, macro=averaged) is possible
     if possible:
         sizes = [(a, n - a) for n in (40, 100, 400) for a in range(1, n)]
-        assert any(matrices(found, positives=a, negatives=b, averaged=averaged) for a, b in sizes), (
+        assert any(compatible_matrices(found, positives=a, negatives=b, macro=averaged) for a, b in sizes), (
             "what is called possible has a matrix"
         )

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from dermkit.errors import UsageError
 from dermkit.training.distributed import process_group as ranks_module
-from dermkit.training.distributed.environment import Place
+from dermkit.training.distributed.environment import RankInfo
 from dermkit.training.distributed.launcher import _free_port
-from dermkit.training.distributed.process_group import ALONE, Ranks, ranks_of, start
+from dermkit.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup, process_group_of, start_fabric
 
 WORKER = """
 import signal, sys
@@ -157,20 +157,20 @@ def test_a_rank_killed_in_a_step_costs_a_fresh_launch_and_changes_no_weight(tmp_
 
 def test_alone_everything_is_one_s_own() -> None:
     rows = torch.arange(6).reshape(3, 2)
-    assert ALONE.first and not ALONE.any(False) and ALONE.any(True)
-    assert ALONE.least(3) == 3
-    assert ALONE.gather(rows) is rows
-    assert torch.equal(ALONE.sum(rows), rows)
-    assert ALONE.tell("text") == "text"
-    assert ALONE.share(np.arange(5)).tolist() == [0, 1, 2, 3, 4]
-    ALONE.barrier()
+    assert SINGLE_PROCESS.is_first and not SINGLE_PROCESS.any(False) and SINGLE_PROCESS.any(True)
+    assert SINGLE_PROCESS.min(3) == 3
+    assert SINGLE_PROCESS.gather(rows) is rows
+    assert torch.equal(SINGLE_PROCESS.sum(rows), rows)
+    assert SINGLE_PROCESS.broadcast_text("text") == "text"
+    assert SINGLE_PROCESS.shard(np.arange(5)).tolist() == [0, 1, 2, 3, 4]
+    SINGLE_PROCESS.barrier()
     assert not torch.distributed.is_initialized()
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
 def test_shares_are_in_order_whole_and_even(count: int, size: int) -> None:
     rows = np.arange(count, dtype=np.int64) * 3 - 5
-    parts = [Ranks(rank, size).share(rows) for rank in range(size)]
+    parts = [ProcessGroup(rank, size).shard(rows) for rank in range(size)]
     assert np.array_equal(np.concatenate(parts), rows)
     lengths = [len(part) for part in parts]
     assert max(lengths) - min(lengths) <= 1 and lengths == sorted(lengths, reverse=True)
@@ -187,31 +187,31 @@ def no_rank(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_one_process_joins_no_group(no_rank: pytest.MonkeyPatch) -> None:
-    fabric = start("cpu")
-    assert ranks_of(fabric) == ALONE
+    fabric = start_fabric("cpu")
+    assert process_group_of(fabric) == SINGLE_PROCESS
     assert not torch.distributed.is_initialized()
     no_rank.setenv("RANK", "0")
     no_rank.setenv("WORLD_SIZE", "1")  # torchrun with one process
-    assert ranks_of(start("cpu")) == ALONE
+    assert process_group_of(start_fabric("cpu")) == SINGLE_PROCESS
 
 
 def test_one_process_in_a_batch_job_of_many_tasks_is_alone(no_rank: pytest.MonkeyPatch) -> None:
     job = {"NTASKS": "8", "JOB_NAME": "x", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
     for name, value in job.items():
         no_rank.setenv(f"SLURM_{name}", value)
-    assert ranks_of(start("cpu", 1, 1)) == ALONE
+    assert process_group_of(start_fabric("cpu", 1, 1)) == SINGLE_PROCESS
 
 
 def test_devices_without_ranks_and_ranks_without_devices_are_refused(no_rank: pytest.MonkeyPatch) -> None:
     for devices, nodes in ((2, 1), (1, 2)):
         with pytest.raises(UsageError, match="2 devices were asked for, but this process was started alone"):
-            start("cpu", devices, nodes)
+            start_fabric("cpu", devices, nodes)
     for name, value in zip(NAMES, ("0", "4", "0", "2", "127.0.0.1"), strict=False):
         no_rank.setenv(name, value)
     with pytest.raises(
         UsageError, match="--devices 4 --nodes 1, but there are 2 ranks on each of 2 machines"
     ) as caught:
-        start("cpu", 4, 1)
+        start_fabric("cpu", 4, 1)
     assert caught.value.exit_code == 2
 
 
@@ -226,12 +226,12 @@ def test_a_rank_takes_the_gpu_of_its_number_or_the_only_one_shown(
     monkeypatch: pytest.MonkeyPatch, device: str, seen: int, local_rank: int, one_each: bool, chosen: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
-    place = Place(local_rank, 4, local_rank, 4, 0, "a", 1, one_each)
-    assert str(ranks_module._device(device, place)) == chosen
+    place = RankInfo(local_rank, 4, local_rank, 4, 0, "a", 1, one_each)
+    assert str(ranks_module._rank_device(device, place)) == chosen
 
 
 @pytest.mark.parametrize(("device", "seen"), [("auto", 1), ("cuda", 1), ("cuda", 0)])
 def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, device: str, seen: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
     with pytest.raises(UsageError, match=f"2 ranks on this machine, but {seen} GPUs are visible"):
-        ranks_module._device(device, Place(1, 2, 1, 2, 0, "a", 1))
+        ranks_module._rank_device(device, RankInfo(1, 2, 1, 2, 0, "a", 1))

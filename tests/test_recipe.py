@@ -16,11 +16,11 @@ from dermkit.recipes import schema as room
 from dermkit.recipes.augmentation import AugmentSpec, BlurNoiseSpec, ClaheSpec, CutoutSpec, DistortSpec, HsvSpec
 from dermkit.recipes.schema import (
     ComputeSpec,
-    GrowSpec,
     ImageSpec,
-    MixSpec,
+    MixupSpec,
     ModelSpec,
     OptimSpec,
+    OversampleSpec,
     Phase,
     Recipe,
     SplitSpec,
@@ -28,7 +28,7 @@ from dermkit.recipes.schema import (
 
 SPECS = (
     ImageSpec, SplitSpec, ModelSpec, AugmentSpec, DistortSpec, HsvSpec, BlurNoiseSpec, ClaheSpec, CutoutSpec,
-    GrowSpec, MixSpec, Phase, OptimSpec, ComputeSpec, Recipe,
+    OversampleSpec, MixupSpec, Phase, OptimSpec, ComputeSpec, Recipe,
 )  # fmt: skip
 PROSE = {("about",), ("system",), ("seed",), ("repeats",)}
 
@@ -88,8 +88,8 @@ images = st.builds(
 recipes = st.builds(
     Recipe, name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True), system=st.text(), about=st.text(),
     image=images, split=splits, model=models, augment=augments,
-    grow=st.none() | st.builds(GrowSpec, to=st.floats(0.01, 1), most_copies=at_least_one, augment=augments),
-    mix=st.none() | st.builds(MixSpec, mixup=st.floats(0.1, 5), cutmix=not_negative, share=st.floats(0, 1)),
+    grow=st.none() | st.builds(OversampleSpec, to=st.floats(0.01, 1), most_copies=at_least_one, augment=augments),
+    mix=st.none() | st.builds(MixupSpec, mixup=st.floats(0.1, 5), cutmix=not_negative, share=st.floats(0, 1)),
     compute=st.builds(
         ComputeSpec, precision=st.sampled_from(["float32", "bfloat16", "fastest"]), compile=st.booleans()
     ),
@@ -102,12 +102,12 @@ recipes = st.builds(
 def example() -> Recipe:
     """Return a recipe in which every field is set and every optional part is present."""
     augment = AugmentSpec(
-        horizontal_flip=True, vertical_flip=False, transpose=False, moved=0.85, rotate=20.0, shift=0.1, zoom=0.1,
-        fill="reflect", toned=0.75, brightness=0.1, contrast=0.1, saturation=0.1,
-        distort=DistortSpec(share=0.7, optical=0.5, grid=0.4, grid_steps=5, elastic=0.03, elastic_cells=4),
-        hsv=HsvSpec(share=0.5, hue=20.0, saturation=0.1, value=0.1),
-        blur_noise=BlurNoiseSpec(share=0.7, motion=5, median=5, gaussian=5, noise=(5.0, 30.0)),
-        clahe=ClaheSpec(share=0.7, clip=4.0, tiles=8), cutout=CutoutSpec(share=0.7, side=0.375),
+        horizontal_flip=True, vertical_flip=False, transpose=False, p_geometric=0.85, rotate=20.0, shift=0.1, zoom=0.1,
+        fill="reflect", p_colour=0.75, brightness=0.1, contrast=0.1, saturation=0.1,
+        distort=DistortSpec(p=0.7, optical=0.5, grid=0.4, grid_steps=5, elastic=0.03, elastic_cells=4),
+        hsv=HsvSpec(p=0.5, hue=20.0, saturation=0.1, value=0.1),
+        blur_noise=BlurNoiseSpec(p=0.7, motion=5, median=5, gaussian=5, noise=(5.0, 30.0)),
+        clahe=ClaheSpec(p=0.7, clip=4.0, tiles=8), cutout=CutoutSpec(p=0.7, side=0.375),
     )  # fmt: skip
     frozen = Phase(
         epochs=10,
@@ -128,8 +128,8 @@ def example() -> Recipe:
             backbone="resnet50", backbone_args={"in_chans": 3, "bias": True, "rate": 0.5, "pad": "same"},
             weights="imagenet", skip_blocks=("layer4",), hidden=(64, 32), dropout=0.3,
         ),
-        augment=augment, grow=GrowSpec(to=0.5, most_copies=4, augment=augment),
-        mix=MixSpec(mixup=0.2, cutmix=1.0, share=0.5), compute=ComputeSpec(precision="float32", compile=False),
+        augment=augment, grow=OversampleSpec(to=0.5, most_copies=4, augment=augment),
+        mix=MixupSpec(mixup=0.2, cutmix=1.0, p=0.5), compute=ComputeSpec(precision="float32", compile=False),
         phases=(frozen, replace(frozen, train_backbone=2, backbone_lr=1e-5, views=0)),
         optim=OptimSpec(
             optimizer="adam", momentum=0.9, weight_decay=0.01, class_weights="none", label_smoothing=0.0,
@@ -146,7 +146,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 def put(path: tuple[Any, ...], item: Any) -> dict[str, Any]:
     """Return the example's plain form with one value changed."""
-    whole = room.as_dict(example())
+    whole = room.recipe_to_dict(example())
     place: Any = whole
     for key in path[:-1]:
         place = place[key]
@@ -155,13 +155,13 @@ def put(path: tuple[Any, ...], item: Any) -> dict[str, Any]:
 
 
 def get(path: tuple[Any, ...]) -> Any:
-    value: Any = room.as_dict(example())
+    value: Any = room.recipe_to_dict(example())
     for key in path:
         value = value[key]
     return value
 
 
-LEAVES = leaves(room.as_dict(example()))
+LEAVES = leaves(room.recipe_to_dict(example()))
 
 
 def names(path: tuple[Any, ...]) -> str:
@@ -220,13 +220,13 @@ def test_specs_are_frozen_and_keyword_only(spec: type) -> None:
     "path", [path for path in LEAVES if "backbone_args" not in path and path[-1] not in (0, 1)], ids=names
 )
 def test_a_missing_field_is_named(path: tuple[Any, ...]) -> None:
-    value = room.as_dict(example())
+    value = room.recipe_to_dict(example())
     place: Any = value
     for key in path[:-1]:
         place = place[key]
     del place[path[-1]]
     with pytest.raises(UsageError, match=f"{names(path)}: Field required"):
-        room.parse(value, "mine.json")
+        room.parse_recipe(value, "mine.json")
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=names)
@@ -239,7 +239,7 @@ def test_types_are_strict(path: tuple[Any, ...]) -> None:
         wrong += [float(old) + 0.5, float(old)] if type(old) is int else []
     for item in wrong:
         with pytest.raises(UsageError, match=names(path)):
-            room.parse(put(path, item), "mine.json")
+            room.parse_recipe(put(path, item), "mine.json")
 
 
 NOT_NUMBERS = [math.nan, math.inf, -math.inf]
@@ -249,10 +249,10 @@ NOT_NUMBERS = [math.nan, math.inf, -math.inf]
 def test_what_is_not_a_number_is_refused(path: tuple[Any, ...], tmp_path: Path) -> None:
     for item in NOT_NUMBERS:
         with pytest.raises(UsageError, match="finite number"):
-            room.parse(put(path, item), "mine.json")
+            room.parse_recipe(put(path, item), "mine.json")
     (tmp_path / "mine.json").write_text(json.dumps({"format": 1, **put(path, 0)}).replace(": 0,", ": 1e999,", 1))
     with pytest.raises(UsageError):
-        room.load(tmp_path / "mine.json")
+        room.load_recipe(tmp_path / "mine.json")
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_what_is_not_a_number_is_refused(path: tuple[Any, ...], tmp_path: Path) 
 def test_a_value_out_of_range_is_refused(path: tuple[Any, ...], wrong: list[Any]) -> None:
     for item in wrong:
         with pytest.raises(UsageError, match=path[0]) as caught:
-            room.parse(put(path, item), "mine.json")
+            room.parse_recipe(put(path, item), "mine.json")
         assert caught.value.exit_code == 2
 
 
@@ -350,21 +350,21 @@ def test_any_negative_number_is_refused(data: st.DataObject) -> None:
     low = st.integers(max_value=-1) if type(get(path)) is int else st.floats(max_value=0, exclude_max=True)
     item = data.draw(low.filter(lambda number: number < 0))
     with pytest.raises(UsageError, match=str(path[0])):
-        room.parse(put(path, item), "mine.json")
+        room.parse_recipe(put(path, item), "mine.json")
 
 
 @given(recipes)
 def test_a_recipe_survives_json(recipe: Recipe) -> None:
-    again = room.parse(json.loads(json.dumps(room.as_dict(recipe))), "round trip")
+    again = room.parse_recipe(json.loads(json.dumps(room.recipe_to_dict(recipe))), "round trip")
     assert again == recipe
     assert room.recipe_fingerprint(again) == room.recipe_fingerprint(recipe)
 
 
 def test_a_saved_recipe_is_loaded_whole(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
-    room.save(example(), path)
-    assert json.loads(path.read_text())["format"] == room.FORMAT
-    assert room.load(path) == example()
+    room.save_recipe(example(), path)
+    assert json.loads(path.read_text())["format"] == room.RECIPE_FORMAT
+    assert room.load_recipe(path) == example()
 
 
 @pytest.mark.parametrize(
@@ -383,13 +383,13 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, why: str
     path = tmp_path / "mine.json"
     path.write_text(text)
     with pytest.raises(UsageError, match=why) as caught:
-        room.load(path)
+        room.load_recipe(path)
     assert str(path) in caught.value.message and caught.value.remedy
 
 
 def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.json: cannot be read: No such file"):
-        room.load(tmp_path / "none.json")
+        room.load_recipe(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
 )
 def test_a_typo_is_named_with_the_closest_field(place: tuple[Any, ...], typo: str, meant: str) -> None:
     with pytest.raises(UsageError) as caught:
-        room.parse(put((*place, typo), 1), "mine.json")
+        room.parse_recipe(put((*place, typo), 1), "mine.json")
     assert caught.value.message == (
         f"mine.json: not a valid recipe:\n  {names((*place, typo))}: unknown field; did you mean `{meant}`?"
     )
@@ -417,21 +417,21 @@ def test_a_typo_is_named_with_the_closest_field(place: tuple[Any, ...], typo: st
 
 def test_a_word_close_to_nothing_gets_no_guess() -> None:
     with pytest.raises(UsageError, match="zzzzzz: unknown field\n"):
-        room.parse(put(("zzzzzz",), 1), "mine.json")
+        room.parse_recipe(put(("zzzzzz",), 1), "mine.json")
 
 
 def test_every_problem_is_listed_at_once() -> None:
     value = put(("optim", "batch_size"), 0)
     value["sede"] = value.pop("seed")
     with pytest.raises(UsageError) as caught:
-        room.parse(value, "mine.json")
+        room.parse_recipe(value, "mine.json")
     for part in ("optim.batch_size", "seed: Field required", "did you mean `seed`?"):
         assert part in caught.value.message
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=names)
 def test_the_fingerprint_sees_every_field_but_prose_and_seed(path: tuple[Any, ...]) -> None:
-    changed = room.parse(change(path), "changed")
+    changed = room.parse_recipe(change(path), "changed")
     assert changed != example()
     same = room.recipe_fingerprint(changed) == room.recipe_fingerprint(example())
     assert same == (path in PROSE)
@@ -468,18 +468,25 @@ OF_FORMAT_1 = (
 
 
 def test_a_recipe_of_format_1_is_read_and_means_what_it_meant(tmp_path: Path) -> None:
-    old: dict[str, Any] = {**room.as_dict(example()), "format": 1}
+    old: dict[str, Any] = {**room.recipe_to_dict(example()), "format": 1}
     del old["mix"], old["compute"], old["optim"]["sampling"]
     for place in (old, old["grow"]):
         place["augment"] = {name: place["augment"][name] for name in OF_FORMAT_1}
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(old))
     plain = replace(
-        example().augment, moved=1.0, toned=1.0, distort=None, hsv=None, blur_noise=None, clahe=None, cutout=None
+        example().augment,
+        p_geometric=1.0,
+        p_colour=1.0,
+        distort=None,
+        hsv=None,
+        blur_noise=None,
+        clahe=None,
+        cutout=None,
     )
     grow = example().grow
     assert grow
-    assert room.load(path) == replace(example(), mix=None, augment=plain, grow=replace(grow, augment=plain))
+    assert room.load_recipe(path) == replace(example(), mix=None, augment=plain, grow=replace(grow, augment=plain))
 
 
 @pytest.mark.parametrize("broken", [None, 3, "none", []])
@@ -490,16 +497,16 @@ def test_a_broken_recipe_of_format_1_is_refused_not_mended(tmp_path: Path, broke
             continue  # no growth is a recipe; a preset's name is one too
         path.write_text(json.dumps({"format": 1, **put(place, broken)}))
         with pytest.raises(UsageError, match=names(place)):
-            room.load(path)
+            room.load_recipe(path)
 
 
 def test_mixing_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="mixup or cutmix must be above 0"):
-        room.parse(put(("mix",), {"mixup": 0.0, "cutmix": 0.0, "share": 1.0}), "x")
+        room.parse_recipe(put(("mix",), {"mixup": 0.0, "cutmix": 0.0, "share": 1.0}), "x")
 
 
 def test_mixing_that_could_have_no_effect_is_refused() -> None:
-    plain = put(("phases",), [{**room.as_dict(example())["phases"][0], "views": 0}])
+    plain = put(("phases",), [{**room.recipe_to_dict(example())["phases"][0], "views": 0}])
     with pytest.raises(UsageError, match="mix has no effect"):
-        room.parse(plain, "x")
-    assert room.parse({**plain, "mix": None}, "x").mix is None
+        room.parse_recipe(plain, "x")
+    assert room.parse_recipe({**plain, "mix": None}, "x").mix is None

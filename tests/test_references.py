@@ -48,10 +48,12 @@ def binary_cases(seed: int) -> Iterator[tuple[Floats, Bools]]:
             yield p[:, 0], positive
 
 
-def curve(score: Floats, positive: Bools) -> classification_roc.Curves:
+def curve(score: Floats, positive: Bools) -> classification_roc.RocCurveBatch:
     """Return the one ROC curve of some scores."""
-    return classification_roc.curves_of(
-        classification_roc.cumulated(classification_roc.rank(score, positive), np.ones((1, len(score))))
+    return classification_roc.roc_curve_batch(
+        classification_roc.cumulative_counts(
+            classification_roc.sort_scores(score, positive), np.ones((1, len(score)))
+        )
     )
 
 
@@ -81,8 +83,8 @@ def test_correlation_and_kappa_agree_and_are_undefined_where_the_reference_makes
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 def test_negative_predictive_value_and_correlation_of_every_class() -> None:
     for true, predicted, p in cases(2):
-        tally = confusion.one_vs_rest(confusion.confusion_matrix(true, predicted, p.shape[1]))
-        clear, correlation = confusion.npv(tally), confusion.mcc_of(tally)
+        tally = confusion.one_vs_rest_counts(confusion.confusion_matrix(true, predicted, p.shape[1]))
+        clear, correlation = confusion.npv(tally), confusion.binary_mcc(tally)
         for name in range(p.shape[1]):
             own, called = true == name, predicted == name
             if math.isnan(clear[name]):  # none called negative, or no negative there: the reference says 0
@@ -118,20 +120,32 @@ def test_both_partial_areas() -> None:
     for score, positive in binary_cases(3):
         roc = curve(score, positive)
         for sensitivity in (0.8, 0.5, 0.95):
-            assert close(classification_roc.pauc_above(roc, sensitivity), of_2024(score, positive, sensitivity))
-            assert close(classification_roc.auc_above(roc, sensitivity), of_scorer(score, positive, sensitivity))
+            assert close(
+                classification_roc.partial_auroc_2024(roc, sensitivity), of_2024(score, positive, sensitivity)
+            )
+            assert close(
+                classification_roc.partial_auroc_isic(roc, sensitivity), of_scorer(score, positive, sensitivity)
+            )
 
 
 def test_a_guess_and_a_perfect_score_have_the_areas_that_tell_the_definitions_apart() -> None:
     positive = np.arange(400) % 4 == 0
     guess, perfect = curve(np.zeros(400), positive), curve(positive.astype(float), positive)
-    assert close(classification_roc.pauc_above(guess), 0.02) and close(classification_roc.pauc_above(perfect), 0.2)
-    assert close(classification_roc.auc_above(guess), 0.18) and close(classification_roc.auc_above(perfect), 1.0)
+    assert close(classification_roc.partial_auroc_2024(guess), 0.02) and close(
+        classification_roc.partial_auroc_2024(perfect), 0.2
+    )
+    assert close(classification_roc.partial_auroc_isic(guess), 0.18) and close(
+        classification_roc.partial_auroc_isic(perfect), 1.0
+    )
     scores = np.random.default_rng(0).random((40, 20_000))
     half = np.arange(20_000) % 2 == 0
     curves = [curve(score, half) for score in scores]
-    assert np.mean([classification_roc.pauc_above(roc)[0] for roc in curves]) == pytest.approx(0.02, abs=5e-4)
-    assert np.mean([classification_roc.auc_above(roc)[0] for roc in curves]) == pytest.approx(0.18, abs=2e-3)
+    assert np.mean([classification_roc.partial_auroc_2024(roc)[0] for roc in curves]) == pytest.approx(
+        0.02, abs=5e-4
+    )
+    assert np.mean([classification_roc.partial_auroc_isic(roc)[0] for roc in curves]) == pytest.approx(
+        0.18, abs=2e-3
+    )
 
 
 def test_fixed_points_are_the_best_thresholds_that_keep_their_promise() -> None:
@@ -141,9 +155,9 @@ def test_fixed_points_are_the_best_thresholds_that_keep_their_promise() -> None:
         pairs = [((score[positive] >= t).mean(), (score[~positive] < t).mean()) for t in thresholds]
         for kept in (0.5, 0.9, 0.95, 1.0):
             best = max(sensitivity for sensitivity, specificity in pairs if specificity >= kept - 1e-12)
-            assert close(classification_roc.sensitivity_at(roc, kept), best)
+            assert close(classification_roc.sensitivity_at_specificity(roc, kept), best)
             best = max(specificity for sensitivity, specificity in pairs if sensitivity >= kept - 1e-12)
-            assert close(classification_roc.specificity_at(roc, kept), best)
+            assert close(classification_roc.specificity_at_sensitivity(roc, kept), best)
 
 
 def test_resampled_curves_are_those_of_the_copied_images() -> None:
@@ -151,24 +165,27 @@ def test_resampled_curves_are_those_of_the_copied_images() -> None:
     score, positive = np.round(generator.random(60), 1), generator.random(60) < 0.4
     weights = generator.multinomial(60, np.full(60, 1 / 60), size=50).astype(float)
     weights[7] *= positive
-    roc = classification_roc.curves_of(
-        classification_roc.cumulated(classification_roc.rank(score, positive), weights)
+    roc = classification_roc.roc_curve_batch(
+        classification_roc.cumulative_counts(classification_roc.sort_scores(score, positive), weights)
     )
     for row, times in enumerate(weights.astype(int)):
         drawn_score, drawn = np.repeat(score, times), np.repeat(positive, times)
         if drawn.all() or not drawn.any():
-            assert np.isnan(classification_roc.pauc_above(roc)[row]) and np.isnan(
-                classification_roc.auc_above(roc)[row]
+            assert np.isnan(classification_roc.partial_auroc_2024(roc)[row]) and np.isnan(
+                classification_roc.partial_auroc_isic(roc)[row]
             )
-            assert np.isnan(classification_roc.sensitivity_at(roc, 0.9)[row]) and np.isnan(
-                classification_roc.specificity_at(roc, 0.9)[row]
+            assert np.isnan(classification_roc.sensitivity_at_specificity(roc, 0.9)[row]) and np.isnan(
+                classification_roc.specificity_at_sensitivity(roc, 0.9)[row]
             )
             continue
         own = curve(drawn_score, drawn)
-        for figure in (classification_roc.pauc_above, classification_roc.auc_above):
+        for figure in (classification_roc.partial_auroc_2024, classification_roc.partial_auroc_isic):
             assert close(figure(roc)[row], figure(own))
-        assert close(classification_roc.sensitivity_at(roc, 0.9)[row], classification_roc.sensitivity_at(own, 0.9))
-    assert np.isnan(classification_roc.pauc_above(roc)[7])
+        assert close(
+            classification_roc.sensitivity_at_specificity(roc, 0.9)[row],
+            classification_roc.sensitivity_at_specificity(own, 0.9),
+        )
+    assert np.isnan(classification_roc.partial_auroc_2024(roc)[7])
 
 
 def test_the_official_scorer_by_its_published_rules() -> None:
@@ -211,21 +228,21 @@ def test_the_parts_of_the_brier_score_add_up_and_are_the_textbook_ones() -> None
         n, stated, seen = (
             np.bincount(bins, weights=part, minlength=15).astype(float) for part in (np.ones(len(y)), score, y)
         )
-        parts = calibration.brier_parts(n, stated, seen, np.asarray(((score - y) ** 2).sum()))
+        parts = calibration.decompose_brier(n, stated, seen, np.asarray(((score - y) ** 2).sum()))
         assert close(parts.score, sk.brier_score_loss(positive, score))
         groups = [(score[bins == b], y[bins == b]) for b in set(bins.tolist())]
         assert close(parts.reliability, sum(len(s) * (s.mean() - t.mean()) ** 2 for s, t in groups) / len(y))
         assert close(parts.resolution, sum(len(s) * (t.mean() - y.mean()) ** 2 for s, t in groups) / len(y))
-        assert close(parts.score, parts.reliability - parts.resolution + parts.uncertainty + parts.within)
+        assert close(parts.score, parts.reliability - parts.resolution + parts.uncertainty + parts.within_bins)
         width = sum(((s - s.mean()) ** 2 - 2 * (s - s.mean()) * (t - t.mean())).sum() for s, t in groups) / len(y)
-        assert close(parts.within, width)
+        assert close(parts.within_bins, width)
 
 
 def test_slope_and_intercept_are_those_of_a_logistic_regression() -> None:
     fitted = 0
     for score, positive in binary_cases(8):
         odds = calibration.log_odds(score)
-        found = calibration.recalibration(score, positive, np.arange(len(score)))
+        found = calibration.calibration_slope_intercept(score, positive, np.arange(len(score)))
 
         def excess(shift: float, odds: Floats = odds, positive: Bools = positive) -> float:
             return float(expit(odds + shift).sum() - positive.sum())
@@ -256,7 +273,7 @@ def test_variances_of_slope_and_intercept_are_those_that_simulation_shows() -> N
         odds = np.repeat(generator.normal(0, 1.5, 150), 2)
         event = np.repeat(generator.random(150), 2) < 1 / (1 + np.exp(-0.7 * odds - 0.2))
         p = 1 / (1 + np.exp(-odds))
-        found = calibration.recalibration(p, event, np.repeat(np.arange(150), 2))
+        found = calibration.calibration_slope_intercept(p, event, np.repeat(np.arange(150), 2))
         slopes.append(found.slope)
         shifts.append(found.intercept)
         stated.append((found.slope_variance, found.intercept_variance))
@@ -274,7 +291,7 @@ def test_net_benefit_is_its_definition() -> None:
             called = score >= t
             tp, fp = (called & positive).sum(), (called & ~positive).sum()
             assert close(value, (tp - fp * t / (1 - t)) / len(score))
-        everyone = calibration.benefit_of_all(float(positive.mean()), thresholds)
+        everyone = calibration.net_benefit_call_all(float(positive.mean()), thresholds)
         assert close(found[0], everyone[0]), "at a threshold of 0 every image is called positive"
     with pytest.raises(ValueError, match="below 1"):
         calibration.net_benefit(np.array([0.5]), np.array([True]), np.array([1.0]))
@@ -295,7 +312,7 @@ def test_class_by_class_calibration_error() -> None:
         each.append(
             sum(rows.sum() * abs((true[rows] == c).mean() - p[rows, c].mean()) for rows in inside if rows.any())
         )
-    assert close(calibration.classwise_ece_of_bins(gaps, np.asarray(200.0)), np.mean(each) / 200)
+    assert close(calibration.classwise_ece_from_bins(gaps, np.asarray(200.0)), np.mean(each) / 200)
 
 
 # Intervals --------------------------------------------------------------------------------------------------------
@@ -306,9 +323,9 @@ def test_intervals_of_proportions(n: int) -> None:
     for successes in sorted({0, 1, n // 2, n - 1, n}):
         test = stats.binomtest(successes, n)
         exact, score = test.proportion_ci(method="exact"), test.proportion_ci(method="wilson")
-        assert close(intervals.clopper_pearson(successes, n), (exact.low, exact.high))
-        assert close(intervals.wilson(successes, n), (score.low, score.high))
-        name = intervals.proportion(successes, n)[1]
+        assert close(intervals.clopper_pearson_interval(successes, n), (exact.low, exact.high))
+        assert close(intervals.wilson_interval(successes, n), (score.low, score.high))
+        name = intervals.proportion_interval(successes, n)[1]
         assert name == (intervals.CLOPPER_PEARSON if n < 30 else intervals.WILSON)
 
 
@@ -328,24 +345,24 @@ def test_the_corrected_bootstrap_is_scipys_on_the_same_resamples() -> None:
 def test_copies_of_one_image_are_worth_one() -> None:
     generator = np.random.default_rng(13)
     hit = generator.random(100) < 0.8
-    once, name = intervals.clustered_proportion(hit, np.arange(100))
+    once, name = intervals.clustered_proportion_interval(hit, np.arange(100))
     assert name == intervals.GROUPED_WILSON
-    five, name = intervals.clustered_proportion(np.repeat(hit, 5), np.repeat(np.arange(100), 5))
+    five, name = intervals.clustered_proportion_interval(np.repeat(hit, 5), np.repeat(np.arange(100), 5))
     assert close(once, five, 0.005)
     assert name == intervals.GROUPED_WILSON
-    sure, _ = intervals.clustered_proportion(np.ones(500, dtype=bool), np.repeat(np.arange(100), 5))
-    assert close(sure, intervals.wilson(100, 100))
+    sure, _ = intervals.clustered_proportion_interval(np.ones(500, dtype=bool), np.repeat(np.arange(100), 5))
+    assert close(sure, intervals.wilson_interval(100, 100))
 
 
 def test_one_lesion_alone_has_no_interval_however_many_photographs_there_are_of_it() -> None:
     found = intervals.proportion_estimate(np.arange(60) < 45, np.zeros(60, dtype=np.int64))
-    assert (found.value, found.ci95, found.n, found.reason) == (0.75, None, 60, intervals.ONE_GROUP)
+    assert (found.value, found.ci95, found.n, found.reason) == (0.75, None, 60, intervals.ONE_GROUP_REASON)
 
 
 def test_a_mean_of_one_proportion_has_its_interval() -> None:
-    bounds = intervals.wilson(40, 50)
-    assert close(intervals.mean_of_proportions(np.array([0.8]), [bounds]), bounds)
-    two = intervals.mean_of_proportions(np.array([0.8, 0.8]), [bounds, bounds])
+    bounds = intervals.wilson_interval(40, 50)
+    assert close(intervals.mean_of_proportions_interval(np.array([0.8]), [bounds]), bounds)
+    two = intervals.mean_of_proportions_interval(np.array([0.8, 0.8]), [bounds, bounds])
     assert bounds[0] < two[0] < 0.8 < two[1] < bounds[1]
 
 
@@ -363,7 +380,7 @@ def test_covariances_of_areas_pair_by_pair() -> None:
         if positive.sum() < 2 or (~positive).sum() < 2:
             continue
         scores = np.stack([score, np.round(score + generator.normal(0, 0.3, len(score)), 1)])
-        found = delong.areas(scores, positive, np.arange(len(score)))
+        found = delong.auroc_covariance(scores, positive, np.arange(len(score)))
         tables = [kernel(row, positive) for row in scores]
         above = np.stack([table.mean(axis=1) for table in tables])
         below = np.stack([table.mean(axis=0) for table in tables])
@@ -377,7 +394,7 @@ def test_units_with_both_sides_vary_together() -> None:
     generator = np.random.default_rng(16)
     units = generator.integers(0, 25, 120)
     positive, score = generator.random(120) < 0.4, generator.random(120)
-    found = delong.areas(score[None], positive, units)
+    found = delong.auroc_covariance(score[None], positive, units)
     table = kernel(score, positive)
     value, (n, m) = table.mean(), table.shape
     first, second = table.mean(axis=1) - value, table.mean(axis=0) - value
@@ -391,9 +408,9 @@ def test_units_with_both_sides_vary_together() -> None:
 
 def test_one_score_twice_does_not_differ_from_itself() -> None:
     score, positive = np.random.default_rng(17).random(50), np.arange(50) % 3 == 0
-    found = delong.areas(np.stack([score, score, -score]), positive, np.arange(50))
-    assert delong.difference(found, 0, 1) == (0.0, 0.0, 1.0)
-    gap, error, p = delong.difference(found, 0, 2)
+    found = delong.auroc_covariance(np.stack([score, score, -score]), positive, np.arange(50))
+    assert delong.delong_test(found, 0, 1) == (0.0, 0.0, 1.0)
+    gap, error, p = delong.delong_test(found, 0, 2)
     assert close(gap, 2 * found.values[0] - 1) and error > 0 and 0 < p <= 1
 
 
@@ -407,7 +424,7 @@ def test_an_auroc_interval_holds_its_value(seed: int, grouped: bool) -> None:
     score = np.round(generator.normal(0, 1, 60) + positive, 1)
     units = generator.integers(0, 25, 60) if grouped else np.arange(60)
     found = delong.auroc_interval(score, positive, units)
-    value = delong.areas(score[None], positive, units).values[0]
+    value = delong.auroc_covariance(score[None], positive, units).values[0]
     if found is None:
         assert value in (0.0, 1.0)
         return
@@ -436,8 +453,10 @@ def test_a_variance_that_came_out_too_small_is_not_believed() -> None:
     score = np.arange(80.0)
     positive = score >= 40
     score[39] += 1.5
-    own = delong.areas(score[None], positive, np.arange(80)).covariance[0, 0] ** 0.5
+    own = delong.auroc_covariance(score[None], positive, np.arange(80)).covariance[0, 0] ** 0.5
     found = delong.auroc_interval(score, positive, np.arange(80))
     assert found is not None and found[1] - found[0] > 2 * own * 3.92
     assert delong.auroc_interval(np.arange(80.0), positive, np.arange(80)) is None
-    assert fold_auroc.hanley(0.8, 50, 80) == pytest.approx((0.16 + 49 * 0.08 / 3 + 79 * 0.64 / 9) / 4000)
+    assert fold_auroc.hanley_mcneil_variance(0.8, 50, 80) == pytest.approx(
+        (0.16 + 49 * 0.08 / 3 + 79 * 0.64 / 9) / 4000
+    )

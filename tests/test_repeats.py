@@ -12,9 +12,9 @@ import pytest
 import dermkit as dk
 from dermkit.errors import DataError
 from dermkit.files import write_json
-from dermkit.pipeline.repeats import chosen, metrics_of, validation_value
+from dermkit.pipeline.repeats import best_run_index, split_values, validation_value
 from dermkit.prediction.predictor import load_model
-from dermkit.recipes.schema import Recipe, SplitSpec, load
+from dermkit.recipes.schema import Recipe, SplitSpec, load_recipe
 
 Figures = Mapping[str, float | None]
 
@@ -35,10 +35,10 @@ def test_the_choice_looks_at_validation_alone(tmp_path: Path) -> None:
         make_run(tmp_path / "b", {"loss": 0.4, "accuracy": 0.7}, {"loss": 2.0, "accuracy": 0.1}),
         make_run(tmp_path / "c", {"loss": 0.4, "accuracy": 0.9}, {"loss": 3.0, "accuracy": 0.0}),
     ]
-    assert chosen(runs, "val_loss") == 1, "the least loss, the first of equals"
-    assert chosen(runs, "val_accuracy") == 2, "the highest accuracy"
-    assert metrics_of(runs[0], "test") == {"loss": 0.1, "accuracy": 1.0}
-    assert metrics_of(runs[0], "train") == {}
+    assert best_run_index(runs, "val_loss") == 1, "the least loss, the first of equals"
+    assert best_run_index(runs, "val_accuracy") == 2, "the highest accuracy"
+    assert split_values(runs[0], "test") == {"loss": 0.1, "accuracy": 1.0}
+    assert split_values(runs[0], "train") == {}
 
 
 def test_an_undefined_figure_is_never_the_best(tmp_path: Path) -> None:
@@ -47,19 +47,19 @@ def test_an_undefined_figure_is_never_the_best(tmp_path: Path) -> None:
     part = make_run(tmp_path / "c", {"auroc_macro": None, "auroc_macro_present": 0.7})
     assert math.isnan(validation_value(nothing, "val_auroc_macro"))
     assert validation_value(part, "val_auroc_macro") == 0.7
-    assert chosen([nothing, some], "val_auroc_macro") == 1
+    assert best_run_index([nothing, some], "val_auroc_macro") == 1
     with pytest.raises(DataError, match="undefined in all 2 runs") as caught:
-        chosen([nothing, nothing], "val_auroc_macro")
+        best_run_index([nothing, nothing], "val_auroc_macro")
     assert "val_loss" in caught.value.remedy
     with pytest.raises(DataError, match=r"metrics\.json"):
-        chosen([tmp_path / "absent"], "val_loss")
+        best_run_index([tmp_path / "absent"], "val_loss")
 
 
 @pytest.fixture(scope="module")
 def repeated(binary: Path, tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = replace(tiny, name="repeated", repeats=2, seed=3)
-    where = dk.Where(out=tmp_path_factory.mktemp("repeated"), device="cpu")
-    return dk.train(recipe, dk.load_dataset(binary), where=where)
+    where = dk.RunSettings(out=tmp_path_factory.mktemp("repeated"), device="cpu")
+    return dk.train(recipe, dk.load_dataset(binary), settings=where)
 
 
 def versions(parent: Path) -> list[Path]:
@@ -79,7 +79,7 @@ def test_the_summary_is_what_the_runs_say(repeated: Path) -> None:
     summary = json.loads((repeated / "summary.json").read_text())
     runs = versions(repeated)
     for split in ("validation", "test"):
-        values = [metrics_of(run, split)["accuracy"] for run in runs]
+        values = [split_values(run, split)["accuracy"] for run in runs]
         assert [row[split]["accuracy"] for row in summary["runs"]] == values
         spread = summary["metrics"][split]["accuracy"]
         series = pd.Series(values)
@@ -88,7 +88,7 @@ def test_the_summary_is_what_the_runs_say(repeated: Path) -> None:
         assert (spread["min"], spread["max"], spread["n_runs"]) == (series.min(), series.max(), 2)
     table = pd.read_csv(repeated / "summary.csv")
     assert table["seed"].tolist() == [3, 4]
-    assert table["test_accuracy"].tolist() == [metrics_of(run, "test")["accuracy"] for run in runs]
+    assert table["test_accuracy"].tolist() == [split_values(run, "test")["accuracy"] for run in runs]
     losses = [validation_value(run, "val_loss") for run in runs]
     best = runs[losses.index(min(losses))]
     assert summary["final"]["folder"] == best.name == table.loc[table["final"], "folder"].item()
@@ -111,9 +111,9 @@ def test_the_final_model_is_that_of_the_best_version(repeated: Path) -> None:
 def test_repeated_again_it_changes_nothing_and_trains_nothing(repeated: Path, binary: Path, tiny: Recipe) -> None:
     said: list[str] = []
     recipe = replace(tiny, name="repeated", repeats=2, seed=3)
-    where = dk.Where(out=repeated.parent.parent, device="cpu")
+    where = dk.RunSettings(out=repeated.parent.parent, device="cpu")
     before = (repeated / "summary.json").read_bytes()
-    again = dk.train(recipe, dk.load_dataset(binary), where=where, watch=dk.Watch(say=said.append))
+    again = dk.train(recipe, dk.load_dataset(binary), settings=where, progress=dk.Progress(say=said.append))
     assert again == repeated
     assert (repeated / "summary.json").read_bytes() == before
     assert sum("already finished" in line for line in said) == 2
@@ -124,7 +124,7 @@ def test_three_folds_test_every_image_once(seven: Path, tiny: Recipe, tmp_path: 
     spec = SplitSpec(scheme="kfold", seed=0, validation=0.2, test=0.0, folds=3, per_class=0, draw_from="")
     data = dk.load_dataset(seven)
     recipe = replace(tiny, name="folds", split=spec)
-    parent = dk.train(recipe, data, where=dk.Where(out=tmp_path / "runs", device="cpu"))
+    parent = dk.train(recipe, data, settings=dk.RunSettings(out=tmp_path / "runs", device="cpu"))
     summary = json.loads((parent / "summary.json").read_text())
     assert [row["fold"] for row in summary["runs"]] == [0, 1, 2]
     predictions = pd.concat(pd.read_csv(run / "predictions.csv", dtype=str) for run in versions(parent))
@@ -134,8 +134,8 @@ def test_three_folds_test_every_image_once(seven: Path, tiny: Recipe, tmp_path: 
     # A fold's run can be repeated from its own files, like any other.
     run = versions(parent)[1]
     again = dk.train(
-        load(run / "recipe.json"),
-        data, where=dk.Where(out=tmp_path / "again", device="cpu"), split=str(run / "split.csv"),
+        load_recipe(run / "recipe.json"),
+        data, settings=dk.RunSettings(out=tmp_path / "again", device="cpu"), split=str(run / "split.csv"),
     )  # fmt: skip
     name = "model/member-0.safetensors"
     assert (again / name).read_bytes() == (run / name).read_bytes()

@@ -17,10 +17,10 @@ from PIL import Image
 
 from dermkit.errors import DataError
 from dermkit.evaluation.evaluate import evaluate_run
-from dermkit.evaluation.options import NOTHING, Asked
+from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.files import write_json, write_rows, write_text
-from dermkit.metrics.classification.reader_studies import ANCHORS
-from dermkit.metrics.stats.estimate import in_words, trust
+from dermkit.metrics.classification.reader_studies import READER_STUDIES
+from dermkit.metrics.stats.estimate import humanise, reliability
 from dermkit.recipes.augmentation import AugmentSpec
 from dermkit.recipes.schema import (
     ComputeSpec,
@@ -30,12 +30,12 @@ from dermkit.recipes.schema import (
     Phase,
     Recipe,
     SplitSpec,
-    save,
+    save_recipe,
 )
 from dermkit.reporting import facts as reporting_facts
 from dermkit.reporting import figures as reporting_figures
 from dermkit.reporting import mistakes, report, warnings
-from dermkit.reporting.labels import LABELS
+from dermkit.reporting.labels import METRIC_TITLES
 from dermkit.reporting.report import write_report, write_summary_report
 from dermkit.runs import folder as runs_folder
 
@@ -54,8 +54,8 @@ RECIPE = Recipe(
         backbone="resnet50", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(512,), dropout=0.2
     ),
     augment=AugmentSpec(
-        horizontal_flip=True, vertical_flip=False, transpose=False, moved=1.0, rotate=20.0, shift=0.1, zoom=0.0,
-        fill="reflect", distort=None, toned=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hsv=None,
+        horizontal_flip=True, vertical_flip=False, transpose=False, p_geometric=1.0, rotate=20.0, shift=0.1, zoom=0.0,
+        fill="reflect", distort=None, p_colour=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hsv=None,
         blur_noise=None, clahe=None, cutout=None,
     ),
     grow=None,
@@ -73,7 +73,7 @@ FROM_METRICS = ("head", "results", "classes", "malignant", "decisions", "groups"
 
 BARE = re.compile(r"[0-9]*\.[0-9]+|[0-9]\s?%")
 CONSTANTS = re.compile(
-    "|".join(map(re.escape, sorted([*LABELS.values(), "95\N{NO-BREAK SPACE}%", "95 %"], key=len)[::-1]))
+    "|".join(map(re.escape, sorted([*METRIC_TITLES.values(), "95\N{NO-BREAK SPACE}%", "95 %"], key=len)[::-1]))
 )
 """Names of figures and the level of intervals: numbers that no data change."""
 
@@ -131,7 +131,7 @@ def make_run(
     *,
     n: int = 90,
     absent: str = "",
-    asked: Asked = NOTHING,
+    asked: EvaluationOptions = DEFAULT_OPTIONS,
     **run_facts: Any,
 ) -> Path:
     """Write a run folder as training leaves it, with made probabilities, and evaluate it."""
@@ -183,11 +183,11 @@ def make_run(
         ("image_id", "reason"),
         [(f"train/{i}", f"same pixels as test image test/{i:03}") for i in range(7)] + [("train/x", "not drawn")],
     )
-    save(RECIPE, folder / "recipe.json")
+    save_recipe(RECIPE, folder / "recipe.json")
     write_json(folder / "environment.json", {"versions": {"numpy": "2"}, "threads": 2, "cuda": None}, format=1)
     write_text(folder / "NEXT_STEPS.txt", "dermkit predict runs/a/model IMAGE... --out predictions\n")
     write_json(folder / "run.json", _facts(classes) | run_facts, format=1)
-    evaluate_run(folder, asked=asked)
+    evaluate_run(folder, options=asked)
     return folder
 
 
@@ -236,7 +236,9 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(1500)
     ]
     write_rows(run / "attributes.csv", ("image_id", "age", "sex", "site", "skin_type"), people)
-    asked = Asked(official=True, wishes=(("sensitivity", 0.975), ("specificity", 0.8)), prevalences=(0.0025, 0.03))
+    asked = EvaluationOptions(
+        official=True, targets=(("sensitivity", 0.975), ("specificity", 0.8)), prevalences=(0.0025, 0.03)
+    )
     make_run(run, ("benign", "melanoma", DOTTED), n=1500, asked=asked)
     write_report(run)
     return run
@@ -268,7 +270,7 @@ def _wrong(page: Page, metrics: dict[str, Any]) -> list[str]:
         stored = _stored(metrics, row, place)
         if json.loads(whole) != stored or not _shows(place, stored, shown):
             wrong.append(place)
-    return wrong + [place for row, place, text in page.reasons if text != in_words(_stored(metrics, row, place))]
+    return wrong + [place for row, place, text in page.reasons if text != humanise(_stored(metrics, row, place))]
 
 
 def _shows(place: str, stored: Any, shown: str) -> bool:
@@ -292,7 +294,7 @@ def test_every_number_is_that_of_metrics_json(kind: str, request: pytest.Fixture
     assert page.bare == [], "a figure that names no place in metrics.json"
     assert all({"data-metric", "data-counted"} & found.keys() for _, found in page.tags if "data-value" in found)
     for file, text in page.quoted.items():
-        assert text.strip() == in_words((run / file).read_text()).strip()
+        assert text.strip() == humanise((run / file).read_text()).strip()
     assert page.reasons or kind == "full"
 
 
@@ -370,12 +372,12 @@ def test_coverage_of_a_group_is_that_of_its_images(full: Path) -> None:
 def test_people_stand_beside_the_malignant_curve_and_are_no_test(full: Path, tmp_path: Path) -> None:
     text = " ".join(Page(full / "report.html").text.split())
     assert "Other images, other prevalence: never a test" in text
-    for anchor in ANCHORS:
+    for anchor in READER_STUDIES:
         assert anchor.source in text
         assert f"{anchor.source}, {anchor.year}." in text
-    anchors = runs_folder.read_table(full / "figures" / "anchors.csv")
+    anchors = runs_folder.read_optional_csv(full / "figures" / "anchors.csv")
     assert anchors is not None
-    assert anchors["sensitivity"].astype(float).tolist() == [item.sensitivity for item in ANCHORS]
+    assert anchors["sensitivity"].astype(float).tolist() == [item.sensitivity for item in READER_STUDIES]
     run = make_run(tmp_path, ("a", "b", "c"))
     page = Page(write_report(run))
     assert "never a test" not in page.text, "no class is malignant, so there are not two sides"
@@ -385,7 +387,7 @@ def test_people_stand_beside_the_malignant_curve_and_are_no_test(full: Path, tmp
 
 def test_every_figure_worth_a_row_is_shown_for_both_splits(nine: Path) -> None:
     shown = {place for _, place, _, _ in Page(nine / "report.html").numbers}
-    names = reporting_figures.metric_names(runs_folder.read_run(nine))
+    names = reporting_figures.metric_names(runs_folder.read_run_folder(nine))
     assert {"accuracy", "balanced_accuracy", "precision_macro", "f1_macro", "sensitivity", "specificity", "loss",
             "auroc_macro", "average_precision_macro", "brier", "ece"} <= set(names)  # fmt: skip
     assert {f"{split}.{name}.value" for split in ("validation", "test") for name in names} <= shown
@@ -457,7 +459,7 @@ def test_an_absent_class_gives_reasons_and_never_a_zero(tmp_path: Path) -> None:
     [("recall", "present"), ("average_precision", "present"), ("precision", "where it is defined")],
 )
 def test_reasons_name_the_row_and_not_the_key(name: str, row: str) -> None:
-    told = in_words(f"{name} is undefined for: a_b; {name}_macro_present leaves them out")
+    told = humanise(f"{name} is undefined for: a_b; {name}_macro_present leaves them out")
     shown = name.replace("_", " ")
     assert told == f"{shown} is undefined for: a_b; the row over the classes {row} leaves them out"
 
@@ -506,8 +508,12 @@ def test_the_verdict_says_whether_the_dumb_rule_is_beaten(
     tmp_path: Path, low: float, high: float, side: str, said: str
 ) -> None:
     text = Page(_written(tmp_path, _tiny_metrics(low, high))).text
-    verdict = reporting_facts.verdict(runs_folder.read_run(tmp_path), "test")
-    assert (verdict.side, verdict.judged, verdict.rule["balanced_accuracy"]) == (side, "balanced_accuracy", 0.5)
+    verdict = reporting_facts.against_majority(runs_folder.read_run_folder(tmp_path), "test")
+    assert (verdict.outcome, verdict.metric, verdict.majority_metrics["balanced_accuracy"]) == (
+        side,
+        "balanced_accuracy",
+        0.5,
+    )
     assert said in " ".join(text.split())
 
 
@@ -526,7 +532,7 @@ BESIDE = "interval unreliable: the bootstrap is biased and does not hold the val
     ],
 )  # fmt: skip
 def test_an_interval_is_worth_what_its_reason_says(bounds: list[float] | None, reason: str, worth: str) -> None:
-    assert trust({"ci95": bounds, "reason": reason}) == worth
+    assert reliability({"ci95": bounds, "reason": reason}) == worth
 
 
 @pytest.mark.parametrize(
@@ -544,7 +550,7 @@ def test_the_headline_does_not_lean_on_an_unreliable_interval(
     body = _tiny_metrics(low, high)
     body["splits"]["test"]["metrics"]["accuracy"]["reason"] = reason
     head = " ".join(re.split(r"[ \n]+", Page(_written(tmp_path, body)).text)).split("Warnings (")[0]
-    assert reporting_facts.verdict(runs_folder.read_run(tmp_path), "test").side == side
+    assert reporting_facts.against_majority(runs_folder.read_run_folder(tmp_path), "test").outcome == side
     assert head.count(said) == 4, "balanced accuracy and accuracy, in the lead and in a tile"
     assert ("cannot be told: the interval of balanced accuracy is unreliable" in head) == (side == "unknown")
     assert ("100.0" in head) is False
@@ -575,31 +581,35 @@ def test_few_images_on_a_side_are_one_note(
     part["per_class"]["a"]["n"], part["per_class"]["b"]["n"] = malignant, other
     _written(tmp_path, body)
     found = [
-        w for w in warnings.warnings(runs_folder.read_run(tmp_path)) if "independent ones on a side" in w.text
+        w
+        for w in warnings.report_warnings(runs_folder.read_run_folder(tmp_path))
+        if "independent ones on a side" in w.text
     ]
     assert [warn.level for warn in found] == ["note"] * bool(said)
     assert all(warn.text.startswith(said) for warn in found)
 
 
 def test_overfitting_is_a_note_where_the_best_epoch_was_kept(tmp_path: Path) -> None:
-    def told(**facts: Any) -> warnings.Warn:
+    def told(**facts: Any) -> warnings.ReportWarning:
         _written(tmp_path, body, **facts)
-        found = warnings.warnings(runs_folder.read_run(tmp_path))
+        found = warnings.report_warnings(runs_folder.read_run_folder(tmp_path))
         return next(warn for warn in found if warn.text.startswith("Overfitting"))
 
     body = _tiny_metrics() | {"overfitting": {"overfitting": True, "sentence": "Overfitting from epoch 4."}}
     best = {"epoch": 3, "monitor": "val_loss", "value": 1.0}
-    assert told(kept="last", best=best) == warnings.Warn("serious", "Overfitting from epoch 4.", told().replaces)
+    assert told(kept="last", best=best) == warnings.ReportWarning(
+        "serious", "Overfitting from epoch 4.", told().replaced_prefix
+    )
     note = told(kept="best", best=best)
     assert (note.level, note.text) == ("note", "Overfitting from epoch 4. The weights kept are those of epoch 3.")
     assert told(kept="best").text.endswith("are those of the best epoch.")
 
 
 def test_the_verdict_takes_the_stored_rule_where_there_is_one(nine: Path) -> None:
-    verdict = reporting_facts.verdict(runs_folder.read_run(nine), "test")
-    assert verdict.rule_class == "vascular lesion", "the commonest class of training"
-    assert verdict.rule["balanced_accuracy"] == pytest.approx(1 / 9)
-    assert verdict.rule_key == "test.baselines.majority"
+    verdict = reporting_facts.against_majority(runs_folder.read_run_folder(nine), "test")
+    assert verdict.majority_class == "vascular lesion", "the commonest class of training"
+    assert verdict.majority_metrics["balanced_accuracy"] == pytest.approx(1 / 9)
+    assert verdict.metrics_key == "test.baselines.majority"
 
 
 def test_the_verdict_falls_back_on_accuracy_and_then_says_nothing(tmp_path: Path) -> None:
@@ -607,10 +617,10 @@ def test_the_verdict_falls_back_on_accuracy_and_then_says_nothing(tmp_path: Path
     metrics = body["splits"]["test"]["metrics"]
     metrics["balanced_accuracy"] = metrics["auroc"]
     write_json(tmp_path / "metrics.json", body, format=1)
-    assert reporting_facts.verdict(runs_folder.read_run(tmp_path), "test").judged == "accuracy"
+    assert reporting_facts.against_majority(runs_folder.read_run_folder(tmp_path), "test").metric == "accuracy"
     metrics["accuracy"] = metrics["auroc"]
     write_json(tmp_path / "metrics.json", body, format=1)
-    assert reporting_facts.verdict(runs_folder.read_run(tmp_path), "test").side == "unknown"
+    assert reporting_facts.against_majority(runs_folder.read_run_folder(tmp_path), "test").outcome == "unknown"
     assert "cannot be told" in Page(write_report(tmp_path)).text
 
 
@@ -623,7 +633,7 @@ def test_warnings_come_first_once_and_with_their_counts(tmp_path: Path) -> None:
     facts["weights"]["note"] = "a stand-in for the published backbone"
     facts["warnings"] = ["Weights: a stand-in for the published backbone", "class 'nevus' is small"]
     run = make_run(tmp_path, **facts)
-    found = warnings.warnings(runs_folder.read_run(run))
+    found = warnings.report_warnings(runs_folder.read_run_folder(run))
     texts = [warn.text for warn in found]
     serious = [warn.text for warn in found if warn.level == "serious"]
     assert found[: len(serious)] == [warn for warn in found if warn.level == "serious"]
@@ -652,7 +662,9 @@ def test_what_the_import_found_is_told(tmp_path: Path) -> None:
 
 
 def test_a_clean_split_raises_no_leak_warning(nine: Path) -> None:
-    assert not [warn for warn in warnings.warnings(runs_folder.read_run(nine)) if "leak" in warn.text]
+    assert not [
+        warn for warn in warnings.report_warnings(runs_folder.read_run_folder(nine)) if "leak" in warn.text
+    ]
 
 
 @pytest.mark.parametrize("contradictions", [0, 3])
@@ -671,16 +683,16 @@ def test_no_leak_is_only_what_the_manifest_can_show(tmp_path: Path, contradictio
 
 
 def test_training_that_was_not_stable_is_told_first(tmp_path: Path) -> None:
-    _written(tmp_path, _tiny_metrics(), warnings=["Weights are random.", f"{warnings.UNSTABLE}: twice."])
-    first, *others = warnings.warnings(runs_folder.read_run(tmp_path))
-    assert (first.level, first.text) == ("serious", f"{warnings.UNSTABLE}: twice.")
+    _written(tmp_path, _tiny_metrics(), warnings=["Weights are random.", f"{warnings.UNSTABLE_TRAINING}: twice."])
+    first, *others = warnings.report_warnings(runs_folder.read_run_folder(tmp_path))
+    assert (first.level, first.text) == ("serious", f"{warnings.UNSTABLE_TRAINING}: twice.")
     assert "Weights are random." in [warn.text for warn in others if warn.level == "note"]
 
 
 def test_a_known_defect_of_the_test_images_is_serious(tmp_path: Path) -> None:
     defects = ["18 of the 118 test images have a copy in Train.", "The latest images are dark."]
     _written(tmp_path, _tiny_metrics(), dataset={"notes": {"defects": defects}})
-    found = {warn.text: warn.level for warn in warnings.warnings(runs_folder.read_run(tmp_path))}
+    found = {warn.text: warn.level for warn in warnings.report_warnings(runs_folder.read_run_folder(tmp_path))}
     assert found[f"Known defect: {defects[0]}"] == "serious"
     assert found[f"Known defect: {defects[1]}"] == "data"
     folded = (tmp_path / "report.html").read_text().split("<details>")[1].split("</details>")[0]
@@ -695,7 +707,7 @@ def test_methods_numbers_and_file_names_are_told_in_words(nine: Path, tmp_path: 
     assert "precision rests on the images called that class, F1 on the images of it or called it" in " ".join(
         page.text.split()
     )
-    wrong = runs_folder.read_table(nine / "figures" / "mistakes_test.csv")
+    wrong = runs_folder.read_optional_csv(nine / "figures" / "mistakes_test.csv")
     assert wrong is not None
     titles = [found["title"] for tag, found in Page(nine / "report.html").tags if "title" in found]
     assert titles == wrong["path"].head(24).tolist()
@@ -703,14 +715,14 @@ def test_methods_numbers_and_file_names_are_told_in_words(nine: Path, tmp_path: 
 
 
 def test_excluded_images_are_counted_by_reason(nine: Path) -> None:
-    assert reporting_facts.excluded(runs_folder.read_run(nine)) == [
+    assert reporting_facts.exclusion_counts(runs_folder.read_run_folder(nine)) == [
         ("same pixels as test image", 7),
         ("not drawn", 1),
     ]
 
 
 def test_confusions_are_named_in_words(nine: Path) -> None:
-    rows = reporting_facts.confusions(runs_folder.read_run(nine), "test")
+    rows = reporting_facts.top_confusions(runs_folder.read_run_folder(nine), "test")
     matrix = json.loads((nine / "metrics.json").read_text())["splits"]["test"]["confusion_matrix"]
     assert rows
     for row in rows:
@@ -748,19 +760,19 @@ def test_thumbnails_are_made_from_pixels_and_the_file_stays_small(tmp_path: Path
     path = write_report(run, images_root=root)
     thumbnails = _thumbnails(Page(path))
     assert len(thumbnails) == 24
-    assert path.stat().st_size < report.MAX_BYTES
+    assert path.stat().st_size < report.MAX_REPORT_BYTES
     for data in thumbnails:
         assert b"SECRET" not in data
         with Image.open(io.BytesIO(data)) as image:
             assert not image.getexif()
-            assert max(image.size) == mistakes.SIDE
+            assert max(image.size) == mistakes.THUMBNAIL_EDGE
     assert str(tmp_path) not in path.read_text()
 
 
 def test_a_missing_broken_or_outside_image_is_a_placeholder(tmp_path: Path) -> None:
     run, root = make_run(tmp_path / "run"), tmp_path / "images"
     _save_photographs(run, root)
-    wrong = runs_folder.read_table(run / "figures" / "mistakes_test.csv")
+    wrong = runs_folder.read_optional_csv(run / "figures" / "mistakes_test.csv")
     assert wrong is not None
     (root / wrong["path"][0]).unlink()
     (root / wrong["path"][1]).write_bytes(b"not an image")
@@ -776,17 +788,17 @@ def test_images_may_come_from_a_function(nine: Path) -> None:
     def find(image_id: str) -> NDArray[np.uint8] | None:
         return np.full((40, 50, 3), 90, np.uint8) if image_id.endswith(("1", "2")) else None
 
-    page = Page(write_report(nine, images=find))
+    page = Page(write_report(nine, pixel_finder=find))
     assert 0 < len(_thumbnails(page)) < 24
     assert "image not at hand" in page.text
 
 
 def test_thumbnails_are_given_up_before_the_size(nine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (mistakes.SIDE, mistakes.SIDE, 3), dtype=np.uint8)
-    full = write_report(nine, images=lambda _: noise).stat().st_size
-    monkeypatch.setattr(report, "MAX_BYTES", full - 1)
-    smaller = write_report(nine, images=lambda _: noise)
+    noise = rng.integers(0, 256, (mistakes.THUMBNAIL_EDGE, mistakes.THUMBNAIL_EDGE, 3), dtype=np.uint8)
+    full = write_report(nine, pixel_finder=lambda _: noise).stat().st_size
+    monkeypatch.setattr(report, "MAX_REPORT_BYTES", full - 1)
+    smaller = write_report(nine, pixel_finder=lambda _: noise)
     assert len(_thumbnails(Page(smaller))) == 8
     assert smaller.stat().st_size < full
     write_report(nine)
@@ -804,7 +816,7 @@ def test_every_picture_has_words_and_every_table_a_caption(nine: Path) -> None:
 
 
 def test_a_long_log_is_thinned_and_says_so(nine: Path) -> None:
-    log = runs_folder.read_table(nine / "log.csv")
+    log = runs_folder.read_optional_csv(nine / "log.csv")
     assert log is not None
     rows = reporting_facts.log_rows(log.loc[np.arange(1001) % len(log)])
     assert rows["step"] == 3
@@ -828,7 +840,7 @@ def test_a_test_on_other_data_shows_the_mapping_and_what_was_left_out(tmp_path: 
     text = " ".join(Page(_written(tmp_path, body)).text.split())
     assert "not scored (115 images)" in text
     assert "data set that it was not made from" in text
-    first = warnings.warnings(runs_folder.read_run(tmp_path))[0]
+    first = warnings.report_warnings(runs_folder.read_run_folder(tmp_path))[0]
     assert (first.level, first.text) == ("serious", "115 images have no target class: DF 115")
 
 
@@ -933,7 +945,7 @@ def test_a_parent_without_summary_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("units", [1, 14])
 def test_operating_points_of_few_lesions_are_marked(tmp_path: Path, units: int) -> None:
     run = make_run(tmp_path, ("melanoma", "nevus"), n=180)
-    table = runs_folder.read_table(run / "predictions.csv")
+    table = runs_folder.read_optional_csv(run / "predictions.csv")
     assert table is not None
     malignant = (table["label"] == "melanoma") & (table["split"] == "test")
     groups = np.where(malignant, malignant.cumsum() % units, 1000 + np.arange(len(table)))

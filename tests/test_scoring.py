@@ -23,31 +23,31 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conftest import Invoke
-from dermkit.data.cache.store import Rows
-from dermkit.errors import DataError, Interrupted, OutputError, UsageError
+from dermkit.data.cache.store import StoredRows
+from dermkit.errors import DataError, OutputError, RunInterrupt, UsageError
 from dermkit.files import lock, output_errors, write_rows
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing, normalise
-from dermkit.models.checksums import write_sums
+from dermkit.models.checksums import write_checksums
 from dermkit.models.cnn import cnn_s1, cnn_s4
 from dermkit.models.inference import (
-    AS_BUILT,
-    FOLDED,
-    Forward,
-    computed,
-    default_batch,
-    fold,
+    FUSED_NET,
+    UNFUSED_NET,
+    InferenceEngine,
+    default_batch_size,
+    fuse_batch_norm,
+    normalise_on_device,
+    parallel_batches,
     pick_device,
-    side_by_side,
 )
 from dermkit.models.net import import_timm
 from dermkit.prediction import pixels as prediction_pixels
 from dermkit.prediction import resume
 from dermkit.prediction.inputs import read_list, write_list
-from dermkit.prediction.pixels import KeptPixels, look_at
+from dermkit.prediction.pixels import PixelStore, decode_image
 from dermkit.prediction.predictor import load_model
 from dermkit.prediction.run import PredictOutcome, predict
-from dermkit.progress import Watch
+from dermkit.progress import Progress
 from made_images import speckled
 
 OUTPUT = ("predictions.csv", "decided.csv", "refused.csv", "predict.json", "sheet-1.png")
@@ -74,7 +74,7 @@ def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "PART_IMAGES", 8)
+    monkeypatch.setattr(resume, "SHARD_IMAGES", 8)
 
 
 def content(out: Path) -> dict[str, bytes]:
@@ -116,7 +116,7 @@ def test_folded_nets_give_the_same_probabilities_and_have_no_batch_norm_left(nam
     width = backbone(probe).shape[1]
     net = with_statistics(nn.Sequential(backbone, nn.Linear(width, 3)))
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    folded = fold(net, probe)
+    folded = fuse_batch_norm(net, probe)
     assert folded is not None
     assert norms(net) > 0 == norms(folded)
     other = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(1)) - 0.5
@@ -178,9 +178,9 @@ def test_nets_that_cannot_be_folded_stay_as_they_are() -> None:
     without = Pooled(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False))
     for built in (Branched(), Repeated(), spoilt, between, without, cnn_s1()):
         net = with_statistics(built)
-        forward = Forward(net, ODD)
-        assert forward.way == AS_BUILT, type(built)
-        assert fold(net, torch.rand(2, 3, 32, 32)) is None
+        forward = InferenceEngine(net, ODD)
+        assert forward.net_variant == UNFUSED_NET, type(built)
+        assert fuse_batch_norm(net, torch.rand(2, 3, 32, 32)) is None
 
 
 def test_one_convolution_that_cannot_be_folded_does_not_keep_the_others_from_it() -> None:
@@ -189,7 +189,7 @@ def test_one_convolution_that_cannot_be_folded_does_not_keep_the_others_from_it(
         Pooled(Standardised(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
     )
     probe = torch.rand(2, 3, 16, 16)
-    folded = fold(net, probe)
+    folded = fuse_batch_norm(net, probe)
     assert folded is not None
     assert norms(folded) == 1
     torch.testing.assert_close(folded(probe).softmax(1), net(probe).softmax(1), rtol=0, atol=1e-6)
@@ -217,11 +217,11 @@ def test_the_net_gets_the_numbers_of_the_one_preprocessing(
             got.append(x)
             return super().forward(x)
 
-    Forward(Listening(nn.Conv2d(3, 8, 3)).eval(), geometry)(batch)
+    InferenceEngine(Listening(nn.Conv2d(3, 8, 3)).eval(), geometry)(batch)
     assert got[-1].is_contiguous(memory_format=torch.channels_last)
     expected = normalise(batch, geometry)
     np.testing.assert_array_equal(got[-1].numpy(), expected)
-    on_device = computed(torch.from_numpy(batch), geometry)  # the way of a GPU
+    on_device = normalise_on_device(torch.from_numpy(batch), geometry)  # the way of a GPU
     assert on_device.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(on_device.numpy(), expected, rtol=0, atol=1e-6 * max(1.0, np.abs(expected).max()))
 
@@ -253,24 +253,24 @@ def test_where_memory_is_short_the_batch_is_halved_and_that_is_said(error: Excep
     batch = np.random.default_rng(0).integers(0, 256, (33, 32, 32, 3), dtype=np.uint8)
     net = Cramped(5, error).eval()
     said: list[str] = []
-    forward = Forward(net, ODD, said.append)
+    forward = InferenceEngine(net, ODD, said.append)
     found = forward(batch)
     assert [line.split("; ")[1] for line in said] == [f"going on with {n}" for n in (16, 8, 4)]
-    assert forward.at_most == 4
+    assert forward.max_batch_size == 4
     net.room = forward._net.room = 100  # type: ignore[assignment]
-    np.testing.assert_allclose(found, Forward(net, ODD, said.append)(batch), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found, InferenceEngine(net, ODD, said.append)(batch), rtol=0, atol=1e-6)
     forward(batch)
     assert len(said) == 3, "once it is halved it stays so"
 
 
 def test_where_not_even_one_image_fits_or_the_error_is_another_it_is_raised() -> None:
     batch = np.zeros((4, 32, 32, 3), np.uint8)
-    forward = Forward(Cramped(9, torch.OutOfMemoryError()).eval(), ODD)
+    forward = InferenceEngine(Cramped(9, torch.OutOfMemoryError()).eval(), ODD)
     forward._net.room = 0  # type: ignore[assignment]
     with pytest.raises(UsageError, match="too small for one image") as caught:
         forward(batch)
     assert "--device cpu" in caught.value.remedy
-    forward = Forward(Cramped(9, RuntimeError("shapes do not fit")).eval(), ODD)
+    forward = InferenceEngine(Cramped(9, RuntimeError("shapes do not fit")).eval(), ODD)
     forward._net.room = 0  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         forward(batch)
@@ -280,9 +280,9 @@ def test_the_number_of_threads_is_given_back() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert set(side_by_side(lambda _: torch.get_num_threads(), range(9), workers=3)) == {1}
+        assert set(parallel_batches(lambda _: torch.get_num_threads(), range(9), workers=3)) == {1}
         assert torch.get_num_threads() == 2
-        stream = side_by_side(lambda item: item, iter(range(100)), workers=2)
+        stream = parallel_batches(lambda item: item, iter(range(100)), workers=2)
         assert next(stream) == 0
         stream.close()  # type: ignore[attr-defined]
         assert torch.get_num_threads() == 2
@@ -292,7 +292,7 @@ def test_the_number_of_threads_is_given_back() -> None:
 
 def test_devices_are_picked_and_refused() -> None:
     assert pick_device("cpu").type == "cpu"
-    assert default_batch(torch.device("cpu")) < default_batch(torch.device("cuda"))
+    assert default_batch_size(torch.device("cpu")) < default_batch_size(torch.device("cuda"))
     with pytest.raises(UsageError, match="unknown"):
         pick_device("tpu")
     if not torch.cuda.is_available():
@@ -328,16 +328,19 @@ def test_neither_threads_nor_batches_nor_the_cache_change_what_is_written(
 
 def test_rows_of_a_store_and_an_array_are_scored_alike(trained: Path, forty: Path, tmp_path: Path) -> None:
     model = load_model(trained)
-    kept = KeptPixels(tmp_path, model.preprocessing)
+    kept = PixelStore(tmp_path, model.preprocessing)
     paths = sorted(forty.glob("000[1-9].png"))
-    looks = [look_at(p, "", model.preprocessing, with_thumbnail=False, geometry=kept.geometry) for p in paths]
-    kept.add([look for look in looks if isinstance(look, prediction_pixels.Look)])
+    looks = [
+        decode_image(p, "", model.preprocessing, with_thumbnail=False, geometry_hash=kept.geometry_hash)
+        for p in paths
+    ]
+    kept.add([look for look in looks if isinstance(look, prediction_pixels.DecodedImage)])
     kept.flush()
-    array = np.stack([look.resized for look in looks if isinstance(look, prediction_pixels.Look)])
+    array = np.stack([look.pixels for look in looks if isinstance(look, prediction_pixels.DecodedImage)])
     keys = np.frombuffer(
-        b"".join(look.key for look in looks if isinstance(look, prediction_pixels.Look)), np.uint8
+        b"".join(look.key for look in looks if isinstance(look, prediction_pixels.DecodedImage)), np.uint8
     )
-    rows = Rows(kept._store, kept._store.find(keys.reshape(-1, 32)))
+    rows = StoredRows(kept._store, kept._store.index(keys.reshape(-1, 32)))
     order = [8, 0, 3, 3, 5]
     steps: list[tuple[int, int]] = []
     direct = model.score_pixels(
@@ -348,16 +351,16 @@ def test_rows_of_a_store_and_an_array_are_scored_alike(trained: Path, forty: Pat
         np.testing.assert_array_equal(model.score_pixels(rows, order, batch_size=2, workers=workers), direct)
     np.testing.assert_array_equal(direct[2], direct[3])
     np.testing.assert_allclose(model.score_pixels(array, order), direct, rtol=0, atol=1e-6)
-    assert model.forward.way in (AS_BUILT, FOLDED)
+    assert model.engine.net_variant in (UNFUSED_NET, FUSED_NET)
 
 
 def test_the_output_says_how_it_was_made(trained: Path, forty: Path, tmp_path: Path) -> None:
     outcome = predict(trained, [str(forty)], out=tmp_path, batch_size=5, device="cpu")
     facts = json.loads((tmp_path / "predict.json").read_text())
-    assert (facts["format"], facts["device"], facts["batch_size"], facts["net"]) == (2, "cpu", 5, AS_BUILT)
-    assert (facts["scored"], facts["refused"]) == (outcome.scored, outcome.n_refused) == (36, 4)
-    assert [name for name, *_ in outcome.refused] == ["0000.png", "0009a.png", "0009b.jpg", "0099.png"]
-    assert outcome.notes == [] == outcome.seen
+    assert (facts["format"], facts["device"], facts["batch_size"], facts["net"]) == (2, "cpu", 5, UNFUSED_NET)
+    assert (facts["scored"], facts["refused"]) == (outcome.n_scored, outcome.n_rejected) == (36, 4)
+    assert [name for name, *_ in outcome.rejected_images] == ["0000.png", "0009a.png", "0009b.jpg", "0099.png"]
+    assert outcome.notes == [] == outcome.training_images
 
 
 # Kept pixels ----------------------------------------------------------------------------------------------------
@@ -429,14 +432,14 @@ def test_nothing_is_kept_unless_a_folder_is_named(trained: Path, forty: Path, tm
 # Stopped and gone on --------------------------------------------------------------------------------------------
 
 
-def stop_at(image: int) -> Watch:
+def stop_at(image: int) -> Progress:
     """Return a watch at which Ctrl-C is pressed as soon as so many images are done."""
 
     def step(what: str, done: int, total: int) -> None:
         if done >= image:
             raise KeyboardInterrupt
 
-    return Watch(step=step)
+    return Progress(step=step)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -447,15 +450,15 @@ def test_what_was_interrupted_goes_on_and_ends_in_the_same_bytes(
     predict(trained, [str(forty)], out=tmp_path / "whole", batch_size=batch_size)
     said: list[str] = []
     for image in (3, 10, 11, 25, 39):
-        with pytest.raises(Interrupted, match="of 40 images are scored") as caught:
+        with pytest.raises(RunInterrupt, match="of 40 images are scored") as caught:
             predict(
-                trained, [str(forty)], out=tmp_path / "out", batch_size=batch_size, watch=stop_at(image),
+                trained, [str(forty)], out=tmp_path / "out", batch_size=batch_size, progress=stop_at(image),
                 cache=tmp_path / "kept" if image % 2 else None, workers=image % 3,
             )  # fmt: skip
         assert caught.value.exit_code == 130
         assert "same command again" in caught.value.remedy
         assert not (tmp_path / "out" / "predictions.csv").exists()
-    predict(trained, [str(forty)], out=tmp_path / "out", batch_size=batch_size, watch=Watch(say=said.append))
+    predict(trained, [str(forty)], out=tmp_path / "out", batch_size=batch_size, progress=Progress(say=said.append))
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     line, *lines = said
     assert all(" of 40 images scored or refused" in item for item in lines)
@@ -468,18 +471,18 @@ def test_what_was_interrupted_goes_on_and_ends_in_the_same_bytes(
 def test_what_is_finished_is_not_scored_again(
     trained: Path, forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(Interrupted):
-        predict(trained, [str(forty)], out=tmp_path, batch_size=4, watch=stop_at(20))
+    with pytest.raises(RunInterrupt):
+        predict(trained, [str(forty)], out=tmp_path, batch_size=4, progress=stop_at(20))
     finished = sum(len(pd.read_csv(path)) for path in (tmp_path / "parts").glob("part-*.csv"))
     assert finished >= 20
     looked: list[str] = []
-    real = prediction_pixels.look_at
+    real = prediction_pixels.decode_image
 
     def counting(path: Path, name: str, *args: object, **kwargs: object) -> object:
         looked.append(name)
         return real(path, name, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("dermkit.prediction.predictor.look_at", counting)
+    monkeypatch.setattr("dermkit.prediction.predictor.decode_image", counting)
     predict(trained, [str(forty)], out=tmp_path, batch_size=4)
     assert len(looked) == 40 - finished
 
@@ -489,11 +492,11 @@ def test_a_file_that_changed_meanwhile_is_scored_again_and_that_is_said(
     trained: Path, forty: Path, tmp_path: Path
 ) -> None:
     images = shutil.copytree(forty, tmp_path / "images")
-    with pytest.raises(Interrupted):
-        predict(trained, [str(images)], out=tmp_path / "out", batch_size=4, watch=stop_at(30))
+    with pytest.raises(RunInterrupt):
+        predict(trained, [str(images)], out=tmp_path / "out", batch_size=4, progress=stop_at(30))
     speckled(31, 25, seed=500).save(images / "0002.png")
     said: list[str] = []
-    predict(trained, [str(images)], out=tmp_path / "out", batch_size=4, watch=Watch(say=said.append))
+    predict(trained, [str(images)], out=tmp_path / "out", batch_size=4, progress=Progress(say=said.append))
     assert said[0].startswith("1 files changed since they were scored")
     predict(trained, [str(images)], out=tmp_path / "whole", batch_size=4)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
@@ -504,8 +507,8 @@ def test_a_file_that_changed_meanwhile_is_scored_again_and_that_is_said(
 def test_parts_that_are_not_what_they_were_are_not_used(
     trained: Path, forty: Path, tmp_path: Path, damage: str
 ) -> None:
-    with pytest.raises(Interrupted):
-        predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4, watch=stop_at(30))
+    with pytest.raises(RunInterrupt):
+        predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4, progress=stop_at(30))
     first, second, *_ = sorted((tmp_path / "out" / "parts").glob("part-*.csv"))
     if damage == "other bytes":
         first.write_bytes(b"\xff\xfe\x00" + first.read_bytes()[3:])
@@ -526,12 +529,12 @@ def test_parts_that_are_not_what_they_were_are_not_used(
 def test_another_prediction_is_refused_while_one_is_unfinished(trained: Path, forty: Path, tmp_path: Path) -> None:
     images = shutil.copytree(forty, tmp_path / "images")
     out = tmp_path / "out"
-    with pytest.raises(Interrupted):
-        predict(trained, [str(images)], out=out, batch_size=4, watch=stop_at(20))
+    with pytest.raises(RunInterrupt):
+        predict(trained, [str(images)], out=out, batch_size=4, progress=stop_at(20))
     kept = {path.name: path.read_bytes() for path in (out / "parts").iterdir()}
     other = shutil.copytree(trained / "model", tmp_path / "model")
     (other / "MODEL_CARD.md").write_text("another")
-    write_sums(other)
+    write_checksums(other)
     write_images(tmp_path / "more", 1)
     recipe = json.loads((other / "model.json").read_text())["recipe"]["name"]
     named = rf"\(model: {recipe} \([0-9a-f]{{12}}\) there, {recipe} \([0-9a-f]{{12}}\) now\)"
@@ -550,7 +553,7 @@ def test_another_prediction_is_refused_while_one_is_unfinished(trained: Path, fo
     (images / "0005.png").rename(images / "0005x.png")
     with pytest.raises(UsageError, match=r"image 6: .*0005\.png there, .*0005x\.png now"):
         predict(trained, [str(images)], out=out, batch_size=4)
-    assert predict(trained, [str(images)], out=out, batch_size=4, restart=True).scored == 36
+    assert predict(trained, [str(images)], out=out, batch_size=4, restart=True).n_scored == 36
     assert sorted(path.name for path in out.iterdir()) == sorted((*OUTPUT, ".lock"))
 
 
@@ -559,10 +562,10 @@ def test_an_earlier_result_stays_until_the_new_one_is_whole(trained: Path, forty
     predict(trained, [str(forty)], out=out)
     before = content(out)
     more = write_images(tmp_path / "more", 60)
-    with pytest.raises(Interrupted):
-        predict(trained, [str(more)], out=out, batch_size=4, watch=stop_at(20))
+    with pytest.raises(RunInterrupt):
+        predict(trained, [str(more)], out=out, batch_size=4, progress=stop_at(20))
     assert {name: (out / name).read_bytes() for name in OUTPUT} == before
-    assert predict(trained, [str(more)], out=out, batch_size=4).scored == 60
+    assert predict(trained, [str(more)], out=out, batch_size=4).n_scored == 60
 
 
 def test_two_predictions_into_one_folder_at_once(trained: Path, forty: Path, tmp_path: Path) -> None:
@@ -573,10 +576,10 @@ def test_two_predictions_into_one_folder_at_once(trained: Path, forty: Path, tmp
 def test_an_output_inside_the_images_is_not_predicted_itself(trained: Path, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 10)
     out, kept = images / "predictions", images / "kept"
-    with pytest.raises(Interrupted):
-        predict(trained, [str(images)], out=out, cache=kept, batch_size=2, watch=stop_at(6))
+    with pytest.raises(RunInterrupt):
+        predict(trained, [str(images)], out=out, cache=kept, batch_size=2, progress=stop_at(6))
     for _ in range(2):
-        assert predict(trained, [str(images)], out=out, cache=kept, batch_size=2).scored == 10
+        assert predict(trained, [str(images)], out=out, cache=kept, batch_size=2).n_scored == 10
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -597,7 +600,7 @@ def test_a_full_device_names_what_is_scored_and_the_same_command_goes_on(
         with pytest.raises(OutputError, match="No space left") as caught:
             predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4)
     assert caught.value.exit_code == 5
-    assert caught.value.kept == f"24 of 40 images, scored or refused, in {tmp_path / 'out' / 'parts'}"
+    assert caught.value.outcome == f"24 of 40 images, scored or refused, in {tmp_path / 'out' / 'parts'}"
     assert caught.value.remedy == "free space, then the same command again"
     predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4)
     predict(trained, [str(forty)], out=tmp_path / "whole", batch_size=4)
@@ -608,14 +611,14 @@ def test_a_full_device_names_what_is_scored_and_the_same_command_goes_on(
     ("where", "kept"),
     [
         ("dermkit.prediction.run.open_job", "what was whole"),
-        ("dermkit.prediction.run.Job.drop_stale", "0 of 40"),
+        ("dermkit.prediction.run.PredictionJob.drop_stale", "0 of 40"),
         ("dermkit.prediction.run._tiles", "40 of 40"),
         ("dermkit.prediction.run.pictures.save_png", "40 of 40"),
         ("dermkit.prediction.run.write_predictions", "40 of 40"),
         ("dermkit.prediction.run.write_rows", "40 of 40"),
-        ("dermkit.prediction.decisions.write_decided", "40 of 40"),
-        ("dermkit.prediction.run._write_facts", "40 of 40"),
-        ("dermkit.prediction.run.Job.remove", "40 of 40"),
+        ("dermkit.prediction.decisions.write_decisions", "40 of 40"),
+        ("dermkit.prediction.run._write_predict_json", "40 of 40"),
+        ("dermkit.prediction.run.PredictionJob.remove", "40 of 40"),
     ],
 )
 def test_an_interrupt_anywhere_is_told_and_the_same_command_completes_it(
@@ -627,23 +630,23 @@ def test_an_interrupt_anywhere_is_told_and_the_same_command_completes_it(
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(where, pressed)
-        with pytest.raises(Interrupted) as caught:
+        with pytest.raises(RunInterrupt) as caught:
             predict(trained, [str(forty)], out=out)
     assert kept in str(caught.value)
     assert "same command again" in caught.value.remedy
     if "save_png" in where or "_tiles" in where:
         assert not (out / "predictions.csv").exists(), "it would look finished"
-    assert predict(trained, [str(forty)], out=out).scored == 36
+    assert predict(trained, [str(forty)], out=out).n_scored == 36
     assert content(out)
 
 
 @pytest.mark.usefixtures("small_parts")
 def test_a_log_gets_a_line_for_each_part_and_a_bar_none(trained: Path, forty: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    predict(trained, [str(forty)], out=tmp_path, batch_size=4, watch=Watch(say=said.append))
+    predict(trained, [str(forty)], out=tmp_path, batch_size=4, progress=Progress(say=said.append))
     assert said == [f"{n} of 40 images scored or refused" for n in (8, 16, 24, 32, 40)]
     said.clear()
-    predict(trained, [str(forty)], out=tmp_path, watch=Watch(say=said.append, step=lambda *_: None))
+    predict(trained, [str(forty)], out=tmp_path, progress=Progress(say=said.append, step=lambda *_: None))
     assert said == []
 
 
@@ -656,12 +659,12 @@ def test_relative_paths_go_on_only_from_the_directory_they_were_given_in(
     monkeypatch.chdir(tmp_path / "here")
     absolute, out = str(tmp_path / "here" / "images"), tmp_path / "relative"
     for argument, folder in (("images", out), (absolute, tmp_path / "absolute")):
-        with pytest.raises(Interrupted):
-            predict(trained, [argument], out=folder, batch_size=4, watch=stop_at(20))
+        with pytest.raises(RunInterrupt):
+            predict(trained, [argument], out=folder, batch_size=4, progress=stop_at(20))
     monkeypatch.chdir(tmp_path / "there")
     with pytest.raises(UsageError, match=r"working directory: .*here there, .*there now"):
         predict(trained, ["images"], out=out, batch_size=4)
-    assert predict(trained, [absolute], out=tmp_path / "absolute", batch_size=4).scored == 36
+    assert predict(trained, [absolute], out=tmp_path / "absolute", batch_size=4).n_scored == 36
     monkeypatch.chdir(tmp_path / "here")
     predict(trained, ["images"], out=out, batch_size=4)
     assert pd.read_csv(out / "predictions.csv")["path"][0] == "images/0001.png"
@@ -676,9 +679,9 @@ def test_parts_that_lack_an_image_are_counted_in_images(
         image = speckled(30, 24, seed=number).convert("RGBA")
         image.putalpha(100)
         image.save(images / f"{number}.png")
-    real = resume.Job.rows
+    real = resume.PredictionJob.rows
     monkeypatch.setattr("dermkit.prediction.run._tiles", lambda *_: [])
-    monkeypatch.setattr(resume.Job, "rows", lambda job: list(real(job))[:-1])
+    monkeypatch.setattr(resume.PredictionJob, "rows", lambda job: list(real(job))[:-1])
     with pytest.raises(DataError, match=r"parts: 3 of 4 images"):
         predict(trained, [str(images)], out=tmp_path / "out")
 
@@ -888,8 +891,8 @@ def closed(tmp_path: Path) -> Iterator[Path]:
 def test_a_closed_folder_is_listed(trained: Path, closed: Path, tmp_path: Path) -> None:
     write_images(closed.parent, 2)
     outcome = predict(trained, [str(closed.parent)], out=tmp_path / "out")
-    assert (outcome.scored, outcome.n_refused) == (2, 1)
-    assert outcome.refused[0][:2] == ("closed", "unreadable")
+    assert (outcome.n_scored, outcome.n_rejected) == (2, 1)
+    assert outcome.rejected_images[0][:2] == ("closed", "unreadable")
 
 
 def test_all_refused_is_an_error_and_leaves_no_parts(trained: Path, tmp_path: Path, invoke: Invoke) -> None:

@@ -18,11 +18,11 @@ import dermkit as dk
 from conftest import Cli, Invoke
 from dermkit.comparison.compare import compare_runs
 from dermkit.data.seal import (
-    FORMAT,
+    SEAL_FORMAT,
     Opening,
     Seal,
     end_opening,
-    find_meetings,
+    find_partial_overlaps,
     log_opening,
     read_seal,
     read_seals,
@@ -30,15 +30,15 @@ from dermkit.data.seal import (
 )
 from dermkit.errors import DataError, DermkitError, OutputError, UsageError
 from dermkit.evaluation import seal_log
-from dermkit.evaluation.seal_log import log_looks
+from dermkit.evaluation.seal_log import log_openings
 from dermkit.files import lock, sha256_file
-from dermkit.metrics.stats.power import best_of_chance
+from dermkit.metrics.stats.power import expected_maximum_of_k
 from dermkit.pipeline import open_test as pipeline_open_test
-from dermkit.recipes.schema import Recipe, SplitSpec, save, split_spec
-from dermkit.reporting.warnings import warnings
-from dermkit.runs.folder import read_run
+from dermkit.recipes.schema import Recipe, SplitSpec, parse_split_spec, save_recipe
+from dermkit.reporting.warnings import report_warnings
+from dermkit.runs.folder import read_run_folder
 
-HOLDOUT = split_spec(
+HOLDOUT = parse_split_spec(
     scheme="holdout", seed=0, validation=0.25, test=0.25, folds=0, per_class=0, draw_from=""
 )  # fmt: skip
 
@@ -52,8 +52,8 @@ def copied(data: Path, to: Path) -> Path:
 
 
 def train(recipe: Recipe, data: Path, out: Path, split: str = "held") -> Path:
-    where = dk.Where(out=out, device="cpu")
-    return dk.train(recipe, dk.load_dataset(data), where=where, split=split)
+    where = dk.RunSettings(out=out, device="cpu")
+    return dk.train(recipe, dk.load_dataset(data), settings=where, split=split)
 
 
 def open_test(run: Path, data: Path) -> Path:
@@ -93,7 +93,7 @@ def here(world: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 def test_the_whole_way_on_the_command_line(cli: Cli, binary: Path, tiny: Recipe, tmp_path: Path) -> None:
     data = copied(binary, tmp_path / "data")
-    save(tiny, tmp_path / "tiny.json")
+    save_recipe(tiny, tmp_path / "tiny.json")
     done = cli("split", data, "--name", "held", "--validation", "0.25", "--test", "0.25", "--seal")
     assert done.returncode == 0, done.stderr
     assert "test side sealed on 20" in done.stdout
@@ -191,7 +191,7 @@ def test_a_seal_that_is_broken_or_unknown_stops_everything(
     with pytest.raises(DataError, match=words):
         open_test(run, data)
     assert seal_file(data).read_bytes() == before
-    assert FORMAT == 1
+    assert SEAL_FORMAT == 1
 
 
 # A run beside a sealed test side --------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_openings_are_counted_and_the_second_one_is_warned_of(here: tuple[Path, 
     open_test(run, data)
     report = (run / "report.html").read_text()
     assert "is number 2 of 2 at that time" in report
-    (warn,) = [item for item in warnings(read_run(run)) if "opened 2 times" in item.text]
+    (warn,) = [item for item in report_warnings(read_run_folder(run)) if "opened 2 times" in item.text]
     assert warn.level == "serious"
     assert "up to 0.6 standard errors too good by chance alone" in warn.text
     assert "no longer the figures of an untouched test side" in report
@@ -268,7 +268,9 @@ def test_one_opening_needs_no_warning(here: tuple[Path, Path]) -> None:
     data, run = here
     open_test(run, data)
     assert "is number 1 of 1 at that time" in (run / "report.html").read_text()
-    assert not [item for item in warnings(read_run(run)) if "opened" in item.text or "Opening" in item.text]
+    assert not [
+        item for item in report_warnings(read_run_folder(run)) if "opened" in item.text or "Opening" in item.text
+    ]
     assert read(run / "metrics.json")["seal"]["opening"] == 1
 
 
@@ -318,7 +320,9 @@ def test_a_change_elsewhere_in_the_manifest_is_told(here: tuple[Path, Path]) -> 
     held = {row[0] for row in read_seal(seal_file(data)).rows}
     edit_manifest(data, "age", lambda _row: "55", next(name for name in manifest["image_id"] if name not in held))
     open_test(run, data)
-    assert pipeline_open_test.OTHER_MANIFEST in [item.text for item in warnings(read_run(run))]
+    assert pipeline_open_test.MANIFEST_CHANGED_NOTE in [
+        item.text for item in report_warnings(read_run_folder(run))
+    ]
 
 
 def test_what_is_no_run_of_this_seal_is_refused_before_it_counts(
@@ -379,14 +383,14 @@ def test_an_opening_that_is_killed_before_it_scores_counts(here: tuple[Path, Pat
     assert "was not scored" in report
     open_test(run, data)
     assert [item.finished for item in read_seal(seal_file(data)).openings] == [False, True]
-    (warn,) = [item for item in warnings(read_run(run)) if "opened 2 times" in item.text]
+    (warn,) = [item for item in report_warnings(read_run_folder(run)) if "opened 2 times" in item.text]
     assert warn.level == "serious", "one run that looked twice is no repeat"
 
 
 def test_two_openings_at_once_are_both_logged(here: tuple[Path, Path], tmp_path: Path) -> None:
     data, run = here
     folder = data / "splits"
-    with lock(folder), pytest.raises(OutputError, match="in use"), lock(folder, wait=0.2):
+    with lock(folder), pytest.raises(OutputError, match="in use"), lock(folder, timeout=0.2):
         pass
     first = log_opening(folder, "held", opening()).openings[-1]
     log_opening(folder, "held", opening(run="other-s1"))
@@ -433,7 +437,7 @@ def test_sealed_images_on_the_sides_of_another_split_are_warned_of_and_counted(
     (text,) = [line for line in run_facts(other) if line.startswith("Sealed test images")]
     for name, images in side.items():
         assert not images or f"{len(images)} on the {name!s} side" in text
-    (warn,) = [item for item in warnings(read_run(other)) if item.text == text]
+    (warn,) = [item for item in report_warnings(read_run_folder(other)) if item.text == text]
     assert warn.level == "serious"
     (logged,) = read_seal(seal_file(data)).openings
     assert (logged.how, logged.n, logged.run) == ("split other", len(side["test"]), other.name)
@@ -446,14 +450,16 @@ def test_a_copy_under_another_id_is_the_same_image(here: tuple[Path, Path]) -> N
     name, label, pixels = read_seal(seal_file(data)).rows[0]
     twin = manifest[manifest["image_id"] == name].assign(image_id="twin", path="twin.png")
     frame = pd.DataFrame({"image_id": ["twin"], "split": ["train"]})
-    (meeting,) = find_meetings(data / "splits", pd.concat([manifest, twin]), frame)
+    (meeting,) = find_partial_overlaps(data / "splits", pd.concat([manifest, twin]), frame)
     assert meeting.counts == {"train": 1, "validation": 0, "test": 0}
     assert (label, len(pixels)) == (twin["label"].item(), 64)
 
 
 def look(data: Path, manifest: pd.DataFrame, image_ids: Sequence[str], *, allowed: bool) -> list[Opening]:
     dataset = replace(dk.load_dataset(data), manifest=manifest)
-    logged = log_looks(dataset, image_ids, allowed=allowed, model=data / "none", how="--on", recipe="r", run="q")
+    logged = log_openings(
+        dataset, image_ids, is_allowed=allowed, model=data / "none", command="--on", recipe="r", run="q"
+    )
     return [opening for _, opening in logged]
 
 
@@ -556,15 +562,15 @@ def test_repeats_are_summarised_on_validation_and_opened_together(
     assert summary["metrics"]["test"]["accuracy"]["n_runs"] == 2
     assert len(read_seal(seal_file(data)).openings) == 2
     last = parent / summary["runs"][1]["folder"]
-    (warn,) = [item for item in warnings(read_run(last)) if "opened 2 times" in item.text]
+    (warn,) = [item for item in report_warnings(read_run_folder(last)) if "opened 2 times" in item.text]
     assert (warn.level, "differ in their seed alone" in warn.text) == ("note", True)
 
 
 def test_a_grid_is_tuned_beside_a_sealed_test_side(here: tuple[Path, Path], tiny: Recipe, tmp_path: Path) -> None:
     data, _ = here
     members = [replace(tiny, name=f"m{n}", model=replace(tiny.model, dropout=n / 4)) for n in range(2)]
-    where = dk.Where(out=tmp_path / "tuned", device="cpu")
-    final = dk.tune(members, dk.load_dataset(data), name="grid", where=where, split="held")
+    where = dk.RunSettings(out=tmp_path / "tuned", device="cpu")
+    final = dk.tune(members, dk.load_dataset(data), name="grid", settings=where, split="held")
     assert set(pd.read_csv(final / "predictions.csv")["split"]) == {"validation"}
     assert not read_seal(seal_file(data)).openings
 
@@ -593,7 +599,7 @@ def test_the_other_verbs_take_a_data_set_with_seals(
     assert code == 2
     assert message.count("held") == 1, "a seal is not listed as a split"
     dataset = dk.load_dataset(data)
-    tested = [dataset.path_of(row[0]) for row in read_seal(seal_file(data)).rows]
+    tested = [dataset.image_path(row[0]) for row in read_seal(seal_file(data)).rows]
     code, _, message = invoke("predict", run / "model", *tested[:4], "--out", tmp_path / "predicted")
     assert code == 0, message
     assert "looked at" not in message
@@ -608,22 +614,22 @@ def test_the_other_verbs_take_a_data_set_with_seals(
 
 
 def test_the_best_of_equals_is_too_good_by_what_chance_gives() -> None:
-    assert best_of_chance(1) == pytest.approx(0, abs=1e-9)
-    assert best_of_chance(2) == pytest.approx(1 / np.sqrt(np.pi), abs=1e-6)
-    assert best_of_chance(3) == pytest.approx(1.5 / np.sqrt(np.pi), abs=1e-6)
+    assert expected_maximum_of_k(1) == pytest.approx(0, abs=1e-9)
+    assert expected_maximum_of_k(2) == pytest.approx(1 / np.sqrt(np.pi), abs=1e-6)
+    assert expected_maximum_of_k(3) == pytest.approx(1.5 / np.sqrt(np.pi), abs=1e-6)
     draws = np.random.default_rng(0).standard_normal((20_000, 10)).max(axis=1)
-    assert best_of_chance(10) == pytest.approx(draws.mean(), abs=4 * draws.std() / np.sqrt(len(draws)))
+    assert expected_maximum_of_k(10) == pytest.approx(draws.mean(), abs=4 * draws.std() / np.sqrt(len(draws)))
     with pytest.raises(ValueError, match="at least one"):
-        best_of_chance(0)
+        expected_maximum_of_k(0)
 
 
 def test_the_commit_is_that_of_the_checkout_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = seal_log.commit()
+    found = seal_log.git_commit()
     assert found == "" or len(found.removesuffix("-dirty")) == 40
     package = tmp_path / "lib" / "site-packages" / "dermkit"
     (tmp_path / ".git").mkdir()
     monkeypatch.setattr("dermkit.__file__", str(package / "__init__.py"))
-    assert seal_log.commit() == "", "a repository around an installation says nothing about it"
+    assert seal_log.git_commit() == "", "a repository around an installation says nothing about it"
 
 
 @pytest.fixture

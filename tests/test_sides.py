@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dermkit.audit.split_view import read_sides
+from dermkit.audit.split_view import read_audited_split
 from dermkit.errors import DataError
 from made_subjects import make_subject
 
@@ -14,9 +14,9 @@ def test_a_split_without_a_validation_side_can_be_audited(tmp_path: Path) -> Non
     dataset = replace(make_subject(["mel", "nv", "nv"]).dataset, folder=tmp_path)
     path = tmp_path / "mine.csv"
     path.write_text("image_id,split\n0000,train\n0001,test\n")
-    sides = read_sides(dataset, path)
+    sides = read_audited_split(dataset, path)
     assert sides.name == "mine"
-    assert sides.of(dataset.manifest).tolist() == ["train", "test", ""]
+    assert sides.names_for(dataset.manifest).tolist() == ["train", "test", ""]
     path.write_text("image_id,split\n")
     with pytest.raises(DataError, match="no image is on any side"):
-        read_sides(dataset, path)
+        read_audited_split(dataset, path)

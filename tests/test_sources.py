@@ -8,25 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermkit.data.identify import (
-    BINARY,
     DIAGNOSES,
-    KNOWN,
-    Known,
-    claimed,
-    classify,
+    KNOWN_DATASETS,
+    MALIGNANCY_LABELS,
+    KnownDataset,
+    classify_label,
     content_sha256,
     contradict,
-    held,
+    find_claimed,
+    find_contained,
     identify,
-    is_known,
-    members,
+    is_known_label,
+    member_mask,
     plain_name,
     recognise,
 )
 from dermkit.data.manifest import MALIGNANCIES
 
 
-def rows_of(known: Known, keep: int | None = None) -> pd.DataFrame:
+def rows_of(known: KnownDataset, keep: int | None = None) -> pd.DataFrame:
     """Return rows with the set's own counts, file names and ids, in folders that tell nothing."""
     labels = [
         (split, label) for split, classes in known.counts.items() for label, n in classes.items() for _ in range(n)
@@ -37,26 +37,26 @@ def rows_of(known: Known, keep: int | None = None) -> pd.DataFrame:
             "given_split": [split for split, _ in labels],
             "label": [label for _, label in labels],
             "path": [f"x/{i % 7}/{file_name(known, i)}.jpg" for i in range(n)],
-            "lesion_id": [f"HAM_{i // 2:07d}" if known.lesion_id else "" for i in range(n)],
-            "patient_id": [f"IP_{i // 9:07d}" if known.patient_id else "" for i in range(n)],
+            "lesion_id": [f"HAM_{i // 2:07d}" if known.lesion_id_pattern else "" for i in range(n)],
+            "patient_id": [f"IP_{i // 9:07d}" if known.patient_id_pattern else "" for i in range(n)],
         }
     )
 
 
-def file_name(known: Known, number: int) -> str:
+def file_name(known: KnownDataset, number: int) -> str:
     """Return a file name as the set has them, the ids of HAM10000 for its images."""
     if known.key == "ph2":
         return f"IMD{number:03d}"
     if known.key == "pad-ufes-20":
         return f"PAT_{number // 2}_{number}_{number % 999}"
-    if known.file_name.startswith("ISIC"):
+    if known.file_pattern.startswith("ISIC"):
         of_ham = known.key in ("ham10000", "isic2018", "isic2019")
         return f"ISIC_{(24306 if of_ham else 5_000_000) + number:07d}"
     return f"melanoma_{number}" if known.key == "melanoma10k" else f"train_{number}"
 
 
-def by_key(key: str) -> Known:
-    return next(item for item in KNOWN if item.key == key)
+def by_key(key: str) -> KnownDataset:
+    return next(item for item in KNOWN_DATASETS if item.key == key)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def by_key(key: str) -> Known:
     ],
 )
 def test_labels_are_classified(label: str, diagnosis: str, malignancy: str) -> None:
-    found = classify(label)
+    found = classify_label(label)
     assert (found.name, found.diagnosis, found.malignancy) == (label, diagnosis, malignancy)
-    assert is_known(label) == bool(diagnosis or label.lower() in BINARY)
+    assert is_known_label(label) == bool(diagnosis or label.lower() in MALIGNANCY_LABELS)
 
 
 def test_no_name_means_two_diagnoses_and_all_are_written_plainly() -> None:
@@ -106,24 +106,24 @@ def test_plain_names_are_plain_already(text: str) -> None:
     assert "  " not in once
 
 
-WITH_COUNTS = [item for item in KNOWN if not item.sides]
+WITH_COUNTS = [item for item in KNOWN_DATASETS if not item.split_sizes]
 """Sets whose images per class and side are published; of the others the sides alone are."""
 
 
 @pytest.mark.parametrize("known", WITH_COUNTS, ids=lambda item: item.key)
-def test_a_known_set_is_recognised_by_its_content(known: Known) -> None:
+def test_a_known_set_is_recognised_by_its_content(known: KnownDataset) -> None:
     frame = rows_of(known)
-    assert len(frame) == known.images
+    assert len(frame) == known.n_images
     assert recognise(frame) is known
     assert recognise(frame.sample(frac=1, random_state=0)) is known
 
 
-@pytest.mark.parametrize("known", [item for item in KNOWN if item.sides], ids=lambda item: item.key)
-def test_a_set_is_recognised_by_its_sides_where_no_more_is_published(known: Known) -> None:
-    labels = [label for label, n in known.totals.items() for _ in range(n)]
-    labels += ["nv"] * (known.images - len(labels))
-    sides = [side for side, n in known.sides.items() for _ in range(n)]
-    paths = [f"{i}.png" for i in range(known.images)]
+@pytest.mark.parametrize("known", [item for item in KNOWN_DATASETS if item.split_sizes], ids=lambda item: item.key)
+def test_a_set_is_recognised_by_its_sides_where_no_more_is_published(known: KnownDataset) -> None:
+    labels = [label for label, n in known.class_counts.items() for _ in range(n)]
+    labels += ["nv"] * (known.n_images - len(labels))
+    sides = [side for side, n in known.split_sizes.items() for _ in range(n)]
+    paths = [f"{i}.png" for i in range(known.n_images)]
     frame = pd.DataFrame({"given_split": sides, "label": labels, "path": paths, "lesion_id": ""})
     assert recognise(frame) is known
     assert recognise(frame.drop(index=0)) is not known
@@ -134,7 +134,7 @@ def test_a_few_missing_images_do_not_hide_a_set(key: str) -> None:
     frame = rows_of(by_key(key))
     found = identify(frame.drop(index=range(12)))
     assert found is not None
-    assert found.words == f"{by_key(key).title} with 12 images missing"
+    assert found.description == f"{by_key(key).title} with 12 images missing"
     assert recognise(frame.drop(index=range(12))) is by_key(key)
 
 
@@ -145,7 +145,7 @@ def test_a_few_added_images_do_not_hide_a_set_but_are_not_of_it() -> None:
     )
     found = identify(more.reset_index(drop=True))
     assert found is not None
-    assert found.words.endswith("with 3 images more than published")
+    assert found.description.endswith("with 3 images more than published")
     assert recognise(more) is None  # its licence and citation would be stamped on strangers
 
 
@@ -156,7 +156,7 @@ def test_counts_that_nearly_fit_prove_nothing_under_other_file_names(key: str) -
 
 
 @pytest.mark.parametrize("known", WITH_COUNTS, ids=lambda item: item.key)
-def test_other_labels_and_sides_do_not_hide_a_set(known: Known) -> None:
+def test_other_labels_and_sides_do_not_hide_a_set(known: KnownDataset) -> None:
     frame = rows_of(known)
     shouted = frame.assign(label=frame["label"].str.upper().str.replace(" ", "_"))
     assert recognise(shouted) is known
@@ -164,7 +164,7 @@ def test_other_labels_and_sides_do_not_hide_a_set(known: Known) -> None:
         frame.assign(given_split=["train", "test"] * (len(frame) // 2) + ["train"] * (len(frame) % 2))
     )
     assert found is not None
-    assert found.known.title.split(",")[0] in found.words
+    assert found.known_dataset.title.split(",")[0] in found.description
     assert found.relation == "divided"
 
 
@@ -180,7 +180,7 @@ def test_the_same_files_are_recognised_under_any_name_and_label() -> None:
     )
     assert content_sha256(frame) == content_sha256(frame[::-1]) != ""
     assert content_sha256(frame.assign(file_sha256=["0" * 64, ""])) == ""
-    assert all(len(item.files_sha256) in (0, 64) for item in KNOWN)
+    assert all(len(item.files_sha256) in (0, 64) for item in KNOWN_DATASETS)
 
 
 def test_part_of_ham10000_is_recognised_by_its_ids() -> None:
@@ -192,24 +192,29 @@ def test_part_of_ham10000_is_recognised_by_its_ids() -> None:
     assert recognise(nameless.assign(lesion_id="")) is None
     found = identify(part)
     assert found is not None
-    assert found.words == "a part of HAM10000: 50 of its 10,015 images"
+    assert found.description == "a part of HAM10000: 50 of its 10,015 images"
 
 
 def test_images_of_a_known_set_inside_another_are_counted_once() -> None:
     rows = rows_of(by_key("ham10000"), keep=30)
     strangers = rows.assign(path=[f"ISIC_{7_000_000 + i}.jpg" for i in range(30)], lesion_id="")
     both = pd.concat([rows, rows.head(4), strangers], ignore_index=True)
-    (found,) = held(both)
-    assert (found.known.key, found.images, found.extra, 10015 - found.missing) == ("ham10000", 34, 30, 30)
-    assert held(strangers) == []
+    (found,) = find_contained(both)
+    assert (found.known_dataset.key, found.n_images, found.n_extra, 10015 - found.n_missing) == (
+        "ham10000",
+        34,
+        30,
+        30,
+    )
+    assert find_contained(strangers) == []
 
 
 def test_the_ids_of_the_isic_2018_test_are_not_those_of_ham10000() -> None:
     frame = pd.DataFrame(
         {"path": ["ISIC_0034320.jpg", "ISIC_0034524.jpg", "ISIC_0036064.JPG", "ISIC_0036065.jpg"]}
     )
-    assert members(frame, by_key("ham10000")).tolist() == [True, False, False, False]
-    assert members(frame, by_key("isic2018")).tolist() == [True, True, True, False]
+    assert member_mask(frame, by_key("ham10000")).tolist() == [True, False, False, False]
+    assert member_mask(frame, by_key("isic2018")).tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +228,7 @@ def test_the_ids_of_the_isic_2018_test_are_not_those_of_ham10000() -> None:
     ],
 )  # fmt: skip
 def test_what_a_name_claims(name: str, keys: list[str]) -> None:
-    assert [item.key for item in claimed([name])] == keys
+    assert [item.key for item in find_claimed([name])] == keys
 
 
 @pytest.mark.parametrize(
@@ -236,8 +241,8 @@ def test_what_a_name_claims(name: str, keys: list[str]) -> None:
     ],
 )  # fmt: skip
 def test_which_labels_contradict_each_other(one: str, other: str, wrong: bool) -> None:
-    assert contradict(classify(one), classify(other)) is wrong
-    assert contradict(classify(other), classify(one)) is wrong
+    assert contradict(classify_label(one), classify_label(other)) is wrong
+    assert contradict(classify_label(other), classify_label(one)) is wrong
 
 
 def test_published_numbers() -> None:
@@ -246,14 +251,16 @@ def test_published_numbers() -> None:
         "isic2019": 25331, "isic2020": 33126, "isic2024": 401059, "dermamnist": 7007 + 1003 + 2005,
         "dermamnist-c": 8215 + 573 + 1227, "dermamnist-e": 10015 + 193 + 1511, "ph2": 200, "pad-ufes-20": 2298,
     }  # fmt: skip
-    assert {item.key: item.images for item in KNOWN} == published
-    assert all(sum(counts.values()) == item.images for item in KNOWN for counts in item.also)
+    assert {item.key: item.n_images for item in KNOWN_DATASETS} == published
+    assert all(sum(counts.values()) == item.n_images for item in KNOWN_DATASETS for counts in item.other_counts)
     assert {side: sum(classes.values()) for side, classes in by_key("dermamnist").counts.items()} == {
         "train": 7007, "validation": 1003, "test": 2005,
     }  # fmt: skip
-    assert by_key("dermamnist").totals == by_key("ham10000").totals
+    assert by_key("dermamnist").class_counts == by_key("ham10000").class_counts
     assert sum(by_key("isic9").counts["test"].values()) == 118
-    assert all(item.licence and item.citation and item.defects for item in KNOWN)
-    assert all(other in {item.key for item in KNOWN} for item in KNOWN for other in item.holds)
-    labels = {label for item in KNOWN if item.key != "ph2" for label in item.totals}
-    assert all(is_known(label) for label in labels)
+    assert all(item.licence and item.citation and item.defects for item in KNOWN_DATASETS)
+    assert all(
+        other in {item.key for item in KNOWN_DATASETS} for item in KNOWN_DATASETS for other in item.contained_keys
+    )
+    labels = {label for item in KNOWN_DATASETS if item.key != "ph2" for label in item.class_counts}
+    assert all(is_known_label(label) for label in labels)

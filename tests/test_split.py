@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dermkit.data.manifest import COLUMNS
-from dermkit.data.split import Split, check_split, for_fold, make_split, split_groups
-from dermkit.data.stratify import divide
+from dermkit.data.manifest import MANIFEST_COLUMNS
+from dermkit.data.split import Split, check_split, for_fold, leakage_groups, make_split
+from dermkit.data.stratify import stratified_group_split
 from dermkit.errors import DataError, UsageError
-from dermkit.recipes.schema import SplitSpec, split_spec
+from dermkit.recipes.schema import SplitSpec, parse_split_spec
 
 HOLDOUT = SplitSpec(scheme="holdout", seed=7, validation=0.15, test=0.15, folds=0, per_class=0, draw_from="")
 KFOLD = replace(HOLDOUT, scheme="kfold", folds=5)
@@ -27,12 +27,12 @@ AS_PUBLISHED = replace(GIVEN, scheme="given-as-published")
 def manifest(rows: Iterable[Mapping[str, str]]) -> pd.DataFrame:
     """Make a manifest; what a row does not say is unknown, and its pixels are its own."""
     full = [
-        dict.fromkeys(COLUMNS, "") | {"pixel_sha256": f"own {i}", "width": "9"} | dict(r)
+        dict.fromkeys(MANIFEST_COLUMNS, "") | {"pixel_sha256": f"own {i}", "width": "9"} | dict(r)
         for i, r in enumerate(rows)
     ]
     for number, row in enumerate(full):
         row["image_id"] = row["image_id"] or f"i{number:05d}"
-    return pd.DataFrame(full, columns=list(COLUMNS), dtype=str)
+    return pd.DataFrame(full, columns=list(MANIFEST_COLUMNS), dtype=str)
 
 
 def lesions(counts: Mapping[str, int], photos: int = 1) -> list[dict[str, str]]:
@@ -88,7 +88,7 @@ def manifests(draw: st.DrawFn) -> pd.DataFrame:
 def test_no_group_is_divided_and_no_image_is_lost(frame: pd.DataFrame, spec: SplitSpec, seed: int) -> None:
     split = make_split(frame, replace(spec, seed=seed), name="s")
     side = frame["image_id"].map(sides(split))
-    by_group = side.groupby(split_groups(frame)).nunique()
+    by_group = side.groupby(leakage_groups(frame)).nunique()
     assert by_group.max() == 1
     for column in ("lesion_id", "patient_id", "copy_group", "pixel_sha256"):
         assert (side[frame[column] != ""].groupby(frame[column]).nunique() <= 1).all()
@@ -122,7 +122,7 @@ def test_every_share_is_met_to_within_one_group(
 ) -> None:
     label = np.repeat([g[0] for g in groups], [g[1] for g in groups]).astype(np.int64)
     group = np.repeat(np.arange(len(groups)), [g[1] for g in groups]).astype(np.int64)
-    side = divide(label, group, shares, seed)
+    side = stratified_group_split(label, group, shares, seed)
     for code in set(label.tolist()):
         sizes = [size for c, size in groups if c == code]
         found = np.bincount(side[label == code], minlength=len(shares))
@@ -134,9 +134,9 @@ def test_every_share_is_met_to_within_one_group(
 
 def test_shares_in_known_cases() -> None:
     one = np.zeros(10, np.int64)
-    assert np.bincount(divide(one, np.arange(10), (0.7, 0.15, 0.15), 0)).tolist() == [7, 2, 1]
+    assert np.bincount(stratified_group_split(one, np.arange(10), (0.7, 0.15, 0.15), 0)).tolist() == [7, 2, 1]
     group = np.concatenate([np.repeat(np.arange(5), 10), np.arange(5, 205)])
-    found = np.bincount(divide(np.zeros(250, np.int64), group, (0.7, 0.15, 0.15), 0))
+    found = np.bincount(stratified_group_split(np.zeros(250, np.int64), group, (0.7, 0.15, 0.15), 0))
     assert np.abs(found - [175, 37.5, 37.5]).max() <= 1  # small groups even out what large ones cannot
 
 
@@ -145,7 +145,7 @@ def test_filling_a_gap_opens_no_other() -> None:
     held = ["ab", "bc", "abc", "bc", "ac", "b"]
     pairs = [("abc".index(name), group) for group, names in enumerate(held) for name in names]
     label, group = np.array(pairs, dtype=np.int64).T
-    side = divide(label, group, (0.7, 0.15, 0.15), 0)
+    side = stratified_group_split(label, group, (0.7, 0.15, 0.15), 0)
     assert [len(set(side[label == code].tolist())) for code in range(3)] == [3, 3, 3]
 
 
@@ -206,7 +206,7 @@ def test_a_class_that_some_run_would_train_without_is_refused(monkeypatch: pytes
     def crowded(label: NDArray[np.int64], *_: object) -> NDArray[np.int64]:
         return np.where(label == 1, 0, np.arange(len(label)) % 5)
 
-    monkeypatch.setattr("dermkit.data.split.divide", crowded)
+    monkeypatch.setattr("dermkit.data.split.stratified_group_split", crowded)
     with pytest.raises(DataError, match="class 'b' fits into 1 fold"):
         make_split(manifest(lesions({"a": 50, "b": 9})), KFOLD, name="s")
 
@@ -292,7 +292,7 @@ def test_a_division_without_training_images_and_a_draw_from_test_are_refused(
     frame = manifest(published(10, 3))
     with pytest.raises(UsageError, match="draws from train only"):
         make_split(frame, replace(GIVEN, draw_from="test"), name="s")
-    monkeypatch.setattr("dermkit.data.split.divide", lambda label, *_: np.where(label == 1, 1, 0))
+    monkeypatch.setattr("dermkit.data.split.stratified_group_split", lambda label, *_: np.where(label == 1, 1, 0))
     with pytest.raises(DataError, match="class 'b' has no training image"):
         make_split(frame, GIVEN, name="s")
 
@@ -328,7 +328,7 @@ def test_wrong_names_and_an_empty_manifest_are_refused() -> None:
 def test_a_hundred_thousand_images_take_seconds() -> None:
     n = 100_000
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame("", index=range(n), columns=list(COLUMNS))
+    frame = pd.DataFrame("", index=range(n), columns=list(MANIFEST_COLUMNS))
     frame["image_id"] = [f"i{k:06d}" for k in range(n)]
     frame["pixel_sha256"] = frame["image_id"]
     frame["label"] = rng.choice(["a", "b", "c", "d"], n, p=[0.7, 0.2, 0.09, 0.01])
@@ -342,6 +342,6 @@ def test_a_hundred_thousand_images_take_seconds() -> None:
 
 def test_a_share_that_is_no_share_is_named_without_the_validators_words() -> None:
     with pytest.raises(UsageError) as caught:
-        split_spec(scheme="holdout", seed=0, validation=0.15, test=20.0, folds=0, per_class=0, draw_from="")
+        parse_split_spec(scheme="holdout", seed=0, validation=0.15, test=20.0, folds=0, per_class=0, draw_from="")
     assert "(validation 0.15, test 20, folds 0): validation and test must be fractions" in caught.value.message
     assert "Value error" not in str(caught.value)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dermkit.data.manifest import COLUMNS
+from dermkit.data.manifest import MANIFEST_COLUMNS
 from dermkit.data.split import Split, check_split, load_split, make_split, save_split
-from dermkit.data.split_file import read_rows
+from dermkit.data.split_file import read_split_rows
 from dermkit.errors import DataError
 from dermkit.files import sha256_file
 from dermkit.recipes.schema import SplitSpec
@@ -22,7 +22,7 @@ AS_PUBLISHED = replace(GIVEN, scheme="given-as-published")
 
 def images(n: int) -> pd.DataFrame:
     """Make a manifest of n unlinked images of one class, i00000 onwards."""
-    frame = pd.DataFrame("", index=range(n), columns=list(COLUMNS))
+    frame = pd.DataFrame("", index=range(n), columns=list(MANIFEST_COLUMNS))
     frame["image_id"] = [f"i{number:05d}" for number in range(n)]
     return frame.assign(label="a", pixel_sha256=frame["image_id"])
 
@@ -161,15 +161,15 @@ def test_a_split_for_an_audit_may_lack_a_side(tmp_path: Path) -> None:
     frame = images(4)
     path = tmp_path / "mine.csv"
     path.write_text("image_id,split\ni00000,train\ni00001,test\n")
-    rows, excluded = read_rows(path, frame, need_sides=False)
+    rows, excluded = read_split_rows(path, frame, require_all_splits=False)
     assert rows["split"].tolist() == ["train", "test"]
     assert len(excluded) == 2
-    for read in (read_rows, load_split):
+    for read in (read_split_rows, load_split):
         with pytest.raises(DataError, match="no image is on the validation side"):
             read(path, frame)
     path.write_text("image_id,split\n")
     with pytest.raises(DataError, match="no image is on any side"):
-        read_rows(path, frame, need_sides=False)
+        read_split_rows(path, frame, require_all_splits=False)
     path.write_text("image_id,split\ni00000,train\ni00001,fold\n")
     with pytest.raises(DataError, match="split name other than fold"):
-        read_rows(path, frame, need_sides=False)
+        read_split_rows(path, frame, require_all_splits=False)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dermkit.data.cache import segments, store
-from dermkit.data.cache.store import KEY_BYTES, Rows, Store, evict
+from dermkit.data.cache.store import KEY_BYTES, Store, StoredRows, evict
 from dermkit.errors import OutputError
 from dermkit.files import TEMP_PREFIX
 
@@ -66,7 +66,7 @@ def files(folder: Path) -> list[str]:
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Be a process that has hashed nothing yet."""
-    monkeypatch.setattr(segments, "known", {})
+    monkeypatch.setattr(segments, "verified_segments", {})
 
 
 def test_rows_come_back_by_key_in_the_order_asked(tmp_path: Path) -> None:
@@ -74,15 +74,15 @@ def test_rows_come_back_by_key_in_the_order_asked(tmp_path: Path) -> None:
     mine.add(keys_of(1, 2, 3), values_of(1, 2, 3), ["one", "", "drei ä"])
     mine.add(keys_of(4, 5), values_of(4, 5))
     for each in (mine, opened(tmp_path)):
-        found = each.find(keys_of(5, 9, 1, 5, 3))
+        found = each.index(keys_of(5, 9, 1, 5, 3))
         assert (found < 0).tolist() == [False, True, False, False, False]
         chosen = found[found >= 0]
-        taken = each.take(chosen)
+        taken = each.read(chosen)
         assert np.array_equal(taken, values_of(5, 1, 5, 3))
         assert taken.flags.writeable
         assert each.notes(chosen) == ["", "one", "", "drei ä"]
-    assert opened(tmp_path).find(keys_of()).shape == (0,)
-    assert Store(tmp_path / "absent", "s", shape=(), dtype="int64").find(keys_of(1)).tolist() == [-1]
+    assert opened(tmp_path).index(keys_of()).shape == (0,)
+    assert Store(tmp_path / "absent", "s", shape=(), dtype="int64").index(keys_of(1)).tolist() == [-1]
     assert not (tmp_path / "absent").exists()
 
 
@@ -93,7 +93,7 @@ def test_every_type_of_number_and_shape(tmp_path: Path, dtype: str, shape: tuple
     values = rng.integers(0, 200, (4, *shape)).astype(dtype)
     Store(tmp_path, "s", shape=shape, dtype=dtype).add(keys_of(1, 2, 3, 4), values[:, ...])
     again = Store(tmp_path, "s", shape=shape, dtype=dtype)
-    taken = again.take(again.find(keys_of(3, 1)))
+    taken = again.read(again.index(keys_of(3, 1)))
     assert taken.dtype == np.dtype(dtype)
     assert np.array_equal(taken, values[[2, 0]])
 
@@ -134,12 +134,12 @@ def test_against_a_dict_with_three_stores_on_one_folder(steps: list[tuple[str, i
             elif what == "refresh":
                 stores[who].refresh()
                 seen[who] |= on_disk
-            found = stores[who].find(keys_of(*numbers))
+            found = stores[who].index(keys_of(*numbers))
             assert {n for n, at in zip(numbers, found, strict=True) if at >= 0} >= seen[who] & set(numbers)
             there = [n for n, at in zip(numbers, found, strict=True) if at >= 0]
-            assert np.array_equal(stores[who].take(found[found >= 0]), values_of(*there))
+            assert np.array_equal(stores[who].read(found[found >= 0]), values_of(*there))
         last = opened(folder)
-        assert (last.find(keys_of(*range(41))) >= 0).tolist() == [number in on_disk for number in range(41)]
+        assert (last.index(keys_of(*range(41))) >= 0).tolist() == [number in on_disk for number in range(41)]
 
 
 def test_a_flip_of_any_byte_is_seen_and_the_segment_dropped(tmp_path: Path) -> None:
@@ -159,10 +159,10 @@ def test_a_flip_of_any_byte_is_seen_and_the_segment_dropped(tmp_path: Path) -> N
         broken = bytearray(whole)
         broken[at] ^= 1 << (at % 8)
         path.write_bytes(broken)
-        assert opened(tmp_path).find(keys_of(1, 2)).tolist() == [-1, -1], at
+        assert opened(tmp_path).index(keys_of(1, 2)).tolist() == [-1, -1], at
         assert not path.exists(), at
     path.write_bytes(whole)
-    assert (opened(tmp_path).find(keys_of(1, 2)) >= 0).all()
+    assert (opened(tmp_path).index(keys_of(1, 2)) >= 0).all()
 
 
 @pytest.mark.parametrize(
@@ -184,9 +184,9 @@ def test_a_torn_segment_is_made_again(tmp_path: Path, change: Any) -> None:
     path.write_bytes(change(whole))
     again = opened(tmp_path)
     assert path.exists() == (len(change(whole)) == len(whole) and any(change(whole)))  # most need no hash
-    assert again.find(keys_of(1, 2)).tolist() == [-1, -1]
+    assert again.index(keys_of(1, 2)).tolist() == [-1, -1]
     again.add(keys_of(1, 2), values_of(1, 2))
-    assert np.array_equal(again.take(again.find(keys_of(2, 1))), values_of(2, 1))
+    assert np.array_equal(again.read(again.index(keys_of(2, 1))), values_of(2, 1))
 
 
 def test_only_the_bad_segment_is_dropped_and_a_second_copy_of_its_rows_is_found(tmp_path: Path) -> None:
@@ -195,9 +195,9 @@ def test_only_the_bad_segment_is_dropped_and_a_second_copy_of_its_rows_is_found(
     other.add(keys_of(3, 4), values_of(3, 4))
     bad.write_bytes(bad.read_bytes()[:-1] + b"\x7f")
     again = opened(tmp_path)
-    found = again.find(keys_of(1, 2, 3, 4))
+    found = again.index(keys_of(1, 2, 3, 4))
     assert (found < 0).tolist() == [True, True, False, False]
-    assert np.array_equal(again.take(found[2:]), values_of(3, 4))
+    assert np.array_equal(again.read(found[2:]), values_of(3, 4))
     assert len(files(tmp_path)) == 1
 
 
@@ -212,30 +212,30 @@ def test_keys_that_changed_on_disk_after_they_were_read_do_not_lead_to_other_row
     path.write_bytes(swapped)
     late = opened(tmp_path)
     path.write_bytes(whole)  # whole again when it is hashed, but its keys were read before
-    assert late.find(keys_of(1, 2)).tolist() == [-1, -1]
+    assert late.index(keys_of(1, 2)).tolist() == [-1, -1]
 
 
 def test_a_segment_is_hashed_once_in_a_process_and_again_when_it_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed = []
-    whole = segments.is_whole
+    whole = segments.is_intact
 
     def counted(stream: IO[bytes]) -> bool:
         hashed.append(stream.name)
         return whole(stream)
 
-    monkeypatch.setattr(segments, "is_whole", counted)
+    monkeypatch.setattr(segments, "is_intact", counted)
     path = made(tmp_path, 1, 2)
-    assert (opened(tmp_path).find(keys_of(1)) >= 0).all()
+    assert (opened(tmp_path).index(keys_of(1)) >= 0).all()
     assert not hashed  # written by this process
     forget(monkeypatch)
     for _ in range(3):
-        assert (opened(tmp_path).find(keys_of(1, 2)) >= 0).all()
+        assert (opened(tmp_path).index(keys_of(1, 2)) >= 0).all()
     assert len(hashed) == 1
-    assert opened(tmp_path).find(keys_of(9)).tolist() == [-1]
+    assert opened(tmp_path).index(keys_of(9)).tolist() == [-1]
     path.write_bytes(path.read_bytes()[:-1] + b"\x55")
-    assert opened(tmp_path).find(keys_of(1)).tolist() == [-1]
+    assert opened(tmp_path).index(keys_of(1)).tolist() == [-1]
     assert len(hashed) == 2
 
 
@@ -246,8 +246,8 @@ def test_other_shapes_other_formats_and_foreign_files_are_left_alone(tmp_path: P
         each.write_bytes(b"mine")
     for shape, dtype in (((3, 2), "float32"), (SHAPE, "int32"), ((6,), "float32")):
         other = Store(tmp_path, "s", shape=shape, dtype=dtype)
-        assert other.find(keys_of(1, 2)).tolist() == [-1, -1]
-    assert (opened(tmp_path).find(keys_of(1, 2)) >= 0).all()
+        assert other.index(keys_of(1, 2)).tolist() == [-1, -1]
+    assert (opened(tmp_path).index(keys_of(1, 2)) >= 0).all()
     assert evict(tmp_path, 0) > 0
     assert files(tmp_path) == sorted(each.name for each in foreign)
 
@@ -257,13 +257,13 @@ def test_what_find_did_not_give_is_refused(tmp_path: Path) -> None:
     mine = opened(tmp_path)
     for wrong in ([-1], [0, -1], [2], [0]):  # 0 exists, but nobody has looked whether it is whole
         with pytest.raises(IndexError):
-            mine.take(np.array(wrong))
+            mine.read(np.array(wrong))
         with pytest.raises(IndexError):
-            Rows(mine, np.array(wrong))
-    mine.find(keys_of(1))  # now the segment is open: -1 would be its last row
-    assert np.array_equal(mine.take(np.array([1])), values_of(2))
+            StoredRows(mine, np.array(wrong))
+    mine.index(keys_of(1))  # now the segment is open: -1 would be its last row
+    assert np.array_equal(mine.read(np.array([1])), values_of(2))
     for wrong in ([-1], [0, -1], [2]):
-        for read in (mine.take, mine.notes):
+        for read in (mine.read, mine.notes):
             with pytest.raises(IndexError):
                 read(np.array(wrong))
 
@@ -309,7 +309,7 @@ def test_the_same_rows_again_are_the_same_file_and_the_same_positions(tmp_path: 
     mine, other = opened(tmp_path), opened(tmp_path)
     for each in (mine, other, mine):
         each.add(keys_of(1, 2), values_of(1, 2))
-        assert each.find(keys_of(1, 2)).tolist() == [0, 1]
+        assert each.index(keys_of(1, 2)).tolist() == [0, 1]
     assert len(files(tmp_path)) == 1
     assert len(mine._segments) == 1
 
@@ -319,7 +319,7 @@ def test_a_caller_may_fill_its_arrays_again(tmp_path: Path) -> None:
     keys, values = keys_of(1), values_of(1)
     mine.add(keys, values)
     keys[...], values[...] = 0, 0
-    assert np.array_equal(mine.take(mine.find(keys_of(1))), values_of(1))
+    assert np.array_equal(mine.read(mine.index(keys_of(1))), values_of(1))
 
 
 def test_a_hundred_thousand_keys_are_found_by_as_many_comparisons(
@@ -332,21 +332,21 @@ def test_a_hundred_thousand_keys_are_found_by_as_many_comparisons(
     for start in range(0, n, 5000):
         mine.add(keys[start : start + 5000], np.arange(start, start + 5000))
     compared = []
-    same = store._same
+    same = store._rows_equal
 
     def counted(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.bool_]:
         compared.append(len(a))
         return same(a, b)
 
-    monkeypatch.setattr(store, "_same", counted)
+    monkeypatch.setattr(store, "_rows_equal", counted)
     order = np.random.default_rng(1).permutation(n)
-    found = mine.find(keys[order])
-    assert np.array_equal(mine.take(found), order)
+    found = mine.index(keys[order])
+    assert np.array_equal(mine.read(found), order)
     assert sum(compared) == n + 100  # one more for the second of two that share their beginning
     assert len(compared) <= 3  # in a handful of array operations, not one by one
     absent = np.random.default_rng(2).integers(0, 256, (n, KEY_BYTES), dtype=np.uint8)
     compared.clear()
-    assert (mine.find(absent) == -1).all()
+    assert (mine.index(absent) == -1).all()
     assert sum(compared) == 0
 
 
@@ -354,14 +354,14 @@ def test_a_hundred_thousand_keys_are_found_by_as_many_comparisons(
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Rows, NDArray[np.float32]]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoredRows, NDArray[np.float32]]:
     """Return rows of five segments, in an order of their own, and the same as an array."""
     mine = opened(tmp_path_factory.mktemp("rows"))
     for start in range(0, 20, 4):
         numbers = range(start, start + 4)
         mine.add(keys_of(*numbers), values_of(*numbers))
     order = np.random.default_rng(0).permutation(20).tolist()
-    return Rows(mine, mine.find(keys_of(*order))), values_of(*order)
+    return StoredRows(mine, mine.index(keys_of(*order))), values_of(*order)
 
 
 indices: st.SearchStrategy[Any] = st.one_of(
@@ -376,7 +376,7 @@ indices: st.SearchStrategy[Any] = st.one_of(
 
 @given(indices)
 @settings(deadline=None)
-def test_rows_index_like_an_array(pair: tuple[Rows, NDArray[np.float32]], index: Any) -> None:
+def test_rows_index_like_an_array(pair: tuple[StoredRows, NDArray[np.float32]], index: Any) -> None:
     rows, array = pair
     expected = (
         array[np.array(index, np.int64) if index == [] else index] if isinstance(index, list) else array[index]
@@ -387,7 +387,7 @@ def test_rows_index_like_an_array(pair: tuple[Rows, NDArray[np.float32]], index:
     assert np.array_equal(got, expected)
 
 
-def test_rows_are_an_array_where_one_is_wanted(pair: tuple[Rows, NDArray[np.float32]]) -> None:
+def test_rows_are_an_array_where_one_is_wanted(pair: tuple[StoredRows, NDArray[np.float32]]) -> None:
     rows, array = pair
     assert len(rows) == 20
     assert (rows.shape, rows.ndim, rows.dtype) == (array.shape, 3, array.dtype)
@@ -408,7 +408,7 @@ def test_large_rows_are_taken_too(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (6, 300_000), dtype=np.uint8)
     big.add(keys_of(0, 1, 2, 3, 4, 5), values)
     order = np.array([5, 0, 3, 3, 2, 1, 4])
-    assert np.array_equal(big.take(order), values[order])
+    assert np.array_equal(big.read(order), values[order])
     assert big.rows_per_segment == store.SEGMENT_BYTES // 300_000
     assert Store(tmp_path, "t", shape=(1,), dtype="u1").rows_per_segment == store.SEGMENT_ROWS
     assert Store(tmp_path, "u", shape=(2**30,), dtype="u1").rows_per_segment == 1
@@ -419,12 +419,12 @@ def test_what_was_read_is_given_back_and_still_there(tmp_path: Path) -> None:
     kept = Store(tmp_path, "t", shape=(300_000,), dtype="u1")
     keys, values = keys_of(*range(20)), np.random.default_rng(0).integers(0, 256, (20, 300_000), dtype=np.uint8)
     kept.add(keys, values)
-    where = kept.find(keys)
-    np.testing.assert_array_equal(kept.take(where), values)
+    where = kept.index(keys)
+    np.testing.assert_array_equal(kept.read(where), values)
     assert resident(tmp_path) > 5_000_000
-    kept.let_go()
+    kept.release()
     assert resident(tmp_path) == 0
-    np.testing.assert_array_equal(kept.take(where), values)
+    np.testing.assert_array_equal(kept.read(where), values)
 
 
 def resident(folder: Path) -> int:
@@ -458,7 +458,7 @@ def test_a_file_that_cannot_be_written_whole_is_an_output_error_and_leaves_nothi
     with limited(resource.RLIMIT_FSIZE, 50_000), pytest.raises(OutputError, match="cannot be written"):
         mine.add(keys_of(*range(20)), np.zeros((20, 10_000), np.uint8))
     assert files(tmp_path) == before
-    assert mine.find(keys_of(1, 2)).tolist() == [0, -1]
+    assert mine.index(keys_of(1, 2)).tolist() == [0, -1]
     with pytest.raises(OutputError, match="MB needed"):
         mine.check_room(10**12)
     blocked = tmp_path / "file"
@@ -479,7 +479,7 @@ def test_an_interrupt_while_writing_leaves_nothing(
         patch.setattr(Path, failing, interrupt)
         mine.add(keys_of(1), values_of(1))
     assert files(tmp_path) == []
-    assert mine.find(keys_of(1)).tolist() == [-1]
+    assert mine.index(keys_of(1)).tolist() == [-1]
 
 
 def test_more_segments_than_open_files_are_allowed(tmp_path: Path) -> None:
@@ -489,7 +489,7 @@ def test_more_segments_than_open_files_are_allowed(tmp_path: Path) -> None:
         for number in range(100):
             mine.add(keys_of(number), values_of(number))
         again = opened(tmp_path)
-        assert np.array_equal(again.take(again.find(keys_of(*range(100)))), values_of(*range(100)))
+        assert np.array_equal(again.read(again.index(keys_of(*range(100)))), values_of(*range(100)))
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > in_use + 200
 
 
@@ -504,8 +504,8 @@ def test_too_many_open_files_are_said_and_nothing_is_dropped(
     mine = opened(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(OutputError, match="cannot be open at once"):
         patch.setattr(store, "open_segment", refuse)
-        mine.find(keys_of(1))
-    assert (mine.find(keys_of(1)) >= 0).all()
+        mine.index(keys_of(1))
+    assert (mine.index(keys_of(1)) >= 0).all()
 
 
 PRELUDE = """
@@ -607,7 +607,7 @@ def test_several_processes_add_at_once(tmp_path: Path) -> None:
     mine = Store(tmp_path, "s", shape=(1000,), dtype="int32")
     numbers = np.arange(4000)
     keys = np.array([list(i.to_bytes(4, "big")) * 8 for i in range(4000)], np.uint8)
-    assert (mine.take(mine.find(keys)) == numbers[:, None]).all()
+    assert (mine.read(mine.index(keys)) == numbers[:, None]).all()
     assert len(files(tmp_path)) == 80  # rows 1000 to 2999 were written twice: the same content, the same files
 
 
@@ -678,9 +678,9 @@ def test_a_read_only_folder_is_read_and_what_is_bad_there_is_not_believed(
         monkeypatch.setattr(module, name, refuse)
     mine = opened(tmp_path)
     for _ in range(2):
-        found = mine.find(keys_of(1, 2, 3))
+        found = mine.index(keys_of(1, 2, 3))
         assert (found < 0).tolist() == [True, True, False]
-        assert np.array_equal(mine.take(found[2:]), values_of(3))
+        assert np.array_equal(mine.read(found[2:]), values_of(3))
         mine.refresh()
     assert len(mine._segments) == 2  # the bad one was not looked at again
     assert evict(tmp_path, 0) == 0
@@ -708,7 +708,7 @@ def test_eviction_removes_the_least_recently_used_over_all_stores_and_nothing_el
     (tmp_path / "even" / "mine.seg").write_bytes(b"dermseg\n" * 1000)
     (tmp_path / "large.npy").write_bytes(bytes(10_000))
     odd = Store(tmp_path, "odd", shape=SHAPE, dtype="float32")
-    rows = Rows(odd, odd.find(keys_of(3)))  # used again: now the youngest
+    rows = StoredRows(odd, odd.index(keys_of(3)))  # used again: now the youngest
 
     def left() -> set[int]:
         return {number for number, path in paths.items() if path.exists()}
@@ -728,20 +728,20 @@ def test_eviction_removes_the_least_recently_used_over_all_stores_and_nothing_el
 def test_eviction_spares_what_this_process_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = aged(tmp_path, 1, 3, 5)
     forget(monkeypatch)
-    Store(tmp_path, "odd", shape=SHAPE, dtype="float32").find(keys_of(3))
+    Store(tmp_path, "odd", shape=SHAPE, dtype="float32").index(keys_of(3))
     os.utime(paths[3], (1, 1))  # even where another clock says that it is the oldest
-    evict(tmp_path, 0, spare_own=True)
+    evict(tmp_path, 0, spare_used=True)
     assert [number for number, path in paths.items() if path.exists()] == [3]
 
 
 def test_what_is_evicted_between_looking_and_reading(tmp_path: Path) -> None:
     made(tmp_path, 1, 2)
     listed, found = opened(tmp_path), opened(tmp_path)
-    positions = found.find(keys_of(1, 2))
+    positions = found.index(keys_of(1, 2))
     evict(tmp_path, 0)
-    assert np.array_equal(found.take(positions), values_of(1, 2))
-    assert (found.find(keys_of(1, 2)) >= 0).all()  # its map is still open
-    assert listed.find(keys_of(1, 2)).tolist() == [-1, -1]
+    assert np.array_equal(found.read(positions), values_of(1, 2))
+    assert (found.index(keys_of(1, 2)) >= 0).all()  # its map is still open
+    assert listed.index(keys_of(1, 2)).tolist() == [-1, -1]
     listed.add(keys_of(1, 2), values_of(1, 2))
-    assert np.array_equal(listed.take(listed.find(keys_of(1, 2))), values_of(1, 2))
-    assert (opened(tmp_path).find(keys_of(1, 2)) >= 0).all()
+    assert np.array_equal(listed.read(listed.index(keys_of(1, 2))), values_of(1, 2))
+    assert (opened(tmp_path).index(keys_of(1, 2)) >= 0).all()

@@ -5,52 +5,58 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.classification.subgroups import age_band, apart, gaps, part_of, subgroups
-from dermkit.metrics.classification.summary import summarise
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.classification.subgroups import (
+    age_band,
+    independent_difference,
+    select_images,
+    subgroup_gaps,
+    subgroup_metrics,
+)
+from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.metrics.stats.arrays import Floats
-from dermkit.metrics.stats.estimate import trust
-from dermkit.metrics.stats.intervals import proportion_estimate, wilson
+from dermkit.metrics.stats.estimate import reliability
+from dermkit.metrics.stats.intervals import proportion_estimate, wilson_interval
 
 
-def split(seed: int, n: int, skill: Floats) -> Scored:
+def split(seed: int, n: int, skill: Floats) -> ScoredSet:
     generator = np.random.default_rng(seed)
     true = generator.integers(0, 2, n)
     logits = generator.normal(0, 1, (n, 2)) + skill[:, None] * np.eye(2)[true]
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    return Scored(["benign", "malignant"], np.array([False, True]), true, p.argmax(axis=1), p, np.arange(n))
+    return ScoredSet(["benign", "malignant"], np.array([False, True]), true, p.argmax(axis=1), p, np.arange(n))
 
 
 def test_a_group_that_is_served_worse_is_named_with_its_gap() -> None:
     worse = np.arange(1200) % 3 == 0
     scored = split(0, 1200, np.where(worse, 0.3, 2.5))
     labels = ["IV to VI" if flag else "I to III" for flag in worse]
-    found = subgroups(scored, labels, summarise=summarise)
+    found = subgroup_metrics(scored, labels, evaluate_split=evaluate_split)
     assert [item.name for item in found] == ["I to III", "IV to VI"]
     assert sum(item.n for item in found) == 1200
     rows = np.flatnonzero(worse & scored.is_malignant)
     sensitivity = found[1].metrics["sensitivity"]
-    assert sensitivity == proportion_estimate(scored.predicted[rows] == 1, rows)
-    gap = {item.figure: item for item in gaps(found)}["sensitivity"]
-    assert (gap.worst, gap.best) == ("IV to VI", "I to III")
+    assert sensitivity == proportion_estimate(scored.y_pred[rows] == 1, rows)
+    gap = {item.metric: item for item in subgroup_gaps(found)}["sensitivity"]
+    assert (gap.worst_group, gap.best_group) == ("IV to VI", "I to III")
     assert gap.difference.ci95 is not None and gap.difference.ci95[0] > 0.1
 
 
 def test_few_malignant_images_are_shown_without_a_conclusion() -> None:
     scored = split(1, 300, np.full(300, 2.0))
     labels = ["unknown" if i < 10 else "female" if i < 60 else "male" for i in range(300)]
-    found = subgroups(scored, labels, summarise=summarise)
+    found = subgroup_metrics(scored, labels, evaluate_split=evaluate_split)
     assert [item.name for item in found] == ["female", "male", "unknown"]
-    assert "too few to conclude" in found[0].too_few and "malignant" in found[0].too_few
-    assert found[1].too_few == ""
-    assert gaps(found) == [], "one group alone has no gap"
+    assert "too few to conclude" in found[0].too_few_reason and "malignant" in found[0].too_few_reason
+    assert found[1].too_few_reason == ""
+    assert subgroup_gaps(found) == [], "one group alone has no gap"
 
 
 def test_a_part_is_what_a_split_of_these_images_alone_would_be() -> None:
     scored = split(2, 100, np.full(100, 1.0))
     rows = np.arange(0, 100, 3)
-    part = part_of(scored, rows)
-    assert part.units == len(rows)
+    part = select_images(scored, rows)
+    assert part.n_groups == len(rows)
     np.testing.assert_array_equal(part.probabilities, scored.probabilities[rows])
 
 
@@ -68,23 +74,23 @@ def test_the_gap_of_two_proportions_holds_the_truth_as_often_as_it_says() -> Non
     for _ in range(2000):
         a, b = generator.random(80) < 0.9, generator.random(60) < 0.75
         both = [proportion_estimate(x, np.arange(len(x))) for x in (a, b)]
-        low, high = apart(*both).ci95 or (0.0, 0.0)
+        low, high = independent_difference(*both).ci95 or (0.0, 0.0)
         held += low <= 0.15 <= high
     assert 0.935 <= held / 2000 <= 0.965
-    assert both[0].ci95 == wilson(int(a.sum()), 80)
+    assert both[0].ci95 == wilson_interval(int(a.sum()), 80)
 
 
 def test_photographs_of_one_lesion_are_not_many_lesions() -> None:
     scored = split(4, 400, np.full(400, 2.0))
-    four_each = replace(scored, true=np.repeat(scored.true[:100], 4), groups=np.arange(400) // 4)
-    (alone,) = subgroups(scored, ["female"] * 400, summarise=summarise)
-    (repeated,) = subgroups(four_each, ["female"] * 400, summarise=summarise)
-    malignant = int(scored.true[:100].sum())
+    four_each = replace(scored, y_true=np.repeat(scored.y_true[:100], 4), groups=np.arange(400) // 4)
+    (alone,) = subgroup_metrics(scored, ["female"] * 400, evaluate_split=evaluate_split)
+    (repeated,) = subgroup_metrics(four_each, ["female"] * 400, evaluate_split=evaluate_split)
+    malignant = int(scored.y_true[:100].sum())
     few = [f"{n} {side} lesions" for side, n in (("malignant", malignant), ("other", 100 - malignant)) if n < 50]
-    assert alone.too_few == "" and repeated.positives > 50 and repeated.negatives > 50
-    assert few and repeated.too_few == f"too few to conclude: {' and '.join(few)}, 50 needed"
-    (some,) = subgroups(part_of(scored, np.arange(60)), ["male"] * 60, summarise=summarise)
-    assert some.too_few.startswith("too few to conclude: ") and " malignant images" in some.too_few
+    assert alone.too_few_reason == "" and repeated.n_malignant > 50 and repeated.n_other > 50
+    assert few and repeated.too_few_reason == f"too few to conclude: {' and '.join(few)}, 50 needed"
+    (some,) = subgroup_metrics(select_images(scored, np.arange(60)), ["male"] * 60, evaluate_split=evaluate_split)
+    assert some.too_few_reason.startswith("too few to conclude: ") and " malignant images" in some.too_few_reason
 
 
 def test_a_gap_from_a_doubtful_figure_is_doubtful() -> None:
@@ -93,23 +99,26 @@ def test_a_gap_from_a_doubtful_figure_is_doubtful() -> None:
     sound = proportion_estimate(np.arange(90) > 40, np.arange(90))
     noted = replace(sound, reason="mean over 2 of 3 classes")
     assert near.reason and few.reason and not sound.reason
-    gap = apart(near, few, names=("female", "male"))
+    gap = independent_difference(near, few, group_names=("female", "male"))
     assert gap.reason == (
         "interval unreliable: female: 1 of 90 units on one side, so near to 0 or 1; "
         "interval unreliable: male: 20 units, 30 needed"
     )
-    assert trust(gap.as_dict()) == "doubtful"
-    assert apart(near, sound, names=("a name that is much too long to stand here", "b")).reason == near.reason
-    assert apart(sound, noted, names=("a", "b")).reason == ""
+    assert reliability(gap.as_dict()) == "doubtful"
+    assert (
+        independent_difference(near, sound, group_names=("a name that is much too long to stand here", "b")).reason
+        == near.reason
+    )
+    assert independent_difference(sound, noted, group_names=("a", "b")).reason == ""
 
 
 def test_the_gaps_of_a_table_keep_the_mark() -> None:
     scored = split(5, 400, np.where(np.arange(400) < 200, 2.0, 1.0))
-    sure = np.eye(2)[scored.true[:200]] * 0.8 + 0.1  # the first group is always right
+    sure = np.eye(2)[scored.y_true[:200]] * 0.8 + 0.1  # the first group is always right
     p = np.concatenate([sure, scored.probabilities[200:]])
-    found = subgroups(
-        replace(scored, probabilities=p, predicted=p.argmax(axis=1)), ["young"] * 200 + ["old"] * 200,
-        summarise=summarise,
+    found = subgroup_metrics(
+        replace(scored, probabilities=p, y_pred=p.argmax(axis=1)), ["young"] * 200 + ["old"] * 200,
+        evaluate_split=evaluate_split,
     )  # fmt: skip
-    gap = {item.figure: item for item in gaps(found)}["sensitivity"]
-    assert gap.best == "young" and gap.difference.reason.startswith("interval unreliable: young: 0 of ")
+    gap = {item.metric: item for item in subgroup_gaps(found)}["sensitivity"]
+    assert gap.best_group == "young" and gap.difference.reason.startswith("interval unreliable: young: 0 of ")

@@ -14,7 +14,7 @@ from torch import nn
 
 from dermkit.errors import UsageError
 from dermkit.models.net import import_timm
-from dermkit.training.distributed.sync_batchnorm import synchronise
+from dermkit.training.distributed.sync_batchnorm import convert_sync_batch_norm
 
 # Each rank takes its cut of one batch and compares everything with torch's own layers on the whole batch, for each
 # case of (cuts, net, planted fault); rank 0 says the largest relative difference of each case.
@@ -158,7 +158,7 @@ def test_a_synchronised_net_is_the_same_net_where_a_process_is_alone() -> None:
     for net in nets():
         before, twin = list(net.named_modules()), copy.deepcopy(net)
         owned = [id(tensor) for tensor in (*net.parameters(), *net.buffers())]
-        assert synchronise(net) is net and synchronise(net) is net
+        assert convert_sync_batch_norm(net) is net and convert_sync_batch_norm(net) is net
         assert list(net.named_modules()) == before
         assert [id(tensor) for tensor in (*net.parameters(), *net.buffers())] == owned
         assert [type(item).__name__ for item in net.modules()] == [type(item).__name__ for item in twin.modules()]
@@ -184,7 +184,7 @@ def test_a_kind_of_batch_norm_that_is_not_known_is_refused() -> None:
         pass
 
     with pytest.raises(UsageError, match=r"1\.0: Odd cannot be trained on several devices") as caught:
-        synchronise(nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(Odd(2))))
+        convert_sync_batch_norm(nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(Odd(2))))
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match="SyncBatchNorm"):
-        synchronise(nn.Sequential(nn.SyncBatchNorm(2)))
+        convert_sync_batch_norm(nn.Sequential(nn.SyncBatchNorm(2)))

@@ -11,11 +11,17 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 
-from dermkit.data.identify import classify
+from dermkit.data.identify import classify_label
 from dermkit.data.importers.folders_and_csv import read_folder, read_ham10000
-from dermkit.data.manifest import COLUMNS
-from dermkit.data.synthetic.dataset import Layout, Plant, draw_photograph, make_dataset_folder, make_lesion
-from dermkit.data.synthetic.lesions import ARTEFACTS, CLASSES, MIXTURES, Appearance, artefacts_of
+from dermkit.data.manifest import MANIFEST_COLUMNS
+from dermkit.data.synthetic.dataset import (
+    DatasetLayout,
+    PlantedFaults,
+    draw_photograph,
+    make_dataset_folder,
+    make_lesion,
+)
+from dermkit.data.synthetic.lesions import ARTEFACT_RATES, CLASSES, MIXTURES, Appearance, random_artefacts
 from dermkit.errors import UsageError
 
 STRENGTHS = list(Appearance.__dataclass_fields__)
@@ -44,7 +50,7 @@ def test_photographs_of_one_lesion_are_more_alike_than_lesions_of_one_class() ->
 
 def test_every_made_class_has_a_known_diagnosis_and_a_known_lookalike() -> None:
     for label, made in CLASSES.items():
-        assert classify(label).diagnosis == label
+        assert classify_label(label).diagnosis == label
         assert made.lookalike in CLASSES
         assert made.lookalike != label
     assert {kind for kinds in MIXTURES.values() for kind in kinds} <= set(CLASSES)
@@ -68,11 +74,11 @@ def test_classes_overlap_as_their_truth_says() -> None:
 
 def test_artefacts_come_as_often_as_stated_and_tell_no_class() -> None:
     counts = {
-        label: pd.DataFrame([artefacts_of(make_lesion(label, seed=n), p) for n in range(500) for p in (0, 1)])
+        label: pd.DataFrame([random_artefacts(make_lesion(label, seed=n), p) for n in range(500) for p in (0, 1)])
         for label in ("melanoma", "nevus")
     }
     for rows in counts.values():
-        assert np.abs(rows.mean() - pd.Series(ARTEFACTS)).max() < 0.05
+        assert np.abs(rows.mean() - pd.Series(ARTEFACT_RATES)).max() < 0.05
 
 
 def _published(folder: Path, **wanted: Any) -> pd.DataFrame:
@@ -110,7 +116,9 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
 
 def test_ham10000_layout_names_its_lesions(tmp_path: Path) -> None:
     wanted = {"melanoma": 3, "seborrheic keratosis": 4}
-    table = make_dataset_folder(tmp_path, lesions_per_class=wanted, photos=(1, 3), size=32, layout="ham10000")
+    table = make_dataset_folder(
+        tmp_path, lesions_per_class=wanted, photos_per_lesion=(1, 3), size=32, layout="ham10000"
+    )
     rows = read_ham10000(tmp_path).frame.set_index("path").loc[table["image"]]
     assert rows["lesion_id"].tolist() == table["lesion_id"].tolist()
     assert rows.groupby("label")["lesion_id"].nunique().to_dict() == {"bkl": 4, "mel": 3}
@@ -118,7 +126,7 @@ def test_ham10000_layout_names_its_lesions(tmp_path: Path) -> None:
 
 
 def test_planted_faults_are_what_the_list_says(tmp_path: Path) -> None:
-    table = _published(tmp_path, plant=Plant(copies=3, contradictions=2, siblings=4)).set_index("image")
+    table = _published(tmp_path, plant=PlantedFaults(copies=3, contradictions=2, siblings=4)).set_index("image")
     faults = pd.read_csv(tmp_path / "planted.csv")
     assert faults["fault"].value_counts().to_dict() == {"sibling": 4, "copy": 3, "contradiction": 2}
     for fault, image, partner in faults.itertuples(index=False):
@@ -140,10 +148,10 @@ def _faults(folder: Path) -> dict[str, set[str]]:
 
 def test_marks_change_the_chosen_files_and_leave_every_other_as_it_was(tmp_path: Path) -> None:
     """So that a clean twin differs in the planted faults alone."""
-    marks = Plant(
+    marks = PlantedFaults(
         artefact=("hair", "nevus", 0.5), source=("melanoma", 0.5), unreadable=1, dark=1, blurred=1, empty=1, tiny=1
     )
-    clean = _published(tmp_path / "clean", plant=Plant()).set_index("image")
+    clean = _published(tmp_path / "clean", plant=PlantedFaults()).set_index("image")
     table = _published(tmp_path / "planted", plant=marks).set_index("image")
     assert list(table.index) == list(clean.index)
     faults = _faults(tmp_path / "planted")
@@ -166,7 +174,7 @@ def test_marks_change_the_chosen_files_and_leave_every_other_as_it_was(tmp_path:
 
 
 def test_spoiled_photographs_are_what_they_are_called(tmp_path: Path) -> None:
-    _published(tmp_path, size=96, plant=Plant(unreadable=1, dark=1, blurred=1, empty=1, tiny=1))
+    _published(tmp_path, size=96, plant=PlantedFaults(unreadable=1, dark=1, blurred=1, empty=1, tiny=1))
     image = {fault: tmp_path / min(images) for fault, images in _faults(tmp_path).items()}
     pixels = {name: np.asarray(Image.open(path), float) for name, path in image.items() if name != "unreadable"}
     assert min(pixels["tiny"].shape[:2]) == 40
@@ -178,7 +186,7 @@ def test_spoiled_photographs_are_what_they_are_called(tmp_path: Path) -> None:
 
 
 def test_a_second_photograph_under_another_label_keeps_lesion_and_side(tmp_path: Path) -> None:
-    table = _published(tmp_path, plant=Plant(lesion_labels=3, contradictions=1)).set_index("image")
+    table = _published(tmp_path, plant=PlantedFaults(lesion_labels=3, contradictions=1)).set_index("image")
     rows = pd.read_csv(tmp_path / "planted.csv")
     assert rows["fault"].value_counts().to_dict() == {"lesion_label": 3, "contradiction": 1}
     for _, image, partner in rows[rows["fault"] == "lesion_label"].itertuples(index=False):
@@ -189,14 +197,16 @@ def test_a_second_photograph_under_another_label_keeps_lesion_and_side(tmp_path:
 
 
 @pytest.mark.parametrize("layout", ["folder", "ham10000"])
-def test_metadata_goes_with_every_layout(tmp_path: Path, layout: Layout) -> None:
+def test_metadata_goes_with_every_layout(tmp_path: Path, layout: DatasetLayout) -> None:
     given = 0.25 if layout == "folder" else 0.0
-    table = _published(tmp_path, layout=layout, given_test=given, plant=Plant(artefact=("ruler", "nevus", 1.0)))
+    table = _published(
+        tmp_path, layout=layout, given_test=given, plant=PlantedFaults(artefact=("ruler", "nevus", 1.0))
+    )
     about = pd.read_csv(tmp_path / "metadata.csv", dtype=str, keep_default_na=False)
     assert about["image"].tolist() == table["image"].tolist()
     for name, own in (("label", "class"), ("lesion_id", "lesion_id"), ("given_split", "given_split")):
         assert about[name].tolist() == table[own].tolist()
-    assert set(about.columns) - {"image"} <= set(COLUMNS)
+    assert set(about.columns) - {"image"} <= set(MANIFEST_COLUMNS)
     assert (about.groupby("patient_id")[["age", "sex"]].nunique() == 1).all(axis=None)
     assert (about.groupby("lesion_id")["site"].nunique() == 1).all()
 
@@ -204,7 +214,7 @@ def test_metadata_goes_with_every_layout(tmp_path: Path, layout: Layout) -> None
 def test_planted_ink_lies_in_the_frame() -> None:
     for seed in range(12):
         truth = make_lesion("nevus", seed=seed)
-        shot = next(n for n in range(50) if not any(artefacts_of(truth, n).values()))
+        shot = next(n for n in range(50) if not any(random_artefacts(truth, n).values()))
         with_ink, without = (
             draw_photograph(truth, photo_seed=shot, size=96, artefacts=shown).astype(int)
             for shown in (frozenset(["ink"]), frozenset[str]())
@@ -222,14 +232,14 @@ def test_planted_ink_lies_in_the_frame() -> None:
         ),
         ({"layout": "ham10000"}, "no published test side"),
         ({"photos": (2, 1)}, "least before most"),
-        ({"given_test": 0.0, "plant": Plant(copies=1)}, "need given_test"),
-        ({"lesions_per_class": {"nevus": 5}, "plant": Plant(contradictions=1)}, "need two classes"),
-        ({"plant": Plant(copies=500)}, "500 faults need as many"),
-        ({"plant": Plant(dark=500)}, "500 photographs to spoil"),
-        ({"lesions_per_class": {"nevus": 5}, "plant": Plant(lesion_labels=1)}, "need two classes"),
-        ({"plant": Plant(artefact=("tattoo", "nevus", 0.5))}, "no made artefact 'tattoo'"),
-        ({"plant": Plant(artefact=("hair", "mole", 0.5))}, "share 0.5 of class 'mole'"),
-        ({"plant": Plant(source=("nevus", 0.0))}, "share 0 of class 'nevus'"),
+        ({"given_test": 0.0, "plant": PlantedFaults(copies=1)}, "need given_test"),
+        ({"lesions_per_class": {"nevus": 5}, "plant": PlantedFaults(contradictions=1)}, "need two classes"),
+        ({"plant": PlantedFaults(copies=500)}, "500 faults need as many"),
+        ({"plant": PlantedFaults(dark=500)}, "500 photographs to spoil"),
+        ({"lesions_per_class": {"nevus": 5}, "plant": PlantedFaults(lesion_labels=1)}, "need two classes"),
+        ({"plant": PlantedFaults(artefact=("tattoo", "nevus", 0.5))}, "no made artefact 'tattoo'"),
+        ({"plant": PlantedFaults(artefact=("hair", "mole", 0.5))}, "share 0.5 of class 'mole'"),
+        ({"plant": PlantedFaults(source=("nevus", 0.0))}, "share 0 of class 'nevus'"),
     ],
 )
 def test_what_cannot_be_made_is_refused(tmp_path: Path, wanted: dict[str, Any], message: str) -> None:

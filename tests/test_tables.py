@@ -11,17 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dermkit.data.importers import csv_tables, normalise
-from dermkit.data.importers.csv_tables import Problems, Table, find_column, read_head, read_table
-from dermkit.data.manifest import OLDEST
+from dermkit.data.importers.csv_tables import ProblemList, TextTable, find_column, read_csv_table, read_table_head
+from dermkit.data.manifest import MAX_AGE
 from dermkit.errors import DataError
 
 
-def read(path: Path, data: bytes | str, encoding: str = "utf-8") -> tuple[Table, list[str]]:
+def read(path: Path, data: bytes | str, encoding: str = "utf-8") -> tuple[TextTable, list[str]]:
     """Return a table and its problems as "row: text"."""
     path.write_bytes(data.encode(encoding) if isinstance(data, str) else data)
-    problems = Problems()
-    table = read_table(path, problems)
-    return table, [f"{row}: {text}" for _, row, text in sorted(problems.found)]
+    problems = ProblemList()
+    table = read_csv_table(path, problems)
+    return table, [f"{row}: {text}" for _, row, text in sorted(problems.entries)]
 
 
 @pytest.fixture
@@ -71,26 +71,26 @@ def test_any_table_comes_back(
     whole = [tuple(cell.strip() for cell in row) for row in rows]
     kept = [(at, row) for at, row in enumerate(whole, start=2) if any(row)]
     assert list(table.frame.itertuples(index=False, name=None)) == [row for _, row in kept]
-    assert table.rows.tolist() == [at for at, _ in kept]
+    assert table.row_numbers.tolist() == [at for at, _ in kept]
     assert table.columns == ("image", "label", "remark")
 
 
 @pytest.mark.parametrize("separator", csv_tables.SEPARATORS)
 def test_the_separator_is_found_by_content(file: Path, separator: str) -> None:
     file.write_text(f"image{separator}label\na, b; c{separator}nv\n".replace("a, b; c", '"a, b; c | d"'))
-    assert read_head(file) == csv_tables.Head(separator, ("image", "label"))
+    assert read_table_head(file) == csv_tables.TableHead(separator, ("image", "label"))
 
 
 def test_a_column_looked_for_decides_between_separators(file: Path) -> None:
     file.write_text("image;label,of,the,lesion\na;nv,x,y,z\n")
-    assert read_head(file).separator == ","
-    assert read_head(file, ["image"]).columns == ("image", "label,of,the,lesion")
+    assert read_table_head(file).separator == ","
+    assert read_table_head(file, ["image"]).columns == ("image", "label,of,the,lesion")
 
 
 def test_a_line_that_names_the_separator_is_a_row_but_no_header(file: Path) -> None:
     table, problems = read(file, "sep=;\nimage;label\na;nv\nb\n")
     assert table.columns == ("image", "label")
-    assert table.rows.tolist() == [3]
+    assert table.row_numbers.tolist() == [3]
     assert problems == ["4: 1 cell, the header has 2"]
 
 
@@ -111,7 +111,7 @@ def test_rows_are_counted_as_a_spreadsheet_counts(file: Path) -> None:
     text = 'image,remark\n\na,"two\nlines"\n,,\nb,x,y\nc,z\n'
     table, problems = read(file, text)
     assert table.frame["image"].tolist() == ["a", "c"]
-    assert table.rows.tolist() == [3, 6]
+    assert table.row_numbers.tolist() == [3, 6]
     assert problems == ["5: 3 cells, the header has 2"]
 
 
@@ -124,18 +124,18 @@ def test_columns_without_a_name_are_left_out_and_noted(file: Path) -> None:
 
 def test_only_the_columns_that_were_asked_for_are_kept(file: Path) -> None:
     file.write_text("a,b,c\n1,2,3\n")
-    table = read_table(file, Problems(), keep=["c", "a", "z"])
+    table = read_csv_table(file, ProblemList(), usecols=["c", "a", "z"])
     assert list(table.frame) == ["a", "c"]
     assert table.columns == ("a", "b", "c")
 
 
 def test_a_long_table_is_read_in_chunks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_tables, "_CHUNK", 7)
-    monkeypatch.setattr(csv_tables, "_MOST_SHARED", 3)
+    monkeypatch.setattr(csv_tables, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(csv_tables, "_MAX_INTERNED", 3)
     table, _ = read(file, "a,b\n" + "".join(f"{i},{i % 5}\n" for i in range(100)))
     assert table.frame["a"].tolist() == [str(i) for i in range(100)]
     assert table.frame["b"].tolist() == [str(i % 5) for i in range(100)]
-    assert table.rows.tolist() == list(range(2, 102))
+    assert table.row_numbers.tolist() == list(range(2, 102))
 
 
 # What is wrong ------------------------------------------------------------------------------------------------------
@@ -185,17 +185,17 @@ def test_what_is_no_text_is_no_table(file: Path, data: bytes, why: str) -> None:
 
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read as a table"):
-        read_table(tmp_path / "none.csv", Problems())
+        read_csv_table(tmp_path / "none.csv", ProblemList())
 
 
 def test_problems_of_two_tables_are_told_together(tmp_path: Path) -> None:
-    problems = Problems()
-    problems.check()
+    problems = ProblemList()
+    problems.raise_if_any()
     problems.add(tmp_path / "b.csv", 12, "late")
     problems.add(tmp_path / "b.csv", 3, "early")
     problems.add(tmp_path / "a.csv", 0, "whole")
     with pytest.raises(DataError) as caught:
-        problems.check()
+        problems.raise_if_any()
     lines = caught.value.message.splitlines()
     assert lines == [
         "2 tables: 3 problems:", str(tmp_path / "a.csv"), "  whole", str(tmp_path / "b.csv"), "  row 3: early",
@@ -204,14 +204,14 @@ def test_problems_of_two_tables_are_told_together(tmp_path: Path) -> None:
 
 
 def test_a_million_problems_are_counted_not_printed(tmp_path: Path) -> None:
-    problems = Problems()
+    problems = ProblemList()
     for row in range(50_000):
         problems.add(tmp_path / "a.csv", row, "wrong")
     with pytest.raises(DataError, match="50000 problems") as caught:
-        problems.check()
+        problems.raise_if_any()
     assert caught.value.message.endswith("... and 49500 more")
     assert len(caught.value.message.splitlines()) == 502
-    assert len(problems.found) < 50_000
+    assert len(problems.entries) < 50_000
 
 
 def test_columns_are_found_by_case_and_spaces_only_if_one_is_meant() -> None:
@@ -234,19 +234,20 @@ def test_columns_are_found_by_case_and_spaces_only_if_one_is_meant() -> None:
     ],
 )  # fmt: skip
 def test_ages_are_years_or_unknown_or_wrong(given: str, age: str | None) -> None:
-    assert normalise.years(given) == age
+    assert normalise.parse_age(given) == age
 
 
 def test_the_oldest_age_is_the_manifests() -> None:
-    assert normalise.OLDEST == OLDEST
+    assert normalise.MAX_AGE == MAX_AGE
 
 
 def test_sex_skin_type_and_side_have_one_spelling() -> None:
-    assert [normalise.sex(item) for item in ("M", "male", "Female", "F", "NaN", "?", "Other")] == [
+    assert [normalise.parse_sex(item) for item in ("M", "male", "Female", "F", "NaN", "?", "Other")] == [
         "male", "male", "female", "female", "", "", "other",
     ]  # fmt: skip
     assert [
-        normalise.skin_type(item) for item in ("I", "iii", "Type IV", "FST 2", "6.0", "5", "NA", "VII", "dark")
+        normalise.parse_skin_type(item)
+        for item in ("I", "iii", "Type IV", "FST 2", "6.0", "5", "NA", "VII", "dark")
     ] == [
         "I",
         "III",
@@ -258,6 +259,6 @@ def test_sex_skin_type_and_side_have_one_spelling() -> None:
         "VII",
         "dark",
     ]
-    assert [normalise.side(item) for item in ("Train", "VAL", "test", "nan", "holdout")] == [
+    assert [normalise.parse_split(item) for item in ("Train", "VAL", "test", "nan", "holdout")] == [
         "train", "validation", "test", "", None,
     ]  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from conftest import Invoke
 from dermkit.errors import DataError
 from dermkit.files import write_json
-from dermkit.models.locate import check_folder, check_model_folder, runs_in, which_run
+from dermkit.models.locate import check_folder, check_model_folder, find_runs, suggest_run
 
 COMMANDS = (
     ("evaluate", "nowhere"), ("report", "nowhere"), ("compare", "nowhere"), ("compare", "RUN", "nowhere"),
@@ -60,9 +60,9 @@ def test_a_folder_of_runs_names_them(
 def test_many_runs_are_counted_and_a_file_is_no_folder(tmp_path: Path) -> None:
     for number in range(8):
         write_json(tmp_path / f"r{number}" / "metrics.json", {}, format=1)
-    assert len(runs_in(tmp_path)) == 8
-    assert which_run(tmp_path, "").endswith("r4 or one of 3 more")
-    assert which_run(tmp_path / "r0", "something else") == "something else"
+    assert len(find_runs(tmp_path)) == 8
+    assert suggest_run(tmp_path, "").endswith("r4 or one of 3 more")
+    assert suggest_run(tmp_path / "r0", "something else") == "something else"
     with pytest.raises(DataError, match="is a file, not a folder"):
         check_folder(tmp_path / "r0" / "metrics.json")
     check_model_folder(tmp_path / "r0")  # what is no model is told by what verifies it

@@ -17,19 +17,19 @@ from scipy import stats
 from conftest import Cli
 from dermkit.comparison import variance
 from dermkit.comparison.compare import compare_runs
-from dermkit.comparison.entries import entries
+from dermkit.comparison.entries import group_runs
 from dermkit.comparison.repeated import (
-    FOLDS,
-    TRAININGS,
-    differences_of_trainings,
-    differences_over_folds,
-    draw,
-    moved_by,
+    FOLD_T_METHOD,
+    TRAINING_T_METHOD,
+    fold_differences,
+    resample_run,
+    training_differences,
+    variance_components,
 )
-from dermkit.comparison.verdict import FIGURES, Repeated, verdict
+from dermkit.comparison.verdict import COMPARED_METRICS, RepeatedDifference, verdict
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
-from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats import paired_tests
 from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.intervals import resample_weights
@@ -56,54 +56,59 @@ def right(seed: int, runs: int, n: int, *, accuracy: float = 0.8, own: float = 0
 def test_seeds_and_images_are_parted_as_the_two_way_table_parts_them() -> None:
     for seed, own in ((0, 0.0), (1, 0.6), (2, 0.3)):
         values = right(seed, 6, 400, own=own)
-        found, table = variance.sources(values.mean(axis=1), drawn(values)), paired_tests.spread_of(values)
-        assert found.between == pytest.approx(table.between)
-        assert found.data == pytest.approx(table.data, rel=0.05)
-        assert found.seed == pytest.approx(table.seed, abs=0.004)
+        found, table = (
+            variance.decompose_variance(values.mean(axis=1), drawn(values)),
+            paired_tests.two_way_spread(values),
+        )
+        assert found.sd == pytest.approx(table.sd)
+        assert found.sd_images == pytest.approx(table.sd_images, rel=0.05)
+        assert found.sd_seed == pytest.approx(table.sd_seed, abs=0.004)
         assert found.mean == pytest.approx(values.mean())
 
 
 def test_the_variance_is_that_of_images_and_of_each_ones_trainings() -> None:
     one, other = right(3, 5, 300, accuracy=0.85, own=0.4), right(3, 4, 300, accuracy=0.75, own=0.2)
-    sides = [(variance.sources(item.mean(axis=1), drawn(item)), drawn(item)) for item in (one, other)]
-    found = variance.apart(sides[0], sides[1], units=300)
-    assert found is not None and not found.borrowed
+    sides = [(variance.decompose_variance(item.mean(axis=1), drawn(item)), drawn(item)) for item in (one, other)]
+    found = variance.recipe_difference(sides[0], sides[1], n_groups=300)
+    assert found is not None and not found.is_spread_borrowed
     images = (one.mean(axis=0) - other.mean(axis=0)).var(ddof=1) / 300
-    tables = [paired_tests.spread_of(item) for item in (one, other)]
-    seeds = tables[0].seed ** 2 / 5 + tables[1].seed ** 2 / 4
-    assert found.error == pytest.approx(math.sqrt(images + seeds), rel=0.05)
-    assert found.images == pytest.approx(math.sqrt(images), rel=0.05)
-    parts = (images**2 / 299, (tables[0].between ** 2 / 5) ** 2 / 4, (tables[1].between ** 2 / 4) ** 2 / 3)
+    tables = [paired_tests.two_way_spread(item) for item in (one, other)]
+    seeds = tables[0].sd_seed ** 2 / 5 + tables[1].sd_seed ** 2 / 4
+    assert found.standard_error == pytest.approx(math.sqrt(images + seeds), rel=0.05)
+    assert found.error_images == pytest.approx(math.sqrt(images), rel=0.05)
+    parts = (images**2 / 299, (tables[0].sd ** 2 / 5) ** 2 / 4, (tables[1].sd ** 2 / 4) ** 2 / 3)
     assert found.df == pytest.approx((images + seeds) ** 2 / sum(parts), rel=0.2)
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.value) / found.error, found.df))
-    assert found.interval == pytest.approx(stats.t.interval(0.95, found.df, found.value, found.error))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.value) / found.standard_error, found.df))
+    assert found.interval == pytest.approx(stats.t.interval(0.95, found.df, found.value, found.standard_error))
 
 
 def test_without_any_spread_of_seeds_it_is_the_paired_t_over_images() -> None:
     one, other = np.tile(right(4, 1, 200), (3, 1)), np.tile(right(4, 1, 200, accuracy=0.7), (3, 1))
-    sides = [(variance.sources(item.mean(axis=1), drawn(item)), drawn(item)) for item in (one, other)]
-    found = variance.apart(sides[0], sides[1], units=200)
-    assert found is not None and found.seeds == 0
+    sides = [(variance.decompose_variance(item.mean(axis=1), drawn(item)), drawn(item)) for item in (one, other)]
+    found = variance.recipe_difference(sides[0], sides[1], n_groups=200)
+    assert found is not None and found.error_seeds == 0
     assert found.p == pytest.approx(stats.ttest_rel(one[0], other[0]).pvalue, rel=0.15)
 
 
 def test_a_recipe_trained_once_borrows_the_others_spread() -> None:
     many, single = right(5, 6, 300, own=0.5), right(5, 1, 300)
-    side = variance.sources(many.mean(axis=1), drawn(many)), drawn(many)
-    alone = variance.sources(single.mean(axis=1), drawn(single)), drawn(single)
-    assert alone[0].between is None and alone[0].seed is None
-    found = variance.apart(side, alone, units=300)
-    assert found is not None and found.borrowed and side[0].between is not None and found.p is not None
-    assert found.seeds == pytest.approx(side[0].between * math.sqrt(1 + 1 / 6)), (
+    side = variance.decompose_variance(many.mean(axis=1), drawn(many)), drawn(many)
+    alone = variance.decompose_variance(single.mean(axis=1), drawn(single)), drawn(single)
+    assert alone[0].sd is None and alone[0].sd_seed is None
+    found = variance.recipe_difference(side, alone, n_groups=300)
+    assert found is not None and found.is_spread_borrowed and side[0].sd is not None and found.p is not None
+    assert found.error_seeds == pytest.approx(side[0].sd * math.sqrt(1 + 1 / 6)), (
         "one draw of it, and a mean of six"
     )
-    assert found.error == pytest.approx(math.hypot(found.images, found.seeds))
-    half = math.hypot(stats.t.isf(0.025, 299) * found.images, stats.t.isf(0.025, 5) * found.seeds)
+    assert found.standard_error == pytest.approx(math.hypot(found.error_images, found.error_seeds))
+    half = math.hypot(stats.t.isf(0.025, 299) * found.error_images, stats.t.isf(0.025, 5) * found.error_seeds)
     assert found.interval == pytest.approx((found.value - half, found.value + half))
-    at_p = math.hypot(*(stats.t.isf(found.p / 2, df) * e for df, e in ((299, found.images), (5, found.seeds))))
+    at_p = math.hypot(
+        *(stats.t.isf(found.p / 2, df) * e for df, e in ((299, found.error_images), (5, found.error_seeds)))
+    )
     assert at_p == pytest.approx(abs(found.value)), "the test and the interval say the same"
-    assert variance.apart(alone, alone, units=300) is None, "two single runs say nothing of seeds"
-    assert variance.apart(side, side, units=1) is None
+    assert variance.recipe_difference(alone, alone, n_groups=300) is None, "two single runs say nothing of seeds"
+    assert variance.recipe_difference(side, side, n_groups=1) is None
 
 
 @pytest.mark.parametrize(("images", "stray", "noise"), [(0.01, 0.04, 0.01), (0.02, 0.0, 0.03), (0.02, 0.03, 0.02)])
@@ -115,10 +120,10 @@ def test_one_against_two_finds_no_more_than_it_may(images: float, stray: float, 
     for _ in range(draws):
         values = of.normal(0, math.hypot(stray, noise), 3)
         between = float(values[:2].std(ddof=1))
-        two = variance.Sources(tuple((values[:2] + of.normal(0, images)).tolist()), between,
+        two = variance.VarianceComponents(tuple((values[:2] + of.normal(0, images)).tolist()), between,
                                 math.sqrt(max(0.0, between**2 - noise**2)), seen)  # fmt: skip
-        single = variance.Sources((float(values[2]),), None, None, seen)
-        apart = variance.apart((two, resampled[0]), (single, resampled[1]), units=118)
+        single = variance.VarianceComponents((float(values[2]),), None, None, seen)
+        apart = variance.recipe_difference((two, resampled[0]), (single, resampled[1]), n_groups=118)
         assert apart is not None and apart.p is not None
         found += apart.p <= 0.05
     assert found <= 0.06 * draws
@@ -126,44 +131,46 @@ def test_one_against_two_finds_no_more_than_it_may(images: float, stray: float, 
 
 def test_without_any_spread_nothing_is_better() -> None:
     flat = np.full((2, 50), 0.9), np.full((2, 50), 0.5)
-    sides = [(variance.sources(item[:, 0], item), item) for item in flat]
-    found = variance.apart(sides[0], sides[1], units=30)
+    sides = [(variance.decompose_variance(item[:, 0], item), item) for item in flat]
+    found = variance.recipe_difference(sides[0], sides[1], n_groups=30)
     assert found is not None and found.p is None and found.interval is None
-    same = variance.apart(sides[0], sides[0], units=30)
+    same = variance.recipe_difference(sides[0], sides[0], n_groups=30)
     assert same is not None and same.p == 1.0
     true = np.arange(40) % 2
     perfect, wrong = (draws([scored((way * (2.0 * true - 1)).astype(np.float64), true)] * 2) for way in (1, -1))
-    accuracy = differences_of_trainings(perfect, wrong)[0]
-    assert accuracy.estimate.value == 1.0 and accuracy.p is None and not accuracy.is_found
+    accuracy = training_differences(perfect, wrong)[0]
+    assert accuracy.estimate.value == 1.0 and accuracy.p is None and not accuracy.is_significant
     said = verdict(accuracy, "a", "b")
     assert "not tested on 40 images: +1.000, no test (no interval: no spread to judge by)" in said
 
 
 def test_more_images_help_only_against_what_images_move() -> None:
-    found = variance.Apart(0.03, 0.03, images=0.028, seeds=0.005, df=20, p=0.3)
-    needed = variance.images_needed(found, 200)
+    found = variance.RecipeDifference(0.03, 0.03, error_images=0.028, error_seeds=0.005, df=20, p=0.3)
+    needed = variance.images_to_detect(found, 200)
     assert needed is not None and not variance.needs_trainings(found)
     reach = stats.norm.isf(0.025) + stats.norm.ppf(0.8)
     assert reach * math.sqrt(0.005**2 + 0.028**2 * 200 / needed) == pytest.approx(0.03, rel=0.01)
-    stuck = replace(found, seeds=0.02)
-    assert variance.images_needed(stuck, 200) is None and variance.needs_trainings(stuck)
-    same = replace(found, value=0.0, seeds=0.0)
-    assert variance.images_needed(same, 200) is None and not variance.needs_trainings(same)
+    stuck = replace(found, error_seeds=0.02)
+    assert variance.images_to_detect(stuck, 200) is None and variance.needs_trainings(stuck)
+    same = replace(found, value=0.0, error_seeds=0.0)
+    assert variance.images_to_detect(same, 200) is None and not variance.needs_trainings(same)
 
 
 # Figures ----------------------------------------------------------------------------------------------------------
 
 
-def scored(score: Floats, true: Ints, *, per: int = 1) -> Scored:
+def scored(score: Floats, true: Ints, *, per: int = 1) -> ScoredSet:
     """Return one run of two classes: above 0 it says malignant. per: images of a lesion."""
     p = 1 / (1 + np.exp(-score))
-    return Scored(
+    return ScoredSet(
         ["benign", "malignant"], np.array([False, True]), true, (score > 0).astype(np.int64),
         np.column_stack([1 - p, p]), np.arange(len(score)) // per,
     )  # fmt: skip
 
 
-def recipe(seed: int, runs: int, n: int, *, skill: float = 1.0, stray: float = 0.0, per: int = 1) -> list[Scored]:
+def recipe(
+    seed: int, runs: int, n: int, *, skill: float = 1.0, stray: float = 0.0, per: int = 1
+) -> list[ScoredSet]:
     """Return trainings on the same images; `stray` is how unlike their skills are."""
     true = np.arange(n) % 2
     shared = np.random.default_rng(99).normal(0, 1, n)
@@ -172,8 +179,8 @@ def recipe(seed: int, runs: int, n: int, *, skill: float = 1.0, stray: float = 0
     return [scored((2 * true - 1) * (own + shared + 0.7 * of.normal(0, 1, n)), true, per=per) for own in skills]
 
 
-def draws(runs: Sequence[Scored]) -> list[Any]:
-    return [draw(item, seed=0, resamples=150) for item in runs]
+def draws(runs: Sequence[ScoredSet]) -> list[Any]:
+    return [resample_run(item, seed=0, resamples=150) for item in runs]
 
 
 @settings(max_examples=8, deadline=None)
@@ -183,9 +190,9 @@ def test_swapped_it_is_the_same_with_another_sign_and_the_order_of_trainings_is_
 ) -> None:
     first, second = (draws(recipe(seed + k, count, 40, stray=0.3)) for k, count in enumerate(counts))
     mixed = data.draw(st.permutations(first))
-    found = differences_of_trainings(first, second)
+    found = training_differences(first, second)
     for a, b, c in zip(
-        found, differences_of_trainings(second, first), differences_of_trainings(mixed, second), strict=True
+        found, training_differences(second, first), training_differences(mixed, second), strict=True
     ):
         assert (a.estimate.value is None) == (b.estimate.value is None)
         if a.estimate.value is None or a.p is None:
@@ -199,29 +206,33 @@ def test_swapped_it_is_the_same_with_another_sign_and_the_order_of_trainings_is_
 
 
 def test_all_figures_have_a_test_and_a_better_recipe_is_found() -> None:
-    found = differences_of_trainings(draws(recipe(1, 4, 200, skill=2.0)), draws(recipe(2, 5, 200, skill=0.6)))
-    assert [item.figure for item in found] == list(FIGURES)
-    assert all(item.test == TRAININGS and item.trainings == (4, 5) for item in found)
+    found = training_differences(draws(recipe(1, 4, 200, skill=2.0)), draws(recipe(2, 5, 200, skill=0.6)))
+    assert [item.metric for item in found] == list(COMPARED_METRICS)
+    assert all(item.test == TRAINING_T_METHOD and item.n_trainings == (4, 5) for item in found)
     accuracy = found[0]
-    assert accuracy.is_found
+    assert accuracy.is_significant
     said = verdict(accuracy, "new", "old")
     assert said.startswith("accuracy: new is better: 4 against 5 trainings, 200 images (+")
     assert "another training moves it by" in said and "(SD), other images by" in said
-    loss = next(item for item in found if item.figure == "loss")
+    loss = next(item for item in found if item.metric == "loss")
     assert (loss.estimate.value or 0) < 0 and "new is better" in verdict(loss, "new", "old")
-    by_side = {item.figure: item.estimate.n for item in found}
+    by_side = {item.metric: item.estimate.n for item in found}
     assert by_side["sensitivity"] == by_side["specificity"] == 100
 
 
 def test_a_lucky_seed_is_significant_and_its_recipe_is_not_better() -> None:
     """Both recipes stray alike; the first one's first training was lucky, and the other's was not."""
     first, second = recipe(3, 6, 400, stray=0.5), recipe(4, 6, 400, stray=0.5)
-    hits = [[float((run.predicted == run.true).mean()) for run in side] for side in (first, second)]
+    hits = [[float((run.y_pred == run.y_true).mean()) for run in side] for side in (first, second)]
     best, worst = first[int(np.argmax(hits[0]))], second[int(np.argmin(hits[1]))]
-    assert paired_tests.mcnemar(best.predicted == best.true, worst.predicted == worst.true).p < 0.001
-    accuracy = differences_of_trainings(draws(first), draws(second))[0]
+    assert paired_tests.mcnemar(best.y_pred == best.y_true, worst.y_pred == worst.y_true).p < 0.001
+    accuracy = training_differences(draws(first), draws(second))[0]
     assert accuracy.p is not None and accuracy.p > 0.05
-    assert accuracy.seeds is not None and accuracy.images is not None and accuracy.seeds > accuracy.images
+    assert (
+        accuracy.error_seeds is not None
+        and accuracy.error_images is not None
+        and accuracy.error_seeds > accuracy.error_images
+    )
     assert "not distinguishable: 6 trainings each" in verdict(accuracy, "a", "b")
 
 
@@ -230,13 +241,13 @@ def test_photographs_of_one_lesion_are_not_several_images() -> None:
     alone = [recipe(seed, 3, 60) for seed in (5, 6)]
     copied = [
         [
-            scored(np.repeat(np.log(run.p_malignant / (1 - run.p_malignant)), 3), run.true.repeat(3), per=3)
+            scored(np.repeat(np.log(run.p_malignant / (1 - run.p_malignant)), 3), run.y_true.repeat(3), per=3)
             for run in side
         ]
         for side in alone
     ]
-    plain, tripled = (differences_of_trainings(*map(draws, sides))[0] for sides in (alone, copied))
-    assert (tripled.images, tripled.p) == pytest.approx((plain.images, plain.p))
+    plain, tripled = (training_differences(*map(draws, sides))[0] for sides in (alone, copied))
+    assert (tripled.error_images, tripled.p) == pytest.approx((plain.error_images, plain.p))
     assert tripled.estimate.n == 180
 
 
@@ -244,7 +255,7 @@ def test_trainings_on_few_images_of_a_class_say_so() -> None:
     found = {}
     for n in (40, 200):
         one, other = draws(recipe(1, 3, n, skill=2.0)), draws(recipe(2, 3, n, skill=0.5))
-        found[n] = {item.figure: item.estimate.reason for item in differences_of_trainings(one, other)}
+        found[n] = {item.metric: item.estimate.reason for item in training_differences(one, other)}
     units = int(recipe(1, 3, 40)[0].is_malignant.sum())
     assert units < 30
     for name in ("sensitivity", "auroc", "balanced_accuracy"):
@@ -255,37 +266,37 @@ def test_trainings_on_few_images_of_a_class_say_so() -> None:
 
 def test_what_a_training_does_not_define_is_not_compared() -> None:
     first, second = recipe(7, 2, 40), recipe(8, 2, 40)
-    flat = replace(first[0], predicted=np.zeros(40, dtype=np.int64))
-    found = {item.figure: item for item in differences_of_trainings(draws([flat, first[1]]), draws(second))}
+    flat = replace(first[0], y_pred=np.zeros(40, dtype=np.int64))
+    found = {item.metric: item for item in training_differences(draws([flat, first[1]]), draws(second))}
     assert found["mcc_multiclass"].estimate.value is None and found["mcc_multiclass"].p is None
     assert "not defined" in verdict(found["mcc_multiclass"], "a", "b")
     assert found["accuracy"].p is not None
-    assert "mcc_multiclass" not in moved_by(draws([flat, first[1]]))
+    assert "mcc_multiclass" not in variance_components(draws([flat, first[1]]))
 
 
 # Folds ------------------------------------------------------------------------------------------------------------
 
 
 def test_folds_are_the_corrected_t_of_means_over_seeds() -> None:
-    figures = dict.fromkeys(FIGURES, 0.5)
+    figures = dict.fromkeys(COMPARED_METRICS, 0.5)
     first = [
         [{**figures, "accuracy": a}, {**figures, "accuracy": b}] for a, b in ((0.8, 0.9), (0.7, 0.8), (0.9, 0.9))
     ]
     second = [[{**figures, "accuracy": a}] for a in (0.8, 0.7, 0.86)]
     like = recipe(0, 1, 60)[0]
-    found = {item.figure: item for item in differences_over_folds(first, second, like=like, n_train=40, n_test=20)}
+    found = {item.metric: item for item in fold_differences(first, second, pooled_set=like, n_train=40, n_test=20)}
     accuracy = found["accuracy"]
     known = paired_tests.corrected_resampled_t([0.05, 0.05, 0.04], n_train=40, n_test=20)
-    assert (accuracy.estimate.value, accuracy.p) == pytest.approx((known.value, known.p))
-    assert accuracy.estimate.ci95 == pytest.approx(stats.t.interval(0.95, 2, known.value, known.error))
-    assert (accuracy.folds, accuracy.trainings, accuracy.test) == (3, (6, 3), FOLDS)
-    assert accuracy.first is not None and accuracy.first.seed == pytest.approx(math.sqrt((0.005 + 0.005) / 3))
+    assert (accuracy.estimate.value, accuracy.p) == pytest.approx((known.mean, known.p))
+    assert accuracy.estimate.ci95 == pytest.approx(stats.t.interval(0.95, 2, known.mean, known.standard_error))
+    assert (accuracy.n_folds, accuracy.n_trainings, accuracy.test) == (3, (6, 3), FOLD_T_METHOD)
+    assert accuracy.first is not None and accuracy.first.sd_seed == pytest.approx(math.sqrt((0.005 + 0.005) / 3))
     assert "3 folds, 6 against 3 trainings, 60 images" in verdict(accuracy, "a", "b")
-    steady = differences_over_folds(first, [[{**run, "accuracy": run["accuracy"] - 0.1} for run in fold]
-                                            for fold in first], like=like, n_train=40, n_test=20)[0]  # fmt: skip
-    assert steady.p is None and not steady.is_found and "no spread to judge by" in verdict(steady, "a", "b")
+    steady = fold_differences(first, [[{**run, "accuracy": run["accuracy"] - 0.1} for run in fold]
+                                            for fold in first], pooled_set=like, n_train=40, n_test=20)[0]  # fmt: skip
+    assert steady.p is None and not steady.is_significant and "no spread to judge by" in verdict(steady, "a", "b")
     broken = [[{**run, "auroc": float("nan")} for run in fold] for fold in second]
-    found = {item.figure: item for item in differences_over_folds(first, broken, like=like, n_train=40, n_test=20)}
+    found = {item.metric: item for item in fold_differences(first, broken, pooled_set=like, n_train=40, n_test=20)}
     assert found["auroc"].estimate.value is None and "in a fold" in found["auroc"].estimate.reason
     assert found["f1_macro"].p == 1.0
 
@@ -296,22 +307,29 @@ CLASSES = [{"name": name, "diagnosis": name, "malignancy": name} for name in ("b
 
 
 def made_run(
-    folder: Path, run: Scored, *, seed: int, fold: int | None = None, lr: float = 0.1, ids: Sequence[int] | None = None,
-    data: str = "d", bare: bool = False,
-) -> Path:  # fmt: skip
+    folder: Path,
+    run: ScoredSet,
+    *,
+    seed: int,
+    fold: int | None = None,
+    lr: float = 0.1,
+    ids: Sequence[int] | None = None,
+    data: str = "d",
+    bare: bool = False,
+) -> Path:
     """Write what compare reads of a run. bare: as from another tool, without recipe and split."""
-    ids = range(len(run.true)) if ids is None else ids
+    ids = range(len(run.y_true)) if ids is None else ids
     names = [f"i{number}" for number in ids]
     folder.mkdir(parents=True)
     at = "" if fold is None else fold
     write_predictions(
         folder / "predictions.csv", run.classes,
         [(name, f"{name}.png", run.classes[t], "test", at, seed, run.classes[p], *map(repr, row))
-         for name, t, p, row in zip(names, run.true, run.predicted, run.probabilities.tolist(), strict=True)],
+         for name, t, p, row in zip(names, run.y_true, run.y_pred, run.probabilities.tolist(), strict=True)],
     )  # fmt: skip
     facts = {"dataset": {"classes": CLASSES, "manifest_sha256": data}, "seed": seed, "fold": fold}
     write_json(folder / "run.json", {**facts, "split": {"name": "s", "counts": {"train": 100}}}, format=1)
-    value = float((run.predicted == run.true).mean())
+    value = float((run.y_pred == run.y_true).mean())
     item = {"value": value, "ci95": [value - 0.1, value + 0.1], "n": len(names), "method": "wilson"}
     body = {"splits": {"test": {"metrics": {"accuracy": item, "balanced_accuracy": item}}}}
     write_json(folder / "metrics.json", body, format=2)
@@ -328,7 +346,7 @@ def made_parent(folder: Path, runs: Sequence[Path]) -> Path:
     return folder
 
 
-def repeats(parent: Path, side: Sequence[Scored], *, lr: float = 0.1) -> Path:
+def repeats(parent: Path, side: Sequence[ScoredSet], *, lr: float = 0.1) -> Path:
     return made_parent(
         parent, [made_run(parent / f"m-s{seed}", run, seed=seed, lr=lr) for seed, run in enumerate(side)]
     )
@@ -341,7 +359,7 @@ def grouped(run: Path, group: Callable[[str], str]) -> Path:
     return run
 
 
-def folded(parent: Path, side: Sequence[Scored], cuts: Sequence[Sequence[int]]) -> Path:
+def folded(parent: Path, side: Sequence[ScoredSet], cuts: Sequence[Sequence[int]]) -> Path:
     runs = [
         made_run(parent / f"m-s0-f{fold}", part(run, ids), seed=0, fold=fold, ids=ids)
         for fold, (run, ids) in enumerate(zip(side, cuts, strict=True))
@@ -349,10 +367,10 @@ def folded(parent: Path, side: Sequence[Scored], cuts: Sequence[Sequence[int]]) 
     return made_parent(parent, runs)
 
 
-def part(run: Scored, rows: Sequence[int]) -> Scored:
+def part(run: ScoredSet, rows: Sequence[int]) -> ScoredSet:
     kept = list(rows)
     return replace(
-        run, true=run.true[kept], predicted=run.predicted[kept], probabilities=run.probabilities[kept],
+        run, y_true=run.y_true[kept], y_pred=run.y_pred[kept], probabilities=run.probabilities[kept],
         groups=np.arange(len(kept)),
     )  # fmt: skip
 
@@ -364,7 +382,7 @@ def test_a_folder_of_repeats_and_runs_unlike_in_seed_are_one_each(tmp_path: Path
         for seed, run in enumerate(recipe(2, 2, 40))
     ]
     other = made_run(tmp_path / "c" / "x-s0", recipe(3, 1, 40)[0], seed=0, lr=0.3)
-    found = entries([parent, singles[0], other, singles[1]])
+    found = group_runs([parent, singles[0], other, singles[1]])
     assert [(item.name, len(item.runs)) for item in found] == [("a/m-s0-versions", 3), ("b/k", 2), ("c/x-s0", 1)]
     assert "final model is m-s2, the best" in found[0].note
     assert "differ in the seed or fold alone (k-s0, k-s1)" in found[1].note and not found[2].note
@@ -374,7 +392,9 @@ def test_what_is_not_known_to_belong_together_stays_apart(tmp_path: Path) -> Non
     runs = recipe(1, 4, 40)
     one = made_run(tmp_path / "a-s0", runs[0], seed=0)
     two = made_run(tmp_path / "a-s1", runs[1], seed=1)
-    assert [item.is_group for item in entries([one, two])] == [False, False], "two runs are compared as two runs"
+    assert [item.is_group for item in group_runs([one, two])] == [False, False], (
+        "two runs are compared as two runs"
+    )
     unlike = [
         made_run(tmp_path / "lr" / "a-s2", runs[2], seed=2, lr=0.5),
         made_run(tmp_path / "data" / "a-s2", runs[2], seed=2, data="other"),
@@ -382,18 +402,18 @@ def test_what_is_not_known_to_belong_together_stays_apart(tmp_path: Path) -> Non
         made_run(tmp_path / "bare" / "a-s2", runs[2], seed=2, bare=True),
     ]
     for other in unlike:
-        assert [len(item.runs) for item in entries([one, other, two])] == [2, 1]
+        assert [len(item.runs) for item in group_runs([one, other, two])] == [2, 1]
     copy = made_run(tmp_path / "copy" / "a-s1", runs[1], seed=1)
-    assert not any(item.is_group for item in entries([one, two, copy])), "which seed 1 counts?"
+    assert not any(item.is_group for item in group_runs([one, two, copy])), "which seed 1 counts?"
 
 
 def test_a_broken_parent_and_a_run_named_twice_are_refused(tmp_path: Path) -> None:
     parent = repeats(tmp_path / "m-s0-versions", recipe(1, 2, 40))
     with pytest.raises(UsageError, match="two different runs"):
-        entries([parent, parent / "m-s1"])
+        group_runs([parent, parent / "m-s1"])
     (parent / "m-s1" / "run.json").unlink()
     with pytest.raises(DataError, match="not there: m-s1"):
-        entries([parent])
+        group_runs([parent])
 
 
 def test_two_recipes_by_their_trainings(tmp_path: Path) -> None:
@@ -402,9 +422,9 @@ def test_two_recipes_by_their_trainings(tmp_path: Path) -> None:
     ]
     comparison = compare_runs(parents)
     (pair,) = comparison.pairs
-    assert (pair.kind, pair.n, pair.reason) == ("trainings", 60, "")
+    assert (pair.design, pair.n, pair.reason) == ("trainings", 60, "")
     accuracy = pair.differences[0]
-    means = [np.mean([(run.predicted == run.true).mean() for run in recipe(k, 3, 60, stray=0.3)]) for k in (0, 1)]
+    means = [np.mean([(run.y_pred == run.y_true).mean() for run in recipe(k, 3, 60, stray=0.3)]) for k in (0, 1)]
     assert accuracy.estimate.value == pytest.approx(means[0] - means[1])
     assert all(
         item.p_holm is not None and item.p is not None and item.p_holm >= item.p for item in pair.differences
@@ -420,7 +440,9 @@ def test_a_single_run_beside_a_recipe(tmp_path: Path) -> None:
     single = made_run(tmp_path / "b" / "k-s0", recipe(9, 1, 60)[0], seed=0, lr=0.5)
     (pair,) = compare_runs([parent, single]).pairs
     accuracy = pair.differences[0]
-    assert isinstance(accuracy, Repeated) and accuracy.borrowed and accuracy.trainings == (3, 1)
+    assert (
+        isinstance(accuracy, RepeatedDifference) and accuracy.is_spread_borrowed and accuracy.n_trainings == (3, 1)
+    )
     assert "b/k-s0 was trained once" in pair.sentences()[0]
 
 
@@ -429,9 +451,9 @@ def test_folds_are_compared_fold_by_fold_and_only_the_same_ones(tmp_path: Path) 
     first = folded(tmp_path / "a" / "m-s0-versions", recipe(1, 3, 60, skill=1.5), cuts)
     second = folded(tmp_path / "b" / "m-s0-versions", recipe(2, 3, 60), cuts)
     (pair,) = compare_runs([first, second]).pairs
-    assert (pair.kind, pair.n, pair.reason) == ("folds", 60, "")
+    assert (pair.design, pair.n, pair.reason) == ("folds", 60, "")
     gaps = [
-        float((a.predicted == a.true)[list(cut)].mean() - (b.predicted == b.true)[list(cut)].mean())
+        float((a.y_pred == a.y_true)[list(cut)].mean() - (b.y_pred == b.y_true)[list(cut)].mean())
         for a, b, cut in zip(recipe(1, 3, 60, skill=1.5), recipe(2, 3, 60), cuts, strict=True)
     ]
     known = paired_tests.corrected_resampled_t(gaps, n_train=100, n_test=20)
@@ -453,16 +475,16 @@ def test_every_fold_knows_the_lesions_of_its_own_images_alone(tmp_path: Path) ->
     for run in [run for parent in bare for run in sorted(parent.glob("m-s0-f*"))]:
         grouped(run, lambda name: f"lesion {int(name[1:]) // 2}")
     found = compare_runs(bare)
-    assert found.pairs == plain.pairs and found.pairs[0].kind == "folds"
-    assert found.spreads == plain.spreads, "what moves a recipe over folds are its point figures"
+    assert found.pairs == plain.pairs and found.pairs[0].design == "folds"
+    assert found.components == plain.components, "what moves a recipe over folds are its point figures"
 
 
 def test_trainings_stray_over_lesions_where_one_of_them_states_these(tmp_path: Path) -> None:
     parent = repeats(tmp_path / "a" / "m-s0-versions", recipe(0, 2, 60))
-    plain = compare_runs([parent]).spreads["a/m-s0-versions"]["test"]["accuracy"]
+    plain = compare_runs([parent]).components["a/m-s0-versions"]["test"]["accuracy"]
     grouped(parent / "m-s1", lambda name: f"lesion {int(name[1:]) // 20}")
-    found = compare_runs([parent]).spreads["a/m-s0-versions"]["test"]["accuracy"]
-    assert found.values == plain.values and found.data != plain.data
+    found = compare_runs([parent]).components["a/m-s0-versions"]["test"]["accuracy"]
+    assert found.values == plain.values and found.sd_images != plain.sd_images
 
 
 def test_runs_that_call_other_classes_malignant_are_not_compared(tmp_path: Path) -> None:
@@ -552,7 +574,7 @@ def test_differences_carry_their_mark(tmp_path: Path) -> None:
     one = [part(recipe(k, 1, 60)[0], [1, *range(0, 60, 2)]) for k in (0, 1)]
     first, second = (made_run(tmp_path / f"{k}" / "x-s0", run, seed=0) for k, run in enumerate(one))
     copy = made_run(tmp_path / "c" / "y-s0", one[0], seed=0, lr=0.7)
-    outcome = compare([first, second, copy], published=["S2: accuracy=.4661,n=118"], out=tmp_path / "out")
+    outcome = compare([first, second, copy], claim_texts=["S2: accuracy=.4661,n=118"], out=tmp_path / "out")
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert " (unreliable)</span>" in page and ">interval unreliable</span>" in page
     sentences = [said for pair in compare_runs([first, second]).pairs for said in pair.sentences()]

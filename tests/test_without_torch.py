@@ -33,7 +33,7 @@ import json, sys
 from dermkit import cli
 for words in json.loads(sys.argv[1]):
     try:
-        code = cli.run(lambda: cli.app(words), debug=True)
+        code = cli.run_command(lambda: cli.app(words), debug=True)
     except SystemExit as end:
         code = end.code or 0
     print("exit", code)

@@ -16,27 +16,36 @@ import pytest
 import dermkit as dk
 from conftest import Invoke
 from dermkit.comparison.compare import compare_runs
-from dermkit.data.identify import classify
+from dermkit.data.identify import classify_label
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
-from dermkit.models.checksums import write_sums
-from dermkit.models.net import Net, build_net, freeze, resolve_weights, with_normalisation
+from dermkit.models.checksums import write_checksums
+from dermkit.models.net import Net, build_net, freeze, preprocessing_for, resolve_weights
 from dermkit.prediction.predictor import load_model
 from dermkit.recipes.experiments import (
-    AS_PUBLISHED,
-    GIVEN,
+    GIVEN_SPLIT,
+    GIVEN_SPLIT_AS_PUBLISHED,
     GRIDS,
     NO_AUGMENT,
     RECIPES,
     ROTATE_FLIP_ZOOM,
     find_grid,
     find_recipe,
-    frozen,
-    grid,
-    whole,
+    full_phase,
+    head_phase,
+    make_grid,
 )
-from dermkit.recipes.schema import GrowSpec, ModelSpec, Phase, Recipe, as_dict, load, parse, save
-from dermkit.reporting.comparison_page import write_comparison
+from dermkit.recipes.schema import (
+    ModelSpec,
+    OversampleSpec,
+    Phase,
+    Recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_to_dict,
+    save_recipe,
+)
+from dermkit.reporting.comparison_page import write_comparison_tables
 
 MODEL = Path("model") / "member-0.safetensors"
 EVERY = {**RECIPES, **{item.name: item for members in GRIDS.values() for item in members}}
@@ -47,8 +56,8 @@ def read(path: Path) -> Any:
 
 
 def train(recipe: Recipe, data: Path, out: Path, **more: Any) -> Path:
-    where = dk.Where(out=out, device="cpu")
-    return dk.train(recipe, dk.load_dataset(data), where=where, **more)
+    where = dk.RunSettings(out=out, device="cpu")
+    return dk.train(recipe, dk.load_dataset(data), settings=where, **more)
 
 
 # Named recipes --------------------------------------------------------------------------------------------------------
@@ -61,7 +70,11 @@ def test_all_five_systems_are_there() -> None:
     assert find_recipe("s3-resnet50").repeats == 6
     assert find_recipe("s3-resnet50").split.per_class == 584
     published = find_recipe("s2-resnet50")
-    assert (published.image.size, published.image.normalise, published.phases) == (128, "zero_one", (frozen(10),))
+    assert (published.image.size, published.image.normalise, published.phases) == (
+        128,
+        "zero_one",
+        (head_phase(10),),
+    )
     assert find_recipe("s4-cnn").grow is not None
     for members in GRIDS.values():
         assert len({recipe.name for recipe in members}) == len(members) > 3
@@ -72,9 +85,9 @@ def test_all_five_systems_are_there() -> None:
 def test_a_named_recipe_is_valid_and_survives_json(name: str, tmp_path: Path) -> None:
     recipe = EVERY[name]
     assert recipe.name == name
-    assert parse(as_dict(recipe), name) == recipe
-    save(recipe, tmp_path / "recipe.json")
-    assert load(tmp_path / "recipe.json") == recipe
+    assert parse_recipe(recipe_to_dict(recipe), name) == recipe
+    save_recipe(recipe, tmp_path / "recipe.json")
+    assert load_recipe(tmp_path / "recipe.json") == recipe
     assert name in RECIPES or recipe in find_grid(next(k for k, items in GRIDS.items() if recipe in items))
 
 
@@ -97,7 +110,7 @@ def test_a_named_recipe_builds_its_net_and_its_phases_fit_it(name: str) -> None:
         learns = any(parameter.requires_grad for parameter in net.backbone.parameters())
         assert learns == (phase.train_backbone != "none")
     bare = replace(model, weights="none")
-    preprocessing = with_normalisation(recipe.image, resolve_weights(bare, None))
+    preprocessing = preprocessing_for(recipe.image, resolve_weights(bare, None))
     assert preprocessing.size == recipe.image.size
     assert (preprocessing.mean == (0.0, 0.0, 0.0)) == (recipe.image.normalise == "zero_one")
 
@@ -184,8 +197,8 @@ def test_balance_leaves_a_reason_for_every_image_not_used(binary: Path, tiny: Re
 
 
 def test_leaks_are_removed_or_stamped_as_the_scheme_says(nine: Path, tiny: Recipe, tmp_path: Path) -> None:
-    clean = train(replace(tiny, name="clean", split=GIVEN), nine, tmp_path)
-    leaky = train(replace(tiny, name="leaky", split=AS_PUBLISHED), nine, tmp_path)
+    clean = train(replace(tiny, name="clean", split=GIVEN_SPLIT), nine, tmp_path)
+    leaky = train(replace(tiny, name="leaky", split=GIVEN_SPLIT_AS_PUBLISHED), nine, tmp_path)
     removed = pd.read_csv(clean / "excluded.csv")
     assert len(removed) == 2
     assert removed["reason"].str.startswith("same pixels as test image").all()
@@ -200,14 +213,14 @@ def test_leaks_are_removed_or_stamped_as_the_scheme_says(nine: Path, tiny: Recip
     tests = [set(side.loc[side["split"] == "test", "image_id"]) for side in sides]
     assert tests[0] == tests[1], "the published test folder stays whole"
     # What leaks is allowed for where the run says so: its own split file repeats it.
-    again = train(load(leaky / "recipe.json"), nine, tmp_path / "again", split=str(leaky / "split.csv"))
+    again = train(load_recipe(leaky / "recipe.json"), nine, tmp_path / "again", split=str(leaky / "split.csv"))
     assert (again / MODEL).read_bytes() == (leaky / MODEL).read_bytes()
     assert again.name == leaky.name
 
 
 def test_growth_changes_training_and_nothing_else(seven: Path, tiny: Recipe, tmp_path: Path) -> None:
-    plain = replace(tiny, name="plain", augment=NO_AUGMENT, phases=(whole(1, lr=1e-2),))
-    grow = GrowSpec(to=1.0, most_copies=8, augment=ROTATE_FLIP_ZOOM)
+    plain = replace(tiny, name="plain", augment=NO_AUGMENT, phases=(full_phase(1, lr=1e-2),))
+    grow = OversampleSpec(to=1.0, most_copies=8, augment=ROTATE_FLIP_ZOOM)
     runs = [train(recipe, seven, tmp_path) for recipe in (plain, replace(plain, name="grown", grow=grow))]
     one, two = (pd.read_csv(run / "split.csv") for run in runs)
     pd.testing.assert_frame_equal(one, two)
@@ -226,7 +239,7 @@ def test_the_same_run_twice_gives_the_same_bytes_and_its_files_repeat_it(
     trained: Path, binary: Path, tiny: Recipe, tmp_path: Path
 ) -> None:
     twice = train(tiny, binary, tmp_path / "twice")
-    recipe = load(trained / "recipe.json")
+    recipe = load_recipe(trained / "recipe.json")
     assert recipe == tiny
     replayed = train(recipe, binary, tmp_path / "again", split=str(trained / "split.csv"))
     for run in (twice, replayed):
@@ -236,7 +249,7 @@ def test_the_same_run_twice_gives_the_same_bytes_and_its_files_repeat_it(
     other = train(tiny, binary, tmp_path / "twice", seed=5)
     assert other.name.endswith("-s5")
     assert (other / MODEL).read_bytes() != (trained / MODEL).read_bytes()
-    assert read(other / "run.json")["seed"] == load(other / "recipe.json").seed == 5
+    assert read(other / "run.json")["seed"] == load_recipe(other / "recipe.json").seed == 5
     assert (other / "split.csv").read_bytes() == (trained / "split.csv").read_bytes(), "a seed moves no image"
 
 
@@ -259,7 +272,7 @@ def test_a_split_is_used_by_name_or_by_file(binary: Path, tiny: Recipe, tmp_path
     code, out, _ = invoke("split", data, "--scheme", "given", "--name", "mine", "--validation", "0.3", "--seed", 3)
     assert code == 0
     assert out.splitlines()[-1] == str(data / "splits" / "mine.csv")
-    save(tiny, tmp_path / "tiny.json")
+    save_recipe(tiny, tmp_path / "tiny.json")
     for split in ("mine", data / "splits" / "mine.csv"):
         out_folder = tmp_path / f"runs-{len(str(split))}"
         words = ("train", tmp_path / "tiny.json", data, "--split", split, "--out", out_folder, "--seed", "2")
@@ -301,10 +314,10 @@ def test_a_test_side_that_lacks_a_class_is_evaluated_with_nulls(nine: Path, tiny
 def test_a_grid_is_decided_on_validation_and_its_trials_never_see_the_test_side(
     binary: Path, tiny: Recipe, tmp_path: Path
 ) -> None:
-    base = replace(tiny, name="grid", monitor="val_auroc_macro", phases=(whole(1, lr=1e-3),))
-    members = grid(base, lrs=(1e-2, 1e-4), dropouts=(0.0, 0.5))
-    data, where = dk.load_dataset(binary), dk.Where(out=tmp_path, device="cpu")
-    final = dk.tune(members, data, name="small", where=where)
+    base = replace(tiny, name="grid", monitor="val_auroc_macro", phases=(full_phase(1, lr=1e-3),))
+    members = make_grid(base, learning_rates=(1e-2, 1e-4), dropouts=(0.0, 0.5))
+    data, where = dk.load_dataset(binary), dk.RunSettings(out=tmp_path, device="cpu")
+    final = dk.tune(members, data, name="small", settings=where)
     trials = sorted((tmp_path / "small" / "trials").glob("*/*/metrics.json"))
     assert len(trials) == len(members) == 4
     for path in trials:
@@ -367,7 +380,7 @@ def test_two_classes_are_tested_on_seven(trained: Path, seven: Path, tmp_path: P
     assert len(predictions) + metrics["unmapped"]["akiec"] == len(labels)
     assert pd.read_csv(folder / "unmapped.csv")["label"].tolist() == ["akiec"] * metrics["unmapped"]["akiec"]
     for image_id, label in zip(predictions["image_id"], predictions["label"], strict=True):
-        assert label == classify(labels[image_id]).malignancy
+        assert label == classify_label(labels[image_id]).malignancy
     assert metrics["overlap"]["same_pixels"] == 0
     report = (folder / "report.html").read_text()
     assert "images are not scored: their labels map to no class" in report
@@ -377,7 +390,7 @@ def test_two_classes_are_tested_on_seven(trained: Path, seven: Path, tmp_path: P
 def test_nine_classes_are_tested_on_two_with_a_map(
     nine: Path, binary: Path, tiny: Recipe, tmp_path: Path, invoke: Invoke
 ) -> None:
-    run = train(replace(tiny, split=GIVEN, phases=(whole(1, lr=1e-3),)), nine, tmp_path)
+    run = train(replace(tiny, split=GIVEN_SPLIT, phases=(full_phase(1, lr=1e-3),)), nine, tmp_path)
     names = dk.load_dataset(nine).class_names
     bad = {"melanoma", "basal cell carcinoma", "squamous cell carcinoma", "actinic keratosis"}
     model = {name: "malignant" if name in bad else "benign" for name in names}
@@ -403,7 +416,7 @@ def test_nine_classes_are_tested_on_two_with_a_map(
 def test_images_that_training_looked_at_are_counted_as_overlap(
     trained: Path, binary: Path, tmp_path: Path
 ) -> None:
-    report = dk.evaluate(trained / "model", on=dk.load_dataset(binary), out=tmp_path / "same")
+    report = dk.evaluate(trained / "model", dataset=dk.load_dataset(binary), out=tmp_path / "same")
     split = pd.read_csv(trained / "split.csv")
     known = int((split["split"] != "test").sum())
     metrics = read(report.parent / "metrics.json")
@@ -418,7 +431,7 @@ def test_the_model_folder_holds_what_validation_settled(trained: Path, binary: P
         assert card[name] == decision[name]
     text = (trained / "model" / "MODEL_CARD.md").read_text()
     assert ("log probabilities divided by" in text) == (decision["calibration"]["kind"] != "none")
-    report = dk.evaluate(trained / "model", on=dk.load_dataset(binary), out=tmp_path / "same")
+    report = dk.evaluate(trained / "model", dataset=dk.load_dataset(binary), out=tmp_path / "same")
     told = read(report.parent / "metrics.json")
     assert told["decision"]["calibration"] == decision["calibration"]
     assert "decided" in told["splits"]["test"]
@@ -431,7 +444,7 @@ def test_a_model_of_the_first_format_is_still_read(trained: Path, tmp_path: Path
     older = {name: value for name, value in card.items() if name not in ("conformal", "validation_images")}
     older |= {"format": 1, "calibration": {"method": "none", "temperature": 1.0}, "operating_points": []}
     write_json(model / "model.json", {k: v for k, v in older.items() if k != "format"}, format=1)
-    write_sums(model)
+    write_checksums(model)
     assert load_model(model).card["conformal"] is None
 
 
@@ -448,10 +461,10 @@ def test_runs_are_set_side_by_side(pair: list[Path], invoke: Invoke, tmp_path: P
     comparison = compare_runs(pair)
     assert comparison.same_images == {"test": True, "validation": True}
     assert comparison.table["run"].nunique() == 2, "two folders of one name stay two runs"
-    wide = comparison.wide(("accuracy", "nonsense"), split="test")
+    wide = comparison.wide_table(("accuracy", "nonsense"), split="test")
     assert len(set(wide["accuracy"])) == 1
     assert set(wide["nonsense"]) == {"not reported"}
-    assert pd.read_csv(write_comparison(comparison, tmp_path / "tables"))["metric"].nunique() > 5
+    assert pd.read_csv(write_comparison_tables(comparison, tmp_path / "tables"))["metric"].nunique() > 5
     code, out, _ = invoke("compare", *pair, "--out", tmp_path / "comparison")
     assert code == 0
     assert "test (the same images)" in out
@@ -471,7 +484,7 @@ def test_the_page_and_the_tables_say_what_the_pairs_found(pair: list[Path], tmp_
     frame.loc[turned, "predicted"] = frame.loc[turned, "predicted"].map(other)
     frame.to_csv(path, index=False)
     dk.evaluate(pair[1])
-    outcome = dk.compare(pair, published=["S2: accuracy=.4661,n=118"], out=tmp_path / "out")
+    outcome = dk.compare(pair, claim_texts=["S2: accuracy=.4661,n=118"], out=tmp_path / "out")
     body = read(tmp_path / "out" / "comparison.json")
     figures = next(item for item in body["pairs"] if item["split"] == "test")["figures"]
     accuracy = figures["accuracy"]
@@ -553,8 +566,8 @@ def test_a_recipe_file_says_the_split_that_was_used(binary: Path, tiny: Recipe, 
     other = replace(tiny.split, seed=tiny.split.seed + 1, validation=0.3)
     dk.split(dk.load_dataset(binary), other, name="other")
     first = train(tiny, binary, tmp_path / "runs", split="other")
-    assert load(first / "recipe.json").split == other
-    again = train(load(first / "recipe.json"), binary, tmp_path / "again")
+    assert load_recipe(first / "recipe.json").split == other
+    again = train(load_recipe(first / "recipe.json"), binary, tmp_path / "again")
     assert (again / MODEL).read_bytes() == (first / MODEL).read_bytes()
     assert again.name == first.name
 
@@ -577,7 +590,7 @@ def test_unnamed_images_on_either_side_leave_overlap_open(trained: Path, seven: 
     """Whoever lacks the ids: a count of none is no proof."""
     data = dk.load_dataset(seven)
     nameless = replace(data, manifest=data.manifest.assign(isic_id=""))
-    dk.evaluate(trained, on=nameless, out=tmp_path / "out")
+    dk.evaluate(trained, dataset=nameless, out=tmp_path / "out")
     assert any("cannot be ruled out" in text for text in read(tmp_path / "out" / "run.json")["warnings"])
 
 

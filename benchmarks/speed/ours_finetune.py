@@ -18,7 +18,7 @@ import dermkit as dk
 from dermkit import __version__
 from dermkit.files import read_json
 from dermkit.models.net import build_net, resolve_weights
-from dermkit.recipes.schema import FORMAT, Recipe, load
+from dermkit.recipes.schema import RECIPE_FORMAT, Recipe, load_recipe
 
 MOST = 32
 """Bare steps between two epochs at most."""
@@ -70,7 +70,7 @@ class Between:
 
 def run_recipe(out: Path) -> dict[str, Any]:
     found = sorted(out.rglob("recipe.json"))
-    return read_json(found[-1], format=FORMAT) if found else {}
+    return read_json(found[-1], format=RECIPE_FORMAT) if found else {}
 
 
 def n_train(out: Path, dataset: dk.Dataset, recipe: Recipe) -> int:
@@ -82,12 +82,12 @@ def main() -> None:
     given = asked()
     if given.recipe is None:
         raise SystemExit("--recipe is missing")
-    recipe, dataset = load(given.recipe), dk.load_dataset(given.images)
+    recipe, dataset = load_recipe(given.recipe), dk.load_dataset(given.images)
     n = n_train(given.out, dataset, recipe)
     between = Between(given, recipe, len(dataset.classes), n)
-    watch = dk.Watch(say=between.say, step=between.step)
-    where = dk.Where(out=given.out / "runs", device="cpu", weights=given.weights)
-    folder = dk.train(recipe, dataset, where=where, watch=watch)
+    watch = dk.Progress(say=between.say, step=between.step)
+    where = dk.RunSettings(out=given.out / "runs", device="cpu", weights=given.weights)
+    folder = dk.train(recipe, dataset, settings=where, progress=watch)
     with (folder / "log.csv").open(newline="") as stream:
         log = list(csv.DictReader(stream))
     if not between.bare:

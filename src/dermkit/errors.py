@@ -15,16 +15,16 @@ class DermkitError(Exception):
     exit_code = 1
     code = "error"
 
-    def __init__(self, message: str, *, kept: str = "", remedy: str = "") -> None:
+    def __init__(self, message: str, *, outcome: str = "", remedy: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.kept = kept
+        self.outcome = outcome
         self.remedy = remedy
 
     def __str__(self) -> str:
-        kept = f"\nKept: {self.kept}" if self.kept else ""
-        remedy = f"\nTo do: {self.remedy}" if self.remedy else ""
-        return f"{self.message}{kept}{remedy}"
+        outcome_line = f"\nKept: {self.outcome}" if self.outcome else ""
+        remedy_line = f"\nTo do: {self.remedy}" if self.remedy else ""
+        return f"{self.message}{outcome_line}{remedy_line}"
 
 
 class UsageError(DermkitError):
@@ -41,7 +41,7 @@ class DataError(DermkitError):
     code = "data"
 
 
-class Refusal(StrEnum):
+class RejectionReason(StrEnum):
     """Why an image was not let in. The value is the reason code written to files."""
 
     MISSING = "missing"
@@ -58,19 +58,19 @@ class Refusal(StrEnum):
     BROKEN = "broken"
 
 
-class ImageRefused(DataError):
+class ImageRejected(DataError):
     """One image was refused at the gate. Exit code 3, or 7 where other images went on."""
 
     code = "image_refused"
 
-    def __init__(self, name: str, reason: Refusal, detail: str = "") -> None:
+    def __init__(self, name: str, reason: RejectionReason, detail: str = "") -> None:
         super().__init__(f"{name}: refused ({reason.value}){': ' + detail if detail else ''}")
         self.name = name
         self.reason = reason
         self.detail = detail
 
 
-class Diverged(DermkitError):
+class DivergenceError(DermkitError):
     """The loss or the weights stopped being numbers. Exit code 4."""
 
     exit_code = 4
@@ -91,12 +91,12 @@ class UntrustedError(DermkitError):
     code = "untrusted"
 
 
-class Interrupted(DermkitError):
+class RunInterrupt(DermkitError):
     """A person stopped the run; a checkpoint was written. Exit code 130."""
 
     exit_code = 130
     code = "interrupted"
 
 
-EXIT_SOME_REFUSED = 7
+EXIT_SOME_REJECTED = 7
 """Done, but some images were refused and listed (3 if none remain)."""

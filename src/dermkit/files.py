@@ -38,9 +38,9 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def fingerprint(*parts: object) -> str:
+def fingerprint(*values: object) -> str:
     """Return 12 hex digits that change whenever a JSON-able part changes."""
-    return sha256_bytes(canonical_json(parts).encode())[:12]
+    return sha256_bytes(canonical_json(values).encode())[:12]
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def output_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written: {error.strerror or error}",
-            kept="earlier files there are untouched, or the new one is whole in their place",
+            outcome="earlier files there are untouched, or the new one is whole in their place",
             remedy="free space, check that every parent is a folder you may write to, or choose another --out",
         ) from error
 
@@ -75,7 +75,7 @@ def check_writable(folder: Path, need_bytes: int = 0) -> None:
     if free < need_bytes:
         raise OutputError(
             f"{folder}: {free / 1e6:.0f} MB free, {need_bytes / 1e6:.0f} MB needed",
-            kept="what lies there already",
+            outcome="what lies there already",
             remedy="free space or choose another --out",
         )
 
@@ -89,23 +89,23 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def check_output(folder: Path, *, marker: str, what: str) -> None:
+def check_output(folder: Path, *, marker: str, description: str) -> None:
     """Refuse a folder that holds something else than an earlier output of the same kind, told by its `marker` file.
 
     Raises `UsageError`. Hidden files and the list of refused images do not count.
     """
     if not folder.is_dir() or (folder / marker).is_file():
         return
-    other = sorted(item.name for item in folder.iterdir() if not item.name.startswith("."))
-    if set(other) - {"refused.csv"}:
+    visible_names = sorted(child.name for child in folder.iterdir() if not child.name.startswith("."))
+    if set(visible_names) - {"refused.csv"}:
         raise UsageError(
-            f"{folder}: is not empty and is not {what} (it holds {', '.join(other[:3])})",
-            kept="everything there",
+            f"{folder}: is not empty and is not {description} (it holds {', '.join(visible_names[:3])})",
+            outcome="everything there",
             remedy="name a new folder with --out",
         )
 
 
-def write_with(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file whole or not at all: beside it, fsync, rename, fsync of the folder.
 
     `write` gets the temporary path, which keeps the ending of `path`.
@@ -128,10 +128,10 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write bytes crash-safely."""
-    write_with(path, lambda temporary: _write_all(temporary, data))
+    write_atomically(path, lambda temporary: _write_all_bytes(temporary, data))
 
 
-def _write_all(path: Path, data: bytes) -> None:
+def _write_all_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
@@ -140,14 +140,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_parts(path: Path, parts: Iterable[str]) -> None:
+def write_chunks(path: Path, chunks: Iterable[str]) -> None:
     """Write UTF-8 text crash-safely, part by part, so that it never lies in memory whole."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as stream:
-            stream.writelines(parts)
+            stream.writelines(chunks)
 
-    write_with(path, write)
+    write_atomically(path, write)
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, format: int) -> None:
@@ -157,8 +157,8 @@ def write_json(path: Path, value: Mapping[str, Any], *, format: int) -> None:
 
 def json_text(value: Mapping[str, Any], *, format: int) -> str:
     """Return what `write_json` writes."""
-    body = {"format": format, **{key: item for key, item in value.items() if key != "format"}}
-    return json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    document = {"format": format, **{key: field_value for key, field_value in value.items() if key != "format"}}
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -166,14 +166,14 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as stream:
-            plain = csv.writer(stream, lineterminator="\n")
+            plain_writer = csv.writer(stream, lineterminator="\n")
             # Python 3.11 leaves a lone carriage return unquoted, and a reader would take it for a line's end.
-            quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+            quoting_writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
             for row in itertools.chain([header], rows):
-                has_return = any(isinstance(cell, str) and "\r" in cell for cell in row)
-                (quoted if has_return else plain).writerow(row)
+                has_carriage_return = any(isinstance(cell, str) and "\r" in cell for cell in row)
+                (quoting_writer if has_carriage_return else plain_writer).writerow(row)
 
-    write_with(path, write)
+    write_atomically(path, write)
 
 
 def read_json(
@@ -188,7 +188,7 @@ def read_json(
     Raises `error` for a missing, broken or unknown file. The key `format` is removed from the result.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_a_number)
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except OSError as cause:
         raise error(f"{path}: cannot be read: {cause.strerror or cause}", remedy="check the path") from cause
     except (ValueError, RecursionError) as cause:
@@ -203,23 +203,23 @@ def read_json(
             f"{path}: format {value['format']}, this dermkit reads format {format}",
             remedy="use the dermkit version that wrote it, or make it again",
         )
-    return {key: item for key, item in value.items() if key != "format"}
+    return {key: field_value for key, field_value in value.items() if key != "format"}
 
 
-def _not_a_number(name: str) -> float:
+def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
 def sweep_temp(folder: Path) -> int:
     """Remove what killed writes left in a folder tree; returns how many. Call it under the folder's lock."""
-    stale = [path for path in folder.rglob(TEMP_PREFIX + "*") if path.is_file()]
-    for path in stale:
+    stale_files = [path for path in folder.rglob(TEMP_PREFIX + "*") if path.is_file()]
+    for path in stale_files:
         path.unlink(missing_ok=True)
-    return len(stale)
+    return len(stale_files)
 
 
 @contextmanager
-def lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
+def lock(folder: Path, *, timeout: float = 0.0) -> Iterator[None]:
     """Hold a folder against a second process; the second one is refused and told who holds it, where and since when.
 
     wait: seconds that the second one waits first, for work that is done in a moment. `.lock` holds "process host time"
@@ -232,11 +232,11 @@ def lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     try:
         with output_errors(path):
             try:
-                _take(descriptor, wait)
+                _acquire(descriptor, timeout)
             except BlockingIOError as error:
                 raise OutputError(
                     f"{folder}: is in use by {_holder(descriptor)}",
-                    kept="nothing was changed",
+                    outcome="nothing was changed",
                     remedy="wait for it to end, or choose another --out",
                 ) from error
             now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -253,14 +253,14 @@ def lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take(descriptor: int, wait: float) -> None:
+def _acquire(descriptor: int, timeout: float) -> None:
     """Take a lock; raises `BlockingIOError` where somebody else still holds it after so many seconds."""
-    until = time.monotonic() + wait
+    deadline = time.monotonic() + timeout
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() >= until:
+            if time.monotonic() >= deadline:
                 raise
             time.sleep(0.05)
         else:
@@ -269,6 +269,6 @@ def _take(descriptor: int, wait: float) -> None:
 
 def _holder(descriptor: int) -> str:
     """Return who holds a lock, as its file says."""
-    process, host, since, *_ = (*os.pread(descriptor, 400, 0).decode(errors="replace").split(), "", "", "")
-    named = f"process {process}" if process else "another process"
-    return f"{named}{f' on {host}' if host else ''}{f' since {since}' if since else ''}"
+    process, host, start_time, *_ = (*os.pread(descriptor, 400, 0).decode(errors="replace").split(), "", "", "")
+    owner = f"process {process}" if process else "another process"
+    return f"{owner}{f' on {host}' if host else ''}{f' since {start_time}' if start_time else ''}"

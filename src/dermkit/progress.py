@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Watch:
+class Progress:
     """say: one line for people. step: (what, done, total) for a progress bar."""
 
     say: Callable[[str], None] = lambda _line: None

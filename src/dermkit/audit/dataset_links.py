@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.audit.checks.finding import PAIR_COLUMNS
-from dermkit.audit.split_view import read_sides
+from dermkit.audit.checks.finding import IMAGE_PAIR_COLUMNS
+from dermkit.audit.split_view import read_audited_split
 from dermkit.data.identify import contradict
 from dermkit.data.manifest import Dataset
 from dermkit.files import lock
-from dermkit.progress import Watch
+from dermkit.progress import Progress
 
-Flags = NDArray[np.bool_]
+Bools = NDArray[np.bool_]
 
-NearLook = Callable[[Dataset, Dataset, Watch], pd.DataFrame]
+NearDuplicateSearch = Callable[[Dataset, Dataset, Progress], pd.DataFrame]
 """Opens the images of both sets; returns near copies: row `a` of the first, row `b` of the second, distance, kind.
 
 `attrs["unseen"]` says of which images nothing could be seen ("" or absent = of none).
@@ -27,58 +27,62 @@ NearLook = Callable[[Dataset, Dataset, Watch], pd.DataFrame]
 SAME_IMAGE = ("exact", "file", "near", "id")
 SAME_LESION = ("lesion",)
 SAME_PATIENT = ("patient",)
-WAYS = (*SAME_IMAGE, *SAME_LESION, *SAME_PATIENT)
+LINK_TYPES = (*SAME_IMAGE, *SAME_LESION, *SAME_PATIENT)
 """How an image of one set can belong to one of the other, strongest first; `near` stands for every near kind."""
 
-COLUMNS: Mapping[str, str] = {
+LINK_COLUMNS: Mapping[str, str] = {
     "exact": "pixel_sha256", "file": "file_sha256", "id": "isic_id", "lesion": "lesion_id", "patient": "patient_id",
 }  # fmt: skip
 
-_COUNTED = re.compile(r"(?i)(lesion|patient|subject|case|pat|les|id|l|p)?[\s_.-]*\d{1,6}")
+_NUMBERED_ID = re.compile(r"(?i)(lesion|patient|subject|case|pat|les|id|l|p)?[\s_.-]*\d{1,6}")
 """Ids that every set numbers anew: a number of few digits, alone or behind a common word."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Meeting:
+class DatasetLinks:
     """The links between data sets a and b.
 
-    links: row `a` of the first manifest, row `b` of the second, distance (NaN where only an id is shared), kind;
-    for every image of b and kind, one image of a per label. frames: both manifests with `split`.
+    links: row `reference` of the first manifest, row `external` of the second, distance (NaN where only an id
+    is shared), kind; for every image of b and kind, one image of a per label. frames: both manifests with `split`.
     searched: ways that were searched. blind: way -> why it could not be searched, or not everywhere.
     homonyms: ids of lesions and patients that are the same text in both sets without being taken for the same.
     """
 
-    a: Dataset
-    b: Dataset
-    frame_a: pd.DataFrame
-    frame_b: pd.DataFrame
+    reference: Dataset
+    external: Dataset
+    reference_rows: pd.DataFrame
+    external_rows: pd.DataFrame
     links: pd.DataFrame
-    searched: tuple[str, ...]
-    blind: Mapping[str, str]
-    homonyms: Mapping[str, int]
+    searched_types: tuple[str, ...]
+    limitations: Mapping[str, str]
+    ambiguous_ids: Mapping[str, int]
 
-    def found(self, ways: tuple[str, ...]) -> Flags:
+    def is_linked(self, link_types: tuple[str, ...]) -> Bools:
         """Say which images of b are linked to one of a in one of these ways."""
-        flags = np.zeros(len(self.frame_b), dtype=bool)
-        flags[self.links.loc[self.way.isin(ways), "b"].to_numpy(dtype=np.int64)] = True
+        flags = np.zeros(len(self.external_rows), dtype=bool)
+        flags[self.links.loc[self.link_types.isin(link_types), "b"].to_numpy(dtype=np.int64)] = True
         return flags
 
     @property
-    def way(self) -> "pd.Series[Any]":
+    def link_types(self) -> "pd.Series[Any]":
         """The way of each link: its kind, or `near` for every near kind."""
-        return self.links["kind"].where(self.links["kind"].isin(WAYS), "near")
+        return self.links["kind"].where(self.links["kind"].isin(LINK_TYPES), "near")
 
     @property
     def contradictions(self) -> pd.DataFrame:
         """The links of one image or one lesion whose two labels cannot both be right."""
-        classes = [{item.name: item for item in dataset.classes} for dataset in (self.a, self.b)]
-        links = self.links[self.way.isin((*SAME_IMAGE, *SAME_LESION))]
-        labels_a = self.frame_a["label"].to_numpy()[links["a"].to_numpy(dtype=np.int64)]
-        labels_b = self.frame_b["label"].to_numpy()[links["b"].to_numpy(dtype=np.int64)]
-        wrong = {
-            (x, y): contradict(classes[0][x], classes[1][y]) for x, y in set(zip(labels_a, labels_b, strict=True))
+        classes = [
+            {lesion_class.name: lesion_class for lesion_class in dataset.classes}
+            for dataset in (self.reference, self.external)
+        ]
+        links = self.links[self.link_types.isin((*SAME_IMAGE, *SAME_LESION))]
+        reference_labels = self.reference_rows["label"].to_numpy()[links["a"].to_numpy(dtype=np.int64)]
+        external_labels = self.external_rows["label"].to_numpy()[links["b"].to_numpy(dtype=np.int64)]
+        is_contradiction = {
+            (x, y): contradict(classes[0][x], classes[1][y])
+            for x, y in set(zip(reference_labels, external_labels, strict=True))
         }
-        flags = [wrong[pair] for pair in zip(labels_a, labels_b, strict=True)]
+        flags = [is_contradiction[pair] for pair in zip(reference_labels, external_labels, strict=True)]
         return links[np.array(flags, dtype=bool)]
 
     def pairs(self, links: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -87,93 +91,124 @@ class Meeting:
         Two images that are linked in several ways stand once, with the strongest.
         """
         links = self.links if links is None else links
-        strength = links["kind"].where(links["kind"].isin(WAYS), "near").map(WAYS.index)
-        ordered = links.assign(strength=strength).sort_values(["strength", "distance", "b", "a"], kind="stable")
-        ordered = ordered.drop_duplicates(["a", "b"])
+        strength = links["kind"].where(links["kind"].isin(LINK_TYPES), "near").map(LINK_TYPES.index)
+        sorted_links = links.assign(strength=strength).sort_values(
+            ["strength", "distance", "b", "a"], kind="stable"
+        )
+        sorted_links = sorted_links.drop_duplicates(["a", "b"])
         columns: dict[str, Any] = {}
         for name, source in (("image", "image_id"), ("label", "label"), ("split", "split")):
-            for side, frame in (("a", self.frame_a), ("b", self.frame_b)):
-                columns[f"{name}_{side}"] = frame[source].to_numpy()[ordered[side].to_numpy(dtype=np.int64)]
-        distance = ordered["distance"].astype(object).where(ordered["distance"].notna(), "")
-        columns |= {"distance": distance.to_numpy(), "kind": ordered["kind"].to_numpy()}
-        return pd.DataFrame(columns)[list(PAIR_COLUMNS)]
+            for suffix, frame in (("a", self.reference_rows), ("b", self.external_rows)):
+                columns[f"{name}_{suffix}"] = frame[source].to_numpy()[
+                    sorted_links[suffix].to_numpy(dtype=np.int64)
+                ]
+        distance = sorted_links["distance"].astype(object).where(sorted_links["distance"].notna(), "")
+        columns |= {"distance": distance.to_numpy(), "kind": sorted_links["kind"].to_numpy()}
+        return pd.DataFrame(columns)[list(IMAGE_PAIR_COLUMNS)]
 
 
-def meet(a: Dataset, b: Dataset, *, look: NearLook | None, watch: Watch) -> Meeting:
-    """Link the images of two data sets by pixels, files, ids, lesions and patients, and with `look` near copies."""
-    frame_a, frame_b = _with_split(a), _with_split(b)
-    parts = [_shared(frame_a, frame_b, way) for way in ("exact", "file", "id")]
-    blind = {way: reason for way in ("id", *SAME_LESION, *SAME_PATIENT) if (reason := _blindness(a, b, way))}
-    if look is None:
-        blind["near"] = "near copies were not searched"
+def link_datasets(
+    reference: Dataset, external: Dataset, *, near_duplicate_search: NearDuplicateSearch | None, progress: Progress
+) -> DatasetLinks:
+    """Link the images of two data sets by pixels, files, ids, lesions and patients, and with
+    `near_duplicate_search` near copies.
+    """
+    reference_rows, external_rows = _with_split(reference), _with_split(external)
+    link_tables = [
+        _links_by_value(reference_rows, external_rows, link_type) for link_type in ("exact", "file", "id")
+    ]
+    limitations = {
+        link_type: reason
+        for link_type in ("id", *SAME_LESION, *SAME_PATIENT)
+        if (reason := _missing_id_text(reference, external, link_type))
+    }
+    if near_duplicate_search is None:
+        limitations["near"] = "near copies were not searched"
     else:
-        with lock(b.folder):  # what is seen of b is kept in b's own audit folder; a's is locked by the caller
-            near = look(a, b, watch)
-            parts.append(_nearest(near, frame_a["label"]))
-        if unseen := near.attrs.get("unseen", ""):
-            blind["near"] = unseen
-    images = pd.concat(parts, ignore_index=True)
-    homonyms = {}
-    for way in (*SAME_LESION, *SAME_PATIENT):
-        shared = _shared(frame_a, frame_b, way)
-        sure = _meant(shared, images, frame_b[COLUMNS[way]])
-        homonyms[way] = int(frame_b.loc[shared.loc[~sure, "b"].unique(), COLUMNS[way]].nunique())
-        parts.append(shared[sure])
-    links = pd.concat(parts, ignore_index=True)
-    searched = tuple(way for way in WAYS if not (way == "near" and look is None))
-    return Meeting(
-        a=a, b=b, frame_a=frame_a, frame_b=frame_b, links=links, searched=searched, blind=blind,
-        homonyms={way: n for way, n in homonyms.items() if n},
-    )  # fmt: skip
+        with lock(
+            external.folder
+        ):  # what is seen of b is kept in b's own audit folder; a's is locked by the caller
+            near_pairs = near_duplicate_search(reference, external, progress)
+            link_tables.append(_nearest_per_label(near_pairs, reference_rows["label"]))
+        if unseen_text := near_pairs.attrs.get("unseen", ""):
+            limitations["near"] = unseen_text
+    image_links = pd.concat(link_tables, ignore_index=True)
+    ambiguous_ids = {}
+    for link_type in (*SAME_LESION, *SAME_PATIENT):
+        id_links = _links_by_value(reference_rows, external_rows, link_type)
+        is_same = _is_same_identity(id_links, image_links, external_rows[LINK_COLUMNS[link_type]])
+        ambiguous_ids[link_type] = int(
+            external_rows.loc[id_links.loc[~is_same, "b"].unique(), LINK_COLUMNS[link_type]].nunique()
+        )
+        link_tables.append(id_links[is_same])
+    links = pd.concat(link_tables, ignore_index=True)
+    searched_types = tuple(
+        link_type for link_type in LINK_TYPES if not (link_type == "near" and near_duplicate_search is None)
+    )
+    return DatasetLinks(
+        reference=reference,
+        external=external,
+        reference_rows=reference_rows,
+        external_rows=external_rows,
+        links=links,
+        searched_types=searched_types,
+        limitations=limitations,
+        ambiguous_ids={link_type: n for link_type, n in ambiguous_ids.items() if n},
+    )
 
 
 def _with_split(dataset: Dataset) -> pd.DataFrame:
     frame = dataset.manifest.reset_index(drop=True)
-    return frame.assign(split=read_sides(dataset, None).of(frame))
+    return frame.assign(split=read_audited_split(dataset, None).names_for(frame))
 
 
-def _shared(frame_a: pd.DataFrame, frame_b: pd.DataFrame, way: str) -> pd.DataFrame:
+def _links_by_value(reference_rows: pd.DataFrame, external_rows: pd.DataFrame, link_type: str) -> pd.DataFrame:
     """Link every image of b to one image of a per label that has the same known value."""
-    column = COLUMNS[way]
-    keys_a = frame_a[[column, "label"]].assign(a=np.arange(len(frame_a)))
-    keys_a = keys_a[keys_a[column] != ""].drop_duplicates([column, "label"])
-    keys_b = frame_b[[column]].assign(b=np.arange(len(frame_b)))
-    keys_b = keys_b[keys_b[column] != ""]
-    both = keys_a.merge(keys_b, on=column)[["a", "b"]]
+    column = LINK_COLUMNS[link_type]
+    reference_keys = reference_rows[[column, "label"]].assign(a=np.arange(len(reference_rows)))
+    reference_keys = reference_keys[reference_keys[column] != ""].drop_duplicates([column, "label"])
+    external_keys = external_rows[[column]].assign(b=np.arange(len(external_rows)))
+    external_keys = external_keys[external_keys[column] != ""]
+    links = reference_keys.merge(external_keys, on=column)[["a", "b"]]
     # Identical pixels are at distance 0; an id says nothing of what the pictures look like.
-    return both.assign(distance=0.0 if way in ("exact", "file") else np.nan, kind=way)
+    return links.assign(distance=0.0 if link_type in ("exact", "file") else np.nan, kind=link_type)
 
 
-def _nearest(near: pd.DataFrame, labels_a: "pd.Series[Any]") -> pd.DataFrame:
+def _nearest_per_label(near_pairs: pd.DataFrame, reference_labels: "pd.Series[Any]") -> pd.DataFrame:
     """Keep, of the near copies of an image of b, the nearest one per label."""
-    labels = labels_a.to_numpy()[near["a"].to_numpy(dtype=np.int64)]
-    ordered = near.assign(label=labels).sort_values(["distance", "a"], kind="stable")
-    kept = ordered.drop_duplicates(["b", "label"])[["a", "b", "distance", "kind"]]
-    return kept[kept["kind"] != "exact"]
+    labels = reference_labels.to_numpy()[near_pairs["a"].to_numpy(dtype=np.int64)]
+    sorted_pairs = near_pairs.assign(label=labels).sort_values(["distance", "a"], kind="stable")
+    nearest_pairs = sorted_pairs.drop_duplicates(["b", "label"])[["a", "b", "distance", "kind"]]
+    return nearest_pairs[nearest_pairs["kind"] != "exact"]
 
 
-def _meant(shared: pd.DataFrame, images: pd.DataFrame, ids: "pd.Series[Any]") -> Flags:
+def _is_same_identity(id_links: pd.DataFrame, image_links: pd.DataFrame, ids: "pd.Series[Any]") -> Bools:
     """Say which links by lesion or patient are meant: not those by ids that every set numbers anew.
 
     Such ids count once one of them is borne out: two pictures with the same id are one image by another way.
     """
-    if shared.empty:
+    if id_links.empty:
         return np.zeros(0, dtype=bool)
-    counted = ids.iloc[shared["b"]].str.fullmatch(_COUNTED.pattern, flags=re.IGNORECASE).to_numpy(dtype=bool)
-    known = set(zip(images["a"], images["b"], strict=True))
-    borne_out = any(pair in known for pair in zip(shared["a"], shared["b"], strict=True))
-    return ~counted | borne_out
+    is_numbered = (
+        ids.iloc[id_links["b"]].str.fullmatch(_NUMBERED_ID.pattern, flags=re.IGNORECASE).to_numpy(dtype=bool)
+    )
+    image_pairs = set(zip(image_links["a"], image_links["b"], strict=True))
+    is_confirmed = any(pair in image_pairs for pair in zip(id_links["a"], id_links["b"], strict=True))
+    return ~is_numbered | is_confirmed
 
 
-def _blindness(a: Dataset, b: Dataset, way: str) -> str:
+def _missing_id_text(reference: Dataset, external: Dataset, link_type: str) -> str:
     """Say how many images have no id of this kind to be found by, "" where all have one."""
     names = {"id": "ISIC id", "lesion": "lesion id", "patient": "patient id"}
-    missing = [(dataset, int((dataset.manifest[COLUMNS[way]] == "").sum())) for dataset in (a, b)]
-    parts = [
+    missing_counts = [
+        (dataset, int((dataset.manifest[LINK_COLUMNS[link_type]] == "").sum()))
+        for dataset in (reference, external)
+    ]
+    clauses = [
         f"no image of {dataset.name} has one"
         if n == len(dataset.manifest)
         else f"{n:,} of {len(dataset.manifest):,} images of {dataset.name} have none"
-        for dataset, n in missing
+        for dataset, n in missing_counts
         if n
     ]
-    return f"by {names[way]}: {', '.join(parts)}" if parts else ""
+    return f"by {names[link_type]}: {', '.join(clauses)}" if clauses else ""

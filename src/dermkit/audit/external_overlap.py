@@ -7,34 +7,42 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from dermkit.audit.acceptance import check_codes, void
-from dermkit.audit.checks.finding import Card, CheckFunction, Finding, Outcome, Severity, card
-from dermkit.audit.checks.text import counted, interval_text, listed, share_figures
-from dermkit.audit.dataset_links import SAME_IMAGE, SAME_LESION, SAME_PATIENT, WAYS, Meeting, NearLook, meet
-from dermkit.audit.external_overlap_page import write_against
-from dermkit.audit.output import Reported, open_errors, say_unfound
+from dermkit.audit.acceptance import check_codes, why_invalid
+from dermkit.audit.checks.finding import CheckCard, CheckFunction, Finding, Outcome, Severity, read_check_card
+from dermkit.audit.checks.text import interval_text, join_words, plural, proportion_json
+from dermkit.audit.dataset_links import (
+    LINK_TYPES,
+    SAME_IMAGE,
+    SAME_LESION,
+    SAME_PATIENT,
+    DatasetLinks,
+    NearDuplicateSearch,
+    link_datasets,
+)
+from dermkit.audit.external_overlap_page import write_external_check
+from dermkit.audit.output import ReportedFinding, open_errors, report_unused_codes
 from dermkit.data.identify import identify
-from dermkit.data.manifest import FORMAT, Dataset
+from dermkit.data.manifest import DATASET_FORMAT, Dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.files import lock, read_json, sweep_temp, write_json
-from dermkit.progress import Watch
+from dermkit.progress import Progress
 
-MeetingCheck = Callable[[Meeting], Outcome]
+LinksCheck = Callable[[DatasetLinks], Outcome]
 
-WAY_WORDS: Mapping[str, str] = {
+LINK_TYPE_TEXTS: Mapping[str, str] = {
     "exact": "identical pixels", "file": "identical files", "near": "near copies", "id": "the same ISIC id",
     "lesion": "the same lesion", "patient": "the same patient",
 }  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
-class AgainstOutcome:
+class ExternalCheckResult:
     """What holding b against a left. external: near copies were searched too, and nothing of a was found in b."""
 
-    meeting: Meeting
+    links: DatasetLinks
     verdict: str
-    external: bool
-    findings: list[Reported]
+    is_external: bool
+    findings: list[ReportedFinding]
     folder: Path
 
     @property
@@ -43,24 +51,24 @@ class AgainstOutcome:
         return self.folder / "against.html"
 
     @property
-    def open_errors(self) -> list[Reported]:
+    def open_errors(self) -> list[ReportedFinding]:
         """The errors that nobody accepted."""
         return open_errors(self.findings)
 
-    def refuse_errors(self) -> None:
+    def raise_for_errors(self) -> None:
         """Raise `DataError` (exit code 3) where an error is open."""
         errors = self.open_errors
         if not errors:
             return
-        accepting = " ".join(f"--accept {item.card.code}" for item in errors)
+        accept_flags = " ".join(f"--accept {error.card.code}" for error in errors)
         raise DataError(
             self.verdict,
-            kept=f"{self.page}, and pairs.csv beside it; no image and no row was changed",
-            remedy=f"leave these images of {self.meeting.b.name} out, or accept by code: {accepting}",
+            outcome=f"{self.page}, and pairs.csv beside it; no image and no row was changed",
+            remedy=f"leave these images of {self.links.external.name} out, or accept by code: {accept_flags}",
         )
 
 
-def da080_overlap(meeting: Meeting) -> Outcome:
+def da080_overlap(dataset_links: DatasetLinks) -> Outcome:
     """Images, lesions or patients of one set in the other.
 
     Threshold: one image of the second set has the pixels, the file, a near copy, the ISIC id, the lesion or the
@@ -72,32 +80,36 @@ def da080_overlap(meeting: Meeting) -> Outcome:
     Effect: A figure on the second set of a model made on the first is not external: it has seen these images or
     lesions, and its accuracy on them is too high.
     """
-    found = meeting.found(WAYS)
-    if not found.any():
+    linked_mask = dataset_links.is_linked(LINK_TYPES)
+    if not linked_mask.any():
         return None
-    labels = meeting.frame_b["label"]
-    totals = {name: int((labels == name).sum()) for name in meeting.b.class_names}
-    inside = {name: int((labels[found] == name).sum()) for name in totals}
-    ways = {way: int(meeting.found((way,)).sum()) for way in meeting.searched}
+    labels = dataset_links.external_rows["label"]
+    class_sizes = {name: int((labels == name).sum()) for name in dataset_links.external.class_names}
+    linked_per_class = {name: int((labels[linked_mask] == name).sum()) for name in class_sizes}
+    linked_per_type = {
+        link_type: int(dataset_links.is_linked((link_type,)).sum()) for link_type in dataset_links.searched_types
+    }
     return Finding(
         severity=Severity.ERROR,
-        n=int(found.sum()),
-        sentence=_overlap_sentence(meeting),
-        rows=meeting.pairs(),
+        n=int(linked_mask.sum()),
+        sentence=_overlap_sentence(dataset_links),
+        rows=dataset_links.pairs(),
         kind="pairs",
-        per_class={name: n for name, n in inside.items() if n},
+        per_class={name: n for name, n in linked_per_class.items() if n},
         figures={
-            "not_new": share_figures(int(meeting.found(SAME_IMAGE).sum()), len(labels)),
-            "same_lesion": share_figures(int(meeting.found((*SAME_IMAGE, *SAME_LESION)).sum()), len(labels)),
-            "found": share_figures(int(found.sum()), len(labels)),
-            "ways": ways,
-            "per_class": {name: share_figures(inside[name], n) for name, n in totals.items()},
-            "sides_of_a": _sides_of_a(meeting),
+            "not_new": proportion_json(int(dataset_links.is_linked(SAME_IMAGE).sum()), len(labels)),
+            "same_lesion": proportion_json(
+                int(dataset_links.is_linked((*SAME_IMAGE, *SAME_LESION)).sum()), len(labels)
+            ),
+            "found": proportion_json(int(linked_mask.sum()), len(labels)),
+            "ways": linked_per_type,
+            "per_class": {name: proportion_json(linked_per_class[name], n) for name, n in class_sizes.items()},
+            "sides_of_a": _linked_per_split(dataset_links),
         },
     )
 
 
-def da081_contradictions(meeting: Meeting) -> Outcome:
+def da081_contradictions(dataset_links: DatasetLinks) -> Outcome:
     """One image or lesion under contradictory labels in the two sets.
 
     Threshold: one pair of the same image (pixels, file, near copy or ISIC id) or lesion, whose two diagnoses differ
@@ -107,26 +119,26 @@ def da081_contradictions(meeting: Meeting) -> Outcome:
 
     Effect: No model can be right on both sets: at least one of the two labels is wrong, and so is the accuracy on it.
     """
-    wrong = meeting.contradictions
-    if wrong.empty:
+    contradictions = dataset_links.contradictions
+    if contradictions.empty:
         return None
-    pairs = meeting.pairs(wrong)
-    n = int(wrong["b"].nunique())
-    commonest = Counter(zip(pairs["label_a"], pairs["label_b"], strict=True)).most_common(3)
-    examples = [f"{a} and {b} ({size})" for (a, b), size in commonest]
-    labels = meeting.frame_b["label"].iloc[wrong["b"].unique()]
+    pairs = dataset_links.pairs(contradictions)
+    n = int(contradictions["b"].nunique())
+    common_label_pairs = Counter(zip(pairs["label_a"], pairs["label_b"], strict=True)).most_common(3)
+    examples = [f"{a} and {b} ({size})" for (a, b), size in common_label_pairs]
+    labels = dataset_links.external_rows["label"].iloc[contradictions["b"].unique()]
     return Finding(
         severity=Severity.ERROR,
         n=n,
-        sentence=f"{counted(n, 'image')} of {meeting.b.name} contradict{'s' * (n == 1)} the label that "
-        f"{meeting.a.name} gives the same image or lesion, such as {listed(examples)}.",
+        sentence=f"{plural(n, 'image')} of {dataset_links.external.name} contradict{'s' * (n == 1)} the label that "
+        f"{dataset_links.reference.name} gives the same image or lesion, such as {join_words(examples)}.",
         rows=pairs,
         kind="pairs",
         per_class={str(name): int(k) for name, k in labels.value_counts().items()},
     )
 
 
-def da082_same_archive(meeting: Meeting) -> Outcome:
+def da082_same_archive(dataset_links: DatasetLinks) -> Outcome:
     """Both sets are from one archive, though no overlap was found.
 
     Threshold: both are recognised as drawn from the same archive, or carry its ids, and nothing of DA080 was found.
@@ -135,149 +147,203 @@ def da082_same_archive(meeting: Meeting) -> Outcome:
 
     Effect: Clinics, cameras and labelling are shared, so that an accuracy falls less than on strangers' images.
     """
-    archives = [_archive(dataset) for dataset in (meeting.a, meeting.b)]
-    if not archives[0] or archives[0] != archives[1] or meeting.found(WAYS).any():
+    archives = [_archive_of(dataset) for dataset in (dataset_links.reference, dataset_links.external)]
+    if not archives[0] or archives[0] != archives[1] or dataset_links.is_linked(LINK_TYPES).any():
         return None
-    rows = meeting.frame_b[["image_id", "path", "label", "split"]].head(0)
+    rows = dataset_links.external_rows[["image_id", "path", "label", "split"]].head(0)
     return Finding(
         severity=Severity.NOTE,
-        n=len(meeting.frame_b),
+        n=len(dataset_links.external_rows),
         sentence=f"Both sets draw from the {archives[0]}: no common image was found, but they are no strangers.",
         rows=rows,
     )
 
 
-MEETING_CHECKS: tuple[MeetingCheck, ...] = (da080_overlap, da081_contradictions, da082_same_archive)
+LINKS_CHECKS: tuple[LinksCheck, ...] = (da080_overlap, da081_contradictions, da082_same_archive)
 
 
-def audit_against(
-    a: Dataset, b: Dataset, *, watch: Watch, look: NearLook | None = None, accept: Sequence[str] = ()
-) -> AgainstOutcome:
+def run_external_check(
+    reference: Dataset,
+    external: Dataset,
+    *,
+    progress: Progress,
+    near_duplicate_search: NearDuplicateSearch | None = None,
+    accept: Sequence[str] = (),
+) -> ExternalCheckResult:
     """Say how much of data set b is new to somebody who has seen a; writes into A/audit/against-<name of b>.
 
     Files: against.json, pairs.csv (image_a of a, image_b of b), DA081.csv where labels contradict, against.html.
     look: the search for near copies (`run.looking_across`); without it ids and hashes alone are compared, and no set
     is called external.
     accept: codes accepted for this pair of sets as they are found now; recorded in A's dataset.json under
-    `accepted_against`. Errors that are found do not raise (`AgainstOutcome.refuse_errors` does). Raises `UsageError`
-    (the same folder twice, unknown code), `DataError`, `OutputError`.
+    `accepted_against`. Errors that are found do not raise (`ExternalCheckResult.refuse_errors` does). Raises
+    `UsageError` (the same folder twice, unknown code), `DataError`, `OutputError`.
     """
-    if a.folder.resolve() == b.folder.resolve():
-        raise UsageError(f"{a.folder}: is held against itself", remedy="name two data set folders")
-    codes = check_codes(accept, [card(cast(CheckFunction, check)).code for check in MEETING_CHECKS])
-    folder = a.folder / "audit" / f"against-{_plain(b.name)}"
-    with lock(a.folder):
-        sweep_temp(a.folder / "audit")
-        meeting = meet(a, b, look=look, watch=watch)
-        cards = [(card(cast(CheckFunction, check)), check(meeting)) for check in MEETING_CHECKS]
-        meeting = _accepted(meeting, [(c, f) for c, f in cards if isinstance(f, Finding) and c.code in codes])
-        findings = [_report(meeting, read, found) for read, found in cards if isinstance(found, Finding)]
-        text = verdict(meeting)
-        write_against(folder, meeting, findings, text, is_external=is_external(meeting))
-    say_unfound(codes, findings, watch)
-    return AgainstOutcome(meeting, text, is_external(meeting), findings, folder)
+    if reference.folder.resolve() == external.folder.resolve():
+        raise UsageError(f"{reference.folder}: is held against itself", remedy="name two data set folders")
+    codes = check_codes(accept, [read_check_card(cast(CheckFunction, check)).code for check in LINKS_CHECKS])
+    folder = reference.folder / "audit" / f"against-{_file_safe(external.name)}"
+    with lock(reference.folder):
+        sweep_temp(reference.folder / "audit")
+        dataset_links = link_datasets(
+            reference, external, near_duplicate_search=near_duplicate_search, progress=progress
+        )
+        outcomes = [(read_check_card(cast(CheckFunction, check)), check(dataset_links)) for check in LINKS_CHECKS]
+        dataset_links = _record_acceptances(
+            dataset_links, [(c, f) for c, f in outcomes if isinstance(f, Finding) and c.code in codes]
+        )
+        findings = [
+            _report_finding(dataset_links, check_card, outcome)
+            for check_card, outcome in outcomes
+            if isinstance(outcome, Finding)
+        ]
+        verdict_text = external_verdict(dataset_links)
+        write_external_check(folder, dataset_links, findings, verdict_text, is_external=is_external(dataset_links))
+    report_unused_codes(codes, findings, progress)
+    return ExternalCheckResult(dataset_links, verdict_text, is_external(dataset_links), findings, folder)
 
 
-def verdict(meeting: Meeting) -> str:
+def external_verdict(dataset_links: DatasetLinks) -> str:
     """Return whether b is external to a, in one sentence."""
-    n, total = int(meeting.found(WAYS).sum()), len(meeting.frame_b)
+    n, total = int(dataset_links.is_linked(LINK_TYPES).sum()), len(dataset_links.external_rows)
     if n:
         return (
-            f"Your external test set is not external: {n:,} of {total:,} images of {meeting.b.name} "
+            f"Your external test set is not external: {n:,} of {total:,} images of {dataset_links.external.name} "
             f"({interval_text(n, total)}) belong to images, lesions or patients of "
-            f"{meeting.a.name}."
+            f"{dataset_links.reference.name}."
         )
-    ways = listed([WAY_WORDS[way] for way in meeting.searched if way not in meeting.blind])
-    nothing = f"no image of {meeting.b.name} shares {ways.replace(' and ', ' or ')} with {meeting.a.name}"
-    unknown = [way for way in meeting.searched if way in meeting.blind and way != "near"]
-    ids = listed([WAY_WORDS[way].removeprefix("the same ") for way in unknown])
-    but = f"; not all images have a known {ids.replace(' and ', ' or ')}" if ids else ""
-    if is_external(meeting):
-        return f"Your external test set is external as far as can be seen: {nothing}{but}."
-    return f"Your external test set cannot be called external: {nothing}{but}, but {meeting.blind['near']}."
+    link_type_names = join_words(
+        [
+            LINK_TYPE_TEXTS[link_type]
+            for link_type in dataset_links.searched_types
+            if link_type not in dataset_links.limitations
+        ]
+    )
+    no_link_text = (
+        f"no image of {dataset_links.external.name} shares "
+        f"{link_type_names.replace(' and ', ' or ')} with {dataset_links.reference.name}"
+    )
+    limited_types = [
+        link_type
+        for link_type in dataset_links.searched_types
+        if link_type in dataset_links.limitations and link_type != "near"
+    ]
+    ids = join_words([LINK_TYPE_TEXTS[link_type].removeprefix("the same ") for link_type in limited_types])
+    unknown_ids_text = f"; not all images have a known {ids.replace(' and ', ' or ')}" if ids else ""
+    if is_external(dataset_links):
+        return f"Your external test set is external as far as can be seen: {no_link_text}{unknown_ids_text}."
+    return (
+        f"Your external test set cannot be called external: {no_link_text}{unknown_ids_text}, but "
+        f"{dataset_links.limitations['near']}."
+    )
 
 
-def is_external(meeting: Meeting) -> bool:
+def is_external(dataset_links: DatasetLinks) -> bool:
     """Say whether near copies were searched too, and nothing was found."""
-    return "near" not in meeting.blind and not meeting.found(WAYS).any()
+    return "near" not in dataset_links.limitations and not dataset_links.is_linked(LINK_TYPES).any()
 
 
-def _overlap_sentence(meeting: Meeting) -> str:
-    total = len(meeting.frame_b)
-    image, lesion = meeting.found(SAME_IMAGE), meeting.found(SAME_LESION)
-    patient = meeting.found(SAME_PATIENT)
-    seen = int(image.sum())
-    ways = [
-        f"{WAY_WORDS[way]} {n:,}"
-        for way in SAME_IMAGE
-        if way in meeting.searched and (n := int(meeting.found((way,)).sum()))
+def _overlap_sentence(dataset_links: DatasetLinks) -> str:
+    total = len(dataset_links.external_rows)
+    same_image, same_lesion = dataset_links.is_linked(SAME_IMAGE), dataset_links.is_linked(SAME_LESION)
+    same_patient = dataset_links.is_linked(SAME_PATIENT)
+    n_same_image = int(same_image.sum())
+    link_type_counts = [
+        f"{LINK_TYPE_TEXTS[link_type]} {n:,}"
+        for link_type in SAME_IMAGE
+        if link_type in dataset_links.searched_types and (n := int(dataset_links.is_linked((link_type,)).sum()))
     ]
-    parts = [
-        f"{seen:,} of {total:,} images of {meeting.b.name} ({interval_text(seen, total)}) "
-        f"are pictures that {meeting.a.name} has too" + (f" ({', '.join(ways)})" if ways else "")
+    clauses = [
+        f"{n_same_image:,} of {total:,} images of {dataset_links.external.name} ({interval_text(n_same_image, total)}) "
+        f"are pictures that {dataset_links.reference.name} has too"
+        + (f" ({', '.join(link_type_counts)})" if link_type_counts else "")
     ]
-    for flags, words in ((lesion & ~image, "a lesion"), (patient & ~lesion & ~image, "a patient")):
+    for flags, noun in (
+        (same_lesion & ~same_image, "a lesion"),
+        (same_patient & ~same_lesion & ~same_image, "a patient"),
+    ):
         if flags.any():
-            parts.append(f"{int(flags.sum()):,} more show {words} of {meeting.a.name}")
-    sides = _sides_of_a(meeting)
-    if sides:
-        parts.append(
-            f"by the sides of {meeting.a.name}: " + ", ".join(f"{side} {n:,}" for side, n in sides.items())
+            clauses.append(f"{int(flags.sum()):,} more show {noun} of {dataset_links.reference.name}")
+    linked_per_split = _linked_per_split(dataset_links)
+    if linked_per_split:
+        clauses.append(
+            f"by the sides of {dataset_links.reference.name}: "
+            + ", ".join(f"{split_name} {n:,}" for split_name, n in linked_per_split.items())
         )
-    return "; ".join(parts) + "."
+    return "; ".join(clauses) + "."
 
 
-def _sides_of_a(meeting: Meeting) -> dict[str, int]:
+def _linked_per_split(dataset_links: DatasetLinks) -> dict[str, int]:
     """Return images of b linked to each side of a: a model has learned from the training side alone."""
-    sides = meeting.links.assign(side=meeting.frame_a["split"].to_numpy()[meeting.links["a"].to_numpy(dtype=int)])
-    counts = sides[sides["side"] != ""].groupby("side")["b"].nunique()
-    return {str(side): int(n) for side, n in counts.items()}
+    links_with_split = dataset_links.links.assign(
+        side=dataset_links.reference_rows["split"].to_numpy()[dataset_links.links["a"].to_numpy(dtype=int)]
+    )
+    counts = links_with_split[links_with_split["side"] != ""].groupby("side")["b"].nunique()
+    return {str(split_name): int(n) for split_name, n in counts.items()}
 
 
-def _archive(dataset: Dataset) -> str:
+def _archive_of(dataset: Dataset) -> str:
     """Return the archive that a set draws from, "" where it is unknown."""
-    known = identify(dataset.manifest)
-    if known:
-        return known.known.archive
-    stated = str(dataset.notes.get("archive", ""))
+    identity = identify(dataset.manifest)
+    if identity:
+        return identity.known_dataset.archive
+    stated_archive = str(dataset.notes.get("archive", ""))
     of_isic = (dataset.manifest["isic_id"] != "").mean() > 0.5  # most of its images
-    return stated or ("ISIC Archive" if of_isic else "")
+    return stated_archive or ("ISIC Archive" if of_isic else "")
 
 
-def _plain(name: str) -> str:
-    kept = "".join(sign if (sign.isalnum() and sign.isascii()) or sign in "._-" else "-" for sign in name)
-    return kept.strip(".-")[:80] or "other"
+def _file_safe(name: str) -> str:
+    safe_name = "".join(
+        character if (character.isalnum() and character.isascii()) or character in "._-" else "-"
+        for character in name
+    )
+    return safe_name.strip(".-")[:80] or "other"
 
 
 # Acceptance: for this pair of sets, in A's dataset.json -------------------------------------------------------------
 
 
-def _report(meeting: Meeting, read: Card, finding: Finding) -> Reported:
-    record = _records(meeting.a).get(meeting.b.name, {}).get(read.code)
+def _report_finding(dataset_links: DatasetLinks, check_card: CheckCard, finding: Finding) -> ReportedFinding:
+    record = (
+        _recorded_acceptances(dataset_links.reference).get(dataset_links.external.name, {}).get(check_card.code)
+    )
     if record is None:
-        return Reported(read, finding, None, "")
-    reason = void(record, manifest_sha256=_both(meeting), n=finding.n)
-    return Reported(read, finding, None if reason else record, reason)
+        return ReportedFinding(check_card, finding, None, "")
+    reason = why_invalid(record, manifest_sha256=_manifest_hashes(dataset_links), n=finding.n)
+    return ReportedFinding(check_card, finding, None if reason else record, reason)
 
 
-def _accepted(meeting: Meeting, found: Sequence[tuple[Card, Finding]]) -> Meeting:
+def _record_acceptances(
+    dataset_links: DatasetLinks, findings: Sequence[tuple[CheckCard, Finding]]
+) -> DatasetLinks:
     """Record acceptances in A's dataset.json; returns the meeting whose `a` says so."""
-    if not found:
-        return meeting
+    if not findings:
+        return dataset_links
     date = datetime.now(UTC).date().isoformat()
-    new = {read.code: {"date": date, "manifest_sha256": _both(meeting), "n": item.n} for read, item in found}
-    before = _records(meeting.a)
-    records = {**before, meeting.b.name: {**before.get(meeting.b.name, {}), **new}}
-    path = meeting.a.folder / "dataset.json"
-    body = read_json(path, format=FORMAT, error=DataError)
-    write_json(path, {**body, "accepted_against": records}, format=FORMAT)
-    return replace(meeting, a=replace(meeting.a, notes={**meeting.a.notes, "accepted_against": records}))
+    new_records = {
+        check_card.code: {"date": date, "manifest_sha256": _manifest_hashes(dataset_links), "n": finding.n}
+        for check_card, finding in findings
+    }
+    earlier_records = _recorded_acceptances(dataset_links.reference)
+    records = {
+        **earlier_records,
+        dataset_links.external.name: {**earlier_records.get(dataset_links.external.name, {}), **new_records},
+    }
+    path = dataset_links.reference.folder / "dataset.json"
+    dataset_json = read_json(path, format=DATASET_FORMAT, error=DataError)
+    write_json(path, {**dataset_json, "accepted_against": records}, format=DATASET_FORMAT)
+    return replace(
+        dataset_links,
+        reference=replace(
+            dataset_links.reference, notes={**dataset_links.reference.notes, "accepted_against": records}
+        ),
+    )
 
 
-def _records(dataset: Dataset) -> dict[str, Any]:
-    found = dataset.notes.get("accepted_against", {})
-    return dict(found) if isinstance(found, Mapping) else {}
+def _recorded_acceptances(dataset: Dataset) -> dict[str, Any]:
+    acceptances = dataset.notes.get("accepted_against", {})
+    return dict(acceptances) if isinstance(acceptances, Mapping) else {}
 
 
-def _both(meeting: Meeting) -> str:
-    return f"{meeting.a.manifest_sha256} {meeting.b.manifest_sha256}"
+def _manifest_hashes(dataset_links: DatasetLinks) -> str:
+    return f"{dataset_links.reference.manifest_sha256} {dataset_links.external.manifest_sha256}"

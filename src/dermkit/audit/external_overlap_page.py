@@ -7,26 +7,26 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.audit.checks.finding import PAIR_COLUMNS
-from dermkit.audit.checks.text import share_figures
-from dermkit.audit.dataset_links import SAME_IMAGE, Meeting
-from dermkit.audit.output import Reported, versions
+from dermkit.audit.checks.finding import IMAGE_PAIR_COLUMNS
+from dermkit.audit.checks.text import proportion_json
+from dermkit.audit.dataset_links import SAME_IMAGE, DatasetLinks
+from dermkit.audit.output import ReportedFinding, audit_versions
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DermkitError
 from dermkit.files import make_folder, write_json, write_rows, write_text
 from dermkit.images.decode import open_image
-from dermkit.render.html import templates
+from dermkit.render.html import template_environment
 from dermkit.render.sheets import data_uri
 
-FORMAT = 1
-SHOWN = 24
+AGAINST_FORMAT = 1
+_MAX_PAIRS = 24
 """Pairs drawn of each finding: about 12 kB each, so that the page stays under 1 MB."""
 
-SIDE = 144
+_THUMBNAIL_SIDE = 144
 
 
 @dataclass(frozen=True)
-class Shown:
+class PairImage:
     """An image of a pair as the page shows it; uri is "" where it is not at hand."""
 
     uri: str
@@ -36,34 +36,44 @@ class Shown:
     split: str
 
 
-def write_against(
-    folder: Path, meeting: Meeting, findings: Sequence[Reported], verdict: str, *, is_external: bool
+def write_external_check(
+    folder: Path,
+    dataset_links: DatasetLinks,
+    findings: Sequence[ReportedFinding],
+    verdict: str,
+    *,
+    is_external: bool,
 ) -> None:
     """Write the files; CSVs of an earlier comparison that have nothing to say now are removed."""
     make_folder(folder)
-    write_rows(folder / "pairs.csv", PAIR_COLUMNS, meeting.pairs().to_numpy(dtype=object).tolist())
-    contradictions = meeting.pairs(meeting.contradictions)
+    write_rows(folder / "pairs.csv", IMAGE_PAIR_COLUMNS, dataset_links.pairs().to_numpy(dtype=object).tolist())
+    contradictions = dataset_links.pairs(dataset_links.contradictions)
     if len(contradictions):
-        write_rows(folder / "DA081.csv", PAIR_COLUMNS, contradictions.to_numpy(dtype=object).tolist())
+        write_rows(folder / "DA081.csv", IMAGE_PAIR_COLUMNS, contradictions.to_numpy(dtype=object).tolist())
     else:
         (folder / "DA081.csv").unlink(missing_ok=True)
-    body = {
-        "a": _facts(meeting.a),
-        "b": _facts(meeting.b),
+    against_json = {
+        "a": _dataset_json(dataset_links.reference),
+        "b": _dataset_json(dataset_links.external),
         "verdict": verdict,
         "external": is_external,
-        "not_new": share_figures(int(meeting.found(SAME_IMAGE).sum()), len(meeting.frame_b)),
-        "ways": {way: int(meeting.found((way,)).sum()) for way in meeting.searched},
-        "blind": dict(meeting.blind),
-        "homonyms": dict(meeting.homonyms),
-        "findings": [_finding(item) for item in findings],
-        "versions": versions(),
+        "not_new": proportion_json(
+            int(dataset_links.is_linked(SAME_IMAGE).sum()), len(dataset_links.external_rows)
+        ),
+        "ways": {
+            link_type: int(dataset_links.is_linked((link_type,)).sum())
+            for link_type in dataset_links.searched_types
+        },
+        "blind": dict(dataset_links.limitations),
+        "homonyms": dict(dataset_links.ambiguous_ids),
+        "findings": [_finding_json(reported) for reported in findings],
+        "versions": audit_versions(),
     }
-    write_json(folder / "against.json", body, format=FORMAT)
-    write_text(folder / "against.html", _page(meeting, findings, verdict, body))
+    write_json(folder / "against.json", against_json, format=AGAINST_FORMAT)
+    write_text(folder / "against.html", _render_page(dataset_links, findings, verdict, against_json))
 
 
-def _facts(dataset: Dataset) -> dict[str, Any]:
+def _dataset_json(dataset: Dataset) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "images": len(dataset.manifest),
@@ -72,62 +82,76 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _finding(item: Reported) -> dict[str, Any]:
-    file = {"DA080": "pairs.csv", "DA081": "DA081.csv"}.get(item.card.code)
+def _finding_json(reported: ReportedFinding) -> dict[str, Any]:
+    file_name = {"DA080": "pairs.csv", "DA081": "DA081.csv"}.get(reported.card.code)
     return {
-        "code": item.card.code, "title": item.card.title, "severity": str(item.finding.severity), "n": item.finding.n,
-        "threshold": item.card.threshold, "files": [file] if file else [], "sentence": item.finding.sentence,
-        "effect": item.card.effect, "per_class": dict(item.finding.per_class), "figures": dict(item.finding.figures),
-        "accepted": dict(item.accepted) if item.accepted else None, "acceptance_void": item.void,
-    }  # fmt: skip
+        "code": reported.card.code,
+        "title": reported.card.title,
+        "severity": str(reported.finding.severity),
+        "n": reported.finding.n,
+        "threshold": reported.card.threshold,
+        "files": [file_name] if file_name else [],
+        "sentence": reported.finding.sentence,
+        "effect": reported.card.effect,
+        "per_class": dict(reported.finding.per_class),
+        "figures": dict(reported.finding.figures),
+        "accepted": dict(reported.acceptance) if reported.acceptance else None,
+        "acceptance_void": reported.invalid_reason,
+    }
 
 
-def _page(meeting: Meeting, findings: Sequence[Reported], verdict: str, body: dict[str, Any]) -> str:
-    environment = templates()
+def _render_page(
+    dataset_links: DatasetLinks, findings: Sequence[ReportedFinding], verdict: str, against_json: dict[str, Any]
+) -> str:
+    environment = template_environment()
     environment.filters["percent"] = lambda value: f"{value:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
-    drawn = _Drawn(meeting)
+    drawer = _PairDrawer(dataset_links)
     return environment.get_template("against.html.j2").render(
-        title=f"{meeting.b.name} against {meeting.a.name}",
+        title=f"{dataset_links.external.name} against {dataset_links.reference.name}",
         verdict=verdict,
-        body=body,
+        body=against_json,
         findings=[
-            (item, drawn.pairs(item.finding.rows) if item.finding.kind == "pairs" else []) for item in findings
+            (reported, drawer.pairs(reported.finding.rows) if reported.finding.kind == "pairs" else [])
+            for reported in findings
         ],
     )
 
 
-class _Drawn:
+class _PairDrawer:
     """Pairs as pictures; every image is opened once."""
 
-    def __init__(self, meeting: Meeting) -> None:
-        self.datasets = {"a": meeting.a, "b": meeting.b}
-        self.classes = {
-            side: {item.name: str(item.malignancy) for item in dataset.classes}
-            for side, dataset in self.datasets.items()
+    def __init__(self, dataset_links: DatasetLinks) -> None:
+        self.datasets = {"a": dataset_links.reference, "b": dataset_links.external}
+        self.malignancies = {
+            dataset_key: {lesion_class.name: str(lesion_class.malignancy) for lesion_class in dataset.classes}
+            for dataset_key, dataset in self.datasets.items()
         }
         self.uris: dict[tuple[str, str], str] = {}
 
-    def pairs(self, rows: pd.DataFrame) -> list[tuple[Shown, Shown, str, object]]:
-        """Return at most `SHOWN` pairs, of each kind as many, each kind's first ones."""
-        each = max(SHOWN // max(rows["kind"].nunique(), 1), 1)
-        chosen = rows.groupby("kind", sort=False).head(each).head(SHOWN)
+    def pairs(self, rows: pd.DataFrame) -> list[tuple[PairImage, PairImage, str, object]]:
+        """Return at most `_MAX_PAIRS` pairs, of each kind as many, each kind's first ones."""
+        n_per_kind = max(_MAX_PAIRS // max(rows["kind"].nunique(), 1), 1)
+        sampled_pairs = rows.groupby("kind", sort=False).head(n_per_kind).head(_MAX_PAIRS)
         return [
             (self._image(row, "a"), self._image(row, "b"), str(row["kind"]), row["distance"])
-            for row in chosen.to_dict("records")
+            for row in sampled_pairs.to_dict("records")
         ]
 
-    def _image(self, row: dict[Any, Any], side: str) -> Shown:
-        image_id, label = str(row[f"image_{side}"]), str(row[f"label_{side}"])
-        return Shown(
-            self._uri(side, image_id), PurePosixPath(image_id).name, label, self.classes[side].get(label, ""),
-            str(row[f"split_{side}"]),
-        )  # fmt: skip
+    def _image(self, row: dict[Any, Any], dataset_key: str) -> PairImage:
+        image_id, label = str(row[f"image_{dataset_key}"]), str(row[f"label_{dataset_key}"])
+        return PairImage(
+            self._uri(dataset_key, image_id),
+            PurePosixPath(image_id).name,
+            label,
+            self.malignancies[dataset_key].get(label, ""),
+            str(row[f"split_{dataset_key}"]),
+        )
 
-    def _uri(self, side: str, image_id: str) -> str:
-        if (side, image_id) not in self.uris:
+    def _uri(self, dataset_key: str, image_id: str) -> str:
+        if (dataset_key, image_id) not in self.uris:
             try:
-                pixels = open_image(self.datasets[side].path_of(image_id), name=image_id).pixels
-                self.uris[side, image_id] = data_uri(pixels, SIDE)
+                pixels = open_image(self.datasets[dataset_key].image_path(image_id), name=image_id).pixels
+                self.uris[dataset_key, image_id] = data_uri(pixels, _THUMBNAIL_SIDE)
             except DermkitError:
-                self.uris[side, image_id] = ""
-        return self.uris[side, image_id]
+                self.uris[dataset_key, image_id] = ""
+        return self.uris[dataset_key, image_id]

@@ -10,29 +10,29 @@ import pandas as pd
 from jinja2 import Environment
 
 from dermkit.audit.checks.finding import IMAGE_COLUMNS
-from dermkit.audit.output import Audit, Reported, versions
+from dermkit.audit.output import Audit, ReportedFinding, audit_versions
 from dermkit.errors import DermkitError
 from dermkit.files import write_text
 from dermkit.images.decode import open_image
-from dermkit.render.html import templates
+from dermkit.render.html import template_environment
 from dermkit.render.sheets import data_uri
 
-MAX_BYTES = 5_000_000
+MAX_PAGE_BYTES = 5_000_000
 """The file must travel by mail: it shows fewer pictures before it grows past this."""
 
-SHOWN = (24, 12, 6, 2, 0)
+DISPLAY_LIMITS = (24, 12, 6, 2, 0)
 """Pairs or images shown of each finding; the first number that keeps the file under MAX_BYTES is taken."""
 
-SIDE = 144
+_THUMBNAIL_SIDE = 144
 """Pixels of a thumbnail's longer side: about 6 kB, and the eye can tell two photographs of one lesion from copies."""
 
-MOST_FACTS = 6
+MAX_MEASURES = 6
 """What was measured on an image, below its picture; the CSV has all."""
 
-MOST_ROWS = 24
+MAX_TABLE_ROWS = 24
 """Lines of a table on the page; the CSV has all."""
 
-UNKNOWN = "\N{EN DASH}"
+_UNKNOWN_CELL = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class ImageView:
     label: str
     malignancy: str
     split: str
-    facts: list[tuple[str, str]]
+    measures: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class PairView:
     """Two images side by side."""
 
-    a: ImageView
-    b: ImageView
+    first: ImageView
+    second: ImageView
     kind: str
     distance: str
 
@@ -65,8 +65,8 @@ class FindingView:
     classes: (name, malignancy, images concerned, images of the class).
     """
 
-    item: Reported
-    varied: bool
+    reported: ReportedFinding
+    is_varied: bool
     classes: list[tuple[str, str, int, int]]
     pairs: list[PairView]
     images: list[ImageView]
@@ -74,27 +74,27 @@ class FindingView:
     table: list[list[str]]
 
 
-def write_page(path: Path, audit: Audit) -> Path:
+def write_audit_page(path: Path, audit: Audit) -> Path:
     """Write the page; it holds fewer pictures where there would be too many bytes. Returns its path."""
-    template, drawer = _templates().get_template("audit.html.j2"), _Drawer(audit)
-    for shown in SHOWN:
-        html = template.render(**_context(audit, [drawer.finding(item, shown) for item in audit.findings]))
-        if len(html.encode()) < MAX_BYTES:
+    template, drawer = _templates().get_template("audit.html.j2"), _FindingDrawer(audit)
+    for limit in DISPLAY_LIMITS:
+        html = template.render(**_context(audit, [drawer.finding(reported, limit) for reported in audit.findings]))
+        if len(html.encode()) < MAX_PAGE_BYTES:
             break
     write_text(path, html)
     return path
 
 
 def _templates() -> Environment:
-    environment = templates()
+    environment = template_environment()
     environment.filters["percent"] = lambda value: f"{value:.0%}".replace("%", "\N{NO-BREAK SPACE}%")
     environment.filters["images"] = lambda n: f"{n:,} image{'s' * (n != 1)}"
     return environment
 
 
 def _context(audit: Audit, views: list[FindingView]) -> dict[str, Any]:
-    subject, codes = audit.subject, {view.item.card.code for view in views}
-    sides = subject.frame.loc[subject.frame["split"] != "", "split"].value_counts().sort_index()
+    subject, codes = audit.subject, {view.reported.card.code for view in views}
+    split_counts = subject.frame.loc[subject.frame["split"] != "", "split"].value_counts().sort_index()
     return {
         "title": f"Audit of {subject.dataset.name}",
         "dataset": subject.dataset,
@@ -102,74 +102,90 @@ def _context(audit: Audit, views: list[FindingView]) -> dict[str, Any]:
         "audit": audit,
         "counts": audit.counts,
         "views": views,
-        "sides": [(str(name), int(n)) for name, n in sides.items()],
-        "unused": len(subject.frame) - int(sides.sum()),
-        "versions": versions(),
-        "stale": [(code, record) for code, record in audit.records.items() if code not in codes],
+        "sides": [(str(name), int(n)) for name, n in split_counts.items()],
+        "unused": len(subject.frame) - int(split_counts.sum()),
+        "versions": audit_versions(),
+        "stale": [(code, record) for code, record in audit.acceptance_records.items() if code not in codes],
     }
 
 
-class _Drawer:
+class _FindingDrawer:
     """Turns findings into what the template shows; every image is opened once."""
 
     def __init__(self, audit: Audit) -> None:
         self.dataset, frame = audit.subject.dataset, audit.subject.frame
-        self.malignancy = {item.name: str(item.malignancy) for item in self.dataset.classes}
+        self.malignancy = {
+            lesion_class.name: str(lesion_class.malignancy) for lesion_class in self.dataset.classes
+        }
         self.paths = dict(zip(frame["image_id"], frame["path"], strict=True))
         self.totals = {str(name): int(n) for name, n in frame["label"].value_counts().items()}
         self.thumbnails: dict[str, str] = {}
 
-    def finding(self, item: Reported, shown: int) -> FindingView:
-        """Return a finding with at most `shown` pairs or images."""
-        found = item.finding
+    def finding(self, reported: ReportedFinding, limit: int) -> FindingView:
+        """Return a finding with at most `limit` pairs or images."""
+        finding = reported.finding
         classes = [
-            (name, malignancy, int(found.per_class[name]), self.totals.get(name, 0))
+            (name, malignancy, int(finding.per_class[name]), self.totals.get(name, 0))
             for name, malignancy in self.malignancy.items()
-            if found.per_class.get(name)
+            if finding.per_class.get(name)
         ]
         pairs, images, columns, table = [], [], [], []
-        if found.kind == "pairs":
-            pairs = [self._pair(row) for row in _records(_chosen(found.rows, shown))]
-        elif found.kind == "images":
-            rows = _records(found.rows.head(shown))
-            pairs = [self._with_copy(row) for row in rows if "copy_image_id" in row]
+        if finding.kind == "pairs":
+            pairs = [self._pair(row) for row in _records(_sample_pairs(finding.rows, limit))]
+        elif finding.kind == "images":
+            rows = _records(finding.rows.head(limit))
+            pairs = [self._with_duplicate(row) for row in rows if "copy_image_id" in row]
             images = [] if pairs else [self._image(row) for row in rows]
         else:
-            columns = [_words(name) for name in found.rows.columns]
-            table = [[_text(cell) for cell in row] for row in found.rows.head(MOST_ROWS).to_numpy(object).tolist()]
-        varied = found.kind == "pairs" and found.rows["distance"].nunique() > 1
-        return FindingView(item, varied, classes, pairs, images, columns, table)
+            columns = [_column_text(name) for name in finding.rows.columns]
+            table = [
+                [_cell_text(cell) for cell in row]
+                for row in finding.rows.head(MAX_TABLE_ROWS).to_numpy(object).tolist()
+            ]
+        is_varied = finding.kind == "pairs" and finding.rows["distance"].nunique() > 1
+        return FindingView(reported, is_varied, classes, pairs, images, columns, table)
 
     def _pair(self, row: dict[str, Any]) -> PairView:
-        a, b = (
-            self._view(str(row[f"image_{end}"]), "", str(row[f"label_{end}"]), str(row[f"split_{end}"]), [])
-            for end in ("a", "b")
+        first, second = (
+            self._view(
+                str(row[f"image_{suffix}"]), "", str(row[f"label_{suffix}"]), str(row[f"split_{suffix}"]), []
+            )
+            for suffix in ("a", "b")
         )
-        return PairView(a, b, _kind(str(row["kind"])), _distance(row["distance"]))
+        return PairView(first, second, _kind_text(str(row["kind"])), _distance_text(row["distance"]))
 
-    def _with_copy(self, row: dict[str, Any]) -> PairView:
+    def _with_duplicate(self, row: dict[str, Any]) -> PairView:
         """Return an image whose table names its copy in the columns `copy_...`, side by side with that."""
-        a, b = (
-            self._image({name: row.get(f"{which}{name}", "") for name in IMAGE_COLUMNS}) for which in ("", "copy_")
+        first, second = (
+            self._image({name: row.get(f"{prefix}{name}", "") for name in IMAGE_COLUMNS})
+            for prefix in ("", "copy_")
         )
-        return PairView(a, b, _kind(str(row.get("kind", "copy"))), _distance(row.get("distance", "")))
+        return PairView(
+            first, second, _kind_text(str(row.get("kind", "copy"))), _distance_text(row.get("distance", ""))
+        )
 
     def _image(self, row: dict[str, Any]) -> ImageView:
         image_id, path, label, split = (str(row.get(name, "")) for name in IMAGE_COLUMNS)
-        facts = [(_words(name), _text(cell)) for name, cell in row.items() if name not in IMAGE_COLUMNS]
-        return self._view(image_id, path, label, split, facts[:MOST_FACTS])
+        measures = [
+            (_column_text(name), _cell_text(cell)) for name, cell in row.items() if name not in IMAGE_COLUMNS
+        ]
+        return self._view(image_id, path, label, split, measures[:MAX_MEASURES])
 
-    def _view(self, image_id: str, path: str, label: str, split: str, facts: list[tuple[str, str]]) -> ImageView:
+    def _view(
+        self, image_id: str, path: str, label: str, split: str, measures: list[tuple[str, str]]
+    ) -> ImageView:
         path = path or self.paths.get(image_id, image_id)
         uri = self._thumbnail(image_id)
-        return ImageView(uri, PurePosixPath(path).name, path, label, self.malignancy.get(label, ""), split, facts)
+        return ImageView(
+            uri, PurePosixPath(path).name, path, label, self.malignancy.get(label, ""), split, measures
+        )
 
     def _thumbnail(self, image_id: str) -> str:
         """Return a small copy made of pixels, "" where the image is not at hand: refused at import, or gone since."""
         if image_id not in self.thumbnails:
             try:
-                pixels = open_image(self.dataset.path_of(image_id), name=image_id).pixels
-                self.thumbnails[image_id] = data_uri(pixels, SIDE)
+                pixels = open_image(self.dataset.image_path(image_id), name=image_id).pixels
+                self.thumbnails[image_id] = data_uri(pixels, _THUMBNAIL_SIDE)
             except DermkitError:
                 self.thumbnails[image_id] = ""
         return self.thumbnails[image_id]
@@ -179,40 +195,42 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")]
 
 
-def _chosen(pairs: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Return at most `most` pairs: of each kind in turn the first and the last, so that the doubtful are seen too."""
-    if len(pairs) <= most:
+def _sample_pairs(pairs: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """Return at most `limit` pairs: of each kind in turn the first and the last, so that the doubtful are seen too."""
+    if len(pairs) <= limit:
         return pairs
-    order = (list(_ends(part.index.tolist())) for _, part in pairs.groupby("kind", sort=False))
-    taken = [row for row in chain.from_iterable(zip_longest(*order)) if row is not None][:most]
-    return pairs.loc[sorted(taken)]
+    order = (
+        list(_alternate_ends(kind_pairs.index.tolist())) for _, kind_pairs in pairs.groupby("kind", sort=False)
+    )
+    shown_rows = [row for row in chain.from_iterable(zip_longest(*order)) if row is not None][:limit]
+    return pairs.loc[sorted(shown_rows)]
 
 
-def _ends(rows: Sequence[int]) -> Iterator[int]:
+def _alternate_ends(rows: Sequence[int]) -> Iterator[int]:
     """Yield first, last, second, last but one, ..."""
-    for number in range((len(rows) + 1) // 2):
-        yield rows[number]
-        if number != len(rows) - 1 - number:
-            yield rows[len(rows) - 1 - number]
+    for index in range((len(rows) + 1) // 2):
+        yield rows[index]
+        if index != len(rows) - 1 - index:
+            yield rows[len(rows) - 1 - index]
 
 
-def _kind(kind: str) -> str:
-    return {"exact": "identical pixels", "reencoded": "saved again"}.get(kind, _words(kind))
+def _kind_text(kind: str) -> str:
+    return {"exact": "identical pixels", "reencoded": "saved again"}.get(kind, _column_text(kind))
 
 
-def _distance(value: object) -> str:
+def _distance_text(value: object) -> str:
     """Return a distance for people; only identical pixels have none at all."""
     if not isinstance(value, float | int) or value != value:
         return ""
     return "distance 0" if value == 0 else f"distance {value:.4f}" if value >= 0.0001 else "distance under 0.0001"
 
 
-def _words(name: object) -> str:
+def _column_text(name: object) -> str:
     return str(name).replace("_", " ")
 
 
-def _text(value: object) -> str:
+def _cell_text(value: object) -> str:
     """Return a cell for people: at most four digits, unknown as a dash."""
     if isinstance(value, float):
-        return UNKNOWN if value != value else f"{value:.4g}"
-    return str(value) if value not in ("", None) else UNKNOWN
+        return _UNKNOWN_CELL if value != value else f"{value:.4g}"
+    return str(value) if value not in ("", None) else _UNKNOWN_CELL

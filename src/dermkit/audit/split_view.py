@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermkit.audit.status import division_sha256
+from dermkit.audit.status import split_sha256
 from dermkit.data.manifest import Dataset
-from dermkit.data.split_file import read_rows
+from dermkit.data.split_file import read_split_rows
 from dermkit.errors import UsageError
 
-PUBLISHED = "given_split"
+PUBLISHED_SPLIT = "given_split"
 """The name of the split that the manifest itself brings."""
 
 
 @dataclass(frozen=True, eq=False)
-class Sides:
+class AuditedSplit:
     """A split's name ("" = none) and its rows: image_id, split, fold (-1 outside k folds)."""
 
     name: str
@@ -25,21 +25,21 @@ class Sides:
     @property
     def sha256(self) -> str:
         """The hash of which image is on which side; equal to that of the same division under any name."""
-        return division_sha256(self.frame)
+        return split_sha256(self.frame)
 
-    def of(self, manifest: pd.DataFrame) -> "pd.Series[str]":
+    def names_for(self, manifest: pd.DataFrame) -> "pd.Series[str]":
         """Return each manifest row's side: "" = none, else train, validation, test or `fold 0` ..."""
         fold = self.frame["fold"].astype(str)
-        words = self.frame["split"].where(self.frame["split"] != "fold", "fold " + fold)
-        known = dict(zip(self.frame["image_id"], words, strict=True))
-        return pd.Series([known.get(name, "") for name in manifest["image_id"]], dtype=str)
+        split_names = self.frame["split"].where(self.frame["split"] != "fold", "fold " + fold)
+        name_by_id = dict(zip(self.frame["image_id"], split_names, strict=True))
+        return pd.Series([name_by_id.get(name, "") for name in manifest["image_id"]], dtype=str)
 
-    def within(self, manifest: pd.DataFrame) -> "Sides":
+    def restricted_to(self, manifest: pd.DataFrame) -> "AuditedSplit":
         """Return the split without the images that a manifest no longer has."""
-        return Sides(self.name, self.frame[self.frame["image_id"].isin(manifest["image_id"])])
+        return AuditedSplit(self.name, self.frame[self.frame["image_id"].isin(manifest["image_id"])])
 
 
-def read_sides(dataset: Dataset, split: str | Path | None) -> Sides:
+def read_audited_split(dataset: Dataset, split: str | Path | None) -> AuditedSplit:
     """Return the split of that name or file; without one the published split.
 
     Neither a leak nor a side without images refuses it here: they are what an audit looks for. Raises `UsageError`
@@ -47,15 +47,19 @@ def read_sides(dataset: Dataset, split: str | Path | None) -> Sides:
     """
     if split is None:
         manifest = dataset.manifest
-        named = manifest[manifest["given_split"] != ""]
-        frame = pd.DataFrame({"image_id": named["image_id"], "split": named["given_split"], "fold": np.int64(-1)})
-        return Sides(PUBLISHED if len(named) else "", frame.reset_index(drop=True))
+        published_rows = manifest[manifest["given_split"] != ""]
+        frame = pd.DataFrame(
+            {"image_id": published_rows["image_id"], "split": published_rows["given_split"], "fold": np.int64(-1)}
+        )
+        return AuditedSplit(PUBLISHED_SPLIT if len(published_rows) else "", frame.reset_index(drop=True))
     folder = dataset.folder / "splits"
     path = Path(split) if str(split).endswith(".csv") else folder / f"{split}.csv"
     if not path.is_file():
-        there = sorted(item.stem for item in folder.glob("*.csv") if not item.stem.endswith(".excluded"))
+        available = sorted(
+            split_file.stem for split_file in folder.glob("*.csv") if not split_file.stem.endswith(".excluded")
+        )
         raise UsageError(
             f"{path}: there is no such split",
-            remedy=f"splits there: {', '.join(there) or 'none'}; without --split the published one is audited",
+            remedy=f"splits there: {', '.join(available) or 'none'}; without --split the published one is audited",
         )
-    return Sides(path.stem, read_rows(path, dataset.manifest, need_sides=False)[0])
+    return AuditedSplit(path.stem, read_split_rows(path, dataset.manifest, require_all_splits=False)[0])

@@ -1,5 +1,5 @@
 """The command line: parse, call one function, print the path that was written."""
 
-from dermkit.cli.app import app, main, run
+from dermkit.cli.app import app, main, run_command
 
-__all__ = ["app", "main", "run"]
+__all__ = ["app", "main", "run_command"]

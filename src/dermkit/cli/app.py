@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dermkit import __version__
-from dermkit.cli.console import Out, watching
-from dermkit.cli.data import audit, import_, split
-from dermkit.cli.predict import predict
-from dermkit.cli.results import compare, evaluate, report
-from dermkit.cli.train import recipes_app, train, tune
+from dermkit.cli.console import OutOption, progress_bar
+from dermkit.cli.data import audit_command, import_command, split_command
+from dermkit.cli.predict import predict_command
+from dermkit.cli.results import compare_command, evaluate_command, report_command
+from dermkit.cli.train import recipes_app, train_command, tune_command
 from dermkit.errors import DermkitError, OutputError
-from dermkit.training.distributed.environment import follow_supervisor, started_as_rank
+from dermkit.training.distributed.environment import die_with_parent, is_rank
 
 if TYPE_CHECKING:
     pass
@@ -31,41 +31,43 @@ app = typer.Typer(
 app.add_typer(recipes_app, name="recipes")
 
 
-FAULT = "Kept: files written before it\nTo do: run it again with `dermkit --debug ...` and report what it prints"
+FAULT_TEXT = (
+    "Kept: files written before it\nTo do: run it again with `dermkit --debug ...` and report what it prints"
+)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
         typer.echo(f"dermkit {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def _main(
+def _common_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
 ) -> None:
     """Options that every command has."""
 
 
-app.command("import")(import_)
-app.command("audit")(audit)
-app.command("split")(split)
-app.command("train")(train)
-app.command("tune")(tune)
-app.command("evaluate")(evaluate)
-app.command("report")(report)
-app.command("compare")(compare)
-app.command("predict")(predict)
+app.command("import")(import_command)
+app.command("audit")(audit_command)
+app.command("split")(split_command)
+app.command("train")(train_command)
+app.command("tune")(tune_command)
+app.command("evaluate")(evaluate_command)
+app.command("report")(report_command)
+app.command("compare")(compare_command)
+app.command("predict")(predict_command)
 
 
 @app.command()
-def demo(out: Out = Path("demo")) -> None:
+def demo_command(out: OutOption = Path("demo")) -> None:
     """Make images, import, split, train, evaluate, report and predict: offline, on the CPU, in minutes."""
-    from dermkit.pipeline.demo import demo as run_demo
+    from dermkit.pipeline.demo import run_demo as run_demo
 
-    with watching() as watch:
-        outcome = run_demo(out, watch=watch)
+    with progress_bar() as progress:
+        outcome = run_demo(out, progress=progress)
     typer.echo(
         "\nResearch use only. Not a medical device. The images are made, so the figures say nothing about skin."
     )
@@ -77,7 +79,7 @@ def demo(out: Out = Path("demo")) -> None:
     typer.echo(f"report       {outcome.report}")
 
 
-def run(command: Callable[[], Any], *, debug: bool) -> int:
+def run_command(command: Callable[[], Any], *, debug: bool) -> int:
     """Call a command; returns the exit code and prints a DermkitError's message to standard error."""
     try:
         result = command()
@@ -95,37 +97,37 @@ def run(command: Callable[[], Any], *, debug: bool) -> int:
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         return 130
-    except SystemExit as end:
-        if end.code == 130 and _by_interrupt(end):
+    except SystemExit as exit_request:
+        if exit_request.code == 130 and _is_interrupt(exit_request):
             typer.echo("interrupted\nTo do: run the same command again", err=True)
         raise
     except Exception as error:
         if debug:
             raise
-        if started_as_rank() and "onnection" in str(error):  # gloo's words are long, and blame the wrong process
+        if is_rank() and "onnection" in str(error):  # gloo's words are long, and blame the wrong process
             typer.echo("error: the connection to another rank broke: one of them has ended", err=True)
             return 1
-        typer.echo(f"error: a fault in dermkit: {type(error).__name__}: {error}\n{FAULT}", err=True)
+        typer.echo(f"error: a fault in dermkit: {type(error).__name__}: {error}\n{FAULT_TEXT}", err=True)
         return 1
     return result if isinstance(result, int) else 0
 
 
-def _by_interrupt(error: BaseException | None) -> bool:
+def _is_interrupt(error: BaseException | None) -> bool:
     """Tell whether a Ctrl-C stands behind an exit; what dermkit itself tells of one has been told."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
-def _as_interrupt(_number: int, _frame: object) -> None:
+def _raise_interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    follow_supervisor()
-    signal.signal(signal.SIGTERM, _as_interrupt)  # a scheduler's stop keeps what a person's Ctrl-C keeps
+    die_with_parent()
+    signal.signal(signal.SIGTERM, _raise_interrupt)  # a scheduler's stop keeps what a person's Ctrl-C keeps
     # Waiting threads that spin starve whatever else the machine does, and us with it: on two shared cores, scoring
     # fell to 19 images/s, and rose to 263 with this. It must stand before torch is loaded, and changes no number.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(run(lambda: app(standalone_mode=True), debug="--debug" in sys.argv))
+    sys.exit(run_command(lambda: app(standalone_mode=True), debug="--debug" in sys.argv))

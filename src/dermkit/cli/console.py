@@ -8,35 +8,36 @@ from typing import Annotated, Any
 
 import typer
 
-from dermkit.errors import EXIT_SOME_REFUSED
-from dermkit.progress import Watch
+from dermkit.errors import EXIT_SOME_REJECTED
+from dermkit.progress import Progress
 
-Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 
 
-def end_refused(count: int, where: Path) -> None:
+def exit_with_refused(count: int, refused_path: Path) -> None:
     if count:
-        typer.echo(f"{count} images were refused and are listed in {where}", err=True)
-        raise typer.Exit(EXIT_SOME_REFUSED)
+        typer.echo(f"{count} images were refused and are listed in {refused_path}", err=True)
+        raise typer.Exit(EXIT_SOME_REJECTED)
 
 
 @contextmanager
-def watching() -> Iterator[Watch]:
+def progress_bar() -> Iterator[Progress]:
     """Show a bar with the time left on a terminal, plain lines elsewhere."""
     if not sys.stderr.isatty():
-        yield Watch(say=lambda line: typer.echo(line, err=True))
+        yield Progress(say=lambda line: typer.echo(line, err=True))
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with RichProgress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
-        def step(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total, visible=done < total)
+        def update_bar(task_name: str, count: int, total: int) -> None:
+            if task_name not in tasks:
+                tasks[task_name] = bar.add_task(task_name, total=total)
+            bar.update(tasks[task_name], completed=count, total=total, visible=count < total)
 
-        yield Watch(say=lambda line: console.print(line, markup=False, highlight=False), step=step)
+        yield Progress(say=lambda line: console.print(line, markup=False, highlight=False), step=update_bar)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dermkit.cli.console import Out, end_refused, watching
+from dermkit.cli.console import OutOption, exit_with_refused, progress_bar
 from dermkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from dermkit.audit.output import Reported
+    from dermkit.audit.output import ReportedFinding
     from dermkit.data.manifest import Dataset
 
 
-class Layout(StrEnum):
+class LayoutName(StrEnum):
     """How the source is laid out."""
 
     FOLDER = "folder"
@@ -37,10 +37,10 @@ class SchemeName(StrEnum):
     KFOLD = "kfold"
 
 
-def import_(
-    layout: Layout,
+def import_command(
+    layout: LayoutName,
     source: Annotated[Path, typer.Argument(help="The folder with the images, a .zip of it, or a MedMNIST .npz.")],
-    out: Out,
+    out: OutOption,
     name: Annotated[
         str, typer.Option(help="A name for the data set (default: the known set's, else that of --out).")
     ] = "",
@@ -65,47 +65,49 @@ def import_(
 ) -> None:
     """Read a set of images, in any layout, into a checked manifest with an overview page."""
     from dermkit.data.importers.run import import_dataset
-    from dermkit.data.importers.table_rows import Options
+    from dermkit.data.importers.table_rows import ImportOptions
 
-    overrides = dict(_pair(item, "--malignancy", "nevus=benign") for item in malignancy or [])
-    columns = _columns(column or [])
-    with watching() as watch:
+    overrides = dict(_parse_pair(override, "--malignancy", "nevus=benign") for override in malignancy or [])
+    columns = _parse_columns(column or [])
+    with progress_bar() as progress:
         outcome = import_dataset(
             layout.value, source, out=out, name=name, malignancy=overrides,
-            options=Options(columns, table, images, label), joined=join or [],
-            on_progress=lambda done, total: watch.step("images", done, total),
-            on_unpack=lambda done, total: watch.step("unpacked", done, total),
+            options=ImportOptions(columns, table, images, label), metadata_tables=join or [],
+            on_progress=lambda count, total: progress.step("images", count, total),
+            on_unpack=lambda count, total: progress.step("unpacked", count, total),
         )  # fmt: skip
     typer.echo(f"{len(outcome.dataset.manifest)} images, {len(outcome.dataset.classes)} classes: {out}")
     for note in outcome.dataset.notes.get("warnings", []):
         typer.echo(f"note: {note['text']} ({note['n']})")
     typer.echo(f"overview: {out / 'overview.html'}")
-    end_refused(len(outcome.refused), out / "refused.csv")
+    exit_with_refused(len(outcome.rejected), out / "refused.csv")
 
 
-def _columns(given: list[str]) -> dict[str, str]:
+def _parse_columns(column_options: list[str]) -> dict[str, str]:
     """Return target -> column. A target has no `=` in it, a column may."""
     columns: dict[str, str] = {}
-    for item in given:
-        target, equals, name = item.partition("=")
+    for column_option in column_options:
+        field, equals, name = column_option.partition("=")
         if not equals or not name:
-            raise UsageError(f"--column {item}: not of the form TARGET=COLUMN", remedy="e.g. --column label=dx")
-        if target in columns:
             raise UsageError(
-                f"--column {item}: {target} is {columns[target]} already", remedy="name each target once"
+                f"--column {column_option}: not of the form TARGET=COLUMN", remedy="e.g. --column label=dx"
             )
-        columns[target] = name
+        if field in columns:
+            raise UsageError(
+                f"--column {column_option}: {field} is {columns[field]} already", remedy="name each target once"
+            )
+        columns[field] = name
     return columns
 
 
-def _pair(text: str, flag: str, example: str) -> tuple[str, str]:
+def _parse_pair(text: str, flag: str, example: str) -> tuple[str, str]:
     name, equals, value = text.rpartition("=")
     if not equals:
         raise UsageError(f"{flag} {text}: not of the form CLASS=VALUE", remedy=f"e.g. {flag} {example}")
     return name, value
 
 
-def split(
+def split_command(
     dataset: Path,
     scheme: SchemeName = SchemeName.HOLDOUT,
     name: Annotated[str, typer.Option(help="Name of the split (default: the scheme).")] = "",
@@ -122,24 +124,27 @@ def split(
 ) -> None:
     """Divide a data set: grouped by lesion and patient, stratified, seeded; refuses overlap."""
     import dermkit as dk
-    from dermkit.recipes.schema import split_spec
+    from dermkit.recipes.schema import parse_split_spec
 
-    spec = split_spec(
+    spec = parse_split_spec(
         scheme=scheme.value, seed=seed, validation=validation, test=test if scheme == SchemeName.HOLDOUT else 0.0,
         folds=folds if scheme == SchemeName.KFOLD else 0, per_class=per_class, draw_from=draw_from,
     )  # fmt: skip
-    data = dk.load_dataset(dataset)
-    made = dk.split(data, spec, name=name or scheme.value, seal=seal)
-    for side, count in made.frame["split"].value_counts(sort=False).items():
-        typer.echo(f"{side}: {count} images")
-    if len(made.excluded):
-        typer.echo(f"excluded: {len(made.excluded)} images, each with its reason")
-    for note in made.notes:
+    loaded_dataset = dk.load_dataset(dataset)
+    new_split = dk.split(loaded_dataset, spec, name=name or scheme.value, seal=seal)
+    for split_name, count in new_split.frame["split"].value_counts(sort=False).items():
+        typer.echo(f"{split_name}: {count} images")
+    if len(new_split.excluded):
+        typer.echo(f"excluded: {len(new_split.excluded)} images, each with its reason")
+    for note in new_split.notes:
         typer.echo(f"note: {note}")
-    if sealed := dk.find_split_seal(data, made):
-        opened = f"openings so far: {len(sealed.openings)}"
-        typer.echo(f"test side sealed on {sealed.date[:10]} as {sealed.name}, {opened}: {len(sealed.rows)} images")
-    typer.echo(str(dataset / "splits" / f"{made.name}.csv"))
+    if split_seal := dk.find_split_seal(loaded_dataset, new_split):
+        openings_text = f"openings so far: {len(split_seal.openings)}"
+        typer.echo(
+            f"test side sealed on {split_seal.date[:10]} as {split_seal.name}, {openings_text}: "
+            f"{len(split_seal.rows)} images"
+        )
+    typer.echo(str(dataset / "splits" / f"{new_split.name}.csv"))
 
 
 class UseName(StrEnum):
@@ -150,20 +155,20 @@ class UseName(StrEnum):
     REDISTRIBUTION = "redistribution"
 
 
-def _codes(wanted: bool) -> None:
-    if wanted:
+def _print_codes(is_asked: bool) -> None:
+    if is_asked:
         import dermkit as dk
 
         typer.echo(dk.audit_codes())
         raise typer.Exit
 
 
-def audit(
+def audit_command(
     dataset: Path,
     split: Annotated[
         str | None, typer.Option("--split", help="A split by name or file (default: the published one).")
     ] = None,
-    against: Annotated[
+    other_path: Annotated[
         Path | None, typer.Option("--against", help="Another data set: is it free of this one's images?")
     ] = None,
     clean: Annotated[
@@ -174,45 +179,54 @@ def audit(
     ] = None,
     use: Annotated[UseName, typer.Option(help="What you plan; licences are judged by it.")] = UseName.RESEARCH,
     workers: Annotated[int, typer.Option(min=0, help="Threads that read images (0 = all cores).")] = 0,
-    _listed: Annotated[
-        bool, typer.Option("--codes", callback=_codes, is_eager=True, help="List all checks and end.")
+    _codes_flag: Annotated[
+        bool, typer.Option("--codes", callback=_print_codes, is_eager=True, help="List all checks and end.")
     ] = False,
 ) -> None:
     """Look for every known defect: leaks, copies, contradictions, shortcuts; ends with 3 where there is an error."""
     import dermkit as dk
 
-    data = dk.load_dataset(dataset)
-    if against is not None:
+    loaded_dataset = dk.load_dataset(dataset)
+    if other_path is not None:
         if clean or split is not None:
             raise UsageError(
                 "--against goes without --clean and --split: it only compares two data sets",
                 remedy=f"run `dermkit audit {dataset}` for itself",
             )
-        _audit_against(data, against, accept=accept or [], workers=workers)
+        _check_external(loaded_dataset, other_path, accept=accept or [], workers=workers)
         return
-    with watching() as watch:
+    with progress_bar() as progress:
         outcome = dk.audit_dataset(
-            data, split=split, clean=clean, accept=accept or [], use=use.value, workers=workers, watch=watch
+            loaded_dataset,
+            split=split,
+            clean=clean,
+            accept=accept or [],
+            use=use.value,
+            workers=workers,
+            progress=progress,
         )
-    _say_findings(outcome.findings)
+    _print_findings(outcome.findings)
     typer.echo(outcome.audit.verdict)
     typer.echo(str(outcome.page))
-    outcome.refuse_errors()
+    outcome.raise_for_errors()
 
 
-def _audit_against(first: "Dataset", other: Path, *, accept: list[str], workers: int) -> None:
+def _check_external(reference: "Dataset", other_path: Path, *, accept: list[str], workers: int) -> None:
     import dermkit as dk
 
-    second = dk.load_dataset(other)
-    with watching() as watch:
-        outcome = dk.check_external(first, second, accept=accept, workers=workers, watch=watch)
-    _say_findings(outcome.findings)
+    other_dataset = dk.load_dataset(other_path)
+    with progress_bar() as progress:
+        outcome = dk.check_external(reference, other_dataset, accept=accept, workers=workers, progress=progress)
+    _print_findings(outcome.findings)
     typer.echo(outcome.verdict)
     typer.echo(str(outcome.page))
-    outcome.refuse_errors()
+    outcome.raise_for_errors()
 
 
-def _say_findings(findings: "Sequence[Reported]") -> None:
-    for item in findings:
-        mark = " (accepted, not repaired)" if item.accepted else ""
-        typer.echo(f"{item.card.code}  {item.finding.severity:7}  {item.finding.n:>7}  {item.card.title}{mark}")
+def _print_findings(findings: "Sequence[ReportedFinding]") -> None:
+    for reported in findings:
+        acceptance_note = " (accepted, not repaired)" if reported.acceptance else ""
+        typer.echo(
+            f"{reported.card.code}  {reported.finding.severity:7}  {reported.finding.n:>7}  "
+            f"{reported.card.title}{acceptance_note}"
+        )

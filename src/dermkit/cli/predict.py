@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dermkit.cli.console import Out, end_refused, watching
-from dermkit.cli.train import Device
+from dermkit.cli.console import OutOption, exit_with_refused, progress_bar
+from dermkit.cli.train import DeviceOption
 
 if TYPE_CHECKING:
     from dermkit.prediction.run import PredictOutcome
 
 
-def predict(
+def predict_command(
     model: Annotated[Path, typer.Argument(help="A model folder, or the run folder that holds it.")],
     images: Annotated[list[str], typer.Argument(help="Image files, folders or patterns.")],
-    out: Out,
-    device: Device = "auto",
+    out: OutOption,
+    device: DeviceOption = "auto",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images per forward pass; by default as the device likes it.")
     ] = None,
@@ -28,13 +28,13 @@ def predict(
     restart: Annotated[
         bool, typer.Option("--restart", help="Drop what an unfinished prediction there has scored.")
     ] = False,
-    at: Annotated[
+    operating_point: Annotated[
         str | None,
         typer.Option(
             "--at", help='Operating point that says positive, as in "sensitivity=.95"; else the first kept.'
         ),
     ] = None,
-    refer: Annotated[
+    answer_fraction: Annotated[
         float | None,
         typer.Option(
             "--refer",
@@ -48,23 +48,25 @@ def predict(
     """
     from dermkit.prediction.run import predict as run_predict
 
-    with watching() as watch:
+    with progress_bar() as progress:
         outcome = run_predict(
             model, images, out=out, batch_size=batch_size, workers=workers, cache=cache, device=device,
-            restart=restart, at=at, refer=refer, watch=watch,
+            restart=restart, target=operating_point, coverage=answer_fraction, progress=progress,
         )  # fmt: skip
-    _tell_predicted(outcome, out)
-    end_refused(outcome.n_refused, out / "refused.csv")
+    _print_prediction_summary(outcome, out)
+    exit_with_refused(outcome.n_rejected, out / "refused.csv")
 
 
-def _tell_predicted(outcome: "PredictOutcome", out: Path) -> None:
-    typer.echo(f"{outcome.scored} images scored: {out / 'predictions.csv'}")
-    if outcome.decided:
-        typer.echo(f"{outcome.decided}: {out / 'decided.csv'}")
-        for caution in outcome.decided.cautions:
-            typer.echo(f"warning: {caution}", err=True)
+def _print_prediction_summary(outcome: "PredictOutcome", out: Path) -> None:
+    typer.echo(f"{outcome.n_scored} images scored: {out / 'predictions.csv'}")
+    if outcome.decision_counts:
+        typer.echo(f"{outcome.decision_counts}: {out / 'decided.csv'}")
+        for warning in outcome.decision_counts.warnings:
+            typer.echo(f"warning: {warning}", err=True)
     else:
         typer.echo("warning: the model settled nothing on validation images, so nothing is calibrated", err=True)
-    if outcome.n_seen:
-        typer.echo(f"warning: the model's training looked at {outcome.n_seen} of them (predict.json)", err=True)
+    if outcome.n_training_images:
+        typer.echo(
+            f"warning: the model's training looked at {outcome.n_training_images} of them (predict.json)", err=True
+        )
     typer.echo(str(out / "sheet-1.png"))

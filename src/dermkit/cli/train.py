@@ -8,40 +8,40 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dermkit.cli.console import Out, watching
+from dermkit.cli.console import OutOption, progress_bar
 from dermkit.errors import UsageError
-from dermkit.threads import cores
-from dermkit.training.distributed.environment import find_place, started_as_rank
+from dermkit.threads import cpu_count
+from dermkit.training.distributed.environment import is_rank, read_rank_info
 
 if TYPE_CHECKING:
     from dermkit.recipes.schema import Recipe
 
 recipes_app = typer.Typer(no_args_is_help=True, help="Named experiments: list them, or print one as JSON.")
-SplitName = Annotated[
+SplitOption = Annotated[
     str | None, typer.Option("--split", help="A split of the data set by name, or a split file.")
 ]
-Seed = Annotated[
+SeedOption = Annotated[
     int | None, typer.Option("--seed", min=0, help="First seed; recorded and part of the fingerprint.")
 ]
-Weights = Annotated[
+WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="A weights file (.safetensors) with its JSON beside.")
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-Devices = Annotated[
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+DevicesOption = Annotated[
     int, typer.Option("--devices", min=1, help="Processes on this machine, each with a device of its own.")
 ]
-Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines (docs/machines.md).")]
-Restarts = Annotated[
+NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Machines (docs/machines.md).")]
+RestartsOption = Annotated[
     int, typer.Option("--restarts", min=0, help="Fresh launches from the last checkpoint when a rank is lost.")
 ]
-Workers = Annotated[
+WorkersOption = Annotated[
     int, typer.Option("--workers", min=0, help="Threads that prepare batches ahead; changes no number.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
 
 
 @recipes_app.command("list")
-def recipes_list() -> None:
+def list_recipes() -> None:
     """List the named experiments."""
     from dermkit.recipes.experiments import GRIDS, RECIPES
 
@@ -53,16 +53,16 @@ def recipes_list() -> None:
 
 
 @recipes_app.command("show")
-def recipes_show(name: str) -> None:
+def show_recipe(name: str) -> None:
     """Print a recipe as JSON, to edit and train."""
     from dermkit.recipes.experiments import find_recipe
-    from dermkit.recipes.schema import FORMAT, as_dict
+    from dermkit.recipes.schema import RECIPE_FORMAT, recipe_to_dict
 
-    typer.echo(json.dumps({"format": FORMAT, **as_dict(find_recipe(name))}, indent=1))
+    typer.echo(json.dumps({"format": RECIPE_FORMAT, **recipe_to_dict(find_recipe(name))}, indent=1))
 
 
 @recipes_app.command("presets")
-def recipes_presets() -> None:
+def list_presets() -> None:
     """List the augmentation presets: in a recipe, `"augment": "NAME"` stands for the whole spec."""
     from dermkit.recipes.augmentation import PRESET_NOTES
 
@@ -70,97 +70,103 @@ def recipes_presets() -> None:
         typer.echo(f"{name:14} {note}")
 
 
-def _recipe(name: str) -> "Recipe":
+def _find_or_load_recipe(name: str) -> "Recipe":
     """Return a recipe by name, or from a file when the argument is one."""
     from dermkit.recipes.experiments import find_recipe
-    from dermkit.recipes.schema import load
+    from dermkit.recipes.schema import load_recipe
 
     path = Path(name)
-    return load(path) if path.suffix == ".json" else find_recipe(name)
+    return load_recipe(path) if path.suffix == ".json" else find_recipe(name)
 
 
-def _start_ranks(devices: int, nodes: int, restarts: int) -> None:
+def _launch_ranks(devices: int, nodes: int, restarts: int) -> None:
     """Where several processes are asked for and this is none of them, start and watch them, and end as they end."""
     if devices * nodes == 1:
         return
-    most = max(2, cores())
-    if devices > most:  # each rank is a process with a net of its own: thousands would take the machine down
+    max_devices = max(2, cpu_count())
+    if (
+        devices > max_devices
+    ):  # each rank is a process with a net of its own: thousands would take the machine down
         raise UsageError(
-            f"--devices {devices}: this machine has {most} cores, and every device needs one",
-            remedy=f"--devices {most} or less; several machines with --nodes (docs/machines.md)",
+            f"--devices {devices}: this machine has {max_devices} cores, and every device needs one",
+            remedy=f"--devices {max_devices} or less; several machines with --nodes (docs/machines.md)",
         )
     from dermkit.training.distributed.launcher import supervise
 
-    if not started_as_rank():
+    if not is_rank():
 
-        def say(line: str) -> None:  # rank 0 draws the bar; a second one would draw over it
+        def print_line(line: str) -> None:  # rank 0 draws the bar; a second one would draw over it
             typer.echo(line, err=True)
 
-        code = supervise(sys.argv[1:], devices=devices, nodes=nodes, restarts=restarts, say=say)
+        code = supervise(sys.argv[1:], devices=devices, nodes=nodes, restarts=restarts, say=print_line)
         raise typer.Exit(code)
 
 
-def _tell(path: Path) -> None:
+def _print_path(path: Path) -> None:
     """Print what was written, once: of several ranks, the first one does."""
-    place = find_place(os.environ)
-    if place is None or place.rank == 0:
+    rank_info = read_rank_info(os.environ)
+    if rank_info is None or rank_info.rank == 0:
         typer.echo(str(path))
 
 
-def train(
+def train_command(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a recipe.json.")],
     dataset: Path,
-    out: Out = Path("runs"),
-    split: SplitName = None,
-    seed: Seed = None,
-    weights: Weights = None,
-    device: Device = "auto",
-    devices: Devices = 1,
-    nodes: Nodes = 1,
-    restarts: Restarts = 3,
-    workers: Workers = 0,
-    resume: Resume = False,
+    out: OutOption = Path("runs"),
+    split: SplitOption = None,
+    seed: SeedOption = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    devices: DevicesOption = 1,
+    nodes: NodesOption = 1,
+    restarts: RestartsOption = 3,
+    workers: WorkersOption = 0,
+    resume: ResumeOption = False,
 ) -> None:
     """Train a recipe on a data set; ends evaluated and with its report written."""
-    chosen = _recipe(recipe)
-    _start_ranks(devices, nodes, restarts)
+    chosen_recipe = _find_or_load_recipe(recipe)
+    _launch_ranks(devices, nodes, restarts)
     import dermkit as dk
 
-    data = dk.load_dataset(dataset)
-    where = dk.Where(
+    loaded_dataset = dk.load_dataset(dataset)
+    settings = dk.RunSettings(
         out=out, device=device, devices=devices, nodes=nodes, workers=workers, weights=weights, resume=resume
     )
-    with watching() as watch:
-        folder = dk.train(chosen, data, where=where, split=split, seed=seed, watch=watch)
-    _tell(folder / "report.html")
+    with progress_bar() as progress:
+        folder = dk.train(
+            chosen_recipe, loaded_dataset, settings=settings, split=split, seed=seed, progress=progress
+        )
+    _print_path(folder / "report.html")
 
 
-def tune(
+def tune_command(
     grid: Annotated[str, typer.Argument(help="A named grid of recipes (`dermkit recipes list`).")],
     dataset: Path,
-    out: Out = Path("runs"),
-    split: SplitName = None,
-    seed: Seed = None,
-    weights: Weights = None,
-    device: Device = "auto",
-    devices: Devices = 1,
-    nodes: Nodes = 1,
-    restarts: Restarts = 3,
-    workers: Workers = 0,
-    resume: Resume = False,
+    out: OutOption = Path("runs"),
+    split: SplitOption = None,
+    seed: SeedOption = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    devices: DevicesOption = 1,
+    nodes: NodesOption = 1,
+    restarts: RestartsOption = 3,
+    workers: WorkersOption = 0,
+    resume: ResumeOption = False,
 ) -> None:
     """Train every recipe of a grid, choose one on validation alone, run it whole."""
     from dermkit.recipes.experiments import find_grid
 
     members = find_grid(grid)
-    _start_ranks(devices, nodes, restarts)
+    _launch_ranks(devices, nodes, restarts)
     import dermkit as dk
 
-    data = dk.load_dataset(dataset)
-    where = dk.Where(
+    loaded_dataset = dk.load_dataset(dataset)
+    settings = dk.RunSettings(
         out=out, device=device, devices=devices, nodes=nodes, workers=workers, weights=weights, resume=resume
     )
-    with watching() as watch:
-        folder = dk.tune(members, data, name=grid, where=where, split=split, seed=seed, watch=watch)
-    _tell(out / grid / "tune.csv")
-    _tell(folder / "report.html")
+    with progress_bar() as progress:
+        folder = dk.tune(
+            members, loaded_dataset, name=grid, settings=settings, split=split, seed=seed, progress=progress
+        )
+    _print_path(out / grid / "tune.csv")
+    _print_path(folder / "report.html")

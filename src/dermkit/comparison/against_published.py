@@ -10,31 +10,31 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.comparison.claims import Checked, Counted
-from dermkit.comparison.variance import Sources, reach
-from dermkit.metrics.classification.subgroups import apart
-from dermkit.metrics.stats.estimate import NO_METHOD, Estimate, doubted, in_words, trust
-from dermkit.metrics.stats.intervals import LEVEL, few
+from dermkit.comparison.claims import CheckedClaim, CountedFigure
+from dermkit.comparison.variance import VarianceComponents, interval_half_width
+from dermkit.metrics.classification.subgroups import independent_difference
+from dermkit.metrics.stats.estimate import NO_METHOD, Estimate, humanise, reliability, with_caveats
+from dermkit.metrics.stats.intervals import CONFIDENCE_LEVEL, too_few
 
-SEVERAL = "t over trainings and images, each in full"
-SIDES = ("test", "validation")
+REPEATED_METHOD = "t over trainings and images, each in full"
+COMPARED_SPLITS = ("test", "validation")
 """What a published figure is set beside: the test side, else validation."""
 
 
 @dataclass(frozen=True)
-class Beside:
+class PublishedComparison:
     """A run or recipe less a published share, unpaired. trainings: of the recipe, 1 for a run."""
 
     name: str
     split: str
-    trainings: int
+    n_trainings: int
     claim: str
-    printed: Counted
-    own: Estimate
+    published_figure: CountedFigure
+    run_estimate: Estimate
     difference: Estimate
 
     @property
-    def is_found(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether chance alone does not explain the difference, each comparison taken by itself."""
         low, high = self.difference.ci95 or (-1.0, 1.0)
         return low > 0 or high < 0
@@ -42,78 +42,104 @@ class Beside:
     def sentence(self) -> str:
         """Return the verdict."""
         gap, (low, high) = self.difference.value or 0.0, self.difference.ci95 or (-1.0, 1.0)
-        trained = f", mean of {self.trainings} trainings" if self.trainings > 1 else ""
-        found = ("higher" if gap > 0 else "lower") if self.is_found else "not distinguishable"
-        unsure = f" ({in_words(self.own.reason)})" if trust(self.own.as_dict()) == "doubtful" else ""
+        trainings_text = f", mean of {self.n_trainings} trainings" if self.n_trainings > 1 else ""
+        verdict_word = ("higher" if gap > 0 else "lower") if self.is_significant else "not distinguishable"
+        caveat = (
+            f" ({humanise(self.run_estimate.reason)})"
+            if reliability(self.run_estimate.as_dict()) == "doubtful"
+            else ""
+        )
         return (
-            f"{self.printed.figure}: {self.name} {self.own.value:.3f} (n {self.own.n}{trained}) against {self.claim} "
-            f"{self.printed.value:g} (n {self.printed.n}): {found}, {gap:+.3f} [{low:+.3f}, {high:+.3f}]{unsure}, "
+            f"{self.published_figure.metric}: {self.name} {self.run_estimate.value:.3f} (n "
+            f"{self.run_estimate.n}{trainings_text}) against {self.claim} "
+            f"{self.published_figure.value:g} (n {self.published_figure.n}): {verdict_word}, {gap:+.3f} "
+            f"[{low:+.3f}, {high:+.3f}]{caveat}, "
             "unpaired."
         )
 
     def as_dict(self) -> dict[str, Any]:
         """Return what comparison.json holds of it."""
         return {
-            "name": self.name, "split": self.split, "figure": self.printed.figure, "trainings": self.trainings,
-            **self.difference.as_dict(), "own": self.own.as_dict(), "found": self.is_found,
+            "name": self.name,
+            "split": self.split,
+            "figure": self.published_figure.metric,
+            "trainings": self.n_trainings,
+            **self.difference.as_dict(),
+            "own": self.run_estimate.as_dict(),
+            "found": self.is_significant,
             "sentence": self.sentence(),
-        }  # fmt: skip
+        }
 
 
-def beside_print(
+def compare_with_published(
     table: pd.DataFrame,
     names: Sequence[str],
-    spreads: Mapping[str, Mapping[str, Mapping[str, Sources]]],
-    claims: Sequence[Checked],
-) -> dict[str, list[Beside]]:
+    components: Mapping[str, Mapping[str, Mapping[str, VarianceComponents]]],
+    claims: Sequence[CheckedClaim],
+) -> dict[str, list[PublishedComparison]]:
     """Return claim -> every recipe by several trainings and every run of none, less each of its shares.
 
     table: a row per run or recipe, split and figure (`board.COLUMNS`); of these, `names` are set beside. spreads:
     recipe -> split -> figure -> sources.
     """
-    chosen = table[table["run"].isin(list(names))]
+    rows = table[table["run"].isin(list(names))]
     return {
-        item.claim.name: [
-            found for printed in item.counted for found in _beside(chosen, spreads, item.claim.name, printed)
+        checked_claim.claim.name: [
+            comparison
+            for published_figure in checked_claim.counted_figures
+            for comparison in _compare_figure(rows, components, checked_claim.claim.name, published_figure)
         ]
-        for item in claims
+        for checked_claim in claims
     }
 
 
-def _beside(
+def _compare_figure(
     table: pd.DataFrame,
-    spreads: Mapping[str, Mapping[str, Mapping[str, Sources]]],
+    components: Mapping[str, Mapping[str, Mapping[str, VarianceComponents]]],
     claim: str,
-    printed: Counted,
-) -> Iterator[Beside]:
-    split = next((side for side in SIDES if (table["split"] == side).any()), "")
-    rows = table[(table["split"] == split) & (table["metric"] == printed.figure) & table["value"].notna()]
-    known = Estimate(printed.successes / printed.n, printed.ci95, printed.n, printed.method)
+    published_figure: CountedFigure,
+) -> Iterator[PublishedComparison]:
+    split = next((split_name for split_name in COMPARED_SPLITS if (table["split"] == split_name).any()), "")
+    rows = table[(table["split"] == split) & (table["metric"] == published_figure.metric) & table["value"].notna()]
+    published_estimate = Estimate(
+        published_figure.successes / published_figure.n,
+        published_figure.ci95,
+        published_figure.n,
+        published_figure.method,
+    )
     for row in rows.to_dict("records"):
-        sources = spreads.get(str(row["run"]), {}).get(split, {}).get(printed.figure)
+        variance = components.get(str(row["run"]), {}).get(split, {}).get(published_figure.metric)
         if pd.isna(row["n"]):  # folds of different sizes
             continue
-        own = _single(row) if sources is None else _several(sources, int(row["n"]))
-        if trust(own.as_dict()) != "none":
-            trainings = 1 if sources is None else sources.runs
-            yield Beside(str(row["run"]), split, trainings, claim, printed, own, apart(own, known))
+        run_estimate = _run_estimate(row) if variance is None else _repeated_estimate(variance, int(row["n"]))
+        if reliability(run_estimate.as_dict()) != "none":
+            n_trainings = 1 if variance is None else variance.n_runs
+            yield PublishedComparison(
+                str(row["run"]),
+                split,
+                n_trainings,
+                claim,
+                published_figure,
+                run_estimate,
+                independent_difference(run_estimate, published_estimate),
+            )
 
 
-def _single(row: Mapping[Any, Any]) -> Estimate:
+def _run_estimate(row: Mapping[Any, Any]) -> Estimate:
     bounds = None if pd.isna(row["low"]) else (float(row["low"]), float(row["high"]))
     reason = "" if pd.isna(row["reason"]) else str(row["reason"])
     return Estimate(float(row["value"]), bounds, int(row["n"]), str(row["method"]), reason)
 
 
-def _several(sources: Sources, n: int) -> Estimate:
+def _repeated_estimate(variance: VarianceComponents, n: int) -> Estimate:
     """Return the mean of trainings with an interval for new trainings and new images, on the careful side.
 
     Both parts are taken in full, each with its own degrees of freedom: of two trainings there is one.
     """
-    units = sources.units or n
-    if sources.data is None or sources.between is None or units < 2:
-        return Estimate(sources.mean, None, n, NO_METHOD, "no interval: folds, or one unit alone")
-    parts = (sources.data**2, units - 1), (sources.between**2 / sources.runs, sources.runs - 1)
-    half = reach(parts, 1 - LEVEL)
-    bounds = max(0.0, sources.mean - half), min(1.0, sources.mean + half)
-    return doubted(Estimate(sources.mean, bounds, n, SEVERAL), few(units))
+    n_groups = variance.n_groups or n
+    if variance.sd_images is None or variance.sd is None or n_groups < 2:
+        return Estimate(variance.mean, None, n, NO_METHOD, "no interval: folds, or one unit alone")
+    variance_terms = (variance.sd_images**2, n_groups - 1), (variance.sd**2 / variance.n_runs, variance.n_runs - 1)
+    half_width = interval_half_width(variance_terms, 1 - CONFIDENCE_LEVEL)
+    bounds = max(0.0, variance.mean - half_width), min(1.0, variance.mean + half_width)
+    return with_caveats(Estimate(variance.mean, bounds, n, REPEATED_METHOD), too_few(n_groups))

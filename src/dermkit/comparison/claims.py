@@ -9,12 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dermkit.comparison.published import NAMES, Printed, can_be, interval_of, matrices, printed
+from dermkit.comparison.published import (
+    CHECKED_METRICS,
+    PublishedFigure,
+    are_consistent,
+    compatible_matrices,
+    count_and_interval,
+    parse_figure,
+)
 from dermkit.errors import UsageError
 
-NUMBERS = ("n", "positives")
-HELP = f"figures: {', '.join(NAMES)}; numbers of images: n, positives"
-_MOST_CELLS = 4_000_000
+COUNT_KEYS = ("n", "positives")
+CLAIM_USAGE = f"figures: {', '.join(CHECKED_METRICS)}; numbers of images: n, positives"
+_MAX_MATRICES = 4_000_000
 """Matrices of a known size are tried one by one up to so many; beyond, bounds alone decide."""
 
 
@@ -23,16 +30,16 @@ class Claim:
     """What was published of one test. n, positives: images, None where it was not said."""
 
     name: str
-    figures: tuple[Printed, ...]
+    figures: tuple[PublishedFigure, ...]
     n: int | None
     positives: int | None
 
 
 @dataclass(frozen=True)
-class Counted:
+class CountedFigure:
     """A published share with the count behind it."""
 
-    figure: str
+    metric: str
     value: float
     successes: int
     n: int
@@ -41,159 +48,175 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedClaim:
     """A claim that was looked at. fits: "binary", "averaged": whether some confusion matrix gives all figures so.
 
     None there means: not excluded, but no example was found either.
     """
 
     claim: Claim
-    counted: tuple[Counted, ...]
-    fits: dict[str, bool | None]
+    counted_figures: tuple[CountedFigure, ...]
+    fits_by_average: dict[str, bool | None]
     problems: tuple[str, ...]
 
     @property
     def is_consistent(self) -> bool:
         """Whether all figures can be true at once, in one reading or the other."""
-        return not self.problems and any(fits is not False for fits in self.fits.values())
+        return not self.problems and any(is_fitting is not False for is_fitting in self.fits_by_average.values())
 
     def sentences(self) -> list[str]:
         """Return what there is to say of it."""
         name = self.claim.name
-        said = [
-            f"{name}: {item.figure} {item.value:g} is {item.successes} of {item.n} images, 95 % interval "
-            f"{100 * item.ci95[0]:.1f} to {100 * item.ci95[1]:.1f} % ({item.method})."
-            for item in self.counted
+        sentences = [
+            f"{name}: {figure.metric} {figure.value:g} is {figure.successes} of {figure.n} images, 95 % interval "
+            f"{100 * figure.ci95[0]:.1f} to {100 * figure.ci95[1]:.1f} % ({figure.method})."
+            for figure in self.counted_figures
         ]
-        said += [f"{name}: {problem}." for problem in self.problems]
-        said += [f"{name}: {self._uncounted()}."] if self._uncounted() else []
-        listed = ", ".join(f"{item.name} {item.value:g}" for item in self.claim.figures)
-        size = f" of {self.claim.n} images" if self.claim.n else ""
-        if len(self.claim.figures) > 1 and all(fits is False for fits in self.fits.values()):
-            said.append(
-                f"{name}: no single confusion matrix{size} gives {listed}, whether precision, recall and F1 are of "
+        sentences += [f"{name}: {problem}." for problem in self.problems]
+        sentences += [f"{name}: {self._missing_count()}."] if self._missing_count() else []
+        figure_list = ", ".join(f"{figure.name} {figure.value:g}" for figure in self.claim.figures)
+        size_text = f" of {self.claim.n} images" if self.claim.n else ""
+        if len(self.claim.figures) > 1 and all(
+            is_fitting is False for is_fitting in self.fits_by_average.values()
+        ):
+            sentences.append(
+                f"{name}: no single confusion matrix{size_text} gives {figure_list}, whether precision, "
+                f"recall and F1 are of "
                 "the positive class or means over both classes; at least one figure is of something else."
             )
         elif len(self.claim.figures) > 1:
-            how = {"binary": "of the positive class", "averaged": "as means over both classes"}
-            ways = " or ".join(how[way] for way, fits in self.fits.items() if fits)
-            open_ways = " or ".join(how[way] for way, fits in self.fits.items() if fits is None)
-            said.append(
-                f"{name}: {listed} can be true at once ({ways})."
-                if ways
-                else f"{name}: {listed} are not excluded ({open_ways}), but no confusion matrix was found that gives "
+            average_texts = {"binary": "of the positive class", "averaged": "as means over both classes"}
+            fitting_averages = " or ".join(
+                average_texts[average] for average, is_fitting in self.fits_by_average.items() if is_fitting
+            )
+            open_averages = " or ".join(
+                average_texts[average]
+                for average, is_fitting in self.fits_by_average.items()
+                if is_fitting is None
+            )
+            sentences.append(
+                f"{name}: {figure_list} can be true at once ({fitting_averages})."
+                if fitting_averages
+                else f"{name}: {figure_list} are not excluded ({open_averages}), but no confusion "
+                f"matrix was found that gives "
                 "them."
             )
-        return said
+        return sentences
 
-    def _uncounted(self) -> str:
+    def _missing_count(self) -> str:
         """Return what to add so that figures get intervals, "" where nothing is missing or they cannot be true."""
-        names = {item.name for item in self.claim.figures}
-        sides = names & {"sensitivity", "specificity"}
-        if not any(self.fits.values()):
+        names = {figure.name for figure in self.claim.figures}
+        rates = names & {"sensitivity", "specificity"}
+        if not any(self.fits_by_average.values()):
             return ""
         if self.claim.n is None:
             return (
                 "without n, the number of images, there is no count and no interval; give n=... with the figures"
             )
-        if self.claim.positives is None and sides:
-            of = " and ".join(sorted(sides))
-            return f"without positives there is no count and no interval of {of}; give positives=..."
+        if self.claim.positives is None and rates:
+            rate_names = " and ".join(sorted(rates))
+            return f"without positives there is no count and no interval of {rate_names}; give positives=..."
         return ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what comparison.json holds of it."""
         return {
             "name": self.claim.name,
-            "figures": {item.name: item.value for item in self.claim.figures},
+            "figures": {figure.name: figure.value for figure in self.claim.figures},
             "n": self.claim.n,
             "positives": self.claim.positives,
             "intervals": {
-                item.figure: {"value": item.value, "successes": item.successes, "n": item.n,
-                              "ci95": list(item.ci95), "method": item.method}
-                for item in self.counted
+                figure.metric: {"value": figure.value, "successes": figure.successes, "n": figure.n,
+                              "ci95": list(figure.ci95), "method": figure.method}
+                for figure in self.counted_figures
             },
             "consistent": self.is_consistent,
-            "fits": dict(self.fits),
+            "fits": dict(self.fits_by_average),
             "sentences": self.sentences(),
         }  # fmt: skip
 
 
 def parse_claim(text: str) -> Claim:
     """Read one claim; raises `UsageError` that says which part is wrong."""
-    name, colon, rest = text.partition(":")
-    name, rest = (name.strip(), rest) if colon else ("published", text)
-    figures, numbers = [], dict.fromkeys(NUMBERS, None)  # type: list[Printed], dict[str, int | None]
-    for part in re.split(r"[,\s]+", rest.strip()):
-        key, equals, value = part.partition("=")
+    name, colon, fields_text = text.partition(":")
+    name, fields_text = (name.strip(), fields_text) if colon else ("published", text)
+    figures: list[PublishedFigure] = []
+    counts: dict[str, int | None] = dict.fromkeys(COUNT_KEYS)
+    for field_text in re.split(r"[,\s]+", fields_text.strip()):
+        key, equals, value = field_text.partition("=")
         if not equals:
-            raise _wrong(text, f"{part!r} is not KEY=VALUE")
-        if key in numbers:
+            raise _claim_error(text, f"{field_text!r} is not KEY=VALUE")
+        if key in counts:
             if not value.isdecimal() or int(value) < 1:
-                raise _wrong(text, f"{key} must be a number of images, not {value!r}")
-            numbers[key] = int(value)
+                raise _claim_error(text, f"{key} must be a number of images, not {value!r}")
+            counts[key] = int(value)
             continue
         try:
-            figures.append(printed(key, value))
+            figures.append(parse_figure(key, value))
         except ValueError as error:
-            raise _wrong(text, str(error)) from error
-    n, positives = numbers["n"], numbers["positives"]
+            raise _claim_error(text, str(error)) from error
+    n, positives = counts["n"], counts["positives"]
     if not figures:
-        raise _wrong(text, "it names no figure")
-    if len({item.name for item in figures}) < len(figures):
-        raise _wrong(text, "it names a figure twice")
+        raise _claim_error(text, "it names no figure")
+    if len({figure.name for figure in figures}) < len(figures):
+        raise _claim_error(text, "it names a figure twice")
     if positives is not None and (n is None or positives >= n):
-        raise _wrong(text, "positives must be fewer than n, which must be given with it")
+        raise _claim_error(text, "positives must be fewer than n, which must be given with it")
     return Claim(name, tuple(figures), n, positives)
 
 
-def _wrong(text: str, what: str) -> UsageError:
-    return UsageError(f"--published {text!r}: {what}", kept="nothing was written", remedy=HELP)
+def _claim_error(text: str, problem: str) -> UsageError:
+    return UsageError(f"--published {text!r}: {problem}", outcome="nothing was written", remedy=CLAIM_USAGE)
 
 
-def check_claim(claim: Claim) -> Checked:
+def check_claim(claim: Claim) -> CheckedClaim:
     """Give every share its interval, and see whether one confusion matrix could have given all of them."""
-    counted, problems = [], []
-    for item in claim.figures:
-        n = _images_of(item.name, claim)
+    counted_figures, problems = [], []
+    for figure in claim.figures:
+        n = _figure_images(figure.name, claim)
         if n is None:
             continue
         try:
-            successes, ci95, method = interval_of(item, n)
+            successes, ci95, method = count_and_interval(figure, n)
         except ValueError as error:
             problems.append(str(error))
         else:
-            counted.append(Counted(item.name, item.value, successes, n, ci95, method))
-    fits = {way: _fits(claim, averaged=way == "averaged") for way in ("binary", "averaged")}
-    return Checked(claim, tuple(counted), fits, tuple(problems))
+            counted_figures.append(CountedFigure(figure.name, figure.value, successes, n, ci95, method))
+    fits_by_average = {
+        average: _is_possible(claim, macro=average == "averaged") for average in ("binary", "averaged")
+    }
+    return CheckedClaim(claim, tuple(counted_figures), fits_by_average, tuple(problems))
 
 
-def _images_of(figure: str, claim: Claim) -> int | None:
+def _figure_images(metric: str, claim: Claim) -> int | None:
     """Return the images that a share is of, None where they are unknown or it is no share of images."""
-    if figure == "accuracy":
+    if metric == "accuracy":
         return claim.n
     if claim.n is None or claim.positives is None:
         return None
-    return {"sensitivity": claim.positives, "specificity": claim.n - claim.positives}.get(figure)
+    return {"sensitivity": claim.positives, "specificity": claim.n - claim.positives}.get(metric)
 
 
-def _fits(claim: Claim, *, averaged: bool) -> bool | None:
-    found = can_be(claim.figures, averaged=averaged)
-    if found is False or claim.n is None:
-        return found
-    n, sides = claim.n, range(1, claim.n) if claim.positives is None else (claim.positives,)
-    if sum((a + 1) * (n - a + 1) for a in sides) > _MOST_CELLS:
-        return found
-    return any(matrices(claim.figures, positives=a, negatives=n - a, averaged=averaged) for a in sides)
+def _is_possible(claim: Claim, *, macro: bool) -> bool | None:
+    outcome = are_consistent(claim.figures, macro=macro)
+    if outcome is False or claim.n is None:
+        return outcome
+    n, positive_counts = claim.n, range(1, claim.n) if claim.positives is None else (claim.positives,)
+    if sum((n_positives + 1) * (n - n_positives + 1) for n_positives in positive_counts) > _MAX_MATRICES:
+        return outcome
+    return any(
+        compatible_matrices(claim.figures, positives=n_positives, negatives=n - n_positives, macro=macro)
+        for n_positives in positive_counts
+    )
 
 
-def checked_claims(texts: Sequence[str]) -> list[Checked]:
+def check_claims(texts: Sequence[str]) -> list[CheckedClaim]:
     """Read and check claims as they are given on the command line; a name that occurs twice gets a number."""
     claims = [parse_claim(text) for text in texts]
     names = [claim.name for claim in claims]
-    numbered = [
-        Claim(f"{claim.name} {place + 1}" if names.count(claim.name) > 1 else claim.name, claim.figures, claim.n,
+    numbered_claims = [
+        Claim(f"{claim.name} {index + 1}" if names.count(claim.name) > 1 else claim.name, claim.figures, claim.n,
               claim.positives)
-        for place, claim in enumerate(claims)
+        for index, claim in enumerate(claims)
     ]  # fmt: skip
-    return [check_claim(claim) for claim in numbered]
+    return [check_claim(claim) for claim in numbered_claims]

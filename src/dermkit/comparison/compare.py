@@ -15,32 +15,32 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermkit.comparison.entries import Entry, entries
-from dermkit.comparison.leaderboard import board, wide
-from dermkit.comparison.paired import corrected, differences
+from dermkit.comparison.entries import ComparisonEntry, group_runs
+from dermkit.comparison.leaderboard import leaderboard, wide_table
+from dermkit.comparison.paired import correct_with_holm, paired_differences
 from dermkit.comparison.repeated import (  # fmt: skip
-    Drawn,
-    differences_of_trainings,
-    differences_over_folds,
-    draw,
-    figures_of,
-    moved_by,
-    moved_over_folds,
+    ResampledRun,
+    fold_differences,
+    fold_variance_components,
+    metric_values,
+    resample_run,
+    training_differences,
+    variance_components,
 )
-from dermkit.comparison.variance import Sources
+from dermkit.comparison.variance import VarianceComponents
 from dermkit.comparison.verdict import Difference, verdict
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import DataError
 from dermkit.files import read_json
-from dermkit.runs.predictions import read_groups, read_predictions, scored_of
+from dermkit.runs.predictions import read_groups, read_predictions, to_scored_set
 
 RUN_FORMAT = 1
 DISAGREEMENT_COLUMNS = ("image_id", "path", "label", "wrong_in")
-SEED = 0
+BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
-class Pair:
+class EntryPair:
     """Two runs, or recipes by several trainings, on one split.
 
     n: images that both scored; differences: empty where `reason` says why none is tested. kind: "runs", "trainings"
@@ -53,13 +53,13 @@ class Pair:
     n: int
     differences: tuple[Difference, ...]
     reason: str = ""
-    kind: str = "runs"
+    design: str = "runs"
 
     def sentences(self) -> list[str]:
         """Return the verdict on every figure, or why there is none."""
         if self.reason:
             return [f"{self.first} and {self.second} on {self.split}: {self.reason}."]
-        return [verdict(item, self.first, self.second) for item in self.differences]
+        return [verdict(difference, self.first, self.second) for difference in self.differences]
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Comparison:
 
     table: pd.DataFrame
     same_images: dict[str, bool]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[EntryPair, ...]
     disagreements: dict[str, pd.DataFrame]
-    entries: tuple[Entry, ...] = ()
-    spreads: Mapping[str, Mapping[str, Mapping[str, Sources]]] = field(default_factory=dict)
+    entries: tuple[ComparisonEntry, ...] = ()
+    components: Mapping[str, Mapping[str, Mapping[str, VarianceComponents]]] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
@@ -87,13 +87,13 @@ class Comparison:
         """Return all runs that were read."""
         return [run for entry in self.entries for run in entry.runs]
 
-    def wide(self, metrics: Sequence[str], *, split: str) -> pd.DataFrame:
+    def wide_table(self, metrics: Sequence[str], *, split: str) -> pd.DataFrame:
         """Return one row per run or group, one text column per metric: `0.466 [0.379, 0.556], n 118`."""
-        return wide(self.table, metrics, split=split)
+        return wide_table(self.table, metrics, split=split)
 
 
 @dataclass(frozen=True, eq=False)
-class _Side:
+class _RunData:
     """What a run says of its images: its classes, predictions, their groups, and which data set they are of.
 
     trained: how many images it learnt from, 0 where it does not say.
@@ -103,38 +103,40 @@ class _Side:
     classes: tuple[LesionClass, ...]
     predictions: pd.DataFrame
     groups: Mapping[str, int] | None
-    data: str
-    trained: int
+    dataset_hash: str
+    n_train: int
 
-    def part(self, split: str) -> pd.DataFrame:
+    def split_rows(self, split: str) -> pd.DataFrame:
         """Return the predictions of one split."""
         return self.predictions[self.predictions["split"] == split]
 
 
 @dataclass(frozen=True, eq=False)
-class _Team:
+class _EntryData:
     """An entry with what its runs say, and figures on resamples as they are asked for."""
 
-    entry: Entry
-    sides: tuple[_Side, ...]
-    drawn: dict[tuple[str, tuple[str, ...], bytes], Drawn] = field(default_factory=dict)
+    entry: ComparisonEntry
+    runs: tuple[_RunData, ...]
+    resampled_runs: dict[tuple[str, tuple[str, ...], bytes], ResampledRun] = field(default_factory=dict)
 
-    def divisions(self, split: str) -> dict[frozenset[str], list[_Side]]:
+    def runs_by_images(self, split: str) -> dict[frozenset[str], list[_RunData]]:
         """Return the sets of images that its runs scored, with the runs: one set for seeds, one per fold for folds."""
-        found: dict[frozenset[str], list[_Side]] = {}
-        for side in self.sides:
-            found.setdefault(frozenset(side.part(split)["image_id"]), []).append(side)
-        return found
+        runs_by_images: dict[frozenset[str], list[_RunData]] = {}
+        for run in self.runs:
+            runs_by_images.setdefault(frozenset(run.split_rows(split)["image_id"]), []).append(run)
+        return runs_by_images
 
-    def draw(self, side: _Side, split: str, common: tuple[str, ...], groups: Mapping[str, int] | None) -> Drawn:
+    def resample(
+        self, run: _RunData, split: str, image_ids: tuple[str, ...], groups: Mapping[str, int] | None
+    ) -> ResampledRun:
         """Return a run's figures on resamples of the shared images, made once."""
-        part = side.part(split).set_index("image_id").loc[list(common)].reset_index()
+        rows = run.split_rows(split).set_index("image_id").loc[list(image_ids)].reset_index()
         # The order of the classes moves no figure, but resamples must be of the same units.
-        scored = scored_of(part, sorted(side.classes, key=lambda item: item.name), groups)
-        key = (side.name, common, scored.groups.tobytes())
-        if key not in self.drawn:
-            self.drawn[key] = draw(scored, seed=SEED)
-        return self.drawn[key]
+        scored_set = to_scored_set(rows, sorted(run.classes, key=lambda lesion_class: lesion_class.name), groups)
+        key = (run.name, image_ids, scored_set.groups.tobytes())
+        if key not in self.resampled_runs:
+            self.resampled_runs[key] = resample_run(scored_set, seed=BOOTSTRAP_SEED)
+        return self.resampled_runs[key]
 
 
 def compare_runs(runs: Sequence[Path]) -> Comparison:
@@ -142,198 +144,259 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
 
     What belongs together, and is compared as trainings of a recipe, `trainings.entries` says.
     """
-    found = entries(runs)
-    table = board(found)
-    teams = [_team(entry) for entry in found]
-    sides = [side for team in teams for side in team.sides]
-    splits = list(dict.fromkeys(split for side in sides for split in side.predictions["split"]))
-    pairs = [_pair_of(*both, split) for split in splits for both in combinations(teams, 2)]
+    comparison_entries = group_runs(runs)
+    table = leaderboard(comparison_entries)
+    entry_data = [_read_entry(entry) for entry in comparison_entries]
+    run_data = [run for data in entry_data for run in data.runs]
+    splits = list(dict.fromkeys(split for run in run_data for split in run.predictions["split"]))
+    pairs = [
+        _compare_entries(*two_entries, split) for split in splits for two_entries in combinations(entry_data, 2)
+    ]
     return Comparison(
         table=table,
-        same_images={split: len({_images(team, split) for team in teams}) == 1 for split in splits},
-        pairs=_corrected(pairs),
-        disagreements={split: seen for split in splits if (seen := _disagreements(teams, split)) is not None},
-        entries=found,
-        spreads={team.entry.name: _spreads(team, splits) for team in teams if team.entry.is_group},
+        same_images={split: len({_scored_images(data, split) for data in entry_data}) == 1 for split in splits},
+        pairs=_correct_pairs(pairs),
+        disagreements={
+            split: table_of_split
+            for split in splits
+            if (table_of_split := _disagreement_table(entry_data, split)) is not None
+        },
+        entries=comparison_entries,
+        components={
+            data.entry.name: _variance_by_split(data, splits) for data in entry_data if data.entry.is_group
+        },
     )
 
 
-def _team(entry: Entry) -> _Team:
-    return _Team(entry, tuple(_side(name, run) for name, run in zip(entry.names, entry.runs, strict=True)))
+def _read_entry(entry: ComparisonEntry) -> _EntryData:
+    return _EntryData(
+        entry, tuple(_read_run_data(name, run) for name, run in zip(entry.run_names, entry.runs, strict=True))
+    )
 
 
-def _side(name: str, run: Path) -> _Side:
-    about = read_json(run / "run.json", format=RUN_FORMAT, error=DataError)
-    data = about.get("dataset", {})
-    classes = tuple(LesionClass(**item) for item in data.get("classes", []))
-    predictions = read_predictions(run / "predictions.csv", [item.name for item in classes])
-    trained = about.get("split", {}).get("counts", {}).get("train", 0)
-    return _Side(name, classes, predictions, read_groups(run), str(data.get("manifest_sha256", "")), int(trained))
+def _read_run_data(name: str, run: Path) -> _RunData:
+    run_json = read_json(run / "run.json", format=RUN_FORMAT, error=DataError)
+    dataset_json = run_json.get("dataset", {})
+    classes = tuple(LesionClass(**fields) for fields in dataset_json.get("classes", []))
+    predictions = read_predictions(run / "predictions.csv", [fields.name for fields in classes])
+    n_train = run_json.get("split", {}).get("counts", {}).get("train", 0)
+    return _RunData(
+        name, classes, predictions, read_groups(run), str(dataset_json.get("manifest_sha256", "")), int(n_train)
+    )
 
 
-def _images(team: _Team, split: str) -> frozenset[tuple[str, ...]]:
+def _scored_images(entry: _EntryData, split: str) -> frozenset[tuple[str, ...]]:
     """Return which images were scored, of which data set: two sets may both hold a benign/1.jpg."""
     return frozenset(
-        (side.data, *pair)
-        for side in team.sides
-        for pair in zip(side.part(split)["image_id"], side.part(split)["label"], strict=True)
+        (run.dataset_hash, *image_and_label)
+        for run in entry.runs
+        for image_and_label in zip(run.split_rows(split)["image_id"], run.split_rows(split)["label"], strict=True)
     )
 
 
 # Pairs ------------------------------------------------------------------------------------------------------------
 
 
-def _pair_of(first: _Team, second: _Team, split: str) -> Pair:
+def _compare_entries(first: _EntryData, second: _EntryData, split: str) -> EntryPair:
     """Compare two runs as two runs, and whatever holds several trainings as recipes."""
     if not (first.entry.is_group or second.entry.is_group):
-        return _pair(first.sides[0], second.sides[0], split)
-    divisions = first.divisions(split), second.divisions(split)
-    folds = max(map(len, divisions)) > 1
-    kind = "folds" if folds else "trainings"
-    shared = [frozenset.intersection(*item) if not folds else frozenset().union(*item) for item in divisions]
-    common = tuple(sorted(shared[0] & shared[1]))
-    reason = _unlike([*first.sides, *second.sides], common, split)
-    if not reason and folds:
-        reason = _unlike_folds(first, second, split)
-    found: Sequence[Difference] = ()
-    if not reason:
-        found = _over_folds(first, second, split) if folds else _of_trainings(first, second, split, common)
-    return Pair(first.entry.name, second.entry.name, split, len(common), tuple(found), reason, kind)
-
-
-def _of_trainings(first: _Team, second: _Team, split: str, common: tuple[str, ...]) -> Sequence[Difference]:
-    groups = _shared_groups([*first.sides, *second.sides], common)
-    made = [[team.draw(side, split, common, groups) for side in team.sides] for team in (first, second)]
-    return differences_of_trainings(*made)
-
-
-def _over_folds(first: _Team, second: _Team, split: str) -> Sequence[Difference]:
-    like, own, other = first.sides[0], first.divisions(split), second.divisions(split)
-    figures = [
-        [_figures_of_fold(division[fold], like.classes, split) for fold in own] for division in (own, other)
+        return _compare_two_runs(first.runs[0], second.runs[0], split)
+    runs_by_images = first.runs_by_images(split), second.runs_by_images(split)
+    has_folds = max(map(len, runs_by_images)) > 1
+    design = "folds" if has_folds else "trainings"
+    image_sets = [
+        frozenset.intersection(*images_of_runs) if not has_folds else frozenset().union(*images_of_runs)
+        for images_of_runs in runs_by_images
     ]
-    pooled = pd.concat([side.part(split) for side in first.sides]).drop_duplicates("image_id")
-    trained = np.mean([side.trained for side in (*first.sides, *second.sides)])
-    tested = np.mean([len(fold) for fold in own])
-    return differences_over_folds(
-        *figures, like=scored_of(pooled, like.classes, None), n_train=round(trained), n_test=round(tested)
+    image_ids = tuple(sorted(image_sets[0] & image_sets[1]))
+    reason = _why_incomparable([*first.runs, *second.runs], image_ids, split)
+    if not reason and has_folds:
+        reason = _why_folds_differ(first, second, split)
+    differences: Sequence[Difference] = ()
+    if not reason:
+        differences = (
+            _fold_differences(first, second, split)
+            if has_folds
+            else _training_differences(first, second, split, image_ids)
+        )
+    return EntryPair(
+        first.entry.name, second.entry.name, split, len(image_ids), tuple(differences), reason, design
     )
 
 
-def _figures_of_fold(sides: Sequence[_Side], classes: Sequence[LesionClass], split: str) -> list[dict[str, float]]:
+def _training_differences(
+    first: _EntryData, second: _EntryData, split: str, image_ids: tuple[str, ...]
+) -> Sequence[Difference]:
+    groups = _shared_groups([*first.runs, *second.runs], image_ids)
+    resampled_runs = [
+        [entry.resample(run, split, image_ids, groups) for run in entry.runs] for entry in (first, second)
+    ]
+    return training_differences(*resampled_runs)
+
+
+def _fold_differences(first: _EntryData, second: _EntryData, split: str) -> Sequence[Difference]:
+    reference_run, first_folds, second_folds = (
+        first.runs[0],
+        first.runs_by_images(split),
+        second.runs_by_images(split),
+    )
+    metrics_by_fold = [
+        [_fold_metrics(folds[fold], reference_run.classes, split) for fold in first_folds]
+        for folds in (first_folds, second_folds)
+    ]
+    pooled_rows = pd.concat([run.split_rows(split) for run in first.runs]).drop_duplicates("image_id")
+    mean_n_train = np.mean([run.n_train for run in (*first.runs, *second.runs)])
+    mean_n_test = np.mean([len(fold) for fold in first_folds])
+    return fold_differences(
+        *metrics_by_fold,
+        pooled_set=to_scored_set(pooled_rows, reference_run.classes, None),
+        n_train=round(mean_n_train),
+        n_test=round(mean_n_test),
+    )
+
+
+def _fold_metrics(runs: Sequence[_RunData], classes: Sequence[LesionClass], split: str) -> list[dict[str, float]]:
     """Return each training's figures: what hangs together moves none, and a run knows it of its own images alone."""
-    return [figures_of(scored_of(side.part(split), classes, None)) for side in sides]
+    return [metric_values(to_scored_set(run.split_rows(split), classes, None)) for run in runs]
 
 
-def _unlike_folds(first: _Team, second: _Team, split: str) -> str:
+def _why_folds_differ(first: _EntryData, second: _EntryData, split: str) -> str:
     """Return why two recipes cannot be compared fold by fold; "" where they can."""
-    divisions = [team.divisions(split) for team in (first, second)]
-    for team, found in zip((first, second), divisions, strict=True):
-        if frozenset() in found:
-            return f"not tested, since a run of {team.entry.name} has no {split} images"
-    if min(map(len, divisions)) == 1:
+    runs_by_images = [entry.runs_by_images(split) for entry in (first, second)]
+    for entry, folds in zip((first, second), runs_by_images, strict=True):
+        if frozenset() in folds:
+            return f"not tested, since a run of {entry.entry.name} has no {split} images"
+    if min(map(len, runs_by_images)) == 1:
         return "not tested, since one was tested on folds and the other was not"
-    if divisions[0].keys() != divisions[1].keys():
-        alike = len(divisions[0].keys() & divisions[1].keys())
-        counts = " and ".join(str(len(found)) for found in divisions)
-        return f"not tested, since they were tested on different folds ({counts}, {alike} of them with the same images)"
-    silent = [side.name for team in (first, second) for side in team.sides if side.trained < 1]
-    return f"not tested, since {silent[0]} does not say how many images it learnt from" if silent else ""
+    if runs_by_images[0].keys() != runs_by_images[1].keys():
+        n_shared_folds = len(runs_by_images[0].keys() & runs_by_images[1].keys())
+        counts = " and ".join(str(len(folds)) for folds in runs_by_images)
+        return (
+            f"not tested, since they were tested on different folds ({counts}, {n_shared_folds} of "
+            f"them with the same images)"
+        )
+    runs_without_count = [run.name for entry in (first, second) for run in entry.runs if run.n_train < 1]
+    return (
+        f"not tested, since {runs_without_count[0]} does not say how many images it learnt from"
+        if runs_without_count
+        else ""
+    )
 
 
-def _spreads(team: _Team, splits: Sequence[str]) -> dict[str, dict[str, Sources]]:
+def _variance_by_split(entry: _EntryData, splits: Sequence[str]) -> dict[str, dict[str, VarianceComponents]]:
     """Return split -> figure -> what moves it, for the splits on which a group can be looked at."""
-    made: dict[str, dict[str, Sources]] = {}
-    classes = team.sides[0].classes
+    components: dict[str, dict[str, VarianceComponents]] = {}
+    classes = entry.runs[0].classes
     for split in splits:
-        divisions = team.divisions(split)
-        if _unlike(team.sides, tuple(frozenset().union(*divisions)), split) or frozenset() in divisions:
+        runs_by_images = entry.runs_by_images(split)
+        if (
+            _why_incomparable(entry.runs, tuple(frozenset().union(*runs_by_images)), split)
+            or frozenset() in runs_by_images
+        ):
             continue
-        if len(divisions) == 1:
-            common = tuple(sorted(next(iter(divisions))))
-            groups = _shared_groups(team.sides, common)
-            made[split] = moved_by([team.draw(side, split, common, groups) for side in team.sides])
+        if len(runs_by_images) == 1:
+            image_ids = tuple(sorted(next(iter(runs_by_images))))
+            groups = _shared_groups(entry.runs, image_ids)
+            components[split] = variance_components(
+                [entry.resample(run, split, image_ids, groups) for run in entry.runs]
+            )
         else:
-            made[split] = moved_over_folds([_figures_of_fold(fold, classes, split) for fold in divisions.values()])
-    return made
+            components[split] = fold_variance_components(
+                [_fold_metrics(fold_runs, classes, split) for fold_runs in runs_by_images.values()]
+            )
+    return components
 
 
-def _unlike(sides: Sequence[_Side], common: Sequence[str], split: str) -> str:
+def _why_incomparable(runs: Sequence[_RunData], image_ids: Sequence[str], split: str) -> str:
     """Return why runs cannot be compared image by image; "" where they can."""
-    if len({side.data for side in sides}) > 1:
+    if len({run.dataset_hash for run in runs}) > 1:
         return "not comparable, since they are of different data sets"
-    if len({frozenset(item.name for item in side.classes) for side in sides}) > 1:
+    if len({frozenset(lesion_class.name for lesion_class in run.classes) for run in runs}) > 1:
         return "not comparable, since their classes differ"
-    if len({frozenset((item.name, item.malignancy) for item in side.classes) for side in sides}) > 1:
+    if (
+        len(
+            {
+                frozenset((lesion_class.name, lesion_class.malignancy) for lesion_class in run.classes)
+                for run in runs
+            }
+        )
+        > 1
+    ):
         return "not comparable, since they do not call the same classes malignant"
-    if not common:
+    if not image_ids:
         return "not comparable, since they share no image"
-    parts = [side.part(split) for side in sides]
-    if any(part["image_id"].duplicated().any() for part in parts):
+    rows_by_run = [run.split_rows(split) for run in runs]
+    if any(rows["image_id"].duplicated().any() for rows in rows_by_run):
         return "not compared, since an image was scored more than once"
-    labels = pd.concat([part.loc[part["image_id"].isin(common), ["image_id", "label"]] for part in parts])
+    labels = pd.concat([rows.loc[rows["image_id"].isin(image_ids), ["image_id", "label"]] for rows in rows_by_run])
     if labels.drop_duplicates()["image_id"].duplicated().any():
         return "not comparable, since the labels of shared images differ"
     return ""
 
 
-def _pair(first: _Side, second: _Side, split: str) -> Pair:
-    parts = [side.part(split) for side in (first, second)]
-    common = sorted(set(parts[0]["image_id"]) & set(parts[1]["image_id"]))
-    reason = _unlike([first, second], common, split)
+def _compare_two_runs(first: _RunData, second: _RunData, split: str) -> EntryPair:
+    rows_by_run = [run.split_rows(split) for run in (first, second)]
+    image_ids = sorted(set(rows_by_run[0]["image_id"]) & set(rows_by_run[1]["image_id"]))
+    reason = _why_incomparable([first, second], image_ids, split)
     if reason:
-        return Pair(first.name, second.name, split, len(common), (), reason)
-    chosen = [part.set_index("image_id").loc[common].reset_index() for part in parts]
-    shared = _shared_groups([first, second], common)
-    scored = [scored_of(part, first.classes, shared) for part in chosen]
-    return Pair(first.name, second.name, split, len(common), tuple(differences(*scored, seed=SEED)))
+        return EntryPair(first.name, second.name, split, len(image_ids), (), reason)
+    shared_rows = [rows.set_index("image_id").loc[image_ids].reset_index() for rows in rows_by_run]
+    groups = _shared_groups([first, second], image_ids)
+    scored_sets = [to_scored_set(rows, first.classes, groups) for rows in shared_rows]
+    return EntryPair(
+        first.name,
+        second.name,
+        split,
+        len(image_ids),
+        tuple(paired_differences(*scored_sets, seed=BOOTSTRAP_SEED)),
+    )
 
 
-def _shared_groups(sides: Sequence[_Side], common: Sequence[str]) -> dict[str, int] | None:
+def _shared_groups(runs: Sequence[_RunData], image_ids: Sequence[str]) -> dict[str, int] | None:
     """Return the groups that one of them states for all shared images; all read the same data set."""
-    for side in sides:
-        if side.groups is not None and all(name in side.groups for name in common):
-            return dict(side.groups)
+    for run in runs:
+        if run.groups is not None and all(image_id in run.groups for image_id in image_ids):
+            return dict(run.groups)
     return None
 
 
-def _corrected(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+def _correct_pairs(pairs: Sequence[EntryPair]) -> tuple[EntryPair, ...]:
     """Correct all questions of a split for each other; validation and test are asked apart."""
-    made: dict[int, Pair] = {}
+    corrected_pairs: dict[int, EntryPair] = {}
     for split in dict.fromkeys(pair.split for pair in pairs):
-        places = [place for place, pair in enumerate(pairs) if pair.split == split]
-        families = corrected([pairs[place].differences for place in places])
-        for place, family in zip(places, families, strict=True):
-            made[place] = replace(pairs[place], differences=tuple(family))
-    return tuple(made[place] for place in range(len(pairs)))
+        indices = [index for index, pair in enumerate(pairs) if pair.split == split]
+        families = correct_with_holm([pairs[index].differences for index in indices])
+        for index, differences in zip(indices, families, strict=True):
+            corrected_pairs[index] = replace(pairs[index], differences=tuple(differences))
+    return tuple(corrected_pairs[index] for index in range(len(pairs)))
 
 
-def _disagreements(teams: Sequence[_Team], split: str) -> pd.DataFrame | None:
+def _disagreement_table(entry_data: Sequence[_EntryData], split: str) -> pd.DataFrame | None:
     """Return images that some runs have right and others wrong, most divided first; None where no image is shared."""
-    sides = [side for team in teams for side in team.sides]
-    if len({side.data for side in sides}) > 1:
+    runs = [run for entry in entry_data for run in entry.runs]
+    if len({run.dataset_hash for run in runs}) > 1:
         return None
-    parts = {side.name: side.part(split).set_index("image_id") for side in sides}
-    shared = set.intersection(*(set(part.index) for part in parts.values()))
-    if not shared or any(part.index.has_duplicates for part in parts.values()):
+    rows_by_run = {run.name: run.split_rows(split).set_index("image_id") for run in runs}
+    shared_ids = set.intersection(*(set(rows.index) for rows in rows_by_run.values()))
+    if not shared_ids or any(rows.index.has_duplicates for rows in rows_by_run.values()):
         return None
-    common = sorted(shared)
-    table = parts[sides[0].name].loc[common, ["path", "label"]].reset_index()
-    wrong = np.zeros(len(common), dtype=np.int64)
-    for team in teams:
+    image_ids = sorted(shared_ids)
+    table = rows_by_run[runs[0].name].loc[image_ids, ["path", "label"]].reset_index()
+    n_wrong = np.zeros(len(image_ids), dtype=np.int64)
+    for entry in entry_data:
         answers = np.stack(
-            [parts[side.name].loc[common, "predicted"].to_numpy(dtype=object) for side in team.sides]
+            [rows_by_run[run.name].loc[image_ids, "predicted"].to_numpy(dtype=object) for run in entry.runs]
         )
-        table[team.entry.name] = [_most(column) for column in answers.T.tolist()]
-        wrong += (answers != table["label"].to_numpy(dtype=object)).sum(axis=0)
-    table.insert(3, "wrong_in", wrong)
-    table = table[(wrong > 0) & (wrong < len(sides))]
-    divided = np.abs(table["wrong_in"] - len(sides) / 2)
-    order = np.lexsort((table["image_id"], divided))
+        table[entry.entry.name] = [_majority_answer(column) for column in answers.T.tolist()]
+        n_wrong += (answers != table["label"].to_numpy(dtype=object)).sum(axis=0)
+    table.insert(3, "wrong_in", n_wrong)
+    table = table[(n_wrong > 0) & (n_wrong < len(runs))]
+    imbalance = np.abs(table["wrong_in"] - len(runs) / 2)
+    order = np.lexsort((table["image_id"], imbalance))
     return table.iloc[order].reset_index(drop=True)
 
 
-def _most(answers: Sequence[str]) -> str:
+def _majority_answer(answers: Sequence[str]) -> str:
     """Return a run's answer, or what most trainings of a group say and how many: `melanoma (4 of 6)`."""
-    answer, times = max(Counter(answers).items(), key=lambda item: (item[1], item[0]))
-    return answer if len(answers) == 1 else f"{answer} ({times} of {len(answers)})"
+    answer, n_votes = max(Counter(answers).items(), key=lambda answer_count: (answer_count[1], answer_count[0]))
+    return answer if len(answers) == 1 else f"{answer} ({n_votes} of {len(answers)})"

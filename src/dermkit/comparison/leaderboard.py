@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.comparison.entries import Entry
-from dermkit.metrics.stats.estimate import in_words, trust
-from dermkit.runs.metrics_json import read_results
+from dermkit.comparison.entries import ComparisonEntry
+from dermkit.metrics.stats.estimate import humanise, reliability
+from dermkit.runs.metrics_json import read_metrics
 
-COLUMNS = (
+LEADERBOARD_COLUMNS = (
     "run",
     "split",
     "metric",
@@ -27,71 +27,71 @@ COLUMNS = (
 )
 
 
-def wide(table: pd.DataFrame, metrics: Sequence[str], *, split: str) -> pd.DataFrame:
+def wide_table(table: pd.DataFrame, metrics: Sequence[str], *, split: str) -> pd.DataFrame:
     """Return one row per run or group, one text column per metric: `0.466 [0.379, 0.556], n 118`."""
-    part = table[(table["split"] == split) & table["metric"].isin(list(metrics))]
-    texts = [_text(row) for row in part.to_dict("records")]
-    made = part.assign(text=texts).pivot(index="run", columns="metric", values="text")
-    return made.reindex(columns=list(metrics)).astype(object).fillna("not reported")
+    rows = table[(table["split"] == split) & table["metric"].isin(list(metrics))]
+    texts = [_cell_text(row) for row in rows.to_dict("records")]
+    pivoted = rows.assign(text=texts).pivot(index="run", columns="metric", values="text")
+    return pivoted.reindex(columns=list(metrics)).astype(object).fillna("not reported")
 
 
-def _text(row: Mapping[Any, Any]) -> str:
+def _cell_text(row: Mapping[Any, Any]) -> str:
     if pd.isna(row["value"]):
-        return f"not defined: {in_words(str(row['reason']))}"
+        return f"not defined: {humanise(str(row['reason']))}"
     if row["trainings"] > 1:
-        spread = "" if pd.isna(row["sd"]) else f" (SD {row['sd']:.3f})"
-        lost = f"; {row['reason']}" if row["reason"] else ""
-        return f"{row['value']:.3f}{spread}, mean of {row['trainings']}{lost}"
-    return f"{row['value']:.3f}{_interval(row)}, n {row['n']}"
+        sd_text = "" if pd.isna(row["sd"]) else f" (SD {row['sd']:.3f})"
+        missing_text = f"; {row['reason']}" if row["reason"] else ""
+        return f"{row['value']:.3f}{sd_text}, mean of {row['trainings']}{missing_text}"
+    return f"{row['value']:.3f}{_interval_text(row)}, n {row['n']}"
 
 
-def _interval(row: Mapping[Any, Any]) -> str:
+def _interval_text(row: Mapping[Any, Any]) -> str:
     """Return ` [low, high]`, marked where it is unreliable; one that misleads is not shown."""
     if pd.isna(row["low"]):
         return ""
-    worth = trust({"ci95": (row["low"], row["high"]), "reason": row["reason"]})
-    if worth == "none":
+    reliability_grade = reliability({"ci95": (row["low"], row["high"]), "reason": row["reason"]})
+    if reliability_grade == "none":
         return " (interval unreliable)"
-    return f" [{row['low']:.3f}, {row['high']:.3f}]{' (unreliable)' if worth else ''}"
+    return f" [{row['low']:.3f}, {row['high']:.3f}]{' (unreliable)' if reliability_grade else ''}"
 
 
-def board(found: Sequence[Entry]) -> pd.DataFrame:
+def leaderboard(entries: Sequence[ComparisonEntry]) -> pd.DataFrame:
     """Return every run's figures, and before those of a group's members their mean and spread."""
     rows: list[tuple[object, ...]] = []
-    for entry in found:
-        bodies = [read_results(run)["splits"] for run in entry.runs]
+    for entry in entries:
+        splits_by_run = [read_metrics(run)["splits"] for run in entry.runs]
         members = [
-            _row(name, split, metric, item)
-            for name, splits in zip(entry.names, bodies, strict=True)
-            for split, body in splits.items()
-            for metric, item in body["metrics"].items()
+            _metric_row(name, split, metric, estimate)
+            for name, splits in zip(entry.run_names, splits_by_run, strict=True)
+            for split, split_metrics in splits.items()
+            for metric, estimate in split_metrics["metrics"].items()
         ]
         rows += [*(_mean_rows(entry.name, members) if entry.is_group else ()), *members]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": "Int64", "trainings": "Int64"})
+    return pd.DataFrame(rows, columns=list(LEADERBOARD_COLUMNS)).astype({"n": "Int64", "trainings": "Int64"})
 
 
-def _mean_rows(name: str, members: Sequence[tuple[Any, ...]]) -> list[tuple[object, ...]]:
+def _mean_rows(name: str, member_rows: Sequence[tuple[Any, ...]]) -> list[tuple[object, ...]]:
     """Return a group's rows: a mean has no interval of its own here, since trainings share their images."""
-    made: list[tuple[object, ...]] = []
-    for split, metric in dict.fromkeys((row[1], row[2]) for row in members):
-        rows = [row for row in members if row[1:3] == (split, metric)]
+    mean_rows: list[tuple[object, ...]] = []
+    for split, metric in dict.fromkeys((row[1], row[2]) for row in member_rows):
+        rows = [row for row in member_rows if row[1:3] == (split, metric)]
         values = [float(row[3]) for row in rows if row[3] is not None]
         n = rows[0][6] if len({row[6] for row in rows}) == 1 else None
         if not values:
-            made.append(
+            mean_rows.append(
                 (name, split, metric, None, None, None, n, "none", "in no training", len(rows), *[None] * 3)
             )
             continue
-        lost = len(rows) - len(values)
-        made.append((
+        n_undefined = len(rows) - len(values)
+        mean_rows.append((
             name, split, metric, statistics.fmean(values), None, None, n, f"mean of {len(values)} trainings",
-            f"not defined in {lost} of {len(rows)} trainings" if lost else "", len(values),
+            f"not defined in {n_undefined} of {len(rows)} trainings" if n_undefined else "", len(values),
             statistics.stdev(values) if len(values) > 1 else None, min(values), max(values),
         ))  # fmt: skip
-    return made
+    return mean_rows
 
 
-def _row(run: str, split: str, metric: str, item: dict[str, object]) -> tuple[object, ...]:
-    low, high = item["ci95"] if isinstance(item["ci95"], list) else (None, None)
-    value, reason = item["value"], item.get("reason", "")
-    return run, split, metric, value, low, high, item["n"], item["method"], reason, 1, None, None, None
+def _metric_row(run: str, split: str, metric: str, estimate: dict[str, object]) -> tuple[object, ...]:
+    low, high = estimate["ci95"] if isinstance(estimate["ci95"], list) else (None, None)
+    value, reason = estimate["value"], estimate.get("reason", "")
+    return run, split, metric, value, low, high, estimate["n"], estimate["method"], reason, 1, None, None, None

@@ -12,63 +12,72 @@ from dataclasses import replace
 
 import numpy as np
 
-from dermkit.comparison.verdict import FIGURES, Difference, verdict
+from dermkit.comparison.verdict import COMPARED_METRICS, Difference, verdict
 from dermkit.metrics.classification import probabilistic
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.classification.vectorised import Figures, Plan, figures_compared, images_behind, units_behind
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.classification.vectorised import (
+    MetricValues,
+    ResampledMetrics,
+    compared_metrics,
+    n_groups_for,
+    n_images_for,
+)
 from dermkit.metrics.stats import delong, intervals, paired_tests, power
 from dermkit.metrics.stats.arrays import Bools, Floats
-from dermkit.metrics.stats.bootstrap import MOST_CORRECTED, Named, Resampled
-from dermkit.metrics.stats.estimate import Estimate, doubted
+from dermkit.metrics.stats.bootstrap import MAX_BCA_GROUPS, BootstrapSamples, NamedArrays
+from dermkit.metrics.stats.estimate import Estimate, with_caveats
 
 __all__ = [
-    "FIGURES",
+    "COMPARED_METRICS",
     "Difference",
     "bootstrap_p",
-    "corrected",
-    "differences",
-    "exchanged_p",
+    "correct_with_holm",
+    "difference_terms",
     "linear_p",
-    "terms",
+    "paired_differences",
+    "sign_flip_p",
     "verdict",
 ]
 
 MCNEMAR = "McNemar, mid-p"
 DELONG = "DeLong"
 BOOTSTRAP = "paired bootstrap"
-EXCHANGED = "sign flips"
-ROUNDING = 1e-9
+SIGN_FLIPS = "sign flips"
+TERM_ROUNDING = 1e-9
 """Below this, parts of a difference are nothing but rounding."""
 
 
-def differences(
-    first: Scored, second: Scored, *, seed: int, resamples: int = intervals.RESAMPLES
+def paired_differences(
+    first: ScoredSet, second: ScoredSet, *, seed: int, resamples: int = intervals.N_RESAMPLES
 ) -> list[Difference]:
     """Compare two models that scored the same images in the same order, with the same classes and groups.
 
     Raises `ValueError` where they did not.
     """
-    same = (
+    is_paired = (
         list(first.classes) == list(second.classes)
-        and np.array_equal(first.true, second.true)
+        and np.array_equal(first.y_true, second.y_true)
         and np.array_equal(first.groups, second.groups)
-        and np.array_equal(first.malignant, second.malignant)
+        and np.array_equal(first.malignant_classes, second.malignant_classes)
     )
-    if not same:
+    if not is_paired:
         raise ValueError("a paired comparison needs the same images, labels, classes and groups")
-    drawn = _Both(first, second, seed=seed, resamples=resamples)
-    found = {item.figure: item for item in drawn.all()}
-    for item in _exact(first, second, found):
-        found[item.figure] = item
-    return [found[name] for name in FIGURES if name in found]
+    bootstrap_pair = _PairedBootstrap(first, second, seed=seed, resamples=resamples)
+    difference_of = {difference.metric: difference for difference in bootstrap_pair.differences()}
+    for difference in _exact_differences(first, second, difference_of):
+        difference_of[difference.metric] = difference
+    return [difference_of[name] for name in COMPARED_METRICS if name in difference_of]
 
 
-def corrected(families: Sequence[Sequence[Difference]]) -> list[list[Difference]]:
+def correct_with_holm(families: Sequence[Sequence[Difference]]) -> list[list[Difference]]:
     """Return the same with `p_holm`: every figure of every pair is one of the questions that were asked."""
-    p = [item.p for family in families for item in family if item.p is not None]
-    adjusted = iter(paired_tests.holm(p))
+    p = [difference.p for family in families for difference in family if difference.p is not None]
+    adjusted_p = iter(paired_tests.holm_adjust(p))
     return [
-        [item if item.p is None else replace(item, p_holm=next(adjusted)) for item in family]
+        [
+            difference if difference.p is None else replace(difference, p_holm=next(adjusted_p))
+            for difference in family
+        ]
         for family in families
     ]
 
@@ -76,139 +85,188 @@ def corrected(families: Sequence[Sequence[Difference]]) -> list[list[Difference]
 # Exact tests ------------------------------------------------------------------------------------------------------
 
 
-def _exact(first: Scored, second: Scored, found: dict[str, Difference]) -> Iterator[Difference]:
+def _exact_differences(
+    first: ScoredSet, second: ScoredSet, difference_of: dict[str, Difference]
+) -> Iterator[Difference]:
     """Yield what has a better test than the bootstrap; intervals stay those of the bootstrap."""
-    if first.independent:
-        one, other = first.malignant[first.predicted], second.malignant[second.predicted]
-        everyone = np.ones(len(first.true), dtype=bool)
-        yield _mcnemar(found["accuracy"], first.predicted == first.true, second.predicted == first.true, everyone)
-        if first.has_binary_view:
-            if found["sensitivity"].estimate.value is not None:
-                yield _mcnemar(found["sensitivity"], one, other, first.is_malignant)
-            if found["specificity"].estimate.value is not None:
-                yield _mcnemar(found["specificity"], ~one, ~other, ~first.is_malignant)
-    if "auroc" in found and found["auroc"].estimate.value is not None:
-        yield _delong(first, second)
+    if first.is_ungrouped:
+        first_called, second_called = (
+            first.malignant_classes[first.y_pred],
+            second.malignant_classes[second.y_pred],
+        )
+        all_rows = np.ones(len(first.y_true), dtype=bool)
+        yield _mcnemar_difference(
+            difference_of["accuracy"], first.y_pred == first.y_true, second.y_pred == first.y_true, all_rows
+        )
+        if first.has_both_sides:
+            if difference_of["sensitivity"].estimate.value is not None:
+                yield _mcnemar_difference(
+                    difference_of["sensitivity"], first_called, second_called, first.is_malignant
+                )
+            if difference_of["specificity"].estimate.value is not None:
+                yield _mcnemar_difference(
+                    difference_of["specificity"], ~first_called, ~second_called, ~first.is_malignant
+                )
+    if "auroc" in difference_of and difference_of["auroc"].estimate.value is not None:
+        yield _delong_difference(first, second)
 
 
-def _mcnemar(item: Difference, first: Bools, second: Bools, rows: Bools) -> Difference:
-    pairs = paired_tests.mcnemar(first[rows], second[rows])
-    share, gap = (pairs.first + pairs.second) / pairs.n, abs(pairs.first - pairs.second) / pairs.n
-    needed = power.images_needed(gap, share) if gap else None
-    return replace(item, test=MCNEMAR, p=pairs.p, discordant=(pairs.first, pairs.second), needed=needed)
+def _mcnemar_difference(
+    difference: Difference, first_correct: Bools, second_correct: Bools, rows: Bools
+) -> Difference:
+    pairs = paired_tests.mcnemar(first_correct[rows], second_correct[rows])
+    discordant_rate, gap = (
+        (pairs.first_only + pairs.second_only) / pairs.n_images,
+        abs(pairs.first_only - pairs.second_only) / pairs.n_images,
+    )
+    images_needed = power.mcnemar_images_needed(gap, discordant_rate) if gap else None
+    return replace(
+        difference,
+        test=MCNEMAR,
+        p=pairs.p,
+        discordant_counts=(pairs.first_only, pairs.second_only),
+        images_needed=images_needed,
+    )
 
 
-def _delong(first: Scored, second: Scored) -> Difference:
-    areas = delong.areas(np.stack([first.p_malignant, second.p_malignant]), first.is_malignant, first.groups)
-    gap, error, p = delong.difference(areas, 0, 1)
-    half, n = intervals.Z * error, len(first.true)
+def _delong_difference(first: ScoredSet, second: ScoredSet) -> Difference:
+    areas = delong.auroc_covariance(
+        np.stack([first.p_malignant, second.p_malignant]), first.is_malignant, first.groups
+    )
+    gap, error, p = delong.delong_test(areas, 0, 1)
+    half_width, n = intervals.Z * error, len(first.y_true)
     if not error:  # neither order leaves a doubt: perfect, or constant scores
-        sure = Estimate(gap, None, n, "none", "no interval: no variance")
-        return Difference("auroc", sure, DELONG, 1.0) if gap == 0 else Difference("auroc", sure, "none", None)
-    estimate = Estimate(gap, (max(-1.0, gap - half), min(1.0, gap + half)), n, f"{DELONG}, normal")
-    made = doubted(estimate, intervals.few(units_behind(first, "auroc")))
-    return Difference("auroc", made, DELONG, p, needed=power.scaled_need(n, gap, error))
+        exact_estimate = Estimate(gap, None, n, "none", "no interval: no variance")
+        return (
+            Difference("auroc", exact_estimate, DELONG, 1.0)
+            if gap == 0
+            else Difference("auroc", exact_estimate, "none", None)
+        )
+    estimate = Estimate(gap, (max(-1.0, gap - half_width), min(1.0, gap + half_width)), n, f"{DELONG}, normal")
+    estimate_with_caveats = with_caveats(estimate, intervals.too_few(n_groups_for(first, "auroc")))
+    return Difference(
+        "auroc", estimate_with_caveats, DELONG, p, images_needed=power.scaled_images_needed(n, gap, error)
+    )
 
 
 # Bootstrap --------------------------------------------------------------------------------------------------------
 
 
-class _Both:
+class _PairedBootstrap:
     """Two models' figures on the same resamples."""
 
-    def __init__(self, first: Scored, second: Scored, *, seed: int, resamples: int) -> None:
-        self.scored = first
-        plans = Plan(first), Plan(second)
-        self.point = _gap(*(plan.point for plan in plans))
-        self.drawn = Resampled(
-            first.units, figures=lambda weights: _gap(*(plan.resampled(weights) for plan in plans)),
-            without_each=lambda rows: _gap(*(plan.without_each(rows) for plan in plans)),
-            name=f"{BOOTSTRAP} by {'image' if first.independent else 'group'}", seed=seed, resamples=resamples,
-        )  # fmt: skip
-        few = 1 < first.units <= MOST_CORRECTED  # beyond, the bootstrap is as good, and exchanging takes minutes
-        self.p = exchanged_p(self.point, self.drawn.left_out, seed=seed) if few else {}
-        self.p |= linear_p(first, second, seed=seed) if few else {}
+    def __init__(self, first: ScoredSet, second: ScoredSet, *, seed: int, resamples: int) -> None:
+        self.first_set = first
+        plans = ResampledMetrics(first), ResampledMetrics(second)
+        self.point = _metric_differences(*(plan.point_estimates for plan in plans))
+        self.samples = BootstrapSamples(
+            first.n_groups,
+            compute_metrics=lambda weights: _metric_differences(*(plan.bootstrap(weights) for plan in plans)),
+            leave_one_group_out=lambda rows: _metric_differences(
+                *(plan.leave_one_group_out(rows) for plan in plans)
+            ),
+            method_name=f"{BOOTSTRAP} by {'image' if first.is_ungrouped else 'group'}",
+            seed=seed,
+            resamples=resamples,
+        )
+        is_small = (
+            1 < first.n_groups <= MAX_BCA_GROUPS
+        )  # beyond, the bootstrap is as good, and exchanging takes minutes
+        self.p = sign_flip_p(self.point, self.samples.jackknife, seed=seed) if is_small else {}
+        self.p |= linear_p(first, second, seed=seed) if is_small else {}
 
-    def all(self) -> Iterator[Difference]:
-        for name in FIGURES:
-            yield self._one(name, float(self.point[name][0]))
+    def differences(self) -> Iterator[Difference]:
+        for name in COMPARED_METRICS:
+            yield self._difference(name, float(self.point[name][0]))
 
-    def _one(self, name: str, value: float) -> Difference:
-        n = images_behind(self.scored, name)
+    def _difference(self, name: str, value: float) -> Difference:
+        n = n_images_for(self.first_set, name)
         if np.isnan(value):
-            missing = Estimate(
+            undefined_estimate = Estimate(
                 None, None, n, "none", "the figure is undefined for these images or one of the models"
             )
-            return Difference(name, missing, "none", None)
-        samples = self.drawn.samples.get(name)
-        estimate = doubted(
-            self.drawn.estimate(value, n, samples, self.drawn.left_out.get(name)),
-            intervals.few(units_behind(self.scored, name)),
+            return Difference(name, undefined_estimate, "none", None)
+        samples = self.samples.samples.get(name)
+        estimate = with_caveats(
+            self.samples.estimate(value, n, samples, self.samples.jackknife.get(name)),
+            intervals.too_few(n_groups_for(self.first_set, name)),
         )
         if samples is None:
             return Difference(name, estimate, "none", None)
-        kept = samples[np.isfinite(samples)]
-        needed = power.scaled_need(n, value, float(kept.std())) if len(kept) else None
+        finite_samples = samples[np.isfinite(samples)]
+        images_needed = (
+            power.scaled_images_needed(n, value, float(finite_samples.std())) if len(finite_samples) else None
+        )
         if name in self.p:
-            return Difference(name, estimate, EXCHANGED, self.p[name], needed=needed)
-        if self.scored.units <= MOST_CORRECTED:  # with one unit less it may not exist: nothing to exchange
+            return Difference(name, estimate, SIGN_FLIPS, self.p[name], images_needed=images_needed)
+        if self.first_set.n_groups <= MAX_BCA_GROUPS:  # with one unit less it may not exist: nothing to exchange
             return Difference(name, estimate, "none", None)
-        return Difference(name, estimate, BOOTSTRAP, bootstrap_p(kept), needed=needed)
+        return Difference(name, estimate, BOOTSTRAP, bootstrap_p(finite_samples), images_needed=images_needed)
 
 
-def linear_p(first: Scored, second: Scored, *, seed: int) -> dict[str, float]:
+def linear_p(first: ScoredSet, second: ScoredSet, *, seed: int) -> dict[str, float]:
     """Return the two-sided p of no difference in every figure that is a mean of per-image terms: exact."""
-    found = terms(first, second)
-    sums = [np.bincount(first.groups, weights=column, minlength=first.units) for column in found.values()]
+    terms_by_metric = difference_terms(first, second)
+    sums = [
+        np.bincount(first.groups, weights=column, minlength=first.n_groups) for column in terms_by_metric.values()
+    ]
     values = np.column_stack(sums).astype(np.float64)
-    values[np.abs(values) < ROUNDING / first.units] = 0.0
-    return dict(zip(found, paired_tests.sign_flips(values, seed=seed).tolist(), strict=True))
+    values[np.abs(values) < TERM_ROUNDING / first.n_groups] = 0.0
+    return dict(zip(terms_by_metric, paired_tests.sign_flip_test(values, seed=seed).tolist(), strict=True))
 
 
-def terms(first: Scored, second: Scored) -> dict[str, Floats]:
+def difference_terms(first: ScoredSet, second: ScoredSet) -> dict[str, Floats]:
     """Return figure -> what each image adds to its difference, (N,); figures without images are left out."""
-    true, n, k = first.true, len(first.true), len(first.classes)
-    hit = (first.predicted == true).astype(np.float64) - (second.predicted == true)
-    called = first.malignant[first.predicted].astype(np.float64) - second.malignant[second.predicted]
+    true, n, k = first.y_true, len(first.y_true), len(first.classes)
+    correct_difference = (first.y_pred == true).astype(np.float64) - (second.y_pred == true)
+    call_difference = (
+        first.malignant_classes[first.y_pred].astype(np.float64) - second.malignant_classes[second.y_pred]
+    )
     counts = np.bincount(true, minlength=k)
     loss = [probabilistic.log_loss_terms(true, model.probabilities) for model in (first, second)]
     brier = [probabilistic.brier_terms(true, model.probabilities) for model in (first, second)]
-    found = {"accuracy": hit / n, "loss": (loss[0] - loss[1]) / n, "brier": (brier[0] - brier[1]) / n}
+    terms_by_metric = {
+        "accuracy": correct_difference / n,
+        "loss": (loss[0] - loss[1]) / n,
+        "brier": (brier[0] - brier[1]) / n,
+    }
     if counts.all():
-        found["balanced_accuracy"] = hit / (k * counts[true])
+        terms_by_metric["balanced_accuracy"] = correct_difference / (k * counts[true])
     positive = first.is_malignant
     for name, rows, sign in (("sensitivity", positive, 1.0), ("specificity", ~positive, -1.0)):
-        if first.has_binary_view and rows.any():
-            found[name] = np.where(rows, sign * called / rows.sum(), 0.0)
-    return found
+        if first.has_both_sides and rows.any():
+            terms_by_metric[name] = np.where(rows, sign * call_difference / rows.sum(), 0.0)
+    return terms_by_metric
 
 
-def exchanged_p(point: Named, left_out: Named, *, seed: int) -> dict[str, float]:
+def sign_flip_p(point: NamedArrays, leave_one_out: NamedArrays, *, seed: int) -> dict[str, float]:
     """Return the two-sided p of no difference for figures that are no means, where they exist without any one unit.
 
     point: name -> (1,) the difference; left_out: name -> (G,) the same without each unit. A unit's part is the
     difference plus (G - 1) times what is lost without it (Tukey's pseudo-value, centred).
     """
     names = [
-        name for name, without in left_out.items() if np.isfinite(without).all() and np.isfinite(point[name][0])
+        name
+        for name, left_out_values in leave_one_out.items()
+        if np.isfinite(left_out_values).all() and np.isfinite(point[name][0])
     ]
     if not names:
         return {}
-    without = np.column_stack([left_out[name] for name in names])
-    values = (len(without) - 1) * (without.mean(axis=0) - without)
+    left_out_values = np.column_stack([leave_one_out[name] for name in names])
+    values = (len(left_out_values) - 1) * (left_out_values.mean(axis=0) - left_out_values)
     values += np.array([point[name][0] for name in names])
-    values[:, np.abs(values).max(axis=0) < ROUNDING] = 0.0
-    return dict(zip(names, paired_tests.sign_flips(values, seed=seed).tolist(), strict=True))
+    values[:, np.abs(values).max(axis=0) < TERM_ROUNDING] = 0.0
+    return dict(zip(names, paired_tests.sign_flip_test(values, seed=seed).tolist(), strict=True))
 
 
 def bootstrap_p(samples: Floats) -> float:
     """Return the two-sided p of no difference: twice the share of resamples on the wrong side, ties half."""
     if not len(samples):
         return 1.0
-    below = float((samples < 0).sum() + 0.5 * (samples == 0).sum())
-    return min(1.0, 2 * (min(below, len(samples) - below) + 1) / (len(samples) + 1))
+    n_below = float((samples < 0).sum() + 0.5 * (samples == 0).sum())
+    return min(1.0, 2 * (min(n_below, len(samples) - n_below) + 1) / (len(samples) + 1))
 
 
-def _gap(first: Figures, second: Figures) -> dict[str, Floats]:
-    one, other = figures_compared(first), figures_compared(second)
-    return {name: one[name] - other[name] for name in FIGURES}
+def _metric_differences(first: MetricValues, second: MetricValues) -> dict[str, Floats]:
+    first_metrics, second_metrics = compared_metrics(first), compared_metrics(second)
+    return {name: first_metrics[name] - second_metrics[name] for name in COMPARED_METRICS}

@@ -12,75 +12,75 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermkit.metrics.stats.arrays import Bools, Floats
-from dermkit.metrics.stats.intervals import proportion
+from dermkit.metrics.stats.intervals import proportion_interval
 
-NAMES = (
+CHECKED_METRICS = (
     "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "recall", "f1", "npv",
 )  # fmt: skip
-AVERAGED = ("precision", "recall", "f1")
+MACRO_METRICS = ("precision", "recall", "f1")
 """What is also printed as a mean over both classes."""
 
-_NARROW = 1e-4
-_MOST_BOXES = 400_000
-_HAIR = 1e-9
+_MIN_BOX_WIDTH = 1e-4
+_MAX_BOXES = 400_000
+_TOLERANCE = 1e-9
 
-_Corner = Mapping[str, tuple[Floats, ...]]
+_CornerMetrics = Mapping[str, tuple[Floats, ...]]
 """Figures at one end of a box, each as the parts that it is the mean of."""
 
 
 @dataclass(frozen=True)
-class Printed:
+class PublishedFigure:
     """A figure as it stands in print: value 0..1, and half of its last digit's step."""
 
     name: str
     value: float
-    slack: float
+    half_step: float
 
     @property
     def low(self) -> float:
         """The least figure that is printed so."""
-        return self.value - self.slack - _HAIR
+        return self.value - self.half_step - _TOLERANCE
 
     @property
     def high(self) -> float:
         """The largest figure that is printed so."""
-        return self.value + self.slack + _HAIR
+        return self.value + self.half_step + _TOLERANCE
 
 
-def printed(name: str, text: str) -> Printed:
+def parse_figure(name: str, text: str) -> PublishedFigure:
     """Read `.4661`, `0.74` or `46.61%`; raises `ValueError` for a name or value that is no figure of 0 to 1."""
-    if name not in NAMES:
-        raise ValueError(f"{name}: not a figure that can be checked; known: {', '.join(NAMES)}")
-    plain, scale = (text[:-1], 100.0) if text.endswith("%") else (text, 1.0)
+    if name not in CHECKED_METRICS:
+        raise ValueError(f"{name}: not a figure that can be checked; known: {', '.join(CHECKED_METRICS)}")
+    number_text, divisor = (text[:-1], 100.0) if text.endswith("%") else (text, 1.0)
     try:
-        value = float(plain) / scale
+        value = float(number_text) / divisor
     except ValueError:
         raise ValueError(f"{name}={text}: is no number") from None
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={text}: must lie in 0 to 1; a percentage is written with its sign")
-    digits = len(plain.partition(".")[2])
-    return Printed(name, value, 0.5 * 10.0**-digits / scale)
+    digits = len(number_text.partition(".")[2])
+    return PublishedFigure(name, value, 0.5 * 10.0**-digits / divisor)
 
 
-def counts_behind(share: Printed, n: int) -> range:
+def compatible_counts(figure: PublishedFigure, n: int) -> range:
     """Return every count of n that is printed as this share: of .4661 and 118 it is 55 alone."""
-    return range(max(0, math.ceil(share.low * n)), min(n, math.floor(share.high * n)) + 1)
+    return range(max(0, math.ceil(figure.low * n)), min(n, math.floor(figure.high * n)) + 1)
 
 
-def interval_of(share: Printed, n: int) -> tuple[int, tuple[float, float], str]:
+def count_and_interval(figure: PublishedFigure, n: int) -> tuple[int, tuple[float, float], str]:
     """Return the count behind a printed share of n images, its interval and the method; raises `ValueError` if none."""
-    found = counts_behind(share, n)
-    if not found:
-        raise ValueError(f"{share.name} {share.value:g}: no count of {n} images is printed so")
-    nearest = min(found, key=lambda count: abs(count / n - share.value))
-    return nearest, *proportion(nearest, n)
+    counts = compatible_counts(figure, n)
+    if not counts:
+        raise ValueError(f"{figure.name} {figure.value:g}: no count of {n} images is printed so")
+    nearest = min(counts, key=lambda count: abs(count / n - figure.value))
+    return nearest, *proportion_interval(nearest, n)
 
 
 # Matrices of a known size -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Matrix:
+class BinaryMatrix:
     """A binary confusion matrix."""
 
     tp: int
@@ -89,54 +89,58 @@ class Matrix:
     tn: int
 
 
-def matrices(
-    figures: Sequence[Printed], *, positives: int, negatives: int, averaged: bool = False
-) -> list[Matrix]:
+def compatible_matrices(
+    figures: Sequence[PublishedFigure], *, positives: int, negatives: int, macro: bool = False
+) -> list[BinaryMatrix]:
     """Return every confusion matrix of so many images from which all figures could have been printed.
 
     averaged: precision, recall and F1 are means over both classes, as `average="macro"` prints them.
     """
     tp, tn = np.meshgrid(
-        _counts(figures, "sensitivity", positives, averaged),
-        _counts(figures, "specificity", negatives, averaged),
+        _compatible_rate_counts(figures, "sensitivity", positives, macro),
+        _compatible_rate_counts(figures, "specificity", negatives, macro),
         indexing="ij",
     )
-    hits, cleared = tp.ravel(), tn.ravel()
+    true_positives, true_negatives = tp.ravel(), tn.ravel()
     n = positives + negatives
-    share = np.full(len(hits), positives / n)
-    made = _figures(share, hits / max(positives, 1), cleared / max(negatives, 1), averaged)
-    fits = np.ones(len(hits), dtype=bool)
-    for item in figures:
+    prevalence = np.full(len(true_positives), positives / n)
+    metrics = _all_metrics(
+        prevalence, true_positives / max(positives, 1), true_negatives / max(negatives, 1), macro
+    )
+    fits = np.ones(len(true_positives), dtype=bool)
+    for figure in figures:
         with np.errstate(invalid="ignore"):
-            fits &= (made[item.name] >= item.low) & (made[item.name] <= item.high)
+            fits &= (metrics[figure.name] >= figure.low) & (metrics[figure.name] <= figure.high)
     return [
-        Matrix(a, positives - a, negatives - b, b)
-        for a, b in zip(hits[fits].tolist(), cleared[fits].tolist(), strict=True)
+        BinaryMatrix(n_tp, positives - n_tp, negatives - n_tn, n_tn)
+        for n_tp, n_tn in zip(true_positives[fits].tolist(), true_negatives[fits].tolist(), strict=True)
     ]
 
 
-def _counts(figures: Sequence[Printed], rate: str, n: int, averaged: bool) -> NDArray[np.int64]:
-    names = (rate, "recall") if rate == "sensitivity" and not averaged else (rate,)
-    counts = [counts_behind(item, n) for item in figures if item.name in names]
+def _compatible_rate_counts(
+    figures: Sequence[PublishedFigure], rate: str, n: int, macro: bool
+) -> NDArray[np.int64]:
+    names = (rate, "recall") if rate == "sensitivity" and not macro else (rate,)
+    counts = [compatible_counts(figure, n) for figure in figures if figure.name in names]
     return np.array(sorted(set(range(n + 1)).intersection(*counts)), dtype=np.int64)
 
 
-def _figures(q: Floats, recall: Floats, specificity: Floats, averaged: bool) -> dict[str, Floats]:
+def _all_metrics(q: Floats, recall: Floats, specificity: Floats, macro: bool) -> dict[str, Floats]:
     """Return all figures from the share of positives and both rates; NaN where one is undefined."""
-    one = _of_class(q, recall, specificity)
-    other = _of_class(1 - q, specificity, recall)
-    means = {name: (one[name] + other[name]) / 2 for name in AVERAGED}
+    positive_metrics = _class_metrics(q, recall, specificity)
+    negative_metrics = _class_metrics(1 - q, specificity, recall)
+    means = {name: (positive_metrics[name] + negative_metrics[name]) / 2 for name in MACRO_METRICS}
     return {
         "accuracy": q * recall + (1 - q) * specificity,
         "balanced_accuracy": (recall + specificity) / 2,
         "sensitivity": recall,
         "specificity": specificity,
-        "npv": other["precision"],
-        **(means if averaged else one),
+        "npv": negative_metrics["precision"],
+        **(means if macro else positive_metrics),
     }
 
 
-def _of_class(q: Floats, recall: Floats, specificity: Floats) -> dict[str, Floats]:
+def _class_metrics(q: Floats, recall: Floats, specificity: Floats) -> dict[str, Floats]:
     hits, alarms = q * recall, (1 - q) * (1 - specificity)
     with np.errstate(invalid="ignore", divide="ignore"):
         return {"precision": hits / (hits + alarms), "recall": recall, "f1": 2 * hits / (hits + q + alarms)}
@@ -145,117 +149,142 @@ def _of_class(q: Floats, recall: Floats, specificity: Floats) -> dict[str, Float
 # Any size ---------------------------------------------------------------------------------------------------------
 
 
-def can_be(figures: Sequence[Printed], *, averaged: bool = False) -> bool | None:
+def are_consistent(figures: Sequence[PublishedFigure], *, macro: bool = False) -> bool | None:
     """Tell whether some confusion matrix, of any size, could have given these figures; None where it is not decided.
 
     Boxes of (share of positives, sensitivity, specificity) are halved; a box goes where some figure's bounds over it
     miss the printed value. False is proved, and True has an example; None means that neither was found before what is
     left was narrower than any rounding, or too much.
     """
-    boxes = _start(figures, averaged)
-    while len(boxes) and len(boxes) < _MOST_BOXES:
-        boxes = boxes[_possible(boxes, figures, averaged)]
+    boxes = _first_box(figures, macro)
+    while len(boxes) and len(boxes) < _MAX_BOXES:
+        boxes = boxes[_is_possible(boxes, figures, macro)]
         if not len(boxes):
             return False
-        if _fits(boxes.mean(axis=2), figures, averaged).any():
+        if _is_matching(boxes.mean(axis=2), figures, macro).any():
             return True
-        if (boxes[:, :, 1] - boxes[:, :, 0]).max() < _NARROW:
+        if (boxes[:, :, 1] - boxes[:, :, 0]).max() < _MIN_BOX_WIDTH:
             return None
-        boxes = _halved(boxes)
+        boxes = _halve(boxes)
     return None if len(boxes) else False
 
 
-def _start(figures: Sequence[Printed], averaged: bool) -> Floats:
+def _first_box(figures: Sequence[PublishedFigure], macro: bool) -> Floats:
     bounds = {"sensitivity": [0.0, 1.0], "specificity": [0.0, 1.0]}
-    for item in figures:
-        name = "sensitivity" if item.name == "recall" and not averaged else item.name
+    for figure in figures:
+        name = "sensitivity" if figure.name == "recall" and not macro else figure.name
         if name in bounds:
             low, high = bounds[name]
-            bounds[name] = [max(low, item.low), min(high, item.high)]
+            bounds[name] = [max(low, figure.low), min(high, figure.high)]
     box = np.array([[[0.0, 1.0], *bounds.values()]])
     return box if (box[:, :, 0] <= box[:, :, 1]).all() else box[:0]
 
 
-def _halved(boxes: Floats) -> Floats:
+def _halve(boxes: Floats) -> Floats:
     """Cut every box in two along its longest side."""
-    rows, side = np.arange(len(boxes)), (boxes[:, :, 1] - boxes[:, :, 0]).argmax(axis=1)
-    middle = boxes[rows, side].mean(axis=1)
+    rows, axis = np.arange(len(boxes)), (boxes[:, :, 1] - boxes[:, :, 0]).argmax(axis=1)
+    midpoint = boxes[rows, axis].mean(axis=1)
     lower, upper = boxes.copy(), boxes.copy()
-    lower[rows, side, 1], upper[rows, side, 0] = middle, middle
+    lower[rows, axis, 1], upper[rows, axis, 0] = midpoint, midpoint
     return np.concatenate([lower, upper])
 
 
-def _possible(boxes: Floats, figures: Sequence[Printed], averaged: bool) -> Bools:
+def _is_possible(boxes: Floats, figures: Sequence[PublishedFigure], macro: bool) -> Bools:
     """Tell which boxes the printed values do not exclude: every figure rises with both rates."""
     (q0, q1), (r0, r1), (s0, s1) = boxes[:, 0].T, boxes[:, 1].T, boxes[:, 2].T
     # With the share of positives the figures of one class rise and of the other fall: each is bounded on its own.
-    corners = {end: [_parts(q, r, s) for q in (q0, q1)] for end, r, s in (("low", r0, s0), ("high", r1, s1))}
-    left = np.ones(len(boxes), dtype=bool)
-    for item in figures:
-        low = _extreme(item.name, corners["low"], np.fmin, averaged)
-        high = _extreme(item.name, corners["high"], np.fmax, averaged)
-        left &= ~(low > item.high) & ~(high < item.low)  # undefined at a corner excludes nothing
-    return left & _tied(boxes, corners, {item.name: item for item in figures}, averaged)
+    corners = {
+        bound: [_metric_terms(q, r, s) for q in (q0, q1)] for bound, r, s in (("low", r0, s0), ("high", r1, s1))
+    }
+    is_possible = np.ones(len(boxes), dtype=bool)
+    for figure in figures:
+        low = _extreme_metric(figure.name, corners["low"], np.fmin, macro)
+        high = _extreme_metric(figure.name, corners["high"], np.fmax, macro)
+        is_possible &= ~(low > figure.high) & ~(high < figure.low)  # undefined at a corner excludes nothing
+    return is_possible & _is_f1_possible(boxes, corners, {figure.name: figure for figure in figures}, macro)
 
 
-def _tied(
-    boxes: Floats, corners: Mapping[str, Sequence[_Corner]], given: Mapping[str, Printed], averaged: bool
+def _is_f1_possible(
+    boxes: Floats,
+    corners: Mapping[str, Sequence[_CornerMetrics]],
+    figure_of: Mapping[str, PublishedFigure],
+    macro: bool,
 ) -> Bools:
     """Tell which boxes F1 does not exclude: whatever the share of positives, it is tied to precision and recall.
 
     Where hardly an image is positive, precision is anything between 0 and 1 over the smallest box; what is printed of
     it then bounds F1.
     """
-    ends = (("low", np.fmin), ("high", np.fmax))
-    one = [_extreme("precision", corners[end], choose, averaged=False) for end, choose in ends]
-    other = [_extreme("npv", corners[end], choose, averaged=False) for end, choose in ends]
-    if "npv" in given:
-        other = _within(other, given["npv"].low, given["npv"].high)
-    if "precision" in given and averaged:
-        low, high = 2 * given["precision"].low, 2 * given["precision"].high
-        one, other = _within(one, low - other[1], high - other[0]), _within(other, low - one[1], high - one[0])
-    elif "precision" in given:
-        one = _within(one, given["precision"].low, given["precision"].high)
-    left = (one[0] <= one[1] + _HAIR) & (other[0] <= other[1] + _HAIR)
-    if "f1" not in given:
-        return np.asarray(left, dtype=bool)
-    f1 = [_harmonic(precision, recall) for precision, recall in zip(one, boxes[:, 1].T, strict=True)]
-    if averaged:
-        its = [_harmonic(precision, recall) for precision, recall in zip(other, boxes[:, 2].T, strict=True)]
-        f1 = [(a + b) / 2 for a, b in zip(f1, its, strict=True)]
-    return np.asarray(left & (f1[0] <= given["f1"].high) & (f1[1] >= given["f1"].low), dtype=bool)
+    bound_functions = (("low", np.fmin), ("high", np.fmax))
+    positive_precision = [
+        _extreme_metric("precision", corners[bound], choose, macro=False) for bound, choose in bound_functions
+    ]
+    negative_precision = [
+        _extreme_metric("npv", corners[bound], choose, macro=False) for bound, choose in bound_functions
+    ]
+    if "npv" in figure_of:
+        negative_precision = _clip_bounds(negative_precision, figure_of["npv"].low, figure_of["npv"].high)
+    if "precision" in figure_of and macro:
+        low, high = 2 * figure_of["precision"].low, 2 * figure_of["precision"].high
+        positive_precision, negative_precision = (
+            _clip_bounds(positive_precision, low - negative_precision[1], high - negative_precision[0]),
+            _clip_bounds(negative_precision, low - positive_precision[1], high - positive_precision[0]),
+        )
+    elif "precision" in figure_of:
+        positive_precision = _clip_bounds(
+            positive_precision, figure_of["precision"].low, figure_of["precision"].high
+        )
+    is_possible = (positive_precision[0] <= positive_precision[1] + _TOLERANCE) & (
+        negative_precision[0] <= negative_precision[1] + _TOLERANCE
+    )
+    if "f1" not in figure_of:
+        return np.asarray(is_possible, dtype=bool)
+    f1 = [
+        _harmonic_mean(precision, recall)
+        for precision, recall in zip(positive_precision, boxes[:, 1].T, strict=True)
+    ]
+    if macro:
+        negative_f1 = [
+            _harmonic_mean(precision, recall)
+            for precision, recall in zip(negative_precision, boxes[:, 2].T, strict=True)
+        ]
+        f1 = [(a + b) / 2 for a, b in zip(f1, negative_f1, strict=True)]
+    return np.asarray(is_possible & (f1[0] <= figure_of["f1"].high) & (f1[1] >= figure_of["f1"].low), dtype=bool)
 
 
-def _within(bounds: Sequence[Floats], low: Floats | float, high: Floats | float) -> list[Floats]:
+def _clip_bounds(bounds: Sequence[Floats], low: Floats | float, high: Floats | float) -> list[Floats]:
     return [np.maximum(bounds[0], low), np.minimum(bounds[1], high)]
 
 
-def _harmonic(precision: Floats, recall: Floats) -> Floats:
-    both = np.maximum(precision, 0.0) + recall
-    return np.where(both > 0, 2 * np.maximum(precision, 0.0) * recall / np.where(both > 0, both, 1.0), 0.0)
+def _harmonic_mean(precision: Floats, recall: Floats) -> Floats:
+    total = np.maximum(precision, 0.0) + recall
+    return np.where(total > 0, 2 * np.maximum(precision, 0.0) * recall / np.where(total > 0, total, 1.0), 0.0)
 
 
-def _parts(q: Floats, recall: Floats, specificity: Floats) -> dict[str, tuple[Floats, ...]]:
+def _metric_terms(q: Floats, recall: Floats, specificity: Floats) -> dict[str, tuple[Floats, ...]]:
     """Return each figure as its parts, each monotone in q; a figure is their mean."""
-    one, other = _of_class(q, recall, specificity), _of_class(1 - q, specificity, recall)
-    single = _figures(q, recall, specificity, averaged=False)
-    parts: dict[str, tuple[Floats, ...]] = {name: (value,) for name, value in single.items()}
-    return parts | {f"averaged {name}": (one[name], other[name]) for name in AVERAGED}
+    positive_metrics, negative_metrics = (
+        _class_metrics(q, recall, specificity),
+        _class_metrics(1 - q, specificity, recall),
+    )
+    binary_metrics = _all_metrics(q, recall, specificity, macro=False)
+    terms: dict[str, tuple[Floats, ...]] = {name: (value,) for name, value in binary_metrics.items()}
+    return terms | {f"averaged {name}": (positive_metrics[name], negative_metrics[name]) for name in MACRO_METRICS}
 
 
-def _extreme(name: str, corners: Sequence[_Corner], choose: np.ufunc, averaged: bool) -> Floats:
-    key = f"averaged {name}" if averaged and name in AVERAGED else name
-    parts = [choose(first, second) for first, second in zip(corners[0][key], corners[1][key], strict=True)]
+def _extreme_metric(name: str, corners: Sequence[_CornerMetrics], choose: np.ufunc, macro: bool) -> Floats:
+    key = f"averaged {name}" if macro and name in MACRO_METRICS else name
+    extremes = [choose(first, second) for first, second in zip(corners[0][key], corners[1][key], strict=True)]
     # An undefined corner (no positives, and none called) may hide any value: 0 and 1 bound it.
-    blank = 0.0 if choose is np.fmin else 1.0
-    ends = [np.where(np.isnan(a) | np.isnan(b), blank, part)
-            for a, b, part in zip(corners[0][key], corners[1][key], parts, strict=True)]  # fmt: skip
-    return np.asarray(np.mean(ends, axis=0), dtype=np.float64)
+    fallback = 0.0 if choose is np.fmin else 1.0
+    filled = [np.where(np.isnan(a) | np.isnan(b), fallback, extreme)
+            for a, b, extreme in zip(corners[0][key], corners[1][key], extremes, strict=True)]  # fmt: skip
+    return np.asarray(np.mean(filled, axis=0), dtype=np.float64)
 
 
-def _fits(points: Floats, figures: Sequence[Printed], averaged: bool) -> Bools:
-    made = _figures(points[:, 0], points[:, 1], points[:, 2], averaged)
+def _is_matching(points: Floats, figures: Sequence[PublishedFigure], macro: bool) -> Bools:
+    metrics = _all_metrics(points[:, 0], points[:, 1], points[:, 2], macro)
     fits = np.ones(len(points), dtype=bool)
-    for item in figures:
-        fits &= (made[item.name] >= item.low) & (made[item.name] <= item.high)
+    for figure in figures:
+        fits &= (metrics[figure.name] >= figure.low) & (metrics[figure.name] <= figure.high)
     return fits

@@ -11,169 +11,242 @@ import numpy as np
 from scipy.stats import t
 
 from dermkit.comparison import variance
-from dermkit.comparison.variance import Apart, Sources
-from dermkit.comparison.verdict import FIGURES, Repeated
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.classification.vectorised import Plan, figures_compared, images_behind, units_behind
+from dermkit.comparison.variance import RecipeDifference, VarianceComponents
+from dermkit.comparison.verdict import COMPARED_METRICS, RepeatedDifference
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.classification.vectorised import (
+    ResampledMetrics,
+    compared_metrics,
+    n_groups_for,
+    n_images_for,
+)
 from dermkit.metrics.stats import intervals, paired_tests
 from dermkit.metrics.stats.arrays import Floats
-from dermkit.metrics.stats.estimate import Estimate, doubted, undefined
+from dermkit.metrics.stats.estimate import Estimate, undefined_estimate, with_caveats
 
-TRAININGS = "t over trainings and images"
-FOLDS = "corrected resampled t"
-NO_SPREAD = "no interval: no spread to judge by"
-UNBOUNDED = ("loss",)
-WIDE = ("mcc_multiclass", "brier")
+TRAINING_T_METHOD = "t over trainings and images"
+FOLD_T_METHOD = "corrected resampled t"
+NO_SPREAD_REASON = "no interval: no spread to judge by"
+UNBOUNDED_METRICS = ("loss",)
+WIDE_METRICS = ("mcc_multiclass", "brier")
 """Figures whose difference lies between -2 and 2, not between -1 and 1."""
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class ResampledRun:
     """One training's figures, and on resamples of the images: name -> value, name -> (B,)."""
 
-    scored: Scored
+    scored_set: ScoredSet
     point: dict[str, float]
     samples: dict[str, Floats]
 
 
-def draw(scored: Scored, *, seed: int, resamples: int = intervals.RESAMPLES) -> Drawn:
+def resample_run(scored_set: ScoredSet, *, seed: int, resamples: int = intervals.N_RESAMPLES) -> ResampledRun:
     """Return a training's figures on resamples that are the same for all trainings on the same images."""
-    plan = Plan(scored)
+    resampled_metrics = ResampledMetrics(scored_set)
     weights = intervals.resample_weights(
-        np.arange(scored.units), seed=seed, resamples=resamples if scored.units > 1 else 1
+        np.arange(scored_set.n_groups), seed=seed, resamples=resamples if scored_set.n_groups > 1 else 1
     )
-    made = [figures_compared(plan.resampled(rows)) for rows in weights]
-    samples = {name: np.concatenate([part[name] for part in made]) for name in FIGURES}
-    point = figures_compared(plan.point)
-    return Drawn(scored, {name: float(point[name][0]) for name in FIGURES}, samples)
+    batches = [compared_metrics(resampled_metrics.bootstrap(rows)) for rows in weights]
+    samples = {name: np.concatenate([batch[name] for batch in batches]) for name in COMPARED_METRICS}
+    point = compared_metrics(resampled_metrics.point_estimates)
+    return ResampledRun(scored_set, {name: float(point[name][0]) for name in COMPARED_METRICS}, samples)
 
 
-def figures_of(scored: Scored) -> dict[str, float]:
+def metric_values(scored_set: ScoredSet) -> dict[str, float]:
     """Return what is compared of one training, NaN = undefined."""
-    point = figures_compared(Plan(scored).point)
-    return {name: float(point[name][0]) for name in FIGURES}
+    point = compared_metrics(ResampledMetrics(scored_set).point_estimates)
+    return {name: float(point[name][0]) for name in COMPARED_METRICS}
 
 
-def moved_by(runs: Sequence[Drawn]) -> dict[str, Sources]:
+def variance_components(runs: Sequence[ResampledRun]) -> dict[str, VarianceComponents]:
     """Return figure -> what moves it, for every figure that all these trainings on the same images define."""
-    found = {name: _rows([runs], name) for name in FIGURES}
+    values_by_metric = {name: _metric_samples([runs], name) for name in COMPARED_METRICS}
     return {
-        name: replace(variance.sources(*rows[0]), units=_units(runs[0].scored, name))
-        for name, rows in found.items()
-        if rows is not None
+        name: replace(variance.decompose_variance(*values[0]), n_groups=_n_metric_groups(runs[0].scored_set, name))
+        for name, values in values_by_metric.items()
+        if values is not None
     }
 
 
-def differences_of_trainings(first: Sequence[Drawn], second: Sequence[Drawn]) -> list[Repeated]:
+def training_differences(
+    first: Sequence[ResampledRun], second: Sequence[ResampledRun]
+) -> list[RepeatedDifference]:
     """Compare two recipes by all their trainings, which scored the same images and were drawn alike."""
-    return [_of_trainings(name, first, second) for name in FIGURES]
+    return [_training_difference(name, first, second) for name in COMPARED_METRICS]
 
 
-def _of_trainings(name: str, first: Sequence[Drawn], second: Sequence[Drawn]) -> Repeated:
-    scored, counts = first[0].scored, (len(first), len(second))
-    n, units = images_behind(scored, name), _units(scored, name)
-    rows = _rows([first, second], name)
-    if rows is None:
-        missing = undefined(n, "the figure is undefined for these images or one of the trainings")
-        return Repeated(name, missing, "none", None, trainings=counts)
-    one, other = (variance.sources(*item) for item in rows)
-    found = variance.apart((one, rows[0][1]), (other, rows[1][1]), units=units)
-    if found is None:
-        silent = Estimate(one.mean - other.mean, None, n, "none", "no interval: the images are one unit")
-        return Repeated(name, silent, "none", None, first=one, second=other, trainings=counts)
-    lost = 1 - rows[0][1].shape[1] / len(first[0].samples[name])
-    estimate = doubted(_estimated(name, found, n, lost), intervals.few(units_behind(scored, name)))
-    return Repeated(
-        name, estimate, TRAININGS, found.p, needed=variance.images_needed(found, n),
-        first=one, second=other, trainings=counts, seeds=found.seeds, images=found.images, borrowed=found.borrowed,
-        needs_trainings=variance.needs_trainings(found),
-    )  # fmt: skip
+def _training_difference(
+    name: str, first: Sequence[ResampledRun], second: Sequence[ResampledRun]
+) -> RepeatedDifference:
+    scored_set, counts = first[0].scored_set, (len(first), len(second))
+    n, n_groups = n_images_for(scored_set, name), _n_metric_groups(scored_set, name)
+    values = _metric_samples([first, second], name)
+    if values is None:
+        no_estimate = undefined_estimate(n, "the figure is undefined for these images or one of the trainings")
+        return RepeatedDifference(name, no_estimate, "none", None, n_trainings=counts)
+    first_components, second_components = (variance.decompose_variance(*recipe_values) for recipe_values in values)
+    recipe_gap = variance.recipe_difference(
+        (first_components, values[0][1]), (second_components, values[1][1]), n_groups=n_groups
+    )
+    if recipe_gap is None:
+        single_group_estimate = Estimate(
+            first_components.mean - second_components.mean, None, n, "none", "no interval: the images are one unit"
+        )
+        return RepeatedDifference(
+            name,
+            single_group_estimate,
+            "none",
+            None,
+            first=first_components,
+            second=second_components,
+            n_trainings=counts,
+        )
+    undefined_rate = 1 - values[0][1].shape[1] / len(first[0].samples[name])
+    estimate = with_caveats(
+        _to_estimate(name, recipe_gap, n, undefined_rate), intervals.too_few(n_groups_for(scored_set, name))
+    )
+    return RepeatedDifference(
+        name,
+        estimate,
+        TRAINING_T_METHOD,
+        recipe_gap.p,
+        images_needed=variance.images_to_detect(recipe_gap, n),
+        first=first_components,
+        second=second_components,
+        n_trainings=counts,
+        error_seeds=recipe_gap.error_seeds,
+        error_images=recipe_gap.error_images,
+        is_spread_borrowed=recipe_gap.is_spread_borrowed,
+        needs_trainings=variance.needs_trainings(recipe_gap),
+    )
 
 
-def _rows(groups: Sequence[Sequence[Drawn]], name: str) -> list[tuple[Floats, Floats]] | None:
+def _metric_samples(recipes: Sequence[Sequence[ResampledRun]], name: str) -> list[tuple[Floats, Floats]] | None:
     """Return each group's (S,) values and (S, B) resampled ones, resamples without the figure in any run dropped."""
-    values = [np.array([run.point[name] for run in group]) for group in groups]
-    if not all(np.isfinite(item).all() for item in values):
+    values = [np.array([run.point[name] for run in recipe_runs]) for recipe_runs in recipes]
+    if not all(np.isfinite(values_of_recipe).all() for values_of_recipe in values):
         return None
-    drawn = [np.stack([run.samples[name] for run in group]) for group in groups]
-    kept = np.logical_and.reduce([np.isfinite(item).all(axis=0) for item in drawn])
-    return [(value, item[:, kept]) for value, item in zip(values, drawn, strict=True)]
+    resampled_values = [np.stack([run.samples[name] for run in recipe_runs]) for recipe_runs in recipes]
+    is_defined = np.logical_and.reduce(
+        [np.isfinite(values_of_recipe).all(axis=0) for values_of_recipe in resampled_values]
+    )
+    return [
+        (value, values_of_recipe[:, is_defined])
+        for value, values_of_recipe in zip(values, resampled_values, strict=True)
+    ]
 
 
-def _estimated(name: str, found: Apart, n: int, lost: float) -> Estimate:
+def _to_estimate(name: str, recipe_gap: RecipeDifference, n: int, undefined_rate: float) -> Estimate:
     """Return the difference as an estimate. lost: share of resamples in which a training lacks the figure."""
-    bounds = None if found.interval is None else _within(name, *found.interval)
-    unsure = "" if found.error else NO_SPREAD
-    if found.error and lost > intervals.UNDEFINED_SHARE:
-        unsure = f"interval unreliable: undefined in {lost:.0%} of the resamples, which were dropped"
-    of = ", of the trainings" if found.parts else ""
-    return Estimate(found.value, bounds, n, f"{TRAININGS}, {found.df:.3g} degrees of freedom{of}", unsure)
+    bounds = None if recipe_gap.interval is None else _clip_to_range(name, *recipe_gap.interval)
+    caveat = "" if recipe_gap.standard_error else NO_SPREAD_REASON
+    if recipe_gap.standard_error and undefined_rate > intervals.MAX_UNDEFINED_FRACTION:
+        caveat = f"interval unreliable: undefined in {undefined_rate:.0%} of the resamples, which were dropped"
+    df_subject = ", of the trainings" if recipe_gap.variance_terms else ""
+    return Estimate(
+        recipe_gap.value,
+        bounds,
+        n,
+        f"{TRAINING_T_METHOD}, {recipe_gap.df:.3g} degrees of freedom{df_subject}",
+        caveat,
+    )
 
 
-def _within(name: str, low: float, high: float) -> tuple[float, float]:
+def _clip_to_range(name: str, low: float, high: float) -> tuple[float, float]:
     """Return the bounds without what no difference of this figure can be."""
-    limit = float("inf") if name in UNBOUNDED else 2.0 if name in WIDE else 1.0
+    limit = float("inf") if name in UNBOUNDED_METRICS else 2.0 if name in WIDE_METRICS else 1.0
     return max(-limit, low), min(limit, high)
 
 
-def differences_over_folds(
+def fold_differences(
     first: Sequence[Sequence[Mapping[str, float]]],
     second: Sequence[Sequence[Mapping[str, float]]],
     *,
-    like: Scored,
+    pooled_set: ScoredSet,
     n_train: int,
     n_test: int,
-) -> list[Repeated]:
+) -> list[RepeatedDifference]:
     """Compare two recipes fold by fold: of each fold the figures of its trainings, the same folds in the same order.
 
     like: all folds' images, for their number. n_train, n_test: images of a fold, on average. Raises `ValueError` for
     fewer than two folds.
     """
-    return [_over_folds(name, first, second, images_behind(like, name), n_train, n_test) for name in FIGURES]
+    return [
+        _fold_difference(name, first, second, n_images_for(pooled_set, name), n_train, n_test)
+        for name in COMPARED_METRICS
+    ]
 
 
-def _over_folds(
+def _fold_difference(
     name: str,
     first: Sequence[Sequence[Mapping[str, float]]],
     second: Sequence[Sequence[Mapping[str, float]]],
     n: int,
     n_train: int,
     n_test: int,
-) -> Repeated:
+) -> RepeatedDifference:
     counts = sum(map(len, first)), sum(map(len, second))
-    one, other = _of_folds(first, name), _of_folds(second, name)
-    if one is None or other is None:
-        missing = undefined(n, "the figure is undefined in a fold of one of the two")
-        return Repeated(name, missing, "none", None, trainings=counts)
-    gaps = [a - b for a, b in zip(one.values, other.values, strict=True)]
-    found = paired_tests.corrected_resampled_t(gaps, n_train=n_train, n_test=n_test)
-    method = f"{FOLDS}, {len(gaps) - 1} degrees of freedom, {n_train} training and {n_test} test images in a fold"
-    half = float(t.isf((1 - intervals.LEVEL) / 2, found.df)) * found.error
-    bounds = _within(name, found.value - half, found.value + half) if found.error else None
-    estimate = Estimate(found.value, bounds, n, method, "" if found.error else NO_SPREAD)
-    p = found.p if found.error else 1.0 if abs(found.value) <= variance.ROUNDING else None
-    return Repeated(name, estimate, FOLDS, p, first=one, second=other, folds=len(gaps), trainings=counts)
-
-
-def moved_over_folds(folds: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, Sources]:
-    """Return figure -> what moves it, for every figure that all trainings of all folds define."""
-    found = {name: _of_folds(folds, name) for name in FIGURES}
-    return {name: item for name, item in found.items() if item is not None}
-
-
-def _of_folds(folds: Sequence[Sequence[Mapping[str, float]]], name: str) -> Sources | None:
-    """Return means of folds, their deviation, and that of trainings within a fold."""
-    values = [np.array([run[name] for run in fold]) for fold in folds]
-    if not all(np.isfinite(fold).all() for fold in values):
-        return None
-    means = np.array([fold.mean() for fold in values])
-    spare = sum(len(fold) - 1 for fold in values)
-    within = sum(float(((fold - fold.mean()) ** 2).sum()) for fold in values)
-    return Sources(
-        tuple(means.tolist()), float(means.std(ddof=1)), (within / spare) ** 0.5 if spare else None, None
+    first_components, second_components = _fold_components(first, name), _fold_components(second, name)
+    if first_components is None or second_components is None:
+        no_estimate = undefined_estimate(n, "the figure is undefined in a fold of one of the two")
+        return RepeatedDifference(name, no_estimate, "none", None, n_trainings=counts)
+    gaps = [a - b for a, b in zip(first_components.values, second_components.values, strict=True)]
+    corrected_t = paired_tests.corrected_resampled_t(gaps, n_train=n_train, n_test=n_test)
+    method = (
+        f"{FOLD_T_METHOD}, {len(gaps) - 1} degrees of freedom, {n_train} training and {n_test} "
+        f"test images in a fold"
+    )
+    half_width = float(t.isf((1 - intervals.CONFIDENCE_LEVEL) / 2, corrected_t.df)) * corrected_t.standard_error
+    bounds = (
+        _clip_to_range(name, corrected_t.mean - half_width, corrected_t.mean + half_width)
+        if corrected_t.standard_error
+        else None
+    )
+    estimate = Estimate(
+        corrected_t.mean, bounds, n, method, "" if corrected_t.standard_error else NO_SPREAD_REASON
+    )
+    p = (
+        corrected_t.p
+        if corrected_t.standard_error
+        else 1.0
+        if abs(corrected_t.mean) <= variance.VARIANCE_ROUNDING
+        else None
+    )
+    return RepeatedDifference(
+        name,
+        estimate,
+        FOLD_T_METHOD,
+        p,
+        first=first_components,
+        second=second_components,
+        n_folds=len(gaps),
+        n_trainings=counts,
     )
 
 
-def _units(scored: Scored, name: str) -> int:
+def fold_variance_components(folds: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, VarianceComponents]:
+    """Return figure -> what moves it, for every figure that all trainings of all folds define."""
+    components_by_metric = {name: _fold_components(folds, name) for name in COMPARED_METRICS}
+    return {name: components for name, components in components_by_metric.items() if components is not None}
+
+
+def _fold_components(folds: Sequence[Sequence[Mapping[str, float]]], name: str) -> VarianceComponents | None:
+    """Return means of folds, their deviation, and that of trainings within a fold."""
+    values_by_fold = [np.array([run[name] for run in fold_values]) for fold_values in folds]
+    if not all(np.isfinite(fold_values).all() for fold_values in values_by_fold):
+        return None
+    means = np.array([fold_values.mean() for fold_values in values_by_fold])
+    degrees_of_freedom = sum(len(fold_values) - 1 for fold_values in values_by_fold)
+    within_fold_sum = sum(float(((fold_values - fold_values.mean()) ** 2).sum()) for fold_values in values_by_fold)
+    return VarianceComponents(
+        tuple(means.tolist()),
+        float(means.std(ddof=1)),
+        (within_fold_sum / degrees_of_freedom) ** 0.5 if degrees_of_freedom else None,
+        None,
+    )
+
+
+def _n_metric_groups(scored_set: ScoredSet, name: str) -> int:
     """Return how many independent observations carry a figure's variance; each class carries its part of a mean."""
-    return scored.units if name in ("balanced_accuracy", "f1_macro") else units_behind(scored, name)
+    return scored_set.n_groups if name in ("balanced_accuracy", "f1_macro") else n_groups_for(scored_set, name)

@@ -14,13 +14,13 @@ from scipy.stats import norm, t
 from dermkit.metrics.stats.arrays import Floats
 
 LEVEL = 0.95
-ROUNDING = 1e-15
-ENOUGH = 10_000_000
+VARIANCE_ROUNDING = 1e-15
+MAX_IMAGES_NEEDED = 10_000_000
 """Images beyond which no number is named."""
 
 
 @dataclass(frozen=True)
-class Sources:
+class VarianceComponents:
     """One figure of several trainings of a recipe on the same images, and what moves it, as standard deviations.
 
     between: plain deviation of the trainings' values, which another training on these images adds. seed: the same
@@ -30,10 +30,10 @@ class Sources:
     """
 
     values: tuple[float, ...]
-    between: float | None
-    seed: float | None
-    data: float | None
-    units: int = 0
+    sd: float | None
+    sd_seed: float | None
+    sd_images: float | None
+    n_groups: int = 0
 
     @property
     def mean(self) -> float:
@@ -41,13 +41,13 @@ class Sources:
         return math.fsum(self.values) / len(self.values)
 
     @property
-    def runs(self) -> int:
+    def n_runs(self) -> int:
         """Return how many trainings there are."""
         return len(self.values)
 
 
 @dataclass(frozen=True)
-class Apart:
+class RecipeDifference:
     """Mean of the first recipe's trainings less that of the second's.
 
     error: its standard error over new trainings and new images; images, seeds: the two parts of it, as errors too;
@@ -57,64 +57,74 @@ class Apart:
     """
 
     value: float
-    error: float
-    images: float
-    seeds: float
+    standard_error: float
+    error_images: float
+    error_seeds: float
     df: float
     p: float | None
-    borrowed: bool = False
-    parts: tuple[tuple[float, float], ...] = ()
+    is_spread_borrowed: bool = False
+    variance_terms: tuple[tuple[float, float], ...] = ()
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """Return the 95 % interval, None where nothing varies."""
-        if self.error <= 0:
+        if self.standard_error <= 0:
             return None
-        half = reach(self.parts or ((self.error**2, self.df),), 1 - LEVEL)
-        return self.value - half, self.value + half
+        half_width = interval_half_width(self.variance_terms or ((self.standard_error**2, self.df),), 1 - LEVEL)
+        return self.value - half_width, self.value + half_width
 
 
-def sources(values: Floats, drawn: Floats) -> Sources:
+def decompose_variance(values: Floats, resampled_values: Floats) -> VarianceComponents:
     """Part the spread of any figure: (S,) values of S trainings, (S, B) the same on B resamples of the images.
 
     Every resample has the same images for all trainings. What trainings do to single images, and the images then
     average, shows as spread of the values beside their mean over resamples; a two-way table without repetition gives
     the same for a mean figure (`paired.spread_of`).
     """
-    s = len(values)
-    data = math.sqrt(float(drawn.var(axis=1).mean())) if drawn.shape[1] > 1 else None
-    if s < 2:
-        return Sources(tuple(values.tolist()), None, None, data)
-    between = float(values.var(ddof=1))
-    seed = math.sqrt(max(0.0, between - _noise(drawn)))
-    return Sources(tuple(values.tolist()), math.sqrt(between), seed, data)
+    n_runs = len(values)
+    sd_images = math.sqrt(float(resampled_values.var(axis=1).mean())) if resampled_values.shape[1] > 1 else None
+    if n_runs < 2:
+        return VarianceComponents(tuple(values.tolist()), None, None, sd_images)
+    variance = float(values.var(ddof=1))
+    sd_seed = math.sqrt(max(0.0, variance - _image_variance(resampled_values)))
+    return VarianceComponents(tuple(values.tolist()), math.sqrt(variance), sd_seed, sd_images)
 
 
-def reach(parts: Sequence[tuple[float, float]], alpha: float) -> float:
+def interval_half_width(variance_terms: Sequence[tuple[float, float]], alpha: float) -> float:
     """Return how far chance takes a sum of independent parts at most, but for a share `alpha`; two-sided.
 
     parts: the variance of each and its degrees of freedom. Each counts with its own quantile of t (Banerjee 1960,
     Sankhya 22:357): a part known from two trainings may be small by chance, and then says nothing of that.
     """
-    return math.sqrt(math.fsum(variance * float(stdtrit(df, alpha / 2)) ** 2 for variance, df in parts))
+    return math.sqrt(math.fsum(variance * float(stdtrit(df, alpha / 2)) ** 2 for variance, df in variance_terms))
 
 
-def _p_of(value: float, parts: Sequence[tuple[float, float]]) -> float:
+def _p_value(value: float, variance_terms: Sequence[tuple[float, float]]) -> float:
     """Return the share `alpha` at which the reach is just the value."""
-    least, most = -230.0, 0.0  # of log(alpha), over which the reach falls
+    low, high = -230.0, 0.0  # of log(alpha), over which the reach falls
     for _ in range(60):
-        middle = (least + most) / 2
-        least, most = (middle, most) if reach(parts, math.exp(middle)) > abs(value) else (least, middle)
-    return math.exp(most)
+        midpoint = (low + high) / 2
+        low, high = (
+            (midpoint, high)
+            if interval_half_width(variance_terms, math.exp(midpoint)) > abs(value)
+            else (low, midpoint)
+        )
+    return math.exp(high)
 
 
-def _noise(drawn: Floats) -> float:
+def _image_variance(resampled_values: Floats) -> float:
     """Return the variance that images add to the differences between trainings of one recipe."""
-    s, b = drawn.shape
-    return 0.0 if b < 2 else float((drawn - drawn.mean(axis=0)).var(axis=1).mean()) * s / (s - 1)
+    n_runs, n_resamples = resampled_values.shape
+    return (
+        0.0
+        if n_resamples < 2
+        else float((resampled_values - resampled_values.mean(axis=0)).var(axis=1).mean()) * n_runs / (n_runs - 1)
+    )
 
 
-def apart(first: tuple[Sources, Floats], second: tuple[Sources, Floats], *, units: int) -> Apart | None:
+def recipe_difference(
+    first: tuple[VarianceComponents, Floats], second: tuple[VarianceComponents, Floats], *, n_groups: int
+) -> RecipeDifference | None:
     """Set two recipes' trainings against each other; each with its (S, B) values on the same resamples of images.
 
     The variance is that of the difference of means over images, and of each recipe's trainings divided by their
@@ -124,58 +134,78 @@ def apart(first: tuple[Sources, Floats], second: tuple[Sources, Floats], *, unit
     degrees of freedom. None where neither was trained twice or there is one unit: then nothing says how far the
     difference strays.
     """
-    (one, drawn_one), (other, drawn_other) = first, second
-    if (one.runs < 2 and other.runs < 2) or units < 2 or drawn_one.shape[1] < 2:
+    (first_components, first_samples), (second_components, second_samples) = first, second
+    if (
+        (first_components.n_runs < 2 and second_components.n_runs < 2)
+        or n_groups < 2
+        or first_samples.shape[1] < 2
+    ):
         return None
-    value = one.mean - other.mean
+    value = first_components.mean - second_components.mean
     # A bootstrap of G units is too narrow by one of them.
-    images = float((drawn_one.mean(axis=0) - drawn_other.mean(axis=0)).var()) * units / (units - 1)
-    parts = [images**2 / (units - 1)]
-    seeds, borrowed = 0.0, min(one.runs, other.runs) < 2
-    for item, weight in _weights(one, other):
+    image_variance = (
+        float((first_samples.mean(axis=0) - second_samples.mean(axis=0)).var()) * n_groups / (n_groups - 1)
+    )
+    satterthwaite_terms = [image_variance**2 / (n_groups - 1)]
+    seed_variance, is_spread_borrowed = 0.0, min(first_components.n_runs, second_components.n_runs) < 2
+    for components, weight in _seed_weights(first_components, second_components):
         # Estimated by subtraction it is often 0; the one draw of a borrowed spread then strays further than is said.
-        seeds += ((item.between if borrowed else item.seed) or 0.0) ** 2 * weight
-        parts.append(((item.between or 0.0) ** 2 * weight) ** 2 / (item.runs - 1))
-    variance = images + seeds
-    if variance <= ROUNDING**2:
-        return Apart(value, 0.0, 0.0, 0.0, math.inf, 1.0 if abs(value) <= ROUNDING else None, borrowed)
-    if borrowed:
-        runs = max(one.runs, other.runs)
-        apart_of = ((images, units - 1.0), (seeds, runs - 1.0))
-        errors = math.sqrt(variance), math.sqrt(images), math.sqrt(seeds)
-        return Apart(value, *errors, runs - 1.0, _p_of(value, apart_of), borrowed, apart_of)
-    df = max(1.0, variance**2 / math.fsum(parts))
-    error = math.sqrt(variance)
-    p = float(2 * t.sf(abs(value) / error, df))
-    return Apart(value, error, math.sqrt(images), math.sqrt(seeds), df, p, borrowed)
+        seed_variance += ((components.sd if is_spread_borrowed else components.sd_seed) or 0.0) ** 2 * weight
+        satterthwaite_terms.append(((components.sd or 0.0) ** 2 * weight) ** 2 / (components.n_runs - 1))
+    variance = image_variance + seed_variance
+    if variance <= VARIANCE_ROUNDING**2:
+        return RecipeDifference(
+            value, 0.0, 0.0, 0.0, math.inf, 1.0 if abs(value) <= VARIANCE_ROUNDING else None, is_spread_borrowed
+        )
+    if is_spread_borrowed:
+        n_runs = max(first_components.n_runs, second_components.n_runs)
+        variance_terms = ((image_variance, n_groups - 1.0), (seed_variance, n_runs - 1.0))
+        errors = math.sqrt(variance), math.sqrt(image_variance), math.sqrt(seed_variance)
+        return RecipeDifference(
+            value, *errors, n_runs - 1.0, _p_value(value, variance_terms), is_spread_borrowed, variance_terms
+        )
+    df = max(1.0, variance**2 / math.fsum(satterthwaite_terms))
+    standard_error = math.sqrt(variance)
+    p = float(2 * t.sf(abs(value) / standard_error, df))
+    return RecipeDifference(
+        value, standard_error, math.sqrt(image_variance), math.sqrt(seed_variance), df, p, is_spread_borrowed
+    )
 
 
-def _weights(one: Sources, other: Sources) -> list[tuple[Sources, float]]:
+def _seed_weights(
+    first_components: VarianceComponents, second_components: VarianceComponents
+) -> list[tuple[VarianceComponents, float]]:
     """Return each recipe whose spread over seeds is known, and how often its variance counts."""
-    if one.runs < 2:
-        return [(other, 1 + 1 / other.runs)]
-    if other.runs < 2:
-        return [(one, 1 + 1 / one.runs)]
-    return [(one, 1 / one.runs), (other, 1 / other.runs)]
+    if first_components.n_runs < 2:
+        return [(second_components, 1 + 1 / second_components.n_runs)]
+    if second_components.n_runs < 2:
+        return [(first_components, 1 + 1 / first_components.n_runs)]
+    return [(first_components, 1 / first_components.n_runs), (second_components, 1 / second_components.n_runs)]
 
 
-def images_needed(found: Apart, n: int, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
+def images_to_detect(
+    recipe_gap: RecipeDifference, n: int, *, alpha: float = 0.05, power: float = 0.8
+) -> int | None:
     """Return how many images would show this difference with these trainings; None where no number of images would.
 
     Only the images' part of the variance falls with their number.
     """
-    left = _left_to_images(found, alpha, power)
-    if left <= 0 or found.images**2 * n > left * ENOUGH:
+    image_budget = _image_variance_budget(recipe_gap, alpha, power)
+    if image_budget <= 0 or recipe_gap.error_images**2 * n > image_budget * MAX_IMAGES_NEEDED:
         return None
-    return max(1, math.ceil(n * found.images**2 / left))
+    return max(1, math.ceil(n * recipe_gap.error_images**2 / image_budget))
 
 
-def needs_trainings(found: Apart, *, alpha: float = 0.05, power: float = 0.8) -> bool:
+def needs_trainings(recipe_gap: RecipeDifference, *, alpha: float = 0.05, power: float = 0.8) -> bool:
     """Tell whether no number of images would show this difference, since so few trainings stray too far."""
-    return found.value != 0 and found.seeds > 0 and _left_to_images(found, alpha, power) <= 0
+    return (
+        recipe_gap.value != 0
+        and recipe_gap.error_seeds > 0
+        and _image_variance_budget(recipe_gap, alpha, power) <= 0
+    )
 
 
-def _left_to_images(found: Apart, alpha: float, power: float) -> float:
+def _image_variance_budget(recipe_gap: RecipeDifference, alpha: float, power: float) -> float:
     """Return the variance that images may add, the trainings' part taken off."""
-    reach = float(norm.isf(alpha / 2) + norm.ppf(power))
-    return (found.value / reach) ** 2 - found.seeds**2
+    detection_factor = float(norm.isf(alpha / 2) + norm.ppf(power))
+    return (recipe_gap.value / detection_factor) ** 2 - recipe_gap.error_seeds**2

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dermkit.comparison.variance import Sources
-from dermkit.metrics.stats.estimate import Estimate, trust
+from dermkit.comparison.variance import VarianceComponents
+from dermkit.metrics.stats.estimate import Estimate, reliability
 
-ALPHA = 0.05
-FIGURES = (
+SIGNIFICANCE_LEVEL = 0.05
+COMPARED_METRICS = (
     "accuracy", "balanced_accuracy", "f1_macro", "mcc_multiclass", "sensitivity", "specificity", "auroc",
     "average_precision", "loss", "brier",
 )  # fmt: skip
 """What two runs are compared in; all of it is one family for Holm's correction."""
 
-CALLED = {"auroc": "AUROC, malignant", "average_precision": "average precision, malignant"}
+VERDICT_LABELS = {"auroc": "AUROC, malignant", "average_precision": "average precision, malignant"}
 LOWER_IS_BETTER = ("loss", "brier")
 
 
@@ -27,34 +27,38 @@ class Difference:
     a power of 0.8; None where the difference is 0 or beyond any test set.
     """
 
-    figure: str
+    metric: str
     estimate: Estimate
     test: str
     p: float | None
     p_holm: float | None = None
-    discordant: tuple[int, int] | None = None
-    needed: int | None = None
+    discordant_counts: tuple[int, int] | None = None
+    images_needed: int | None = None
 
     @property
-    def is_found(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the images show a difference, all comparisons taken together."""
         p = self.p if self.p_holm is None else self.p_holm
-        return p is not None and p <= ALPHA
+        return p is not None and p <= SIGNIFICANCE_LEVEL
 
     @property
-    def is_lost_to_others(self) -> bool:
+    def is_lost_to_correction(self) -> bool:
         """Whether it would be shown, had nothing else been asked."""
-        return not self.is_found and self.p is not None and self.p <= ALPHA
+        return not self.is_significant and self.p is not None and self.p <= SIGNIFICANCE_LEVEL
 
     @property
-    def more_images(self) -> int | None:
-        """Return `needed`, None where it is not found and yet that is no more than there are: it minds no other one."""
-        too_few = self.needed is not None and self.needed <= self.estimate.n and not self.is_found
-        return None if too_few else self.needed
+    def further_images_needed(self) -> int | None:
+        """Return `images_needed`, None where it is not found and yet that is no more than there are: it minds
+        no other one.
+        """
+        is_implausible = (
+            self.images_needed is not None and self.images_needed <= self.estimate.n and not self.is_significant
+        )
+        return None if is_implausible else self.images_needed
 
 
 @dataclass(frozen=True)
-class Repeated(Difference):
+class RepeatedDifference(Difference):
     """Mean of the first recipe's trainings less that of the second's, over the same images or the same folds.
 
     first, second: what moves each recipe's figure; over folds, `values` are means of a fold, `between` is their
@@ -63,100 +67,126 @@ class Repeated(Difference):
     needs_trainings: whether no number of images would show a difference of this size, with so few trainings.
     """
 
-    trainings: tuple[int, int] = (1, 1)
-    first: Sources | None = None
-    second: Sources | None = None
-    seeds: float | None = None
-    images: float | None = None
-    borrowed: bool = False
-    folds: int = 0
+    n_trainings: tuple[int, int] = (1, 1)
+    first: VarianceComponents | None = None
+    second: VarianceComponents | None = None
+    error_seeds: float | None = None
+    error_images: float | None = None
+    is_spread_borrowed: bool = False
+    n_folds: int = 0
     needs_trainings: bool = False
 
 
 # In words ---------------------------------------------------------------------------------------------------------
 
 
-def verdict(item: Difference, first: str, second: str) -> str:
+def verdict(difference: Difference, first: str, second: str) -> str:
     """Return one sentence: which is better, or that so much does not tell, and what would."""
-    name, n = _called(item.figure), item.estimate.n
-    if item.estimate.value is None:
-        return f"{name}: not defined for both on these {n} images."
-    if item.p is None:
-        why = f" ({item.estimate.reason})" if item.estimate.reason else ""
-        return f"{name}: not tested on {n} images: {item.estimate.value:+.3f}, no test{why}."
-    apart = f"{item.estimate.value:+.3f}{_interval(item.estimate)}, {item.test}, {_p(item)}"
-    if isinstance(item, Repeated):
-        return _verdict_of_several(item, first, second, apart)
-    if item.is_found:
-        return f"{name}: {_ahead(item, first, second)} is better on {n} images ({apart})."
-    return f"{name}: not distinguishable on {n} images ({apart}){_more(item)}."
+    metric_label, n = _metric_label(difference.metric), difference.estimate.n
+    if difference.estimate.value is None:
+        return f"{metric_label}: not defined for both on these {n} images."
+    if difference.p is None:
+        reason = f" ({difference.estimate.reason})" if difference.estimate.reason else ""
+        return f"{metric_label}: not tested on {n} images: {difference.estimate.value:+.3f}, no test{reason}."
+    gap_text = (
+        f"{difference.estimate.value:+.3f}{_interval_text(difference.estimate)}, "
+        f"{difference.test}, {_p_text(difference)}"
+    )
+    if isinstance(difference, RepeatedDifference):
+        return _repeated_verdict(difference, first, second, gap_text)
+    if difference.is_significant:
+        return f"{metric_label}: {_better_name(difference, first, second)} is better on {n} images ({gap_text})."
+    return f"{metric_label}: not distinguishable on {n} images ({gap_text}){_needs_text(difference)}."
 
 
-def _interval(estimate: Estimate) -> str:
+def _interval_text(estimate: Estimate) -> str:
     """Return ` [low, high]`, marked where it is unreliable, or that there is none to be shown."""
-    worth = trust(estimate.as_dict())
-    if estimate.ci95 is None or worth == "none":
+    reliability_grade = reliability(estimate.as_dict())
+    if estimate.ci95 is None or reliability_grade == "none":
         return ", no interval"
     low, high = estimate.ci95
-    return f" [{low:+.3f}, {high:+.3f}]{' (unreliable)' if worth else ''}"
+    return f" [{low:+.3f}, {high:+.3f}]{' (unreliable)' if reliability_grade else ''}"
 
 
-def _called(figure: str) -> str:
-    return CALLED.get(figure, figure.replace("_", " "))
+def _metric_label(metric: str) -> str:
+    return VERDICT_LABELS.get(metric, metric.replace("_", " "))
 
 
-def _ahead(item: Difference, first: str, second: str) -> str:
-    return first if ((item.estimate.value or 0.0) > 0) != (item.figure in LOWER_IS_BETTER) else second
+def _better_name(difference: Difference, first: str, second: str) -> str:
+    return first if ((difference.estimate.value or 0.0) > 0) != (difference.metric in LOWER_IS_BETTER) else second
 
 
-def _verdict_of_several(item: Repeated, first: str, second: str, apart: str) -> str:
-    name, over = _called(item.figure), f"{_how_many(item)}, {item.estimate.n} images"
-    if item.is_found:
+def _repeated_verdict(difference: RepeatedDifference, first: str, second: str, gap_text: str) -> str:
+    metric_label, size_text = (
+        _metric_label(difference.metric),
+        f"{_counts_text(difference)}, {difference.estimate.n} images",
+    )
+    if difference.is_significant:
         return (
-            f"{name}: {_ahead(item, first, second)} is better: {over} ({apart}){_moved_by(item, first, second)}."
+            f"{metric_label}: {_better_name(difference, first, second)} is better: {size_text} "
+            f"({gap_text}){_variance_text(difference, first, second)}."
         )
-    return f"{name}: not distinguishable: {over} ({apart}){_moved_by(item, first, second)}{_more(item)}."
+    return (
+        f"{metric_label}: not distinguishable: {size_text} "
+        f"({gap_text}){_variance_text(difference, first, second)}{_needs_text(difference)}."
+    )
 
 
-def _how_many(item: Repeated) -> str:
-    one, other = item.trainings
-    counts = f"{one} trainings each" if one == other else f"{one} against {other} trainings"
-    return f"{item.folds} folds, {counts}" if item.folds else counts
+def _counts_text(difference: RepeatedDifference) -> str:
+    n_first, n_second = difference.n_trainings
+    counts = f"{n_first} trainings each" if n_first == n_second else f"{n_first} against {n_second} trainings"
+    return f"{difference.n_folds} folds, {counts}" if difference.n_folds else counts
 
 
-def _moved_by(item: Repeated, first: str, second: str) -> str:
-    sides = [side for side in (item.first, item.second) if side is not None]
-    seeds, data = _pooled([s.between for s in sides]), _pooled([s.data for s in sides])
-    if item.folds:
-        return "" if seeds is None else f"; a recipe's folds differ by {seeds:.3f} (SD)"
-    alone = first if item.trainings[0] < 2 else second
-    said = f"; {alone} was trained once: its spread is taken to be the other's" if item.borrowed else ""
-    if seeds is None or data is None:
-        return said
-    return f"; another training moves it by {seeds:.3f} (SD), other images by {data:.3f}{said}"
+def _variance_text(difference: RepeatedDifference, first: str, second: str) -> str:
+    components = [
+        recipe_components
+        for recipe_components in (difference.first, difference.second)
+        if recipe_components is not None
+    ]
+    pooled_sd, pooled_sd_images = (
+        _pooled_deviation([recipe.sd for recipe in components]),
+        _pooled_deviation([recipe.sd_images for recipe in components]),
+    )
+    if difference.n_folds:
+        return "" if pooled_sd is None else f"; a recipe's folds differ by {pooled_sd:.3f} (SD)"
+    single_name = first if difference.n_trainings[0] < 2 else second
+    borrowed_text = (
+        f"; {single_name} was trained once: its spread is taken to be the other's"
+        if difference.is_spread_borrowed
+        else ""
+    )
+    if pooled_sd is None or pooled_sd_images is None:
+        return borrowed_text
+    return f"; another training moves it by {pooled_sd:.3f} (SD), other images by {pooled_sd_images:.3f}{borrowed_text}"
 
 
-def _pooled(deviations: Sequence[float | None]) -> float | None:
-    known = [value for value in deviations if value is not None]
-    return (sum(value**2 for value in known) / len(known)) ** 0.5 if known else None
+def _pooled_deviation(deviations: Sequence[float | None]) -> float | None:
+    known_deviations = [value for value in deviations if value is not None]
+    return (
+        (sum(value**2 for value in known_deviations) / len(known_deviations)) ** 0.5 if known_deviations else None
+    )
 
 
-def _more(item: Difference) -> str:
+def _needs_text(difference: Difference) -> str:
     """Return what would tell; a number of images that is there already is none."""
-    several = isinstance(item, Repeated)
-    if item.more_images:
-        return f"; about {about(item.more_images)} {'images ' if several else ''}would be needed"
-    if isinstance(item, Repeated) and item.needs_trainings:
+    is_repeated = isinstance(difference, RepeatedDifference)
+    if difference.further_images_needed:
+        return (
+            f"; about {two_digits(difference.further_images_needed)} "
+            f"{'images ' if is_repeated else ''}would be needed"
+        )
+    if isinstance(difference, RepeatedDifference) and difference.needs_trainings:
         return "; more images alone would not tell: more trainings are needed"
-    return "; p is corrected for all comparisons" if item.is_lost_to_others else ""
+    return "; p is corrected for all comparisons" if difference.is_lost_to_correction else ""
 
 
-def _p(item: Difference) -> str:
-    p = item.p if item.p_holm is None else item.p_holm
+def _p_text(difference: Difference) -> str:
+    p = difference.p if difference.p_holm is None else difference.p_holm
     return "no test" if p is None else f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
-def about(number: int) -> str:
+def two_digits(number: int) -> str:
     """Return a number of images in two significant digits: more would claim to know."""
     scale = 10 ** max(0, len(str(number)) - 2)
     return f"{round(number / scale) * scale:,}"

@@ -59,7 +59,7 @@ DIAGNOSES = (
     Diagnosis("atypical melanocytic proliferation", "indeterminate", ("amp",)),
 )  # fmt: skip
 
-BINARY: Mapping[str, Malignancy] = MappingProxyType(
+MALIGNANCY_LABELS: Mapping[str, Malignancy] = MappingProxyType(
     {"benign": "benign", "malignant": "malignant", "indeterminate": "indeterminate"}
 )
 """Labels that say how dangerous a lesion is, and not what it is."""
@@ -73,30 +73,37 @@ def plain_name(label: str) -> str:
 
 def find_diagnosis(label: str) -> Diagnosis | None:
     """Return the diagnosis that a label names, or None."""
-    plain = plain_name(label)
-    return next((item for item in DIAGNOSES if plain == item.name or plain in item.aliases), None)
+    plain_label = plain_name(label)
+    return next(
+        (
+            diagnosis
+            for diagnosis in DIAGNOSES
+            if plain_label == diagnosis.name or plain_label in diagnosis.aliases
+        ),
+        None,
+    )
 
 
-def classify(label: str) -> LesionClass:
+def classify_label(label: str) -> LesionClass:
     """Return the class of a label: its canonical diagnosis and malignancy, by `MALIGNANCY_SOURCE`.
 
     "benign" and "malignant" name no diagnosis (""); any other unknown label is indeterminate without a diagnosis.
     """
-    found = find_diagnosis(label)
-    if found:
-        return LesionClass(label, found.name, found.malignancy)
-    return LesionClass(label, "", BINARY.get(plain_name(label), "indeterminate"))
+    diagnosis = find_diagnosis(label)
+    if diagnosis:
+        return LesionClass(label, diagnosis.name, diagnosis.malignancy)
+    return LesionClass(label, "", MALIGNANCY_LABELS.get(plain_name(label), "indeterminate"))
 
 
-def is_known(label: str) -> bool:
+def is_known_label(label: str) -> bool:
     """Say whether the tables know a label; an unknown one counts as indeterminate until a person decides."""
-    return plain_name(label) in BINARY or find_diagnosis(label) is not None
+    return plain_name(label) in MALIGNANCY_LABELS or find_diagnosis(label) is not None
 
 
-def canonical(label: str) -> str:
+def canonical_name(label: str) -> str:
     """Return the one name under which a label is compared between data sets: "nv", "NV" and "nevi" are "nevus"."""
-    found = find_diagnosis(label)
-    return found.name if found else plain_name(label)
+    diagnosis = find_diagnosis(label)
+    return diagnosis.name if diagnosis else plain_name(label)
 
 
 UMBRELLAS: Mapping[str, frozenset[str]] = MappingProxyType(
@@ -108,24 +115,24 @@ UMBRELLAS: Mapping[str, frozenset[str]] = MappingProxyType(
 """Classes that some data sets file other diagnoses under (bkl, akiec): their labels do not contradict each other."""
 
 
-def contradict(one: LesionClass, other: LesionClass) -> bool:
+def contradict(first: LesionClass, second: LesionClass) -> bool:
     """Say whether two classes cannot both be right for one picture.
 
     Two diagnoses contradict unless one is filed under the other (`UMBRELLAS`, only under a short name such as bkl or
     akiec); otherwise benign contradicts malignant. A class that no table knows contradicts nothing but by its name.
     """
-    if canonical(one.name) == canonical(other.name):
+    if canonical_name(first.name) == canonical_name(second.name):
         return False
-    if one.diagnosis and other.diagnosis:
-        return one.diagnosis != other.diagnosis and not (_holds(one, other) or _holds(other, one))
-    return {one.malignancy, other.malignancy} == {"benign", "malignant"}
+    if first.diagnosis and second.diagnosis:
+        return first.diagnosis != second.diagnosis and not (_includes(first, second) or _includes(second, first))
+    return {first.malignancy, second.malignancy} == {"benign", "malignant"}
 
 
-def _holds(wide: LesionClass, narrow: LesionClass) -> bool:
-    short = plain_name(wide.name) != wide.diagnosis
-    return short and narrow.diagnosis in UMBRELLAS.get(wide.diagnosis, frozenset())
+def _includes(umbrella: LesionClass, member: LesionClass) -> bool:
+    has_short_name = plain_name(umbrella.name) != umbrella.diagnosis
+    return has_short_name and member.diagnosis in UMBRELLAS.get(umbrella.diagnosis, frozenset())
 
 
-def malignancy_source(overridden: Sequence[str]) -> str:
+def describe_malignancy_source(overridden_classes: Sequence[str]) -> str:
     """Return the words that reports print about where the malignancy of the classes comes from."""
-    return MALIGNANCY_SOURCE + (f"; set by hand: {', '.join(overridden)}" if overridden else "")
+    return MALIGNANCY_SOURCE + (f"; set by hand: {', '.join(overridden_classes)}" if overridden_classes else "")

@@ -10,64 +10,64 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.diagnoses import (
-    BINARY,
     DIAGNOSES,
+    MALIGNANCY_LABELS,
     MALIGNANCY_SOURCE,
     Diagnosis,
-    canonical,
-    classify,
+    canonical_name,
+    classify_label,
     contradict,
+    describe_malignancy_source,
     find_diagnosis,
-    is_known,
-    malignancy_source,
+    is_known_label,
     plain_name,
 )
-from dermkit.data.known_datasets import ARCHIVE, KNOWN, Counts, Known
+from dermkit.data.known_datasets import ISIC_ARCHIVE, KNOWN_DATASETS, ImageCounts, KnownDataset
 from dermkit.files import sha256_bytes
 
 __all__ = [
-    "ARCHIVE",
-    "BINARY",
     "DIAGNOSES",
-    "KNOWN",
+    "ISIC_ARCHIVE",
+    "KNOWN_DATASETS",
+    "MALIGNANCY_LABELS",
     "MALIGNANCY_SOURCE",
+    "DatasetIdentity",
     "Diagnosis",
-    "Identity",
-    "Known",
-    "canonical",
-    "claimed",
-    "classify",
+    "KnownDataset",
+    "canonical_name",
+    "classify_label",
     "content_sha256",
     "contradict",
+    "describe_malignancy_source",
+    "find_claimed",
+    "find_contained",
     "find_diagnosis",
     "find_known",
-    "held",
     "identify",
-    "is_known",
-    "malignancy_source",
-    "members",
+    "is_known_label",
+    "member_mask",
     "plain_name",
     "recognise",
 ]
 
-NEARLY = 0.02
+MAX_CHANGED_FRACTION = 0.02
 """Share of a published set that may be missing or added until it is called a part of it, or another set."""
 
-NAMED = 0.95
+MIN_NAMED_FRACTION = 0.95
 """Share of the images whose names or ids must fit; the rest may have been renamed."""
 
-Relation = Literal["copy", "whole", "relabelled", "divided", "nearly", "part", "holds"]
-_RANKS: Mapping[Relation, int] = {
+IdentityRelation = Literal["copy", "whole", "relabelled", "divided", "nearly", "part", "holds"]
+_RELATION_RANKS: Mapping[IdentityRelation, int] = {
     "copy": 0, "whole": 1, "relabelled": 2, "divided": 3, "nearly": 4, "part": 5, "holds": 6,
 }  # fmt: skip
 
-_ISIC = re.compile(r"(?i)(?<![a-z0-9])ISIC_(\d{7})(?!\d)")
+_ISIC_ID = re.compile(r"(?i)(?<![a-z0-9])ISIC_(\d{7})(?!\d)")
 
-Flags = NDArray[np.bool_]
+_Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Identity:
+class DatasetIdentity:
     """How a data set and a known one belong together.
 
     relation: copy (the very files that the table's figures were measured on), whole (as published), relabelled (the
@@ -76,95 +76,101 @@ class Identity:
     our images that are not of it.
     """
 
-    known: Known
-    relation: Relation
-    images: int
-    missing: int
-    extra: int
+    known_dataset: KnownDataset
+    relation: IdentityRelation
+    n_images: int
+    n_missing: int
+    n_extra: int
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The identity in words: "HAM10000 with 12 images missing"."""
-        title, published = self.known.title, self.known.images
+        title, n_published = self.known_dataset.title, self.known_dataset.n_images
         if self.relation in ("copy", "whole"):
-            return f"{title}, whole: {published:,} images"
+            return f"{title}, whole: {n_published:,} images"
         if self.relation == "relabelled":
-            return f"{title}, whole ({published:,} images), under other labels than published"
+            return f"{title}, whole ({n_published:,} images), under other labels than published"
         if self.relation == "divided":
-            return f"{title}, whole ({published:,} images), divided into sides otherwise than published"
+            return f"{title}, whole ({n_published:,} images), divided into sides otherwise than published"
         if self.relation == "nearly":
             return f"{title} with {' and '.join(self._changes())}"
-        added = f", and {_images(self.extra)} not of it" if self.extra else ""
-        return f"a part of {title}: {published - self.missing:,} of its {published:,} images{added}"
+        extra_text = f", and {_images_text(self.n_extra)} not of it" if self.n_extra else ""
+        return f"a part of {title}: {n_published - self.n_missing:,} of its {n_published:,} images{extra_text}"
 
     def _changes(self) -> list[str]:
-        missing = [f"{_images(self.missing)} missing"] if self.missing else []
-        return missing + ([f"{_images(self.extra)} more than published"] if self.extra else [])
+        missing = [f"{_images_text(self.n_missing)} missing"] if self.n_missing else []
+        return missing + ([f"{_images_text(self.n_extra)} more than published"] if self.n_extra else [])
 
 
-def _images(n: int) -> str:
+def _images_text(n: int) -> str:
     return f"{n:,} image{'' if n == 1 else 's'}"
 
 
-def find_known(key: str) -> Known | None:
+def find_known(key: str) -> KnownDataset | None:
     """Return the known set of a key, or None."""
-    return next((item for item in KNOWN if item.key == key), None)
+    return next((item for item in KNOWN_DATASETS if item.key == key), None)
 
 
-def recognise(frame: pd.DataFrame) -> Known | None:
+def recognise(frame: pd.DataFrame) -> KnownDataset | None:
     """Return the known data set that all of these rows belong to; None if there is none.
 
     frame: manifest columns label, given_split, path, lesion_id; further ones help.
     """
-    found = identify(frame)
-    return found.known if found and not found.extra else None
+    identity = identify(frame)
+    return identity.known_dataset if identity and not identity.n_extra else None
 
 
-def identify(frame: pd.DataFrame) -> Identity | None:
+def identify(frame: pd.DataFrame) -> DatasetIdentity | None:
     """Return the known set that the rows are, whole, nearly or in part, by counts, ids and hashes of the files.
 
     Classes are compared by their canonical names. Part: nearly all rows carry ids of the set (`members`).
     """
-    content = _Content(frame)
-    found = [item for known in KNOWN if (item := content.compare(known)) is not None]
+    content = _DatasetContent(frame)
+    identities = [
+        identity for known_dataset in KNOWN_DATASETS if (identity := content.compare(known_dataset)) is not None
+    ]
     return min(
-        found,
-        key=lambda item: (
-            _RANKS[item.relation],
-            not (len(found) == 1 or content.names.fits(item.known)),
-            item.missing + item.extra,
+        identities,
+        key=lambda identity: (
+            _RELATION_RANKS[identity.relation],
+            not (len(identities) == 1 or content.image_names.is_named_like(identity.known_dataset)),
+            identity.n_missing + identity.n_extra,
         ),
         default=None,
     )
 
 
-def held(frame: pd.DataFrame) -> list[Identity]:
+def find_contained(frame: pd.DataFrame) -> list[DatasetIdentity]:
     """Return the known sets that some rows carry ids of, most images first; sets that only repeat another are left out.
 
     ISIC 2018 holds HAM10000: an image of HAM10000 is named as such, and not as one of ISIC 2018 too.
     """
-    found, names = [], _Names(frame)
-    taken = np.zeros(len(frame), dtype=bool)
-    for known in sorted(KNOWN, key=lambda item: item.images):
-        ours = names.members(known) & ~taken
-        if ours.any():
-            found.append(names.part(known, ours, "holds"))
-            taken |= ours
-    return sorted(found, key=lambda item: -item.images)
+    identities, names = [], _ImageNames(frame)
+    is_assigned = np.zeros(len(frame), dtype=bool)
+    for known_dataset in sorted(KNOWN_DATASETS, key=lambda identity: identity.n_images):
+        is_member = names.member_mask(known_dataset) & ~is_assigned
+        if is_member.any():
+            identities.append(names.partial_identity(known_dataset, is_member, "holds"))
+            is_assigned |= is_member
+    return sorted(identities, key=lambda identity: -identity.n_images)
 
 
-def members(frame: pd.DataFrame, known: Known) -> Flags:
+def member_mask(frame: pd.DataFrame, known_dataset: KnownDataset) -> _Bools:
     """Say which rows are proven to be of a known set, by ISIC id, lesion id or file name; all False where it has none.
 
     frame: manifest column path; isic_id and lesion_id where there are any.
     """
-    return _Names(frame).members(known)
+    return _ImageNames(frame).member_mask(known_dataset)
 
 
-def claimed(names: Iterable[str]) -> list[Known]:
+def find_claimed(names: Iterable[str]) -> list[KnownDataset]:
     """Return the known sets that names of a data set or its folders claim: "HAM-10000 (copy)" claims HAM10000."""
-    plain = [re.sub(r"[\W_]+", "", name.casefold()) for name in names]
-    return [known for known in KNOWN if any(re.search(known.names, name) for name in plain)]
+    plain_names = [re.sub(r"[\W_]+", "", name.casefold()) for name in names]
+    return [
+        known_dataset
+        for known_dataset in KNOWN_DATASETS
+        if any(re.search(known_dataset.name_pattern, name) for name in plain_names)
+    ]
 
 
 def content_sha256(frame: pd.DataFrame) -> str:
@@ -175,7 +181,7 @@ def content_sha256(frame: pd.DataFrame) -> str:
     return sha256_bytes("\n".join(sorted(hashes)).encode())
 
 
-class _Names:
+class _ImageNames:
     """The names and ids of the images, read once: a million of them take seconds."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
@@ -184,101 +190,131 @@ class _Names:
         names = [path.rpartition("/")[2] for path in frame["path"].tolist()]
         self.stems = [name.rpartition(".")[0] or name for name in names]
         ids = frame["isic_id"].tolist() if "isic_id" in frame else [""] * len(names)
-        found = [_ISIC.search(one or stem) for one, stem in zip(ids, self.stems, strict=True)]
-        self.isic = np.array([int(match[1]) if match else -1 for match in found], dtype=np.int64)
+        matches = [_ISIC_ID.search(isic_id or stem) for isic_id, stem in zip(ids, self.stems, strict=True)]
+        self.isic_numbers = np.array([int(match[1]) if match else -1 for match in matches], dtype=np.int64)
 
-    def share(self, values: Iterable[str], pattern: str) -> float:
+    def matching_fraction(self, values: Iterable[str], pattern: str) -> float:
         """Return the share of the known values that are of a pattern; of none at all it is 1."""
-        fits = [re.fullmatch(pattern, value) is not None for value in values if value]
-        return sum(fits) / len(fits) if fits else 1.0
+        is_match = [re.fullmatch(pattern, value) is not None for value in values if value]
+        return sum(is_match) / len(is_match) if is_match else 1.0
 
-    def fits(self, known: Known) -> bool:
+    def is_named_like(self, known_dataset: KnownDataset) -> bool:
         """Say whether files, lesions and patients are named as those of the known set."""
-        pairs = (("lesion_id", known.lesion_id), ("patient_id", known.patient_id))
-        return self.share(self.stems, known.file_name) >= NAMED and all(
-            self.share(self.frame[column].tolist(), pattern) >= NAMED
+        pairs = (("lesion_id", known_dataset.lesion_id_pattern), ("patient_id", known_dataset.patient_id_pattern))
+        return self.matching_fraction(self.stems, known_dataset.file_pattern) >= MIN_NAMED_FRACTION and all(
+            self.matching_fraction(self.frame[column].tolist(), pattern) >= MIN_NAMED_FRACTION
             for column, pattern in pairs
             if pattern and column in self.frame
         )
 
-    def members(self, known: Known) -> Flags:
+    def member_mask(self, known_dataset: KnownDataset) -> _Bools:
         """Say which images are proven to be of a known set."""
-        ours = np.zeros(len(self.frame), dtype=bool)
-        for first, last in known.isic:
-            ours |= (self.isic >= first) & (self.isic <= last)
-        if known.proof_by_lesion and "lesion_id" in self.frame:
-            ours |= self._are(self.frame["lesion_id"].tolist(), known.lesion_id)
-        return ours | self._are(self.stems, known.file_name) if known.proof else ours
+        is_member = np.zeros(len(self.frame), dtype=bool)
+        for first, last in known_dataset.isic_ranges:
+            is_member |= (self.isic_numbers >= first) & (self.isic_numbers <= last)
+        if known_dataset.lesion_id_is_proof and "lesion_id" in self.frame:
+            is_member |= self._matches_pattern(self.frame["lesion_id"].tolist(), known_dataset.lesion_id_pattern)
+        return (
+            is_member | self._matches_pattern(self.stems, known_dataset.file_pattern)
+            if known_dataset.file_name_is_proof
+            else is_member
+        )
 
-    def _are(self, values: list[str], pattern: str) -> Flags:
-        one = re.compile(pattern)
-        return np.array([bool(value) and one.fullmatch(value) is not None for value in values], dtype=bool)
+    def _matches_pattern(self, values: list[str], pattern: str) -> _Bools:
+        regex = re.compile(pattern)
+        return np.array([bool(value) and regex.fullmatch(value) is not None for value in values], dtype=bool)
 
-    def part(self, known: Known, ours: Flags, relation: Relation) -> Identity:
+    def partial_identity(
+        self, known_dataset: KnownDataset, is_member: _Bools, relation: IdentityRelation
+    ) -> DatasetIdentity:
         """Count one image of the known set once, though it may stand here several times."""
-        numbers = self.isic[ours]
-        named = {self.stems[row] for row in np.flatnonzero(ours)[numbers < 0]}
-        different = len(np.unique(numbers[numbers >= 0])) + len(named)
-        n = int(ours.sum())
-        return Identity(known, relation, n, max(known.images - different, 0), len(self.frame) - n)
+        isic_numbers = self.isic_numbers[is_member]
+        stems_without_id = {self.stems[row] for row in np.flatnonzero(is_member)[isic_numbers < 0]}
+        n_distinct = len(np.unique(isic_numbers[isic_numbers >= 0])) + len(stems_without_id)
+        n_images = int(is_member.sum())
+        return DatasetIdentity(
+            known_dataset,
+            relation,
+            n_images,
+            max(known_dataset.n_images - n_distinct, 0),
+            len(self.frame) - n_images,
+        )
 
 
-class _Content:
+class _DatasetContent:
     """What is compared of a data set, computed once."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self.frame = frame
-        names = {str(label): canonical(str(label)) for label in frame["label"].unique()}
+        canonical_of = {str(label): canonical_name(str(label)) for label in frame["label"].unique()}
         table = frame.groupby(["given_split", "label"]).size().reset_index(name="n")
         self.counts: dict[str, dict[str, int]] = {}
-        for side, label, n in table.to_numpy(dtype=object).tolist():
-            classes = self.counts.setdefault(side, {})
-            classes[names[label]] = classes.get(names[label], 0) + n
-        self.sides = {side: sum(classes.values()) for side, classes in self.counts.items()}
+        for split_name, label, n in table.to_numpy(dtype=object).tolist():
+            classes = self.counts.setdefault(split_name, {})
+            classes[canonical_of[label]] = classes.get(canonical_of[label], 0) + n
+        self.split_sizes = {split_name: sum(classes.values()) for split_name, classes in self.counts.items()}
         self.totals: dict[str, int] = {}
         for classes in self.counts.values():
             for name, n in classes.items():
                 self.totals[name] = self.totals.get(name, 0) + n
-        self.names = _Names(frame)
-        self.files = content_sha256(frame)
+        self.image_names = _ImageNames(frame)
+        self.files_sha256 = content_sha256(frame)
 
-    def compare(self, known: Known) -> Identity | None:
+    def compare(self, known_dataset: KnownDataset) -> DatasetIdentity | None:
         """Return how the rows and a known set belong together, None where nothing speaks for it."""
-        n, wanted = len(self.frame), [_canonical_counts(item) for item in (known.totals, *known.also)]
-        if known.files_sha256 and known.files_sha256 == self.files:
-            return Identity(known, "copy" if self.totals in wanted else "relabelled", n, 0, 0)
-        if known.sides:
+        n, published_counts = (
+            len(self.frame),
+            [_canonical_counts(counts) for counts in (known_dataset.class_counts, *known_dataset.other_counts)],
+        )
+        if known_dataset.files_sha256 and known_dataset.files_sha256 == self.files_sha256:
+            return DatasetIdentity(
+                known_dataset, "copy" if self.totals in published_counts else "relabelled", n, 0, 0
+            )
+        if known_dataset.split_sizes:
             # The classes of each side are not published; those of all sides may not be either.
-            right = self.sides == dict(known.sides) and set(self.totals) <= set(wanted[0])
-            return Identity(known, "whole", n, 0, 0) if right else None
-        if self.counts == {side: _canonical_counts(classes) for side, classes in known.counts.items()}:
-            return Identity(known, "whole", n, 0, 0)
-        if self.totals in wanted:
-            unsplit = len(known.counts) == 1 and len(self.counts) == 1
-            return Identity(known, "whole" if unsplit else "divided", n, 0, 0)
-        return self._near(known, wanted) or self._part(known)
+            is_match = self.split_sizes == dict(known_dataset.split_sizes) and set(self.totals) <= set(
+                published_counts[0]
+            )
+            return DatasetIdentity(known_dataset, "whole", n, 0, 0) if is_match else None
+        if self.counts == {
+            split_name: _canonical_counts(classes) for split_name, classes in known_dataset.counts.items()
+        }:
+            return DatasetIdentity(known_dataset, "whole", n, 0, 0)
+        if self.totals in published_counts:
+            is_unsplit = len(known_dataset.counts) == 1 and len(self.counts) == 1
+            return DatasetIdentity(known_dataset, "whole" if is_unsplit else "divided", n, 0, 0)
+        return self._near_identity(known_dataset, published_counts) or self._partial_identity(known_dataset)
 
-    def _near(self, known: Known, wanted: list[dict[str, int]]) -> Identity | None:
+    def _near_identity(
+        self, known_dataset: KnownDataset, published_counts: list[dict[str, int]]
+    ) -> DatasetIdentity | None:
         """Counts that differ a little prove nothing by themselves: names and ids must fit too."""
-        for counts in wanted:
+        for counts in published_counts:
             names = set(counts) | set(self.totals)
             gaps = [counts.get(name, 0) - self.totals.get(name, 0) for name in names]
-            missing, extra = sum(gap for gap in gaps if gap > 0), -sum(gap for gap in gaps if gap < 0)
-            if missing + extra <= NEARLY * known.images and self.names.fits(known):
-                return Identity(known, "nearly", len(self.frame) - extra, missing, extra)
+            n_missing, n_extra = sum(gap for gap in gaps if gap > 0), -sum(gap for gap in gaps if gap < 0)
+            if (
+                n_missing + n_extra <= MAX_CHANGED_FRACTION * known_dataset.n_images
+                and self.image_names.is_named_like(known_dataset)
+            ):
+                return DatasetIdentity(known_dataset, "nearly", len(self.frame) - n_extra, n_missing, n_extra)
         return None
 
-    def _part(self, known: Known) -> Identity | None:
-        ours = self.names.members(known)
-        if not len(ours) or ours.mean() < NAMED:
+    def _partial_identity(self, known_dataset: KnownDataset) -> DatasetIdentity | None:
+        is_member = self.image_names.member_mask(known_dataset)
+        if not len(is_member) or is_member.mean() < MIN_NAMED_FRACTION:
             return None
-        found = self.names.part(known, ours, "part")
-        few = found.missing + found.extra <= NEARLY * known.images
-        return Identity(known, "nearly", found.images, found.missing, found.extra) if few else found
+        identity = self.image_names.partial_identity(known_dataset, is_member, "part")
+        is_near_complete = identity.n_missing + identity.n_extra <= MAX_CHANGED_FRACTION * known_dataset.n_images
+        return (
+            DatasetIdentity(known_dataset, "nearly", identity.n_images, identity.n_missing, identity.n_extra)
+            if is_near_complete
+            else identity
+        )
 
 
-def _canonical_counts(counts: Counts) -> dict[str, int]:
-    found: dict[str, int] = {}
+def _canonical_counts(counts: ImageCounts) -> dict[str, int]:
+    totals: dict[str, int] = {}
     for name, n in counts.items():
-        found[canonical(name)] = found.get(canonical(name), 0) + n
-    return found
+        totals[canonical_name(name)] = totals.get(canonical_name(name), 0) + n
+    return totals

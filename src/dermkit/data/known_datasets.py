@@ -7,21 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-ARCHIVE = "ISIC Archive"
+ISIC_ARCHIVE = "ISIC Archive"
 """Where the pictures of most data sets below come from: tested on each other, they are no strangers."""
 
-Counts = Mapping[str, int]
+ImageCounts = Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class KnownDataset:
     """A published data set, recognised by its content: folder names tell nothing.
 
     counts: given split -> plain class name -> images. sides: given split -> images, where the classes of a side are
     not published. also: class -> images under another labelling of the same images.
     file_name: pattern of a file's name without ending. proof: whether that pattern alone proves an image to be of
     this set. isic: first and last number of ISIC ids that all belong to it. lesion_id, patient_id: patterns of its
-    ids ("" = the set has none); a lesion id that fits proves an image to be of this set where `proof_by_lesion`.
+    ids ("" = the set has none); a lesion id that fits proves an image to be of this set where `lesion_id_is_proof`.
     holds: keys of the sets that it holds whole. names: patterns of what people call it, in lower case without
     separators. archive: where its pictures come from ("" = its own). files_sha256: `content_sha256` of the copy that
     the figures of the defects were measured on.
@@ -29,90 +29,90 @@ class Known:
 
     key: str
     title: str
-    counts: Mapping[str, Counts] = field(hash=False)
-    sides: Counts = field(default_factory=dict, hash=False)
-    also: tuple[Counts, ...] = field(default=(), hash=False)
-    file_name: str
-    proof: bool = False
-    isic: tuple[tuple[int, int], ...] = ()
-    lesion_id: str = ""
-    patient_id: str = ""
-    proof_by_lesion: bool = False
-    holds: tuple[str, ...] = ()
-    names: str
-    archive: str = ARCHIVE
+    counts: Mapping[str, ImageCounts] = field(hash=False)
+    split_sizes: ImageCounts = field(default_factory=dict, hash=False)
+    other_counts: tuple[ImageCounts, ...] = field(default=(), hash=False)
+    file_pattern: str
+    file_name_is_proof: bool = False
+    isic_ranges: tuple[tuple[int, int], ...] = ()
+    lesion_id_pattern: str = ""
+    patient_id_pattern: str = ""
+    lesion_id_is_proof: bool = False
+    contained_keys: tuple[str, ...] = ()
+    name_pattern: str
+    archive: str = ISIC_ARCHIVE
     licence: str
     attribution: str
     citation: str
     defects: tuple[str, ...]
-    published: tuple[str, ...] = ()
+    published_results: tuple[str, ...] = ()
     files_sha256: str = ""
 
     @property
-    def images(self) -> int:
+    def n_images(self) -> int:
         """The number of images as published."""
-        return sum(self.sides.values()) or sum(self.totals.values())
+        return sum(self.split_sizes.values()) or sum(self.class_counts.values())
 
     @property
-    def totals(self) -> dict[str, int]:
+    def class_counts(self) -> dict[str, int]:
         """Images per class over all sides."""
-        found: dict[str, int] = {}
+        totals: dict[str, int] = {}
         for classes in self.counts.values():
             for name, n in classes.items():
-                found[name] = found.get(name, 0) + n
-        return found
+                totals[name] = totals.get(name, 0) + n
+        return totals
 
 
-def _counts(**splits: Counts) -> Mapping[str, Counts]:
+def _counts_by_split(**splits: ImageCounts) -> Mapping[str, ImageCounts]:
     return MappingProxyType({split: MappingProxyType(dict(classes)) for split, classes in splits.items()})
 
 
-def _unsplit(classes: Counts) -> Mapping[str, Counts]:
+def _counts_without_split(classes: ImageCounts) -> Mapping[str, ImageCounts]:
     return MappingProxyType({"": MappingProxyType(dict(classes))})
 
 
-def _seven(*counts: int) -> dict[str, int]:
+def _ham_counts(*counts: int) -> dict[str, int]:
     """Return images per class in the order that DermaMNIST numbers the classes of HAM10000."""
     return dict(zip(("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"), counts, strict=True))
 
 
-_NINE = (
+_ISIC9_CLASSES = (
     "actinic keratosis", "basal cell carcinoma", "dermatofibroma", "melanoma", "nevus", "pigmented benign keratosis",
     "seborrheic keratosis", "squamous cell carcinoma", "vascular lesion",
 )  # fmt: skip
-_HAM = _seven(327, 514, 1099, 115, 1113, 6705, 142)
-_HAM_LESION = r"HAM_\d{7}"
-_ISIC_FILE = r"ISIC_\d{7}(_downsampled)?"
-_MEDMNIST_FILE = r"((train|val|test)_?)?\d+(_\d+)?"
+_HAM_COUNTS = _ham_counts(327, 514, 1099, 115, 1113, 6705, 142)
+_HAM_LESION_PATTERN = r"HAM_\d{7}"
+_ISIC_FILE_PATTERN = r"ISIC_\d{7}(_downsampled)?"
+_MEDMNIST_FILE_PATTERN = r"((train|val|test)_?)?\d+(_\d+)?"
 
 _MIXED_LICENCE = "CC0, CC BY or CC BY-NC, image by image (see the ISIC Archive)"
 _CHALLENGE_LICENCE = "CC BY-NC 4.0"
 _HAM_LICENCE = "CC BY-NC 4.0 or CC BY-NC-SA 4.0 (sources differ)"
-_ARCHIVE_BY = "The ISIC Archive and its contributors"
-_HAM_BY = "Tschandl, Rosendahl and Kittler, HAM10000 (2018)"
+_ARCHIVE_ATTRIBUTION = "The ISIC Archive and its contributors"
+_HAM_ATTRIBUTION = "Tschandl, Rosendahl and Kittler, HAM10000 (2018)"
 _HAM_CITATION = (
     "P. Tschandl, C. Rosendahl, H. Kittler: The HAM10000 dataset, a large collection of multi-source "
     "dermatoscopic images of common pigmented skin lesions. Scientific Data 5, 180161 (2018). "
     "doi:10.1038/sdata.2018.161"
 )
-_AKIEC = "akiec joins actinic keratosis and squamous cell carcinoma in situ; it counts as indeterminate."
-_DX_TYPE = "dx_type (how the diagnosis was confirmed) gives the label away: it is left out of the manifest."
+_AKIEC_DEFECT = "akiec joins actinic keratosis and squamous cell carcinoma in situ; it counts as indeterminate."
+_DX_TYPE_DEFECT = "dx_type (how the diagnosis was confirmed) gives the label away: it is left out of the manifest."
 
 # Counts of copies below: measured on public copies resized to 180, 160 and 200 pixels, with `pixel_sha256`. That the
 # ids 24306 to 34320 are HAM10000's, and all of them: 10,015 numbers, 10,015 images, counted on its table. Counts per
 # class of sets that were not at hand are those published; a test sums each to the published number of images.
-KNOWN = (
-    Known(
+KNOWN_DATASETS = (
+    KnownDataset(
         key="isic9",
         title="Skin cancer, nine classes (ISIC)",
-        counts=_counts(
-            train=dict(zip(_NINE, (114, 376, 95, 438, 357, 462, 77, 181, 139), strict=True)),
-            test=dict(zip(_NINE, (16, 16, 16, 16, 16, 16, 3, 16, 3), strict=True)),
+        counts=_counts_by_split(
+            train=dict(zip(_ISIC9_CLASSES, (114, 376, 95, 438, 357, 462, 77, 181, 139), strict=True)),
+            test=dict(zip(_ISIC9_CLASSES, (16, 16, 16, 16, 16, 16, 3, 16, 3), strict=True)),
         ),
-        file_name=_ISIC_FILE,
-        names=r"isic9(?!\d)|(skincancer)?(9|nine)classes(isic)?|skincancer9",
+        file_pattern=_ISIC_FILE_PATTERN,
+        name_pattern=r"isic9(?!\d)|(skincancer)?(9|nine)classes(isic)?|skincancer9",
         licence=_MIXED_LICENCE,
-        attribution=_ARCHIVE_BY,
+        attribution=_ARCHIVE_ATTRIBUTION,
         citation="International Skin Imaging Collaboration: ISIC Archive, a selection of nine classes in two folders.",
         defects=(
             "155 images stand in two classes each (310 files, identical pixels): 78 are both melanoma and seborrheic "
@@ -124,17 +124,19 @@ KNOWN = (
             "Archive follows class: by their ids none of the 454 melanomas is of HAM10000, and all 392 basal cell "
             "carcinomas, 478 pigmented benign keratoses and 142 vascular lesions are.",
         ),
-        published=("ResNet50, frozen, 128 pixels: test accuracy 46.61 % (55 of 118; 95 % interval 37.9 to 55.6 %).",),
+        published_results=(
+            "ResNet50, frozen, 128 pixels: test accuracy 46.61 % (55 of 118; 95 % interval 37.9 to 55.6 %).",
+        ),
         files_sha256="593dc4f1eed45b4c645439bdf7822fee6c782ed9a405e2eb1518677c79e6d9d6",
     ),
-    Known(
+    KnownDataset(
         key="melanoma10k",
         title="Melanoma skin cancer, 10,000 images",
-        counts=_counts(train={"benign": 5000, "malignant": 4605}, test={"benign": 500, "malignant": 500}),
-        file_name=r"melanoma_\d+",
-        names=r"melanoma(skincancer)?(dataset)?(of)?(10000|10k)(images)?",
+        counts=_counts_by_split(train={"benign": 5000, "malignant": 4605}, test={"benign": 500, "malignant": 500}),
+        file_pattern=r"melanoma_\d+",
+        name_pattern=r"melanoma(skincancer)?(dataset)?(of)?(10000|10k)(images)?",
         licence=_MIXED_LICENCE,
-        attribution=_ARCHIVE_BY,
+        attribution=_ARCHIVE_ATTRIBUTION,
         citation="Melanoma Skin Cancer Dataset of 10000 Images; pictures from the ISIC Archive.",
         defects=(
             "The classes can be told apart without looking at the lesion: a rule from mean colour alone reaches 86 % "
@@ -144,49 +146,51 @@ KNOWN = (
             "All 1,113 melanomas of HAM10000 are among its malignant training images, but one nevus of it among the "
             "benign; 240 images of the nine-class set are there too: a model made on it has seen them.",
         ),
-        published=("Public convolutional nets: accuracy 88 to 93 %, beside 86 % of the rule from mean colour.",),
+        published_results=(
+            "Public convolutional nets: accuracy 88 to 93 %, beside 86 % of the rule from mean colour.",
+        ),
         files_sha256="7e920719aae6710a389b87b2a5ca16504f29e0535a11970c1bb3f001f2c2ba03",
     ),
-    Known(
+    KnownDataset(
         key="ham10000",
         title="HAM10000",
-        counts=_unsplit(_HAM),
-        file_name=r"ISIC_00(2[4-9]|3[0-4])\d{3}(_downsampled)?",
-        isic=((24306, 34320),),
-        lesion_id=_HAM_LESION,
-        proof_by_lesion=True,
-        names=r"ham10000|ham10k|skincancermnist",
+        counts=_counts_without_split(_HAM_COUNTS),
+        file_pattern=r"ISIC_00(2[4-9]|3[0-4])\d{3}(_downsampled)?",
+        isic_ranges=((24306, 34320),),
+        lesion_id_pattern=_HAM_LESION_PATTERN,
+        lesion_id_is_proof=True,
+        name_pattern=r"ham10000|ham10k|skincancermnist",
         licence=_HAM_LICENCE,
-        attribution=_HAM_BY,
+        attribution=_HAM_ATTRIBUTION,
         citation=_HAM_CITATION,
         defects=(
             "10,015 images of 7,470 lesions: a split that ignores lesions leaks 38.7 % of what it holds "
             "back, 68.3 % of its melanomas.",
-            _DX_TYPE,
-            _AKIEC,
+            _DX_TYPE_DEFECT,
+            _AKIEC_DEFECT,
             "Age 0 is given for 39 images, and kept as published.",
         ),
-        published=(
+        published_results=(
             "Split by lesion, the honest range of balanced accuracy is .70 to .80; an accuracy above .92 should "
             "trigger a search for leaks.",
         ),
         files_sha256="29b4ae49d1253667a6b2265d1de6b09ddd606380a94097b955715f282d818b16",
     ),
-    Known(
+    KnownDataset(
         key="isic2018",
         title="ISIC 2018, task 3",
-        counts=_counts(
-            train=_HAM,
-            validation=_seven(8, 15, 22, 1, 21, 123, 3),
-            test=_seven(43, 93, 217, 44, 171, 909, 35),
+        counts=_counts_by_split(
+            train=_HAM_COUNTS,
+            validation=_ham_counts(8, 15, 22, 1, 21, 123, 3),
+            test=_ham_counts(43, 93, 217, 44, 171, 909, 35),
         ),
-        file_name=_ISIC_FILE,
-        isic=((24306, 36064),),
-        lesion_id=_HAM_LESION,
-        holds=("ham10000",),
-        names=r"isic(challenge)?2018",
+        file_pattern=_ISIC_FILE_PATTERN,
+        isic_ranges=((24306, 36064),),
+        lesion_id_pattern=_HAM_LESION_PATTERN,
+        contained_keys=("ham10000",),
+        name_pattern=r"isic(challenge)?2018",
         licence=_CHALLENGE_LICENCE,
-        attribution=_HAM_BY,
+        attribution=_HAM_ATTRIBUTION,
         citation=(
             "N. Codella et al.: Skin lesion analysis toward melanoma detection 2018: a challenge hosted by the "
             "International Skin Imaging Collaboration. arXiv:1902.03368. Images: " + _HAM_CITATION
@@ -195,20 +199,22 @@ KNOWN = (
             "Its training images are HAM10000: 10,015 images of 7,470 lesions, and lesion ids come in a file of their "
             "own. Balanced accuracy fell from 76 to 68.5 % once lesions were kept together.",
             "The official scorer gives one test image, ISIC_0035068, the weight zero.",
-            _AKIEC,
+            _AKIEC_DEFECT,
         ),
-        published=("Balanced accuracy on its test images: .885 (ten nets, external data), .871 (best single net).",),
+        published_results=(
+            "Balanced accuracy on its test images: .885 (ten nets, external data), .871 (best single net).",
+        ),
     ),
-    Known(
+    KnownDataset(
         key="isic2019",
         title="ISIC 2019, training images",
-        counts=_unsplit(
+        counts=_counts_without_split(
             {"MEL": 4522, "NV": 12875, "BCC": 3323, "AK": 867, "BKL": 2624, "DF": 239, "VASC": 253, "SCC": 628}
         ),
-        file_name=_ISIC_FILE,
-        lesion_id=r"(HAM|BCN|MSK\d?)_\d+",
-        holds=("ham10000",),
-        names=r"isic(challenge)?2019",
+        file_pattern=_ISIC_FILE_PATTERN,
+        lesion_id_pattern=r"(HAM|BCN|MSK\d?)_\d+",
+        contained_keys=("ham10000",),
+        name_pattern=r"isic(challenge)?2019",
         licence=_CHALLENGE_LICENCE,
         attribution="HAM10000, BCN20000 and MSK data sets",
         citation=(
@@ -220,26 +226,34 @@ KNOWN = (
             "About 8 % of the images have no lesion id, and there are no patient ids.",
             "Images of one archive are 1024 pixels wide, of another 600 x 450: size alone tells the archive.",
         ),
-        published=("Balanced accuracy of the best entry: 63.6 % on the test images, 74.2 % in cross-validation.",),
+        published_results=(
+            "Balanced accuracy of the best entry: 63.6 % on the test images, 74.2 % in cross-validation.",
+        ),
     ),
-    Known(
+    KnownDataset(
         key="isic2020",
         title="ISIC 2020 (SIIM-ISIC), training images",
-        counts=_unsplit({"benign": 32542, "malignant": 584}),
-        also=(
+        counts=_counts_without_split({"benign": 32542, "malignant": 584}),
+        other_counts=(
             MappingProxyType(
                 {
-                    "unknown": 27124, "nevus": 5193, "melanoma": 584, "seborrheic keratosis": 135, "lentigo NOS": 44,
-                    "lichenoid keratosis": 37, "solar lentigo": 7, "cafe-au-lait macule": 1,
+                    "unknown": 27124,
+                    "nevus": 5193,
+                    "melanoma": 584,
+                    "seborrheic keratosis": 135,
+                    "lentigo NOS": 44,
+                    "lichenoid keratosis": 37,
+                    "solar lentigo": 7,
+                    "cafe-au-lait macule": 1,
                     "atypical melanocytic proliferation": 1,
                 }
             ),
         ),
-        file_name=_ISIC_FILE,
-        patient_id=r"IP_\d+",
-        names=r"isic(challenge)?2020|siim(isic)?",
+        file_pattern=_ISIC_FILE_PATTERN,
+        patient_id_pattern=r"IP_\d+",
+        name_pattern=r"isic(challenge)?2020|siim(isic)?",
         licence=_CHALLENGE_LICENCE,
-        attribution=_ARCHIVE_BY,
+        attribution=_ARCHIVE_ATTRIBUTION,
         citation=(
             "V. Rotemberg et al.: A patient-centric dataset of images and metadata for identifying melanomas using "
             "clinical context. Scientific Data 8, 34 (2021). doi:10.1038/s41597-021-00815-z"
@@ -249,18 +263,18 @@ KNOWN = (
             "584 of 33,126 images are melanomas (1.8 %): answering benign always has accuracy 98.2 %.",
             "Most benign images (27,124) have no diagnosis; diagnosis and benign_malignant give the label away.",
         ),
-        published=("AUROC of the winning entry: .9490 (18 nets of five folds each).",),
+        published_results=("AUROC of the winning entry: .9490 (18 nets of five folds each).",),
     ),
-    Known(
+    KnownDataset(
         key="isic2024",
         title="ISIC 2024 (SLICE-3D), training images",
-        counts=_unsplit({"benign": 400666, "malignant": 393}),
-        also=(MappingProxyType({"0": 400666, "1": 393}),),
-        file_name=r"ISIC_\d{7}",
-        patient_id=r"IP_\d+",
-        names=r"isic(challenge)?2024|slice3d",
+        counts=_counts_without_split({"benign": 400666, "malignant": 393}),
+        other_counts=(MappingProxyType({"0": 400666, "1": 393}),),
+        file_pattern=r"ISIC_\d{7}",
+        patient_id_pattern=r"IP_\d+",
+        name_pattern=r"isic(challenge)?2024|slice3d",
         licence="CC BY-NC 4.0, or CC0, CC BY and CC BY-NC in its permissive part",
-        attribution=_ARCHIVE_BY,
+        attribution=_ARCHIVE_ATTRIBUTION,
         citation=(
             "N. Kurtansky et al.: The SLICE-3D dataset: 400,000 skin lesion image crops extracted from 3D TBP for "
             "skin cancer detection. Scientific Data 11, 884 (2024). doi:10.1038/s41597-024-03743-w"
@@ -269,78 +283,81 @@ KNOWN = (
             "393 of 401,059 images are malignant (0.1 %): accuracy says nothing.",
             "Crops of whole-body photographs, no dermoscopy: a net made on dermoscopy sees other pictures here.",
         ),
-        published=("Partial AUROC above 80 % sensitivity (0 to 0.2, chance 0.02) of the best entry: .17264.",),
+        published_results=(
+            "Partial AUROC above 80 % sensitivity (0 to 0.2, chance 0.02) of the best entry: .17264.",
+        ),
     ),
-    Known(
+    KnownDataset(
         key="dermamnist",
         title="DermaMNIST (MedMNIST)",
-        counts=_counts(
-            train=_seven(228, 359, 769, 80, 779, 4693, 99),
-            validation=_seven(33, 52, 110, 12, 111, 671, 14),
-            test=_seven(66, 103, 220, 23, 223, 1341, 29),
+        counts=_counts_by_split(
+            train=_ham_counts(228, 359, 769, 80, 779, 4693, 99),
+            validation=_ham_counts(33, 52, 110, 12, 111, 671, 14),
+            test=_ham_counts(66, 103, 220, 23, 223, 1341, 29),
         ),
-        file_name=_MEDMNIST_FILE,
-        holds=("ham10000",),
-        names=r"dermamnist(?!\d*[ce]$|corrected|extended)",
+        file_pattern=_MEDMNIST_FILE_PATTERN,
+        contained_keys=("ham10000",),
+        name_pattern=r"dermamnist(?!\d*[ce]$|corrected|extended)",
         licence="CC BY-NC 4.0",
-        attribution=_HAM_BY + ", in MedMNIST (2023)",
+        attribution=_HAM_ATTRIBUTION + ", in MedMNIST (2023)",
         citation=(
             "J. Yang et al.: MedMNIST v2, a large-scale lightweight benchmark for 2D and 3D biomedical image "
-            "classification. Scientific Data 10, 41 (2023). doi:10.1038/s41597-022-01721-8. Images: " + _HAM_CITATION
+            "classification. Scientific Data 10, 41 (2023). doi:10.1038/s41597-022-01721-8. Images: "
+            + _HAM_CITATION
         ),
         defects=(
             "44 % of its test images share a lesion with the training images, and no lesion ids are given.",
             "Its images are HAM10000's, at 28 to 224 pixels: no test of a model made on HAM10000.",
-            _AKIEC,
+            _AKIEC_DEFECT,
         ),
-        published=(
+        published_results=(
             "AUROC / accuracy: ResNet-50 at 224 pixels .912 / .731, Google AutoML .914 / .768. The leak is in both.",
         ),
     ),
-    Known(
+    KnownDataset(
         key="dermamnist-c",
         title="DermaMNIST-C, corrected",
-        counts=_unsplit(_HAM),
-        sides=MappingProxyType({"train": 8215, "validation": 573, "test": 1227}),
-        file_name=_MEDMNIST_FILE,
-        holds=("ham10000",),
-        names=r"dermamnist\d*(c$|corrected)",
+        counts=_counts_without_split(_HAM_COUNTS),
+        split_sizes=MappingProxyType({"train": 8215, "validation": 573, "test": 1227}),
+        file_pattern=_MEDMNIST_FILE_PATTERN,
+        contained_keys=("ham10000",),
+        name_pattern=r"dermamnist\d*(c$|corrected)",
         licence="CC BY-NC 4.0",
-        attribution=_HAM_BY,
+        attribution=_HAM_ATTRIBUTION,
         citation=(
             "K. Abhishek, A. Jain, G. Hamarneh: Investigating the quality of DermaMNIST and Fitzpatrick17k "
             "dermatological image datasets. Scientific Data 12 (2025). Images: " + _HAM_CITATION
         ),
-        defects=("Its images are HAM10000's: no test of a model made on HAM10000.", _AKIEC),
-        published=(
+        defects=("Its images are HAM10000's: no test of a model made on HAM10000.", _AKIEC_DEFECT),
+        published_results=(
             "AUROC / accuracy: ResNet-18 at 28 pixels .946 / .825, ResNet-50 at 224 pixels .948 / .847.",
         ),
     ),
-    Known(
+    KnownDataset(
         key="dermamnist-e",
         title="DermaMNIST-E, extended",
-        counts=_counts(train=_HAM),
-        sides=MappingProxyType({"train": 10015, "validation": 193, "test": 1511}),
-        file_name=_MEDMNIST_FILE,
-        holds=("ham10000",),
-        names=r"dermamnist\d*(e$|extended)",
+        counts=_counts_by_split(train=_HAM_COUNTS),
+        split_sizes=MappingProxyType({"train": 10015, "validation": 193, "test": 1511}),
+        file_pattern=_MEDMNIST_FILE_PATTERN,
+        contained_keys=("ham10000",),
+        name_pattern=r"dermamnist\d*(e$|extended)",
         licence="CC BY-NC 4.0",
-        attribution=_HAM_BY,
+        attribution=_HAM_ATTRIBUTION,
         citation=(
             "K. Abhishek, A. Jain, G. Hamarneh: Investigating the quality of DermaMNIST and Fitzpatrick17k "
             "dermatological image datasets. Scientific Data 12 (2025). Images: " + _HAM_CITATION
         ),
-        defects=("Its training images are HAM10000, its test images those of ISIC 2018.", _AKIEC),
-        published=("AUROC / accuracy: ResNet-18 at 28 pixels .888 / .684.",),
+        defects=("Its training images are HAM10000, its test images those of ISIC 2018.", _AKIEC_DEFECT),
+        published_results=("AUROC / accuracy: ResNet-18 at 28 pixels .888 / .684.",),
     ),
-    Known(
+    KnownDataset(
         key="ph2",
         title="PH2",
-        counts=_unsplit({"common nevus": 80, "atypical nevus": 80, "melanoma": 40}),
-        also=(MappingProxyType({"nevus": 160, "melanoma": 40}),),
-        file_name=r"IMD\d{3}",
-        proof=True,
-        names=r"(?<![a-z])ph2(?!\d)",
+        counts=_counts_without_split({"common nevus": 80, "atypical nevus": 80, "melanoma": 40}),
+        other_counts=(MappingProxyType({"nevus": 160, "melanoma": 40}),),
+        file_pattern=r"IMD\d{3}",
+        file_name_is_proof=True,
+        name_pattern=r"(?<![a-z])ph2(?!\d)",
         archive="",
         licence="for research and teaching only",
         attribution="Mendonca et al., PH2 (2013)",
@@ -350,13 +367,13 @@ KNOWN = (
         ),
         defects=("200 images, 40 of them melanomas: an interval of a sensitivity is about 30 points wide.",),
     ),
-    Known(
+    KnownDataset(
         key="pad-ufes-20",
         title="PAD-UFES-20",
-        counts=_unsplit({"BCC": 845, "ACK": 730, "NEV": 244, "SEK": 235, "SCC": 192, "MEL": 52}),
-        file_name=r"PAT_\d+_\d+_\d+",
-        proof=True,
-        names=r"padufes(20)?",
+        counts=_counts_without_split({"BCC": 845, "ACK": 730, "NEV": 244, "SEK": 235, "SCC": 192, "MEL": 52}),
+        file_pattern=r"PAT_\d+_\d+_\d+",
+        file_name_is_proof=True,
+        name_pattern=r"padufes(20)?",
         archive="",
         licence="CC BY 4.0",
         attribution="Pacheco et al., PAD-UFES-20 (2020)",
@@ -369,4 +386,4 @@ KNOWN = (
             "2,298 images of 1,641 lesions and 1,373 patients: split by patient.",
         ),
     ),
-)  # fmt: skip
+)

@@ -17,25 +17,25 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermkit.errors import DataError
-from dermkit.files import read_json, write_json, write_parts
+from dermkit.files import read_json, write_chunks, write_json
 
-FORMAT = 1
-COLUMNS = (
+DATASET_FORMAT = 1
+MANIFEST_COLUMNS = (
     "image_id", "path", "label", "lesion_id", "patient_id", "isic_id", "source", "licence", "attribution",
     "age", "sex", "site", "skin_type", "given_split", "copy_group", "pixel_sha256", "file_sha256", "width", "height",
 )  # fmt: skip
 INTEGER_COLUMNS = ("width", "height")
 GROUP_COLUMNS = ("lesion_id", "patient_id", "copy_group")
 GIVEN_SPLITS = ("", "train", "validation", "test")
-OLDEST = 120
+MAX_AGE = 120
 """Years. The oldest verified person reached 122; an age above this is a year of birth or a typing error."""
 
 Malignancy = Literal["benign", "malignant", "indeterminate"]
 MALIGNANCIES: tuple[Malignancy, ...] = get_args(Malignancy)
 
-_OWN_KEYS = ("name", "importer", "classes", "counts")
-_MOST_LISTED = 20
-_ROWS_PER_PART = 10_000
+_DATASET_KEYS = ("name", "importer", "classes", "counts")
+_MAX_LISTED = 20
+_ROWS_PER_CHUNK = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class LesionClass:
 class Dataset:
     """A data set folder in memory.
 
-    images: the root that `path` is relative to. manifest: the columns `COLUMNS`; strings, "" = unknown, and
+    images: the root that `path` is relative to. manifest: the columns `MANIFEST_COLUMNS`; strings, "" = unknown, and
     width, height as integers (pixels). notes: what else `dataset.json` says (warnings, licence, counts of refusals).
     """
 
     folder: Path
-    images: Path
+    image_root: Path
     name: str
     classes: tuple[LesionClass, ...]
     manifest: pd.DataFrame
@@ -66,27 +66,27 @@ class Dataset:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The labels, in the order of the model's outputs."""
-        return tuple(item.name for item in self.classes)
+        return tuple(lesion_class.name for lesion_class in self.classes)
 
     @property
-    def malignant(self) -> tuple[str, ...]:
+    def malignant_classes(self) -> tuple[str, ...]:
         """The labels that count as positive."""
-        return tuple(item.name for item in self.classes if item.malignancy == "malignant")
+        return tuple(lesion_class.name for lesion_class in self.classes if lesion_class.malignancy == "malignant")
 
     @cached_property
     def manifest_sha256(self) -> str:
         """The hex SHA-256 of `manifest.csv` as it is, or will be, written."""
         digest = hashlib.sha256()
-        for part in manifest_parts(self.manifest):
-            digest.update(part.encode())
+        for chunk in manifest_chunks(self.manifest):
+            digest.update(chunk.encode())
         return digest.hexdigest()
 
-    def path_of(self, image_id: str) -> Path:
+    def image_path(self, image_id: str) -> Path:
         """Return where an image lies on this machine; raises `DataError` for an unknown id."""
         path = self._paths.get(image_id)
         if path is None:
             raise DataError(f"{self.folder}: no image {image_id!r} in the manifest", remedy="check the image_id")
-        return self.images / path
+        return self.image_root / path
 
     @cached_property
     def _paths(self) -> dict[str, str]:
@@ -95,25 +95,25 @@ class Dataset:
 
 def manifest_text(frame: pd.DataFrame) -> str:
     """Return the manifest as CSV text: known columns in their order, `\\n` line ends, quotes where needed."""
-    return "".join(manifest_parts(frame))
+    return "".join(manifest_chunks(frame))
 
 
-def manifest_parts(frame: pd.DataFrame) -> Iterator[str]:
+def manifest_chunks(frame: pd.DataFrame) -> Iterator[str]:
     """Yield the same text in parts: that of a million rows, whole, would weigh more than the rows themselves."""
-    columns = [frame[column] for column in COLUMNS]
+    columns = [frame[column] for column in MANIFEST_COLUMNS]
     # Python's writer leaves a lone carriage return unquoted, and every reader takes it for the end of a row.
-    quoting: Literal[0, 1] = csv.QUOTE_ALL if any(map(_has_return, columns)) else csv.QUOTE_MINIMAL
-    yield _csv([COLUMNS], quoting)
-    for start in range(0, len(frame), _ROWS_PER_PART):
-        cells = [values.iloc[start : start + _ROWS_PER_PART].tolist() for values in columns]
-        yield _csv(zip(*cells, strict=True), quoting)
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if any(map(_has_carriage_return, columns)) else csv.QUOTE_MINIMAL
+    yield _csv_text([MANIFEST_COLUMNS], quoting)
+    for start in range(0, len(frame), _ROWS_PER_CHUNK):
+        cells = [values.iloc[start : start + _ROWS_PER_CHUNK].tolist() for values in columns]
+        yield _csv_text(zip(*cells, strict=True), quoting)
 
 
-def _has_return(values: "pd.Series[Any]") -> bool:
+def _has_carriage_return(values: "pd.Series[Any]") -> bool:
     return any(isinstance(value, str) and "\r" in value for value in values.unique())
 
 
-def _csv(rows: Iterable[Sequence[object]], quoting: Literal[0, 1]) -> str:
+def _csv_text(rows: Iterable[Sequence[object]], quoting: Literal[0, 1]) -> str:
     stream = io.StringIO(newline="")
     csv.writer(stream, lineterminator="\n", quoting=quoting).writerows(rows)
     return stream.getvalue()
@@ -124,20 +124,22 @@ def save_dataset(dataset: Dataset) -> None:
 
     Only `location.json` knows where the images lie on this machine; leave it behind when sharing the folder.
     """
-    check_manifest(dataset.manifest, dataset.classes, where=str(dataset.folder / "manifest.csv"))
-    write_parts(dataset.folder / "manifest.csv", manifest_parts(dataset.manifest))
-    write_json(dataset.folder / "location.json", {"images": str(dataset.images.resolve())}, format=FORMAT)
-    body = {
+    check_manifest(dataset.manifest, dataset.classes, source=str(dataset.folder / "manifest.csv"))
+    write_chunks(dataset.folder / "manifest.csv", manifest_chunks(dataset.manifest))
+    write_json(
+        dataset.folder / "location.json", {"images": str(dataset.image_root.resolve())}, format=DATASET_FORMAT
+    )
+    document = {
         "name": dataset.name,
         "importer": dataset.importer,
-        "classes": [vars(item) for item in dataset.classes],
-        "counts": count(dataset.manifest, dataset.class_names),
+        "classes": [vars(lesion_class) for lesion_class in dataset.classes],
+        "counts": manifest_counts(dataset.manifest, dataset.class_names),
     }
-    rest = {key: value for key, value in dataset.notes.items() if key not in body}
-    write_json(dataset.folder / "dataset.json", {**body, **rest}, format=FORMAT)
+    extra_notes = {key: value for key, value in dataset.notes.items() if key not in document}
+    write_json(dataset.folder / "dataset.json", {**document, **extra_notes}, format=DATASET_FORMAT)
 
 
-def count(frame: pd.DataFrame, class_names: Sequence[str]) -> dict[str, Any]:
+def manifest_counts(frame: pd.DataFrame, class_names: Sequence[str]) -> dict[str, Any]:
     """Return the numbers of images, lesions and patients, and of images per class and given split.
 
     Lesions and patients count known ids only: 0 means that none is given.
@@ -162,26 +164,26 @@ def load_dataset(folder: Path) -> Dataset:
             f"{folder}: is not a data set folder: there is no {folder / 'dataset.json'}",
             remedy="check the path, or make one with `dermkit import`",
         )
-    value = read_json(folder / "dataset.json", format=FORMAT, error=DataError)
-    location = read_json(folder / "location.json", format=FORMAT, error=DataError)
+    document = read_json(folder / "dataset.json", format=DATASET_FORMAT, error=DataError)
+    location = read_json(folder / "location.json", format=DATASET_FORMAT, error=DataError)
     try:
-        classes = tuple(_read_class(item) for item in value["classes"])
-        name, importer, images = str(value["name"]), str(value["importer"]), Path(location["images"])
+        classes = tuple(_read_class(entry) for entry in document["classes"])
+        name, importer, images = str(document["name"]), str(document["importer"]), Path(location["images"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{folder}: dataset.json or location.json lacks something: {error!r}",
             remedy="import the data set again",
         ) from error
     frame = read_manifest(folder / "manifest.csv")
-    check_manifest(frame, classes, where=str(folder / "manifest.csv"))
-    notes = {key: item for key, item in value.items() if key not in _OWN_KEYS}
+    check_manifest(frame, classes, source=str(folder / "manifest.csv"))
+    notes = {key: entry for key, entry in document.items() if key not in _DATASET_KEYS}
     return Dataset(folder, images, name, classes, frame, importer, notes)
 
 
-def _read_class(item: dict[str, Any]) -> LesionClass:
-    if item["malignancy"] not in MALIGNANCIES:
-        raise ValueError(f"malignancy {item['malignancy']!r} is none of {', '.join(MALIGNANCIES)}")
-    return LesionClass(str(item["name"]), str(item["diagnosis"]), item["malignancy"])
+def _read_class(entry: dict[str, Any]) -> LesionClass:
+    if entry["malignancy"] not in MALIGNANCIES:
+        raise ValueError(f"malignancy {entry['malignancy']!r} is none of {', '.join(MALIGNANCIES)}")
+    return LesionClass(str(entry["name"]), str(entry["diagnosis"]), entry["malignancy"])
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
@@ -197,39 +199,39 @@ def read_manifest(path: Path) -> pd.DataFrame:
         ) from error
     for column in INTEGER_COLUMNS:
         if column in frame.columns:
-            frame[column] = _integers(frame[column], column, path)
+            frame[column] = _parse_integers(frame[column], column, path)
     return frame
 
 
-def _integers(values: "pd.Series[str]", column: str, path: Path) -> "pd.Series[int]":
-    wrong = _where_not(lambda value: re.fullmatch("[0-9]{1,9}", value) is not None, values)
-    if len(wrong):
-        rows = _shorten(f"row {index + 2}: {values.iloc[index]!r}" for index in wrong)
+def _parse_integers(values: "pd.Series[str]", column: str, path: Path) -> "pd.Series[int]":
+    invalid = _invalid_positions(lambda value: re.fullmatch("[0-9]{1,9}", value) is not None, values)
+    if len(invalid):
+        rows = _shorten(f"row {index + 2}: {values.iloc[index]!r}" for index in invalid)
         raise DataError(f"{path}: {column} is not a whole number:\n{rows}", remedy="correct these rows")
     return values.astype(np.int64)
 
 
-def check_manifest(frame: pd.DataFrame, classes: Sequence[LesionClass], *, where: str = "manifest") -> None:
+def check_manifest(frame: pd.DataFrame, classes: Sequence[LesionClass], *, source: str = "manifest") -> None:
     """Check every row, and rows against each other; raises one `DataError` that lists all problems.
 
     Row numbers are those of the CSV: the header is row 1. A lesion that belongs to two patients is refused: its ids
     are then numbers within a patient, and would tie strangers together.
     """
-    missing = [column for column in COLUMNS if column not in frame.columns]
+    missing = [column for column in MANIFEST_COLUMNS if column not in frame.columns]
     if missing:
-        raise DataError(f"{where}: missing columns: {', '.join(missing)}", remedy="import the data set again")
+        raise DataError(f"{source}: missing columns: {', '.join(missing)}", remedy="import the data set again")
     if frame.empty:
-        raise DataError(f"{where}: has no rows: nothing usable", remedy="import a folder that holds images")
-    problems = list(_problems(frame, [item.name for item in classes]))
+        raise DataError(f"{source}: has no rows: nothing usable", remedy="import a folder that holds images")
+    problems = list(_find_problems(frame, [lesion_class.name for lesion_class in classes]))
     if problems:
         raise DataError(
-            f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n{_shorten(problems)}",
-            kept="nothing was changed",
+            f"{source}: {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n{_shorten(problems)}",
+            outcome="nothing was changed",
             remedy="correct these rows, or import the data set again",
         )
 
 
-def _problems(frame: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
+def _find_problems(frame: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
     if len(set(names)) < len(names) or "" in names:
         yield f"class names are empty or repeat: {', '.join(map(repr, names))}"
     checks: list[tuple[str, str, Callable[[str], bool]]] = [
@@ -237,35 +239,37 @@ def _problems(frame: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
         ("path", "not a relative path inside the images", _is_inside),
         ("label", f"unknown label (the classes are {', '.join(names)})", set(names).__contains__),
         ("given_split", "given_split is none of train, validation, test", GIVEN_SPLITS.__contains__),
-        ("age", f"age is not a number of years from 0 to {OLDEST}", is_age),
+        ("age", f"age is not a number of years from 0 to {MAX_AGE}", is_age),
         ("pixel_sha256", "not a SHA-256", _is_sha256),
         ("file_sha256", "not a SHA-256", _is_sha256),
     ]
-    for column, text, is_right in checks:
+    for column, text, is_valid in checks:
         values = frame[column].astype(str)
-        yield from (f"row {index + 2}: {text}: {values.iloc[index]!r}" for index in _where_not(is_right, values))
-    for column in ("image_id", "path"):
-        repeated = np.flatnonzero(frame[column].duplicated())
-        yield from (f"row {index + 2}: {column} repeats: {frame[column].iloc[index]!r}" for index in repeated)
-    for column in INTEGER_COLUMNS:
-        small = np.flatnonzero(frame[column].to_numpy() < 1)
         yield from (
-            f"row {index + 2}: {column} must be at least 1: {frame[column].iloc[index]}" for index in small
+            f"row {index + 2}: {text}: {values.iloc[index]!r}" for index in _invalid_positions(is_valid, values)
+        )
+    for column in ("image_id", "path"):
+        repeated_rows = np.flatnonzero(frame[column].duplicated())
+        yield from (f"row {index + 2}: {column} repeats: {frame[column].iloc[index]!r}" for index in repeated_rows)
+    for column in INTEGER_COLUMNS:
+        small_rows = np.flatnonzero(frame[column].to_numpy() < 1)
+        yield from (
+            f"row {index + 2}: {column} must be at least 1: {frame[column].iloc[index]}" for index in small_rows
         )
     yield from _shared_lesions(frame)
 
 
-def _where_not(is_right: Callable[[str], bool], values: "pd.Series[str]") -> NDArray[np.intp]:
+def _invalid_positions(is_valid: Callable[[str], bool], values: "pd.Series[str]") -> NDArray[np.intp]:
     """Return the positions of the values that are not right; each distinct value is judged once."""
-    wrong = {value for value in set(values.tolist()) if not is_right(value)}
-    return np.flatnonzero(values.isin(wrong)) if wrong else np.empty(0, np.intp)
+    invalid_values = {value for value in set(values.tolist()) if not is_valid(value)}
+    return np.flatnonzero(values.isin(invalid_values)) if invalid_values else np.empty(0, np.intp)
 
 
 def _is_inside(path: str) -> bool:
     if path and path[0] not in "/." and ".." not in path and "\0" not in path:
         return True  # nearly every path; taking one apart costs a hundred times more
-    parts = PurePosixPath(path).parts
-    return bool(parts) and path[0] != "/" and ".." not in parts and "\0" not in path
+    components = PurePosixPath(path).parts
+    return bool(components) and path[0] != "/" and ".." not in components and "\0" not in path
 
 
 def is_age(value: str) -> bool:
@@ -273,7 +277,7 @@ def is_age(value: str) -> bool:
     if value == "":
         return True
     try:
-        return 0.0 <= float(value) <= OLDEST
+        return 0.0 <= float(value) <= MAX_AGE
     except ValueError:
         return False
 
@@ -286,32 +290,32 @@ def _shared_lesions(frame: pd.DataFrame) -> Iterator[str]:
     ids = frame[["lesion_id", "patient_id"]]
     pairs = ids[(ids["lesion_id"] != "") & (ids["patient_id"] != "")].drop_duplicates()
     shared = pairs[pairs["lesion_id"].duplicated(keep=False)]
-    for lesion, owners in shared.groupby("lesion_id")["patient_id"]:
-        yield f"lesion {lesion!r} belongs to {len(owners)} patients: {_shorten(map(repr, owners), ', ')}"
+    for lesion, patients in shared.groupby("lesion_id")["patient_id"]:
+        yield f"lesion {lesion!r} belongs to {len(patients)} patients: {_shorten(map(repr, patients), ', ')}"
 
 
-def _shorten(lines: Any, joint: str = "\n") -> str:
-    """Join lines, at most `_MOST_LISTED`, and say how many more there are."""
+def _shorten(lines: Any, separator: str = "\n") -> str:
+    """Join lines, at most `_MAX_LISTED`, and say how many more there are."""
     texts = [str(line) for line in lines]
-    more = [f"... and {len(texts) - _MOST_LISTED} more"] if len(texts) > _MOST_LISTED else []
-    indent = "  " if joint == "\n" else ""
-    return joint.join(indent + line for line in [*texts[:_MOST_LISTED], *more])
+    overflow = [f"... and {len(texts) - _MAX_LISTED} more"] if len(texts) > _MAX_LISTED else []
+    indent = "  " if separator == "\n" else ""
+    return separator.join(indent + line for line in [*texts[:_MAX_LISTED], *overflow])
 
 
-def groups(frame: pd.DataFrame) -> NDArray[np.int64]:
+def id_groups(frame: pd.DataFrame) -> NDArray[np.int64]:
     """Return one group number per row: connected components over lesion, patient and copy group.
 
     Rows that share any known id are one group, also through a third row; a row without ids is alone. Shape (rows,).
     """
-    rows, ids, first = [], [], len(frame)
+    rows, ids, n_nodes = [], [], len(frame)
     for column in GROUP_COLUMNS:
         values = frame[column].astype(str)
-        known = np.flatnonzero(values.to_numpy() != "")
-        codes, unique = pd.factorize(values.iloc[known])
-        rows.append(known)
-        ids.append(codes + first)
-        first += len(unique)
+        rows_with_id = np.flatnonzero(values.to_numpy() != "")
+        codes, unique = pd.factorize(values.iloc[rows_with_id])
+        rows.append(rows_with_id)
+        ids.append(codes + n_nodes)
+        n_nodes += len(unique)
     row, node = np.concatenate(rows), np.concatenate(ids)
-    graph = coo_array((np.ones(len(row), dtype=np.int8), (row, node)), shape=(first, first))
+    graph = coo_array((np.ones(len(row), dtype=np.int8), (row, node)), shape=(n_nodes, n_nodes))
     labels: NDArray[np.int64] = connected_components(graph, directed=False)[1][: len(frame)].astype(np.int64)
     return labels

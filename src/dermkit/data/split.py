@@ -17,24 +17,26 @@ from pydantic import ValidationError
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from dermkit.data.leakage import LINKS, codes, find_overlap
-from dermkit.data.manifest import groups
-from dermkit.data.split_file import SIDES, excluded_frame, read_rows, save_rows
-from dermkit.data.stratify import divide
+from dermkit.data.leakage import LINK_TEXTS, distinct_codes, find_leakage
+from dermkit.data.manifest import id_groups
+from dermkit.data.split_file import SPLITS, excluded_frame, read_split_rows, write_split_rows
+from dermkit.data.stratify import stratified_group_split
 from dermkit.errors import DataError, UsageError
 from dermkit.files import read_json, write_json
 from dermkit.recipes.schema import SplitSpec
 
-FORMAT = 1
+SPLIT_FORMAT = 1
 
-GIVEN_NAMES = {
+GIVEN_SPLIT_ALIASES = {
     "": "", "train": "train", "training": "train", "val": "validation", "valid": "validation",
     "validation": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
-MORE_IMAGES = "add images of other lesions, merge the class into another one, or leave it out of the data set"
+MORE_IMAGES_REMEDY = (
+    "add images of other lesions, merge the class into another one, or leave it out of the data set"
+)
 
-Ints = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+_Ints = NDArray[np.int64]
+_Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Draft:
     """The manifest sorted by image_id, and what has been decided about each row so far.
 
     side: "" = undecided or excluded. reason: "" = not excluded. given: the published side.
@@ -62,23 +64,25 @@ class _Plan:
 
     frame: pd.DataFrame
     classes: tuple[str, ...]
-    label: Ints
-    unit: Ints
-    given: NDArray[np.object_]
-    side: NDArray[np.object_]
+    label: _Ints
+    group_ids: _Ints
+    published: NDArray[np.object_]
+    split_names: NDArray[np.object_]
     reason: NDArray[np.object_]
     notes: list[str]
 
-    def exclude(self, rows: Flags, reason: str | NDArray[np.object_]) -> None:
-        self.side[rows] = ""
+    def exclude(self, rows: _Bools, reason: str | NDArray[np.object_]) -> None:
+        self.split_names[rows] = ""
         self.reason[rows] = reason
 
 
-def split_groups(manifest: pd.DataFrame) -> Ints:
+def leakage_groups(manifest: pd.DataFrame) -> _Ints:
     """Return one group number per row: components of lesion, patient, copy group and identical pixels."""
-    n, linked = len(manifest), groups(manifest)
+    n, id_group_numbers = len(manifest), id_groups(manifest)
     # A graph of image nodes 0..n-1, then one node per linked group, then one per distinct picture.
-    keys = n + np.concatenate([linked, codes(manifest["pixel_sha256"]) + linked.max(initial=0) + 1])
+    keys = n + np.concatenate(
+        [id_group_numbers, distinct_codes(manifest["pixel_sha256"]) + id_group_numbers.max(initial=0) + 1]
+    )
     edges = (np.ones(2 * n, np.int8), (np.tile(np.arange(n), 2), keys))
     graph = coo_matrix(edges, shape=(keys.max(initial=0) + 1,) * 2)
     component = connected_components(graph, directed=False)[1][:n]
@@ -94,12 +98,12 @@ def make_split(manifest: pd.DataFrame, spec: SplitSpec, *, name: str) -> Split:
     Raises DataError for a class with too few groups, too few images to draw, or no published test rows.
     """
     _check_name(name)
-    plan = _start(manifest)
+    draft = _start_draft(manifest)
     if spec.scheme in ("given", "given-as-published"):
-        _divide_given(plan, spec)
+        _divide_published(draft, spec)
     else:
-        _divide_own(plan, spec)
-    split = _finished(plan, spec, name)
+        _divide_new(draft, spec)
+    split = _to_split(draft, spec, name)
     return replace(split, leaks=check_split(manifest, split, allow_leaks=spec.scheme == "given-as-published"))
 
 
@@ -111,10 +115,10 @@ def check_split(manifest: pd.DataFrame, split: Split, *, allow_leaks: bool = Fal
     same counts of validation images against train; `contradictions`: images whose exact pixels also carry another
     label. With k folds every image is a test image of its fold.
     """
-    overlap = find_overlap(_sides(manifest, split))
-    if overlap.any and not allow_leaks:
-        raise overlap.error(split.name)
-    return overlap.counts()
+    leakage = find_leakage(_divided_rows(manifest, split))
+    if leakage.has_leaks and not allow_leaks:
+        raise leakage.to_error(split.name)
+    return leakage.counts()
 
 
 def for_fold(split: Split, fold: int) -> pd.DataFrame:
@@ -139,16 +143,18 @@ def save_split(split: Split, folder: Path) -> Path:
     """Write NAME.csv, NAME.excluded.csv and NAME.json into a folder; returns the path of NAME.csv, written last."""
     _check_name(split.name)
     path = folder / f"{split.name}.csv"
-    counts = {str(side): int(n) for side, n in split.frame["split"].value_counts().sort_index().items()}
-    facts = {
+    counts = {
+        str(split_name): int(n) for split_name, n in split.frame["split"].value_counts().sort_index().items()
+    }
+    split_json = {
         "name": split.name,
         "spec": asdict(split.spec) if split.spec else None,
         "counts": {**counts, "excluded": len(split.excluded)},
         "leaks": split.leaks,
         "notes": list(split.notes),
     }
-    write_json(path.with_suffix(".json"), facts, format=FORMAT)
-    save_rows(path, split.frame, split.excluded)
+    write_json(path.with_suffix(".json"), split_json, format=SPLIT_FORMAT)
+    write_split_rows(path, split.frame, split.excluded)
     return path
 
 
@@ -158,193 +164,205 @@ def load_split(path: Path, manifest: pd.DataFrame) -> Split:
     Images that neither the file nor NAME.excluded.csv names are excluded, with that as the reason. Leaks are
     allowed only where NAME.json says `given-as-published`. Raises DataError listing every problem.
     """
-    frame, excluded = read_rows(path, manifest)
-    facts = path.with_suffix(".json")
-    body = read_json(facts, format=FORMAT, error=DataError) if facts.exists() else {}
-    spec = _read_spec(body.get("spec"), facts)
+    frame, excluded = read_split_rows(path, manifest)
+    json_path = path.with_suffix(".json")
+    split_json = read_json(json_path, format=SPLIT_FORMAT, error=DataError) if json_path.exists() else {}
+    spec = _read_spec(split_json.get("spec"), json_path)
     split = Split(
         name=path.stem,
         frame=frame,
         excluded=excluded,
         leaks={},
         spec=spec,
-        notes=tuple(body.get("notes", ())),
+        notes=tuple(split_json.get("notes", ())),
     )
-    allowed = spec is not None and spec.scheme == "given-as-published"
-    return replace(split, leaks=check_split(manifest, split, allow_leaks=allowed))
+    leaks_allowed = spec is not None and spec.scheme == "given-as-published"
+    return replace(split, leaks=check_split(manifest, split, allow_leaks=leaks_allowed))
 
 
 # Making a split
 
 
-def _start(manifest: pd.DataFrame) -> _Plan:
+def _start_draft(manifest: pd.DataFrame) -> _Draft:
     if manifest.empty:
         raise DataError("the manifest has no images, so there is nothing to split", remedy="import images first")
     # Only the columns that a division looks at: a million rows of all would be sorted and copied for nothing.
-    frame = manifest[["image_id", "given_split", "label", *LINKS]].sort_values("image_id", ignore_index=True)
+    frame = manifest[["image_id", "given_split", "label", *LINK_TEXTS]].sort_values("image_id", ignore_index=True)
     names = frame["given_split"].str.lower()
-    wrong = sorted(set(names) - set(GIVEN_NAMES))
-    if wrong:
+    unknown_names = sorted(set(names) - set(GIVEN_SPLIT_ALIASES))
+    if unknown_names:
         raise DataError(
-            f"given_split has unknown names: {', '.join(wrong)}", remedy="use train, validation or test"
+            f"given_split has unknown names: {', '.join(unknown_names)}", remedy="use train, validation or test"
         )
     label, classes = pd.factorize(frame["label"], sort=True)
     blank = np.full(len(frame), "", dtype=object)
-    return _Plan(
+    return _Draft(
         frame=frame,
         classes=tuple(str(name) for name in classes),
         label=label.astype(np.int64),
-        unit=split_groups(frame),
-        given=names.map(GIVEN_NAMES).to_numpy(dtype=object),
-        side=blank,
+        group_ids=leakage_groups(frame),
+        published=names.map(GIVEN_SPLIT_ALIASES).to_numpy(dtype=object),
+        split_names=blank,
         reason=blank.copy(),
         notes=[],
     )
 
 
-def _finished(plan: _Plan, spec: SplitSpec, name: str) -> Split:
-    out = plan.reason != ""
-    ids = plan.frame["image_id"]
+def _to_split(draft: _Draft, spec: SplitSpec, name: str) -> Split:
+    is_excluded = draft.reason != ""
+    ids = draft.frame["image_id"]
     kfold = spec.scheme == "kfold"
-    frame = pd.DataFrame({"image_id": ids[~out].to_numpy(), "split": plan.side[~out].astype(str)})
+    frame = pd.DataFrame(
+        {"image_id": ids[~is_excluded].to_numpy(), "split": draft.split_names[~is_excluded].astype(str)}
+    )
     frame["fold"] = frame["split"].astype("int64") if kfold else np.int64(-1)
     if kfold:
         frame["split"] = "fold"
-    return Split(name, frame, excluded_frame(ids[out], plan.reason[out]), {}, spec, tuple(plan.notes))
+    return Split(
+        name, frame, excluded_frame(ids[is_excluded], draft.reason[is_excluded]), {}, spec, tuple(draft.notes)
+    )
 
 
-def _divide_own(plan: _Plan, spec: SplitSpec) -> None:
-    _draw(plan, spec, np.ones(len(plan.frame), bool))
-    pool = plan.reason == ""
+def _divide_new(draft: _Draft, spec: SplitSpec) -> None:
+    _sample_pool(draft, spec, np.ones(len(draft.frame), bool))
+    pool = draft.reason == ""
     if spec.scheme == "kfold":
         names: Sequence[str] = [str(fold) for fold in range(spec.folds)]
-        _require_groups(plan, pool, 3, "k folds need one each for train, validation and test")
-        plan.side[pool] = _divide(plan, pool, names, [1.0 / spec.folds] * spec.folds, spec.seed)
-        _require_folds(plan, pool)
+        _require_groups(draft, pool, 3, "k folds need one each for train, validation and test")
+        draft.split_names[pool] = _divide_pool(draft, pool, names, [1.0 / spec.folds] * spec.folds, spec.seed)
+        _require_folds(draft, pool)
         return
-    _require_groups(plan, pool, 2, "train and test need one each")
+    _require_groups(draft, pool, 2, "train and test need one each")
     # In this order a class that is too small for every side is placed: train, then test, then validation.
-    shares = [1.0 - spec.validation - spec.test, spec.test, spec.validation]
-    plan.side[pool] = _divide(plan, pool, ("train", "test", "validation"), shares, spec.seed)
-    _note_absent(plan, SIDES)
+    fractions = [1.0 - spec.validation - spec.test, spec.test, spec.validation]
+    draft.split_names[pool] = _divide_pool(draft, pool, ("train", "test", "validation"), fractions, spec.seed)
+    _note_missing_classes(draft, SPLITS)
 
 
-def _divide_given(plan: _Plan, spec: SplitSpec) -> None:
-    if not (plan.given == "test").any():
+def _divide_published(draft: _Draft, spec: SplitSpec) -> None:
+    if not (draft.published == "test").any():
         raise DataError(
             f"scheme {spec.scheme}: the data set has no published test images",
             remedy="use scheme holdout or kfold, or import a folder that has a test folder",
         )
-    if GIVEN_NAMES.get(spec.draw_from) not in ("", "train"):
+    if GIVEN_SPLIT_ALIASES.get(spec.draw_from) not in ("", "train"):
         raise UsageError(f"split.draw_from={spec.draw_from}: scheme {spec.scheme} draws from train only")
-    plan.side[:] = plan.given
-    plan.exclude(plan.given == "", "the published split does not name this image")
+    draft.split_names[:] = draft.published
+    draft.exclude(draft.published == "", "the published split does not name this image")
     if spec.scheme == "given":
-        _exclude_twins(plan, plan.side != "test", plan.side == "test", "test image")
-        _exclude_twins(plan, plan.side == "train", plan.side == "validation", "validation image")
-    _draw(plan, spec, plan.side == "train")
-    pool = plan.side == "train"
-    if (plan.side == "validation").any():
-        _require_groups(plan, pool, 1, "training needs at least one")
-        plan.notes.append("the published validation images were used; the fraction asked for was not")
+        _exclude_linked(draft, draft.split_names != "test", draft.split_names == "test", "test image")
+        _exclude_linked(draft, draft.split_names == "train", draft.split_names == "validation", "validation image")
+    _sample_pool(draft, spec, draft.split_names == "train")
+    pool = draft.split_names == "train"
+    if (draft.split_names == "validation").any():
+        _require_groups(draft, pool, 1, "training needs at least one")
+        draft.notes.append("the published validation images were used; the fraction asked for was not")
     else:
-        _require_groups(plan, pool, 2, "train and validation need one each")
-        shares = [1.0 - spec.validation, spec.validation]
-        plan.side[pool] = _divide(plan, pool, ("train", "validation"), shares, spec.seed)
-    _note_absent(plan, SIDES)
+        _require_groups(draft, pool, 2, "train and validation need one each")
+        fractions = [1.0 - spec.validation, spec.validation]
+        draft.split_names[pool] = _divide_pool(draft, pool, ("train", "validation"), fractions, spec.seed)
+    _note_missing_classes(draft, SPLITS)
 
 
-def _exclude_twins(plan: _Plan, among: Flags, of: Flags, noun: str) -> None:
-    """Exclude the rows `among` that share a group with a row `of`, each naming the first such image."""
-    ids = plan.frame["image_id"]
-    linked = among & (plan.reason == "") & np.isin(plan.unit, plan.unit[of])
-    units = pd.Series(ids[of].to_numpy(), index=plan.unit[of])
-    first = pd.Series(plan.unit).map(units[~units.index.duplicated()])
-    reason = f"linked through other images to {noun} " + first.astype(str)
-    for column in reversed(LINKS):  # the strongest link is written last
-        keys = plan.frame[column]
-        known = pd.Series(ids[of].to_numpy(), index=keys[of].to_numpy())
-        twin = keys.map(known[~known.index.duplicated() & (known.index != "")])
-        reason = reason.where(twin.isna(), f"{LINKS[column]} {noun} " + twin.astype(str))
-    plan.exclude(linked, reason.to_numpy(dtype=object)[linked])
+def _exclude_linked(draft: _Draft, candidates: _Bools, reference: _Bools, noun: str) -> None:
+    """Exclude the rows `candidates` that share a group with a row `reference`, each naming the first such image."""
+    ids = draft.frame["image_id"]
+    is_linked = candidates & (draft.reason == "") & np.isin(draft.group_ids, draft.group_ids[reference])
+    image_by_group = pd.Series(ids[reference].to_numpy(), index=draft.group_ids[reference])
+    first_image = pd.Series(draft.group_ids).map(image_by_group[~image_by_group.index.duplicated()])
+    reason = f"linked through other images to {noun} " + first_image.astype(str)
+    for column in reversed(LINK_TEXTS):  # the strongest link is written last
+        keys = draft.frame[column]
+        image_by_key = pd.Series(ids[reference].to_numpy(), index=keys[reference].to_numpy())
+        linked_image = keys.map(image_by_key[~image_by_key.index.duplicated() & (image_by_key.index != "")])
+        reason = reason.where(linked_image.isna(), f"{LINK_TEXTS[column]} {noun} " + linked_image.astype(str))
+    draft.exclude(is_linked, reason.to_numpy(dtype=object)[is_linked])
 
 
-def _draw(plan: _Plan, spec: SplitSpec, pool: Flags) -> None:
+def _sample_pool(draft: _Draft, spec: SplitSpec, pool: _Bools) -> None:
     """Exclude what `draw_from` and `per_class` leave out of the pool."""
     if spec.draw_from and not spec.scheme.startswith("given"):
-        away = pool & (plan.given != GIVEN_NAMES.get(spec.draw_from.lower(), spec.draw_from))
-        plan.exclude(away, f"not in draw_from={spec.draw_from}")
+        is_outside = pool & (draft.published != GIVEN_SPLIT_ALIASES.get(spec.draw_from.lower(), spec.draw_from))
+        draft.exclude(is_outside, f"not in draw_from={spec.draw_from}")
         # What is left out stays unseen, so that it can serve as a second test set.
-        _exclude_twins(plan, pool & ~away, away, "left-out image")
+        _exclude_linked(draft, pool & ~is_outside, is_outside, "left-out image")
     if spec.per_class == 0:
         return
     rng = np.random.default_rng([spec.seed, 1])
-    pool = pool & (plan.reason == "")
-    counts = np.bincount(plan.label[pool], minlength=len(plan.classes))
+    pool = pool & (draft.reason == "")
+    counts = np.bincount(draft.label[pool], minlength=len(draft.classes))
     if (counts < spec.per_class).any():
-        short = [f"{name} has {n}" for name, n in zip(plan.classes, counts, strict=True) if n < spec.per_class]
+        shortages = [
+            f"{name} has {n}" for name, n in zip(draft.classes, counts, strict=True) if n < spec.per_class
+        ]
         raise DataError(
-            f"per_class={spec.per_class} images cannot be drawn: {'; '.join(short)}",
+            f"per_class={spec.per_class} images cannot be drawn: {'; '.join(shortages)}",
             remedy="lower per_class in the recipe, or add images",
         )
-    drawn = [
-        rng.choice(np.flatnonzero(pool & (plan.label == c)), spec.per_class, replace=False)
+    samples = [
+        rng.choice(np.flatnonzero(pool & (draft.label == c)), spec.per_class, replace=False)
         for c in range(len(counts))
     ]
-    left = pool.copy()
-    left[np.concatenate(drawn)] = False
-    plan.exclude(left, f"balance: not drawn ({spec.per_class} per class wanted)")
+    is_unsampled = pool.copy()
+    is_unsampled[np.concatenate(samples)] = False
+    draft.exclude(is_unsampled, f"balance: not drawn ({spec.per_class} per class wanted)")
 
 
-def _group_counts(plan: _Plan, rows: Flags) -> Ints:
+def _group_counts(draft: _Draft, rows: _Bools) -> _Ints:
     """Return the number of groups per class."""
-    pairs = np.unique(np.stack([plan.unit[rows], plan.label[rows]]), axis=1)
-    counts: Ints = np.bincount(pairs[1], minlength=len(plan.classes)).astype(np.int64)
+    pairs = np.unique(np.stack([draft.group_ids[rows], draft.label[rows]]), axis=1)
+    counts: _Ints = np.bincount(pairs[1], minlength=len(draft.classes)).astype(np.int64)
     return counts
 
 
-def _require_groups(plan: _Plan, pool: Flags, least: int, why: str) -> None:
-    images = np.bincount(plan.label[pool], minlength=len(plan.classes))
-    found = zip(plan.classes, images, _group_counts(plan, pool), strict=True)
-    small = [f"class {name!r} has {n} image(s) in {g} group(s)" for name, n, g in found if g < least]
-    if small:
-        raise DataError(f"too few to divide: {'; '.join(small)}; {why}", remedy=MORE_IMAGES)
+def _require_groups(draft: _Draft, pool: _Bools, minimum: int, explanation: str) -> None:
+    n_images = np.bincount(draft.label[pool], minlength=len(draft.classes))
+    class_counts = zip(draft.classes, n_images, _group_counts(draft, pool), strict=True)
+    problems = [f"class {name!r} has {n} image(s) in {g} group(s)" for name, n, g in class_counts if g < minimum]
+    if problems:
+        raise DataError(f"too few to divide: {'; '.join(problems)}; {explanation}", remedy=MORE_IMAGES_REMEDY)
 
 
-def _require_folds(plan: _Plan, pool: Flags) -> None:
+def _require_folds(draft: _Draft, pool: _Bools) -> None:
     """Refuse a class that sits in fewer than three folds: some run would train without it."""
-    for code, name in enumerate(plan.classes):
-        folds = set(plan.side[pool & (plan.label == code)])
+    for code, name in enumerate(draft.classes):
+        folds = set(draft.split_names[pool & (draft.label == code)])
         if len(folds) < 3:
             raise DataError(
-                f"class {name!r} fits into {len(folds)} fold(s) only; 3 are needed", remedy=MORE_IMAGES
+                f"class {name!r} fits into {len(folds)} fold(s) only; 3 are needed", remedy=MORE_IMAGES_REMEDY
             )
-    _note_absent(plan, sorted(set(plan.side[pool]), key=int))
+    _note_missing_classes(draft, sorted(set(draft.split_names[pool]), key=int))
 
 
-def _note_absent(plan: _Plan, sides: Sequence[str]) -> None:
+def _note_missing_classes(draft: _Draft, split_names: Sequence[str]) -> None:
     """Refuse a class without training images; note one that another side lacks."""
-    for code, name in enumerate(plan.classes):
-        missing = [side for side in sides if not (plan.side[plan.label == code] == side).any()]
-        if "train" in missing:
-            raise DataError(f"class {name!r} has no training image after the division", remedy=MORE_IMAGES)
-        for side in missing:
-            plan.notes.append(f"class {name!r} has no image in {'fold ' * side.isdigit()}{side}")
+    for code, name in enumerate(draft.classes):
+        missing_splits = [
+            split_name
+            for split_name in split_names
+            if not (draft.split_names[draft.label == code] == split_name).any()
+        ]
+        if "train" in missing_splits:
+            raise DataError(f"class {name!r} has no training image after the division", remedy=MORE_IMAGES_REMEDY)
+        for split_name in missing_splits:
+            draft.notes.append(f"class {name!r} has no image in {'fold ' * split_name.isdigit()}{split_name}")
 
 
-def _divide(
-    plan: _Plan, pool: Flags, names: Sequence[str], shares: Sequence[float], seed: int
+def _divide_pool(
+    draft: _Draft, pool: _Bools, names: Sequence[str], fractions: Sequence[float], seed: int
 ) -> NDArray[np.object_]:
-    sides = divide(plan.label[pool], plan.unit[pool], shares, seed)
-    return np.array(names, dtype=object)[sides]
+    split_index = stratified_group_split(draft.label[pool], draft.group_ids[pool], fractions, seed)
+    return np.array(names, dtype=object)[split_index]
 
 
 # Checking a split
 
 
-def _sides(manifest: pd.DataFrame, split: Split) -> pd.DataFrame:
+def _divided_rows(manifest: pd.DataFrame, split: Split) -> pd.DataFrame:
     """Return the manifest's rows that are on a side, with `split`, `fold` and the group numbers `linked` and `unit`."""
-    rows = manifest[["image_id", "label", *LINKS]].assign(linked=groups(manifest), unit=split_groups(manifest))
+    rows = manifest[["image_id", "label", *LINK_TEXTS]].assign(
+        linked=id_groups(manifest), unit=leakage_groups(manifest)
+    )
     return rows.merge(split.frame, on="image_id", how="inner").sort_values("image_id", ignore_index=True)
 
 

@@ -9,19 +9,21 @@ import pandas as pd
 from dermkit.errors import DataError
 from dermkit.files import write_rows
 
-SIDES = ("train", "validation", "test")
-LISTED = 20
+SPLITS = ("train", "validation", "test")
+_MAX_LISTED = 20
 """An error lists at most this many cases of one kind, and the total."""
 
 
-def save_rows(path: Path, frame: pd.DataFrame, excluded: pd.DataFrame) -> None:
+def write_split_rows(path: Path, frame: pd.DataFrame, excluded: pd.DataFrame) -> None:
     """Write both tables; NAME.csv comes last, so where it is, the other is whole."""
     write_rows(path.with_suffix(".excluded.csv"), ["image_id", "reason"], excluded.itertuples(index=False))
     folds = ["" if fold < 0 else int(fold) for fold in frame["fold"]]
     write_rows(path, ["image_id", "split", "fold"], zip(frame["image_id"], frame["split"], folds, strict=True))
 
 
-def read_rows(path: Path, manifest: pd.DataFrame, *, need_sides: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read_split_rows(
+    path: Path, manifest: pd.DataFrame, *, require_all_splits: bool = True
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the tables image_id, split, fold (int, -1 for none) and image_id, reason; both sorted by image_id.
 
     Images that neither file names are excluded, with that as the reason. need_sides: whether train, validation and
@@ -30,18 +32,20 @@ def read_rows(path: Path, manifest: pd.DataFrame, *, need_sides: bool = True) ->
     frame = _read_table(path, ("image_id", "split"))
     if "fold" not in frame:
         frame["fold"] = ""
-    beside = path.with_suffix(".excluded.csv")
-    excluded = _read_table(beside, ("image_id", "reason")) if beside.exists() else excluded_frame([], [])
-    problems = _problems(frame, excluded, manifest, need_sides)
+    excluded_path = path.with_suffix(".excluded.csv")
+    excluded = (
+        _read_table(excluded_path, ("image_id", "reason")) if excluded_path.exists() else excluded_frame([], [])
+    )
+    problems = _find_problems(frame, excluded, manifest, require_all_splits)
     if problems:
         raise DataError(
             f"{path}: does not fit the manifest:\n" + "\n".join("  " + problem for problem in problems),
-            kept="nothing was changed",
+            outcome="nothing was changed",
             remedy="correct the file, or make the split again",
         )
-    unnamed = ~manifest["image_id"].isin(frame["image_id"]) & ~manifest["image_id"].isin(excluded["image_id"])
-    ids = [*excluded["image_id"], *manifest.loc[unnamed, "image_id"]]
-    reasons = [*excluded["reason"], *[f"not named in {path.name}"] * int(unnamed.sum())]
+    is_unlisted = ~manifest["image_id"].isin(frame["image_id"]) & ~manifest["image_id"].isin(excluded["image_id"])
+    ids = [*excluded["image_id"], *manifest.loc[is_unlisted, "image_id"]]
+    reasons = [*excluded["reason"], *[f"not named in {path.name}"] * int(is_unlisted.sum())]
     frame["fold"] = frame["fold"].replace("", "-1").astype("int64")
     frame = frame[["image_id", "split", "fold"]].sort_values("image_id", ignore_index=True)
     return frame, excluded_frame(ids, reasons)
@@ -60,40 +64,44 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         raise DataError(
             f"{path}: cannot be read: {error}", remedy="check the path, or make the split again"
         ) from error
-    missing = [column for column in columns if column not in frame]
-    if missing:
+    missing_columns = [column for column in columns if column not in frame]
+    if missing_columns:
         raise DataError(
-            f"{path}: lacks the columns {', '.join(missing)}", remedy="the header is image_id,split,fold"
+            f"{path}: lacks the columns {', '.join(missing_columns)}", remedy="the header is image_id,split,fold"
         )
     return frame
 
 
-def _problems(frame: pd.DataFrame, excluded: pd.DataFrame, manifest: pd.DataFrame, need_sides: bool) -> list[str]:
+def _find_problems(
+    frame: pd.DataFrame, excluded: pd.DataFrame, manifest: pd.DataFrame, require_all_splits: bool
+) -> list[str]:
     """Say what is wrong with a split file, one line per kind of fault."""
-    ids, side, known = frame["image_id"], frame["split"], manifest["image_id"]
-    folded = bool((side == "fold").any())
-    allowed = ("fold",) if folded else SIDES
-    fold = frame["fold"].str.fullmatch(r"\d{1,4}") if folded else frame["fold"] == ""
+    ids, split_names, known_ids = frame["image_id"], frame["split"], manifest["image_id"]
+    has_folds = bool((split_names == "fold").any())
+    allowed_names = ("fold",) if has_folds else SPLITS
+    is_valid_fold = frame["fold"].str.fullmatch(r"\d{1,4}") if has_folds else frame["fold"] == ""
     cases = {
-        "unknown image": ids[~ids.isin(known)],
+        "unknown image": ids[~ids.isin(known_ids)],
         "image named twice": ids[ids.duplicated()].drop_duplicates(),
-        "unknown image among the excluded": excluded["image_id"][~excluded["image_id"].isin(known)],
+        "unknown image among the excluded": excluded["image_id"][~excluded["image_id"].isin(known_ids)],
         "image both divided and excluded": ids[ids.isin(excluded["image_id"])],
-        f"split name other than {', '.join(allowed)}": (ids + ": " + side)[~side.isin(allowed)],
-        "wrong fold": (ids + ": " + frame["fold"])[~fold],
+        f"split name other than {', '.join(allowed_names)}": (ids + ": " + split_names)[
+            ~split_names.isin(allowed_names)
+        ],
+        "wrong fold": (ids + ": " + frame["fold"])[~is_valid_fold],
     }
-    problems = [_listed(what, found) for what, found in cases.items() if len(found)]
-    if folded and not problems:
+    problems = [_problem_text(problem, examples) for problem, examples in cases.items() if len(examples)]
+    if has_folds and not problems:
         folds = set(frame["fold"].astype(int))
         if len(folds) < 3 or folds != set(range(len(folds))):
             problems.append(f"folds are {sorted(folds)}; they must be 0, 1, 2 and so on, at least three")
-    if not folded and need_sides:
-        problems += [f"no image is on the {name} side" for name in SIDES if not (side == name).any()]
-    elif not folded and not side.isin(SIDES).any():
+    if not has_folds and require_all_splits:
+        problems += [f"no image is on the {name} side" for name in SPLITS if not (split_names == name).any()]
+    elif not has_folds and not split_names.isin(SPLITS).any():
         problems.append("no image is on any side")
     return problems
 
 
-def _listed(what: str, found: "pd.Series[Any]") -> str:
-    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
-    return f"{what} ({len(found)}): {', '.join(found[:LISTED])}{more}"
+def _problem_text(problem: str, examples: "pd.Series[Any]") -> str:
+    more_text = f" and {len(examples) - _MAX_LISTED} more" if len(examples) > _MAX_LISTED else ""
+    return f"{problem} ({len(examples)}): {', '.join(examples[:_MAX_LISTED])}{more_text}"

@@ -7,66 +7,74 @@ import numpy as np
 import pandas as pd
 
 from dermkit.metrics.classification.isic_scorer import official_dict
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.classification.subgroups import UNKNOWN, age_band, gaps, subgroups
-from dermkit.metrics.classification.summary import summarise
-from dermkit.metrics.decisions.policy import covered
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.classification.subgroups import UNKNOWN_GROUP, age_band, subgroup_gaps, subgroup_metrics
+from dermkit.metrics.classification.summary import evaluate_split
+from dermkit.metrics.decisions.policy import covers_true_class
 from dermkit.metrics.stats.arrays import Bools
 from dermkit.metrics.stats.intervals import proportion_estimate
 from dermkit.runs.predictions import ATTRIBUTES
 
 if TYPE_CHECKING:
-    from dermkit.evaluation.policy import Settled
+    from dermkit.evaluation.policy import PolicyWithExtras
 
 
-def in_order(part: pd.DataFrame) -> pd.DataFrame:
+def sort_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one split's rows in the order of `scored_of`."""
-    return part.sort_values(["image_id", "fold", "seed"], kind="stable")
+    return rows.sort_values(["image_id", "fold", "seed"], kind="stable")
 
 
-def official_of(scored: Scored, part: pd.DataFrame, isic_ids: Mapping[str, str] | None) -> dict[str, Any]:
+def official_metrics(
+    scored_set: ScoredSet, rows: pd.DataFrame, isic_ids: Mapping[str, str] | None
+) -> dict[str, Any]:
     """Return the figures by the official scorer's rules. isic_ids: by image_id; else names and paths may hold them."""
-    rows, known = in_order(part), isic_ids or {}
+    sorted_rows, isic_id_of = sort_rows(rows), isic_ids or {}
     names = [
-        f"{known.get(name, '')} {name} {path}" for name, path in zip(rows["image_id"], rows["path"], strict=True)
+        f"{isic_id_of.get(name, '')} {name} {path}"
+        for name, path in zip(sorted_rows["image_id"], sorted_rows["path"], strict=True)
     ]
-    return official_dict(scored.classes, scored.true, scored.probabilities, names)
+    return official_dict(scored_set.classes, scored_set.y_true, scored_set.probabilities, names)
 
 
-def subgroups_of(
-    scored: Scored, part: pd.DataFrame, attributes: pd.DataFrame, settled: "Settled | None" = None
+def subgroups_by_attribute(
+    scored_set: ScoredSet, rows: pd.DataFrame, attributes: pd.DataFrame, policy: "PolicyWithExtras | None" = None
 ) -> dict[str, Any]:
     """Return the figures by each attribute of which something is known, with the gaps between groups.
 
     settled: what gives each image its set of classes; each group then says how often these hold the truth.
     """
-    known = attributes.reindex(in_order(part)["image_id"]).fillna("")
-    held = None if settled is None else covered(settled.decision.rule, settled.applied(scored))
-    found: dict[str, Any] = {}
-    for name in ATTRIBUTES:
-        values = known[name].tolist()
-        labels = [age_band(value) if name == "age" else value or UNKNOWN for value in values]
-        if set(labels) - {UNKNOWN}:
-            found[name] = _by(scored, labels, held)
-    return found
+    row_attributes = attributes.reindex(sort_rows(rows)["image_id"]).fillna("")
+    is_covered = (
+        None if policy is None else covers_true_class(policy.policy.conformal_rule, policy.calibrate(scored_set))
+    )
+    metrics_by_attribute: dict[str, Any] = {}
+    for attribute in ATTRIBUTES:
+        values = row_attributes[attribute].tolist()
+        labels = [age_band(value) if attribute == "age" else value or UNKNOWN_GROUP for value in values]
+        if set(labels) - {UNKNOWN_GROUP}:
+            metrics_by_attribute[attribute] = _attribute_metrics(scored_set, labels, is_covered)
+    return metrics_by_attribute
 
 
-def _by(scored: Scored, labels: list[str], held: Bools | None) -> dict[str, Any]:
-    parts, of = subgroups(scored, labels, summarise=summarise), np.array(labels, dtype=object)
+def _attribute_metrics(scored_set: ScoredSet, labels: list[str], is_covered: Bools | None) -> dict[str, Any]:
+    subgroup_list, label_array = (
+        subgroup_metrics(scored_set, labels, evaluate_split=evaluate_split),
+        np.array(labels, dtype=object),
+    )
     groups: list[dict[str, Any]] = [
         {
-            "name": item.name, "n": item.n, "n_groups": item.n_groups, "malignant": item.positives,
-            "too_few": item.too_few,
-            "metrics": {figure: value.as_dict() for figure, value in item.metrics.items()},
+            "name": subgroup.name, "n": subgroup.n, "n_groups": subgroup.n_groups, "malignant": subgroup.n_malignant,
+            "too_few": subgroup.too_few_reason,
+            "metrics": {metric: estimate.as_dict() for metric, estimate in subgroup.metrics.items()},
         }
-        for item in parts
+        for subgroup in subgroup_list
     ]  # fmt: skip
-    if held is not None:
+    if is_covered is not None:
         for group in groups:
-            rows = np.asarray(of == group["name"], dtype=bool)
-            group["coverage"] = proportion_estimate(held[rows], scored.groups[rows]).as_dict()
-    between = [
-        {"figure": gap.figure, "worst": gap.worst, "best": gap.best, **gap.difference.as_dict()}
-        for gap in gaps(parts)
+            in_group = np.asarray(label_array == group["name"], dtype=bool)
+            group["coverage"] = proportion_estimate(is_covered[in_group], scored_set.groups[in_group]).as_dict()
+    gap_rows = [
+        {"figure": gap.metric, "worst": gap.worst_group, "best": gap.best_group, **gap.difference.as_dict()}
+        for gap in subgroup_gaps(subgroup_list)
     ]
-    return {"groups": groups, "gaps": between}
+    return {"groups": groups, "gaps": gap_rows}

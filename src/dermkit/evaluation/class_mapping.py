@@ -12,7 +12,7 @@ import pandas as pd
 from dermkit.data.manifest import LesionClass, Malignancy
 from dermkit.errors import DataError
 from dermkit.files import read_json
-from dermkit.runs.predictions import MAP_FORMAT, PREFIX, probabilities_of, refuse
+from dermkit.runs.predictions import MAP_FORMAT, PROBABILITY_PREFIX, probabilities_of, raise_problems
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ClassMapping:
 
 
 @dataclass(frozen=True, eq=False)
-class Remapped:
+class MappedPredictions:
     """predictions: rows whose label has a target, in the targets' names. unmapped: label -> images left out.
 
     unmapped_images: image_id, path, label of each of them.
@@ -38,7 +38,7 @@ class Remapped:
 
     predictions: pd.DataFrame
     classes: tuple[LesionClass, ...]
-    unmapped: dict[str, int]
+    unmapped_counts: dict[str, int]
     unmapped_images: pd.DataFrame
 
 
@@ -52,42 +52,44 @@ def default_mapping(model_classes: Sequence[LesionClass], data_classes: Sequence
     """
     model_names, data_names = [c.name for c in model_classes], [c.name for c in data_classes]
     if set(model_names) == set(data_names):
-        same = {name: name for name in model_names}
-        return ClassMapping(tuple(model_classes), same, same, "identity")
-    shared = {c.diagnosis for c in model_classes} & {c.diagnosis for c in data_classes} - {""}
-    if shared and all(c.diagnosis for c in model_classes):
-        return _by_diagnosis(model_classes, data_classes)
+        identity = {name: name for name in model_names}
+        return ClassMapping(tuple(model_classes), identity, identity, "identity")
+    shared_diagnoses = {c.diagnosis for c in model_classes} & {c.diagnosis for c in data_classes} - {""}
+    if shared_diagnoses and all(c.diagnosis for c in model_classes):
+        return _map_by_diagnosis(model_classes, data_classes)
     if not all(c.diagnosis for c in (*model_classes, *data_classes)):
-        return _by_malignancy(model_classes, data_classes)
+        return _map_by_malignancy(model_classes, data_classes)
     raise DataError(
         f"the model's classes ({', '.join(model_names)}) and the data set's ({', '.join(data_names)}) share nothing",
-        kept="nothing was evaluated",
+        outcome="nothing was evaluated",
         remedy='say which is which: --map CLASSES.json with {"format": 1, "classes": {...}, "model": {...}}',
     )
 
 
-def _by_diagnosis(model: Sequence[LesionClass], data: Sequence[LesionClass]) -> ClassMapping:
-    first: dict[str, LesionClass] = {}
-    for item in model:
-        first.setdefault(item.diagnosis, item)
-    known = {diagnosis: item.name for diagnosis, item in first.items()}
+def _map_by_diagnosis(model_classes: Sequence[LesionClass], data_classes: Sequence[LesionClass]) -> ClassMapping:
+    class_of_diagnosis: dict[str, LesionClass] = {}
+    for lesion_class in model_classes:
+        class_of_diagnosis.setdefault(lesion_class.diagnosis, lesion_class)
+    target_names = {diagnosis: lesion_class.name for diagnosis, lesion_class in class_of_diagnosis.items()}
     return ClassMapping(
-        targets=tuple(first.values()),
-        data={item.name: known.get(item.diagnosis) for item in data},
-        model={item.name: known[item.diagnosis] for item in model},
+        targets=tuple(class_of_diagnosis.values()),
+        data={lesion_class.name: target_names.get(lesion_class.diagnosis) for lesion_class in data_classes},
+        model={lesion_class.name: target_names[lesion_class.diagnosis] for lesion_class in model_classes},
         rule="diagnosis",
     )
 
 
-def _by_malignancy(model: Sequence[LesionClass], data: Sequence[LesionClass]) -> ClassMapping:
-    sides: tuple[Malignancy, ...] = ("benign", "malignant")
-    if any(item.malignancy == "indeterminate" for item in model):
+def _map_by_malignancy(model_classes: Sequence[LesionClass], data_classes: Sequence[LesionClass]) -> ClassMapping:
+    malignancies: tuple[Malignancy, ...] = ("benign", "malignant")
+    if any(lesion_class.malignancy == "indeterminate" for lesion_class in model_classes):
         # The model's probability for such a class has to stay somewhere: probabilities sum to 1.
-        sides = (*sides, "indeterminate")
+        malignancies = (*malignancies, "indeterminate")
     return ClassMapping(
-        targets=tuple(LesionClass(name=side, diagnosis="", malignancy=side) for side in sides),
-        data={c.name: None if c.malignancy == "indeterminate" else c.malignancy for c in data},
-        model={c.name: c.malignancy for c in model},
+        targets=tuple(
+            LesionClass(name=malignancy, diagnosis="", malignancy=malignancy) for malignancy in malignancies
+        ),
+        data={c.name: None if c.malignancy == "indeterminate" else c.malignancy for c in data_classes},
+        model={c.name: c.malignancy for c in model_classes},
         rule="malignancy",
     )
 
@@ -101,93 +103,108 @@ def load_mapping(
     classes (else its labels) agree on, or is indeterminate. Raises `DataError` listing every name that is missing,
     unknown or without a target.
     """
-    value = read_json(path, format=MAP_FORMAT, error=DataError)
-    data, model = value.get("classes"), value.get("model")
-    if not isinstance(data, dict) or not isinstance(model, dict) or set(value) != {"classes", "model"}:
-        refuse(str(path), ["needs exactly the objects `classes` and `model` beside `format`"])
-    problems = _name_problems("classes", data, [c.name for c in data_classes])
-    problems += _name_problems("model", model, [c.name for c in model_classes])
-    problems += [f"classes: {k!r} must go to a name or null" for k, v in data.items() if not _is_target(v or "x")]
-    problems += [f"model: {k!r} must go to a name" for k, v in model.items() if not _is_target(v)]
+    content = read_json(path, format=MAP_FORMAT, error=DataError)
+    label_targets, model_targets = content.get("classes"), content.get("model")
+    if (
+        not isinstance(label_targets, dict)
+        or not isinstance(model_targets, dict)
+        or set(content) != {"classes", "model"}
+    ):
+        raise_problems(str(path), ["needs exactly the objects `classes` and `model` beside `format`"])
+    problems = _name_problems("classes", label_targets, [c.name for c in data_classes])
+    problems += _name_problems("model", model_targets, [c.name for c in model_classes])
+    problems += [
+        f"classes: {k!r} must go to a name or null" for k, v in label_targets.items() if not _is_target(v or "x")
+    ]
+    problems += [f"model: {k!r} must go to a name" for k, v in model_targets.items() if not _is_target(v)]
     if not problems:
-        strange = sorted(set(data.values()) - set(model.values()) - {None})
-        problems = [f"classes: no model class goes to {name!r}" for name in strange]
-        problems += [] if len(set(model.values())) > 1 else ["model: all classes go to one target; two are needed"]
+        unreachable_targets = sorted(set(label_targets.values()) - set(model_targets.values()) - {None})
+        problems = [f"classes: no model class goes to {name!r}" for name in unreachable_targets]
+        problems += (
+            [] if len(set(model_targets.values())) > 1 else ["model: all classes go to one target; two are needed"]
+        )
     if problems:
-        refuse(str(path), problems)
+        raise_problems(str(path), problems)
     targets = tuple(
-        _target(name, model, model_classes, data, data_classes) for name in dict.fromkeys(model.values())
+        _target_class(name, model_targets, model_classes, label_targets, data_classes)
+        for name in dict.fromkeys(model_targets.values())
     )
-    return ClassMapping(targets, data, model, "file")
+    return ClassMapping(targets, label_targets, model_targets, "file")
 
 
 def _is_target(value: object) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _name_problems(where: str, given: Mapping[str, object], known: Sequence[str]) -> list[str]:
-    problems = [f"{where}: {name!r} is not mentioned" for name in known if name not in given]
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            problems.append(f"{where}: {name!r} is unknown" + (f"; closest is {close[0]!r}" if close else ""))
+def _name_problems(section: str, entries: Mapping[str, object], class_names: Sequence[str]) -> list[str]:
+    problems = [f"{section}: {name!r} is not mentioned" for name in class_names if name not in entries]
+    for name in entries:
+        if name not in class_names:
+            closest = difflib.get_close_matches(name, class_names, n=1)
+            problems.append(
+                f"{section}: {name!r} is unknown" + (f"; closest is {closest[0]!r}" if closest else "")
+            )
     return problems
 
 
-def _target(
+def _target_class(
     name: str,
-    model: Mapping[str, str],
+    model_targets: Mapping[str, str],
     model_classes: Sequence[LesionClass],
-    data: Mapping[str, str | None],
+    label_targets: Mapping[str, str | None],
     data_classes: Sequence[LesionClass],
 ) -> LesionClass:
-    sides: dict[str, Malignancy] = {side: side for side in ("benign", "malignant", "indeterminate")}
-    if name in sides:
-        return LesionClass(name=name, diagnosis="", malignancy=sides[name])
-    sources = [c for c in model_classes if model[c.name] == name]
-    sources += [c for c in data_classes if data[c.name] == name]
-    kinds, diagnoses = {c.malignancy for c in sources}, {c.diagnosis for c in sources}
+    malignancies: dict[str, Malignancy] = {
+        malignancy: malignancy for malignancy in ("benign", "malignant", "indeterminate")
+    }
+    if name in malignancies:
+        return LesionClass(name=name, diagnosis="", malignancy=malignancies[name])
+    sources = [c for c in model_classes if model_targets[c.name] == name]
+    sources += [c for c in data_classes if label_targets[c.name] == name]
+    source_malignancies, diagnoses = {c.malignancy for c in sources}, {c.diagnosis for c in sources}
     return LesionClass(
         name=name,
         diagnosis=diagnoses.pop() if len(diagnoses) == 1 else "",
-        malignancy=kinds.pop() if len(kinds) == 1 else "indeterminate",
+        malignancy=source_malignancies.pop() if len(source_malignancies) == 1 else "indeterminate",
     )
 
 
 def map_labels(labels: Iterable[str], mapping: ClassMapping) -> list[str | None]:
     """Return each label's target name, None where it has none; raises `DataError` for a label not in the mapping."""
     labels = list(labels)
-    unknown = sorted(set(labels) - set(mapping.data))
-    if unknown:
-        refuse("class mapping", [f"label {name!r} is not mentioned" for name in unknown])
+    unknown_labels = sorted(set(labels) - set(mapping.data))
+    if unknown_labels:
+        raise_problems("class mapping", [f"label {name!r} is not mentioned" for name in unknown_labels])
     return [mapping.data[name] for name in labels]
 
 
-def remap_predictions(predictions: pd.DataFrame, mapping: ClassMapping) -> Remapped:
+def remap_predictions(predictions: pd.DataFrame, mapping: ClassMapping) -> MappedPredictions:
     """Translate predictions of a model on another data set to the mapping's targets.
 
     predictions: as `check_predictions(..., labels=...)` returns them, `label` in the data set's names, `p_` columns
     in the model's. Probabilities of one target are summed, `predicted` is the most probable target (the first of
     equals). Raises `DataError` if no image has a target.
     """
-    targets = [item.name for item in mapping.targets]
+    targets = [lesion_class.name for lesion_class in mapping.targets]
     p = probabilities_of(predictions, list(mapping.model))
-    to_target = np.array([[goal == name for name in targets] for goal in mapping.model.values()], dtype=np.float64)
-    # Sums of probabilities rounded up past 1 would be refused as probabilities.
-    summed = np.minimum(p @ to_target, 1.0)
-    labels = pd.Series(map_labels(predictions["label"], mapping), index=predictions.index, dtype=object)
-    gone = labels.isna()
-    if gone.all():
-        refuse("class mapping", [f"no image has a target: {', '.join(sorted(set(predictions['label'])))}"])
-    frame = predictions[["image_id", "path", "label", "split", "fold", "seed"]].assign(
-        label=labels, predicted=np.array(targets, dtype=object)[summed.argmax(axis=1)]
+    to_target = np.array(
+        [[target_name == name for name in targets] for target_name in mapping.model.values()], dtype=np.float64
     )
-    for name, column in zip(targets, summed.T, strict=True):
-        frame[PREFIX + name] = column
-    left = predictions.loc[gone, ["image_id", "path", "label"]]
-    return Remapped(
-        predictions=frame[~gone].reset_index(drop=True).astype({"label": str, "predicted": str}),
+    # Sums of probabilities rounded up past 1 would be refused as probabilities.
+    target_probabilities = np.minimum(p @ to_target, 1.0)
+    labels = pd.Series(map_labels(predictions["label"], mapping), index=predictions.index, dtype=object)
+    is_unmapped = labels.isna()
+    if is_unmapped.all():
+        raise_problems("class mapping", [f"no image has a target: {', '.join(sorted(set(predictions['label'])))}"])
+    frame = predictions[["image_id", "path", "label", "split", "fold", "seed"]].assign(
+        label=labels, predicted=np.array(targets, dtype=object)[target_probabilities.argmax(axis=1)]
+    )
+    for name, column in zip(targets, target_probabilities.T, strict=True):
+        frame[PROBABILITY_PREFIX + name] = column
+    unmapped_rows = predictions.loc[is_unmapped, ["image_id", "path", "label"]]
+    return MappedPredictions(
+        predictions=frame[~is_unmapped].reset_index(drop=True).astype({"label": str, "predicted": str}),
         classes=mapping.targets,
-        unmapped=dict(sorted(Counter(left["label"].tolist()).items())),
-        unmapped_images=left.reset_index(drop=True),
+        unmapped_counts=dict(sorted(Counter(unmapped_rows["label"].tolist()).items())),
+        unmapped_images=unmapped_rows.reset_index(drop=True),
     )

@@ -10,16 +10,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dermkit.images.preprocess import ImageRows
+from dermkit.images.preprocess import PixelArray
 
 _CHUNK = 512
 _ITERATIONS = 2000
 
 
-def mean_colours(pixels: ImageRows, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def mean_colours(pixels: PixelArray, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return mean red, green and blue (0..255) of images (N, S, S, 3), one row each: (len(rows), 3)."""
-    parts = [_means(pixels[rows[start : start + _CHUNK]]) for start in range(0, len(rows), _CHUNK)]
-    return np.concatenate(parts) if parts else np.empty((0, 3))
+    chunks = [_means(pixels[rows[start : start + _CHUNK]]) for start in range(0, len(rows), _CHUNK)]
+    return np.concatenate(chunks) if chunks else np.empty((0, 3))
 
 
 def _means(batch: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -29,24 +29,25 @@ def _means(batch: NDArray[np.uint8]) -> NDArray[np.float64]:
     return means
 
 
-def colour_rule(
-    pixels: ImageRows,
+def predict_by_colour(
+    pixels: PixelArray,
     labels: NDArray[np.int64],
     *,
-    train: NDArray[np.int64],
-    score: NDArray[np.int64],
+    train_rows: NDArray[np.int64],
+    score_rows: NDArray[np.int64],
     n_classes: int,
 ) -> NDArray[np.float64]:
-    """Fit a logistic regression on the mean colours of the `train` rows; returns probabilities (len(score), n_classes).
+    """Fit a logistic regression on the mean colours of the `train_rows` rows; returns probabilities
+    (len(score), n_classes).
 
     Deterministic. A class without training images gets probability 0.
     """
-    rule = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
-    found = np.unique(labels[train])
-    result = np.zeros((len(score), n_classes))
-    if len(found) == 1:
-        result[:, found[0]] = 1.0
-        return result
-    rule.fit(mean_colours(pixels, train), labels[train])
-    result[:, found] = rule.predict_proba(mean_colours(pixels, score))
-    return result
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
+    classes_present = np.unique(labels[train_rows])
+    probabilities = np.zeros((len(score_rows), n_classes))
+    if len(classes_present) == 1:
+        probabilities[:, classes_present[0]] = 1.0
+        return probabilities
+    classifier.fit(mean_colours(pixels, train_rows), labels[train_rows])
+    probabilities[:, classes_present] = classifier.predict_proba(mean_colours(pixels, score_rows))
+    return probabilities

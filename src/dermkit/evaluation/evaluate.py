@@ -10,44 +10,50 @@ from numpy.typing import NDArray
 
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.evaluation import tables
-from dermkit.evaluation.breakdowns import official_of, subgroups_of
-from dermkit.evaluation.lint_run import lint_of
-from dermkit.evaluation.options import NOTHING, Asked
+from dermkit.evaluation.breakdowns import official_metrics, subgroups_by_attribute
+from dermkit.evaluation.lint_run import lint_run_predictions
+from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.overfitting import diagnose_overfitting
-from dermkit.evaluation.policy import SETTLES, Settled, check_asked, judged_on, settle_on
+from dermkit.evaluation.policy import (
+    POLICY_SPLIT,
+    PolicyWithExtras,
+    check_options,
+    fit_with_targets,
+    policy_metrics,
+)
 from dermkit.files import write_json, write_rows, write_text
 from dermkit.lint.rules import write_lint
 from dermkit.metrics.classification import isic_scorer
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.classification.summary import summarise
-from dermkit.metrics.decisions.policy import calibrated, from_dict
-from dermkit.metrics.stats.intervals import RESAMPLES
-from dermkit.runs.metrics_json import write_results
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.classification.summary import evaluate_split
+from dermkit.metrics.decisions.policy import apply_calibration, policy_from_dict
+from dermkit.metrics.stats.intervals import N_RESAMPLES
+from dermkit.runs.metrics_json import write_metrics
 from dermkit.runs.predictions import (
     check_predictions,
-    class_index,
-    groups_of,
+    class_indices,
+    groups_for,
     probabilities_of,
     read_predictions,
-    read_table,
-    scored_of,
+    read_run_csv,
+    to_scored_set,
 )
 from dermkit.runs.reader import (
-    attributes_of,
-    classes_of,
-    colour_of,
-    decision_of,
-    isic_ids_of,
+    attributes_for,
+    class_table,
+    count_train_images,
+    isic_ids_for,
     leak_warnings,
-    read_about,
-    seal_of,
-    train_counts,
+    policy_of,
+    read_colour_predictions,
+    read_run_json,
+    seal_summary,
 )
 
-DECISION = "decision.json"
-DECISION_FORMAT = 1
+POLICY_FILE = "decision.json"
+POLICY_FORMAT = 1
 SPLIT_ORDER = ("train", "validation", "test")
-CARRIED = ("mapping", "unmapped", "overlap")
+COPIED_KEYS = ("mapping", "unmapped", "overlap")
 """What run.json says of a model on another data set and metrics.json repeats."""
 
 MAJORITY_FIGURES = ("accuracy", "balanced_accuracy", "f1_macro", "sensitivity", "specificity")
@@ -62,10 +68,10 @@ def evaluate_predictions(
     groups: Mapping[str, int] | None,
     train_counts: Mapping[str, int] | None = None,
     attributes: pd.DataFrame | None = None,
-    settled: Settled | None = None,
-    asked: Asked = NOTHING,
+    policy: PolicyWithExtras | None = None,
+    options: EvaluationOptions = DEFAULT_OPTIONS,
     isic_ids: Mapping[str, str] | None = None,
-    settle_alone: bool = False,
+    fit_without_test: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return the body of metrics.json for predictions, independent of the order of their rows.
@@ -77,97 +83,124 @@ def evaluate_predictions(
     images that the official scorer leaves out. Raises `DataError` for an image without group, or for something asked
     that these images cannot settle.
     """
-    return _body(
-        _sides(predictions, classes, groups), classes=classes, grouped=groups is not None, train_counts=train_counts,
-        attributes=attributes, settled=settled, asked=asked, isic_ids=isic_ids, settle_alone=settle_alone, seed=seed,
-    )  # fmt: skip
+    return _evaluate_splits(
+        _by_split(predictions, classes, groups),
+        classes=classes,
+        has_groups=groups is not None,
+        train_counts=train_counts,
+        attributes=attributes,
+        policy=policy,
+        options=options,
+        isic_ids=isic_ids,
+        fit_without_test=fit_without_test,
+        seed=seed,
+    )
 
 
-Side = tuple[pd.DataFrame, Scored]
+SplitPredictions = tuple[pd.DataFrame, ScoredSet]
 """A split's checked rows, and the same as arrays."""
 
 
-def _sides(
+def _by_split(
     predictions: pd.DataFrame, classes: Sequence[LesionClass], groups: Mapping[str, int] | None
-) -> dict[str, Side]:
+) -> dict[str, SplitPredictions]:
     """Check the table and return its splits in order."""
-    predictions = check_predictions(predictions, [item.name for item in classes])
-    found = set(predictions["split"])
-    order = [name for name in SPLIT_ORDER if name in found] + sorted(found - set(SPLIT_ORDER))
-    parts = {name: predictions[predictions["split"] == name] for name in order}
-    return {name: (part, scored_of(part, classes, groups)) for name, part in parts.items()}
+    predictions = check_predictions(predictions, [lesion_class.name for lesion_class in classes])
+    split_names = set(predictions["split"])
+    order = [name for name in SPLIT_ORDER if name in split_names] + sorted(split_names - set(SPLIT_ORDER))
+    rows_by_split = {name: predictions[predictions["split"] == name] for name in order}
+    return {
+        name: (split_rows, to_scored_set(split_rows, classes, groups))
+        for name, split_rows in rows_by_split.items()
+    }
 
 
-def _body(
-    sides: Mapping[str, Side],
+def _evaluate_splits(
+    splits_in_order: Mapping[str, SplitPredictions],
     *,
     classes: Sequence[LesionClass],
-    grouped: bool,
+    has_groups: bool,
     train_counts: Mapping[str, int] | None,
     attributes: pd.DataFrame | None,
-    settled: Settled | None,
-    asked: Asked,
+    policy: PolicyWithExtras | None,
+    options: EvaluationOptions,
     isic_ids: Mapping[str, str] | None,
-    settle_alone: bool,
+    fit_without_test: bool,
     seed: int,
 ) -> dict[str, Any]:
-    warnings, splits, made = _general_warnings(classes, grouped), {}, settled
-    check_asked(asked, set(sides), settled)
-    for name, (part, scored) in sides.items():
-        warnings += _repeats(name, part)
-        baselines = {} if train_counts is None else _baselines(scored, train_counts, seed)
-        splits[name] = {**summarise(scored, seed=seed), "baselines": baselines}
-        if asked.official:
-            splits[name]["official"] = official_of(scored, part, isic_ids)
+    warnings, splits, fitted_policy = _general_warnings(classes, has_groups), {}, policy
+    check_options(options, set(splits_in_order), policy)
+    for split_name, (rows, scored_set) in splits_in_order.items():
+        warnings += _repeat_warnings(split_name, rows)
+        baselines = {} if train_counts is None else _baselines(scored_set, train_counts, seed)
+        splits[split_name] = {**evaluate_split(scored_set, seed=seed), "baselines": baselines}
+        if options.official:
+            splits[split_name]["official"] = official_metrics(scored_set, rows, isic_ids)
         if attributes is not None:
-            splits[name]["subgroups"] = subgroups_of(scored, part, attributes, made)
-        if made is not None:
-            splits[name]["decided"] = judged_on(made, scored, seed=seed, asked=asked)
-        elif name == SETTLES and (len(sides) > 1 or settle_alone):
-            made = settle_on(scored, asked)
+            splits[split_name]["subgroups"] = subgroups_by_attribute(scored_set, rows, attributes, fitted_policy)
+        if fitted_policy is not None:
+            splits[split_name]["decided"] = policy_metrics(fitted_policy, scored_set, seed=seed, options=options)
+        elif split_name == POLICY_SPLIT and (len(splits_in_order) > 1 or fit_without_test):
+            fitted_policy = fit_with_targets(scored_set, options)
     return {
-        "classes": [item.name for item in classes],
-        "positive": [item.name for item in classes if item.malignancy == "malignant"],
-        "bootstrap": {"resamples": RESAMPLES, "seed": seed, "unit": "group" if grouped else "image"},
-        "asked": asked.as_dict(),
+        "classes": [lesion_class.name for lesion_class in classes],
+        "positive": [lesion_class.name for lesion_class in classes if lesion_class.malignancy == "malignant"],
+        "bootstrap": {"resamples": N_RESAMPLES, "seed": seed, "unit": "group" if has_groups else "image"},
+        "asked": options.as_dict(),
         "splits": splits,
-        "decision": None if made is None else made.as_dict(),
+        "decision": None if fitted_policy is None else fitted_policy.as_dict(),
         "warnings": warnings,
     }
 
 
-def _repeats(name: str, part: pd.DataFrame) -> list[str]:
-    repeated = len(part) - part["image_id"].nunique()
-    return [f"{name}: {repeated} rows repeat an image (folds or seeds); repeats are one group"] if repeated else []
-
-
-def _general_warnings(classes: Sequence[LesionClass], grouped: bool) -> list[str]:
-    unsure = [item.name for item in classes if item.malignancy == "indeterminate"]
-    said = (
-        [f"indeterminate, counted as not malignant in the binary figures: {', '.join(unsure)}"] if unsure else []
+def _repeat_warnings(split_name: str, rows: pd.DataFrame) -> list[str]:
+    n_repeated = len(rows) - rows["image_id"].nunique()
+    return (
+        [f"{split_name}: {n_repeated} rows repeat an image (folds or seeds); repeats are one group"]
+        if n_repeated
+        else []
     )
-    alone = "lesions and patients are unknown: intervals take every image as independent"
-    return said if grouped else [*said, alone]
 
 
-def _baselines(scored: Scored, train_counts: Mapping[str, int], seed: int) -> dict[str, Any]:
+def _general_warnings(classes: Sequence[LesionClass], has_groups: bool) -> list[str]:
+    indeterminate_classes = [
+        lesion_class.name for lesion_class in classes if lesion_class.malignancy == "indeterminate"
+    ]
+    class_warnings = (
+        [f"indeterminate, counted as not malignant in the binary figures: {', '.join(indeterminate_classes)}"]
+        if indeterminate_classes
+        else []
+    )
+    no_groups_warning = "lesions and patients are unknown: intervals take every image as independent"
+    return class_warnings if has_groups else [*class_warnings, no_groups_warning]
+
+
+def _baselines(scored_set: ScoredSet, train_counts: Mapping[str, int], seed: int) -> dict[str, Any]:
     """Return what two rules without eyes reach: always the commonest training class, and its class shares."""
-    seen = np.array([train_counts.get(name, 0) for name in scored.classes], dtype=np.float64)
-    if not seen.any():
+    counts = np.array([train_counts.get(name, 0) for name in scored_set.classes], dtype=np.float64)
+    if not counts.any():
         return {}
-    top, n = int(seen.argmax()), len(scored.true)
-    always = np.full(n, top, dtype=np.int64)
+    majority_index, n = int(counts.argmax()), len(scored_set.y_true)
+    constant_predictions = np.full(n, majority_index, dtype=np.int64)
 
-    def figures(shares: NDArray[np.float64], names: Sequence[str]) -> dict[str, Any]:
-        dumb = Scored(
-            scored.classes, scored.malignant, scored.true, always, np.tile(shares, (n, 1)), scored.groups
+    def baseline_metrics(class_probabilities: NDArray[np.float64], names: Sequence[str]) -> dict[str, Any]:
+        constant_set = ScoredSet(
+            scored_set.classes,
+            scored_set.malignant_classes,
+            scored_set.y_true,
+            constant_predictions,
+            np.tile(class_probabilities, (n, 1)),
+            scored_set.groups,
         )
-        metrics = summarise(dumb, seed=seed, ranked=False)["metrics"]
+        metrics = evaluate_split(constant_set, seed=seed, with_ranking=False)["metrics"]
         return {name: metrics[name] for name in names}
 
     return {
-        "majority": {"class": scored.classes[top], **figures(np.eye(len(seen))[top], MAJORITY_FIGURES)},
-        "prior": figures(seen / seen.sum(), PRIOR_FIGURES),
+        "majority": {
+            "class": scored_set.classes[majority_index],
+            **baseline_metrics(np.eye(len(counts))[majority_index], MAJORITY_FIGURES),
+        },
+        "prior": baseline_metrics(counts / counts.sum(), PRIOR_FIGURES),
     }
 
 
@@ -180,12 +213,12 @@ def write_evaluation(
     train_counts: Mapping[str, int] | None = None,
     extra: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
-    colour: pd.DataFrame | None = None,
+    colour_predictions: pd.DataFrame | None = None,
     attributes: pd.DataFrame | None = None,
-    settled: Settled | None = None,
-    asked: Asked = NOTHING,
+    policy: PolicyWithExtras | None = None,
+    options: EvaluationOptions = DEFAULT_OPTIONS,
     isic_ids: Mapping[str, str] | None = None,
-    settle_alone: bool = False,
+    fit_without_test: bool = False,
     seed: int = 0,
 ) -> Path:
     """Evaluate, write `metrics.json` and `figures/*` in `folder`, return the path of metrics.json.
@@ -193,39 +226,59 @@ def write_evaluation(
     extra: further fields of metrics.json (leaks, overfitting, mapping, unmapped). colour: predictions of the rule
     that sees colour alone, for the baselines. What an earlier evaluation was asked for and this one is not, is removed.
     """
-    sides = _sides(predictions, classes, groups)
-    body = _body(
-        sides, classes=classes, grouped=groups is not None, train_counts=train_counts, attributes=attributes,
-        settled=settled, asked=asked, isic_ids=isic_ids, settle_alone=settle_alone, seed=seed,
-    )  # fmt: skip
-    _write_decision(folder / DECISION, body["decision"])
-    body |= dict(extra or {})
-    body["warnings"] = [*warnings, *body["warnings"]]
-    made = None if body["decision"] is None else from_dict(body["decision"]).calibration
-    for name, split in body["splits"].items():
-        part, scored = sides[name]
-        if colour is not None and (colour["split"] == name).any():
-            rule = scored_of(colour[colour["split"] == name], classes, groups)
-            found = summarise(rule, seed=seed)["metrics"]
-            split["baselines"]["mean_colour"] = {figure: found[figure] for figure in COLOUR_FIGURES}
-        _write_tables(folder / "figures", name, split, scored)
-        judged = calibrated(scored, made) if made is not None and "decided" in split else None
-        _write_or_drop(
-            folder / "figures" / f"net_benefit_{name}.csv", tables.NET_BENEFIT_HEADER,
-            tables.net_benefit_rows(scored, judged),
+    splits_in_order = _by_split(predictions, classes, groups)
+    metrics = _evaluate_splits(
+        splits_in_order,
+        classes=classes,
+        has_groups=groups is not None,
+        train_counts=train_counts,
+        attributes=attributes,
+        policy=policy,
+        options=options,
+        isic_ids=isic_ids,
+        fit_without_test=fit_without_test,
+        seed=seed,
+    )
+    _write_policy(folder / POLICY_FILE, metrics["decision"])
+    metrics |= dict(extra or {})
+    metrics["warnings"] = [*warnings, *metrics["warnings"]]
+    calibration = None if metrics["decision"] is None else policy_from_dict(metrics["decision"]).calibration
+    for split_name, split_metrics in metrics["splits"].items():
+        rows, scored_set = splits_in_order[split_name]
+        if colour_predictions is not None and (colour_predictions["split"] == split_name).any():
+            colour_set = to_scored_set(
+                colour_predictions[colour_predictions["split"] == split_name], classes, groups
+            )
+            colour_metrics = evaluate_split(colour_set, seed=seed)["metrics"]
+            split_metrics["baselines"]["mean_colour"] = {
+                metric: colour_metrics[metric] for metric in COLOUR_FIGURES
+            }
+        _write_tables(folder / "figures", split_name, split_metrics, scored_set)
+        calibrated_set = (
+            apply_calibration(scored_set, calibration)
+            if calibration is not None and "decided" in split_metrics
+            else None
+        )
+        _write_or_remove(
+            folder / "figures" / f"net_benefit_{split_name}.csv", tables.NET_BENEFIT_HEADER,
+            tables.net_benefit_rows(scored_set, calibrated_set),
         )  # fmt: skip
-        write_rows(folder / "figures" / f"mistakes_{name}.csv", MISTAKES_HEADER, mistakes(part, body["classes"]))
-    return write_results(folder, body)
+        write_rows(
+            folder / "figures" / f"mistakes_{split_name}.csv",
+            MISTAKES_HEADER,
+            mistake_rows(rows, metrics["classes"]),
+        )
+    return write_metrics(folder, metrics)
 
 
-def _write_decision(path: Path, decision: Mapping[str, Any] | None) -> None:
-    if decision is None:
+def _write_policy(path: Path, policy: Mapping[str, Any] | None) -> None:
+    if policy is None:
         path.unlink(missing_ok=True)
     else:
-        write_json(path, decision, format=DECISION_FORMAT)
+        write_json(path, policy, format=POLICY_FORMAT)
 
 
-def _write_or_drop(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def _write_or_remove(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write a table that not every evaluation has; without rows, what an earlier one left is removed."""
     if rows:
         write_rows(path, header, rows)
@@ -233,70 +286,87 @@ def _write_or_drop(path: Path, header: Sequence[str], rows: Sequence[Sequence[ob
         path.unlink(missing_ok=True)
 
 
-def _write_tables(figures: Path, name: str, split: Mapping[str, Any], scored: Scored) -> None:
+def _write_tables(figures: Path, split_name: str, split_metrics: Mapping[str, Any], scored_set: ScoredSet) -> None:
     write_rows(
-        figures / f"confusion_{name}.csv", ["label", *scored.classes], tables.confusion_rows(split, scored.classes)
+        figures / f"confusion_{split_name}.csv",
+        ["label", *scored_set.classes],
+        tables.confusion_rows(split_metrics, scored_set.classes),
     )
-    write_rows(figures / f"roc_{name}.csv", tables.ROC_HEADER, tables.roc_rows(scored))
-    write_rows(figures / f"confusions_{name}.csv", tables.CONFUSIONS_HEADER, tables.confusions(scored))
-    write_rows(figures / f"calibration_{name}.csv", tables.CALIBRATION_HEADER, tables.calibration_rows(scored))
-    write_rows(figures / f"classification_report_{name}.csv", tables.REPORT_HEADER, tables.report_rows(split))
-    write_text(figures / f"classification_report_{name}.txt", tables.report_text(split))
-    rows = isic_scorer.official_rows(split["official"]) if "official" in split else []
-    _write_or_drop(figures / f"official_{name}.csv", isic_scorer.HEADER, rows)
+    write_rows(figures / f"roc_{split_name}.csv", tables.ROC_HEADER, tables.roc_rows(scored_set))
+    write_rows(
+        figures / f"confusions_{split_name}.csv", tables.CONFUSIONS_HEADER, tables.confusion_pair_rows(scored_set)
+    )
+    write_rows(
+        figures / f"calibration_{split_name}.csv", tables.CALIBRATION_HEADER, tables.calibration_rows(scored_set)
+    )
+    write_rows(
+        figures / f"classification_report_{split_name}.csv",
+        tables.REPORT_HEADER,
+        tables.report_rows(split_metrics),
+    )
+    write_text(figures / f"classification_report_{split_name}.txt", tables.report_text(split_metrics))
+    rows = isic_scorer.official_rows(split_metrics["official"]) if "official" in split_metrics else []
+    _write_or_remove(figures / f"official_{split_name}.csv", isic_scorer.OFFICIAL_HEADER, rows)
 
 
 MISTAKES_HEADER = ("image_id", "path", "label", "predicted", "p_predicted", "p_label")
 
 
-def mistakes(part: pd.DataFrame, classes: Sequence[str]) -> list[list[object]]:
+def mistake_rows(rows: pd.DataFrame, classes: Sequence[str]) -> list[list[object]]:
     """Return the wrong rows as `MISTAKES_HEADER`, worst first: surest of the wrong class, then least of the right."""
-    p, rows = probabilities_of(part, classes), np.arange(len(part))
-    table = part[["image_id", "path", "label", "predicted"]].assign(
-        p_predicted=p[rows, class_index(part["predicted"], classes)],
-        p_label=p[rows, class_index(part["label"], classes)],
+    p, row_numbers = probabilities_of(rows, classes), np.arange(len(rows))
+    table = rows[["image_id", "path", "label", "predicted"]].assign(
+        p_predicted=p[row_numbers, class_indices(rows["predicted"], classes)],
+        p_label=p[row_numbers, class_indices(rows["label"], classes)],
     )
-    wrong = table[table["label"] != table["predicted"]]
-    wrong = wrong.sort_values(["p_predicted", "p_label", "image_id"], ascending=[False, True, True])
-    return [list(row) for row in wrong.itertuples(index=False, name=None)]
+    wrong_rows = table[table["label"] != table["predicted"]]
+    wrong_rows = wrong_rows.sort_values(["p_predicted", "p_label", "image_id"], ascending=[False, True, True])
+    return [list(row) for row in wrong_rows.itertuples(index=False, name=None)]
 
 
 def evaluate_run(
-    run: Path, dataset: Dataset | None = None, *, asked: Asked = NOTHING, settled: Settled | None = None
+    run: Path,
+    dataset: Dataset | None = None,
+    *,
+    options: EvaluationOptions = DEFAULT_OPTIONS,
+    policy: PolicyWithExtras | None = None,
 ) -> Path:
     """Evaluate a run folder's predictions.csv; returns the path of its metrics.json.
 
     Groups come from `groups.csv` (image_id, group), else from the data set. Training counts for the baselines come
-    from run.json (`split.train_counts`: class -> images), else from the data set and split.csv, else from predictions
+    from run.json (`split_json.train_counts`: class -> images), else from the data set and split.csv, else from
+    predictions
     of the training split. What run.json says of a class mapping (`mapping`, `unmapped`) is carried over. settled: what
     the model settled elsewhere, with wishes; by default its decision in run.json, if it is there. Raises `DataError`
     for a missing or broken file, or something asked that cannot be settled here.
     """
-    about = read_about(run)
-    classes = classes_of(about, run)
-    predictions = read_predictions(run / "predictions.csv", [item.name for item in classes])
-    split, decision = about.get("split", {}), decision_of(about, run)
-    leaks = split.get("leaks", {})
-    extra: dict[str, Any] = {"leaks": leaks} | {key: about[key] for key in CARRIED if key in about}
-    if seal := seal_of(run):
-        extra["seal"] = seal
+    run_json = read_run_json(run)
+    classes = class_table(run_json, run)
+    predictions = read_predictions(run / "predictions.csv", [lesion_class.name for lesion_class in classes])
+    split_json, recorded_policy = run_json.get("split", {}), policy_of(run_json, run)
+    leaks = split_json.get("leaks", {})
+    extra_fields: dict[str, Any] = {"leaks": leaks} | {
+        key: run_json[key] for key in COPIED_KEYS if key in run_json
+    }
+    if seal := seal_summary(run):
+        extra_fields["seal"] = seal
     if (run / "log.csv").exists():
-        extra["overfitting"] = diagnose_overfitting(read_table(run / "log.csv"))
-    lint = [*about.get("lint", []), *lint_of(run, about, predictions, classes, dataset)]
+        extra_fields["overfitting"] = diagnose_overfitting(read_run_csv(run / "log.csv"))
+    lint_rows = [*run_json.get("lint", []), *lint_run_predictions(run, run_json, predictions, classes, dataset)]
     path = write_evaluation(
         run,
         predictions,
         classes=classes,
-        groups=groups_of(run, dataset),
-        train_counts=train_counts(run, split, predictions, dataset),
-        extra=extra,
+        groups=groups_for(run, dataset),
+        train_counts=count_train_images(run, split_json, predictions, dataset),
+        extra=extra_fields,
         warnings=leak_warnings(leaks),
-        colour=colour_of(run, [item.name for item in classes]),
-        attributes=attributes_of(run, dataset),
-        settled=settled or (None if decision is None else Settled(decision)),
-        settle_alone=bool(seal),
-        asked=asked,
-        isic_ids=None if dataset is None else isic_ids_of(dataset),
+        colour_predictions=read_colour_predictions(run, [lesion_class.name for lesion_class in classes]),
+        attributes=attributes_for(run, dataset),
+        policy=policy or (None if recorded_policy is None else PolicyWithExtras(recorded_policy)),
+        fit_without_test=bool(seal),
+        options=options,
+        isic_ids=None if dataset is None else isic_ids_for(dataset),
     )
-    write_lint(run, lint)
+    write_lint(run, lint_rows)
     return path

@@ -10,113 +10,114 @@ import pandas as pd
 
 from dermkit.audit.status import audit_state
 from dermkit.data.manifest import Dataset
-from dermkit.data.split import split_groups
+from dermkit.data.split import leakage_groups
 from dermkit.errors import DataError
 from dermkit.evaluation.class_mapping import ClassMapping, default_mapping, load_mapping, remap_predictions
 from dermkit.evaluation.evaluate import evaluate_run
-from dermkit.evaluation.options import NOTHING, Asked
-from dermkit.evaluation.policy import SETTLES, Settled, check_asked, with_wishes
-from dermkit.evaluation.seal_log import Logged, end_openings, log_looks, looks_in_words
+from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
+from dermkit.evaluation.policy import POLICY_SPLIT, PolicyWithExtras, add_targets, check_options
+from dermkit.evaluation.seal_log import LoggedOpening, describe_openings, end_openings, log_openings
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
-from dermkit.metrics.decisions.policy import from_dict
-from dermkit.models.card import settled
-from dermkit.progress import Watch
-from dermkit.recipes.schema import FORMAT as RECIPE_FORMAT
+from dermkit.metrics.decisions.policy import policy_from_dict
+from dermkit.models.card import card_policy
+from dermkit.progress import Progress
+from dermkit.recipes.schema import RECIPE_FORMAT as RECIPE_FORMAT
 from dermkit.runs.predictions import (
-    columns_of,
-    groups_of,
+    groups_for,
+    prediction_columns,
     read_predictions,
-    scored_of,
+    to_scored_set,
     write_attributes,
     write_groups,
     write_predictions,
 )
-from dermkit.runs.reader import classes_of, read_about
+from dermkit.runs.reader import class_table, read_run_json
 
 if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
 
-SPLIT = "test"
+EXTERNAL_SPLIT = "test"
 """All images of the other data set are test images."""
 
 
-def evaluate_on(
-    target: Path,
+def evaluate_external(
+    model_path: Path,
     dataset: Dataset,
     *,
-    mapping: Path | None,
+    mapping_path: Path | None,
     out: Path | None,
-    watch: Watch,
-    asked: Asked = NOTHING,
+    progress: Progress,
+    options: EvaluationOptions = DEFAULT_OPTIONS,
     open_test: bool = False,
 ) -> Path:
-    """Score every image of `dataset` with the model of `target`, evaluate in common classes; returns the folder.
+    """Score every image of `dataset` with the model of `model_path`, evaluate in common classes; returns the folder.
 
     Writes a folder like a run's: predictions.csv (in the target classes), unmapped.csv, metrics.json (no report).
     open_test: sealed test images of the data set may be scored; that is logged in their seal.
     """
     from dermkit.prediction.predictor import load_model
 
-    predictor = load_model(target)
-    classes = (
-        load_mapping(mapping, predictor.classes, dataset.classes)
-        if mapping
+    predictor = load_model(model_path)
+    class_mapping = (
+        load_mapping(mapping_path, predictor.classes, dataset.classes)
+        if mapping_path
         else default_mapping(predictor.classes, dataset.classes)
     )
-    folder = out or _default_out(target, dataset, classes)
-    settled = _settled(predictor, classes, asked)
-    check_output(folder, marker="unmapped.csv", what="an evaluation on other data")
+    folder = out or _default_out(model_path, dataset, class_mapping)
+    policy = _policy_with_targets(predictor, class_mapping, options)
+    check_output(folder, marker="unmapped.csv", description="an evaluation on other data")
     check_writable(folder)
-    opened = _log_looks(predictor, dataset, open_test)
-    scored = _score(predictor, dataset, watch)
-    end_openings(dataset, opened)
-    remapped = remap_predictions(scored, classes)
-    kept = remapped.predictions
-    names = [item.name for item in classes.targets]
-    _write_scored(folder, kept, names, dataset)
-    write_rows(
-        folder / "unmapped.csv", ("image_id", "path", "label"), remapped.unmapped_images.to_numpy().tolist()
-    )
-    facts = _facts(predictor, dataset, classes, remapped.unmapped, len(kept))
-    facts["warnings"] += looks_in_words(dataset, opened)
-    for warning in facts["warnings"]:
-        watch.say(f"warning: {warning}")
-    write_json(folder / "run.json", facts, format=1)
-    write_json(folder / "location.json", {"images": str(dataset.images.resolve())}, format=1)
-    own = predictor.card["recipe"]
-    write_json(folder / "recipe.json", own, format=RECIPE_FORMAT if "compute" in own else 1)
-    evaluate_run(folder, dataset, asked=asked, settled=settled)
+    logged_openings = _log_openings(predictor, dataset, open_test)
+    predictions = _score_dataset(predictor, dataset, progress)
+    end_openings(dataset, logged_openings)
+    mapped = remap_predictions(predictions, class_mapping)
+    mapped_rows = mapped.predictions
+    target_names = [lesion_class.name for lesion_class in class_mapping.targets]
+    _write_mapped(folder, mapped_rows, target_names, dataset)
+    write_rows(folder / "unmapped.csv", ("image_id", "path", "label"), mapped.unmapped_images.to_numpy().tolist())
+    run_json = _run_json(predictor, dataset, class_mapping, mapped.unmapped_counts, len(mapped_rows))
+    run_json["warnings"] += describe_openings(dataset, logged_openings)
+    for warning in run_json["warnings"]:
+        progress.say(f"warning: {warning}")
+    write_json(folder / "run.json", run_json, format=1)
+    write_json(folder / "location.json", {"images": str(dataset.image_root.resolve())}, format=1)
+    recipe_json = predictor.card["recipe"]
+    write_json(folder / "recipe.json", recipe_json, format=RECIPE_FORMAT if "compute" in recipe_json else 1)
+    evaluate_run(folder, dataset, options=options, policy=policy)
     return folder
 
 
-def _write_scored(folder: Path, kept: pd.DataFrame, names: Sequence[str], dataset: Dataset) -> None:
+def _write_mapped(folder: Path, mapped_rows: pd.DataFrame, names: Sequence[str], dataset: Dataset) -> None:
     """Write the predictions in the target classes, and what is known of their images."""
-    columns = columns_of(names)
-    write_predictions(folder / "predictions.csv", names, kept[columns].to_numpy(dtype=object).tolist())
+    columns = prediction_columns(names)
+    write_predictions(folder / "predictions.csv", names, mapped_rows[columns].to_numpy(dtype=object).tolist())
     write_groups(
-        folder / "groups.csv", dataset.manifest["image_id"], split_groups(dataset.manifest), kept["image_id"]
+        folder / "groups.csv",
+        dataset.manifest["image_id"],
+        leakage_groups(dataset.manifest),
+        mapped_rows["image_id"],
     )
-    write_attributes(folder / "attributes.csv", dataset.manifest, kept["image_id"])
+    write_attributes(folder / "attributes.csv", dataset.manifest, mapped_rows["image_id"])
 
 
-def _run_of(target: Path) -> Path:
-    return target.parent if target.name == "model" else target
+def _run_folder_of(model_path: Path) -> Path:
+    return model_path.parent if model_path.name == "model" else model_path
 
 
-def _default_out(target: Path, dataset: Dataset, classes: ClassMapping) -> Path:
-    run = _run_of(target)
-    mark = fingerprint(dataset.manifest_sha256, asdict(classes))
-    return run / "external" / f"{dataset.name}-{mark}"
+def _default_out(model_path: Path, dataset: Dataset, class_mapping: ClassMapping) -> Path:
+    run = _run_folder_of(model_path)
+    mapping_hash = fingerprint(dataset.manifest_sha256, asdict(class_mapping))
+    return run / "external" / f"{dataset.name}-{mapping_hash}"
 
 
-def _log_looks(predictor: "Predictor", dataset: Dataset, allowed: bool) -> list[Logged]:
-    return log_looks(
-        dataset, dataset.manifest["image_id"], allowed=allowed, model=predictor.folder, how="--on",
-        recipe=str(predictor.card["recipe"].get("name", "")), run=_run_of(predictor.folder).name,
+def _log_openings(predictor: "Predictor", dataset: Dataset, is_allowed: bool) -> list[LoggedOpening]:
+    return log_openings(
+        dataset, dataset.manifest["image_id"], is_allowed=is_allowed, model=predictor.folder, command="--on",
+        recipe=str(predictor.card["recipe"].get("name", "")), run=_run_folder_of(predictor.folder).name,
     )  # fmt: skip
 
 
-def _score(predictor: "Predictor", dataset: Dataset, watch: Watch) -> pd.DataFrame:
+def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress) -> pd.DataFrame:
     """Return predictions in the model's own classes, label as the data set has it."""
     from dermkit.data.cache.pixels import pixel_cache
 
@@ -124,44 +125,50 @@ def _score(predictor: "Predictor", dataset: Dataset, watch: Watch) -> pd.DataFra
     ids = manifest["image_id"].tolist()
     pixels = pixel_cache(
         dataset, ids, predictor.preprocessing, folder=dataset.folder / "cache",
-        on_progress=lambda done, total: watch.step("images", done, total),
+        on_progress=lambda count, total: progress.step("images", count, total),
     )  # fmt: skip
     p = predictor.score_pixels(
-        pixels.pixels, range(len(ids)), on_progress=lambda done, total: watch.step("scoring", done, total)
+        pixels.pixels, range(len(ids)), on_progress=lambda count, total: progress.step("scoring", count, total)
     )
-    frame = manifest[["image_id", "path", "label"]].assign(split=SPLIT, fold="", seed="")
+    frame = manifest[["image_id", "path", "label"]].assign(split=EXTERNAL_SPLIT, fold="", seed="")
     frame["predicted"] = np.array(predictor.class_names, dtype=object)[p.argmax(axis=1)]
-    return frame.assign(**{f"p_{name}": p[:, k] for k, name in enumerate(predictor.class_names)})
+    return frame.assign(
+        **{f"p_{name}": p[:, class_number] for class_number, name in enumerate(predictor.class_names)}
+    )
 
 
-def overlap(predictor: "Predictor", dataset: Dataset) -> dict[str, int]:
+def training_overlap(predictor: "Predictor", dataset: Dataset) -> dict[str, int]:
     """Count images of the data set that the model's training looked at: by identical pixels, and by ISIC id."""
     path = predictor.folder / "seen.csv"
     if not path.is_file():
         return {}
-    seen = pd.read_csv(path, dtype=str, keep_default_na=False)
-    ids = set(seen["isic_id"]) - {""}
+    training_images = pd.read_csv(path, dtype=str, keep_default_na=False)
+    training_isic_ids = set(training_images["isic_id"]) - {""}
     return {
-        "same_pixels": int(dataset.manifest["pixel_sha256"].isin(set(seen["pixel_sha256"])).sum()),
-        "same_isic_id": int(dataset.manifest["isic_id"].isin(ids).sum()),
-        "training_images_with_isic_id": int((seen["isic_id"] != "").sum()),
-        "training_images": len(seen),
+        "same_pixels": int(dataset.manifest["pixel_sha256"].isin(set(training_images["pixel_sha256"])).sum()),
+        "same_isic_id": int(dataset.manifest["isic_id"].isin(training_isic_ids).sum()),
+        "training_images_with_isic_id": int((training_images["isic_id"] != "").sum()),
+        "training_images": len(training_images),
     }
 
 
-def _facts(
-    predictor: "Predictor", dataset: Dataset, classes: ClassMapping, unmapped: Mapping[str, int], n: int
+def _run_json(
+    predictor: "Predictor",
+    dataset: Dataset,
+    class_mapping: ClassMapping,
+    unmapped_counts: Mapping[str, int],
+    n_scored: int,
 ) -> dict[str, Any]:
     card = predictor.card
-    shared = overlap(predictor, dataset)
+    overlap_counts = training_overlap(predictor, dataset)
     return {
         "recipe": card["recipe"].get("name", ""),
         "system": card["recipe"].get("system", ""),
         "about": f"The model of {card['recipe'].get('name', '?')} (trained on {card['dataset'].get('name', '?')}) "
-        f"tested on {dataset.name}. Classes matched by {classes.rule}.",
+        f"tested on {dataset.name}. Classes matched by {class_mapping.rule}.",
         "dataset": {
             "name": dataset.name,
-            "classes": [asdict(item) for item in classes.targets],
+            "classes": [asdict(lesion_class) for lesion_class in class_mapping.targets],
             "n": len(dataset.manifest),
             "manifest_sha256": dataset.manifest_sha256,
             "licences": ", ".join(sorted(set(dataset.manifest["licence"]) - {""})),
@@ -171,76 +178,87 @@ def _facts(
         "split": {
             "name": "external",
             "scheme": "external",
-            "counts": {"test": n},
-            "excluded": sum(unmapped.values()),
+            "counts": {"test": n_scored},
+            "excluded": sum(unmapped_counts.values()),
         },
         "trained_on": {"name": card["dataset"].get("name", ""), "audit": card["dataset"].get("audit", {})},
-        "mapping": asdict(classes),
-        "unmapped": dict(unmapped),
-        "overlap": shared,
+        "mapping": asdict(class_mapping),
+        "unmapped": dict(unmapped_counts),
+        "overlap": overlap_counts,
         "seed": card["training"].get("seed"),
         "fold": None,
         "weights": card["weights"],
-        "decision": _decision(predictor, classes),
-        "warnings": _warnings(predictor, dataset, unmapped, shared),
+        "decision": _recorded_policy(predictor, class_mapping),
+        "warnings": _warnings(predictor, dataset, unmapped_counts, overlap_counts),
     }
 
 
-def _decision(predictor: "Predictor", classes: ClassMapping) -> dict[str, Any] | None:
+def _recorded_policy(predictor: "Predictor", class_mapping: ClassMapping) -> dict[str, Any] | None:
     """Return what the model settled, where its classes stay what they are; summed classes were never calibrated."""
-    return settled(predictor.card) if classes.rule == "identity" else None
+    return card_policy(predictor.card) if class_mapping.rule == "identity" else None
 
 
-def _settled(predictor: "Predictor", classes: ClassMapping, asked: Asked) -> Settled | None:
+def _policy_with_targets(
+    predictor: "Predictor", class_mapping: ClassMapping, options: EvaluationOptions
+) -> PolicyWithExtras | None:
     """Return what the model settled, with wishes settled on the validation images of the run that holds it."""
-    own = _decision(predictor, classes)
-    if own is None or not asked.wishes:
-        if own is None and asked.of_decision:
+    recorded_policy = _recorded_policy(predictor, class_mapping)
+    if recorded_policy is None or not options.targets:
+        if recorded_policy is None and options.needs_policy:
             raise DataError(
                 "operating points need a model that settled something, in the data set's own classes; here the classes "
-                f"are matched by {classes.rule}",
-                kept="nothing was written", remedy="evaluate without --wish and --prevalence",
+                f"are matched by {class_mapping.rule}",
+                outcome="nothing was written", remedy="evaluate without --wish and --prevalence",
             )  # fmt: skip
-        return None if own is None else Settled(from_dict(own))
+        return None if recorded_policy is None else PolicyWithExtras(policy_from_dict(recorded_policy))
     run = predictor.folder.parent
-    about = read_about(run)
-    table = classes_of(about, run)
-    frame = read_predictions(run / "predictions.csv", [item.name for item in table])
-    part = frame[frame["split"] == SETTLES]
-    check_asked(asked, {*frame["split"].unique(), SPLIT})
-    return with_wishes(from_dict(own), scored_of(part, table, groups_of(run, None)), asked)
+    run_json = read_run_json(run)
+    classes = class_table(run_json, run)
+    predictions = read_predictions(run / "predictions.csv", [lesion_class.name for lesion_class in classes])
+    validation_rows = predictions[predictions["split"] == POLICY_SPLIT]
+    check_options(options, {*predictions["split"].unique(), EXTERNAL_SPLIT})
+    return add_targets(
+        policy_from_dict(recorded_policy), to_scored_set(validation_rows, classes, groups_for(run, None)), options
+    )
 
 
 def _warnings(
-    predictor: "Predictor", dataset: Dataset, unmapped: Mapping[str, int], shared: Mapping[str, int]
+    predictor: "Predictor", dataset: Dataset, unmapped_counts: Mapping[str, int], overlap_counts: Mapping[str, int]
 ) -> list[str]:
-    trained_on = predictor.card["dataset"].get("name", "the training data")
-    found = max(shared.get("same_pixels", 0), shared.get("same_isic_id", 0))
+    training_dataset = predictor.card["dataset"].get("name", "the training data")
+    n_overlap = max(overlap_counts.get("same_pixels", 0), overlap_counts.get("same_isic_id", 0))
     warnings = []
-    if found:
+    if n_overlap:
         warnings.append(
-            f"Not external: {found} of {len(dataset.manifest)} images were looked at in training "
-            f"({shared['same_pixels']} by identical pixels, {shared['same_isic_id']} by ISIC id)."
+            f"Not external: {n_overlap} of {len(dataset.manifest)} images were looked at in training "
+            f"({overlap_counts['same_pixels']} by identical pixels, {overlap_counts['same_isic_id']} by ISIC id)."
         )
-    unnamed = shared.get("training_images", 0) - shared.get("training_images_with_isic_id", 0)
-    nameless = int((dataset.manifest["isic_id"] == "").sum())
-    archive = _common_archive(predictor, dataset)
-    if unnamed or nameless or not shared or archive:
+    n_training_without_id = overlap_counts.get("training_images", 0) - overlap_counts.get(
+        "training_images_with_isic_id", 0
+    )
+    n_images_without_id = int((dataset.manifest["isic_id"] == "").sum())
+    archive_sentence = _common_archive(predictor, dataset)
+    if n_training_without_id or n_images_without_id or not overlap_counts or archive_sentence:
         warnings.append(
-            f"Overlap cannot be ruled out: {unnamed} training images of {trained_on} and {nameless} images of "
-            f"{dataset.name} carry no ISIC id, so copies of other size or compression are not counted.{archive}"
+            f"Overlap cannot be ruled out: {n_training_without_id} training images of "
+            f"{training_dataset} and {n_images_without_id} images of "
+            f"{dataset.name} carry no ISIC id, so copies of other size or compression are not "
+            f"counted.{archive_sentence}"
         )
-    if unmapped:
-        listed = ", ".join(f"{label} {n}" for label, n in sorted(unmapped.items()))
+    if unmapped_counts:
+        label_counts = ", ".join(f"{label} {n}" for label, n in sorted(unmapped_counts.items()))
         warnings.append(
-            f"{sum(unmapped.values())} images are not scored: their labels map to no class ({listed})."
+            f"{sum(unmapped_counts.values())} images are not scored: their labels map to no class ({label_counts})."
         )
     return warnings
 
 
 def _common_archive(predictor: "Predictor", dataset: Dataset) -> str:
-    mine = predictor.card["dataset"].get("notes", {}).get("archive", "")
-    other = dataset.notes.get("archive", "")
-    if mine and mine == other:
-        return f" Both data sets draw from the {mine}: their images overlap, so this is not an independent test."
+    training_archive = predictor.card["dataset"].get("notes", {}).get("archive", "")
+    test_archive = dataset.notes.get("archive", "")
+    if training_archive and training_archive == test_archive:
+        return (
+            f" Both data sets draw from the {training_archive}: their images overlap, so this is not "
+            f"an independent test."
+        )
     return ""

@@ -8,26 +8,26 @@ import pandas as pd
 
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.lint.predictions import lint_predictions
-from dermkit.lint.rules import as_rows
-from dermkit.runs.predictions import read_table
+from dermkit.lint.rules import lint_rows
+from dermkit.runs.predictions import read_run_csv
 
 
-def lint_of(
+def lint_run_predictions(
     run: Path,
-    about: Mapping[str, Any],
+    run_json: Mapping[str, Any],
     predictions: pd.DataFrame,
     classes: Sequence[LesionClass],
     dataset: Dataset | None,
 ) -> list[dict[str, Any]]:
     """Return what the lint finds in a run's predictions."""
-    path, audit = run / "split.csv", about["dataset"].get("audit") or {}
-    manifest = None if dataset is None or about.get("mapping") else dataset.manifest
-    found = lint_predictions(
+    path, audit = run / "split.csv", run_json["dataset"].get("audit") or {}
+    manifest = None if dataset is None or run_json.get("mapping") else dataset.manifest
+    findings = lint_predictions(
         predictions,
-        [item.name for item in classes],
-        diagnoses={item.name: item.diagnosis for item in classes},
-        sides=read_table(path, "image_id", "split") if path.exists() else None,
+        [lesion_class.name for lesion_class in classes],
+        diagnoses={lesion_class.name: lesion_class.diagnosis for lesion_class in classes},
+        split_frame=read_run_csv(path, "image_id", "split") if path.exists() else None,
         labels=None if manifest is None else dict(zip(manifest["image_id"], manifest["label"], strict=True)),
-        audited=audit.get("state") == "done" and not audit.get("errors") and not audit.get("accepted"),
+        is_audited=audit.get("state") == "done" and not audit.get("errors") and not audit.get("accepted"),
     )
-    return as_rows(found)
+    return lint_rows(findings)

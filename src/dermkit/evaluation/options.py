@@ -7,15 +7,15 @@ from typing import Any
 
 from dermkit.errors import UsageError
 
-RATES = ("sensitivity", "specificity")
-HOW_WISH = "--wish sensitivity=.97 or --wish specificity=.8: a rate above 0 and below 1; may be repeated"
-HOW_PREVALENCE = "--prevalence .03: a share above 0 and below 1 (3 % is .03); may be repeated"
+TARGET_RATES = ("sensitivity", "specificity")
+TARGET_USAGE = "--wish sensitivity=.97 or --wish specificity=.8: a rate above 0 and below 1; may be repeated"
+PREVALENCE_USAGE = "--prevalence .03: a share above 0 and below 1 (3 % is .03); may be repeated"
 
-Wish = tuple[str, float]
+Target = tuple[str, float]
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationOptions:
     """Nothing by default. official: score by the official challenge scorer's rules too.
 
     wishes: (rate, 0..1) for operating points of one's own; prevalences: 0..1, for what they cost. Both come beside the
@@ -24,71 +24,75 @@ class Asked:
     """
 
     official: bool = False
-    wishes: tuple[Wish, ...] = ()
+    targets: tuple[Target, ...] = ()
     prevalences: tuple[float, ...] = ()
-    keep: bool = False
+    save_targets: bool = False
 
     def __post_init__(self) -> None:
-        if self.keep and not self.wishes:
-            raise UsageError("--keep: there is no wish to keep", remedy=HOW_WISH)
-        for rate, wish in self.wishes:
-            if rate not in RATES:
-                raise UsageError(f"--wish {rate}={wish:g}: a wish is a {' or a '.join(RATES)}", remedy=HOW_WISH)
-            _check_share(wish, f"--wish {rate}={wish:g}", HOW_WISH)
-        for share in self.prevalences:
-            _check_share(share, f"--prevalence {share:g}", HOW_PREVALENCE)
-        _check_once(self.wishes, lambda wish: f"--wish {wish[0]}={wish[1]:g}", HOW_WISH)
-        _check_once(self.prevalences, lambda share: f"--prevalence {share:g}", HOW_PREVALENCE)
+        if self.save_targets and not self.targets:
+            raise UsageError("--keep: there is no wish to keep", remedy=TARGET_USAGE)
+        for rate, value in self.targets:
+            if rate not in TARGET_RATES:
+                raise UsageError(
+                    f"--wish {rate}={value:g}: a wish is a {' or a '.join(TARGET_RATES)}", remedy=TARGET_USAGE
+                )
+            _check_proportion(value, f"--wish {rate}={value:g}", TARGET_USAGE)
+        for prevalence in self.prevalences:
+            _check_proportion(prevalence, f"--prevalence {prevalence:g}", PREVALENCE_USAGE)
+        _check_unique(self.targets, lambda value: f"--wish {value[0]}={value[1]:g}", TARGET_USAGE)
+        _check_unique(self.prevalences, lambda prevalence: f"--prevalence {prevalence:g}", PREVALENCE_USAGE)
 
     @property
-    def of_decision(self) -> bool:
+    def needs_policy(self) -> bool:
         """Whether something is asked that only validation images can settle."""
-        return bool(self.wishes or self.prevalences)
+        return bool(self.targets or self.prevalences)
 
-    def beside(self, kept: Sequence[Wish]) -> "Asked":
+    def with_targets(self, model_targets: Sequence[Target]) -> "EvaluationOptions":
         """Return the same with the wishes that a model holds from before."""
-        return replace(self, wishes=tuple(dict.fromkeys((*self.wishes, *kept))))
+        return replace(self, targets=tuple(dict.fromkeys((*self.targets, *model_targets))))
 
     def as_dict(self) -> dict[str, Any]:
         """Return what metrics.json says of it."""
-        wishes = [{"rate": rate, "wish_rate": wish} for rate, wish in self.wishes]
-        return {"official": self.official, "wishes": wishes, "prevalences": list(self.prevalences)}
+        target_rows = [{"rate": rate, "wish_rate": value} for rate, value in self.targets]
+        return {"official": self.official, "wishes": target_rows, "prevalences": list(self.prevalences)}
 
 
-def read_asked(*, official: bool, wishes: Sequence[str], prevalences: Sequence[str], keep: bool = False) -> Asked:
+def parse_options(
+    *, official: bool, targets: Sequence[str], prevalences: Sequence[str], save_targets: bool = False
+) -> EvaluationOptions:
     """Return what the command line asks; raises `UsageError` for a text that says no wish or no number."""
-    return Asked(
+    return EvaluationOptions(
         official,
-        tuple(_wish(text) for text in wishes),
-        tuple(_number(text, f"--prevalence {text}", HOW_PREVALENCE) for text in prevalences),
-        keep,
+        tuple(_parse_target(text) for text in targets),
+        tuple(_parse_number(text, f"--prevalence {text}", PREVALENCE_USAGE) for text in prevalences),
+        save_targets,
     )
 
 
-def _wish(text: str) -> Wish:
-    rate, sign, number = text.partition("=")
-    if not sign:
-        raise UsageError(f"--wish {text}: says no rate and number", remedy=HOW_WISH)
-    return rate.strip(), _number(number, f"--wish {text}", HOW_WISH)
+def _parse_target(text: str) -> Target:
+    rate, equals, number = text.partition("=")
+    if not equals:
+        raise UsageError(f"--wish {text}: says no rate and number", remedy=TARGET_USAGE)
+    return rate.strip(), _parse_number(number, f"--wish {text}", TARGET_USAGE)
 
 
-def _number(text: str, where: str, how: str) -> float:
+def _parse_number(text: str, flag: str, usage: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"{where}: {text!r} is no number", remedy=how) from None
+        raise UsageError(f"{flag}: {text!r} is no number", remedy=usage) from None
 
 
-def _check_share(share: float, where: str, how: str) -> None:
-    if not math.isfinite(share) or not 0 < share < 1:
-        raise UsageError(f"{where}: must lie above 0 and below 1", remedy=how)
+def _check_proportion(proportion: float, flag: str, usage: str) -> None:
+    if not math.isfinite(proportion) or not 0 < proportion < 1:
+        raise UsageError(f"{flag}: must lie above 0 and below 1", remedy=usage)
 
 
-def _check_once(values: Collection[Any], told: Callable[[Any], str], how: str) -> None:
-    twice = [value for i, value in enumerate(values) if value in list(values)[:i]]
-    if twice:
-        raise UsageError(f"{told(twice[0])}: stands twice", remedy=how)
+def _check_unique(values: Collection[Any], describe: Callable[[Any], str], usage: str) -> None:
+    repeated_values = [value for i, value in enumerate(values) if value in list(values)[:i]]
+    if repeated_values:
+        raise UsageError(f"{describe(repeated_values[0])}: stands twice", remedy=usage)
 
 
-NOTHING = Asked()
+DEFAULT_OPTIONS = EvaluationOptions()
 """What all get."""

@@ -5,99 +5,123 @@ from dataclasses import dataclass
 from typing import Any
 
 from dermkit.errors import DataError
-from dermkit.evaluation.options import NOTHING, Asked
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.classification.summary import summarise
-from dermkit.metrics.decisions.operating_points import PREVALENCES
-from dermkit.metrics.decisions.policy import Decision, calibrated, decide, judged, point_dict, points_for
+from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.classification.summary import evaluate_split
+from dermkit.metrics.decisions.operating_points import DEFAULT_PREVALENCES
+from dermkit.metrics.decisions.policy import (
+    DecisionPolicy,
+    apply_calibration,
+    evaluate_policy,
+    fit_operating_points,
+    fit_policy,
+    operating_point_dict,
+)
 from dermkit.metrics.decisions.thresholds import Threshold
 
-SETTLES = "validation"
+POLICY_SPLIT = "validation"
 """The side that calibration, operating points and sets are settled on."""
 
-Points = tuple[tuple[str, Threshold], ...]
+OperatingPoints = tuple[tuple[str, Threshold], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Settled:
+class PolicyWithExtras:
     """A model's decision, and operating points beside it that a person asked for; of these the model knows nothing."""
 
-    decision: Decision
-    asked: Points = ()
+    policy: DecisionPolicy
+    extra_points: OperatingPoints = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return what decision.json holds; the model folder takes over all but `asked_points`."""
-        return {**self.decision.as_dict(), "asked_points": [point_dict(*point) for point in self.asked]}
+        return {
+            **self.policy.as_dict(),
+            "asked_points": [operating_point_dict(*point) for point in self.extra_points],
+        }
 
-    def applied(self, scored: Scored) -> Scored:
+    def calibrate(self, scored_set: ScoredSet) -> ScoredSet:
         """Return the images with calibrated probabilities."""
-        return calibrated(scored, self.decision.calibration)
+        return apply_calibration(scored_set, self.policy.calibration)
 
 
-def settle_on(validation: Scored, asked: Asked) -> Settled:
+def fit_with_targets(validation: ScoredSet, options: EvaluationOptions) -> PolicyWithExtras:
     """Settle everything on validation images; raises `DataError` for a wish that these cannot settle."""
-    return with_wishes(decide(validation), validation, asked)
+    return add_targets(fit_policy(validation), validation, options)
 
 
-def with_wishes(decision: Decision, validation: Scored, asked: Asked) -> Settled:
+def add_targets(policy: DecisionPolicy, validation: ScoredSet, options: EvaluationOptions) -> PolicyWithExtras:
     """Return a decision with operating points for what is asked, but for those that it has; raises `DataError`."""
-    known = {(rate, point.wish) for rate, point in decision.points}
-    wishes = [wish for wish in asked.wishes if wish not in known]
-    points = points_for(calibrated(validation, decision.calibration), wishes)
-    if len(points) < len(wishes) or (asked.of_decision and not decision.points and not points):
-        raise _unsettled(validation, "the last evaluation")
-    return Settled(decision, points)
+    fitted_targets = {(rate, point.target) for rate, point in policy.operating_points}
+    new_targets = [target for target in options.targets if target not in fitted_targets]
+    points = fit_operating_points(apply_calibration(validation, policy.calibration), new_targets)
+    if len(points) < len(new_targets) or (options.needs_policy and not policy.operating_points and not points):
+        raise _unfittable(validation, "the last evaluation")
+    return PolicyWithExtras(policy, points)
 
 
-def _missing_side(validation: Scored) -> str:
-    if not validation.has_binary_view:
+def _missing_outcome(validation: ScoredSet) -> str:
+    if not validation.has_both_sides:
         return "the class table has not two sides, malignant and other"
-    side = "malignant" if not validation.is_malignant.any() else "other than malignant"
-    return f"no validation image is {side}"
+    outcome = "malignant" if not validation.is_malignant.any() else "other than malignant"
+    return f"no validation image is {outcome}"
 
 
-def check_wishes(validation: Scored, asked: Asked, *, kept: str) -> None:
+def check_targets(validation: ScoredSet, options: EvaluationOptions, *, untouched: str) -> None:
     """Raise `DataError` for a wish that validation images cannot settle, before anything is settled or written."""
-    sides = {"sensitivity": validation.is_malignant.any(), "specificity": (~validation.is_malignant).any()}
-    both = validation.has_binary_view
-    if asked.of_decision and not (both and all(sides[rate] for rate, _ in asked.wishes)):
-        raise _unsettled(validation, kept)
+    has_images = {"sensitivity": validation.is_malignant.any(), "specificity": (~validation.is_malignant).any()}
+    has_binary_view = validation.has_both_sides
+    if options.needs_policy and not (has_binary_view and all(has_images[rate] for rate, _ in options.targets)):
+        raise _unfittable(validation, untouched)
 
 
-def _unsettled(validation: Scored, kept: str) -> DataError:
+def _unfittable(validation: ScoredSet, untouched: str) -> DataError:
     return DataError(
-        f"an operating point cannot be settled: {_missing_side(validation)}",
-        kept=kept, remedy="evaluate without --wish and --prevalence",
+        f"an operating point cannot be settled: {_missing_outcome(validation)}",
+        outcome=untouched, remedy="evaluate without --wish and --prevalence",
     )  # fmt: skip
 
 
-def check_asked(
-    asked: Asked, splits: Collection[str], given: Settled | None = None, *, kept: str = "the last evaluation"
+def check_options(
+    options: EvaluationOptions,
+    splits: Collection[str],
+    recorded_policy: PolicyWithExtras | None = None,
+    *,
+    untouched: str = "the last evaluation",
 ) -> None:
     """Refuse what no validation image is there to settle, or no other image to show; raises `DataError`.
 
     given: what a model settled before; it serves every prevalence, but no new wish. kept: what the error says of it.
     """
-    shown = set(splits) - {"train", SETTLES}
-    if given is not None:
-        known = {(rate, point.wish) for rate, point in (*given.decision.points, *given.asked)}
-        settles = set(asked.wishes) <= known and bool(known)
+    evaluated_splits = set(splits) - {"train", POLICY_SPLIT}
+    if recorded_policy is not None:
+        fitted_targets = {
+            (rate, point.target)
+            for rate, point in (*recorded_policy.policy.operating_points, *recorded_policy.extra_points)
+        }
+        is_fittable = set(options.targets) <= fitted_targets and bool(fitted_targets)
     else:
-        settles = SETTLES in splits and bool(shown)
-    if asked.of_decision and not settles:
+        is_fittable = POLICY_SPLIT in splits and bool(evaluated_splits)
+    if options.needs_policy and not is_fittable:
         raise DataError(
             "operating points are settled on validation images and shown on others; these predictions are of "
             f"{', '.join(sorted(splits))} alone",
-            kept=kept,
+            outcome=untouched,
             remedy="a model on other data: dermkit evaluate RUN --on DATASET --wish ...; a table: a column `split`",
         )
 
 
-def judged_on(settled: Settled, scored: Scored, *, seed: int, asked: Asked = NOTHING) -> dict[str, Any]:
+def policy_metrics(
+    policy: PolicyWithExtras, scored_set: ScoredSet, *, seed: int, options: EvaluationOptions = DEFAULT_OPTIONS
+) -> dict[str, Any]:
     """Return how it does on images that had no part in it, at the usual prevalences and those asked for."""
-    prevalences = tuple(sorted({*PREVALENCES, *asked.prevalences}))
-    return judged(
-        settled.decision, scored, summarise=summarise, seed=seed, prevalences=prevalences, asked=settled.asked
+    prevalences = tuple(sorted({*DEFAULT_PREVALENCES, *options.prevalences}))
+    return evaluate_policy(
+        policy.policy,
+        scored_set,
+        evaluate_split=evaluate_split,
+        seed=seed,
+        prevalences=prevalences,
+        requested_points=policy.extra_points,
     )
 
 

@@ -9,77 +9,97 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.manifest import Dataset
-from dermkit.data.split import split_groups
-from dermkit.evaluation.colour_baseline import colour_rule
-from dermkit.progress import Watch
-from dermkit.runs.predictions import columns_of, read_table, write_attributes, write_groups, write_predictions
+from dermkit.data.split import leakage_groups
+from dermkit.evaluation.colour_baseline import predict_by_colour
+from dermkit.progress import Progress
+from dermkit.runs.predictions import (
+    prediction_columns,
+    read_run_csv,
+    write_attributes,
+    write_groups,
+    write_predictions,
+)
 
 if TYPE_CHECKING:
     from dermkit.data.cache.pixels import PixelCache
     from dermkit.prediction.predictor import Predictor
 
-Cells = tuple[object, ...]
+RowValues = tuple[object, ...]
 
 
-def score_sides(
+def score_splits(
     folder: Path,
     dataset: Dataset,
-    sides: pd.DataFrame,
-    wanted: Sequence[str],
+    split_table: pd.DataFrame,
+    split_names: Sequence[str],
     *,
     predictor: "Predictor",
     pixels: "PixelCache",
     seed: int,
     fold: int,
-    watch: Watch,
-    keep: Sequence[str] = (),
+    progress: Progress,
+    retained_splits: Sequence[str] = (),
 ) -> None:
-    """Score the images of the `wanted` sides, from the saved model, in float32, and by the rule of colour.
+    """Score the images of the `split_names` sides, from the saved model, in float32, and by the rule of colour.
 
     sides: image_id, split of the whole run, training images too: the rule of colour learns from these. fold: -1 for
     none. keep: sides whose rows in the folder's tables stay as they are.
     """
-    chosen = sides[sides["split"].isin(list(wanted))]
-    rows = [pixels.index[name] for name in chosen["image_id"]]
-    names = predictor.class_names
+    scored_rows = split_table[split_table["split"].isin(list(split_names))]
+    pixel_rows = [pixels.index[row_id] for row_id in scored_rows["image_id"]]
+    class_names = predictor.class_names
     probabilities = predictor.score_pixels(
-        pixels.pixels, rows, on_progress=lambda done, total: watch.step("scoring", done, total)
+        pixels.pixels, pixel_rows, on_progress=lambda count, total: progress.step("scoring", count, total)
     )
     manifest = dataset.manifest.set_index("image_id")
-    labels = pd.Index(names).get_indexer(pd.Index(manifest.loc[list(pixels.index), "label"])).astype(np.int64)
-    train = [pixels.index[name] for name in sides.loc[sides["split"] == "train", "image_id"]]
-    dumb = colour_rule(
-        pixels.pixels, labels, train=np.array(train, dtype=np.int64), score=np.array(rows, dtype=np.int64),
-        n_classes=len(names),
-    )  # fmt: skip
-    about = manifest.loc[chosen["image_id"]]
-    origin: list[Cells] = [
-        (image_id, path, label, side, "" if fold < 0 else fold, seed)
-        for image_id, path, label, side in zip(
-            chosen["image_id"], about["path"], about["label"], chosen["split"], strict=True
+    labels = (
+        pd.Index(class_names).get_indexer(pd.Index(manifest.loc[list(pixels.index), "label"])).astype(np.int64)
+    )
+    train_rows = [pixels.index[row_id] for row_id in split_table.loc[split_table["split"] == "train", "image_id"]]
+    colour_probabilities = predict_by_colour(
+        pixels.pixels,
+        labels,
+        train_rows=np.array(train_rows, dtype=np.int64),
+        score_rows=np.array(pixel_rows, dtype=np.int64),
+        n_classes=len(class_names),
+    )
+    manifest_rows = manifest.loc[scored_rows["image_id"]]
+    row_starts: list[RowValues] = [
+        (image_id, path, label, split_name, "" if fold < 0 else fold, seed)
+        for image_id, path, label, split_name in zip(
+            scored_rows["image_id"],
+            manifest_rows["path"],
+            manifest_rows["label"],
+            scored_rows["split"],
+            strict=True,
         )
     ]
-    _write(folder / "predictions.csv", names, origin, probabilities, keep)
-    _write(folder / "colour_rule.csv", names, origin, dumb, keep)
-    ids = sides.loc[sides["split"].isin([*wanted, *keep]), "image_id"]
-    write_groups(folder / "groups.csv", dataset.manifest["image_id"], split_groups(dataset.manifest), ids)
+    _write_predictions(folder / "predictions.csv", class_names, row_starts, probabilities, retained_splits)
+    _write_predictions(folder / "colour_rule.csv", class_names, row_starts, colour_probabilities, retained_splits)
+    ids = split_table.loc[split_table["split"].isin([*split_names, *retained_splits]), "image_id"]
+    write_groups(folder / "groups.csv", dataset.manifest["image_id"], leakage_groups(dataset.manifest), ids)
     write_attributes(folder / "attributes.csv", dataset.manifest, ids)
 
 
-def _write(
-    path: Path, names: Sequence[str], origin: Sequence[Cells], p: NDArray[np.float64], keep: Sequence[str]
+def _write_predictions(
+    path: Path,
+    class_names: Sequence[str],
+    row_starts: Sequence[RowValues],
+    p: NDArray[np.float64],
+    retained_splits: Sequence[str],
 ) -> None:
     """Write a predictions.csv in the order of image_id, with the rows of the sides that are kept."""
     rows = [
-        (*cells, names[int(row.argmax())], *map(float, row)) for cells, row in zip(origin, p, strict=True)
-    ] + _kept(path, names, keep)
-    write_predictions(path, names, sorted(rows, key=lambda row: str(row[0])) if keep else rows)
+        (*cells, class_names[int(row.argmax())], *map(float, row))
+        for cells, row in zip(row_starts, p, strict=True)
+    ] + _retained_rows(path, class_names, retained_splits)
+    write_predictions(path, class_names, sorted(rows, key=lambda row: str(row[0])) if retained_splits else rows)
 
 
-def _kept(path: Path, names: Sequence[str], keep: Sequence[str]) -> list[Cells]:
-    if not keep:
+def _retained_rows(path: Path, class_names: Sequence[str], retained_splits: Sequence[str]) -> list[RowValues]:
+    if not retained_splits:
         return []
-    columns = columns_of(names)
-    frame = read_table(path, *columns)
-    kept = frame.loc[frame["split"].isin(list(keep)), columns]
-    return [tuple(row) for row in kept.itertuples(index=False, name=None)]
+    columns = prediction_columns(class_names)
+    frame = read_run_csv(path, *columns)
+    rows = frame.loc[frame["split"].isin(list(retained_splits)), columns]
+    return [tuple(row) for row in rows.itertuples(index=False, name=None)]

@@ -7,28 +7,28 @@ from pathlib import Path
 from dermkit import __version__
 from dermkit.data.manifest import Dataset
 from dermkit.data.seal import (
-    Meeting,
     Opening,
+    PartialOverlap,
     Seal,
-    check_log,
-    check_looks,
+    check_opening_log,
+    check_sealed_unchanged,
     end_opening,
-    find_looks,
+    find_seals_of_images,
     log_opening,
-    now,
-    number_of,
+    opening_number,
     read_seals,
+    utc_now,
 )
 from dermkit.errors import DataError, UsageError
 from dermkit.files import sha256_file, write_json
-from dermkit.models.checksums import SUMS
-from dermkit.runs.reader import KEPT_SEAL, KEPT_SEAL_FORMAT, kept_seal
+from dermkit.models.checksums import CHECKSUM_FILE
+from dermkit.runs.reader import RUN_SEAL_FILE, RUN_SEAL_FORMAT, read_run_seal
 
-Logged = tuple[str, Opening]
+LoggedOpening = tuple[str, Opening]
 """A seal's name, and the opening that was logged in it."""
 
 
-def seals_of(dataset: Dataset) -> Path:
+def seal_folder(dataset: Dataset) -> Path:
     """Return the folder that a data set's seals lie in."""
     return dataset.folder / "splits"
 
@@ -36,40 +36,46 @@ def seals_of(dataset: Dataset) -> Path:
 # In the run's folder ----------------------------------------------------------------------------------------------
 
 
-def write_kept(run: Path, seal: Seal, *, opening: int | None, notes: Sequence[str] = ()) -> None:
+def write_run_seal(run: Path, seal: Seal, *, opening: int | None, notes: Sequence[str] = ()) -> None:
     """Write the run's own copy: reports are made from it alone. opening: which of its openings is this run's, from 1.
 
     notes: what a reader of the test figures should know of the opening.
     """
-    body = {**seal.facts(), "opening": opening, "notes": list(notes)}
-    write_json(run / KEPT_SEAL, body, format=KEPT_SEAL_FORMAT)
+    seal_json = {**seal.summary(), "opening": opening, "notes": list(notes)}
+    write_json(run / RUN_SEAL_FILE, seal_json, format=RUN_SEAL_FORMAT)
 
 
-def check_kept_log(run: Path, seal: Seal, path: Path) -> None:
+def check_run_seal(run: Path, seal: Seal, path: Path) -> None:
     """Refuse a seal that is not the run's own, or that lacks openings which the run knows of; raises `DataError`."""
-    kept = kept_seal(run)
-    if kept["sha256"] != seal.sha256:
+    run_seal = read_run_seal(run)
+    if run_seal["sha256"] != seal.sha256:
         raise DataError(
-            f"{run / KEPT_SEAL}: is of other sealed rows than {path}",
-            kept="nothing was scored",
+            f"{run / RUN_SEAL_FILE}: is of other sealed rows than {path}",
+            outcome="nothing was scored",
             remedy="restore the data set that the run was trained on, or train again",
         )
-    check_log(seal, kept["openings"], path)
+    check_opening_log(seal, run_seal["openings"], path)
 
 
 # Openings ---------------------------------------------------------------------------------------------------------
 
 
-def new_opening(model: Path, *, how: str, recipe: str, run: str, n: int) -> Opening:
+def new_opening(model: Path, *, command: str, recipe: str, run: str, n: int) -> Opening:
     """Return the entry of a model folder that is about to score n sealed images; no folder, no hash."""
-    sums = model / SUMS
+    checksum_file = model / CHECKSUM_FILE
     return Opening(
-        date=now(), how=how, recipe=recipe, run=run, model_sha256=sha256_file(sums) if sums.is_file() else "",
-        dermkit=__version__, commit=commit(), n=n,
-    )  # fmt: skip
+        date=utc_now(),
+        how=command,
+        recipe=recipe,
+        run=run,
+        model_sha256=sha256_file(checksum_file) if checksum_file.is_file() else "",
+        dermkit=__version__,
+        commit=git_commit(),
+        n=n,
+    )
 
 
-def commit() -> str:
+def git_commit() -> str:
     """Return the git commit of the checkout that this dermkit runs from, `-dirty` where it was changed; "" for none."""
     from dermkit import __file__ as package_file
 
@@ -77,64 +83,73 @@ def commit() -> str:
     # An installed dermkit may lie inside somebody else's repository, whose commit says nothing about it.
     if not (root / ".git").exists() or not (root / "src" / "dermkit").is_dir():
         return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    git_command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)  # noqa: S603
+        process = subprocess.run(git_command, capture_output=True, text=True, check=False, timeout=30)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return process.stdout.strip() if process.returncode == 0 else ""
 
 
-def log_meetings(
-    dataset: Dataset, meetings: Sequence[Meeting], *, model: Path, recipe: str, run: str, split: str
-) -> list[Logged]:
+def log_overlap_openings(
+    dataset: Dataset, overlaps: Sequence[PartialOverlap], *, model: Path, recipe: str, run: str, split: str
+) -> list[LoggedOpening]:
     """Log that a run is about to score sealed images of other splits on the test side of its own."""
-    met = [(item.seal.name, item.counts["test"]) for item in meetings if item.counts["test"]]
+    seal_counts = [(overlap.seal.name, overlap.counts["test"]) for overlap in overlaps if overlap.counts["test"]]
     return [
-        _log(dataset, name, new_opening(model, how=f"split {split}", recipe=recipe, run=run, n=n))
-        for name, n in met
+        _log_opening(dataset, name, new_opening(model, command=f"split {split}", recipe=recipe, run=run, n=n))
+        for name, n in seal_counts
     ]
 
 
-def log_looks(
-    dataset: Dataset, image_ids: Iterable[str], *, allowed: bool, model: Path, how: str, recipe: str, run: str
-) -> list[Logged]:
+def log_openings(
+    dataset: Dataset,
+    image_ids: Iterable[str],
+    *,
+    is_allowed: bool,
+    model: Path,
+    command: str,
+    recipe: str,
+    run: str,
+) -> list[LoggedOpening]:
     """Log that images of a data set are about to be evaluated, in every seal that they are of.
 
     Copies count: an image is of a seal by its id or its pixels. Raises `UsageError` where some are sealed and that is
-    not `allowed`, `DataError` where label or pixels of one are not those that were sealed.
+    not `is_allowed`, `DataError` where label or pixels of one are not those that were sealed.
     """
-    found = find_looks(seals_of(dataset), dataset.manifest, image_ids)
-    if found and not allowed:
-        listed = "; ".join(f"{len(rows)} of split {seal.name}, sealed {seal.date[:10]}" for seal, rows in found)
+    sealed_rows = find_seals_of_images(seal_folder(dataset), dataset.manifest, image_ids)
+    if sealed_rows and not is_allowed:
+        seal_list = "; ".join(
+            f"{len(rows)} of split {seal.name}, sealed {seal.date[:10]}" for seal, rows in sealed_rows
+        )
         raise UsageError(
-            f"{dataset.folder}: holds sealed test images ({listed}), and this would evaluate them",
-            kept="nothing was scored",
+            f"{dataset.folder}: holds sealed test images ({seal_list}), and this would evaluate them",
+            outcome="nothing was scored",
             remedy=f"add `--open-test {dataset.folder}`; the opening is logged and counted (docs/seal.md)",
         )
-    check_looks(seals_of(dataset), dataset.manifest, found)
+    check_sealed_unchanged(seal_folder(dataset), dataset.manifest, sealed_rows)
     return [
-        _log(dataset, seal.name, new_opening(model, how=how, recipe=recipe, run=run, n=len(rows)))
-        for seal, rows in found
+        _log_opening(dataset, seal.name, new_opening(model, command=command, recipe=recipe, run=run, n=len(rows)))
+        for seal, rows in sealed_rows
     ]
 
 
-def _log(dataset: Dataset, name: str, opening: Opening) -> Logged:
-    log_opening(seals_of(dataset), name, opening)
+def _log_opening(dataset: Dataset, name: str, opening: Opening) -> LoggedOpening:
+    log_opening(seal_folder(dataset), name, opening)
     return name, opening
 
 
-def end_openings(dataset: Dataset, logged: Iterable[Logged]) -> None:
+def end_openings(dataset: Dataset, openings: Iterable[LoggedOpening]) -> None:
     """Note that the scoring came to its end."""
-    for name, opening in logged:
-        end_opening(seals_of(dataset), name, opening)
+    for name, opening in openings:
+        end_opening(seal_folder(dataset), name, opening)
 
 
-def looks_in_words(dataset: Dataset, logged: Iterable[Logged]) -> list[str]:
+def describe_openings(dataset: Dataset, openings: Iterable[LoggedOpening]) -> list[str]:
     """Return for each opening which one it is, for the warnings of the report."""
-    seals = {seal.name: seal for seal in read_seals(seals_of(dataset))}
+    seals = {seal.name: seal for seal in read_seals(seal_folder(dataset))}
     return [
         f"{opening.n} of these images are of the sealed test side of split {name} ({len(seals[name].rows)} images): "
-        f"this is opening {number_of(seals[name], opening)} of it."
-        for name, opening in logged
+        f"this is opening {opening_number(seals[name], opening)} of it."
+        for name, opening in openings
     ]

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from dermkit.metrics.classification import calibration, probabilistic, roc
-from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats.arrays import Floats
-from dermkit.metrics.stats.estimate import in_words
+from dermkit.metrics.stats.estimate import humanise
 
-Rows = list[list[object]]
+CsvRows = list[list[object]]
 
 REPORT_COLUMNS = ("precision", "recall", "f1", "specificity", "auroc", "average_precision")
 REPORT_HEADER = ("class", "n", *(f"{c}{end}" for c in REPORT_COLUMNS for end in ("", "_low", "_high")))
@@ -21,100 +21,104 @@ NET_BENEFIT_HEADER = (
     "calibrated_false_alarms", "call_all", "call_none",
 )  # fmt: skip
 CONFUSIONS_HEADER = ("label", "predicted", "n", "share_of_label", "mean_confidence")
-MALIGNANT = "malignant classes"
+MALIGNANT_ROW = "malignant classes"
 """The binary view's name in tables: all malignant classes against the rest."""
 
 
-def confusion_rows(body: Mapping[str, Any], classes: Sequence[str]) -> Rows:
+def confusion_rows(split_metrics: Mapping[str, Any], classes: Sequence[str]) -> CsvRows:
     """Return one row per true class: its name, then the counts per predicted class."""
-    return [[name, *row] for name, row in zip(classes, body["confusion_matrix"], strict=True)]
+    return [[name, *row] for name, row in zip(classes, split_metrics["confusion_matrix"], strict=True)]
 
 
-def confusions(scored: Scored) -> Rows:
+def confusion_pair_rows(scored_set: ScoredSet) -> CsvRows:
     """Return which class is taken for which, most frequent first: `CONFUSIONS_HEADER`; right answers left out."""
-    k = len(scored.classes)
-    cells = scored.true * k + scored.predicted
+    k = len(scored_set.classes)
+    cells = scored_set.y_true * k + scored_set.y_pred
     n = np.bincount(cells, minlength=k * k)
-    confidence = np.bincount(cells, weights=scored.confidence, minlength=k * k)
-    of_label = n.reshape(k, k).sum(axis=1)
-    wrong = [cell for cell in np.argsort(-n, kind="stable").tolist() if n[cell] and cell // k != cell % k]
+    confidence = np.bincount(cells, weights=scored_set.confidence, minlength=k * k)
+    n_of_label = n.reshape(k, k).sum(axis=1)
+    error_cells = [cell for cell in np.argsort(-n, kind="stable").tolist() if n[cell] and cell // k != cell % k]
     return [
         [
-            scored.classes[cell // k], scored.classes[cell % k], int(n[cell]),
-            float(n[cell] / of_label[cell // k]), float(confidence[cell] / n[cell]),
+            scored_set.classes[cell // k], scored_set.classes[cell % k], int(n[cell]),
+            float(n[cell] / n_of_label[cell // k]), float(confidence[cell] / n[cell]),
         ]
-        for cell in wrong
+        for cell in error_cells
     ]  # fmt: skip
 
 
-def roc_rows(scored: Scored) -> Rows:
+def roc_rows(scored_set: ScoredSet) -> CsvRows:
     """Return the ROC curves of each class and of the malignant classes; a curve that does not exist has no rows."""
-    views = [(name, scored.probabilities[:, i], scored.true == i) for i, name in enumerate(scored.classes)]
-    if scored.has_binary_view:
-        score = scored.probabilities[:, scored.malignant].sum(axis=1)
-        views.append((MALIGNANT, score, scored.malignant[scored.true]))
-    rows: Rows = []
-    for name, score, positive in views:
+    one_vs_rest_views = [
+        (name, scored_set.probabilities[:, i], scored_set.y_true == i) for i, name in enumerate(scored_set.classes)
+    ]
+    if scored_set.has_both_sides:
+        score = scored_set.probabilities[:, scored_set.malignant_classes].sum(axis=1)
+        one_vs_rest_views.append((MALIGNANT_ROW, score, scored_set.malignant_classes[scored_set.y_true]))
+    rows: CsvRows = []
+    for name, score, positive in one_vs_rest_views:
         if positive.any() and not positive.all():
             curve = roc.roc_curve(score, positive)
-            points = zip(curve.fpr.tolist(), curve.tpr.tolist(), curve.threshold.tolist(), strict=True)
+            points = zip(curve.fpr.tolist(), curve.tpr.tolist(), curve.thresholds.tolist(), strict=True)
             rows += [[name, *point] for point in points]
     return rows
 
 
-def calibration_rows(scored: Scored) -> Rows:
+def calibration_rows(scored_set: ScoredSet) -> CsvRows:
     """Return per confidence bin: n, mean confidence, accuracy (both empty where the bin is)."""
-    bins = probabilistic.calibration_bins(scored.confidence, scored.true == scored.predicted)
-    columns = zip(bins.n.tolist(), bins.confidence.tolist(), bins.correct.tolist(), strict=True)
+    bins = probabilistic.calibration_bins(scored_set.confidence, scored_set.y_true == scored_set.y_pred)
+    columns = zip(bins.n.tolist(), bins.confidence_sum.tolist(), bins.n_correct.tolist(), strict=True)
     return [
         [i, int(n), confidence / n if n else "", correct / n if n else ""]
         for i, (n, confidence, correct) in enumerate(columns)
     ]
 
 
-def net_benefit_rows(scored: Scored, settled: Scored | None) -> Rows:
+def net_benefit_rows(scored_set: ScoredSet, calibrated_set: ScoredSet | None) -> CsvRows:
     """Return the decision curve, `NET_BENEFIT_HEADER`, at thresholds 0.01 to 0.99; none without two sides.
 
     settled: the same images with calibrated probabilities; without it, its columns are empty.
     """
-    positive = scored.is_malignant
-    if not scored.has_binary_view or positive.all() or not positive.any():
+    positive = scored_set.is_malignant
+    if not scored_set.has_both_sides or positive.all() or not positive.any():
         return []
     thresholds = np.arange(1, 100) / 100
-    n, malignant = len(positive), int(positive.sum())
-    views = [
-        _benefit(scored, thresholds),
-        [["", "", ""]] * 99 if settled is None else _benefit(settled, thresholds),
+    n, n_malignant = len(positive), int(positive.sum())
+    cells_by_model = [
+        _benefit_cells(scored_set, thresholds),
+        [["", "", ""]] * 99 if calibrated_set is None else _benefit_cells(calibrated_set, thresholds),
     ]
-    everyone = calibration.benefit_of_all(malignant / n, thresholds).tolist()
+    call_all_benefit = calibration.net_benefit_call_all(n_malignant / n, thresholds).tolist()
     return [
-        [at, n, malignant, *plain, *calibrated, of_all, 0.0]
-        for at, plain, calibrated, of_all in zip(thresholds.tolist(), *views, everyone, strict=True)
+        [threshold, n, n_malignant, *uncalibrated_cells, *calibrated_cells, call_all, 0.0]
+        for threshold, uncalibrated_cells, calibrated_cells, call_all in zip(
+            thresholds.tolist(), *cells_by_model, call_all_benefit, strict=True
+        )
     ]
 
 
-def _benefit(scored: Scored, thresholds: Floats) -> Rows:
+def _benefit_cells(scored_set: ScoredSet, thresholds: Floats) -> CsvRows:
     """Return net benefit, malignant images called and others called, per threshold."""
-    positive = scored.is_malignant
-    called = scored.p_malignant[:, None] >= thresholds
-    benefit = calibration.net_benefit(scored.p_malignant, positive, thresholds)
-    columns = (benefit, called[positive].sum(axis=0), called[~positive].sum(axis=0))
+    positive = scored_set.is_malignant
+    is_called = scored_set.p_malignant[:, None] >= thresholds
+    benefit = calibration.net_benefit(scored_set.p_malignant, positive, thresholds)
+    columns = (benefit, is_called[positive].sum(axis=0), is_called[~positive].sum(axis=0))
     return [list(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def report_rows(body: Mapping[str, Any]) -> Rows:
+def report_rows(split_metrics: Mapping[str, Any]) -> CsvRows:
     """Return the classification report: a row per class, then the malignant classes and both macro means."""
-    metrics, rows = body["metrics"], []
-    for name, figures in body["per_class"].items():
-        rows.append([name, figures["n"], *_cells(figures, "")])
+    metrics, rows = split_metrics["metrics"], []
+    for name, figures in split_metrics["per_class"].items():
+        rows.append([name, figures["n"], *_report_cells(figures, "")])
     positives = metrics["sensitivity"]["n"]
-    rows.append([MALIGNANT, positives, *_cells(metrics, "")])
-    rows.append(["macro", body["n"], *_cells(metrics, "_macro")])
-    rows.append(["macro of the classes present", body["n"], *_cells(metrics, "_macro_present")])
+    rows.append([MALIGNANT_ROW, positives, *_report_cells(metrics, "")])
+    rows.append(["macro", split_metrics["n"], *_report_cells(metrics, "_macro")])
+    rows.append(["macro of the classes present", split_metrics["n"], *_report_cells(metrics, "_macro_present")])
     return rows
 
 
-def _cells(figures: Mapping[str, Any], suffix: str) -> list[object]:
+def _report_cells(figures: Mapping[str, Any], suffix: str) -> list[object]:
     cells: list[object] = []
     for name in REPORT_COLUMNS:
         estimate = figures[name + suffix]
@@ -123,25 +127,31 @@ def _cells(figures: Mapping[str, Any], suffix: str) -> list[object]:
     return cells
 
 
-def report_text(body: Mapping[str, Any]) -> str:
+def report_text(split_metrics: Mapping[str, Any]) -> str:
     """Return the classification report for people: value and 95 % interval, `-` where undefined."""
-    rows = report_rows(body)
+    rows = report_rows(split_metrics)
     width = max(len(str(row[0])) for row in rows)
     header = f"{'':{width}}  {'n':>6}  " + "  ".join(f"{name:>18}" for name in REPORT_COLUMNS)
     lines = [header]
     for row in rows:
-        cells = [_cell(*row[2 + 3 * i : 5 + 3 * i]) for i in range(len(REPORT_COLUMNS))]
+        cells = [_cell_text(*row[2 + 3 * i : 5 + 3 * i]) for i in range(len(REPORT_COLUMNS))]
         lines.append(f"{row[0]!s:{width}}  {row[1]!s:>6}  " + "  ".join(f"{cell:>18}" for cell in cells))
     for name in ("accuracy", "balanced_accuracy", "loss", "brier", "ece"):
-        estimate = body["metrics"][name]
+        estimate = split_metrics["metrics"][name]
         low, high = estimate["ci95"] or ("", "")
         value = "" if estimate["value"] is None else estimate["value"]
-        lines.append(f"{name:{width}}  {estimate['n']:>6}  {_cell(value, low, high):>18}")
-    undefined = sorted({in_words(item["reason"]) for item in body["metrics"].values() if item.get("reason")})
-    return "\n".join([*lines, "", *undefined]) + "\n"
+        lines.append(f"{name:{width}}  {estimate['n']:>6}  {_cell_text(value, low, high):>18}")
+    undefined_reasons = sorted(
+        {
+            humanise(estimate_dict["reason"])
+            for estimate_dict in split_metrics["metrics"].values()
+            if estimate_dict.get("reason")
+        }
+    )
+    return "\n".join([*lines, "", *undefined_reasons]) + "\n"
 
 
-def _cell(value: object, low: object, high: object) -> str:
+def _cell_text(value: object, low: object, high: object) -> str:
     if value == "":
         return "-"
     return f"{value:.3f}" + (f" {low:.3f}-{high:.3f}" if low != "" else "")

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from dermkit.errors import ImageRefused, Refusal
+from dermkit.errors import ImageRejected, RejectionReason
 from dermkit.images.headers import (
     ALLOWED_FORMATS,
     IMAGE_SUFFIXES,
@@ -27,11 +27,11 @@ from dermkit.images.headers import (
     MAX_PIXELS,
     MAX_SIDE,
     MIN_SIDE,
-    Header,
-    Refused,
+    HeaderRejected,
+    ImageHeader,
 )
-from dermkit.images.headers import read_header as _read_header
-from dermkit.images.preprocess import ImageRows, Pixels, Preprocessing, normalise, resize_pixels
+from dermkit.images.headers import read_image_header as _read_header
+from dermkit.images.preprocess import PixelArray, Preprocessing, RgbPixels, normalise, resize_pixels
 
 __all__ = [
     "ALLOWED_FORMATS",
@@ -40,8 +40,8 @@ __all__ = [
     "MAX_PIXELS",
     "MAX_SIDE",
     "MIN_SIDE",
-    "ImageRows",
     "LesionImage",
+    "PixelArray",
     "Preprocessing",
     "normalise",
     "open_image",
@@ -60,7 +60,7 @@ class LesionImage:
     pixel_sha256: of width, height and pixels. file_sha256: of the file's bytes.
     """
 
-    pixels: Pixels
+    pixels: RgbPixels
     notes: tuple[str, ...]
     format: str
     pixel_sha256: str
@@ -75,45 +75,45 @@ def open_image(source: Path | bytes, *, name: str = "") -> LesionImage:
     """
     name = name or (str(source) if isinstance(source, Path) else "image")
     try:
-        data = _read(source) if isinstance(source, Path) else source
+        data = _read_file(source) if isinstance(source, Path) else source
         header = _read_header(data)
         image, notes = _decode(header)
         pixels = np.array(image)
-    except Refused as refused:
-        raise ImageRefused(name, refused.reason, refused.detail) from None
+    except HeaderRejected as rejection:
+        raise ImageRejected(name, rejection.reason, rejection.detail) from None
     except Exception as error:  # decoders raise anything: SyntaxError, TypeError, struct.error, MemoryError
-        raise ImageRefused(name, _reason(error), _one_line(error)) from error
+        raise ImageRejected(name, _rejection_reason(error), _error_summary(error)) from error
     return LesionImage(pixels, notes, header.format, _pixel_sha256(pixels), hashlib.sha256(data).hexdigest())
 
 
-def _read(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         # Opening a pipe would wait for its writer: only a regular file is opened.
         if not stat.S_ISREG(path.stat().st_mode):
-            raise Refused(Refusal.UNREADABLE, "not a file")
+            raise HeaderRejected(RejectionReason.UNREADABLE, "not a file")
         with path.open("rb") as stream:
             return stream.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise Refused(Refusal.MISSING, "no such file") from None
+        raise HeaderRejected(RejectionReason.MISSING, "no such file") from None
     except (OSError, ValueError) as error:
-        raise Refused(Refusal.UNREADABLE, _one_line(error)) from None
+        raise HeaderRejected(RejectionReason.UNREADABLE, _error_summary(error)) from None
 
 
-def _reason(error: Exception) -> Refusal:
+def _rejection_reason(error: Exception) -> RejectionReason:
     if isinstance(error, MemoryError | Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return Refusal.TOO_LARGE
+        return RejectionReason.TOO_LARGE
     if isinstance(error, EOFError) or (isinstance(error, OSError) and "truncated" in str(error).lower()):
-        return Refusal.TRUNCATED
-    return Refusal.BROKEN
+        return RejectionReason.TRUNCATED
+    return RejectionReason.BROKEN
 
 
-def _one_line(error: Exception) -> str:
+def _error_summary(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _pixel_sha256(pixels: Pixels) -> str:
+def _pixel_sha256(pixels: RgbPixels) -> str:
     digest = hashlib.sha256(struct.pack("<II", pixels.shape[1], pixels.shape[0]))
     digest.update(pixels.data)
     return digest.hexdigest()
@@ -125,7 +125,7 @@ def _pixel_sha256(pixels: Pixels) -> str:
 _DECODERS: MappingProxyType[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = MappingProxyType(
     {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile, "BMP": BmpImageFile, "TIFF": TiffImageFile}
 )
-_TURNS = MappingProxyType(
+_ORIENTATION_TRANSPOSE = MappingProxyType(
     {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -138,79 +138,88 @@ _TURNS = MappingProxyType(
 )
 
 
-def _decode(header: Header) -> tuple[Image.Image, tuple[str, ...]]:
-    stored = _DECODERS[header.format](io.BytesIO(header.data))
-    if stored.size != (header.width, header.height):
-        raise Refused(Refusal.BROKEN, f"two sizes: {header.width} x {header.height} and {stored.size}")
-    stored.load()
+def _decode(header: ImageHeader) -> tuple[Image.Image, tuple[str, ...]]:
+    raw_image = _DECODERS[header.format](io.BytesIO(header.data))
+    if raw_image.size != (header.width, header.height):
+        raise HeaderRejected(
+            RejectionReason.BROKEN, f"two sizes: {header.width} x {header.height} and {raw_image.size}"
+        )
+    raw_image.load()
     notes = list(header.notes)
-    profile = stored.info.get("icc_profile")
-    alpha = _alpha(stored, header)
-    colour, note = _to_srgb(_eight_bits(stored, header, notes), profile)
+    profile = raw_image.info.get("icc_profile")
+    alpha = _opacity(raw_image, header)
+    colour, note = _to_srgb(_to_8_bit(raw_image, header, notes), profile)
     notes += [note] if note else []
     if alpha is not None and alpha.getextrema() != (255, 255):
-        white = Image.new("RGB", colour.size, "white")
-        white.paste(colour, mask=alpha)
-        colour = white
+        background = Image.new("RGB", colour.size, "white")
+        background.paste(colour, mask=alpha)
+        colour = background
         notes.append("alpha composited on white")
     if header.orientation != 1:
-        colour = colour.transpose(_TURNS[header.orientation])
+        colour = colour.transpose(_ORIENTATION_TRANSPOSE[header.orientation])
         notes.append("EXIF orientation applied")
     return colour, tuple(notes)
 
 
-def _alpha(stored: Image.Image, header: Header) -> Image.Image | None:
+def _opacity(raw_image: Image.Image, header: ImageHeader) -> Image.Image | None:
     """Return the opacity as an L image: a channel, a palette's table, or one colour that means transparent."""
-    if stored.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        return stored.getchannel("A" if stored.mode[-1] == "A" else "a")
-    clear = stored.info.get("transparency")
-    if clear is None:
+    if raw_image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return raw_image.getchannel("A" if raw_image.mode[-1] == "A" else "a")
+    transparent_colour = raw_image.info.get("transparency")
+    if transparent_colour is None:
         return None
-    if stored.mode == "P":
-        return stored.convert("RGBA").getchannel("A")
-    del stored.info["transparency"]  # or every later conversion would apply it in its own way
-    if stored.mode == "RGB" and header.bits == 16:
-        raise Refused(Refusal.UNDEFINED_PIXELS, "a 16-bit transparent colour, of which 8 bits were read")
-    if stored.mode == "L":
-        clear *= 255 // (2**header.bits - 1)  # 2 and 4 bits a pixel were spread to 8, the clear value was not
-    values = np.asarray(stored.convert("L") if stored.mode == "1" else stored)
-    is_clear = values == np.asarray(clear)
-    is_clear = is_clear.all(axis=-1) if is_clear.ndim == 3 else is_clear
-    return Image.fromarray(np.where(is_clear, 0, 255).astype(np.uint8))
+    if raw_image.mode == "P":
+        return raw_image.convert("RGBA").getchannel("A")
+    del raw_image.info["transparency"]  # or every later conversion would apply it in its own way
+    if raw_image.mode == "RGB" and header.bits == 16:
+        raise HeaderRejected(
+            RejectionReason.UNDEFINED_PIXELS, "a 16-bit transparent colour, of which 8 bits were read"
+        )
+    if raw_image.mode == "L":
+        transparent_colour *= 255 // (
+            2**header.bits - 1
+        )  # 2 and 4 bits a pixel were spread to 8, the clear value was not
+    values = np.asarray(raw_image.convert("L") if raw_image.mode == "1" else raw_image)
+    is_transparent = values == np.asarray(transparent_colour)
+    is_transparent = is_transparent.all(axis=-1) if is_transparent.ndim == 3 else is_transparent
+    return Image.fromarray(np.where(is_transparent, 0, 255).astype(np.uint8))
 
 
-def _eight_bits(stored: Image.Image, header: Header, notes: list[str]) -> Image.Image:
+def _to_8_bit(raw_image: Image.Image, header: ImageHeader, notes: list[str]) -> Image.Image:
     """Return the colours as L, RGB or CMYK without alpha; raises `Refused` where a mode defines none."""
-    mode = stored.mode
+    mode = raw_image.mode
     if mode in ("L", "RGB", "CMYK"):
-        return stored
+        return raw_image
     if mode in ("1", "LA"):
-        return stored.convert("L")
+        return raw_image.convert("L")
     if mode == "La":
-        return stored.convert("LA").convert("L")
+        return raw_image.convert("LA").convert("L")
     if mode in ("P", "PA", "RGBa"):
         # By way of RGBA: a palette with a table of opacities warns on the direct way.
-        return stored.convert("RGBA").convert("RGB")
+        return raw_image.convert("RGBA").convert("RGB")
     if mode in ("RGBA", "RGBX", "YCbCr"):
-        return stored.convert("RGB")
+        return raw_image.convert("RGB")
     if mode.startswith("I") or mode == "F":
-        return Image.fromarray(_scaled_grey(np.asarray(stored), header, notes))
-    raise Refused(Refusal.UNDEFINED_PIXELS, f"colours of mode {mode}")
+        return Image.fromarray(_scale_grey(np.asarray(raw_image), header, notes))
+    raise HeaderRejected(RejectionReason.UNDEFINED_PIXELS, f"colours of mode {mode}")
 
 
-def _scaled_grey(values: NDArray[np.generic], header: Header, notes: list[str]) -> Pixels:
+def _scale_grey(values: NDArray[np.generic], header: ImageHeader, notes: list[str]) -> RgbPixels:
     """Scale grey of more than 8 bits, never clip it. 16 bits keep the high byte, as decoders do for colour."""
     if values.dtype.kind == "f":
         low, high = float(values.min()), float(values.max())  # NaN fails the comparison below
         if not 0.0 <= low <= high <= 1.0:
-            raise Refused(Refusal.UNDEFINED_PIXELS, f"fractions from {low:g} to {high:g}; only 0 to 1 is defined")
+            raise HeaderRejected(
+                RejectionReason.UNDEFINED_PIXELS, f"fractions from {low:g} to {high:g}; only 0 to 1 is defined"
+            )
         notes.append("fractions 0 to 1 scaled to 8 bits")
         grey = np.rint(values.astype(np.float64) * 255).astype(np.uint8)
     else:
         low, high = int(values.min()), int(values.max())
         if values.dtype.itemsize > 2 and not (header.bits > 16 and low >= 0 and 255 < high < 65536):
-            raise Refused(
-                Refusal.UNDEFINED_PIXELS, f"{header.bits}-bit integers from {low} to {high}, of unknown range"
+            raise HeaderRejected(
+                RejectionReason.UNDEFINED_PIXELS,
+                f"{header.bits}-bit integers from {low} to {high}, of unknown range",
             )
         bits = min(header.bits, 16)
         notes.append(f"{bits}-bit grey scaled to 8 bits")
@@ -229,27 +238,27 @@ def _to_srgb(image: Image.Image, profile: object) -> tuple[Image.Image, str]:
     try:
         if not isinstance(profile, bytes) or len(profile) > _MAX_PROFILE_BYTES:
             raise ValueError("no profile, or too large")
-        space = profile[16:20]
-        if image.mode == "L" and space == b"RGB ":
+        colour_space = profile[16:20]
+        if image.mode == "L" and colour_space == b"RGB ":
             image = image.convert("RGB")
-        transform = _transform(profile, image.mode)
+        transform = _srgb_transform(profile, image.mode)
         if transform is None:
             return image.convert("RGB"), ""
         return transform.apply(image), "ICC profile converted to sRGB"
     except Exception as error:  # noqa: BLE001  lcms reports its failures in many ways; none loses the image
-        return image.convert("RGB"), f"ICC profile ignored: broken ({_one_line(error)})"
+        return image.convert("RGB"), f"ICC profile ignored: broken ({_error_summary(error)})"
 
 
 @lru_cache(maxsize=16)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Return the way from a profile to sRGB, or None where it changes nothing; raises where it cannot be used.
 
     Judged by what it does to the colours, not by its name. NOCACHE: one transform serves many threads.
     """
-    spaces = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}
+    space_of_mode = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}
     if profile[36:40] != b"acsp" or profile[12:16] not in (b"mntr", b"scnr", b"prtr", b"spac"):
         raise ValueError("not a profile of a device or colour space")
-    if profile[16:20] != spaces[mode]:
+    if profile[16:20] != space_of_mode[mode]:
         raise ValueError(f"a profile of {profile[16:20].decode('ascii', 'replace').strip()} on {mode} pixels")
     transform = ImageCms.buildTransform(
         ImageCms.ImageCmsProfile(io.BytesIO(profile)),
@@ -260,12 +269,12 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     )
     if mode == "CMYK":
         return transform
-    steps = np.arange(0, 256, 15, dtype=np.uint8)
-    cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
-    probe = Image.fromarray(cube if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
-    before = np.asarray(probe.convert("RGB")).astype(int)
-    after = np.asarray(transform.apply(probe)).astype(int)
-    return None if np.abs(before - after).max() <= _SRGB_TOLERANCE else transform
+    levels = np.arange(0, 256, 15, dtype=np.uint8)
+    colour_grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+    probe_image = Image.fromarray(colour_grid if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
+    source_colours = np.asarray(probe_image.convert("RGB")).astype(int)
+    converted_colours = np.asarray(transform.apply(probe_image)).astype(int)
+    return None if np.abs(source_colours - converted_colours).max() <= _SRGB_TOLERANCE else transform
 
 
 # Preprocessing ---------------------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
 
-from dermkit.errors import Refusal
+from dermkit.errors import RejectionReason
 
 MAX_PIXELS = 64_000_000
 """Above the cameras that photograph skin (61 megapixels); decoding peaks at 0.6 GB (JPEG) to 1.3 GB (WebP)."""
-FREE_PIXELS = 16_000_000
-PIXELS_PER_BYTE = 256
+UNCHECKED_PIXELS = 16_000_000
+MAX_PIXELS_PER_BYTE = 256
 """Above 16 megapixels a file must hold a byte for 256 pixels: photographs hold 20 times that, 64 flat megapixels
 in a 2.5 KB WebP cost 1.3 GB."""
 MAX_SIDE = 16_384
@@ -25,23 +25,23 @@ MIN_SIDE = 8
 """Below 8 pixels there is no lesion to see: tracking pixels and broken exports."""
 MAX_FILE_BYTES = 256 * 1024**2
 """64 megapixels of uncompressed 8-bit colour take 192 MB."""
-MAX_PARTS = 100_000
+MAX_SEGMENTS = 100_000
 """Segments or chunks walked in one file; a 256 MB PNG of 4 KB chunks has 65,000."""
 MAX_SCANS = 64
 """Scans of a progressive JPEG; encoders write about 10, and each empty one costs a pass over all pixels."""
 
 
-class Refused(Exception):
+class HeaderRejected(Exception):
     """A file is not let in; `open_image` gives it the file's name."""
 
-    def __init__(self, reason: Refusal, detail: str) -> None:
+    def __init__(self, reason: RejectionReason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
 
 
 @dataclass(frozen=True)
-class Header:
+class ImageHeader:
     """A file that passed every check that needs no decoder.
 
     width, height: as stored, before the orientation. data: what the decoder gets. orientation: EXIF, 1 to 8.
@@ -59,34 +59,45 @@ class Header:
     notes: tuple[str, ...] = ()
 
 
-def read_header(data: bytes) -> Header:
-    """Sniff the format and check size, frames and completeness; raises `Refused`."""
+def read_image_header(data: bytes) -> ImageHeader:
+    """Sniff the format and check size, frames and completeness; raises `HeaderRejected`."""
     if not data:
-        raise Refused(Refusal.EMPTY, "the file has no bytes")
+        raise HeaderRejected(RejectionReason.EMPTY, "the file has no bytes")
     if len(data) > MAX_FILE_BYTES:
-        raise Refused(Refusal.TOO_LARGE, f"more than {MAX_FILE_BYTES // 1024**2} MB")
-    name = next((name for name, matches in _SIGNATURES.items() if matches(data)), None)
-    if name is None:
-        foreign = next((kind for at, magic, kind in _FOREIGN if data.startswith(magic, at)), None)
-        if foreign:
-            raise Refused(Refusal.FORMAT_NOT_ALLOWED, f"{foreign}; allowed: {', '.join(sorted(_READERS))}")
-        raise Refused(Refusal.NOT_AN_IMAGE, "the bytes are of no image format")
+        raise HeaderRejected(RejectionReason.TOO_LARGE, f"more than {MAX_FILE_BYTES // 1024**2} MB")
+    format_name = next((format_name for format_name, matches in _SIGNATURES.items() if matches(data)), None)
+    if format_name is None:
+        foreign_name = next(
+            (
+                foreign_kind
+                for offset, magic, foreign_kind in _FOREIGN_SIGNATURES
+                if data.startswith(magic, offset)
+            ),
+            None,
+        )
+        if foreign_name:
+            raise HeaderRejected(
+                RejectionReason.FORMAT_NOT_ALLOWED, f"{foreign_name}; allowed: {', '.join(sorted(_READERS))}"
+            )
+        raise HeaderRejected(RejectionReason.NOT_AN_IMAGE, "the bytes are of no image format")
     try:
-        header = _READERS[name](data)
+        header = _READERS[format_name](data)
     except struct.error:
-        raise Refused(Refusal.TRUNCATED, f"the {name} header is cut short") from None
-    if header.width * header.height > max(FREE_PIXELS, PIXELS_PER_BYTE * len(data)):
-        raise Refused(Refusal.TOO_LARGE, f"{header.width} x {header.height} pixels claimed by {len(data):,} bytes")
+        raise HeaderRejected(RejectionReason.TRUNCATED, f"the {format_name} header is cut short") from None
+    if header.width * header.height > max(UNCHECKED_PIXELS, MAX_PIXELS_PER_BYTE * len(data)):
+        raise HeaderRejected(
+            RejectionReason.TOO_LARGE, f"{header.width} x {header.height} pixels claimed by {len(data):,} bytes"
+        )
     return header
 
 
 def _check_size(width: int, height: int) -> None:
     if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
-        raise Refused(
-            Refusal.TOO_LARGE, f"{width} x {height}; at most {MAX_SIDE} a side and {MAX_PIXELS:,} pixels"
+        raise HeaderRejected(
+            RejectionReason.TOO_LARGE, f"{width} x {height}; at most {MAX_SIDE} a side and {MAX_PIXELS:,} pixels"
         )
     if width < MIN_SIDE or height < MIN_SIDE:
-        raise Refused(Refusal.TOO_SMALL, f"{width} x {height}; at least {MIN_SIDE} a side")
+        raise HeaderRejected(RejectionReason.TOO_SMALL, f"{width} x {height}; at least {MIN_SIDE} a side")
 
 
 # JPEG ------------------------------------------------------------------------------------------------------------
@@ -96,27 +107,27 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SOS, _EOI, _APP0, _APP1, _APP2, _APP14, _APP15, _COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 
 
-def _jpeg(data: bytes) -> Header:
-    kept, size, bits, exif, position = [data[:2]], (0, 0), 8, b"", 2
+def _read_jpeg(data: bytes) -> ImageHeader:
+    pixel_segments, size, bits, exif, position = [data[:2]], (0, 0), 8, b"", 2
     notes: tuple[str, ...] = ()
-    for _ in range(MAX_PARTS):
-        found = _JPEG_MARKER.search(data, position)
-        if found is None:
-            raise Refused(Refusal.TRUNCATED, "ends before its pixels")
-        marker, start = data[found.end() - 1], found.end()
+    for _ in range(MAX_SEGMENTS):
+        match = _JPEG_MARKER.search(data, position)
+        if match is None:
+            raise HeaderRejected(RejectionReason.TRUNCATED, "ends before its pixels")
+        marker, start = data[match.end() - 1], match.end()
         if marker == _SOS:
-            body = _jpeg_scans(data, start - 2)
+            scan_data = _jpeg_scans(data, start - 2)
             _check_size(*size)
-            orientation, exif_notes = _exif(exif)
-            whole, notes = b"".join(kept) + body, notes + exif_notes
-            return Header("JPEG", *size, whole, orientation=orientation, bits=bits, notes=notes)
+            orientation, exif_notes = _read_orientation(exif)
+            decoder_data, notes = b"".join(pixel_segments) + scan_data, notes + exif_notes
+            return ImageHeader("JPEG", *size, decoder_data, orientation=orientation, bits=bits, notes=notes)
         (length,) = struct.unpack_from(">H", data, start)
         position = start + length
         segment = data[start:position]
         if marker == _EOI or length < 2:
-            raise Refused(Refusal.BROKEN, "a JPEG segment that cannot be")
+            raise HeaderRejected(RejectionReason.BROKEN, "a JPEG segment that cannot be")
         if len(segment) < length:
-            raise Refused(Refusal.TRUNCATED, "ends inside a JPEG segment")
+            raise HeaderRejected(RejectionReason.TRUNCATED, "ends inside a JPEG segment")
         if marker in _SOF:
             bits, height, width = struct.unpack_from(">BHH", segment, 2)
             size = (width, height)
@@ -125,12 +136,12 @@ def _jpeg(data: bytes) -> Header:
             exif = exif or segment[8:]
         if marker == _APP2 and segment.startswith(b"MPF\0", 2):
             notes = ("several pictures in one file (MPO): the first one used",)
-        if _decides_pixels(marker, segment):
-            kept += [b"\xff", data[start - 1 : start], segment]
-    raise Refused(Refusal.BROKEN, f"more than {MAX_PARTS:,} segments")
+        if _affects_pixels(marker, segment):
+            pixel_segments += [b"\xff", data[start - 1 : start], segment]
+    raise HeaderRejected(RejectionReason.BROKEN, f"more than {MAX_SEGMENTS:,} segments")
 
 
-def _decides_pixels(marker: int, segment: bytes) -> bool:
+def _affects_pixels(marker: int, segment: bytes) -> bool:
     """Tables, frame, colour transform and profile; not EXIF, XMP, previews or comments."""
     if _APP0 <= marker <= _APP15:
         return marker in (_APP0, _APP14) or segment.startswith(b"ICC_PROFILE\0", 2)
@@ -139,82 +150,86 @@ def _decides_pixels(marker: int, segment: bytes) -> bool:
 
 def _jpeg_scans(data: bytes, start: int) -> bytes:
     if data.rfind(b"\xff\xd9", start) < 0:
-        raise Refused(Refusal.TRUNCATED, "ends before the end marker")
+        raise HeaderRejected(RejectionReason.TRUNCATED, "ends before the end marker")
     if data.count(b"\xff\xda", start) > MAX_SCANS:
-        raise Refused(Refusal.BROKEN, f"more than {MAX_SCANS} scans")
+        raise HeaderRejected(RejectionReason.BROKEN, f"more than {MAX_SCANS} scans")
     return data[start:]
 
 
 # PNG -------------------------------------------------------------------------------------------------------------
 
-_PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"IDAT", b"IEND"})
+_PNG_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"IDAT", b"IEND"})
 
 
-def _png(data: bytes) -> Header:
-    kind, width, height, bits = struct.unpack_from(">4sIIB", data, 12)
-    if kind != b"IHDR":
-        raise Refused(Refusal.BROKEN, "does not begin with its header chunk")
+def _read_png(data: bytes) -> ImageHeader:
+    chunk_type, width, height, bits = struct.unpack_from(">4sIIB", data, 12)
+    if chunk_type != b"IHDR":
+        raise HeaderRejected(RejectionReason.BROKEN, "does not begin with its header chunk")
     _check_size(width, height)
     view, exif, position = memoryview(data), b"", 8
-    kept = [view[:8]]
-    for _ in range(MAX_PARTS):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 12 + length
-        if end > len(data):
-            raise Refused(Refusal.TRUNCATED, "ends inside a chunk")
-        if kind == b"acTL":
-            raise Refused(Refusal.ANIMATED, "an animated PNG")
-        if kind == b"eXIf":
-            exif = data[position + 8 : end - 4]
-        if kind in _PNG_KEPT:
+    pixel_chunks = [view[:8]]
+    for _ in range(MAX_SEGMENTS):
+        length, chunk_type = struct.unpack_from(">I4s", data, position)
+        chunk_end = position + 12 + length
+        if chunk_end > len(data):
+            raise HeaderRejected(RejectionReason.TRUNCATED, "ends inside a chunk")
+        if chunk_type == b"acTL":
+            raise HeaderRejected(RejectionReason.ANIMATED, "an animated PNG")
+        if chunk_type == b"eXIf":
+            exif = data[position + 8 : chunk_end - 4]
+        if chunk_type in _PNG_PIXEL_CHUNKS:
             # Another library may have told Pillow to tolerate broken pixels (LOAD_TRUNCATED_IMAGES); this does not.
-            if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-                raise Refused(Refusal.BROKEN, f"checksum of chunk {kind.decode('ascii')}")
-            kept.append(view[position:end])
-        if kind == b"IEND":
-            orientation, notes = _exif(exif)
-            return Header("PNG", width, height, b"".join(kept), orientation=orientation, bits=bits, notes=notes)
-        position = end
-    raise Refused(Refusal.BROKEN, f"more than {MAX_PARTS:,} chunks")
+            if zlib.crc32(view[position + 4 : chunk_end - 4]) != int.from_bytes(
+                view[chunk_end - 4 : chunk_end], "big"
+            ):
+                raise HeaderRejected(RejectionReason.BROKEN, f"checksum of chunk {chunk_type.decode('ascii')}")
+            pixel_chunks.append(view[position:chunk_end])
+        if chunk_type == b"IEND":
+            orientation, notes = _read_orientation(exif)
+            return ImageHeader(
+                "PNG", width, height, b"".join(pixel_chunks), orientation=orientation, bits=bits, notes=notes
+            )
+        position = chunk_end
+    raise HeaderRejected(RejectionReason.BROKEN, f"more than {MAX_SEGMENTS:,} chunks")
 
 
 # WebP ------------------------------------------------------------------------------------------------------------
 
 
-def _webp(data: bytes) -> Header:
-    (declared,) = struct.unpack_from("<I", data, 4)
+def _read_webp(data: bytes) -> ImageHeader:
+    (declared_length,) = struct.unpack_from("<I", data, 4)
     size, exif, position = (0, 0), b"", 12
-    for _ in range(MAX_PARTS):
-        if position + 8 > min(declared + 8, len(data)):
+    for _ in range(MAX_SEGMENTS):
+        if position + 8 > min(declared_length + 8, len(data)):
             break
-        kind, length = struct.unpack_from("<4sI", data, position)
-        found = _webp_size(kind, data, position + 8)
-        if found is not None:
-            size = found
+        chunk_type, length = struct.unpack_from("<4sI", data, position)
+        chunk_size = _webp_size(chunk_type, data, position + 8)
+        if chunk_size is not None:
+            size = chunk_size
             _check_size(*size)
-        if kind in (b"ANIM", b"ANMF") or (kind == b"VP8X" and data[position + 8] & 2):
-            raise Refused(Refusal.ANIMATED, "an animated WebP")
-        if kind == b"EXIF":
+        if chunk_type in (b"ANIM", b"ANMF") or (chunk_type == b"VP8X" and data[position + 8] & 2):
+            raise HeaderRejected(RejectionReason.ANIMATED, "an animated WebP")
+        if chunk_type == b"EXIF":
             exif = data[position + 8 : position + 8 + length].removeprefix(b"Exif\0\0")
         position += 8 + length + length % 2
-    if declared + 8 > len(data) or position > len(data) + 1:
-        raise Refused(Refusal.TRUNCATED, "ends inside a chunk")
+    if declared_length + 8 > len(data) or position > len(data) + 1:
+        raise HeaderRejected(RejectionReason.TRUNCATED, "ends inside a chunk")
     if size == (0, 0):
-        raise Refused(Refusal.BROKEN, "no picture inside")
-    turn, notes = _exif(exif)
-    return Header("WEBP", *size, data, orientation=turn, notes=notes)
+        raise HeaderRejected(RejectionReason.BROKEN, "no picture inside")
+    orientation, notes = _read_orientation(exif)
+    return ImageHeader("WEBP", *size, data, orientation=orientation, notes=notes)
 
 
-def _webp_size(kind: bytes, data: bytes, at: int) -> tuple[int, int] | None:
+def _webp_size(chunk_type: bytes, data: bytes, offset: int) -> tuple[int, int] | None:
     """Return what a chunk says of the size; the canvas and the picture in it are both asked."""
-    if kind == b"VP8X":
-        low, high, low2, high2 = struct.unpack_from("<4xHBHB", data, at)
+    if chunk_type == b"VP8X":
+        low, high, low2, high2 = struct.unpack_from("<4xHBHB", data, offset)
         return low + (high << 16) + 1, low2 + (high2 << 16) + 1
-    if kind == b"VP8L":
-        _, bits = struct.unpack_from("<BI", data, at)
+    if chunk_type == b"VP8L":
+        _, bits = struct.unpack_from("<BI", data, offset)
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8 ":
-        width, height = struct.unpack_from("<6xHH", data, at)
+    if chunk_type == b"VP8 ":
+        width, height = struct.unpack_from("<6xHH", data, offset)
         return width & 0x3FFF, height & 0x3FFF
     return None
 
@@ -224,9 +239,9 @@ def _webp_size(kind: bytes, data: bytes, at: int) -> tuple[int, int] | None:
 _BMP_HEADERS = frozenset({12, 40, 52, 56, 64, 108, 124})
 
 
-def _bmp(data: bytes) -> Header:
-    offset, size = struct.unpack_from("<II", data, 10)
-    if size == 12:
+def _read_bmp(data: bytes) -> ImageHeader:
+    pixel_offset, header_size = struct.unpack_from("<II", data, 10)
+    if header_size == 12:
         width, height, bits = struct.unpack_from("<HH2xH", data, 18)
         compression = 0
     else:
@@ -235,142 +250,175 @@ def _bmp(data: bytes) -> Header:
     _check_size(width, height)
     if compression not in (0, 3):
         # The run-length decoder runs in Python: millions of runs would hold a thread. No camera writes it.
-        raise Refused(Refusal.FORMAT_NOT_ALLOWED, "compressed BMP")
-    row = (width * bits + 31) // 32 * 4
-    if offset + row * (height - 1) + (width * bits + 7) // 8 > len(data):
-        raise Refused(Refusal.TRUNCATED, "fewer pixels than its header says")
-    return Header("BMP", width, height, data)
+        raise HeaderRejected(RejectionReason.FORMAT_NOT_ALLOWED, "compressed BMP")
+    row_bytes = (width * bits + 31) // 32 * 4
+    if pixel_offset + row_bytes * (height - 1) + (width * bits + 7) // 8 > len(data):
+        raise HeaderRejected(RejectionReason.TRUNCATED, "fewer pixels than its header says")
+    return ImageHeader("BMP", width, height, data)
 
 
 # TIFF, and the EXIF block of the others, which is a small TIFF ------------------------------------------------------
 
 _TYPE_BYTES = MappingProxyType({1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4})
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR = 256, 257, 258, 262, 274, 284
-_STRIPS, _STRIP_BYTES, _ROWS, _SAMPLES = 273, 279, 278, 277
-_TILES, _TILE_BYTES, _TILE_WIDTH, _TILE_HEIGHT = 324, 325, 322, 323
-_TIFF_SINGLE = frozenset({256, 257, 259, 262, 266, 277, 278, 284, 317, 322, 323})
+_WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _PLANAR = 256, 257, 258, 262, 274, 284
+_STRIP_OFFSETS, _STRIP_BYTE_COUNTS, _ROWS_PER_STRIP, _SAMPLES_PER_PIXEL = 273, 279, 278, 277
+_TILE_OFFSETS, _TILE_BYTE_COUNTS, _TILE_WIDTH, _TILE_HEIGHT = 324, 325, 322, 323
+_TIFF_SINGLE_VALUE_TAGS = frozenset({256, 257, 259, 262, 266, 277, 278, 284, 317, 322, 323})
 """Tags with exactly one whole number: size, compression, photometric, fill order, layout, predictor, tiles."""
-_TIFF_KEPT = _TIFF_SINGLE | {258, 273, 279, 292, 293, 320, 324, 325, 332, 338, 339, 347, 529, 530, 531, 532, 34675}
+_TIFF_PIXEL_TAGS = _TIFF_SINGLE_VALUE_TAGS | {
+    258,
+    273,
+    279,
+    292,
+    293,
+    320,
+    324,
+    325,
+    332,
+    338,
+    339,
+    347,
+    529,
+    530,
+    531,
+    532,
+    34675,
+}
 
 
 @dataclass(frozen=True)
-class _Directory:
+class _TiffDirectory:
     """The first image directory of a TIFF. entries: tag -> its 12 bytes. following: offset of the next directory."""
 
     data: bytes
-    order: str
-    start: int
+    byte_order: str
+    offset: int
     entries: dict[int, bytes]
-    following: int
+    next_offset: int
 
-    def numbers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """Return the whole numbers of a tag; raises `Refused` where they lie outside the file."""
+    def integers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Return the whole numbers of a tag; raises `HeaderRejected` where they lie outside the file."""
         if tag not in self.entries:
             return default
-        body, count, kind = self.body(tag)
-        letter = {1: "B", 3: "H", 4: "I", 13: "I"}.get(kind)
-        if letter is None:
-            raise Refused(Refusal.BROKEN, f"tag {tag} is not of whole numbers")
-        if count > MAX_PARTS:
-            raise Refused(Refusal.BROKEN, f"tag {tag} has {count:,} values")
-        return struct.unpack(f"{self.order}{count}{letter}", body)
+        raw, count, value_type = self.raw_value(tag)
+        struct_code = {1: "B", 3: "H", 4: "I", 13: "I"}.get(value_type)
+        if struct_code is None:
+            raise HeaderRejected(RejectionReason.BROKEN, f"tag {tag} is not of whole numbers")
+        if count > MAX_SEGMENTS:
+            raise HeaderRejected(RejectionReason.BROKEN, f"tag {tag} has {count:,} values")
+        return struct.unpack(f"{self.byte_order}{count}{struct_code}", raw)
 
-    def body(self, tag: int) -> tuple[bytes, int, int]:
+    def raw_value(self, tag: int) -> tuple[bytes, int, int]:
         """Return a tag's bytes, count and type."""
         entry = self.entries[tag]
-        kind, count = struct.unpack_from(f"{self.order}2xHI", entry)
-        length = count * _TYPE_BYTES.get(kind, 0)
+        value_type, count = struct.unpack_from(f"{self.byte_order}2xHI", entry)
+        length = count * _TYPE_BYTES.get(value_type, 0)
         if length == 0:
-            raise Refused(Refusal.BROKEN, f"tag {tag} has no content")
+            raise HeaderRejected(RejectionReason.BROKEN, f"tag {tag} has no content")
         if length <= 4:
-            return entry[8 : 8 + length], count, kind
-        (offset,) = struct.unpack_from(f"{self.order}8xI", entry)
+            return entry[8 : 8 + length], count, value_type
+        (offset,) = struct.unpack_from(f"{self.byte_order}8xI", entry)
         if offset + length > len(self.data):
-            raise Refused(Refusal.TRUNCATED, f"tag {tag} points beyond the end")
-        return self.data[offset : offset + length], count, kind
+            raise HeaderRejected(RejectionReason.TRUNCATED, f"tag {tag} points beyond the end")
+        return self.data[offset : offset + length], count, value_type
 
 
-def _directory(data: bytes) -> _Directory:
-    order = "<" if data[:2] == b"II" else ">"
-    (start,) = struct.unpack_from(f"{order}I", data, 4)
-    (count,) = struct.unpack_from(f"{order}H", data, start)
-    block = data[start + 2 : start + 2 + 12 * count]
+def _read_directory(data: bytes) -> _TiffDirectory:
+    byte_order = "<" if data[:2] == b"II" else ">"
+    (offset,) = struct.unpack_from(f"{byte_order}I", data, 4)
+    (count,) = struct.unpack_from(f"{byte_order}H", data, offset)
+    block = data[offset + 2 : offset + 2 + 12 * count]
     entries = {
-        struct.unpack_from(f"{order}H", block, at)[0]: block[at : at + 12] for at in range(0, len(block), 12)
+        struct.unpack_from(f"{byte_order}H", block, position)[0]: block[position : position + 12]
+        for position in range(0, len(block), 12)
     }
-    end = start + 2 + 12 * count
-    following = struct.unpack_from(f"{order}I", data, end)[0] if end + 4 <= len(data) else 0
+    end = offset + 2 + 12 * count
+    next_offset = struct.unpack_from(f"{byte_order}I", data, end)[0] if end + 4 <= len(data) else 0
     if end > len(data):
-        raise Refused(Refusal.TRUNCATED, "ends inside its directory")
-    return _Directory(data, order, start, entries, following)
+        raise HeaderRejected(RejectionReason.TRUNCATED, "ends inside its directory")
+    return _TiffDirectory(data, byte_order, offset, entries, next_offset)
 
 
-def _tiff(data: bytes) -> Header:
-    directory = _directory(data)
-    kept = _TIFF_KEPT & directory.entries.keys()
-    for tag in kept & _TIFF_SINGLE:
-        if len(directory.numbers(tag)) != 1:
-            raise Refused(Refusal.BROKEN, f"tag {tag} has several values")
-    if sum(len(directory.body(tag)[0]) for tag in kept) > len(data):
-        raise Refused(Refusal.BROKEN, "tags larger than the file")
-    width, height = directory.numbers(_WIDTH, (0,))[0], directory.numbers(_HEIGHT, (0,))[0]
+def _read_tiff(data: bytes) -> ImageHeader:
+    directory = _read_directory(data)
+    pixel_tags = _TIFF_PIXEL_TAGS & directory.entries.keys()
+    for tag in pixel_tags & _TIFF_SINGLE_VALUE_TAGS:
+        if len(directory.integers(tag)) != 1:
+            raise HeaderRejected(RejectionReason.BROKEN, f"tag {tag} has several values")
+    if sum(len(directory.raw_value(tag)[0]) for tag in pixel_tags) > len(data):
+        raise HeaderRejected(RejectionReason.BROKEN, "tags larger than the file")
+    width, height = directory.integers(_WIDTH, (0,))[0], directory.integers(_HEIGHT, (0,))[0]
     _check_size(width, height)
-    if directory.following:
-        raise Refused(Refusal.MULTI_PAGE, "a TIFF of several pages")
-    _check_pieces(directory, width, height)
-    turn = directory.numbers(_ORIENTATION, (1,))[0]
-    bits, inverted = max(directory.numbers(_BITS, (1,))), directory.numbers(_PHOTOMETRIC, (0,))[0] == 0
-    body = _without_metadata(directory)
-    return Header(
-        "TIFF", width, height, body, orientation=turn if 1 <= turn <= 8 else 1, bits=bits, white_is_zero=inverted
+    if directory.next_offset:
+        raise HeaderRejected(RejectionReason.MULTI_PAGE, "a TIFF of several pages")
+    _check_strips_and_tiles(directory, width, height)
+    orientation = directory.integers(_ORIENTATION, (1,))[0]
+    bits, white_is_zero = (
+        max(directory.integers(_BITS_PER_SAMPLE, (1,))),
+        directory.integers(_PHOTOMETRIC, (0,))[0] == 0,
+    )
+    decoder_data = _strip_metadata(directory)
+    return ImageHeader(
+        "TIFF",
+        width,
+        height,
+        decoder_data,
+        orientation=orientation if 1 <= orientation <= 8 else 1,
+        bits=bits,
+        white_is_zero=white_is_zero,
     )
 
 
-def _check_pieces(directory: _Directory, width: int, height: int) -> None:
+def _check_strips_and_tiles(directory: _TiffDirectory, width: int, height: int) -> None:
     """Strips or tiles must be as many as the size asks for, and lie inside the file."""
-    if _TILES in directory.entries:
-        across, down = directory.numbers(_TILE_WIDTH, (0,))[0], directory.numbers(_TILE_HEIGHT, (0,))[0]
-        _check_size(across, down)
-        expected = -(-width // across) * -(-height // down)
-        offsets, lengths = directory.numbers(_TILES), directory.numbers(_TILE_BYTES)
+    if _TILE_OFFSETS in directory.entries:
+        tile_width, tile_height = (
+            directory.integers(_TILE_WIDTH, (0,))[0],
+            directory.integers(_TILE_HEIGHT, (0,))[0],
+        )
+        _check_size(tile_width, tile_height)
+        n_expected = -(-width // tile_width) * -(-height // tile_height)
+        offsets, lengths = directory.integers(_TILE_OFFSETS), directory.integers(_TILE_BYTE_COUNTS)
     else:
-        rows = directory.numbers(_ROWS, (height,))[0]
-        if not rows:
-            raise Refused(Refusal.BROKEN, "strips of no rows")
-        expected = -(-height // rows)
-        offsets, lengths = directory.numbers(_STRIPS), directory.numbers(_STRIP_BYTES)
-    if directory.numbers(_PLANAR, (1,))[0] == 2:
-        expected *= directory.numbers(_SAMPLES, (1,))[0]
-    if len(offsets) != expected or len(lengths) != expected:
-        raise Refused(Refusal.BROKEN, f"{len(offsets)} pieces of pixels where its size asks for {expected}")
-    if max(at + length for at, length in zip(offsets, lengths, strict=True)) > len(directory.data):
-        raise Refused(Refusal.TRUNCATED, "pixels point beyond the end")
+        rows_per_strip = directory.integers(_ROWS_PER_STRIP, (height,))[0]
+        if not rows_per_strip:
+            raise HeaderRejected(RejectionReason.BROKEN, "strips of no rows")
+        n_expected = -(-height // rows_per_strip)
+        offsets, lengths = directory.integers(_STRIP_OFFSETS), directory.integers(_STRIP_BYTE_COUNTS)
+    if directory.integers(_PLANAR, (1,))[0] == 2:
+        n_expected *= directory.integers(_SAMPLES_PER_PIXEL, (1,))[0]
+    if len(offsets) != n_expected or len(lengths) != n_expected:
+        raise HeaderRejected(
+            RejectionReason.BROKEN, f"{len(offsets)} pieces of pixels where its size asks for {n_expected}"
+        )
+    if max(offset + length for offset, length in zip(offsets, lengths, strict=True)) > len(directory.data):
+        raise HeaderRejected(RejectionReason.TRUNCATED, "pixels point beyond the end")
 
 
-def _without_metadata(directory: _Directory) -> bytes:
+def _strip_metadata(directory: _TiffDirectory) -> bytes:
     """Rewrite the directory in its place with the tags that decide pixels; the rest of the file stays."""
-    entries = [entry for tag, entry in sorted(directory.entries.items()) if tag in _TIFF_KEPT]
-    block = struct.pack(f"{directory.order}H", len(entries)) + b"".join(entries) + b"\0\0\0\0"
-    return directory.data[: directory.start] + block + directory.data[directory.start + len(block) :]
+    entries = [entry for tag, entry in sorted(directory.entries.items()) if tag in _TIFF_PIXEL_TAGS]
+    block = struct.pack(f"{directory.byte_order}H", len(entries)) + b"".join(entries) + b"\0\0\0\0"
+    return directory.data[: directory.offset] + block + directory.data[directory.offset + len(block) :]
 
 
-def _exif(block: bytes) -> tuple[int, tuple[str, ...]]:
+def _read_orientation(block: bytes) -> tuple[int, tuple[str, ...]]:
     """Return the orientation of an EXIF block, 1 where it says nothing; a broken block is noted, not refused."""
     if not block:
         return 1, ()
     try:
         if not _SIGNATURES["TIFF"](block):
-            raise Refused(Refusal.BROKEN, "not an EXIF block")
-        value = _directory(block).numbers(_ORIENTATION, (1,))[0]
-    except (Refused, struct.error):
+            raise HeaderRejected(RejectionReason.BROKEN, "not an EXIF block")
+        orientation = _read_directory(block).integers(_ORIENTATION, (1,))[0]
+    except (HeaderRejected, struct.error):
         return 1, ("EXIF ignored: broken",)
-    return (value, ()) if 1 <= value <= 8 else (1, ("EXIF orientation ignored: not 1 to 8",))
+    return (orientation, ()) if 1 <= orientation <= 8 else (1, ("EXIF orientation ignored: not 1 to 8",))
 
 
 # The tables that sniffing reads -----------------------------------------------------------------------------------
 
-_READERS: MappingProxyType[str, Callable[[bytes], Header]] = MappingProxyType(
-    {"JPEG": _jpeg, "PNG": _png, "WEBP": _webp, "BMP": _bmp, "TIFF": _tiff}
+_READERS: MappingProxyType[str, Callable[[bytes], ImageHeader]] = MappingProxyType(
+    {"JPEG": _read_jpeg, "PNG": _read_png, "WEBP": _read_webp, "BMP": _read_bmp, "TIFF": _read_tiff}
 )
 _SIGNATURES: MappingProxyType[str, Callable[[bytes], bool]] = MappingProxyType(
     {
@@ -382,7 +430,7 @@ _SIGNATURES: MappingProxyType[str, Callable[[bytes], bool]] = MappingProxyType(
         "TIFF": lambda data: data.startswith((b"II*\0", b"MM\0*")),
     }
 )
-_FOREIGN = (
+_FOREIGN_SIGNATURES = (
     (0, b"GIF8", "GIF"),
     (4, b"ftyp", "HEIC, AVIF or video"),
     (128, b"DICM", "DICOM"),

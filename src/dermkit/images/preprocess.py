@@ -11,10 +11,10 @@ from pydantic.dataclasses import dataclass
 
 from dermkit.errors import DataError
 
-Pixels = NDArray[np.uint8]
+RgbPixels = NDArray[np.uint8]
 
 
-class ImageRows(Protocol):
+class PixelArray(Protocol):
     """Resized images, (N, S, S, 3) uint8: an array, or a view of a cache."""
 
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
@@ -26,13 +26,13 @@ class ImageRows(Protocol):
         ...
 
 
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
-_FILTERS = MappingProxyType(
+_RESAMPLING_FILTERS = MappingProxyType(
     {
         "bilinear": Image.Resampling.BILINEAR,
         "bicubic": Image.Resampling.BICUBIC,
@@ -53,33 +53,33 @@ class Preprocessing:
     size: Annotated[int, Field(ge=16, le=4096)]
     resize: Literal["squash", "pad", "crop"]
     interpolation: Literal["bilinear", "bicubic", "lanczos", "box"]
-    divide_by: _Positive
-    mean: tuple[_Finite, _Finite, _Finite]
-    std: tuple[_Positive, _Positive, _Positive]
+    divide_by: _PositiveFloat
+    mean: tuple[_FiniteFloat, _FiniteFloat, _FiniteFloat]
+    std: tuple[_PositiveFloat, _PositiveFloat, _PositiveFloat]
 
 
-def resize_pixels(pixels: Pixels, preprocessing: Preprocessing) -> Pixels:
+def resize_pixels(pixels: RgbPixels, preprocessing: Preprocessing) -> RgbPixels:
     """Return (size, size, 3) uint8 pixels: what the caches store. pixels: (H, W, 3) uint8."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise DataError(f"pixels are {pixels.shape} {pixels.dtype}, expected (H, W, 3) uint8")
-    size, resample = preprocessing.size, _FILTERS[preprocessing.interpolation]
+    size, resample = preprocessing.size, _RESAMPLING_FILTERS[preprocessing.interpolation]
     height, width = pixels.shape[:2]
     image = Image.fromarray(pixels)
     if preprocessing.resize == "squash":
         return np.array(image.resize((size, size), resample))
     if preprocessing.resize == "crop":
-        side = min(height, width)
-        left, top = (width - side) / 2, (height - side) / 2
-        return np.array(image.resize((size, size), resample, box=(left, top, left + side, top + side)))
-    longer = max(height, width)
-    inner = max(1, round(width * size / longer)), max(1, round(height * size / longer))
-    padded = np.zeros((size, size, 3), np.uint8)
-    left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
-    padded[top : top + inner[1], left : left + inner[0]] = np.asarray(image.resize(inner, resample))
-    return padded
+        crop_size = min(height, width)
+        left, top = (width - crop_size) / 2, (height - crop_size) / 2
+        return np.array(image.resize((size, size), resample, box=(left, top, left + crop_size, top + crop_size)))
+    longer_side = max(height, width)
+    inner_size = max(1, round(width * size / longer_side)), max(1, round(height * size / longer_side))
+    canvas = np.zeros((size, size, 3), np.uint8)
+    left, top = (size - inner_size[0]) // 2, (size - inner_size[1]) // 2
+    canvas[top : top + inner_size[1], left : left + inner_size[0]] = np.asarray(image.resize(inner_size, resample))
+    return canvas
 
 
-def normalise(batch: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
+def normalise(batch: RgbPixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Return (N, 3, S, S) float32: (pixel / divide_by - mean) / std. batch: (N, S, S, 3) uint8."""
     if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
         raise DataError(f"batch is {batch.shape} {batch.dtype}, expected (N, S, S, 3) uint8")

@@ -7,36 +7,36 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from dermkit.metrics.classification.roc import auroc, rank, ranking_figures
+from dermkit.metrics.classification.roc import auroc, ranking_metrics, sort_scores
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-GAIN, ERRORS = 0.2, 4.0
+MIN_GAIN, MIN_GAIN_SE = 0.2, 4.0
 """Least gain in mean AUROC, and in standard errors of it."""
-OWN, OTHER = 0.55, 0.7
+MAX_NAMED_AUROC, MIN_REORDERED_AUROC = 0.55, 0.7
 """A column that says something of its own class is not misplaced; the order found must say more."""
-EACH = 5
+MIN_IMAGES_PER_HALF = 5
 """Images of a class that both halves need: the AUROC of fewer is mostly chance."""
-MOST = 4000
+MAX_ORDER_IMAGES = 4000
 """Images looked at: enough to prove any order, and the resamples stay under 10 MB."""
-RESAMPLES = 200
+_N_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
-class Order:
+class ColumnOrder:
     """An order that fits better. columns: for each class the number of the column that is its own.
 
     own, found: mean AUROC of the moved classes as named and as found. name: `alphabetical`, `reversed` or "".
     """
 
     columns: tuple[int, ...]
-    own: float
-    found: float
+    named_auroc: float
+    reordered_auroc: float
     name: str
 
 
-def find_order(p: Floats, labels: Ints, classes: Sequence[str]) -> Order | None:
+def find_column_order(p: Floats, labels: Ints, classes: Sequence[str]) -> ColumnOrder | None:
     """Return the order of columns that fits the labels better than their names, None where the names are right.
 
     p: (N, K) in the named order. labels: (N,) class numbers. Rows are taken in their order, in turn for either half.
@@ -47,83 +47,99 @@ def find_order(p: Floats, labels: Ints, classes: Sequence[str]) -> Order | None:
         np.bincount(labels[first], minlength=len(classes)),
         np.bincount(labels[second], minlength=len(classes)),
     )
-    able = np.flatnonzero(np.minimum(*counts) >= EACH)
-    if len(able) < 2 or np.isnan(p).any():
+    testable = np.flatnonzero(np.minimum(*counts) >= MIN_IMAGES_PER_HALF)
+    if len(testable) < 2 or np.isnan(p).any():
         return None
-    candidates = [("alphabetical", item) for item in _alphabetical(classes)]
+    candidates = [("alphabetical", columns) for columns in _alphabetical_orders(classes)]
     candidates += [("reversed", tuple(reversed(range(len(classes)))))]
-    candidates += [("", _best(p[first], labels[first], able, len(classes)))]
-    found = [order for name, item in candidates if (order := _proved(p[second], labels[second], able, item, name))]
-    return max(found, key=lambda order: order.found - order.own, default=None)
+    candidates += [("", _best_assignment(p[first], labels[first], testable, len(classes)))]
+    orders = [
+        order
+        for name, columns in candidates
+        if (order := _confirm_order(p[second], labels[second], testable, columns, name))
+    ]
+    return max(orders, key=lambda order: order.reordered_auroc - order.named_auroc, default=None)
 
 
 def _halves(labels: Ints) -> Ints:
-    """Deal the images of every class out to two halves; 2 = left out, beyond `MOST` in all."""
+    """Deal the images of every class out to two halves; 2 = left out, beyond `MAX_ORDER_IMAGES` in all."""
     half = np.full(len(labels), 2, dtype=np.int64)
-    share = min(1.0, MOST / max(len(labels), 1))
-    for item in np.unique(labels[labels >= 0]):
-        rows = np.flatnonzero(labels == item)
-        rows = rows[: max(2 * EACH, round(share * len(rows)))]
+    fraction = min(1.0, MAX_ORDER_IMAGES / max(len(labels), 1))
+    for class_code in np.unique(labels[labels >= 0]):
+        rows = np.flatnonzero(labels == class_code)
+        rows = rows[: max(2 * MIN_IMAGES_PER_HALF, round(fraction * len(rows)))]
         half[rows] = np.arange(len(rows)) % 2
     return half
 
 
-def _alphabetical(classes: Sequence[str]) -> list[tuple[int, ...]]:
+def _alphabetical_orders(classes: Sequence[str]) -> list[tuple[int, ...]]:
     """Return what columns mean if they, or the names given to them, are in alphabetical order."""
-    ways = []
+    orders = []
     for key in (str, str.casefold):
         order = sorted(range(len(classes)), key=lambda number: key(classes[number]))
-        place = tuple(int(n) for n in np.argsort(order))
-        ways += [tuple(order), place]
-    return list(dict.fromkeys(ways))
+        ranks = tuple(int(n) for n in np.argsort(order))
+        orders += [tuple(order), ranks]
+    return list(dict.fromkeys(orders))
 
 
-def _best(p: Floats, labels: Ints, able: Ints, n: int) -> tuple[int, ...]:
-    """Return the assignment of columns to the classes `able` with the largest sum of AUROCs; others keep their own."""
-    table = np.array([[auroc(p[:, column], labels == item) for column in range(n)] for item in able])
+def _best_assignment(p: Floats, labels: Ints, testable: Ints, n: int) -> tuple[int, ...]:
+    """Return the assignment of columns to the classes `testable` with the largest sum of AUROCs; others keep
+    their own.
+    """
+    table = np.array(
+        [[auroc(p[:, column], labels == class_code) for column in range(n)] for class_code in testable]
+    )
     rows, columns = linear_sum_assignment(-table)
-    chosen = {int(able[row]): int(column) for row, column in zip(rows, columns, strict=True)}
-    left = [column for column in range(n) if column not in chosen.values()]
-    for item in (item for item in range(n) if item not in chosen):
-        chosen[item] = item if item in left else left[0]
-        left.remove(chosen[item])
-    return tuple(chosen[item] for item in range(n))
+    column_of_class = {int(testable[row]): int(column) for row, column in zip(rows, columns, strict=True)}
+    free_columns = [column for column in range(n) if column not in column_of_class.values()]
+    for class_code in (class_code for class_code in range(n) if class_code not in column_of_class):
+        column_of_class[class_code] = class_code if class_code in free_columns else free_columns[0]
+        free_columns.remove(column_of_class[class_code])
+    return tuple(column_of_class[class_code] for class_code in range(n))
 
 
-def _proved(p: Floats, labels: Ints, able: Ints, columns: tuple[int, ...], name: str) -> Order | None:
+def _confirm_order(
+    p: Floats, labels: Ints, testable: Ints, columns: tuple[int, ...], name: str
+) -> ColumnOrder | None:
     """Return the order if these images, on which it was not found, bear it out."""
-    moved = [int(item) for item in able if columns[item] != item]
-    if not moved:
+    moved_classes = [int(class_code) for class_code in testable if columns[class_code] != class_code]
+    if not moved_classes:
         return None
     weights = np.ones((1, len(labels)))
-    own, found = (
-        _mean(p, labels, moved, moved, weights),
-        _mean(p, labels, moved, [columns[m] for m in moved], weights),
+    named_auroc, reordered_auroc = (
+        _mean_auroc(p, labels, moved_classes, moved_classes, weights),
+        _mean_auroc(p, labels, moved_classes, [columns[m] for m in moved_classes], weights),
     )
-    if own[0] > OWN or found[0] < OTHER or found[0] - own[0] < GAIN:
+    if (
+        named_auroc[0] > MAX_NAMED_AUROC
+        or reordered_auroc[0] < MIN_REORDERED_AUROC
+        or reordered_auroc[0] - named_auroc[0] < MIN_GAIN
+    ):
         return None
-    drawn = _drawn(labels)
-    gains = _mean(p, labels, moved, [columns[m] for m in moved], drawn) - _mean(p, labels, moved, moved, drawn)
+    resamples = _resample_weights(labels)
+    gains = _mean_auroc(p, labels, moved_classes, [columns[m] for m in moved_classes], resamples) - _mean_auroc(
+        p, labels, moved_classes, moved_classes, resamples
+    )
     # A perfect separation has no spread at all: then the gain stands as it is.
-    if gains.mean() < ERRORS * gains.std():
+    if gains.mean() < MIN_GAIN_SE * gains.std():
         return None
-    return Order(columns, float(own[0]), float(found[0]), name)
+    return ColumnOrder(columns, float(named_auroc[0]), float(reordered_auroc[0]), name)
 
 
-def _mean(p: Floats, labels: Ints, items: list[int], columns: list[int], weights: Floats) -> Floats:
+def _mean_auroc(p: Floats, labels: Ints, class_codes: list[int], columns: list[int], weights: Floats) -> Floats:
     """Return the mean AUROC of columns for classes, one per row of weights."""
-    each = [
-        ranking_figures(rank(p[:, column], labels == item), weights).auroc
-        for item, column in zip(items, columns, strict=True)
+    aurocs = [
+        ranking_metrics(sort_scores(p[:, column], labels == class_code), weights).auroc
+        for class_code, column in zip(class_codes, columns, strict=True)
     ]
-    return np.asarray(np.mean(each, axis=0))
+    return np.asarray(np.mean(aurocs, axis=0))
 
 
-def _drawn(labels: Ints) -> Floats:
+def _resample_weights(labels: Ints) -> Floats:
     """Return resamples, each class drawn by itself so that none is lost; (RESAMPLES, N) multiplicities."""
     rng = np.random.default_rng(0)
-    weights = np.zeros((RESAMPLES, len(labels)))
-    for item in np.unique(labels):
-        rows = np.flatnonzero(labels == item)
-        weights[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=RESAMPLES)
+    weights = np.zeros((_N_RESAMPLES, len(labels)))
+    for class_code in np.unique(labels):
+        rows = np.flatnonzero(labels == class_code)
+        weights[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=_N_RESAMPLES)
     return weights

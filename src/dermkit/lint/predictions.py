@@ -9,21 +9,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.lint.column_order import Order, find_order
-from dermkit.lint.rules import Lint, same_images
-from dermkit.metrics.stats.intervals import wilson
+from dermkit.lint.column_order import ColumnOrder, find_column_order
+from dermkit.lint.rules import LintFinding, shared_images_finding
+from dermkit.metrics.stats.intervals import wilson_interval
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-PREFIX = "p_"
-SUMS = 1e-3
+_PREFIX = "p_"
+_SUM_TOLERANCE = 1e-3
 """Off 1 by more than rounding to four digits can bring about in nine classes."""
-REPEATS = 0.05
+MAX_REPEAT_FRACTION = 0.05
 """Share of rows that repeat within a side, above which equal rows are chance, rounding or saturation."""
-SURE = 1e-6
-TOO_GOOD, ENOUGH, LIKE_HAM = 0.92, 50, 5
-CONSTANT_ROWS = 10
+CERTAINTY_TOLERANCE = 1e-6
+SUSPICIOUS_ACCURACY, MIN_TEST_IMAGES, MIN_HAM_DIAGNOSES = 0.92, 50, 5
+MIN_CONSTANT_ROWS = 10
 
 HAM_DIAGNOSES = frozenset(
     {
@@ -34,7 +34,7 @@ HAM_DIAGNOSES = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class _Table:
+class _PredictionTable:
     """Predictions with probabilities as numbers (NaN where they are none) and labels as class numbers (-1 unknown)."""
 
     frame: pd.DataFrame
@@ -43,14 +43,14 @@ class _Table:
     labels: Ints
 
     @property
-    def looked_at(self) -> Ints:
+    def evaluated_rows(self) -> Ints:
         """The rows whose figures are judged: of the test side, of all where there is none."""
-        test = (
+        is_test = (
             (self.frame["split"] == "test").to_numpy()
             if "split" in self.frame
             else np.zeros(len(self.frame), bool)
         )
-        return np.flatnonzero(test) if test.any() else np.arange(len(self.frame))
+        return np.flatnonzero(is_test) if is_test.any() else np.arange(len(self.frame))
 
 
 def lint_predictions(
@@ -58,10 +58,10 @@ def lint_predictions(
     classes: Sequence[str],
     *,
     diagnoses: Mapping[str, str] | None = None,
-    sides: pd.DataFrame | None = None,
+    split_frame: pd.DataFrame | None = None,
     labels: Mapping[str, str] | None = None,
-    audited: bool = False,
-) -> list[Lint]:
+    is_audited: bool = False,
+) -> list[LintFinding]:
     """Return what the rules find in a table of predictions, which need not be valid.
 
     frame: image_id, label, `p_<class>` for each class, and, where known, split, fold, seed, predicted; text or
@@ -69,21 +69,23 @@ def lint_predictions(
     and split of the split that was to be predicted. labels: image_id -> label of the data set. audited: an audit of
     the data found no leak.
     """
-    absent = [PREFIX + name for name in classes if PREFIX + name not in frame]
-    if absent:
-        return [Lint("LN007", "error", f"There is no column {', '.join(absent)}.", len(frame))]
-    p = np.column_stack([pd.to_numeric(frame[PREFIX + name], errors="coerce") for name in classes]).astype(
+    missing_columns = [_PREFIX + name for name in classes if _PREFIX + name not in frame]
+    if missing_columns:
+        return [LintFinding("LN007", "error", f"There is no column {', '.join(missing_columns)}.", len(frame))]
+    p = np.column_stack([pd.to_numeric(frame[_PREFIX + name], errors="coerce") for name in classes]).astype(
         np.float64
     )
-    table = _Table(frame, list(classes), p, pd.Index(list(classes)).get_indexer(pd.Index(frame["label"])))
-    found: list[Lint | None] = [_ln003(table), _ln007(table), _ln008(table), _ln014(table, labels)]
-    found += [_ln009(table, sides), _ln012(table)]
+    table = _PredictionTable(
+        frame, list(classes), p, pd.Index(list(classes)).get_indexer(pd.Index(frame["label"]))
+    )
+    findings: list[LintFinding | None] = [_ln003(table), _ln007(table), _ln008(table), _ln014(table, labels)]
+    findings += [_ln009(table, split_frame), _ln012(table)]
     if not np.isnan(p).any() and len(frame):
-        found += [_ln006(table), _ln010(table, diagnoses or {}, audited), _ln011(table), _ln013(table)]
-    return [item for item in found if item is not None]
+        findings += [_ln006(table), _ln010(table, diagnoses or {}, is_audited), _ln011(table), _ln013(table)]
+    return [finding for finding in findings if finding is not None]
 
 
-def _ln003(table: _Table) -> Lint | None:
+def _ln003(table: _PredictionTable) -> LintFinding | None:
     frame = table.frame
     if "split" not in frame:
         return None
@@ -91,195 +93,225 @@ def _ln003(table: _Table) -> Lint | None:
     if test.empty or validation.empty:
         return None
     # With folds, an image is a test image in one of them and a validation image in another.
-    run = [name for name in ("fold", "seed") if name in frame]
-    keys = ["image_id", *run]
-    shared = pd.MultiIndex.from_frame(test[keys].astype(str)).isin(
+    run_columns = [name for name in ("fold", "seed") if name in frame]
+    keys = ["image_id", *run_columns]
+    is_shared = pd.MultiIndex.from_frame(test[keys].astype(str)).isin(
         pd.MultiIndex.from_frame(validation[keys].astype(str))
     )
-    if shared.any():
-        return same_images(int(shared.sum()), len(test))
-    twins, unique = _twins(table.p, frame["split"].to_numpy())
-    repeats = 1 - unique / len(validation)
-    if unique < CONSTANT_ROWS or 2 * twins <= len(validation) or repeats > REPEATS or _coarse(table.p, len(test)):
+    if is_shared.any():
+        return shared_images_finding(int(is_shared.sum()), len(test))
+    n_repeated, n_unique = _count_repeated_rows(table.p, frame["split"].to_numpy())
+    repeat_fraction = 1 - n_unique / len(validation)
+    if (
+        n_unique < MIN_CONSTANT_ROWS
+        or 2 * n_repeated <= len(validation)
+        or repeat_fraction > MAX_REPEAT_FRACTION
+        or _is_coarse(table.p, len(test))
+    ):
         return None
-    return Lint(
+    return LintFinding(
         "LN003",
         "error",
-        f"{twins:,} of {len(validation):,} validation rows have the very probabilities of a test row: the two sides "
+        f"{n_repeated:,} of {len(validation):,} validation rows have the very probabilities of a test "
+        f"row: the two sides "
         "are the same images under other names.",
-        twins,
+        n_repeated,
     )
 
 
-def _digits(p: Floats) -> int:
+def _decimal_places(p: Floats) -> int:
     """Return the decimal places that a table was rounded to; 12 = not rounded."""
-    known = p[np.isfinite(p)]
-    return next((d for d in range(1, 12) if np.abs(known - np.round(known, d)).max(initial=0) < 1e-12), 12)
+    finite = p[np.isfinite(p)]
+    return next((d for d in range(1, 12) if np.abs(finite - np.round(finite, d)).max(initial=0) < 1e-12), 12)
 
 
-def _coarse(p: Floats, n: int) -> bool:
+def _is_coarse(p: Floats, n: int) -> bool:
     """Say whether so few different rows are possible at the table's decimal places that twins come by chance."""
-    return bool(_digits(p) * (p.shape[1] - 1) < np.log10(20 * max(n, 1)))
+    return bool(_decimal_places(p) * (p.shape[1] - 1) < np.log10(20 * max(n, 1)))
 
 
-def _twins(p: Floats, sides: NDArray[Any]) -> tuple[int, int]:
+def _count_repeated_rows(p: Floats, split_names: NDArray[Any]) -> tuple[int, int]:
     """Count validation rows whose probabilities stand in the test rows too, and those that could.
 
     Rows that repeat within their own side are saturated or constant, and prove nothing.
     """
     rows = [tuple(row) for row in np.round(p, 12).tolist()]
-    ours = Counter(row for row, side in zip(rows, sides, strict=True) if side == "validation")
-    theirs = {row for row, side in zip(rows, sides, strict=True) if side == "test"}
-    unique = {row for row, n in ours.items() if n == 1}
-    return len(unique & theirs), len(unique)
+    validation_counts = Counter(
+        row for row, split_name in zip(rows, split_names, strict=True) if split_name == "validation"
+    )
+    test_rows = {row for row, split_name in zip(rows, split_names, strict=True) if split_name == "test"}
+    unique_rows = {row for row, n in validation_counts.items() if n == 1}
+    return len(unique_rows & test_rows), len(unique_rows)
 
 
-def _ln006(table: _Table) -> Lint | None:
-    rows = table.looked_at
+def _ln006(table: _PredictionTable) -> LintFinding | None:
+    rows = table.evaluated_rows
     rows = rows[np.argsort(table.frame["image_id"].iloc[rows].to_numpy(dtype=str), kind="stable")]
-    known = rows[table.labels[rows] >= 0]
-    order = find_order(table.p[known], table.labels[known], table.classes)
+    labelled_rows = rows[table.labels[rows] >= 0]
+    order = find_column_order(table.p[labelled_rows], table.labels[labelled_rows], table.classes)
     if order is None:
         return None
-    moved = sum(item != column for item, column in enumerate(order.columns))
-    sure = bool(order.name) or 2 * moved >= len(order.columns)
-    return Lint("LN006", "error" if sure else "warning", _order_sentence(order, table.classes), len(rows))
-
-
-def _order_sentence(order: Order, classes: Sequence[str]) -> str:
-    moved = [
-        f"p_{classes[column]} ranks {classes[item]}" for item, column in enumerate(order.columns) if item != column
-    ]
-    more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""
-    guess = f" This is the {order.name} order of the classes." if order.name else ""
-    return (
-        f"Probability columns seem to be in another order than the classes: {'; '.join(moved[:3])}{more} (mean AUROC "
-        f"{order.found:.2f}, by their own names {order.own:.2f}).{guess}"
+    n_moved = sum(class_code != column for class_code, column in enumerate(order.columns))
+    is_error = bool(order.name) or 2 * n_moved >= len(order.columns)
+    return LintFinding(
+        "LN006", "error" if is_error else "warning", _order_sentence(order, table.classes), len(rows)
     )
 
 
-def _ln007(table: _Table) -> Lint | None:
+def _order_sentence(order: ColumnOrder, classes: Sequence[str]) -> str:
+    moved_texts = [
+        f"p_{classes[column]} ranks {classes[class_code]}"
+        for class_code, column in enumerate(order.columns)
+        if class_code != column
+    ]
+    more_text = f" and {len(moved_texts) - 3} more" if len(moved_texts) > 3 else ""
+    guess_text = f" This is the {order.name} order of the classes." if order.name else ""
+    return (
+        f"Probability columns seem to be in another order than the classes: "
+        f"{'; '.join(moved_texts[:3])}{more_text} (mean AUROC "
+        f"{order.reordered_auroc:.2f}, by their own names {order.named_auroc:.2f}).{guess_text}"
+    )
+
+
+def _ln007(table: _PredictionTable) -> LintFinding | None:
     p = table.p
-    missing, outside = np.isnan(p).any(axis=1), ((p < 0) | (p > 1)).any(axis=1)
+    is_missing, is_outside = np.isnan(p).any(axis=1), ((p < 0) | (p > 1)).any(axis=1)
     # Each value may be off by half of its last decimal place.
-    off = np.abs(p.sum(axis=1) - 1) > max(SUMS, p.shape[1] * 0.5 * 10.0 ** -_digits(p))
-    wrong = missing | outside | off
-    n = int(wrong.sum())
+    sum_is_off = np.abs(p.sum(axis=1) - 1) > max(_SUM_TOLERANCE, p.shape[1] * 0.5 * 10.0 ** -_decimal_places(p))
+    is_invalid = is_missing | is_outside | sum_is_off
+    n = int(is_invalid.sum())
     if not n:
         return None
-    if missing.any():
-        what = "values that are no numbers"
-    elif outside.any():
-        hundred = np.abs(p.sum(axis=1) - 100) < 100 * SUMS
-        what = (
-            "percentages" if hundred.mean() > 0.9 and (p >= 0).all() else "values outside 0 to 1, as logits have"
+    if is_missing.any():
+        problem = "values that are no numbers"
+    elif is_outside.any():
+        sums_to_hundred = np.abs(p.sum(axis=1) - 100) < 100 * _SUM_TOLERANCE
+        problem = (
+            "percentages"
+            if sums_to_hundred.mean() > 0.9 and (p >= 0).all()
+            else "values outside 0 to 1, as logits have"
         )
     else:
-        what = f"sums from {p.sum(axis=1).min():.3g} to {p.sum(axis=1).max():.3g}, as one-against-rest scores have"
-    return Lint("LN007", "error", f"{n:,} of {len(p):,} rows are no probabilities: {what}.", n)
+        problem = (
+            f"sums from {p.sum(axis=1).min():.3g} to {p.sum(axis=1).max():.3g}, as one-against-rest scores have"
+        )
+    return LintFinding("LN007", "error", f"{n:,} of {len(p):,} rows are no probabilities: {problem}.", n)
 
 
-def _ln008(table: _Table) -> Lint | None:
+def _ln008(table: _PredictionTable) -> LintFinding | None:
     keys = [name for name in ("image_id", "split", "fold", "seed") if name in table.frame]
-    again = table.frame.duplicated(keys)
-    n = int(again.sum())
+    is_repeated = table.frame.duplicated(keys)
+    n = int(is_repeated.sum())
     if not n:
         return None
-    example = table.frame.loc[again, "image_id"].iloc[0]
-    return Lint("LN008", "error", f"{n:,} rows repeat an image that was predicted before (such as {example}).", n)
+    example = table.frame.loc[is_repeated, "image_id"].iloc[0]
+    return LintFinding(
+        "LN008", "error", f"{n:,} rows repeat an image that was predicted before (such as {example}).", n
+    )
 
 
-def _ln009(table: _Table, sides: pd.DataFrame | None) -> Lint | None:
-    if sides is None or "split" not in table.frame:
+def _ln009(table: _PredictionTable, split_frame: pd.DataFrame | None) -> LintFinding | None:
+    if split_frame is None or "split" not in table.frame:
         return None
-    wanted = sides[sides["split"].isin(table.frame["split"].unique())]
-    should = set(zip(wanted["image_id"], wanted["split"], strict=True))
-    given = set(zip(table.frame["image_id"], table.frame["split"], strict=True))
-    extra, missing = given - should, should - given
-    if not extra and not missing:
+    expected_rows = split_frame[split_frame["split"].isin(table.frame["split"].unique())]
+    expected = set(zip(expected_rows["image_id"], expected_rows["split"], strict=True))
+    predicted = set(zip(table.frame["image_id"], table.frame["split"], strict=True))
+    unexpected, unpredicted = predicted - expected, expected - predicted
+    if not unexpected and not unpredicted:
         return None
-    parts = [f"{len(extra):,} predictions are of images that are not on that side" if extra else ""]
-    parts += [f"{len(missing):,} of {len(should):,} images have no prediction" if missing else ""]
-    example = min(extra or missing)[0]
-    text = " and ".join(part for part in parts if part)
-    return Lint("LN009", "error", f"{text[0].upper()}{text[1:]} (such as {example}).", len(extra) + len(missing))
+    clauses = [f"{len(unexpected):,} predictions are of images that are not on that side" if unexpected else ""]
+    clauses += [f"{len(unpredicted):,} of {len(expected):,} images have no prediction" if unpredicted else ""]
+    example = min(unexpected or unpredicted)[0]
+    text = " and ".join(clause for clause in clauses if clause)
+    return LintFinding(
+        "LN009", "error", f"{text[0].upper()}{text[1:]} (such as {example}).", len(unexpected) + len(unpredicted)
+    )
 
 
-def _ln010(table: _Table, diagnoses: Mapping[str, str], audited: bool) -> Lint | None:
-    rows = table.looked_at
+def _ln010(table: _PredictionTable, diagnoses: Mapping[str, str], is_audited: bool) -> LintFinding | None:
+    rows = table.evaluated_rows
     rows = rows[table.labels[rows] >= 0]
-    alike = {diagnoses.get(name, "") for name in table.classes} & HAM_DIAGNOSES
-    if len(rows) < ENOUGH or len(alike) < LIKE_HAM:
+    ham_diagnoses = {diagnoses.get(name, "") for name in table.classes} & HAM_DIAGNOSES
+    if len(rows) < MIN_TEST_IMAGES or len(ham_diagnoses) < MIN_HAM_DIAGNOSES:
         return None
     labels = table.labels[rows]
-    hit = table.p[rows].argmax(axis=1) == labels
-    balanced = float(np.mean([hit[labels == item].mean() for item in np.unique(labels)]))
-    if max(balanced, float(hit.mean())) <= TOO_GOOD:
+    is_correct = table.p[rows].argmax(axis=1) == labels
+    balanced_accuracy = float(
+        np.mean([is_correct[labels == class_code].mean() for class_code in np.unique(labels)])
+    )
+    if max(balanced_accuracy, float(is_correct.mean())) <= SUSPICIOUS_ACCURACY:
         return None
-    low, high = wilson(int(hit.sum()), len(hit))
-    known = " An audit found no leak." if audited else ""
-    return Lint(
+    low, high = wilson_interval(int(is_correct.sum()), len(is_correct))
+    audit_text = " An audit found no leak." if is_audited else ""
+    return LintFinding(
         "LN010",
-        "note" if audited else "warning",
-        f"Accuracy is {hit.mean():.3f} (95 % interval {low:.3f} to {high:.3f}, n {len(hit):,}), balanced accuracy "
-        f"{balanced:.3f}, on diagnoses where .70 to .80 is the honest range of a split by lesion.{known}",
-        len(hit),
+        "note" if is_audited else "warning",
+        f"Accuracy is {is_correct.mean():.3f} (95 % interval {low:.3f} to {high:.3f}, n "
+        f"{len(is_correct):,}), balanced accuracy "
+        f"{balanced_accuracy:.3f}, on diagnoses where .70 to .80 is the honest range of a split by lesion.{audit_text}",
+        len(is_correct),
     )
 
 
-def _ln011(table: _Table) -> Lint | None:
-    p = table.p[table.looked_at]
-    sure = p.max(axis=1) >= 1 - SURE
-    n = int(sure.sum())
+def _ln011(table: _PredictionTable) -> LintFinding | None:
+    p = table.p[table.evaluated_rows]
+    is_certain = p.max(axis=1) >= 1 - CERTAINTY_TOLERANCE
+    n = int(is_certain.sum())
     # Values above 1 are no saturation but no probabilities at all.
-    if 2 * n <= len(p) or (p > 1 + SUMS).any():
+    if 2 * n <= len(p) or (p > 1 + _SUM_TOLERANCE).any():
         return None
-    hard = bool((np.minimum(np.abs(p), np.abs(p - 1)) <= SURE).all())
-    what = (
+    is_hard = bool((np.minimum(np.abs(p), np.abs(p - 1)) <= CERTAINTY_TOLERANCE).all())
+    description = (
         "All values are 0 or 1: decisions, not probabilities"
-        if hard
+        if is_hard
         else f"{n:,} of {len(p):,} rows give one class 1"
     )
-    return Lint("LN011", "warning" if hard else "note", f"{what}.", n)
+    return LintFinding("LN011", "warning" if is_hard else "note", f"{description}.", n)
 
 
-def _ln012(table: _Table) -> Lint | None:
+def _ln012(table: _PredictionTable) -> LintFinding | None:
     if "predicted" not in table.frame or np.isnan(table.p).any():
         return None
-    predicted = pd.Index(table.classes).get_indexer(pd.Index(table.frame["predicted"]))
-    of_predicted = table.p[np.arange(len(table.p)), predicted]
-    wrong = (predicted < 0) | (of_predicted < table.p.max(axis=1))
-    n = int(wrong.sum())
+    predicted_code = pd.Index(table.classes).get_indexer(pd.Index(table.frame["predicted"]))
+    p_predicted = table.p[np.arange(len(table.p)), predicted_code]
+    is_inconsistent = (predicted_code < 0) | (p_predicted < table.p.max(axis=1))
+    n = int(is_inconsistent.sum())
     return (
-        Lint("LN012", "error", f"In {n:,} of {len(wrong):,} rows another class is more probable.", n)
+        LintFinding(
+            "LN012", "error", f"In {n:,} of {len(is_inconsistent):,} rows another class is more probable.", n
+        )
         if n
         else None
     )
 
 
-def _ln013(table: _Table) -> Lint | None:
-    p = table.p[table.looked_at]
-    if len(p) < CONSTANT_ROWS or np.ptp(p, axis=0).max() > SURE:
+def _ln013(table: _PredictionTable) -> LintFinding | None:
+    p = table.p[table.evaluated_rows]
+    if len(p) < MIN_CONSTANT_ROWS or np.ptp(p, axis=0).max() > CERTAINTY_TOLERANCE:
         return None
     answer = table.classes[int(p[0].argmax())]
-    return Lint("LN013", "error", f"All {len(p):,} images get the same probabilities ({answer} first).", len(p))
+    return LintFinding(
+        "LN013", "error", f"All {len(p):,} images get the same probabilities ({answer} first).", len(p)
+    )
 
 
-def _ln014(table: _Table, labels: Mapping[str, str] | None) -> Lint | None:
+def _ln014(table: _PredictionTable, labels: Mapping[str, str] | None) -> LintFinding | None:
     if labels is None:
         return None
-    wrong = list(_other_labels(table.frame, labels))
-    if not wrong:
+    mismatches = list(_label_mismatches(table.frame, labels))
+    if not mismatches:
         return None
-    image_id, here, there = wrong[0]
-    return Lint(
-        "LN014", "error",
-        f"{len(wrong):,} labels are not those of the data set (such as {image_id}: {here} here, {there} there).",
-        len(wrong),
-    )  # fmt: skip
+    image_id, table_label, dataset_label = mismatches[0]
+    return LintFinding(
+        "LN014",
+        "error",
+        f"{len(mismatches):,} labels are not those of the data set (such as {image_id}: {table_label} "
+        f"here, {dataset_label} there).",
+        len(mismatches),
+    )
 
 
-def _other_labels(frame: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[tuple[Any, Any, str]]:
+def _label_mismatches(frame: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[tuple[Any, Any, str]]:
     for image_id, label in zip(frame["image_id"], frame["label"], strict=True):
         if labels.get(image_id, label) != label:
             yield image_id, label, labels[image_id]

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dermkit.lint.rules import Lint, same_images
+from dermkit.lint.rules import LintFinding, shared_images_finding
 
 if TYPE_CHECKING:
     from dermkit.recipes.schema import Recipe
 
-Triple = tuple[float, float, float]
+_Triple = tuple[float, float, float]
 
-SHIFTED = 0.25
+MAX_PIXEL_SHIFT = 0.25
 """Standard deviations. Rounding of published means moves a pixel by 0.01; pixels in 0..1 against ImageNet's by 2.1."""
-STRETCHED, MIXED = 1.1, 1.2
-COPIES = 3
+MAX_STRETCH, MAX_ASPECT_SPREAD = 1.1, 1.2
+MIN_DERIVED_IMAGES = 3
 """Images on two sides whose names say so; one or two may be a chance of numbering."""
 
-SCALINGS: Mapping[str, tuple[Triple, Triple]] = {
+NAMED_SCALINGS: Mapping[str, tuple[_Triple, _Triple]] = {
     "pixels in 0 to 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "pixels in -1 to 1": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "ImageNet's mean and deviation": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -32,19 +32,19 @@ SCALINGS: Mapping[str, tuple[Triple, Triple]] = {
 
 
 @dataclass(frozen=True)
-class BatchNorm:
+class BatchNormState:
     """The batch-norm layers of the backbone in one phase, as the net is set for training.
 
     moving: layers that update their statistics. frozen: those of them whose own weights do not learn.
     """
 
-    layers: int
-    moving: int
-    frozen: int
+    n_layers: int
+    n_updating: int
+    n_frozen: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Training:
+class TrainingFacts:
     """What the rules look at. Whatever is unknown is None, and its rules are silent.
 
     mean, std: of pixels in 0..1, as they reach the net. weights_mean, weights_std: as its weights were trained, None
@@ -53,111 +53,121 @@ class Training:
     """
 
     recipe: "Recipe"
-    mean: Triple = (0.0, 0.0, 0.0)
-    std: Triple = (1.0, 1.0, 1.0)
-    weights_mean: Triple | None = None
-    weights_std: Triple | None = None
-    batch_norm: Sequence[BatchNorm] | None = None
+    mean: _Triple = (0.0, 0.0, 0.0)
+    std: _Triple = (1.0, 1.0, 1.0)
+    weights_mean: _Triple | None = None
+    weights_std: _Triple | None = None
+    batch_norm: Sequence[BatchNormState] | None = None
     images: pd.DataFrame | None = None
 
 
-def lint_training(training: Training) -> list[Lint]:
+def lint_training(training: TrainingFacts) -> list[LintFinding]:
     """Return what the rules about a training find."""
-    found = [rule(training) for rule in _RULES]
-    return [item for item in found if item is not None]
+    findings = [rule(training) for rule in _RULES]
+    return [finding for finding in findings if finding is not None]
 
 
-def _ln001(training: Training) -> Lint | None:
+def _ln001(training: TrainingFacts) -> LintFinding | None:
     if training.weights_mean is None or training.weights_std is None:
         return None
-    off = _shift((training.mean, training.std), (training.weights_mean, training.weights_std))
-    if off <= SHIFTED:
+    shift = _pixel_shift((training.mean, training.std), (training.weights_mean, training.weights_std))
+    if shift <= MAX_PIXEL_SHIFT:
         return None
-    frozen = any(phase.train_backbone == "none" for phase in training.recipe.phases)
-    given, wanted = _scaling(training.mean, training.std), _scaling(training.weights_mean, training.weights_std)
-    backbone = f"{'frozen ' if frozen else ''}{training.recipe.model.backbone}"
-    return Lint(
+    is_frozen = any(phase.train_backbone == "none" for phase in training.recipe.phases)
+    actual_scaling, expected_scaling = (
+        _scaling_name(training.mean, training.std),
+        _scaling_name(training.weights_mean, training.weights_std),
+    )
+    backbone = f"{'frozen ' if is_frozen else ''}{training.recipe.model.backbone}"
+    return LintFinding(
         "LN001",
-        "warning" if frozen else "note",
-        f"The net gets {given}, the weights of the {backbone} were trained with {wanted}: pixels arrive up to "
-        f"{off:.1f} standard deviations from where they are expected.",
+        "warning" if is_frozen else "note",
+        f"The net gets {actual_scaling}, the weights of the {backbone} were trained with "
+        f"{expected_scaling}: pixels arrive up to "
+        f"{shift:.1f} standard deviations from where they are expected.",
         n=1,
     )
 
 
-def _shift(given: tuple[Triple, Triple], wanted: tuple[Triple, Triple]) -> float:
+def _pixel_shift(actual: tuple[_Triple, _Triple], expected: tuple[_Triple, _Triple]) -> float:
     """Return by how much a pixel of 0..1 is off at most, in units of what the weights expect."""
-    (mean, std), (right_mean, right_std) = (np.asarray(pair, dtype=np.float64) for pair in (given, wanted))
+    (mean, std), (right_mean, right_std) = (np.asarray(pair, dtype=np.float64) for pair in (actual, expected))
     pixels = np.array([[0.0], [1.0]])  # the difference is linear in the pixel: an end is the worst
     return float(np.abs((pixels - mean) / std - (pixels - right_mean) / right_std).max())
 
 
-def _scaling(mean: Triple, std: Triple) -> str:
+def _scaling_name(mean: _Triple, std: _Triple) -> str:
     """Name a scaling, by numbers where it has no name."""
-    for name, known in SCALINGS.items():
-        if _shift((mean, std), known) < 0.05 / min(known[1]):
+    for name, scaling in NAMED_SCALINGS.items():
+        if _pixel_shift((mean, std), scaling) < 0.05 / min(scaling[1]):
             return name
     numbers = [" ".join(f"{value:.3g}" for value in values) for values in (mean, std)]
     return f"mean {numbers[0]} and deviation {numbers[1]}"
 
 
-def _ln002(training: Training) -> Lint | None:
-    state = training.batch_norm
-    frozen = [(number, item) for number, item in enumerate(state or [], 1) if item.frozen]
-    if frozen:
-        number, item = max(frozen, key=lambda pair: pair[1].frozen)
-        return Lint(
+def _ln002(training: TrainingFacts) -> LintFinding | None:
+    batch_norms = training.batch_norm
+    frozen_phases = [
+        (phase_number, batch_norm)
+        for phase_number, batch_norm in enumerate(batch_norms or [], 1)
+        if batch_norm.n_frozen
+    ]
+    if frozen_phases:
+        phase_number, batch_norm = max(frozen_phases, key=lambda pair: pair[1].n_frozen)
+        return LintFinding(
             "LN002",
             "warning",
-            f"In phase {number} {item.frozen} of {item.layers} batch-norm layers update their statistics though their "
+            f"In phase {phase_number} {batch_norm.n_frozen} of {batch_norm.n_layers} batch-norm layers "
+            f"update their statistics though their "
             "weights are frozen.",
-            n=item.frozen,
+            n=batch_norm.n_frozen,
         )
-    for number, phase in enumerate(training.recipe.phases, 1):
-        partly = isinstance(phase.train_backbone, int) and not phase.freeze_batch_norm
-        moving = state[number - 1].moving if state else None
-        if partly and moving != 0:
-            return Lint(
+    for phase_number, phase in enumerate(training.recipe.phases, 1):
+        is_partial = isinstance(phase.train_backbone, int) and not phase.freeze_batch_norm
+        n_updating = batch_norms[phase_number - 1].n_updating if batch_norms else None
+        if is_partial and n_updating != 0:
+            return LintFinding(
                 "LN002",
                 "note",
-                f"In phase {number} only the last {phase.train_backbone} layer groups learn, and their batch norm with "
+                f"In phase {phase_number} only the last {phase.train_backbone} layer groups learn, and "
+                f"their batch norm with "
                 f"them, from batches of {training.recipe.optim.batch_size}.",
-                n=moving or 1,
+                n=n_updating or 1,
             )
     return None
 
 
-def _ln003(training: Training) -> Lint | None:
+def _ln003(training: TrainingFacts) -> LintFinding | None:
     images = training.images
     if images is None:
         return None
-    sides = {side: images[images["split"] == side] for side in ("validation", "test")}
-    if any(part.empty for part in sides.values()):
+    splits = {split_name: images[images["split"] == split_name] for split_name in ("validation", "test")}
+    if any(rows.empty for rows in splits.values()):
         return None
-    seen = sides["validation"]
-    test = sides["test"]
-    shared = test["image_id"].isin(seen["image_id"]) | (
-        (test["pixel_sha256"] != "") & test["pixel_sha256"].isin(seen["pixel_sha256"])
+    validation = splits["validation"]
+    test = splits["test"]
+    is_shared = test["image_id"].isin(validation["image_id"]) | (
+        (test["pixel_sha256"] != "") & test["pixel_sha256"].isin(validation["pixel_sha256"])
     )
-    return same_images(int(shared.sum()), len(test))
+    return shared_images_finding(int(is_shared.sum()), len(test))
 
 
-def _ln004(training: Training) -> Lint | None:
+def _ln004(training: TrainingFacts) -> LintFinding | None:
     images = training.images
     if images is None:
         return None
-    spread = images[images["split"].isin(["train", "validation", "test"])].reset_index(drop=True)
-    flags = np.zeros(len(spread), dtype=bool)
-    for origin in (_origins(spread["path"]), _archive_ids(spread)):
-        known = origin != ""
-        sides = spread[known].groupby(origin[known])["split"].transform("nunique")
-        pictures = spread[known].groupby(origin[known])["pixel_sha256"].transform("nunique")
-        flags[np.flatnonzero(known)] |= ((sides > 1) & (pictures > 1)).to_numpy()
+    images_in_split = images[images["split"].isin(["train", "validation", "test"])].reset_index(drop=True)
+    flags = np.zeros(len(images_in_split), dtype=bool)
+    for origin in (_origins(images_in_split["path"]), _archive_ids(images_in_split)):
+        has_origin = origin != ""
+        n_splits = images_in_split[has_origin].groupby(origin[has_origin])["split"].transform("nunique")
+        n_pictures = images_in_split[has_origin].groupby(origin[has_origin])["pixel_sha256"].transform("nunique")
+        flags[np.flatnonzero(has_origin)] |= ((n_splits > 1) & (n_pictures > 1)).to_numpy()
     n = int(flags.sum())
-    if n < COPIES:
+    if n < MIN_DERIVED_IMAGES:
         return None
-    example = spread.loc[flags, "path"].iloc[0]
-    return Lint(
+    example = images_in_split.loc[flags, "path"].iloc[0]
+    return LintFinding(
         "LN004",
         "error",
         f"{n:,} images are made from one another, by their names or ISIC ids, and stand on two sides of the split "
@@ -166,17 +176,17 @@ def _ln004(training: Training) -> Lint | None:
     )
 
 
-_AUGMENTED = re.compile(
+_AUGMENTED_SUFFIX = re.compile(
     # Digits after a separator belong to the word before it; each character fits one place only, or a long name of many
     # such words would be tried in every way there is.
     r"(?i)(?:[\s_.-]*(?:aug(?:mented)?|h?v?flip(?:ped)?(?:lr|ud)?|rot(?:ated?)?|mirror(?:ed)?|zoom(?:ed)?|"
     r"crop(?:ped)?|shift(?:ed)?|bright(?:ness)?|contrast|noise|blur(?:red)?|smote|copy)(?:[\s_.-]?\d+)?)+$"
 )
-_GENERATED = re.compile(
+_GENERATED_NAME = re.compile(
     r"(?i)^.+?_original_(?P<file>.+?)(\.(jpe?g|png|bmp|tiff?))?_[0-9a-f]{8}(-[0-9a-f]{4,12}){4}$"
 )
 """How a well-known augmentation tool names what it writes: CLASS_original_FILE_UUID."""
-_NUMBERED = re.compile(r"(_\d{1,6}_\d{1,5}|[\s_-]?\(\d{1,3}\))$")
+_NUMBERED_SUFFIX = re.compile(r"(_\d{1,6}_\d{1,5}|[\s_-]?\(\d{1,3}\))$")
 """How generators and copying file managers number: only believed where the original is there."""
 
 
@@ -187,67 +197,70 @@ def _origins(paths: "pd.Series[Any]") -> "pd.Series[Any]":
     one that ends in numbers only where its original exists. The original is the one in the file's own folder, else
     the only one of that name: folders that each number their files from 0 say nothing about each other.
     """
-    parts = paths.str.extract(r"^(.*/)?([^/]+?)(?:\.[^./]*)?$").fillna("")
-    folders, stems = parts[0], parts[1]
-    homes: dict[str, set[str]] = {}
+    path_fields = paths.str.extract(r"^(.*/)?([^/]+?)(?:\.[^./]*)?$").fillna("")
+    folders, stems = path_fields[0], path_fields[1]
+    folders_by_stem: dict[str, set[str]] = {}
     for folder, stem in zip(folders, stems, strict=True):
-        homes.setdefault(stem, set()).add(folder)
-    bare = {stem: _origin(stem, set(homes)) for stem in homes}
-    origin = [_placed(folder, stem, bare[stem], homes) for folder, stem in zip(folders, stems, strict=True)]
-    own = folders + stems
-    named = {name for name, place in zip(origin, own, strict=True) if name and name != place}
-    return pd.Series([name if name in named else "" for name in origin], index=paths.index)
+        folders_by_stem.setdefault(stem, set()).add(folder)
+    origin_by_stem = {stem: _origin_stem(stem, set(folders_by_stem)) for stem in folders_by_stem}
+    origin = [
+        _resolve_origin(folder, stem, origin_by_stem[stem], folders_by_stem)
+        for folder, stem in zip(folders, stems, strict=True)
+    ]
+    file_names = folders + stems
+    referenced = {name for name, file_name in zip(origin, file_names, strict=True) if name and name != file_name}
+    return pd.Series([name if name in referenced else "" for name in origin], index=paths.index)
 
 
-def _placed(folder: str, stem: str, origin: str, homes: Mapping[str, set[str]]) -> str:
+def _resolve_origin(folder: str, stem: str, origin: str, folders_by_stem: Mapping[str, set[str]]) -> str:
     """Return folder and name of an origin, "" where several pictures have its name."""
-    there = homes.get(origin, set())
-    if origin == stem or folder in there:
+    folders = folders_by_stem.get(origin, set())
+    if origin == stem or folder in folders:
         return folder + origin
-    if len(there) == 1:
-        return next(iter(there)) + origin
+    if len(folders) == 1:
+        return next(iter(folders)) + origin
     # Without its original, a short number may mean another picture in each folder.
-    return "" if there else origin if re.search(r"\d{4}", origin) else folder + origin
+    return "" if folders else origin if re.search(r"\d{4}", origin) else folder + origin
 
 
-def _origin(stem: str, there: set[str]) -> str:
-    if generated := _GENERATED.match(stem):
-        return generated["file"]
-    augmented = _AUGMENTED.sub("", stem)
-    if augmented != stem and (augmented in there or re.search(r"\d", augmented)):
-        return augmented
-    numbered = _NUMBERED.sub("", stem)
-    return numbered if numbered in there else stem
+def _origin_stem(stem: str, known_stems: set[str]) -> str:
+    if generated_match := _GENERATED_NAME.match(stem):
+        return generated_match["file"]
+    unaugmented = _AUGMENTED_SUFFIX.sub("", stem)
+    if unaugmented != stem and (unaugmented in known_stems or re.search(r"\d", unaugmented)):
+        return unaugmented
+    unnumbered = _NUMBERED_SUFFIX.sub("", stem)
+    return unnumbered if unnumbered in known_stems else stem
 
 
 def _archive_ids(images: pd.DataFrame) -> "pd.Series[Any]":
     return images["isic_id"] if "isic_id" in images else pd.Series("", index=images.index, dtype=str)
 
 
-def _ln005(training: Training) -> Lint | None:
+def _ln005(training: TrainingFacts) -> LintFinding | None:
     images = training.images
     if images is None or training.recipe.image.resize != "squash" or images.empty:
         return None
     aspect = images["width"].to_numpy(dtype=np.float64) / images["height"].to_numpy(dtype=np.float64)
     stretch = float(np.median(np.maximum(aspect, 1 / aspect)))
     low, high = np.quantile(aspect, [0.05, 0.95])
-    mixed = float(high / low)
-    if mixed > MIXED:
+    aspect_spread = float(high / low)
+    if aspect_spread > MAX_ASPECT_SPREAD:
         by_class = pd.Series(aspect).groupby(images["label"].to_numpy()).median()
-        own = (
+        class_text = (
             f" It tells class: {by_class.idxmin()} has {by_class.min():.2f}, {by_class.idxmax()} {by_class.max():.2f}."
-            if by_class.max() / by_class.min() > STRETCHED
+            if by_class.max() / by_class.min() > MAX_STRETCH
             else ""
         )
-        return Lint(
+        return LintFinding(
             "LN005",
             "warning",
             f"Squashed into squares, images of width over height {low:.2f} to {high:.2f} are each stretched "
-            f"otherwise.{own}",
+            f"otherwise.{class_text}",
             len(images),
         )
-    if stretch > STRETCHED:
-        return Lint(
+    if stretch > MAX_STRETCH:
+        return LintFinding(
             "LN005",
             "note",
             f"Squashed into squares, all images are stretched by about {stretch:.2f}.",
@@ -256,4 +269,4 @@ def _ln005(training: Training) -> Lint | None:
     return None
 
 
-_RULES: tuple[Callable[[Training], Lint | None], ...] = (_ln001, _ln002, _ln003, _ln004, _ln005)
+_RULES: tuple[Callable[[TrainingFacts], LintFinding | None], ...] = (_ln001, _ln002, _ln003, _ln004, _ln005)

@@ -10,83 +10,87 @@ from typing import Any
 
 from dermkit.errors import UntrustedError
 from dermkit.files import json_text, read_json
-from dermkit.models.checksums import check, is_unfinished, replace_texts
+from dermkit.models.checksums import check_hashes, is_update_pending, update_files
 
-FORMAT = 2
+MODEL_CARD_FORMAT = 2
 RESEARCH_ONLY = "Research use only. Not a medical device."
 
-UNSETTLED: Mapping[str, Any] = {"calibration": {"kind": "none"}, "operating_points": [], "conformal": None}
+EMPTY_POLICY: Mapping[str, Any] = {"calibration": {"kind": "none"}, "operating_points": [], "conformal": None}
 """What a model says of these before its validation images were evaluated."""
 
-SETTLED = ("calibration", "operating_points", "conformal", "refer", "validation_images")
+POLICY_FIELDS = ("calibration", "operating_points", "conformal", "refer", "validation_images")
 """`refer` is not there in models that were settled before confidences for referral were kept."""
 
 
 def read_card(folder: Path) -> dict[str, Any]:
     """Read model.json; raises `UntrustedError` where it is missing or broken."""
-    return read_json(folder / "model.json", format=FORMAT, error=UntrustedError, migrations={1: _from_1})
+    return read_json(
+        folder / "model.json", format=MODEL_CARD_FORMAT, error=UntrustedError, migrations={1: _migrate_1_to_2}
+    )
 
 
-def _from_1(card: dict[str, Any]) -> dict[str, Any]:
-    return {**card, **UNSETTLED, "format": 2}
+def _migrate_1_to_2(card: dict[str, Any]) -> dict[str, Any]:
+    return {**card, **EMPTY_POLICY, "format": 2}
 
 
 def card_files(card: Mapping[str, Any]) -> dict[str, str]:
     """Return name -> text of model.json and MODEL_CARD.md."""
-    return {"model.json": json_text(card, format=FORMAT), "MODEL_CARD.md": card_text(card)}
+    return {"model.json": json_text(card, format=MODEL_CARD_FORMAT), "MODEL_CARD.md": card_text(card)}
 
 
-def settle(folder: Path, decision: Mapping[str, Any]) -> None:
+def write_policy(folder: Path, policy: Mapping[str, Any]) -> None:
     """Write into a model folder what was decided on its validation images; one that holds it already stays as it is.
 
     Stopped on the way, the folder is the model of before or of afterwards, and the next call finishes it.
     Raises `UntrustedError` where a file is not as it was saved: new checksums would vouch for it.
     """
-    card, made = read_card(folder), {name: decision[name] for name in SETTLED if name in decision}
-    same = {name: card[name] for name in SETTLED if name in card} == made
-    if same and not is_unfinished(folder):
+    card, policy_fields = read_card(folder), {name: policy[name] for name in POLICY_FIELDS if name in policy}
+    is_unchanged = {name: card[name] for name in POLICY_FIELDS if name in card} == policy_fields
+    if is_unchanged and not is_update_pending(folder):
         return
-    check(folder, kept="the model folder as it is, and the evaluation")
-    kept = {name: value for name, value in card.items() if name not in SETTLED}
-    replace_texts(folder, card_files({**kept, **made}))
+    check_hashes(folder, preserved="the model folder as it is, and the evaluation")
+    other_fields = {name: value for name, value in card.items() if name not in POLICY_FIELDS}
+    update_files(folder, card_files({**other_fields, **policy_fields}))
 
 
-def wishes_kept(folder: Path) -> tuple[tuple[str, float], ...]:
+def extra_targets(folder: Path) -> tuple[tuple[str, float], ...]:
     """Return the wishes (rate, 0..1) that somebody asked this model to keep, beside the usual ones."""
     points = read_card(folder)["operating_points"]
-    return tuple((str(item["rate"]), float(item["wish_rate"])) for item in points if item.get("asked"))
+    return tuple((str(point["rate"]), float(point["wish_rate"])) for point in points if point.get("asked"))
 
 
-def with_kept(decision: Mapping[str, Any], wishes: Collection[tuple[str, float]]) -> dict[str, Any]:
+def with_extra_targets(policy: Mapping[str, Any], targets: Collection[tuple[str, float]]) -> dict[str, Any]:
     """Return what the model takes over of a decision.json: the operating points asked for only where wished so."""
-    asked = [item for item in decision["asked_points"] if (item["rate"], item["wish_rate"]) in wishes]
-    points = [*decision["operating_points"], *({**item, "asked": True} for item in asked)]
-    return {**decision, "operating_points": points}
+    extra_points = [point for point in policy["asked_points"] if (point["rate"], point["wish_rate"]) in targets]
+    points = [*policy["operating_points"], *({**point, "asked": True} for point in extra_points)]
+    return {**policy, "operating_points": points}
 
 
-def settled(card: Mapping[str, Any]) -> dict[str, Any] | None:
+def card_policy(card: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what a model settled on its validation images, as plain numbers; None where it settled nothing."""
     if card["conformal"] is None:
         return None
-    return {name: card[name] for name in SETTLED if name in card}
+    return {name: card[name] for name in POLICY_FIELDS if name in card}
 
 
-def _calibration(own: Mapping[str, Any]) -> str:
-    if own["kind"] == "none":
+def _calibration_text(calibration: Mapping[str, Any]) -> str:
+    if calibration["kind"] == "none":
         return "Calibration: none. Probabilities are softmax outputs as trained; do not read them as risks."
-    shift = " and one shift per class" if own["kind"] == "bias" else ""
+    shift_text = " and one shift per class" if calibration["kind"] == "bias" else ""
     return (
-        f"Calibration, fitted on the validation images alone: log probabilities divided by {own['temperature']:.3g}"
-        f"{shift}. `predictions.csv` holds probabilities before it, `decided.csv` of `dermkit predict` after it."
+        f"Calibration, fitted on the validation images alone: log probabilities divided by "
+        f"{calibration['temperature']:.3g}"
+        f"{shift_text}. `predictions.csv` holds probabilities before it, `decided.csv` of `dermkit predict` after it."
     )
 
 
 def card_text(card: Mapping[str, Any]) -> str:
     classes = "\n".join(
-        f"| {item['name']} | {item['diagnosis'] or 'not known'} | {item['malignancy']} |"
-        for item in card["classes"]
+        f"| {lesion_class['name']} | {lesion_class['diagnosis'] or 'not known'} | {lesion_class['malignancy']} |"
+        for lesion_class in card["classes"]
     )
-    pre, weights, data = card["preprocessing"], card["weights"], card["dataset"]
+    preprocessing, weights, dataset = card["preprocessing"], card["weights"], card["dataset"]
+    size, interpolation = preprocessing["size"], preprocessing["interpolation"]
     return f"""# Model card: {card["recipe"].get("name", "unnamed")}
 
 **{RESEARCH_ONLY}**
@@ -101,15 +105,15 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 ## Input
 
-RGB, {pre["size"]} x {pre["size"]} px, {pre["resize"]}, {pre["interpolation"]}; divided by {pre["divide_by"]:g},
-then mean {pre["mean"]} and standard deviation {pre["std"]}.
+RGB, {size} x {size} px, {preprocessing["resize"]}, {interpolation}; divided by {preprocessing["divide_by"]:g},
+then mean {preprocessing["mean"]} and standard deviation {preprocessing["std"]}.
 
 ## Origin
 
 - Net: {card["members"][0]["spec"]["backbone"]}; starting weights: {weights.get("origin", "?")}.
   {weights.get("note", "")} Licence of the weights: {weights.get("licence") or "not stated"}.
-- Data: {data.get("name", "?")}, {data.get("n", "?")} images; licences: {data.get("licences") or "not stated"}.
-- {_calibration(card["calibration"])}
+- Data: {dataset.get("name", "?")}, {dataset.get("n", "?")} images; licences: {dataset.get("licences") or "not stated"}.
+- {_calibration_text(card["calibration"])}
 
 Its figures, with intervals, are in `metrics.json` and `report.html` of the run that made it.
 """

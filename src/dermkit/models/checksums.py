@@ -10,78 +10,84 @@ from pathlib import Path
 from dermkit.errors import UntrustedError
 from dermkit.files import sha256_bytes, sha256_file, write_text
 
-SUMS = "SHA256SUMS"
-NEXT = "# next "
-COPY = "copy the model folder anew from where it was trained"
+CHECKSUM_FILE = "SHA256SUMS"
+_PENDING_PREFIX = "# next "
+_COPY_REMEDY = "copy the model folder anew from where it was trained"
 
 
-def write_sums(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Write SHA256SUMS over every other file of a folder (`sha256sum -c SHA256SUMS` checks it)."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != CHECKSUM_FILE)
     lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
-    write_text(folder / SUMS, "".join(lines))
+    write_text(folder / CHECKSUM_FILE, "".join(lines))
 
 
-def replace_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Replace text files of a folder and its checksums; wherever it stops, `accepted` still knows what is there."""
-    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines(keepends=True)
-    announced = [f"{NEXT}{sha256_bytes(text.encode())}  {name}\n" for name, text in texts.items()]
-    write_text(folder / SUMS, "".join([*lines, *announced]))
+def update_files(folder: Path, texts: Mapping[str, str]) -> None:
+    """Replace text files of a folder and its checksums; wherever it stops, `expected_hashes` still knows what
+    is there.
+    """
+    lines = (folder / CHECKSUM_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
+    pending_lines = [f"{_PENDING_PREFIX}{sha256_bytes(text.encode())}  {name}\n" for name, text in texts.items()]
+    write_text(folder / CHECKSUM_FILE, "".join([*lines, *pending_lines]))
     for name, text in texts.items():
         write_text(folder / name, text)
-    write_sums(folder)
+    write_checksums(folder)
 
 
-def is_unfinished(folder: Path) -> bool:
+def is_update_pending(folder: Path) -> bool:
     """Return whether an exchange of files was stopped before its end."""
-    path = folder / SUMS
-    return path.is_file() and any(line.startswith(NEXT) for line in path.read_text(encoding="utf-8").splitlines())
+    path = folder / CHECKSUM_FILE
+    return path.is_file() and any(
+        line.startswith(_PENDING_PREFIX) for line in path.read_text(encoding="utf-8").splitlines()
+    )
 
 
-def accepted(folder: Path) -> dict[str, tuple[str, ...]]:
+def expected_hashes(folder: Path) -> dict[str, tuple[str, ...]]:
     """Return file name -> the hashes that it may have; raises `UntrustedError` without SHA256SUMS or for a foreign one.
 
     More than one for a file that was about to be exchanged.
     """
-    sums = folder / SUMS
-    if not sums.is_file():
+    sums_path = folder / CHECKSUM_FILE
+    if not sums_path.is_file():
         raise UntrustedError(
-            f"{folder}: not a model folder: {SUMS} is missing",
+            f"{folder}: not a model folder: {CHECKSUM_FILE} is missing",
             remedy="name the run folder or its model/ folder, or copy the model anew",
         )
-    found: dict[str, tuple[str, ...]] = {}
+    hashes: dict[str, tuple[str, ...]] = {}
     # A byte that is no text becomes a name or a hash that cannot match.
-    for line in sums.read_bytes().decode("utf-8", "replace").splitlines():
-        expected, _, name = line.removeprefix(NEXT).partition("  ")
+    for line in sums_path.read_bytes().decode("utf-8", "replace").splitlines():
+        sha256, _, name = line.removeprefix(_PENDING_PREFIX).partition("  ")
         if "/" in name or "\\" in name or name in ("", ".", ".."):
             raise UntrustedError(
-                f"{sums}: names a file outside the folder: {name!r}", remedy="copy the model anew"
+                f"{sums_path}: names a file outside the folder: {name!r}", remedy="copy the model anew"
             )
-        found[name] = (*found.get(name, ()), expected)
-    return found
+        hashes[name] = (*hashes.get(name, ()), sha256)
+    return hashes
 
 
-def verified(folder: Path) -> dict[str, bytes]:
+def read_verified(folder: Path) -> dict[str, bytes]:
     """Return the bytes of every listed file: what was hashed is what is used. Raises `UntrustedError`."""
     content: dict[str, bytes] = {}
-    for name, hashes in accepted(folder).items():
+    for name, hashes in expected_hashes(folder).items():
         try:
             content[name] = (folder / name).read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise UntrustedError(f"{folder / name}: cannot be read: {error}", remedy="copy it anew") from error
         if sha256_bytes(content[name]) not in hashes:
-            raise _changed(folder / name, "nothing was predicted")
+            raise _changed_file_error(folder / name, "nothing was predicted")
     return content
 
 
-def check(folder: Path, *, kept: str) -> None:
+def check_hashes(folder: Path, *, preserved: str) -> None:
     """Raise `UntrustedError` where a listed file is gone or changed; read in blocks. kept: what is not lost by it."""
-    for name, hashes in accepted(folder).items():
+    for name, hashes in expected_hashes(folder).items():
         if not (folder / name).is_file() or sha256_file(folder / name) not in hashes:
-            raise _changed(folder / name, kept)
+            raise _changed_file_error(folder / name, preserved)
 
 
-def _changed(path: Path, kept: str) -> UntrustedError:
+def _changed_file_error(path: Path, preserved: str) -> UntrustedError:
     return UntrustedError(
-        f"{path}: its bytes are not those that were saved (SHA-256 differs)", kept=kept, remedy=COPY
+        f"{path}: its bytes are not those that were saved (SHA-256 differs)",
+        outcome=preserved,
+        remedy=_COPY_REMEDY,
     )

@@ -43,8 +43,8 @@ class SmallCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
-        pooled: Tensor = self.pool(x)
-        return pooled
+        features: Tensor = self.pool(x)
+        return features
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Return timm's form of the layer groups: one per block."""
@@ -52,14 +52,14 @@ class SmallCNN(nn.Module):
         return {"blocks": r"^blocks\.(\d+)"}
 
 
-def _plain_block(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+def _conv_block(in_channels: int, out_channels: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
 
 
-def _normed_block(inputs: int, outputs: int) -> nn.Module:
+def _batch_norm_block(in_channels: int, out_channels: int) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Dropout(0.1),
@@ -67,19 +67,19 @@ def _normed_block(inputs: int, outputs: int) -> nn.Module:
 
 
 def _stack(block: Callable[[int, int], nn.Module], widths: tuple[int, ...], cells: int) -> SmallCNN:
-    sides = zip((3, *widths), widths, strict=False)
-    return SmallCNN([block(inputs, outputs) for inputs, outputs in sides], cells)
+    channel_pairs = zip((3, *widths), widths, strict=False)
+    return SmallCNN([block(in_channels, out_channels) for in_channels, out_channels in channel_pairs], cells)
 
 
 def cnn_s1() -> SmallCNN:
     """Three blocks of 3x3 convolution (32, 64, 128), ReLU and 2x2 max-pooling; 4x4 grid: 2,048 features."""
-    return _stack(_plain_block, (32, 64, 128), cells=4)
+    return _stack(_conv_block, (32, 64, 128), cells=4)
 
 
 def cnn_s4() -> SmallCNN:
     """Four blocks (32, 64, 128, 256) with batch norm and 10 % dropout each; mean over the image: 256 features."""
-    return _stack(_normed_block, (32, 64, 128, 256), cells=1)
+    return _stack(_batch_norm_block, (32, 64, 128, 256), cells=1)
 
 
-NETS: dict[str, Callable[[], SmallCNN]] = {"dermkit/cnn-s1": cnn_s1, "dermkit/cnn-s4": cnn_s4}
+CNN_BUILDERS: dict[str, Callable[[], SmallCNN]] = {"dermkit/cnn-s1": cnn_s1, "dermkit/cnn-s4": cnn_s4}
 """The backbones that a recipe may name besides timm's."""

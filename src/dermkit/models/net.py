@@ -13,33 +13,45 @@ from dermkit.errors import DermkitError, UntrustedError, UsageError
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models import cnn
 from dermkit.models.weights import (
-    Weights,
+    BackboneWeights,
     check_backbone,
-    check_unchanged,
+    check_weights_unchanged,
     import_timm,
-    inside,
+    is_in_blocks,
     read_tensors,
     resolve_weights,
 )
 from dermkit.recipes.schema import ImageSpec, ModelSpec, Phase
 
 __all__ = [
+    "BackboneWeights",
     "Net",
-    "Weights",
     "backbone_fingerprint",
-    "batch_norm_state",
     "build_net",
+    "count_batch_norms",
     "freeze",
     "import_timm",
     "layer_groups",
     "parameter_groups",
+    "preprocessing_for",
     "resolve_weights",
     "set_train_mode",
-    "with_normalisation",
 ]
 
-OURS = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path",
-        "cache_dir", "features_only", "scriptable", "exportable", "no_jit", "global_pool")  # fmt: skip
+_RESERVED_ARGS = (
+    "num_classes",
+    "in_chans",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+    "features_only",
+    "scriptable",
+    "exportable",
+    "no_jit",
+    "global_pool",
+)
 """Arguments of timm that a recipe may not set: they load other files or change what comes out of the backbone."""
 
 
@@ -62,25 +74,25 @@ class Net(nn.Module):
         return logits
 
 
-def build_net(spec: ModelSpec, n_classes: int, *, weights: Weights, seed: int) -> Net:
+def build_net(spec: ModelSpec, n_classes: int, *, weights: BackboneWeights, seed: int) -> Net:
     """Build a net on the CPU in float32, backbone loaded and head new; the same seed gives the same tensors.
 
     torch's global random state is left as found. Raises `UsageError` for an unknown backbone, argument or block,
     `UntrustedError` for weights whose tensors are not those of the net.
     """
     check_backbone(spec.backbone)
-    with _seeded(seed), torch.device("cpu"):
-        backbone, side = _build_backbone(spec, weights)
-        _skip(backbone, spec.skip_blocks)
+    with _seeded_cpu(seed), torch.device("cpu"):
+        backbone, probe_size = _build_backbone(spec, weights)
+        _skip_blocks(backbone, spec.skip_blocks)
         if weights.origin == "file":
-            _load(backbone, spec, weights)
-        n_features = _count_features(backbone, side)
+            _load_weights(backbone, spec, weights)
+        n_features = _count_features(backbone, probe_size)
         head = _build_head(n_features, spec, n_classes)
     return Net(backbone, head, n_features)
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seeded_cpu(seed: int) -> Iterator[None]:
     """Seed the CPU generator alone: `torch.manual_seed` would also move every GPU's."""
     state = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)
@@ -90,81 +102,86 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.random.set_rng_state(state)
 
 
-def _build_backbone(spec: ModelSpec, weights: Weights) -> tuple[nn.Module, int]:
+def _build_backbone(spec: ModelSpec, weights: BackboneWeights) -> tuple[nn.Module, int]:
     """Return the backbone without a classifier, and the side of an image that it surely takes."""
-    if spec.backbone in cnn.NETS:
+    if spec.backbone in cnn.CNN_BUILDERS:
         if spec.backbone_args:
             raise UsageError(f"{spec.backbone}: takes no arguments, got {spec.backbone_args}")
-        return cnn.NETS[spec.backbone](), 64
-    ours = sorted(set(spec.backbone_args) & set(OURS))
-    if ours:
-        raise UsageError(f"{spec.backbone}: model.backbone_args may not set {', '.join(ours)}")
-    hub = {"pretrained_cfg_overlay": {"file": str(weights.path)}} if weights.origin == "hub" else {}
-    if hub:
-        check_unchanged(weights)  # timm reads the file itself, because it knows how to rename old tensors
+        return cnn.CNN_BUILDERS[spec.backbone](), 64
+    reserved_args = sorted(set(spec.backbone_args) & set(_RESERVED_ARGS))
+    if reserved_args:
+        raise UsageError(f"{spec.backbone}: model.backbone_args may not set {', '.join(reserved_args)}")
+    hub_kwargs = {"pretrained_cfg_overlay": {"file": str(weights.path)}} if weights.origin == "hub" else {}
+    if hub_kwargs:
+        check_weights_unchanged(weights)  # timm reads the file itself, because it knows how to rename old tensors
     try:
         backbone: nn.Module = import_timm().create_model(
-            spec.backbone, pretrained=bool(hub), num_classes=0, **hub, **spec.backbone_args
+            spec.backbone, pretrained=bool(hub_kwargs), num_classes=0, **hub_kwargs, **spec.backbone_args
         )
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
-        raise _not_built(spec, weights, error) from error
-    default = getattr(backbone, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-1]
-    return backbone, int(spec.backbone_args.get("img_size", default))
+        raise _build_error(spec, weights, error) from error
+    default_size = getattr(backbone, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-1]
+    return backbone, int(spec.backbone_args.get("img_size", default_size))
 
 
-def _not_built(spec: ModelSpec, weights: Weights, error: Exception) -> DermkitError:
-    what = f"{spec.backbone} with {spec.backbone_args}"
+def _build_error(spec: ModelSpec, weights: BackboneWeights, error: Exception) -> DermkitError:
+    description = f"{spec.backbone} with {spec.backbone_args}"
     if weights.origin == "hub" and isinstance(error, RuntimeError | KeyError):
         return UntrustedError(
-            f"{weights.path}: does not fit {what}: {error}",
-            kept="nothing was trained",
+            f"{weights.path}: does not fit {description}: {error}",
+            outcome="nothing was trained",
             remedy="correct the recipe's model.backbone_args, or remove that file so that it is fetched again",
         )
-    return UsageError(f"timm cannot build {what}: {error}", remedy="correct the recipe's model.backbone_args")
+    return UsageError(
+        f"timm cannot build {description}: {error}", remedy="correct the recipe's model.backbone_args"
+    )
 
 
-def _skip(backbone: nn.Module, blocks: tuple[str, ...]) -> None:
+def _skip_blocks(backbone: nn.Module, blocks: tuple[str, ...]) -> None:
     """Replace named modules by the identity; raises `UsageError` with the closest name."""
     names = [name for name, _ in backbone.named_modules() if name]
     for block in blocks:
         if block not in names:
-            close = difflib.get_close_matches(block, names, n=1)
+            close_matches = difflib.get_close_matches(block, names, n=1)
             raise UsageError(
-                f"{block}: the backbone has no such block" + (f"; did you mean `{close[0]}`?" if close else ""),
+                f"{block}: the backbone has no such block"
+                + (f"; did you mean `{close_matches[0]}`?" if close_matches else ""),
                 remedy="correct the recipe's model.skip_blocks",
             )
         backbone.set_submodule(block, nn.Identity())
 
 
-def _load(backbone: nn.Module, spec: ModelSpec, weights: Weights) -> None:
+def _load_weights(backbone: nn.Module, spec: ModelSpec, weights: BackboneWeights) -> None:
     """Load a file strictly: every tensor of the net, and no other, but for those that the file's JSON excuses."""
-    tensors = {name: value for name, value in read_tensors(weights).items() if not inside(name, spec.skip_blocks)}
-    own = backbone.state_dict()
+    tensors = {
+        name: value for name, value in read_tensors(weights).items() if not is_in_blocks(name, spec.skip_blocks)
+    }
+    expected_state = backbone.state_dict()
     # Counters are absent from files of older torch versions and carry no weight.
-    needed = {name for name in own if not name.endswith("num_batches_tracked")}
+    required_names = {name for name in expected_state if not name.endswith("num_batches_tracked")}
     problems = [
-        *(f"{name} is missing" for name in sorted(needed - set(tensors) - set(weights.missing))),
-        *(f"{name} is not part of the net" for name in sorted(set(tensors) - set(own))),
+        *(f"{name} is missing" for name in sorted(required_names - set(tensors) - set(weights.missing))),
+        *(f"{name} is not part of the net" for name in sorted(set(tensors) - set(expected_state))),
         *(
-            f"{name} is {tuple(value.shape)}, the net has {tuple(own[name].shape)}"
+            f"{name} is {tuple(value.shape)}, the net has {tuple(expected_state[name].shape)}"
             for name, value in sorted(tensors.items())
-            if name in own and value.shape != own[name].shape
+            if name in expected_state and value.shape != expected_state[name].shape
         ),
     ]
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        omitted_text = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UntrustedError(
-            f"{weights.path}: does not fit {spec.backbone}: {'; '.join(problems[:5])}{more}",
-            kept="nothing was trained",
+            f"{weights.path}: does not fit {spec.backbone}: {'; '.join(problems[:5])}{omitted_text}",
+            outcome="nothing was trained",
             remedy="use the weights of this very net, and let model.skip_blocks name only blocks to leave out",
         )
     backbone.load_state_dict(tensors, strict=False)  # copies: the net stays float32 whatever the file's type
 
 
-def _count_features(backbone: nn.Module, side: int) -> int:
+def _count_features(backbone: nn.Module, image_size: int) -> int:
     backbone.eval()
     with torch.no_grad():
-        features = backbone(torch.zeros(2, 3, side, side))
+        features = backbone(torch.zeros(2, 3, image_size, image_size))
     backbone.train()
     if features.ndim != 2:
         raise UsageError(
@@ -199,25 +216,25 @@ def freeze(net: Net, phase: Phase) -> None:
 
     Raises `UsageError` where the backbone has fewer layer groups than asked for.
     """
-    trained = _trained_names(net, phase.train_backbone)
+    trainable_names = _trainable_names(net, phase.train_backbone)
     for name, parameter in net.backbone.named_parameters():
-        parameter.requires_grad_(name in trained)
+        parameter.requires_grad_(name in trainable_names)
     for parameter in net.head.parameters():
         parameter.requires_grad_(True)
 
 
-def _trained_names(net: Net, choice: str | int) -> set[str]:
-    if choice == "none":
+def _trainable_names(net: Net, train_backbone: str | int) -> set[str]:
+    if train_backbone == "none":
         return set()
-    if not isinstance(choice, int):
+    if not isinstance(train_backbone, int):
         return {name for name, _ in net.backbone.named_parameters()}
     groups = layer_groups(net)
-    if not 1 <= choice <= len(groups):
+    if not 1 <= train_backbone <= len(groups):
         raise UsageError(
-            f"train_backbone is {choice}, but this backbone has {len(groups)} layer groups",
+            f"train_backbone is {train_backbone}, but this backbone has {len(groups)} layer groups",
             remedy=f'give 1 to {len(groups)}, "none" or "all" in the recipe',
         )
-    return {name for group in groups[-choice:] for name in group}
+    return {name for group in groups[-train_backbone:] for name in group}
 
 
 def set_train_mode(net: Net, phase: Phase) -> None:
@@ -227,45 +244,52 @@ def set_train_mode(net: Net, phase: Phase) -> None:
     layer of the backbone keeps its statistics, while its scale and offset learn where their group does.
     """
     net.train()
-    _set_mode(net.backbone, learns=False)
+    _set_mode(net.backbone, is_trainable=False)
     if phase.freeze_batch_norm:
         for module in net.backbone.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
 
-def _set_mode(module: nn.Module, *, learns: bool) -> None:
+def _set_mode(module: nn.Module, *, is_trainable: bool) -> None:
     """A module without parameters (dropout, activation) does as its parent; others as their own parameters."""
-    own = [parameter.requires_grad for parameter in module.parameters()]
-    learns = any(own) if own else learns
-    module.training = learns
+    trainable_flags = [parameter.requires_grad for parameter in module.parameters()]
+    is_trainable = any(trainable_flags) if trainable_flags else is_trainable
+    module.training = is_trainable
     for child in module.children():
-        _set_mode(child, learns=learns)
+        _set_mode(child, is_trainable=is_trainable)
 
 
-def batch_norm_state(net: Net, phase: Phase) -> tuple[int, int, int]:
+def count_batch_norms(net: Net, phase: Phase) -> tuple[int, int, int]:
     """Return how many batch-norm layers the backbone has, how many move in a phase, and how many of these are frozen.
 
     A layer moves when it updates its statistics. The net is left as it was found.
     """
-    grads = [parameter.requires_grad for parameter in net.parameters()]
-    modes = [module.training for module in net.modules()]
+    trainable_flags = [parameter.requires_grad for parameter in net.parameters()]
+    training_flags = [module.training for module in net.modules()]
     freeze(net, phase)
     set_train_mode(net, phase)
-    layers = [item for item in net.backbone.modules() if isinstance(item, nn.modules.batchnorm._BatchNorm)]
-    moving = [item for item in layers if item.training and item.track_running_stats]
-    frozen = [item for item in moving if not any(own.requires_grad for own in item.parameters())]
-    for parameter, learns in zip(net.parameters(), grads, strict=True):
-        parameter.requires_grad_(learns)
-    for module, mode in zip(net.modules(), modes, strict=True):
-        module.training = mode
-    return len(layers), len(moving), len(frozen)
+    batch_norms = [layer for layer in net.backbone.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    updating_layers = [layer for layer in batch_norms if layer.training and layer.track_running_stats]
+    frozen_layers = [
+        layer for layer in updating_layers if not any(weight.requires_grad for weight in layer.parameters())
+    ]
+    for parameter, is_trainable in zip(net.parameters(), trainable_flags, strict=True):
+        parameter.requires_grad_(is_trainable)
+    for module, is_training in zip(net.modules(), training_flags, strict=True):
+        module.training = is_training
+    return len(batch_norms), len(updating_layers), len(frozen_layers)
 
 
 def parameter_groups(net: Net, phase: Phase) -> list[dict[str, Any]]:
     """Return the optimizer's groups, head first, then the backbone if any of it learns; call it after `freeze`."""
-    parts: Iterable[tuple[nn.Module, float]] = ((net.head, phase.head_lr), (net.backbone, phase.backbone_lr))
-    groups = [{"params": [p for p in part.parameters() if p.requires_grad], "lr": lr} for part, lr in parts]
+    module_rates: Iterable[tuple[nn.Module, float]] = (
+        (net.head, phase.head_lr),
+        (net.backbone, phase.backbone_lr),
+    )
+    groups = [
+        {"params": [p for p in module.parameters() if p.requires_grad], "lr": lr} for module, lr in module_rates
+    ]
     return [group for group in groups if group["params"]]
 
 
@@ -273,20 +297,20 @@ def backbone_fingerprint(net: Net) -> str:
     """Return the SHA-256 of the backbone's names, types, shapes and bytes, buffers included."""
     digest = hashlib.sha256()
     for name, tensor in sorted(net.backbone.state_dict().items()):
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        cpu_tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {cpu_tensor.dtype} {tuple(cpu_tensor.shape)}\n".encode())
+        digest.update(cpu_tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def with_normalisation(image: ImageSpec, weights: Weights) -> Preprocessing:
+def preprocessing_for(image: ImageSpec, weights: BackboneWeights) -> Preprocessing:
     """Return the preprocessing in plain numbers: the recipe's geometry, the weights' mean and deviation."""
-    scaled = image.normalise == "weights"
+    use_statistics = image.normalise == "weights"
     return Preprocessing(
         size=image.size,
         resize=image.resize,
         interpolation=image.interpolation,
         divide_by=255.0,
-        mean=weights.mean if scaled else (0.0, 0.0, 0.0),
-        std=weights.std if scaled else (1.0, 1.0, 1.0),
+        mean=weights.mean if use_statistics else (0.0, 0.0, 0.0),
+        std=weights.std if use_statistics else (1.0, 1.0, 1.0),
     )

@@ -8,20 +8,20 @@ import torch
 from dermkit.recipes.schema import ComputeSpec
 
 
-def multiplies_bfloat16(device: str) -> bool:
+def has_fast_bfloat16(device: str) -> bool:
     """Tell whether a device ("cpu", "cuda") multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # torch names these with an underscore, and has no other words for them.
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, name, bool)()) for name in names)
+    probe_names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in probe_names)
 
 
-def settled(spec: ComputeSpec, device: str) -> ComputeSpec:
+def resolve_precision(spec: ComputeSpec, device: str) -> ComputeSpec:
     """Return the spec with `fastest` decided for a device."""
     if spec.precision != "fastest":
         return spec
-    return replace(spec, precision="bfloat16" if multiplies_bfloat16(device) else "float32")
+    return replace(spec, precision="bfloat16" if has_fast_bfloat16(device) else "float32")
 
 
 def autocast(spec: ComputeSpec, device: torch.device) -> AbstractContextManager[object]:

@@ -18,17 +18,17 @@ from dermkit.files import read_json, sha256_bytes, sha256_file
 from dermkit.models import cnn
 from dermkit.recipes.schema import ModelSpec
 
-FORMAT = 1
-Triple = tuple[float, float, float]
+WEIGHTS_CARD_FORMAT = 1
+_Rgb = tuple[float, float, float]
 
-HUB_TIMEOUT = 5.0
+_HUB_SECONDS = 5.0
 """Seconds that the hub has to answer; its client's own retries take 23 s to notice a missing network."""
 
-_stand_ins: list[torch.library.Library] = []
+_operator_declarations: list[torch.library.Library] = []
 
 
 @dataclass(frozen=True)
-class Weights:
+class BackboneWeights:
     """A backbone's weights before they are loaded.
 
     sha256: of the file ("" for `none`). mean, std: of the pixels in 0..1 that the weights were trained with.
@@ -38,8 +38,8 @@ class Weights:
     origin: Literal["hub", "file", "none"]
     path: Path | None
     sha256: str
-    mean: Triple
-    std: Triple
+    mean: _Rgb
+    std: _Rgb
     licence: str
     missing: tuple[str, ...]
     note: str
@@ -71,27 +71,27 @@ def import_timm() -> Any:
 def _declare_operator(name: str) -> None:
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
-    _stand_ins.append(library)  # the declaration lives as long as this object
+    _operator_declarations.append(library)  # the declaration lives as long as this object
     for module in [key for key in sys.modules if key.split(".")[0] in ("torchvision", "timm")]:
         del sys.modules[module]  # half imported: the next import must start afresh
 
 
 def check_backbone(name: str) -> None:
     """Raise `UsageError` with the closest name unless `name` is one of our nets or timm's."""
-    if name in cnn.NETS:
+    if name in cnn.CNN_BUILDERS:
         return
     timm = import_timm()
-    known = timm.list_models() + timm.list_pretrained() if "." in name else timm.list_models()
-    if name in known:
+    available = timm.list_models() + timm.list_pretrained() if "." in name else timm.list_models()
+    if name in available:
         return
-    close = difflib.get_close_matches(name, [*known, *cnn.NETS], n=1, cutoff=0.5)
+    close_matches = difflib.get_close_matches(name, [*available, *cnn.CNN_BUILDERS], n=1, cutoff=0.5)
     raise UsageError(
-        f"{name}: no such backbone" + (f"; did you mean `{close[0]}`?" if close else ""),
+        f"{name}: no such backbone" + (f"; did you mean `{close_matches[0]}`?" if close_matches else ""),
         remedy="name a timm model, `dermkit/cnn-s1` or `dermkit/cnn-s4` in the recipe's model.backbone",
     )
 
 
-def resolve_weights(spec: ModelSpec, file: Path | None) -> Weights:
+def resolve_weights(spec: ModelSpec, file: Path | None) -> BackboneWeights:
     """Find the weights that a recipe asks for, and refuse those that do not prove what they are.
 
     file: a safetensors file with its JSON beside it, instead of the hub. Raises `UsageError` for an unknown
@@ -103,115 +103,129 @@ def resolve_weights(spec: ModelSpec, file: Path | None) -> Weights:
         if file is not None:
             raise UsageError(
                 f"{file}: weights are given, but the recipe trains from scratch",
-                kept="nothing was trained",
+                outcome="nothing was trained",
                 remedy='leave --weights out, or use a recipe with model.weights = "imagenet"',
             )
-        mean, std = default_normalisation(spec.backbone)
-        return Weights("none", None, "", mean, std, "", (), "trained from scratch")
-    return _from_file(spec, file) if file is not None else _from_hub(spec)
+        mean, std = _default_normalisation(spec.backbone)
+        return BackboneWeights("none", None, "", mean, std, "", (), "trained from scratch")
+    return _resolve_file(spec, file) if file is not None else _resolve_hub(spec)
 
 
-def default_normalisation(backbone: str) -> tuple[Triple, Triple]:
+def _default_normalisation(backbone: str) -> tuple[_Rgb, _Rgb]:
     """Return mean and standard deviation that timm's table states for a backbone; 0.5 where it states none."""
-    config = None if backbone in cnn.NETS else import_timm().get_pretrained_cfg(backbone)
+    config = None if backbone in cnn.CNN_BUILDERS else import_timm().get_pretrained_cfg(backbone)
     if config is None:
         return cnn.MEAN, cnn.STD
-    return _triple(config.mean), _triple(config.std)
+    return _rgb(config.mean), _rgb(config.std)
 
 
-def _triple(values: Any) -> Triple:
+def _rgb(values: Any) -> _Rgb:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 
 
-def _from_file(spec: ModelSpec, file: Path) -> Weights:
-    card = Path(f"{file}.json")
+def _resolve_file(spec: ModelSpec, file: Path) -> BackboneWeights:
+    card_path = Path(f"{file}.json")
     if not file.is_file():
-        raise _untrusted(file, "there is no such weights file")
-    if not card.is_file():
-        raise _untrusted(file, f"has no {card.name} beside it, so nothing says which net and scaling it is for")
-    facts = read_json(card, format=FORMAT, error=UntrustedError)
-    _check_card(card, facts)
-    found = sha256_file(file)
-    if found != facts["sha256"]:
-        raise _untrusted(file, f"sha256 is {found}, but {card.name} says {facts['sha256']}")
-    _check_same_net(card, facts, spec)
-    missing = tuple(facts.get("missing", ()))
-    return Weights(
-        "file", file, found, _triple(facts["mean"]), _triple(facts["std"]), facts["licence"], missing,
-        _file_note(facts, missing, spec.skip_blocks),
-    )  # fmt: skip
+        raise _untrusted_error(file, "there is no such weights file")
+    if not card_path.is_file():
+        raise _untrusted_error(
+            file, f"has no {card_path.name} beside it, so nothing says which net and scaling it is for"
+        )
+    card_fields = read_json(card_path, format=WEIGHTS_CARD_FORMAT, error=UntrustedError)
+    _check_card(card_path, card_fields)
+    sha256 = sha256_file(file)
+    if sha256 != card_fields["sha256"]:
+        raise _untrusted_error(file, f"sha256 is {sha256}, but {card_path.name} says {card_fields['sha256']}")
+    _check_architecture(card_path, card_fields, spec)
+    missing_names = tuple(card_fields.get("missing", ()))
+    return BackboneWeights(
+        "file",
+        file,
+        sha256,
+        _rgb(card_fields["mean"]),
+        _rgb(card_fields["std"]),
+        card_fields["licence"],
+        missing_names,
+        _file_note(card_fields, missing_names, spec.skip_blocks),
+    )
 
 
-def _untrusted(file: Path, problem: str) -> UntrustedError:
+def _untrusted_error(file: Path, problem: str) -> UntrustedError:
     return UntrustedError(
         f"{file}: {problem}",
-        kept="nothing was trained",
+        outcome="nothing was trained",
         remedy="get the weights and their JSON again from where they were made, and pass both unchanged",
     )
 
 
-def _check_card(card: Path, facts: dict[str, Any]) -> None:
+def _check_card(card_path: Path, card_fields: dict[str, Any]) -> None:
     """Refuse a JSON that lacks a fact or states it in the wrong type."""
     types = {"model": str, "model_args": dict, "licence": str, "sha256": str}
-    wrong = [name for name, kind in types.items() if not isinstance(facts.get(name), kind)]
-    for name, least in (("mean", 0.0), ("std", 1e-3)):
-        values = facts.get(name)
+    bad_fields = [
+        name for name, expected_type in types.items() if not isinstance(card_fields.get(name), expected_type)
+    ]
+    for name, minimum in (("mean", 0.0), ("std", 1e-3)):
+        values = card_fields.get(name)
         if not isinstance(values, list) or not (
-            len(values) == 3 and all(isinstance(value, int | float) and least <= value <= 1 for value in values)
+            len(values) == 3 and all(isinstance(value, int | float) and minimum <= value <= 1 for value in values)
         ):
-            wrong.append(name)
-    missing = facts.get("missing", [])
-    if not isinstance(missing, list) or not all(isinstance(name, str) for name in missing):
-        wrong.append("missing")
-    if wrong:
-        raise _untrusted(card, f"these fields are absent or malformed: {', '.join(wrong)}")
+            bad_fields.append(name)
+    missing_names = card_fields.get("missing", [])
+    if not isinstance(missing_names, list) or not all(isinstance(name, str) for name in missing_names):
+        bad_fields.append("missing")
+    if bad_fields:
+        raise _untrusted_error(card_path, f"these fields are absent or malformed: {', '.join(bad_fields)}")
 
 
-def _check_same_net(card: Path, facts: dict[str, Any], spec: ModelSpec) -> None:
+def _check_architecture(card_path: Path, card_fields: dict[str, Any], spec: ModelSpec) -> None:
     """Wrong padding or another net of the same shapes would load silently: names and arguments must agree."""
-    arguments = dict(facts["model_args"])
-    if arguments.pop("num_classes", 0) != 0:
-        raise _untrusted(card, "describes a net with a classifier (num_classes is not 0)")
-    if (facts["model"], arguments) != (spec.backbone, spec.backbone_args):
+    model_args = dict(card_fields["model_args"])
+    if model_args.pop("num_classes", 0) != 0:
+        raise _untrusted_error(card_path, "describes a net with a classifier (num_classes is not 0)")
+    if (card_fields["model"], model_args) != (spec.backbone, spec.backbone_args):
         raise UntrustedError(
-            f"{card}: is for {facts['model']} with {arguments}, "
+            f"{card_path}: is for {card_fields['model']} with {model_args}, "
             f"the recipe asks for {spec.backbone} with {spec.backbone_args}",
-            kept="nothing was trained",
+            outcome="nothing was trained",
             remedy="use the weights of the recipe's net, or set model.backbone and model.backbone_args to the file's",
         )
 
 
-def _file_note(facts: dict[str, Any], missing: tuple[str, ...], skipped: tuple[str, ...]) -> str:
-    fresh = [name for name in missing if not inside(name, skipped)]
-    origin = [f"origin: {facts['origin']}"] if facts.get("origin") else []
-    return "; ".join(origin + ([f"absent, so initialised from scratch: {', '.join(fresh)}"] if fresh else []))
+def _file_note(card_fields: dict[str, Any], missing_names: tuple[str, ...], skip_blocks: tuple[str, ...]) -> str:
+    random_names = [name for name in missing_names if not is_in_blocks(name, skip_blocks)]
+    origin = [f"origin: {card_fields['origin']}"] if card_fields.get("origin") else []
+    return "; ".join(
+        origin + ([f"absent, so initialised from scratch: {', '.join(random_names)}"] if random_names else [])
+    )
 
 
-def inside(tensor: str, blocks: tuple[str, ...]) -> bool:
+def is_in_blocks(tensor: str, blocks: tuple[str, ...]) -> bool:
     """Tell whether a tensor's name lies in one of the named modules."""
     return any(tensor.startswith(block + ".") for block in blocks)
 
 
-def _from_hub(spec: ModelSpec) -> Weights:
-    config = None if spec.backbone in cnn.NETS else import_timm().get_pretrained_cfg(spec.backbone)
+def _resolve_hub(spec: ModelSpec) -> BackboneWeights:
+    config = None if spec.backbone in cnn.CNN_BUILDERS else import_timm().get_pretrained_cfg(spec.backbone)
     if config is None or not config.hf_hub_id:
         raise UsageError(
             f"{spec.backbone}: no hub has weights for it",
             remedy='use a recipe with model.weights = "none", another backbone, or --weights FILE with its JSON',
         )
-    name = config.hf_hub_filename or "model.safetensors"
-    if not name.endswith(".safetensors"):
-        raise _no_hub(spec, "the hub has no safetensors file for it, and dermkit opens no other kind")
-    path = _fetch(spec, config.hf_hub_id, name)
+    file_name = config.hf_hub_filename or "model.safetensors"
+    if not file_name.endswith(".safetensors"):
+        raise _no_hub_weights_error(
+            spec, "the hub has no safetensors file for it, and dermkit opens no other kind"
+        )
+    path = _fetch_from_hub(spec, config.hf_hub_id, file_name)
     licence = config.license or "unstated"
     note = f"from the hub: {config.hf_hub_id}"
-    return Weights(
-        "hub", path, sha256_file(path), _triple(config.mean), _triple(config.std), licence, (), note
+    return BackboneWeights(
+        "hub", path, sha256_file(path), _rgb(config.mean), _rgb(config.std), licence, (), note
     )  # fmt: skip
 
 
-def _fetch(spec: ModelSpec, repository: str, name: str) -> Path:
+def _fetch_from_hub(spec: ModelSpec, repository: str, file_name: str) -> Path:
     """Return the hub's file from the local cache, or fetch it; fails within seconds where there is no network.
 
     No token is sent: the weights are public.
@@ -219,19 +233,21 @@ def _fetch(spec: ModelSpec, repository: str, name: str) -> Path:
     import huggingface_hub as hub
 
     with contextlib.suppress(FileNotFoundError):
-        return Path(hub.hf_hub_download(repository, name, local_files_only=True))
+        return Path(hub.hf_hub_download(repository, file_name, local_files_only=True))
     try:
-        with _quiet("huggingface_hub"):
+        with _muted_logger("huggingface_hub"):
             # One request without retries first, because the download itself retries for long.
-            hub.get_hf_file_metadata(hub.hf_hub_url(repository, name), token=False, timeout=HUB_TIMEOUT)
-            return Path(hub.hf_hub_download(repository, name, token=False))
+            hub.get_hf_file_metadata(hub.hf_hub_url(repository, file_name), token=False, timeout=_HUB_SECONDS)
+            return Path(hub.hf_hub_download(repository, file_name, token=False))
     except Exception as error:  # the HTTP library, and so its exceptions, differ by the hub client's version
         reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise _no_hub(spec, f"the hub did not give them ({type(error).__name__}: {reason})") from error
+        raise _no_hub_weights_error(
+            spec, f"the hub did not give them ({type(error).__name__}: {reason})"
+        ) from error
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def _muted_logger(name: str) -> Iterator[None]:
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -241,10 +257,10 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _no_hub(spec: ModelSpec, reason: str) -> UntrustedError:
+def _no_hub_weights_error(spec: ModelSpec, reason: str) -> UntrustedError:
     return UntrustedError(
         f"{spec.backbone}: its ImageNet weights are not here: {reason}",
-        kept="nothing was trained",
+        outcome="nothing was trained",
         remedy=(
             "one of three: connect to the network once, and they are fetched and kept; "
             "pass --weights FILE.safetensors with FILE.safetensors.json beside it; "
@@ -253,13 +269,13 @@ def _no_hub(spec: ModelSpec, reason: str) -> UntrustedError:
     )
 
 
-def check_unchanged(weights: Weights) -> None:
+def check_weights_unchanged(weights: BackboneWeights) -> None:
     """Raise `UntrustedError` if a weights file is no longer the one that was resolved."""
     if weights.path is not None and sha256_file(weights.path) != weights.sha256:
-        raise _untrusted(weights.path, "changed while dermkit was starting")
+        raise _untrusted_error(weights.path, "changed while dermkit was starting")
 
 
-def read_tensors(weights: Weights) -> dict[str, Tensor]:
+def read_tensors(weights: BackboneWeights) -> dict[str, Tensor]:
     """Read a weights file's tensors in their own types, refusing bytes that are not those resolved."""
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -270,7 +286,7 @@ def read_tensors(weights: Weights) -> dict[str, Tensor]:
     try:
         data = path.read_bytes()
         if sha256_bytes(data) != weights.sha256:
-            raise _untrusted(path, "changed while dermkit was starting")
+            raise _untrusted_error(path, "changed while dermkit was starting")
         return dict(load(data))
     except (OSError, SafetensorError) as error:
-        raise _untrusted(path, f"is not a readable safetensors file: {error}") from error
+        raise _untrusted_error(path, f"is not a readable safetensors file: {error}") from error

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from dermkit.data.manifest import Dataset
-from dermkit.data.seal import Seal, check_kept, check_sealable, find_seal, seal_split
+from dermkit.data.seal import Seal, check_sealable, check_sealed_split, find_seal, seal_split
 from dermkit.data.split import Split, load_split, make_split, save_split
 from dermkit.errors import UsageError
 from dermkit.files import (
     canonical_json,
     sha256_bytes,
 )
-from dermkit.progress import Watch
+from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe, SplitSpec
 
 if TYPE_CHECKING:
-    from dermkit.audit.checks.finding import Use
-    from dermkit.audit.external_overlap import AgainstOutcome
+    from dermkit.audit.checks.finding import PlannedUse
+    from dermkit.audit.external_overlap import ExternalCheckResult
     from dermkit.audit.run import AuditOutcome
 
 
@@ -28,41 +28,55 @@ def audit_dataset(
     split: str | Path | None = None,
     clean: bool = False,
     accept: Sequence[str] = (),
-    use: "Use" = "research",
+    use: "PlannedUse" = "research",
     workers: int = 0,
-    watch: Watch | None = None,
+    progress: Progress | None = None,
 ) -> "AuditOutcome":
     """Look for every known defect, write what is found into DATASET/audit; `audit.run.audit_dataset` says the rest."""
     from dermkit.audit.checks.catalogue import CHECKS
-    from dermkit.audit.checks.finding import ALPHA
-    from dermkit.audit.run import audit_dataset as run_audit
-    from dermkit.audit.run import looking
+    from dermkit.audit.checks.finding import AUDIT_ALPHA
+    from dermkit.audit.run import run_audit as run_audit
+    from dermkit.audit.run import scanner
 
     return run_audit(
-        dataset, look=looking(workers), checks=CHECKS, alpha=ALPHA, split=split, use=use, accept=accept, clean=clean,
-        watch=watch,
-    )  # fmt: skip
+        dataset,
+        image_scanner=scanner(workers),
+        checks=CHECKS,
+        alpha=AUDIT_ALPHA,
+        split=split,
+        use=use,
+        accept=accept,
+        clean=clean,
+        progress=progress,
+    )
 
 
 def check_external(
-    first: Dataset, second: Dataset, *, accept: Sequence[str] = (), workers: int = 0, watch: Watch | None = None
-) -> "AgainstOutcome":
+    reference: Dataset,
+    other_dataset: Dataset,
+    *,
+    accept: Sequence[str] = (),
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> "ExternalCheckResult":
     """Say which images of the second data set somebody has seen who has seen the first."""
     from dermkit.audit import external_overlap
-    from dermkit.audit.run import looking_across
+    from dermkit.audit.run import pair_scanner
 
-    watch = watch or Watch()
-    return external_overlap.audit_against(first, second, watch=watch, look=looking_across(workers), accept=accept)
+    progress = progress or Progress()
+    return external_overlap.run_external_check(
+        reference, other_dataset, progress=progress, near_duplicate_search=pair_scanner(workers), accept=accept
+    )
 
 
 def audit_codes() -> str:
     """Return the table of all checks, as `docs/audit.md` has it."""
     from dermkit.audit.checks.catalogue import CHECKS
-    from dermkit.audit.checks.finding import CheckFunction, card
-    from dermkit.audit.external_overlap import MEETING_CHECKS
+    from dermkit.audit.checks.finding import CheckFunction, read_check_card
+    from dermkit.audit.external_overlap import LINKS_CHECKS
     from dermkit.audit.output import codes_table
 
-    return codes_table([card(cast(CheckFunction, check)) for check in (*CHECKS, *MEETING_CHECKS)])
+    return codes_table([read_check_card(cast(CheckFunction, check)) for check in (*CHECKS, *LINKS_CHECKS)])
 
 
 def split(dataset: Dataset, spec: SplitSpec, *, name: str, seal: bool = False) -> Split:
@@ -72,35 +86,39 @@ def split(dataset: Dataset, spec: SplitSpec, *, name: str, seal: bool = False) -
     side, or for k folds to be sealed; `DataError` where sealed images changed.
     """
     folder = dataset.folder / "splits"
-    made = make_split(dataset.manifest, spec, name=name)
-    check_kept(folder, name, made.frame, dataset.manifest)
+    new_split = make_split(dataset.manifest, spec, name=name)
+    check_sealed_split(folder, name, new_split.frame, dataset.manifest)
     if seal:
-        check_sealable(name, made.frame)
-    save_split(made, folder)
+        check_sealable(name, new_split.frame)
+    save_split(new_split, folder)
     if seal:
-        seal_split(folder, name, made.frame, dataset.manifest)
-    return made
+        seal_split(folder, name, new_split.frame, dataset.manifest)
+    return new_split
 
 
-def find_split_seal(dataset: Dataset, made: Split) -> Seal | None:
+def find_split_seal(dataset: Dataset, dataset_split: Split) -> Seal | None:
     """Return the seal of a split's test side, under whichever name it was sealed."""
-    return find_seal(dataset.folder / "splits", dataset.manifest, made.frame)
+    return find_seal(dataset.folder / "splits", dataset.manifest, dataset_split.frame)
 
 
 def resolve_split(recipe: Recipe, dataset: Dataset, name: str | None) -> Split:
     """Return the split of that name or file, or without one the recipe's own, checked against the manifest."""
     if name is None:
-        mark = sha256_bytes(canonical_json(asdict(recipe.split)).encode())[:8]
-        return split(dataset, recipe.split, name=f"{recipe.split.scheme}-{mark}")
+        spec_hash = sha256_bytes(canonical_json(asdict(recipe.split)).encode())[:8]
+        return split(dataset, recipe.split, name=f"{recipe.split.scheme}-{spec_hash}")
     folder = dataset.folder / "splits"
     path = Path(name) if name.endswith(".csv") else folder / f"{name}.csv"
     if not path.is_file():
-        there = sorted(item.stem for item in folder.glob("*.csv") if not item.stem.endswith(".excluded"))
+        split_names = sorted(
+            path_in_folder.stem
+            for path_in_folder in folder.glob("*.csv")
+            if not path_in_folder.stem.endswith(".excluded")
+        )
         raise UsageError(
             f"{path}: there is no such split",
-            remedy=f"splits there: {', '.join(there) or 'none'}; make one with `dermkit split`",
+            remedy=f"splits there: {', '.join(split_names) or 'none'}; make one with `dermkit split`",
         )
-    found = load_split(path, dataset.manifest)
+    dataset_split = load_split(path, dataset.manifest)
     if path.resolve().parent == folder.resolve():
-        check_kept(folder, found.name, found.frame, dataset.manifest)
-    return found
+        check_sealed_split(folder, dataset_split.name, dataset_split.frame, dataset.manifest)
+    return dataset_split

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.files import check_writable
-from dermkit.pipeline.plan import Where
+from dermkit.pipeline.plan import RunSettings
 from dermkit.prediction.run import PredictOutcome, predict
-from dermkit.progress import Watch
+from dermkit.progress import Progress
 from dermkit.recipes.experiments import DEMO
 
 LESIONS_PER_CLASS = 55
 NEW_LESIONS_PER_CLASS = 4
-SEED = 7
+DEMO_SEED = 7
 
 
 @dataclass(frozen=True)
@@ -27,25 +27,31 @@ class DemoOutcome:
     predictions: PredictOutcome
 
 
-def demo(out: Path, *, watch: Watch | None = None) -> DemoOutcome:
+def run_demo(out: Path, *, progress: Progress | None = None) -> DemoOutcome:
     """Make images, import, split, train, evaluate, report and predict below `out`; a finished stage is kept."""
     from dermkit.data.importers.run import import_dataset
     from dermkit.pipeline.train import train
 
-    watch = watch or Watch()
+    progress = progress or Progress()
     check_writable(out)
-    images, new = out / "images", out / "new-images"
-    watch.say(f"making images in {images}")
-    make_dataset_folder(images, lesions_per_class=LESIONS_PER_CLASS, photos=(1, 3), seed=SEED, layout="ham10000")
+    images, new_images = out / "images", out / "new-images"
+    progress.say(f"making images in {images}")
     make_dataset_folder(
-        new, lesions_per_class=NEW_LESIONS_PER_CLASS, photos=(1, 1), seed=SEED + 1, layout="folder"
+        images, lesions_per_class=LESIONS_PER_CLASS, photos_per_lesion=(1, 3), seed=DEMO_SEED, layout="ham10000"
     )
-    watch.say(f"importing into {out / 'dataset'}")
+    make_dataset_folder(
+        new_images,
+        lesions_per_class=NEW_LESIONS_PER_CLASS,
+        photos_per_lesion=(1, 1),
+        seed=DEMO_SEED + 1,
+        layout="folder",
+    )
+    progress.say(f"importing into {out / 'dataset'}")
     outcome = import_dataset("ham10000", images, out=out / "dataset", name="made dermoscopy")
-    where = Where(out=out / "runs", device="cpu", resume=True)
-    run = train(DEMO, outcome.dataset, where=where, watch=watch)
-    watch.say("predicting new images")
-    predictions = predict(run / "model", [str(new)], out=out / "predictions", watch=watch)
+    settings = RunSettings(out=out / "runs", device="cpu", resume=True)
+    run = train(DEMO, outcome.dataset, settings=settings, progress=progress)
+    progress.say("predicting new images")
+    predictions = predict(run / "model", [str(new_images)], out=out / "predictions", progress=progress)
     return DemoOutcome(
         images, out / "dataset", out / "dataset" / "overview.html", run, run / "report.html", predictions
     )

@@ -8,30 +8,30 @@ from typing import Any
 import pandas as pd
 
 from dermkit.data.manifest import Dataset
-from dermkit.data.seal import Seal, end_opening, find_meetings, find_seal, log_opening, seal_path
+from dermkit.data.seal import Seal, end_opening, find_partial_overlaps, find_seal, log_opening, seal_path
 from dermkit.errors import DataError, UsageError
-from dermkit.evaluation.score_run import score_sides
+from dermkit.evaluation.score_run import score_splits
 from dermkit.evaluation.seal_log import (
-    Logged,
-    check_kept_log,
+    LoggedOpening,
+    check_run_seal,
     end_openings,
-    log_meetings,
+    log_overlap_openings,
     new_opening,
-    seals_of,
-    write_kept,
+    seal_folder,
+    write_run_seal,
 )
 from dermkit.files import lock, read_json
-from dermkit.progress import Watch
-from dermkit.runs.predictions import read_table
-from dermkit.runs.reader import KEPT_SEAL, kept_seal
+from dermkit.progress import Progress
+from dermkit.runs.predictions import read_run_csv
+from dermkit.runs.reader import RUN_SEAL_FILE, read_run_seal
 
-OTHER_MANIFEST = (
+MANIFEST_CHANGED_NOTE = (
     "The data set's manifest has changed since this run was trained; the sealed images, their labels and their pixels "
     "have not."
 )
 
 
-def open_test(run: Path, dataset: Dataset, *, watch: Watch) -> None:
+def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
     """Open the sealed test side for a run: its predictions.csv then has the test rows too, and nothing is evaluated.
 
     The opening is in the seal's file before the first image is scored. Raises `UsageError` for a folder that is no run,
@@ -43,22 +43,29 @@ def open_test(run: Path, dataset: Dataset, *, watch: Watch) -> None:
 
     _check_run(run)
     with lock(run):
-        about = _facts(run, dataset)
-        sides = _sides(run, dataset)
-        seal = _seal(run, dataset, sides)
+        run_json = _checked_run_json(run, dataset)
+        split_table = _read_split_table(run, dataset)
+        seal = _find_run_seal(run, dataset, split_table)
         # Whatever may refuse does so before the opening is logged: it would count.
-        predictor = load_model(run / "model", device="auto", say=watch.say)
+        predictor = load_model(run / "model", device="auto", progress=progress.say)
         pixels = pixel_cache(
-            dataset, sides["image_id"].tolist(), predictor.preprocessing, folder=dataset.folder / "cache",
-            on_progress=lambda done, total: watch.step("images", done, total),
+            dataset, split_table["image_id"].tolist(), predictor.preprocessing, folder=dataset.folder / "cache",
+            on_progress=lambda count, total: progress.step("images", count, total),
         )  # fmt: skip
-        logged = _log(run, dataset, seal, sides, about, watch)
-        score_sides(
-            run, dataset, sides, ["test"],
-            predictor=predictor, pixels=pixels, seed=about["seed"],
-            fold=-1 if about["fold"] is None else about["fold"], watch=watch, keep=["validation"],
-        )  # fmt: skip
-        _end(run, dataset, logged)
+        opening = _log_opening(run, dataset, seal, split_table, run_json, progress)
+        score_splits(
+            run,
+            dataset,
+            split_table,
+            ["test"],
+            predictor=predictor,
+            pixels=pixels,
+            seed=run_json["seed"],
+            fold=-1 if run_json["fold"] is None else run_json["fold"],
+            progress=progress,
+            retained_splits=["validation"],
+        )
+        _end_opening(run, dataset, opening)
 
 
 # Checks -----------------------------------------------------------------------------------------------------------
@@ -66,57 +73,58 @@ def open_test(run: Path, dataset: Dataset, *, watch: Watch) -> None:
 
 def _check_run(run: Path) -> None:
     """Raise `UsageError` for a folder that is not a finished run."""
-    missing = [name for name in ("run.json", "split.csv", "predictions.csv") if not (run / name).is_file()]
-    if missing:
+    missing_files = [name for name in ("run.json", "split.csv", "predictions.csv") if not (run / name).is_file()]
+    if missing_files:
         raise UsageError(
-            f"{run}: is not a finished run: no {', '.join(missing)}",
-            kept="nothing was scored",
+            f"{run}: is not a finished run: no {', '.join(missing_files)}",
+            outcome="nothing was scored",
             remedy="name the folder that train printed",
         )
 
 
-def _facts(run: Path, dataset: Dataset) -> dict[str, Any]:
+def _checked_run_json(run: Path, dataset: Dataset) -> dict[str, Any]:
     """Return run.json of a run that was trained on the classes of this data set."""
-    about = read_json(run / "run.json", format=1, error=DataError)
-    if about["dataset"]["classes"] != [asdict(item) for item in dataset.classes]:
+    run_json = read_json(run / "run.json", format=1, error=DataError)
+    if run_json["dataset"]["classes"] != [asdict(lesion_class) for lesion_class in dataset.classes]:
         raise DataError(
             f"{run}: was trained on other classes than those of {dataset.folder}",
-            kept="nothing was scored",
+            outcome="nothing was scored",
             remedy="name the data set that the run was trained on",
         )
-    return about
+    return run_json
 
 
-def _sides(run: Path, dataset: Dataset) -> pd.DataFrame:
+def _read_split_table(run: Path, dataset: Dataset) -> pd.DataFrame:
     """Return the run's own split; raises `DataError` where the data set lacks an image of it."""
-    sides = read_table(run / "split.csv", "image_id", "split")
-    unknown = sides.loc[~sides["image_id"].isin(dataset.manifest["image_id"]), "image_id"].tolist()
-    if unknown:
+    split_table = read_run_csv(run / "split.csv", "image_id", "split")
+    unknown_ids = split_table.loc[~split_table["image_id"].isin(dataset.manifest["image_id"]), "image_id"].tolist()
+    if unknown_ids:
         raise DataError(
-            f"{run / 'split.csv'}: {len(unknown)} of its images are not in {dataset.folder} (such as {unknown[0]})",
-            kept="nothing was scored",
+            f"{run / 'split.csv'}: {len(unknown_ids)} of its images are not in {dataset.folder} (such "
+            f"as {unknown_ids[0]})",
+            outcome="nothing was scored",
             remedy="name the data set that the run was trained on, with the manifest of then",
         )
-    return sides
+    return split_table
 
 
-def _seal(run: Path, dataset: Dataset, sides: pd.DataFrame) -> Seal:
+def _find_run_seal(run: Path, dataset: Dataset, split_table: pd.DataFrame) -> Seal:
     """Return the seal of the run's test side, as it was when the run was trained."""
-    if not (run / KEPT_SEAL).is_file():
+    if not (run / RUN_SEAL_FILE).is_file():
         raise UsageError(
             f"{run}: its test side was not sealed when it was trained, so it is scored already",
-            kept="nothing was counted",
+            outcome="nothing was counted",
             remedy=f"dermkit evaluate {run}",
         )
-    folder = seals_of(dataset)
-    seal = find_seal(folder, dataset.manifest, sides)
+    folder = seal_folder(dataset)
+    seal = find_seal(folder, dataset.manifest, split_table)
     if seal is None:
         raise DataError(
             f"{run}: the test side that it was trained beside has no seal in {folder}",
-            kept="nothing was scored",
-            remedy=f"restore {kept_seal(run)['name']}.seal.json, or name the data set that the run was trained on",
+            outcome="nothing was scored",
+            remedy=f"restore {read_run_seal(run)['name']}.seal.json, or name the data set that the run was trained on",
         )
-    check_kept_log(run, seal, seal_path(folder, seal.name))
+    check_run_seal(run, seal, seal_path(folder, seal.name))
     return seal
 
 
@@ -124,42 +132,52 @@ def _seal(run: Path, dataset: Dataset, sides: pd.DataFrame) -> Seal:
 
 
 @dataclass(frozen=True)
-class _Logged:
+class _Opening:
     """An opening on its way. number: which one it is of its seal; met: those of other seals that it goes with."""
 
     seal: Seal
     number: int
     notes: tuple[str, ...]
-    met: tuple[Logged, ...]
+    overlap_openings: tuple[LoggedOpening, ...]
 
 
-def _log(
-    run: Path, dataset: Dataset, seal: Seal, sides: pd.DataFrame, about: Mapping[str, Any], watch: Watch
-) -> _Logged:
+def _log_opening(
+    run: Path,
+    dataset: Dataset,
+    seal: Seal,
+    split_table: pd.DataFrame,
+    run_json: Mapping[str, Any],
+    progress: Progress,
+) -> _Opening:
     """Log the opening in the seal, then in the run."""
-    folder, recipe = seals_of(dataset), str(about["recipe"])
-    own = sum((item.recipe, item.run) == (recipe, run.name) for item in seal.openings)
-    if own:
-        watch.say(
-            f"this run has opened the test side before ({own} times), and this counts again. To evaluate what was "
+    folder, recipe = seal_folder(dataset), str(run_json["recipe"])
+    n_previous = sum(
+        (previous_opening.recipe, previous_opening.run) == (recipe, run.name) for previous_opening in seal.openings
+    )
+    if n_previous:
+        progress.say(
+            f"this run has opened the test side before ({n_previous} times), and this counts again. To "
+            f"evaluate what was "
             f"scored then: dermkit evaluate {run}"
         )
-    meetings = find_meetings(folder, dataset.manifest, sides)
-    opening = new_opening(run / "model", how="--open-test", recipe=recipe, run=run.name, n=len(seal.rows))
-    opened = log_opening(folder, seal.name, opening)
-    number = len(opened.openings)
-    notes = () if about["dataset"]["manifest_sha256"] == dataset.manifest_sha256 else (OTHER_MANIFEST,)
-    write_kept(run, opened, opening=number, notes=notes)
-    split = str(about["split"]["name"])
-    met = log_meetings(dataset, meetings, model=run / "model", recipe=recipe, run=run.name, split=split)
-    watch.say(f"opening {number} of the test side of split {seal.name} ({len(seal.rows)} images), logged")
-    return _Logged(opened, number, notes, tuple(met))
+    overlaps = find_partial_overlaps(folder, dataset.manifest, split_table)
+    opening = new_opening(run / "model", command="--open-test", recipe=recipe, run=run.name, n=len(seal.rows))
+    seal_with_opening = log_opening(folder, seal.name, opening)
+    number = len(seal_with_opening.openings)
+    notes = () if run_json["dataset"]["manifest_sha256"] == dataset.manifest_sha256 else (MANIFEST_CHANGED_NOTE,)
+    write_run_seal(run, seal_with_opening, opening=number, notes=notes)
+    split = str(run_json["split"]["name"])
+    overlap_openings = log_overlap_openings(
+        dataset, overlaps, model=run / "model", recipe=recipe, run=run.name, split=split
+    )
+    progress.say(f"opening {number} of the test side of split {seal.name} ({len(seal.rows)} images), logged")
+    return _Opening(seal_with_opening, number, notes, tuple(overlap_openings))
 
 
-def _end(run: Path, dataset: Dataset, logged: _Logged) -> None:
+def _end_opening(run: Path, dataset: Dataset, logged_opening: _Opening) -> None:
     """Note in the seals and in the run that the scoring came to its end; later openings belong to later reports."""
-    opening = logged.seal.openings[logged.number - 1]
-    seal = end_opening(seals_of(dataset), logged.seal.name, opening)
-    kept = replace(seal, openings=seal.openings[: logged.number])
-    write_kept(run, kept, opening=logged.number, notes=logged.notes)
-    end_openings(dataset, logged.met)
+    opening = logged_opening.seal.openings[logged_opening.number - 1]
+    seal = end_opening(seal_folder(dataset), logged_opening.seal.name, opening)
+    seal_at_opening = replace(seal, openings=seal.openings[: logged_opening.number])
+    write_run_seal(run, seal_at_opening, opening=logged_opening.number, notes=logged_opening.notes)
+    end_openings(dataset, logged_opening.overlap_openings)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from dermkit.data.manifest import Dataset
-from dermkit.data.seal import Meeting, Seal, find_meetings, find_seal
+from dermkit.data.seal import PartialOverlap, Seal, find_partial_overlaps, find_seal
 from dermkit.data.split import Split, for_fold
 from dermkit.errors import UsageError
 from dermkit.files import fingerprint, sha256_bytes
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from lightning_fabric import Fabric
 
-    from dermkit.models.net import Weights
+    from dermkit.models.net import BackboneWeights
 
 
 @dataclass(frozen=True)
-class Where:
+class RunSettings:
     """Where a run happens: what may differ between machines without changing the experiment.
 
     devices: processes on this machine, each with a device of its own; nodes: machines; workers: threads that prepare
@@ -38,28 +38,28 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """One run, resolved: nothing left to choose."""
 
     recipe: Recipe
     dataset: Dataset
     split: Split
-    sides: "pd.DataFrame"
-    weights: "Weights"
+    split_table: "pd.DataFrame"
+    weights: "BackboneWeights"
     seed: int
     fold: int
     folder: Path
-    trial: bool = False
+    is_trial: bool = False
     """A trial of a search: the test split is not scored and no report is written."""
     seal: "Seal | None" = None
     """Of this very test side: it is not scored until somebody opens it."""
-    meetings: "tuple[Meeting, ...]" = ()
+    partial_overlaps: "tuple[PartialOverlap, ...]" = ()
     """Seals of other splits, some of whose images lie on a side of this one."""
 
     @property
     def hides_test(self) -> bool:
         """Whether this run leaves its test images unscored."""
-        return self.trial or self.seal is not None
+        return self.is_trial or self.seal is not None
 
 
 def with_seed(recipe: Recipe, seed: int | None) -> Recipe:
@@ -70,18 +70,18 @@ def with_seed(recipe: Recipe, seed: int | None) -> Recipe:
         raise UsageError(f"--seed {seed}: {error.errors()[0]['msg']}", remedy="give 0 to 4294967295") from error
 
 
-def settled_recipe(recipe: Recipe, fabric: "Fabric") -> Recipe:
+def with_precision(recipe: Recipe, fabric: "Fabric") -> Recipe:
     """Return the recipe with its precision decided for this device, as the run's own recipe.json will say."""
-    from dermkit.models.precision import settled
+    from dermkit.models.precision import resolve_precision
 
-    return replace(recipe, compute=settled(recipe.compute, fabric.device.type))
+    return replace(recipe, compute=resolve_precision(recipe.compute, fabric.device.type))
 
 
-def start(where: Where) -> "Fabric":
+def join_process_group(settings: RunSettings) -> "Fabric":
     """Return this process's device, and where it is one of several, join the others."""
     from dermkit.training.distributed import process_group
 
-    return process_group.start(where.device, where.devices, where.nodes)
+    return process_group.start_fabric(settings.device, settings.devices, settings.nodes)
 
 
 def check_device(device: str) -> None:
@@ -91,40 +91,44 @@ def check_device(device: str) -> None:
     pick_device(device)
 
 
-def make_plans(recipe: Recipe, dataset: Dataset, chosen_split: Split, where: Where) -> list[Plan]:
+def make_plans(recipe: Recipe, dataset: Dataset, chosen_split: Split, settings: RunSettings) -> list[RunPlan]:
     """Resolve a recipe into its runs: seeds times folds."""
     from dermkit.models.net import resolve_weights
 
-    weights = resolve_weights(recipe.model, where.weights)
+    weights = resolve_weights(recipe.model, settings.weights)
     if (
         chosen_split.spec is not None
     ):  # recipe.json must say the split that was used, or it would not repeat the run
         recipe = replace(recipe, split=chosen_split.spec)
-    frame = chosen_split.frame
-    mark = recipe_fingerprint(
+    split_rows = chosen_split.frame
+    recipe_hash = recipe_fingerprint(
         recipe,
         manifest=dataset.manifest_sha256,
-        split=sha256_bytes(frame[["image_id", "split", "fold"]].to_csv(index=False).encode()),
+        split=sha256_bytes(split_rows[["image_id", "split", "fold"]].to_csv(index=False).encode()),
         weights=fingerprint(weights.sha256, weights.mean, weights.std, weights.missing),
-        classes=fingerprint([asdict(item) for item in dataset.classes]),
+        classes=fingerprint([asdict(lesion_class) for lesion_class in dataset.classes]),
     )
-    folds = [int(fold) for fold in sorted(set(frame["fold"]))] if (frame["split"] == "fold").any() else [-1]
-    sides = {fold: for_fold(chosen_split, fold) if fold >= 0 else frame for fold in folds}
-    seals, manifest = dataset.folder / "splits", dataset.manifest
-    sealed = {fold: find_seal(seals, manifest, rows) for fold, rows in sides.items()}
-    meetings = {fold: tuple(find_meetings(seals, manifest, rows)) for fold, rows in sides.items()}
+    folds = (
+        [int(fold) for fold in sorted(set(split_rows["fold"]))] if (split_rows["split"] == "fold").any() else [-1]
+    )
+    tables_by_fold = {fold: for_fold(chosen_split, fold) if fold >= 0 else split_rows for fold in folds}
+    seals_folder, manifest = dataset.folder / "splits", dataset.manifest
+    seal_by_fold = {fold: find_seal(seals_folder, manifest, table) for fold, table in tables_by_fold.items()}
+    overlaps_by_fold = {
+        fold: tuple(find_partial_overlaps(seals_folder, manifest, table)) for fold, table in tables_by_fold.items()
+    }
     return [
-        Plan(
+        RunPlan(
             recipe=recipe,
             dataset=dataset,
             split=chosen_split,
-            sides=sides[fold],
+            split_table=tables_by_fold[fold],
             weights=weights,
             seed=seed,
             fold=fold,
-            folder=where.out / recipe.name / f"{mark}-s{seed}{f'-f{fold}' if fold >= 0 else ''}",
-            seal=sealed[fold],
-            meetings=meetings[fold],
+            folder=settings.out / recipe.name / f"{recipe_hash}-s{seed}{f'-f{fold}' if fold >= 0 else ''}",
+            seal=seal_by_fold[fold],
+            partial_overlaps=overlaps_by_fold[fold],
         )
         for seed in range(recipe.seed, recipe.seed + recipe.repeats)
         for fold in folds

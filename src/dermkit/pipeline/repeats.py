@@ -9,109 +9,118 @@ from typing import Any
 from dermkit.errors import DataError
 from dermkit.files import read_json, write_json, write_rows
 from dermkit.reporting.report import write_summary_report
-from dermkit.runs.metrics_json import read_results
+from dermkit.runs.metrics_json import read_metrics
 
-FORMAT = 1
-_METRIC_OF_MONITOR = {
+SUMMARY_FORMAT = 1
+_MONITOR_METRICS = {
     "val_loss": "loss", "val_accuracy": "accuracy",
     "val_balanced_accuracy": "balanced_accuracy", "val_auroc_macro": "auroc_macro",
 }  # fmt: skip
 
 
-def metrics_of(run: Path, split: str) -> dict[str, float | None]:
+def split_values(run: Path, split: str) -> dict[str, float | None]:
     """Return metric name -> value of one split of a run (None = undefined); empty where the split is absent."""
-    body = read_results(run)
-    found: Mapping[str, Any] = body["splits"].get(split, {}).get("metrics", {})
-    return {name: item["value"] for name, item in found.items()}
+    run_metrics = read_metrics(run)
+    estimates: Mapping[str, Any] = run_metrics["splits"].get(split, {}).get("metrics", {})
+    return {name: estimate["value"] for name, estimate in estimates.items()}
 
 
 def validation_value(run: Path, monitor: str) -> float:
     """Return the monitored figure on validation, from the scored predictions; nan where it is undefined."""
-    name = _METRIC_OF_MONITOR[monitor]
-    found = metrics_of(run, "validation")
-    value = found.get(name)
+    name = _MONITOR_METRICS[monitor]
+    validation_values = split_values(run, "validation")
+    value = validation_values.get(name)
     if value is None:
-        value = found.get("recall_macro_present" if name == "balanced_accuracy" else f"{name}_present")
+        value = validation_values.get("recall_macro_present" if name == "balanced_accuracy" else f"{name}_present")
     return float("nan") if value is None else value
 
 
-def chosen(runs: Sequence[Path], monitor: str) -> int:
+def best_run_index(runs: Sequence[Path], monitor: str) -> int:
     """Return the number of the run that is best on validation; the first of equals. Nothing else is looked at.
 
     Raises `DataError` where the figure is undefined in every run.
     """
     sign = -1.0 if monitor == "val_loss" else 1.0
-    values = [(number, sign * validation_value(run, monitor)) for number, run in enumerate(runs)]
-    defined = [(number, value) for number, value in values if value == value]
-    if not defined:
+    signed_values = [(number, sign * validation_value(run, monitor)) for number, run in enumerate(runs)]
+    defined_values = [(number, value) for number, value in signed_values if value == value]
+    if not defined_values:
         raise DataError(
             f"{runs[0].parent}: {monitor} is undefined in all {len(runs)} runs, so none can be chosen",
-            kept="the runs",
+            outcome="the runs",
             remedy="give validation images of every class, or monitor val_loss",
         )
-    return max(defined, key=lambda item: item[1])[0]
+    return max(defined_values, key=lambda number_and_value: number_and_value[1])[0]
 
 
-def summarise(parent: Path, runs: Sequence[Path], *, monitor: str) -> Path:
+def summarise_repeats(parent: Path, runs: Sequence[Path], *, monitor: str) -> Path:
     """Write summary.json, summary.csv, the final model (best on validation) and a report; returns the folder."""
-    facts = [read_json(run / "run.json", format=1, error=DataError) for run in runs]
-    best = chosen(runs, monitor)
+    run_jsons = [read_json(run / "run.json", format=1, error=DataError) for run in runs]
+    best_index = best_run_index(runs, monitor)
     rows = [
         {
-            "seed": fact["seed"],
-            "fold": fact["fold"],
+            "seed": run_json["seed"],
+            "fold": run_json["fold"],
             "folder": run.name,
-            "validation": metrics_of(run, "validation"),
-            "test": metrics_of(run, "test"),
+            "validation": split_values(run, "validation"),
+            "test": split_values(run, "test"),
         }
-        for run, fact in zip(runs, facts, strict=True)
+        for run, run_json in zip(runs, run_jsons, strict=True)
     ]
     summary = {
-        "recipe": facts[0]["recipe"],
-        "dataset": facts[0]["dataset"]["name"],
+        "recipe": run_jsons[0]["recipe"],
+        "dataset": run_jsons[0]["dataset"]["name"],
         "runs": rows,
         "final": {
-            "seed": facts[best]["seed"],
-            "fold": facts[best]["fold"],
-            "folder": runs[best].name,
-            "chosen_by": f"{monitor} on validation, {validation_value(runs[best], monitor):.6g}: best of {len(runs)}",
+            "seed": run_jsons[best_index]["seed"],
+            "fold": run_jsons[best_index]["fold"],
+            "folder": runs[best_index].name,
+            "chosen_by": f"{monitor} on validation, {validation_value(runs[best_index], monitor):.6g}: "
+            "best of {len(runs)}",
         },
-        "metrics": {split: _spread([row[split] for row in rows]) for split in ("validation", "test")},
+        "metrics": {split: _spread_by_metric([row[split] for row in rows]) for split in ("validation", "test")},
     }
-    write_json(parent / "summary.json", summary, format=FORMAT)
-    _write_csv(parent / "summary.csv", summary)
-    _replace_model(runs[best] / "model", parent / "model")
+    write_json(parent / "summary.json", summary, format=SUMMARY_FORMAT)
+    _write_summary_csv(parent / "summary.csv", summary)
+    _replace_model(runs[best_index] / "model", parent / "model")
     write_summary_report(parent)
     return parent
 
 
-def _spread(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | int | None]]:
+def _spread_by_metric(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | int | None]]:
     """Return mean, sample standard deviation, least and most of each figure over the runs that define it."""
-    result: dict[str, dict[str, float | int | None]] = {}
+    spread: dict[str, dict[str, float | int | None]] = {}
     for name in rows[0] if rows else ():
         values = [value for row in rows if (value := row.get(name)) is not None]
         if values:
-            result[name] = {
+            spread[name] = {
                 "mean": statistics.fmean(values),
                 "std": statistics.stdev(values) if len(values) > 1 else None,
                 "min": min(values),
                 "max": max(values),
                 "n_runs": len(values),
             }
-    return result
+    return spread
 
 
-def _write_csv(path: Path, summary: Mapping[str, Any]) -> None:
+def _write_summary_csv(path: Path, summary: Mapping[str, Any]) -> None:
     names = [(split, name) for split in ("validation", "test") for name in summary["runs"][0][split]]
     rows = [
-        (row["seed"], "" if row["fold"] is None else row["fold"], row["folder"],
-         row["folder"] == summary["final"]["folder"], *("" if row[s].get(n) is None else row[s][n] for s, n in names))
+        (
+            row["seed"],
+            "" if row["fold"] is None else row["fold"],
+            row["folder"],
+            row["folder"] == summary["final"]["folder"],
+            *(
+                "" if row[split_name].get(metric) is None else row[split_name][metric]
+                for split_name, metric in names
+            ),
+        )
         for row in summary["runs"]
-    ]  # fmt: skip
+    ]
     write_rows(path, ("seed", "fold", "folder", "final", *(f"{split}_{name}" for split, name in names)), rows)
 
 
-def _replace_model(source: Path, target: Path) -> None:
-    if target.exists():
-        shutil.rmtree(target)
-    shutil.copytree(source, target)
+def _replace_model(source: Path, destination: Path) -> None:
+    if destination.exists():
+        shutil.rmtree(destination)
+    shutil.copytree(source, destination)

@@ -7,122 +7,140 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dermkit.comparison.claims import checked_claims
+from dermkit.comparison.claims import check_claims
 from dermkit.comparison.compare import compare_runs
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, UsageError
-from dermkit.evaluation.options import NOTHING, Asked
+from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.files import check_output, check_writable, read_json
-from dermkit.models.locate import check_folder, check_model_folder, which_run
-from dermkit.progress import Watch
-from dermkit.reporting.comparison_page import headline, write_comparison, write_versus
+from dermkit.models.locate import check_folder, check_model_folder, suggest_run
+from dermkit.progress import Progress
+from dermkit.reporting.comparison_page import headline_sentences, write_comparison_page, write_comparison_tables
 from dermkit.reporting.report import write_report, write_summary_report
 
-COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro")
+PRINTED_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro")
 """What is printed of each run beside the verdicts."""
 
 
 def evaluate(
-    target: Path | None,
+    folder: Path | None,
     *,
-    on: Dataset | None = None,
+    dataset: Dataset | None = None,
     mapping: Path | None = None,
     predictions: Path | None = None,
     out: Path | None = None,
     open_test: Dataset | None = None,
-    watch: Watch | None = None,
-    asked: Asked = NOTHING,
+    progress: Progress | None = None,
+    options: EvaluationOptions = DEFAULT_OPTIONS,
 ) -> Path:
-    """Evaluate a run again, a model on another data set (`on`), or another tool's predictions; returns the report.
+    """Evaluate a run again, a model on another data set (`dataset`), or another tool's predictions; returns the report.
 
     asked: what this evaluation shows beside the usual; the next one has to be asked again. open_test: the data set
     whose sealed test side may be scored; every opening is logged and counted (docs/seal.md).
     """
-    watch, may_open = watch or Watch(), _may_open(open_test, on)
-    of_a_run = on is None and predictions is None
-    _check_keep(asked, of_a_run)
-    _check_out(out, of_a_run)
+    progress, is_opening_allowed = progress or Progress(), _is_opening_allowed(open_test, dataset)
+    is_run = dataset is None and predictions is None
+    _check_save_targets(options, is_run)
+    _check_out(out, is_run)
     if predictions is not None:
-        if target is not None or mapping is not None:
+        if folder is not None or mapping is not None:
             raise UsageError(
                 "--predictions stands for a run or model, so neither these nor --map go with it",
                 remedy="dermkit evaluate --predictions FILE [--on DATASET] [--out FOLDER]",
             )
-        from dermkit.evaluation.foreign_predictions import evaluate_brought
-
-        return report(evaluate_brought(predictions, on=on, out=out, watch=watch, asked=asked, open_test=may_open))
-    if target is None:
-        raise UsageError("nothing to evaluate", remedy="name a run folder, or add --predictions FILE")
-    check_folder(target)
-    if on is not None:
-        check_model_folder(target)
-        from dermkit.evaluation.external import evaluate_on
+        from dermkit.evaluation.foreign_predictions import evaluate_foreign
 
         return report(
-            evaluate_on(target, on, mapping=mapping, out=out, watch=watch, asked=asked, open_test=may_open)
+            evaluate_foreign(
+                predictions,
+                dataset=dataset,
+                out=out,
+                progress=progress,
+                options=options,
+                open_test=is_opening_allowed,
+            )
+        )
+    if folder is None:
+        raise UsageError("nothing to evaluate", remedy="name a run folder, or add --predictions FILE")
+    check_folder(folder)
+    if dataset is not None:
+        check_model_folder(folder)
+        from dermkit.evaluation.external import evaluate_external
+
+        return report(
+            evaluate_external(
+                folder,
+                dataset,
+                mapping_path=mapping,
+                out=out,
+                progress=progress,
+                options=options,
+                open_test=is_opening_allowed,
+            )
         )
     if mapping is not None:
         raise UsageError("--map goes with --on: a run is evaluated in its own classes", remedy="add --on DATASET")
     if open_test is not None:
-        return _open_test(target, open_test, watch, asked)
-    _check_evaluable(target)
-    from dermkit.pipeline.run import finish
+        return _open_test(folder, open_test, progress, options)
+    _check_evaluable(folder)
+    from dermkit.pipeline.run import evaluate_and_report
 
-    return finish(target, images_of(target), asked=asked)
+    return evaluate_and_report(folder, images_folder(folder), options=options)
 
 
-def _check_evaluable(target: Path) -> None:
-    if not (target / "predictions.csv").is_file():
+def _check_evaluable(folder: Path) -> None:
+    if not (folder / "predictions.csv").is_file():
         raise UsageError(
-            f"{target}: has no predictions.csv, so it is not a run folder",
-            remedy=which_run(target, "name a run folder, or add --on DATASET to test a model on other data"),
+            f"{folder}: has no predictions.csv, so it is not a run folder",
+            remedy=suggest_run(folder, "name a run folder, or add --on DATASET to test a model on other data"),
         )
 
 
-def _check_keep(asked: Asked, of_a_run: bool) -> None:
-    if asked.keep and not of_a_run:
+def _check_save_targets(options: EvaluationOptions, is_run: bool) -> None:
+    if options.save_targets and not is_run:
         raise UsageError(
             "--keep: a run's own validation images settle what its model keeps", remedy="name the run alone"
         )
 
 
-def _check_out(out: Path | None, of_a_run: bool) -> None:
-    if out is not None and of_a_run:
+def _check_out(out: Path | None, is_run: bool) -> None:
+    if out is not None and is_run:
         raise UsageError(
             "--out goes with --on or --predictions: a run is evaluated in its own folder",
-            kept="nothing was evaluated",
+            outcome="nothing was evaluated",
             remedy="leave --out out",
         )
 
 
-def _may_open(open_test: Dataset | None, on: Dataset | None) -> bool:
-    if open_test is not None and on is not None and open_test.folder.resolve() != on.folder.resolve():
+def _is_opening_allowed(open_test: Dataset | None, dataset: Dataset | None) -> bool:
+    if open_test is not None and dataset is not None and open_test.folder.resolve() != dataset.folder.resolve():
         raise UsageError(
-            f"--open-test {open_test.folder}: another data set than --on {on.folder}", remedy="name the same one"
+            f"--open-test {open_test.folder}: another data set than --on {dataset.folder}",
+            remedy="name the same one",
         )
     return open_test is not None
 
 
-def _open_test(target: Path, dataset: Dataset, watch: Watch, asked: Asked) -> Path:
+def _open_test(folder: Path, dataset: Dataset, progress: Progress, options: EvaluationOptions) -> Path:
     """Open the sealed test side for a run, or for each run of repeats, and evaluate; returns the report."""
     from dermkit.pipeline import open_test as pipeline_open_test
-    from dermkit.pipeline.repeats import summarise
-    from dermkit.pipeline.run import finish
-    from dermkit.pipeline.run_facts import drop_opening_step
-    from dermkit.recipes.schema import load
+    from dermkit.pipeline.repeats import summarise_repeats
+    from dermkit.pipeline.run import evaluate_and_report
+    from dermkit.pipeline.run_facts import remove_opening_step
+    from dermkit.recipes.schema import load_recipe
 
-    if not (target / "summary.json").is_file():
-        pipeline_open_test.open_test(target, dataset, watch=watch)
-        drop_opening_step(target)
-        return finish(target, dataset.images, asked=asked)
-    summary = read_json(target / "summary.json", format=1, error=DataError)
-    runs = [target / str(item["folder"]) for item in summary["runs"]]
+    if not (folder / "summary.json").is_file():
+        pipeline_open_test.open_test(folder, dataset, progress=progress)
+        remove_opening_step(folder)
+        return evaluate_and_report(folder, dataset.image_root, options=options)
+    summary = read_json(folder / "summary.json", format=1, error=DataError)
+    runs = [folder / str(summary_row["folder"]) for summary_row in summary["runs"]]
     for number, run in enumerate(runs, start=1):
-        watch.say(f"version {number} of {len(runs)}: {run.name}")
-        pipeline_open_test.open_test(run, dataset, watch=watch)
-        drop_opening_step(run)
-        finish(run, dataset.images, asked=asked)
-    return summarise(target, runs, monitor=load(runs[0] / "recipe.json").monitor) / "report.html"
+        progress.say(f"version {number} of {len(runs)}: {run.name}")
+        pipeline_open_test.open_test(run, dataset, progress=progress)
+        remove_opening_step(run)
+        evaluate_and_report(run, dataset.image_root, options=options)
+    return summarise_repeats(folder, runs, monitor=load_recipe(runs[0] / "recipe.json").monitor) / "report.html"
 
 
 @dataclass(frozen=True)
@@ -139,57 +157,60 @@ class CompareOutcome:
     notes: list[str]
 
 
-def compare(runs: Sequence[Path], *, published: Sequence[str] = (), out: Path) -> CompareOutcome:
+def compare(runs: Sequence[Path], *, claim_texts: Sequence[str] = (), out: Path) -> CompareOutcome:
     """Compare runs or folders of repeats with each other, and look at published figures; writes a folder with a page.
 
     published: as `--published` takes them. Raises `UsageError` for one run alone or a claim that cannot be read,
     `DataError` for a folder that is no run.
     """
-    claims = checked_claims(published)
+    claims = check_claims(claim_texts)
     if not runs and not claims:
         raise UsageError("nothing to compare", remedy="dermkit compare RUN RUN... or --published TEXT")
     for run in runs:
-        _check_run(run)
-    check_output(out, marker="comparison.json", what="a comparison")
+        _check_run_or_repeats(run)
+    check_output(out, marker="comparison.json", description="a comparison")
     check_writable(out)
     comparison = compare_runs(runs) if runs else None
     tables = {}
     if comparison is not None:
-        write_comparison(comparison, out)
-        tables = {split: comparison.wide(COMPARED, split=split).to_string() for split in comparison.same_images}
+        write_comparison_tables(comparison, out)
+        tables = {
+            split: comparison.wide_table(PRINTED_METRICS, split=split).to_string()
+            for split in comparison.same_images
+        }
     folders = comparison.folders if comparison else []
-    roots = [root for run in folders if (root := images_of(run)) is not None]
-    page = write_versus(comparison, claims, out, images=roots[0] if roots else None)
-    same = comparison.same_images if comparison else {}
+    roots = [root for run in folders if (root := images_folder(run)) is not None]
+    page = write_comparison_page(comparison, claims, out, images=roots[0] if roots else None)
+    same_images = comparison.same_images if comparison else {}
     notes = comparison.notes if comparison else []
-    return CompareOutcome(page, headline(comparison, claims), tables, same, notes)
+    return CompareOutcome(page, headline_sentences(comparison, claims), tables, same_images, notes)
 
 
-def _check_run(folder: Path) -> None:
+def _check_run_or_repeats(folder: Path) -> None:
     """Raise `DataError` for what is neither a run nor a folder of repeats."""
     check_folder(folder)
     if not any((folder / name).is_file() for name in ("run.json", "summary.json")):
         raise DataError(
             f"{folder}: has no run.json, so it is not a run folder",
-            kept="nothing was written",
-            remedy=which_run(folder, "name a run folder"),
+            outcome="nothing was written",
+            remedy=suggest_run(folder, "name a run folder"),
         )
 
 
-def report(target: Path) -> Path:
+def report(folder: Path) -> Path:
     """Write a run's report again; returns its path."""
-    check_folder(target)
-    if (target / "summary.json").is_file():
-        return write_summary_report(target)
-    if not (target / "metrics.json").is_file():
+    check_folder(folder)
+    if (folder / "summary.json").is_file():
+        return write_summary_report(folder)
+    if not (folder / "metrics.json").is_file():
         raise UsageError(
-            f"{target}: has no metrics.json, so it is not a run folder",
-            remedy=which_run(target, "name a run folder"),
+            f"{folder}: has no metrics.json, so it is not a run folder",
+            remedy=suggest_run(folder, "name a run folder"),
         )
-    return write_report(target, images_root=images_of(target))
+    return write_report(folder, images_root=images_folder(folder))
 
 
-def images_of(folder: Path) -> Path | None:
+def images_folder(folder: Path) -> Path | None:
     """Return where a run's images lay on this machine, if they still do."""
     path = folder / "location.json"
     if not path.is_file():

@@ -9,10 +9,17 @@ from dermkit.files import (
     check_writable,
 )
 from dermkit.pipeline.data import resolve_split
-from dermkit.pipeline.plan import Where, check_device, make_plans, settled_recipe, start, with_seed
-from dermkit.pipeline.repeats import summarise
-from dermkit.pipeline.run import run
-from dermkit.progress import Watch
+from dermkit.pipeline.plan import (
+    RunSettings,
+    check_device,
+    join_process_group,
+    make_plans,
+    with_precision,
+    with_seed,
+)
+from dermkit.pipeline.repeats import summarise_repeats
+from dermkit.pipeline.run import run_plan
+from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe
 
 if TYPE_CHECKING:
@@ -23,30 +30,30 @@ def train(
     recipe: Recipe,
     dataset: Dataset,
     *,
-    where: Where | None = None,
+    settings: RunSettings | None = None,
     split: str | None = None,
     seed: int | None = None,
-    watch: Watch | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Do all that a recipe says; returns the run folder, or the parent folder of repeats and folds.
 
     Raises `Interrupted`, `Diverged`, `DataError`, `UntrustedError`, `OutputError`, `UsageError`.
     """
-    where, watch = where or Where(), watch or Watch()
-    check_writable(where.out)
-    check_device(where.device)
-    fabric = start(where)
-    watch = watch if fabric.global_rank == 0 else Watch()
-    recipe = settled_recipe(with_seed(recipe, seed), fabric)
-    plans = make_plans(recipe, dataset, resolve_split(recipe, dataset, split), where)
+    settings, progress = settings or RunSettings(), progress or Progress()
+    check_writable(settings.out)
+    check_device(settings.device)
+    fabric = join_process_group(settings)
+    progress = progress if fabric.global_rank == 0 else Progress()
+    recipe = with_precision(with_seed(recipe, seed), fabric)
+    plans = make_plans(recipe, dataset, resolve_split(recipe, dataset, split), settings)
     if len(plans) == 1:
-        return run(plans[0], where, watch, fabric)
-    first = plans[0].folder
-    parent = first.with_name(f"{first.name.split('-')[0]}-s{recipe.seed}-versions")
+        return run_plan(plans[0], settings, progress, fabric)
+    first_folder = plans[0].folder
+    parent = first_folder.with_name(f"{first_folder.name.split('-')[0]}-s{recipe.seed}-versions")
     folders = []
-    for number, plan in enumerate(plans, start=1):
-        watch.say(
-            f"version {number} of {len(plans)}: seed {plan.seed}" + (f", fold {plan.fold}" * (plan.fold >= 0))
+    for run_number, plan in enumerate(plans, start=1):
+        progress.say(
+            f"version {run_number} of {len(plans)}: seed {plan.seed}" + (f", fold {plan.fold}" * (plan.fold >= 0))
         )
-        folders.append(run(replace(plan, folder=parent / plan.folder.name), where, watch, fabric))
-    return summarise(parent, folders, monitor=recipe.monitor) if fabric.global_rank == 0 else parent
+        folders.append(run_plan(replace(plan, folder=parent / plan.folder.name), settings, progress, fabric))
+    return summarise_repeats(parent, folders, monitor=recipe.monitor) if fabric.global_rank == 0 else parent

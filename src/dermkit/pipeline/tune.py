@@ -12,11 +12,18 @@ from dermkit.files import (
     write_rows,
 )
 from dermkit.pipeline.data import resolve_split
-from dermkit.pipeline.plan import Where, check_device, make_plans, settled_recipe, start, with_seed
-from dermkit.pipeline.repeats import chosen, validation_value
-from dermkit.pipeline.run import run
+from dermkit.pipeline.plan import (
+    RunSettings,
+    check_device,
+    join_process_group,
+    make_plans,
+    with_precision,
+    with_seed,
+)
+from dermkit.pipeline.repeats import best_run_index, validation_value
+from dermkit.pipeline.run import run_plan
 from dermkit.pipeline.train import train
-from dermkit.progress import Watch
+from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe
 
 
@@ -25,49 +32,52 @@ def tune(
     dataset: Dataset,
     *,
     name: str,
-    where: Where | None = None,
+    settings: RunSettings | None = None,
     split: str | None = None,
     seed: int | None = None,
-    watch: Watch | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Train every recipe of a grid, choose one on validation alone, then run it whole; returns its run folder.
 
     `<out>/<name>/tune.csv` lists every trial. The trials never score the test split.
     """
-    where, watch = where or Where(), watch or Watch()
-    check_writable(where.out)
-    check_device(where.device)
-    fabric = start(where)
-    watch = watch if fabric.global_rank == 0 else Watch()
+    settings, progress = settings or RunSettings(), progress or Progress()
+    check_writable(settings.out)
+    check_device(settings.device)
+    fabric = join_process_group(settings)
+    progress = progress if fabric.global_rank == 0 else Progress()
     folders: list[Path] = []
     for number, recipe in enumerate(recipes, start=1):
-        watch.say(f"trial {number} of {len(recipes)}: {recipe.name}")
-        single = replace(settled_recipe(with_seed(recipe, seed), fabric), repeats=1)
-        plan, *more = make_plans(single, dataset, resolve_split(single, dataset, split), where)
-        if more:
+        progress.say(f"trial {number} of {len(recipes)}: {recipe.name}")
+        single_run = replace(with_precision(with_seed(recipe, seed), fabric), repeats=1)
+        plan, *further_plans = make_plans(single_run, dataset, resolve_split(single_run, dataset, split), settings)
+        if further_plans:
             raise UsageError(
-                f"{recipe.name}: a grid is decided on one split, not on {1 + len(more)} folds",
+                f"{recipe.name}: a grid is decided on one split, not on {1 + len(further_plans)} folds",
                 remedy="tune on a given or holdout split, then train the chosen recipe on folds",
             )
-        folder = where.out / name / "trials" / plan.folder.parent.name / plan.folder.name
-        folders.append(run(replace(plan, folder=folder, trial=True), where, watch, fabric))
-    best = chosen(folders, recipes[0].monitor)
+        folder = settings.out / name / "trials" / plan.folder.parent.name / plan.folder.name
+        folders.append(run_plan(replace(plan, folder=folder, is_trial=True), settings, progress, fabric))
+    best_index = best_run_index(folders, recipes[0].monitor)
     if fabric.global_rank == 0:
-        _write_trials(where.out / name, recipes, folders, best)
-    watch.say(f"chosen on validation: {recipes[best].name}")
-    return train(recipes[best], dataset, where=where, split=split, seed=seed, watch=watch)
+        _write_trials(settings.out / name, recipes, folders, best_index)
+    progress.say(f"chosen on validation: {recipes[best_index].name}")
+    return train(recipes[best_index], dataset, settings=settings, split=split, seed=seed, progress=progress)
 
 
-def _write_trials(folder: Path, recipes: Sequence[Recipe], runs: Sequence[Path], best: int) -> None:
+def _write_trials(folder: Path, recipes: Sequence[Recipe], runs: Sequence[Path], best_index: int) -> None:
     monitor = recipes[0].monitor
     rows = [
-        (item.name, item.phases[0].head_lr, item.optim.batch_size, item.model.dropout,
-         validation_value(path, monitor), number == best)
-        for number, (item, path) in enumerate(zip(recipes, runs, strict=True))
+        (recipe.name, recipe.phases[0].head_lr, recipe.optim.batch_size, recipe.model.dropout,
+         validation_value(path, monitor), number == best_index)
+        for number, (recipe, path) in enumerate(zip(recipes, runs, strict=True))
     ]  # fmt: skip
     write_rows(folder / "tune.csv", ("recipe", "head_lr", "batch_size", "dropout", monitor, "chosen"), rows)
     write_json(
         folder / "tune.json",
-        {"chosen": recipes[best].name, "by": f"{monitor} on validation, {len(runs)} trials, test not scored"},
+        {
+            "chosen": recipes[best_index].name,
+            "by": f"{monitor} on validation, {len(runs)} trials, test not scored",
+        },
         format=1,
     )

@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermkit.errors import UsageError
-from dermkit.files import write_parts
+from dermkit.files import write_chunks
 
-_NOT_PICTURES = frozenset(
+_NON_IMAGE_SUFFIXES = frozenset(
     (".csv", ".tsv", ".json", ".txt", ".md", ".html", ".xml", ".yaml", ".yml", ".ini", ".db", ".py")
 )
 """What lies beside photographs in a folder and is left alone; all else is opened, and listed where it is no image."""
 
 
-class Found(NamedTuple):
+class ImageRef(NamedTuple):
     """One image. name: below its argument, numbered where it repeats. image_id: the name without its ending."""
 
     name: str
@@ -34,43 +34,49 @@ class Found(NamedTuple):
     path: str
 
 
-def check_arguments(arguments: Sequence[str], *, leave_out: Sequence[Path] = ()) -> None:
+def check_arguments(arguments: Sequence[str], *, exclude: Sequence[Path] = ()) -> None:
     """Raise `UsageError` for an argument that matches nothing."""
     for argument in arguments:
-        if next(_expand(argument, _absolutes(leave_out)), None) is None:
+        if next(_expand(argument, _absolute_paths(exclude)), None) is None:
             raise UsageError(
                 f"{argument}: no images there",
-                kept="nothing was predicted",
+                outcome="nothing was predicted",
                 remedy="name image files, a folder that holds some, or a pattern in quotes",
             )
 
 
-def write_list(file: Path, arguments: Sequence[str], *, leave_out: Sequence[Path] = ()) -> int:
+def write_list(file: Path, arguments: Sequence[str], *, exclude: Sequence[Path] = ()) -> int:
     """Write the list of images, one JSON line each, crash-safely; returns how many.
 
     A name never holds a parent folder of the argument. A folder that a pattern matches is searched through, as where
     the shell expands the pattern. A linked or closed folder is an item of the list itself, which the gate refuses.
     leave_out: folders that are not searched, because the prediction itself writes into them.
     """
-    raw, named = file.with_suffix(".found"), file.with_suffix(".named")
-    skip = _absolutes(leave_out)
-    write_parts(raw, (_line(pair) for argument in arguments for pair in _expand(argument, skip)))
-    write_parts(named, (_line(pair) for pair in _numbered(raw)))
-    names, bare = _marks(named, lambda pair: pair[0]), _marks(named, lambda pair: _bare(pair[0]))
-    twice = _repeated(bare)
-    write_parts(file, (_line((name, _image_id(name, names, twice), path)) for name, path in _lines(named)))
-    raw.unlink()
-    named.unlink()
-    return len(names)
+    raw_path, named_path = file.with_suffix(".found"), file.with_suffix(".named")
+    excluded = _absolute_paths(exclude)
+    write_chunks(raw_path, (_line(pair) for argument in arguments for pair in _expand(argument, excluded)))
+    write_chunks(named_path, (_line(pair) for pair in _unique_names(raw_path)))
+    name_hashes, stem_hashes = (
+        _name_hashes(named_path, lambda pair: pair[0]),
+        _name_hashes(named_path, lambda pair: _stem(pair[0])),
+    )
+    repeated_stems = _repeated_values(stem_hashes)
+    write_chunks(
+        file,
+        (_line((name, _image_id(name, name_hashes, repeated_stems), path)) for name, path in _lines(named_path)),
+    )
+    raw_path.unlink()
+    named_path.unlink()
+    return len(name_hashes)
 
 
-def read_list(file: Path, start: int = 0, stop: int | None = None) -> Iterator[Found]:
+def read_list(file: Path, start: int = 0, stop: int | None = None) -> Iterator[ImageRef]:
     """Yield the images at positions start to stop of a list."""
     for name, image_id, path in islice(_lines(file), start, stop):
-        yield Found(name, image_id, path)
+        yield ImageRef(name, image_id, path)
 
 
-def shown(text: str) -> str:
+def utf8_safe(text: str) -> str:
     """Return text that can be written as UTF-8: bytes of a file name that are none are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -78,62 +84,64 @@ def shown(text: str) -> str:
 def file_stat(path: Path) -> str:
     """Return what tells a file that was written anew: its size and its time of change; "" where there is none."""
     try:
-        found = path.stat()
+        stat_result = path.stat()
     except (OSError, ValueError):
         return ""
-    return f"{found.st_size}:{found.st_mtime_ns}"
+    return f"{stat_result.st_size}:{stat_result.st_mtime_ns}"
 
 
 # The walk --------------------------------------------------------------------------------------------------------
 
 
-def _absolutes(folders: Sequence[Path]) -> frozenset[str]:
+def _absolute_paths(folders: Sequence[Path]) -> frozenset[str]:
     return frozenset(str(folder.absolute()) for folder in folders)
 
 
-def _expand(argument: str, skip: frozenset[str]) -> Iterator[tuple[str, str]]:
+def _expand(argument: str, excluded: frozenset[str]) -> Iterator[tuple[str, str]]:
     """Yield (name, path) of what an argument means."""
     if Path(argument).exists() or not glob.has_magic(argument):
-        yield from _below(Path(argument), skip)
+        yield from _images_below(Path(argument), excluded)
         return
-    for item in sorted(glob.glob(argument, recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
-        yield from _below(Path(item), skip)
+    for match in sorted(glob.glob(argument, recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
+        yield from _images_below(Path(match), excluded)
 
 
-def _below(path: Path, skip: frozenset[str]) -> Iterator[tuple[str, str]]:
+def _images_below(path: Path, excluded: frozenset[str]) -> Iterator[tuple[str, str]]:
     if not path.is_dir():
         yield path.name, path.as_posix()
         return
     root = path.as_posix()
     base = "" if root == "." else root if root.endswith("/") else root + "/"
-    for name in _walk(base, "", skip):
+    for name in _walk(base, "", excluded):
         yield name, base + name
 
 
-def _walk(base: str, prefix: str, skip: frozenset[str]) -> Iterator[str]:
+def _walk(base: str, prefix: str, excluded: frozenset[str]) -> Iterator[str]:
     """Yield the candidates below a folder in the order of their paths' parts; hidden names are left alone."""
-    folders, files = _entries(base + prefix, skip)
-    inside = set(folders)
+    folders, files = _entries(base + prefix, excluded)
+    folder_names = set(folders)
     for name in sorted(folders + files):
-        if name not in inside:
+        if name not in folder_names:
             yield prefix + name
             continue
         try:
-            yield from _walk(base, f"{prefix}{name}/", skip)
+            yield from _walk(base, f"{prefix}{name}/", excluded)
         except PermissionError:
             yield prefix + name  # a closed folder: the gate says that it cannot be read
 
 
-def _entries(folder: str, skip: frozenset[str]) -> tuple[list[str], list[str]]:
+def _entries(folder: str, excluded: frozenset[str]) -> tuple[list[str], list[str]]:
     folders, files = [], []
     with os.scandir(folder or ".") as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                if str(Path(entry.path).absolute()) not in skip:
+                if str(Path(entry.path).absolute()) not in excluded:
                     folders.append(entry.name)
-            elif _ending(entry.name).lower() not in _NOT_PICTURES and (entry.is_file() or entry.is_symlink()):
+            elif _suffix(entry.name).lower() not in _NON_IMAGE_SUFFIXES and (
+                entry.is_file() or entry.is_symlink()
+            ):
                 files.append(entry.name)
     return folders, files
 
@@ -141,69 +149,73 @@ def _entries(folder: str, skip: frozenset[str]) -> tuple[list[str], list[str]]:
 # Names -----------------------------------------------------------------------------------------------------------
 
 
-def _numbered(raw: Path) -> Iterator[tuple[str, str]]:
+def _unique_names(raw_path: Path) -> Iterator[tuple[str, str]]:
     """Yield each path once, with a name that no other has (`x.jpg`, `x.jpg#2`): two folders may hold one name each."""
-    here = Path.cwd()
-    names = _marks(raw, lambda pair: pair[0])
-    paths = _marks(raw, lambda pair: str(here / pair[1]))
-    same_name, same_path, taken = _repeated(names), _repeated(paths), np.unique(names)
-    seen: set[str] = set()
+    working_folder = Path.cwd()
+    name_hashes = _name_hashes(raw_path, lambda pair: pair[0])
+    path_hashes = _name_hashes(raw_path, lambda pair: str(working_folder / pair[1]))
+    repeated_names, repeated_paths, used_names = (
+        _repeated_values(name_hashes),
+        _repeated_values(path_hashes),
+        np.unique(name_hashes),
+    )
+    listed_paths: set[str] = set()
     counts: dict[str, int] = {}
-    for name, path in _lines(raw):
-        absolute = str(here / path)
-        if _has(same_path, absolute):
-            if absolute in seen:
+    for name, path in _lines(raw_path):
+        absolute = str(working_folder / path)
+        if _contains(repeated_paths, absolute):
+            if absolute in listed_paths:
                 continue
-            seen.add(absolute)
-        yield (_number(name, counts, taken) if _has(same_name, name) else name), path
+            listed_paths.add(absolute)
+        yield (_number_name(name, counts, used_names) if _contains(repeated_names, name) else name), path
 
 
-def _number(name: str, counts: dict[str, int], taken: NDArray[np.uint64]) -> str:
+def _number_name(name: str, counts: dict[str, int], used_names: NDArray[np.uint64]) -> str:
     counts[name] = counts.get(name, 0) + 1
-    while counts[name] > 1 and _has(taken, f"{name}#{counts[name]}"):
+    while counts[name] > 1 and _contains(used_names, f"{name}#{counts[name]}"):
         counts[name] += 1
     return name if counts[name] == 1 else f"{name}#{counts[name]}"
 
 
-def _bare(name: str) -> str:
-    return name.removesuffix(_ending(name))
+def _stem(name: str) -> str:
+    return name.removesuffix(_suffix(name))
 
 
-def _ending(name: str) -> str:
+def _suffix(name: str) -> str:
     """Return what `Path.suffix` gives: paths of a million names would take longer than their images' hashes."""
-    at = name.rfind(".")
-    return name[at:] if name.rfind("/") + 1 < at < len(name) - 1 else ""
+    dot = name.rfind(".")
+    return name[dot:] if name.rfind("/") + 1 < dot < len(name) - 1 else ""
 
 
-def _image_id(name: str, names: NDArray[np.uint64], twice: NDArray[np.uint64]) -> str:
+def _image_id(name: str, name_hashes: NDArray[np.uint64], repeated_stems: NDArray[np.uint64]) -> str:
     """Return the name without its ending, as in a manifest; it stays where another image has the same without."""
-    bare = _bare(name)
-    free = bare == name or not _has(names, bare)
-    return bare if free and not _has(twice, bare) else name
+    stem = _stem(name)
+    is_free = stem == name or not _contains(name_hashes, stem)
+    return stem if is_free and not _contains(repeated_stems, stem) else name
 
 
-def _marks(file: Path, of: Callable[[Sequence[str]], str]) -> NDArray[np.uint64]:
+def _name_hashes(file: Path, text_of: Callable[[Sequence[str]], str]) -> NDArray[np.uint64]:
     """Return the sorted marks of one text per line."""
-    marks = array("Q", (_mark(of(pair)) for pair in _lines(file)))
-    return np.sort(np.frombuffer(marks, np.uint64)) if marks else np.empty(0, np.uint64)
+    hashes = array("Q", (_name_hash(text_of(pair)) for pair in _lines(file)))
+    return np.sort(np.frombuffer(hashes, np.uint64)) if hashes else np.empty(0, np.uint64)
 
 
-def _mark(text: str) -> int:
+def _name_hash(text: str) -> int:
     """Return 8 bytes that stand for a text: of a million texts, two are mixed up once in forty million lists."""
     return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), "little")
 
 
-def _repeated(marks: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    return np.unique(marks[1:][marks[1:] == marks[:-1]])
+def _repeated_values(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
 
 
-def _has(marks: NDArray[np.uint64], text: str) -> bool:
+def _contains(hashes: NDArray[np.uint64], text: str) -> bool:
     """Tell whether a text's mark is among sorted marks."""
-    if not len(marks):
+    if not len(hashes):
         return False
-    mark = np.uint64(_mark(text))
-    at = int(np.searchsorted(marks, mark))
-    return at < len(marks) and bool(marks[at] == mark)
+    text_hash = np.uint64(_name_hash(text))
+    position = int(np.searchsorted(hashes, text_hash))
+    return position < len(hashes) and bool(hashes[position] == text_hash)
 
 
 # Lines -----------------------------------------------------------------------------------------------------------

@@ -16,26 +16,26 @@ from numpy.typing import NDArray
 
 from dermkit.data.cache.pixels import geometry, store_name
 from dermkit.data.cache.store import Store
-from dermkit.errors import ImageRefused
+from dermkit.errors import ImageRejected
 from dermkit.files import canonical_json
 from dermkit.images.decode import MAX_FILE_BYTES, open_image
 from dermkit.images.preprocess import Preprocessing, resize_pixels
-from dermkit.prediction.inputs import shown
+from dermkit.prediction.inputs import utf8_safe
 from dermkit.render.sheets import thumbnail
 
-THUMBNAIL = 160
+THUMBNAIL_SIZE = 160
 """Pixels a side, at most: of the picture on a sheet."""
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class DecodedImage:
     """What is kept of an image: a batch of photographs at full size could fill the memory.
 
-    resized: (S, S, 3) uint8. thumbnail: (H, W, 3) uint8, at most `THUMBNAIL` a side; None where none was made.
+    resized: (S, S, 3) uint8. thumbnail: (H, W, 3) uint8, at most `THUMBNAIL_SIZE` a side; None where none was made.
     key: of the file's bytes and the geometry, 32 bytes.
     """
 
-    resized: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
     thumbnail: NDArray[np.uint8] | None
     pixel_sha256: str
     notes: tuple[str, ...]
@@ -43,7 +43,7 @@ class Look:
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ImageScore:
     """One image and its class probabilities (float64, in class order, summing to 1), or why it was refused.
 
     stat: size and time of change of the file before it was read, "" where there is none.
@@ -54,72 +54,76 @@ class Scored:
     thumbnail: NDArray[np.uint8] | None
     pixel_sha256: str
     notes: tuple[str, ...]
-    refusal: ImageRefused | None
-    stat: str = ""
+    refusal: ImageRejected | None
+    stat_text: str = ""
 
 
-def look_at(
-    path: Path, name: str, preprocessing: Preprocessing, *, with_thumbnail: bool, geometry: bytes = b""
-) -> Look | ImageRefused:
+def decode_image(
+    path: Path, name: str, preprocessing: Preprocessing, *, with_thumbnail: bool, geometry_hash: bytes = b""
+) -> DecodedImage | ImageRejected:
     """Open one image and keep its small pictures."""
     try:
         image = open_image(path, name=name)
-    except ImageRefused as refusal:
+    except ImageRejected as refusal:
         return refusal
-    small = _small(image.pixels) if with_thumbnail else None
-    key = _key(bytes.fromhex(image.file_sha256), geometry) if geometry else b""
-    return Look(resize_pixels(image.pixels, preprocessing), small, image.pixel_sha256, image.notes, key)
+    small_pixels = _thumbnail(image.pixels) if with_thumbnail else None
+    key = _pixel_key(bytes.fromhex(image.file_sha256), geometry_hash) if geometry_hash else b""
+    return DecodedImage(
+        resize_pixels(image.pixels, preprocessing), small_pixels, image.pixel_sha256, image.notes, key
+    )
 
 
-def picture_of(path: Path) -> NDArray[np.uint8] | None:
+def file_thumbnail(path: Path) -> NDArray[np.uint8] | None:
     """Return the thumbnail of a file, None where the gate refuses it."""
     try:
-        return _small(open_image(path).pixels)
-    except ImageRefused:
+        return _thumbnail(open_image(path).pixels)
+    except ImageRejected:
         return None
 
 
-def _small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.asarray(thumbnail(pixels, THUMBNAIL), dtype=np.uint8)
+def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(thumbnail(pixels, THUMBNAIL_SIZE), dtype=np.uint8)
 
 
-class KeptPixels:
+class PixelStore:
     """Resized pixels below a folder, found again by the bytes of the file: a file that is renamed is still known.
 
     Any number of threads may call it. What was added is on disk after `flush`, and in whole segments before.
     """
 
     def __init__(self, folder: Path, preprocessing: Preprocessing) -> None:
-        side = preprocessing.size
-        self.geometry = hashlib.sha256(canonical_json(geometry(preprocessing)).encode()).digest()
-        self._store = Store(folder, store_name(preprocessing), shape=(side, side, 3), dtype="uint8")
+        size = preprocessing.size
+        self.geometry_hash = hashlib.sha256(canonical_json(geometry(preprocessing)).encode()).digest()
+        self._store = Store(folder, store_name(preprocessing), shape=(size, size, 3), dtype="uint8")
         self._lock = threading.Lock()
-        self._new: dict[bytes, Look] = {}
-        self._taken = 0
+        self._unwritten: dict[bytes, DecodedImage] = {}
+        self._n_read = 0
 
-    def find(self, paths: Sequence[Path]) -> list[Look | None]:
+    def find(self, paths: Sequence[Path]) -> list[DecodedImage | None]:
         """Return what is kept of files, None where nothing is; every file is read and hashed."""
-        keys = [self._key_of(path) for path in paths]
-        asked = [index for index, key in enumerate(keys) if key]
-        looks: list[Look | None] = [None] * len(paths)
-        if not asked:
-            return looks
-        packed = np.frombuffer(b"".join(keys[index] for index in asked), np.uint8).reshape(-1, 32)
+        keys = [self._file_key(path) for path in paths]
+        readable = [index for index, key in enumerate(keys) if key]
+        images: list[DecodedImage | None] = [None] * len(paths)
+        if not readable:
+            return images
+        key_array = np.frombuffer(b"".join(keys[index] for index in readable), np.uint8).reshape(-1, 32)
         with self._lock:
-            positions = self._store.find(packed)
-        known = np.flatnonzero(positions >= 0)
-        pixels, notes = self._store.take(positions[known]), self._store.notes(positions[known])
-        for at, resized, note in zip(known.tolist(), pixels, notes, strict=True):
-            said = json.loads(note)
-            looks[asked[at]] = Look(resized, None, said["pixel_sha256"], tuple(said["notes"]), keys[asked[at]])
+            positions = self._store.index(key_array)
+        stored = np.flatnonzero(positions >= 0)
+        pixels, notes = self._store.read(positions[stored]), self._store.notes(positions[stored])
+        for row, row_pixels, note in zip(stored.tolist(), pixels, notes, strict=True):
+            record = json.loads(note)
+            images[readable[row]] = DecodedImage(
+                row_pixels, None, record["pixel_sha256"], tuple(record["notes"]), keys[readable[row]]
+            )
         with self._lock:
-            self._taken += len(known)
-            if self._taken >= self._store.rows_per_segment:  # a folder is read once: maps must not pile up
-                self._taken = 0
-                self._store.let_go()
-        return looks
+            self._n_read += len(stored)
+            if self._n_read >= self._store.rows_per_segment:  # a folder is read once: maps must not pile up
+                self._n_read = 0
+                self._store.release()
+        return images
 
-    def _key_of(self, path: Path) -> bytes:
+    def _file_key(self, path: Path) -> bytes:
         """Return the key of a file's bytes, or nothing where they cannot be read; the gate then says why."""
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
@@ -128,36 +132,36 @@ class KeptPixels:
                 data = stream.read(MAX_FILE_BYTES + 1)
         except (OSError, ValueError):
             return b""
-        return _key(hashlib.sha256(data).digest(), self.geometry)
+        return _pixel_key(hashlib.sha256(data).digest(), self.geometry_hash)
 
-    def add(self, looks: Sequence[Look]) -> None:
+    def add(self, images: Sequence[DecodedImage]) -> None:
         """Keep these, once each; written as soon as a segment is full."""
-        self._new.update((look.key, look) for look in looks)
-        if len(self._new) >= self._store.rows_per_segment:
+        self._unwritten.update((image.key, image) for image in images)
+        if len(self._unwritten) >= self._store.rows_per_segment:
             self.flush()
 
     def flush(self) -> None:
         """Write what was added."""
-        if not self._new:
+        if not self._unwritten:
             return
-        keys = np.frombuffer(b"".join(self._new), np.uint8).reshape(-1, 32)
-        looks = list(self._new.values())
+        keys = np.frombuffer(b"".join(self._unwritten), np.uint8).reshape(-1, 32)
+        images = list(self._unwritten.values())
         with self._lock:
-            fresh = np.flatnonzero(self._store.find(keys) < 0)
+            new_rows = np.flatnonzero(self._store.index(keys) < 0)
             self._store.add(
-                keys[fresh],
-                np.stack([looks[row].resized for row in fresh]) if len(fresh) else self._nothing(),
-                [_note(looks[row]) for row in fresh],
+                keys[new_rows],
+                np.stack([images[row].pixels for row in new_rows]) if len(new_rows) else self._empty_rows(),
+                [_store_note(images[row]) for row in new_rows],
             )
-        self._new = {}
+        self._unwritten = {}
 
-    def _nothing(self) -> NDArray[np.uint8]:
+    def _empty_rows(self) -> NDArray[np.uint8]:
         return np.empty((0, *self._store.shape), np.uint8)
 
 
-def _key(file_sha256: bytes, geometry: bytes) -> bytes:
-    return hashlib.sha256(file_sha256 + geometry).digest()
+def _pixel_key(file_sha256: bytes, geometry_hash: bytes) -> bytes:
+    return hashlib.sha256(file_sha256 + geometry_hash).digest()
 
 
-def _note(look: Look) -> str:
-    return canonical_json({"pixel_sha256": look.pixel_sha256, "notes": [shown(note) for note in look.notes]})
+def _store_note(image: DecodedImage) -> str:
+    return canonical_json({"pixel_sha256": image.pixel_sha256, "notes": [utf8_safe(note) for note in image.notes]})

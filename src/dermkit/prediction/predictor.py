@@ -36,22 +36,22 @@ from dermkit.files import (
     write_text,
 )
 from dermkit.images.preprocess import Preprocessing
-from dermkit.metrics.decisions.apply import Chosen
-from dermkit.metrics.decisions.policy import Decision, from_dict
-from dermkit.models.card import RESEARCH_ONLY, UNSETTLED, card_files, read_card, settled
-from dermkit.models.checksums import SUMS, verified, write_sums
-from dermkit.models.inference import Forward, default_batch, pick_device, side_by_side
+from dermkit.metrics.decisions.apply import ActivePolicy
+from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
+from dermkit.models.card import EMPTY_POLICY, RESEARCH_ONLY, card_files, card_policy, read_card
+from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksums
+from dermkit.models.inference import InferenceEngine, default_batch_size, parallel_batches, pick_device
 from dermkit.models.net import Net, build_net, resolve_weights
-from dermkit.prediction.decisions import choose_for
+from dermkit.prediction.decisions import select_policy
 from dermkit.prediction.inputs import file_stat
-from dermkit.prediction.pixels import KeptPixels, Look, Scored, look_at
+from dermkit.prediction.pixels import DecodedImage, ImageScore, PixelStore, decode_image
 from dermkit.recipes.schema import ModelSpec
-from dermkit.threads import cores
+from dermkit.threads import cpu_count
 
 if TYPE_CHECKING:
-    from dermkit.data.cache.store import Rows
+    from dermkit.data.cache.store import StoredRows
 
-__all__ = ["ModelFacts", "Predictor", "load_model", "read_seen", "save_model", "versions"]
+__all__ = ["ModelMetadata", "Predictor", "load_model", "read_training_images", "runtime_versions", "save_model"]
 
 
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
@@ -60,7 +60,7 @@ _PREPROCESSING: TypeAdapter[Preprocessing] = TypeAdapter(Preprocessing)
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelMetadata:
     """What a model folder says about its origin: all of it plain JSON values.
 
     seen: (pixel_sha256, isic_id, split) of every image that training looked at, so that a later prediction on
@@ -71,7 +71,7 @@ class ModelFacts:
     dataset: Mapping[str, Any]
     weights: Mapping[str, Any]
     training: Mapping[str, Any]
-    seen: Sequence[tuple[str, str, str]]
+    training_images: Sequence[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
@@ -87,38 +87,38 @@ class Predictor:
     net: Net
     card: Mapping[str, Any]
     sha256: str
-    say: Callable[[str], None] = lambda _line: None
-    decision: Decision | None = None
+    progress: Callable[[str], None] = lambda _line: None
+    policy: DecisionPolicy | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Return the class names in the order of the probabilities."""
-        return tuple(item.name for item in self.classes)
+        return tuple(lesion_class.name for lesion_class in self.classes)
 
     @cached_property
-    def forward(self) -> Forward:
+    def engine(self) -> InferenceEngine:
         """Return the net at its fastest in float32; it is tried out on made pictures first."""
-        return Forward(self.net, self.preprocessing, self.say)
+        return InferenceEngine(self.net, self.preprocessing, self.progress)
 
     @property
     def batch_size(self) -> int:
         """Return how many images go through the net at once on its device, unless a caller says otherwise."""
-        return default_batch(self.forward.device)
+        return default_batch_size(self.engine.device)
 
     def probabilities(self, batch: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Score resized pixels (N, size, size, 3) uint8; returns softmax probabilities (N, classes) float64."""
-        return self.forward(batch)
+        return self.engine(batch)
 
-    def chosen(self, *, at: str | None = None, refer: float | None = None) -> Chosen | None:
+    def select_policy(self, *, target: str | None = None, coverage: float | None = None) -> ActivePolicy | None:
         """Return what validation settled, to `apply` to `probabilities`; None where it settled nothing.
 
         at, refer: as `dermkit predict --at --refer` take them. Raises `UsageError` for what was not settled.
         """
-        return choose_for(self.decision, self.classes, at=at, refer=refer)
+        return select_policy(self.policy, self.classes, target=target, coverage=coverage)
 
     def score_pixels(
         self,
-        pixels: "NDArray[np.uint8] | Rows",
+        pixels: "NDArray[np.uint8] | StoredRows",
         rows: Sequence[int],
         *,
         batch_size: int | None = None,
@@ -131,14 +131,14 @@ class Predictor:
         """
         size = batch_size or self.batch_size
         result = np.empty((len(rows), len(self.classes)))
-        where = np.asarray(rows, dtype=np.int64)
-        batches = (pixels[where[start : start + size]] for start in range(0, len(rows), size))
-        done = 0
-        for part in side_by_side(self.forward, batches, workers=workers or torch.get_num_threads()):
-            result[done : done + len(part)] = part
-            done += len(part)
+        row_indices = np.asarray(rows, dtype=np.int64)
+        batches = (pixels[row_indices[start : start + size]] for start in range(0, len(rows), size))
+        n_done = 0
+        for batch_scores in parallel_batches(self.engine, batches, workers=workers or torch.get_num_threads()):
+            result[n_done : n_done + len(batch_scores)] = batch_scores
+            n_done += len(batch_scores)
             if on_progress:
-                on_progress(done, len(rows))
+                on_progress(n_done, len(rows))
         return result
 
     def score_files(
@@ -147,58 +147,62 @@ class Predictor:
         *,
         batch_size: int | None = None,
         workers: int = 0,
-        thumbnails: int = 0,
-        kept: KeptPixels | None = None,
-    ) -> Generator[Scored, None, None]:
+        n_thumbnails: int = 0,
+        pixel_store: PixelStore | None = None,
+    ) -> Generator[ImageScore, None, None]:
         """Score files, given as (name, path), in order and in bounded memory; a refused one is yielded as such.
 
         workers: threads, 0 = all cores; each reads, decodes and scores a whole batch, so that none waits for another.
         thumbnails: of the first so many images. kept: where resized pixels are looked up and added.
         """
         size = batch_size or self.batch_size
-        task = partial(self._score_batch, thumbnails=thumbnails, kept=kept)
-        threads = workers or cores()
-        self.forward  # noqa: B018  made here, once, not by whichever thread is first
+        score_batch = partial(self._score_batch, n_thumbnails=n_thumbnails, pixel_store=pixel_store)
+        threads = workers or cpu_count()
+        self.engine  # noqa: B018  made here, once, not by whichever thread is first
         try:
-            for scored, new in side_by_side(task, _batches(images, size), workers=threads):
-                if kept is not None:
-                    kept.add(new)
-                yield from scored
+            for scores, new_images in parallel_batches(score_batch, _image_batches(images, size), workers=threads):
+                if pixel_store is not None:
+                    pixel_store.add(new_images)
+                yield from scores
         finally:  # an interrupted prediction has decoded them too
-            if kept is not None:
-                kept.flush()
+            if pixel_store is not None:
+                pixel_store.flush()
 
     def _score_batch(
-        self, batch: tuple[int, Sequence[tuple[str, Path]]], *, thumbnails: int, kept: KeptPixels | None
-    ) -> tuple[list[Scored], list[Look]]:
+        self, batch: tuple[int, Sequence[tuple[str, Path]]], *, n_thumbnails: int, pixel_store: PixelStore | None
+    ) -> tuple[list[ImageScore], list[DecodedImage]]:
         """Return what became of each image, and the looks that are not kept yet."""
         start, images = batch
         stats = [file_stat(path) for _, path in images]
-        found = kept.find([path for _, path in images]) if kept else [None] * len(images)
-        geometry = kept.geometry if kept else b""
-        looks = [
-            look or look_at(
-                path, name, self.preprocessing, with_thumbnail=start + at < thumbnails, geometry=geometry
+        stored = pixel_store.find([path for _, path in images]) if pixel_store else [None] * len(images)
+        geometry_hash = pixel_store.geometry_hash if pixel_store else b""
+        decoded = [
+            image or decode_image(
+                path, name, self.preprocessing, with_thumbnail=start + index < n_thumbnails, geometry_hash=geometry_hash
             )
-            for at, (look, (name, path)) in enumerate(zip(found, images, strict=True))
+            for index, (image, (name, path)) in enumerate(zip(stored, images, strict=True))
         ]  # fmt: skip
-        resized = [look.resized for look in looks if isinstance(look, Look)]
-        scores = iter(self.probabilities(np.stack(resized)) if resized else ())
-        scored = [
-            Scored(name, next(scores), look.thumbnail, look.pixel_sha256, look.notes, None, stat)
-            if isinstance(look, Look)
-            else Scored(name, None, None, "", (), look, stat)
-            for (name, _), look, stat in zip(images, looks, stats, strict=True)
+        pixels = [image.pixels for image in decoded if isinstance(image, DecodedImage)]
+        probabilities = iter(self.probabilities(np.stack(pixels)) if pixels else ())
+        scores = [
+            ImageScore(name, next(probabilities), image.thumbnail, image.pixel_sha256, image.notes, None, stat)
+            if isinstance(image, DecodedImage)
+            else ImageScore(name, None, None, "", (), image, stat)
+            for (name, _), image, stat in zip(images, decoded, stats, strict=True)
         ]
-        new = [look for look, old in zip(looks, found, strict=True) if old is None and isinstance(look, Look)]
-        return scored, new if kept else []
+        new_images = [
+            image
+            for image, stored_image in zip(decoded, stored, strict=True)
+            if stored_image is None and isinstance(image, DecodedImage)
+        ]
+        return scores, new_images if pixel_store else []
 
 
-def _batches(images: Iterable[tuple[str, Path]], size: int) -> Iterator[tuple[int, list[tuple[str, Path]]]]:
+def _image_batches(images: Iterable[tuple[str, Path]], size: int) -> Iterator[tuple[int, list[tuple[str, Path]]]]:
     """Yield (position of its first image, images) of each batch."""
-    items = iter(images)
+    iterator = iter(images)
     start = 0
-    while batch := list(islice(items, size)):
+    while batch := list(islice(iterator, size)):
         yield start, batch
         start += len(batch)
 
@@ -210,35 +214,35 @@ def save_model(
     spec: ModelSpec,
     classes: Sequence[LesionClass],
     preprocessing: Preprocessing,
-    facts: ModelFacts,
+    metadata: ModelMetadata,
 ) -> Path:
     """Write a model folder, its checksums last; returns the folder."""
     make_folder(folder)
     # A model of before is gone from here on: its checksums do not vouch for the new one.
     with output_errors(folder):
-        (folder / SUMS).unlink(missing_ok=True)
+        (folder / CHECKSUM_FILE).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     write_bytes(folder / "member-0.safetensors", save_safetensors(state))
-    write_rows(folder / "seen.csv", ("pixel_sha256", "isic_id", "split"), facts.seen)
+    write_rows(folder / "seen.csv", ("pixel_sha256", "isic_id", "split"), metadata.training_images)
     card = {
         "members": [{"file": "member-0.safetensors", "spec": asdict(spec), "views": ["identity"]}],
-        "classes": [asdict(item) for item in classes],
+        "classes": [asdict(lesion_class) for lesion_class in classes],
         "preprocessing": asdict(preprocessing),
-        **UNSETTLED,
-        "recipe": facts.recipe,
-        "dataset": facts.dataset,
-        "weights": facts.weights,
-        "training": facts.training,
-        "versions": versions(),
+        **EMPTY_POLICY,
+        "recipe": metadata.recipe,
+        "dataset": metadata.dataset,
+        "weights": metadata.weights,
+        "training": metadata.training,
+        "versions": runtime_versions(),
         "notice": RESEARCH_ONLY,
     }
     for name, text in card_files(card).items():
         write_text(folder / name, text)
-    write_sums(folder)
+    write_checksums(folder)
     return folder
 
 
-def versions() -> dict[str, str]:
+def runtime_versions() -> dict[str, str]:
     """Return the versions that decide a number."""
     return {
         "dermkit": __version__,
@@ -249,54 +253,62 @@ def versions() -> dict[str, str]:
     }
 
 
-def load_model(folder: Path, *, device: str = "cpu", say: Callable[[str], None] = lambda _line: None) -> Predictor:
+def load_model(
+    folder: Path, *, device: str = "cpu", progress: Callable[[str], None] = lambda _line: None
+) -> Predictor:
     """Verify and load a model folder. device: auto, cpu or cuda.
 
     Raises `UntrustedError` when a byte differs or anything does not match, `UsageError` for a device that is absent.
     """
-    where = pick_device(device)
-    folder = folder / "model" if (folder / "model" / SUMS).is_file() else folder
-    content = verified(folder)
+    torch_device = pick_device(device)
+    folder = folder / "model" if (folder / "model" / CHECKSUM_FILE).is_file() else folder
+    file_bytes = read_verified(folder)
     for name in ("model.json", "seen.csv"):
-        if name not in content:
-            raise UntrustedError(f"{folder / SUMS}: does not list {name}", remedy="copy the model anew")
+        if name not in file_bytes:
+            raise UntrustedError(f"{folder / CHECKSUM_FILE}: does not list {name}", remedy="copy the model anew")
     card = read_card(folder)
     try:
         classes = _CLASSES.validate_json(json.dumps(card["classes"]))
         preprocessing = _PREPROCESSING.validate_json(json.dumps(card["preprocessing"]))
-        members = [(item["file"], _SPEC.validate_json(json.dumps(item["spec"]))) for item in card["members"]]
-        (file, spec), *others = members
-        state = load_safetensors(content[file])
+        members = [(member["file"], _SPEC.validate_json(json.dumps(member["spec"]))) for member in card["members"]]
+        (file, spec), *extra_members = members
+        state = load_safetensors(file_bytes[file])
     except (KeyError, TypeError, ValueError, ValidationError, SafetensorError) as error:
         raise UntrustedError(f"{folder}: not a model folder: {error}", remedy="copy it anew") from error
-    if others:
+    if extra_members:
         raise UntrustedError(f"{folder}: {len(members)} members; this version reads one", remedy="update dermkit")
-    net = _rebuild(folder, spec, len(classes), state).to(where)
-    decision = _decision_of(folder, card)
-    return Predictor(folder, classes, preprocessing, net, card, sha256_bytes(content["model.json"]), say, decision)
+    net = _rebuild_net(folder, spec, len(classes), state).to(torch_device)
+    policy = _read_policy(folder, card)
+    return Predictor(
+        folder, classes, preprocessing, net, card, sha256_bytes(file_bytes["model.json"]), progress, policy
+    )
 
 
-def _decision_of(folder: Path, card: Mapping[str, Any]) -> Decision | None:
+def _read_policy(folder: Path, card: Mapping[str, Any]) -> DecisionPolicy | None:
     """Return what the model settled on its validation images, None where it settled nothing."""
     try:
-        body, k = settled(card), len(card["classes"])
-        if body is None:
+        policy_fields, n_classes = card_policy(card), len(card["classes"])
+        if policy_fields is None:
             return None
-        decision = from_dict(body)
-        lengths = {len(decision.calibration.bias), len(decision.rule.least), len(decision.rule.n)}
-        if lengths != {k} or not decision.calibration.temperature > 0:
-            raise ValueError(f"it is not for {k} classes, or its temperature is not above 0")
+        policy = policy_from_dict(policy_fields)
+        lengths = {
+            len(policy.calibration.bias),
+            len(policy.conformal_rule.min_probability),
+            len(policy.conformal_rule.n_images),
+        }
+        if lengths != {n_classes} or not policy.calibration.temperature > 0:
+            raise ValueError(f"it is not for {n_classes} classes, or its temperature is not above 0")
     except (KeyError, TypeError, ValueError) as error:
         raise UntrustedError(
             f"{folder / 'model.json'}: what validation settled is broken: {error}", remedy="copy it anew"
         ) from error
-    return decision
+    return policy
 
 
-def _rebuild(folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor]) -> Net:
-    bare = dataclasses.replace(spec, weights="none")
+def _rebuild_net(folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor]) -> Net:
+    unloaded_spec = dataclasses.replace(spec, weights="none")
     try:
-        net = build_net(bare, n_classes, weights=resolve_weights(bare, None), seed=0)
+        net = build_net(unloaded_spec, n_classes, weights=resolve_weights(unloaded_spec, None), seed=0)
         net.load_state_dict(state, strict=True)
     except (RuntimeError, UsageError) as error:
         raise UntrustedError(
@@ -306,7 +318,7 @@ def _rebuild(folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, tor
     return net.eval().requires_grad_(False)
 
 
-def read_seen(folder: Path) -> dict[str, str]:
+def read_training_images(folder: Path) -> dict[str, str]:
     """Return pixel hash -> split of the images that the model's training looked at."""
     path = folder / "seen.csv"
     if not path.is_file():

@@ -14,24 +14,24 @@ from pydantic.dataclasses import dataclass
 
 from dermkit.errors import UsageError
 
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+STRICT_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-NotNegative = Annotated[float, Field(ge=0.0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+FractionBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Degrees = Annotated[float, Field(ge=0.0, le=180.0)]
 
 
-def _odd(side: int) -> int:
-    if (side and side % 2 == 0) or side == 1:
+def _check_kernel_size(size: int) -> int:
+    if (size and size % 2 == 0) or size == 1:
         raise ValueError("a kernel's side is odd and at least 3, or 0 for never")
-    return side
+    return size
 
 
-Kernel = Annotated[int, Field(ge=0, le=7), AfterValidator(_odd)]
+KernelSize = Annotated[int, Field(ge=0, le=7), AfterValidator(_check_kernel_size)]
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class HsvSpec:
     """Shifts of hue, saturation and value, all three in the same images.
 
@@ -39,13 +39,13 @@ class HsvSpec:
     added, in -x .. x of the full range 0..1 (OpenCV's 8-bit number / 255). An exactly grey pixel stays grey.
     """
 
-    share: Share
+    p: Fraction
     hue: Degrees
-    saturation: Share
-    value: Share
+    saturation: Fraction
+    value: Fraction
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class BlurNoiseSpec:
     """One of motion blur, median, Gaussian blur and Gaussian noise, at equal odds among those that are not 0.
 
@@ -54,11 +54,11 @@ class BlurNoiseSpec:
     variance, in squared steps of 8-bit pixels ([0, 0] = never).
     """
 
-    share: Share
-    motion: Kernel
-    median: Kernel
-    gaussian: Kernel
-    noise: tuple[NotNegative, NotNegative]
+    p: Fraction
+    motion: KernelSize
+    median: KernelSize
+    gaussian: KernelSize
+    noise: tuple[NonNegativeFloat, NonNegativeFloat]
 
     @model_validator(mode="after")
     def _check(self) -> "BlurNoiseSpec":
@@ -69,7 +69,7 @@ class BlurNoiseSpec:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class DistortSpec:
     """One of optical, grid and elastic distortion, at equal odds among those that are not 0.
 
@@ -79,9 +79,9 @@ class DistortSpec:
     field with elastic_cells cells per axis. What is read from outside is reflected.
     """
 
-    share: Share
-    optical: Share
-    grid: Share
+    p: Fraction
+    optical: Fraction
+    grid: Fraction
     grid_steps: Annotated[int, Field(ge=2, le=32)]
     elastic: Annotated[float, Field(ge=0.0, le=0.5)]
     elastic_cells: Annotated[int, Field(ge=1, le=32)]
@@ -93,7 +93,7 @@ class DistortSpec:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class ClaheSpec:
     """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of luma; colour differences stay.
 
@@ -101,23 +101,23 @@ class ClaheSpec:
     per axis.
     """
 
-    share: Share
+    p: Fraction
     clip: Annotated[float, Field(ge=1.0, le=256.0)]
     tiles: Annotated[int, Field(ge=1, le=16)]
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class CutoutSpec:
     """One black square (DeVries and Taylor 2017), its middle anywhere in the image, cut off at the border.
 
     share: of the images. side: of the square, in shares of the image's.
     """
 
-    share: Share
-    side: Share
+    p: Fraction
+    side: Fraction
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class AugmentSpec:
     """Random changes of a training image, each drawn uniformly; all zeros and nulls = none.
 
@@ -132,33 +132,33 @@ class AugmentSpec:
     horizontal_flip: bool
     vertical_flip: bool
     transpose: bool
-    moved: Share
+    p_geometric: Fraction
     rotate: Degrees
-    shift: Share
-    zoom: BelowOne
+    shift: Fraction
+    zoom: FractionBelowOne
     fill: Literal["reflect", "black", "edge"]
     distort: DistortSpec | None
-    toned: Share
-    brightness: Share
-    contrast: Share
-    saturation: Share
+    p_colour: Fraction
+    brightness: Fraction
+    contrast: Fraction
+    saturation: Fraction
     hsv: HsvSpec | None
     blur_noise: BlurNoiseSpec | None
     clahe: ClaheSpec | None
     cutout: CutoutSpec | None
 
 
-NONE = AugmentSpec(
-    horizontal_flip=False, vertical_flip=False, transpose=False, moved=1.0, rotate=0.0, shift=0.0, zoom=0.0,
-    fill="reflect", distort=None, toned=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hsv=None,
+NO_AUGMENTATION = AugmentSpec(
+    horizontal_flip=False, vertical_flip=False, transpose=False, p_geometric=1.0, rotate=0.0, shift=0.0, zoom=0.0,
+    fill="reflect", distort=None, p_colour=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hsv=None,
     blur_noise=None, clahe=None, cutout=None,
 )  # fmt: skip
-_S2 = replace(NONE, horizontal_flip=True, vertical_flip=True, rotate=30.0, shift=0.1)
-_S4 = replace(NONE, horizontal_flip=True, vertical_flip=True, rotate=25.0, zoom=0.2)
-_DIHEDRAL = replace(NONE, horizontal_flip=True, vertical_flip=True, transpose=True)
+_S2 = replace(NO_AUGMENTATION, horizontal_flip=True, vertical_flip=True, rotate=30.0, shift=0.1)
+_S4 = replace(NO_AUGMENTATION, horizontal_flip=True, vertical_flip=True, rotate=25.0, zoom=0.2)
+_DIHEDRAL = replace(NO_AUGMENTATION, horizontal_flip=True, vertical_flip=True, transpose=True)
 
 PRESETS: Mapping[str, AugmentSpec] = {
-    "none": NONE,
+    "none": NO_AUGMENTATION,
     "s0": replace(_S2, zoom=0.1, brightness=0.1),
     "s1": replace(_S2, zoom=0.1),
     "s2": _S2,
@@ -166,16 +166,16 @@ PRESETS: Mapping[str, AugmentSpec] = {
     "light": replace(_DIHEDRAL, brightness=0.1, contrast=0.1, saturation=0.1),
     "dermoscopy": replace(
         _DIHEDRAL, rotate=180.0, shift=0.05, zoom=0.15, brightness=0.15, contrast=0.15, saturation=0.15,
-        hsv=HsvSpec(share=0.5, hue=8.0, saturation=0.0, value=0.0),
+        hsv=HsvSpec(p=0.5, hue=8.0, saturation=0.0, value=0.0),
     ),
     "winner-2020": replace(
-        _DIHEDRAL, moved=0.85, rotate=15.0, shift=0.1, zoom=0.1, fill="black", toned=0.75, brightness=0.2,
+        _DIHEDRAL, p_geometric=0.85, rotate=15.0, shift=0.1, zoom=0.1, fill="black", p_colour=0.75, brightness=0.2,
         contrast=0.2,
-        distort=DistortSpec(share=0.7, optical=1.0, grid=1.0, grid_steps=5, elastic=0.03, elastic_cells=4),
-        hsv=HsvSpec(share=0.5, hue=20.0, saturation=20 / 255, value=10 / 255),
-        blur_noise=BlurNoiseSpec(share=0.7, motion=5, median=5, gaussian=5, noise=(5.0, 30.0)),
-        clahe=ClaheSpec(share=0.7, clip=4.0, tiles=8),
-        cutout=CutoutSpec(share=0.7, side=0.375),
+        distort=DistortSpec(p=0.7, optical=1.0, grid=1.0, grid_steps=5, elastic=0.03, elastic_cells=4),
+        hsv=HsvSpec(p=0.5, hue=20.0, saturation=20 / 255, value=10 / 255),
+        blur_noise=BlurNoiseSpec(p=0.7, motion=5, median=5, gaussian=5, noise=(5.0, 30.0)),
+        clahe=ClaheSpec(p=0.7, clip=4.0, tiles=8),
+        cutout=CutoutSpec(p=0.7, side=0.375),
     ),
 }  # fmt: skip
 """Each is measured nowhere as better than another: they are starting points with a name."""
@@ -193,30 +193,33 @@ PRESET_NOTES: Mapping[str, str] = {
 """One line about each preset, for `dermkit recipes presets`."""
 
 
-def find_preset(name: str, where: str = "") -> AugmentSpec:
+def find_preset(name: str, location: str = "") -> AugmentSpec:
     """Return a preset; raises `UsageError` with the closest name and the list. where: the file and field, if any."""
     if name in PRESETS:
         return PRESETS[name]
-    close = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"; did you mean `{close[0]}`?" if close else ""
+    suggestions = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"; did you mean `{suggestions[0]}`?" if suggestions else ""
     raise UsageError(
-        f"{where + ': ' if where else ''}unknown augmentation preset `{name}`{hint}",
-        kept="nothing was trained",
+        f"{location + ': ' if location else ''}unknown augmentation preset `{name}`{hint}",
+        outcome="nothing was trained",
         remedy=f"take one of: {', '.join(PRESETS)}; or write the whole spec",
     )
 
 
-def fields_on(spec: AugmentSpec) -> dict[str, Any]:
+def active_fields(spec: AugmentSpec) -> dict[str, Any]:
     """Return the fields that change images, as plain JSON values: what a report says of a spec."""
-    idle = {name for name, item in asdict(spec).items() if not item}
-    moves, tones = spec.rotate or spec.shift or spec.zoom, spec.brightness or spec.contrast or spec.saturation
-    if not moves or spec.moved in (0.0, 1.0):
-        idle.add("moved")
-    if not tones or spec.toned in (0.0, 1.0):
-        idle.add("toned")
-    if not moves or not spec.moved:
-        idle |= {"rotate", "shift", "zoom", "fill"}
-    if not spec.toned:
-        idle |= {"brightness", "contrast", "saturation"}
-    whole: dict[str, Any] = json.loads(json.dumps(asdict(spec)))
-    return {name: item for name, item in whole.items() if name not in idle}
+    inactive_fields = {name for name, value in asdict(spec).items() if not value}
+    is_geometric, is_colour = (
+        spec.rotate or spec.shift or spec.zoom,
+        spec.brightness or spec.contrast or spec.saturation,
+    )
+    if not is_geometric or spec.p_geometric in (0.0, 1.0):
+        inactive_fields.add("moved")
+    if not is_colour or spec.p_colour in (0.0, 1.0):
+        inactive_fields.add("toned")
+    if not is_geometric or not spec.p_geometric:
+        inactive_fields |= {"rotate", "shift", "zoom", "fill"}
+    if not spec.p_colour:
+        inactive_fields |= {"brightness", "contrast", "saturation"}
+    spec_json: dict[str, Any] = json.loads(json.dumps(asdict(spec)))
+    return {name: value for name, value in spec_json.items() if name not in inactive_fields}

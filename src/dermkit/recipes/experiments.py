@@ -10,7 +10,16 @@ from dataclasses import replace
 
 from dermkit.errors import UsageError
 from dermkit.recipes.augmentation import PRESETS
-from dermkit.recipes.schema import ComputeSpec, GrowSpec, ImageSpec, ModelSpec, OptimSpec, Phase, Recipe, SplitSpec
+from dermkit.recipes.schema import (
+    ComputeSpec,
+    ImageSpec,
+    ModelSpec,
+    OptimSpec,
+    OversampleSpec,
+    Phase,
+    Recipe,
+    SplitSpec,
+)
 
 # ---- parts that several recipes share -------------------------------------------------------------------------
 
@@ -18,18 +27,18 @@ NO_AUGMENT = PRESETS["none"]
 FLIPS_ROTATIONS_SHIFTS = PRESETS["s2"]
 ROTATE_FLIP_ZOOM = PRESETS["s4"]
 
-GIVEN = SplitSpec(
+GIVEN_SPLIT = SplitSpec(
     scheme="given", seed=0, validation=0.2, test=0.0, folds=0, per_class=0, draw_from=""
 )  # fmt: skip
-AS_PUBLISHED = replace(GIVEN, scheme="given-as-published")
+GIVEN_SPLIT_AS_PUBLISHED = replace(GIVEN_SPLIT, scheme="given-as-published")
 
 ADAM = OptimSpec(
     optimizer="adam", momentum=0.0, weight_decay=0.0, class_weights="none", label_smoothing=0.0,
     batch_size=32, schedule="constant", sampling="shuffled",
 )  # fmt: skip
 
-FLOAT32 = ComputeSpec(precision="float32", compile=False)
-FASTEST = ComputeSpec(precision="fastest", compile=False)
+COMPUTE_FLOAT32 = ComputeSpec(precision="float32", compile=False)
+COMPUTE_FASTEST = ComputeSpec(precision="fastest", compile=False)
 
 RESNET50 = ModelSpec(
     backbone="resnet50", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(), dropout=0.0
@@ -39,7 +48,7 @@ MOBILENET_V2 = replace(RESNET50, backbone="mobilenetv2_100", backbone_args={"pad
 """The stand-in where no ResNet50 weights can be had: 2.2 million parameters instead of 23.5."""
 
 
-def frozen(epochs: int, *, lr: float = 1e-3, views: int = 0, patience: int = 0) -> Phase:
+def head_phase(epochs: int, *, lr: float = 1e-3, views: int = 0, patience: int = 0) -> Phase:
     """Return a phase that trains the head alone, on cached features."""
     return Phase(
         epochs=epochs, train_backbone="none", head_lr=lr, backbone_lr=0.0, views=views,
@@ -47,7 +56,7 @@ def frozen(epochs: int, *, lr: float = 1e-3, views: int = 0, patience: int = 0) 
     )  # fmt: skip
 
 
-def whole(epochs: int, *, lr: float, patience: int = 0) -> Phase:
+def full_phase(epochs: int, *, lr: float, patience: int = 0) -> Phase:
     """Return a phase that trains backbone and head at one rate."""
     return Phase(
         epochs=epochs, train_backbone="all", head_lr=lr, backbone_lr=lr, views=0,
@@ -55,7 +64,7 @@ def whole(epochs: int, *, lr: float, patience: int = 0) -> Phase:
     )  # fmt: skip
 
 
-def scratch(recipe: Recipe) -> Recipe:
+def from_scratch(recipe: Recipe) -> Recipe:
     """Return the recipe from random weights, for a machine that has none, and labelled so.
 
     All layers are trained, as many epochs as the recipe has: the features of a frozen random net mean little.
@@ -65,11 +74,13 @@ def scratch(recipe: Recipe) -> Recipe:
         name=f"{recipe.name}-scratch",
         about=f"{recipe.about} Here from random weights, all layers trained: no ImageNet weights at hand.",
         model=replace(recipe.model, weights="none"),
-        phases=(whole(sum(phase.epochs for phase in recipe.phases), lr=1e-3, patience=recipe.phases[0].patience),),
+        phases=(
+            full_phase(sum(phase.epochs for phase in recipe.phases), lr=1e-3, patience=recipe.phases[0].patience),
+        ),
     )
 
 
-def stand_in(recipe: Recipe) -> Recipe:
+def on_mobilenet_v2(recipe: Recipe) -> Recipe:
     """Return the recipe on MobileNetV2: the same job where no ResNet50 weights can be had, and labelled so."""
     model = replace(recipe.model, backbone=MOBILENET_V2.backbone, backbone_args=MOBILENET_V2.backbone_args)
     return replace(
@@ -89,14 +100,14 @@ S0_INCEPTION = Recipe(
     system="S0",
     about="InceptionV3, all layers trained, on benign against malignant.",
     image=ImageSpec(size=299, resize="squash", interpolation="bilinear", normalise="weights"),
-    split=replace(GIVEN, validation=0.15),
+    split=replace(GIVEN_SPLIT, validation=0.15),
     model=replace(INCEPTION_V3, dropout=0.3),
     augment=PRESETS["s0"],
     grow=None,
     mix=None,
-    phases=(frozen(3), whole(12, lr=1e-4, patience=4)),
+    phases=(head_phase(3), full_phase(12, lr=1e-4, patience=4)),
     optim=ADAM,
-    compute=FASTEST,
+    compute=COMPUTE_FASTEST,
     monitor="val_loss",
     keep="best",
     seed=0,
@@ -117,7 +128,7 @@ S0_INCEPTION_FROZEN = replace(
     name="s0-inception-v3-frozen",
     about="InceptionV3 frozen, head trained on cached features of augmented views (the cut for two cores).",
     image=replace(S0_INCEPTION.image, size=160),
-    phases=(frozen(30, views=5, patience=8),),
+    phases=(head_phase(30, views=5, patience=8),),
 )
 S0_RESNET_FROZEN = replace(
     S0_INCEPTION_FROZEN,
@@ -146,16 +157,16 @@ S1_CNN = Recipe(
     system="S1",
     about="An own CNN (convolution, pooling, dense, softmax) on benign against malignant.",
     image=ImageSpec(size=64, resize="squash", interpolation="bilinear", normalise="zero_one"),
-    split=replace(GIVEN, validation=0.15),
+    split=replace(GIVEN_SPLIT, validation=0.15),
     model=ModelSpec(
         backbone="dermkit/cnn-s1", backbone_args={}, weights="none", skip_blocks=(), hidden=(64,), dropout=0.3
     ),
     augment=PRESETS["s1"],
     grow=None,
     mix=None,
-    phases=(whole(30, lr=1e-3, patience=5),),
+    phases=(full_phase(30, lr=1e-3, patience=5),),
     optim=replace(ADAM, batch_size=64),
-    compute=FLOAT32,
+    compute=COMPUTE_FLOAT32,
     monitor="val_loss",
     keep="best",
     seed=0,
@@ -173,14 +184,14 @@ S2_PUBLISHED = Recipe(
     system="S2",
     about="ResNet50 frozen, pixels in 0..1, own head, ten epochs, as published; nine classes.",
     image=ImageSpec(size=128, resize="squash", interpolation="bilinear", normalise="zero_one"),
-    split=AS_PUBLISHED,
+    split=GIVEN_SPLIT_AS_PUBLISHED,
     model=replace(RESNET50, hidden=(256,)),
     augment=NO_AUGMENT,
     grow=None,
     mix=None,
-    phases=(frozen(10),),
+    phases=(head_phase(10),),
     optim=ADAM,
-    compute=FASTEST,
+    compute=COMPUTE_FASTEST,
     monitor="val_loss",
     keep="last",
     seed=0,
@@ -202,7 +213,7 @@ S2_AUGMENTED = replace(
     name="s2-augmented",
     about="S2 normalised, with rotations, flips and shifts (ten views of every image).",
     augment=FLIPS_ROTATIONS_SHIFTS,
-    phases=(frozen(20, views=10, patience=6),),
+    phases=(head_phase(20, views=10, patience=6),),
 )
 S2_DROPOUT = replace(
     S2_AUGMENTED,
@@ -212,21 +223,21 @@ S2_DROPOUT = replace(
 )
 
 
-def s2_finetuned(base: Recipe, *, name: str, about: str, layers: int = 12) -> Recipe:
+def add_finetuning(base: Recipe, *, name: str, about: str, n_layer_groups: int = 12) -> Recipe:
     """Return `base` followed by fine-tuning of the backbone's top layer groups at 1e-5, batch norm kept frozen."""
-    tune = Phase(
+    finetuning_phase = Phase(
         epochs=8,
-        train_backbone=layers,
+        train_backbone=n_layer_groups,
         head_lr=1e-4,
         backbone_lr=1e-5,
         views=0,
         freeze_batch_norm=True,
         patience=3,
     )
-    return replace(base, name=name, about=about, phases=(*base.phases, tune))
+    return replace(base, name=name, about=about, phases=(*base.phases, finetuning_phase))
 
 
-S2_FINETUNED = s2_finetuned(
+S2_FINETUNED = add_finetuning(
     S2_DROPOUT,
     name="s2-finetuned",
     about="S2 normalised, augmented, with dropout, then its top layers fine-tuned at a very low rate.",
@@ -250,9 +261,9 @@ S3_RESNET = Recipe(
     augment=NO_AUGMENT,
     grow=None,
     mix=None,
-    phases=(frozen(20, patience=6),),
+    phases=(head_phase(20, patience=6),),
     optim=ADAM,
-    compute=FASTEST,
+    compute=COMPUTE_FASTEST,
     monitor="val_loss",
     keep="best",
     seed=0,
@@ -269,16 +280,16 @@ S4_CNN = Recipe(
     system="S4",
     about="An own CNN on nine classes, small classes grown by rotate, flip and zoom on the training split.",
     image=ImageSpec(size=64, resize="squash", interpolation="bilinear", normalise="zero_one"),
-    split=GIVEN,
+    split=GIVEN_SPLIT,
     model=ModelSpec(
         backbone="dermkit/cnn-s4", backbone_args={}, weights="none", skip_blocks=(), hidden=(128,), dropout=0.4
     ),
     augment=ROTATE_FLIP_ZOOM,
-    grow=GrowSpec(to=1.0, most_copies=8, augment=ROTATE_FLIP_ZOOM),
+    grow=OversampleSpec(to=1.0, most_copies=8, augment=ROTATE_FLIP_ZOOM),
     mix=None,
-    phases=(whole(30, lr=1e-3, patience=6),),
+    phases=(full_phase(30, lr=1e-3, patience=6),),
     optim=replace(ADAM, batch_size=64),
-    compute=FLOAT32,
+    compute=COMPUTE_FLOAT32,
     monitor="val_loss",
     keep="best",
     seed=0,
@@ -300,9 +311,9 @@ DEMO = Recipe(
     augment=replace(ROTATE_FLIP_ZOOM, rotate=180.0),
     grow=None,
     mix=None,
-    phases=(whole(25, lr=2e-3, patience=8),),
+    phases=(full_phase(25, lr=2e-3, patience=8),),
     optim=replace(ADAM, batch_size=32),
-    compute=FLOAT32,
+    compute=COMPUTE_FLOAT32,
     monitor="val_loss",
     keep="best",
     seed=0,
@@ -317,13 +328,22 @@ _ON_RESNET = tuple(recipe for recipe in _BASES if recipe.model.backbone == "resn
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (*_BASES, *(stand_in(item) for item in _ON_RESNET), *(scratch(item) for item in _ON_RESNET))
+    for recipe in (
+        *_BASES,
+        *(on_mobilenet_v2(base) for base in _ON_RESNET),
+        *(from_scratch(base) for base in _ON_RESNET),
+    )
 }
 """Every named experiment. `-mobilenetv2` and `-scratch` stand in where ResNet50's weights cannot be had."""
 
 
-def grid(base: Recipe, *, lrs: Sequence[float], batch_sizes: Sequence[int] = (), dropouts: Sequence[float] = ()
-         ) -> tuple[Recipe, ...]:  # fmt: skip
+def make_grid(
+    base: Recipe,
+    *,
+    learning_rates: Sequence[float],
+    batch_sizes: Sequence[int] = (),
+    dropouts: Sequence[float] = (),
+) -> tuple[Recipe, ...]:
     """Return variants of `base` over the first phase's head learning rate, the batch size and the dropout."""
     return tuple(
         replace(
@@ -333,27 +353,27 @@ def grid(base: Recipe, *, lrs: Sequence[float], batch_sizes: Sequence[int] = (),
             phases=(replace(base.phases[0], head_lr=lr), *base.phases[1:]),
             optim=replace(base.optim, batch_size=batch),
         )
-        for lr in lrs
+        for lr in learning_rates
         for batch in batch_sizes or (base.optim.batch_size,)
         for dropout in dropouts or (base.model.dropout,)
     )
 
 
-def _s0(base: Recipe) -> tuple[Recipe, ...]:
-    return grid(base, lrs=(1e-2, 1e-3, 1e-4), batch_sizes=(16, 32, 64))
+def _s0_grid(base: Recipe) -> tuple[Recipe, ...]:
+    return make_grid(base, learning_rates=(1e-2, 1e-3, 1e-4), batch_sizes=(16, 32, 64))
 
 
-def _s2(base: Recipe) -> tuple[Recipe, ...]:
-    return grid(base, lrs=(3e-3, 1e-3, 3e-4), batch_sizes=(32,), dropouts=(0.2, 0.4, 0.6))
+def _s2_grid(base: Recipe) -> tuple[Recipe, ...]:
+    return make_grid(base, learning_rates=(3e-3, 1e-3, 3e-4), batch_sizes=(32,), dropouts=(0.2, 0.4, 0.6))
 
 
 GRIDS: Mapping[str, tuple[Recipe, ...]] = {
-    "s0-inception-v3-grid": _s0(S0_INCEPTION_FROZEN),
-    "s0-inception-v3-mixed7a-grid": _s0(S0_INCEPTION_MIXED7A),
-    "s0-resnet50-grid": _s0(S0_RESNET_FROZEN),
-    "s0-resnet50-mobilenetv2-grid": _s0(stand_in(S0_RESNET_FROZEN)),
-    "s2-grid": _s2(S2_DROPOUT),
-    "s2-mobilenetv2-grid": _s2(stand_in(S2_DROPOUT)),
+    "s0-inception-v3-grid": _s0_grid(S0_INCEPTION_FROZEN),
+    "s0-inception-v3-mixed7a-grid": _s0_grid(S0_INCEPTION_MIXED7A),
+    "s0-resnet50-grid": _s0_grid(S0_RESNET_FROZEN),
+    "s0-resnet50-mobilenetv2-grid": _s0_grid(on_mobilenet_v2(S0_RESNET_FROZEN)),
+    "s2-grid": _s2_grid(S2_DROPOUT),
+    "s2-mobilenetv2-grid": _s2_grid(on_mobilenet_v2(S2_DROPOUT)),
 }
 """Named grids for `dermkit tune`: each member is a whole recipe; the choice is made on validation alone."""
 
@@ -362,23 +382,23 @@ def find_recipe(name: str) -> Recipe:
     """Return a named recipe; raises `UsageError` with the closest names."""
     if name in RECIPES:
         return RECIPES[name]
-    raise _unknown("recipe", name, list(RECIPES))
+    raise _unknown_name_error("recipe", name, list(RECIPES))
 
 
 def find_grid(name: str) -> tuple[Recipe, ...]:
     """Return a named grid; raises `UsageError` with the closest names."""
     if name in GRIDS:
         return GRIDS[name]
-    raise _unknown("grid", name, list(GRIDS))
+    raise _unknown_name_error("grid", name, list(GRIDS))
 
 
-def _unknown(kind: str, name: str, known: list[str]) -> UsageError:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}"
+def _unknown_name_error(kind: str, name: str, known_names: list[str]) -> UsageError:
+    suggestions = difflib.get_close_matches(name, known_names, n=1, cutoff=0.5)
+    hint = f"did you mean `{suggestions[0]}`?" if suggestions else f"known: {', '.join(known_names)}"
     return UsageError(
         f"unknown {kind} `{name}`; {hint}",
-        kept="nothing was done",
+        outcome="nothing was done",
         remedy="`dermkit recipes list` shows all names"
         if kind == "recipe"
-        else f"known grids: {', '.join(known)}",
+        else f"known grids: {', '.join(known_names)}",
     )

@@ -16,32 +16,32 @@ from pydantic.dataclasses import dataclass
 from dermkit.errors import UsageError
 from dermkit.files import fingerprint, read_json, write_json
 from dermkit.recipes.augmentation import (
-    STRICT,
+    STRICT_CONFIG,
     AugmentSpec,
-    BelowOne,
     BlurNoiseSpec,
     ClaheSpec,
     CutoutSpec,
     DistortSpec,
+    Fraction,
+    FractionBelowOne,
     HsvSpec,
-    NotNegative,
-    Share,
+    NonNegativeFloat,
     find_preset,
 )
 
-FORMAT = 2
+RECIPE_FORMAT = 2
 
 Scheme = Literal["given", "given-as-published", "holdout", "kfold"]
 # The name becomes a folder under `runs`, so it can hold neither a separator nor a leading dot.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 # The widest seed that NumPy's RandomState, and so scikit-learn, takes is 2**32 - 1.
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Count = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
+_Seed = Annotated[int, Field(ge=0, lt=2**32)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
 Monitor = Literal["val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro"]
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class ImageSpec:
     """How an image becomes the net's input, before the weights are known.
 
@@ -55,7 +55,7 @@ class ImageSpec:
     normalise: Literal["zero_one", "weights"]
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class SplitSpec:
     """How the manifest is divided.
 
@@ -65,11 +65,11 @@ class SplitSpec:
     """
 
     scheme: Scheme
-    seed: Seed
+    seed: _Seed
     validation: float
     test: float
-    folds: Count
-    per_class: Count
+    folds: NonNegativeInt
+    per_class: NonNegativeInt
     draw_from: str
 
     @model_validator(mode="after")
@@ -85,7 +85,7 @@ class SplitSpec:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class ModelSpec:
     """Backbone and head.
 
@@ -99,12 +99,12 @@ class ModelSpec:
     backbone_args: dict[str, bool | int | float | str]
     weights: Literal["imagenet", "none"]
     skip_blocks: tuple[str, ...]
-    hidden: tuple[AtLeastOne, ...]
-    dropout: BelowOne
+    hidden: tuple[PositiveInt, ...]
+    dropout: FractionBelowOne
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class GrowSpec:
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
+class OversampleSpec:
     """Growth of small classes on the training split only, by augmented copies.
 
     to: share of the largest training class that every smaller class is grown to (1.0 = equal).
@@ -112,11 +112,11 @@ class GrowSpec:
     """
 
     to: Annotated[float, Field(gt=0.0, le=1.0)]
-    most_copies: AtLeastOne
+    most_copies: PositiveInt
     augment: AugmentSpec
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class Phase:
     """One stretch of training.
 
@@ -126,16 +126,16 @@ class Phase:
     patience: epochs without improvement before stopping (0 = never); the best epoch's weights are kept either way.
     """
 
-    epochs: AtLeastOne
-    train_backbone: Literal["none", "all"] | AtLeastOne
-    head_lr: NotNegative
-    backbone_lr: NotNegative
-    views: Count
+    epochs: PositiveInt
+    train_backbone: Literal["none", "all"] | PositiveInt
+    head_lr: NonNegativeFloat
+    backbone_lr: NonNegativeFloat
+    views: NonNegativeInt
     freeze_batch_norm: bool
-    patience: Count
+    patience: NonNegativeInt
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class OptimSpec:
     """Loss and optimizer. The loss is categorical cross-entropy on softmax (sparse or one-hot: the same number).
 
@@ -144,35 +144,35 @@ class OptimSpec:
     """
 
     optimizer: Literal["adam", "adamw", "sgd"]
-    momentum: BelowOne
-    weight_decay: NotNegative
+    momentum: FractionBelowOne
+    weight_decay: NonNegativeFloat
     class_weights: Literal["none", "balanced"]
-    label_smoothing: BelowOne
-    batch_size: AtLeastOne
+    label_smoothing: FractionBelowOne
+    batch_size: PositiveInt
     schedule: Literal["constant", "cosine"]
     sampling: Literal["shuffled", "balanced"]
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class MixSpec:
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
+class MixupSpec:
     """Mixing of two training images and of their labels, both by one share drawn from Beta(alpha, alpha).
 
     mixup: alpha of blending (Zhang 2018); cutmix: alpha of pasting a rectangle (Yun 2019); 0 = never, and where both
     are given each is taken half of the time. share: of the samples, how many are mixed at all.
     """
 
-    mixup: NotNegative
-    cutmix: NotNegative
-    share: Share
+    mixup: NonNegativeFloat
+    cutmix: NonNegativeFloat
+    p: Fraction
 
     @model_validator(mode="after")
-    def _check(self) -> "MixSpec":
+    def _check(self) -> "MixupSpec":
         if not self.mixup and not self.cutmix:
             raise ValueError("mixup or cutmix must be above 0; leave `mix` null for no mixing")
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class ComputeSpec:
     """How training computes; validation, evaluation and prediction of a trained net always run in float32.
 
@@ -185,7 +185,7 @@ class ComputeSpec:
     compile: bool
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class Recipe:
     """One experiment, whole. `system` names which published system it repeats; `about` is for people.
 
@@ -193,22 +193,22 @@ class Recipe:
     keep: which checkpoint becomes the model.
     """
 
-    name: Name
+    name: RecipeName
     system: str
     about: str
     image: ImageSpec
     split: SplitSpec
     model: ModelSpec
     augment: AugmentSpec
-    grow: GrowSpec | None
-    mix: MixSpec | None
+    grow: OversampleSpec | None
+    mix: MixupSpec | None
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
     optim: OptimSpec
     compute: ComputeSpec
     monitor: Monitor
     keep: Literal["best", "last"]
-    seed: Seed
-    repeats: AtLeastOne
+    seed: _Seed
+    repeats: PositiveInt
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
@@ -217,127 +217,133 @@ class Recipe:
         return self
 
 
-def _from_1(value: dict[str, Any]) -> dict[str, Any]:
+def _migrate_1_to_2(recipe_json: dict[str, Any]) -> dict[str, Any]:
     """Format 1 knew one way to draw, to mix and to compute: it is written down, so that the numbers stay."""
-    optim, grow = value.get("optim"), value.get("grow")
+    optim, grow = recipe_json.get("optim"), recipe_json.get("grow")
     return {
-        **value,
+        **recipe_json,
         "format": 2,
-        "augment": _augment_from_1(value.get("augment")),
-        "grow": {**grow, "augment": _augment_from_1(grow.get("augment"))} if isinstance(grow, dict) else grow,
+        "augment": _migrate_augment_1_to_2(recipe_json.get("augment")),
+        "grow": {**grow, "augment": _migrate_augment_1_to_2(grow.get("augment"))}
+        if isinstance(grow, dict)
+        else grow,
         "mix": None,
         "compute": {"precision": "float32", "compile": False},
         "optim": {**optim, "sampling": "shuffled"} if isinstance(optim, dict) else optim,
     }
 
 
-def _augment_from_1(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    absent = dict.fromkeys(("distort", "hsv", "blur_noise", "clahe", "cutout"))
-    return {**value, "transpose": False, "moved": 1.0, "toned": 1.0, **absent}
+def _migrate_augment_1_to_2(augment_json: Any) -> Any:
+    if not isinstance(augment_json, dict):
+        return augment_json
+    new_fields = dict.fromkeys(("distort", "hsv", "blur_noise", "clahe", "cutout"))
+    return {**augment_json, "transpose": False, "moved": 1.0, "toned": 1.0, **new_fields}
 
 
-MIGRATIONS = {1: _from_1}
+MIGRATIONS = {1: _migrate_1_to_2}
 """What brings an older recipe.json to this format without changing a number."""
 
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 _SPLIT_ADAPTER: TypeAdapter[SplitSpec] = TypeAdapter(SplitSpec)
 
 
-def as_dict(recipe: Recipe) -> dict[str, Any]:
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as plain JSON-able values, without the `format` number."""
-    value: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    return value
+    recipe_json: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return recipe_json
 
 
-def recipe_fingerprint(recipe: Recipe, **others: str) -> str:
-    """Return 12 hex digits of what can change a number: the recipe without its prose and seed, and `others`.
+def recipe_fingerprint(recipe: Recipe, **input_hashes: str) -> str:
+    """Return 12 hex digits of what can change a number: the recipe without its prose and seed, and `input_hashes`.
 
-    `others` are hashes of the manifest, the split and the weights.
+    `input_hashes` are hashes of the manifest, the split and the weights.
     """
-    value = as_dict(recipe)
+    recipe_json = recipe_to_dict(recipe)
     for key in ("about", "system", "seed", "repeats"):
-        del value[key]
-    return fingerprint(value, others)
+        del recipe_json[key]
+    return fingerprint(recipe_json, input_hashes)
 
 
-def save(recipe: Recipe, path: Path) -> None:
+def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write `recipe.json`; `dermkit train recipe.json DATASET` repeats it."""
-    write_json(path, as_dict(recipe), format=FORMAT)
+    write_json(path, recipe_to_dict(recipe), format=RECIPE_FORMAT)
 
 
-def load(path: Path) -> Recipe:
+def load_recipe(path: Path) -> Recipe:
     """Read a recipe file. Raises `UsageError` naming every wrong field, and the closest right name of a typo."""
-    return parse(read_json(path, format=FORMAT, error=UsageError, migrations=MIGRATIONS), str(path))
+    return parse_recipe(read_json(path, format=RECIPE_FORMAT, error=UsageError, migrations=MIGRATIONS), str(path))
 
 
-def parse(value: Mapping[str, Any], where: str) -> Recipe:
+def parse_recipe(recipe_json: Mapping[str, Any], source: str) -> Recipe:
     """Validate plain values into a recipe; raises `UsageError` that lists every problem at once.
 
     `augment` and `grow.augment` may be a preset's name, which is replaced by its whole spec.
     """
     try:
-        return _ADAPTER.validate_json(json.dumps(_with_presets(value, where)))
+        return _ADAPTER.validate_json(json.dumps(_with_presets(recipe_json, source)))
     except ValidationError as error:
-        problems = "\n".join("  " + _problem(item) for item in error.errors())
+        problems = "\n".join("  " + _describe_error(details) for details in error.errors())
         raise UsageError(
-            f"{where}: not a valid recipe:\n{problems}",
-            kept="nothing was trained",
+            f"{source}: not a valid recipe:\n{problems}",
+            outcome="nothing was trained",
             remedy="correct these fields; `dermkit recipes show NAME` prints a valid recipe",
         ) from error
 
 
-def _with_presets(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    grow = value.get("grow")
-    grown = {"grow": _with_preset(grow, f"{where}: grow.augment")} if isinstance(grow, Mapping) else {}
-    return {**_with_preset(value, f"{where}: augment"), **grown}
+def _with_presets(recipe_json: Mapping[str, Any], source: str) -> dict[str, Any]:
+    grow = recipe_json.get("grow")
+    grow_with_preset = {"grow": _with_preset(grow, f"{source}: grow.augment")} if isinstance(grow, Mapping) else {}
+    return {**_with_preset(recipe_json, f"{source}: augment"), **grow_with_preset}
 
 
-def _with_preset(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    name = value.get("augment")
-    return {**value, "augment": asdict(find_preset(name, where))} if isinstance(name, str) else {**value}
+def _with_preset(spec_json: Mapping[str, Any], location: str) -> dict[str, Any]:
+    name = spec_json.get("augment")
+    return (
+        {**spec_json, "augment": asdict(find_preset(name, location))} if isinstance(name, str) else {**spec_json}
+    )
 
 
-def _problem(item: Any) -> str:
-    path = [str(part) for part in item["loc"]]
-    text = f"{'.'.join(path) or 'recipe'}: {item['msg'].removeprefix('Value error, ')}"
-    if item["type"] != "unexpected_keyword_argument":
+def _describe_error(details: Any) -> str:
+    path = [str(component) for component in details["loc"]]
+    text = f"{'.'.join(path) or 'recipe'}: {details['msg'].removeprefix('Value error, ')}"
+    if details["type"] != "unexpected_keyword_argument":
         return text
-    known = _field_names(path[:-1])
-    close = difflib.get_close_matches(path[-1], known, n=1)
-    return f"{'.'.join(path)}: unknown field" + (f"; did you mean `{close[0]}`?" if close else "")
+    field_names = _field_names(path[:-1])
+    suggestions = difflib.get_close_matches(path[-1], field_names, n=1)
+    return f"{'.'.join(path)}: unknown field" + (f"; did you mean `{suggestions[0]}`?" if suggestions else "")
 
 
 def _field_names(path: list[str]) -> list[str]:
     """Return the field names of the spec at `path` inside a recipe."""
     specs: dict[str, type] = {
         "image": ImageSpec, "split": SplitSpec, "model": ModelSpec, "augment": AugmentSpec,
-        "grow": GrowSpec, "mix": MixSpec, "phases": Phase, "optim": OptimSpec, "compute": ComputeSpec,
+        "grow": OversampleSpec, "mix": MixupSpec, "phases": Phase, "optim": OptimSpec, "compute": ComputeSpec,
         "distort": DistortSpec, "hsv": HsvSpec, "blur_noise": BlurNoiseSpec, "clahe": ClaheSpec,
         "cutout": CutoutSpec,
     }  # fmt: skip
-    names = [part for part in path if not part.isdigit() and part in specs]
+    names = [component for component in path if not component.isdigit() and component in specs]
     spec = specs[names[-1]] if names else Recipe
     return list(getattr(spec, "__dataclass_fields__", {}))
 
 
-def split_spec(
+def parse_split_spec(
     *, scheme: str, seed: int, validation: float, test: float, folds: int, per_class: int, draw_from: str
 ) -> SplitSpec:
     """Return a validated `SplitSpec` from plain values; raises `UsageError` that lists every problem."""
-    value = {
+    spec_json = {
         "scheme": scheme, "seed": seed, "validation": validation, "test": test,
         "folds": folds, "per_class": per_class, "draw_from": draw_from,
     }  # fmt: skip
     try:
-        return _SPLIT_ADAPTER.validate_json(json.dumps(value))
+        return _SPLIT_ADAPTER.validate_json(json.dumps(spec_json))
     except ValidationError as error:
-        told = (
-            (".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")) for item in error.errors()
+        located_messages = (
+            (".".join(map(str, details["loc"])), details["msg"].removeprefix("Value error, "))
+            for details in error.errors()
         )
-        problems = "; ".join(" ".join(pair).strip() for pair in told)
-        given = f"validation {validation:g}, test {test:g}, folds {folds}"
+        problems = "; ".join(" ".join(located_message).strip() for located_message in located_messages)
+        fractions_text = f"validation {validation:g}, test {test:g}, folds {folds}"
         raise UsageError(
-            f"the split cannot be made like that ({given}): {problems}", remedy="see `dermkit split --help`"
+            f"the split cannot be made like that ({fractions_text}): {problems}",
+            remedy="see `dermkit split --help`",
         ) from error

@@ -14,12 +14,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
-from dermkit.files import write_with
-from dermkit.render.style import COLOURS, INK, TRAIN, VALIDATION, as_png, numbers, plain, tidy
+from dermkit.files import write_atomically
+from dermkit.render.style import (
+    COLOURS,
+    INK_COLOUR,
+    TRAIN_COLOUR,
+    VALIDATION_COLOUR,
+    as_png,
+    float_column,
+    mpl_safe,
+    style_axes,
+)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    write_with(path, as_png(figure))
+    write_atomically(path, as_png(figure))
 
 
 def draw_progress(log: pd.DataFrame, path: Path, *, best_epoch: int | None = None) -> None:
@@ -30,44 +39,49 @@ def draw_progress(log: pd.DataFrame, path: Path, *, best_epoch: int | None = Non
     figure = Figure(figsize=(9.0, 3.3), layout="constrained")
     panels = figure.subplots(1, 3)
     titles = {"loss": "Loss", "accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy"}
-    for axes, (stem, title) in zip(panels, titles.items(), strict=True):
-        tidy(axes, x="epoch", title=title)
-        _phases(axes, log)
-        _curves(axes, log, stem)
+    for axes, (metric, title) in zip(panels, titles.items(), strict=True):
+        style_axes(axes, x="epoch", title=title)
+        _draw_phases(axes, log)
+        _draw_train_and_val(axes, log, metric)
         if best_epoch is not None:
-            axes.axvline(best_epoch, color=INK, linewidth=1, linestyle=(0, (2, 2)))
-        if stem != "loss":
+            axes.axvline(best_epoch, color=INK_COLOUR, linewidth=1, linestyle=(0, (2, 2)))
+        if metric != "loss":
             axes.set_ylim(0.0, 1.02)
         axes.xaxis.get_major_locator().set_params(integer=True)
     handles = [
-        Line2D([], [], color=TRAIN, marker="o", markersize=4, label="training"),
-        Line2D([], [], color=VALIDATION, marker="s", markersize=4, linestyle="--", label="validation"),
+        Line2D([], [], color=TRAIN_COLOUR, marker="o", markersize=4, label="training"),
+        Line2D([], [], color=VALIDATION_COLOUR, marker="s", markersize=4, linestyle="--", label="validation"),
     ]
     if best_epoch is not None:
-        handles.append(Line2D([], [], color=INK, linestyle=(0, (2, 2)), label=f"best epoch: {best_epoch}"))
+        handles.append(Line2D([], [], color=INK_COLOUR, linestyle=(0, (2, 2)), label=f"best epoch: {best_epoch}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     _save(figure, path)
 
 
-def _curves(axes: Axes, log: pd.DataFrame, stem: str) -> None:
-    epochs = numbers(log, "epoch")
-    marks = len(log) <= 40  # beyond that markers merge into a band
-    for prefix, colour, marker, style in (("train", TRAIN, "o", "-"), ("val", VALIDATION, "s", "--")):
-        values = numbers(log, f"{prefix}_{stem}")
+def _draw_train_and_val(axes: Axes, log: pd.DataFrame, metric: str) -> None:
+    epochs = float_column(log, "epoch")
+    has_markers = len(log) <= 40  # beyond that markers merge into a band
+    for prefix, colour, marker, style in (
+        ("train", TRAIN_COLOUR, "o", "-"),
+        ("val", VALIDATION_COLOUR, "s", "--"),
+    ):
+        values = float_column(log, f"{prefix}_{metric}")
         values = np.where(np.isfinite(values), values, np.nan)
-        axes.plot(epochs, values, color=colour, linestyle=style, marker=marker if marks else "", markersize=3.5)
+        axes.plot(
+            epochs, values, color=colour, linestyle=style, marker=marker if has_markers else "", markersize=3.5
+        )
 
 
-def _phases(axes: Axes, log: pd.DataFrame) -> None:
+def _draw_phases(axes: Axes, log: pd.DataFrame) -> None:
     """Shade every second phase and number them, where there is more than one."""
     if "phase" not in log.columns or log["phase"].nunique() < 2:
         return
     spans = log.groupby("phase", sort=False)["epoch"].agg(["min", "max"])
-    for number, (name, first, last) in enumerate(spans.itertuples(name=None)):
-        if number % 2:
-            axes.axvspan(float(first) - 0.5, float(last) + 0.5, color="#EEF1F4", zorder=0, linewidth=0)
+    for phase_index, (name, first_epoch, last_epoch) in enumerate(spans.itertuples(name=None)):
+        if phase_index % 2:
+            axes.axvspan(float(first_epoch) - 0.5, float(last_epoch) + 0.5, color="#EEF1F4", zorder=0, linewidth=0)
         axes.annotate(
-            f"phase {plain(str(name))}", ((float(first) + float(last)) / 2, 1.0), va="top", ha="center",
+            f"phase {mpl_safe(str(name))}", ((float(first_epoch) + float(last_epoch)) / 2, 1.0), va="top", ha="center",
             xycoords=("data", "axes fraction"), fontsize=7.5, color="#666666",
         )  # fmt: skip
 
@@ -81,32 +95,32 @@ def draw_confusion(matrix: ArrayLike, classes: Sequence[str], path: Path, *, tit
     if counts.shape != (len(classes), len(classes)):
         raise ValueError(f"matrix is {counts.shape}, but there are {len(classes)} classes")
     totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    fractions = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
     k = len(classes)
-    cell = float(np.interp(k, [2, 9], [1.25, 0.78]))
-    figure = Figure(figsize=(2.6 + cell * k, 2.0 + cell * k), layout="constrained")
+    cell_size = float(np.interp(k, [2, 9], [1.25, 0.78]))
+    figure = Figure(figsize=(2.6 + cell_size * k, 2.0 + cell_size * k), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(np.nan_to_num(shares), cmap="Blues", vmin=0.0, vmax=1.15, aspect="equal")
+    axes.imshow(np.nan_to_num(fractions), cmap="Blues", vmin=0.0, vmax=1.15, aspect="equal")
     for (row, column), count in np.ndenumerate(counts):
-        share = shares[row, column]
-        dark = np.isfinite(share) and share > 0.55
-        text = f"{count}\n{share:.0%}" if np.isfinite(share) else "0\n-"
+        fraction = fractions[row, column]
+        is_dark = np.isfinite(fraction) and fraction > 0.55
+        text = f"{count}\n{fraction:.0%}" if np.isfinite(fraction) else "0\n-"
         axes.text(
             column, row, text, ha="center", va="center", fontsize=11 if k < 6 else 9,
-            color="white" if dark else INK, fontweight="bold" if row == column else "normal",
+            color="white" if is_dark else INK_COLOUR, fontweight="bold" if row == column else "normal",
         )  # fmt: skip
-    _confusion_axes(axes, classes, totals[:, 0], title)
+    _style_confusion_axes(axes, classes, totals[:, 0], title)
     _save(figure, path)
 
 
-def _confusion_axes(axes: Axes, classes: Sequence[str], totals: NDArray[np.int64], title: str) -> None:
+def _style_confusion_axes(axes: Axes, classes: Sequence[str], totals: NDArray[np.int64], title: str) -> None:
     ticks = np.arange(len(classes))
-    axes.set_title(plain(title) if title else "", fontsize=11, loc="left", fontweight="bold", color=INK)
+    axes.set_title(mpl_safe(title) if title else "", fontsize=11, loc="left", fontweight="bold", color=INK_COLOUR)
     rotation: dict[str, Any] = (
         {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(classes) > 3 else {}
     )
-    axes.set_xticks(ticks, [plain(name, 20) for name in classes], fontsize=9, **rotation)
-    labels = [f"{plain(name, 20)}\nn = {total}" for name, total in zip(classes, totals, strict=True)]
+    axes.set_xticks(ticks, [mpl_safe(name, 20) for name in classes], fontsize=9, **rotation)
+    labels = [f"{mpl_safe(name, 20)}\nn = {total}" for name, total in zip(classes, totals, strict=True)]
     axes.set_yticks(ticks, labels, fontsize=9)
     axes.set_xlabel("predicted", fontsize=10)
     axes.set_ylabel("true", fontsize=10)
@@ -124,16 +138,20 @@ def draw_metric_bars(values: pd.DataFrame, path: Path, *, title: str = "") -> No
     """
     metrics = list(dict.fromkeys(values["metric"].astype(str)))
     splits = list(dict.fromkeys(values["split"].astype(str)))
-    thick = 0.8 / max(1, len(splits))
+    bar_height = 0.8 / max(1, len(splits))
     figure = Figure(figsize=(8.2, 1.1 + 0.24 * len(metrics) * max(1, len(splits))), layout="constrained")
     axes = figure.subplots()
-    tidy(axes, x="value, with its 95 % interval", title=title)
-    colours = {"validation": "#9CC3DE", "test": VALIDATION}
+    style_axes(axes, x="value, with its 95 % interval", title=title)
+    colours = {"validation": "#9CC3DE", "test": VALIDATION_COLOUR}
     for number, split in enumerate(splits):
         rows = values[values["split"].astype(str) == split]
-        places = np.array([metrics.index(str(name)) for name in rows["metric"]]) + (number + 0.5) * thick - 0.4
-        _bars(axes, rows, places, thick * 0.86, colours.get(split, COLOURS[number % len(COLOURS)]), split)
-    axes.set_yticks(np.arange(len(metrics)), [plain(name) for name in metrics])
+        positions = (
+            np.array([metrics.index(str(name)) for name in rows["metric"]]) + (number + 0.5) * bar_height - 0.4
+        )
+        _draw_bars(
+            axes, rows, positions, bar_height * 0.86, colours.get(split, COLOURS[number % len(COLOURS)]), split
+        )
+    axes.set_yticks(np.arange(len(metrics)), [mpl_safe(name) for name in metrics])
     axes.set_ylim(len(metrics) - 0.4, -0.6)
     axes.set_xlim(0.0, 1.12)
     axes.set_xticks(np.linspace(0, 1, 6))
@@ -143,46 +161,53 @@ def draw_metric_bars(values: pd.DataFrame, path: Path, *, title: str = "") -> No
     _save(figure, path)
 
 
-def _bars(
-    axes: Axes, rows: pd.DataFrame, places: NDArray[np.float64], height: float, colour: str, label: str
+def _draw_bars(
+    axes: Axes, rows: pd.DataFrame, positions: NDArray[np.float64], height: float, colour: str, label: str
 ) -> None:
-    value, low, high = (numbers(rows, name) for name in ("value", "low", "high"))
-    axes.barh(places, np.nan_to_num(value), height=height, color=colour, label=plain(label))
-    known = np.isfinite(low) & np.isfinite(high)
-    axes.hlines(places[known], low[known], high[known], color=INK, linewidth=1.4)
-    for place, number, end in zip(places, value, np.where(known, high, value), strict=True):
-        text = f"{number:.2f}" if np.isfinite(number) else "not defined"
-        axes.text(max(0.0, np.nan_to_num(end)) + 0.012, place, text, va="center", fontsize=8.5, color=INK)
+    value, low, high = (float_column(rows, name) for name in ("value", "low", "high"))
+    axes.barh(positions, np.nan_to_num(value), height=height, color=colour, label=mpl_safe(label))
+    has_interval = np.isfinite(low) & np.isfinite(high)
+    axes.hlines(positions[has_interval], low[has_interval], high[has_interval], color=INK_COLOUR, linewidth=1.4)
+    for position, bar_value, text_start in zip(positions, value, np.where(has_interval, high, value), strict=True):
+        text = f"{bar_value:.2f}" if np.isfinite(bar_value) else "not defined"
+        axes.text(
+            max(0.0, np.nan_to_num(text_start)) + 0.012,
+            position,
+            text,
+            va="center",
+            fontsize=8.5,
+            color=INK_COLOUR,
+        )
 
 
-def draw_spread(values: pd.DataFrame, path: Path, *, final: str = "", title: str = "") -> None:
-    """Draw one dot per run and metric, the mean as a line, the run `final` filled.
+def draw_spread(values: pd.DataFrame, path: Path, *, final_run: str = "", title: str = "") -> None:
+    """Draw one dot per run and metric, the mean as a line, the run `final_run` filled.
 
     values: columns metric, run, value; values in 0..1.
     """
     metrics = list(dict.fromkeys(values["metric"].astype(str)))
     figure = Figure(figsize=(8.2, 1.4 + 0.36 * len(metrics)), layout="constrained")
     axes = figure.subplots()
-    tidy(axes, x="value", title=title)
-    for place, metric in enumerate(metrics):
+    style_axes(axes, x="value", title=title)
+    for position, metric in enumerate(metrics):
         rows = values[values["metric"].astype(str) == metric]
-        dots, chosen = numbers(rows, "value"), (rows["run"].astype(str) == final).to_numpy()
-        axes.vlines(dots.mean(), place - 0.32, place + 0.32, color=INK, linewidth=1.6)
+        run_values, is_final = float_column(rows, "value"), (rows["run"].astype(str) == final_run).to_numpy()
+        axes.vlines(run_values.mean(), position - 0.32, position + 0.32, color=INK_COLOUR, linewidth=1.6)
         axes.scatter(
-            dots[~chosen],
-            np.full((~chosen).sum(), place),
+            run_values[~is_final],
+            np.full((~is_final).sum(), position),
             s=46,
             facecolor="none",
-            edgecolor=VALIDATION,
+            edgecolor=VALIDATION_COLOUR,
             linewidth=1.6,
         )
-        axes.scatter(dots[chosen], np.full(chosen.sum(), place), s=56, color=TRAIN, zorder=3)
-    axes.set_yticks(np.arange(len(metrics)), [plain(name) for name in metrics])
+        axes.scatter(run_values[is_final], np.full(is_final.sum(), position), s=56, color=TRAIN_COLOUR, zorder=3)
+    axes.set_yticks(np.arange(len(metrics)), [mpl_safe(name) for name in metrics])
     axes.set_ylim(len(metrics) - 0.4, -0.6)
     handles = [
-        Line2D([], [], color=VALIDATION, marker="o", linestyle="", markerfacecolor="none", label="run"),
-        Line2D([], [], color=TRAIN, marker="o", linestyle="", label="final model"),
-        Line2D([], [], color=INK, marker="|", linestyle="", markersize=12, label="mean"),
+        Line2D([], [], color=VALIDATION_COLOUR, marker="o", linestyle="", markerfacecolor="none", label="run"),
+        Line2D([], [], color=TRAIN_COLOUR, marker="o", linestyle="", label="final model"),
+        Line2D([], [], color=INK_COLOUR, marker="|", linestyle="", markersize=12, label="mean"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     _save(figure, path)

@@ -8,9 +8,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dermkit.files import write_with
-from dermkit.metrics.classification.reader_studies import Anchor
-from dermkit.render.style import COLOURS, FAINT, INK, STYLES, TEST, TRAIN, VALIDATION, as_png, numbers, plain, tidy
+from dermkit.files import write_atomically
+from dermkit.metrics.classification.reader_studies import ReaderStudy
+from dermkit.render.style import (
+    COLOURS,
+    INK_COLOUR,
+    LIGHT_GREY,
+    LINE_STYLES,
+    TEST_COLOUR,
+    TRAIN_COLOUR,
+    VALIDATION_COLOUR,
+    as_png,
+    float_column,
+    mpl_safe,
+    style_axes,
+)
 
 # Two charts side by side: one size, a square for the curves, the legend below it.
 PAIR_SIZE = (5.6, 6.9)
@@ -21,7 +33,7 @@ PAIR_LEGEND: Mapping[str, Any] = {
 
 
 def _save(figure: Figure, path: Path) -> None:
-    write_with(path, as_png(figure))
+    write_atomically(path, as_png(figure))
 
 
 def draw_roc(
@@ -29,31 +41,35 @@ def draw_roc(
     path: Path,
     *,
     auroc: Mapping[str, float | None] | None = None,
-    positive: Collection[str] = (),
+    malignant_classes: Collection[str] = (),
     title: str = "",
 ) -> None:
     """Draw one ROC curve per class, one against the rest; malignant classes are drawn thicker.
 
     curves: columns class, fpr, tpr. auroc: the number beside a class's name. positive: malignant class names.
     """
-    names = list(dict.fromkeys(str(name) for name in curves["class"]))
-    figure = Figure(figsize=(8.2, max(4.4, 1.2 + 0.34 * len(names))), layout="constrained")
+    class_names = list(dict.fromkeys(str(class_name) for class_name in curves["class"]))
+    figure = Figure(figsize=(8.2, max(4.4, 1.2 + 0.34 * len(class_names))), layout="constrained")
     axes = figure.subplots()
-    tidy(axes, x="1 - specificity (false positive rate)", y="sensitivity (true positive rate)", title=title)
-    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle="--", label="chance: 0.50")
-    for number, name in enumerate(names):
-        rows = curves[curves["class"].astype(str) == name]
-        value = (auroc or {}).get(name)
+    style_axes(axes, x="1 - specificity (false positive rate)", y="sensitivity (true positive rate)", title=title)
+    axes.plot([0, 1], [0, 1], color=LIGHT_GREY, linewidth=1.2, linestyle="--", label="chance: 0.50")
+    for number, class_name in enumerate(class_names):
+        rows = curves[curves["class"].astype(str) == class_name]
+        class_auroc = (auroc or {}).get(class_name)
         axes.plot(
-            numbers(rows, "fpr"), numbers(rows, "tpr"), color=COLOURS[number % len(COLOURS)],
-            linestyle=STYLES[(number // len(COLOURS) + number) % len(STYLES)] if len(names) > 2 else "-",
-            linewidth=2.6 if name in positive else 1.5,
-            label=plain(name, 26) + ("" if value is None else f": {value:.2f}"),
-        )  # fmt: skip
+            float_column(rows, "fpr"),
+            float_column(rows, "tpr"),
+            color=COLOURS[number % len(COLOURS)],
+            linestyle=LINE_STYLES[(number // len(COLOURS) + number) % len(LINE_STYLES)]
+            if len(class_names) > 2
+            else "-",
+            linewidth=2.6 if class_name in malignant_classes else 1.5,
+            label=mpl_safe(class_name, 26) + ("" if class_auroc is None else f": {class_auroc:.2f}"),
+        )
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
     axes.set_aspect("equal")
-    legend_title = "class: AUROC" + ("\n(thick: malignant)" if positive else "")
+    legend_title = "class: AUROC" + ("\n(thick: malignant)" if malignant_classes else "")
     axes.legend(
         loc="center left",
         bbox_to_anchor=(1.02, 0.5),
@@ -65,8 +81,8 @@ def draw_roc(
     _save(figure, path)
 
 
-def draw_roc_with_people(
-    curve: pd.DataFrame, path: Path, *, people: Sequence[Anchor], auroc: str = "", title: str = ""
+def draw_roc_with_readers(
+    curve: pd.DataFrame, path: Path, *, studies: Sequence[ReaderStudy], auroc: str = "", title: str = ""
 ) -> None:
     """Draw the ROC curve of malignant against the rest, and numbered points of how people did, named below it.
 
@@ -74,16 +90,18 @@ def draw_roc_with_people(
     """
     figure = Figure(figsize=PAIR_SIZE)
     axes = figure.add_axes(PAIR_AXES)
-    tidy(axes, x="1 - specificity (false positive rate)", y="sensitivity (true positive rate)", title=title)
-    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle="--", label="chance")
+    style_axes(axes, x="1 - specificity (false positive rate)", y="sensitivity (true positive rate)", title=title)
+    axes.plot([0, 1], [0, 1], color=LIGHT_GREY, linewidth=1.2, linestyle="--", label="chance")
     label = "the net" + (f": AUROC {auroc}" if auroc else "")
-    axes.plot(numbers(curve, "fpr"), numbers(curve, "tpr"), color=VALIDATION, linewidth=2.4, label=label)
-    for number, point in enumerate(people, 1):
-        x, y = 1 - point.specificity, point.sensitivity
-        axes.scatter([x], [y], s=150, color=TRAIN, edgecolor="white", linewidth=1.2, zorder=3)
+    axes.plot(
+        float_column(curve, "fpr"), float_column(curve, "tpr"), color=VALIDATION_COLOUR, linewidth=2.4, label=label
+    )
+    for number, study in enumerate(studies, 1):
+        x, y = 1 - study.specificity, study.sensitivity
+        axes.scatter([x], [y], s=150, color=TRAIN_COLOUR, edgecolor="white", linewidth=1.2, zorder=3)
         axes.text(x, y - 0.002, str(number), ha="center", va="center", color="white", fontsize=8, zorder=4)
-        rates = f"sensitivity {point.sensitivity:.2f}, specificity {point.specificity:.2f}"
-        axes.plot([], [], linestyle="", label=f"{number}  {plain(point.who)}: {rates}")
+        rates = f"sensitivity {study.sensitivity:.2f}, specificity {study.specificity:.2f}"
+        axes.plot([], [], linestyle="", label=f"{number}  {mpl_safe(study.readers)}: {rates}")
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.02)
     axes.legend(**PAIR_LEGEND)
@@ -97,21 +115,23 @@ def draw_net_benefit(table: pd.DataFrame, path: Path, *, title: str = "") -> Non
     """
     figure = Figure(figsize=PAIR_SIZE)
     axes = figure.add_axes(PAIR_AXES)
-    tidy(axes, x="threshold: act from this probability on", y="net benefit per image", title=title)
-    at = numbers(table, "threshold")
+    style_axes(axes, x="threshold: act from this probability on", y="net benefit per image", title=title)
+    thresholds = float_column(table, "threshold")
     lines = (
-        ("call_all", "call everyone malignant", TRAIN, "--", 1.4), ("call_none", "call no one", INK, ":", 1.4),
-        ("model", "the net as trained", VALIDATION, "-", 2.2), ("calibrated", "the net, calibrated", TEST, "-.", 2.2),
-    )  # fmt: skip
-    shown = [numbers(table, name) for name, *_ in lines]
-    if np.array_equal(shown[2], shown[3]):  # calibration that changes nothing would hide the net's own line
-        shown[3] = np.full(len(at), np.nan)
-    for values, (_, label, colour, style, width) in zip(shown, lines, strict=True):
+        ("call_all", "call everyone malignant", TRAIN_COLOUR, "--", 1.4),
+        ("call_none", "call no one", INK_COLOUR, ":", 1.4),
+        ("model", "the net as trained", VALIDATION_COLOUR, "-", 2.2),
+        ("calibrated", "the net, calibrated", TEST_COLOUR, "-.", 2.2),
+    )
+    series = [float_column(table, column) for column, *_ in lines]
+    if np.array_equal(series[2], series[3]):  # calibration that changes nothing would hide the net's own line
+        series[3] = np.full(len(thresholds), np.nan)
+    for values, (_, label, colour, style, width) in zip(series, lines, strict=True):
         if np.isfinite(values).any():
-            axes.plot(at, values, color=colour, linestyle=style, linewidth=width, label=label)
-    top = max(float(np.nanmax(values)) for values in shown if np.isfinite(values).any())
+            axes.plot(thresholds, values, color=colour, linestyle=style, linewidth=width, label=label)
+    highest = max(float(np.nanmax(values)) for values in series if np.isfinite(values).any())
     axes.set_xlim(0.0, 1.0)
-    axes.set_ylim(-0.25 * max(top, 0.02), 1.08 * max(top, 0.02))
+    axes.set_ylim(-0.25 * max(highest, 0.02), 1.08 * max(highest, 0.02))
     axes.legend(**PAIR_LEGEND)
     _save(figure, path)
 
@@ -121,20 +141,22 @@ def draw_calibration(bins: pd.DataFrame, path: Path, *, title: str = "") -> None
 
     bins: columns n, confidence, accuracy; bins without images are left out.
     """
-    n = np.nan_to_num(numbers(bins, "n"))
+    n = np.nan_to_num(float_column(bins, "n"))
     rows = bins[n > 0]
     n = n[n > 0]
     figure = Figure(figsize=(5.2, 5.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1.0])
-    tidy(upper, y="accuracy in the bin", title=title)
-    upper.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1.2, label="confidence = accuracy")
-    confidence, accuracy = numbers(rows, "confidence"), numbers(rows, "accuracy")
+    style_axes(upper, y="accuracy in the bin", title=title)
+    upper.plot([0, 1], [0, 1], color=LIGHT_GREY, linestyle="--", linewidth=1.2, label="confidence = accuracy")
+    confidence, accuracy = float_column(rows, "confidence"), float_column(rows, "accuracy")
     area = 30.0 + 220.0 * n / n.max(initial=1.0)
-    upper.vlines(confidence, np.minimum(confidence, accuracy), np.maximum(confidence, accuracy), color=TRAIN)
-    upper.scatter(confidence, accuracy, s=area, color=VALIDATION, zorder=3, label="bin (area: images)")
+    upper.vlines(
+        confidence, np.minimum(confidence, accuracy), np.maximum(confidence, accuracy), color=TRAIN_COLOUR
+    )
+    upper.scatter(confidence, accuracy, s=area, color=VALIDATION_COLOUR, zorder=3, label="bin (area: images)")
     upper.set_ylim(-0.04, 1.04)
     upper.legend(loc="upper left", frameon=False, fontsize=9, markerscale=0.5)
-    tidy(lower, x="confidence (probability of the predicted class)", y="images")
-    lower.bar(confidence, n, width=0.04, color=VALIDATION)
+    style_axes(lower, x="confidence (probability of the predicted class)", y="images")
+    lower.bar(confidence, n, width=0.04, color=VALIDATION_COLOUR)
     lower.set_xlim(0.0, 1.02)
     _save(figure, path)

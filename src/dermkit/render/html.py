@@ -3,7 +3,7 @@
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
-def templates() -> Environment:
+def template_environment() -> Environment:
     """Return the templates: everything escaped, a name that is not given is an error; filter `count` (1,234)."""
     environment = Environment(
         loader=PackageLoader("dermkit.render"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,

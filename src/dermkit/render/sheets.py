@@ -13,165 +13,178 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dermkit.errors import DataError
-from dermkit.files import write_with
+from dermkit.files import write_atomically
 
 _BORDER = 3  # pixels of colour around a tile
 _GAP = 12
 _CAPTION_LINES = 4  # a longer caption ends in an ellipsis
 _LONG_CAPTION_LINES = 12  # on a sheet with a note
 _NOTE_COLUMNS = 3  # a note needs the width of so many tiles
-_PAPER, _INK, _FAINT = "#ffffff", "#222222", "#f1f1f1"
+_PAPER, _INK, _LIGHT_GREY = "#ffffff", "#222222", "#f1f1f1"
 
-Pixels = NDArray[np.uint8]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_Pixels = NDArray[np.uint8]
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
     """One picture of a sheet. pixels: (H, W, 3) uint8. caption: may hold line breaks. colour: of the border."""
 
-    pixels: Pixels
+    pixels: _Pixels
     caption: str
     colour: str = "#333333"
 
 
 @dataclass(frozen=True)
-class _Lettering:
-    font: Font
-    line: int  # height of a line in pixels
+class _FontMetrics:
+    font: _Font
+    line_height: int  # height of a line in pixels
 
-    def wrap(self, text: str, width: int, lines: int) -> list[str]:
-        """Break text into at most `lines` lines of `width` pixels; what does not fit ends in an ellipsis."""
-        rows = (row for paragraph in _plain(text).split("\n") for row in self._rows(paragraph, width))
-        wrapped = list(islice(rows, lines + 1))
-        if len(wrapped) <= lines:
-            return wrapped
-        return [*wrapped[: lines - 1], self._shorten(wrapped[lines - 1], width)]
+    def wrap(self, text: str, width: int, max_lines: int) -> list[str]:
+        """Break text into at most `max_lines` lines of `width` pixels; what does not fit ends in an ellipsis."""
+        text_lines = (
+            line for paragraph in _to_ascii(text).split("\n") for line in self._split_lines(paragraph, width)
+        )
+        wrapped_lines = list(islice(text_lines, max_lines + 1))
+        if len(wrapped_lines) <= max_lines:
+            return wrapped_lines
+        return [*wrapped_lines[: max_lines - 1], self._shorten(wrapped_lines[max_lines - 1], width)]
 
-    def _rows(self, paragraph: str, width: int) -> Iterator[str]:
-        row = ""
+    def _split_lines(self, paragraph: str, width: int) -> Iterator[str]:
+        line = ""
         for word in paragraph.split():
-            joined = f"{row} {word}" if row else word
-            if self._fits(joined, width):
-                row = joined
+            candidate = f"{line} {word}" if line else word
+            if self._fits(candidate, width):
+                line = candidate
                 continue
-            if row:
-                yield row
-            row = word
-            while not self._fits(row, width) and len(row) > 1:
-                fits = self._fitting(row, width)
-                yield row[:fits]
-                row = row[fits:]
-        yield row
+            if line:
+                yield line
+            line = word
+            while not self._fits(line, width) and len(line) > 1:
+                n_fitting = self._break_at(line, width)
+                yield line[:n_fitting]
+                line = line[n_fitting:]
+        yield line
 
     def _fits(self, text: str, width: int) -> bool:
         # A letter is at least a pixel wide: more letters than pixels need no measuring.
         return len(text) <= width and self.font.getlength(text) <= width
 
-    def _fitting(self, word: str, width: int) -> int:
+    def _break_at(self, word: str, width: int) -> int:
         """Return how many characters fit, preferring a break after `_`, `-`, `/` or `.`: names hold no spaces."""
-        fits = max((n for n in range(1, min(len(word), width)) if self._fits(word[:n], width)), default=1)
-        at_sign = max(word.rfind(sign, 0, fits) for sign in "_-/.") + 1
-        return at_sign if at_sign > fits // 2 else fits
+        n_fitting = max((n for n in range(1, min(len(word), width)) if self._fits(word[:n], width)), default=1)
+        after_sign = max(word.rfind(sign, 0, n_fitting) for sign in "_-/.") + 1
+        return after_sign if after_sign > n_fitting // 2 else n_fitting
 
-    def _shorten(self, row: str, width: int) -> str:
-        while row and self.font.getlength(row + "…") > width:
-            row = row[:-1]
-        return row.rstrip() + "…"
+    def _shorten(self, line: str, width: int) -> str:
+        while line and self.font.getlength(line + "…") > width:
+            line = line[:-1]
+        return line.rstrip() + "…"
 
 
-def thumbnail(pixels: Pixels, side: int = 96) -> Image.Image:
-    """Return the picture with its longer side at `side` pixels, aspect kept. pixels: (H, W, 3) uint8."""
+def thumbnail(pixels: _Pixels, edge: int = 96) -> Image.Image:
+    """Return the picture with its longer side at `edge` pixels, aspect kept. pixels: (H, W, 3) uint8."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise DataError(f"pixels are {pixels.shape} {pixels.dtype}, expected (H, W, 3) uint8")
     height, width = pixels.shape[:2]
-    scale = side / max(height, width)
+    scale = edge / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     # `reducing_gap` averages whole blocks first: as good to the eye, several times faster on photographs.
     return Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-def jpeg_bytes(picture: Pixels | Image.Image, quality: int = 80) -> bytes:
+def jpeg_bytes(picture: _Pixels | Image.Image, quality: int = 80) -> bytes:
     """Return a JPEG of nothing but pixels."""
     buffer = io.BytesIO()
-    _bare(picture).save(buffer, "JPEG", quality=quality, optimize=True)
+    _pixels_only(picture).save(buffer, "JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
 
 
-def data_uri(pixels: Pixels, side: int = 96) -> str:
+def data_uri(pixels: _Pixels, edge: int = 96) -> str:
     """Return a thumbnail as `data:image/jpeg;base64,...`, for a page that must stay one file."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg_bytes(thumbnail(pixels, side))).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg_bytes(thumbnail(pixels, edge))).decode("ascii")
 
 
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG of nothing but pixels, whole or not at all; raises `OutputError`."""
     # Not `optimize`: a fiftieth fewer bytes took three times as long, a second of scoring 10,000 small images.
-    write_with(path, lambda temporary: _bare(image).save(temporary, "PNG"))
+    write_atomically(path, lambda temporary: _pixels_only(image).save(temporary, "PNG"))
 
 
-def _bare(picture: Pixels | Image.Image) -> Image.Image:
+def _pixels_only(picture: _Pixels | Image.Image) -> Image.Image:
     """Drop what a picture carries beside its pixels: savers copy comments and profiles unasked."""
     pixels = np.asarray(picture.convert("RGB")) if isinstance(picture, Image.Image) else picture
     return Image.fromarray(pixels)
 
 
 def contact_sheet(
-    tiles: Sequence[Tile], *, columns: int, side: int = 128, title: str = "", note: str = ""
+    tiles: Sequence[Tile], *, columns: int, edge: int = 128, title: str = "", note: str = ""
 ) -> Image.Image:
     """Return pictures in rows with captions below and borders in their colours.
 
     side: of the square that each picture fits into, in pixels. A row is as high as its longest caption. note: small
     print below the title; a sheet that has one is wide enough to read it, and its captions may be longer.
     """
-    if columns < 1 or side < 16:
-        raise DataError(f"a sheet of {columns} columns and tiles of {side} pixels; at least 1 and 16")
-    small, large = _lettering(max(11, round(side * 0.1))), _lettering(max(16, round(side * 0.15)))
-    broad = min(columns, _NOTE_COLUMNS) if note else 1
+    if columns < 1 or edge < 16:
+        raise DataError(f"a sheet of {columns} columns and tiles of {edge} pixels; at least 1 and 16")
+    caption_font, title_font = _load_font(max(11, round(edge * 0.1))), _load_font(max(16, round(edge * 0.15)))
+    min_columns = min(columns, _NOTE_COLUMNS) if note else 1
     columns = max(1, min(columns, len(tiles)))
-    cell = side + 2 * _BORDER
-    width = _GAP + max(columns, broad) * (cell + _GAP)
-    most = _LONG_CAPTION_LINES if note else _CAPTION_LINES
-    captions = [small.wrap(tile.caption, cell, most) if tile.caption else [] for tile in tiles]
-    rows = [range(start, min(start + columns, len(tiles))) for start in range(0, len(tiles), columns)]
-    heights = [cell + 4 + small.line * max(len(captions[i]) for i in row) + _GAP for row in rows]
-    heading = large.wrap(title, width - 2 * _GAP, 4) if title else []
-    below = small.wrap(note, width - 2 * _GAP, 12) if note else []
-    start = _GAP + (large.line * len(heading) + _GAP // 2 if heading else 0)
-    top = start + (small.line * len(below) + _GAP // 2 if below else 0)
+    cell_size = edge + 2 * _BORDER
+    width = _GAP + max(columns, min_columns) * (cell_size + _GAP)
+    max_lines = _LONG_CAPTION_LINES if note else _CAPTION_LINES
+    captions = [caption_font.wrap(tile.caption, cell_size, max_lines) if tile.caption else [] for tile in tiles]
+    rows = [range(note_top, min(note_top + columns, len(tiles))) for note_top in range(0, len(tiles), columns)]
+    heights = [
+        cell_size + 4 + caption_font.line_height * max(len(captions[i]) for i in row) + _GAP for row in rows
+    ]
+    title_lines = title_font.wrap(title, width - 2 * _GAP, 4) if title else []
+    note_lines = caption_font.wrap(note, width - 2 * _GAP, 12) if note else []
+    note_top = _GAP + (title_font.line_height * len(title_lines) + _GAP // 2 if title_lines else 0)
+    top = note_top + (caption_font.line_height * len(note_lines) + _GAP // 2 if note_lines else 0)
 
     sheet = Image.new("RGB", (width, top + sum(heights) + (0 if rows else _GAP)), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    _write_lines(draw, heading, (_GAP, _GAP), large)
-    _write_lines(draw, below, (_GAP, start), small)
+    _write_lines(draw, title_lines, (_GAP, _GAP), title_font)
+    _write_lines(draw, note_lines, (_GAP, note_top), caption_font)
     for row, height in zip(rows, heights, strict=True):
         for column, index in enumerate(row):
-            left = _GAP + column * (cell + _GAP)
-            _place(sheet, tiles[index], left, top, side)
-            _write_lines(draw, captions[index], (left, top + cell + 4), small)
+            left = _GAP + column * (cell_size + _GAP)
+            _paste_tile(sheet, tiles[index], left, top, edge)
+            _write_lines(draw, captions[index], (left, top + cell_size + 4), caption_font)
         top += height
     return sheet
 
 
-def _place(sheet: Image.Image, tile: Tile, left: int, top: int, side: int) -> None:
+def _paste_tile(sheet: Image.Image, tile: Tile, left: int, top: int, edge: int) -> None:
     """Draw the border, a faint ground and the picture in its middle."""
-    sheet.paste(tile.colour, (left, top, left + side + 2 * _BORDER, top + side + 2 * _BORDER))
-    inner = (left + _BORDER, top + _BORDER)
-    sheet.paste(_FAINT, (*inner, inner[0] + side, inner[1] + side))
-    picture = thumbnail(tile.pixels, side)
-    sheet.paste(picture, (inner[0] + (side - picture.width) // 2, inner[1] + (side - picture.height) // 2))
+    sheet.paste(tile.colour, (left, top, left + edge + 2 * _BORDER, top + edge + 2 * _BORDER))
+    inner_corner = (left + _BORDER, top + _BORDER)
+    sheet.paste(_LIGHT_GREY, (*inner_corner, inner_corner[0] + edge, inner_corner[1] + edge))
+    picture = thumbnail(tile.pixels, edge)
+    sheet.paste(
+        picture, (inner_corner[0] + (edge - picture.width) // 2, inner_corner[1] + (edge - picture.height) // 2)
+    )
 
 
-def _write_lines(draw: ImageDraw.ImageDraw, lines: list[str], at: tuple[int, int], lettering: _Lettering) -> None:
-    for number, text in enumerate(lines):
-        draw.text((at[0], at[1] + number * lettering.line), text, fill=_INK, font=lettering.font)
+def _write_lines(
+    draw: ImageDraw.ImageDraw, lines: list[str], origin: tuple[int, int], font_metrics: _FontMetrics
+) -> None:
+    for line_number, text in enumerate(lines):
+        draw.text(
+            (origin[0], origin[1] + line_number * font_metrics.line_height),
+            text,
+            fill=_INK,
+            font=font_metrics.font,
+        )
 
 
-def _plain(text: str) -> str:
+def _to_ascii(text: str) -> str:
     """Pillow's own font draws a box for what is not ASCII: accents are dropped, other signs become `?`."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    letters = "".join(sign for sign in decomposed if not unicodedata.combining(sign))
+    decomposed_text = unicodedata.normalize("NFKD", text)
+    letters = "".join(sign for sign in decomposed_text if not unicodedata.combining(sign))
     return letters.encode("ascii", "replace").decode("ascii")
 
 
-def _lettering(size: int) -> _Lettering:
-    return _Lettering(ImageFont.load_default(size=size), round(size * 1.3))
+def _load_font(size: int) -> _FontMetrics:
+    return _FontMetrics(ImageFont.load_default(size=size), round(size * 1.3))

@@ -18,26 +18,26 @@ from numpy.typing import NDArray
 # Okabe and Ito's eight colours, told apart under every common colour-blindness; the yellow is darkened, since
 # it vanishes on white, and black comes last, since the text is black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C7A00", "#000000")
-STYLES = ("-", "--", ":", "-.")
-TRAIN, VALIDATION, TEST = COLOURS[1], COLOURS[0], COLOURS[2]
-INK, FAINT = "#222222", "#C8CDD2"
+LINE_STYLES = ("-", "--", ":", "-.")
+TRAIN_COLOUR, VALIDATION_COLOUR, TEST_COLOUR = COLOURS[1], COLOURS[0], COLOURS[2]
+INK_COLOUR, LIGHT_GREY = "#222222", "#C8CDD2"
 DPI = 110  # a report column of 1,000 CSS pixels shows a figure of 9 inches without blur
-MAX_NAME = 44
+MAX_NAME_LENGTH = 44
 
 
 @functools.lru_cache(maxsize=1)
-def _known_characters() -> frozenset[int]:
+def _font_characters() -> frozenset[int]:
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
-def plain(name: str, width: int = 0) -> str:
+def mpl_safe(name: str, width: int = 0) -> str:
     """Return text that matplotlib draws as it is: no mathematics, no hidden labels, no missing glyphs.
 
     width: wrap at this many characters (0 = one line).
     """
     text = " ".join(str(name).split()) or "(empty)"
-    text = text if len(text) <= MAX_NAME else text[: MAX_NAME - 1] + "…"
-    text = "".join(letter if ord(letter) in _known_characters() else "?" for letter in text)
+    text = text if len(text) <= MAX_NAME_LENGTH else text[: MAX_NAME_LENGTH - 1] + "…"
+    text = "".join(letter if ord(letter) in _font_characters() else "?" for letter in text)
     if width:
         text = "\n".join(textwrap.wrap(text, width))
     # A legend hides labels that start with an underscore; two dollar signs start mathematics.
@@ -49,18 +49,18 @@ def as_png(figure: Figure) -> Callable[[Path], None]:
     return lambda path: figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
 
-def tidy(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
+    for edge in ("top", "right"):
+        axes.spines[edge].set_visible(False)
     axes.grid(True, color="#E7EAED", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, colors=INK)
+    axes.tick_params(labelsize=9, colors=INK_COLOUR)
     axes.set_xlabel(x, fontsize=10)
     axes.set_ylabel(y, fontsize=10)
-    axes.set_title(plain(title) if title else "", fontsize=11, loc="left", fontweight="bold", color=INK)
+    axes.set_title(mpl_safe(title) if title else "", fontsize=11, loc="left", fontweight="bold", color=INK_COLOUR)
 
 
-def numbers(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:
+def float_column(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:
     """Return a column as floats, NaN where it is absent, empty or not a number."""
     if column not in frame.columns:
         return np.full(len(frame), np.nan)

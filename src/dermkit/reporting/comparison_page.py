@@ -6,27 +6,27 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.comparison.against_published import Beside, beside_print
-from dermkit.comparison.claims import Checked
-from dermkit.comparison.compare import Comparison, Pair
-from dermkit.comparison.variance import Sources
-from dermkit.comparison.verdict import LOWER_IS_BETTER, Difference, Repeated, about, verdict
+from dermkit.comparison.against_published import PublishedComparison, compare_with_published
+from dermkit.comparison.claims import CheckedClaim
+from dermkit.comparison.compare import Comparison, EntryPair
+from dermkit.comparison.variance import VarianceComponents
+from dermkit.comparison.verdict import LOWER_IS_BETTER, Difference, RepeatedDifference, two_digits, verdict
 from dermkit.files import make_folder, write_json, write_rows, write_text
 from dermkit.reporting.labels import page_templates
-from dermkit.reporting.mistakes import opener, thumbnail
+from dermkit.reporting.mistakes import image_opener, mistake_uri
 
-FORMAT = 1
-FIGURES = ("balanced_accuracy", "accuracy", "sensitivity", "specificity", "auroc", "f1_macro", "loss")
+COMPARISON_FORMAT = 1
+LEADERBOARD_METRICS = ("balanced_accuracy", "accuracy", "sensitivity", "specificity", "auroc", "f1_macro", "loss")
 """Columns of the leaderboard; its order is that of the first one."""
 
-HEADLINE = ("accuracy", "balanced_accuracy", "auroc")
-SHOWN = 24
+HEADLINE_METRICS = ("accuracy", "balanced_accuracy", "auroc")
+MAX_DISAGREEMENTS = 24
 """Images on a sheet of disagreements."""
 
-MOVED = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auroc", "loss")
+VARIANCE_METRICS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auroc", "loss")
 """Rows of the table that says what moves a group's figures."""
 
-PAIR_COLUMNS = (
+PAIR_TABLE_COLUMNS = (
     "first", "second", "split", "figure", "difference", "low", "high", "n", "test", "p", "p_holm", "first_alone_right",
     "second_alone_right", "images_needed", "method", "verdict", "kind", "first_trainings", "second_trainings", "folds",
     "first_mean", "second_mean", "first_sd", "second_sd", "first_sd_seed", "second_sd_seed", "first_sd_images",
@@ -34,8 +34,8 @@ PAIR_COLUMNS = (
 )  # fmt: skip
 
 
-def write_versus(
-    comparison: Comparison | None, claims: Sequence[Checked], folder: Path, *, images: Path | None
+def write_comparison_page(
+    comparison: Comparison | None, claims: Sequence[CheckedClaim], folder: Path, *, images: Path | None
 ) -> Path:
     """Write comparison.json and comparison.html; returns the page's path.
 
@@ -43,223 +43,315 @@ def write_versus(
     where they are not at hand.
     """
     make_folder(folder)
-    body = (
-        as_dict(comparison)
+    comparison_json = (
+        comparison_dict(comparison)
         if comparison
         else {"runs": {}, "same_images": {}, "pairs": [], "groups": {}, "notes": []}
     )
-    unpaired = _beside_print(comparison, claims)
-    body["published"] = [
-        {**item.as_dict(), "beside": [found.as_dict() for found in unpaired[item.claim.name]]} for item in claims
+    published_comparisons = _published_comparisons(comparison, claims)
+    comparison_json["published"] = [
+        {
+            **checked_claim.as_dict(),
+            "beside": [
+                published_comparison.as_dict()
+                for published_comparison in published_comparisons[checked_claim.claim.name]
+            ],
+        }
+        for checked_claim in claims
     ]
-    write_json(folder / "comparison.json", body, format=FORMAT)
-    splits = list(body["same_images"])
+    write_json(folder / "comparison.json", comparison_json, format=COMPARISON_FORMAT)
+    splits = list(comparison_json["same_images"])
     environment = page_templates()
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
-    environment.filters["about"] = about
+    environment.filters["about"] = two_digits
     html = environment.get_template("comparison.html.j2").render(
-        runs=body["runs"],
-        groups=body["groups"],
-        notes=body["notes"],
-        moved=MOVED,
+        runs=comparison_json["runs"],
+        groups=comparison_json["groups"],
+        notes=comparison_json["notes"],
+        moved=VARIANCE_METRICS,
         lower_is_better=LOWER_IS_BETTER,
-        singles=len(body["runs"]) - sum(len(group["runs"]) for group in body["groups"].values()),
+        singles=len(comparison_json["runs"])
+        - sum(len(group["runs"]) for group in comparison_json["groups"].values()),
         splits=[split for split in ("test", "validation", "train") if split in splits],
-        boards={split: _board(body["runs"], body["groups"], split) for split in splits},
-        figures=FIGURES,
-        same_images=body["same_images"],
-        pairs=body["pairs"],
-        claims=body["published"],
-        leads=_leads(comparison, claims),
-        sheets={} if comparison is None else {s: _sheet(t, images) for s, t in comparison.disagreements.items()},
-        disagreements={} if comparison is None else {s: len(t) for s, t in comparison.disagreements.items()},
+        boards={
+            split: _leaderboard_order(comparison_json["runs"], comparison_json["groups"], split)
+            for split in splits
+        },
+        figures=LEADERBOARD_METRICS,
+        same_images=comparison_json["same_images"],
+        pairs=comparison_json["pairs"],
+        claims=comparison_json["published"],
+        leads=_lead_sentences(comparison, claims),
+        sheets={}
+        if comparison is None
+        else {
+            split_name: _disagreement_tiles(table, images)
+            for split_name, table in comparison.disagreements.items()
+        },
+        disagreements={}
+        if comparison is None
+        else {split_name: len(table) for split_name, table in comparison.disagreements.items()},
     )
     write_text(folder / "comparison.html", html)
     return folder / "comparison.html"
 
 
-def headline(comparison: Comparison | None, claims: Sequence[Checked]) -> list[str]:
+def headline_sentences(comparison: Comparison | None, claims: Sequence[CheckedClaim]) -> list[str]:
     """Return the sentences to read first: of the pairs on test (else validation), then of the published figures."""
-    return [f"{of}: {said}" if of else said for of, sentences in _leads(comparison, claims) for said in sentences]
+    return [
+        f"{subject}: {sentence}" if subject else sentence
+        for subject, sentences in _lead_sentences(comparison, claims)
+        for sentence in sentences
+    ]
 
 
-def _leads(comparison: Comparison | None, claims: Sequence[Checked]) -> list[tuple[str, list[str]]]:
+def _lead_sentences(comparison: Comparison | None, claims: Sequence[CheckedClaim]) -> list[tuple[str, list[str]]]:
     """Return the same as what a sentence is about, "" where that needs no saying, and its sentences."""
     pairs = comparison.pairs if comparison else ()
-    last = "test" if any(pair.split == "test" for pair in pairs) else "validation"
-    first = [pair for pair in pairs if pair.split == last]
-    several = len(first) > 1
+    split_name = "test" if any(pair.split == "test" for pair in pairs) else "validation"
+    split_pairs = [pair for pair in pairs if pair.split == split_name]
+    has_several = len(split_pairs) > 1
     leads = [
-        (f"{pair.first} against {pair.second}" if several and not pair.reason else "", _first(pair))
-        for pair in first
+        (
+            f"{pair.first} against {pair.second}" if has_several and not pair.reason else "",
+            _headline_differences(pair),
+        )
+        for pair in split_pairs
     ]
     if comparison and not pairs:
-        leads = [(name, _alone(splits)) for name, splits in comparison.spreads.items()]
-    printed = [sentence for item in claims for sentence in item.sentences()]
-    beside = [found.sentence() for rows in _beside_print(comparison, claims).values() for found in rows]
-    return [*leads, ("", printed + beside)]
+        leads = [(name, _variance_sentences(splits)) for name, splits in comparison.components.items()]
+    claim_sentences = [sentence for checked_claim in claims for sentence in checked_claim.sentences()]
+    published_sentences = [
+        published_comparison.sentence()
+        for rows in _published_comparisons(comparison, claims).values()
+        for published_comparison in rows
+    ]
+    return [*leads, ("", claim_sentences + published_sentences)]
 
 
-def _beside_print(comparison: Comparison | None, claims: Sequence[Checked]) -> dict[str, list[Beside]]:
+def _published_comparisons(
+    comparison: Comparison | None, claims: Sequence[CheckedClaim]
+) -> dict[str, list[PublishedComparison]]:
     if comparison is None:
-        return {item.claim.name: [] for item in claims}
+        return {checked_claim.claim.name: [] for checked_claim in claims}
     names = [entry.name for entry in comparison.entries]
-    return beside_print(comparison.table, names, comparison.spreads, claims)
+    return compare_with_published(comparison.table, names, comparison.components, claims)
 
 
-def _alone(splits: Mapping[str, Mapping[str, Sources]]) -> list[str]:
+def _variance_sentences(splits: Mapping[str, Mapping[str, VarianceComponents]]) -> list[str]:
     """Return what is said of a recipe that is set against nothing: how far it strays, and why."""
-    made = []
-    for figure, item in splits.get("test", splits.get("validation", {})).items():
-        if figure not in HEADLINE or item.between is None:
+    sentences = []
+    for metric, components in splits.get("test", splits.get("validation", {})).items():
+        if metric not in HEADLINE_METRICS or components.sd is None:
             continue
-        said = f"{figure.replace('_', ' ')}: {item.mean:.3f}, mean of {item.runs}"
-        if item.data is None:
-            made.append(f"{said} folds, which differ by {item.between:.3f} (SD).")
+        mean_text = f"{metric.replace('_', ' ')}: {components.mean:.3f}, mean of {components.n_runs}"
+        if components.sd_images is None:
+            sentences.append(f"{mean_text} folds, which differ by {components.sd:.3f} (SD).")
         else:
-            made.append(
-                f"{said} trainings; another training on these images lies {item.between:.3f} away (SD), one training "
-                f"on other images {item.data:.3f}."
+            sentences.append(
+                f"{mean_text} trainings; another training on these images lies {components.sd:.3f} away "
+                f"(SD), one training "
+                f"on other images {components.sd_images:.3f}."
             )
-    return made
+    return sentences
 
 
-def _first(pair: Pair) -> list[str]:
+def _headline_differences(pair: EntryPair) -> list[str]:
     if pair.reason:
         return pair.sentences()
     return [
         sentence
-        for item, sentence in zip(pair.differences, pair.sentences(), strict=True)
-        if item.figure in HEADLINE and item.estimate.value is not None
+        for difference, sentence in zip(pair.differences, pair.sentences(), strict=True)
+        if difference.metric in HEADLINE_METRICS and difference.estimate.value is not None
     ]
 
 
-def _board(runs: dict[str, Any], groups: dict[str, Any], split: str) -> list[tuple[str, list[str]]]:
+def _leaderboard_order(runs: dict[str, Any], groups: dict[str, Any], split: str) -> list[tuple[str, list[str]]]:
     """Return groups and single runs of a split, best first, with a group's members; those without the figure last."""
     members = {name for group in groups.values() for name in group["runs"]}
-    figures = {name: body.get(split) for name, body in runs.items() if name not in members}
-    figures |= {name: group["figures"].get(split) for name, group in groups.items()}
+    metrics_by_name = {
+        name: split_metrics.get(split) for name, split_metrics in runs.items() if name not in members
+    }
+    metrics_by_name |= {name: group["figures"].get(split) for name, group in groups.items()}
 
-    def worth(name: str) -> float:
-        value = (figures[name] or {}).get(FIGURES[0], {}).get("value")
+    def sort_key(name: str) -> float:
+        value = (metrics_by_name[name] or {}).get(LEADERBOARD_METRICS[0], {}).get("value")
         return float("inf") if value is None else -float(value)
 
-    names = sorted((name for name, body in figures.items() if body), key=lambda name: (worth(name), name))
+    names = sorted(
+        (name for name, split_metrics in metrics_by_name.items() if split_metrics),
+        key=lambda name: (sort_key(name), name),
+    )
     return [(name, groups[name]["runs"] if name in groups else []) for name in names]
 
 
-def _sheet(table: pd.DataFrame, images: Path | None) -> list[dict[str, Any]]:
-    shown = table.head(SHOWN)
-    find = opener(shown, images)
-    names = [name for name in table.columns if name not in ("image_id", "path", "label", "wrong_in")]
+def _disagreement_tiles(table: pd.DataFrame, images: Path | None) -> list[dict[str, Any]]:
+    shown_rows = table.head(MAX_DISAGREEMENTS)
+    find_pixels = image_opener(shown_rows, images)
+    answer_columns = [name for name in table.columns if name not in ("image_id", "path", "label", "wrong_in")]
     return [
         {
             "image_id": row["image_id"],
             "label": row["label"],
-            "uri": thumbnail(find(row["image_id"])),
-            "answers": [(name, row[name]) for name in names],
+            "uri": mistake_uri(find_pixels(row["image_id"])),
+            "answers": [(name, row[name]) for name in answer_columns],
         }
-        for row in shown.to_dict("records")
+        for row in shown_rows.to_dict("records")
     ]
 
 
-_OF_A_RUN = ("value", "low", "high", "n", "method", "reason")
-_OF_A_GROUP = ("trainings", "sd", "min", "max")
+_RUN_FIELDS = ("value", "low", "high", "n", "method", "reason")
+_GROUP_FIELDS = ("trainings", "sd", "min", "max")
 
 
 # Tables and JSON --------------------------------------------------------------------------------------------------
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> Path:
+def write_comparison_tables(comparison: Comparison, folder: Path) -> Path:
     """Write leaderboard.csv, pairs.csv and disagreements_<split>.csv; returns the first one's path."""
     make_folder(folder)
     write_text(folder / "leaderboard.csv", comparison.table.to_csv(index=False, lineterminator="\n"))
-    write_rows(folder / "pairs.csv", PAIR_COLUMNS, [row for pair in comparison.pairs for row in _pair_rows(pair)])
+    write_rows(
+        folder / "pairs.csv", PAIR_TABLE_COLUMNS, [row for pair in comparison.pairs for row in _pair_rows(pair)]
+    )
     for split, table in comparison.disagreements.items():
         write_text(folder / f"disagreements_{split}.csv", table.to_csv(index=False, lineterminator="\n"))
     return folder / "leaderboard.csv"
 
 
-def as_dict(comparison: Comparison) -> dict[str, Any]:
+def comparison_dict(comparison: Comparison) -> dict[str, Any]:
     """Return what comparison.json holds: runs and groups with their figures, pairs with differences and sentences."""
-    together = {entry.name: entry for entry in comparison.entries if entry.is_group}
+    groups_by_name = {entry.name: entry for entry in comparison.entries if entry.is_group}
     runs: dict[str, Any] = {}
-    figures: dict[str, Any] = {name: {} for name in together}
+    group_metrics: dict[str, Any] = {name: {} for name in groups_by_name}
     for row in comparison.table.astype(object).where(comparison.table.notna(), None).to_dict("records"):
-        fields = (*_OF_A_RUN, *_OF_A_GROUP) if row["run"] in together else _OF_A_RUN
-        side = figures if row["run"] in together else runs
-        side.setdefault(row["run"], {}).setdefault(row["split"], {})[row["metric"]] = {f: row[f] for f in fields}
+        fields = (*_RUN_FIELDS, *_GROUP_FIELDS) if row["run"] in groups_by_name else _RUN_FIELDS
+        target_metrics = group_metrics if row["run"] in groups_by_name else runs
+        target_metrics.setdefault(row["run"], {}).setdefault(row["split"], {})[row["metric"]] = {
+            field: row[field] for field in fields
+        }
     groups = {
         name: {
-            "runs": list(entry.names), "note": entry.note, "figures": figures[name],
+            "runs": list(entry.run_names), "note": entry.note, "figures": group_metrics[name],
             "moved_by": {
-                split: {figure: _sources(item) for figure, item in found.items()}
-                for split, found in comparison.spreads.get(name, {}).items()
+                split: {metric: _components_dict(difference) for metric, difference in components_by_metric.items()}
+                for split, components_by_metric in comparison.components.get(name, {}).items()
             },
         }
-        for name, entry in together.items()
+        for name, entry in groups_by_name.items()
     }  # fmt: skip
     pairs = [
         {
-            "first": pair.first, "second": pair.second, "split": pair.split, "n": pair.n, "reason": pair.reason,
-            "kind": pair.kind, "figures": {item.figure: _difference(pair, item) for item in pair.differences},
+            "first": pair.first,
+            "second": pair.second,
+            "split": pair.split,
+            "n": pair.n,
+            "reason": pair.reason,
+            "kind": pair.design,
+            "figures": {difference.metric: _difference_dict(pair, difference) for difference in pair.differences},
         }
         for pair in comparison.pairs
-    ]  # fmt: skip
-    same = comparison.same_images
-    return {"runs": runs, "groups": groups, "same_images": same, "pairs": pairs, "notes": comparison.notes}
+    ]
+    same_images = comparison.same_images
+    return {"runs": runs, "groups": groups, "same_images": same_images, "pairs": pairs, "notes": comparison.notes}
 
 
-def _sources(item: Sources | None) -> dict[str, Any]:
+def _components_dict(components: VarianceComponents | None) -> dict[str, Any]:
     """Return what moves a figure: deviations of trainings on these images, of trainings alone, of images."""
-    if item is None:
+    if components is None:
         return {}
     return {
-        "mean": item.mean, "values": list(item.values), "sd": item.between, "sd_seed": item.seed,
-        "sd_images": item.data,
+        "mean": components.mean, "values": list(components.values), "sd": components.sd, "sd_seed": components.sd_seed,
+        "sd_images": components.sd_images,
     }  # fmt: skip
 
 
-def _difference(pair: Pair, item: Difference) -> dict[str, Any]:
-    facts = {
-        **item.estimate.as_dict(), "test": item.test, "p": item.p, "p_holm": item.p_holm,
-        "discordant": None if item.discordant is None else list(item.discordant), "images_needed": item.more_images,
-        "found": item.is_found, "verdict": verdict(item, pair.first, pair.second),
-    }  # fmt: skip
-    if not isinstance(item, Repeated):
-        return facts
+def _difference_dict(pair: EntryPair, difference: Difference) -> dict[str, Any]:
+    difference_json = {
+        **difference.estimate.as_dict(),
+        "test": difference.test,
+        "p": difference.p,
+        "p_holm": difference.p_holm,
+        "discordant": None if difference.discordant_counts is None else list(difference.discordant_counts),
+        "images_needed": difference.further_images_needed,
+        "found": difference.is_significant,
+        "verdict": verdict(difference, pair.first, pair.second),
+    }
+    if not isinstance(difference, RepeatedDifference):
+        return difference_json
     return {
-        **facts, "first": _sources(item.first), "second": _sources(item.second), "error_seeds": item.seeds,
-        "error_images": item.images, "borrowed": item.borrowed, "folds": item.folds,
-        "trainings": list(item.trainings), "needs_trainings": item.needs_trainings,
-    }  # fmt: skip
+        **difference_json,
+        "first": _components_dict(difference.first),
+        "second": _components_dict(difference.second),
+        "error_seeds": difference.error_seeds,
+        "error_images": difference.error_images,
+        "borrowed": difference.is_spread_borrowed,
+        "folds": difference.n_folds,
+        "trainings": list(difference.n_trainings),
+        "needs_trainings": difference.needs_trainings,
+    }
 
 
-def _pair_rows(pair: Pair) -> list[tuple[object, ...]]:
+def _pair_rows(pair: EntryPair) -> list[tuple[object, ...]]:
     if pair.reason:
-        said, after = pair.sentences()[0], len(PAIR_COLUMNS) - PAIR_COLUMNS.index("kind") - 1
+        reason_sentence, n_blank = (
+            pair.sentences()[0],
+            len(PAIR_TABLE_COLUMNS) - PAIR_TABLE_COLUMNS.index("kind") - 1,
+        )
         return [
-            (pair.first, pair.second, pair.split, *[""] * 4, pair.n, *[""] * 7, said, pair.kind, *[""] * after)
+            (
+                pair.first,
+                pair.second,
+                pair.split,
+                *[""] * 4,
+                pair.n,
+                *[""] * 7,
+                reason_sentence,
+                pair.design,
+                *[""] * n_blank,
+            )
         ]
     return [
         (
-            pair.first, pair.second, pair.split, item.figure, _blank(item.estimate.value),
-            *(item.estimate.ci95 or ("", "")), item.estimate.n, item.test, _blank(item.p), _blank(item.p_holm),
-            *(item.discordant or ("", "")), _blank(item.more_images), item.estimate.method,
-            verdict(item, pair.first, pair.second), pair.kind, *_trainings_row(item),
+            pair.first,
+            pair.second,
+            pair.split,
+            difference.metric,
+            _csv_cell(difference.estimate.value),
+            *(difference.estimate.ci95 or ("", "")),
+            difference.estimate.n,
+            difference.test,
+            _csv_cell(difference.p),
+            _csv_cell(difference.p_holm),
+            *(difference.discordant_counts or ("", "")),
+            _csv_cell(difference.further_images_needed),
+            difference.estimate.method,
+            verdict(difference, pair.first, pair.second),
+            pair.design,
+            *_repeated_cells(difference),
         )
-        for item in pair.differences
-    ]  # fmt: skip
+        for difference in pair.differences
+    ]
 
 
-def _trainings_row(item: Difference) -> list[object]:
+def _repeated_cells(difference: Difference) -> list[object]:
     """Return the columns that only several trainings have; a run is one training."""
-    if not isinstance(item, Repeated):
-        return [1, 1, *[""] * (len(PAIR_COLUMNS) - PAIR_COLUMNS.index("first_trainings") - 2)]
-    sides = [_sources(item.first), _sources(item.second)]
-    told = [_blank(side.get(name)) for name in ("mean", "sd", "sd_seed", "sd_images") for side in sides]
-    return [*item.trainings, _blank(item.folds or None), *told, _blank(item.seeds), _blank(item.images)]
+    if not isinstance(difference, RepeatedDifference):
+        return [1, 1, *[""] * (len(PAIR_TABLE_COLUMNS) - PAIR_TABLE_COLUMNS.index("first_trainings") - 2)]
+    components = [_components_dict(difference.first), _components_dict(difference.second)]
+    deviations = [
+        _csv_cell(recipe_components.get(name))
+        for name in ("mean", "sd", "sd_seed", "sd_images")
+        for recipe_components in components
+    ]
+    return [
+        *difference.n_trainings,
+        _csv_cell(difference.n_folds or None),
+        *deviations,
+        _csv_cell(difference.error_seeds),
+        _csv_cell(difference.error_images),
+    ]
 
 
-def _blank(value: float | None) -> object:
+def _csv_cell(value: float | None) -> object:
     return "" if value is None else value

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from dermkit.metrics.stats.estimate import trust
+from dermkit.metrics.stats.estimate import reliability
 from dermkit.recipes import schema
-from dermkit.recipes.augmentation import fields_on
-from dermkit.runs.folder import Json, Run, read_table
+from dermkit.recipes.augmentation import active_fields
+from dermkit.runs.folder import Json, RunFolder, read_optional_csv
 
-MOST_CONFUSIONS = 10
-LOG_ROWS = 400
+MAX_CONFUSIONS = 10
+MAX_LOG_ROWS = 400
 """Epochs printed; beyond that every second, third, ... row is, which is said."""
 
 
@@ -24,7 +24,7 @@ LOG_ROWS = 400
 
 
 @dataclass(frozen=True)
-class Verdict:
+class MajorityComparison:
     """Whether a split's result can be told from always naming the commonest class.
 
     judged: the figure that decides ("" = none has an interval). side: where its whole 95 % interval lies beside
@@ -34,150 +34,166 @@ class Verdict:
     """
 
     split: str
-    judged: str
-    side: Literal["above", "below", "unclear", "unknown"]
-    rule_class: str
-    rule: dict[str, float | None]
-    rule_key: str
+    metric: str
+    outcome: Literal["above", "below", "unclear", "unknown"]
+    majority_class: str
+    majority_metrics: dict[str, float | None]
+    metrics_key: str
 
 
-def verdict(run: Run, split: str) -> Verdict:
+def against_majority(run: RunFolder, split: str) -> MajorityComparison:
     """Compare balanced accuracy, or accuracy where that is undefined, with the rule that never looks."""
-    body = run.metrics["splits"][split]
-    name, rule, key = _majority(run, split)
-    for judged in ("balanced_accuracy", "accuracy"):
-        estimate = body["metrics"].get(judged) or {}
-        bounds, dumb = estimate.get("ci95"), rule[judged]
-        if bounds and dumb is not None:
-            side: Literal["above", "below", "unclear", "unknown"] = (
-                "above" if bounds[0] > dumb else "below" if bounds[1] < dumb else "unclear"
+    split_metrics = run.metrics["splits"][split]
+    majority_class, majority_metrics, metrics_key = _majority_rule(run, split)
+    for metric in ("balanced_accuracy", "accuracy"):
+        estimate = split_metrics["metrics"].get(metric) or {}
+        bounds, majority_value = estimate.get("ci95"), majority_metrics[metric]
+        if bounds and majority_value is not None:
+            outcome: Literal["above", "below", "unclear", "unknown"] = (
+                "above" if bounds[0] > majority_value else "below" if bounds[1] < majority_value else "unclear"
             )
-            side = "unknown" if trust(estimate) == "none" else side
-            return Verdict(split, judged, side, name, rule, key)
-    return Verdict(split, "", "unknown", name, rule, key)
+            outcome = "unknown" if reliability(estimate) == "none" else outcome
+            return MajorityComparison(split, metric, outcome, majority_class, majority_metrics, metrics_key)
+    return MajorityComparison(split, "", "unknown", majority_class, majority_metrics, metrics_key)
 
 
-def _majority(run: Run, split: str) -> tuple[str, dict[str, float | None], str]:
+def _majority_rule(run: RunFolder, split: str) -> tuple[str, dict[str, float | None], str]:
     """Return the commonest training class and what naming it always reaches.
 
     Without the training counts: the commonest class of the split itself, which can only make the rule better.
     """
-    body = run.metrics["splits"][split]
-    stored = (body.get("baselines") or {}).get("majority")
-    if stored:
-        rule = {name: (stored.get(name) or {}).get("value") for name in ("accuracy", "balanced_accuracy")}
-        return str(stored["class"]), rule, f"{split}.baselines.majority"
-    totals = [sum(row) for row in body["confusion_matrix"]]
-    n, most = sum(totals), max(totals, default=0)
-    name = str(run.metrics["classes"][totals.index(most)])
+    split_metrics = run.metrics["splits"][split]
+    stored_rule = (split_metrics.get("baselines") or {}).get("majority")
+    if stored_rule:
+        rule = {name: (stored_rule.get(name) or {}).get("value") for name in ("accuracy", "balanced_accuracy")}
+        return str(stored_rule["class"]), rule, f"{split}.baselines.majority"
+    totals = [sum(row) for row in split_metrics["confusion_matrix"]]
+    n, largest_total = sum(totals), max(totals, default=0)
+    name = str(run.metrics["classes"][totals.index(largest_total)])
     # A constant answer finds all of one class and nothing of the others.
-    balanced = 1 / len(totals) if all(totals) else None
-    return name, {"accuracy": most / n if n else None, "balanced_accuracy": balanced}, ""
+    balanced_accuracy = 1 / len(totals) if all(totals) else None
+    return name, {"accuracy": largest_total / n if n else None, "balanced_accuracy": balanced_accuracy}, ""
 
 
 # --- facts ---
 
 
-def flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_json(tree: Mapping[str, Any], parent_name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the leaves of nested JSON objects with their path in words."""
-    for key, item in value.items():
-        name = f"{above}, {key}" if above else str(key)
-        if isinstance(item, Mapping):
-            yield from flat(item, name)
+    for key, child in tree.items():
+        name = f"{parent_name}, {key}" if parent_name else str(key)
+        if isinstance(child, Mapping):
+            yield from flatten_json(child, name)
         else:
-            yield name, ", ".join(map(str, item)) if isinstance(item, list) else item
+            yield name, ", ".join(map(str, child)) if isinstance(child, list) else child
 
 
-def excluded(run: Run) -> list[tuple[str, int]]:
+def exclusion_counts(run: RunFolder) -> list[tuple[str, int]]:
     """Return how many images were left out for each reason, image names cut off so that reasons add up."""
-    frame = read_table(run.folder / "excluded.csv")
+    frame = read_optional_csv(run.folder / "excluded.csv")
     if frame is None or not len(frame):
         return []
     reasons = frame["reason"].map(lambda reason: re.sub(r"\bimage .+$", "image", str(reason)))
     return [(str(reason), int(n)) for reason, n in reasons.value_counts().items()]
 
 
-def training_counts(run: Run) -> dict[str, int]:
+def recorded_train_counts(run: RunFolder) -> dict[str, int]:
     """Return training images per class where run.json has them, else {}."""
-    counts = run.facts.get("split", {}).get("train_counts") or {}
+    counts = run.run_json.get("split", {}).get("train_counts") or {}
     return {str(name): int(n) for name, n in counts.items()}
 
 
-def confusions(run: Run, split: str) -> list[Json]:
+def top_confusions(run: RunFolder, split: str) -> list[Json]:
     """Return the commonest confusions: label, predicted, n, total, mean_confidence, missed (a malignant class lost)."""
-    frame = read_table(run.folder / "figures" / f"confusions_{split}.csv")
+    frame = read_optional_csv(run.folder / "figures" / f"confusions_{split}.csv")
     per_class, positive = run.metrics["splits"][split]["per_class"], set(run.metrics.get("positive", []))
     rows = []
     for row in [] if frame is None else frame.to_dict("records"):
-        body: Json = {
+        confusion: Json = {
             "label": row["label"], "predicted": row["predicted"], "n": int(row["n"]),
             "mean_confidence": float(row["mean_confidence"]),
             "total": per_class.get(row["label"], {}).get("n", 0),
             "missed": row["label"] in positive and row["predicted"] not in positive,
         }  # fmt: skip
-        rows.append(body)
-    return sorted((row for row in rows if row["n"]), key=lambda row: -int(row["n"]))[:MOST_CONFUSIONS]
+        rows.append(confusion)
+    return sorted((row for row in rows if row["n"]), key=lambda row: -int(row["n"]))[:MAX_CONFUSIONS]
 
 
 def log_rows(log: pd.DataFrame | None) -> Json:
-    """Return the log's columns and at most `LOG_ROWS` rows as short text, and the step between rows."""
+    """Return the log's columns and at most `MAX_LOG_ROWS` rows as short text, and the step between rows."""
     if log is None or not len(log):
         return {"columns": [], "rows": [], "step": 1}
-    step = -(-len(log) // LOG_ROWS)
-    rows = [[_short(text) for text in row] for row in log.iloc[::step].to_numpy().tolist()]
-    return {"columns": list(log.columns), "rows": rows, "step": step}
+    stride = -(-len(log) // MAX_LOG_ROWS)
+    rows = [[_short_number(text) for text in row] for row in log.iloc[::stride].to_numpy().tolist()]
+    return {"columns": list(log.columns), "rows": rows, "step": stride}
 
 
-def _short(text: str) -> str:
+def _short_number(text: str) -> str:
     return f"{float(text):.4g}" if re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", text) else text
 
 
 # --- the recipe in words ---
 
 
-def recipe_rows(value: schema.Recipe | None) -> list[tuple[str, str]]:
+def recipe_rows(selected_recipe: schema.Recipe | None) -> list[tuple[str, str]]:
     """Return the recipe as rows for people; recipe.json holds it for machines."""
-    if value is None:
+    if selected_recipe is None:
         return []
-    image, model, fields = value.image, value.model, schema.as_dict(value)
-    scale = "pixels in 0 to 1" if image.normalise == "zero_one" else "normalised as the weights were trained"
-    layers = [*(f"dense {width}, ReLU" for width in model.hidden), "dense, softmax"]
+    image_spec, model_spec, fields = (
+        selected_recipe.image,
+        selected_recipe.model,
+        schema.recipe_to_dict(selected_recipe),
+    )
+    pixel_scaling = (
+        "pixels in 0 to 1" if image_spec.normalise == "zero_one" else "normalised as the weights were trained"
+    )
+    layers = [*(f"dense {width}, ReLU" for width in model_spec.hidden), "dense, softmax"]
     rows = [
-        ("About", value.about),
-        ("Repeats the system", value.system),
-        ("Images", f"{image.size} x {image.size} px ({image.resize}, {image.interpolation}), {scale}"),
-        ("Backbone", f"{model.backbone}, weights: {model.weights}"),
-        ("Head", f"{'; '.join(layers)}; dropout {model.dropout:g}"),
-        *((f"Phase {number}", _phase(phase)) for number, phase in enumerate(value.phases, 1)),
-        ("Loss and optimizer", f"cross-entropy; {_spec(fields['optim'])}"),
-        ("Augmentation", _spec(fields_on(value.augment))),
+        ("About", selected_recipe.about),
+        ("Repeats the system", selected_recipe.system),
+        (
+            "Images",
+            f"{image_spec.size} x {image_spec.size} px ({image_spec.resize}, "
+            f"{image_spec.interpolation}), {pixel_scaling}",
+        ),
+        ("Backbone", f"{model_spec.backbone}, weights: {model_spec.weights}"),
+        ("Head", f"{'; '.join(layers)}; dropout {model_spec.dropout:g}"),
+        *((f"Phase {number}", _phase_text(phase)) for number, phase in enumerate(selected_recipe.phases, 1)),
+        ("Loss and optimizer", f"cross-entropy; {_spec_text(fields['optim'])}"),
+        ("Augmentation", _spec_text(active_fields(selected_recipe.augment))),
         (
             "Growth of small classes",
-            _spec({**fields["grow"], "augment": fields_on(value.grow.augment)} if value.grow else {}),
+            _spec_text(
+                {**fields["grow"], "augment": active_fields(selected_recipe.grow.augment)}
+                if selected_recipe.grow
+                else {}
+            ),
         ),
-        ("Mixing of images", _spec(fields["mix"] or {})),
-        ("Computed in", _spec(fields["compute"])),
-        ("Split", _spec(fields["split"])),
-        ("Weights kept", f"of the {value.keep} epoch by {value.monitor}"),
+        ("Mixing of images", _spec_text(fields["mix"] or {})),
+        ("Computed in", _spec_text(fields["compute"])),
+        ("Split", _spec_text(fields["split"])),
+        ("Weights kept", f"of the {selected_recipe.keep} epoch by {selected_recipe.monitor}"),
     ]
     return [(name, text) for name, text in rows if text]
 
 
-def _phase(phase: schema.Phase) -> str:
-    whole = {"none": "backbone frozen", "all": "whole net trained"}
-    what = whole.get(
+def _phase_text(phase: schema.Phase) -> str:
+    full_or_frozen_text = {"none": "backbone frozen", "all": "whole net trained"}
+    trained_layers = full_or_frozen_text.get(
         str(phase.train_backbone), f"last {phase.train_backbone} layer groups of the backbone trained"
     )
-    rates = f"learning rate of the head {phase.head_lr:g}"
-    rates += f", of the backbone {phase.backbone_lr:g}" if phase.train_backbone != "none" else ""
-    views = f", {phase.views} augmented views per image" if phase.views else ""
-    stop = f"early stopping after {phase.patience} epochs" if phase.patience else "no early stopping"
-    return f"up to {phase.epochs} epochs; {what}{views}; {rates}; {stop}"
+    rates_text = f"learning rate of the head {phase.head_lr:g}"
+    rates_text += f", of the backbone {phase.backbone_lr:g}" if phase.train_backbone != "none" else ""
+    views_text = f", {phase.views} augmented views per image" if phase.views else ""
+    stopping_text = f"early stopping after {phase.patience} epochs" if phase.patience else "no early stopping"
+    return f"up to {phase.epochs} epochs; {trained_layers}{views_text}; {rates_text}; {stopping_text}"
 
 
-def _spec(value: Mapping[str, Any]) -> str:
+def _spec_text(value: Mapping[str, Any]) -> str:
     """Return the fields of a spec that are on."""
-    parts = [
-        f"{name.replace('_', ' ')} {item}" for name, item in flat(value) if item not in (False, 0, "", "none")
+    field_texts = [
+        f"{name.replace('_', ' ')} {field_value}"
+        for name, field_value in flatten_json(value)
+        if field_value not in (False, 0, "", "none")
     ]
-    return "; ".join(parts).replace(" True", "") or "none"
+    return "; ".join(field_texts).replace(" True", "") or "none"

@@ -6,10 +6,10 @@ import json
 from jinja2 import Environment
 
 from dermkit.metrics.stats import intervals
-from dermkit.metrics.stats.estimate import in_words, trust
-from dermkit.render.html import templates
+from dermkit.metrics.stats.estimate import humanise, reliability
+from dermkit.render.html import template_environment
 
-LABELS = {
+METRIC_TITLES = {
     "balanced_accuracy": "Balanced accuracy (mean recall)",
     "accuracy": "Accuracy",
     "precision_macro": "Precision, mean over classes",
@@ -65,26 +65,26 @@ LABELS = {
 }
 """Names for people, in the order of the tables; other metrics follow under their own name."""
 
-SAME_AS = {"recall_macro": "balanced_accuracy", "recall": "sensitivity", "ppv": "precision"}
+ALIASES = {"recall_macro": "balanced_accuracy", "recall": "sensitivity", "ppv": "precision"}
 """A figure that stands in the table under another name already; it is printed once."""
 
-INSTEAD = {"balanced_accuracy": "recall_macro_present", "auroc_macro": "auroc_macro_present"}
+FALLBACKS = {"balanced_accuracy": "recall_macro_present", "auroc_macro": "auroc_macro_present"}
 """What a tile shows where classes without images leave the figure itself undefined."""
 
-FIRST = list(LABELS).index("ece")
+FIRST_TABLE_END = list(METRIC_TITLES).index("ece")
 """The figures up to this one stand in the table at the top; the others unfold below it."""
 
-METHODS = {
+METHOD_LABELS = {
     intervals.WILSON: "Wilson score interval",
     intervals.CLOPPER_PEARSON: "Clopper and Pearson's exact interval (fewer than 30 images)",
     intervals.GROUPED_WILSON: "Wilson score interval, for as many independent images as the groups are worth",
     intervals.GROUPED_CLOPPER_PEARSON: "Clopper and Pearson's exact interval, for as many independent images as the "
     "groups are worth (fewer than 30)",
 }
-BARS = frozenset(list(LABELS)[:FIRST]) - {"loss", "brier"}
+BAR_METRICS = frozenset(list(METRIC_TITLES)[:FIRST_TABLE_END]) - {"loss", "brier"}
 """What is drawn: the figures of the first table that lie in 0 to 1, where more is better."""
 
-PER_CLASS = {
+CLASS_METRIC_LABELS = {
     "recall": "recall",
     "precision": "precision",
     "f1": "F1",
@@ -97,16 +97,16 @@ PER_CLASS = {
 @functools.cache
 def page_templates() -> Environment:
     """Return the templates with the filters that pages of figures use: number, percent, label, words, ..."""
-    environment = templates()
+    environment = template_environment()
     environment.filters["number"] = lambda value: f"{value:.3f}"
     environment.filters["percent"] = lambda value: f"{value:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
     environment.filters["people"] = lambda value: f"{value:.1f}" if value < 100 else f"{value:.0f}"
     environment.filters["stated"] = lambda value: f"{100 * value:.6g}\N{NO-BREAK SPACE}%"
     environment.filters["exact"] = json.dumps
-    environment.filters["label"] = lambda name: LABELS.get(name, str(name).replace("_", " "))
-    environment.filters["words"] = in_words
-    environment.filters["trust"] = trust
-    environment.filters["method"] = lambda name: METHODS.get(name, name)
-    environment.filters["label_of_class"] = lambda name: PER_CLASS[name]
-    environment.globals |= {"per_class_names": PER_CLASS, "instead": INSTEAD}
+    environment.filters["label"] = lambda name: METRIC_TITLES.get(name, str(name).replace("_", " "))
+    environment.filters["words"] = humanise
+    environment.filters["trust"] = reliability
+    environment.filters["method"] = lambda name: METHOD_LABELS.get(name, name)
+    environment.filters["label_of_class"] = lambda name: CLASS_METRIC_LABELS[name]
+    environment.globals |= {"per_class_names": CLASS_METRIC_LABELS, "instead": FALLBACKS}
     return environment

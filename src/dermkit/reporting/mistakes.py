@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.errors import ImageRefused
+from dermkit.errors import ImageRejected
 from dermkit.images.decode import open_image
 from dermkit.render.sheets import data_uri
 
-Images = Callable[[str], NDArray[np.uint8] | None]
+PixelFinder = Callable[[str], NDArray[np.uint8] | None]
 
-SIDE = 144
+THUMBNAIL_EDGE = 144
 """Pixels of a thumbnail's side: colours and border of a lesion can be told, at about 6 kB."""
 
 
@@ -31,34 +31,38 @@ class Mistake:
     uri: str
 
 
-def mistakes_of(wrong: pd.DataFrame, images: Images | None, root: Path | None) -> list[Mistake]:
-    """Return the rows of a mistakes table with a thumbnail each; without `images` they are opened below `root`."""
-    find = images or opener(wrong, root)
+def load_mistakes(
+    mistake_table: pd.DataFrame, pixel_finder: PixelFinder | None, root: Path | None
+) -> list[Mistake]:
+    """Return the rows of a mistakes table with a thumbnail each; without `pixel_finder` they are opened below
+    `root`.
+    """
+    find_pixels = pixel_finder or image_opener(mistake_table, root)
     return [
         Mistake(
             row["image_id"], row["path"], row["label"], row["predicted"],
-            float(row["p_predicted"]), float(row["p_label"]), thumbnail(find(row["image_id"])),
+            float(row["p_predicted"]), float(row["p_label"]), mistake_uri(find_pixels(row["image_id"])),
         )
-        for row in wrong.to_dict("records")
+        for row in mistake_table.to_dict("records")
     ]  # fmt: skip
 
 
-def thumbnail(pixels: NDArray[np.uint8] | None) -> str:
+def mistake_uri(pixels: NDArray[np.uint8] | None) -> str:
     """Return a small picture as a data URI, "" where there are no pixels."""
-    return "" if pixels is None else data_uri(pixels, SIDE)
+    return "" if pixels is None else data_uri(pixels, THUMBNAIL_EDGE)
 
 
-def opener(wrong: pd.DataFrame, root: Path | None) -> Images:
+def image_opener(image_table: pd.DataFrame, root: Path | None) -> PixelFinder:
     """Return what opens an image of a table (image_id, path) below `root`, but no path that leads out of it."""
-    paths = dict(zip(wrong["image_id"], wrong["path"], strict=True)) if len(wrong) else {}
+    paths = dict(zip(image_table["image_id"], image_table["path"], strict=True)) if len(image_table) else {}
 
-    def find(image_id: str) -> NDArray[np.uint8] | None:
+    def find_pixels(image_id: str) -> NDArray[np.uint8] | None:
         path = None if root is None else root / paths[image_id]
         if root is None or path is None or not path.resolve().is_relative_to(root.resolve()):
             return None
         try:
             return open_image(path, name=image_id).pixels
-        except ImageRefused:
+        except ImageRejected:
             return None
 
-    return find
+    return find_pixels

@@ -5,216 +5,260 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dermkit.metrics.stats.power import best_of_chance
+from dermkit.metrics.stats.power import expected_maximum_of_k
 
 if TYPE_CHECKING:
-    from dermkit.runs.folder import Run
+    from dermkit.runs.folder import RunFolder
 
-FEW = 10
+MIN_CLASS_IMAGES = 10
 """Below this many images of a class Wilson's interval of a half is wider than 50 points: said as a warning."""
 
-SIDE = 30
+MIN_OUTCOME_IMAGES = 30
 """Below this many images of the malignant or of the other ones, figures of that side are shaky, marked or not."""
 
-UNSTABLE = "Training was not stable"
+UNSTABLE_TRAINING = "Training was not stable"
 """How a run's own warning begins that is a serious one."""
 
-SERIOUS = (UNSTABLE, "Sealed test images")
+SERIOUS_PREFIXES = (UNSTABLE_TRAINING, "Sealed test images")
 """How the lines of a run's own files begin that are serious in any run."""
 
-Level = Literal["serious", "note", "data"]
+WarningLevel = Literal["serious", "note", "data"]
 
 
 @dataclass(frozen=True)
-class Warn:
+class ReportWarning:
     """A warning of the report's head; `data` is what holds for the data set in every run, told last and folded.
 
     replaces: how a file's line on the same begins.
     """
 
-    level: Level
+    level: WarningLevel
     text: str
-    replaces: str = ""
+    replaced_prefix: str = ""
 
 
-def warnings(run: "Run") -> list[Warn]:
+def report_warnings(run: "RunFolder") -> list[ReportWarning]:
     """Return every warning once, in the order serious, note, data."""
-    own = [
+    derived_warnings = [
         *_leak_warnings(run),
         *_seal_warnings(run),
         *_audit_warnings(run),
-        *_side_warnings(run),
+        *_outcome_warnings(run),
         *_class_warnings(run),
-        *_other_warnings(run),
+        *_training_and_data_warnings(run),
     ]
-    said = tuple(warn.replaces for warn in own if warn.replaces) + (
-        () if run.leaks.get("total") else ("the split leaks",)
-    )
-    stored = [*run.metrics.get("warnings", []), *run.facts.get("warnings", [])]
+    covered_prefixes = tuple(
+        warning.replaced_prefix for warning in derived_warnings if warning.replaced_prefix
+    ) + (() if run.leaks.get("total") else ("the split leaks",))
+    recorded_warnings = [*run.metrics.get("warnings", []), *run.run_json.get("warnings", [])]
     # A model on another data set: what its files warn of (overlap, images left out) decides what the figures mean.
-    level: Level = "serious" if run.is_external else "note"
-    notes = [
-        Warn("serious" if str(text).startswith(SERIOUS) else level, str(text))
-        for text in stored
-        if not str(text).startswith(said)
+    level: WarningLevel = "serious" if run.is_external else "note"
+    recorded_notes = [
+        ReportWarning("serious" if str(text).startswith(SERIOUS_PREFIXES) else level, str(text))
+        for text in recorded_warnings
+        if not str(text).startswith(covered_prefixes)
     ]
-    unique = {warn.text: warn for warn in [*own, *notes]}.values()
-    return sorted(unique, key=lambda warn: ("serious", "note", "data").index(warn.level))
+    unique_warnings = {warning.text: warning for warning in [*derived_warnings, *recorded_notes]}.values()
+    return sorted(unique_warnings, key=lambda warning: ("serious", "note", "data").index(warning.level))
 
 
-def _leak_warnings(run: "Run") -> Iterator[Warn]:
+def _leak_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
     leaks = run.leaks
-    sides = (
+    leaks_by_split = (
         ("test", leaks, "a training or validation"),
         ("validation", leaks.get("validation", {}), "a training"),
     )
-    for side, counts, learned in sides:
+    for split_name, counts, source_splits in leaks_by_split:
         if total := counts.get("total", 0):
-            scheme = run.facts.get("split", {}).get("scheme", "of this name")
-            yield Warn(
+            scheme = run.run_json.get("split", {}).get("scheme", "of this name")
+            yield ReportWarning(
                 "serious",
-                f"The split leaks (scheme {scheme}): {total} of {counts.get('n', '?')} {side} images share a lesion or "
-                f"the exact pixels with {learned} image ({counts.get('identical_pixels', 0)} identical, "
-                f"{counts.get('same_group', 0)} of the same group). The {side} figures are not those of unseen lesions:"
+                f"The split leaks (scheme {scheme}): {total} of {counts.get('n', '?')} {split_name} "
+                f"images share a lesion or "
+                f"the exact pixels with {source_splits} image ({counts.get('identical_pixels', 0)} identical, "
+                f"{counts.get('same_group', 0)} of the same group). The {split_name} figures are not "
+                f"those of unseen lesions:"
                 " too good as a rule, too bad where the copies carry another label.",
-                replaces="the split leaks",
+                replaced_prefix="the split leaks",
             )
     if contradictions := leaks.get("contradictions", 0):
-        yield Warn(
+        yield ReportWarning(
             "serious",
             f"{contradictions} images carry another label in an exact copy of themselves: no model can be right.",
         )
 
 
-def _seal_warnings(run: "Run") -> Iterator[Warn]:
+def _seal_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
     """Yield what the openings of a sealed test side do to its figures; one opening, this run's own, says nothing."""
-    kept = run.seal
-    if not kept or kept["opening"] is None:
+    seal = run.seal
+    if not seal or seal["opening"] is None:
         return
-    for note in kept["notes"]:
-        yield Warn("note", str(note))
+    for note in seal["notes"]:
+        yield ReportWarning("note", str(note))
     if "test" not in run.splits:
-        yield Warn(
+        yield ReportWarning(
             "serious",
-            f"Opening {kept['opening']} of the test side was logged and did not end: it counts all the same.",
+            f"Opening {seal['opening']} of the test side was logged and did not end: it counts all the same.",
         )
-    openings = kept["openings"]
+    openings = seal["openings"]
     if len(openings) < 2:
         return
-    best = f"up to {best_of_chance(len(openings)):.1f} standard errors too good by chance alone"
-    repeats = {(item["recipe"], str(item["run"]).split("-s")[0]) for item in openings}
-    if len(repeats) == 1 and len({item["run"] for item in openings}) == len(openings):
-        yield Warn(
+    best_of_openings = f"up to {expected_maximum_of_k(len(openings)):.1f} standard errors too good by chance alone"
+    opened_recipes = {(opening["recipe"], str(opening["run"]).split("-s")[0]) for opening in openings}
+    if len(opened_recipes) == 1 and len({opening["run"] for opening in openings}) == len(openings):
+        yield ReportWarning(
             "note",
             f"The test side was opened {len(openings)} times, by runs of one recipe that differ in their seed alone: "
-            f"their mean is that of an untouched test side; the best of them would be {best}.",
+            f"their mean is that of an untouched test side; the best of them would be {best_of_openings}.",
         )
         return
-    yield Warn(
+    yield ReportWarning(
         "serious",
         f"The test side was opened {len(openings)} times: these are no longer the figures of an untouched test side. "
-        f"Of {len(openings)} equally good models, the best one's figures are {best}; and whatever was decided after an "
+        f"Of {len(openings)} equally good models, the best one's figures are {best_of_openings}; and "
+        f"whatever was decided after an "
         "opening was decided with the test side in view.",
     )
 
 
-def _side_warnings(run: "Run") -> Iterator[Warn]:
+def _outcome_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
     """Yield one line where the headline's malignant or other images are few: few marks stand beside such figures."""
-    body, positive = run.metrics["splits"][run.headline], run.metrics.get("positive", [])
-    counts = {name: int(row["n"]) for name, row in body["per_class"].items()}
-    malignant = sum(n for name, n in counts.items() if name in positive)
-    other = sum(counts.values()) - malignant
-    groups = int(body.get("n_groups", body["n"]))
+    split_metrics, positive_classes = run.metrics["splits"][run.headline_split], run.metrics.get("positive", [])
+    counts = {name: int(row["n"]) for name, row in split_metrics["per_class"].items()}
+    n_malignant = sum(n for name, n in counts.items() if name in positive_classes)
+    n_other = sum(counts.values()) - n_malignant
+    n_groups = int(split_metrics.get("n_groups", split_metrics["n"]))
     # So few groups cannot be enough on both sides, however many images they hold.
-    if not malignant or not other or (min(malignant, other) >= SIDE and groups >= 2 * SIDE):
+    if (
+        not n_malignant
+        or not n_other
+        or (min(n_malignant, n_other) >= MIN_OUTCOME_IMAGES and n_groups >= 2 * MIN_OUTCOME_IMAGES)
+    ):
         return
-    together = (
-        f", in {groups} groups of images that hang together (lesions, patients)" if groups < body["n"] else ""
+    groups_text = (
+        f", in {n_groups} groups of images that hang together (lesions, patients)"
+        if n_groups < split_metrics["n"]
+        else ""
     )
-    yield Warn(
+    yield ReportWarning(
         "note",
-        f"{malignant} malignant and {other} other {run.headline} images{together}: with fewer than {SIDE} independent "
+        f"{n_malignant} malignant and {n_other} other {run.headline_split} images{groups_text}: with "
+        f"fewer than {MIN_OUTCOME_IMAGES} independent "
         "ones on a side, its figures may be far from those of new lesions, also where no interval is marked.",
     )
 
 
-def _class_warnings(run: "Run") -> Iterator[Warn]:
+def _class_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
     for split in run.splits:
-        counts = {name: body["n"] for name, body in run.metrics["splits"][split]["per_class"].items()}
-        absent = [name for name, n in counts.items() if n == 0]
-        few = [f"{name} ({n})" for name, n in counts.items() if 0 < n < FEW]
-        if absent:
-            yield Warn("serious", f"No {split} images of {', '.join(absent)}: what needs them is not defined.")
-        if few:
-            yield Warn("note", f"Fewer than {FEW} {split} images of {', '.join(few)}: their figures say little.")
-    unsure = [str(item["name"]) for item in run.classes if item.get("malignancy") == "indeterminate"]
-    if unsure:
-        yield Warn(
+        counts = {
+            name: class_metrics["n"] for name, class_metrics in run.metrics["splits"][split]["per_class"].items()
+        }
+        absent_classes = [name for name, n in counts.items() if n == 0]
+        small_classes = [f"{name} ({n})" for name, n in counts.items() if 0 < n < MIN_CLASS_IMAGES]
+        if absent_classes:
+            yield ReportWarning(
+                "serious", f"No {split} images of {', '.join(absent_classes)}: what needs them is not defined."
+            )
+        if small_classes:
+            yield ReportWarning(
+                "note",
+                f"Fewer than {MIN_CLASS_IMAGES} {split} images of {', '.join(small_classes)}: their "
+                f"figures say little.",
+            )
+    indeterminate_classes = [
+        str(lesion_class["name"])
+        for lesion_class in run.classes
+        if lesion_class.get("malignancy") == "indeterminate"
+    ]
+    if indeterminate_classes:
+        yield ReportWarning(
             "note",
-            f"Neither benign nor malignant by the class table: {', '.join(unsure)}. The malignant-against-the-rest "
+            f"Neither benign nor malignant by the class table: {', '.join(indeterminate_classes)}. The "
+            f"malignant-against-the-rest "
             "figures count them among the rest; counting them as malignant would change each of these figures.",
-            replaces="indeterminate, counted",
+            replaced_prefix="indeterminate, counted",
         )
 
 
-def _other_warnings(run: "Run") -> Iterator[Warn]:
+def _training_and_data_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
     if (overfitting := run.metrics.get("overfitting") or {}).get("overfitting"):
-        kept, epoch = run.facts.get("kept") == "best", (run.facts.get("best") or {}).get("epoch")
-        end = f" The weights kept are those of {f'epoch {epoch}' if epoch else 'the best epoch'}." if kept else ""
+        is_best_epoch, epoch = run.run_json.get("kept") == "best", (run.run_json.get("best") or {}).get("epoch")
+        weights_sentence = (
+            f" The weights kept are those of {f'epoch {epoch}' if epoch else 'the best epoch'}."
+            if is_best_epoch
+            else ""
+        )
         sentence = str(overfitting["sentence"])
-        yield Warn("note" if kept else "serious", sentence + end, replaces=sentence)
-    for item in run.notes.get("warnings", []):
-        yield Warn("data", f"{item['text']} ({item['n']})" if isinstance(item, Mapping) else str(item))
-    cleaned = sum(int(item.get("dropped", 0)) for item in run.notes.get("cleaned", []))
+        yield ReportWarning(
+            "note" if is_best_epoch else "serious", sentence + weights_sentence, replaced_prefix=sentence
+        )
+    for entry in run.notes.get("warnings", []):
+        yield ReportWarning(
+            "data", f"{entry['text']} ({entry['n']})" if isinstance(entry, Mapping) else str(entry)
+        )
+    n_cleaned = sum(int(entry.get("dropped", 0)) for entry in run.notes.get("cleaned", []))
     for defect in run.notes.get("defects", []):
-        of_test = re.search(r"\btest\b", str(defect), re.IGNORECASE)
+        is_about_test = re.search(r"\btest\b", str(defect), re.IGNORECASE)
         if run.notes.get("cleaned"):
-            yield Warn("data", f"Known defect, before {cleaned} images were dropped by a cleaning: {defect}")
+            yield ReportWarning(
+                "data", f"Known defect, before {n_cleaned} images were dropped by a cleaning: {defect}"
+            )
         else:
-            yield Warn("serious" if of_test else "data", f"Known defect: {defect}")
-    if note := run.facts.get("weights", {}).get("note"):
-        yield Warn("note", f"Weights: {note}", replaces="Weights:")
+            yield ReportWarning("serious" if is_about_test else "data", f"Known defect: {defect}")
+    if note := run.run_json.get("weights", {}).get("note"):
+        yield ReportWarning("note", f"Weights: {note}", replaced_prefix="Weights:")
 
 
-def _audit_warnings(run: "Run") -> Iterator[Warn]:
+def _audit_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
     """Yield what the audits of the data say: of the set tested on, and of the one an external model was trained on."""
-    data, trained = run.facts.get("dataset", {}), run.facts.get("trained_on")
-    yield from _audit_of(str(data.get("name") or "this data set"), data.get("audit") or {})
-    if trained:
-        yield from _audit_of(f"{trained.get('name') or '?'} (what the model was trained on)", trained["audit"])
+    dataset_json, training_dataset = run.run_json.get("dataset", {}), run.run_json.get("trained_on")
+    yield from _dataset_audit_warnings(
+        str(dataset_json.get("name") or "this data set"), dataset_json.get("audit") or {}
+    )
+    if training_dataset:
+        yield from _dataset_audit_warnings(
+            f"{training_dataset.get('name') or '?'} (what the model was trained on)", training_dataset["audit"]
+        )
 
 
-def _audit_of(name: str, audit: Mapping[str, Any]) -> Iterator[Warn]:
-    state, found = audit.get("state", "never"), audit.get("errors", [])
+def _dataset_audit_warnings(name: str, audit: Mapping[str, Any]) -> Iterator[ReportWarning]:
+    state, errors = audit.get("state", "never"), audit.get("errors", [])
     if state == "never":
-        not_done = "near copies, contradictory labels and shortcuts were not (no audit was run)."
-        yield Warn("note", f"{name}: only identical pixels were looked for; {not_done}")
+        missing_checks = "near copies, contradictory labels and shortcuts were not (no audit was run)."
+        yield ReportWarning("note", f"{name}: only identical pixels were looked for; {missing_checks}")
         return
-    where = ""
+    scope_text = ""
     if state == "outdated" and audit.get("reason") == "manifest":
-        where = " before its manifest changed"
+        scope_text = " before its manifest changed"
         text = f"{name}: the audit of {audit['date']} is outdated, the manifest has changed since: audit it again."
-        yield Warn("serious" if found else "note", text)
+        yield ReportWarning("serious" if errors else "note", text)
     elif state == "outdated":
-        split = {"": "no split", "given_split": "the published split"}.get(
+        audited_split = {"": "no split", "given_split": "the published split"}.get(
             audit["split"], f"split {audit['split']}"
         )
-        where = f" on {split}"
-        yield Warn(
+        scope_text = f" on {audited_split}"
+        yield ReportWarning(
             "note",
-            f"{name}: the audit of {audit['date']} was of {split}, not of the one used here, on which near copies and "
+            f"{name}: the audit of {audit['date']} was of {audited_split}, not of the one used here, on "
+            f"which near copies and "
             "shortcuts across sides were not looked for: `dermkit audit DATASET --split NAME` does.",
         )
-    for item in found:
-        yield Warn(
-            "serious", f"{item['code']} {item['title']}: {item['n']} images of {name}{where}. {item['effect']}"
-        )
-    for item in audit.get("accepted", []):
-        accepted = f"was accepted, not repaired ({item['date']})"
-        yield Warn(
+    for finding in errors:
+        yield ReportWarning(
             "serious",
-            f"{item['code']} {item['title']} ({item['n']} images of {name}) {accepted}. {item['effect']}",
+            f"{finding['code']} {finding['title']}: {finding['n']} images of {name}{scope_text}. {finding['effect']}",
         )
-    if warned := audit.get("warnings", []):
-        listed = "; ".join(f"{item['code']} {item['title']} ({item['n']})" for item in warned)
-        yield Warn("note", f"The audit of {name} warns of what may distort a figure{where}: {listed}.")
+    for finding in audit.get("accepted", []):
+        acceptance_text = f"was accepted, not repaired ({finding['date']})"
+        yield ReportWarning(
+            "serious",
+            f"{finding['code']} {finding['title']} ({finding['n']} images of {name}) {acceptance_text}. "
+            f"{finding['effect']}",
+        )
+    if audit_warnings := audit.get("warnings", []):
+        warning_list = "; ".join(
+            f"{finding['code']} {finding['title']} ({finding['n']})" for finding in audit_warnings
+        )
+        yield ReportWarning(
+            "note", f"The audit of {name} warns of what may distort a figure{scope_text}: {warning_list}."
+        )

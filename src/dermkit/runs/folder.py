@@ -9,7 +9,7 @@ import pandas as pd
 from dermkit.errors import DataError, UsageError
 from dermkit.files import read_json
 from dermkit.recipes import schema
-from dermkit.runs.metrics_json import read_results
+from dermkit.runs.metrics_json import read_metrics
 
 Json = dict[str, Any]
 
@@ -18,12 +18,12 @@ RUN_FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """What a run folder holds; None, {} and "" stand for files that are not there."""
 
     folder: Path
     metrics: Json
-    facts: Json
+    run_json: Json
     environment: Json
     recipe: schema.Recipe | None
     log: pd.DataFrame | None
@@ -33,7 +33,9 @@ class Run:
     @property
     def title(self) -> str:
         """The recipe's name, or the folder's."""
-        return str(self.facts.get("recipe") or (self.recipe.name if self.recipe else self.folder.resolve().name))
+        return str(
+            self.run_json.get("recipe") or (self.recipe.name if self.recipe else self.folder.resolve().name)
+        )
 
     @property
     def splits(self) -> list[str]:
@@ -42,24 +44,26 @@ class Run:
         return sorted(self.metrics["splits"], key=lambda name: order.get(name, 3))
 
     @property
-    def headline(self) -> str:
+    def headline_split(self) -> str:
         """The split that the verdict is about: test, or the last one there is."""
         return "test" if "test" in self.metrics["splits"] else self.splits[-1]
 
     @property
     def classes(self) -> list[Json]:
         """The classes in order, each with name, diagnosis and malignancy ("" where run.json is missing)."""
-        named = {item["name"]: item for item in self.facts.get("dataset", {}).get("classes", [])}
+        class_by_name = {fields["name"]: fields for fields in self.run_json.get("dataset", {}).get("classes", [])}
         positive = self.metrics.get("positive", [])
         return [
-            named.get(name, {"name": name, "diagnosis": "", "malignancy": "malignant" if name in positive else ""})
+            class_by_name.get(
+                name, {"name": name, "diagnosis": "", "malignancy": "malignant" if name in positive else ""}
+            )
             for name in self.metrics["classes"]
         ]
 
     @property
     def notes(self) -> Json:
         """What the import found out about the data set: source of the malignancy, licence, defects, warnings, ..."""
-        notes = self.facts.get("dataset", {}).get("notes") or {}
+        notes = self.run_json.get("dataset", {}).get("notes") or {}
         return notes if isinstance(notes, dict) else {"warnings": notes}
 
     @property
@@ -70,47 +74,47 @@ class Run:
     @property
     def mapping(self) -> Json:
         """How the classes of an external test were matched: rule, data and model; {} otherwise."""
-        mapping: Json = self.metrics.get("mapping") or self.facts.get("mapping") or {}
+        mapping: Json = self.metrics.get("mapping") or self.run_json.get("mapping") or {}
         return mapping
 
     @property
-    def unmapped(self) -> Json:
+    def unmapped_counts(self) -> Json:
         """Label -> images of it that were not scored, since no class of the model fits."""
-        unmapped: Json = self.metrics.get("unmapped") or self.facts.get("unmapped") or {}
-        return unmapped
+        counts: Json = self.metrics.get("unmapped") or self.run_json.get("unmapped") or {}
+        return counts
 
     @property
     def leaks(self) -> Json:
         """Leak counts as the split's check returns them: n, total, identical_pixels, same_group, per_class, ..."""
-        leaks: Json = self.metrics.get("leaks") or self.facts.get("split", {}).get("leaks") or {}
+        leaks: Json = self.metrics.get("leaks") or self.run_json.get("split", {}).get("leaks") or {}
         return leaks
 
 
-def read_run(folder: Path) -> Run:
+def read_run_folder(folder: Path) -> RunFolder:
     """Read a run folder; raises `DataError` without a metrics.json, or where a file of it is broken."""
-    metrics = read_results(folder)
+    metrics = read_metrics(folder)
     if not metrics.get("splits"):
         raise DataError(f"{folder / 'metrics.json'}: has no split", remedy="run `dermkit evaluate` on this folder")
-    return Run(
+    return RunFolder(
         folder=folder,
         metrics=metrics,
-        facts=_optional_json(folder / "run.json"),
-        environment=_optional_json(folder / "environment.json"),
-        recipe=_recipe(folder / "recipe.json"),
-        log=read_table(folder / "log.csv"),
+        run_json=_read_optional_json(folder / "run.json"),
+        environment=_read_optional_json(folder / "environment.json"),
+        recipe=_read_recipe(folder / "recipe.json"),
+        log=read_optional_csv(folder / "log.csv"),
         next_steps=read_text(folder / "NEXT_STEPS.txt"),
-        seal=_optional_json(folder / "seal.json"),
+        seal=_read_optional_json(folder / "seal.json"),
     )
 
 
-def _optional_json(path: Path) -> Json:
+def _read_optional_json(path: Path) -> Json:
     return read_json(path, format=RUN_FORMAT, error=DataError) if path.exists() else {}
 
 
-def _recipe(path: Path) -> schema.Recipe | None:
+def _read_recipe(path: Path) -> schema.Recipe | None:
     """Return the recipe, or None where it is absent or of another version: old runs stay readable."""
     try:
-        return schema.load(path)
+        return schema.load_recipe(path)
     except UsageError:
         return None
 
@@ -120,7 +124,7 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace").strip("\n") if path.exists() else ""
 
 
-def read_table(path: Path) -> pd.DataFrame | None:
+def read_optional_csv(path: Path) -> pd.DataFrame | None:
     """Return a CSV as text, so that a class called NA stays one; None where it is absent or empty."""
     if not path.exists() or path.stat().st_size == 0:
         return None

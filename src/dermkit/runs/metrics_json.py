@@ -10,20 +10,22 @@ from typing import Any
 from dermkit.errors import DataError
 from dermkit.files import read_json, write_json
 
-NAME = "metrics.json"
-FORMAT = 2
+METRICS_FILE = "metrics.json"
+METRICS_FORMAT = 2
 
 
-def read_results(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: Path) -> dict[str, Any]:
     """Read a run's metrics.json of this or an older format; raises `DataError` where it is missing or broken."""
-    return read_json(folder / NAME, format=FORMAT, error=DataError, migrations={1: _from_1})
+    return read_json(
+        folder / METRICS_FILE, format=METRICS_FORMAT, error=DataError, migrations={1: _migrate_1_to_2}
+    )
 
 
-def write_results(folder: Path, body: dict[str, Any]) -> Path:
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> Path:
     """Write metrics.json, whole or not at all; returns its path."""
-    write_json(folder / NAME, body, format=FORMAT)
-    return folder / NAME
+    write_json(folder / METRICS_FILE, metrics, format=METRICS_FORMAT)
+    return folder / METRICS_FILE
 
 
-def _from_1(body: dict[str, Any]) -> dict[str, Any]:
-    return {**body, "format": 2}
+def _migrate_1_to_2(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {**metrics, "format": 2}

@@ -16,15 +16,15 @@ from safetensors.torch import save as save_safetensors
 from dermkit.errors import UntrustedError
 from dermkit.files import write_bytes
 
-FORMAT = 2
-LAST = "last.safetensors"
-BEST = "best.safetensors"
-INSIDE = "inside.safetensors"
+CHECKPOINT_FORMAT = 2
+LAST_CHECKPOINT = "last.safetensors"
+BEST_CHECKPOINT = "best.safetensors"
+MID_EPOCH_CHECKPOINT = "inside.safetensors"
 """Where an epoch that runs stands: of use until the epoch is done, or is tried again."""
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """What has been done: finished epochs with their log rows, the best so far, and the optimizer's state.
 
     step, loss, hits, seconds: of the epoch that runs, the batches done, and their sums. lr_scale: what every learning
@@ -35,44 +35,44 @@ class Progress:
     phase: int = 0
     phase_epoch: int = 0
     step: int = 0
-    loss: float = 0.0
-    hits: float = 0.0
+    loss_sum: float = 0.0
+    n_correct: float = 0.0
     seconds: float = 0.0
     lr_scale: float = 1.0
-    setbacks: list[dict[str, Any]] = field(default_factory=list)
-    micro: int = 0
-    waited: int = 0
+    nan_recoveries: list[dict[str, Any]] = field(default_factory=list)
+    micro_batch_size: int = 0
+    epochs_without_improvement: int = 0
     best_value: float | None = None
     best_epoch: int = 0
-    rows: list[dict[str, float]] = field(default_factory=list)
+    log_rows: list[dict[str, float]] = field(default_factory=list)
     optimizer: dict[str, Any] = field(default_factory=dict)
 
-    def start_phase(self, number: int) -> None:
+    def start_phase(self, phase: int) -> None:
         """Begin a phase: fresh optimizer, fresh patience; the best so far stands."""
-        self.phase, self.phase_epoch, self.waited, self.optimizer = number, 0, 0, {}
+        self.phase, self.phase_epoch, self.epochs_without_improvement, self.optimizer = phase, 0, 0, {}
         self.start_epoch()
 
     def start_epoch(self) -> None:
         """Begin an epoch: no batch done yet."""
-        self.step, self.loss, self.hits, self.seconds = 0, 0.0, 0.0, 0.0
+        self.step, self.loss_sum, self.n_correct, self.seconds = 0, 0.0, 0.0, 0.0
 
-    def out_of_patience(self, patience: int) -> bool:
+    def is_out_of_patience(self, patience: int) -> bool:
         """Tell whether this phase has waited long enough (patience 0 = never)."""
-        return patience > 0 and self.waited >= patience
+        return patience > 0 and self.epochs_without_improvement >= patience
 
     def finish_epoch(self, row: dict[str, float], monitor: str) -> bool:
         """Add an epoch's row; returns whether it is the best so far by `monitor` (lower is better for a loss)."""
-        self.rows.append(row)
+        self.log_rows.append(row)
         self.phase_epoch += 1
         self.start_epoch()
         value = row[monitor]
-        signed = -value if monitor.endswith("loss") else value
-        better = self.best_value is None or math.isnan(self.best_value) or signed > self.best_value
-        if better:
-            self.best_value, self.best_epoch, self.waited = signed, int(row["epoch"]), 0
+        score = -value if monitor.endswith("loss") else value
+        is_best = self.best_value is None or math.isnan(self.best_value) or score > self.best_value
+        if is_best:
+            self.best_value, self.best_epoch, self.epochs_without_improvement = score, int(row["epoch"]), 0
         else:
-            self.waited += 1
-        return better
+            self.epochs_without_improvement += 1
+        return is_best
 
 
 def checkpoint_bytes(net: torch.nn.Module) -> int:
@@ -80,60 +80,70 @@ def checkpoint_bytes(net: torch.nn.Module) -> int:
 
     An optimizer holds up to two numbers per weight.
     """
-    weights: int = sum(tensor.nbytes for tensor in net.state_dict().values())
-    learning: int = sum(item.nbytes for item in net.parameters())
-    return 4 * (weights + 2 * learning) + weights
+    state_bytes: int = sum(tensor.nbytes for tensor in net.state_dict().values())
+    parameter_bytes: int = sum(parameter.nbytes for parameter in net.parameters())
+    return 4 * (state_bytes + 2 * parameter_bytes) + state_bytes
 
 
-def save_checkpoint(path: Path, net: torch.nn.Module, progress: Progress, *, whole: bool) -> None:
-    """Write a checkpoint crash-safely; without `whole`, the backbone is left out (it is rebuilt from its weights)."""
+def save_checkpoint(path: Path, net: torch.nn.Module, progress: TrainingProgress, *, with_backbone: bool) -> None:
+    """Write a checkpoint crash-safely; without `with_backbone`, the backbone is left out (it is rebuilt from
+    its weights).
+    """
     tensors = {
         f"net.{name}": tensor.detach().cpu().contiguous()
         for name, tensor in net.state_dict().items()
-        if whole or not name.startswith("backbone.")
+        if with_backbone or not name.startswith("backbone.")
     }
-    plain = {name: value for name, value in asdict(progress).items() if name != "optimizer"}
-    options: dict[str, Any] = {"groups": progress.optimizer.get("param_groups", []), "scalars": {}}
+    progress_fields = {name: value for name, value in asdict(progress).items() if name != "optimizer"}
+    optimizer_fields: dict[str, Any] = {"groups": progress.optimizer.get("param_groups", []), "scalars": {}}
     for index, state in progress.optimizer.get("state", {}).items():
         for name, value in state.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"optimizer.{index}.{name}"] = value.detach().cpu().contiguous()
             else:
-                options["scalars"][f"{index}.{name}"] = value
-    header = {"format": str(FORMAT), "progress": json.dumps(plain), "optimizer": json.dumps(options)}
+                optimizer_fields["scalars"][f"{index}.{name}"] = value
+    header = {
+        "format": str(CHECKPOINT_FORMAT),
+        "progress": json.dumps(progress_fields),
+        "optimizer": json.dumps(optimizer_fields),
+    }
     write_bytes(path, save_safetensors(tensors, metadata=header))
 
 
-def goes_on(inside: Path, last: Progress) -> bool:
+def is_continuation(mid_epoch_path: Path, last_progress: TrainingProgress) -> bool:
     """Tell whether a checkpoint from inside an epoch continues the last whole one, and is not of an older attempt."""
-    if not inside.exists():
+    if not mid_epoch_path.exists():
         return False
-    now, _, _ = _read(inside, tensors=False)
-    return now.step > 0 and (now.phase, len(now.rows), now.setbacks) == (last.phase, len(last.rows), last.setbacks)
+    mid_epoch, _, _ = _read(mid_epoch_path, with_tensors=False)
+    return mid_epoch.step > 0 and (mid_epoch.phase, len(mid_epoch.log_rows), mid_epoch.nan_recoveries) == (
+        last_progress.phase,
+        len(last_progress.log_rows),
+        last_progress.nan_recoveries,
+    )
 
 
-def load_checkpoint(path: Path, net: torch.nn.Module) -> Progress | None:
+def load_checkpoint(path: Path, net: torch.nn.Module) -> TrainingProgress | None:
     """Load a checkpoint into `net` and return its progress; None where there is no file.
 
     Raises `UntrustedError` for a broken file or one of another net.
     """
     if not path.exists():
         return None
-    progress, tensors, options = _read(path, tensors=True)
+    progress, tensors, optimizer_fields = _read(path, with_tensors=True)
     _load_net(path, net, {name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
-    progress.optimizer = _optimizer_state(tensors, options)
+    progress.optimizer = _optimizer_state(tensors, optimizer_fields)
     return progress
 
 
-def _read(path: Path, *, tensors: bool) -> tuple[Progress, dict[str, torch.Tensor], dict[str, Any]]:
+def _read(path: Path, *, with_tensors: bool) -> tuple[TrainingProgress, dict[str, torch.Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as stream:
             header = stream.metadata() or {}
-            if header.get("format") != str(FORMAT):
-                raise ValueError(f"format {header.get('format')}, this dermkit reads format {FORMAT}")
-            names = stream.keys() if tensors else []
-            found = {name: stream.get_tensor(name) for name in names}
-        return Progress(**json.loads(header["progress"])), found, json.loads(header["optimizer"])
+            if header.get("format") != str(CHECKPOINT_FORMAT):
+                raise ValueError(f"format {header.get('format')}, this dermkit reads format {CHECKPOINT_FORMAT}")
+            names = stream.keys() if with_tensors else []
+            loaded = {name: stream.get_tensor(name) for name in names}
+        return TrainingProgress(**json.loads(header["progress"])), loaded, json.loads(header["optimizer"])
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise UntrustedError(
             f"{path}: not a checkpoint: {error}", remedy="delete the run folder, train anew"
@@ -145,23 +155,23 @@ def _load_net(path: Path, net: torch.nn.Module, state: dict[str, torch.Tensor]) 
         result = net.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise UntrustedError(f"{path}: belongs to another net: {error}", remedy="delete the run folder") from error
-    lost = [name for name in result.missing_keys if not name.startswith("backbone.")]
-    if lost or result.unexpected_keys:
+    missing_keys = [name for name in result.missing_keys if not name.startswith("backbone.")]
+    if missing_keys or result.unexpected_keys:
         raise UntrustedError(
-            f"{path}: belongs to another net: missing {lost[:3]}, unexpected {result.unexpected_keys[:3]}",
+            f"{path}: belongs to another net: missing {missing_keys[:3]}, unexpected {result.unexpected_keys[:3]}",
             remedy="delete the run folder, train anew",
         )
 
 
-def _optimizer_state(tensors: dict[str, torch.Tensor], options: dict[str, Any]) -> dict[str, Any]:
-    if not options["groups"]:
+def _optimizer_state(tensors: dict[str, torch.Tensor], optimizer_fields: dict[str, Any]) -> dict[str, Any]:
+    if not optimizer_fields["groups"]:
         return {}
     state: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = value
-    for name, scalar in options["scalars"].items():
+    for name, scalar in optimizer_fields["scalars"].items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = scalar
-    return {"state": state, "param_groups": options["groups"]}
+    return {"state": state, "param_groups": optimizer_fields["groups"]}

@@ -14,45 +14,52 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dermkit.data.cache.store import Store, hashed
-from dermkit.errors import DataError, Interrupted
+from dermkit.data.cache.store import Store, hash_keys
+from dermkit.errors import DataError, RunInterrupt
 from dermkit.files import canonical_json, fingerprint
-from dermkit.models.inference import PASS, fast_backbone, passes, plain_float32, side_by_side, streams
+from dermkit.models.inference import (
+    EVAL_BATCH_SIZE,
+    eval_batches,
+    exact_float32,
+    fused_backbone,
+    n_parallel_batches,
+    parallel_batches,
+)
 from dermkit.models.net import Net, backbone_fingerprint
 from dermkit.models.precision import autocast
 from dermkit.recipes.schema import ComputeSpec, ModelSpec
-from dermkit.training.augment.batch import AUGMENTATION
-from dermkit.training.distributed.process_group import Ranks
+from dermkit.training.augment.batch import AUGMENTATION_VERSION
+from dermkit.training.distributed.process_group import ProcessGroup
 from dermkit.training.samples import PixelSource, Samples
 
-_KEPT = 1024
+_IMAGES_PER_WRITE = 1024
 """Images whose features are written at once: what an interruption loses at most."""
 
-_HELD = 2**30
+_MAX_VIEW_BYTES = 2**30
 """Bytes of one view's features that are held in memory; larger ones are read from the store batch by batch."""
 
-_WAY = 1
+_COMPUTE_VERSION = 1
 """Raise it whenever features are computed in another way than before: what older versions kept is then not found."""
 
-FLOAT32 = ComputeSpec(precision="float32", compile=False)
+_FLOAT32 = ComputeSpec(precision="float32", compile=False)
 
-Keys = NDArray[np.uint8]
-Rows = NDArray[np.int64]
+_Keys = NDArray[np.uint8]
+_Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Making:
+class FeatureJob:
     """What features are made with. row_keys: (N, 32) uint8, of every row of the pixel array, by content."""
 
     net: Net
     model: ModelSpec
     compute: ComputeSpec
-    row_keys: Keys
+    pixel_keys: _Keys
     device: torch.device
-    cache: Path
-    ranks: Ranks
+    cache_folder: Path
+    process_group: ProcessGroup
     on_step: Callable[[str, int, int], None]
-    stop: Callable[[], bool]
+    should_stop: Callable[[], bool]
 
 
 class FeatureSource:
@@ -60,20 +67,20 @@ class FeatureSource:
 
     def __init__(
         self,
-        pixels: PixelSource,
+        pixel_source: PixelSource,
         store: Store,
         views: NDArray[np.int64],
-        validation: NDArray[np.float32],
+        validation_features: NDArray[np.float32],
         *,
-        plain: bool,
+        is_unaugmented: bool,
     ) -> None:
-        self.samples = pixels.samples
-        self.pixels = pixels
+        self.samples = pixel_source.samples
+        self.pixel_source = pixel_source
         self.store = store
         self.views = views
-        self.validation = validation
-        self.plain = plain
-        self._held: tuple[int, NDArray[np.float32]] | None = None
+        self.validation_features = validation_features
+        self.is_unaugmented = is_unaugmented
+        self._view_cache: tuple[int, NDArray[np.float32]] | None = None
 
     def module(self, net: Net) -> torch.nn.Module:
         """Return the head."""
@@ -81,134 +88,156 @@ class FeatureSource:
 
     def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return (N, width) float32: the epoch's view of these samples."""
-        view = self._view(epoch) - 1
-        if self.views.shape[1] * self.validation.shape[1] * 4 > _HELD:
-            return torch.from_numpy(self.store.take(self.views[view][rows])).to(self.pixels.device)
-        if self._held is None or self._held[0] != view:
-            self._held = (view, self.store.take(self.views[view]))
-        return torch.from_numpy(self._held[1][rows]).to(self.pixels.device)
+        view_index = self._view(epoch) - 1
+        if self.views.shape[1] * self.validation_features.shape[1] * 4 > _MAX_VIEW_BYTES:
+            return torch.from_numpy(self.store.read(self.views[view_index][rows])).to(self.pixel_source.device)
+        if self._view_cache is None or self._view_cache[0] != view_index:
+            self._view_cache = (view_index, self.store.read(self.views[view_index]))
+        return torch.from_numpy(self._view_cache[1][rows]).to(self.pixel_source.device)
 
     def targets(self, rows: NDArray[np.int64], *, epoch: int, seed: int, n_classes: int) -> torch.Tensor:
         """Return the labels of the epoch's view: mixed where the view's images were."""
-        if self.plain:
-            return torch.from_numpy(self.samples.labels[rows]).to(self.pixels.device)
-        return self.pixels.targets(rows, epoch=self._view(epoch), seed=seed, n_classes=n_classes)
+        if self.is_unaugmented:
+            return torch.from_numpy(self.samples.labels[rows]).to(self.pixel_source.device)
+        return self.pixel_source.targets(rows, epoch=self._view(epoch), seed=seed, n_classes=n_classes)
 
     def validation_logits(self, net: Net, rows: NDArray[np.int64]) -> torch.Tensor:
         """Return the head's logits."""
-        logits: torch.Tensor = net.head(torch.from_numpy(self.validation[rows]).to(self.pixels.device))
+        logits: torch.Tensor = net.head(
+            torch.from_numpy(self.validation_features[rows]).to(self.pixel_source.device)
+        )
         return logits
 
     def _view(self, epoch: int) -> int:
         return (epoch - 1) % len(self.views) + 1
 
 
-def feature_source(pixels: PixelSource, making: Making, *, seed: int, views: int) -> FeatureSource:
+def feature_source(pixel_source: PixelSource, job: FeatureJob, *, seed: int, views: int) -> FeatureSource:
     """Run the frozen backbone once per view and image, or find that in the cache; views 0 = the image as it is.
 
     Training features are computed as the recipe says, validation features in float32, as a served net computes.
     Raises `Interrupted` where `stop` asked for it; whole parts made so far are kept.
     """
-    making.net.eval()
-    fast, way = fast_backbone(making.net.backbone, pixels.preprocessing)
-    samples, plain = pixels.samples, views == 0
+    job.net.eval()
+    backbone, net_variant = fused_backbone(job.net.backbone, pixel_source.preprocessing)
+    samples, is_unaugmented = pixel_source.samples, views == 0
     store = Store(
-        making.cache, f"features-{_origin(making, pixels, way)}", shape=(making.net.n_features,), dtype="float32"
+        job.cache_folder,
+        f"features-{_store_fingerprint(job, pixel_source, net_variant)}",
+        shape=(job.net.n_features,),
+        dtype="float32",
     )
-    count = max(views, 1)
-    total = len(samples) * count + len(pixels.validation)
+    n_views = max(views, 1)
+    n_total = len(samples) * n_views + len(pixel_source.validation_rows)
     positions = []
-    for view in range(1, count + 1):
-        keys = _sample_keys(samples, making, seed=seed, view=view, plain=plain)
+    for view in range(1, n_views + 1):
+        keys = _sample_keys(samples, job, seed=seed, view=view, is_unaugmented=is_unaugmented)
 
-        batch = partial(pixels.originals if plain else pixels.batch, epoch=view, seed=seed)
-        make = partial(_features, fast, making.compute, batch)
-        positions.append(_made(store, keys, make, making, ((view - 1) * len(samples), total)))
-    own = hashed("float32", map(bytes, making.row_keys[pixels.validation]))
-    make = partial(_features, fast, FLOAT32, pixels.plain)
-    checked = _made(store, own, make, making, (count * len(samples), total))
-    return FeatureSource(pixels, store, np.stack(positions), store.take(checked), plain=plain)
-
-
-def _origin(making: Making, pixels: PixelSource, way: str) -> str:
-    """Two nets may share every tensor and still differ: padding and stride are no tensors."""
-    how = [_WAY, AUGMENTATION, way, making.device.type, torch.__version__]
-    return fingerprint(
-        how, backbone_fingerprint(making.net), asdict(making.model), version("timm"), asdict(pixels.preprocessing)
+        make_batch = partial(
+            pixel_source.unaugmented_batch if is_unaugmented else pixel_source.batch, epoch=view, seed=seed
+        )
+        compute_batch = partial(_compute_features, backbone, job.compute, make_batch)
+        positions.append(_compute_missing(store, keys, compute_batch, job, ((view - 1) * len(samples), n_total)))
+    validation_keys = hash_keys("float32", map(bytes, job.pixel_keys[pixel_source.validation_rows]))
+    compute_batch = partial(_compute_features, backbone, _FLOAT32, pixel_source.validation_batch)
+    validation_positions = _compute_missing(
+        store, validation_keys, compute_batch, job, (n_views * len(samples), n_total)
+    )
+    return FeatureSource(
+        pixel_source, store, np.stack(positions), store.read(validation_positions), is_unaugmented=is_unaugmented
     )
 
 
-def _sample_keys(samples: Samples, making: Making, *, seed: int, view: int, plain: bool) -> Keys:
+def _store_fingerprint(job: FeatureJob, pixel_source: PixelSource, net_variant: str) -> str:
+    """Two nets may share every tensor and still differ: padding and stride are no tensors."""
+    settings = [_COMPUTE_VERSION, AUGMENTATION_VERSION, net_variant, job.device.type, torch.__version__]
+    return fingerprint(
+        settings,
+        backbone_fingerprint(job.net),
+        asdict(job.model),
+        version("timm"),
+        asdict(pixel_source.preprocessing),
+    )
+
+
+def _sample_keys(samples: Samples, job: FeatureJob, *, seed: int, view: int, is_unaugmented: bool) -> _Keys:
     """Return a key per sample: an image as it is has the same one in every run, a random view that of its numbers."""
-    own = making.row_keys[samples.rows]
-    precision = making.compute.precision
-    changed = samples.copies > 0 if plain else np.ones(len(samples), dtype=bool)
-    keys = hashed(precision, map(bytes, own)).copy()
-    if not changed.any():
+    pixel_keys = job.pixel_keys[samples.rows]
+    precision = job.compute.precision
+    is_augmented = samples.copy_numbers > 0 if is_unaugmented else np.ones(len(samples), dtype=bool)
+    keys = hash_keys(precision, map(bytes, pixel_keys)).copy()
+    if not is_augmented.any():
         return keys
-    grow = asdict(samples.grow) if samples.grow else None
-    how = canonical_json([precision, seed, view, asdict(samples.augment), grow])
-    parts = [own, samples.keys.astype("<u8")[:, None].view(np.uint8)]
-    mixes = None if plain else samples.mixing(np.arange(len(samples)), seed=seed, epoch=view)
-    if mixes is not None:
-        how += canonical_json([asdict(samples.mix) if samples.mix else None, len(samples)])
-        parts += [own[mixes.partner], samples.keys[mixes.partner].astype("<u8")[:, None].view(np.uint8)]
-    random = hashed(how, map(bytes, np.concatenate(parts, axis=1)))
-    keys[changed] = random[changed]
+    oversample_fields = asdict(samples.oversample) if samples.oversample else None
+    settings = canonical_json([precision, seed, view, asdict(samples.augment), oversample_fields])
+    key_columns = [pixel_keys, samples.keys.astype("<u8")[:, None].view(np.uint8)]
+    mix_plan = None if is_unaugmented else samples.mix_plan(np.arange(len(samples)), seed=seed, epoch=view)
+    if mix_plan is not None:
+        settings += canonical_json([asdict(samples.mixup) if samples.mixup else None, len(samples)])
+        key_columns += [
+            pixel_keys[mix_plan.partner],
+            samples.keys[mix_plan.partner].astype("<u8")[:, None].view(np.uint8),
+        ]
+    augmented_keys = hash_keys(settings, map(bytes, np.concatenate(key_columns, axis=1)))
+    keys[is_augmented] = augmented_keys[is_augmented]
     return keys
 
 
-def _made(
+def _compute_missing(
     store: Store,
-    keys: Keys,
-    make: Callable[[NDArray[np.int64]], NDArray[np.float32]],
-    making: Making,
-    span: tuple[int, int],
+    keys: _Keys,
+    compute_batch: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    job: FeatureJob,
+    progress_range: tuple[int, int],
 ) -> NDArray[np.int64]:
     """Return where the features of all keys lie; every rank makes its share of those that are not there yet."""
     # Rank 0's look decides: another run may be adding at this moment, and the shares must be of one list.
-    absent = torch.from_numpy(np.flatnonzero(store.find(keys) < 0))
-    missing = making.ranks.share(making.ranks.gather(absent if making.ranks.first else absent[:0]).numpy())
-    pending: list[NDArray[np.float32]] = []
-    kept = done = 0
-    for values in side_by_side(make, passes(missing, making.device), workers=streams(making.device)):
-        pending.append(values)
-        done += len(values)
-        making.on_step("features", span[0] + done, span[1])
-        stop = making.stop()
-        if stop or done - kept >= _KEPT or done == len(missing):
-            store.add(keys[missing[kept:done]], np.concatenate(pending))
-            kept, pending = done, []
-        if stop:
-            raise Interrupted(
+    absent_rows = torch.from_numpy(np.flatnonzero(store.index(keys) < 0))
+    shard = job.process_group.shard(
+        job.process_group.gather(absent_rows if job.process_group.is_first else absent_rows[:0]).numpy()
+    )
+    unwritten: list[NDArray[np.float32]] = []
+    n_written = n_done = 0
+    for features in parallel_batches(
+        compute_batch, eval_batches(shard, job.device), workers=n_parallel_batches(job.device)
+    ):
+        unwritten.append(features)
+        n_done += len(features)
+        job.on_step("features", progress_range[0] + n_done, progress_range[1])
+        is_stopping = job.should_stop()
+        if is_stopping or n_done - n_written >= _IMAGES_PER_WRITE or n_done == len(shard):
+            store.add(keys[shard[n_written:n_done]], np.concatenate(unwritten))
+            n_written, unwritten = n_done, []
+        if is_stopping:
+            raise RunInterrupt(
                 "interrupted while features were made",
-                kept=f"{making.cache}, the features of {done} images",
+                outcome=f"{job.cache_folder}, the features of {n_done} images",
                 remedy="run the same command with --resume",
             )
-    making.ranks.barrier()
+    job.process_group.barrier()
     store.refresh()
-    places = store.find(keys)
-    if (places < 0).any():
+    positions = store.index(keys)
+    if (positions < 0).any():
         raise DataError(
-            f"{making.cache}: features that were just written are not there",
-            kept="the run's checkpoints",
+            f"{job.cache_folder}: features that were just written are not there",
+            outcome="the run's checkpoints",
             remedy="run the same command with --resume; on several machines all must see this folder",
         )
-    return places
+    return positions
 
 
-def _features(
-    backbone: torch.nn.Module, compute: ComputeSpec, batch: Callable[[Rows], torch.Tensor], rows: Rows
+def _compute_features(
+    backbone: torch.nn.Module, compute: ComputeSpec, make_batch: Callable[[_Indices], torch.Tensor], rows: _Indices
 ) -> NDArray[np.float32]:
     """Return (len(rows), width).
 
     The last image is repeated up to a whole pass: an input of another shape may round otherwise, and what is kept must
     not depend on what else was missing.
     """
-    inputs = batch(rows)
-    spare = PASS[inputs.device.type] - len(rows)
-    inputs = torch.cat([inputs, inputs[-1:].expand(spare, -1, -1, -1)]) if spare else inputs
+    inputs = make_batch(rows)
+    n_padding = EVAL_BATCH_SIZE[inputs.device.type] - len(rows)
+    inputs = torch.cat([inputs, inputs[-1:].expand(n_padding, -1, -1, -1)]) if n_padding else inputs
     inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode(), autocast(compute, inputs.device), plain_float32(inputs.device):
+    with torch.inference_mode(), autocast(compute, inputs.device), exact_float32(inputs.device):
         features = backbone(inputs)[: len(rows)]
     return np.asarray(features.float().cpu().numpy(), dtype=np.float32)

@@ -16,304 +16,371 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dermkit.errors import DermkitError, Diverged, Interrupted, UsageError
+from dermkit.errors import DermkitError, DivergenceError, RunInterrupt, UsageError
 from dermkit.files import check_writable, write_json
-from dermkit.models.inference import passes, plain_float32, side_by_side, streams
+from dermkit.models.inference import eval_batches, exact_float32, n_parallel_batches, parallel_batches
 from dermkit.models.net import Net, freeze, set_train_mode
-from dermkit.models.precision import is_out_of_memory, settled
+from dermkit.models.precision import is_out_of_memory, resolve_precision
 from dermkit.recipes.schema import Phase
-from dermkit.threads import ahead
+from dermkit.threads import ordered_map
 from dermkit.training.augment.batch import epoch_order
-from dermkit.training.checkpoint import BEST, INSIDE, Progress, checkpoint_bytes, goes_on, load_checkpoint
-from dermkit.training.distributed.process_group import ranks_of
-from dermkit.training.distributed.sync_batchnorm import synchronise
-from dermkit.training.features import Making, feature_source
-from dermkit.training.optimizer import class_weights, make_optimizer, set_rates
-from dermkit.training.samples import PixelSource, Samples, Source, resident
-from dermkit.training.state import LOG_COLUMNS, PASSES, Hooks, Job, Run, load_best, load_last, write_log
-from dermkit.training.step import NotFinite, Stepper, batches
-from dermkit.training.validation import validation_guides
+from dermkit.training.checkpoint import (
+    BEST_CHECKPOINT,
+    MID_EPOCH_CHECKPOINT,
+    TrainingProgress,
+    checkpoint_bytes,
+    is_continuation,
+    load_checkpoint,
+)
+from dermkit.training.distributed.process_group import process_group_of
+from dermkit.training.distributed.sync_batchnorm import convert_sync_batch_norm
+from dermkit.training.features import FeatureJob, feature_source
+from dermkit.training.optimizer import class_weights, make_optimizer, set_learning_rates
+from dermkit.training.samples import BatchSource, PixelSource, Samples, pixels_on_device
+from dermkit.training.state import (
+    LOG_COLUMNS,
+    MICRO_BATCH_FILE,
+    TrainingHooks,
+    TrainingJob,
+    TrainingState,
+    load_best_checkpoint,
+    load_last_checkpoint,
+    write_log,
+)
+from dermkit.training.step import NotFiniteError, TrainStep, train_batches
+from dermkit.training.validation import validation_metrics
 
-SETBACKS = 3
+MAX_NAN_RECOVERIES = 3
 """Times that a run steps back from a loss that is no number, each time at half the learning rates, before it stops."""
 
 SAVE_SECONDS = 300.0
 """Inside an epoch, a checkpoint is written this often: what a killed run has to train again at most."""
 
-_SHOWN = 24
+_N_PREVIEW_IMAGES = 24
 """Images on augmented.png: four rows of six."""
 
 
-def train(job: Job, net: Net, folder: Path, *, fabric: Fabric, hooks: Hooks | None = None) -> Progress:
+def train_net(
+    job: TrainingJob, net: Net, folder: Path, *, fabric: Fabric, hooks: TrainingHooks | None = None
+) -> TrainingProgress:
     """Train `net` in place, from the last checkpoint in `folder` if there is one; `net` ends as the recipe keeps it.
 
     Raises `Interrupted` (a checkpoint was written), `Diverged` (a loss is not a number again and again), `UsageError`
     (memory does not hold one image).
     """
-    run = Run(job, folder, net, fabric, ranks_of(fabric), hooks or Hooks())
+    state = TrainingState(job, folder, net, fabric, process_group_of(fabric), hooks or TrainingHooks())
     net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if run.ranks.size > 1:
-        synchronise(net)
-    held = sum(item.stat().st_size for item in folder.glob("*.safetensors"))  # these will be replaced
-    check_writable(folder, checkpoint_bytes(net) - held)
-    load_last(run)
-    inside = folder / INSIDE
-    if goes_on(inside, run.progress):
-        run.progress = load_checkpoint(inside, net) or run.progress
-    if run.progress.rows:  # a kill may have come between the checkpoint and the log
-        write_log(run)
-    with plain_float32(fabric.device):
-        pixels = _pixels(run)
-        for number, phase in enumerate(job.recipe.phases):
-            if number >= run.progress.phase:
-                _train_phase(run, number, phase, pixels)
-        _keep(run)
-    return run.progress
+    if state.process_group.size > 1:
+        convert_sync_batch_norm(net)
+    replaced_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))  # these will be replaced
+    check_writable(folder, checkpoint_bytes(net) - replaced_bytes)
+    load_last_checkpoint(state)
+    mid_epoch_path = folder / MID_EPOCH_CHECKPOINT
+    if is_continuation(mid_epoch_path, state.progress):
+        state.progress = load_checkpoint(mid_epoch_path, net) or state.progress
+    if state.progress.log_rows:  # a kill may have come between the checkpoint and the log
+        write_log(state)
+    with exact_float32(fabric.device):
+        pixel_source = _pixel_source(state)
+        for phase_index, phase in enumerate(job.recipe.phases):
+            if phase_index >= state.progress.phase:
+                _train_phase(state, phase_index, phase, pixel_source)
+        _load_final_weights(state)
+    return state.progress
 
 
-def _train_phase(run: Run, number: int, phase: Phase, pixels: PixelSource) -> None:
+def _train_phase(state: TrainingState, phase_index: int, phase: Phase, pixel_source: PixelSource) -> None:
     """Run the epochs of one phase that are still to do."""
-    job = run.job
-    if number > run.progress.phase:
-        load_best(run)
-        run.progress.start_phase(number)
+    job = state.job
+    if phase_index > state.progress.phase:
+        load_best_checkpoint(state)
+        state.progress.start_phase(phase_index)
         # The border is saved first: a kill after this phase's first best must not start it from that best.
-        run.save()
-    freeze(run.net, phase)
-    source = _source(run, phase, pixels)
-    if not run.last.exists():
-        run.save()
-    run.ranks.barrier()
-    first = 1 + sum(item.epochs for item in job.recipe.phases[:number])
-    stepper, optimizer = _stepper(run, phase, source)
-    while run.progress.phase_epoch < phase.epochs and not run.progress.out_of_patience(phase.patience):
+        state.save()
+    freeze(state.net, phase)
+    source = _batch_source(state, phase, pixel_source)
+    if not state.last_checkpoint.exists():
+        state.save()
+    state.process_group.barrier()
+    first_epoch = 1 + sum(earlier_phase.epochs for earlier_phase in job.recipe.phases[:phase_index])
+    train_step, optimizer = _make_train_step(state, phase, source)
+    while state.progress.phase_epoch < phase.epochs and not state.progress.is_out_of_patience(phase.patience):
         try:
-            _run_epoch(run, phase, stepper, optimizer, first + run.progress.phase_epoch)
-        except NotFinite as error:
-            _step_back(run, stepper, error, first + run.progress.phase_epoch)
+            _run_epoch(state, phase, train_step, optimizer, first_epoch + state.progress.phase_epoch)
+        except NotFiniteError as error:
+            _restore_after_nan(state, train_step, error, first_epoch + state.progress.phase_epoch)
         except (RuntimeError, MemoryError) as error:
-            _make_room(run, stepper, error)
+            _halve_micro_batch(state, train_step, error)
         else:
             continue
         # What was tried is undone: the net and a fresh optimizer go on from the last checkpoint.
-        stepper, optimizer = _stepper(run, phase, source)
+        train_step, optimizer = _make_train_step(state, phase, source)
 
 
-def _run_epoch(run: Run, phase: Phase, stepper: Stepper, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+def _run_epoch(
+    state: TrainingState, phase: Phase, train_step: TrainStep, optimizer: torch.optim.Optimizer, epoch: int
+) -> None:
     """Train one epoch, or what is left of it, validate, save and tell."""
-    progress, job = run.progress, run.job
-    before = progress.seconds
-    started = time.perf_counter()
-    lr = set_rates(optimizer, phase, job.recipe.optim, epoch=progress.phase_epoch, scale=progress.lr_scale)
-    set_train_mode(run.net, phase)
-    _train_epoch(run, stepper, optimizer, epoch, started)
-    loss, hits = stepper.gathered()
-    trained, n = before + time.perf_counter() - started, len(stepper.source.samples)
-    _check(run, stepper, epoch, _is_finite(run.net), "a weight")
-    figures = {"train_loss": loss / n, "train_accuracy": hits / n, **_validate(run, stepper, epoch)}
-    times = {"train_seconds": trained, "images_per_second": n / trained}
-    row = {"epoch": epoch, "phase": progress.phase, "lr": lr, **times, **figures}
-    row["seconds"] = before + time.perf_counter() - started
-    stepper.loss = stepper.hits = 0.0
-    improved = progress.finish_epoch({name: row[name] for name in LOG_COLUMNS}, job.recipe.monitor)
+    progress, job = state.progress, state.job
+    previous_seconds = progress.seconds
+    start_time = time.perf_counter()
+    lr = set_learning_rates(
+        optimizer, phase, job.recipe.optim, epoch=progress.phase_epoch, scale=progress.lr_scale
+    )
+    set_train_mode(state.net, phase)
+    _train_epoch(state, train_step, optimizer, epoch, start_time)
+    loss_sum, n_correct = train_step.gather_sums()
+    train_seconds, n_samples = previous_seconds + time.perf_counter() - start_time, len(train_step.source.samples)
+    _check_finite(state, train_step, epoch, _is_finite(state.net), "a weight")
+    metrics = {
+        "train_loss": loss_sum / n_samples,
+        "train_accuracy": n_correct / n_samples,
+        **_validate(state, train_step, epoch),
+    }
+    timings = {"train_seconds": train_seconds, "images_per_second": n_samples / train_seconds}
+    row = {"epoch": epoch, "phase": progress.phase, "lr": lr, **timings, **metrics}
+    row["seconds"] = previous_seconds + time.perf_counter() - start_time
+    train_step.loss_sum = train_step.n_correct = 0.0
+    is_best = progress.finish_epoch({name: row[name] for name in LOG_COLUMNS}, job.recipe.monitor)
     progress.optimizer = optimizer.state_dict()
-    _save_epoch(run, improved)
+    _save_epoch(state, is_best)
 
 
-def _train_epoch(run: Run, stepper: Stepper, optimizer: torch.optim.Optimizer, epoch: int, started: float) -> None:
+def _train_epoch(
+    state: TrainingState, train_step: TrainStep, optimizer: torch.optim.Optimizer, epoch: int, start_time: float
+) -> None:
     """Take the steps of an epoch that are still to do; now and then, and when asked to stop, a checkpoint is kept."""
-    job, progress = run.job, run.progress
-    order = stepper.source.samples.order(job.recipe.optim.sampling, seed=job.seed, epoch=epoch)
-    todo = batches(order, job.recipe.optim.batch_size)
-    before = progress.seconds
+    job, progress = state.job, state.progress
+    order = train_step.source.samples.order(job.recipe.optim.sampling, seed=job.seed, epoch=epoch)
+    epoch_batches = train_batches(order, job.recipe.optim.batch_size)
+    previous_seconds = progress.seconds
 
-    def prepare(rows: NDArray[np.int64]) -> Any:
-        return stepper.prepare(rows, epoch=epoch)
+    def prepare_batch(rows: NDArray[np.int64]) -> Any:
+        return train_step.prepare(rows, epoch=epoch)
 
-    coming = ahead(prepare, todo[progress.step :], workers=job.workers)
-    for prepared in _closing(coming):
-        rows = todo[progress.step]
-        stepper.take(progress.step, rows, prepared, epoch=epoch)
+    prepared_batches = ordered_map(prepare_batch, epoch_batches[progress.step :], n_threads=job.workers)
+    for micro_batches in _closing_iterator(prepared_batches):
+        rows = epoch_batches[progress.step]
+        train_step.__call__(progress.step, rows, micro_batches, epoch=epoch)
         progress.step += 1
-        run.hooks.step("train", progress.step, len(todo))
-        stop, save = run.hooks.stop(), time.monotonic() - run.saved > SAVE_SECONDS
-        if run.ranks.size > 1:  # rank 0's clock decides, and any rank may have been asked to stop
-            wishes = run.ranks.sum(torch.tensor([stop, save and run.ranks.rank == 0], dtype=torch.int64))
-            stop, save = bool(wishes[0]), bool(wishes[1])
-        if stop or save:
-            progress.seconds = before + time.perf_counter() - started
-            _save_inside(run, stepper, optimizer, epoch)
-        if stop:
-            raise _interrupted(run, epoch)
-    stepper.flush()
+        state.hooks.step("train", progress.step, len(epoch_batches))
+        is_stopping, is_saving = state.hooks.should_stop(), time.monotonic() - state.last_save_time > SAVE_SECONDS
+        if state.process_group.size > 1:  # rank 0's clock decides, and any rank may have been asked to stop
+            votes = state.process_group.sum(
+                torch.tensor([is_stopping, is_saving and state.process_group.rank == 0], dtype=torch.int64)
+            )
+            is_stopping, is_saving = bool(votes[0]), bool(votes[1])
+        if is_stopping or is_saving:
+            progress.seconds = previous_seconds + time.perf_counter() - start_time
+            _save_mid_epoch(state, train_step, optimizer, epoch)
+        if is_stopping:
+            raise _interrupted_error(state, epoch)
+    train_step.flush()
 
 
-def _closing(coming: Iterator[Any]) -> Iterator[Any]:
+def _closing_iterator(iterator: Iterator[Any]) -> Iterator[Any]:
     """Let the threads that work ahead go, however the loop ends."""
     try:
-        yield from coming
+        yield from iterator
     finally:
-        coming.close()  # type: ignore[attr-defined]
+        iterator.close()  # type: ignore[attr-defined]
 
 
-def _save_inside(run: Run, stepper: Stepper, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+def _save_mid_epoch(
+    state: TrainingState, train_step: TrainStep, optimizer: torch.optim.Optimizer, epoch: int
+) -> None:
     """Keep the middle of an epoch; a net that is no longer finite is not kept."""
-    stepper.flush()
-    run.progress.loss, run.progress.hits = stepper.gathered()
-    _check(run, stepper, epoch, _is_finite(run.net), "a weight")
-    run.progress.optimizer = optimizer.state_dict()
-    run.save(INSIDE)
+    train_step.flush()
+    state.progress.loss_sum, state.progress.n_correct = train_step.gather_sums()
+    _check_finite(state, train_step, epoch, _is_finite(state.net), "a weight")
+    state.progress.optimizer = optimizer.state_dict()
+    state.save(MID_EPOCH_CHECKPOINT)
 
 
-def _check(run: Run, stepper: Stepper, epoch: int, sound: bool, what: str) -> None:
+def _check_finite(state: TrainingState, train_step: TrainStep, epoch: int, is_finite: bool, quantity: str) -> None:
     """Never keep a net that gives no numbers; the last batch is taken for the one that broke it."""
-    if run.ranks.any(not sound):
-        order = stepper.source.samples.order(run.job.recipe.optim.sampling, seed=run.job.seed, epoch=epoch)
-        number = run.progress.step - 1
-        raise NotFinite(number, batches(order, run.job.recipe.optim.batch_size)[number], what)
+    if state.process_group.any(not is_finite):
+        order = train_step.source.samples.order(state.job.recipe.optim.sampling, seed=state.job.seed, epoch=epoch)
+        batch_index = state.progress.step - 1
+        raise NotFiniteError(
+            batch_index, train_batches(order, state.job.recipe.optim.batch_size)[batch_index], quantity
+        )
 
 
-def _save_epoch(run: Run, improved: bool) -> None:
+def _save_epoch(state: TrainingState, is_best: bool) -> None:
     """Best first: if this is killed in between, the epoch is trained again to the same bits and saved again."""
-    if improved:
-        run.save(BEST)
-    run.save()
-    write_log(run)
-    run.hooks.epoch(run.progress.rows[-1], sum(phase.epochs for phase in run.job.recipe.phases))
+    if is_best:
+        state.save(BEST_CHECKPOINT)
+    state.save()
+    write_log(state)
+    state.hooks.on_epoch(state.progress.log_rows[-1], sum(phase.epochs for phase in state.job.recipe.phases))
 
 
-def _stepper(run: Run, phase: Phase, source: Source) -> tuple[Stepper, torch.optim.Optimizer]:
+def _make_train_step(
+    state: TrainingState, phase: Phase, source: BatchSource
+) -> tuple[TrainStep, torch.optim.Optimizer]:
     """Return what takes the phase's steps, from where the run's progress stands."""
-    job, progress = run.job, run.progress
+    job, progress = state.job, state.progress
     recipe = job.recipe
-    optimizer = make_optimizer(run.net, phase, recipe.optim)
-    module: torch.nn.Module = source.module(run.net)
+    optimizer = make_optimizer(state.net, phase, recipe.optim)
+    module: torch.nn.Module = source.module(state.net)
     if recipe.compute.compile:
         module = torch.compile(module)  # type: ignore[assignment]
-    wrapped, stepping = run.fabric.setup(module, optimizer)
+    wrapped_module, wrapped_optimizer = state.fabric.setup(module, optimizer)
     if progress.optimizer:
         optimizer.load_state_dict(progress.optimizer)
-    first = run.ranks.rank == 0
-    stepper = Stepper(
-        module=wrapped, optimizer=stepping, fabric=run.fabric, ranks=run.ranks, source=source,
-        compute=settled(recipe.compute, run.fabric.device.type),
-        weights=class_weights(source.samples.labels, job.n_classes, recipe.optim, run.fabric.device),
-        label_smoothing=recipe.optim.label_smoothing, n_classes=job.n_classes, seed=job.seed, micro=progress.micro,
-        loss=progress.loss if first else 0.0, hits=progress.hits if first else 0.0,
-    )  # fmt: skip
-    return stepper, optimizer
+    is_first_rank = state.process_group.rank == 0
+    train_step = TrainStep(
+        module=wrapped_module,
+        optimizer=wrapped_optimizer,
+        fabric=state.fabric,
+        process_group=state.process_group,
+        source=source,
+        compute=resolve_precision(recipe.compute, state.fabric.device.type),
+        class_weights=class_weights(source.samples.labels, job.n_classes, recipe.optim, state.fabric.device),
+        label_smoothing=recipe.optim.label_smoothing,
+        n_classes=job.n_classes,
+        seed=job.seed,
+        micro_batch_size=progress.micro_batch_size,
+        loss_sum=progress.loss_sum if is_first_rank else 0.0,
+        n_correct=progress.n_correct if is_first_rank else 0.0,
+    )
+    return train_step, optimizer
 
 
-def _step_back(run: Run, stepper: Stepper, error: NotFinite, epoch: int) -> None:
+def _restore_after_nan(state: TrainingState, train_step: TrainStep, error: NotFiniteError, epoch: int) -> None:
     """Go back to the last checkpoint at half the rates; raises `Diverged` where that was done often enough."""
-    names = stepper.source.samples.names(error.rows[:4])
-    where = f"epoch {epoch}, batch {error.number + 1} (images {', '.join(names)}, ...)"
-    what = f"{error.what} is not a number in {where}"
-    load_last(run)
-    kept = run.progress
-    if len(kept.setbacks) >= SETBACKS:
-        raise Diverged(
-            f"{what}, after {SETBACKS} attempts at ever lower learning rates",
-            kept=f"{run.last}, {len(kept.rows)} finished epochs",
+    image_ids = train_step.source.samples.ids_of(error.rows[:4])
+    location = f"epoch {epoch}, batch {error.batch_index + 1} (images {', '.join(image_ids)}, ...)"
+    problem = f"{error.quantity} is not a number in {location}"
+    load_last_checkpoint(state)
+    progress = state.progress
+    if len(progress.nan_recoveries) >= MAX_NAN_RECOVERIES:
+        raise DivergenceError(
+            f"{problem}, after {MAX_NAN_RECOVERIES} attempts at ever lower learning rates",
+            outcome=f"{state.last_checkpoint}, {len(progress.log_rows)} finished epochs",
             remedy="lower the learning rate in the recipe, or look at these images",
         )
-    kept.lr_scale /= 2
-    kept.setbacks.append(
-        {"what": error.what, "epoch": epoch, "batch": error.number + 1, "images": names, "lr_scale": kept.lr_scale}
+    progress.lr_scale /= 2
+    progress.nan_recoveries.append(
+        {
+            "what": error.quantity,
+            "epoch": epoch,
+            "batch": error.batch_index + 1,
+            "images": image_ids,
+            "lr_scale": progress.lr_scale,
+        }
     )
-    run.ranks.barrier()  # all have read it before it is written again
-    run.save()
-    run.hooks.say(f"{what}: back to where the epoch began, learning rates times {kept.lr_scale:g} from here")
+    state.process_group.barrier()  # all have read it before it is written again
+    state.save()
+    state.hooks.say(
+        f"{problem}: back to where the epoch began, learning rates times {progress.lr_scale:g} from here"
+    )
 
 
-def _make_room(run: Run, stepper: Stepper, error: BaseException) -> None:
+def _halve_micro_batch(state: TrainingState, train_step: TrainStep, error: BaseException) -> None:
     """Halve what one pass holds after memory ran out, and go back to the last checkpoint; raises any other error."""
     if not is_out_of_memory(error):
         raise error
-    held = stepper.micro or -(-run.job.recipe.optim.batch_size // run.ranks.size)
-    kept = f"{run.last}, {len(run.progress.rows)} finished epochs"
-    least = 2 if any(isinstance(item, _BatchNorm) and item.training for item in run.net.modules()) else 1
-    if held // 2 < least:
+    micro_batch_size = train_step.micro_batch_size or -(
+        -state.job.recipe.optim.batch_size // state.process_group.size
+    )
+    saved_text = f"{state.last_checkpoint}, {len(state.progress.log_rows)} finished epochs"
+    minimum = 2 if any(isinstance(module, _BatchNorm) and module.training for module in state.net.modules()) else 1
+    if micro_batch_size // 2 < minimum:
         raise UsageError(
-            f"{run.fabric.device}: memory does not hold {held} image{'s' * (held > 1)} of this recipe",
-            kept=kept,
+            f"{state.fabric.device}: memory does not hold {micro_batch_size} "
+            f"image{'s' * (micro_batch_size > 1)} of this recipe",
+            outcome=saved_text,
             remedy="choose a smaller image.size or a smaller net in the recipe",
         ) from error
-    write_json(run.folder / PASSES, {"micro": held // 2}, format=1)
-    what = f"out of memory: batches are now added up from passes of {held // 2} images"
-    if run.ranks.size > 1:  # the others wait for this rank, and cannot be told
-        raise DermkitError(what, kept=kept, remedy="run the same command with --resume") from error
-    stepper.optimizer.zero_grad()
-    if run.fabric.device.type == "cuda":
+    write_json(state.folder / MICRO_BATCH_FILE, {"micro": micro_batch_size // 2}, format=1)
+    problem = f"out of memory: batches are now added up from passes of {micro_batch_size // 2} images"
+    if state.process_group.size > 1:  # the others wait for this rank, and cannot be told
+        raise DermkitError(problem, outcome=saved_text, remedy="run the same command with --resume") from error
+    train_step.optimizer.zero_grad()
+    if state.fabric.device.type == "cuda":
         torch.cuda.empty_cache()
-    load_last(run)
-    run.hooks.say(f"{what}; batch norm, where it learns, sees these")
+    load_last_checkpoint(state)
+    state.hooks.say(f"{problem}; batch norm, where it learns, sees these")
 
 
-def _validate(run: Run, stepper: Stepper, epoch: int) -> dict[str, float]:
+def _validate(state: TrainingState, train_step: TrainStep, epoch: int) -> dict[str, float]:
     """Score the validation images in evaluation mode and float32, every rank its share."""
-    source = stepper.source
-    run.net.eval()
-    device = run.fabric.device
-    rows = run.ranks.share(np.arange(len(run.job.validation)))
+    source = train_step.source
+    state.net.eval()
+    device = state.fabric.device
+    shard = state.process_group.shard(np.arange(len(state.job.validation_rows)))
 
-    def logits(part: NDArray[np.int64]) -> torch.Tensor:
+    def batch_logits(rows: NDArray[np.int64]) -> torch.Tensor:
         with torch.inference_mode():
-            return source.validation_logits(run.net, part).cpu().double()
+            return source.validation_logits(state.net, rows).cpu().double()
 
-    empty = torch.empty(0, run.job.n_classes, dtype=torch.float64)
-    joined = torch.cat([empty, *side_by_side(logits, passes(rows, device), workers=streams(device))])
-    scored = run.ranks.gather(joined).numpy()
-    _check(run, stepper, epoch, bool(np.isfinite(scored).all()), "a validation score")
-    return validation_guides(scored, run.job.labels[run.job.validation])
-
-
-def _pixels(run: Run) -> PixelSource:
-    """Return the source of all phases: on a GPU that can hold them, the pixels are brought there once."""
-    job, recipe, device = run.job, run.job.recipe, run.fabric.device
-    samples = Samples.of(
-        job.image_ids, job.labels, job.train, recipe.augment, recipe.grow, seed=job.seed, mix=recipe.mix
+    empty = torch.empty(0, state.job.n_classes, dtype=torch.float64)
+    shard_logits = torch.cat(
+        [empty, *parallel_batches(batch_logits, eval_batches(shard, device), workers=n_parallel_batches(device))]
     )
-    held = resident(job.pixels, device)
-    return PixelSource(samples, held, job.validation, job.preprocessing, device)
+    logits = state.process_group.gather(shard_logits).numpy()
+    _check_finite(state, train_step, epoch, bool(np.isfinite(logits).all()), "a validation score")
+    return validation_metrics(logits, state.job.labels[state.job.validation_rows])
 
 
-def _source(run: Run, phase: Phase, pixels: PixelSource) -> Source:
-    job, recipe, device = run.job, run.job.recipe, run.fabric.device
-    _show_batch(run, pixels, plain=phase.train_backbone == "none" and phase.views == 0)
+def _pixel_source(state: TrainingState) -> PixelSource:
+    """Return the source of all phases: on a GPU that can hold them, the pixels are brought there once."""
+    job, recipe, device = state.job, state.job.recipe, state.fabric.device
+    samples = Samples.build(
+        job.image_ids, job.labels, job.train_rows, recipe.augment, recipe.grow, seed=job.seed, mixup=recipe.mix
+    )
+    pixels = pixels_on_device(job.pixels, device)
+    return PixelSource(samples, pixels, job.validation_rows, job.preprocessing, device)
+
+
+def _batch_source(state: TrainingState, phase: Phase, pixel_source: PixelSource) -> BatchSource:
+    job, recipe, device = state.job, state.job.recipe, state.fabric.device
+    _show_batch(state, pixel_source, is_unaugmented=phase.train_backbone == "none" and phase.views == 0)
     if phase.train_backbone != "none":
-        return pixels
-    compute = settled(recipe.compute, device.type)
-    making = Making(
-        net=run.net, model=recipe.model, compute=compute, row_keys=job.row_keys, device=device, cache=job.cache,
-        ranks=run.ranks, on_step=run.hooks.step, stop=run.hooks.stop,
-    )  # fmt: skip
-    return feature_source(pixels, making, seed=job.seed, views=phase.views)
+        return pixel_source
+    compute = resolve_precision(recipe.compute, device.type)
+    feature_job = FeatureJob(
+        net=state.net,
+        model=recipe.model,
+        compute=compute,
+        pixel_keys=job.pixel_keys,
+        device=device,
+        cache_folder=job.cache_folder,
+        process_group=state.process_group,
+        on_step=state.hooks.step,
+        should_stop=state.hooks.should_stop,
+    )
+    return feature_source(pixel_source, feature_job, seed=job.seed, views=phase.views)
 
 
-def _show_batch(run: Run, pixels: PixelSource, *, plain: bool) -> None:
+def _show_batch(state: TrainingState, pixel_source: PixelSource, *, is_unaugmented: bool) -> None:
     """Hand the first batch of a run to the caller, as the net sees it."""
-    if run.progress.rows or run.ranks.rank > 0:
+    if state.progress.log_rows or state.process_group.rank > 0:
         return
-    rows = epoch_order(len(pixels.samples), seed=run.job.seed, epoch=1)[:_SHOWN]
-    make = pixels.originals if plain else pixels.batch
-    run.hooks.first_batch(make(rows, epoch=1, seed=run.job.seed), pixels.samples.labels[rows])
+    rows = epoch_order(len(pixel_source.samples), seed=state.job.seed, epoch=1)[:_N_PREVIEW_IMAGES]
+    make_batch = pixel_source.unaugmented_batch if is_unaugmented else pixel_source.batch
+    state.hooks.on_first_batch(make_batch(rows, epoch=1, seed=state.job.seed), pixel_source.samples.labels[rows])
 
 
-def _keep(run: Run) -> None:
-    load_best(run)
-    if not _is_finite(run.net):
-        raise Diverged(f"{run.folder}: the trained weights are not finite", remedy="lower the learning rate")
-    run.net.eval()
+def _load_final_weights(state: TrainingState) -> None:
+    load_best_checkpoint(state)
+    if not _is_finite(state.net):
+        raise DivergenceError(
+            f"{state.folder}: the trained weights are not finite", remedy="lower the learning rate"
+        )
+    state.net.eval()
 
 
 def _is_finite(net: torch.nn.Module) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in net.state_dict().values())
 
 
-def _interrupted(run: Run, epoch: int) -> Interrupted:
-    return Interrupted(
-        f"interrupted in epoch {epoch}, after batch {run.progress.step}",
-        kept=f"{run.folder / INSIDE}, {len(run.progress.rows)} finished epochs and these batches",
+def _interrupted_error(state: TrainingState, epoch: int) -> RunInterrupt:
+    return RunInterrupt(
+        f"interrupted in epoch {epoch}, after batch {state.progress.step}",
+        outcome=f"{state.folder / MID_EPOCH_CHECKPOINT}, {len(state.progress.log_rows)} finished epochs "
+        f"and these batches",
         remedy="run the same command with --resume; it ends with the weights of a run left alone",
     )

@@ -13,18 +13,18 @@ def make_optimizer(net: Net, phase: Phase, spec: OptimSpec) -> torch.optim.Optim
     groups = parameter_groups(net, phase)
     if spec.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
-    kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, weight_decay=spec.weight_decay)
+    optimizer_class = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
+    return optimizer_class(groups, weight_decay=spec.weight_decay)
 
 
-def set_rates(
+def set_learning_rates(
     optimizer: torch.optim.Optimizer, phase: Phase, spec: OptimSpec, *, epoch: int, scale: float
 ) -> float:
     """Set the learning rates of an epoch (0 = the phase's first), times `scale`; returns the head's."""
-    cosine = 0.5 * (1 + float(np.cos(np.pi * epoch / phase.epochs))) if spec.schedule == "cosine" else 1.0
-    for group, base in zip(optimizer.param_groups, (phase.head_lr, phase.backbone_lr), strict=False):
-        group["lr"] = base * cosine * scale
-    return phase.head_lr * cosine * scale
+    factor = 0.5 * (1 + float(np.cos(np.pi * epoch / phase.epochs))) if spec.schedule == "cosine" else 1.0
+    for group, base_lr in zip(optimizer.param_groups, (phase.head_lr, phase.backbone_lr), strict=False):
+        group["lr"] = base_lr * factor * scale
+    return phase.head_lr * factor * scale
 
 
 def class_weights(

@@ -11,11 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dermkit.images.preprocess import ImageRows, Preprocessing
+from dermkit.images.preprocess import PixelArray, Preprocessing
 from dermkit.recipes.augmentation import AugmentSpec
-from dermkit.recipes.schema import GrowSpec, MixSpec
-from dermkit.training.augment.batch import augment_batch, balanced_order, batch_from_pixels, epoch_order, image_key
-from dermkit.training.augment.mixup import Mixing, mix_batch, mix_labels, mixing
+from dermkit.recipes.schema import MixupSpec, OversampleSpec
+from dermkit.training.augment.batch import (
+    augment_and_normalise,
+    augment_batch,
+    balanced_order,
+    epoch_order,
+    image_key,
+)
+from dermkit.training.augment.mixup import MixPlan, make_mix_plan, mix_batch, mix_labels
 
 if TYPE_CHECKING:
     from dermkit.models.net import Net
@@ -26,20 +32,20 @@ class Samples:
     """The samples of an epoch: row in the pixel array, copy number (0 = the image itself), label, random key."""
 
     rows: NDArray[np.int64]
-    copies: NDArray[np.int64]
+    copy_numbers: NDArray[np.int64]
     labels: NDArray[np.int64]
     keys: NDArray[np.uint64]
     image_ids: tuple[str, ...]
     augment: AugmentSpec
-    grow: GrowSpec | None
-    mix: MixSpec | None
+    oversample: OversampleSpec | None
+    mixup: MixupSpec | None
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def names(self, samples: NDArray[np.int64]) -> list[str]:
+    def ids_of(self, samples: NDArray[np.int64]) -> list[str]:
         """Return the image ids of samples, for messages."""
-        return [self.image_ids[self.rows[index]] for index in samples]
+        return [self.image_ids[self.rows[sample]] for sample in samples]
 
     def order(self, sampling: str, *, seed: int, epoch: int) -> NDArray[np.int64]:
         """Return which sample comes when in an epoch: `shuffled` or `balanced` (see `OptimSpec`)."""
@@ -47,51 +53,54 @@ class Samples:
             return balanced_order(self.labels, seed=seed, epoch=epoch)
         return epoch_order(len(self), seed=seed, epoch=epoch)
 
-    def mixing(self, samples: NDArray[np.int64], *, seed: int, epoch: int) -> Mixing | None:
+    def mix_plan(self, samples: NDArray[np.int64], *, seed: int, epoch: int) -> MixPlan | None:
         """Return what these samples are mixed with in an epoch; None where the recipe mixes nothing."""
-        if self.mix is None:
+        if self.mixup is None:
             return None
-        return mixing(self.keys[samples], self.mix, samples, seed=seed, epoch=epoch, n=len(self))
+        return make_mix_plan(self.keys[samples], self.mixup, samples, seed=seed, epoch=epoch, n=len(self))
 
     @classmethod
-    def of(
+    def build(
         cls,
         image_ids: tuple[str, ...],
         labels: NDArray[np.int64],
-        train: NDArray[np.int64],
+        train_rows: NDArray[np.int64],
         augment: AugmentSpec,
-        grow: GrowSpec | None,
+        oversample: OversampleSpec | None,
         *,
         seed: int,
-        mix: MixSpec | None = None,
+        mixup: MixupSpec | None = None,
     ) -> "Samples":
-        """Build the samples of the training rows; `grow` adds copies of the small classes' images, only here."""
-        rows, copies = train, np.zeros(len(train), dtype=np.int64)
-        if grow:
-            extra_rows, extra_copies = _grown(labels, train, grow, seed)
-            rows, copies = np.concatenate([rows, extra_rows]), np.concatenate([copies, extra_copies])
-        keys = np.array([image_key(image_ids[r], int(c)) for r, c in zip(rows, copies, strict=True)], np.uint64)
-        return cls(rows, copies, labels[rows], keys, image_ids, augment, grow, mix)
+        """Build the samples of the training rows; `oversample` adds copies of the small classes' images, only here."""
+        rows, copy_numbers = train_rows, np.zeros(len(train_rows), dtype=np.int64)
+        if oversample:
+            extra_rows, extra_numbers = _oversampled_rows(labels, train_rows, oversample, seed)
+            rows, copy_numbers = np.concatenate([rows, extra_rows]), np.concatenate([copy_numbers, extra_numbers])
+        keys = np.array(
+            [image_key(image_ids[row], int(number)) for row, number in zip(rows, copy_numbers, strict=True)],
+            np.uint64,
+        )
+        return cls(rows, copy_numbers, labels[rows], keys, image_ids, augment, oversample, mixup)
 
 
-def _grown(
-    labels: NDArray[np.int64], train: NDArray[np.int64], grow: GrowSpec, seed: int
+def _oversampled_rows(
+    labels: NDArray[np.int64], train_rows: NDArray[np.int64], spec: OversampleSpec, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return (rows, copy numbers) that bring every smaller class to `grow.to` of the largest, evenly over images."""
-    counts = np.bincount(labels[train])
-    target = round(grow.to * int(counts.max()))
+    """Return (rows, copy numbers) that bring every smaller class to `spec.to` of the largest, evenly over images."""
+    counts = np.bincount(labels[train_rows])
+    target_count = round(spec.to * int(counts.max()))
     rows: list[NDArray[np.int64]] = []
-    copies: list[NDArray[np.int64]] = []
-    for item in np.flatnonzero(counts):
-        own = train[labels[train] == item]
-        extra = min(max(target - len(own), 0), len(own) * (grow.most_copies - 1))
-        order = np.random.default_rng([seed, int(item)]).permutation(own)
-        rows.append(np.resize(order, extra))
-        copies.append(1 + np.arange(extra) // len(own))
-    return np.concatenate(rows), np.concatenate(copies)
+    copy_numbers: list[NDArray[np.int64]] = []
+    for class_index in np.flatnonzero(counts):
+        class_rows = train_rows[labels[train_rows] == class_index]
+        n_extra = min(max(target_count - len(class_rows), 0), len(class_rows) * (spec.most_copies - 1))
+        shuffled_rows = np.random.default_rng([seed, int(class_index)]).permutation(class_rows)
+        rows.append(np.resize(shuffled_rows, n_extra))
+        copy_numbers.append(1 + np.arange(n_extra) // len(class_rows))
+    return np.concatenate(rows), np.concatenate(copy_numbers)
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Where batches come from: pixels through the whole net, or cached features through the head."""
 
     samples: Samples
@@ -122,14 +131,14 @@ class PixelSource:
     def __init__(
         self,
         samples: Samples,
-        pixels: ImageRows | torch.Tensor,
-        validation: NDArray[np.int64],
+        pixels: PixelArray | torch.Tensor,
+        validation_rows: NDArray[np.int64],
         preprocessing: Preprocessing,
         device: torch.device,
     ) -> None:
         self.samples = samples
         self.pixels = pixels
-        self.validation = validation
+        self.validation_rows = validation_rows
         self.preprocessing = preprocessing
         self.device = device
         self._mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
@@ -141,87 +150,94 @@ class PixelSource:
 
     def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
         """Return (N, 3, S, S) float32: augmented by each sample's own random numbers, mixed, normalised."""
-        samples, pre = self.samples, self.preprocessing
-        if samples.grow is None and samples.mix is None:
-            return batch_from_pixels(
-                self._raw(samples.rows[rows]), samples.augment, seed=seed, epoch=epoch, keys=samples.keys[rows],
-                divide_by=pre.divide_by, mean=pre.mean, std=pre.std,
+        samples, preprocessing = self.samples, self.preprocessing
+        if samples.oversample is None and samples.mixup is None:
+            return augment_and_normalise(
+                self._raw_pixels(samples.rows[rows]), samples.augment, seed=seed, epoch=epoch, keys=samples.keys[rows],
+                divide_by=preprocessing.divide_by, mean=preprocessing.mean, std=preprocessing.std,
             )  # fmt: skip
-        batch = self._augmented(rows, epoch=epoch, seed=seed)
-        mixes = self.samples.mixing(rows, seed=seed, epoch=epoch)
-        if mixes is not None and len(rows):
-            batch = mix_batch(batch, self._augmented(mixes.partner, epoch=epoch, seed=seed), mixes)
-        return self._normalised(batch)
+        batch = self._augment(rows, epoch=epoch, seed=seed)
+        mix_plan = self.samples.mix_plan(rows, seed=seed, epoch=epoch)
+        if mix_plan is not None and len(rows):
+            batch = mix_batch(batch, self._augment(mix_plan.partner, epoch=epoch, seed=seed), mix_plan)
+        return self._normalise(batch)
 
     def targets(self, rows: NDArray[np.int64], *, epoch: int, seed: int, n_classes: int) -> torch.Tensor:
         """Return the labels of samples `rows`, as shares where images are mixed."""
         labels = self.samples.labels
-        mixes = self.samples.mixing(rows, seed=seed, epoch=epoch)
-        if mixes is None:
+        mix_plan = self.samples.mix_plan(rows, seed=seed, epoch=epoch)
+        if mix_plan is None:
             return torch.from_numpy(labels[rows]).to(self.device)
-        side = self.preprocessing.size
-        shares = mix_labels(labels[rows], labels[mixes.partner], mixes, n_classes, side=side)
-        return shares.to(self.device)
+        size = self.preprocessing.size
+        soft_labels = mix_labels(labels[rows], labels[mix_plan.partner], mix_plan, n_classes, size=size)
+        return soft_labels.to(self.device)
 
-    def originals(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
+    def unaugmented_batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
         """Return samples `rows` as they are, normalised; only grown copies are augmented, and nothing is mixed."""
-        return self._normalised(self._augmented(rows, epoch=epoch, seed=seed, plain_originals=True))
+        return self._normalise(self._augment(rows, epoch=epoch, seed=seed, copies_only=True))
 
-    def plain(self, rows: NDArray[np.int64]) -> torch.Tensor:
+    def validation_batch(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """Return validation images `rows` without augmentation, normalised."""
-        return self._normalised(self._unit(self.validation[rows]))
+        return self._normalise(self._unit_pixels(self.validation_rows[rows]))
 
     def validation_logits(self, net: "Net", rows: NDArray[np.int64]) -> torch.Tensor:
         """Return the whole net's logits."""
-        logits: torch.Tensor = net(self.plain(rows))
+        logits: torch.Tensor = net(self.validation_batch(rows))
         return logits
 
-    def _augmented(
-        self, rows: NDArray[np.int64], *, epoch: int, seed: int, plain_originals: bool = False
+    def _augment(
+        self, rows: NDArray[np.int64], *, epoch: int, seed: int, copies_only: bool = False
     ) -> torch.Tensor:
         samples = self.samples
-        batch = self._unit(samples.rows[rows])
-        if samples.grow is None:
-            if plain_originals:
+        batch = self._unit_pixels(samples.rows[rows])
+        if samples.oversample is None:
+            if copies_only:
                 return batch
             return augment_batch(batch, samples.augment, seed=seed, epoch=epoch, keys=samples.keys[rows])
-        copied = samples.copies[rows] > 0
-        parts = [(copied, samples.grow.augment), *([] if plain_originals else [(~copied, samples.augment)])]
-        for chosen, spec in parts:
-            if chosen.any():
-                index = torch.from_numpy(np.flatnonzero(chosen)).to(self.device)
+        is_copy = samples.copy_numbers[rows] > 0
+        masked_specs = [
+            (is_copy, samples.oversample.augment),
+            *([] if copies_only else [(~is_copy, samples.augment)]),
+        ]
+        for mask, spec in masked_specs:
+            if mask.any():
+                index = torch.from_numpy(np.flatnonzero(mask)).to(self.device)
                 batch[index] = augment_batch(
-                    batch[index], spec, seed=seed, epoch=epoch, keys=samples.keys[rows][chosen]
+                    batch[index], spec, seed=seed, epoch=epoch, keys=samples.keys[rows][mask]
                 )
         return batch
 
-    def _unit(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        return self._raw(rows).permute(0, 3, 1, 2).to(torch.float32).div_(self.preprocessing.divide_by)
+    def _unit_pixels(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        return self._raw_pixels(rows).permute(0, 3, 1, 2).to(torch.float32).div_(self.preprocessing.divide_by)
 
-    def _raw(self, rows: NDArray[np.int64]) -> torch.Tensor:
+    def _raw_pixels(self, rows: NDArray[np.int64]) -> torch.Tensor:
         if isinstance(self.pixels, torch.Tensor):
             return self.pixels[torch.from_numpy(rows).to(self.pixels.device)]
         return torch.from_numpy(self.pixels[rows]).to(self.device)
 
-    def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
+    def _normalise(self, batch: torch.Tensor) -> torch.Tensor:
         return batch.sub(self._mean).div_(self._std).contiguous(memory_format=torch.channels_last)
 
 
-def resident(pixels: ImageRows, device: torch.device, *, share: float = 0.5) -> ImageRows | torch.Tensor:
-    """Return the pixels as a tensor on a GPU where they fit into `share` of its free memory, else as they are."""
+def pixels_on_device(
+    pixels: PixelArray, device: torch.device, *, max_fraction: float = 0.5
+) -> PixelArray | torch.Tensor:
+    """Return the pixels as a tensor on a GPU where they fit into `max_fraction` of its free memory, else as
+    they are.
+    """
     if device.type != "cuda":
         return pixels
-    one = pixels[np.zeros(1, dtype=np.int64)]
-    if one.nbytes * len(pixels) > share * torch.cuda.mem_get_info(device)[0]:
+    first_image = pixels[np.zeros(1, dtype=np.int64)]
+    if first_image.nbytes * len(pixels) > max_fraction * torch.cuda.mem_get_info(device)[0]:
         return pixels
-    return upload(pixels, device)
+    return _upload(pixels, device)
 
 
-def upload(pixels: ImageRows, device: torch.device, *, chunk: int = 1024) -> torch.Tensor:
+def _upload(pixels: PixelArray, device: torch.device, *, chunk: int = 1024) -> torch.Tensor:
     """Copy all pixels to a device, chunk by chunk: they need not lie in the machine's own memory whole."""
     shape = pixels[np.zeros(1, dtype=np.int64)].shape[1:]
-    held = torch.empty((len(pixels), *shape), dtype=torch.uint8, device=device)
+    device_pixels = torch.empty((len(pixels), *shape), dtype=torch.uint8, device=device)
     for start in range(0, len(pixels), chunk):
         rows = np.arange(start, min(start + chunk, len(pixels)))
-        held[start : start + len(rows)] = torch.from_numpy(pixels[rows]).to(device)
-    return held
+        device_pixels[start : start + len(rows)] = torch.from_numpy(pixels[rows]).to(device)
+    return device_pixels

@@ -13,23 +13,30 @@ from numpy.typing import NDArray
 
 from dermkit.errors import UntrustedError
 from dermkit.files import read_json, write_rows
-from dermkit.images.preprocess import ImageRows, Preprocessing
+from dermkit.images.preprocess import PixelArray, Preprocessing
 from dermkit.models.net import Net
 from dermkit.recipes.schema import Recipe
-from dermkit.training.checkpoint import BEST, INSIDE, LAST, Progress, load_checkpoint, save_checkpoint
-from dermkit.training.distributed.process_group import Ranks
+from dermkit.training.checkpoint import (
+    BEST_CHECKPOINT,
+    LAST_CHECKPOINT,
+    MID_EPOCH_CHECKPOINT,
+    TrainingProgress,
+    load_checkpoint,
+    save_checkpoint,
+)
+from dermkit.training.distributed.process_group import ProcessGroup
 
 LOG_COLUMNS = (
     "epoch", "phase", "lr", "seconds", "train_seconds", "images_per_second", "train_loss", "train_accuracy",
     "val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro",
 )  # fmt: skip
 
-PASSES = "passes.json"
+MICRO_BATCH_FILE = "passes.json"
 """Beside the checkpoints: how many samples one pass may hold on this machine, once memory ran out."""
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What a run trains on.
 
     pixels: (N, S, S, 3) uint8, an array or a cache; row_keys: (N, 32) uint8, what each row shows, by content;
@@ -38,78 +45,80 @@ class Job:
 
     recipe: Recipe
     seed: int
-    pixels: ImageRows
-    row_keys: NDArray[np.uint8]
+    pixels: PixelArray
+    pixel_keys: NDArray[np.uint8]
     labels: NDArray[np.int64]
     image_ids: tuple[str, ...]
-    train: NDArray[np.int64]
-    validation: NDArray[np.int64]
+    train_rows: NDArray[np.int64]
+    validation_rows: NDArray[np.int64]
     n_classes: int
     preprocessing: Preprocessing
-    cache: Path
+    cache_folder: Path
     workers: int = 0
 
 
 @dataclass
-class Hooks:
-    """What the caller wants to hear; `stop` is asked after every batch and ends the run with a checkpoint."""
+class TrainingHooks:
+    """What the caller wants to hear; `should_stop` is asked after every batch and ends the run with a checkpoint."""
 
-    epoch: Callable[[dict[str, Any], int], None] = lambda _row, _epochs: None
+    on_epoch: Callable[[dict[str, Any], int], None] = lambda _row, _epochs: None
     step: Callable[[str, int, int], None] = lambda _what, _done, _total: None
     say: Callable[[str], None] = lambda _line: None
-    stop: Callable[[], bool] = lambda: False
-    first_batch: Callable[[torch.Tensor, NDArray[np.int64]], None] = lambda _batch, _labels: None
+    should_stop: Callable[[], bool] = lambda: False
+    on_first_batch: Callable[[torch.Tensor, NDArray[np.int64]], None] = lambda _batch, _labels: None
 
 
 @dataclass
-class Run:
+class TrainingState:
     """The state of one run between epochs."""
 
-    job: Job
+    job: TrainingJob
     folder: Path
     net: Net
     fabric: Fabric
-    ranks: Ranks
-    hooks: Hooks
-    progress: Progress = field(default_factory=Progress)
-    saved: float = field(default_factory=time.monotonic)
+    process_group: ProcessGroup
+    hooks: TrainingHooks
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
+    last_save_time: float = field(default_factory=time.monotonic)
 
     @property
-    def last(self) -> Path:
+    def last_checkpoint(self) -> Path:
         """Return where the last checkpoint lies."""
-        return self.folder / LAST
+        return self.folder / LAST_CHECKPOINT
 
     @property
-    def whole(self) -> bool:
+    def saves_backbone(self) -> bool:
         """Tell whether checkpoints hold the backbone: one that is never trained is rebuilt from its weights."""
         return any(phase.train_backbone != "none" for phase in self.job.recipe.phases)
 
-    def save(self, name: str = LAST) -> None:
+    def save(self, name: str = LAST_CHECKPOINT) -> None:
         """Write a checkpoint, on rank 0."""
-        if self.ranks.rank == 0:
-            save_checkpoint(self.folder / name, self.net, self.progress, whole=self.whole)
-            if name == LAST:
-                (self.folder / INSIDE).unlink(missing_ok=True)
-        self.saved = time.monotonic()
+        if self.process_group.rank == 0:
+            save_checkpoint(self.folder / name, self.net, self.progress, with_backbone=self.saves_backbone)
+            if name == LAST_CHECKPOINT:
+                (self.folder / MID_EPOCH_CHECKPOINT).unlink(missing_ok=True)
+        self.last_save_time = time.monotonic()
 
 
-def load_last(run: Run) -> None:
+def load_last_checkpoint(state: TrainingState) -> None:
     """Load the last checkpoint, if there is one, and how much one pass may hold on this machine."""
-    run.progress = load_checkpoint(run.last, run.net) or Progress()
-    path = run.folder / PASSES
-    run.progress.micro = int(read_json(path, format=1)["micro"]) if path.exists() else 0
+    state.progress = load_checkpoint(state.last_checkpoint, state.net) or TrainingProgress()
+    path = state.folder / MICRO_BATCH_FILE
+    state.progress.micro_batch_size = int(read_json(path, format=1)["micro"]) if path.exists() else 0
 
 
-def load_best(run: Run) -> None:
+def load_best_checkpoint(state: TrainingState) -> None:
     """Load the best epoch's weights, if the recipe keeps those."""
-    run.ranks.barrier()  # rank 0 has written what all of them read
-    path = run.folder / BEST
-    if run.job.recipe.keep == "best" and load_checkpoint(path, run.net) is None:
-        raise UntrustedError(f"{path}: is gone", kept=str(run.last), remedy="delete the run folder, train anew")
+    state.process_group.barrier()  # rank 0 has written what all of them read
+    path = state.folder / BEST_CHECKPOINT
+    if state.job.recipe.keep == "best" and load_checkpoint(path, state.net) is None:
+        raise UntrustedError(
+            f"{path}: is gone", outcome=str(state.last_checkpoint), remedy="delete the run folder, train anew"
+        )
 
 
-def write_log(run: Run) -> None:
+def write_log(state: TrainingState) -> None:
     """Write log.csv whole, a row per epoch; an undefined value is empty."""
-    rows = [["" if value != value else value for value in row.values()] for row in run.progress.rows]
-    if run.ranks.rank == 0:
-        write_rows(run.folder.parent / "log.csv", LOG_COLUMNS, rows)
+    rows = [["" if value != value else value for value in row.values()] for row in state.progress.log_rows]
+    if state.process_group.rank == 0:
+        write_rows(state.folder.parent / "log.csv", LOG_COLUMNS, rows)

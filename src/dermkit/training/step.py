@@ -15,92 +15,100 @@ from numpy.typing import NDArray
 
 from dermkit.models.precision import autocast
 from dermkit.recipes.schema import ComputeSpec
-from dermkit.training.distributed.process_group import Ranks
-from dermkit.training.samples import Source
+from dermkit.training.distributed.process_group import ProcessGroup
+from dermkit.training.samples import BatchSource
 
-Rows = NDArray[np.int64]
-Inputs = tuple[torch.Tensor, torch.Tensor]
+_Indices = NDArray[np.int64]
+_MicroBatch = tuple[torch.Tensor, torch.Tensor]
 
 
-class NotFinite(Exception):
+class NotFiniteError(Exception):
     """Something that is not a number: the loss of a batch, or what it left behind. number: of the batch, from 0."""
 
-    def __init__(self, number: int, rows: Rows, what: str = "the loss") -> None:
-        super().__init__(what)
-        self.number = number
+    def __init__(self, batch_index: int, rows: _Indices, quantity: str = "the loss") -> None:
+        super().__init__(quantity)
+        self.batch_index = batch_index
         self.rows = rows
-        self.what = what
+        self.quantity = quantity
 
 
 @dataclass
-class Stepper:
+class TrainStep:
     """What a step needs. micro: samples that one pass may hold (0 = all of this device's share)."""
 
     module: Any
     optimizer: Any
     fabric: Fabric
-    ranks: Ranks
-    source: Source
+    process_group: ProcessGroup
+    source: BatchSource
     compute: ComputeSpec
-    weights: torch.Tensor | None
+    class_weights: torch.Tensor | None
     label_smoothing: float
     n_classes: int
     seed: int
-    micro: int
-    loss: float = 0.0
-    hits: float = 0.0
-    _due: tuple[int, Rows, torch.Tensor, torch.Tensor] | None = field(default=None, init=False)
+    micro_batch_size: int
+    loss_sum: float = 0.0
+    n_correct: float = 0.0
+    _pending: tuple[int, _Indices, torch.Tensor, torch.Tensor] | None = field(default=None, init=False)
 
-    def prepare(self, rows: Rows, *, epoch: int) -> list[Inputs]:
-        """Return this device's inputs and targets of a batch, in even passes of at most `micro`; some may be empty."""
-        largest = -(-len(rows) // self.ranks.size)
+    def prepare(self, rows: _Indices, *, epoch: int) -> list[_MicroBatch]:
+        """Return this device's inputs and targets of a batch, in even passes of at most `micro_batch_size`;
+        some may be empty.
+        """
+        shard_size = -(-len(rows) // self.process_group.size)
         # As many passes on every device, or their batch norms would wait for each other for ever.
-        parts = np.array_split(self.ranks.share(rows), -(-largest // (self.micro or largest)))
+        row_chunks = np.array_split(
+            self.process_group.shard(rows), -(-shard_size // (self.micro_batch_size or shard_size))
+        )
         return [
             (
-                self.source.batch(part, epoch=epoch, seed=self.seed),
-                self.source.targets(part, epoch=epoch, seed=self.seed, n_classes=self.n_classes),
+                self.source.batch(chunk, epoch=epoch, seed=self.seed),
+                self.source.targets(chunk, epoch=epoch, seed=self.seed, n_classes=self.n_classes),
             )
-            for part in parts
+            for chunk in row_chunks
         ]
 
-    def take(self, number: int, rows: Rows, passes: list[Inputs], *, epoch: int) -> None:
-        """Take one step. Raises `NotFinite` where the loss of the step before was no number.
+    def __call__(self, batch_index: int, rows: _Indices, micro_batches: list[_MicroBatch], *, epoch: int) -> None:
+        """Take one step. Raises `NotFiniteError` where the loss of the step before was no number.
 
         Its value is asked for only now, so that a GPU need not wait for it.
         """
-        _seed_dropout(_step_seed(self.seed, epoch, number, self.ranks.rank), self.fabric.device)
+        _seed_dropout(_step_seed(self.seed, epoch, batch_index, self.process_group.rank), self.fabric.device)
         weight = self._weight(rows, epoch)
-        total = torch.zeros((), device=self.fabric.device)
-        hits = torch.zeros((), device=self.fabric.device)
+        loss_total = torch.zeros((), device=self.fabric.device)
+        n_correct = torch.zeros((), device=self.fabric.device)
         self.optimizer.zero_grad()
-        for k, (inputs, targets) in enumerate(passes):
-            with self.fabric.no_backward_sync(self.module, enabled=k + 1 < len(passes)):
-                loss, right = self._forward(inputs, targets)
+        for k, (inputs, targets) in enumerate(micro_batches):
+            with self.fabric.no_backward_sync(self.module, enabled=k + 1 < len(micro_batches)):
+                loss, chunk_correct = self._forward(inputs, targets)
                 # Devices average their gradients, so each one's loss is scaled by how many they are.
-                self.fabric.backward(loss * (self.ranks.size / weight))
-            total += loss.detach() / weight
-            hits += right
+                self.fabric.backward(loss * (self.process_group.size / weight))
+            loss_total += loss.detach() / weight
+            n_correct += chunk_correct
         self.flush()
         self.optimizer.step()
-        self._due = (number, rows, total, hits)
+        self._pending = (batch_index, rows, loss_total, n_correct)
 
     def flush(self) -> None:
-        """Add the last step's figures to the epoch's; raises `NotFinite` where its loss is none, on every device."""
-        if self._due is None:
+        """Add the last step's figures to the epoch's; raises `NotFiniteError` where its loss is none, on
+        every device.
+        """
+        if self._pending is None:
             return
-        number, rows, total, hits = self._due
-        self._due = None
-        value = float(total)
-        if self.ranks.any(not np.isfinite(value)):
-            raise NotFinite(number, rows)
-        self.loss += value * len(rows)
-        self.hits += float(hits)
+        batch_index, rows, loss_total, n_correct = self._pending
+        self._pending = None
+        value = float(loss_total)
+        if self.process_group.any(not np.isfinite(value)):
+            raise NotFiniteError(batch_index, rows)
+        self.loss_sum += value * len(rows)
+        self.n_correct += float(n_correct)
 
-    def gathered(self) -> tuple[float, float]:
+    def gather_sums(self) -> tuple[float, float]:
         """Return the epoch's summed loss and hits over all devices; rank 0 alone goes on with them."""
-        sums = self.ranks.sum(torch.tensor([self.loss, self.hits], dtype=torch.float64))
-        self.loss, self.hits = (float(sums[0]), float(sums[1])) if self.ranks.rank == 0 else (0.0, 0.0)
+        sums = self.process_group.sum(torch.tensor([self.loss_sum, self.n_correct], dtype=torch.float64))
+        self.loss_sum, self.n_correct = (
+            (float(sums[0]), float(sums[1])) if self.process_group.rank == 0 else (0.0, 0.0)
+        )
         return float(sums[0]), float(sums[1])
 
     def _forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,24 +116,24 @@ class Stepper:
             logits = self.module(inputs)
         logits = logits.float()
         loss = F.cross_entropy(
-            logits, targets, weight=self.weights, reduction="sum", label_smoothing=self.label_smoothing
+            logits, targets, weight=self.class_weights, reduction="sum", label_smoothing=self.label_smoothing
         )
         labels = targets if targets.ndim == 1 else targets.argmax(1)
         return loss, (logits.detach().argmax(1) == labels).sum()
 
-    def _weight(self, rows: Rows, epoch: int) -> float:
+    def _weight(self, rows: _Indices, epoch: int) -> float:
         """Return what the whole batch's loss is divided by: its size, or the sum of its classes' weights."""
-        if self.weights is None:
+        if self.class_weights is None:
             return float(len(rows))
         targets = self.source.targets(rows, epoch=epoch, seed=self.seed, n_classes=self.n_classes)
         if targets.ndim == 1:
-            return float(self.weights[targets].double().sum())
-        return float((targets.double() @ self.weights.double()).sum())
+            return float(self.class_weights[targets].double().sum())
+        return float((targets.double() @ self.class_weights.double()).sum())
 
 
-def _step_seed(seed: int, epoch: int, number: int, rank: int) -> int:
+def _step_seed(seed: int, epoch: int, batch_index: int, rank: int) -> int:
     """Dropout draws from torch's generator: each step has its own, so that a step can be taken again alone."""
-    return int(np.random.SeedSequence([seed, epoch, number, rank]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, epoch, batch_index, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
@@ -135,7 +143,7 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def batches(order: Rows, size: int) -> list[Rows]:
+def train_batches(order: _Indices, size: int) -> list[_Indices]:
     """Cut an order into batches; a last batch of one joins its neighbour, since batch norm cannot train on one."""
     cuts = list(range(size, len(order), size))
     if cuts and len(order) - cuts[-1] == 1 and size > 1:

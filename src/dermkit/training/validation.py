@@ -7,27 +7,29 @@ from scipy.special import log_softmax
 from dermkit.metrics.classification.roc import auroc
 
 
-def validation_guides(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
+def validation_metrics(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
     """Return loss, accuracy, balanced accuracy and macro AUROC of validation logits (N, classes).
 
     The loss is the plain cross-entropy, unweighted.
     """
-    logs = log_softmax(logits, axis=1)
+    log_probabilities = log_softmax(logits, axis=1)
     predicted = logits.argmax(axis=1)
     return {
-        "val_loss": float(-logs[np.arange(len(labels)), labels].mean()),
+        "val_loss": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
         "val_accuracy": float((predicted == labels).mean()),
-        "val_balanced_accuracy": balanced_accuracy_present(labels, predicted),
-        "val_auroc_macro": auroc_macro_present(labels, np.exp(logs)),
+        "val_balanced_accuracy": _balanced_accuracy(labels, predicted),
+        "val_auroc_macro": _macro_auroc(labels, np.exp(log_probabilities)),
     }
 
 
-def balanced_accuracy_present(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+def _balanced_accuracy(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
     """Return the mean recall over the classes that are there."""
-    return float(np.mean([(predicted[labels == item] == item).mean() for item in np.unique(labels)]))
+    return float(
+        np.mean([(predicted[labels == class_index] == class_index).mean() for class_index in np.unique(labels)])
+    )
 
 
-def auroc_macro_present(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+def _macro_auroc(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
     """Return the mean one-vs-rest AUROC over the classes that are there (nan: one class)."""
-    values = [auroc(probabilities[:, item], labels == item) for item in np.unique(labels)]
+    values = [auroc(probabilities[:, class_index], labels == class_index) for class_index in np.unique(labels)]
     return float(np.mean(values)) if values else float("nan")

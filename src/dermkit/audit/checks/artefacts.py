@@ -14,24 +14,24 @@ from dermkit.audit.checks.finding import (
     Outcome,
     Severity,
     Subject,
-    image_rows,
-    per_class,
-    share_of_alpha,
+    alpha_per_test,
+    image_table,
+    images_per_class,
 )
-from dermkit.audit.checks.text import share_figures, share_text
-from dermkit.audit.scan.artefacts import PRESENT
-from dermkit.metrics.stats.power import effective_size
+from dermkit.audit.checks.text import proportion_json, proportion_text
+from dermkit.audit.scan.artefacts import PRESENCE_THRESHOLDS
+from dermkit.metrics.stats.power import effective_sample_size
 
-DIFFERENCE = 0.10
+WARNING_DIFFERENCE = 0.10
 """Least difference of prevalence between a class and the rest that is warned of: a model that uses nothing else gains
 half of it in balanced accuracy."""
-NOTED = 0.05
+NOTE_DIFFERENCE = 0.05
 """Least difference that is noted."""
-FEWEST_UNITS = 10
+_MIN_GROUPS = 10
 """Lesions (or what else belongs together) that a class and the rest must have, those with many photographs counted
 for what they leave of the others: with two that hold nearly all photographs, the test finds what is chance."""
 
-_NAMED = 9
+_MAX_CLASSES = 9
 
 
 def da050_hair(subject: Subject) -> Outcome:
@@ -42,7 +42,7 @@ def da050_hair(subject: Subject) -> Outcome:
     Severity: warning; note from 5 points.
     Effect: A model can score hair in place of the lesion; its accuracy would not hold where hair is spread otherwise.
     """
-    return _associated(subject, "hair", "Hair")
+    return _artefact_association(subject, "hair", "Hair")
 
 
 def da051_ruler(subject: Subject) -> Outcome:
@@ -53,7 +53,7 @@ def da051_ruler(subject: Subject) -> Outcome:
     Severity: warning; note from 5 points.
     Effect: Suspicious lesions are measured more often; a model that sees the ruler knows what a physician suspected.
     """
-    return _associated(subject, "ruler", "A ruler")
+    return _artefact_association(subject, "ruler", "A ruler")
 
 
 def da052_ink(subject: Subject) -> Outcome:
@@ -65,7 +65,7 @@ def da052_ink(subject: Subject) -> Outcome:
     Severity: warning; note from 5 points.
     Effect: Pen marks around a lesion raise a net's melanoma score; benign lesions that are marked will be misread.
     """
-    return _associated(subject, "ink", "Ink")
+    return _artefact_association(subject, "ink", "Ink")
 
 
 def da053_dark_corners(subject: Subject) -> Outcome:
@@ -76,7 +76,7 @@ def da053_dark_corners(subject: Subject) -> Outcome:
     Severity: warning; note from 5 points.
     Effect: Dark corners tell the camera or archive of a picture; a model that uses them has not looked at the lesion.
     """
-    return _associated(subject, "dark_corner", "Dark corners")
+    return _artefact_association(subject, "dark_corner", "Dark corners")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,135 +86,159 @@ class _Contrast:
     p: of Fisher's exact test, all counts divided by the design effect.
     """
 
-    name: str
-    with_it: int
-    of: int
-    rest_with: int
-    rest_of: int
+    class_name: str
+    class_positive: int
+    class_total: int
+    rest_positive: int
+    rest_total: int
     p: float
 
     @property
     def difference(self) -> float:
-        return self.with_it / self.of - self.rest_with / self.rest_of
+        return self.class_positive / self.class_total - self.rest_positive / self.rest_total
 
 
-def _associated(subject: Subject, artefact: str, words: str) -> Outcome:
+def _artefact_association(subject: Subject, artefact: str, artefact_text: str) -> Outcome:
     if artefact not in subject.measures or subject.measures[artefact].isna().all():
         return NotApplicable(f"{artefact.replace('_', ' ')}: not measured, or the images are too small to tell")
     score = subject.measures[artefact].to_numpy(np.float64)
-    known = np.isfinite(score)
-    shown = known & (score >= PRESENT[artefact])
-    contrasts, tested = _contrasts(subject, known, shown)
-    if not tested:
+    is_measured = np.isfinite(score)
+    has_artefact = is_measured & (score >= PRESENCE_THRESHOLDS[artefact])
+    contrasts, n_tests = _class_contrasts(subject, is_measured, has_artefact)
+    if not n_tests:
         return NotApplicable(
-            f"no class and its rest have {FEWEST_UNITS} lesions each, or a few of them have nearly all photographs"
+            f"no class and its rest have {_MIN_GROUPS} lesions each, or a few of them have nearly all photographs"
         )
-    alpha = share_of_alpha(tested)
-    sure = [item for item in contrasts if item.p < alpha and abs(item.difference) >= NOTED]
-    if not sure:
+    alpha = alpha_per_test(n_tests)
+    significant = [
+        contrast for contrast in contrasts if contrast.p < alpha and abs(contrast.difference) >= NOTE_DIFFERENCE
+    ]
+    if not significant:
         return None
-    worst = max(sure, key=lambda item: abs(item.difference))
-    rows = np.flatnonzero(shown)
-    shares = {name: shown[mine].sum() / max(1, known[mine].sum()) for name, mine in _classes(subject)}
-    order = subject.frame["label"].map(shares).to_numpy(np.float64)[rows]
+    largest = max(significant, key=lambda contrast: abs(contrast.difference))
+    rows = np.flatnonzero(has_artefact)
+    prevalences = {
+        name: has_artefact[in_class].sum() / max(1, is_measured[in_class].sum())
+        for name, in_class in _class_masks(subject)
+    }
+    order = subject.frame["label"].map(prevalences).to_numpy(np.float64)[rows]
     rows = rows[np.lexsort((-score[rows], -order))]
     return Finding(
-        severity=Severity.WARNING if abs(worst.difference) >= DIFFERENCE else Severity.NOTE, n=len(rows),
-        sentence=_sentence(subject, words, worst, known, shown), rows=image_rows(subject, rows, score=score[rows]),
-        per_class=per_class(subject, rows), figures=_figures(subject, artefact, contrasts, known, shown, alpha),
-    )  # fmt: skip
+        severity=Severity.WARNING if abs(largest.difference) >= WARNING_DIFFERENCE else Severity.NOTE,
+        n=len(rows),
+        sentence=_sentence(subject, artefact_text, largest, is_measured, has_artefact),
+        rows=image_table(subject, rows, score=score[rows]),
+        per_class=images_per_class(subject, rows),
+        figures=_figures(subject, artefact, contrasts, is_measured, has_artefact, alpha),
+    )
 
 
-def _classes(subject: Subject) -> list[tuple[str, NDArray[np.bool_]]]:
-    label = subject.frame["label"].to_numpy()
+def _class_masks(subject: Subject) -> list[tuple[str, NDArray[np.bool_]]]:
+    labels = subject.frame["label"].to_numpy()
     return [
-        (name, np.asarray(label == name, np.bool_))
+        (name, np.asarray(labels == name, np.bool_))
         for name in subject.dataset.class_names
-        if (label == name).any()
+        if (labels == name).any()
     ]
 
 
-def _contrasts(
-    subject: Subject, known: NDArray[np.bool_], shown: NDArray[np.bool_]
+def _class_contrasts(
+    subject: Subject, is_measured: NDArray[np.bool_], has_artefact: NDArray[np.bool_]
 ) -> tuple[list[_Contrast], int]:
     """Return every class against the rest, and how many tests that took: of two classes one is the other's mirror."""
-    units, classes = subject.units, _classes(subject)
-    pooled = _design_effect(units, shown, [mine & known for _, mine in classes])
-    found = []
-    for name, mine in classes:
-        sides = (mine & known, ~mine & known)
-        if min(effective_size(units[side]) for side in sides) < FEWEST_UNITS:
+    group_ids, classes = subject.group_ids, _class_masks(subject)
+    pooled_effect = _design_effect(group_ids, has_artefact, [in_class & is_measured for _, in_class in classes])
+    contrasts = []
+    for name, in_class in classes:
+        class_and_rest = (in_class & is_measured, ~in_class & is_measured)
+        if min(effective_sample_size(group_ids[subset]) for subset in class_and_rest) < _MIN_GROUPS:
             continue
         table = np.zeros((2, 2), np.int64)
-        for row, side in enumerate(sides):
-            effect = max(pooled, _design_effect(units, shown, [side]))
-            table[row] = np.rint([(shown & side).sum() / effect, (~shown & side).sum() / effect])
+        for row, subset in enumerate(class_and_rest):
+            design_effect = max(pooled_effect, _design_effect(group_ids, has_artefact, [subset]))
+            table[row] = np.rint(
+                [(has_artefact & subset).sum() / design_effect, (~has_artefact & subset).sum() / design_effect]
+            )
         contrast = _Contrast(
             name,
-            with_it=int((shown & mine).sum()),
-            of=int(sides[0].sum()),
-            rest_with=int((shown & ~mine).sum()),
-            rest_of=int(sides[1].sum()),
+            class_positive=int((has_artefact & in_class).sum()),
+            class_total=int(class_and_rest[0].sum()),
+            rest_positive=int((has_artefact & ~in_class).sum()),
+            rest_total=int(class_and_rest[1].sum()),
             p=float(fisher_exact(table).pvalue),
         )
-        found.append(contrast)
-    return found, 1 if len(found) == 2 == len(classes) else len(found)
+        contrasts.append(contrast)
+    return contrasts, 1 if len(contrasts) == 2 == len(classes) else len(contrasts)
 
 
 def _design_effect(
-    units: NDArray[np.int64], shown: NDArray[np.bool_], groups: Sequence[NDArray[np.bool_]]
+    group_ids: NDArray[np.int64], has_artefact: NDArray[np.bool_], subsets: Sequence[NDArray[np.bool_]]
 ) -> float:
     """Return how many photographs are worth one, because those of a lesion are alike; at least 1.
 
     The variance of the prevalence by lesion over that of as many independent photographs, within the groups; where
     that is 0 / 0 the photographs of a lesion count as one. Rao and Scott, Biometrics 48 (1992), 577.
     """
-    own = independent = squares = total = 0.0
-    for group in groups:
-        if not group.any():
+    cluster_variance = independent_variance = squared_sizes = total = 0.0
+    for subset in subsets:
+        if not subset.any():
             continue
-        _, unit = np.unique(units[group], return_inverse=True)
-        size = np.bincount(unit)
-        share = float(shown[group].mean())
-        own += float(np.square(np.bincount(unit, shown[group]) - share * size).sum())
-        independent += len(unit) * share * (1 - share)
-        squares += float(np.square(size).sum())
-        total += len(unit)
-    if independent == 0:
-        return squares / total if total else 1.0
-    return max(1.0, own / independent)
+        _, group_index = np.unique(group_ids[subset], return_inverse=True)
+        group_sizes = np.bincount(group_index)
+        prevalence = float(has_artefact[subset].mean())
+        cluster_variance += float(
+            np.square(np.bincount(group_index, has_artefact[subset]) - prevalence * group_sizes).sum()
+        )
+        independent_variance += len(group_index) * prevalence * (1 - prevalence)
+        squared_sizes += float(np.square(group_sizes).sum())
+        total += len(group_index)
+    if independent_variance == 0:
+        return squared_sizes / total if total else 1.0
+    return max(1.0, cluster_variance / independent_variance)
 
 
 def _sentence(
-    subject: Subject, words: str, worst: _Contrast, known: NDArray[np.bool_], shown: NDArray[np.bool_]
+    subject: Subject,
+    artefact_text: str,
+    largest: _Contrast,
+    is_measured: NDArray[np.bool_],
+    has_artefact: NDArray[np.bool_],
 ) -> str:
-    classes = _classes(subject)
-    rest = next((name for name, _ in classes if name != worst.name), "") if len(classes) == 2 else "the rest"
-    verb = "show" if words.endswith("s") else "shows"
+    classes = _class_masks(subject)
+    rest_name = (
+        next((name for name, _ in classes if name != largest.class_name), "") if len(classes) == 2 else "the rest"
+    )
+    verb = "show" if artefact_text.endswith("s") else "shows"
     text = (
-        f"{words} {verb} in {share_text(worst.with_it, worst.of)} of {worst.of:,} images of {worst.name} and in "
-        f"{share_text(worst.rest_with, worst.rest_of)} of {worst.rest_of:,} of {rest}: {100 * worst.difference:+.0f} "
-        f"points (Fisher's exact test, lesions as clusters, p = {worst.p:.1g})."
+        f"{artefact_text} {verb} in {proportion_text(largest.class_positive, largest.class_total)} of "
+        f"{largest.class_total:,} images of {largest.class_name} and in "
+        f"{proportion_text(largest.rest_positive, largest.rest_total)} of {largest.rest_total:,} of "
+        f"{rest_name}: {100 * largest.difference:+.0f} "
+        f"points (Fisher's exact test, lesions as clusters, p = {largest.p:.1g})."
     )
     if len(classes) == 2:
         return text
-    each = [
-        f"{name} {share_text(int(shown[mine].sum()), int(known[mine].sum()))} of {int(known[mine].sum()):,}"
-        for name, mine in classes[:_NAMED]
+    class_texts = [
+        f"{name} {proportion_text(int(has_artefact[in_class].sum()), int(is_measured[in_class].sum()))} "
+        f"of {int(is_measured[in_class].sum()):,}"
+        for name, in_class in classes[:_MAX_CLASSES]
     ]
-    return f"{text} Per class: {'; '.join(each)}."
+    return f"{text} Per class: {'; '.join(class_texts)}."
 
 
 def _figures(
-    subject: Subject, artefact: str, contrasts: list[_Contrast], known: NDArray[np.bool_],
-    shown: NDArray[np.bool_], alpha: float,
+    subject: Subject, artefact: str, contrasts: list[_Contrast], is_measured: NDArray[np.bool_],
+    has_artefact: NDArray[np.bool_], alpha: float,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "artefact": artefact,
-        "present_from_score": PRESENT[artefact],
+        "present_from_score": PRESENCE_THRESHOLDS[artefact],
         "prevalence": {
-            name: share_figures(int(shown[mine].sum()), int(known[mine].sum())) for name, mine in _classes(subject)
+            name: proportion_json(int(has_artefact[in_class].sum()), int(is_measured[in_class].sum()))
+            for name, in_class in _class_masks(subject)
         },
-        "against_the_rest": {item.name: {"difference": item.difference, "p": item.p} for item in contrasts},
+        "against_the_rest": {
+            contrast.class_name: {"difference": contrast.difference, "p": contrast.p} for contrast in contrasts
+        },
         "alpha": alpha,
     }

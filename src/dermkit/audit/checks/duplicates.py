@@ -5,14 +5,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, pair_rows, per_class
-from dermkit.audit.checks.text import counted, listed, share_figures, share_text
+from dermkit.audit.checks.finding import (
+    Finding,
+    NotApplicable,
+    Outcome,
+    Severity,
+    Subject,
+    images_per_class,
+    pair_table,
+)
+from dermkit.audit.checks.text import join_words, plural, proportion_json, proportion_text
 from dermkit.data.manifest import GROUP_COLUMNS
 
 HELD_OUT = ("test", "validation")
 
 
-def da010_exact_copies(subject: Subject) -> Outcome:
+def da010_exact_duplicates(subject: Subject) -> Outcome:
     """Exact copies under one label.
 
     Threshold: one pair of images with identical decoded pixels and the same label that no split parts.
@@ -36,7 +44,7 @@ def da011_exact_contradictions(subject: Subject) -> Outcome:
     return _contradictions(subject, "exact", "identical pixels")
 
 
-def da012_exact_copies_across(subject: Subject) -> Outcome:
+def da012_exact_duplicates_across_splits(subject: Subject) -> Outcome:
     """Exact copies across the sides of a split.
 
     Threshold: one pair of images with identical decoded pixels on two sides.
@@ -45,10 +53,10 @@ def da012_exact_copies_across(subject: Subject) -> Outcome:
 
     Effect: The model is tested on pictures that it was trained on: the published accuracy counts what was memorised.
     """
-    return _across(subject, "exact", "identical pixels")
+    return _across_splits(subject, "exact", "identical pixels")
 
 
-def da013_near_copies(subject: Subject) -> Outcome:
+def da013_near_duplicates(subject: Subject) -> Outcome:
     """Near copies under one label.
 
     Threshold: one pair that lies on each other with correlation above .985, under 3.7 grey levels apart and with fine
@@ -73,7 +81,7 @@ def da014_near_contradictions(subject: Subject) -> Outcome:
     return _contradictions(subject, "near", "near copies")
 
 
-def da015_near_copies_across(subject: Subject) -> Outcome:
+def da015_near_duplicates_across_splits(subject: Subject) -> Outcome:
     """Near copies across the sides of a split.
 
     Threshold: one pair of near copies (as DA013) on two sides.
@@ -82,108 +90,111 @@ def da015_near_copies_across(subject: Subject) -> Outcome:
 
     Effect: The model is tested on pictures that it saw in another size, turn or crop: the accuracy is too high.
     """
-    return _across(subject, "near", "near copies")
+    return _across_splits(subject, "near", "near copies")
 
 
-def _pairs(subject: Subject, which: str) -> pd.DataFrame:
+def _pairs(subject: Subject, duplicate_type: str) -> pd.DataFrame:
     """Return the pairs, exact or near, with: same (label), parted (by a split), tied (by an id)."""
-    exact = subject.pairs["kind"] == "exact"
-    pairs = subject.pairs[exact if which == "exact" else ~exact].reset_index(drop=True)
+    is_exact = subject.pairs["kind"] == "exact"
+    pairs = subject.pairs[is_exact if duplicate_type == "exact" else ~is_exact].reset_index(drop=True)
     a, b = pairs["a"].to_numpy(), pairs["b"].to_numpy()
     values = {name: subject.frame[name].to_numpy() for name in ("label", "split", *GROUP_COLUMNS)}
-    tied = np.zeros(len(pairs), bool)
+    shares_group = np.zeros(len(pairs), bool)
     for name in GROUP_COLUMNS:
-        tied |= (values[name][a] == values[name][b]) & (values[name][a] != "")
-    side = values["split"]
-    parted = (side[a] != side[b]) & (side[a] != "") & (side[b] != "")
-    return pairs.assign(same=values["label"][a] == values["label"][b], parted=parted, tied=tied)
+        shares_group |= (values[name][a] == values[name][b]) & (values[name][a] != "")
+    split_names = values["split"]
+    across_splits = (split_names[a] != split_names[b]) & (split_names[a] != "") & (split_names[b] != "")
+    return pairs.assign(same=values["label"][a] == values["label"][b], parted=across_splits, tied=shares_group)
 
 
 def _finding(subject: Subject, pairs: pd.DataFrame, severity: Severity, sentence: str, **figures: Any) -> Finding:
     images = np.unique(pairs[["a", "b"]].to_numpy())
     kinds = {str(kind): int(n) for kind, n in pairs["kind"].value_counts().items()}
     return Finding(
-        severity=severity, n=len(images), sentence=sentence, rows=pair_rows(subject, pairs), kind="pairs",
-        per_class=per_class(subject, images), figures={"pairs": len(pairs), "kinds": kinds, **figures},
+        severity=severity, n=len(images), sentence=sentence, rows=pair_table(subject, pairs), kind="pairs",
+        per_class=images_per_class(subject, images), figures={"pairs": len(pairs), "kinds": kinds, **figures},
     )  # fmt: skip
 
 
-def _kinds(pairs: pd.DataFrame) -> str:
+def _kinds_text(pairs: pd.DataFrame) -> str:
     counts = pairs["kind"].value_counts()
-    return listed([f"{n:,} {kind}" for kind, n in counts.items()])
+    return join_words([f"{n:,} {kind}" for kind, n in counts.items()])
 
 
-def _same_label(subject: Subject, which: str, words: str) -> Outcome:
-    pairs = _pairs(subject, which)
+def _same_label(subject: Subject, duplicate_type: str, duplicate_text: str) -> Outcome:
+    pairs = _pairs(subject, duplicate_type)
     pairs = pairs[pairs["same"] & ~pairs["parted"]]
     if pairs.empty:
         return None
-    images = len(np.unique(pairs[["a", "b"]].to_numpy()))
-    loose = int((~pairs["tied"]).sum())
-    tie = (
-        f"Nothing ties {counted(loose, 'pair')}: a new split could part them."
-        if loose
+    n_images = len(np.unique(pairs[["a", "b"]].to_numpy()))
+    n_untied = int((~pairs["tied"]).sum())
+    tie_text = (
+        f"Nothing ties {plural(n_untied, 'pair')}: a new split could part them."
+        if n_untied
         else "Lesion, patient or copy group keeps each pair on one side."
     )
-    kinds = "" if which == "exact" else f" ({_kinds(pairs)})"
+    kinds = "" if duplicate_type == "exact" else f" ({_kinds_text(pairs)})"
     sentence = (
-        f"{share_text(images, len(subject.frame))} of {len(subject.frame):,} images are in "
-        f"{counted(len(pairs), 'pair')} of {words} under one label{kinds}. {tie}"
+        f"{proportion_text(n_images, len(subject.frame))} of {len(subject.frame):,} images are in "
+        f"{plural(len(pairs), 'pair')} of {duplicate_text} under one label{kinds}. {tie_text}"
     )
-    severity = Severity.WARNING if loose else Severity.NOTE
+    severity = Severity.WARNING if n_untied else Severity.NOTE
     return _finding(
-        subject, pairs, severity, sentence, untied=loose, share=share_figures(images, len(subject.frame))
+        subject, pairs, severity, sentence, untied=n_untied, share=proportion_json(n_images, len(subject.frame))
     )
 
 
-def _contradictions(subject: Subject, which: str, words: str) -> Outcome:
+def _contradictions(subject: Subject, duplicate_type: str, duplicate_text: str) -> Outcome:
     if subject.frame["label"].nunique() < 2:
         return NotApplicable("There is one class only.")
-    pairs = _pairs(subject, which)
+    pairs = _pairs(subject, duplicate_type)
     pairs = pairs[~pairs["same"]]
     if pairs.empty:
         return None
-    images = len(np.unique(pairs[["a", "b"]].to_numpy()))
+    n_images = len(np.unique(pairs[["a", "b"]].to_numpy()))
     label = subject.frame["label"].to_numpy()
-    between = pd.Series(
-        [" / ".join(sorted(both)) for both in zip(label[pairs["a"]], label[pairs["b"]], strict=True)]
+    label_pair_counts = pd.Series(
+        [" / ".join(sorted(label_pair)) for label_pair in zip(label[pairs["a"]], label[pairs["b"]], strict=True)]
     ).value_counts()
-    more = " and others" if len(between) > 5 else ""
-    shown = listed([f"{name} ({n:,})" for name, n in between.head(5).items()])
+    more_text = " and others" if len(label_pair_counts) > 5 else ""
+    examples = join_words([f"{name} ({n:,})" for name, n in label_pair_counts.head(5).items()])
     sentence = (
-        f"{share_text(images, len(subject.frame))} of {len(subject.frame):,} images are in "
-        f"{counted(len(pairs), 'pair')} of {words} under two labels: {shown}{more}."
+        f"{proportion_text(n_images, len(subject.frame))} of {len(subject.frame):,} images are in "
+        f"{plural(len(pairs), 'pair')} of {duplicate_text} under two labels: {examples}{more_text}."
     )
-    figures = {"between": {str(name): int(n) for name, n in between.items()}}
+    figures = {"between": {str(name): int(n) for name, n in label_pair_counts.items()}}
     return _finding(
-        subject, pairs, Severity.ERROR, sentence, share=share_figures(images, len(subject.frame)), **figures
+        subject, pairs, Severity.ERROR, sentence, share=proportion_json(n_images, len(subject.frame)), **figures
     )
 
 
-def _across(subject: Subject, which: str, words: str) -> Outcome:
-    sides = set(subject.frame["split"]) - {""}
-    if len(sides) < 2:
+def _across_splits(subject: Subject, duplicate_type: str, duplicate_text: str) -> Outcome:
+    split_names = set(subject.frame["split"]) - {""}
+    if len(split_names) < 2:
         return NotApplicable("No image is on a side of a split; audit one with --split NAME.")
-    pairs = _pairs(subject, which)
+    pairs = _pairs(subject, duplicate_type)
     pairs = pairs[pairs["parted"]]
     if pairs.empty:
         return None
     images = np.unique(pairs[["a", "b"]].to_numpy())
     split = subject.frame["split"].to_numpy()
-    parts, figures = [], {}
-    for side in [name for name in HELD_OUT if name in sides] or sorted(sides):
-        hit, whole = images[split[images] == side], subject.frame["split"] == side
-        figures[side] = share_figures(len(hit), int(whole.sum())) | {
+    clauses, figures = [], {}
+    for split_name in [name for name in HELD_OUT if name in split_names] or sorted(split_names):
+        affected, in_split = images[split[images] == split_name], subject.frame["split"] == split_name
+        figures[split_name] = proportion_json(len(affected), int(in_split.sum())) | {
             "per_class": {
-                name: share_figures(n, int((whole & (subject.frame["label"] == name)).sum()))
-                for name, n in per_class(subject, hit).items()
+                name: proportion_json(n, int((in_split & (subject.frame["label"] == name)).sum()))
+                for name, n in images_per_class(subject, affected).items()
             }
         }
-        parts.append(f"{share_text(len(hit), int(whole.sum()))} of {int(whole.sum()):,} {side} images")
-    wrong = int((~pairs["same"]).sum())
-    two = f"; {counted(wrong, 'pair')} also under two labels" if wrong else ""
+        clauses.append(
+            f"{proportion_text(len(affected), int(in_split.sum()))} of {int(in_split.sum()):,} {split_name} images"
+        )
+    n_contradictions = int((~pairs["same"]).sum())
+    contradictions_text = f"; {plural(n_contradictions, 'pair')} also under two labels" if n_contradictions else ""
     sentence = (
-        f"{counted(len(pairs), 'pair')} of {words} ({_kinds(pairs)}) on two sides: {listed(parts)} have a twin on "
-        f"another side{two}."
+        f"{plural(len(pairs), 'pair')} of {duplicate_text} ({_kinds_text(pairs)}) on two sides: "
+        f"{join_words(clauses)} have a twin on "
+        f"another side{contradictions_text}."
     )
-    return _finding(subject, pairs, Severity.ERROR, sentence, sides=figures, under_two_labels=wrong)
+    return _finding(subject, pairs, Severity.ERROR, sentence, sides=figures, under_two_labels=n_contradictions)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from dermkit.data.manifest import Dataset
 
-Use = Literal["research", "commercial", "redistribution"]
+PlannedUse = Literal["research", "commercial", "redistribution"]
 """What a person plans to do with the data."""
 
-PAIR_COLUMNS = ("image_a", "image_b", "label_a", "label_b", "split_a", "split_b", "distance", "kind")
+IMAGE_PAIR_COLUMNS = ("image_a", "image_b", "label_a", "label_b", "split_a", "split_b", "distance", "kind")
 """The columns of a CSV of pairs. kind: `exact`, or how the second was made from the first."""
 
 IMAGE_COLUMNS = ("image_id", "path", "label", "split")
@@ -45,11 +45,11 @@ class Subject:
     frame: pd.DataFrame
     measures: pd.DataFrame
     pairs: pd.DataFrame
-    units: NDArray[np.int64]
-    use: Use = "research"
+    group_ids: NDArray[np.int64]
+    use: PlannedUse = "research"
 
     @property
-    def has_sides(self) -> bool:
+    def has_split(self) -> bool:
         """Whether any image is on a side of a split."""
         return bool((self.frame["split"] != "").any())
 
@@ -85,7 +85,7 @@ CheckFunction = Callable[[Subject], Outcome]
 
 
 @dataclass(frozen=True)
-class Card:
+class CheckCard:
     """A check as people read it. code: `DA012`. threshold, severity, effect: as its docstring says."""
 
     code: str
@@ -95,55 +95,65 @@ class Card:
     effect: str
 
 
-def card(check: CheckFunction) -> Card:
+def read_check_card(check: CheckFunction) -> CheckCard:
     """Read a check's card from its name (`da012_exact_copies_across`) and its docstring.
 
     The docstring is a title of one line, then paragraphs that start with `Threshold:`, `Severity:` and `Effect:`.
     """
     text = inspect.getdoc(check) or ""
-    parts = {
-        name.lower(): " ".join(body.split())
-        for name, body in re.findall(
+    paragraphs = {
+        name.lower(): " ".join(paragraph.split())
+        for name, paragraph in re.findall(
             r"^(Threshold|Severity|Effect): (.+?)(?=\n\s*\n|\Z|\n[A-Z]\w+: )", text, re.S | re.M
         )
     }
     code = check.__name__.partition("_")[0].upper()
-    return Card(code, text.partition("\n")[0].rstrip("."), parts["threshold"], parts["severity"], parts["effect"])
+    return CheckCard(
+        code,
+        text.partition("\n")[0].rstrip("."),
+        paragraphs["threshold"],
+        paragraphs["severity"],
+        paragraphs["effect"],
+    )
 
 
-def image_rows(subject: Subject, rows: NDArray[np.int64] | NDArray[np.bool_], **extra: Any) -> pd.DataFrame:
+def image_table(
+    subject: Subject, rows: NDArray[np.int64] | NDArray[np.bool_], **extra_columns: Any
+) -> pd.DataFrame:
     """Return the CSV of the images `rows` (numbers or flags): `IMAGE_COLUMNS`, then the columns given."""
     table = subject.frame.loc[rows, list(IMAGE_COLUMNS)].reset_index(drop=True)
-    for name, values in extra.items():
+    for name, values in extra_columns.items():
         table[name] = values
     return table
 
 
-def pair_rows(subject: Subject, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return the CSV of pairs: `PAIR_COLUMNS`, the nearest first."""
-    ordered = pairs.sort_values(["distance", "a", "b"], kind="stable")
+def pair_table(subject: Subject, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the CSV of pairs: `IMAGE_PAIR_COLUMNS`, the nearest first."""
+    sorted_pairs = pairs.sort_values(["distance", "a", "b"], kind="stable")
     columns: dict[str, Any] = {}
     for name, source in (("image", "image_id"), ("label", "label"), ("split", "split")):
         values = subject.frame[source].to_numpy()
-        columns |= {f"{name}_{side}": values[ordered[side].to_numpy()] for side in ("a", "b")}
-    columns |= {"distance": ordered["distance"].to_numpy(), "kind": ordered["kind"].to_numpy()}
-    return pd.DataFrame(columns)[list(PAIR_COLUMNS)]
+        columns |= {
+            f"{name}_{row_column}": values[sorted_pairs[row_column].to_numpy()] for row_column in ("a", "b")
+        }
+    columns |= {"distance": sorted_pairs["distance"].to_numpy(), "kind": sorted_pairs["kind"].to_numpy()}
+    return pd.DataFrame(columns)[list(IMAGE_PAIR_COLUMNS)]
 
 
-def per_class(subject: Subject, rows: NDArray[np.int64] | NDArray[np.bool_]) -> dict[str, int]:
+def images_per_class(subject: Subject, rows: NDArray[np.int64] | NDArray[np.bool_]) -> dict[str, int]:
     """Return how many of the images `rows` each class has, classes without any left out."""
     counts = subject.frame.loc[rows, "label"].value_counts()
     return {name: int(counts[name]) for name in subject.dataset.class_names if counts.get(name, 0)}
 
 
-ALPHA = 0.05
+AUDIT_ALPHA = 0.05
 """The chance of any false warning on a data set without faults, over all statistical checks together."""
 
-TESTS = 13
+TESTS_PER_CLASS = 13
 """Statistical tests of one class against the rest: file size, dimensions, JPEG tables, border, colour, source, two of
 metadata, artefact scores jointly, and the presence of four artefacts one by one."""
 
 
-def share_of_alpha(classes: int) -> float:
-    """Return the chance of a false finding that one test of one of `classes` classes may take (Bonferroni)."""
-    return ALPHA / TESTS / max(classes, 1)
+def alpha_per_test(n_classes: int) -> float:
+    """Return the chance of a false finding that one test of one of `n_classes` classes may take (Bonferroni)."""
+    return AUDIT_ALPHA / TESTS_PER_CLASS / max(n_classes, 1)

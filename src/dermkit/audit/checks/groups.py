@@ -8,54 +8,64 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
-from dermkit.audit.checks.text import counted, listed, share_figures, share_text
+from dermkit.audit.checks.finding import (
+    Finding,
+    NotApplicable,
+    Outcome,
+    Severity,
+    Subject,
+    image_table,
+    images_per_class,
+)
+from dermkit.audit.checks.text import join_words, plural, proportion_json, proportion_text
 
-Flags = NDArray[np.bool_]
-Rows = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
-NAMED = 4
+_MAX_NAMED = 4
 """Classes or lesions that a sentence names; the CSV has all."""
 
 
 @dataclass(frozen=True, eq=False)
 class Leak:
-    """Images that are judged on a side (`judged`), and for each the row of a sibling on another side (-1 = none)."""
+    """Images that are judged on a side (`split_rows`), and for each the row of a sibling on another side (-1
+    = none).
+    """
 
-    side: str
-    learned: str
-    judged: Rows
-    partner: Rows
+    split_name: str
+    source_text: str
+    split_rows: Ints
+    siblings: Ints
 
     @property
-    def rows(self) -> Rows:
+    def leaking_rows(self) -> Ints:
         """The images that leak."""
-        return self.judged[self.partner >= 0]
+        return self.split_rows[self.siblings >= 0]
 
     @property
-    def partners(self) -> Rows:
-        """For each of `rows` its sibling."""
-        return self.partner[self.partner >= 0]
+    def leaking_siblings(self) -> Ints:
+        """For each of `leaking_rows` its sibling."""
+        return self.siblings[self.siblings >= 0]
 
 
-def da020_lesions_across(subject: Subject) -> Outcome:
+def da020_lesions_across_splits(subject: Subject) -> Outcome:
     """Photographs of one lesion stand on two sides
 
     Threshold: one lesion id on two sides (test against train and validation, validation against train, two folds).
     Severity: error.
     Effect: The model has seen these lesions: test accuracy is too high, most of all for the classes named.
     """
-    return _across(subject, "lesion_id", "show a lesion that {learned} shows too")
+    return _across_splits(subject, "lesion_id", "show a lesion that {learned} shows too")
 
 
-def da021_patients_across(subject: Subject) -> Outcome:
+def da021_patients_across_splits(subject: Subject) -> Outcome:
     """Photographs of one patient stand on two sides
 
     Threshold: one patient id on two sides (test against train and validation, validation against train, two folds).
     Severity: error.
     Effect: Skin, camera and lesions of a patient are alike: test accuracy is not that of patients never seen.
     """
-    return _across(subject, "patient_id", "are of a patient of whom {learned} has pictures too")
+    return _across_splits(subject, "patient_id", "are of a patient of whom {learned} has pictures too")
 
 
 def da022_labels_within_lesion(subject: Subject) -> Outcome:
@@ -68,26 +78,32 @@ def da022_labels_within_lesion(subject: Subject) -> Outcome:
     lesion = subject.frame["lesion_id"]
     if not (lesion != "").any():
         return NotApplicable("no lesion ids")
-    several_labels = subject.frame.groupby("lesion_id")["label"].transform("nunique") > 1
-    mixed = subject.frame[several_labels & (lesion != "")]
-    torn = mixed.groupby("lesion_id")["label"].agg(lambda names: " / ".join(sorted(set(names))))
-    if torn.empty:
-        return None
-    rows = mixed.index.to_numpy(dtype=np.int64)
-    rows = rows[np.lexsort((subject.frame["label"].to_numpy()[rows], lesion.to_numpy()[rows]))]
-    several = lesion[lesion != ""].value_counts() > 1
-    examples = [f"{name} ({text})" for name, text in torn[:NAMED].items()]
-    more = f" and {len(torn) - NAMED} more" if len(torn) > NAMED else ""
-    sentence = (
-        f"Of {counted(int(several.sum()), 'lesion')} with several images {share_text(len(torn), int(several.sum()))} "
-        f"carry more than one label ({counted(len(rows), 'image')}): {', '.join(examples)}{more}."
+    has_several_labels = subject.frame.groupby("lesion_id")["label"].transform("nunique") > 1
+    contradictory = subject.frame[has_several_labels & (lesion != "")]
+    labels_by_lesion = contradictory.groupby("lesion_id")["label"].agg(
+        lambda names: " / ".join(sorted(set(names)))
     )
-    table = image_rows(subject, rows).assign(lesion_id=lesion.to_numpy()[rows])
-    table["labels_of_lesion"] = [torn[name] for name in table["lesion_id"]]
-    figures = {"lesions": share_figures(len(torn), int(several.sum())), "images": len(rows)}
+    if labels_by_lesion.empty:
+        return None
+    rows = contradictory.index.to_numpy(dtype=np.int64)
+    rows = rows[np.lexsort((subject.frame["label"].to_numpy()[rows], lesion.to_numpy()[rows]))]
+    has_several_images = lesion[lesion != ""].value_counts() > 1
+    examples = [f"{name} ({text})" for name, text in labels_by_lesion[:_MAX_NAMED].items()]
+    more_text = f" and {len(labels_by_lesion) - _MAX_NAMED} more" if len(labels_by_lesion) > _MAX_NAMED else ""
+    sentence = (
+        f"Of {plural(int(has_several_images.sum()), 'lesion')} with several images "
+        f"{proportion_text(len(labels_by_lesion), int(has_several_images.sum()))} "
+        f"carry more than one label ({plural(len(rows), 'image')}): {', '.join(examples)}{more_text}."
+    )
+    table = image_table(subject, rows).assign(lesion_id=lesion.to_numpy()[rows])
+    table["labels_of_lesion"] = [labels_by_lesion[name] for name in table["lesion_id"]]
+    figures = {
+        "lesions": proportion_json(len(labels_by_lesion), int(has_several_images.sum())),
+        "images": len(rows),
+    }
     return Finding(
         severity=Severity.ERROR, n=len(rows), sentence=sentence, rows=table,
-        per_class=per_class(subject, rows), figures=figures,
+        per_class=images_per_class(subject, rows), figures=figures,
     )  # fmt: skip
 
 
@@ -98,31 +114,35 @@ def da023_ids_missing(subject: Subject) -> Outcome:
     Severity: note.
     Effect: Siblings without ids may stand on both sides unseen: accuracy may be too high by an unknown amount.
     """
-    gaps = {name: (subject.frame[f"{name}_id"] == "").to_numpy() for name in ("lesion", "patient")}
-    missing = gaps["lesion"] | gaps["patient"]
-    if not missing.any():
+    missing_by_id = {name: (subject.frame[f"{name}_id"] == "").to_numpy() for name in ("lesion", "patient")}
+    lacks_any_id = missing_by_id["lesion"] | missing_by_id["patient"]
+    if not lacks_any_id.any():
         return None
     n = len(subject.frame)
-    parts = [
+    sentences = [
         f"No {name} ids (n {n:,}): images of one {name} cannot be kept on one side"
-        if gap.all()
-        else f"{share_text(int(gap.sum()), n)} of {n:,} images have no {name} id"
-        for name, gap in gaps.items()
-        if gap.any()
+        if is_missing.all()
+        else f"{proportion_text(int(is_missing.sum()), n)} of {n:,} images have no {name} id"
+        for name, is_missing in missing_by_id.items()
+        if is_missing.any()
     ]
     label = subject.frame["label"].to_numpy()
     table = pd.DataFrame(
         [
-            {"label": name, "images": int(mine.sum()),
-             **{f"without_{key}_id": int((gap & mine).sum()) for key, gap in gaps.items()}}
-            for name, mine in ((name, label == name) for name in subject.dataset.class_names)
+            {"label": name, "images": int(in_class.sum()),
+             **{f"without_{key}_id": int((is_missing & in_class).sum()) for key, is_missing in missing_by_id.items()}}
+            for name, in_class in ((name, label == name) for name in subject.dataset.class_names)
         ]
     )  # fmt: skip
     return Finding(
-        severity=Severity.NOTE, n=int(missing.sum()), sentence=". ".join(parts) + ".", rows=table, kind="table",
-        per_class=per_class(subject, missing),
-        figures={name: share_figures(int(gap.sum()), n) for name, gap in gaps.items()},
-    )  # fmt: skip
+        severity=Severity.NOTE,
+        n=int(lacks_any_id.sum()),
+        sentence=". ".join(sentences) + ".",
+        rows=table,
+        kind="table",
+        per_class=images_per_class(subject, lacks_any_id),
+        figures={name: proportion_json(int(is_missing.sum()), n) for name, is_missing in missing_by_id.items()},
+    )
 
 
 def da024_archive_id_repeats(subject: Subject) -> Outcome:
@@ -133,35 +153,38 @@ def da024_archive_id_repeats(subject: Subject) -> Outcome:
     Effect: It is one photograph: on two sides it makes accuracy too high, under two labels no answer is right.
     """
     frame = subject.frame
-    known = frame[frame["isic_id"] != ""]
-    if known.empty:
+    with_id = frame[frame["isic_id"] != ""]
+    if with_id.empty:
         return NotApplicable("no ISIC ids")
-    by_id = known.groupby("isic_id")
+    by_id = with_id.groupby("isic_id")
     problems = {
         "two labels": by_id["label"].nunique() > 1,
-        "two sides": known[known["split"] != ""].groupby("isic_id")["split"].nunique() > 1,
-        "different pixels": known[known["pixel_sha256"] != ""].groupby("isic_id")["pixel_sha256"].nunique() > 1,
+        "two sides": with_id[with_id["split"] != ""].groupby("isic_id")["split"].nunique() > 1,
+        "different pixels": with_id[with_id["pixel_sha256"] != ""].groupby("isic_id")["pixel_sha256"].nunique()
+        > 1,
     }
     flags = pd.DataFrame(problems).reindex(by_id.size().index).fillna(False).astype(bool)
     flags = flags[flags.any(axis=1)].sort_values([*problems], ascending=False, kind="stable")
     if flags.empty:
         return None
-    words = flags.apply(lambda row: ", ".join(row.index[row]), axis=1)
+    problem_text = flags.apply(lambda row: ", ".join(row.index[row]), axis=1)
     rank = pd.Series(np.arange(len(flags)), index=flags.index)
     rows = np.flatnonzero(frame["isic_id"].isin(flags.index))
     ids = frame["isic_id"].to_numpy()[rows]
     order = np.lexsort((rows, rank[ids].to_numpy()))
-    table = image_rows(subject, rows[order]).assign(isic_id=ids[order], problem=words[ids[order]].to_numpy())
+    table = image_table(subject, rows[order]).assign(
+        isic_id=ids[order], problem=problem_text[ids[order]].to_numpy()
+    )
     counts = {name: int(flags[name].sum()) for name in problems}
-    wrong = counts["two labels"] + counts["two sides"] > 0
+    is_error = counts["two labels"] + counts["two sides"] > 0
     texts = [f"{n} with {name}" for name, n in counts.items() if n]
     sentence = (
-        f"{counted(len(flags), 'ISIC id')} of {len(by_id):,} stand{'s' * (len(flags) == 1)} on several images that "
-        f"differ ({counted(len(rows), 'image')}): {listed(texts)}."
+        f"{plural(len(flags), 'ISIC id')} of {len(by_id):,} stand{'s' * (len(flags) == 1)} on several images that "
+        f"differ ({plural(len(rows), 'image')}): {join_words(texts)}."
     )
     return Finding(
-        severity=Severity.ERROR if wrong else Severity.WARNING, n=len(rows), sentence=sentence, rows=table,
-        per_class=per_class(subject, rows), figures={**counts, "ids": len(flags), "of": len(by_id)},
+        severity=Severity.ERROR if is_error else Severity.WARNING, n=len(rows), sentence=sentence, rows=table,
+        per_class=images_per_class(subject, rows), figures={**counts, "ids": len(flags), "of": len(by_id)},
     )  # fmt: skip
 
 
@@ -170,93 +193,113 @@ def da024_archive_id_repeats(subject: Subject) -> Outcome:
 
 def find_leaks(subject: Subject, column: str) -> list[Leak]:
     """Return for test and for validation, or for all folds at once, which image shares `column` with another side."""
-    side, key = subject.frame["split"].to_numpy(), subject.frame[column].to_numpy()
+    split_names, ids = subject.frame["split"].to_numpy(), subject.frame[column].to_numpy()
     if any(name.startswith("fold") for name in subject.frame["split"].unique()):
-        return [_between_folds(side, key)]
-    train, validation, test = (side == name for name in ("train", "validation", "test"))
-    learned = (
+        return [_leak_between_folds(split_names, ids)]
+    train, validation, test = (split_names == name for name in ("train", "validation", "test"))
+    source_text = (
         "train or validation" if validation.any() and train.any() else "train" if train.any() else "validation"
     )
     return [
-        _leak("test", learned, np.flatnonzero(test), [train, validation], key),
-        _leak("validation", "train", np.flatnonzero(validation), [train], key),
+        _find_leak("test", source_text, np.flatnonzero(test), [train, validation], ids),
+        _find_leak("validation", "train", np.flatnonzero(validation), [train], ids),
     ]
 
 
-def _leak(side: str, learned: str, judged: Rows, sources: list[Flags], key: NDArray[Any]) -> Leak:
-    partner = np.full(len(judged), -1, dtype=np.int64)
-    for source in sources:
-        rows = np.flatnonzero(source & (key != ""))
-        first = pd.Series(rows, index=key[rows])
-        twin = pd.Series(key[judged]).map(first[~first.index.duplicated()]).fillna(-1).to_numpy(dtype=np.int64)
-        partner = np.where(partner < 0, twin, partner)
-    return Leak(side, learned, judged, partner)
+def _find_leak(
+    split_name: str, source_text: str, split_rows: Ints, source_masks: list[Bools], ids: NDArray[Any]
+) -> Leak:
+    siblings = np.full(len(split_rows), -1, dtype=np.int64)
+    for is_source in source_masks:
+        rows = np.flatnonzero(is_source & (ids != ""))
+        first_rows = pd.Series(rows, index=ids[rows])
+        sibling = (
+            pd.Series(ids[split_rows])
+            .map(first_rows[~first_rows.index.duplicated()])
+            .fillna(-1)
+            .to_numpy(dtype=np.int64)
+        )
+        siblings = np.where(siblings < 0, sibling, siblings)
+    return Leak(split_name, source_text, split_rows, siblings)
 
 
-def _between_folds(side: NDArray[Any], key: NDArray[Any]) -> Leak:
+def _leak_between_folds(split_names: NDArray[Any], ids: NDArray[Any]) -> Leak:
     """Every image is a test image of its fold; a sibling is the first of its key, or the first on another fold."""
-    judged = np.flatnonzero(side != "")
-    table = pd.DataFrame({"row": judged, "side": side[judged], "key": key[judged]})
-    known = table[table["key"] != ""]
-    first = known.drop_duplicates("key").set_index("key")
-    known = known.assign(first=known["key"].map(first["row"]), first_side=known["key"].map(first["side"]))
-    away = known[known["side"] != known["first_side"]].drop_duplicates("key").set_index("key")["row"]
-    partner = known["first"].where(known["side"] != known["first_side"], known["key"].map(away))
-    found = partner.reindex(table.index).fillna(-1).to_numpy(dtype=np.int64)
-    return Leak("fold", "another fold", judged, found)
+    divided_rows = np.flatnonzero(split_names != "")
+    table = pd.DataFrame({"row": divided_rows, "side": split_names[divided_rows], "key": ids[divided_rows]})
+    with_id = table[table["key"] != ""]
+    first_of_id = with_id.drop_duplicates("key").set_index("key")
+    with_id = with_id.assign(
+        first=with_id["key"].map(first_of_id["row"]), first_side=with_id["key"].map(first_of_id["side"])
+    )
+    first_elsewhere = (
+        with_id[with_id["side"] != with_id["first_side"]].drop_duplicates("key").set_index("key")["row"]
+    )
+    sibling = with_id["first"].where(with_id["side"] != with_id["first_side"], with_id["key"].map(first_elsewhere))
+    siblings = sibling.reindex(table.index).fillna(-1).to_numpy(dtype=np.int64)
+    return Leak("fold", "another fold", divided_rows, siblings)
 
 
-def _across(subject: Subject, column: str, words: str) -> Outcome:
-    if not subject.has_sides:
+def _across_splits(subject: Subject, column: str, sentence_template: str) -> Outcome:
+    if not subject.has_split:
         return NotApplicable("no split")
     if not (subject.frame[column] != "").any():
         return NotApplicable(f"no {column.replace('_', ' ')}s")
-    leaks = [leak for leak in find_leaks(subject, column) if len(leak.rows)]
+    leaks = [leak for leak in find_leaks(subject, column) if len(leak.leaking_rows)]
     if not leaks:
         return None
-    rows = np.concatenate([leak.rows for leak in leaks])
+    rows = np.concatenate([leak.leaking_rows for leak in leaks])
     return Finding(
         severity=Severity.ERROR,
         n=len(rows),
-        sentence=" ".join(_leak_sentence(subject, leak, words) for leak in leaks),
+        sentence=" ".join(_leak_sentence(subject, leak, sentence_template) for leak in leaks),
         rows=pd.concat([_leak_rows(subject, leak, column) for leak in leaks], ignore_index=True),
-        per_class=per_class(subject, rows),
-        figures={leak.side: _leak_figures(subject, leak) for leak in leaks},
+        per_class=images_per_class(subject, rows),
+        figures={leak.split_name: _leak_figures(subject, leak) for leak in leaks},
     )
 
 
-def _by_class(subject: Subject, leak: Leak) -> Iterator[tuple[str, int, int]]:
+def _leaks_by_class(subject: Subject, leak: Leak) -> Iterator[tuple[str, int, int]]:
     """Yield (class, leaking images, images of the side)."""
     label = subject.frame["label"].to_numpy()
     for name in subject.dataset.class_names:
-        yield name, int((label[leak.rows] == name).sum()), int((label[leak.judged] == name).sum())
+        yield name, int((label[leak.leaking_rows] == name).sum()), int((label[leak.split_rows] == name).sum())
 
 
-def _leak_sentence(subject: Subject, leak: Leak, words: str) -> str:
-    classes = sorted((item for item in _by_class(subject, leak) if item[1]), key=lambda item: -item[1] / item[2])
-    parts = [f"{name} {n:,} of {of:,} {share_text(n, of).partition(' ')[2]}" for name, n, of in classes[:NAMED]]
-    more = f"; {len(classes) - NAMED} more classes" if len(classes) > NAMED else ""
-    side = f"{leak.side} images" if leak.side != "fold" else "images, each tested in its fold,"
-    whole = share_text(len(leak.rows), len(leak.judged))
+def _leak_sentence(subject: Subject, leak: Leak, sentence_template: str) -> str:
+    classes = sorted(
+        (class_leak for class_leak in _leaks_by_class(subject, leak) if class_leak[1]),
+        key=lambda class_leak: -class_leak[1] / class_leak[2],
+    )
+    class_texts = [
+        f"{name} {n:,} of {n_total:,} {proportion_text(n, n_total).partition(' ')[2]}"
+        for name, n, n_total in classes[:_MAX_NAMED]
+    ]
+    more_text = f"; {len(classes) - _MAX_NAMED} more classes" if len(classes) > _MAX_NAMED else ""
+    images_text = f"{leak.split_name} images" if leak.split_name != "fold" else "images, each tested in its fold,"
+    total_text = proportion_text(len(leak.leaking_rows), len(leak.split_rows))
     return (
-        f"Of {len(leak.judged):,} {side} {whole} {words.format(learned=leak.learned)}: {'; '.join(parts)}{more}."
+        f"Of {len(leak.split_rows):,} {images_text} {total_text} "
+        f"{sentence_template.format(learned=leak.source_text)}: {'; '.join(class_texts)}{more_text}."
     )
 
 
 def _leak_rows(subject: Subject, leak: Leak, column: str) -> pd.DataFrame:
     """Return one row per image that leaks, with the image that it leaks from; malignant classes first."""
     frame = subject.frame
-    benign = ~frame["label"].isin(subject.dataset.malignant).to_numpy()[leak.rows]
-    order = np.lexsort((leak.rows, frame[column].to_numpy()[leak.rows], benign))
-    rows, partners = leak.rows[order], leak.partners[order]
-    extra = {
+    is_benign = ~frame["label"].isin(subject.dataset.malignant_classes).to_numpy()[leak.leaking_rows]
+    order = np.lexsort((leak.leaking_rows, frame[column].to_numpy()[leak.leaking_rows], is_benign))
+    rows, partners = leak.leaking_rows[order], leak.leaking_siblings[order]
+    sibling_columns = {
         f"sibling_{name}": frame[name].to_numpy()[partners] for name in ("image_id", "path", "label", "split")
     }
-    return image_rows(subject, rows).assign(**{column: frame[column].to_numpy()[rows]}, **extra)
+    return image_table(subject, rows).assign(**{column: frame[column].to_numpy()[rows]}, **sibling_columns)
 
 
 def _leak_figures(subject: Subject, leak: Leak) -> dict[str, Any]:
     return {
-        **share_figures(len(leak.rows), len(leak.judged)),
-        "per_class": {name: share_figures(n, of) for name, n, of in _by_class(subject, leak) if of},
+        **proportion_json(len(leak.leaking_rows), len(leak.split_rows)),
+        "per_class": {
+            name: proportion_json(n, n_total) for name, n, n_total in _leaks_by_class(subject, leak) if n_total
+        },
     }

@@ -4,16 +4,24 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, image_rows, per_class
+from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, image_table, images_per_class
 from dermkit.audit.checks.text import interval_text
-from dermkit.data.identify import Identity, Known, canonical, claimed, held, identify, members
+from dermkit.data.identify import (
+    DatasetIdentity,
+    KnownDataset,
+    canonical_name,
+    find_claimed,
+    find_contained,
+    identify,
+    member_mask,
+)
 from dermkit.data.manifest import Dataset
-from dermkit.metrics.stats.intervals import wilson
+from dermkit.metrics.stats.intervals import wilson_interval
 
-FOLLOWS = 0.5
+MIN_CLASS_GAP = 0.5
 """Least gap between the shares of two classes (bounds of their intervals) at which the archive tells the class."""
 
-FEW = 10
+_MIN_IMAGES_COMPARED = 10
 """Images below which a class's share is not compared: its interval is wider than the gap that is asked for."""
 
 
@@ -27,25 +35,29 @@ def da070_known_set(subject: Subject) -> Outcome:
 
     Effect: The known defects of the published set are in every accuracy published on it, and in yours.
     """
-    found = identify(subject.dataset.manifest)
-    if found is None:
+    identity = identify(subject.dataset.manifest)
+    if identity is None:
         return None
-    known = found.known
-    facts = [("recognised as", found.words), ("licence", known.licence), ("cite", known.citation)]
-    facts += [("known defect", text) for text in known.defects]
-    facts += [("published figure", text) for text in known.published]
-    sentence = f"This is {found.words}. " + (
-        f"Known of it: {' '.join(known.defects)}" if known.defects else "No defect of it is known."
+    known_dataset = identity.known_dataset
+    fact_rows = [
+        ("recognised as", identity.description),
+        ("licence", known_dataset.licence),
+        ("cite", known_dataset.citation),
+    ]
+    fact_rows += [("known defect", text) for text in known_dataset.defects]
+    fact_rows += [("published figure", text) for text in known_dataset.published_results]
+    sentence = f"This is {identity.description}. " + (
+        f"Known of it: {' '.join(known_dataset.defects)}" if known_dataset.defects else "No defect of it is known."
     )
     return Finding(
         severity=Severity.NOTE,
-        n=found.images,
+        n=identity.n_images,
         sentence=sentence,
-        rows=pd.DataFrame(facts, columns=["fact", "text"]),
+        rows=pd.DataFrame(fact_rows, columns=["fact", "text"]),
         kind="table",
         figures={
-            **_numbers(found), "licence": known.licence, "citation": known.citation,
-            "defects": list(known.defects), "published": list(known.published),
+            **_identity_json(identity), "licence": known_dataset.licence, "citation": known_dataset.citation,
+            "defects": list(known_dataset.defects), "published": list(known_dataset.published_results),
         },
     )  # fmt: skip
 
@@ -61,34 +73,38 @@ def da071_name_and_content(subject: Subject) -> Outcome:
     Effect: An accuracy on it cannot be set beside those published on the set that it is named after.
     """
     dataset = subject.dataset
-    claims = _claims(dataset)
-    found = identify(dataset.manifest)
-    if not claims or (found and any(_related(found.known, claim) for claim in claims)):
+    claims = _claimed_sets(dataset)
+    identity = identify(dataset.manifest)
+    if not claims or (identity and any(_is_related(identity.known_dataset, claim) for claim in claims)):
         return None
-    against = {claim.key: _against(dataset.manifest, claim) for claim in claims}
-    is_wrong = bool(found) or all(against.values())
-    reasons = [f"recognised as {found.words}"] if found else [text for texts in against.values() for text in texts]
+    contradictions = {claim.key: _content_contradictions(dataset.manifest, claim) for claim in claims}
+    is_contradicted = bool(identity) or all(contradictions.values())
+    reasons = (
+        [f"recognised as {identity.description}"]
+        if identity
+        else [text for texts in contradictions.values() for text in texts]
+    )
     titles = " and ".join(claim.title for claim in claims)
     sentence = (
         f"Its name says {titles}; its content does not: {'; '.join(reasons)}."
-        if is_wrong
+        if is_contradicted
         else f"Its name says {titles}; its content cannot confirm that (counts differ from those published)."
     )
     return Finding(
-        severity=Severity.WARNING if is_wrong else Severity.NOTE,
+        severity=Severity.WARNING if is_contradicted else Severity.NOTE,
         n=len(subject.frame),
         sentence=sentence,
-        rows=_compared(dataset.manifest, claims),
+        rows=_class_count_table(dataset.manifest, claims),
         kind="table",
         figures={
             "claims": [claim.key for claim in claims],
-            "recognised": found.known.key if found else None,
-            "against": against,
+            "recognised": identity.known_dataset.key if identity else None,
+            "against": contradictions,
         },
     )
 
 
-def da072_held_set(subject: Subject) -> Outcome:
+def da072_contains_known_set(subject: Subject) -> Outcome:
     """Images of another known set inside this one.
 
     Threshold: one image carries an ISIC id, lesion id or file name that only the other set has.
@@ -100,93 +116,116 @@ def da072_held_set(subject: Subject) -> Outcome:
     one archive and its opposite from another, a net can tell archives apart instead of lesions.
     """
     manifest = subject.dataset.manifest
-    own = identify(manifest)
-    others = [item for item in held(manifest) if own is None or item.known.key != own.known.key]
-    if not others:
+    self_identity = identify(manifest)
+    contained_sets = [
+        contained
+        for contained in find_contained(manifest)
+        if self_identity is None or contained.known_dataset.key != self_identity.known_dataset.key
+    ]
+    if not contained_sets:
         return None
-    parts = [_shares(subject, item) for item in others]
-    ours = sum((members(manifest, item.known) for item in others[1:]), members(manifest, others[0].known))
-    follows = [part for part in parts if part["gap"] >= FOLLOWS]
+    set_figures = [_contained_fractions(subject, contained) for contained in contained_sets]
+    is_member = sum(
+        (member_mask(manifest, contained.known_dataset) for contained in contained_sets[1:]),
+        member_mask(manifest, contained_sets[0].known_dataset),
+    )
+    class_related = [figures for figures in set_figures if figures["gap"] >= MIN_CLASS_GAP]
     return Finding(
-        severity=Severity.WARNING if follows else Severity.NOTE,
-        n=int(ours.sum()),
+        severity=Severity.WARNING if class_related else Severity.NOTE,
+        n=int(is_member.sum()),
         sentence=" ".join(
-            _held_sentence(item, part, len(manifest)) for item, part in zip(others, parts, strict=True)
+            _contained_sentence(contained, figures, len(manifest))
+            for contained, figures in zip(contained_sets, set_figures, strict=True)
         ),
-        rows=image_rows(subject, ours, isic_id=manifest.loc[ours, "isic_id"].to_numpy()),
-        per_class=per_class(subject, ours),
-        figures={"sets": parts},
+        rows=image_table(subject, is_member, isic_id=manifest.loc[is_member, "isic_id"].to_numpy()),
+        per_class=images_per_class(subject, is_member),
+        figures={"sets": set_figures},
     )
 
 
-def _numbers(found: Identity) -> dict[str, Any]:
+def _identity_json(identity: DatasetIdentity) -> dict[str, Any]:
     return {
-        "key": found.known.key, "relation": found.relation, "images": found.images, "missing": found.missing,
-        "extra": found.extra, "images_published": found.known.images,
-    }  # fmt: skip
+        "key": identity.known_dataset.key,
+        "relation": identity.relation,
+        "images": identity.n_images,
+        "missing": identity.n_missing,
+        "extra": identity.n_extra,
+        "images_published": identity.known_dataset.n_images,
+    }
 
 
-def _claims(dataset: Dataset) -> list[Known]:
+def _claimed_sets(dataset: Dataset) -> list[KnownDataset]:
     """Return the known sets that the data set's name claims; where it claims none, of its folders."""
-    names = (dataset.name, dataset.folder.resolve().name, dataset.images.resolve().name)
-    return next((claims for name in names if (claims := claimed([name]))), [])
+    names = (dataset.name, dataset.folder.resolve().name, dataset.image_root.resolve().name)
+    return next((claims for name in names if (claims := find_claimed([name]))), [])
 
 
-def _related(one: Known, other: Known) -> bool:
-    return one.key == other.key or one.key in other.holds or other.key in one.holds
+def _is_related(first: KnownDataset, second: KnownDataset) -> bool:
+    return first.key == second.key or first.key in second.contained_keys or second.key in first.contained_keys
 
 
-def _against(manifest: pd.DataFrame, claim: Known) -> list[str]:
+def _content_contradictions(manifest: pd.DataFrame, claim: KnownDataset) -> list[str]:
     """Return what in the content speaks against a claimed set, in words."""
-    names = {canonical(name) for counts in (claim.totals, *claim.also) for name in counts}
-    found = {canonical(str(name)) for name in manifest["label"].unique()}
-    strange = sorted(found - names)
-    fitting = manifest["path"].str.fullmatch(rf"(.*/)?({claim.file_name})(\.[^./]*)?").mean()
-    reasons = [f"it has no class {', '.join(strange[:3])}"] if strange else []
-    if len(manifest) > claim.images:
-        reasons.append(f"it has {claim.images:,} images, not {len(manifest):,}")
-    if fitting < 0.5:  # half of the files: some may have been renamed
-        reasons.append(f"only {100 * fitting:.0f} % of the files are named as there")
+    published_labels = {
+        canonical_name(name) for counts in (claim.class_counts, *claim.other_counts) for name in counts
+    }
+    labels = {canonical_name(str(name)) for name in manifest["label"].unique()}
+    unknown_labels = sorted(labels - published_labels)
+    matching_fraction = manifest["path"].str.fullmatch(rf"(.*/)?({claim.file_pattern})(\.[^./]*)?").mean()
+    reasons = [f"it has no class {', '.join(unknown_labels[:3])}"] if unknown_labels else []
+    if len(manifest) > claim.n_images:
+        reasons.append(f"it has {claim.n_images:,} images, not {len(manifest):,}")
+    if matching_fraction < 0.5:  # half of the files: some may have been renamed
+        reasons.append(f"only {100 * matching_fraction:.0f} % of the files are named as there")
     return reasons
 
 
-def _compared(manifest: pd.DataFrame, claims: list[Known]) -> pd.DataFrame:
+def _class_count_table(manifest: pd.DataFrame, claims: list[KnownDataset]) -> pd.DataFrame:
     """Return images per class here and in each claimed set, classes by their canonical names."""
-    here = manifest["label"].map(lambda label: canonical(str(label))).value_counts()
+    dataset_counts = manifest["label"].map(lambda label: canonical_name(str(label))).value_counts()
     rows = []
     for claim in claims:
-        there = pd.Series(claim.totals).groupby(canonical).sum()
+        published_counts = pd.Series(claim.class_counts).groupby(canonical_name).sum()
         rows += [
-            (claim.title, name, int(here.get(name, 0)), int(there.get(name, 0)))
-            for name in sorted({*here.index, *there.index})
+            (claim.title, name, int(dataset_counts.get(name, 0)), int(published_counts.get(name, 0)))
+            for name in sorted({*dataset_counts.index, *published_counts.index})
         ]
     return pd.DataFrame(rows, columns=["set", "class", "images_here", "images_published"])
 
 
-def _shares(subject: Subject, item: Identity) -> dict[str, Any]:
+def _contained_fractions(subject: Subject, identity: DatasetIdentity) -> dict[str, Any]:
     """Return how many images of each class are of a known set, and by how much two classes surely differ."""
-    ours = members(subject.dataset.manifest, item.known)
+    is_member = member_mask(subject.dataset.manifest, identity.known_dataset)
     labels = subject.frame["label"]
-    counts = {name: int((labels == name).sum()) for name in subject.dataset.class_names}
-    inside = {name: int((labels[ours] == name).sum()) for name in counts}
-    bounds = [wilson(inside[name], n) for name, n in counts.items() if n >= FEW]
+    class_sizes = {name: int((labels == name).sum()) for name in subject.dataset.class_names}
+    members_per_class = {name: int((labels[is_member] == name).sum()) for name in class_sizes}
+    bounds = [
+        wilson_interval(members_per_class[name], n) for name, n in class_sizes.items() if n >= _MIN_IMAGES_COMPARED
+    ]
     gap = max((low for low, _ in bounds), default=0.0) - min((high for _, high in bounds), default=1.0)
     return {
-        **_numbers(item),
-        "per_class": {name: {"n": inside[name], "of": n} for name, n in counts.items()},
+        **_identity_json(identity),
+        "per_class": {name: {"n": members_per_class[name], "of": n} for name, n in class_sizes.items()},
         "gap": max(gap, 0.0),
     }
 
 
-def _held_sentence(item: Identity, part: dict[str, Any], n: int) -> str:
-    title, different = item.known.title, item.known.images - item.missing
+def _contained_sentence(identity: DatasetIdentity, figures: dict[str, Any], n: int) -> str:
+    title, n_distinct = identity.known_dataset.title, identity.known_dataset.n_images - identity.n_missing
     text = (
-        f"{item.images:,} of {n:,} images ({interval_text(item.images, n)}) carry ids of "
-        f"{title}: {different:,} of its {item.known.images:,} images."
+        f"{identity.n_images:,} of {n:,} images ({interval_text(identity.n_images, n)}) carry ids of "
+        f"{title}: {n_distinct:,} of its {identity.known_dataset.n_images:,} images."
     )
-    if part["gap"] < FOLLOWS:
+    if figures["gap"] < MIN_CLASS_GAP:
         return text
-    shares = [(name, cell["n"], cell["of"]) for name, cell in part["per_class"].items() if cell["of"] >= FEW]
-    least, a, of_a = min(shares, key=lambda row: (row[1] / row[2], -row[2]))
-    most, b, of_b = max(shares, key=lambda row: (row[1] / row[2], row[2]))
-    return f"{text} They tell classes apart: {a:,} of {of_a:,} {least}, but {b:,} of {of_b:,} {most}."
+    class_counts = [
+        (name, cell["n"], cell["of"])
+        for name, cell in figures["per_class"].items()
+        if cell["of"] >= _MIN_IMAGES_COMPARED
+    ]
+    lowest_class, n_lowest, total_lowest = min(class_counts, key=lambda row: (row[1] / row[2], -row[2]))
+    highest_class, n_highest, total_highest = max(class_counts, key=lambda row: (row[1] / row[2], row[2]))
+    return (
+        f"{text} They tell classes apart: {n_lowest:,} of {total_lowest:,} {lowest_class}, but "
+        f"{n_highest:,} of {total_highest:,} {highest_class}."
+    )

@@ -7,36 +7,44 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
-from dermkit.audit.checks.text import counted, listed
+from dermkit.audit.checks.finding import (
+    Finding,
+    NotApplicable,
+    Outcome,
+    Severity,
+    Subject,
+    image_table,
+    images_per_class,
+)
+from dermkit.audit.checks.text import join_words, plural
 
-TINY = 64
+TINY_SIDE = 64
 """Shorter side in pixels. Below it neither network nor hair can be drawn; the smallest common input of a net is 64."""
 
 DARK_LEVEL = 70
 """Grey level, 0..255, that 95 % of a dark picture stay below: of 7,357 public dermoscopic pictures none did."""
 
-WHITE_SHARE = 0.6
+WHITE_FRACTION = 0.6
 """Share of an overexposed picture at 245 or above; round fields on white ground stay below 0.3."""
 
-BLURRED = 0.44
+BLURRED_RATIO = 0.44
 """Sharpness as a share of the set's median. A Gaussian blur of 4 pixels at 450 pixels a side brought all of 600
 pictures of three public sets below it, one of 5 pixels 99 % of made ones; of 7,357 of the sets as they are, three."""
 
-FEWEST = 10
+MIN_IMAGES_FOR_MEDIAN = 10
 """Pictures that a median needs."""
 
-EMPTY = 3.0
+EMPTY_CONTRAST = 3.0
 """Standard deviation of the grey levels; the faintest lesion of 7,357 public pictures has 4.8."""
-EMPTY_SHARE = 0.05
+EMPTY_CONTRAST_RATIO = 0.05
 """The same as a share of the mean grey level, for dark pictures: a lesion in the dark varies little too."""
 
-MATTERS = 0.05
+WARNING_FRACTION = 0.05
 """Share of a class's pictures from which bad ones can move its figures."""
-MATTERS_FROM = 20
+WARNING_MIN_IMAGES = 20
 """Pictures that such a class has; in a smaller one a single bad picture would be a twentieth."""
 
-NAMED = 3
+_MAX_NAMED = 3
 
 
 def da001_unreadable(subject: Subject) -> Outcome:
@@ -46,33 +54,35 @@ def da001_unreadable(subject: Subject) -> Outcome:
     Severity: note for files refused at import; warning for files that changed or went missing since.
     Effect: The figures are about fewer or other pictures than the data set is known for, and cannot be compared.
     """
-    refused = _refused(subject)
-    since = (
+    rejected = _rejected_files(subject)
+    changes = (
         subject.measures["changed"] if "changed" in subject.measures else pd.Series("", index=subject.frame.index)
     )
-    now = (since != "").to_numpy()
-    if not len(refused) and not now.any():
+    is_changed = (changes != "").to_numpy()
+    if not len(rejected) and not is_changed.any():
         return None
-    later = subject.frame.loc[now, ["path"]].assign(reason=since[now], detail="since the import")
-    rows = pd.concat([later, refused], ignore_index=True).astype(str)
-    said: list[str] = []
-    if now.any():
-        said.append(
-            f"{counted(int(now.sum()), 'image')} changed, went missing or became unreadable since the import"
+    changed_rows = subject.frame.loc[is_changed, ["path"]].assign(
+        reason=changes[is_changed], detail="since the import"
+    )
+    rows = pd.concat([changed_rows, rejected], ignore_index=True).astype(str)
+    clauses: list[str] = []
+    if is_changed.any():
+        clauses.append(
+            f"{plural(int(is_changed.sum()), 'image')} changed, went missing or became unreadable since the import"
         )
-    if len(refused):
-        reasons = refused["reason"].value_counts()
-        kinds = listed([f"{n:,} {reason}" for reason, n in reasons.head(NAMED).items()])
-        said.append(f"the import refused {counted(len(refused), 'file')} of the source ({kinds})")
-    text = "; ".join(said)
+    if len(rejected):
+        reasons = rejected["reason"].value_counts()
+        kinds = join_words([f"{n:,} {reason}" for reason, n in reasons.head(_MAX_NAMED).items()])
+        clauses.append(f"the import refused {plural(len(rejected), 'file')} of the source ({kinds})")
+    text = "; ".join(clauses)
     return Finding(
-        severity=Severity.WARNING if now.any() else Severity.NOTE, n=len(rows), kind="table", rows=rows,
-        sentence=text[0].upper() + text[1:] + ".", per_class=per_class(subject, now),
-        figures={"refused": len(refused), "since_import": int(now.sum())},
+        severity=Severity.WARNING if is_changed.any() else Severity.NOTE, n=len(rows), kind="table", rows=rows,
+        sentence=text[0].upper() + text[1:] + ".", per_class=images_per_class(subject, is_changed),
+        figures={"refused": len(rejected), "since_import": int(is_changed.sum())},
     )  # fmt: skip
 
 
-def _refused(subject: Subject) -> pd.DataFrame:
+def _rejected_files(subject: Subject) -> pd.DataFrame:
     """Return what the import refused: path, reason, detail; from the list beside the manifest."""
     path = subject.dataset.folder / "refused.csv"
     columns = ["path", "reason", "detail"]
@@ -80,13 +90,15 @@ def _refused(subject: Subject) -> pd.DataFrame:
         with path.open(encoding="utf-8", newline="") as stream:
             rows = [[row.get(name) or "" for name in columns] for row in csv.DictReader(stream)]
         return pd.DataFrame(rows, columns=columns)
-    noted = subject.dataset.notes.get("refused")
-    reasons = noted.get("reasons", {}) if isinstance(noted, Mapping) else {}
-    many = [["", str(reason), "refused.csv is gone"] for reason, n in reasons.items() for _ in range(int(n))]
-    return pd.DataFrame(many, columns=columns)
+    refused_note = subject.dataset.notes.get("refused")
+    reasons = refused_note.get("reasons", {}) if isinstance(refused_note, Mapping) else {}
+    reason_rows = [
+        ["", str(reason), "refused.csv is gone"] for reason, n in reasons.items() for _ in range(int(n))
+    ]
+    return pd.DataFrame(reason_rows, columns=columns)
 
 
-def da002_odd_images(subject: Subject) -> Outcome:
+def da002_ambiguous_decoding(subject: Subject) -> Outcome:
     """Images that were decoded with a decision
 
     Threshold: any transparency, EXIF turn, 16-bit or grey scale, or colour profile that had to be decided upon.
@@ -96,16 +108,20 @@ def da002_odd_images(subject: Subject) -> Outcome:
     if "notes" not in subject.measures:
         return NotApplicable("the images were not measured")
     notes = subject.measures["notes"].fillna("")
-    odd = (notes != "").to_numpy()
-    if not odd.any():
+    is_ambiguous = (notes != "").to_numpy()
+    if not is_ambiguous.any():
         return None
-    kinds = notes[odd].str.split("; ").explode().str.replace(r" \(.*", "", regex=True).value_counts()
-    first = listed([f"{kind} ({n:,})" for kind, n in kinds.head(NAMED).items()])
+    kinds = notes[is_ambiguous].str.split("; ").explode().str.replace(r" \(.*", "", regex=True).value_counts()
+    kinds_text = join_words([f"{kind} ({n:,})" for kind, n in kinds.head(_MAX_NAMED).items()])
     return Finding(
-        severity=Severity.NOTE, n=int(odd.sum()), rows=image_rows(subject, odd, decision=notes[odd].to_numpy()),
-        sentence=f"Decoded with a decision: {counted(int(odd.sum()), 'image')} of {len(notes):,}: {first}.",
-        per_class=per_class(subject, odd), figures={"decisions": {str(kind): int(n) for kind, n in kinds.items()}},
-    )  # fmt: skip
+        severity=Severity.NOTE,
+        n=int(is_ambiguous.sum()),
+        rows=image_table(subject, is_ambiguous, decision=notes[is_ambiguous].to_numpy()),
+        sentence=f"Decoded with a decision: {plural(int(is_ambiguous.sum()), 'image')} of "
+        f"{len(notes):,}: {kinds_text}.",
+        per_class=images_per_class(subject, is_ambiguous),
+        figures={"decisions": {str(kind): int(n) for kind, n in kinds.items()}},
+    )
 
 
 def da003_tiny(subject: Subject) -> Outcome:
@@ -115,23 +131,29 @@ def da003_tiny(subject: Subject) -> Outcome:
     Severity: note; warning from 5 % of the images of a class, unless the whole set is small.
     Effect: A net sees these enlarged and empty of detail; their figures say little about pictures of usual size.
     """
-    side = subject.frame[["width", "height"]].astype(int).min(axis=1)
-    tiny = (side < TINY).to_numpy()
-    if not tiny.any():
+    shorter_side = subject.frame[["width", "height"]].astype(int).min(axis=1)
+    is_tiny = (shorter_side < TINY_SIDE).to_numpy()
+    if not is_tiny.any():
         return None
-    if tiny.mean() < 0.5:
-        return _bad(
-            subject, tiny, side.to_numpy(), "shorter_side",
-            f"a shorter side below {TINY} pixels", f"median of the others: {side[~tiny].median():.0f}",
+    if is_tiny.mean() < 0.5:
+        return _quality_finding(
+            subject, is_tiny, shorter_side.to_numpy(), "shorter_side",
+            f"a shorter side below {TINY_SIDE} pixels", f"median of the others: {shorter_side[~is_tiny].median():.0f}",
         )  # fmt: skip
-    sizes = subject.frame.loc[tiny, ["width", "height"]].value_counts().reset_index(name="images")
+    sizes = subject.frame.loc[is_tiny, ["width", "height"]].value_counts().reset_index(name="images")
     return Finding(
-        severity=Severity.NOTE, n=int(tiny.sum()), kind="table", rows=sizes,
-        sentence=f"The set is small by design: {int(tiny.sum()):,} of {len(side):,} images have a shorter side below "
-        f"{TINY} pixels (median {side.median():.0f}). Hair, rulers and pigment network cannot be seen in them, and "
+        severity=Severity.NOTE,
+        n=int(is_tiny.sum()),
+        kind="table",
+        rows=sizes,
+        sentence=f"The set is small by design: {int(is_tiny.sum()):,} of {len(shorter_side):,} images "
+        f"have a shorter side below "
+        f"{TINY_SIDE} pixels (median {shorter_side.median():.0f}). Hair, rulers and pigment network "
+        f"cannot be seen in them, and "
         "the checks on artefacts do not apply.",
-        per_class=per_class(subject, tiny), figures={"median_shorter_side": float(side.median())},
-    )  # fmt: skip
+        per_class=images_per_class(subject, is_tiny),
+        figures={"median_shorter_side": float(shorter_side.median())},
+    )
 
 
 def da004_dark_or_overexposed(subject: Subject) -> Outcome:
@@ -141,14 +163,16 @@ def da004_dark_or_overexposed(subject: Subject) -> Outcome:
     Severity: note; warning from 5 % of the images of a class.
     Effect: What a model says of them rests on the light; where a class has more, its accuracy is partly one of light.
     """
-    if (absent := _absent(subject, "high_level", "bright_share", "contrast", "brightness")) is not None:
-        return absent
-    high = subject.measures["high_level"].to_numpy(np.float64)
-    bad = _badly_lit(subject) & ~_near_empty(subject)
-    dark = int((bad & (high < DARK_LEVEL)).sum())
-    return _bad(
-        subject, bad, high, "grey_level_95",
-        "hardly any light or too much of it", f"{dark:,} dark, {int(bad.sum()) - dark:,} overexposed",
+    if (
+        not_measured := _missing_measures(subject, "high_level", "bright_share", "contrast", "brightness")
+    ) is not None:
+        return not_measured
+    high_level = subject.measures["high_level"].to_numpy(np.float64)
+    is_badly_lit = _is_badly_lit(subject) & ~_is_near_empty(subject)
+    n_dark = int((is_badly_lit & (high_level < DARK_LEVEL)).sum())
+    return _quality_finding(
+        subject, is_badly_lit, high_level, "grey_level_95",
+        "hardly any light or too much of it", f"{n_dark:,} dark, {int(is_badly_lit.sum()) - n_dark:,} overexposed",
     )  # fmt: skip
 
 
@@ -161,18 +185,24 @@ def da005_blurred(subject: Subject) -> Outcome:
     Effect: Network and dots are lost in them; a class that is blurred more often is told by its blur.
     """
     if (
-        absent := _absent(subject, "sharpness", "contrast", "brightness", "high_level", "bright_share")
+        not_measured := _missing_measures(
+            subject, "sharpness", "contrast", "brightness", "high_level", "bright_share"
+        )
     ) is not None:
-        return absent
-    sharp = subject.measures["sharpness"].to_numpy(np.float64)
-    side = subject.frame[["width", "height"]].astype(int).min(axis=1).to_numpy()
-    comparable = np.isfinite(sharp) & (side >= TINY) & ~_near_empty(subject) & ~_badly_lit(subject)
-    if comparable.sum() < FEWEST:
-        return NotApplicable(f"fewer than {FEWEST} images of {TINY} pixels a side to compare with")
-    relative = np.where(comparable, sharp, np.nan) / np.median(sharp[comparable])
-    return _bad(
-        subject, relative < BLURRED, relative, "sharpness_of_median",
-        f"less than {BLURRED} of the set's median sharpness", f"median {np.median(sharp[comparable]):.2f}",
+        return not_measured
+    sharpness = subject.measures["sharpness"].to_numpy(np.float64)
+    shorter_side = subject.frame[["width", "height"]].astype(int).min(axis=1).to_numpy()
+    is_comparable = (
+        np.isfinite(sharpness) & (shorter_side >= TINY_SIDE) & ~_is_near_empty(subject) & ~_is_badly_lit(subject)
+    )
+    if is_comparable.sum() < MIN_IMAGES_FOR_MEDIAN:
+        return NotApplicable(
+            f"fewer than {MIN_IMAGES_FOR_MEDIAN} images of {TINY_SIDE} pixels a side to compare with"
+        )
+    relative_sharpness = np.where(is_comparable, sharpness, np.nan) / np.median(sharpness[is_comparable])
+    return _quality_finding(
+        subject, relative_sharpness < BLURRED_RATIO, relative_sharpness, "sharpness_of_median",
+        f"less than {BLURRED_RATIO} of the set's median sharpness", f"median {np.median(sharpness[is_comparable]):.2f}",
     )  # fmt: skip
 
 
@@ -183,47 +213,66 @@ def da006_near_empty(subject: Subject) -> Outcome:
     Severity: note; warning from 5 % of the images of a class.
     Effect: No lesion can be seen in them, so whatever a model answers counts as right or wrong by chance.
     """
-    if (absent := _absent(subject, "contrast", "brightness")) is not None:
-        return absent
+    if (not_measured := _missing_measures(subject, "contrast", "brightness")) is not None:
+        return not_measured
     contrast = subject.measures["contrast"].to_numpy(np.float64)
-    return _bad(
-        subject, _near_empty(subject), contrast, "contrast", f"grey levels that vary by less than {EMPTY:.0f} of 255",
+    return _quality_finding(
+        subject,
+        _is_near_empty(subject),
+        contrast,
+        "contrast",
+        f"grey levels that vary by less than {EMPTY_CONTRAST:.0f} of 255",
         f"median of the set: {np.nanmedian(contrast):.0f}",
-    )  # fmt: skip
+    )
 
 
-def _near_empty(subject: Subject) -> NDArray[np.bool_]:
-    contrast, mean = (subject.measures[name].to_numpy(np.float64) for name in ("contrast", "brightness"))
-    return np.asarray(contrast < np.clip(EMPTY_SHARE * mean, 1.0, EMPTY), np.bool_)
+def _is_near_empty(subject: Subject) -> NDArray[np.bool_]:
+    contrast, brightness = (subject.measures[name].to_numpy(np.float64) for name in ("contrast", "brightness"))
+    return np.asarray(contrast < np.clip(EMPTY_CONTRAST_RATIO * brightness, 1.0, EMPTY_CONTRAST), np.bool_)
 
 
-def _badly_lit(subject: Subject) -> NDArray[np.bool_]:
-    high, white = (subject.measures[name].to_numpy(np.float64) for name in ("high_level", "bright_share"))
-    return np.asarray((high < DARK_LEVEL) | (white > WHITE_SHARE), np.bool_)
+def _is_badly_lit(subject: Subject) -> NDArray[np.bool_]:
+    high_level, white_fraction = (
+        subject.measures[name].to_numpy(np.float64) for name in ("high_level", "bright_share")
+    )
+    return np.asarray((high_level < DARK_LEVEL) | (white_fraction > WHITE_FRACTION), np.bool_)
 
 
-def _absent(subject: Subject, *columns: str) -> NotApplicable | None:
-    missing = [name for name in columns if name not in subject.measures or subject.measures[name].isna().all()]
-    return NotApplicable(f"not measured: {listed(missing)}") if missing else None
+def _missing_measures(subject: Subject, *columns: str) -> NotApplicable | None:
+    missing_columns = [
+        name for name in columns if name not in subject.measures or subject.measures[name].isna().all()
+    ]
+    return NotApplicable(f"not measured: {join_words(missing_columns)}") if missing_columns else None
 
 
-def _bad(
-    subject: Subject, bad: NDArray[np.bool_], value: NDArray[np.floating], column: str, what: str, detail: str
+def _quality_finding(
+    subject: Subject,
+    is_bad: NDArray[np.bool_],
+    values: NDArray[np.floating],
+    column: str,
+    condition: str,
+    detail: str,
 ) -> Outcome:
     """Return the finding of images of bad quality, the worst class first, or None where there is none."""
-    if not bad.any():
+    if not is_bad.any():
         return None
-    counts = per_class(subject, bad)
-    sizes = subject.frame["label"].value_counts()
-    shares = {name: n / int(sizes[name]) for name, n in counts.items()}
-    worst = max(shares, key=lambda name: shares[name])
-    matters = any(share >= MATTERS and sizes[name] >= MATTERS_FROM for name, share in shares.items())
-    rows = np.flatnonzero(bad)
-    rows = rows[np.lexsort((value[rows], subject.frame["label"].map(shares).to_numpy()[rows] * -1))]
+    counts = images_per_class(subject, is_bad)
+    class_sizes = subject.frame["label"].value_counts()
+    fractions = {name: n / int(class_sizes[name]) for name, n in counts.items()}
+    worst_class = max(fractions, key=lambda name: fractions[name])
+    is_serious = any(
+        fraction >= WARNING_FRACTION and class_sizes[name] >= WARNING_MIN_IMAGES
+        for name, fraction in fractions.items()
+    )
+    rows = np.flatnonzero(is_bad)
+    rows = rows[np.lexsort((values[rows], subject.frame["label"].map(fractions).to_numpy()[rows] * -1))]
     return Finding(
-        severity=Severity.WARNING if matters else Severity.NOTE, n=len(rows),
-        sentence=f"{counted(len(rows), 'image')} of {len(bad):,} with {what} ({detail}); by share most of them in "
-        f"{worst}: {counts[worst]:,} of {int(sizes[worst]):,}.",
-        rows=image_rows(subject, rows, **{column: value[rows]}), per_class=counts,
-        figures={"share_per_class": shares},
-    )  # fmt: skip
+        severity=Severity.WARNING if is_serious else Severity.NOTE,
+        n=len(rows),
+        sentence=f"{plural(len(rows), 'image')} of {len(is_bad):,} with {condition} ({detail}); by "
+        f"share most of them in "
+        f"{worst_class}: {counts[worst_class]:,} of {int(class_sizes[worst_class]):,}.",
+        rows=image_table(subject, rows, **{column: values[rows]}),
+        per_class=counts,
+        figures={"share_per_class": fractions},
+    )

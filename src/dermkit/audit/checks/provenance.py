@@ -8,33 +8,43 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
-from dermkit.audit.checks.licences import Licence, Verdict, read_licences, verdict
-from dermkit.audit.checks.text import counted, listed
+from dermkit.audit.checks.finding import (
+    Finding,
+    NotApplicable,
+    Outcome,
+    Severity,
+    Subject,
+    image_table,
+    images_per_class,
+)
+from dermkit.audit.checks.licences import Licence, LicenceVerdict, read_licences, strictest
+from dermkit.audit.checks.text import join_words, plural
 
 
 @dataclass(frozen=True)
-class Leaking:
+class LeakingColumn:
     """A column name that gives the label away. pattern: of the whole name in small letters. tells: what is in it.
 
     is_label: the column is itself a label, so that an import has to read it, or one like it.
     """
 
     pattern: str
-    tells: str
+    reveals: str
     is_label: bool = False
 
 
-LEAKING = (
-    Leaking(
+LEAKING_COLUMNS = (
+    LeakingColumn(
         r"dx_type|diagnosis_confirm_type|confirm(ation)?_type|diagnosis_method", "how the diagnosis was confirmed"
     ),
-    Leaking(r"concomitant_biopsy|biops(y|ied)|biopsed|histopath\w*", "whether the lesion was cut out"),
-    Leaking(r"mel_(thick_mm|mitotic_index|ulcer|class|type)|breslow\w*|nevus_type", "what only its class has"),
-    Leaking(r"tbp_lv_dnn_lesion_confidence", "how sure another model was"),
-    Leaking(r"melanocytic", "whether melanocytes make up the lesion, a part of its diagnosis"),
-    Leaking(r"benign_malignant|malignan(t|cy)|target", "whether the lesion is malignant", is_label=True),
-    Leaking(r"diagnosis(_\d|_full)?|diagnostic|iddx_(full|\d)|dx", "the diagnosis", is_label=True),
+    LeakingColumn(r"concomitant_biopsy|biops(y|ied)|biopsed|histopath\w*", "whether the lesion was cut out"),
+    LeakingColumn(
+        r"mel_(thick_mm|mitotic_index|ulcer|class|type)|breslow\w*|nevus_type", "what only its class has"
+    ),
+    LeakingColumn(r"tbp_lv_dnn_lesion_confidence", "how sure another model was"),
+    LeakingColumn(r"melanocytic", "whether melanocytes make up the lesion, a part of its diagnosis"),
+    LeakingColumn(r"benign_malignant|malignan(t|cy)|target", "whether the lesion is malignant", is_label=True),
+    LeakingColumn(r"diagnosis(_\d|_full)?|diagnostic|iddx_(full|\d)|dx", "the diagnosis", is_label=True),
 )
 """Columns of HAM10000, ISIC 2018 to 2024, the ISIC Archive, PAD-UFES-20, and names like theirs."""
 
@@ -46,26 +56,36 @@ def da060_label_leaking_columns(subject: Subject) -> Outcome:
     Severity: warning if its values are in the manifest, note if it only lies in the source.
     Effect: A model that is given such a column knows the answer; its accuracy says nothing about pictures.
     """
-    read, used = _columns(subject.dataset.notes.get("columns"))
-    if not read:
+    read_columns, used_columns = _source_columns(subject.dataset.notes.get("columns"))
+    if not read_columns:
         return NotApplicable("the import kept no column names")
-    known = [(name, _leaking(name)) for name in read]
-    found = [(name, leak, name in used) for name, leak in known if leak and not (leak.is_label and name in used)]
-    if not found:
+    candidates = [(name, _find_leaking_column(name)) for name in read_columns]
+    leaks = [
+        (name, leak, name in used_columns)
+        for name, leak in candidates
+        if leak and not (leak.is_label and name in used_columns)
+    ]
+    if not leaks:
         return None
-    reached = [item for item in found if item[2]]
-    parts = [f"{name} ({leak.tells})" for name, leak, _ in reached or found]
+    leaks_in_manifest = [entry for entry in leaks if entry[2]]
+    column_texts = [f"{name} ({leak.reveals})" for name, leak, _ in leaks_in_manifest or leaks]
     sentence = (
-        f"In the manifest stands what gives the label away: {listed(parts)}."
-        if reached
-        else f"Beside the label the source's tables hold {listed(parts)}; the manifest left that out, as a model must."
+        f"In the manifest stands what gives the label away: {join_words(column_texts)}."
+        if leaks_in_manifest
+        else f"Beside the label the source's tables hold {join_words(column_texts)}; the manifest left "
+        f"that out, as a model must."
     )
     n = len(subject.frame)
-    rows = [{"column": name, "tells": leak.tells, "in_manifest": is_used} for name, leak, is_used in found]
+    rows = [{"column": name, "tells": leak.reveals, "in_manifest": is_used} for name, leak, is_used in leaks]
     return Finding(
-        severity=Severity.WARNING if reached else Severity.NOTE, n=n, sentence=sentence, rows=pd.DataFrame(rows),
-        kind="table", per_class=per_class(subject, np.arange(n)), figures={"columns": rows},
-    )  # fmt: skip
+        severity=Severity.WARNING if leaks_in_manifest else Severity.NOTE,
+        n=n,
+        sentence=sentence,
+        rows=pd.DataFrame(rows),
+        kind="table",
+        per_class=images_per_class(subject, np.arange(n)),
+        figures={"columns": rows},
+    )
 
 
 def da061_licence_forbids(subject: Subject) -> Outcome:
@@ -76,65 +96,71 @@ def da061_licence_forbids(subject: Subject) -> Outcome:
     Effect: None on the figure; but a result that rests on these images may not be used as planned.
     """
     texts = subject.frame["licence"]
-    named = {str(text): read_licences(str(text)) for text in texts.unique()}
-    verdicts = texts.map({text: verdict(found, subject.use) for text, found in named.items()}).to_numpy()
-    asked = verdicts != "allowed"
-    if not asked.any():
+    licences_by_text = {str(text): read_licences(str(text)) for text in texts.unique()}
+    verdicts = texts.map(
+        {text: strictest(licences, subject.use) for text, licences in licences_by_text.items()}
+    ).to_numpy()
+    is_questionable = verdicts != "allowed"
+    if not is_questionable.any():
         return None
-    rows = np.flatnonzero(asked)
+    rows = np.flatnonzero(is_questionable)
     rows = rows[np.lexsort((rows, verdicts[rows] != "forbidden"))]
-    table = image_rows(subject, rows).assign(licence=texts.to_numpy()[rows], verdict=verdicts[rows])
-    counts = _licence_counts(texts, named, subject)
+    table = image_table(subject, rows).assign(licence=texts.to_numpy()[rows], verdict=verdicts[rows])
+    counts = _licence_counts(texts, licences_by_text, subject)
     forbidden = bool((verdicts == "forbidden").any())
     return Finding(
         severity=Severity.WARNING if forbidden else Severity.NOTE, n=len(rows),
-        sentence=_licence_sentence(subject, counts), rows=table, per_class=per_class(subject, rows),
+        sentence=_licence_sentence(subject, counts), rows=table, per_class=images_per_class(subject, rows),
         figures={"use": subject.use, "licences": counts},
     )  # fmt: skip
 
 
-def _columns(noted: Any) -> tuple[list[str], set[str]]:
+def _source_columns(columns_note: Any) -> tuple[list[str], set[str]]:
     """Return the names of the columns that an import read, and those whose values it kept.
 
-    noted: a list of names, or an object with `read` and `used` (a list, or column -> manifest column).
+    noted: a list of names, or an object with `read_columns` and `used_columns` (a list, or column -> manifest column).
     """
-    body: Mapping[str, Any] = noted if isinstance(noted, Mapping) else {"read": noted}
-    read, used = ([str(name) for name in body.get(key) or ()] for key in ("read", "used"))
-    return list(dict.fromkeys([*read, *used])), set(used)
+    columns_json: Mapping[str, Any] = columns_note if isinstance(columns_note, Mapping) else {"read": columns_note}
+    read_columns, used_columns = ([str(name) for name in columns_json.get(key) or ()] for key in ("read", "used"))
+    return list(dict.fromkeys([*read_columns, *used_columns])), set(used_columns)
 
 
-def _leaking(name: str) -> Leaking | None:
-    plain = re.sub(r"[\s\-.]+", "_", name.strip().casefold())
-    return next((item for item in LEAKING if re.fullmatch(item.pattern, plain)), None)
+def _find_leaking_column(name: str) -> LeakingColumn | None:
+    normalised_name = re.sub(r"[\s\-.]+", "_", name.strip().casefold())
+    return next((column for column in LEAKING_COLUMNS if re.fullmatch(column.pattern, normalised_name)), None)
 
 
 def _licence_counts(
-    texts: "pd.Series[str]", named: Mapping[str, Sequence[Licence]], subject: Subject
+    texts: "pd.Series[str]", licences_by_text: Mapping[str, Sequence[Licence]], subject: Subject
 ) -> list[dict[str, Any]]:
     """Return licences, images, verdict and conditions, the forbidden ones first."""
-    words = {text: " or ".join(item.name for item in found) for text, found in named.items()}
-    verdicts: dict[str, tuple[Verdict, str]] = {}
-    for text, found in named.items():
-        conditions = dict.fromkeys(part for item in found for part in item.condition.split("; ") if part)
-        verdicts[words[text]] = (verdict(found, subject.use), "; ".join(conditions))
-    counts = texts.map(words).value_counts()
+    name_by_text = {
+        text: " or ".join(licence.name for licence in licences) for text, licences in licences_by_text.items()
+    }
+    verdicts: dict[str, tuple[LicenceVerdict, str]] = {}
+    for text, licences in licences_by_text.items():
+        conditions = dict.fromkeys(
+            clause for licence in licences for clause in licence.condition.split("; ") if clause
+        )
+        verdicts[name_by_text[text]] = (strictest(licences, subject.use), "; ".join(conditions))
+    counts = texts.map(name_by_text).value_counts()
     rows = [
-        {"licence": name, "images": int(counts[name]), "verdict": said, "condition": condition}
-        for name, (said, condition) in verdicts.items()
+        {"licence": name, "images": int(counts[name]), "verdict": use_verdict, "condition": condition}
+        for name, (use_verdict, condition) in verdicts.items()
     ]
     order = ("forbidden", "unknown", "allowed")
     return sorted(rows, key=lambda row: (order.index(row["verdict"]), -row["images"]))
 
 
 def _licence_sentence(subject: Subject, counts: Sequence[Mapping[str, Any]]) -> str:
-    parts = []
+    licence_texts = []
     for row in counts:
-        several = " or " in row["licence"]
-        said = {
-            "forbidden": "may forbid it" if several else "forbids it",
+        has_several = " or " in row["licence"]
+        verdict_texts = {
+            "forbidden": "may forbid it" if has_several else "forbids it",
             "unknown": "nobody says",
             "allowed": "allows it",
         }
         name = "no known licence" if row["licence"] == "unknown" else row["licence"]
-        parts.append(f"{name} on {counted(row['images'], 'image')} ({said[row['verdict']]})")
-    return f"Planned use, {subject.use}: {listed(parts)}."
+        licence_texts.append(f"{name} on {plural(row['images'], 'image')} ({verdict_texts[row['verdict']]})")
+    return f"Planned use, {subject.use}: {join_words(licence_texts)}."

@@ -6,31 +6,39 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
-from dermkit.audit.checks.text import counted, listed, share_figures, share_text
-from dermkit.metrics.stats.intervals import wilson
-from dermkit.metrics.stats.power import effective_size, least_detectable_difference
+from dermkit.audit.checks.finding import (
+    Finding,
+    NotApplicable,
+    Outcome,
+    Severity,
+    Subject,
+    image_table,
+    images_per_class,
+)
+from dermkit.audit.checks.text import join_words, plural, proportion_json, proportion_text
+from dermkit.metrics.stats.intervals import wilson_interval
+from dermkit.metrics.stats.power import effective_sample_size, minimum_detectable_difference
 
-Flags = NDArray[np.bool_]
+Bools = NDArray[np.bool_]
 
-FEW = 100
+SMALL_CLASS_IMAGES = 100
 """Images of a class; with fewer, a fifth of them as a test side gives its recall an interval of +-17 points or more."""
 
-FEW_TESTED = 30
+MIN_CLASS_TEST_IMAGES = 30
 """Test images of a class; with fewer the interval of a recall of 0.8 is +-14 points or wider."""
 
-SUPPOSED = 0.8
+ASSUMED_RATE = 0.8
 """The accuracy and the sensitivity that the widths are worked out for."""
 
-WIDE = 0.05
+WIDE_ACCURACY = 0.05
 WIDE_SENSITIVITY = 0.10
-BLUNT = 0.05
+MAX_DETECTABLE_DIFFERENCE = 0.05
 """Half widths of the intervals, and the difference between two models, above which little can be concluded."""
 
-DISCORDANT = (0.2, 0.3)
+DISCORDANT_FRACTIONS = (0.2, 0.3)
 """Share of images on which just one of two models is right: 0.32 for unrelated models of accuracy 0.8, less for kin."""
 
-CONTRADICTED = 0.5
+CONTRADICTED_FRACTION = 0.5
 """Share of a class's test images; where half of them are contradicted, its recall says nothing."""
 
 NAMED = 4
@@ -43,49 +51,54 @@ def da030_small_classes(subject: Subject) -> Outcome:
     Severity: note.
     Effect: The recall and precision of these classes are guesses, and so is every figure averaged over classes.
     """
-    table = _table_of_classes(subject)
-    few = table["images"] < FEW
-    tested = table["test"].between(1, FEW_TESTED - 1) if "test" in table else few & False
-    small = table[few | tested]
-    if small.empty:
+    table = _class_table(subject)
+    too_few = table["images"] < SMALL_CLASS_IMAGES
+    too_few_tested = table["test"].between(1, MIN_CLASS_TEST_IMAGES - 1) if "test" in table else too_few & False
+    small_classes = table[too_few | too_few_tested]
+    if small_classes.empty:
         return None
-    parts = [
+    class_texts = [
         f"{row['label']} {row['images']:,}" + (f" ({row['test']:,} on the test side)" if "test" in table else "")
-        for row in small.sort_values("images").to_dict("records")
+        for row in small_classes.sort_values("images").to_dict("records")
     ]
-    noun = "class" if len(small) == 1 else "classes"
+    noun = "class" if len(small_classes) == 1 else "classes"
     sentence = (
-        f"{len(small)} of {len(table)} {noun} have fewer than {FEW} images, or fewer than {FEW_TESTED} to be tested "
-        f"with: {listed(parts)}."
+        f"{len(small_classes)} of {len(table)} {noun} have fewer than {SMALL_CLASS_IMAGES} images, or "
+        f"fewer than {MIN_CLASS_TEST_IMAGES} to be tested "
+        f"with: {join_words(class_texts)}."
     )
-    mine = subject.frame["label"].isin(small["label"]).to_numpy()
+    in_small_class = subject.frame["label"].isin(small_classes["label"]).to_numpy()
     return Finding(
-        severity=Severity.NOTE, n=int(mine.sum()), sentence=sentence, rows=table, kind="table",
-        per_class=per_class(subject, mine), figures={"classes": small.to_dict("records")},
+        severity=Severity.NOTE, n=int(in_small_class.sum()), sentence=sentence, rows=table, kind="table",
+        per_class=images_per_class(subject, in_small_class), figures={"classes": small_classes.to_dict("records")},
     )  # fmt: skip
 
 
-def da031_class_missing_on_side(subject: Subject) -> Outcome:
+def da031_class_missing_in_split(subject: Subject) -> Outcome:
     """A side lacks a class
 
     Threshold: a class of the data set without an image on a side of the split.
     Severity: note.
     Effect: Without training images every test image of the class is wrong; without test images it has no recall.
     """
-    if not subject.has_sides:
+    if not subject.has_split:
         return NotApplicable("no split")
-    table = _table_of_classes(subject)
-    sides = _sides(subject)
-    lacking = {side: [str(name) for name in table.loc[table[side] == 0, "label"]] for side in sides}
-    lacking = {side: names for side, names in lacking.items() if names}
-    if not lacking:
+    table = _class_table(subject)
+    split_names = _split_names(subject)
+    missing_by_split = {
+        split_name: [str(name) for name in table.loc[table[split_name] == 0, "label"]]
+        for split_name in split_names
+    }
+    missing_by_split = {split_name: names for split_name, names in missing_by_split.items() if names}
+    if not missing_by_split:
         return None
-    missing = {name for names in lacking.values() for name in names}
-    mine = subject.frame["label"].isin(missing).to_numpy()
-    sentence = f"{listed([f'{side} has no {listed(names)}' for side, names in lacking.items()])}."
+    missing_classes = {name for names in missing_by_split.values() for name in names}
+    in_missing_class = subject.frame["label"].isin(missing_classes).to_numpy()
+    gap_texts = [f"{split_name} has no {join_words(names)}" for split_name, names in missing_by_split.items()]
+    sentence = f"{join_words(gap_texts)}."
     return Finding(
-        severity=Severity.NOTE, n=int(mine.sum()), sentence=sentence, rows=table, kind="table",
-        per_class=per_class(subject, mine), figures={"lacking": lacking},
+        severity=Severity.NOTE, n=int(in_missing_class.sum()), sentence=sentence, rows=table, kind="table",
+        per_class=images_per_class(subject, in_missing_class), figures={"lacking": missing_by_split},
     )  # fmt: skip
 
 
@@ -98,19 +111,26 @@ def da032_test_too_small(subject: Subject) -> Outcome:
     Severity: note.
     Effect: Two published accuracies that differ by less than that on this test set are not shown to differ.
     """
-    tested = _tested(subject)
-    if not tested.any():
+    is_test = _is_test(subject)
+    if not is_test.any():
         return NotApplicable("no test side")
-    found = conclusions(subject, tested)
-    sensitivity = found["sensitivity"]
-    blunt = found["least_difference"][0]["points"]
-    wide = found["accuracy"]["half_width"] > WIDE or (sensitivity and sensitivity["half_width"] > WIDE_SENSITIVITY)
-    if not wide and blunt is not None and blunt <= BLUNT:
+    precision = test_set_precision(subject, is_test)
+    sensitivity = precision["sensitivity"]
+    detectable_difference = precision["least_difference"][0]["points"]
+    is_wide = precision["accuracy"]["half_width"] > WIDE_ACCURACY or (
+        sensitivity and sensitivity["half_width"] > WIDE_SENSITIVITY
+    )
+    if not is_wide and detectable_difference is not None and detectable_difference <= MAX_DETECTABLE_DIFFERENCE:
         return None
     return Finding(
-        severity=Severity.NOTE, n=int(tested.sum()), sentence=_conclusion_text(found), rows=_conclusion_rows(found),
-        kind="table", per_class=per_class(subject, tested), figures=found,
-    )  # fmt: skip
+        severity=Severity.NOTE,
+        n=int(is_test.sum()),
+        sentence=_precision_text(precision),
+        rows=_precision_rows(precision),
+        kind="table",
+        per_class=images_per_class(subject, is_test),
+        figures=precision,
+    )
 
 
 def da033_class_contradicted(subject: Subject) -> Outcome:
@@ -121,139 +141,159 @@ def da033_class_contradicted(subject: Subject) -> Outcome:
     Severity: error.
     Effect: No model can be right on these images and on their copies: recall of the class means nothing.
     """
-    tested = _tested(subject)
-    where = "test images" if tested.any() else "images"
-    asked = tested if tested.any() else np.ones(len(subject.frame), dtype=bool)
-    twin, distance = _contradictions(subject)
+    is_test = _is_test(subject)
+    images_text = "test images" if is_test.any() else "images"
+    in_scope = is_test if is_test.any() else np.ones(len(subject.frame), dtype=bool)
+    nearest_duplicate, distance = _nearest_contradictions(subject)
     label = subject.frame["label"].to_numpy()
-    shares = {
-        name: (int((mine & (twin >= 0)).sum()), int(mine.sum()))
-        for name, mine in ((name, asked & (label == name)) for name in subject.dataset.class_names)
+    contradicted_counts = {
+        name: (int((in_class & (nearest_duplicate >= 0)).sum()), int(in_class.sum()))
+        for name, in_class in ((name, in_scope & (label == name)) for name in subject.dataset.class_names)
     }
-    bad = {name: pair for name, pair in shares.items() if pair[1] and pair[0] >= CONTRADICTED * pair[1]}
-    if not bad:
+    contradicted_classes = {
+        name: pair
+        for name, pair in contradicted_counts.items()
+        if pair[1] and pair[0] >= CONTRADICTED_FRACTION * pair[1]
+    }
+    if not contradicted_classes:
         return None
-    rows = np.flatnonzero(asked & (twin >= 0) & np.isin(label, list(bad)))
+    rows = np.flatnonzero(in_scope & (nearest_duplicate >= 0) & np.isin(label, list(contradicted_classes)))
     rows = rows[np.lexsort((rows, distance[rows], label[rows]))]
-    extra = {
-        f"copy_{name}": subject.frame[name].to_numpy()[twin[rows]]
+    duplicate_columns = {
+        f"copy_{name}": subject.frame[name].to_numpy()[nearest_duplicate[rows]]
         for name in ("image_id", "path", "label", "split")
     }
-    parts = [f"of {of:,} {where} of {name} {share_text(n, of)}" for name, (n, of) in bad.items()]
-    sentence = f"{listed(parts)} have a copy under another label."
+    class_texts = [
+        f"of {n_total:,} {images_text} of {name} {proportion_text(n, n_total)}"
+        for name, (n, n_total) in contradicted_classes.items()
+    ]
+    sentence = f"{join_words(class_texts)} have a copy under another label."
     return Finding(
-        severity=Severity.ERROR, n=len(rows), sentence=sentence[0].upper() + sentence[1:],
-        rows=image_rows(subject, rows).assign(**extra, distance=distance[rows]), per_class=per_class(subject, rows),
-        figures={name: share_figures(*pair) for name, pair in shares.items()},
-    )  # fmt: skip
+        severity=Severity.ERROR,
+        n=len(rows),
+        sentence=sentence[0].upper() + sentence[1:],
+        rows=image_table(subject, rows).assign(**duplicate_columns, distance=distance[rows]),
+        per_class=images_per_class(subject, rows),
+        figures={name: proportion_json(*pair) for name, pair in contradicted_counts.items()},
+    )
 
 
 # What a test set can carry
 
 
-def conclusions(subject: Subject, tested: Flags) -> dict[str, Any]:
-    """Return what the test images can show: widths at `SUPPOSED`, and the least detectable differences."""
-    units = subject.units[tested]
-    malignant = subject.frame["label"].isin(subject.dataset.malignant).to_numpy()[tested]
-    n = max(1, int(effective_size(units)))
+def test_set_precision(subject: Subject, is_test: Bools) -> dict[str, Any]:
+    """Return what the test images can show: widths at `ASSUMED_RATE`, and the least detectable differences."""
+    group_ids = subject.group_ids[is_test]
+    is_malignant = subject.frame["label"].isin(subject.dataset.malignant_classes).to_numpy()[is_test]
+    n = max(1, int(effective_sample_size(group_ids)))
     return {
-        "images": int(tested.sum()),
+        "images": int(is_test.sum()),
         "independent": n,
-        "accuracy": _width(units),
-        "sensitivity": _width(units[malignant]) if malignant.any() else None,
+        "accuracy": _interval_precision(group_ids),
+        "sensitivity": _interval_precision(group_ids[is_malignant]) if is_malignant.any() else None,
         "least_difference": [
-            {"discordant": share, "points": least_detectable_difference(n, share)} for share in DISCORDANT
+            {"discordant": discordant, "points": minimum_detectable_difference(n, discordant)}
+            for discordant in DISCORDANT_FRACTIONS
         ],
     }
 
 
-def _width(units: NDArray[np.int64]) -> dict[str, Any]:
-    """Return the Wilson interval of a proportion of `SUPPOSED` on so many independent images."""
-    n = max(1, int(effective_size(units)))
-    low, high = wilson(round(SUPPOSED * n), n)
+def _interval_precision(group_ids: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the Wilson interval of a proportion of `ASSUMED_RATE` on so many independent images."""
+    n = max(1, int(effective_sample_size(group_ids)))
+    low, high = wilson_interval(round(ASSUMED_RATE * n), n)
     return {
-        "images": len(units),
+        "images": len(group_ids),
         "independent": n,
-        "supposed": SUPPOSED,
+        "supposed": ASSUMED_RATE,
         "ci95": [low, high],
         "half_width": (high - low) / 2,
     }
 
 
-def _conclusion_text(found: dict[str, Any]) -> str:
-    def range_of(item: dict[str, Any]) -> str:
-        low, high = (100 * bound for bound in item["ci95"])
-        return f"{100 * SUPPOSED:.0f} % has the interval {low:.0f} to {high:.0f} %"
+def _precision_text(precision: dict[str, Any]) -> str:
+    def rate_interval(proportion: dict[str, Any]) -> str:
+        low, high = (100 * bound for bound in proportion["ci95"])
+        return f"{100 * ASSUMED_RATE:.0f} % has the interval {low:.0f} to {high:.0f} %"
 
-    n, independent = found["images"], found["independent"]
-    worth = f" (worth {counted(independent, 'independent image')})" if independent < n else ""
-    text = f"{counted(n, 'test image')}{worth}: an accuracy of {range_of(found['accuracy'])}"
-    if found["sensitivity"]:
-        malignant = counted(found["sensitivity"]["images"], "malignant image")
-        text += f"; a sensitivity on {malignant} of {range_of(found['sensitivity'])}"
-    differences = [item["points"] for item in found["least_difference"]]
+    n, independent = precision["images"], precision["independent"]
+    worth_text = f" (worth {plural(independent, 'independent image')})" if independent < n else ""
+    text = f"{plural(n, 'test image')}{worth_text}: an accuracy of {rate_interval(precision['accuracy'])}"
+    if precision["sensitivity"]:
+        malignant = plural(precision["sensitivity"]["images"], "malignant image")
+        text += f"; a sensitivity on {malignant} of {rate_interval(precision['sensitivity'])}"
+    differences = [difference["points"] for difference in precision["least_difference"]]
     if None in differences:
         return f"{text}; hardly any difference between two models can be shown (McNemar, power 80 %)."
     low, high = (100 * points for points in differences)
     return (
         f"{text}; two models must differ by {low:.1f} to {high:.1f} points to be told apart (McNemar, power 80 %, "
-        f"{100 * DISCORDANT[0]:.0f} to {100 * DISCORDANT[1]:.0f} % of the images discordant)."
+        f"{100 * DISCORDANT_FRACTIONS[0]:.0f} to {100 * DISCORDANT_FRACTIONS[1]:.0f} % of the images discordant)."
     )
 
 
-def _conclusion_rows(found: dict[str, Any]) -> pd.DataFrame:
+def _precision_rows(precision: dict[str, Any]) -> pd.DataFrame:
     rows = [
-        {"figure": f"half width of the 95 % interval of {name} {SUPPOSED}", "images": found[name]["images"],
-         "independent": found[name]["independent"], "value": found[name]["half_width"]}
-        for name in ("accuracy", "sensitivity") if found[name]
+        {"figure": f"half width of the 95 % interval of {name} {ASSUMED_RATE}", "images": precision[name]["images"],
+         "independent": precision[name]["independent"], "value": precision[name]["half_width"]}
+        for name in ("accuracy", "sensitivity") if precision[name]
     ]  # fmt: skip
     rows += [
-        {"figure": f"least detectable difference, {item['discordant']:.0%} discordant", "images": found["images"],
-         "independent": found["independent"], "value": item["points"]}
-        for item in found["least_difference"]
-    ]  # fmt: skip
+        {
+            "figure": f"least detectable difference, {difference['discordant']:.0%} discordant",
+            "images": precision["images"],
+            "independent": precision["independent"],
+            "value": difference["points"],
+        }
+        for difference in precision["least_difference"]
+    ]
     return pd.DataFrame(rows)
 
 
 # Sides and classes
 
 
-def _sides(subject: Subject) -> list[str]:
+def _split_names(subject: Subject) -> list[str]:
     """Return the sides in use: train, validation, test, or the folds by number."""
-    found = [side for side in subject.frame["split"].unique() if side]
+    split_names = [split_name for split_name in subject.frame["split"].unique() if split_name]
     order = {"train": 0, "validation": 1, "test": 2}
-    return sorted(found, key=lambda side: (order.get(side, 3), len(side), side))
+    return sorted(split_names, key=lambda split_name: (order.get(split_name, 3), len(split_name), split_name))
 
 
-def _tested(subject: Subject) -> Flags:
+def _is_test(subject: Subject) -> Bools:
     """Return the images that are tested: the test side, or with folds every image on one."""
-    side = subject.frame["split"]
-    return ((side == "test") | side.str.startswith("fold")).to_numpy(dtype=bool)
+    split_names = subject.frame["split"]
+    return ((split_names == "test") | split_names.str.startswith("fold")).to_numpy(dtype=bool)
 
 
-def _table_of_classes(subject: Subject) -> pd.DataFrame:
+def _class_table(subject: Subject) -> pd.DataFrame:
     """Return label, images, groups and one column per side."""
-    frame = pd.DataFrame({"label": subject.frame["label"], "split": subject.frame["split"], "unit": subject.units})
+    frame = pd.DataFrame(
+        {"label": subject.frame["label"], "split": subject.frame["split"], "unit": subject.group_ids}
+    )
     by_label = frame.groupby("label")
     names = list(subject.dataset.class_names)
     table = pd.DataFrame({"images": by_label.size(), "groups": by_label["unit"].nunique()})
     counts = pd.crosstab(frame["label"], frame["split"])
-    for side in _sides(subject):
-        table[side] = counts[side]
+    for split_name in _split_names(subject):
+        table[split_name] = counts[split_name]
     return table.reindex(names, fill_value=0).rename_axis("label").reset_index()
 
 
-def _contradictions(subject: Subject) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _nearest_contradictions(subject: Subject) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return for each image the row of its nearest copy under another label (-1 = none), and the distance."""
     n = len(subject.frame)
-    twin, distance = np.full(n, -1, dtype=np.int64), np.full(n, np.nan)
+    nearest_duplicate, distance = np.full(n, -1, dtype=np.int64), np.full(n, np.nan)
     label = subject.frame["label"].to_numpy()
     pairs = subject.pairs.sort_values("distance", ascending=False, kind="stable")
     a, b = pairs["a"].to_numpy(dtype=np.int64), pairs["b"].to_numpy(dtype=np.int64)
-    differs = label[a] != label[b]
-    gap = pairs["distance"].to_numpy(dtype=np.float64)[differs]
-    for here, there in ((a[differs], b[differs]), (b[differs], a[differs])):
+    labels_differ = label[a] != label[b]
+    distances = pairs["distance"].to_numpy(dtype=np.float64)[labels_differ]
+    for rows, duplicate_rows in ((a[labels_differ], b[labels_differ]), (b[labels_differ], a[labels_differ])):
         # Of several pairs of one image the nearest is written last.
-        better = np.isnan(distance[here]) | (gap < distance[here])
-        twin[here[better]], distance[here[better]] = there[better], gap[better]
-    return twin, distance
+        is_nearer = np.isnan(distance[rows]) | (distances < distance[rows])
+        nearest_duplicate[rows[is_nearer]], distance[rows[is_nearer]] = (
+            duplicate_rows[is_nearer],
+            distances[is_nearer],
+        )
+    return nearest_duplicate, distance

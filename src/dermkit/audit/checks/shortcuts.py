@@ -8,21 +8,36 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, image_rows, per_class
-from dermkit.audit.checks.predictability import FEWEST_IMAGES, FEWEST_UNITS, ClassSignal, Signal, is_grouped, look
-from dermkit.audit.checks.text import listed
+from dermkit.audit.checks.finding import (
+    Finding,
+    NotApplicable,
+    Outcome,
+    Severity,
+    Subject,
+    image_table,
+    images_per_class,
+)
+from dermkit.audit.checks.predictability import (
+    MIN_CLASS_GROUPS,
+    MIN_IMAGES,
+    ClassPredictability,
+    Predictability,
+    class_predictability,
+    is_grouped,
+)
+from dermkit.audit.checks.text import join_words
 from dermkit.audit.scan.artefacts import ARTEFACT_COLUMNS
 from dermkit.metrics.classification.roc import auroc
 
-CHANCE = 0.60
+MIN_AUROC = 0.60
 """A rule that knows less than this AUROC hardly moves an accuracy; weak true links of a lesion are as strong."""
 
-STRONG = 0.80
+STRONG_AUROC = 0.80
 """What a lesion itself may carry (colour, fine detail in the file's size, age) is warned of only from here."""
 
-METADATA = ("age", "sex", "site", "skin_type")
-ORIGIN = ("source", "licence", "attribution")
-NAMED = 3
+_METADATA_COLUMNS = ("age", "sex", "site", "skin_type")
+ORIGIN_COLUMNS = ("source", "licence", "attribution")
+_MAX_NAMED = 3
 """Classes or columns that a sentence names; the CSV has all."""
 
 METHOD = (
@@ -38,7 +53,7 @@ def da040_file_size(subject: Subject) -> Outcome:
     Severity: note; warning from a lower bound of 0.80, since fine structure of a lesion also makes a file larger.
     Effect: A model may have learned how the pictures were saved, and its accuracy would not hold for other pictures.
     """
-    return _shortcut(subject, _measured(subject, "bytes"), "File size alone tells", carried=True)
+    return _shortcut_finding(subject, _measured_columns(subject, "bytes"), "File size alone tells", expected=True)
 
 
 def da041_dimensions(subject: Subject) -> Outcome:
@@ -48,9 +63,9 @@ def da041_dimensions(subject: Subject) -> Outcome:
     Severity: warning.
     Effect: The classes come from different sources; resizing leaves traces that a model learns instead of the lesion.
     """
-    wide, high = (subject.frame[name].astype(float) for name in ("width", "height"))
-    columns = pd.DataFrame({"width": wide, "height": high, "aspect": wide / high})
-    return _shortcut(subject, columns, "The size in pixels alone tells", carried=False)
+    width, height = (subject.frame[name].astype(float) for name in ("width", "height"))
+    columns = pd.DataFrame({"width": width, "height": height, "aspect": width / height})
+    return _shortcut_finding(subject, columns, "The size in pixels alone tells", expected=False)
 
 
 def da042_jpeg_tables(subject: Subject) -> Outcome:
@@ -60,8 +75,8 @@ def da042_jpeg_tables(subject: Subject) -> Outcome:
     Severity: warning.
     Effect: The classes were saved by different programs; a model can tell these apart, and its accuracy shows that.
     """
-    columns = _measured(subject, "format", "jpeg_tables", "jpeg_quality")
-    return _shortcut(subject, columns, "File format and JPEG tables alone tell", carried=False)
+    columns = _measured_columns(subject, "format", "jpeg_tables", "jpeg_quality")
+    return _shortcut_finding(subject, columns, "File format and JPEG tables alone tell", expected=False)
 
 
 def da043_border_colour(subject: Subject) -> Outcome:
@@ -71,8 +86,8 @@ def da043_border_colour(subject: Subject) -> Outcome:
     Severity: note; warning from a lower bound of 0.80, since skin and large lesions reach the border.
     Effect: An accuracy near that of this rule shows no knowledge of lesions: skin, light or a dark rim suffice for it.
     """
-    columns = _measured(subject, "border_r", "border_g", "border_b", "border_spread")
-    return _shortcut(subject, columns, "The colour of the border alone tells", carried=True)
+    columns = _measured_columns(subject, "border_r", "border_g", "border_b", "border_spread")
+    return _shortcut_finding(subject, columns, "The colour of the border alone tells", expected=True)
 
 
 def da044_mean_colour(subject: Subject) -> Outcome:
@@ -82,8 +97,8 @@ def da044_mean_colour(subject: Subject) -> Outcome:
     Severity: note; warning from a lower bound of 0.80, since lesions of different kinds differ in colour.
     Effect: An accuracy near that of this rule shows no knowledge of lesions: the tint of the picture suffices for it.
     """
-    return _shortcut(
-        subject, _measured(subject, "mean_r", "mean_g", "mean_b"), "Mean colour alone tells", carried=True
+    return _shortcut_finding(
+        subject, _measured_columns(subject, "mean_r", "mean_g", "mean_b"), "Mean colour alone tells", expected=True
     )
 
 
@@ -94,10 +109,13 @@ def da045_source(subject: Subject) -> Outcome:
     Severity: warning.
     Effect: A class comes from another archive than its opposite: accuracy then says how well archives are told apart.
     """
-    columns = _described(subject, ORIGIN)
-    known = listed([str(name) for name in columns]) if isinstance(columns, pd.DataFrame) else ""
-    return _shortcut(
-        subject, columns, f"{known.capitalize()} alone tell{'' if ' and ' in known else 's'}", carried=False
+    columns = _manifest_columns(subject, ORIGIN_COLUMNS)
+    column_names = join_words([str(name) for name in columns]) if isinstance(columns, pd.DataFrame) else ""
+    return _shortcut_finding(
+        subject,
+        columns,
+        f"{column_names.capitalize()} alone tell{'' if ' and ' in column_names else 's'}",
+        expected=False,
     )
 
 
@@ -108,176 +126,238 @@ def da046_metadata(subject: Subject) -> Outcome:
     Severity: note from their values, warning from a lower bound of 0.80; warning if which are missing tells it.
     Effect: A model that is given metadata can reach this without a picture; missing fields tell the source apart.
     """
-    columns = _described(subject, METADATA)
+    columns = _manifest_columns(subject, _METADATA_COLUMNS)
     if isinstance(columns, NotApplicable):
         return columns
-    numbers = columns.assign(age=pd.to_numeric(columns["age"], errors="coerce")) if "age" in columns else columns
-    missing = pd.DataFrame({f"{name}_missing": (columns[name] == "").astype(float) for name in columns})
-    values = _shortcut(
-        subject, numbers, f"Metadata ({listed([str(name) for name in columns])}) alone tells", carried=True
+    typed_columns = (
+        columns.assign(age=pd.to_numeric(columns["age"], errors="coerce")) if "age" in columns else columns
     )
-    absent = _shortcut(subject, missing, "The gaps in the metadata alone tell", carried=False)
-    if isinstance(values, Finding) and isinstance(absent, Finding):
-        return _joined(absent, values)
-    return absent if isinstance(absent, Finding) else values
+    missing_flags = pd.DataFrame({f"{name}_missing": (columns[name] == "").astype(float) for name in columns})
+    value_finding = _shortcut_finding(
+        subject,
+        typed_columns,
+        f"Metadata ({join_words([str(name) for name in columns])}) alone tells",
+        expected=True,
+    )
+    gap_finding = _shortcut_finding(subject, missing_flags, "The gaps in the metadata alone tell", expected=False)
+    if isinstance(value_finding, Finding) and isinstance(gap_finding, Finding):
+        return _merge_findings(gap_finding, value_finding)
+    return gap_finding if isinstance(gap_finding, Finding) else value_finding
 
 
-def da047_artefacts_jointly(subject: Subject) -> Outcome:
+def da047_artefacts_combined(subject: Subject) -> Outcome:
     """Artefact scores together tell the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: note; warning from a lower bound of 0.80, since streaks and dark lesions resemble some artefacts.
     Effect: A model can use hair, rulers, ink and dark corners in place of the lesion; clean pictures will be misread.
     """
-    columns = _measured(subject, *ARTEFACT_COLUMNS)
-    return _shortcut(subject, columns, "Artefacts (hair, ruler, ink, dark corners) alone tell", carried=True)
+    columns = _measured_columns(subject, *ARTEFACT_COLUMNS)
+    return _shortcut_finding(
+        subject, columns, "Artefacts (hair, ruler, ink, dark corners) alone tell", expected=True
+    )
 
 
-def _measured(subject: Subject, *names: str) -> pd.DataFrame | NotApplicable:
+def _measured_columns(subject: Subject, *names: str) -> pd.DataFrame | NotApplicable:
     """Return those columns of the measures in which anything is known."""
-    there = [name for name in names if name in subject.measures and _any_known(subject.measures[name])]
-    return subject.measures[there] if there else NotApplicable(f"not measured: {listed(names)}")
+    available = [name for name in names if name in subject.measures and _any_known(subject.measures[name])]
+    return subject.measures[available] if available else NotApplicable(f"not measured: {join_words(names)}")
 
 
-def _described(subject: Subject, names: tuple[str, ...]) -> pd.DataFrame | NotApplicable:
+def _manifest_columns(subject: Subject, names: tuple[str, ...]) -> pd.DataFrame | NotApplicable:
     """Return those columns of the manifest in which anything is known."""
-    there = [name for name in names if (subject.frame[name] != "").any()]
-    return subject.frame[there] if there else NotApplicable(f"the manifest does not know {listed(names)}")
+    available = [name for name in names if (subject.frame[name] != "").any()]
+    return (
+        subject.frame[available] if available else NotApplicable(f"the manifest does not know {join_words(names)}")
+    )
 
 
 def _any_known(values: "pd.Series[Any]") -> bool:
     return bool((values.notna() & (values != "")).any())
 
 
-def _shortcut(subject: Subject, columns: pd.DataFrame | NotApplicable, what: str, *, carried: bool) -> Outcome:
+def _shortcut_finding(
+    subject: Subject, columns: pd.DataFrame | NotApplicable, sentence_start: str, *, expected: bool
+) -> Outcome:
     """Return the finding of one signal. carried: a lesion itself may carry it, so a weak one is only a note."""
     if isinstance(columns, NotApplicable):
         return columns
-    signal = look(subject, columns)
-    if not signal.classes:
+    predictability = class_predictability(subject, columns)
+    if not predictability.classes:
         return NotApplicable(
-            f"no class and its rest both have {FEWEST_IMAGES} images in {FEWEST_UNITS} groups of which this is known"
+            f"no class and its rest both have {MIN_IMAGES} images in {MIN_CLASS_GROUPS} groups of which this is known"
         )
-    found = [item for item in signal.classes if item.lower > CHANCE]
-    if not found:
+    predictable_classes = [
+        class_result for class_result in predictability.classes if class_result.lower_bound > MIN_AUROC
+    ]
+    if not predictable_classes:
         return None
-    rows = _rows(subject, columns, found)
+    rows = _image_rows(subject, columns, predictable_classes)
     return Finding(
-        severity=Severity.NOTE if carried and found[0].lower <= STRONG else Severity.WARNING,
+        severity=Severity.NOTE
+        if expected and predictable_classes[0].lower_bound <= STRONG_AUROC
+        else Severity.WARNING,
         n=len(rows),
-        sentence=_sentence(what, found, signal, columns, grouped=is_grouped(subject)),
+        sentence=_sentence(
+            sentence_start, predictable_classes, predictability, columns, has_groups=is_grouped(subject)
+        ),
         rows=rows,
-        per_class=per_class(subject, np.concatenate([item.rows for item in found])),
-        figures={"classes": [_figures(item, signal, columns) for item in signal.classes], "n": signal.n,
-                 "images": signal.of, "skipped": list(signal.skipped), "method": METHOD},
-    )  # fmt: skip
+        per_class=images_per_class(
+            subject, np.concatenate([class_result.rows for class_result in predictable_classes])
+        ),
+        figures={
+            "classes": [
+                _class_figures(class_result, predictability, columns) for class_result in predictability.classes
+            ],
+            "n": predictability.n,
+            "images": predictability.n_images,
+            "skipped": list(predictability.skipped_classes),
+            "method": METHOD,
+        },
+    )
 
 
-def _rows(subject: Subject, columns: pd.DataFrame, found: Sequence[ClassSignal]) -> pd.DataFrame:
+def _image_rows(
+    subject: Subject, columns: pd.DataFrame, predictable_classes: Sequence[ClassPredictability]
+) -> pd.DataFrame:
     """Return the images of the classes found, those first that the signal knows best."""
-    rows = np.concatenate([item.rows for item in found])
-    outranks = np.concatenate([item.outranks for item in found])
-    order = np.lexsort((rows, -np.nan_to_num(outranks, nan=-1.0)))
-    table = image_rows(subject, rows[order]).assign(outranks=outranks[order].round(4))
-    shown = columns.iloc[rows[order]].reset_index(drop=True)
-    return table.join(shown.rename(columns=lambda name: f"signal_{name}"))
+    rows = np.concatenate([class_result.rows for class_result in predictable_classes])
+    placement_values = np.concatenate([class_result.placement_values for class_result in predictable_classes])
+    order = np.lexsort((rows, -np.nan_to_num(placement_values, nan=-1.0)))
+    table = image_table(subject, rows[order]).assign(outranks=placement_values[order].round(4))
+    signal_columns = columns.iloc[rows[order]].reset_index(drop=True)
+    return table.join(signal_columns.rename(columns=lambda name: f"signal_{name}"))
 
 
 def _sentence(
-    what: str, found: Sequence[ClassSignal], signal: Signal, columns: pd.DataFrame, *, grouped: bool
+    sentence_start: str,
+    predictable_classes: Sequence[ClassPredictability],
+    predictability: Predictability,
+    columns: pd.DataFrame,
+    *,
+    has_groups: bool,
 ) -> str:
-    parts = [
-        f"{item.name} from {item.rest} with AUROC {item.auroc:.2f} [{item.ci95[0]:.2f}, {item.ci95[1]:.2f}]"
-        for item in found[:NAMED]
+    class_texts = [
+        f"{class_result.name} from {class_result.rest_name} with AUROC {class_result.auroc:.2f} "
+        f"[{class_result.ci95[0]:.2f}, {class_result.ci95[1]:.2f}]"
+        for class_result in predictable_classes[:_MAX_NAMED]
     ]
-    more = [f"{len(found) - NAMED} more classes"] if len(found) > NAMED else []
-    how = "grouped" if grouped else "copies kept together"
-    of = f" of {signal.of:,}" if signal.n < signal.of else ""
-    told = f"{what} {listed([*parts, *more])} (n {signal.n:,}{of}, cross-validated, {how})."
-    typical = f" {found[0].name}: {_typical_text(found[0], signal, columns)}."
-    skipped = f" Too few images to ask: {listed(signal.skipped)}." if signal.skipped else ""
-    doubt = "" if grouped else " Lesions are not known: siblings among the images may make this too high."
-    return told + typical + skipped + doubt
+    more_text = (
+        [f"{len(predictable_classes) - _MAX_NAMED} more classes"] if len(predictable_classes) > _MAX_NAMED else []
+    )
+    grouping_text = "grouped" if has_groups else "copies kept together"
+    total_text = f" of {predictability.n_images:,}" if predictability.n < predictability.n_images else ""
+    main_sentence = (
+        f"{sentence_start} {join_words([*class_texts, *more_text])} (n "
+        f"{predictability.n:,}{total_text}, cross-validated, {grouping_text})."
+    )
+    typical_text = (
+        f" {predictable_classes[0].name}: {_typical_text(predictable_classes[0], predictability, columns)}."
+    )
+    skipped_text = (
+        f" Too few images to ask: {join_words(predictability.skipped_classes)}."
+        if predictability.skipped_classes
+        else ""
+    )
+    caveat = "" if has_groups else " Lesions are not known: siblings among the images may make this too high."
+    return main_sentence + typical_text + skipped_text + caveat
 
 
-def _typical_text(item: ClassSignal, signal: Signal, columns: pd.DataFrame) -> str:
-    parts = []
-    for row in _typical(item, signal, columns)[:NAMED]:
-        name, mine, rest = _plain(row["column"]), row["class"], row["rest"]
+def _typical_text(class_result: ClassPredictability, predictability: Predictability, columns: pd.DataFrame) -> str:
+    column_texts = []
+    for row in _typical_values(class_result, predictability, columns)[:_MAX_NAMED]:
+        name, class_value, rest_value = _column_text(row["column"]), row["class"], row["rest"]
         if row["figure"] == "share":
             value = repr(row["value"] or "unknown")
-            parts.append(f"{name} {value} in {100 * mine:.0f} % against {100 * rest:.0f} %")
+            column_texts.append(f"{name} {value} in {100 * class_value:.0f} % against {100 * rest_value:.0f} %")
         else:
-            parts.append(f"{row['figure']} {name} {_number(mine)} against {_number(rest)}")
-    return listed(parts)
+            column_texts.append(
+                f"{row['figure']} {name} {_number_text(class_value)} against {_number_text(rest_value)}"
+            )
+    return join_words(column_texts)
 
 
-def _plain(name: str) -> str:
+def _column_text(name: str) -> str:
     """Return a column's name as people say it: `border_r` is the border's red."""
     colours = {"_r": " red", "_g": " green", "_b": " blue"}
     return (name[:-2] + colours[name[-2:]] if name[-2:] in colours else name).replace("_", " ")
 
 
-def _number(value: float | None) -> str:
+def _number_text(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _typical(item: ClassSignal, signal: Signal, columns: pd.DataFrame) -> list[dict[str, Any]]:
+def _typical_values(
+    class_result: ClassPredictability, predictability: Predictability, columns: pd.DataFrame
+) -> list[dict[str, Any]]:
     """Return what the class and the rest have in each column, the column first that parts them most by itself."""
-    mine = np.isin(signal.rows, item.rows)
-    seen = columns.iloc[signal.rows]
+    in_class = np.isin(predictability.rows, class_result.rows)
+    sampled_columns = columns.iloc[predictability.rows]
     rows = [
-        _typical_number(str(name), seen[name], mine)
-        if pd.api.types.is_numeric_dtype(seen[name])
-        else _typical_text_value(str(name), seen[name].astype(str), mine)
+        _typical_number(str(name), sampled_columns[name], in_class)
+        if pd.api.types.is_numeric_dtype(sampled_columns[name])
+        else _typical_text_value(str(name), sampled_columns[name].astype(str), in_class)
         for name in columns
     ]
     return sorted(rows, key=lambda row: -row["gap"])
 
 
-def _typical_number(name: str, values: "pd.Series[float]", mine: NDArray[np.bool_]) -> dict[str, Any]:
+def _typical_number(name: str, values: "pd.Series[float]", in_class: NDArray[np.bool_]) -> dict[str, Any]:
     """Return the medians, or the means where the medians are the same (a score that is 0 on most images)."""
-    known = values.notna().to_numpy()
-    sides = [values[side & known] for side in (mine, ~mine)]
-    gap = (
-        abs(2 * auroc(np.asarray(values[known], dtype=np.float64), mine[known]) - 1)
-        if all(map(len, sides))
+    is_known = values.notna().to_numpy()
+    class_and_rest = [values[subset & is_known] for subset in (in_class, ~in_class)]
+    separation = (
+        abs(2 * auroc(np.asarray(values[is_known], dtype=np.float64), in_class[is_known]) - 1)
+        if all(map(len, class_and_rest))
         else 0.0
     )
-    figure = "median" if sides[0].median() != sides[1].median() else "mean"
-    ours, rest = (float(side.agg(figure)) if len(side) else None for side in sides)
-    return {"column": name, "figure": figure, "class": ours, "rest": rest, "gap": gap}
+    statistic = "median" if class_and_rest[0].median() != class_and_rest[1].median() else "mean"
+    class_value, rest_value = (float(subset.agg(statistic)) if len(subset) else None for subset in class_and_rest)
+    return {"column": name, "figure": statistic, "class": class_value, "rest": rest_value, "gap": separation}
 
 
-def _typical_text_value(name: str, values: "pd.Series[str]", mine: NDArray[np.bool_]) -> dict[str, Any]:
+def _typical_text_value(name: str, values: "pd.Series[str]", in_class: NDArray[np.bool_]) -> dict[str, Any]:
     """Return the share of the text that is commoner in the class by most."""
-    ours, rest = (values[side].value_counts(normalize=True) for side in (mine, ~mine))
-    gap = ours.sub(rest, fill_value=0.0).sort_index()
-    value = str(gap.idxmax())
-    shares = {"class": float(ours.get(value, 0.0)), "rest": float(rest.get(value, 0.0))}
-    return {"column": name, "figure": "share", "value": value, **shares, "gap": float(gap.max())}
+    class_frequencies, rest_frequencies = (
+        values[subset].value_counts(normalize=True) for subset in (in_class, ~in_class)
+    )
+    frequency_gap = class_frequencies.sub(rest_frequencies, fill_value=0.0).sort_index()
+    value = str(frequency_gap.idxmax())
+    fractions = {
+        "class": float(class_frequencies.get(value, 0.0)),
+        "rest": float(rest_frequencies.get(value, 0.0)),
+    }
+    return {"column": name, "figure": "share", "value": value, **fractions, "gap": float(frequency_gap.max())}
 
 
-def _figures(item: ClassSignal, signal: Signal, columns: pd.DataFrame) -> dict[str, Any]:
+def _class_figures(
+    class_result: ClassPredictability, predictability: Predictability, columns: pd.DataFrame
+) -> dict[str, Any]:
     """Return the numbers of one class."""
     return {
-        "class": item.name, "against": item.rest, "n_class": len(item.rows), "n": signal.n, "auroc": item.auroc,
-        "ci95": list(item.ci95), "lower_adjusted": item.lower, "found": item.lower > CHANCE,
-        "typical": _typical(item, signal, columns),
-    }  # fmt: skip
+        "class": class_result.name,
+        "against": class_result.rest_name,
+        "n_class": len(class_result.rows),
+        "n": predictability.n,
+        "auroc": class_result.auroc,
+        "ci95": list(class_result.ci95),
+        "lower_adjusted": class_result.lower_bound,
+        "found": class_result.lower_bound > MIN_AUROC,
+        "typical": _typical_values(class_result, predictability, columns),
+    }
 
 
-def _joined(first: Finding, second: Finding) -> Finding:
+def _merge_findings(first: Finding, second: Finding) -> Finding:
     """Return two findings of one check as one, the worse severity first."""
     rows = pd.concat([first.rows, second.rows], ignore_index=True)
     rows = rows.drop_duplicates("image_id", ignore_index=True)
-    counts = [item.per_class for item in (first, second)]
-    names = list(dict.fromkeys(name for item in counts for name in item))
+    counts = [entry.per_class for entry in (first, second)]
+    names = list(dict.fromkeys(name for entry in counts for name in entry))
     return replace(
         first,
         n=len(rows),
         sentence=f"{first.sentence} {second.sentence}",
         rows=rows,
-        per_class={name: max(item.get(name, 0) for item in counts) for name in names},
+        per_class={name: max(entry.get(name, 0) for entry in counts) for name in names},
         figures={"missing": first.figures, "values": second.figures},
     )

@@ -3,33 +3,38 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dermkit.metrics.stats.intervals import wilson
+from dermkit.metrics.stats.intervals import wilson_interval
 
 
-def listed(words: Sequence[str]) -> str:
+def join_words(phrases: Sequence[str]) -> str:
     """Return words as a sentence lists them: `a, b and c`."""
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+    return " and ".join([", ".join(phrases[:-1]), phrases[-1]]) if len(phrases) > 1 else "".join(phrases)
 
 
-def share_text(n: int, of: int) -> str:
+def proportion_text(n: int, total: int) -> str:
     """Return a share with its 95 % interval: `39 (33 %, 95 % CI 25 to 42 %)`; no interval of nothing."""
-    if not of:
+    if not total:
         return str(n)
-    low, high = wilson(n, of)
-    return f"{n:,} ({100 * n / of:.0f} %, 95 % CI {100 * low:.0f} to {100 * high:.0f} %)"
+    low, high = wilson_interval(n, total)
+    return f"{n:,} ({100 * n / total:.0f} %, 95 % CI {100 * low:.0f} to {100 * high:.0f} %)"
 
 
-def interval_text(n: int, of: int) -> str:
+def interval_text(n: int, total: int) -> str:
     """Return a share of something and its 95 % interval: `64.1 %, 95 % interval 62.2 to 66.1 %`."""
-    low, high = wilson(n, of)
-    return f"{100 * n / of:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+    low, high = wilson_interval(n, total)
+    return f"{100 * n / total:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
 
 
-def share_figures(n: int, of: int) -> dict[str, Any]:
+def proportion_json(n: int, total: int) -> dict[str, Any]:
     """Return a share for machines: n, of, share and ci95 (Wilson), null where there is nothing to share."""
-    return {"n": n, "of": of, "share": n / of if of else None, "ci95": list(wilson(n, of)) if of else None}
+    return {
+        "n": n,
+        "of": total,
+        "share": n / total if total else None,
+        "ci95": list(wilson_interval(n, total)) if total else None,
+    }
 
 
-def counted(n: int, noun: str) -> str:
+def plural(n: int, noun: str) -> str:
     """Return `1 image`, `1,200 images`."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")

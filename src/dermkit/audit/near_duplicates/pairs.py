@@ -14,308 +14,415 @@ import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from dermkit.audit.near_duplicates.neighbours import find_neighbours, nearest_of
-from dermkit.audit.near_duplicates.registration import Agreement, Match, disc_guess, frame_guess, prepare, register
+from dermkit.audit.near_duplicates.neighbours import among_nearest, find_neighbours
+from dermkit.audit.near_duplicates.registration import (
+    Registration,
+    Similarity,
+    guess_from_discs,
+    guess_from_frames,
+    prepare_images,
+    register_images,
+)
 from dermkit.audit.scan.scan import Scan
-from dermkit.data.leakage import codes
-from dermkit.progress import Watch
-from dermkit.threads import cores
+from dermkit.data.leakage import distinct_codes
+from dermkit.progress import Progress
+from dermkit.threads import cpu_count
 
-FRAME_NEAR = 4.0
+MAX_FRAME_DISTANCE = 4.0
 """Whole-frame copies lay within 1.3 of each other; different lesions rarely within 6."""
-DISC_NEAR = 0.36
+MAX_DISC_DISTANCE = 0.36
 """Nearly all best discs of crops and turns lay within 0.35; so do some strangers', hence the limits that follow."""
-MOST_FRAMES, MOST_DISCS = 16, 8
+MAX_FRAME_CANDIDATES, MAX_DISC_CANDIDATES = 16, 8
 """Candidates followed per image: of more than this many copies of one image, the chain still holds all together."""
-MOST_OF_DISC, GUESSES = 3, 2
+MAX_DISC_NEIGHBOURS, MAX_GUESSES = 3, 2
 """Neighbours followed per disc, and discs tried per pair of images."""
-MOST_VECTORS = 1_500_000
+MAX_VECTORS = 1_500_000
 """Discs searched at once, 270 MB; larger sets use fewer discs of each image."""
-EXACT_ALL = 30
+MAX_IDENTICAL = 30
 """Up to this many identical images every pair is listed; of more, enough to see every label and side."""
-CHUNK = 256
+_PAIRS_PER_CHUNK = 256
 """Pairs registered at once: about 100 MB per thread."""
 
-COLUMNS = ("a", "b", "distance", "kind")
+DUPLICATE_COLUMNS = ("a", "b", "distance", "kind")
 KINDS = ("exact", "reencoded", "resized", "flipped", "rotated", "cropped")
 """What a pair's second image is, seen from the first. `rotated`: by any angle; `flipped`: also with a turn."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Stock:
+class _ImagePool:
     """Images that are searched: places in their scan's maps, and which scan they belong to (0 or 1)."""
 
     scans: tuple[Scan, ...]
-    which: NDArray[np.int64]
-    place: NDArray[np.int64]
+    scan_index: NDArray[np.int64]
+    store_rows: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.place)
+        return len(self.store_rows)
 
     def get(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return the entries `rows` of a map, from whichever scan they are in."""
         if len(self.scans) == 1:
-            return np.asarray(getattr(self.scans[0], name)[self.place[rows]])
-        first = getattr(self.scans[0], name)
-        out = np.empty((len(rows), *first.shape[1:]), first.dtype)
-        for number, scan in enumerate(self.scans):
-            mine = self.which[rows] == number
-            out[mine] = getattr(scan, name)[self.place[rows[mine]]]
-        return out
+            return np.asarray(getattr(self.scans[0], name)[self.store_rows[rows]])
+        first_map = getattr(self.scans[0], name)
+        values = np.empty((len(rows), *first_map.shape[1:]), first_map.dtype)
+        for scan_number, scan in enumerate(self.scans):
+            in_scan = self.scan_index[rows] == scan_number
+            values[in_scan] = getattr(scan, name)[self.store_rows[rows[in_scan]]]
+        return values
 
 
-def find_copies(frame: pd.DataFrame, scan: Scan, *, watch: Watch | None = None, workers: int = 0) -> pd.DataFrame:
+def find_duplicates(
+    frame: pd.DataFrame, scan: Scan, *, progress: Progress | None = None, workers: int = 0
+) -> pd.DataFrame:
     """Return the pairs of copies within a set: row numbers a < b, distance (0 = same pixels .. 1), kind.
 
     frame: the manifest's rows (pixel_sha256, width, height), in the order of the scan.
     """
-    stock = _Stock((scan,), np.zeros(len(frame), np.int64), scan.rows)
-    pairs = _find(_pictures(frame, scan.table), stock, watch or Watch(), workers)
+    image_pool = _ImagePool((scan,), np.zeros(len(frame), np.int64), scan.store_rows)
+    pairs = _find_pairs(_picture_table(frame, scan.table), image_pool, progress or Progress(), workers)
     return pairs.sort_values(["a", "b"], ignore_index=True)
 
 
-def find_common(
+def find_duplicates_across(
     frames: tuple[pd.DataFrame, pd.DataFrame],
     scans: tuple[Scan, Scan],
     *,
-    watch: Watch | None = None,
+    progress: Progress | None = None,
     workers: int = 0,
 ) -> pd.DataFrame:
     """Return the pairs of copies across two sets: a is a row of the first, b of the second."""
-    both = pd.concat([_pictures(frame, scan.table) for frame, scan in zip(frames, scans, strict=True)])
-    which = np.repeat([0, 1], [len(table) for table in frames])
-    stock = _Stock(scans, which, np.concatenate([scan.rows for scan in scans]))
-    pairs = _find(both.reset_index(drop=True), stock, watch or Watch(), workers)
-    across: pd.DataFrame = pairs[which[pairs["a"]] != which[pairs["b"]]]
-    return across.assign(b=across["b"] - len(frames[0])).sort_values(["a", "b"], ignore_index=True)
+    all_pictures = pd.concat(
+        [_picture_table(frame, scan.table) for frame, scan in zip(frames, scans, strict=True)]
+    )
+    set_index = np.repeat([0, 1], [len(table) for table in frames])
+    image_pool = _ImagePool(scans, set_index, np.concatenate([scan.store_rows for scan in scans]))
+    pairs = _find_pairs(all_pictures.reset_index(drop=True), image_pool, progress or Progress(), workers)
+    cross_pairs: pd.DataFrame = pairs[set_index[pairs["a"]] != set_index[pairs["b"]]]
+    return cross_pairs.assign(b=cross_pairs["b"] - len(frames[0])).sort_values(["a", "b"], ignore_index=True)
 
 
-def _pictures(frame: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def _picture_table(frame: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Return hash and size of each row's picture; a file that changed since the import has no known hash."""
-    known = (table["changed"] == "").to_numpy()
-    return frame[["width", "height"]].assign(pixel_sha256=frame["pixel_sha256"].where(known, ""))
+    is_unchanged = (table["changed"] == "").to_numpy()
+    return frame[["width", "height"]].assign(pixel_sha256=frame["pixel_sha256"].where(is_unchanged, ""))
 
 
-def _find(frame: pd.DataFrame, stock: _Stock, watch: Watch, workers: int) -> pd.DataFrame:
-    picture = codes(frame["pixel_sha256"])
-    first = np.flatnonzero(~pd.Series(picture).duplicated().to_numpy())
-    chosen = _Stock(stock.scans, stock.which[first], stock.place[first])
-    near = _near_pairs(chosen, frame.iloc[first].reset_index(drop=True), watch, workers)
+def _find_pairs(frame: pd.DataFrame, image_pool: _ImagePool, progress: Progress, workers: int) -> pd.DataFrame:
+    picture_codes = distinct_codes(frame["pixel_sha256"])
+    first_rows = np.flatnonzero(~pd.Series(picture_codes).duplicated().to_numpy())
+    distinct_pool = _ImagePool(
+        image_pool.scans, image_pool.scan_index[first_rows], image_pool.store_rows[first_rows]
+    )
+    near_pairs = _find_near_pairs(distinct_pool, frame.iloc[first_rows].reset_index(drop=True), progress, workers)
     rows = pd.Series(np.arange(len(frame)))
-    # In the order in which the pictures first come, which is that of `first`.
-    members = rows.groupby(picture, sort=False).agg(list).tolist()
-    exact = exact_pairs(frame["pixel_sha256"], pd.Series(stock.which))
-    return pd.concat([exact, _spread(near, members)], ignore_index=True)
+    # In the order in which the pictures first come, which is that of `first_rows`.
+    members = rows.groupby(picture_codes, sort=False).agg(list).tolist()
+    identical_pairs = exact_duplicate_pairs(frame["pixel_sha256"], pd.Series(image_pool.scan_index))
+    return pd.concat([identical_pairs, _expand_to_images(near_pairs, members)], ignore_index=True)
 
 
-def exact_pairs(pixels: "pd.Series[str]", *apart: "pd.Series[Any]") -> pd.DataFrame:
-    """Return the pairs of images with identical pixels, "" = unknown; columns `COLUMNS`.
+def exact_duplicate_pairs(pixels: "pd.Series[str]", *attributes: "pd.Series[Any]") -> pd.DataFrame:
+    """Return the pairs of images with identical pixels, "" = unknown; columns `DUPLICATE_COLUMNS`.
 
-    Of more than `EXACT_ALL` identical images, each is paired with the first of every combination of the values
-    `apart` (label, side): whatever has a twin under another label or on another side then has one here.
+    Of more than `MAX_IDENTICAL` identical images, each is paired with the first of every combination of the values
+    `attributes` (label, side): whatever has a twin under another label or on another side then has one here.
     """
     frame = pd.DataFrame(
-        {"pixels": pixels.to_numpy(), **{str(n): part.to_numpy() for n, part in enumerate(apart)}}
+        {"pixels": pixels.to_numpy(), **{str(n): values.to_numpy() for n, values in enumerate(attributes)}}
     )
-    known = frame[(frame["pixels"] != "") & frame["pixels"].duplicated(keep=False)]
+    repeated = frame[(frame["pixels"] != "") & frame["pixels"].duplicated(keep=False)]
     rows: list[tuple[int, int]] = []
-    for _, same in known.groupby("pixels", sort=False):
-        members = same.index.to_numpy()
-        heads = members
-        if len(members) > EXACT_ALL:
-            heads = same.drop_duplicates([str(n) for n in range(len(apart))] or "pixels").index.to_numpy()
-        rows += {(int(min(a, b)), int(max(a, b))) for a in heads for b in members if a != b}
+    for _, identical in repeated.groupby("pixels", sort=False):
+        members = identical.index.to_numpy()
+        partners = members
+        if len(members) > MAX_IDENTICAL:
+            partners = identical.drop_duplicates(
+                [str(n) for n in range(len(attributes))] or "pixels"
+            ).index.to_numpy()
+        rows += {(int(min(a, b)), int(max(a, b))) for a in partners for b in members if a != b}
     pairs = np.array(sorted(rows), np.int64).reshape(-1, 2)
     return pd.DataFrame({"a": pairs[:, 0], "b": pairs[:, 1], "distance": 0.0, "kind": "exact"})
 
 
-def _spread(near: pd.DataFrame, members: list[list[int]]) -> pd.DataFrame:
+def _expand_to_images(near_pairs: pd.DataFrame, members: list[list[int]]) -> pd.DataFrame:
     """Return near pairs of pictures as pairs of images: an identical copy of a picture is near what that is near."""
     rows = [
         (min(a, b), max(a, b), distance, kind)
-        for one, other, distance, kind in near.itertuples(index=False)
-        for a in members[one][:EXACT_ALL]
-        for b in members[other][:EXACT_ALL]
+        for first_picture, second_picture, distance, kind in near_pairs.itertuples(index=False)
+        for a in members[first_picture][:MAX_IDENTICAL]
+        for b in members[second_picture][:MAX_IDENTICAL]
     ]
-    made = pd.DataFrame(rows, columns=list(COLUMNS))
-    return made.astype({"a": np.int64, "b": np.int64, "distance": np.float64, "kind": "str"})
+    image_pairs = pd.DataFrame(rows, columns=list(DUPLICATE_COLUMNS))
+    return image_pairs.astype({"a": np.int64, "b": np.int64, "distance": np.float64, "kind": "str"})
 
 
-def _near_pairs(stock: _Stock, frame: pd.DataFrame, watch: Watch, workers: int) -> pd.DataFrame:
+def _find_near_pairs(
+    image_pool: _ImagePool, frame: pd.DataFrame, progress: Progress, workers: int
+) -> pd.DataFrame:
     """Return near copies among different pictures, numbered as in `frame`."""
-    usable = _usable(stock)
+    usable_rows = _usable_rows(image_pool)
     # Frames first: what they prove needs no discs.
-    proved = _proved(stock, frame, _frame_candidates(stock, usable), watch, workers)
-    discs = _disc_candidates(stock, usable)
-    known = pd.MultiIndex.from_frame(proved[["a", "b"]])
-    discs = discs[~pd.MultiIndex.from_frame(discs[["a", "b"]]).isin(known)].reset_index(drop=True)
-    return pd.concat([proved, _proved(stock, frame, discs, watch, workers)], ignore_index=True)
+    confirmed = _confirm_candidates(
+        image_pool, frame, _frame_candidates(image_pool, usable_rows), progress, workers
+    )
+    disc_candidates = _disc_candidates(image_pool, usable_rows)
+    confirmed_index = pd.MultiIndex.from_frame(confirmed[["a", "b"]])
+    disc_candidates = disc_candidates[
+        ~pd.MultiIndex.from_frame(disc_candidates[["a", "b"]]).isin(confirmed_index)
+    ].reset_index(drop=True)
+    return pd.concat(
+        [confirmed, _confirm_candidates(image_pool, frame, disc_candidates, progress, workers)], ignore_index=True
+    )
 
 
-def _usable(stock: _Stock) -> NDArray[np.int64]:
+def _usable_rows(image_pool: _ImagePool) -> NDArray[np.int64]:
     """Return the images that were read and show something: a plain surface is like every other one."""
-    usable = []
-    for start in range(0, len(stock), 4096):
-        rows = np.arange(start, min(start + 4096, len(stock)))
-        square = stock.get("square", rows).astype(np.float32).mean(axis=-1)
-        usable.append(rows[square.std(axis=(1, 2)) >= PLAIN])
-    return np.concatenate(usable) if usable else np.empty(0, np.int64)
+    usable_blocks = []
+    for start in range(0, len(image_pool), 4096):
+        rows = np.arange(start, min(start + 4096, len(image_pool)))
+        square = image_pool.get("square", rows).astype(np.float32).mean(axis=-1)
+        usable_blocks.append(rows[square.std(axis=(1, 2)) >= MIN_CONTRAST])
+    return np.concatenate(usable_blocks) if usable_blocks else np.empty(0, np.int64)
 
 
-PLAIN = 2.0
+MIN_CONTRAST = 2.0
 """Grey levels of standard deviation below which a picture has nothing to be recognised by."""
 
 
-def _frame_candidates(stock: _Stock, usable: NDArray[np.int64]) -> pd.DataFrame:
-    found = find_neighbours(stock.get("frame", usable), np.arange(len(usable)), near=FRAME_NEAR, most=MOST_FRAMES)
-    table = {"a": usable[found.first], "b": usable[found.second], "disc_a": -1, "disc_b": -1}
-    return pd.DataFrame(table | {"apart": found.distance})
+def _frame_candidates(image_pool: _ImagePool, usable_rows: NDArray[np.int64]) -> pd.DataFrame:
+    neighbours = find_neighbours(
+        image_pool.get("frame", usable_rows),
+        np.arange(len(usable_rows)),
+        max_distance=MAX_FRAME_DISTANCE,
+        max_neighbours=MAX_FRAME_CANDIDATES,
+    )
+    table = {"a": usable_rows[neighbours.first], "b": usable_rows[neighbours.second], "disc_a": -1, "disc_b": -1}
+    return pd.DataFrame(table | {"apart": neighbours.distance})
 
 
-def _disc_candidates(stock: _Stock, usable: NDArray[np.int64]) -> pd.DataFrame:
+def _disc_candidates(image_pool: _ImagePool, usable_rows: NDArray[np.int64]) -> pd.DataFrame:
     """Return pairs of images with a pair of discs that are alike: the best two of each pair of images."""
-    slots = max(4, min(stock.scans[0].disc.shape[1], MOST_VECTORS // max(len(usable), 1)))
-    vectors, owner, slot = [], [], []
-    for start in range(0, len(usable), 4096):
-        rows = usable[start : start + 4096]
-        there = stock.get("place", rows)[:, :slots, 2] > 0
-        image, number = np.nonzero(there)
-        vectors.append(stock.get("disc", rows)[image, number])
-        owner.append(rows[image])
-        slot.append(number)
-    if not owner:
+    n_slots = max(4, min(image_pool.scans[0].patch_descriptors.shape[1], MAX_VECTORS // max(len(usable_rows), 1)))
+    vector_blocks, owner_blocks, slot_blocks = [], [], []
+    for start in range(0, len(usable_rows), 4096):
+        rows = usable_rows[start : start + 4096]
+        has_disc = image_pool.get("place", rows)[:, :n_slots, 2] > 0
+        image, disc_number = np.nonzero(has_disc)
+        vector_blocks.append(image_pool.get("disc", rows)[image, disc_number])
+        owner_blocks.append(rows[image])
+        slot_blocks.append(disc_number)
+    if not owner_blocks:
         return pd.DataFrame({name: np.empty(0, np.int64) for name in ("a", "b", "disc_a", "disc_b", "apart")})
-    owners, numbers = np.concatenate(owner), np.concatenate(slot)
-    found = find_neighbours(np.concatenate(vectors), owners, near=DISC_NEAR, most=MOST_OF_DISC)
+    owners, disc_numbers = np.concatenate(owner_blocks), np.concatenate(slot_blocks)
+    neighbours = find_neighbours(
+        np.concatenate(vector_blocks), owners, max_distance=MAX_DISC_DISTANCE, max_neighbours=MAX_DISC_NEIGHBOURS
+    )
     table = pd.DataFrame(
         {
-            "a": owners[found.first], "b": owners[found.second], "disc_a": numbers[found.first],
-            "disc_b": numbers[found.second], "apart": found.distance,
+            "a": owners[neighbours.first], "b": owners[neighbours.second], "disc_a": disc_numbers[neighbours.first],
+            "disc_b": disc_numbers[neighbours.second], "apart": neighbours.distance,
         }
     )  # fmt: skip
     table = table.sort_values(["a", "b", "apart"], kind="stable", ignore_index=True)
-    place = table.groupby(["a", "b"], sort=False).cumcount().to_numpy()
-    best = table[place == 0]
-    kept = nearest_of(best["a"].to_numpy(), best["b"].to_numpy(), best["apart"].to_numpy(), MOST_DISCS)
-    followed = np.repeat(kept, np.diff(np.r_[np.flatnonzero(place == 0), len(table)]))
-    return table[followed & (place < GUESSES)].reset_index(drop=True)
+    rank = table.groupby(["a", "b"], sort=False).cumcount().to_numpy()
+    best_pairs = table[rank == 0]
+    is_nearest = among_nearest(
+        best_pairs["a"].to_numpy(), best_pairs["b"].to_numpy(), best_pairs["apart"].to_numpy(), MAX_DISC_CANDIDATES
+    )
+    is_followed = np.repeat(is_nearest, np.diff(np.r_[np.flatnonzero(rank == 0), len(table)]))
+    return table[is_followed & (rank < MAX_GUESSES)].reset_index(drop=True)
 
 
-def _proved(
-    stock: _Stock, frame: pd.DataFrame, candidates: pd.DataFrame, watch: Watch, workers: int
+def _confirm_candidates(
+    image_pool: _ImagePool, frame: pd.DataFrame, candidates: pd.DataFrame, progress: Progress, workers: int
 ) -> pd.DataFrame:
     """Lay the pictures of each candidate over each other; return those that are copies, each pair once."""
     if candidates.empty:
         return pd.DataFrame({"a": [], "b": [], "distance": [], "kind": []}).astype(
             {"a": int, "b": int, "kind": "str"}
         )
-    parts = [candidates.iloc[at : at + CHUNK] for at in range(0, len(candidates), CHUNK)]
-    found = []
-    with threadpool_limits(1), ThreadPoolExecutor(workers or cores()) as pool:
-        for number, part in enumerate(pool.map(lambda part: _compared(stock, frame, part), parts), 1):
-            found.append(part)
-            watch.step("candidates compared", min(number * CHUNK, len(candidates)), len(candidates))
-    table = pd.concat(found, ignore_index=True).sort_values(["a", "b", "distance"], kind="stable")
+    chunks = [
+        candidates.iloc[start : start + _PAIRS_PER_CHUNK] for start in range(0, len(candidates), _PAIRS_PER_CHUNK)
+    ]
+    results = []
+    with threadpool_limits(1), ThreadPoolExecutor(workers or cpu_count()) as pool:
+        for n_chunks, chunk in enumerate(
+            pool.map(lambda chunk: _compare_chunk(image_pool, frame, chunk), chunks), 1
+        ):
+            results.append(chunk)
+            progress.step(
+                "candidates compared", min(n_chunks * _PAIRS_PER_CHUNK, len(candidates)), len(candidates)
+            )
+    table = pd.concat(results, ignore_index=True).sort_values(["a", "b", "distance"], kind="stable")
     return table.drop_duplicates(["a", "b"]).reset_index(drop=True)
 
 
-def _compared(stock: _Stock, frame: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame:
-    a, b = part["a"].to_numpy(), part["b"].to_numpy()
-    sizes = [stock.get("size", rows).astype(np.int64) for rows in (a, b)]
-    if part["disc_a"].iloc[0] < 0:
-        guess, agree = frame_guess((stock.get("square", a), stock.get("square", b)), (sizes[0], sizes[1]))
+def _compare_chunk(image_pool: _ImagePool, frame: pd.DataFrame, chunk: pd.DataFrame) -> pd.DataFrame:
+    a, b = chunk["a"].to_numpy(), chunk["b"].to_numpy()
+    sizes = [image_pool.get("size", pair_rows).astype(np.int64) for pair_rows in (a, b)]
+    if chunk["disc_a"].iloc[0] < 0:
+        initial_maps, correlation = guess_from_frames(
+            (image_pool.get("square", a), image_pool.get("square", b)), (sizes[0], sizes[1])
+        )
     else:
-        numbers = part["disc_a"].to_numpy(), part["disc_b"].to_numpy()
-        each = [(rows, np.arange(len(rows)), number) for rows, number in zip((a, b), numbers, strict=True)]
-        polar, place = ([stock.get(name, rows)[at, n] for rows, at, n in each] for name in ("polar", "place"))
-        guess, agree = disc_guess((polar[0], polar[1]), (place[0], place[1]))
-    kept = np.flatnonzero(agree >= LEAST_AGREEMENT)
-    rough = _laid(stock, (a[kept], b[kept]), guess[kept], rough=True)
-    near = _hopeful(rough.everywhere) | _hopeful(rough.inner)
-    again = np.flatnonzero(near & _possible(rough))
-    fine = _laid(stock, (a[kept[again]], b[kept[again]]), rough.matrix[again], rough=False)
-    copy = is_copy(fine)
-    rows = kept[again][copy]
-    kinds = kinds_of(
-        fine, [size[kept[again]] for size in sizes], _same_size(frame, a[kept[again]], b[kept[again]])
+        disc_numbers = chunk["disc_a"].to_numpy(), chunk["disc_b"].to_numpy()
+        disc_lookup = [
+            (pair_rows, np.arange(len(pair_rows)), disc_number_array)
+            for pair_rows, disc_number_array in zip((a, b), disc_numbers, strict=True)
+        ]
+        polar_patches, keypoints = (
+            [image_pool.get(name, pair_rows)[index, disc_number] for pair_rows, index, disc_number in disc_lookup]
+            for name in ("polar", "place")
+        )
+        initial_maps, correlation = guess_from_discs(
+            (polar_patches[0], polar_patches[1]), (keypoints[0], keypoints[1])
+        )
+    candidate_rows = np.flatnonzero(correlation >= MIN_GUESS_CORRELATION)
+    rough_match = _register_pairs(
+        image_pool, (a[candidate_rows], b[candidate_rows]), initial_maps[candidate_rows], is_rough=True
+    )
+    is_promising = _is_promising(rough_match.full_similarity) | _is_promising(rough_match.inner_similarity)
+    refined_rows = np.flatnonzero(is_promising & _is_plausible(rough_match))
+    fine_match = _register_pairs(
+        image_pool,
+        (a[candidate_rows[refined_rows]], b[candidate_rows[refined_rows]]),
+        rough_match.matrix[refined_rows],
+        is_rough=False,
+    )
+    is_duplicate = is_near_duplicate(fine_match)
+    pair_rows = candidate_rows[refined_rows][is_duplicate]
+    kinds = transformation_kinds(
+        fine_match,
+        [size[candidate_rows[refined_rows]] for size in sizes],
+        _same_size(frame, a[candidate_rows[refined_rows]], b[candidate_rows[refined_rows]]),
     )
     # 1e-6: only identical pixels have distance 0.
-    distance = (1 - np.maximum(fine.everywhere.whole, fine.inner.whole)[copy]).clip(1e-6, 1)
-    return pd.DataFrame({"a": a[rows], "b": b[rows], "distance": distance, "kind": kinds[copy]})
+    distance = (
+        1
+        - np.maximum(fine_match.full_similarity.correlation, fine_match.inner_similarity.correlation)[is_duplicate]
+    ).clip(1e-6, 1)
+    return pd.DataFrame({"a": a[pair_rows], "b": b[pair_rows], "distance": distance, "kind": kinds[is_duplicate]})
 
 
-def _laid(
-    stock: _Stock, rows: tuple[NDArray[np.int64], NDArray[np.int64]], guess: NDArray[np.float64], *, rough: bool
-) -> Match:
+def _register_pairs(
+    image_pool: _ImagePool,
+    rows: tuple[NDArray[np.int64], NDArray[np.int64]],
+    initial_maps: NDArray[np.float64],
+    *,
+    is_rough: bool,
+) -> Registration:
     """Lay pictures over each other; each picture of the chunk is prepared once."""
-    images, place = np.unique(np.concatenate(rows), return_inverse=True)
-    pictures = prepare(stock.get("canvas", images), stock.get("size", images).astype(np.int64), rough=rough)
-    half = len(rows[0])
-    return register(pictures.take(place[:half]), pictures.take(place[half:]), guess, rough=rough)
+    images, position = np.unique(np.concatenate(rows), return_inverse=True)
+    pictures = prepare_images(
+        image_pool.get("canvas", images), image_pool.get("size", images).astype(np.int64), is_rough=is_rough
+    )
+    n_pairs = len(rows[0])
+    return register_images(
+        pictures.select(position[:n_pairs]), pictures.select(position[n_pairs:]), initial_maps, is_rough=is_rough
+    )
 
 
-LEAST_AGREEMENT = 0.7
-SQUASH = 1.2
+MIN_GUESS_CORRELATION = 0.7
+MAX_ANISOTROPY = 1.2
 """Largest ratio of the two scales of a map that does not cover whole frames."""
-ROUGH_WHOLE, ROUGH_DIFFERENCE = 0.95, 9.0
+ROUGH_MIN_CORRELATION, ROUGH_MAX_DIFFERENCE = 0.95, 9.0
 """What a pair must reach in the first round: 99 % of the copies reached .991 and 4.2, 9 of 10 strangers did not."""
 
 
-def _hopeful(seen: Agreement) -> NDArray[np.bool_]:
-    return np.asarray((seen.whole > ROUGH_WHOLE) & (seen.difference < ROUGH_DIFFERENCE))
+def _is_promising(similarity: Similarity) -> NDArray[np.bool_]:
+    return np.asarray(
+        (similarity.correlation > ROUGH_MIN_CORRELATION) & (similarity.rms_difference < ROUGH_MAX_DIFFERENCE)
+    )
 
 
-def _possible(match: Match) -> NDArray[np.bool_]:
+def _is_plausible(registration: Registration) -> NDArray[np.bool_]:
     """Say which maps a copy can have: no more than three times larger, much in common, and hardly squashed.
 
     Only whole frames are squashed, to fit a net. An oval spot laid on a round one needs as much, and is a stranger.
     """
-    stretch = np.linalg.svd(match.matrix[:, :, :2], compute_uv=False)
-    squash = stretch[:, 0] / np.maximum(stretch[:, 1], 1e-6)
-    framed = match.overlap.min(axis=1) > 0.85
-    sane = (stretch[:, 0] < 3) & (stretch[:, 1] > 1 / 3) & (squash < np.where(framed, 2.0, SQUASH))
-    return np.asarray(sane & (match.overlap.max(axis=1) > 0.55) & (match.overlap.min(axis=1) > 0.2))
+    singular_values = np.linalg.svd(registration.matrix[:, :, :2], compute_uv=False)
+    anisotropy = singular_values[:, 0] / np.maximum(singular_values[:, 1], 1e-6)
+    covers_frame = registration.overlap_fractions.min(axis=1) > 0.85
+    within_limits = (
+        (singular_values[:, 0] < 3)
+        & (singular_values[:, 1] > 1 / 3)
+        & (anisotropy < np.where(covers_frame, 2.0, MAX_ANISOTROPY))
+    )
+    return np.asarray(
+        within_limits
+        & (registration.overlap_fractions.max(axis=1) > 0.55)
+        & (registration.overlap_fractions.min(axis=1) > 0.2)
+    )
 
 
-def is_copy(match: Match) -> NDArray[np.bool_]:
+def is_near_duplicate(registration: Registration) -> NDArray[np.bool_]:
     """Say which pairs are copies: they agree in the whole overlap, or in its inner part."""
-    agree = _agrees(match.everywhere) | _agrees(match.inner)
-    seen = match.everywhere
-    recoloured = (seen.whole > 0.995) & (seen.detail > 0.95) & (match.overlap.max(axis=1) > 0.8)
-    return np.asarray((agree | recoloured) & _possible(match))
+    is_similar = _is_similar(registration.full_similarity) | _is_similar(registration.inner_similarity)
+    similarity = registration.full_similarity
+    is_recoloured = (
+        (similarity.correlation > 0.995)
+        & (similarity.detail_correlation > 0.95)
+        & (registration.overlap_fractions.max(axis=1) > 0.8)
+    )
+    return np.asarray((is_similar | is_recoloured) & _is_plausible(registration))
 
 
-def _agrees(seen: Agreement) -> NDArray[np.bool_]:
+def _is_similar(similarity: Similarity) -> NDArray[np.bool_]:
     """Say where grey levels and fine detail agree.
 
     Planted copies reached 0.993, 0.74 and 3.1 grey levels; nearest strangers 0.988, 0.91 and 4.4, never together.
     """
-    same = (seen.difference < 2.2) & (seen.whole > 0.99) & (seen.detail > 0.35)
-    close = (seen.difference < 3.7) & (seen.whole > 0.985) & (seen.detail > 0.6)
-    crisp = (seen.difference < 4.6) & (seen.whole > 0.985) & (seen.detail > 0.9)
-    sharp = (seen.difference < 6.5) & (seen.whole > 0.992) & (seen.detail > 0.85)
-    return np.asarray(same | close | crisp | sharp)
+    tight_difference = (
+        (similarity.rms_difference < 2.2)
+        & (similarity.correlation > 0.99)
+        & (similarity.detail_correlation > 0.35)
+    )
+    balanced = (
+        (similarity.rms_difference < 3.7)
+        & (similarity.correlation > 0.985)
+        & (similarity.detail_correlation > 0.6)
+    )
+    high_detail = (
+        (similarity.rms_difference < 4.6)
+        & (similarity.correlation > 0.985)
+        & (similarity.detail_correlation > 0.9)
+    )
+    high_correlation = (
+        (similarity.rms_difference < 6.5)
+        & (similarity.correlation > 0.992)
+        & (similarity.detail_correlation > 0.85)
+    )
+    return np.asarray(tight_difference | balanced | high_detail | high_correlation)
 
 
 def _same_size(frame: pd.DataFrame, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:
-    sides = frame[["width", "height"]].to_numpy()
-    return np.asarray((sides[a] == sides[b]).all(axis=1))
+    sizes = frame[["width", "height"]].to_numpy()
+    return np.asarray((sizes[a] == sizes[b]).all(axis=1))
 
 
-def kinds_of(match: Match, sizes: list[NDArray[np.int64]], same_size: NDArray[np.bool_]) -> NDArray[np.str_]:
+def transformation_kinds(
+    registration: Registration, sizes: list[NDArray[np.int64]], same_size: NDArray[np.bool_]
+) -> NDArray[np.str_]:
     """Name what each map does: `KINDS` but for exact. sizes: of both canvases, (P, 2) each."""
-    half = [(size - 1) / 2 for size in sizes]
-    linear = match.matrix[:, :, :2]
-    unit = linear * half[0][:, None, :] / half[1][:, :, None]
-    middle = np.einsum("pij,pj->pi", linear, half[0]) + match.matrix[:, :, 2]
-    centred = (np.abs(middle - half[1]) / half[1]).max(axis=1) < 0.05
-    whole = (np.abs(unit - np.rint(unit)).max(axis=(1, 2)) < 0.05) & centred
-    flipped = np.linalg.det(linear) < 0
-    straight = np.abs(unit - np.eye(2)).max(axis=(1, 2)) < 0.05
-    turn = np.degrees(np.arctan2(linear[:, 1, 0] - linear[:, 0, 1], linear[:, 0, 0] + linear[:, 1, 1]))
-    upright = ~flipped & (np.abs(turn) < 2)
+    half_sizes = [(size - 1) / 2 for size in sizes]
+    linear = registration.matrix[:, :, :2]
+    unit_map = linear * half_sizes[0][:, None, :] / half_sizes[1][:, :, None]
+    mapped_centre = np.einsum("pij,pj->pi", linear, half_sizes[0]) + registration.matrix[:, :, 2]
+    is_centred = (np.abs(mapped_centre - half_sizes[1]) / half_sizes[1]).max(axis=1) < 0.05
+    maps_full_frame = (np.abs(unit_map - np.rint(unit_map)).max(axis=(1, 2)) < 0.05) & is_centred
+    is_flipped = np.linalg.det(linear) < 0
+    is_axis_aligned = np.abs(unit_map - np.eye(2)).max(axis=(1, 2)) < 0.05
+    rotation_degrees = np.degrees(np.arctan2(linear[:, 1, 0] - linear[:, 0, 1], linear[:, 0, 0] + linear[:, 1, 1]))
+    is_upright = ~is_flipped & (np.abs(rotation_degrees) < 2)
     return np.select(
-        [whole & straight & same_size, whole & straight, whole & flipped, whole, upright, flipped],
+        [
+            maps_full_frame & is_axis_aligned & same_size,
+            maps_full_frame & is_axis_aligned,
+            maps_full_frame & is_flipped,
+            maps_full_frame,
+            is_upright,
+            is_flipped,
+        ],
         ["reencoded", "resized", "flipped", "rotated", "cropped", "flipped"],
         "rotated",
     )

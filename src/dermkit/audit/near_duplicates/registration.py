@@ -11,120 +11,124 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, label
 
-from dermkit.audit.scan.descriptors import CANVAS, blur, sample
+from dermkit.audit.scan.descriptors import CANVAS_SIDE, blur, sample_bilinear
 
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
+_Float32s = NDArray[np.float32]
+_Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-GRID = 40
+GRID_SIDE = 40
 """Points along each side of the first picture at which the two are compared."""
-COARSE, FINE, LOCAL = 2.5, 1.0, 5.0
+COARSE_SIGMA, FINE_SIGMA, LOCAL_SIGMA = 2.5, 1.0, 5.0
 """Blur in canvas pixels: for the first steps, for the last ones, and what `detail` is measured against."""
-ROUGH_GRID = 20
+ROUGH_GRID_SIDE = 20
 """The same for the first round, which only has to tell what is worth a second one."""
 ROUGH_STEPS, FINE_STEPS = 6, 6
-MARGIN = 0.12
+INNER_MARGIN = 0.12
 """Share of the shorter side that `Match.inner` leaves out on each side."""
-CORNER, PLAIN = 4, 3
+CORNER_SIDE, CORNER_TOLERANCE = 4, 3
 """A corner that was filled has this many pixels each way within so many grey levels, also after a JPEG."""
-FILL = 8
+FILL_TOLERANCE = 8
 """Grey levels within which a corner counts as one colour."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class PreparedImages:
     """Small grey pictures, blurred. grey, detail: (P, CANVAS, CANVAS); size: (P, 2) width and height.
 
     seen: (P, CANVAS, CANVAS) 1 where the picture shows something, 0 beyond its edge and in corners that a turn filled.
     """
 
-    seen: Floats
-    grey: Floats
-    detail: Floats
+    visible: _Float32s
+    grey: _Float32s
+    detail: _Float32s
     size: Ints
 
-    def take(self, rows: Ints) -> "Pictures":
+    def select(self, rows: Ints) -> "PreparedImages":
         """Return some of the pictures, each as often as it is named."""
-        return Pictures(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return PreparedImages(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
-class Agreement:
+class Similarity:
     """How pictures agree where one lies on the other.
 
     whole, detail: (P,) correlations, -1 .. 1. difference: (P,) grey levels, root mean square.
     """
 
-    whole: Doubles
-    detail: Doubles
-    difference: Doubles
+    correlation: _Doubles
+    detail_correlation: _Doubles
+    rms_difference: _Doubles
 
 
 @dataclass(frozen=True, eq=False)
-class Match:
+class Registration:
     """How P pairs agree. matrix: (P, 2, 3) from the first picture to the second, in canvas pixels.
 
     everywhere: in the whole overlap. inner: without the outer parts of either picture, where a turn leaves slivers of
     fill. overlap: (P, 2) share of each picture that lies on the other.
     """
 
-    matrix: Doubles
-    everywhere: Agreement
-    inner: Agreement
-    overlap: Doubles
+    matrix: _Doubles
+    full_similarity: Similarity
+    inner_similarity: Similarity
+    overlap_fractions: _Doubles
 
 
-def prepare(canvas: NDArray[np.uint8], size: Ints, *, rough: bool) -> Pictures:
+def prepare_images(canvas: NDArray[np.uint8], size: Ints, *, is_rough: bool) -> PreparedImages:
     """Blur small pictures for registration. canvas: (P, CANVAS, CANVAS); size: (P, 2)."""
-    seen = _seen(canvas, size)
-    sigmas = (COARSE,) if rough else (FINE, LOCAL)
+    visible = _visible_mask(canvas, size)
+    sigmas = (COARSE_SIGMA,) if is_rough else (FINE_SIGMA, LOCAL_SIGMA)
     # What is not seen must not be blurred into what is.
-    blurred: Floats = np.divide(blur(canvas * seen, sigmas), np.maximum(blur(seen, sigmas), np.float32(1e-3)))
-    grey = blurred[:, 0]
-    return Pictures(seen, grey, grey if rough else grey - blurred[:, 1], size)
+    blurred_grey: _Float32s = np.divide(
+        blur(canvas * visible, sigmas), np.maximum(blur(visible, sigmas), np.float32(1e-3))
+    )
+    grey = blurred_grey[:, 0]
+    return PreparedImages(visible, grey, grey if is_rough else grey - blurred_grey[:, 1], size)
 
 
-def _seen(canvas: NDArray[np.uint8], size: Ints) -> Floats:
+def _visible_mask(canvas: NDArray[np.uint8], size: Ints) -> _Float32s:
     """Return 1 within the pictures but for corners of one colour: a turn leaves them, and they match nothing."""
-    at = np.arange(CANVAS)
-    seen = ((at[:, None] < size[:, 1, None, None]) & (at < size[:, 0, None, None])).astype(np.float32)
-    for number in np.flatnonzero(_plain_corners(canvas, size).any(axis=1)):
-        width, height = (int(side) for side in size[number])
-        filled = _filled(canvas[number, :height, :width].astype(np.int16))
+    positions = np.arange(CANVAS_SIDE)
+    visible = ((positions[:, None] < size[:, 1, None, None]) & (positions < size[:, 0, None, None])).astype(
+        np.float32
+    )
+    for index in np.flatnonzero(_is_plain_corner(canvas, size).any(axis=1)):
+        width, height = (int(edge) for edge in size[index])
+        fill_mask = _fill_mask(canvas[index, :height, :width].astype(np.int16))
         # A margin of two pixels, since blur carries the fill's edge inwards.
-        seen[number, :height, :width][binary_dilation(filled, iterations=2)] = 0
-    return seen
+        visible[index, :height, :width][binary_dilation(fill_mask, iterations=2)] = 0
+    return visible
 
 
-def _plain_corners(canvas: NDArray[np.uint8], size: Ints) -> NDArray[np.bool_]:
-    """Say which corners, (P, 4), are of one colour over `CORNER` pixels: a quick test that most pictures fail."""
+def _is_plain_corner(canvas: NDArray[np.uint8], size: Ints) -> NDArray[np.bool_]:
+    """Say which corners, (P, 4), are of one colour over `CORNER_SIDE` pixels: a quick test that most pictures fail."""
     image = np.arange(len(canvas))[:, None, None]
-    step = np.arange(CORNER)
-    plain = []
+    step = np.arange(CORNER_SIDE)
+    corner_flags = []
     for right, low in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        x = step + right * (size[:, 0, None] - CORNER)
-        y = step + low * (size[:, 1, None] - CORNER)
+        x = step + right * (size[:, 0, None] - CORNER_SIDE)
+        y = step + low * (size[:, 1, None] - CORNER_SIDE)
         block = canvas[image, y.clip(0)[:, :, None], x.clip(0)[:, None, :]]
-        plain.append(np.ptp(block, axis=(1, 2)) <= PLAIN)
-    return np.stack(plain, axis=1)
+        corner_flags.append(np.ptp(block, axis=(1, 2)) <= CORNER_TOLERANCE)
+    return np.stack(corner_flags, axis=1)
 
 
-def _filled(picture: NDArray[np.int16]) -> NDArray[np.bool_]:
-    filled = np.zeros(picture.shape, bool)
+def _fill_mask(picture: NDArray[np.int16]) -> NDArray[np.bool_]:
+    fill_mask = np.zeros(picture.shape, bool)
     for y, x in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
-        alike = np.abs(picture - picture[y, x]) <= FILL
-        if alike.mean() > 0.01:
-            regions = label(alike)[0]
+        is_alike = np.abs(picture - picture[y, x]) <= FILL_TOLERANCE
+        if is_alike.mean() > 0.01:
+            regions = label(is_alike)[0]
             region = regions == regions[y, x]
-            if picture[region].std() < FILL / 4:
-                filled |= region
-    return filled
+            if picture[region].std() < FILL_TOLERANCE / 4:
+                fill_mask |= region
+    return fill_mask
 
 
-def disc_guess(
-    polar: tuple[NDArray[np.int8], NDArray[np.int8]], place: tuple[Floats, Floats]
-) -> tuple[Doubles, Doubles]:
+def guess_from_discs(
+    polar: tuple[NDArray[np.int8], NDArray[np.int8]], keypoints: tuple[_Float32s, _Float32s]
+) -> tuple[_Doubles, _Doubles]:
     """Guess maps from pairs of discs: (P, 2, 3) maps, and how well the turned discs agree, (P,) -1 .. 1.
 
     polar: two arrays (P, RINGS, ANGLES); place: two arrays (P, 3) of x, y, radius.
@@ -133,189 +137,222 @@ def disc_guess(
     rings, angles = first.shape[1:]
     weight = ((np.arange(rings) + 0.5) / rings).astype(np.float32)[:, None]
     waves = np.fft.rfft(first * weight, axis=-1), np.fft.rfft(second, axis=-1)
-    straight = np.fft.irfft((waves[0].conj() * waves[1]).sum(axis=1), n=angles)
-    mirrored = np.fft.irfft((waves[0] * waves[1]).sum(axis=1), n=angles)
-    both = np.concatenate([straight, mirrored], axis=1)
+    direct = np.fft.irfft((waves[0].conj() * waves[1]).sum(axis=1), n=angles)
+    mirror = np.fft.irfft((waves[0] * waves[1]).sum(axis=1), n=angles)
+    correlations = np.concatenate([direct, mirror], axis=1)
     norms = [np.sqrt(((values**2) * weight).sum(axis=(1, 2))) for values in (first, second)]
-    best = both.argmax(axis=1)
-    agree = both[np.arange(len(best)), best] / np.maximum(norms[0] * norms[1], 1e-6)
-    turn = 2 * np.pi * (best % angles + _between(both, best, angles)) / angles
-    flip = np.where(best >= angles, -1.0, 1.0)
-    scale = place[1][:, 2] / np.maximum(place[0][:, 2], 1e-6)
+    best_shift = correlations.argmax(axis=1)
+    correlation = correlations[np.arange(len(best_shift)), best_shift] / np.maximum(norms[0] * norms[1], 1e-6)
+    angle = 2 * np.pi * (best_shift % angles + _peak_offset(correlations, best_shift, angles)) / angles
+    flip = np.where(best_shift >= angles, -1.0, 1.0)
+    scale = keypoints[1][:, 2] / np.maximum(keypoints[0][:, 2], 1e-6)
     linear = scale[:, None, None] * np.stack(
-        [np.stack([np.cos(turn), -np.sin(turn) * flip], -1), np.stack([np.sin(turn), np.cos(turn) * flip], -1)], -2
+        [
+            np.stack([np.cos(angle), -np.sin(angle) * flip], -1),
+            np.stack([np.sin(angle), np.cos(angle) * flip], -1),
+        ],
+        -2,
     )
-    shift = place[1][:, :2] - np.einsum("pij,pj->pi", linear, place[0][:, :2].astype(np.float64))
-    return np.concatenate([linear, shift[..., None]], axis=-1), agree.astype(np.float64)
+    shift = keypoints[1][:, :2] - np.einsum("pij,pj->pi", linear, keypoints[0][:, :2].astype(np.float64))
+    return np.concatenate([linear, shift[..., None]], axis=-1), correlation.astype(np.float64)
 
 
-def _between(curve: Floats, best: Ints, angles: int) -> Doubles:
+def _peak_offset(curve: _Float32s, best: Ints, angles: int) -> _Doubles:
     """Return how far the vertex of the parabola through a peak of a closed curve lies from the peak."""
     rows, start = np.arange(len(best)), best - best % angles
-    low, middle, high = (curve[rows, start + (best + step) % angles].astype(np.float64) for step in (-1, 0, 1))
-    bend = low - 2 * middle + high
-    shift = np.divide(low - high, 2 * bend, out=np.zeros_like(bend), where=np.abs(bend) > 1e-9)
+    low, centre, high = (curve[rows, start + (best + step) % angles].astype(np.float64) for step in (-1, 0, 1))
+    curvature = low - 2 * centre + high
+    shift = np.divide(low - high, 2 * curvature, out=np.zeros_like(curvature), where=np.abs(curvature) > 1e-9)
     return np.asarray(shift.clip(-0.5, 0.5))
 
 
-_TURNS = np.array(
+_SQUARE_SYMMETRIES = np.array(
     [[[a, 0], [0, b]] for a in (1, -1) for b in (1, -1)] + [[[0, a], [b, 0]] for a in (1, -1) for b in (1, -1)]
 )
 """The eight ways to lay a square on itself."""
 
 
-def frame_guess(
+def guess_from_frames(
     square: tuple[NDArray[np.uint8], NDArray[np.uint8]], size: tuple[Ints, Ints]
-) -> tuple[Doubles, Doubles]:
+) -> tuple[_Doubles, _Doubles]:
     """Guess maps from whole frames, the best of the eight ways: (P, 2, 3) maps and agreement (P,) -1 .. 1.
 
     square: two arrays (P, SQUARE, SQUARE, 3); size: two arrays (P, 2).
     """
     first, second = (values.astype(np.float32).mean(axis=-1) for values in square)
-    ways = [_laid(second, way) for way in _TURNS]
-    agree = np.stack([_correlate(first, other) for other in ways], axis=1)
-    best = agree.argmax(axis=1)
+    orientations = [_warp(second, orientation) for orientation in _SQUARE_SYMMETRIES]
+    correlations = np.stack([_correlate(first, oriented) for oriented in orientations], axis=1)
+    best = correlations.argmax(axis=1)
     # From the unit square around 0 to canvas pixels of each picture.
-    half = [(values - 1) / 2 for values in size]
-    linear = _TURNS[best] * half[1][:, :, None] / half[0][:, None, :]
-    shift = half[1] - np.einsum("pij,pj->pi", linear, half[0])
-    return np.concatenate([linear, shift[..., None]], axis=-1), agree.max(axis=1).astype(np.float64)
+    half_sizes = [(values - 1) / 2 for values in size]
+    linear = _SQUARE_SYMMETRIES[best] * half_sizes[1][:, :, None] / half_sizes[0][:, None, :]
+    shift = half_sizes[1] - np.einsum("pij,pj->pi", linear, half_sizes[0])
+    return np.concatenate([linear, shift[..., None]], axis=-1), correlations.max(axis=1).astype(np.float64)
 
 
-def _laid(square: Floats, way: NDArray[np.int64]) -> Floats:
+def _warp(square: _Float32s, orientation: NDArray[np.int64]) -> _Float32s:
     """Return squares read along a way: value at x of the result is the square's value at way @ x."""
-    swapped = square.transpose(0, 2, 1) if way[0, 0] == 0 else square
+    transposed = square.transpose(0, 2, 1) if orientation[0, 0] == 0 else square
     # Rows are y. Without a swap, way[0, 0] turns x and way[1, 1] turns y; with it, x comes from y.
-    across, down = (way[0, 0], way[1, 1]) if way[0, 0] else (way[1, 0], way[0, 1])
-    return swapped[:, ::down, ::across]
+    x_step, y_step = (
+        (orientation[0, 0], orientation[1, 1]) if orientation[0, 0] else (orientation[1, 0], orientation[0, 1])
+    )
+    return transposed[:, ::y_step, ::x_step]
 
 
-def _correlate(first: Floats, second: Floats) -> Floats:
-    parts = [values - values.mean(axis=(1, 2), keepdims=True) for values in (first, second)]
-    scale = np.sqrt((parts[0] ** 2).sum(axis=(1, 2)) * (parts[1] ** 2).sum(axis=(1, 2)))
-    out: Floats = (parts[0] * parts[1]).sum(axis=(1, 2)) / np.maximum(scale, 1e-6)
-    return out
+def _correlate(first: _Float32s, second: _Float32s) -> _Float32s:
+    centred = [values - values.mean(axis=(1, 2), keepdims=True) for values in (first, second)]
+    scale = np.sqrt((centred[0] ** 2).sum(axis=(1, 2)) * (centred[1] ** 2).sum(axis=(1, 2)))
+    correlation: _Float32s = (centred[0] * centred[1]).sum(axis=(1, 2)) / np.maximum(scale, 1e-6)
+    return correlation
 
 
-def register(first: Pictures, second: Pictures, guess: Doubles, *, rough: bool) -> Match:
+def register_images(
+    first: PreparedImages, second: PreparedImages, initial_maps: _Doubles, *, is_rough: bool
+) -> Registration:
     """Refine guessed maps (P, 2, 3) and say how the pictures of each pair agree.
 
     rough: few steps on blurred pictures at few points, a fifth of the work, to discard what is no copy at all.
     """
-    points = _points(first.size, ROUGH_GRID if rough else GRID)
+    points = _grid_points(first.size, ROUGH_GRID_SIDE if is_rough else GRID_SIDE)
     pictures = (first.grey, second.grey)
-    steps = ROUGH_STEPS if rough else FINE_STEPS
-    matrix = _refined(pictures, (first.seen, second.seen), second.size, points, guess.astype(np.float64), steps)
-    return _judged(first, second, points, matrix)
+    steps = ROUGH_STEPS if is_rough else FINE_STEPS
+    matrix = _refine(
+        pictures, (first.visible, second.visible), second.size, points, initial_maps.astype(np.float64), steps
+    )
+    return _compare(first, second, points, matrix)
 
 
-def _points(size: Ints, side: int) -> Doubles:
+def _grid_points(size: Ints, grid_side: int) -> _Doubles:
     """Return a grid over each picture: (P, side * side, 2)."""
-    steps = (np.arange(side) + 0.5) / side
+    steps = (np.arange(grid_side) + 0.5) / grid_side
     x, y = np.meshgrid(steps, steps)
     unit = np.stack([x.ravel(), y.ravel()], axis=-1)
     return np.asarray(unit[None] * (size - 1)[:, None])
 
 
-def _at(pictures: Floats, places: Doubles) -> Floats:
+def _sample_at(pictures: _Float32s, points: _Doubles) -> _Float32s:
     """Return bilinear values at places (P, K, 2), clipped into the canvas."""
-    inside = places.clip(0, CANVAS - 1.001)
-    number = np.arange(len(pictures))
-    values: Floats = sample(pictures, number[:, None], inside[..., None, None, 0], inside[..., None, None, 1])[
-        ..., 0, 0
-    ]
+    clipped = points.clip(0, CANVAS_SIDE - 1.001)
+    picture_index = np.arange(len(pictures))
+    values: _Float32s = sample_bilinear(
+        pictures, picture_index[:, None], clipped[..., None, None, 0], clipped[..., None, None, 1]
+    )[..., 0, 0]
     return values
 
 
-def _moved(matrix: Doubles, points: Doubles) -> Doubles:
-    moved: Doubles = points @ matrix[:, :, :2].transpose(0, 2, 1) + matrix[:, None, :, 2]
-    return moved
+def _transform(matrix: _Doubles, points: _Doubles) -> _Doubles:
+    mapped_points: _Doubles = points @ matrix[:, :, :2].transpose(0, 2, 1) + matrix[:, None, :, 2]
+    return mapped_points
 
 
-def _inside(places: Doubles, size: Ints) -> NDArray[np.bool_]:
-    within = (places >= 0) & (places <= (size - 1)[:, None])
-    return np.asarray(within.all(axis=-1))
+def _is_inside(points: _Doubles, size: Ints) -> NDArray[np.bool_]:
+    is_within = (points >= 0) & (points <= (size - 1)[:, None])
+    return np.asarray(is_within.all(axis=-1))
 
 
-def _refined(
-    pictures: tuple[Floats, Floats],
-    seen: tuple[Floats, Floats],
+def _refine(
+    pictures: tuple[_Float32s, _Float32s],
+    visible: tuple[_Float32s, _Float32s],
     size: Ints,
-    points: Doubles,
-    matrix: Doubles,
+    points: _Doubles,
+    matrix: _Doubles,
     steps: int,
-) -> Doubles:
+) -> _Doubles:
     """Take Gauss-Newton steps towards the map under which the second picture looks most like the first.
 
     Inverse compositional (Baker and Matthews 2004): the slopes are those of the first picture, taken once.
     """
-    one, two = pictures
-    ours = _at(seen[0], points) > 0.99
-    values = _at(one, points).astype(np.float64)
-    slope = [(_at(one, points + move) - _at(one, points - move)) / 2.0 for move in np.eye(2)]
+    first_grey, second_grey = pictures
+    is_visible = _sample_at(visible[0], points) > 0.99
+    first_values = _sample_at(first_grey, points).astype(np.float64)
+    gradients = [
+        (_sample_at(first_grey, points + unit_step) - _sample_at(first_grey, points - unit_step)) / 2.0
+        for unit_step in np.eye(2)
+    ]
     centre = points.mean(axis=1, keepdims=True)
-    away = (points - centre) / CANVAS
-    bases = [slope[axis] * part for axis in (0, 1) for part in (away[..., 0], away[..., 1], np.ones_like(values))]
+    offsets = (points - centre) / CANVAS_SIDE
+    bases = [
+        gradients[axis] * factor
+        for axis in (0, 1)
+        for factor in (offsets[..., 0], offsets[..., 1], np.ones_like(first_values))
+    ]
     jacobian = np.stack(bases, axis=-1)
     for _ in range(steps):
-        places = _moved(matrix, points)
-        valid = (_inside(places, size) & ours & (_at(seen[1], places) > 0.99)).astype(np.float64)
-        other = _at(two, places).astype(np.float64)
-        error = _normal(other, valid) * _spread(values, valid)[:, None] - (values - _mean(values, valid)[:, None])
-        weighted = jacobian * valid[..., None]
-        hessian = weighted.transpose(0, 2, 1) @ jacobian
+        mapped_points = _transform(matrix, points)
+        valid = (
+            _is_inside(mapped_points, size) & is_visible & (_sample_at(visible[1], mapped_points) > 0.99)
+        ).astype(np.float64)
+        second_values = _sample_at(second_grey, mapped_points).astype(np.float64)
+        error = _standardise(second_values, valid) * _weighted_std(first_values, valid)[:, None] - (
+            first_values - _weighted_mean(first_values, valid)[:, None]
+        )
+        weighted_jacobian = jacobian * valid[..., None]
+        hessian = weighted_jacobian.transpose(0, 2, 1) @ jacobian
         hessian += np.eye(6) * (1e-3 * np.trace(hessian, axis1=1, axis2=2)[:, None, None] / 6 + 1e-6)
-        delta = np.linalg.solve(hessian, np.einsum("pki,pk->pi", weighted, error)[..., None])[..., 0]
-        matrix = _composed(matrix, delta.clip(-20, 20), centre[:, 0])
+        delta = np.linalg.solve(hessian, np.einsum("pki,pk->pi", weighted_jacobian, error)[..., None])[..., 0]
+        matrix = _compose(matrix, delta.clip(-20, 20), centre[:, 0])
     return matrix
 
 
-def _composed(matrix: Doubles, delta: Doubles, centre: Doubles) -> Doubles:
+def _compose(matrix: _Doubles, delta: _Doubles, centre: _Doubles) -> _Doubles:
     """Return the map after undoing a small map of the first picture."""
-    linear = np.eye(2) + delta[:, [[0, 1], [3, 4]]] / CANVAS
+    linear = np.eye(2) + delta[:, [[0, 1], [3, 4]]] / CANVAS_SIDE
     shift = delta[:, [2, 5]]
     # x -> linear (x - c) + c + shift, inverted.
     inverse = np.linalg.inv(linear + np.eye(2) * 1e-9)
-    back = centre - np.einsum("pij,pj->pi", inverse, centre + shift)
-    merged = matrix[:, :, :2] @ inverse
-    moved = np.einsum("pij,pj->pi", matrix[:, :, :2], back) + matrix[:, :, 2]
-    return np.concatenate([merged, moved[..., None]], axis=-1)
+    inverse_shift = centre - np.einsum("pij,pj->pi", inverse, centre + shift)
+    merged_linear = matrix[:, :, :2] @ inverse
+    translation = np.einsum("pij,pj->pi", matrix[:, :, :2], inverse_shift) + matrix[:, :, 2]
+    return np.concatenate([merged_linear, translation[..., None]], axis=-1)
 
 
-def _mean(values: Doubles, weight: Doubles) -> Doubles:
-    out: Doubles = (values * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
-    return out
+def _weighted_mean(values: _Doubles, weight: _Doubles) -> _Doubles:
+    mean: _Doubles = (values * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
+    return mean
 
 
-def _spread(values: Doubles, weight: Doubles) -> Doubles:
-    centred = values - _mean(values, weight)[:, None]
-    return np.sqrt(_mean(centred**2, weight))
+def _weighted_std(values: _Doubles, weight: _Doubles) -> _Doubles:
+    residuals = values - _weighted_mean(values, weight)[:, None]
+    return np.sqrt(_weighted_mean(residuals**2, weight))
 
 
-def _normal(values: Doubles, weight: Doubles) -> Doubles:
-    centred = values - _mean(values, weight)[:, None]
-    out: Doubles = centred / np.maximum(np.sqrt(_mean(centred**2, weight)), 1e-3)[:, None]
-    return out
+def _standardise(values: _Doubles, weight: _Doubles) -> _Doubles:
+    residuals = values - _weighted_mean(values, weight)[:, None]
+    standardised: _Doubles = residuals / np.maximum(np.sqrt(_weighted_mean(residuals**2, weight)), 1e-3)[:, None]
+    return standardised
 
 
-def _judged(first: Pictures, second: Pictures, points: Doubles, matrix: Doubles) -> Match:
-    places = _moved(matrix, points)
-    ours = _at(first.seen, points) > 0.99
-    valid = (_inside(places, second.size) & ours & (_at(second.seen, places) > 0.99)).astype(np.float64)
-    grey = [_at(first.grey, points).astype(np.float64), _at(second.grey, places).astype(np.float64)]
-    detail = [_at(first.detail, points).astype(np.float64), _at(second.detail, places).astype(np.float64)]
-    margins = [
-        np.minimum(at, (size - 1)[:, None] - at).min(axis=-1) / (size.min(axis=1)[:, None] - 1)
-        for at, size in ((points, first.size), (places, second.size))
+def _compare(first: PreparedImages, second: PreparedImages, points: _Doubles, matrix: _Doubles) -> Registration:
+    mapped_points = _transform(matrix, points)
+    first_visible = _sample_at(first.visible, points) > 0.99
+    valid = (
+        _is_inside(mapped_points, second.size) & first_visible & (_sample_at(second.visible, mapped_points) > 0.99)
+    ).astype(np.float64)
+    grey = [
+        _sample_at(first.grey, points).astype(np.float64),
+        _sample_at(second.grey, mapped_points).astype(np.float64),
     ]
-    inner = valid * (np.minimum(*margins) > MARGIN)
-    area = np.abs(np.linalg.det(matrix[:, :, :2]))
-    common = valid.mean(axis=1) * (first.size - 1).prod(axis=1)
-    shown = [pictures.seen.sum(axis=(1, 2)) for pictures in (first, second)]
-    overlap = np.stack([common / shown[0], common * area / shown[1]], axis=1).clip(0, 1)
-    return Match(matrix, _agreement(grey, detail, valid), _agreement(grey, detail, inner), overlap)
+    detail = [
+        _sample_at(first.detail, points).astype(np.float64),
+        _sample_at(second.detail, mapped_points).astype(np.float64),
+    ]
+    margins = [
+        np.minimum(positions, (size - 1)[:, None] - positions).min(axis=-1) / (size.min(axis=1)[:, None] - 1)
+        for positions, size in ((points, first.size), (mapped_points, second.size))
+    ]
+    inner_valid = valid * (np.minimum(*margins) > INNER_MARGIN)
+    scale_area = np.abs(np.linalg.det(matrix[:, :, :2]))
+    common_area = valid.mean(axis=1) * (first.size - 1).prod(axis=1)
+    visible_areas = [pictures.visible.sum(axis=(1, 2)) for pictures in (first, second)]
+    overlap = np.stack([common_area / visible_areas[0], common_area * scale_area / visible_areas[1]], axis=1).clip(
+        0, 1
+    )
+    return Registration(matrix, _similarity(grey, detail, valid), _similarity(grey, detail, inner_valid), overlap)
 
 
-def _agreement(grey: list[Doubles], detail: list[Doubles], weight: Doubles) -> Agreement:
-    whole, sharp = (_mean(_normal(a, weight) * _normal(b, weight), weight) for a, b in (grey, detail))
-    return Agreement(whole, sharp, np.sqrt(_mean((grey[0] - grey[1]) ** 2, weight)))
+def _similarity(grey: list[_Doubles], detail: list[_Doubles], weight: _Doubles) -> Similarity:
+    correlation, detail_correlation = (
+        _weighted_mean(_standardise(a, weight) * _standardise(b, weight), weight) for a, b in (grey, detail)
+    )
+    return Similarity(correlation, detail_correlation, np.sqrt(_weighted_mean((grey[0] - grey[1]) ** 2, weight)))

@@ -14,50 +14,50 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
 
-Floats = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
+_Float32s = NDArray[np.float32]
+_Pixels = NDArray[np.uint8]
 
-CANVAS = 96
+CANVAS_SIDE = 96
 """Side in pixels of the small grey picture; the longer side of the image is brought to it."""
-TINT = 24
+TINT_SIDE = 24
 """Side in pixels of the two small pictures of colour (Cb and Cr) that lie over the canvas."""
-SQUARE = 32
+SQUARE_SIDE = 32
 """Side in pixels of the squashed picture whose low frequencies describe the frame."""
-FREQUENCIES = 8
-DISCS = 32
+N_FREQUENCIES = 8
+N_DISCS = 32
 """Discs per image: `CENTRED` around the centre, the rest around the strongest blobs."""
-CENTRED = (1.0, 0.89, 0.79, 0.71, 0.63, 0.56, 0.5)
+CENTRED_RADII = (1.0, 0.89, 0.79, 0.71, 0.63, 0.56, 0.5)
 """Radii of the discs around the centre, in half shorter sides: a central crop to 80 % has its match among them."""
-FRAME_WIDTH = FREQUENCIES * (FREQUENCIES - 1) + FREQUENCIES - 1 + 3
-RINGS = 8
-ANGLES = 32
-HARMONICS = 6
-DISC_WIDTH = RINGS + RINGS * (HARMONICS - 1) + (RINGS - 1) * (HARMONICS - 1) + 2 + 4
-REACH = 3.2
+GLOBAL_WIDTH = N_FREQUENCIES * (N_FREQUENCIES - 1) + N_FREQUENCIES - 1 + 3
+N_RINGS = 8
+N_ANGLES = 32
+N_HARMONICS = 6
+PATCH_WIDTH = N_RINGS + N_RINGS * (N_HARMONICS - 1) + (N_RINGS - 1) * (N_HARMONICS - 1) + 2 + 4
+DISC_RADIUS_SIGMAS = 3.2
 """Radius of a disc in standard deviations of its blob: the blob and about as much of what is around."""
 SIGMAS = tuple(float(2.0 * 2 ** (step / 3)) for step in range(9))
 """Pixels of the canvas. Finer blobs are hairs and noise, coarser ones do not fit into a cropped picture."""
-FLAT = 2.0
+MIN_DISC_CONTRAST = 2.0
 """Grey levels of standard deviation below which a disc shows nothing that could be recognised."""
 
 
 @dataclass(frozen=True, eq=False)
-class Small:
+class SmallImage:
     """One image made small.
 
     canvas: (CANVAS, CANVAS) grey, edges repeated beyond width x height. tint: (2, TINT, TINT) Cb and Cr of the same.
     square: (SQUARE, SQUARE, 3) the whole image squashed.
     """
 
-    canvas: Pixels
-    tint: Pixels
+    canvas: _Pixels
+    tint: _Pixels
     width: int
     height: int
-    square: Pixels
+    square: _Pixels
 
 
 @dataclass(frozen=True, eq=False)
-class Description:
+class ImageDescriptors:
     """A batch of N images described.
 
     frame: (N, FRAME_WIDTH). disc: (N, DISCS, DISC_WIDTH), zero where there is none. polar: (N, DISCS, RINGS, ANGLES)
@@ -65,189 +65,209 @@ class Description:
     in canvas pixels, radius 0 = no disc.
     """
 
-    frame: Floats
-    disc: Floats
-    polar: NDArray[np.int8]
-    place: Floats
+    global_descriptor: _Float32s
+    patch_descriptors: _Float32s
+    polar_patches: NDArray[np.int8]
+    keypoints: _Float32s
 
 
-def shrink(pixels: Pixels) -> Small:
+def shrink(pixels: _Pixels) -> SmallImage:
     """Make an image small. pixels: (H, W, 3) uint8."""
     image = Image.fromarray(pixels)
-    scale = CANVAS / max(image.size)
-    width, height = (max(2, round(side * scale)) for side in image.size)
+    scale = CANVAS_SIDE / max(image.size)
+    width, height = (max(2, round(edge * scale)) for edge in image.size)
     # `reducing_gap` would change values a little; speed comes from the box filter on the way down.
-    small = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-    padded = np.pad(small, ((0, CANVAS - height), (0, CANVAS - width), (0, 0)), mode="edge")
-    bands = Image.fromarray(padded).convert("YCbCr")
-    tint = np.asarray(bands.resize((TINT, TINT), Image.Resampling.BOX))[..., 1:].transpose(2, 0, 1)
-    square = np.asarray(image.resize((SQUARE, SQUARE), Image.Resampling.BICUBIC))
-    return Small(np.asarray(bands)[..., 0], tint, width, height, square)
+    resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    padded_pixels = np.pad(resized, ((0, CANVAS_SIDE - height), (0, CANVAS_SIDE - width), (0, 0)), mode="edge")
+    ycbcr = Image.fromarray(padded_pixels).convert("YCbCr")
+    tint = np.asarray(ycbcr.resize((TINT_SIDE, TINT_SIDE), Image.Resampling.BOX))[..., 1:].transpose(2, 0, 1)
+    square = np.asarray(image.resize((SQUARE_SIDE, SQUARE_SIDE), Image.Resampling.BICUBIC))
+    return SmallImage(np.asarray(ycbcr)[..., 0], tint, width, height, square)
 
 
-def describe(canvas: Pixels, tint: Pixels, size: NDArray[np.int64], square: Pixels) -> Description:
-    """Describe a batch of N images: the fields of `Small`, stacked; size is (N, 2), width and height."""
+def describe_images(canvas: _Pixels, tint: _Pixels, sizes: NDArray[np.int64], square: _Pixels) -> ImageDescriptors:
+    """Describe a batch of N images: the fields of `SmallImage`, stacked; size is (N, 2), width and height."""
     levels = blur(canvas.astype(np.float32), SIGMAS)
-    place = np.concatenate([_centres(size), _blobs(levels, size)], axis=1)
-    polar, grey, flat = _polar(levels, place, size)
-    disc = np.concatenate([_invariants(polar), grey, _colours(tint, place)], axis=-1)
-    for item in (place, polar, disc):
-        item[flat] = 0
-    return Description(_frame(square), disc, np.rint(polar * 32).clip(-127, 127).astype(np.int8), place)
+    keypoints = np.concatenate([_centres(sizes), _blobs(levels, sizes)], axis=1)
+    polar_patches, grey, is_flat = _polar_patches(levels, keypoints, sizes)
+    patch_descriptors = np.concatenate(
+        [_invariants(polar_patches), grey, _patch_colours(tint, keypoints)], axis=-1
+    )
+    for array in (keypoints, polar_patches, patch_descriptors):
+        array[is_flat] = 0
+    return ImageDescriptors(
+        _global_descriptor(square),
+        patch_descriptors,
+        np.rint(polar_patches * 32).clip(-127, 127).astype(np.int8),
+        keypoints,
+    )
 
 
-def _frame(square: Pixels) -> Floats:
+def _global_descriptor(square: _Pixels) -> _Float32s:
     """Return low frequencies of grey that no flip or transposition changes, and the mean colour."""
     grey = square.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    size = np.abs(dctn(grey, axes=(1, 2), norm="ortho")[:, :FREQUENCIES, :FREQUENCIES]) / SQUARE
-    upper = np.triu_indices(FREQUENCIES, 1)
-    one, other = size[:, upper[0], upper[1]], size[:, upper[1], upper[0]]
-    diagonal = size[:, range(1, FREQUENCIES), range(1, FREQUENCIES)]
+    magnitudes = np.abs(dctn(grey, axes=(1, 2), norm="ortho")[:, :N_FREQUENCIES, :N_FREQUENCIES]) / SQUARE_SIDE
+    upper_indices = np.triu_indices(N_FREQUENCIES, 1)
+    upper_terms, lower_terms = (
+        magnitudes[:, upper_indices[0], upper_indices[1]],
+        magnitudes[:, upper_indices[1], upper_indices[0]],
+    )
+    diagonal = magnitudes[:, range(1, N_FREQUENCIES), range(1, N_FREQUENCIES)]
     colour = square.astype(np.float32).mean(axis=(1, 2)) / 4
-    return np.concatenate([one + other, np.abs(one - other), diagonal, colour], axis=1).astype(np.float32)
+    return np.concatenate(
+        [upper_terms + lower_terms, np.abs(upper_terms - lower_terms), diagonal, colour], axis=1
+    ).astype(np.float32)
 
 
 @lru_cache(maxsize=4)
-def _kernels(sigmas: tuple[float, ...]) -> Floats:
+def _kernels(sigmas: tuple[float, ...]) -> _Float32s:
     """Return one matrix per sigma that blurs along an axis, edges repeated; shape (levels, CANVAS, CANVAS)."""
-    at = np.arange(CANVAS)
-    made = []
+    positions = np.arange(CANVAS_SIDE)
+    matrices = []
     for sigma in sigmas:
-        reach = int(4 * sigma) + 1
-        weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-        matrix = np.zeros((CANVAS, CANVAS))
-        for offset, weight in zip(range(-reach, reach + 1), weights / weights.sum(), strict=True):
-            np.add.at(matrix, (at, (at + offset).clip(0, CANVAS - 1)), weight)
-        made.append(matrix)
-    return np.asarray(made, np.float32)
+        half_width = int(4 * sigma) + 1
+        weights = np.exp(-0.5 * (np.arange(-half_width, half_width + 1) / sigma) ** 2)
+        matrix = np.zeros((CANVAS_SIDE, CANVAS_SIDE))
+        for offset, weight in zip(range(-half_width, half_width + 1), weights / weights.sum(), strict=True):
+            np.add.at(matrix, (positions, (positions + offset).clip(0, CANVAS_SIDE - 1)), weight)
+        matrices.append(matrix)
+    return np.asarray(matrices, np.float32)
 
 
-def blur(canvas: Floats, sigmas: tuple[float, ...]) -> Floats:
+def blur(canvas: _Float32s, sigmas: tuple[float, ...]) -> _Float32s:
     """Return canvases (N, CANVAS, CANVAS) blurred by each sigma: (N, levels, CANVAS, CANVAS)."""
     kernels = _kernels(sigmas)
-    along = canvas.reshape(-1, CANVAS) @ kernels.reshape(-1, CANVAS).T
-    rows = along.reshape(len(canvas), CANVAS, len(kernels), CANVAS).transpose(0, 2, 1, 3)
-    blurred: Floats = kernels @ np.ascontiguousarray(rows)
-    return blurred
+    blurred_in_x = canvas.reshape(-1, CANVAS_SIDE) @ kernels.reshape(-1, CANVAS_SIDE).T
+    per_level = blurred_in_x.reshape(len(canvas), CANVAS_SIDE, len(kernels), CANVAS_SIDE).transpose(0, 2, 1, 3)
+    per_sigma: _Float32s = kernels @ np.ascontiguousarray(per_level)
+    return per_sigma
 
 
-def _centres(size: NDArray[np.int64]) -> Floats:
-    middle = (size - 1) / 2
-    radius = np.asarray(size.min(axis=1)[:, None] / 2 * np.asarray(CENTRED))
-    places = [np.broadcast_to(middle[:, None, axis], radius.shape) for axis in (0, 1)]
-    return np.stack([*places, radius], axis=-1).astype(np.float32)
+def _centres(sizes: NDArray[np.int64]) -> _Float32s:
+    centre = (sizes - 1) / 2
+    radius = np.asarray(sizes.min(axis=1)[:, None] / 2 * np.asarray(CENTRED_RADII))
+    coordinates = [np.broadcast_to(centre[:, None, axis], radius.shape) for axis in (0, 1)]
+    return np.stack([*coordinates, radius], axis=-1).astype(np.float32)
 
 
-def _blobs(levels: Floats, size: NDArray[np.int64]) -> Floats:
+def _blobs(levels: _Float32s, sizes: NDArray[np.int64]) -> _Float32s:
     """Return x, y and radius of the strongest blobs whose disc lies in the picture: (N, DISCS - centred, 3)."""
-    found = levels[:, 1:] - levels[:, :-1]
-    peak = np.zeros(found.shape, bool)
-    inner = found[:, 1:-1, 1:-1, 1:-1]
-    peak[:, 1:-1, 1:-1, 1:-1] = ((inner == _around(found, np.maximum)) & (inner > 0)) | (
-        (inner == _around(found, np.minimum)) & (inner < 0)
-    )
+    differences = levels[:, 1:] - levels[:, :-1]
+    peak = np.zeros(differences.shape, bool)
+    inner_values = differences[:, 1:-1, 1:-1, 1:-1]
+    peak[:, 1:-1, 1:-1, 1:-1] = (
+        (inner_values == _neighbour_extreme(differences, np.maximum)) & (inner_values > 0)
+    ) | ((inner_values == _neighbour_extreme(differences, np.minimum)) & (inner_values < 0))
     image, level, y, x = np.nonzero(peak)
-    strength = np.abs(found[image, level, y, x])
-    dx, dy, step = (_vertex(found, (image, level, y, x), axis) for axis in (3, 2, 1))
-    radius = REACH * SIGMAS[0] * 2 ** ((level + step + 0.5) / 3)
-    place = np.stack([x + dx, y + dy, radius], axis=-1)
+    strength = np.abs(differences[image, level, y, x])
+    dx, dy, scale_offset = (_parabola_vertex(differences, (image, level, y, x), axis) for axis in (3, 2, 1))
+    radius = DISC_RADIUS_SIGMAS * SIGMAS[0] * 2 ** ((level + scale_offset + 0.5) / 3)
+    keypoints = np.stack([x + dx, y + dy, radius], axis=-1)
     reach = 0.6 * radius[:, None]
-    fits = (place[:, :2] - reach >= -1) & (place[:, :2] + reach <= size[image])
-    inside = np.asarray(fits.all(axis=1))
+    is_within = (keypoints[:, :2] - reach >= -1) & (keypoints[:, :2] + reach <= sizes[image])
+    fits_picture = np.asarray(is_within.all(axis=1))
     order = np.lexsort((-strength, image))
-    order = order[inside[order]]
+    order = order[fits_picture[order]]
     # The place of each blob in its image's list, strongest first.
     rank = np.arange(len(order)) - np.searchsorted(image[order], image[order])
-    most = DISCS - len(CENTRED)
-    out = np.zeros((len(levels), most, 3), np.float32)
-    kept = rank < most
-    out[image[order][kept], rank[kept]] = place[order][kept]
-    return out
+    n_blobs = N_DISCS - len(CENTRED_RADII)
+    blobs = np.zeros((len(levels), n_blobs, 3), np.float32)
+    is_strongest = rank < n_blobs
+    blobs[image[order][is_strongest], rank[is_strongest]] = keypoints[order][is_strongest]
+    return blobs
 
 
-def _around(values: Floats, extreme: np.ufunc) -> Floats:
+def _neighbour_extreme(values: _Float32s, extreme: np.ufunc) -> _Float32s:
     """Return the extreme of each value and its neighbours in the last three axes, borders left out."""
     for axis in (1, 2, 3):
         length = values.shape[axis] - 2
-        low, middle, high = (_slab(values, axis, start, length) for start in range(3))
-        values = extreme(extreme(low, middle), high)
+        low, centre, high = (_slab(values, axis, start, length) for start in range(3))
+        values = extreme(extreme(low, centre), high)
     return values
 
 
-def _slab(values: Floats, axis: int, start: int, length: int) -> Floats:
+def _slab(values: _Float32s, axis: int, start: int, length: int) -> _Float32s:
     return values[(slice(None),) * axis + (slice(start, start + length),)]
 
 
-def _vertex(values: Floats, at: tuple[NDArray[np.intp], ...], axis: int) -> NDArray[np.float64]:
+def _parabola_vertex(values: _Float32s, peak: tuple[NDArray[np.intp], ...], axis: int) -> NDArray[np.float64]:
     """Return how far from a peak the parabola through it and its neighbours has its vertex: -0.5 to 0.5."""
-    before, after = list(at), list(at)
-    before[axis], after[axis] = at[axis] - 1, at[axis] + 1
-    low, middle, high = (values[tuple(index)].astype(np.float64) for index in (before, at, after))
-    bend = low - 2 * middle + high
-    shift = np.divide(low - high, 2 * bend, out=np.zeros_like(bend), where=np.abs(bend) > 1e-9)
+    lower_index, upper_index = list(peak), list(peak)
+    lower_index[axis], upper_index[axis] = peak[axis] - 1, peak[axis] + 1
+    low, centre, high = (values[tuple(index)].astype(np.float64) for index in (lower_index, peak, upper_index))
+    curvature = low - 2 * centre + high
+    shift = np.divide(low - high, 2 * curvature, out=np.zeros_like(curvature), where=np.abs(curvature) > 1e-9)
     return np.asarray(shift.clip(-0.5, 0.5))
 
 
-def _polar(levels: Floats, place: Floats, size: NDArray[np.int64]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+def _polar_patches(
+    levels: _Float32s, keypoints: _Float32s, sizes: NDArray[np.int64]
+) -> tuple[_Float32s, _Float32s, NDArray[np.bool_]]:
     """Return discs as rings of grey values (mean 0, standard deviation 1), what those were, and which are flat."""
-    angle = 2 * np.pi * np.arange(ANGLES) / ANGLES
-    ring = (np.arange(RINGS) + 0.5) / RINGS
-    radius = place[..., 2]
-    out_x = place[..., 0, None, None] + radius[..., None, None] * ring[:, None] * np.cos(angle)
-    out_y = place[..., 1, None, None] + radius[..., None, None] * ring[:, None] * np.sin(angle)
+    angle = 2 * np.pi * np.arange(N_ANGLES) / N_ANGLES
+    ring = (np.arange(N_RINGS) + 0.5) / N_RINGS
+    radius = keypoints[..., 2]
+    sample_x = keypoints[..., 0, None, None] + radius[..., None, None] * ring[:, None] * np.cos(angle)
+    sample_y = keypoints[..., 1, None, None] + radius[..., None, None] * ring[:, None] * np.sin(angle)
     # Blurred by about the distance between rings, so that a small error of the radius changes little.
     level = np.searchsorted(np.asarray(SIGMAS), radius * 0.09).clip(0, len(SIGMAS) - 1)
-    x = out_x.clip(0, size[:, 0, None, None, None] - 1.001)
-    y = out_y.clip(0, size[:, 1, None, None, None] - 1.001)
-    values = sample(
-        levels.reshape(-1, CANVAS, CANVAS), np.arange(len(levels))[:, None] * len(SIGMAS) + level, x, y
+    x = sample_x.clip(0, sizes[:, 0, None, None, None] - 1.001)
+    y = sample_y.clip(0, sizes[:, 1, None, None, None] - 1.001)
+    values = sample_bilinear(
+        levels.reshape(-1, CANVAS_SIDE, CANVAS_SIDE), np.arange(len(levels))[:, None] * len(SIGMAS) + level, x, y
     )
-    weight = (ring / ring.sum())[:, None] / ANGLES
+    weight = (ring / ring.sum())[:, None] / N_ANGLES
     mean = (values * weight).sum(axis=(-2, -1), keepdims=True)
-    spread = np.sqrt((((values - mean) ** 2) * weight).sum(axis=(-2, -1), keepdims=True))
-    flat = (spread[..., 0, 0] < FLAT) | (radius <= 0)
-    grey = np.concatenate([mean[..., 0] / 50, np.log(np.maximum(spread[..., 0], FLAT)) / 2], axis=-1)
-    return ((values - mean) / np.maximum(spread, 1e-3)).astype(np.float32), grey.astype(np.float32), flat
+    std = np.sqrt((((values - mean) ** 2) * weight).sum(axis=(-2, -1), keepdims=True))
+    is_flat = (std[..., 0, 0] < MIN_DISC_CONTRAST) | (radius <= 0)
+    grey = np.concatenate([mean[..., 0] / 50, np.log(np.maximum(std[..., 0], MIN_DISC_CONTRAST)) / 2], axis=-1)
+    return ((values - mean) / np.maximum(std, 1e-3)).astype(np.float32), grey.astype(np.float32), is_flat
 
 
-def _colours(tint: Pixels, place: Floats) -> Floats:
+def _patch_colours(tint: _Pixels, keypoints: _Float32s) -> _Float32s:
     """Return the mean colour of a disc's inside and outside: (N, DISCS, 4)."""
     angle = 2 * np.pi * np.arange(8) / 8
     ring = np.array([0.15, 0.35, 0.6, 0.85])
-    x = place[..., 0, None, None] + place[..., 2, None, None] * ring[:, None] * np.cos(angle)
-    y = place[..., 1, None, None] + place[..., 2, None, None] * ring[:, None] * np.sin(angle)
-    scale = TINT / CANVAS
-    row = (y * scale).astype(np.int64).clip(0, TINT - 1)
-    column = (x * scale).astype(np.int64).clip(0, TINT - 1)
+    x = keypoints[..., 0, None, None] + keypoints[..., 2, None, None] * ring[:, None] * np.cos(angle)
+    y = keypoints[..., 1, None, None] + keypoints[..., 2, None, None] * ring[:, None] * np.sin(angle)
+    scale = TINT_SIDE / CANVAS_SIDE
+    row = (y * scale).astype(np.int64).clip(0, TINT_SIDE - 1)
+    column = (x * scale).astype(np.int64).clip(0, TINT_SIDE - 1)
     image = np.arange(len(tint))[:, None, None, None]
     bands = [tint[:, band][image, row, column].astype(np.float32).mean(axis=-1) for band in (0, 1)]
-    zones = [band[..., part].mean(axis=-1) for band in bands for part in (slice(0, 2), slice(2, 4))]
+    zones = [band[..., ring_slice].mean(axis=-1) for band in bands for ring_slice in (slice(0, 2), slice(2, 4))]
     return (np.stack(zones, axis=-1) / 20).astype(np.float32)
 
 
-def sample(
-    pictures: Floats, number: NDArray[np.int64], x: NDArray[np.floating], y: NDArray[np.floating]
-) -> Floats:
-    """Return bilinear values of pictures (P, CANVAS, CANVAS): `number` (...) picks one, x and y (..., R, A) places."""
+def sample_bilinear(
+    pictures: _Float32s, picture_index: NDArray[np.int64], x: NDArray[np.floating], y: NDArray[np.floating]
+) -> _Float32s:
+    """Return bilinear values of pictures (P, CANVAS, CANVAS): `picture_index` (...) picks one, x and y (...,
+    R, A) places.
+    """
     left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
-    right, down = (x - left).astype(np.float32), (y - top).astype(np.float32)
-    base = (number[..., None, None] * CANVAS + top) * CANVAS + left
-    flat = pictures.reshape(-1)
-    upper = flat[base] * (1 - right) + flat[base + 1] * right
-    lower = flat[base + CANVAS] * (1 - right) + flat[base + CANVAS + 1] * right
-    out: Floats = upper * (1 - down) + lower * down
-    return out
+    fraction_x, fraction_y = (x - left).astype(np.float32), (y - top).astype(np.float32)
+    base = (picture_index[..., None, None] * CANVAS_SIDE + top) * CANVAS_SIDE + left
+    flat_pictures = pictures.reshape(-1)
+    upper = flat_pictures[base] * (1 - fraction_x) + flat_pictures[base + 1] * fraction_x
+    lower = (
+        flat_pictures[base + CANVAS_SIDE] * (1 - fraction_x) + flat_pictures[base + CANVAS_SIDE + 1] * fraction_x
+    )
+    values: _Float32s = upper * (1 - fraction_y) + lower * fraction_y
+    return values
 
 
-def _invariants(polar: Floats) -> Floats:
+def _invariants(polar: _Float32s) -> _Float32s:
     """Return what no turn and no flip of a disc changes: ring means, sizes of harmonics, how rings turn together."""
-    wave = np.fft.rfft(polar, axis=-1)[..., :HARMONICS] / ANGLES
-    weight = np.sqrt((np.arange(RINGS) + 0.5) / RINGS)[:, None]
+    wave = np.fft.rfft(polar, axis=-1)[..., :N_HARMONICS] / N_ANGLES
+    weight = np.sqrt((np.arange(N_RINGS) + 0.5) / N_RINGS)[:, None]
     wave = wave * weight
     means = wave[..., 0].real
-    sizes = np.abs(wave[..., 1:])
+    magnitudes = np.abs(wave[..., 1:])
     # Two rings' harmonics turn together; a flip changes only the sign of the imaginary part.
     product = wave[..., 1:, 1:] * wave[..., :-1, 1:].conj()
-    together = product.real / np.sqrt(np.abs(product) + 1e-4)
-    flat = (*polar.shape[:-2], -1)
-    return np.concatenate([item.reshape(flat) for item in (means, sizes, together)], axis=-1).astype(np.float32)
+    relative_phase = product.real / np.sqrt(np.abs(product) + 1e-4)
+    flat_shape = (*polar.shape[:-2], -1)
+    return np.concatenate(
+        [feature.reshape(flat_shape) for feature in (means, magnitudes, relative_phase)], axis=-1
+    ).astype(np.float32)

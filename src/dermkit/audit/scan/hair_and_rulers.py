@@ -9,48 +9,48 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, label
 
-Plane = NDArray[np.float32]
+_Plane = NDArray[np.float32]
 
 # All thresholds were set on made photographs with known truth and by eye on three public sets, at 160 to 256 pixels.
-SMOOTH = 0.8
+SMOOTHING_SIGMA = 0.8
 """Standard deviation of the blur before, in pixels: hairs are 1 to 3 pixels wide."""
-VALLEY = 0.025
+MIN_CURVATURE = 0.025
 """Least curvature of a line, as a share of the brightness around it."""
-DEPTH = 0.045
+MIN_DEPTH = 0.045
 """Least depth of a line below both its sides, as a share of their brightness."""
-REACH = 3.0
+SIDE_DISTANCE = 3.0
 """Pixels from the middle of a line to its sides."""
-FLAT = 0.25
+BOTTOM_TOLERANCE = 0.25
 """The middle may lie above its neighbours by this share of the depth: lines fall between pixels."""
-EVEN = 0.55
+MIN_SIDE_RATIO = 0.55
 """The darker side of a line has at least this share of the other's brightness: the rim of a dark field has not."""
-RED = 0.45
+MIN_RED_RATIO = 0.45
 """A hair takes from red at least this share of what it takes from green; blood takes less."""
 
-STRETCH = 1 / 7
+STRETCH_FRACTION = 1 / 7
 """Share of the side over which a hair runs on: longer than network, streaks, vessels and a ruler's marks do."""
-UNBROKEN = 0.85
+MIN_STRETCH_COVERAGE = 0.85
 """Share of such a stretch that must be line."""
-BAR = 1.6
+MAX_BAR_WIDTH = 1.6
 """Pixels: lines that all lie so near to one straight line are the bar of a scale."""
-MOST = 3000
+MAX_LINE_PIXELS = 3000
 """Line pixels from which hairs are followed; of more an even choice."""
 
-FEWEST = 4
+MIN_ROW_MARKS = 4
 """Marks that make a row."""
-MOST_MARKS = 300
+MAX_MARKS = 300
 """Marks among which a row is looked for, the deepest: printed ones are deep."""
-NEIGHBOURS = 3
+N_NEIGHBOURS = 3
 """Near marks of each that are tried as the next of its row."""
-PARALLEL = 0.9
+MIN_PARALLEL_COSINE = 0.9
 """Cosine of twice the angle between marks: 13 degrees."""
-LENGTHS, DEPTHS = 1.3, 0.8
+MAX_LENGTH_LOG_RATIO, MAX_DEPTH_LOG_RATIO = 1.3, 0.8
 """Marks of a row differ by at most this in the logarithm of length (every fifth is longer) and of depth."""
-MISS = 0.2
+MAX_STEP_ERROR = 0.2
 """Error of a mark's place along its row, in steps of the row."""
-BESIDE = 0.5
+MAX_LATERAL_OFFSET = 0.5
 """Distance of a mark from its row's line, in steps: a longer mark is centred beside the others."""
-CLEAR = 1.3
+CLEAR_ROW_FACTOR = 1.3
 """A row counts in full from 1 / 1.3 of the parallel lines around it being its marks."""
 
 
@@ -65,59 +65,76 @@ class Lines:
     shape: tuple[int, int]
     y: NDArray[np.int64]
     x: NDArray[np.int64]
-    across: NDArray[np.float32]
-    depth: Plane
-    red: Plane
-    even: NDArray[np.bool_]
+    normals: NDArray[np.float32]
+    depth: _Plane
+    red_ratio: _Plane
+    is_even: NDArray[np.bool_]
 
     @cached_property
-    def double(self) -> Plane:
-        """`across` by twice its angle, (2, N)."""
-        return _double(self.across)
+    def double_angle(self) -> _Plane:
+        """`normals` by twice its angle, (2, N)."""
+        return _double_angle(self.normals)
 
 
-def find_lines(red: Plane, green: Plane) -> Lines:
+def find_lines(red: _Plane, green: _Plane) -> Lines:
     """Find thin dark lines. red, green: (h, w) float32, 0..255."""
-    plane = gaussian_filter(red, SMOOTH, mode="nearest", truncate=3.0)
-    down, right = np.zeros_like(plane), np.zeros_like(plane)
-    mixed = np.zeros_like(plane)
-    down[1:-1] = plane[2:] + plane[:-2] - 2 * plane[1:-1]
-    right[:, 1:-1] = plane[:, 2:] + plane[:, :-2] - 2 * plane[:, 1:-1]
-    mixed[1:-1, 1:-1] = (plane[2:, 2:] + plane[:-2, :-2] - plane[2:, :-2] - plane[:-2, 2:]) / 4
-    half = (down - right) / 2
-    spread = np.sqrt(half * half + mixed * mixed)
-    curve = (down + right) / 2 + spread
+    plane = gaussian_filter(red, SMOOTHING_SIGMA, mode="nearest", truncate=3.0)
+    d_yy, d_xx = np.zeros_like(plane), np.zeros_like(plane)
+    d_xy = np.zeros_like(plane)
+    d_yy[1:-1] = plane[2:] + plane[:-2] - 2 * plane[1:-1]
+    d_xx[:, 1:-1] = plane[:, 2:] + plane[:, :-2] - 2 * plane[:, 1:-1]
+    d_xy[1:-1, 1:-1] = (plane[2:, 2:] + plane[:-2, :-2] - plane[2:, :-2] - plane[:-2, 2:]) / 4
+    half_difference = (d_yy - d_xx) / 2
+    spread = np.sqrt(half_difference * half_difference + d_xy * d_xy)
+    curvature = (d_yy + d_xx) / 2 + spread
     # A spot curves both ways alike; a line only across.
-    y, x = np.nonzero((curve > VALLEY * (plane + 20)) & (spread > 0.35 * curve))
+    y, x = np.nonzero((curvature > MIN_CURVATURE * (plane + 20)) & (spread > 0.35 * curvature))
     # Eigenvector of the largest curvature.
-    turn = 0.5 * np.arctan2(mixed[y, x], half[y, x])
-    across = np.stack([np.cos(turn), np.sin(turn)], 1).astype(np.float32)
-    return _valleys(plane, green, y, x, across)
+    angle = 0.5 * np.arctan2(d_xy[y, x], half_difference[y, x])
+    normals = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+    return _keep_valleys(plane, green, y, x, normals)
 
 
-def _valleys(plane: Plane, green: Plane, y: NDArray[np.int64], x: NDArray[np.int64], across: Plane) -> Lines:
+def _keep_valleys(
+    plane: _Plane, green: _Plane, y: NDArray[np.int64], x: NDArray[np.int64], normals: _Plane
+) -> Lines:
     """Keep the pixels at the bottom of a valley that rises on both sides; the foot of an edge rises on one."""
-    sides = [_moved(plane.shape, y, x, across, step) for step in (REACH, -REACH)]
-    rise = [plane[side] for side in sides]
-    far = [plane[_moved(plane.shape, y, x, across, step)] for step in (2 * REACH, -2 * REACH)]
-    near = [plane[_moved(plane.shape, y, x, across, step)] for step in (1.0, -1.0)]
-    level = np.minimum(rise[0], rise[1])
+    side_pixels = [_shifted_pixels(plane.shape, y, x, normals, step) for step in (SIDE_DISTANCE, -SIDE_DISTANCE)]
+    side_levels = [plane[side_pixel] for side_pixel in side_pixels]
+    far_levels = [
+        plane[_shifted_pixels(plane.shape, y, x, normals, step)]
+        for step in (2 * SIDE_DISTANCE, -2 * SIDE_DISTANCE)
+    ]
+    near_levels = [plane[_shifted_pixels(plane.shape, y, x, normals, step)] for step in (1.0, -1.0)]
+    level = np.minimum(side_levels[0], side_levels[1])
     depth = (level - plane[y, x]) / (level + 10)
-    low = np.minimum(green[sides[0]], green[sides[1]])
-    loss = (low - green[y, x]) / (low + 10)
-    bottom = plane[y, x] <= np.minimum(near[0], near[1]) + FLAT * (level - plane[y, x])
-    even = np.minimum(level, np.minimum(*far)) > EVEN * np.maximum(np.maximum(*rise), np.maximum(*far))
-    keep = bottom & (depth > DEPTH)
-    red = depth / np.maximum(loss, 0.02)
-    return Lines(plane.shape, y[keep], x[keep], across[keep], depth[keep], red[keep], even[keep])
+    green_level = np.minimum(green[side_pixels[0]], green[side_pixels[1]])
+    green_depth = (green_level - green[y, x]) / (green_level + 10)
+    is_bottom = plane[y, x] <= np.minimum(near_levels[0], near_levels[1]) + BOTTOM_TOLERANCE * (
+        level - plane[y, x]
+    )
+    is_even = np.minimum(level, np.minimum(*far_levels)) > MIN_SIDE_RATIO * np.maximum(
+        np.maximum(*side_levels), np.maximum(*far_levels)
+    )
+    keep_mask = is_bottom & (depth > MIN_DEPTH)
+    red_ratio = depth / np.maximum(green_depth, 0.02)
+    return Lines(
+        plane.shape,
+        y[keep_mask],
+        x[keep_mask],
+        normals[keep_mask],
+        depth[keep_mask],
+        red_ratio[keep_mask],
+        is_even[keep_mask],
+    )
 
 
-def _moved(
-    shape: tuple[int, ...], y: NDArray[np.int64], x: NDArray[np.int64], way: Plane, step: float
+def _shifted_pixels(
+    shape: tuple[int, ...], y: NDArray[np.int64], x: NDArray[np.int64], direction: _Plane, step: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    a = np.clip(np.rint(y + step * way[:, 0]).astype(np.int64), 0, shape[0] - 1)
-    b = np.clip(np.rint(x + step * way[:, 1]).astype(np.int64), 0, shape[1] - 1)
-    return a, b
+    shifted_y = np.clip(np.rint(y + step * direction[:, 0]).astype(np.int64), 0, shape[0] - 1)
+    shifted_x = np.clip(np.rint(x + step * direction[:, 1]).astype(np.int64), 0, shape[1] - 1)
+    return shifted_y, shifted_x
 
 
 def hair_length(lines: Lines) -> float:
@@ -125,155 +142,175 @@ def hair_length(lines: Lines) -> float:
 
     Where all of it lies on one straight line it is the bar of a scale, and counts nothing.
     """
-    side = max(lines.shape)
-    dark = (lines.red > RED) & lines.even
-    y, x, across = lines.y[dark], lines.x[dark], lines.across[dark]
+    longest_side = max(lines.shape)
+    is_hair_like = (lines.red_ratio > MIN_RED_RATIO) & lines.is_even
+    y, x, normals = lines.y[is_hair_like], lines.x[is_hair_like], lines.normals[is_hair_like]
     if len(y) < 10:
         return 0.0
-    asked = np.unique(np.linspace(0, len(y) - 1, MOST).astype(np.int64))
-    long = asked[_runs_on(lines.shape, y, x, across, asked, reach=max(8, round(side * STRETCH))) > UNBROKEN]
-    if len(long) < 10 or _is_bar(y[long], x[long]):
+    sampled_pixels = np.unique(np.linspace(0, len(y) - 1, MAX_LINE_PIXELS).astype(np.int64))
+    long_pixels = sampled_pixels[
+        _run_coverage(
+            lines.shape, y, x, normals, sampled_pixels, reach=max(8, round(longest_side * STRETCH_FRACTION))
+        )
+        > MIN_STRETCH_COVERAGE
+    ]
+    if len(long_pixels) < 10 or _is_bar(y[long_pixels], x[long_pixels]):
         return 0.0
-    return len(long) / len(asked) * len(y) / side
+    return len(long_pixels) / len(sampled_pixels) * len(y) / longest_side
 
 
-def _runs_on(
+def _run_coverage(
     shape: tuple[int, int],
     y: NDArray[np.int64],
     x: NDArray[np.int64],
-    across: Plane,
-    asked: NDArray[np.int64],
+    normals: _Plane,
+    sampled_pixels: NDArray[np.int64],
     *,
     reach: int,
 ) -> NDArray[np.floating]:
-    """Return for each line pixel `asked` the share of `reach` steps along its line that meet a line of its direction.
+    """Return for each line pixel `sampled_pixels` the share of `reach` steps along its line that meet a line
+    of its direction.
 
     The best of all stretches of that length that hold the pixel; a step may miss the line by one pixel.
     """
     height, width = shape
-    double = _double(across)
+    double_angle = _double_angle(normals)
     # A frame as wide as the reach, so that no step leaves the field.
     field = np.zeros((2, height + 2 * reach + 2, width + 2 * reach + 2), np.float32)
-    middle = (y + reach + 1, x + reach + 1)
-    for down, right in itertools.product((-1, 0, 1), repeat=2):
-        field[:, middle[0] + down, middle[1] + right] = double
-    field[:, middle[0], middle[1]] = double
+    padded_yx = (y + reach + 1, x + reach + 1)
+    for dy, dx in itertools.product((-1, 0, 1), repeat=2):
+        field[:, padded_yx[0] + dy, padded_yx[1] + dx] = double_angle
+    field[:, padded_yx[0], padded_yx[1]] = double_angle
     steps = np.arange(-reach, reach + 1, dtype=np.float32)
-    at_y = (middle[0][asked, None] - steps * across[asked, 1:] + 0.5).astype(np.int32)
-    at_x = (middle[1][asked, None] + steps * across[asked, :1] + 0.5).astype(np.int32)
-    flat = at_y * field.shape[2] + at_x
-    met = [plane.ravel()[flat] * own[asked, None] for plane, own in zip(field, double, strict=True)]
-    total = np.zeros((len(asked), 2 * reach + 2), np.int16)
-    np.cumsum(met[0] + met[1] > 0.7, axis=1, out=total[:, 1:])
-    return np.asarray((total[:, reach:] - total[:, : reach + 2]).max(axis=1) / reach, np.float64)
+    step_y = (padded_yx[0][sampled_pixels, None] - steps * normals[sampled_pixels, 1:] + 0.5).astype(np.int32)
+    step_x = (padded_yx[1][sampled_pixels, None] + steps * normals[sampled_pixels, :1] + 0.5).astype(np.int32)
+    flat_index = step_y * field.shape[2] + step_x
+    alignment = [
+        plane.ravel()[flat_index] * component[sampled_pixels, None]
+        for plane, component in zip(field, double_angle, strict=True)
+    ]
+    cumulative = np.zeros((len(sampled_pixels), 2 * reach + 2), np.int16)
+    np.cumsum(alignment[0] + alignment[1] > 0.7, axis=1, out=cumulative[:, 1:])
+    return np.asarray((cumulative[:, reach:] - cumulative[:, : reach + 2]).max(axis=1) / reach, np.float64)
 
 
 def _is_bar(y: NDArray[np.int64], x: NDArray[np.int64]) -> bool:
     """Say whether the pixels lie on one straight line, but for a few."""
     points = np.stack([y, x], 1) - np.array([np.median(y), np.median(x)])
-    _, _, ways = np.linalg.svd(points, full_matrices=False)
-    aside = points @ ways[1]
-    return bool(np.quantile(np.abs(aside - np.median(aside)), 0.85) < BAR)
+    _, _, directions = np.linalg.svd(points, full_matrices=False)
+    lateral = points @ directions[1]
+    return bool(np.quantile(np.abs(lateral - np.median(lateral)), 0.85) < MAX_BAR_WIDTH)
 
 
 @dataclass(frozen=True)
-class _Marks:
+class _RulerMarks:
     """Short lines: centre (M, 2) as y, x; double-angle direction across (M, 2); pixels, depth (M,)."""
 
     centre: NDArray[np.float64]
-    double: NDArray[np.float64]
+    double_angle: NDArray[np.float64]
     length: NDArray[np.float64]
     depth: NDArray[np.float64]
 
 
-def ruler_marks(lines: Lines) -> float:
+def ruler_row_length(lines: Lines) -> float:
     """Return how many marks stand in the longest row of equal, parallel, evenly spaced short lines.
 
     A row among other lines, as in a pigment network or in dense hair, counts for less.
     """
     marks = _find_marks(lines)
-    if len(marks.centre) < FEWEST:
+    if len(marks.centre) < MIN_ROW_MARKS:
         return 0.0
-    side = max(lines.shape)
-    turn = 0.5 * np.arctan2(marks.double[:, 1], marks.double[:, 0])
-    across = np.stack([np.cos(turn), np.sin(turn)], 1)
-    gap = marks.centre[None] - marks.centre[:, None]
-    distance = np.hypot(gap[..., 0], gap[..., 1]) + 1e-9
-    ahead = np.einsum("ijk,ik->ij", gap, across)
-    alike = marks.double @ marks.double.T > PARALLEL
-    alike &= np.abs(np.log(marks.length[:, None] / marks.length)) < LENGTHS
-    alike &= np.abs(np.log(marks.depth[:, None] / marks.depth)) < DEPTHS
-    beside = alike & (ahead > 0.9 * distance) & (distance < 0.15 * side) & (distance > 0.012 * side)
+    longest_side = max(lines.shape)
+    angle = 0.5 * np.arctan2(marks.double_angle[:, 1], marks.double_angle[:, 0])
+    normals = np.stack([np.cos(angle), np.sin(angle)], 1)
+    offsets = marks.centre[None] - marks.centre[:, None]
+    distance = np.hypot(offsets[..., 0], offsets[..., 1]) + 1e-9
+    forward = np.einsum("ijk,ik->ij", offsets, normals)
+    is_alike = marks.double_angle @ marks.double_angle.T > MIN_PARALLEL_COSINE
+    is_alike &= np.abs(np.log(marks.length[:, None] / marks.length)) < MAX_LENGTH_LOG_RATIO
+    is_alike &= np.abs(np.log(marks.depth[:, None] / marks.depth)) < MAX_DEPTH_LOG_RATIO
+    is_neighbour = (
+        is_alike
+        & (forward > 0.9 * distance)
+        & (distance < 0.15 * longest_side)
+        & (distance > 0.012 * longest_side)
+    )
     # The step of a row is the way to a near neighbour.
-    near = np.argsort(np.where(beside, distance, np.inf), axis=1)[:, :NEIGHBOURS]
-    best = 0.0
-    for start, other in zip(np.repeat(np.arange(len(near)), near.shape[1]), near.ravel(), strict=True):
-        if not beside[start, other]:
+    neighbours = np.argsort(np.where(is_neighbour, distance, np.inf), axis=1)[:, :N_NEIGHBOURS]
+    best_length = 0.0
+    for start, neighbour in zip(
+        np.repeat(np.arange(len(neighbours)), neighbours.shape[1]), neighbours.ravel(), strict=True
+    ):
+        if not is_neighbour[start, neighbour]:
             continue
-        row = _row(marks.centre, alike[start], int(start), gap[start, other])
-        if len(row) >= FEWEST and len(row) > best:
-            best = max(best, len(row) * _clear(lines, marks, row, gap[start, other]))
-    return best
+        row = _marks_in_row(marks.centre, is_alike[start], int(start), offsets[start, neighbour])
+        if len(row) >= MIN_ROW_MARKS and len(row) > best_length:
+            best_length = max(best_length, len(row) * _row_clarity(lines, marks, row, offsets[start, neighbour]))
+    return best_length
 
 
-def _find_marks(lines: Lines) -> _Marks:
+def _find_marks(lines: Lines) -> _RulerMarks:
     # Upright and level lines apart, so that what lies crosswise at the foot of a mark does not join it to the next.
-    upright = (np.abs(lines.across[:, 1]) > np.abs(lines.across[:, 0])).astype(int)
+    is_upright = (np.abs(lines.normals[:, 1]) > np.abs(lines.normals[:, 0])).astype(int)
     planes = np.zeros((2, *lines.shape), bool)
-    planes[upright, lines.y, lines.x] = True
-    touching = np.zeros((3, 3, 3), int)
-    touching[1] = 1
-    numbered, count = label(planes, touching)
-    of = numbered[upright, lines.y, lines.x] - 1
-    n = np.maximum(np.bincount(of, minlength=count), 1)
+    planes[is_upright, lines.y, lines.x] = True
+    connectivity = np.zeros((3, 3, 3), int)
+    connectivity[1] = 1
+    labels, count = label(planes, connectivity)
+    mark_index = labels[is_upright, lines.y, lines.x] - 1
+    n = np.maximum(np.bincount(mark_index, minlength=count), 1)
 
-    def mean(values: NDArray[Any]) -> NDArray[np.float64]:
-        return np.asarray(np.bincount(of, values, minlength=count) / n, np.float64)
+    def mean_per_mark(values: NDArray[Any]) -> NDArray[np.float64]:
+        return np.asarray(np.bincount(mark_index, values, minlength=count) / n, np.float64)
 
-    double = lines.double
-    across = np.stack([mean(double[0]), mean(double[1])], 1)
-    coherent = np.hypot(across[:, 0], across[:, 1])
-    side = max(lines.shape)
-    depth = mean(lines.depth)
-    keep = np.flatnonzero((n >= 0.015 * side) & (n <= 0.25 * side) & (coherent > 0.85))
-    keep = keep[np.argsort(-depth[keep], kind="stable")[:MOST_MARKS]]
-    return _Marks(
-        centre=np.stack([mean(lines.y), mean(lines.x)], 1)[keep],
-        double=across[keep] / coherent[keep, None],
-        length=n[keep].astype(np.float64),
-        depth=depth[keep],
+    double_angle = lines.double_angle
+    mean_direction = np.stack([mean_per_mark(double_angle[0]), mean_per_mark(double_angle[1])], 1)
+    coherence = np.hypot(mean_direction[:, 0], mean_direction[:, 1])
+    longest_side = max(lines.shape)
+    depth = mean_per_mark(lines.depth)
+    selected = np.flatnonzero((n >= 0.015 * longest_side) & (n <= 0.25 * longest_side) & (coherence > 0.85))
+    selected = selected[np.argsort(-depth[selected], kind="stable")[:MAX_MARKS]]
+    return _RulerMarks(
+        centre=np.stack([mean_per_mark(lines.y), mean_per_mark(lines.x)], 1)[selected],
+        double_angle=mean_direction[selected] / coherence[selected, None],
+        length=n[selected].astype(np.float64),
+        depth=depth[selected],
     )
 
 
-def _double(across: Plane) -> Plane:
+def _double_angle(normals: _Plane) -> _Plane:
     """Return directions (2, N) by twice their angle, so that 179 and 1 degrees are near."""
-    return np.stack([across[:, 0] ** 2 - across[:, 1] ** 2, 2 * across[:, 0] * across[:, 1]])
+    return np.stack([normals[:, 0] ** 2 - normals[:, 1] ** 2, 2 * normals[:, 0] * normals[:, 1]])
 
 
-def _row(
-    centre: NDArray[np.float64], alike: NDArray[np.bool_], start: int, pitch: NDArray[np.float64]
+def _marks_in_row(
+    centre: NDArray[np.float64], is_alike: NDArray[np.bool_], start: int, pitch: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """Return the marks that stand where a row from `start` in steps of `pitch` expects them; one in two may lack."""
-    off = centre - centre[start]
-    way = off @ pitch / (pitch @ pitch)
-    place = np.rint(way)
+    offsets = centre - centre[start]
+    steps = offsets @ pitch / (pitch @ pitch)
+    step_number = np.rint(steps)
     # A longer mark is centred beside the others.
-    aside = np.abs(off @ np.array([-pitch[1], pitch[0]])) / (pitch @ pitch)
-    fits = np.flatnonzero((np.abs(way - place) < MISS) & (aside < BESIDE) & alike)
-    places, first = np.unique(place[fits], return_index=True)
-    breaks = np.concatenate([[-1], np.flatnonzero(np.diff(places) > 2), [len(places) - 1]])
+    lateral = np.abs(offsets @ np.array([-pitch[1], pitch[0]])) / (pitch @ pitch)
+    fitting_marks = np.flatnonzero(
+        (np.abs(steps - step_number) < MAX_STEP_ERROR) & (lateral < MAX_LATERAL_OFFSET) & is_alike
+    )
+    step_numbers, first = np.unique(step_number[fitting_marks], return_index=True)
+    breaks = np.concatenate([[-1], np.flatnonzero(np.diff(step_numbers) > 2), [len(step_numbers) - 1]])
     longest = int(np.diff(breaks).argmax())
-    return np.asarray(fits[first[breaks[longest] + 1 : breaks[longest + 1] + 1]], np.int64)
+    return np.asarray(fitting_marks[first[breaks[longest] + 1 : breaks[longest + 1] + 1]], np.int64)
 
 
-def _clear(lines: Lines, marks: _Marks, row: NDArray[np.int64], pitch: NDArray[np.float64]) -> float:
-    """Return the share, times `CLEAR` and at most 1, of the parallel lines in a row's strip that are its marks."""
+def _row_clarity(lines: Lines, marks: _RulerMarks, row: NDArray[np.int64], pitch: NDArray[np.float64]) -> float:
+    """Return the share, times `CLEAR_ROW_FACTOR` and at most 1, of the parallel lines in a row's strip that
+    are its marks.
+    """
     step = float(np.hypot(*pitch))
     unit = pitch / step
-    off = np.stack([lines.y, lines.x], 1) - marks.centre[row].mean(axis=0)
-    along, aside = off @ unit, off @ np.array([-unit[1], unit[0]])
-    reach = (marks.centre[row] - marks.centre[row].mean(axis=0)) @ unit
-    inside = (along > reach.min() - step) & (along < reach.max() + step)
-    inside &= np.abs(aside) < 1.5 * float(np.median(marks.length[row]))
-    inside &= marks.double[row].mean(axis=0) @ lines.double > 0
-    return float(min(1.0, CLEAR * marks.length[row].sum() / max(1, inside.sum())))
+    offsets = np.stack([lines.y, lines.x], 1) - marks.centre[row].mean(axis=0)
+    along, lateral = offsets @ unit, offsets @ np.array([-unit[1], unit[0]])
+    extent = (marks.centre[row] - marks.centre[row].mean(axis=0)) @ unit
+    in_strip = (along > extent.min() - step) & (along < extent.max() + step)
+    in_strip &= np.abs(lateral) < 1.5 * float(np.median(marks.length[row]))
+    in_strip &= marks.double_angle[row].mean(axis=0) @ lines.double_angle > 0
+    return float(min(1.0, CLEAR_ROW_FACTOR * marks.length[row].sum() / max(1, in_strip.sum())))

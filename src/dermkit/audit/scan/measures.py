@@ -9,21 +9,21 @@ from scipy.ndimage import uniform_filter
 
 from dermkit.audit.scan.artefacts import ARTEFACT_COLUMNS, score_artefacts
 from dermkit.images.decode import LesionImage
-from dermkit.images.jpeg_tables import read_tables
+from dermkit.images.jpeg_tables import read_jpeg_tables
 
-SIDE = 256
+MEASURE_SIDE = 256
 """Longest side, in pixels, of the reduced copy on which everything but the file is measured."""
-FRAME = 0.05
+BORDER_FRACTION = 0.05
 """Width of the border, as a share of the shorter side."""
 
-TEXTS = ("format", "jpeg_tables", "notes")
-NUMBERS = (
+TEXT_COLUMNS = ("format", "jpeg_tables", "notes")
+NUMBER_COLUMNS = (
     "bytes", "width", "height", "jpeg_quality",
     "brightness", "contrast", "low_level", "high_level", "dark_share", "bright_share", "entropy", "sharpness",
     "mean_r", "mean_g", "mean_b", "border_r", "border_g", "border_b", "border_spread",
     *ARTEFACT_COLUMNS,
 )  # fmt: skip
-COLUMNS = (*TEXTS, *NUMBERS)
+MEASURE_COLUMNS = (*TEXT_COLUMNS, *NUMBER_COLUMNS)
 """The columns of `measure`: texts ("" = unknown), then numbers (NaN = unknown).
 
 bytes: of the file. width, height: pixels as decoded. brightness, contrast: mean and standard deviation of the grey
@@ -33,30 +33,34 @@ sharpness: fine over middling detail; 0.7 to 1.8 in focus, by the set, and less 
 and blue, 0..255; border_spread: standard deviation of the border's grey levels. Artefacts: scores of 0..1.
 """
 
-DARK, BRIGHT = 30, 245
-_EDGE = 15.0
+DARK_PIXEL, BRIGHT_PIXEL = 30, 245
+_EDGE_LEVEL = 15.0
 """Grey levels between a pixel and its surroundings from which on it is an edge and no detail."""
-_ROUNDING = 0.2
+_ROUNDING_VARIANCE = 0.2
 """Variance that rounding to grey levels (1/12) and a good JPEG leave in a picture without detail."""
 
 
-def unknown() -> dict[str, float | str]:
+def empty_measures() -> dict[str, float | str]:
     """Return a row without any measurement."""
-    return dict.fromkeys(TEXTS, "") | dict.fromkeys(NUMBERS, float("nan"))
+    return dict.fromkeys(TEXT_COLUMNS, "") | dict.fromkeys(NUMBER_COLUMNS, float("nan"))
 
 
-def measure(image: LesionImage, data: bytes) -> dict[str, float | str]:
-    """Return the `COLUMNS` of one image. data: the file's bytes. Never raises: what fails stays unknown."""
-    row = unknown() | {"format": image.format, "notes": "; ".join(image.notes), "bytes": float(len(data))}
-    tables = read_tables(data) if image.format == "JPEG" else None
+def measure(image: LesionImage, file_bytes: bytes) -> dict[str, float | str]:
+    """Return the `MEASURE_COLUMNS` of one image. data: the file's bytes. Never raises: what fails stays unknown."""
+    row = empty_measures() | {
+        "format": image.format,
+        "notes": "; ".join(image.notes),
+        "bytes": float(len(file_bytes)),
+    }
+    tables = read_jpeg_tables(file_bytes) if image.format == "JPEG" else None
     if tables:
-        row |= {"jpeg_tables": tables.name, "jpeg_quality": tables.quality}
+        row |= {"jpeg_tables": tables.key, "jpeg_quality": tables.quality}
     height, width = image.pixels.shape[:2]
     row |= {"width": float(width), "height": float(height)}
     try:
         planes = reduce_pixels(image.pixels)
         grey = np.float32(0.299) * planes[0] + np.float32(0.587) * planes[1] + np.float32(0.114) * planes[2]
-        row |= _light(planes, grey) | _border(planes, grey) | {"sharpness": _sharpness(grey)}
+        row |= _light_measures(planes, grey) | _border_measures(planes, grey) | {"sharpness": _sharpness(grey)}
         row |= score_artefacts(planes)
     except Exception:  # noqa: BLE001  one odd picture must not end the scan of a hundred thousand
         return row
@@ -64,30 +68,36 @@ def measure(image: LesionImage, data: bytes) -> dict[str, float | str]:
 
 
 def reduce_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return (3, h, w) float32, 0..255, by whole-number box reduction to at most `SIDE` pixels a side."""
-    factor = -(-max(pixels.shape[:2]) // SIDE)
+    """Return (3, h, w) float32, 0..255, by whole-number box reduction to at most `MEASURE_SIDE` pixels a side."""
+    factor = -(-max(pixels.shape[:2]) // MEASURE_SIDE)
     if factor > 1:
         pixels = np.asarray(Image.fromarray(pixels).reduce(factor))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
 
 
-def _light(planes: NDArray[np.float32], grey: NDArray[np.float32]) -> dict[str, float]:
+def _light_measures(planes: NDArray[np.float32], grey: NDArray[np.float32]) -> dict[str, float]:
     counts = np.bincount(grey.astype(np.uint8).ravel(), minlength=256) / grey.size
-    used = counts[counts > 0]
+    probabilities = counts[counts > 0]
     low, high = np.searchsorted(np.cumsum(counts), [0.05, 0.95])
     red, green, blue = (float(value) for value in planes.mean(axis=(1, 2)))
     return {
-        "brightness": float(grey.mean()), "contrast": float(grey.std()),
-        "low_level": float(low), "high_level": float(high),
-        "dark_share": float(counts[:DARK].sum()), "bright_share": float(counts[BRIGHT:].sum()),
-        "entropy": float(-(used * np.log2(used)).sum()), "mean_r": red, "mean_g": green, "mean_b": blue,
-    }  # fmt: skip
+        "brightness": float(grey.mean()),
+        "contrast": float(grey.std()),
+        "low_level": float(low),
+        "high_level": float(high),
+        "dark_share": float(counts[:DARK_PIXEL].sum()),
+        "bright_share": float(counts[BRIGHT_PIXEL:].sum()),
+        "entropy": float(-(probabilities * np.log2(probabilities)).sum()),
+        "mean_r": red,
+        "mean_g": green,
+        "mean_b": blue,
+    }
 
 
-def _border(planes: NDArray[np.float32], grey: NDArray[np.float32]) -> dict[str, float]:
-    wide = max(1, round(FRAME * min(grey.shape)))
+def _border_measures(planes: NDArray[np.float32], grey: NDArray[np.float32]) -> dict[str, float]:
+    border_width = max(1, round(BORDER_FRACTION * min(grey.shape)))
     mask = np.ones(grey.shape, bool)
-    mask[wide:-wide, wide:-wide] = False
+    mask[border_width:-border_width, border_width:-border_width] = False
     red, green, blue = (float(value) for value in planes[:, mask].mean(axis=1))
     return {"border_r": red, "border_g": green, "border_b": blue, "border_spread": float(grey[mask].std())}
 
@@ -100,11 +110,11 @@ def _sharpness(grey: NDArray[np.float32]) -> float:
     if min(grey.shape) < 8:
         return float("nan")
     rows = grey[2:] + grey[1:-1] + grey[:-2]
-    fine = (rows[:, 2:] + rows[:, 1:-1] + rows[:, :-2]) * np.float32(1 / 9)
-    rest = fine - uniform_filter(fine, 5, mode="nearest")
-    own = grey[1:-1, 1:-1] - fine
-    used = (np.abs(rest) < _EDGE) & (fine > DARK)
-    if used.sum() < 0.1 * used.size:
+    smoothed = (rows[:, 2:] + rows[:, 1:-1] + rows[:, :-2]) * np.float32(1 / 9)
+    coarse_detail = smoothed - uniform_filter(smoothed, 5, mode="nearest")
+    fine_detail = grey[1:-1, 1:-1] - smoothed
+    is_used = (np.abs(coarse_detail) < _EDGE_LEVEL) & (smoothed > DARK_PIXEL)
+    if is_used.sum() < 0.1 * is_used.size:
         return float("nan")
-    strength = float(np.square(own[used]).mean()) - _ROUNDING
-    return math.sqrt(max(strength, 0.0) / max(float(np.square(rest[used]).mean()), 0.3))
+    strength = float(np.square(fine_detail[is_used]).mean()) - _ROUNDING_VARIANCE
+    return math.sqrt(max(strength, 0.0) / max(float(np.square(coarse_detail[is_used]).mean()), 0.3))

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from dermkit.audit.scan import descriptors, measures
 from dermkit.data.manifest import Dataset
-from dermkit.errors import DataError, ImageRefused
+from dermkit.errors import DataError, ImageRejected
 from dermkit.files import (
     check_writable,
     fingerprint,
@@ -30,25 +30,25 @@ from dermkit.files import (
     write_rows,
 )
 from dermkit.images.decode import open_image
-from dermkit.progress import Watch
-from dermkit.threads import cores
+from dermkit.progress import Progress
+from dermkit.threads import cpu_count
 
-FORMAT = 1
-VERSION = 4
+SCAN_FORMAT = 1
+SCAN_VERSION = 4
 """Raised whenever a measure or a description changes, so that an old store is not mixed with new numbers."""
-BLOCK = 1024
+IMAGES_PER_BLOCK = 1024
 """Images between two points from which a stopped scan goes on."""
-_BATCH = 32
+_IMAGES_PER_BATCH = 32
 """Images described at once: about 10 MB of blurred pictures per thread."""
 
 _ARRAYS: Mapping[str, tuple[tuple[int, ...], type[Any]]] = {
-    "canvas": ((descriptors.CANVAS, descriptors.CANVAS), np.uint8),
-    "square": ((descriptors.SQUARE, descriptors.SQUARE, 3), np.uint8),
+    "canvas": ((descriptors.CANVAS_SIDE, descriptors.CANVAS_SIDE), np.uint8),
+    "square": ((descriptors.SQUARE_SIDE, descriptors.SQUARE_SIDE, 3), np.uint8),
     "size": ((2,), np.int16),
-    "frame": ((descriptors.FRAME_WIDTH,), np.float16),
-    "disc": ((descriptors.DISCS, descriptors.DISC_WIDTH), np.float16),
-    "place": ((descriptors.DISCS, 3), np.float32),
-    "polar": ((descriptors.DISCS, descriptors.RINGS, descriptors.ANGLES), np.int8),
+    "frame": ((descriptors.GLOBAL_WIDTH,), np.float16),
+    "disc": ((descriptors.N_DISCS, descriptors.PATCH_WIDTH), np.float16),
+    "place": ((descriptors.N_DISCS, 3), np.float32),
+    "polar": ((descriptors.N_DISCS, descriptors.N_RINGS, descriptors.N_ANGLES), np.int8),
 }
 BYTES_PER_IMAGE = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in _ARRAYS.values())
 _STATE_COLUMNS = ("changed", "stat")
@@ -65,17 +65,19 @@ class Scan:
     """
 
     table: pd.DataFrame
-    rows: NDArray[np.int64]
+    store_rows: NDArray[np.int64]
     canvas: NDArray[np.uint8]
     square: NDArray[np.uint8]
     size: NDArray[np.int16]
-    frame: NDArray[np.float16]
-    disc: NDArray[np.float16]
-    place: NDArray[np.float32]
-    polar: NDArray[np.int8]
+    global_descriptor: NDArray[np.float16]
+    patch_descriptors: NDArray[np.float16]
+    keypoints: NDArray[np.float32]
+    polar_patches: NDArray[np.int8]
 
 
-def scan(dataset: Dataset, *, folder: Path | None = None, workers: int = 0, watch: Watch | None = None) -> Scan:
+def scan_images(
+    dataset: Dataset, *, folder: Path | None = None, workers: int = 0, progress: Progress | None = None
+) -> Scan:
     """Scan a data set into `folder` (default: audit/scan of the data set), or go on where a scan was stopped.
 
     A file whose size or time of change is another than it was is looked at again, with its block.
@@ -84,21 +86,21 @@ def scan(dataset: Dataset, *, folder: Path | None = None, workers: int = 0, watc
     """
     folder = folder or dataset.folder / "audit" / "scan"
     frame = dataset.manifest
-    rows = _stored_rows(folder, frame)
-    if rows is None:
-        _start(folder, frame)
-        rows = np.arange(len(frame))
+    store_rows = _stored_rows(folder, frame)
+    if store_rows is None:
+        _create_store(folder, frame)
+        store_rows = np.arange(len(frame))
     files = _read_files(folder)
-    _forget_stale(dataset.images, folder, files, rows)
-    _fill(dataset.images, folder, files, workers, watch or Watch())
-    table = _read_table(folder, len(files)).iloc[rows].reset_index(drop=True)
+    _remove_stale_blocks(dataset.image_root, folder, files, store_rows)
+    _scan_missing_blocks(dataset.image_root, folder, files, workers, progress or Progress())
+    table = _read_table(folder, len(files)).iloc[store_rows].reset_index(drop=True)
     if (table["changed"].isin(["missing", "refused"])).all():
         raise DataError(
-            f"{dataset.images}: none of the {len(frame)} images can be read",
+            f"{dataset.image_root}: none of the {len(frame)} images can be read",
             remedy="bring the images back, or correct location.json",
         )
     maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-    return Scan(table.drop(columns="stat"), rows, **maps)
+    return Scan(table.drop(columns="stat"), store_rows, **maps)
 
 
 def _read_files(folder: Path) -> pd.DataFrame:
@@ -108,24 +110,28 @@ def _read_files(folder: Path) -> pd.DataFrame:
 def _stored_rows(folder: Path, frame: pd.DataFrame) -> NDArray[np.int64] | None:
     """Return where the manifest's images lie in the store; None where it is another one's, old or broken."""
     try:
-        facts = read_json(folder / "scan.json", format=FORMAT, error=DataError)
+        scan_json = read_json(folder / "scan.json", format=SCAN_FORMAT, error=DataError)
         files = _read_files(folder)
         shapes = {name: np.load(folder / f"{name}.npy", mmap_mode="r").shape for name in _ARRAYS}
     except (DataError, OSError, ValueError):
         return None
-    whole = all(shapes[name] == (len(files), *shape) for name, (shape, _) in _ARRAYS.items())
-    if not whole or facts.get("version") != VERSION or facts.get("files") != _files_key(files):
+    is_complete = all(shapes[name] == (len(files), *shape) for name, (shape, _) in _ARRAYS.items())
+    if (
+        not is_complete
+        or scan_json.get("version") != SCAN_VERSION
+        or scan_json.get("files") != _files_fingerprint(files)
+    ):
         return None
-    places = pd.Series(np.arange(len(files)), index=pd.MultiIndex.from_frame(files[["path", "file_sha256"]]))
-    wanted = places.reindex(pd.MultiIndex.from_frame(frame[["path", "file_sha256"]]))
-    return None if wanted.isna().any() else wanted.to_numpy().astype(np.int64)
+    row_by_file = pd.Series(np.arange(len(files)), index=pd.MultiIndex.from_frame(files[["path", "file_sha256"]]))
+    store_rows = row_by_file.reindex(pd.MultiIndex.from_frame(frame[["path", "file_sha256"]]))
+    return None if store_rows.isna().any() else store_rows.to_numpy().astype(np.int64)
 
 
-def _files_key(files: pd.DataFrame) -> str:
-    return fingerprint(VERSION, pd.util.hash_pandas_object(files, index=False).to_numpy().tobytes().hex())
+def _files_fingerprint(files: pd.DataFrame) -> str:
+    return fingerprint(SCAN_VERSION, pd.util.hash_pandas_object(files, index=False).to_numpy().tobytes().hex())
 
 
-def _start(folder: Path, frame: pd.DataFrame) -> None:
+def _create_store(folder: Path, frame: pd.DataFrame) -> None:
     """Make an empty store; its space is reserved before the first image is opened."""
     (folder / "scan.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -137,117 +143,140 @@ def _start(folder: Path, frame: pd.DataFrame) -> None:
         for name, (shape, kind) in _ARRAYS.items():
             path = folder / f"{name}.npy"
             np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(len(frame), *shape)).flush()
-    write_json(folder / "scan.json", {"version": VERSION, "files": _files_key(_read_files(folder))}, format=FORMAT)
+    write_json(
+        folder / "scan.json",
+        {"version": SCAN_VERSION, "files": _files_fingerprint(_read_files(folder))},
+        format=SCAN_FORMAT,
+    )
 
 
 def _block_name(start: int) -> str:
-    return f"block-{start // BLOCK:05d}.csv"
+    return f"block-{start // IMAGES_PER_BLOCK:05d}.csv"
 
 
-def _stat(path: Path) -> str:
+def _file_stat(path: Path) -> str:
     """Return what tells a file that was written anew: its size and its time of change; "" where there is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ""
-    return f"{found.st_size}:{found.st_mtime_ns}"
+    return f"{status.st_size}:{status.st_mtime_ns}"
 
 
-def _forget_stale(root: Path, folder: Path, files: pd.DataFrame, rows: NDArray[np.int64]) -> None:
+def _remove_stale_blocks(root: Path, folder: Path, files: pd.DataFrame, store_rows: NDArray[np.int64]) -> None:
     """Remove the blocks that hold an image of the manifest whose file is not as it was."""
-    wanted = np.zeros(len(files), bool)
-    wanted[rows] = True
-    for start in range(0, len(files), BLOCK):
+    is_used = np.zeros(len(files), bool)
+    is_used[store_rows] = True
+    for start in range(0, len(files), IMAGES_PER_BLOCK):
         path = folder / _block_name(start)
         if not path.is_file():
             continue
-        before = pd.read_csv(path, usecols=["stat"], dtype=str, keep_default_na=False)["stat"].tolist()
-        names = files["path"].iloc[start : start + BLOCK].tolist()
-        here = zip(names, before, wanted[start : start + BLOCK], strict=False)
-        if len(before) != len(names) or any(used and _stat(root / name) != stat for name, stat, used in here):
+        stored_stats = pd.read_csv(path, usecols=["stat"], dtype=str, keep_default_na=False)["stat"].tolist()
+        names = files["path"].iloc[start : start + IMAGES_PER_BLOCK].tolist()
+        entries = zip(names, stored_stats, is_used[start : start + IMAGES_PER_BLOCK], strict=False)
+        if len(stored_stats) != len(names) or any(
+            in_use and _file_stat(root / name) != stat for name, stat, in_use in entries
+        ):
             path.unlink()
 
 
-def _fill(root: Path, folder: Path, files: pd.DataFrame, workers: int, watch: Watch) -> None:
+def _scan_missing_blocks(root: Path, folder: Path, files: pd.DataFrame, workers: int, progress: Progress) -> None:
     """Scan the blocks that are not done, in the order of the store's own list of files."""
     total = len(files)
-    starts = [at for at in range(0, total, BLOCK) if not (folder / _block_name(at)).is_file()]
+    starts = [
+        block_start
+        for block_start in range(0, total, IMAGES_PER_BLOCK)
+        if not (folder / _block_name(block_start)).is_file()
+    ]
     if not starts:
         return
     maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in _ARRAYS}
-    one = _scanner(root, files["path"].tolist(), files["file_sha256"].tolist(), maps)
-    done = total - sum(min(BLOCK, total - at) for at in starts)
+    scan_batch = _batch_scanner(root, files["path"].tolist(), files["file_sha256"].tolist(), maps)
+    n_done = total - sum(min(IMAGES_PER_BLOCK, total - block_start) for block_start in starts)
     # The threads are ours: those of the matrix library would fight with them for the same cores.
-    with threadpool_limits(1), ThreadPoolExecutor(workers or cores()) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(workers or cpu_count()) as pool:
         try:
             for start in starts:
-                end = min(start + BLOCK, total)
-                parts = [(at, min(at + _BATCH, end)) for at in range(start, end, _BATCH)]
+                stop = min(start + IMAGES_PER_BLOCK, total)
+                batches = [
+                    (block_start, min(block_start + _IMAGES_PER_BATCH, stop))
+                    for block_start in range(start, stop, _IMAGES_PER_BATCH)
+                ]
                 rows: list[dict[str, Any]] = []
-                for (low, high), part in zip(parts, pool.map(one, parts), strict=True):
-                    rows += part
-                    done += high - low
-                    watch.step("images looked at", done, total)
+                for (low, high), batch_rows in zip(batches, pool.map(scan_batch, batches), strict=True):
+                    rows += batch_rows
+                    n_done += high - low
+                    progress.step("images looked at", n_done, total)
                 for values in maps.values():
                     values.flush()
-                header = [*measures.COLUMNS, *_STATE_COLUMNS]
+                header = [*measures.MEASURE_COLUMNS, *_STATE_COLUMNS]
                 write_rows(folder / _block_name(start), header, ([row[name] for name in header] for row in rows))
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _scanner(
+def _batch_scanner(
     root: Path, paths: list[str], hashes: list[str], maps: dict[str, NDArray[Any]]
 ) -> Callable[[tuple[int, int]], list[dict[str, Any]]]:
-    def one(part: tuple[int, int]) -> list[dict[str, Any]]:
-        rows, smalls, at = [], [], []
-        for number in range(*part):
-            row, small = _look(root / paths[number], hashes[number])
+    def scan_batch(batch: tuple[int, int]) -> list[dict[str, Any]]:
+        rows, small_images, store_rows = [], [], []
+        for index in range(*batch):
+            row, small_image = _scan_file(root / paths[index], hashes[index])
             rows.append(row)
-            if small is not None:
-                smalls.append(small)
-                at.append(number)
-        if smalls:
-            _store(maps, np.asarray(at), smalls)
+            if small_image is not None:
+                small_images.append(small_image)
+                store_rows.append(index)
+        if small_images:
+            _write_descriptors(maps, np.asarray(store_rows), small_images)
         return rows
 
-    return one
+    return scan_batch
 
 
-def _look(path: Path, file_sha256: str) -> tuple[dict[str, Any], descriptors.Small | None]:
+def _scan_file(path: Path, file_sha256: str) -> tuple[dict[str, Any], descriptors.SmallImage | None]:
     """Measure and shrink one image; the file may have changed since the import."""
-    stat = _stat(path)
+    stat = _file_stat(path)
     try:
         data = path.read_bytes()
         image = open_image(data, name=str(path))
     except OSError:
-        return measures.unknown() | {"changed": "missing", "stat": stat}, None
-    except ImageRefused:
-        return measures.unknown() | {"changed": "refused", "stat": stat}, None
-    changed = "" if image.file_sha256 == file_sha256 else "changed"
-    return measures.measure(image, data) | {"changed": changed, "stat": stat}, descriptors.shrink(image.pixels)
+        return measures.empty_measures() | {"changed": "missing", "stat": stat}, None
+    except ImageRejected:
+        return measures.empty_measures() | {"changed": "refused", "stat": stat}, None
+    state = "" if image.file_sha256 == file_sha256 else "changed"
+    return measures.measure(image, data) | {"changed": state, "stat": stat}, descriptors.shrink(image.pixels)
 
 
-def _store(maps: dict[str, NDArray[Any]], at: NDArray[np.int64], smalls: list[descriptors.Small]) -> None:
+def _write_descriptors(
+    maps: dict[str, NDArray[Any]], store_rows: NDArray[np.int64], small_images: list[descriptors.SmallImage]
+) -> None:
     canvas, tint, square = (
-        np.stack([getattr(small, name) for small in smalls]) for name in ("canvas", "tint", "square")
+        np.stack([getattr(small_image, name) for small_image in small_images])
+        for name in ("canvas", "tint", "square")
     )
-    size = np.array([[small.width, small.height] for small in smalls])
-    found = descriptors.describe(canvas, tint, size, square)
-    made = {
-        "canvas": canvas, "square": square, "size": size, "frame": found.frame, "disc": found.disc,
-        "place": found.place, "polar": found.polar,
-    }  # fmt: skip
-    for name, values in made.items():
-        maps[name][at] = values
+    size = np.array([[small_image.width, small_image.height] for small_image in small_images])
+    found = descriptors.describe_images(canvas, tint, size, square)
+    arrays = {
+        "canvas": canvas,
+        "square": square,
+        "size": size,
+        "frame": found.global_descriptor,
+        "disc": found.patch_descriptors,
+        "place": found.keypoints,
+        "polar": found.polar_patches,
+    }
+    for name, values in arrays.items():
+        maps[name][store_rows] = values
 
 
 def _read_table(folder: Path, total: int) -> pd.DataFrame:
-    blocks = [folder / _block_name(at) for at in range(0, total, BLOCK)]
-    texts = dict.fromkeys([*measures.TEXTS, *_STATE_COLUMNS], str)
-    kinds = dict.fromkeys(measures.NUMBERS, "float64") | texts
+    blocks = [folder / _block_name(block_start) for block_start in range(0, total, IMAGES_PER_BLOCK)]
+    texts = dict.fromkeys([*measures.TEXT_COLUMNS, *_STATE_COLUMNS], str)
+    kinds = dict.fromkeys(measures.NUMBER_COLUMNS, "float64") | texts
     tables = [
-        pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=dict.fromkeys(measures.NUMBERS, "nan"))
+        pd.read_csv(
+            path, dtype=kinds, keep_default_na=False, na_values=dict.fromkeys(measures.NUMBER_COLUMNS, "nan")
+        )
         for path in blocks
     ]
     return pd.concat(tables, ignore_index=True)

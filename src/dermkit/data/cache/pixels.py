@@ -11,28 +11,30 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.data.cache.store import KEY_BYTES, Rows, Store, evict, hashed
+from dermkit.data.cache.store import KEY_BYTES, Store, StoredRows, evict, hash_keys
 from dermkit.data.manifest import Dataset
-from dermkit.errors import DataError, ImageRefused
+from dermkit.errors import DataError, ImageRejected
 from dermkit.files import canonical_json, sha256_bytes
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing, resize_pixels
-from dermkit.threads import cores
+from dermkit.threads import cpu_count
 
-DECODER = 1
+DECODER_VERSION = 1
 """Raise it whenever `open_image` or `resize_pixels` gives other pixels than before: old caches are then not found."""
 
-KEEP_BYTES = 50 * 10**9
+MAX_CACHE_BYTES = 50 * 10**9
 """What a cache may hold by default: 330,000 images of 224 x 224, or several sizes of a smaller data set."""
 
-NAMED = 10
+_MAX_LISTED = 10
 """Problems that a message names; the rest is counted."""
 
-_MOST_THREADS = 16
+_MAX_THREADS = 16
 """Beyond this the parts that hold Python's lock are the limit, and every thread holds a whole photograph in memory."""
 
-_TASK = 16  # images that a thread is given at once: waking it for each one costs as much as a small image
-_AHEAD = 2  # blocks in memory: one is written while the next is decoded
+_IMAGES_PER_TASK = (
+    16  # images that a thread is given at once: waking it for each one costs as much as a small image
+)
+_BLOCKS_IN_MEMORY = 2  # blocks in memory: one is written while the next is decoded
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class PixelCache:
     images and with the geometry.
     """
 
-    pixels: Rows
+    pixels: StoredRows
     index: dict[str, int]
     key: str
 
@@ -64,38 +66,40 @@ def pixel_cache(
     `DataError` naming the images that are unknown, missing, refused, or no longer have the pixels that the manifest
     states, and `OutputError` where there is no room, before anything is decoded.
     """
-    rows = _rows(dataset, image_ids)
-    keys = row_keys(rows, preprocessing)
-    side = preprocessing.size
-    store = Store(folder, store_name(preprocessing), shape=(side, side, 3), dtype="uint8")
-    positions = store.find(keys)
+    rows = _manifest_rows(dataset, image_ids)
+    keys = pixel_keys(rows, preprocessing)
+    edge = preprocessing.size
+    store = Store(folder, store_name(preprocessing), shape=(edge, edge, 3), dtype="uint8")
+    positions = store.index(keys)
     if (positions < 0).any():
-        absent = _first_of_each(keys, np.flatnonzero(positions < 0))
-        _Build(dataset, preprocessing, store, workers, on_progress).run(rows.iloc[absent], keys[absent])
-        positions = store.find(keys)
+        missing_rows = _first_rows(keys, np.flatnonzero(positions < 0))
+        _Build(dataset, preprocessing, store, workers, on_progress).run(
+            rows.iloc[missing_rows], keys[missing_rows]
+        )
+        positions = store.index(keys)
     index = {name: row for row, name in enumerate(rows["image_id"])}
-    return PixelCache(Rows(store, positions), index, _pixel_key(rows, preprocessing))
+    return PixelCache(StoredRows(store, positions), index, _pixel_key(rows, preprocessing))
 
 
-def keep_within(folder: Path, keep_bytes: int = KEEP_BYTES) -> int:
+def evict_to_size(folder: Path, max_bytes: int = MAX_CACHE_BYTES) -> int:
     """Evict from the caches below a folder what was not used for longest, but nothing that this process used.
 
     Returns the bytes removed; call it after a run.
     """
-    return evict(folder, keep_bytes, spare_own=True)
+    return evict(folder, max_bytes, spare_used=True)
 
 
-def row_keys(rows: pd.DataFrame, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def pixel_keys(rows: pd.DataFrame, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Return (N, 32): what decides an image's resized pixels, its own pixels and the geometry. Mean and std come later.
 
     rows: of a manifest, with `pixel_sha256`.
     """
-    return hashed(canonical_json(geometry(preprocessing)), (text.encode() for text in rows["pixel_sha256"]))
+    return hash_keys(canonical_json(geometry(preprocessing)), (text.encode() for text in rows["pixel_sha256"]))
 
 
 def geometry(preprocessing: Preprocessing) -> list[object]:
     """Return what decides the pixels that an image is resized to, beside the image."""
-    return [preprocessing.size, preprocessing.resize, preprocessing.interpolation, DECODER]
+    return [preprocessing.size, preprocessing.resize, preprocessing.interpolation, DECODER_VERSION]
 
 
 def store_name(preprocessing: Preprocessing) -> str:
@@ -104,33 +108,33 @@ def store_name(preprocessing: Preprocessing) -> str:
 
 
 def _pixel_key(rows: pd.DataFrame, preprocessing: Preprocessing) -> str:
-    facts = [geometry(preprocessing), rows["pixel_sha256"].tolist()]
-    return "pixels-" + sha256_bytes(canonical_json(facts).encode())[:32]
+    key_fields = [geometry(preprocessing), rows["pixel_sha256"].tolist()]
+    return "pixels-" + sha256_bytes(canonical_json(key_fields).encode())[:32]
 
 
-def _rows(dataset: Dataset, image_ids: Sequence[str]) -> pd.DataFrame:
+def _manifest_rows(dataset: Dataset, image_ids: Sequence[str]) -> pd.DataFrame:
     if len(image_ids) == 0:
         raise DataError(f"{dataset.name}: no images were asked for", remedy="check the split and the manifest")
     positions = pd.Index(dataset.manifest["image_id"]).get_indexer(pd.Index(image_ids))
     unknown = [name for name, position in zip(image_ids, positions, strict=True) if position < 0]
     if unknown:
         raise DataError(
-            f"{dataset.folder}: {_listing(unknown)} not in manifest.csv",
+            f"{dataset.folder}: {_name_list(unknown)} not in manifest.csv",
             remedy="use the split that belongs to this data set, or make it again with `dermkit split`",
         )
     rows: pd.DataFrame = dataset.manifest.iloc[positions].reset_index(drop=True)
     return rows
 
 
-def _first_of_each(keys: NDArray[np.uint8], chosen: NDArray[np.intp]) -> NDArray[np.intp]:
+def _first_rows(keys: NDArray[np.uint8], rows: NDArray[np.intp]) -> NDArray[np.intp]:
     """Return the first row of each key among the chosen rows: identical images are decoded once."""
-    whole = np.ascontiguousarray(keys[chosen]).view(f"V{KEY_BYTES}")[:, 0]
-    return chosen[np.sort(np.unique(whole, return_index=True)[1])]
+    key_values = np.ascontiguousarray(keys[rows]).view(f"V{KEY_BYTES}")[:, 0]
+    return rows[np.sort(np.unique(key_values, return_index=True)[1])]
 
 
-def _listing(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def _name_list(names: Sequence[str]) -> str:
+    more_text = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more_text
 
 
 @dataclass(eq=False)
@@ -138,13 +142,13 @@ class _Block:
     """Images that become one segment. done: (n,), the rows of `pixels` that are filled and not yet saved."""
 
     paths: list[str]
-    expected: list[str]
+    pixel_hashes: list[str]
     keys: NDArray[np.uint8]
     pixels: NDArray[np.uint8]
-    done: NDArray[np.bool_]
+    is_filled: NDArray[np.bool_]
 
 
-_Waiting = tuple[_Block, list[Future[list[str]]]]
+_PendingBlock = tuple[_Block, list[Future[list[str]]]]
 
 
 class _Build:
@@ -161,73 +165,76 @@ class _Build:
         self.dataset = dataset
         self.preprocessing = preprocessing
         self.store = store
-        self.workers = workers or min(_MOST_THREADS, cores())
+        self.workers = workers or min(_MAX_THREADS, cpu_count())
         self.on_progress = on_progress
-        self.stopped = threading.Event()
-        self.finished = 0
+        self.stop_event = threading.Event()
+        self.n_finished = 0
 
     def run(self, rows: pd.DataFrame, keys: NDArray[np.uint8]) -> None:
         """Decode these images and add them; raises one `DataError` that names all that cannot be used."""
         self.store.check_room(len(rows))
         problems: list[str] = []
-        waiting: deque[_Waiting] = deque()
+        pending: deque[_PendingBlock] = deque()
         pool = ThreadPoolExecutor(self.workers)
         try:
             for block in self._blocks(rows, keys):
-                waiting.append((block, self._submit(pool, block)))
-                if len(waiting) == _AHEAD:
-                    problems += self._finish(waiting, len(rows))
-            while waiting:
-                problems += self._finish(waiting, len(rows))
+                pending.append((block, self._submit(pool, block)))
+                if len(pending) == _BLOCKS_IN_MEMORY:
+                    problems += self._finish(pending, len(rows))
+            while pending:
+                problems += self._finish(pending, len(rows))
         finally:
-            self.stopped.set()  # an interrupt must not wait for the whole queue
+            self.stop_event.set()  # an interrupt must not wait for the whole queue
             pool.shutdown(wait=True, cancel_futures=True)
-            for block, _ in waiting:
+            for block, _ in pending:
                 self._save(block)
         self._refuse(problems, len(rows))
 
     def _blocks(self, rows: pd.DataFrame, keys: NDArray[np.uint8]) -> Iterator[_Block]:
         size = self.store.rows_per_segment
         for start in range(0, len(rows), size):
-            part = rows.iloc[start : start + size]
-            pixels = np.empty((len(part), *self.store.shape), np.uint8)
+            block_rows = rows.iloc[start : start + size]
+            pixels = np.empty((len(block_rows), *self.store.shape), np.uint8)
             yield _Block(
-                part["path"].tolist(),
-                part["pixel_sha256"].tolist(),
+                block_rows["path"].tolist(),
+                block_rows["pixel_sha256"].tolist(),
                 keys[start : start + size],
                 pixels,
-                np.zeros(len(part), np.bool_),
+                np.zeros(len(block_rows), np.bool_),
             )
 
     def _submit(self, pool: ThreadPoolExecutor, block: _Block) -> list[Future[list[str]]]:
-        starts = range(0, len(block.paths), _TASK)
-        return [pool.submit(self._decode, block, start, min(start + _TASK, len(block.paths))) for start in starts]
+        starts = range(0, len(block.paths), _IMAGES_PER_TASK)
+        return [
+            pool.submit(self._decode, block, start, min(start + _IMAGES_PER_TASK, len(block.paths)))
+            for start in starts
+        ]
 
-    def _decode(self, block: _Block, start: int, end: int) -> list[str]:
+    def _decode(self, block: _Block, start: int, stop: int) -> list[str]:
         """Fill rows start to end of a block; return for each its problem, or ""."""
-        found = []
-        for row in range(start, end):
-            if self.stopped.is_set():
+        problems = []
+        for row in range(start, stop):
+            if self.stop_event.is_set():
                 break
             try:
-                image = open_image(self.dataset.images / block.paths[row], name=block.paths[row])
-            except ImageRefused as error:
-                found.append(f"{error.name} ({error.reason.value})")
+                image = open_image(self.dataset.image_root / block.paths[row], name=block.paths[row])
+            except ImageRejected as error:
+                problems.append(f"{error.name} ({error.reason.value})")
                 continue
-            if image.pixel_sha256 != block.expected[row]:
-                found.append(f"{block.paths[row]}: changed since it was imported")
+            if image.pixel_sha256 != block.pixel_hashes[row]:
+                problems.append(f"{block.paths[row]}: changed since it was imported")
                 continue
             block.pixels[row] = resize_pixels(image.pixels, self.preprocessing)
-            block.done[row] = True
-            found.append("")
-        return found
+            block.is_filled[row] = True
+            problems.append("")
+        return problems
 
-    def _finish(self, waiting: deque[_Waiting], total: int) -> list[str]:
+    def _finish(self, pending: deque[_PendingBlock], total: int) -> list[str]:
         """Wait for the oldest block and save it; return its problems."""
-        block, futures = waiting[0]
+        block, futures = pending[0]
         problems = self._collect(futures, total)
         self._save(block)
-        waiting.popleft()  # only now: what is interrupted before is saved at the end
+        pending.popleft()  # only now: what is interrupted before is saved at the end
         return problems
 
     def _collect(self, futures: Sequence[Future[list[str]]], total: int) -> list[str]:
@@ -235,22 +242,22 @@ class _Build:
         for future in futures:
             for problem in future.result():
                 problems += [problem] if problem else []
-                self.finished += 1
+                self.n_finished += 1
                 if self.on_progress is not None:
-                    self.on_progress(self.finished, total)
+                    self.on_progress(self.n_finished, total)
         return problems
 
     def _save(self, block: _Block) -> None:
-        if block.done.all():
+        if block.is_filled.all():
             self.store.add(block.keys, block.pixels)
         else:
-            self.store.add(block.keys[block.done], block.pixels[block.done])
+            self.store.add(block.keys[block.is_filled], block.pixels[block.is_filled])
 
     def _refuse(self, problems: Sequence[str], total: int) -> None:
         if problems:
             raise DataError(
-                f"{self.dataset.images}: {len(problems)} of {total} images cannot be used: "
-                f"{_listing(sorted(problems))}",
-                kept="the data set and its manifest are untouched, and what was decoded need not be decoded again",
+                f"{self.dataset.image_root}: {len(problems)} of {total} images cannot be used: "
+                f"{_name_list(sorted(problems))}",
+                outcome="the data set and its manifest are untouched, and what was decoded need not be decoded again",
                 remedy="restore these images, or import the data set again",
             )

@@ -18,11 +18,19 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dermkit.data.cache import segments
-from dermkit.data.cache.segments import KEY_BYTES, Header, Opened, is_own, is_whole, open_segment, read_header
+from dermkit.data.cache.segments import (
+    KEY_BYTES,
+    OpenSegment,
+    SegmentHeader,
+    is_intact,
+    is_segment_name,
+    open_segment,
+    read_segment_header,
+)
 from dermkit.errors import OutputError
 from dermkit.files import TEMP_PREFIX, check_writable, make_folder, output_errors
 
-__all__ = ["KEY_BYTES", "SEGMENT_BYTES", "SEGMENT_ROWS", "Rows", "Store", "evict", "hashed"]
+__all__ = ["KEY_BYTES", "SEGMENT_BYTES", "SEGMENT_ROWS", "Store", "StoredRows", "evict", "hash_keys"]
 
 SEGMENT_BYTES = 48 * 2**20
 """What a killed build loses, and what it holds in memory: little. Files of a large store: not too many."""
@@ -30,9 +38,9 @@ SEGMENT_ROWS = 1024
 """The same for small rows: the features of 1,024 images are a minute or two of work on a processor."""
 
 _VERIFIERS = 4  # hashing releases Python's lock; beyond this the disk is the limit
-_ABANDONED = 3600.0  # seconds; a segment is written in one or two
-_TOUCHED = 60.0  # seconds; eviction counts in days, and a server looks for a few images at a time
-_COPIED = 2**20  # bytes; larger parts are not worth a second copy
+_ABANDONED_SECONDS = 3600.0  # seconds; a segment is written in one or two
+_TOUCH_SECONDS = 60.0  # seconds; eviction counts in days, and a server looks for a few images at a time
+_MAX_COPY_BYTES = 2**20  # bytes; larger parts are not worth a second copy
 
 
 @dataclass(eq=False)
@@ -40,19 +48,19 @@ class _Segment:
     """One file; its first row has position `start`. opened: once it was found to be whole."""
 
     path: Path
-    header: Header
+    header: SegmentHeader
     keys: NDArray[np.uint8]
     start: int
-    opened: Opened | None = None
-    dropped: bool = False
-    touched: float = -math.inf
+    mapping: OpenSegment | None = None
+    is_dropped: bool = False
+    last_touched: float = -math.inf
 
 
 class Store:
     """Arrays of one shape and type in `folder/name`, each found again by a 32-byte key.
 
     Any number of processes may add at once. A position is good for the life of this object, also after an eviction
-    by another process. `take` and `notes` may run in several threads, the rest in one.
+    by another process. `read` and `notes` may run in several threads, the rest in one.
     """
 
     def __init__(self, folder: Path, name: str, *, shape: tuple[int, ...], dtype: DTypeLike) -> None:
@@ -66,7 +74,7 @@ class Store:
         self.rows_per_segment = max(1, min(SEGMENT_ROWS, SEGMENT_BYTES // self.row_bytes))
         self._segments: list[_Segment] = []
         self._starts = np.zeros(1, np.int64)  # of every segment, and the end of the last
-        self._seen: set[str] = set()
+        self._known_names: set[str] = set()
         self._index: _Index | None = None
         self.refresh()
 
@@ -77,77 +85,77 @@ class Store:
         except OSError:
             return
         for name in names:
-            if name not in self._seen and is_own(name):
+            if name not in self._known_names and is_segment_name(name):
                 self._discover(self.folder / name)
 
     def _discover(self, path: Path) -> None:
         try:
             with path.open("rb") as stream:
-                header = read_header(stream)
+                header = read_segment_header(stream)
                 keys = np.frombuffer(stream.read(header.n * KEY_BYTES), np.uint8).reshape(-1, KEY_BYTES)
-                is_like_this = (header.shape, header.dtype) == (self.shape, self.dtype.str)
-                if not is_like_this and not is_whole(stream):
+                is_compatible = (header.shape, header.dtype) == (self.shape, self.dtype.str)
+                if not is_compatible and not is_intact(stream):
                     raise ValueError("changed")
         except ValueError:
             self._remove(path)
         except OSError:
             return  # evicted since it was listed, or not ours to read
         else:
-            self._seen.add(path.name)
-            if is_like_this:  # a sound segment of another shape is not for this store, nor this store's to drop
+            self._known_names.add(path.name)
+            if is_compatible:  # a sound segment of another shape is not for this store, nor this store's to drop
                 self._register(_Segment(path, header, keys, int(self._starts[-1])))
 
     def _register(self, segment: _Segment) -> None:
         self._segments.append(segment)
         self._starts = np.append(self._starts, segment.start + segment.header.n)
-        self._seen.add(segment.path.name)
+        self._known_names.add(segment.path.name)
         self._index = None
 
     def _remove(self, path: Path) -> None:
         """Delete a segment that is not whole, so that it is made again."""
         with contextlib.suppress(OSError):  # in a read-only folder it stays, and is passed over
             path.unlink(missing_ok=True)
-            self._seen.discard(path.name)
+            self._known_names.discard(path.name)
 
-    def find(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+    def index(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Return the position of every key, -1 where it is absent. keys: (n, 32).
 
         Every segment that a position lies in was hashed in this process; what is not whole is dropped first.
         """
-        words = _words(keys)
+        key_words = _key_words(keys)
         while True:
             if self._index is None:
-                self._index = _Index([segment for segment in self._segments if not segment.dropped])
-            positions = self._index.find(words)
-            holding = self._holding(positions)
-            if self._open_all([segment for segment in holding if segment.opened is None]):
+                self._index = _Index([segment for segment in self._segments if not segment.is_dropped])
+            positions = self._index.positions_of(key_words)
+            holding_segments = self._segments_holding(positions)
+            if self._open_all([segment for segment in holding_segments if segment.mapping is None]):
                 break
             self._index = None
-        now = time.monotonic()
-        for segment in holding:
-            if now > segment.touched + _TOUCHED:
-                segments.touch(segment.path)
-                segment.touched = now
+        current_time = time.monotonic()
+        for segment in holding_segments:
+            if current_time > segment.last_touched + _TOUCH_SECONDS:
+                segments.touch_segment(segment.path)
+                segment.last_touched = current_time
         return positions
 
-    def _holding(self, positions: NDArray[np.int64]) -> list[_Segment]:
-        numbers = np.searchsorted(self._starts, positions[positions >= 0], side="right") - 1
-        return [self._segments[number] for number in np.flatnonzero(np.bincount(numbers))]
+    def _segments_holding(self, positions: NDArray[np.int64]) -> list[_Segment]:
+        segment_numbers = np.searchsorted(self._starts, positions[positions >= 0], side="right") - 1
+        return [self._segments[segment_number] for segment_number in np.flatnonzero(np.bincount(segment_numbers))]
 
-    def _open_all(self, fresh: Sequence[_Segment]) -> bool:
+    def _open_all(self, unopened: Sequence[_Segment]) -> bool:
         """Hash and map segments; those that are not whole, or gone, are dropped. Returns whether none was."""
-        if not fresh:
+        if not unopened:
             return True
-        segments.allow_open_files(len(fresh))
+        segments.allow_open_files(len(unopened))
         with ThreadPoolExecutor(_VERIFIERS) as pool:
-            return all(list(pool.map(self._open, fresh)))
+            return all(list(pool.map(self._open, unopened)))
 
     def _open(self, segment: _Segment) -> bool:
         try:
-            opened = open_segment(segment.path)
-            if not np.array_equal(opened.keys, segment.keys) or len(opened.values) != segment.header.n:
+            mapping = open_segment(segment.path)
+            if not np.array_equal(mapping.keys, segment.keys) or len(mapping.values) != segment.header.n:
                 raise ValueError("changed since its keys were read")
-            segment.opened = opened
+            segment.mapping = mapping
             return True
         except ValueError:
             self._remove(segment.path)
@@ -155,17 +163,17 @@ class Store:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
                 raise OutputError(
                     f"{self.folder}: {len(self._segments)} segments cannot be open at once: {error.strerror}",
-                    kept="all of them",
+                    outcome="all of them",
                     remedy="allow more open files (`ulimit -n`)",
                 ) from error
-            self._seen.discard(segment.path.name)
-        segment.dropped = True
+            self._known_names.discard(segment.path.name)
+        segment.is_dropped = True
         return False
 
     def check_room(self, rows: int) -> None:
         """Refuse with `OutputError`, before anything is computed, where so many rows plainly have no room."""
         check_writable(self.folder, rows * (self.row_bytes + KEY_BYTES))
-        _remove_abandoned(self.folder)
+        _remove_stale_temporaries(self.folder)
 
     def add(self, keys: NDArray[np.uint8], values: NDArray[Any], notes: Sequence[str] = ()) -> None:
         """Write rows as one segment, whole or not at all; `rows_per_segment` at a time are best.
@@ -179,111 +187,119 @@ class Store:
             )
         if n == 0:
             return
-        own = np.array(_words(keys)).view(np.uint8)  # a copy: the caller may fill the same array again
+        key_copy = np.array(_key_words(keys)).view(np.uint8)  # a copy: the caller may fill the same array again
         segments.allow_open_files(1)
         make_folder(self.folder)
         with output_errors(self.folder):
-            path, header, opened = _write_whole(self.folder, own, np.ascontiguousarray(values), notes)
-        if path.name not in self._seen:
-            self._register(_Segment(path, header, own, int(self._starts[-1]), opened))
+            path, header, mapping = _write_atomically(self.folder, key_copy, np.ascontiguousarray(values), notes)
+        if path.name not in self._known_names:
+            self._register(_Segment(path, header, key_copy, int(self._starts[-1]), mapping))
 
-    def take(self, positions: NDArray[np.int64]) -> NDArray[Any]:
+    def read(self, positions: NDArray[np.int64]) -> NDArray[Any]:
         """Return a fresh, writable array (n, *shape): the rows at these positions, in this order."""
-        numbers, rows = self._locate(positions)
-        out = np.empty((len(rows), *self.shape), self.dtype)
-        order = np.argsort(numbers, kind="stable")
-        for part in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(order) else []:
-            values = self._opened(numbers[part[0]]).values
-            if len(part) * self.row_bytes <= _COPIED:
-                out[part] = values[rows[part]]
+        segment_numbers, rows = self._locate(positions)
+        result = np.empty((len(rows), *self.shape), self.dtype)
+        order = np.argsort(segment_numbers, kind="stable")
+        for block in np.split(order, np.flatnonzero(np.diff(segment_numbers[order])) + 1) if len(order) else []:
+            values = self._mapping_of(segment_numbers[block[0]]).values
+            if len(block) * self.row_bytes <= _MAX_COPY_BYTES:
+                result[block] = values[rows[block]]
             else:
-                for to, row in zip(part.tolist(), rows[part].tolist(), strict=True):
-                    out[to] = values[row]
-        return out
+                for target, row in zip(block.tolist(), rows[block].tolist(), strict=True):
+                    result[target] = values[row]
+        return result
 
     def notes(self, positions: NDArray[np.int64]) -> list[str]:
         """Return the texts of the rows at these positions."""
-        numbers, rows = self._locate(positions)
-        texts = {number: self._opened(number).notes() for number in np.unique(numbers).tolist()}
-        return [texts[number][row] for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)]
+        segment_numbers, rows = self._locate(positions)
+        texts = {
+            segment_number: self._mapping_of(segment_number).notes()
+            for segment_number in np.unique(segment_numbers).tolist()
+        }
+        return [
+            texts[segment_number][row]
+            for segment_number, row in zip(segment_numbers.tolist(), rows.tolist(), strict=True)
+        ]
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Give back the memory that what was read of the maps takes: for those who read everything once."""
         for segment in self._segments:
-            if segment.opened is not None:
-                segment.opened.let_go()
+            if segment.mapping is not None:
+                segment.mapping.release()
 
     def _locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return segment number and row of positions; -1 and others outside raise `IndexError`."""
         positions = np.asarray(positions, np.int64)
         if len(positions) and not 0 <= positions.min() <= positions.max() < self._starts[-1]:
             raise IndexError("a position outside the store: its key was not found")
-        numbers = np.searchsorted(self._starts, positions, side="right") - 1
-        return numbers, positions - self._starts[numbers]
+        segment_numbers = np.searchsorted(self._starts, positions, side="right") - 1
+        return segment_numbers, positions - self._starts[segment_numbers]
 
-    def _opened(self, number: int) -> Opened:
-        opened = self._segments[number].opened
-        if opened is None:
+    def _mapping_of(self, segment_number: int) -> OpenSegment:
+        mapping = self._segments[segment_number].mapping
+        if mapping is None:
             raise IndexError("a position that `find` has not given")
-        return opened
+        return mapping
 
 
 class _Index:
     """Keys in the order of their first 8 bytes, of which a million compare in a blink; the rest decides."""
 
-    def __init__(self, live: Sequence[_Segment]) -> None:
-        words = np.concatenate([_words(segment.keys) for segment in live] or [np.empty((0, 4), np.uint64)])
-        spans = [np.arange(item.start, item.start + item.header.n) for item in live]
-        order = np.argsort(words[:, 0], kind="stable")  # stable: of two equal rows always the earlier
-        self._words = words[order]
+    def __init__(self, live_segments: Sequence[_Segment]) -> None:
+        key_words = np.concatenate(
+            [_key_words(segment.keys) for segment in live_segments] or [np.empty((0, 4), np.uint64)]
+        )
+        spans = [np.arange(segment.start, segment.start + segment.header.n) for segment in live_segments]
+        order = np.argsort(key_words[:, 0], kind="stable")  # stable: of two equal rows always the earlier
+        self._words = key_words[order]
         self._first = self._words[:, 0].copy()
         self._positions = np.concatenate([np.empty(0, np.int64), *spans])[order]
 
-    def find(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    def positions_of(self, key_words: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return the position of every key, -1 where it is absent. words: (n, 4)."""
-        found = np.full(len(words), -1, np.int64)
-        at = np.zeros(len(words), np.int64)
-        asked = np.argsort(words[:, 0])  # in order, a million searches are ten times as fast
-        at[asked] = np.searchsorted(self._first, words[asked, 0])
-        while len(asked):
-            asked = asked[at[asked] < len(self._first)]
-            asked = asked[self._first[at[asked]] == words[asked, 0]]
-            same = _same(self._words[at[asked]], words[asked])
-            found[asked[same]] = self._positions[at[asked[same]]]
-            asked = asked[~same]
-            at[asked] += 1
-        return found
+        positions = np.full(len(key_words), -1, np.int64)
+        index = np.zeros(len(key_words), np.int64)
+        pending = np.argsort(key_words[:, 0])  # in order, a million searches are ten times as fast
+        index[pending] = np.searchsorted(self._first, key_words[pending, 0])
+        while len(pending):
+            pending = pending[index[pending] < len(self._first)]
+            pending = pending[self._first[index[pending]] == key_words[pending, 0]]
+            is_equal = _rows_equal(self._words[index[pending]], key_words[pending])
+            positions[pending[is_equal]] = self._positions[index[pending[is_equal]]]
+            pending = pending[~is_equal]
+            index[pending] += 1
+        return positions
 
 
-def _same(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.bool_]:
+def _rows_equal(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.bool_]:
     equal: NDArray[np.bool_] = (a == b).all(axis=1)
     return equal
 
 
-def _words(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:
+def _key_words(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Return keys as (n, 4) numbers; they are only ever compared, so the order of bytes does not matter."""
     if keys.ndim != 2 or keys.shape[1] != KEY_BYTES or keys.dtype != np.uint8:
         raise ValueError(f"keys are {keys.shape} {keys.dtype}, expected (n, {KEY_BYTES}) uint8")
     return np.ascontiguousarray(keys).view(np.uint64)
 
 
-def hashed(how: str, rows: Iterable[bytes]) -> NDArray[np.uint8]:
-    """Return a key per row, (n, 32): the SHA-256 of `how` and the row's bytes."""
-    start, out = hashlib.sha256(how.encode()), bytearray()
+def hash_keys(prefix: str, rows: Iterable[bytes]) -> NDArray[np.uint8]:
+    """Return a key per row, (n, 32): the SHA-256 of `prefix` and the row's bytes."""
+    prefix_hash, digests = hashlib.sha256(prefix.encode()), bytearray()
     for row in rows:
-        digest = start.copy()
+        digest = prefix_hash.copy()
         digest.update(row)
-        out += digest.digest()
-    return np.frombuffer(out, np.uint8).reshape(-1, KEY_BYTES)
+        digests += digest.digest()
+    return np.frombuffer(digests, np.uint8).reshape(-1, KEY_BYTES)
 
 
-class Rows:
+class StoredRows:
     """Rows of a store, in a given order, that read like an (N, *shape) array; every reading is a copy."""
 
     def __init__(self, store: Store, positions: NDArray[np.int64]) -> None:
         self._positions = np.array(positions, np.int64)
-        for number in np.unique(store._locate(self._positions)[0]).tolist():
-            store._opened(number)  # raises here, not in the middle of an epoch
+        for segment_number in np.unique(store._locate(self._positions)[0]).tolist():
+            store._mapping_of(segment_number)  # raises here, not in the middle of an epoch
         self._store = store
         self.shape: tuple[int, ...] = (len(self._positions), *store.shape)
         self.dtype = store.dtype
@@ -300,8 +316,8 @@ class Rows:
         if isinstance(rows, tuple):
             raise TypeError("rows of a store have one index: take rows first, then a part of them")
         index = np.empty(0, np.int64) if isinstance(rows, list) and not rows else rows  # [] would be of floats
-        chosen = np.asarray(self._positions[index])
-        return self._store.take(chosen.reshape(-1)).reshape(*chosen.shape, *self._store.shape)
+        positions = np.asarray(self._positions[index])
+        return self._store.read(positions.reshape(-1)).reshape(*positions.shape, *self._store.shape)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
@@ -312,50 +328,50 @@ class Rows:
 # Files: written whole, and removed ------------------------------------------------------------------------------
 
 
-def _write_whole(
+def _write_atomically(
     folder: Path, keys: NDArray[np.uint8], values: NDArray[Any], notes: Sequence[str]
-) -> tuple[Path, Header, Opened]:
+) -> tuple[Path, SegmentHeader, OpenSegment]:
     """Write and map a segment, whole or not at all; without waiting for the disk, since its hash tells what tore."""
     descriptor, name = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=".seg", dir=folder)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "w+b") as stream:
-            own_name, header = segments.write(stream, keys, values, notes)
-            with temporary.open("rb") as written:  # before others can see it, and evict it
-                opened = Opened.of(written, header)
-            path = folder / own_name
+            segment_name, header = segments.write_segment(stream, keys, values, notes)
+            with temporary.open("rb") as reader:  # before others can see it, and evict it
+                mapping = OpenSegment.from_stream(reader, header)
+            path = folder / segment_name
             temporary.chmod(0o644)
             temporary.replace(path)
-            segments.remember(path, stream)
+            segments.mark_verified(path, stream)
     finally:
         temporary.unlink(missing_ok=True)
-    return path, header, opened
+    return path, header, mapping
 
 
-def _remove_abandoned(folder: Path) -> None:
+def _remove_stale_temporaries(folder: Path) -> None:
     """Remove what killed writers left below a folder."""
     for path in folder.rglob(f"{TEMP_PREFIX}*.seg"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _ABANDONED:
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                 path.unlink()
 
 
-def evict(folder: Path, keep_bytes: int, *, spare_own: bool = False) -> int:
-    """Remove the least recently used segments of all stores below a folder until at most `keep_bytes` remain.
+def evict(folder: Path, max_bytes: int, *, spare_used: bool = False) -> int:
+    """Remove the least recently used segments of all stores below a folder until at most `max_bytes` remain.
 
     Returns the bytes removed. Nothing but segments is touched; a map that a process has open stays readable there.
-    spare_own: leave those that this process wrote or read, even where more than `keep_bytes` then remains.
+    spare_own: leave those that this process wrote or read, even where more than `max_bytes` then remains.
     """
     folder = folder.resolve()
-    _remove_abandoned(folder)
-    entries = sorted(segments.entries(folder))
-    excess = sum(size for _, _, size in entries) - keep_bytes
-    removed = 0
-    for _, path, size in entries:
-        if removed >= excess:
+    _remove_stale_temporaries(folder)
+    segment_files = sorted(segments.list_segments(folder))
+    excess = sum(size for _, _, size in segment_files) - max_bytes
+    removed_bytes = 0
+    for _, path, size in segment_files:
+        if removed_bytes >= excess:
             break
-        if not (spare_own and str(path) in segments.known):
+        if not (spare_used and str(path) in segments.verified_segments):
             with contextlib.suppress(OSError):
                 path.unlink()
-                removed += size
-    return removed
+                removed_bytes += size
+    return removed_bytes

@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import IO
 
 from dermkit.data.importers.csv_tables import TABLE_SUFFIXES
-from dermkit.data.importers.records import Note, Refused
-from dermkit.data.importers.walk import BAD_NAME, IGNORED_NAMES, LINK, suffix_of
-from dermkit.errors import DataError, OutputError, Refusal, UsageError
+from dermkit.data.importers.records import Note, Rejected
+from dermkit.data.importers.walk import IGNORED_NAMES, REASON_BAD_NAME, REASON_LINK, suffix_of
+from dermkit.errors import DataError, OutputError, RejectionReason, UsageError
 from dermkit.files import TEMP_PREFIX, make_folder, output_errors, read_json, sha256_file, write_json
 from dermkit.images.headers import IMAGE_SUFFIXES, MAX_FILE_BYTES
 
-MARK = ".dermkit-source.json"
+SOURCE_FILE = ".dermkit-source.json"
 """Lies beside unpacked images and says by hash which file they come from; a walk does not see it."""
-FORMAT = 1
+SOURCE_FORMAT = 1
 
-ENCRYPTED = "encrypted"
-DUPLICATE = "duplicate_name"
+REASON_ENCRYPTED = "encrypted"
+REASON_DUPLICATE_NAME = "duplicate_name"
 # Beside the reasons of `errors.Refusal` and of a walk.
 
 MAX_MEMBERS = 2_000_000
@@ -38,17 +38,17 @@ MAX_DIRECTORY_BYTES = 512 * 1024**2
 MAX_TABLE_BYTES = 4 * 1024**3
 MAX_RATIO = 200
 """Inflated to packed. Photographs reach 1.1 and tables 30; deflate ends at 1,032, where bombs are."""
-FREE_BYTES = 16 * 1024**2
+UNCHECKED_MEMBER_BYTES = 16 * 1024**2
 """A member below this may have any ratio: a flat bitmap is no bomb."""
-FREE_TOTAL = 1024**3
+UNCHECKED_TOTAL_BYTES = 1024**3
 """The same for all members together."""
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 1024
 
-_BLOCK = 1 << 20
-_TAIL = 65_557  # the longest end record with its comment
+_BLOCK_BYTES = 1 << 20
+_TAIL_BYTES = 65_557  # the longest end record with its comment
 # OSError: a place in the file that cannot be; what cannot be written is an OutputError by then.
-_BROKEN = (
+_ARCHIVE_ERRORS = (
     OSError,
     zipfile.BadZipFile,
     zlib.error,
@@ -58,14 +58,19 @@ _BROKEN = (
     RuntimeError,
     ValueError,
 )
-_KINDS = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+_SPECIAL_FILE_KINDS = {
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 @dataclass
-class Unpacked:
+class UnpackResult:
     """What came of unpacking: the members that were refused, and notes."""
 
-    refused: list[Refused] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
 
@@ -86,7 +91,7 @@ def is_archive(source: Path) -> bool:
         return source.suffix.lower() == ".zip"
 
 
-def unpack(archive: Path, folder: Path, *, on_progress: Callable[[int, int], None] | None = None) -> Unpacked:
+def unpack(archive: Path, folder: Path, *, on_progress: Callable[[int, int], None] | None = None) -> UnpackResult:
     """Unpack images and tables into a folder, and write nothing anywhere else.
 
     A member that is a link, a device, encrypted, broken, too large, or whose name leads out or repeats, is refused and
@@ -94,40 +99,40 @@ def unpack(archive: Path, folder: Path, *, on_progress: Callable[[int, int], Non
     on_progress: called with (members done, members in all). Raises `DataError` where the archive itself is cut,
     is a bomb, or holds overlapping members.
     """
-    done = Unpacked()
-    with open_archive(archive) as packed:
-        members = _members(packed.infolist(), done, IMAGE_SUFFIXES | TABLE_SUFFIXES)
+    result = UnpackResult()
+    with open_archive(archive) as zip_file:
+        members = _members(zip_file.infolist(), result, IMAGE_SUFFIXES | TABLE_SUFFIXES)
         check_total(archive, [member.info for member in members], folder)
         root = make_folder(folder).resolve()
         for number, member in enumerate(members, start=1):
-            refused = _unpack_one(packed, member, root)
-            if refused:
-                done.refused.append(refused)
+            rejection = _unpack_member(zip_file, member, root)
+            if rejection:
+                result.rejected.append(rejection)
             if on_progress:
                 on_progress(number, len(members))
-    return done
+    return result
 
 
-def unpack_only(archive: Path, suffix: str, target: Path) -> str:
+def unpack_single(archive: Path, suffix: str, target: Path) -> str:
     """Unpack the only member with this ending to `target`; returns its name. Raises `DataError`."""
-    with open_archive(archive) as packed:
-        found = [
+    with open_archive(archive) as zip_file:
+        candidates = [
             (path, info)
-            for info in packed.infolist()
+            for info in zip_file.infolist()
             for path, problem in [safe_path(info)]
             if suffix_of(path.rpartition("/")[2]) == suffix and not problem and not _is_ignored(path)
         ]
-        if len(found) != 1 or _wrong_kind(found[0][1]) or found[0][1].flag_bits & 0x2041:
-            names = ", ".join(path for path, _ in found) or "none"
-            raise _refused(archive, f"one plain {suffix} is needed in it, found: {names}")
-        path, info = found[0]
+        if len(candidates) != 1 or _kind_problem(candidates[0][1]) or candidates[0][1].flag_bits & 0x2041:
+            names = ", ".join(path for path, _ in candidates) or "none"
+            raise _archive_error(archive, f"one plain {suffix} is needed in it, found: {names}")
+        path, info = candidates[0]
         check_total(archive, [info], target.parent)
         try:
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise zipfile.BadZipFile(f"packed by method {info.compress_type}")
-            inflate(packed, info, target)
-        except _BROKEN as error:
-            raise _refused(archive, f"{path} is broken: {error}") from error
+            inflate(zip_file, info, target)
+        except _ARCHIVE_ERRORS as error:
+            raise _archive_error(archive, f"{path} is broken: {error}") from error
     return path.rpartition("/")[2]
 
 
@@ -135,56 +140,57 @@ def open_archive(archive: Path) -> zipfile.ZipFile:
     """Open a zip after a look at its directory; raises `DataError` where it is cut, too large or overlaps."""
     try:
         _check_directory(archive)
-        packed = zipfile.ZipFile(archive)
+        zip_file = zipfile.ZipFile(archive)
     except OSError as error:
-        raise _refused(archive, f"cannot be read: {error.strerror or error}") from error
-    except _BROKEN as error:
-        raise _refused(archive, f"is no complete zip archive: {error}") from error
-    infos = packed.infolist()
+        raise _archive_error(archive, f"cannot be read: {error.strerror or error}") from error
+    except _ARCHIVE_ERRORS as error:
+        raise _archive_error(archive, f"is no complete zip archive: {error}") from error
+    infos = zip_file.infolist()
     if len(infos) > MAX_MEMBERS:
-        packed.close()
-        raise _refused(archive, f"holds {len(infos)} members; at most {MAX_MEMBERS:,}")
-    ends = sorted((info.header_offset, info.header_offset + 30 + info.compress_size) for info in infos)
-    for (_, end), (start, _) in pairwise(ends):
+        zip_file.close()
+        raise _archive_error(archive, f"holds {len(infos)} members; at most {MAX_MEMBERS:,}")
+    extents = sorted((info.header_offset, info.header_offset + 30 + info.compress_size) for info in infos)
+    for (_, end), (start, _) in pairwise(extents):
         if end > start:
-            packed.close()
-            raise _refused(archive, "its members overlap each other: a bomb")
-    return packed
+            zip_file.close()
+            raise _archive_error(archive, "its members overlap each other: a bomb")
+    return zip_file
 
 
-def _refused(archive: Path, what: str) -> DataError:
-    return DataError(f"{archive}: {what}", kept="nothing was written", remedy="download the archive again")
+def _archive_error(archive: Path, problem: str) -> DataError:
+    return DataError(f"{archive}: {problem}", outcome="nothing was written", remedy="download the archive again")
 
 
 def _check_directory(archive: Path) -> None:
     """Refuse a directory that would fill the memory, before it is read."""
     with archive.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - _TAIL))
+        archive_bytes = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, archive_bytes - _TAIL_BYTES))
         tail = stream.read()
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or len(tail) < at + 22:
+    end_record = tail.rfind(b"PK\x05\x06")
+    if end_record < 0 or len(tail) < end_record + 22:
         raise zipfile.BadZipFile("its end is missing, so it was cut, or it is no zip at all")
-    directory = int(struct.unpack_from("<I", tail, at + 12)[0])
-    wide = tail.rfind(b"PK\x06\x06", 0, at)
-    if directory == 0xFFFFFFFF and 0 <= wide <= len(tail) - 56:
-        directory = int(struct.unpack_from("<Q", tail, wide + 40)[0])
-    if directory > min(size, MAX_DIRECTORY_BYTES):
-        raise zipfile.BadZipFile(f"its directory claims {directory:,} bytes")
+    directory_bytes = int(struct.unpack_from("<I", tail, end_record + 12)[0])
+    zip64_record = tail.rfind(b"PK\x06\x06", 0, end_record)
+    if directory_bytes == 0xFFFFFFFF and 0 <= zip64_record <= len(tail) - 56:
+        directory_bytes = int(struct.unpack_from("<Q", tail, zip64_record + 40)[0])
+    if directory_bytes > min(archive_bytes, MAX_DIRECTORY_BYTES):
+        raise zipfile.BadZipFile(f"its directory claims {directory_bytes:,} bytes")
 
 
 def check_total(archive: Path, infos: Sequence[zipfile.ZipInfo], folder: Path) -> None:
     """Refuse an archive that is a bomb as a whole, or does not fit; raises `DataError` and `OutputError`."""
-    total = sum(info.file_size for info in infos)
-    packed = archive.stat().st_size
-    if total > FREE_TOTAL and total > MAX_RATIO * packed:
-        raise _refused(archive, f"would inflate from {packed:,} to {total:,} bytes: a bomb")
-    place = next(path for path in (folder, *folder.parents) if path.exists())
+    total_bytes = sum(info.file_size for info in infos)
+    packed_bytes = archive.stat().st_size
+    if total_bytes > UNCHECKED_TOTAL_BYTES and total_bytes > MAX_RATIO * packed_bytes:
+        raise _archive_error(archive, f"would inflate from {packed_bytes:,} to {total_bytes:,} bytes: a bomb")
+    existing_folder = next(path for path in (folder, *folder.parents) if path.exists())
     with output_errors(folder):
-        free = shutil.disk_usage(place).free
-    if total > free:
+        free_bytes = shutil.disk_usage(existing_folder).free
+    if total_bytes > free_bytes:
         raise OutputError(
-            f"{folder}: {free / 1e6:.0f} MB free, {total / 1e6:.0f} MB needed for the images of {archive.name}",
+            f"{folder}: {free_bytes / 1e6:.0f} MB free, {total_bytes / 1e6:.0f} MB needed for the "
+            f"images of {archive.name}",
             remedy="free space or choose another --out",
         )
 
@@ -192,28 +198,28 @@ def check_total(archive: Path, infos: Sequence[zipfile.ZipInfo], folder: Path) -
 # Names, kinds and claims of members -------------------------------------------------------------------------------
 
 
-def _members(infos: Iterable[zipfile.ZipInfo], done: Unpacked, wanted: frozenset[str]) -> list[_Member]:
+def _members(infos: Iterable[zipfile.ZipInfo], result: UnpackResult, suffixes: frozenset[str]) -> list[_Member]:
     """Return the members to write; the others are refused, counted as other files, or ignored as on a disk."""
-    members, others = [], Counter[str]()
+    members, other_suffixes = [], Counter[str]()
     for info in infos:
         path, problem = safe_path(info)
         if problem:
-            done.refused.append(Refused(_shown(info.orig_filename), BAD_NAME, problem))
+            result.rejected.append(Rejected(_printable(info.orig_filename), REASON_BAD_NAME, problem))
         elif info.is_dir() or path.endswith("/") or _is_ignored(path):
             continue
-        elif reason := _wrong_kind(info):
-            done.refused.append(Refused(_shown(path), *reason))
-        elif suffix_of(path.rpartition("/")[2]) not in wanted:
-            others[suffix_of(path.rpartition("/")[2]) or "no ending"] += 1
-        elif reason := _wrong_claim(info, path):
-            done.refused.append(Refused(_shown(path), *reason))
+        elif reason := _kind_problem(info):
+            result.rejected.append(Rejected(_printable(path), *reason))
+        elif suffix_of(path.rpartition("/")[2]) not in suffixes:
+            other_suffixes[suffix_of(path.rpartition("/")[2]) or "no ending"] += 1
+        elif reason := _claim_problem(info, path):
+            result.rejected.append(Rejected(_printable(path), *reason))
         else:
             members.append(_Member(info, path))
-    if others:
-        kinds = ", ".join(f"{ending} {n}" for ending, n in sorted(others.items()))
-        text = f"Files of the archive that are neither images nor tables were not unpacked: {kinds}."
-        done.notes.append(Note("other_files", text, others.total()))
-    return _without_duplicates(members, done)
+    if other_suffixes:
+        counts_text = ", ".join(f"{ending} {n}" for ending, n in sorted(other_suffixes.items()))
+        text = f"Files of the archive that are neither images nor tables were not unpacked: {counts_text}."
+        result.notes.append(Note("other_files", text, other_suffixes.total()))
+    return _reject_duplicates(members, result)
 
 
 def safe_path(info: zipfile.ZipInfo) -> tuple[str, str]:
@@ -223,67 +229,76 @@ def safe_path(info: zipfile.ZipInfo) -> tuple[str, str]:
         with suppress(UnicodeError):  # many programs write UTF-8 without saying so
             name = name.encode("cp437").decode("utf-8")
     path = name.replace("\\", "/")
-    parts = path.rstrip("/").split("/")
-    if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in path):
+    components = path.rstrip("/").split("/")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
         return path, "a control character in the name"
     if path.startswith("/") or re.match(r"[A-Za-z]:", path):
         return path, "an absolute path"
-    if any(part in ("", ".", "..") or part.strip(" .") == "" for part in parts):
+    if any(component in ("", ".", "..") or component.strip(" .") == "" for component in components):
         return path, "a path that leads out, or with an empty part"
-    if max(len(part.encode()) for part in parts) > MAX_NAME_BYTES or len(path.encode()) > MAX_PATH_BYTES:
+    if (
+        max(len(component.encode()) for component in components) > MAX_NAME_BYTES
+        or len(path.encode()) > MAX_PATH_BYTES
+    ):
         return path, "a name too long to be written"
     return path, ""
 
 
-def _shown(name: str) -> str:
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
+def _printable(name: str) -> str:
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in name)
 
 
 def _is_ignored(path: str) -> bool:
-    return any(part[0] == "." or part.lower() in IGNORED_NAMES for part in path.split("/"))
+    return any(component[0] == "." or component.lower() in IGNORED_NAMES for component in path.split("/"))
 
 
-def _wrong_kind(info: zipfile.ZipInfo) -> tuple[str, str] | None:
+def _kind_problem(info: zipfile.ZipInfo) -> tuple[str, str] | None:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind == stat.S_IFLNK:
-        return LINK, "a link; links in archives are not followed"
-    if kind in _KINDS:
-        return Refusal.UNREADABLE.value, f"not a file but {_KINDS[kind]}"
+        return REASON_LINK, "a link; links in archives are not followed"
+    if kind in _SPECIAL_FILE_KINDS:
+        return RejectionReason.UNREADABLE.value, f"not a file but {_SPECIAL_FILE_KINDS[kind]}"
     return None
 
 
-def _wrong_claim(info: zipfile.ZipInfo, path: str) -> tuple[str, str] | None:
+def _claim_problem(info: zipfile.ZipInfo, path: str) -> tuple[str, str] | None:
     """Return why a member is refused for what the directory says of it."""
     if info.flag_bits & 0x2041:
-        return ENCRYPTED, "encrypted; unpack it with its password and give the folder"
+        return REASON_ENCRYPTED, "encrypted; unpack it with its password and give the folder"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return Refusal.UNREADABLE.value, f"packed by method {info.compress_type}; stored and deflated are read"
-    most = MAX_TABLE_BYTES if suffix_of(path) in TABLE_SUFFIXES else MAX_FILE_BYTES
-    if info.file_size > most:
-        return Refusal.TOO_LARGE.value, f"{info.file_size:,} bytes; at most {most:,}"
-    if info.file_size > FREE_BYTES and info.file_size > MAX_RATIO * max(1, info.compress_size):
-        return Refusal.TOO_LARGE.value, f"inflates from {info.compress_size:,} to {info.file_size:,} bytes: a bomb"
+        return (
+            RejectionReason.UNREADABLE.value,
+            f"packed by method {info.compress_type}; stored and deflated are read",
+        )
+    limit = MAX_TABLE_BYTES if suffix_of(path) in TABLE_SUFFIXES else MAX_FILE_BYTES
+    if info.file_size > limit:
+        return RejectionReason.TOO_LARGE.value, f"{info.file_size:,} bytes; at most {limit:,}"
+    if info.file_size > UNCHECKED_MEMBER_BYTES and info.file_size > MAX_RATIO * max(1, info.compress_size):
+        return (
+            RejectionReason.TOO_LARGE.value,
+            f"inflates from {info.compress_size:,} to {info.file_size:,} bytes: a bomb",
+        )
     return None
 
 
-def _without_duplicates(members: Sequence[_Member], done: Unpacked) -> list[_Member]:
+def _reject_duplicates(members: Sequence[_Member], result: UnpackResult) -> list[_Member]:
     """Refuse all members of one name: by case or Unicode form too, and a file that is a folder of another."""
-    same: dict[str, list[_Member]] = defaultdict(list)
+    members_by_key: dict[str, list[_Member]] = defaultdict(list)
     for member in members:
-        same[_key(member.path)].append(member)
+        members_by_key[_key(member.path)].append(member)
     folders = {_key(member.path).rsplit("/", depth)[0] for member in members for depth in _depths(member.path)}
-    kept = []
-    for key, group in same.items():
+    unique_members = []
+    for key, group in members_by_key.items():
         if len(group) == 1 and key not in folders:
-            kept += group
+            unique_members += group
             continue
-        why = (
+        detail = (
             f"{len(group)} members of this name, up to case and Unicode form"
             if len(group) > 1
             else "also a folder"
         )
-        done.refused += [Refused(_shown(member.path), DUPLICATE, why) for member in group]
-    return kept
+        result.rejected += [Rejected(_printable(member.path), REASON_DUPLICATE_NAME, detail) for member in group]
+    return unique_members
 
 
 def _key(path: str) -> str:
@@ -297,36 +312,40 @@ def _depths(path: str) -> range:
 # Bytes ------------------------------------------------------------------------------------------------------------
 
 
-def _unpack_one(packed: zipfile.ZipFile, member: _Member, root: Path) -> Refused | None:
+def _unpack_member(zip_file: zipfile.ZipFile, member: _Member, root: Path) -> Rejected | None:
     target = root / member.path
     make_folder(target.parent)
     if not target.parent.resolve().is_relative_to(root):
-        return Refused(_shown(member.path), LINK, "its folder is a link that leads out of the data set")
+        return Rejected(
+            _printable(member.path), REASON_LINK, "its folder is a link that leads out of the data set"
+        )
     try:
-        if not _is_there(target, member.info):
-            inflate(packed, member.info, target)
-    except _BROKEN as error:
-        return Refused(_shown(member.path), Refusal.BROKEN.value, f"{type(error).__name__}: {error}"[:200])
+        if not _is_unpacked(target, member.info):
+            inflate(zip_file, member.info, target)
+    except _ARCHIVE_ERRORS as error:
+        return Rejected(
+            _printable(member.path), RejectionReason.BROKEN.value, f"{type(error).__name__}: {error}"[:200]
+        )
     return None
 
 
-def _is_there(target: Path, info: zipfile.ZipInfo) -> bool:
+def _is_unpacked(target: Path, info: zipfile.ZipInfo) -> bool:
     if target.is_symlink() or not target.is_file() or target.stat().st_size != info.file_size:
         return False
     crc = 0
     with target.open("rb") as stream:
-        while block := stream.read(_BLOCK):
+        while block := stream.read(_BLOCK_BYTES):
             crc = zlib.crc32(block, crc)
     return crc == info.CRC
 
 
-def inflate(packed: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
+def inflate(zip_file: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
     """Write a member whole or not at all; never more bytes than it claims. Raises one of zipfile's errors."""
 
     def copy(out: IO[bytes]) -> None:
         written = 0
-        with packed.open(info) as stream:
-            while block := stream.read(_BLOCK):
+        with zip_file.open(info) as stream:
+            while block := stream.read(_BLOCK_BYTES):
                 written += len(block)
                 if written > info.file_size:
                     raise zipfile.BadZipFile("it inflates to more than it claims")
@@ -335,10 +354,10 @@ def inflate(packed: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> Non
         if written != info.file_size:
             raise zipfile.BadZipFile(f"{written} bytes where {info.file_size} are claimed")
 
-    put(target, copy)
+    write_unsynced(target, copy)
 
 
-def put(target: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_unsynced(target: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file whole or not at all, without the flush to disk of `files.write_with`.
 
     Ten thousand flushes cost more than the unpacking. A repeated run compares every file with its source, and the
@@ -362,29 +381,29 @@ def put(target: Path, write: Callable[[IO[bytes]], object]) -> None:
 # Whose images lie here --------------------------------------------------------------------------------------------
 
 
-def mark(folder: Path, source: Path) -> None:
+def record_source(folder: Path, source: Path) -> None:
     """Say beside unpacked images which file they come from."""
-    write_json(folder / MARK, {"name": source.name, "sha256": sha256_file(source)}, format=FORMAT)
+    write_json(folder / SOURCE_FILE, {"name": source.name, "sha256": sha256_file(source)}, format=SOURCE_FORMAT)
 
 
-def is_marked(folder: Path) -> bool:
+def has_source_record(folder: Path) -> bool:
     """Say whether a folder holds images that were unpacked here."""
-    return (folder / MARK).is_file()
+    return (folder / SOURCE_FILE).is_file()
 
 
-def check_mark(folder: Path, source: Path) -> None:
+def check_source(folder: Path, source: Path) -> None:
     """Refuse to mix the images of two sources; raises `UsageError`."""
-    if folder.is_symlink() or (folder.exists() and not is_marked(folder)):
+    if folder.is_symlink() or (folder.exists() and not has_source_record(folder)):
         raise UsageError(
             f"{folder}: is there already and was not unpacked by dermkit",
-            kept="everything there",
+            outcome="everything there",
             remedy="name a new folder with --out",
         )
-    if is_marked(folder):
-        before = read_json(folder / MARK, format=FORMAT, error=DataError)
-        if before.get("sha256") != sha256_file(source):
+    if has_source_record(folder):
+        record = read_json(folder / SOURCE_FILE, format=SOURCE_FORMAT, error=DataError)
+        if record.get("sha256") != sha256_file(source):
             raise UsageError(
-                f"{folder.parent}: holds the images of another file, {before.get('name')}",
-                kept="those images, that data set and its splits",
+                f"{folder.parent}: holds the images of another file, {record.get('name')}",
+                outcome="those images, that data set and its splits",
                 remedy="name a new folder with --out",
             )

@@ -18,58 +18,63 @@ from dermkit.errors import DataError
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".tab"})
 SEPARATORS = (",", ";", "\t", "|")
-MOST_LISTED = 500
+MAX_REPORTED = 500
 """Problems printed for one import; a table with more was read in the wrong way, not typed wrong."""
 
-_MOST_KEPT = 20_000  # problems kept to be put in order; a wrong column gives one per row
-_SAMPLE = 1 << 16  # bytes that the separator is found by
+_MAX_STORED = 20_000  # problems kept to be put in order; a wrong column gives one per row
+_SAMPLE_BYTES = 1 << 16  # bytes that the separator is found by
 _SAMPLE_ROWS = 50
-_BLOCK = 1 << 20
-_CHUNK = 10_000  # rows
-_MOST_SHARED = 4096  # values of a column kept as one object each, such as "male"
-_MARKS = (
+_BLOCK_CHARS = 1 << 20
+_CHUNK_ROWS = 10_000  # rows
+_MAX_INTERNED = 4096  # values of a column kept as one object each, such as "male"
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0e-\x1f]")
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 
 
 @dataclass
-class Problems:
+class ProblemList:
     """Everything that is wrong in the tables of one import, by file and row; raised together."""
 
-    found: list[tuple[str, int, str]] = field(default_factory=list)
-    n: int = 0
+    entries: list[tuple[str, int, str]] = field(default_factory=list)
+    n_problems: int = 0
 
     def add(self, table: Path, row: int, text: str) -> None:
         """Note a problem. row: as a spreadsheet counts, the header is row 1; 0 = the file as a whole."""
-        self.n += 1
-        if len(self.found) < _MOST_KEPT:
-            self.found.append((str(table), row, text))
+        self.n_problems += 1
+        if len(self.entries) < _MAX_STORED:
+            self.entries.append((str(table), row, text))
 
-    def check(self, remedy: str = "correct the table; row 1 is the header") -> None:
+    def raise_if_any(self, remedy: str = "correct the table; row 1 is the header") -> None:
         """Raise one `DataError` that lists all problems, if there are any."""
-        if not self.n:
+        if not self.n_problems:
             return
-        listed = sorted(self.found)[:MOST_LISTED]
-        tables = list(dict.fromkeys(table for table, _, _ in listed))
+        first_entries = sorted(self.entries)[:MAX_REPORTED]
+        tables = list(dict.fromkeys(table for table, _, _ in first_entries))
         lines: list[str] = []
         for table in tables:
             lines += [table] if len(tables) > 1 else []
             lines += [
-                f"  row {row}: {text}" if row else f"  {text}" for name, row, text in listed if name == table
+                f"  row {row}: {text}" if row else f"  {text}"
+                for name, row, text in first_entries
+                if name == table
             ]
-        more = [f"  ... and {self.n - MOST_LISTED} more"] if self.n > MOST_LISTED else []
-        head = (
-            f"{tables[0] if len(tables) == 1 else f'{len(tables)} tables'}: {self.n} problem{'s' * (self.n > 1)}:"
+        overflow_lines = (
+            [f"  ... and {self.n_problems - MAX_REPORTED} more"] if self.n_problems > MAX_REPORTED else []
         )
-        body = "\n".join([*lines, *more])
-        raise DataError(f"{head}\n{body}", kept="nothing was written", remedy=remedy)
+        heading = (
+            f"{tables[0] if len(tables) == 1 else f'{len(tables)} tables'}: {self.n_problems} "
+            f"problem{'s' * (self.n_problems > 1)}:"
+        )
+        details = "\n".join([*lines, *overflow_lines])
+        raise DataError(f"{heading}\n{details}", outcome="nothing was written", remedy=remedy)
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class TextTable:
     """A table as text. frame: the columns that were asked for, spaces around values removed.
 
     rows: (n,) the row of each, as a spreadsheet counts: the header is row 1, an empty row counts, a line break in
@@ -78,42 +83,47 @@ class Table:
 
     path: Path
     frame: pd.DataFrame
-    rows: NDArray[np.int64]
+    row_numbers: NDArray[np.int64]
     columns: tuple[str, ...]
     notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
-class Head:
+class TableHead:
     """What the beginning of a table tells: its separator and the names of its columns, "" where one has none."""
 
     separator: str
     columns: tuple[str, ...]
 
 
-def read_head(path: Path, wanted: Collection[str] = ()) -> Head:
+def read_table_head(path: Path, hint_columns: Collection[str] = ()) -> TableHead:
     """Find the separator and the columns; of a file that is no table, one odd column. wanted: columns to look for."""
     try:
         with path.open("rb") as stream:
-            data = stream.read(_SAMPLE)
+            data = stream.read(_SAMPLE_BYTES)
     except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
-    # A character may be cut at the end of the sample: errors are for `read_table` to judge.
-    return _head_of(data.decode(_mark(data) or "utf-8", "replace"), wanted)
+        raise _unreadable_error(path, error.strerror or str(error)) from error
+    # A character may be cut at the end of the sample: errors are for `read_csv_table` to judge.
+    return _guess_head(data.decode(_encoding_of_bom(data) or "utf-8", "replace"), hint_columns)
 
 
-def _head_of(sample: str, wanted: Collection[str]) -> Head:
-    lines = io.StringIO(sample.lstrip("\ufeff"), newline="")
-    told = _SEP_LINE.fullmatch(lines.readline())
-    if not told:
-        lines.seek(0)
-    text = lines.read()
-    guesses = [_guess(text, separator, wanted) for separator in ([told.group(1)] if told else SEPARATORS)]
-    _, head = max(guesses, key=lambda guess: guess[0])
-    return head
+def _guess_head(sample: str, hint_columns: Collection[str]) -> TableHead:
+    stream = io.StringIO(sample.lstrip("\ufeff"), newline="")
+    separator_line = _SEP_LINE.fullmatch(stream.readline())
+    if not separator_line:
+        stream.seek(0)
+    text = stream.read()
+    guesses = [
+        _rate_separator(text, separator, hint_columns)
+        for separator in ([separator_line.group(1)] if separator_line else SEPARATORS)
+    ]
+    _, table_head = max(guesses, key=lambda guess: guess[0])
+    return table_head
 
 
-def _guess(sample: str, separator: str, wanted: Collection[str]) -> tuple[tuple[float, ...], Head]:
+def _rate_separator(
+    sample: str, separator: str, hint_columns: Collection[str]
+) -> tuple[tuple[float, ...], TableHead]:
     """Return how well a separator explains a sample: columns looked for, rows as wide as the header, width."""
     rows: list[list[str]] = []
     try:
@@ -123,86 +133,88 @@ def _guess(sample: str, separator: str, wanted: Collection[str]) -> tuple[tuple[
                 break
     except csv.Error:
         pass  # what stands before it is enough to guess by
-    header = _names(rows[0]) if rows else ()
-    even = np.mean([len(row) == len(header) for row in rows]) if rows else 0.0
-    found = len(set(header) & set(wanted))
-    return (found, len(header) > 1, float(even), len(header)), Head(separator, header)
+    header = _column_names(rows[0]) if rows else ()
+    even_fraction = np.mean([len(row) == len(header) for row in rows]) if rows else 0.0
+    n_matches = len(set(header) & set(hint_columns))
+    return (n_matches, len(header) > 1, float(even_fraction), len(header)), TableHead(separator, header)
 
 
-def _names(row: Sequence[str]) -> tuple[str, ...]:
+def _column_names(row: Sequence[str]) -> tuple[str, ...]:
     return tuple(name.strip().strip("\ufeff").strip() for name in row)
 
 
-def read_table(
-    path: Path, problems: Problems, *, wanted: Collection[str] = (), keep: Collection[str] = ()
-) -> Table:
+def read_csv_table(
+    path: Path, problems: ProblemList, *, hint_columns: Collection[str] = (), usecols: Collection[str] = ()
+) -> TextTable:
     """Read a table; what is wrong in it goes to `problems`, what can be read is read.
 
     wanted: columns that help to find the separator. keep: columns to keep (default: all). Raises `DataError` only
     where the file is no table at all.
     """
-    encoding, notes = _encoding(path)
-    head = read_head(path, [*wanted, *keep])
+    encoding, notes = _find_encoding(path)
+    table_head = read_table_head(path, [*hint_columns, *usecols])
     with path.open(encoding=encoding, newline="") as stream:
-        records = _records(path, stream, head.separator, problems)
-        first, columns = next(((row, _names(cells)) for row, cells in records if any(cells)), (0, ()))
-        _check_header(path, first, columns, problems)
-        named = {name: at for at, name in reversed(list(enumerate(columns))) if name}
-        kept = [name for name in named if not keep or name in keep][::-1]
-        frame, rows = _columns(path, records, columns, [named[name] for name in kept], problems)
-    frame.columns = pd.Index(kept)
+        records = _records(path, stream, table_head.separator, problems)
+        header_row, columns = next(((row, _column_names(cells)) for row, cells in records if any(cells)), (0, ()))
+        _check_header(path, header_row, columns, problems)
+        position_of = {name: position for position, name in reversed(list(enumerate(columns))) if name}
+        names = [name for name in position_of if not usecols or name in usecols][::-1]
+        frame, rows = _read_columns(path, records, columns, [position_of[name] for name in names], problems)
+    frame.columns = pd.Index(names)
     if not len(rows) and columns:
         problems.add(path, 0, "has no rows")
-    listed = tuple(name for name in columns if name)
-    return Table(path, frame, rows, listed, (*notes, *_nameless(path, columns)))
+    column_names = tuple(name for name in columns if name)
+    return TextTable(path, frame, rows, column_names, (*notes, *_nameless_column_notes(path, columns)))
 
 
-def _unreadable(path: Path, why: str) -> DataError:
+def _unreadable_error(path: Path, reason: str) -> DataError:
     return DataError(
-        f"{path}: cannot be read as a table: {why}", remedy="restore the file, or save it as CSV in UTF-8"
+        f"{path}: cannot be read as a table: {reason}", remedy="restore the file, or save it as CSV in UTF-8"
     )
 
 
-def _mark(data: bytes) -> str:
-    return next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "")
+def _encoding_of_bom(data: bytes) -> str:
+    return next((encoding for bom, encoding in _BYTE_ORDER_MARKS if data.startswith(bom)), "")
 
 
-def _encoding(path: Path) -> tuple[str, list[Note]]:
+def _find_encoding(path: Path) -> tuple[str, list[Note]]:
     """Return how a file is encoded: as its mark says, else UTF-8, else Latin-1 with a note; raises `DataError`."""
     try:
         with path.open("rb") as stream:
-            marked = _mark(stream.read(4))
+            bom_encoding = _encoding_of_bom(stream.read(4))
     except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
-    tried = [marked] if marked else ["utf-8", "cp1252", "latin-1"]
-    for encoding in tried:
+        raise _unreadable_error(path, error.strerror or str(error)) from error
+    candidates = [bom_encoding] if bom_encoding else ["utf-8", "cp1252", "latin-1"]
+    for encoding in candidates:
         try:
             _decode_all(path, encoding)
         except UnicodeError as error:
-            if encoding == tried[-1]:
-                raise _unreadable(path, str(error)) from error
+            if encoding == candidates[-1]:
+                raise _unreadable_error(path, str(error)) from error
             continue
         text = f"{path.name} is not UTF-8; it was read as Latin-1 ({encoding}): look at names with accents."
         return encoding, [Note("latin1", text, 1)] if encoding in ("cp1252", "latin-1") else []
     raise AssertionError  # the loop returns or raises
 
 
-def check_text(path: Path) -> None:
+def check_is_text(path: Path) -> None:
     """Raise `DataError` where a file cannot be read as text."""
-    _encoding(path)
+    _find_encoding(path)
 
 
 def _decode_all(path: Path, encoding: str) -> None:
     """Decode a file to its end; raises `UnicodeError`, and `DataError` for control characters: no text at all."""
     with path.open(encoding=encoding, newline="") as stream:
-        while block := stream.read(_BLOCK):
-            found = _CONTROL.search(block)
-            if found:
-                raise _unreadable(path, f"it holds the control character {found.group()!r}, so it is no text")
+        while block := stream.read(_BLOCK_CHARS):
+            match = _CONTROL_CHARACTER.search(block)
+            if match:
+                raise _unreadable_error(
+                    path, f"it holds the control character {match.group()!r}, so it is no text"
+                )
 
 
 def _records(
-    path: Path, stream: io.TextIOBase, separator: str, problems: Problems
+    path: Path, stream: io.TextIOBase, separator: str, problems: ProblemList
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield row number and cells of each row that can be taken apart."""
     row = 0
@@ -218,10 +230,10 @@ def _records(
         except StopIteration:
             return
         except csv.Error as error:
-            problems.add(path, row, _why(str(error), separator))
+            problems.add(path, row, _csv_error_text(str(error), separator))
 
 
-def _why(error: str, separator: str) -> str:
+def _csv_error_text(error: str, separator: str) -> str:
     if "unexpected end" in error:
         return "a quote is opened and never closed"
     if "expected after" in error:
@@ -229,7 +241,7 @@ def _why(error: str, separator: str) -> str:
     return f"cannot be taken apart: {error}"
 
 
-def _check_header(path: Path, row: int, columns: Sequence[str], problems: Problems) -> None:
+def _check_header(path: Path, row: int, columns: Sequence[str], problems: ProblemList) -> None:
     if not any(columns):
         problems.add(path, 0, "has no header and no rows")
     for name in dict.fromkeys(columns):
@@ -237,69 +249,72 @@ def _check_header(path: Path, row: int, columns: Sequence[str], problems: Proble
             problems.add(path, row, f"the header names the column {name!r} {columns.count(name)} times")
 
 
-def _columns(
+def _read_columns(
     path: Path,
     records: Iterator[tuple[int, list[str]]],
     columns: Sequence[str],
-    kept: Sequence[int],
-    problems: Problems,
+    positions: Sequence[int],
+    problems: ProblemList,
 ) -> tuple[pd.DataFrame, NDArray[np.int64]]:
     """Collect the kept columns in chunks; rows of another width are problems, empty ones are left out."""
-    width, needed = len(columns), max((at + 1 for at, name in enumerate(columns) if name), default=0)
-    values: list[list[str]] = [[] for _ in kept]
-    shared: list[dict[str, str]] = [{} for _ in kept]
-    numbers: list[NDArray[np.int64]] = []
-    rows: list[int] = []
+    width, min_width = (
+        len(columns),
+        max((position + 1 for position, name in enumerate(columns) if name), default=0),
+    )
+    values: list[list[str]] = [[] for _ in positions]
+    pools: list[dict[str, str]] = [{} for _ in positions]
+    row_number_chunks: list[NDArray[np.int64]] = []
+    row_numbers: list[int] = []
     cells: list[list[str]] = []
 
     def flush() -> None:
-        numbers.append(np.array(rows, np.int64))
-        for column, known, at in zip(values, shared, kept, strict=True):
-            column += [_share(known, row[at].strip()) for row in cells]
-        rows.clear()
+        row_number_chunks.append(np.array(row_numbers, np.int64))
+        for column, pool, position in zip(values, pools, positions, strict=True):
+            column += [_intern(pool, record[position].strip()) for record in cells]
+        row_numbers.clear()
         cells.clear()
 
     for row, record in records:
         if not any(record) or not any(map(str.strip, record)):
             continue
-        if len(record) < needed or (len(record) > width and any(map(str.strip, record[width:]))):
-            problems.add(path, row, f"{len(record)} cell{'s' * (len(record) > 1)}, the header has {needed}")
+        if len(record) < min_width or (len(record) > width and any(map(str.strip, record[width:]))):
+            problems.add(path, row, f"{len(record)} cell{'s' * (len(record) > 1)}, the header has {min_width}")
             continue
-        rows.append(row)
+        row_numbers.append(row)
         cells.append(record)
-        if len(rows) >= _CHUNK:
+        if len(row_numbers) >= _CHUNK_ROWS:
             flush()
     flush()
-    frame = pd.DataFrame({at: pd.Series(column, dtype="str") for at, column in enumerate(values)})
-    return frame, np.concatenate(numbers)
+    frame = pd.DataFrame({position: pd.Series(column, dtype="str") for position, column in enumerate(values)})
+    return frame, np.concatenate(row_number_chunks)
 
 
-def _share(known: dict[str, str], value: str) -> str:
+def _intern(pool: dict[str, str], value: str) -> str:
     """Return one object for equal values, while a column has few: a million times "male" is one text."""
-    if len(known) < _MOST_SHARED:
-        return known.setdefault(value, value)
-    return known.get(value, value)
+    if len(pool) < _MAX_INTERNED:
+        return pool.setdefault(value, value)
+    return pool.get(value, value)
 
 
-def _nameless(path: Path, columns: Sequence[str]) -> Iterator[Note]:
+def _nameless_column_notes(path: Path, columns: Sequence[str]) -> Iterator[Note]:
     """Note columns without a name that are no trailing separator: a table's numbered rows, or a name that was lost."""
-    trimmed = list(columns)
-    while trimmed and not trimmed[-1]:
-        trimmed.pop()
-    if "" in trimmed:
-        yield Note("nameless_column", f"A column of {path.name} has no name and was left out.", trimmed.count(""))
+    names = list(columns)
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        yield Note("nameless_column", f"A column of {path.name} has no name and was left out.", names.count(""))
 
 
 def find_column(columns: Sequence[str], name: str) -> str | None:
     """Return the column of this name: as written, else by case and outer spaces if just one is meant; or None."""
     if name in columns:
         return name
-    same = [column for column in columns if column.casefold() == name.strip().casefold()]
-    return same[0] if len(same) == 1 else None
+    matches = [column for column in columns if column.casefold() == name.strip().casefold()]
+    return matches[0] if len(matches) == 1 else None
 
 
-def missing_column(name: str, columns: Sequence[str]) -> str:
+def missing_column_text(name: str, columns: Sequence[str]) -> str:
     """Return the words for a column that is not there."""
-    close = get_close_matches(name, columns, n=1)
-    meant = f"; did you mean {close[0]!r}?" if close else ""
-    return f"has no column {name!r}{meant} (it has: {', '.join(columns[:40])})"
+    suggestions = get_close_matches(name, columns, n=1)
+    hint = f"; did you mean {suggestions[0]!r}?" if suggestions else ""
+    return f"has no column {name!r}{hint} (it has: {', '.join(columns[:40])})"

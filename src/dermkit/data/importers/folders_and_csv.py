@@ -8,22 +8,35 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from dermkit.data.importers.csv_tables import Problems, Table, find_column, missing_column, read_table
-from dermkit.data.importers.normalise import SPLIT_NAMES
-from dermkit.data.importers.reader import check_columns, finish, make_frame, one_table, walk_images
-from dermkit.data.importers.records import Note, Rows
+from dermkit.data.importers.csv_tables import (
+    ProblemList,
+    TextTable,
+    find_column,
+    missing_column_text,
+    read_csv_table,
+)
+from dermkit.data.importers.normalise import SPLIT_ALIASES
+from dermkit.data.importers.reader import check_columns, find_table, make_frame, to_records, walk_images
+from dermkit.data.importers.records import Note, Records
 from dermkit.data.importers.table_rows import (
-    PLAIN,
-    TARGETS,
-    Listing,
-    Options,
+    DEFAULT_IMPORT_OPTIONS,
+    TARGET_COLUMNS,
+    ImportOptions,
+    TableRows,
     check_labels,
-    clean,
-    list_table,
-    one_hot,
+    labels_from_one_hot,
+    normalise_values,
+    rows_of_table,
     with_column,
 )
-from dermkit.data.importers.walk import MISPLACED, Walk, listed, may_be_image, only_folder, source_folder
+from dermkit.data.importers.walk import (
+    REASON_MISPLACED,
+    FolderWalk,
+    may_be_image,
+    resolve_source,
+    single_image_folder,
+    visible_paths,
+)
 from dermkit.errors import DataError
 from dermkit.images.headers import IMAGE_SUFFIXES
 
@@ -43,167 +56,179 @@ HAM_COLUMNS = MappingProxyType(
 )
 """Target -> column of HAM10000's table. dx_type tells how the diagnosis was confirmed, and so the diagnosis."""
 
-_HAM_NEEDED = ("lesion_id", "image_id", "dx")
-_HAM_DX = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
-_IMAGE_NAMES = ("image", "path", "file", "filename", "file_name", "image_id", "image_name", "isic_id")
-_LABEL_NAMES = ("label", "class", "dx", "diagnosis")
-_SHOWN = 100
+_HAM_REQUIRED = ("lesion_id", "image_id", "dx")
+_HAM_LABELS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+_IMAGE_COLUMN_NAMES = ("image", "path", "file", "filename", "file_name", "image_id", "image_name", "isic_id")
+_LABEL_COLUMN_NAMES = ("label", "class", "dx", "diagnosis")
+_MAX_SHOWN = 100
 
 
 # Folder per class -------------------------------------------------------------------------------------------------
 
 
-class _Found(NamedTuple):
+class _FolderImage(NamedTuple):
     path: str
     given_split: str
     folder: str
 
 
-def read_folder(source: Path) -> Rows:
+def read_folder(source: Path) -> Records:
     """Read a folder per class, with or without split folders above; the folders' names are labels and given splits.
 
     A class that is spelt in two ways in two split folders is one class, spelt as in training; twice in one folder is
     refused with `DataError`. Images outside class folders are refused one by one. Raises `DataError` where
     nothing is usable.
     """
-    walk = Walk(_folder_root(source))
-    found = list(_find_classes(walk))
-    if not found:
-        raise _nothing(source, walk)
-    _check_parts({item.folder for item in found}, source)
-    labels = _unify({item.folder for item in found}, _spellings(found), walk)
-    paths = [item.path for item in found]
-    walk.finish()
+    walk = FolderWalk(_folder_root(source))
+    images = list(_find_classes(walk))
+    if not images:
+        raise _nothing_usable_error(source, walk)
+    _check_class_names({image.folder for image in images}, source)
+    labels = _unify_folders({image.folder for image in images}, _spellings(images), walk)
+    paths = [image.path for image in images]
+    walk.note_other_files()
     frame = make_frame(
         {
             "path": paths,
-            "label": [labels[item.folder] for item in found],
-            "given_split": [item.given_split for item in found],
+            "label": [labels[image.folder] for image in images],
+            "given_split": [image.given_split for image in images],
         }
     )
-    return Rows(frame, walk.root, walk.refused, [*walk.notes, *_same_looking(paths)])
+    return Records(frame, walk.root, walk.rejected, [*walk.notes, *_lookalike_notes(paths)])
 
 
 def _folder_root(source: Path) -> Path:
-    root = source_folder(source)
-    only = only_folder(root)
-    if only is None or only.name.lower() in SPLIT_NAMES:
+    root = resolve_source(source)
+    subfolder = single_image_folder(root)
+    if subfolder is None or subfolder.name.lower() in SPLIT_ALIASES:
         return root
-    inside = listed(only)
-    return only if any(path.is_dir() for path in inside) and not any(map(may_be_image, inside)) else root
+    children = visible_paths(subfolder)
+    return subfolder if any(path.is_dir() for path in children) and not any(map(may_be_image, children)) else root
 
 
-def _nothing(source: Path, walk: Walk) -> DataError:
-    why = f"{source}: nothing usable: no image in a class folder{_refused_so_far(walk)}"
-    return DataError(why, remedy=FOLDER_HELP)
+def _nothing_usable_error(source: Path, walk: FolderWalk) -> DataError:
+    message = f"{source}: nothing usable: no image in a class folder{_rejected_lines(walk)}"
+    return DataError(message, remedy=FOLDER_HELP)
 
 
-def _refused_so_far(walk: Walk) -> str:
+def _rejected_lines(walk: FolderWalk) -> str:
     """Return lines about what was refused besides, for an error that stops an import."""
-    lines = [f"  {item.path}: {item.reason}: {item.detail}" for item in walk.refused[:_SHOWN]]
-    more = [f"  ... and {len(walk.refused) - _SHOWN} more refused"] if len(walk.refused) > _SHOWN else []
-    return "".join(f"\n{line}" for line in [*lines, *more])
+    lines = [
+        f"  {rejection.path}: {rejection.reason}: {rejection.detail}" for rejection in walk.rejected[:_MAX_SHOWN]
+    ]
+    overflow_lines = (
+        [f"  ... and {len(walk.rejected) - _MAX_SHOWN} more refused"] if len(walk.rejected) > _MAX_SHOWN else []
+    )
+    return "".join(f"\n{line}" for line in [*lines, *overflow_lines])
 
 
-def _name(path: str) -> str:
+def _folder_name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _find_classes(walk: Walk) -> Iterator[_Found]:
-    folders, loose = walk.entries()
-    for path in loose:
-        walk.refuse(path, MISPLACED, "not in a class folder")
-    splits = [folder for folder in folders if folder.lower() in SPLIT_NAMES]
+def _find_classes(walk: FolderWalk) -> Iterator[_FolderImage]:
+    folders, loose_files = walk.entries()
+    for path in loose_files:
+        walk.reject(path, REASON_MISPLACED, "not in a class folder")
+    splits = [folder for folder in folders if folder.lower() in SPLIT_ALIASES]
     if not splits:
         yield from _find_images(walk, folders, "")
         return
-    others = [folder for folder in folders if folder not in splits]
-    count = walk.refuse_below(others, "beside the split folders")
-    if count:
-        names = ", ".join(others)
-        walk.notes.append(Note("beside_splits", f"Images beside the split folders were left out: {names}.", count))
+    other_folders = [folder for folder in folders if folder not in splits]
+    n_rejected = walk.reject_below(other_folders, "beside the split folders")
+    if n_rejected:
+        names = ", ".join(other_folders)
+        walk.notes.append(
+            Note("beside_splits", f"Images beside the split folders were left out: {names}.", n_rejected)
+        )
     for folder in splits:
-        classes, loose = walk.entries(folder)
-        for path in loose:
-            walk.refuse(path, MISPLACED, "not in a class folder")
-        yield from _find_images(walk, classes, SPLIT_NAMES[folder.lower()])
+        classes, loose_files = walk.entries(folder)
+        for path in loose_files:
+            walk.reject(path, REASON_MISPLACED, "not in a class folder")
+        yield from _find_images(walk, classes, SPLIT_ALIASES[folder.lower()])
 
 
-def _find_images(walk: Walk, classes: Sequence[str], given_split: str) -> Iterator[_Found]:
+def _find_images(walk: FolderWalk, classes: Sequence[str], given_split: str) -> Iterator[_FolderImage]:
     for folder in classes:
-        below, files = walk.entries(folder)
-        deeper = walk.refuse_below(below, "deeper than its class folder")
-        if not files and not deeper:
+        subfolders, files = walk.entries(folder)
+        n_deeper = walk.reject_below(subfolders, "deeper than its class folder")
+        if not files and not n_deeper:
             walk.notes.append(Note("empty_folder", f"The folder {folder} holds no image.", 0))
         for path in files:
-            yield _Found(path, given_split, _name(folder))
+            yield _FolderImage(path, given_split, _folder_name(folder))
 
 
-_PART = re.compile(r"(.*[\s_-])?(part[\s_-]?\d+|inputs?|images?|jpe?gs?|pictures?|photos?)", re.IGNORECASE)
+_DOWNLOAD_PART = re.compile(
+    r"(.*[\s_-])?(part[\s_-]?\d+|inputs?|images?|jpe?gs?|pictures?|photos?)", re.IGNORECASE
+)
 
 
-def _check_parts(names: set[str], source: Path) -> None:
+def _check_class_names(names: set[str], source: Path) -> None:
     """Refuse the parts of a download as classes: every figure would be about which part an image lay in."""
-    if all(_PART.fullmatch(name) for name in names):
-        listed = ", ".join(sorted(names))
+    if all(_DOWNLOAD_PART.fullmatch(name) for name in names):
+        names_text = ", ".join(sorted(names))
         raise DataError(
-            f"{source}: these folders are named like parts of a download, not like classes: {listed}",
-            kept="nothing was written",
+            f"{source}: these folders are named like parts of a download, not like classes: {names_text}",
+            outcome="nothing was written",
             remedy="import by the table that holds the labels (ham10000, isic2018, isic2019, isic2020, isic-archive or "
             "csv), or rename the folders if they are classes",
         )
 
 
-def _spellings(found: Iterable[_Found]) -> dict[str, set[str]]:
+def _spellings(images: Iterable[_FolderImage]) -> dict[str, set[str]]:
     """Return parent folder -> class folder names in it; training folders first, so that their spelling counts."""
-    parents: dict[str, set[str]] = defaultdict(set)
-    for item in sorted(found, key=lambda item: item.given_split != "train"):
-        parents[item.path.rpartition("/")[0].rpartition("/")[0]].add(item.folder)
-    return parents
+    names_by_parent: dict[str, set[str]] = defaultdict(set)
+    for image in sorted(images, key=lambda image: image.given_split != "train"):
+        names_by_parent[image.path.rpartition("/")[0].rpartition("/")[0]].add(image.folder)
+    return names_by_parent
 
 
-def _folded(name: str) -> str:
+def _fold_name(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
-def _unify(names: set[str], parents: Mapping[str, set[str]], walk: Walk) -> dict[str, str]:
+def _unify_folders(names: set[str], names_by_parent: Mapping[str, set[str]], walk: FolderWalk) -> dict[str, str]:
     """Return folder name -> label, one label for spellings that differ by case, outer spaces or Unicode form."""
-    twice = [(parent, same) for parent, inside in parents.items() for same in _alike(inside)]
-    if twice:
-        listed = "\n".join(f"  {walk.root / parent}: {same}" for parent, same in twice)
+    clashes = [
+        (parent, spellings)
+        for parent, folder_names in names_by_parent.items()
+        for spellings in _group_spellings(folder_names)
+    ]
+    if clashes:
+        clash_lines = "\n".join(f"  {walk.root / parent}: {spellings}" for parent, spellings in clashes)
         raise DataError(
-            f"two class folders differ only by case, spaces or Unicode form:\n{listed}{_refused_so_far(walk)}",
-            kept="nothing was written",
+            f"two class folders differ only by case, spaces or Unicode form:\n{clash_lines}{_rejected_lines(walk)}",
+            outcome="nothing was written",
             remedy="rename them, or move their images together",
         )
-    first: dict[str, str] = {}
-    for parent in parents:
-        for name in sorted(parents[parent]):
-            first.setdefault(_folded(name), unicodedata.normalize("NFC", name).strip())
-    for same in _alike(names):
-        walk.notes.append(Note("spellings", f"Taken for one class: {same}.", 0))
-    return {name: first[_folded(name)] for name in names}
+    label_of: dict[str, str] = {}
+    for parent in names_by_parent:
+        for name in sorted(names_by_parent[parent]):
+            label_of.setdefault(_fold_name(name), unicodedata.normalize("NFC", name).strip())
+    for spellings in _group_spellings(names):
+        walk.notes.append(Note("spellings", f"Taken for one class: {spellings}.", 0))
+    return {name: label_of[_fold_name(name)] for name in names}
 
 
-def _alike(names: Iterable[str]) -> list[str]:
-    together: dict[str, list[str]] = defaultdict(list)
+def _group_spellings(names: Iterable[str]) -> list[str]:
+    by_folded_name: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
-        together[_folded(name)].append(name)
-    return [" and ".join(map(repr, same)) for same in together.values() if len(same) > 1]
+        by_folded_name[_fold_name(name)].append(name)
+    return [" and ".join(map(repr, spellings)) for spellings in by_folded_name.values() if len(spellings) > 1]
 
 
-def _same_looking(paths: Sequence[str]) -> list[Note]:
+def _lookalike_notes(paths: Sequence[str]) -> list[Note]:
     """Two names that differ only by Unicode form stay two images: bytes decide; a person is told."""
     forms = Counter(unicodedata.normalize("NFC", path) for path in paths if not path.isascii())
-    extra = sum(n for n in forms.values() if n > 1)
+    n_lookalike = sum(n for n in forms.values() if n > 1)
     text = "File names that look the same and differ by Unicode form; each is an image of its own."
-    return [Note("unicode_names", text, extra)] if extra else []
+    return [Note("unicode_names", text, n_lookalike)] if n_lookalike else []
 
 
 # Tables -----------------------------------------------------------------------------------------------------------
 
 
-def read_ham10000(source: Path, options: Options = PLAIN) -> Rows:
+def read_ham10000(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> Records:
     """Read a metadata table (`lesion_id, image_id, dx, ...`) and the images it names, in any folders below.
 
     Label: dx. dx_type gives the label away and is left out. A row without its image, and an image without a row, are
@@ -211,88 +236,92 @@ def read_ham10000(source: Path, options: Options = PLAIN) -> Rows:
     that is none, two different files for one row.
     """
     walk, paths = walk_images(source, options)
-    problems = Problems()
-    chosen = one_table(walk, options, _HAM_NEEDED, "HAM10000_metadata.csv")
-    table = read_table(chosen, problems, wanted=_HAM_NEEDED, keep=tuple(HAM_COLUMNS.values()))
-    check_columns(table, _HAM_NEEDED, problems)
+    problems = ProblemList()
+    table_path = find_table(walk, options, _HAM_REQUIRED, "HAM10000_metadata.csv")
+    table = read_csv_table(table_path, problems, hint_columns=_HAM_REQUIRED, usecols=tuple(HAM_COLUMNS.values()))
+    check_columns(table, _HAM_REQUIRED, problems)
     columns = {target: name for target, name in HAM_COLUMNS.items() if name in table.frame}
-    listing = clean(list_table(table, columns), problems)
-    check_labels(listing, problems, allowed=_HAM_DX)
-    return finish(walk, listing, paths, problems)
+    table_rows = normalise_values(rows_of_table(table, columns), problems)
+    check_labels(table_rows, problems, allowed=_HAM_LABELS)
+    return to_records(walk, table_rows, paths, problems)
 
 
-def read_csv(source: Path, options: Options = PLAIN) -> Rows:
+def read_csv(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> Records:
     """Read any table with a row per image. options: which column is what; `label` may be several, one-hot, with commas.
 
     source: a folder that holds the table and the images, or the table itself. Raises `DataError` with all problems.
     """
     if source.is_file() and not options.table:
-        options = Options(options.columns, source, options.images or source.parent, options.label)
+        options = ImportOptions(options.columns, source, options.images or source.parent, options.label)
         source = source.parent
     walk, paths = walk_images(source, options)
-    problems = Problems()
-    path = one_table(walk, options, (), "the table", hints=tuple(options.columns.values()))
-    table = read_table(path, problems, wanted=tuple(options.columns.values()))
-    columns = _mapping(table, options, problems)
+    problems = ProblemList()
+    path = find_table(walk, options, (), "the table", hint_columns=tuple(options.columns.values()))
+    table = read_csv_table(path, problems, hint_columns=tuple(options.columns.values()))
+    columns = _column_mapping(table, options, problems)
     label = columns.pop("label", "")
-    listing = list_table(table, columns)
+    table_rows = rows_of_table(table, columns)
     if label in table.frame:
-        listing = with_column(listing, "label", table.frame[label], (label,))
+        table_rows = with_column(table_rows, "label", table.frame[label], (label,))
     elif label:
         names = [name.strip() for name in label.split(",")]
-        listing = with_column(listing, "label", one_hot(table, names, problems), names)
-    listing = _one_spelling(clean(listing, problems), walk)
+        table_rows = with_column(table_rows, "label", labels_from_one_hot(table, names, problems), names)
+    table_rows = _unify_labels(normalise_values(table_rows, problems), walk)
     if label in table.frame:
-        check_labels(listing, problems)
-    return finish(walk, listing, paths, problems)
+        check_labels(table_rows, problems)
+    return to_records(walk, table_rows, paths, problems)
 
 
-def _one_spelling(listing: Listing, walk: Walk) -> Listing:
+def _unify_labels(table_rows: TableRows, walk: FolderWalk) -> TableRows:
     """Return the rows with one label for spellings that differ by case, spaces or Unicode form: the commonest."""
-    if "label" not in listing.frame:
-        return listing
-    counts = listing.frame["label"].value_counts()
+    if "label" not in table_rows.frame:
+        return table_rows
+    counts = table_rows.frame["label"].value_counts()
     names = sorted((str(name) for name in counts.index if name), key=lambda name: (-int(counts[name]), name))
-    best: dict[str, str] = {}
+    label_of: dict[str, str] = {}
     for name in names:
-        best.setdefault(_folded(name), name)
-    for same in _alike(names):
-        walk.notes.append(Note("spellings", f"Taken for one class: {same}.", 0))
+        label_of.setdefault(_fold_name(name), name)
+    for spellings in _group_spellings(names):
+        walk.notes.append(Note("spellings", f"Taken for one class: {spellings}.", 0))
     return with_column(
-        listing, "label", listing.frame["label"].map(lambda name: best.get(_folded(name), name)), ()
+        table_rows, "label", table_rows.frame["label"].map(lambda name: label_of.get(_fold_name(name), name)), ()
     )
 
 
-def _mapping(table: Table, options: Options, problems: Problems) -> dict[str, str]:
+def _column_mapping(table: TextTable, options: ImportOptions, problems: ProblemList) -> dict[str, str]:
     """Return target -> column: as a person said, else the column of the target's own name; raises `DataError`."""
-    given = dict(options.columns)
+    explicit_columns = dict(options.columns)
     if options.label:
-        given["label"] = options.label
-    columns = {target: _column(table, name, problems) for target, name in given.items()}
-    names = {**{target: (target,) for target in TARGETS}, "image": _IMAGE_NAMES, "label": _LABEL_NAMES}
-    taken = set(columns.values())
-    for target, likely in names.items():
-        found = [find_column(table.columns, name) for name in likely]
-        first = next((name for name in found if name and name not in taken), "")
-        if target not in columns and first:
-            columns[target] = first
+        explicit_columns["label"] = options.label
+    columns = {target: _resolve_column(table, name, problems) for target, name in explicit_columns.items()}
+    names = {
+        **{target: (target,) for target in TARGET_COLUMNS},
+        "image": _IMAGE_COLUMN_NAMES,
+        "label": _LABEL_COLUMN_NAMES,
+    }
+    used_columns = set(columns.values())
+    for target, likely_names in names.items():
+        candidates = [find_column(table.columns, name) for name in likely_names]
+        free_column = next((name for name in candidates if name and name not in used_columns), "")
+        if target not in columns and free_column:
+            columns[target] = free_column
         elif target not in columns and target in ("image", "label"):
             text = f"has no column for the {target} (it has: {', '.join(table.columns[:40])})"
             problems.add(table.path, 1, text)
     if "image" not in columns or "label" not in columns or "" in columns.values():
-        problems.check("say which column is what: --column image=COLUMN --column label=COLUMN")
+        problems.raise_if_any("say which column is what: --column image=COLUMN --column label=COLUMN")
     return columns
 
 
-def _column(table: Table, name: str, problems: Problems) -> str:
+def _resolve_column(table: TextTable, name: str, problems: ProblemList) -> str:
     """Return the column meant, or several with commas for a one-hot label; "" and a problem where one is missing."""
-    whole = find_column(table.columns, name)
-    if whole:
-        return whole
-    parts = [find_column(table.columns, part.strip()) for part in name.split(",")]
-    if len(parts) > 1 and all(parts):
-        return ",".join(str(part) for part in parts)
-    for part, found in zip(name.split(","), parts, strict=True):
-        if not found:
-            problems.add(table.path, 1, missing_column(part.strip(), table.columns))
+    column = find_column(table.columns, name)
+    if column:
+        return column
+    matches = [find_column(table.columns, part_name.strip()) for part_name in name.split(",")]
+    if len(matches) > 1 and all(matches):
+        return ",".join(str(part_name) for part_name in matches)
+    for part_name, match in zip(name.split(","), matches, strict=True):
+        if not match:
+            problems.add(table.path, 1, missing_column_text(part_name.strip(), table.columns))
     return ""

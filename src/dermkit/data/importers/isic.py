@@ -8,45 +8,52 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermkit.data.importers.csv_tables import Problems, Table, read_head, read_table
-from dermkit.data.importers.match_files import folded_stem
-from dermkit.data.importers.normalise import SPLIT_NAMES
-from dermkit.data.importers.reader import check_columns, finish, no_such_table, one_table, pick_column, walk_images
-from dermkit.data.importers.records import Note, Rows
+from dermkit.data.importers.csv_tables import ProblemList, TextTable, read_csv_table, read_table_head
+from dermkit.data.importers.match_files import normalised_stem
+from dermkit.data.importers.normalise import SPLIT_ALIASES
+from dermkit.data.importers.reader import (
+    check_columns,
+    find_table,
+    missing_table_error,
+    pick_column,
+    to_records,
+    walk_images,
+)
+from dermkit.data.importers.records import Note, Records
 from dermkit.data.importers.table_rows import (
-    PLAIN,
-    Listing,
-    Options,
-    check_ids,
+    DEFAULT_IMPORT_OPTIONS,
+    ImportOptions,
+    TableRows,
+    check_images,
     check_labels,
-    clean,
-    join_listings,
-    known_columns,
-    list_table,
-    one_hot,
+    concat_rows,
+    labels_from_one_hot,
+    metadata_columns,
+    normalise_values,
+    rows_of_table,
     with_column,
 )
-from dermkit.data.importers.walk import Walk
+from dermkit.data.importers.walk import FolderWalk
 from dermkit.images.headers import IMAGE_SUFFIXES
 
 CLASSES_2018 = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 CLASSES_2019 = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
-NONE_OF_THEM = "UNK"
+UNKNOWN_CLASS = "UNK"
 """ISIC 2019's ninth class, "none of the others": no training image has it, test images do."""
 
 MALIGNANCY_COLUMNS = ("diagnosis_1", "benign_malignant")
 ARCHIVE_LABELS = (*MALIGNANCY_COLUMNS, "diagnosis")
 """Columns that the label of an archive download is taken from, if none is named: the first that is there."""
 
-_BINARY = ("benign", "malignant")
-_DUPLICATES = ("image_name_1", "image_name_2")
-_SIDE_IN_NAME = re.compile(r"(?<![a-z])(training|train|validation|valid|val|test)(?![a-z])")
+_BINARY_LABELS = ("benign", "malignant")
+_DUPLICATE_COLUMNS = ("image_name_1", "image_name_2")
+_SPLIT_IN_NAME = re.compile(r"(?<![a-z])(training|train|validation|valid|val|test)(?![a-z])")
 
 
 # 2018 and 2019: one-hot truth, metadata beside it -----------------------------------------------------------------
 
 
-def read_isic2018(source: Path, options: Options = PLAIN) -> Rows:
+def read_isic2018(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> Records:
     """Read task 3 of ISIC 2018: `image,MEL,NV,BCC,AKIEC,BKL,DF,VASC`, and the lesion groups of the second table.
 
     Truths of several sides may lie together; their names then give the published side. Raises `DataError` with all
@@ -55,7 +62,7 @@ def read_isic2018(source: Path, options: Options = PLAIN) -> Rows:
     return _read_one_hot(source, options, CLASSES_2018, "ISIC2018_Task3_Training_GroundTruth.csv")
 
 
-def read_isic2019(source: Path, options: Options = PLAIN) -> Rows:
+def read_isic2019(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> Records:
     """Read ISIC 2019: `image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK`, and metadata of the second table.
 
     About 8 % of the images have no lesion_id, it stays unknown. `_downsampled` in a name may be there or not.
@@ -64,156 +71,186 @@ def read_isic2019(source: Path, options: Options = PLAIN) -> Rows:
 
 
 @dataclass(frozen=True)
-class _Tables:
+class _SourceTables:
     """The tables of a source by what they tell."""
 
     truths: list[Path]
     metadata: list[Path]
 
 
-def _read_one_hot(source: Path, options: Options, classes: Sequence[str], usual: str) -> Rows:
+def _read_one_hot(source: Path, options: ImportOptions, classes: Sequence[str], usual_name: str) -> Records:
     walk, paths = walk_images(source, options)
-    problems = Problems()
-    tables = _find_tables(walk, options, classes, usual)
-    sides = [_side(path.name) for path in tables.truths] if len(tables.truths) > 1 else [""]
-    listing = join_listings(
-        [_truth(path, side, classes, problems) for path, side in zip(tables.truths, sides, strict=True)]
+    problems = ProblemList()
+    tables = _find_tables(walk, options, classes, usual_name)
+    split_names = [_split_of_name(path.name) for path in tables.truths] if len(tables.truths) > 1 else [""]
+    table_rows = concat_rows(
+        [
+            _read_truth(path, split_name, classes, problems)
+            for path, split_name in zip(tables.truths, split_names, strict=True)
+        ]
     )
     for path in tables.metadata:
-        listing = _with_metadata(clean(listing, problems), path, problems)
-    return finish(walk, listing, paths, problems, also=tables.metadata)
+        table_rows = _fill_metadata(normalise_values(table_rows, problems), path, problems)
+    return to_records(walk, table_rows, paths, problems, extra_tables=tables.metadata)
 
 
-def _find_tables(walk: Walk, options: Options, classes: Sequence[str], usual: str) -> _Tables:
-    needed = ("image", *classes)
-    heads = {path: set(read_head(walk.root / path, needed).columns) for path in walk.tables}
-    truths = [walk.root / path for path, columns in heads.items() if set(needed) <= columns]
+def _find_tables(
+    walk: FolderWalk, options: ImportOptions, classes: Sequence[str], usual_name: str
+) -> _SourceTables:
+    required_columns = ("image", *classes)
+    columns_of = {path: set(read_table_head(walk.root / path, required_columns).columns) for path in walk.tables}
+    truths = [walk.root / path for path, columns in columns_of.items() if set(required_columns) <= columns]
     if options.table:
-        truths = [one_table(walk, options, needed, usual)]
+        truths = [find_table(walk, options, required_columns, usual_name)]
     if not truths:
-        raise no_such_table(walk, needed, usual)
+        raise missing_table_error(walk, required_columns, usual_name)
     metadata = [
         walk.root / path
-        for path, columns in heads.items()
-        if "image" in columns and known_columns(tuple(columns)) and not set(classes) <= columns
+        for path, columns in columns_of.items()
+        if "image" in columns and metadata_columns(tuple(columns)) and not set(classes) <= columns
     ]
-    return _Tables(truths, metadata)
+    return _SourceTables(truths, metadata)
 
 
-def _side(name: str) -> str:
-    found = _SIDE_IN_NAME.search(name.lower())
-    return SPLIT_NAMES[found.group(1)] if found else ""
+def _split_of_name(name: str) -> str:
+    match = _SPLIT_IN_NAME.search(name.lower())
+    return SPLIT_ALIASES[match.group(1)] if match else ""
 
 
-def _truth(path: Path, side: str, classes: Sequence[str], problems: Problems) -> Listing:
-    table = read_table(path, problems, wanted=("image", *classes))
+def _read_truth(path: Path, split_name: str, classes: Sequence[str], problems: ProblemList) -> TableRows:
+    table = read_csv_table(path, problems, hint_columns=("image", *classes))
     check_columns(table, ("image", *classes), problems)
-    names = [*classes, *([NONE_OF_THEM] if NONE_OF_THEM in table.columns else [])]
-    listing = with_column(list_table(table, {"image": "image"}), "label", one_hot(table, names, problems), names)
-    return with_column(listing, "given_split", pd.Series([side] * len(table.rows), dtype="str"), ())
+    names = [*classes, *([UNKNOWN_CLASS] if UNKNOWN_CLASS in table.columns else [])]
+    table_rows = with_column(
+        rows_of_table(table, {"image": "image"}), "label", labels_from_one_hot(table, names, problems), names
+    )
+    return with_column(
+        table_rows, "given_split", pd.Series([split_name] * len(table.row_numbers), dtype="str"), ()
+    )
 
 
-def _with_metadata(listing: Listing, path: Path, problems: Problems) -> Listing:
+def _fill_metadata(table_rows: TableRows, path: Path, problems: ProblemList) -> TableRows:
     """Fill targets that are still empty from a table of metadata, by image."""
-    table = read_table(path, problems, wanted=("image",))
-    columns = known_columns(table.columns)
-    more = clean(list_table(table, {"image": "image", **columns}), problems)
-    check_ids(more, problems)
-    keys = listing.frame["image"].map(_key)
-    found = more.frame.assign(image=more.frame["image"].map(_key)).drop_duplicates("image").set_index("image")
-    frame = listing.frame.copy()
+    table = read_csv_table(path, problems, hint_columns=("image",))
+    columns = metadata_columns(table.columns)
+    metadata_rows = normalise_values(rows_of_table(table, {"image": "image", **columns}), problems)
+    check_images(metadata_rows, problems)
+    keys = table_rows.frame["image"].map(_key)
+    metadata_by_key = (
+        metadata_rows.frame.assign(image=metadata_rows.frame["image"].map(_key))
+        .drop_duplicates("image")
+        .set_index("image")
+    )
+    frame = table_rows.frame.copy()
     for target in columns:
-        given = keys.map(found[target]).fillna("").astype("str")
-        frame[target] = frame[target].where(frame[target] != "", given) if target in frame else given
-    lost = int((~found.index.isin(keys)).sum())
-    notes = [Note("metadata_alone", f"Rows of {path.name} about images without a label.", lost)] if lost else []
+        cells = keys.map(metadata_by_key[target]).fillna("").astype("str")
+        frame[target] = frame[target].where(frame[target] != "", cells) if target in frame else cells
+    n_unmatched = int((~metadata_by_key.index.isin(keys)).sum())
+    notes = (
+        [Note("metadata_alone", f"Rows of {path.name} about images without a label.", n_unmatched)]
+        if n_unmatched
+        else []
+    )
     return replace(
-        listing, frame=frame, columns=_union(listing.columns, more.columns), used=_union(listing.used, more.used),
-        notes=(*listing.notes, *more.notes, *notes),
-    )  # fmt: skip
+        table_rows,
+        frame=frame,
+        columns=_union_in_order(table_rows.columns, metadata_rows.columns),
+        columns_used=_union_in_order(table_rows.columns_used, metadata_rows.columns_used),
+        notes=(*table_rows.notes, *metadata_rows.notes, *notes),
+    )
 
 
 def _key(image: str) -> str:
-    return folded_stem(image, IMAGE_SUFFIXES)
+    return normalised_stem(image, IMAGE_SUFFIXES)
 
 
-def _union(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
+def _union_in_order(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*first, *second]))
 
 
 # 2020 -------------------------------------------------------------------------------------------------------------
 
 
-def read_isic2020(source: Path, options: Options = PLAIN) -> Rows:
+def read_isic2020(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> Records:
     """Read ISIC 2020: `image_name,patient_id,sex,...,diagnosis,benign_malignant,target`.
 
     Label: benign_malignant, or else target (0 benign, 1 malignant); options.label names another column. Rows whose
     label is unknown are refused and listed. The published pairs of duplicates, if they lie there, become copy groups.
     """
     walk, paths = walk_images(source, options)
-    problems = Problems()
-    usual = "ISIC_2020_Training_GroundTruth.csv"
+    problems = ProblemList()
+    usual_name = "ISIC_2020_Training_GroundTruth.csv"
     labels = [options.label] if options.label else ["benign_malignant", "target"]
-    path = one_table(walk, options, ("image_name",), usual, either=labels)
-    table = read_table(path, problems, wanted=("image_name",))
+    path = find_table(walk, options, ("image_name",), usual_name, alternatives=labels)
+    table = read_csv_table(path, problems, hint_columns=("image_name",))
     check_columns(table, ("image_name",), problems)
-    name = pick_column(table, labels, problems)
-    listing = list_table(table, {"image": "image_name", **known_columns(table.columns)})
-    listing = clean(with_column(listing, "label", _binary_words(table, name), (name,)), problems)
-    if name in ("benign_malignant", "target"):
-        check_labels(listing, problems, allowed=_BINARY)
+    label_column = pick_column(table, labels, problems)
+    table_rows = rows_of_table(table, {"image": "image_name", **metadata_columns(table.columns)})
+    table_rows = normalise_values(
+        with_column(table_rows, "label", _binary_labels(table, label_column), (label_column,)), problems
+    )
+    if label_column in ("benign_malignant", "target"):
+        check_labels(table_rows, problems, allowed=_BINARY_LABELS)
         _check_target(table, problems)
-    listing, also = _with_duplicates(walk, listing, problems)
-    return finish(walk, listing, paths, problems, also=also)
+    table_rows, duplicate_lists = _add_duplicate_groups(walk, table_rows, problems)
+    return to_records(walk, table_rows, paths, problems, extra_tables=duplicate_lists)
 
 
-def _binary_words(table: Table, name: str) -> "pd.Series[str]":
+def _binary_labels(table: TextTable, name: str) -> "pd.Series[str]":
     """Return a column; benign or malignant for the 0 and 1 of `target`."""
-    words = {"0": "benign", "0.0": "benign", "1": "malignant", "1.0": "malignant"} if name == "target" else {}
-    return table.frame[name].map(lambda value: words.get(value, value))
+    label_of = {"0": "benign", "0.0": "benign", "1": "malignant", "1.0": "malignant"} if name == "target" else {}
+    return table.frame[name].map(lambda value: label_of.get(value, value))
 
 
-def _check_target(table: Table, problems: Problems) -> None:
+def _check_target(table: TextTable, problems: ProblemList) -> None:
     """Note rows whose two columns contradict each other."""
     if not {"target", "benign_malignant"} <= set(table.columns):
         return
-    target, word = _binary_words(table, "target"), table.frame["benign_malignant"]
-    both = target.isin(_BINARY) & word.isin(_BINARY)
-    for at in np.flatnonzero(both & (target != word)).tolist():
-        text = f"benign_malignant is {word.iloc[at]!r}, target is {table.frame['target'].iloc[at]!r}"
-        problems.add(table.path, int(table.rows[at]), text)
+    target, malignancy = _binary_labels(table, "target"), table.frame["benign_malignant"]
+    is_comparable = target.isin(_BINARY_LABELS) & malignancy.isin(_BINARY_LABELS)
+    for index in np.flatnonzero(is_comparable & (target != malignancy)).tolist():
+        text = f"benign_malignant is {malignancy.iloc[index]!r}, target is {table.frame['target'].iloc[index]!r}"
+        problems.add(table.path, int(table.row_numbers[index]), text)
 
 
-def _with_duplicates(walk: Walk, listing: Listing, problems: Problems) -> tuple[Listing, list[Path]]:
+def _add_duplicate_groups(
+    walk: FolderWalk, table_rows: TableRows, problems: ProblemList
+) -> tuple[TableRows, list[Path]]:
     """Give images that a published list calls copies of each other one copy group, named after its first image."""
-    lists = [
-        path for path in walk.tables if set(_DUPLICATES) <= set(read_head(walk.root / path, _DUPLICATES).columns)
+    list_paths = [
+        path
+        for path in walk.tables
+        if set(_DUPLICATE_COLUMNS) <= set(read_table_head(walk.root / path, _DUPLICATE_COLUMNS).columns)
     ]
-    leader: dict[str, str] = {}
+    representative: dict[str, str] = {}
 
-    def first_of(image: str) -> str:
-        while leader.get(image, image) != image:
-            image = leader[image]
+    def representative_of(image: str) -> str:
+        while representative.get(image, image) != image:
+            image = representative[image]
         return image
 
-    for path in lists:
-        table = read_table(walk.root / path, problems, wanted=_DUPLICATES, keep=_DUPLICATES)
-        for one, other in table.frame[list(_DUPLICATES)].itertuples(index=False):
-            low, high = sorted((first_of(one), first_of(other)))
-            leader[low], leader[high] = low, low
-    if not lists:
-        return listing, []
-    group = listing.frame["image"].map(lambda image: first_of(image) if image in leader else "")
+    for path in list_paths:
+        table = read_csv_table(
+            walk.root / path, problems, hint_columns=_DUPLICATE_COLUMNS, usecols=_DUPLICATE_COLUMNS
+        )
+        for first, second in table.frame[list(_DUPLICATE_COLUMNS)].itertuples(index=False):
+            low, high = sorted((representative_of(first), representative_of(second)))
+            representative[low], representative[high] = low, low
+    if not list_paths:
+        return table_rows, []
+    group = table_rows.frame["image"].map(
+        lambda image: representative_of(image) if image in representative else ""
+    )
     text = "Images of the published list of duplicates; each pair is kept on one side of a split."
     note = Note("published_duplicates", text, int((group != "").sum()))
-    filled = replace(with_column(listing, "copy_group", group, ()), notes=(*listing.notes, note))
-    return filled, [walk.root / path for path in lists]
+    grouped_rows = replace(with_column(table_rows, "copy_group", group, ()), notes=(*table_rows.notes, note))
+    return grouped_rows, [walk.root / path for path in list_paths]
 
 
 # ISIC Archive -----------------------------------------------------------------------------------------------------
 
 
-def read_isic_archive(source: Path, options: Options = PLAIN) -> Rows:
+def read_isic_archive(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> Records:
     """Read images `<isic_id>.<ending>` and `metadata.csv` of a download, any of whose columns may be missing.
 
     Label: diagnosis_1 (2025 and later) or benign_malignant, as benign, malignant or indeterminate, or else diagnosis;
@@ -221,32 +258,40 @@ def read_isic_archive(source: Path, options: Options = PLAIN) -> Rows:
     a row are refused and listed. Licence and attribution are carried, image by image.
     """
     walk, paths = walk_images(source, options)
-    problems = Problems()
+    problems = ProblemList()
     labels = [options.label] if options.label else list(ARCHIVE_LABELS)
-    table = read_table(one_table(walk, options, ("isic_id",), "metadata.csv"), problems, wanted=("isic_id",))
+    table = read_csv_table(
+        find_table(walk, options, ("isic_id",), "metadata.csv"), problems, hint_columns=("isic_id",)
+    )
     check_columns(table, ("isic_id",), problems)
-    name = pick_column(table, labels, problems)
-    columns = known_columns(table.columns)
-    listing = with_column(list_table(table, {"image": "isic_id", **columns}), "label", table.frame[name], (name,))
-    if name in MALIGNANCY_COLUMNS:
-        listing = _malignancies(listing)
-    listing = clean(listing, problems)
-    if name in MALIGNANCY_COLUMNS:
-        given = listing.frame["label"]
-        wrong = ~given.isin(["", *_BINARY, "indeterminate"]).to_numpy(dtype=bool)
-        listing.report(
-            wrong,
+    label_column = pick_column(table, labels, problems)
+    columns = metadata_columns(table.columns)
+    table_rows = with_column(
+        rows_of_table(table, {"image": "isic_id", **columns}), "label", table.frame[label_column], (label_column,)
+    )
+    if label_column in MALIGNANCY_COLUMNS:
+        table_rows = _normalise_malignancy(table_rows)
+    table_rows = normalise_values(table_rows, problems)
+    if label_column in MALIGNANCY_COLUMNS:
+        label_cells = table_rows.frame["label"]
+        is_invalid = ~label_cells.isin(["", *_BINARY_LABELS, "indeterminate"]).to_numpy(dtype=bool)
+        table_rows.report_rows(
+            is_invalid,
             problems,
-            lambda at: f"{name} is neither benign, malignant nor indeterminate: {given.iloc[at]!r}",
+            lambda index: (
+                f"{label_column} is neither benign, malignant nor indeterminate: {label_cells.iloc[index]!r}"
+            ),
         )
-    listing = with_column(listing, "source", pd.Series(["ISIC Archive"] * len(listing.rows), dtype="str"), ())
-    return finish(walk, listing, paths, problems)
+    table_rows = with_column(
+        table_rows, "source", pd.Series(["ISIC Archive"] * len(table_rows.row_numbers), dtype="str"), ()
+    )
+    return to_records(walk, table_rows, paths, problems)
 
 
-def _malignancies(listing: Listing) -> Listing:
+def _normalise_malignancy(table_rows: TableRows) -> TableRows:
     """Return labels in lower case, "indeterminate/benign" of the old schema as indeterminate."""
-    words: Mapping[str, str] = {
+    malignancy_of: Mapping[str, str] = {
         value: "indeterminate" if value.lower().startswith("indeterminate") else value.lower()
-        for value in listing.frame["label"].unique().tolist()
+        for value in table_rows.frame["label"].unique().tolist()
     }
-    return replace(listing, frame=listing.frame.assign(label=listing.frame["label"].map(words)))
+    return replace(table_rows, frame=table_rows.frame.assign(label=table_rows.frame["label"].map(malignancy_of)))

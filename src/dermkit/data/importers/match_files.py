@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-DOWNSAMPLED = "_downsampled"
+DOWNSAMPLED_SUFFIX = "_downsampled"
 """ISIC 2019 adds this to the names of images that it made smaller; tables and copies may lack it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Match:
+class FileMatches:
     """positions: (values,) the place in `paths` of the file that each value names; -1 = none.
 
     ambiguous: place of a value -> the different files that it could mean. copies: places in `paths` of files left
@@ -24,106 +24,110 @@ class Match:
     """
 
     positions: NDArray[np.int64]
-    ambiguous: dict[int, list[str]]
-    copies: frozenset[int]
+    ambiguous_values: dict[int, list[str]]
+    duplicate_files: frozenset[int]
 
 
-def match(values: Sequence[str], paths: Sequence[str], root: Path, endings: frozenset[str]) -> Match:
+def match_files(values: Sequence[str], paths: Sequence[str], root: Path, endings: frozenset[str]) -> FileMatches:
     """Find the file that each value names. paths: of all images, relative to `root`; endings: of images, with dot.
 
     Tried in turn: the path, the file name, the name without its ending, and that with another Unicode form, case
     or ISIC's `_downsampled`. A path is only ever looked up, so that none leads out of the root.
     """
-    asked = pd.Series(list(values), dtype="str")
+    names = pd.Series(list(values), dtype="str")
     files = pd.Series(list(paths), dtype="str")
-    positions = np.full(len(asked), -1, np.int64)
-    in_folder = asked.str.contains(r"[/\\\\]").to_numpy(dtype=bool)
-    ambiguous: dict[int, list[str]] = {}
-    copies: set[int] = set()
+    positions = np.full(len(names), -1, np.int64)
+    in_folder = names.str.contains(r"[/\\\\]").to_numpy(dtype=bool)
+    ambiguous_values: dict[int, list[str]] = {}
+    duplicate_files: set[int] = set()
     for key in _KEYS:
-        open_ = np.flatnonzero(positions < 0)
-        open_ = open_[~np.isin(open_, list(ambiguous))] if ambiguous else open_
-        if not len(open_):
+        unmatched = np.flatnonzero(positions < 0)
+        unmatched = unmatched[~np.isin(unmatched, list(ambiguous_values))] if ambiguous_values else unmatched
+        if not len(unmatched):
             break
-        found, several = _look_up(asked.iloc[open_], files, partial(key, endings=endings))
+        matches, candidates_of = _match_by_key(names.iloc[unmatched], files, partial(key, endings=endings))
         # train/a.jpg is missing where test/a.jpg is there and has a row of its own.
-        found[in_folder[open_] & np.isin(found, positions[in_folder])] = -1
-        positions[open_] = found
-        for at, candidates in several.items():
-            place = int(open_[at])
-            chosen = _choose(asked.iloc[place], [int(item) for item in candidates], paths, root)
-            if chosen is None:
-                ambiguous[place] = [paths[item] for item in candidates]
+        matches[in_folder[unmatched] & np.isin(matches, positions[in_folder])] = -1
+        positions[unmatched] = matches
+        for index, candidates in candidates_of.items():
+            value_index = int(unmatched[index])
+            choice = _choose(names.iloc[value_index], [int(candidate) for candidate in candidates], paths, root)
+            if choice is None:
+                ambiguous_values[value_index] = [paths[candidate] for candidate in candidates]
             else:
-                positions[place] = chosen
-                copies |= set(candidates) - {chosen}
-    return Match(positions, ambiguous, frozenset(copies - set(positions.tolist())))
+                positions[value_index] = choice
+                duplicate_files |= set(candidates) - {choice}
+    return FileMatches(positions, ambiguous_values, frozenset(duplicate_files - set(positions.tolist())))
 
 
-def _look_up(
-    asked: "pd.Series[str]", files: "pd.Series[str]", key: Callable[[str], str]
+def _match_by_key(
+    values: "pd.Series[str]", files: "pd.Series[str]", key: Callable[[str], str]
 ) -> tuple[NDArray[np.int64], dict[int, list[int]]]:
     """Return the place of each asked file, -1 for none or several; and the places of several."""
-    names = pd.Index(files.map(key), dtype="object")
-    wanted = asked.map(key).astype("object")
-    repeated = names.duplicated(keep=False)
-    once = np.flatnonzero(~repeated)
-    at = names[once].get_indexer(pd.Index(wanted))
-    found = np.where(at >= 0, once[at] if len(once) else -1, -1).astype(np.int64)
-    if not repeated.any():
-        return found, {}
-    twice = np.flatnonzero(repeated)
-    groups = pd.Series(twice).groupby(names[twice].to_numpy()).agg(list)
-    return found, {place: groups[name] for place, name in enumerate(wanted) if name in groups.index}
+    file_keys = pd.Index(files.map(key), dtype="object")
+    value_keys = values.map(key).astype("object")
+    is_repeated = file_keys.duplicated(keep=False)
+    unique_positions = np.flatnonzero(~is_repeated)
+    indices = file_keys[unique_positions].get_indexer(pd.Index(value_keys))
+    positions = np.where(indices >= 0, unique_positions[indices] if len(unique_positions) else -1, -1).astype(
+        np.int64
+    )
+    if not is_repeated.any():
+        return positions, {}
+    repeated_positions = np.flatnonzero(is_repeated)
+    groups = pd.Series(repeated_positions).groupby(file_keys[repeated_positions].to_numpy()).agg(list)
+    return positions, {
+        index: groups[value_key] for index, value_key in enumerate(value_keys) if value_key in groups.index
+    }
 
 
 def _choose(value: str, candidates: Sequence[int], paths: Sequence[str], root: Path) -> int | None:
     """Return the candidate that ends like the value, or the first of candidates with the same bytes; else None."""
-    parts = _slashed(value).split("/")
-    ends = [_common_end(parts, paths[item].split("/")) for item in candidates]
-    best = [item for item, end in zip(candidates, ends, strict=True) if end == max(ends)]
+    components = _with_slashes(value).split("/")
+    n_common = [_n_common_folders(components, paths[candidate].split("/")) for candidate in candidates]
+    best = [candidate for candidate, length in zip(candidates, n_common, strict=True) if length == max(n_common)]
     if len(best) == 1:
         return best[0]
-    first, *others = (root / paths[item] for item in best)
-    same = first.is_file() and all(
-        other.is_file() and filecmp.cmp(first, other, shallow=False) for other in others
+    first_file, *other_files = (root / paths[candidate] for candidate in best)
+    is_same = first_file.is_file() and all(
+        other_file.is_file() and filecmp.cmp(first_file, other_file, shallow=False) for other_file in other_files
     )
-    return best[0] if same else None
+    return best[0] if is_same else None
 
 
-def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
+def _n_common_folders(first: Sequence[str], second: Sequence[str]) -> int:
     """Return how many folders above the file are the same, from the file up."""
     n = 0
-    for left, right in zip(one[-2::-1], other[-2::-1], strict=False):
-        if left != right:
+    for first_name, second_name in zip(first[-2::-1], second[-2::-1], strict=False):
+        if first_name != second_name:
             break
         n += 1
     return n
 
 
-def _slashed(value: str) -> str:
+def _with_slashes(value: str) -> str:
     return value.replace("\\", "/")
 
 
-def _path(value: str, endings: frozenset[str]) -> str:  # noqa: ARG001  one of four keys
-    text = _slashed(value)
+def _path_key(value: str, endings: frozenset[str]) -> str:  # noqa: ARG001  one of four keys
+    text = _with_slashes(value)
     return text[2:] if text.startswith("./") else text
 
 
-def _name(value: str, endings: frozenset[str]) -> str:  # noqa: ARG001
-    return _slashed(value).rpartition("/")[2]
+def _name_key(value: str, endings: frozenset[str]) -> str:  # noqa: ARG001
+    return _with_slashes(value).rpartition("/")[2]
 
 
-def stem(value: str, endings: frozenset[str]) -> str:
+def _stem_key(value: str, endings: frozenset[str]) -> str:
     """Return a file's name without folders and without the ending of an image."""
-    name = _name(value, endings)
+    name = _name_key(value, endings)
     head, dot, ending = name.rpartition(".")
     return head if dot and head and f".{ending.lower()}" in endings else name
 
 
-def folded_stem(value: str, endings: frozenset[str]) -> str:
+def normalised_stem(value: str, endings: frozenset[str]) -> str:
     """Return the same, in one Unicode form and case, without `_downsampled`."""
-    return unicodedata.normalize("NFC", stem(value, endings)).casefold().removesuffix(DOWNSAMPLED)
+    return unicodedata.normalize("NFC", _stem_key(value, endings)).casefold().removesuffix(DOWNSAMPLED_SUFFIX)
 
 
-_KEYS = (_path, _name, stem, folded_stem)
+_KEYS = (_path_key, _name_key, _stem_key, normalised_stem)

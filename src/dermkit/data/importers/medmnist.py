@@ -16,40 +16,40 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dermkit.data.importers.archives import check_total, open_archive, put
+from dermkit.data.importers.archives import check_total, open_archive, write_unsynced
 from dermkit.data.importers.reader import make_frame
-from dermkit.data.importers.records import Note, Rows
+from dermkit.data.importers.records import Note, Records
 from dermkit.errors import DataError
 from dermkit.images.headers import MAX_SIDE, MIN_SIDE
 
-SIDES = MappingProxyType({"train": "train", "val": "validation", "test": "test"})
+SPLIT_OF_PREFIX = MappingProxyType({"train": "train", "val": "validation", "test": "test"})
 """Prefix of an array's name -> `given_split`."""
-DERMAMNIST = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+DERMAMNIST_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 """Class 0 to 6 of DermaMNIST, as its authors number them."""
 
-MOST_IMAGES = 5_000_000
-MOST_BYTES = 64 * 1024**3
+MAX_NPZ_IMAGES = 5_000_000
+MAX_ARRAY_BYTES = 64 * 1024**3
 
 _HEADER_BYTES = 4096  # the header of a plain array takes 118
 _BATCH_BYTES = 64 * 1024**2
-_BROKEN = (
+_NPZ_ERRORS = (
     zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error, KeyError, NotImplementedError, RuntimeError,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Side:
+class _SplitArrays:
     """One side of the file. images: the member, and its shape; labels: (n,) integers."""
 
-    name: str
-    images: str
+    prefix: str
+    image_member: str
     shape: tuple[int, ...]
     labels: NDArray[np.int64]
 
 
 def read_medmnist(
     source: Path, folder: Path, *, name: str = "", on_progress: Callable[[int, int], None] | None = None
-) -> Rows:
+) -> Records:
     """Write the images of an .npz as `folder/<side>/<class>/NNNNN.png`, and return their rows.
 
     No pickle is read: names, types and shapes are judged by the arrays' headers, sizes by the archive's directory,
@@ -57,37 +57,37 @@ def read_medmnist(
     Raises `DataError` with everything that is wrong.
     """
     name = name or source.name
-    with open_archive(source) as packed:
-        sides, problems = _sides(packed)
+    with open_archive(source) as zip_file:
+        splits, problems = _read_splits(zip_file)
         if problems:
-            listed = "\n".join(f"  {problem}" for problem in problems)
+            problem_lines = "\n".join(f"  {problem}" for problem in problems)
             raise DataError(
-                f"{name}: {len(problems)} problem{'s' * (len(problems) > 1)}:\n{listed}",
-                kept="nothing was written",
+                f"{name}: {len(problems)} problem{'s' * (len(problems) > 1)}:\n{problem_lines}",
+                outcome="nothing was written",
                 remedy="download the file again; {train,val,test}_{images,labels} are read",
             )
-        check_total(source, [packed.getinfo(side.images) for side in sides], folder)
-        classes, notes = _class_names(sides, name)
-        total = sum(side.shape[0] for side in sides)
+        check_total(source, [zip_file.getinfo(split.image_member) for split in splits], folder)
+        classes, notes = _class_names(splits, name)
+        total = sum(split.shape[0] for split in splits)
         rows: list[tuple[str, str, str]] = []
-        for side in sides:
-            for path, label in _write(packed, side, classes, folder, name):
-                rows.append((path, label, SIDES[side.name]))
+        for split in splits:
+            for path, label in _write_images(zip_file, split, classes, folder, name):
+                rows.append((path, label, SPLIT_OF_PREFIX[split.prefix]))
                 if on_progress:
                     on_progress(len(rows), total)
-    paths, labels, given = (list(column) for column in zip(*rows, strict=True))
-    frame = make_frame({"path": paths, "label": labels, "given_split": given})
-    return Rows(frame, folder, [], notes)
+    paths, labels, given_splits = (list(column) for column in zip(*rows, strict=True))
+    frame = make_frame({"path": paths, "label": labels, "given_split": given_splits})
+    return Records(frame, folder, [], notes)
 
 
 def find_npz(source: Path) -> Path:
     """Return the .npz itself, or the only one in a folder; raises `DataError`."""
     if source.is_dir():
-        found = sorted(path for path in source.rglob("*.npz") if path.is_file() and not path.is_symlink())
-        if len(found) != 1:
-            names = ", ".join(path.name for path in found) or "none"
+        npz_files = sorted(path for path in source.rglob("*.npz") if path.is_file() and not path.is_symlink())
+        if len(npz_files) != 1:
+            names = ", ".join(path.name for path in npz_files) or "none"
             raise DataError(f"{source}: one .npz is needed, found: {names}", remedy="give the file itself")
-        return found[0]
+        return npz_files[0]
     if not source.is_file():
         raise DataError(f"{source}: does not exist", remedy="give the .npz file")
     return source
@@ -96,146 +96,157 @@ def find_npz(source: Path) -> Path:
 # Headers ----------------------------------------------------------------------------------------------------------
 
 
-def _sides(packed: zipfile.ZipFile) -> tuple[list[_Side], list[str]]:
+def _read_splits(zip_file: zipfile.ZipFile) -> tuple[list[_SplitArrays], list[str]]:
     problems: list[str] = []
-    names = packed.namelist()
+    names = zip_file.namelist()
     problems += [
         f"{name} is there {names.count(name)} times" for name in sorted(set(names)) if names.count(name) > 1
     ]
-    sides = []
-    for side in SIDES:
-        present = [f"{side}_{what}.npy" in names for what in ("images", "labels")]
-        if all(present):
+    splits = []
+    for prefix in SPLIT_OF_PREFIX:
+        is_present = [f"{prefix}_{array_kind}.npy" in names for array_kind in ("images", "labels")]
+        if all(is_present):
             try:
-                sides.append(_side(packed, side))
-            except _BROKEN as error:
-                problems.append(f"{side}: {' '.join(str(error).split())[:300]}")
-        elif any(present):
-            problems.append(f"{side}: images and labels are not both there")
-    if not sides and not problems:
+                splits.append(_read_split(zip_file, prefix))
+            except _NPZ_ERRORS as error:
+                problems.append(f"{prefix}: {' '.join(str(error).split())[:300]}")
+        elif any(is_present):
+            problems.append(f"{prefix}: images and labels are not both there")
+    if not splits and not problems:
         problems.append(f"no arrays of images and labels (it holds: {', '.join(names[:20]) or 'nothing'})")
-    return sides, problems
+    return splits, problems
 
 
-def _side(packed: zipfile.ZipFile, name: str) -> _Side:
-    """Return a side after its headers were judged; raises one of `_BROKEN`."""
-    shape = _check(packed, f"{name}_images.npy", ("|u1",), (3, 4))
+def _read_split(zip_file: zipfile.ZipFile, name: str) -> _SplitArrays:
+    """Return a side after its headers were judged; raises one of `_NPZ_ERRORS`."""
+    shape = _checked_shape(zip_file, f"{name}_images.npy", ("|u1",), (3, 4))
     n, height, width, *channels = shape
     if channels not in ([], [1], [3]):
         raise ValueError(f"{name}_images has {channels[0]} channels; 1 or 3 are read")
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
         raise ValueError(f"{name}_images are {width} x {height}; {MIN_SIDE} to {MAX_SIDE} a side are read")
     integers = ("|u1", "|i1", "<i2", "<i4", "<i8", "<u2", "<u4", "<u8")
-    of_labels = _check(packed, f"{name}_labels.npy", integers, (1, 2))
-    if of_labels[1:] not in ((), (1,)):
-        raise ValueError(f"{name}_labels is {of_labels}; one class per image is read")
-    if of_labels[0] != n or not 0 < n <= MOST_IMAGES:
-        raise ValueError(f"{n} images and {of_labels[0]} labels")
-    with packed.open(f"{name}_labels.npy") as stream:
+    labels_shape = _checked_shape(zip_file, f"{name}_labels.npy", integers, (1, 2))
+    if labels_shape[1:] not in ((), (1,)):
+        raise ValueError(f"{name}_labels is {labels_shape}; one class per image is read")
+    if labels_shape[0] != n or not 0 < n <= MAX_NPZ_IMAGES:
+        raise ValueError(f"{n} images and {labels_shape[0]} labels")
+    with zip_file.open(f"{name}_labels.npy") as stream:
         data = stream.read()
-    _, _, kind, start = _header(io.BytesIO(data))
-    classes = np.frombuffer(data, kind, n, start).astype(np.int64)
-    if classes.min() < 0 or classes.max() > 999:
+    _, _, dtype, start = _read_npy_header(io.BytesIO(data))
+    labels = np.frombuffer(data, dtype, n, start).astype(np.int64)
+    if labels.min() < 0 or labels.max() > 999:
         raise ValueError(
-            f"{name}_labels holds the class {int(classes.min())} to {int(classes.max())}; 0 to 999 are read"
+            f"{name}_labels holds the class {int(labels.min())} to {int(labels.max())}; 0 to 999 are read"
         )
-    return _Side(name, f"{name}_images.npy", shape, classes)
+    return _SplitArrays(name, f"{name}_images.npy", shape, labels)
 
 
-def _check(
-    packed: zipfile.ZipFile, member: str, types: Sequence[str], dimensions: Sequence[int]
+def _checked_shape(
+    zip_file: zipfile.ZipFile, member: str, types: Sequence[str], dimensions: Sequence[int]
 ) -> tuple[int, ...]:
     """Return an array's shape after type, order and size were checked, without inflating it."""
-    info = packed.getinfo(member)
+    info = zip_file.getinfo(member)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 0x2041:
         raise ValueError(f"{member} is encrypted or packed by an unknown method")
-    with packed.open(info) as stream:
-        shape, fortran, kind, start = _header(stream)
-    if kind.hasobject or kind.str not in types:
-        raise ValueError(f"{member} holds {kind}; {', '.join(str(np.dtype(item)) for item in types)} is read")
-    if fortran or len(shape) not in dimensions:
-        raise ValueError(f"{member} has the shape {shape}{' in Fortran order' * fortran}")
-    size = start + int(np.prod([int(side) for side in shape], dtype=object)) * kind.itemsize
-    if size != info.file_size or size > MOST_BYTES:
-        raise ValueError(f"{member}: its shape {shape} takes {size:,} bytes, the archive says {info.file_size:,}")
+    with zip_file.open(info) as stream:
+        shape, is_fortran, dtype, start = _read_npy_header(stream)
+    if dtype.hasobject or dtype.str not in types:
+        raise ValueError(
+            f"{member} holds {dtype}; {', '.join(str(np.dtype(type_text)) for type_text in types)} is read"
+        )
+    if is_fortran or len(shape) not in dimensions:
+        raise ValueError(f"{member} has the shape {shape}{' in Fortran order' * is_fortran}")
+    n_bytes = start + int(np.prod([int(length) for length in shape], dtype=object)) * dtype.itemsize
+    if n_bytes != info.file_size or n_bytes > MAX_ARRAY_BYTES:
+        raise ValueError(
+            f"{member}: its shape {shape} takes {n_bytes:,} bytes, the archive says {info.file_size:,}"
+        )
     return shape
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic], int]:
+def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic], int]:
     """Return shape, Fortran order, type and the place where the array's bytes begin; raises `ValueError`.
 
     NumPy's own reader repairs headers of its first years by a tokenizer, which fails in further ways.
     """
-    head = stream.read(_HEADER_BYTES)
-    lengths = {b"\x93NUMPY\x01\x00": "<H", b"\x93NUMPY\x02\x00": "<I"}
-    if head[:8] not in lengths:
+    data = stream.read(_HEADER_BYTES)
+    length_formats = {b"\x93NUMPY\x01\x00": "<H", b"\x93NUMPY\x02\x00": "<I"}
+    if data[:8] not in length_formats:
         raise ValueError("no array of NumPy's format 1 or 2")
-    length = struct.unpack_from(lengths[head[:8]], head, 8)[0]
-    start = 8 + struct.calcsize(lengths[head[:8]])
-    if start + length > len(head):
+    length = struct.unpack_from(length_formats[data[:8]], data, 8)[0]
+    start = 8 + struct.calcsize(length_formats[data[:8]])
+    if start + length > len(data):
         raise ValueError(f"a header of {length:,} bytes; a plain array's takes 118")
     try:
-        value = ast.literal_eval(head[start : start + length].decode("latin-1").strip())
-        shape, fortran, descr = value["shape"], value["fortran_order"], value["descr"]
+        header = ast.literal_eval(data[start : start + length].decode("latin-1").strip())
+        shape, is_fortran, descr = header["shape"], header["fortran_order"], header["descr"]
         if not re.fullmatch(r"[<>|=]?[biufcSUOVMm]\d{0,4}", descr):
             raise ValueError("a type of several parts, or none")
-        kind = np.dtype(descr)
+        dtype = np.dtype(descr)
     except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError) as error:
         raise ValueError(f"a header that cannot be read: {type(error).__name__}") from error
-    sides = shape if isinstance(shape, tuple) else (None,)
-    if not all(type(side) is int and side >= 0 for side in sides) or type(fortran) is not bool:
+    dimensions = shape if isinstance(shape, tuple) else (None,)
+    if (
+        not all(type(dimension) is int and dimension >= 0 for dimension in dimensions)
+        or type(is_fortran) is not bool
+    ):
         raise ValueError(f"a header that cannot be read: shape {str(shape)[:60]}")
-    return shape, fortran, kind, start + length
+    return shape, is_fortran, dtype, start + length
 
 
 # Pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _class_names(sides: Sequence[_Side], name: str) -> tuple[list[str], list[Note]]:
+def _class_names(splits: Sequence[_SplitArrays], name: str) -> tuple[list[str], list[Note]]:
     """Return the name of each class number: DermaMNIST's where the file is one, else the number itself."""
-    present = np.unique(np.concatenate([side.labels for side in sides]))
-    seven = len(DERMAMNIST)
-    if present.max() < seven and ("derma" in name.lower() or len(present) == seven):
-        text = f"Classes 0 to 6 are taken for DermaMNIST's: {', '.join(DERMAMNIST)}."
-        return list(DERMAMNIST), [Note("class_names", text, len(present))]
+    class_numbers = np.unique(np.concatenate([split.labels for split in splits]))
+    n_classes = len(DERMAMNIST_CLASSES)
+    if class_numbers.max() < n_classes and ("derma" in name.lower() or len(class_numbers) == n_classes):
+        text = f"Classes 0 to 6 are taken for DermaMNIST's: {', '.join(DERMAMNIST_CLASSES)}."
+        return list(DERMAMNIST_CLASSES), [Note("class_names", text, len(class_numbers))]
     text = "The file does not name its classes, so they are numbers."
-    return [str(number) for number in range(int(present.max()) + 1)], [Note("class_names", text, len(present))]
+    return [str(number) for number in range(int(class_numbers.max()) + 1)], [
+        Note("class_names", text, len(class_numbers))
+    ]
 
 
-def _write(
-    packed: zipfile.ZipFile, side: _Side, classes: Sequence[str], folder: Path, name: str
+def _write_images(
+    zip_file: zipfile.ZipFile, split: _SplitArrays, classes: Sequence[str], folder: Path, name: str
 ) -> "list[tuple[str, str]]":
     """Write a side's pictures; returns (path, label) of each. A picture that is there already is left."""
-    n, *shape = side.shape
-    each = int(np.prod(shape))
-    batch = max(1, _BATCH_BYTES // each)
+    n, *shape = split.shape
+    image_bytes = int(np.prod(shape))
+    batch_size = max(1, _BATCH_BYTES // image_bytes)
     rows: list[tuple[str, str]] = []
     try:
-        with packed.open(side.images) as stream:
-            stream.read(_data_start(packed, side.images))
-            for start in range(0, n, batch):
-                count = min(batch, n - start)
-                pixels = np.frombuffer(_exactly(stream, count * each), np.uint8).reshape(count, *shape)
-                for at in range(count):
-                    label = classes[int(side.labels[start + at])]
-                    path = f"{side.name}/{label}/{start + at:05d}.png"
-                    _write_png(folder / path, pixels[at])
+        with zip_file.open(split.image_member) as stream:
+            stream.read(_data_start(zip_file, split.image_member))
+            for start in range(0, n, batch_size):
+                n_images = min(batch_size, n - start)
+                pixels = np.frombuffer(_read_exactly(stream, n_images * image_bytes), np.uint8).reshape(
+                    n_images, *shape
+                )
+                for index in range(n_images):
+                    label = classes[int(split.labels[start + index])]
+                    path = f"{split.prefix}/{label}/{start + index:05d}.png"
+                    _write_png(folder / path, pixels[index])
                     rows.append((path, label))
-    except _BROKEN as error:
+    except _NPZ_ERRORS as error:
         raise DataError(
-            f"{name}: {side.images}: {type(error).__name__}: {error}",
-            kept=f"the {len(rows)} images before it",
+            f"{name}: {split.image_member}: {type(error).__name__}: {error}",
+            outcome=f"the {len(rows)} images before it",
             remedy="download the file again",
         ) from error
     return rows
 
 
-def _data_start(packed: zipfile.ZipFile, member: str) -> int:
-    with packed.open(member) as stream:
-        return _header(stream)[3]
+def _data_start(zip_file: zipfile.ZipFile, member: str) -> int:
+    with zip_file.open(member) as stream:
+        return _read_npy_header(stream)[3]
 
 
-def _exactly(stream: IO[bytes], size: int) -> bytes:
+def _read_exactly(stream: IO[bytes], size: int) -> bytes:
     data = stream.read(size)
     if len(data) != size:
         raise EOFError("the array ends too early")
@@ -249,4 +260,4 @@ def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     )
     data = buffer.getvalue()
     if path.is_symlink() or not path.is_file() or path.read_bytes() != data:
-        put(path, lambda out: out.write(data))
+        write_unsynced(path, lambda out: out.write(data))

@@ -10,27 +10,27 @@ import numpy as np
 import pandas as pd
 
 from dermkit import __version__
-from dermkit.data.importers.walk import Refused
+from dermkit.data.importers.walk import Rejected
 from dermkit.data.manifest import GIVEN_SPLITS, MALIGNANCIES, Dataset, LesionClass
-from dermkit.errors import ImageRefused
+from dermkit.errors import ImageRejected
 from dermkit.images.decode import open_image
-from dermkit.render.html import templates
+from dermkit.render.html import template_environment
 from dermkit.render.sheets import data_uri
 
-MOST_PICTURES = 240
+MAX_THUMBNAILS = 240
 """Thumbnails on a page, about 4 KB each: the page stays near 1 MB, whatever the number of classes."""
 
-PICTURES_PER_CLASS = 16  # two rows of eight
-SIDE = 112  # pixels; shown at this size
+THUMBNAILS_PER_CLASS = 16  # two rows of eight
+_THUMBNAIL_SIDE = 112  # pixels; shown at this size
 
-_MOST_REFUSED = 100
-_MOST_BARS = 24
-_MOST_SIZES = 8
+_MAX_REJECTED = 100
+_MAX_BARS = 24
+_MAX_SIZES = 8
 _AGE_STEP = 10  # years
 
 
 @dataclass(frozen=True)
-class Picture:
+class Thumbnail:
     """A re-encoded thumbnail and the path it comes from."""
 
     uri: str
@@ -41,12 +41,12 @@ class Picture:
 class ClassView:
     """A class as the page shows it. share: of all images, 0..1. splits: given split -> images."""
 
-    item: LesionClass
+    lesion_class: LesionClass
     n: int
-    lesions: int
-    share: float
+    n_lesions: int
+    fraction: float
     splits: dict[str, int]
-    pictures: list[Picture]
+    thumbnails: list[Thumbnail]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Bar:
 
     label: str
     n: int
-    parts: list[tuple[str, float]]
+    segments: list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class Chart:
 
     title: str
     bars: list[Bar]
-    missing: int
+    n_missing: int
 
 
-def render_overview(dataset: Dataset, refused: Sequence[Refused]) -> str:
+def render_overview(dataset: Dataset, rejected: Sequence[Rejected]) -> str:
     """Return the page as HTML: no script, no link to load, every picture re-encoded from pixels."""
-    environment = templates()
+    environment = template_environment()
     frame = dataset.manifest
     splits = [name for name in GIVEN_SPLITS if name and (frame["given_split"] == name).any()]
     classes = list(_class_views(dataset, splits))
@@ -83,72 +83,76 @@ def render_overview(dataset: Dataset, refused: Sequence[Refused]) -> str:
         classes=classes,
         most=max(view.n for view in classes),
         sides=_by_malignancy(dataset),
-        lesions=_distinct(frame["lesion_id"]),
-        patients=_distinct(frame["patient_id"]),
-        photographs=_photographs(frame),
+        lesions=_count_distinct(frame["lesion_id"]),
+        patients=_count_distinct(frame["patient_id"]),
+        photographs=_photographs_per_lesion(frame),
         charts=list(_charts(dataset)),
-        sizes=sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:_MOST_SIZES],
-        more_sizes=max(0, len(sizes) - _MOST_SIZES),
-        refused=refused[:_MOST_REFUSED],
-        refused_n=len(refused),
-        reasons=sorted(Counter(item.reason for item in refused).items()),
+        sizes=sorted(sizes.items(), key=lambda entry: (-entry[1], entry[0]))[:_MAX_SIZES],
+        more_sizes=max(0, len(sizes) - _MAX_SIZES),
+        refused=rejected[:_MAX_REJECTED],
+        refused_n=len(rejected),
+        reasons=sorted(Counter(entry.reason for entry in rejected).items()),
     )
 
 
 def _class_views(dataset: Dataset, splits: Sequence[str]) -> Iterator[ClassView]:
     frame = dataset.manifest
-    each = min(PICTURES_PER_CLASS, max(1, MOST_PICTURES // len(dataset.classes)))
-    for number, item in enumerate(dataset.classes):
-        rows = frame[frame["label"] == item.name]
+    n_per_class = min(THUMBNAILS_PER_CLASS, max(1, MAX_THUMBNAILS // len(dataset.classes)))
+    for index, lesion_class in enumerate(dataset.classes):
+        rows = frame[frame["label"] == lesion_class.name]
         counts = rows["given_split"].value_counts()
         yield ClassView(
-            item=item,
+            lesion_class=lesion_class,
             n=len(rows),
-            lesions=_distinct(rows["lesion_id"]),
-            share=len(rows) / len(frame),
+            n_lesions=_count_distinct(rows["lesion_id"]),
+            fraction=len(rows) / len(frame),
             splits={name: int(counts.get(name, 0)) for name in splits},
-            pictures=list(_pictures(dataset, item.name, rows["path"].tolist(), each))
-            if number < MOST_PICTURES
+            thumbnails=list(_thumbnails(dataset, lesion_class.name, rows["path"].tolist(), n_per_class))
+            if index < MAX_THUMBNAILS
             else [],
         )
 
 
-def _pictures(dataset: Dataset, name: str, paths: list[str], each: int) -> Iterator[Picture]:
+def _thumbnails(dataset: Dataset, name: str, paths: list[str], limit: int) -> Iterator[Thumbnail]:
     """Draw pictures of a class at random; the seed is its name, so the same class shows the same pictures."""
     seed = int.from_bytes(sha256(name.encode()).digest()[:8], "big")
-    drawn = np.random.default_rng(seed).permutation(len(paths))[:each]
-    for index in sorted(drawn.tolist()):
+    sample = np.random.default_rng(seed).permutation(len(paths))[:limit]
+    for index in sorted(sample.tolist()):
         try:
-            image = open_image(dataset.images / paths[index], name=paths[index])
-        except ImageRefused:
+            image = open_image(dataset.image_root / paths[index], name=paths[index])
+        except ImageRejected:
             continue  # removed since it was imported
-        yield Picture(data_uri(image.pixels, SIDE), paths[index])
+        yield Thumbnail(data_uri(image.pixels, _THUMBNAIL_SIDE), paths[index])
 
 
 def _by_malignancy(dataset: Dataset) -> list[tuple[str, int]]:
-    words = dataset.manifest["label"].map({item.name: item.malignancy for item in dataset.classes})
-    return [(word, int((words == word).sum())) for word in MALIGNANCIES]
+    malignancies = dataset.manifest["label"].map(
+        {lesion_class.name: lesion_class.malignancy for lesion_class in dataset.classes}
+    )
+    return [(malignancy, int((malignancies == malignancy).sum())) for malignancy in MALIGNANCIES]
 
 
-def _distinct(ids: "pd.Series[str]") -> int:
+def _count_distinct(ids: "pd.Series[str]") -> int:
     return int(ids[ids != ""].nunique())
 
 
-def _photographs(frame: pd.DataFrame) -> list[tuple[int, int]]:
+def _photographs_per_lesion(frame: pd.DataFrame) -> list[tuple[int, int]]:
     """Return (photographs of a lesion, number of such lesions)."""
-    known = frame.loc[frame["lesion_id"] != "", "lesion_id"]
-    return sorted(Counter(known.value_counts().tolist()).items())
+    lesion_ids = frame.loc[frame["lesion_id"] != "", "lesion_id"]
+    return sorted(Counter(lesion_ids.value_counts().tolist()).items())
 
 
 def _charts(dataset: Dataset) -> Iterator[Chart]:
     frame = dataset.manifest
-    words = frame["label"].map({item.name: item.malignancy for item in dataset.classes})
+    malignancies = frame["label"].map(
+        {lesion_class.name: lesion_class.malignancy for lesion_class in dataset.classes}
+    )
     ages = frame["age"].map({value: _decade(value) for value in frame["age"].unique()})
     for title, values, by_size in (
         ("Age (years)", ages, False), ("Sex", frame["sex"], True), ("Site", frame["site"], True),
         ("Skin type", frame["skin_type"], False),
     ):  # fmt: skip
-        table = pd.crosstab(values[values != ""], words)
+        table = pd.crosstab(values[values != ""], malignancies)
         if not table.empty:
             yield Chart(title, _bars(table, by_size), int((values == "").sum()))
 
@@ -164,13 +168,13 @@ def _bars(table: pd.DataFrame, by_size: bool) -> list[Bar]:
     """Return a bar per row of value x malignancy counts: by value, or the largest first."""
     totals = table.sum(axis=1)
     order = totals.sort_values(ascending=False, kind="stable").index if by_size else sorted(table.index)
-    words = [word for word in MALIGNANCIES if word in table.columns]
+    malignancies = [malignancy for malignancy in MALIGNANCIES if malignancy in table.columns]
     widths = 100 * table / int(totals.max())
     return [
         Bar(
             str(value).strip(),
             int(totals[value]),
-            [(word, float(widths.loc[value, word])) for word in words],
+            [(malignancy, float(widths.loc[value, malignancy])) for malignancy in malignancies],
         )
-        for value in list(order)[:_MOST_BARS]
+        for value in list(order)[:_MAX_BARS]
     ]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 
-class Refused(NamedTuple):
+class Rejected(NamedTuple):
     """A file or row that did not become an image of the data set: relative path, reason code, detail."""
 
     path: str
@@ -25,7 +25,7 @@ class Note:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class Records:
     """What a reader found. frame: the manifest columns without hashes and sizes, sorted by path.
 
     images: the root that `path` is relative to. columns: the names of all columns of the tables that were read, and
@@ -33,8 +33,8 @@ class Rows:
     """
 
     frame: pd.DataFrame
-    images: Path
-    refused: list[Refused] = field(default_factory=list)
+    image_root: Path
+    rejected: list[Rejected] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     columns: tuple[str, ...] = ()
     columns_used: tuple[str, ...] = ()

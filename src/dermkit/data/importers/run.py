@@ -11,17 +11,23 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.data.identify import Known, classify, is_known, malignancy_source, recognise
+from dermkit.data.identify import (
+    KnownDataset,
+    classify_label,
+    describe_malignancy_source,
+    is_known_label,
+    recognise,
+)
 from dermkit.data.importers import archives
 from dermkit.data.importers.folders_and_csv import read_csv, read_folder, read_ham10000
 from dermkit.data.importers.isic import read_isic2018, read_isic2019, read_isic2020, read_isic_archive
-from dermkit.data.importers.join_metadata import Conflict, join
+from dermkit.data.importers.join_metadata import MetadataConflict, join_metadata
 from dermkit.data.importers.medmnist import find_npz, read_medmnist
-from dermkit.data.importers.open_images import open_all
+from dermkit.data.importers.open_images import open_images
 from dermkit.data.importers.overview_page import render_overview
-from dermkit.data.importers.records import Note, Refused, Rows
-from dermkit.data.importers.table_rows import PLAIN, TARGETS, Options
-from dermkit.data.manifest import FORMAT, MALIGNANCIES, Dataset, LesionClass, Malignancy, save_dataset
+from dermkit.data.importers.records import Note, Records, Rejected
+from dermkit.data.importers.table_rows import DEFAULT_IMPORT_OPTIONS, TARGET_COLUMNS, ImportOptions
+from dermkit.data.manifest import DATASET_FORMAT, MALIGNANCIES, Dataset, LesionClass, Malignancy, save_dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.files import (
     TEMP_PREFIX,
@@ -42,8 +48,8 @@ MEDMNIST = "medmnist"
 class _Layout:
     """How a layout is read, and what a person may say about it."""
 
-    read: Callable[[Path, Options], Rows]
-    takes: frozenset[str] = frozenset()
+    reader: Callable[[Path, ImportOptions], Records]
+    allowed_options: frozenset[str] = frozenset()
 
 
 LAYOUTS: Mapping[str, _Layout] = MappingProxyType(
@@ -59,8 +65,8 @@ LAYOUTS: Mapping[str, _Layout] = MappingProxyType(
 )
 """Readers of folders; `MEDMNIST` is a file, and read in a way of its own."""
 
-_EXAMPLES = 3
-_MOST_LISTED = 100
+_N_EXAMPLES = 3
+_MAX_LISTED = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +74,7 @@ class ImportOutcome:
     """What an import made: the data set as written, and the files and rows that were refused, sorted by path."""
 
     dataset: Dataset
-    refused: list[Refused]
+    rejected: list[Rejected]
 
 
 def import_dataset(
@@ -78,8 +84,8 @@ def import_dataset(
     out: Path,
     name: str = "",
     malignancy: Mapping[str, str] = MappingProxyType({}),
-    options: Options = PLAIN,
-    joined: Sequence[Path] = (),
+    options: ImportOptions = DEFAULT_IMPORT_OPTIONS,
+    metadata_tables: Sequence[Path] = (),
     on_progress: Callable[[int, int], None] | None = None,
     on_unpack: Callable[[int, int], None] | None = None,
 ) -> ImportOutcome:
@@ -92,153 +98,169 @@ def import_dataset(
     contradict each other; refused.csv is written even then) and `OutputError`.
     """
     _check_options(layout, options)
-    _check_place(layout, source, out, options)
+    _check_output_folder(layout, source, out, options)
     check_writable(out)
     with lock(out):
         sweep_temp(out)
-        rows, conflicts = _read(layout, source, out, options, joined, on_unpack)
-        _check_overrides(malignancy, _ordered(rows.frame["label"]))
-        frame, refused, notes = open_all(rows, on_progress)
-        refused = sorted([*rows.refused, *refused])
-        write_rows(out / "refused.csv", Refused._fields, refused)
+        records, conflicts = _read_source(layout, source, out, options, metadata_tables, on_unpack)
+        _check_overrides(malignancy, _sorted_labels(records.frame["label"]))
+        frame, rejected, notes = open_images(records, on_progress)
+        rejected = sorted([*records.rejected, *rejected])
+        write_rows(out / "refused.csv", Rejected._fields, rejected)
         if frame.empty:
-            raise _all_refused(source, out, refused)
-        known = recognise(rows.frame)
-        frame = _with_licence(frame, known)
+            raise _all_rejected_error(source, out, rejected)
+        known_dataset = recognise(records.frame)
+        frame = _with_licence(frame, known_dataset)
         classes = _classes(frame, malignancy)
-        facts = {
-            **_facts(known, malignancy, refused),
-            "columns": list(rows.columns),
-            "columns_used": list(rows.columns_used),
+        metadata = {
+            **_dataset_metadata(known_dataset, malignancy, rejected),
+            "columns": list(records.columns),
+            "columns_used": list(records.columns_used),
         }
         dataset = Dataset(
-            folder=out, images=rows.images, name=name or (known.key if known else out.resolve().name), classes=classes,
-            manifest=frame, importer=layout, notes=facts,
-        )  # fmt: skip
-        warnings = [*rows.notes, *notes, *_warnings(dataset, malignancy)]
-        dataset = replace(dataset, notes={**dataset.notes, "warnings": [asdict(item) for item in warnings]})
+            folder=out,
+            image_root=records.image_root,
+            name=name or (known_dataset.key if known_dataset else out.resolve().name),
+            classes=classes,
+            manifest=frame,
+            importer=layout,
+            notes=metadata,
+        )
+        warnings = [*records.notes, *notes, *_warnings(dataset, malignancy)]
+        dataset = replace(dataset, notes={**dataset.notes, "warnings": [asdict(note) for note in warnings]})
         _save(dataset)
         _save_conflicts(out, conflicts)
-        write_text(out / "overview.html", render_overview(dataset, refused))
-    return ImportOutcome(dataset, refused)
+        write_text(out / "overview.html", render_overview(dataset, rejected))
+    return ImportOutcome(dataset, rejected)
 
 
-def _check_options(layout: str, options: Options) -> None:
+def _check_options(layout: str, options: ImportOptions) -> None:
     """Raise `UsageError` for a layout that is none, or an option that it does not take."""
     if layout not in LAYOUTS and layout != MEDMNIST:
         raise UsageError(f"unknown layout {layout!r}", remedy=f"one of: {', '.join([*LAYOUTS, MEDMNIST])}")
-    takes = LAYOUTS[layout].takes if layout in LAYOUTS else frozenset()
-    words = {"columns": "--column", "table": "--table", "images": "--images", "label": "--label"}
-    for name, flag in words.items():
-        if getattr(options, name) and name not in takes:
-            listed = ", ".join(words[item] for item in words if item in takes) or "none of these"
-            raise UsageError(f"the layout {layout} takes no {flag}", remedy=f"it takes {listed}")
+    allowed_options = LAYOUTS[layout].allowed_options if layout in LAYOUTS else frozenset()
+    flag_of = {"columns": "--column", "table": "--table", "images": "--images", "label": "--label"}
+    for name, flag in flag_of.items():
+        if getattr(options, name) and name not in allowed_options:
+            flags_text = (
+                ", ".join(flag_of[option] for option in flag_of if option in allowed_options) or "none of these"
+            )
+            raise UsageError(f"the layout {layout} takes no {flag}", remedy=f"it takes {flags_text}")
     for target in options.columns:
-        if target not in TARGETS:
-            close = difflib.get_close_matches(target, TARGETS, n=1)
-            meant = f"; did you mean {close[0]}?" if close else ""
+        if target not in TARGET_COLUMNS:
+            suggestions = difflib.get_close_matches(target, TARGET_COLUMNS, n=1)
+            hint = f"; did you mean {suggestions[0]}?" if suggestions else ""
             raise UsageError(
-                f"--column {target}: is nothing that a column can be{meant}",
-                remedy=f"one of: {', '.join(TARGETS)}",
+                f"--column {target}: is nothing that a column can be{hint}",
+                remedy=f"one of: {', '.join(TARGET_COLUMNS)}",
             )
 
 
-def _check_place(layout: str, source: Path, out: Path, options: Options) -> None:
+def _check_output_folder(layout: str, source: Path, out: Path, options: ImportOptions) -> None:
     """Refuse to write over other files or another source's data set; raises `UsageError`."""
     images = out / "images"
-    if (archives.is_archive(source) or layout == MEDMNIST) and archives.is_marked(images):
-        archives.check_mark(images, _packed(layout, source))
+    if (archives.is_archive(source) or layout == MEDMNIST) and archives.has_source_record(images):
+        archives.check_source(images, _source_file(layout, source))
         return  # an import that was stopped goes on
-    check_output(out, marker="dataset.json", what="a data set folder")
+    check_output(out, marker="dataset.json", description="a data set folder")
     if (out / "location.json").is_file():
-        before = Path(str(read_json(out / "location.json", format=1, error=DataError).get("images", "")))
-        place = (options.images or (source.parent if source.is_file() else source)).resolve()
-        if place not in (before, *before.parents) and before.exists():
+        earlier_root = Path(str(read_json(out / "location.json", format=1, error=DataError).get("images", "")))
+        image_root = (options.images or (source.parent if source.is_file() else source)).resolve()
+        if image_root not in (earlier_root, *earlier_root.parents) and earlier_root.exists():
             raise UsageError(
-                f"{out}: holds the data set of another source, {before}",
-                kept="that data set and its splits",
+                f"{out}: holds the data set of another source, {earlier_root}",
+                outcome="that data set and its splits",
                 remedy="name a new folder with --out",
             )
 
 
-def _packed(layout: str, source: Path) -> Path:
+def _source_file(layout: str, source: Path) -> Path:
     return source if archives.is_archive(source) or layout != MEDMNIST else find_npz(source)
 
 
-def _read(
+def _read_source(
     layout: str,
     source: Path,
     out: Path,
-    options: Options,
-    joined: Sequence[Path],
+    options: ImportOptions,
+    metadata_tables: Sequence[Path],
     on_unpack: Callable[[int, int], None] | None,
-) -> tuple[Rows, list[Conflict]]:
+) -> tuple[Records, list[MetadataConflict]]:
     """Return the rows of a source with what tables give back; what is packed is unpacked to `out/images` first."""
-    packed = archives.is_archive(source)
-    if not packed and layout != MEDMNIST:
-        return join(LAYOUTS[layout].read(source, options), joined)
-    images, file = out / "images", _packed(layout, source)
-    fresh = not (out / "dataset.json").exists()
-    archives.check_mark(images, file)
-    done = archives.Unpacked()
+    is_packed = archives.is_archive(source)
+    if not is_packed and layout != MEDMNIST:
+        return join_metadata(LAYOUTS[layout].reader(source, options), metadata_tables)
+    images, file = out / "images", _source_file(layout, source)
+    is_new = not (out / "dataset.json").exists()
+    archives.check_source(images, file)
+    unpack_result = archives.UnpackResult()
     try:
-        archives.mark(images, file)
+        archives.record_source(images, file)
         if layout == MEDMNIST:
-            return join(_read_medmnist(file, out, packed, on_unpack), joined)
-        done = archives.unpack(source, images, on_progress=on_unpack)
-        rows = LAYOUTS[layout].read(images, options)
-        rows = replace(rows, refused=[*rows.refused, *done.refused], notes=[*rows.notes, *done.notes])
-        return join(rows, joined)
+            return join_metadata(_read_medmnist(file, out, is_packed, on_unpack), metadata_tables)
+        unpack_result = archives.unpack(source, images, on_progress=on_unpack)
+        records = LAYOUTS[layout].reader(images, options)
+        records = replace(
+            records,
+            rejected=[*records.rejected, *unpack_result.rejected],
+            notes=[*records.notes, *unpack_result.notes],
+        )
+        return join_metadata(records, metadata_tables)
     except DataError as error:
-        if fresh:  # nothing half-written stays behind
+        if is_new:  # nothing half-written stays behind
             shutil.rmtree(images, ignore_errors=True)
-        members = "".join(f"\n  {item.path}: {item.reason}: {item.detail}" for item in done.refused[:_MOST_LISTED])
-        raise DataError(error.message + members, kept=error.kept, remedy=error.remedy) from error
+        members = "".join(
+            f"\n  {rejection.path}: {rejection.reason}: {rejection.detail}"
+            for rejection in unpack_result.rejected[:_MAX_LISTED]
+        )
+        raise DataError(error.message + members, outcome=error.outcome, remedy=error.remedy) from error
 
 
-def _read_medmnist(file: Path, out: Path, packed: bool, on_unpack: Callable[[int, int], None] | None) -> Rows:
-    if not packed:
+def _read_medmnist(
+    file: Path, out: Path, is_packed: bool, on_unpack: Callable[[int, int], None] | None
+) -> Records:
+    if not is_packed:
         return read_medmnist(file, out / "images", on_progress=on_unpack)
-    inner = out / f"{TEMP_PREFIX}medmnist.npz"
+    npz_path = out / f"{TEMP_PREFIX}medmnist.npz"
     try:
-        name = archives.unpack_only(file, ".npz", inner)
-        return read_medmnist(inner, out / "images", name=name, on_progress=on_unpack)
+        name = archives.unpack_single(file, ".npz", npz_path)
+        return read_medmnist(npz_path, out / "images", name=name, on_progress=on_unpack)
     finally:
-        inner.unlink(missing_ok=True)
+        npz_path.unlink(missing_ok=True)
 
 
-def _save_conflicts(out: Path, conflicts: Sequence[Conflict]) -> None:
+def _save_conflicts(out: Path, conflicts: Sequence[MetadataConflict]) -> None:
     """Write what tables said otherwise than the source; a list of an earlier import does not stay."""
     if conflicts:
-        write_rows(out / "conflicts.csv", Conflict._fields, conflicts)
+        write_rows(out / "conflicts.csv", MetadataConflict._fields, conflicts)
     else:
         (out / "conflicts.csv").unlink(missing_ok=True)
 
 
 def _check_overrides(malignancy: Mapping[str, str], names: Sequence[str]) -> None:
-    wrong = [f"{name}={word}" for name, word in malignancy.items() if word not in MALIGNANCIES]
-    if wrong:
-        raise UsageError(f"no malignancy: {', '.join(wrong)}", remedy=f"CLASS={'|'.join(MALIGNANCIES)}")
+    invalid = [f"{name}={value}" for name, value in malignancy.items() if value not in MALIGNANCIES]
+    if invalid:
+        raise UsageError(f"no malignancy: {', '.join(invalid)}", remedy=f"CLASS={'|'.join(MALIGNANCIES)}")
     for name in malignancy:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
+            suggestions = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            hint = f"; did you mean {suggestions[0]!r}?" if suggestions else ""
             raise UsageError(
-                f"no class {name!r} to set the malignancy of{meant}", remedy=f"one of: {', '.join(names)}"
+                f"no class {name!r} to set the malignancy of{hint}", remedy=f"one of: {', '.join(names)}"
             )
 
 
-def _ordered(labels: "pd.Series[str]") -> list[str]:
+def _sorted_labels(labels: "pd.Series[str]") -> list[str]:
     """Return the distinct labels in the order of the classes: alphabetical, whatever the order of the files."""
     return sorted(labels.unique(), key=lambda label: (label.casefold(), label))
 
 
-def _all_refused(source: Path, out: Path, refused: Sequence[Refused]) -> DataError:
-    reasons = Counter(item.reason for item in refused)
-    listed = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
+def _all_rejected_error(source: Path, out: Path, rejected: Sequence[Rejected]) -> DataError:
+    reasons = Counter(rejection.reason for rejection in rejected)
+    reasons_text = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
     return DataError(
-        f"{source}: nothing usable: every image was refused ({listed})",
-        kept=f"{out / 'refused.csv'} lists each with its reason",
+        f"{source}: nothing usable: every image was refused ({reasons_text})",
+        outcome=f"{out / 'refused.csv'} lists each with its reason",
         remedy="download the images again, or give the folder that holds the originals",
     )
 
@@ -248,32 +270,46 @@ def _all_refused(source: Path, out: Path, refused: Sequence[Refused]) -> DataErr
 
 def _classes(frame: pd.DataFrame, malignancy: Mapping[str, str]) -> tuple[LesionClass, ...]:
     """Return the classes that have an image, with the malignancy that the person set over the table's."""
-    words: dict[str, Malignancy] = {word: word for word in MALIGNANCIES}
-    found = map(classify, _ordered(frame["label"]))
-    return tuple(replace(item, malignancy=words[malignancy.get(item.name, item.malignancy)]) for item in found)
+    malignancies: dict[str, Malignancy] = {malignancy_word: malignancy_word for malignancy_word in MALIGNANCIES}
+    classes = map(classify_label, _sorted_labels(frame["label"]))
+    return tuple(
+        replace(lesion_class, malignancy=malignancies[malignancy.get(lesion_class.name, lesion_class.malignancy)])
+        for lesion_class in classes
+    )
 
 
-def _with_licence(frame: pd.DataFrame, known: Known | None) -> pd.DataFrame:
+def _with_licence(frame: pd.DataFrame, known_dataset: KnownDataset | None) -> pd.DataFrame:
     """Fill what no table said of an image with what is known of its data set."""
-    if known is None:
+    if known_dataset is None:
         return frame
-    facts = {"source": known.title, "licence": known.licence, "attribution": known.attribution}
-    return frame.assign(**{name: frame[name].where(frame[name] != "", value) for name, value in facts.items()})
-
-
-def _facts(known: Known | None, malignancy: Mapping[str, str], refused: Sequence[Refused]) -> dict[str, Any]:
-    reasons = Counter(item.reason for item in refused)
-    facts: dict[str, Any] = {
-        "malignancy_source": malignancy_source(sorted(malignancy)),
-        "refused": {"n": len(refused), "reasons": dict(sorted(reasons.items()))},
+    defaults = {
+        "source": known_dataset.title,
+        "licence": known_dataset.licence,
+        "attribution": known_dataset.attribution,
     }
-    if known:
-        facts |= {
-            "known": known.key, "title": known.title, "archive": known.archive, "licence": known.licence,
-            "attribution": known.attribution, "citation": known.citation, "defects": list(known.defects),
-            "images_published": known.images,
-        }  # fmt: skip
-    return facts
+    return frame.assign(**{name: frame[name].where(frame[name] != "", value) for name, value in defaults.items()})
+
+
+def _dataset_metadata(
+    known_dataset: KnownDataset | None, malignancy: Mapping[str, str], rejected: Sequence[Rejected]
+) -> dict[str, Any]:
+    reasons = Counter(rejection.reason for rejection in rejected)
+    metadata: dict[str, Any] = {
+        "malignancy_source": describe_malignancy_source(sorted(malignancy)),
+        "refused": {"n": len(rejected), "reasons": dict(sorted(reasons.items()))},
+    }
+    if known_dataset:
+        metadata |= {
+            "known": known_dataset.key,
+            "title": known_dataset.title,
+            "archive": known_dataset.archive,
+            "licence": known_dataset.licence,
+            "attribution": known_dataset.attribution,
+            "citation": known_dataset.citation,
+            "defects": list(known_dataset.defects),
+            "images_published": known_dataset.n_images,
+        }
+    return metadata
 
 
 # Batch checks: rows against each other; none of them stops an import ------------------------------------------------
@@ -281,101 +317,113 @@ def _facts(known: Known | None, malignancy: Mapping[str, str], refused: Sequence
 
 def _warnings(dataset: Dataset, malignancy: Mapping[str, str]) -> Iterator[Note]:
     frame = dataset.manifest
-    unknown = [item.name for item in dataset.classes if not is_known(item.name) and item.name not in malignancy]
-    if unknown:
-        n = int(frame["label"].isin(unknown).sum())
+    unknown_classes = [
+        lesion_class.name
+        for lesion_class in dataset.classes
+        if not is_known_label(lesion_class.name) and lesion_class.name not in malignancy
+    ]
+    if unknown_classes:
+        n = int(frame["label"].isin(unknown_classes).sum())
         text = (
             "No table knows these classes, they count as indeterminate; set them with --malignancy CLASS=VALUE: "
         )
-        yield Note("unknown_class", text + ", ".join(unknown) + ".", n)
+        yield Note("unknown_class", text + ", ".join(unknown_classes) + ".", n)
     counts = frame["label"].value_counts()
     for name in sorted(counts.index[counts == 1]):
         yield Note("one_image_class", f"Class {name} has one image, so it cannot be split.", 1)
-    yield from _varying(frame, "lesion_id", "label", "lesion_labels", "One lesion under two labels")
-    yield from _varying(
+    yield from _inconsistency_note(frame, "lesion_id", "label", "lesion_labels", "One lesion under two labels")
+    yield from _inconsistency_note(
         frame, "pixel_sha256", "label", "contradictory_copies", "Identical pixels under two labels"
     )
-    yield from _varying(
+    yield from _inconsistency_note(
         frame, "pixel_sha256", "given_split", "copies_across", "Identical pixels in two given splits"
     )
-    again = frame[(frame["isic_id"] != "") & frame["isic_id"].duplicated(keep=False)]
+    repeated_ids = frame[(frame["isic_id"] != "") & frame["isic_id"].duplicated(keep=False)]
     # With the same pixels they are copies, noted above.
-    again = again[again.groupby("isic_id")["pixel_sha256"].transform("nunique") > 1]
-    yield from _varying(again, "isic_id", "label", "isic_labels", "One ISIC id under two labels")
-    yield from _varying(again, "isic_id", "given_split", "isic_across", "One ISIC id in two given splits")
-    yield from _varying(frame, "lesion_id", "given_split", "lesion_across", "One lesion in two given splits")
-    copies = frame["pixel_sha256"].duplicated(keep=False)
-    if copies.any():
-        yield Note("copies", "Images with identical pixels, whatever their label.", int(copies.sum()))
+    repeated_ids = repeated_ids[repeated_ids.groupby("isic_id")["pixel_sha256"].transform("nunique") > 1]
+    yield from _inconsistency_note(repeated_ids, "isic_id", "label", "isic_labels", "One ISIC id under two labels")
+    yield from _inconsistency_note(
+        repeated_ids, "isic_id", "given_split", "isic_across", "One ISIC id in two given splits"
+    )
+    yield from _inconsistency_note(
+        frame, "lesion_id", "given_split", "lesion_across", "One lesion in two given splits"
+    )
+    is_duplicate = frame["pixel_sha256"].duplicated(keep=False)
+    if is_duplicate.any():
+        yield Note("copies", "Images with identical pixels, whatever their label.", int(is_duplicate.sum()))
     if not (frame["lesion_id"].any() or frame["patient_id"].any()):
         text = "No lesion or patient ids: photographs of one lesion cannot be kept on one side of a split."
         yield Note("no_groups", text, len(frame))
-    if _splits_of_other_manifest(dataset):
+    if _has_outdated_splits(dataset):
         text = "The folder splits/ was made from an earlier manifest of this folder: make the splits again."
         yield Note("old_splits", text, 0)
-    yield from _void_acceptances(dataset.folder)
+    yield from _void_acceptance_note(dataset.folder)
 
 
-def _varying(frame: pd.DataFrame, by: str, value: str, code: str, text: str) -> Iterator[Note]:
-    """Note the images that share a known `by` and differ in `value`."""
+def _inconsistency_note(frame: pd.DataFrame, id_column: str, value: str, code: str, text: str) -> Iterator[Note]:
+    """Note the images that share a known `id_column` and differ in `value`."""
     # Most ids stand alone: grouping a million of them to find that out would take minutes and a gigabyte.
-    known = frame[(frame[by] != "") & frame[by].duplicated(keep=False)]
-    varies = known.groupby(by)[value].transform("nunique") > 1
-    found = known[varies]
-    if found.empty:
+    shared_rows = frame[(frame[id_column] != "") & frame[id_column].duplicated(keep=False)]
+    is_inconsistent = shared_rows.groupby(id_column)[value].transform("nunique") > 1
+    inconsistent_rows = shared_rows[is_inconsistent]
+    if inconsistent_rows.empty:
         return
-    ids = found[by].drop_duplicates()
-    examples = "; ".join(_equal(found.loc[found[by] == item, "path"].tolist()) for item in ids[:_EXAMPLES])
-    more = f" (and {len(ids) - _EXAMPLES} more)" if len(ids) > _EXAMPLES else ""
-    yield Note(code, f"{text}, such as {examples}{more}.", len(found))
+    ids = inconsistent_rows[id_column].drop_duplicates()
+    examples = "; ".join(
+        _join_paths(inconsistent_rows.loc[inconsistent_rows[id_column] == group_id, "path"].tolist())
+        for group_id in ids[:_N_EXAMPLES]
+    )
+    overflow = f" (and {len(ids) - _N_EXAMPLES} more)" if len(ids) > _N_EXAMPLES else ""
+    yield Note(code, f"{text}, such as {examples}{overflow}.", len(inconsistent_rows))
 
 
-def _equal(paths: Sequence[str]) -> str:
+def _join_paths(paths: Sequence[str]) -> str:
     """Return paths that belong together as words; a picture may have a thousand copies."""
-    more = f" and {len(paths) - _EXAMPLES} more" if len(paths) > _EXAMPLES else ""
-    return " = ".join(paths[:_EXAMPLES]) + more
+    overflow = f" and {len(paths) - _N_EXAMPLES} more" if len(paths) > _N_EXAMPLES else ""
+    return " = ".join(paths[:_N_EXAMPLES]) + overflow
 
 
-def _splits_of_other_manifest(dataset: Dataset) -> bool:
-    return any((dataset.folder / "splits").glob("*.csv")) and _replaces_another(dataset)
+def _has_outdated_splits(dataset: Dataset) -> bool:
+    return any((dataset.folder / "splits").glob("*.csv")) and _changes_manifest(dataset)
 
 
 # What an audit of the earlier manifest left -----------------------------------------------------------------------
 
 
-def _replaces_another(dataset: Dataset) -> bool:
+def _changes_manifest(dataset: Dataset) -> bool:
     """Say whether the folder still holds a manifest with other bytes."""
-    before = dataset.folder / "manifest.csv"
-    return before.is_file() and sha256_file(before) != dataset.manifest_sha256
+    old_manifest = dataset.folder / "manifest.csv"
+    return old_manifest.is_file() and sha256_file(old_manifest) != dataset.manifest_sha256
 
 
-def _void_acceptances(folder: Path) -> Iterator[Note]:
+def _void_acceptance_note(folder: Path) -> Iterator[Note]:
     """Note the findings that were accepted for the earlier manifest: the new dataset.json does not hold them."""
     path = folder / "dataset.json"
     if not path.is_file():
         return
     try:
-        body = read_json(path, format=FORMAT, error=DataError)
+        document = read_json(path, format=DATASET_FORMAT, error=DataError)
     except DataError:  # it is written anew
         return
-    parts = [body.get("accepted"), *_values(body.get("accepted_against"))]
-    codes = [str(code) for part in parts if isinstance(part, dict) for code in part]
+    acceptance_maps = [document.get("accepted"), *_dict_values(document.get("accepted_against"))]
+    codes = [str(code) for acceptances in acceptance_maps if isinstance(acceptances, dict) for code in acceptances]
     if codes:
-        one = len(codes) == 1
+        is_single = len(codes) == 1
         text = (
-            f"{len(codes)} {'acceptance' if one else 'acceptances'} of the earlier manifest {'is' if one else 'are'} "
+            f"{len(codes)} {'acceptance' if is_single else 'acceptances'} of the earlier manifest "
+            f"{'is' if is_single else 'are'} "
             f"void, accept again what must stay: {', '.join(codes)}."
         )
         yield Note("void_acceptances", text, 0)
 
 
-def _values(body: Any) -> list[Any]:
-    return list(body.values()) if isinstance(body, dict) else []
+def _dict_values(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else []
 
 
 def _save(dataset: Dataset) -> None:
     """Write the data set; what a cleaning dropped from another manifest is no longer listed, it may be back."""
-    dropped = dataset.folder / "audit" / "dropped.csv"
-    if dropped.is_file() and _replaces_another(dataset):
-        dropped.unlink()
+    dropped_list = dataset.folder / "audit" / "dropped.csv"
+    if dropped_list.is_file() and _changes_manifest(dataset):
+        dropped_list.unlink()
     save_dataset(dataset)

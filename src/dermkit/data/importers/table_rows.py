@@ -10,24 +10,24 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.importers import normalise
-from dermkit.data.importers.csv_tables import Problems, Table, find_column
-from dermkit.data.importers.match_files import match
-from dermkit.data.importers.records import Note, Refused
-from dermkit.errors import Refusal
+from dermkit.data.importers.csv_tables import ProblemList, TextTable, find_column
+from dermkit.data.importers.match_files import match_files
+from dermkit.data.importers.records import Note, Rejected
+from dermkit.errors import RejectionReason
 from dermkit.images.headers import IMAGE_SUFFIXES
 
-NO_METADATA = "no_metadata"
-NO_LABEL = "no_label"
+REASON_NO_METADATA = "no_metadata"
+REASON_NO_LABEL = "no_label"
 # Beside the reasons of `errors.Refusal`: a file without a row, and a row without a diagnosis.
 
-TARGETS = (
+TARGET_COLUMNS = (
     "image", "label", "lesion_id", "patient_id", "isic_id", "source", "licence", "attribution", "age", "sex", "site",
     "skin_type", "given_split", "copy_group",
 )  # fmt: skip
 """What a column of a table can be; the manifest's columns, and the image that a row is about."""
 
 
-METADATA = MappingProxyType(
+METADATA_COLUMNS = MappingProxyType(
     {
         "lesion_id": ("lesion_id",),
         "patient_id": ("patient_id",),
@@ -43,7 +43,7 @@ METADATA = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Options:
+class ImportOptions:
     """What a person says about a source. columns: target -> column of the table. label: the column of the label.
 
     table, images: where these lie, if not where the layout says.
@@ -55,260 +55,318 @@ class Options:
     label: str = ""
 
 
-PLAIN = Options()
+DEFAULT_IMPORT_OPTIONS = ImportOptions()
 
 
 @dataclass(frozen=True, eq=False)
-class Listing:
-    """Rows of tables under the targets' names. frame: text, "" = unknown; `image` and any other of `TARGETS`.
+class TableRows:
+    """Rows of tables under the targets' names. frame: text, "" = unknown; `image` and any other of `TARGET_COLUMNS`.
 
     rows: (n,) row numbers. tables, table: the files, and (n,) which of them a row is from.
     columns, used: names of all columns of the tables, and of those in the frame.
     """
 
     frame: pd.DataFrame
-    rows: NDArray[np.int64]
-    tables: tuple[Path, ...]
-    table: NDArray[np.int8]
+    row_numbers: NDArray[np.int64]
+    table_paths: tuple[Path, ...]
+    table_index: NDArray[np.int8]
     columns: tuple[str, ...]
-    used: tuple[str, ...]
+    columns_used: tuple[str, ...]
     notes: tuple[Note, ...] = ()
 
-    def report(self, wrong: NDArray[np.bool_], problems: Problems, say: Callable[[int], str]) -> None:
+    def report_rows(
+        self, is_wrong: NDArray[np.bool_], problems: ProblemList, describe: Callable[[int], str]
+    ) -> None:
         """Note a problem for every row that is marked. say: place of a row -> words."""
-        for at in np.flatnonzero(wrong).tolist():
-            self.report_row(at, say(at), problems)
+        for index in np.flatnonzero(is_wrong).tolist():
+            self.report_row(index, describe(index), problems)
 
-    def report_row(self, at: int, text: str, problems: Problems) -> None:
+    def report_row(self, index: int, text: str, problems: ProblemList) -> None:
         """Note a problem of one row. at: its place."""
-        problems.add(self.tables[self.table[at]], int(self.rows[at]), text)
+        problems.add(self.table_paths[self.table_index[index]], int(self.row_numbers[index]), text)
 
 
-def list_table(table: Table, columns: Mapping[str, str]) -> Listing:
+def rows_of_table(table: TextTable, columns: Mapping[str, str]) -> TableRows:
     """Return the rows of a table by target. columns: target -> column of the table, each of which it has."""
     frame = pd.DataFrame({target: table.frame[name] for target, name in columns.items()})
     used = tuple(dict.fromkeys(columns.values()))
-    where = np.zeros(len(table.rows), np.int8)
-    return Listing(frame, table.rows, (table.path,), where, table.columns, used, table.notes)
+    table_index = np.zeros(len(table.row_numbers), np.int8)
+    return TableRows(frame, table.row_numbers, (table.path,), table_index, table.columns, used, table.notes)
 
 
-def with_column(listing: Listing, target: str, cells: "pd.Series[str]", used: Sequence[str]) -> Listing:
+def with_column(table_rows: TableRows, target: str, cells: "pd.Series[str]", used: Sequence[str]) -> TableRows:
     """Return the rows with one more target. used: the columns that the cells come from."""
-    frame = listing.frame.assign(**{target: cells.to_numpy()})
-    return replace(listing, frame=frame, used=tuple(dict.fromkeys([*listing.used, *used])))
+    frame = table_rows.frame.assign(**{target: cells.to_numpy()})
+    return replace(table_rows, frame=frame, columns_used=tuple(dict.fromkeys([*table_rows.columns_used, *used])))
 
 
-def join_listings(listings: Sequence[Listing]) -> Listing:
+def concat_rows(row_sets: Sequence[TableRows]) -> TableRows:
     """Return the rows of several tables, one below the other."""
-    frame = pd.concat([item.frame for item in listings], ignore_index=True).fillna("")
-    return Listing(
+    frame = pd.concat([rows.frame for rows in row_sets], ignore_index=True).fillna("")
+    return TableRows(
         frame,
-        np.concatenate([item.rows for item in listings]),
-        tuple(path for item in listings for path in item.tables),
-        np.concatenate([np.full(len(item.rows), at, np.int8) for at, item in enumerate(listings)]),
-        tuple(dict.fromkeys(name for item in listings for name in item.columns)),
-        tuple(dict.fromkeys(name for item in listings for name in item.used)),
-        tuple(note for item in listings for note in item.notes),
+        np.concatenate([rows.row_numbers for rows in row_sets]),
+        tuple(path for rows in row_sets for path in rows.table_paths),
+        np.concatenate([np.full(len(rows.row_numbers), index, np.int8) for index, rows in enumerate(row_sets)]),
+        tuple(dict.fromkeys(name for rows in row_sets for name in rows.columns)),
+        tuple(dict.fromkeys(name for rows in row_sets for name in rows.columns_used)),
+        tuple(note for rows in row_sets for note in rows.notes),
     )
 
 
-def known_columns(columns: Sequence[str]) -> dict[str, str]:
-    """Return target -> column for every column of `METADATA` that a table has."""
-    found = {target: [find_column(columns, name) for name in names] for target, names in METADATA.items()}
-    return {target: next(filter(None, names)) or "" for target, names in found.items() if any(names)}
+def metadata_columns(columns: Sequence[str]) -> dict[str, str]:
+    """Return target -> column for every column of `METADATA_COLUMNS` that a table has."""
+    candidates = {
+        target: [find_column(columns, name) for name in names] for target, names in METADATA_COLUMNS.items()
+    }
+    return {target: next(filter(None, names)) or "" for target, names in candidates.items() if any(names)}
 
 
 # Values -----------------------------------------------------------------------------------------------------------
 
-_CLEANERS: Mapping[str, Callable[[str], str | None]] = MappingProxyType(
+_VALUE_NORMALISERS: Mapping[str, Callable[[str], str | None]] = MappingProxyType(
     {
-        "image": lambda value: value, "label": normalise.known, "lesion_id": normalise.known,
-        "patient_id": normalise.known, "isic_id": normalise.known, "age": normalise.years, "sex": normalise.sex,
-        "skin_type": normalise.skin_type, "given_split": normalise.side,
+        "image": lambda value: value,
+        "label": normalise.or_unknown,
+        "lesion_id": normalise.or_unknown,
+        "patient_id": normalise.or_unknown,
+        "isic_id": normalise.or_unknown,
+        "age": normalise.parse_age,
+        "sex": normalise.parse_sex,
+        "skin_type": normalise.parse_skin_type,
+        "given_split": normalise.parse_split,
     }
-)  # fmt: skip
-_WRONG = MappingProxyType(
+)
+_PROBLEM_TEXTS = MappingProxyType(
     {
-        "age": f"age is not a number of years from 0 to {normalise.OLDEST}",
+        "age": f"age is not a number of years from 0 to {normalise.MAX_AGE}",
         "given_split": "not one of train, validation, test",
     }
 )
 
 
-def clean(listing: Listing, problems: Problems) -> Listing:
+def normalise_values(table_rows: TableRows, problems: ProblemList) -> TableRows:
     """Return the rows with one spelling for each value; ages and sides that are none are problems."""
     columns: dict[str, pd.Series[str]] = {}
-    for target in listing.frame.columns:
-        given = listing.frame[target]
-        cleaner = _CLEANERS.get(target, normalise.known)
-        table = {value: cleaner(value) for value in given.unique().tolist()}
-        wrong = given.isin([value for value, right in table.items() if right is None]).to_numpy(dtype=bool)
-        for at in np.flatnonzero(wrong).tolist():
-            listing.report_row(at, f"{_WRONG[target]}: {given.iloc[at]!r}", problems)
-        changed = {value: right or "" for value, right in table.items() if right != value}
-        columns[target] = given.where(~given.isin(list(changed)), given.map(changed)) if changed else given
-    return replace(listing, frame=pd.DataFrame(columns))
+    for target in table_rows.frame.columns:
+        column = table_rows.frame[target]
+        normaliser = _VALUE_NORMALISERS.get(target, normalise.or_unknown)
+        normalised_of = {value: normaliser(value) for value in column.unique().tolist()}
+        is_wrong = column.isin(
+            [value for value, normalised in normalised_of.items() if normalised is None]
+        ).to_numpy(dtype=bool)
+        for index in np.flatnonzero(is_wrong).tolist():
+            table_rows.report_row(index, f"{_PROBLEM_TEXTS[target]}: {column.iloc[index]!r}", problems)
+        replacements = {
+            value: normalised or "" for value, normalised in normalised_of.items() if normalised != value
+        }
+        columns[target] = (
+            column.where(~column.isin(list(replacements)), column.map(replacements)) if replacements else column
+        )
+    return replace(table_rows, frame=pd.DataFrame(columns))
 
 
-def check_ids(listing: Listing, problems: Problems) -> None:
+def check_images(table_rows: TableRows, problems: ProblemList) -> None:
     """Note rows without an image, and rows that name an image again."""
-    image = listing.frame["image"]
-    empty = (image == "").to_numpy(dtype=bool)
-    listing.report(empty, problems, lambda _: "the image is empty")
-    again = image.duplicated().to_numpy(dtype=bool) & ~empty
-    if again.any():
-        first = {name: at for at, name in reversed(list(enumerate(image.tolist())))}
-        listing.report(again, problems, lambda at: _repeats(listing, first[image.iloc[at]], at))
-
-
-def _repeats(listing: Listing, first: int, at: int) -> str:
-    other = "" if listing.table[first] == listing.table[at] else f" of {listing.tables[listing.table[first]].name}"
-    return f"image repeats that of row {listing.rows[first]}{other}: {listing.frame['image'].iloc[at]!r}"
-
-
-def check_owners(listing: Listing, problems: Problems) -> None:
-    """Note rows that give a lesion to another patient than an earlier row: its ids are numbers within a patient."""
-    if not {"lesion_id", "patient_id"} <= set(listing.frame.columns):
-        return
-    ids = listing.frame[["lesion_id", "patient_id"]]
-    pairs = ids[(ids["lesion_id"] != "") & (ids["patient_id"] != "")].drop_duplicates()
-    first = pairs.drop_duplicates("lesion_id").set_index("lesion_id")["patient_id"]
-    for at in pairs.index[pairs["lesion_id"].duplicated()].tolist():
-        lesion, patient = ids.loc[at]
-        text = f"lesion {lesion!r} belongs to patient {patient!r} here, and to {first[lesion]!r} in an earlier row"
-        listing.report_row(at, text, problems)
-
-
-def check_labels(listing: Listing, problems: Problems, *, allowed: Sequence[str] = ()) -> None:
-    """Note rows without a label, and where a layout has fixed labels, any other. `label` is as in the table."""
-    label = listing.frame["label"]
-    empty = (label == "").to_numpy(dtype=bool)
-    listing.report(empty, problems, lambda _: "the label is empty or unknown")
-    if allowed:
-        wrong = ~label.isin(allowed).to_numpy(dtype=bool) & ~empty
-        listing.report(
-            wrong, problems, lambda at: f"unknown label {label.iloc[at]!r} (the labels are {', '.join(allowed)})"
+    image = table_rows.frame["image"]
+    is_empty = (image == "").to_numpy(dtype=bool)
+    table_rows.report_rows(is_empty, problems, lambda _: "the image is empty")
+    is_repeat = image.duplicated().to_numpy(dtype=bool) & ~is_empty
+    if is_repeat.any():
+        first_index = {name: index for index, name in reversed(list(enumerate(image.tolist())))}
+        table_rows.report_rows(
+            is_repeat, problems, lambda index: _repeat_text(table_rows, first_index[image.iloc[index]], index)
         )
 
 
-def one_hot(table: Table, names: Sequence[str], problems: Problems) -> "pd.Series[str]":
+def _repeat_text(table_rows: TableRows, first_index: int, index: int) -> str:
+    other_table = (
+        ""
+        if table_rows.table_index[first_index] == table_rows.table_index[index]
+        else f" of {table_rows.table_paths[table_rows.table_index[first_index]].name}"
+    )
+    return (
+        f"image repeats that of row {table_rows.row_numbers[first_index]}{other_table}: "
+        f"{table_rows.frame['image'].iloc[index]!r}"
+    )
+
+
+def check_lesion_owners(table_rows: TableRows, problems: ProblemList) -> None:
+    """Note rows that give a lesion to another patient than an earlier row: its ids are numbers within a patient."""
+    if not {"lesion_id", "patient_id"} <= set(table_rows.frame.columns):
+        return
+    ids = table_rows.frame[["lesion_id", "patient_id"]]
+    pairs = ids[(ids["lesion_id"] != "") & (ids["patient_id"] != "")].drop_duplicates()
+    first_owner = pairs.drop_duplicates("lesion_id").set_index("lesion_id")["patient_id"]
+    for index in pairs.index[pairs["lesion_id"].duplicated()].tolist():
+        lesion, patient = ids.loc[index]
+        text = (
+            f"lesion {lesion!r} belongs to patient {patient!r} here, and to {first_owner[lesion]!r} "
+            f"in an earlier row"
+        )
+        table_rows.report_row(index, text, problems)
+
+
+def check_labels(table_rows: TableRows, problems: ProblemList, *, allowed: Sequence[str] = ()) -> None:
+    """Note rows without a label, and where a layout has fixed labels, any other. `label` is as in the table."""
+    label = table_rows.frame["label"]
+    is_empty = (label == "").to_numpy(dtype=bool)
+    table_rows.report_rows(is_empty, problems, lambda _: "the label is empty or unknown")
+    if allowed:
+        is_unknown = ~label.isin(allowed).to_numpy(dtype=bool) & ~is_empty
+        table_rows.report_rows(
+            is_unknown,
+            problems,
+            lambda index: f"unknown label {label.iloc[index]!r} (the labels are {', '.join(allowed)})",
+        )
+
+
+def labels_from_one_hot(table: TextTable, names: Sequence[str], problems: ProblemList) -> "pd.Series[str]":
     """Return the label of each row of columns with one 1; none, two, or another value is a problem, and then ""."""
-    marks = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "": 0}
+    value_of_text = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "": 0}
     columns = [table.frame[name] for name in names]
-    count, label = np.zeros(len(table.rows), int), np.full(len(table.rows), "", dtype=object)
-    odd = np.zeros(len(table.rows), bool)
+    count, label = np.zeros(len(table.row_numbers), int), np.full(len(table.row_numbers), "", dtype=object)
+    is_invalid = np.zeros(len(table.row_numbers), bool)
     for name, column in zip(names, columns, strict=True):
-        mark = column.map({value: marks.get(value, -1) for value in column.unique().tolist()}).to_numpy()
-        odd |= mark == -1
-        count += mark == 1
-        label[mark == 1] = name
-    for at in np.flatnonzero(odd | (count != 1)).tolist():
-        cells = [(name, column.iloc[at]) for name, column in zip(names, columns, strict=True)]
-        problems.add(table.path, int(table.rows[at]), _not_one(cells, bool(odd[at])))
-        label[at] = ""
+        column_value = column.map(
+            {value: value_of_text.get(value, -1) for value in column.unique().tolist()}
+        ).to_numpy()
+        is_invalid |= column_value == -1
+        count += column_value == 1
+        label[column_value == 1] = name
+    for index in np.flatnonzero(is_invalid | (count != 1)).tolist():
+        cells = [(name, column.iloc[index]) for name, column in zip(names, columns, strict=True)]
+        problems.add(table.path, int(table.row_numbers[index]), _one_hot_problem(cells, bool(is_invalid[index])))
+        label[index] = ""
     return pd.Series(label, dtype="str")
 
 
-def _not_one(cells: Sequence[tuple[str, str]], odd: bool) -> str:
-    if odd:
-        wrong = [f"{name} {value!r}" for name, value in cells if value not in ("0", "0.0", "1", "1.0", "")]
-        return f"neither 0 nor 1: {', '.join(wrong)}"
-    ones = [name for name, value in cells if value in ("1", "1.0")]
-    return f"marked as {len(ones)} classes: {', '.join(ones)}" if ones else "marked as none of the classes"
+def _one_hot_problem(cells: Sequence[tuple[str, str]], is_invalid: bool) -> str:
+    if is_invalid:
+        invalid_cells = [f"{name} {value!r}" for name, value in cells if value not in ("0", "0.0", "1", "1.0", "")]
+        return f"neither 0 nor 1: {', '.join(invalid_cells)}"
+    positive_columns = [name for name, value in cells if value in ("1", "1.0")]
+    return (
+        f"marked as {len(positive_columns)} classes: {', '.join(positive_columns)}"
+        if positive_columns
+        else "marked as none of the classes"
+    )
 
 
 # Files ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Attached:
+class RowsWithFiles:
     """Rows with their files: columns for the manifest (`path` and the targets), refused rows and files, notes."""
 
     columns: dict[str, list[str]]
-    refused: list[Refused] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
 
-def attach(listing: Listing, paths: Sequence[str], root: Path, problems: Problems) -> Attached:
+def attach_files(table_rows: TableRows, paths: Sequence[str], root: Path, problems: ProblemList) -> RowsWithFiles:
     """Give each row its file. A row without a file, and a file without a row, are refused and listed.
 
     A row that could mean several different files, and two rows for one file, are problems. A row whose label is
     still unknown is refused too: it is for the reader to say where that is a problem.
     """
-    image = listing.frame["image"]
-    found = match(image.tolist(), paths, root, IMAGE_SUFFIXES)
-    for at, several in sorted(found.ambiguous.items()):
-        text = f"{image.iloc[at]!r} could be {len(several)} different files: {', '.join(several)}"
-        problems.add(listing.tables[listing.table[at]], int(listing.rows[at]), text)
-    _check_taken(listing, found.positions, paths, problems)
-    here = found.positions >= 0
-    unlabelled = here & (listing.frame["label"] == "").to_numpy(dtype=bool)
-    empty = (image == "").to_numpy(dtype=bool)
-    absent = np.flatnonzero(~here & ~empty & ~np.isin(np.arange(len(image)), list(found.ambiguous)))
-    if problems.n:  # no list of refused images will be written, so they are told here
-        for at in absent.tolist():
-            listing.report_row(at, f"there is no image {image.iloc[at]!r}", problems)
-    names = [path.name for path in listing.tables]
-    refused = [
-        Refused(
-            _shown(image.iloc[at]), Refusal.MISSING.value, _no_image(names[listing.table[at]], listing.rows[at])
+    image = table_rows.frame["image"]
+    matches = match_files(image.tolist(), paths, root, IMAGE_SUFFIXES)
+    for index, candidates in sorted(matches.ambiguous_values.items()):
+        text = f"{image.iloc[index]!r} could be {len(candidates)} different files: {', '.join(candidates)}"
+        problems.add(
+            table_rows.table_paths[table_rows.table_index[index]], int(table_rows.row_numbers[index]), text
         )
-        for at in absent.tolist()
+    _check_shared_files(table_rows, matches.positions, paths, problems)
+    has_file = matches.positions >= 0
+    is_unlabelled = has_file & (table_rows.frame["label"] == "").to_numpy(dtype=bool)
+    is_empty = (image == "").to_numpy(dtype=bool)
+    missing_rows = np.flatnonzero(
+        ~has_file & ~is_empty & ~np.isin(np.arange(len(image)), list(matches.ambiguous_values))
+    )
+    if problems.n_problems:  # no list of refused images will be written, so they are told here
+        for index in missing_rows.tolist():
+            table_rows.report_row(index, f"there is no image {image.iloc[index]!r}", problems)
+    table_names = [path.name for path in table_rows.table_paths]
+    rejected = [
+        Rejected(
+            _escape_returns(image.iloc[index]),
+            RejectionReason.MISSING.value,
+            _no_image_text(table_names[table_rows.table_index[index]], table_rows.row_numbers[index]),
+        )
+        for index in missing_rows.tolist()
     ]
-    refused += [
-        Refused(paths[found.positions[at]], NO_LABEL, _no_label(names[listing.table[at]], listing.rows[at]))
-        for at in np.flatnonzero(unlabelled).tolist()
+    rejected += [
+        Rejected(
+            paths[matches.positions[index]],
+            REASON_NO_LABEL,
+            _no_label_text(table_names[table_rows.table_index[index]], table_rows.row_numbers[index]),
+        )
+        for index in np.flatnonzero(is_unlabelled).tolist()
     ]
-    here &= ~unlabelled
-    extra, notes = _unnamed(found.positions, found.copies, paths, " or ".join(names))
+    has_file &= ~is_unlabelled
+    unnamed_files, notes = _unnamed_files(
+        matches.positions, matches.duplicate_files, paths, " or ".join(table_names)
+    )
     columns = {
-        target: listing.frame[target][here].tolist() for target in listing.frame.columns if target != "image"
+        target: table_rows.frame[target][has_file].tolist()
+        for target in table_rows.frame.columns
+        if target != "image"
     }
-    columns["path"] = [paths[at] for at in found.positions[here].tolist()]
-    return Attached(columns, [*refused, *extra], [*listing.notes, *notes])
+    columns["path"] = [paths[index] for index in matches.positions[has_file].tolist()]
+    return RowsWithFiles(columns, [*rejected, *unnamed_files], [*table_rows.notes, *notes])
 
 
-def _no_image(table: str, row: int) -> str:
+def _no_image_text(table: str, row: int) -> str:
     return f"no image for this row of {table} (row {row})"
 
 
-def _no_label(table: str, row: int) -> str:
+def _no_label_text(table: str, row: int) -> str:
     return f"{table} gives no label (row {row})"
 
 
-def _check_taken(listing: Listing, positions: NDArray[np.int64], paths: Sequence[str], problems: Problems) -> None:
+def _check_shared_files(
+    table_rows: TableRows, positions: NDArray[np.int64], paths: Sequence[str], problems: ProblemList
+) -> None:
     """Note rows whose file an earlier row has; the same value twice is a repeated image already."""
-    here = np.flatnonzero(positions >= 0)
-    again = here[pd.Series(positions[here]).duplicated().to_numpy()]
-    if not len(again):
+    rows_with_file = np.flatnonzero(positions >= 0)
+    repeated_rows = rows_with_file[pd.Series(positions[rows_with_file]).duplicated().to_numpy()]
+    if not len(repeated_rows):
         return
-    first = {int(positions[at]): at for at in here[::-1].tolist()}
-    image = listing.frame["image"]
-    for at in again.tolist():
-        other = first[int(positions[at])]
-        if image.iloc[other] != image.iloc[at]:
-            text = f"{image.iloc[at]!r} is the file of row {listing.rows[other]} too: {paths[positions[at]]}"
-            problems.add(listing.tables[listing.table[at]], int(listing.rows[at]), text)
+    row_of_file = {int(positions[row]): row for row in rows_with_file[::-1].tolist()}
+    image = table_rows.frame["image"]
+    for row in repeated_rows.tolist():
+        earlier_row = row_of_file[int(positions[row])]
+        if image.iloc[earlier_row] != image.iloc[row]:
+            text = (
+                f"{image.iloc[row]!r} is the file of row {table_rows.row_numbers[earlier_row]} too: "
+                f"{paths[positions[row]]}"
+            )
+            problems.add(
+                table_rows.table_paths[table_rows.table_index[row]], int(table_rows.row_numbers[row]), text
+            )
 
 
-def _unnamed(
-    positions: NDArray[np.int64], copies: frozenset[int], paths: Sequence[str], table: str
-) -> tuple[list[Refused], list[Note]]:
+def _unnamed_files(
+    positions: NDArray[np.int64], duplicates: frozenset[int], paths: Sequence[str], table: str
+) -> tuple[list[Rejected], list[Note]]:
     """Return the refused files that no row names, and notes; second copies of a named file are only counted."""
-    named = np.zeros(len(paths), bool)
-    named[positions[positions >= 0]] = True
-    named[list(copies)] = True
-    refused = [
-        Refused(paths[at], NO_METADATA, f"{table} has no row for it") for at in np.flatnonzero(~named).tolist()
+    is_named = np.zeros(len(paths), bool)
+    is_named[positions[positions >= 0]] = True
+    is_named[list(duplicates)] = True
+    rejected = [
+        Rejected(paths[index], REASON_NO_METADATA, f"{table} has no row for it")
+        for index in np.flatnonzero(~is_named).tolist()
     ]
     notes = []
-    if refused:
-        notes.append(Note(NO_METADATA, f"Images without a row in {table} were left out.", len(refused)))
-    if copies:
+    if rejected:
+        notes.append(Note(REASON_NO_METADATA, f"Images without a row in {table} were left out.", len(rejected)))
+    if duplicates:
         text = "Second copies of image files (same name, same bytes) left out."
-        notes.append(Note("second_copies", text, len(copies)))
-    return refused, notes
+        notes.append(Note("second_copies", text, len(duplicates)))
+    return rejected, notes
 
 
-def _shown(name: str) -> str:
+def _escape_returns(name: str) -> str:
     return name.replace("\r", "\\r")

@@ -7,30 +7,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dermkit.data.importers.csv_tables import TABLE_SUFFIXES
-from dermkit.data.importers.records import Note, Refused, Rows
-from dermkit.errors import DataError, Refusal
+from dermkit.data.importers.records import Note, Records, Rejected
+from dermkit.errors import DataError, RejectionReason
 from dermkit.images.headers import IMAGE_SUFFIXES
 
-__all__ = ["Note", "Refused", "Rows", "Walk", "listed", "may_be_image", "only_folder", "source_folder", "unwrap"]
+__all__ = [
+    "FolderWalk",
+    "Note",
+    "Records",
+    "Rejected",
+    "may_be_image",
+    "resolve_source",
+    "single_image_folder",
+    "single_subfolder",
+    "visible_paths",
+]
 
 IGNORED_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 """Left by operating systems, in lower case; hidden names are ignored too."""
 
 # Why a file never reached the gate; beside the reasons of `errors.Refusal`.
-MISPLACED = "misplaced"
-LINK = "link_not_followed"
-BAD_NAME = "bad_name"
+REASON_MISPLACED = "misplaced"
+REASON_LINK = "link_not_followed"
+REASON_BAD_NAME = "bad_name"
 
 
 @dataclass
-class Walk:
+class FolderWalk:
     """A folder being read: what was found in it, refused and noticed.
 
     Paths are texts relative to the root, with `/`: a million of them weigh a third of as many path objects.
     """
 
     root: Path
-    refused: list[Refused] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     other_files: Counter[str] = field(default_factory=Counter)
     tables: list[str] = field(default_factory=list)
@@ -41,79 +51,81 @@ class Walk:
         Linked folders are never entered, so that no loop can form. Tables are remembered, not opened.
         """
         folders, files = [], []
-        for entry in scan(self.root / folder):
+        for entry in visible_entries(self.root / folder):
             path = f"{folder}/{entry.name}" if folder else entry.name
             suffix = suffix_of(entry.name)
             if not is_utf8(entry.name) or "\r" in entry.name:
-                self.refuse(path, BAD_NAME, "the name is not UTF-8 or holds a carriage return; rename it")
+                self.reject(path, REASON_BAD_NAME, "the name is not UTF-8 or holds a carriage return; rename it")
             elif entry.is_symlink() and _is_folder(entry):
-                self.refuse(path, LINK, "a linked folder is not entered; copy the images there instead")
+                self.reject(path, REASON_LINK, "a linked folder is not entered; copy the images there instead")
             elif _is_folder(entry):
                 folders.append(path)
             elif suffix not in IMAGE_SUFFIXES:
                 self.other_files[suffix or "no ending"] += 1
-                if suffix in TABLE_SUFFIXES and self._leads_inside(entry) and not _is_special(entry):
+                if suffix in TABLE_SUFFIXES and self._stays_inside(entry) and not _is_special(entry):
                     self.tables.append(path)  # a pipe would keep its reader waiting for ever
             elif self._is_safe(entry, path):
                 files.append(path)
         return folders, files
 
-    def _leads_inside(self, entry: "os.DirEntry[str]") -> bool:
+    def _stays_inside(self, entry: "os.DirEntry[str]") -> bool:
         return not entry.is_symlink() or Path(os.path.realpath(entry.path)).is_relative_to(self.root)
 
     def _is_safe(self, entry: "os.DirEntry[str]", path: str) -> bool:
-        if not self._leads_inside(entry):
-            self.refuse(path, LINK, "the link leads outside the source; copy the image there instead")
+        if not self._stays_inside(entry):
+            self.reject(path, REASON_LINK, "the link leads outside the source; copy the image there instead")
         elif _is_special(entry):
-            self.refuse(path, Refusal.UNREADABLE.value, "not a regular file")
+            self.reject(path, RejectionReason.UNREADABLE.value, "not a regular file")
         else:
             return True  # a broken link too: the gate says what is missing
         return False
 
-    def refuse(self, path: str, reason: str, detail: str) -> None:
+    def reject(self, path: str, reason: str, detail: str) -> None:
         name = path.replace("\r", "\\r")
-        self.refused.append(Refused(name.encode("utf-8", "backslashreplace").decode(), reason, detail))
+        self.rejected.append(Rejected(name.encode("utf-8", "backslashreplace").decode(), reason, detail))
 
-    def refuse_below(self, folders: Iterable[str], detail: str) -> int:
+    def reject_below(self, folders: Iterable[str], detail: str) -> int:
         """Refuse every candidate in these folders and below; returns how many."""
-        count = 0
+        n_rejected = 0
         for folder in folders:
-            below, files = self.entries(folder)
+            subfolders, files = self.entries(folder)
             for path in files:
-                self.refuse(path, MISPLACED, detail)
-            count += len(files) + self.refuse_below(below, detail)
-        return count
+                self.reject(path, REASON_MISPLACED, detail)
+            n_rejected += len(files) + self.reject_below(subfolders, detail)
+        return n_rejected
 
     def all_images(self, folder: str = "") -> Iterator[str]:
         """Yield every candidate image at any depth, sorted."""
-        below, files = self.entries(folder)
+        subfolders, files = self.entries(folder)
         yield from files
-        for item in below:
-            yield from self.all_images(item)
+        for subfolder in subfolders:
+            yield from self.all_images(subfolder)
 
-    def finish(self) -> None:
+    def note_other_files(self) -> None:
         if self.other_files:
-            kinds = ", ".join(f"{ending} {n}" for ending, n in sorted(self.other_files.items()))
+            counts_text = ", ".join(f"{ending} {n}" for ending, n in sorted(self.other_files.items()))
             total = self.other_files.total()
-            self.notes.append(Note("other_files", f"Files that are no images by their ending: {kinds}.", total))
+            self.notes.append(
+                Note("other_files", f"Files that are no images by their ending: {counts_text}.", total)
+            )
 
 
-def source_folder(source: Path) -> Path:
+def resolve_source(source: Path) -> Path:
     """Return the source, resolved; raises `DataError` where it is none."""
     if not source.is_dir():
-        what = "is not a folder" if source.exists() else "does not exist"
-        raise DataError(f"{source}: {what}", remedy="give the folder with the images, or a .zip of it")
+        problem = "is not a folder" if source.exists() else "does not exist"
+        raise DataError(f"{source}: {problem}", remedy="give the folder with the images, or a .zip of it")
     return source.resolve()
 
 
-def scan(folder: Path) -> list["os.DirEntry[str]"]:
+def visible_entries(folder: Path) -> list["os.DirEntry[str]"]:
     """Return a folder's visible entries, sorted by name, without data set folders that dermkit wrote.
 
     Raises `DataError` where it cannot be listed.
     """
     try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as iterator:
+            entries = sorted(iterator, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be listed: {error.strerror or error}", remedy="check the path and its permissions"
@@ -142,27 +154,27 @@ def _is_special(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def listed(folder: Path) -> list[Path]:
+def visible_paths(folder: Path) -> list[Path]:
     """Return the same as paths."""
-    return [Path(entry.path) for entry in scan(folder)]
+    return [Path(entry.path) for entry in visible_entries(folder)]
 
 
 def may_be_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
 
 
-def only_folder(root: Path) -> Path | None:
+def single_image_folder(root: Path) -> Path | None:
     """Return the single folder in which an archive was packed, if just one holds images and none lies beside it."""
-    paths = listed(root)
+    paths = visible_paths(root)
     folders = [path for path in paths if path.is_dir() and not path.is_symlink() and _holds_images(path)]
     return folders[0] if len(folders) == 1 and not any(map(may_be_image, paths)) else None
 
 
-def unwrap(root: Path) -> Path:
+def single_subfolder(root: Path) -> Path:
     """Return the folder in which an archive was packed: the only one, with nothing beside it that could be read."""
     while True:
-        folders = [entry for entry in scan(root) if entry.is_dir(follow_symlinks=False)]
-        files = {suffix_of(entry.name) for entry in scan(root) if not _is_folder(entry)}
+        folders = [entry for entry in visible_entries(root) if entry.is_dir(follow_symlinks=False)]
+        files = {suffix_of(entry.name) for entry in visible_entries(root) if not _is_folder(entry)}
         if len(folders) != 1 or files & (IMAGE_SUFFIXES | TABLE_SUFFIXES):
             return root
         root = Path(folders[0].path)
@@ -174,8 +186,8 @@ def _holds_images(folder: Path) -> bool:
 
 def suffix_of(name: str) -> str:
     """Return the ending of a file name in lower case with its dot, or ""."""
-    head, dot, ending = name.rpartition(".")
-    return f".{ending.lower()}" if dot and head and ending else ""
+    base, dot, ending = name.rpartition(".")
+    return f".{ending.lower()}" if dot and base and ending else ""
 
 
 def is_utf8(name: str) -> bool:

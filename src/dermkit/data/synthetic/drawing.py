@@ -17,7 +17,7 @@ Field = NDArray[np.float32]
 Structure = Literal[
     "shape", "tone", "patches", "net", "globules", "veil", "white", "vessels", "cysts", "scale", "lacunae", "skin"
 ]
-Draws = Callable[[Structure], np.random.Generator]
+StructureRng = Callable[[Structure], np.random.Generator]
 """A fresh generator per structure, so that a change of one structure leaves the others where they are."""
 
 # Absorption per unit of density, red, green, blue: chosen by eye against dermoscopy; ratios follow the known order
@@ -30,7 +30,7 @@ PALE_SKIN = np.array([0.93, 0.76, 0.68], np.float32)
 BLUE_GREY = np.array([0.37, 0.41, 0.49], np.float32)
 SCAR = np.array([0.91, 0.80, 0.76], np.float32)
 KERATIN = np.array([0.92, 0.86, 0.70], np.float32)
-INK = np.array([0.23, 0.12, 0.42], np.float32)
+INK_ABSORPTION = np.array([0.23, 0.12, 0.42], np.float32)
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class View:
     def pixels(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return pixel positions (N, 2) as x, y of points (N, 2) on the skin."""
         cosine, sine = np.cos(self.turn), np.sin(self.turn)
-        turned = points @ np.array([[cosine, sine], [-sine, cosine]])
-        return np.asarray(turned * self.pixels_per_unit + np.asarray(self.centre), np.float64)
+        rotated_points = points @ np.array([[cosine, sine], [-sine, cosine]])
+        return np.asarray(rotated_points * self.pixels_per_unit + np.asarray(self.centre), np.float64)
 
 
 def make_view(size: int, *, turn: float, radius: float, shift: tuple[float, float]) -> View:
@@ -68,60 +68,60 @@ def make_view(size: int, *, turn: float, radius: float, shift: tuple[float, floa
 # Noise
 
 
-def clouds(rng: np.random.Generator, u: Field, v: Field, frequency: float, octaves: int = 2) -> Field:
+def cloud_noise(rng: np.random.Generator, u: Field, v: Field, frequency: float, octaves: int = 2) -> Field:
     """Return smooth noise of mean 0 and standard deviation near 1; `frequency` cells per unit."""
     total = np.zeros(u.shape, np.float32)
     for octave in range(octaves):
         grid = rng.standard_normal((48, 48)).astype(np.float32)
         offset, step = rng.uniform(0, 48, 2), frequency * 2**octave
-        at = np.stack([v * step + offset[0], u * step + offset[1]])
-        total += map_coordinates(grid, at, order=2, mode="grid-wrap", prefilter=False) * 0.5**octave
+        coordinates = np.stack([v * step + offset[0], u * step + offset[1]])
+        total += map_coordinates(grid, coordinates, order=2, mode="grid-wrap", prefilter=False) * 0.5**octave
     return np.asarray(total * 2.0, np.float32)  # a quadratic B-spline shrinks white noise to about half
 
 
-def cells(
+def cell_noise(
     rng: np.random.Generator, u: Field, v: Field, frequency: float, jitter: float
 ) -> tuple[Field, Field, Field]:
     """Return distance to the nearest and second nearest cell centre (in cells), and a number 0..1 per nearest cell.
 
     jitter: 0 is a brick-like lattice, 1 is random.
     """
-    side = 64
-    shift = (0.5 + jitter * (rng.random((side, side, 2)) - 0.5)).astype(np.float32)
+    table_side = 64
+    shift = (0.5 + jitter * (rng.random((table_side, table_side, 2)) - 0.5)).astype(np.float32)
     shift[1::2, :, 0] += np.float32(0.5 * (1 - jitter))  # rows offset, so that cells look like a honeycomb
-    mark = rng.random((side, side)).astype(np.float32)
+    cell_values = rng.random((table_side, table_side)).astype(np.float32)
     x, y = u * np.float32(frequency), v * np.float32(frequency * 1.1)
     column, row = np.floor(x), np.floor(y)
     across, along = x - column, y - row
-    first = (row.astype(np.int32) % side) * side + column.astype(np.int32) % side
-    near = np.full(x.shape, np.inf, np.float32)  # squared, until the end
-    second, nearest = near.copy(), first
-    for down in (-1, 0, 1):
-        for right in (-2, -1, 0, 1):
-            place = _neighbour(first, down, right, side)
-            offset = shift.reshape(-1, 2)[place]
-            distance = (offset[..., 0] + right - across) ** 2 + (offset[..., 1] + down - along) ** 2
-            np.minimum(second, np.maximum(near, distance), out=second)
-            nearest = np.where(distance < near, place, nearest)
-            np.minimum(near, distance, out=near)
-    return np.sqrt(near), np.sqrt(second), mark.reshape(-1)[nearest]
+    home_cell = (row.astype(np.int32) % table_side) * table_side + column.astype(np.int32) % table_side
+    nearest_distance = np.full(x.shape, np.inf, np.float32)  # squared, until the end
+    second_distance, nearest_cell = nearest_distance.copy(), home_cell
+    for dy in (-1, 0, 1):
+        for dx in (-2, -1, 0, 1):
+            cell_index = _neighbour(home_cell, dy, dx, table_side)
+            offset = shift.reshape(-1, 2)[cell_index]
+            distance = (offset[..., 0] + dx - across) ** 2 + (offset[..., 1] + dy - along) ** 2
+            np.minimum(second_distance, np.maximum(nearest_distance, distance), out=second_distance)
+            nearest_cell = np.where(distance < nearest_distance, cell_index, nearest_cell)
+            np.minimum(nearest_distance, distance, out=nearest_distance)
+    return np.sqrt(nearest_distance), np.sqrt(second_distance), cell_values.reshape(-1)[nearest_cell]
 
 
-def _neighbour(place: NDArray[np.int32], down: int, right: int, side: int) -> NDArray[np.int32]:
+def _neighbour(cell_index: NDArray[np.int32], dy: int, dx: int, table_side: int) -> NDArray[np.int32]:
     """Step in a flattened side x side table that wraps around; side is a power of 2."""
-    row = (place + down * side) & (side * side - 1)
-    return (row & ~(side - 1)) | ((row + right) & (side - 1))
+    row = (cell_index + dy * table_side) & (table_side * table_side - 1)
+    return (row & ~(table_side - 1)) | ((row + dx) & (table_side - 1))
 
 
-def step(values: Field, width: float | Field) -> Field:
+def soft_step(values: Field, width: float | Field) -> Field:
     """Return a soft step from 0 to 1 around 0."""
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(values / width, -30, 30))), np.float32)
 
 
 def blend(image: Field, colour: NDArray[np.float32], mask: Field) -> Field:
     """Mix a colour (3,) into an image (S, S, 3) by a mask (S, S) of 0..1."""
-    share = np.clip(mask, 0, 1)[..., None]
-    return image * (1 - share) + colour * share
+    opacity = np.clip(mask, 0, 1)[..., None]
+    return image * (1 - opacity) + colour * opacity
 
 
 def absorb(image: Field, density: Field, absorption: NDArray[np.float32]) -> Field:
@@ -132,22 +132,22 @@ def absorb(image: Field, density: Field, absorption: NDArray[np.float32]) -> Fie
 # Skin and lesion
 
 
-def skin(draws: Draws, view: View, tone: float) -> Field:
+def draw_skin(structure_rng: StructureRng, view: View, tone: float) -> Field:
     """Return skin (S, S, 3); tone 0 is pale, 1 is dark brown."""
-    rng = draws("skin")
-    furrows_near, furrows_second, _ = cells(rng, view.u, view.v, 7.0, 0.85)
+    rng = structure_rng("skin")
+    furrows_near, furrows_second, _ = cell_noise(rng, view.u, view.v, 7.0, 0.85)
     furrows = np.exp(-(((furrows_second - furrows_near) / 0.10) ** 2))
-    mottle = clouds(rng, view.u, view.v, 1.4)
+    mottle = cloud_noise(rng, view.u, view.v, 1.4)
     melanin = 0.05 + 0.85 * tone + 0.025 * mottle + 0.035 * (1 + tone) * furrows
     image = absorb(np.broadcast_to(PALE_SKIN, (*view.u.shape, 3)), melanin, MELANIN)
-    return absorb(image, 0.10 + 0.05 * clouds(rng, view.u, view.v, 2.0), HAEMOGLOBIN)
+    return absorb(image, 0.10 + 0.05 * cloud_noise(rng, view.u, view.v, 2.0), HAEMOGLOBIN)
 
 
-def outline(
-    draws: Draws, view: View, *, asymmetry: float, irregularity: float, streaks: float
+def lesion_border(
+    structure_rng: StructureRng, view: View, *, asymmetry: float, irregularity: float, streaks: float
 ) -> tuple[Field, Field]:
     """Return how far inside the border a pixel lies (in radii, negative outside), and the same without streaks."""
-    rng = draws("shape")
+    rng = structure_rng("shape")
     angle = np.arctan2(view.v, view.u)
     reach = 1 + 0.10 * np.cos(2 * (angle - rng.uniform(0, np.pi)))
     for wave in (1, 2, 3):
@@ -155,8 +155,8 @@ def outline(
     for wave in range(4, 12):
         reach += 0.11 * irregularity * rng.normal() / wave**0.6 * np.cos(wave * angle + rng.uniform(0, 6.3))
     radius = np.hypot(view.u, view.v)
-    ragged = 0.09 * (0.3 + irregularity) * clouds(rng, view.u, view.v, 3.2)
-    plain = reach - radius + ragged
+    raggedness = 0.09 * (0.3 + irregularity) * cloud_noise(rng, view.u, view.v, 3.2)
+    border_depth = reach - radius + raggedness
     spikes = np.zeros_like(angle)
     for _ in range(round(26 * streaks)):
         bend = angle - rng.uniform(0, 6.3) + 0.15 * rng.normal() * (radius - 1)
@@ -165,109 +165,141 @@ def outline(
             * np.exp(-((np.sin(bend / 2) / rng.uniform(0.012, 0.03)) ** 2))
             * (np.cos(bend / 2) > 0)
         )
-    return np.asarray(plain + 0.20 * streaks**0.5 * np.minimum(spikes, 1.2), np.float32), np.asarray(
-        plain, np.float32
+    return np.asarray(border_depth + 0.20 * streaks**0.5 * np.minimum(spikes, 1.2), np.float32), np.asarray(
+        border_depth, np.float32
     )
 
 
-def melanin(
-    draws: Draws, view: View, inside: Field, *, pigment: float, variegation: float, asymmetry: float
+def melanin_density(
+    structure_rng: StructureRng,
+    view: View,
+    border_depth: Field,
+    *,
+    pigment: float,
+    variegation: float,
+    asymmetry: float,
 ) -> Field:
     """Return melanin density: an even brown for a low variegation, islands of tan to black for a high one."""
-    rng = draws("tone")
-    islands = np.tanh(1.2 * clouds(rng, view.u, view.v, 0.75, 3))
-    fine = clouds(rng, view.u, view.v, 6.0)
+    rng = structure_rng("tone")
+    islands = np.tanh(1.2 * cloud_noise(rng, view.u, view.v, 0.75, 3))
+    fine = cloud_noise(rng, view.u, view.v, 6.0)
     direction = rng.uniform(0, 6.3)
-    lean = np.cos(direction) * view.u + np.sin(direction) * view.v
-    level = 1 + 0.75 * variegation * islands + 0.10 * fine + 0.45 * asymmetry * lean
-    centre = 0.75 + 0.40 * step(inside - 0.35, 0.15)
+    gradient = np.cos(direction) * view.u + np.sin(direction) * view.v
+    level = 1 + 0.75 * variegation * islands + 0.10 * fine + 0.45 * asymmetry * gradient
+    centre = 0.75 + 0.40 * soft_step(border_depth - 0.35, 0.15)
     return np.asarray(2.1 * pigment * np.clip(level, 0.12, 2.0) * centre, np.float32)
 
 
-def network(draws: Draws, view: View, inside: Field, *, strength: float, atypia: float) -> Field:
+def network_density(
+    structure_rng: StructureRng, view: View, border_depth: Field, *, strength: float, atypia: float
+) -> Field:
     """Return the relative density of a pigment network, about -0.3 (holes) to 1 (lines)."""
-    rng = draws("net")
-    bent_u = view.u + 0.03 * clouds(rng, view.u, view.v, 2.0)
-    bent_v = view.v + 0.03 * clouds(rng, view.u, view.v, 2.0)
-    near, second, _ = cells(rng, bent_u, bent_v, 9.0 - 2.0 * atypia, 0.45 + 0.5 * atypia)
-    width = 0.16 * (1 + 0.6 * atypia * clouds(rng, view.u, view.v, 1.5))
-    lines = np.exp(-(((second - near) / np.maximum(width, 0.06)) ** 2))
-    patches = step(clouds(rng, view.u, view.v, 0.9) + 1.2 - 1.6 * atypia, 0.4)
-    rim = step(inside - 0.02, 0.05) * (0.45 + 0.55 * step(0.55 - inside, 0.12))
+    rng = structure_rng("net")
+    bent_u = view.u + 0.03 * cloud_noise(rng, view.u, view.v, 2.0)
+    bent_v = view.v + 0.03 * cloud_noise(rng, view.u, view.v, 2.0)
+    nearest, second_nearest, _ = cell_noise(rng, bent_u, bent_v, 9.0 - 2.0 * atypia, 0.45 + 0.5 * atypia)
+    width = 0.16 * (1 + 0.6 * atypia * cloud_noise(rng, view.u, view.v, 1.5))
+    lines = np.exp(-(((second_nearest - nearest) / np.maximum(width, 0.06)) ** 2))
+    patches = soft_step(cloud_noise(rng, view.u, view.v, 0.9) + 1.2 - 1.6 * atypia, 0.4)
+    rim = soft_step(border_depth - 0.02, 0.05) * (0.45 + 0.55 * soft_step(0.55 - border_depth, 0.12))
     return np.asarray(strength * patches * rim * (1.25 * lines - 0.30), np.float32)
 
 
-def knit(pigment: Field, net: Field) -> Field:
+def add_network(pigment: Field, net: Field) -> Field:
     """Put a network into a pigment density: darker lines, paler holes."""
     return np.asarray(pigment * (1 + 0.8 * net) + 0.55 * np.maximum(net, 0), np.float32)
 
 
-def globules(draws: Draws, view: View, inside: Field, *, strength: float, atypia: float) -> Field:
+def globule_density(
+    structure_rng: StructureRng, view: View, border_depth: Field, *, strength: float, atypia: float
+) -> Field:
     """Return the density of brown dots; atypia makes them uneven in size and place."""
-    rng = draws("globules")
-    near, _, number = cells(rng, view.u, view.v, 6.5, 0.5 + 0.5 * atypia)
-    place = step(clouds(rng, view.u, view.v, 0.8) + 0.9 - 1.3 * atypia, 0.3)
-    radius = 0.22 + 0.16 * (number * 7 % 1 - 0.5) * (0.5 + atypia)
-    dots = step(radius - near, 0.045) * (number < 0.25 + 0.6 * strength)
-    return np.asarray(dots * place * step(inside - 0.06, 0.04) * min(1.0, 1.6 * strength), np.float32)
+    rng = structure_rng("globules")
+    nearest, _, cell_value = cell_noise(rng, view.u, view.v, 6.5, 0.5 + 0.5 * atypia)
+    clusters = soft_step(cloud_noise(rng, view.u, view.v, 0.8) + 0.9 - 1.3 * atypia, 0.3)
+    radius = 0.22 + 0.16 * (cell_value * 7 % 1 - 0.5) * (0.5 + atypia)
+    dots = soft_step(radius - nearest, 0.045) * (cell_value < 0.25 + 0.6 * strength)
+    return np.asarray(
+        dots * clusters * soft_step(border_depth - 0.06, 0.04) * min(1.0, 1.6 * strength), np.float32
+    )
 
 
-def patch(draws: Draws, structure: Structure, view: View, share: float, frequency: float = 0.8) -> Field:
-    """Return a cloudy mask 0..1 that covers about `share` of the plane."""
-    rng = draws(structure)
-    lean = rng.uniform(0, 6.3)
-    field = clouds(rng, view.u, view.v, frequency, 3) + 0.8 * (np.cos(lean) * view.u + np.sin(lean) * view.v)
-    return step(field - 2.6 * (0.5 - share), 0.22)
+def patch_mask(
+    structure_rng: StructureRng, structure: Structure, view: View, coverage: float, frequency: float = 0.8
+) -> Field:
+    """Return a cloudy mask 0..1 that covers about `coverage` of the plane."""
+    rng = structure_rng(structure)
+    direction = rng.uniform(0, 6.3)
+    field = cloud_noise(rng, view.u, view.v, frequency, 3) + 0.8 * (
+        np.cos(direction) * view.u + np.sin(direction) * view.v
+    )
+    return soft_step(field - 2.6 * (0.5 - coverage), 0.22)
 
 
-def flakes(draws: Draws, view: View, strength: float) -> Field:
+def scale_mask(structure_rng: StructureRng, view: View, strength: float) -> Field:
     """Return a mask of scale: patches that are torn up into small flakes."""
-    torn = clouds(draws("skin"), view.u, view.v, 8.0)
-    return patch(draws, "scale", view, 0.10 + 0.35 * strength, 1.8) * step(torn + 0.3, 0.5)
+    texture = cloud_noise(structure_rng("skin"), view.u, view.v, 8.0)
+    return patch_mask(structure_rng, "scale", view, 0.10 + 0.35 * strength, 1.8) * soft_step(texture + 0.3, 0.5)
 
 
-def lacunae(draws: Draws, view: View, inside: Field) -> tuple[Field, Field]:
+def lacunae_masks(structure_rng: StructureRng, view: View, border_depth: Field) -> tuple[Field, Field]:
     """Return masks of blood-filled lakes and of the darker ones among them."""
-    near, second, number = cells(draws("lacunae"), view.u, view.v, 2.6, 0.9)
-    lakes = step(second - near - 0.20, 0.09) * step(inside - 0.03, 0.04)
-    return lakes, np.asarray(lakes * (number > 0.6), np.float32)
+    nearest, second_nearest, cell_value = cell_noise(structure_rng("lacunae"), view.u, view.v, 2.6, 0.9)
+    lakes = soft_step(second_nearest - nearest - 0.20, 0.09) * soft_step(border_depth - 0.03, 0.04)
+    return lakes, np.asarray(lakes * (cell_value > 0.6), np.float32)
 
 
-def spots(
-    draws: Draws, structure: Structure, view: View, inside: Field, *, share: float, frequency: float
+def spot_masks(
+    structure_rng: StructureRng,
+    structure: Structure,
+    view: View,
+    border_depth: Field,
+    *,
+    fraction: float,
+    frequency: float,
 ) -> tuple[Field, Field]:
     """Return masks of small round spots and of those meant to be dark (a third of them)."""
-    near, _, number = cells(draws(structure), view.u, view.v, frequency, 1.0)
-    dots = step(0.13 + 0.12 * (number * 13 % 1) - near, 0.035) * step(inside - 0.08, 0.04)
-    return np.asarray(dots * (number < share), np.float32), np.asarray(dots * (number > 1 - share / 2), np.float32)
+    nearest, _, cell_value = cell_noise(structure_rng(structure), view.u, view.v, frequency, 1.0)
+    dots = soft_step(0.13 + 0.12 * (cell_value * 13 % 1) - nearest, 0.035) * soft_step(border_depth - 0.08, 0.04)
+    return np.asarray(dots * (cell_value < fraction), np.float32), np.asarray(
+        dots * (cell_value > 1 - fraction / 2), np.float32
+    )
 
 
-def vessels(draws: Draws, view: View, strength: float) -> Field:
+def vessel_mask(structure_rng: StructureRng, view: View, strength: float) -> Field:
     """Return a mask of branching vessels, 0..1."""
-    rng = draws("vessels")
+    rng = structure_rng("vessels")
     strokes: list[tuple[NDArray[np.float64], float]] = []
     for _ in range(1 + round(3 * strength)):
-        start = rng.uniform(0, 6.3)
-        _grow(rng, np.array([np.cos(start), np.sin(start)]) * rng.uniform(0.6, 1.0), start + np.pi, 0.042, strokes)
+        start_angle = rng.uniform(0, 6.3)
+        _grow_vessel(
+            rng,
+            np.array([np.cos(start_angle), np.sin(start_angle)]) * rng.uniform(0.6, 1.0),
+            start_angle + np.pi,
+            0.042,
+            strokes,
+        )
     return strokes_mask(view, strokes)
 
 
-def _grow(
+def _grow_vessel(
     rng: np.random.Generator,
-    at: NDArray[np.float64],
+    start_point: NDArray[np.float64],
     heading: float,
     width: float,
     strokes: list[tuple[NDArray[np.float64], float]],
 ) -> None:
     """Add a winding vessel and its thinner branches."""
-    points = [at]
+    points = [start_point]
     turn = 0.0
     for _ in range(int(rng.integers(7, 15))):
         turn = 0.6 * turn + 0.28 * rng.normal()
         heading += turn
         points.append(points[-1] + 0.075 * np.array([np.cos(heading), np.sin(heading)]))
         if width > 0.016 and rng.random() < 0.17:
-            _grow(rng, points[-1], heading + rng.choice([-1, 1]) * rng.uniform(0.5, 1.1), width * 0.6, strokes)
+            _grow_vessel(
+                rng, points[-1], heading + rng.choice([-1, 1]) * rng.uniform(0.5, 1.1), width * 0.6, strokes
+            )
     strokes.append((np.array(points), width))
 
 
@@ -280,8 +312,8 @@ def strokes_mask(view: View, strokes: Sequence[tuple[NDArray[np.float64], float]
         thick = max(1, round(width * view.pixels_per_unit * fine))
         path = [tuple(point) for point in (view.pixels(points) * fine).tolist()]
         pen.line(path, fill=255, width=thick, joint="curve")
-    small = canvas.resize((view.size, view.size), Image.Resampling.BOX)
-    return np.asarray(small, np.float32) / np.float32(255)
+    resized = canvas.resize((view.size, view.size), Image.Resampling.BOX)
+    return np.asarray(resized, np.float32) / np.float32(255)
 
 
 # Artefacts: in the frame of the photograph, not on the skin
@@ -292,16 +324,19 @@ def frame_view(size: int) -> View:
     return make_view(size, turn=0.0, radius=0.5, shift=(0.0, 0.0))
 
 
-def hair(rng: np.random.Generator, image: Field, number: int) -> Field:
+def draw_hair(rng: np.random.Generator, image: Field, n_hairs: int) -> Field:
     """Lay dark hairs across a photograph, each with a thin bright edge."""
     frame = frame_view(len(image))
     strokes = []
-    lean = rng.uniform(0, np.pi)
-    for _ in range(number):
-        heading, along = lean + 0.5 * rng.normal(), np.linspace(-0.5, 0.5, 24) * rng.uniform(0.8, 2.6)
-        middle, bow = rng.uniform(-0.9, 0.9, 2), rng.normal() * 0.25
-        ahead, aside = np.array([np.cos(heading), np.sin(heading)]), np.array([-np.sin(heading), np.cos(heading)])
-        points = middle + along[:, None] * ahead + (bow * along**2)[:, None] * aside
+    main_angle = rng.uniform(0, np.pi)
+    for _ in range(n_hairs):
+        heading, along = main_angle + 0.5 * rng.normal(), np.linspace(-0.5, 0.5, 24) * rng.uniform(0.8, 2.6)
+        centre, bow = rng.uniform(-0.9, 0.9, 2), rng.normal() * 0.25
+        direction, normal = (
+            np.array([np.cos(heading), np.sin(heading)]),
+            np.array([-np.sin(heading), np.cos(heading)]),
+        )
+        points = centre + along[:, None] * direction + (bow * along**2)[:, None] * normal
         strokes.append((points, rng.uniform(0.008, 0.022)))
     mask = strokes_mask(frame, strokes)
     shade = gaussian_filter(np.roll(mask, 1, axis=0), 1.0)
@@ -309,59 +344,61 @@ def hair(rng: np.random.Generator, image: Field, number: int) -> Field:
     return blend(image * (1 - 0.25 * shade[..., None]), brown, 0.92 * mask)
 
 
-def ruler(rng: np.random.Generator, image: Field) -> Field:
+def draw_ruler(rng: np.random.Generator, image: Field) -> Field:
     """Print a millimetre scale along one edge."""
     frame = frame_view(len(image))
     strokes = []
-    for n, place in enumerate(np.arange(-0.98, 1, 0.078)):
+    for n, position in enumerate(np.arange(-0.98, 1, 0.078)):
         length = 0.17 if n % 5 == 0 else 0.09
-        strokes.append((np.array([[place, 0.98], [place, 0.98 - length]]), 0.013))
+        strokes.append((np.array([[position, 0.98], [position, 0.98 - length]]), 0.013))
     mask = np.rot90(strokes_mask(frame, strokes), int(rng.integers(4)))
     return blend(image, np.array([0.08, 0.08, 0.09], np.float32), 0.9 * mask)
 
 
-def bubbles(rng: np.random.Generator, image: Field, number: int) -> Field:
+def draw_bubbles(rng: np.random.Generator, image: Field, n_bubbles: int) -> Field:
     """Add gel bubbles: a bright rim, a darker inside edge, a glint."""
     frame = frame_view(len(image))
-    for _ in range(number):
+    for _ in range(n_bubbles):
         x, y = rng.uniform(-1, 1, 2)
         radius = rng.uniform(0.03, 0.13)
         distance = np.hypot(frame.u - x, frame.v - y) / radius
         rim = np.exp(-(((distance - 1) / 0.12) ** 2))
-        dark = np.exp(-(((distance - 0.78) / 0.15) ** 2))
+        inner_edge = np.exp(-(((distance - 0.78) / 0.15) ** 2))
         glint = np.exp(
             -((np.hypot(frame.u - x + 0.4 * radius, frame.v - y + 0.4 * radius) / (0.18 * radius)) ** 2)
         )
-        image = blend(image * (1 - 0.14 * dark[..., None]), np.ones(3, np.float32), 0.38 * rim + 0.85 * glint)
+        image = blend(
+            image * (1 - 0.14 * inner_edge[..., None]), np.ones(3, np.float32), 0.38 * rim + 0.85 * glint
+        )
     return image
 
 
-def ink(rng: np.random.Generator, image: Field) -> Field:
+def draw_ink(rng: np.random.Generator, image: Field) -> Field:
     """Add a surgical marker's stroke near a corner."""
     frame = frame_view(len(image))
     start = rng.uniform(0, 6.3)
     arc = start + np.linspace(0, rng.uniform(0.3, 0.8), 20)
     points = np.stack([np.cos(arc), np.sin(arc)], 1) * rng.uniform(0.98, 1.15)
     mask = gaussian_filter(strokes_mask(frame, [(points, rng.uniform(0.06, 0.12))]), 1.2)
-    streaky = 0.75 + 0.2 * clouds(rng, frame.u, frame.v, 9.0)
-    return image * (1 - np.clip(mask * streaky, 0, 1)[..., None] * (1 - INK))
+    streaky = 0.75 + 0.2 * cloud_noise(rng, frame.u, frame.v, 9.0)
+    return image * (1 - np.clip(mask * streaky, 0, 1)[..., None] * (1 - INK_ABSORPTION))
 
 
-def dark_corners(rng: np.random.Generator, image: Field) -> Field:
+def draw_dark_corners(rng: np.random.Generator, image: Field) -> Field:
     """Black out what lies beyond the round field of the dermatoscope."""
     frame = frame_view(len(image))
     edge = rng.uniform(1.0, 1.18) - np.hypot(frame.u - rng.normal() * 0.04, frame.v - rng.normal() * 0.04)
-    return image * (0.03 + 0.97 * step(np.asarray(edge, np.float32), 0.018))[..., None]
+    return image * (0.03 + 0.97 * soft_step(np.asarray(edge, np.float32), 0.018))[..., None]
 
 
 def expose(rng: np.random.Generator, image: Field) -> NDArray[np.uint8]:
     """Light, focus and digitise: returns uint8 (S, S, 3)."""
     frame = frame_view(len(image))
-    lean = rng.uniform(0, 6.3)
-    slope = 1 + 0.06 * rng.normal() * (np.cos(lean) * frame.u + np.sin(lean) * frame.v)
+    direction = rng.uniform(0, 6.3)
+    slope = 1 + 0.06 * rng.normal() * (np.cos(direction) * frame.u + np.sin(direction) * frame.v)
     fall_off = 1 - rng.uniform(0.02, 0.14) * (frame.u**2 + frame.v**2)
     gain = rng.uniform(0.90, 1.08) * (1 + 0.03 * rng.normal(size=3))
-    lit = image * (slope * fall_off)[..., None] * gain
-    soft = gaussian_filter(lit, (s := rng.uniform(0.25, 0.75) * len(image) / 160, s, 0))
-    noisy = soft + rng.normal(0, rng.uniform(0.004, 0.012), soft.shape)
-    return np.asarray(np.clip(noisy, 0, 1) ** rng.uniform(0.92, 1.08) * 255 + 0.5, np.uint8)
+    lit_image = image * (slope * fall_off)[..., None] * gain
+    blurred_image = gaussian_filter(lit_image, (s := rng.uniform(0.25, 0.75) * len(image) / 160, s, 0))
+    noisy_image = blurred_image + rng.normal(0, rng.uniform(0.004, 0.012), blurred_image.shape)
+    return np.asarray(np.clip(noisy_image, 0, 1) ** rng.uniform(0.92, 1.08) * 255 + 0.5, np.uint8)

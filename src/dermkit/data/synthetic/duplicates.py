@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Make = Callable[[Image.Image, np.random.Generator], Image.Image]
+MakeCopy = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 _FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX)
 _QUARTERS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
@@ -18,63 +18,64 @@ _FLIPS = (
 )  # fmt: skip
 
 
-def _same(image: Image.Image, _rng: np.random.Generator) -> Image.Image:
+def _unchanged(image: Image.Image, _rng: np.random.Generator) -> Image.Image:
     return image
 
 
-def _resized(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _resize(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Half to one and a half times as large; one in three squashed to a square, as data sets for nets are."""
     scale = rng.uniform(0.5, 1.5)
-    width, height = (max(16, round(side * scale)) for side in image.size)
+    width, height = (max(16, round(edge * scale)) for edge in image.size)
     if rng.random() < 1 / 3:
         width = height = min(width, height)
     return image.resize((width, height), _FILTERS[rng.integers(len(_FILTERS))])
 
 
-def _flipped(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image.transpose(_FLIPS[rng.integers(len(_FLIPS))])
 
 
-def _quarter_turned(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _quarter_turn(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image.transpose(_QUARTERS[rng.integers(len(_QUARTERS))])
 
 
-def _cropped(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """A window of 80 to 95 % of each side, anywhere."""
-    share = rng.uniform(0.8, 0.95)
-    width, height = (round(side * share) for side in image.size)
+    fraction = rng.uniform(0.8, 0.95)
+    width, height = (round(edge * fraction) for edge in image.size)
     left, top = (
-        int(rng.integers(0, whole - part + 1)) for whole, part in zip(image.size, (width, height), strict=True)
+        int(rng.integers(0, length - window + 1))
+        for length, window in zip(image.size, (width, height), strict=True)
     )
     return image.crop((left, top, left + width, top + height))
 
 
-def _turned(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _rotate(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Turned by any angle: corners black, corners of the mean colour, the frame grown, or cut to the inside."""
     angle = float(rng.uniform(5, 355))
-    way = rng.integers(4)
-    if way == 3:
-        return _inside(image.rotate(angle, Image.Resampling.BICUBIC, expand=True), image.size, angle)
-    colour = tuple(int(value) for value in np.asarray(image).mean(axis=(0, 1))) if way == 1 else (0, 0, 0)
-    return image.rotate(angle, Image.Resampling.BICUBIC, expand=bool(way == 2), fillcolor=colour)
+    fill_mode = rng.integers(4)
+    if fill_mode == 3:
+        return _crop_inside(image.rotate(angle, Image.Resampling.BICUBIC, expand=True), image.size, angle)
+    colour = tuple(int(value) for value in np.asarray(image).mean(axis=(0, 1))) if fill_mode == 1 else (0, 0, 0)
+    return image.rotate(angle, Image.Resampling.BICUBIC, expand=bool(fill_mode == 2), fillcolor=colour)
 
 
-def _inside(turned: Image.Image, size: tuple[int, int], angle: float) -> Image.Image:
+def _crop_inside(rotated: Image.Image, size: tuple[int, int], angle: float) -> Image.Image:
     """Cut the largest window of the original shape that holds no corner of the turn."""
     width, height = size
     sine, cosine = abs(np.sin(np.radians(angle))), abs(np.cos(np.radians(angle)))
     scale = min(width / (width * cosine + height * sine), height / (width * sine + height * cosine))
     half_width, half_height = width * scale / 2, height * scale / 2
-    x, y = turned.width / 2, turned.height / 2
-    return turned.crop(
+    x, y = rotated.width / 2, rotated.height / 2
+    return rotated.crop(
         (round(x - half_width), round(y - half_height), round(x + half_width), round(y + half_height))
     )
 
 
-KINDS: Mapping[str, Make] = MappingProxyType(
+COPY_KINDS: Mapping[str, MakeCopy] = MappingProxyType(
     {
-        "exact": _same, "reencoded": _same, "resized": _resized, "flipped": _flipped, "rotated90": _quarter_turned,
-        "cropped": _cropped, "rotated": _turned,
+        "exact": _unchanged, "reencoded": _unchanged, "resized": _resize, "flipped": _flip, "rotated90": _quarter_turn,
+        "cropped": _crop, "rotated": _rotate,
     }
 )  # fmt: skip
 """How a copy is made. `exact` is saved without loss; the others as JPEG of quality 60 to 95."""
@@ -82,11 +83,11 @@ KINDS: Mapping[str, Make] = MappingProxyType(
 
 def plant_copy(pixels: NDArray[np.uint8], kind: str, rng: np.random.Generator) -> tuple[bytes, str]:
     """Return a copy of an image as a file's bytes and its ending. pixels: (H, W, 3) uint8, sRGB."""
-    made = KINDS[kind](Image.fromarray(pixels), rng)
+    copy = COPY_KINDS[kind](Image.fromarray(pixels), rng)
     stream = BytesIO()
     if kind == "exact":
-        made.save(stream, "PNG")
+        copy.save(stream, "PNG")
         return stream.getvalue(), ".png"
     quality = int(rng.integers(40 if kind == "reencoded" else 60, 96))
-    made.save(stream, "JPEG", quality=quality)
+    copy.save(stream, "JPEG", quality=quality)
     return stream.getvalue(), ".jpg"

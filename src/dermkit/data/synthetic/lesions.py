@@ -16,7 +16,7 @@ from dermkit.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Appearance:
-    """How strongly each structure is drawn, 0..1; below `ABSENT` it is not drawn at all.
+    """How strongly each structure is drawn, 0..1; below `MIN_STRENGTH` it is not drawn at all.
 
     sharpness: of the border. The tone of the skin around is the patient's, not the class's.
     """
@@ -39,13 +39,13 @@ class Appearance:
     white_centre: float
 
 
-ABSENT = 0.10
-SPREAD = 0.09
+MIN_STRENGTH = 0.10
+STRENGTH_STD = 0.09
 """Standard deviation of every strength within a class."""
 
 
 @dataclass(frozen=True)
-class MadeClass:
+class SyntheticClass:
     """A class: its code in a HAM10000 table, its look-alike among the classes, and its mean appearance."""
 
     dx: str
@@ -53,31 +53,31 @@ class MadeClass:
     mean: Appearance
 
 
-def _means(*values: float) -> Appearance:
+def _to_appearance(*values: float) -> Appearance:
     return Appearance(**dict(zip((field.name for field in fields(Appearance)), values, strict=True)))
 
 
 # Chosen by hand after the textbook criteria (asymmetry, border, colour and dermoscopic structure); no measurement.
 # Columns: asymmetry irregularity sharpness pigment variegation network globules streaks veil regression redness
 #          vessels cysts scale lacunae white_centre
-CLASSES: Mapping[str, MadeClass] = {
-    "melanoma": MadeClass("mel", "nevus", _means(
+CLASSES: Mapping[str, SyntheticClass] = {
+    "melanoma": SyntheticClass("mel", "nevus", _to_appearance(
         .68, .62, .55, .80, .80, .42, .45, .45, .58, .30, .26, .05, .02, .00, .00, .00)),
-    "nevus": MadeClass("nv", "melanoma", _means(
+    "nevus": SyntheticClass("nv", "melanoma", _to_appearance(
         .16, .16, .38, .38, .15, .55, .34, .02, .02, .02, .14, .00, .02, .00, .00, .00)),
-    "seborrheic keratosis": MadeClass("bkl", "melanoma", _means(
+    "seborrheic keratosis": SyntheticClass("bkl", "melanoma", _to_appearance(
         .30, .36, .88, .50, .36, .04, .10, .00, .04, .00, .12, .00, .80, .36, .00, .00)),
-    "pigmented benign keratosis": MadeClass("bkl", "nevus", _means(
+    "pigmented benign keratosis": SyntheticClass("bkl", "nevus", _to_appearance(
         .34, .36, .80, .36, .30, .36, .08, .00, .02, .04, .16, .00, .38, .14, .00, .00)),
-    "basal cell carcinoma": MadeClass("bcc", "actinic keratosis", _means(
+    "basal cell carcinoma": SyntheticClass("bcc", "actinic keratosis", _to_appearance(
         .48, .45, .40, .12, .34, .00, .18, .00, .34, .06, .52, .75, .00, .08, .00, .00)),
-    "actinic keratosis": MadeClass("akiec", "basal cell carcinoma", _means(
+    "actinic keratosis": SyntheticClass("akiec", "basal cell carcinoma", _to_appearance(
         .40, .42, .12, .16, .26, .04, .03, .00, .00, .06, .62, .10, .00, .58, .00, .00)),
-    "squamous cell carcinoma": MadeClass("akiec", "actinic keratosis", _means(
+    "squamous cell carcinoma": SyntheticClass("akiec", "actinic keratosis", _to_appearance(
         .48, .50, .36, .14, .34, .00, .02, .00, .02, .06, .76, .36, .00, .82, .00, .40)),
-    "dermatofibroma": MadeClass("df", "nevus", _means(
+    "dermatofibroma": SyntheticClass("df", "nevus", _to_appearance(
         .14, .14, .14, .32, .12, .46, .04, .00, .00, .00, .26, .02, .00, .00, .00, .80)),
-    "vascular lesion": MadeClass("vasc", "basal cell carcinoma", _means(
+    "vascular lesion": SyntheticClass("vasc", "basal cell carcinoma", _to_appearance(
         .30, .28, .72, .04, .34, .00, .00, .00, .16, .00, .70, .00, .00, .00, .88, .00)),
 }  # fmt: skip
 
@@ -87,7 +87,7 @@ MIXTURES: Mapping[str, tuple[str, ...]] = {
 }
 """Labels that stand for several classes, each drawn as often as it is named here."""
 
-ARTEFACTS = {"hair": 0.35, "ruler": 0.12, "bubbles": 0.15, "ink": 0.06, "dark_corners": 0.20}
+ARTEFACT_RATES = {"hair": 0.35, "ruler": 0.12, "bubbles": 0.15, "ink": 0.06, "dark_corners": 0.20}
 """Share of photographs with each artefact, the same in every class: no artefact tells the class."""
 
 
@@ -115,17 +115,19 @@ def make_lesion(
 ) -> LesionTruth:
     """Draw a lesion of a class of `CLASSES` or `MIXTURES`; raises UsageError for another label."""
     if label not in CLASSES and label not in MIXTURES:
-        known = ", ".join([*CLASSES, *MIXTURES])
-        raise UsageError(f"no made class is called {label!r}", remedy=f"choose from: {known}")
+        choices = ", ".join([*CLASSES, *MIXTURES])
+        raise UsageError(f"no made class is called {label!r}", remedy=f"choose from: {choices}")
     rng = np.random.default_rng([seed, 0])
     kind = str(rng.choice(MIXTURES.get(label, (label,))))
     atypia = float(rng.beta(1.3, 4.2))
-    own, other = (
+    class_mean, lookalike_mean = (
         np.array(list(asdict(c.mean).values())) for c in (CLASSES[kind], CLASSES[CLASSES[kind].lookalike])
     )
-    drawn = np.clip(own + atypia * (other - own) + SPREAD * rng.normal(size=len(own)), 0, 1)
+    strengths = np.clip(
+        class_mean + atypia * (lookalike_mean - class_mean) + STRENGTH_STD * rng.normal(size=len(class_mean)), 0, 1
+    )
     # What neither class shows stays away; noise alone makes no structure.
-    drawn[np.maximum(own, other) < ABSENT] = 0.0
+    strengths[np.maximum(class_mean, lookalike_mean) < MIN_STRENGTH] = 0.0
     return LesionTruth(
         lesion_id=lesion_id,
         patient_id=patient_id,
@@ -135,7 +137,7 @@ def make_lesion(
         tone=tone,
         radius=float(rng.uniform(0.21, 0.36)),
         atypia=atypia,
-        appearance=_means(*(float(value) for value in drawn)),
+        appearance=_to_appearance(*(float(value) for value in strengths)),
     )
 
 
@@ -144,7 +146,7 @@ def draw_photograph(
 ) -> NDArray[np.uint8]:
     """Photograph a lesion: uint8 (size, size, 3). Another seed is another turn, distance, light and other artefacts.
 
-    artefacts: of `ARTEFACTS`, shown whether or not chance has them.
+    artefacts: of `ARTEFACT_RATES`, shown whether or not chance has them.
     """
     rng = np.random.default_rng([truth.seed, 1, photo_seed])
     view = drawing.make_view(
@@ -154,106 +156,133 @@ def draw_photograph(
         shift=(rng.uniform(-0.07, 0.07), rng.uniform(-0.07, 0.07)),
     )
     image = _draw_lesion(truth, view)
-    found = {name: shown or name in artefacts for name, shown in artefacts_of(truth, photo_seed).items()}
-    art = np.random.default_rng([truth.seed, 3, photo_seed])
-    if found["bubbles"]:
-        image = drawing.bubbles(art, image, int(art.integers(2, 8)))
-    if found["ink"]:
-        image = _inked(art, image) if "ink" in artefacts else drawing.ink(art, image)
-    if found["hair"]:
-        image = drawing.hair(art, image, int(art.integers(2, 13)))
-    if found["ruler"]:
-        image = drawing.ruler(art, image)
-    if found["dark_corners"]:
-        image = drawing.dark_corners(art, image)
+    has_artefact = {
+        name: by_chance or name in artefacts for name, by_chance in random_artefacts(truth, photo_seed).items()
+    }
+    artefact_rng = np.random.default_rng([truth.seed, 3, photo_seed])
+    if has_artefact["bubbles"]:
+        image = drawing.draw_bubbles(artefact_rng, image, int(artefact_rng.integers(2, 8)))
+    if has_artefact["ink"]:
+        image = (
+            _draw_visible_ink(artefact_rng, image) if "ink" in artefacts else drawing.draw_ink(artefact_rng, image)
+        )
+    if has_artefact["hair"]:
+        image = drawing.draw_hair(artefact_rng, image, int(artefact_rng.integers(2, 13)))
+    if has_artefact["ruler"]:
+        image = drawing.draw_ruler(artefact_rng, image)
+    if has_artefact["dark_corners"]:
+        image = drawing.draw_dark_corners(artefact_rng, image)
     return drawing.expose(rng, image)
 
 
-def _inked(rng: np.random.Generator, image: drawing.Field) -> drawing.Field:
+def _draw_visible_ink(rng: np.random.Generator, image: drawing.Field) -> drawing.Field:
     """Draw ink until a hundredth of the picture shows it: by chance a stroke may lie outside the frame."""
     for _ in range(50):
-        inked = drawing.ink(rng, image)
-        if (np.abs(inked - image).max(axis=2) > 0.1).mean() > 0.01:
+        inked_image = drawing.draw_ink(rng, image)
+        if (np.abs(inked_image - image).max(axis=2) > 0.1).mean() > 0.01:
             break
-    return inked
+    return inked_image
 
 
-def artefacts_of(truth: LesionTruth, photo_seed: int) -> dict[str, bool]:
+def random_artefacts(truth: LesionTruth, photo_seed: int) -> dict[str, bool]:
     """Return which artefacts a photograph shows."""
     rng = np.random.default_rng([truth.seed, 2, photo_seed])
-    return {name: bool(rng.random() < share) for name, share in ARTEFACTS.items()}
+    return {name: bool(rng.random() < rate) for name, rate in ARTEFACT_RATES.items()}
 
 
 def _draw_lesion(truth: LesionTruth, view: drawing.View) -> drawing.Field:
-    look = truth.appearance
+    appearance = truth.appearance
 
-    def draws(structure: drawing.Structure) -> np.random.Generator:
+    def structure_rng(structure: drawing.Structure) -> np.random.Generator:
         return np.random.default_rng([truth.seed, 4, *structure.encode()])
 
-    image = drawing.skin(draws, view, truth.tone)
-    inside, plain = drawing.outline(
-        draws, view, asymmetry=look.asymmetry, irregularity=look.irregularity, streaks=_seen(look.streaks)
+    image = drawing.draw_skin(structure_rng, view, truth.tone)
+    streaked_depth, border_depth = drawing.lesion_border(
+        structure_rng,
+        view,
+        asymmetry=appearance.asymmetry,
+        irregularity=appearance.irregularity,
+        streaks=_visible_strength(appearance.streaks),
     )
-    body = drawing.step(inside, 0.16 - 0.13 * look.sharpness)
-    pigment = drawing.melanin(
-        draws, view, plain, pigment=look.pigment, variegation=look.variegation, asymmetry=look.asymmetry
+    lesion_mask = drawing.soft_step(streaked_depth, 0.16 - 0.13 * appearance.sharpness)
+    pigment = drawing.melanin_density(
+        structure_rng,
+        view,
+        border_depth,
+        pigment=appearance.pigment,
+        variegation=appearance.variegation,
+        asymmetry=appearance.asymmetry,
     )
-    if _seen(look.network):
-        net = drawing.network(draws, view, plain, strength=look.network, atypia=look.asymmetry)
-        pigment = drawing.knit(pigment, net)
-    if _seen(look.globules):
-        pigment = pigment + 0.9 * drawing.globules(
-            draws, view, plain, strength=look.globules, atypia=look.asymmetry
+    if _visible_strength(appearance.network):
+        network = drawing.network_density(
+            structure_rng, view, border_depth, strength=appearance.network, atypia=appearance.asymmetry
         )
-    if _seen(look.white_centre):
-        scar = drawing.step(plain - 0.52, 0.10) * look.white_centre
+        pigment = drawing.add_network(pigment, network)
+    if _visible_strength(appearance.globules):
+        pigment = pigment + 0.9 * drawing.globule_density(
+            structure_rng, view, border_depth, strength=appearance.globules, atypia=appearance.asymmetry
+        )
+    if _visible_strength(appearance.white_centre):
+        scar = drawing.soft_step(border_depth - 0.52, 0.10) * appearance.white_centre
         pigment = pigment * (1 - 0.8 * scar)
-        image = drawing.blend(image, drawing.SCAR, 0.75 * scar * body)
-    image = drawing.absorb(image, body * pigment, drawing.MELANIN)
-    image = drawing.absorb(image, 0.85 * look.redness * drawing.step(inside + 0.10, 0.12), drawing.HAEMOGLOBIN)
-    return _draw_structures(look, draws, view, image, plain, body)
+        image = drawing.blend(image, drawing.SCAR, 0.75 * scar * lesion_mask)
+    image = drawing.absorb(image, lesion_mask * pigment, drawing.MELANIN)
+    image = drawing.absorb(
+        image, 0.85 * appearance.redness * drawing.soft_step(streaked_depth + 0.10, 0.12), drawing.HAEMOGLOBIN
+    )
+    return _draw_structures(appearance, structure_rng, view, image, border_depth, lesion_mask)
 
 
 def _draw_structures(
-    look: Appearance,
-    draws: drawing.Draws,
+    appearance: Appearance,
+    structure_rng: drawing.StructureRng,
     view: drawing.View,
     image: drawing.Field,
-    plain: drawing.Field,
-    body: drawing.Field,
+    border_depth: drawing.Field,
+    lesion_mask: drawing.Field,
 ) -> drawing.Field:
     """Lay over the lesion what is not pigment or blood in the skin itself."""
-    if _seen(look.veil):
-        veil = drawing.patch(draws, "veil", view, 0.10 + 0.30 * look.veil, 1.1)
+    if _visible_strength(appearance.veil):
+        veil = drawing.patch_mask(structure_rng, "veil", view, 0.10 + 0.30 * appearance.veil, 1.1)
         image = drawing.blend(
-            image, drawing.BLUE_GREY, _cover(look.veil) * veil * body * drawing.step(plain - 0.12, 0.06)
+            image,
+            drawing.BLUE_GREY,
+            _opacity(appearance.veil) * veil * lesion_mask * drawing.soft_step(border_depth - 0.12, 0.06),
         )
-    if _seen(look.regression):
-        white = drawing.patch(draws, "white", view, 0.08 + 0.30 * look.regression)
-        image = drawing.blend(image, drawing.SCAR, 0.85 * _cover(look.regression) * white * body)
-    if _seen(look.lacunae):
-        lakes, dark = drawing.lacunae(draws, view, plain)
-        image = drawing.absorb(image, 1.9 * look.lacunae * lakes, drawing.HAEMOGLOBIN)
-        image = drawing.absorb(image, 0.8 * look.lacunae * dark, drawing.OLD_BLOOD)
-    if _seen(look.vessels):
-        tree = drawing.vessels(draws, view, look.vessels) * drawing.step(plain + 0.05, 0.06)
-        image = drawing.absorb(image, 1.6 * _cover(look.vessels) * tree, drawing.VESSEL)
-    if _seen(look.cysts):
-        pale, dark = drawing.spots(draws, "cysts", view, plain, share=0.5 * look.cysts, frequency=4.5)
-        image = drawing.blend(image, drawing.KERATIN, 0.75 * pale)
-        image = drawing.absorb(image, 1.3 * dark, drawing.MELANIN)
-    if _seen(look.scale):
-        flakes = drawing.flakes(draws, view, look.scale)
+    if _visible_strength(appearance.regression):
+        white_mask = drawing.patch_mask(structure_rng, "white", view, 0.08 + 0.30 * appearance.regression)
         image = drawing.blend(
-            image, drawing.KERATIN, 0.85 * _cover(look.scale) * flakes * drawing.step(plain, 0.06)
+            image, drawing.SCAR, 0.85 * _opacity(appearance.regression) * white_mask * lesion_mask
+        )
+    if _visible_strength(appearance.lacunae):
+        lake_mask, dark_mask = drawing.lacunae_masks(structure_rng, view, border_depth)
+        image = drawing.absorb(image, 1.9 * appearance.lacunae * lake_mask, drawing.HAEMOGLOBIN)
+        image = drawing.absorb(image, 0.8 * appearance.lacunae * dark_mask, drawing.OLD_BLOOD)
+    if _visible_strength(appearance.vessels):
+        vessel_mask = drawing.vessel_mask(structure_rng, view, appearance.vessels) * drawing.soft_step(
+            border_depth + 0.05, 0.06
+        )
+        image = drawing.absorb(image, 1.6 * _opacity(appearance.vessels) * vessel_mask, drawing.VESSEL)
+    if _visible_strength(appearance.cysts):
+        pale_mask, dark_mask = drawing.spot_masks(
+            structure_rng, "cysts", view, border_depth, fraction=0.5 * appearance.cysts, frequency=4.5
+        )
+        image = drawing.blend(image, drawing.KERATIN, 0.75 * pale_mask)
+        image = drawing.absorb(image, 1.3 * dark_mask, drawing.MELANIN)
+    if _visible_strength(appearance.scale):
+        scale_mask = drawing.scale_mask(structure_rng, view, appearance.scale)
+        image = drawing.blend(
+            image,
+            drawing.KERATIN,
+            0.85 * _opacity(appearance.scale) * scale_mask * drawing.soft_step(border_depth, 0.06),
         )
     return image
 
 
-def _cover(strength: float) -> float:
+def _opacity(strength: float) -> float:
     """Return how opaque a structure is: a weak one is faint, one of half strength is nearly as opaque as any."""
     return min(0.72, 1.5 * strength)
 
 
-def _seen(strength: float) -> float:
-    return strength if strength >= ABSENT else 0.0
+def _visible_strength(strength: float) -> float:
+    return strength if strength >= MIN_STRENGTH else 0.0

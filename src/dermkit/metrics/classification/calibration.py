@@ -10,13 +10,13 @@ from scipy.special import expit
 
 from dermkit.metrics.stats.arrays import EPSILON, Bools, Floats, Ints, ratio
 
-_STEPS = 100
-_SMALL = 1e-12
-_SURE = 1e-9
+_MAX_NEWTON_STEPS = 100
+_TOLERANCE = 1e-12
+_CERTAINTY_MARGIN = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class BrierParts:
+class BrierDecomposition:
     """The binary Brier score taken apart, each (...): score = reliability - resolution + uncertainty + within.
 
     reliability: squared gap between stated and seen frequency, 0 is best. resolution: how far the bins' frequencies
@@ -28,26 +28,34 @@ class BrierParts:
     reliability: Floats
     resolution: Floats
     uncertainty: Floats
-    within: Floats
+    within_bins: Floats
 
 
-def brier_parts(n: Floats, stated: Floats, seen: Floats, squares: Floats) -> BrierParts:
+def decompose_brier(
+    bin_counts: Floats, probability_sums: Floats, event_counts: Floats, squared_errors: Floats
+) -> BrierDecomposition:
     """Take the score apart from sums per bin, (..., BINS): images, probabilities, events; squares: (...) of p - y."""
-    total = n.sum(axis=-1)
-    some = total > 0
-    rate = ratio(seen.sum(axis=-1), total, some)
-    of_bin = np.divide(seen, n, out=np.zeros_like(n), where=n > 0)
-    said = np.divide(stated, n, out=np.zeros_like(n), where=n > 0)
-    reliability = ratio((n * (said - of_bin) ** 2).sum(axis=-1), total, some)
-    resolution = ratio((n * (of_bin - rate[..., None]) ** 2).sum(axis=-1), total, some)
-    uncertainty = rate * (1 - rate)
-    score = ratio(squares, total, some)
-    return BrierParts(score, reliability, resolution, uncertainty, score - reliability + resolution - uncertainty)
+    total = bin_counts.sum(axis=-1)
+    has_images = total > 0
+    base_rate = ratio(event_counts.sum(axis=-1), total, has_images)
+    bin_event_rate = np.divide(event_counts, bin_counts, out=np.zeros_like(bin_counts), where=bin_counts > 0)
+    bin_mean_probability = np.divide(
+        probability_sums, bin_counts, out=np.zeros_like(bin_counts), where=bin_counts > 0
+    )
+    reliability = ratio(
+        (bin_counts * (bin_mean_probability - bin_event_rate) ** 2).sum(axis=-1), total, has_images
+    )
+    resolution = ratio((bin_counts * (bin_event_rate - base_rate[..., None]) ** 2).sum(axis=-1), total, has_images)
+    uncertainty = base_rate * (1 - base_rate)
+    score = ratio(squared_errors, total, has_images)
+    return BrierDecomposition(
+        score, reliability, resolution, uncertainty, score - reliability + resolution - uncertainty
+    )
 
 
-def classwise_ece_of_bins(gaps: Floats, total: Floats) -> Floats:
+def classwise_ece_from_bins(residual_sums: Floats, total: Floats) -> Floats:
     """Return the mean over classes of each one's calibration error, (...); gaps: (..., K, BINS) sums of p - y."""
-    per_class = np.abs(gaps).sum(axis=-1)
+    per_class = np.abs(residual_sums).sum(axis=-1)
     return ratio(per_class.mean(axis=-1), total, total > 0)
 
 
@@ -55,7 +63,7 @@ def classwise_ece_of_bins(gaps: Floats, total: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class Recalibrated:
+class CalibrationLine:
     """Logistic recalibration (Cox 1958): what the log odds would have to be multiplied with and shifted by.
 
     slope: 1 is right, below 1 too sure; NaN where no finite one exists. intercept: with the slope held at 1; 0 is
@@ -69,24 +77,26 @@ class Recalibrated:
     intercept_variance: float
 
 
-def recalibration(probability: Floats, event: Bools, units: Ints) -> Recalibrated:
+def calibration_slope_intercept(probability: Floats, is_event: Bools, groups: Ints) -> CalibrationLine:
     """Fit slope and intercept of (N,) probabilities by maximum likelihood; needs events and non-events.
 
     Variances are the sandwich's over units (Liang and Zeger 1986), times G / (G - 1). Raises `ValueError` without
     both sides.
     """
-    if event.all() or not event.any():
+    if is_event.all() or not is_event.any():
         raise ValueError("calibration needs images with the event and images without")
-    odds = log_odds(probability)
-    y = event.astype(np.float64)
+    logits = log_odds(probability)
+    y = is_event.astype(np.float64)
     intercept = slope = (np.nan, np.nan)
-    if np.abs(y - probability).max() > _SURE:
-        shift, variance = _fit(np.ones((len(y), 1)), y, odds, units)
-        intercept = float(shift[0]), float(variance[0, 0])
-    if not _separated(odds, event):
-        both, variance = _fit(np.column_stack([np.ones(len(y)), odds]), y, np.zeros(len(y)), units)
-        slope = float(both[1]), float(variance[1, 1])
-    return Recalibrated(*slope, *intercept)
+    if np.abs(y - probability).max() > _CERTAINTY_MARGIN:
+        intercept_only, variance = _fit_logistic(np.ones((len(y), 1)), y, logits, groups)
+        intercept = float(intercept_only[0]), float(variance[0, 0])
+    if not _is_separated(logits, is_event):
+        coefficients, variance = _fit_logistic(
+            np.column_stack([np.ones(len(y)), logits]), y, np.zeros(len(y)), groups
+        )
+        slope = float(coefficients[1]), float(variance[1, 1])
+    return CalibrationLine(*slope, *intercept)
 
 
 def log_odds(probability: Floats) -> Floats:
@@ -95,44 +105,50 @@ def log_odds(probability: Floats) -> Floats:
     return np.asarray(np.log(p) - np.log1p(-p), dtype=np.float64)
 
 
-def _separated(odds: Floats, event: Bools) -> bool:
+def _is_separated(logits: Floats, is_event: Bools) -> bool:
     """Tell whether one threshold parts the sides, or all odds are equal: the best slope is then no number."""
-    yes, no = odds[event], odds[~event]
-    return bool(yes.min() >= no.max() or yes.max() <= no.min())
+    event_logits, other_logits = logits[is_event], logits[~is_event]
+    return bool(event_logits.min() >= other_logits.max() or event_logits.max() <= other_logits.min())
 
 
-def _fit(design: Floats, y: Floats, offset: Floats, units: Ints) -> tuple[Floats, Floats]:
+def _fit_logistic(design: Floats, y: Floats, offset: Floats, groups: Ints) -> tuple[Floats, Floats]:
     """Return coefficients (P,) and their variance (P, P): Newton's steps, halved while the likelihood falls."""
     beta = np.zeros(design.shape[1])
-    best = _likelihood(design @ beta + offset, y)
-    for _ in range(_STEPS):
+    log_likelihood = _log_likelihood(design @ beta + offset, y)
+    for _ in range(_MAX_NEWTON_STEPS):
         p = expit(design @ beta + offset)
         information = design.T @ (design * (p * (1 - p))[:, None])
         step = np.linalg.lstsq(information, design.T @ (y - p), rcond=None)[0]
-        while (found := _likelihood(design @ (beta + step) + offset, y)) < best - _SMALL * abs(best):
+        while (
+            next_likelihood := _log_likelihood(design @ (beta + step) + offset, y)
+        ) < log_likelihood - _TOLERANCE * abs(log_likelihood):
             step = step / 2
-        beta, best = beta + step, found
-        if np.abs(step).max() <= _SMALL * (1 + np.abs(beta).max()):
+        beta, log_likelihood = beta + step, next_likelihood
+        if np.abs(step).max() <= _TOLERANCE * (1 + np.abs(beta).max()):
             break
-    return beta, _sandwich(design, y - expit(design @ beta + offset), design @ beta + offset, units)
+    return beta, _sandwich_variance(design, y - expit(design @ beta + offset), design @ beta + offset, groups)
 
 
-def _likelihood(eta: Floats, y: Floats) -> float:
+def _log_likelihood(eta: Floats, y: Floats) -> float:
     return float((y * eta - np.logaddexp(0.0, eta)).sum())
 
 
-def _sandwich(design: Floats, away: Floats, eta: Floats, units: Ints) -> Floats:
+def _sandwich_variance(design: Floats, residuals: Floats, eta: Floats, groups: Ints) -> Floats:
     p = expit(eta)
     bread = np.linalg.pinv(design.T @ (design * (p * (1 - p))[:, None]))
-    count = int(units.max()) + 1
-    sums = np.stack([np.bincount(units, weights=column * away, minlength=count) for column in design.T], axis=1)
-    return np.asarray(bread @ (sums.T @ sums) @ bread * count / max(count - 1, 1), dtype=np.float64)
+    n_groups = int(groups.max()) + 1
+    group_sums = np.stack(
+        [np.bincount(groups, weights=column * residuals, minlength=n_groups) for column in design.T], axis=1
+    )
+    return np.asarray(
+        bread @ (group_sums.T @ group_sums) @ bread * n_groups / max(n_groups - 1, 1), dtype=np.float64
+    )
 
 
 # Net benefit ------------------------------------------------------------------------------------------------------
 
 
-def net_benefit(score: Floats, positive: Bools, thresholds: Floats) -> Floats:
+def net_benefit(score: Floats, is_positive: Bools, thresholds: Floats) -> Floats:
     """Return the net benefit of calling score >= threshold positive, (T,) (Vickers and Elkin 2006).
 
     True positives per image, less false ones weighted with the odds of the threshold: at 0.1, nine needless biopsies
@@ -140,11 +156,14 @@ def net_benefit(score: Floats, positive: Bools, thresholds: Floats) -> Floats:
     """
     if not len(score) or thresholds.min() < 0 or thresholds.max() >= 1:
         raise ValueError("net benefit needs images and thresholds from 0 to below 1")
-    order = np.sort(score[positive]), np.sort(score[~positive])
-    hits, alarms = (len(side) - np.searchsorted(side, thresholds, side="left") for side in order)
-    return np.asarray((hits - alarms * thresholds / (1 - thresholds)) / len(score), dtype=np.float64)
+    scores_by_class = np.sort(score[is_positive]), np.sort(score[~is_positive])
+    tp, fp = (
+        len(class_scores) - np.searchsorted(class_scores, thresholds, side="left")
+        for class_scores in scores_by_class
+    )
+    return np.asarray((tp - fp * thresholds / (1 - thresholds)) / len(score), dtype=np.float64)
 
 
-def benefit_of_all(prevalence: float, thresholds: Floats) -> Floats:
+def net_benefit_call_all(prevalence: float, thresholds: Floats) -> Floats:
     """Return the net benefit of calling every image positive, (T,); of calling none it is 0."""
     return np.asarray(prevalence - (1 - prevalence) * thresholds / (1 - thresholds), dtype=np.float64)

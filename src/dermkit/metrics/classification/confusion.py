@@ -16,7 +16,7 @@ from dermkit.metrics.stats.arrays import Bools, Floats, Ints, ratio
 
 
 @dataclass(frozen=True, eq=False)
-class Counts:
+class BinaryCounts:
     """True and false positives and negatives of one or many views of class against rest, all of one shape."""
 
     tp: Floats
@@ -26,37 +26,45 @@ class Counts:
 
 
 @dataclass(frozen=True, eq=False)
-class Cumulated:
+class CumulativeCounts:
     """Positives and negatives at or above each distinct score, falling, each (B, T)."""
 
-    hits: Floats
-    alarms: Floats
+    tp: Floats
+    fp: Floats
 
 
-def confusion_matrix(true: Ints, predicted: Ints, classes: int) -> Ints:
+def confusion_matrix(y_true: Ints, y_pred: Ints, n_classes: int) -> Ints:
     """Return (classes, classes) counts; rows are the true class, columns the predicted one."""
-    counts = np.bincount(true * classes + predicted, minlength=classes * classes)
-    return counts.reshape(classes, classes).astype(np.int64)
+    counts = np.bincount(y_true * n_classes + y_pred, minlength=n_classes * n_classes)
+    return counts.reshape(n_classes, n_classes).astype(np.int64)
 
 
-def one_vs_rest(confusion: NDArray[np.float64] | Ints) -> Counts:
+def one_vs_rest_counts(confusion: NDArray[np.float64] | Ints) -> BinaryCounts:
     """Return the counts of every class against the rest, shape (..., K), of confusion matrices (..., K, K)."""
     matrix = np.asarray(confusion, dtype=np.float64)
     tp = np.diagonal(matrix, axis1=-2, axis2=-1)
     fp = matrix.sum(axis=-2) - tp
     fn = matrix.sum(axis=-1) - tp
-    return Counts(tp, fp, fn, matrix.sum(axis=(-2, -1))[..., None] - tp - fp - fn)
+    return BinaryCounts(tp, fp, fn, matrix.sum(axis=(-2, -1))[..., None] - tp - fp - fn)
 
 
-def malignant_vs_rest(confusion: NDArray[np.float64] | Ints, malignant: Bools) -> Counts:
-    """Return the counts of the binary view, shape (...): positive = any class of `malignant` (K,)."""
+def malignant_vs_rest_counts(confusion: NDArray[np.float64] | Ints, malignant_classes: Bools) -> BinaryCounts:
+    """Return the counts of the binary view, shape (...): positive = any class of `malignant_classes` (K,)."""
     matrix = np.asarray(confusion, dtype=np.float64)
-    yes, no = malignant.astype(np.float64), (~malignant).astype(np.float64)
+    malignant_indicator, other_indicator = (
+        malignant_classes.astype(np.float64),
+        (~malignant_classes).astype(np.float64),
+    )
 
-    def block(rows: Floats, columns: Floats) -> Floats:
+    def count_block(rows: Floats, columns: Floats) -> Floats:
         return np.asarray(rows @ (matrix @ columns)[..., None], dtype=np.float64)[..., 0]
 
-    return Counts(tp=block(yes, yes), fp=block(no, yes), fn=block(yes, no), tn=block(no, no))
+    return BinaryCounts(
+        tp=count_block(malignant_indicator, malignant_indicator),
+        fp=count_block(other_indicator, malignant_indicator),
+        fn=count_block(malignant_indicator, other_indicator),
+        tn=count_block(other_indicator, other_indicator),
+    )
 
 
 def accuracy(confusion: NDArray[np.float64] | Ints) -> Floats:
@@ -66,39 +74,39 @@ def accuracy(confusion: NDArray[np.float64] | Ints) -> Floats:
     return ratio(np.trace(matrix, axis1=-2, axis2=-1), total, total > 0)
 
 
-def recall(counts: Counts) -> Floats:
+def recall(counts: BinaryCounts) -> Floats:
     """Return tp / (tp + fn), sensitivity: the share of the class's images that are found."""
     positives = counts.tp + counts.fn
     return ratio(counts.tp, positives, positives > 0)
 
 
-def specificity(counts: Counts) -> Floats:
+def specificity(counts: BinaryCounts) -> Floats:
     """Return tn / (tn + fp): the share of the other classes' images that are not called this class."""
     negatives = counts.tn + counts.fp
     return ratio(counts.tn, negatives, negatives > 0)
 
 
-def precision(counts: Counts) -> Floats:
+def precision(counts: BinaryCounts) -> Floats:
     """Return tp / (tp + fp), positive predictive value; undefined without images or without predictions."""
-    called = counts.tp + counts.fp
-    return ratio(counts.tp, called, (called > 0) & (counts.tp + counts.fn > 0))
+    predicted_positives = counts.tp + counts.fp
+    return ratio(counts.tp, predicted_positives, (predicted_positives > 0) & (counts.tp + counts.fn > 0))
 
 
-def npv(counts: Counts) -> Floats:
+def npv(counts: BinaryCounts) -> Floats:
     """Return tn / (tn + fn), negative predictive value; undefined without negatives or where none is called so."""
-    cleared = counts.tn + counts.fn
-    return ratio(counts.tn, cleared, (cleared > 0) & (counts.tn + counts.fp > 0))
+    predicted_negatives = counts.tn + counts.fn
+    return ratio(counts.tn, predicted_negatives, (predicted_negatives > 0) & (counts.tn + counts.fp > 0))
 
 
-def f1(counts: Counts) -> Floats:
+def f1(counts: BinaryCounts) -> Floats:
     """Return 2 tp / (2 tp + fp + fn); 0 for a class with images that is never hit, undefined without images."""
-    whole = 2 * counts.tp + counts.fp + counts.fn
-    return ratio(2 * counts.tp, whole, counts.tp + counts.fn > 0)
+    denominator = 2 * counts.tp + counts.fp + counts.fn
+    return ratio(2 * counts.tp, denominator, counts.tp + counts.fn > 0)
 
 
 def balanced_accuracy(confusion: NDArray[np.float64] | Ints) -> Floats:
     """Return the mean recall over all classes, shape (...); undefined if a class has no images."""
-    return np.asarray(recall(one_vs_rest(confusion)).mean(axis=-1), dtype=np.float64)
+    return np.asarray(recall(one_vs_rest_counts(confusion)).mean(axis=-1), dtype=np.float64)
 
 
 def mcc(confusion: NDArray[np.float64] | Ints) -> Floats:
@@ -107,19 +115,27 @@ def mcc(confusion: NDArray[np.float64] | Ints) -> Floats:
     Undefined where all images are of one class or all are called one: there is nothing to correlate.
     """
     matrix = np.asarray(confusion, dtype=np.float64)
-    total, right = matrix.sum(axis=(-2, -1)), np.trace(matrix, axis1=-2, axis2=-1)
-    true, called = matrix.sum(axis=-1), matrix.sum(axis=-2)
-    spread = (total**2 - (true**2).sum(axis=-1)) * (total**2 - (called**2).sum(axis=-1))
+    total, n_correct = matrix.sum(axis=(-2, -1)), np.trace(matrix, axis1=-2, axis2=-1)
+    true_counts, predicted_counts = matrix.sum(axis=-1), matrix.sum(axis=-2)
+    variance_product = (total**2 - (true_counts**2).sum(axis=-1)) * (total**2 - (predicted_counts**2).sum(axis=-1))
     # Rounding may leave a hair beside 1.
-    return np.clip(ratio(right * total - (true * called).sum(axis=-1), np.sqrt(spread), spread > 0), -1.0, 1.0)
+    return np.clip(
+        ratio(
+            n_correct * total - (true_counts * predicted_counts).sum(axis=-1),
+            np.sqrt(variance_product),
+            variance_product > 0,
+        ),
+        -1.0,
+        1.0,
+    )
 
 
-def mcc_of(counts: Counts) -> Floats:
+def binary_mcc(counts: BinaryCounts) -> Floats:
     """Return Matthews' correlation of each class against the rest, from its counts of any one shape."""
-    pairs = np.stack(
+    matrices = np.stack(
         [np.stack([counts.tp, counts.fn], axis=-1), np.stack([counts.fp, counts.tn], axis=-1)], axis=-2
     )
-    return mcc(pairs)
+    return mcc(matrices)
 
 
 def kappa(confusion: NDArray[np.float64] | Ints) -> Floats:
@@ -129,6 +145,6 @@ def kappa(confusion: NDArray[np.float64] | Ints) -> Floats:
     """
     matrix = np.asarray(confusion, dtype=np.float64)
     total = matrix.sum(axis=(-2, -1))
-    chance = (matrix.sum(axis=-1) * matrix.sum(axis=-2)).sum(axis=-1)
-    right = np.trace(matrix, axis1=-2, axis2=-1) * total
-    return ratio(right - chance, total**2 - chance, total**2 > chance)
+    chance_agreement = (matrix.sum(axis=-1) * matrix.sum(axis=-2)).sum(axis=-1)
+    observed_agreement = np.trace(matrix, axis1=-2, axis2=-1) * total
+    return ratio(observed_agreement - chance_agreement, total**2 - chance_agreement, total**2 > chance_agreement)

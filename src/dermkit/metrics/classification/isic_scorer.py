@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from dermkit.metrics.classification import roc
-from dermkit.metrics.classification.confusion import Counts
+from dermkit.metrics.classification.confusion import BinaryCounts
 from dermkit.metrics.stats import arrays
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
-CUT = 0.5
-WEIGHT_ZERO = ("ISIC_0035068",)
+CALL_THRESHOLD = 0.5
+ZERO_WEIGHT_IDS = ("ISIC_0035068",)
 """Test images of 2018 that the official scorer leaves out."""
 
-RULES = (
+SCORER_RULES = (
     "here a class is called where its own probability is above a half, so an image may be of no class; "
     "largest probabilities that tie are wrong in the balanced accuracy; undefined counts as 1; images of "
     "weight 0 are left out"
@@ -30,7 +30,7 @@ RULES = (
 
 _ARCHIVE_ID = re.compile(r"ISIC_[0-9]{7}(?![0-9])")
 
-FIGURES = ("accuracy", "sensitivity", "specificity", "dice", "ppv", "npv", "auc", "auc_sens_80", "ap")
+SCORER_METRICS = ("accuracy", "sensitivity", "specificity", "dice", "ppv", "npv", "auc", "auc_sens_80", "ap")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +40,12 @@ class OfficialScore:
     balanced_accuracy: float
     per_class: dict[str, Floats]
 
-    def macro(self) -> dict[str, float]:
+    def macro_average(self) -> dict[str, float]:
         """Return the mean over the classes of each figure."""
         return {name: float(values.mean()) for name, values in self.per_class.items()}
 
 
-def official_score(true: Ints, scores: Floats, weights: Floats | None = None) -> OfficialScore:
+def official_score(y_true: Ints, scores: Floats, weights: Floats | None = None) -> OfficialScore:
     """Score (N, K) class scores of (N,) true classes as the official scorer does.
 
     weights: (N,) 0 or 1 per image, by default 1. Raises `ValueError` where a class has no image: the official figure
@@ -53,99 +53,109 @@ def official_score(true: Ints, scores: Floats, weights: Floats | None = None) ->
     """
     n, k = scores.shape
     weight = np.ones(n) if weights is None else weights
-    truth = true[:, None] == np.arange(k)
-    if not (truth * weight[:, None]).sum(axis=0).all():
+    one_hot = y_true[:, None] == np.arange(k)
+    if not (one_hot * weight[:, None]).sum(axis=0).all():
         raise ValueError("a class has no image, so the official balanced accuracy is not defined")
-    called = scores > CUT
-    tally = Counts(
-        tp=(truth & called).T @ weight, fp=(~truth & called).T @ weight,
-        fn=(truth & ~called).T @ weight, tn=(~truth & ~called).T @ weight,
+    is_called = scores > CALL_THRESHOLD
+    class_counts = BinaryCounts(
+        tp=(one_hot & is_called).T @ weight, fp=(~one_hot & is_called).T @ weight,
+        fn=(one_hot & ~is_called).T @ weight, tn=(~one_hot & ~is_called).T @ weight,
     )  # fmt: skip
     per_class = {
-        "accuracy": (tally.tp + tally.tn) / weight.sum(),
-        "sensitivity": _or_one(tally.tp, tally.tp + tally.fn),
-        "specificity": _or_one(tally.tn, tally.tn + tally.fp),
-        "dice": _or_one(2 * tally.tp, 2 * tally.tp + tally.fp + tally.fn),
-        "ppv": _or_one(tally.tp, tally.tp + tally.fp),
-        "npv": _or_one(tally.tn, tally.tn + tally.fn),
-        **_ranked(truth, scores, weight),
+        "accuracy": (class_counts.tp + class_counts.tn) / weight.sum(),
+        "sensitivity": _ratio_or_one(class_counts.tp, class_counts.tp + class_counts.fn),
+        "specificity": _ratio_or_one(class_counts.tn, class_counts.tn + class_counts.fp),
+        "dice": _ratio_or_one(2 * class_counts.tp, 2 * class_counts.tp + class_counts.fp + class_counts.fn),
+        "ppv": _ratio_or_one(class_counts.tp, class_counts.tp + class_counts.fp),
+        "npv": _ratio_or_one(class_counts.tn, class_counts.tn + class_counts.fn),
+        **_ranking_metrics(one_hot, scores, weight),
     }
-    return OfficialScore(_balanced(true, scores, weight), per_class)
+    return OfficialScore(_balanced_accuracy(y_true, scores, weight), per_class)
 
 
-def _or_one(part: Floats, whole: Floats) -> Floats:
-    return np.where(whole > 0, arrays.ratio(part, whole, whole > 0), 1.0)
+def _ratio_or_one(numerator: Floats, denominator: Floats) -> Floats:
+    return np.where(denominator > 0, arrays.ratio(numerator, denominator, denominator > 0), 1.0)
 
 
-def _ranked(truth: Bools, scores: Floats, weight: Floats) -> dict[str, Floats]:
-    found: dict[str, list[float]] = {"auc": [], "auc_sens_80": [], "ap": []}
+def _ranking_metrics(one_hot: Bools, scores: Floats, weight: Floats) -> dict[str, Floats]:
+    values_of_metric: dict[str, list[float]] = {"auc": [], "auc_sens_80": [], "ap": []}
     for column in range(scores.shape[1]):
-        order = roc.rank(scores[:, column], truth[:, column])
-        figures = roc.ranking_figures(order, weight[None])
-        found["auc"].append(float(figures.auroc[0]))
-        found["ap"].append(float(figures.average_precision[0]))
-        found["auc_sens_80"].append(float(roc.auc_above(roc.curves_of(roc.cumulated(order, weight[None])))[0]))
-    return {name: np.array(values) for name, values in found.items()}
+        sorted_scores = roc.sort_scores(scores[:, column], one_hot[:, column])
+        metrics = roc.ranking_metrics(sorted_scores, weight[None])
+        values_of_metric["auc"].append(float(metrics.auroc[0]))
+        values_of_metric["ap"].append(float(metrics.average_precision[0]))
+        values_of_metric["auc_sens_80"].append(
+            float(
+                roc.partial_auroc_isic(roc.roc_curve_batch(roc.cumulative_counts(sorted_scores, weight[None])))[0]
+            )
+        )
+    return {metric: np.array(values) for metric, values in values_of_metric.items()}
 
 
-def _balanced(true: Ints, scores: Floats, weight: Floats) -> float:
+def _balanced_accuracy(y_true: Ints, scores: Floats, weight: Floats) -> float:
     """Return the mean recall; an image with more than one largest score is of no class, so it is wrong."""
-    alone = (scores == scores.max(axis=1, keepdims=True)).sum(axis=1) == 1
-    right = (scores.argmax(axis=1) == true) & alone
+    is_unique_maximum = (scores == scores.max(axis=1, keepdims=True)).sum(axis=1) == 1
+    is_correct = (scores.argmax(axis=1) == y_true) & is_unique_maximum
     k = scores.shape[1]
-    hits = np.bincount(true, weights=right * weight, minlength=k)
-    return float((hits / np.bincount(true, weights=weight, minlength=k)).mean())
+    n_correct = np.bincount(y_true, weights=is_correct * weight, minlength=k)
+    return float((n_correct / np.bincount(y_true, weights=weight, minlength=k)).mean())
 
 
 # As metrics.json holds it -----------------------------------------------------------------------------------------
 
 
-def weights_of(names: Iterable[str]) -> tuple[Floats, list[str]]:
+def image_weights(texts: Iterable[str]) -> tuple[Floats, list[str]]:
     """Return each image's weight, (N,), and the ISIC ids that have none; names: whatever may hold an ISIC id."""
-    ids = [found[0] if (found := _ARCHIVE_ID.search(name)) else "" for name in names]
+    isic_ids = [match[0] if (match := _ARCHIVE_ID.search(text)) else "" for text in texts]
     return (
-        np.array([0.0 if own in WEIGHT_ZERO else 1.0 for own in ids]),
-        sorted({own for own in ids if own in WEIGHT_ZERO}),
+        np.array([0.0 if isic_id in ZERO_WEIGHT_IDS else 1.0 for isic_id in isic_ids]),
+        sorted({isic_id for isic_id in isic_ids if isic_id in ZERO_WEIGHT_IDS}),
     )
 
 
-def official_dict(classes: Sequence[str], true: Ints, scores: Floats, names: Iterable[str]) -> dict[str, Any]:
+def official_dict(classes: Sequence[str], y_true: Ints, scores: Floats, texts: Iterable[str]) -> dict[str, Any]:
     """Return the official figures under the official scorer's names; `reason` stands for them where they do not exist.
 
     names: (N,) texts in which an image's ISIC id stands, if it has one.
     """
-    weight, left_out = weights_of(names)
-    counted = np.bincount(true, weights=weight, minlength=len(classes)).astype(np.int64)
-    body: dict[str, Any] = {"rules": RULES, "n": int(counted.sum()), "left_out": left_out}
-    absent = [name for name, n in zip(classes, counted, strict=True) if not n]
-    if absent:
-        return {**body, "reason": f"no image of {', '.join(absent)}: the official figure would be no number"}
-    score = official_score(true, scores, weight)
+    weight, zero_weight_ids = image_weights(texts)
+    class_counts = np.bincount(y_true, weights=weight, minlength=len(classes)).astype(np.int64)
+    result: dict[str, Any] = {"rules": SCORER_RULES, "n": int(class_counts.sum()), "left_out": zero_weight_ids}
+    absent_classes = [class_name for class_name, n in zip(classes, class_counts, strict=True) if not n]
+    if absent_classes:
+        return {
+            **result,
+            "reason": f"no image of {', '.join(absent_classes)}: the official figure would be no number",
+        }
+    score = official_score(y_true, scores, weight)
     per_category = {
-        name: {"n": int(counted[k]), **{figure: float(score.per_class[figure][k]) for figure in FIGURES}}
-        for k, name in enumerate(classes)
+        class_name: {
+            "n": int(class_counts[k]),
+            **{metric: float(score.per_class[metric][k]) for metric in SCORER_METRICS},
+        }
+        for k, class_name in enumerate(classes)
     }
     return {
-        **body,
+        **result,
         "balanced_accuracy": score.balanced_accuracy,
-        "macro_average": score.macro(),
+        "macro_average": score.macro_average(),
         "per_category": per_category,
     }
 
 
-HEADER = ("category", "n", *FIGURES, "balanced_accuracy")
+OFFICIAL_HEADER = ("category", "n", *SCORER_METRICS, "balanced_accuracy")
 
 
-def official_rows(body: Mapping[str, Any]) -> list[list[object]]:
-    """Return `official_dict` as rows of `HEADER`: classes, macro average, aggregate; none without figures."""
-    if "reason" in body:
+def official_rows(scores: Mapping[str, Any]) -> list[list[object]]:
+    """Return `official_dict` as rows of `OFFICIAL_HEADER`: classes, macro average, aggregate; none without figures."""
+    if "reason" in scores:
         return []
-    macro = [body["macro_average"][figure] for figure in FIGURES]
+    macro_average = [scores["macro_average"][metric] for metric in SCORER_METRICS]
     return [
         *(
-            [name, row["n"], *(row[figure] for figure in FIGURES), ""]
-            for name, row in body["per_category"].items()
+            [category, row["n"], *(row[metric] for metric in SCORER_METRICS), ""]
+            for category, row in scores["per_category"].items()
         ),
-        ["macro_average", body["n"], *macro, ""],
-        ["aggregate", body["n"], *[""] * len(FIGURES), body["balanced_accuracy"]],
+        ["macro_average", scores["n"], *macro_average, ""],
+        ["aggregate", scores["n"], *[""] * len(SCORER_METRICS), scores["balanced_accuracy"]],
     ]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Anchor:
+class ReaderStudy:
     """Sensitivity and specificity of people for melanoma or malignant lesions, 0..1, where and when published."""
 
-    who: str
+    readers: str
     sensitivity: float
     specificity: float
     task: str
@@ -19,21 +19,21 @@ class Anchor:
     year: int
 
 
-ANCHORS = (
-    Anchor(
+READER_STUDIES = (
+    ReaderStudy(
         "dermatologists, 92 studies", 0.875, 0.814, "melanoma among pigmented lesions, with or without dermoscopy",
         "Phillips et al., Dermatology Practical & Conceptual 10(1):e2020011", 2019,
     ),
-    Anchor(
+    ReaderStudy(
         "primary care physicians, 10 studies", 0.799, 0.709,
         "melanoma among pigmented lesions, with or without dermoscopy",
         "Phillips et al., Dermatology Practical & Conceptual 10(1):e2020011", 2019,
     ),
-    Anchor(
+    ReaderStudy(
         "58 dermatologists", 0.866, 0.713, "melanoma on 100 dermoscopic images, nothing else known",
         "Haenssle et al., Annals of Oncology 29:1836", 2018,
     ),
-    Anchor(
+    ReaderStudy(
         "157 dermatologists", 0.741, 0.600, "melanoma on 100 dermoscopic images",
         "Brinker et al., European Journal of Cancer 113:47", 2019,
     ),

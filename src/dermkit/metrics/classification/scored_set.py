@@ -10,7 +10,7 @@ from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredSet:
     """The scored images of one split.
 
     classes: K names. malignant: (K,). true, predicted: (N,) class indices. probabilities: (N, K), rows sum to 1.
@@ -19,64 +19,64 @@ class Scored:
     """
 
     classes: Sequence[str]
-    malignant: Bools
-    true: Ints
-    predicted: Ints
+    malignant_classes: Bools
+    y_true: Ints
+    y_pred: Ints
     probabilities: Floats
     groups: Ints
 
     def __post_init__(self) -> None:
-        n, k = len(self.true), len(self.classes)
+        n, k = len(self.y_true), len(self.classes)
         if n < 1 or k < 2:
             raise ValueError(f"figures need an image and two classes, not {n} and {k}")
-        shapes = (self.predicted.shape, self.probabilities.shape, self.groups.shape, self.malignant.shape)
+        shapes = (self.y_pred.shape, self.probabilities.shape, self.groups.shape, self.malignant_classes.shape)
         if shapes != ((n,), (n, k), (n,), (k,)):
             raise ValueError(f"shapes do not fit {n} images of {k} classes: {shapes}")
-        if min(self.true.min(), self.predicted.min()) < 0 or max(self.true.max(), self.predicted.max()) >= k:
+        if min(self.y_true.min(), self.y_pred.min()) < 0 or max(self.y_true.max(), self.y_pred.max()) >= k:
             raise ValueError(f"class indices must be 0 to {k - 1}")
         if self.groups.min() != 0 or len(np.unique(self.groups)) != self.groups.max() + 1:
             raise ValueError("groups must be labelled 0 to G - 1, each used")
 
     @property
-    def has_binary_view(self) -> bool:
+    def has_both_sides(self) -> bool:
         """Whether some classes are malignant and some are not."""
-        return bool(self.malignant.any() and not self.malignant.all())
+        return bool(self.malignant_classes.any() and not self.malignant_classes.all())
 
     @property
-    def units(self) -> int:
+    def n_groups(self) -> int:
         """How many groups there are."""
         return int(self.groups.max()) + 1
 
-    def units_in(self, rows: Bools) -> int:
+    def n_groups_in(self, mask: Bools) -> int:
         """Return how many groups some of the images are of. rows: (N,)."""
-        return int(rows.sum()) if self.independent else len(np.unique(self.groups[rows]))
+        return int(mask.sum()) if self.is_ungrouped else len(np.unique(self.groups[mask]))
 
     @cached_property
     def confidence(self) -> Floats:
         """The predicted class's probability, (N,)."""
-        return self.probabilities[np.arange(len(self.true)), self.predicted]
+        return self.probabilities[np.arange(len(self.y_true)), self.y_pred]
 
     @cached_property
-    def place_of_true(self) -> Ints:
+    def rank_of_true(self) -> Ints:
         """How many classes come before the true one, (N,); of equal probabilities the first class, as in `argmax`."""
-        p, rows = self.probabilities, np.arange(len(self.true))
-        of_true = p[rows, self.true][:, None]
-        earlier = np.arange(p.shape[1]) < self.true[:, None]
-        return np.asarray(((p > of_true) | ((p == of_true) & earlier)).sum(axis=1), dtype=np.int64)
+        p, rows = self.probabilities, np.arange(len(self.y_true))
+        p_true = p[rows, self.y_true][:, None]
+        is_earlier_class = np.arange(p.shape[1]) < self.y_true[:, None]
+        return np.asarray(((p > p_true) | ((p == p_true) & is_earlier_class)).sum(axis=1), dtype=np.int64)
 
     @cached_property
     def p_malignant(self) -> Floats:
         """The malignant classes' probabilities together, (N,); sums that rounding left beside 1 are 1."""
-        own = np.ascontiguousarray(self.probabilities[:, self.malignant])
-        summed: Floats = np.minimum(own.sum(axis=1), 1.0)
-        return summed
+        malignant_probabilities = np.ascontiguousarray(self.probabilities[:, self.malignant_classes])
+        total: Floats = np.minimum(malignant_probabilities.sum(axis=1), 1.0)
+        return total
 
     @cached_property
     def is_malignant(self) -> Bools:
         """Whether the true class is malignant, (N,)."""
-        return self.malignant[self.true]
+        return self.malignant_classes[self.y_true]
 
     @cached_property
-    def independent(self) -> bool:
+    def is_ungrouped(self) -> bool:
         """Whether every group has one image."""
-        return self.units == len(self.groups)
+        return self.n_groups == len(self.groups)

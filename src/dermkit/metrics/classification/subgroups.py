@@ -11,22 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats.arrays import Ints
-from dermkit.metrics.stats.estimate import UNRELIABLE, Estimate, doubted, doubts
+from dermkit.metrics.stats.estimate import UNRELIABLE_PREFIX, Estimate, caveats, with_caveats
 
-FEWEST = 50
+MIN_LESIONS = 50
 """Malignant lesions (independent units; images where these are not known) below which a group's sensitivity supports no
 conclusion; the same for benign ones."""
 
-SHORT = 24
+MAX_INLINE_NAME = 24
 """Letters of a group's name up to which it stands before a doubt."""
 
-FIGURES = (
+SUBGROUP_METRICS = (
     "accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "auroc",
 )  # fmt: skip
-UNKNOWN = "unknown"
-AGES = ((0, 29), (30, 44), (45, 59), (60, 74), (75, 150))
+UNKNOWN_GROUP = "unknown"
+AGE_BANDS = ((0, 29), (30, 44), (45, 59), (60, 74), (75, 150))
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,19 @@ class Subgroup:
     name: str
     n: int
     n_groups: int
-    positives: int
-    negatives: int
+    n_malignant: int
+    n_other: int
     metrics: Mapping[str, Estimate]
-    too_few: str
+    too_few_reason: str
 
 
 @dataclass(frozen=True)
-class Gap:
+class SubgroupGap:
     """The best and the worst group in one figure, of those with enough lesions, and how far they lie apart."""
 
-    figure: str
-    worst: str
-    best: str
+    metric: str
+    worst_group: str
+    best_group: str
     difference: Estimate
 
 
@@ -57,74 +57,88 @@ def age_band(text: str) -> str:
     try:
         age = float(text)
     except ValueError:
-        return UNKNOWN
-    for low, high in AGES:
+        return UNKNOWN_GROUP
+    for low, high in AGE_BANDS:
         if low <= age < high + 1:
-            return f"{low}+" if high == AGES[-1][1] else f"{low} to {high}"
-    return UNKNOWN
+            return f"{low}+" if high == AGE_BANDS[-1][1] else f"{low} to {high}"
+    return UNKNOWN_GROUP
 
 
-def subgroups(
-    scored: Scored, labels: Sequence[str], *, summarise: Callable[..., Mapping[str, Any]]
+def subgroup_metrics(
+    scored_set: ScoredSet, labels: Sequence[str], *, evaluate_split: Callable[..., Mapping[str, Any]]
 ) -> list[Subgroup]:
     """Return the figures of every group, sorted by name, unknown last.
 
     labels: (N,) the group of every image. summarise: `summary.summarise`, whose figures these are.
     """
-    names = sorted(set(labels), key=lambda name: (name == UNKNOWN, name))
-    of = np.array(labels, dtype=object)
-    parts = [(name, part_of(scored, np.flatnonzero(of == name))) for name in names]
-    return [_one(name, part, summarise(part, seed=0, resamples=0)["metrics"]) for name, part in parts]
+    group_names = sorted(set(labels), key=lambda group_name: (group_name == UNKNOWN_GROUP, group_name))
+    label_array = np.array(labels, dtype=object)
+    subsets = [
+        (group_name, select_images(scored_set, np.flatnonzero(label_array == group_name)))
+        for group_name in group_names
+    ]
+    return [
+        _subgroup(group_name, subset, evaluate_split(subset, seed=0, resamples=0)["metrics"])
+        for group_name, subset in subsets
+    ]
 
 
-def part_of(scored: Scored, rows: Ints) -> Scored:
+def select_images(scored_set: ScoredSet, row_indices: Ints) -> ScoredSet:
     """Return some of the images as a split of their own."""
-    groups = np.unique(scored.groups[rows], return_inverse=True)[1].astype(np.int64)
-    return Scored(
-        scored.classes,
-        scored.malignant,
-        scored.true[rows],
-        scored.predicted[rows],
-        scored.probabilities[rows],
+    groups = np.unique(scored_set.groups[row_indices], return_inverse=True)[1].astype(np.int64)
+    return ScoredSet(
+        scored_set.classes,
+        scored_set.malignant_classes,
+        scored_set.y_true[row_indices],
+        scored_set.y_pred[row_indices],
+        scored_set.probabilities[row_indices],
         groups,
     )
 
 
-def _one(name: str, part: Scored, figures: Mapping[str, Any]) -> Subgroup:
-    metrics = {**figures, "balanced_accuracy": figures["recall_macro_present"]}
-    positives = int(part.is_malignant.sum())
-    negatives = len(part.true) - positives
-    unit = "images" if part.independent else "lesions"
-    sides = (("malignant", part.is_malignant), ("other", ~part.is_malignant))
-    counts = [(side, part.units_in(rows)) for side, rows in sides]
-    few = [f"{count} {side} {unit}" for side, count in counts if count < FEWEST]
+def _subgroup(name: str, subset: ScoredSet, split_metrics: Mapping[str, Any]) -> Subgroup:
+    metrics = {**split_metrics, "balanced_accuracy": split_metrics["recall_macro_present"]}
+    n_malignant = int(subset.is_malignant.sum())
+    n_other = len(subset.y_true) - n_malignant
+    unit_name = "images" if subset.is_ungrouped else "lesions"
+    class_masks = (("malignant", subset.is_malignant), ("other", ~subset.is_malignant))
+    group_counts = [(class_name, subset.n_groups_in(mask)) for class_name, mask in class_masks]
+    shortages = [f"{count} {class_name} {unit_name}" for class_name, count in group_counts if count < MIN_LESIONS]
     return Subgroup(
         name=name,
-        n=len(part.true),
-        n_groups=part.units,
-        positives=positives,
-        negatives=negatives,
-        metrics={figure: Estimate.from_dict(metrics[figure]) for figure in FIGURES},
-        too_few=f"too few to conclude: {' and '.join(few)}, {FEWEST} needed" if few else "",
+        n=len(subset.y_true),
+        n_groups=subset.n_groups,
+        n_malignant=n_malignant,
+        n_other=n_other,
+        metrics={metric: Estimate.from_dict(metrics[metric]) for metric in SUBGROUP_METRICS},
+        too_few_reason=f"too few to conclude: {' and '.join(shortages)}, {MIN_LESIONS} needed"
+        if shortages
+        else "",
     )
 
 
-def gaps(found: Sequence[Subgroup]) -> list[Gap]:
+def subgroup_gaps(subgroups: Sequence[Subgroup]) -> list[SubgroupGap]:
     """Return for each figure the gap between the best and the worst group that have enough lesions; may be empty."""
-    enough = [item for item in found if not item.too_few and item.name != UNKNOWN]
-    made = []
-    for figure in FIGURES:
-        having = [item for item in enough if item.metrics[figure].ci95 is not None]
-        if len(having) < 2:
+    large_groups = [group for group in subgroups if not group.too_few_reason and group.name != UNKNOWN_GROUP]
+    gap_list = []
+    for metric in SUBGROUP_METRICS:
+        groups_with_interval = [group for group in large_groups if group.metrics[metric].ci95 is not None]
+        if len(groups_with_interval) < 2:
             continue
-        ordered = sorted(having, key=lambda item: item.metrics[figure].value or 0.0)
-        worst, best = ordered[0], ordered[-1]
-        gap = apart(best.metrics[figure], worst.metrics[figure], names=(best.name, worst.name))
-        made.append(Gap(figure, worst.name, best.name, gap))
-    return made
+        sorted_groups = sorted(groups_with_interval, key=lambda group: group.metrics[metric].value or 0.0)
+        worst_group, best_group = sorted_groups[0], sorted_groups[-1]
+        difference = independent_difference(
+            best_group.metrics[metric],
+            worst_group.metrics[metric],
+            group_names=(best_group.name, worst_group.name),
+        )
+        gap_list.append(SubgroupGap(metric, worst_group.name, best_group.name, difference))
+    return gap_list
 
 
-def apart(first: Estimate, second: Estimate, *, names: tuple[str, str] = ("", "")) -> Estimate:
+def independent_difference(
+    first: Estimate, second: Estimate, *, group_names: tuple[str, str] = ("", "")
+) -> Estimate:
     """Return the difference of two figures of different images, its interval from the interval of each (Newcombe).
 
     Of the best against the worst of many groups it is too hopeful: with g groups, even equal ones lie apart. What
@@ -132,14 +146,26 @@ def apart(first: Estimate, second: Estimate, *, names: tuple[str, str] = ("", ""
     """
     if first.value is None or second.value is None or first.ci95 is None or second.ci95 is None:
         raise ValueError("a gap needs two figures with intervals")
-    gap = first.value - second.value
-    down = math.hypot(first.value - first.ci95[0], second.ci95[1] - second.value)
-    up = math.hypot(first.ci95[1] - first.value, second.value - second.ci95[0])
-    made = Estimate(gap, (gap - down, gap + up), first.n + second.n, "difference of independent figures")
-    return doubted(made, [*_doubts(first, names[0]), *_doubts(second, names[1])])
+    difference = first.value - second.value
+    lower_distance = math.hypot(first.value - first.ci95[0], second.ci95[1] - second.value)
+    upper_distance = math.hypot(first.ci95[1] - first.value, second.value - second.ci95[0])
+    estimate = Estimate(
+        difference,
+        (difference - lower_distance, difference + upper_distance),
+        first.n + second.n,
+        "difference of independent figures",
+    )
+    return with_caveats(
+        estimate, [*_named_caveats(first, group_names[0]), *_named_caveats(second, group_names[1])]
+    )
 
 
-def _doubts(estimate: Estimate, name: str) -> list[str]:
+def _named_caveats(estimate: Estimate, group_name: str) -> list[str]:
     """Return what makes an interval unreliable, with whose it is where that is short."""
-    whose = f"{name}: " if name and len(name) <= SHORT and ";" not in name else ""
-    return [part.replace(f"{UNRELIABLE}: ", f"{UNRELIABLE}: {whose}", 1) for part in doubts(estimate.reason)]
+    owner_prefix = (
+        f"{group_name}: " if group_name and len(group_name) <= MAX_INLINE_NAME and ";" not in group_name else ""
+    )
+    return [
+        caveat.replace(f"{UNRELIABLE_PREFIX}: ", f"{UNRELIABLE_PREFIX}: {owner_prefix}", 1)
+        for caveat in caveats(estimate.reason)
+    ]

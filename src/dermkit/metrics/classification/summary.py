@@ -22,315 +22,396 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermkit.metrics.classification import confusion
-from dermkit.metrics.classification.calibration import recalibration
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.classification.vectorised import TOP, Figures, Plan
+from dermkit.metrics.classification.calibration import calibration_slope_intercept
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.classification.vectorised import TOP_K, MetricValues, ResampledMetrics
 from dermkit.metrics.stats import delong, intervals
 from dermkit.metrics.stats.arrays import Bools, Floats
-from dermkit.metrics.stats.bootstrap import Resampled
-from dermkit.metrics.stats.estimate import UNRELIABLE, Estimate, doubted, undefined
-from dermkit.metrics.stats.fold_auroc import placed
+from dermkit.metrics.stats.bootstrap import BootstrapSamples
+from dermkit.metrics.stats.estimate import UNRELIABLE_PREFIX, Estimate, undefined_estimate, with_caveats
+from dermkit.metrics.stats.fold_auroc import fold_auroc
 
 SYNONYMS = {"sensitivity": "recall", "ppv": "precision"}
-HOPEFUL = (
+OPTIMISTIC_PREFIXES = (
     ("ece", "bins make it too large by chance"),
     ("sensitivity_at_", "the threshold was chosen on these images"),
     ("specificity_at_", "the threshold was chosen on these images"),
 )
 """Figures, by how their names begin, that are off in a sample by more than the bootstrap sees; and why."""
 
-FEW_RESAMPLED, FEW_WRONG, FEW_AT_THE_END = 50, 10, 200
+MIN_BOOTSTRAP_GROUPS, MIN_OUTCOME_GROUPS, MIN_ROC_END_GROUPS = 50, 10, 200
 """Units that an interval by bootstrap needs: in all, of those called wrong (or right), and of a class for the end of
 its ROC curve. With fewer it held the truth of some figures in 85 to 94 % of test sets (benchmarks/coverage.md)."""
 
-PROPORTIONS = ("precision", "recall", "specificity", "npv")
+PROPORTION_METRICS = ("precision", "recall", "specificity", "npv")
 AUROC_METHOD = "DeLong on the logit, t"
 PERFECT_METHOD = "score interval, Hanley and McNeil's variance"
 MEAN_METHOD = "mean of independent proportions"
-WALD = "maximum likelihood, Wald"
+WALD_METHOD = "maximum likelihood, Wald"
 
 
-def summarise(
-    scored: Scored, *, seed: int, ranked: bool = True, resamples: int = intervals.RESAMPLES
+def evaluate_split(
+    scored_set: ScoredSet, *, seed: int, with_ranking: bool = True, resamples: int = intervals.N_RESAMPLES
 ) -> dict[str, Any]:
     """Return one split's body of metrics.json: n, n_groups, metrics, per_class, confusion_matrix.
 
     ranked: False leaves out what needs an order of scores. The same seed and images give the same intervals.
     resamples: 0 leaves figures without interval that have none but by bootstrap.
     """
-    return _Summary(scored, seed=seed, ranked=ranked, resamples=resamples).body()
+    return _SplitMetrics(scored_set, seed=seed, with_ranking=with_ranking, resamples=resamples).as_dict()
 
 
-def _arrays(figures: Figures) -> dict[str, Floats]:
-    return figures.overall | figures.binary | {f"view {name}": values for name, values in figures.views.items()}
+def _named_arrays(metrics: MetricValues) -> dict[str, Floats]:
+    return (
+        metrics.multiclass
+        | metrics.binary
+        | {f"view {name}": values for name, values in metrics.one_vs_rest.items()}
+    )
 
 
-class _Summary:
+class _SplitMetrics:
     """The point figures, the resampled ones, and the rules that make estimates of them."""
 
-    def __init__(self, scored: Scored, *, seed: int, ranked: bool, resamples: int) -> None:
-        self.scored = scored
-        plan = Plan(scored, ranked=ranked)
-        self.point = plan.point
-        self._views: dict[tuple[str, int], Estimate] = {}
-        self._drawn_doubts: dict[int | None, list[str]] = {}
-        self.drawn = Resampled(
-            scored.units, figures=lambda weights: _arrays(plan.resampled(weights)),
-            without_each=lambda rows: _arrays(plan.without_each(rows)),
-            name=f"bootstrap by {'image' if scored.independent else 'group'}", seed=seed, resamples=resamples,
-        )  # fmt: skip
+    def __init__(self, scored_set: ScoredSet, *, seed: int, with_ranking: bool, resamples: int) -> None:
+        self.scored_set = scored_set
+        resampled_metrics = ResampledMetrics(scored_set, with_ranking=with_ranking)
+        self.point_estimates = resampled_metrics.point_estimates
+        self._view_cache: dict[tuple[str, int], Estimate] = {}
+        self._caveats_of_view: dict[int | None, list[str]] = {}
+        self.bootstrap = BootstrapSamples(
+            scored_set.n_groups,
+            compute_metrics=lambda weights: _named_arrays(resampled_metrics.bootstrap(weights)),
+            leave_one_group_out=lambda group_indices: _named_arrays(
+                resampled_metrics.leave_one_group_out(group_indices)
+            ),
+            method_name=f"bootstrap by {'image' if scored_set.is_ungrouped else 'group'}",
+            seed=seed,
+            resamples=resamples,
+        )
 
-    def body(self) -> dict[str, Any]:
-        k = len(self.scored.classes)
-        metrics = dict(self._overall()) | dict(self._macro()) | dict(self._binary())
+    def as_dict(self) -> dict[str, Any]:
+        k = len(self.scored_set.classes)
+        metrics = (
+            dict(self._multiclass_estimates()) | dict(self._macro_estimates()) | dict(self._binary_estimates())
+        )
         per_class = {
-            name: {"n": int((self.scored.true == i).sum())}
-            | {view: self._view(view, i).as_dict() for view in self.point.views}
-            for i, name in enumerate(self.scored.classes)
+            name: {"n": int((self.scored_set.y_true == i).sum())}
+            | {view: self._view_estimate(view, i).as_dict() for view in self.point_estimates.one_vs_rest}
+            for i, name in enumerate(self.scored_set.classes)
         }
         return {
-            "n": len(self.scored.true),
-            "n_groups": self.scored.units,
+            "n": len(self.scored_set.y_true),
+            "n_groups": self.scored_set.n_groups,
             "metrics": {name: estimate.as_dict() for name, estimate in metrics.items()},
             "per_class": per_class,
-            "confusion_matrix": confusion.confusion_matrix(self.scored.true, self.scored.predicted, k).tolist(),
+            "confusion_matrix": confusion.confusion_matrix(
+                self.scored_set.y_true, self.scored_set.y_pred, k
+            ).tolist(),
         }
 
     # Of all classes at once
 
-    def _overall(self) -> Iterator[tuple[str, Estimate]]:
-        n = len(self.scored.true)
-        hits = {"accuracy": self.scored.predicted == self.scored.true} | self._tops()
-        for name, values in self.point.overall.items():
+    def _multiclass_estimates(self) -> Iterator[tuple[str, Estimate]]:
+        n = len(self.scored_set.y_true)
+        is_success_of = {"accuracy": self.scored_set.y_pred == self.scored_set.y_true} | self._top_k_hits()
+        for metric, values in self.point_estimates.multiclass.items():
             value = float(values[0])
-            if name in hits:
-                yield name, self._proportion(hits[name], np.ones(n, dtype=bool))
+            if metric in is_success_of:
+                yield metric, self._proportion_estimate(is_success_of[metric], np.ones(n, dtype=bool))
             elif np.isnan(value):
-                yield name, undefined(n, "all images are of one class, or all were called one")
+                yield metric, undefined_estimate(n, "all images are of one class, or all were called one")
             else:
-                yield name, doubted(self._bootstrap(name, value, n), self._few_drawn())
+                yield metric, with_caveats(self._bootstrap_estimate(metric, value, n), self._too_few_groups())
 
-    def _tops(self) -> dict[str, Bools]:
-        return {f"top_{most}_accuracy": self.scored.place_of_true < most for most in TOP}
+    def _top_k_hits(self) -> dict[str, Bools]:
+        return {f"top_{top_k}_accuracy": self.scored_set.rank_of_true < top_k for top_k in TOP_K}
 
-    def _macro(self) -> Iterator[tuple[str, Estimate]]:
-        for view, values in self.point.views.items():
+    def _macro_estimates(self) -> Iterator[tuple[str, Estimate]]:
+        for view, values in self.point_estimates.one_vs_rest.items():
             per_class = values[0, :-1]
-            absent = [name for name, gone in zip(self.scored.classes, np.isnan(per_class), strict=True) if gone]
-            strict, present = (
-                self._mean_over(view, absent, strict=True),
-                self._mean_over(view, absent, strict=False),
+            absent_classes = [
+                name
+                for name, is_undefined in zip(self.scored_set.classes, np.isnan(per_class), strict=True)
+                if is_undefined
+            ]
+            mean_of_all, mean_of_present = (
+                self._macro_mean(view, absent_classes, over_all=True),
+                self._macro_mean(view, absent_classes, over_all=False),
             )
-            yield f"{view}_macro", strict
-            yield f"{view}_macro_present", present
+            yield f"{view}_macro", mean_of_all
+            yield f"{view}_macro_present", mean_of_present
             if view == "recall":
-                yield "balanced_accuracy", strict
+                yield "balanced_accuracy", mean_of_all
 
-    def _mean_over(self, view: str, absent: list[str], *, strict: bool) -> Estimate:
-        n, k = len(self.scored.true), len(self.scored.classes)
-        named = ", ".join(absent)
-        if strict and absent:
-            return undefined(n, f"{view} is undefined for: {named}; {view}_macro_present leaves them out")
-        defined = ~np.isnan(self.point.views[view][0, :k])
-        if not defined.any():
-            return undefined(n, f"{view} is undefined for every class")
-        estimate = self._mean(view, np.flatnonzero(defined))
-        note = f"mean over {int(defined.sum())} of {k} classes, without: {named}" if absent else ""
-        reason = "; ".join(part for part in (note, estimate.reason) if part)
-        made = Estimate(estimate.value, estimate.ci95, n, estimate.method, reason)
-        drawn = [] if view == "recall" else self._few_drawn()
-        return doubted(made, [*self._rare_classes(np.flatnonzero(defined)), *drawn])
+    def _macro_mean(self, view: str, absent_classes: list[str], *, over_all: bool) -> Estimate:
+        n, k = len(self.scored_set.y_true), len(self.scored_set.classes)
+        class_list = ", ".join(absent_classes)
+        if over_all and absent_classes:
+            return undefined_estimate(
+                n, f"{view} is undefined for: {class_list}; {view}_macro_present leaves them out"
+            )
+        is_defined = ~np.isnan(self.point_estimates.one_vs_rest[view][0, :k])
+        if not is_defined.any():
+            return undefined_estimate(n, f"{view} is undefined for every class")
+        estimate = self._mean_over_classes(view, np.flatnonzero(is_defined))
+        note = f"mean over {int(is_defined.sum())} of {k} classes, without: {class_list}" if absent_classes else ""
+        reason = "; ".join(clause for clause in (note, estimate.reason) if clause)
+        macro_estimate = Estimate(estimate.value, estimate.ci95, n, estimate.method, reason)
+        bootstrap_caveats = [] if view == "recall" else self._too_few_groups()
+        return with_caveats(
+            macro_estimate, [*self._rare_class_caveats(np.flatnonzero(is_defined)), *bootstrap_caveats]
+        )
 
-    def _rare_classes(self, columns: NDArray[np.intp]) -> list[str]:
+    def _rare_class_caveats(self, columns: NDArray[np.intp]) -> list[str]:
         """Return why an interval of a mean over classes is not relied on: some have too few independent units."""
-        rare = int(self._is_rare[columns].sum())
-        told = f"{UNRELIABLE}: {rare} of {len(columns)} classes have fewer than {intervals.FEW} units"
-        return [told] if rare else []
+        n_rare = int(self._is_rare[columns].sum())
+        caveat = (
+            f"{UNRELIABLE_PREFIX}: {n_rare} of {len(columns)} classes have fewer than {intervals.MIN_GROUPS} units"
+        )
+        return [caveat] if n_rare else []
 
     @cached_property
     def _is_rare(self) -> Bools:
         """Which classes have too few independent units, (K,)."""
-        true, k = self.scored.true, len(self.scored.classes)
-        return np.array([self.scored.units_in(true == name) < intervals.FEW for name in range(k)], dtype=bool)
-
-    def _mean(self, view: str, columns: NDArray[np.intp]) -> Estimate:
-        n, values = len(self.scored.true), self.point.views[view][0, columns]
-        if view == "recall":  # the classes' images are others, so their recalls are independent
-            parts = [self._view(view, int(column)) for column in columns]
-            bounds = [part.ci95 for part in parts if part.ci95 is not None]
-            if len(bounds) < len(parts):
-                return Estimate(float(values.mean()), None, n, "none", "no interval: a class has one group only")
-            ci95 = intervals.mean_of_proportions(values, bounds)
-            near = sum(intervals.NEAR_THE_END in part.reason for part in parts)
-            told = f"{UNRELIABLE}: {near} of {len(parts)} recalls are {intervals.NEAR_THE_END}"
-            return doubted(Estimate(float(values.mean()), ci95, n, MEAN_METHOD), [told] if near else [])
-        return self.drawn.estimate(
-            float(values.mean()), n, *(_mean_of(found, f"view {view}", columns) for found in self._found())
+        y_true, k = self.scored_set.y_true, len(self.scored_set.classes)
+        return np.array(
+            [
+                self.scored_set.n_groups_in(y_true == class_index) < intervals.MIN_GROUPS
+                for class_index in range(k)
+            ],
+            dtype=bool,
         )
 
-    def _found(self) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        return self.drawn.samples, self.drawn.left_out
+    def _mean_over_classes(self, view: str, columns: NDArray[np.intp]) -> Estimate:
+        n, values = len(self.scored_set.y_true), self.point_estimates.one_vs_rest[view][0, columns]
+        if view == "recall":  # the classes' images are others, so their recalls are independent
+            recalls = [self._view_estimate(view, int(column)) for column in columns]
+            bounds = [recall.ci95 for recall in recalls if recall.ci95 is not None]
+            if len(bounds) < len(recalls):
+                return Estimate(float(values.mean()), None, n, "none", "no interval: a class has one group only")
+            ci95 = intervals.mean_of_proportions_interval(values, bounds)
+            n_near_boundary = sum(intervals.NEAR_BOUNDARY in recall.reason for recall in recalls)
+            caveat = (
+                f"{UNRELIABLE_PREFIX}: {n_near_boundary} of {len(recalls)} recalls are {intervals.NEAR_BOUNDARY}"
+            )
+            return with_caveats(
+                Estimate(float(values.mean()), ci95, n, MEAN_METHOD), [caveat] if n_near_boundary else []
+            )
+        return self.bootstrap.estimate(
+            float(values.mean()),
+            n,
+            *(_column_mean(arrays, f"view {view}", columns) for arrays in self._samples_and_jackknife()),
+        )
+
+    def _samples_and_jackknife(self) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        return self.bootstrap.samples, self.bootstrap.jackknife
 
     # Of one class, or of the malignant ones, against the rest
 
-    def _binary(self) -> Iterator[tuple[str, Estimate]]:
-        k = len(self.scored.classes)
-        binary = {view: self._view(view, k) for view in self.point.views}
-        yield from (binary | {name: binary[view] for name, view in SYNONYMS.items()}).items()
-        n, positives = len(self.scored.true), int(self.scored.is_malignant.sum())
-        sides, end = self._few_sides(k), self._few_sides(k, needed=FEW_AT_THE_END)
-        for name, values in self.point.binary.items():
+    def _binary_estimates(self) -> Iterator[tuple[str, Estimate]]:
+        k = len(self.scored_set.classes)
+        estimate_of_view = {view: self._view_estimate(view, k) for view in self.point_estimates.one_vs_rest}
+        yield from (
+            estimate_of_view | {metric: estimate_of_view[view] for metric, view in SYNONYMS.items()}
+        ).items()
+        n, n_positive = len(self.scored_set.y_true), int(self.scored_set.is_malignant.sum())
+        side_caveats, roc_end_caveats = (
+            self._too_few_per_side(k),
+            self._too_few_per_side(k, min_groups=MIN_ROC_END_GROUPS),
+        )
+        for metric, values in self.point_estimates.binary.items():
             value = float(values[0])
-            missing = self._not_two_sides() or self._why_one_side(positives)
-            made = undefined(n, missing) if np.isnan(value) else self._bootstrap(name, value, n)
-            yield name, doubted(made, [*(end if name.startswith("pauc_") else sides), *self._few_drawn(k)])
-        few = [*sides, *self._few_drawn(k)]
-        yield from ((name, doubted(made, few)) for name, made in self._calibration(positives))
+            missing_reason = self._class_table_reason() or self._one_class_reason(n_positive)
+            estimate = (
+                undefined_estimate(n, missing_reason)
+                if np.isnan(value)
+                else self._bootstrap_estimate(metric, value, n)
+            )
+            yield (
+                metric,
+                with_caveats(
+                    estimate,
+                    [*(roc_end_caveats if metric.startswith("pauc_") else side_caveats), *self._too_few_groups(k)],
+                ),
+            )
+        caveats = [*side_caveats, *self._too_few_groups(k)]
+        yield from (
+            (metric, with_caveats(estimate, caveats))
+            for metric, estimate in self._calibration_estimates(n_positive)
+        )
 
-    def _calibration(self, positives: int) -> Iterator[tuple[str, Estimate]]:
-        n, missing = len(self.scored.true), self._not_two_sides() or self._why_one_side(positives)
-        if missing:
-            yield from ((name, undefined(n, missing)) for name in ("calibration_slope", "calibration_intercept"))
+    def _calibration_estimates(self, n_positive: int) -> Iterator[tuple[str, Estimate]]:
+        n, missing_reason = (
+            len(self.scored_set.y_true),
+            self._class_table_reason() or self._one_class_reason(n_positive),
+        )
+        if missing_reason:
+            yield from (
+                (metric, undefined_estimate(n, missing_reason))
+                for metric in ("calibration_slope", "calibration_intercept")
+            )
             return
-        found = recalibration(self.scored.p_malignant, self.scored.is_malignant, self.scored.groups)
+        line = calibration_slope_intercept(
+            self.scored_set.p_malignant, self.scored_set.is_malignant, self.scored_set.groups
+        )
         yield (
             "calibration_slope",
-            _wald(
-                found.slope,
-                found.slope_variance,
+            _wald_estimate(
+                line.slope,
+                line.slope_variance,
                 n,
                 "a threshold parts the sides, or all odds are equal: the best slope is no number",
             ),
         )
         yield (
             "calibration_intercept",
-            _wald(found.intercept, found.intercept_variance, n, "all probabilities are 0 or 1, and right"),
+            _wald_estimate(line.intercept, line.intercept_variance, n, "all probabilities are 0 or 1, and right"),
         )
 
-    def _view(self, view: str, column: int) -> Estimate:
+    def _view_estimate(self, view: str, column: int) -> Estimate:
         """Return one figure of one class against the rest, or of the malignant classes (column K)."""
-        if (view, column) not in self._views:
-            self._views[view, column] = self._made(view, column)
-        return self._views[view, column]
+        if (view, column) not in self._view_cache:
+            self._view_cache[view, column] = self._compute_view(view, column)
+        return self._view_cache[view, column]
 
-    def _made(self, view: str, column: int) -> Estimate:
-        of_it, called = self._sides(column)
-        rows, hit = {
-            "precision": (called, of_it), "recall": (of_it, called),
-            "specificity": (~of_it, ~called), "npv": (~called, ~of_it),
-        }.get(view, (np.ones(len(of_it), dtype=bool), of_it))  # fmt: skip
-        n = int((of_it | called).sum() if view == "f1" else rows.sum())
-        value = float(self.point.views[view][0, column])
-        if column == len(self.scored.classes) and self._not_two_sides():
-            return undefined(n, self._not_two_sides())
+    def _compute_view(self, view: str, column: int) -> Estimate:
+        is_class, is_called = self._labels_and_calls(column)
+        mask, is_success = {
+            "precision": (is_called, is_class), "recall": (is_class, is_called),
+            "specificity": (~is_class, ~is_called), "npv": (~is_called, ~is_class),
+        }.get(view, (np.ones(len(is_class), dtype=bool), is_class))  # fmt: skip
+        n = int((is_class | is_called).sum() if view == "f1" else mask.sum())
+        value = float(self.point_estimates.one_vs_rest[view][0, column])
+        if column == len(self.scored_set.classes) and self._class_table_reason():
+            return undefined_estimate(n, self._class_table_reason())
         if np.isnan(value):
-            return undefined(n, self._why(view, column, positives=int(of_it.sum())))
-        if view in PROPORTIONS:
-            return self._proportion(hit, rows)
+            return undefined_estimate(n, self._undefined_reason(view, column, n_positive=int(is_class.sum())))
+        if view in PROPORTION_METRICS:
+            return self._proportion_estimate(is_success, mask)
         if view == "auroc":
-            return doubted(
-                self._auroc(value, column, of_it), self._few_sides(column) or self._near_the_end(value, of_it)
+            return with_caveats(
+                self._auroc_estimate(value, column, is_class),
+                self._too_few_per_side(column) or self._near_boundary(value, is_class),
             )
-        samples, left_out = (_column(found, f"view {view}", column) for found in self._found())
-        few = [*self._few_sides(column), *self._few_drawn(column)]
-        return doubted(self.drawn.estimate(value, n, samples, left_out), few)
+        samples, jackknife = (
+            _view_column(arrays, f"view {view}", column) for arrays in self._samples_and_jackknife()
+        )
+        caveats = [*self._too_few_per_side(column), *self._too_few_groups(column)]
+        return with_caveats(self.bootstrap.estimate(value, n, samples, jackknife), caveats)
 
-    def _few_sides(self, column: int, *, needed: int = intervals.FEW) -> list[str]:
+    def _too_few_per_side(self, column: int, *, min_groups: int = intervals.MIN_GROUPS) -> list[str]:
         """Return why an interval of a figure of both sides is not relied on: too few units of a class, or beside it.
 
         needed: of the class; beside it the usual number is enough.
         """
-        of_it = self._sides(column)[0]
+        is_class = self._labels_and_calls(column)[0]
         return [
-            *intervals.few(self.scored.units_in(of_it), needed=needed),
-            *intervals.few(self.scored.units_in(~of_it), "other "),
+            *intervals.too_few(self.scored_set.n_groups_in(is_class), min_groups=min_groups),
+            *intervals.too_few(self.scored_set.n_groups_in(~is_class), "other "),
         ]
 
-    def _few_drawn(self, column: int | None = None) -> list[str]:
+    def _too_few_groups(self, column: int | None = None) -> list[str]:
         """Return why a bootstrap is not relied on: too few units in all, or called wrongly, or rightly.
 
         column: of that class, or malignant, against the rest; without one, of all classes at once.
         """
-        if column not in self._drawn_doubts:
-            of_it, called = (self.scored.true, self.scored.predicted) if column is None else self._sides(column)
-            right = np.asarray(of_it == called, dtype=bool)
-            self._drawn_doubts[column] = (
-                intervals.few(self.scored.units, needed=FEW_RESAMPLED)
-                or intervals.few(self.scored.units_in(~right), "wrongly called ", needed=FEW_WRONG)
-                or intervals.few(self.scored.units_in(right), "rightly called ", needed=FEW_WRONG)
+        if column not in self._caveats_of_view:
+            labels, calls = (
+                (self.scored_set.y_true, self.scored_set.y_pred)
+                if column is None
+                else self._labels_and_calls(column)
             )
-        return self._drawn_doubts[column]
+            is_correct = np.asarray(labels == calls, dtype=bool)
+            self._caveats_of_view[column] = (
+                intervals.too_few(self.scored_set.n_groups, min_groups=MIN_BOOTSTRAP_GROUPS)
+                or intervals.too_few(
+                    self.scored_set.n_groups_in(~is_correct), "wrongly called ", min_groups=MIN_OUTCOME_GROUPS
+                )
+                or intervals.too_few(
+                    self.scored_set.n_groups_in(is_correct), "rightly called ", min_groups=MIN_OUTCOME_GROUPS
+                )
+            )
+        return self._caveats_of_view[column]
 
-    def _near_the_end(self, value: float, of_it: Bools) -> list[str]:
+    def _near_boundary(self, value: float, is_class: Bools) -> list[str]:
         """Return why the interval of an AUROC is not relied on: hardly a unit's worth is misplaced."""
-        rarer = min(self.scored.units_in(of_it), self.scored.units_in(~of_it))
-        near = min(value, 1 - value) * rarer < intervals.SELDOM
-        return [f"{UNRELIABLE}: of {rarer} units, {intervals.NEAR_THE_END}"] if near else []
+        n_rarer = min(self.scored_set.n_groups_in(is_class), self.scored_set.n_groups_in(~is_class))
+        is_near = min(value, 1 - value) * n_rarer < intervals.MIN_RARER
+        return [f"{UNRELIABLE_PREFIX}: of {n_rarer} units, {intervals.NEAR_BOUNDARY}"] if is_near else []
 
-    def _sides(self, column: int) -> tuple[Bools, Bools]:
+    def _labels_and_calls(self, column: int) -> tuple[Bools, Bools]:
         """Return which images are of the class, or malignant, and which were called it."""
-        true, predicted = self.scored.true, self.scored.predicted
-        if column < len(self.scored.classes):
-            return true == column, predicted == column
-        return self.scored.is_malignant, self.scored.malignant[predicted]
+        y_true, y_pred = self.scored_set.y_true, self.scored_set.y_pred
+        if column < len(self.scored_set.classes):
+            return y_true == column, y_pred == column
+        return self.scored_set.is_malignant, self.scored_set.malignant_classes[y_pred]
 
-    def _auroc(self, value: float, column: int, of_it: Bools) -> Estimate:
-        last = column == len(self.scored.classes)
-        score = self.scored.p_malignant if last else self.scored.probabilities[:, column]
-        n, units = len(score), self.scored.groups
-        if self.scored.units == 1:
-            return Estimate(value, None, n, "none", intervals.ONE_GROUP)
-        ci95 = delong.auroc_interval(score, of_it, units)
+    def _auroc_estimate(self, value: float, column: int, is_class: Bools) -> Estimate:
+        is_malignant_view = column == len(self.scored_set.classes)
+        score = self.scored_set.p_malignant if is_malignant_view else self.scored_set.probabilities[:, column]
+        n, groups = len(score), self.scored_set.groups
+        if self.scored_set.n_groups == 1:
+            return Estimate(value, None, n, "none", intervals.ONE_GROUP_REASON)
+        ci95 = delong.auroc_interval(score, is_class, groups)
         if ci95 is not None:
             return Estimate(value, ci95, n, AUROC_METHOD)
         # Where no image is out of order, further images of a unit say nothing: one of each unit and side counts.
-        once = np.unique(np.column_stack([units, of_it]), axis=0, return_index=True)[1]
-        alone, everywhere = np.arange(len(once)), np.zeros(len(once), dtype=np.int64)
-        perfect = placed(score[once], of_it[once], units=alone, fold=everywhere)
-        return Estimate(value, perfect.interval(), n, PERFECT_METHOD)
+        first_rows = np.unique(np.column_stack([groups, is_class]), axis=0, return_index=True)[1]
+        singleton_groups, one_fold = np.arange(len(first_rows)), np.zeros(len(first_rows), dtype=np.int64)
+        perfect_auroc = fold_auroc(
+            score[first_rows], is_class[first_rows], groups=singleton_groups, folds=one_fold
+        )
+        return Estimate(value, perfect_auroc.interval(), n, PERFECT_METHOD)
 
-    def _not_two_sides(self) -> str:
-        if self.scored.has_binary_view:
+    def _class_table_reason(self) -> str:
+        if self.scored_set.has_both_sides:
             return ""
-        count = "every" if self.scored.malignant.any() else "no"
-        return f"{count} class is malignant in the class table, so there are not two sides"
+        quantifier = "every" if self.scored_set.malignant_classes.any() else "no"
+        return f"{quantifier} class is malignant in the class table, so there are not two sides"
 
-    def _why_one_side(self, positives: int) -> str:
-        if 0 < positives < len(self.scored.true):
+    def _one_class_reason(self, n_positive: int) -> str:
+        if 0 < n_positive < len(self.scored_set.y_true):
             return ""
-        return "no image of a malignant class" if positives == 0 else "every image is of a malignant class"
+        return "no image of a malignant class" if n_positive == 0 else "every image is of a malignant class"
 
-    def _why(self, view: str, column: int, *, positives: int) -> str:
-        names = self.scored.classes
-        what = names[column] if column < len(names) else "a malignant class"
-        if positives == 0:
-            return f"no image of {what}"
-        if positives == len(self.scored.true) and view != "precision":
-            return f"every image is of {what}"
-        called = self._sides(column)[1]
-        return f"{'every' if called.all() else 'no'} image was predicted as {what}"
+    def _undefined_reason(self, view: str, column: int, *, n_positive: int) -> str:
+        class_names = self.scored_set.classes
+        class_name = class_names[column] if column < len(class_names) else "a malignant class"
+        if n_positive == 0:
+            return f"no image of {class_name}"
+        if n_positive == len(self.scored_set.y_true) and view != "precision":
+            return f"every image is of {class_name}"
+        is_called = self._labels_and_calls(column)[1]
+        return f"{'every' if is_called.all() else 'no'} image was predicted as {class_name}"
 
     # Intervals
 
-    def _proportion(self, hit: Bools, rows: Bools) -> Estimate:
-        return intervals.proportion_estimate(hit[rows], self.scored.groups[rows])
+    def _proportion_estimate(self, is_success: Bools, mask: Bools) -> Estimate:
+        return intervals.proportion_estimate(is_success[mask], self.scored_set.groups[mask])
 
-    def _bootstrap(self, name: str, value: float, n: int) -> Estimate:
-        samples, left_out = self._found()
-        made = self.drawn.estimate(value, n, samples.get(name), left_out.get(name))
-        return doubted(made, [f"{UNRELIABLE}: {why}" for start, why in HOPEFUL if name.startswith(start)])
+    def _bootstrap_estimate(self, metric: str, value: float, n: int) -> Estimate:
+        samples, jackknife = self._samples_and_jackknife()
+        estimate = self.bootstrap.estimate(value, n, samples.get(metric), jackknife.get(metric))
+        return with_caveats(
+            estimate,
+            [
+                f"{UNRELIABLE_PREFIX}: {reason}"
+                for prefix, reason in OPTIMISTIC_PREFIXES
+                if metric.startswith(prefix)
+            ],
+        )
 
 
-def _column(found: dict[str, Floats], name: str, column: int) -> Floats | None:
-    return found[name][:, column] if name in found else None
+def _view_column(arrays: dict[str, Floats], name: str, column: int) -> Floats | None:
+    return arrays[name][:, column] if name in arrays else None
 
 
-def _mean_of(found: dict[str, Floats], name: str, columns: NDArray[np.intp]) -> Floats | None:
-    return found[name][:, columns].mean(axis=1) if name in found else None
+def _column_mean(arrays: dict[str, Floats], name: str, columns: NDArray[np.intp]) -> Floats | None:
+    return arrays[name][:, columns].mean(axis=1) if name in arrays else None
 
 
-def _wald(value: float, variance: float, n: int, why: str) -> Estimate:
+def _wald_estimate(value: float, variance: float, n: int, reason: str) -> Estimate:
     if not np.isfinite(value) or not np.isfinite(variance):
-        return undefined(n, why)
-    half = intervals.Z * float(np.sqrt(variance))
-    return Estimate(value, (value - half, value + half), n, WALD)
+        return undefined_estimate(n, reason)
+    half_width = intervals.Z * float(np.sqrt(variance))
+    return Estimate(value, (value - half_width, value + half_width), n, WALD_METHOD)

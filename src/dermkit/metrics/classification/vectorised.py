@@ -14,271 +14,351 @@ from scipy.sparse import csr_matrix
 from dermkit.metrics.classification import calibration, probabilistic
 from dermkit.metrics.classification import confusion as classification_confusion
 from dermkit.metrics.classification import roc as classification_roc
-from dermkit.metrics.classification.confusion import Counts, Cumulated
-from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.confusion import BinaryCounts, CumulativeCounts
+from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 VIEWS = ("precision", "recall", "f1", "specificity", "npv", "mcc", "auroc", "average_precision")
 """Of every class against the rest, and of the malignant classes."""
 
-RANKED = ("auroc", "average_precision")
-FIXED = (0.9, 0.95)
+RANK_METRICS = ("auroc", "average_precision")
+FIXED_RATES = (0.9, 0.95)
 """Sensitivities and specificities that are held while the other is measured."""
 
-BENEFIT_AT = (0.05, 0.1, 0.2)
+BENEFIT_THRESHOLDS = (0.05, 0.1, 0.2)
 """Threshold probabilities of the net benefit: 19, 9 and 4 needless biopsies weigh as much as one missed lesion."""
 
-TOP = (2, 3)
-EXACT = 20_000
+TOP_K = (2, 3)
+MAX_EXACT_IMAGES = 20_000
 """Images up to which resampled rankings keep every distinct score; beyond, scores are grouped."""
 
-STEPS = 2048
+SCORE_GROUPS = 2048
 """Groups of equal size that scores are put in where they are too many."""
 
 
 @dataclass(frozen=True, eq=False)
-class Figures:
-    """Figures of B resamples: `overall` and `binary` name -> (B,), `views` name -> (B, K + 1), and their counts.
+class MetricValues:
+    """Figures of B resamples: `multiclass` and `binary` name -> (B,), `one_vs_rest` name -> (B, K + 1), and
+    their counts.
 
     Column K of a view, and all of `binary`, are of the malignant classes against the rest.
     """
 
-    overall: dict[str, Floats]
-    views: dict[str, Floats]
+    multiclass: dict[str, Floats]
+    one_vs_rest: dict[str, Floats]
     binary: dict[str, Floats]
-    counts: Counts
+    counts: BinaryCounts
 
 
-def figures_compared(figures: Figures) -> dict[str, Floats]:
+def compared_metrics(metrics: MetricValues) -> dict[str, Floats]:
     """Return what is compared, name -> (B,): averages over the classes, and the malignant classes against the rest."""
-    views = figures.views
-    names = {"sensitivity": "recall", "specificity": "specificity", "auroc": "auroc", "average_precision": ""}
-    binary = {name: views[view or name][:, -1] for name, view in names.items()}
-    macro = {
-        "balanced_accuracy": views["recall"][:, :-1].mean(axis=1),
-        "f1_macro": views["f1"][:, :-1].mean(axis=1),
+    one_vs_rest = metrics.one_vs_rest
+    view_of_metric = {
+        "sensitivity": "recall",
+        "specificity": "specificity",
+        "auroc": "auroc",
+        "average_precision": "",
     }
-    return {**figures.overall, **macro, **binary}
+    binary = {metric: one_vs_rest[view or metric][:, -1] for metric, view in view_of_metric.items()}
+    macro_means = {
+        "balanced_accuracy": one_vs_rest["recall"][:, :-1].mean(axis=1),
+        "f1_macro": one_vs_rest["f1"][:, :-1].mean(axis=1),
+    }
+    return {**metrics.multiclass, **macro_means, **binary}
 
 
-def images_behind(scored: Scored, name: str) -> int:
+def n_images_for(scored_set: ScoredSet, metric: str) -> int:
     """Return how many images one of these figures rests on."""
-    positives = int(scored.is_malignant.sum())
-    return {"sensitivity": positives, "specificity": len(scored.true) - positives}.get(name, len(scored.true))
+    n_positive = int(scored_set.is_malignant.sum())
+    return {"sensitivity": n_positive, "specificity": len(scored_set.y_true) - n_positive}.get(
+        metric, len(scored_set.y_true)
+    )
 
 
-def units_behind(scored: Scored, name: str) -> int:
+def n_groups_for(scored_set: ScoredSet, metric: str) -> int:
     """Return how many independent units one of these figures rests on: of what asks several classes, of the rarest."""
-    positive, every = scored.is_malignant, np.ones(len(scored.true), dtype=bool)
-    classes = [scored.true == k for k in range(len(scored.classes))]
-    sides = {
-        "sensitivity": [positive], "specificity": [~positive],
-        "auroc": [positive, ~positive], "average_precision": [positive, ~positive],
-        "balanced_accuracy": classes, "f1_macro": classes,
-    }.get(name, [every])  # fmt: skip
-    return min(scored.units_in(rows) for rows in sides)
+    is_positive, all_images = scored_set.is_malignant, np.ones(len(scored_set.y_true), dtype=bool)
+    class_masks = [scored_set.y_true == k for k in range(len(scored_set.classes))]
+    masks = {
+        "sensitivity": [is_positive], "specificity": [~is_positive],
+        "auroc": [is_positive, ~is_positive], "average_precision": [is_positive, ~is_positive],
+        "balanced_accuracy": class_masks, "f1_macro": class_masks,
+    }.get(metric, [all_images])  # fmt: skip
+    return min(scored_set.n_groups_in(mask) for mask in masks)
 
 
 # Order ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class _Ordered:
+class _ScoreHistogram:
     """How many positives and negatives each unit has at each step of falling scores: (G, 2 T), positives first."""
 
-    cells: csr_matrix
-    steps: int
+    counts: csr_matrix
+    n_steps: int
 
     @classmethod
-    def of(cls, score: Floats, positive: Bools, units: Ints, *, coarse: bool) -> "_Ordered":
-        """Take every distinct score as a step, or with `coarse` at most `STEPS` groups of about equal size."""
-        step = np.unique(-score, return_inverse=True)[1]
-        steps = int(step.max()) + 1
-        if coarse and steps > STEPS:
-            heads = np.cumsum(np.bincount(step, minlength=steps)) - 1
-            step, steps = (heads * STEPS // len(score))[step], STEPS
-        columns = np.where(positive, step, step + steps)
-        shape = (int(units.max()) + 1, 2 * steps)
-        return cls(csr_matrix((np.ones(len(score)), (units, columns)), shape=shape), steps)
+    def from_scores(
+        cls, score: Floats, is_positive: Bools, groups: Ints, *, use_groups: bool
+    ) -> "_ScoreHistogram":
+        """Take every distinct score as a step, or with `use_groups` at most `SCORE_GROUPS` groups of about
+        equal size.
+        """
+        step_of_image = np.unique(-score, return_inverse=True)[1]
+        n_steps = int(step_of_image.max()) + 1
+        if use_groups and n_steps > SCORE_GROUPS:
+            last_ranks = np.cumsum(np.bincount(step_of_image, minlength=n_steps)) - 1
+            step_of_image, n_steps = (last_ranks * SCORE_GROUPS // len(score))[step_of_image], SCORE_GROUPS
+        columns = np.where(is_positive, step_of_image, step_of_image + n_steps)
+        shape = (int(groups.max()) + 1, 2 * n_steps)
+        return cls(csr_matrix((np.ones(len(score)), (groups, columns)), shape=shape), n_steps)
 
-    def cumulated(self, sums: Floats) -> Cumulated:
+    def cumulative_counts(self, sums: Floats) -> CumulativeCounts:
         """Return hits and false alarms at every step from sums of cells, (B, 2 T)."""
-        return Cumulated(np.cumsum(sums[:, : self.steps], axis=1), np.cumsum(sums[:, self.steps :], axis=1))
+        return CumulativeCounts(
+            np.cumsum(sums[:, : self.n_steps], axis=1), np.cumsum(sums[:, self.n_steps :], axis=1)
+        )
 
 
 # Everything -------------------------------------------------------------------------------------------------------
 
 
-class Plan:
+class ResampledMetrics:
     """What is computed once for all resamples of a split. ranked: False leaves out what needs an order of scores."""
 
-    def __init__(self, scored: Scored, *, ranked: bool = True) -> None:
-        self.scored = scored
-        self._names, self._terms = _terms_of(scored)
-        views = self._views() if ranked else []
-        fine = [_Ordered.of(*view, scored.groups, coarse=False) for view in views]
-        self._coarse = [_Ordered.of(*view, scored.groups, coarse=True) for view in views]
-        self._fine = fine if len(scored.true) <= EXACT else []
-        self.point = self._of_all(fine)
+    def __init__(self, scored_set: ScoredSet, *, with_ranking: bool = True) -> None:
+        self.scored_set = scored_set
+        self._columns_of, self._group_sums = _per_group_sums(scored_set)
+        views = self._score_views() if with_ranking else []
+        fine_histograms = [
+            _ScoreHistogram.from_scores(*view, scored_set.groups, use_groups=False) for view in views
+        ]
+        self._coarse_histograms = [
+            _ScoreHistogram.from_scores(*view, scored_set.groups, use_groups=True) for view in views
+        ]
+        self._fine_histograms = fine_histograms if len(scored_set.y_true) <= MAX_EXACT_IMAGES else []
+        self.point_estimates = self._sample_metrics(fine_histograms)
 
-    def _views(self) -> list[tuple[Floats, Bools]]:
+    def _score_views(self) -> list[tuple[Floats, Bools]]:
         """Return score and truth of every class, and of the malignant ones together."""
-        own = [(p, self.scored.true == name) for name, p in enumerate(self.scored.probabilities.T)]
-        return [*own, (self.scored.p_malignant, self.scored.is_malignant)]
+        class_views = [
+            (p, self.scored_set.y_true == class_index)
+            for class_index, p in enumerate(self.scored_set.probabilities.T)
+        ]
+        return [*class_views, (self.scored_set.p_malignant, self.scored_set.is_malignant)]
 
-    def _of_all(self, orders: Sequence[_Ordered]) -> Figures:
+    def _sample_metrics(self, histograms: Sequence[_ScoreHistogram]) -> MetricValues:
         """Return the figures of the sample itself, (1, ...)."""
-        return self._weighted(np.ones((1, self.scored.units)), orders)
+        return self._weighted_metrics(np.ones((1, self.scored_set.n_groups)), histograms)
 
-    def _weighted(self, weights: Floats, orders: Sequence[_Ordered]) -> Figures:
-        sums = (_times(weights, item.cells) for item in orders)
-        return self._figures(_times(weights, self._terms), sums, orders)
+    def _weighted_metrics(self, weights: Floats, histograms: Sequence[_ScoreHistogram]) -> MetricValues:
+        sums = (_multiply(weights, histogram.counts) for histogram in histograms)
+        return self._metrics_from_sums(_multiply(weights, self._group_sums), sums, histograms)
 
-    def resampled(self, weights: Floats) -> Figures:
+    def bootstrap(self, weights: Floats) -> MetricValues:
         """Return all figures for each row of multiplicities of units, (B, G).
 
         Where scores are grouped, figures of order are moved by what grouping changes in the sample itself.
         """
-        orders = self._fine or self._coarse
-        found = self._weighted(weights, orders)
-        return found if self._fine or not orders else self._moved(found)
+        histograms = self._fine_histograms or self._coarse_histograms
+        metrics = self._weighted_metrics(weights, histograms)
+        return metrics if self._fine_histograms or not histograms else self._correct_grouping(metrics)
 
-    def without_each(self, rows: Ints) -> Figures:
+    def leave_one_group_out(self, group_indices: Ints) -> MetricValues:
         """Return all figures without one unit at a time, (len(rows), ...): for the acceleration of intervals."""
-        orders = self._coarse
-        total = np.asarray(self._terms.sum(axis=0))
-        sums = (np.asarray(item.cells.sum(axis=0)) - item.cells[rows].toarray() for item in orders)
-        return self._figures(total - self._terms[rows].toarray(), sums, orders)
+        histograms = self._coarse_histograms
+        total = np.asarray(self._group_sums.sum(axis=0))
+        sums = (
+            np.asarray(histogram.counts.sum(axis=0)) - histogram.counts[group_indices].toarray()
+            for histogram in histograms
+        )
+        return self._metrics_from_sums(total - self._group_sums[group_indices].toarray(), sums, histograms)
 
     @cached_property
-    def _rough(self) -> Figures:
+    def _coarse_estimates(self) -> MetricValues:
         """The figures of the sample itself with grouped scores."""
-        return self._of_all(self._coarse)
+        return self._sample_metrics(self._coarse_histograms)
 
-    def _moved(self, found: Figures) -> Figures:
-        for name in RANKED:
-            found.views[name][...] += self.point.views[name] - self._rough.views[name]
-        for name in found.binary:
-            found.binary[name][...] += self.point.binary[name] - self._rough.binary[name]
-        return found
+    def _correct_grouping(self, metrics: MetricValues) -> MetricValues:
+        for metric in RANK_METRICS:
+            metrics.one_vs_rest[metric][...] += (
+                self.point_estimates.one_vs_rest[metric] - self._coarse_estimates.one_vs_rest[metric]
+            )
+        for metric in metrics.binary:
+            metrics.binary[metric][...] += (
+                self.point_estimates.binary[metric] - self._coarse_estimates.binary[metric]
+            )
+        return metrics
 
-    def _figures(self, sums: Floats, ordered: Iterator[Floats], orders: Sequence[_Ordered]) -> Figures:
-        part = {name: sums[:, where] for name, where in self._names.items()}
-        k = len(self.scored.classes)
-        confusion = part["cells"].reshape(-1, k, k)
-        tally = _with_binary(confusion, self.scored.malignant)
-        views = {
-            "precision": classification_confusion.precision(tally),
-            "recall": classification_confusion.recall(tally),
-            "f1": classification_confusion.f1(tally),
-            "specificity": classification_confusion.specificity(tally),
-            "npv": classification_confusion.npv(tally),
-            "mcc": classification_confusion.mcc_of(tally),
+    def _metrics_from_sums(
+        self, sums: Floats, histogram_sums: Iterator[Floats], histograms: Sequence[_ScoreHistogram]
+    ) -> MetricValues:
+        sums_of_term = {term: sums[:, columns] for term, columns in self._columns_of.items()}
+        k = len(self.scored_set.classes)
+        confusion = sums_of_term["cells"].reshape(-1, k, k)
+        binary_counts = _counts_with_binary(confusion, self.scored_set.malignant_classes)
+        one_vs_rest = {
+            "precision": classification_confusion.precision(binary_counts),
+            "recall": classification_confusion.recall(binary_counts),
+            "f1": classification_confusion.f1(binary_counts),
+            "specificity": classification_confusion.specificity(binary_counts),
+            "npv": classification_confusion.npv(binary_counts),
+            "mcc": classification_confusion.binary_mcc(binary_counts),
         }
-        binary = _probabilities_of_malignant(part) if self.scored.has_binary_view else {}
-        if orders:
-            steps = [order.cumulated(found) for order, found in zip(orders, ordered, strict=True)]
-            areas = [classification_roc.areas_of(item) for item in steps]
-            views["auroc"] = np.column_stack([item.auroc for item in areas])
-            views["average_precision"] = np.column_stack([item.average_precision for item in areas])
-            binary |= _ends_of_curve(steps[-1])
-        return Figures(_overall(part, confusion), views, binary, tally)
+        binary_metrics = _malignant_probability_metrics(sums_of_term) if self.scored_set.has_both_sides else {}
+        if histograms:
+            steps = [
+                histogram.cumulative_counts(step_sums)
+                for histogram, step_sums in zip(histograms, histogram_sums, strict=True)
+            ]
+            ranking_metrics = [classification_roc.auroc_and_ap(view) for view in steps]
+            one_vs_rest["auroc"] = np.column_stack([view.auroc for view in ranking_metrics])
+            one_vs_rest["average_precision"] = np.column_stack(
+                [view.average_precision for view in ranking_metrics]
+            )
+            binary_metrics |= _roc_end_metrics(steps[-1])
+        return MetricValues(
+            _multiclass_metrics(sums_of_term, confusion), one_vs_rest, binary_metrics, binary_counts
+        )
 
 
-def _times(weights: Floats, matrix: csr_matrix) -> Floats:
+def _multiply(weights: Floats, matrix: csr_matrix) -> Floats:
     return np.asarray((matrix.T @ weights.T).T, dtype=np.float64)
 
 
-def _terms_of(scored: Scored) -> tuple[dict[str, slice], csr_matrix]:
+def _per_group_sums(scored_set: ScoredSet) -> tuple[dict[str, slice], csr_matrix]:
     """Return where each family of terms lies, and the terms summed per unit, (G, C), mostly zeros."""
-    n, k, p = len(scored.true), len(scored.classes), scored.probabilities
-    bins = probabilistic.BINS
-    top, gaps = probabilistic.bin_of(scored.confidence), p - (scored.true[:, None] == np.arange(k))
-    own, is_it = probabilistic.bin_of(scored.p_malignant), scored.is_malignant.astype(np.float64)
-    called = scored.p_malignant[:, None] >= np.array(BENEFIT_AT)
+    n, k, p = len(scored_set.y_true), len(scored_set.classes), scored_set.probabilities
+    n_bins = probabilistic.N_BINS
+    confidence_bin, residuals = (
+        probabilistic.bin_index(scored_set.confidence),
+        p - (scored_set.y_true[:, None] == np.arange(k)),
+    )
+    malignant_bin, is_malignant = (
+        probabilistic.bin_index(scored_set.p_malignant),
+        scored_set.is_malignant.astype(np.float64),
+    )
+    is_called = scored_set.p_malignant[:, None] >= np.array(BENEFIT_THRESHOLDS)
     blocks: list[tuple[str, int, list[tuple[Ints, Floats]]]] = [
-        ("cells", k * k, [(scored.true * k + scored.predicted, np.ones(n))]),
+        ("cells", k * k, [(scored_set.y_true * k + scored_set.y_pred, np.ones(n))]),
         ("n", 1, [(np.zeros(n, dtype=np.int64), np.ones(n))]),
-        ("loss", 1, [(np.zeros(n, dtype=np.int64), probabilistic.log_loss_terms(scored.true, p))]),
-        ("brier", 1, [(np.zeros(n, dtype=np.int64), probabilistic.brier_terms(scored.true, p))]),
-        ("bins", 3 * bins, [
-            (top, np.ones(n)), (top + bins, scored.confidence),
-            (top + 2 * bins, (scored.true == scored.predicted).astype(np.float64)),
-        ]),
-        ("gaps", k * bins, [(probabilistic.bin_of(p[:, c]) + c * bins, gaps[:, c]) for c in range(k)]),
-        ("top", len(TOP), [
-            (np.full(n, i), (scored.place_of_true < most).astype(np.float64)) for i, most in enumerate(TOP)
-        ]),
-        ("own", 3 * bins, [(own, np.ones(n)), (own + bins, scored.p_malignant), (own + 2 * bins, is_it)]),
-        ("squares", 1, [(np.zeros(n, dtype=np.int64), (scored.p_malignant - is_it) ** 2)]),
-        ("hits", len(BENEFIT_AT), [(np.full(n, i), called[:, i] * is_it) for i in range(len(BENEFIT_AT))]),
-        ("alarms", len(BENEFIT_AT), [(np.full(n, i), called[:, i] * (1 - is_it)) for i in range(len(BENEFIT_AT))]),
-    ]  # fmt: skip
-    names, start, columns, values = {}, 0, [], []
-    for name, width, parts in blocks:
-        names[name] = slice(start, start + width)
-        columns += [where + start for where, _ in parts]
-        values += [value for _, value in parts]
+        ("loss", 1, [(np.zeros(n, dtype=np.int64), probabilistic.log_loss_terms(scored_set.y_true, p))]),
+        ("brier", 1, [(np.zeros(n, dtype=np.int64), probabilistic.brier_terms(scored_set.y_true, p))]),
+        (
+            "bins",
+            3 * n_bins,
+            [
+                (confidence_bin, np.ones(n)),
+                (confidence_bin + n_bins, scored_set.confidence),
+                (confidence_bin + 2 * n_bins, (scored_set.y_true == scored_set.y_pred).astype(np.float64)),
+            ],
+        ),
+        ("gaps", k * n_bins, [(probabilistic.bin_index(p[:, c]) + c * n_bins, residuals[:, c]) for c in range(k)]),
+        (
+            "top",
+            len(TOP_K),
+            [
+                (np.full(n, i), (scored_set.rank_of_true < top_k).astype(np.float64))
+                for i, top_k in enumerate(TOP_K)
+            ],
+        ),
+        (
+            "own",
+            3 * n_bins,
+            [
+                (malignant_bin, np.ones(n)),
+                (malignant_bin + n_bins, scored_set.p_malignant),
+                (malignant_bin + 2 * n_bins, is_malignant),
+            ],
+        ),
+        ("squares", 1, [(np.zeros(n, dtype=np.int64), (scored_set.p_malignant - is_malignant) ** 2)]),
+        (
+            "hits",
+            len(BENEFIT_THRESHOLDS),
+            [(np.full(n, i), is_called[:, i] * is_malignant) for i in range(len(BENEFIT_THRESHOLDS))],
+        ),
+        (
+            "alarms",
+            len(BENEFIT_THRESHOLDS),
+            [(np.full(n, i), is_called[:, i] * (1 - is_malignant)) for i in range(len(BENEFIT_THRESHOLDS))],
+        ),
+    ]
+    columns_of, start, columns, values = {}, 0, [], []
+    for term, width, entries in blocks:
+        columns_of[term] = slice(start, start + width)
+        columns += [column_indices + start for column_indices, _ in entries]
+        values += [value for _, value in entries]
         start += width
-    units = np.tile(scored.groups, len(columns))
-    made = csr_matrix((np.concatenate(values), (units, np.concatenate(columns))), shape=(scored.units, start))
-    return names, made
+    group_rows = np.tile(scored_set.groups, len(columns))
+    group_sums = csr_matrix(
+        (np.concatenate(values), (group_rows, np.concatenate(columns))), shape=(scored_set.n_groups, start)
+    )
+    return columns_of, group_sums
 
 
-def _overall(part: dict[str, Floats], confusion: Floats) -> dict[str, Floats]:
-    total = part["n"][:, 0]
+def _multiclass_metrics(sums_of_term: dict[str, Floats], confusion: Floats) -> dict[str, Floats]:
+    total = sums_of_term["n"][:, 0]
     k = confusion.shape[-1]
-    gaps = part["gaps"].reshape(len(total), k, -1)
-    tops = {f"top_{most}_accuracy": part["top"][:, i] / total for i, most in enumerate(TOP) if most < k}
+    residuals = sums_of_term["gaps"].reshape(len(total), k, -1)
+    top_k_accuracies = {
+        f"top_{top_k}_accuracy": sums_of_term["top"][:, i] / total for i, top_k in enumerate(TOP_K) if top_k < k
+    }
     return {
         "accuracy": classification_confusion.accuracy(confusion),
-        **tops,
+        **top_k_accuracies,
         "mcc_multiclass": classification_confusion.mcc(confusion),
         "kappa": classification_confusion.kappa(confusion),
-        "loss": part["loss"][:, 0] / total,
-        "brier": part["brier"][:, 0] / total,
-        "ece": probabilistic.ece_of_bins(probabilistic.CalibrationBins(*np.split(part["bins"], 3, axis=1))),
-        "ece_classwise": calibration.classwise_ece_of_bins(gaps, total),
+        "loss": sums_of_term["loss"][:, 0] / total,
+        "brier": sums_of_term["brier"][:, 0] / total,
+        "ece": probabilistic.ece_from_bins(
+            probabilistic.CalibrationBins(*np.split(sums_of_term["bins"], 3, axis=1))
+        ),
+        "ece_classwise": calibration.classwise_ece_from_bins(residuals, total),
     }
 
 
-def _probabilities_of_malignant(part: dict[str, Floats]) -> dict[str, Floats]:
-    n, stated, seen = np.split(part["own"], 3, axis=1)
-    parts = calibration.brier_parts(n, stated, seen, part["squares"][:, 0])
-    total = part["n"][:, 0]
-    benefit = {
-        f"net_benefit_{round(100 * at)}": (part["hits"][:, i] - part["alarms"][:, i] * at / (1 - at)) / total
-        for i, at in enumerate(BENEFIT_AT)
+def _malignant_probability_metrics(sums_of_term: dict[str, Floats]) -> dict[str, Floats]:
+    n, probability_sums, event_counts = np.split(sums_of_term["own"], 3, axis=1)
+    brier = calibration.decompose_brier(n, probability_sums, event_counts, sums_of_term["squares"][:, 0])
+    total = sums_of_term["n"][:, 0]
+    net_benefits = {
+        f"net_benefit_{round(100 * threshold)}": (
+            sums_of_term["hits"][:, i] - sums_of_term["alarms"][:, i] * threshold / (1 - threshold)
+        )
+        / total
+        for i, threshold in enumerate(BENEFIT_THRESHOLDS)
     }
     return {
-        "brier_malignant": parts.score, "brier_reliability": parts.reliability,
-        "brier_resolution": parts.resolution, "brier_uncertainty": parts.uncertainty, **benefit,
+        "brier_malignant": brier.score, "brier_reliability": brier.reliability,
+        "brier_resolution": brier.resolution, "brier_uncertainty": brier.uncertainty, **net_benefits,
     }  # fmt: skip
 
 
-def _ends_of_curve(steps: Cumulated) -> dict[str, Floats]:
-    roc = classification_roc.curves_of(steps)
-    held = {
-        f"sensitivity_at_specificity_{round(100 * at)}": classification_roc.sensitivity_at(roc, at) for at in FIXED
+def _roc_end_metrics(steps: CumulativeCounts) -> dict[str, Floats]:
+    roc = classification_roc.roc_curve_batch(steps)
+    fixed_rate_metrics = {
+        f"sensitivity_at_specificity_{round(100 * rate)}": classification_roc.sensitivity_at_specificity(roc, rate)
+        for rate in FIXED_RATES
     }
-    held |= {
-        f"specificity_at_sensitivity_{round(100 * at)}": classification_roc.specificity_at(roc, at) for at in FIXED
+    fixed_rate_metrics |= {
+        f"specificity_at_sensitivity_{round(100 * rate)}": classification_roc.specificity_at_sensitivity(roc, rate)
+        for rate in FIXED_RATES
     }
     return {
-        "pauc_above_tpr80": classification_roc.pauc_above(roc),
-        "auc_sens_80": classification_roc.auc_above(roc),
-        **held,
+        "pauc_above_tpr80": classification_roc.partial_auroc_2024(roc),
+        "auc_sens_80": classification_roc.partial_auroc_isic(roc),
+        **fixed_rate_metrics,
     }
 
 
-def _with_binary(confusion: Floats, malignant: Bools) -> Counts:
-    classes = classification_confusion.one_vs_rest(confusion)
-    binary = classification_confusion.malignant_vs_rest(confusion, malignant)
+def _counts_with_binary(confusion: Floats, malignant_classes: Bools) -> BinaryCounts:
+    class_counts = classification_confusion.one_vs_rest_counts(confusion)
+    malignant_counts = classification_confusion.malignant_vs_rest_counts(confusion, malignant_classes)
 
-    def joined(left: Floats, right: Floats) -> Floats:
-        return np.concatenate([left, right[..., None]], axis=-1)
+    def append_column(class_values: Floats, malignant_values: Floats) -> Floats:
+        return np.concatenate([class_values, malignant_values[..., None]], axis=-1)
 
-    return Counts(
-        joined(classes.tp, binary.tp), joined(classes.fp, binary.fp),
-        joined(classes.fn, binary.fn), joined(classes.tn, binary.tn),
+    return BinaryCounts(
+        append_column(class_counts.tp, malignant_counts.tp), append_column(class_counts.fp, malignant_counts.fp),
+        append_column(class_counts.fn, malignant_counts.fn), append_column(class_counts.tn, malignant_counts.tn),
     )  # fmt: skip

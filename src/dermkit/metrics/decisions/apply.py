@@ -11,13 +11,13 @@ import numpy as np
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 if TYPE_CHECKING:
-    from dermkit.metrics.decisions.policy import Answering, Decision
+    from dermkit.metrics.decisions.policy import DecisionPolicy, ReferralThreshold
 
-_CLOSE = 1e-9
+_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class Applied:
+class PolicyOutput:
     """N images of K classes. probabilities: (N, K), calibrated; predicted: the most probable; confidence: of it.
 
     p_malignant: the malignant classes together. positive: (N, P), at each operating point. sets: (N, K), which
@@ -25,76 +25,88 @@ class Applied:
     """
 
     probabilities: Floats
-    predicted: Ints
+    y_pred: Ints
     confidence: Floats
     p_malignant: Floats
-    positive: Bools
-    sets: Bools
-    answered: Bools
+    is_positive: Bools
+    prediction_sets: Bools
+    is_answered: Bools
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class ActivePolicy:
     """A decision, and what of it answers. malignant: (K,) classes.
 
-    point: place in `decision.points` of the one that says positive, None for none; by_name: somebody named it.
+    point: place in `policy.points` of the one that says positive, None for none; by_name: somebody named it.
     answering: what is answered and what referred, None to refer nothing.
     """
 
-    decision: "Decision"
-    malignant: Bools
-    point: int | None
-    by_name: bool
-    answering: "Answering | None"
+    policy: "DecisionPolicy"
+    malignant_classes: Bools
+    point_index: int | None
+    is_requested: bool
+    referral: "ReferralThreshold | None"
 
     @property
-    def two_sided(self) -> bool:
+    def has_both_sides(self) -> bool:
         """Whether some classes are malignant and some are not."""
-        return bool(self.malignant.any() and not self.malignant.all())
+        return bool(self.malignant_classes.any() and not self.malignant_classes.all())
 
-    def apply(self, probabilities: Floats) -> Applied:
+    def apply(self, probabilities: Floats) -> PolicyOutput:
         """Return what was settled for (N, K) probabilities as the net gave them, in the order of its classes.
 
         Raises `ValueError` for another shape.
         """
-        if probabilities.ndim != 2 or probabilities.shape[1] != len(self.malignant):
+        if probabilities.ndim != 2 or probabilities.shape[1] != len(self.malignant_classes):
             raise ValueError(
-                f"probabilities are {probabilities.shape}, not (N, {len(self.malignant)}): one column per class"
+                f"probabilities are {probabilities.shape}, not (N, {len(self.malignant_classes)}): one column per class"
             )
-        p = self.decision.calibration.apply(probabilities)
+        p = self.policy.calibration.apply(probabilities)
         confidence = p.max(axis=1)
-        together: Floats = np.minimum(p[:, self.malignant].sum(axis=1), 1.0)
-        thresholds = np.array([point.value for _, point in self.decision.points], dtype=np.float64)
-        least = self.answering.least if self.answering else -np.inf
-        return Applied(
+        p_malignant: Floats = np.minimum(p[:, self.malignant_classes].sum(axis=1), 1.0)
+        thresholds = np.array([point.value for _, point in self.policy.operating_points], dtype=np.float64)
+        min_confidence = self.referral.min_confidence if self.referral else -np.inf
+        return PolicyOutput(
             probabilities=p,
-            predicted=np.asarray(p.argmax(axis=1), dtype=np.int64),
+            y_pred=np.asarray(p.argmax(axis=1), dtype=np.int64),
             confidence=confidence,
-            p_malignant=together,
-            positive=together[:, None] >= thresholds,
-            sets=self.decision.rule.sets(p),
-            answered=np.asarray(confidence >= least, dtype=bool),
+            p_malignant=p_malignant,
+            is_positive=p_malignant[:, None] >= thresholds,
+            prediction_sets=self.policy.conformal_rule.prediction_sets(p),
+            is_answered=np.asarray(confidence >= min_confidence, dtype=bool),
         )
 
 
-def choose(
-    decision: "Decision", malignant: Bools, *, at: tuple[str, float] | None = None, refer: float | None = None
-) -> Chosen:
+def select(
+    policy: "DecisionPolicy",
+    malignant_classes: Bools,
+    *,
+    target: tuple[str, float] | None = None,
+    coverage: float | None = None,
+) -> ActivePolicy:
     """Choose an operating point by its wish, such as ("sensitivity", 0.95), and the share of images to answer.
 
     at: None = the first whose promise is kept, and none where none is. refer: None = every image is answered. Raises
     `LookupError` for what was not settled.
     """
-    kept = (place for place, (_, point) in enumerate(decision.points) if point.kept)
-    point = next(kept, None) if at is None else _place(decision, *at)
-    found = [item for item in decision.answering if refer is not None and abs(item.share - refer) < _CLOSE]
-    if refer is not None and not found:
-        raise LookupError(f"no confidence was settled for answering {refer:g} of the images")
-    return Chosen(decision, malignant, point, at is not None, found[0] if found else None)
+    guaranteed_indices = (
+        index for index, (_, point_index) in enumerate(policy.operating_points) if point_index.guaranteed
+    )
+    point_index = next(guaranteed_indices, None) if target is None else _point_index(policy, *target)
+    referrals = [
+        referral
+        for referral in policy.referral_thresholds
+        if coverage is not None and abs(referral.target_coverage - coverage) < _TOLERANCE
+    ]
+    if coverage is not None and not referrals:
+        raise LookupError(f"no confidence was settled for answering {coverage:g} of the images")
+    return ActivePolicy(
+        policy, malignant_classes, point_index, target is not None, referrals[0] if referrals else None
+    )
 
 
-def _place(decision: "Decision", rate: str, wish: float) -> int:
-    for place, (name, point) in enumerate(decision.points):
-        if name == rate and abs(point.wish - wish) < _CLOSE:
-            return place
-    raise LookupError(f"no operating point was settled for {rate} {wish:g}")
+def _point_index(policy: "DecisionPolicy", rate: str, target: float) -> int:
+    for index, (point_rate, point) in enumerate(policy.operating_points):
+        if point_rate == rate and abs(point.target - target) < _TOLERANCE:
+            return index
+    raise LookupError(f"no operating point was settled for {rate} {target:g}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import betabinom
 
-from dermkit.metrics.classification.roc import rank
+from dermkit.metrics.classification.roc import sort_scores
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 
@@ -24,22 +24,22 @@ class ConformalRule:
     """
 
     alpha: float
-    least: Floats
-    n: Ints
-    units: Ints | None = None
+    min_probability: Floats
+    n_images: Ints
+    n_groups: Ints | None = None
 
     @property
-    def independent(self) -> Ints:
+    def n_independent(self) -> Ints:
         """The (K,) units of each class, images where they were not kept."""
-        return self.n if self.units is None else self.units
+        return self.n_images if self.n_groups is None else self.n_groups
 
-    def sets(self, probabilities: Floats) -> Bools:
+    def prediction_sets(self, probabilities: Floats) -> Bools:
         """Return (N, K): which classes are in the set of each image; it may be empty."""
-        return np.asarray(probabilities >= self.least, dtype=bool)
+        return np.asarray(probabilities >= self.min_probability, dtype=bool)
 
 
-def calibrate(
-    true: Ints, probabilities: Floats, *, alpha: float = 0.1, groups: Ints | None = None
+def fit_conformal(
+    y_true: Ints, probabilities: Floats, *, alpha: float = 0.1, groups: Ints | None = None
 ) -> ConformalRule:
     """Make the rule from images that the net was not fitted to, (N,) and (N, K); raises `ValueError` outside 0..1.
 
@@ -50,20 +50,27 @@ def calibrate(
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
     k = probabilities.shape[1]
-    of = np.arange(len(true)) if groups is None else groups
-    least, n, units = np.zeros(k), np.zeros(k, dtype=np.int64), np.zeros(k, dtype=np.int64)
-    for name in range(k):
-        own = np.sort(probabilities[true == name, name])[::-1]  # from the surest to the least sure
-        n[name], units[name] = len(own), len(np.unique(of[true == name]))
-        place = _place(int(units[name]), alpha)
-        if place <= units[name]:
-            least[name] = own[-(-place * len(own) // int(units[name])) - 1]
-    return ConformalRule(alpha, least, n, units)
+    group_labels = np.arange(len(y_true)) if groups is None else groups
+    min_probability, n_images, n_groups = np.zeros(k), np.zeros(k, dtype=np.int64), np.zeros(k, dtype=np.int64)
+    for class_index in range(k):
+        class_probabilities = np.sort(probabilities[y_true == class_index, class_index])[
+            ::-1
+        ]  # from the surest to the least sure
+        n_images[class_index], n_groups[class_index] = (
+            len(class_probabilities),
+            len(np.unique(group_labels[y_true == class_index])),
+        )
+        quantile_rank = _quantile_rank(int(n_groups[class_index]), alpha)
+        if quantile_rank <= n_groups[class_index]:
+            min_probability[class_index] = class_probabilities[
+                -(-quantile_rank * len(class_probabilities) // int(n_groups[class_index])) - 1
+            ]
+    return ConformalRule(alpha, min_probability, n_images, n_groups)
 
 
-def _place(units: int, alpha: float) -> int:
-    """Return which of so many, from the surest on, is the quantile; above `units` there are too few."""
-    return math.ceil((units + 1) * (1 - alpha) - 1e-12)
+def _quantile_rank(n_groups: int, alpha: float) -> int:
+    """Return which of so many, from the surest on, is the quantile; above `n_groups` there are too few."""
+    return math.ceil((n_groups + 1) * (1 - alpha) - 1e-12)
 
 
 def fewest_for(alpha: float) -> int:
@@ -82,7 +89,7 @@ class Coverage:
 
 def coverage(rule: ConformalRule, true: Ints, probabilities: Floats) -> Coverage:
     """Count how often the set holds the true class, class by class, and how large the sets are."""
-    sets = rule.sets(probabilities)
+    sets = rule.prediction_sets(probabilities)
     k = probabilities.shape[1]
     held = sets[np.arange(len(true)), true]
     return Coverage(
@@ -92,16 +99,19 @@ def coverage(rule: ConformalRule, true: Ints, probabilities: Floats) -> Coverage
     )
 
 
-def expected_range(calibration: int, new: int, *, alpha: float, chance: float = 0.95) -> tuple[int, int]:
-    """Return how many of `new` images a sound rule covers, with that chance; both ends included. Both are independent.
+def expected_coverage_range(
+    n_calibration: int, n_new: int, *, alpha: float, level: float = 0.95
+) -> tuple[int, int]:
+    """Return how many of `n_new` images a sound rule covers, with that chance; both ends included. Both are
+    independent.
 
     Coverage varies with the calibration images too: Beta-binomial (Angelopoulos and Bates 2021).
     """
-    place = _place(calibration, alpha)
-    if place > calibration:
-        return new, new
-    law = betabinom(new, place, calibration + 1 - place)
-    return int(law.ppf((1 - chance) / 2)), int(law.isf((1 - chance) / 2))
+    quantile_rank = _quantile_rank(n_calibration, alpha)
+    if quantile_rank > n_calibration:
+        return n_new, n_new
+    distribution = betabinom(n_new, quantile_rank, n_calibration + 1 - quantile_rank)
+    return int(distribution.ppf((1 - level) / 2)), int(distribution.isf((1 - level) / 2))
 
 
 # Withholding ------------------------------------------------------------------------------------------------------
@@ -115,15 +125,15 @@ class RiskCoverage:
     risk: Floats
     confidence: Floats
 
-    def area(self) -> float:
+    def aurc(self) -> float:
         """Return the mean risk over all coverages, AURC: 0 is best, the error rate itself says nothing is gained."""
         edges = np.append(0.0, self.coverage)
         return float((np.diff(edges) * self.risk).sum())
 
 
-def risk_coverage(confidence: Floats, right: Bools) -> RiskCoverage:
+def risk_coverage(confidence: Floats, is_correct: Bools) -> RiskCoverage:
     """Return the curve of (N,) confidences; images of equal confidence are answered together."""
-    order = rank(confidence, right)
-    answered = order.ends + 1
-    wrong = np.cumsum(~order.positive)[order.ends]
-    return RiskCoverage(answered / len(right), wrong / answered, order.thresholds)
+    sorted_scores = sort_scores(confidence, is_correct)
+    n_answered = sorted_scores.run_ends + 1
+    n_errors = np.cumsum(~sorted_scores.is_positive)[sorted_scores.run_ends]
+    return RiskCoverage(n_answered / len(is_correct), n_errors / n_answered, sorted_scores.thresholds)

@@ -7,27 +7,27 @@ computed for the prevalence that the user states, with intervals that come from 
 import math
 from dataclasses import dataclass
 
-from dermkit.metrics.classification.scored_set import Scored
-from dermkit.metrics.decisions.thresholds import per_thousand, predictive_values
+from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.decisions.thresholds import counts_per_thousand, predictive_values
 from dermkit.metrics.stats import intervals
-from dermkit.metrics.stats.estimate import NO_METHOD, Estimate, doubted, doubts, undefined
+from dermkit.metrics.stats.estimate import NO_METHOD, Estimate, caveats, undefined_estimate, with_caveats
 
-PREVALENCES = (0.01, 0.05, 0.2)
+DEFAULT_PREVALENCES = (0.01, 0.05, 0.2)
 """Malignant lesions among those looked at, from screening to a specialist's clinic: to be stated, not measured."""
 
-PREDICTIVE = "from the intervals of both rates, at the stated prevalence"
+PREDICTIVE_METHOD = "from the intervals of both rates, at the stated prevalence"
 
 Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class AtThreshold:
-    """One threshold on one split, each with its interval. `at`: per stated prevalence."""
+class OperatingPointResult:
+    """One threshold on one split, each with its interval. `per_prevalence`: per stated prevalence."""
 
     threshold: float
     sensitivity: Estimate
     specificity: Estimate
-    at: "tuple[AtPrevalence, ...]"
+    per_prevalence: "tuple[AtPrevalence, ...]"
 
 
 @dataclass(frozen=True)
@@ -37,66 +37,70 @@ class AtPrevalence:
     prevalence: float
     ppv: Estimate
     npv: Estimate
-    found: Estimate
-    missed: Estimate
-    false_alarms: Estimate
-    biopsies_per_found: Estimate
+    true_positives: Estimate
+    false_negatives: Estimate
+    false_positives: Estimate
+    number_needed_to_biopsy: Estimate
 
 
-def at_threshold(scored: Scored, threshold: float, *, prevalences: tuple[float, ...] = PREVALENCES) -> AtThreshold:
+def evaluate_threshold(
+    scored_set: ScoredSet, threshold: float, *, prevalences: tuple[float, ...] = DEFAULT_PREVALENCES
+) -> OperatingPointResult:
     """Call images with a malignant probability of at least `threshold` positive; needs both sides."""
-    called, positive = scored.p_malignant >= threshold, scored.is_malignant
+    is_called, is_positive = scored_set.p_malignant >= threshold, scored_set.is_malignant
     rates = [
-        intervals.proportion_estimate(called[positive], scored.groups[positive]),
-        intervals.proportion_estimate(~called[~positive], scored.groups[~positive]),
+        intervals.proportion_estimate(is_called[is_positive], scored_set.groups[is_positive]),
+        intervals.proportion_estimate(~is_called[~is_positive], scored_set.groups[~is_positive]),
     ]
-    found = tuple(_at(prevalence, *rates) for prevalence in prevalences)
-    return AtThreshold(threshold, rates[0], rates[1], found)
+    per_prevalence = tuple(_at_prevalence(prevalence, *rates) for prevalence in prevalences)
+    return OperatingPointResult(threshold, rates[0], rates[1], per_prevalence)
 
 
-def _at(prevalence: float, sensitivity: Estimate, specificity: Estimate) -> AtPrevalence:
+def _at_prevalence(prevalence: float, sensitivity: Estimate, specificity: Estimate) -> AtPrevalence:
     sens, spec = sensitivity.value or 0.0, specificity.value or 0.0
     n = sensitivity.n + specificity.n
     ppv, npv = predictive_values(sens, spec, prevalence)
-    people = per_thousand(sens, spec, prevalence)
-    wide, narrow = _predictive_bounds(sensitivity, specificity, prevalence / (1 - prevalence))
+    counts = counts_per_thousand(sens, spec, prevalence)
+    ppv_bounds, npv_bounds = _predictive_bounds(sensitivity, specificity, prevalence / (1 - prevalence))
     # With a lower bound of 0 for the PPV there is no upper one for those called per one found.
-    needed = (1 / wide[1], 1 / wide[0]) if wide and wide[0] > 0 else None
-    ill, well = 1000 * prevalence, 1000 * (1 - prevalence)
+    nnb_bounds = (1 / ppv_bounds[1], 1 / ppv_bounds[0]) if ppv_bounds and ppv_bounds[0] > 0 else None
+    n_diseased, n_healthy = 1000 * prevalence, 1000 * (1 - prevalence)
 
-    def both(value: float | None, bounds: Bounds | None, why: str) -> Estimate:
+    def from_both_rates(value: float | None, bounds: Bounds | None, reason: str) -> Estimate:
         if value is None:
-            return undefined(n, why)
-        return _derived(value, bounds, n, PREDICTIVE, (sensitivity, specificity))
+            return undefined_estimate(n, reason)
+        return _derived_estimate(value, bounds, n, PREDICTIVE_METHOD, (sensitivity, specificity))
 
     return AtPrevalence(
         prevalence=prevalence,
-        ppv=both(ppv, wide, "nobody is called positive"),
-        npv=both(npv, narrow, "nobody is called negative"),
-        found=_of_rate(people.found, sensitivity, ill),
-        missed=_of_rate(people.missed, sensitivity, ill, others=True),
-        false_alarms=_of_rate(people.false_alarms, specificity, well, others=True),
-        biopsies_per_found=both(people.biopsies_per_found, needed, "nothing is found"),
+        ppv=from_both_rates(ppv, ppv_bounds, "nobody is called positive"),
+        npv=from_both_rates(npv, npv_bounds, "nobody is called negative"),
+        true_positives=_count_from_rate(counts.true_positives, sensitivity, n_diseased),
+        false_negatives=_count_from_rate(counts.false_negatives, sensitivity, n_diseased, complement=True),
+        false_positives=_count_from_rate(counts.false_positives, specificity, n_healthy, complement=True),
+        number_needed_to_biopsy=from_both_rates(counts.number_needed_to_biopsy, nnb_bounds, "nothing is found"),
     )
 
 
-def _of_rate(value: float, rate: Estimate, people: float, *, others: bool = False) -> Estimate:
-    """Return how many of so many people a rate calls right, or with `others` how many it does not."""
+def _count_from_rate(value: float, rate: Estimate, n_people: float, *, complement: bool = False) -> Estimate:
+    """Return how many of so many people a rate calls right, or with `complement` how many it does not."""
     bounds = None
     if rate.ci95 is not None:
-        low, high = (1 - rate.ci95[1], 1 - rate.ci95[0]) if others else rate.ci95
-        bounds = (people * low, people * high)
-    return _derived(value, bounds, rate.n, rate.method, (rate,))
+        low, high = (1 - rate.ci95[1], 1 - rate.ci95[0]) if complement else rate.ci95
+        bounds = (n_people * low, n_people * high)
+    return _derived_estimate(value, bounds, rate.n, rate.method, (rate,))
 
 
-def _derived(value: float, bounds: Bounds | None, n: int, method: str, rates: tuple[Estimate, ...]) -> Estimate:
+def _derived_estimate(
+    value: float, bounds: Bounds | None, n: int, method: str, rates: tuple[Estimate, ...]
+) -> Estimate:
     """Return what follows from rates: with their doubts, or with why one of them has no interval."""
     if bounds is not None:
-        return doubted(
-            Estimate(value, bounds, n, method), [part for rate in rates for part in doubts(rate.reason)]
+        return with_caveats(
+            Estimate(value, bounds, n, method), [caveat for rate in rates for caveat in caveats(rate.reason)]
         )
-    why = dict.fromkeys(rate.reason for rate in rates if rate.ci95 is None and rate.reason)
-    return Estimate(value, None, n, NO_METHOD, "; ".join(why) or "no interval: it has no upper bound")
+    reasons = dict.fromkeys(rate.reason for rate in rates if rate.ci95 is None and rate.reason)
+    return Estimate(value, None, n, NO_METHOD, "; ".join(reasons) or "no interval: it has no upper bound")
 
 
 def _predictive_bounds(
@@ -106,28 +110,30 @@ def _predictive_bounds(
     if sensitivity.ci95 is None or specificity.ci95 is None:
         return None, None
     sens, spec = sensitivity.value or 0.0, specificity.value or 0.0
-    (low, high), (low0, high0) = sensitivity.ci95, specificity.ci95
-    wide = _ratio_interval((sens, low, high), (1 - spec, 1 - high0, 1 - low0), odds)
-    return wide, _ratio_interval((spec, low0, high0), (1 - sens, 1 - high, 1 - low), 1 / odds)
+    (sens_low, sens_high), (spec_low, spec_high) = sensitivity.ci95, specificity.ci95
+    ppv_bounds = _ratio_interval((sens, sens_low, sens_high), (1 - spec, 1 - spec_high, 1 - spec_low), odds)
+    return ppv_bounds, _ratio_interval(
+        (spec, spec_low, spec_high), (1 - sens, 1 - sens_high, 1 - sens_low), 1 / odds
+    )
 
 
 def _ratio_interval(
-    hit: tuple[float, float, float], alarm: tuple[float, float, float], odds: float
+    true_rate: tuple[float, float, float], false_rate: tuple[float, float, float], odds: float
 ) -> tuple[float, float]:
     """Return the interval of odds * hit / alarm as a probability, from those of both rates (MOVER on the logarithm).
 
     hit, alarm: share, lower and upper bound, of different images. A rate of 0 leaves one end open: 0 or 1.
     """
-    (a, a_low, a_high), (b, b_low, b_high) = hit, alarm
+    (a, a_low, a_high), (b, b_low, b_high) = true_rate, false_rate
     if a == 0 or b == 0:
         low = odds * a_low / (odds * a_low + b_high) if a_low > 0 else 0.0
         high = odds * a_high / (odds * a_high + b_low) if b_low > 0 else 1.0
         return low, high
-    middle = math.log(odds * a / b)
-    down = math.hypot(math.log(a / a_low), math.log(b_high / b)) if a_low > 0 else math.inf
-    up = math.hypot(math.log(a_high / a), math.log(b / b_low)) if b_low > 0 else math.inf
-    return _probability(middle - down), _probability(middle + up)
+    log_odds = math.log(odds * a / b)
+    lower_distance = math.hypot(math.log(a / a_low), math.log(b_high / b)) if a_low > 0 else math.inf
+    upper_distance = math.hypot(math.log(a_high / a), math.log(b / b_low)) if b_low > 0 else math.inf
+    return _expit(log_odds - lower_distance), _expit(log_odds + upper_distance)
 
 
-def _probability(log_odds: float) -> float:
+def _expit(log_odds: float) -> float:
     return 0.0 if log_odds == -math.inf else 1 / (1 + math.exp(-log_odds))

@@ -1,6 +1,7 @@
 """What is settled on validation images and then only applied: calibration, operating points, sets, answers withheld.
 
-Settled from the validation side alone, as plain numbers; `judged` says how they do on images that had no part in it.
+Settled from the validation side alone, as plain numbers; `evaluate_policy` says how they do on images that had
+no part in it.
 The validation images also chose the epoch, so that what is promised of new images can be a little too good: the test
 side shows it.
 """
@@ -12,325 +13,391 @@ from typing import Any
 import numpy as np
 
 from dermkit.metrics.classification.probabilistic import log_loss
-from dermkit.metrics.classification.scored_set import Scored
+from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.decisions import conformal, recalibration, thresholds
-from dermkit.metrics.decisions.operating_points import PREVALENCES, AtThreshold, at_threshold
-from dermkit.metrics.decisions.recalibration import Calibration
+from dermkit.metrics.decisions.operating_points import (
+    DEFAULT_PREVALENCES,
+    OperatingPointResult,
+    evaluate_threshold,
+)
+from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
 from dermkit.metrics.decisions.thresholds import Threshold
 from dermkit.metrics.stats import intervals
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
-from dermkit.metrics.stats.estimate import Estimate, undefined
+from dermkit.metrics.stats.estimate import Estimate, undefined_estimate
 
-FOLDS = 5
-WISHES = (("sensitivity", 0.95), ("sensitivity", 0.9), ("specificity", 0.9))
-CONFIDENCE = 0.95
-ALPHA = 0.1
-SHARES = tuple(number / 20 for number in range(19, 9, -1))
+CALIBRATION_FOLDS = 5
+DEFAULT_TARGETS = (("sensitivity", 0.95), ("sensitivity", 0.9), ("specificity", 0.9))
+GUARANTEE_CONFIDENCE = 0.95
+CONFORMAL_ALPHA = 0.1
+REFERRAL_COVERAGES = tuple(number / 20 for number in range(19, 9, -1))
 """Of the images, the surest: how many may be answered and the others referred, from 95 % down to 50 %."""
 
-FIGURES = (
+CALIBRATION_METRICS = (
     "loss", "brier", "ece", "ece_classwise", "calibration_slope", "calibration_intercept", "brier_malignant",
 )  # fmt: skip
 """What calibration is for; the order of images of two classes, and so AUROC, it leaves alone."""
 
-FITS: Mapping[str, Callable[[Ints, Floats], Calibration]] = {
+CALIBRATION_FITS: Mapping[str, Callable[[Ints, Floats], ProbabilityCalibration]] = {
     "temperature": recalibration.fit_temperature,
-    "bias": recalibration.fit_bias,
+    "bias": recalibration.fit_temperature_and_bias,
 }
 
 
 @dataclass(frozen=True)
-class Answering:
-    """Answer an image whose calibrated confidence is at least `least`, refer the others.
+class ReferralThreshold:
+    """Answer an image whose calibrated confidence is at least `min_confidence`, refer the others.
 
-    share: of the images, wished. answered: of the validation images; more than `share` where confidences are equal.
+    share: of the images, wished. answered: of the validation images; more than `target_coverage` where
+    confidences are equal.
     error: share of wrong answers among these; they chose the epoch and the calibration, so it is hopeful.
     """
 
-    share: float
-    least: float
-    answered: float
-    error: Estimate
+    target_coverage: float
+    min_confidence: float
+    validation_coverage: float
+    error_rate: Estimate
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain numbers, as model.json holds them."""
         return {
-            "share": self.share, "least_confidence": self.least, "answered": self.answered,
-            "error": self.error.as_dict(),
-        }  # fmt: skip
+            "share": self.target_coverage,
+            "least_confidence": self.min_confidence,
+            "answered": self.validation_coverage,
+            "error": self.error_rate.as_dict(),
+        }
 
 
 @dataclass(frozen=True, eq=False)
-class Decision:
+class DecisionPolicy:
     """calibration, and for each kind its validation loss out of fold; points: wish -> threshold; rule: of the sets.
 
-    answering: one for each of `SHARES`; none in what was settled before these were kept.
+    answering: one for each of `REFERRAL_COVERAGES`; none in what was settled before these were kept.
     """
 
-    calibration: Calibration
-    losses: dict[str, float]
-    points: tuple[tuple[str, Threshold], ...]
-    rule: conformal.ConformalRule
-    n: int
-    answering: tuple[Answering, ...] = ()
+    calibration: ProbabilityCalibration
+    out_of_fold_losses: dict[str, float]
+    operating_points: tuple[tuple[str, Threshold], ...]
+    conformal_rule: conformal.ConformalRule
+    n_validation: int
+    referral_thresholds: tuple[ReferralThreshold, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain numbers, as model.json holds them."""
         return {
             "calibration": {
-                **asdict(self.calibration), "bias": list(self.calibration.bias), "out_of_fold_loss": self.losses,
+                **asdict(self.calibration),
+                "bias": list(self.calibration.bias),
+                "out_of_fold_loss": self.out_of_fold_losses,
             },
-            "operating_points": [point_dict(rate, point) for rate, point in self.points],
-            "conformal": _rule_dict(self.rule),
-            "refer": [item.as_dict() for item in self.answering],
-            "validation_images": self.n,
-        }  # fmt: skip
+            "operating_points": [operating_point_dict(rate, point) for rate, point in self.operating_points],
+            "conformal": _rule_dict(self.conformal_rule),
+            "refer": [referral.as_dict() for referral in self.referral_thresholds],
+            "validation_images": self.n_validation,
+        }
 
 
-def from_dict(body: Mapping[str, Any]) -> Decision:
+def policy_from_dict(policy_json: Mapping[str, Any]) -> DecisionPolicy:
     """Return the decision that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another object."""
-    own = body["calibration"]
-    calibration = Calibration(
-        str(own["kind"]), float(own["temperature"]), tuple(float(value) for value in own["bias"])
+    calibration_json = policy_json["calibration"]
+    calibration = ProbabilityCalibration(
+        str(calibration_json["kind"]),
+        float(calibration_json["temperature"]),
+        tuple(float(value) for value in calibration_json["bias"]),
     )
     points = tuple(
         (
-            str(item["rate"]),
+            str(entry["rate"]),
             Threshold(
-                float(item["value"]), float(item["wish_rate"]), float(item["confidence"]), bool(item["kept"]),
-                int(item["n"]),
+                float(entry["value"]), float(entry["wish_rate"]), float(entry["confidence"]), bool(entry["kept"]),
+                int(entry["n"]),
             ),
         )
-        for item in body["operating_points"]
+        for entry in policy_json["operating_points"]
     )  # fmt: skip
-    return Decision(
+    return DecisionPolicy(
         calibration,
-        {str(name): float(value) for name, value in own["out_of_fold_loss"].items()},
+        {str(kind): float(value) for kind, value in calibration_json["out_of_fold_loss"].items()},
         points,
-        _rule_from(body["conformal"]),
-        int(body["validation_images"]),
-        tuple(_answering_from(item) for item in body.get("refer", ())),
+        _rule_from_dict(policy_json["conformal"]),
+        int(policy_json["validation_images"]),
+        tuple(_referral_from_dict(entry) for entry in policy_json.get("refer", ())),
     )
 
 
 def _rule_dict(rule: conformal.ConformalRule) -> dict[str, Any]:
-    body = {"alpha": rule.alpha, "least": rule.least.tolist(), "n": rule.n.tolist()}
-    return body if rule.units is None else {**body, "units": rule.units.tolist()}
+    rule_json = {"alpha": rule.alpha, "least": rule.min_probability.tolist(), "n": rule.n_images.tolist()}
+    return rule_json if rule.n_groups is None else {**rule_json, "units": rule.n_groups.tolist()}
 
 
-def _rule_from(body: Mapping[str, Any]) -> conformal.ConformalRule:
+def _rule_from_dict(rule_json: Mapping[str, Any]) -> conformal.ConformalRule:
     """Return the rule; what was settled before units were kept has none, and its images are taken as independent."""
-    n, units = np.array(body["n"], dtype=np.int64), body.get("units")
-    made = None if units is None else np.array(units, dtype=np.int64)
-    if made is not None and made.shape != n.shape:
-        raise ValueError(f"{len(made)} classes have units, {len(n)} have images")
-    return conformal.ConformalRule(float(body["alpha"]), np.array(body["least"], dtype=np.float64), n, made)
-
-
-def _answering_from(item: Mapping[str, Any]) -> Answering:
-    return Answering(
-        float(item["share"]), float(item["least_confidence"]), float(item["answered"]),
-        Estimate.from_dict(item["error"]),
-    )  # fmt: skip
-
-
-def decide(validation: Scored, *, wishes: Sequence[tuple[str, float]] = WISHES, alpha: float = ALPHA) -> Decision:
-    """Settle everything on validation images. A wish has no threshold where its side has no image there."""
-    losses = _losses(validation)
-    kind = min(losses, key=lambda name: (losses[name], list(losses).index(name)))
-    calibration = (
-        recalibration.none_for(len(validation.classes))
-        if kind == "none"
-        else FITS[kind](validation.true, validation.probabilities)
+    n_images, group_counts = np.array(rule_json["n"], dtype=np.int64), rule_json.get("units")
+    n_groups = None if group_counts is None else np.array(group_counts, dtype=np.int64)
+    if n_groups is not None and n_groups.shape != n_images.shape:
+        raise ValueError(f"{len(n_groups)} classes have units, {len(n_images)} have images")
+    return conformal.ConformalRule(
+        float(rule_json["alpha"]), np.array(rule_json["least"], dtype=np.float64), n_images, n_groups
     )
-    settled = calibrated(validation, calibration)
-    return Decision(
-        calibration, losses, points_for(settled, wishes),
-        conformal.calibrate(settled.true, settled.probabilities, alpha=alpha, groups=settled.groups),
-        len(validation.true),
-        tuple(_answering(settled, _curve(settled), SHARES)),
+
+
+def _referral_from_dict(referral_json: Mapping[str, Any]) -> ReferralThreshold:
+    return ReferralThreshold(
+        float(referral_json["share"]), float(referral_json["least_confidence"]), float(referral_json["answered"]),
+        Estimate.from_dict(referral_json["error"]),
     )  # fmt: skip
 
 
-def points_for(settled: Scored, wishes: Sequence[tuple[str, float]]) -> tuple[tuple[str, Threshold], ...]:
+def fit_policy(
+    validation: ScoredSet,
+    *,
+    targets: Sequence[tuple[str, float]] = DEFAULT_TARGETS,
+    alpha: float = CONFORMAL_ALPHA,
+) -> DecisionPolicy:
+    """Settle everything on validation images. A wish has no threshold where its side has no image there."""
+    losses = _out_of_fold_losses(validation)
+    kind = min(losses, key=lambda candidate: (losses[candidate], list(losses).index(candidate)))
+    calibration = (
+        recalibration.identity(len(validation.classes))
+        if kind == "none"
+        else CALIBRATION_FITS[kind](validation.y_true, validation.probabilities)
+    )
+    calibrated_set = apply_calibration(validation, calibration)
+    return DecisionPolicy(
+        calibration,
+        losses,
+        fit_operating_points(calibrated_set, targets),
+        conformal.fit_conformal(
+            calibrated_set.y_true, calibrated_set.probabilities, alpha=alpha, groups=calibrated_set.groups
+        ),
+        len(validation.y_true),
+        tuple(_referral_thresholds(calibrated_set, _risk_coverage(calibrated_set), REFERRAL_COVERAGES)),
+    )
+
+
+def fit_operating_points(
+    calibrated_set: ScoredSet, targets: Sequence[tuple[str, float]]
+) -> tuple[tuple[str, Threshold], ...]:
     """Return the threshold of each wish on calibrated validation images; none where its side has no image."""
-    return tuple((rate, point) for rate, wish in wishes if (point := _point(settled, rate, wish)) is not None)
+    return tuple(
+        (rate, point)
+        for rate, target in targets
+        if (point := _fit_operating_point(calibrated_set, rate, target)) is not None
+    )
 
 
-def point_dict(rate: str, point: Threshold) -> dict[str, Any]:
+def operating_point_dict(rate: str, point: Threshold) -> dict[str, Any]:
     """Return an operating point as decision.json holds it."""
-    return {**_told(rate, point), "value": point.value}
+    return {**_point_fields(rate, point), "value": point.value}
 
 
-def _losses(validation: Scored) -> dict[str, float]:
+def _out_of_fold_losses(validation: ScoredSet) -> dict[str, float]:
     """Return the log loss of each kind on images that its numbers were not fitted to, groups kept together.
 
     A kind must earn its numbers: with few images a shift per class is noise.
     """
-    true, p = validation.true, validation.probabilities
-    found = {"none": log_loss(true, p)}
-    units = validation.units
-    if units < 2 * FOLDS:
-        return found
-    fold = np.random.default_rng(0).permutation(units)[validation.groups] % FOLDS
-    for kind, fit in FITS.items():
-        made = np.empty_like(p)
-        for number in range(FOLDS):
-            inside = fold == number
-            made[inside] = fit(true[~inside], p[~inside]).apply(p[inside])
-        found[kind] = log_loss(true, made)
-    return found
+    y_true, p = validation.y_true, validation.probabilities
+    losses = {"none": log_loss(y_true, p)}
+    n_groups = validation.n_groups
+    if n_groups < 2 * CALIBRATION_FOLDS:
+        return losses
+    fold_labels = np.random.default_rng(0).permutation(n_groups)[validation.groups] % CALIBRATION_FOLDS
+    for kind, fit in CALIBRATION_FITS.items():
+        out_of_fold_p = np.empty_like(p)
+        for fold_number in range(CALIBRATION_FOLDS):
+            is_held_out = fold_labels == fold_number
+            out_of_fold_p[is_held_out] = fit(y_true[~is_held_out], p[~is_held_out]).apply(p[is_held_out])
+        losses[kind] = log_loss(y_true, out_of_fold_p)
+    return losses
 
 
-def _point(settled: Scored, rate: str, wish: float) -> Threshold | None:
-    side = settled.is_malignant if rate == "sensitivity" else ~settled.is_malignant
-    if not settled.has_binary_view or not side.any():
+def _fit_operating_point(calibrated_set: ScoredSet, rate: str, target: float) -> Threshold | None:
+    class_mask = calibrated_set.is_malignant if rate == "sensitivity" else ~calibrated_set.is_malignant
+    if not calibrated_set.has_both_sides or not class_mask.any():
         return None
-    find = thresholds.for_sensitivity if rate == "sensitivity" else thresholds.for_specificity
-    return find(settled.p_malignant, settled.is_malignant, settled.groups, wish=wish, confidence=CONFIDENCE)
+    fit_threshold = thresholds.for_sensitivity if rate == "sensitivity" else thresholds.for_specificity
+    return fit_threshold(
+        calibrated_set.p_malignant,
+        calibrated_set.is_malignant,
+        calibrated_set.groups,
+        target=target,
+        confidence=GUARANTEE_CONFIDENCE,
+    )
 
 
-def calibrated(scored: Scored, calibration: Calibration) -> Scored:
+def apply_calibration(scored_set: ScoredSet, calibration: ProbabilityCalibration) -> ScoredSet:
     """Return the same images with calibrated probabilities, and the predictions that these make."""
-    p = calibration.apply(scored.probabilities)
-    return Scored(scored.classes, scored.malignant, scored.true, p.argmax(axis=1), p, scored.groups)
+    p = calibration.apply(scored_set.probabilities)
+    return ScoredSet(
+        scored_set.classes, scored_set.malignant_classes, scored_set.y_true, p.argmax(axis=1), p, scored_set.groups
+    )
 
 
 # How it does on images that had no part in it ---------------------------------------------------------------------
 
 
-def judged(
-    decision: Decision,
-    scored: Scored,
+def evaluate_policy(
+    policy: DecisionPolicy,
+    scored_set: ScoredSet,
     *,
-    summarise: Callable[..., Mapping[str, Any]],
+    evaluate_split: Callable[..., Mapping[str, Any]],
     seed: int,
-    prevalences: tuple[float, ...] = PREVALENCES,
-    asked: Sequence[tuple[str, Threshold]] = (),
+    prevalences: tuple[float, ...] = DEFAULT_PREVALENCES,
+    requested_points: Sequence[tuple[str, Threshold]] = (),
 ) -> dict[str, Any]:
     """Return what a split's body of metrics.json holds of a decision. summarise: `summary.summarise`.
 
     asked: operating points beside the decision's own, marked as such.
     """
-    settled = calibrated(scored, decision.calibration)
-    figures = summarise(settled, seed=seed, ranked=False)["metrics"]
-    missing = "" if (decision.points or asked) else "none was settled"
-    missing = missing or _one_sided(settled)
-    every = [*((at, False) for at in decision.points), *((at, True) for at in asked)]
-    points = [
+    calibrated_set = apply_calibration(scored_set, policy.calibration)
+    metrics = evaluate_split(calibrated_set, seed=seed, ranked=False)["metrics"]
+    missing_reason = "" if (policy.operating_points or requested_points) else "none was settled"
+    missing_reason = missing_reason or _one_class_reason(calibrated_set)
+    all_points = [
+        *((rate_and_point, False) for rate_and_point in policy.operating_points),
+        *((rate_and_point, True) for rate_and_point in requested_points),
+    ]
+    point_dicts = [
         {
-            **_told(rate, point), "asked": is_asked, "threshold": point.value,
-            **_as_dict(at_threshold(settled, point.value, prevalences=prevalences)),
+            **_point_fields(rate, point), "asked": is_requested, "threshold": point.value,
+            **_result_dict(evaluate_threshold(calibrated_set, point.value, prevalences=prevalences)),
         }
-        for (rate, point), is_asked in ([] if missing else every)
+        for (rate, point), is_requested in ([] if missing_reason else all_points)
     ]  # fmt: skip
     return {
         "calibrated": {
-            "kind": decision.calibration.kind,
-            "metrics": {name: figures[name] for name in FIGURES if name in figures},
+            "kind": policy.calibration.kind,
+            "metrics": {name: metrics[name] for name in CALIBRATION_METRICS if name in metrics},
         },
-        "operating_points": points,
-        "no_operating_points": missing,
-        "conformal": _conformal(decision.rule, settled),
-        "refer": _refer(decision, settled),
+        "operating_points": point_dicts,
+        "no_operating_points": missing_reason,
+        "conformal": _conformal_dict(policy.conformal_rule, calibrated_set),
+        "refer": _referral_dict(policy, calibrated_set),
     }
 
 
-def _one_sided(scored: Scored) -> str:
+def _one_class_reason(scored_set: ScoredSet) -> str:
     """Return why no operating point can be judged on these images, "" where it can."""
-    if not scored.has_binary_view:
+    if not scored_set.has_both_sides:
         return "the class table has not two sides, malignant and other"
-    positives = int(scored.is_malignant.sum())
-    if 0 < positives < len(scored.true):
+    n_positive = int(scored_set.is_malignant.sum())
+    if 0 < n_positive < len(scored_set.y_true):
         return ""
-    return f"{'no' if positives == 0 else 'every'} image here is malignant"
+    return f"{'no' if n_positive == 0 else 'every'} image here is malignant"
 
 
-def _told(rate: str, point: Threshold) -> dict[str, Any]:
+def _point_fields(rate: str, point: Threshold) -> dict[str, Any]:
     return {
-        "wish": f"{rate} {point.wish:g}", "rate": rate, "wish_rate": point.wish, "confidence": point.confidence,
-        "kept": point.kept, "n": point.n,
+        "wish": f"{rate} {point.target:g}", "rate": rate, "wish_rate": point.target, "confidence": point.confidence,
+        "kept": point.guaranteed, "n": point.n,
     }  # fmt: skip
 
 
-def _as_dict(found: AtThreshold) -> dict[str, Any]:
+def _result_dict(result: OperatingPointResult) -> dict[str, Any]:
     names = ("ppv", "npv", "found", "missed", "false_alarms", "biopsies_per_found")
     return {
-        "sensitivity": found.sensitivity.as_dict(),
-        "specificity": found.specificity.as_dict(),
+        "sensitivity": result.sensitivity.as_dict(),
+        "specificity": result.specificity.as_dict(),
         "per_prevalence": [
-            {"prevalence": item.prevalence, **{name: getattr(item, name).as_dict() for name in names}}
-            for item in found.at
+            {
+                "prevalence": at_prevalence.prevalence,
+                **{name: getattr(at_prevalence, name).as_dict() for name in names},
+            }
+            for at_prevalence in result.per_prevalence
         ],
     }
 
 
-def covered(rule: conformal.ConformalRule, settled: Scored) -> Bools:
+def covers_true_class(rule: conformal.ConformalRule, calibrated_set: ScoredSet) -> Bools:
     """Return which sets hold the true class, (N,)."""
-    return np.asarray(rule.sets(settled.probabilities)[np.arange(len(settled.true)), settled.true], dtype=bool)
+    return np.asarray(
+        rule.prediction_sets(calibrated_set.probabilities)[
+            np.arange(len(calibrated_set.y_true)), calibrated_set.y_true
+        ],
+        dtype=bool,
+    )
 
 
-def _conformal(rule: conformal.ConformalRule, settled: Scored) -> dict[str, Any]:
+def _conformal_dict(rule: conformal.ConformalRule, calibrated_set: ScoredSet) -> dict[str, Any]:
     """Return coverage per class with its interval, and what a sound rule would cover with a chance of 95 %.
 
     That range is of independent images: more of the same lesions, here or in calibration, do not make it narrower.
     """
-    sets, held = rule.sets(settled.probabilities), covered(rule, settled)
-    classes = {}
-    for k, name in enumerate(settled.classes):
-        rows = settled.true == k
-        if rows.any():
-            units, learned = settled.units_in(rows), int(rule.independent[k])
-            low, high = conformal.expected_range(learned, units, alpha=rule.alpha)
-            share = intervals.proportion_estimate(held[rows], settled.groups[rows]).as_dict()
-            classes[name] = {**share, "expected": [low / units, high / units], "units": units,
-                             "calibration_images": int(rule.n[k]), "calibration_units": learned}  # fmt: skip
-    sizes = np.bincount(sets.sum(axis=1), minlength=len(settled.classes) + 1)
-    return {"promised": 1 - rule.alpha, "per_class": classes, "sizes": sizes.tolist()}
+    prediction_sets, is_covered = (
+        rule.prediction_sets(calibrated_set.probabilities),
+        covers_true_class(rule, calibrated_set),
+    )
+    per_class = {}
+    for k, class_name in enumerate(calibrated_set.classes):
+        in_class = calibrated_set.y_true == k
+        if in_class.any():
+            n_groups, n_calibration_groups = calibrated_set.n_groups_in(in_class), int(rule.n_independent[k])
+            low, high = conformal.expected_coverage_range(n_calibration_groups, n_groups, alpha=rule.alpha)
+            coverage = intervals.proportion_estimate(
+                is_covered[in_class], calibrated_set.groups[in_class]
+            ).as_dict()
+            per_class[class_name] = {
+                **coverage,
+                "expected": [low / n_groups, high / n_groups],
+                "units": n_groups,
+                "calibration_images": int(rule.n_images[k]),
+                "calibration_units": n_calibration_groups,
+            }
+    set_sizes = np.bincount(prediction_sets.sum(axis=1), minlength=len(calibrated_set.classes) + 1)
+    return {"promised": 1 - rule.alpha, "per_class": per_class, "sizes": set_sizes.tolist()}
 
 
-def _curve(settled: Scored) -> conformal.RiskCoverage:
-    return conformal.risk_coverage(settled.confidence, settled.true == settled.predicted)
+def _risk_coverage(calibrated_set: ScoredSet) -> conformal.RiskCoverage:
+    return conformal.risk_coverage(calibrated_set.confidence, calibrated_set.y_true == calibrated_set.y_pred)
 
 
-def _answering(settled: Scored, curve: conformal.RiskCoverage, shares: Sequence[float]) -> Iterator[Answering]:
+def _referral_thresholds(
+    calibrated_set: ScoredSet, curve: conformal.RiskCoverage, coverages: Sequence[float]
+) -> Iterator[ReferralThreshold]:
     """Yield for each share what the surest images of that share are and how often they are answered wrongly."""
-    right = settled.true == settled.predicted
-    for share in shares:
-        at = int(np.searchsorted(curve.coverage, share - 1e-12))
-        answered = settled.confidence >= curve.confidence[at]
-        wrong = intervals.proportion_estimate(~right[answered], settled.groups[answered])
-        yield Answering(share, float(curve.confidence[at]), float(curve.coverage[at]), wrong)
+    is_correct = calibrated_set.y_true == calibrated_set.y_pred
+    for coverage in coverages:
+        index = int(np.searchsorted(curve.coverage, coverage - 1e-12))
+        is_answered = calibrated_set.confidence >= curve.confidence[index]
+        error_rate = intervals.proportion_estimate(~is_correct[is_answered], calibrated_set.groups[is_answered])
+        yield ReferralThreshold(coverage, float(curve.confidence[index]), float(curve.coverage[index]), error_rate)
 
 
-def _refer(decision: Decision, settled: Scored) -> dict[str, Any]:
+def _referral_dict(policy: DecisionPolicy, calibrated_set: ScoredSet) -> dict[str, Any]:
     """Return the error rate when only the surest images are answered, at a few shares, and the area under it.
 
-    `settled`: the same from the confidences on that validation settled, which `dermkit predict --refer` goes by.
+    `calibrated_set`: the same from the confidences on that validation settled, which `dermkit predict --refer` goes by.
     """
-    right, curve = settled.true == settled.predicted, _curve(settled)
-    shares = {
-        f"{item.share:g}": {
-            **item.error.as_dict(), "answered": item.answered, "least_confidence": item.least
+    is_correct, curve = calibrated_set.y_true == calibrated_set.y_pred, _risk_coverage(calibrated_set)
+    error_by_coverage = {
+        f"{referral.target_coverage:g}": {
+            **referral.error_rate.as_dict(),
+            "answered": referral.validation_coverage,
+            "least_confidence": referral.min_confidence,
         }
-        for item in _answering(settled, curve, (1.0, 0.9, 0.8, 0.7, 0.5))
-    }  # fmt: skip
+        for referral in _referral_thresholds(calibrated_set, curve, (1.0, 0.9, 0.8, 0.7, 0.5))
+    }
     return {
-        "area": curve.area(),
-        "error_when_answering": shares,
-        "settled": [_at_confidence(item, settled, right) for item in decision.answering],
+        "area": curve.aurc(),
+        "error_when_answering": error_by_coverage,
+        "settled": [
+            _referral_result(referral, calibrated_set, is_correct) for referral in policy.referral_thresholds
+        ],
     }
 
 
-def _at_confidence(item: Answering, settled: Scored, right: Bools) -> dict[str, Any]:
+def _referral_result(referral: ReferralThreshold, calibrated_set: ScoredSet, is_correct: Bools) -> dict[str, Any]:
     """Return how many images a confidence of validation answers here, and how often wrongly."""
-    answered = settled.confidence >= item.least
-    error = (
-        intervals.proportion_estimate(~right[answered], settled.groups[answered])
-        if answered.any()
-        else undefined(0, "no image is that sure")
+    is_answered = calibrated_set.confidence >= referral.min_confidence
+    error_rate = (
+        intervals.proportion_estimate(~is_correct[is_answered], calibrated_set.groups[is_answered])
+        if is_answered.any()
+        else undefined_estimate(0, "no image is that sure")
     )
-    share = intervals.proportion_estimate(answered, settled.groups)
+    coverage = intervals.proportion_estimate(is_answered, calibrated_set.groups)
     return {
-        "share": item.share, "least_confidence": item.least, "answered": share.as_dict(), "error": error.as_dict()
-    }  # fmt: skip
+        "share": referral.target_coverage,
+        "least_confidence": referral.min_confidence,
+        "answered": coverage.as_dict(),
+        "error": error_rate.as_dict(),
+    }

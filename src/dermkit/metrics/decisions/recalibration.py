@@ -14,13 +14,13 @@ from scipy.special import log_softmax, softmax
 from dermkit.metrics.stats.arrays import EPSILON, Floats, Ints
 
 TEMPERATURE_RANGE = (0.05, 20.0)
-_BIAS = 10.0
+_MAX_BIAS = 10.0
 _RIDGE = 1e-3
 """A class without validation images would be shifted to never: a little weight holds the shifts."""
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ProbabilityCalibration:
     """What is done to log probabilities: divided by `temperature`, shifted by `bias` (one number per class)."""
 
     kind: str
@@ -34,61 +34,70 @@ class Calibration:
         return np.asarray(softmax(logits / self.temperature + np.array(self.bias), axis=1))
 
 
-def none_for(classes: int) -> Calibration:
+def identity(n_classes: int) -> ProbabilityCalibration:
     """Return the calibration that changes nothing."""
-    return Calibration("none", 1.0, (0.0,) * classes)
+    return ProbabilityCalibration("none", 1.0, (0.0,) * n_classes)
 
 
-def fit_temperature(true: Ints, probabilities: Floats) -> Calibration:
+def fit_temperature(y_true: Ints, probabilities: Floats) -> ProbabilityCalibration:
     """Return the temperature with the least log loss of (N,) true classes under (N, K) probabilities."""
     logits, k = _logits(probabilities), probabilities.shape[1]
     low, high = np.log(TEMPERATURE_RANGE)
 
     def loss(x: Floats) -> tuple[float, Floats]:
-        value, slopes = loss_at(logits, true, float(x[0]), np.zeros(k))
-        return value, slopes[:1]
+        value, gradient = log_loss_and_gradient(logits, y_true, float(x[0]), np.zeros(k))
+        return value, gradient[:1]
 
     starts = np.linspace(low, high, 25)
-    first = min(starts, key=lambda start: loss(np.array([start]))[0])
-    found = minimize(
-        loss, np.array([first]), jac=True, method="L-BFGS-B", bounds=[(float(low), float(high))], options=_EXACT
+    best_start = min(starts, key=lambda start: loss(np.array([start]))[0])
+    optimum = minimize(
+        loss,
+        np.array([best_start]),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(float(low), float(high))],
+        options=_OPTIMISER_OPTIONS,
     )
-    return Calibration("temperature", float(np.exp(found.x[0])), (0.0,) * k)
+    return ProbabilityCalibration("temperature", float(np.exp(optimum.x[0])), (0.0,) * k)
 
 
-def fit_bias(true: Ints, probabilities: Floats) -> Calibration:
+def fit_temperature_and_bias(y_true: Ints, probabilities: Floats) -> ProbabilityCalibration:
     """Return temperature and shifts per class with the least log loss; the shifts sum to 0."""
     logits, k = _logits(probabilities), probabilities.shape[1]
-    start = fit_temperature(true, probabilities).temperature
+    start_temperature = fit_temperature(y_true, probabilities).temperature
 
     def loss(x: Floats) -> tuple[float, Floats]:
-        value, slopes = loss_at(logits, true, float(x[0]), x[1:] - x[1:].mean())
-        slopes[1:] += 2 * _RIDGE * x[1:] / k
-        return value + _RIDGE * float((x[1:] ** 2).mean()), slopes
+        value, gradient = log_loss_and_gradient(logits, y_true, float(x[0]), x[1:] - x[1:].mean())
+        gradient[1:] += 2 * _RIDGE * x[1:] / k
+        return value + _RIDGE * float((x[1:] ** 2).mean()), gradient
 
-    bounds = [tuple(np.log(TEMPERATURE_RANGE)), *[(-_BIAS, _BIAS)] * k]
-    start_at = np.append(np.log(start), np.zeros(k))
-    found = minimize(loss, start_at, jac=True, method="L-BFGS-B", bounds=bounds, options=_EXACT)
-    shift = found.x[1:] - found.x[1:].mean()
-    return Calibration("bias", float(np.exp(found.x[0])), tuple(float(value) for value in shift))
+    bounds = [tuple(np.log(TEMPERATURE_RANGE)), *[(-_MAX_BIAS, _MAX_BIAS)] * k]
+    start_vector = np.append(np.log(start_temperature), np.zeros(k))
+    optimum = minimize(loss, start_vector, jac=True, method="L-BFGS-B", bounds=bounds, options=_OPTIMISER_OPTIONS)
+    centred_bias = optimum.x[1:] - optimum.x[1:].mean()
+    return ProbabilityCalibration(
+        "bias", float(np.exp(optimum.x[0])), tuple(float(value) for value in centred_bias)
+    )
 
 
-_EXACT: Any = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 1000}
+_OPTIMISER_OPTIONS: Any = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 1000}
 
 
 def _logits(probabilities: Floats) -> Floats:
     return np.asarray(np.log(np.clip(probabilities, EPSILON, 1.0)), dtype=np.float64)
 
 
-def loss_at(logits: Floats, true: Ints, log_temperature: float, bias: Floats) -> tuple[float, Floats]:
+def log_loss_and_gradient(
+    logits: Floats, y_true: Ints, log_temperature: float, bias: Floats
+) -> tuple[float, Floats]:
     """Return the mean log loss of (N, K) log probabilities so changed, and its slopes in log temperature and bias.
 
     bias: (K,). The slopes, (1 + K,), are also those of shifts that are first centred: over the classes they sum to 0.
     """
-    n, cooled = len(true), logits / np.exp(log_temperature)
-    p = log_softmax(cooled + bias, axis=1)
+    n, scaled_logits = len(y_true), logits / np.exp(log_temperature)
+    p = log_softmax(scaled_logits + bias, axis=1)
     rows = np.arange(n)
-    value = -float(p[rows, true].mean())
-    off = np.exp(p, out=p)
-    off[rows, true] -= 1.0
-    return value, np.append(-float((off * cooled).sum()) / n, off.mean(axis=0))
+    value = -float(p[rows, y_true].mean())
+    residuals = np.exp(p, out=p)
+    residuals[rows, y_true] -= 1.0
+    return value, np.append(-float((residuals * scaled_logits).sum()) / n, residuals.mean(axis=0))

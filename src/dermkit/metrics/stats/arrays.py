@@ -18,7 +18,9 @@ EPSILON = float(np.finfo(np.float64).eps)
 """Probabilities are clipped to [EPSILON, 1] before the logarithm, as in scikit-learn: an image costs at most 36.04."""
 
 
-def ratio(part: Floats, whole: Floats, defined: Bools) -> Floats:
-    """Return part / whole, NaN where `defined` is False."""
-    quotient: Floats = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=defined)
+def ratio(numerator: Floats, denominator: Floats, is_defined: Bools) -> Floats:
+    """Return part / whole, NaN where `is_defined` is False."""
+    quotient: Floats = np.divide(
+        numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=is_defined
+    )
     return quotient

@@ -8,16 +8,16 @@ from dermkit.metrics.stats import intervals
 from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.estimate import Estimate
 
-MOST_CORRECTED = 10_000
+MAX_BCA_GROUPS = 10_000
 """Units up to which the bootstrap is corrected; it needs every figure without each unit."""
 
-NOT_RESAMPLED = "no interval: nothing was resampled"
-_CHUNK = 256
+NO_RESAMPLES_REASON = "no interval: nothing was resampled"
+_CHUNK_SIZE = 256
 
-Named = Mapping[str, Floats]
+NamedArrays = Mapping[str, Floats]
 
 
-class Resampled:
+class BootstrapSamples:
     """Named figures of `units` units that are drawn together.
 
     figures: multiplicities (B, units) -> name -> (B, ...). without_each: unit numbers (C,) -> name -> (C, ...). name:
@@ -27,34 +27,36 @@ class Resampled:
 
     def __init__(
         self,
-        units: int,
+        n_groups: int,
         *,
-        figures: Callable[[Floats], Named],
-        without_each: Callable[[Ints], Named],
-        name: str,
+        compute_metrics: Callable[[Floats], NamedArrays],
+        leave_one_group_out: Callable[[Ints], NamedArrays],
+        method_name: str,
         seed: int,
         resamples: int,
     ) -> None:
         # With one unit every resample is the sample itself: there is nothing to learn from it.
-        drawn = intervals.resample_weights(np.arange(units), seed=seed, resamples=resamples if units > 1 else 0)
-        self.samples = _joined([figures(weights) for weights in drawn])
-        corrected = 1 < units <= MOST_CORRECTED and resamples > 0
-        parts = np.array_split(np.arange(units), -(-units // _CHUNK)) if corrected else []
-        self.left_out = _joined([without_each(rows) for rows in parts])
-        self.method = f"{name}, {'BCa' if corrected else 'percentile'}, {resamples} resamples, seed {seed}"
-        self.missing = intervals.ONE_GROUP if units == 1 else NOT_RESAMPLED
+        weight_chunks = intervals.resample_weights(
+            np.arange(n_groups), seed=seed, resamples=resamples if n_groups > 1 else 0
+        )
+        self.samples = _concatenate([compute_metrics(weights) for weights in weight_chunks])
+        use_bca = 1 < n_groups <= MAX_BCA_GROUPS and resamples > 0
+        group_chunks = np.array_split(np.arange(n_groups), -(-n_groups // _CHUNK_SIZE)) if use_bca else []
+        self.jackknife = _concatenate([leave_one_group_out(group_indices) for group_indices in group_chunks])
+        self.method = f"{method_name}, {'BCa' if use_bca else 'percentile'}, {resamples} resamples, seed {seed}"
+        self.missing_reason = intervals.ONE_GROUP_REASON if n_groups == 1 else NO_RESAMPLES_REASON
 
-    def estimate(self, value: float, n: int, samples: Floats | None, left_out: Floats | None) -> Estimate:
+    def estimate(self, value: float, n: int, samples: Floats | None, jackknife: Floats | None) -> Estimate:
         """Return a figure of n images with its interval from resampled values and those without each unit."""
         if samples is None:
-            return Estimate(value, None, n, self.method, self.missing)
+            return Estimate(value, None, n, self.method, self.missing_reason)
         interval = (
             intervals.percentile_interval(value, samples)
-            if left_out is None
-            else intervals.bca_interval(value, samples, left_out)
+            if jackknife is None
+            else intervals.bca_interval(value, samples, jackknife)
         )
         return Estimate(value, interval.ci95, n, self.method, interval.reason)
 
 
-def _joined(parts: list[Named]) -> dict[str, Floats]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+def _concatenate(chunks: list[NamedArrays]) -> dict[str, Floats]:
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]} if chunks else {}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 NO_METHOD = "none"
 """The method of a figure that is undefined, or that has no interval."""
 
-_PRESENT = re.compile(r"\b(recall|auroc|average_precision|precision|f1|specificity|npv|mcc)_macro_present\b")
+_MACRO_PRESENT = re.compile(r"\b(recall|auroc|average_precision|precision|f1|specificity|npv|mcc)_macro_present\b")
 
 
 @dataclass(frozen=True)
@@ -36,66 +36,72 @@ class Estimate:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the estimate as metrics.json holds it; `reason` only where there is one."""
-        body = {
+        estimate_json = {
             "value": self.value,
             "ci95": None if self.ci95 is None else list(self.ci95),
             "n": self.n,
             "method": self.method,
         }
-        return {**body, "reason": self.reason} if self.reason else body
+        return {**estimate_json, "reason": self.reason} if self.reason else estimate_json
 
     @classmethod
-    def from_dict(cls, body: Mapping[str, Any]) -> "Estimate":
+    def from_dict(cls, estimate_json: Mapping[str, Any]) -> "Estimate":
         """Return the estimate that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another one."""
-        value, ci95 = body["value"], body["ci95"]
+        value, ci95 = estimate_json["value"], estimate_json["ci95"]
         bounds = None if ci95 is None else (float(ci95[0]), float(ci95[1]))
         number = None if value is None else float(value)
-        return cls(number, bounds, int(body["n"]), str(body["method"]), str(body.get("reason", "")))
+        return cls(
+            number,
+            bounds,
+            int(estimate_json["n"]),
+            str(estimate_json["method"]),
+            str(estimate_json.get("reason", "")),
+        )
 
 
-UNRELIABLE = "interval unreliable"
-MISLEADING = ("every resample gave the same value", "the bootstrap is biased")
+UNRELIABLE_PREFIX = "interval unreliable"
+MISLEADING_CAVEATS = ("every resample gave the same value", "the bootstrap is biased")
 """Doubts after which an interval is not shown: it has no width, or lies beside its value."""
 
 
-def doubts(reason: str) -> list[str]:
+def caveats(reason: str) -> list[str]:
     """Return the parts of a reason that say why its interval is unreliable."""
-    return [part for part in reason.split("; ") if part.startswith(UNRELIABLE)]
+    return [clause for clause in reason.split("; ") if clause.startswith(UNRELIABLE_PREFIX)]
 
 
-def doubted(estimate: Estimate, reasons: Sequence[str]) -> Estimate:
+def with_caveats(estimate: Estimate, new_caveats: Sequence[str]) -> Estimate:
     """Return the estimate with what makes its interval unreliable added to its reason; without interval as it is."""
-    if estimate.ci95 is None or not reasons:
+    if estimate.ci95 is None or not new_caveats:
         return estimate
-    told = [part for part in estimate.reason.split("; ") if part]
-    return replace(estimate, reason="; ".join(dict.fromkeys([*told, *reasons])))
+    clauses = [clause for clause in estimate.reason.split("; ") if clause]
+    return replace(estimate, reason="; ".join(dict.fromkeys([*clauses, *new_caveats])))
 
 
-def undefined(n: int, reason: str) -> Estimate:
+def undefined_estimate(n: int, reason: str) -> Estimate:
     """Return the estimate of a figure that does not exist, and why."""
     return Estimate(None, None, n, NO_METHOD, reason)
 
 
-def trust(estimate: Mapping[str, Any]) -> Literal["", "doubtful", "none"]:
+def reliability(estimate: Mapping[str, Any]) -> Literal["", "doubtful", "none"]:
     """Return the worth of an estimate's interval: "" full, "doubtful" to be marked, "none" not to be shown or judged.
 
     An interval of few units, or that lost resamples, still says something; one without width, or beside its value,
     misleads.
     """
-    bounds, found = estimate.get("ci95"), doubts(str(estimate.get("reason") or ""))
-    misleading = any(why in part for part in found for why in MISLEADING)
-    if not bounds or bounds[0] == bounds[1] or misleading:
+    bounds, caveat_list = estimate.get("ci95"), caveats(str(estimate.get("reason") or ""))
+    is_misleading = any(marker in caveat for caveat in caveat_list for marker in MISLEADING_CAVEATS)
+    if not bounds or bounds[0] == bounds[1] or is_misleading:
         return "none"
-    return "doubtful" if found else ""
+    return "doubtful" if caveat_list else ""
 
 
-def in_words(reason: str) -> str:
+def humanise(reason: str) -> str:
     """Return a reason without the names that metrics.json gives to figures."""
 
-    def row(found: re.Match[str]) -> str:
+    def describe_row(match: re.Match[str]) -> str:
         # A class that is present has no precision where nothing was called it.
-        present = found[1] in ("recall", "auroc", "average_precision")
-        return f"the row over the classes {'present' if present else 'where it is defined'}"
+        is_over_present = match[1] in ("recall", "auroc", "average_precision")
+        return f"the row over the classes {'present' if is_over_present else 'where it is defined'}"
 
-    told = _PRESENT.sub(row, reason).replace("average_precision is", "average precision is")
-    return told.replace(f"; {UNRELIABLE}: ", "; ").replace(f"{UNRELIABLE}: ", "unreliable: ")
+    text = _MACRO_PRESENT.sub(describe_row, reason).replace("average_precision is", "average precision is")
+    return text.replace(f"; {UNRELIABLE_PREFIX}: ", "; ").replace(f"{UNRELIABLE_PREFIX}: ", "unreliable: ")

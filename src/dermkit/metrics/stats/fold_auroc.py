@@ -13,12 +13,12 @@ from scipy.stats import norm, rankdata
 
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
-NEAR = 1e-9
+SEARCH_OFFSET = 1e-9
 """How close to the value a bound is looked for; at an AUROC of 1 the value itself solves the equation too."""
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class FoldAuroc:
     """An AUROC within folds.
 
     auroc: weighted by the pairs of each fold; NaN where no fold holds both sides. outranks: (N,) share of the other
@@ -27,78 +27,82 @@ class Placed:
     """
 
     auroc: float
-    outranks: Floats
+    placement_values: Floats
     variance: float
-    positives: int
-    negatives: int
+    n_positive: int
+    n_negative: int
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Return the two-sided interval; `level` close to 1 for a bound that holds for many figures at once."""
         z = float(norm.isf((1 - level) / 2))
         return self._bound(z, 0.0), self._bound(z, 1.0)
 
-    def _bound(self, z: float, end: float) -> float:
-        """Return the farthest AUROC towards `end` that the data do not contradict.
+    def _bound(self, z: float, limit: float) -> float:
+        """Return the farthest AUROC towards `limit` that the data do not contradict.
 
         A score interval (Newcombe 2006, Statistics in Medicine 25:559): Hanley and McNeil's variance at the bound,
         not at the estimate, so that a perfect AUROC of 20 images keeps a width. Times what DeLong's variance is
         larger, which is what lesions with several photographs add.
         """
-        design = max(1.0, self.variance / max(self._variance_at(self.auroc), NEAR))
+        design_effect = max(1.0, self.variance / max(self._variance_at(self.auroc), SEARCH_OFFSET))
 
         def gap(theta: float) -> float:
-            return abs(self.auroc - theta) - z * math.sqrt(design * max(self._variance_at(theta), 0.0))
+            return abs(self.auroc - theta) - z * math.sqrt(design_effect * max(self._variance_at(theta), 0.0))
 
-        near = self.auroc - NEAR if end < self.auroc else self.auroc + NEAR
-        if not 0 <= near <= 1 or gap(near) >= 0:
+        start = self.auroc - SEARCH_OFFSET if limit < self.auroc else self.auroc + SEARCH_OFFSET
+        if not 0 <= start <= 1 or gap(start) >= 0:
             return self.auroc
-        return float(brentq(gap, near, end)) if gap(end) > 0 else end
+        return float(brentq(gap, start, limit)) if gap(limit) > 0 else limit
 
     def _variance_at(self, theta: float) -> float:
-        return hanley(theta, self.positives, self.negatives)
+        return hanley_mcneil_variance(theta, self.n_positive, self.n_negative)
 
 
-def hanley(value: float, positives: int, negatives: int) -> float:
-    """Return Hanley and McNeil's variance of an AUROC of `value` (Radiology 1982, 143:29)."""
-    first, second = value / (2 - value), 2 * value**2 / (1 + value)
-    spread = value * (1 - value) + (positives - 1) * (first - value**2) + (negatives - 1) * (second - value**2)
-    return spread / (positives * negatives)
+def hanley_mcneil_variance(auroc: float, n_positive: int, n_negative: int) -> float:
+    """Return Hanley and McNeil's variance of an AUROC of `auroc` (Radiology 1982, 143:29)."""
+    q1, q2 = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
+    numerator = auroc * (1 - auroc) + (n_positive - 1) * (q1 - auroc**2) + (n_negative - 1) * (q2 - auroc**2)
+    return numerator / (n_positive * n_negative)
 
 
-def placed(scores: Floats, positive: Bools, *, units: Ints, fold: Ints) -> Placed:
+def fold_auroc(scores: Floats, is_positive: Bools, *, groups: Ints, folds: Ints) -> FoldAuroc:
     """Return the AUROC of (N,) scores within folds. units: what is one observation; none stands in two folds."""
-    outranks = np.full(len(scores), np.nan)
-    share = np.zeros(len(scores))
-    n = m = 0
-    for number in np.unique(fold):
-        rows = np.flatnonzero(fold == number)
-        yes, no = rows[positive[rows]], rows[~positive[rows]]
-        if not (len(yes) and len(no)):
+    placements = np.full(len(scores), np.nan)
+    pair_weights = np.zeros(len(scores))
+    n_positive = n_negative = 0
+    for fold_id in np.unique(folds):
+        rows = np.flatnonzero(folds == fold_id)
+        positive_rows, negative_rows = rows[is_positive[rows]], rows[~is_positive[rows]]
+        if not (len(positive_rows) and len(negative_rows)):
             continue
-        outranks[yes], outranks[no] = outranked(scores[yes], scores[no])
-        share[yes], share[no] = len(no), len(yes)
-        n, m = n + len(yes), m + len(no)
-    pairs = share[positive].sum()
-    if not pairs:
-        return Placed(math.nan, outranks, math.nan, n, m)
-    value = float(np.nansum(outranks[positive] * share[positive]) / pairs)
-    weight = share / pairs
-    away = np.where(np.isnan(outranks), 0.0, outranks - value) * weight
-    return Placed(value, outranks, _clustered(away, positive, units), n, m)
+        placements[positive_rows], placements[negative_rows] = placement_values(
+            scores[positive_rows], scores[negative_rows]
+        )
+        pair_weights[positive_rows], pair_weights[negative_rows] = len(negative_rows), len(positive_rows)
+        n_positive, n_negative = n_positive + len(positive_rows), n_negative + len(negative_rows)
+    n_pairs = pair_weights[is_positive].sum()
+    if not n_pairs:
+        return FoldAuroc(math.nan, placements, math.nan, n_positive, n_negative)
+    auroc = float(np.nansum(placements[is_positive] * pair_weights[is_positive]) / n_pairs)
+    weight = pair_weights / n_pairs
+    deviations = np.where(np.isnan(placements), 0.0, placements - auroc) * weight
+    return FoldAuroc(
+        auroc, placements, _clustered_variance(deviations, is_positive, groups), n_positive, n_negative
+    )
 
 
-def outranked(yes: Floats, no: Floats) -> tuple[Floats, Floats]:
+def placement_values(positive_scores: Floats, negative_scores: Floats) -> tuple[Floats, Floats]:
     """Return the share of negatives below each positive, and of positives above each negative; a tie is a half."""
-    ranks = rankdata(np.concatenate([yes, no]))
-    below = (ranks[: len(yes)] - rankdata(yes)) / len(no)
-    above = 1 - (ranks[len(yes) :] - rankdata(no)) / len(yes)
-    return below, above
+    ranks = rankdata(np.concatenate([positive_scores, negative_scores]))
+    negatives_below = (ranks[: len(positive_scores)] - rankdata(positive_scores)) / len(negative_scores)
+    positives_above = 1 - (ranks[len(positive_scores) :] - rankdata(negative_scores)) / len(positive_scores)
+    return negatives_below, positives_above
 
 
-def _clustered(away: Floats, positive: Bools, units: Ints) -> float:
+def _clustered_variance(deviations: Floats, is_positive: Bools, groups: Ints) -> float:
     """Return the variance of a sum over units (Obuchowski 1997, Biometrics 53:567), G / (G - 1) for few units."""
-    number = np.unique(units, return_inverse=True)[1]
-    sums = np.bincount(number, weights=away)
+    group_index = np.unique(groups, return_inverse=True)[1]
+    group_sums = np.bincount(group_index, weights=deviations)
     # The side with fewer units carries nearly all of the variance: its count makes the correction.
-    least = min(len(np.unique(number[positive])), len(np.unique(number[~positive])))
-    return float((sums**2).sum() * least / max(least - 1, 1))
+    n_groups = min(len(np.unique(group_index[is_positive])), len(np.unique(group_index[~is_positive])))
+    return float((group_sums**2).sum() * n_groups / max(n_groups - 1, 1))

@@ -12,26 +12,26 @@ from scipy.special import betaincinv
 from scipy.stats import norm
 
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
-from dermkit.metrics.stats.estimate import NO_METHOD, UNRELIABLE, Estimate, doubted
+from dermkit.metrics.stats.estimate import NO_METHOD, UNRELIABLE_PREFIX, Estimate, with_caveats
 
-LEVEL = 0.95
-Z = float(norm.ppf(0.5 + LEVEL / 2))
+CONFIDENCE_LEVEL = 0.95
+Z = float(norm.ppf(0.5 + CONFIDENCE_LEVEL / 2))
 """Standard errors to either side."""
 
-RESAMPLES = 2000
-UNDEFINED_SHARE = 0.05
+N_RESAMPLES = 2000
+MAX_UNDEFINED_FRACTION = 0.05
 """Above this share of resamples in which a figure does not exist, its interval is called unreliable."""
 
 CHUNK_ELEMENTS = 1 << 20
 """Weights held at once (8 MB as float64): near the cache's size, and memory stays flat for a million images."""
 
-ONE_GROUP = "no interval: one group only"
-FEW = 30
+ONE_GROUP_REASON = "no interval: one group only"
+MIN_GROUPS = 30
 """Units below which a proportion gets the exact interval, which never covers too little, and no interval is relied on:
 the coverage map (benchmarks/coverage.md) holds from here on."""
 
-NEAR_THE_END = "so near to 0 or 1"
-SELDOM = 2
+NEAR_BOUNDARY = "so near to 0 or 1"
+MIN_RARER = 2
 """Of the rarer outcome: below this the truth may lie so near to 0 or 1 that the interval holds it too seldom."""
 
 WILSON = "wilson"
@@ -50,154 +50,173 @@ class Interval:
     reason: str = ""
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion; raises `ValueError` unless 0 <= successes <= n and n > 0."""
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"a proportion needs 0 <= successes <= n and n > 0, not {successes} of {n}")
-    return _score(successes / n, n)
+    return _score_interval(successes / n, n)
 
 
-def _score(share: float, n: float) -> tuple[float, float]:
+def _score_interval(fraction: float, n: float) -> tuple[float, float]:
     z = Z
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    center = (fraction + z * z / (2 * n)) / (1 + z * z / n)
+    half_width = z * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     # At 0 and 1 the bound is exactly that; rounding would leave it beside.
-    return (0.0 if share == 0 else middle - half, 1.0 if share == 1 else middle + half)
+    return (0.0 if fraction == 0 else center - half_width, 1.0 if fraction == 1 else center + half_width)
 
 
-def clopper_pearson(successes: float, n: float) -> tuple[float, float]:
+def clopper_pearson_interval(successes: float, n: float) -> tuple[float, float]:
     """Return the exact interval of a proportion: 95 % at least, never less; counts need not be whole.
 
     Raises `ValueError` unless 0 <= successes <= n and n > 0.
     """
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"a proportion needs 0 <= successes <= n and n > 0, not {successes} of {n}")
-    tail = (1 - LEVEL) / 2
+    tail = (1 - CONFIDENCE_LEVEL) / 2
     low = 0.0 if successes == 0 else float(betaincinv(successes, n - successes + 1, tail))
     high = 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, 1 - tail))
     return low, high
 
 
-def proportion(successes: int, n: int) -> tuple[tuple[float, float], str]:
+def proportion_interval(successes: int, n: int) -> tuple[tuple[float, float], str]:
     """Return the interval of a proportion of independent images, and its name."""
-    if n < FEW:
-        return clopper_pearson(successes, n), CLOPPER_PEARSON
-    return wilson(successes, n), WILSON
+    if n < MIN_GROUPS:
+        return clopper_pearson_interval(successes, n), CLOPPER_PEARSON
+    return wilson_interval(successes, n), WILSON
 
 
-def design_effect(hit: Bools, units: Ints) -> float:
+def design_effect(is_success: Bools, groups: Ints) -> float:
     """Return how many times as far a proportion of (n,) images strays because images of one unit are alike (Kish).
 
     The variance of a ratio of sums over units, against independent images; at least 1, and 1 where it is not known
     because all images agree. units: (n,) labels.
     """
-    n, share = len(hit), float(hit.mean())
-    number = np.unique(units, return_inverse=True)[1]
-    count = int(number.max()) + 1
-    if share in (0.0, 1.0) or count < 2:
-        return max(1.0, n / max(count, 1)) if share in (0.0, 1.0) else 1.0
-    sums = np.bincount(number, weights=hit - share)
-    variance = float((sums**2).sum()) / n**2 * count / (count - 1)
-    return max(1.0, variance / (share * (1 - share) / n))
+    n, fraction = len(is_success), float(is_success.mean())
+    group_index = np.unique(groups, return_inverse=True)[1]
+    n_groups = int(group_index.max()) + 1
+    if fraction in (0.0, 1.0) or n_groups < 2:
+        return max(1.0, n / max(n_groups, 1)) if fraction in (0.0, 1.0) else 1.0
+    group_sums = np.bincount(group_index, weights=is_success - fraction)
+    variance = float((group_sums**2).sum()) / n**2 * n_groups / (n_groups - 1)
+    return max(1.0, variance / (fraction * (1 - fraction) / n))
 
 
-def clustered_proportion(hit: Bools, units: Ints) -> tuple[tuple[float, float], str]:
+def clustered_proportion_interval(is_success: Bools, groups: Ints) -> tuple[tuple[float, float], str]:
     """Return the interval of a proportion of (n,) images in units, as of so many independent ones (Korn, Graubard)."""
-    n = len(hit)
-    worth = n / design_effect(hit, units)
-    successes = float(hit.mean()) * worth
-    if worth < FEW:
-        return clopper_pearson(min(successes, worth), worth), GROUPED_CLOPPER_PEARSON
-    return _score(float(hit.mean()), worth), GROUPED_WILSON
+    n = len(is_success)
+    effective_n = n / design_effect(is_success, groups)
+    successes = float(is_success.mean()) * effective_n
+    if effective_n < MIN_GROUPS:
+        return clopper_pearson_interval(min(successes, effective_n), effective_n), GROUPED_CLOPPER_PEARSON
+    return _score_interval(float(is_success.mean()), effective_n), GROUPED_WILSON
 
 
-def few(units: int, kind: str = "", *, needed: int = FEW) -> list[str]:
+def too_few(n_groups: int, kind: str = "", *, min_groups: int = MIN_GROUPS) -> list[str]:
     """Return why intervals of so few independent units are not relied on; empty where they are enough."""
-    return [] if units >= needed else [f"{UNRELIABLE}: {units} {kind}units, {needed} needed"]
+    return [] if n_groups >= min_groups else [f"{UNRELIABLE_PREFIX}: {n_groups} {kind}units, {min_groups} needed"]
 
 
-def proportion_estimate(hit: Bools, groups: Ints) -> Estimate:
+def proportion_estimate(is_success: Bools, groups: Ints) -> Estimate:
     """Return a proportion of (n,) images with the interval that suits their groups; none where they are one group."""
-    n, successes, units = len(hit), int(hit.sum()), len(np.unique(groups))
-    if units == n:
-        (bounds, method), rarer = proportion(successes, n), min(successes, n - successes)
-    elif units == 1:
-        return Estimate(successes / n, None, n, NO_METHOD, ONE_GROUP)
+    n, successes, n_groups = len(is_success), int(is_success.sum()), len(np.unique(groups))
+    if n_groups == n:
+        (bounds, method), n_rarer = proportion_interval(successes, n), min(successes, n - successes)
+    elif n_groups == 1:
+        return Estimate(successes / n, None, n, NO_METHOD, ONE_GROUP_REASON)
     else:
-        bounds, method = clustered_proportion(hit, groups)
-        rarer = min(len(np.unique(groups[rows])) for rows in (hit, ~hit))
-    near = [f"{UNRELIABLE}: {rarer} of {units} units on one side, {NEAR_THE_END}"] if rarer < SELDOM else []
-    return doubted(Estimate(successes / n, bounds, n, method), few(units) or near)
+        bounds, method = clustered_proportion_interval(is_success, groups)
+        n_rarer = min(len(np.unique(groups[mask])) for mask in (is_success, ~is_success))
+    boundary_caveats = (
+        [f"{UNRELIABLE_PREFIX}: {n_rarer} of {n_groups} units on one side, {NEAR_BOUNDARY}"]
+        if n_rarer < MIN_RARER
+        else []
+    )
+    return with_caveats(Estimate(successes / n, bounds, n, method), too_few(n_groups) or boundary_caveats)
 
 
-def mean_of_proportions(shares: Floats, bounds: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def mean_of_proportions_interval(
+    proportions: Floats, bounds: Sequence[tuple[float, float]]
+) -> tuple[float, float]:
     """Return the interval of a mean of independent proportions from the interval of each (Newcombe 2001, MOVER)."""
     low, high = np.array(bounds, dtype=np.float64).T
-    middle, k = float(shares.mean()), len(shares)
-    down, up = np.sqrt(((shares - low) ** 2).sum()) / k, np.sqrt(((high - shares) ** 2).sum()) / k
-    return max(0.0, middle - float(down)), min(1.0, middle + float(up))
+    mean, k = float(proportions.mean()), len(proportions)
+    lower_distance, upper_distance = (
+        np.sqrt(((proportions - low) ** 2).sum()) / k,
+        np.sqrt(((high - proportions) ** 2).sum()) / k,
+    )
+    return max(0.0, mean - float(lower_distance)), min(1.0, mean + float(upper_distance))
 
 
-def resample_weights(groups: Ints, *, seed: int, resamples: int = RESAMPLES) -> Iterator[Floats]:
+def resample_weights(groups: Ints, *, seed: int, resamples: int = N_RESAMPLES) -> Iterator[Floats]:
     """Yield multiplicities of the images, (b, N), until `resamples` rows came; each row draws G groups of G.
 
     groups: (N,) labels 0 to G - 1, each used.
     """
-    count = int(groups.max()) + 1
+    n_groups = int(groups.max()) + 1
     rows = max(1, CHUNK_ELEMENTS // max(len(groups), 1))
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, rows):
         size = min(rows, resamples - start)
-        drawn = generator.integers(0, count, size=(size, count))
-        drawn += np.arange(size)[:, None] * count
-        times = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
-        yield times.astype(np.float64)[:, groups]
+        group_draws = generator.integers(0, n_groups, size=(size, n_groups))
+        group_draws += np.arange(size)[:, None] * n_groups
+        multiplicities = np.bincount(group_draws.ravel(), minlength=size * n_groups).reshape(size, n_groups)
+        yield multiplicities.astype(np.float64)[:, groups]
 
 
 def percentile_interval(value: float, samples: Floats) -> Interval:
     """Return the percentile interval of a figure from its resampled values (B,), NaN = undefined in that resample.
 
-    Undefined resamples are dropped; over `UNDEFINED_SHARE` of them, or an interval without width, or one that
+    Undefined resamples are dropped; over `MAX_UNDEFINED_FRACTION` of them, or an interval without width, or one that
     does not hold the value (a biased figure), is said in `reason`.
     """
-    kept = samples[np.isfinite(samples)]
-    if not len(kept):
+    finite_samples = samples[np.isfinite(samples)]
+    if not len(finite_samples):
         return Interval(None, "no interval: undefined in every resample")
-    tail = (1 - LEVEL) / 2
-    low, high = (float(bound) for bound in np.quantile(kept, [tail, 1 - tail]))
-    return Interval((low, high), "; ".join(_doubts(value, low, high, (len(samples) - len(kept)) / len(samples))))
+    tail = (1 - CONFIDENCE_LEVEL) / 2
+    low, high = (float(bound) for bound in np.quantile(finite_samples, [tail, 1 - tail]))
+    return Interval(
+        (low, high),
+        "; ".join(_bootstrap_caveats(value, low, high, (len(samples) - len(finite_samples)) / len(samples))),
+    )
 
 
-def bca_interval(value: float, samples: Floats, left_out: Floats) -> Interval:
+def bca_interval(value: float, samples: Floats, jackknife: Floats) -> Interval:
     """Return the bias-corrected and accelerated interval (Efron 1987): percentiles moved by bias and skewness.
 
     left_out: (G,) the figure without each unit in turn, NaN = undefined then. Where one unit decides whether the
     figure exists, or all values are equal, there is nothing to correct by and the percentile interval is returned.
     """
-    plain = percentile_interval(value, samples)
-    kept = samples[np.isfinite(samples)]
-    away = left_out.mean() - left_out
-    spread = float((away**2).sum())
-    if plain.ci95 is None or not np.isfinite(spread) or spread <= 0:
-        return plain
-    share = ((kept < value).sum() + 0.5 * (kept == value).sum()) / len(kept)
-    if not 0 < share < 1:
-        return plain
-    bias = float(norm.ppf(share))
-    skewness = float((away**3).sum()) / (6 * spread**1.5)
-    moved = [bias + (bias + z) / (1 - skewness * (bias + z)) for z in (-Z, Z)]
-    low, high = (float(bound) for bound in np.quantile(kept, np.asarray(norm.cdf(moved), dtype=np.float64)))
-    return Interval((low, high), "; ".join(_doubts(value, low, high, (len(samples) - len(kept)) / len(samples))))
+    percentile = percentile_interval(value, samples)
+    finite_samples = samples[np.isfinite(samples)]
+    deviations = jackknife.mean() - jackknife
+    sum_of_squares = float((deviations**2).sum())
+    if percentile.ci95 is None or not np.isfinite(sum_of_squares) or sum_of_squares <= 0:
+        return percentile
+    fraction_below = ((finite_samples < value).sum() + 0.5 * (finite_samples == value).sum()) / len(finite_samples)
+    if not 0 < fraction_below < 1:
+        return percentile
+    bias = float(norm.ppf(fraction_below))
+    skewness = float((deviations**3).sum()) / (6 * sum_of_squares**1.5)
+    adjusted_z = [bias + (bias + z) / (1 - skewness * (bias + z)) for z in (-Z, Z)]
+    low, high = (
+        float(bound) for bound in np.quantile(finite_samples, np.asarray(norm.cdf(adjusted_z), dtype=np.float64))
+    )
+    return Interval(
+        (low, high),
+        "; ".join(_bootstrap_caveats(value, low, high, (len(samples) - len(finite_samples)) / len(samples))),
+    )
 
 
-def _doubts(value: float, low: float, high: float, lost: float) -> list[str]:
-    doubts = []
-    if lost > UNDEFINED_SHARE:
-        doubts.append(f"{UNRELIABLE}: undefined in {lost:.0%} of the resamples, which were dropped")
+def _bootstrap_caveats(value: float, low: float, high: float, undefined_fraction: float) -> list[str]:
+    caveats = []
+    if undefined_fraction > MAX_UNDEFINED_FRACTION:
+        caveats.append(
+            f"{UNRELIABLE_PREFIX}: undefined in {undefined_fraction:.0%} of the resamples, which were dropped"
+        )
     # Without this allowance a constant figure's rounding would count as width.
-    allowance = 1e-12 * max(1.0, abs(value))
-    if high - low <= allowance:
-        doubts.append(f"{UNRELIABLE}: every resample gave the same value")
-    elif not low - allowance <= value <= high + allowance:
-        doubts.append(f"{UNRELIABLE}: the bootstrap is biased and does not hold the value")
-    return doubts
+    tolerance = 1e-12 * max(1.0, abs(value))
+    if high - low <= tolerance:
+        caveats.append(f"{UNRELIABLE_PREFIX}: every resample gave the same value")
+    elif not low - tolerance <= value <= high + tolerance:
+        caveats.append(f"{UNRELIABLE_PREFIX}: the bootstrap is biased and does not hold the value")
+    return caveats

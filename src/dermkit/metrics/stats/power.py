@@ -12,39 +12,49 @@ from scipy.stats import binom, norm
 
 from dermkit.metrics.stats.arrays import Floats, Ints
 
-RARE = 1e-9
+RARE_PROBABILITY = 1e-9
 """Numbers of discordant images rarer than this are left out of the sum."""
 
-MOST_IMAGES = 10_000_000
+MAX_IMAGES = 10_000_000
 """Beyond this no test set will decide."""
 
 
 def mcnemar_power(
-    n: int, difference: float, discordant: float, *, alpha: float = 0.05, mid: bool = False
+    n: int, difference: float, discordant_fraction: float, *, alpha: float = 0.05, use_mid_p: bool = False
 ) -> float:
     """Return the chance that the exact two-sided McNemar test finds a true difference in accuracy.
 
     n: images. discordant: share of images on which just one model is right; difference: at most that, both 0..1.
     mid: of the mid-p test instead. Raises `ValueError` outside these ranges.
     """
-    if n < 1 or not 0 <= difference <= discordant <= 1 or not 0 < alpha < 1:
+    if n < 1 or not 0 <= difference <= discordant_fraction <= 1 or not 0 < alpha < 1:
         raise ValueError(
-            f"needs n > 0 and 0 <= difference <= discordant <= 1, not {n}, {difference}, {discordant}"
+            f"needs n > 0 and 0 <= difference <= discordant <= 1, not {n}, {difference}, {discordant_fraction}"
         )
-    low, high = binom.ppf(RARE, n, discordant), binom.isf(RARE, n, discordant)
-    split: Ints = np.arange(max(int(low), 0), int(high) + 1)
-    share = (discordant + difference) / (2 * discordant) if discordant else 0.5
-    # The least count for the better model at which the test says "different"; beyond `split` it never does.
-    least = binom.isf(alpha / 2, split, 0.5) + 1
+    low, high = (
+        binom.ppf(RARE_PROBABILITY, n, discordant_fraction),
+        binom.isf(RARE_PROBABILITY, n, discordant_fraction),
+    )
+    n_discordant: Ints = np.arange(max(int(low), 0), int(high) + 1)
+    better_fraction = (
+        (discordant_fraction + difference) / (2 * discordant_fraction) if discordant_fraction else 0.5
+    )
+    # The least count for the better model at which the test says "different"; beyond `n_discordant` it never does.
+    min_better = binom.isf(alpha / 2, n_discordant, 0.5) + 1
     if (
-        mid
+        use_mid_p
     ):  # it may say so one image earlier, and never two: a step of the exact p is a step and a half of this one
-        least = np.where(_mid_p(split, np.asarray(least - 1, dtype=np.float64)) <= alpha, least - 1, least)
-    found: Floats = np.add(binom.sf(least - 1, split, share), binom.cdf(split - least, split, share))
-    return float((binom.pmf(split, n, discordant) * found).sum())
+        min_better = np.where(
+            _mid_p(n_discordant, np.asarray(min_better - 1, dtype=np.float64)) <= alpha, min_better - 1, min_better
+        )
+    conditional_power: Floats = np.add(
+        binom.sf(min_better - 1, n_discordant, better_fraction),
+        binom.cdf(n_discordant - min_better, n_discordant, better_fraction),
+    )
+    return float((binom.pmf(n_discordant, n, discordant_fraction) * conditional_power).sum())
 
 
-def best_of_chance(k: int) -> float:
+def expected_maximum_of_k(k: int) -> float:
     """Return how far the best of k equally good models is expected above the truth, in standard errors of one.
 
     k: at least 1. Of models whose errors are independent; errors that they share make it less. The mean of the largest
@@ -56,55 +66,63 @@ def best_of_chance(k: int) -> float:
     return float(np.trapezoid(z * k * norm.pdf(z) * norm.cdf(z) ** (k - 1), z))
 
 
-def _mid_p(split: Ints, better: Floats) -> Floats:
-    """Return the two-sided mid-p where the better model alone is right on `better` of `split` images."""
-    worse = split - better
-    p = 2 * binom.cdf(worse, split, 0.5) - binom.pmf(worse, split, 0.5)
-    return np.asarray(np.where(better > worse, p, 1.0), dtype=np.float64)
+def _mid_p(n_discordant: Ints, n_better: Floats) -> Floats:
+    """Return the two-sided mid-p where the better model alone is right on `n_better` of `n_discordant` images."""
+    n_worse = n_discordant - n_better
+    p = 2 * binom.cdf(n_worse, n_discordant, 0.5) - binom.pmf(n_worse, n_discordant, 0.5)
+    return np.asarray(np.where(n_better > n_worse, p, 1.0), dtype=np.float64)
 
 
-def images_needed(difference: float, discordant: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
+def mcnemar_images_needed(
+    difference: float, discordant_fraction: float, *, alpha: float = 0.05, power: float = 0.8
+) -> int | None:
     """Return how many images the mid-p test needs to find that difference in accuracy with that power.
 
-    None where the difference is 0, or where more than `MOST_IMAGES` would be needed.
+    None where the difference is 0, or where more than `MAX_IMAGES` would be needed.
     """
-    if difference <= 0 or mcnemar_power(MOST_IMAGES, difference, discordant, alpha=alpha, mid=True) < power:
+    if (
+        difference <= 0
+        or mcnemar_power(MAX_IMAGES, difference, discordant_fraction, alpha=alpha, use_mid_p=True) < power
+    ):
         return None
-    low, high = 1, MOST_IMAGES
+    low, high = 1, MAX_IMAGES
     while high - low > max(1, low // 500):  # power has teeth; closer than this the number says nothing
-        middle = (low + high) // 2
-        if mcnemar_power(middle, difference, discordant, alpha=alpha, mid=True) < power:
-            low = middle
+        midpoint = (low + high) // 2
+        if mcnemar_power(midpoint, difference, discordant_fraction, alpha=alpha, use_mid_p=True) < power:
+            low = midpoint
         else:
-            high = middle
+            high = midpoint
     return high
 
 
-def scaled_need(n: int, difference: float, error: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
-    """Return how many images would show a difference of any figure whose standard error on n images is `error`.
+def scaled_images_needed(
+    n: int, difference: float, standard_error: float, *, alpha: float = 0.05, power: float = 0.8
+) -> int | None:
+    """Return how many images would show a difference of any figure whose standard error on n images is
+    `standard_error`.
 
     The error falls with the root of n; None where the difference or its error is 0.
     """
-    if difference == 0 or error <= 0:
+    if difference == 0 or standard_error <= 0:
         return None
-    reach = float(norm.isf(alpha / 2) + norm.ppf(power))
-    return math.ceil(n * (reach * error / difference) ** 2)
+    z_sum = float(norm.isf(alpha / 2) + norm.ppf(power))
+    return math.ceil(n * (z_sum * standard_error / difference) ** 2)
 
 
-def least_detectable_difference(
-    n: int, discordant: float, *, alpha: float = 0.05, power: float = 0.8
+def minimum_detectable_difference(
+    n: int, discordant_fraction: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> float | None:
     """Return the smallest difference in accuracy that is found with that power; None where no difference is."""
-    if n < 1 or mcnemar_power(n, discordant, discordant, alpha=alpha) < power:
+    if n < 1 or mcnemar_power(n, discordant_fraction, discordant_fraction, alpha=alpha) < power:
         return None
 
-    def gap(difference: float) -> float:
-        return mcnemar_power(n, difference, discordant, alpha=alpha) - power
+    def power_excess(difference: float) -> float:
+        return mcnemar_power(n, difference, discordant_fraction, alpha=alpha) - power
 
-    return float(brentq(gap, 0.0, discordant, xtol=1e-6))
+    return float(brentq(power_excess, 0.0, discordant_fraction, xtol=1e-6))
 
 
-def effective_size(units: Ints) -> float:
+def effective_sample_size(groups: Ints) -> float:
     """Return how many independent images (N,) images are worth if those of one unit agree entirely (Kish 1965)."""
-    sizes = np.unique(units, return_counts=True)[1].astype(np.float64)
-    return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
+    group_sizes = np.unique(groups, return_counts=True)[1].astype(np.float64)
+    return float(group_sizes.sum() ** 2 / (group_sizes**2).sum()) if len(group_sizes) else 0.0

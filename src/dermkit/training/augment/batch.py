@@ -13,20 +13,27 @@ from torch import Tensor
 
 from dermkit.recipes.augmentation import AugmentSpec
 from dermkit.training.augment.blur_noise import blur_or_noise, cutout
-from dermkit.training.augment.colour import clahe, shift_hsv, tone
-from dermkit.training.augment.geometry import move
-from dermkit.training.augment.random_numbers import Column, Draws, Keys, balanced_order, epoch_order, image_key
+from dermkit.training.augment.colour import clahe, jitter_colour, shift_hsv
+from dermkit.training.augment.geometry import transform_geometry
+from dermkit.training.augment.random_numbers import (
+    CounterRng,
+    ImageKeys,
+    Stream,
+    balanced_order,
+    epoch_order,
+    image_key,
+)
 
-__all__ = ["Keys", "augment_batch", "balanced_order", "batch_from_pixels", "epoch_order", "image_key"]
+__all__ = ["ImageKeys", "augment_and_normalise", "augment_batch", "balanced_order", "epoch_order", "image_key"]
 
-AUGMENTATION = 1
+AUGMENTATION_VERSION = 1
 """Raise it whenever an image is changed otherwise than before: features that older versions kept are then not found."""
 
-_CACHED = 5 * 2**19
+_CHUNK_BYTES = 5 * 2**19
 """Bytes of float32 pixels that are worked on at once on a CPU: what stays in its cache is worked on sooner."""
 
 
-def augment_batch(batch: Tensor, spec: AugmentSpec, *, seed: int, epoch: int, keys: Keys) -> Tensor:
+def augment_batch(batch: Tensor, spec: AugmentSpec, *, seed: int, epoch: int, keys: ImageKeys) -> Tensor:
     """Change each image of a batch at random; an image's changes depend on (seed, epoch, its key) alone.
 
     batch: (N, 3, H, W) float32 in 0..1, on any device; the result has the same form, clamped to 0..1, and the batch
@@ -34,22 +41,22 @@ def augment_batch(batch: Tensor, spec: AugmentSpec, *, seed: int, epoch: int, ke
     returned. The order: moves and distortion in one bilinear step; brightness, contrast about the image's mean grey
     and saturation, without clamping between them; hue; blur or noise; CLAHE; cutout.
     """
-    draws = _draws(keys, len(batch), seed, epoch)
-    if not changes_anything(spec):
+    rng = _make_rng(keys, len(batch), seed, epoch)
+    if not _has_effect(spec):
         return batch
     out = torch.empty_like(batch)
-    for part in _parts(batch.shape, batch.device):
-        out[part] = _changed(batch[part].contiguous(), spec, draws.take(part))
+    for chunk in _chunks(batch.shape, batch.device):
+        out[chunk] = _augment_chunk(batch[chunk].contiguous(), spec, rng.select(chunk))
     return out
 
 
-def batch_from_pixels(
+def augment_and_normalise(
     pixels: Tensor,
     spec: AugmentSpec,
     *,
     seed: int,
     epoch: int,
-    keys: Keys,
+    keys: ImageKeys,
     divide_by: float,
     mean: Sequence[float],
     std: Sequence[float],
@@ -59,64 +66,70 @@ def batch_from_pixels(
     pixels: (N, H, W, 3) uint8, on any device. The numbers are those of `augment_batch` and the steps around it, bit
     for bit; a few images at a time go all the way while they are in the processor's cache.
     """
-    draws = _draws(keys, len(pixels), seed, epoch)
+    rng = _make_rng(keys, len(pixels), seed, epoch)
     shape = (len(pixels), 3, *pixels.shape[1:3])
     out = torch.empty(shape, device=pixels.device, memory_format=torch.channels_last)
-    centre, spread = (torch.tensor(item, device=pixels.device).view(1, 3, 1, 1) for item in (mean, std))
-    for part in _parts(shape, pixels.device):
-        unit = pixels[part].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        changed = _changed(unit.div_(divide_by), spec, draws.take(part))
-        out[part] = changed.sub(centre).div_(spread)
+    mean_tensor, std_tensor = (
+        torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (mean, std)
+    )
+    for chunk in _chunks(shape, pixels.device):
+        unit_pixels = pixels[chunk].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        augmented = _augment_chunk(unit_pixels.div_(divide_by), spec, rng.select(chunk))
+        out[chunk] = augmented.sub(mean_tensor).div_(std_tensor)
     return out
 
 
-def changes_anything(spec: AugmentSpec) -> bool:
+def _has_effect(spec: AugmentSpec) -> bool:
     """Return whether the spec can change an image."""
-    flips = spec.horizontal_flip or spec.vertical_flip or spec.transpose
-    moves = spec.moved and (spec.rotate or spec.shift or spec.zoom)
-    tones = spec.toned and (spec.brightness or spec.contrast or spec.saturation)
-    parts = (spec.distort, spec.hsv, spec.blur_noise, spec.clahe, spec.cutout)
-    return bool(flips or moves or tones) or any(part is not None and part.share > 0.0 for part in parts)
+    has_flips = spec.horizontal_flip or spec.vertical_flip or spec.transpose
+    has_affine = spec.p_geometric and (spec.rotate or spec.shift or spec.zoom)
+    has_colour = spec.p_colour and (spec.brightness or spec.contrast or spec.saturation)
+    stage_specs = (spec.distort, spec.hsv, spec.blur_noise, spec.clahe, spec.cutout)
+    return bool(has_flips or has_affine or has_colour) or any(
+        stage_spec is not None and stage_spec.p > 0.0 for stage_spec in stage_specs
+    )
 
 
-def _draws(keys: Keys, n: int, seed: int, epoch: int) -> Draws:
+def _make_rng(keys: ImageKeys, n: int, seed: int, epoch: int) -> CounterRng:
     if len(keys) != n:
         raise ValueError(f"{len(keys)} keys for {n} images")
-    return Draws(np.asarray(keys, dtype=np.uint64), seed, epoch)
+    return CounterRng(np.asarray(keys, dtype=np.uint64), seed, epoch)
 
 
-def _parts(shape: Sequence[int], device: torch.device) -> Iterator[slice]:
+def _chunks(shape: Sequence[int], device: torch.device) -> Iterator[slice]:
     """Yield the images that are worked on at once: a few on a CPU, all on a GPU."""
-    step = max(1, _CACHED // (4 * int(np.prod(shape[1:])) or 1)) if device.type == "cpu" else max(1, shape[0])
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
+    chunk_size = (
+        max(1, _CHUNK_BYTES // (4 * int(np.prod(shape[1:])) or 1)) if device.type == "cpu" else max(1, shape[0])
+    )
+    for start in range(0, shape[0], chunk_size):
+        yield slice(start, min(start + chunk_size, shape[0]))
 
 
-def _changed(batch: Tensor, spec: AugmentSpec, draws: Draws) -> Tensor:
+def _augment_chunk(batch: Tensor, spec: AugmentSpec, rng: CounterRng) -> Tensor:
     """Return a few images changed, in 0..1: another tensor, or the same where no image is."""
-    out = tone(move(batch, spec, draws), spec, draws)
+    out = jitter_colour(transform_geometry(batch, spec, rng), spec, rng)
     if out is not batch:
         out = out.clamp_(0.0, 1.0)
-    for column, share, change in _stages(spec):
-        index = np.flatnonzero(draws.chosen(column, share))
-        if len(index) == len(draws):
-            out = change(out, draws=draws)
+    for stream, p, apply in _stages(spec):
+        index = np.flatnonzero(rng.bernoulli(stream, p))
+        if len(index) == len(rng):
+            out = apply(out, draws=rng)
         elif len(index):
-            chosen = torch.from_numpy(index).to(batch.device)
+            device_index = torch.from_numpy(index).to(batch.device)
             out = out.clone() if out is batch else out
-            out[chosen] = change(out[chosen], draws=draws.take(index))
+            out[device_index] = apply(out[device_index], draws=rng.select(index))
     return out
 
 
-def _stages(spec: AugmentSpec) -> list[tuple[Column, float, partial[Tensor]]]:
+def _stages(spec: AugmentSpec) -> list[tuple[Stream, float, partial[Tensor]]]:
     """Return what follows moves and tone, in order: the column that says which images, their share, the change."""
     stages = []
     if spec.hsv is not None:
-        stages.append((Column.HSV, spec.hsv.share, partial(shift_hsv, spec=spec.hsv)))
+        stages.append((Stream.HSV, spec.hsv.p, partial(shift_hsv, spec=spec.hsv)))
     if spec.blur_noise is not None:
-        stages.append((Column.BLUR_NOISE, spec.blur_noise.share, partial(blur_or_noise, spec=spec.blur_noise)))
+        stages.append((Stream.BLUR_NOISE, spec.blur_noise.p, partial(blur_or_noise, spec=spec.blur_noise)))
     if spec.clahe is not None:
-        stages.append((Column.CLAHE, spec.clahe.share, partial(clahe, spec=spec.clahe)))
+        stages.append((Stream.CLAHE, spec.clahe.p, partial(clahe, spec=spec.clahe)))
     if spec.cutout is not None:
-        stages.append((Column.CUTOUT, spec.cutout.share, partial(cutout, spec=spec.cutout)))
+        stages.append((Stream.CUTOUT, spec.cutout.p, partial(cutout, spec=spec.cutout)))
     return stages

@@ -9,26 +9,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dermkit.recipes.augmentation import AugmentSpec, ClaheSpec, HsvSpec
-from dermkit.training.augment.geometry import column, onto
-from dermkit.training.augment.random_numbers import Column, Draws
+from dermkit.training.augment.geometry import broadcast_per_image, to_device_of
+from dermkit.training.augment.random_numbers import CounterRng, Stream
 
-LUMA = (0.299, 0.587, 0.114)
+_LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601), as torchvision's colour changes use."""
 
-LEVELS = 256
+_N_LEVELS = 256
 """Grey levels that CLAHE counts."""
 
-_TINY = 1e-12
+_EPSILON = 1e-12
 """In place of a divisor of 0 whose dividend is 0 too."""
 
 
-def grey_of(batch: Tensor) -> Tensor:
+def to_grey(batch: Tensor) -> Tensor:
     """Return (N, 1, H, W): the weighted mean of the channels."""
-    red, green, blue = LUMA
+    red, green, blue = _LUMA_WEIGHTS
     return batch[:, 0:1] * red + batch[:, 1:2] * green + batch[:, 2:3] * blue
 
 
-def tone(batch: Tensor, spec: AugmentSpec, draws: Draws) -> Tensor:
+def jitter_colour(batch: Tensor, spec: AugmentSpec, rng: CounterRng) -> Tensor:
     """Return brightness, contrast about the image's mean grey, and saturation changed, not clamped.
 
     All three are linear in the pixel and its grey, so that they make one step: a x + b grey + c.
@@ -36,37 +36,37 @@ def tone(batch: Tensor, spec: AugmentSpec, draws: Draws) -> Tensor:
     if not (spec.brightness or spec.contrast or spec.saturation):
         return batch
 
-    def factor(column: Column, among: Column, spread: float) -> NDArray[np.float64]:
-        return 1.0 + np.where(draws.chosen(among, spec.toned), draws.uniform(column, spread), 0.0)
+    def factor(stream: Stream, apply_stream: Stream, spread: float) -> NDArray[np.float64]:
+        return 1.0 + np.where(rng.bernoulli(apply_stream, spec.p_colour), rng.uniform(stream, spread), 0.0)
 
-    brightness = factor(Column.BRIGHTNESS, Column.BRIGHTENED, spec.brightness)
-    contrast = factor(Column.CONTRAST, Column.CONTRASTED, spec.contrast)
-    share = factor(Column.SATURATION, Column.SATURATED, spec.saturation).astype(np.float32)
+    brightness = factor(Stream.BRIGHTNESS, Stream.APPLY_BRIGHTNESS, spec.brightness)
+    contrast = factor(Stream.CONTRAST, Stream.APPLY_CONTRAST, spec.contrast)
+    saturation = factor(Stream.SATURATION, Stream.APPLY_SATURATION, spec.saturation).astype(np.float32)
     gain = (brightness * contrast).astype(np.float32)
-    changed = batch * column(gain * share, batch)
+    adjusted = batch * broadcast_per_image(gain * saturation, batch)
     if not (spec.contrast or spec.saturation):
-        return changed
-    grey = grey_of(batch)
+        return adjusted
+    grey = to_grey(batch)
     if spec.saturation:
-        changed += grey * column(gain * (1.0 - share), batch)
+        adjusted += grey * broadcast_per_image(gain * (1.0 - saturation), batch)
     if spec.contrast:
         # Rows, then the column of rows: torch splits neither sum by batch size, so batches agree bit for bit.
         mean = grey.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
-        changed += mean * column((brightness * (1.0 - contrast)).astype(np.float32), batch)
-    return changed
+        adjusted += mean * broadcast_per_image((brightness * (1.0 - contrast)).astype(np.float32), batch)
+    return adjusted
 
 
-def shift_hsv(batch: Tensor, spec: HsvSpec, draws: Draws) -> Tensor:
+def shift_hsv(batch: Tensor, spec: HsvSpec, rng: CounterRng) -> Tensor:
     """Return the images with hue, saturation and value shifted, in 0..1."""
     hue, saturation, value = to_hsv(batch)
-    hue += column((draws.uniform(Column.HSV_HUE, spec.hue) / 60.0).astype(np.float32), batch)
+    hue += broadcast_per_image((rng.uniform(Stream.HSV_HUE, spec.hue) / 60.0).astype(np.float32), batch)
     if spec.saturation:
-        more = draws.uniform(Column.HSV_SATURATION, spec.saturation).astype(np.float32)
-        coloured = (saturation / _TINY).clamp_(max=1.0)
-        saturation = (saturation + column(more, batch)).clamp_(0.0, 1.0).mul_(coloured)
+        saturation_shift = rng.uniform(Stream.HSV_SATURATION, spec.saturation).astype(np.float32)
+        colour_mask = (saturation / _EPSILON).clamp_(max=1.0)
+        saturation = (saturation + broadcast_per_image(saturation_shift, batch)).clamp_(0.0, 1.0).mul_(colour_mask)
     if spec.value:
-        lighter = draws.uniform(Column.HSV_VALUE, spec.value).astype(np.float32)
-        value = (value + column(lighter, batch)).clamp_(0.0, 1.0)
+        value_shift = rng.uniform(Stream.HSV_VALUE, spec.value).astype(np.float32)
+        value = (value + broadcast_per_image(value_shift, batch)).clamp_(0.0, 1.0)
     return from_hsv(hue, saturation, value)
 
 
@@ -77,81 +77,93 @@ def to_hsv(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     choice between three cases, which is six times as slow.
     """
     red, green, blue = batch[:, 0:1], batch[:, 1:2], batch[:, 2:3]
-    more, less = torch.maximum(green, blue), torch.minimum(green, blue)
-    value = torch.maximum(red, more)
-    spread = value - torch.minimum(red, less)
-    away = (more - less) + (more - red).clamp_(min=0.0) + (less - red).clamp_(min=0.0).mul_(2.0)
-    hue = torch.copysign(away.div_(spread.clamp(min=_TINY)), green - blue)
-    return hue, spread / value.clamp(min=_TINY), value
+    max_green_blue, min_green_blue = torch.maximum(green, blue), torch.minimum(green, blue)
+    value = torch.maximum(red, max_green_blue)
+    chroma = value - torch.minimum(red, min_green_blue)
+    hue_distance = (
+        (max_green_blue - min_green_blue)
+        + (max_green_blue - red).clamp_(min=0.0)
+        + (min_green_blue - red).clamp_(min=0.0).mul_(2.0)
+    )
+    hue = torch.copysign(hue_distance.div_(chroma.clamp(min=_EPSILON)), green - blue)
+    return hue, chroma / value.clamp(min=_EPSILON), value
 
 
 def from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """Return (N, 3, H, W) of hue in sixths of the circle, any number of times round, saturation and value."""
-    depth = value * saturation
+    chroma = value * saturation
     out = torch.empty((len(hue), 3, *hue.shape[2:]), device=hue.device)
-    for channel, start in enumerate((5.0, 3.0, 1.0)):  # how far red, green and blue lie from where they are full
-        at = hue + start
-        at -= torch.floor(at * (1 / 6)).mul_(6.0)
-        away = torch.minimum(at, 4.0 - at).clamp_(0.0, 1.0)
-        out[:, channel : channel + 1] = value - away.mul_(depth)
+    for channel, offset in enumerate((5.0, 3.0, 1.0)):  # how far red, green and blue lie from where they are full
+        position = hue + offset
+        position -= torch.floor(position * (1 / 6)).mul_(6.0)
+        intensity = torch.minimum(position, 4.0 - position).clamp_(0.0, 1.0)
+        out[:, channel : channel + 1] = value - intensity.mul_(chroma)
     return out
 
 
-def clahe(batch: Tensor, spec: ClaheSpec, draws: Draws) -> Tensor:
+def clahe(batch: Tensor, spec: ClaheSpec, rng: CounterRng) -> Tensor:
     """Return the images with their luma equalised tile by tile, in 0..1; what is added is the same in each channel.
 
     The counting is OpenCV's: the image is continued by reflection to whole tiles, counts over the limit are spread
     over all levels, and a pixel's curve is interpolated between those of the four nearest tiles.
     """
-    limits = 1.0 + (draws.unit(Column.CLAHE_CLIP) * (spec.clip - 1.0))
-    levels = (grey_of(batch)[:, 0] * (LEVELS - 1) + 0.5).floor_().clamp_(0, LEVELS - 1).long()
-    curves = _curves(levels, spec.tiles, limits)
+    limits = 1.0 + (rng.random(Stream.CLAHE_CLIP) * (spec.clip - 1.0))
+    levels = (to_grey(batch)[:, 0] * (_N_LEVELS - 1) + 0.5).floor_().clamp_(0, _N_LEVELS - 1).long()
+    curves = _tile_curves(levels, spec.tiles, limits)
     height, width = levels.shape[1:]
-    top, below, down = _between(height, spec.tiles, batch.device)
-    left, right, along = _between(width, spec.tiles, batch.device)
-    image = torch.arange(len(batch), device=batch.device)[:, None, None] * spec.tiles
+    top_tile, bottom_tile, row_weight = _neighbour_tiles(height, spec.tiles, batch.device)
+    left_tile, right_tile, column_weight = _neighbour_tiles(width, spec.tiles, batch.device)
+    image_offset = torch.arange(len(batch), device=batch.device)[:, None, None] * spec.tiles
 
-    def at(row: Tensor, column: Tensor) -> Tensor:
-        tile = (image + row[None, :, None]) * spec.tiles + column[None, None, :]
-        return curves.take(tile * LEVELS + levels)
+    def curve_values(row: Tensor, column: Tensor) -> Tensor:
+        tile = (image_offset + row[None, :, None]) * spec.tiles + column[None, None, :]
+        return curves.take(tile * _N_LEVELS + levels)
 
-    upper = at(top, left) * (1.0 - along) + at(top, right) * along
-    lower = at(below, left) * (1.0 - along) + at(below, right) * along
-    equal = upper * (1.0 - down)[:, None] + lower * down[:, None]
-    return (batch + (equal - levels / (LEVELS - 1))[:, None]).clamp_(0.0, 1.0)
+    upper = (
+        curve_values(top_tile, left_tile) * (1.0 - column_weight)
+        + curve_values(top_tile, right_tile) * column_weight
+    )
+    lower = (
+        curve_values(bottom_tile, left_tile) * (1.0 - column_weight)
+        + curve_values(bottom_tile, right_tile) * column_weight
+    )
+    equalised = upper * (1.0 - row_weight)[:, None] + lower * row_weight[:, None]
+    return (batch + (equalised - levels / (_N_LEVELS - 1))[:, None]).clamp_(0.0, 1.0)
 
 
-def _between(n: int, tiles: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbour_tiles(n: int, tiles: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each pixel of an axis, the tiles whose middles it lies between, and its share of the second."""
-    at = (np.arange(n) / -(-n // tiles) - 0.5).astype(np.float32)
-    first = np.floor(at).astype(np.int64)
-    pair = np.clip(first, 0, tiles - 1), np.clip(first + 1, 0, tiles - 1)
-    share = (at - first).astype(np.float32)
-    return tuple(torch.from_numpy(item).to(device) for item in (*pair, share))  # type: ignore[return-value]
+    position = (np.arange(n) / -(-n // tiles) - 0.5).astype(np.float32)
+    first_tile = np.floor(position).astype(np.int64)
+    tile_pair = np.clip(first_tile, 0, tiles - 1), np.clip(first_tile + 1, 0, tiles - 1)
+    weight = (position - first_tile).astype(np.float32)
+    return tuple(torch.from_numpy(array).to(device) for array in (*tile_pair, weight))  # type: ignore[return-value]
 
 
-def _continued(n: int, tiles: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _reflect_to_tiles(n: int, tiles: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return, for an axis continued by reflection to whole tiles, the pixel at each place and its tile."""
-    side = -(-n // tiles)
-    places = np.arange(side * tiles)
-    around = np.abs((places + n - 1) % max(2 * n - 2, 1) - (n - 1))
-    return around, places // side
+    tile_size = -(-n // tiles)
+    positions = np.arange(tile_size * tiles)
+    source_pixels = np.abs((positions + n - 1) % max(2 * n - 2, 1) - (n - 1))
+    return source_pixels, positions // tile_size
 
 
-def _curves(levels: Tensor, tiles: int, limits: NDArray[np.float64]) -> Tensor:
+def _tile_curves(levels: Tensor, tiles: int, limits: NDArray[np.float64]) -> Tensor:
     """Return (N * tiles * tiles * LEVELS) float32 in 0..1: what a level becomes in a tile. Counted in integers."""
-    (rows, row_tiles), (columns, column_tiles) = (_continued(n, tiles) for n in levels.shape[1:])
-    whole = levels[:, onto(rows, levels)][:, :, onto(columns, levels)]
-    tile = onto(row_tiles[:, None] * tiles + column_tiles, levels)
-    image = torch.arange(len(levels), device=levels.device)[:, None, None] * (tiles * tiles)
-    places = ((image + tile) * LEVELS + whole).flatten()
-    counts = torch.bincount(places, minlength=len(levels) * tiles * tiles * LEVELS).view(len(levels), -1, LEVELS)
+    (rows, row_tiles), (columns, column_tiles) = (_reflect_to_tiles(n, tiles) for n in levels.shape[1:])
+    padded_levels = levels[:, to_device_of(rows, levels)][:, :, to_device_of(columns, levels)]
+    tile = to_device_of(row_tiles[:, None] * tiles + column_tiles, levels)
+    image_offset = torch.arange(len(levels), device=levels.device)[:, None, None] * (tiles * tiles)
+    bins = ((image_offset + tile) * _N_LEVELS + padded_levels).flatten()
+    counts = torch.bincount(bins, minlength=len(levels) * tiles * tiles * _N_LEVELS).view(
+        len(levels), -1, _N_LEVELS
+    )
     area = len(rows) * len(columns) // (tiles * tiles)
-    limit = onto(np.maximum(limits * area // LEVELS, 1.0).astype(np.int64), levels).view(-1, 1, 1)
-    over = (counts - limit).clamp_(min=0).sum(dim=2, keepdim=True)
-    counts = torch.minimum(counts, limit) + over // LEVELS
-    left = over % LEVELS
-    step = (LEVELS // left.clamp(min=1)).clamp_(min=1)
-    level = torch.arange(LEVELS, device=levels.device)
-    counts += (level % step == 0) & (level // step < left)
+    limit = to_device_of(np.maximum(limits * area // _N_LEVELS, 1.0).astype(np.int64), levels).view(-1, 1, 1)
+    excess = (counts - limit).clamp_(min=0).sum(dim=2, keepdim=True)
+    counts = torch.minimum(counts, limit) + excess // _N_LEVELS
+    remainder = excess % _N_LEVELS
+    step = (_N_LEVELS // remainder.clamp(min=1)).clamp_(min=1)
+    level = torch.arange(_N_LEVELS, device=levels.device)
+    counts += (level % step == 0) & (level // step < remainder)
     return (counts.cumsum(dim=2).float() / area).flatten()

@@ -23,21 +23,23 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dermkit.errors import UsageError
-from dermkit.training.distributed.environment import Place, find_place
+from dermkit.training.distributed.environment import RankInfo, read_rank_info
 
-PATIENCE = timedelta(days=1)
+_COLLECTIVE_TIMEOUT = timedelta(days=1)
 """A rank waits this long for the others: rank 0 may score for hours, and lost ranks are the supervisor's to find."""
 
-_ONE = Place(rank=0, size=1, local_rank=0, local_size=1, node=0, address="127.0.0.1", port=0)
-_DROP = 0.3
+_SINGLE_RANK = RankInfo(
+    rank=0, world_size=1, local_rank=0, local_world_size=1, node_rank=0, master_address="127.0.0.1", master_port=0
+)
+_GLOO_DRAIN_SECONDS = 0.3
 """Seconds for gloo's threads to drop the last tensors; they need microseconds, and the interpreter's lock."""
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """This process among those that train together. device: where tensors must lie for the group to send them.
 
-    Every method but `share` is for all ranks together, in the same order on each; alone they send nothing.
+    Every method but `shard` is for all ranks together, in the same order on each; alone they send nothing.
     """
 
     rank: int
@@ -45,7 +47,7 @@ class Ranks:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a constant
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Tell whether this rank is the one that writes and reports."""
         return self.rank == 0
 
@@ -57,11 +59,11 @@ class Ranks:
         """Tell whether the flag is true on some rank."""
         return bool(self._reduce(int(flag), "MAX"))
 
-    def least(self, number: int) -> int:
+    def min(self, number: int) -> int:
         """Return the smallest of the ranks' numbers."""
         return self._reduce(number, "MIN")
 
-    def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def shard(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return this rank's part of the rows: in one piece, sizes differing by one at most, in rank order."""
         return np.array_split(rows, self.size)[self.rank]
 
@@ -73,76 +75,80 @@ class Ranks:
         if self.size == 1:
             return tensor
         width = int(np.prod(tensor.shape[1:])) * tensor.element_size()
-        own = tensor.detach().to(self.device).contiguous().view(-1).view(torch.uint8).view(len(tensor), width)
-        counts = self._gather_equal(torch.tensor([len(own)], device=self.device)).flatten().tolist()
-        padded = own.new_zeros(max(counts), width)
-        padded[: len(own)] = own
-        table = self._gather_equal(padded)
-        rows = torch.cat([part[:count] for part, count in zip(table, counts, strict=True)])
+        local_bytes = (
+            tensor.detach().to(self.device).contiguous().view(-1).view(torch.uint8).view(len(tensor), width)
+        )
+        counts = self._gather_equal(torch.tensor([len(local_bytes)], device=self.device)).flatten().tolist()
+        padded = local_bytes.new_zeros(max(counts), width)
+        padded[: len(local_bytes)] = local_bytes
+        gathered = self._gather_equal(padded)
+        rows = torch.cat([block[:count] for block, count in zip(gathered, counts, strict=True)])
         return rows.view(-1).view(tensor.dtype).view(-1, *tensor.shape[1:]).to(tensor.device)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over ranks, added in rank order, so every rank has the same bits. For small tensors."""
         return self.gather(tensor[None]).sum(0, dtype=tensor.dtype)
 
-    def tell(self, text: str) -> str:
+    def broadcast_text(self, text: str) -> str:
         """Return rank 0's text."""
         if self.size == 1:
             return text
-        own = torch.tensor(list(text.encode()) if self.first else [], dtype=torch.uint8)
-        return bytes(self.gather(own).cpu().numpy()).decode()
+        encoded = torch.tensor(list(text.encode()) if self.is_first else [], dtype=torch.uint8)
+        return bytes(self.gather(encoded).cpu().numpy()).decode()
 
-    def _reduce(self, number: int, how: str) -> int:
+    def _reduce(self, number: int, operation: str) -> int:
         if self.size == 1:
             return number
         tensor = torch.tensor(number, dtype=torch.int64, device=self.device)
-        dist.all_reduce(tensor, getattr(dist.ReduceOp, how))
+        dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
         return int(tensor)
 
     def _gather_equal(self, tensor: Tensor) -> Tensor:
         """Return the ranks' tensors of one shape, stacked in rank order."""
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor)
-        return torch.stack(parts)
+        tensors = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(tensors, tensor)
+        return torch.stack(tensors)
 
 
-ALONE = Ranks(0, 1)
+SINGLE_PROCESS = ProcessGroup(0, 1)
 
 
-def ranks_of(fabric: Fabric) -> Ranks:
+def process_group_of(fabric: Fabric) -> ProcessGroup:
     """Return the ranks that a launched Fabric joined."""
-    return Ranks(fabric.global_rank, fabric.world_size, fabric.device)
+    return ProcessGroup(fabric.global_rank, fabric.world_size, fabric.device)
 
 
-def start(device: str, devices: int = 1, nodes: int = 1) -> Fabric:
+def start_fabric(device: str, devices: int = 1, nodes: int = 1) -> Fabric:
     """Return a Fabric for this process, its process group joined: alone, or one rank of those in the environment.
 
     device: auto, cpu or cuda. devices, nodes: what the command asked for; 1 and 1 take what the environment says.
     Raises `UsageError` where both disagree, or where a rank has no GPU of its own.
     """
-    place = find_place(os.environ)
-    if place is None or place.size == 1:
-        _check_alone(devices * nodes)
+    rank_info = read_rank_info(os.environ)
+    if rank_info is None or rank_info.world_size == 1:
+        _check_single_process(devices * nodes)
         # Told that it is alone: inside a SLURM job Fabric would take the job's tasks for ranks, and refuse.
-        return Fabric(accelerator=device, devices=1, precision="32-true", plugins=[_Given(_ONE)])
-    _check_asked(place, devices, nodes)
+        return Fabric(
+            accelerator=device, devices=1, precision="32-true", plugins=[_FixedEnvironment(_SINGLE_RANK)]
+        )
+    _check_rank_count(rank_info, devices, nodes)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it says that it starts, on every rank
-    own = _device(device, place)
+    rank_device = _rank_device(device, rank_info)
     strategy = DDPStrategy(
-        parallel_devices=[own] * place.local_size,
-        cluster_environment=_Given(place),
-        process_group_backend="nccl" if own.type == "cuda" else "gloo",
-        timeout=PATIENCE,
-        **_buffers_stay(),
+        parallel_devices=[rank_device] * rank_info.local_world_size,
+        cluster_environment=_FixedEnvironment(rank_info),
+        process_group_backend="nccl" if rank_device.type == "cuda" else "gloo",
+        timeout=_COLLECTIVE_TIMEOUT,
+        **_buffer_sync_off(),
     )
-    nodes = place.size // place.local_size
-    fabric = Fabric(strategy=strategy, devices=place.local_size, num_nodes=nodes, precision="32-true")
+    nodes = rank_info.world_size // rank_info.local_world_size
+    fabric = Fabric(strategy=strategy, devices=rank_info.local_world_size, num_nodes=nodes, precision="32-true")
     fabric.launch()
-    atexit.register(_leave)
+    atexit.register(_leave_process_group)
     return fabric
 
 
-def _leave() -> None:
+def _leave_process_group() -> None:
     """Leave the process group as the interpreter ends, and let gloo's threads drop what they hold of Python's.
 
     A thread that drops a tensor while the interpreter is torn down aborts the process: 1 end in 12 without this,
@@ -150,51 +156,51 @@ def _leave() -> None:
     """
     if dist.is_initialized():
         dist.destroy_process_group()
-        time.sleep(_DROP)
+        time.sleep(_GLOO_DRAIN_SECONDS)
 
 
-def _buffers_stay() -> dict[str, Any]:
+def _buffer_sync_off() -> dict[str, Any]:
     """Return DistributedDataParallel's argument for "send no buffers": they are the same already (dermkit.syncnorm)."""
-    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-    return {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    has_new_argument = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if has_new_argument else "broadcast_buffers": False}
 
 
-def _check_alone(asked: int) -> None:
-    if asked > 1:
+def _check_single_process(n_devices: int) -> None:
+    if n_devices > 1:
         raise UsageError(
-            f"{asked} devices were asked for, but this process was started alone",
+            f"{n_devices} devices were asked for, but this process was started alone",
             remedy="use the command line's --devices, or start it with torchrun",
         )
 
 
-def _check_asked(place: Place, devices: int, nodes: int) -> None:
-    found = (place.local_size, place.size // place.local_size)
-    if (devices, nodes) not in ((1, 1), found):
+def _check_rank_count(rank_info: RankInfo, devices: int, nodes: int) -> None:
+    actual = (rank_info.local_world_size, rank_info.world_size // rank_info.local_world_size)
+    if (devices, nodes) not in ((1, 1), actual):
         raise UsageError(
-            f"--devices {devices} --nodes {nodes}, but there are {found[0]} ranks on each of {found[1]} machines",
+            f"--devices {devices} --nodes {nodes}, but there are {actual[0]} ranks on each of {actual[1]} machines",
             remedy="leave --devices and --nodes away under torchrun and srun, or give the same numbers",
         )
 
 
-def _device(device: str, place: Place) -> torch.device:
+def _rank_device(device: str, rank_info: RankInfo) -> torch.device:
     """Return this rank's device: the GPU of its local number, or the only one that the scheduler lets it see."""
-    seen = torch.cuda.device_count() if device != "cpu" else 0
-    if device == "cpu" or (device == "auto" and seen == 0):
+    n_visible = torch.cuda.device_count() if device != "cpu" else 0
+    if device == "cpu" or (device == "auto" and n_visible == 0):
         return torch.device("cpu")
-    number = 0 if seen == 1 and place.one_gpu_each else place.local_rank
-    if number >= seen:
+    index = 0 if n_visible == 1 and rank_info.has_own_gpu else rank_info.local_rank
+    if index >= n_visible:
         raise UsageError(
-            f"{place.local_size} ranks on this machine, but {seen} GPUs are visible",
-            remedy=f"--devices {max(seen, 1)}, or --device cpu",
+            f"{rank_info.local_world_size} ranks on this machine, but {n_visible} GPUs are visible",
+            remedy=f"--devices {max(n_visible, 1)}, or --device cpu",
         )
-    return torch.device("cuda", number)
+    return torch.device("cuda", index)
 
 
-class _Given(ClusterEnvironment):
+class _FixedEnvironment(ClusterEnvironment):
     """The place that the environment gives, for Fabric, whose own detection guesses and may start processes."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, rank_info: RankInfo) -> None:
+        self.rank_info = rank_info
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -202,30 +208,30 @@ class _Given(ClusterEnvironment):
 
     @property
     def main_address(self) -> str:
-        return self.place.address
+        return self.rank_info.master_address
 
     @property
     def main_port(self) -> int:
-        return self.place.port
+        return self.rank_info.master_port
 
     @staticmethod
     def detect() -> bool:
         return False
 
     def world_size(self) -> int:
-        return self.place.size
+        return self.rank_info.world_size
 
     def set_world_size(self, size: int) -> None:
         """Do nothing: it is given."""
 
     def global_rank(self) -> int:
-        return self.place.rank
+        return self.rank_info.rank
 
     def set_global_rank(self, rank: int) -> None:
         """Do nothing: it is given."""
 
     def local_rank(self) -> int:
-        return self.place.local_rank
+        return self.rank_info.local_rank
 
     def node_rank(self) -> int:
-        return self.place.node
+        return self.rank_info.node_rank

@@ -10,20 +10,20 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-LOST = -1000
+LOST_NODE_CODE = -1000
 """The exit code of a rank whose machine went silent."""
-ALIVE, SILENCE = 5.0, 60.0
+HEARTBEAT_SECONDS, SILENCE_SECONDS = 5.0, 60.0
 """Seconds between two signs of life of a machine, and without one until it counts as lost."""
 
 
-class Link:
+class Connection:
     """A connection to another machine's supervisor: JSON objects, one per line, and signs of life."""
 
     def __init__(self, stream: socket.socket) -> None:
         self.stream = stream
-        self.received = b""
+        self.buffer = b""
         self.sent_at = self.heard_at = time.monotonic()
-        self.open = True
+        self.is_open = True
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message; a broken connection is closed."""
@@ -36,77 +36,81 @@ class Link:
 
     def receive(self) -> list[dict[str, Any]]:
         """Return the messages that are there; closes the link where it is broken or was silent for too long."""
-        if time.monotonic() - self.sent_at > ALIVE:
+        if time.monotonic() - self.sent_at > HEARTBEAT_SECONDS:
             self.send({"alive": True})
         try:
             self.stream.settimeout(0.0)
-            while part := self.stream.recv(65536):
-                self.received, self.heard_at = self.received + part, time.monotonic()
+            while chunk := self.stream.recv(65536):
+                self.buffer, self.heard_at = self.buffer + chunk, time.monotonic()
             self.close()
         except BlockingIOError:
-            if time.monotonic() - self.heard_at > SILENCE:
+            if time.monotonic() - self.heard_at > SILENCE_SECONDS:
                 self.close()
         except OSError:
             self.close()
-        *lines, self.received = self.received.split(b"\n")
+        *lines, self.buffer = self.buffer.split(b"\n")
         try:
-            return [item for item in map(json.loads, lines) if isinstance(item, dict)]
+            return [message for message in map(json.loads, lines) if isinstance(message, dict)]
         except ValueError:  # not a supervisor
             self.close()
             return []
 
     def close(self) -> None:
         """Close the connection."""
-        self.open = False
+        self.is_open = False
         self.stream.close()
 
 
-class Team:
+class Rendezvous:
     """The other machines, as the leader sees them, each with `devices` ranks; none with one machine."""
 
-    def __init__(self, nodes: int, devices: int, port: int) -> None:
-        self.nodes, self.devices = nodes, devices
-        self.links: dict[int, Link] = {}
-        self.new: list[Link] = []
-        self.server = socket.create_server(("", port)) if nodes > 1 else None
+    def __init__(self, n_nodes: int, ranks_per_node: int, port: int) -> None:
+        self.n_nodes, self.ranks_per_node = n_nodes, ranks_per_node
+        self.connections: dict[int, Connection] = {}
+        self.new_connections: list[Connection] = []
+        self.server = socket.create_server(("", port)) if n_nodes > 1 else None
         if self.server is not None:
             self.server.setblocking(False)
 
-    def complete(self) -> bool:
+    def accept_nodes(self) -> bool:
         """Let machines in that ask; tells whether all are there."""
         with contextlib.suppress(BlockingIOError):
             while self.server is not None:
-                self.new.append(Link(self.server.accept()[0]))
-        for link in list(self.new):
-            for message in link.receive():
-                machine = message.get("machine")
-                if isinstance(machine, int) and 0 < machine < self.nodes:
-                    self.links[machine] = link
-            if link in self.links.values() or not link.open:
-                self.new.remove(link)
-        self.links = {machine: link for machine, link in self.links.items() if link.open}
-        return len(self.links) == self.nodes - 1
+                self.new_connections.append(Connection(self.server.accept()[0]))
+        for connection in list(self.new_connections):
+            for message in connection.receive():
+                node_rank = message.get("machine")
+                if isinstance(node_rank, int) and 0 < node_rank < self.n_nodes:
+                    self.connections[node_rank] = connection
+            if connection in self.connections.values() or not connection.is_open:
+                self.new_connections.remove(connection)
+        self.connections = {
+            node_rank: connection for node_rank, connection in self.connections.items() if connection.is_open
+        }
+        return len(self.connections) == self.n_nodes - 1
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def broadcast(self, message: dict[str, Any]) -> None:
         """Send a message to every machine."""
-        for link in self.links.values():
-            link.send(message)
+        for connection in self.connections.values():
+            connection.send(message)
 
-    def poll(self, launch: int) -> Iterator[tuple[int, int, str]]:
+    def poll(self, attempt: int) -> Iterator[tuple[int, int, str]]:
         """Yield (rank, exit code, last words) of ends on other machines; all of a machine that is gone."""
-        for machine, link in list(self.links.items()):
-            for message in link.receive():
-                if message.get("launch") == launch:
+        for node_rank, connection in list(self.connections.items()):
+            for message in connection.receive():
+                if message.get("launch") == attempt:
                     yield int(message["rank"]), int(message["code"]), str(message["words"])
-            if not link.open:
-                del self.links[machine]
-                first = machine * self.devices
-                yield from ((rank, LOST, "") for rank in range(first, first + self.devices))
+            if not connection.is_open:
+                del self.connections[node_rank]
+                first_rank = node_rank * self.ranks_per_node
+                yield from (
+                    (rank, LOST_NODE_CODE, "") for rank in range(first_rank, first_rank + self.ranks_per_node)
+                )
 
     def close(self, code: int) -> None:
         """Let every machine end with a code."""
-        self.tell({"finish": code})
-        for link in (*self.links.values(), *self.new):
-            link.close()
+        self.broadcast({"finish": code})
+        for connection in (*self.connections.values(), *self.new_connections):
+            connection.close()
         if self.server is not None:
             self.server.close()

@@ -15,11 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dermkit.errors import UsageError
 
-KNOWN = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct2d")
+SUPPORTED_LAYERS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct2d")
 """Layers that are batch norm, then `drop` and `act` where they have these: torch's, and timm's with activation."""
 
 
-def synchronise(net: nn.Module) -> nn.Module:
+def convert_sync_batch_norm(net: nn.Module) -> nn.Module:
     """Let every batch-norm layer of `net` that is in training mode use the statistics of all ranks; returns `net`.
 
     Parameters, buffers, their names, hooks and modes stay the same objects: only the layer's class changes, so an
@@ -33,47 +33,47 @@ def synchronise(net: nn.Module) -> nn.Module:
     with the whole batch.
     """
     for name, layer in net.named_modules():
-        if isinstance(layer, _BatchNorm) and not isinstance(layer, _Synchronised):
-            if type(layer).__name__ not in KNOWN:
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, _SyncBatchNormMixin):
+            if type(layer).__name__ not in SUPPORTED_LAYERS:
                 raise UsageError(
                     f"{name}: {type(layer).__name__} cannot be trained on several devices",
                     remedy="use one device, or freeze_batch_norm in the recipe's phases",
                 )
-            layer.__class__ = _synchronised(type(layer))  # type: ignore[assignment, arg-type]
+            layer.__class__ = _sync_class(type(layer))  # type: ignore[assignment, arg-type]
     return net
 
 
-class _Synchronised:
+class _SyncBatchNormMixin:
     """What is mixed into a layer's class; `forward` takes (N, C, ...), N may be 0 on some ranks."""
 
     def forward(self, x: Tensor) -> Tensor:
         layer: Any = self
         if not (layer.training and dist.is_initialized()):
-            own: Tensor = super().forward(x)  # type: ignore[misc]
-            return own
+            output: Tensor = super().forward(x)  # type: ignore[misc]
+            return output
         layer._check_input_dim(x)
-        y: Tensor = _Normalise.apply(x, layer.weight, layer.bias, layer.eps, *_moving(layer))  # type: ignore[no-untyped-call]
-        for after in ("drop", "act"):
-            y = getattr(layer, after, nn.Identity())(y)
+        y: Tensor = _SyncNormalise.apply(x, layer.weight, layer.bias, layer.eps, *_running_statistics(layer))  # type: ignore[no-untyped-call]
+        for attribute in ("drop", "act"):
+            y = getattr(layer, attribute, nn.Identity())(y)
         return y
 
 
 @cache
-def _synchronised(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the class of a layer with the running of `_Synchronised`; it keeps its name."""
-    return type(kind.__name__, (_Synchronised, kind), {"__doc__": kind.__doc__})
+def _sync_class(layer_class: type[nn.Module]) -> type[nn.Module]:
+    """Return the class of a layer with the running of `_SyncBatchNormMixin`; it keeps its name."""
+    return type(layer_class.__name__, (_SyncBatchNormMixin, layer_class), {"__doc__": layer_class.__doc__})
 
 
-def _moving(layer: Any) -> tuple[Tensor | None, Tensor | None, float]:
+def _running_statistics(layer: Any) -> tuple[Tensor | None, Tensor | None, float]:
     """Return the running mean and variance to update, and the share that this batch gets (torch's rule)."""
     if not layer.track_running_stats or layer.running_mean is None:
         return None, None, 0.0
     layer.num_batches_tracked.add_(1)
-    share = 1.0 / float(layer.num_batches_tracked) if layer.momentum is None else float(layer.momentum)
-    return layer.running_mean, layer.running_var, share
+    momentum = 1.0 / float(layer.num_batches_tracked) if layer.momentum is None else float(layer.momentum)
+    return layer.running_mean, layer.running_var, momentum
 
 
-class _Normalise(torch.autograd.Function):
+class _SyncNormalise(torch.autograd.Function):
     """The normalisation of one layer over all ranks; statistics in float32, results in the type of the input."""
 
     @staticmethod
@@ -85,12 +85,12 @@ class _Normalise(torch.autograd.Function):
         eps: float,
         running_mean: Tensor | None,
         running_var: Tensor | None,
-        share: float,
+        momentum: float,
     ) -> Tensor:
         mean, variance, count = _global_statistics(x)
         if running_mean is not None and running_var is not None:
-            running_mean.lerp_(mean.to(running_mean.dtype), share)
-            running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), share)
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
         context.save_for_backward(x, weight, mean, variance)
         context.eps, context.count = eps, count
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps) if len(x) else x.clone()
@@ -99,15 +99,20 @@ class _Normalise(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return torch's gradient of a training batch norm, its two sums over images taken over all ranks."""
         x, weight, mean, variance = context.saved_tensors
-        of_x, of_weight, of_bias = context.needs_input_grad[:3]
+        needs_x, needs_weight, needs_bias = context.needs_input_grad[:3]
         slope, offset = _local_sums(gradient, x, mean, variance, context.eps)
-        whole = torch.cat([slope, offset])
-        if of_x:  # every rank has the same layers frozen, so all come here or none
-            dist.all_reduce(whole)
+        totals = torch.cat([slope, offset])
+        if needs_x:  # every rank has the same layers frozen, so all come here or none
+            dist.all_reduce(totals)
         scale = torch.rsqrt(variance + context.eps)
-        by_image = _input_gradient(gradient, x, mean, scale, weight, whole / context.count) if of_x else None
-        own = [item.to(weight.dtype) if used else None for item, used in ((slope, of_weight), (offset, of_bias))]
-        return by_image, *own, None, None, None, None
+        input_gradient = (
+            _input_gradient(gradient, x, mean, scale, weight, totals / context.count) if needs_x else None
+        )
+        parameter_gradients = [
+            gradient_sum.to(weight.dtype) if is_needed else None
+            for gradient_sum, is_needed in ((slope, needs_weight), (offset, needs_bias))
+        ]
+        return input_gradient, *parameter_gradients, None, None, None, None
 
 
 def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -115,23 +120,23 @@ def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, float]:
 
     The ranks' statistics are joined in rank order, in float64, by Chan's rule: all ranks get the same bits.
     """
-    channels, exact = x.shape[1], torch.promote_types(x.dtype, torch.float32)
-    own = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
+    channels, dtype = x.shape[1], torch.promote_types(x.dtype, torch.float32)
+    local_statistics = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
     if x.numel():
         # With running statistics to write to, torch keeps their float32 also for a bfloat16 input.
-        scratch = torch.zeros(2, channels, dtype=exact, device=x.device)
-        own[:-1] = torch.cat(torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0))
-        own[-1] = x.numel() // channels
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, own)
-    table = torch.stack(parts)
+        scratch = torch.zeros(2, channels, dtype=dtype, device=x.device)
+        local_statistics[:-1] = torch.cat(torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0))
+        local_statistics[-1] = x.numel() // channels
+    rank_statistics = [torch.empty_like(local_statistics) for _ in range(dist.get_world_size())]
+    dist.all_gather(rank_statistics, local_statistics)
+    table = torch.stack(rank_statistics)
     means, variances, counts = table[:, :channels], table[:, channels:-1], table[:, -1:]
     count = float(counts.sum())
     if count < 2:
         raise ValueError("batch norm cannot train on one value per channel")  # as torch's own layer
     mean = (means * counts).sum(0) / count
     variance = ((variances + (means - mean) ** 2) * counts).sum(0) / count
-    return mean.to(exact), variance.to(exact), count
+    return mean.to(dtype), variance.to(dtype), count
 
 
 def _local_sums(gradient: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -146,13 +151,15 @@ def _local_sums(gradient: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps
 
 
 def _input_gradient(
-    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, means: Tensor
+    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, mean_sums: Tensor
 ) -> Tensor:
     """Return weight * scale * (gradient - mean gradient - normalised x * mean slope), rounded once to x's type."""
-    slope, offset = means.chunk(2)
+    slope, offset = mean_sums.chunk(2)
     gain = scale if weight is None else scale * weight
     shape = (1, -1, *[1] * (x.dim() - 2))
-    by_gradient, by_x = gain.view(shape), (-gain * slope * scale).view(shape)
+    gradient_factor, x_factor = gain.view(shape), (-gain * slope * scale).view(shape)
     constant = (gain * (slope * scale * mean - offset)).view(shape)
-    exact = mean.dtype
-    return torch.addcmul(torch.addcmul(constant, gradient.to(exact), by_gradient), x.to(exact), by_x).to(x.dtype)
+    dtype = mean.dtype
+    return torch.addcmul(torch.addcmul(constant, gradient.to(dtype), gradient_factor), x.to(dtype), x_factor).to(
+        x.dtype
+    )
