@@ -75,7 +75,7 @@ def summarise_repeats(parent: Path, runs: Sequence[Path], *, monitor: str) -> Pa
             "fold": run_jsons[best_index]["fold"],
             "folder": runs[best_index].name,
             "chosen_by": f"{monitor} on validation, {validation_value(runs[best_index], monitor):.6g}: "
-            "best of {len(runs)}",
+            f"best of {len(runs)}",
         },
         "metrics": {split: _spread_by_metric([row[split] for row in rows]) for split in ("validation", "test")},
     }

@@ -17,6 +17,7 @@ from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.decisions import conformal, recalibration, thresholds
 from dermkit.metrics.decisions.operating_points import (
     DEFAULT_PREVALENCES,
+    AtPrevalence,
     OperatingPointResult,
     evaluate_threshold,
 )
@@ -294,17 +295,22 @@ def _point_fields(rate: str, point: Threshold) -> dict[str, Any]:
 
 
 def _result_dict(result: OperatingPointResult) -> dict[str, Any]:
-    names = ("ppv", "npv", "found", "missed", "false_alarms", "biopsies_per_found")
     return {
         "sensitivity": result.sensitivity.as_dict(),
         "specificity": result.specificity.as_dict(),
-        "per_prevalence": [
-            {
-                "prevalence": at_prevalence.prevalence,
-                **{name: getattr(at_prevalence, name).as_dict() for name in names},
-            }
-            for at_prevalence in result.per_prevalence
-        ],
+        "per_prevalence": [_prevalence_dict(at_prevalence) for at_prevalence in result.per_prevalence],
+    }
+
+
+def _prevalence_dict(at_prevalence: AtPrevalence) -> dict[str, Any]:
+    return {
+        "prevalence": at_prevalence.prevalence,
+        "ppv": at_prevalence.ppv.as_dict(),
+        "npv": at_prevalence.npv.as_dict(),
+        "found": at_prevalence.true_positives.as_dict(),
+        "missed": at_prevalence.false_negatives.as_dict(),
+        "false_alarms": at_prevalence.false_positives.as_dict(),
+        "biopsies_per_found": at_prevalence.number_needed_to_biopsy.as_dict(),
     }
 
 
