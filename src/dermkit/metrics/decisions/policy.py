@@ -251,7 +251,7 @@ def evaluate_policy(
     asked: operating points beside the decision's own, marked as such.
     """
     calibrated_set = apply_calibration(scored_set, policy.calibration)
-    metrics = evaluate_split(calibrated_set, seed=seed, ranked=False)["metrics"]
+    metrics = evaluate_split(calibrated_set, seed=seed, with_ranking=False)["metrics"]
     missing_reason = "" if (policy.operating_points or requested_points) else "none was settled"
     missing_reason = missing_reason or _one_class_reason(calibrated_set)
     all_points = [
