@@ -1,0 +1,148 @@
+"""Folders that the release before this one wrote (commit 6429fce) are read, evaluated and gone on with.
+
+`data/run-6429fce.tar.xz` holds, made by that commit on synthetic images: two data sets (`data`, `other`), a run with an
+operating point of its own (`tiny`), one with a sealed test split (`tiny-sealed`), one that was opened (`tiny-opened`), two
+repeats (`tiny-repeats`), a training that was interrupted in its second epoch (`tiny-unfinished`), an evaluation on
+`other` (`external`) and one of a table (`foreign`). Charts, pages and pixels that can be made again are left out.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import dermkit as dk
+from dermkit.recipes.schema import load_recipe
+from dermkit.runs.metrics_json import read_metrics
+
+ARCHIVE = Path(__file__).parent / "data" / "run-6429fce.tar.xz"
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """Return a folder with what the earlier release wrote; a test may change it."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path / "old", filter="data")
+    for path in (tmp_path / "old").rglob("*.json"):
+        path.write_text(path.read_text().replace("@HERE@", str(tmp_path / "old")))
+    return tmp_path / "old"
+
+
+def run_in(old: Path, name: str) -> Path:
+    (run,) = (old / "runs" / name).iterdir()
+    return run
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def numbers_of(value: Any) -> Iterator[float | str]:
+    """Yield every number and text of a JSON value, sorted by nothing but their place; keys left out."""
+    if isinstance(value, Mapping):
+        for field in value.values():
+            yield from numbers_of(field)
+    elif isinstance(value, list):
+        for field in value:
+            yield from numbers_of(field)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def figures(metrics: Mapping[str, Any]) -> list[Any]:
+    return sorted(numbers_of({key: value for key, value in metrics.items() if key != "format"}))
+
+
+RUNS = ("tiny", "tiny-sealed", "tiny-opened")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_report_is_written_from_an_old_run(old: Path, name: str) -> None:
+    page = dk.report(run_in(old, name)).read_text()
+    assert "Balanced accuracy" in page
+    assert ("sealed" in page) == (name != "tiny")
+
+
+@pytest.mark.parametrize("name", ["external", "foreign"])
+def test_a_report_is_written_from_an_old_evaluation(old: Path, name: str) -> None:
+    assert "Balanced accuracy" in dk.report(old / name).read_text()
+
+
+def test_a_report_is_written_from_old_repeats(old: Path) -> None:
+    assert "2 runs" in dk.report(run_in(old, "tiny-repeats")).read_text()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_evaluation_gives_an_old_run_the_same_figures(old: Path, name: str) -> None:
+    run = run_in(old, name)
+    before = figures(read(run / "metrics.json"))
+    options = dk.EvaluationOptions(
+        official=name == "tiny",
+        targets=(("sensitivity", 0.8),) if name == "tiny" else (),
+        prevalences=(0.05,) if name == "tiny" else (),
+    )
+    dk.evaluate(run, options=options)
+    assert figures(read(run / "metrics.json")) == before
+
+
+def test_an_old_metrics_json_is_read_as_a_new_one(old: Path) -> None:
+    run = run_in(old, "tiny")
+    migrated = read_metrics(run)
+    dk.evaluate(
+        run, options=dk.EvaluationOptions(official=True, targets=(("sensitivity", 0.8),), prevalences=(0.05,))
+    )
+    assert read_metrics(run) == migrated
+
+
+def test_the_model_of_an_old_run_is_not_rewritten_where_its_policy_stays(old: Path) -> None:
+    model = run_in(old, "tiny") / "model"
+    files = {path.name: path.read_bytes() for path in model.iterdir()}
+    dk.evaluate(model.parent)
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == files
+
+
+def test_old_runs_are_compared(old: Path) -> None:
+    outcome = dk.compare([run_in(old, "tiny"), run_in(old, "tiny-repeats")], out=old / "comparison")
+    assert outcome.page.is_file()
+    assert outcome.same_images == {"validation": True, "test": True}
+
+
+def test_an_old_model_predicts_as_before(old: Path) -> None:
+    out = old / "again"
+    dk.predict(run_in(old, "tiny") / "model", [str(old / "other-images")], out=out)
+    before, after = (pd.read_csv(path / "predictions.csv") for path in (old / "predictions", out))
+    assert after["predicted"].tolist() == before["predicted"].tolist()
+    assert after["p_malignant"].to_numpy() == pytest.approx(before["p_malignant"].to_numpy(), abs=1e-6)
+
+
+def test_an_old_model_is_tested_on_other_data(old: Path) -> None:
+    options = dk.EvaluationOptions(targets=(("sensitivity", 0.8),))
+    dataset = dk.load_dataset(old / "other")
+    dk.evaluate(run_in(old, "tiny"), dataset=dataset, out=old / "external", options=options)
+    (split_metrics,) = read_metrics(old / "external")["splits"].values()
+    assert split_metrics["n"] == 16
+
+
+def test_the_sealed_test_split_of_an_old_run_is_opened(old: Path) -> None:
+    run = run_in(old, "tiny-sealed")
+    dk.evaluate(run, open_test=dk.load_dataset(old / "data"))
+    assert set(pd.read_csv(run / "predictions.csv")["split"]) == {"validation", "test"}
+    assert [opening["run"] for opening in read(old / "data" / "splits" / "sealed.seal.json")["openings"]] == [
+        run_in(old, "tiny-opened").name,
+        run.name,
+    ]
+
+
+def test_an_interrupted_old_training_is_resumed(old: Path) -> None:
+    run = run_in(old, "tiny-unfinished")
+    settings = dk.RunSettings(out=old / "runs", device="cpu", resume=True)
+    again = dk.train(
+        load_recipe(run / "recipe.json"), dk.load_dataset(old / "data"), settings=settings, split="open"
+    )
+    assert again == run
+    log, uninterrupted = (pd.read_csv(path / "log.csv") for path in (run, run_in(old, "tiny")))
+    assert log["val_loss"].tolist() == pytest.approx(uninterrupted["val_loss"].tolist(), rel=1e-5)
