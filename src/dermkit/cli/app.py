@@ -50,20 +50,42 @@ def _common_options(
     """Options that every command has."""
 
 
-app.command("import")(import_command)
-app.command("audit")(audit_command)
-app.command("split")(split_command)
-app.command("train")(train_command)
-app.command("tune")(tune_command)
-app.command("evaluate")(evaluate_command)
-app.command("report")(report_command)
-app.command("compare")(compare_command)
-app.command("predict")(predict_command)
+# Help texts are arguments and not docstrings, because `python -OO` drops docstrings.
+app.command("import", help="Read a set of images, in any layout, into a checked manifest with an overview page.")(
+    import_command
+)
+app.command(
+    "audit",
+    help="Look for defects of a data set: leaks, duplicates, label conflicts, shortcuts. Ends with 3 on an error.",
+)(audit_command)
+app.command(
+    "split", help="Divide a data set: grouped by lesion and patient, stratified, seeded; refuses overlap."
+)(split_command)
+app.command("train", help="Train a recipe on a data set; the run is evaluated and its report written.")(
+    train_command
+)
+app.command(
+    "tune", help="Train every recipe of a grid, choose one on validation alone, and train that one in full."
+)(tune_command)
+app.command(
+    "evaluate", help="Evaluate a run again, its model on another data set, or predictions of another tool."
+)(evaluate_command)
+app.command("report", help="Write a run's report again.")(report_command)
+app.command(
+    "compare",
+    help="Compare runs or recipes on the same images: differences with intervals and tests, and a sentence on each.",
+)(compare_command)
+app.command(
+    "predict",
+    help="Predict new images: probabilities, decisions, labelled sheets. Stopped, it continues with the same command.",
+)(predict_command)
 
 
-@app.command()
+@app.command(
+    "demo",
+    help="Draw images, import, split, train, evaluate, report and predict: offline, on the CPU, in minutes.",
+)
 def demo_command(out: OutOption = Path("demo")) -> None:
-    """Make images, import, split, train, evaluate, report and predict: offline, on the CPU, in minutes."""
     from dermkit.pipeline.demo import run_demo as run_demo
 
     with progress_bar() as progress:

@@ -63,7 +63,6 @@ def import_command(
         typer.Option(help="A table that gives lesion ids, age, ... back, by ISIC id in file names."),
     ] = None,
 ) -> None:
-    """Read a set of images, in any layout, into a checked manifest with an overview page."""
     from dermkit.data.importers.run import import_dataset
     from dermkit.data.importers.table_rows import ImportOptions
 
@@ -122,7 +121,6 @@ def split_command(
         typer.Option("--seal", help="Seal the test side: no run scores it until it is opened, which is counted."),
     ] = False,
 ) -> None:
-    """Divide a data set: grouped by lesion and patient, stratified, seeded; refuses overlap."""
     import dermkit as dk
     from dermkit.recipes.schema import parse_split_spec
 
@@ -183,7 +181,6 @@ def audit_command(
         bool, typer.Option("--codes", callback=_print_codes, is_eager=True, help="List all checks and end.")
     ] = False,
 ) -> None:
-    """Look for every known defect: leaks, copies, contradictions, shortcuts; ends with 3 where there is an error."""
     import dermkit as dk
 
     loaded_dataset = dk.load_dataset(dataset)

@@ -42,10 +42,6 @@ def predict_command(
         ),
     ] = None,
 ) -> None:
-    """Predict new images: every class probability, what validation settled applied to it, and labelled sheets.
-
-    The same command goes on where it was stopped.
-    """
     from dermkit.prediction.run import predict as run_predict
 
     with progress_bar() as progress:

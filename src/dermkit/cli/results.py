@@ -38,7 +38,6 @@ def evaluate_command(
     save_targets: Annotated[bool, typer.Option("--keep", help=SAVE_TARGETS_HELP)] = False,
     open_test: Annotated[Path | None, typer.Option("--open-test", help=OPEN_TEST_HELP)] = None,
 ) -> None:
-    """Evaluate a run again, its model on another data set, or predictions of another tool."""
     import dermkit as dk
     from dermkit.evaluation.options import parse_options
 
@@ -62,7 +61,6 @@ def evaluate_command(
 
 
 def report_command(run: Path) -> None:
-    """Write a run's report again."""
     import dermkit as dk
 
     typer.echo(str(dk.report(run)))
@@ -78,7 +76,6 @@ def compare_command(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path("comparison"),
 ) -> None:
-    """Compare runs or recipes on the same images: differences with intervals and tests, one page, a sentence each."""
     import dermkit as dk
 
     outcome = dk.compare(runs or [], claim_texts=claim_texts or [], out=out)

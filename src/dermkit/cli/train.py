@@ -40,9 +40,8 @@ WorkersOption = Annotated[
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
 
 
-@recipes_app.command("list")
+@recipes_app.command("list", help="List the named experiments.")
 def list_recipes() -> None:
-    """List the named experiments."""
     from dermkit.recipes.experiments import GRIDS, RECIPES
 
     for recipe in RECIPES.values():
@@ -52,18 +51,18 @@ def list_recipes() -> None:
         typer.echo(f"{name:40} {len(members)} recipes of {members[0].system}")
 
 
-@recipes_app.command("show")
+@recipes_app.command("show", help="Print a recipe as JSON, to edit and train.")
 def show_recipe(name: str) -> None:
-    """Print a recipe as JSON, to edit and train."""
     from dermkit.recipes.experiments import find_recipe
     from dermkit.recipes.schema import RECIPE_FORMAT, recipe_to_dict
 
     typer.echo(json.dumps({"format": RECIPE_FORMAT, **recipe_to_dict(find_recipe(name))}, indent=1))
 
 
-@recipes_app.command("presets")
+@recipes_app.command(
+    "presets", help='List the augmentation presets: in a recipe, `"augment": "NAME"` stands for the whole spec.'
+)
 def list_presets() -> None:
-    """List the augmentation presets: in a recipe, `"augment": "NAME"` stands for the whole spec."""
     from dermkit.recipes.augmentation import PRESET_NOTES
 
     for name, note in PRESET_NOTES.items():
@@ -123,7 +122,6 @@ def train_command(
     workers: WorkersOption = 0,
     resume: ResumeOption = False,
 ) -> None:
-    """Train a recipe on a data set; ends evaluated and with its report written."""
     chosen_recipe = _find_or_load_recipe(recipe)
     _launch_ranks(devices, nodes, restarts)
     import dermkit as dk
@@ -153,7 +151,6 @@ def tune_command(
     workers: WorkersOption = 0,
     resume: ResumeOption = False,
 ) -> None:
-    """Train every recipe of a grid, choose one on validation alone, run it whole."""
     from dermkit.recipes.experiments import find_grid
 
     members = find_grid(grid)

@@ -1,11 +1,12 @@
 """What a check sees and what it says: the subject, the finding, and the card of a check read from its docstring."""
 
+import ast
 import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -100,7 +101,7 @@ def read_check_card(check: CheckFunction) -> CheckCard:
 
     The docstring is a title of one line, then paragraphs that start with `Threshold:`, `Severity:` and `Effect:`.
     """
-    text = inspect.getdoc(check) or ""
+    text = inspect.getdoc(check) or _docstring_in_source(check)
     paragraphs = {
         name.lower(): " ".join(paragraph.split())
         for name, paragraph in re.findall(
@@ -115,6 +116,12 @@ def read_check_card(check: CheckFunction) -> CheckCard:
         paragraphs["severity"],
         paragraphs["effect"],
     )
+
+
+def _docstring_in_source(check: CheckFunction) -> str:
+    """Return a function's docstring as its file has it: `python -OO` leaves none on the function itself."""
+    (function,) = ast.parse(inspect.getsource(check)).body
+    return ast.get_docstring(cast(ast.FunctionDef, function)) or ""
 
 
 def image_table(
