@@ -7,8 +7,12 @@ Research use only. Not a medical device.
     dataset = dk.import_dataset("folder", Path("images"), out=Path("dataset")).dataset
     run = dk.train(dk.find_recipe("demo"), dataset, settings=dk.RunSettings(out=Path("runs")))
 
-The names below are the public interface; everything else may move without notice. A name is imported when it is first
-used, so that `import dermkit` costs no torch.
+The names of `__all__` are the public interface, with `dermkit.metrics`, `dermkit.errors` and `dermkit.data.synthetic`;
+everything else may change without notice. A name is imported when it is first used, so that `import dermkit` loads
+neither torch nor NumPy.
+
+Every error is a `dermkit.errors.DermkitError`. Images are (H, W, 3) uint8 RGB. Wherever a figure or a threshold is
+about malignancy, the malignant classes of the data set's class table are the positive class.
 """
 
 import importlib
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from dermkit.data.seal import Seal
     from dermkit.data.split import Split, load_split
     from dermkit.evaluation.options import EvaluationOptions
+    from dermkit.images.decode import LesionImage, open_image
+    from dermkit.images.preprocess import Preprocessing, resize_pixels
     from dermkit.pipeline.data import audit_codes, audit_dataset, check_external, find_split_seal, split
     from dermkit.pipeline.plan import RunSettings
     from dermkit.pipeline.results import CompareOutcome, compare, evaluate, report
@@ -31,77 +37,53 @@ if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor, load_model
     from dermkit.prediction.run import PredictOutcome, predict
     from dermkit.progress import Progress
-    from dermkit.recipes.experiments import RECIPES, find_grid, find_recipe
-    from dermkit.recipes.schema import Recipe, SplitSpec, load_recipe, save_recipe
+    from dermkit.recipes.augmentation import AugmentSpec, find_preset
+    from dermkit.recipes.experiments import RECIPES, find_grid, find_recipe, full_phase, head_phase, make_grid
+    from dermkit.recipes.schema import Phase, Recipe, SplitSpec, load_recipe, save_recipe
+    from dermkit.render.sheets import Tile, contact_sheet
+    from dermkit.runs.metrics_json import read_metrics
+    from dermkit.training.augment.batch import augment_image
 
 __version__ = "0.1.0"
-_MODULES = {
-    "audit.run": ("AuditOutcome",),
-    "comparison.compare": (
-        "Comparison",
-        "compare_runs",
-    ),
-    "data.importers.run": (
-        "ImportOutcome",
-        "import_dataset",
-    ),
-    "data.importers.table_rows": ("ImportOptions",),
-    "data.manifest": (
-        "Dataset",
-        "LesionClass",
-        "load_dataset",
-    ),
-    "data.seal": ("Seal",),
-    "data.split": (
-        "Split",
-        "load_split",
-    ),
-    "evaluation.options": ("EvaluationOptions",),
-    "pipeline.data": (
-        "audit_codes",
-        "audit_dataset",
-        "check_external",
-        "find_split_seal",
-        "split",
-    ),
-    "pipeline.plan": ("RunSettings",),
-    "pipeline.results": (
-        "CompareOutcome",
-        "compare",
-        "evaluate",
-        "report",
-    ),
-    "pipeline.train": ("train",),
-    "pipeline.tune": ("tune",),
-    "prediction.predictor": (
-        "Predictor",
-        "load_model",
-    ),
-    "prediction.run": (
-        "PredictOutcome",
-        "predict",
-    ),
-    "progress": ("Progress",),
-    "recipes.experiments": (
-        "RECIPES",
-        "find_grid",
-        "find_recipe",
-    ),
-    "recipes.schema": (
-        "Recipe",
-        "SplitSpec",
-        "load_recipe",
-        "save_recipe",
-    ),
+
+_NAMES = {
+    "audit.run": "AuditOutcome",
+    "comparison.compare": "Comparison compare_runs",
+    "data.importers.run": "ImportOutcome import_dataset",
+    "data.importers.table_rows": "ImportOptions",
+    "data.manifest": "Dataset LesionClass load_dataset",
+    "data.seal": "Seal",
+    "data.split": "Split load_split",
+    "evaluation.options": "EvaluationOptions",
+    "images.decode": "LesionImage open_image",
+    "images.preprocess": "Preprocessing resize_pixels",
+    "pipeline.data": "audit_codes audit_dataset check_external find_split_seal split",
+    "pipeline.plan": "RunSettings",
+    "pipeline.results": "CompareOutcome compare evaluate report",
+    "pipeline.train": "train",
+    "pipeline.tune": "tune",
+    "prediction.predictor": "Predictor load_model",
+    "prediction.run": "PredictOutcome predict",
+    "progress": "Progress",
+    "recipes.augmentation": "AugmentSpec find_preset",
+    "recipes.experiments": "RECIPES find_grid find_recipe full_phase head_phase make_grid",
+    "recipes.schema": "Phase Recipe SplitSpec load_recipe save_recipe",
+    "render.sheets": "Tile contact_sheet",
+    "runs.metrics_json": "read_metrics",
+    "training.augment.batch": "augment_image",
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+"""Module -> the public names that it defines; the block above says the same to type checkers, and a test compares."""
+
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
-    "RECIPES", "AuditOutcome", "CompareOutcome", "Comparison", "Dataset", "EvaluationOptions", "ImportOptions",
-    "ImportOutcome", "LesionClass", "PredictOutcome", "Predictor", "Progress", "Recipe", "RunSettings", "Seal",
-    "Split", "SplitSpec", "audit_codes", "audit_dataset", "check_external", "compare", "compare_runs",
-    "evaluate", "find_grid", "find_recipe", "find_split_seal", "import_dataset", "load_dataset", "load_model",
-    "load_recipe", "load_split", "predict", "report", "save_recipe", "split", "train", "tune",
+    "RECIPES", "AuditOutcome", "AugmentSpec", "CompareOutcome", "Comparison", "Dataset", "EvaluationOptions",
+    "ImportOptions", "ImportOutcome", "LesionClass", "LesionImage", "Phase", "PredictOutcome", "Predictor",
+    "Preprocessing", "Progress", "Recipe", "RunSettings", "Seal", "Split", "SplitSpec", "Tile", "audit_codes",
+    "audit_dataset", "augment_image", "check_external", "compare", "compare_runs", "contact_sheet", "evaluate",
+    "find_grid", "find_preset", "find_recipe", "find_split_seal", "full_phase", "head_phase", "import_dataset",
+    "load_dataset", "load_model", "load_recipe", "load_split", "make_grid", "open_image", "predict",
+    "read_metrics", "report", "resize_pixels", "save_recipe", "split", "train", "tune",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dermkit.recipes.augmentation import AugmentSpec
@@ -24,7 +25,15 @@ from dermkit.training.augment.random_numbers import (
     image_key,
 )
 
-__all__ = ["ImageKeys", "augment_and_normalise", "augment_batch", "balanced_order", "epoch_order", "image_key"]
+__all__ = [
+    "ImageKeys",
+    "augment_and_normalise",
+    "augment_batch",
+    "augment_image",
+    "balanced_order",
+    "epoch_order",
+    "image_key",
+]
 
 AUGMENTATION_VERSION = 1
 """Raise it whenever an image is changed otherwise than before: features that older versions kept are then not found."""
@@ -48,6 +57,18 @@ def augment_batch(batch: Tensor, spec: AugmentSpec, *, seed: int, epoch: int, ke
     for chunk in _chunks(batch.shape, batch.device):
         out[chunk] = _augment_chunk(batch[chunk].contiguous(), spec, rng.select(chunk))
     return out
+
+
+def augment_image(
+    pixels: NDArray[np.uint8], spec: AugmentSpec, *, image_id: str, seed: int, epoch: int
+) -> NDArray[np.uint8]:
+    """Return one image as training changes it in an epoch, for people to look at.
+
+    pixels: (H, W, 3) uint8 RGB, as the result. image_id: with seed and epoch it decides how the image is changed.
+    """
+    batch = torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)[None]
+    (augmented,) = augment_batch(batch, spec, seed=seed, epoch=epoch, keys=[image_key(image_id)])
+    return augmented.permute(1, 2, 0).mul(255).round().byte().numpy()
 
 
 def augment_and_normalise(
