@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from conftest import Cli
+from dermkit import files
 from dermkit.data.importers import archives
 from dermkit.data.importers.run import ImportOutcome, import_dataset
 from dermkit.data.manifest import load_dataset
@@ -107,6 +108,16 @@ def test_a_name_that_leads_out_is_refused_and_the_rest_goes_on(home: Path, name:
     outcome = bring(pack(home / "set.zip", (member(name), picture("evil"))))
     assert list(refusals(outcome).values()) == ["bad_name"]
     assert all(path.isprintable() for path in refusals(outcome))
+    assert outcome.dataset.manifest["path"].tolist() == sorted(GOOD)
+
+
+@pytest.mark.parametrize("name", ["nv/con.png", "nv/evil.png:stream.png", "nv./evil.png", "nv/ev?il.png"])
+def test_a_name_that_windows_cannot_hold_is_refused_there(
+    home: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "ON_WINDOWS", True)
+    outcome = bring(pack(home / "set.zip", (member(name), picture("evil"))))
+    assert list(refusals(outcome).values()) == ["bad_name"]
     assert outcome.dataset.manifest["path"].tolist() == sorted(GOOD)
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -216,23 +216,28 @@ def test_a_second_process_is_refused_and_told_who_holds_the_folder_and_since_whe
     finally:
         kill(first)
     with files.lock(tmp_path):
-        assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} {socket.gethostname()} ")
-    assert (tmp_path / ".lock").read_text() == ""
+        assert (tmp_path / ".lock-owner").read_text().startswith(f"{os.getpid()} {socket.gethostname()} ")
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(
     ("content", "who"),
     [
+        (None, "another process"),
         (b"4711", "process 4711"),
         (b"4711 box", "process 4711 on box"),
         (b"", "another process"),
         (b"\xff\n", "process \ufffd"),
     ],
 )
-def test_a_lock_file_of_an_older_version_or_broken_is_read_too(tmp_path: Path, content: bytes, who: str) -> None:
+def test_an_owner_file_that_is_missing_or_broken_is_read_too(
+    tmp_path: Path, content: bytes | None, who: str
+) -> None:
     first = start(HOLDER, tmp_path)
     assert first.stdout is not None and first.stdout.readline() == "held\n"
-    (tmp_path / ".lock").write_bytes(content)
+    (tmp_path / ".lock-owner").unlink()
+    if content is not None:
+        (tmp_path / ".lock-owner").write_bytes(content)
     try:
         with pytest.raises(OutputError, match=f"is in use by {who}\n"), files.lock(tmp_path):
             pytest.fail("the lock was given twice")
@@ -254,6 +259,40 @@ def test_a_file_system_without_locks_is_an_output_error(tmp_path: Path, monkeypa
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with pytest.raises(OutputError, match="No locks available"), files.lock(tmp_path):
         pytest.fail("a lock that does not exist was given")
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("images/a.jpg", ""),
+        ("a b/é.tar.gz", ""),
+        ("console.jpg", ""),
+        ("com10", ""),
+        ("C:/Windows/a.jpg", "an absolute path"),
+        ("C:a.jpg", "an absolute path"),
+        ("/a.jpg", "an absolute path"),
+        ("\\a.jpg", "an absolute path"),
+        ("//server/share/a.jpg", "an absolute path"),
+        ("..\\a.jpg", "a path that leads out"),
+        ("images/..\\../a.jpg", "a path that leads out"),
+        ("CON", "a name that Windows reserves"),
+        ("images/nul.jpg", "a name that Windows reserves"),
+        ("aux .txt/a.jpg", "a name that Windows reserves"),
+        ("COM1", "a name that Windows reserves"),
+        ("lpt².png", "a name that Windows reserves"),
+        ("images./a.jpg", "ends with a dot or a space"),
+        ("images/a.jpg ", "ends with a dot or a space"),
+        ("images/a.jpg:stream", "a character that Windows does not allow"),
+        ("what?.jpg", "a character that Windows does not allow"),
+    ],
+)
+def test_a_path_is_judged_by_the_rules_of_windows_on_every_system(path: str, problem: str) -> None:
+    text = files.windows_path_problem(path)
+    assert problem in text and bool(problem) == bool(text)
+    windows_path = PureWindowsPath(path)
+    assert (windows_path.is_absolute() or bool(windows_path.drive or windows_path.root)) == (
+        problem == "an absolute path"
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dermkit import files
 from dermkit.data.manifest import (
     GROUP_COLUMNS,
     MANIFEST_COLUMNS,
@@ -272,3 +273,16 @@ def test_groups_are_the_connected_components(rows: list[tuple[str, str, str]], o
     order.shuffle(mixed)
     again = id_groups(frame.iloc[mixed])
     assert np.array_equal(again[:, None] == again[None, :], reach[np.ix_(mixed, mixed)])
+
+
+@pytest.mark.parametrize("path", ["C:/a.png", "..\\a.png", "nul.png", "a.png:stream", "a./a.png"])
+def test_a_path_that_leads_elsewhere_on_windows_is_refused_there(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = make_rows()
+    frame["path"] = [path, *frame["path"].tolist()[1:]]
+    check_manifest(frame, CLASSES)  # a plain file name elsewhere
+    monkeypatch.setattr(files, "ON_WINDOWS", True)
+    with pytest.raises(DataError, match="row 2: not a relative path"):
+        check_manifest(frame, CLASSES)
+    check_manifest(make_rows(), CLASSES)

@@ -258,7 +258,27 @@ def test_what_is_not_a_number_is_refused(path: tuple[Any, ...], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("path", "wrong"),
     [
-        (("name",), ["", ".", "..", "../x", "a/b", "a\\b", ".x", "-x", "a b", "x\n", "é", "a\x00", "x" * 101]),
+        (
+            ("name",),
+            [
+                "",
+                ".",
+                "..",
+                "../x",
+                "a/b",
+                "a\\b",
+                ".x",
+                "-x",
+                "a b",
+                "x\n",
+                "é",
+                "a\x00",
+                "x" * 101,
+                "CON",
+                "nul.x",
+                "a.",
+            ],
+        ),
         (("seed",), [-1, 2**32]),
         (("repeats",), [0, -1]),
         (("phases",), [[]]),

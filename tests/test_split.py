@@ -321,6 +321,9 @@ def test_wrong_names_and_an_empty_manifest_are_refused() -> None:
     frame = manifest(lesions({"a": 30}))
     with pytest.raises(UsageError, match="becomes a file name"):
         make_split(frame, HOLDOUT, name="../up")
+    for name in ("nul", "a."):
+        with pytest.raises(UsageError, match="Windows"):
+            make_split(frame, HOLDOUT, name=name)
     with pytest.raises(DataError, match="no images"):
         make_split(frame.head(0), HOLDOUT, name="s")
 

@@ -512,7 +512,7 @@ PRELUDE = """
 import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
-from dermkit.data.store import Store
+from dermkit.data.cache.store import Store
 folder = Path(sys.argv[1])
 def key(number): return np.full((1, 32), number % 251, np.uint8)
 def store(): return Store(folder, "s", shape=(1000,), dtype="int32")
@@ -542,10 +542,10 @@ for loop in range(loops):
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     os.close(hear), os.close(say)
     mine = store()
-    found = mine.find(keys(10_000 * loop, 9_000))
+    found = mine.index(keys(10_000 * loop, 9_000))
     at = np.flatnonzero(found >= 0)
     assert np.array_equal(at, np.arange(len(at))), "a hole"
-    assert (mine.take(found[at]) == (10_000 * loop + at)[:, None]).all(), "a wrong row"
+    assert (mine.read(found[at]) == (10_000 * loop + at)[:, None]).all(), "a wrong row"
     segments += len(at) > 0
 names = os.listdir(folder / "s")
 print(segments, sum(name[0] == "." for name in names), sum(name[0] != "." for name in names))
@@ -589,9 +589,9 @@ mine, at = store(), int(sys.argv[2])
 for start in range(at, at + 2000, 50):
     mine.add(keys(start, 50), rows(start, 50))
     mine.refresh()
-    found = mine.find(keys(0, 4000))
+    found = mine.index(keys(0, 4000))
     good = np.flatnonzero(found >= 0)
-    assert (mine.take(found[good]) == good[:, None]).all()
+    assert (mine.read(found[good]) == good[:, None]).all()
 """
 )
 
@@ -647,8 +647,8 @@ subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
 from dermkit.data import segments
 segments.known.clear()
 mine = store()
-found = mine.find(keys(0, 151))
-assert (mine.take(found[:150]) == np.arange(150)[:, None]).all()
+found = mine.index(keys(0, 151))
+assert (mine.read(found[:150]) == np.arange(150)[:, None]).all()
 assert found[150] == -1
 for refused in (lambda: mine.add(keys(1000, 1), rows(1000, 1)), lambda: mine.check_room(1)):
     try:

@@ -1,25 +1,31 @@
 """Crash-safe writes, hashes, locks, and the `format` number that every JSON of dermkit carries."""
 
 import csv
-import fcntl
 import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from dermkit.errors import DermkitError, OutputError, UsageError
 
 TEMP_PREFIX = ".dermkit-tmp-"
 """A write that was killed leaves only files with this prefix; `sweep_temp` removes them."""
+
+
+ON_WINDOWS = os.name == "nt"
+
+# https://learn.microsoft.com/windows/win32/fileio/naming-a-file; an ending changes nothing: nul.txt is the device too.
+_RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\..*)?", re.IGNORECASE)
+_FORBIDDEN_CHARACTERS = re.compile(r'[<>:"|?*\x00-\x1f]')
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -51,8 +57,9 @@ def output_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written: {error.strerror or error}",
-            outcome="earlier files there are untouched, or the new one is whole in their place",
-            remedy="free space, check that every parent is a folder you may write to, or choose another --out",
+            outcome="every file there is either the old one or the complete new one",
+            remedy="free space, check that every parent is a folder you may write to, close programs that have the "
+            "file open, or choose another --out",
         ) from error
 
 
@@ -81,7 +88,9 @@ def check_writable(folder: Path, need_bytes: int = 0) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename survives a power cut."""
+    """Flush a folder's entries, so that a rename survives a power cut. Windows cannot open a folder for that."""
+    if ON_WINDOWS:
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -105,6 +114,27 @@ def check_output(folder: Path, *, marker: str, description: str) -> None:
         )
 
 
+def windows_name_problem(name: str) -> str:
+    """Return why one file or folder name cannot be used on Windows, or "" if it can."""
+    if _RESERVED_NAMES.fullmatch(name):
+        return "a name that Windows reserves for a device"
+    if name != name.rstrip(" ."):
+        return "a name that ends with a dot or a space, which Windows drops"
+    if _FORBIDDEN_CHARACTERS.search(name):
+        return "a character that Windows does not allow in a name"
+    return ""
+
+
+def windows_path_problem(path: str) -> str:
+    """Return why a relative path cannot be used on Windows, or leads out of its folder there, or "" if it is fine."""
+    windows_path = PureWindowsPath(path)
+    if windows_path.drive or windows_path.root:
+        return "an absolute path"
+    if ".." in windows_path.parts:
+        return "a path that leads out"
+    return next(filter(None, map(windows_name_problem, windows_path.parts)), "")
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file whole or not at all: beside it, fsync, rename, fsync of the folder.
 
@@ -117,7 +147,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary = Path(name)
         try:
             write(temporary)
-            with temporary.open("rb") as stream:
+            with temporary.open("r+b") as stream:  # Windows flushes only what is open for writing
                 os.fsync(stream.fileno())
             temporary.chmod(0o644)
             temporary.replace(path)
@@ -220,55 +250,44 @@ def sweep_temp(folder: Path) -> int:
 
 @contextmanager
 def lock(folder: Path, *, timeout: float = 0.0) -> Iterator[None]:
-    """Hold a folder against a second process; the second one is refused and told who holds it, where and since when.
+    """Lock a folder. A second process gets an `OutputError` that names the process, host and start time of the first.
 
-    wait: seconds that the second one waits first, for work that is done in a moment. `.lock` holds "process host time"
-    while it is held; files of older versions hold the process number alone.
+    timeout: seconds to wait for the first process. `.lock-owner` holds "process host time" meanwhile: a file of its
+    own, because on Windows nobody else can read the locked one.
     """
+    from filelock import FileLock, Timeout  # here: it takes 60 ms, and most commands lock nothing
+
     make_folder(folder)
-    path = folder / ".lock"
-    with output_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    owner_file = folder / ".lock-owner"
+    file_lock = FileLock(folder / ".lock", timeout=timeout)
+    with output_errors(folder / ".lock"):
+        try:
+            file_lock.acquire()
+        except Timeout as error:
+            raise OutputError(
+                f"{folder}: is in use by {_holder(owner_file)}",
+                outcome="nothing was changed",
+                remedy="wait for it to end, or choose another --out",
+            ) from error
     try:
-        with output_errors(path):
-            try:
-                _acquire(descriptor, timeout)
-            except BlockingIOError as error:
-                raise OutputError(
-                    f"{folder}: is in use by {_holder(descriptor)}",
-                    outcome="nothing was changed",
-                    remedy="wait for it to end, or choose another --out",
-                ) from error
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()} {now}".encode(), 0)
-        try:
-            yield
-        finally:
-            # Emptied before it is given back, or a refusal just after the next lock would name this process. What
-            # cannot be emptied (a full or lost device) is no reason to hide how the work ended.
-            with suppress(OSError):
-                os.ftruncate(descriptor, 0)
+        start_time = datetime.now(UTC).isoformat(timespec="seconds")
+        with output_errors(owner_file):
+            owner_file.write_text(f"{os.getpid()} {socket.gethostname()} {start_time}", encoding="utf-8")
+        yield
     finally:
-        os.close(descriptor)
+        # Removed before the lock is released, or an error just after the next lock would name this process. A full
+        # or lost device must not hide how the work ended.
+        with suppress(OSError):
+            owner_file.unlink(missing_ok=True)
+        file_lock.release()
 
 
-def _acquire(descriptor: int, timeout: float) -> None:
-    """Take a lock; raises `BlockingIOError` where somebody else still holds it after so many seconds."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
-
-
-def _holder(descriptor: int) -> str:
-    """Return who holds a lock, as its file says."""
-    process, host, start_time, *_ = (*os.pread(descriptor, 400, 0).decode(errors="replace").split(), "", "", "")
+def _holder(owner_file: Path) -> str:
+    """Return who holds a lock, as its owner file says; it can be missing or empty just after the lock was taken."""
+    try:
+        owner_text = owner_file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        owner_text = ""
+    process, host, start_time, *_ = (*owner_text.split(), "", "", "")
     owner = f"process {process}" if process else "another process"
     return f"{owner}{f' on {host}' if host else ''}{f' since {start_time}' if start_time else ''}"

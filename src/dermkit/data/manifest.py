@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from dermkit import files
 from dermkit.errors import DataError
 from dermkit.files import read_json, write_chunks, write_json
 
@@ -266,6 +267,8 @@ def _invalid_positions(is_valid: Callable[[str], bool], values: "pd.Series[str]"
 
 
 def _is_inside(path: str) -> bool:
+    if files.ON_WINDOWS and files.windows_path_problem(path):
+        return False
     if path and path[0] not in "/." and ".." not in path and "\0" not in path:
         return True  # nearly every path; taking one apart costs a hundred times more
     components = PurePosixPath(path).parts

@@ -22,7 +22,7 @@ from dermkit.data.manifest import id_groups
 from dermkit.data.split_file import SPLITS, excluded_frame, read_split_rows, write_split_rows
 from dermkit.data.stratify import stratified_group_split
 from dermkit.errors import DataError, UsageError
-from dermkit.files import read_json, write_json
+from dermkit.files import read_json, windows_name_problem, write_json
 from dermkit.recipes.schema import SplitSpec
 
 SPLIT_FORMAT = 1
@@ -374,6 +374,8 @@ def _check_name(name: str) -> None:
         raise UsageError(
             f"split name {name!r}: becomes a file name", remedy="use letters, digits, `.`, `_` and `-`"
         )
+    if problem := windows_name_problem(name):
+        raise UsageError(f"split name {name!r}: becomes a file name, and is {problem}", remedy="use another name")
 
 
 def _read_spec(value: Any, path: Path) -> SplitSpec | None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from dermkit.audit.status import audit_state
 from dermkit.data.split import check_split
-from dermkit.files import read_json, write_text
+from dermkit.files import ON_WINDOWS, read_json, write_text
 from dermkit.lint.rules import lint_rows
 from dermkit.lint.training import BatchNormState, TrainingFacts, lint_training
 from dermkit.pipeline.plan import RunPlan, RunSettings
@@ -218,25 +219,32 @@ def remove_opening_step(folder: Path) -> None:
 
 
 def write_next_steps(folder: Path, dataset: Path, weights: Path | None, *, is_sealed: bool = False) -> None:
-    """Write the exact next commands. sealed: the test side was not scored, and this is how it is opened."""
-    weights_option = f" --weights {weights}" if weights else ""
+    """Write the exact next commands. is_sealed: the test images were not scored; a command that opens them is added."""
+    run, model = _quote(folder), _quote(folder / "model")
+    recipe, split = _quote(folder / "recipe.json"), _quote(folder / "split.csv")
+    weights_option = f" --weights {_quote(weights)}" if weights else ""
     opening = f"""
 {OPENING_STEP}: once, when recipe, model and thresholds are decided; every opening is counted:
-  dermkit evaluate {folder} --open-test {dataset}
+  dermkit evaluate {run} --open-test {_quote(dataset)}
 """
     text = f"""Research use only. Not a medical device.
 
 Predict new images (files, folders, patterns):
-  dermkit predict {folder / "model"} IMAGE... --out predictions
+  dermkit predict {model} IMAGE... --out predictions
 
 Test on another data set:
-  dermkit evaluate {folder} --on OTHER_DATASET [--map CLASSES.json]
+  dermkit evaluate {run} --on OTHER_DATASET [--map CLASSES.json]
 
 Evaluate and report again from predictions.csv:
-  dermkit evaluate {folder}
-  dermkit report {folder}
+  dermkit evaluate {run}
+  dermkit report {run}
 {opening if is_sealed else ""}
 Repeat this run exactly (data set: {dataset.name}):
-  dermkit train {folder / "recipe.json"} DATASET --split {folder / "split.csv"}{weights_option} --out again
+  dermkit train {recipe} DATASET --split {split}{weights_option} --out again
 """
     write_text(folder / "NEXT_STEPS.txt", text)
+
+
+def _quote(path: Path) -> str:
+    """Return a path as it is typed in a shell, so that a space does not divide it."""
+    return f'"{path}"' if ON_WINDOWS else shlex.quote(str(path))

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from dermkit.errors import UsageError
-from dermkit.files import fingerprint, read_json, write_json
+from dermkit.files import fingerprint, read_json, windows_name_problem, write_json
 from dermkit.recipes.augmentation import (
     STRICT_CONFIG,
     AugmentSpec,
@@ -32,8 +32,19 @@ from dermkit.recipes.augmentation import (
 RECIPE_FORMAT = 2
 
 Scheme = Literal["given", "given-as-published", "holdout", "kfold"]
-# The name becomes a folder under `runs`, so it can hold neither a separator nor a leading dot.
-RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+def _check_folder_name(name: str) -> str:
+    if problem := windows_name_problem(name):
+        raise ValueError(f"the name becomes a folder, and this is {problem}")
+    return name
+
+
+# The name becomes a folder under `runs`, so it can hold neither a separator nor a leading dot. Names that Windows
+# cannot use are refused on every system, because runs are copied between machines.
+RecipeName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100), AfterValidator(_check_folder_name)
+]
 # The widest seed that NumPy's RandomState, and so scikit-learn, takes is 2**32 - 1.
 _Seed = Annotated[int, Field(ge=0, lt=2**32)]
 NonNegativeInt = Annotated[int, Field(ge=0)]

@@ -10,7 +10,6 @@ import math
 import mmap
 import os
 import re
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,11 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+try:
+    import resource
+except ImportError:  # Windows, where a map does not count as an open file
+    resource = None  # type: ignore[assignment]
 
 SEGMENT_FORMAT = 1
 """It is part of a segment's name, so that versions that differ in it never see each other's segments."""
@@ -89,8 +93,9 @@ class OpenSegment:
         return texts
 
     def release(self) -> None:
-        """Give back the memory of what was read; the system holds the file's pages as long as it likes."""
-        self.file_map.madvise(mmap.MADV_DONTNEED)
+        """Give back the memory of what was read; the system may keep the file's pages. Does nothing on Windows."""
+        if hasattr(self.file_map, "madvise"):
+            self.file_map.madvise(mmap.MADV_DONTNEED)
 
 
 def _aligned(size: int) -> int:
@@ -200,13 +205,15 @@ def touch_segment(path: Path) -> None:
     """Make a segment the youngest; where that is not permitted, nothing can be evicted either."""
     with contextlib.suppress(OSError), path.open("rb") as stream:
         was_verified = verified_segments.get(str(path)) == _signature(stream)
-        os.utime(stream.fileno())
+        os.utime(path)
         if was_verified:
             mark_verified(path, stream)
 
 
 def allow_open_files(n_files: int) -> None:
     """Raise the process's limit on open files where so many more would pass it: a map holds its file open."""
+    if resource is None:
+        return
     soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # the limit then shows when it is reached
         n_needed = len(os.listdir("/dev/fd")) + n_files + _SPARE_FILES  # noqa: PTH208  not one path is wanted

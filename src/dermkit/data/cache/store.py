@@ -40,6 +40,7 @@ SEGMENT_ROWS = 1024
 _VERIFIERS = 4  # hashing releases Python's lock; beyond this the disk is the limit
 _ABANDONED_SECONDS = 3600.0  # seconds; a segment is written in one or two
 _TOUCH_SECONDS = 60.0  # seconds; eviction counts in days, and a server looks for a few images at a time
+_WRITE_ATTEMPTS = 5  # another process may evict a segment between its rename and its opening
 _MAX_COPY_BYTES = 2**20  # bytes; larger parts are not worth a second copy
 
 
@@ -332,20 +333,33 @@ def _write_atomically(
     folder: Path, keys: NDArray[np.uint8], values: NDArray[Any], notes: Sequence[str]
 ) -> tuple[Path, SegmentHeader, OpenSegment]:
     """Write and map a segment, whole or not at all; without waiting for the disk, since its hash tells what tore."""
+    for _ in range(_WRITE_ATTEMPTS):
+        path, header = _write_segment_file(folder, keys, values, notes)
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as stream:
+            segments.mark_verified(path, stream)
+            return path, header, OpenSegment.from_stream(stream, header)
+    raise OutputError(
+        f"{folder}: another process removes segments as fast as they are written",
+        outcome="the other segments",
+        remedy="evict the store when nothing writes to it",
+    )
+
+
+def _write_segment_file(
+    folder: Path, keys: NDArray[np.uint8], values: NDArray[Any], notes: Sequence[str]
+) -> tuple[Path, SegmentHeader]:
+    """Write a segment under its final name. It is closed before the rename: Windows renames no open file."""
     descriptor, name = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=".seg", dir=folder)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "w+b") as stream:
             segment_name, header = segments.write_segment(stream, keys, values, notes)
-            with temporary.open("rb") as reader:  # before others can see it, and evict it
-                mapping = OpenSegment.from_stream(reader, header)
-            path = folder / segment_name
-            temporary.chmod(0o644)
-            temporary.replace(path)
-            segments.mark_verified(path, stream)
+        path = folder / segment_name
+        temporary.chmod(0o644)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path, header, mapping
+    return path, header
 
 
 def _remove_stale_temporaries(folder: Path) -> None:

@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
+from dermkit import files
 from dermkit.data.importers.csv_tables import TABLE_SUFFIXES
 from dermkit.data.importers.records import Note, Rejected
 from dermkit.data.importers.walk import IGNORED_NAMES, REASON_BAD_NAME, REASON_LINK, suffix_of
@@ -236,6 +237,8 @@ def safe_path(info: zipfile.ZipInfo) -> tuple[str, str]:
         return path, "an absolute path"
     if any(component in ("", ".", "..") or component.strip(" .") == "" for component in components):
         return path, "a path that leads out, or with an empty part"
+    if files.ON_WINDOWS and (problem := files.windows_path_problem(path)):
+        return path, problem
     if (
         max(len(component.encode()) for component in components) > MAX_NAME_BYTES
         or len(path.encode()) > MAX_PATH_BYTES

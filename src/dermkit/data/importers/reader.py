@@ -84,7 +84,7 @@ def walk_images(source: Path, options: ImportOptions) -> tuple[FolderWalk, list[
     if options.images and not options.table:
         table_walk = FolderWalk(single_subfolder(resolve_source(source)))
         list(table_walk.all_images())
-        walk.tables = [str(table_walk.root / path) for path in table_walk.tables]
+        walk.tables = [(table_walk.root / path).as_posix() for path in table_walk.tables]
     return walk, paths
 
 
