@@ -29,7 +29,7 @@ from scipy.stats import norm
 
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
-from dermkit.metrics.classification.vectorised import MetricValues, ResampledMetrics
+from dermkit.metrics.classification.vectorised import MetricValues, ResampledMetrics, compared_metrics
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 from dermkit.metrics.stats.bootstrap import BootstrapSamples
 from dermkit.metrics.stats.intervals import MIN_GROUPS, wilson_interval
@@ -186,12 +186,7 @@ def bootstrapped(drawn: ScoredSet, wanted: Sequence[str], seed: int, resamples: 
     plan = ResampledMetrics(drawn)
 
     def named(figures: MetricValues) -> dict[str, Floats]:
-        views = figures.one_vs_rest
-        every = {
-            "accuracy": figures.multiclass["accuracy"], "sensitivity": views["recall"][:, -1],
-            "specificity": views["specificity"][:, -1], "auroc": views["auroc"][:, -1],
-            "balanced_accuracy": views["recall"][:, :-1].mean(axis=1),
-        }  # fmt: skip
+        every = compared_metrics(figures)
         return {name: every[name] for name in wanted}
 
     made = BootstrapSamples(

@@ -25,6 +25,7 @@ import numpy as np
 from scipy.stats import norm
 
 from dermkit.comparison.paired import bootstrap_p, linear_p, sign_flip_p
+from dermkit.metrics.classification.confusion import macro_mean
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.vectorised import MetricValues, ResampledMetrics
 from dermkit.metrics.stats import delong, paired_tests, power
@@ -144,7 +145,7 @@ def _named(figures: MetricValues, *, ranked: bool) -> dict[str, Floats]:
     if ranked:
         return {"average_precision": figures.one_vs_rest["average_precision"][:, -1]}
     recall, f1 = figures.one_vs_rest["recall"], figures.one_vs_rest["f1"]
-    macro = {"balanced_accuracy": recall[:, :-1].mean(axis=1), "f1_macro": f1[:, :-1].mean(axis=1)}
+    macro = {"balanced_accuracy": macro_mean(recall[:, :-1]), "f1_macro": macro_mean(f1[:, :-1])}
     return {**figures.multiclass, **macro, "sensitivity": recall[:, -1]}
 
 

@@ -216,6 +216,7 @@ def colour(datasets: Path) -> str:
     from dermkit.evaluation.colour_baseline import predict_by_colour
     from dermkit.images.preprocess import Preprocessing
     from dermkit.metrics.classification.roc import auroc
+    from dermkit.metrics.classification.scored_set import p_malignant
     from dermkit.metrics.stats.intervals import wilson_interval
     from dermkit.recipes.experiments import GIVEN_SPLIT
 
@@ -239,7 +240,7 @@ def colour(datasets: Path) -> str:
         right, n = int((p.argmax(axis=1) == labels[test]).sum()), len(test)
         low, high = wilson_interval(right, n)
         bad = np.isin(data.class_names, data.malignant_classes)
-        area = auroc(p[:, bad].sum(axis=1), bad[labels[test]])
+        area = auroc(p_malignant(p, bad), bad[labels[test]])
         lines.append(f"| {name} | {n} | {right / n:.3f} [{low:.3f}, {high:.3f}] | {area:.3f} |")
     return "\n".join(lines) + "\n"
 

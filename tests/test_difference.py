@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 
 from dermkit.comparison.paired import (
-    COMPARED_METRICS,
     bootstrap_p,
     correct_with_holm,
     difference_terms,
     paired_differences,
     sign_flip_p,
-    verdict,
 )
-from dermkit.comparison.verdict import Difference
+from dermkit.comparison.verdict import COMPARED_METRICS, Difference, verdict
 from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.stats.arrays import sum_by_group
 from dermkit.metrics.stats.estimate import Estimate
-from dermkit.metrics.stats.paired_tests import mcnemar, one_column_sign_flip
+from dermkit.metrics.stats.paired_tests import mcnemar, sign_flip_test
 
 
 def pair(seed: int, n: int, *, skill: tuple[float, float], grouped: bool = False) -> tuple[ScoredSet, ScoredSet]:
@@ -107,7 +106,7 @@ def test_shares_of_a_mean_are_its_terms() -> None:
     terms = generator.choice([-1.0, 0.0, 1.0], p=[0.15, 0.6, 0.25], size=40)
     without = (terms.sum() - terms) / (len(terms) - 1)
     found = sign_flip_p({"x": np.array([terms.mean()])}, {"x": without}, seed=7)
-    assert found["x"] == pytest.approx(one_column_sign_flip(terms, np.arange(40), seed=7), abs=0.02)
+    assert found["x"] == pytest.approx(sign_flip_test(terms[:, None], seed=7)[0], abs=0.02)
     lost = np.where(np.arange(40) == 3, np.nan, without)
     assert sign_flip_p({"x": np.array([terms.mean()])}, {"x": lost}, seed=7) == {}
 
@@ -121,7 +120,8 @@ def test_what_images_add_to_a_difference_sums_to_it(grouped: bool) -> None:
     for name, values in parts.items():
         assert values.sum() == pytest.approx(found[name].estimate.value, abs=1e-12)
         if grouped:
-            assert found[name].p == pytest.approx(one_column_sign_flip(values, first.groups, seed=0), abs=0.02)
+            sums = sum_by_group(values, first.groups, first.n_groups)
+            assert found[name].p == pytest.approx(sign_flip_test(sums[:, None], seed=0)[0], abs=0.02)
 
 
 def test_groups_that_answer_alike_are_no_proof() -> None:

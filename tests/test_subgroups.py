@@ -122,3 +122,51 @@ def test_the_gaps_of_a_table_keep_the_mark() -> None:
     )  # fmt: skip
     gap = {item.metric: item for item in subgroup_gaps(found)}["sensitivity"]
     assert gap.best_group == "young" and gap.difference.reason.startswith("interval unreliable: young: 0 of ")
+
+
+def three_classes(seed: int, n: int, absent: dict[str, str]) -> tuple[ScoredSet, list[str]]:
+    """Return two groups of images, "a" and "b"; a group has no image of the class that `absent` names for it."""
+    generator, classes = np.random.default_rng(seed), ["benign", "d", "malignant"]
+    labels = np.where(np.arange(n) % 2 == 0, "a", "b")
+    true = generator.integers(0, 3, n)
+    for group, name in absent.items():
+        others = [k for k in range(3) if classes[k] != name]
+        rows = (labels == group) & (true == classes.index(name))
+        true[rows] = generator.choice(others, rows.sum())
+    logits = generator.normal(0, 1, (n, 3)) + 2.0 * np.eye(3)[true]
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    malignant = np.array([False, False, True])
+    return ScoredSet(classes, malignant, true, p.argmax(axis=1), p, np.arange(n)), labels.tolist()
+
+
+def test_a_group_without_a_class_has_no_balanced_accuracy() -> None:
+    scored, labels = three_classes(0, 900, {"a": "d"})
+    first, second = subgroup_metrics(scored, labels, evaluate_split=evaluate_split)
+    assert (first.classes_present, second.classes_present) == (
+        ("benign", "malignant"),
+        ("benign", "d", "malignant"),
+    )
+    assert first.metrics["balanced_accuracy"].value is None
+    assert first.metrics["balanced_accuracy"].reason == (
+        "recall is undefined for: d; recall_macro_present leaves them out"
+    )
+    assert first.metrics["recall_macro_present"].value is not None
+    assert second.metrics["balanced_accuracy"].value == second.metrics["recall_macro_present"].value
+    assert not first.too_few_reason and not second.too_few_reason
+    metrics = {gap.metric for gap in subgroup_gaps([first, second])}
+    assert metrics >= {"accuracy", "sensitivity", "auroc"}
+    assert not metrics & {"balanced_accuracy", "recall_macro_present"}, "means over different classes have no gap"
+
+
+def test_means_over_the_same_classes_are_compared() -> None:
+    scored, labels = three_classes(1, 900, {"a": "d", "b": "d"})
+    alike = {
+        gap.metric: gap for gap in subgroup_gaps(subgroup_metrics(scored, labels, evaluate_split=evaluate_split))
+    }
+    assert "balanced_accuracy" not in alike and "recall_macro_present" in alike
+    scored, labels = three_classes(1, 900, {})
+    groups = subgroup_metrics(scored, labels, evaluate_split=evaluate_split)
+    full = {gap.metric: gap for gap in subgroup_gaps(groups)}
+    assert "balanced_accuracy" in full and "recall_macro_present" not in full, "the same gap is not told twice"
+    values = sorted(group.metrics["balanced_accuracy"].value or 0.0 for group in groups)
+    assert full["balanced_accuracy"].difference.value == values[1] - values[0]

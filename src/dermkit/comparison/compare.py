@@ -35,7 +35,6 @@ from dermkit.files import read_json
 from dermkit.runs.predictions import read_groups, read_predictions, to_scored_set
 
 RUN_FORMAT = 1
-DISAGREEMENT_COLUMNS = ("image_id", "path", "label", "wrong_in")
 BOOTSTRAP_SEED = 0
 
 

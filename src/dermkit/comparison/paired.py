@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dermkit.comparison.verdict import COMPARED_METRICS, Difference, verdict
+from dermkit.comparison.verdict import COMPARED_METRICS, Difference
 from dermkit.metrics.classification import probabilistic
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.vectorised import (
@@ -23,21 +23,9 @@ from dermkit.metrics.classification.vectorised import (
     n_images_for,
 )
 from dermkit.metrics.stats import delong, intervals, paired_tests, power
-from dermkit.metrics.stats.arrays import Bools, Floats
+from dermkit.metrics.stats.arrays import Bools, Floats, sum_by_group
 from dermkit.metrics.stats.bootstrap import MAX_BCA_GROUPS, BootstrapSamples, NamedArrays
 from dermkit.metrics.stats.estimate import Estimate, with_caveats
-
-__all__ = [
-    "COMPARED_METRICS",
-    "Difference",
-    "bootstrap_p",
-    "correct_with_holm",
-    "difference_terms",
-    "linear_p",
-    "paired_differences",
-    "sign_flip_p",
-    "verdict",
-]
 
 MCNEMAR = "McNemar, mid-p"
 DELONG = "DeLong"
@@ -207,10 +195,8 @@ class _PairedBootstrap:
 def linear_p(first: ScoredSet, second: ScoredSet, *, seed: int) -> dict[str, float]:
     """Return the two-sided p of no difference in every figure that is a mean of per-image terms: exact."""
     terms_by_metric = difference_terms(first, second)
-    sums = [
-        np.bincount(first.groups, weights=column, minlength=first.n_groups) for column in terms_by_metric.values()
-    ]
-    values = np.column_stack(sums).astype(np.float64)
+    sums = [sum_by_group(column, first.groups, first.n_groups) for column in terms_by_metric.values()]
+    values = np.column_stack(sums)
     values[np.abs(values) < TERM_ROUNDING / first.n_groups] = 0.0
     return dict(zip(terms_by_metric, paired_tests.sign_flip_test(values, seed=seed).tolist(), strict=True))
 

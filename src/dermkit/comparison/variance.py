@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scipy.special import stdtrit
-from scipy.stats import norm, t
+from scipy.stats import t
 
 from dermkit.metrics.stats.arrays import Floats
+from dermkit.metrics.stats.intervals import CONFIDENCE_LEVEL
+from dermkit.metrics.stats.power import MAX_IMAGES, z_sum
 
-LEVEL = 0.95
 VARIANCE_ROUNDING = 1e-15
-MAX_IMAGES_NEEDED = 10_000_000
-"""Images beyond which no number is named."""
+"""Below this, a variance or a difference of metrics is rounding."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ class RecipeDifference:
         """Return the 95 % interval, None where nothing varies."""
         if self.standard_error <= 0:
             return None
-        half_width = interval_half_width(self.variance_terms or ((self.standard_error**2, self.df),), 1 - LEVEL)
+        half_width = interval_half_width(
+            self.variance_terms or ((self.standard_error**2, self.df),), 1 - CONFIDENCE_LEVEL
+        )
         return self.value - half_width, self.value + half_width
 
 
@@ -191,7 +193,7 @@ def images_to_detect(
     Only the images' part of the variance falls with their number.
     """
     image_budget = _image_variance_budget(recipe_gap, alpha, power)
-    if image_budget <= 0 or recipe_gap.error_images**2 * n > image_budget * MAX_IMAGES_NEEDED:
+    if image_budget <= 0 or recipe_gap.error_images**2 * n > image_budget * MAX_IMAGES:
         return None
     return max(1, math.ceil(n * recipe_gap.error_images**2 / image_budget))
 
@@ -207,5 +209,4 @@ def needs_trainings(recipe_gap: RecipeDifference, *, alpha: float = 0.05, power:
 
 def _image_variance_budget(recipe_gap: RecipeDifference, alpha: float, power: float) -> float:
     """Return the variance that images may add, the trainings' part taken off."""
-    detection_factor = float(norm.isf(alpha / 2) + norm.ppf(power))
-    return (recipe_gap.value / detection_factor) ** 2 - recipe_gap.error_seeds**2
+    return (recipe_gap.value / z_sum(alpha, power)) ** 2 - recipe_gap.error_seeds**2

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dermkit.metrics.classification import calibration, probabilistic, roc
+from dermkit.metrics.classification import calibration, confusion, probabilistic, roc
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.metrics.stats.estimate import humanise
@@ -34,7 +34,7 @@ def confusion_pair_rows(scored_set: ScoredSet) -> CsvRows:
     """Return which class is taken for which, most frequent first: `CONFUSIONS_HEADER`; right answers left out."""
     k = len(scored_set.classes)
     cells = scored_set.y_true * k + scored_set.y_pred
-    n = np.bincount(cells, minlength=k * k)
+    n = confusion.confusion_matrix(scored_set.y_true, scored_set.y_pred, k).ravel()
     confidence = np.bincount(cells, weights=scored_set.confidence, minlength=k * k)
     n_of_label = n.reshape(k, k).sum(axis=1)
     error_cells = [cell for cell in np.argsort(-n, kind="stable").tolist() if n[cell] and cell // k != cell % k]
@@ -53,8 +53,7 @@ def roc_rows(scored_set: ScoredSet) -> CsvRows:
         (name, scored_set.probabilities[:, i], scored_set.y_true == i) for i, name in enumerate(scored_set.classes)
     ]
     if scored_set.has_both_sides:
-        score = scored_set.probabilities[:, scored_set.malignant_classes].sum(axis=1)
-        one_vs_rest_views.append((MALIGNANT_ROW, score, scored_set.malignant_classes[scored_set.y_true]))
+        one_vs_rest_views.append((MALIGNANT_ROW, scored_set.p_malignant, scored_set.is_malignant))
     rows: CsvRows = []
     for name, score, positive in one_vs_rest_views:
         if positive.any() and not positive.all():

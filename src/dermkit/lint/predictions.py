@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dermkit.lint.column_order import ColumnOrder, find_column_order
 from dermkit.lint.rules import LintFinding, shared_images_finding
+from dermkit.metrics.classification.confusion import accuracy, balanced_accuracy_present, confusion_matrix
 from dermkit.metrics.stats.intervals import wilson_interval
 
 Floats = NDArray[np.float64]
@@ -235,21 +236,19 @@ def _ln010(table: _PredictionTable, diagnoses: Mapping[str, str], is_audited: bo
     if len(rows) < MIN_TEST_IMAGES or len(ham_diagnoses) < MIN_HAM_DIAGNOSES:
         return None
     labels = table.labels[rows]
-    is_correct = table.p[rows].argmax(axis=1) == labels
-    balanced_accuracy = float(
-        np.mean([is_correct[labels == class_code].mean() for class_code in np.unique(labels)])
-    )
-    if max(balanced_accuracy, float(is_correct.mean())) <= SUSPICIOUS_ACCURACY:
+    confusion = confusion_matrix(labels, table.p[rows].argmax(axis=1), len(table.classes))
+    total_accuracy, mean_recall = float(accuracy(confusion)), balanced_accuracy_present(confusion)
+    if max(mean_recall, total_accuracy) <= SUSPICIOUS_ACCURACY:
         return None
-    low, high = wilson_interval(int(is_correct.sum()), len(is_correct))
+    low, high = wilson_interval(int(np.trace(confusion)), len(labels))
     audit_text = " An audit found no leak." if is_audited else ""
     return LintFinding(
         "LN010",
         "note" if is_audited else "warning",
-        f"Accuracy is {is_correct.mean():.3f} (95 % interval {low:.3f} to {high:.3f}, n "
-        f"{len(is_correct):,}), balanced accuracy "
-        f"{balanced_accuracy:.3f}, on diagnoses where .70 to .80 is the honest range of a split by lesion.{audit_text}",
-        len(is_correct),
+        f"Accuracy is {total_accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, n "
+        f"{len(labels):,}), mean recall over the classes present "
+        f"{mean_recall:.3f}, on diagnoses where .70 to .80 is the honest range of a split by lesion.{audit_text}",
+        len(labels),
     )
 
 

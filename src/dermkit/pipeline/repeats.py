@@ -27,12 +27,16 @@ def split_values(run: Path, split: str) -> dict[str, float | None]:
 
 def validation_value(run: Path, monitor: str) -> float:
     """Return the monitored figure on validation, from the scored predictions; nan where it is undefined."""
-    name = _MONITOR_METRICS[monitor]
-    validation_values = split_values(run, "validation")
-    value = validation_values.get(name)
-    if value is None:
-        value = validation_values.get("recall_macro_present" if name == "balanced_accuracy" else f"{name}_present")
+    value = split_values(run, "validation").get(_monitored_metric(run, monitor))
     return float("nan") if value is None else value
+
+
+def _monitored_metric(run: Path, monitor: str) -> str:
+    """Return the metric that a run is judged by: the mean over present classes if validation lacks a class."""
+    name = _MONITOR_METRICS[monitor]
+    if split_values(run, "validation").get(name) is not None:
+        return name
+    return "recall_macro_present" if name == "balanced_accuracy" else f"{name}_present"
 
 
 def best_run_index(runs: Sequence[Path], monitor: str) -> int:
@@ -56,6 +60,7 @@ def summarise_repeats(parent: Path, runs: Sequence[Path], *, monitor: str) -> Pa
     """Write summary.json, summary.csv, the final model (best on validation) and a report; returns the folder."""
     run_jsons = [read_json(run / "run.json", format=1, error=DataError) for run in runs]
     best_index = best_run_index(runs, monitor)
+    is_over_present = _monitored_metric(runs[best_index], monitor).endswith("_present")
     rows = [
         {
             "seed": run_json["seed"],
@@ -74,8 +79,8 @@ def summarise_repeats(parent: Path, runs: Sequence[Path], *, monitor: str) -> Pa
             "seed": run_jsons[best_index]["seed"],
             "fold": run_jsons[best_index]["fold"],
             "folder": runs[best_index].name,
-            "chosen_by": f"{monitor} on validation, {validation_value(runs[best_index], monitor):.6g}: "
-            f"best of {len(runs)}",
+            "chosen_by": f"{monitor} on validation{' over the classes present' if is_over_present else ''}, "
+            f"{validation_value(runs[best_index], monitor):.6g}: best of {len(runs)}",
         },
         "metrics": {split: _spread_by_metric([row[split] for row in rows]) for split in ("validation", "test")},
     }

@@ -3,13 +3,16 @@
 Nothing is computed again: figures come from metrics.json.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
+from dermkit.metrics.classification.confusion import accuracy, balanced_accuracy
 from dermkit.metrics.stats.estimate import reliability
 from dermkit.recipes import schema
 from dermkit.recipes.augmentation import active_fields
@@ -68,11 +71,15 @@ def _majority_rule(run: RunFolder, split: str) -> tuple[str, dict[str, float | N
         rule = {name: (stored_rule.get(name) or {}).get("value") for name in ("accuracy", "balanced_accuracy")}
         return str(stored_rule["class"]), rule, f"{split}.baselines.majority"
     totals = [sum(row) for row in split_metrics["confusion_matrix"]]
-    n, largest_total = sum(totals), max(totals, default=0)
-    name = str(run.metrics["classes"][totals.index(largest_total)])
-    # A constant answer finds all of one class and nothing of the others.
-    balanced_accuracy = 1 / len(totals) if all(totals) else None
-    return name, {"accuracy": largest_total / n if n else None, "balanced_accuracy": balanced_accuracy}, ""
+    predicted_class = totals.index(max(totals))
+    constant_answer = np.zeros((len(totals), len(totals)))
+    constant_answer[:, predicted_class] = totals
+    values = {
+        "accuracy": float(accuracy(constant_answer)),
+        "balanced_accuracy": float(balanced_accuracy(constant_answer)),
+    }
+    rule = {metric: None if math.isnan(value) else value for metric, value in values.items()}
+    return str(run.metrics["classes"][predicted_class]), rule, ""
 
 
 # --- facts ---

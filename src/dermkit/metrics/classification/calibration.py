@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from dermkit.metrics.stats.arrays import EPSILON, Bools, Floats, Ints, ratio
+from dermkit.metrics.stats.arrays import EPSILON, Bools, Floats, Ints, ratio, sum_by_group
 
 _MAX_NEWTON_STEPS = 100
 _TOLERANCE = 1e-12
@@ -137,15 +137,20 @@ def _sandwich_variance(design: Floats, residuals: Floats, eta: Floats, groups: I
     p = expit(eta)
     bread = np.linalg.pinv(design.T @ (design * (p * (1 - p))[:, None]))
     n_groups = int(groups.max()) + 1
-    group_sums = np.stack(
-        [np.bincount(groups, weights=column * residuals, minlength=n_groups) for column in design.T], axis=1
-    )
+    group_sums = np.stack([sum_by_group(column * residuals, groups, n_groups) for column in design.T], axis=1)
     return np.asarray(
         bread @ (group_sums.T @ group_sums) @ bread * n_groups / max(n_groups - 1, 1), dtype=np.float64
     )
 
 
 # Net benefit ------------------------------------------------------------------------------------------------------
+
+
+def net_benefit_from_counts(
+    tp: Floats | Ints, fp: Floats | Ints, n: Floats | int, thresholds: Floats | float
+) -> Floats:
+    """Return net benefit per image from true and false positives at a threshold, arrays of any one shape."""
+    return np.asarray((tp - fp * thresholds / (1 - thresholds)) / n, dtype=np.float64)
 
 
 def net_benefit(score: Floats, is_positive: Bools, thresholds: Floats) -> Floats:
@@ -161,7 +166,7 @@ def net_benefit(score: Floats, is_positive: Bools, thresholds: Floats) -> Floats
         len(class_scores) - np.searchsorted(class_scores, thresholds, side="left")
         for class_scores in scores_by_class
     )
-    return np.asarray((tp - fp * thresholds / (1 - thresholds)) / len(score), dtype=np.float64)
+    return net_benefit_from_counts(tp, fp, len(score), thresholds)
 
 
 def net_benefit_call_all(prevalence: float, thresholds: Floats) -> Floats:

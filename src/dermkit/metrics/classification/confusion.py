@@ -104,9 +104,31 @@ def f1(counts: BinaryCounts) -> Floats:
     return ratio(2 * counts.tp, denominator, counts.tp + counts.fn > 0)
 
 
+def macro_mean(per_class: Floats, *, present_only: bool = False) -> Floats:
+    """Return the unweighted mean over the classes, (..., K) -> (...): NaN as soon as one class is undefined.
+
+    present_only: the mean over the classes whose value is defined, NaN where none is. Raises `ValueError` if it is set
+    and `per_class` is not (K,).
+    """
+    if not present_only:
+        return np.asarray(per_class.mean(axis=-1), dtype=np.float64)
+    if per_class.ndim != 1:
+        raise ValueError(f"the mean over present classes needs one value per class, not shape {per_class.shape}")
+    defined_values = per_class[~np.isnan(per_class)]
+    return np.asarray(defined_values.mean() if len(defined_values) else np.nan, dtype=np.float64)
+
+
 def balanced_accuracy(confusion: NDArray[np.float64] | Ints) -> Floats:
-    """Return the mean recall over all classes, shape (...); undefined if a class has no images."""
-    return np.asarray(recall(one_vs_rest_counts(confusion)).mean(axis=-1), dtype=np.float64)
+    """Return the mean recall over all K classes, shape (...); NaN if a class has no images."""
+    return macro_mean(recall(one_vs_rest_counts(confusion)))
+
+
+def balanced_accuracy_present(confusion: NDArray[np.float64] | Ints) -> float:
+    """Return the mean recall over the classes that have images, of one confusion matrix (K, K); NaN without images.
+
+    metrics.json calls it `recall_macro_present`: of image sets that lack different classes it is not the same figure.
+    """
+    return float(macro_mean(recall(one_vs_rest_counts(confusion)), present_only=True))
 
 
 def mcc(confusion: NDArray[np.float64] | Ints) -> Floats:

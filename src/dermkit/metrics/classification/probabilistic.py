@@ -34,18 +34,9 @@ def brier_terms(y_true: Ints, probabilities: Floats) -> Floats:
 
 def log_loss(y_true: Ints, probabilities: Floats) -> float:
     """Return the mean cross-entropy in nats; raises `ValueError` without images."""
-    return _mean(log_loss_terms(y_true, probabilities))
-
-
-def brier(y_true: Ints, probabilities: Floats) -> float:
-    """Return the Brier score, summed over classes, 0 to 2 (with two classes: twice the binary form)."""
-    return _mean(brier_terms(y_true, probabilities))
-
-
-def _mean(terms: Floats) -> float:
-    if not len(terms):
+    if not len(y_true):
         raise ValueError("a mean needs at least one image")
-    return float(terms.mean())
+    return float(log_loss_terms(y_true, probabilities).mean())
 
 
 def bin_index(confidence: Floats) -> NDArray[np.intp]:
@@ -68,8 +59,3 @@ def ece_from_bins(bins: CalibrationBins) -> Floats:
     """Return the expected calibration error, shape (...): mean gap of confidence and accuracy, weighted by n."""
     total = bins.n.sum(axis=-1)
     return ratio(np.abs(bins.confidence_sum - bins.n_correct).sum(axis=-1), total, total > 0)
-
-
-def ece(confidence: Floats, is_correct: Bools) -> float:
-    """Return the expected calibration error of top-1 confidences in BINS equal-width bins; NaN without images."""
-    return float(ece_from_bins(calibration_bins(confidence, is_correct)))

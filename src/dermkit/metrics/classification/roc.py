@@ -94,16 +94,7 @@ def auroc_and_ap(steps: CumulativeCounts) -> RankingMetrics:
 
 def auroc(scores: Floats, is_positive: Bools) -> float:
     """Return the chance that a positive image scores above a negative one; NaN without one of the two."""
-    return float(_unweighted_metrics(scores, is_positive).auroc[0])
-
-
-def average_precision(scores: Floats, is_positive: Bools) -> float:
-    """Return the area under precision over recall as a step function; NaN without positives or negatives."""
-    return float(_unweighted_metrics(scores, is_positive).average_precision[0])
-
-
-def _unweighted_metrics(scores: Floats, is_positive: Bools) -> RankingMetrics:
-    return ranking_metrics(sort_scores(scores, is_positive), np.ones((1, len(scores))))
+    return float(ranking_metrics(sort_scores(scores, is_positive), np.ones((1, len(scores)))).auroc[0])
 
 
 def roc_curve(scores: Floats, is_positive: Bools) -> RocCurve:

@@ -9,6 +9,17 @@ import numpy as np
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 
+def p_malignant(probabilities: Floats, malignant_classes: Bools) -> Floats:
+    """Return the probability of malignancy of each image, (N,): the sum over the malignant classes, at most 1.
+
+    probabilities: (N, K); malignant_classes: (K,) mask. The sum is capped because rounding can leave it above 1.
+    """
+    # A sum over strided rows may differ in its last bit; contiguous rows give one image one number everywhere.
+    columns = np.ascontiguousarray(probabilities[:, malignant_classes])
+    total: Floats = np.minimum(columns.sum(axis=1), 1.0)
+    return total
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredSet:
     """The scored images of one split.
@@ -66,10 +77,8 @@ class ScoredSet:
 
     @cached_property
     def p_malignant(self) -> Floats:
-        """The malignant classes' probabilities together, (N,); sums that rounding left beside 1 are 1."""
-        malignant_probabilities = np.ascontiguousarray(self.probabilities[:, self.malignant_classes])
-        total: Floats = np.minimum(malignant_probabilities.sum(axis=1), 1.0)
-        return total
+        """The probability of malignancy, (N,), 0 to 1."""
+        return p_malignant(self.probabilities, self.malignant_classes)
 
     @cached_property
     def is_malignant(self) -> Bools:

@@ -4,7 +4,6 @@ A gap between two small groups is nearly always there and nearly always noise, s
 groups with few malignant images are shown without a conclusion.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats.arrays import Ints
 from dermkit.metrics.stats.estimate import UNRELIABLE_PREFIX, Estimate, caveats, with_caveats
+from dermkit.metrics.stats.intervals import difference_interval
 
 MIN_LESIONS = 50
 """Malignant lesions (independent units; images where these are not known) below which a group's sensitivity supports no
@@ -23,7 +23,7 @@ MAX_INLINE_NAME = 24
 """Letters of a group's name up to which it stands before a doubt."""
 
 SUBGROUP_METRICS = (
-    "accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "auroc",
+    "accuracy", "balanced_accuracy", "recall_macro_present", "sensitivity", "specificity", "ppv", "npv", "auroc",
 )  # fmt: skip
 UNKNOWN_GROUP = "unknown"
 AGE_BANDS = ((0, 29), (30, 44), (45, 59), (60, 74), (75, 150))
@@ -31,13 +31,18 @@ AGE_BANDS = ((0, 29), (30, 44), (45, 59), (60, 74), (75, 150))
 
 @dataclass(frozen=True)
 class Subgroup:
-    """One part of the images. too_few: "" where conclusions may be drawn, else what is missing."""
+    """The metrics of one subgroup of the images.
+
+    n_groups: independent lesions or patients (images, if these are unknown). classes_present: the classes with images.
+    too_few_reason: "" if the subgroup is large enough for conclusions, else what is missing.
+    """
 
     name: str
     n: int
     n_groups: int
     n_malignant: int
     n_other: int
+    classes_present: tuple[str, ...]
     metrics: Mapping[str, Estimate]
     too_few_reason: str
 
@@ -97,7 +102,6 @@ def select_images(scored_set: ScoredSet, row_indices: Ints) -> ScoredSet:
 
 
 def _subgroup(name: str, subset: ScoredSet, split_metrics: Mapping[str, Any]) -> Subgroup:
-    metrics = {**split_metrics, "balanced_accuracy": split_metrics["recall_macro_present"]}
     n_malignant = int(subset.is_malignant.sum())
     n_other = len(subset.y_true) - n_malignant
     unit_name = "images" if subset.is_ungrouped else "lesions"
@@ -110,7 +114,8 @@ def _subgroup(name: str, subset: ScoredSet, split_metrics: Mapping[str, Any]) ->
         n_groups=subset.n_groups,
         n_malignant=n_malignant,
         n_other=n_other,
-        metrics={metric: Estimate.from_dict(metrics[metric]) for metric in SUBGROUP_METRICS},
+        classes_present=tuple(subset.classes[k] for k in np.unique(subset.y_true)),
+        metrics={metric: Estimate.from_dict(split_metrics[metric]) for metric in SUBGROUP_METRICS},
         too_few_reason=f"too few to conclude: {' and '.join(shortages)}, {MIN_LESIONS} needed"
         if shortages
         else "",
@@ -123,7 +128,7 @@ def subgroup_gaps(subgroups: Sequence[Subgroup]) -> list[SubgroupGap]:
     gap_list = []
     for metric in SUBGROUP_METRICS:
         groups_with_interval = [group for group in large_groups if group.metrics[metric].ci95 is not None]
-        if len(groups_with_interval) < 2:
+        if len(groups_with_interval) < 2 or not _is_same_metric(metric, groups_with_interval):
             continue
         sorted_groups = sorted(groups_with_interval, key=lambda group: group.metrics[metric].value or 0.0)
         worst_group, best_group = sorted_groups[0], sorted_groups[-1]
@@ -136,6 +141,18 @@ def subgroup_gaps(subgroups: Sequence[Subgroup]) -> list[SubgroupGap]:
     return gap_list
 
 
+def _is_same_metric(metric: str, subgroups: Sequence[Subgroup]) -> bool:
+    """Tell whether a metric is the same figure in all these subgroups, so that a gap can be taken.
+
+    Means over the classes present are compared only if the same classes are; if these are all classes, the metric
+    equals balanced accuracy, whose gap is enough.
+    """
+    if metric != "recall_macro_present":
+        return True
+    has_all_classes = all(group.metrics["balanced_accuracy"].value is not None for group in subgroups)
+    return len({group.classes_present for group in subgroups}) == 1 and not has_all_classes
+
+
 def independent_difference(
     first: Estimate, second: Estimate, *, group_names: tuple[str, str] = ("", "")
 ) -> Estimate:
@@ -146,14 +163,9 @@ def independent_difference(
     """
     if first.value is None or second.value is None or first.ci95 is None or second.ci95 is None:
         raise ValueError("a gap needs two figures with intervals")
-    difference = first.value - second.value
-    lower_distance = math.hypot(first.value - first.ci95[0], second.ci95[1] - second.value)
-    upper_distance = math.hypot(first.ci95[1] - first.value, second.value - second.ci95[0])
+    bounds = difference_interval((first.value, first.ci95), (second.value, second.ci95))
     estimate = Estimate(
-        difference,
-        (difference - lower_distance, difference + upper_distance),
-        first.n + second.n,
-        "difference of independent figures",
+        first.value - second.value, bounds, first.n + second.n, "difference of independent figures"
     )
     return with_caveats(
         estimate, [*_named_caveats(first, group_names[0]), *_named_caveats(second, group_names[1])]

@@ -184,21 +184,20 @@ class _SplitMetrics:
 
     def _mean_over_classes(self, view: str, columns: NDArray[np.intp]) -> Estimate:
         n, values = len(self.scored_set.y_true), self.point_estimates.one_vs_rest[view][0, columns]
+        mean = float(confusion.macro_mean(values))
         if view == "recall":  # the classes' images are others, so their recalls are independent
             recalls = [self._view_estimate(view, int(column)) for column in columns]
             bounds = [recall.ci95 for recall in recalls if recall.ci95 is not None]
             if len(bounds) < len(recalls):
-                return Estimate(float(values.mean()), None, n, "none", "no interval: a class has one group only")
+                return Estimate(mean, None, n, "none", "no interval: a class has one group only")
             ci95 = intervals.mean_of_proportions_interval(values, bounds)
             n_near_boundary = sum(intervals.NEAR_BOUNDARY in recall.reason for recall in recalls)
             caveat = (
                 f"{UNRELIABLE_PREFIX}: {n_near_boundary} of {len(recalls)} recalls are {intervals.NEAR_BOUNDARY}"
             )
-            return with_caveats(
-                Estimate(float(values.mean()), ci95, n, MEAN_METHOD), [caveat] if n_near_boundary else []
-            )
+            return with_caveats(Estimate(mean, ci95, n, MEAN_METHOD), [caveat] if n_near_boundary else [])
         return self.bootstrap.estimate(
-            float(values.mean()),
+            mean,
             n,
             *(_column_mean(arrays, f"view {view}", columns) for arrays in self._samples_and_jackknife()),
         )
@@ -407,7 +406,7 @@ def _view_column(arrays: dict[str, Floats], name: str, column: int) -> Floats | 
 
 
 def _column_mean(arrays: dict[str, Floats], name: str, columns: NDArray[np.intp]) -> Floats | None:
-    return arrays[name][:, columns].mean(axis=1) if name in arrays else None
+    return confusion.macro_mean(arrays[name][:, columns]) if name in arrays else None
 
 
 def _wald_estimate(value: float, variance: float, n: int, reason: str) -> Estimate:

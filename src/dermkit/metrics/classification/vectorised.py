@@ -18,9 +18,6 @@ from dermkit.metrics.classification.confusion import BinaryCounts, CumulativeCou
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
-VIEWS = ("precision", "recall", "f1", "specificity", "npv", "mcc", "auroc", "average_precision")
-"""Of every class against the rest, and of the malignant classes."""
-
 RANK_METRICS = ("auroc", "average_precision")
 FIXED_RATES = (0.9, 0.95)
 """Sensitivities and specificities that are held while the other is measured."""
@@ -61,8 +58,8 @@ def compared_metrics(metrics: MetricValues) -> dict[str, Floats]:
     }
     binary = {metric: one_vs_rest[view or metric][:, -1] for metric, view in view_of_metric.items()}
     macro_means = {
-        "balanced_accuracy": one_vs_rest["recall"][:, :-1].mean(axis=1),
-        "f1_macro": one_vs_rest["f1"][:, :-1].mean(axis=1),
+        "balanced_accuracy": classification_confusion.macro_mean(one_vs_rest["recall"][:, :-1]),
+        "f1_macro": classification_confusion.macro_mean(one_vs_rest["f1"][:, :-1]),
     }
     return {**metrics.multiclass, **macro_means, **binary}
 
@@ -195,7 +192,7 @@ class ResampledMetrics:
     ) -> MetricValues:
         sums_of_term = {term: sums[:, columns] for term, columns in self._columns_of.items()}
         k = len(self.scored_set.classes)
-        confusion = sums_of_term["cells"].reshape(-1, k, k)
+        confusion = sums_of_term["confusion"].reshape(-1, k, k)
         binary_counts = _counts_with_binary(confusion, self.scored_set.malignant_classes)
         one_vs_rest = {
             "precision": classification_confusion.precision(binary_counts),
@@ -240,7 +237,7 @@ def _per_group_sums(scored_set: ScoredSet) -> tuple[dict[str, slice], csr_matrix
     )
     is_called = scored_set.p_malignant[:, None] >= np.array(BENEFIT_THRESHOLDS)
     blocks: list[tuple[str, int, list[tuple[Ints, Floats]]]] = [
-        ("cells", k * k, [(scored_set.y_true * k + scored_set.y_pred, np.ones(n))]),
+        ("confusion", k * k, [(scored_set.y_true * k + scored_set.y_pred, np.ones(n))]),
         ("n", 1, [(np.zeros(n, dtype=np.int64), np.ones(n))]),
         ("loss", 1, [(np.zeros(n, dtype=np.int64), probabilistic.log_loss_terms(scored_set.y_true, p))]),
         ("brier", 1, [(np.zeros(n, dtype=np.int64), probabilistic.brier_terms(scored_set.y_true, p))]),
@@ -253,9 +250,13 @@ def _per_group_sums(scored_set: ScoredSet) -> tuple[dict[str, slice], csr_matrix
                 (confidence_bin + 2 * n_bins, (scored_set.y_true == scored_set.y_pred).astype(np.float64)),
             ],
         ),
-        ("gaps", k * n_bins, [(probabilistic.bin_index(p[:, c]) + c * n_bins, residuals[:, c]) for c in range(k)]),
         (
-            "top",
+            "residuals",
+            k * n_bins,
+            [(probabilistic.bin_index(p[:, c]) + c * n_bins, residuals[:, c]) for c in range(k)],
+        ),
+        (
+            "top_k",
             len(TOP_K),
             [
                 (np.full(n, i), (scored_set.rank_of_true < top_k).astype(np.float64))
@@ -263,7 +264,7 @@ def _per_group_sums(scored_set: ScoredSet) -> tuple[dict[str, slice], csr_matrix
             ],
         ),
         (
-            "own",
+            "malignant_bins",
             3 * n_bins,
             [
                 (malignant_bin, np.ones(n)),
@@ -271,14 +272,14 @@ def _per_group_sums(scored_set: ScoredSet) -> tuple[dict[str, slice], csr_matrix
                 (malignant_bin + 2 * n_bins, is_malignant),
             ],
         ),
-        ("squares", 1, [(np.zeros(n, dtype=np.int64), (scored_set.p_malignant - is_malignant) ** 2)]),
+        ("squared_errors", 1, [(np.zeros(n, dtype=np.int64), (scored_set.p_malignant - is_malignant) ** 2)]),
         (
-            "hits",
+            "benefit_tp",
             len(BENEFIT_THRESHOLDS),
             [(np.full(n, i), is_called[:, i] * is_malignant) for i in range(len(BENEFIT_THRESHOLDS))],
         ),
         (
-            "alarms",
+            "benefit_fp",
             len(BENEFIT_THRESHOLDS),
             [(np.full(n, i), is_called[:, i] * (1 - is_malignant)) for i in range(len(BENEFIT_THRESHOLDS))],
         ),
@@ -299,9 +300,9 @@ def _per_group_sums(scored_set: ScoredSet) -> tuple[dict[str, slice], csr_matrix
 def _multiclass_metrics(sums_of_term: dict[str, Floats], confusion: Floats) -> dict[str, Floats]:
     total = sums_of_term["n"][:, 0]
     k = confusion.shape[-1]
-    residuals = sums_of_term["gaps"].reshape(len(total), k, -1)
+    residuals = sums_of_term["residuals"].reshape(len(total), k, -1)
     top_k_accuracies = {
-        f"top_{top_k}_accuracy": sums_of_term["top"][:, i] / total for i, top_k in enumerate(TOP_K) if top_k < k
+        f"top_{top_k}_accuracy": sums_of_term["top_k"][:, i] / total for i, top_k in enumerate(TOP_K) if top_k < k
     }
     return {
         "accuracy": classification_confusion.accuracy(confusion),
@@ -318,14 +319,13 @@ def _multiclass_metrics(sums_of_term: dict[str, Floats], confusion: Floats) -> d
 
 
 def _malignant_probability_metrics(sums_of_term: dict[str, Floats]) -> dict[str, Floats]:
-    n, probability_sums, event_counts = np.split(sums_of_term["own"], 3, axis=1)
-    brier = calibration.decompose_brier(n, probability_sums, event_counts, sums_of_term["squares"][:, 0])
+    n, probability_sums, event_counts = np.split(sums_of_term["malignant_bins"], 3, axis=1)
+    brier = calibration.decompose_brier(n, probability_sums, event_counts, sums_of_term["squared_errors"][:, 0])
     total = sums_of_term["n"][:, 0]
     net_benefits = {
-        f"net_benefit_{round(100 * threshold)}": (
-            sums_of_term["hits"][:, i] - sums_of_term["alarms"][:, i] * threshold / (1 - threshold)
+        f"net_benefit_{round(100 * threshold)}": calibration.net_benefit_from_counts(
+            sums_of_term["benefit_tp"][:, i], sums_of_term["benefit_fp"][:, i], total, threshold
         )
-        / total
         for i, threshold in enumerate(BENEFIT_THRESHOLDS)
     }
     return {

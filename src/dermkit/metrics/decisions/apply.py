@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dermkit.metrics.classification.scored_set import p_malignant
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 if TYPE_CHECKING:
@@ -63,15 +64,15 @@ class ActivePolicy:
             )
         p = self.policy.calibration.apply(probabilities)
         confidence = p.max(axis=1)
-        p_malignant: Floats = np.minimum(p[:, self.malignant_classes].sum(axis=1), 1.0)
+        malignancy = p_malignant(p, self.malignant_classes)
         thresholds = np.array([point.value for _, point in self.policy.operating_points], dtype=np.float64)
         min_confidence = self.referral.min_confidence if self.referral else -np.inf
         return PolicyOutput(
             probabilities=p,
             y_pred=np.asarray(p.argmax(axis=1), dtype=np.int64),
             confidence=confidence,
-            p_malignant=p_malignant,
-            is_positive=p_malignant[:, None] >= thresholds,
+            p_malignant=malignancy,
+            is_positive=malignancy[:, None] >= thresholds,
             prediction_sets=self.policy.conformal_rule.prediction_sets(p),
             is_answered=np.asarray(confidence >= min_confidence, dtype=bool),
         )

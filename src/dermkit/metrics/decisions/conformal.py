@@ -73,32 +73,6 @@ def _quantile_rank(n_groups: int, alpha: float) -> int:
     return math.ceil((n_groups + 1) * (1 - alpha) - 1e-12)
 
 
-def fewest_for(alpha: float) -> int:
-    """Return how many independent calibration images a class needs to be left out of any set at all."""
-    return math.ceil(1 / alpha - 1 - 1e-9)
-
-
-@dataclass(frozen=True, eq=False)
-class Coverage:
-    """How a rule does on new images. hits, n: (K,) per true class. sizes: (K + 1,) sets of 0, 1, ... K classes."""
-
-    hits: Ints
-    n: Ints
-    sizes: Ints
-
-
-def coverage(rule: ConformalRule, true: Ints, probabilities: Floats) -> Coverage:
-    """Count how often the set holds the true class, class by class, and how large the sets are."""
-    sets = rule.prediction_sets(probabilities)
-    k = probabilities.shape[1]
-    held = sets[np.arange(len(true)), true]
-    return Coverage(
-        hits=np.bincount(true[held], minlength=k).astype(np.int64),
-        n=np.bincount(true, minlength=k).astype(np.int64),
-        sizes=np.bincount(sets.sum(axis=1), minlength=k + 1).astype(np.int64),
-    )
-
-
 def expected_coverage_range(
     n_calibration: int, n_new: int, *, alpha: float, level: float = 0.95
 ) -> tuple[int, int]:

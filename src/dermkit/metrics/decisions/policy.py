@@ -361,12 +361,19 @@ def _referral_thresholds(
     calibrated_set: ScoredSet, curve: conformal.RiskCoverage, coverages: Sequence[float]
 ) -> Iterator[ReferralThreshold]:
     """Yield for each share what the surest images of that share are and how often they are answered wrongly."""
-    is_correct = calibrated_set.y_true == calibrated_set.y_pred
     for coverage in coverages:
         index = int(np.searchsorted(curve.coverage, coverage - 1e-12))
-        is_answered = calibrated_set.confidence >= curve.confidence[index]
-        error_rate = intervals.proportion_estimate(~is_correct[is_answered], calibrated_set.groups[is_answered])
-        yield ReferralThreshold(coverage, float(curve.confidence[index]), float(curve.coverage[index]), error_rate)
+        threshold = float(curve.confidence[index])
+        error_rate = _error_rate(calibrated_set, calibrated_set.confidence >= threshold)
+        yield ReferralThreshold(coverage, threshold, float(curve.coverage[index]), error_rate)
+
+
+def _error_rate(calibrated_set: ScoredSet, is_answered: Bools) -> Estimate:
+    """Return the fraction of wrong predictions among the answered images, (N,) mask."""
+    if not is_answered.any():
+        return undefined_estimate(0, "no image is that sure")
+    is_wrong = calibrated_set.y_true != calibrated_set.y_pred
+    return intervals.proportion_estimate(is_wrong[is_answered], calibrated_set.groups[is_answered])
 
 
 def _referral_dict(policy: DecisionPolicy, calibrated_set: ScoredSet) -> dict[str, Any]:
@@ -374,7 +381,7 @@ def _referral_dict(policy: DecisionPolicy, calibrated_set: ScoredSet) -> dict[st
 
     `calibrated_set`: the same from the confidences on that validation settled, which `dermkit predict --refer` goes by.
     """
-    is_correct, curve = calibrated_set.y_true == calibrated_set.y_pred, _risk_coverage(calibrated_set)
+    curve = _risk_coverage(calibrated_set)
     error_by_coverage = {
         f"{referral.target_coverage:g}": {
             **referral.error_rate.as_dict(),
@@ -386,24 +393,17 @@ def _referral_dict(policy: DecisionPolicy, calibrated_set: ScoredSet) -> dict[st
     return {
         "area": curve.aurc(),
         "error_when_answering": error_by_coverage,
-        "settled": [
-            _referral_result(referral, calibrated_set, is_correct) for referral in policy.referral_thresholds
-        ],
+        "settled": [_referral_result(referral, calibrated_set) for referral in policy.referral_thresholds],
     }
 
 
-def _referral_result(referral: ReferralThreshold, calibrated_set: ScoredSet, is_correct: Bools) -> dict[str, Any]:
+def _referral_result(referral: ReferralThreshold, calibrated_set: ScoredSet) -> dict[str, Any]:
     """Return how many images a confidence of validation answers here, and how often wrongly."""
     is_answered = calibrated_set.confidence >= referral.min_confidence
-    error_rate = (
-        intervals.proportion_estimate(~is_correct[is_answered], calibrated_set.groups[is_answered])
-        if is_answered.any()
-        else undefined_estimate(0, "no image is that sure")
-    )
     coverage = intervals.proportion_estimate(is_answered, calibrated_set.groups)
     return {
         "share": referral.target_coverage,
         "least_confidence": referral.min_confidence,
         "answered": coverage.as_dict(),
-        "error": error_rate.as_dict(),
+        "error": _error_rate(calibrated_set, is_answered).as_dict(),
     }

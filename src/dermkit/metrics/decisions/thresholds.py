@@ -72,11 +72,6 @@ def _tolerance_limit(values: Floats, target: float, confidence: float) -> Thresh
     return Threshold(float(sorted_values[0]), target, confidence, False, n)
 
 
-def fewest_for(wish: float, confidence: float = 0.95) -> int:
-    """Return how many images of the side a promise needs at the least: 59 for 95 % with 95 % confidence."""
-    return math.ceil(math.log(1 - confidence) / math.log(wish) - 1e-9)
-
-
 def predictive_values(
     sensitivity: float, specificity: float, prevalence: float
 ) -> tuple[float | None, float | None]:

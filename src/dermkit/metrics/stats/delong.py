@@ -10,10 +10,10 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm, t
 
-from dermkit.metrics.stats.arrays import Bools, Floats, Ints
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints, sum_by_group
 from dermkit.metrics.stats.fold_auroc import hanley_mcneil_variance, placement_values
+from dermkit.metrics.stats.intervals import CONFIDENCE_LEVEL
 
-CONFIDENCE_LEVEL = 0.95
 MIN_VARIANCE_RATIO = 0.4
 """Share of Hanley and McNeil's variance below which DeLong's is not believed (benchmarks/coverage.md)."""
 
@@ -36,20 +36,21 @@ def auroc_covariance(scores: Floats, is_positive: Bools, groups: Ints) -> AurocC
         raise ValueError("an AUROC needs positives and negatives")
     n_positive, n_negative = int(is_positive.sum()), int((~is_positive).sum())
     group_index = np.unique(groups, return_inverse=True)[1]
+    n_groups = int(group_index.max()) + 1
     values, positive_sums, negative_sums = np.empty(len(scores)), [], []
     for row, score in enumerate(scores):
         positive_placements, negative_placements = placement_values(score[is_positive], score[~is_positive])
         values[row] = positive_placements.mean()
         positive_sums.append(
-            _sum_by_group((positive_placements - values[row]) / n_positive, group_index[is_positive], group_index)
+            sum_by_group((positive_placements - values[row]) / n_positive, group_index[is_positive], n_groups)
         )
         negative_sums.append(
-            _sum_by_group((negative_placements - values[row]) / n_negative, group_index[~is_positive], group_index)
+            sum_by_group((negative_placements - values[row]) / n_negative, group_index[~is_positive], n_groups)
         )
     a, b = np.array(positive_sums), np.array(negative_sums)
     group_counts = len(np.unique(group_index[is_positive])), len(np.unique(group_index[~is_positive]))
     # A unit may have images of both sides; then they vary together.
-    cross_covariance = (a @ b.T + b @ a.T) * _small_sample_factor(int(group_index.max()) + 1)
+    cross_covariance = (a @ b.T + b @ a.T) * _small_sample_factor(n_groups)
     return AurocCovariance(
         values,
         a @ a.T * _small_sample_factor(group_counts[0])
@@ -106,34 +107,29 @@ def auroc_interval(score: Floats, is_positive: Bools, groups: Ints) -> tuple[flo
 def _delong_variance(score: Floats, is_positive: Bools, groups: Ints) -> tuple[float, DelongVariance]:
     positive_placements, negative_placements = placement_values(score[is_positive], score[~is_positive])
     group_index = np.unique(groups, return_inverse=True)[1]
+    n_groups = int(group_index.max()) + 1
     value, positive_groups, negative_groups = (
         float(positive_placements.mean()),
         group_index[is_positive],
         group_index[~is_positive],
     )
     group_sums = (
-        _sum_by_group((positive_placements - value) / len(positive_placements), positive_groups, group_index),
-        _sum_by_group((negative_placements - value) / len(negative_placements), negative_groups, group_index),
+        sum_by_group((positive_placements - value) / len(positive_placements), positive_groups, n_groups),
+        sum_by_group((negative_placements - value) / len(negative_placements), negative_groups, n_groups),
     )
     group_counts = len(np.unique(positive_groups)), len(np.unique(negative_groups))
     components = [
-        float(component @ component) * _small_sample_factor(n_groups)
-        for component, n_groups in zip(group_sums, group_counts, strict=True)
+        float(component @ component) * _small_sample_factor(n_side_groups)
+        for component, n_side_groups in zip(group_sums, group_counts, strict=True)
     ]
     cross_term = (
-        2 * float(group_sums[0] @ group_sums[1]) * _small_sample_factor(int(group_index.max()) + 1)
+        2 * float(group_sums[0] @ group_sums[1]) * _small_sample_factor(n_groups)
     )  # a unit with images of both sides
     positive_fraction = components[0] / max(sum(components), 1e-300)
     return value, DelongVariance(
         max(0.0, components[0] + cross_term * positive_fraction),
         max(0.0, components[1] + cross_term * (1 - positive_fraction)),
         group_counts,
-    )
-
-
-def _sum_by_group(terms: Floats, group_index: Ints, all_group_indices: Ints) -> Floats:
-    return np.asarray(
-        np.bincount(group_index, weights=terms, minlength=int(all_group_indices.max()) + 1), dtype=np.float64
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
 
-from dermkit.metrics.stats.arrays import Bools, Floats, Ints
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints, sum_by_group
 
 SEARCH_OFFSET = 1e-9
 """How close to the value a bound is looked for; at an AUROC of 1 the value itself solves the equation too."""
@@ -102,7 +102,7 @@ def placement_values(positive_scores: Floats, negative_scores: Floats) -> tuple[
 def _clustered_variance(deviations: Floats, is_positive: Bools, groups: Ints) -> float:
     """Return the variance of a sum over units (Obuchowski 1997, Biometrics 53:567), G / (G - 1) for few units."""
     group_index = np.unique(groups, return_inverse=True)[1]
-    group_sums = np.bincount(group_index, weights=deviations)
+    group_sums = sum_by_group(deviations, group_index, int(group_index.max()) + 1)
     # The side with fewer units carries nearly all of the variance: its count makes the correction.
     n_groups = min(len(np.unique(group_index[is_positive])), len(np.unique(group_index[~is_positive])))
     return float((group_sums**2).sum() * n_groups / max(n_groups - 1, 1))

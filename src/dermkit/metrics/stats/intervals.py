@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import betaincinv
 from scipy.stats import norm
 
-from dermkit.metrics.stats.arrays import Bools, Floats, Ints
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints, sum_by_group
 from dermkit.metrics.stats.estimate import NO_METHOD, UNRELIABLE_PREFIX, Estimate, with_caveats
 
 CONFIDENCE_LEVEL = 0.95
@@ -38,8 +38,6 @@ WILSON = "wilson"
 CLOPPER_PEARSON = "clopper-pearson"
 GROUPED_WILSON = "wilson by group"
 GROUPED_CLOPPER_PEARSON = "clopper-pearson by group"
-BOOTSTRAP_IMAGES = "bootstrap by image, percentile"
-BOOTSTRAP_GROUPS = "bootstrap by group, percentile"
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def design_effect(is_success: Bools, groups: Ints) -> float:
     n_groups = int(group_index.max()) + 1
     if fraction in (0.0, 1.0) or n_groups < 2:
         return max(1.0, n / max(n_groups, 1)) if fraction in (0.0, 1.0) else 1.0
-    group_sums = np.bincount(group_index, weights=is_success - fraction)
+    group_sums = sum_by_group(is_success.astype(np.float64) - fraction, group_index, n_groups)
     variance = float((group_sums**2).sum()) / n**2 * n_groups / (n_groups - 1)
     return max(1.0, variance / (fraction * (1 - fraction) / n))
 
@@ -145,6 +143,20 @@ def mean_of_proportions_interval(
         np.sqrt(((high - proportions) ** 2).sum()) / k,
     )
     return max(0.0, mean - float(lower_distance)), min(1.0, mean + float(upper_distance))
+
+
+def difference_interval(
+    first: tuple[float, tuple[float, float]], second: tuple[float, tuple[float, float]]
+) -> tuple[float, float]:
+    """Return the interval of first - second, two independent estimates, each as (value, (low, high)).
+
+    Newcombe's square-and-add (MOVER): the distances from each value to its bounds are added as squares.
+    """
+    (first_value, (first_low, first_high)), (second_value, (second_low, second_high)) = first, second
+    difference = first_value - second_value
+    lower_distance = math.hypot(first_value - first_low, second_high - second_value)
+    upper_distance = math.hypot(first_high - first_value, second_value - second_low)
+    return difference - lower_distance, difference + upper_distance
 
 
 def resample_weights(groups: Ints, *, seed: int, resamples: int = N_RESAMPLES) -> Iterator[Floats]:

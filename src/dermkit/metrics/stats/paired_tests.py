@@ -33,16 +33,14 @@ def mcnemar(first_correct: Bools, second_correct: Bools) -> McNemarResult:
     """
     first_only = int((first_correct & ~second_correct).sum())
     second_only = int((~first_correct & second_correct).sum())
-    return McNemarResult(first_only, second_only, len(first_correct), mid_p(first_only, second_only))
+    return McNemarResult(first_only, second_only, len(first_correct), float(mid_p(first_only, second_only)))
 
 
-def mid_p(first_only: int, second_only: int) -> float:
-    """Return the two-sided mid-p of `first_only` against `second_only` discordant images: 1 where there is none."""
-    total, smaller_count = first_only + second_only, min(first_only, second_only)
-    if first_only == second_only:
-        return 1.0
-    exact_p = 2 * float(binom.cdf(smaller_count, total, 0.5))
-    return min(1.0, exact_p - float(binom.pmf(smaller_count, total, 0.5)))
+def mid_p(first_only: Floats | Ints | int, second_only: Floats | Ints | int) -> Floats:
+    """Return the two-sided mid-p of so many discordant images in favour of either model, (...): 1 for equal counts."""
+    total, smaller_count = np.add(first_only, second_only), np.minimum(first_only, second_only)
+    p = 2 * binom.cdf(smaller_count, total, 0.5) - binom.pmf(smaller_count, total, 0.5)
+    return np.asarray(np.where(np.equal(first_only, second_only), 1.0, np.minimum(p, 1.0)), dtype=np.float64)
 
 
 def holm_adjust(p_values: Sequence[float]) -> list[float]:
@@ -55,24 +53,14 @@ def holm_adjust(p_values: Sequence[float]) -> list[float]:
     return adjusted_p
 
 
-def one_column_sign_flip(differences: Floats, groups: Ints, *, seed: int, n_flips: int = N_SIGN_FLIPS) -> float:
-    """Return the two-sided p of a mean paired difference: in each unit the two models may as well be exchanged.
-
-    differences: (N,) a per-image figure of the first model less that of the second; units: (N,) what is one
-    observation. For any mean; the data itself is counted as one of the draws, and what is just as far apart half, as in
-    the mid-p of McNemar's test: of few units, the exact p finds too little.
-    """
-    group_sums = _group_sums(differences, groups)
-    return float(sign_flip_test(group_sums[:, None], seed=seed, n_flips=n_flips)[0])
-
-
-def _group_sums(terms: Floats, groups: Ints) -> Floats:
-    group_index = np.unique(groups, return_inverse=True)[1]
-    return np.asarray(np.bincount(group_index, weights=terms), dtype=np.float64)
-
-
 def sign_flip_test(values: Floats, *, seed: int, n_flips: int = N_SIGN_FLIPS) -> Floats:
-    """Return the same p for F columns of differences by unit, (G, F): (F,), all from the same exchanges."""
+    """Return the two-sided p of no mean difference of F metrics, (F,): sign-flip (permutation) test over groups.
+
+    values: (G, F), what each group adds to the difference of each metric; all columns see the same flips. Under the
+    null hypothesis the two models may be exchanged within a group. The observed data counts as one of the flips, and
+    flips exactly as extreme count half, as in the mid-p of McNemar's test: with few groups the plain p rejects too
+    seldom.
+    """
     observed_sums, n_beyond = np.abs(values.sum(axis=0)), np.full(values.shape[1], 0.5)
     nonzero_groups = np.flatnonzero(np.abs(values).max(axis=1) > 0)
     generator, nonzero_values = np.random.default_rng(seed), values[nonzero_groups]

@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 from scipy.stats import binom, norm
 
 from dermkit.metrics.stats.arrays import Floats, Ints
+from dermkit.metrics.stats.paired_tests import mid_p
 
 RARE_PROBABILITY = 1e-9
 """Numbers of discordant images rarer than this are left out of the sum."""
@@ -41,12 +42,10 @@ def mcnemar_power(
     )
     # The least count for the better model at which the test says "different"; beyond `n_discordant` it never does.
     min_better = binom.isf(alpha / 2, n_discordant, 0.5) + 1
-    if (
-        use_mid_p
-    ):  # it may say so one image earlier, and never two: a step of the exact p is a step and a half of this one
-        min_better = np.where(
-            _mid_p(n_discordant, np.asarray(min_better - 1, dtype=np.float64)) <= alpha, min_better - 1, min_better
-        )
+    if use_mid_p:
+        # The mid-p rejects at most one count earlier than the exact test.
+        earlier = np.asarray(min_better - 1, dtype=np.float64)
+        min_better = np.where(mid_p(earlier, n_discordant - earlier) <= alpha, earlier, min_better)
     conditional_power: Floats = np.add(
         binom.sf(min_better - 1, n_discordant, better_fraction),
         binom.cdf(n_discordant - min_better, n_discordant, better_fraction),
@@ -64,13 +63,6 @@ def expected_maximum_of_k(k: int) -> float:
         raise ValueError(f"needs at least one model, not {k}")
     z: Floats = np.linspace(-9.0, 9.0, 20_001)
     return float(np.trapezoid(z * k * norm.pdf(z) * norm.cdf(z) ** (k - 1), z))
-
-
-def _mid_p(n_discordant: Ints, n_better: Floats) -> Floats:
-    """Return the two-sided mid-p where the better model alone is right on `n_better` of `n_discordant` images."""
-    n_worse = n_discordant - n_better
-    p = 2 * binom.cdf(n_worse, n_discordant, 0.5) - binom.pmf(n_worse, n_discordant, 0.5)
-    return np.asarray(np.where(n_better > n_worse, p, 1.0), dtype=np.float64)
 
 
 def mcnemar_images_needed(
@@ -105,8 +97,12 @@ def scaled_images_needed(
     """
     if difference == 0 or standard_error <= 0:
         return None
-    z_sum = float(norm.isf(alpha / 2) + norm.ppf(power))
-    return math.ceil(n * (z_sum * standard_error / difference) ** 2)
+    return math.ceil(n * (z_sum(alpha, power) * standard_error / difference) ** 2)
+
+
+def z_sum(alpha: float, power: float) -> float:
+    """Return how many standard errors a difference must be so that a two-sided z test at alpha has that power."""
+    return float(norm.isf(alpha / 2) + norm.ppf(power))
 
 
 def minimum_detectable_difference(
