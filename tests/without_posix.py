@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ MODULES = (
 OS_NAMES = (
     "fork", "forkpty", "link", "pread", "pwrite", "preadv", "pwritev", "sched_getaffinity", "sched_setaffinity",
     "getuid", "geteuid", "getgid", "getpgid", "setpgid", "setsid", "killpg", "wait", "waitid", "mkfifo", "mknod",
-    "chown", "lchown", "chroot", "nice", "sysconf", "statvfs", "fdatasync", "posix_fadvise", "posix_fallocate",
+    "chown", "lchown", "chroot", "nice", "sysconf", "fdatasync", "posix_fadvise", "posix_fallocate",
     "sendfile", "getloadavg", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "O_SYNC", "WNOHANG",
 )  # fmt: skip
 SIGNALS = (
@@ -62,9 +63,10 @@ def take_away() -> None:
     for name in SIGNALS:
         if hasattr(signal, name):
             delattr(signal, name)
-    for name in [name for name in dir(mmap) if name.startswith(("MADV_", "MAP_", "PROT_"))]:
+    for name in [name for name in dir(mmap) if name.startswith("MADV_")]:
         delattr(mmap, name)
     mmap.mmap = _WindowsMmap  # type: ignore[misc]
+    tempfile.TemporaryFile = tempfile.NamedTemporaryFile  # type: ignore[misc, assignment]  # as tempfile does there
     shutil._use_fd_functions = False  # type: ignore[attr-defined]
     for name in MODULES:
         sys.modules.pop(name, None)
