@@ -235,7 +235,8 @@ def test_a_stopped_scan_goes_on_and_a_smaller_manifest_reuses_it(
     assert looked[7:] == looked[4:6] + sorted(path.name for path in (tmp_path / "images" / "all").iterdir())[6:]
     pd.testing.assert_frame_equal(again.table, whole.table)
     assert all(
-        (getattr(again, name) == getattr(whole, name)).all() for name in ("canvas", "disc", "frame", "polar")
+        (getattr(again, name) == getattr(whole, name)).all()
+        for name in ("canvas", "patch_descriptors", "global_descriptor", "polar_patches")
     )
     before = len(looked)
     fewer = replace(dataset, manifest=dataset.manifest.iloc[[7, 2]].reset_index(drop=True))
@@ -269,7 +270,10 @@ def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
     one = scan_images(dataset, folder=tmp_path / "one", workers=1, progress=watch)
     two = scan_images(dataset, folder=tmp_path / "two", workers=3)
     assert steps == [32, 40]
-    assert all((getattr(one, name) == getattr(two, name)).all() for name in ("canvas", "disc", "frame", "place"))
+    assert all(
+        (getattr(one, name) == getattr(two, name)).all()
+        for name in ("canvas", "patch_descriptors", "global_descriptor", "keypoints")
+    )
     pd.testing.assert_frame_equal(one.table, two.table)
 
 

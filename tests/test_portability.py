@@ -44,7 +44,8 @@ call("split", "demo/dataset", "--name", "mine", "--scheme", "holdout")
 call("demo", "--out", "demo")
 call("evaluate", run)
 call("report", run)
-call("compare", run, "--out", "comparison")
+call("train", run / "recipe.json", "demo/dataset", "--seed", "1", "--out", "second")
+call("compare", run, *Path("second/demo").iterdir(), "--out", "comparison")
 call("predict", run / "model", "demo/new-images", "--out", "predictions", "--cache", "cache")
 call("predict", run / "model", "demo/new-images", "--out", "predictions", "--cache", "cache")
 """
@@ -100,7 +101,7 @@ def test_what_windows_lacks_is_hidden(tmp_path: Path) -> None:
 def test_the_demo_and_every_verb_run_without_what_windows_lacks(tmp_path: Path) -> None:
     done = windows_like(tmp_path, DEMO)
     codes = [line for line in done.stdout.splitlines() if " exit " in line]
-    verbs = ["demo", "audit", "split", "demo", "evaluate", "report", "compare", "predict", "predict"]
+    verbs = ["demo", "audit", "split", "demo", "evaluate", "report", "train", "compare", "predict", "predict"]
     assert codes == [f"{verb} exit 0" for verb in verbs], done.stdout + done.stderr
     (run,) = (tmp_path / "demo" / "runs" / "demo").iterdir()
     for name in ("report.html", "metrics.json", "model/model.json", "progress.png"):

@@ -191,7 +191,7 @@ MIN_CONTRAST = 2.0
 
 def _frame_candidates(image_pool: _ImagePool, usable_rows: NDArray[np.int64]) -> pd.DataFrame:
     neighbours = find_neighbours(
-        image_pool.get("frame", usable_rows),
+        image_pool.get("global_descriptor", usable_rows),
         np.arange(len(usable_rows)),
         max_distance=MAX_FRAME_DISTANCE,
         max_neighbours=MAX_FRAME_CANDIDATES,
@@ -206,9 +206,9 @@ def _disc_candidates(image_pool: _ImagePool, usable_rows: NDArray[np.int64]) -> 
     vector_blocks, owner_blocks, slot_blocks = [], [], []
     for start in range(0, len(usable_rows), 4096):
         rows = usable_rows[start : start + 4096]
-        has_disc = image_pool.get("place", rows)[:, :n_slots, 2] > 0
+        has_disc = image_pool.get("keypoints", rows)[:, :n_slots, 2] > 0
         image, disc_number = np.nonzero(has_disc)
-        vector_blocks.append(image_pool.get("disc", rows)[image, disc_number])
+        vector_blocks.append(image_pool.get("patch_descriptors", rows)[image, disc_number])
         owner_blocks.append(rows[image])
         slot_blocks.append(disc_number)
     if not owner_blocks:
@@ -272,7 +272,7 @@ def _compare_chunk(image_pool: _ImagePool, frame: pd.DataFrame, chunk: pd.DataFr
         ]
         polar_patches, keypoints = (
             [image_pool.get(name, pair_rows)[index, disc_number] for pair_rows, index, disc_number in disc_lookup]
-            for name in ("polar", "place")
+            for name in ("polar_patches", "keypoints")
         )
         initial_maps, correlation = guess_from_discs(
             (polar_patches[0], polar_patches[1]), (keypoints[0], keypoints[1])

@@ -34,7 +34,7 @@ from dermkit.progress import Progress
 from dermkit.threads import cpu_count
 
 SCAN_FORMAT = 1
-SCAN_VERSION = 4
+SCAN_VERSION = 5
 """Raised whenever a measure or a description changes, so that an old store is not mixed with new numbers."""
 IMAGES_PER_BLOCK = 1024
 """Images between two points from which a stopped scan goes on."""
@@ -45,10 +45,10 @@ _ARRAYS: Mapping[str, tuple[tuple[int, ...], type[Any]]] = {
     "canvas": ((descriptors.CANVAS_SIDE, descriptors.CANVAS_SIDE), np.uint8),
     "square": ((descriptors.SQUARE_SIDE, descriptors.SQUARE_SIDE, 3), np.uint8),
     "size": ((2,), np.int16),
-    "frame": ((descriptors.GLOBAL_WIDTH,), np.float16),
-    "disc": ((descriptors.N_DISCS, descriptors.PATCH_WIDTH), np.float16),
-    "place": ((descriptors.N_DISCS, 3), np.float32),
-    "polar": ((descriptors.N_DISCS, descriptors.N_RINGS, descriptors.N_ANGLES), np.int8),
+    "global_descriptor": ((descriptors.GLOBAL_WIDTH,), np.float16),
+    "patch_descriptors": ((descriptors.N_DISCS, descriptors.PATCH_WIDTH), np.float16),
+    "keypoints": ((descriptors.N_DISCS, 3), np.float32),
+    "polar_patches": ((descriptors.N_DISCS, descriptors.N_RINGS, descriptors.N_ANGLES), np.int8),
 }
 BYTES_PER_IMAGE = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in _ARRAYS.values())
 _STATE_COLUMNS = ("changed", "stat")
@@ -255,15 +255,15 @@ def _write_descriptors(
         for name in ("canvas", "tint", "square")
     )
     size = np.array([[small_image.width, small_image.height] for small_image in small_images])
-    found = descriptors.describe_images(canvas, tint, size, square)
+    described = descriptors.describe_images(canvas, tint, size, square)
     arrays = {
         "canvas": canvas,
         "square": square,
         "size": size,
-        "frame": found.global_descriptor,
-        "disc": found.patch_descriptors,
-        "place": found.keypoints,
-        "polar": found.polar_patches,
+        "global_descriptor": described.global_descriptor,
+        "patch_descriptors": described.patch_descriptors,
+        "keypoints": described.keypoints,
+        "polar_patches": described.polar_patches,
     }
     for name, values in arrays.items():
         maps[name][store_rows] = values
