@@ -1,4 +1,4 @@
-"""decided.csv: what a prediction says beyond probabilities, the same as evaluate says of the same images."""
+"""decisions.csv: what a prediction says beyond probabilities, the same as evaluate says of the same images."""
 
 import json
 import shutil
@@ -23,12 +23,14 @@ from dermkit.models.card import write_policy
 from dermkit.models.checksums import write_checksums
 from dermkit.prediction import resume
 from dermkit.prediction.decisions import (
+    NO_POLICY_TEXT,
     decision_columns,
     select_policy,
     sheet_legend,
     tile_caption,
     write_decisions,
 )
+from dermkit.prediction.inputs import ImageRef
 from dermkit.prediction.predictor import load_model
 from dermkit.prediction.run import PredictOutcome, predict
 from dermkit.progress import Progress
@@ -99,7 +101,7 @@ def test_predict_decides_what_evaluate_computes_from_the_run(trained: Path, mode
     run = read_predictions(trained / "predictions.csv", [item.name for item in classes])
     test = run[run["split"] == "test"].sort_values("image_id")
     expected = apply_calibration(to_scored_set(test, classes, groups_for(trained, None)), decision.calibration)
-    found = pd.read_csv(out / "decided.csv").set_index("image_id").loc[test["image_id"].map(bare)]
+    found = pd.read_csv(out / "decisions.csv").set_index("image_id").loc[test["image_id"].map(bare)]
     assert len(found) > 10
     np.testing.assert_allclose(found[["p_benign", "p_malignant"]], expected.probabilities, rtol=0, atol=1e-5)
     np.testing.assert_allclose(found["malignant_probability"], expected.p_malignant, rtol=0, atol=1e-5)
@@ -115,7 +117,7 @@ def test_predict_and_evaluate_on_other_data_agree(model: Path, binary: Path, out
     data = dk.load_dataset(binary)
     folder = dk.evaluate(model, dataset=data, out=tmp_path / "other").parent
     told = json.loads((folder / "metrics.json").read_text())["splits"][EXTERNAL_SPLIT]["decided"]
-    found = pd.read_csv(out / "decided.csv").set_index("image_id")
+    found = pd.read_csv(out / "decisions.csv").set_index("image_id")
     label = data.manifest.set_index(data.manifest["image_id"].map(bare))["label"].loc[found.index]
     ill = (label == "malignant").to_numpy()
     assert len(found) == len(data.manifest) == 48
@@ -125,13 +127,13 @@ def test_predict_and_evaluate_on_other_data_agree(model: Path, binary: Path, out
         called = (found[f"positive_at_{item['wish'].replace(' ', '_')}"] == "yes").to_numpy()
         assert item["sensitivity"]["value"] == pytest.approx(called[ill].mean(), abs=1e-12)
         assert item["specificity"]["value"] == pytest.approx((~called[~ill]).mean(), abs=1e-12)
-    covered = [name in inside.split("; ") for name, inside in zip(label, found["classes"], strict=True)]
+    covered = [name in inside.split("; ") for name, inside in zip(label, found["prediction_set"], strict=True)]
     for name, item in told["conformal"]["per_class"].items():
         assert item["value"] == pytest.approx(np.array(covered)[label == name].mean(), abs=1e-12)
     p_true = np.where(ill, found["p_malignant"], found["p_benign"])
     assert told["calibrated"]["metrics"]["loss"]["value"] == pytest.approx(-np.log(p_true).mean(), abs=1e-5)
     (refer,) = (item for item in told["refer"]["settled"] if item["share"] == 0.8)
-    assert refer["answered"]["value"] == pytest.approx((found["answer"] == "answered").mean(), abs=1e-12)
+    assert refer["answered"]["value"] == pytest.approx((found["referral"] == "answered").mean(), abs=1e-12)
 
 
 # The files --------------------------------------------------------------------------------------------------------
@@ -142,31 +144,31 @@ def test_predictions_stay_as_they_were_and_predict_json_says_what_was_applied(
 ) -> None:
     predict(trained, images, out=tmp_path)
     assert (tmp_path / "predictions.csv").read_bytes() == (out / "predictions.csv").read_bytes()
-    found, card = pd.read_csv(out / "decided.csv"), json.loads((model / "model.json").read_text())
-    facts = json.loads((out / "predict.json").read_text())["decision"]
+    found, card = pd.read_csv(out / "decisions.csv"), json.loads((model / "model.json").read_text())
+    facts = json.loads((out / "predict.json").read_text())["policy"]
     assert facts["calibration"] == card["calibration"]
     assert facts["operating_points"] == card["operating_points"]
-    assert facts["operating_point"] == {**card["operating_points"][1], "chosen": "named by --at"}
+    assert facts["operating_point"] == {**card["operating_points"][1], "selected_by": "named by --target"}
     assert facts["operating_point"]["kept"] and facts["operating_point"]["n"] > 100
     assert (found["positive"] == found["positive_at_sensitivity_0.9"]).all()
-    assert facts["positive"] == (found["positive"] == "yes").sum() > 0
-    assert facts["refer"]["referred"] == (found["answer"] == "referred").sum() > 0
-    assert facts["refer"]["share"] == 0.8
-    assert facts["sets"]["sizes"] == np.bincount(found["set_size"], minlength=3).tolist()
-    assert facts["validation_images"] == 400
-    assert "drawn like the validation images" in facts["holds_for"]
-    assert facts["cautions"] == []
+    assert facts["n_positive"] == (found["positive"] == "yes").sum() > 0
+    assert facts["referral"]["n_referred"] == (found["referral"] == "referred").sum() > 0
+    assert facts["referral"]["share"] == 0.8
+    assert facts["conformal"]["set_sizes"] == np.bincount(found["set_size"], minlength=3).tolist()
+    assert facts["n_validation_images"] == 400
+    assert "drawn like the validation images" in facts["scope"]
+    assert facts["warnings"] == []
     predict(model, images[:3], out=tmp_path)
-    facts = json.loads((tmp_path / "predict.json").read_text())["decision"]
-    assert facts["operating_point"]["chosen"] == "the first whose promise is kept"
-    assert (facts["operating_point"]["wish"], facts["refer"]) == ("sensitivity 0.95", None)
-    assert pd.read_csv(tmp_path / "decided.csv")["answer"].isna().all()
+    facts = json.loads((tmp_path / "predict.json").read_text())["policy"]
+    assert facts["operating_point"]["selected_by"] == "the first whose guarantee holds"
+    assert (facts["operating_point"]["wish"], facts["referral"]) == ("sensitivity 0.95", None)
+    assert pd.read_csv(tmp_path / "decisions.csv")["referral"].isna().all()
 
 
 def test_a_stopped_prediction_goes_on_and_decides_the_same(
     model: Path, images: list[str], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resume, "SHARD_IMAGES", 8)
+    monkeypatch.setattr(resume, "SAVE_IMAGES", 8)
 
     def pressed(_what: str, done: int, _total: int) -> None:
         if done > 20:
@@ -177,11 +179,11 @@ def test_a_stopped_prediction_goes_on_and_decides_the_same(
 
     with pytest.raises(RunInterrupt):
         again(Progress(step=pressed))
-    assert not (tmp_path / "decided.csv").exists()
-    with pytest.raises(UsageError, match=r"settled: sensitivity 0\.95"):
-        again(at="sensitivity=.8")
+    assert not (tmp_path / "decisions.csv").exists()
+    with pytest.raises(UsageError, match=r"It has: sensitivity 0\.95"):
+        again(target="sensitivity=.8")
     said: list[str] = []
-    again(Progress(say=said.append), at="sensitivity=.9", refer=0.8)
+    again(Progress(say=said.append), target="sensitivity=.9", coverage=0.8)
     assert said[0].startswith("going on"), "what is asked of the decision needs no image scored anew"
     assert content(tmp_path) == content(out)
 
@@ -189,21 +191,21 @@ def test_a_stopped_prediction_goes_on_and_decides_the_same(
 def test_rows_come_in_pieces_and_every_class_may_be_called_malignant(tmp_path: Path) -> None:
     chosen = ActivePolicy(settled(), np.array([False, True, True]), 1, False, None)
     p = np.random.default_rng(0).dirichlet([1, 1, 1], 2500)
-    items = ((f"i{row}", f"a/{row}.png", [repr(value) for value in p[row].tolist()]) for row in range(2500))
-    decided = write_decisions(tmp_path / "decided.csv", chosen, CLASSES, items)
+    images = [ImageRef(f"{row}.png", f"i{row}", f"a/{row}.png") for row in range(2500)]
+    decided = write_decisions(tmp_path / "decisions.csv", chosen, CLASSES, images, p)
     names = decision_columns(chosen, CLASSES)
     assert len(set(names)) == len(names), "a class may be called malignant"
-    found, expected = pd.read_csv(tmp_path / "decided.csv", keep_default_na=False), chosen.apply(p)
+    found, expected = pd.read_csv(tmp_path / "decisions.csv", keep_default_na=False), chosen.apply(p)
     assert tuple(found.columns) == names
     assert np.array_equal(found[["p_naevus", "p_melanoma", "p_malignant"]].to_numpy(), expected.probabilities)
     assert np.array_equal(found["malignant_probability"].to_numpy(), expected.p_malignant)
     assert (found["positive"] == "yes").tolist() == expected.is_positive[:, 1].tolist()
     assert decided.n_positive == expected.is_positive[:, 1].sum()
-    whole = [name for name, size in zip(found["classes"], found["set_size"], strict=True) if size == 3]
+    whole = [name for name, size in zip(found["prediction_set"], found["set_size"], strict=True) if size == 3]
     assert set(whole) <= {"naevus; melanoma; malignant"}
     empty = found[found["set_size"] == 0]
-    assert set(empty["classes"]) <= {""}
-    assert sum(decided.set_sizes.values()) == 2500
+    assert set(empty["prediction_set"]) <= {""}
+    assert sum(decided.set_sizes) == 2500
 
 
 def test_a_class_table_with_one_side_has_no_calls(tmp_path: Path) -> None:
@@ -214,12 +216,14 @@ def test_a_class_table_with_one_side_has_no_calls(tmp_path: Path) -> None:
     assert not [
         name for name in decision_columns(chosen, benign) if "positive" in name or name == "malignant_probability"
     ]
-    decided = write_decisions(tmp_path / "d.csv", chosen, benign, [("i", "i.png", ["0.5", "0.25", "0.25"])])
+    decided = write_decisions(
+        tmp_path / "d.csv", chosen, benign, [ImageRef("i.png", "i", "i.png")], np.array([[0.5, 0.25, 0.25]])
+    )
     assert (decided.operating_point, decided.warnings) == ("", ())
-    assert str(decided) == "no call was made: the model settled no operating point"
-    with pytest.raises(UsageError, match="no two sides") as caught:
+    assert str(decided) == "no decision was made: the model has no operating point"
+    with pytest.raises(UsageError, match="not both malignant and other") as caught:
         select_policy(policy_from_dict(body), benign, target="sensitivity=.95")
-    assert caught.value.remedy == "leave --at out"
+    assert caught.value.remedy == "leave --target out"
 
 
 # What was not settled ---------------------------------------------------------------------------------------------
@@ -230,11 +234,11 @@ def test_an_unknown_wish_is_refused_with_the_settled_ones(model: Path, images: l
         with pytest.raises(UsageError) as caught:
             predict(model, images, out=tmp_path / "out", target=wrong)
         text = str(caught.value)
-        assert "sensitivity 0.95 (promised with 95 % confidence, on " in text, wrong
-        assert "specificity 0.9 (promised" in text
-        assert '--at "sensitivity=0.95"' in text
+        assert "sensitivity 0.95 (guaranteed with 95 % confidence, on " in text, wrong
+        assert "specificity 0.9 (guaranteed" in text
+        assert '--target "sensitivity=0.95"' in text
     for share in (0.81, 0.0, 1.5, float("nan")):
-        with pytest.raises(UsageError, match="--refer") as caught:
+        with pytest.raises(UsageError, match="--coverage") as caught:
             predict(model, images, out=tmp_path / "out", coverage=share)
         assert "one of 0.95, 0.9, 0.85" in caught.value.remedy
     assert not (tmp_path / "out").exists(), "nothing is begun"
@@ -246,23 +250,28 @@ def test_points_without_a_promise_answer_only_when_they_are_named(
     outcome = predict(trained, images[:4], out=tmp_path)
     assert outcome.decision_counts is not None
     (caution,) = outcome.decision_counts.warnings
-    assert caution.startswith("no call was made: no operating point is promised (--at names one). Settled, but")
-    assert str(outcome.decision_counts) == "no call was made: no operating point is promised (--at names one)"
-    told = json.loads((tmp_path / "predict.json").read_text())["decision"]
-    assert (told["positive"], told["no_call"]) == (None, str(outcome.decision_counts))
-    frame = pd.read_csv(tmp_path / "decided.csv", keep_default_na=False)
+    assert caution.startswith(
+        "no decision was made: no operating point is guaranteed (--target names one). Fitted, but"
+    )
+    assert (
+        str(outcome.decision_counts)
+        == "no decision was made: no operating point is guaranteed (--target names one)"
+    )
+    told = json.loads((tmp_path / "predict.json").read_text())["policy"]
+    assert (told["n_positive"], told["why_no_call"]) == (None, str(outcome.decision_counts))
+    frame = pd.read_csv(tmp_path / "decisions.csv", keep_default_na=False)
     assert set(frame["positive"]) == {""}
     assert set(frame["set_size"]) == {2}, "five images of a class leave it in every set"
-    assert json.loads((tmp_path / "predict.json").read_text())["decision"]["sets"]["in_every_set"] == [
+    assert json.loads((tmp_path / "predict.json").read_text())["policy"]["conformal"]["always_included"] == [
         "benign", "malignant",
     ]  # fmt: skip
     named = predict(trained, images[:4], out=tmp_path, target="sensitivity 0.9").decision_counts
     assert named is not None
     assert named.operating_point == "sensitivity 0.9"
     assert named.warnings == (
-        "sensitivity 0.9 is not promised: 5 independent malignant validation images, too few",
+        "sensitivity 0.9 is not guaranteed: 5 independent malignant validation images, too few",
     )
-    assert set(pd.read_csv(tmp_path / "decided.csv")["positive"]) <= {"yes", "no"}
+    assert set(pd.read_csv(tmp_path / "decisions.csv")["positive"]) <= {"yes", "no"}
 
 
 def first_format(card: dict[str, Any]) -> None:
@@ -287,11 +296,11 @@ def test_a_model_that_settled_nothing_predicts_as_before(
     outcome = predict(older, images[:3], out=out)
     assert outcome.decision_counts is None
     assert (out / "predictions.csv").read_bytes() == before
-    assert not (out / "decided.csv").exists(), "the earlier one is of another model"
-    facts = json.loads((out / "predict.json").read_text())["decision"]
-    assert facts == {"file": None, "why": "the model settled nothing on validation images"}
-    for asked in ({"at": "sensitivity=.95"}, {"refer": 0.8}):
-        with pytest.raises(UsageError, match="settled nothing on validation images"):
+    assert not (out / "decisions.csv").exists(), "the earlier one is of another model"
+    facts = json.loads((out / "predict.json").read_text())["policy"]
+    assert facts == {"file": None, "reason": NO_POLICY_TEXT}
+    for asked in ({"target": "sensitivity=.95"}, {"coverage": 0.8}):
+        with pytest.raises(UsageError, match="has no decision policy"):
             predict(older, images[:3], out=out, **asked)
 
 
@@ -300,7 +309,7 @@ def test_a_model_without_confidences_refers_nothing_and_says_so(
 ) -> None:
     older = Path(shutil.copytree(model, tmp_path / "model"))
     rewrite(older, lambda card: card.pop("refer"))
-    with pytest.raises(UsageError, match="does not hold from which confidence"):
+    with pytest.raises(UsageError, match="has no referral thresholds"):
         predict(older, images, out=tmp_path / "out", coverage=0.8)
     outcome = predict(older, images[:3], out=tmp_path / "out", target="sensitivity=.9")
     assert outcome.decision_counts is not None and not outcome.decision_counts.has_referral
@@ -336,7 +345,7 @@ def test_a_broken_decision_is_not_trusted(
 ) -> None:
     spoilt = Path(shutil.copytree(model, tmp_path / "model"))
     rewrite(spoilt, change)
-    with pytest.raises(UntrustedError, match="what validation settled is broken"):
+    with pytest.raises(UntrustedError, match="the decision policy is broken"):
         load_model(spoilt)
 
 
@@ -348,32 +357,35 @@ def test_a_sheet_says_what_was_called_and_by_what() -> None:
     text = sheet_legend(chosen)
     assert "calibrated on 100 validation images" in text
     assert (
-        "at sensitivity 0.9, promised with 95 % confidence, on 40 independent malignant validation images" in text
+        "at sensitivity 0.9, guaranteed with 95 % confidence, on 40 independent malignant validation images"
+        in text
     )
     assert "less sure than 0.60, which 81 % of the validation images reached" in text
-    lines, red = tile_caption(chosen, CLASSES, ["0.2", "0.7", "0.1"])
+    lines, red = tile_caption(chosen, CLASSES, np.array([0.2, 0.7, 0.1]))
     assert lines == ["POSITIVE", "melanoma 0.91", "naevus 0.07", "malignant in all 0.93"]
-    lines, green = tile_caption(chosen, CLASSES, ["0.9", "0.1", "0.0"])
+    lines, green = tile_caption(chosen, CLASSES, np.array([0.9, 0.1, 0.0]))
     assert lines[:2] == ["negative", "naevus 0.99"]
-    lines, amber = tile_caption(chosen, CLASSES, ["0.4", "0.2", "0.4"])
+    lines, amber = tile_caption(chosen, CLASSES, np.array([0.4, 0.2, 0.4]))
     assert lines[0] == "REFERRED (positive)"
     assert len({red, green, amber}) == 3
-    lines, _ = tile_caption(chosen, CLASSES, ["0.5", "0.25", "0.25"])
+    lines, _ = tile_caption(chosen, CLASSES, np.array([0.5, 0.25, 0.25]))
     assert lines[-1] == "set: naevus, malignant"
     assert "not calibrated" in sheet_legend(None)
-    assert tile_caption(None, CLASSES, ["0.2", "0.7", "0.1"])[0] == ["melanoma 0.70", "naevus 0.20"]
+    assert tile_caption(None, CLASSES, np.array([0.2, 0.7, 0.1]))[0] == ["melanoma 0.70", "naevus 0.20"]
     unpromised = ActivePolicy(settled(kept=(False, False)), np.array([False, True, True]), None, False, None)
-    assert "No call was made: no operating point is promised (--at names one)." in sheet_legend(unpromised)
+    assert "No decision was made: no operating point is guaranteed (--target names one)." in sheet_legend(
+        unpromised
+    )
     assert "called" not in sheet_legend(unpromised)
-    assert tile_caption(unpromised, CLASSES, ["0.2", "0.7", "0.1"])[0][0] == "melanoma 0.91"
+    assert tile_caption(unpromised, CLASSES, np.array([0.2, 0.7, 0.1]))[0][0] == "melanoma 0.91"
 
 
 def test_a_sheet_shows_a_set_that_contradicts_the_prediction() -> None:
     decision = settled()
     rule = replace(decision.conformal_rule, min_probability=np.array([0.9, 0.3, 0.9]))
     chosen = ActivePolicy(replace(decision, conformal_rule=rule), np.array([False, True, True]), None, False, None)
-    p = ["0.55", "0.45", "0.0"]
-    applied = chosen.apply(np.array([p], dtype=np.float64))
+    p = np.array([0.55, 0.45, 0.0])
+    applied = chosen.apply(p[None])
     assert (applied.y_pred[0], applied.prediction_sets[0].tolist()) == (0, [False, True, False]), (
         "the case is made"
     )
@@ -390,18 +402,18 @@ def test_the_same_code_serves_probabilities_in_python(model: Path, out: Path) ->
     chosen = predictor.select_policy(target="sensitivity=.9", coverage=0.8)
     assert chosen is not None
     raw = pd.read_csv(out / "predictions.csv", dtype=str)[["p_benign", "p_malignant"]].astype(float).to_numpy()
-    found, frame = chosen.apply(raw), pd.read_csv(out / "decided.csv")
+    found, frame = chosen.apply(raw), pd.read_csv(out / "decisions.csv")
     assert (frame["positive"] == "yes").tolist() == found.is_positive[:, 1].tolist()
-    assert (frame["answer"] == "answered").tolist() == found.is_answered.tolist()
+    assert (frame["referral"] == "answered").tolist() == found.is_answered.tolist()
 
 
 def test_the_command_takes_both_options(cli: Cli, model: Path, images: list[str], tmp_path: Path) -> None:
-    done = cli("predict", model, *images[:6], "--out", "out", "--at", "sensitivity=.9", "--refer", "0.8")
+    done = cli("predict", model, *images[:6], "--out", "out", "--target", "sensitivity=.9", "--coverage", "0.8")
     assert done.returncode == 0, done.stderr
     assert " positive at sensitivity 0.9, " in done.stdout
-    assert "referred: out/decided.csv" in done.stdout
-    assert len(pd.read_csv(tmp_path / "out" / "decided.csv")) == 6
-    wrong = cli("predict", model, *images[:6], "--out", "new", "--at", "sensitivity=.5")
+    assert "referred: out/decisions.csv" in done.stdout
+    assert len(pd.read_csv(tmp_path / "out" / "decisions.csv")) == 6
+    wrong = cli("predict", model, *images[:6], "--out", "new", "--target", "sensitivity=.5")
     assert wrong.returncode == 2
-    assert "It settled: sensitivity 0.95 (promised" in wrong.stderr
+    assert "It has: sensitivity 0.95 (guaranteed" in wrong.stderr
     assert not (tmp_path / "new").exists()

@@ -21,7 +21,7 @@ from dermkit.images.decode import open_image
 from dermkit.images.preprocess import resize_pixels
 from dermkit.models import card as models_card
 from dermkit.models.checksums import CHECKSUM_FILE, write_checksums
-from dermkit.prediction.inputs import check_arguments, read_list, write_list
+from dermkit.prediction.inputs import find_images
 from dermkit.prediction.predictor import load_model, read_training_images
 from dermkit.prediction.run import predict
 from dermkit.recipes.schema import RECIPE_FORMAT as RECIPE_FORMAT
@@ -275,7 +275,7 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_scored(trained: Path, bin
     sheet = open_image(tmp_path / "out" / "sheet-1.png")
     assert sheet.pixels.std() > 5
     facts = json.loads((tmp_path / "out" / "predict.json").read_text())
-    assert (facts["scored"], facts["refused"], facts["sheets"]) == (1, len(BAD), ["sheet-1.png"])
+    assert (facts["n_scored"], facts["n_refused"], facts["sheets"]) == (1, len(BAD), ["sheet-1.png"])
     assert facts["model_sha256"] == load_model(trained).sha256
 
 
@@ -331,11 +331,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(*arguments: str) -> list[str]:
-    check_arguments(arguments)
-    write_list(Path("list.jsonl"), arguments, exclude=[Path("list.jsonl")])
-    found = [image.name for image in read_list(Path("list.jsonl"))]
-    Path("list.jsonl").unlink()
-    return found
+    return [image.name for image in find_images(arguments)]
 
 
 def test_files_folders_and_patterns_are_found(tree: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import random
 import shutil
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from conftest import Invoke
 from dermkit.data.cache.store import StoredRows
 from dermkit.errors import DataError, OutputError, RunInterrupt, UsageError
-from dermkit.files import lock, output_errors, write_rows
+from dermkit.files import lock
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing, normalise
 from dermkit.models.checksums import write_checksums
@@ -43,14 +44,14 @@ from dermkit.models.inference import (
 from dermkit.models.net import import_timm
 from dermkit.prediction import pixels as prediction_pixels
 from dermkit.prediction import resume
-from dermkit.prediction.inputs import read_list, write_list
+from dermkit.prediction.inputs import find_images
 from dermkit.prediction.pixels import PixelStore, decode_image
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.predictor import Predictor, load_model
 from dermkit.prediction.run import PredictOutcome, predict
 from dermkit.progress import Progress
 from made_images import speckled
 
-OUTPUT = ("predictions.csv", "decided.csv", "refused.csv", "predict.json", "sheet-1.png")
+OUTPUT = ("predictions.csv", "decisions.csv", "refused.csv", "predict.json", "sheet-1.png")
 ODD = Preprocessing(
     size=32, resize="squash", interpolation="bilinear", divide_by=255.0, mean=(0.1, 0.52, 0.9), std=(0.3, 0.7, 1.1)
 )
@@ -73,12 +74,12 @@ def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "SHARD_IMAGES", 8)
+def frequent_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "SAVE_IMAGES", 8)
 
 
 def content(out: Path) -> dict[str, bytes]:
-    assert not (out / "parts").exists(), "what is finished has no parts"
+    assert not (out / "unfinished").exists(), "what is finished is no unfinished prediction"
     return {name: (out / name).read_bytes() for name in OUTPUT}
 
 
@@ -357,8 +358,13 @@ def test_rows_of_a_store_and_an_array_are_scored_alike(trained: Path, forty: Pat
 def test_the_output_says_how_it_was_made(trained: Path, forty: Path, tmp_path: Path) -> None:
     outcome = predict(trained, [str(forty)], out=tmp_path, batch_size=5, device="cpu")
     facts = json.loads((tmp_path / "predict.json").read_text())
-    assert (facts["format"], facts["device"], facts["batch_size"], facts["net"]) == (2, "cpu", 5, UNFUSED_NET)
-    assert (facts["scored"], facts["refused"]) == (outcome.n_scored, outcome.n_rejected) == (36, 4)
+    assert (facts["format"], facts["device"], facts["batch_size"], facts["inference_mode"]) == (
+        3,
+        "cpu",
+        5,
+        UNFUSED_NET,
+    )
+    assert (facts["n_scored"], facts["n_refused"]) == (outcome.n_scored, outcome.n_rejected) == (36, 4)
     assert [name for name, *_ in outcome.rejected_images] == ["0000.png", "0009a.png", "0009b.jpg", "0099.png"]
     assert outcome.notes == [] == outcome.training_images
 
@@ -442,7 +448,7 @@ def stop_at(image: int) -> Progress:
     return Progress(step=step)
 
 
-@pytest.mark.usefixtures("small_parts")
+@pytest.mark.usefixtures("frequent_saves")
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_what_was_interrupted_goes_on_and_ends_in_the_same_bytes(
     trained: Path, forty: Path, tmp_path: Path, batch_size: int
@@ -467,13 +473,13 @@ def test_what_was_interrupted_goes_on_and_ends_in_the_same_bytes(
     assert done % batch_size == 0 or done == 40
 
 
-@pytest.mark.usefixtures("small_parts")
+@pytest.mark.usefixtures("frequent_saves")
 def test_what_is_finished_is_not_scored_again(
     trained: Path, forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RunInterrupt):
         predict(trained, [str(forty)], out=tmp_path, batch_size=4, progress=stop_at(20))
-    finished = sum(len(pd.read_csv(path)) for path in (tmp_path / "parts").glob("part-*.csv"))
+    finished = saved_images(tmp_path)
     assert finished >= 20
     looked: list[str] = []
     real = prediction_pixels.decode_image
@@ -487,7 +493,7 @@ def test_what_is_finished_is_not_scored_again(
     assert len(looked) == 40 - finished
 
 
-@pytest.mark.usefixtures("small_parts")
+@pytest.mark.usefixtures("frequent_saves")
 def test_a_file_that_changed_meanwhile_is_scored_again_and_that_is_said(
     trained: Path, forty: Path, tmp_path: Path
 ) -> None:
@@ -502,36 +508,69 @@ def test_a_file_that_changed_meanwhile_is_scored_again_and_that_is_said(
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("damage", ["other bytes", "short", "other rows", "no job"])
-def test_parts_that_are_not_what_they_were_are_not_used(
+@pytest.mark.usefixtures("frequent_saves")
+@pytest.mark.parametrize(
+    "damage", ["other bytes", "short", "other rows", "another image", "no number", "not one class", "no job"]
+)
+def test_saved_scores_that_are_not_what_they_were_are_not_used(
     trained: Path, forty: Path, tmp_path: Path, damage: str
 ) -> None:
     with pytest.raises(RunInterrupt):
         predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4, progress=stop_at(30))
-    first, second, *_ = sorted((tmp_path / "out" / "parts").glob("part-*.csv"))
+    scores = tmp_path / "out" / "unfinished" / "scores.jsonl"
+    first, second, *others = scores.read_bytes().splitlines(keepends=True)
+    row = json.loads(second)
     if damage == "other bytes":
-        first.write_bytes(b"\xff\xfe\x00" + first.read_bytes()[3:])
+        scores.write_bytes(b"".join((b"\xff\xfe\x00" + first[3:], second, *others)))
     elif damage == "short":
-        first.write_bytes(first.read_bytes()[:-20])
+        scores.write_bytes(scores.read_bytes()[:-20])
     elif damage == "other rows":
-        shutil.copy(second, first)
-    else:
-        (first.parent / "job.json").write_text("{")
+        scores.write_bytes(b"".join((second, second, *others)))
+    elif damage == "no job":
+        (scores.parent / "job.json").write_text("{")
         with pytest.raises(UsageError, match="unfinished prediction"):
             predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4)
+    else:
+        changes = {"another image": (0, 40), "no number": (2, [math.nan, 0.5]), "not one class": (2, [1.0])}
+        position, value = changes[damage]
+        row[position] = value
+        scores.write_bytes(b"".join((first, json.dumps(row).encode() + b"\n", *others)))
     predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4, restart=damage == "no job")
     predict(trained, [str(forty)], out=tmp_path / "whole", batch_size=4)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("small_parts")
+def test_an_unfinished_prediction_of_an_older_dermkit_is_refused_unless_it_is_dropped(
+    trained: Path, forty: Path, tmp_path: Path
+) -> None:
+    job = tmp_path / "parts" / "job.json"
+    job.parent.mkdir()
+    job.write_text('{"format": 1, "images": 40, "batch_size": 4, "classes": ["benign", "malignant"]}')
+    with pytest.raises(UsageError, match="unfinished prediction of an older dermkit") as caught:
+        predict(trained, [str(forty)], out=tmp_path)
+    assert "--restart" in caught.value.remedy
+    assert job.is_file()
+    predict(trained, [str(forty)], out=tmp_path, restart=True)
+    assert not job.parent.exists()
+    assert content(tmp_path)
+
+
+def test_the_table_of_decisions_of_an_older_dermkit_does_not_stay_beside_the_new_one(
+    trained: Path, forty: Path, tmp_path: Path
+) -> None:
+    predict(trained, [str(forty)], out=tmp_path)
+    (tmp_path / "decided.csv").write_text("of an older version")
+    predict(trained, [str(forty)], out=tmp_path)
+    assert not (tmp_path / "decided.csv").exists()
+
+
+@pytest.mark.usefixtures("frequent_saves")
 def test_another_prediction_is_refused_while_one_is_unfinished(trained: Path, forty: Path, tmp_path: Path) -> None:
     images = shutil.copytree(forty, tmp_path / "images")
     out = tmp_path / "out"
     with pytest.raises(RunInterrupt):
         predict(trained, [str(images)], out=out, batch_size=4, progress=stop_at(20))
-    kept = {path.name: path.read_bytes() for path in (out / "parts").iterdir()}
+    kept = {path.name: path.read_bytes() for path in (out / "unfinished").iterdir()}
     other = shutil.copytree(trained / "model", tmp_path / "model")
     (other / "MODEL_CARD.md").write_text("another")
     write_checksums(other)
@@ -549,7 +588,7 @@ def test_another_prediction_is_refused_while_one_is_unfinished(trained: Path, fo
         with pytest.raises(UsageError, match=words) as caught:
             act()
         assert "--restart" in caught.value.remedy
-        assert {path.name: path.read_bytes() for path in (out / "parts").iterdir()} == kept
+        assert {path.name: path.read_bytes() for path in (out / "unfinished").iterdir()} == kept
     (images / "0005.png").rename(images / "0005x.png")
     with pytest.raises(UsageError, match=r"image 6: .*0005\.png there, .*0005x\.png now"):
         predict(trained, [str(images)], out=out, batch_size=4)
@@ -582,25 +621,27 @@ def test_an_output_inside_the_images_is_not_predicted_itself(trained: Path, tmp_
         assert predict(trained, [str(images)], out=out, cache=kept, batch_size=2).n_scored == 10
 
 
-@pytest.mark.usefixtures("small_parts")
+@pytest.mark.usefixtures("frequent_saves")
 def test_a_full_device_names_what_is_scored_and_the_same_command_goes_on(
     trained: Path, forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = [0]
+    real, sizes = os.fsync, [0]
 
-    def filling(path: Path, *table: Any) -> None:
-        written[0] += 1
-        with output_errors(path):
-            if written[0] > 3:
-                raise OSError(errno.ENOSPC, "No space left on device")
-        write_rows(path, *table)
+    def filling(descriptor: int) -> None:
+        if not Path(f"/proc/self/fd/{descriptor}").readlink().name.endswith("scores.jsonl"):
+            return real(descriptor)
+        if len(sizes) > 3:  # the device is full: all that was written is the beginning of a line
+            os.ftruncate(descriptor, sizes[-1] + 11)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sizes.append(os.fstat(descriptor).st_size)
+        return real(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(resume, "write_rows", filling)
+        patch.setattr(os, "fsync", filling)
         with pytest.raises(OutputError, match="No space left") as caught:
             predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4)
     assert caught.value.exit_code == 5
-    assert caught.value.outcome == f"24 of 40 images, scored or refused, in {tmp_path / 'out' / 'parts'}"
+    assert caught.value.outcome == f"24 of 40 images, scored or refused, in {tmp_path / 'out' / 'unfinished'}"
     assert caught.value.remedy == "free space, then the same command again"
     predict(trained, [str(forty)], out=tmp_path / "out", batch_size=4)
     predict(trained, [str(forty)], out=tmp_path / "whole", batch_size=4)
@@ -610,10 +651,10 @@ def test_a_full_device_names_what_is_scored_and_the_same_command_goes_on(
 @pytest.mark.parametrize(
     ("where", "kept"),
     [
-        ("dermkit.prediction.run.open_job", "what was whole"),
-        ("dermkit.prediction.run.PredictionJob.drop_stale", "0 of 40"),
+        ("dermkit.prediction.run.open_job", "the earlier files"),
+        ("dermkit.prediction.run.PredictionJob.read_scores", "0 of 40"),
         ("dermkit.prediction.run._tiles", "40 of 40"),
-        ("dermkit.prediction.run.pictures.save_png", "40 of 40"),
+        ("dermkit.prediction.run.render_sheets.save_png", "40 of 40"),
         ("dermkit.prediction.run.write_predictions", "40 of 40"),
         ("dermkit.prediction.run.write_rows", "40 of 40"),
         ("dermkit.prediction.decisions.write_decisions", "40 of 40"),
@@ -640,8 +681,8 @@ def test_an_interrupt_anywhere_is_told_and_the_same_command_completes_it(
     assert content(out)
 
 
-@pytest.mark.usefixtures("small_parts")
-def test_a_log_gets_a_line_for_each_part_and_a_bar_none(trained: Path, forty: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("frequent_saves")
+def test_a_log_gets_a_line_for_each_save_and_a_bar_none(trained: Path, forty: Path, tmp_path: Path) -> None:
     said: list[str] = []
     predict(trained, [str(forty)], out=tmp_path, batch_size=4, progress=Progress(say=said.append))
     assert said == [f"{n} of 40 images scored or refused" for n in (8, 16, 24, 32, 40)]
@@ -650,7 +691,7 @@ def test_a_log_gets_a_line_for_each_part_and_a_bar_none(trained: Path, forty: Pa
     assert said == []
 
 
-@pytest.mark.usefixtures("small_parts")
+@pytest.mark.usefixtures("frequent_saves")
 def test_relative_paths_go_on_only_from_the_directory_they_were_given_in(
     trained: Path, forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -670,29 +711,28 @@ def test_relative_paths_go_on_only_from_the_directory_they_were_given_in(
     assert pd.read_csv(out / "predictions.csv")["path"][0] == "images/0001.png"
 
 
-def test_parts_that_lack_an_image_are_counted_in_images(
+def test_scores_that_lack_an_image_are_counted_and_no_result_is_written(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    for number in range(4):  # each has a note, which is no image
-        image = speckled(30, 24, seed=number).convert("RGBA")
-        image.putalpha(100)
-        image.save(images / f"{number}.png")
-    real = resume.PredictionJob.rows
-    monkeypatch.setattr("dermkit.prediction.run._tiles", lambda *_: [])
-    monkeypatch.setattr(resume.PredictionJob, "rows", lambda job: list(real(job))[:-1])
-    with pytest.raises(DataError, match=r"parts: 3 of 4 images"):
+    images = write_images(tmp_path / "images", 4)
+    real = Predictor.score_files
+
+    def losing_the_last(predictor: Predictor, files: Any, **options: Any) -> Any:
+        yield from list(real(predictor, files, **options))[:-1]
+
+    monkeypatch.setattr(Predictor, "score_files", losing_the_last)
+    with pytest.raises(DataError, match=r"unfinished: 3 of 4 images"):
         predict(trained, [str(images)], out=tmp_path / "out")
+    assert not (tmp_path / "out" / "predictions.csv").exists()
 
 
 # Killed, in processes of their own ------------------------------------------------------------------------------
 
 SCRIPT = """
 import sys
-from dermkit import parts
 from dermkit.cli import main
-parts.PART_IMAGES = 8
+from dermkit.prediction import resume
+resume.SAVE_IMAGES = 8
 sys.argv = ["dermkit", *sys.argv[1:]]
 main()
 """
@@ -708,13 +748,15 @@ def run_cli(model: Path, images: Path, out: Path, *more: str | Path) -> "subproc
     )
 
 
-def parts_of(out: Path) -> int:
-    return len(list((out / "parts").glob("part-*.csv")))
+def saved_images(out: Path) -> int:
+    """Return how many images the table of an unfinished prediction holds."""
+    scores = out / "unfinished" / "scores.jsonl"
+    return scores.read_bytes().count(b"\n") if scores.exists() else 0
 
 
 def stopped(model: Path, images: Path, out: Path, how: signal.Signals) -> "subprocess.Popen[str]":
-    """Start a prediction, and send a signal when it has written three more parts."""
-    before = parts_of(out)
+    """Start a prediction, and send a signal when it has saved three times more."""
+    before = saved_images(out)
     process = subprocess.Popen(
         command(model, images, out, "--batch-size", "4"),
         stderr=subprocess.PIPE,
@@ -722,7 +764,7 @@ def stopped(model: Path, images: Path, out: Path, how: signal.Signals) -> "subpr
         text=True,
     )
     until = time.monotonic() + 60
-    while parts_of(out) < before + 3 and process.poll() is None and time.monotonic() < until:
+    while saved_images(out) < before + 24 and process.poll() is None and time.monotonic() < until:
         time.sleep(0.002)
     process.send_signal(how)
     return process
@@ -757,7 +799,7 @@ def test_a_prediction_that_was_killed_and_interrupted_ends_in_the_same_bytes(
     assert "going on: " in text
     assert "of 1003 images are scored or refused" in text
     assert "Kept: they are in" in text
-    assert parts_of(tmp_path / "out") >= 3
+    assert saved_images(tmp_path / "out") >= 24
     done = run_cli(trained, thousand, tmp_path / "out", "--batch-size", "4")
     assert done.returncode == 7, done.stderr
     assert "1000 images scored" in done.stdout
@@ -783,7 +825,7 @@ def test_a_prediction_that_is_killed_at_any_moment_loses_and_doubles_nothing(
         time.sleep(moments.uniform(0.3, 1.05) * life)
         process.kill()
         killed += process.wait() == -signal.SIGKILL
-        if (out / "predict.json").is_file() and not (out / "parts").is_dir():
+        if (out / "predict.json").is_file() and not (out / "unfinished").is_dir():
             assert content(out) == content(tmp_path / "whole")
             shutil.rmtree(out)
     assert killed > 5
@@ -797,7 +839,7 @@ def peak_memory(model: Path, images: Path, out: Path, *more: str | Path) -> int:
         "main()\n",
         "import resource\ntry:\n    main()\nfinally:\n"
         "    sys.stderr.write(f'peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}\\n')\n",
-    ).replace("PART_IMAGES = 8", "PART_IMAGES = 512")
+    ).replace("SAVE_IMAGES = 8", "SAVE_IMAGES = 512")
     arguments = [sys.executable, "-c", script, "predict", *map(str, (model, images, "--out", out, *more))]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 7, done.stderr
@@ -839,12 +881,11 @@ def test_every_file_is_listed_once_under_a_name_and_an_id_of_its_own(
         (root / folder).mkdir(exist_ok=True)
         (root / folder / name).touch()
     arguments = [f"{folder}/{name}" for folder, name in files] + sorted({folder for folder, _ in files})
-    n = write_list(tmp_path / "list", arguments)
-    found = list(read_list(tmp_path / "list"))
-    assert n == len(found) == len(set(files))
+    found = find_images(arguments)
+    n = len(found)
+    assert n == len(set(files))
     assert sorted(item.path for item in found) == sorted({f"{folder}/{name}" for folder, name in files})
     assert len({item.name for item in found}) == len({item.image_id for item in found}) == n
-    assert list(read_list(tmp_path / "list", 2, 4)) == found[2:4]
 
 
 def test_folders_are_walked_in_order_and_what_cannot_be_entered_is_listed(tmp_path: Path) -> None:
@@ -855,8 +896,7 @@ def test_folders_are_walked_in_order_and_what_cannot_be_entered_is_listed(tmp_pa
     (root / "linked").symlink_to(tmp_path, target_is_directory=True)
     (root / "broken.jpg").symlink_to(tmp_path / "absent")
     expected = ["B/k.jpg", "b/a/c.png", "b/z.jpg", "b.d/e.jpg", "b.jpg", "broken.jpg", "linked"]
-    write_list(tmp_path / "list", [str(root)])
-    assert [item.name for item in read_list(tmp_path / "list")] == expected
+    assert [item.name for item in find_images([str(root)])] == expected
     by_path = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()]
     assert [name for name in expected if name not in ("broken.jpg", "linked")] == [
         name for name in by_path if not name.startswith(".") and name != "notes.txt"
@@ -895,7 +935,9 @@ def test_a_closed_folder_is_listed(trained: Path, closed: Path, tmp_path: Path) 
     assert outcome.rejected_images[0][:2] == ("closed", "unreadable")
 
 
-def test_all_refused_is_an_error_and_leaves_no_parts(trained: Path, tmp_path: Path, invoke: Invoke) -> None:
+def test_all_refused_is_an_error_and_leaves_nothing_unfinished(
+    trained: Path, tmp_path: Path, invoke: Invoke
+) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(20):
@@ -903,7 +945,7 @@ def test_all_refused_is_an_error_and_leaves_no_parts(trained: Path, tmp_path: Pa
     code, _, text = invoke("predict", trained, images, "--out", tmp_path / "out", "--batch-size", "3")
     assert code == 3
     assert "none of 20 images" in text
-    assert not (tmp_path / "out" / "parts").exists()
+    assert not (tmp_path / "out" / "unfinished").exists()
     assert len(pd.read_csv(tmp_path / "out" / "refused.csv")) == 20
 
 

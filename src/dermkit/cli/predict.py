@@ -1,15 +1,18 @@
 """Predict new images, as a command."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from dermkit.cli.console import OutOption, exit_with_refused, progress_bar
 from dermkit.cli.train import DeviceOption
+from dermkit.errors import UsageError
 
 if TYPE_CHECKING:
     from dermkit.prediction.run import PredictOutcome
+
+_Value = TypeVar("_Value", str, float)
 
 
 def predict_command(
@@ -28,41 +31,57 @@ def predict_command(
     restart: Annotated[
         bool, typer.Option("--restart", help="Drop what an unfinished prediction there has scored.")
     ] = False,
-    operating_point: Annotated[
+    target: Annotated[
         str | None,
         typer.Option(
-            "--at", help='Operating point that says positive, as in "sensitivity=.95"; else the first kept.'
+            help="Operating point that decides positive, such as sensitivity=.95 (default: the first guaranteed one)."
         ),
     ] = None,
-    answer_fraction: Annotated[
+    coverage: Annotated[
         float | None,
         typer.Option(
-            "--refer",
-            help="Answer only images as sure as the surest share (such as 0.8) of validation; refer the others.",
+            help="Answer only this fraction of images, such as 0.8, by the confidence threshold of validation; refer "
+            "the others."
         ),
     ] = None,
+    old_target: Annotated[str | None, typer.Option("--at", hidden=True)] = None,
+    old_coverage: Annotated[float | None, typer.Option("--refer", hidden=True)] = None,
 ) -> None:
     from dermkit.prediction.run import predict as run_predict
 
+    target = _either("--target", target, "--at", old_target)
+    coverage = _either("--coverage", coverage, "--refer", old_coverage)
     with progress_bar() as progress:
         outcome = run_predict(
             model, images, out=out, batch_size=batch_size, workers=workers, cache=cache, device=device,
-            restart=restart, target=operating_point, coverage=answer_fraction, progress=progress,
+            restart=restart, target=target, coverage=coverage, progress=progress,
         )  # fmt: skip
     _print_prediction_summary(outcome, out)
     exit_with_refused(outcome.n_rejected, out / "refused.csv")
 
 
+def _either(flag: str, value: _Value | None, old_flag: str, old_value: _Value | None) -> _Value | None:
+    """Return the value of an option or of its old name; raises `UsageError` where both are given."""
+    if value is not None and old_value is not None:
+        raise UsageError(f"{old_flag} is the old name of {flag}: both are given", remedy=f"give {flag} alone")
+    return old_value if value is None else value
+
+
 def _print_prediction_summary(outcome: "PredictOutcome", out: Path) -> None:
     typer.echo(f"{outcome.n_scored} images scored: {out / 'predictions.csv'}")
     if outcome.decision_counts:
-        typer.echo(f"{outcome.decision_counts}: {out / 'decided.csv'}")
+        typer.echo(f"{outcome.decision_counts}: {out / 'decisions.csv'}")
         for warning in outcome.decision_counts.warnings:
             typer.echo(f"warning: {warning}", err=True)
     else:
-        typer.echo("warning: the model settled nothing on validation images, so nothing is calibrated", err=True)
+        typer.echo(
+            "warning: the model has no decision policy (it was never evaluated on validation images), so probabilities "
+            "are not calibrated",
+            err=True,
+        )
     if outcome.n_training_images:
         typer.echo(
-            f"warning: the model's training looked at {outcome.n_training_images} of them (predict.json)", err=True
+            f"warning: {outcome.n_training_images} of them are images that the model was trained on (predict.json)",
+            err=True,
         )
     typer.echo(str(out / "sheet-1.png"))

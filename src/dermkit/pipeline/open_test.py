@@ -47,7 +47,7 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
         split_table = _read_split_table(run, dataset)
         seal = _find_run_seal(run, dataset, split_table)
         # Whatever may refuse does so before the opening is logged: it would count.
-        predictor = load_model(run / "model", device="auto", progress=progress.say)
+        predictor = load_model(run / "model", device="auto", progress=progress)
         pixels = pixel_cache(
             dataset, split_table["image_id"].tolist(), predictor.preprocessing, folder=dataset.folder / "cache",
             on_progress=lambda count, total: progress.step("images", count, total),

@@ -1,12 +1,10 @@
-"""What validation settled, as a prediction shows it: decided.csv, what predict.json and the sheets say of it.
+"""The decision policy applied to predictions: decisions.csv, the policy in predict.json, captions of the sheets.
 
-The arrays are made by `metrics.applied`; here they become words, and what a person asks for becomes a choice.
+The numbers come from `metrics.decisions.apply`; this module selects what is applied and puts it into words.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,57 +15,49 @@ from dermkit.errors import UsageError
 from dermkit.files import write_rows
 from dermkit.metrics.decisions.apply import ActivePolicy, PolicyOutput, select
 from dermkit.metrics.stats.arrays import Floats
+from dermkit.prediction.inputs import ImageRef, utf8_safe
 
 if TYPE_CHECKING:
     from dermkit.metrics.decisions.policy import DecisionPolicy
     from dermkit.metrics.decisions.thresholds import Threshold
 
-DECISIONS_FILE = "decided.csv"
+DECISIONS_FILE = "decisions.csv"
+OLD_DECISIONS_FILE = "decided.csv"
+"""Its name before predict.json format 3; removed from a folder that is written again."""
 GUARANTEE_SCOPE = (
-    "Promises hold for images drawn like the validation images (same cameras, same kind of patients, lesions chosen "
-    "the same way) and for all of them, those that are referred included. The validation images also chose the epoch, "
-    "so they can be a little too good."
+    "Guarantees hold for images drawn like the validation images (same cameras, same kind of patients, lesions chosen "
+    "the same way) and for all of them, those that are referred included. The validation images also selected the "
+    "epoch, so the guarantees can be slightly optimistic."
 )
-NO_POLICY_TEXT = "the model settled nothing on validation images"
-_NO_CALL_TEXT = "no call was made: no operating point is promised (--at names one)"
-_NO_POINT_TEXT = "no call was made: the model settled no operating point"
+NO_POLICY_TEXT = "the model has no decision policy: it was not evaluated on validation images"
+_NO_GUARANTEE_TEXT = "no decision was made: no operating point is guaranteed (--target names one)"
+_NO_POINT_TEXT = "no decision was made: the model has no operating point"
 _SEPARATOR = "; "
-_CHUNK_ROWS = 1024
-"""Images that are decided at once: memory does not grow with their number."""
-
-_ScoredRow = tuple[str, str, Sequence[str]]
-"""One scored image: image_id, path, and its probabilities as predictions.csv holds them."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class DecisionCounts:
-    """What became of the images. at: the operating point that said positive, "" for none; refers: some may be referred.
+    """What was decided, counted.
 
-    sizes: of the sets of classes. cautions: what a person should know before believing the calls. no_call: why no
-    image was called positive or negative, "" where they were.
+    operating_point: the one that decides positive or negative, "" for none. has_referral: whether images may be
+    referred. warnings: what limits the decisions. no_call_reason: why no image was called positive or negative, ""
+    where they were. set_sizes: number of images by size of their prediction set, 0 to K classes.
     """
 
     operating_point: str
     has_referral: bool
     warnings: tuple[str, ...]
     no_call_reason: str
-    n_positive: int = 0
-    n_referred: int = 0
-    set_sizes: Counter[int] = field(default_factory=Counter)
-
-    def add(self, policy: ActivePolicy, output: PolicyOutput) -> None:
-        """Count some more images."""
-        if policy.point_index is not None:
-            self.n_positive += int(output.is_positive[:, policy.point_index].sum())
-        self.n_referred += int((~output.is_answered).sum())
-        self.set_sizes.update(output.prediction_sets.sum(axis=1).tolist())
+    n_positive: int
+    n_referred: int
+    set_sizes: tuple[int, ...]
 
     def __str__(self) -> str:
         call_text = self.no_call_reason or f"{self.n_positive} positive at {self.operating_point}"
         return f"{call_text}, {self.n_referred} referred" if self.has_referral else call_text
 
 
-# What is asked for ------------------------------------------------------------------------------------------------
+# Selecting the operating point and the referral threshold ---------------------------------------------------------
 
 
 def select_policy(
@@ -77,17 +67,18 @@ def select_policy(
     target: str | None = None,
     coverage: float | None = None,
 ) -> ActivePolicy | None:
-    """Return what is applied, as `--at` and `--refer` ask for it; None where the model settled nothing.
+    """Return the policy to apply, None where the model has none.
 
-    at: such as "sensitivity=.95"; None = the first operating point whose promise is kept. refer: share of images to
-    answer. Raises `UsageError` for what was not settled, and lists what was.
+    target: an operating point, such as "sensitivity=.95"; None = the first whose guarantee holds. coverage: fraction
+    of images to answer, the others are referred; None = all. Raises `UsageError` for what the policy does not hold,
+    and lists what it holds.
     """
     if fitted_policy is None:
         if target is not None or coverage is not None:
-            option = f"--at {target}" if target is not None else f"--refer {coverage:g}"
+            option = f"--target {target}" if target is not None else f"--coverage {coverage:g}"
             raise UsageError(
                 f"{option}: {NO_POLICY_TEXT}, so there is nothing to apply",
-                remedy="leave it out, or let `dermkit evaluate RUN` settle it and use that run's model",
+                remedy="leave it out, or let `dermkit evaluate RUN` fit a policy and use that run's model",
             )
         return None
     is_malignant = np.array([entry.malignancy == "malignant" for entry in classes])
@@ -114,122 +105,114 @@ def _parse_target(text: str, policy: "DecisionPolicy") -> tuple[str, float]:
 def _no_point_error(text: str, policy: "DecisionPolicy") -> UsageError:
     if not policy.operating_points:
         return UsageError(
-            f"--at {text!r}: this model settled no operating point: its class table or its validation images have no "
-            "two sides, malignant and other",
-            remedy="leave --at out",
+            f"--target {text!r}: this model has no operating point: its class table or its validation images are not "
+            "both malignant and other",
+            remedy="leave --target out",
         )
     available = _SEPARATOR.join(
         f"{point_name(rate, point)} ({guarantee_text(rate, point)})" for rate, point in policy.operating_points
     )
     rate, point = policy.operating_points[0]
     return UsageError(
-        f"--at {text!r}: this model settled no such operating point. It settled: {available}",
-        remedy=f'one of these, such as --at "{rate}={point.target:g}"',
+        f"--target {text!r}: this model has no such operating point. It has: {available}",
+        remedy=f'one of these, such as --target "{rate}={point.target:g}"',
     )
 
 
 def _no_coverage_error(coverage: float, policy: "DecisionPolicy") -> UsageError:
     if not policy.referral_thresholds:
         return UsageError(
-            f"--refer {coverage:g}: this model does not hold from which confidence an image is "
-            f"answered: it was settled "
-            "by an older version",
-            remedy="leave --refer out, or let `dermkit evaluate RUN` settle it anew and use that run's model",
+            f"--coverage {coverage:g}: this model has no referral thresholds: its policy was fitted by an older "
+            "version",
+            remedy="leave --coverage out, or let `dermkit evaluate RUN` fit the policy again and use that run's model",
         )
     available = ", ".join(f"{threshold.target_coverage:g}" for threshold in policy.referral_thresholds)
     return UsageError(
-        f"--refer {coverage:g}: no confidence was settled for that share of answered images",
+        f"--coverage {coverage:g}: this model has no referral threshold for that coverage",
         remedy=f"one of {available}",
     )
 
 
-# In words ---------------------------------------------------------------------------------------------------------
+# Sentences --------------------------------------------------------------------------------------------------------
 
 
 def point_name(rate: str, point: "Threshold") -> str:
-    """Return an operating point's name: its wish."""
+    """Return an operating point's name: its target."""
     return f"{rate} {point.target:g}"
 
 
 def guarantee_text(rate: str, point: "Threshold") -> str:
-    """Return what an operating point promises, and on how many images."""
+    """Return whether an operating point is guaranteed, with what confidence and on how many images."""
     group_name = "malignant" if rate == "sensitivity" else "other"
     sample_text = f"{point.n} independent {group_name} validation image{'s' if point.n > 1 else ''}"
     if not point.guaranteed:
-        return f"not promised: {sample_text}, too few"
-    return f"promised with {format_percent(point.confidence)} confidence, on {sample_text}"
+        return f"not guaranteed: {sample_text}, too few"
+    return f"guaranteed with {format_percent(point.confidence)} confidence, on {sample_text}"
 
 
 def format_percent(fraction: float) -> str:
-    """Return a share as whole percent."""
+    """Return a fraction as whole percent."""
     return f"{100 * fraction:.0f} %"
 
 
 def policy_warnings(policy: ActivePolicy) -> tuple[str, ...]:
-    """Return what a person should know before believing the calls."""
+    """Return what limits the decisions."""
     if policy.point_index is not None:
         rate, point = policy.policy.operating_points[policy.point_index]
         return () if point.guaranteed else (f"{point_name(rate, point)} is {guarantee_text(rate, point)}",)
     if not policy.policy.operating_points:
         return ()
     point_names = _SEPARATOR.join(point_name(rate, point) for rate, point in policy.policy.operating_points)
-    return (f"{_NO_CALL_TEXT}. Settled, but without a promise for want of validation images: {point_names}",)
+    return (f"{_NO_GUARANTEE_TEXT}. Fitted, but without a guarantee for too few validation images: {point_names}",)
 
 
 def no_call_reason(policy: ActivePolicy) -> str:
     """Return why no image is called positive or negative, "" where they are: silence would read as a negative."""
     if policy.point_index is not None:
         return ""
-    return _NO_CALL_TEXT if policy.policy.operating_points else _NO_POINT_TEXT
+    return _NO_GUARANTEE_TEXT if policy.policy.operating_points else _NO_POINT_TEXT
 
 
-# decided.csv ------------------------------------------------------------------------------------------------------
+# decisions.csv ----------------------------------------------------------------------------------------------------
 
 
 def decision_columns(policy: ActivePolicy, classes: Sequence[LesionClass]) -> tuple[str, ...]:
-    """Return the columns of decided.csv: what was decided first, then the numbers behind it.
+    """Return the columns of decisions.csv: decisions first, then the numbers behind them.
 
-    Those about malignancy are there where the class table has two sides. The sum is not called p_malignant: a class
-    may have that name.
+    Those about malignancy are there where the class table has malignant and other classes. Their sum is not called
+    p_malignant, because a class may have that name.
     """
     point_columns = tuple(
         f"positive_at_{point_name(*entry).replace(' ', '_')}" for entry in policy.policy.operating_points
     )
     return (
-        "image_id", "path", "predicted", "confidence", "answer",
+        "image_id", "path", "predicted", "confidence", "referral",
         *(("positive", "malignant_probability") if policy.has_both_sides else ()),
-        "classes", "set_size", *point_columns, *(f"p_{entry.name}" for entry in classes),
+        "prediction_set", "set_size", *point_columns, *(f"p_{entry.name}" for entry in classes),
     )  # fmt: skip
 
 
 def write_decisions(
-    path: Path, policy: ActivePolicy, classes: Sequence[LesionClass], scored_rows: Iterable[_ScoredRow]
+    path: Path, policy: ActivePolicy, classes: Sequence[LesionClass], images: Sequence[ImageRef], p: Floats
 ) -> DecisionCounts:
-    """Write decided.csv, some rows at a time; returns what was decided, counted."""
-    operating_point = (
-        "" if policy.point_index is None else point_name(*policy.policy.operating_points[policy.point_index])
+    """Write decisions.csv of scored images. p: their probabilities as the net gave them, (N, K) float64."""
+    output = policy.apply(p)
+    rows = (
+        (utf8_safe(image.image_id), utf8_safe(image.path), *_decision_cells(policy, classes, output, row))
+        for row, image in enumerate(images)
     )
-    counts = DecisionCounts(
-        operating_point, policy.referral is not None, policy_warnings(policy), no_call_reason(policy)
+    write_rows(path, decision_columns(policy, classes), rows)
+    point_index = policy.point_index
+    set_sizes = np.bincount(output.prediction_sets.sum(axis=1), minlength=len(classes) + 1)
+    return DecisionCounts(
+        operating_point="" if point_index is None else point_name(*policy.policy.operating_points[point_index]),
+        has_referral=policy.referral is not None,
+        warnings=policy_warnings(policy),
+        no_call_reason=no_call_reason(policy),
+        n_positive=0 if point_index is None else int(output.is_positive[:, point_index].sum()),
+        n_referred=int((~output.is_answered).sum()),
+        set_sizes=tuple(set_sizes.tolist()),
     )
-    write_rows(path, decision_columns(policy, classes), _decision_rows(policy, classes, scored_rows, counts))
-    return counts
-
-
-def _decision_rows(
-    policy: ActivePolicy, classes: Sequence[LesionClass], scored_rows: Iterable[_ScoredRow], counts: DecisionCounts
-) -> Iterator[tuple[object, ...]]:
-    remaining = iter(scored_rows)
-    while chunk := list(islice(remaining, _CHUNK_ROWS)):
-        output = policy.apply(_to_probabilities(cells for _, _, cells in chunk))
-        counts.add(policy, output)
-        for row, (image_id, path, _) in enumerate(chunk):
-            yield (image_id, path, *_decision_cells(policy, classes, output, row))
-
-
-def _to_probabilities(cells: Iterable[Sequence[str]]) -> Floats:
-    """Return (N, K) probabilities from the cells of predictions.csv, to the same bits."""
-    return np.array(list(cells), dtype=np.float64)
 
 
 def _decision_cells(
@@ -253,7 +236,7 @@ def _yes_no(is_positive: np.bool_) -> str:
 
 
 def _set_names(classes: Sequence[LesionClass], output: PolicyOutput, row: int) -> list[str]:
-    """Return the classes of one image's set."""
+    """Return the classes of one image's prediction set."""
     return [
         lesion_class.name
         for lesion_class, is_in_set in zip(classes, output.prediction_sets[row], strict=True)
@@ -267,38 +250,35 @@ def _set_names(classes: Sequence[LesionClass], output: PolicyOutput, row: int) -
 def describe_policy(
     policy: ActivePolicy | None, classes: Sequence[LesionClass], counts: DecisionCounts | None
 ) -> dict[str, Any]:
-    """Return what predict.json says was applied."""
+    """Return the entry `policy` of predict.json: what was applied, on what it rests, and its results counted."""
     if policy is None or counts is None:
-        return {"file": None, "why": NO_POLICY_TEXT}
+        return {"file": None, "reason": NO_POLICY_TEXT}
     policy_fields, class_names = policy.policy.as_dict(), [lesion_class.name for lesion_class in classes]
     rule, point, referral = policy.policy.conformal_rule, None, None
     if policy.point_index is not None:
-        reason = "named by --at" if policy.is_requested else "the first whose promise is kept"
-        point = {**policy_fields["operating_points"][policy.point_index], "chosen": reason}
+        reason = "named by --target" if policy.is_requested else "the first whose guarantee holds"
+        point = {**policy_fields["operating_points"][policy.point_index], "selected_by": reason}
     if policy.referral is not None:
-        referral = {**policy.referral.as_dict(), "referred": counts.n_referred}
+        referral = {**policy.referral.as_dict(), "n_referred": counts.n_referred}
+    min_probability = dict(zip(class_names, rule.min_probability.tolist(), strict=True))
     return {
         "file": DECISIONS_FILE,
-        "validation_images": policy.policy.n_validation,
+        "n_validation_images": policy.policy.n_validation,
         "calibration": policy_fields["calibration"],
         "operating_point": point,
-        "positive": counts.n_positive if point else None,
-        "no_call": counts.no_call_reason or None,
+        "n_positive": counts.n_positive if point else None,
+        "why_no_call": counts.no_call_reason or None,
         "operating_points": policy_fields["operating_points"],
-        "sets": {
-            "promised": 1 - rule.alpha,
-            "least": dict(zip(class_names, rule.min_probability.tolist(), strict=True)),
-            "n": dict(zip(class_names, rule.n_images.tolist(), strict=True)),
-            "in_every_set": [
-                name
-                for name, min_probability in zip(class_names, rule.min_probability, strict=True)
-                if min_probability <= 0
-            ],
-            "sizes": [counts.set_sizes[size] for size in range(len(class_names) + 1)],
+        "conformal": {
+            "coverage_target": 1 - rule.alpha,
+            "min_probability": min_probability,
+            "n_images": dict(zip(class_names, rule.n_images.tolist(), strict=True)),
+            "always_included": [name for name, minimum in min_probability.items() if minimum <= 0],
+            "set_sizes": list(counts.set_sizes),
         },
-        "refer": referral,
-        "cautions": list(counts.warnings),
-        "holds_for": GUARANTEE_SCOPE,
+        "referral": referral,
+        "warnings": list(counts.warnings),
+        "scope": GUARANTEE_SCOPE,
     }
 
 
@@ -309,11 +289,13 @@ _COLOUR_BY_MALIGNANCY = {"malignant": _RED, "benign": _GREEN, "indeterminate": _
 
 
 def sheet_legend(policy: ActivePolicy | None) -> str:
-    """Return what the tiles of a sheet mean."""
+    """Return what the colours and words on a sheet mean."""
     if policy is None:
         return "Probabilities as the net gave them, not calibrated. Border: of the most probable class."
     kind, n = policy.policy.calibration.kind, policy.policy.n_validation
-    uncalibrated_text = "Probabilities as the net gave them (validation asked for no calibration)."
+    uncalibrated_text = (
+        "Probabilities as the net gave them (calibration would not have improved them on validation images)."
+    )
     lines = [uncalibrated_text if kind == "none" else f"Probabilities calibrated on {n} validation images."]
     if policy.point_index is not None:
         rate, point = policy.policy.operating_points[policy.point_index]
@@ -339,12 +321,11 @@ def sheet_legend(policy: ActivePolicy | None) -> str:
 
 
 def tile_caption(
-    policy: ActivePolicy | None, classes: Sequence[LesionClass], cells: Sequence[str]
+    policy: ActivePolicy | None, classes: Sequence[LesionClass], raw_p: Floats
 ) -> tuple[list[str], str]:
-    """Return the lines below one image of a sheet and the colour of its border, from its cells of predictions.csv."""
-    raw_probabilities = _to_probabilities([cells])
-    output = None if policy is None else policy.apply(raw_probabilities)
-    p = raw_probabilities[0] if output is None else output.probabilities[0]
+    """Return the lines below one image of a sheet and the colour of its border. raw_p: (K,), as the net gave it."""
+    output = None if policy is None else policy.apply(raw_p[None])
+    p = raw_p if output is None else output.probabilities[0]
     order = p.argsort()[::-1][:2].tolist()
     lines, colour = (
         [f"{classes[k].name} {p[k]:.2f}" for k in order],

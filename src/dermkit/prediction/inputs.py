@@ -1,104 +1,117 @@
-"""Which images a prediction is about: files, folders and patterns, in order, each once, with names that nobody shares.
-
-The list lies on disk. What is held in memory is eight bytes for each image and each of its names, and the names of
-one folder at a time.
-"""
+"""Which images a prediction is about: files, folders and patterns, in order, each once, under unique names."""
 
 import glob
-import hashlib
-import json
 import os
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dermkit.errors import UsageError
-from dermkit.files import write_chunks
 
 _NON_IMAGE_SUFFIXES = frozenset(
     (".csv", ".tsv", ".json", ".txt", ".md", ".html", ".xml", ".yaml", ".yml", ".ini", ".db", ".py")
 )
-"""What lies beside photographs in a folder and is left alone; all else is opened, and listed where it is no image."""
+"""Files beside the photographs of a folder that are skipped; every other file is opened, and refused if it is no
+image."""
 
 
 class ImageRef(NamedTuple):
-    """One image. name: below its argument, numbered where it repeats. image_id: the name without its ending."""
+    """One image of the list.
+
+    name: its path below the argument that matched it, made unique as in `x.jpg#2`. image_id: the name without its
+    suffix, where no other image has the same without. path: as given, relative or absolute; a string, which takes less
+    memory than a `Path`.
+    """
 
     name: str
     image_id: str
     path: str
 
 
-def check_arguments(arguments: Sequence[str], *, exclude: Sequence[Path] = ()) -> None:
-    """Raise `UsageError` for an argument that matches nothing."""
+def find_images(arguments: Sequence[str], *, exclude: Sequence[Path] = ()) -> list[ImageRef]:
+    """Return the images that files, folders and patterns mean, in the order of the arguments.
+
+    A folder is searched recursively, also one that a pattern matches, as where the shell expands the pattern. Linked
+    folders and folders without read permission are listed themselves and refused later, when they are opened.
+    exclude: folders that are not searched, because the prediction writes into them. Raises `UsageError` for an
+    argument that matches nothing.
+    """
+    excluded = frozenset(str(folder.absolute()) for folder in exclude)
+    files: list[tuple[str, str]] = []
     for argument in arguments:
-        if next(_expand(argument, _absolute_paths(exclude)), None) is None:
+        n_before = len(files)
+        files.extend(_expand(argument, excluded))
+        if len(files) == n_before:
             raise UsageError(
                 f"{argument}: no images there",
                 outcome="nothing was predicted",
                 remedy="name image files, a folder that holds some, or a pattern in quotes",
             )
+    return unique_names(files)
 
 
-def write_list(file: Path, arguments: Sequence[str], *, exclude: Sequence[Path] = ()) -> int:
-    """Write the list of images, one JSON line each, crash-safely; returns how many.
+def unique_names(files: Sequence[tuple[str, str]]) -> list[ImageRef]:
+    """Return each file once, given as (name, path), under a name and an id that no other has.
 
-    A name never holds a parent folder of the argument. A folder that a pattern matches is searched through, as where
-    the shell expands the pattern. A linked or closed folder is an item of the list itself, which the gate refuses.
-    leave_out: folders that are not searched, because the prediction itself writes into them.
+    Two folders may each hold an `x.jpg`: the second is named `x.jpg#2`.
     """
-    raw_path, named_path = file.with_suffix(".found"), file.with_suffix(".named")
-    excluded = _absolute_paths(exclude)
-    write_chunks(raw_path, (_line(pair) for argument in arguments for pair in _expand(argument, excluded)))
-    write_chunks(named_path, (_line(pair) for pair in _unique_names(raw_path)))
-    name_hashes, stem_hashes = (
-        _name_hashes(named_path, lambda pair: pair[0]),
-        _name_hashes(named_path, lambda pair: _stem(pair[0])),
-    )
-    repeated_stems = _repeated_values(stem_hashes)
-    write_chunks(
-        file,
-        (_line((name, _image_id(name, name_hashes, repeated_stems), path)) for name, path in _lines(named_path)),
-    )
-    raw_path.unlink()
-    named_path.unlink()
-    return len(name_hashes)
+    working_folder, seen_paths = f"{Path.cwd()}/", set[str]()
+    given_names, counts = {name for name, _ in files}, Counter[str]()
+    unique_files: list[tuple[str, str]] = []
+    for name, path in files:
+        absolute_path = path if path.startswith("/") else working_folder + path
+        if absolute_path not in seen_paths:
+            seen_paths.add(absolute_path)
+            unique_files.append((_number_name(name, counts, given_names), path))
+    names = {name for name, _ in unique_files}
+    n_with_stem = Counter(_stem(name) for name, _ in unique_files)
+
+    def image_id(name: str) -> str:
+        stem = _stem(name)
+        is_free = n_with_stem[stem] == 1 and (stem == name or stem not in names)
+        return stem if is_free else name
+
+    return [ImageRef(name, image_id(name), path) for name, path in unique_files]
 
 
-def read_list(file: Path, start: int = 0, stop: int | None = None) -> Iterator[ImageRef]:
-    """Yield the images at positions start to stop of a list."""
-    for name, image_id, path in islice(_lines(file), start, stop):
-        yield ImageRef(name, image_id, path)
+def _number_name(name: str, counts: Counter[str], given_names: set[str]) -> str:
+    """Return the name at its first use, then name#2, name#3, ..., without those that are names of files."""
+    counts[name] += 1
+    while counts[name] > 1 and f"{name}#{counts[name]}" in given_names:
+        counts[name] += 1
+    return name if counts[name] == 1 else f"{name}#{counts[name]}"
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(_suffix(name))
+
+
+def _suffix(name: str) -> str:
+    """Return what `Path(name).suffix` gives, without building a `Path` for each of a million names."""
+    dot = name.rfind(".")
+    return name[dot:] if name.rfind("/") + 1 < dot < len(name) - 1 else ""
 
 
 def utf8_safe(text: str) -> str:
-    """Return text that can be written as UTF-8: bytes of a file name that are none are escaped."""
+    """Return text that can be written as UTF-8: bytes of a file name that are not UTF-8 become `\\udcXX`."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def file_stat(path: Path) -> str:
-    """Return what tells a file that was written anew: its size and its time of change; "" where there is none."""
+    """Return "size:mtime_ns" of a file, which changes when it is rewritten; "" where there is no file."""
     try:
         stat_result = path.stat()
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return ""
     return f"{stat_result.st_size}:{stat_result.st_mtime_ns}"
 
 
-# The walk --------------------------------------------------------------------------------------------------------
-
-
-def _absolute_paths(folders: Sequence[Path]) -> frozenset[str]:
-    return frozenset(str(folder.absolute()) for folder in folders)
+# Walking folders ---------------------------------------------------------------------------------------------------
 
 
 def _expand(argument: str, excluded: frozenset[str]) -> Iterator[tuple[str, str]]:
-    """Yield (name, path) of what an argument means."""
+    """Yield (name, path) of the files that an argument means; an existing file may look like a pattern."""
     if Path(argument).exists() or not glob.has_magic(argument):
         yield from _images_below(Path(argument), excluded)
         return
@@ -117,7 +130,7 @@ def _images_below(path: Path, excluded: frozenset[str]) -> Iterator[tuple[str, s
 
 
 def _walk(base: str, prefix: str, excluded: frozenset[str]) -> Iterator[str]:
-    """Yield the candidates below a folder in the order of their paths' parts; hidden names are left alone."""
+    """Yield the image candidates below a folder, ordered by path components; hidden files and folders are skipped."""
     folders, files = _entries(base + prefix, excluded)
     folder_names = set(folders)
     for name in sorted(folders + files):
@@ -127,10 +140,11 @@ def _walk(base: str, prefix: str, excluded: frozenset[str]) -> Iterator[str]:
         try:
             yield from _walk(base, f"{prefix}{name}/", excluded)
         except PermissionError:
-            yield prefix + name  # a closed folder: the gate says that it cannot be read
+            yield prefix + name  # listed as an image, so that opening it reports the reason
 
 
 def _entries(folder: str, excluded: frozenset[str]) -> tuple[list[str], list[str]]:
+    """Return (names of sub-folders to search, names of image candidates) of one folder."""
     folders, files = [], []
     with os.scandir(folder or ".") as entries:
         for entry in entries:
@@ -144,89 +158,3 @@ def _entries(folder: str, excluded: frozenset[str]) -> tuple[list[str], list[str
             ):
                 files.append(entry.name)
     return folders, files
-
-
-# Names -----------------------------------------------------------------------------------------------------------
-
-
-def _unique_names(raw_path: Path) -> Iterator[tuple[str, str]]:
-    """Yield each path once, with a name that no other has (`x.jpg`, `x.jpg#2`): two folders may hold one name each."""
-    working_folder = Path.cwd()
-    name_hashes = _name_hashes(raw_path, lambda pair: pair[0])
-    path_hashes = _name_hashes(raw_path, lambda pair: str(working_folder / pair[1]))
-    repeated_names, repeated_paths, used_names = (
-        _repeated_values(name_hashes),
-        _repeated_values(path_hashes),
-        np.unique(name_hashes),
-    )
-    listed_paths: set[str] = set()
-    counts: dict[str, int] = {}
-    for name, path in _lines(raw_path):
-        absolute = str(working_folder / path)
-        if _contains(repeated_paths, absolute):
-            if absolute in listed_paths:
-                continue
-            listed_paths.add(absolute)
-        yield (_number_name(name, counts, used_names) if _contains(repeated_names, name) else name), path
-
-
-def _number_name(name: str, counts: dict[str, int], used_names: NDArray[np.uint64]) -> str:
-    counts[name] = counts.get(name, 0) + 1
-    while counts[name] > 1 and _contains(used_names, f"{name}#{counts[name]}"):
-        counts[name] += 1
-    return name if counts[name] == 1 else f"{name}#{counts[name]}"
-
-
-def _stem(name: str) -> str:
-    return name.removesuffix(_suffix(name))
-
-
-def _suffix(name: str) -> str:
-    """Return what `Path.suffix` gives: paths of a million names would take longer than their images' hashes."""
-    dot = name.rfind(".")
-    return name[dot:] if name.rfind("/") + 1 < dot < len(name) - 1 else ""
-
-
-def _image_id(name: str, name_hashes: NDArray[np.uint64], repeated_stems: NDArray[np.uint64]) -> str:
-    """Return the name without its ending, as in a manifest; it stays where another image has the same without."""
-    stem = _stem(name)
-    is_free = stem == name or not _contains(name_hashes, stem)
-    return stem if is_free and not _contains(repeated_stems, stem) else name
-
-
-def _name_hashes(file: Path, text_of: Callable[[Sequence[str]], str]) -> NDArray[np.uint64]:
-    """Return the sorted marks of one text per line."""
-    hashes = array("Q", (_name_hash(text_of(pair)) for pair in _lines(file)))
-    return np.sort(np.frombuffer(hashes, np.uint64)) if hashes else np.empty(0, np.uint64)
-
-
-def _name_hash(text: str) -> int:
-    """Return 8 bytes that stand for a text: of a million texts, two are mixed up once in forty million lists."""
-    return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), "little")
-
-
-def _repeated_values(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-
-
-def _contains(hashes: NDArray[np.uint64], text: str) -> bool:
-    """Tell whether a text's mark is among sorted marks."""
-    if not len(hashes):
-        return False
-    text_hash = np.uint64(_name_hash(text))
-    position = int(np.searchsorted(hashes, text_hash))
-    return position < len(hashes) and bool(hashes[position] == text_hash)
-
-
-# Lines -----------------------------------------------------------------------------------------------------------
-
-
-def _line(texts: Iterable[str]) -> str:
-    """Return a JSON line; ASCII, so that a file name which is no UTF-8 comes back as it was."""
-    return json.dumps(list(texts)) + "\n"
-
-
-def _lines(file: Path) -> Iterator[list[str]]:
-    with file.open(encoding="ascii") as stream:
-        for line in stream:
-            yield json.loads(line)

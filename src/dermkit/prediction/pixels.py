@@ -1,6 +1,6 @@
-"""Files -> what a net takes and what a prediction tells of them; resized pixels may be kept on disk for the next time.
+"""Image files -> resized pixels and thumbnails; resized pixels may be stored on disk for the next prediction.
 
-What is kept are pictures of people's skin: only where a caller names a folder for them.
+Stored pixels are pictures of people's skin: they are written only where a caller names a folder for them.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ from dermkit.prediction.inputs import utf8_safe
 from dermkit.render.sheets import thumbnail
 
 THUMBNAIL_SIZE = 160
-"""Pixels a side, at most: of the picture on a sheet."""
+"""Longest edge of a picture on a sheet, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
-    """What is kept of an image: a batch of photographs at full size could fill the memory.
+    """An image after decoding; the photograph at full size is not held, because a batch of them could fill the memory.
 
-    resized: (S, S, 3) uint8. thumbnail: (H, W, 3) uint8, at most `THUMBNAIL_SIZE` a side; None where none was made.
-    key: of the file's bytes and the geometry, 32 bytes.
+    pixels: (S, S, 3) uint8, resized. thumbnail: (H, W, 3) uint8, at most `THUMBNAIL_SIZE` on its longest edge; None
+    where none was wanted. key: 32-byte hash of the file's bytes and the resizing, b"" without a pixel store.
     """
 
     pixels: NDArray[np.uint8]
@@ -44,9 +44,9 @@ class DecodedImage:
 
 @dataclass(frozen=True, eq=False)
 class ImageScore:
-    """One image and its class probabilities (float64, in class order, summing to 1), or why it was refused.
+    """One image and its class probabilities, (K,) float64 in class order, summing to 1; or why it was refused.
 
-    stat: size and time of change of the file before it was read, "" where there is none.
+    file_stat: "size:mtime_ns" of the file before it was read, "" where there is none.
     """
 
     name: str
@@ -55,13 +55,13 @@ class ImageScore:
     pixel_sha256: str
     notes: tuple[str, ...]
     refusal: ImageRejected | None
-    stat_text: str = ""
+    file_stat: str = ""
 
 
 def decode_image(
     path: Path, name: str, preprocessing: Preprocessing, *, with_thumbnail: bool, geometry_hash: bytes = b""
 ) -> DecodedImage | ImageRejected:
-    """Open one image and keep its small pictures."""
+    """Open one image and resize it; returns the rejection where it cannot be used."""
     try:
         image = open_image(path, name=name)
     except ImageRejected as refusal:
@@ -74,7 +74,7 @@ def decode_image(
 
 
 def file_thumbnail(path: Path) -> NDArray[np.uint8] | None:
-    """Return the thumbnail of a file, None where the gate refuses it."""
+    """Return the thumbnail of a file, (H, W, 3) uint8; None where it is refused."""
     try:
         return _thumbnail(open_image(path).pixels)
     except ImageRejected:
@@ -86,9 +86,10 @@ def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class PixelStore:
-    """Resized pixels below a folder, found again by the bytes of the file: a file that is renamed is still known.
+    """Resized pixels below a folder, found by the bytes of the image file: a renamed file is found too.
 
-    Any number of threads may call it. What was added is on disk after `flush`, and in whole segments before.
+    Thread-safe, but for `add` and `flush`, which one thread calls. Added images are on disk after `flush`; before,
+    whenever a segment is full.
     """
 
     def __init__(self, folder: Path, preprocessing: Preprocessing) -> None:
@@ -100,7 +101,7 @@ class PixelStore:
         self._n_read = 0
 
     def find(self, paths: Sequence[Path]) -> list[DecodedImage | None]:
-        """Return what is kept of files, None where nothing is; every file is read and hashed."""
+        """Return the stored image of each file, None where there is none; every file is read and hashed."""
         keys = [self._file_key(path) for path in paths]
         readable = [index for index, key in enumerate(keys) if key]
         images: list[DecodedImage | None] = [None] * len(paths)
@@ -118,13 +119,15 @@ class PixelStore:
             )
         with self._lock:
             self._n_read += len(stored)
-            if self._n_read >= self._store.rows_per_segment:  # a folder is read once: maps must not pile up
+            if (
+                self._n_read >= self._store.rows_per_segment
+            ):  # images are read once: memory maps of segments must not pile up
                 self._n_read = 0
                 self._store.release()
         return images
 
     def _file_key(self, path: Path) -> bytes:
-        """Return the key of a file's bytes, or nothing where they cannot be read; the gate then says why."""
+        """Return the key of a file's bytes, b"" where they cannot be read; `open_image` then says why."""
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
                 return b""
@@ -135,13 +138,13 @@ class PixelStore:
         return _pixel_key(hashlib.sha256(data).digest(), self.geometry_hash)
 
     def add(self, images: Sequence[DecodedImage]) -> None:
-        """Keep these, once each; written as soon as a segment is full."""
+        """Store images, each key once; written as soon as a segment is full."""
         self._unwritten.update((image.key, image) for image in images)
         if len(self._unwritten) >= self._store.rows_per_segment:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added."""
+        """Write the images that were added."""
         if not self._unwritten:
             return
         keys = np.frombuffer(b"".join(self._unwritten), np.uint8).reshape(-1, 32)

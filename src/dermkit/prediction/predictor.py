@@ -1,7 +1,7 @@
-"""A trained model as one folder: members, classes by name, preprocessing, calibration; and `predict`.
+"""A trained model as a folder: saved, verified, loaded, and run on pixels or image files in float32.
 
-The folder holds safetensors, `model.json`, `MODEL_CARD.md`, `seen.csv` and `SHA256SUMS`. It is verified before
-use and never unpickled. Everything runs in float32.
+The folder holds safetensors, `model.json`, `MODEL_CARD.md`, `seen.csv` (its training images) and `SHA256SUMS`. Every
+byte is verified before use, and nothing is unpickled.
 """
 
 import csv
@@ -9,7 +9,7 @@ import dataclasses
 import json
 import platform
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import islice
@@ -45,6 +45,7 @@ from dermkit.models.net import Net, build_net, resolve_weights
 from dermkit.prediction.decisions import select_policy
 from dermkit.prediction.inputs import file_stat
 from dermkit.prediction.pixels import DecodedImage, ImageScore, PixelStore, decode_image
+from dermkit.progress import Progress
 from dermkit.recipes.schema import ModelSpec
 from dermkit.threads import cpu_count
 
@@ -61,10 +62,10 @@ _PREPROCESSING: TypeAdapter[Preprocessing] = TypeAdapter(Preprocessing)
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a model folder says about its origin: all of it plain JSON values.
+    """What a model folder says about its origin, as plain JSON values.
 
-    seen: (pixel_sha256, isic_id, split) of every image that training looked at, so that a later prediction on
-    one of them can be named as such.
+    training_images: (pixel_sha256, isic_id, split) of every image that the training used, so that a later prediction
+    on one of them can be recognised.
     """
 
     recipe: Mapping[str, Any]
@@ -76,9 +77,10 @@ class ModelMetadata:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A verified model, ready to score. say: told when a device's memory is too small for a batch.
+    """A verified model, ready to score images.
 
-    decision: what its validation images settled, None where they settled nothing.
+    progress: told when a device's memory is too small for a batch. policy: the decision policy fitted on validation
+    images, None where there is none.
     """
 
     folder: Path
@@ -87,7 +89,7 @@ class Predictor:
     net: Net
     card: Mapping[str, Any]
     sha256: str
-    progress: Callable[[str], None] = lambda _line: None
+    progress: Progress = field(default_factory=Progress)
     policy: DecisionPolicy | None = None
 
     @property
@@ -97,12 +99,12 @@ class Predictor:
 
     @cached_property
     def engine(self) -> InferenceEngine:
-        """Return the net at its fastest in float32; it is tried out on made pictures first."""
-        return InferenceEngine(self.net, self.preprocessing, self.progress)
+        """Return the net prepared for fast float32 inference; made at first use, which runs it on test pictures."""
+        return InferenceEngine(self.net, self.preprocessing, self.progress.say)
 
     @property
     def batch_size(self) -> int:
-        """Return how many images go through the net at once on its device, unless a caller says otherwise."""
+        """Return the default number of images per forward pass on the model's device."""
         return default_batch_size(self.engine.device)
 
     def probabilities(self, batch: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -110,9 +112,9 @@ class Predictor:
         return self.engine(batch)
 
     def select_policy(self, *, target: str | None = None, coverage: float | None = None) -> ActivePolicy | None:
-        """Return what validation settled, to `apply` to `probabilities`; None where it settled nothing.
+        """Return the decision policy, to `apply` to `probabilities`; None where the model has none.
 
-        at, refer: as `dermkit predict --at --refer` take them. Raises `UsageError` for what was not settled.
+        target, coverage: as in `predict`. Raises `UsageError` for what the policy does not hold.
         """
         return select_policy(self.policy, self.classes, target=target, coverage=coverage)
 
@@ -127,7 +129,7 @@ class Predictor:
     ) -> NDArray[np.float64]:
         """Score rows of a pixel cache (N, size, size, 3); returns (len(rows), classes) in the order of `rows`.
 
-        workers: threads, 0 = as many as torch uses.
+        workers: threads, 0 = as many as torch uses. on_progress: told (images done, images).
         """
         size = batch_size or self.batch_size
         result = np.empty((len(rows), len(self.classes)))
@@ -150,28 +152,29 @@ class Predictor:
         n_thumbnails: int = 0,
         pixel_store: PixelStore | None = None,
     ) -> Generator[ImageScore, None, None]:
-        """Score files, given as (name, path), in order and in bounded memory; a refused one is yielded as such.
+        """Score files, given as (name, path), in order and in bounded memory; a refused one has no probabilities.
 
-        workers: threads, 0 = all cores; each reads, decodes and scores a whole batch, so that none waits for another.
-        thumbnails: of the first so many images. kept: where resized pixels are looked up and added.
+        workers: threads, 0 = all cores; each reads, decodes and scores a batch of its own, so that none waits for
+        another. n_thumbnails: number of first images that get a thumbnail. pixel_store: where resized pixels are
+        looked up and added.
         """
         size = batch_size or self.batch_size
         score_batch = partial(self._score_batch, n_thumbnails=n_thumbnails, pixel_store=pixel_store)
         threads = workers or cpu_count()
-        self.engine  # noqa: B018  made here, once, not by whichever thread is first
+        self.engine  # noqa: B018  made once, before the threads start
         try:
             for scores, new_images in parallel_batches(score_batch, _image_batches(images, size), workers=threads):
                 if pixel_store is not None:
                     pixel_store.add(new_images)
                 yield from scores
-        finally:  # an interrupted prediction has decoded them too
+        finally:  # also after an interrupt: these images were decoded
             if pixel_store is not None:
                 pixel_store.flush()
 
     def _score_batch(
         self, batch: tuple[int, Sequence[tuple[str, Path]]], *, n_thumbnails: int, pixel_store: PixelStore | None
     ) -> tuple[list[ImageScore], list[DecodedImage]]:
-        """Return what became of each image, and the looks that are not kept yet."""
+        """Return the score of each image, and the decoded images that the pixel store does not hold yet."""
         start, images = batch
         stats = [file_stat(path) for _, path in images]
         stored = pixel_store.find([path for _, path in images]) if pixel_store else [None] * len(images)
@@ -218,7 +221,7 @@ def save_model(
 ) -> Path:
     """Write a model folder, its checksums last; returns the folder."""
     make_folder(folder)
-    # A model of before is gone from here on: its checksums do not vouch for the new one.
+    # First of all, so that an interrupted save is no model: old checksums must not stand beside new files.
     with output_errors(folder):
         (folder / CHECKSUM_FILE).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
@@ -243,7 +246,7 @@ def save_model(
 
 
 def runtime_versions() -> dict[str, str]:
-    """Return the versions that decide a number."""
+    """Return the versions of software that numbers depend on."""
     return {
         "dermkit": __version__,
         "python": platform.python_version(),
@@ -253,12 +256,10 @@ def runtime_versions() -> dict[str, str]:
     }
 
 
-def load_model(
-    folder: Path, *, device: str = "cpu", progress: Callable[[str], None] = lambda _line: None
-) -> Predictor:
-    """Verify and load a model folder. device: auto, cpu or cuda.
+def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None = None) -> Predictor:
+    """Verify and load a model folder, or the one in a run folder. device: auto, cpu or cuda.
 
-    Raises `UntrustedError` when a byte differs or anything does not match, `UsageError` for a device that is absent.
+    Raises `UntrustedError` where a byte differs or the files do not fit together, `UsageError` for an absent device.
     """
     torch_device = pick_device(device)
     folder = folder / "model" if (folder / "model" / CHECKSUM_FILE).is_file() else folder
@@ -278,14 +279,14 @@ def load_model(
     if extra_members:
         raise UntrustedError(f"{folder}: {len(members)} members; this version reads one", remedy="update dermkit")
     net = _rebuild_net(folder, spec, len(classes), state).to(torch_device)
-    policy = _read_policy(folder, card)
     return Predictor(
-        folder, classes, preprocessing, net, card, sha256_bytes(file_bytes["model.json"]), progress, policy
-    )
+        folder, classes, preprocessing, net, card, sha256_bytes(file_bytes["model.json"]),
+        progress or Progress(), _read_policy(folder, card),
+    )  # fmt: skip
 
 
 def _read_policy(folder: Path, card: Mapping[str, Any]) -> DecisionPolicy | None:
-    """Return what the model settled on its validation images, None where it settled nothing."""
+    """Return the decision policy of model.json, None where there is none."""
     try:
         policy_fields, n_classes = card_policy(card), len(card["classes"])
         if policy_fields is None:
@@ -300,7 +301,7 @@ def _read_policy(folder: Path, card: Mapping[str, Any]) -> DecisionPolicy | None
             raise ValueError(f"it is not for {n_classes} classes, or its temperature is not above 0")
     except (KeyError, TypeError, ValueError) as error:
         raise UntrustedError(
-            f"{folder / 'model.json'}: what validation settled is broken: {error}", remedy="copy it anew"
+            f"{folder / 'model.json'}: the decision policy is broken: {error}", remedy="copy it anew"
         ) from error
     return policy
 
@@ -319,7 +320,7 @@ def _rebuild_net(folder: Path, spec: ModelSpec, n_classes: int, state: dict[str,
 
 
 def read_training_images(folder: Path) -> dict[str, str]:
-    """Return pixel hash -> split of the images that the model's training looked at."""
+    """Return pixel hash -> split of the images that the model's training used."""
     path = folder / "seen.csv"
     if not path.is_file():
         return {}

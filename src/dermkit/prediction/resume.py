@@ -1,279 +1,302 @@
-"""A prediction that is not finished yet: its list of images and its finished parts, in a folder inside the output.
+"""An unfinished prediction on disk: what it is, its list of images, and an append-only table of what was scored.
 
-A part is one table, written whole or not at all: every image of a stretch of the list, scored or refused, with the
-size and time of change that its file had. What was killed goes on with the stretches that have no part.
+The table is written while the net runs. When the same prediction is started again, the complete batches in it are
+taken over and the others are scored. JSON lines are used because a torn line cannot be mistaken for a whole one: it
+lacks its closing bracket.
 """
 
-import csv
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice, zip_longest
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
 
 from dermkit.errors import DermkitError, UsageError
-from dermkit.files import make_folder, output_errors, read_json, sha256_file, sync_folder, write_json, write_rows
-from dermkit.prediction.inputs import ImageRef, file_stat, read_list, utf8_safe, write_list
+from dermkit.files import make_folder, output_errors, read_json, sync_folder, write_chunks, write_json
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints
+from dermkit.prediction.inputs import ImageRef, file_stat, utf8_safe
 
 if TYPE_CHECKING:
     from dermkit.prediction.pixels import ImageScore
 
-PREDICTION_JOB_FORMAT = 1
-SHARD_FOLDER = "parts"
-_NEW_FOLDER, _OLD_FOLDER = (
-    ".parts-new",
-    ".parts-old",
-)  # hidden, so that a folder with nothing else in it is an empty one
-_LIST_FILE = "images.jsonl"
-_JOB_FILE = "job.json"
-SHARD_IMAGES = 4096
-_SHARD_SECONDS = 30.0
-"""A part ends with whichever comes first: what is lost when a prediction is killed."""
-_LEADING_COLUMNS = ("name", "image_id", "path", "predicted")
-_TRAILING_COLUMNS = ("reason", "detail", "notes", "seen", "stat")
+PREDICTION_JOB_FORMAT = 2
+JOB_FOLDER = "unfinished"
+_SCRATCH_FOLDER = ".unfinished-tmp"
+"""A job is created in it and deleted from it, in one rename each; hidden, so that `out` counts as empty meanwhile."""
+_OLD_JOB_FOLDER = "parts"
+"""Where dermkit 0.1 before format 2 kept an unfinished prediction, in another layout."""
+_JOB_FILE, _LIST_FILE, SCORES_FILE = "job.json", "images.jsonl", "scores.jsonl"
+SAVE_IMAGES = 4096
+SAVE_SECONDS = 30.0
+"""Scores are saved after so many images or seconds, whichever comes first: a killed prediction loses no more."""
 
 
-@dataclass(frozen=True)
-class ShardRow:
-    """One image in a part. cells: its row of predictions.csv, as text; refusal: (reason, detail), empty if scored."""
+class ScoreRow(NamedTuple):
+    """One line of the table. position: in the list of images; probabilities: None where it was refused."""
 
-    name: str
-    path: str
-    predicted: str
-    probabilities: tuple[str, ...]
-    image_id: str
+    position: int
+    file_stat: str
+    probabilities: Sequence[float] | None
     refusal: tuple[str, str]
-    notes: tuple[str, ...]
+    notes: Sequence[str]
     training_split: str
-    stat_text: str
 
 
-def has_unfinished_job(out: Path) -> bool:
-    """Tell whether a folder holds a prediction that was not finished."""
-    return (out / SHARD_FOLDER / _JOB_FILE).is_file()
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """The results of N images of K classes, by position in the list of images.
 
+    probabilities: (N, K) float64 as the net gave them, NaN where an image is not scored. is_done: (N,), scored or
+    refused. refusals: (reason, detail). notes: what opening the image decided, such as "alpha composited on white".
+    training_splits: split of the images that the model's training used.
+    """
 
-def job_progress(out: Path) -> tuple[int, int] | None:
-    """Return (images scored or refused, images) of a folder's unfinished prediction, None where none can be read."""
-    try:
-        job_fields = read_json(out / SHARD_FOLDER / _JOB_FILE, format=PREDICTION_JOB_FORMAT)
-        job = PredictionJob(
-            out / SHARD_FOLDER,
-            int(job_fields["images"]),
-            int(job_fields["batch_size"]),
-            tuple(job_fields["classes"]),
-        )
-        return job.n_images - sum(end - start for start, end in job.gaps()), job.n_images
-    except (DermkitError, OSError, KeyError, TypeError, ValueError, csv.Error):
-        return None
+    probabilities: Floats
+    is_done: Bools
+    refusals: dict[int, tuple[str, str]] = field(default_factory=dict)
+    notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    training_splits: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> Ints:
+        """Return the positions of the images that have probabilities."""
+        return np.flatnonzero(~np.isnan(self.probabilities[:, 0]))
+
+    def add(self, row: ScoreRow) -> None:
+        """Enter one image."""
+        self.is_done[row.position] = True
+        if row.probabilities is None:
+            self.refusals[row.position] = row.refusal
+            return
+        self.probabilities[row.position] = row.probabilities
+        if row.notes:
+            self.notes[row.position] = tuple(row.notes)
+        if row.training_split:
+            self.training_splits[row.position] = row.training_split
 
 
 @dataclass(frozen=True)
 class PredictionJob:
-    """One prediction: n images, scored in batches that begin at multiples of `batch_size`."""
+    """One prediction. Images are scored in batches that begin at multiples of `batch_size` in the list: resumed or
+    not, a batch holds the same images and so gives the same bits.
+    """
 
     folder: Path
-    n_images: int
-    batch_size: int
+    images: Sequence[ImageRef]
     class_names: tuple[str, ...]
+    batch_size: int
 
-    @property
-    def _header(self) -> tuple[str, ...]:
-        return (*_LEADING_COLUMNS, *(f"p_{name}" for name in self.class_names), *_TRAILING_COLUMNS)
+    def read_scores(self) -> tuple[ScoreTable, int]:
+        """Return the scores of earlier starts, and how many files changed since they were scored.
 
-    def images(self, start: int = 0, stop: int | None = None) -> Iterator[ImageRef]:
-        """Yield the images at positions start to stop of the list."""
-        return read_list(self.folder / _LIST_FILE, start, stop)
-
-    def gaps(self) -> list[tuple[int, int]]:
-        """Return the stretches of the list that have no part: (start, end)."""
-        spans = [(start, start + rows) for start, rows in sorted(self._shards().items())]
-        edges = [0, *(edge for span in spans for edge in span), self.n_images]
-        return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
-
-    def _shards(self) -> dict[int, int]:
-        """Return start -> number of images of every part."""
-        starts = (int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*.csv"))
-        return {start: sum(1 for _ in self._read_cells(start)) for start in starts}
-
-    def drop_stale(self) -> int:
-        """Remove the parts of which a file is not as it was when it was read; returns how many such files there are.
-
-        A part that is no table of these images is removed as well.
+        Batches that are incomplete or of which a file changed are dropped, from the table on disk too.
         """
-        n_stale = 0
-        for path in sorted(self.folder.glob("part-*.csv")):
-            n_changed = self._count_changed(path)
-            n_stale += max(n_changed, 0)
-            if n_changed:
-                path.unlink()
-        return n_stale
+        n_images, n_classes = len(self.images), len(self.class_names)
+        table = ScoreTable(np.full((n_images, n_classes), np.nan), np.zeros(n_images, dtype=bool))
+        is_current, n_changed = np.zeros(n_images, dtype=bool), 0
+        path = self.folder / SCORES_FILE
+        if not path.is_file():
+            return table, 0
+        for row, _ in _read_rows(path, n_images, n_classes):
+            is_current[row.position] = row.file_stat == file_stat(Path(self.images[row.position].path))
+            n_changed += not is_current[row.position]
+        is_retained = _in_complete_batches(is_current, self.batch_size)
 
-    def _count_changed(self, path: Path) -> int:
-        """Return how many images of a part have another file now, -1 where it is not a part of this list."""
-        try:
-            start = int(path.stem.removeprefix("part-"))
-            rows = list(self._read_cells(start))
-        except (ValueError, csv.Error):
-            return -1
-        n_changed = 0
-        for cells, image in zip_longest(rows, self.images(start, start + len(rows))):
-            if image is None or len(cells) != len(self._header) or cells[1] != utf8_safe(image.image_id):
-                return -1
-            n_changed += cells[-1] != file_stat(Path(image.path))
-        return n_changed if rows else -1
+        def retained_lines() -> Iterator[str]:
+            for row, line in _read_rows(path, n_images, n_classes):
+                if is_retained[row.position]:
+                    table.add(row)
+                    yield line
 
-    def write(
-        self,
-        start: int,
-        end: int,
-        scores: Iterable["ImageScore"],
-        training_images: Mapping[str, str],
-        on_shard: Callable[[int], None] = lambda _rows: None,
-    ) -> Generator[int, None, None]:
-        """Write a stretch as parts; yields the position behind each image that was scored or refused.
-
-        An interrupt leaves the whole batches that were scored before it in a last part. on_part: told the number of
-        images of each part when it is on disk.
-        """
-        rows: list[tuple[object, ...]] = []
-        start_time, shard_start = time.monotonic(), start
-        try:
-            for image, score in zip(self.images(start, end), scores, strict=True):
-                rows.append(self._shard_cells(image, score, training_images))
-                is_full = len(rows) >= SHARD_IMAGES or time.monotonic() - start_time > _SHARD_SECONDS
-                if is_full and len(rows) % self.batch_size == 0:
-                    self._write_shard(shard_start, rows)
-                    on_shard(len(rows))
-                    shard_start, rows, start_time = shard_start + len(rows), [], time.monotonic()
-                yield shard_start + len(rows)
-        finally:
-            n_complete = (
-                len(rows) if shard_start + len(rows) == end else len(rows) // self.batch_size * self.batch_size
-            )
-            if n_complete:
-                self._write_shard(shard_start, rows[:n_complete])
-                on_shard(n_complete)
-
-    def _write_shard(self, start: int, rows: Sequence[tuple[object, ...]]) -> None:
-        write_rows(self._shard_path(start), self._header, rows)
-
-    def _shard_path(self, start: int) -> Path:
-        return self.folder / f"part-{start:08d}.csv"
-
-    def _shard_cells(
-        self, image: ImageRef, score: "ImageScore", training_images: Mapping[str, str]
-    ) -> tuple[object, ...]:
-        reference_cells = tuple(map(utf8_safe, image))
-        if score.probabilities is None:
-            empty_cells = [""] * len(self.class_names)
-            refusal = (score.refusal.reason.value, utf8_safe(score.refusal.detail)) if score.refusal else ("", "")
-            return (*reference_cells, "", *empty_cells, *refusal, "[]", "", score.stat_text)
-        predicted = self.class_names[int(score.probabilities.argmax())]
-        notes = json.dumps([utf8_safe(note) for note in score.notes])
-        training_split = training_images.get(score.pixel_sha256, "")
-        return (
-            *reference_cells,
-            predicted,
-            *map(float, score.probabilities),
-            "",
-            "",
-            notes,
-            training_split,
-            score.stat_text,
-        )
-
-    def _read_cells(self, start: int) -> Iterator[list[str]]:
-        """Yield the rows of a part, none where its header is not ours."""
-        with self._shard_path(start).open(newline="", encoding="utf-8") as stream:
-            reader = csv.reader(stream)
-            if next(reader, None) == list(self._header):
-                yield from reader
-
-    def rows(self) -> Iterator[ShardRow]:
-        """Yield every image of the list that has a part, in order, read from disk one by one."""
-        n_classes = len(self.class_names)
-        for start in sorted(self._shards()):
-            for cells in self._read_cells(start):
-                name, image_id, path, predicted = cells[:4]
-                reason, detail, notes, training_split, stat_text = cells[4 + n_classes :]
-                yield ShardRow(
-                    name, path, predicted, tuple(cells[4 : 4 + n_classes]), image_id,
-                    (reason, detail), tuple(json.loads(notes)), training_split, stat_text,
-                )  # fmt: skip
+        write_chunks(path, retained_lines())
+        return table, n_changed
 
     def remove(self) -> None:
-        """Remove the parts, when all that they held is in the output: in one step, so that no half of it remains."""
-        old_folder = self.folder.with_name(_OLD_FOLDER)
+        """Delete the job when its results are written; renamed first, so that no half of it is left as a job."""
+        scratch = self.folder.with_name(_SCRATCH_FOLDER)
         with output_errors(self.folder):
-            self.folder.rename(old_folder)
-            shutil.rmtree(old_folder)
+            self.folder.rename(scratch)
+            shutil.rmtree(scratch)
+
+
+def _read_rows(path: Path, n_images: int, n_classes: int) -> Iterator[tuple[ScoreRow, str]]:
+    """Yield (row, line) of the table; lines that are no row of these images, such as a torn one, are skipped."""
+    with path.open(encoding="ascii", errors="replace", newline="\n") as stream:
+        for line in stream:
+            try:
+                row = ScoreRow(*json.loads(line))
+                is_valid = (
+                    type(row.position) is int and 0 <= row.position < n_images and isinstance(row.file_stat, str)
+                )
+                p = None if row.probabilities is None else np.array(row.probabilities, dtype=np.float64)
+                if not is_valid or (p is not None and (p.shape != (n_classes,) or not np.isfinite(p).all())):
+                    continue
+                reason, detail = map(str, row.refusal)
+                row = row._replace(refusal=(reason, detail), notes=[*map(str, row.notes)])
+            except (ValueError, TypeError):
+                continue
+            yield row, line
+
+
+def _in_complete_batches(is_present: Bools, batch_size: int) -> Bools:
+    """Return (N,) whether every image of an image's batch is present."""
+    if not len(is_present):
+        return is_present
+    starts = np.arange(0, len(is_present), batch_size)
+    is_complete = np.logical_and.reduceat(is_present, starts)
+    return np.asarray(np.repeat(is_complete, batch_size)[: len(is_present)], dtype=bool)
+
+
+class ScoreWriter:
+    """Append scores to the table of a job; what was added is saved on exit, also after an exception or Ctrl-C.
+
+    on_save: told how many images were saved.
+    """
+
+    def __init__(self, job: PredictionJob, on_save: Callable[[int], None] = lambda _n: None) -> None:
+        self._path, self._batch_size, self._n_images = job.folder / SCORES_FILE, job.batch_size, len(job.images)
+        self._on_save = on_save
+        self._lines: list[str] = []
+        self._saved_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.save()
+
+    def add(self, row: ScoreRow) -> None:
+        """Add one image; the file is written at the end of a batch, once there is enough to save."""
+        self._lines.append(json.dumps(row) + "\n")
+        is_due = len(self._lines) >= SAVE_IMAGES or time.monotonic() - self._saved_at > SAVE_SECONDS
+        if is_due and ((row.position + 1) % self._batch_size == 0 or row.position + 1 == self._n_images):
+            self.save()
+
+    def save(self) -> None:
+        """Append what was added since the last time; raises `OutputError`."""
+        lines, self._lines, self._saved_at = self._lines, [], time.monotonic()
+        if not lines:
+            return
+        with output_errors(self._path), self._path.open("a", encoding="ascii") as stream:
+            stream.writelines(lines)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._on_save(len(lines))
+
+
+def score_row(position: int, score: "ImageScore", training_images: Mapping[str, str]) -> ScoreRow:
+    """Return one image's row. training_images: pixel hash -> split of the images that the model was trained on."""
+    if score.probabilities is None:
+        refusal = score.refusal
+        cells = (refusal.reason.value, utf8_safe(refusal.detail)) if refusal else ("", "")
+        return ScoreRow(position, score.file_stat, None, cells, (), "")
+    notes = [utf8_safe(note) for note in score.notes]
+    training_split = training_images.get(score.pixel_sha256, "")
+    return ScoreRow(position, score.file_stat, score.probabilities.tolist(), ("", ""), notes, training_split)
+
+
+# Beginning a job, or finding it again ----------------------------------------------------------------------------
+
+
+def has_unfinished_job(out: Path) -> bool:
+    """Return whether a folder holds an unfinished prediction, of this dermkit or an older one."""
+    return any((out / name / _JOB_FILE).is_file() for name in (JOB_FOLDER, _OLD_JOB_FOLDER))
+
+
+def job_progress(out: Path) -> tuple[int, int] | None:
+    """Return (images in complete saved batches, images) of an unfinished prediction, None where it cannot be read."""
+    folder = out / JOB_FOLDER
+    try:
+        job_fields = read_json(folder / _JOB_FILE, format=PREDICTION_JOB_FORMAT)
+        n_images, n_classes = int(job_fields["images"]), len(job_fields["classes"])
+        is_saved = np.zeros(n_images, dtype=bool)
+        if (folder / SCORES_FILE).is_file():
+            for row, _ in _read_rows(folder / SCORES_FILE, n_images, n_classes):
+                is_saved[row.position] = True
+        return int(_in_complete_batches(is_saved, int(job_fields["batch_size"])).sum()), n_images
+    except (DermkitError, OSError, KeyError, TypeError, ValueError):
+        return None
 
 
 def open_job(
     out: Path,
-    arguments: Sequence[str],
+    images: Sequence[ImageRef],
     identity: Mapping[str, Any],
     *,
     batch_size: int,
     class_names: Sequence[str],
-    exclude: Sequence[Path] = (),
+    has_relative_paths: bool,
     restart: bool = False,
 ) -> PredictionJob:
-    """List the images and begin a prediction in `out`, or return the same one that was begun there before.
+    """Begin a prediction in `out`, or return the same one that was begun there before.
 
-    facts: plain JSON values that make it the same: the model, the device, the versions; `recipe` only names the
-    model. Raises `UsageError` where another one is unfinished there, unless `restart`. Call it under the folder's lock.
+    identity: JSON values that make it the same: model, device, versions; `recipe` only names the model. Raises
+    `UsageError` where another one is unfinished there, unless `restart`. Call it under the folder's lock.
     """
-    folder, new_folder = out / SHARD_FOLDER, out / _NEW_FOLDER
-    for leftover in (new_folder, out / _OLD_FOLDER, *([folder] if restart else [])):
+    folder, scratch = out / JOB_FOLDER, out / _SCRATCH_FOLDER
+    for leftover in (scratch, *((folder, out / _OLD_JOB_FOLDER) if restart else ())):
         shutil.rmtree(leftover, ignore_errors=True)
-    make_folder(new_folder)
-    n_images = write_list(new_folder / _LIST_FILE, arguments, exclude=exclude)
-    has_relative = any(not Path(argument).is_absolute() for argument in arguments)  # from elsewhere: other files
+    _refuse_old_job(out)
     job_fields = {
         **identity,
-        "working_directory": str(Path.cwd()) if has_relative else "",
+        "working_directory": str(Path.cwd()) if has_relative_paths else "",  # from elsewhere they are other files
         "batch_size": batch_size,
         "classes": list(class_names),
-        "images": n_images,
-        "list_sha256": sha256_file(new_folder / _LIST_FILE),
+        "images": len(images),
     }
-    if has_unfinished_job(out):
-        _check_same_job(folder, new_folder, job_fields)
-        shutil.rmtree(new_folder)
+    if (folder / _JOB_FILE).is_file():
+        _check_same_job(folder, job_fields, images)
     else:
-        write_json(new_folder / _JOB_FILE, job_fields, format=PREDICTION_JOB_FORMAT)
+        make_folder(scratch)
+        write_chunks(scratch / _LIST_FILE, map(_list_line, images))
+        write_json(scratch / _JOB_FILE, job_fields, format=PREDICTION_JOB_FORMAT)
         with output_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            new_folder.rename(folder)
+            scratch.rename(folder)
             sync_folder(out)
-    return PredictionJob(folder, n_images, batch_size, tuple(class_names))
+    return PredictionJob(folder, images, tuple(class_names), batch_size)
 
 
-def _check_same_job(folder: Path, new_folder: Path, job_fields: Mapping[str, Any]) -> None:
+def _list_line(image: ImageRef) -> str:
+    """Return a JSON line; ASCII, so that a file name that is not UTF-8 reads back as it was."""
+    return json.dumps(image) + "\n"
+
+
+def _refuse_old_job(out: Path) -> None:
+    if (out / _OLD_JOB_FOLDER / _JOB_FILE).is_file():
+        raise UsageError(
+            f"{out / _OLD_JOB_FOLDER}: an unfinished prediction of an older dermkit is there, which this one cannot "
+            "continue",
+            outcome="all that it has scored",
+            remedy="finish it with the dermkit that began it, name a new folder with --out, or drop it with --restart",
+        )
+
+
+def _check_same_job(folder: Path, job_fields: Mapping[str, Any], images: Sequence[ImageRef]) -> None:
+    """Raise `UsageError` with the differences where the unfinished prediction is another one."""
     try:
         saved_fields = read_json(folder / _JOB_FILE, format=PREDICTION_JOB_FORMAT)
     except DermkitError:
         saved_fields = {}
-    changed_names = [
-        name
-        for name in job_fields
-        if saved_fields.get(name) != job_fields[name] and name not in ("list_sha256", "recipe")
-    ]
     differences = [
         f"{name.replace('_', ' ')}: {_field_text(saved_fields, name)} there, {_field_text(job_fields, name)} now"
-        for name in changed_names
+        for name in job_fields
+        if saved_fields.get(name) != job_fields[name] and name != "recipe"
     ]
-    if saved_fields.get("list_sha256") != job_fields["list_sha256"]:
-        differences.append(_first_difference(folder / _LIST_FILE, new_folder / _LIST_FILE))
-    if differences:
-        shutil.rmtree(new_folder)
+    list_difference = _list_difference(folder / _LIST_FILE, images)
+    if differences or list_difference:
         raise UsageError(
-            f"{folder.parent}: an unfinished prediction is there, and it is another one ({'; '.join(differences)})",
+            f"{folder.parent}: an unfinished prediction is there, and it is another one "
+            f"({'; '.join([*differences, *list_difference])})",
             outcome="all that it has scored",
             remedy="finish it with its own command in its own working directory, name a new folder with --out, "
             "or drop it with --restart",
@@ -282,25 +305,19 @@ def _check_same_job(folder: Path, new_folder: Path, job_fields: Mapping[str, Any
 
 def _field_text(job_fields: Mapping[str, Any], name: str) -> str:
     value = job_fields.get(name) or "?"
-    return (
-        f"{job_fields.get('recipe', '?')} ({value[:12]})"
-        if name == "model" and isinstance(value, str)
-        else str(value)
-    )
+    is_model = name == "model" and isinstance(value, str)
+    return f"{job_fields.get('recipe', '?')} ({value[:12]})" if is_model else str(value)
 
 
-def _first_difference(saved_list: Path, new_list: Path) -> str:
-    pairs = zip_longest(_read_list_safely(saved_list), read_list(new_list))
-    for position, (saved_image, new_image) in enumerate(pairs, start=1):
-        if saved_image != new_image:
-            path_texts = [utf8_safe(image.path) if image else "nothing" for image in (saved_image, new_image)]
-            return f"image {position}: {path_texts[0]} there, {path_texts[1]} now"
-    return "the list of images"
-
-
-def _read_list_safely(file: Path) -> Iterator[ImageRef]:
-    """Yield a list as far as it can be read."""
+def _list_difference(list_file: Path, images: Sequence[ImageRef]) -> list[str]:
+    """Return the first difference between the saved list of images and this one as a sentence, or none."""
     try:
-        yield from islice(read_list(file), None)
-    except (OSError, ValueError, TypeError):
-        return
+        with list_file.open(encoding="ascii", errors="replace", newline="\n") as stream:
+            for position, (line, image) in enumerate(zip_longest(stream, images), start=1):
+                if line is None or image is None or line != _list_line(image):
+                    saved_path = "nothing" if line is None else utf8_safe(str(json.loads(line)[2]))
+                    path = "nothing" if image is None else utf8_safe(image.path)
+                    return [f"image {position}: {saved_path} there, {path} now"]
+    except (OSError, ValueError, TypeError, IndexError):
+        return ["its list of images cannot be read"]
+    return []
