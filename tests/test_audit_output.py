@@ -232,7 +232,7 @@ def test_ten_thousand_pairs_make_a_page_that_can_be_mailed(
 
     many.__name__ = "da014_many"
     checks = [many]
-    outcome = run(dataset, look=looking(), checks=checks)
+    outcome = run(dataset, image_scanner=looking(), checks=checks)
     assert len(pd.read_csv(dataset.folder / "audit" / "DA014.csv")) == 10_000
     html = outcome.page.read_text(encoding="utf-8")
     assert "24 of 10,000 pairs" in html and html.count('<li><p class="how">') == 24
@@ -242,7 +242,7 @@ def test_ten_thousand_pairs_make_a_page_that_can_be_mailed(
     assert len(html.encode()) < 1_000_000
     whole = len(html.encode())
     monkeypatch.setattr(page, "MAX_PAGE_BYTES", whole // 2)
-    smaller = run(dataset, look=looking(), checks=checks).page.read_text(encoding="utf-8")
+    smaller = run(dataset, image_scanner=looking(), checks=checks).page.read_text(encoding="utf-8")
     assert len(smaller.encode()) < whole // 2 and 0 < smaller.count('<li><p class="how">') < 24
 
 
@@ -288,7 +288,7 @@ def test_what_is_accepted_is_recorded_kept_and_told(dataset: Dataset) -> None:
 def test_an_acceptance_is_void_once_there_is_more_or_the_manifest_changes(dataset: Dataset) -> None:
     run(dataset, accept=["DA015"])
     same = load_dataset(dataset.folder)
-    more = run(same, look=looking([*NEAR, Near("test/nevus/tn2", "train/nevus/n4")]))
+    more = run(same, image_scanner=looking([*NEAR, Near("test/nevus/tn2", "train/nevus/n4")]))
     assert "DA015" in {item.card.code for item in more.open_errors}
     assert {item.card.code: item.invalid_reason for item in more.findings}["DA015"] == "2 images then, 4 now"
     assert "An earlier acceptance does not stand: 2 images then, 4 now" in Page(more.page).words
@@ -308,7 +308,7 @@ def test_an_unknown_code_is_refused_before_any_work(dataset: Dataset, code: str,
         raise AssertionError("must not look at a single image")
 
     with pytest.raises(UsageError, match=f"did you mean {meant}" if meant else "no check has this code") as caught:
-        run(dataset, accept=[code], look=look)
+        run(dataset, accept=[code], image_scanner=look)
     assert "--codes" in caught.value.remedy
     assert not (dataset.folder / "audit").exists()
 

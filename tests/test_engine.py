@@ -453,17 +453,18 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from dataclasses import replace
 from test_train import make_job, make_net
-from dermkit import ranks, recipe
-from dermkit.train import train
+from dermkit.recipes import schema
+from dermkit.training.distributed import process_group
+from dermkit.training.loop import train_net
 folder = Path(sys.argv[2])
-spec = recipe.parse(json.loads((folder / "recipe.json").read_text()), "recipe")
-fabric = ranks.start("cpu")
+spec = schema.parse_recipe(json.loads((folder / "recipe.json").read_text()), "recipe")
+fabric = process_group.start_fabric("cpu")
 net = make_net(spec)
-progress = train(make_job(spec, folder / "cache"), net, folder / "checkpoints", fabric=fabric)
+progress = train_net(make_job(spec, folder / "cache"), net, folder / "checkpoints", fabric=fabric)
 import hashlib
 digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in net.state_dict().values())).hexdigest()
 name = f"rank-{fabric.global_rank}.json"
-(folder / name).write_text(json.dumps({"rows": progress.rows, "weights": digest}))
+(folder / name).write_text(json.dumps({"rows": progress.log_rows, "weights": digest}))
 """
 
 

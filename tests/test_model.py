@@ -362,7 +362,7 @@ def test_missing_operators_are_declared_and_nothing_else_is(
     (tmp_path / "timm").mkdir()
     (tmp_path / "timm" / "__init__.py").write_text(BROKEN_PAIR)
     code = (
-        "from dermkit import weights\n"
+        "from dermkit.models import weights\n"
         "try: outcome = weights.import_timm().whole\n"
         "except RuntimeError as error: outcome = error\n"
         "print(len(weights._stand_ins), outcome)"

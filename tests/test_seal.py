@@ -362,10 +362,10 @@ def test_an_older_log_put_back_is_noticed(here: tuple[Path, Path]) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dermkit import judging, unseal
+from dermkit.pipeline import open_test, results
 from dermkit.data.manifest import load_dataset
-unseal.score_sides = lambda *_args, **_named: os.kill(os.getpid(), signal.SIGKILL)
-judging.evaluate(Path(sys.argv[1]), open_test=load_dataset(Path(sys.argv[2])))
+open_test.score_splits = lambda *_args, **_named: os.kill(os.getpid(), signal.SIGKILL)
+results.evaluate(Path(sys.argv[1]), open_test=load_dataset(Path(sys.argv[2])))
 """
 
 

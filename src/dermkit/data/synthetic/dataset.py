@@ -277,7 +277,7 @@ def _alter_photographs(
     if len(defects) > len(unaltered):
         raise UsageError(f"{len(defects)} photographs to spoil, and only {len(unaltered)} without another fault")
     for n, name in zip(rng.permutation(unaltered)[: len(defects)].tolist(), defects, strict=True):
-        altered[n] = replace(altered[n], spoiled=name)
+        altered[n] = replace(altered[n], defect=name)
     return altered
 
 
