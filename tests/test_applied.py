@@ -132,7 +132,7 @@ def test_images_may_come_in_any_pieces(seed: int, cuts: list[int]) -> None:
     p = np.random.default_rng(seed).dirichlet([0.4, 1, 2], 40)
     whole, edges = chosen.apply(p), [0, *sorted(cuts), 40]
     pieces = [chosen.apply(p[a:b]) for a, b in itertools.pairwise(edges)]
-    for name in ("probabilities", "predicted", "p_malignant", "positive", "sets", "answered"):
+    for name in ("probabilities", "y_pred", "p_malignant", "is_positive", "prediction_sets", "is_answered"):
         assert np.array_equal(np.concatenate([getattr(piece, name) for piece in pieces]), getattr(whole, name))
 
 

@@ -382,21 +382,21 @@ def test_n_is_what_the_figure_rests_on() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"true": np.array([], dtype=np.int64)}, "an image"),
+        ({"y_true": np.array([], dtype=np.int64)}, "an image"),
         ({"classes": ["a"]}, "two classes"),
-        ({"predicted": np.array([0])}, "shapes"),
+        ({"y_pred": np.array([0])}, "shapes"),
         ({"probabilities": np.ones((2, 3))}, "shapes"),
-        ({"malignant": np.array([True])}, "shapes"),
-        ({"true": np.array([0, 2])}, "indices"),
-        ({"predicted": np.array([-1, 0])}, "indices"),
+        ({"malignant_classes": np.array([True])}, "shapes"),
+        ({"y_true": np.array([0, 2])}, "indices"),
+        ({"y_pred": np.array([-1, 0])}, "indices"),
         ({"groups": np.array([0, 2])}, "groups"),
         ({"groups": np.array([1, 2])}, "groups"),
     ],
 )
 def test_scored_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
     good: dict[str, Any] = {
-        "classes": ["a", "b"], "malignant": np.array([True, False]), "true": np.array([0, 1]),
-        "predicted": np.array([0, 1]), "probabilities": np.full((2, 2), 0.5), "groups": np.array([0, 1]),
+        "classes": ["a", "b"], "malignant_classes": np.array([True, False]), "y_true": np.array([0, 1]),
+        "y_pred": np.array([0, 1]), "probabilities": np.full((2, 2), 0.5), "groups": np.array([0, 1]),
     }  # fmt: skip
     ScoredSet(**good)
     with pytest.raises(ValueError, match=message):

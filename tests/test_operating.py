@@ -60,7 +60,7 @@ def test_all_or_none_called_leaves_one_value_undefined(threshold: float, missing
         assert other.value == pytest.approx(item.prevalence if missing == "npv" else 1 - item.prevalence)
 
 
-DERIVED = ("found", "missed", "false_alarms", "ppv", "npv", "biopsies_per_found")
+DERIVED = ("true_positives", "false_negatives", "false_positives", "ppv", "npv", "number_needed_to_biopsy")
 
 
 def of_groups(groups: np.ndarray[Any, np.dtype[np.int64]], threshold: float = 0.5) -> OperatingPointResult:
@@ -76,7 +76,9 @@ def of_groups(groups: np.ndarray[Any, np.dtype[np.int64]], threshold: float = 0.
 def test_a_rate_without_interval_lends_none_and_says_why(side: int) -> None:
     one_group = np.where(np.arange(200) % 2 == side, 0, np.arange(200)).astype(np.int64)
     found = of_groups(one_group)
-    of = {0: ("false_alarms", "ppv", "npv", "biopsies_per_found"), 1: set(DERIVED) - {"false_alarms"}}[side]
+    of = {0: ("false_positives", "ppv", "npv", "number_needed_to_biopsy"), 1: set(DERIVED) - {"false_positives"}}[
+        side
+    ]
     for name in DERIVED:
         item = getattr(found.per_prevalence[1], name)
         assert item.value is not None
@@ -93,7 +95,7 @@ def test_what_follows_from_a_doubtful_rate_is_doubtful() -> None:
     for name in DERIVED:
         item = getattr(found.per_prevalence[0], name)
         assert item.ci95 is not None
-        assert item.reason == ("" if name == "false_alarms" else found.sensitivity.reason), name
+        assert item.reason == ("" if name == "false_positives" else found.sensitivity.reason), name
 
 
 def test_both_doubts_are_handed_on_once_each() -> None:

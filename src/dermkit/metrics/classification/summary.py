@@ -1,7 +1,7 @@
-"""All figures of one split at once, each with its interval and how that was made: what metrics.json holds per split.
+"""All metrics of one split, each with its interval and method: what metrics.json holds per split.
 
-Classes against rest are columns 0 to K - 1 of one array; the malignant classes together against the rest are
-column K, so that the binary figures and the per-class ones are the same code.
+One-vs-rest metrics are columns of one array: 0 to K - 1 the classes, K the malignant classes against the rest, so
+that binary and per-class metrics share their code.
 
 `NAME_macro` is the mean over all classes and undefined as soon as one class is; `NAME_macro_present` is the mean
 over the classes for which the figure is defined and names the others. `balanced_accuracy` is `recall_macro`.
@@ -9,9 +9,9 @@ Without a suffix, precision (ppv), recall (sensitivity), f1, specificity, npv, m
 those of the malignant classes: their summed probability is the score, and an image is called positive if its
 predicted class is malignant. `mcc_multiclass` and `kappa` are of all classes at once.
 
-Intervals: proportions by Wilson or Clopper-Pearson, of grouped images as of so many independent ones; means of class
-recalls from the intervals of each; AUROC by DeLong's variance on the logit; slope and intercept of
-calibration by Wald on a sandwich variance; everything else by bootstrap over groups, bias-corrected and accelerated.
+Intervals: proportions by Wilson or Clopper-Pearson, at the effective sample size if images are grouped; balanced
+accuracy from the intervals of the recalls (Newcombe); AUROC by DeLong's variance on the logit scale; calibration slope
+and intercept by Wald with a sandwich variance; all else by bootstrap over groups (BCa).
 """
 
 from collections.abc import Iterator
@@ -37,11 +37,12 @@ OPTIMISTIC_PREFIXES = (
     ("sensitivity_at_", "the threshold was chosen on these images"),
     ("specificity_at_", "the threshold was chosen on these images"),
 )
-"""Figures, by how their names begin, that are off in a sample by more than the bootstrap sees; and why."""
+"""Prefixes of metrics that are biased in a sample in a way the bootstrap does not correct, with the reason stated."""
 
 MIN_BOOTSTRAP_GROUPS, MIN_OUTCOME_GROUPS, MIN_ROC_END_GROUPS = 50, 10, 200
-"""Units that an interval by bootstrap needs: in all, of those called wrong (or right), and of a class for the end of
-its ROC curve. With fewer it held the truth of some figures in 85 to 94 % of test sets (benchmarks/coverage.md)."""
+"""Groups that a bootstrap interval needs: in all; among the wrong (or right) predictions; and, for the end of a ROC
+curve, of the class. With fewer, some 95 % intervals covered the truth in 85 to 94 % of test sets
+(benchmarks/coverage.md)."""
 
 PROPORTION_METRICS = ("precision", "recall", "specificity", "npv")
 AUROC_METHOD = "DeLong on the logit, t"
@@ -55,8 +56,8 @@ def evaluate_split(
 ) -> dict[str, Any]:
     """Return one split's body of metrics.json: n, n_groups, metrics, per_class, confusion_matrix.
 
-    ranked: False leaves out what needs an order of scores. The same seed and images give the same intervals.
-    resamples: 0 leaves figures without interval that have none but by bootstrap.
+    with_ranking: False leaves out AUROC and the like. resamples: 0 leaves bootstrap intervals out. The same seed and
+    images give the same intervals.
     """
     return _SplitMetrics(scored_set, seed=seed, with_ranking=with_ranking, resamples=resamples).as_dict()
 
@@ -70,7 +71,7 @@ def _named_arrays(metrics: MetricValues) -> dict[str, Floats]:
 
 
 class _SplitMetrics:
-    """The point figures, the resampled ones, and the rules that make estimates of them."""
+    """Point values, bootstrap values, and the choice of an interval for each metric."""
 
     def __init__(self, scored_set: ScoredSet, *, seed: int, with_ranking: bool, resamples: int) -> None:
         self.scored_set = scored_set
@@ -109,7 +110,7 @@ class _SplitMetrics:
             ).tolist(),
         }
 
-    # Of all classes at once
+    # Of all classes
 
     def _multiclass_estimates(self) -> Iterator[tuple[str, Estimate]]:
         n = len(self.scored_set.y_true)
@@ -129,17 +130,10 @@ class _SplitMetrics:
     def _macro_estimates(self) -> Iterator[tuple[str, Estimate]]:
         for view, values in self.point_estimates.one_vs_rest.items():
             per_class = values[0, :-1]
-            absent_classes = [
-                name
-                for name, is_undefined in zip(self.scored_set.classes, np.isnan(per_class), strict=True)
-                if is_undefined
-            ]
-            mean_of_all, mean_of_present = (
-                self._macro_mean(view, absent_classes, over_all=True),
-                self._macro_mean(view, absent_classes, over_all=False),
-            )
+            absent_classes = [self.scored_set.classes[k] for k in np.flatnonzero(np.isnan(per_class))]
+            mean_of_all = self._macro_mean(view, absent_classes, over_all=True)
             yield f"{view}_macro", mean_of_all
-            yield f"{view}_macro_present", mean_of_present
+            yield f"{view}_macro_present", self._macro_mean(view, absent_classes, over_all=False)
             if view == "recall":
                 yield "balanced_accuracy", mean_of_all
 
@@ -163,7 +157,7 @@ class _SplitMetrics:
         )
 
     def _rare_class_caveats(self, columns: NDArray[np.intp]) -> list[str]:
-        """Return why an interval of a mean over classes is not relied on: some have too few independent units."""
+        """Return the caveat of a mean over classes of which some have too few groups; empty if none has."""
         n_rare = int(self._is_rare[columns].sum())
         caveat = (
             f"{UNRELIABLE_PREFIX}: {n_rare} of {len(columns)} classes have fewer than {intervals.MIN_GROUPS} units"
@@ -172,20 +166,16 @@ class _SplitMetrics:
 
     @cached_property
     def _is_rare(self) -> Bools:
-        """Which classes have too few independent units, (K,)."""
-        y_true, k = self.scored_set.y_true, len(self.scored_set.classes)
+        """Which classes have fewer than MIN_GROUPS groups, (K,)."""
+        class_masks = [self.scored_set.y_true == k for k in range(len(self.scored_set.classes))]
         return np.array(
-            [
-                self.scored_set.n_groups_in(y_true == class_index) < intervals.MIN_GROUPS
-                for class_index in range(k)
-            ],
-            dtype=bool,
+            [self.scored_set.n_groups_in(mask) < intervals.MIN_GROUPS for mask in class_masks], dtype=bool
         )
 
     def _mean_over_classes(self, view: str, columns: NDArray[np.intp]) -> Estimate:
         n, values = len(self.scored_set.y_true), self.point_estimates.one_vs_rest[view][0, columns]
         mean = float(confusion.macro_mean(values))
-        if view == "recall":  # the classes' images are others, so their recalls are independent
+        if view == "recall":  # recalls are of different images, so they are independent
             recalls = [self._view_estimate(view, int(column)) for column in columns]
             bounds = [recall.ci95 for recall in recalls if recall.ci95 is not None]
             if len(bounds) < len(recalls):
@@ -268,7 +258,7 @@ class _SplitMetrics:
         )
 
     def _view_estimate(self, view: str, column: int) -> Estimate:
-        """Return one figure of one class against the rest, or of the malignant classes (column K)."""
+        """Return one metric of a class against the rest, or of the malignant classes (column K)."""
         if (view, column) not in self._view_cache:
             self._view_cache[view, column] = self._compute_view(view, column)
         return self._view_cache[view, column]
@@ -299,9 +289,9 @@ class _SplitMetrics:
         return with_caveats(self.bootstrap.estimate(value, n, samples, jackknife), caveats)
 
     def _too_few_per_side(self, column: int, *, min_groups: int = intervals.MIN_GROUPS) -> list[str]:
-        """Return why an interval of a figure of both sides is not relied on: too few units of a class, or beside it.
+        """Return the caveats of a metric that needs both a class and the rest, if either has too few groups.
 
-        needed: of the class; beside it the usual number is enough.
+        min_groups: needed of the class; of the rest MIN_GROUPS is enough.
         """
         is_class = self._labels_and_calls(column)[0]
         return [
@@ -310,36 +300,29 @@ class _SplitMetrics:
         ]
 
     def _too_few_groups(self, column: int | None = None) -> list[str]:
-        """Return why a bootstrap is not relied on: too few units in all, or called wrongly, or rightly.
+        """Return the caveats of a bootstrap interval: too few groups in all, or predicted wrongly, or rightly.
 
-        column: of that class, or malignant, against the rest; without one, of all classes at once.
+        column: of that class (K: malignant) against the rest; None: of all classes.
         """
         if column not in self._caveats_of_view:
-            labels, calls = (
-                (self.scored_set.y_true, self.scored_set.y_pred)
-                if column is None
-                else self._labels_and_calls(column)
-            )
+            scored, minimum = self.scored_set, MIN_OUTCOME_GROUPS
+            labels, calls = (scored.y_true, scored.y_pred) if column is None else self._labels_and_calls(column)
             is_correct = np.asarray(labels == calls, dtype=bool)
             self._caveats_of_view[column] = (
-                intervals.too_few(self.scored_set.n_groups, min_groups=MIN_BOOTSTRAP_GROUPS)
-                or intervals.too_few(
-                    self.scored_set.n_groups_in(~is_correct), "wrongly called ", min_groups=MIN_OUTCOME_GROUPS
-                )
-                or intervals.too_few(
-                    self.scored_set.n_groups_in(is_correct), "rightly called ", min_groups=MIN_OUTCOME_GROUPS
-                )
+                intervals.too_few(scored.n_groups, min_groups=MIN_BOOTSTRAP_GROUPS)
+                or intervals.too_few(scored.n_groups_in(~is_correct), "wrongly called ", min_groups=minimum)
+                or intervals.too_few(scored.n_groups_in(is_correct), "rightly called ", min_groups=minimum)
             )
         return self._caveats_of_view[column]
 
     def _near_boundary(self, value: float, is_class: Bools) -> list[str]:
-        """Return why the interval of an AUROC is not relied on: hardly a unit's worth is misplaced."""
+        """Return the caveat of an AUROC near 0 or 1: less than MIN_RARER groups' worth of pairs is ranked otherwise."""
         n_rarer = min(self.scored_set.n_groups_in(is_class), self.scored_set.n_groups_in(~is_class))
         is_near = min(value, 1 - value) * n_rarer < intervals.MIN_RARER
         return [f"{UNRELIABLE_PREFIX}: of {n_rarer} units, {intervals.NEAR_BOUNDARY}"] if is_near else []
 
     def _labels_and_calls(self, column: int) -> tuple[Bools, Bools]:
-        """Return which images are of the class, or malignant, and which were called it."""
+        """Return which images are of the class (K: malignant), and which were predicted as it."""
         y_true, y_pred = self.scored_set.y_true, self.scored_set.y_pred
         if column < len(self.scored_set.classes):
             return y_true == column, y_pred == column
@@ -354,7 +337,7 @@ class _SplitMetrics:
         ci95 = delong.auroc_interval(score, is_class, groups)
         if ci95 is not None:
             return Estimate(value, ci95, n, AUROC_METHOD)
-        # Where no image is out of order, further images of a unit say nothing: one of each unit and side counts.
+        # A perfect ranking has no DeLong variance: a score interval over one image per group and side.
         first_rows = np.unique(np.column_stack([groups, is_class]), axis=0, return_index=True)[1]
         singleton_groups, one_fold = np.arange(len(first_rows)), np.zeros(len(first_rows), dtype=np.int64)
         perfect_auroc = fold_auroc(
@@ -391,14 +374,8 @@ class _SplitMetrics:
     def _bootstrap_estimate(self, metric: str, value: float, n: int) -> Estimate:
         samples, jackknife = self._samples_and_jackknife()
         estimate = self.bootstrap.estimate(value, n, samples.get(metric), jackknife.get(metric))
-        return with_caveats(
-            estimate,
-            [
-                f"{UNRELIABLE_PREFIX}: {reason}"
-                for prefix, reason in OPTIMISTIC_PREFIXES
-                if metric.startswith(prefix)
-            ],
-        )
+        reasons = [reason for prefix, reason in OPTIMISTIC_PREFIXES if metric.startswith(prefix)]
+        return with_caveats(estimate, [f"{UNRELIABLE_PREFIX}: {reason}" for reason in reasons])
 
 
 def _view_column(arrays: dict[str, Floats], name: str, column: int) -> Floats | None:

@@ -1,7 +1,9 @@
-"""All figures of a split as functions of sums over units, so that a resample is one product of matrices.
+"""All metrics of a split and of its bootstrap resamples, computed from sums per group: a resample is a matrix product.
 
-A unit is what is drawn together: a lesion, a patient, or an image alone. Whatever is a sum of terms per image is
-summed per unit once; what depends on the order of scores is a sum per distinct score.
+A group is the resampling unit: a lesion, a patient, or a single image. Terms per image (counts, losses) are summed
+per group once; what depends on the order of scores is counted per group and distinct score.
+
+Shapes: N images, K classes, G groups, B resamples, C summed terms, T distinct scores.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from dermkit.metrics.classification import calibration, probabilistic
@@ -20,25 +23,25 @@ from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 RANK_METRICS = ("auroc", "average_precision")
 FIXED_RATES = (0.9, 0.95)
-"""Sensitivities and specificities that are held while the other is measured."""
+"""Sensitivities (specificities) at which the other rate is reported."""
 
 BENEFIT_THRESHOLDS = (0.05, 0.1, 0.2)
 """Threshold probabilities of the net benefit: 19, 9 and 4 needless biopsies weigh as much as one missed lesion."""
 
 TOP_K = (2, 3)
 MAX_EXACT_IMAGES = 20_000
-"""Images up to which resampled rankings keep every distinct score; beyond, scores are grouped."""
+"""Up to so many images resampled rankings use every score; above, scores are binned to save time and memory."""
 
 SCORE_GROUPS = 2048
-"""Groups of equal size that scores are put in where they are too many."""
+"""Bins of about equal size for scores of more than MAX_EXACT_IMAGES images."""
 
 
 @dataclass(frozen=True, eq=False)
 class MetricValues:
-    """Figures of B resamples: `multiclass` and `binary` name -> (B,), `one_vs_rest` name -> (B, K + 1), and
-    their counts.
+    """Metrics of B resamples, NaN where undefined.
 
-    Column K of a view, and all of `binary`, are of the malignant classes against the rest.
+    multiclass, binary: metric -> (B,). one_vs_rest: metric -> (B, K + 1), column K being the malignant classes
+    against the rest, as all of `binary` is. counts: tp, fp, fn and tn, (B, K + 1).
     """
 
     multiclass: dict[str, Floats]
@@ -48,7 +51,7 @@ class MetricValues:
 
 
 def compared_metrics(metrics: MetricValues) -> dict[str, Floats]:
-    """Return what is compared, name -> (B,): averages over the classes, and the malignant classes against the rest."""
+    """Return the metrics that comparisons test, metric -> (B,): multiclass, macro means, and malignant against rest."""
     one_vs_rest = metrics.one_vs_rest
     view_of_metric = {
         "sensitivity": "recall",
@@ -65,7 +68,7 @@ def compared_metrics(metrics: MetricValues) -> dict[str, Floats]:
 
 
 def n_images_for(scored_set: ScoredSet, metric: str) -> int:
-    """Return how many images one of these figures rests on."""
+    """Return how many images a metric is computed from: for sensitivity the malignant, for specificity the rest."""
     n_positive = int(scored_set.is_malignant.sum())
     return {"sensitivity": n_positive, "specificity": len(scored_set.y_true) - n_positive}.get(
         metric, len(scored_set.y_true)
@@ -73,7 +76,7 @@ def n_images_for(scored_set: ScoredSet, metric: str) -> int:
 
 
 def n_groups_for(scored_set: ScoredSet, metric: str) -> int:
-    """Return how many independent units one of these figures rests on: of what asks several classes, of the rarest."""
+    """Return how many groups a metric is computed from; of a metric of several classes, those of the rarest class."""
     is_positive, all_images = scored_set.is_malignant, np.ones(len(scored_set.y_true), dtype=bool)
     class_masks = [scored_set.y_true == k for k in range(len(scored_set.classes))]
     masks = {
@@ -89,7 +92,10 @@ def n_groups_for(scored_set: ScoredSet, metric: str) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _ScoreHistogram:
-    """How many positives and negatives each unit has at each step of falling scores: (G, 2 T), positives first."""
+    """Images per group and distinct score, in descending order of score.
+
+    counts: (G, 2 T), sparse: columns 0 to T - 1 count positives, T to 2 T - 1 negatives. n_steps: T.
+    """
 
     counts: csr_matrix
     n_steps: int
@@ -98,9 +104,7 @@ class _ScoreHistogram:
     def from_scores(
         cls, score: Floats, is_positive: Bools, groups: Ints, *, use_groups: bool
     ) -> "_ScoreHistogram":
-        """Take every distinct score as a step, or with `use_groups` at most `SCORE_GROUPS` groups of about
-        equal size.
-        """
+        """Count at every distinct score, or with `use_groups` in at most `SCORE_GROUPS` bins of about equal size."""
         step_of_image = np.unique(-score, return_inverse=True)[1]
         n_steps = int(step_of_image.max()) + 1
         if use_groups and n_steps > SCORE_GROUPS:
@@ -111,7 +115,7 @@ class _ScoreHistogram:
         return cls(csr_matrix((np.ones(len(score)), (groups, columns)), shape=shape), n_steps)
 
     def cumulative_counts(self, sums: Floats) -> CumulativeCounts:
-        """Return hits and false alarms at every step from sums of cells, (B, 2 T)."""
+        """Return true and false positives at each step, (B, T), from resampled column sums (B, 2 T)."""
         return CumulativeCounts(
             np.cumsum(sums[:, : self.n_steps], axis=1), np.cumsum(sums[:, self.n_steps :], axis=1)
         )
@@ -121,7 +125,10 @@ class _ScoreHistogram:
 
 
 class ResampledMetrics:
-    """What is computed once for all resamples of a split. ranked: False leaves out what needs an order of scores."""
+    """Metrics of a split and of its bootstrap resamples; the sums per group are computed once.
+
+    with_ranking: False leaves out AUROC and whatever else needs the order of scores.
+    """
 
     def __init__(self, scored_set: ScoredSet, *, with_ranking: bool = True) -> None:
         self.scored_set = scored_set
@@ -137,7 +144,7 @@ class ResampledMetrics:
         self.point_estimates = self._sample_metrics(fine_histograms)
 
     def _score_views(self) -> list[tuple[Floats, Bools]]:
-        """Return score and truth of every class, and of the malignant ones together."""
+        """Return (score, is_positive) of every class against the rest, and of the malignant classes."""
         class_views = [
             (p, self.scored_set.y_true == class_index)
             for class_index, p in enumerate(self.scored_set.probabilities.T)
@@ -145,7 +152,7 @@ class ResampledMetrics:
         return [*class_views, (self.scored_set.p_malignant, self.scored_set.is_malignant)]
 
     def _sample_metrics(self, histograms: Sequence[_ScoreHistogram]) -> MetricValues:
-        """Return the figures of the sample itself, (1, ...)."""
+        """Return the metrics of the sample itself, (1, ...)."""
         return self._weighted_metrics(np.ones((1, self.scored_set.n_groups)), histograms)
 
     def _weighted_metrics(self, weights: Floats, histograms: Sequence[_ScoreHistogram]) -> MetricValues:
@@ -153,16 +160,17 @@ class ResampledMetrics:
         return self._metrics_from_sums(_multiply(weights, self._group_sums), sums, histograms)
 
     def bootstrap(self, weights: Floats) -> MetricValues:
-        """Return all figures for each row of multiplicities of units, (B, G).
+        """Return all metrics of B resamples; weights: (B, G), how often each group was drawn.
 
-        Where scores are grouped, figures of order are moved by what grouping changes in the sample itself.
+        Above MAX_EXACT_IMAGES, scores are binned; ranking metrics are then shifted by the binning error that the
+        sample itself shows.
         """
         histograms = self._fine_histograms or self._coarse_histograms
         metrics = self._weighted_metrics(weights, histograms)
         return metrics if self._fine_histograms or not histograms else self._correct_grouping(metrics)
 
     def leave_one_group_out(self, group_indices: Ints) -> MetricValues:
-        """Return all figures without one unit at a time, (len(rows), ...): for the acceleration of intervals."""
+        """Return all metrics without one group at a time, (len(group_indices), ...): the jackknife of BCa intervals."""
         histograms = self._coarse_histograms
         total = np.asarray(self._group_sums.sum(axis=0))
         sums = (
@@ -173,7 +181,7 @@ class ResampledMetrics:
 
     @cached_property
     def _coarse_estimates(self) -> MetricValues:
-        """The figures of the sample itself with grouped scores."""
+        """The metrics of the sample itself with binned scores."""
         return self._sample_metrics(self._coarse_histograms)
 
     def _correct_grouping(self, metrics: MetricValues) -> MetricValues:
@@ -224,65 +232,45 @@ def _multiply(weights: Floats, matrix: csr_matrix) -> Floats:
 
 
 def _per_group_sums(scored_set: ScoredSet) -> tuple[dict[str, slice], csr_matrix]:
-    """Return where each family of terms lies, and the terms summed per unit, (G, C), mostly zeros."""
+    """Return the columns of each kind of term, and all terms summed per group, (G, C), sparse.
+
+    Each block below is (kind, number of columns, [(column of each image, value of each image), ...]).
+    """
     n, k, p = len(scored_set.y_true), len(scored_set.classes), scored_set.probabilities
-    n_bins = probabilistic.N_BINS
-    confidence_bin, residuals = (
+    n_bins, first_column, ones = probabilistic.N_BINS, np.zeros(n, dtype=np.int64), np.ones(n)
+    p_malignant, is_malignant = scored_set.p_malignant, scored_set.is_malignant.astype(np.float64)
+    residuals = p - (scored_set.y_true[:, None] == np.arange(k))
+    is_correct = (scored_set.y_true == scored_set.y_pred).astype(np.float64)
+    benefit_tp = (p_malignant[:, None] >= np.array(BENEFIT_THRESHOLDS)) * is_malignant[:, None]
+    benefit_fp = (p_malignant[:, None] >= np.array(BENEFIT_THRESHOLDS)) * (1 - is_malignant[:, None])
+    top_hits = (scored_set.rank_of_true[:, None] < np.array(TOP_K)).astype(np.float64)
+
+    def one_per_column(terms: Floats) -> list[tuple[Ints, Floats]]:
+        return [(np.full(n, column), terms[:, column]) for column in range(terms.shape[1])]
+
+    def binned(bin_of_image: NDArray[np.intp], *terms: Floats) -> list[tuple[Ints, Floats]]:
+        return [(bin_of_image + i * n_bins, values) for i, values in enumerate(terms)]
+
+    confidence_bin, malignant_bin = (
         probabilistic.bin_index(scored_set.confidence),
-        p - (scored_set.y_true[:, None] == np.arange(k)),
+        probabilistic.bin_index(p_malignant),
     )
-    malignant_bin, is_malignant = (
-        probabilistic.bin_index(scored_set.p_malignant),
-        scored_set.is_malignant.astype(np.float64),
-    )
-    is_called = scored_set.p_malignant[:, None] >= np.array(BENEFIT_THRESHOLDS)
     blocks: list[tuple[str, int, list[tuple[Ints, Floats]]]] = [
-        ("confusion", k * k, [(scored_set.y_true * k + scored_set.y_pred, np.ones(n))]),
-        ("n", 1, [(np.zeros(n, dtype=np.int64), np.ones(n))]),
-        ("loss", 1, [(np.zeros(n, dtype=np.int64), probabilistic.log_loss_terms(scored_set.y_true, p))]),
-        ("brier", 1, [(np.zeros(n, dtype=np.int64), probabilistic.brier_terms(scored_set.y_true, p))]),
-        (
-            "bins",
-            3 * n_bins,
-            [
-                (confidence_bin, np.ones(n)),
-                (confidence_bin + n_bins, scored_set.confidence),
-                (confidence_bin + 2 * n_bins, (scored_set.y_true == scored_set.y_pred).astype(np.float64)),
-            ],
-        ),
+        ("confusion", k * k, [(scored_set.y_true * k + scored_set.y_pred, ones)]),
+        ("n", 1, [(first_column, ones)]),
+        ("loss", 1, [(first_column, probabilistic.log_loss_terms(scored_set.y_true, p))]),
+        ("brier", 1, [(first_column, probabilistic.brier_terms(scored_set.y_true, p))]),
+        ("bins", 3 * n_bins, binned(confidence_bin, ones, scored_set.confidence, is_correct)),
         (
             "residuals",
             k * n_bins,
             [(probabilistic.bin_index(p[:, c]) + c * n_bins, residuals[:, c]) for c in range(k)],
         ),
-        (
-            "top_k",
-            len(TOP_K),
-            [
-                (np.full(n, i), (scored_set.rank_of_true < top_k).astype(np.float64))
-                for i, top_k in enumerate(TOP_K)
-            ],
-        ),
-        (
-            "malignant_bins",
-            3 * n_bins,
-            [
-                (malignant_bin, np.ones(n)),
-                (malignant_bin + n_bins, scored_set.p_malignant),
-                (malignant_bin + 2 * n_bins, is_malignant),
-            ],
-        ),
-        ("squared_errors", 1, [(np.zeros(n, dtype=np.int64), (scored_set.p_malignant - is_malignant) ** 2)]),
-        (
-            "benefit_tp",
-            len(BENEFIT_THRESHOLDS),
-            [(np.full(n, i), is_called[:, i] * is_malignant) for i in range(len(BENEFIT_THRESHOLDS))],
-        ),
-        (
-            "benefit_fp",
-            len(BENEFIT_THRESHOLDS),
-            [(np.full(n, i), is_called[:, i] * (1 - is_malignant)) for i in range(len(BENEFIT_THRESHOLDS))],
-        ),
+        ("top_k", len(TOP_K), one_per_column(top_hits)),
+        ("malignant_bins", 3 * n_bins, binned(malignant_bin, ones, p_malignant, is_malignant)),
+        ("squared_errors", 1, [(first_column, (p_malignant - is_malignant) ** 2)]),
+        ("benefit_tp", len(BENEFIT_THRESHOLDS), one_per_column(benefit_tp)),
+        ("benefit_fp", len(BENEFIT_THRESHOLDS), one_per_column(benefit_fp)),
     ]
     columns_of, start, columns, values = {}, 0, [], []
     for term, width, entries in blocks:

@@ -1,6 +1,6 @@
-"""What validation settled, applied to new images: calibrated probabilities, calls, sets of classes, answers withheld.
+"""A decision policy applied to new images: calibrated probabilities, operating points, prediction sets, referral.
 
-No label is looked at, and each row depends on itself alone: images may come in any number of pieces.
+No labels are used, and each row depends on itself alone, so images may come in batches of any size.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ _TOLERANCE = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class PolicyOutput:
-    """N images of K classes. probabilities: (N, K), calibrated; predicted: the most probable; confidence: of it.
+    """Decisions for N images of K classes, at P operating points.
 
-    p_malignant: the malignant classes together. positive: (N, P), at each operating point. sets: (N, K), which
-    classes are in the set; it may be empty. answered: False = referred; all True where nothing is to be referred.
+    probabilities: (N, K), calibrated. y_pred: (N,), the most probable class; confidence: (N,), its probability.
+    p_malignant: (N,). is_positive: (N, P), p_malignant >= the threshold. prediction_sets: (N, K), possibly empty.
+    is_answered: (N,), False = referred; all True without a referral threshold.
     """
 
     probabilities: Floats
@@ -36,10 +37,10 @@ class PolicyOutput:
 
 @dataclass(frozen=True, eq=False)
 class ActivePolicy:
-    """A decision, and what of it answers. malignant: (K,) classes.
+    """A policy with the operating point and the referral threshold that are in use.
 
-    point: place in `policy.points` of the one that says positive, None for none; by_name: somebody named it.
-    answering: what is answered and what referred, None to refer nothing.
+    malignant_classes: (K,) mask. point_index: index of the operating point in use, None for none. is_requested: chosen
+    by the user, not by default. referral: None to refer nothing.
     """
 
     policy: "DecisionPolicy"
@@ -54,10 +55,7 @@ class ActivePolicy:
         return bool(self.malignant_classes.any() and not self.malignant_classes.all())
 
     def apply(self, probabilities: Floats) -> PolicyOutput:
-        """Return what was settled for (N, K) probabilities as the net gave them, in the order of its classes.
-
-        Raises `ValueError` for another shape.
-        """
+        """Return the decisions for (N, K) uncalibrated probabilities; raises `ValueError` for another shape."""
         if probabilities.ndim != 2 or probabilities.shape[1] != len(self.malignant_classes):
             raise ValueError(
                 f"probabilities are {probabilities.shape}, not (N, {len(self.malignant_classes)}): one column per class"
@@ -85,14 +83,12 @@ def select(
     target: tuple[str, float] | None = None,
     coverage: float | None = None,
 ) -> ActivePolicy:
-    """Choose an operating point by its wish, such as ("sensitivity", 0.95), and the share of images to answer.
+    """Select an operating point by its target, such as ("sensitivity", 0.95), and a referral threshold by its coverage.
 
-    at: None = the first whose promise is kept, and none where none is. refer: None = every image is answered. Raises
-    `LookupError` for what was not settled.
+    target: None = the first guaranteed one, if any. coverage: fraction of images to answer, None = all. Raises
+    `LookupError` for a target or coverage that the policy does not hold.
     """
-    guaranteed_indices = (
-        index for index, (_, point_index) in enumerate(policy.operating_points) if point_index.guaranteed
-    )
+    guaranteed_indices = (index for index, (_, point) in enumerate(policy.operating_points) if point.guaranteed)
     point_index = next(guaranteed_indices, None) if target is None else _point_index(policy, *target)
     referrals = [
         referral

@@ -1,8 +1,10 @@
-"""Sets of classes that hold the truth as often as promised, class by class, and predictions that may be withheld.
+"""Class-conditional (Mondrian) split conformal prediction sets, and risk-coverage curves for selective prediction.
 
-Split conformal prediction with one quantile per true class (Vovk 2012, "Mondrian"): whatever the net is worth, a new
-image of class c is left out of its set with a chance of at most alpha, if it is exchangeable with the calibration
-images of class c. One quantile for all classes keeps the promise on average only: a rare class pays for a common one.
+One quantile per true class (Vovk 2012): however good or bad the net is, the set of a new image of class c lacks c with
+a probability of at most alpha, if the image is exchangeable with the calibration images of class c. A single quantile
+for all classes guarantees coverage only on average, and rare classes are then covered too seldom.
+
+Shapes: N images, K classes, T distinct confidences.
 """
 
 import math
@@ -17,10 +19,10 @@ from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 @dataclass(frozen=True, eq=False)
 class ConformalRule:
-    """alpha: promised miss rate. least: (K,) a class is in the set where its probability is at least this.
+    """The thresholds of prediction sets: class k is in the set of an image if its probability is >= min_probability[k].
 
-    n: (K,) calibration images of each class. units: (K,) how many independent ones they are worth at least, lesions or
-    patients; None where that was not kept. A class with too few of these for its quantile has 0: it is in every set.
+    alpha: guaranteed miss rate. min_probability: (K,); 0 for a class with too few groups, which is then in every set.
+    n_images: (K,) calibration images per class. n_groups: (K,) independent groups among them, None in older files.
     """
 
     alpha: float
@@ -30,22 +32,23 @@ class ConformalRule:
 
     @property
     def n_independent(self) -> Ints:
-        """The (K,) units of each class, images where they were not kept."""
+        """The (K,) groups of each class; its images where groups were not recorded."""
         return self.n_images if self.n_groups is None else self.n_groups
 
     def prediction_sets(self, probabilities: Floats) -> Bools:
-        """Return (N, K): which classes are in the set of each image; it may be empty."""
+        """Return which classes are in the set of each image, (N, K); a set may be empty."""
         return np.asarray(probabilities >= self.min_probability, dtype=bool)
 
 
 def fit_conformal(
     y_true: Ints, probabilities: Floats, *, alpha: float = 0.1, groups: Ints | None = None
 ) -> ConformalRule:
-    """Make the rule from images that the net was not fitted to, (N,) and (N, K); raises `ValueError` outside 0..1.
+    """Fit the thresholds on images that the net was not trained on.
 
-    The score is 1 - probability of the true class; its quantile is the ceil((u + 1)(1 - alpha))-th of u units. groups:
-    (N,) which images are one unit; by default each is alone. Many images of few lesions are taken at the same share
-    as one of each would be: they know no more of new lesions.
+    y_true: (N,). probabilities: (N, K). groups: (N,) lesion or patient of each image, by default each image its own.
+    The score is 1 - probability of the true class; its quantile is the ceil((g + 1)(1 - alpha))-th of g groups, mapped
+    to the same fraction of images: many images of few lesions say no more about new lesions. Raises `ValueError` for
+    an alpha not between 0 and 1.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
@@ -53,9 +56,7 @@ def fit_conformal(
     group_labels = np.arange(len(y_true)) if groups is None else groups
     min_probability, n_images, n_groups = np.zeros(k), np.zeros(k, dtype=np.int64), np.zeros(k, dtype=np.int64)
     for class_index in range(k):
-        class_probabilities = np.sort(probabilities[y_true == class_index, class_index])[
-            ::-1
-        ]  # from the surest to the least sure
+        class_probabilities = np.sort(probabilities[y_true == class_index, class_index])[::-1]  # descending
         n_images[class_index], n_groups[class_index] = (
             len(class_probabilities),
             len(np.unique(group_labels[y_true == class_index])),
@@ -69,17 +70,17 @@ def fit_conformal(
 
 
 def _quantile_rank(n_groups: int, alpha: float) -> int:
-    """Return which of so many, from the surest on, is the quantile; above `n_groups` there are too few."""
+    """Return the rank of the conformal quantile, 1 = highest probability; above `n_groups` there are too few groups."""
     return math.ceil((n_groups + 1) * (1 - alpha) - 1e-12)
 
 
 def expected_coverage_range(
     n_calibration: int, n_new: int, *, alpha: float, level: float = 0.95
 ) -> tuple[int, int]:
-    """Return how many of `n_new` images a sound rule covers, with that chance; both ends included. Both are
-    independent.
+    """Return how many of `n_new` independent images a valid rule covers with probability `level`, both ends included.
 
-    Coverage varies with the calibration images too: Beta-binomial (Angelopoulos and Bates 2021).
+    n_calibration: independent calibration images, whose draw counts too: the distribution is Beta-binomial
+    (Angelopoulos and Bates 2021).
     """
     quantile_rank = _quantile_rank(n_calibration, alpha)
     if quantile_rank > n_calibration:
@@ -88,25 +89,28 @@ def expected_coverage_range(
     return int(distribution.ppf((1 - level) / 2)), int(distribution.isf((1 - level) / 2))
 
 
-# Withholding ------------------------------------------------------------------------------------------------------
+# Selective prediction ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class RiskCoverage:
-    """Answering only the surest images. Each (T,): share answered, error rate among these, confidence of the last."""
+    """Error rate when only the most confident images are answered.
+
+    coverage: (T,) fraction of images answered. risk: (T,) error rate among them. confidence: (T,) threshold.
+    """
 
     coverage: Floats
     risk: Floats
     confidence: Floats
 
     def aurc(self) -> float:
-        """Return the mean risk over all coverages, AURC: 0 is best, the error rate itself says nothing is gained."""
+        """Return the area under the risk-coverage curve; 0 is best, a value near the error rate means no gain."""
         edges = np.append(0.0, self.coverage)
         return float((np.diff(edges) * self.risk).sum())
 
 
 def risk_coverage(confidence: Floats, is_correct: Bools) -> RiskCoverage:
-    """Return the curve of (N,) confidences; images of equal confidence are answered together."""
+    """Return the curve of (N,) confidences and correctness; images of equal confidence are answered together."""
     sorted_scores = sort_scores(confidence, is_correct)
     n_answered = sorted_scores.run_ends + 1
     n_errors = np.cumsum(~sorted_scores.is_positive)[sorted_scores.run_ends]

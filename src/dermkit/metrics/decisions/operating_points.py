@@ -1,7 +1,7 @@
-"""What an operating point does: sensitivity, specificity, and at a stated prevalence PPV, NPV and counts per 1,000.
+"""Evaluation of an operating point: sensitivity, specificity, and PPV, NPV and counts per 1,000 at a stated prevalence.
 
-The prevalence of a test set is that of its makers; PPV and NPV of its images say nothing about a clinic's. They are
-computed for the prevalence that the user states, with intervals that come from those of both rates.
+The prevalence of a test set was chosen by its authors, so PPV and NPV of its images do not carry over to a clinic.
+They are computed for prevalences that the user states, with intervals derived from those of both rates.
 """
 
 import math
@@ -13,7 +13,7 @@ from dermkit.metrics.stats import intervals
 from dermkit.metrics.stats.estimate import NO_METHOD, Estimate, caveats, undefined_estimate, with_caveats
 
 DEFAULT_PREVALENCES = (0.01, 0.05, 0.2)
-"""Malignant lesions among those looked at, from screening to a specialist's clinic: to be stated, not measured."""
+"""Fraction of malignant lesions, from screening to a specialist's clinic: examples, not measurements."""
 
 PREDICTIVE_METHOD = "from the intervals of both rates, at the stated prevalence"
 
@@ -22,7 +22,7 @@ Bounds = tuple[float, float]
 
 @dataclass(frozen=True)
 class OperatingPointResult:
-    """One threshold on one split, each with its interval. `per_prevalence`: per stated prevalence."""
+    """One threshold evaluated on one split, each rate with its interval."""
 
     threshold: float
     sensitivity: Estimate
@@ -32,7 +32,10 @@ class OperatingPointResult:
 
 @dataclass(frozen=True)
 class AtPrevalence:
-    """Per 1,000 people of whom `prevalence` have the disease. biopsies_per_found: how many are called per one found."""
+    """Predictive values at a prevalence, and expected counts per 1,000 people.
+
+    number_needed_to_biopsy: people called positive per true positive, 1 / PPV.
+    """
 
     prevalence: float
     ppv: Estimate
@@ -46,7 +49,7 @@ class AtPrevalence:
 def evaluate_threshold(
     scored_set: ScoredSet, threshold: float, *, prevalences: tuple[float, ...] = DEFAULT_PREVALENCES
 ) -> OperatingPointResult:
-    """Call images with a malignant probability of at least `threshold` positive; needs both sides."""
+    """Evaluate the rule p_malignant >= threshold; needs malignant and other images."""
     is_called, is_positive = scored_set.p_malignant >= threshold, scored_set.is_malignant
     rates = [
         intervals.proportion_estimate(is_called[is_positive], scored_set.groups[is_positive]),
@@ -62,7 +65,7 @@ def _at_prevalence(prevalence: float, sensitivity: Estimate, specificity: Estima
     ppv, npv = predictive_values(sens, spec, prevalence)
     counts = counts_per_thousand(sens, spec, prevalence)
     ppv_bounds, npv_bounds = _predictive_bounds(sensitivity, specificity, prevalence / (1 - prevalence))
-    # With a lower bound of 0 for the PPV there is no upper one for those called per one found.
+    # If the PPV's lower bound is 0, the number needed to biopsy has no upper bound.
     nnb_bounds = (1 / ppv_bounds[1], 1 / ppv_bounds[0]) if ppv_bounds and ppv_bounds[0] > 0 else None
     n_diseased, n_healthy = 1000 * prevalence, 1000 * (1 - prevalence)
 
@@ -83,7 +86,7 @@ def _at_prevalence(prevalence: float, sensitivity: Estimate, specificity: Estima
 
 
 def _count_from_rate(value: float, rate: Estimate, n_people: float, *, complement: bool = False) -> Estimate:
-    """Return how many of so many people a rate calls right, or with `complement` how many it does not."""
+    """Return rate x n_people with its interval, or (1 - rate) x n_people with `complement`."""
     bounds = None
     if rate.ci95 is not None:
         low, high = (1 - rate.ci95[1], 1 - rate.ci95[0]) if complement else rate.ci95
@@ -94,7 +97,7 @@ def _count_from_rate(value: float, rate: Estimate, n_people: float, *, complemen
 def _derived_estimate(
     value: float, bounds: Bounds | None, n: int, method: str, rates: tuple[Estimate, ...]
 ) -> Estimate:
-    """Return what follows from rates: with their doubts, or with why one of them has no interval."""
+    """Return a value derived from rates, with their caveats, or the reason why one of them has no interval."""
     if bounds is not None:
         return with_caveats(
             Estimate(value, bounds, n, method), [caveat for rate in rates for caveat in caveats(rate.reason)]
@@ -106,7 +109,7 @@ def _derived_estimate(
 def _predictive_bounds(
     sensitivity: Estimate, specificity: Estimate, odds: float
 ) -> tuple[Bounds, Bounds] | tuple[None, None]:
-    """Return the intervals of PPV and NPV; none where a rate has none. odds: of the disease, as stated."""
+    """Return the intervals of PPV and NPV, None if a rate has none; odds: prevalence / (1 - prevalence)."""
     if sensitivity.ci95 is None or specificity.ci95 is None:
         return None, None
     sens, spec = sensitivity.value or 0.0, specificity.value or 0.0
@@ -120,9 +123,9 @@ def _predictive_bounds(
 def _ratio_interval(
     true_rate: tuple[float, float, float], false_rate: tuple[float, float, float], odds: float
 ) -> tuple[float, float]:
-    """Return the interval of odds * hit / alarm as a probability, from those of both rates (MOVER on the logarithm).
+    """Return the interval of x / (1 + x), x = odds * true_rate / false_rate (MOVER on the log scale).
 
-    hit, alarm: share, lower and upper bound, of different images. A rate of 0 leaves one end open: 0 or 1.
+    Each rate is (value, low, high), of different images. A rate of 0 leaves one end open: 0 or 1.
     """
     (a, a_low, a_high), (b, b_low, b_high) = true_rate, false_rate
     if a == 0 or b == 0:

@@ -1,7 +1,8 @@
-"""Probabilities made honest after training: a few plain numbers, fitted on validation images alone.
+"""Post-hoc calibration of probabilities, fitted on validation images: temperature, or temperature and class biases.
 
-Temperature divides all log probabilities by one number: order and predicted class stay. Bias and temperature adds one
-shift per class (vector scaling without its K slopes: with a hundred images each slope is noise).
+Temperature scaling divides all log probabilities by one number, which changes neither their order nor the predicted
+class. The second kind also adds one bias per class (vector scaling without its K slopes, which fit only noise on a
+hundred images).
 """
 
 from dataclasses import dataclass
@@ -16,12 +17,12 @@ from dermkit.metrics.stats.arrays import EPSILON, Floats, Ints
 TEMPERATURE_RANGE = (0.05, 20.0)
 _MAX_BIAS = 10.0
 _RIDGE = 1e-3
-"""A class without validation images would be shifted to never: a little weight holds the shifts."""
+"""L2 penalty on the biases: without it, the bias of a class without validation images would go to minus infinity."""
 
 
 @dataclass(frozen=True)
 class ProbabilityCalibration:
-    """What is done to log probabilities: divided by `temperature`, shifted by `bias` (one number per class)."""
+    """Calibrated p = softmax(log p / temperature + bias). kind: "none", "temperature" or "bias"; bias: K numbers."""
 
     kind: str
     temperature: float
@@ -29,18 +30,18 @@ class ProbabilityCalibration:
 
     def apply(self, probabilities: Floats) -> Floats:
         """Return calibrated probabilities (N, K), rows summing to 1."""
-        # Sums over a row depend, in their last bit, on how it lies in memory; the same image gets the same numbers.
+"""L2 penalty on the biases: without it, a class without validation images would get a bias of minus infinity."""
         logits = np.ascontiguousarray(_logits(probabilities))
         return np.asarray(softmax(logits / self.temperature + np.array(self.bias), axis=1))
 
 
 def identity(n_classes: int) -> ProbabilityCalibration:
-    """Return the calibration that changes nothing."""
+    """Return the identity calibration of K classes."""
     return ProbabilityCalibration("none", 1.0, (0.0,) * n_classes)
 
 
 def fit_temperature(y_true: Ints, probabilities: Floats) -> ProbabilityCalibration:
-    """Return the temperature with the least log loss of (N,) true classes under (N, K) probabilities."""
+    """Return the temperature that minimises the log loss; y_true: (N,), probabilities: (N, K)."""
     logits, k = _logits(probabilities), probabilities.shape[1]
     low, high = np.log(TEMPERATURE_RANGE)
 
@@ -62,7 +63,7 @@ def fit_temperature(y_true: Ints, probabilities: Floats) -> ProbabilityCalibrati
 
 
 def fit_temperature_and_bias(y_true: Ints, probabilities: Floats) -> ProbabilityCalibration:
-    """Return temperature and shifts per class with the least log loss; the shifts sum to 0."""
+    """Return the temperature and class biases that minimise the penalised log loss; the biases sum to 0."""
     logits, k = _logits(probabilities), probabilities.shape[1]
     start_temperature = fit_temperature(y_true, probabilities).temperature
 
@@ -90,9 +91,9 @@ def _logits(probabilities: Floats) -> Floats:
 def log_loss_and_gradient(
     logits: Floats, y_true: Ints, log_temperature: float, bias: Floats
 ) -> tuple[float, Floats]:
-    """Return the mean log loss of (N, K) log probabilities so changed, and its slopes in log temperature and bias.
+    """Return the mean log loss of softmax(logits / exp(log_temperature) + bias) and its gradient, (1 + K,).
 
-    bias: (K,). The slopes, (1 + K,), are also those of shifts that are first centred: over the classes they sum to 0.
+    logits: (N, K). bias: (K,). The gradient in the biases sums to 0, so it is also that of centred biases.
     """
     n, scaled_logits = len(y_true), logits / np.exp(log_temperature)
     p = log_softmax(scaled_logits + bias, axis=1)

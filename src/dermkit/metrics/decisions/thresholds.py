@@ -1,9 +1,9 @@
-"""A threshold for a wish ("find 95 %"), with a promise: on new images the wish is missed no more often than stated.
+"""Thresholds with a guarantee: with the stated confidence, the target rate (say sensitivity 95 %) holds on new images.
 
-Taking the threshold at which 95 % of the validation positives are found misses 95 % on new images in about half of
-all cases. Here the threshold is low enough that the wish is kept with a stated confidence, over what validation
-images happened to be drawn: a tolerance limit of order statistics (Wilks 1941), which no distribution is assumed for;
-the same as learn-then-test with an exact binomial test on a fixed sequence of thresholds.
+The plain 5 % quantile of the scores of validation positives misses a sensitivity of 95 % on new images about half the
+time. The threshold here is a one-sided tolerance limit from order statistics (Wilks 1941): it assumes no
+distribution, and equals learn-then-test with an exact binomial test. The confidence is over the draw of validation
+images, which must be exchangeable with the new ones.
 """
 
 import math
@@ -19,9 +19,9 @@ from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 class Threshold:
     """An operating point: score >= value is positive.
 
-    wish: the rate to keep. confidence: that it is kept. kept: False where the images are too few for the promise; the
-    value is then the plain one (or lowest), and promises nothing. n: independent positives (for a specificity:
-    negatives) it rests on.
+    target: the rate to guarantee, 0 to 1. confidence: of the guarantee. guaranteed: False if there are too few images;
+    `value` is then the lowest score (for a specificity: just above the highest). n: independent positives (for a
+    specificity: negatives) that it is fitted on.
     """
 
     value: float
@@ -34,10 +34,11 @@ class Threshold:
 def for_sensitivity(
     score: Floats, is_positive: Bools, groups: Ints, *, target: float, confidence: float = 0.95
 ) -> Threshold:
-    """Return the highest threshold that finds `target` of new positives with that confidence.
+    """Return the highest threshold whose sensitivity on new images is at least `target`, with that confidence.
 
-    score, positive, units: (N,). Of a unit's positive images the least sure stands for it, so that the promise holds
-    for every image of it. Raises `ValueError` without positives or for a wish or confidence outside 0..1.
+    score, is_positive, groups: (N,). A group (lesion or patient) counts with its lowest-scoring positive image, so the
+    guarantee holds for every image of it. Raises `ValueError` without positives, or for a target or confidence not
+    between 0 and 1.
     """
     return _tolerance_limit(_group_minima(score[is_positive], groups[is_positive]), target, confidence)
 
@@ -45,7 +46,7 @@ def for_sensitivity(
 def for_specificity(
     score: Floats, is_positive: Bools, groups: Ints, *, target: float, confidence: float = 0.95
 ) -> Threshold:
-    """Return the lowest threshold that clears `target` of new negatives with that confidence (score below it)."""
+    """Return the lowest threshold whose specificity on new images is at least `target`, with that confidence."""
     threshold = _tolerance_limit(_group_minima(-score[~is_positive], groups[~is_positive]), target, confidence)
     return replace(threshold, value=float(np.nextafter(-threshold.value, math.inf)))
 
@@ -58,12 +59,12 @@ def _group_minima(values: Floats, groups: Ints) -> Floats:
 
 
 def _tolerance_limit(values: Floats, target: float, confidence: float) -> Threshold:
-    """Take the order statistic that is a lower tolerance limit; the plain quantile where there is none."""
+    """Return the largest order statistic that is a lower tolerance limit; the minimum if none is."""
     n = len(values)
     if not n or not 0 < target < 1 or not 0 < confidence < 1:
         raise ValueError(f"needs images of the side and 0 < wish, confidence < 1, not {n}, {target}, {confidence}")
     sorted_values = np.sort(values)
-    # The j-th smallest is passed by `target` of new values with confidence P(Bin(n, 1 - wish) >= j).
+    # At least `target` of new values lie at or above the j-th smallest with confidence P(Bin(n, 1 - target) >= j).
     j = int(binom.ppf(1 - confidence, n, 1 - target))
     while j > 0 and binom.sf(j - 1, n, 1 - target) < confidence:
         j -= 1
@@ -75,7 +76,7 @@ def _tolerance_limit(values: Floats, target: float, confidence: float) -> Thresh
 def predictive_values(
     sensitivity: float, specificity: float, prevalence: float
 ) -> tuple[float | None, float | None]:
-    """Return PPV and NPV where so many of the people have the disease; None where nobody is called so."""
+    """Return PPV and NPV at a prevalence, all 0 to 1; None where nobody is called positive (negative)."""
     positive_fraction = sensitivity * prevalence + (1 - specificity) * (1 - prevalence)
     negative_fraction = (1 - sensitivity) * prevalence + specificity * (1 - prevalence)
     ppv = sensitivity * prevalence / positive_fraction if positive_fraction > 0 else None
@@ -85,7 +86,7 @@ def predictive_values(
 
 @dataclass(frozen=True)
 class CountsPerThousand:
-    """What an operating point does to 1,000 people. biopsies_per_found: None where nothing is found."""
+    """Expected outcomes per 1,000 people. number_needed_to_biopsy: people called per true positive, None without."""
 
     true_positives: float
     false_negatives: float
