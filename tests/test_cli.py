@@ -25,7 +25,8 @@ from dermkit.errors import RejectionReason
 from dermkit.files import sha256_file, write_json
 from dermkit.models.net import import_timm
 from dermkit.recipes.experiments import GRIDS, RECIPES, full_phase
-from dermkit.recipes.schema import RECIPE_FORMAT, Recipe, load_recipe, recipe_to_dict, save_recipe
+from dermkit.recipes.formats import RECIPE_FORMAT
+from dermkit.recipes.schema import Recipe, load_recipe, recipe_to_dict, save_recipe
 from made_images import encoded, frames, png, speckled
 
 BAD = {

@@ -24,7 +24,7 @@ from dermkit.models.checksums import CHECKSUM_FILE, write_checksums
 from dermkit.prediction.inputs import find_images
 from dermkit.prediction.predictor import load_model, read_training_images
 from dermkit.prediction.run import predict
-from dermkit.recipes.schema import RECIPE_FORMAT as RECIPE_FORMAT
+from dermkit.recipes.formats import RECIPE_FORMAT
 from made_images import encoded, frames, png, speckled
 
 BAD = {

@@ -12,7 +12,8 @@ from dermkit.cli import app
 from dermkit.errors import UsageError
 from dermkit.recipes.augmentation import PRESET_NOTES, PRESETS, AugmentSpec, active_fields, find_preset
 from dermkit.recipes.experiments import GRIDS, RECIPES
-from dermkit.recipes.schema import RECIPE_FORMAT, load_recipe, parse_recipe, recipe_to_dict, save_recipe
+from dermkit.recipes.formats import RECIPE_FORMAT
+from dermkit.recipes.schema import load_recipe, parse_recipe, recipe_to_dict, save_recipe
 
 
 def value(**changes: Any) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def test_the_named_recipes_use_the_presets_that_they_mean() -> None:
 
 def test_the_seed_systems_numbers_are_those_that_were_published_with() -> None:
     off = {
-        "transpose": False, "moved": 1.0, "toned": 1.0, "contrast": 0.0, "saturation": 0.0, "fill": "reflect",
+        "transpose": False, "p_geometric": 1.0, "p_colour": 1.0, "contrast": 0.0, "saturation": 0.0, "fill": "reflect",
         "distort": None, "hsv": None, "blur_noise": None, "clahe": None, "cutout": None,
     }  # fmt: skip
     flips = {"horizontal_flip": True, "vertical_flip": True}

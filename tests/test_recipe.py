@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermkit.errors import UsageError
+from dermkit.recipes import formats
 from dermkit.recipes import schema as room
 from dermkit.recipes.augmentation import AugmentSpec, BlurNoiseSpec, ClaheSpec, CutoutSpec, DistortSpec, HsvSpec
 from dermkit.recipes.schema import (
@@ -41,20 +42,20 @@ seed = st.integers(0, 2**32 - 1)
 
 kernel = st.sampled_from([3, 5, 7])
 augments = st.builds(
-    AugmentSpec, horizontal_flip=st.booleans(), vertical_flip=st.booleans(), transpose=st.booleans(), moved=share,
+    AugmentSpec, horizontal_flip=st.booleans(), vertical_flip=st.booleans(), transpose=st.booleans(), p_geometric=share,
     rotate=st.floats(0, 180), shift=share, zoom=below_one, fill=st.sampled_from(["reflect", "black", "edge"]),
     distort=st.none() | st.builds(
-        DistortSpec, share=share, optical=share, grid=st.floats(0.1, 1), grid_steps=st.integers(2, 32),
+        DistortSpec, p=share, optical=share, grid=st.floats(0.1, 1), grid_steps=st.integers(2, 32),
         elastic=st.floats(0, 0.5), elastic_cells=st.integers(1, 32),
     ),
-    toned=share, brightness=share, contrast=share, saturation=share,
-    hsv=st.none() | st.builds(HsvSpec, share=share, hue=st.floats(0, 180), saturation=share, value=share),
+    p_colour=share, brightness=share, contrast=share, saturation=share,
+    hsv=st.none() | st.builds(HsvSpec, p=share, hue=st.floats(0, 180), saturation=share, value=share),
     blur_noise=st.none() | st.builds(
-        BlurNoiseSpec, share=share, motion=kernel | st.just(0), median=kernel, gaussian=kernel | st.just(0),
+        BlurNoiseSpec, p=share, motion=kernel | st.just(0), median=kernel, gaussian=kernel | st.just(0),
         noise=st.lists(st.floats(0, 1e4), min_size=2, max_size=2).map(sorted).map(tuple),
     ),
-    clahe=st.none() | st.builds(ClaheSpec, share=share, clip=st.floats(1, 256), tiles=st.integers(1, 16)),
-    cutout=st.none() | st.builds(CutoutSpec, share=share, side=share),
+    clahe=st.none() | st.builds(ClaheSpec, p=share, clip=st.floats(1, 256), tiles=st.integers(1, 16)),
+    cutout=st.none() | st.builds(CutoutSpec, p=share, side=share),
 )  # fmt: skip
 phases = st.builds(
     Phase, epochs=at_least_one, train_backbone=st.sampled_from(["none", "all"]) | at_least_one,
@@ -88,8 +89,9 @@ images = st.builds(
 recipes = st.builds(
     Recipe, name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True), system=st.text(), about=st.text(),
     image=images, split=splits, model=models, augment=augments,
-    grow=st.none() | st.builds(OversampleSpec, to=st.floats(0.01, 1), most_copies=at_least_one, augment=augments),
-    mix=st.none() | st.builds(MixupSpec, mixup=st.floats(0.1, 5), cutmix=not_negative, share=st.floats(0, 1)),
+    grow=st.none()
+    | st.builds(OversampleSpec, target_fraction=st.floats(0.01, 1), max_copies=at_least_one, augment=augments),
+    mix=st.none() | st.builds(MixupSpec, mixup=st.floats(0.1, 5), cutmix=not_negative, p=st.floats(0, 1)),
     compute=st.builds(
         ComputeSpec, precision=st.sampled_from(["float32", "bfloat16", "fastest"]), compile=st.booleans()
     ),
@@ -128,7 +130,7 @@ def example() -> Recipe:
             backbone="resnet50", backbone_args={"in_chans": 3, "bias": True, "rate": 0.5, "pad": "same"},
             weights="imagenet", skip_blocks=("layer4",), hidden=(64, 32), dropout=0.3,
         ),
-        augment=augment, grow=OversampleSpec(to=0.5, most_copies=4, augment=augment),
+        augment=augment, grow=OversampleSpec(target_fraction=0.5, max_copies=4, augment=augment),
         mix=MixupSpec(mixup=0.2, cutmix=1.0, p=0.5), compute=ComputeSpec(precision="float32", compile=False),
         phases=(frozen, replace(frozen, train_backbone=2, backbone_lr=1e-5, views=0)),
         optim=OptimSpec(
@@ -299,33 +301,33 @@ def test_what_is_not_a_number_is_refused(path: tuple[Any, ...], tmp_path: Path) 
         (("augment", "contrast"), [-0.1, 1.1]),
         (("augment", "saturation"), [-0.1, 1.1]),
         (("augment", "transpose"), [0, 1]),
-        (("augment", "moved"), [-0.1, 1.1]),
-        (("augment", "toned"), [-0.1, 1.1]),
+        (("augment", "p_geometric"), [-0.1, 1.1]),
+        (("augment", "p_colour"), [-0.1, 1.1]),
         (("augment", "fill"), ["wrap", ""]),
         (("augment", "distort"), [{}, "elastic", True]),
-        (("augment", "distort", "share"), [-0.1, 1.1]),
+        (("augment", "distort", "p"), [-0.1, 1.1]),
         (("augment", "distort", "optical"), [-0.1, 1.1]),
         (("augment", "distort", "grid"), [-0.1, 1.1]),
         (("augment", "distort", "grid_steps"), [-1, 0, 1, 33]),
         (("augment", "distort", "elastic"), [-0.1, 0.6]),
         (("augment", "distort", "elastic_cells"), [-1, 0, 33]),
-        (("augment", "hsv", "share"), [-0.1, 1.1]),
+        (("augment", "hsv", "p"), [-0.1, 1.1]),
         (("augment", "hsv", "hue"), [-1.0, 181.0]),
         (("augment", "hsv", "saturation"), [-0.1, 1.1]),
         (("augment", "hsv", "value"), [-0.1, 1.1]),
-        (("augment", "blur_noise", "share"), [-0.1, 1.1]),
+        (("augment", "blur_noise", "p"), [-0.1, 1.1]),
         (("augment", "blur_noise", "motion"), [-1, 1, 2, 4, 9]),
         (("augment", "blur_noise", "median"), [-3, 1, 6, 9]),
         (("augment", "blur_noise", "gaussian"), [-5, 1, 4, 9]),
         (("augment", "blur_noise", "noise"), [[], [5.0], [30.0, 5.0], [-1.0, 5.0], [1.0, 2.0, 3.0], 5.0]),
-        (("augment", "clahe", "share"), [-0.1, 1.1]),
+        (("augment", "clahe", "p"), [-0.1, 1.1]),
         (("augment", "clahe", "clip"), [0.0, 0.9, 257.0]),
         (("augment", "clahe", "tiles"), [0, -1, 17]),
-        (("augment", "cutout", "share"), [-0.1, 1.1]),
+        (("augment", "cutout", "p"), [-0.1, 1.1]),
         (("augment", "cutout", "side"), [-0.1, 1.1]),
         (("grow", "augment", "clahe", "clip"), [0.0]),
-        (("grow", "to"), [0.0, 1.1]),
-        (("grow", "most_copies"), [0]),
+        (("grow", "target_fraction"), [0.0, 1.1]),
+        (("grow", "max_copies"), [0]),
         (("phases", 0, "epochs"), [0, -1]),
         (("phases", 0, "train_backbone"), ["some", 0, -1, 1.0]),
         (("phases", 0, "head_lr"), [-1e-3]),
@@ -383,7 +385,7 @@ def test_a_recipe_survives_json(recipe: Recipe) -> None:
 def test_a_saved_recipe_is_loaded_whole(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     room.save_recipe(example(), path)
-    assert json.loads(path.read_text())["format"] == room.RECIPE_FORMAT
+    assert json.loads(path.read_text())["format"] == formats.RECIPE_FORMAT
     assert room.load_recipe(path) == example()
 
 
@@ -394,7 +396,7 @@ def test_a_saved_recipe_is_loaded_whole(tmp_path: Path) -> None:
         ("[]", "no `format`"),
         ("{}", "no `format`"),
         ('{"format": true}', "no `format`"),
-        ('{"format": 3}', "format 3"),
+        ('{"format": 4}', "format 4"),
         ('{"format": 1, "seed": NaN}', "is not JSON: NaN is not a number"),
         ('{"format": 1}', "name: Field required"),
     ],
@@ -421,7 +423,7 @@ def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
         (("split",), "fold", "folds"),
         (("model",), "dropuot", "dropout"),
         (("augment",), "rotat", "rotate"),
-        (("grow",), "most_copy", "most_copies"),
+        (("grow",), "max_copy", "max_copies"),
         (("grow", "augment"), "horizontal_flips", "horizontal_flip"),
         (("phases", 1), "epoch", "epochs"),
         (("optim",), "bach_size", "batch_size"),
@@ -487,8 +489,67 @@ OF_FORMAT_1 = (
 )  # fmt: skip
 
 
+def in_format_2(recipe: Recipe, *, format: int = 2) -> dict[str, Any]:
+    """Return a recipe as format 2 spelled it, written out by hand."""
+    value: dict[str, Any] = {**room.recipe_to_dict(recipe), "format": format}
+    for augment in (value["augment"], value["grow"]["augment"]):
+        augment["moved"], augment["toned"] = augment.pop("p_geometric"), augment.pop("p_colour")
+        for name in ("distort", "hsv", "blur_noise", "clahe", "cutout"):
+            augment[name]["share"] = augment[name].pop("p")
+    value["grow"]["to"] = value["grow"].pop("target_fraction")
+    value["grow"]["most_copies"] = value["grow"].pop("max_copies")
+    value["mix"]["share"] = value["mix"].pop("p")
+    return value
+
+
+def test_a_recipe_of_format_2_is_read_and_means_what_it_meant(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(in_format_2(example())))
+    assert room.load_recipe(path) == example()
+    room.save_recipe(room.load_recipe(path), path)
+    saved = json.loads(path.read_text())
+    assert saved["format"] == 3 and saved["augment"]["p_geometric"] == example().augment.p_geometric
+    assert room.load_recipe(path) == example()
+
+
+def test_a_recipe_is_hashed_by_the_names_of_format_2() -> None:
+    """Run folders and cached features of before are found again only if these names stay."""
+    today, before = room.recipe_to_dict(example()), in_format_2(example())
+    del before["format"]
+    assert formats.recipe_with_format_2_names(today) == before
+    assert formats.with_format_2_names(today["mix"]) == before["mix"]
+    free = {**today, "model": {**today["model"], "backbone_args": {"p": 1.0}}}
+    assert formats.recipe_with_format_2_names(free)["model"]["backbone_args"] == {"p": 1.0}
+
+
+@pytest.mark.parametrize("place", [("augment",), ("augment", "hsv"), ("grow",), ("mix",)])
+def test_old_and_new_names_side_by_side_are_refused_not_merged(place: tuple[str, ...], tmp_path: Path) -> None:
+    old = in_format_2(example())
+    spec = old
+    for key in place:
+        spec = spec[key]
+    spec.update(
+        {"augment": {"p_colour": 0.1}, "hsv": {"p": 0.1}, "grow": {"max_copies": 2}, "mix": {"p": 0.1}}[place[-1]]
+    )
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(old))
+    with pytest.raises(UsageError, match=names(place)):
+        room.load_recipe(path)
+
+
+def test_the_format_of_a_recipe_without_its_number_is_told_by_its_fields() -> None:
+    """model.json holds a recipe without its number; an external evaluation writes it with one."""
+    of_format_2 = in_format_2(example())
+    of_format_1 = {name: value for name, value in of_format_2.items() if name not in ("compute", "mix")}
+    recipes = (of_format_1, of_format_2, room.recipe_to_dict(example()))
+    assert [formats.format_of_recipe(recipe) for recipe in recipes] == [1, 2, 3]
+    assert formats.migrate_recipe(of_format_2) == {**room.recipe_to_dict(example()), "format": 3}
+    for strange in ({"format": []}, {"format": 9}, {}):
+        assert formats.migrate_recipe(strange) == strange
+
+
 def test_a_recipe_of_format_1_is_read_and_means_what_it_meant(tmp_path: Path) -> None:
-    old: dict[str, Any] = {**room.recipe_to_dict(example()), "format": 1}
+    old = in_format_2(example(), format=1)
     del old["mix"], old["compute"], old["optim"]["sampling"]
     for place in (old, old["grow"]):
         place["augment"] = {name: place["augment"][name] for name in OF_FORMAT_1}
@@ -522,7 +583,7 @@ def test_a_broken_recipe_of_format_1_is_refused_not_mended(tmp_path: Path, broke
 
 def test_mixing_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="mixup or cutmix must be above 0"):
-        room.parse_recipe(put(("mix",), {"mixup": 0.0, "cutmix": 0.0, "share": 1.0}), "x")
+        room.parse_recipe(put(("mix",), {"mixup": 0.0, "cutmix": 0.0, "p": 1.0}), "x")
 
 
 def test_mixing_that_could_have_no_effect_is_refused() -> None:

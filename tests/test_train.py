@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ import pytest
 import torch
 
 from dermkit.errors import DivergenceError, RunInterrupt, UntrustedError
+from dermkit.files import sha256_bytes
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models.net import Net, build_net, resolve_weights
+from dermkit.recipes.augmentation import PRESETS
 from dermkit.recipes.experiments import DEMO, NO_AUGMENT, ROTATE_FLIP_ZOOM, full_phase, head_phase
 from dermkit.recipes.schema import ComputeSpec, MixupSpec, ModelSpec, OversampleSpec, Phase, Recipe
+from dermkit.training import features
 from dermkit.training.checkpoint import (
     BEST_CHECKPOINT,
     LAST_CHECKPOINT,
@@ -273,6 +277,19 @@ def test_a_feature_does_not_depend_on_what_else_was_missing(tmp_path: Path) -> N
     assert torch.equal(alone, shared)
 
 
+def test_a_key_of_a_feature_is_that_of_earlier_versions() -> None:
+    """The digest was made by commit 6429fce: a field renamed since must not make a cache of before useless."""
+    grow = OversampleSpec(target_fraction=0.5, max_copies=4, augment=PRESETS["s4"])
+    mixup = MixupSpec(mixup=0.2, cutmix=1.0, p=0.5)
+    ids, labels = tuple(f"i{n}" for n in range(8)), np.array([0] * 6 + [1] * 2)
+    samples = Samples.build(ids, labels, np.arange(8), PRESETS["winner-2020"], grow, seed=3, mixup=mixup)
+    job: Any = SimpleNamespace(
+        pixel_keys=np.arange(8 * 32, dtype=np.uint8).reshape(8, 32), compute=SimpleNamespace(precision="float32")
+    )
+    keys = features._sample_keys(samples, job, seed=3, view=1, is_unaugmented=False)
+    assert sha256_bytes(keys.tobytes()) == "574d790fdd23dd9238166e8d2a3ba0fe84ec7440631037783ae5a7560081f19e"
+
+
 @pytest.mark.parametrize("part", ["size", "precision", "mix", "grow", "seed", "net", "pixels"])
 def test_everything_that_decides_a_feature_is_in_its_key(tmp_path: Path, part: str) -> None:
     mixed = MixupSpec(mixup=1.0, cutmix=0.0, p=1.0)
@@ -283,7 +300,7 @@ def test_everything_that_decides_a_feature_is_in_its_key(tmp_path: Path, part: s
     elif part == "mix":
         other = replace(recipe, mix=mixed)
     elif part == "grow":
-        few = OversampleSpec(to=1.0, most_copies=2, augment=ROTATE_FLIP_ZOOM)
+        few = OversampleSpec(target_fraction=1.0, max_copies=2, augment=ROTATE_FLIP_ZOOM)
         recipe, other = replace(recipe, grow=few), replace(recipe, grow=replace(few, augment=NO_AUGMENT))
     elif part == "seed":
         seed = 1
@@ -302,7 +319,7 @@ def test_everything_that_decides_a_feature_is_in_its_key(tmp_path: Path, part: s
 def test_growth_brings_small_classes_up_on_training_rows_alone() -> None:
     labels = np.array([0] * 20 + [1] * 5 + [2] * 2 + [1] * 4)
     train_rows = np.arange(27)
-    grow = OversampleSpec(to=1.0, most_copies=6, augment=ROTATE_FLIP_ZOOM)
+    grow = OversampleSpec(target_fraction=1.0, max_copies=6, augment=ROTATE_FLIP_ZOOM)
     names = tuple(f"i{k}" for k in range(len(labels)))
     samples = Samples.build(names, labels, train_rows, NO_AUGMENT, grow, seed=0)
     assert np.bincount(samples.labels).tolist() == [20, 20, 12]  # 2 images, at most six of each
@@ -314,7 +331,7 @@ def test_growth_brings_small_classes_up_on_training_rows_alone() -> None:
 
 def test_a_copy_is_augmented_and_the_image_itself_is_not() -> None:
     recipe = replace(
-        BASE, augment=NO_AUGMENT, grow=OversampleSpec(to=1.0, most_copies=3, augment=ROTATE_FLIP_ZOOM)
+        BASE, augment=NO_AUGMENT, grow=OversampleSpec(target_fraction=1.0, max_copies=3, augment=ROTATE_FLIP_ZOOM)
     )
     job = make_job(recipe, Path("unused"))
     few = np.concatenate([np.arange(0, 40, 2), np.arange(1, 11, 2)])

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from dermkit.metrics.stats import paired_tests
 from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.intervals import resample_weights
 from dermkit.pipeline.results import compare
+from dermkit.recipes.augmentation import PRESETS
 from dermkit.runs.predictions import write_predictions
 
 # Arithmetic -------------------------------------------------------------------------------------------------------
@@ -405,6 +406,23 @@ def test_what_is_not_known_to_belong_together_stays_apart(tmp_path: Path) -> Non
         assert [len(item.runs) for item in group_runs([one, other, two])] == [2, 1]
     copy = made_run(tmp_path / "copy" / "a-s1", runs[1], seed=1)
     assert not any(item.is_group for item in group_runs([one, two, copy])), "which seed 1 counts?"
+
+
+def test_runs_of_one_recipe_written_in_different_formats_are_one_group(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / f"a-s{seed}", run, seed=seed) for seed, run in enumerate(recipe(0, 3, 40))]
+    augment = asdict(PRESETS["dermoscopy"])
+    hsv = augment["hsv"]
+    old = {**augment, "hsv": {"share": hsv.pop("p"), **hsv}, "moved": augment["p_geometric"], "toned": 1.0}
+    del old["p_geometric"], old["p_colour"]
+    for seed, run in enumerate(runs):
+        fields = {"name": "r", "mix": None, "grow": None, "seed": seed}
+        if seed == 1:
+            write_json(run / "recipe.json", {**fields, "augment": old}, format=2)
+        else:
+            write_json(run / "recipe.json", {**fields, "augment": asdict(PRESETS["dermoscopy"])}, format=3)
+    assert [len(entry.runs) for entry in group_runs(runs)] == [3]
+    write_json(runs[1] / "recipe.json", {**fields, "seed": 1, "augment": {**old, "toned": 0.5}}, format=2)
+    assert [len(entry.runs) for entry in group_runs(runs)] == [2, 1], "another probability is another recipe"
 
 
 def test_a_broken_parent_and_a_run_named_twice_are_refused(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_leaks_are_removed_or_stamped_as_the_scheme_says(nine: Path, tiny: Recip
 
 def test_growth_changes_training_and_nothing_else(seven: Path, tiny: Recipe, tmp_path: Path) -> None:
     plain = replace(tiny, name="plain", augment=NO_AUGMENT, phases=(full_phase(1, lr=1e-2),))
-    grow = OversampleSpec(to=1.0, most_copies=8, augment=ROTATE_FLIP_ZOOM)
+    grow = OversampleSpec(target_fraction=1.0, max_copies=8, augment=ROTATE_FLIP_ZOOM)
     runs = [train(recipe, seven, tmp_path) for recipe in (plain, replace(plain, name="grown", grow=grow))]
     one, two = (pd.read_csv(run / "split.csv") for run in runs)
     pd.testing.assert_frame_equal(one, two)

@@ -18,7 +18,8 @@ import dermkit as dk
 from dermkit import __version__
 from dermkit.files import read_json
 from dermkit.models.net import build_net, resolve_weights
-from dermkit.recipes.schema import RECIPE_FORMAT, Recipe, load_recipe
+from dermkit.recipes.formats import RECIPE_FORMAT
+from dermkit.recipes.schema import Recipe, load_recipe
 
 MOST = 32
 """Bare steps between two epochs at most."""

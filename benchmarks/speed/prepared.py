@@ -143,7 +143,7 @@ def write_recipe(
         recipe["model"]["hidden"] = []
         recipe["split"]["validation"] = 0.05
         recipe["augment"].update(horizontal_flip=True, vertical_flip=True, rotate=30.0, shift=0.1, zoom=0.1)
-        recipe["augment"].update({name: 1.0 for name in ("moved",) if name in recipe["augment"]})
+        recipe["augment"].update({name: 1.0 for name in ("p_geometric",) if name in recipe["augment"]})
         phase.update(train_backbone="all", head_lr=1e-4, backbone_lr=1e-4, freeze_batch_norm=False)
     recipe["split"].update(split or {})
     path = options.work / "recipes" / f"{recipe['name']}.json"

@@ -54,7 +54,8 @@ def list_recipes() -> None:
 @recipes_app.command("show", help="Print a recipe as JSON, to edit and train.")
 def show_recipe(name: str) -> None:
     from dermkit.recipes.experiments import find_recipe
-    from dermkit.recipes.schema import RECIPE_FORMAT, recipe_to_dict
+    from dermkit.recipes.formats import RECIPE_FORMAT
+    from dermkit.recipes.schema import recipe_to_dict
 
     typer.echo(json.dumps({"format": RECIPE_FORMAT, **recipe_to_dict(find_recipe(name))}, indent=1))
 

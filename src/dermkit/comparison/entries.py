@@ -12,6 +12,7 @@ from typing import Any
 
 from dermkit.errors import DataError, UsageError
 from dermkit.files import canonical_json, read_json, sha256_file
+from dermkit.recipes.formats import migrate_recipe
 
 SUMMARY_FILE = "summary.json"
 SUMMARY_FORMAT = 1
@@ -153,12 +154,12 @@ def _recipe_identity(run: Path) -> tuple[str, tuple[object, object]] | None:
 
 
 def _read_fields(path: Path) -> dict[str, Any] | None:
-    """Return a recipe's fields as they stand, of whatever format: nobody trains by it here. None where it is broken."""
+    """Return a recipe's fields in today's format, without validation; None if the file is broken."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return fields if isinstance(fields, dict) else None
+    return migrate_recipe(fields) if isinstance(fields, dict) else None
 
 
 def _recipe_entry(runs: Sequence[Path], name_of_run: Mapping[Path, str]) -> ComparisonEntry:

@@ -21,7 +21,7 @@ from dermkit.files import check_output, check_writable, fingerprint, write_json,
 from dermkit.metrics.decisions.policy import policy_from_dict
 from dermkit.models.card import card_policy
 from dermkit.progress import Progress
-from dermkit.recipes.schema import RECIPE_FORMAT as RECIPE_FORMAT
+from dermkit.recipes.formats import format_of_recipe
 from dermkit.runs.predictions import (
     groups_for,
     prediction_columns,
@@ -82,7 +82,7 @@ def evaluate_external(
     write_json(folder / "run.json", run_json, format=1)
     write_json(folder / "location.json", {"images": str(dataset.image_root.resolve())}, format=1)
     recipe_json = predictor.card["recipe"]
-    write_json(folder / "recipe.json", recipe_json, format=RECIPE_FORMAT if "compute" in recipe_json else 1)
+    write_json(folder / "recipe.json", recipe_json, format=format_of_recipe(recipe_json))
     evaluate_run(folder, dataset, options=options, policy=policy)
     return folder
 

@@ -1,6 +1,6 @@
 """What may change at random in a training image: the fields of a recipe's `augment`, and the presets by name.
 
-No field that can change a number has a default: a preset's name is replaced by its whole spec where it is read.
+Every field that affects a result is required: a preset's name is replaced by its full spec when a recipe is read.
 """
 
 import difflib
@@ -24,7 +24,7 @@ Degrees = Annotated[float, Field(ge=0.0, le=180.0)]
 
 def _check_kernel_size(size: int) -> int:
     if (size and size % 2 == 0) or size == 1:
-        raise ValueError("a kernel's side is odd and at least 3, or 0 for never")
+        raise ValueError("a kernel's size is odd and at least 3, or 0 for never")
     return size
 
 
@@ -35,8 +35,8 @@ KernelSize = Annotated[int, Field(ge=0, le=7), AfterValidator(_check_kernel_size
 class HsvSpec:
     """Shifts of hue, saturation and value, all three in the same images.
 
-    share: of the images. hue: degrees of the colour circle either way (20 = OpenCV's 10 of 180). saturation, value:
-    added, in -x .. x of the full range 0..1 (OpenCV's 8-bit number / 255). An exactly grey pixel stays grey.
+    p: probability for each image. hue: largest shift in degrees (20 = OpenCV's 10 of 180). saturation, value: added,
+    in -x .. x of the full range 0..1 (OpenCV's 8-bit number / 255). An exactly grey pixel stays grey.
     """
 
     p: Fraction
@@ -49,9 +49,9 @@ class HsvSpec:
 class BlurNoiseSpec:
     """One of motion blur, median, Gaussian blur and Gaussian noise, at equal odds among those that are not 0.
 
-    share: of the images. motion, median, gaussian: largest kernel side in pixels (odd, at most 7; 0 = never); the
-    side is drawn from 3, 5 .. it, and Gaussian blur's sigma is 0.8 at 3, 1.1 at 5, 1.4 at 7. noise: least and most
-    variance, in squared steps of 8-bit pixels ([0, 0] = never).
+    p: probability for each image. motion, median, gaussian: largest kernel size in pixels (odd, at most 7; 0 =
+    never); the size is drawn from 3, 5, ... up to it, and Gaussian blur's sigma is 0.8 at 3, 1.1 at 5, 1.4 at 7.
+    noise: smallest and largest variance, in squared 8-bit grey levels ([0, 0] = never).
     """
 
     p: Fraction
@@ -73,10 +73,11 @@ class BlurNoiseSpec:
 class DistortSpec:
     """One of optical, grid and elastic distortion, at equal odds among those that are not 0.
 
-    share: of the images. optical: k in -x .. x, a point at r (in sides, from the middle) is read at r (1 + k r^2),
-    or r / (1 + |k| r^2) where k is negative. grid: each of grid_steps strips per axis is 1 - x .. 1 + x times as
-    wide, and all together fill the image as before. elastic: furthest displacement in shares of the side, of a smooth
-    field with elastic_cells cells per axis. What is read from outside is reflected.
+    p: probability for each image. optical: radial distortion coefficient k, uniform in [-x, x]. A pixel at radius r
+    (in image widths) is sampled at r (1 + k r^2), for negative k at r / (1 + abs(k) r^2). grid: the widths of
+    grid_steps strips per axis are multiplied by 1 - x to 1 + x, then scaled to fill the image. elastic: largest
+    displacement, as a fraction of the image width, of a smooth field with elastic_cells cells per axis. Samples
+    outside the image are reflected.
     """
 
     p: Fraction
@@ -97,8 +98,8 @@ class DistortSpec:
 class ClaheSpec:
     """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of luma; colour differences stay.
 
-    share: of the images. clip: the limit is drawn from 1 (hardly a change) to this, in mean counts of a bin. tiles:
-    per axis.
+    p: probability for each image. clip: the limit is uniform from 1 (hardly a change) to this, in multiples of a
+    bin's mean count. tiles: per axis.
     """
 
     p: Fraction
@@ -108,9 +109,9 @@ class ClaheSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class CutoutSpec:
-    """One black square (DeVries and Taylor 2017), its middle anywhere in the image, cut off at the border.
+    """One black square (DeVries and Taylor 2017), its centre anywhere in the image, clipped at the border.
 
-    share: of the images. side: of the square, in shares of the image's.
+    p: probability for each image. side: length of the square's side, as a fraction of the image's.
     """
 
     p: Fraction
@@ -121,12 +122,12 @@ class CutoutSpec:
 class AugmentSpec:
     """Random changes of a training image, each drawn uniformly; all zeros and nulls = none.
 
-    horizontal_flip, vertical_flip, transpose: each in half of the images; all three give the square's eight
-    positions evenly. moved: share of the images that rotate, shift and zoom apply to. rotate: degrees either way.
-    shift: share of the side either way. zoom: scale in 1 - zoom .. 1 + zoom. fill: what lies outside the moved
-    image. toned: share of the images that brightness applies to; contrast and saturation each draw for themselves.
-    brightness, contrast, saturation: factor in 1 - x .. 1 + x. The others are applied in the order of the fields,
-    but for distortion, which is one interpolation with the moves.
+    horizontal_flip, vertical_flip, transpose: each applied with probability 1/2; together the three give the eight
+    symmetries of the square with equal probability. p_geometric: probability that rotate, shift and zoom apply, all
+    together. rotate: largest angle in degrees. shift: largest shift as a fraction of the image width. zoom: scale in
+    1 - zoom .. 1 + zoom. fill: how pixels from outside the image are filled. p_colour: probability of brightness, of
+    contrast and of saturation, each drawn by itself. brightness, contrast, saturation: factor in 1 - x .. 1 + x. Steps
+    run in the order of the fields, except that distortion and the affine transform share one interpolation.
     """
 
     horizontal_flip: bool
@@ -178,7 +179,7 @@ PRESETS: Mapping[str, AugmentSpec] = {
         cutout=CutoutSpec(p=0.7, side=0.375),
     ),
 }  # fmt: skip
-"""Each is measured nowhere as better than another: they are starting points with a name."""
+"""Named starting points. No preset has been shown to be better than another."""
 
 PRESET_NOTES: Mapping[str, str] = {
     "none": "every image as it is",
@@ -194,7 +195,7 @@ PRESET_NOTES: Mapping[str, str] = {
 
 
 def find_preset(name: str, location: str = "") -> AugmentSpec:
-    """Return a preset; raises `UsageError` with the closest name and the list. where: the file and field, if any."""
+    """Return a preset; raises `UsageError` with the closest name and the list. location: the file and field, if any."""
     if name in PRESETS:
         return PRESETS[name]
     suggestions = difflib.get_close_matches(name, PRESETS, n=1)
@@ -207,16 +208,16 @@ def find_preset(name: str, location: str = "") -> AugmentSpec:
 
 
 def active_fields(spec: AugmentSpec) -> dict[str, Any]:
-    """Return the fields that change images, as plain JSON values: what a report says of a spec."""
+    """Return the fields that have an effect, as JSON values, for reports."""
     inactive_fields = {name for name, value in asdict(spec).items() if not value}
     is_geometric, is_colour = (
         spec.rotate or spec.shift or spec.zoom,
         spec.brightness or spec.contrast or spec.saturation,
     )
     if not is_geometric or spec.p_geometric in (0.0, 1.0):
-        inactive_fields.add("moved")
+        inactive_fields.add("p_geometric")
     if not is_colour or spec.p_colour in (0.0, 1.0):
-        inactive_fields.add("toned")
+        inactive_fields.add("p_colour")
     if not is_geometric or not spec.p_geometric:
         inactive_fields |= {"rotate", "shift", "zoom", "fill"}
     if not spec.p_colour:

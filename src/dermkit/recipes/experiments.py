@@ -285,7 +285,7 @@ S4_CNN = Recipe(
         backbone="dermkit/cnn-s4", backbone_args={}, weights="none", skip_blocks=(), hidden=(128,), dropout=0.4
     ),
     augment=ROTATE_FLIP_ZOOM,
-    grow=OversampleSpec(to=1.0, most_copies=8, augment=ROTATE_FLIP_ZOOM),
+    grow=OversampleSpec(target_fraction=1.0, max_copies=8, augment=ROTATE_FLIP_ZOOM),
     mix=None,
     phases=(full_phase(30, lr=1e-3, patience=6),),
     optim=replace(ADAM, batch_size=64),

@@ -1,6 +1,6 @@
 """What an experiment is: a frozen, validated value; JSON in and out; a fingerprint.
 
-No field that can change a number has a default: a recipe read a year later says all of what was done.
+Every field that affects a result is required, so an old recipe file does not depend on today's defaults.
 """
 
 import difflib
@@ -28,8 +28,7 @@ from dermkit.recipes.augmentation import (
     NonNegativeFloat,
     find_preset,
 )
-
-RECIPE_FORMAT = 2
+from dermkit.recipes.formats import MIGRATIONS, RECIPE_FORMAT, recipe_with_format_2_names
 
 Scheme = Literal["given", "given-as-published", "holdout", "kfold"]
 
@@ -68,10 +67,10 @@ class ImageSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class SplitSpec:
-    """How the manifest is divided.
+    """How the manifest is split.
 
-    validation, test: fractions of the groups that are divided (for `given*`, of the given training rows;
-    `test` is unused there and 0). folds: 0 unless the scheme is `kfold`. per_class: this many images drawn from
+    validation, test: fractions of the groups. With a `given` scheme, `validation` is a fraction of the published
+    training rows and `test` must be 0. folds: 0 unless the scheme is `kfold`. per_class: this many images drawn from
     each class, all others excluded with a reason (0 = all). draw_from: only rows of this `given_split` ("" = all).
     """
 
@@ -118,23 +117,23 @@ class ModelSpec:
 class OversampleSpec:
     """Growth of small classes on the training split only, by augmented copies.
 
-    to: share of the largest training class that every smaller class is grown to (1.0 = equal).
-    most_copies: at most this many images, original included, from one image.
+    target_fraction: target size of the smaller classes, as a fraction of the largest (1.0 = equal sizes).
+    max_copies: the most training images made from one image, itself included.
     """
 
-    to: Annotated[float, Field(gt=0.0, le=1.0)]
-    most_copies: PositiveInt
+    target_fraction: Annotated[float, Field(gt=0.0, le=1.0)]
+    max_copies: PositiveInt
     augment: AugmentSpec
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class Phase:
-    """One stretch of training.
+    """One phase of training.
 
     train_backbone: `none` (frozen, batch-norm statistics too; features cached), `all`, or the number of timm's
     last layer groups to train. views: with a frozen backbone, augmented views cached per image
     (0 = the image itself, without augmentation). freeze_batch_norm: batch-norm layers stay in evaluation mode.
-    patience: epochs without improvement before stopping (0 = never); the best epoch's weights are kept either way.
+    patience: epochs without improvement before stopping (0 = never); the best epoch's weights are saved in any case.
     """
 
     epochs: PositiveInt
@@ -166,10 +165,10 @@ class OptimSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class MixupSpec:
-    """Mixing of two training images and of their labels, both by one share drawn from Beta(alpha, alpha).
+    """Mixup and CutMix of two training images and their labels, with one ratio from Beta(alpha, alpha).
 
-    mixup: alpha of blending (Zhang 2018); cutmix: alpha of pasting a rectangle (Yun 2019); 0 = never, and where both
-    are given each is taken half of the time. share: of the samples, how many are mixed at all.
+    mixup: alpha of mixup (Zhang 2018); cutmix: alpha of CutMix (Yun 2019); 0 = never. If both are positive, each is
+    used for half of the mixed images. p: probability that an image is mixed.
     """
 
     mixup: NonNegativeFloat
@@ -188,8 +187,8 @@ class ComputeSpec:
     """How training computes; validation, evaluation and prediction of a trained net always run in float32.
 
     precision: `bfloat16` runs matrix products and convolutions in bfloat16 (weights, losses and sums stay float32);
-    `fastest` is bfloat16 where the processor multiplies it in hardware and the phase gains from it, else float32:
-    decided before the run, and written into the run's own recipe.json. compile: `torch.compile` of the training step.
+    `fastest` is bfloat16 on devices that multiply it in hardware, otherwise float32; chosen before the run and saved
+    in its recipe.json. compile: `torch.compile` of the training step.
     """
 
     precision: Literal["float32", "bfloat16", "fastest"]
@@ -198,7 +197,7 @@ class ComputeSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class Recipe:
-    """One experiment, whole. `system` names which published system it repeats; `about` is for people.
+    """All settings of one experiment. `system` names which published system it repeats; `about` is for people.
 
     repeats: runs with seeds seed, seed + 1, ...; the final model is the best on validation by `monitor`.
     keep: which checkpoint becomes the model.
@@ -228,32 +227,6 @@ class Recipe:
         return self
 
 
-def _migrate_1_to_2(recipe_json: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 knew one way to draw, to mix and to compute: it is written down, so that the numbers stay."""
-    optim, grow = recipe_json.get("optim"), recipe_json.get("grow")
-    return {
-        **recipe_json,
-        "format": 2,
-        "augment": _migrate_augment_1_to_2(recipe_json.get("augment")),
-        "grow": {**grow, "augment": _migrate_augment_1_to_2(grow.get("augment"))}
-        if isinstance(grow, dict)
-        else grow,
-        "mix": None,
-        "compute": {"precision": "float32", "compile": False},
-        "optim": {**optim, "sampling": "shuffled"} if isinstance(optim, dict) else optim,
-    }
-
-
-def _migrate_augment_1_to_2(augment_json: Any) -> Any:
-    if not isinstance(augment_json, dict):
-        return augment_json
-    new_fields = dict.fromkeys(("distort", "hsv", "blur_noise", "clahe", "cutout"))
-    return {**augment_json, "transpose": False, "moved": 1.0, "toned": 1.0, **new_fields}
-
-
-MIGRATIONS = {1: _migrate_1_to_2}
-"""What brings an older recipe.json to this format without changing a number."""
-
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 _SPLIT_ADAPTER: TypeAdapter[SplitSpec] = TypeAdapter(SplitSpec)
 
@@ -265,11 +238,11 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_fingerprint(recipe: Recipe, **input_hashes: str) -> str:
-    """Return 12 hex digits of what can change a number: the recipe without its prose and seed, and `input_hashes`.
+    """Return 12 hex digits of all that can change a result: the recipe without its texts and seed, and `input_hashes`.
 
-    `input_hashes` are hashes of the manifest, the split and the weights.
+    input_hashes: hashes of the manifest, the split and the weights. The run folder is named after the fingerprint.
     """
-    recipe_json = recipe_to_dict(recipe)
+    recipe_json = recipe_with_format_2_names(recipe_to_dict(recipe))
     for key in ("about", "system", "seed", "repeats"):
         del recipe_json[key]
     return fingerprint(recipe_json, input_hashes)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ from dermkit.models.inference import (
 )
 from dermkit.models.net import Net, backbone_fingerprint
 from dermkit.models.precision import autocast
-from dermkit.recipes.schema import ComputeSpec, ModelSpec
+from dermkit.recipes.augmentation import AugmentSpec
+from dermkit.recipes.formats import with_format_2_names
+from dermkit.recipes.schema import ComputeSpec, MixupSpec, ModelSpec, OversampleSpec
 from dermkit.training.augment.batch import AUGMENTATION_VERSION
 from dermkit.training.distributed.process_group import ProcessGroup
 from dermkit.training.samples import PixelSource, Samples
@@ -160,6 +163,10 @@ def _store_fingerprint(job: FeatureJob, pixel_source: PixelSource, net_variant: 
     )
 
 
+def _hashed_fields(spec: AugmentSpec | OversampleSpec | MixupSpec | None) -> Any:
+    return with_format_2_names(asdict(spec)) if spec else None
+
+
 def _sample_keys(samples: Samples, job: FeatureJob, *, seed: int, view: int, is_unaugmented: bool) -> _Keys:
     """Return a key per sample: an image as it is has the same one in every run, a random view that of its numbers."""
     pixel_keys = job.pixel_keys[samples.rows]
@@ -168,12 +175,12 @@ def _sample_keys(samples: Samples, job: FeatureJob, *, seed: int, view: int, is_
     keys = hash_keys(precision, map(bytes, pixel_keys)).copy()
     if not is_augmented.any():
         return keys
-    oversample_fields = asdict(samples.oversample) if samples.oversample else None
-    settings = canonical_json([precision, seed, view, asdict(samples.augment), oversample_fields])
+    augment_fields, oversample_fields = _hashed_fields(samples.augment), _hashed_fields(samples.oversample)
+    settings = canonical_json([precision, seed, view, augment_fields, oversample_fields])
     key_columns = [pixel_keys, samples.keys.astype("<u8")[:, None].view(np.uint8)]
     mix_plan = None if is_unaugmented else samples.mix_plan(np.arange(len(samples)), seed=seed, epoch=view)
     if mix_plan is not None:
-        settings += canonical_json([asdict(samples.mixup) if samples.mixup else None, len(samples)])
+        settings += canonical_json([_hashed_fields(samples.mixup), len(samples)])
         key_columns += [
             pixel_keys[mix_plan.partner],
             samples.keys[mix_plan.partner].astype("<u8")[:, None].view(np.uint8),

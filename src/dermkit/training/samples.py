@@ -86,14 +86,17 @@ class Samples:
 def _oversampled_rows(
     labels: NDArray[np.int64], train_rows: NDArray[np.int64], spec: OversampleSpec, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return (rows, copy numbers) that bring every smaller class to `spec.to` of the largest, evenly over images."""
+    """Return (rows, copy numbers) that grow the smaller classes to `spec.target_fraction` of the largest.
+
+    The copies of a class are spread evenly over its images.
+    """
     counts = np.bincount(labels[train_rows])
-    target_count = round(spec.to * int(counts.max()))
+    target_count = round(spec.target_fraction * int(counts.max()))
     rows: list[NDArray[np.int64]] = []
     copy_numbers: list[NDArray[np.int64]] = []
     for class_index in np.flatnonzero(counts):
         class_rows = train_rows[labels[train_rows] == class_index]
-        n_extra = min(max(target_count - len(class_rows), 0), len(class_rows) * (spec.most_copies - 1))
+        n_extra = min(max(target_count - len(class_rows), 0), len(class_rows) * (spec.max_copies - 1))
         shuffled_rows = np.random.default_rng([seed, int(class_index)]).permutation(class_rows)
         rows.append(np.resize(shuffled_rows, n_extra))
         copy_numbers.append(1 + np.arange(n_extra) // len(class_rows))

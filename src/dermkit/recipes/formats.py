@@ -1,0 +1,108 @@
+"""The formats of recipe.json: how an older one is read, and the names by which a recipe is hashed."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+RECIPE_FORMAT = 3
+
+_FORMAT_2_NAMES = {
+    "p": "share",
+    "p_geometric": "moved",
+    "p_colour": "toned",
+    "target_fraction": "to",
+    "max_copies": "most_copies",
+}
+"""Fields of `augment`, `grow` and `mix` -> their names in format 2. No other field was renamed."""
+
+_RENAMED_SPECS = ("augment", "grow", "mix")
+
+
+def with_format_2_names(value: Any) -> Any:
+    """Return a spec of `augment`, `grow` or `mix`, as plain values, with the field names of format 2.
+
+    Run folders and cached features are found by hashes of these names. They stay, so that a run or a cache of before
+    is still found by a recipe of today.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    return {_FORMAT_2_NAMES.get(name, name): with_format_2_names(field) for name, field in value.items()}
+
+
+def recipe_with_format_2_names(recipe_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's plain values with the field names of format 2: what its fingerprint is taken of."""
+    return {
+        name: with_format_2_names(field) if name in _RENAMED_SPECS else field
+        for name, field in recipe_json.items()
+    }
+
+
+def format_of_recipe(recipe_json: Mapping[str, Any]) -> int:
+    """Return the format of a recipe that is stored without its number, as in model.json, by the fields it has."""
+    if "compute" not in recipe_json:
+        return 1
+    augment = recipe_json.get("augment")
+    return 2 if isinstance(augment, Mapping) and "moved" in augment else 3
+
+
+def migrate_recipe(recipe_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain values of a recipe in today's format; those of an unknown format are returned as they are."""
+    migrated = dict(recipe_json)
+    while isinstance(migrated.get("format"), int) and migrated["format"] in MIGRATIONS:
+        migrated = MIGRATIONS[migrated["format"]](migrated)
+    return migrated
+
+
+def _migrate_1_to_2(recipe_json: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 had no sampling, mixing or precision settings. Fill in what it implied; results stay the same."""
+    optim, grow = recipe_json.get("optim"), recipe_json.get("grow")
+    return {
+        **recipe_json,
+        "format": 2,
+        "augment": _migrate_augment_1_to_2(recipe_json.get("augment")),
+        "grow": {**grow, "augment": _migrate_augment_1_to_2(grow.get("augment"))}
+        if isinstance(grow, dict)
+        else grow,
+        "mix": None,
+        "compute": {"precision": "float32", "compile": False},
+        "optim": {**optim, "sampling": "shuffled"} if isinstance(optim, dict) else optim,
+    }
+
+
+def _migrate_augment_1_to_2(augment_json: Any) -> Any:
+    if not isinstance(augment_json, dict):
+        return augment_json
+    new_fields = dict.fromkeys(("distort", "hsv", "blur_noise", "clahe", "cutout"))
+    return {**augment_json, "transpose": False, "moved": 1.0, "toned": 1.0, **new_fields}
+
+
+def _migrate_2_to_3(recipe_json: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 had other names for probabilities and for the limits of `grow`; only the names change."""
+    grow = _rename(recipe_json.get("grow"), "to", "most_copies")
+    return {
+        **recipe_json,
+        "format": 3,
+        "augment": _migrate_augment_2_to_3(recipe_json.get("augment")),
+        "grow": {**grow, "augment": _migrate_augment_2_to_3(grow.get("augment"))}
+        if isinstance(grow, dict)
+        else grow,
+        "mix": _rename(recipe_json.get("mix"), "share"),
+    }
+
+
+def _migrate_augment_2_to_3(augment_json: Any) -> Any:
+    augment = _rename(augment_json, "moved", "toned")
+    if not isinstance(augment, dict):
+        return augment  # a preset's name, or a mistake that the validation reports
+    return {name: _rename(field, "share") for name, field in augment.items()}
+
+
+def _rename(spec_json: Any, *format_2_names: str) -> Any:
+    """Return a spec with today's names of these fields. A spec that has both names is left for the validation."""
+    new_names = {old: new for new, old in _FORMAT_2_NAMES.items() if old in format_2_names}
+    if not isinstance(spec_json, dict) or spec_json.keys() & set(new_names.values()):
+        return spec_json
+    return {new_names.get(name, name): field for name, field in spec_json.items()}
+
+
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _migrate_1_to_2, 2: _migrate_2_to_3}
+"""Format number -> function that converts a recipe of that format to the next. Results do not change."""
