@@ -1,6 +1,6 @@
-"""Whether probabilities mean what they say: parts of the Brier score, class by class ECE, slope and intercept, benefit.
+"""Calibration of one event's probabilities: Brier decomposition, classwise ECE, slope and intercept; net benefit.
 
-All of it is about one event (a class, or malignant against the rest) of which (N,) probabilities were stated.
+The event is a class, or malignant against the rest; (N,) probabilities of it are judged.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ _CERTAINTY_MARGIN = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class BrierDecomposition:
-    """The binary Brier score taken apart, each (...): score = reliability - resolution + uncertainty + within.
+    """Parts of the binary Brier score, each (...): score = reliability - resolution + uncertainty + within_bins.
 
-    reliability: squared gap between stated and seen frequency, 0 is best. resolution: how far the bins' frequencies
-    lie apart, higher is better. uncertainty: of the labels alone. within: what bins of some width leave over
-    (Stephenson, Coelho and Jolliffe 2008, Weather and Forecasting 23:752).
+    reliability: squared gap between stated and observed frequency, 0 is best. resolution: variance of the bins'
+    observed frequencies, higher is better. uncertainty: variance of the labels. within_bins: what remains because bins
+    have a width (Stephenson, Coelho and Jolliffe 2008, Weather and Forecasting 23:752).
     """
 
     score: Floats
@@ -34,7 +34,7 @@ class BrierDecomposition:
 def decompose_brier(
     bin_counts: Floats, probability_sums: Floats, event_counts: Floats, squared_errors: Floats
 ) -> BrierDecomposition:
-    """Take the score apart from sums per bin, (..., BINS): images, probabilities, events; squares: (...) of p - y."""
+    """Decompose the Brier score from sums per bin, (..., N_BINS), and the total squared error, (...)."""
     total = bin_counts.sum(axis=-1)
     has_images = total > 0
     base_rate = ratio(event_counts.sum(axis=-1), total, has_images)
@@ -54,7 +54,7 @@ def decompose_brier(
 
 
 def classwise_ece_from_bins(residual_sums: Floats, total: Floats) -> Floats:
-    """Return the mean over classes of each one's calibration error, (...); gaps: (..., K, BINS) sums of p - y."""
+    """Return the mean over classes of each class's ECE, (...); residual_sums: (..., K, N_BINS) sums of p - y."""
     per_class = np.abs(residual_sums).sum(axis=-1)
     return ratio(per_class.mean(axis=-1), total, total > 0)
 
@@ -64,11 +64,11 @@ def classwise_ece_from_bins(residual_sums: Floats, total: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class CalibrationLine:
-    """Logistic recalibration (Cox 1958): what the log odds would have to be multiplied with and shifted by.
+    """Calibration slope and intercept (Cox 1958): the logistic regression of the outcome on the log odds.
 
-    slope: 1 is right, below 1 too sure; NaN where no finite one exists. intercept: with the slope held at 1; 0 is
-    right, below 0 the event is stated too often; NaN where all probabilities are 0 or 1 and right, since nothing can
-    then be learned of it. *_variance: of these, over units that are drawn together.
+    slope: 1 is right, below 1 overconfident; NaN if no finite one exists. intercept: with the slope held at 1; 0 is
+    right, below 0 the event is predicted too often; NaN if all probabilities are 0 or 1 and right. *_variance: sandwich
+    variances over groups.
     """
 
     slope: float
@@ -78,10 +78,10 @@ class CalibrationLine:
 
 
 def calibration_slope_intercept(probability: Floats, is_event: Bools, groups: Ints) -> CalibrationLine:
-    """Fit slope and intercept of (N,) probabilities by maximum likelihood; needs events and non-events.
+    """Fit slope and intercept of (N,) probabilities by maximum likelihood.
 
-    Variances are the sandwich's over units (Liang and Zeger 1986), times G / (G - 1). Raises `ValueError` without
-    both sides.
+    Variances are the sandwich estimator over groups (Liang and Zeger 1986), times G / (G - 1). Raises `ValueError`
+    without events or without non-events.
     """
     if is_event.all() or not is_event.any():
         raise ValueError("calibration needs images with the event and images without")
@@ -100,19 +100,19 @@ def calibration_slope_intercept(probability: Floats, is_event: Bools, groups: In
 
 
 def log_odds(probability: Floats) -> Floats:
-    """Return log(p / (1 - p)), of 0 and 1 as of the nearest number that the log loss tells from them."""
+    """Return log(p / (1 - p)), p clipped to [EPSILON, 1 - EPSILON]."""
     p = np.clip(probability, EPSILON, 1 - EPSILON)
     return np.asarray(np.log(p) - np.log1p(-p), dtype=np.float64)
 
 
 def _is_separated(logits: Floats, is_event: Bools) -> bool:
-    """Tell whether one threshold parts the sides, or all odds are equal: the best slope is then no number."""
+    """Tell whether a threshold separates the two sides, or all odds are equal: no finite slope is best then."""
     event_logits, other_logits = logits[is_event], logits[~is_event]
     return bool(event_logits.min() >= other_logits.max() or event_logits.max() <= other_logits.min())
 
 
 def _fit_logistic(design: Floats, y: Floats, offset: Floats, groups: Ints) -> tuple[Floats, Floats]:
-    """Return coefficients (P,) and their variance (P, P): Newton's steps, halved while the likelihood falls."""
+    """Return coefficients (P,) and their variance (P, P): Newton steps, halved while the likelihood falls."""
     beta = np.zeros(design.shape[1])
     log_likelihood = _log_likelihood(design @ beta + offset, y)
     for _ in range(_MAX_NEWTON_STEPS):
@@ -156,8 +156,9 @@ def net_benefit_from_counts(
 def net_benefit(score: Floats, is_positive: Bools, thresholds: Floats) -> Floats:
     """Return the net benefit of calling score >= threshold positive, (T,) (Vickers and Elkin 2006).
 
-    True positives per image, less false ones weighted with the odds of the threshold: at 0.1, nine needless biopsies
-    weigh as much as one missed event. thresholds: 0 <= t < 1. Raises `ValueError` without images or outside.
+    True positives per image, minus false positives weighted by the odds of the threshold: at 0.1, nine needless
+    biopsies weigh as much as one missed event. thresholds: (T,), 0 <= t < 1. Raises `ValueError` for others, or without
+    images.
     """
     if not len(score) or thresholds.min() < 0 or thresholds.max() >= 1:
         raise ValueError("net benefit needs images and thresholds from 0 to below 1")

@@ -1,7 +1,7 @@
-"""Figures that are made of counts: the confusion matrix and its ratios.
+"""Metrics of a confusion matrix: accuracy, recall, precision, F1, Matthews' correlation, kappa and their macro means.
 
-Arrays may have leading dimensions (one entry per resample). NaN marks an undefined entry inside these arrays;
-`summary` turns it into null with a reason before anything is written.
+Arrays may have leading dimensions, such as one entry per resample. Undefined entries are NaN; `summary` writes them as
+null with a reason.
 
 A class without images has no precision, recall or F1, even if something was predicted as it; its specificity is
 defined. A class with images that is never predicted has no precision, and an F1 of 0.
@@ -17,7 +17,7 @@ from dermkit.metrics.stats.arrays import Bools, Floats, Ints, ratio
 
 @dataclass(frozen=True, eq=False)
 class BinaryCounts:
-    """True and false positives and negatives of one or many views of class against rest, all of one shape."""
+    """True and false positives and negatives of classes against the rest, all of one shape."""
 
     tp: Floats
     fp: Floats
@@ -27,7 +27,7 @@ class BinaryCounts:
 
 @dataclass(frozen=True, eq=False)
 class CumulativeCounts:
-    """Positives and negatives at or above each distinct score, falling, each (B, T)."""
+    """True and false positives at each distinct score taken as threshold, in descending order, each (B, T)."""
 
     tp: Floats
     fp: Floats
@@ -68,20 +68,20 @@ def malignant_vs_rest_counts(confusion: NDArray[np.float64] | Ints, malignant_cl
 
 
 def accuracy(confusion: NDArray[np.float64] | Ints) -> Floats:
-    """Return the share of images whose predicted class is the true one, shape (...)."""
+    """Return the fraction of images whose predicted class is the true one, (...)."""
     matrix = np.asarray(confusion, dtype=np.float64)
     total = matrix.sum(axis=(-2, -1))
     return ratio(np.trace(matrix, axis1=-2, axis2=-1), total, total > 0)
 
 
 def recall(counts: BinaryCounts) -> Floats:
-    """Return tp / (tp + fn), sensitivity: the share of the class's images that are found."""
+    """Return tp / (tp + fn), the sensitivity: the fraction of the class's images that are predicted as it."""
     positives = counts.tp + counts.fn
     return ratio(counts.tp, positives, positives > 0)
 
 
 def specificity(counts: BinaryCounts) -> Floats:
-    """Return tn / (tn + fp): the share of the other classes' images that are not called this class."""
+    """Return tn / (tn + fp): the fraction of the other images that are not predicted as the class."""
     negatives = counts.tn + counts.fp
     return ratio(counts.tn, negatives, negatives > 0)
 
@@ -93,13 +93,13 @@ def precision(counts: BinaryCounts) -> Floats:
 
 
 def npv(counts: BinaryCounts) -> Floats:
-    """Return tn / (tn + fn), negative predictive value; undefined without negatives or where none is called so."""
+    """Return tn / (tn + fn), negative predictive value; undefined without negatives or without negative predictions."""
     predicted_negatives = counts.tn + counts.fn
     return ratio(counts.tn, predicted_negatives, (predicted_negatives > 0) & (counts.tn + counts.fp > 0))
 
 
 def f1(counts: BinaryCounts) -> Floats:
-    """Return 2 tp / (2 tp + fp + fn); 0 for a class with images that is never hit, undefined without images."""
+    """Return 2 tp / (2 tp + fp + fn); 0 for a class whose images are all missed, undefined without images."""
     denominator = 2 * counts.tp + counts.fp + counts.fn
     return ratio(2 * counts.tp, denominator, counts.tp + counts.fn > 0)
 
@@ -132,15 +132,15 @@ def balanced_accuracy_present(confusion: NDArray[np.float64] | Ints) -> float:
 
 
 def mcc(confusion: NDArray[np.float64] | Ints) -> Floats:
-    """Return Matthews' correlation, -1 to 1, shape (...), of K classes (Gorodkin 2004).
+    """Return Matthews' correlation of K classes (Gorodkin 2004), (...), -1 to 1.
 
-    Undefined where all images are of one class or all are called one: there is nothing to correlate.
+    Undefined if all images are of one class or all are predicted as one.
     """
     matrix = np.asarray(confusion, dtype=np.float64)
     total, n_correct = matrix.sum(axis=(-2, -1)), np.trace(matrix, axis1=-2, axis2=-1)
     true_counts, predicted_counts = matrix.sum(axis=-1), matrix.sum(axis=-2)
     variance_product = (total**2 - (true_counts**2).sum(axis=-1)) * (total**2 - (predicted_counts**2).sum(axis=-1))
-    # Rounding may leave a hair beside 1.
+    # Rounding can leave the range by a last digit.
     return np.clip(
         ratio(
             n_correct * total - (true_counts * predicted_counts).sum(axis=-1),
@@ -153,7 +153,7 @@ def mcc(confusion: NDArray[np.float64] | Ints) -> Floats:
 
 
 def binary_mcc(counts: BinaryCounts) -> Floats:
-    """Return Matthews' correlation of each class against the rest, from its counts of any one shape."""
+    """Return Matthews' correlation of each class against the rest, in the shape of the counts."""
     matrices = np.stack(
         [np.stack([counts.tp, counts.fn], axis=-1), np.stack([counts.fp, counts.tn], axis=-1)], axis=-2
     )
@@ -161,9 +161,9 @@ def binary_mcc(counts: BinaryCounts) -> Floats:
 
 
 def kappa(confusion: NDArray[np.float64] | Ints) -> Floats:
-    """Return Cohen's kappa, shape (...): agreement beyond what the margins give by chance.
+    """Return Cohen's kappa, (...): agreement beyond what the marginal frequencies give by chance.
 
-    Undefined where chance alone agrees always: one class, and everything called it.
+    Undefined if chance agreement is complete: all images of one class, and all predicted as it.
     """
     matrix = np.asarray(confusion, dtype=np.float64)
     total = matrix.sum(axis=(-2, -1))

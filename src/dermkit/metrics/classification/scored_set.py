@@ -1,4 +1,4 @@
-"""What every figure is made from: the scored images of one split, as arrays that fit each other."""
+"""The scored images of one split, as checked arrays: the input of every metric."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ def p_malignant(probabilities: Floats, malignant_classes: Bools) -> Floats:
 class ScoredSet:
     """The scored images of one split.
 
-    classes: K names. malignant: (K,). true, predicted: (N,) class indices. probabilities: (N, K), rows sum to 1.
-    groups: (N,) labels 0 to G - 1 of what must be drawn together, each label used. Raises `ValueError` where
-    shapes or labels do not fit, or without images.
+    classes: K names. malignant_classes: (K,) mask. y_true, y_pred: (N,) class indices. probabilities: (N, K), rows sum
+    to 1. groups: (N,) labels 0 to G - 1, each used: the resampling unit of an image (lesion, patient, or the image
+    itself). Raises `ValueError` if shapes or labels do not fit, or without images.
     """
 
     classes: Sequence[str]
@@ -59,7 +59,7 @@ class ScoredSet:
         return int(self.groups.max()) + 1
 
     def n_groups_in(self, mask: Bools) -> int:
-        """Return how many groups some of the images are of. rows: (N,)."""
+        """Return how many groups have an image in `mask`, (N,)."""
         return int(mask.sum()) if self.is_ungrouped else len(np.unique(self.groups[mask]))
 
     @cached_property
@@ -69,7 +69,7 @@ class ScoredSet:
 
     @cached_property
     def rank_of_true(self) -> Ints:
-        """How many classes come before the true one, (N,); of equal probabilities the first class, as in `argmax`."""
+        """How many classes rank above the true one, (N,), 0 = first; ties go to the lower index, as in `argmax`."""
         p, rows = self.probabilities, np.arange(len(self.y_true))
         p_true = p[rows, self.y_true][:, None]
         is_earlier_class = np.arange(p.shape[1]) < self.y_true[:, None]

@@ -1,9 +1,7 @@
-"""What is settled on validation images and then only applied: calibration, operating points, sets, answers withheld.
+"""The decision policy: calibration, operating points, prediction sets and referral thresholds, fitted on validation.
 
-Settled from the validation side alone, as plain numbers; `evaluate_policy` says how they do on images that had
-no part in it.
-The validation images also chose the epoch, so that what is promised of new images can be a little too good: the test
-side shows it.
+The policy is plain numbers fitted on validation images alone; `evaluate_policy` measures it on other images. Validation
+also selected the epoch, so its own figures are optimistic: rely on the test split.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,12 +30,12 @@ DEFAULT_TARGETS = (("sensitivity", 0.95), ("sensitivity", 0.9), ("specificity", 
 GUARANTEE_CONFIDENCE = 0.95
 CONFORMAL_ALPHA = 0.1
 REFERRAL_COVERAGES = tuple(number / 20 for number in range(19, 9, -1))
-"""Of the images, the surest: how many may be answered and the others referred, from 95 % down to 50 %."""
+"""Fractions of images to answer, 95 % down to 50 %, for which referral thresholds are fitted; the rest are referred."""
 
 CALIBRATION_METRICS = (
     "loss", "brier", "ece", "ece_classwise", "calibration_slope", "calibration_intercept", "brier_malignant",
 )  # fmt: skip
-"""What calibration is for; the order of images of two classes, and so AUROC, it leaves alone."""
+"""Metrics that calibration can improve; of two classes it changes no order, and so no AUROC."""
 
 CALIBRATION_FITS: Mapping[str, Callable[[Ints, Floats], ProbabilityCalibration]] = {
     "temperature": recalibration.fit_temperature,
@@ -47,11 +45,11 @@ CALIBRATION_FITS: Mapping[str, Callable[[Ints, Floats], ProbabilityCalibration]]
 
 @dataclass(frozen=True)
 class ReferralThreshold:
-    """Answer an image whose calibrated confidence is at least `min_confidence`, refer the others.
+    """Answer an image if its calibrated confidence is at least `min_confidence`, else refer it.
 
-    share: of the images, wished. answered: of the validation images; more than `target_coverage` where
-    confidences are equal.
-    error: share of wrong answers among these; they chose the epoch and the calibration, so it is hopeful.
+    target_coverage: fraction of images to answer. validation_coverage: fraction answered on validation; above the
+    target where confidences tie. error_rate: among the answered; optimistic, since these images also selected the
+    epoch and the calibration.
     """
 
     target_coverage: float
@@ -71,9 +69,11 @@ class ReferralThreshold:
 
 @dataclass(frozen=True, eq=False)
 class DecisionPolicy:
-    """calibration, and for each kind its validation loss out of fold; points: wish -> threshold; rule: of the sets.
+    """A fitted policy.
 
-    answering: one for each of `REFERRAL_COVERAGES`; none in what was settled before these were kept.
+    out_of_fold_losses: validation log loss per kind of calibration, fitted out of fold. operating_points: (rate,
+    Threshold) pairs, rate "sensitivity" or "specificity". referral_thresholds: one for each of `REFERRAL_COVERAGES`;
+    none in older files.
     """
 
     calibration: ProbabilityCalibration
@@ -132,7 +132,7 @@ def _rule_dict(rule: conformal.ConformalRule) -> dict[str, Any]:
 
 
 def _rule_from_dict(rule_json: Mapping[str, Any]) -> conformal.ConformalRule:
-    """Return the rule; what was settled before units were kept has none, and its images are taken as independent."""
+    """Return the conformal rule; older files hold no groups, and their images are taken as independent."""
     n_images, group_counts = np.array(rule_json["n"], dtype=np.int64), rule_json.get("units")
     n_groups = None if group_counts is None else np.array(group_counts, dtype=np.int64)
     if n_groups is not None and n_groups.shape != n_images.shape:
@@ -155,7 +155,7 @@ def fit_policy(
     targets: Sequence[tuple[str, float]] = DEFAULT_TARGETS,
     alpha: float = CONFORMAL_ALPHA,
 ) -> DecisionPolicy:
-    """Settle everything on validation images. A wish has no threshold where its side has no image there."""
+    """Fit a policy on validation images. A target whose side (malignant or other) has no image gets no threshold."""
     losses = _out_of_fold_losses(validation)
     kind = min(losses, key=lambda candidate: (losses[candidate], list(losses).index(candidate)))
     calibration = (
@@ -179,7 +179,7 @@ def fit_policy(
 def fit_operating_points(
     calibrated_set: ScoredSet, targets: Sequence[tuple[str, float]]
 ) -> tuple[tuple[str, Threshold], ...]:
-    """Return the threshold of each wish on calibrated validation images; none where its side has no image."""
+    """Return (rate, threshold) for each (rate, target) that the calibrated validation images allow to fit."""
     return tuple(
         (rate, point)
         for rate, target in targets
@@ -193,9 +193,9 @@ def operating_point_dict(rate: str, point: Threshold) -> dict[str, Any]:
 
 
 def _out_of_fold_losses(validation: ScoredSet) -> dict[str, float]:
-    """Return the log loss of each kind on images that its numbers were not fitted to, groups kept together.
+    """Return the cross-validated log loss of each kind of calibration, groups kept together.
 
-    A kind must earn its numbers: with few images a shift per class is noise.
+    Out of fold, because with few images a bias per class only fits noise.
     """
     y_true, p = validation.y_true, validation.probabilities
     losses = {"none": log_loss(y_true, p)}
@@ -227,7 +227,7 @@ def _fit_operating_point(calibrated_set: ScoredSet, rate: str, target: float) ->
 
 
 def apply_calibration(scored_set: ScoredSet, calibration: ProbabilityCalibration) -> ScoredSet:
-    """Return the same images with calibrated probabilities, and the predictions that these make."""
+    """Return the scored set with calibrated probabilities and the predictions that follow from them."""
     p = calibration.apply(scored_set.probabilities)
     return ScoredSet(
         scored_set.classes, scored_set.malignant_classes, scored_set.y_true, p.argmax(axis=1), p, scored_set.groups
@@ -246,9 +246,9 @@ def evaluate_policy(
     prevalences: tuple[float, ...] = DEFAULT_PREVALENCES,
     requested_points: Sequence[tuple[str, Threshold]] = (),
 ) -> dict[str, Any]:
-    """Return what a split's body of metrics.json holds of a decision. summarise: `summary.summarise`.
+    """Return what metrics.json holds of a policy on one split.
 
-    asked: operating points beside the decision's own, marked as such.
+    evaluate_split: `summary.evaluate_split`. requested_points: further operating points, marked as requested.
     """
     calibrated_set = apply_calibration(scored_set, policy.calibration)
     metrics = evaluate_split(calibrated_set, seed=seed, with_ranking=False)["metrics"]
@@ -315,7 +315,7 @@ def _prevalence_dict(at_prevalence: AtPrevalence) -> dict[str, Any]:
 
 
 def covers_true_class(rule: conformal.ConformalRule, calibrated_set: ScoredSet) -> Bools:
-    """Return which sets hold the true class, (N,)."""
+    """Return whether the prediction set of each image contains its true class, (N,)."""
     return np.asarray(
         rule.prediction_sets(calibrated_set.probabilities)[
             np.arange(len(calibrated_set.y_true)), calibrated_set.y_true
@@ -325,9 +325,9 @@ def covers_true_class(rule: conformal.ConformalRule, calibrated_set: ScoredSet) 
 
 
 def _conformal_dict(rule: conformal.ConformalRule, calibrated_set: ScoredSet) -> dict[str, Any]:
-    """Return coverage per class with its interval, and what a sound rule would cover with a chance of 95 %.
+    """Return the coverage per class with its interval, and the 95 % range of the coverage of a valid rule.
 
-    That range is of independent images: more of the same lesions, here or in calibration, do not make it narrower.
+    The range assumes independent images, so it counts groups: more photographs of the same lesions do not narrow it.
     """
     prediction_sets, is_covered = (
         rule.prediction_sets(calibrated_set.probabilities),
@@ -360,7 +360,7 @@ def _risk_coverage(calibrated_set: ScoredSet) -> conformal.RiskCoverage:
 def _referral_thresholds(
     calibrated_set: ScoredSet, curve: conformal.RiskCoverage, coverages: Sequence[float]
 ) -> Iterator[ReferralThreshold]:
-    """Yield for each share what the surest images of that share are and how often they are answered wrongly."""
+    """Yield the referral threshold of each coverage, with the error rate among the answered images."""
     for coverage in coverages:
         index = int(np.searchsorted(curve.coverage, coverage - 1e-12))
         threshold = float(curve.confidence[index])
@@ -377,9 +377,9 @@ def _error_rate(calibrated_set: ScoredSet, is_answered: Bools) -> Estimate:
 
 
 def _referral_dict(policy: DecisionPolicy, calibrated_set: ScoredSet) -> dict[str, Any]:
-    """Return the error rate when only the surest images are answered, at a few shares, and the area under it.
+    """Return the risk-coverage curve of a split at a few coverages, its area, and the policy's thresholds evaluated.
 
-    `calibrated_set`: the same from the confidences on that validation settled, which `dermkit predict --refer` goes by.
+    The thresholds fitted on validation are those that `dermkit predict --coverage` uses.
     """
     curve = _risk_coverage(calibrated_set)
     error_by_coverage = {
@@ -398,7 +398,7 @@ def _referral_dict(policy: DecisionPolicy, calibrated_set: ScoredSet) -> dict[st
 
 
 def _referral_result(referral: ReferralThreshold, calibrated_set: ScoredSet) -> dict[str, Any]:
-    """Return how many images a confidence of validation answers here, and how often wrongly."""
+    """Return the coverage and the error rate of a threshold fitted on validation, on this split."""
     is_answered = calibrated_set.confidence >= referral.min_confidence
     coverage = intervals.proportion_estimate(is_answered, calibrated_set.groups)
     return {

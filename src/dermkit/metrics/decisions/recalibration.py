@@ -30,7 +30,7 @@ class ProbabilityCalibration:
 
     def apply(self, probabilities: Floats) -> Floats:
         """Return calibrated probabilities (N, K), rows summing to 1."""
-"""L2 penalty on the biases: without it, a class without validation images would get a bias of minus infinity."""
+        # The last bit of a row sum depends on the memory layout; contiguous rows give one image one number always.
         logits = np.ascontiguousarray(_logits(probabilities))
         return np.asarray(softmax(logits / self.temperature + np.array(self.bias), axis=1))
 
