@@ -1,4 +1,4 @@
-"""Scoring many images: the fast net is the net, nothing is lost or doubled when it is stopped, memory stays flat."""
+"""Scoring many images: the fast net is the net, nothing is lost or doubled when it is stopped, memory is bounded."""
 
 import errno
 import json
@@ -846,15 +846,16 @@ def peak_memory(model: Path, images: Path, out: Path, *more: str | Path) -> int:
     return int(done.stderr.rsplit("peak ", 1)[1])
 
 
-def test_memory_does_not_grow_with_the_number_of_images(trained: Path, tmp_path: Path) -> None:
-    """600 images fill the sheets and a part; 3,600 are six times that. Two processes, each of which loads torch."""
+def test_memory_grows_little_with_the_number_of_images(trained: Path, tmp_path: Path) -> None:
+    """600 images fill the sheets and a save; 3,600 are six times that. Two processes, each of which loads torch."""
     few = peak_memory(trained, linked(tmp_path / "few", 600), tmp_path / "a")
     many = peak_memory(trained, linked(tmp_path / "many", 3600), tmp_path / "b")
     assert many < few + 8 * 1024
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_twenty_thousand_images(trained: Path, tmp_path: Path) -> None:
+def test_an_image_takes_less_than_a_kilobyte_of_memory(trained: Path, tmp_path: Path) -> None:
+    """16 MiB for 19,000 images are 880 bytes each; measured: 600."""
     few = peak_memory(trained, linked(tmp_path / "few", 1000), tmp_path / "a", "--cache", tmp_path / "kept")
     many = peak_memory(trained, linked(tmp_path / "many", 20_000), tmp_path / "b", "--cache", tmp_path / "kept")
     assert many < few + 16 * 1024

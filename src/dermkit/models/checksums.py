@@ -1,7 +1,7 @@
-"""SHA256SUMS of a folder: written last, checked before anything in it is used.
+"""SHA256SUMS of a folder: written last, checked before any file of it is used.
 
-Two files cannot be exchanged at once. Where one is about to be, the hash that it will have is announced first, in a
-comment that `sha256sum -c` passes over: stopped anywhere in between, the folder is still what it vouches for.
+Two files cannot be replaced atomically, so their new hashes are first appended as `# next` comments, which
+`sha256sum -c` skips; during the update either hash is valid. An interrupted update leaves a folder that verifies.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def update_files(folder: Path, texts: Mapping[str, str]) -> None:
-    """Replace text files of a folder and its checksums; wherever it stops, `expected_hashes` still knows what
-    is there.
-    """
+    """Replace text files of a folder and its checksums; the folder verifies wherever this is interrupted."""
     lines = (folder / CHECKSUM_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
     pending_lines = [f"{_PENDING_PREFIX}{sha256_bytes(text.encode())}  {name}\n" for name, text in texts.items()]
     write_text(folder / CHECKSUM_FILE, "".join([*lines, *pending_lines]))
@@ -35,7 +33,7 @@ def update_files(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def is_update_pending(folder: Path) -> bool:
-    """Return whether an exchange of files was stopped before its end."""
+    """Return whether an update of files was interrupted."""
     path = folder / CHECKSUM_FILE
     return path.is_file() and any(
         line.startswith(_PENDING_PREFIX) for line in path.read_text(encoding="utf-8").splitlines()
@@ -43,9 +41,9 @@ def is_update_pending(folder: Path) -> bool:
 
 
 def expected_hashes(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Return file name -> the hashes that it may have; raises `UntrustedError` without SHA256SUMS or for a foreign one.
+    """Return file name -> its valid hashes: one, or two for a file that is being replaced.
 
-    More than one for a file that was about to be exchanged.
+    Raises `UntrustedError` without SHA256SUMS, or where it names a file outside the folder.
     """
     sums_path = folder / CHECKSUM_FILE
     if not sums_path.is_file():
@@ -54,7 +52,7 @@ def expected_hashes(folder: Path) -> dict[str, tuple[str, ...]]:
             remedy="name the run folder or its model/ folder, or copy the model anew",
         )
     hashes: dict[str, tuple[str, ...]] = {}
-    # A byte that is no text becomes a name or a hash that cannot match.
+    # A byte that is not UTF-8 becomes a character that no file name or hash here holds, so that it cannot match.
     for line in sums_path.read_bytes().decode("utf-8", "replace").splitlines():
         sha256, _, name = line.removeprefix(_PENDING_PREFIX).partition("  ")
         if "/" in name or "\\" in name or name in ("", ".", ".."):
@@ -66,7 +64,10 @@ def expected_hashes(folder: Path) -> dict[str, tuple[str, ...]]:
 
 
 def read_verified(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of every listed file: what was hashed is what is used. Raises `UntrustedError`."""
+    """Return file name -> bytes of every listed file, so that the bytes that were hashed are those that are used.
+
+    Raises `UntrustedError` where a file is missing or changed.
+    """
     content: dict[str, bytes] = {}
     for name, hashes in expected_hashes(folder).items():
         try:
@@ -79,7 +80,10 @@ def read_verified(folder: Path) -> dict[str, bytes]:
 
 
 def check_hashes(folder: Path, *, preserved: str) -> None:
-    """Raise `UntrustedError` where a listed file is gone or changed; read in blocks. kept: what is not lost by it."""
+    """Raise `UntrustedError` where a listed file is missing or changed; files are read in blocks.
+
+    preserved: for the error message, what is still intact.
+    """
     for name, hashes in expected_hashes(folder).items():
         if not (folder / name).is_file() or sha256_file(folder / name) not in hashes:
             raise _changed_file_error(folder / name, preserved)

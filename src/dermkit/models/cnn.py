@@ -1,4 +1,4 @@
-"""Two small nets of our own, trained from scratch: convolution, pooling, and a head of dense layers after them."""
+"""Two small convolutional nets that are trained from scratch."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MEAN = STD = (0.5, 0.5, 0.5)
-"""Pixels in -1..1: these nets have no weights that ask for another normalisation."""
+"""Mean and deviation that map pixels to -1..1; there are no pretrained weights that would need others."""
 
 
 class GridMean(nn.Module):

@@ -1,4 +1,8 @@
-"""A net at its fastest in float32: batch norms folded into convolutions, one thread per batch, batches side by side."""
+"""Fast float32 inference: batch norms fused into convolutions, one single-threaded batch per core.
+
+Shapes: N images of S x S pixels, C feature channels. Pixels are uint8 (N, S, S, 3); inputs of a net float32
+(N, 3, S, S) in channels_last order; logits and features float32 (N, K) and (N, C).
+"""
 
 import copy
 import threading
@@ -18,15 +22,14 @@ from dermkit.threads import ordered_map
 
 FUSED_NET, UNFUSED_NET = "batch norms folded into convolutions", "as built"
 _FUSION_TOLERANCE = 5e-5
-"""Largest difference that folding may make to an output, in standard deviations of the outputs. Float32 itself is not
-closer to the truth: MobileNetV2 as built was 1.1e-5 away from float64 in a probability, folded 0.9e-5; its features, of
-random weights, 2e-5 deviations away from each other."""
+"""Largest allowed difference of an output after fusion, in standard deviations of the outputs. For scale: a probability
+of MobileNetV2 was 1.1e-5 from float64 unfused and 0.9e-5 fused; its features, with random weights, differed by 2e-5."""
 
 _BATCH_SIZE = {"cpu": 16, "cuda": 64}
-"""Images per forward pass: a core works on what its own cache holds, a GPU on what fills it."""
+"""Images per forward pass: on a CPU as many as a core's own cache holds, on a GPU enough to occupy it."""
 
 EVAL_BATCH_SIZE = {"cpu": 16, "cuda": 256}
-"""The same for validation and for features, where nobody else uses the device."""
+"""Images per forward pass in validation and feature extraction."""
 
 _Batch = TypeVar("_Batch")
 _Output = TypeVar("_Output")
@@ -42,32 +45,32 @@ def pick_device(name: str) -> torch.device:
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Return how many images go through a net at once on a device."""
+    """Return the default number of images per forward pass on a device."""
     return _BATCH_SIZE[device.type]
 
 
 def eval_batches(rows: NDArray[np.int64], device: torch.device) -> list[NDArray[np.int64]]:
-    """Cut rows into what goes through a net at once."""
+    """Split row numbers, (N,), into batches for validation and feature extraction."""
     size = EVAL_BATCH_SIZE[device.type]
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def n_parallel_batches(device: torch.device) -> int:
-    """Return how many passes run side by side on a device."""
+    """Return how many batches are computed in parallel on a device."""
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def parallel_batches(
     compute: Callable[[_Batch], _Output], batches: Iterable[_Batch], *, workers: int
 ) -> Iterator[_Output]:
-    """Yield make(item) in order, from `workers` threads, each of which multiplies alone.
+    """Yield compute(batch) in order from `workers` threads, each limited to one torch thread.
 
-    Two threads that share every multiplication wait for each other at the end of each; two batches side by side
-    do not, and a batch's figures are the same on any number of threads.
+    Faster than sharing one matrix product, at whose end all threads wait for each other; and a batch's numbers do not
+    depend on the number of threads.
     """
 
     def compute_single_threaded(batch: _Batch) -> _Output:
-        torch.set_num_threads(1)  # of this thread, and of those that begin later
+        torch.set_num_threads(1)  # acts on this thread and on threads that start later
         return compute(batch)
 
     with _restored_thread_count():
@@ -84,10 +87,10 @@ def _restored_thread_count() -> Iterator[None]:
 
 
 class InferenceEngine:
-    """uint8 pixels -> class probabilities. way: `FUSED_NET` or `UNFUSED_NET`. at_most: images at once, less
-    after a refusal.
+    """uint8 pixels -> class probabilities. Thread-safe.
 
-    Any number of threads may call it. say: told when the device's memory was too small for a batch.
+    net_variant: `FUSED_NET` or `UNFUSED_NET`. max_batch_size: halved whenever the device runs out of memory, which
+    `say` is told.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class InferenceEngine:
         self._net = net
         size = preprocessing.size
         with _restored_thread_count(), exact_float32(self.device):
-            torch.set_num_threads(1)  # or the choice could be another on another number of threads
+            torch.set_num_threads(1)  # so that the choice does not depend on the number of threads
             fused_net = fuse_batch_norm(net, self._inputs(probe_images(size)))
         self._net, self.net_variant = (fused_net, FUSED_NET) if fused_net is not None else (net, UNFUSED_NET)
 
@@ -130,7 +133,7 @@ class InferenceEngine:
             self._halve_batch_size(len(inputs))
 
     def _logits_or_none(self, inputs: Tensor) -> Tensor | None:
-        """Return logits, or None where the memory was too small; the error is gone, and with it what it held."""
+        """Return logits, None where memory ran out: returning drops the exception, and the tensors it refers to."""
         try:
             logits: Tensor = self._net(inputs)
         except (RuntimeError, MemoryError) as error:
@@ -156,14 +159,14 @@ class InferenceEngine:
 
 
 def _normalisation_tables(preprocessing: Preprocessing) -> tuple[NDArray[np.float32], ...]:
-    """Return, for each channel, the normalised value of the 256 levels: the same numbers as `images.normalise`."""
+    """Return for each channel the normalised values of the levels 0 to 255, (256,) float32."""
     levels = np.arange(256, dtype=np.float64) / preprocessing.divide_by
     pairs = zip(preprocessing.mean, preprocessing.std, strict=True)
     return tuple(((levels - mean) / std).astype(np.float32) for mean, std in pairs)
 
 
 def normalise_by_table(batch: NDArray[np.uint8], tables: tuple[NDArray[np.float32], ...]) -> Tensor:
-    """Return normalised pixels (N, 3, S, S), written straight in the order of memory that convolutions like."""
+    """Return normalised pixels (N, 3, S, S), written in channels_last order, in which convolutions are fastest."""
     out = np.empty(batch.shape, np.float32)
     for channel, table in enumerate(tables):
         np.take(table, batch[..., channel], out=out[..., channel], mode="clip")
@@ -171,13 +174,13 @@ def normalise_by_table(batch: NDArray[np.uint8], tables: tuple[NDArray[np.float3
 
 
 def normalise_on_device(batch: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return the same, computed on the batch's device: a quarter of the bytes travels there."""
+    """Return the same, computed on the batch's device: uint8 is a quarter of the bytes to transfer."""
     mean, std = (torch.tensor(values, device=batch.device) for values in (preprocessing.mean, preprocessing.std))
     return batch.float().div_(preprocessing.divide_by).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 def exact_float32(device: torch.device) -> AbstractContextManager[None]:
-    """On CUDA, convolutions would round their inputs to 10 bits (TF32) unless told not to."""
+    """Return a context without TF32: CUDA convolutions would else round their inputs to 10 bits of mantissa."""
     if device.type != "cuda":
         return nullcontext()
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
@@ -198,7 +201,7 @@ def fused_backbone(net: nn.Module, preprocessing: Preprocessing) -> tuple[nn.Mod
 
 
 def probe_images(size: int) -> NDArray[np.uint8]:
-    """Return made pictures (4, side, side, 3): noise, a dark spot on a gradient, both, and one colour."""
+    """Return synthetic test pictures (4, size, size, 3) uint8: noise, a dark spot on a gradient, both, one colour."""
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3))
     y, x = np.mgrid[0:size, 0:size] / size
     spot = 120 * np.exp(-((x - 0.5) ** 2 + (y - 0.5) ** 2) / 0.05)
@@ -244,8 +247,8 @@ def _fused_copy(net: nn.Module, probe: Tensor, is_eligible: Callable[[nn.Conv2d]
 
 
 def _conv_norm_pairs(net: nn.Module, probe: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Return convolutions and the batch norms that take their output as it is, each used once: seen, not guessed."""
-    conv_outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensors are held, so that no id is used twice
+    """Return (conv, norm) pairs observed in one forward pass: the norm takes the conv's output, and both run once."""
+    conv_outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # holding the tensors keeps their ids unique
     call_counts: dict[int, int] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 

@@ -1,4 +1,4 @@
-"""Folders that somebody names as a run or a model: refused in one way where they are not there, or only hold runs."""
+"""Checks of a path that is named as a run or a model, with one wording of the errors."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ _PATH_REMEDY = "check the path"
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `DataError` for a path that is no folder."""
+    """Raise `DataError` where a path is not a folder."""
     if folder.is_dir():
         return
     problem = "is a file, not a folder" if folder.exists() else "there is no such folder"
@@ -19,7 +19,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise `DataError` for a path that is no folder, or that holds runs but no model."""
+    """Raise `DataError` where a path is not a folder, or holds runs but is itself neither a run nor a model."""
     check_folder(folder)
     if any((candidate / CHECKSUM_FILE).is_file() for candidate in (folder, folder / "model")):
         return
@@ -32,16 +32,16 @@ def check_model_folder(folder: Path) -> None:
 
 
 def find_runs(folder: Path) -> list[str]:
-    """Return the names of the runs, or folders of repeats, that lie in a folder."""
+    """Return the names of the runs and folders of repeats directly below a folder."""
     try:
         subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
-    except OSError:  # a folder that may not be listed: the refusal stands without names
+    except OSError:  # no permission to list it: the error is raised without names
         return []
     return [path.name for path in subfolders if any((path / name).is_file() for name in _RUN_MARKERS)]
 
 
 def suggest_run(folder: Path, default: str) -> str:
-    """Return the remedy for a folder that is no run: the runs in it by name, `default` where it holds none."""
+    """Return the remedy for a folder that is not a run: it names the runs in it; `default` where there are none."""
     runs = find_runs(folder)
     if not runs:
         return default

@@ -1,4 +1,4 @@
-"""A backbone and a head: building, loading, freezing, and which parameters learn how fast (timm underneath)."""
+"""A net of a timm backbone and a head: built, loaded, frozen, and its parameters grouped by learning rate."""
 
 import contextlib
 import difflib
@@ -52,11 +52,11 @@ _RESERVED_ARGS = (
     "no_jit",
     "global_pool",
 )
-"""Arguments of timm that a recipe may not set: they load other files or change what comes out of the backbone."""
+"""Arguments of timm that a recipe may not set: they load other files or change the backbone's output."""
 
 
 class Net(nn.Module):
-    """Images (N, 3, S, S) float32, normalised -> logits (N, n_classes), classes in the data set's order."""
+    """Normalised images (N, 3, S, S) float32 -> logits (N, n_classes), classes in the data set's order."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module, n_features: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def build_net(spec: ModelSpec, n_classes: int, *, weights: BackboneWeights, seed
 
 @contextlib.contextmanager
 def _seeded_cpu(seed: int) -> Iterator[None]:
-    """Seed the CPU generator alone: `torch.manual_seed` would also move every GPU's."""
+    """Seed the CPU generator within a block; `torch.manual_seed` would also seed every GPU's."""
     state = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:
@@ -103,7 +103,7 @@ def _seeded_cpu(seed: int) -> Iterator[None]:
 
 
 def _build_backbone(spec: ModelSpec, weights: BackboneWeights) -> tuple[nn.Module, int]:
-    """Return the backbone without a classifier, and the side of an image that it surely takes."""
+    """Return the backbone without a classifier, and an input size that it accepts, for probing."""
     if spec.backbone in cnn.CNN_BUILDERS:
         if spec.backbone_args:
             raise UsageError(f"{spec.backbone}: takes no arguments, got {spec.backbone_args}")
@@ -152,7 +152,7 @@ def _skip_blocks(backbone: nn.Module, blocks: tuple[str, ...]) -> None:
 
 
 def _load_weights(backbone: nn.Module, spec: ModelSpec, weights: BackboneWeights) -> None:
-    """Load a file strictly: every tensor of the net, and no other, but for those that the file's JSON excuses."""
+    """Load a file strictly: every tensor of the net and no other, except those that the file's JSON lists."""
     tensors = {
         name: value for name, value in read_tensors(weights).items() if not is_in_blocks(name, spec.skip_blocks)
     }
@@ -212,9 +212,9 @@ def layer_groups(net: Net) -> list[list[str]]:
 
 
 def freeze(net: Net, phase: Phase) -> None:
-    """Set `requires_grad` for a phase: the head always learns, the backbone as `train_backbone` says.
+    """Set `requires_grad` for a phase: always for the head, for the backbone as `train_backbone` says.
 
-    Raises `UsageError` where the backbone has fewer layer groups than asked for.
+    Raises `UsageError` where the backbone has fewer layer groups than `train_backbone`.
     """
     trainable_names = _trainable_names(net, phase.train_backbone)
     for name, parameter in net.backbone.named_parameters():
@@ -238,7 +238,7 @@ def _trainable_names(net: Net, train_backbone: str | int) -> set[str]:
 
 
 def set_train_mode(net: Net, phase: Phase) -> None:
-    """Put what learns in training mode and all frozen parts in evaluation mode; call it after `freeze`.
+    """Set trainable parts to training mode and frozen parts to evaluation mode; call it after `freeze`.
 
     Frozen parts keep their batch-norm statistics and drop nothing out. With `freeze_batch_norm` every batch-norm
     layer of the backbone keeps its statistics, while its scale and offset learn where their group does.
@@ -252,7 +252,7 @@ def set_train_mode(net: Net, phase: Phase) -> None:
 
 
 def _set_mode(module: nn.Module, *, is_trainable: bool) -> None:
-    """A module without parameters (dropout, activation) does as its parent; others as their own parameters."""
+    """Set training mode where a module has trainable parameters; one without parameters follows its parent."""
     trainable_flags = [parameter.requires_grad for parameter in module.parameters()]
     is_trainable = any(trainable_flags) if trainable_flags else is_trainable
     module.training = is_trainable
@@ -261,9 +261,8 @@ def _set_mode(module: nn.Module, *, is_trainable: bool) -> None:
 
 
 def count_batch_norms(net: Net, phase: Phase) -> tuple[int, int, int]:
-    """Return how many batch-norm layers the backbone has, how many move in a phase, and how many of these are frozen.
-
-    A layer moves when it updates its statistics. The net is left as it was found.
+    """Return (batch-norm layers, those that update their statistics in the phase, those of these without trainable
+    weights); the modes and `requires_grad` of the net are restored.
     """
     trainable_flags = [parameter.requires_grad for parameter in net.parameters()]
     training_flags = [module.training for module in net.modules()]
@@ -282,7 +281,9 @@ def count_batch_norms(net: Net, phase: Phase) -> tuple[int, int, int]:
 
 
 def parameter_groups(net: Net, phase: Phase) -> list[dict[str, Any]]:
-    """Return the optimizer's groups, head first, then the backbone if any of it learns; call it after `freeze`."""
+    """Return the optimizer's parameter groups, the head's first, then the backbone's if any is trainable; call it
+    after `freeze`.
+    """
     module_rates: Iterable[tuple[nn.Module, float]] = (
         (net.head, phase.head_lr),
         (net.backbone, phase.backbone_lr),

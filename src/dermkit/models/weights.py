@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from, and why they may be believed: a hub, a file with its JSON, or nowhere."""
+"""Pretrained weights of a backbone: from the hub or a file with its JSON, verified; or none."""
 
 import contextlib
 import difflib
@@ -22,7 +22,7 @@ WEIGHTS_CARD_FORMAT = 1
 _Rgb = tuple[float, float, float]
 
 _HUB_SECONDS = 5.0
-"""Seconds that the hub has to answer; its client's own retries take 23 s to notice a missing network."""
+"""Seconds until the hub must answer; with its client's own retries a missing network takes 23 s to show."""
 
 _operator_declarations: list[torch.library.Library] = []
 
@@ -73,7 +73,7 @@ def _declare_operator(name: str) -> None:
     library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     _operator_declarations.append(library)  # the declaration lives as long as this object
     for module in [key for key in sys.modules if key.split(".")[0] in ("torchvision", "timm")]:
-        del sys.modules[module]  # half imported: the next import must start afresh
+        del sys.modules[module]  # partly imported; remove so that the next import is clean
 
 
 def check_backbone(name: str) -> None:
@@ -92,7 +92,7 @@ def check_backbone(name: str) -> None:
 
 
 def resolve_weights(spec: ModelSpec, file: Path | None) -> BackboneWeights:
-    """Find the weights that a recipe asks for, and refuse those that do not prove what they are.
+    """Find the weights that a recipe names, and refuse files whose hash or description does not fit.
 
     file: a safetensors file with its JSON beside it, instead of the hub. Raises `UsageError` for an unknown
     backbone or a file that the recipe has no use for, `UntrustedError` for weights that are not there, changed,
@@ -112,7 +112,7 @@ def resolve_weights(spec: ModelSpec, file: Path | None) -> BackboneWeights:
 
 
 def _default_normalisation(backbone: str) -> tuple[_Rgb, _Rgb]:
-    """Return mean and standard deviation that timm's table states for a backbone; 0.5 where it states none."""
+    """Return mean and standard deviation of pixels in timm's table of a backbone; 0.5 where there is none."""
     config = None if backbone in cnn.CNN_BUILDERS else import_timm().get_pretrained_cfg(backbone)
     if config is None:
         return cnn.MEAN, cnn.STD
@@ -160,7 +160,7 @@ def _untrusted_error(file: Path, problem: str) -> UntrustedError:
 
 
 def _check_card(card_path: Path, card_fields: dict[str, Any]) -> None:
-    """Refuse a JSON that lacks a fact or states it in the wrong type."""
+    """Refuse a JSON in which a field is missing or of the wrong type."""
     types = {"model": str, "model_args": dict, "licence": str, "sha256": str}
     bad_fields = [
         name for name, expected_type in types.items() if not isinstance(card_fields.get(name), expected_type)
@@ -179,7 +179,7 @@ def _check_card(card_path: Path, card_fields: dict[str, Any]) -> None:
 
 
 def _check_architecture(card_path: Path, card_fields: dict[str, Any], spec: ModelSpec) -> None:
-    """Wrong padding or another net of the same shapes would load silently: names and arguments must agree."""
+    """Refuse a file of another backbone or other arguments: weights of the same shapes would load silently."""
     model_args = dict(card_fields["model_args"])
     if model_args.pop("num_classes", 0) != 0:
         raise _untrusted_error(card_path, "describes a net with a classifier (num_classes is not 0)")
@@ -201,7 +201,7 @@ def _file_note(card_fields: dict[str, Any], missing_names: tuple[str, ...], skip
 
 
 def is_in_blocks(tensor: str, blocks: tuple[str, ...]) -> bool:
-    """Tell whether a tensor's name lies in one of the named modules."""
+    """Return whether a tensor belongs to one of the named modules."""
     return any(tensor.startswith(block + ".") for block in blocks)
 
 
@@ -239,7 +239,7 @@ def _fetch_from_hub(spec: ModelSpec, repository: str, file_name: str) -> Path:
             # One request without retries first, because the download itself retries for long.
             hub.get_hf_file_metadata(hub.hf_hub_url(repository, file_name), token=False, timeout=_HUB_SECONDS)
             return Path(hub.hf_hub_download(repository, file_name, token=False))
-    except Exception as error:  # the HTTP library, and so its exceptions, differ by the hub client's version
+    except Exception as error:  # the HTTP library and its exceptions depend on the hub client's version
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise _no_hub_weights_error(
             spec, f"the hub did not give them ({type(error).__name__}: {reason})"
