@@ -139,17 +139,19 @@ def test_images_may_come_in_any_pieces(seed: int, cuts: list[int]) -> None:
 def test_what_evaluate_says_of_a_test_side_is_what_is_applied_to_its_images() -> None:
     decision, test = fit_policy(split(0, 1200, 3.0)), split(1, 700, 3.0)
     body = evaluate_policy(decision, test, evaluate_split=evaluate_split, seed=0)
-    told = body["refer"]["settled"]
-    assert [item["share"] for item in told] == list(REFERRAL_COVERAGES)
+    told = body["referral"]["at_validation_thresholds"]
+    assert [item["target_coverage"] for item in told] == list(REFERRAL_COVERAGES)
     for item in told:
-        found = select(decision, test.malignant_classes, coverage=item["share"]).apply(test.probabilities)
-        assert found.is_answered.mean() == item["answered"]["value"]
-        assert abs(found.is_answered.mean() - item["share"]) < 0.08, "drawn alike, so many are answered"
+        found = select(decision, test.malignant_classes, coverage=item["target_coverage"]).apply(
+            test.probabilities
+        )
+        assert found.is_answered.mean() == item["coverage"]["value"]
+        assert abs(found.is_answered.mean() - item["target_coverage"]) < 0.08, "drawn alike, so many are answered"
         wrong = (found.y_pred != test.y_true)[found.is_answered].mean()
         assert wrong == pytest.approx(item["error"]["value"], abs=1e-12)
         assert item["error"]["n"] == found.is_answered.sum()
     assert np.array_equal(found.probabilities, apply_calibration(test, decision.calibration).probabilities)
-    assert np.bincount(found.prediction_sets.sum(axis=1), minlength=4).tolist() == body["conformal"]["sizes"]
+    assert np.bincount(found.prediction_sets.sum(axis=1), minlength=4).tolist() == body["conformal"]["set_sizes"]
     for place, item in enumerate(body["operating_points"]):
         called = found.is_positive[:, place]
         assert called[test.is_malignant].mean() == item["sensitivity"]["value"]
@@ -187,8 +189,8 @@ def test_the_confidence_of_a_share_by_hand() -> None:
 
 def test_what_was_settled_before_confidences_were_kept_is_still_read() -> None:
     body = fit_policy(split(9, 400, 2.0)).as_dict()
-    assert len(body["refer"]) == len(REFERRAL_COVERAGES)
-    older = {name: value for name, value in body.items() if name != "refer"}
+    assert len(body["referral"]) == len(REFERRAL_COVERAGES)
+    older = {name: value for name, value in body.items() if name != "referral"}
     assert policy_from_dict(older).referral_thresholds == ()
     assert (
         policy_from_dict(json.loads(json.dumps(body))).referral_thresholds
@@ -196,11 +198,11 @@ def test_what_was_settled_before_confidences_were_kept_is_still_read() -> None:
     )
     assert (
         evaluate_policy(policy_from_dict(older), split(2, 50, 1.0), evaluate_split=evaluate_split, seed=0)[
-            "refer"
-        ]["settled"]
+            "referral"
+        ]["at_validation_thresholds"]
         == []
     )
-    broken = {**body, "refer": [{**body["refer"][0], "least_confidence": None}]}
+    broken = {**body, "referral": [{**body["referral"][0], "min_confidence": None}]}
     with pytest.raises(TypeError):
         policy_from_dict(broken)
 

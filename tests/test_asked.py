@@ -99,33 +99,33 @@ def test_what_is_asked_is_read_as_it_stands() -> None:
 def test_what_was_asked_stands_beside_the_usual_and_goes_with_the_next_evaluation(tmp_path: Path) -> None:
     run = make_run(tmp_path, make_frame())
     plain = evaluate_run(run).read_bytes()
-    decision, usual = (run / "decision.json").read_bytes(), json.loads(plain)["splits"]["test"]
+    decision, usual = (run / "policy.json").read_bytes(), json.loads(plain)["splits"]["test"]
     body = read(evaluate_run(run, options=ALL))
     test = body["splits"]["test"]
-    assert body["asked"] == ALL.as_dict()
-    points = test["decided"]["operating_points"]
-    wishes = [(item["wish"], item["asked"]) for item in points]
+    assert body["options"] == ALL.as_dict()
+    points = test["policy"]["operating_points"]
+    wishes = [(item["name"], item["requested"]) for item in points]
     assert wishes == [("sensitivity 0.95", False), ("sensitivity 0.9", False), ("specificity 0.9", False),
                       ("sensitivity 0.97", True), ("specificity 0.8", True)]  # fmt: skip
-    for mine, theirs in zip(points, usual["decided"]["operating_points"], strict=False):
+    for mine, theirs in zip(points, usual["policy"]["operating_points"], strict=False):
         assert [item["prevalence"] for item in mine["per_prevalence"]] == [0.01, 0.03, 0.05, 0.2]
         kept = [item for item in mine["per_prevalence"] if item["prevalence"] != 0.03]
         assert {**mine, "per_prevalence": kept} == theirs
     assert test["metrics"] == usual["metrics"]
-    stored = read(run / "decision.json")
+    stored = read(run / "policy.json")
     assert stored["operating_points"] == json.loads(decision)["operating_points"], "the model's own stay"
-    assert [item["value"] for item in stored["asked_points"]] == [item["threshold"] for item in points[3:]]
+    assert [item["threshold"] for item in stored["requested_points"]] == [item["threshold"] for item in points[3:]]
     assert (run / "figures" / "official_test.csv").is_file()
     assert evaluate_run(run).read_bytes() == plain
-    assert (run / "decision.json").read_bytes() == decision
+    assert (run / "policy.json").read_bytes() == decision
     assert not list((run / "figures").glob("official_*"))
 
 
 def test_a_wish_that_is_a_usual_one_stands_once(tmp_path: Path) -> None:
     run = make_run(tmp_path, make_frame())
     body = read(evaluate_run(run, options=EvaluationOptions(targets=(("sensitivity", 0.95),))))
-    points = body["splits"]["test"]["decided"]["operating_points"]
-    assert [item["wish"] for item in points] == ["sensitivity 0.95", "sensitivity 0.9", "specificity 0.9"]
+    points = body["splits"]["test"]["policy"]["operating_points"]
+    assert [item["name"] for item in points] == ["sensitivity 0.95", "sensitivity 0.9", "specificity 0.9"]
 
 
 def test_the_wished_threshold_is_settled_on_validation_alone() -> None:
@@ -134,10 +134,10 @@ def test_the_wished_threshold_is_settled_on_validation_alone() -> None:
     moved = frame.assign(label=np.where(frame["split"] == "test", "benign", frame["label"]))
     moved.loc[moved.index[-1], "label"] = "malignant"
     two = evaluate_predictions(moved, classes=TWO, groups=None, options=asked)
-    assert one["decision"] == two["decision"]
-    value = one["decision"]["asked_points"][0]["value"]
+    assert one["policy"] == two["policy"]
+    value = one["policy"]["requested_points"][0]["threshold"]
     positives = frame[(frame["split"] == "validation") & (frame["label"] == "malignant")]["p_malignant"]
-    assert one["decision"]["calibration"]["kind"] != "none" or (positives >= value).mean() > 0.8
+    assert one["policy"]["calibration"]["kind"] != "none" or (positives >= value).mean() > 0.8
 
 
 @pytest.mark.parametrize(
@@ -175,9 +175,9 @@ def test_a_class_table_with_one_side_has_no_operating_point(tmp_path: Path) -> N
 def test_a_test_side_without_two_sides_says_why_it_shows_no_point(tmp_path: Path) -> None:
     frame = make_frame(200)
     frame["label"] = np.where(frame["split"] == "test", "benign", frame["label"])
-    told = read(evaluate_run(make_run(tmp_path, frame), options=ALL))["splits"]["test"]["decided"]
+    told = read(evaluate_run(make_run(tmp_path, frame), options=ALL))["splits"]["test"]["policy"]
     assert told["operating_points"] == []
-    assert told["no_operating_points"] == "no image here is malignant"
+    assert told["why_no_operating_points"] == "no image here is malignant"
 
 
 def test_the_commands_take_and_refuse_it(tmp_path: Path, invoke: Invoke) -> None:
@@ -237,7 +237,7 @@ def test_evaluating_with_wishes_leaves_the_model_folder_as_training_left_it(trai
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     dk.evaluate(run)
     assert (run / "model" / "SHA256SUMS").read_bytes() == before["SHA256SUMS"], "a changed file is not vouched for"
-    other = {**read(run / "decision.json"), "validation_images": 1}
+    other = {**read(run / "policy.json"), "n_validation_images": 1}
     with pytest.raises(UntrustedError, match="not those that were saved"):
         models_card.write_policy(run / "model", other)
 
@@ -247,16 +247,16 @@ def test_a_wish_on_other_data_is_settled_on_the_runs_own_validation_images(
 ) -> None:
     data, asked = dk.load_dataset(binary), EvaluationOptions(targets=(("specificity", 0.7),), official=True)
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    own = read(dk.evaluate(run, options=asked).parent / "decision.json")["asked_points"]
+    own = read(dk.evaluate(run, options=asked).parent / "policy.json")["requested_points"]
     report = dk.evaluate(run, dataset=data, out=tmp_path / "other", options=asked)
     body = read(report.parent / "metrics.json")
-    point = body["splits"]["test"]["decided"]["operating_points"][-1]
-    assert (point["asked"], point["threshold"]) == (True, own[0]["value"])
-    assert "asked_points" not in read(report.parent / "run.json")["decision"]
+    point = body["splits"]["test"]["policy"]["operating_points"][-1]
+    assert (point["requested"], point["threshold"]) == (True, own[0]["threshold"])
+    assert "requested_points" not in read(report.parent / "run.json")["policy"]
     with pytest.raises(DataError, match="these predictions are of test alone"):
         dk.evaluate(report.parent, options=asked)
     again = read(dk.evaluate(report.parent).parent / "metrics.json")
-    assert not any(item["asked"] for item in again["splits"]["test"]["decided"]["operating_points"])
+    assert not any(item["requested"] for item in again["splits"]["test"]["policy"]["operating_points"])
 
 
 # The official rules -----------------------------------------------------------------------------------------------
@@ -349,9 +349,9 @@ def test_a_wish_that_is_kept_is_the_models_from_then_on(trained: Path, tmp_path:
     wished = EvaluationOptions(targets=(("sensitivity", 0.6),), save_targets=True)
     dk.evaluate(run, options=wished)
     card = models_card.read_card(run / "model")
-    own = [(item["rate"], item["wish_rate"]) for item in card["operating_points"] if item.get("asked")]
+    own = [(item["rate"], item["target"]) for item in card["operating_points"] if item.get("requested")]
     assert own == [("sensitivity", 0.6)] == list(models_card.extra_targets(run / "model"))
-    point = next(item for item in card["operating_points"] if item.get("asked"))
+    point = next(item for item in card["operating_points"] if item.get("requested"))
     assert policy_from_dict(card).operating_points[-1][1].value == point["value"]
     predictor = load_model(run / "model")
     chosen = predictor.select_policy(target="sensitivity=.6")
@@ -361,8 +361,8 @@ def test_a_wish_that_is_kept_is_the_models_from_then_on(trained: Path, tmp_path:
     assert (run / "model" / "SHA256SUMS").read_bytes() == sums, (
         "a plain evaluation drops nothing and signs nothing"
     )
-    told = read(run / "metrics.json")["asked"]["wishes"]
-    assert told == [{"rate": "sensitivity", "wish_rate": 0.6}]
+    told = read(run / "metrics.json")["options"]["targets"]
+    assert told == [{"rate": "sensitivity", "target": 0.6}]
 
 
 def test_keeping_needs_a_wish_and_a_run() -> None:

@@ -395,7 +395,7 @@ def test_reports_say_what_the_audit_found(tmp_path: Path, dataset: Dataset) -> N
 def test_a_test_on_other_data_says_how_both_sets_were_audited(tmp_path: Path, dataset: Dataset) -> None:
     run(dataset)
     state = audit_state(dataset, division(dataset))
-    said = told(tmp_path, {}, trained_on={"name": "old moles", "audit": state})
+    said = told(tmp_path, {}, training_dataset={"name": "old moles", "audit": state})
     assert any("no audit was run" in text and text.startswith("moles") for text in said)
     assert any("DA011" in text and "old moles (what the model was trained on)" in text for text in said)
 

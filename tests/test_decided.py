@@ -116,12 +116,12 @@ def test_predict_decides_what_evaluate_computes_from_the_run(trained: Path, mode
 def test_predict_and_evaluate_on_other_data_agree(model: Path, binary: Path, out: Path, tmp_path: Path) -> None:
     data = dk.load_dataset(binary)
     folder = dk.evaluate(model, dataset=data, out=tmp_path / "other").parent
-    told = json.loads((folder / "metrics.json").read_text())["splits"][EXTERNAL_SPLIT]["decided"]
+    told = json.loads((folder / "metrics.json").read_text())["splits"][EXTERNAL_SPLIT]["policy"]
     found = pd.read_csv(out / "decisions.csv").set_index("image_id")
     label = data.manifest.set_index(data.manifest["image_id"].map(bare))["label"].loc[found.index]
     ill = (label == "malignant").to_numpy()
     assert len(found) == len(data.manifest) == 48
-    assert told["conformal"]["sizes"] == np.bincount(found["set_size"], minlength=3).tolist()
+    assert told["conformal"]["set_sizes"] == np.bincount(found["set_size"], minlength=3).tolist()
     assert len(told["operating_points"]) == 3
     for item in told["operating_points"]:
         called = (found[f"positive_at_{item['wish'].replace(' ', '_')}"] == "yes").to_numpy()
@@ -132,8 +132,8 @@ def test_predict_and_evaluate_on_other_data_agree(model: Path, binary: Path, out
         assert item["value"] == pytest.approx(np.array(covered)[label == name].mean(), abs=1e-12)
     p_true = np.where(ill, found["p_malignant"], found["p_benign"])
     assert told["calibrated"]["metrics"]["loss"]["value"] == pytest.approx(-np.log(p_true).mean(), abs=1e-5)
-    (refer,) = (item for item in told["refer"]["settled"] if item["share"] == 0.8)
-    assert refer["answered"]["value"] == pytest.approx((found["referral"] == "answered").mean(), abs=1e-12)
+    (refer,) = (item for item in told["referral"]["at_validation_thresholds"] if item["target_coverage"] == 0.8)
+    assert refer["coverage"]["value"] == pytest.approx((found["referral"] == "answered").mean(), abs=1e-12)
 
 
 # The files --------------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_points_without_a_promise_answer_only_when_they_are_named(
 
 
 def first_format(card: dict[str, Any]) -> None:
-    for name in ("conformal", "validation_images", "refer"):
+    for name in ("conformal", "n_validation_images", "referral"):
         del card[name]
     card |= {"format": 1, "calibration": {"method": "none", "temperature": 1.0}, "operating_points": []}
 
@@ -308,19 +308,21 @@ def test_a_model_without_confidences_refers_nothing_and_says_so(
     model: Path, images: list[str], binary: Path, tmp_path: Path
 ) -> None:
     older = Path(shutil.copytree(model, tmp_path / "model"))
-    rewrite(older, lambda card: card.pop("refer"))
+    rewrite(older, lambda card: card.pop("referral"))
     with pytest.raises(UsageError, match="has no referral thresholds"):
         predict(older, images, out=tmp_path / "out", coverage=0.8)
     outcome = predict(older, images[:3], out=tmp_path / "out", target="sensitivity=.9")
     assert outcome.decision_counts is not None and not outcome.decision_counts.has_referral
     folder = dk.evaluate(older, dataset=dk.load_dataset(binary), out=tmp_path / "other").parent
     assert (
-        json.loads((folder / "metrics.json").read_text())["splits"][EXTERNAL_SPLIT]["decided"]["refer"]["settled"]
+        json.loads((folder / "metrics.json").read_text())["splits"][EXTERNAL_SPLIT]["policy"]["referral"][
+            "at_validation_thresholds"
+        ]
         == []
     )
     write_policy(older, json.loads((model / "model.json").read_text()))
     assert load_model(older).policy is not None
-    assert (older / "model.json").read_text().count('"share"') == 10
+    assert (older / "model.json").read_text().count('"target_coverage"') == 10
 
 
 def shorter_shift(card: dict[str, Any]) -> None:

@@ -86,13 +86,13 @@ def test_points_and_sets_are_told_with_intervals() -> None:
         fit_policy(split(6, 900, 2.0)), split(7, 900, 2.0), evaluate_split=evaluate_split, seed=0
     )
     point = body["operating_points"][0]
-    assert point["wish"] == "sensitivity 0.95" and point["kept"]
+    assert point["name"] == "sensitivity 0.95" and point["guaranteed"]
     assert point["sensitivity"]["ci95"][0] <= point["sensitivity"]["value"] <= point["sensitivity"]["ci95"][1]
     assert [item["prevalence"] for item in point["per_prevalence"]] == [0.01, 0.05, 0.2]
     for item in body["conformal"]["per_class"].values():
         assert item["expected"][0] - 0.03 <= item["value"] <= item["expected"][1] + 0.03
-    assert sum(body["conformal"]["sizes"]) == 900
-    shares = body["refer"]["error_when_answering"]
+    assert sum(body["conformal"]["set_sizes"]) == 900
+    shares = body["referral"]["error_by_coverage"]
     assert shares["0.5"]["value"] < shares["1"]["value"]
     assert shares["0.5"]["n"] == pytest.approx(450, abs=5)
 
@@ -120,15 +120,21 @@ def test_every_image_twice_is_expected_to_do_no_better() -> None:
     )
     for name, item in one.items():
         assert two[name]["expected"] == item["expected"]
-        assert (two[name]["calibration_units"], two[name]["units"]) == (item["calibration_images"], item["n"])
-        assert (two[name]["calibration_images"], two[name]["n"]) == (2 * item["calibration_images"], 2 * item["n"])
+        assert (two[name]["n_calibration_groups"], two[name]["n_groups"]) == (
+            item["n_calibration_images"],
+            item["n"],
+        )
+        assert (two[name]["n_calibration_images"], two[name]["n"]) == (
+            2 * item["n_calibration_images"],
+            2 * item["n"],
+        )
 
 
 def test_a_rule_from_before_units_were_kept_counts_images() -> None:
     body = fit_policy(split(9, 400, 2.0)).as_dict()
-    del body["conformal"]["units"]
+    del body["conformal"]["n_groups"]
     older = policy_from_dict(body)
     assert older.conformal_rule.n_independent.tolist() == body["conformal"]["n"]
     assert older.as_dict() == body, "what was not kept is not made up"
     with pytest.raises(ValueError, match="2 classes have units, 3 have images"):
-        policy_from_dict({**body, "conformal": {**body["conformal"], "units": [1, 2]}})
+        policy_from_dict({**body, "conformal": {**body["conformal"], "n_groups": [1, 2]}})

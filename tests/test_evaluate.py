@@ -269,33 +269,33 @@ def test_evaluate_run_writes_every_table(tmp_path: Path) -> None:
 def test_validation_settles_what_the_other_splits_are_shown_with(tmp_path: Path) -> None:
     frame = make_predictions(900)
     body = json.loads(evaluate_run(make_run(tmp_path, frame)).read_text())
-    decision = json.loads((tmp_path / "decision.json").read_text())
-    assert {name: decision[name] for name in body["decision"]} == body["decision"]
-    assert decision["validation_images"] == 300
-    assert "decided" not in body["splits"]["validation"], "it was fitted there"
-    told = body["splits"]["test"]["decided"]
+    decision = json.loads((tmp_path / "policy.json").read_text())
+    assert {name: decision[name] for name in body["policy"]} == body["policy"]
+    assert decision["n_validation_images"] == 300
+    assert "policy" not in body["splits"]["validation"], "it was fitted there"
+    told = body["splits"]["test"]["policy"]
     assert told["calibrated"]["kind"] == decision["calibration"]["kind"]
     assert [item["threshold"] for item in told["operating_points"]] == [
         item["value"] for item in decision["operating_points"]
     ]
     moved = frame.assign(label=np.where(frame["split"] == "test", "nevus", frame["label"]))
     again = evaluate_predictions(moved, classes=THREE, groups=None)
-    assert again["decision"] == body["decision"], "the test side has no part in it"
+    assert again["policy"] == body["policy"], "the test side has no part in it"
     alone = evaluate_predictions(frame[frame["split"] == "test"], classes=THREE, groups=None)
-    assert alone["decision"] is None and "decided" not in alone["splits"]["test"]
+    assert alone["policy"] is None and "policy" not in alone["splits"]["test"]
 
 
 def test_what_a_model_settled_before_is_shown_on_other_data(tmp_path: Path) -> None:
     evaluate_run(make_run(tmp_path / "own", make_predictions(900)))
-    decision = json.loads((tmp_path / "own" / "decision.json").read_text())
+    decision = json.loads((tmp_path / "own" / "policy.json").read_text())
     other = make_predictions(200, seed=5).assign(split="test")
     run = make_run(tmp_path / "other", other)
     about = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**about, "decision": decision}))
+    (run / "run.json").write_text(json.dumps({**about, "policy": decision}))
     body = json.loads(evaluate_run(run).read_text())
-    told = body["splits"]["test"]["decided"]["operating_points"]
+    told = body["splits"]["test"]["policy"]["operating_points"]
     assert [item["threshold"] for item in told] == [item["value"] for item in decision["operating_points"]]
-    (run / "run.json").write_text(json.dumps({**about, "decision": {"calibration": 3}}))
+    (run / "run.json").write_text(json.dumps({**about, "policy": {"calibration": 3}}))
     with pytest.raises(DataError, match="broken decision"):
         evaluate_run(run)
 
@@ -325,11 +325,11 @@ def test_an_evaluation_of_the_first_format_is_still_read(tmp_path: Path) -> None
     path = evaluate_run(run)
     body = json.loads(path.read_text())
     older = {**body, "format": 1}
-    del older["decision"]
+    del older["policy"]
     for split in older["splits"].values():
         for name in ("npv", "mcc", "kappa", "calibration_slope", "pauc_above_tpr80"):
             del split["metrics"][name]
-        split.pop("decided", None)
+        split.pop("policy", None)
     path.write_text(json.dumps(older))
     assert "npv" not in read_metrics(run)["splits"]["test"]["metrics"]
     page = write_report(run).read_text()

@@ -1,8 +1,9 @@
 """Folders that the release before this one wrote (commit 6429fce) are read, evaluated and gone on with.
 
-`data/run-6429fce.tar.xz` holds, made by that commit on synthetic images: two data sets (`data`, `other`), a run with an
-operating point of its own (`tiny`), one with a sealed test split (`tiny-sealed`), one that was opened (`tiny-opened`), two
-repeats (`tiny-repeats`), a training that was interrupted in its second epoch (`tiny-unfinished`), an evaluation on
+`data/run-6429fce.tar.xz` holds, made by that commit on synthetic images: two data sets (`data`, `other`), a run with
+an operating point of its own (`tiny`), one with a sealed test split (`tiny-sealed`), one that was opened
+(`tiny-opened`), two repeats (`tiny-repeats`), a training that was interrupted in its second epoch
+(`tiny-unfinished`), an evaluation on
 `other` (`external`) and one of a table (`foreign`). Charts, pages and pixels that can be made again are left out.
 """
 

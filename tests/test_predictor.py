@@ -189,8 +189,15 @@ def test_a_model_that_is_settled_anew_is_one_or_the_other_wherever_that_stops(
     model: Path, monkeypatch: pytest.MonkeyPatch, at: int, cause: BaseException
 ) -> None:
     before = models_card.read_card(model)
-    wish = {"rate": "sensitivity", "wish_rate": 0.6, "value": 0.5, "confidence": 0.95, "kept": False, "n": 5}
-    points = [*before["operating_points"], {**wish, "wish": "sensitivity 0.6", "asked": True}]
+    wish = {
+        "rate": "sensitivity",
+        "target": 0.6,
+        "threshold": 0.5,
+        "confidence": 0.95,
+        "guaranteed": False,
+        "n": 5,
+    }
+    points = [*before["operating_points"], {**wish, "name": "sensitivity 0.6", "requested": True}]
     decision = {name: before[name] for name in models_card.POLICY_FIELDS} | {"operating_points": points}
     calls = []
 
@@ -205,7 +212,7 @@ def test_a_model_that_is_settled_anew_is_one_or_the_other_wherever_that_stops(
         models_card.write_policy(model, decision)
     assert calls == [CHECKSUM_FILE, "model.json", "MODEL_CARD.md", CHECKSUM_FILE][:at]
     assert load_model(model).card["operating_points"] in (before["operating_points"], points)
-    other = {**decision, "validation_images": 1}
+    other = {**decision, "n_validation_images": 1}
     for last in (other, decision):  # a stopped one is finished by the next, whatever that settles
         models_card.write_policy(model, last)
         assert models_card.card_policy(models_card.read_card(model)) == last
@@ -222,7 +229,7 @@ def test_a_file_that_nobody_announced_is_not_vouched_for(model: Path) -> None:
         stream.write(f"# next {sha256_bytes(text.replace('24', '25').encode())}  model.json\n")
     load_model(model)
     (model / "model.json").write_text(text.replace("24", "26"))
-    for use in (lambda: load_model(model), lambda: models_card.write_policy(model, {"validation_images": 1})):
+    for use in (lambda: load_model(model), lambda: models_card.write_policy(model, {"n_validation_images": 1})):
         with pytest.raises(UntrustedError, match="SHA-256 differs"):
             use()
 

@@ -256,7 +256,7 @@ def _stored(metrics: dict[str, Any], row: str, place: str) -> Any:
     value = metrics["splits"][split]
     if rest[0] == "per_class":
         value, rest = value["per_class"][row], rest[1:]
-    elif rest[0] not in ("baselines", "decided", "subgroups", "official"):
+    elif rest[0] not in ("baselines", "policy", "subgroups", "official"):
         value = value["metrics"]
     for part in rest:
         value = value[int(part)] if isinstance(value, list) else value[part]
@@ -278,7 +278,7 @@ def _shows(place: str, stored: Any, shown: str) -> bool:
         return shown.startswith("not defined: ")
     if isinstance(stored, int):
         return shown == str(stored)
-    if place.split(".")[-1] in ("prevalence", "wish_rate", "promised"):
+    if place.split(".")[-1] in ("prevalence", "target", "coverage_target"):
         return shown == f"{100 * stored:.6g}\N{NO-BREAK SPACE}%"
     percent = f"{stored:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
     people = (f"{stored:.1f}" if stored < 100 else f"{stored:.0f}",) if ".per_prevalence." in place else ()
@@ -323,7 +323,7 @@ def test_a_planted_bare_number_is_found(full: Path, section: str, number: str) -
 def test_a_planted_wrong_number_is_found(full: Path) -> None:
     metrics = json.loads((full / "metrics.json").read_text())
     html = (full / "report.html").read_text()
-    point = metrics["splits"]["test"]["decided"]["operating_points"][0]["threshold"]
+    point = metrics["splits"]["test"]["policy"]["operating_points"][0]["threshold"]
     assert _wrong(Page(html.replace(f">{point:.3f}<", ">0.001<")), metrics)
     gap = metrics["splits"]["test"]["subgroups"]["sex"]["gaps"][0]
     gap["value"] += 1e-9
@@ -347,7 +347,7 @@ def test_the_rule_that_never_looks_is_counted_where_it_is_not_stored(tmp_path: P
 def test_the_worst_served_group_is_named_with_its_gap(full: Path) -> None:
     found = json.loads((full / "metrics.json").read_text())["splits"]["test"]["subgroups"]
     text = " ".join(Page(full / "report.html").text.replace("\N{NO-BREAK SPACE}", " ").split())
-    gap = next(item for item in found["sex"]["gaps"] if item["figure"] == "sensitivity")
+    gap = next(item for item in found["sex"]["gaps"] if item["metric"] == "sensitivity")
     item = next(group for group in found["sex"]["groups"] if group["name"] == gap["worst"])["metrics"][
         "sensitivity"
     ]
@@ -364,7 +364,7 @@ def test_coverage_of_a_group_is_that_of_its_images(full: Path) -> None:
     body = json.loads((full / "metrics.json").read_text())["splits"]["test"]
     for found in body["subgroups"].values():
         covered = sum(group["coverage"]["value"] * group["n"] for group in found["groups"])
-        per_class = body["decided"]["conformal"]["per_class"].values()
+        per_class = body["policy"]["conformal"]["per_class"].values()
         assert covered == pytest.approx(sum(item["value"] * item["n"] for item in per_class))
         assert sum(group["coverage"]["n"] for group in found["groups"]) == body["n"]
 
@@ -960,8 +960,10 @@ def test_operating_points_of_few_lesions_are_marked(tmp_path: Path, units: int) 
         assert not [place for _, place, *_ in page.numbers if place.startswith(f"{at}.per_prevalence.0.ppv.ci95")]
     else:
         assert marked[f"{at}.sensitivity.reason"] == "unreliable: 14 units, 30 needed"
-        told = json.loads((run / "metrics.json").read_text())["splits"]["test"]["decided"]["operating_points"]
-        assert told[0]["per_prevalence"][0]["found"]["reason"] == "interval unreliable: 14 units, 30 needed"
+        told = json.loads((run / "metrics.json").read_text())["splits"]["test"]["policy"]["operating_points"]
+        assert (
+            told[0]["per_prevalence"][0]["true_positives"]["reason"] == "interval unreliable: 14 units, 30 needed"
+        )
         cells = (run / "report.html").read_text().count('<span class="reason">unreliable</span>')
         tables = len({point["threshold"] for point in told})
         assert tables == 2 and cells == tables * 3 * 5, "all but false alarms, of three prevalences"
@@ -971,14 +973,14 @@ def test_operating_points_of_few_lesions_are_marked(tmp_path: Path, units: int) 
 def test_wishes_that_share_a_threshold_share_their_figures(tmp_path: Path) -> None:
     run = make_run(tmp_path, ("melanoma", "nevus"), n=180)
     body = json.loads((run / "metrics.json").read_text())
-    points = body["splits"]["test"]["decided"]["operating_points"]
+    points = body["splits"]["test"]["policy"]["operating_points"]
     table = 'scope="col">malignant among those looked at'
     for number, point in enumerate(points):
         point["threshold"] = 0.1 + 0.1 * number
     write_json(run / "metrics.json", body, format=2)
     apart = write_report(run).read_text().count(table)
     assert apart == len(points) == 3
-    points[1] = {**points[0], "wish": "sensitivity 0.9", "wish_rate": 0.9}
+    points[1] = {**points[0], "name": "sensitivity 0.9", "target": 0.9}
     write_json(run / "metrics.json", body, format=2)
     page = Page(write_report(run))
     assert (run / "report.html").read_text().count(table) == apart - 1

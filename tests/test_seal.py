@@ -200,14 +200,14 @@ def test_a_seal_that_is_broken_or_unknown_stops_everything(
 def test_a_sealed_run_scores_no_test_image_and_says_so(here: tuple[Path, Path]) -> None:
     data, run = here
     sealed_ids = {row[0] for row in read_seal(seal_file(data)).rows}
-    for name in ("predictions.csv", "colour_rule.csv", "groups.csv", "attributes.csv"):
+    for name in ("predictions.csv", "colour_baseline.csv", "groups.csv", "attributes.csv"):
         assert not sealed_ids & set(pd.read_csv(run / name)["image_id"]), name
     metrics = read(run / "metrics.json")
     assert set(metrics["splits"]) == {"validation"}
     assert metrics["seal"] == {
-        "name": "held", "date": read(seal_file(data))["date"], "n": len(sealed_ids), "opening": None, "openings": 0
+        "name": "held", "date": read(seal_file(data))["date"], "n": len(sealed_ids), "opening_number": None, "n_openings": 0
     }  # fmt: skip
-    assert metrics["decision"]["validation_images"] == metrics["splits"]["validation"]["n"]
+    assert metrics["policy"]["n_validation_images"] == metrics["splits"]["validation"]["n"]
     assert read(run / "model" / "model.json")["conformal"] is not None, "settled before the test side is opened"
     report = (run / "report.html").read_text()
     assert f"The test side is sealed: {len(sealed_ids)} images" in report
@@ -231,7 +231,7 @@ def test_sealed_and_opened_is_scored_as_if_it_had_never_been_sealed(
     dk.split(dk.load_dataset(plain), HOLDOUT, name="held")
     other = train(tiny, plain, tmp_path / "plain-runs")
     assert other.name == run.name
-    for name in ("predictions.csv", "colour_rule.csv", "groups.csv", "attributes.csv", "decision.json"):
+    for name in ("predictions.csv", "colour_baseline.csv", "groups.csv", "attributes.csv", "policy.json"):
         assert (run / name).read_bytes() == (other / name).read_bytes(), name
     assert read(run / "metrics.json")["splits"] == read(other / "metrics.json")["splits"]
     assert sha256_file(run / "model" / "SHA256SUMS") == model, "the opening changes nothing of the model"
@@ -271,7 +271,7 @@ def test_one_opening_needs_no_warning(here: tuple[Path, Path]) -> None:
     assert not [
         item for item in report_warnings(read_run_folder(run)) if "opened" in item.text or "Opening" in item.text
     ]
-    assert read(run / "metrics.json")["seal"]["opening"] == 1
+    assert read(run / "metrics.json")["seal"]["opening_number"] == 1
 
 
 # What refuses an opening ----------------------------------------------------------------------------------------------

@@ -331,7 +331,7 @@ def test_a_grid_is_decided_on_validation_and_its_trials_never_see_the_test_side(
         assert read(path)["splits"]["validation"]["metrics"]["auroc_macro"]["value"] == value
     best = table["recipe"].iloc[int(table["val_auroc_macro"].argmax())]
     assert table.loc[table["chosen"], "recipe"].tolist() == [best]
-    assert read(tmp_path / "small" / "tune.json")["chosen"] == best == final.parent.name
+    assert read(tmp_path / "small" / "tune.json")["best_recipe"] == best == final.parent.name
     assert set(read(final / "metrics.json")["splits"]) == {"validation", "test"}
     trial = tmp_path / "small" / "trials" / best / final.name
     assert (trial / MODEL).read_bytes() == (final / MODEL).read_bytes()
@@ -425,7 +425,7 @@ def test_images_that_training_looked_at_are_counted_as_overlap(
 
 
 def test_the_model_folder_holds_what_validation_settled(trained: Path, binary: Path, tmp_path: Path) -> None:
-    decision, card = read(trained / "decision.json"), read(trained / "model" / "model.json")
+    decision, card = read(trained / "policy.json"), read(trained / "model" / "model.json")
     assert card["format"] == 2
     for name in ("calibration", "operating_points", "conformal"):
         assert card[name] == decision[name]
@@ -433,15 +433,15 @@ def test_the_model_folder_holds_what_validation_settled(trained: Path, binary: P
     assert ("log probabilities divided by" in text) == (decision["calibration"]["kind"] != "none")
     report = dk.evaluate(trained / "model", dataset=dk.load_dataset(binary), out=tmp_path / "same")
     told = read(report.parent / "metrics.json")
-    assert told["decision"]["calibration"] == decision["calibration"]
-    assert "decided" in told["splits"]["test"]
+    assert told["policy"]["calibration"] == decision["calibration"]
+    assert "policy" in told["splits"]["test"]
 
 
 def test_a_model_of_the_first_format_is_still_read(trained: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(trained / "model", model)
     card = read(model / "model.json")
-    older = {name: value for name, value in card.items() if name not in ("conformal", "validation_images")}
+    older = {name: value for name, value in card.items() if name not in ("conformal", "n_validation_images")}
     older |= {"format": 1, "calibration": {"method": "none", "temperature": 1.0}, "operating_points": []}
     write_json(model / "model.json", {k: v for k, v in older.items() if k != "format"}, format=1)
     write_checksums(model)

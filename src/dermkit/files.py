@@ -11,11 +11,12 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from dermkit.errors import DermkitError, OutputError, UsageError
+from dermkit.errors import DataError, DermkitError, OutputError, UsageError
 
 TEMP_PREFIX = ".dermkit-tmp-"
 """A write that was killed leaves only files with this prefix; `sweep_temp` removes them."""
@@ -234,6 +235,36 @@ def read_json(
             remedy="use the dermkit version that wrote it, or make it again",
         )
     return {key: field_value for key, field_value in value.items() if key != "format"}
+
+
+@dataclass(frozen=True)
+class JsonFile:
+    """A JSON file that dermkit writes into a folder: its name, its format, and how each older format is read.
+
+    migrations: format -> function to a newer one. error: what `read` raises for a missing, broken or unknown file.
+    """
+
+    name: str
+    format: int
+    migrations: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
+    error: type[DermkitError] = DataError
+
+    def exists(self, folder: Path) -> bool:
+        """Whether the folder holds it."""
+        return (folder / self.name).is_file()
+
+    def read(self, folder: Path) -> dict[str, Any]:
+        """Return its content in the newest format; raises `error`."""
+        return read_json(folder / self.name, format=self.format, error=self.error, migrations=self.migrations)
+
+    def read_optional(self, folder: Path) -> dict[str, Any]:
+        """Return its content, {} where the folder has no such file; raises `error` for a broken one."""
+        return self.read(folder) if (folder / self.name).exists() else {}
+
+    def write(self, folder: Path, content: Mapping[str, Any]) -> Path:
+        """Write it, whole or not at all; returns its path."""
+        write_json(folder / self.name, content, format=self.format)
+        return folder / self.name
 
 
 def _reject_constant(name: str) -> float:

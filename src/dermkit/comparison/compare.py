@@ -30,11 +30,9 @@ from dermkit.comparison.repeated import (  # fmt: skip
 from dermkit.comparison.variance import VarianceComponents
 from dermkit.comparison.verdict import Difference, verdict
 from dermkit.data.manifest import LesionClass
-from dermkit.errors import DataError
-from dermkit.files import read_json
+from dermkit.runs.layout import RUN
 from dermkit.runs.predictions import read_groups, read_predictions, to_scored_set
 
-RUN_FORMAT = 1
 BOOTSTRAP_SEED = 0
 
 
@@ -174,7 +172,7 @@ def _read_entry(entry: ComparisonEntry) -> _EntryData:
 
 
 def _read_run_data(name: str, run: Path) -> _RunData:
-    run_json = read_json(run / "run.json", format=RUN_FORMAT, error=DataError)
+    run_json = RUN.read(run)
     dataset_json = run_json.get("dataset", {})
     classes = tuple(LesionClass(**fields) for fields in dataset_json.get("classes", []))
     predictions = read_predictions(run / "predictions.csv", [fields.name for fields in classes])

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dermkit.errors import DataError, UsageError
-from dermkit.files import canonical_json, read_json, sha256_file
+from dermkit.files import canonical_json, sha256_file
 from dermkit.recipes.formats import migrate_recipe
+from dermkit.runs.layout import RECIPE_FILE, RUN, SPLIT_FILE, SUMMARY
 
-SUMMARY_FILE = "summary.json"
-SUMMARY_FORMAT = 1
-RUN_FORMAT = 1
 IGNORED_FIELDS = ("format", "about", "system", "seed", "repeats")
 """Fields of recipe.json that do not tell recipes apart."""
 
@@ -77,19 +75,19 @@ def group_runs(folders: Sequence[Path]) -> tuple[ComparisonEntry, ...]:
 
 
 def _is_parent(folder: Path) -> bool:
-    return (folder / SUMMARY_FILE).is_file()
+    return (folder / SUMMARY.name).is_file()
 
 
 def _runs_of(folder: Path) -> list[Path]:
     """Return the runs of a parent folder, as its summary lists them, or the folder itself."""
     if not _is_parent(folder):
         return [folder]
-    summary_rows = read_json(folder / SUMMARY_FILE, format=SUMMARY_FORMAT, error=DataError).get("runs", [])
+    summary_rows = SUMMARY.read(folder).get("runs", [])
     runs = [folder / str(row["folder"]) for row in summary_rows]
-    missing_runs = [run.name for run in runs if not (run / "run.json").is_file()]
+    missing_runs = [run.name for run in runs if not RUN.exists(run)]
     if missing_runs or not runs:
         raise DataError(
-            f"{folder / SUMMARY_FILE}: "
+            f"{folder / SUMMARY.name}: "
             f"{'these runs are not there: ' + ', '.join(missing_runs) if missing_runs else 'lists no run'}",
             outcome="nothing was written",
             remedy="restore them, or name the runs that are there one by one",
@@ -99,7 +97,7 @@ def _runs_of(folder: Path) -> list[Path]:
 
 def _final_model_note(folder: Path, name: str) -> str:
     """Return the warning that belongs to a parent folder's model."""
-    final_run = read_json(folder / SUMMARY_FILE, format=SUMMARY_FORMAT, error=DataError).get("final", {})
+    final_run = SUMMARY.read(folder).get("final", {})
     if not final_run:
         return ""
     return (
@@ -130,9 +128,9 @@ def _recipe_identity(run: Path) -> tuple[str, tuple[object, object]] | None:
 
     None where the files do not say: predictions of other tools, runs without their recipe.
     """
-    if not all((run / name).is_file() for name in ("run.json", "recipe.json", "split.csv")):
+    if not all((run / name).is_file() for name in (RUN.name, RECIPE_FILE, SPLIT_FILE)):
         return None
-    run_json = read_json(run / "run.json", format=RUN_FORMAT, error=DataError)
+    run_json = RUN.read(run)
     dataset_json, recipe_fields = run_json.get("dataset", {}), _read_fields(run / "recipe.json")
     if (
         recipe_fields is None

@@ -63,7 +63,7 @@ def _attribute_metrics(scored_set: ScoredSet, labels: list[str], is_covered: Boo
     )
     groups: list[dict[str, Any]] = [
         {
-            "name": subgroup.name, "n": subgroup.n, "n_groups": subgroup.n_groups, "malignant": subgroup.n_malignant,
+            "name": subgroup.name, "n": subgroup.n, "n_groups": subgroup.n_groups, "n_malignant": subgroup.n_malignant,
             "too_few": subgroup.too_few_reason,
             "metrics": {metric: estimate.as_dict() for metric, estimate in subgroup.metrics.items()},
         }
@@ -74,7 +74,7 @@ def _attribute_metrics(scored_set: ScoredSet, labels: list[str], is_covered: Boo
             in_group = np.asarray(label_array == group["name"], dtype=bool)
             group["coverage"] = proportion_estimate(is_covered[in_group], scored_set.groups[in_group]).as_dict()
     gap_rows = [
-        {"figure": gap.metric, "worst": gap.worst_group, "best": gap.best_group, **gap.difference.as_dict()}
+        {"metric": gap.metric, "worst": gap.worst_group, "best": gap.best_group, **gap.difference.as_dict()}
         for gap in subgroup_gaps(subgroup_list)
     ]
     return {"groups": groups, "gaps": gap_rows}

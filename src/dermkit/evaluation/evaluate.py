@@ -21,13 +21,14 @@ from dermkit.evaluation.policy import (
     fit_with_targets,
     policy_metrics,
 )
-from dermkit.files import write_json, write_rows, write_text
+from dermkit.files import write_rows, write_text
 from dermkit.lint.rules import write_lint
 from dermkit.metrics.classification import isic_scorer
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.metrics.decisions.policy import apply_calibration, policy_from_dict
 from dermkit.metrics.stats.intervals import N_RESAMPLES
+from dermkit.runs.layout import FIGURES_FOLDER, LOG_FILE, OLD_POLICY_FILE, POLICY, PREDICTIONS_FILE
 from dermkit.runs.metrics_json import write_metrics
 from dermkit.runs.predictions import (
     check_predictions,
@@ -50,8 +51,6 @@ from dermkit.runs.reader import (
     seal_summary,
 )
 
-POLICY_FILE = "decision.json"
-POLICY_FORMAT = 1
 SPLIT_ORDER = ("train", "validation", "test")
 COPIED_KEYS = ("mapping", "unmapped", "overlap")
 """What run.json says of a model on another data set and metrics.json repeats."""
@@ -139,16 +138,16 @@ def _evaluate_splits(
         if attributes is not None:
             splits[split_name]["subgroups"] = subgroups_by_attribute(scored_set, rows, attributes, fitted_policy)
         if fitted_policy is not None:
-            splits[split_name]["decided"] = policy_metrics(fitted_policy, scored_set, seed=seed, options=options)
+            splits[split_name]["policy"] = policy_metrics(fitted_policy, scored_set, seed=seed, options=options)
         elif split_name == POLICY_SPLIT and (len(splits_in_order) > 1 or fit_without_test):
             fitted_policy = fit_with_targets(scored_set, options)
     return {
         "classes": [lesion_class.name for lesion_class in classes],
         "positive": [lesion_class.name for lesion_class in classes if lesion_class.malignancy == "malignant"],
         "bootstrap": {"resamples": N_RESAMPLES, "seed": seed, "unit": "group" if has_groups else "image"},
-        "asked": options.as_dict(),
+        "options": options.as_dict(),
         "splits": splits,
-        "decision": None if fitted_policy is None else fitted_policy.as_dict(),
+        "policy": None if fitted_policy is None else fitted_policy.as_dict(),
         "warnings": warnings,
     }
 
@@ -239,10 +238,10 @@ def write_evaluation(
         fit_without_test=fit_without_test,
         seed=seed,
     )
-    _write_policy(folder / POLICY_FILE, metrics["decision"])
+    _write_policy(folder, metrics["policy"])
     metrics |= dict(extra or {})
     metrics["warnings"] = [*warnings, *metrics["warnings"]]
-    calibration = None if metrics["decision"] is None else policy_from_dict(metrics["decision"]).calibration
+    calibration = None if metrics["policy"] is None else policy_from_dict(metrics["policy"]).calibration
     for split_name, split_metrics in metrics["splits"].items():
         rows, scored_set = splits_in_order[split_name]
         if colour_predictions is not None and (colour_predictions["split"] == split_name).any():
@@ -253,29 +252,30 @@ def write_evaluation(
             split_metrics["baselines"]["mean_colour"] = {
                 metric: colour_metrics[metric] for metric in COLOUR_FIGURES
             }
-        _write_tables(folder / "figures", split_name, split_metrics, scored_set)
+        _write_tables(folder / FIGURES_FOLDER, split_name, split_metrics, scored_set)
         calibrated_set = (
             apply_calibration(scored_set, calibration)
-            if calibration is not None and "decided" in split_metrics
+            if calibration is not None and "policy" in split_metrics
             else None
         )
         _write_or_remove(
-            folder / "figures" / f"net_benefit_{split_name}.csv", tables.NET_BENEFIT_HEADER,
+            folder / FIGURES_FOLDER / f"net_benefit_{split_name}.csv", tables.NET_BENEFIT_HEADER,
             tables.net_benefit_rows(scored_set, calibrated_set),
         )  # fmt: skip
         write_rows(
-            folder / "figures" / f"mistakes_{split_name}.csv",
+            folder / FIGURES_FOLDER / f"mistakes_{split_name}.csv",
             MISTAKES_HEADER,
             mistake_rows(rows, metrics["classes"]),
         )
     return write_metrics(folder, metrics)
 
 
-def _write_policy(path: Path, policy: Mapping[str, Any] | None) -> None:
+def _write_policy(folder: Path, policy: Mapping[str, Any] | None) -> None:
+    (folder / OLD_POLICY_FILE).unlink(missing_ok=True)
     if policy is None:
-        path.unlink(missing_ok=True)
+        (folder / POLICY.name).unlink(missing_ok=True)
     else:
-        write_json(path, policy, format=POLICY_FORMAT)
+        POLICY.write(folder, policy)
 
 
 def _write_or_remove(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -342,7 +342,7 @@ def evaluate_run(
     """
     run_json = read_run_json(run)
     classes = class_table(run_json, run)
-    predictions = read_predictions(run / "predictions.csv", [lesion_class.name for lesion_class in classes])
+    predictions = read_predictions(run / PREDICTIONS_FILE, [lesion_class.name for lesion_class in classes])
     split_json, recorded_policy = run_json.get("split", {}), policy_of(run_json, run)
     leaks = split_json.get("leaks", {})
     extra_fields: dict[str, Any] = {"leaks": leaks} | {
@@ -350,8 +350,8 @@ def evaluate_run(
     }
     if seal := seal_summary(run):
         extra_fields["seal"] = seal
-    if (run / "log.csv").exists():
-        extra_fields["overfitting"] = diagnose_overfitting(read_run_csv(run / "log.csv"))
+    if (run / LOG_FILE).exists():
+        extra_fields["overfitting"] = diagnose_overfitting(read_run_csv(run / LOG_FILE))
     lint_rows = [*run_json.get("lint", []), *lint_run_predictions(run, run_json, predictions, classes, dataset)]
     path = write_evaluation(
         run,

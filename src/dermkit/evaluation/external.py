@@ -22,6 +22,16 @@ from dermkit.metrics.decisions.policy import policy_from_dict
 from dermkit.models.card import card_policy
 from dermkit.progress import Progress
 from dermkit.recipes.formats import format_of_recipe
+from dermkit.runs.layout import (
+    ATTRIBUTES_FILE,
+    GROUPS_FILE,
+    LOCATION,
+    MODEL_FOLDER,
+    PREDICTIONS_FILE,
+    RECIPE_FILE,
+    RUN,
+    UNMAPPED_FILE,
+)
 from dermkit.runs.predictions import (
     groups_for,
     prediction_columns,
@@ -65,7 +75,7 @@ def evaluate_external(
     )
     folder = out or _default_out(model_path, dataset, class_mapping)
     policy = _policy_with_targets(predictor, class_mapping, options)
-    check_output(folder, marker="unmapped.csv", description="an evaluation on other data")
+    check_output(folder, marker=UNMAPPED_FILE, description="an evaluation on other data")
     check_writable(folder)
     logged_openings = _log_openings(predictor, dataset, open_test)
     predictions = _score_dataset(predictor, dataset, progress)
@@ -74,15 +84,15 @@ def evaluate_external(
     mapped_rows = mapped.predictions
     target_names = [lesion_class.name for lesion_class in class_mapping.targets]
     _write_mapped(folder, mapped_rows, target_names, dataset)
-    write_rows(folder / "unmapped.csv", ("image_id", "path", "label"), mapped.unmapped_images.to_numpy().tolist())
+    write_rows(folder / UNMAPPED_FILE, ("image_id", "path", "label"), mapped.unmapped_images.to_numpy().tolist())
     run_json = _run_json(predictor, dataset, class_mapping, mapped.unmapped_counts, len(mapped_rows))
     run_json["warnings"] += describe_openings(dataset, logged_openings)
     for warning in run_json["warnings"]:
         progress.say(f"warning: {warning}")
-    write_json(folder / "run.json", run_json, format=1)
-    write_json(folder / "location.json", {"images": str(dataset.image_root.resolve())}, format=1)
+    RUN.write(folder, run_json)
+    LOCATION.write(folder, {"images": str(dataset.image_root.resolve())})
     recipe_json = predictor.card["recipe"]
-    write_json(folder / "recipe.json", recipe_json, format=format_of_recipe(recipe_json))
+    write_json(folder / RECIPE_FILE, recipe_json, format=format_of_recipe(recipe_json))
     evaluate_run(folder, dataset, options=options, policy=policy)
     return folder
 
@@ -90,18 +100,18 @@ def evaluate_external(
 def _write_mapped(folder: Path, mapped_rows: pd.DataFrame, names: Sequence[str], dataset: Dataset) -> None:
     """Write the predictions in the target classes, and what is known of their images."""
     columns = prediction_columns(names)
-    write_predictions(folder / "predictions.csv", names, mapped_rows[columns].to_numpy(dtype=object).tolist())
+    write_predictions(folder / PREDICTIONS_FILE, names, mapped_rows[columns].to_numpy(dtype=object).tolist())
     write_groups(
-        folder / "groups.csv",
+        folder / GROUPS_FILE,
         dataset.manifest["image_id"],
         leakage_groups(dataset.manifest),
         mapped_rows["image_id"],
     )
-    write_attributes(folder / "attributes.csv", dataset.manifest, mapped_rows["image_id"])
+    write_attributes(folder / ATTRIBUTES_FILE, dataset.manifest, mapped_rows["image_id"])
 
 
 def _run_folder_of(model_path: Path) -> Path:
-    return model_path.parent if model_path.name == "model" else model_path
+    return model_path.parent if model_path.name == MODEL_FOLDER else model_path
 
 
 def _default_out(model_path: Path, dataset: Dataset, class_mapping: ClassMapping) -> Path:
@@ -181,14 +191,14 @@ def _run_json(
             "counts": {"test": n_scored},
             "excluded": sum(unmapped_counts.values()),
         },
-        "trained_on": {"name": card["dataset"].get("name", ""), "audit": card["dataset"].get("audit", {})},
+        "training_dataset": {"name": card["dataset"].get("name", ""), "audit": card["dataset"].get("audit", {})},
         "mapping": asdict(class_mapping),
         "unmapped": dict(unmapped_counts),
         "overlap": overlap_counts,
         "seed": card["training"].get("seed"),
         "fold": None,
         "weights": card["weights"],
-        "decision": _recorded_policy(predictor, class_mapping),
+        "policy": _recorded_policy(predictor, class_mapping),
         "warnings": _warnings(predictor, dataset, unmapped_counts, overlap_counts),
     }
 
@@ -214,7 +224,7 @@ def _policy_with_targets(
     run = predictor.folder.parent
     run_json = read_run_json(run)
     classes = class_table(run_json, run)
-    predictions = read_predictions(run / "predictions.csv", [lesion_class.name for lesion_class in classes])
+    predictions = read_predictions(run / PREDICTIONS_FILE, [lesion_class.name for lesion_class in classes])
     validation_rows = predictions[predictions["split"] == POLICY_SPLIT]
     check_options(options, {*predictions["split"].unique(), EXTERNAL_SPLIT})
     return add_targets(

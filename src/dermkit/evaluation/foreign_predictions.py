@@ -23,10 +23,12 @@ from dermkit.evaluation.evaluate import evaluate_run
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.policy import POLICY_SPLIT, check_options, check_targets
 from dermkit.evaluation.seal_log import describe_openings, end_openings, log_openings
-from dermkit.files import check_output, check_writable, fingerprint, sha256_file, write_json
+from dermkit.files import check_output, check_writable, fingerprint, sha256_file
 from dermkit.images.headers import IMAGE_SUFFIXES
 from dermkit.progress import Progress
+from dermkit.runs.layout import FOREIGN, GROUPS_FILE, LOCATION, OLD_FOREIGN_FILE, PREDICTIONS_FILE, RUN
 from dermkit.runs.predictions import (
+    FOREIGN_SUM_TOLERANCE,
     PROBABILITY_PREFIX,
     check_predictions,
     to_scored_set,
@@ -38,8 +40,6 @@ ID_ALIASES = ("image_id", "image", "isic_id", "image_name", "path", "file", "fil
 PREDICTION_FIELDS = ("label", "split", "fold", "seed", "predicted")
 GROUP_ALIASES = ("group", "patient_id", "lesion_id")
 MAX_ROWS_LISTED = 5
-FOREIGN_FORMAT = 1
-_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,11 @@ def evaluate_foreign(
     if not file.is_file():
         raise DataError(f"{file}: there is no such file", outcome="nothing was written", remedy="check the path")
     folder = out or file.with_name(f"{file.stem}-evaluated-{fingerprint(sha256_file(file))[:8]}")
-    check_output(folder, marker="brought.json", description="an evaluation of brought predictions")
+    check_output(
+        folder,
+        marker=OLD_FOREIGN_FILE if (folder / OLD_FOREIGN_FILE).is_file() else FOREIGN.name,
+        description="an evaluation of foreign predictions",
+    )
     foreign_table = _read_foreign_table(file, dataset)
     predictions, classes = (
         _rows_of_dataset(foreign_table, dataset) if dataset is not None else _rows_without_dataset(foreign_table)
@@ -95,16 +99,17 @@ def evaluate_foreign(
             run="",
         )
     )
-    write_predictions(folder / "predictions.csv", class_names, predictions.to_numpy(dtype=object).tolist())
+    write_predictions(folder / PREDICTIONS_FILE, class_names, predictions.to_numpy(dtype=object).tolist())
     _write_groups(folder, foreign_table, predictions, dataset)
     run_json = _run_json(file, predictions, classes, dataset)
     run_json["warnings"] += [] if dataset is None else describe_openings(dataset, logged_openings)
     for warning in run_json["warnings"]:
         progress.say(f"warning: {warning}")
-    write_json(folder / "run.json", run_json, format=FOREIGN_FORMAT)
-    write_json(folder / "brought.json", {"file": file.name, "sha256": sha256_file(file)}, format=FOREIGN_FORMAT)
+    RUN.write(folder, run_json)
+    FOREIGN.write(folder, {"file": file.name, "sha256": sha256_file(file)})
+    (folder / OLD_FOREIGN_FILE).unlink(missing_ok=True)
     if dataset is not None:
-        write_json(folder / "location.json", {"images": str(dataset.image_root.resolve())}, format=FOREIGN_FORMAT)
+        LOCATION.write(folder, {"images": str(dataset.image_root.resolve())})
     evaluate_run(folder, dataset, options=options)
     if dataset is not None:
         end_openings(dataset, logged_openings)
@@ -275,7 +280,7 @@ def _normalise_rows(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     columns = [PROBABILITY_PREFIX + name for name in names]
     p = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     sums = p.sum(axis=1, keepdims=True)
-    is_rounded = np.isfinite(sums) & (np.abs(sums - 1) <= _TOLERANCE) & (np.abs(sums - 1) > 1e-12)
+    is_rounded = np.isfinite(sums) & (np.abs(sums - 1) <= FOREIGN_SUM_TOLERANCE) & (np.abs(sums - 1) > 1e-12)
     frame = frame.copy()
     normalised = np.where(is_rounded, p / np.where(is_rounded, sums, 1.0), p)
     for class_number, column in enumerate(columns):
@@ -294,7 +299,7 @@ def _write_groups(
 ) -> None:
     if dataset is not None:
         write_groups(
-            folder / "groups.csv",
+            folder / GROUPS_FILE,
             dataset.manifest["image_id"],
             leakage_groups(dataset.manifest),
             frame["image_id"],
@@ -315,7 +320,7 @@ def _write_groups(
             group_column.to_numpy(dtype=object),
         )
         group_numbers = pd.factorize(group_names)[0].astype(np.int64)
-        write_groups(folder / "groups.csv", frame["image_id"], group_numbers, frame["image_id"])
+        write_groups(folder / GROUPS_FILE, frame["image_id"], group_numbers, frame["image_id"])
 
 
 def _run_json(
@@ -336,8 +341,8 @@ def _run_json(
             "notes": dict(dataset.notes) if dataset else {},
         },
         "split": {
-            "name": "brought",
-            "scheme": "brought",
+            "name": "foreign",
+            "scheme": "foreign",
             "counts": {str(split_name): int(count) for split_name, count in counts.items()},
             "excluded": 0,
         },

@@ -9,6 +9,7 @@ import pandas as pd
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.lint.predictions import lint_predictions
 from dermkit.lint.rules import lint_rows
+from dermkit.runs.layout import SPLIT_FILE
 from dermkit.runs.predictions import read_run_csv
 
 
@@ -20,7 +21,7 @@ def lint_run_predictions(
     dataset: Dataset | None,
 ) -> list[dict[str, Any]]:
     """Return what the lint finds in a run's predictions."""
-    path, audit = run / "split.csv", run_json["dataset"].get("audit") or {}
+    path, audit = run / SPLIT_FILE, run_json["dataset"].get("audit") or {}
     manifest = None if dataset is None or run_json.get("mapping") else dataset.manifest
     findings = lint_predictions(
         predictions,

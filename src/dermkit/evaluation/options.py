@@ -53,8 +53,8 @@ class EvaluationOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what metrics.json says of it."""
-        target_rows = [{"rate": rate, "wish_rate": value} for rate, value in self.targets]
-        return {"official": self.official, "wishes": target_rows, "prevalences": list(self.prevalences)}
+        target_rows = [{"rate": rate, "target": value} for rate, value in self.targets]
+        return {"official": self.official, "targets": target_rows, "prevalences": list(self.prevalences)}
 
 
 def parse_options(

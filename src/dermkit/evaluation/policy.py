@@ -33,10 +33,10 @@ class PolicyWithExtras:
     extra_points: OperatingPoints = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what decision.json holds; the model folder takes over all but `asked_points`."""
+        """Return what policy.json holds; the model folder takes over all but `requested_points`."""
         return {
             **self.policy.as_dict(),
-            "asked_points": [operating_point_dict(*point) for point in self.extra_points],
+            "requested_points": [operating_point_dict(*point) for point in self.extra_points],
         }
 
     def calibrate(self, scored_set: ScoredSet) -> ScoredSet:

@@ -12,6 +12,7 @@ from dermkit.data.manifest import Dataset
 from dermkit.data.split import leakage_groups
 from dermkit.evaluation.colour_baseline import predict_by_colour
 from dermkit.progress import Progress
+from dermkit.runs.layout import ATTRIBUTES_FILE, COLOUR_FILE, GROUPS_FILE, OLD_COLOUR_FILE, PREDICTIONS_FILE
 from dermkit.runs.predictions import (
     prediction_columns,
     read_run_csv,
@@ -74,11 +75,14 @@ def score_splits(
             strict=True,
         )
     ]
-    _write_predictions(folder / "predictions.csv", class_names, row_starts, probabilities, retained_splits)
-    _write_predictions(folder / "colour_rule.csv", class_names, row_starts, colour_probabilities, retained_splits)
+    _write_predictions(folder / PREDICTIONS_FILE, class_names, row_starts, probabilities, retained_splits)
+    _write_predictions(folder / COLOUR_FILE, class_names, row_starts, colour_probabilities, retained_splits)
+    (folder / OLD_COLOUR_FILE).unlink(missing_ok=True)
     ids = split_table.loc[split_table["split"].isin([*split_names, *retained_splits]), "image_id"]
-    write_groups(folder / "groups.csv", dataset.manifest["image_id"], leakage_groups(dataset.manifest), ids)
-    write_attributes(folder / "attributes.csv", dataset.manifest, ids)
+    write_groups(
+        folder / GROUPS_FILE, OLD_COLOUR_FILE, dataset.manifest["image_id"], leakage_groups(dataset.manifest), ids
+    )
+    write_attributes(folder / ATTRIBUTES_FILE, dataset.manifest, ids)
 
 
 def _write_predictions(
@@ -100,6 +104,8 @@ def _retained_rows(path: Path, class_names: Sequence[str], retained_splits: Sequ
     if not retained_splits:
         return []
     columns = prediction_columns(class_names)
-    frame = read_run_csv(path, *columns)
+    old_path = path.with_name(OLD_COLOUR_FILE)
+    is_renamed = path.name == COLOUR_FILE and not path.exists() and old_path.exists()
+    frame = read_run_csv(old_path if is_renamed else path, *columns)
     rows = frame.loc[frame["split"].isin(list(retained_splits)), columns]
     return [tuple(row) for row in rows.itertuples(index=False, name=None)]

@@ -20,9 +20,10 @@ from dermkit.data.seal import (
     utc_now,
 )
 from dermkit.errors import DataError, UsageError
-from dermkit.files import sha256_file, write_json
+from dermkit.files import sha256_file
 from dermkit.models.checksums import CHECKSUM_FILE
-from dermkit.runs.reader import RUN_SEAL_FILE, RUN_SEAL_FORMAT, read_run_seal
+from dermkit.runs.layout import RUN_SEAL
+from dermkit.runs.reader import read_run_seal
 
 LoggedOpening = tuple[str, Opening]
 """A seal's name, and the opening that was logged in it."""
@@ -41,8 +42,8 @@ def write_run_seal(run: Path, seal: Seal, *, opening: int | None, notes: Sequenc
 
     notes: what a reader of the test figures should know of the opening.
     """
-    seal_json = {**seal.summary(), "opening": opening, "notes": list(notes)}
-    write_json(run / RUN_SEAL_FILE, seal_json, format=RUN_SEAL_FORMAT)
+    seal_json = {**seal.summary(), "opening_number": opening, "notes": list(notes)}
+    RUN_SEAL.write(run, seal_json)
 
 
 def check_run_seal(run: Path, seal: Seal, path: Path) -> None:
@@ -50,7 +51,7 @@ def check_run_seal(run: Path, seal: Seal, path: Path) -> None:
     run_seal = read_run_seal(run)
     if run_seal["sha256"] != seal.sha256:
         raise DataError(
-            f"{run / RUN_SEAL_FILE}: is of other sealed rows than {path}",
+            f"{run / RUN_SEAL.name}: is of other sealed rows than {path}",
             outcome="nothing was scored",
             remedy="restore the data set that the run was trained on, or train again",
         )

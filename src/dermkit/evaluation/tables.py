@@ -9,6 +9,7 @@ from dermkit.metrics.classification import calibration, confusion, probabilistic
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.metrics.stats.estimate import humanise
+from dermkit.runs.layout import MALIGNANT_CURVE
 
 CsvRows = list[list[object]]
 
@@ -21,8 +22,6 @@ NET_BENEFIT_HEADER = (
     "calibrated_false_alarms", "call_all", "call_none",
 )  # fmt: skip
 CONFUSIONS_HEADER = ("label", "predicted", "n", "share_of_label", "mean_confidence")
-MALIGNANT_ROW = "malignant classes"
-"""The binary view's name in tables: all malignant classes against the rest."""
 
 
 def confusion_rows(split_metrics: Mapping[str, Any], classes: Sequence[str]) -> CsvRows:
@@ -53,7 +52,7 @@ def roc_rows(scored_set: ScoredSet) -> CsvRows:
         (name, scored_set.probabilities[:, i], scored_set.y_true == i) for i, name in enumerate(scored_set.classes)
     ]
     if scored_set.has_both_sides:
-        one_vs_rest_views.append((MALIGNANT_ROW, scored_set.p_malignant, scored_set.is_malignant))
+        one_vs_rest_views.append((MALIGNANT_CURVE, scored_set.p_malignant, scored_set.is_malignant))
     rows: CsvRows = []
     for name, score, positive in one_vs_rest_views:
         if positive.any() and not positive.all():
@@ -111,7 +110,7 @@ def report_rows(split_metrics: Mapping[str, Any]) -> CsvRows:
     for name, figures in split_metrics["per_class"].items():
         rows.append([name, figures["n"], *_report_cells(figures, "")])
     positives = metrics["sensitivity"]["n"]
-    rows.append([MALIGNANT_ROW, positives, *_report_cells(metrics, "")])
+    rows.append([MALIGNANT_CURVE, positives, *_report_cells(metrics, "")])
     rows.append(["macro", split_metrics["n"], *_report_cells(metrics, "_macro")])
     rows.append(["macro of the classes present", split_metrics["n"], *_report_cells(metrics, "_macro_present")])
     return rows

@@ -10,27 +10,36 @@ from typing import Any
 
 from dermkit.errors import UntrustedError
 from dermkit.files import json_text, read_json
+from dermkit.metrics.decisions.policy_migration import migrate_policy, rename_keys
 from dermkit.models.checksums import check_hashes, is_update_pending, update_files
 
-MODEL_CARD_FORMAT = 2
+MODEL_CARD_FORMAT = 3
 RESEARCH_ONLY = "Research use only. Not a medical device."
 
 EMPTY_POLICY: Mapping[str, Any] = {"calibration": {"kind": "none"}, "operating_points": [], "conformal": None}
 """What a model says of these before its validation images were evaluated."""
 
-POLICY_FIELDS = ("calibration", "operating_points", "conformal", "refer", "validation_images")
-"""`refer` is not there in models that were settled before confidences for referral were kept."""
+POLICY_FIELDS = ("calibration", "operating_points", "conformal", "referral", "n_validation_images")
+"""`referral` is not there in models that were settled before confidences for referral were kept."""
 
 
 def read_card(folder: Path) -> dict[str, Any]:
     """Read model.json; raises `UntrustedError` where it is missing or broken."""
     return read_json(
-        folder / "model.json", format=MODEL_CARD_FORMAT, error=UntrustedError, migrations={1: _migrate_1_to_2}
+        folder / "model.json",
+        format=MODEL_CARD_FORMAT,
+        error=UntrustedError,
+        migrations={1: _migrate_1_to_2, 2: _migrate_2_to_3},
     )
 
 
 def _migrate_1_to_2(card: dict[str, Any]) -> dict[str, Any]:
     return {**card, **EMPTY_POLICY, "format": 2}
+
+
+def _migrate_2_to_3(card: dict[str, Any]) -> dict[str, Any]:
+    """Bring the policy to today's keys; of training, `kept` became `keep`, as the recipe says it."""
+    return {**migrate_policy(card), "training": rename_keys(card["training"], {"kept": "keep"}), "format": 3}
 
 
 def card_files(card: Mapping[str, Any]) -> dict[str, str]:
@@ -56,13 +65,13 @@ def write_policy(folder: Path, policy: Mapping[str, Any]) -> None:
 def extra_targets(folder: Path) -> tuple[tuple[str, float], ...]:
     """Return the wishes (rate, 0..1) that somebody asked this model to keep, beside the usual ones."""
     points = read_card(folder)["operating_points"]
-    return tuple((str(point["rate"]), float(point["wish_rate"])) for point in points if point.get("asked"))
+    return tuple((str(point["rate"]), float(point["target"])) for point in points if point.get("requested"))
 
 
 def with_extra_targets(policy: Mapping[str, Any], targets: Collection[tuple[str, float]]) -> dict[str, Any]:
-    """Return what the model takes over of a decision.json: the operating points asked for only where wished so."""
-    extra_points = [point for point in policy["asked_points"] if (point["rate"], point["wish_rate"]) in targets]
-    points = [*policy["operating_points"], *({**point, "asked": True} for point in extra_points)]
+    """Return what the model takes over of a policy.json: the operating points asked for only where wished so."""
+    extra_points = [point for point in policy["requested_points"] if (point["rate"], point["target"]) in targets]
+    points = [*policy["operating_points"], *({**point, "requested": True} for point in extra_points)]
     return {**policy, "operating_points": points}
 
 

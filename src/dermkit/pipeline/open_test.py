@@ -20,10 +20,11 @@ from dermkit.evaluation.seal_log import (
     seal_folder,
     write_run_seal,
 )
-from dermkit.files import lock, read_json
+from dermkit.files import lock
 from dermkit.progress import Progress
+from dermkit.runs.layout import MODEL_FOLDER, PREDICTIONS_FILE, RUN, RUN_SEAL, SPLIT_FILE
 from dermkit.runs.predictions import read_run_csv
-from dermkit.runs.reader import RUN_SEAL_FILE, read_run_seal
+from dermkit.runs.reader import read_run_seal
 
 MANIFEST_CHANGED_NOTE = (
     "The data set's manifest has changed since this run was trained; the sealed images, their labels and their pixels "
@@ -47,7 +48,7 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
         split_table = _read_split_table(run, dataset)
         seal = _find_run_seal(run, dataset, split_table)
         # Whatever may refuse does so before the opening is logged: it would count.
-        predictor = load_model(run / "model", device="auto", progress=progress)
+        predictor = load_model(run / MODEL_FOLDER, device="auto", progress=progress)
         pixels = pixel_cache(
             dataset, split_table["image_id"].tolist(), predictor.preprocessing, folder=dataset.folder / "cache",
             on_progress=lambda count, total: progress.step("images", count, total),
@@ -73,7 +74,7 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
 
 def _check_run(run: Path) -> None:
     """Raise `UsageError` for a folder that is not a finished run."""
-    missing_files = [name for name in ("run.json", "split.csv", "predictions.csv") if not (run / name).is_file()]
+    missing_files = [name for name in (RUN.name, SPLIT_FILE, PREDICTIONS_FILE) if not (run / name).is_file()]
     if missing_files:
         raise UsageError(
             f"{run}: is not a finished run: no {', '.join(missing_files)}",
@@ -84,7 +85,7 @@ def _check_run(run: Path) -> None:
 
 def _checked_run_json(run: Path, dataset: Dataset) -> dict[str, Any]:
     """Return run.json of a run that was trained on the classes of this data set."""
-    run_json = read_json(run / "run.json", format=1, error=DataError)
+    run_json = RUN.read(run)
     if run_json["dataset"]["classes"] != [asdict(lesion_class) for lesion_class in dataset.classes]:
         raise DataError(
             f"{run}: was trained on other classes than those of {dataset.folder}",
@@ -96,7 +97,7 @@ def _checked_run_json(run: Path, dataset: Dataset) -> dict[str, Any]:
 
 def _read_split_table(run: Path, dataset: Dataset) -> pd.DataFrame:
     """Return the run's own split; raises `DataError` where the data set lacks an image of it."""
-    split_table = read_run_csv(run / "split.csv", "image_id", "split")
+    split_table = read_run_csv(run / SPLIT_FILE, "image_id", "split")
     unknown_ids = split_table.loc[~split_table["image_id"].isin(dataset.manifest["image_id"]), "image_id"].tolist()
     if unknown_ids:
         raise DataError(
@@ -110,7 +111,7 @@ def _read_split_table(run: Path, dataset: Dataset) -> pd.DataFrame:
 
 def _find_run_seal(run: Path, dataset: Dataset, split_table: pd.DataFrame) -> Seal:
     """Return the seal of the run's test side, as it was when the run was trained."""
-    if not (run / RUN_SEAL_FILE).is_file():
+    if not RUN_SEAL.exists(run):
         raise UsageError(
             f"{run}: its test side was not sealed when it was trained, so it is scored already",
             outcome="nothing was counted",
@@ -161,14 +162,14 @@ def _log_opening(
             f"scored then: dermkit evaluate {run}"
         )
     overlaps = find_partial_overlaps(folder, dataset.manifest, split_table)
-    opening = new_opening(run / "model", command="--open-test", recipe=recipe, run=run.name, n=len(seal.rows))
+    opening = new_opening(run / MODEL_FOLDER, command="--open-test", recipe=recipe, run=run.name, n=len(seal.rows))
     seal_with_opening = log_opening(folder, seal.name, opening)
     number = len(seal_with_opening.openings)
     notes = () if run_json["dataset"]["manifest_sha256"] == dataset.manifest_sha256 else (MANIFEST_CHANGED_NOTE,)
     write_run_seal(run, seal_with_opening, opening=number, notes=notes)
     split = str(run_json["split"]["name"])
     overlap_openings = log_overlap_openings(
-        dataset, overlaps, model=run / "model", recipe=recipe, run=run.name, split=split
+        dataset, overlaps, model=run / MODEL_FOLDER, recipe=recipe, run=run.name, split=split
     )
     progress.say(f"opening {number} of the test side of split {seal.name} ({len(seal.rows)} images), logged")
     return _Opening(seal_with_opening, number, notes, tuple(overlap_openings))

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dermkit.errors import DataError
-from dermkit.files import read_json, write_json, write_rows
+from dermkit.files import write_rows
 from dermkit.reporting.report import write_summary_report
+from dermkit.runs.layout import MODEL_FOLDER, RUN, SUMMARY, SUMMARY_TABLE
 from dermkit.runs.metrics_json import read_metrics
 
-SUMMARY_FORMAT = 1
 _MONITOR_METRICS = {
     "val_loss": "loss", "val_accuracy": "accuracy",
     "val_balanced_accuracy": "balanced_accuracy", "val_auroc_macro": "auroc_macro",
@@ -58,7 +58,7 @@ def best_run_index(runs: Sequence[Path], monitor: str) -> int:
 
 def summarise_repeats(parent: Path, runs: Sequence[Path], *, monitor: str) -> Path:
     """Write summary.json, summary.csv, the final model (best on validation) and a report; returns the folder."""
-    run_jsons = [read_json(run / "run.json", format=1, error=DataError) for run in runs]
+    run_jsons = [RUN.read(run) for run in runs]
     best_index = best_run_index(runs, monitor)
     is_over_present = _monitored_metric(runs[best_index], monitor).endswith("_present")
     rows = [
@@ -84,9 +84,9 @@ def summarise_repeats(parent: Path, runs: Sequence[Path], *, monitor: str) -> Pa
         },
         "metrics": {split: _spread_by_metric([row[split] for row in rows]) for split in ("validation", "test")},
     }
-    write_json(parent / "summary.json", summary, format=SUMMARY_FORMAT)
-    _write_summary_csv(parent / "summary.csv", summary)
-    _replace_model(runs[best_index] / "model", parent / "model")
+    SUMMARY.write(parent, summary)
+    _write_summary_csv(parent / SUMMARY_TABLE, summary)
+    _replace_model(runs[best_index] / MODEL_FOLDER, parent / MODEL_FOLDER)
     write_summary_report(parent)
     return parent
 

@@ -12,11 +12,12 @@ from dermkit.comparison.compare import compare_runs
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
-from dermkit.files import check_output, check_writable, read_json
+from dermkit.files import check_output, check_writable
 from dermkit.models.locate import check_folder, check_model_folder, suggest_run
 from dermkit.progress import Progress
 from dermkit.reporting.comparison_page import headline_sentences, write_comparison_page, write_comparison_tables
 from dermkit.reporting.report import write_report, write_summary_report
+from dermkit.runs.layout import LOCATION, METRICS, PREDICTIONS_FILE, RECIPE_FILE, REPORT_FILE, RUN, SUMMARY
 
 PRINTED_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro")
 """What is printed of each run beside the verdicts."""
@@ -89,7 +90,7 @@ def evaluate(
 
 
 def _check_evaluable(folder: Path) -> None:
-    if not (folder / "predictions.csv").is_file():
+    if not (folder / PREDICTIONS_FILE).is_file():
         raise UsageError(
             f"{folder}: has no predictions.csv, so it is not a run folder",
             remedy=suggest_run(folder, "name a run folder, or add --on DATASET to test a model on other data"),
@@ -129,18 +130,18 @@ def _open_test(folder: Path, dataset: Dataset, progress: Progress, options: Eval
     from dermkit.pipeline.run_facts import remove_opening_step
     from dermkit.recipes.schema import load_recipe
 
-    if not (folder / "summary.json").is_file():
+    if not SUMMARY.exists(folder):
         pipeline_open_test.open_test(folder, dataset, progress=progress)
         remove_opening_step(folder)
         return evaluate_and_report(folder, dataset.image_root, options=options)
-    summary = read_json(folder / "summary.json", format=1, error=DataError)
+    summary = SUMMARY.read(folder)
     runs = [folder / str(summary_row["folder"]) for summary_row in summary["runs"]]
     for number, run in enumerate(runs, start=1):
         progress.say(f"version {number} of {len(runs)}: {run.name}")
         pipeline_open_test.open_test(run, dataset, progress=progress)
         remove_opening_step(run)
         evaluate_and_report(run, dataset.image_root, options=options)
-    return summarise_repeats(folder, runs, monitor=load_recipe(runs[0] / "recipe.json").monitor) / "report.html"
+    return summarise_repeats(folder, runs, monitor=load_recipe(runs[0] / RECIPE_FILE).monitor) / REPORT_FILE
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def compare(runs: Sequence[Path], *, claim_texts: Sequence[str] = (), out: Path)
 def _check_run_or_repeats(folder: Path) -> None:
     """Raise `DataError` for what is neither a run nor a folder of repeats."""
     check_folder(folder)
-    if not any((folder / name).is_file() for name in ("run.json", "summary.json")):
+    if not any((folder / name).is_file() for name in (RUN.name, SUMMARY.name)):
         raise DataError(
             f"{folder}: has no run.json, so it is not a run folder",
             outcome="nothing was written",
@@ -200,9 +201,9 @@ def _check_run_or_repeats(folder: Path) -> None:
 def report(folder: Path) -> Path:
     """Write a run's report again; returns its path."""
     check_folder(folder)
-    if (folder / "summary.json").is_file():
+    if SUMMARY.exists(folder):
         return write_summary_report(folder)
-    if not (folder / "metrics.json").is_file():
+    if not METRICS.exists(folder):
         raise UsageError(
             f"{folder}: has no metrics.json, so it is not a run folder",
             remedy=suggest_run(folder, "name a run folder"),
@@ -212,8 +213,7 @@ def report(folder: Path) -> Path:
 
 def images_folder(folder: Path) -> Path | None:
     """Return where a run's images lay on this machine, if they still do."""
-    path = folder / "location.json"
-    if not path.is_file():
+    if not LOCATION.exists(folder):
         return None
-    images = Path(str(read_json(path, format=1)["images"]))
+    images = Path(str(LOCATION.read(folder)["images"]))
     return images if images.is_dir() else None

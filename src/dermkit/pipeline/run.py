@@ -17,17 +17,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.split import save_split
-from dermkit.errors import DataError, RunInterrupt, UsageError
-from dermkit.evaluation.evaluate import POLICY_FILE, POLICY_FORMAT, evaluate_run
+from dermkit.errors import RunInterrupt, UsageError
+from dermkit.evaluation.evaluate import evaluate_run
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.score_run import score_splits
 from dermkit.evaluation.seal_log import LoggedOpening, end_openings, log_overlap_openings, write_run_seal
 from dermkit.files import (
     lock,
     make_folder,
-    read_json,
     sweep_temp,
-    write_json,
     write_rows,
 )
 from dermkit.models.card import extra_targets, with_extra_targets, write_policy
@@ -46,7 +44,21 @@ from dermkit.progress import Progress
 from dermkit.recipes.schema import save_recipe as save_recipe
 from dermkit.render import charts, sheets
 from dermkit.reporting.report import write_report
-from dermkit.runs.reader import RUN_SEAL_FILE
+from dermkit.runs.layout import (
+    CHECKPOINTS_FOLDER,
+    ENVIRONMENT,
+    EXCLUDED_FILE,
+    LOCATION,
+    LOG_FILE,
+    METRICS,
+    MODEL_FOLDER,
+    POLICY,
+    PROGRESS_CHART,
+    RECIPE_FILE,
+    REPORT_FILE,
+    RUN,
+    RUN_SEAL,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -57,7 +69,6 @@ if TYPE_CHECKING:
     from dermkit.training.checkpoint import TrainingProgress
     from dermkit.training.state import TrainingJob
 
-RUN_FORMAT = 1
 _TRAIN_SIGNAL = "trains"
 _REDRAW_SECONDS = 5.0
 """progress.png is redrawn at most this often: drawing costs more than an epoch on cached features."""
@@ -83,14 +94,14 @@ def _run_on_rank0(plan: RunPlan, settings: RunSettings, progress: Progress, fabr
     from dermkit.training.distributed.process_group import process_group_of
 
     folder, ranks = plan.folder, process_group_of(fabric)
-    if (folder / ("metrics.json" if plan.is_trial else "report.html")).exists():
+    if (folder / (METRICS.name if plan.is_trial else REPORT_FILE)).exists():
         progress.say(f"{folder}: already finished; nothing to do")
-        if plan.seal is not None and not plan.is_trial and not (folder / RUN_SEAL_FILE).exists():
+        if plan.seal is not None and not plan.is_trial and not RUN_SEAL.exists(folder):
             progress.say(f"warning: it scored these test images before they were sealed as {plan.seal.name}")
         ranks.broadcast_text("finished")
         return
     with lock(folder):  # first of all: a run that is going on is nothing to resume or to delete
-        if (folder / "checkpoints" / "last.safetensors").exists() and not settings.resume:
+        if (folder / CHECKPOINTS_FOLDER / "last.safetensors").exists() and not settings.resume:
             raise UsageError(
                 f"{folder}: was started before and is not finished",
                 outcome="its checkpoints",
@@ -164,7 +175,7 @@ def _train_and_report(
 
     training_progress = _train(plan, prepared_job, progress, fabric)
     _save_training(plan, prepared_job, training_progress, started_at)
-    predictor = load_model(plan.folder / "model", device=fabric.device.type)
+    predictor = load_model(plan.folder / MODEL_FOLDER, device=fabric.device.type)
     _score_run(plan, predictor, prepared_job.pixels, progress)
     evict_to_size(prepared_job.job.cache_folder)
     cache_bytes = sum(file.stat().st_size for file in prepared_job.job.cache_folder.rglob("*") if file.is_file())
@@ -176,7 +187,7 @@ def _train_and_report(
         evaluate_run(plan.folder)
         return
     write_next_steps(plan.folder, plan.dataset.folder, settings.weights, is_sealed=plan.seal is not None)
-    write_json(plan.folder / "location.json", {"images": str(plan.dataset.image_root.resolve())}, format=1)
+    LOCATION.write(plan.folder, {"images": str(plan.dataset.image_root.resolve())})
     evaluate_and_report(plan.folder, plan.dataset.image_root)
     progress.say(f"report: {plan.folder / 'report.html'}")
 
@@ -197,11 +208,11 @@ def evaluate_and_report(
     The model folder takes over what validation settled; of what was asked for beside it, what is to be kept. What it
     keeps from before is settled and shown every time.
     """
-    model = folder / "model"
+    model = folder / MODEL_FOLDER
     model_targets = extra_targets(model) if model.is_dir() else ()
     evaluate_run(folder, options=options.with_targets(model_targets))
-    if (folder / POLICY_FILE).is_file() and model.is_dir():
-        policy_json = read_json(folder / POLICY_FILE, format=POLICY_FORMAT, error=DataError)
+    if POLICY.exists(folder) and model.is_dir():
+        policy_json = POLICY.read(folder)
         write_policy(
             model,
             with_extra_targets(policy_json, {*model_targets, *(options.targets if options.save_targets else ())}),
@@ -227,7 +238,7 @@ def _train(plan: RunPlan, prepared_job: _PreparedJob, progress: Progress, fabric
             on_first_batch=lambda batch, labels: _draw_batch(plan, job, batch, labels),
         )  # fmt: skip
         training_progress = train_net(
-            job, prepared_job.net, make_folder(plan.folder / "checkpoints"), fabric=fabric, hooks=hooks
+            job, prepared_job.net, make_folder(plan.folder / CHECKPOINTS_FOLDER), fabric=fabric, hooks=hooks
         )
     if stop_requested[0]:
         raise RunInterrupt(
@@ -254,11 +265,9 @@ def _save_training(
     }
     run_json = describe_run(plan)
     run_json["warnings"] = [*run_json["warnings"], *training_warnings(plan, training_progress)]
-    write_json(
-        plan.folder / "run.json", {**run_json, **outcome, **minutes, "lint": prepared_job.lint}, format=RUN_FORMAT
-    )
+    RUN.write(plan.folder, {**run_json, **outcome, **minutes, "lint": prepared_job.lint})
     save_model(
-        plan.folder / "model",
+        plan.folder / MODEL_FOLDER,
         prepared_job.net,
         spec=plan.recipe.model,
         classes=plan.dataset.classes,
@@ -273,7 +282,7 @@ def _score_run(plan: RunPlan, predictor: "Predictor", pixels: "PixelCache", prog
     folder, split_label = plan.folder, plan.split.name
     logged_openings: list[LoggedOpening] = []
     if not plan.hides_test:
-        model, recipe = folder / "model", plan.recipe.name
+        model, recipe = folder / MODEL_FOLDER, plan.recipe.name
         logged_openings = log_overlap_openings(
             plan.dataset, plan.partial_overlaps, model=model, recipe=recipe, run=folder.name, split=split_label
         )
@@ -286,22 +295,22 @@ def _score_run(plan: RunPlan, predictor: "Predictor", pixels: "PixelCache", prog
 
 def _write_run_start(plan: RunPlan, settings: RunSettings, progress: Progress) -> None:
     folder = plan.folder
-    save_recipe(replace(plan.recipe, seed=plan.seed, repeats=1), folder / "recipe.json")
+    save_recipe(replace(plan.recipe, seed=plan.seed, repeats=1), folder / RECIPE_FILE)
     for line in environment_changes(folder, settings):
         progress.say(f"warning: {line}")
-    write_json(folder / "environment.json", describe_environment(settings), format=1)
+    ENVIRONMENT.write(folder, describe_environment(settings))
     # The sides as they were trained on, with the reasons and the scheme: a fold's run is then repeated like any other.
     save_split(replace(plan.split, name="split", frame=plan.split_table.assign(fold=-1)), folder)
     write_rows(
-        folder / "excluded.csv", ("image_id", "reason"), plan.split.excluded[["image_id", "reason"]].to_numpy()
+        folder / EXCLUDED_FILE, ("image_id", "reason"), plan.split.excluded[["image_id", "reason"]].to_numpy()
     )
     if plan.seal is not None:
         write_run_seal(folder, plan.seal, opening=None)
         progress.say(f"test side sealed ({len(plan.seal.rows)} images): it is not scored (docs/seal.md)")
     for overlap in plan.partial_overlaps:
         progress.say(f"warning: {overlap.sentence()}")
-    if not (folder / "run.json").exists():
-        write_json(folder / "run.json", describe_run(plan), format=RUN_FORMAT)
+    if not RUN.exists(folder):
+        RUN.write(folder, describe_run(plan))
 
 
 @contextmanager
@@ -341,7 +350,7 @@ def _loss_text(loss: float) -> str:
 
 
 def _draw_progress(folder: Path) -> None:
-    charts.draw_progress(pd.read_csv(folder / "log.csv"), folder / "progress.png")
+    charts.draw_progress(pd.read_csv(folder / LOG_FILE), folder / PROGRESS_CHART)
 
 
 def _draw_batch(plan: RunPlan, job: "TrainingJob", batch: Any, labels: Any) -> None:

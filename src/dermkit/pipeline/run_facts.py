@@ -12,12 +12,19 @@ import numpy as np
 
 from dermkit.audit.status import audit_state
 from dermkit.data.split import check_split
-from dermkit.files import ON_WINDOWS, read_json, write_text
+from dermkit.files import ON_WINDOWS, write_text
 from dermkit.lint.rules import lint_rows
 from dermkit.lint.training import BatchNormState, TrainingFacts, lint_training
 from dermkit.pipeline.plan import RunPlan, RunSettings
 from dermkit.recipes.schema import Recipe, load_recipe, recipe_to_dict
-from dermkit.reporting.warnings import UNSTABLE_TRAINING
+from dermkit.runs.layout import (
+    ENVIRONMENT,
+    MODEL_FOLDER,
+    NEXT_STEPS_FILE,
+    RECIPE_FILE,
+    SPLIT_FILE,
+    UNSTABLE_TRAINING,
+)
 
 if TYPE_CHECKING:
     from dermkit.images.preprocess import Preprocessing
@@ -42,7 +49,7 @@ def training_outcome(plan: RunPlan, training_progress: "TrainingProgress") -> di
             "epochs_trained": n_trained,
             "reason": "all epochs done" if n_trained == n_planned else "early stopping",
         },
-        "kept": plan.recipe.keep,
+        "keep": plan.recipe.keep,
     }
 
 
@@ -75,7 +82,7 @@ def describe_model(plan: RunPlan, training: Mapping[str, Any]) -> "ModelMetadata
     used_rows = plan.split_table[plan.split_table["split"].isin(["train", "validation"])]
     manifest_rows = plan.dataset.manifest.set_index("image_id").loc[used_rows["image_id"]]
     return ModelMetadata(
-        recipe=recipe_to_dict(load_recipe(plan.folder / "recipe.json")),
+        recipe=recipe_to_dict(load_recipe(plan.folder / RECIPE_FILE)),
         dataset=describe_dataset(plan),
         weights=describe_weights(plan.weights),
         training=training,
@@ -175,10 +182,9 @@ def describe_weights(weights: "BackboneWeights") -> dict[str, Any]:
 
 def environment_changes(folder: Path, settings: RunSettings) -> list[str]:
     """Return how this machine differs from the one that a run was started on: its last bits may then differ."""
-    path = folder / "environment.json"
-    if not path.is_file():
+    if not ENVIRONMENT.exists(folder):
         return []
-    recorded_environment, current_environment = read_json(path, format=1), describe_environment(settings)
+    recorded_environment, current_environment = ENVIRONMENT.read(folder), describe_environment(settings)
     changes = [
         f"{key} {recorded_environment.get(key)} -> {current_environment[key]}"
         for key in current_environment
@@ -212,7 +218,7 @@ OPENING_STEP = "Open the sealed test side"
 
 def remove_opening_step(folder: Path) -> None:
     """Take the opening of the sealed test side out of NEXT_STEPS.txt: this run has opened it, and again would count."""
-    path = folder / "NEXT_STEPS.txt"
+    path = folder / NEXT_STEPS_FILE
     if path.is_file():
         blocks = path.read_text(encoding="utf-8").split("\n\n")
         write_text(path, "\n\n".join(block for block in blocks if not block.startswith(OPENING_STEP)))
@@ -220,8 +226,8 @@ def remove_opening_step(folder: Path) -> None:
 
 def write_next_steps(folder: Path, dataset: Path, weights: Path | None, *, is_sealed: bool = False) -> None:
     """Write the exact next commands. is_sealed: the test images were not scored; a command that opens them is added."""
-    run, model = _quote(folder), _quote(folder / "model")
-    recipe, split = _quote(folder / "recipe.json"), _quote(folder / "split.csv")
+    run, model = _quote(folder), _quote(folder / MODEL_FOLDER)
+    recipe, split = _quote(folder / RECIPE_FILE), _quote(folder / SPLIT_FILE)
     weights_option = f" --weights {_quote(weights)}" if weights else ""
     opening = f"""
 {OPENING_STEP}: once, when recipe, model and thresholds are decided; every opening is counted:
@@ -242,7 +248,7 @@ Evaluate and report again from predictions.csv:
 Repeat this run exactly (data set: {dataset.name}):
   dermkit train {recipe} DATASET --split {split}{weights_option} --out again
 """
-    write_text(folder / "NEXT_STEPS.txt", text)
+    write_text(folder / NEXT_STEPS_FILE, text)
 
 
 def _quote(path: Path) -> str:

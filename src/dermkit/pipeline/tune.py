@@ -8,7 +8,6 @@ from dermkit.data.manifest import Dataset
 from dermkit.errors import UsageError
 from dermkit.files import (
     check_writable,
-    write_json,
     write_rows,
 )
 from dermkit.pipeline.data import resolve_split
@@ -25,6 +24,7 @@ from dermkit.pipeline.run import run_plan
 from dermkit.pipeline.train import train
 from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe
+from dermkit.runs.layout import TUNE, TUNE_TABLE
 
 
 def tune(
@@ -72,12 +72,6 @@ def _write_trials(folder: Path, recipes: Sequence[Recipe], runs: Sequence[Path],
          validation_value(path, monitor), number == best_index)
         for number, (recipe, path) in enumerate(zip(recipes, runs, strict=True))
     ]  # fmt: skip
-    write_rows(folder / "tune.csv", ("recipe", "head_lr", "batch_size", "dropout", monitor, "chosen"), rows)
-    write_json(
-        folder / "tune.json",
-        {
-            "chosen": recipes[best_index].name,
-            "by": f"{monitor} on validation, {len(runs)} trials, test not scored",
-        },
-        format=1,
-    )
+    write_rows(folder / TUNE_TABLE, ("recipe", "head_lr", "batch_size", "dropout", monitor, "is_best"), rows)
+    selected_by = f"{monitor} on validation, {len(runs)} trials, test not scored"
+    TUNE.write(folder, {"best_recipe": recipes[best_index].name, "selected_by": selected_by})

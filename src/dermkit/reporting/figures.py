@@ -14,9 +14,7 @@ from dermkit.render import charts, curves
 from dermkit.reporting.labels import ALIASES, BAR_METRICS, METRIC_TITLES
 from dermkit.runs import folder
 from dermkit.runs.folder import RunFolder
-
-MALIGNANT_CURVE = "malignant classes"
-"""The name under which roc_<split>.csv holds the curve of all malignant classes together."""
+from dermkit.runs.layout import FIGURES_FOLDER, LOG_FILE, MALIGNANT_CURVE, PROGRESS_CHART
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,10 @@ def draw_figures(run: RunFolder) -> dict[str, EmbeddedFigure]:
     """Draw every chart whose numbers are there; keys are the file stems."""
     figures = {"intervals": _draw_intervals(run)}
     if run.log is not None and len(run.log):
-        path = run.folder / "progress.png"
+        path = run.folder / PROGRESS_CHART
         charts.draw_progress(_numeric_log(run.log), path, best_epoch=(run.run_json.get("best") or {}).get("epoch"))
         figures["progress"] = EmbeddedFigure(
-            png_data_uri(path), "Loss and accuracies of training and validation by epoch", "log.csv"
+            png_data_uri(path), "Loss and accuracies of training and validation by epoch", LOG_FILE
         )
     for split in run.splits:
         figures |= dict(_split_figures(run, split))
@@ -75,7 +73,7 @@ def _numeric_log(log: pd.DataFrame) -> pd.DataFrame:
 
 
 def _split_figures(run: RunFolder, split: str) -> Iterator[tuple[str, EmbeddedFigure]]:
-    split_metrics, figures_folder = run.metrics["splits"][split], run.folder / "figures"
+    split_metrics, figures_folder = run.metrics["splits"][split], run.folder / FIGURES_FOLDER
     title, n = f"{split.capitalize()}, {split_metrics['n']} images", split_metrics["n"]
     path = figures_folder / f"confusion_{split}.png"
     charts.draw_confusion(split_metrics["confusion_matrix"], run.metrics["classes"], path, title=title)
@@ -98,7 +96,7 @@ def _split_figures(run: RunFolder, split: str) -> Iterator[tuple[str, EmbeddedFi
 
 def _malignant_figures(run: RunFolder, split: str, title: str) -> Iterator[tuple[str, EmbeddedFigure]]:
     """Yield what there is where some classes are malignant and some are not, and the split has images of both."""
-    figures_folder, n = run.folder / "figures", run.metrics["splits"][split]["n"]
+    figures_folder, n = run.folder / FIGURES_FOLDER, run.metrics["splits"][split]["n"]
     roc_points = folder.read_optional_csv(figures_folder / f"roc_{split}.csv")
     malignant_points = None if roc_points is None else roc_points[roc_points["class"] == MALIGNANT_CURVE]
     if malignant_points is not None and len(malignant_points):
@@ -151,7 +149,7 @@ def _draw_intervals(run: RunFolder) -> EmbeddedFigure:
             if estimate and name in BAR_METRICS:
                 value = "" if estimate["value"] is None else estimate["value"]
                 rows.append((name, split, value, *(estimate.get("ci95") or ("", "")), estimate["n"]))
-    path = run.folder / "figures" / "intervals.png"
+    path = run.folder / FIGURES_FOLDER / "intervals.png"
     write_rows(path.with_suffix(".csv"), header, rows)
     frame = pd.DataFrame(rows, columns=list(header))
     charts.draw_metric_bars(

@@ -9,8 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.errors import DataError
-from dermkit.files import read_json, write_rows, write_text
+from dermkit.files import write_rows, write_text
 from dermkit.lint.rules import read_lint
 from dermkit.metrics.classification.reader_studies import READER_STUDIES
 from dermkit.render import charts
@@ -20,8 +19,8 @@ from dermkit.reporting.labels import BAR_METRICS, FIRST_TABLE_END, METRIC_TITLES
 from dermkit.reporting.mistakes import PixelFinder, load_mistakes
 from dermkit.runs import folder as runs_folder
 from dermkit.runs.folder import RunFolder
+from dermkit.runs.layout import FIGURES_FOLDER, METRICS, REPORT_FILE, SUMMARY
 
-SUMMARY_FORMAT = 1
 MAX_REPORT_BYTES = 5_000_000
 """The file must travel by mail: the worst mistakes lose their thumbnails before it grows past this."""
 
@@ -36,7 +35,9 @@ def write_report(run: Path, *, pixel_finder: PixelFinder | None = None, images_r
     `images_root`. Raises `DataError` without a metrics.json, `OutputError`.
     """
     run_folder = runs_folder.read_run_folder(run)
-    mistake_table = runs_folder.read_optional_csv(run / "figures" / f"mistakes_{run_folder.headline_split}.csv")
+    mistake_table = runs_folder.read_optional_csv(
+        run / FIGURES_FOLDER / f"mistakes_{run_folder.headline_split}.csv"
+    )
     mistake_table = pd.DataFrame() if mistake_table is None else mistake_table
     context = {
         **_report_context(run_folder),
@@ -49,13 +50,13 @@ def write_report(run: Path, *, pixel_finder: PixelFinder | None = None, images_r
         html = template.render(**context, mistakes=mistakes[:count])
         if len(html.encode()) < MAX_REPORT_BYTES:
             break
-    write_text(run / "report.html", html)
-    return run / "report.html"
+    write_text(run / REPORT_FILE, html)
+    return run / REPORT_FILE
 
 
 def _report_context(run: RunFolder) -> dict[str, Any]:
     """Return what the template says, apart from pictures."""
-    figures_folder = run.folder / "figures"
+    figures_folder = run.folder / FIGURES_FOLDER
     names = metric_names(run)
     methods_by_name = {name: _interval_methods(run, name) for name in names}
     first_table = list(METRIC_TITLES)[: FIRST_TABLE_END + 1]
@@ -98,7 +99,7 @@ def write_summary_report(parent: Path) -> Path:
 
     Raises `DataError` without a summary.json, `OutputError`.
     """
-    summary = read_json(parent / "summary.json", format=SUMMARY_FORMAT, error=DataError)
+    summary = SUMMARY.read(parent)
     splits = [name for name in ("validation", "test") if summary["metrics"].get(name)]
     names = {split: _summary_metrics(summary, split) for split in splits}
     html = (
@@ -115,8 +116,8 @@ def write_summary_report(parent: Path) -> Path:
             pictures={split: _draw_spread(summary, split, names[split], parent) for split in splits},
         )
     )
-    write_text(parent / "report.html", html)
-    return parent / "report.html"
+    write_text(parent / REPORT_FILE, html)
+    return parent / REPORT_FILE
 
 
 def _final_run_context(parent: Path, folder: str) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def _image_counts(parent: Path, summary: dict[str, Any], split: str) -> list[int
 
 def _has_evaluated_run(parent: Path, folder: str) -> bool:
     """Say whether an evaluated run of this name lies in the folder itself."""
-    path = parent / folder / "metrics.json"
+    path = parent / folder / METRICS.name
     return path.exists() and path.resolve().is_relative_to(parent.resolve())
 
 

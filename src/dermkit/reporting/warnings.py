@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dermkit.metrics.stats.power import expected_maximum_of_k
+from dermkit.runs.layout import UNSTABLE_TRAINING
 
 if TYPE_CHECKING:
     from dermkit.runs.folder import RunFolder
@@ -15,9 +16,6 @@ MIN_CLASS_IMAGES = 10
 
 MIN_OUTCOME_IMAGES = 30
 """Below this many images of the malignant or of the other ones, figures of that side are shaky, marked or not."""
-
-UNSTABLE_TRAINING = "Training was not stable"
-"""How a run's own warning begins that is a serious one."""
 
 SERIOUS_PREFIXES = (UNSTABLE_TRAINING, "Sealed test images")
 """How the lines of a run's own files begin that are serious in any run."""
@@ -91,7 +89,7 @@ def _leak_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
 def _seal_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
     """Yield what the openings of a sealed test side do to its figures; one opening, this run's own, says nothing."""
     seal = run.seal
-    if not seal or seal["opening"] is None:
+    if not seal or seal["opening_number"] is None:
         return
     for note in seal["notes"]:
         yield ReportWarning("note", str(note))
@@ -182,7 +180,7 @@ def _class_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
 
 def _training_and_data_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
     if (overfitting := run.metrics.get("overfitting") or {}).get("overfitting"):
-        is_best_epoch, epoch = run.run_json.get("kept") == "best", (run.run_json.get("best") or {}).get("epoch")
+        is_best_epoch, epoch = run.run_json.get("keep") == "best", (run.run_json.get("best") or {}).get("epoch")
         weights_sentence = (
             f" The weights kept are those of {f'epoch {epoch}' if epoch else 'the best epoch'}."
             if is_best_epoch
@@ -211,7 +209,7 @@ def _training_and_data_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
 
 def _audit_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
     """Yield what the audits of the data say: of the set tested on, and of the one an external model was trained on."""
-    dataset_json, training_dataset = run.run_json.get("dataset", {}), run.run_json.get("trained_on")
+    dataset_json, training_dataset = run.run_json.get("dataset", {}), run.run_json.get("training_dataset")
     yield from _dataset_audit_warnings(
         str(dataset_json.get("name") or "this data set"), dataset_json.get("audit") or {}
     )

@@ -7,14 +7,11 @@ from typing import Any
 import pandas as pd
 
 from dermkit.errors import DataError, UsageError
-from dermkit.files import read_json
 from dermkit.recipes import schema
+from dermkit.runs import layout
 from dermkit.runs.metrics_json import read_metrics
 
 Json = dict[str, Any]
-
-
-RUN_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -98,17 +95,13 @@ def read_run_folder(folder: Path) -> RunFolder:
     return RunFolder(
         folder=folder,
         metrics=metrics,
-        run_json=_read_optional_json(folder / "run.json"),
-        environment=_read_optional_json(folder / "environment.json"),
-        recipe=_read_recipe(folder / "recipe.json"),
-        log=read_optional_csv(folder / "log.csv"),
-        next_steps=read_text(folder / "NEXT_STEPS.txt"),
-        seal=_read_optional_json(folder / "seal.json"),
+        run_json=layout.RUN.read_optional(folder),
+        environment=layout.ENVIRONMENT.read_optional(folder),
+        recipe=_read_recipe(folder / layout.RECIPE_FILE),
+        log=read_optional_csv(folder / layout.LOG_FILE),
+        next_steps=read_text(folder / layout.NEXT_STEPS_FILE),
+        seal=layout.RUN_SEAL.read_optional(folder),
     )
-
-
-def _read_optional_json(path: Path) -> Json:
-    return read_json(path, format=RUN_FORMAT, error=DataError) if path.exists() else {}
 
 
 def _read_recipe(path: Path) -> schema.Recipe | None:

@@ -18,6 +18,7 @@ from dermkit.data.manifest import id_groups as manifest_groups
 from dermkit.errors import DataError
 from dermkit.files import write_rows
 from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.runs.layout import ATTRIBUTES_FILE, GROUPS_FILE
 
 MAP_FORMAT = 1
 PREDICTION_COLUMNS = ("image_id", "path", "label", "split", "fold", "seed", "predicted")
@@ -162,13 +163,13 @@ def write_attributes(path: Path, manifest: pd.DataFrame, image_ids: "pd.Series[s
 
 def read_attributes(run: Path) -> pd.DataFrame | None:
     """Return a run's attributes by image_id, None where it has none."""
-    path = run / "attributes.csv"
+    path = run / ATTRIBUTES_FILE
     return read_run_csv(path, "image_id", *ATTRIBUTES).set_index("image_id") if path.exists() else None
 
 
 def read_groups(run: Path) -> dict[str, int] | None:
     """Return image_id -> what hangs together, from a run's groups.csv; None where there is none."""
-    path = run / "groups.csv"
+    path = run / GROUPS_FILE
     if not path.exists():
         return None
     frame = read_run_csv(path, "image_id", "group")

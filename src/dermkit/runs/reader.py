@@ -8,19 +8,14 @@ import pandas as pd
 
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError
-from dermkit.files import read_json
 from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
+from dermkit.runs.layout import COLOUR_FILE, OLD_COLOUR_FILE, RUN, RUN_SEAL, SPLIT_FILE
 from dermkit.runs.predictions import ATTRIBUTES, read_attributes, read_predictions, read_run_csv
-
-RUN_FORMAT = 1
-RUN_SEAL_FILE = "seal.json"
-RUN_SEAL_FORMAT = 1
-SEAL_SUMMARY_KEYS = ("name", "date", "n", "opening", "openings")
 
 
 def read_run_json(run: Path) -> dict[str, Any]:
     """Read run.json; raises `DataError` where it is missing or broken."""
-    return read_json(run / "run.json", format=RUN_FORMAT, error=DataError)
+    return RUN.read(run)
 
 
 def attributes_for(run: Path, dataset: Dataset | None) -> pd.DataFrame | None:
@@ -39,17 +34,18 @@ def isic_ids_for(dataset: Dataset) -> dict[str, str]:
 
 def policy_of(run_json: Mapping[str, Any], run: Path) -> DecisionPolicy | None:
     """Return what the model settled on its own validation images, where run.json says it: a test on other data."""
-    if not run_json.get("decision"):
+    if not run_json.get("policy"):
         return None
     try:
-        return policy_from_dict(run_json["decision"])
+        return policy_from_dict(run_json["policy"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{run / 'run.json'}: has a broken decision: {error}", remedy="evaluate again") from error
+        raise DataError(f"{run / 'run.json'}: has a broken policy: {error}", remedy="evaluate again") from error
 
 
 def read_colour_predictions(run: Path, classes: Sequence[str]) -> pd.DataFrame | None:
     """Return the predictions of the rule that sees colour alone, where the run has them."""
-    path = run / "colour_rule.csv"
+    path = run / COLOUR_FILE
+    path = path if path.exists() else run / OLD_COLOUR_FILE
     return read_predictions(path, classes) if path.exists() else None
 
 
@@ -68,8 +64,8 @@ def count_train_images(
     if "train_counts" in split_json:
         return dict(split_json["train_counts"])
     labels = predictions.loc[predictions["split"] == "train", "label"]
-    if dataset is not None and (run / "split.csv").exists():
-        split = read_run_csv(run / "split.csv", "image_id", "split")
+    if dataset is not None and (run / SPLIT_FILE).exists():
+        split = read_run_csv(run / SPLIT_FILE, "image_id", "split")
         train_ids = split.loc[split["split"] == "train", "image_id"]
         labels = dataset.manifest.loc[dataset.manifest["image_id"].isin(train_ids), "label"]
     return {str(name): int(n) for name, n in labels.value_counts().items()} if len(labels) else None
@@ -89,11 +85,13 @@ def leak_warnings(leaks: Mapping[str, Any]) -> list[str]:
 
 def read_run_seal(run: Path) -> dict[str, Any]:
     """Return the run's own copy of a seal, {} for a run whose test side is not sealed."""
-    path = run / RUN_SEAL_FILE
-    return read_json(path, format=RUN_SEAL_FORMAT, error=DataError) if path.exists() else {}
+    return RUN_SEAL.read_optional(run)
 
 
 def seal_summary(run: Path) -> dict[str, Any]:
-    """Return what metrics.json says of a sealed test side, {} where it is not; opening: None = not scored."""
+    """Return what metrics.json says of a sealed test side, {} where it is not; opening_number: None = not scored."""
     seal = read_run_seal(run)
-    return {key: len(seal[key]) if key == "openings" else seal[key] for key in SEAL_SUMMARY_KEYS} if seal else {}
+    if not seal:
+        return {}
+    summary = {key: seal[key] for key in ("name", "date", "n", "opening_number")}
+    return {**summary, "n_openings": len(seal["openings"])}

@@ -60,9 +60,9 @@ class ReferralThreshold:
     def as_dict(self) -> dict[str, Any]:
         """Return plain numbers, as model.json holds them."""
         return {
-            "share": self.target_coverage,
-            "least_confidence": self.min_confidence,
-            "answered": self.validation_coverage,
+            "target_coverage": self.target_coverage,
+            "min_confidence": self.min_confidence,
+            "coverage": self.validation_coverage,
             "error": self.error_rate.as_dict(),
         }
 
@@ -93,8 +93,8 @@ class DecisionPolicy:
             },
             "operating_points": [operating_point_dict(rate, point) for rate, point in self.operating_points],
             "conformal": _rule_dict(self.conformal_rule),
-            "refer": [referral.as_dict() for referral in self.referral_thresholds],
-            "validation_images": self.n_validation,
+            "referral": [referral.as_dict() for referral in self.referral_thresholds],
+            "n_validation_images": self.n_validation,
         }
 
 
@@ -110,8 +110,8 @@ def policy_from_dict(policy_json: Mapping[str, Any]) -> DecisionPolicy:
         (
             str(entry["rate"]),
             Threshold(
-                float(entry["value"]), float(entry["wish_rate"]), float(entry["confidence"]), bool(entry["kept"]),
-                int(entry["n"]),
+                float(entry["threshold"]), float(entry["target"]), float(entry["confidence"]),
+                bool(entry["guaranteed"]), int(entry["n"]),
             ),
         )
         for entry in policy_json["operating_points"]
@@ -121,30 +121,35 @@ def policy_from_dict(policy_json: Mapping[str, Any]) -> DecisionPolicy:
         {str(kind): float(value) for kind, value in calibration_json["out_of_fold_loss"].items()},
         points,
         _rule_from_dict(policy_json["conformal"]),
-        int(policy_json["validation_images"]),
-        tuple(_referral_from_dict(entry) for entry in policy_json.get("refer", ())),
+        int(policy_json["n_validation_images"]),
+        tuple(_referral_from_dict(entry) for entry in policy_json.get("referral", ())),
     )
 
 
 def _rule_dict(rule: conformal.ConformalRule) -> dict[str, Any]:
-    rule_json = {"alpha": rule.alpha, "least": rule.min_probability.tolist(), "n": rule.n_images.tolist()}
-    return rule_json if rule.n_groups is None else {**rule_json, "units": rule.n_groups.tolist()}
+    rule_json = {
+        "alpha": rule.alpha,
+        "min_probability": rule.min_probability.tolist(),
+        "n_images": rule.n_images.tolist(),
+    }
+    return rule_json if rule.n_groups is None else {**rule_json, "n_groups": rule.n_groups.tolist()}
 
 
 def _rule_from_dict(rule_json: Mapping[str, Any]) -> conformal.ConformalRule:
     """Return the conformal rule; older files hold no groups, and their images are taken as independent."""
-    n_images, group_counts = np.array(rule_json["n"], dtype=np.int64), rule_json.get("units")
+    n_images, group_counts = np.array(rule_json["n_images"], dtype=np.int64), rule_json.get("n_groups")
     n_groups = None if group_counts is None else np.array(group_counts, dtype=np.int64)
     if n_groups is not None and n_groups.shape != n_images.shape:
-        raise ValueError(f"{len(n_groups)} classes have units, {len(n_images)} have images")
+        raise ValueError(f"{len(n_groups)} classes have groups, {len(n_images)} have images")
     return conformal.ConformalRule(
-        float(rule_json["alpha"]), np.array(rule_json["least"], dtype=np.float64), n_images, n_groups
+        float(rule_json["alpha"]), np.array(rule_json["min_probability"], dtype=np.float64), n_images, n_groups
     )
 
 
 def _referral_from_dict(referral_json: Mapping[str, Any]) -> ReferralThreshold:
     return ReferralThreshold(
-        float(referral_json["share"]), float(referral_json["least_confidence"]), float(referral_json["answered"]),
+        float(referral_json["target_coverage"]), float(referral_json["min_confidence"]),
+        float(referral_json["coverage"]),
         Estimate.from_dict(referral_json["error"]),
     )  # fmt: skip
 
@@ -189,7 +194,7 @@ def fit_operating_points(
 
 def operating_point_dict(rate: str, point: Threshold) -> dict[str, Any]:
     """Return an operating point as decision.json holds it."""
-    return {**_point_fields(rate, point), "value": point.value}
+    return {**_point_fields(rate, point), "threshold": point.value}
 
 
 def _out_of_fold_losses(validation: ScoredSet) -> dict[str, float]:
@@ -260,7 +265,7 @@ def evaluate_policy(
     ]
     point_dicts = [
         {
-            **_point_fields(rate, point), "asked": is_requested, "threshold": point.value,
+            **_point_fields(rate, point), "requested": is_requested, "threshold": point.value,
             **_result_dict(evaluate_threshold(calibrated_set, point.value, prevalences=prevalences)),
         }
         for (rate, point), is_requested in ([] if missing_reason else all_points)
@@ -271,9 +276,9 @@ def evaluate_policy(
             "metrics": {name: metrics[name] for name in CALIBRATION_METRICS if name in metrics},
         },
         "operating_points": point_dicts,
-        "no_operating_points": missing_reason,
+        "why_no_operating_points": missing_reason,
         "conformal": _conformal_dict(policy.conformal_rule, calibrated_set),
-        "refer": _referral_dict(policy, calibrated_set),
+        "referral": _referral_dict(policy, calibrated_set),
     }
 
 
@@ -289,8 +294,8 @@ def _one_class_reason(scored_set: ScoredSet) -> str:
 
 def _point_fields(rate: str, point: Threshold) -> dict[str, Any]:
     return {
-        "wish": f"{rate} {point.target:g}", "rate": rate, "wish_rate": point.target, "confidence": point.confidence,
-        "kept": point.guaranteed, "n": point.n,
+        "name": f"{rate} {point.target:g}", "rate": rate, "target": point.target, "confidence": point.confidence,
+        "guaranteed": point.guaranteed, "n": point.n,
     }  # fmt: skip
 
 
@@ -307,10 +312,10 @@ def _prevalence_dict(at_prevalence: AtPrevalence) -> dict[str, Any]:
         "prevalence": at_prevalence.prevalence,
         "ppv": at_prevalence.ppv.as_dict(),
         "npv": at_prevalence.npv.as_dict(),
-        "found": at_prevalence.true_positives.as_dict(),
-        "missed": at_prevalence.false_negatives.as_dict(),
-        "false_alarms": at_prevalence.false_positives.as_dict(),
-        "biopsies_per_found": at_prevalence.number_needed_to_biopsy.as_dict(),
+        "true_positives": at_prevalence.true_positives.as_dict(),
+        "false_negatives": at_prevalence.false_negatives.as_dict(),
+        "false_positives": at_prevalence.false_positives.as_dict(),
+        "number_needed_to_biopsy": at_prevalence.number_needed_to_biopsy.as_dict(),
     }
 
 
@@ -345,12 +350,12 @@ def _conformal_dict(rule: conformal.ConformalRule, calibrated_set: ScoredSet) ->
             per_class[class_name] = {
                 **coverage,
                 "expected": [low / n_groups, high / n_groups],
-                "units": n_groups,
-                "calibration_images": int(rule.n_images[k]),
-                "calibration_units": n_calibration_groups,
+                "n_groups": n_groups,
+                "n_calibration_images": int(rule.n_images[k]),
+                "n_calibration_groups": n_calibration_groups,
             }
     set_sizes = np.bincount(prediction_sets.sum(axis=1), minlength=len(calibrated_set.classes) + 1)
-    return {"promised": 1 - rule.alpha, "per_class": per_class, "sizes": set_sizes.tolist()}
+    return {"coverage_target": 1 - rule.alpha, "per_class": per_class, "set_sizes": set_sizes.tolist()}
 
 
 def _risk_coverage(calibrated_set: ScoredSet) -> conformal.RiskCoverage:
@@ -385,15 +390,17 @@ def _referral_dict(policy: DecisionPolicy, calibrated_set: ScoredSet) -> dict[st
     error_by_coverage = {
         f"{referral.target_coverage:g}": {
             **referral.error_rate.as_dict(),
-            "answered": referral.validation_coverage,
-            "least_confidence": referral.min_confidence,
+            "coverage": referral.validation_coverage,
+            "min_confidence": referral.min_confidence,
         }
         for referral in _referral_thresholds(calibrated_set, curve, (1.0, 0.9, 0.8, 0.7, 0.5))
     }
     return {
-        "area": curve.aurc(),
-        "error_when_answering": error_by_coverage,
-        "settled": [_referral_result(referral, calibrated_set) for referral in policy.referral_thresholds],
+        "aurc": curve.aurc(),
+        "error_by_coverage": error_by_coverage,
+        "at_validation_thresholds": [
+            _referral_result(referral, calibrated_set) for referral in policy.referral_thresholds
+        ],
     }
 
 
@@ -402,8 +409,8 @@ def _referral_result(referral: ReferralThreshold, calibrated_set: ScoredSet) -> 
     is_answered = calibrated_set.confidence >= referral.min_confidence
     coverage = intervals.proportion_estimate(is_answered, calibrated_set.groups)
     return {
-        "share": referral.target_coverage,
-        "least_confidence": referral.min_confidence,
-        "answered": coverage.as_dict(),
+        "target_coverage": referral.target_coverage,
+        "min_confidence": referral.min_confidence,
+        "coverage": coverage.as_dict(),
         "error": _error_rate(calibrated_set, is_answered).as_dict(),
     }

@@ -1,0 +1,48 @@
+"""The files of a run folder, of repeats and of an evaluation: their names, and the formats of those that are JSON.
+
+A file's name stands here once. `LOCATION` is written beside a data set too (data/manifest.py).
+"""
+
+from dermkit.files import JsonFile
+from dermkit.runs import migrations
+
+RUN = JsonFile("run.json", 2, {1: migrations.run_1_to_2})
+METRICS = JsonFile("metrics.json", 3, {1: migrations.metrics_1_to_2, 2: migrations.metrics_2_to_3})
+POLICY = JsonFile("policy.json", 2)
+RUN_SEAL = JsonFile("seal.json", 2, {1: migrations.seal_1_to_2})
+ENVIRONMENT = JsonFile("environment.json", 1)
+LOCATION = JsonFile("location.json", 1)
+SUMMARY = JsonFile("summary.json", 1)
+FOREIGN = JsonFile("foreign_predictions.json", 2)
+TUNE = JsonFile("tune.json", 2)
+
+OLD_POLICY_FILE = "decision.json"
+"""What policy.json was called; an evaluation removes it."""
+OLD_FOREIGN_FILE = "brought.json"
+"""What foreign_predictions.json was called; a folder that holds it may be evaluated again."""
+OLD_COLOUR_FILE = "colour_rule.csv"
+"""What colour_baseline.csv was called; it is read where the new one is not there."""
+
+RECIPE_FILE = "recipe.json"
+SPLIT_FILE = "split.csv"
+LOG_FILE = "log.csv"
+EXCLUDED_FILE = "excluded.csv"
+PREDICTIONS_FILE = "predictions.csv"
+COLOUR_FILE = "colour_baseline.csv"
+GROUPS_FILE = "groups.csv"
+ATTRIBUTES_FILE = "attributes.csv"
+UNMAPPED_FILE = "unmapped.csv"
+NEXT_STEPS_FILE = "NEXT_STEPS.txt"
+REPORT_FILE = "report.html"
+PROGRESS_CHART = "progress.png"
+SUMMARY_TABLE = "summary.csv"
+TUNE_TABLE = "tune.csv"
+
+MODEL_FOLDER = "model"
+FIGURES_FOLDER = "figures"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+MALIGNANT_CURVE = "malignant classes"
+"""The name of the curve and of the row that take all malignant classes together, against the rest."""
+UNSTABLE_TRAINING = "Training was not stable"
+"""How the warning of unstable training begins; a report takes it for serious."""

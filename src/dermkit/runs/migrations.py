@@ -1,0 +1,66 @@
+"""How run.json, metrics.json and seal.json of older formats are read: keys get the names of today, no value changes.
+
+metrics.json 1 lacks the figures that format 2 added (npv, mcc, kappa, partial areas, parts of the Brier score,
+calibration, net benefit). They are not made up: readers show what is there, and `dermkit evaluate RUN` writes it anew.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dermkit.metrics.decisions.policy_migration import migrate_policy, migrate_policy_metrics, rename_keys
+
+
+def run_1_to_2(run_json: dict[str, Any]) -> dict[str, Any]:
+    """Return run.json with `policy`, `keep` and `training_dataset`; another tool's predictions are of split foreign."""
+    names = {"decision": "policy", "kept": "keep", "trained_on": "training_dataset"}
+    run = {**rename_keys(run_json, names), "format": 2}
+    # A broken policy is left as it is: `policy_of` says which file holds it.
+    if isinstance(run.get("policy"), Mapping) and "operating_points" in run["policy"]:
+        run["policy"] = migrate_policy(run["policy"])
+    if run.get("split", {}).get("scheme") == "brought":
+        run["split"] = {**run["split"], "name": "foreign", "scheme": "foreign"}
+    return run
+
+
+def seal_1_to_2(seal_json: dict[str, Any]) -> dict[str, Any]:
+    """Return the run's copy of a seal with `opening_number`: which of the openings is this run's, None for none."""
+    return {**rename_keys(seal_json, {"opening": "opening_number"}), "format": 2}
+
+
+def metrics_1_to_2(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics.json as it is: format 2 added figures and renamed none."""
+    return {**metrics, "format": 2}
+
+
+def metrics_2_to_3(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics.json with `options`, `policy` and the metrics of the policy by the names of today."""
+    migrated = {**rename_keys(metrics, {"asked": "options", "decision": "policy"}), "format": 3}
+    if migrated.get("options"):
+        options = rename_keys(migrated["options"], {"wishes": "targets"})
+        targets = [rename_keys(target, {"wish_rate": "target"}) for target in options["targets"]]
+        migrated["options"] = {**options, "targets": targets}
+    if migrated.get("policy"):
+        migrated["policy"] = migrate_policy(migrated["policy"])
+    if migrated.get("seal"):
+        migrated["seal"] = rename_keys(migrated["seal"], {"openings": "n_openings", "opening": "opening_number"})
+    migrated["splits"] = {name: _migrate_split(split) for name, split in metrics.get("splits", {}).items()}
+    return migrated
+
+
+def _migrate_split(split_metrics: Mapping[str, Any]) -> dict[str, Any]:
+    migrated = rename_keys(split_metrics, {"decided": "policy"})
+    if "policy" in migrated:
+        migrated["policy"] = migrate_policy_metrics(migrated["policy"])
+    if "subgroups" in migrated:
+        migrated["subgroups"] = {
+            attribute: _migrate_subgroups(breakdown) for attribute, breakdown in migrated["subgroups"].items()
+        }
+    return migrated
+
+
+def _migrate_subgroups(breakdown: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **breakdown,
+        "groups": [rename_keys(group, {"malignant": "n_malignant"}) for group in breakdown["groups"]],
+        "gaps": [rename_keys(gap, {"figure": "metric"}) for gap in breakdown["gaps"]],
+    }
