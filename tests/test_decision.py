@@ -134,7 +134,7 @@ def test_a_rule_from_before_units_were_kept_counts_images() -> None:
     body = fit_policy(split(9, 400, 2.0)).as_dict()
     del body["conformal"]["n_groups"]
     older = policy_from_dict(body)
-    assert older.conformal_rule.n_independent.tolist() == body["conformal"]["n"]
+    assert older.conformal_rule.n_independent.tolist() == body["conformal"]["n_images"]
     assert older.as_dict() == body, "what was not kept is not made up"
-    with pytest.raises(ValueError, match="2 classes have units, 3 have images"):
+    with pytest.raises(ValueError, match="2 classes have groups, 3 have images"):
         policy_from_dict({**body, "conformal": {**body["conformal"], "n_groups": [1, 2]}})

@@ -205,7 +205,8 @@ def test_a_sealed_run_scores_no_test_image_and_says_so(here: tuple[Path, Path]) 
     metrics = read(run / "metrics.json")
     assert set(metrics["splits"]) == {"validation"}
     assert metrics["seal"] == {
-        "name": "held", "date": read(seal_file(data))["date"], "n": len(sealed_ids), "opening_number": None, "n_openings": 0
+        "name": "held", "date": read(seal_file(data))["date"], "n": len(sealed_ids),
+        "opening_number": None, "n_openings": 0,
     }  # fmt: skip
     assert metrics["policy"]["n_validation_images"] == metrics["splits"]["validation"]["n"]
     assert read(run / "model" / "model.json")["conformal"] is not None, "settled before the test side is opened"

@@ -79,9 +79,7 @@ def score_splits(
     _write_predictions(folder / COLOUR_FILE, class_names, row_starts, colour_probabilities, retained_splits)
     (folder / OLD_COLOUR_FILE).unlink(missing_ok=True)
     ids = split_table.loc[split_table["split"].isin([*split_names, *retained_splits]), "image_id"]
-    write_groups(
-        folder / GROUPS_FILE, OLD_COLOUR_FILE, dataset.manifest["image_id"], leakage_groups(dataset.manifest), ids
-    )
+    write_groups(folder / GROUPS_FILE, dataset.manifest["image_id"], leakage_groups(dataset.manifest), ids)
     write_attributes(folder / ATTRIBUTES_FILE, dataset.manifest, ids)
 
 
