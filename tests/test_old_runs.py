@@ -129,13 +129,14 @@ def test_an_old_model_is_tested_on_other_data(old: Path) -> None:
 
 
 def test_the_sealed_test_split_of_an_old_run_is_opened(old: Path) -> None:
-    run = run_in(old, "tiny-sealed")
+    run, seal = run_in(old, "tiny-sealed"), old / "data" / "splits" / "sealed.seal.json"
+    before = read(seal)["openings"]
     dk.evaluate(run, open_test=dk.load_dataset(old / "data"))
     assert set(pd.read_csv(run / "predictions.csv")["split"]) == {"validation", "test"}
-    assert [opening["run"] for opening in read(old / "data" / "splits" / "sealed.seal.json")["openings"]] == [
-        run_in(old, "tiny-opened").name,
-        run.name,
-    ]
+    after = read(seal)["openings"]
+    assert len(after) == len(before) + 1
+    assert (after[-1]["run"], after[-1]["finished"]) == (run.name, True)
+    assert [opening["date"] for opening in after[:-1]] == [opening["date"] for opening in before]
 
 
 def test_an_interrupted_old_training_is_resumed(old: Path) -> None:
