@@ -1,8 +1,8 @@
-"""The rules of the official ISIC challenge scorer, where they differ from ours, so that figures can be set beside.
+"""Metrics by the rules of the official ISIC challenge scorer (isic-challenge-scoring), for comparison with its results.
 
-What differs: a class counts as predicted where its own probability is above 0.5, so an image may be of no class or,
-with unnormalised scores, of several; an image whose largest probabilities tie is wrong in the balanced accuracy; what
-is undefined counts as 1.0; images may have weight 0. Its `auc_sens_80` is `partial.auc_above`.
+Its rules differ from ours: a class is predicted if its own probability is above 0.5, so an image may be of no class or,
+with unnormalised scores, of several; an image whose largest probabilities tie is wrong in the balanced accuracy;
+undefined values count as 1.0; images may have weight 0. Its `auc_sens_80` is `roc.partial_auroc_isic`.
 """
 
 import re
@@ -19,14 +19,14 @@ from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 CALL_THRESHOLD = 0.5
 ZERO_WEIGHT_IDS = ("ISIC_0035068",)
-"""Test images of 2018 that the official scorer leaves out."""
+"""Test images of 2018 to which the official scorer gives weight 0."""
 
 SCORER_RULES = (
     "here a class is called where its own probability is above a half, so an image may be of no class; "
     "largest probabilities that tie are wrong in the balanced accuracy; undefined counts as 1; images of "
     "weight 0 are left out"
 )
-"""What differs from our figures of the same names."""
+"""How these metrics differ from ours of the same names."""
 
 _ARCHIVE_ID = re.compile(r"ISIC_[0-9]{7}(?![0-9])")
 
@@ -35,21 +35,21 @@ SCORER_METRICS = ("accuracy", "sensitivity", "specificity", "dice", "ppv", "npv"
 
 @dataclass(frozen=True, eq=False)
 class OfficialScore:
-    """balanced_accuracy: the ranking figure, ties wrong. per_class: name -> (K,), NaN where a curve has one side."""
+    """balanced_accuracy: the challenge's primary metric, ties wrong. per_class: metric -> (K,), NaN if one-sided."""
 
     balanced_accuracy: float
     per_class: dict[str, Floats]
 
     def macro_average(self) -> dict[str, float]:
-        """Return the mean over the classes of each figure."""
+        """Return the mean over the classes of each metric."""
         return {name: float(values.mean()) for name, values in self.per_class.items()}
 
 
 def official_score(y_true: Ints, scores: Floats, weights: Floats | None = None) -> OfficialScore:
     """Score (N, K) class scores of (N,) true classes as the official scorer does.
 
-    weights: (N,) 0 or 1 per image, by default 1. Raises `ValueError` where a class has no image: the official figure
-    would be no number.
+    weights: (N,) 0 or 1 per image, by default 1. Raises `ValueError` if a class has no image: the official balanced
+    accuracy is then NaN.
     """
     n, k = scores.shape
     weight = np.ones(n) if weights is None else weights
@@ -93,7 +93,7 @@ def _ranking_metrics(one_hot: Bools, scores: Floats, weight: Floats) -> dict[str
 
 
 def _balanced_accuracy(y_true: Ints, scores: Floats, weight: Floats) -> float:
-    """Return the mean recall; an image with more than one largest score is of no class, so it is wrong."""
+    """Return the mean recall; an image whose largest score is tied counts as wrong."""
     is_unique_maximum = (scores == scores.max(axis=1, keepdims=True)).sum(axis=1) == 1
     is_correct = (scores.argmax(axis=1) == y_true) & is_unique_maximum
     k = scores.shape[1]
@@ -105,7 +105,7 @@ def _balanced_accuracy(y_true: Ints, scores: Floats, weight: Floats) -> float:
 
 
 def image_weights(texts: Iterable[str]) -> tuple[Floats, list[str]]:
-    """Return each image's weight, (N,), and the ISIC ids that have none; names: whatever may hold an ISIC id."""
+    """Return the weight of each image, (N,), and the ISIC ids of weight 0; texts: (N,), may contain an ISIC id."""
     isic_ids = [match[0] if (match := _ARCHIVE_ID.search(text)) else "" for text in texts]
     return (
         np.array([0.0 if isic_id in ZERO_WEIGHT_IDS else 1.0 for isic_id in isic_ids]),
@@ -114,9 +114,9 @@ def image_weights(texts: Iterable[str]) -> tuple[Floats, list[str]]:
 
 
 def official_dict(classes: Sequence[str], y_true: Ints, scores: Floats, texts: Iterable[str]) -> dict[str, Any]:
-    """Return the official figures under the official scorer's names; `reason` stands for them where they do not exist.
+    """Return the official metrics under the scorer's names, or a `reason` why they do not exist.
 
-    names: (N,) texts in which an image's ISIC id stands, if it has one.
+    texts: (N,), each contains the image's ISIC id if it has one.
     """
     weight, zero_weight_ids = image_weights(texts)
     class_counts = np.bincount(y_true, weights=weight, minlength=len(classes)).astype(np.int64)

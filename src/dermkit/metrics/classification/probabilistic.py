@@ -1,4 +1,4 @@
-"""Figures that judge the probabilities themselves: log loss, Brier score, expected calibration error."""
+"""Metrics of the predicted probabilities: log loss, Brier score, expected calibration error."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ N_BINS = 15
 
 @dataclass(frozen=True, eq=False)
 class CalibrationBins:
-    """Sums over the images of each bin, each (..., BINS): how many, their confidence, how many were right."""
+    """Sums over the images of each bin, each (..., N_BINS): images, confidences, correct predictions."""
 
     n: Floats
     confidence_sum: Floats
@@ -40,13 +40,13 @@ def log_loss(y_true: Ints, probabilities: Floats) -> float:
 
 
 def bin_index(confidence: Floats) -> NDArray[np.intp]:
-    """Return each image's bin, 0 to BINS - 1; bin i holds i / BINS < confidence <= (i + 1) / BINS (bin 0 also 0)."""
+    """Return the bin of each confidence, 0 to N_BINS - 1: bin i holds (i / N_BINS, (i + 1) / N_BINS], bin 0 also 0."""
     edges = np.linspace(0.0, 1.0, N_BINS + 1)
     return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, N_BINS - 1)
 
 
 def calibration_bins(confidence: Floats, is_correct: Bools) -> CalibrationBins:
-    """Return the sums per bin of (N,) top-1 confidences, 0 to 1, and whether the prediction was right."""
+    """Return the sums per bin of (N,) top-1 confidences, 0 to 1, and of whether each prediction is correct."""
     index = bin_index(confidence)
     return CalibrationBins(*(_bin_sums(index, values) for values in (np.ones(len(index)), confidence, is_correct)))
 
@@ -56,6 +56,6 @@ def _bin_sums(index: NDArray[np.intp], terms: NDArray[np.float64] | Bools) -> Fl
 
 
 def ece_from_bins(bins: CalibrationBins) -> Floats:
-    """Return the expected calibration error, shape (...): mean gap of confidence and accuracy, weighted by n."""
+    """Return the expected calibration error, (...): mean gap of confidence and accuracy, bins weighted by n."""
     total = bins.n.sum(axis=-1)
     return ratio(np.abs(bins.confidence_sum - bins.n_correct).sum(axis=-1), total, total > 0)

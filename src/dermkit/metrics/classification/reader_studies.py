@@ -1,7 +1,7 @@
-"""How people do on the same question, to be set beside a ROC curve: published points, never tests.
+"""Published sensitivity and specificity of physicians, drawn beside a ROC curve for orientation, never tested.
 
-Each point is of other images, other prevalence and other tasks than the run it is drawn beside. Nothing here says that
-a model above such a point is better than these people.
+Each point is of other images, another prevalence and another task than the run, so a model above it is not shown to
+be better than these readers.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ReaderStudy:
-    """Sensitivity and specificity of people for melanoma or malignant lesions, 0..1, where and when published."""
+    """Sensitivity and specificity of readers for melanoma or malignant lesions, 0 to 1, with source and year."""
 
     readers: str
     sensitivity: float

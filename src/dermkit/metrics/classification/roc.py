@@ -1,7 +1,9 @@
-"""Figures that depend on the order of scores alone: ROC curve, AUROC, average precision.
+"""Ranking metrics: ROC curve, AUROC, partial AUROC, average precision, and rates at a fixed other rate.
 
-Weights are multiplicities, (B, N): row b says how often each image was drawn in resample b. The scores are sorted
-once, and every resample is a weighted count along that order.
+Scores are sorted once; each resample is a weighted count in that order. Weights are (B, N): how often each image was
+drawn in each resample.
+
+Shapes: N images, B resamples, T distinct scores.
 """
 
 from dataclasses import dataclass
@@ -15,10 +17,10 @@ from dermkit.metrics.stats.arrays import Bools, Floats, ratio
 
 @dataclass(frozen=True, eq=False)
 class SortedScores:
-    """Scores put in order once.
+    """Scores in descending order.
 
-    order: (N,) image indices from the highest score to the lowest. positive: (N,) in that order. ends: (T,) the
-    last place of each run of equal scores. thresholds: (T,) the scores there.
+    order: (N,) image indices. is_positive: (N,) in that order. run_ends: (T,) last position of each run of equal
+    scores. thresholds: (T,) the scores there.
     """
 
     order: NDArray[np.intp]
@@ -64,7 +66,7 @@ def ranking_metrics(sorted_scores: SortedScores, weights: Floats) -> RankingMetr
 
 
 def cumulative_counts(sorted_scores: SortedScores, weights: Floats) -> CumulativeCounts:
-    """Return what lies at or above each distinct score, for each row of weights (B, N)."""
+    """Return true and false positives at each distinct score as threshold, for each row of weights (B, N)."""
     sorted_weights = weights[:, sorted_scores.order]
     tp, fp = (
         np.cumsum(sorted_weights * sorted_scores.is_positive, axis=1),
@@ -81,7 +83,7 @@ def auroc_and_ap(steps: CumulativeCounts) -> RankingMetrics:
     n_positive, n_negative = tp[:, -1], fp[:, -1]
     is_defined = (n_positive > 0) & (n_negative > 0)
     new_tp = np.diff(tp, axis=1, prepend=0.0)
-    # A positive loses to the negatives above it and half of those tied with it: 1 - AUROC, in pairs.
+    # 1 - AUROC counts pairs whose negative scores higher; a tie counts half.
     negatives_above = fp.copy()
     negatives_above[:, 1:] += fp[:, :-1]
     lost_pairs = 0.5 * np.einsum("bt,bt->b", new_tp, negatives_above)
@@ -93,12 +95,12 @@ def auroc_and_ap(steps: CumulativeCounts) -> RankingMetrics:
 
 
 def auroc(scores: Floats, is_positive: Bools) -> float:
-    """Return the chance that a positive image scores above a negative one; NaN without one of the two."""
+    """Return the probability that a positive scores above a negative, ties half; NaN without one of the two."""
     return float(ranking_metrics(sort_scores(scores, is_positive), np.ones((1, len(scores)))).auroc[0])
 
 
 def roc_curve(scores: Floats, is_positive: Bools) -> RocCurve:
-    """Return the ROC curve without the points that lie on a straight line between their neighbours.
+    """Return the ROC curve without the points on a straight line between their neighbours.
 
     Raises `ValueError` without positives or without negatives.
     """
@@ -114,10 +116,10 @@ def roc_curve(scores: Floats, is_positive: Bools) -> RocCurve:
 
 
 PARTIAL_SENSITIVITY = 0.8
-"""Where both official definitions cut."""
+"""The sensitivity above which both challenge definitions (ISIC 2024, isic-challenge-scoring) measure the area."""
 
 _ROUNDING = 1e-12
-"""A rate of 57/60 must pass for 0.95: what rounding leaves is no difference."""
+"""Tolerance of rates: 57/60 must count as 0.95 in spite of rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,7 @@ class RocCurveBatch:
 
 
 def roc_curve_batch(steps: CumulativeCounts) -> RocCurveBatch:
-    """Return the ROC curve of each row of sums at falling scores."""
+    """Return the ROC curve of each row of cumulative counts."""
     zeros = np.zeros((len(steps.tp), 1))
     has_both_classes = (steps.tp[:, -1:] > 0) & (steps.fp[:, -1:] > 0)
 
@@ -142,10 +144,10 @@ def roc_curve_batch(steps: CumulativeCounts) -> RocCurveBatch:
 
 
 def partial_auroc_2024(roc: RocCurveBatch, sensitivity: float = PARTIAL_SENSITIVITY) -> Floats:
-    """Return the area right of the curve and above a sensitivity, (B,), 0 to 1 - sensitivity; 2024's definition."""
+    """Return ISIC 2024's partial AUROC, (B,): the area under the curve above a sensitivity, 0 to 1 - sensitivity."""
     low_t, high_t = roc.tpr[:, :-1], roc.tpr[:, 1:]
     low_f, high_f = roc.fpr[:, :-1], roc.fpr[:, 1:]
-    cut = np.clip(sensitivity, low_t, high_t)  # below it a step counts nothing
+    cut = np.clip(sensitivity, low_t, high_t)  # the part of a step below it does not count
     rise = high_t - low_t
     fraction = np.divide(cut - low_t, rise, out=np.zeros_like(rise), where=rise > 0)
     fpr_at_cut = low_f + (high_f - low_f) * fraction
@@ -153,7 +155,7 @@ def partial_auroc_2024(roc: RocCurveBatch, sensitivity: float = PARTIAL_SENSITIV
 
 
 def fpr_at_sensitivity(roc: RocCurveBatch, sensitivity: float = PARTIAL_SENSITIVITY) -> Floats:
-    """Return the false positive rate where the curve first reaches a sensitivity, (B,), straight between points."""
+    """Return the false positive rate at which the curve first reaches a sensitivity, (B,), interpolated linearly."""
     rows = np.arange(len(roc.tpr))
     is_defined = ~np.isnan(roc.tpr[:, 0])
     step = np.maximum((np.nan_to_num(roc.tpr, nan=1.0) < sensitivity).sum(axis=1), 1)
@@ -163,18 +165,18 @@ def fpr_at_sensitivity(roc: RocCurveBatch, sensitivity: float = PARTIAL_SENSITIV
 
 
 def partial_auroc_isic(roc: RocCurveBatch, sensitivity: float = PARTIAL_SENSITIVITY) -> Floats:
-    """Return the area under the curve right of where it reaches a sensitivity, (B,): the official scorer's."""
+    """Return isic-challenge-scoring's `auc_sens_80`, (B,): the area under the curve right of that sensitivity."""
     return partial_auroc_2024(roc, sensitivity) + sensitivity * (1 - fpr_at_sensitivity(roc, sensitivity))
 
 
 def sensitivity_at_specificity(roc: RocCurveBatch, specificity: float) -> Floats:
-    """Return the highest sensitivity of a threshold that keeps at least this specificity, (B,); nothing in between."""
+    """Return the highest sensitivity at which the specificity is at least this, (B,), without interpolation."""
     is_allowed = roc.fpr <= 1 - specificity + _ROUNDING
     return _maximum_where(roc.tpr, is_allowed)
 
 
 def specificity_at_sensitivity(roc: RocCurveBatch, sensitivity: float) -> Floats:
-    """Return the highest specificity of a threshold that keeps at least this sensitivity, (B,); nothing in between."""
+    """Return the highest specificity at which the sensitivity is at least this, (B,), without interpolation."""
     return _maximum_where(1 - roc.fpr, roc.tpr >= sensitivity - _ROUNDING)
 
 

@@ -1,7 +1,7 @@
-"""The same figures for parts of the people: by age, sex, site or skin type, the gaps between them, and what is too few.
+"""Metrics by age, sex, site or skin type, the gaps between subgroups, and which subgroups are too small to judge.
 
-A gap between two small groups is nearly always there and nearly always noise, so each comes with its interval, and
-groups with few malignant images are shown without a conclusion.
+Two small subgroups nearly always differ, and nearly always by chance, so each gap has an interval, and subgroups with
+few malignant images are shown without a conclusion.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,11 @@ from dermkit.metrics.stats.estimate import UNRELIABLE_PREFIX, Estimate, caveats,
 from dermkit.metrics.stats.intervals import difference_interval
 
 MIN_LESIONS = 50
-"""Malignant lesions (independent units; images where these are not known) below which a group's sensitivity supports no
-conclusion; the same for benign ones."""
+"""Fewest malignant lesions, and fewest others, from which conclusions about a subgroup are drawn; images where lesions
+are unknown."""
 
 MAX_INLINE_NAME = 24
-"""Letters of a group's name up to which it stands before a doubt."""
+"""Longest group name, in characters, that is put before a caveat."""
 
 SUBGROUP_METRICS = (
     "accuracy", "balanced_accuracy", "recall_macro_present", "sensitivity", "specificity", "ppv", "npv", "auroc",
@@ -49,7 +49,7 @@ class Subgroup:
 
 @dataclass(frozen=True)
 class SubgroupGap:
-    """The best and the worst group in one figure, of those with enough lesions, and how far they lie apart."""
+    """The best and the worst subgroup in one metric, of those with enough lesions, and their difference."""
 
     metric: str
     worst_group: str
@@ -58,7 +58,7 @@ class SubgroupGap:
 
 
 def age_band(text: str) -> str:
-    """Return the band of an age in years, `unknown` for what is none."""
+    """Return the age band of a text in years, `unknown` if it is no age."""
     try:
         age = float(text)
     except ValueError:
@@ -72,9 +72,9 @@ def age_band(text: str) -> str:
 def subgroup_metrics(
     scored_set: ScoredSet, labels: Sequence[str], *, evaluate_split: Callable[..., Mapping[str, Any]]
 ) -> list[Subgroup]:
-    """Return the figures of every group, sorted by name, unknown last.
+    """Return the metrics of every subgroup, sorted by name, unknown last.
 
-    labels: (N,) the group of every image. summarise: `summary.summarise`, whose figures these are.
+    labels: (N,) the subgroup of each image. evaluate_split: `summary.evaluate_split`.
     """
     group_names = sorted(set(labels), key=lambda group_name: (group_name == UNKNOWN_GROUP, group_name))
     label_array = np.array(labels, dtype=object)
@@ -89,7 +89,7 @@ def subgroup_metrics(
 
 
 def select_images(scored_set: ScoredSet, row_indices: Ints) -> ScoredSet:
-    """Return some of the images as a split of their own."""
+    """Return some of the images as a scored set, groups relabelled."""
     groups = np.unique(scored_set.groups[row_indices], return_inverse=True)[1].astype(np.int64)
     return ScoredSet(
         scored_set.classes,
@@ -123,7 +123,7 @@ def _subgroup(name: str, subset: ScoredSet, split_metrics: Mapping[str, Any]) ->
 
 
 def subgroup_gaps(subgroups: Sequence[Subgroup]) -> list[SubgroupGap]:
-    """Return for each figure the gap between the best and the worst group that have enough lesions; may be empty."""
+    """Return, for each metric, the gap between the best and the worst subgroup with enough lesions; may be empty."""
     large_groups = [group for group in subgroups if not group.too_few_reason and group.name != UNKNOWN_GROUP]
     gap_list = []
     for metric in SUBGROUP_METRICS:
@@ -156,10 +156,10 @@ def _is_same_metric(metric: str, subgroups: Sequence[Subgroup]) -> bool:
 def independent_difference(
     first: Estimate, second: Estimate, *, group_names: tuple[str, str] = ("", "")
 ) -> Estimate:
-    """Return the difference of two figures of different images, its interval from the interval of each (Newcombe).
+    """Return the difference of two estimates of different images, with Newcombe's interval.
 
-    Of the best against the worst of many groups it is too hopeful: with g groups, even equal ones lie apart. What
-    makes either interval unreliable is handed on. names: of both, told with it.
+    It is optimistic for the best against the worst of several groups: equal groups differ too. Caveats of either
+    interval carry over. group_names: shown with the caveats.
     """
     if first.value is None or second.value is None or first.ci95 is None or second.ci95 is None:
         raise ValueError("a gap needs two figures with intervals")
@@ -173,7 +173,7 @@ def independent_difference(
 
 
 def _named_caveats(estimate: Estimate, group_name: str) -> list[str]:
-    """Return what makes an interval unreliable, with whose it is where that is short."""
+    """Return the caveats of an estimate, each with the group's name if it is short."""
     owner_prefix = (
         f"{group_name}: " if group_name and len(group_name) <= MAX_INLINE_NAME and ";" not in group_name else ""
     )

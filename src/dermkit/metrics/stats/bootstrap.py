@@ -1,4 +1,4 @@
-"""Figures of resamples and without each unit, joined once, and the interval that they give."""
+"""Bootstrap and jackknife values of named metrics, and the intervals that they give."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,7 +9,7 @@ from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.estimate import Estimate
 
 MAX_BCA_GROUPS = 10_000
-"""Units up to which the bootstrap is corrected; it needs every figure without each unit."""
+"""Most groups for BCa intervals, which need every metric without each group in turn; percentile intervals beyond."""
 
 NO_RESAMPLES_REASON = "no interval: nothing was resampled"
 _CHUNK_SIZE = 256
@@ -18,11 +18,11 @@ NamedArrays = Mapping[str, Floats]
 
 
 class BootstrapSamples:
-    """Named figures of `units` units that are drawn together.
+    """Bootstrap samples of named metrics over `n_groups` resampling groups.
 
-    figures: multiplicities (B, units) -> name -> (B, ...). without_each: unit numbers (C,) -> name -> (C, ...). name:
-    how the bootstrap is called in a method. samples, left_out: name -> what the two gave; empty where there is nothing
-    to draw from, or too much for a correction.
+    compute_metrics: weights (B, n_groups) -> name -> (B, ...). leave_one_group_out: group indices (C,) -> name ->
+    (C, ...). method_name: of the bootstrap, in `Estimate.method`. samples, jackknife: name -> all their values; samples
+    are empty for a single group, the jackknife also above MAX_BCA_GROUPS.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class BootstrapSamples:
         seed: int,
         resamples: int,
     ) -> None:
-        # With one unit every resample is the sample itself: there is nothing to learn from it.
+        # With one group every resample is the sample itself.
         weight_chunks = intervals.resample_weights(
             np.arange(n_groups), seed=seed, resamples=resamples if n_groups > 1 else 0
         )
@@ -47,7 +47,7 @@ class BootstrapSamples:
         self.missing_reason = intervals.ONE_GROUP_REASON if n_groups == 1 else NO_RESAMPLES_REASON
 
     def estimate(self, value: float, n: int, samples: Floats | None, jackknife: Floats | None) -> Estimate:
-        """Return a figure of n images with its interval from resampled values and those without each unit."""
+        """Return the estimate of a metric of n images from its bootstrap samples and jackknife values."""
         if samples is None:
             return Estimate(value, None, n, self.method, self.missing_reason)
         interval = (

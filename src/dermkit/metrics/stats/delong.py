@@ -1,6 +1,8 @@
-"""AUROCs of several scores on the same images, with their variances and covariances (DeLong 1988), over units.
+"""AUROCs of several scores on the same images with their covariance (DeLong 1988), by group (Obuchowski 1997).
 
-Images of one lesion or patient are one unit: their terms are summed before they are squared (Obuchowski 1997).
+Images of one lesion or patient are a group: their terms are summed before they are squared.
+
+Shapes: M scores, N images, G groups.
 """
 
 import math
@@ -15,12 +17,12 @@ from dermkit.metrics.stats.fold_auroc import hanley_mcneil_variance, placement_v
 from dermkit.metrics.stats.intervals import CONFIDENCE_LEVEL
 
 MIN_VARIANCE_RATIO = 0.4
-"""Share of Hanley and McNeil's variance below which DeLong's is not believed (benchmarks/coverage.md)."""
+"""Floor of DeLong's variance as a fraction of Hanley and McNeil's (measured: benchmarks/coverage.md)."""
 
 
 @dataclass(frozen=True, eq=False)
 class AurocCovariance:
-    """values: (M,) AUROCs. covariance: (M, M). units: how many carry it, the fewer of both sides."""
+    """values: (M,) AUROCs. covariance: (M, M). n_groups: the smaller of the numbers of positive and negative groups."""
 
     values: Floats
     covariance: Floats
@@ -30,7 +32,7 @@ class AurocCovariance:
 def auroc_covariance(scores: Floats, is_positive: Bools, groups: Ints) -> AurocCovariance:
     """Return the AUROCs of (M, N) scores of the same N images; ties count half.
 
-    units: (N,) what is one observation. Raises `ValueError` without positives or without negatives.
+    groups: (N,) lesion or patient of each image. Raises `ValueError` without positives or without negatives.
     """
     if is_positive.all() or not is_positive.any():
         raise ValueError("an AUROC needs positives and negatives")
@@ -49,7 +51,7 @@ def auroc_covariance(scores: Floats, is_positive: Bools, groups: Ints) -> AurocC
         )
     a, b = np.array(positive_sums), np.array(negative_sums)
     group_counts = len(np.unique(group_index[is_positive])), len(np.unique(group_index[~is_positive]))
-    # A unit may have images of both sides; then they vary together.
+    # A group may have both positives and negatives, which then covary.
     cross_covariance = (a @ b.T + b @ a.T) * _small_sample_factor(n_groups)
     return AurocCovariance(
         values,
@@ -62,7 +64,7 @@ def auroc_covariance(scores: Floats, is_positive: Bools, groups: Ints) -> AurocC
 
 @dataclass(frozen=True)
 class DelongVariance:
-    """DeLong's variance of one AUROC in its two parts, of so many units each."""
+    """DeLong's variance of one AUROC: the parts of positives and negatives, and the number of groups of each."""
 
     positive_variance: float
     negative_variance: float
@@ -70,7 +72,7 @@ class DelongVariance:
 
     @property
     def variance(self) -> float:
-        """The whole variance; units with images of both sides count on both."""
+        """The total variance."""
         return self.positive_variance + self.negative_variance
 
     @property
@@ -81,10 +83,10 @@ class DelongVariance:
 
 
 def auroc_interval(score: Floats, is_positive: Bools, groups: Ints) -> tuple[float, float] | None:
-    """Return the 95 % interval of the AUROC of (N,) scores; None where all positives or no positive outrank the rest.
+    """Return the 95 % interval of the AUROC of (N,) scores; None if the AUROC is 0 or 1.
 
-    DeLong's variance on the logit, with Student's t for few units. A variance that came out by chance far too small,
-    as it does for few images near 1, is not believed below a part of Hanley and McNeil's, times what groups add.
+    DeLong's variance on the logit scale with Student's t. A variance below MIN_VARIANCE_RATIO of Hanley and McNeil's
+    (few images, AUROC near 1) is raised to that floor, times the design effect of the groups.
     """
     value, delong_variance = _delong_variance(score, is_positive, groups)
     if value in (0.0, 1.0) or delong_variance.variance <= 0:
@@ -124,7 +126,7 @@ def _delong_variance(score: Floats, is_positive: Bools, groups: Ints) -> tuple[f
     ]
     cross_term = (
         2 * float(group_sums[0] @ group_sums[1]) * _small_sample_factor(n_groups)
-    )  # a unit with images of both sides
+    )  # groups with both positives and negatives
     positive_fraction = components[0] / max(sum(components), 1e-300)
     return value, DelongVariance(
         max(0.0, components[0] + cross_term * positive_fraction),
@@ -140,7 +142,7 @@ def _small_sample_factor(n_groups: int) -> float:
 def delong_test(aurocs: AurocCovariance, first: int, second: int) -> tuple[float, float, float]:
     """Return the difference of two AUROCs (first - second), its standard error, and the two-sided p of DeLong's test.
 
-    Without variance, equal areas have p = 1 and others 0: the images leave no doubt in the order of either.
+    Without variance, equal AUROCs have p = 1 and different ones p = 0.
     """
     difference = float(aurocs.values[first] - aurocs.values[second])
     covariance = aurocs.covariance

@@ -1,4 +1,4 @@
-"""A figure that never travels alone: value, interval, the number of images it rests on, and the method."""
+"""An estimate: a value with its interval, number of images, method, and caveats."""
 
 import math
 import re
@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 NO_METHOD = "none"
-"""The method of a figure that is undefined, or that has no interval."""
+"""The method of an estimate that is undefined or has no interval."""
 
 _MACRO_PRESENT = re.compile(r"\b(recall|auroc|average_precision|precision|f1|specificity|npv|mcc)_macro_present\b")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One figure.
+    """The estimate of one metric.
 
-    value: None where it is undefined; then `reason` says why. ci95: lower and upper bound, None where there is no
-    interval. n: images that the figure rests on (for sensitivity the positive ones). reason: beside a value, what
-    makes the value or its interval less than it seems. Raises `ValueError` for NaN, infinity or a silent None.
+    value: None if undefined. ci95: lower and upper bound, None without an interval. n: images that it is computed from
+    (for sensitivity the positives). reason: why the value is undefined, or caveats about the value or its interval,
+    joined by "; ". Raises `ValueError` for NaN, infinity, or None without a reason.
     """
 
     value: float | None
@@ -61,16 +61,16 @@ class Estimate:
 
 UNRELIABLE_PREFIX = "interval unreliable"
 MISLEADING_CAVEATS = ("every resample gave the same value", "the bootstrap is biased")
-"""Doubts after which an interval is not shown: it has no width, or lies beside its value."""
+"""Caveats with which an interval is not shown: it has no width, or does not contain its value."""
 
 
 def caveats(reason: str) -> list[str]:
-    """Return the parts of a reason that say why its interval is unreliable."""
+    """Return the clauses of a reason that say why the interval is unreliable."""
     return [clause for clause in reason.split("; ") if clause.startswith(UNRELIABLE_PREFIX)]
 
 
 def with_caveats(estimate: Estimate, new_caveats: Sequence[str]) -> Estimate:
-    """Return the estimate with what makes its interval unreliable added to its reason; without interval as it is."""
+    """Return the estimate with caveats added to its reason; unchanged if it has no interval."""
     if estimate.ci95 is None or not new_caveats:
         return estimate
     clauses = [clause for clause in estimate.reason.split("; ") if clause]
@@ -78,15 +78,15 @@ def with_caveats(estimate: Estimate, new_caveats: Sequence[str]) -> Estimate:
 
 
 def undefined_estimate(n: int, reason: str) -> Estimate:
-    """Return the estimate of a figure that does not exist, and why."""
+    """Return the estimate of an undefined metric, with the reason."""
     return Estimate(None, None, n, NO_METHOD, reason)
 
 
 def reliability(estimate: Mapping[str, Any]) -> Literal["", "doubtful", "none"]:
-    """Return the worth of an estimate's interval: "" full, "doubtful" to be marked, "none" not to be shown or judged.
+    """Return how far to rely on an interval: "" fully, "doubtful" show with a mark, "none" neither show nor test.
 
-    An interval of few units, or that lost resamples, still says something; one without width, or beside its value,
-    misleads.
+    An interval from few groups, or of which resamples were dropped, is still informative; one without width, or that
+    does not contain its value, misleads.
     """
     bounds, caveat_list = estimate.get("ci95"), caveats(str(estimate.get("reason") or ""))
     is_misleading = any(marker in caveat for caveat in caveat_list for marker in MISLEADING_CAVEATS)
@@ -96,10 +96,10 @@ def reliability(estimate: Mapping[str, Any]) -> Literal["", "doubtful", "none"]:
 
 
 def humanise(reason: str) -> str:
-    """Return a reason without the names that metrics.json gives to figures."""
+    """Return a reason for readers: without metric names of metrics.json."""
 
     def describe_row(match: re.Match[str]) -> str:
-        # A class that is present has no precision where nothing was called it.
+        # A present class has a recall, but no precision if nothing was predicted as it.
         is_over_present = match[1] in ("recall", "auroc", "average_precision")
         return f"the row over the classes {'present' if is_over_present else 'where it is defined'}"
 

@@ -1,7 +1,7 @@
-"""AUROC of scores that come from several folds, with an interval that holds for few, clustered or perfect scores.
+"""AUROC within cross-validation folds, with a score interval valid for few, clustered or perfectly ranked images.
 
-Scores of two folds come from two models and are never compared with each other: pooling them would push an AUROC
-without any signal below one half, since a fold with more positives is scored by a model that saw fewer.
+Scores of different folds come from different models and are not compared: pooling them biases an AUROC without any
+signal below one half, since a fold with more positives is scored by a model trained on fewer.
 """
 
 import math
@@ -14,16 +14,16 @@ from scipy.stats import norm, rankdata
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints, sum_by_group
 
 SEARCH_OFFSET = 1e-9
-"""How close to the value a bound is looked for; at an AUROC of 1 the value itself solves the equation too."""
+"""Distance from the value at which the search for a bound starts; at an AUROC of 1 the value itself is a root."""
 
 
 @dataclass(frozen=True, eq=False)
 class FoldAuroc:
     """An AUROC within folds.
 
-    auroc: weighted by the pairs of each fold; NaN where no fold holds both sides. outranks: (N,) share of the other
-    side of its fold that an image stands on the right side of (ties count half), NaN where there is none.
-    variance: DeLong's, of sums over units. positives, negatives: images in the folds that count.
+    auroc: weighted by the pairs of each fold; NaN if no fold has both classes. placement_values: (N,) fraction of the
+    opposite class in its fold against which an image is ranked correctly (ties half), NaN without any. variance:
+    DeLong's, clustered by group. n_positive, n_negative: images in the folds that count.
     """
 
     auroc: float
@@ -33,16 +33,16 @@ class FoldAuroc:
     n_negative: int
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Return the two-sided interval; `level` close to 1 for a bound that holds for many figures at once."""
+        """Return the two-sided interval; a `level` near 1 gives simultaneous bounds for many metrics."""
         z = float(norm.isf((1 - level) / 2))
         return self._bound(z, 0.0), self._bound(z, 1.0)
 
     def _bound(self, z: float, limit: float) -> float:
-        """Return the farthest AUROC towards `limit` that the data do not contradict.
+        """Return the bound towards `limit` of the score interval (Newcombe 2006, Statistics in Medicine 25:559).
 
-        A score interval (Newcombe 2006, Statistics in Medicine 25:559): Hanley and McNeil's variance at the bound,
-        not at the estimate, so that a perfect AUROC of 20 images keeps a width. Times what DeLong's variance is
-        larger, which is what lesions with several photographs add.
+        Hanley and McNeil's variance is evaluated at the bound, not at the estimate, so that a perfect AUROC of 20
+        images keeps a width; it is multiplied by the design effect of the groups (DeLong's variance over Hanley and
+        McNeil's).
         """
         design_effect = max(1.0, self.variance / max(self._variance_at(self.auroc), SEARCH_OFFSET))
 
@@ -66,7 +66,7 @@ def hanley_mcneil_variance(auroc: float, n_positive: int, n_negative: int) -> fl
 
 
 def fold_auroc(scores: Floats, is_positive: Bools, *, groups: Ints, folds: Ints) -> FoldAuroc:
-    """Return the AUROC of (N,) scores within folds. units: what is one observation; none stands in two folds."""
+    """Return the AUROC of (N,) scores within folds. groups: (N,) lesion or patient, none of them in two folds."""
     placements = np.full(len(scores), np.nan)
     pair_weights = np.zeros(len(scores))
     n_positive = n_negative = 0
@@ -92,7 +92,7 @@ def fold_auroc(scores: Floats, is_positive: Bools, *, groups: Ints, folds: Ints)
 
 
 def placement_values(positive_scores: Floats, negative_scores: Floats) -> tuple[Floats, Floats]:
-    """Return the share of negatives below each positive, and of positives above each negative; a tie is a half."""
+    """Return the fraction of negatives below each positive, and of positives above each negative; ties half."""
     ranks = rankdata(np.concatenate([positive_scores, negative_scores]))
     negatives_below = (ranks[: len(positive_scores)] - rankdata(positive_scores)) / len(negative_scores)
     positives_above = 1 - (ranks[len(positive_scores) :] - rankdata(negative_scores)) / len(positive_scores)
@@ -100,9 +100,9 @@ def placement_values(positive_scores: Floats, negative_scores: Floats) -> tuple[
 
 
 def _clustered_variance(deviations: Floats, is_positive: Bools, groups: Ints) -> float:
-    """Return the variance of a sum over units (Obuchowski 1997, Biometrics 53:567), G / (G - 1) for few units."""
+    """Return the clustered variance of a sum (Obuchowski 1997, Biometrics 53:567), times G / (G - 1)."""
     group_index = np.unique(groups, return_inverse=True)[1]
     group_sums = sum_by_group(deviations, group_index, int(group_index.max()) + 1)
-    # The side with fewer units carries nearly all of the variance: its count makes the correction.
+    # The class with fewer groups contributes nearly all of the variance, so its count is G.
     n_groups = min(len(np.unique(group_index[is_positive])), len(np.unique(group_index[~is_positive])))
     return float((group_sums**2).sum() * n_groups / max(n_groups - 1, 1))

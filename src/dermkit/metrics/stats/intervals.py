@@ -1,6 +1,6 @@
-"""95 % intervals: of proportions by Wilson's score or Clopper and Pearson, of everything else by bootstrap.
+"""95 % intervals: Wilson or Clopper-Pearson for proportions, bootstrap (percentile or BCa) for all else.
 
-A group is a lesion or patient (whatever must be drawn together). Resamples are multiplicities, never copied rows.
+A group is the resampling unit: a lesion or patient. Resamples are weights per group, never copied rows.
 """
 
 import math
@@ -16,23 +16,23 @@ from dermkit.metrics.stats.estimate import NO_METHOD, UNRELIABLE_PREFIX, Estimat
 
 CONFIDENCE_LEVEL = 0.95
 Z = float(norm.ppf(0.5 + CONFIDENCE_LEVEL / 2))
-"""Standard errors to either side."""
+"""Standard normal quantile of a two-sided interval."""
 
 N_RESAMPLES = 2000
 MAX_UNDEFINED_FRACTION = 0.05
-"""Above this share of resamples in which a figure does not exist, its interval is called unreliable."""
+"""Above this fraction of resamples in which a metric is undefined, its interval is marked unreliable."""
 
 CHUNK_ELEMENTS = 1 << 20
-"""Weights held at once (8 MB as float64): near the cache's size, and memory stays flat for a million images."""
+"""Weights in memory at once (8 MB as float64): about the size of a CPU cache, and constant for a million images."""
 
 ONE_GROUP_REASON = "no interval: one group only"
 MIN_GROUPS = 30
-"""Units below which a proportion gets the exact interval, which never covers too little, and no interval is relied on:
-the coverage map (benchmarks/coverage.md) holds from here on."""
+"""With fewer groups, proportions get the exact (conservative) interval, and every interval is marked unreliable:
+coverage was verified from 30 on (benchmarks/coverage.md)."""
 
 NEAR_BOUNDARY = "so near to 0 or 1"
 MIN_RARER = 2
-"""Of the rarer outcome: below this the truth may lie so near to 0 or 1 that the interval holds it too seldom."""
+"""Fewest groups with the rarer outcome: below it, coverage near 0 and 1 falls short (benchmarks/coverage.md)."""
 
 WILSON = "wilson"
 CLOPPER_PEARSON = "clopper-pearson"
@@ -42,7 +42,7 @@ GROUPED_CLOPPER_PEARSON = "clopper-pearson by group"
 
 @dataclass(frozen=True)
 class Interval:
-    """Bounds, None where there is no interval, and what makes them unreliable ("" = nothing)."""
+    """Lower and upper bound, None without an interval, and its caveats ("" = none)."""
 
     ci95: tuple[float, float] | None
     reason: str = ""
@@ -59,12 +59,12 @@ def _score_interval(fraction: float, n: float) -> tuple[float, float]:
     z = Z
     center = (fraction + z * z / (2 * n)) / (1 + z * z / n)
     half_width = z * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # At 0 and 1 the bound is exactly that; rounding would leave it beside.
+    # At 0 and 1 the bound is exact; rounding would miss it.
     return (0.0 if fraction == 0 else center - half_width, 1.0 if fraction == 1 else center + half_width)
 
 
 def clopper_pearson_interval(successes: float, n: float) -> tuple[float, float]:
-    """Return the exact interval of a proportion: 95 % at least, never less; counts need not be whole.
+    """Return the exact interval of a proportion, whose coverage is at least 95 %; counts need not be integers.
 
     Raises `ValueError` unless 0 <= successes <= n and n > 0.
     """
@@ -77,17 +77,17 @@ def clopper_pearson_interval(successes: float, n: float) -> tuple[float, float]:
 
 
 def proportion_interval(successes: int, n: int) -> tuple[tuple[float, float], str]:
-    """Return the interval of a proportion of independent images, and its name."""
+    """Return the interval of a proportion of independent images, and its method."""
     if n < MIN_GROUPS:
         return clopper_pearson_interval(successes, n), CLOPPER_PEARSON
     return wilson_interval(successes, n), WILSON
 
 
 def design_effect(is_success: Bools, groups: Ints) -> float:
-    """Return how many times as far a proportion of (n,) images strays because images of one unit are alike (Kish).
+    """Return the design effect of a proportion (Kish): its clustered variance over that of independent images, >= 1.
 
-    The variance of a ratio of sums over units, against independent images; at least 1, and 1 where it is not known
-    because all images agree. units: (n,) labels.
+    is_success, groups: (n,). If all outcomes are equal, the clustered variance is unknown and the mean number of images
+    per group is returned.
     """
     n, fraction = len(is_success), float(is_success.mean())
     group_index = np.unique(groups, return_inverse=True)[1]
@@ -100,7 +100,7 @@ def design_effect(is_success: Bools, groups: Ints) -> float:
 
 
 def clustered_proportion_interval(is_success: Bools, groups: Ints) -> tuple[tuple[float, float], str]:
-    """Return the interval of a proportion of (n,) images in units, as of so many independent ones (Korn, Graubard)."""
+    """Return the interval of a proportion of grouped images at the effective sample size (Korn and Graubard)."""
     n = len(is_success)
     effective_n = n / design_effect(is_success, groups)
     successes = float(is_success.mean()) * effective_n
@@ -110,12 +110,12 @@ def clustered_proportion_interval(is_success: Bools, groups: Ints) -> tuple[tupl
 
 
 def too_few(n_groups: int, kind: str = "", *, min_groups: int = MIN_GROUPS) -> list[str]:
-    """Return why intervals of so few independent units are not relied on; empty where they are enough."""
+    """Return the caveat of an interval from fewer than `min_groups` groups; empty if there are enough."""
     return [] if n_groups >= min_groups else [f"{UNRELIABLE_PREFIX}: {n_groups} {kind}units, {min_groups} needed"]
 
 
 def proportion_estimate(is_success: Bools, groups: Ints) -> Estimate:
-    """Return a proportion of (n,) images with the interval that suits their groups; none where they are one group."""
+    """Return a proportion of (n,) images with its interval and caveats; no interval for a single group."""
     n, successes, n_groups = len(is_success), int(is_success.sum()), len(np.unique(groups))
     if n_groups == n:
         (bounds, method), n_rarer = proportion_interval(successes, n), min(successes, n - successes)
@@ -195,8 +195,8 @@ def percentile_interval(value: float, samples: Floats) -> Interval:
 def bca_interval(value: float, samples: Floats, jackknife: Floats) -> Interval:
     """Return the bias-corrected and accelerated interval (Efron 1987): percentiles moved by bias and skewness.
 
-    left_out: (G,) the figure without each unit in turn, NaN = undefined then. Where one unit decides whether the
-    figure exists, or all values are equal, there is nothing to correct by and the percentile interval is returned.
+    jackknife: (G,) the metric without each group in turn, NaN = undefined. If the metric is undefined without some
+    group, or all jackknife values are equal, the percentile interval is returned.
     """
     percentile = percentile_interval(value, samples)
     finite_samples = samples[np.isfinite(samples)]
@@ -225,7 +225,7 @@ def _bootstrap_caveats(value: float, low: float, high: float, undefined_fraction
         caveats.append(
             f"{UNRELIABLE_PREFIX}: undefined in {undefined_fraction:.0%} of the resamples, which were dropped"
         )
-    # Without this allowance a constant figure's rounding would count as width.
+    # Without a tolerance, rounding of a constant metric would count as width.
     tolerance = 1e-12 * max(1.0, abs(value))
     if high - low <= tolerance:
         caveats.append(f"{UNRELIABLE_PREFIX}: every resample gave the same value")

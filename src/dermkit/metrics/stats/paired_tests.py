@@ -1,6 +1,7 @@
-"""Two models on the same images: tests that use the pairing, and what is left of them when many are made.
+"""Paired tests of two models on the same images, Holm's correction, and tests over seeds and folds.
 
-None of these says that two models are equal. A difference that is not found is one that so many images do not show.
+None of these shows that two models are equal: a difference that is not significant is one that so many images cannot
+show.
 """
 
 import math
@@ -17,7 +18,7 @@ N_SIGN_FLIPS = 9_999
 
 @dataclass(frozen=True)
 class McNemarResult:
-    """On how many units just one of two models is right, and the two-sided mid-p of McNemar's test."""
+    """The discordant counts (images that only one model has right), all images, and McNemar's two-sided mid-p."""
 
     first_only: int
     second_only: int
@@ -28,8 +29,8 @@ class McNemarResult:
 def mcnemar(first_correct: Bools, second_correct: Bools) -> McNemarResult:
     """Compare which of (N,) independent images each model gets right.
 
-    The mid-p of the exact test (Fagerland, Lydersen and Laake 2013, BMC Medical Research Methodology 13:91): the
-    exact test is too careful, the one with a normal approximation too daring with few discordant images.
+    The mid-p of the exact test (Fagerland, Lydersen and Laake 2013, BMC Medical Research Methodology 13:91): with few
+    discordant images the exact test rejects too seldom, the normal approximation too often.
     """
     first_only = int((first_correct & ~second_correct).sum())
     second_only = int((~first_correct & second_correct).sum())
@@ -44,7 +45,7 @@ def mid_p(first_only: Floats | Ints | int, second_only: Floats | Ints | int) -> 
 
 
 def holm_adjust(p_values: Sequence[float]) -> list[float]:
-    """Return p values adjusted for being several (Holm 1979): each may be read as if it were the only one."""
+    """Return Holm's adjusted p values (1979), in the given order: each may be read as if it were the only test."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted_p, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -80,7 +81,7 @@ def sign_flip_test(values: Floats, *, seed: int, n_flips: int = N_SIGN_FLIPS) ->
 
 @dataclass(frozen=True)
 class CorrectedTTest:
-    """A mean difference over repeated splits or folds. value: mean; error: corrected; df, p: of the t test."""
+    """A mean difference over repeated splits or folds, its corrected standard error, and the t test."""
 
     mean: float
     standard_error: float
@@ -89,10 +90,10 @@ class CorrectedTTest:
 
 
 def corrected_resampled_t(differences: Sequence[float], *, n_train: int, n_test: int) -> CorrectedTTest:
-    """Test differences over k trainings on overlapping data (Nadeau and Bengio 2003, Machine Learning 52:239).
+    """Test the differences of k training runs on overlapping data (Nadeau and Bengio 2003, Machine Learning 52:239).
 
-    The trainings share images, so their plain variance is too small: 1 / k becomes 1 / k + n_test / n_train.
-    Differences that are all the same have p 1: there is no spread to judge by. Raises `ValueError` for fewer than two.
+    Training sets share images, so the plain variance is too small: 1 / k becomes 1 / k + n_test / n_train. If all
+    differences are equal, p is 1. Raises `ValueError` for fewer than two.
     """
     k = len(differences)
     if k < 2 or n_train < 1 or n_test < 1:
@@ -107,11 +108,7 @@ def corrected_resampled_t(differences: Sequence[float], *, n_train: int, n_test:
 
 @dataclass(frozen=True)
 class TwoWaySpread:
-    """Where the spread of a figure over seeds comes from, as standard deviations.
-
-    seed: of trainings alone. data: of the test images alone, for a model trained once more. between: plain deviation
-    of the runs' values.
-    """
+    """Standard deviations of a metric: between seeds, over test images for one run, and of the runs' values."""
 
     sd_seed: float
     sd_images: float
@@ -119,10 +116,10 @@ class TwoWaySpread:
 
 
 def two_way_spread(values: Floats) -> TwoWaySpread:
-    """Part the spread of a mean per-image figure: values (S, N), one row per seed, one column per unit.
+    """Decompose the variance of a mean per-image metric; values: (S, N), a row per seed, a column per image.
 
-    A two-way table without repetition: how much seeds differ beyond what the units' residual noise gives by chance,
-    and how much units differ. Raises `ValueError` for fewer than two seeds or units.
+    Two-way analysis of variance without replication: the variance of the seeds beyond the residual, and that of the
+    images. Raises `ValueError` for fewer than two seeds or images.
     """
     s, n = values.shape
     if s < 2 or n < 2:

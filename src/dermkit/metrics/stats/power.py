@@ -1,7 +1,7 @@
-"""What a test set of a given size can show: the least difference between two models that a test would find.
+"""Power: the smallest difference between two models that a test set can show, and the images that a difference needs.
 
-Both models answer for the same images, so that only images count on which one is right and the other wrong
-(McNemar 1947). No normal approximation: with few images it promises too much.
+Both models predict the same images, so only discordant images count, which one model alone has right (McNemar 1947).
+Binomial distributions are summed exactly; with few images a normal approximation is optimistic.
 """
 
 import math
@@ -14,19 +14,19 @@ from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.paired_tests import mid_p
 
 RARE_PROBABILITY = 1e-9
-"""Numbers of discordant images rarer than this are left out of the sum."""
+"""Tail probability of the number of discordant images that the sum leaves out."""
 
 MAX_IMAGES = 10_000_000
-"""Beyond this no test set will decide."""
+"""Largest number of images that is named as needed; no test set is larger."""
 
 
 def mcnemar_power(
     n: int, difference: float, discordant_fraction: float, *, alpha: float = 0.05, use_mid_p: bool = False
 ) -> float:
-    """Return the chance that the exact two-sided McNemar test finds a true difference in accuracy.
+    """Return the power of the exact two-sided McNemar test against a true difference in accuracy.
 
-    n: images. discordant: share of images on which just one model is right; difference: at most that, both 0..1.
-    mid: of the mid-p test instead. Raises `ValueError` outside these ranges.
+    n: images. discordant_fraction: of images that only one model has right, 0 to 1; difference: 0 to that. use_mid_p:
+    power of the mid-p test instead. Raises `ValueError` outside these ranges.
     """
     if n < 1 or not 0 <= difference <= discordant_fraction <= 1 or not 0 < alpha < 1:
         raise ValueError(
@@ -40,7 +40,7 @@ def mcnemar_power(
     better_fraction = (
         (discordant_fraction + difference) / (2 * discordant_fraction) if discordant_fraction else 0.5
     )
-    # The least count for the better model at which the test says "different"; beyond `n_discordant` it never does.
+    # The least count in favour of the better model that is significant; above `n_discordant` none is.
     min_better = binom.isf(alpha / 2, n_discordant, 0.5) + 1
     if use_mid_p:
         # The mid-p rejects at most one count earlier than the exact test.
@@ -54,10 +54,9 @@ def mcnemar_power(
 
 
 def expected_maximum_of_k(k: int) -> float:
-    """Return how far the best of k equally good models is expected above the truth, in standard errors of one.
+    """Return the expected maximum of k standard normals: how optimistic the best of k equal models is, in SEs.
 
-    k: at least 1. Of models whose errors are independent; errors that they share make it less. The mean of the largest
-    of k standard normals.
+    k: at least 1. For independent errors; errors that the models share make it smaller.
     """
     if k < 1:
         raise ValueError(f"needs at least one model, not {k}")
@@ -68,9 +67,9 @@ def expected_maximum_of_k(k: int) -> float:
 def mcnemar_images_needed(
     difference: float, discordant_fraction: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> int | None:
-    """Return how many images the mid-p test needs to find that difference in accuracy with that power.
+    """Return how many images the mid-p test needs to detect that difference in accuracy with that power.
 
-    None where the difference is 0, or where more than `MAX_IMAGES` would be needed.
+    None if the difference is 0, or if more than `MAX_IMAGES` would be needed.
     """
     if (
         difference <= 0
@@ -78,7 +77,7 @@ def mcnemar_images_needed(
     ):
         return None
     low, high = 1, MAX_IMAGES
-    while high - low > max(1, low // 500):  # power has teeth; closer than this the number says nothing
+    while high - low > max(1, low // 500):  # power is a sawtooth in n: more digits mean nothing
         midpoint = (low + high) // 2
         if mcnemar_power(midpoint, difference, discordant_fraction, alpha=alpha, use_mid_p=True) < power:
             low = midpoint
@@ -90,10 +89,9 @@ def mcnemar_images_needed(
 def scaled_images_needed(
     n: int, difference: float, standard_error: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> int | None:
-    """Return how many images would show a difference of any figure whose standard error on n images is
-    `standard_error`.
+    """Return how many images are needed to detect a difference whose standard error on n images is known.
 
-    The error falls with the root of n; None where the difference or its error is 0.
+    The standard error falls with the square root of n. None if the difference or its error is 0.
     """
     if difference == 0 or standard_error <= 0:
         return None
@@ -108,7 +106,7 @@ def z_sum(alpha: float, power: float) -> float:
 def minimum_detectable_difference(
     n: int, discordant_fraction: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> float | None:
-    """Return the smallest difference in accuracy that is found with that power; None where no difference is."""
+    """Return the smallest difference in accuracy that is detected with that power; None if none is."""
     if n < 1 or mcnemar_power(n, discordant_fraction, discordant_fraction, alpha=alpha) < power:
         return None
 
@@ -119,6 +117,6 @@ def minimum_detectable_difference(
 
 
 def effective_sample_size(groups: Ints) -> float:
-    """Return how many independent images (N,) images are worth if those of one unit agree entirely (Kish 1965)."""
+    """Return the effective sample size of (N,) images if those of one group agree entirely (Kish 1965)."""
     group_sizes = np.unique(groups, return_counts=True)[1].astype(np.float64)
     return float(group_sizes.sum() ** 2 / (group_sizes**2).sum()) if len(group_sizes) else 0.0
