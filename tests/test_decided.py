@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 
 import dermkit as dk
-from conftest import Cli
+from conftest import Cli, Invoke
 from dermkit.data.manifest import LesionClass, Malignancy
 from dermkit.errors import RunInterrupt, UntrustedError, UsageError
 from dermkit.evaluation.external import EXTERNAL_SPLIT
 from dermkit.metrics.classification.scored_set import ScoredSet
-from dermkit.metrics.decisions.apply import ActivePolicy
+from dermkit.metrics.decisions.apply import ActivePolicy, parse_target
 from dermkit.metrics.decisions.policy import DecisionPolicy, apply_calibration, fit_policy, policy_from_dict
 from dermkit.models.card import write_policy
 from dermkit.models.checksums import write_checksums
@@ -419,3 +419,33 @@ def test_the_command_takes_both_options(cli: Cli, model: Path, images: list[str]
     assert wrong.returncode == 2
     assert "It has: sensitivity 0.95 (guaranteed" in wrong.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_the_old_names_of_both_options_still_work_and_are_not_shown(
+    invoke: Invoke, model: Path, images: list[str], tmp_path: Path
+) -> None:
+    new = ["--target", "sensitivity=.9", "--coverage", "0.8"]
+    for folder, flags in (("new", new), ("old", ["--at", "sensitivity=.9", "--refer", "0.8"])):
+        code, _, text = invoke("predict", model, *images[:6], "--out", tmp_path / folder, *flags)
+        assert code == 0, text
+    assert content(tmp_path / "old") == content(tmp_path / "new")
+    for both in ([*new, "--at", "sensitivity=.9"], [*new, "--refer", "0.8"]):
+        code, _, text = invoke("predict", model, *images[:6], "--out", tmp_path / "both", *both)
+        assert code == 2
+        assert "both are given" in text
+    assert not (tmp_path / "both").exists()
+    _, text, _ = invoke("predict", "--help")
+    assert "--target" in text and "--at" not in text and "--refer" not in text
+
+
+@pytest.mark.parametrize("text", ["sensitivity=.95", "sensitivity 0.95", " sensitivity=0.95 ", "sensitivity= .95"])
+def test_a_target_is_read_in_one_way(text: str) -> None:
+    assert parse_target(text) == ("sensitivity", 0.95)
+
+
+@pytest.mark.parametrize(
+    ("text", "lacking"), [("", "rate and number"), ("sensitivity", "rate and number"), ("a=b", "'b' is no number")]
+)
+def test_a_text_that_is_no_target_is_refused(text: str, lacking: str) -> None:
+    with pytest.raises(ValueError, match=lacking):
+        parse_target(text)

@@ -365,7 +365,7 @@ def test_missing_operators_are_declared_and_nothing_else_is(
         "from dermkit.models import weights\n"
         "try: outcome = weights.import_timm().whole\n"
         "except RuntimeError as error: outcome = error\n"
-        "print(len(weights._stand_ins), outcome)"
+        "print(len(weights._operator_declarations), outcome)"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MODE": mode}
     done = subprocess.run(

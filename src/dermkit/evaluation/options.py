@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dermkit.errors import UsageError
+from dermkit.metrics.decisions.apply import parse_target
 
 TARGET_RATES = ("sensitivity", "specificity")
 TARGET_USAGE = "--wish sensitivity=.97 or --wish specificity=.8: a rate above 0 and below 1; may be repeated"
@@ -70,10 +71,10 @@ def parse_options(
 
 
 def _parse_target(text: str) -> Target:
-    rate, equals, number = text.partition("=")
-    if not equals:
-        raise UsageError(f"--wish {text}: says no rate and number", remedy=TARGET_USAGE)
-    return rate.strip(), _parse_number(number, f"--wish {text}", TARGET_USAGE)
+    try:
+        return parse_target(text)
+    except ValueError as error:
+        raise UsageError(f"--wish {text}: {error}", remedy=TARGET_USAGE) from None
 
 
 def _parse_number(text: str, flag: str, usage: str) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import UsageError
 from dermkit.files import write_rows
-from dermkit.metrics.decisions.apply import ActivePolicy, PolicyOutput, select
+from dermkit.metrics.decisions.apply import ActivePolicy, PolicyOutput, parse_target, select
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.prediction.inputs import ImageRef, utf8_safe
 
@@ -82,7 +82,10 @@ def select_policy(
             )
         return None
     is_malignant = np.array([entry.malignancy == "malignant" for entry in classes])
-    parsed_target = None if target is None else _parse_target(target, fitted_policy)
+    try:
+        parsed_target = None if target is None else parse_target(target)
+    except ValueError:
+        raise _no_point_error(target or "", fitted_policy) from None
     if coverage is not None and not any(
         abs(entry.target_coverage - coverage) < 1e-9 for entry in fitted_policy.referral_thresholds
     ):
@@ -91,15 +94,6 @@ def select_policy(
         return select(fitted_policy, is_malignant, target=parsed_target, coverage=coverage)
     except LookupError:
         raise _no_point_error(target or "", fitted_policy) from None
-
-
-def _parse_target(text: str, policy: "DecisionPolicy") -> tuple[str, float]:
-    """Read "sensitivity=.95" or "sensitivity 0.95"."""
-    rate, _, number = text.strip().replace("=", " ").partition(" ")
-    try:
-        return rate, float(number)
-    except ValueError:
-        raise _no_point_error(text, policy) from None
 
 
 def _no_point_error(text: str, policy: "DecisionPolicy") -> UsageError:

@@ -107,3 +107,17 @@ def _point_index(policy: "DecisionPolicy", rate: str, target: float) -> int:
         if point_rate == rate and abs(point.target - target) < _TOLERANCE:
             return index
     raise LookupError(f"no operating point was settled for {rate} {target:g}")
+
+
+def parse_target(text: str) -> tuple[str, float]:
+    """Return (rate, value) of a target such as "sensitivity=.95" or "sensitivity 0.95".
+
+    Neither is checked to be one that exists. Raises `ValueError`, whose message says what the text lacks.
+    """
+    rate, separator, number = text.strip().replace("=", " ", 1).partition(" ")
+    if not separator:
+        raise ValueError("says no rate and number")
+    try:
+        return rate, float(number)
+    except ValueError:
+        raise ValueError(f"{number.strip()!r} is no number") from None
