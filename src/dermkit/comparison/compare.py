@@ -1,9 +1,7 @@
-"""Runs against each other: every figure with its interval, and on the same images a test of each difference.
+"""Comparison of runs and recipes: every metric with its interval, and on the same images a test of each difference.
 
-Whether two runs differ is not read off two intervals. Where both scored the same images, these are paired and each
-figure's difference has an interval, a test corrected for all that were made, and a sentence; where they did not,
-nothing is tested and the sentence says why. Several trainings of a recipe are compared as what they are: a sample of
-what the recipe gives.
+Runs on the same images are compared pairwise: interval, test corrected for multiplicity, verdict. Otherwise nothing is
+tested, and the reason is given. Repeated trainings of a recipe are compared as a sample of what the recipe gives.
 """
 
 from collections import Counter
@@ -38,10 +36,10 @@ BOOTSTRAP_SEED = 0
 
 @dataclass(frozen=True)
 class EntryPair:
-    """Two runs, or recipes by several trainings, on one split.
+    """Two entries compared on one split.
 
-    n: images that both scored; differences: empty where `reason` says why none is tested. kind: "runs", "trainings"
-    (on the same images) or "folds".
+    n: images that both scored. differences: empty if `reason` says why nothing is tested. design: "runs", "trainings"
+    (repeated, on the same images) or "folds".
     """
 
     first: str
@@ -53,7 +51,7 @@ class EntryPair:
     design: str = "runs"
 
     def sentences(self) -> list[str]:
-        """Return the verdict on every figure, or why there is none."""
+        """Return the verdict on every metric, or why there is none."""
         if self.reason:
             return [f"{self.first} and {self.second} on {self.split}: {self.reason}."]
         return [verdict(difference, self.first, self.second) for difference in self.differences]
@@ -61,10 +59,11 @@ class EntryPair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """table: a row per run or group, split and metric (`board.COLUMNS`). same_images: split -> all scored the same.
+    """The result of a comparison.
 
-    pairs: every two entries on every split that both have. disagreements: split -> images that not all runs have right,
-    with each one's answer. entries: what was compared with what; spreads: group -> split -> figure -> what moves it.
+    table: a row per run or group, split and metric (`LEADERBOARD_COLUMNS`). same_images: split -> whether all scored
+    the same images. pairs: every two entries on every split that both have. disagreements: split -> images that some
+    runs have right and others wrong, with all predictions. components: group -> split -> metric -> variance components.
     """
 
     table: pd.DataFrame
@@ -76,7 +75,7 @@ class Comparison:
 
     @property
     def notes(self) -> list[str]:
-        """Return what a reader should know of how runs came together."""
+        """Return notes on how runs were grouped."""
         return [entry.note for entry in self.entries if entry.note]
 
     @property
@@ -91,10 +90,7 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class _RunData:
-    """What a run says of its images: its classes, predictions, their groups, and which data set they are of.
-
-    trained: how many images it learnt from, 0 where it does not say.
-    """
+    """A run's classes, predictions, groups of images, data set, and number of training images (0 if unknown)."""
 
     name: str
     classes: tuple[LesionClass, ...]
@@ -110,14 +106,14 @@ class _RunData:
 
 @dataclass(frozen=True, eq=False)
 class _EntryData:
-    """An entry with what its runs say, and figures on resamples as they are asked for."""
+    """A comparison entry with its runs' data; bootstrap metrics are computed on first use."""
 
     entry: ComparisonEntry
     runs: tuple[_RunData, ...]
     resampled_runs: dict[tuple[str, tuple[str, ...], bytes], ResampledRun] = field(default_factory=dict)
 
     def runs_by_images(self, split: str) -> dict[frozenset[str], list[_RunData]]:
-        """Return the sets of images that its runs scored, with the runs: one set for seeds, one per fold for folds."""
+        """Return image ids -> the runs that scored just these: one set for repeated seeds, one per fold for folds."""
         runs_by_images: dict[frozenset[str], list[_RunData]] = {}
         for run in self.runs:
             runs_by_images.setdefault(frozenset(run.split_rows(split)["image_id"]), []).append(run)
@@ -126,9 +122,9 @@ class _EntryData:
     def resample(
         self, run: _RunData, split: str, image_ids: tuple[str, ...], groups: Mapping[str, int] | None
     ) -> ResampledRun:
-        """Return a run's figures on resamples of the shared images, made once."""
+        """Return a run's metrics on resamples of the shared images, computed once."""
         rows = run.split_rows(split).set_index("image_id").loc[list(image_ids)].reset_index()
-        # The order of the classes moves no figure, but resamples must be of the same units.
+        # Runs may order their classes differently; the resampled groups must be the same.
         scored_set = to_scored_set(rows, sorted(run.classes, key=lambda lesion_class: lesion_class.name), groups)
         key = (run.name, image_ids, scored_set.groups.tobytes())
         if key not in self.resampled_runs:
@@ -139,7 +135,7 @@ class _EntryData:
 def compare_runs(runs: Sequence[Path]) -> Comparison:
     """Compare evaluated runs, or folders of repeats; raises `UsageError` for fewer than two runs, `DataError` for none.
 
-    What belongs together, and is compared as trainings of a recipe, `trainings.entries` says.
+    `entries.group_runs` decides which runs are compared as repeated trainings of one recipe.
     """
     comparison_entries = group_runs(runs)
     table = leaderboard(comparison_entries)
@@ -183,7 +179,7 @@ def _read_run_data(name: str, run: Path) -> _RunData:
 
 
 def _scored_images(entry: _EntryData, split: str) -> frozenset[tuple[str, ...]]:
-    """Return which images were scored, of which data set: two sets may both hold a benign/1.jpg."""
+    """Return (data set, image, label) of the scored images: image ids alone may coincide between data sets."""
     return frozenset(
         (run.dataset_hash, *image_and_label)
         for run in entry.runs
@@ -195,7 +191,7 @@ def _scored_images(entry: _EntryData, split: str) -> frozenset[tuple[str, ...]]:
 
 
 def _compare_entries(first: _EntryData, second: _EntryData, split: str) -> EntryPair:
-    """Compare two runs as two runs, and whatever holds several trainings as recipes."""
+    """Compare two single runs pairwise, and groups of runs as recipes."""
     if not (first.entry.is_group or second.entry.is_group):
         return _compare_two_runs(first.runs[0], second.runs[0], split)
     runs_by_images = first.runs_by_images(split), second.runs_by_images(split)
@@ -253,12 +249,12 @@ def _fold_differences(first: _EntryData, second: _EntryData, split: str) -> Sequ
 
 
 def _fold_metrics(runs: Sequence[_RunData], classes: Sequence[LesionClass], split: str) -> list[dict[str, float]]:
-    """Return each training's figures: what hangs together moves none, and a run knows it of its own images alone."""
+    """Return each run's metrics; groups are not needed, they change only intervals."""
     return [metric_values(to_scored_set(run.split_rows(split), classes, None)) for run in runs]
 
 
 def _why_folds_differ(first: _EntryData, second: _EntryData, split: str) -> str:
-    """Return why two recipes cannot be compared fold by fold; "" where they can."""
+    """Return why two recipes cannot be compared fold by fold; "" if they can."""
     runs_by_images = [entry.runs_by_images(split) for entry in (first, second)]
     for entry, folds in zip((first, second), runs_by_images, strict=True):
         if frozenset() in folds:
@@ -281,7 +277,7 @@ def _why_folds_differ(first: _EntryData, second: _EntryData, split: str) -> str:
 
 
 def _variance_by_split(entry: _EntryData, splits: Sequence[str]) -> dict[str, dict[str, VarianceComponents]]:
-    """Return split -> figure -> what moves it, for the splits on which a group can be looked at."""
+    """Return split -> metric -> variance components of a group, for the splits on which its runs are comparable."""
     components: dict[str, dict[str, VarianceComponents]] = {}
     classes = entry.runs[0].classes
     for split in splits:
@@ -305,20 +301,13 @@ def _variance_by_split(entry: _EntryData, splits: Sequence[str]) -> dict[str, di
 
 
 def _why_incomparable(runs: Sequence[_RunData], image_ids: Sequence[str], split: str) -> str:
-    """Return why runs cannot be compared image by image; "" where they can."""
+    """Return why runs cannot be compared image by image; "" if they can."""
     if len({run.dataset_hash for run in runs}) > 1:
         return "not comparable, since they are of different data sets"
     if len({frozenset(lesion_class.name for lesion_class in run.classes) for run in runs}) > 1:
         return "not comparable, since their classes differ"
-    if (
-        len(
-            {
-                frozenset((lesion_class.name, lesion_class.malignancy) for lesion_class in run.classes)
-                for run in runs
-            }
-        )
-        > 1
-    ):
+    malignancies = {frozenset((lesion.name, lesion.malignancy) for lesion in run.classes) for run in runs}
+    if len(malignancies) > 1:
         return "not comparable, since they do not call the same classes malignant"
     if not image_ids:
         return "not comparable, since they share no image"
@@ -350,7 +339,7 @@ def _compare_two_runs(first: _RunData, second: _RunData, split: str) -> EntryPai
 
 
 def _shared_groups(runs: Sequence[_RunData], image_ids: Sequence[str]) -> dict[str, int] | None:
-    """Return the groups that one of them states for all shared images; all read the same data set."""
+    """Return the groups of the first run that knows them for all shared images; the data set is the same."""
     for run in runs:
         if run.groups is not None and all(image_id in run.groups for image_id in image_ids):
             return dict(run.groups)
@@ -358,7 +347,7 @@ def _shared_groups(runs: Sequence[_RunData], image_ids: Sequence[str]) -> dict[s
 
 
 def _correct_pairs(pairs: Sequence[EntryPair]) -> tuple[EntryPair, ...]:
-    """Correct all questions of a split for each other; validation and test are asked apart."""
+    """Apply Holm's correction over all pairs and metrics of one split; each split is its own family."""
     corrected_pairs: dict[int, EntryPair] = {}
     for split in dict.fromkeys(pair.split for pair in pairs):
         indices = [index for index, pair in enumerate(pairs) if pair.split == split]
@@ -369,7 +358,7 @@ def _correct_pairs(pairs: Sequence[EntryPair]) -> tuple[EntryPair, ...]:
 
 
 def _disagreement_table(entry_data: Sequence[_EntryData], split: str) -> pd.DataFrame | None:
-    """Return images that some runs have right and others wrong, most divided first; None where no image is shared."""
+    """Return images that some runs have right and others wrong, most disputed first; None without shared images."""
     runs = [run for entry in entry_data for run in entry.runs]
     if len({run.dataset_hash for run in runs}) > 1:
         return None
@@ -394,6 +383,6 @@ def _disagreement_table(entry_data: Sequence[_EntryData], split: str) -> pd.Data
 
 
 def _majority_answer(answers: Sequence[str]) -> str:
-    """Return a run's answer, or what most trainings of a group say and how many: `melanoma (4 of 6)`."""
+    """Return a run's prediction, or the majority of a group's runs with its count: `melanoma (4 of 6)`."""
     answer, n_votes = max(Counter(answers).items(), key=lambda answer_count: (answer_count[1], answer_count[0]))
     return answer if len(answers) == 1 else f"{answer} ({n_votes} of {len(answers)})"

@@ -1,6 +1,6 @@
-"""Which of the folders that somebody names are trainings of one recipe: a parent of repeats, or runs unlike in seed.
+"""Group run folders into comparison entries: repeated trainings of one recipe are compared as one entry.
 
-What a recipe gives is not what one of its trainings gave; `compare` therefore takes such runs together.
+Repeats are a parent folder with a summary, or runs that differ in seed or fold alone.
 """
 
 import json
@@ -16,19 +16,19 @@ from dermkit.recipes.formats import migrate_recipe
 from dermkit.runs.layout import RECIPE_FILE, RUN, SPLIT_FILE, SUMMARY
 
 IGNORED_FIELDS = ("format", "about", "system", "seed", "repeats")
-"""Fields of recipe.json that do not tell recipes apart."""
+"""Fields of recipe.json that may differ within one recipe."""
 
 MIN_FOLDERS_TO_GROUP = 3
-"""Folders from which on single runs are taken together: two runs are always compared as two runs."""
+"""Fewest folders for single runs to be grouped: two runs are always compared as two runs."""
 
 _SEED_SUFFIX = re.compile(r"-s\d+(-f\d+)?$")
 
 
 @dataclass(frozen=True)
 class ComparisonEntry:
-    """What is compared as one: a single run, or several trainings of a recipe.
+    """A single run, or several training runs of one recipe.
 
-    names, runs: of the members, in order. note: what a reader should know of how they came together, "" for a run.
+    run_names, runs: of the members, in order. note: how they were grouped, "" for a single run.
     """
 
     name: str
@@ -38,12 +38,12 @@ class ComparisonEntry:
 
     @property
     def is_group(self) -> bool:
-        """Whether these are several trainings."""
+        """Whether there are several runs."""
         return len(self.runs) > 1
 
 
 def group_runs(folders: Sequence[Path]) -> tuple[ComparisonEntry, ...]:
-    """Return what is compared with what, in the order given; a group that was recognised stands at its first run.
+    """Return the comparison entries in the order given; a recognised group takes the position of its first run.
 
     Raises `UsageError` for a folder named twice or fewer than two runs, `DataError` for a parent without its runs.
     """
@@ -96,7 +96,7 @@ def _runs_of(folder: Path) -> list[Path]:
 
 
 def _final_model_note(folder: Path, name: str) -> str:
-    """Return the warning that belongs to a parent folder's model."""
+    """Return the note that a parent folder's model is one selected run; "" without a final model."""
     final_run = SUMMARY.read(folder).get("final", {})
     if not final_run:
         return ""
@@ -108,13 +108,13 @@ def _final_model_note(folder: Path, name: str) -> str:
 
 
 def _group_by_recipe(runs: Sequence[Path]) -> dict[Path, list[Path]]:
-    """Return each single run that has others of its recipe, split and data beside it, with all of them."""
+    """Return run -> all runs of its recipe, split and data, for runs that have such others."""
     families: dict[str, list[tuple[tuple[object, object], Path]]] = {}
     for run in runs:
         identity = _recipe_identity(run)
         if identity is not None:
             families.setdefault(identity[0], []).append((identity[1], run))
-    # Of two copies of a seed nobody knows which one counts: such runs stay single.
+    # Two runs of one seed cannot be told apart: they are not grouped.
     distinct_families = [
         family
         for family in families.values()
@@ -124,9 +124,9 @@ def _group_by_recipe(runs: Sequence[Path]) -> dict[Path, list[Path]]:
 
 
 def _recipe_identity(run: Path) -> tuple[str, tuple[object, object]] | None:
-    """Return what a run has in common with others that differ in seed or fold, and its own seed and fold.
+    """Return what repeats of a run share with it, as text, and the run's (seed, fold).
 
-    None where the files do not say: predictions of other tools, runs without their recipe.
+    None if the files do not say: predictions of other tools, runs without their recipe.
     """
     if not all((run / name).is_file() for name in (RUN.name, RECIPE_FILE, SPLIT_FILE)):
         return None
@@ -172,7 +172,7 @@ def _recipe_entry(runs: Sequence[Path], name_of_run: Mapping[Path, str]) -> Comp
 
 
 def _with_unique_names(entries: Sequence[ComparisonEntry]) -> tuple[ComparisonEntry, ...]:
-    """Return the entries with names that no other entry has."""
+    """Return the entries with unique names: equal ones are numbered."""
     entry_names = [entry.name for entry in entries]
     unique_names = [
         name if entry_names.count(name) == 1 else f"{name} ({entry_names[:number].count(name) + 1})"
@@ -185,7 +185,7 @@ def _with_unique_names(entries: Sequence[ComparisonEntry]) -> tuple[ComparisonEn
 
 
 def _shortest_unique_names(folders: Sequence[Path]) -> list[str]:
-    """Return the last two parts of each path, and as many more as it takes to tell the folders apart."""
+    """Return the last two components of each path, and more if the names are not unique otherwise."""
     path_components = [folder.resolve().parts for folder in folders]
     depth = next(
         n

@@ -1,4 +1,4 @@
-"""The leaderboard: every run's figures, and of several trainings their mean and spread."""
+"""The leaderboard: the metrics of every run, and the mean and spread of repeated trainings."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def _cell_text(row: Mapping[Any, Any]) -> str:
 
 
 def _interval_text(row: Mapping[Any, Any]) -> str:
-    """Return ` [low, high]`, marked where it is unreliable; one that misleads is not shown."""
+    """Return ` [low, high]`, marked if unreliable; a misleading interval is not shown."""
     if pd.isna(row["low"]):
         return ""
     reliability_grade = reliability({"ci95": (row["low"], row["high"]), "reason": row["reason"]})
@@ -56,7 +56,7 @@ def _interval_text(row: Mapping[Any, Any]) -> str:
 
 
 def leaderboard(entries: Sequence[ComparisonEntry]) -> pd.DataFrame:
-    """Return every run's figures, and before those of a group's members their mean and spread."""
+    """Return the metrics of every run (`LEADERBOARD_COLUMNS`); a group's mean and spread come before its members."""
     rows: list[tuple[object, ...]] = []
     for entry in entries:
         splits_by_run = [read_metrics(run)["splits"] for run in entry.runs]
@@ -71,7 +71,7 @@ def leaderboard(entries: Sequence[ComparisonEntry]) -> pd.DataFrame:
 
 
 def _mean_rows(name: str, member_rows: Sequence[tuple[Any, ...]]) -> list[tuple[object, ...]]:
-    """Return a group's rows: a mean has no interval of its own here, since trainings share their images."""
+    """Return the rows of a group's means; they have no interval here, since the runs share their images."""
     mean_rows: list[tuple[object, ...]] = []
     for split, metric in dict.fromkeys((row[1], row[2]) for row in member_rows):
         rows = [row for row in member_rows if row[1:3] == (split, metric)]

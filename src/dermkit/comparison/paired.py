@@ -1,10 +1,10 @@
-"""How far two models lie apart on the same images: difference, interval, test, and what would be needed to tell.
+"""Paired comparison of two models on the same images: difference, interval, test, and the images needed to detect it.
 
-Accuracy, sensitivity and specificity of independent images: McNemar's mid-p. AUROC: DeLong's test over groups.
-Everything else, and proportions of grouped images: both models exchanged in units (images or groups) by chance. What a
-unit adds to the difference is the sum of its images' terms; where a figure is no mean of terms, what it loses without.
-Intervals, and the test beyond 10,000 units, are a bootstrap over units, both models on the same resamples: its own p
-finds too much with few groups (benchmarks/paired.md).
+Accuracy, sensitivity and specificity of independent images: McNemar's mid-p. AUROC: DeLong's test, clustered by group.
+Other metrics, and proportions of grouped images: a sign-flip permutation test over groups. A group contributes the sum
+of its images' terms; for metrics that are no means, its jackknife pseudo-value. Intervals, and the test above 10,000
+groups, are a bootstrap over groups with both models on the same resamples; with few groups its p rejects too often
+(benchmarks/paired.md), so it is not used there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,15 +32,15 @@ DELONG = "DeLong"
 BOOTSTRAP = "paired bootstrap"
 SIGN_FLIPS = "sign flips"
 TERM_ROUNDING = 1e-9
-"""Below this, parts of a difference are nothing but rounding."""
+"""Below this, a group's contribution to a difference is rounding."""
 
 
 def paired_differences(
     first: ScoredSet, second: ScoredSet, *, seed: int, resamples: int = intervals.N_RESAMPLES
 ) -> list[Difference]:
-    """Compare two models that scored the same images in the same order, with the same classes and groups.
+    """Return the difference of two models in each compared metric, of the same images, labels, classes and groups.
 
-    Raises `ValueError` where they did not.
+    Raises `ValueError` if these are not the same, in the same order.
     """
     is_paired = (
         list(first.classes) == list(second.classes)
@@ -58,7 +58,7 @@ def paired_differences(
 
 
 def correct_with_holm(families: Sequence[Sequence[Difference]]) -> list[list[Difference]]:
-    """Return the same with `p_holm`: every figure of every pair is one of the questions that were asked."""
+    """Return the differences with `p_holm`; every metric of every pair belongs to one family of tests."""
     p = [difference.p for family in families for difference in family if difference.p is not None]
     adjusted_p = iter(paired_tests.holm_adjust(p))
     return [
@@ -76,7 +76,7 @@ def correct_with_holm(families: Sequence[Sequence[Difference]]) -> list[list[Dif
 def _exact_differences(
     first: ScoredSet, second: ScoredSet, difference_of: dict[str, Difference]
 ) -> Iterator[Difference]:
-    """Yield what has a better test than the bootstrap; intervals stay those of the bootstrap."""
+    """Yield the differences that have an exact or DeLong's test; proportions keep their bootstrap intervals."""
     if first.is_ungrouped:
         first_called, second_called = (
             first.malignant_classes[first.y_pred],
@@ -123,7 +123,7 @@ def _delong_difference(first: ScoredSet, second: ScoredSet) -> Difference:
     )
     gap, error, p = delong.delong_test(areas, 0, 1)
     half_width, n = intervals.Z * error, len(first.y_true)
-    if not error:  # neither order leaves a doubt: perfect, or constant scores
+    if not error:  # perfect or constant scores
         exact_estimate = Estimate(gap, None, n, "none", "no interval: no variance")
         return (
             Difference("auroc", exact_estimate, DELONG, 1.0)
@@ -141,7 +141,7 @@ def _delong_difference(first: ScoredSet, second: ScoredSet) -> Difference:
 
 
 class _PairedBootstrap:
-    """Two models' figures on the same resamples."""
+    """The differences of two models on the same bootstrap resamples, and the p values of sign flips."""
 
     def __init__(self, first: ScoredSet, second: ScoredSet, *, seed: int, resamples: int) -> None:
         self.first_set = first
@@ -157,9 +157,8 @@ class _PairedBootstrap:
             seed=seed,
             resamples=resamples,
         )
-        is_small = (
-            1 < first.n_groups <= MAX_BCA_GROUPS
-        )  # beyond, the bootstrap is as good, and exchanging takes minutes
+        # With more groups the bootstrap test is as good, and sign flips take minutes.
+        is_small = 1 < first.n_groups <= MAX_BCA_GROUPS
         self.p = sign_flip_p(self.point, self.samples.jackknife, seed=seed) if is_small else {}
         self.p |= linear_p(first, second, seed=seed) if is_small else {}
 
@@ -187,13 +186,13 @@ class _PairedBootstrap:
         )
         if name in self.p:
             return Difference(name, estimate, SIGN_FLIPS, self.p[name], images_needed=images_needed)
-        if self.first_set.n_groups <= MAX_BCA_GROUPS:  # with one unit less it may not exist: nothing to exchange
+        if self.first_set.n_groups <= MAX_BCA_GROUPS:  # undefined without some group: no sign-flip test
             return Difference(name, estimate, "none", None)
         return Difference(name, estimate, BOOTSTRAP, bootstrap_p(finite_samples), images_needed=images_needed)
 
 
 def linear_p(first: ScoredSet, second: ScoredSet, *, seed: int) -> dict[str, float]:
-    """Return the two-sided p of no difference in every figure that is a mean of per-image terms: exact."""
+    """Return the two-sided p of no difference of each metric that is a mean of per-image terms, by sign flips."""
     terms_by_metric = difference_terms(first, second)
     sums = [sum_by_group(column, first.groups, first.n_groups) for column in terms_by_metric.values()]
     values = np.column_stack(sums)
@@ -202,7 +201,7 @@ def linear_p(first: ScoredSet, second: ScoredSet, *, seed: int) -> dict[str, flo
 
 
 def difference_terms(first: ScoredSet, second: ScoredSet) -> dict[str, Floats]:
-    """Return figure -> what each image adds to its difference, (N,); figures without images are left out."""
+    """Return metric -> what each image adds to the difference, (N,); metrics without images are left out."""
     true, n, k = first.y_true, len(first.y_true), len(first.classes)
     correct_difference = (first.y_pred == true).astype(np.float64) - (second.y_pred == true)
     call_difference = (
@@ -226,10 +225,10 @@ def difference_terms(first: ScoredSet, second: ScoredSet) -> dict[str, Floats]:
 
 
 def sign_flip_p(point: NamedArrays, leave_one_out: NamedArrays, *, seed: int) -> dict[str, float]:
-    """Return the two-sided p of no difference for figures that are no means, where they exist without any one unit.
+    """Return the two-sided p of no difference for metrics that are no means, if defined without any one group.
 
-    point: name -> (1,) the difference; left_out: name -> (G,) the same without each unit. A unit's part is the
-    difference plus (G - 1) times what is lost without it (Tukey's pseudo-value, centred).
+    point: name -> (1,) the difference; leave_one_out: name -> (G,) the same without each group. A group's contribution
+    is its centred jackknife pseudo-value (Tukey): the difference plus (G - 1) times what the group adds to it.
     """
     names = [
         name
@@ -246,7 +245,7 @@ def sign_flip_p(point: NamedArrays, leave_one_out: NamedArrays, *, seed: int) ->
 
 
 def bootstrap_p(samples: Floats) -> float:
-    """Return the two-sided p of no difference: twice the share of resamples on the wrong side, ties half."""
+    """Return the two-sided bootstrap p: twice the fraction of resamples on the smaller side of 0, ties half."""
     if not len(samples):
         return 1.0
     n_below = float((samples < 0).sum() + 0.5 * (samples == 0).sum())

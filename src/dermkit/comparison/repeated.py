@@ -1,7 +1,7 @@
-"""Two recipes that were trained several times: how far they lie apart, and what of it trainings and images explain.
+"""Comparison of two recipes that were trained repeatedly: differences, variance components, tests.
 
-On the same images: a t test whose variance is that of new trainings and of new images. Over folds, or any divisions
-that both were trained and tested on: the corrected resampled t, since the training sides share images.
+On the same test images: a t test with variance from seeds and from images (bootstrap). Over cross-validation folds:
+the corrected resampled t test (Nadeau and Bengio), since training sets overlap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,12 @@ FOLD_T_METHOD = "corrected resampled t"
 NO_SPREAD_REASON = "no interval: no spread to judge by"
 UNBOUNDED_METRICS = ("loss",)
 WIDE_METRICS = ("mcc_multiclass", "brier")
-"""Figures whose difference lies between -2 and 2, not between -1 and 1."""
+"""Metrics whose difference lies between -2 and 2, not between -1 and 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class ResampledRun:
-    """One training's figures, and on resamples of the images: name -> value, name -> (B,)."""
+    """The metrics of one training run: point, name -> value; samples, name -> (B,) on bootstrap resamples."""
 
     scored_set: ScoredSet
     point: dict[str, float]
@@ -42,7 +42,7 @@ class ResampledRun:
 
 
 def resample_run(scored_set: ScoredSet, *, seed: int, resamples: int = intervals.N_RESAMPLES) -> ResampledRun:
-    """Return a training's figures on resamples that are the same for all trainings on the same images."""
+    """Return the metrics of a run on resamples that are the same for all runs on the same images and groups."""
     resampled_metrics = ResampledMetrics(scored_set)
     weights = intervals.resample_weights(
         np.arange(scored_set.n_groups), seed=seed, resamples=resamples if scored_set.n_groups > 1 else 1
@@ -54,13 +54,13 @@ def resample_run(scored_set: ScoredSet, *, seed: int, resamples: int = intervals
 
 
 def metric_values(scored_set: ScoredSet) -> dict[str, float]:
-    """Return what is compared of one training, NaN = undefined."""
+    """Return the compared metrics of one run, NaN = undefined."""
     point = compared_metrics(ResampledMetrics(scored_set).point_estimates)
     return {name: float(point[name][0]) for name in COMPARED_METRICS}
 
 
 def variance_components(runs: Sequence[ResampledRun]) -> dict[str, VarianceComponents]:
-    """Return figure -> what moves it, for every figure that all these trainings on the same images define."""
+    """Return metric -> variance components, for every metric that is defined in all these runs on the same images."""
     values_by_metric = {name: _metric_samples([runs], name) for name in COMPARED_METRICS}
     return {
         name: replace(variance.decompose_variance(*values[0]), n_groups=_n_metric_groups(runs[0].scored_set, name))
@@ -72,7 +72,7 @@ def variance_components(runs: Sequence[ResampledRun]) -> dict[str, VarianceCompo
 def training_differences(
     first: Sequence[ResampledRun], second: Sequence[ResampledRun]
 ) -> list[RepeatedDifference]:
-    """Compare two recipes by all their trainings, which scored the same images and were drawn alike."""
+    """Compare two recipes by all their runs, which share the images and the resamples."""
     return [_training_difference(name, first, second) for name in COMPARED_METRICS]
 
 
@@ -123,7 +123,7 @@ def _training_difference(
 
 
 def _metric_samples(recipes: Sequence[Sequence[ResampledRun]], name: str) -> list[tuple[Floats, Floats]] | None:
-    """Return each group's (S,) values and (S, B) resampled ones, resamples without the figure in any run dropped."""
+    """Return each recipe's (S,) values and (S, B) resampled ones, without resamples in which a run is undefined."""
     values = [np.array([run.point[name] for run in recipe_runs]) for recipe_runs in recipes]
     if not all(np.isfinite(values_of_recipe).all() for values_of_recipe in values):
         return None
@@ -138,7 +138,7 @@ def _metric_samples(recipes: Sequence[Sequence[ResampledRun]], name: str) -> lis
 
 
 def _to_estimate(name: str, recipe_gap: RecipeDifference, n: int, undefined_rate: float) -> Estimate:
-    """Return the difference as an estimate. lost: share of resamples in which a training lacks the figure."""
+    """Return the difference as an estimate. undefined_rate: fraction of resamples in which a run lacks the metric."""
     bounds = None if recipe_gap.interval is None else _clip_to_range(name, *recipe_gap.interval)
     caveat = "" if recipe_gap.standard_error else NO_SPREAD_REASON
     if recipe_gap.standard_error and undefined_rate > intervals.MAX_UNDEFINED_FRACTION:
@@ -154,7 +154,7 @@ def _to_estimate(name: str, recipe_gap: RecipeDifference, n: int, undefined_rate
 
 
 def _clip_to_range(name: str, low: float, high: float) -> tuple[float, float]:
-    """Return the bounds without what no difference of this figure can be."""
+    """Return the bounds clipped to the range of possible differences."""
     limit = float("inf") if name in UNBOUNDED_METRICS else 2.0 if name in WIDE_METRICS else 1.0
     return max(-limit, low), min(limit, high)
 
@@ -167,10 +167,10 @@ def fold_differences(
     n_train: int,
     n_test: int,
 ) -> list[RepeatedDifference]:
-    """Compare two recipes fold by fold: of each fold the figures of its trainings, the same folds in the same order.
+    """Compare two recipes fold by fold.
 
-    like: all folds' images, for their number. n_train, n_test: images of a fold, on average. Raises `ValueError` for
-    fewer than two folds.
+    first, second: for each fold, the metrics of its runs; the same folds in the same order. pooled_set: the images of
+    all folds. n_train, n_test: mean images per fold. Raises `ValueError` for fewer than two folds.
     """
     return [
         _fold_difference(name, first, second, n_images_for(pooled_set, name), n_train, n_test)
@@ -226,13 +226,13 @@ def _fold_difference(
 
 
 def fold_variance_components(folds: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, VarianceComponents]:
-    """Return figure -> what moves it, for every figure that all trainings of all folds define."""
+    """Return metric -> variance components, for every metric that is defined in all runs of all folds."""
     components_by_metric = {name: _fold_components(folds, name) for name in COMPARED_METRICS}
     return {name: components for name, components in components_by_metric.items() if components is not None}
 
 
 def _fold_components(folds: Sequence[Sequence[Mapping[str, float]]], name: str) -> VarianceComponents | None:
-    """Return means of folds, their deviation, and that of trainings within a fold."""
+    """Return the fold means, their standard deviation, and the standard deviation of runs within a fold."""
     values_by_fold = [np.array([run[name] for run in fold_values]) for fold_values in folds]
     if not all(np.isfinite(fold_values).all() for fold_values in values_by_fold):
         return None
@@ -248,5 +248,5 @@ def _fold_components(folds: Sequence[Sequence[Mapping[str, float]]], name: str) 
 
 
 def _n_metric_groups(scored_set: ScoredSet, name: str) -> int:
-    """Return how many independent observations carry a figure's variance; each class carries its part of a mean."""
+    """Return how many groups determine a metric's variance; of a mean over classes, all of them."""
     return scored_set.n_groups if name in ("balanced_accuracy", "f1_macro") else n_groups_for(scored_set, name)

@@ -1,7 +1,9 @@
-"""Several trainings of two recipes: what trainings move, what test images move, and a difference that minds both.
+"""Variance components of repeated trainings (seed and test images), and a test of two recipes that accounts for both.
 
-A figure of one training strays for two reasons: another training of the recipe on the same images gives another one,
-and so do other images. A test that minds one of the two finds differences that are not there (`benchmarks/repeats.py`).
+A metric of one training run varies with the seed and with the test images. A test that accounts for only one of the two
+rejects too often (`benchmarks/repeats.py`).
+
+Shapes: S training runs, B bootstrap resamples of the images.
 """
 
 import math
@@ -21,12 +23,11 @@ VARIANCE_ROUNDING = 1e-15
 
 @dataclass(frozen=True)
 class VarianceComponents:
-    """One figure of several trainings of a recipe on the same images, and what moves it, as standard deviations.
+    """One metric of several training runs of a recipe, with the standard deviations of its sources of variance.
 
-    between: plain deviation of the trainings' values, which another training on these images adds. seed: the same
-    without what the images' chance puts into it, so that on endless images it would be this. data: of one training's
-    value over other images. between and seed are None for a single training, data for a single unit. units:
-    independent observations that carry the figure, 0 where it is not known.
+    values: one per run. sd: between runs on these images. sd_seed: the same without the sampling error of the images,
+    as on infinitely many images. sd_images: of one run over other test images. n_groups: independent groups behind the
+    metric, 0 if unknown. sd and sd_seed are None for a single run, sd_images for a single group.
     """
 
     values: tuple[float, ...]
@@ -37,23 +38,23 @@ class VarianceComponents:
 
     @property
     def mean(self) -> float:
-        """Return the mean over the trainings."""
+        """Return the mean over the runs."""
         return math.fsum(self.values) / len(self.values)
 
     @property
     def n_runs(self) -> int:
-        """Return how many trainings there are."""
+        """Return the number of runs."""
         return len(self.values)
 
 
 @dataclass(frozen=True)
 class RecipeDifference:
-    """Mean of the first recipe's trainings less that of the second's.
+    """Mean of the first recipe's runs minus that of the second's.
 
-    error: its standard error over new trainings and new images; images, seeds: the two parts of it, as errors too;
-    df, p: of the t test; p is None where nothing varies and yet they differ. borrowed: a recipe was trained once and
-    its spread over seeds was taken from the other. parts: the variances with their own degrees of freedom, where one
-    number of them for their sum would promise too much; empty where df holds.
+    standard_error: over new runs and new images; error_images, error_seeds: its two components. df, p: of the t test;
+    p is None if nothing varies and yet they differ. is_spread_borrowed: one recipe was trained once, and the other's
+    between-seed spread is used for it. variance_terms: (variance, degrees of freedom) pairs if pooled degrees of
+    freedom would be optimistic, else empty.
     """
 
     value: float
@@ -67,7 +68,7 @@ class RecipeDifference:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Return the 95 % interval, None where nothing varies."""
+        """Return the 95 % interval, None if nothing varies."""
         if self.standard_error <= 0:
             return None
         half_width = interval_half_width(
@@ -77,11 +78,11 @@ class RecipeDifference:
 
 
 def decompose_variance(values: Floats, resampled_values: Floats) -> VarianceComponents:
-    """Part the spread of any figure: (S,) values of S trainings, (S, B) the same on B resamples of the images.
+    """Decompose the variance of any metric; values: (S,), resampled_values: (S, B).
 
-    Every resample has the same images for all trainings. What trainings do to single images, and the images then
-    average, shows as spread of the values beside their mean over resamples; a two-way table without repetition gives
-    the same for a mean figure (`paired.spread_of`).
+    All runs share the same resamples. The spread of the runs' resampled values around their mean over runs estimates
+    the part of the between-run variance that the images cause; for a mean metric it equals two-way analysis of variance
+    without replication (`paired_tests.two_way_spread`).
     """
     n_runs = len(values)
     sd_images = math.sqrt(float(resampled_values.var(axis=1).mean())) if resampled_values.shape[1] > 1 else None
@@ -93,17 +94,17 @@ def decompose_variance(values: Floats, resampled_values: Floats) -> VarianceComp
 
 
 def interval_half_width(variance_terms: Sequence[tuple[float, float]], alpha: float) -> float:
-    """Return how far chance takes a sum of independent parts at most, but for a share `alpha`; two-sided.
+    """Return the half-width of the two-sided (1 - alpha) interval of a sum of independent estimates.
 
-    parts: the variance of each and its degrees of freedom. Each counts with its own quantile of t (Banerjee 1960,
-    Sankhya 22:357): a part known from two trainings may be small by chance, and then says nothing of that.
+    variance_terms: the variance and the degrees of freedom of each. Each counts with its own t quantile (Banerjee 1960,
+    Sankhya 22:357), since a variance known from two runs may be small by chance.
     """
     return math.sqrt(math.fsum(variance * float(stdtrit(df, alpha / 2)) ** 2 for variance, df in variance_terms))
 
 
 def _p_value(value: float, variance_terms: Sequence[tuple[float, float]]) -> float:
-    """Return the share `alpha` at which the reach is just the value."""
-    low, high = -230.0, 0.0  # of log(alpha), over which the reach falls
+    """Return the alpha at which the half-width equals |value|: the two-sided p of no difference."""
+    low, high = -230.0, 0.0  # of log(alpha), in which the half-width decreases
     for _ in range(60):
         midpoint = (low + high) / 2
         low, high = (
@@ -115,7 +116,7 @@ def _p_value(value: float, variance_terms: Sequence[tuple[float, float]]) -> flo
 
 
 def _image_variance(resampled_values: Floats) -> float:
-    """Return the variance that images add to the differences between trainings of one recipe."""
+    """Return the part of the between-run variance of one recipe that the images cause."""
     n_runs, n_resamples = resampled_values.shape
     return (
         0.0
@@ -127,14 +128,13 @@ def _image_variance(resampled_values: Floats) -> float:
 def recipe_difference(
     first: tuple[VarianceComponents, Floats], second: tuple[VarianceComponents, Floats], *, n_groups: int
 ) -> RecipeDifference | None:
-    """Set two recipes' trainings against each other; each with its (S, B) values on the same resamples of images.
+    """Test the difference of two recipes' means; each has its (S, B) values on the same resamples of the images.
 
-    The variance is that of the difference of means over images, and of each recipe's trainings divided by their
-    number; degrees of freedom by Satterthwaite. units: independent observations that carry the figure. A recipe that
-    was trained once is one draw of a spread that is taken to be the other's (Crawford and Howell 1998, The Clinical
-    Neuropsychologist 12:482): of the plain spread on these images, and images and trainings each with their own
-    degrees of freedom. None where neither was trained twice or there is one unit: then nothing says how far the
-    difference strays.
+    The variance is that of the difference of means over images plus each recipe's seed variance divided by its number
+    of runs; degrees of freedom by Satterthwaite. n_groups: independent groups behind the metric. A recipe trained once
+    borrows the other's between-run spread (Crawford and Howell 1998, The Clinical Neuropsychologist 12:482); images and
+    seeds then keep separate degrees of freedom. None if neither recipe was trained twice or there is one group: the
+    variance is then unknown.
     """
     (first_components, first_samples), (second_components, second_samples) = first, second
     if (
@@ -144,14 +144,14 @@ def recipe_difference(
     ):
         return None
     value = first_components.mean - second_components.mean
-    # A bootstrap of G units is too narrow by one of them.
+    # The bootstrap variance of G groups is too small by the factor (G - 1) / G.
     image_variance = (
         float((first_samples.mean(axis=0) - second_samples.mean(axis=0)).var()) * n_groups / (n_groups - 1)
     )
     satterthwaite_terms = [image_variance**2 / (n_groups - 1)]
     seed_variance, is_spread_borrowed = 0.0, min(first_components.n_runs, second_components.n_runs) < 2
     for components, weight in _seed_weights(first_components, second_components):
-        # Estimated by subtraction it is often 0; the one draw of a borrowed spread then strays further than is said.
+        # sd_seed is found by subtraction and often 0; for the single run of a borrowed spread that is optimistic.
         seed_variance += ((components.sd if is_spread_borrowed else components.sd_seed) or 0.0) ** 2 * weight
         satterthwaite_terms.append(((components.sd or 0.0) ** 2 * weight) ** 2 / (components.n_runs - 1))
     variance = image_variance + seed_variance
@@ -177,7 +177,7 @@ def recipe_difference(
 def _seed_weights(
     first_components: VarianceComponents, second_components: VarianceComponents
 ) -> list[tuple[VarianceComponents, float]]:
-    """Return each recipe whose spread over seeds is known, and how often its variance counts."""
+    """Return each recipe whose between-run spread is known, with the weight of its variance."""
     if first_components.n_runs < 2:
         return [(second_components, 1 + 1 / second_components.n_runs)]
     if second_components.n_runs < 2:
@@ -188,9 +188,9 @@ def _seed_weights(
 def images_to_detect(
     recipe_gap: RecipeDifference, n: int, *, alpha: float = 0.05, power: float = 0.8
 ) -> int | None:
-    """Return how many images would show this difference with these trainings; None where no number of images would.
+    """Return how many images are needed to detect this difference with these runs; None if no number is enough.
 
-    Only the images' part of the variance falls with their number.
+    Only the images' part of the variance decreases with their number.
     """
     image_budget = _image_variance_budget(recipe_gap, alpha, power)
     if image_budget <= 0 or recipe_gap.error_images**2 * n > image_budget * MAX_IMAGES:
@@ -199,7 +199,7 @@ def images_to_detect(
 
 
 def needs_trainings(recipe_gap: RecipeDifference, *, alpha: float = 0.05, power: float = 0.8) -> bool:
-    """Tell whether no number of images would show this difference, since so few trainings stray too far."""
+    """Tell whether no number of images is enough to detect this difference, because the seed variance is too large."""
     return (
         recipe_gap.value != 0
         and recipe_gap.error_seeds > 0
@@ -208,5 +208,5 @@ def needs_trainings(recipe_gap: RecipeDifference, *, alpha: float = 0.05, power:
 
 
 def _image_variance_budget(recipe_gap: RecipeDifference, alpha: float, power: float) -> float:
-    """Return the variance that images may add, the trainings' part taken off."""
+    """Tell whether no number of images is enough to detect this difference, since the seed variance is too large."""
     return (recipe_gap.value / z_sum(alpha, power)) ** 2 - recipe_gap.error_seeds**2

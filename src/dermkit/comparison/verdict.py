@@ -1,4 +1,4 @@
-"""A difference between two models or two recipes in one figure, and the sentence that says it."""
+"""A difference between two models or two recipes in one metric, and the sentence that states it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ COMPARED_METRICS = (
     "accuracy", "balanced_accuracy", "f1_macro", "mcc_multiclass", "sensitivity", "specificity", "auroc",
     "average_precision", "loss", "brier",
 )  # fmt: skip
-"""What two runs are compared in; all of it is one family for Holm's correction."""
+"""The metrics that comparisons test; together they are one family for Holm's correction."""
 
 VERDICT_LABELS = {"auroc": "AUROC, malignant", "average_precision": "average precision, malignant"}
 LOWER_IS_BETTER = ("loss", "brier")
@@ -19,12 +19,12 @@ LOWER_IS_BETTER = ("loss", "brier")
 
 @dataclass(frozen=True)
 class Difference:
-    """First model less second in one figure, on the same n images.
+    """First model minus second in one metric, on the same n images.
 
-    estimate: of the difference, its interval and how it was made; undefined where the figure is for one of the two.
-    p: of `test`, None where there is none; p_holm: after correction for all figures and pairs compared. discordant:
-    images that one model alone has right, for McNemar. needed: images that would show a difference of this size with
-    a power of 0.8; None where the difference is 0 or beyond any test set.
+    estimate: of the difference; undefined if the metric is for one of the two. p: of `test`, None without a test;
+    p_holm: corrected for all metrics and pairs compared. discordant_counts: images that only the first, or only the
+    second model has right, for McNemar. images_needed: to detect a difference of this size with a power of 0.8; None if
+    the difference is 0 or no test set is large enough.
     """
 
     metric: str
@@ -37,20 +37,18 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the images show a difference, all comparisons taken together."""
+        """Whether p, corrected if it was, is at most SIGNIFICANCE_LEVEL."""
         p = self.p if self.p_holm is None else self.p_holm
         return p is not None and p <= SIGNIFICANCE_LEVEL
 
     @property
     def is_lost_to_correction(self) -> bool:
-        """Whether it would be shown, had nothing else been asked."""
+        """Whether it is significant only without the correction for multiple tests."""
         return not self.is_significant and self.p is not None and self.p <= SIGNIFICANCE_LEVEL
 
     @property
     def further_images_needed(self) -> int | None:
-        """Return `images_needed`, None where it is not found and yet that is no more than there are: it minds
-        no other one.
-        """
+        """Return `images_needed`; None if it is not above the images at hand, since it ignores the correction."""
         is_implausible = (
             self.images_needed is not None and self.images_needed <= self.estimate.n and not self.is_significant
         )
@@ -59,12 +57,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class RepeatedDifference(Difference):
-    """Mean of the first recipe's trainings less that of the second's, over the same images or the same folds.
+    """Mean of the first recipe's runs minus that of the second's, over the same images or the same folds.
 
-    first, second: what moves each recipe's figure; over folds, `values` are means of a fold, `between` is their
-    deviation and `seed` that of trainings within a fold. seeds, images: parts of the difference's standard error, None
-    over folds. trainings: how many of each. borrowed: one of the two was trained once. folds: 0 for the same images.
-    needs_trainings: whether no number of images would show a difference of this size, with so few trainings.
+    n_trainings: runs of each. first, second: variance components of each; over folds, `values` are fold means, `sd`
+    their standard deviation and `sd_seed` that of runs within a fold. error_seeds, error_images: components of the
+    standard error, None over folds. is_spread_borrowed: one recipe was trained once. n_folds: 0 for the same images.
+    needs_trainings: whether more images alone cannot make a difference of this size significant.
     """
 
     n_trainings: tuple[int, int] = (1, 1)
@@ -77,11 +75,11 @@ class RepeatedDifference(Difference):
     needs_trainings: bool = False
 
 
-# In words ---------------------------------------------------------------------------------------------------------
+# Sentences --------------------------------------------------------------------------------------------------------
 
 
 def verdict(difference: Difference, first: str, second: str) -> str:
-    """Return one sentence: which is better, or that so much does not tell, and what would."""
+    """Return one sentence: which is better, or that they are not distinguishable and what would be needed."""
     metric_label, n = _metric_label(difference.metric), difference.estimate.n
     if difference.estimate.value is None:
         return f"{metric_label}: not defined for both on these {n} images."
@@ -100,7 +98,7 @@ def verdict(difference: Difference, first: str, second: str) -> str:
 
 
 def _interval_text(estimate: Estimate) -> str:
-    """Return ` [low, high]`, marked where it is unreliable, or that there is none to be shown."""
+    """Return ` [low, high]`, marked if unreliable, or `, no interval`."""
     reliability_grade = reliability(estimate.as_dict())
     if estimate.ci95 is None or reliability_grade == "none":
         return ", no interval"
@@ -169,7 +167,7 @@ def _pooled_deviation(deviations: Sequence[float | None]) -> float | None:
 
 
 def _needs_text(difference: Difference) -> str:
-    """Return what would tell; a number of images that is there already is none."""
+    """Return how many images or whether more trainings are needed; "" if neither is known."""
     is_repeated = isinstance(difference, RepeatedDifference)
     if difference.further_images_needed:
         return (
@@ -187,6 +185,6 @@ def _p_text(difference: Difference) -> str:
 
 
 def two_digits(number: int) -> str:
-    """Return a number of images in two significant digits: more would claim to know."""
+    """Return a number of images in two significant digits; more would claim a precision it does not have."""
     scale = 10 ** max(0, len(str(number)) - 2)
     return f"{round(number / scale) * scale:,}"
