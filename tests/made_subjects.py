@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from dermkit.audit.checks.finding import PlannedUse, Subject
-from dermkit.data.manifest import MANIFEST_COLUMNS, Dataset, LesionClass, Malignancy, id_groups
+from dermkit.data.groups import id_groups
+from dermkit.data.manifest import MANIFEST_COLUMNS, Dataset, LesionClass, Malignancy
 
 MALIGNANCY: Mapping[str, Malignancy] = {"mel": "malignant", "bcc": "malignant", "akiec": "indeterminate"}
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from dermkit.audit.checks.finding import Subject
 from dermkit.audit.cleaning import plan_cleaning
 from dermkit.audit.run import AuditOutcome, run_audit
-from dermkit.data.groups import connect_rows, id_codes
-from dermkit.data.manifest import MANIFEST_COLUMNS, Dataset, LesionClass, check_manifest, id_groups, load_dataset
+from dermkit.data.groups import connect_rows, id_codes, id_groups
+from dermkit.data.manifest import MANIFEST_COLUMNS, Dataset, LesionClass, check_manifest, load_dataset
 from dermkit.data.split import make_split, save_split
 from dermkit.errors import DataError
 from dermkit.files import sha256_file

@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermkit import files
+from dermkit.data.groups import GROUP_COLUMNS, id_groups, leakage_groups
 from dermkit.data.manifest import (
-    GROUP_COLUMNS,
     MANIFEST_COLUMNS,
     Dataset,
     LesionClass,
     check_manifest,
-    id_groups,
     load_dataset,
     manifest_chunks,
     manifest_text,
@@ -271,6 +270,9 @@ def test_groups_are_the_connected_components(rows: list[tuple[str, str, str]], o
     assert np.array_equal(found[:, None] == found[None, :], reach)
     mixed = list(range(n))
     order.shuffle(mixed)
+    assert np.array_equal(leakage_groups(frame.assign(pixel_sha256=[f"{row}" for row in range(n)])), found)
+    by_pixels = frame.assign(pixel_sha256=frame["copy_group"], copy_group="")
+    assert np.array_equal(leakage_groups(by_pixels), found), "identical pixels join rows as a copy group does"
     again = id_groups(frame.iloc[mixed])
     assert np.array_equal(again[:, None] == again[None, :], reach[np.ix_(mixed, mixed)])
 

@@ -23,16 +23,16 @@ from dermkit.audit.scan.measures import (
 )
 from dermkit.data.synthetic.lesions import ARTEFACT_RATES, CLASSES, draw_photograph, make_lesion, random_artefacts
 from dermkit.images.decode import LesionImage, open_image
-from dermkit.images.jpeg_tables import UNKNOWN_TABLES, read_jpeg_tables
+from dermkit.images.jpeg_tables import UNKNOWN_TABLES, JpegTables, read_jpeg_tables
 
 Pixels = NDArray[np.uint8]
 MADE = {"hair": "hair", "ruler": "ruler", "ink": "ink", "dark_corners": "dark_corner"}
 """Artefact of the made photographs -> its score."""
 
 
-def _jpeg(pixels: Pixels, quality: int = 90, subsampling: int = 2) -> bytes:
+def _jpeg(pixels: Pixels, quality: int = 90, subsampling: int = 2, progressive: bool = False) -> bytes:
     stream = BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=quality, subsampling=subsampling)
+    Image.fromarray(pixels).save(stream, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive)
     return stream.getvalue()
 
 
@@ -90,6 +90,13 @@ def test_jpeg_tables_are_named_by_what_they_hold() -> None:
     assert read_jpeg_tables(_jpeg(second)).key == name
     assert read_jpeg_tables(_jpeg(first, quality=91)).key != name
     assert read_jpeg_tables(_jpeg(first, subsampling=0)).key != name
+
+
+def test_the_keys_of_jpeg_tables_are_those_of_earlier_scans() -> None:
+    """Made by commit 6429fce, which took the file apart byte by byte."""
+    pixels = np.arange(48 * 48 * 3, dtype=np.uint32).astype(np.uint8).reshape(48, 48, 3)
+    assert read_jpeg_tables(_jpeg(pixels, 75, subsampling=2)) == JpegTables("1d7559ca54", 75.0)
+    assert read_jpeg_tables(_jpeg(pixels, 90, subsampling=0, progressive=True)) == JpegTables("b10b801a83", 90.0)
 
 
 @given(st.binary(max_size=400), st.integers(0, 700))

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from dermkit.data.groups import leakage_groups
 from dermkit.data.manifest import MANIFEST_COLUMNS
-from dermkit.data.split import Split, check_split, for_fold, leakage_groups, make_split
+from dermkit.data.split import Split, check_split, for_fold, make_split
 from dermkit.data.stratify import stratified_group_split
 from dermkit.errors import DataError, UsageError
 from dermkit.recipes.schema import SplitSpec, parse_split_spec

@@ -15,12 +15,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.audit.checks.finding import Subject
-from dermkit.data.groups import Ints, connect_rows, id_codes
+from dermkit.data.groups import connect_rows, id_codes
 from dermkit.data.importers.overview_page import render_overview
 from dermkit.data.importers.walk import Rejected
 from dermkit.data.manifest import Dataset, save_dataset
 from dermkit.errors import DataError
 from dermkit.files import write_bytes, write_rows, write_text
+from dermkit.metrics.stats.arrays import Ints
 
 DROPPED_COLUMNS = ("image_id", "path", "label", "reason", "code")
 

@@ -32,9 +32,8 @@ from dermkit.audit.output import (
 from dermkit.audit.page import write_audit_page
 from dermkit.audit.scan.scan import scan_images
 from dermkit.audit.split_view import AuditedSplit, read_audited_split
-from dermkit.data.groups import connect_rows
+from dermkit.data.groups import connect_rows, leakage_groups
 from dermkit.data.manifest import DATASET_FORMAT, Dataset, load_dataset
-from dermkit.data.split import leakage_groups
 from dermkit.errors import DataError
 from dermkit.files import lock, read_json, sha256_file, sweep_temp
 from dermkit.progress import Progress

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermkit.data.groups import distinct_codes
 from dermkit.errors import DataError
 
 _MAX_LISTED = 20
@@ -74,13 +75,6 @@ def find_leakage(table: pd.DataFrame) -> Leakage:
     non_test = table.loc[~is_test]
     is_validation = (non_test["split"] == "validation").to_numpy()
     return Leakage(table, test, _leak_flags(non_test, is_validation, is_validation))
-
-
-def distinct_codes(values: "pd.Series[Any]") -> _Ints:
-    """Number equal values alike; an empty value means unknown and is like no other."""
-    value_codes = pd.factorize(values)[0].astype(np.int64)
-    is_unknown = (values == "").to_numpy()
-    return np.where(is_unknown, value_codes.max(initial=0) + 1 + np.arange(len(value_codes)), value_codes)
 
 
 def _leak_flags(table: pd.DataFrame, split_key: NDArray[Any], is_evaluated: _Bools) -> pd.DataFrame:

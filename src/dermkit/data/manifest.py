@@ -13,8 +13,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from dermkit import files
 from dermkit.errors import DataError
@@ -26,7 +24,6 @@ MANIFEST_COLUMNS = (
     "age", "sex", "site", "skin_type", "given_split", "copy_group", "pixel_sha256", "file_sha256", "width", "height",
 )  # fmt: skip
 INTEGER_COLUMNS = ("width", "height")
-GROUP_COLUMNS = ("lesion_id", "patient_id", "copy_group")
 GIVEN_SPLITS = ("", "train", "validation", "test")
 MAX_AGE = 120
 """Years. The oldest verified person reached 122; an age above this is a year of birth or a typing error."""
@@ -303,22 +300,3 @@ def _shorten(lines: Any, separator: str = "\n") -> str:
     overflow = [f"... and {len(texts) - _MAX_LISTED} more"] if len(texts) > _MAX_LISTED else []
     indent = "  " if separator == "\n" else ""
     return separator.join(indent + line for line in [*texts[:_MAX_LISTED], *overflow])
-
-
-def id_groups(frame: pd.DataFrame) -> NDArray[np.int64]:
-    """Return one group number per row: connected components over lesion, patient and copy group.
-
-    Rows that share any known id are one group, also through a third row; a row without ids is alone. Shape (rows,).
-    """
-    rows, ids, n_nodes = [], [], len(frame)
-    for column in GROUP_COLUMNS:
-        values = frame[column].astype(str)
-        rows_with_id = np.flatnonzero(values.to_numpy() != "")
-        codes, unique = pd.factorize(values.iloc[rows_with_id])
-        rows.append(rows_with_id)
-        ids.append(codes + n_nodes)
-        n_nodes += len(unique)
-    row, node = np.concatenate(rows), np.concatenate(ids)
-    graph = coo_array((np.ones(len(row), dtype=np.int8), (row, node)), shape=(n_nodes, n_nodes))
-    labels: NDArray[np.int64] = connected_components(graph, directed=False)[1][: len(frame)].astype(np.int64)
-    return labels

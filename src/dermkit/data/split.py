@@ -14,11 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
-from dermkit.data.leakage import LINK_TEXTS, distinct_codes, find_leakage
-from dermkit.data.manifest import id_groups
+from dermkit.data.groups import id_groups, leakage_groups
+from dermkit.data.leakage import LINK_TEXTS, find_leakage
 from dermkit.data.split_file import SPLITS, excluded_frame, read_split_rows, write_split_rows
 from dermkit.data.stratify import stratified_group_split
 from dermkit.errors import DataError, UsageError
@@ -74,19 +72,6 @@ class _Draft:
     def exclude(self, rows: _Bools, reason: str | NDArray[np.object_]) -> None:
         self.split_names[rows] = ""
         self.reason[rows] = reason
-
-
-def leakage_groups(manifest: pd.DataFrame) -> _Ints:
-    """Return one group number per row: components of lesion, patient, copy group and identical pixels."""
-    n, id_group_numbers = len(manifest), id_groups(manifest)
-    # A graph of image nodes 0..n-1, then one node per linked group, then one per distinct picture.
-    keys = n + np.concatenate(
-        [id_group_numbers, distinct_codes(manifest["pixel_sha256"]) + id_group_numbers.max(initial=0) + 1]
-    )
-    edges = (np.ones(2 * n, np.int8), (np.tile(np.arange(n), 2), keys))
-    graph = coo_matrix(edges, shape=(keys.max(initial=0) + 1,) * 2)
-    component = connected_components(graph, directed=False)[1][:n]
-    return pd.factorize(component)[0].astype(np.int64)
 
 
 def make_split(manifest: pd.DataFrame, spec: SplitSpec, *, name: str) -> Split:

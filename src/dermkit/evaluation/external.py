@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from dermkit.audit.status import audit_state
+from dermkit.data.groups import leakage_groups
 from dermkit.data.manifest import Dataset
-from dermkit.data.split import leakage_groups
 from dermkit.errors import DataError
 from dermkit.evaluation.class_mapping import ClassMapping, default_mapping, load_mapping, remap_predictions
 from dermkit.evaluation.evaluate import evaluate_run

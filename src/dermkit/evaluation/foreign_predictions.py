@@ -14,10 +14,10 @@ import pandas as pd
 
 from dermkit.audit.status import audit_state
 from dermkit.data.diagnoses import classify_label
+from dermkit.data.groups import leakage_groups
 from dermkit.data.importers.csv_tables import ProblemList, TextTable, find_column, read_csv_table
 from dermkit.data.importers.match_files import match_files
 from dermkit.data.manifest import Dataset, LesionClass
-from dermkit.data.split import leakage_groups
 from dermkit.errors import DataError
 from dermkit.evaluation.evaluate import evaluate_run
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions

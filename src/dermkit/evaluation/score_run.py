@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermkit.data.groups import leakage_groups
 from dermkit.data.manifest import Dataset
-from dermkit.data.split import leakage_groups
 from dermkit.evaluation.colour_baseline import predict_by_colour
 from dermkit.progress import Progress
 from dermkit.runs.layout import ATTRIBUTES_FILE, COLOUR_FILE, GROUPS_FILE, OLD_COLOUR_FILE, PREDICTIONS_FILE

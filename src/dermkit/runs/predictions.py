@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermkit.data.groups import id_groups
 from dermkit.data.manifest import Dataset, LesionClass
-from dermkit.data.manifest import id_groups as manifest_groups
 from dermkit.errors import DataError
 from dermkit.files import write_rows
 from dermkit.metrics.classification.scored_set import ScoredSet
@@ -181,7 +181,7 @@ def groups_for(run: Path, dataset: Dataset | None) -> dict[str, int] | None:
     groups = read_groups(run)
     if groups is not None or dataset is None:
         return groups
-    return dict(zip(dataset.manifest["image_id"], manifest_groups(dataset.manifest).tolist(), strict=True))
+    return dict(zip(dataset.manifest["image_id"], id_groups(dataset.manifest).tolist(), strict=True))
 
 
 def read_run_csv(path: Path, *text_columns: str) -> pd.DataFrame:

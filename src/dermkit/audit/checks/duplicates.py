@@ -15,7 +15,7 @@ from dermkit.audit.checks.finding import (
     pair_table,
 )
 from dermkit.audit.checks.text import join_words, plural, proportion_json, proportion_text
-from dermkit.data.manifest import GROUP_COLUMNS
+from dermkit.data.groups import GROUP_COLUMNS
 
 HELD_OUT = ("test", "validation")
 

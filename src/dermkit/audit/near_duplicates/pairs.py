@@ -24,7 +24,7 @@ from dermkit.audit.near_duplicates.registration import (
     register_images,
 )
 from dermkit.audit.scan.scan import Scan
-from dermkit.data.leakage import distinct_codes
+from dermkit.data.groups import distinct_codes
 from dermkit.progress import Progress
 from dermkit.threads import cpu_count
 
