@@ -221,7 +221,7 @@ COPIES = {"test/nevus/copy": 0, "train/nevus/again": 1}
 
 
 def run(dataset: Dataset, near: tuple[Near, ...] = (), **options: Any) -> AuditOutcome:
-    known: dict[str, Any] = {"look": looking(near), "checks": CHECKS, "alpha": 0.05, **options}
+    known: dict[str, Any] = {"image_scanner": looking(near), "checks": CHECKS, "alpha": 0.05, **options}
     return run_audit(dataset, **known)
 
 

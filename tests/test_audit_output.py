@@ -69,7 +69,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def run(dataset: Dataset, **options: Any) -> AuditOutcome:
-    known: dict[str, Any] = {"look": looking(NEAR), "checks": CHECKS, "alpha": 0.05, **options}
+    known: dict[str, Any] = {"image_scanner": looking(NEAR), "checks": CHECKS, "alpha": 0.05, **options}
     return run_audit(dataset, **known)
 
 
