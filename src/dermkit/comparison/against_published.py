@@ -1,7 +1,7 @@
-"""Our runs beside published shares: of other images, or of images that nobody can match, so without pairs.
+"""Unpaired comparison of runs with published proportions, of other images or of images that cannot be matched.
 
-What is printed has the count behind it, and an interval; a run, or a recipe by several trainings, has its own. Their
-difference has an interval from both. It says what chance alone can explain, and nothing of other images being easier.
+The published proportion has an interval from its count; a run, or a recipe trained repeatedly, has its own. The
+interval of the difference covers the sampling error of both; it says nothing about differences between the data sets.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +18,12 @@ from dermkit.metrics.stats.intervals import CONFIDENCE_LEVEL, too_few
 
 REPEATED_METHOD = "t over trainings and images, each in full"
 COMPARED_SPLITS = ("test", "validation")
-"""What a published figure is set beside: the test side, else validation."""
+"""Splits that a published figure is compared with: test, else validation."""
 
 
 @dataclass(frozen=True)
 class PublishedComparison:
-    """A run or recipe less a published share, unpaired. trainings: of the recipe, 1 for a run."""
+    """A run or recipe minus a published proportion, unpaired. n_trainings: runs of the recipe, 1 for a single run."""
 
     name: str
     split: str
@@ -35,7 +35,7 @@ class PublishedComparison:
 
     @property
     def is_significant(self) -> bool:
-        """Whether chance alone does not explain the difference, each comparison taken by itself."""
+        """Whether the 95 % interval of the difference excludes 0, without correction for multiple comparisons."""
         low, high = self.difference.ci95 or (-1.0, 1.0)
         return low > 0 or high < 0
 
@@ -77,10 +77,10 @@ def compare_with_published(
     components: Mapping[str, Mapping[str, Mapping[str, VarianceComponents]]],
     claims: Sequence[CheckedClaim],
 ) -> dict[str, list[PublishedComparison]]:
-    """Return claim -> every recipe by several trainings and every run of none, less each of its shares.
+    """Return claim -> the comparisons of every named run or recipe with each of its proportions.
 
-    table: a row per run or recipe, split and figure (`board.COLUMNS`); of these, `names` are set beside. spreads:
-    recipe -> split -> figure -> sources.
+    table: a row per run or recipe, split and metric (`LEADERBOARD_COLUMNS`). names: the runs and recipes to compare.
+    components: recipe -> split -> metric -> variance components.
     """
     rows = table[table["run"].isin(list(names))]
     return {
@@ -132,9 +132,9 @@ def _run_estimate(row: Mapping[Any, Any]) -> Estimate:
 
 
 def _repeated_estimate(variance: VarianceComponents, n: int) -> Estimate:
-    """Return the mean of trainings with an interval for new trainings and new images, on the careful side.
+    """Return the mean of repeated runs with a conservative interval for new runs and new images.
 
-    Both parts are taken in full, each with its own degrees of freedom: of two trainings there is one.
+    Seed and image variance are added in full, each with its own t quantile.
     """
     n_groups = variance.n_groups or n
     if variance.sd_images is None or variance.sd is None or n_groups < 2:

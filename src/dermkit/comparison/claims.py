@@ -1,4 +1,4 @@
-"""Figures that somebody published, put beside our own: with the interval that they left out, and checked for sense.
+"""Claims: published figures as a user states them, with the missing intervals and a check of their consistency.
 
 NAME: accuracy=.4661,n=118
 accuracy=.74,precision=.76,recall=.71,specificity=.75
@@ -22,12 +22,12 @@ from dermkit.errors import UsageError
 COUNT_KEYS = ("n", "positives")
 CLAIM_USAGE = f"figures: {', '.join(CHECKED_METRICS)}; numbers of images: n, positives"
 _MAX_MATRICES = 4_000_000
-"""Matrices of a known size are tried one by one up to so many; beyond, bounds alone decide."""
+"""Most confusion matrices of a known size that are tried one by one; with more, bounds alone decide."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What was published of one test. n, positives: images, None where it was not said."""
+    """The published figures of one test set. n, positives: numbers of images, None if not stated."""
 
     name: str
     figures: tuple[PublishedFigure, ...]
@@ -37,7 +37,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class CountedFigure:
-    """A published share with the count behind it."""
+    """A published proportion with the count behind it and its 95 % interval."""
 
     metric: str
     value: float
@@ -49,9 +49,10 @@ class CountedFigure:
 
 @dataclass(frozen=True)
 class CheckedClaim:
-    """A claim that was looked at. fits: "binary", "averaged": whether some confusion matrix gives all figures so.
+    """A checked claim.
 
-    None there means: not excluded, but no example was found either.
+    fits_by_average: for "binary" and "averaged" (macro) metrics, whether some confusion matrix gives all figures; None:
+    undecided. problems: figures that no count gives.
     """
 
     claim: Claim
@@ -61,11 +62,11 @@ class CheckedClaim:
 
     @property
     def is_consistent(self) -> bool:
-        """Whether all figures can be true at once, in one reading or the other."""
+        """Whether all figures can be true at once, as binary or as macro-averaged metrics."""
         return not self.problems and any(is_fitting is not False for is_fitting in self.fits_by_average.values())
 
     def sentences(self) -> list[str]:
-        """Return what there is to say of it."""
+        """Return the result of the check as sentences."""
         name = self.claim.name
         sentences = [
             f"{name}: {figure.metric} {figure.value:g} is {figure.successes} of {figure.n} images, 95 % interval "
@@ -104,7 +105,7 @@ class CheckedClaim:
         return sentences
 
     def _missing_count(self) -> str:
-        """Return what to add so that figures get intervals, "" where nothing is missing or they cannot be true."""
+        """Return which count is missing for intervals; "" if none is, or if the figures are inconsistent."""
         names = {figure.name for figure in self.claim.figures}
         rates = names & {"sensitivity", "specificity"}
         if not any(self.fits_by_average.values()):
@@ -170,7 +171,7 @@ def _claim_error(text: str, problem: str) -> UsageError:
 
 
 def check_claim(claim: Claim) -> CheckedClaim:
-    """Give every share its interval, and see whether one confusion matrix could have given all of them."""
+    """Give every proportion its interval, and check whether one confusion matrix could have given all figures."""
     counted_figures, problems = [], []
     for figure in claim.figures:
         n = _figure_images(figure.name, claim)
@@ -189,7 +190,7 @@ def check_claim(claim: Claim) -> CheckedClaim:
 
 
 def _figure_images(metric: str, claim: Claim) -> int | None:
-    """Return the images that a share is of, None where they are unknown or it is no share of images."""
+    """Return the denominator of a proportion of images; None if unknown, or if the metric is no such proportion."""
     if metric == "accuracy":
         return claim.n
     if claim.n is None or claim.positives is None:
@@ -211,7 +212,7 @@ def _is_possible(claim: Claim, *, macro: bool) -> bool | None:
 
 
 def check_claims(texts: Sequence[str]) -> list[CheckedClaim]:
-    """Read and check claims as they are given on the command line; a name that occurs twice gets a number."""
+    """Parse and check claims from the command line; names that occur twice are numbered."""
     claims = [parse_claim(text) for text in texts]
     names = [claim.name for claim in claims]
     numbered_claims = [

@@ -1,7 +1,7 @@
-"""Figures that somebody printed: the interval that they left out, and whether they can all be true at once.
+"""Published metrics: the confidence interval that was not reported, and whether the reported numbers are consistent.
 
-Binary figures of one test set are functions of three numbers: the share of positives, sensitivity and specificity.
-All of them rise with both rates, so bounds on the three bound every figure, and what the bounds exclude is proved.
+Binary metrics of one test set are functions of prevalence, sensitivity and specificity. All of them increase with both
+rates, so bounds on these three bound every metric, and what the bounds exclude is proved impossible.
 """
 
 import math
@@ -18,19 +18,19 @@ CHECKED_METRICS = (
     "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "recall", "f1", "npv",
 )  # fmt: skip
 MACRO_METRICS = ("precision", "recall", "f1")
-"""What is also printed as a mean over both classes."""
+"""Metrics that papers also report as a mean over both classes."""
 
 _MIN_BOX_WIDTH = 1e-4
 _MAX_BOXES = 400_000
 _TOLERANCE = 1e-9
 
 _CornerMetrics = Mapping[str, tuple[Floats, ...]]
-"""Figures at one end of a box, each as the parts that it is the mean of."""
+"""Metrics at one corner of a box, each as the terms of which it is the mean."""
 
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """A figure as it stands in print: value 0..1, and half of its last digit's step."""
+    """A published figure: value, 0 to 1, and half a unit of its last printed digit."""
 
     name: str
     value: float
@@ -38,17 +38,17 @@ class PublishedFigure:
 
     @property
     def low(self) -> float:
-        """The least figure that is printed so."""
+        """The smallest value that rounds to the printed one."""
         return self.value - self.half_step - _TOLERANCE
 
     @property
     def high(self) -> float:
-        """The largest figure that is printed so."""
+        """The largest value that rounds to the printed one."""
         return self.value + self.half_step + _TOLERANCE
 
 
 def parse_figure(name: str, text: str) -> PublishedFigure:
-    """Read `.4661`, `0.74` or `46.61%`; raises `ValueError` for a name or value that is no figure of 0 to 1."""
+    """Parse `.4661`, `0.74` or `46.61%`; raises `ValueError` for an unknown name or a value outside 0 to 1."""
     if name not in CHECKED_METRICS:
         raise ValueError(f"{name}: not a figure that can be checked; known: {', '.join(CHECKED_METRICS)}")
     number_text, divisor = (text[:-1], 100.0) if text.endswith("%") else (text, 1.0)
@@ -63,12 +63,12 @@ def parse_figure(name: str, text: str) -> PublishedFigure:
 
 
 def compatible_counts(figure: PublishedFigure, n: int) -> range:
-    """Return every count of n that is printed as this share: of .4661 and 118 it is 55 alone."""
+    """Return every count of n that rounds to this proportion: for .4661 and 118 it is 55 alone."""
     return range(max(0, math.ceil(figure.low * n)), min(n, math.floor(figure.high * n)) + 1)
 
 
 def count_and_interval(figure: PublishedFigure, n: int) -> tuple[int, tuple[float, float], str]:
-    """Return the count behind a printed share of n images, its interval and the method; raises `ValueError` if none."""
+    """Return the count behind a proportion of n images, its interval and method; raises `ValueError` if none fits."""
     counts = compatible_counts(figure, n)
     if not counts:
         raise ValueError(f"{figure.name} {figure.value:g}: no count of {n} images is printed so")
@@ -92,9 +92,9 @@ class BinaryMatrix:
 def compatible_matrices(
     figures: Sequence[PublishedFigure], *, positives: int, negatives: int, macro: bool = False
 ) -> list[BinaryMatrix]:
-    """Return every confusion matrix of so many images from which all figures could have been printed.
+    """Return every confusion matrix of so many images that gives all figures, up to rounding.
 
-    averaged: precision, recall and F1 are means over both classes, as `average="macro"` prints them.
+    macro: precision, recall and F1 are means over both classes, as scikit-learn's `average="macro"` gives them.
     """
     tp, tn = np.meshgrid(
         _compatible_rate_counts(figures, "sensitivity", positives, macro),
@@ -126,7 +126,7 @@ def _compatible_rate_counts(
 
 
 def _all_metrics(q: Floats, recall: Floats, specificity: Floats, macro: bool) -> dict[str, Floats]:
-    """Return all figures from the share of positives and both rates; NaN where one is undefined."""
+    """Return all metrics at prevalence q, sensitivity and specificity, arrays of one shape; NaN where undefined."""
     positive_metrics = _class_metrics(q, recall, specificity)
     negative_metrics = _class_metrics(1 - q, specificity, recall)
     means = {name: (positive_metrics[name] + negative_metrics[name]) / 2 for name in MACRO_METRICS}
@@ -150,11 +150,11 @@ def _class_metrics(q: Floats, recall: Floats, specificity: Floats) -> dict[str, 
 
 
 def are_consistent(figures: Sequence[PublishedFigure], *, macro: bool = False) -> bool | None:
-    """Tell whether some confusion matrix, of any size, could have given these figures; None where it is not decided.
+    """Tell whether some confusion matrix of any size gives these figures; None if undecided.
 
-    Boxes of (share of positives, sensitivity, specificity) are halved; a box goes where some figure's bounds over it
-    miss the printed value. False is proved, and True has an example; None means that neither was found before what is
-    left was narrower than any rounding, or too much.
+    Branch and bound over boxes of (prevalence, sensitivity, specificity): a box is dropped if the bounds of a metric
+    over it exclude the printed value. False is proved; True has an example; None: undecided when the boxes are narrower
+    than _MIN_BOX_WIDTH or more than _MAX_BOXES.
     """
     boxes = _first_box(figures, macro)
     while len(boxes) and len(boxes) < _MAX_BOXES:
@@ -181,7 +181,7 @@ def _first_box(figures: Sequence[PublishedFigure], macro: bool) -> Floats:
 
 
 def _halve(boxes: Floats) -> Floats:
-    """Cut every box in two along its longest side."""
+    """Halve every box along its longest edge."""
     rows, axis = np.arange(len(boxes)), (boxes[:, :, 1] - boxes[:, :, 0]).argmax(axis=1)
     midpoint = boxes[rows, axis].mean(axis=1)
     lower, upper = boxes.copy(), boxes.copy()
@@ -190,9 +190,9 @@ def _halve(boxes: Floats) -> Floats:
 
 
 def _is_possible(boxes: Floats, figures: Sequence[PublishedFigure], macro: bool) -> Bools:
-    """Tell which boxes the printed values do not exclude: every figure rises with both rates."""
+    """Return which boxes the printed values do not exclude; every metric increases with both rates."""
     (q0, q1), (r0, r1), (s0, s1) = boxes[:, 0].T, boxes[:, 1].T, boxes[:, 2].T
-    # With the share of positives the figures of one class rise and of the other fall: each is bounded on its own.
+    # With prevalence the metrics of one class increase and those of the other decrease, so each class is bounded alone.
     corners = {
         bound: [_metric_terms(q, r, s) for q in (q0, q1)] for bound, r, s in (("low", r0, s0), ("high", r1, s1))
     }
@@ -262,7 +262,7 @@ def _harmonic_mean(precision: Floats, recall: Floats) -> Floats:
 
 
 def _metric_terms(q: Floats, recall: Floats, specificity: Floats) -> dict[str, tuple[Floats, ...]]:
-    """Return each figure as its parts, each monotone in q; a figure is their mean."""
+    """Return each metric as the terms of which it is the mean, each monotone in q."""
     positive_metrics, negative_metrics = (
         _class_metrics(q, recall, specificity),
         _class_metrics(1 - q, specificity, recall),
@@ -275,7 +275,7 @@ def _metric_terms(q: Floats, recall: Floats, specificity: Floats) -> dict[str, t
 def _extreme_metric(name: str, corners: Sequence[_CornerMetrics], choose: np.ufunc, macro: bool) -> Floats:
     key = f"averaged {name}" if macro and name in MACRO_METRICS else name
     extremes = [choose(first, second) for first, second in zip(corners[0][key], corners[1][key], strict=True)]
-    # An undefined corner (no positives, and none called) may hide any value: 0 and 1 bound it.
+    # At an undefined corner (no positives, none predicted) any value is possible: 0 and 1 bound it.
     fallback = 0.0 if choose is np.fmin else 1.0
     filled = [np.where(np.isnan(a) | np.isnan(b), fallback, extreme)
             for a, b, extreme in zip(corners[0][key], corners[1][key], extremes, strict=True)]  # fmt: skip

@@ -321,12 +321,11 @@ def _prevalence_dict(at_prevalence: AtPrevalence) -> dict[str, Any]:
 
 def covers_true_class(rule: conformal.ConformalRule, calibrated_set: ScoredSet) -> Bools:
     """Return whether the prediction set of each image contains its true class, (N,)."""
-    return np.asarray(
-        rule.prediction_sets(calibrated_set.probabilities)[
-            np.arange(len(calibrated_set.y_true)), calibrated_set.y_true
-        ],
-        dtype=bool,
+    rows, prediction_sets = (
+        np.arange(len(calibrated_set.y_true)),
+        rule.prediction_sets(calibrated_set.probabilities),
     )
+    return np.asarray(prediction_sets[rows, calibrated_set.y_true], dtype=bool)
 
 
 def _conformal_dict(rule: conformal.ConformalRule, calibrated_set: ScoredSet) -> dict[str, Any]:
@@ -334,10 +333,8 @@ def _conformal_dict(rule: conformal.ConformalRule, calibrated_set: ScoredSet) ->
 
     The range assumes independent images, so it counts groups: more photographs of the same lesions do not narrow it.
     """
-    prediction_sets, is_covered = (
-        rule.prediction_sets(calibrated_set.probabilities),
-        covers_true_class(rule, calibrated_set),
-    )
+    prediction_sets = rule.prediction_sets(calibrated_set.probabilities)
+    is_covered = covers_true_class(rule, calibrated_set)
     per_class = {}
     for k, class_name in enumerate(calibrated_set.classes):
         in_class = calibrated_set.y_true == k
