@@ -21,7 +21,7 @@ from dermkit.data.importers.walk import Rejected
 from dermkit.data.manifest import Dataset, save_dataset
 from dermkit.errors import DataError
 from dermkit.files import write_bytes, write_rows, write_text
-from dermkit.metrics.stats.arrays import Ints
+from dermkit.metrics.stats.arrays import Bools, Ints
 
 DROPPED_COLUMNS = ("image_id", "path", "label", "reason", "code")
 
@@ -40,8 +40,6 @@ _RESOLVED_WARNINGS = {
     "contradictory_copies": CONTRADICTIONS, "lesion_labels": LESION_LABELS, "copies": "", "copies_across": "",
 }  # fmt: skip
 """The import's warnings that a cleaning makes untrue, and the code whose acceptance leaves them true."""
-
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)

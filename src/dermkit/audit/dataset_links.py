@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from dermkit.audit.checks.finding import IMAGE_PAIR_COLUMNS
 from dermkit.audit.split_view import read_audited_split
 from dermkit.data.identify import contradict
 from dermkit.data.manifest import Dataset
 from dermkit.files import lock
+from dermkit.metrics.stats.arrays import Bools
 from dermkit.progress import Progress
-
-Bools = NDArray[np.bool_]
 
 NearDuplicateSearch = Callable[[Dataset, Dataset, Progress], pd.DataFrame]
 """Opens the images of both sets; returns near copies: row `a` of the first, row `b` of the second, distance, kind.

@@ -13,13 +13,13 @@ from typing import Any
 
 import pandas as pd
 
+from dermkit.data.split_file import SPLITS
 from dermkit.errors import DataError, UsageError
 from dermkit.files import canonical_json, lock, read_json, sha256_bytes, write_json
 
 SEAL_FORMAT = 1
 SEAL_SUFFIX = ".seal.json"
 SEAL_COLUMNS = ("image_id", "label", "pixel_sha256")
-SPLITS = ("train", "validation", "test")
 _MAX_LISTED = 5
 LOCK_SECONDS = 30.0
 """Seconds to wait for another process that writes an opening; it needs a moment."""

@@ -4,13 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from dermkit.metrics.classification.roc import auroc, ranking_metrics, sort_scores
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from dermkit.metrics.stats.arrays import Floats, Ints
 
 MIN_GAIN, MIN_GAIN_SE = 0.2, 4.0
 """Least gain in mean AUROC, and in standard errors of it."""

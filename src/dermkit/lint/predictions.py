@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from dermkit.lint.column_order import ColumnOrder, find_column_order
 from dermkit.lint.rules import LintFinding, shared_images_finding
 from dermkit.metrics.classification.confusion import accuracy, balanced_accuracy_present, confusion_matrix
+from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.intervals import wilson_interval
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _PREFIX = "p_"
 _SUM_TOLERANCE = 1e-3

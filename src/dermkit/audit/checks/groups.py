@@ -18,9 +18,7 @@ from dermkit.audit.checks.finding import (
     images_per_class,
 )
 from dermkit.audit.checks.text import join_words, plural, proportion_json, proportion_text
-
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
+from dermkit.metrics.stats.arrays import Bools, Ints
 
 _MAX_NAMED = 4
 """Classes or lesions that a sentence names; the CSV has all."""

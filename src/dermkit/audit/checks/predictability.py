@@ -17,6 +17,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 
 from dermkit.audit.checks.finding import Subject, alpha_per_test
 from dermkit.data.stratify import stratified_group_split
+from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.fold_auroc import FoldAuroc, fold_auroc
 from dermkit.metrics.stats.power import effective_sample_size
 
@@ -49,9 +50,6 @@ MIN_KNOWN_FRACTION = 0.9
 
 MAX_CATEGORIES = 30
 _SEED = 20180161  # any; fixed, so that the same data always get the same answer
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,10 +16,9 @@ from dermkit.audit.checks.finding import (
     images_per_class,
 )
 from dermkit.audit.checks.text import join_words, plural, proportion_json, proportion_text
+from dermkit.metrics.stats.arrays import Bools
 from dermkit.metrics.stats.intervals import wilson_interval
 from dermkit.metrics.stats.power import effective_sample_size, minimum_detectable_difference
-
-Bools = NDArray[np.bool_]
 
 SMALL_CLASS_IMAGES = 100
 """Images of a class; with fewer, a fifth of them as a test side gives its recall an interval of +-17 points or more."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dermkit.metrics.stats.arrays import Ints
+
 _Float32s = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 N_SEARCH_TREES = 12
 """A pair at the largest distance that copies show is parted in about 4 of 10 trees: 12 trees miss 1 in 60,000."""

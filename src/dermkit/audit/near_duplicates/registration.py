@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, label
 
 from dermkit.audit.scan.descriptors import CANVAS_SIDE, blur, sample_bilinear
+from dermkit.metrics.stats.arrays import Ints
 
 _Float32s = NDArray[np.float32]
 _Doubles = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 GRID_SIDE = 40
 """Points along each side of the first picture at which the two are compared."""

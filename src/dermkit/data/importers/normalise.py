@@ -3,6 +3,8 @@
 import re
 from types import MappingProxyType
 
+from dermkit.data.manifest import MAX_AGE
+
 UNKNOWN_SPELLINGS = frozenset(
     {
         "", "nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "none", "null", "nil", "unknown", "missing", "-", "--",
@@ -11,8 +13,6 @@ UNKNOWN_SPELLINGS = frozenset(
 )  # fmt: skip
 """Spellings of "not known", in lower case."""
 
-MAX_AGE = 120
-"""Years; the limit of the manifest, which has it from the oldest verified person."""
 
 SPLIT_ALIASES = MappingProxyType(
     {

@@ -13,6 +13,7 @@ from dermkit.data.importers import normalise
 from dermkit.data.importers.csv_tables import ProblemList, TextTable, find_column
 from dermkit.data.importers.match_files import match_files
 from dermkit.data.importers.records import Note, Rejected
+from dermkit.data.manifest import MAX_AGE
 from dermkit.errors import RejectionReason
 from dermkit.images.headers import IMAGE_SUFFIXES
 
@@ -139,7 +140,7 @@ _VALUE_NORMALISERS: Mapping[str, Callable[[str], str | None]] = MappingProxyType
 )
 _PROBLEM_TEXTS = MappingProxyType(
     {
-        "age": f"age is not a number of years from 0 to {normalise.MAX_AGE}",
+        "age": f"age is not a number of years from 0 to {MAX_AGE}",
         "given_split": "not one of train, validation, test",
     }
 )
