@@ -130,7 +130,7 @@ class _SplitMetrics:
     def _macro_estimates(self) -> Iterator[tuple[str, Estimate]]:
         for view, values in self.point_estimates.one_vs_rest.items():
             per_class = values[0, :-1]
-            absent_classes = [self.scored_set.classes[k] for k in np.flatnonzero(np.isnan(per_class))]
+            absent_classes = [self.scored_set.classes[int(k)] for k in np.flatnonzero(np.isnan(per_class))]
             mean_of_all = self._macro_mean(view, absent_classes, over_all=True)
             yield f"{view}_macro", mean_of_all
             yield f"{view}_macro_present", self._macro_mean(view, absent_classes, over_all=False)

@@ -8,7 +8,9 @@ Shapes: N images, K classes, T distinct confidences.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import betabinom
@@ -38,6 +40,25 @@ class ConformalRule:
     def prediction_sets(self, probabilities: Floats) -> Bools:
         """Return which classes are in the set of each image, (N, K); a set may be empty."""
         return np.asarray(probabilities >= self.min_probability, dtype=bool)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain numbers, as model.json holds them."""
+        rule_json = {
+            "alpha": self.alpha,
+            "min_probability": self.min_probability.tolist(),
+            "n_images": self.n_images.tolist(),
+        }
+        return rule_json if self.n_groups is None else {**rule_json, "n_groups": self.n_groups.tolist()}
+
+    @classmethod
+    def from_dict(cls, rule_json: Mapping[str, Any]) -> "ConformalRule":
+        """Return the rule that `as_dict` wrote; older files hold no groups, and their images count as independent."""
+        n_images, group_counts = np.array(rule_json["n_images"], dtype=np.int64), rule_json.get("n_groups")
+        n_groups = None if group_counts is None else np.array(group_counts, dtype=np.int64)
+        if n_groups is not None and n_groups.shape != n_images.shape:
+            raise ValueError(f"{len(n_groups)} classes have groups, {len(n_images)} have images")
+        min_probability = np.array(rule_json["min_probability"], dtype=np.float64)
+        return cls(float(rule_json["alpha"]), min_probability, n_images, n_groups)
 
 
 def fit_conformal(

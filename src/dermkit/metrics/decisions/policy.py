@@ -92,7 +92,7 @@ class DecisionPolicy:
                 "out_of_fold_loss": self.out_of_fold_losses,
             },
             "operating_points": [operating_point_dict(rate, point) for rate, point in self.operating_points],
-            "conformal": _rule_dict(self.conformal_rule),
+            "conformal": self.conformal_rule.as_dict(),
             "referral": [referral.as_dict() for referral in self.referral_thresholds],
             "n_validation_images": self.n_validation,
         }
@@ -120,29 +120,9 @@ def policy_from_dict(policy_json: Mapping[str, Any]) -> DecisionPolicy:
         calibration,
         {str(kind): float(value) for kind, value in calibration_json["out_of_fold_loss"].items()},
         points,
-        _rule_from_dict(policy_json["conformal"]),
+        conformal.ConformalRule.from_dict(policy_json["conformal"]),
         int(policy_json["n_validation_images"]),
         tuple(_referral_from_dict(entry) for entry in policy_json.get("referral", ())),
-    )
-
-
-def _rule_dict(rule: conformal.ConformalRule) -> dict[str, Any]:
-    rule_json = {
-        "alpha": rule.alpha,
-        "min_probability": rule.min_probability.tolist(),
-        "n_images": rule.n_images.tolist(),
-    }
-    return rule_json if rule.n_groups is None else {**rule_json, "n_groups": rule.n_groups.tolist()}
-
-
-def _rule_from_dict(rule_json: Mapping[str, Any]) -> conformal.ConformalRule:
-    """Return the conformal rule; older files hold no groups, and their images are taken as independent."""
-    n_images, group_counts = np.array(rule_json["n_images"], dtype=np.int64), rule_json.get("n_groups")
-    n_groups = None if group_counts is None else np.array(group_counts, dtype=np.int64)
-    if n_groups is not None and n_groups.shape != n_images.shape:
-        raise ValueError(f"{len(n_groups)} classes have groups, {len(n_images)} have images")
-    return conformal.ConformalRule(
-        float(rule_json["alpha"]), np.array(rule_json["min_probability"], dtype=np.float64), n_images, n_groups
     )
 
 
