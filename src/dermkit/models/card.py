@@ -1,7 +1,7 @@
-"""model.json and the card that people read; without torch.
+"""model.json and MODEL_CARD.md of a model folder, without torch.
 
-Format 2 holds what was settled on validation images: calibration, operating points, the rule of conformal sets, and
-from which confidence an image is answered.
+Format 2 added the decision policy fitted on validation images: calibration, operating points, conformal rule, referral
+thresholds. Format 3 has its keys in the terms of the field.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,14 +17,14 @@ MODEL_CARD_FORMAT = 3
 RESEARCH_ONLY = "Research use only. Not a medical device."
 
 EMPTY_POLICY: Mapping[str, Any] = {"calibration": {"kind": "none"}, "operating_points": [], "conformal": None}
-"""What a model says of these before its validation images were evaluated."""
+"""The policy fields of a model that was not evaluated on validation images yet."""
 
 POLICY_FIELDS = ("calibration", "operating_points", "conformal", "referral", "n_validation_images")
-"""`referral` is not there in models that were settled before confidences for referral were kept."""
+"""Those of model.json that hold the policy. `referral` is absent in models of older versions."""
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """Read model.json; raises `UntrustedError` where it is missing or broken."""
+    """Return model.json in today's format; raises `UntrustedError` where it is missing or broken."""
     return read_json(
         folder / "model.json",
         format=MODEL_CARD_FORMAT,
@@ -48,10 +48,10 @@ def card_files(card: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_policy(folder: Path, policy: Mapping[str, Any]) -> None:
-    """Write into a model folder what was decided on its validation images; one that holds it already stays as it is.
+    """Write a policy into a model folder; a folder that holds the same policy is not touched.
 
-    Stopped on the way, the folder is the model of before or of afterwards, and the next call finishes it.
-    Raises `UntrustedError` where a file is not as it was saved: new checksums would vouch for it.
+    Atomic: if interrupted, the folder stays valid, with the old or the new policy, and the next call completes the
+    update. Raises `UntrustedError` where a file was changed since it was saved, because new checksums would cover it.
     """
     card, policy_fields = read_card(folder), {name: policy[name] for name in POLICY_FIELDS if name in policy}
     is_unchanged = {name: card[name] for name in POLICY_FIELDS if name in card} == policy_fields
@@ -63,20 +63,20 @@ def write_policy(folder: Path, policy: Mapping[str, Any]) -> None:
 
 
 def extra_targets(folder: Path) -> tuple[tuple[str, float], ...]:
-    """Return the wishes (rate, 0..1) that somebody asked this model to keep, beside the usual ones."""
+    """Return the targets (rate, 0..1) that were saved in this model besides the default ones."""
     points = read_card(folder)["operating_points"]
     return tuple((str(point["rate"]), float(point["target"])) for point in points if point.get("requested"))
 
 
 def with_extra_targets(policy: Mapping[str, Any], targets: Collection[tuple[str, float]]) -> dict[str, Any]:
-    """Return what the model takes over of a policy.json: the operating points asked for only where wished so."""
+    """Return the policy for model.json: its operating points and, of `requested_points`, those in `targets`."""
     extra_points = [point for point in policy["requested_points"] if (point["rate"], point["target"]) in targets]
     points = [*policy["operating_points"], *({**point, "requested": True} for point in extra_points)]
     return {**policy, "operating_points": points}
 
 
 def card_policy(card: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what a model settled on its validation images, as plain numbers; None where it settled nothing."""
+    """Return the policy of a model.json as plain numbers; None where it has none."""
     if card["conformal"] is None:
         return None
     return {name: card[name] for name in POLICY_FIELDS if name in card}
@@ -89,11 +89,12 @@ def _calibration_text(calibration: Mapping[str, Any]) -> str:
     return (
         f"Calibration, fitted on the validation images alone: log probabilities divided by "
         f"{calibration['temperature']:.3g}"
-        f"{shift_text}. `predictions.csv` holds probabilities before it, `decided.csv` of `dermkit predict` after it."
+        f"{shift_text}. `predictions.csv` holds probabilities before it, `decisions.csv` of `dermkit predict` after it."
     )
 
 
 def card_text(card: Mapping[str, Any]) -> str:
+    """Return MODEL_CARD.md."""
     classes = "\n".join(
         f"| {lesion_class['name']} | {lesion_class['diagnosis'] or 'not known'} | {lesion_class['malignancy']} |"
         for lesion_class in card["classes"]
@@ -124,5 +125,5 @@ then mean {preprocessing["mean"]} and standard deviation {preprocessing["std"]}.
 - Data: {dataset.get("name", "?")}, {dataset.get("n", "?")} images; licences: {dataset.get("licences") or "not stated"}.
 - {_calibration_text(card["calibration"])}
 
-Its figures, with intervals, are in `metrics.json` and `report.html` of the run that made it.
+Its metrics, with intervals, are in `metrics.json` and `report.html` of the run that trained it.
 """
