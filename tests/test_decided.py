@@ -124,7 +124,7 @@ def test_predict_and_evaluate_on_other_data_agree(model: Path, binary: Path, out
     assert told["conformal"]["set_sizes"] == np.bincount(found["set_size"], minlength=3).tolist()
     assert len(told["operating_points"]) == 3
     for item in told["operating_points"]:
-        called = (found[f"positive_at_{item['wish'].replace(' ', '_')}"] == "yes").to_numpy()
+        called = (found[f"positive_at_{item['name'].replace(' ', '_')}"] == "yes").to_numpy()
         assert item["sensitivity"]["value"] == pytest.approx(called[ill].mean(), abs=1e-12)
         assert item["specificity"]["value"] == pytest.approx((~called[~ill]).mean(), abs=1e-12)
     covered = [name in inside.split("; ") for name, inside in zip(label, found["prediction_set"], strict=True)]
@@ -149,11 +149,11 @@ def test_predictions_stay_as_they_were_and_predict_json_says_what_was_applied(
     assert facts["calibration"] == card["calibration"]
     assert facts["operating_points"] == card["operating_points"]
     assert facts["operating_point"] == {**card["operating_points"][1], "selected_by": "named by --target"}
-    assert facts["operating_point"]["kept"] and facts["operating_point"]["n"] > 100
+    assert facts["operating_point"]["guaranteed"] and facts["operating_point"]["n"] > 100
     assert (found["positive"] == found["positive_at_sensitivity_0.9"]).all()
     assert facts["n_positive"] == (found["positive"] == "yes").sum() > 0
     assert facts["referral"]["n_referred"] == (found["referral"] == "referred").sum() > 0
-    assert facts["referral"]["share"] == 0.8
+    assert facts["referral"]["target_coverage"] == 0.8
     assert facts["conformal"]["set_sizes"] == np.bincount(found["set_size"], minlength=3).tolist()
     assert facts["n_validation_images"] == 400
     assert "drawn like the validation images" in facts["scope"]
@@ -161,7 +161,7 @@ def test_predictions_stay_as_they_were_and_predict_json_says_what_was_applied(
     predict(model, images[:3], out=tmp_path)
     facts = json.loads((tmp_path / "predict.json").read_text())["policy"]
     assert facts["operating_point"]["selected_by"] == "the first whose guarantee holds"
-    assert (facts["operating_point"]["wish"], facts["referral"]) == ("sensitivity 0.95", None)
+    assert (facts["operating_point"]["name"], facts["referral"]) == ("sensitivity 0.95", None)
     assert pd.read_csv(tmp_path / "decisions.csv")["referral"].isna().all()
 
 
@@ -338,7 +338,7 @@ def no_rule(card: dict[str, Any]) -> None:
 
 
 def words(card: dict[str, Any]) -> None:
-    card["operating_points"][0]["value"] = "high"
+    card["operating_points"][0]["threshold"] = "high"
 
 
 @pytest.mark.parametrize("change", [shorter_shift, no_temperature, no_rule, words])
