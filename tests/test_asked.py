@@ -63,18 +63,18 @@ def make_run(folder: Path, frame: pd.DataFrame, classes: Sequence[LesionClass] =
 @pytest.mark.parametrize(
     ("wishes", "prevalences", "said"),
     [
-        (["recall=.9"], [], "a wish is a sensitivity or a specificity"),
-        (["sensitivity"], [], "says no rate and number"),
-        (["sensitivity=high"], [], "'high' is no number"),
+        (["recall=.9"], [], "a target is a sensitivity or a specificity"),
+        (["sensitivity"], [], "is not RATE=NUMBER"),
+        (["sensitivity=high"], [], "'high' is not a number"),
         (["sensitivity=1"], [], "above 0 and below 1"),
         (["specificity=0"], [], "above 0 and below 1"),
         (["sensitivity=nan"], [], "above 0 and below 1"),
-        (["sensitivity=.9", "sensitivity=0.90"], [], "sensitivity=0.9: stands twice"),
-        ([], ["3%"], "'3%' is no number"),
+        (["sensitivity=.9", "sensitivity=0.90"], [], "sensitivity=0.9: is given twice"),
+        ([], ["3%"], "'3%' is not a number"),
         ([], ["3"], "above 0 and below 1"),
         ([], ["-.1"], "above 0 and below 1"),
         ([], ["inf"], "above 0 and below 1"),
-        ([], [".2", "0.2"], "prevalence 0.2: stands twice"),
+        ([], [".2", "0.2"], "prevalence 0.2: is given twice"),
     ],
 )
 def test_what_cannot_be_asked_is_a_usage_error_that_says_what_can(
@@ -82,7 +82,7 @@ def test_what_cannot_be_asked_is_a_usage_error_that_says_what_can(
 ) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         parse_options(official=False, targets=wishes, prevalences=prevalences)
-    assert caught.value.remedy.startswith("--wish sensitivity=.97" if wishes else "--prevalence .03")
+    assert caught.value.remedy.startswith("--target sensitivity=.97" if wishes else "--prevalence .03")
 
 
 def test_what_is_asked_is_read_as_it_stands() -> None:
@@ -149,7 +149,7 @@ def test_what_no_validation_image_settles_is_refused_and_nothing_is_written(
 ) -> None:
     run = make_run(tmp_path, make_frame(90, splits=(split,)))
     before = sorted(path.name for path in run.iterdir())
-    with pytest.raises(DataError, match=f"these predictions are of {split} alone"):
+    with pytest.raises(DataError, match=f"these predictions are of {split} only"):
         evaluate_run(run, options=asked)
     assert sorted(path.name for path in run.iterdir()) == before
 
@@ -182,19 +182,19 @@ def test_a_test_side_without_two_sides_says_why_it_shows_no_point(tmp_path: Path
 
 def test_the_commands_take_and_refuse_it(tmp_path: Path, invoke: Invoke) -> None:
     run = make_run(tmp_path / "run", make_frame(120))
-    code, out, err = invoke("evaluate", run, "--official", "--wish", "sensitivity=.97", "--prevalence", ".03")
+    code, out, err = invoke("evaluate", run, "--official", "--target", "sensitivity=.97", "--prevalence", ".03")
     assert code == 0, err
     page = Path(out.strip()).read_text()
     assert "asked for in this evaluation; not in the model folder" in page
     assert "By the official scorer's rules" in page.replace("&#39;", "'")
-    code, _, err = invoke("evaluate", run, "--wish", "recall=.97")
+    code, _, err = invoke("evaluate", run, "--target", "recall=.97")
     assert code == 2
-    assert "--wish sensitivity=.97" in err
+    assert "--target sensitivity=.97" in err
     table = tmp_path / "table.csv"
     make_frame(60, splits=("test",)).drop(columns=["predicted", "fold", "seed"]).to_csv(table, index=False)
     code, _, err = invoke("evaluate", "--predictions", table, "--out", tmp_path / "out", "--prevalence", ".03")
     assert code == 3
-    assert "settled on validation images" in err
+    assert "fitted on validation images" in err
     code, out, err = invoke("evaluate", "--predictions", table, "--out", tmp_path / "out", "--official")
     assert code == 0, err
     assert "official" in read(tmp_path / "out" / "metrics.json")["splits"]["test"]
@@ -205,7 +205,7 @@ def test_the_commands_take_and_refuse_it(tmp_path: Path, invoke: Invoke) -> None
     [
         ("sensitivity=.97", "benign", "no validation image is malignant"),
         ("specificity=.8", "malignant", "no validation image is other than malignant"),
-        ("sensitivity=.97", "", "settled on validation images"),
+        ("sensitivity=.97", "", "fitted on validation images"),
     ],
 )
 def test_a_refused_wish_of_a_table_leaves_nothing_and_says_so(
@@ -214,7 +214,7 @@ def test_a_refused_wish_of_a_table_leaves_nothing_and_says_so(
     frame = make_frame(60).drop(columns=["predicted", "fold", "seed"])
     frame = frame[(frame["label"] == validation) | (frame["split"] == "test")]
     frame.to_csv(tmp_path / "table.csv", index=False)
-    words = ("evaluate", "--predictions", tmp_path / "table.csv", "--out", tmp_path / "out", "--wish", wish)
+    words = ("evaluate", "--predictions", tmp_path / "table.csv", "--out", tmp_path / "out", "--target", wish)
     code, _, err = invoke(*words)
     assert code == 3
     assert said in err and "nothing was written" in err and "the last evaluation" not in err
@@ -253,7 +253,7 @@ def test_a_wish_on_other_data_is_settled_on_the_runs_own_validation_images(
     point = body["splits"]["test"]["policy"]["operating_points"][-1]
     assert (point["requested"], point["threshold"]) == (True, own[0]["threshold"])
     assert "requested_points" not in read(report.parent / "run.json")["policy"]
-    with pytest.raises(DataError, match="these predictions are of test alone"):
+    with pytest.raises(DataError, match="these predictions are of test only"):
         dk.evaluate(report.parent, options=asked)
     again = read(dk.evaluate(report.parent).parent / "metrics.json")
     assert not any(item["requested"] for item in again["splits"]["test"]["policy"]["operating_points"])
@@ -366,7 +366,7 @@ def test_a_wish_that_is_kept_is_the_models_from_then_on(trained: Path, tmp_path:
 
 
 def test_keeping_needs_a_wish_and_a_run() -> None:
-    with pytest.raises(UsageError, match="no wish to keep"):
+    with pytest.raises(UsageError, match="no --target is given"):
         EvaluationOptions(save_targets=True)
     with pytest.raises(UsageError, match="own validation images"):
         dk.evaluate(

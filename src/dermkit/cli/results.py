@@ -11,10 +11,10 @@ MAP_HELP = (
     "CLASSES.json, how the classes meet: "
     '{"format": 1, "classes": {"THEIR LABEL": "TARGET or null"}, "model": {"MODEL CLASS": "TARGET"}}.'
 )
-TARGET_HELP = "An operating point of your own, such as sensitivity=.97 or specificity=.8. May be repeated."
+TARGET_HELP = "A further operating point, such as sensitivity=.97 or specificity=.8. May be repeated."
 PREVALENCE_HELP = "Share of malignant lesions where it would be used, such as .03. May be repeated."
 
-SAVE_TARGETS_HELP = "The run's model takes the wishes over, for `predict --at`; its checksums change."
+SAVE_TARGETS_HELP = "Store the targets in the run's model, for `predict --target`; its checksums change."
 OPEN_TEST_HELP = (
     "The run's data set: score its sealed test side now. Every opening is logged and counted (docs/seal.md)."
 )
@@ -33,16 +33,21 @@ def evaluate_command(
     official: Annotated[
         bool, typer.Option("--official", help="Also score by the official ISIC challenge scorer's rules.")
     ] = False,
-    targets: Annotated[list[str] | None, typer.Option("--wish", help=TARGET_HELP)] = None,
+    targets: Annotated[list[str] | None, typer.Option("--target", help=TARGET_HELP)] = None,
+    old_targets: Annotated[list[str] | None, typer.Option("--wish", hidden=True)] = None,
     prevalences: Annotated[list[str] | None, typer.Option("--prevalence", help=PREVALENCE_HELP)] = None,
-    save_targets: Annotated[bool, typer.Option("--keep", help=SAVE_TARGETS_HELP)] = False,
+    save_targets: Annotated[bool, typer.Option("--save-targets", help=SAVE_TARGETS_HELP)] = False,
+    old_save_targets: Annotated[bool, typer.Option("--keep", hidden=True)] = False,
     open_test: Annotated[Path | None, typer.Option("--open-test", help=OPEN_TEST_HELP)] = None,
 ) -> None:
     import dermkit as dk
     from dermkit.evaluation.options import parse_options
 
     options = parse_options(
-        official=official, targets=targets or [], prevalences=prevalences or [], save_targets=save_targets
+        official=official,
+        targets=[*(targets or []), *(old_targets or [])],
+        prevalences=prevalences or [],
+        save_targets=save_targets or old_save_targets,
     )
     other_dataset = dk.load_dataset(dataset) if dataset else None
     sealed_dataset = dk.load_dataset(open_test) if open_test else None

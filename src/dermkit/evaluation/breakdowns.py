@@ -41,7 +41,7 @@ def subgroups_by_attribute(
 ) -> dict[str, Any]:
     """Return the figures by each attribute of which something is known, with the gaps between groups.
 
-    settled: what gives each image its set of classes; each group then says how often these hold the truth.
+    policy: if given, each group also gets the coverage of the prediction sets.
     """
     row_attributes = attributes.reindex(sort_rows(rows)["image_id"]).fillna("")
     is_covered = (

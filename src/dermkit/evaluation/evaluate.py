@@ -75,12 +75,12 @@ def evaluate_predictions(
 ) -> dict[str, Any]:
     """Return the body of metrics.json for predictions, independent of the order of their rows.
 
-    groups: image_id -> what is drawn together (lesion or patient); None takes every image as independent and warns.
+    groups: image_id -> resampling unit (lesion or patient). None: every image is its own unit, which is warned of.
     train_counts: images per class in training, for the baselines. attributes: by image_id, for figures by age, sex,
-    site and skin type. settled: what a model settled before; without one, validation settles it for the other
-    splits; settle_alone: also where there is no other yet, since the test side is sealed. isic_ids: by image_id, for
-    images that the official scorer leaves out. Raises `DataError` for an image without group, or for something asked
-    that these images cannot settle.
+    site and skin type. policy: a policy fitted earlier; without one, it is fitted on validation and evaluated on the
+    other splits. fit_without_test: fit it even though the only other split is sealed. isic_ids: by image_id, for
+    images that the official scorer leaves out. Raises `DataError` for an image without group, or for options that
+    these images cannot serve.
     """
     return _evaluate_splits(
         _by_split(predictions, classes, groups),
@@ -175,7 +175,10 @@ def _general_warnings(classes: Sequence[LesionClass], has_groups: bool) -> list[
 
 
 def _baselines(scored_set: ScoredSet, train_counts: Mapping[str, int], seed: int) -> dict[str, Any]:
-    """Return what two rules without eyes reach: always the commonest training class, and its class shares."""
+    """Return the metrics of two image-blind baselines.
+
+    They are: always the commonest training class, and the training class frequencies as probabilities.
+    """
     counts = np.array([train_counts.get(name, 0) for name in scored_set.classes], dtype=np.float64)
     if not counts.any():
         return {}
@@ -222,8 +225,9 @@ def write_evaluation(
 ) -> Path:
     """Evaluate, write `metrics.json` and `figures/*` in `folder`, return the path of metrics.json.
 
-    extra: further fields of metrics.json (leaks, overfitting, mapping, unmapped). colour: predictions of the rule
-    that sees colour alone, for the baselines. What an earlier evaluation was asked for and this one is not, is removed.
+    extra: further fields of metrics.json (leaks, overfitting, mapping, unmapped). colour_predictions:
+    of the colour baseline. Files of optional analyses (official scorer, net benefit) that this evaluation does not make
+    are removed.
     """
     splits_in_order = _by_split(predictions, classes, groups)
     metrics = _evaluate_splits(
@@ -313,7 +317,7 @@ MISTAKES_HEADER = ("image_id", "path", "label", "predicted", "p_predicted", "p_l
 
 
 def mistake_rows(rows: pd.DataFrame, classes: Sequence[str]) -> list[list[object]]:
-    """Return the wrong rows as `MISTAKES_HEADER`, worst first: surest of the wrong class, then least of the right."""
+    """Return the misclassified rows as `MISTAKES_HEADER`, worst first: by p_predicted, then by p_label."""
     p, row_numbers = probabilities_of(rows, classes), np.arange(len(rows))
     table = rows[["image_id", "path", "label", "predicted"]].assign(
         p_predicted=p[row_numbers, class_indices(rows["predicted"], classes)],
@@ -336,9 +340,9 @@ def evaluate_run(
     Groups come from `groups.csv` (image_id, group), else from the data set. Training counts for the baselines come
     from run.json (`split_json.train_counts`: class -> images), else from the data set and split.csv, else from
     predictions
-    of the training split. What run.json says of a class mapping (`mapping`, `unmapped`) is carried over. settled: what
-    the model settled elsewhere, with wishes; by default its decision in run.json, if it is there. Raises `DataError`
-    for a missing or broken file, or something asked that cannot be settled here.
+    of the training split. What run.json says of a class mapping (`mapping`, `unmapped`) is carried over. policy: one
+    that was fitted elsewhere; by default that of run.json, if it holds one. Raises `DataError` for a missing or broken
+    file, or options that these images cannot serve.
     """
     run_json = read_run_json(run)
     classes = class_table(run_json, run)

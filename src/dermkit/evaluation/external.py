@@ -1,4 +1,4 @@
-"""A model tested on a data set that it was not made for: classes mapped by name, overlap counted, nothing dropped."""
+"""Evaluate a model on another data set: classes are mapped by name, overlap with its training images is counted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -204,21 +204,21 @@ def _run_json(
 
 
 def _recorded_policy(predictor: "Predictor", class_mapping: ClassMapping) -> dict[str, Any] | None:
-    """Return what the model settled, where its classes stay what they are; summed classes were never calibrated."""
+    """Return the model's policy if classes map one to one; it was not fitted for merged classes."""
     return card_policy(predictor.card) if class_mapping.rule == "identity" else None
 
 
 def _policy_with_targets(
     predictor: "Predictor", class_mapping: ClassMapping, options: EvaluationOptions
 ) -> PolicyWithExtras | None:
-    """Return what the model settled, with wishes settled on the validation images of the run that holds it."""
+    """Return the model's policy, with targets fitted on the validation images of the run that holds the model."""
     recorded_policy = _recorded_policy(predictor, class_mapping)
     if recorded_policy is None or not options.targets:
         if recorded_policy is None and options.needs_policy:
             raise DataError(
-                "operating points need a model that settled something, in the data set's own classes; here the classes "
+                "operating points need a fitted policy in the model's own classes; here classes "
                 f"are matched by {class_mapping.rule}",
-                outcome="nothing was written", remedy="evaluate without --wish and --prevalence",
+                outcome="nothing was written", remedy="evaluate without --target and --prevalence",
             )  # fmt: skip
         return None if recorded_policy is None else PolicyWithExtras(policy_from_dict(recorded_policy))
     run = predictor.folder.parent

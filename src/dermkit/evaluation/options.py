@@ -1,4 +1,4 @@
-"""What a person asks of an evaluation beside what all get: wishes, prevalences, the official scorer's rules."""
+"""Options of an evaluation: targets of further operating points, prevalences, the official scorer's rules."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -9,19 +9,19 @@ from dermkit.errors import UsageError
 from dermkit.metrics.decisions.apply import parse_target
 
 TARGET_RATES = ("sensitivity", "specificity")
-TARGET_USAGE = "--wish sensitivity=.97 or --wish specificity=.8: a rate above 0 and below 1; may be repeated"
-PREVALENCE_USAGE = "--prevalence .03: a share above 0 and below 1 (3 % is .03); may be repeated"
+TARGET_USAGE = "--target sensitivity=.97 or --target specificity=.8: a rate above 0 and below 1; may be repeated"
+PREVALENCE_USAGE = "--prevalence .03: a proportion above 0 and below 1 (3 % is .03); may be repeated"
 
 Target = tuple[str, float]
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Nothing by default. official: score by the official challenge scorer's rules too.
+    """What an evaluation adds to the default metrics; nothing by default.
 
-    wishes: (rate, 0..1) for operating points of one's own; prevalences: 0..1, for what they cost. Both come beside the
-    usual ones. keep: the run's model takes the wishes over. Raises `UsageError` for another rate, a number outside, or
-    one that stands twice.
+    official: also apply the ISIC challenge scorer's rules. targets: (rate, value in 0..1) of further operating points.
+    prevalences: 0..1, further ones for PPV, NPV and counts per 1,000. save_targets: store the targets in the run's
+    model. Raises `UsageError` for an unknown rate, a value outside 0..1, or one given twice.
     """
 
     official: bool = False
@@ -31,29 +31,29 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         if self.save_targets and not self.targets:
-            raise UsageError("--keep: there is no wish to keep", remedy=TARGET_USAGE)
+            raise UsageError("--save-targets: no --target is given", remedy=TARGET_USAGE)
         for rate, value in self.targets:
             if rate not in TARGET_RATES:
                 raise UsageError(
-                    f"--wish {rate}={value:g}: a wish is a {' or a '.join(TARGET_RATES)}", remedy=TARGET_USAGE
+                    f"--target {rate}={value:g}: a target is a {' or a '.join(TARGET_RATES)}", remedy=TARGET_USAGE
                 )
-            _check_proportion(value, f"--wish {rate}={value:g}", TARGET_USAGE)
+            _check_proportion(value, f"--target {rate}={value:g}", TARGET_USAGE)
         for prevalence in self.prevalences:
             _check_proportion(prevalence, f"--prevalence {prevalence:g}", PREVALENCE_USAGE)
-        _check_unique(self.targets, lambda value: f"--wish {value[0]}={value[1]:g}", TARGET_USAGE)
+        _check_unique(self.targets, lambda value: f"--target {value[0]}={value[1]:g}", TARGET_USAGE)
         _check_unique(self.prevalences, lambda prevalence: f"--prevalence {prevalence:g}", PREVALENCE_USAGE)
 
     @property
     def needs_policy(self) -> bool:
-        """Whether something is asked that only validation images can settle."""
+        """Whether these options need a decision policy, which only validation images can fit."""
         return bool(self.targets or self.prevalences)
 
     def with_targets(self, model_targets: Sequence[Target]) -> "EvaluationOptions":
-        """Return the same with the wishes that a model holds from before."""
+        """Return the same options with the targets that a model has stored."""
         return replace(self, targets=tuple(dict.fromkeys((*self.targets, *model_targets))))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what metrics.json says of it."""
+        """Return the options as metrics.json holds them."""
         target_rows = [{"rate": rate, "target": value} for rate, value in self.targets]
         return {"official": self.official, "targets": target_rows, "prevalences": list(self.prevalences)}
 
@@ -61,7 +61,7 @@ class EvaluationOptions:
 def parse_options(
     *, official: bool, targets: Sequence[str], prevalences: Sequence[str], save_targets: bool = False
 ) -> EvaluationOptions:
-    """Return what the command line asks; raises `UsageError` for a text that says no wish or no number."""
+    """Return the options of a command line; raises `UsageError` for a text that is no target or no number."""
     return EvaluationOptions(
         official,
         tuple(_parse_target(text) for text in targets),
@@ -74,14 +74,14 @@ def _parse_target(text: str) -> Target:
     try:
         return parse_target(text)
     except ValueError as error:
-        raise UsageError(f"--wish {text}: {error}", remedy=TARGET_USAGE) from None
+        raise UsageError(f"--target {text}: {error}", remedy=TARGET_USAGE) from None
 
 
 def _parse_number(text: str, flag: str, usage: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"{flag}: {text!r} is no number", remedy=usage) from None
+        raise UsageError(f"{flag}: {text!r} is not a number", remedy=usage) from None
 
 
 def _check_proportion(proportion: float, flag: str, usage: str) -> None:
@@ -92,8 +92,8 @@ def _check_proportion(proportion: float, flag: str, usage: str) -> None:
 def _check_unique(values: Collection[Any], describe: Callable[[Any], str], usage: str) -> None:
     repeated_values = [value for i, value in enumerate(values) if value in list(values)[:i]]
     if repeated_values:
-        raise UsageError(f"{describe(repeated_values[0])}: stands twice", remedy=usage)
+        raise UsageError(f"{describe(repeated_values[0])}: is given twice", remedy=usage)
 
 
 DEFAULT_OPTIONS = EvaluationOptions()
-"""What all get."""
+"""An evaluation without further targets, prevalences or rules."""

@@ -1,4 +1,4 @@
-"""What stands in a split's body of metrics.json beside its figures: what was settled, groups of people, other rules."""
+"""Fit the decision policy on validation images and evaluate it on the other splits."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ from dermkit.metrics.decisions.policy import (
 from dermkit.metrics.decisions.thresholds import Threshold
 
 POLICY_SPLIT = "validation"
-"""The side that calibration, operating points and sets are settled on."""
+"""The split on which calibration, operating points and prediction sets are fitted."""
 
 OperatingPoints = tuple[tuple[str, Threshold], ...]
 
 
 @dataclass(frozen=True, eq=False)
 class PolicyWithExtras:
-    """A model's decision, and operating points beside it that a person asked for; of these the model knows nothing."""
+    """A decision policy, and operating points requested for one evaluation that the model folder does not hold."""
 
     policy: DecisionPolicy
     extra_points: OperatingPoints = ()
@@ -45,12 +45,12 @@ class PolicyWithExtras:
 
 
 def fit_with_targets(validation: ScoredSet, options: EvaluationOptions) -> PolicyWithExtras:
-    """Settle everything on validation images; raises `DataError` for a wish that these cannot settle."""
+    """Fit a policy on validation images; raises `DataError` for a target that cannot be fitted on them."""
     return add_targets(fit_policy(validation), validation, options)
 
 
 def add_targets(policy: DecisionPolicy, validation: ScoredSet, options: EvaluationOptions) -> PolicyWithExtras:
-    """Return a decision with operating points for what is asked, but for those that it has; raises `DataError`."""
+    """Return a policy with operating points for the targets it lacks; raises `DataError` where one cannot be fitted."""
     fitted_targets = {(rate, point.target) for rate, point in policy.operating_points}
     new_targets = [target for target in options.targets if target not in fitted_targets]
     points = fit_operating_points(apply_calibration(validation, policy.calibration), new_targets)
@@ -67,7 +67,7 @@ def _missing_outcome(validation: ScoredSet) -> str:
 
 
 def check_targets(validation: ScoredSet, options: EvaluationOptions, *, untouched: str) -> None:
-    """Raise `DataError` for a wish that validation images cannot settle, before anything is settled or written."""
+    """Raise `DataError` for a target that validation images cannot fit, before anything is fitted or written."""
     has_images = {"sensitivity": validation.is_malignant.any(), "specificity": (~validation.is_malignant).any()}
     has_binary_view = validation.has_both_sides
     if options.needs_policy and not (has_binary_view and all(has_images[rate] for rate, _ in options.targets)):
@@ -76,8 +76,8 @@ def check_targets(validation: ScoredSet, options: EvaluationOptions, *, untouche
 
 def _unfittable(validation: ScoredSet, untouched: str) -> DataError:
     return DataError(
-        f"an operating point cannot be settled: {_missing_outcome(validation)}",
-        outcome=untouched, remedy="evaluate without --wish and --prevalence",
+        f"an operating point cannot be fitted: {_missing_outcome(validation)}",
+        outcome=untouched, remedy="evaluate without --target and --prevalence",
     )  # fmt: skip
 
 
@@ -88,9 +88,10 @@ def check_options(
     *,
     untouched: str = "the last evaluation",
 ) -> None:
-    """Refuse what no validation image is there to settle, or no other image to show; raises `DataError`.
+    """Raise `DataError` if the options need validation images to fit on and others to evaluate on, and there are none.
 
-    given: what a model settled before; it serves every prevalence, but no new wish. kept: what the error says of it.
+    recorded_policy: an earlier policy: it serves any prevalence, but no new target. untouched: what stays as it was,
+    for the message.
     """
     evaluated_splits = set(splits) - {"train", POLICY_SPLIT}
     if recorded_policy is not None:
@@ -103,17 +104,17 @@ def check_options(
         is_fittable = POLICY_SPLIT in splits and bool(evaluated_splits)
     if options.needs_policy and not is_fittable:
         raise DataError(
-            "operating points are settled on validation images and shown on others; these predictions are of "
-            f"{', '.join(sorted(splits))} alone",
+            "operating points are fitted on validation images and evaluated on others; these predictions are of "
+            f"{', '.join(sorted(splits))} only",
             outcome=untouched,
-            remedy="a model on other data: dermkit evaluate RUN --on DATASET --wish ...; a table: a column `split`",
+            remedy="a model on other data: dermkit evaluate RUN --on DATASET --target ...; a table: a column `split`",
         )
 
 
 def policy_metrics(
     policy: PolicyWithExtras, scored_set: ScoredSet, *, seed: int, options: EvaluationOptions = DEFAULT_OPTIONS
 ) -> dict[str, Any]:
-    """Return how it does on images that had no part in it, at the usual prevalences and those asked for."""
+    """Return the policy's metrics on held-out images, at the default and the requested prevalences."""
     prevalences = tuple(sorted({*DEFAULT_PREVALENCES, *options.prevalences}))
     return evaluate_policy(
         policy.policy,
@@ -123,6 +124,3 @@ def policy_metrics(
         prevalences=prevalences,
         requested_points=policy.extra_points,
     )
-
-
-# Parts of the people ----------------------------------------------------------------------------------------------

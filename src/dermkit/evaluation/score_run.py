@@ -41,10 +41,10 @@ def score_splits(
     progress: Progress,
     retained_splits: Sequence[str] = (),
 ) -> None:
-    """Score the images of the `split_names` sides, from the saved model, in float32, and by the rule of colour.
+    """Write predictions of the saved model (float32) and of the colour baseline for the given splits.
 
-    sides: image_id, split of the whole run, training images too: the rule of colour learns from these. fold: -1 for
-    none. keep: sides whose rows in the folder's tables stay as they are.
+    split_table: image_id, split of all splits: the colour baseline is fitted on the training rows. fold: -1 for none.
+    retained_splits: their rows in existing tables are kept.
     """
     scored_rows = split_table[split_table["split"].isin(list(split_names))]
     pixel_rows = [pixels.index[row_id] for row_id in scored_rows["image_id"]]

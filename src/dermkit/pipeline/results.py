@@ -36,7 +36,7 @@ def evaluate(
 ) -> Path:
     """Evaluate a run again, a model on another data set (`dataset`), or another tool's predictions; returns the report.
 
-    asked: what this evaluation shows beside the usual; the next one has to be asked again. open_test: the data set
+    options: what this evaluation adds to the default; the next one does not remember them. open_test: the data set
     whose sealed test side may be scored; every opening is logged and counted (docs/seal.md).
     """
     progress, is_opening_allowed = progress or Progress(), _is_opening_allowed(open_test, dataset)
@@ -100,7 +100,8 @@ def _check_evaluable(folder: Path) -> None:
 def _check_save_targets(options: EvaluationOptions, is_run: bool) -> None:
     if options.save_targets and not is_run:
         raise UsageError(
-            "--keep: a run's own validation images settle what its model keeps", remedy="name the run alone"
+            "--save-targets: only for a run folder, whose validation images the targets are fitted on",
+            remedy="name the run alone",
         )
 
 

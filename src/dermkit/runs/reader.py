@@ -1,4 +1,4 @@
-"""What an evaluation reads from a run folder: its classes, what its model settled, its training counts, its lint."""
+"""Readers of a run folder's files: classes, recorded policy, training counts, seal."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ def isic_ids_for(dataset: Dataset) -> dict[str, str]:
 
 
 def policy_of(run_json: Mapping[str, Any], run: Path) -> DecisionPolicy | None:
-    """Return what the model settled on its own validation images, where run.json says it: a test on other data."""
+    """Return the policy that run.json records, None where it has none: only evaluations on other data do."""
     if not run_json.get("policy"):
         return None
     try:
@@ -43,7 +43,7 @@ def policy_of(run_json: Mapping[str, Any], run: Path) -> DecisionPolicy | None:
 
 
 def read_colour_predictions(run: Path, classes: Sequence[str]) -> pd.DataFrame | None:
-    """Return the predictions of the rule that sees colour alone, where the run has them."""
+    """Return the predictions of the colour baseline, None where the run has none."""
     path = run / COLOUR_FILE
     path = path if path.exists() else run / OLD_COLOUR_FILE
     return read_predictions(path, classes) if path.exists() else None
