@@ -64,8 +64,8 @@ def make_run(folder: Path, frame: pd.DataFrame, classes: Sequence[LesionClass] =
     ("wishes", "prevalences", "said"),
     [
         (["recall=.9"], [], "a target is a sensitivity or a specificity"),
-        (["sensitivity"], [], "is not RATE=NUMBER"),
-        (["sensitivity=high"], [], "'high' is not a number"),
+        (["sensitivity"], [], "says no rate and number"),
+        (["sensitivity=high"], [], "'high' is no number"),
         (["sensitivity=1"], [], "above 0 and below 1"),
         (["specificity=0"], [], "above 0 and below 1"),
         (["sensitivity=nan"], [], "above 0 and below 1"),
@@ -368,7 +368,7 @@ def test_a_wish_that_is_kept_is_the_models_from_then_on(trained: Path, tmp_path:
 def test_keeping_needs_a_wish_and_a_run() -> None:
     with pytest.raises(UsageError, match="no --target is given"):
         EvaluationOptions(save_targets=True)
-    with pytest.raises(UsageError, match="own validation images"):
+    with pytest.raises(UsageError, match="whose validation images"):
         dk.evaluate(
             None,
             predictions=Path("table.csv"),
