@@ -65,7 +65,7 @@ def take_away() -> None:
             delattr(signal, name)
     for name in [name for name in dir(mmap) if name.startswith("MADV_")]:
         delattr(mmap, name)
-    mmap.mmap = _WindowsMmap  # type: ignore[misc]
+    mmap.mmap = _WindowsMmap
     tempfile.TemporaryFile = tempfile.NamedTemporaryFile  # type: ignore[misc, assignment]  # as tempfile does there
     shutil._use_fd_functions = False  # type: ignore[attr-defined]
     for name in MODULES:
@@ -96,7 +96,7 @@ def _refuse_fsync(fcntl: Any) -> None:
             raise OSError(errno.EBADF, "Windows flushes only what is open for writing")
         fsync(number)
 
-    os.fsync = windows_fsync
+    setattr(os, "fsync", windows_fsync)  # noqa: B010
 
 
 def _refuse_calls() -> None:

@@ -34,7 +34,7 @@ _OLD_JOB_FOLDER = "parts"
 """Where dermkit 0.1 before format 2 kept an unfinished prediction, in another layout."""
 _JOB_FILE, _LIST_FILE, SCORES_FILE = "job.json", "images.jsonl", "scores.jsonl"
 SAVE_IMAGES = 4096
-SAVE_SECONDS = 30.0
+_SAVE_SECONDS = 30.0
 """Scores are saved after so many images or seconds, whichever comes first: a killed prediction loses no more."""
 
 
@@ -177,7 +177,7 @@ class ScoreWriter:
     def add(self, row: ScoreRow) -> None:
         """Add one image; the file is written at the end of a batch, once there is enough to save."""
         self._lines.append(json.dumps(row) + "\n")
-        is_due = len(self._lines) >= SAVE_IMAGES or time.monotonic() - self._saved_at > SAVE_SECONDS
+        is_due = len(self._lines) >= SAVE_IMAGES or time.monotonic() - self._saved_at > _SAVE_SECONDS
         if is_due and ((row.position + 1) % self._batch_size == 0 or row.position + 1 == self._n_images):
             self.save()
 

@@ -68,7 +68,8 @@ def augment_image(
     """
     batch = torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)[None]
     (augmented,) = augment_batch(batch, spec, seed=seed, epoch=epoch, keys=[image_key(image_id)])
-    return augmented.permute(1, 2, 0).mul(255).round().byte().numpy()
+    augmented_pixels: NDArray[np.uint8] = augmented.permute(1, 2, 0).mul(255).round().byte().numpy()
+    return augmented_pixels
 
 
 def augment_and_normalise(
