@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 
 from dermkit.errors import DermkitError, UsageError
-from dermkit.training.distributed import environment, launcher
+from dermkit.training.distributed import environment, exits, launcher
 from dermkit.training.distributed.environment import RankInfo, first_host, read_rank_info
-from dermkit.training.distributed.launcher import ExitStatus, RankExits
-from dermkit.training.distributed.rendezvous import LOST_NODE_CODE
+from dermkit.training.distributed.exits import LOST_NODE_CODE, ExitStatus, RankExits
 
 # A rank without torch: it notes that it started, then does as its part of the plan says, first launch and later ones.
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
-from dermkit.places import find_place, follow_supervisor, started_as_rank
-follow_supervisor()
-assert started_as_rank() and "DERMKIT_SUPERVISOR" not in os.environ
+from dermkit.training.distributed.environment import die_with_parent, is_rank, read_rank_info
+die_with_parent()
+assert is_rank() and "DERMKIT_SUPERVISOR" not in os.environ
 folder, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
-place, again = find_place(os.environ), "--resume" in sys.argv
+place, again = read_rank_info(os.environ), "--resume" in sys.argv
 launches = folder / f"rank{place.rank}"
 with launches.open("a") as stream:
-    stream.write(f"{os.getpid()} {'again' if again else 'first'} {place.size} {place.node} {place.port}\\n")
+    launch = "again" if again else "first"
+    stream.write(f"{os.getpid()} {launch} {place.world_size} {place.node_rank} {place.master_port}\\n")
 
 def interrupted(*_):
     time.sleep(0.2)
@@ -38,7 +38,7 @@ signal.signal(signal.SIGINT, interrupted)
 signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in plan else signal.SIG_DFL)
 if "helper" in plan and os.fork() == 0:
     time.sleep(600)
-while len(list(folder.glob("rank*"))) < place.size:
+while len(list(folder.glob("rank*"))) < place.world_size:
     time.sleep(0.01)
 act = plan.get(f"{'again' if again else 'first'}{place.rank}", plan.get("all", 0))
 print(f"rank {place.rank} does {act}", flush=True)
@@ -56,7 +56,7 @@ sys.exit(act)
 SUPERVISOR = """
 import sys
 from dermkit.errors import DermkitError
-from dermkit.launch import supervise
+from dermkit.training.distributed.launcher import supervise
 devices, nodes, restarts = map(int, sys.argv[1:4])
 try:
     code = supervise(
@@ -207,7 +207,9 @@ def test_no_rank_outlives_a_supervisor_that_was_killed(tmp_path: Path) -> None:
 
 
 def test_a_rank_whose_supervisor_died_before_it_could_follow_dies_too(tmp_path: Path) -> None:
-    script = "from dermkit.places import follow_supervisor; follow_supervisor(); print('lives')"
+    script = (
+        "from dermkit.training.distributed.environment import die_with_parent; die_with_parent(); print('lives')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, environment.SUPERVISOR_VARIABLE: "1"},
@@ -415,8 +417,8 @@ def test_how_a_launch_ended(ended: list[tuple[int, int]], interrupted: bool, ver
 
 
 def test_nobody_is_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.0)
-    monkeypatch.setattr(launcher, "CODE_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(exits, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(exits, "CODE_WAIT_SECONDS", 0.0)
     expected = {0: ExitStatus(0), 3: ExitStatus(3), 1: ExitStatus(1, "rank 0 was lost: it ended with code 1")}
     for code, verdict in expected.items():
         codes = RankExits(2)
