@@ -272,6 +272,13 @@ def _per_group_sums(scored_set: ScoredSet) -> tuple[dict[str, slice], csr_matrix
         ("benefit_tp", len(BENEFIT_THRESHOLDS), one_per_column(benefit_tp)),
         ("benefit_fp", len(BENEFIT_THRESHOLDS), one_per_column(benefit_fp)),
     ]
+    return _sum_blocks(blocks, scored_set)
+
+
+def _sum_blocks(
+    blocks: Sequence[tuple[str, int, list[tuple[Ints, Floats]]]], scored_set: ScoredSet
+) -> tuple[dict[str, slice], csr_matrix]:
+    """Put blocks of terms side by side and sum them per group, (G, C)."""
     columns_of, start, columns, values = {}, 0, [], []
     for term, width, entries in blocks:
         columns_of[term] = slice(start, start + width)
