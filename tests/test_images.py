@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dermkit.errors import DataError
 from dermkit.images.decode import LesionImage, open_image
-from dermkit.images.preprocess import Preprocessing, normalise, resize_pixels
+from dermkit.images.preprocess import Preprocessing, resize_pixels
 from made_images import (
     ADOBE,
     ADOBE_RGB,
@@ -343,20 +343,7 @@ def test_resize_gives_exactly_the_size(shape: tuple[int, int], size: int, how: s
         assert abs(side - stored * size / max(shape)) <= 1
 
 
-def test_normalise_known_answers() -> None:
-    batch = np.zeros((2, 16, 16, 3), np.uint8)
-    batch[1] = (255, 51, 255)
-    out = normalise(batch, preprocessing())
-    assert out.shape == (2, 3, 16, 16)
-    assert out.dtype == np.float32
-    assert out.flags.c_contiguous
-    assert out[0, :, 0, 0].tolist() == [-2.0, -0.5, 0.0]
-    assert out[1, :, 5, 9] == pytest.approx([2.0, -0.1, 1.0], abs=1e-6)
-
-
 def test_wrong_shapes_are_refused() -> None:
     for wrong in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((0, 8, 3), np.uint8)):
         with pytest.raises(DataError, match="expected"):
             resize_pixels(wrong, preprocessing())
-    with pytest.raises(DataError, match="expected"):
-        normalise(np.zeros((2, 3, 16, 16), np.uint8), preprocessing())

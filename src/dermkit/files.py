@@ -50,6 +50,15 @@ def fingerprint(*values: object) -> str:
     return sha256_bytes(canonical_json(values).encode())[:12]
 
 
+def file_stat(path: Path) -> str:
+    """Return "size:mtime_ns" of a file, which changes when it is rewritten; "" where there is no file."""
+    try:
+        stat_result = path.stat()
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return ""
+    return f"{stat_result.st_size}:{stat_result.st_mtime_ns}"
+
+
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
     """Turn an operating system's refusal to write into `OutputError`, naming the path and a remedy."""
@@ -159,11 +168,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write bytes crash-safely."""
-    write_atomically(path, lambda temporary: _write_all_bytes(temporary, data))
 
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
 
-def _write_all_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+    write_atomically(path, write)
 
 
 def write_text(path: Path, text: str) -> None:

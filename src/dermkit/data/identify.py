@@ -42,7 +42,6 @@ __all__ = [
     "find_claimed",
     "find_contained",
     "find_diagnosis",
-    "find_known",
     "identify",
     "is_known_label",
     "member_mask",
@@ -104,11 +103,6 @@ class DatasetIdentity:
 
 def _images_text(n: int) -> str:
     return f"{n:,} image{'' if n == 1 else 's'}"
-
-
-def find_known(key: str) -> KnownDataset | None:
-    """Return the known set of a key, or None."""
-    return next((item for item in KNOWN_DATASETS if item.key == key), None)
 
 
 def recognise(frame: pd.DataFrame) -> KnownDataset | None:

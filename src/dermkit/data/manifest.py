@@ -91,13 +91,8 @@ class Dataset:
         return dict(zip(self.manifest["image_id"].tolist(), self.manifest["path"].tolist(), strict=True))
 
 
-def manifest_text(frame: pd.DataFrame) -> str:
-    """Return the manifest as CSV text: known columns in their order, `\\n` line ends, quotes where needed."""
-    return "".join(manifest_chunks(frame))
-
-
 def manifest_chunks(frame: pd.DataFrame) -> Iterator[str]:
-    """Yield the same text in parts: that of a million rows, whole, would weigh more than the rows themselves."""
+    """Yield the manifest as CSV text in chunks, to limit memory: known columns in their order, `\\n` line ends."""
     columns = [frame[column] for column in MANIFEST_COLUMNS]
     # Python's writer leaves a lone carriage return unquoted, and every reader takes it for the end of a row.
     quoting: Literal[0, 1] = csv.QUOTE_ALL if any(map(_has_carriage_return, columns)) else csv.QUOTE_MINIMAL

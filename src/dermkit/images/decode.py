@@ -31,7 +31,7 @@ from dermkit.images.headers import (
     ImageHeader,
 )
 from dermkit.images.headers import read_image_header as _read_header
-from dermkit.images.preprocess import PixelArray, Preprocessing, RgbPixels, normalise, resize_pixels
+from dermkit.images.preprocess import PixelArray, Preprocessing, RgbPixels, resize_pixels
 
 __all__ = [
     "ALLOWED_FORMATS",
@@ -43,7 +43,6 @@ __all__ = [
     "LesionImage",
     "PixelArray",
     "Preprocessing",
-    "normalise",
     "open_image",
     "resize_pixels",
 ]

@@ -77,16 +77,3 @@ def resize_pixels(pixels: RgbPixels, preprocessing: Preprocessing) -> RgbPixels:
     left, top = (size - inner_size[0]) // 2, (size - inner_size[1]) // 2
     canvas[top : top + inner_size[1], left : left + inner_size[0]] = np.asarray(image.resize(inner_size, resample))
     return canvas
-
-
-def normalise(batch: RgbPixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Return (N, 3, S, S) float32: (pixel / divide_by - mean) / std. batch: (N, S, S, 3) uint8."""
-    if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
-        raise DataError(f"batch is {batch.shape} {batch.dtype}, expected (N, S, S, 3) uint8")
-    out = np.empty((len(batch), 3, *batch.shape[1:3]), np.float32)
-    levels = np.arange(256, dtype=np.float64) / preprocessing.divide_by
-    for channel in range(3):
-        # 256 levels are computed once in double precision; the batch only looks them up.
-        table = ((levels - preprocessing.mean[channel]) / preprocessing.std[channel]).astype(np.float32)
-        np.take(table, batch[..., channel], out=out[:, channel], mode="clip")
-    return out

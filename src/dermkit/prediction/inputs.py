@@ -98,15 +98,6 @@ def utf8_safe(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def file_stat(path: Path) -> str:
-    """Return "size:mtime_ns" of a file, which changes when it is rewritten; "" where there is no file."""
-    try:
-        stat_result = path.stat()
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-        return ""
-    return f"{stat_result.st_size}:{stat_result.st_mtime_ns}"
-
-
 # Walking folders ---------------------------------------------------------------------------------------------------
 
 

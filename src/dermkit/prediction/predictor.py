@@ -28,6 +28,7 @@ from dermkit import __version__
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import (
+    file_stat,
     make_folder,
     output_errors,
     sha256_bytes,
@@ -43,7 +44,6 @@ from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksu
 from dermkit.models.inference import InferenceEngine, default_batch_size, parallel_batches, pick_device
 from dermkit.models.net import Net, build_net, resolve_weights
 from dermkit.prediction.decisions import select_policy
-from dermkit.prediction.inputs import file_stat
 from dermkit.prediction.pixels import DecodedImage, ImageScore, PixelStore, decode_image
 from dermkit.progress import Progress
 from dermkit.recipes.schema import ModelSpec

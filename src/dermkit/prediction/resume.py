@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from dermkit.errors import DermkitError, UsageError
-from dermkit.files import make_folder, output_errors, read_json, sync_folder, write_chunks, write_json
+from dermkit.files import file_stat, make_folder, output_errors, read_json, sync_folder, write_chunks, write_json
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
-from dermkit.prediction.inputs import ImageRef, file_stat, utf8_safe
+from dermkit.prediction.inputs import ImageRef, utf8_safe
 
 if TYPE_CHECKING:
     from dermkit.prediction.pixels import ImageScore

@@ -22,6 +22,7 @@ from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, ImageRejected
 from dermkit.files import (
     check_writable,
+    file_stat,
     fingerprint,
     make_folder,
     output_errors,
@@ -154,15 +155,6 @@ def _block_name(start: int) -> str:
     return f"block-{start // IMAGES_PER_BLOCK:05d}.csv"
 
 
-def _file_stat(path: Path) -> str:
-    """Return what tells a file that was written anew: its size and its time of change; "" where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ""
-    return f"{status.st_size}:{status.st_mtime_ns}"
-
-
 def _remove_stale_blocks(root: Path, folder: Path, files: pd.DataFrame, store_rows: NDArray[np.int64]) -> None:
     """Remove the blocks that hold an image of the manifest whose file is not as it was."""
     is_used = np.zeros(len(files), bool)
@@ -175,7 +167,7 @@ def _remove_stale_blocks(root: Path, folder: Path, files: pd.DataFrame, store_ro
         names = files["path"].iloc[start : start + IMAGES_PER_BLOCK].tolist()
         entries = zip(names, stored_stats, is_used[start : start + IMAGES_PER_BLOCK], strict=False)
         if len(stored_stats) != len(names) or any(
-            in_use and _file_stat(root / name) != stat for name, stat, in_use in entries
+            in_use and file_stat(root / name) != stat for name, stat, in_use in entries
         ):
             path.unlink()
 
@@ -235,7 +227,7 @@ def _batch_scanner(
 
 def _scan_file(path: Path, file_sha256: str) -> tuple[dict[str, Any], descriptors.SmallImage | None]:
     """Measure and shrink one image; the file may have changed since the import."""
-    stat = _file_stat(path)
+    stat = file_stat(path)
     try:
         data = path.read_bytes()
         image = open_image(data, name=str(path))
