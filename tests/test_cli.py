@@ -477,7 +477,7 @@ def test_a_run_that_was_killed_or_interrupted_ends_with_the_same_bits(
     assert process.returncode == 130, messages
     assert re.search(r"interrupted in epoch ([2-9]|1[0-2])\b", messages)
     assert "--resume" in messages
-    assert "inside.safetensors" in messages
+    assert "mid-epoch.safetensors" in messages
     assert "Traceback" not in messages
     assert (only_run(interrupted) / "checkpoints" / "last.safetensors").is_file()
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save as save_safetensors
 
-from dermkit.errors import DivergenceError, RunInterrupt, UsageError
+from dermkit.errors import DivergenceError, RunInterrupt, UntrustedError, UsageError
 from dermkit.files import canonical_json, write_json
 from dermkit.models.precision import is_out_of_memory, resolve_precision
 from dermkit.recipes.experiments import NO_AUGMENT, ROTATE_FLIP_ZOOM, full_phase, head_phase
@@ -283,7 +284,7 @@ def test_a_setback_is_the_same_whether_the_run_was_stopped_before_it_or_not(tmp_
                 job, net, folder, fabric=process_group.start_fabric("cpu"), hooks=TrainingHooks(should_stop=stop)
             )
         except RunInterrupt:
-            assert (folder / "inside.safetensors").exists()
+            assert (folder / "mid-epoch.safetensors").exists()
             again = make_net(PIXELS)
             again.head = torch.nn.Sequential(again.head, PoisonAt(5 - stop_after))
             return again, train_net(job, again, folder, fabric=process_group.start_fabric("cpu"))
@@ -291,7 +292,7 @@ def test_a_setback_is_the_same_whether_the_run_was_stopped_before_it_or_not(tmp_
     (alone, one), (stopped, two) = attempt(tmp_path / "a", 0), attempt(tmp_path / "b", 3)
     assert one.nan_recoveries == two.nan_recoveries != []
     assert equal(state(alone), state(stopped))
-    assert not (tmp_path / "b" / "inside.safetensors").exists()
+    assert not (tmp_path / "b" / "mid-epoch.safetensors").exists()
 
 
 class PoisonAt(torch.nn.Module):
@@ -346,7 +347,7 @@ def test_where_memory_runs_out_batches_are_added_up_to_the_same_step(tmp_path: P
         fabric=process_group.start_fabric("cpu"),
         hooks=TrainingHooks(say=said.append),
     )
-    assert json.loads((checkpoints / MICRO_BATCH_FILE).read_text())["micro"] == 2
+    assert json.loads((checkpoints / MICRO_BATCH_FILE).read_text())["size"] == 2
     assert progress.micro_batch_size == 2
     assert [line.split(";")[0] for line in said] == [
         f"out of memory: batches are now added up from passes of {n} images" for n in (4, 2)
@@ -471,7 +472,7 @@ name = f"rank-{fabric.global_rank}.json"
 def test_two_processes_divide_a_batch_into_as_many_passes(tmp_path: Path) -> None:
     """Shares of 6 and 5 with room for 5: two passes each, or the batch norms would wait for each other for ever."""
     (tmp_path / "two" / "checkpoints").mkdir(parents=True)
-    write_json(tmp_path / "two" / "checkpoints" / MICRO_BATCH_FILE, {"micro": 5}, format=1)
+    write_json(tmp_path / "two" / "checkpoints" / MICRO_BATCH_FILE, {"size": 5}, format=1)
     model = replace(SMALL, backbone="resnet10t", dropout=0.0)
     recipe = replace(
         PIXELS, model=model, optim=replace(PIXELS.optim, batch_size=11), phases=(full_phase(1, lr=1e-3),)
@@ -529,3 +530,24 @@ def test_progress_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="format 1"):
         load_checkpoint(tmp_path / LAST_CHECKPOINT, make_net(PIXELS))
     assert TrainingProgress().micro_batch_size == 0
+
+
+def test_a_checkpoint_of_format_2_is_read_under_the_names_of_today(tmp_path: Path) -> None:
+    net, path = torch.nn.Linear(2, 2), tmp_path / "old.safetensors"
+    old_fields = {
+        "phase": 1, "phase_epoch": 2, "step": 3, "loss": 1.5, "hits": 7.0, "seconds": 0.25, "lr_scale": 0.5,
+        "setbacks": [{"what": "loss", "epoch": 1}], "micro": 4, "waited": 1, "best_value": 0.75, "best_epoch": 2,
+        "rows": [{"epoch": 1.0}],
+    }  # fmt: skip
+    tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
+    header = {"progress": json.dumps(old_fields), "optimizer": json.dumps({"groups": [], "scalars": {}})}
+    for version in ("1", "2", "4"):
+        path.write_bytes(save_safetensors(tensors, metadata={**header, "format": version}))
+        if version == "2":
+            progress = load_checkpoint(path, net)
+            assert progress == TrainingProgress(
+                1, 2, 3, 1.5, 7.0, 0.25, 0.5, [{"what": "loss", "epoch": 1}], 4, 1, 0.75, 2, [{"epoch": 1.0}]
+            )
+        else:
+            with pytest.raises(UntrustedError, match=f"format {version}, this dermkit reads format 3"):
+                load_checkpoint(path, net)

@@ -16,20 +16,30 @@ from safetensors.torch import save as save_safetensors
 from dermkit.errors import UntrustedError
 from dermkit.files import write_bytes
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 LAST_CHECKPOINT = "last.safetensors"
 BEST_CHECKPOINT = "best.safetensors"
-MID_EPOCH_CHECKPOINT = "inside.safetensors"
-"""Where an epoch that runs stands: of use until the epoch is done, or is tried again."""
+MID_EPOCH_CHECKPOINT = "mid-epoch.safetensors"
+"""Checkpoint of the running epoch; stale once the epoch ends or is retried."""
+OLD_MID_EPOCH_CHECKPOINT = "inside.safetensors"
+"""Its name up to format 2."""
+_NAMES_OF_FORMAT_2 = {
+    "loss": "loss_sum",
+    "hits": "n_correct",
+    "micro": "micro_batch_size",
+    "waited": "epochs_without_improvement",
+    "setbacks": "nan_recoveries",
+    "rows": "log_rows",
+}
 
 
 @dataclass
 class TrainingProgress:
     """What has been done: finished epochs with their log rows, the best so far, and the optimizer's state.
 
-    step, loss, hits, seconds: of the epoch that runs, the batches done, and their sums. lr_scale: what every learning
-    rate is multiplied by, 1 unless a loss was not a number; setbacks: each time that happened. micro: samples that
-    one pass may hold (0 = a whole batch), less than a batch once memory ran out.
+    step: batches done in the running epoch; loss_sum, n_correct, seconds: summed over them. lr_scale: factor of every
+    learning rate, 1 unless a loss was not a number; nan_recoveries: each time that happened. micro_batch_size: samples
+    per pass (0 = a whole batch), less than a batch once memory ran out.
     """
 
     phase: int = 0
@@ -48,7 +58,7 @@ class TrainingProgress:
     optimizer: dict[str, Any] = field(default_factory=dict)
 
     def start_phase(self, phase: int) -> None:
-        """Begin a phase: fresh optimizer, fresh patience; the best so far stands."""
+        """Reset epoch counters, patience and optimizer; keep best_value."""
         self.phase, self.phase_epoch, self.epochs_without_improvement, self.optimizer = phase, 0, 0, {}
         self.start_epoch()
 
@@ -76,9 +86,9 @@ class TrainingProgress:
 
 
 def checkpoint_bytes(net: torch.nn.Module) -> int:
-    """Return the room that checkpoints and model may take: best, last, inside, one that is being written, the model.
+    """Return an upper bound of disk space: best, last, mid-epoch and one temporary checkpoint, and the model.
 
-    An optimizer holds up to two numbers per weight.
+    Adam keeps two moments per weight.
     """
     state_bytes: int = sum(tensor.nbytes for tensor in net.state_dict().values())
     parameter_bytes: int = sum(parameter.nbytes for parameter in net.parameters())
@@ -111,7 +121,7 @@ def save_checkpoint(path: Path, net: torch.nn.Module, progress: TrainingProgress
 
 
 def is_continuation(mid_epoch_path: Path, last_progress: TrainingProgress) -> bool:
-    """Tell whether a checkpoint from inside an epoch continues the last whole one, and is not of an older attempt."""
+    """Tell whether a mid-epoch checkpoint continues `last`: same phase, finished epochs and NaN recoveries."""
     if not mid_epoch_path.exists():
         return False
     mid_epoch, _, _ = _read(mid_epoch_path, with_tensors=False)
@@ -139,15 +149,23 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[TrainingProgress, dict[str
     try:
         with safe_open(path, framework="pt") as stream:
             header = stream.metadata() or {}
-            if header.get("format") != str(CHECKPOINT_FORMAT):
+            if header.get("format") not in ("2", str(CHECKPOINT_FORMAT)):
                 raise ValueError(f"format {header.get('format')}, this dermkit reads format {CHECKPOINT_FORMAT}")
             names = stream.keys() if with_tensors else []
             loaded = {name: stream.get_tensor(name) for name in names}
-        return TrainingProgress(**json.loads(header["progress"])), loaded, json.loads(header["optimizer"])
+        fields = json.loads(header["progress"])
+        if header["format"] == "2":
+            fields = _fields_from_format_2(fields)
+        return TrainingProgress(**fields), loaded, json.loads(header["optimizer"])
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise UntrustedError(
             f"{path}: not a checkpoint: {error}", remedy="delete the run folder, train anew"
         ) from error
+
+
+def _fields_from_format_2(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the progress of a checkpoint of format 2 under the names of format 3; the values are the same."""
+    return {_NAMES_OF_FORMAT_2.get(name, name): value for name, value in fields.items()}
 
 
 def _load_net(path: Path, net: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:

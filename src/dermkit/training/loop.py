@@ -27,6 +27,7 @@ from dermkit.training.augment.batch import epoch_order
 from dermkit.training.checkpoint import (
     BEST_CHECKPOINT,
     MID_EPOCH_CHECKPOINT,
+    OLD_MID_EPOCH_CHECKPOINT,
     TrainingProgress,
     checkpoint_bytes,
     is_continuation,
@@ -75,9 +76,10 @@ def train_net(
     replaced_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))  # these will be replaced
     check_writable(folder, checkpoint_bytes(net) - replaced_bytes)
     load_last_checkpoint(state)
-    mid_epoch_path = folder / MID_EPOCH_CHECKPOINT
-    if is_continuation(mid_epoch_path, state.progress):
-        state.progress = load_checkpoint(mid_epoch_path, net) or state.progress
+    for mid_epoch_path in (folder / MID_EPOCH_CHECKPOINT, folder / OLD_MID_EPOCH_CHECKPOINT):
+        if is_continuation(mid_epoch_path, state.progress):
+            state.progress = load_checkpoint(mid_epoch_path, net) or state.progress
+            break
     if state.progress.log_rows:  # a kill may have come between the checkpoint and the log
         write_log(state)
     with exact_float32(fabric.device):
@@ -294,7 +296,7 @@ def _halve_micro_batch(state: TrainingState, train_step: TrainStep, error: BaseE
             outcome=saved_text,
             remedy="choose a smaller image.size or a smaller net in the recipe",
         ) from error
-    write_json(state.folder / MICRO_BATCH_FILE, {"micro": micro_batch_size // 2}, format=1)
+    write_json(state.folder / MICRO_BATCH_FILE, {"size": micro_batch_size // 2}, format=1)
     problem = f"out of memory: batches are now added up from passes of {micro_batch_size // 2} images"
     if state.process_group.size > 1:  # the others wait for this rank, and cannot be told
         raise DermkitError(problem, outcome=saved_text, remedy="run the same command with --resume") from error

@@ -20,6 +20,7 @@ from dermkit.training.checkpoint import (
     BEST_CHECKPOINT,
     LAST_CHECKPOINT,
     MID_EPOCH_CHECKPOINT,
+    OLD_MID_EPOCH_CHECKPOINT,
     TrainingProgress,
     load_checkpoint,
     save_checkpoint,
@@ -31,8 +32,9 @@ LOG_COLUMNS = (
     "val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro",
 )  # fmt: skip
 
-MICRO_BATCH_FILE = "passes.json"
+MICRO_BATCH_FILE = "micro_batch.json"
 """Beside the checkpoints: how many samples one pass may hold on this machine, once memory ran out."""
+_OLD_MICRO_BATCH_FILE = "passes.json"
 
 
 @dataclass(frozen=True)
@@ -96,15 +98,23 @@ class TrainingState:
         if self.process_group.rank == 0:
             save_checkpoint(self.folder / name, self.net, self.progress, with_backbone=self.saves_backbone)
             if name == LAST_CHECKPOINT:
-                (self.folder / MID_EPOCH_CHECKPOINT).unlink(missing_ok=True)
+                for stale_name in (MID_EPOCH_CHECKPOINT, OLD_MID_EPOCH_CHECKPOINT):
+                    (self.folder / stale_name).unlink(missing_ok=True)
         self.last_save_time = time.monotonic()
 
 
 def load_last_checkpoint(state: TrainingState) -> None:
     """Load the last checkpoint, if there is one, and how much one pass may hold on this machine."""
     state.progress = load_checkpoint(state.last_checkpoint, state.net) or TrainingProgress()
-    path = state.folder / MICRO_BATCH_FILE
-    state.progress.micro_batch_size = int(read_json(path, format=1)["micro"]) if path.exists() else 0
+    state.progress.micro_batch_size = _read_micro_batch_size(state.folder)
+
+
+def _read_micro_batch_size(folder: Path) -> int:
+    """Return samples per pass (0 = a whole batch), from the file of today or of older versions."""
+    for name, key in ((MICRO_BATCH_FILE, "size"), (_OLD_MICRO_BATCH_FILE, "micro")):
+        if (folder / name).exists():
+            return int(read_json(folder / name, format=1)[key])
+    return 0
 
 
 def load_best_checkpoint(state: TrainingState) -> None:
