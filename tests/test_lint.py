@@ -245,7 +245,7 @@ def lint(frame: pd.DataFrame, classes: tuple[str, ...] = SEVEN, **facts: object)
 def test_an_honest_table_is_clean() -> None:
     both = pd.concat([predictions(), predictions(seed=1, split="validation")], ignore_index=True)
     sides, labels = both[["image_id", "split"]], dict(zip(both["image_id"], both["label"], strict=True))
-    assert lint(both, sides=sides, labels=labels) == []
+    assert lint(both, split_frame=sides, labels=labels) == []
     assert lint(both.astype(str)) == []
 
 
@@ -346,18 +346,19 @@ def test_repeated_images() -> None:
 def test_images_that_are_not_on_the_side() -> None:
     frame = predictions()
     sides = frame[["image_id", "split"]]
-    assert "LN009" not in codes(lint(frame, sides=sides))
-    assert "420 images have no prediction" in one(lint(frame.head(400), sides=sides), "LN009").sentence
+    assert "LN009" not in codes(lint(frame, split_frame=sides))
+    assert "420 images have no prediction" in one(lint(frame.head(400), split_frame=sides), "LN009").sentence
     moved = sides.assign(split=["train"] * 5 + ["test"] * 415)
     assert (
-        "5 predictions are of images that are not on that side" in one(lint(frame, sides=moved), "LN009").sentence
+        "5 predictions are of images that are not on that side"
+        in one(lint(frame, split_frame=moved), "LN009").sentence
     )
 
 
 def test_too_good_to_be_true() -> None:
     frame = predictions(strength=6.0)
     assert one(lint(frame), "LN010").severity == "warning"
-    assert one(lint(frame, audited=True), "LN010").severity == "note"
+    assert one(lint(frame, is_audited=True), "LN010").severity == "note"
     assert codes(lint_predictions(frame, SEVEN)) == []  # nothing says that these are lesions
     assert "LN010" not in codes(lint(frame.head(42)))
     assert "LN010" not in codes(lint(predictions(strength=2.5)))

@@ -82,7 +82,12 @@ def test_artefacts_come_as_often_as_stated_and_tell_no_class() -> None:
 
 
 def _published(folder: Path, **wanted: Any) -> pd.DataFrame:
-    options: dict[str, Any] = {"lesions_per_class": 8, "photos": (1, 2), "size": 32, "given_test": 0.25} | wanted
+    options: dict[str, Any] = {
+        "lesions_per_class": 8,
+        "photos_per_lesion": (1, 2),
+        "size": 32,
+        "given_test": 0.25,
+    } | wanted
     return make_dataset_folder(folder, **options)
 
 
@@ -126,7 +131,9 @@ def test_ham10000_layout_names_its_lesions(tmp_path: Path) -> None:
 
 
 def test_planted_faults_are_what_the_list_says(tmp_path: Path) -> None:
-    table = _published(tmp_path, plant=PlantedFaults(copies=3, contradictions=2, siblings=4)).set_index("image")
+    table = _published(tmp_path, planted_faults=PlantedFaults(copies=3, contradictions=2, siblings=4)).set_index(
+        "image"
+    )
     faults = pd.read_csv(tmp_path / "planted.csv")
     assert faults["fault"].value_counts().to_dict() == {"sibling": 4, "copy": 3, "contradiction": 2}
     for fault, image, partner in faults.itertuples(index=False):
@@ -151,8 +158,8 @@ def test_marks_change_the_chosen_files_and_leave_every_other_as_it_was(tmp_path:
     marks = PlantedFaults(
         artefact=("hair", "nevus", 0.5), source=("melanoma", 0.5), unreadable=1, dark=1, blurred=1, empty=1, tiny=1
     )
-    clean = _published(tmp_path / "clean", plant=PlantedFaults()).set_index("image")
-    table = _published(tmp_path / "planted", plant=marks).set_index("image")
+    clean = _published(tmp_path / "clean", planted_faults=PlantedFaults()).set_index("image")
+    table = _published(tmp_path / "planted", planted_faults=marks).set_index("image")
     assert list(table.index) == list(clean.index)
     faults = _faults(tmp_path / "planted")
     assert set(faults) == {"artefact hair", "source", "unreadable", "dark", "blurred", "empty", "tiny"}
@@ -174,7 +181,7 @@ def test_marks_change_the_chosen_files_and_leave_every_other_as_it_was(tmp_path:
 
 
 def test_spoiled_photographs_are_what_they_are_called(tmp_path: Path) -> None:
-    _published(tmp_path, size=96, plant=PlantedFaults(unreadable=1, dark=1, blurred=1, empty=1, tiny=1))
+    _published(tmp_path, size=96, planted_faults=PlantedFaults(unreadable=1, dark=1, blurred=1, empty=1, tiny=1))
     image = {fault: tmp_path / min(images) for fault, images in _faults(tmp_path).items()}
     pixels = {name: np.asarray(Image.open(path), float) for name, path in image.items() if name != "unreadable"}
     assert min(pixels["tiny"].shape[:2]) == 40
@@ -186,7 +193,9 @@ def test_spoiled_photographs_are_what_they_are_called(tmp_path: Path) -> None:
 
 
 def test_a_second_photograph_under_another_label_keeps_lesion_and_side(tmp_path: Path) -> None:
-    table = _published(tmp_path, plant=PlantedFaults(lesion_labels=3, contradictions=1)).set_index("image")
+    table = _published(tmp_path, planted_faults=PlantedFaults(lesion_labels=3, contradictions=1)).set_index(
+        "image"
+    )
     rows = pd.read_csv(tmp_path / "planted.csv")
     assert rows["fault"].value_counts().to_dict() == {"lesion_label": 3, "contradiction": 1}
     for _, image, partner in rows[rows["fault"] == "lesion_label"].itertuples(index=False):
@@ -200,7 +209,7 @@ def test_a_second_photograph_under_another_label_keeps_lesion_and_side(tmp_path:
 def test_metadata_goes_with_every_layout(tmp_path: Path, layout: DatasetLayout) -> None:
     given = 0.25 if layout == "folder" else 0.0
     table = _published(
-        tmp_path, layout=layout, given_test=given, plant=PlantedFaults(artefact=("ruler", "nevus", 1.0))
+        tmp_path, layout=layout, given_test=given, planted_faults=PlantedFaults(artefact=("ruler", "nevus", 1.0))
     )
     about = pd.read_csv(tmp_path / "metadata.csv", dtype=str, keep_default_na=False)
     assert about["image"].tolist() == table["image"].tolist()
@@ -231,15 +240,21 @@ def test_planted_ink_lies_in_the_frame() -> None:
             "for benign in layout ham",
         ),
         ({"layout": "ham10000"}, "no published test side"),
-        ({"photos": (2, 1)}, "least before most"),
-        ({"given_test": 0.0, "plant": PlantedFaults(copies=1)}, "need given_test"),
-        ({"lesions_per_class": {"nevus": 5}, "plant": PlantedFaults(contradictions=1)}, "need two classes"),
-        ({"plant": PlantedFaults(copies=500)}, "500 faults need as many"),
-        ({"plant": PlantedFaults(dark=500)}, "500 photographs to spoil"),
-        ({"lesions_per_class": {"nevus": 5}, "plant": PlantedFaults(lesion_labels=1)}, "need two classes"),
-        ({"plant": PlantedFaults(artefact=("tattoo", "nevus", 0.5))}, "no made artefact 'tattoo'"),
-        ({"plant": PlantedFaults(artefact=("hair", "mole", 0.5))}, "share 0.5 of class 'mole'"),
-        ({"plant": PlantedFaults(source=("nevus", 0.0))}, "share 0 of class 'nevus'"),
+        ({"photos_per_lesion": (2, 1)}, "least before most"),
+        ({"given_test": 0.0, "planted_faults": PlantedFaults(copies=1)}, "need given_test"),
+        (
+            {"lesions_per_class": {"nevus": 5}, "planted_faults": PlantedFaults(contradictions=1)},
+            "need two classes",
+        ),
+        ({"planted_faults": PlantedFaults(copies=500)}, "500 faults need as many"),
+        ({"planted_faults": PlantedFaults(dark=500)}, "500 photographs to spoil"),
+        (
+            {"lesions_per_class": {"nevus": 5}, "planted_faults": PlantedFaults(lesion_labels=1)},
+            "need two classes",
+        ),
+        ({"planted_faults": PlantedFaults(artefact=("tattoo", "nevus", 0.5))}, "no made artefact 'tattoo'"),
+        ({"planted_faults": PlantedFaults(artefact=("hair", "mole", 0.5))}, "share 0.5 of class 'mole'"),
+        ({"planted_faults": PlantedFaults(source=("nevus", 0.0))}, "share 0 of class 'nevus'"),
     ],
 )
 def test_what_cannot_be_made_is_refused(tmp_path: Path, wanted: dict[str, Any], message: str) -> None:
