@@ -528,9 +528,13 @@ def test_old_and_new_names_side_by_side_are_refused_not_merged(place: tuple[str,
     spec = old
     for key in place:
         spec = spec[key]
-    spec.update(
-        {"augment": {"p_colour": 0.1}, "hsv": {"p": 0.1}, "grow": {"max_copies": 2}, "mix": {"p": 0.1}}[place[-1]]
-    )
+    name, value = {
+        "augment": ("p_colour", 0.1),
+        "hsv": ("p", 0.1),
+        "grow": ("max_copies", 2),
+        "mix": ("p", 0.1),
+    }[place[-1]]
+    spec[name] = value
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(old))
     with pytest.raises(UsageError, match=names(place)):
@@ -544,7 +548,8 @@ def test_the_format_of_a_recipe_without_its_number_is_told_by_its_fields() -> No
     recipes = (of_format_1, of_format_2, room.recipe_to_dict(example()))
     assert [formats.format_of_recipe(recipe) for recipe in recipes] == [1, 2, 3]
     assert formats.migrate_recipe(of_format_2) == {**room.recipe_to_dict(example()), "format": 3}
-    for strange in ({"format": []}, {"format": 9}, {}):
+    strange_recipes: list[dict[str, Any]] = [{"format": []}, {"format": 9}, {}]
+    for strange in strange_recipes:
         assert formats.migrate_recipe(strange) == strange
 
 

@@ -28,7 +28,7 @@ from dermkit.data.cache.store import StoredRows
 from dermkit.errors import DataError, OutputError, RunInterrupt, UsageError
 from dermkit.files import lock
 from dermkit.images.decode import open_image
-from dermkit.images.preprocess import Preprocessing, normalise
+from dermkit.images.preprocess import Preprocessing
 from dermkit.models.checksums import write_checksums
 from dermkit.models.cnn import cnn_s1, cnn_s4
 from dermkit.models.inference import (
@@ -220,7 +220,9 @@ def test_the_net_gets_the_numbers_of_the_one_preprocessing(
 
     InferenceEngine(Listening(nn.Conv2d(3, 8, 3)).eval(), geometry)(batch)
     assert got[-1].is_contiguous(memory_format=torch.channels_last)
-    expected = normalise(batch, geometry)
+    levels = batch.transpose(0, 3, 1, 2) / geometry.divide_by
+    mean, std = (np.reshape(values, (1, 3, 1, 1)) for values in (geometry.mean, geometry.std))
+    expected = ((levels - mean) / std).astype(np.float32)
     np.testing.assert_array_equal(got[-1].numpy(), expected)
     on_device = normalise_on_device(torch.from_numpy(batch), geometry)  # the way of a GPU
     assert on_device.is_contiguous(memory_format=torch.channels_last)
