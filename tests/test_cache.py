@@ -256,8 +256,8 @@ def test_an_interrupt_does_not_wait_for_what_is_queued(tmp_path: Path, monkeypat
 BUILD = """
 import sys, pandas as pd
 from pathlib import Path
-from dermkit.data import cache, store
-from dermkit.data.images import Preprocessing
+from dermkit.data.cache import pixels, store
+from dermkit.images.preprocess import Preprocessing
 from dermkit.data.manifest import Dataset
 store.SEGMENT_ROWS = 4
 folder = Path(sys.argv[1])
@@ -265,7 +265,7 @@ manifest = pd.read_csv(folder / "manifest.csv", dtype=str)
 data = Dataset(folder, folder / "images", "made", (), manifest, "test", {})
 image = Preprocessing(size=32, resize="squash", interpolation="bilinear", divide_by=255.0,
                       mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-cache.pixel_cache(data, list(manifest["image_id"]), image, folder=folder / "cache",
+pixels.pixel_cache(data, list(manifest["image_id"]), image, folder=folder / "cache",
                   on_progress=lambda done, total: print(done, flush=True))
 """
 

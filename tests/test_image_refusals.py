@@ -185,7 +185,7 @@ def test_every_exception_of_a_decoder_becomes_a_refusal(error: type[Exception], 
 def test_bombs_cost_neither_memory_nor_time() -> None:
     script = """if True:
         import re, sys, time
-        from dermkit.data.images import open_image
+        from dermkit.images.decode import open_image
         from dermkit.errors import ImageRejected
         def peak():
             return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024

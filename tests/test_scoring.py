@@ -220,9 +220,9 @@ def test_the_net_gets_the_numbers_of_the_one_preprocessing(
 
     InferenceEngine(Listening(nn.Conv2d(3, 8, 3)).eval(), geometry)(batch)
     assert got[-1].is_contiguous(memory_format=torch.channels_last)
-    levels = batch.transpose(0, 3, 1, 2) / geometry.divide_by
-    mean, std = (np.reshape(values, (1, 3, 1, 1)) for values in (geometry.mean, geometry.std))
-    expected = ((levels - mean) / std).astype(np.float32)
+    unit_pixels = batch.transpose(0, 3, 1, 2) / geometry.divide_by
+    mean_pixel, std_pixel = (np.reshape(values, (1, 3, 1, 1)) for values in (geometry.mean, geometry.std))
+    expected = ((unit_pixels - mean_pixel) / std_pixel).astype(np.float32)
     np.testing.assert_array_equal(got[-1].numpy(), expected)
     on_device = normalise_on_device(torch.from_numpy(batch), geometry)  # the way of a GPU
     assert on_device.is_contiguous(memory_format=torch.channels_last)

@@ -641,11 +641,11 @@ except OutputError as error:
     assert "MB needed" in str(error), error
 assert len(list((folder / "s").iterdir())) == 1
 mine.add(keys(100, 50), rows(100, 50))
-assert (store().find(keys(0, 151)) >= 0).sum() == 150
+assert (store().index(keys(0, 151)) >= 0).sum() == 150
 
 subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-from dermkit.data import segments
-segments.known.clear()
+from dermkit.data.cache import segments
+segments.verified_segments.clear()
 mine = store()
 found = mine.index(keys(0, 151))
 assert (mine.read(found[:150]) == np.arange(150)[:, None]).all()
