@@ -262,7 +262,7 @@ def position(run: Path | None) -> tuple[int, int]:
         return (0, -1)
     with safe_open(path, framework="pt") as stream:
         progress = json.loads(stream.metadata()["progress"])
-    return (len(progress["rows"]), int(progress["step"]))
+    return (len(progress["log_rows"]), int(progress["step"]))
 
 
 def stage(run: Path | None) -> str:

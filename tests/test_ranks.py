@@ -21,19 +21,19 @@ WORKER = """
 import signal, sys
 import numpy as np
 import torch
-from dermkit.ranks import Ranks, ranks_of, start
+from dermkit.training.distributed.process_group import process_group_of, start_fabric
 
 before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-fabric = start("cpu", int(sys.argv[1]), 1)
-ranks = ranks_of(fabric)
+fabric = start_fabric("cpu", int(sys.argv[1]), 1)
+ranks = process_group_of(fabric)
 me, size = ranks.rank, ranks.size
 assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 assert torch.distributed.get_backend() == "gloo" and fabric.device.type == "cpu"
-assert fabric.is_global_zero == ranks.first == (me == 0)
+assert fabric.is_global_zero == ranks.is_first == (me == 0)
 
 ranks.barrier()
 assert [ranks.any(me == 1), ranks.any(False), ranks.any(True)] == [True, False, True]
-assert ranks.least(10 - me) == 11 - size and ranks.least(-me) == 1 - size and ranks.least(2**62) == 2**62
+assert ranks.min(10 - me) == 11 - size and ranks.min(-me) == 1 - size and ranks.min(2**62) == 2**62
 
 generator = torch.Generator().manual_seed(0)
 for kind in (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool):
@@ -53,10 +53,10 @@ assert not ranks.gather(taught).requires_grad
 assert ranks.sum(torch.tensor([1, me])).tolist() == [size, size * (size - 1) // 2]
 assert ranks.sum(torch.tensor(2.5, dtype=torch.float64)).item() == 2.5 * size
 for text in ("", "é\\n" * 40_000, "plain"):
-    assert ranks.tell(text if ranks.first else "something else") == text
+    assert ranks.broadcast_text(text if ranks.is_first else "something else") == text
 
 rows = np.arange(11) * 7
-assert np.array_equal(ranks.gather(torch.from_numpy(ranks.share(rows))).numpy(), rows)
+assert np.array_equal(ranks.gather(torch.from_numpy(ranks.shard(rows))).numpy(), rows)
 print(f"rank {me} is done")
 """
 
@@ -65,13 +65,13 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from dermkit.files import write_text
-from dermkit.places import follow_supervisor
-follow_supervisor()
-from dermkit.ranks import ranks_of, start
+from dermkit.training.distributed.environment import die_with_parent
+die_with_parent()
+from dermkit.training.distributed.process_group import process_group_of, start_fabric
 
 folder, resume = Path(sys.argv[1]), "--resume" in sys.argv
-fabric = start("cpu", 2)
-ranks = ranks_of(fabric)
+fabric = start_fabric("cpu", 2)
+ranks = process_group_of(fabric)
 checkpoint = folder / "checkpoint"
 torch.manual_seed(0)
 net = torch.nn.Linear(3, 1)
@@ -92,14 +92,14 @@ for step in range(done, 8):
         os.kill(os.getpid(), signal.SIGKILL)
     fabric.backward(loss)
     stepping.step()
-    if ranks.first:
+    if ranks.is_first:
         write_text(checkpoint, " ".join(map(repr, [step + 1, *net.weight[0].tolist()])))
     ranks.barrier()
 """
 
 SUPERVISOR = """
 import sys
-from dermkit.launch import supervise
+from dermkit.training.distributed.launcher import supervise
 say = lambda line: print(line, file=sys.stderr)
 command = (sys.executable, "-W", "error", sys.argv[1])
 sys.exit(supervise(sys.argv[2:], devices=2, nodes=1, restarts=1, say=say, command=command))

@@ -23,13 +23,13 @@ import copy, json, sys
 import torch
 import torch.nn.functional as F
 from torch import nn
-from dermkit.model import import_timm
-from dermkit.ranks import ranks_of, start
-from dermkit.syncnorm import synchronise
+from dermkit.models.weights import import_timm
+from dermkit.training.distributed.process_group import process_group_of, start_fabric
+from dermkit.training.distributed.sync_batchnorm import convert_sync_batch_norm
 
 torch.use_deterministic_algorithms(True)
-fabric = start("cpu")
-ranks = ranks_of(fabric)
+fabric = start_fabric("cpu")
+ranks = process_group_of(fabric)
 
 def small():
     return nn.Sequential(
@@ -62,7 +62,7 @@ def case(cuts, kind, plant):
     one = (small() if kind == "small" else acts()).to(exact)
     x = (torch.randn(sum(cuts), 3, 10, 10, dtype=exact) * 3 + 7).to(memory_format=torch.channels_last)
     y = torch.arange(sum(cuts)) % 3
-    two = copy.deepcopy(one) if plant == "own" else synchronise(copy.deepcopy(one))
+    two = copy.deepcopy(one) if plant == "own" else convert_sync_batch_norm(copy.deepcopy(one))
     ddp = fabric.setup_module(two)
     begin = sum(cuts[: ranks.rank])
     mine = slice(begin, begin + cuts[ranks.rank])
@@ -89,16 +89,16 @@ def case(cuts, kind, plant):
 
 def one_value():
     """Return what training on a single value per channel raises, on the rank that has it and on the other."""
-    layer = synchronise(nn.BatchNorm2d(2))
+    layer = convert_sync_batch_norm(nn.BatchNorm2d(2))
     try:
-        layer(torch.zeros(1 if ranks.first else 0, 2, 1, 1))
+        layer(torch.zeros(1 if ranks.is_first else 0, 2, 1, 1))
     except ValueError as error:
         return str(error)
     return "nothing"
 
 assert "one value per channel" in one_value()
 found = [case(*item) for item in json.loads(sys.argv[1])]
-if ranks.first:
+if ranks.is_first:
     print(json.dumps(found))
 '''
 
