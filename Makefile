@@ -12,9 +12,9 @@ READY := $(VENV)/.ready
 demo: setup
 	@$(BIN)/dermkit demo --out demo
 
-# The gate. pytest comes last, so that its closing line is the last thing on the screen.
+# The gate, on two cores, with its slowest 25 tests. pytest comes last, so that its closing line is the last on the screen.
 test: check
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n 2 --durations=25
 
 test-all: check
 	@$(BIN)/python -m pytest -m "slow or not slow"

@@ -352,7 +352,7 @@ def test_a_wish_that_is_kept_is_the_models_from_then_on(trained: Path, tmp_path:
     own = [(item["rate"], item["target"]) for item in card["operating_points"] if item.get("requested")]
     assert own == [("sensitivity", 0.6)] == list(models_card.extra_targets(run / "model"))
     point = next(item for item in card["operating_points"] if item.get("requested"))
-    assert policy_from_dict(card).operating_points[-1][1].value == point["value"]
+    assert policy_from_dict(card).operating_points[-1][1].value == point["threshold"]
     predictor = load_model(run / "model")
     chosen = predictor.select_policy(target="sensitivity=.6")
     assert chosen is not None and chosen.point_index == len(card["operating_points"]) - 1

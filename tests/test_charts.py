@@ -228,7 +228,10 @@ def test_threads_draw_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_neither_pyplot_nor_torch_is_imported() -> None:
-    code = "import sys, dermkit.report; print([name for name in ('matplotlib.pyplot', 'torch') if name in sys.modules])"
+    code = (
+        "import sys, dermkit.reporting.report\n"
+        "print([name for name in ('matplotlib.pyplot', 'torch') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

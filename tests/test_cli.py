@@ -603,7 +603,7 @@ def test_more_devices_than_cores_are_refused_before_one_is_started(
 
 def test_a_stop_by_a_scheduler_is_told_like_one_by_a_person() -> None:
     script = (
-        "import time\nfrom dermkit import cli\n"
+        "import importlib, time\ncli = importlib.import_module('dermkit.cli.app')\n"
         "def app(**_):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "cli.app = app\ncli.main()\n"
     )

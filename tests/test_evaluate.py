@@ -248,7 +248,7 @@ def test_evaluate_run_writes_every_table(tmp_path: Path) -> None:
     write_rows(run / "log.csv", columns, log)
     path = evaluate_run(run)
     body = json.loads(path.read_text())
-    assert path == run / "metrics.json" and body["format"] == 2
+    assert path == run / "metrics.json" and body["format"] == 3
     assert body["overfitting"]["epoch"] == 2 and body["leaks"] == leaks
     assert [line[:40] for line in body["warnings"] if "leaks" in line] == [
         "the split leaks: 3 of 40 test images sha"
@@ -276,7 +276,7 @@ def test_validation_settles_what_the_other_splits_are_shown_with(tmp_path: Path)
     told = body["splits"]["test"]["policy"]
     assert told["calibrated"]["kind"] == decision["calibration"]["kind"]
     assert [item["threshold"] for item in told["operating_points"]] == [
-        item["value"] for item in decision["operating_points"]
+        item["threshold"] for item in decision["operating_points"]
     ]
     moved = frame.assign(label=np.where(frame["split"] == "test", "nevus", frame["label"]))
     again = evaluate_predictions(moved, classes=THREE, groups=None)
@@ -294,9 +294,9 @@ def test_what_a_model_settled_before_is_shown_on_other_data(tmp_path: Path) -> N
     (run / "run.json").write_text(json.dumps({**about, "policy": decision}))
     body = json.loads(evaluate_run(run).read_text())
     told = body["splits"]["test"]["policy"]["operating_points"]
-    assert [item["threshold"] for item in told] == [item["value"] for item in decision["operating_points"]]
+    assert [item["threshold"] for item in told] == [item["threshold"] for item in decision["operating_points"]]
     (run / "run.json").write_text(json.dumps({**about, "policy": {"calibration": 3}}))
-    with pytest.raises(DataError, match="broken decision"):
+    with pytest.raises(DataError, match="broken policy"):
         evaluate_run(run)
 
 
@@ -334,8 +334,8 @@ def test_an_evaluation_of_the_first_format_is_still_read(tmp_path: Path) -> None
     assert "npv" not in read_metrics(run)["splits"]["test"]["metrics"]
     page = write_report(run).read_text()
     assert "Balanced accuracy" in page
-    path.write_text(json.dumps({**body, "format": 3}))
-    with pytest.raises(DataError, match="format 3"):
+    path.write_text(json.dumps({**body, "format": 4}))
+    with pytest.raises(DataError, match="format 4"):
         read_metrics(run)
 
 

@@ -541,7 +541,7 @@ def test_a_join_overwrites_nothing_and_lists_what_differs(tmp_path: Path) -> Non
     ]
     with (tmp_path / "made" / "conflicts.csv").open() as stream:
         assert list(csv.DictReader(stream)) == [
-            {"image_id": ISIC[0], "column": "age", "kept": "79", "other": "80", "table": "ham.csv"}
+            {"image_id": ISIC[0], "column": "age", "value": "79", "table_value": "80", "table": "ham.csv"}
         ]
     assert codes(outcome)["join_conflicts"] == 1
     bring("csv", root)

@@ -37,7 +37,7 @@ def images(n: int, side: int = 20) -> Tensor:
 def test_a_sample_is_mixed_the_same_in_any_batch(index: list[int], epoch: int) -> None:
     part = np.array(index)
     whole, alone = drawn(BOTH, epoch=epoch), drawn(BOTH, part, epoch=epoch)
-    for name in ("partner", "kind", "share", "middles"):
+    for name in ("partner", "kind", "self_weight", "centres"):
         assert np.array_equal(getattr(whole, name)[part], getattr(alone, name))
     pool = images(N // 100)
     batch, partners = pool[part % len(pool)], pool[alone.partner % len(pool)]
@@ -50,7 +50,7 @@ def test_a_sample_is_mixed_the_same_in_any_batch(index: list[int], epoch: int) -
 def test_seed_and_epoch_change_everything_that_is_drawn() -> None:
     first = drawn(BOTH)
     for other in (drawn(BOTH, seed=2), drawn(BOTH, epoch=2)):
-        for name in ("partner", "kind", "share", "middles"):
+        for name in ("partner", "kind", "self_weight", "centres"):
             assert not np.array_equal(getattr(first, name), getattr(other, name))
 
 

@@ -38,6 +38,7 @@ from dermkit.reporting import mistakes, report, warnings
 from dermkit.reporting.labels import METRIC_TITLES
 from dermkit.reporting.report import write_report, write_summary_report
 from dermkit.runs import folder as runs_folder
+from dermkit.runs.layout import UNSTABLE_TRAINING
 
 HOSTILE = '<script>alert("1")</script>'
 NINE = (
@@ -300,11 +301,12 @@ def test_every_number_is_that_of_metrics_json(kind: str, request: pytest.Fixture
 
 def test_every_block_of_a_full_run_is_walked(full: Path) -> None:
     places = {place for _, place, _, _ in Page(full / "report.html").numbers}
-    for part in ("decided.calibrated.metrics.loss.value", "decided.operating_points.0.threshold",
-                 "decided.operating_points.4.wish_rate", "decided.operating_points.0.per_prevalence.0.prevalence",
-                 "decided.operating_points.0.per_prevalence.0.found.ci95.1", "decided.conformal.per_class.*.value",
-                 "decided.conformal.per_class.*.expected.0", "decided.conformal.sizes.1",
-                 "decided.refer.error_when_answering.*.least_confidence", "subgroups.age.groups.0.metrics.auroc.value",
+    for part in ("policy.calibrated.metrics.loss.value", "policy.operating_points.0.threshold",
+                 "policy.operating_points.4.target", "policy.operating_points.0.per_prevalence.0.prevalence",
+                 "policy.operating_points.0.per_prevalence.0.true_positives.ci95.1",
+                 "policy.conformal.per_class.*.value",
+                 "policy.conformal.per_class.*.expected.0", "policy.conformal.set_sizes.1",
+                 "policy.referral.error_by_coverage.*.min_confidence", "subgroups.age.groups.0.metrics.auroc.value",
                  "subgroups.sex.gaps.0.value", "subgroups.sex.groups.1.coverage.ci95.0", "official.balanced_accuracy",
                  "official.per_category.*.auc_sens_80", "official.macro_average.dice"):  # fmt: skip
         assert f"test.{part}" in places, part
@@ -683,9 +685,9 @@ def test_no_leak_is_only_what_the_manifest_can_show(tmp_path: Path, contradictio
 
 
 def test_training_that_was_not_stable_is_told_first(tmp_path: Path) -> None:
-    _written(tmp_path, _tiny_metrics(), warnings=["Weights are random.", f"{warnings.UNSTABLE_TRAINING}: twice."])
+    _written(tmp_path, _tiny_metrics(), warnings=["Weights are random.", f"{UNSTABLE_TRAINING}: twice."])
     first, *others = warnings.report_warnings(runs_folder.read_run_folder(tmp_path))
-    assert (first.level, first.text) == ("serious", f"{warnings.UNSTABLE_TRAINING}: twice.")
+    assert (first.level, first.text) == ("serious", f"{UNSTABLE_TRAINING}: twice.")
     assert "Weights are random." in [warn.text for warn in others if warn.level == "note"]
 
 
@@ -953,7 +955,7 @@ def test_operating_points_of_few_lesions_are_marked(tmp_path: Path, units: int) 
     evaluate_run(run)
     page = Page(write_report(run))
     marked = {place: text for _, place, text in page.reasons}
-    at = "test.decided.operating_points.0"
+    at = "test.policy.operating_points.0"
     if units == 1:
         assert marked[f"{at}.sensitivity.reason"] == "no interval: one group only"
         assert page.text.count("no interval") > 5
@@ -977,13 +979,13 @@ def test_wishes_that_share_a_threshold_share_their_figures(tmp_path: Path) -> No
     table = 'scope="col">malignant among those looked at'
     for number, point in enumerate(points):
         point["threshold"] = 0.1 + 0.1 * number
-    write_json(run / "metrics.json", body, format=2)
+    write_json(run / "metrics.json", body, format=3)
     apart = write_report(run).read_text().count(table)
     assert apart == len(points) == 3
     points[1] = {**points[0], "name": "sensitivity 0.9", "target": 0.9}
-    write_json(run / "metrics.json", body, format=2)
+    write_json(run / "metrics.json", body, format=3)
     page = Page(write_report(run))
     assert (run / "report.html").read_text().count(table) == apart - 1
     assert "The same threshold as for sensitivity of 95\N{NO-BREAK SPACE}%, with the same figures." in page.text
-    assert "test.decided.operating_points.1.threshold" in {place for _, place, *_ in page.numbers}
+    assert "test.policy.operating_points.1.threshold" in {place for _, place, *_ in page.numbers}
     assert page.bare == [] and _wrong(page, body) == []

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dermkit.errors import UsageError
-from dermkit.models.net import import_timm
+from dermkit.models.weights import import_timm
 from dermkit.training.distributed.sync_batchnorm import convert_sync_batch_norm
 
 # Each rank takes its cut of one batch and compares everything with torch's own layers on the whole batch, for each

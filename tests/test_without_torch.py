@@ -63,7 +63,7 @@ def test_the_hook_refuses(hook: Path, name: str) -> None:
     done = python(hook, "-c", f"import {name}")
     assert done.returncode != 0
     assert f"ImportError: {name} is not installed here" in done.stderr
-    inside = python(hook, "-c", "import dermkit.predictor")
+    inside = python(hook, "-c", "import dermkit.prediction.predictor")
     assert "is not installed here" in inside.stderr, "also below one of ours"
 
 
@@ -71,10 +71,10 @@ def test_results_need_no_torch(hook: Path, tmp_path: Path) -> None:
     frame = make_frame(80)
     one = make_run(tmp_path / "one", frame)
     two = make_run(tmp_path / "two", make_frame(80, seed=1).assign(label=frame["label"]))
-    table, out = tmp_path / "table.csv", tmp_path / "brought"
+    table, out = tmp_path / "table.csv", tmp_path / "foreign"
     make_frame(60, splits=("test",)).drop(columns=["predicted", "fold", "seed"]).to_csv(table, index=False)
     commands = [
-        ("evaluate", one, "--official", "--wish", "sensitivity=.9", "--prevalence", ".03"),
+        ("evaluate", one, "--official", "--target", "sensitivity=.9", "--prevalence", ".03"),
         ("evaluate", two),
         ("report", one),
         ("compare", one, two, "--published", "S2: accuracy=.4661,n=118", "--out", tmp_path / "versus"),
@@ -85,4 +85,4 @@ def test_results_need_no_torch(hook: Path, tmp_path: Path) -> None:
     assert done.stdout.count("exit 0") == len(commands)
     for path in (one / "report.html", out / "report.html", tmp_path / "versus" / "comparison.html"):
         assert path.stat().st_size > 20_000
-    assert json.loads((one / "metrics.json").read_text())["asked"]["official"] is True
+    assert json.loads((one / "metrics.json").read_text())["options"]["official"] is True

@@ -330,7 +330,7 @@ def test_a_grid_is_decided_on_validation_and_its_trials_never_see_the_test_side(
         (path,) = (tmp_path / "small" / "trials" / name).glob("*/metrics.json")
         assert read(path)["splits"]["validation"]["metrics"]["auroc_macro"]["value"] == value
     best = table["recipe"].iloc[int(table["val_auroc_macro"].argmax())]
-    assert table.loc[table["chosen"], "recipe"].tolist() == [best]
+    assert table.loc[table["is_best"], "recipe"].tolist() == [best]
     assert read(tmp_path / "small" / "tune.json")["best_recipe"] == best == final.parent.name
     assert set(read(final / "metrics.json")["splits"]) == {"validation", "test"}
     trial = tmp_path / "small" / "trials" / best / final.name
@@ -426,7 +426,7 @@ def test_images_that_training_looked_at_are_counted_as_overlap(
 
 def test_the_model_folder_holds_what_validation_settled(trained: Path, binary: Path, tmp_path: Path) -> None:
     decision, card = read(trained / "policy.json"), read(trained / "model" / "model.json")
-    assert card["format"] == 2
+    assert card["format"] == 3
     for name in ("calibration", "operating_points", "conformal"):
         assert card[name] == decision[name]
     text = (trained / "model" / "MODEL_CARD.md").read_text()

@@ -65,8 +65,8 @@ def take_away() -> None:
             delattr(signal, name)
     for name in [name for name in dir(mmap) if name.startswith("MADV_")]:
         delattr(mmap, name)
-    mmap.mmap = _WindowsMmap
-    tempfile.TemporaryFile = tempfile.NamedTemporaryFile  # type: ignore[misc, assignment]  # as tempfile does there
+    mmap.mmap = _WindowsMmap  # type: ignore[misc]
+    tempfile.TemporaryFile = tempfile.NamedTemporaryFile  # type: ignore[assignment]  # as tempfile does there
     shutil._use_fd_functions = False  # type: ignore[attr-defined]
     for name in MODULES:
         sys.modules.pop(name, None)

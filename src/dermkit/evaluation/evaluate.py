@@ -207,22 +207,12 @@ def _baselines(scored_set: ScoredSet, train_counts: Mapping[str, int], seed: int
 
 
 def write_evaluation(
-    folder: Path,
-    predictions: pd.DataFrame,
-    *,
-    classes: Sequence[LesionClass],
-    groups: Mapping[str, int] | None,
-    train_counts: Mapping[str, int] | None = None,
-    extra: Mapping[str, Any] | None = None,
-    warnings: Sequence[str] = (),
-    colour_predictions: pd.DataFrame | None = None,
-    attributes: pd.DataFrame | None = None,
-    policy: PolicyWithExtras | None = None,
-    options: EvaluationOptions = DEFAULT_OPTIONS,
-    isic_ids: Mapping[str, str] | None = None,
-    fit_without_test: bool = False,
-    seed: int = 0,
-) -> Path:
+    folder: Path, predictions: pd.DataFrame, *, classes: Sequence[LesionClass], groups: Mapping[str, int] | None,
+    train_counts: Mapping[str, int] | None = None, extra: Mapping[str, Any] | None = None, warnings: Sequence[str] = (),
+    colour_predictions: pd.DataFrame | None = None, attributes: pd.DataFrame | None = None,
+    policy: PolicyWithExtras | None = None, options: EvaluationOptions = DEFAULT_OPTIONS,
+    isic_ids: Mapping[str, str] | None = None, fit_without_test: bool = False, seed: int = 0,
+) -> Path:  # fmt: skip
     """Evaluate, write `metrics.json` and `figures/*` in `folder`, return the path of metrics.json.
 
     extra: further fields of metrics.json (leaks, overfitting, mapping, unmapped). colour_predictions:
@@ -249,29 +239,36 @@ def write_evaluation(
     for split_name, split_metrics in metrics["splits"].items():
         rows, scored_set = splits_in_order[split_name]
         if colour_predictions is not None and (colour_predictions["split"] == split_name).any():
-            colour_set = to_scored_set(
-                colour_predictions[colour_predictions["split"] == split_name], classes, groups
-            )
-            colour_metrics = evaluate_split(colour_set, seed=seed)["metrics"]
-            split_metrics["baselines"]["mean_colour"] = {
-                metric: colour_metrics[metric] for metric in COLOUR_FIGURES
-            }
-        _write_tables(folder / FIGURES_FOLDER, split_name, split_metrics, scored_set)
-        calibrated_set = (
-            apply_calibration(scored_set, calibration)
-            if calibration is not None and "policy" in split_metrics
-            else None
-        )
-        _write_or_remove(
-            folder / FIGURES_FOLDER / f"net_benefit_{split_name}.csv", tables.NET_BENEFIT_HEADER,
-            tables.net_benefit_rows(scored_set, calibrated_set),
-        )  # fmt: skip
-        write_rows(
-            folder / FIGURES_FOLDER / f"mistakes_{split_name}.csv",
-            MISTAKES_HEADER,
-            mistake_rows(rows, metrics["classes"]),
-        )
+            colour_rows = colour_predictions[colour_predictions["split"] == split_name]
+            colour_set = to_scored_set(colour_rows, classes, groups)
+            split_metrics["baselines"]["mean_colour"] = _colour_metrics(colour_set, seed)
+        is_calibrated = calibration is not None and "policy" in split_metrics
+        calibrated_set = apply_calibration(scored_set, calibration) if calibration and is_calibrated else None
+        _write_split_files(folder / FIGURES_FOLDER, split_name, split_metrics, scored_set, calibrated_set)
+        mistakes_path = folder / FIGURES_FOLDER / f"mistakes_{split_name}.csv"
+        write_rows(mistakes_path, MISTAKES_HEADER, mistake_rows(rows, metrics["classes"]))
     return write_metrics(folder, metrics)
+
+
+def _colour_metrics(colour_set: ScoredSet, seed: int) -> dict[str, Any]:
+    """Return the metrics of the colour baseline that are shown beside the net's."""
+    metrics = evaluate_split(colour_set, seed=seed)["metrics"]
+    return {metric: metrics[metric] for metric in COLOUR_FIGURES}
+
+
+def _write_split_files(
+    figures_folder: Path,
+    split_name: str,
+    split_metrics: Mapping[str, Any],
+    scored_set: ScoredSet,
+    calibrated_set: ScoredSet | None,
+) -> None:
+    """Write a split's tables of curves and of net benefit; calibrated_set: None without a calibration."""
+    _write_tables(figures_folder, split_name, split_metrics, scored_set)
+    _write_or_remove(
+        figures_folder / f"net_benefit_{split_name}.csv", tables.NET_BENEFIT_HEADER,
+        tables.net_benefit_rows(scored_set, calibrated_set),
+    )  # fmt: skip
 
 
 def _write_policy(folder: Path, policy: Mapping[str, Any] | None) -> None:

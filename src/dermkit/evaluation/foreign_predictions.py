@@ -22,7 +22,7 @@ from dermkit.errors import DataError
 from dermkit.evaluation.evaluate import evaluate_run
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.policy import POLICY_SPLIT, check_options, check_targets
-from dermkit.evaluation.seal_log import describe_openings, end_openings, log_openings
+from dermkit.evaluation.seal_log import LoggedOpening, describe_openings, end_openings, log_openings
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file
 from dermkit.images.headers import IMAGE_SUFFIXES
 from dermkit.progress import Progress
@@ -86,19 +86,8 @@ def evaluate_foreign(
     predictions = check_predictions(_normalise_rows(predictions, class_names), class_names, source_name=str(file))
     _check_fittable(predictions, classes, options)
     check_writable(folder)  # makes the folder, so what is refused above leaves none
-    logged_openings = (
-        []
-        if dataset is None
-        else log_openings(
-            dataset,
-            predictions["image_id"],
-            is_allowed=open_test,
-            model=folder,
-            command="--predictions",
-            recipe=file.name,
-            run="",
-        )
-    )
+    image_ids = predictions["image_id"]
+    logged_openings = _log_openings(dataset, image_ids, folder=folder, file=file, is_allowed=open_test)
     write_predictions(folder / PREDICTIONS_FILE, class_names, predictions.to_numpy(dtype=object).tolist())
     _write_groups(folder, foreign_table, predictions, dataset)
     run_json = _run_json(file, predictions, classes, dataset)
@@ -114,6 +103,17 @@ def evaluate_foreign(
     if dataset is not None:
         end_openings(dataset, logged_openings)
     return folder
+
+
+def _log_openings(
+    dataset: Dataset | None, image_ids: "pd.Series[str]", *, folder: Path, file: Path, is_allowed: bool
+) -> list[LoggedOpening]:
+    """Log that sealed images of the data set are scored; raises where some are and that is not allowed."""
+    if dataset is None:
+        return []
+    return log_openings(
+        dataset, image_ids, is_allowed=is_allowed, model=folder, command="--predictions", recipe=file.name, run=""
+    )
 
 
 def _check_fittable(predictions: pd.DataFrame, classes: Sequence[LesionClass], options: EvaluationOptions) -> None:

@@ -64,23 +64,20 @@ def score_splits(
         score_rows=np.array(pixel_rows, dtype=np.int64),
         n_classes=len(class_names),
     )
-    manifest_rows = manifest.loc[scored_rows["image_id"]]
-    row_starts: list[RowValues] = [
-        (image_id, path, label, split_name, "" if fold < 0 else fold, seed)
-        for image_id, path, label, split_name in zip(
-            scored_rows["image_id"],
-            manifest_rows["path"],
-            manifest_rows["label"],
-            scored_rows["split"],
-            strict=True,
-        )
-    ]
+    row_starts = _row_starts(scored_rows, manifest, fold, seed)
     _write_predictions(folder / PREDICTIONS_FILE, class_names, row_starts, probabilities, retained_splits)
     _write_predictions(folder / COLOUR_FILE, class_names, row_starts, colour_probabilities, retained_splits)
     (folder / OLD_COLOUR_FILE).unlink(missing_ok=True)
     ids = split_table.loc[split_table["split"].isin([*split_names, *retained_splits]), "image_id"]
     write_groups(folder / GROUPS_FILE, dataset.manifest["image_id"], leakage_groups(dataset.manifest), ids)
     write_attributes(folder / ATTRIBUTES_FILE, dataset.manifest, ids)
+
+
+def _row_starts(scored_rows: pd.DataFrame, manifest: pd.DataFrame, fold: int, seed: int) -> list[RowValues]:
+    """Return what each row of predictions.csv says before its probabilities. manifest: by image_id."""
+    manifest_rows = manifest.loc[scored_rows["image_id"]]
+    columns = (scored_rows["image_id"], manifest_rows["path"], manifest_rows["label"], scored_rows["split"])
+    return [(*values, "" if fold < 0 else fold, seed) for values in zip(*columns, strict=True)]
 
 
 def _write_predictions(

@@ -64,9 +64,9 @@ def lint_predictions(
     """Return what the rules find in a table of predictions, which need not be valid.
 
     frame: image_id, label, `p_<class>` for each class, and, where known, split, fold, seed, predicted; text or
-    numbers. classes: in the order of the model's outputs. diagnoses: class -> canonical diagnosis. sides: image_id
-    and split of the split that was to be predicted. labels: image_id -> label of the data set. audited: an audit of
-    the data found no leak.
+    numbers. classes: in the order of the model's outputs. diagnoses: class -> canonical diagnosis. split_frame:
+    image_id and split of the split that was to be predicted. labels: image_id -> label of the data set. is_audited:
+    an audit of the data found no leak.
     """
     missing_columns = [_PREFIX + name for name in classes if _PREFIX + name not in frame]
     if missing_columns:

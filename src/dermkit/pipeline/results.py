@@ -44,23 +44,13 @@ def evaluate(
     _check_save_targets(options, is_run)
     _check_out(out, is_run)
     if predictions is not None:
-        if folder is not None or mapping is not None:
-            raise UsageError(
-                "--predictions stands for a run or model, so neither these nor --map go with it",
-                remedy="dermkit evaluate --predictions FILE [--on DATASET] [--out FOLDER]",
-            )
+        _check_alone(folder, mapping)
         from dermkit.evaluation.foreign_predictions import evaluate_foreign
 
-        return report(
-            evaluate_foreign(
-                predictions,
-                dataset=dataset,
-                out=out,
-                progress=progress,
-                options=options,
-                open_test=is_opening_allowed,
-            )
+        evaluated_folder = evaluate_foreign(
+            predictions, dataset=dataset, out=out, progress=progress, options=options, open_test=is_opening_allowed
         )
+        return report(evaluated_folder)
     if folder is None:
         raise UsageError("nothing to evaluate", remedy="name a run folder, or add --predictions FILE")
     check_folder(folder)
@@ -68,17 +58,11 @@ def evaluate(
         check_model_folder(folder)
         from dermkit.evaluation.external import evaluate_external
 
-        return report(
-            evaluate_external(
-                folder,
-                dataset,
-                mapping_path=mapping,
-                out=out,
-                progress=progress,
-                options=options,
-                open_test=is_opening_allowed,
-            )
-        )
+        evaluated_folder = evaluate_external(
+            folder, dataset, mapping_path=mapping, out=out, progress=progress, options=options,
+            open_test=is_opening_allowed,
+        )  # fmt: skip
+        return report(evaluated_folder)
     if mapping is not None:
         raise UsageError("--map goes with --on: a run is evaluated in its own classes", remedy="add --on DATASET")
     if open_test is not None:
@@ -87,6 +71,15 @@ def evaluate(
     from dermkit.pipeline.run import evaluate_and_report
 
     return evaluate_and_report(folder, images_folder(folder), options=options)
+
+
+def _check_alone(folder: Path | None, mapping: Path | None) -> None:
+    """Raise `UsageError` where another tool's predictions come with a run, a model or a class map."""
+    if folder is not None or mapping is not None:
+        raise UsageError(
+            "--predictions stands for a run or model, so neither these nor --map go with it",
+            remedy="dermkit evaluate --predictions FILE [--on DATASET] [--out FOLDER]",
+        )
 
 
 def _check_evaluable(folder: Path) -> None:

@@ -48,19 +48,10 @@ def write_comparison_page(
         if comparison
         else {"runs": {}, "same_images": {}, "pairs": [], "groups": {}, "notes": []}
     )
-    published_comparisons = _published_comparisons(comparison, claims)
-    comparison_json["published"] = [
-        {
-            **checked_claim.as_dict(),
-            "beside": [
-                published_comparison.as_dict()
-                for published_comparison in published_comparisons[checked_claim.claim.name]
-            ],
-        }
-        for checked_claim in claims
-    ]
+    comparison_json["published"] = _claim_dicts(comparison, claims)
     write_json(folder / "comparison.json", comparison_json, format=COMPARISON_FORMAT)
     splits = list(comparison_json["same_images"])
+    disagreements = comparison.disagreements if comparison else {}
     environment = page_templates()
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
     environment.filters["about"] = two_digits
@@ -82,18 +73,20 @@ def write_comparison_page(
         pairs=comparison_json["pairs"],
         claims=comparison_json["published"],
         leads=_lead_sentences(comparison, claims),
-        sheets={}
-        if comparison is None
-        else {
-            split_name: _disagreement_tiles(table, images)
-            for split_name, table in comparison.disagreements.items()
-        },
-        disagreements={}
-        if comparison is None
-        else {split_name: len(table) for split_name, table in comparison.disagreements.items()},
+        sheets={split_name: _disagreement_tiles(table, images) for split_name, table in disagreements.items()},
+        disagreements={split_name: len(table) for split_name, table in disagreements.items()},
     )
     write_text(folder / "comparison.html", html)
     return folder / "comparison.html"
+
+
+def _claim_dicts(comparison: Comparison | None, claims: Sequence[CheckedClaim]) -> list[dict[str, Any]]:
+    """Return each claim as comparison.json holds it, with the runs that stand beside it."""
+    by_claim = _published_comparisons(comparison, claims)
+    return [
+        {**claim.as_dict(), "beside": [published.as_dict() for published in by_claim[claim.claim.name]]}
+        for claim in claims
+    ]
 
 
 def headline_sentences(comparison: Comparison | None, claims: Sequence[CheckedClaim]) -> list[str]:

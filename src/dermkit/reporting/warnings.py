@@ -96,7 +96,7 @@ def _seal_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
     if "test" not in run.splits:
         yield ReportWarning(
             "serious",
-            f"Opening {seal['opening']} of the test side was logged and did not end: it counts all the same.",
+            f"Opening {seal['opening_number']} of the test side was logged and did not end: it counts all the same.",
         )
     openings = seal["openings"]
     if len(openings) < 2:

@@ -117,19 +117,14 @@ def import_dataset(
             "columns": list(records.columns),
             "columns_used": list(records.columns_used),
         }
+        dataset_name = name or (known_dataset.key if known_dataset else out.resolve().name)
         dataset = Dataset(
-            folder=out,
-            image_root=records.image_root,
-            name=name or (known_dataset.key if known_dataset else out.resolve().name),
-            classes=classes,
-            manifest=frame,
-            importer=layout,
-            notes=metadata,
-        )
+            folder=out, image_root=records.image_root, name=dataset_name, classes=classes, manifest=frame,
+            importer=layout, notes=metadata,
+        )  # fmt: skip
         warnings = [*records.notes, *notes, *_warnings(dataset, malignancy)]
         dataset = replace(dataset, notes={**dataset.notes, "warnings": [asdict(note) for note in warnings]})
-        _save(dataset)
-        _save_conflicts(out, conflicts)
+        _save(dataset, conflicts)
         write_text(out / "overview.html", render_overview(dataset, rejected))
     return ImportOutcome(dataset, rejected)
 
@@ -421,9 +416,10 @@ def _dict_values(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else []
 
 
-def _save(dataset: Dataset) -> None:
+def _save(dataset: Dataset, conflicts: Sequence[MetadataConflict]) -> None:
     """Write the data set; what a cleaning dropped from another manifest is no longer listed, it may be back."""
     dropped_list = dataset.folder / "audit" / "dropped.csv"
     if dropped_list.is_file() and _changes_manifest(dataset):
         dropped_list.unlink()
     save_dataset(dataset)
+    _save_conflicts(dataset.folder, conflicts)

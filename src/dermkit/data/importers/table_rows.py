@@ -310,11 +310,8 @@ def attach_files(table_rows: TableRows, paths: Sequence[str], root: Path, proble
     unnamed_files, notes = _unnamed_files(
         matches.positions, matches.duplicate_files, paths, " or ".join(table_names)
     )
-    columns = {
-        target: table_rows.frame[target][has_file].tolist()
-        for target in table_rows.frame.columns
-        if target != "image"
-    }
+    targets = [target for target in table_rows.frame.columns if target != "image"]
+    columns = {target: table_rows.frame[target][has_file].tolist() for target in targets}
     columns["path"] = [paths[index] for index in matches.positions[has_file].tolist()]
     return RowsWithFiles(columns, [*rejected, *unnamed_files], [*table_rows.notes, *notes])
 

@@ -135,11 +135,11 @@ def _augment_chunk(batch: Tensor, spec: AugmentSpec, rng: CounterRng) -> Tensor:
     for stream, p, apply in _stages(spec):
         index = np.flatnonzero(rng.bernoulli(stream, p))
         if len(index) == len(rng):
-            out = apply(out, draws=rng)
+            out = apply(out, rng=rng)
         elif len(index):
             device_index = torch.from_numpy(index).to(batch.device)
             out = out.clone() if out is batch else out
-            out[device_index] = apply(out[device_index], draws=rng.select(index))
+            out[device_index] = apply(out[device_index], rng=rng.select(index))
     return out
 
 

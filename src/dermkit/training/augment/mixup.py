@@ -24,8 +24,8 @@ NO_MIX, MIXUP, CUTMIX = range(3)
 class MixPlan:
     """What N samples are mixed with.
 
-    partner: which sample of the epoch, itself where `kind` is ALONE. share: how much of itself a sample keeps, as
-    drawn, 1 where ALONE; `label_weights` says how much it keeps of an image of so many pixels. middles: (N,
+    partner: which sample of the epoch, itself where `kind` is ALONE. self_weight: how much of itself a sample keeps,
+    as drawn, 1 where ALONE; `label_weights` says how much it keeps of an image of so many pixels. centres: (N,
     2), row and column of the middle of the pasted square, in 0..1.
     """
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dermkit.training.distributed.rendezvous import Rendezvous
 
 _RANK_COMMAND = (sys.executable, "-m", "dermkit.cli")
-POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 """Seconds between two looks at the other machines."""
 RENDEZVOUS_SECONDS = 600.0
 """Seconds that machines wait for each other."""
@@ -162,7 +162,7 @@ def _wait_for_nodes(config: NodeConfig, rendezvous: "Rendezvous", signals: list[
                 remedy=f"start it with NODE_RANK, MASTER_ADDR={config.master_address} and "
                 f"MASTER_PORT={config.master_port}",
             )
-        time.sleep(POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)
     return not signals
 
 
@@ -222,7 +222,7 @@ def _run_launches(config: NodeConfig, rendezvous: "Rendezvous", signals: list[in
         if attempt is not None:
             config.run_ranks(rendezvous, attempt, signals)
             previous = attempt
-        time.sleep(POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)
     return code
 
 

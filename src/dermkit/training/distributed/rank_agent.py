@@ -30,7 +30,7 @@ from dermkit.training.distributed.rendezvous import Rendezvous
 
 TERM_SECONDS = 3.0
 """Seconds between SIGTERM and SIGKILL."""
-POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 """Seconds between two looks at the ranks."""
 JOIN_SECONDS = 60
 """Seconds that the agents of a launch wait for each other; all are known to be there when it begins."""
@@ -127,12 +127,12 @@ class RankAgent(LocalElasticAgent):
             _kill_group(pid, death_sig)
         while self._running() and time.monotonic() < deadline:
             self._poll()
-            time.sleep(POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
         for pid in self._running().values():
             _kill_group(pid, signal.SIGKILL)
         while self._running():
             self._poll()
-            time.sleep(POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
         super()._shutdown(death_sig, timeout)
 
 
@@ -174,7 +174,7 @@ def run_agent(
             entrypoint=command[0],
             args=tuple(command[1:]),
             max_restarts=0,
-            monitor_interval=POLL_SECONDS,
+            monitor_interval=_POLL_SECONDS,
             master_addr=address,
             master_port=port,
         )
