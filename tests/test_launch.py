@@ -172,7 +172,12 @@ def test_a_rank_that_is_lost_each_time_ends_in_an_error_that_names_it(tmp_path: 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_request_to_stop_reaches_every_rank_once_and_ends_with_130(tmp_path: Path, kind: signal.Signals) -> None:
-    process = start(tmp_path, '{"all": "wait"}')
+    # Under nohup the supervisor would inherit that SIGHUP is ignored, and would not listen to it.
+    before = signal.signal(kind, signal.default_int_handler)
+    try:
+        process = start(tmp_path, '{"all": "wait"}')
+    finally:
+        signal.signal(kind, before)
     wait_for(tmp_path, 2)
     process.send_signal(kind)
     code, _, err = finish(process)
