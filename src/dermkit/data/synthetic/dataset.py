@@ -117,8 +117,7 @@ def make_dataset_folder(
     Returns the truth table. metadata.csv has the manifest's column names, `image` for the path, for any layout.
     lesions_per_class: a number for each of `DEFAULT_CLASSES`, or per class. photos_per_lesion: least and most
     photographs of one. given_test: share of each class's lesions in the published test folder, by whole patients
-    (`folder` only).
-    `folder` is [train|test/]CLASS/x.jpg; `ham10000` is images/x.jpg and HAM10000_metadata.csv. File names tell nothing.
+    (`folder` only). `folder` is [train|test/]CLASS/x.jpg; `ham10000` is images/x.jpg and HAM10000_metadata.csv.
     """
     faults = planted_faults or PlantedFaults()
     lesion_counts = (
