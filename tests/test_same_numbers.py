@@ -29,7 +29,8 @@ RUN_JSON = """{"auroc": 0.9120000000000001, "minutes": 3.1, "rows": [1, 2], "kep
 "text": "The mean of 3 runs is 0.5 here."}"""
 PAGE = """<html><style>p { margin: 3px }</style><p title="n 7">AUROC 0.912 after 3.1 minutes</p>
 <table><tr><th>epoch</th><th>train seconds</th></tr><tr><td>1</td><td>2.5</td></tr></table>
-<dl><dt>minutes</dt><dd>4</dd><dt>seed</dt><dd>0</dd></dl><img src="data:image/png;base64,AAAA"></html>"""
+<dl><dt>minutes</dt><dd>4</dd><dt>seed</dt><dd>0</dd></dl><img src="data:image/png;base64,AAAA">
+<h2>Results of 1 run</h2><p>of 2 lesions</p><h3>Test, by sex</h3><p>0.5</p></html>"""
 
 
 @pytest.fixture
@@ -49,6 +50,7 @@ def trees(tmp_path: Path) -> tuple[Path, Path]:
     (before / "demo" / "sheet.png").write_bytes(b"picture")
     shutil.copytree(before, after)
     edit("record/setting.json", "old", "new")(after)
+    edit("demo/0123456789ab-s0/run.json", '"kept"', '"keep"')(after)
     (after / "demo" / "decided.csv").rename(after / "demo" / "decisions.csv")
     (after / "demo" / "0123456789ab-s0").rename(after / "demo" / "ba9876543210-s0")
     return before, after
@@ -96,6 +98,8 @@ def test_equal_trees_are_equal(trees: tuple[Path, Path]) -> None:
         edit("demo/decisions.csv", "c,0.5,2\n", ""),
         edit("demo/report.html", "0.912", "0.913"),
         edit("demo/report.html", "n 7", "n 8"),
+        edit("demo/report.html", "of 2 lesions", "of 3 lesions"),
+        edit("demo/report.html", "Results of 1 run", "Results of 2 runs"),
         edit("demo/report.html", "<td>1</td>", "<td>2</td>"),
         edit("demo/report.html", "<dd>0</dd>", "<dd>1</dd>"),
         edit("record/printed/demo.txt", "0.25", "0.26"),
@@ -119,6 +123,7 @@ def test_planted_difference_is_refused(trees: tuple[Path, Path], change: Callabl
         edit(RUN, "The mean of", "On average"),
         edit("demo/decisions.csv", "0.125,1", "0.125,9"),
         edit("demo/report.html", "3.1 minutes", "9 minutes"),
+        edit("demo/report.html", "<p>0.5</p>", "<p>none</p>"),
         edit("demo/report.html", "<td>2.5</td>", "<td>9</td>"),
         edit("demo/report.html", "<dd>4</dd>", "<dd>9</dd>"),
         edit("demo/report.html", "margin: 3px", "margin: 4px"),
@@ -136,17 +141,26 @@ def test_times_words_and_pictures_are_no_differing_numbers(
 def test_renamed_keys_are_followed_where_they_are_named(
     trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edit(RUN, '"kept"', '"saved"')(trees[1])
+    edit(RUN, '"auroc"', '"area"')(trees[1])
     assert compare(trees) == 1
-    monkeypatch.setattr(same_numbers, "RENAMED", {**same_numbers.RENAMED, "run.json/kept": "saved"})
+    monkeypatch.setattr(same_numbers, "RENAMED", {**same_numbers.RENAMED, "run.json/auroc": "area"})
     assert compare(trees) == 0
 
 
 def test_two_runs_of_one_version_keep_its_names(trees: tuple[Path, Path]) -> None:
     edit("record/setting.json", "new", "old")(trees[1])
+    edit(RUN, '"keep"', '"kept"')(trees[1])
     assert compare(trees) == 1
     (trees[1] / "demo" / "decisions.csv").rename(trees[1] / "demo" / "decided.csv")
     assert compare(trees) == 0
+
+
+def test_expected_differences_are_listed_with_their_reason(
+    trees: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit("demo/report.html", "<p>0.5</p>", "<p>none</p>")(trees[1])
+    assert compare(trees) == 0
+    assert "an absent class is null" in capsys.readouterr().out
 
 
 def test_unknown_kind_of_file_is_refused(trees: tuple[Path, Path]) -> None:
