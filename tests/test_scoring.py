@@ -29,6 +29,7 @@ from dermkit.errors import DataError, OutputError, RunInterrupt, UsageError
 from dermkit.files import lock
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing
+from dermkit.models import inference
 from dermkit.models.checksums import write_checksums
 from dermkit.models.cnn import cnn_s1, cnn_s4
 from dermkit.models.inference import (
@@ -125,6 +126,26 @@ def test_folded_nets_give_the_same_probabilities_and_have_no_batch_norm_left(nam
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items()), (
         "the net stays as it was"
     )
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "resnet18", "efficientnet_b0", "regnety_008"])
+def test_folded_weights_are_those_of_the_formula_in_double_precision_to_the_last_bit(name: str) -> None:
+    """The formula is that of dermkit's models so far: their probabilities stay what they were."""
+    torch.manual_seed(0)
+    net = with_statistics(import_timm().create_model(name, num_classes=0))
+    pairs = inference._conv_norm_pairs(net, torch.rand(1, 3, 64, 64))
+    assert len(pairs) == norms(net) > 10
+    for conv, norm in pairs:
+        mean, var = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+        scale = norm.weight.double() / torch.sqrt(var + norm.eps)
+        bias = torch.zeros_like(mean) if conv.bias is None else conv.bias.double()
+        expected_weight = (conv.weight.double() * scale.reshape(-1, 1, 1, 1)).float()
+        expected_bias = (norm.bias.double() + (bias - mean) * scale).float()
+        inference._fuse_pair(conv, norm)
+        assert torch.equal(conv.weight.view(torch.int32), expected_weight.view(torch.int32))
+        assert conv.bias is not None
+        assert torch.equal(conv.bias.view(torch.int32), expected_bias.view(torch.int32))
+        assert conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 class Standardised(nn.Conv2d):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dermkit.errors import DataError, UsageError
 from dermkit.images.preprocess import Preprocessing
@@ -273,15 +274,14 @@ def _conv_norm_pairs(net: nn.Module, probe: Tensor) -> list[tuple[nn.Conv2d, nn.
 
 
 def _fuse_pair(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """Change a convolution's weights to what it and the batch norm do together, in double precision."""
-    mean, var = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
-    gamma = norm.weight.double() if norm.affine else torch.ones_like(mean)
-    beta = norm.bias.double() if norm.affine else torch.zeros_like(mean)
-    bias = conv.bias.double() if conv.bias is not None else torch.zeros_like(mean)
-    scale = gamma / torch.sqrt(var + norm.eps)
-    weight = (conv.weight.double() * scale.reshape(-1, 1, 1, 1)).float()
-    conv.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
-    conv.bias = nn.Parameter((beta + (bias - mean) * scale).float(), requires_grad=False)
+    """Change a convolution's weights to what it and the batch norm do together.
+
+    torch's fusion, on float64 copies: in float32 its own rounding would come on top of that of the result.
+    """
+    fused = fuse_conv_bn_eval(copy.deepcopy(conv).double(), copy.deepcopy(norm).double())
+    weight = fused.weight.float().contiguous(memory_format=torch.channels_last)
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    conv.bias = nn.Parameter(fused.get_parameter("bias").float(), requires_grad=False)
 
 
 def _matches_outputs(candidate: nn.Module, probe: Tensor, expected: Tensor) -> bool:
