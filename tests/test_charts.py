@@ -122,7 +122,7 @@ def _texts(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> list[st
         )
 
     for room in (charts, curves):
-        monkeypatch.setattr(room, "_save", keep)
+        monkeypatch.setattr(room, "save_figure", keep)
     draw()
     return found
 

@@ -16,7 +16,8 @@ from safetensors.torch import save as save_safetensors
 from dermkit.errors import DivergenceError, RunInterrupt, UntrustedError, UsageError
 from dermkit.files import canonical_json, write_json
 from dermkit.models.precision import is_out_of_memory, resolve_precision
-from dermkit.recipes.experiments import NO_AUGMENT, ROTATE_FLIP_ZOOM, full_phase, head_phase
+from dermkit.recipes.augmentation import NO_AUGMENTATION
+from dermkit.recipes.experiments import ROTATE_FLIP_ZOOM, full_phase, head_phase
 from dermkit.recipes.schema import ComputeSpec, MixupSpec, Recipe
 from dermkit.threads import ordered_map
 from dermkit.training import loop as engine
@@ -120,7 +121,7 @@ def test_no_more_work_is_ahead_than_memory_expects() -> None:
 def test_balanced_sampling_shows_classes_equally_often(tmp_path: Path) -> None:
     job = make_job(BALANCED, tmp_path)
     few = np.concatenate([np.arange(0, 40, 2), np.arange(1, 9, 2)])  # 20 of one class, 4 of the other
-    samples = Samples.build(job.image_ids, job.labels, few, NO_AUGMENT, None, seed=0)
+    samples = Samples.build(job.image_ids, job.labels, few, NO_AUGMENTATION, None, seed=0)
     order = samples.order("balanced", seed=0, epoch=1)
     assert len(order) == 24
     assert np.bincount(samples.labels[order]).tolist() == [12, 12]
@@ -129,9 +130,11 @@ def test_balanced_sampling_shows_classes_equally_often(tmp_path: Path) -> None:
 
 
 def test_mixing_mixes_images_and_labels_alike(tmp_path: Path) -> None:
-    recipe = replace(MIXED, augment=NO_AUGMENT, mix=MixupSpec(mixup=1.0, cutmix=0.0, p=1.0))
+    recipe = replace(MIXED, augment=NO_AUGMENTATION, mix=MixupSpec(mixup=1.0, cutmix=0.0, p=1.0))
     job = make_job(recipe, tmp_path)
-    samples = Samples.build(job.image_ids, job.labels, job.train_rows, NO_AUGMENT, None, seed=0, mixup=recipe.mix)
+    samples = Samples.build(
+        job.image_ids, job.labels, job.train_rows, NO_AUGMENTATION, None, seed=0, mixup=recipe.mix
+    )
     source = PixelSource(samples, job.pixels, job.validation_rows, job.preprocessing, torch.device("cpu"))
     rows = np.arange(8)
     shares = source.targets(rows, epoch=1, seed=0, n_classes=2)
@@ -167,7 +170,7 @@ def test_bfloat16_changes_training_a_little_and_validation_stays_in_float32(tmp_
     assert one == pytest.approx(two, abs=0.05)
     assert all(item.dtype == torch.float32 for item in net.state_dict().values() if item.is_floating_point())
     job = make_job(half, tmp_path)
-    samples = Samples.build(job.image_ids, job.labels, job.train_rows, NO_AUGMENT, None, seed=0)
+    samples = Samples.build(job.image_ids, job.labels, job.train_rows, NO_AUGMENTATION, None, seed=0)
     source = PixelSource(samples, job.pixels, job.validation_rows, job.preprocessing, torch.device("cpu"))
     with torch.inference_mode():
         logits = net(source.validation_batch(np.arange(16))).double().numpy()
@@ -205,7 +208,7 @@ def test_a_loss_that_is_no_number_steps_back_at_half_the_rates_and_goes_on(tmp_p
     )
     (setback,) = progress.nan_recoveries
     assert (setback["epoch"], setback["batch"], setback["lr_scale"]) == (1, 3, 0.5)
-    order = Samples.build(job.image_ids, job.labels, job.train_rows, NO_AUGMENT, None, seed=0).order(
+    order = Samples.build(job.image_ids, job.labels, job.train_rows, NO_AUGMENTATION, None, seed=0).order(
         "shuffled", seed=0, epoch=1
     )
     assert setback["images"] == [job.image_ids[k] for k in order[16:20]]
@@ -333,7 +336,7 @@ class Small(torch.nn.Module):
 
 
 def test_where_memory_runs_out_batches_are_added_up_to_the_same_step(tmp_path: Path) -> None:
-    recipe = replace(PIXELS, model=replace(PIXELS.model, dropout=0.0), augment=NO_AUGMENT)
+    recipe = replace(PIXELS, model=replace(PIXELS.model, dropout=0.0), augment=NO_AUGMENTATION)
     _, whole_batches = run(recipe, tmp_path / "plain")
     said: list[str] = []
     net = make_net(recipe)
@@ -357,7 +360,7 @@ def test_where_memory_runs_out_batches_are_added_up_to_the_same_step(tmp_path: P
 
 def test_passes_are_even_so_that_batch_norm_never_sees_a_lonely_image(tmp_path: Path) -> None:
     job = make_job(PIXELS, tmp_path)
-    samples = Samples.build(job.image_ids, job.labels, job.train_rows, NO_AUGMENT, None, seed=0)
+    samples = Samples.build(job.image_ids, job.labels, job.train_rows, NO_AUGMENTATION, None, seed=0)
     source = PixelSource(samples, job.pixels, job.validation_rows, job.preprocessing, torch.device("cpu"))
     fabric = process_group.start_fabric("cpu")
     for size, micro, expected in ((9, 4, [3, 3, 3]), (8, 4, [4, 4]), (5, 4, [3, 2]), (1, 4, [1]), (7, 0, [7])):
@@ -386,7 +389,7 @@ def test_a_step_has_the_loss_of_one_call_on_the_whole_batch(
     """Against torch's own mean reduction: weighted, smoothed, and added up from passes."""
     job = make_job(PIXELS, tmp_path)
     few = np.concatenate([np.arange(0, 30, 2), np.arange(1, 9, 2)])
-    samples = Samples.build(job.image_ids, job.labels, few, NO_AUGMENT, None, seed=0)
+    samples = Samples.build(job.image_ids, job.labels, few, NO_AUGMENTATION, None, seed=0)
     source = PixelSource(samples, job.pixels, job.validation_rows, job.preprocessing, torch.device("cpu"))
     layer = torch.nn.Linear(3 * 32 * 32, 2)
     net = torch.nn.Sequential(torch.nn.Flatten(), layer)

@@ -15,8 +15,8 @@ from dermkit.errors import DivergenceError, RunInterrupt, UntrustedError
 from dermkit.files import sha256_bytes
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models.net import Net, build_net, resolve_weights
-from dermkit.recipes.augmentation import PRESETS
-from dermkit.recipes.experiments import DEMO, NO_AUGMENT, ROTATE_FLIP_ZOOM, full_phase, head_phase
+from dermkit.recipes.augmentation import NO_AUGMENTATION, PRESETS
+from dermkit.recipes.experiments import DEMO, ROTATE_FLIP_ZOOM, full_phase, head_phase
 from dermkit.recipes.schema import ComputeSpec, MixupSpec, ModelSpec, OversampleSpec, Phase, Recipe
 from dermkit.training import features
 from dermkit.training.checkpoint import (
@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_a_number_ends_with_code_4_and_names_the_batch(tmp_pa
 
 def test_features_give_the_losses_that_pixels_give(tmp_path: Path) -> None:
     """A frozen backbone on cached features is the same training as through the whole net."""
-    recipe = replace(BASE, model=replace(SMALL, dropout=0.0), phases=(head_phase(2),), augment=NO_AUGMENT)
+    recipe = replace(BASE, model=replace(SMALL, dropout=0.0), phases=(head_phase(2),), augment=NO_AUGMENTATION)
     through = replace(
         recipe.phases[0], train_backbone="all", backbone_lr=0.0, freeze_batch_norm=True, head_lr=1e-3
     )
@@ -265,7 +265,7 @@ def test_features_are_computed_once_for_all_runs_that_mean_the_same(tmp_path: Pa
 
 def test_a_feature_does_not_depend_on_what_else_was_missing(tmp_path: Path) -> None:
     """A pass of another shape may round otherwise; the second run here lacks other images than the first."""
-    recipe = replace(BASE, model=SMALL, augment=NO_AUGMENT)
+    recipe = replace(BASE, model=SMALL, augment=NO_AUGMENTATION)
     rows = np.arange(44)
     alone = features_of(recipe, tmp_path / "alone", views=0).batch(rows, epoch=1, seed=0)
     job = make_job(recipe, tmp_path / "shared")
@@ -301,7 +301,7 @@ def test_everything_that_decides_a_feature_is_in_its_key(tmp_path: Path, part: s
         other = replace(recipe, mix=mixed)
     elif part == "grow":
         few = OversampleSpec(target_fraction=1.0, max_copies=2, augment=ROTATE_FLIP_ZOOM)
-        recipe, other = replace(recipe, grow=few), replace(recipe, grow=replace(few, augment=NO_AUGMENT))
+        recipe, other = replace(recipe, grow=few), replace(recipe, grow=replace(few, augment=NO_AUGMENTATION))
     elif part == "seed":
         seed = 1
     elif part == "net":
@@ -321,7 +321,7 @@ def test_growth_brings_small_classes_up_on_training_rows_alone() -> None:
     train_rows = np.arange(27)
     grow = OversampleSpec(target_fraction=1.0, max_copies=6, augment=ROTATE_FLIP_ZOOM)
     names = tuple(f"i{k}" for k in range(len(labels)))
-    samples = Samples.build(names, labels, train_rows, NO_AUGMENT, grow, seed=0)
+    samples = Samples.build(names, labels, train_rows, NO_AUGMENTATION, grow, seed=0)
     assert np.bincount(samples.labels).tolist() == [20, 20, 12]  # 2 images, at most six of each
     assert set(samples.rows.tolist()) == set(train_rows.tolist())
     assert len(np.unique(samples.keys)) == len(samples)
@@ -331,7 +331,9 @@ def test_growth_brings_small_classes_up_on_training_rows_alone() -> None:
 
 def test_a_copy_is_augmented_and_the_image_itself_is_not() -> None:
     recipe = replace(
-        BASE, augment=NO_AUGMENT, grow=OversampleSpec(target_fraction=1.0, max_copies=3, augment=ROTATE_FLIP_ZOOM)
+        BASE,
+        augment=NO_AUGMENTATION,
+        grow=OversampleSpec(target_fraction=1.0, max_copies=3, augment=ROTATE_FLIP_ZOOM),
     )
     job = make_job(recipe, Path("unused"))
     few = np.concatenate([np.arange(0, 40, 2), np.arange(1, 11, 2)])

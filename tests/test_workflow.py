@@ -22,11 +22,11 @@ from dermkit.files import write_json
 from dermkit.models.checksums import write_checksums
 from dermkit.models.net import Net, build_net, freeze, preprocessing_for, resolve_weights
 from dermkit.prediction.predictor import load_model
+from dermkit.recipes.augmentation import NO_AUGMENTATION
 from dermkit.recipes.experiments import (
     GIVEN_SPLIT,
     GIVEN_SPLIT_AS_PUBLISHED,
     GRIDS,
-    NO_AUGMENT,
     RECIPES,
     ROTATE_FLIP_ZOOM,
     find_grid,
@@ -219,7 +219,7 @@ def test_leaks_are_removed_or_stamped_as_the_scheme_says(nine: Path, tiny: Recip
 
 
 def test_growth_changes_training_and_nothing_else(seven: Path, tiny: Recipe, tmp_path: Path) -> None:
-    plain = replace(tiny, name="plain", augment=NO_AUGMENT, phases=(full_phase(1, lr=1e-2),))
+    plain = replace(tiny, name="plain", augment=NO_AUGMENTATION, phases=(full_phase(1, lr=1e-2),))
     grow = OversampleSpec(target_fraction=1.0, max_copies=8, augment=ROTATE_FLIP_ZOOM)
     runs = [train(recipe, seven, tmp_path) for recipe in (plain, replace(plain, name="grown", grow=grow))]
     one, two = (pd.read_csv(run / "split.csv") for run in runs)

@@ -1,15 +1,16 @@
-"""The exception tree: every class is an exit code and, later, an API problem code.
+"""The exceptions of dermkit, each with an exit code of the command line.
 
-A message says which file, what is wrong, what was kept and what to do. Nothing else is raised on purpose.
+A message says which file, what is wrong, what is left on disk and what to do. Every failure that a user can cause is
+one of these; any other exception is a bug.
 """
 
 from enum import StrEnum
 
 
 class DermkitError(Exception):
-    """An error that a person can act on.
+    """An error that the user can act on.
 
-    `kept` says what survived on disk; `remedy` says what to do next. Both are printed after the message.
+    outcome: what is left on disk, printed as "Kept: ...". remedy: what to do next, printed as "To do: ...".
     """
 
     exit_code = 1
@@ -35,14 +36,14 @@ class UsageError(DermkitError):
 
 
 class DataError(DermkitError):
-    """The data cannot be used: nothing usable, one-image class, unknown label, overlap. Exit code 3."""
+    """The data cannot be used: no valid image, a class with one image, unknown labels, leaking splits. Exit code 3."""
 
     exit_code = 3
     code = "data"
 
 
 class RejectionReason(StrEnum):
-    """Why an image was not let in. The value is the reason code written to files."""
+    """Why an image was rejected. The value is the reason code written to refused.csv."""
 
     MISSING = "missing"
     UNREADABLE = "unreadable"
@@ -59,7 +60,10 @@ class RejectionReason(StrEnum):
 
 
 class ImageRejected(DataError):
-    """One image was refused at the gate. Exit code 3, or 7 where other images went on."""
+    """An image failed the safety checks. Exit code 3, or 7 if other images were processed.
+
+    name: the file. reason: a code of `RejectionReason`. detail: what exactly is wrong, "" if the code says it all.
+    """
 
     code = "image_refused"
 
@@ -71,14 +75,14 @@ class ImageRejected(DataError):
 
 
 class DivergenceError(DermkitError):
-    """The loss or the weights stopped being numbers. Exit code 4."""
+    """The loss or the weights became NaN or infinite. Exit code 4."""
 
     exit_code = 4
     code = "diverged"
 
 
 class OutputError(DermkitError):
-    """An output cannot be written: no permission, a file in the way, a full device. Exit code 5."""
+    """An output cannot be written: no permission, a file where a folder must be, a full device. Exit code 5."""
 
     exit_code = 5
     code = "output"
@@ -92,11 +96,11 @@ class UntrustedError(DermkitError):
 
 
 class RunInterrupt(DermkitError):
-    """A person stopped the run; a checkpoint was written. Exit code 130."""
+    """The user stopped the run, after a checkpoint was written. Exit code 130."""
 
     exit_code = 130
     code = "interrupted"
 
 
 EXIT_SOME_REJECTED = 7
-"""Done, but some images were refused and listed (3 if none remain)."""
+"""Exit code of a command that finished, but rejected and listed some images (3 if none remain)."""

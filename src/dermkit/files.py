@@ -1,4 +1,8 @@
-"""Crash-safe writes, hashes, locks, and the `format` number that every JSON of dermkit carries."""
+"""Crash-safe writes, hashes, locks, and JSON files with a `format` number.
+
+Crash-safe: a file is written beside its final place, flushed to disk and renamed, so that after a crash there is either
+the old file or the complete new one.
+"""
 
 import csv
 import hashlib
@@ -19,8 +23,7 @@ from typing import Any
 from dermkit.errors import DataError, DermkitError, OutputError, UsageError
 
 TEMP_PREFIX = ".dermkit-tmp-"
-"""A write that was killed leaves only files with this prefix; `sweep_temp` removes them."""
-
+"""Prefix of unfinished files, the only ones that a killed write leaves; `sweep_temp` removes them."""
 
 ON_WINDOWS = os.name == "nt"
 
@@ -41,17 +44,17 @@ def sha256_file(path: Path) -> str:
 
 
 def canonical_json(value: object) -> str:
-    """Return JSON with sorted keys and no spaces: the form that fingerprints are taken of."""
+    """Return JSON with sorted keys and no spaces: the text that fingerprints are hashes of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def fingerprint(*values: object) -> str:
-    """Return 12 hex digits that change whenever a JSON-able part changes."""
+    """Return 12 hex digits of a hash of JSON-able values."""
     return sha256_bytes(canonical_json(values).encode())[:12]
 
 
 def file_stat(path: Path) -> str:
-    """Return "size:mtime_ns" of a file, which changes when it is rewritten; "" where there is no file."""
+    """Return "size:mtime_ns" of a file, to notice that it was rewritten; "" if there is no file."""
     try:
         stat_result = path.stat()
     except (OSError, ValueError):  # ValueError: a NUL in the name
@@ -61,7 +64,7 @@ def file_stat(path: Path) -> str:
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn an operating system's refusal to write into `OutputError`, naming the path and a remedy."""
+    """Turn an `OSError` of the block into an `OutputError` that names the path and a remedy."""
     try:
         yield
     except OSError as error:
@@ -74,14 +77,14 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> Path:
-    """Create a folder and its parents; raises `OutputError` where that is impossible."""
+    """Create a folder and its parents, and return it; raises `OutputError`."""
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def check_writable(folder: Path, need_bytes: int = 0) -> None:
-    """Refuse before the work, not after it: the folder must take a write and have `need_bytes` free."""
+    """Raise `OutputError` before any work if the folder cannot be written to or has fewer than `need_bytes` free."""
     make_folder(folder)
     with output_errors(folder):
         with tempfile.TemporaryFile(dir=folder, prefix=TEMP_PREFIX) as probe:
@@ -109,9 +112,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_output(folder: Path, *, marker: str, description: str) -> None:
-    """Refuse a folder that holds something else than an earlier output of the same kind, told by its `marker` file.
+    """Raise `UsageError` unless the folder is empty, missing, or holds an earlier output of the same kind.
 
-    Raises `UsageError`. Hidden files and the list of refused images do not count.
+    marker: the file that an output of this kind contains. Hidden files and refused.csv do not count as content.
     """
     if not folder.is_dir() or (folder / marker).is_file():
         return
@@ -145,10 +148,10 @@ def windows_path_problem(path: str) -> str:
     return next(filter(None, map(windows_name_problem, windows_path.parts)), "")
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file whole or not at all: beside it, fsync, rename, fsync of the folder.
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file crash-safely: to a temporary file beside it, fsync, rename, fsync of the folder.
 
-    `write` gets the temporary path, which keeps the ending of `path`.
+    write: gets the temporary path, which has the suffix of `path`. Raises `OutputError`.
     """
     make_folder(path.parent)
     with output_errors(path):
@@ -168,20 +171,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write bytes crash-safely."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(data)
-
-    write_atomically(path, write)
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text crash-safely, with `\\n` line ends everywhere."""
+    """Write UTF-8 text crash-safely, with `\\n` line ends on every system."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_chunks(path: Path, chunks: Iterable[str]) -> None:
-    """Write UTF-8 text crash-safely, part by part, so that it never lies in memory whole."""
+    """Write UTF-8 text crash-safely, chunk by chunk, so that it is never completely in memory."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as stream:
@@ -191,7 +190,7 @@ def write_chunks(path: Path, chunks: Iterable[str]) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, format: int) -> None:
-    """Write a JSON object with its `format` number first; NaN and infinity are refused."""
+    """Write a JSON object crash-safely, its `format` number first. NaN and infinity raise `ValueError`."""
     write_text(path, json_text(value, format=format))
 
 
@@ -202,12 +201,12 @@ def json_text(value: Mapping[str, Any], *, format: int) -> str:
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV crash-safely. Floats are written with `repr`, so they read back to the same bits."""
+    """Write a CSV crash-safely. Floats are written with all their digits, so they read back to the same bits."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as stream:
             plain_writer = csv.writer(stream, lineterminator="\n")
-            # Python 3.11 leaves a lone carriage return unquoted, and a reader would take it for a line's end.
+            # Python 3.11 does not quote a lone carriage return, which a reader takes for the end of a row.
             quoting_writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
             for row in itertools.chain([header], rows):
                 has_carriage_return = any(isinstance(cell, str) and "\r" in cell for cell in row)
@@ -223,9 +222,10 @@ def read_json(
     error: type[DermkitError] = UsageError,
     migrations: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """Read a JSON object of a known `format`; older formats go through `migrations`, newer ones are refused.
+    """Read a JSON object in a given `format`; older formats are converted by `migrations`.
 
-    Raises `error` for a missing, broken or unknown file. The key `format` is removed from the result.
+    Raises `error` for a missing or broken file, one without a format number, or a format that cannot be converted. The
+    key `format` is not in the result.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
@@ -233,7 +233,7 @@ def read_json(
         raise error(f"{path}: cannot be read: {cause.strerror or cause}", remedy="check the path") from cause
     except (ValueError, RecursionError) as cause:
         raise error(f"{path}: is not JSON: {cause}", remedy="restore the file or make it again") from cause
-    # `type`, not `isinstance`: JSON's true would pass for format 1.
+    # `type`, not `isinstance`: a JSON `true` is an int to Python and would count as format 1.
     if not isinstance(value, dict) or type(value.get("format")) is not int:
         raise error(f"{path}: has no `format` number, so it is not dermkit's", remedy="check the path")
     while value["format"] < format and migrations and value["format"] in migrations:
@@ -248,9 +248,10 @@ def read_json(
 
 @dataclass(frozen=True)
 class JsonFile:
-    """A JSON file that dermkit writes into a folder: its name, its format, and how each older format is read.
+    """A JSON file that dermkit writes into a folder: its name, its format, and how older formats are read.
 
-    migrations: format -> function to a newer one. error: what `read` raises for a missing, broken or unknown file.
+    migrations: format -> function that converts its content to a newer format. error: what `read` raises for a
+    missing, broken or unknown file.
     """
 
     name: str
@@ -263,15 +264,15 @@ class JsonFile:
         return (folder / self.name).is_file()
 
     def read(self, folder: Path) -> dict[str, Any]:
-        """Return its content in the newest format; raises `error`."""
+        """Return its content, converted to `format`; raises `error`."""
         return read_json(folder / self.name, format=self.format, error=self.error, migrations=self.migrations)
 
     def read_optional(self, folder: Path) -> dict[str, Any]:
-        """Return its content, {} where the folder has no such file; raises `error` for a broken one."""
+        """Return its content, {} if the folder has no such file; raises `error` for a broken one."""
         return self.read(folder) if (folder / self.name).exists() else {}
 
     def write(self, folder: Path, content: Mapping[str, Any]) -> Path:
-        """Write it, whole or not at all; returns its path."""
+        """Write it crash-safely, and return its path; raises `OutputError`."""
         write_json(folder / self.name, content, format=self.format)
         return folder / self.name
 
@@ -281,7 +282,7 @@ def _reject_constant(name: str) -> float:
 
 
 def sweep_temp(folder: Path) -> int:
-    """Remove what killed writes left in a folder tree; returns how many. Call it under the folder's lock."""
+    """Remove the unfinished files of killed writes below a locked folder; returns their number."""
     stale_files = [path for path in folder.rglob(TEMP_PREFIX + "*") if path.is_file()]
     for path in stale_files:
         path.unlink(missing_ok=True)
@@ -292,8 +293,8 @@ def sweep_temp(folder: Path) -> int:
 def lock(folder: Path, *, timeout: float = 0.0) -> Iterator[None]:
     """Lock a folder. A second process gets an `OutputError` that names the process, host and start time of the first.
 
-    timeout: seconds to wait for the first process. `.lock-owner` holds "process host time" meanwhile: a file of its
-    own, because on Windows nobody else can read the locked one.
+    timeout: seconds to wait for the first process. The owner is written to `.lock-owner` as "process host time", and
+    not to the locked file, which no other process can read on Windows.
     """
     from filelock import FileLock, Timeout  # here: it takes 60 ms, and most commands lock nothing
 
@@ -315,15 +316,15 @@ def lock(folder: Path, *, timeout: float = 0.0) -> Iterator[None]:
             owner_file.write_text(f"{os.getpid()} {socket.gethostname()} {start_time}", encoding="utf-8")
         yield
     finally:
-        # Removed before the lock is released, or an error just after the next lock would name this process. A full
-        # or lost device must not hide how the work ended.
+        # Removed before the lock is released: later, it could be the file of the next owner. An error here must not
+        # replace an error of the block.
         with suppress(OSError):
             owner_file.unlink(missing_ok=True)
         file_lock.release()
 
 
 def _holder(owner_file: Path) -> str:
-    """Return who holds a lock, as its owner file says; it can be missing or empty just after the lock was taken."""
+    """Describe the process that holds a lock. Its owner file can be missing or empty just after the lock was taken."""
     try:
         owner_text = owner_file.read_text(encoding="utf-8", errors="replace")
     except OSError:

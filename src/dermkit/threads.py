@@ -1,4 +1,4 @@
-"""Work done ahead of whoever waits for it, in order: the results do not depend on how many threads do it."""
+"""A parallel map that keeps the order of its inputs."""
 
 import os
 from collections import deque
@@ -10,11 +10,11 @@ Input = TypeVar("Input")
 Output = TypeVar("Output")
 
 RESULTS_PER_THREAD = 2
-"""Results per thread that may lie ready: enough that nobody waits, few enough that memory does not notice."""
+"""Finished results that may wait per thread; limits memory."""
 
 
 def cpu_count() -> int:
-    """Return how many processors this process may use; where that cannot be asked (macOS), how many there are."""
+    """Return how many processors this process may use; all of them where there is no CPU affinity (macOS, Windows)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -23,9 +23,10 @@ def cpu_count() -> int:
 def ordered_map(
     function: Callable[[Input], Output], inputs: Iterable[Input], *, n_threads: int
 ) -> Iterator[Output]:
-    """Yield make(item) for every item, in order; with workers > 0, threads make the next ones meanwhile.
+    """Yield function(value) for every input, in the order of the inputs.
 
-    An exception of `function` is raised where its result was due. Closing the generator abandons what is not begun.
+    n_threads: threads that compute the next results while the caller uses one; 0 computes them in the caller. An
+    exception of `function` is raised where its result was due. Closing the generator cancels what has not started.
     """
     if n_threads == 0:
         yield from map(function, inputs)

@@ -1,4 +1,7 @@
-"""The one safe way to open an image, and the one preprocessing for training and serving."""
+"""Safe decoding of image files: every image of dermkit is opened by `open_image`.
+
+Pixels are (H, W, 3) uint8 RGB in the sRGB colour space.
+"""
 
 import hashlib
 import io
@@ -20,43 +23,20 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from dermkit.errors import ImageRejected, RejectionReason
-from dermkit.images.headers import (
-    ALLOWED_FORMATS,
-    IMAGE_SUFFIXES,
-    MAX_FILE_BYTES,
-    MAX_PIXELS,
-    MAX_SIDE,
-    MIN_SIDE,
-    HeaderRejected,
-    ImageHeader,
-)
-from dermkit.images.headers import read_image_header as _read_header
-from dermkit.images.preprocess import PixelArray, Preprocessing, RgbPixels, resize_pixels
-
-__all__ = [
-    "ALLOWED_FORMATS",
-    "IMAGE_SUFFIXES",
-    "MAX_FILE_BYTES",
-    "MAX_PIXELS",
-    "MAX_SIDE",
-    "MIN_SIDE",
-    "LesionImage",
-    "PixelArray",
-    "Preprocessing",
-    "open_image",
-    "resize_pixels",
-]
+from dermkit.images.headers import MAX_FILE_BYTES, HeaderRejected, ImageHeader, read_image_header
+from dermkit.images.preprocess import RgbPixels
 
 _MAX_PROFILE_BYTES = 4 * 1024**2  # press profiles take 0.5 to 2.5 MB
-_SRGB_TOLERANCE = 2  # levels of 255; sRGB profiles of different makers differ by 1
+_SRGB_TOLERANCE = 2  # levels of 0..255; sRGB profiles of different makers differ by 1
 
 
 @plain_dataclass(frozen=True, eq=False)
 class LesionImage:
-    """An image that was let in.
+    """A decoded image.
 
-    pixels: (H, W, 3) uint8, sRGB, EXIF orientation applied. notes: what was decided on the way.
-    pixel_sha256: of width, height and pixels. file_sha256: of the file's bytes.
+    pixels: (H, W, 3) uint8 RGB, sRGB, EXIF orientation applied. notes: conversions that changed pixels, such as a
+    transparent background. format: JPEG, PNG, WEBP, BMP or TIFF. pixel_sha256: hex SHA-256 of width, height and
+    pixels. file_sha256: hex SHA-256 of the file.
     """
 
     pixels: RgbPixels
@@ -67,15 +47,18 @@ class LesionImage:
 
 
 def open_image(source: Path | bytes, *, name: str = "") -> LesionImage:
-    """Let one image in, or raise `ImageRefused` with its reason, and nothing else.
+    """Decode one image file safely; raises only `ImageRejected`, with the reason.
 
-    No decoder starts before size, frames and completeness were read from the header. No setting of the process is
-    touched, so any number of threads may call it. `name` stands in the message for bytes without a path.
+    source: a path, or the bytes of a file. name: what the message calls an image without a path. Size, number of
+    frames and completeness are checked in the header before a decoder runs. Safe to call from several threads.
+
+        image = dk.open_image(Path("lesion.jpg"))
+        image.pixels.shape
     """
     name = name or (str(source) if isinstance(source, Path) else "image")
     try:
         data = _read_file(source) if isinstance(source, Path) else source
-        header = _read_header(data)
+        header = read_image_header(data)
         image, notes = _decode(header)
         pixels = np.array(image)
     except HeaderRejected as rejection:
@@ -87,7 +70,7 @@ def open_image(source: Path | bytes, *, name: str = "") -> LesionImage:
 
 def _read_file(path: Path) -> bytes:
     try:
-        # Opening a pipe would wait for its writer: only a regular file is opened.
+        # Opening a pipe would wait for its writer, so only regular files are opened.
         if not stat.S_ISREG(path.stat().st_mode):
             raise HeaderRejected(RejectionReason.UNREADABLE, "not a file")
         with path.open("rb") as stream:
@@ -118,9 +101,9 @@ def _pixel_sha256(pixels: RgbPixels) -> str:
     return digest.hexdigest()
 
 
-# Decoding: from whatever is stored to 8-bit sRGB without alpha ----------------------------------------------------
+# Decoding: from any stored mode to 8-bit sRGB without alpha -------------------------------------------------------
 
-# The classes are called themselves: `Image.open` would first tell the process-wide warnings about large images.
+# The classes are called directly: `Image.open` would first issue Pillow's warning about large images.
 _DECODERS: MappingProxyType[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = MappingProxyType(
     {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile, "BMP": BmpImageFile, "TIFF": TiffImageFile}
 )
@@ -161,7 +144,7 @@ def _decode(header: ImageHeader) -> tuple[Image.Image, tuple[str, ...]]:
 
 
 def _opacity(raw_image: Image.Image, header: ImageHeader) -> Image.Image | None:
-    """Return the opacity as an L image: a channel, a palette's table, or one colour that means transparent."""
+    """Return the opacity as an L image (255 = opaque), from a channel, a palette or a transparent colour; else None."""
     if raw_image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         return raw_image.getchannel("A" if raw_image.mode[-1] == "A" else "a")
     transparent_colour = raw_image.info.get("transparency")
@@ -169,7 +152,7 @@ def _opacity(raw_image: Image.Image, header: ImageHeader) -> Image.Image | None:
         return None
     if raw_image.mode == "P":
         return raw_image.convert("RGBA").getchannel("A")
-    del raw_image.info["transparency"]  # or every later conversion would apply it in its own way
+    del raw_image.info["transparency"]  # else later conversions would apply it too
     if raw_image.mode == "RGB" and header.bits == 16:
         raise HeaderRejected(
             RejectionReason.UNDEFINED_PIXELS, "a 16-bit transparent colour, of which 8 bits were read"
@@ -177,7 +160,7 @@ def _opacity(raw_image: Image.Image, header: ImageHeader) -> Image.Image | None:
     if raw_image.mode == "L":
         transparent_colour *= 255 // (
             2**header.bits - 1
-        )  # 2 and 4 bits a pixel were spread to 8, the clear value was not
+        )  # the decoder scaled 2 and 4 bits to 8, but not this value
     values = np.asarray(raw_image.convert("L") if raw_image.mode == "1" else raw_image)
     is_transparent = values == np.asarray(transparent_colour)
     is_transparent = is_transparent.all(axis=-1) if is_transparent.ndim == 3 else is_transparent
@@ -185,7 +168,7 @@ def _opacity(raw_image: Image.Image, header: ImageHeader) -> Image.Image | None:
 
 
 def _to_8_bit(raw_image: Image.Image, header: ImageHeader, notes: list[str]) -> Image.Image:
-    """Return the colours as L, RGB or CMYK without alpha; raises `Refused` where a mode defines none."""
+    """Return the colours as L, RGB or CMYK without alpha; raises `HeaderRejected` for a mode without colours."""
     mode = raw_image.mode
     if mode in ("L", "RGB", "CMYK"):
         return raw_image
@@ -194,7 +177,7 @@ def _to_8_bit(raw_image: Image.Image, header: ImageHeader, notes: list[str]) -> 
     if mode == "La":
         return raw_image.convert("LA").convert("L")
     if mode in ("P", "PA", "RGBa"):
-        # By way of RGBA: a palette with a table of opacities warns on the direct way.
+        # Through RGBA: converted directly, a palette with opacities causes a warning.
         return raw_image.convert("RGBA").convert("RGB")
     if mode in ("RGBA", "RGBX", "YCbCr"):
         return raw_image.convert("RGB")
@@ -204,7 +187,10 @@ def _to_8_bit(raw_image: Image.Image, header: ImageHeader, notes: list[str]) -> 
 
 
 def _scale_grey(values: NDArray[np.generic], header: ImageHeader, notes: list[str]) -> RgbPixels:
-    """Scale grey of more than 8 bits, never clip it. 16 bits keep the high byte, as decoders do for colour."""
+    """Scale grey values of more than 8 bits to 8 bits without clipping.
+
+    16-bit values keep their high byte, as decoders do for colour; floats must lie in 0..1.
+    """
     if values.dtype.kind == "f":
         low, high = float(values.min()), float(values.max())  # NaN fails the comparison below
         if not 0.0 <= low <= high <= 1.0:
@@ -230,7 +216,7 @@ def _scale_grey(values: NDArray[np.generic], header: ImageHeader, notes: list[st
 
 
 def _to_srgb(image: Image.Image, profile: object) -> tuple[Image.Image, str]:
-    """Return the image in sRGB and a note; without a usable profile, L and RGB are taken for sRGB."""
+    """Return the image in sRGB, and a note or "". Without a usable profile, L and RGB count as sRGB already."""
     if not profile:
         note = "CMYK without a profile: plain conversion" if image.mode == "CMYK" else ""
         return image.convert("RGB"), note
@@ -244,15 +230,15 @@ def _to_srgb(image: Image.Image, profile: object) -> tuple[Image.Image, str]:
         if transform is None:
             return image.convert("RGB"), ""
         return transform.apply(image), "ICC profile converted to sRGB"
-    except Exception as error:  # noqa: BLE001  lcms reports its failures in many ways; none loses the image
+    except Exception as error:  # noqa: BLE001  lcms fails in many ways; the image is used all the same
         return image.convert("RGB"), f"ICC profile ignored: broken ({_error_summary(error)})"
 
 
 @lru_cache(maxsize=16)
 def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the way from a profile to sRGB, or None where it changes nothing; raises where it cannot be used.
+    """Return the transform from a profile to sRGB; None if it changes no colour by more than `_SRGB_TOLERANCE`.
 
-    Judged by what it does to the colours, not by its name. NOCACHE: one transform serves many threads.
+    Raises an exception of any kind for an unusable profile. NOCACHE makes the transform safe for several threads.
     """
     space_of_mode = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}
     if profile[36:40] != b"acsp" or profile[12:16] not in (b"mntr", b"scnr", b"prtr", b"spac"):
@@ -274,6 +260,3 @@ def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
     source_colours = np.asarray(probe_image.convert("RGB")).astype(int)
     converted_colours = np.asarray(transform.apply(probe_image)).astype(int)
     return None if np.abs(source_colours - converted_colours).max() <= _SRGB_TOLERANCE else transform
-
-
-# Preprocessing ---------------------------------------------------------------------------------------------------

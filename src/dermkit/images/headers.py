@@ -1,7 +1,8 @@
-"""What an image file says of itself, read from its bytes before any decoder runs.
+"""Reads and checks the headers of image files before any decoder runs.
 
-A decoder may allocate what a header claims: a 34-byte WebP asked for 1.3 GB. So size, frames and completeness are
-judged here, and the decoder then gets a copy without the parts that no pixel depends on (EXIF, XMP, text, thumbnails).
+A decoder may allocate whatever a header claims: a WebP of 34 bytes made one ask for 1.3 GB. So size, number of frames
+and completeness are checked here, and the decoder gets a copy of the file without the parts that do not affect pixels
+(EXIF, XMP, text, thumbnails).
 """
 
 import re
@@ -14,25 +15,26 @@ from types import MappingProxyType
 from dermkit.errors import RejectionReason
 
 MAX_PIXELS = 64_000_000
-"""Above the cameras that photograph skin (61 megapixels); decoding peaks at 0.6 GB (JPEG) to 1.3 GB (WebP)."""
+"""The largest cameras have 61 megapixels. Decoding 64 takes at most 0.6 GB (JPEG) to 1.3 GB (WebP) of memory."""
 UNCHECKED_PIXELS = 16_000_000
+"""Up to this many pixels a file may be as small as it likes."""
 MAX_PIXELS_PER_BYTE = 256
-"""Above 16 megapixels a file must hold a byte for 256 pixels: photographs hold 20 times that, 64 flat megapixels
-in a 2.5 KB WebP cost 1.3 GB."""
+"""Beyond `UNCHECKED_PIXELS`. Photographs have about 13 pixels per byte; a flat 64-megapixel WebP of 2.5 KB makes the
+decoder use 1.3 GB."""
 MAX_SIDE = 16_384
-"""A side longer than this is no photograph; WebP ends at 16,383 anyway."""
+"""In pixels. Longer than any photograph; WebP allows 16,383."""
 MIN_SIDE = 8
-"""Below 8 pixels there is no lesion to see: tracking pixels and broken exports."""
+"""In pixels. Smaller files are tracking pixels or broken exports; no lesion can be seen in them."""
 MAX_FILE_BYTES = 256 * 1024**2
 """64 megapixels of uncompressed 8-bit colour take 192 MB."""
 MAX_SEGMENTS = 100_000
-"""Segments or chunks walked in one file; a 256 MB PNG of 4 KB chunks has 65,000."""
+"""Segments or chunks of one file; a PNG of 256 MB with chunks of 4 KB has 65,000."""
 MAX_SCANS = 64
-"""Scans of a progressive JPEG; encoders write about 10, and each empty one costs a pass over all pixels."""
+"""Scans of a progressive JPEG. Encoders write about 10; even an empty one costs a pass over all pixels."""
 
 
 class HeaderRejected(Exception):
-    """A file is not let in; `open_image` gives it the file's name."""
+    """A file failed a header check; `open_image` turns it into an `ImageRejected` with the file's name."""
 
     def __init__(self, reason: RejectionReason, detail: str) -> None:
         super().__init__(detail)
@@ -42,10 +44,11 @@ class HeaderRejected(Exception):
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """A file that passed every check that needs no decoder.
+    """The header of a file that passed the checks.
 
-    width, height: as stored, before the orientation. data: what the decoder gets. orientation: EXIF, 1 to 8.
-    bits: per sample. white_is_zero: grey values that run from white to black.
+    width, height: in pixels as stored, before EXIF orientation. data: the bytes for the decoder. orientation: EXIF's,
+    1 to 8 (1 = upright). bits: per sample. white_is_zero: grey values run from white (0) to black. notes: texts for
+    the user.
     """
 
     format: str
@@ -60,7 +63,7 @@ class ImageHeader:
 
 
 def read_image_header(data: bytes) -> ImageHeader:
-    """Sniff the format and check size, frames and completeness; raises `HeaderRejected`."""
+    """Recognise the format of a file and check size, frames and completeness; raises `HeaderRejected`."""
     if not data:
         raise HeaderRejected(RejectionReason.EMPTY, "the file has no bytes")
     if len(data) > MAX_FILE_BYTES:
@@ -142,7 +145,7 @@ def _read_jpeg(data: bytes) -> ImageHeader:
 
 
 def _affects_pixels(marker: int, segment: bytes) -> bool:
-    """Tables, frame, colour transform and profile; not EXIF, XMP, previews or comments."""
+    """Whether a segment holds tables, frame, colour transform or profile, not EXIF, XMP, a preview or a comment."""
     if _APP0 <= marker <= _APP15:
         return marker in (_APP0, _APP14) or segment.startswith(b"ICC_PROFILE\0", 2)
     return marker != _COM
@@ -178,7 +181,7 @@ def _read_png(data: bytes) -> ImageHeader:
         if chunk_type == b"eXIf":
             exif = data[position + 8 : chunk_end - 4]
         if chunk_type in _PNG_PIXEL_CHUNKS:
-            # Another library may have told Pillow to tolerate broken pixels (LOAD_TRUNCATED_IMAGES); this does not.
+            # Checked here because another library may have set Pillow's LOAD_TRUNCATED_IMAGES, which skips it.
             if zlib.crc32(view[position + 4 : chunk_end - 4]) != int.from_bytes(
                 view[chunk_end - 4 : chunk_end], "big"
             ):
@@ -221,7 +224,7 @@ def _read_webp(data: bytes) -> ImageHeader:
 
 
 def _webp_size(chunk_type: bytes, data: bytes, offset: int) -> tuple[int, int] | None:
-    """Return what a chunk says of the size; the canvas and the picture in it are both asked."""
+    """Return the size that a chunk states (of the canvas, or of the image in it); None if it states none."""
     if chunk_type == b"VP8X":
         low, high, low2, high2 = struct.unpack_from("<4xHBHB", data, offset)
         return low + (high << 16) + 1, low2 + (high2 << 16) + 1
@@ -249,7 +252,7 @@ def _read_bmp(data: bytes) -> ImageHeader:
     height = abs(height)  # negative: stored from the top
     _check_size(width, height)
     if compression not in (0, 3):
-        # The run-length decoder runs in Python: millions of runs would hold a thread. No camera writes it.
+        # Pillow decodes run lengths in Python, which could take minutes. No camera writes such files.
         raise HeaderRejected(RejectionReason.FORMAT_NOT_ALLOWED, "compressed BMP")
     row_bytes = (width * bits + 31) // 32 * 4
     if pixel_offset + row_bytes * (height - 1) + (width * bits + 7) // 8 > len(data):
@@ -257,38 +260,26 @@ def _read_bmp(data: bytes) -> ImageHeader:
     return ImageHeader("BMP", width, height, data)
 
 
-# TIFF, and the EXIF block of the others, which is a small TIFF ------------------------------------------------------
+# TIFF, and EXIF blocks of other formats, which are small TIFFs ------------------------------------------------------
 
 _TYPE_BYTES = MappingProxyType({1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4})
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _PLANAR = 256, 257, 258, 262, 274, 284
 _STRIP_OFFSETS, _STRIP_BYTE_COUNTS, _ROWS_PER_STRIP, _SAMPLES_PER_PIXEL = 273, 279, 278, 277
 _TILE_OFFSETS, _TILE_BYTE_COUNTS, _TILE_WIDTH, _TILE_HEIGHT = 324, 325, 322, 323
 _TIFF_SINGLE_VALUE_TAGS = frozenset({256, 257, 259, 262, 266, 277, 278, 284, 317, 322, 323})
-"""Tags with exactly one whole number: size, compression, photometric, fill order, layout, predictor, tiles."""
+"""Tags with exactly one integer: size, compression, photometric, fill order, layout, predictor, tiles."""
 _TIFF_PIXEL_TAGS = _TIFF_SINGLE_VALUE_TAGS | {
-    258,
-    273,
-    279,
-    292,
-    293,
-    320,
-    324,
-    325,
-    332,
-    338,
-    339,
-    347,
-    529,
-    530,
-    531,
-    532,
-    34675,
-}
+    258, 273, 279, 292, 293, 320, 324, 325, 332, 338, 339, 347, 529, 530, 531, 532, 34675,
+}  # fmt: skip
+"""Tags that affect pixels: also bits, strips, tiles, colour map, sample format, JPEG tables, YCbCr and ICC profile."""
 
 
 @dataclass(frozen=True)
 class _TiffDirectory:
-    """The first image directory of a TIFF. entries: tag -> its 12 bytes. following: offset of the next directory."""
+    """The first image directory of a TIFF.
+
+    byte_order: "<" or ">", as in `struct`. entries: tag -> its 12 bytes. next_offset: of the next directory, 0 = none.
+    """
 
     data: bytes
     byte_order: str
@@ -297,7 +288,7 @@ class _TiffDirectory:
     next_offset: int
 
     def integers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """Return the whole numbers of a tag; raises `HeaderRejected` where they lie outside the file."""
+        """Return the integers of a tag; raises `HeaderRejected` for other types, or a position outside the file."""
         if tag not in self.entries:
             return default
         raw, count, value_type = self.raw_value(tag)
@@ -370,7 +361,7 @@ def _read_tiff(data: bytes) -> ImageHeader:
 
 
 def _check_strips_and_tiles(directory: _TiffDirectory, width: int, height: int) -> None:
-    """Strips or tiles must be as many as the size asks for, and lie inside the file."""
+    """Check that the number of strips or tiles fits the image size and that each lies inside the file."""
     if _TILE_OFFSETS in directory.entries:
         tile_width, tile_height = (
             directory.integers(_TILE_WIDTH, (0,))[0],
@@ -396,14 +387,14 @@ def _check_strips_and_tiles(directory: _TiffDirectory, width: int, height: int) 
 
 
 def _strip_metadata(directory: _TiffDirectory) -> bytes:
-    """Rewrite the directory in its place with the tags that decide pixels; the rest of the file stays."""
+    """Return the file with only the tags that affect pixels in its directory."""
     entries = [entry for tag, entry in sorted(directory.entries.items()) if tag in _TIFF_PIXEL_TAGS]
     block = struct.pack(f"{directory.byte_order}H", len(entries)) + b"".join(entries) + b"\0\0\0\0"
     return directory.data[: directory.offset] + block + directory.data[directory.offset + len(block) :]
 
 
 def _read_orientation(block: bytes) -> tuple[int, tuple[str, ...]]:
-    """Return the orientation of an EXIF block, 1 where it says nothing; a broken block is noted, not refused."""
+    """Return the orientation (1 to 8) of an EXIF block, 1 if it has none, and notes. A broken block is no error."""
     if not block:
         return 1, ()
     try:
@@ -415,7 +406,7 @@ def _read_orientation(block: bytes) -> tuple[int, tuple[str, ...]]:
     return (orientation, ()) if 1 <= orientation <= 8 else (1, ("EXIF orientation ignored: not 1 to 8",))
 
 
-# The tables that sniffing reads -----------------------------------------------------------------------------------
+# Readers and signatures -------------------------------------------------------------------------------------------
 
 _READERS: MappingProxyType[str, Callable[[bytes], ImageHeader]] = MappingProxyType(
     {"JPEG": _read_jpeg, "PNG": _read_png, "WEBP": _read_webp, "BMP": _read_bmp, "TIFF": _read_tiff}
@@ -425,7 +416,7 @@ _SIGNATURES: MappingProxyType[str, Callable[[bytes], bool]] = MappingProxyType(
         "JPEG": lambda data: data.startswith(b"\xff\xd8\xff"),
         "PNG": lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"),
         "WEBP": lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP",
-        # Two letters are too few: "BMI 24" is text. The header's own length makes it sure.
+        # Two letters are not enough ("BMI 24" is text), so the header length is checked too.
         "BMP": lambda data: data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS,
         "TIFF": lambda data: data.startswith((b"II*\0", b"MM\0*")),
     }
@@ -443,6 +434,6 @@ _FOREIGN_SIGNATURES = (
     (0, b"\0\0\1\0", "icon"),
 )
 ALLOWED_FORMATS = frozenset(_READERS)
-"""What cameras and archives of skin images write, still pictures only. GIF has 256 colours and moves."""
+"""Formats of cameras and archives of skin images, single images only. GIF is not among them: 256 colours, animated."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-"""File endings, in lower case, that a folder walk takes for candidates; the bytes decide, not the ending."""
+"""Suffixes, in lower case, of the files that an import tries to open; the bytes decide the format, not the suffix."""

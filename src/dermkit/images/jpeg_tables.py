@@ -1,4 +1,4 @@
-"""How a JPEG file was compressed, read from its own tables: programs and cameras each have their own."""
+"""The quantisation tables of JPEG files, which tell the programs and cameras that wrote them apart."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ _STANDARD_LUMINANCE = np.array((
 
 @dataclass(frozen=True)
 class JpegTables:
-    """What a JPEG says of its compression.
+    """How a JPEG file was compressed.
 
-    key: 10 hex digits of the quantisation tables and the sampling, "" = unknown. quality: 1..100, of the multiple of
-    the standard's luminance table that is nearest; NaN = unknown.
+    key: 10 hex digits of a hash of the quantisation tables and the chroma subsampling, "" = unknown. quality: 1..100 as
+    libjpeg counts it, estimated from the luminance table; NaN = unknown.
     """
 
     key: str
@@ -32,10 +32,10 @@ UNKNOWN_TABLES = JpegTables("", float("nan"))
 
 
 def read_jpeg_tables(data: bytes) -> JpegTables:
-    """Return the tables of a JPEG file, `UNKNOWN_TABLES` for anything else; never raises."""
+    """Return the tables of a JPEG file, `UNKNOWN_TABLES` for any other bytes; never raises."""
     try:
         image = JpegImageFile(BytesIO(data))  # reads the header alone
-    except Exception:  # noqa: BLE001  Pillow reports a broken header in many ways
+    except Exception:  # noqa: BLE001  Pillow raises many types for a broken header
         return UNKNOWN_TABLES
     tables = image.quantization
     if not tables:
@@ -44,15 +44,15 @@ def read_jpeg_tables(data: bytes) -> JpegTables:
     for component, horizontal, vertical, table in image.layer:
         digest.update(bytes([component, horizontal << 4 | vertical, table]))
     for number in sorted(tables):
-        in_file_order = np.empty(64, "<u2")  # so that the keys of earlier scans stay what they were
+        in_file_order = np.empty(64, "<u2")  # the order that keys of stored scans were computed with
         in_file_order[list(zigzag_index)] = tables[number]
         digest.update(bytes([number]) + in_file_order.tobytes())
     return JpegTables(digest.hexdigest()[:10], _quality(np.array(tables[min(tables)])))
 
 
 def _quality(table: NDArray[np.int64]) -> float:
-    """Invert the rule of the common encoder: scale = 5000 / quality below 50, 200 - 2 quality above."""
-    is_informative = (table > 1) & (table < 255)  # entries end at 1 and 255; those say less than the others
+    """Invert libjpeg's rule for the scale of the tables in percent: 5000 / quality below 50, 200 - 2 quality above."""
+    is_informative = (table > 1) & (table < 255)  # values clipped to 1 and 255 say nothing about the scale
     ratios = table * 100 / _STANDARD_LUMINANCE
     scale = float(np.median(ratios[is_informative] if is_informative.any() else ratios))
     quality = 5000 / scale if scale > 100 else (200 - scale) / 2

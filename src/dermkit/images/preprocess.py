@@ -1,4 +1,4 @@
-"""The one preprocessing: an image resized to what a net takes."""
+"""Preprocessing, the same for training and prediction: from decoded pixels to the input of a net."""
 
 from types import MappingProxyType
 from typing import Annotated, Literal, Protocol
@@ -15,7 +15,7 @@ RgbPixels = NDArray[np.uint8]
 
 
 class PixelArray(Protocol):
-    """Resized images, (N, S, S, 3) uint8: an array, or a view of a cache."""
+    """Resized images, (N, S, S, 3) uint8 RGB: a NumPy array or a view of the pixel cache."""
 
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
         """Return the images of these rows."""
@@ -27,10 +27,7 @@ class PixelArray(Protocol):
 
 
 _PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
 _FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-
 
 _RESAMPLING_FILTERS = MappingProxyType(
     {
@@ -44,10 +41,11 @@ _RESAMPLING_FILTERS = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
 class Preprocessing:
-    """From pixels to the net's input, stored with the model in plain numbers.
+    """How pixels become the input of a net; stored with the model.
 
-    size: side in pixels, square. resize: `squash` to the square; `pad` keeps the aspect, black bars; `crop` brings
-    the shorter side to size and cuts the centre. mean, std: in units after the division by `divide_by`.
+    size: side of the square input, in pixels. resize: `squash` ignores the aspect ratio; `pad` keeps it and adds black
+    bars; `crop` scales the shorter side to `size` and cuts out the centre. The input is (pixels / divide_by - mean) /
+    std, channel by channel (RGB). Raises `pydantic.ValidationError` for an invalid value.
     """
 
     size: Annotated[int, Field(ge=16, le=4096)]
@@ -59,7 +57,10 @@ class Preprocessing:
 
 
 def resize_pixels(pixels: RgbPixels, preprocessing: Preprocessing) -> RgbPixels:
-    """Return (size, size, 3) uint8 pixels: what the caches store. pixels: (H, W, 3) uint8."""
+    """Resize an image to the size of a net's input; the values are normalised later.
+
+    pixels: (H, W, 3) uint8 RGB. Returns (size, size, 3) uint8. Raises `DataError` for another shape or dtype.
+    """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise DataError(f"pixels are {pixels.shape} {pixels.dtype}, expected (H, W, 3) uint8")
     size, resample = preprocessing.size, _RESAMPLING_FILTERS[preprocessing.interpolation]

@@ -18,7 +18,8 @@ from dermkit.data.cache.pixels import geometry, store_name
 from dermkit.data.cache.store import Store
 from dermkit.errors import ImageRejected
 from dermkit.files import canonical_json
-from dermkit.images.decode import MAX_FILE_BYTES, open_image
+from dermkit.images.decode import open_image
+from dermkit.images.headers import MAX_FILE_BYTES
 from dermkit.images.preprocess import Preprocessing, resize_pixels
 from dermkit.prediction.inputs import utf8_safe
 from dermkit.render.sheets import thumbnail

@@ -1,6 +1,7 @@
-"""What may change at random in a training image: the fields of a recipe's `augment`, and the presets by name.
+"""Random augmentation of training images: the fields of a recipe's `augment`, and named presets.
 
-Every field that affects a result is required: a preset's name is replaced by its full spec when a recipe is read.
+A preset's name in a recipe file is replaced by its full spec when the file is read. How each change is computed is in
+`dermkit.training.augment`.
 """
 
 import difflib
@@ -24,7 +25,7 @@ Degrees = Annotated[float, Field(ge=0.0, le=180.0)]
 
 def _check_kernel_size(size: int) -> int:
     if (size and size % 2 == 0) or size == 1:
-        raise ValueError("a kernel's size is odd and at least 3, or 0 for never")
+        raise ValueError("a kernel size is odd and at least 3, or 0 for never")
     return size
 
 
@@ -33,10 +34,10 @@ KernelSize = Annotated[int, Field(ge=0, le=7), AfterValidator(_check_kernel_size
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class HsvSpec:
-    """Shifts of hue, saturation and value, all three in the same images.
+    """Shifts of hue, saturation and value, always all three together.
 
-    p: probability for each image. hue: largest shift in degrees (20 = OpenCV's 10 of 180). saturation, value: added,
-    in -x .. x of the full range 0..1 (OpenCV's 8-bit number / 255). An exactly grey pixel stays grey.
+    p: probability for each image. hue: largest shift in degrees (20 = OpenCV's 10 of 180). saturation, value: largest
+    shift, uniform in [-x, x], of a channel in 0..1 (OpenCV's 8-bit number / 255). Grey pixels stay grey.
     """
 
     p: Fraction
@@ -47,11 +48,11 @@ class HsvSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class BlurNoiseSpec:
-    """One of motion blur, median, Gaussian blur and Gaussian noise, at equal odds among those that are not 0.
+    """One of motion blur, median filter, Gaussian blur and Gaussian noise; those that are not 0 are equally likely.
 
     p: probability for each image. motion, median, gaussian: largest kernel size in pixels (odd, at most 7; 0 =
-    never); the size is drawn from 3, 5, ... up to it, and Gaussian blur's sigma is 0.8 at 3, 1.1 at 5, 1.4 at 7.
-    noise: smallest and largest variance, in squared 8-bit grey levels ([0, 0] = never).
+    never); the size is drawn from 3, 5, ... up to it. Sigma of the Gaussian blur is 0.8, 1.1, 1.4 pixels for sizes 3,
+    5, 7. noise: smallest and largest variance, in squared grey levels of 0..255 ([0, 0] = never).
     """
 
     p: Fraction
@@ -63,7 +64,7 @@ class BlurNoiseSpec:
     @model_validator(mode="after")
     def _check(self) -> "BlurNoiseSpec":
         if self.noise[0] > self.noise[1]:
-            raise ValueError("noise is the least variance, then the most")
+            raise ValueError("noise is the smallest variance, then the largest")
         if not (self.motion or self.median or self.gaussian or self.noise[1]):
             raise ValueError("one of motion, median, gaussian and noise must be above 0; else leave it null")
         return self
@@ -71,7 +72,7 @@ class BlurNoiseSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class DistortSpec:
-    """One of optical, grid and elastic distortion, at equal odds among those that are not 0.
+    """One of optical, grid and elastic distortion; those that are not 0 are equally likely.
 
     p: probability for each image. optical: radial distortion coefficient k, uniform in [-x, x]. A pixel at radius r
     (in image widths) is sampled at r (1 + k r^2), for negative k at r / (1 + abs(k) r^2). grid: the widths of
@@ -96,10 +97,10 @@ class DistortSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class ClaheSpec:
-    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of luma; colour differences stay.
+    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of luma; chroma is unchanged.
 
-    p: probability for each image. clip: the limit is uniform from 1 (hardly a change) to this, in multiples of a
-    bin's mean count. tiles: per axis.
+    p: probability for each image. clip: the clip limit is uniform in [1, clip], in multiples of the mean count of a
+    histogram bin; 1 changes hardly anything. tiles: number of tiles per axis.
     """
 
     p: Fraction
@@ -109,9 +110,9 @@ class ClaheSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class CutoutSpec:
-    """One black square (DeVries and Taylor 2017), its centre anywhere in the image, clipped at the border.
+    """One black square (DeVries and Taylor 2017), centred at a random pixel and clipped at the border.
 
-    p: probability for each image. side: length of the square's side, as a fraction of the image's.
+    p: probability for each image. side: side of the square as a fraction of the image width.
     """
 
     p: Fraction
@@ -120,14 +121,17 @@ class CutoutSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class AugmentSpec:
-    """Random changes of a training image, each drawn uniformly; all zeros and nulls = none.
+    """Random changes of a training image; amounts are uniform between their limits, and 0 or None means never.
 
     horizontal_flip, vertical_flip, transpose: each applied with probability 1/2; together the three give the eight
-    symmetries of the square with equal probability. p_geometric: probability that rotate, shift and zoom apply, all
-    together. rotate: largest angle in degrees. shift: largest shift as a fraction of the image width. zoom: scale in
-    1 - zoom .. 1 + zoom. fill: how pixels from outside the image are filled. p_colour: probability of brightness, of
-    contrast and of saturation, each drawn by itself. brightness, contrast, saturation: factor in 1 - x .. 1 + x. Steps
-    run in the order of the fields, except that distortion and the affine transform share one interpolation.
+    symmetries of the square with equal probability. p_geometric: probability of rotate, shift and zoom, which are
+    applied together. rotate: largest angle in degrees. shift: largest shift as a fraction of the image width. zoom:
+    scale factor in [1 - zoom, 1 + zoom]. fill: how pixels from outside the image are filled. p_colour: probability of
+    brightness, of contrast and of saturation, each drawn independently. brightness, contrast, saturation: factor in
+    [1 - x, 1 + x]. Steps run in the order of the fields, except that distortion and the affine transform share one
+    interpolation.
+
+        dk.find_preset("light")
     """
 
     horizontal_flip: bool
@@ -179,23 +183,29 @@ PRESETS: Mapping[str, AugmentSpec] = {
         cutout=CutoutSpec(p=0.7, side=0.375),
     ),
 }  # fmt: skip
-"""Named starting points. No preset has been shown to be better than another."""
+"""Named starting points. No preset has been shown to be better than another.
+
+`winner-2020` has the augmentations of the winning entry of SIIM-ISIC 2020 (Ha, Liu and Liu, arXiv:2010.05351).
+"""
 
 PRESET_NOTES: Mapping[str, str] = {
     "none": "every image as it is",
-    "s0": "the first system's: flips, 30 degrees, shift, zoom and brightness of a tenth",
-    "s1": "the second system's: flips, 30 degrees, shift and zoom of a tenth",
-    "s2": "the third system's: flips, 30 degrees, shift of a tenth",
-    "s4": "the fifth system's: flips, 25 degrees, zoom of a fifth",
-    "light": "the eight positions without interpolation, and a tenth of brightness, contrast and saturation",
-    "dermoscopy": "the eight positions, any rotation, scale, a little shift, colour within what lamps differ by",
-    "winner-2020": "the list of the SIIM-ISIC 2020 winner: distortion, CLAHE, blur, noise, cutout (slow)",
+    "s0": "of system S0: flips, rotation to 30 degrees, 10 % shift, zoom and brightness",
+    "s1": "of system S1: flips, rotation to 30 degrees, 10 % shift and zoom",
+    "s2": "of system S2: flips, rotation to 30 degrees, 10 % shift",
+    "s4": "of system S4: flips, rotation to 25 degrees, 20 % zoom",
+    "light": "the eight symmetries of the square (no interpolation), 10 % brightness, contrast, saturation",
+    "dermoscopy": "the eight symmetries, any rotation, zoom, a little shift, colours as they differ by lamp",
+    "winner-2020": "as the winner of SIIM-ISIC 2020: distortion, CLAHE, blur, noise, cutout (slow)",
 }
 """One line about each preset, for `dermkit recipes presets`."""
 
 
 def find_preset(name: str, location: str = "") -> AugmentSpec:
-    """Return a preset; raises `UsageError` with the closest name and the list. location: the file and field, if any."""
+    """Return an augmentation preset by name; raises `UsageError` that suggests the closest name and lists all.
+
+    location: the recipe file and field that name it, for the message.
+    """
     if name in PRESETS:
         return PRESETS[name]
     suggestions = difflib.get_close_matches(name, PRESETS, n=1)
@@ -203,17 +213,15 @@ def find_preset(name: str, location: str = "") -> AugmentSpec:
     raise UsageError(
         f"{location + ': ' if location else ''}unknown augmentation preset `{name}`{hint}",
         outcome="nothing was trained",
-        remedy=f"take one of: {', '.join(PRESETS)}; or write the whole spec",
+        remedy=f"take one of: {', '.join(PRESETS)}; or write the full spec",
     )
 
 
 def active_fields(spec: AugmentSpec) -> dict[str, Any]:
     """Return the fields that have an effect, as JSON values, for reports."""
     inactive_fields = {name for name, value in asdict(spec).items() if not value}
-    is_geometric, is_colour = (
-        spec.rotate or spec.shift or spec.zoom,
-        spec.brightness or spec.contrast or spec.saturation,
-    )
+    is_geometric = spec.rotate or spec.shift or spec.zoom
+    is_colour = spec.brightness or spec.contrast or spec.saturation
     if not is_geometric or spec.p_geometric in (0.0, 1.0):
         inactive_fields.add("p_geometric")
     if not is_colour or spec.p_colour in (0.0, 1.0):

@@ -1,7 +1,8 @@
-"""The named experiments, as values; a variant is made by `replace`, so the difference is the ablation.
+"""The named recipes. Variants are made with `replace`; the replaced fields are what an ablation compares.
 
-Above each: source, command, expected result with its spread over seeds, cost, machine. Figures and the commands that
-measured them are in benchmarks/systems.md; a number that nobody has measured is written as such.
+Above each: source, command, expected result with its spread over seeds, cost, machine. The figures and the commands
+that measured them are in benchmarks/systems.md; what has not been measured is marked so. S0 to S4 are five published
+systems, which these recipes repeat.
 """
 
 import difflib
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from dermkit.errors import UsageError
-from dermkit.recipes.augmentation import PRESETS
+from dermkit.recipes.augmentation import NO_AUGMENTATION, PRESETS
 from dermkit.recipes.schema import (
     ComputeSpec,
     ImageSpec,
@@ -21,9 +22,8 @@ from dermkit.recipes.schema import (
     SplitSpec,
 )
 
-# ---- parts that several recipes share -------------------------------------------------------------------------
+# ---- specs that several recipes share -------------------------------------------------------------------------
 
-NO_AUGMENT = PRESETS["none"]
 FLIPS_ROTATIONS_SHIFTS = PRESETS["s2"]
 ROTATE_FLIP_ZOOM = PRESETS["s4"]
 
@@ -45,11 +45,15 @@ RESNET50 = ModelSpec(
 )  # fmt: skip
 INCEPTION_V3 = replace(RESNET50, backbone="inception_v3", backbone_args={"aux_logits": False})
 MOBILENET_V2 = replace(RESNET50, backbone="mobilenetv2_100", backbone_args={"pad_type": "same"})
-"""The stand-in where no ResNet50 weights can be had: 2.2 million parameters instead of 23.5."""
+"""Replaces ResNet50 where its weights are not available: 2.2 million parameters instead of 23.5."""
 
 
 def head_phase(epochs: int, *, lr: float = 1e-3, views: int = 0, patience: int = 0) -> Phase:
-    """Return a phase that trains the head alone, on cached features."""
+    """Return a phase that trains only the head, on cached features of the frozen backbone.
+
+    lr: learning rate. views: augmented views cached per image (0 = the image itself). patience: epochs without
+    improvement before stopping (0 = never).
+    """
     return Phase(
         epochs=epochs, train_backbone="none", head_lr=lr, backbone_lr=0.0, views=views,
         freeze_batch_norm=True, patience=patience,
@@ -57,7 +61,10 @@ def head_phase(epochs: int, *, lr: float = 1e-3, views: int = 0, patience: int =
 
 
 def full_phase(epochs: int, *, lr: float, patience: int = 0) -> Phase:
-    """Return a phase that trains backbone and head at one rate."""
+    """Return a phase that trains backbone and head at one learning rate.
+
+    patience: epochs without improvement before stopping (0 = never).
+    """
     return Phase(
         epochs=epochs, train_backbone="all", head_lr=lr, backbone_lr=lr, views=0,
         freeze_batch_norm=False, patience=patience,
@@ -65,9 +72,9 @@ def full_phase(epochs: int, *, lr: float, patience: int = 0) -> Phase:
 
 
 def from_scratch(recipe: Recipe) -> Recipe:
-    """Return the recipe from random weights, for a machine that has none, and labelled so.
+    """Return the recipe with random initial weights, for machines without pretrained weights; name and `about` say so.
 
-    All layers are trained, as many epochs as the recipe has: the features of a frozen random net mean little.
+    All layers are trained, for as many epochs as the recipe has: features of a frozen random net are of little use.
     """
     return replace(
         recipe,
@@ -81,7 +88,7 @@ def from_scratch(recipe: Recipe) -> Recipe:
 
 
 def on_mobilenet_v2(recipe: Recipe) -> Recipe:
-    """Return the recipe on MobileNetV2: the same job where no ResNet50 weights can be had, and labelled so."""
+    """Return the recipe with MobileNetV2 in place of ResNet50; name and `about` say so."""
     model = replace(recipe.model, backbone=MOBILENET_V2.backbone, backbone_args=MOBILENET_V2.backbone_args)
     return replace(
         recipe,
@@ -121,8 +128,8 @@ S0_RESNET = replace(
     image=replace(S0_INCEPTION.image, size=224),
     model=replace(RESNET50, dropout=0.3),
 )
-# The cut for two cores: frozen features at 160 px, five augmented views, the head's learning rate and batch size
-# searched on validation. Command: dermkit tune s0-inception-v3-grid DATASET (and s0-resnet50-grid).
+# Reduced for two cores: frozen features at 160 px, five augmented views, the head's learning rate and batch size
+# chosen on validation. Command: dermkit tune s0-inception-v3-grid DATASET (and s0-resnet50-grid).
 S0_INCEPTION_FROZEN = replace(
     S0_INCEPTION,
     name="s0-inception-v3-frozen",
@@ -136,9 +143,9 @@ S0_RESNET_FROZEN = replace(
     about="ResNet50 frozen, head trained on cached features of augmented views (the cut for two cores).",
     model=S0_RESNET.model,
 )
-# Expected on melanoma10k, chosen by the grid on validation, one seed: see the next two. Cost: 15 min, 2 cores, shared.
-# For weight files that lack tensors of InceptionV3's last two blocks: features are tapped before them.
-# Expected: validation accuracy 0.909, test 0.914 [0.895, 0.930], n 1,000 (lr 1e-3, batch 16).
+# For weight files that lack tensors of InceptionV3's last two blocks: features are taken before these blocks.
+# Expected on melanoma10k, settings chosen by the grid on validation, one seed. Cost: 15 min on 2 shared cores.
+# This recipe: validation accuracy 0.909, test 0.914 [0.895, 0.930], n 1,000 (lr 1e-3, batch 16).
 # `s0-resnet50-frozen-mobilenetv2`: validation 0.900, test 0.906 [0.886, 0.923] (lr 1e-4, batch 16).
 S0_INCEPTION_MIXED7A = replace(
     S0_INCEPTION_FROZEN,
@@ -177,8 +184,8 @@ S1_CNN = Recipe(
 
 # Source: S2 as published: 128 px, pixels in 0..1, frozen ResNet50, own head, Adam, categorical cross-entropy,
 # 10 epochs; published test accuracy 46.61 % (55 of 118; 95 % interval 37.9 to 55.6 %), test loss 2.8345.
-# Command: dermkit train s2-resnet50 DATASET. Expected: needs ResNet50's ImageNet weights, not measured here. On the
-# stand-in `s2-resnet50-mobilenetv2`, seeds 0, 1, 2: test accuracy .381, .364, .390, loss 2.35, 2.33, 2.13.
+# Command: dermkit train s2-resnet50 DATASET. Expected: needs ResNet50's ImageNet weights, not measured here. With
+# `s2-resnet50-mobilenetv2`, seeds 0, 1, 2: test accuracy .381, .364, .390, loss 2.35, 2.33, 2.13.
 S2_PUBLISHED = Recipe(
     name="s2-resnet50",
     system="S2",
@@ -186,7 +193,7 @@ S2_PUBLISHED = Recipe(
     image=ImageSpec(size=128, resize="squash", interpolation="bilinear", normalise="zero_one"),
     split=GIVEN_SPLIT_AS_PUBLISHED,
     model=replace(RESNET50, hidden=(256,)),
-    augment=NO_AUGMENT,
+    augment=NO_AUGMENTATION,
     grow=None,
     mix=None,
     phases=(head_phase(10),),
@@ -197,10 +204,10 @@ S2_PUBLISHED = Recipe(
     seed=0,
     repeats=1,
 )
-# One step at a time, as S2 asked: the right pixels, then augmentation, dropout, tuning, fine-tuning. Validation loss
-# on the stand-in, `given`, seeds 0, 1, 2: as published 1.72, 1.74, 1.71; normalised 1.36 thrice; augmented 1.38 thrice;
-# dropout 1.32, 1.36, 1.31; fine-tuned 1.20, 1.22, 1.19 (test accuracy .483, .466, .441, n 118). Cost: under a minute
-# each, fine-tuning 3, on 2 shared cores. `s2-mobilenetv2-grid` chose head rate and dropout on validation.
+# One change at a time, as S2 suggests: normalisation, then augmentation, dropout, tuning, fine-tuning. Validation loss
+# with MobileNetV2, scheme `given`, seeds 0, 1, 2: as published 1.72, 1.74, 1.71; normalised 1.36, 1.36, 1.36; augmented
+# 1.38, 1.38, 1.38; dropout 1.32, 1.36, 1.31; fine-tuned 1.20, 1.22, 1.19 (test accuracy .483, .466, .441, n 118). Cost:
+# under a minute each, fine-tuning 3, on 2 shared cores. `s2-mobilenetv2-grid` chose head rate and dropout.
 S2_NORMALISED = replace(
     S2_PUBLISHED,
     name="s2-normalised",
@@ -224,7 +231,7 @@ S2_DROPOUT = replace(
 
 
 def add_finetuning(base: Recipe, *, name: str, about: str, n_layer_groups: int = 12) -> Recipe:
-    """Return `base` followed by fine-tuning of the backbone's top layer groups at 1e-5, batch norm kept frozen."""
+    """Return `base` followed by fine-tuning of the backbone's last layer groups at 1e-5, with frozen batch norm."""
     finetuning_phase = Phase(
         epochs=8,
         train_backbone=n_layer_groups,
@@ -247,7 +254,7 @@ S2_FINETUNED = add_finetuning(
 
 # Source: S3: 584 benign and 584 malignant, split in three, six repeats, a log and weights per version, a final
 # model; published accuracy .74, precision .76, recall .71, specificity .75 (no single confusion matrix gives these).
-# Command: dermkit train s3-resnet50 DATASET. Expected on the stand-in `s3-resnet50-mobilenetv2`, six seeds: test
+# Command: dermkit train s3-resnet50 DATASET. Expected with `s3-resnet50-mobilenetv2`, six seeds: test
 # accuracy .826 with standard deviation .013 (.812 to .847), n 176. Cost: under a minute on 2 shared cores.
 S3_RESNET = Recipe(
     name="s3-resnet50",
@@ -258,7 +265,7 @@ S3_RESNET = Recipe(
         scheme="holdout", seed=0, validation=0.15, test=0.15, folds=0, per_class=584, draw_from="train"
     ),
     model=replace(RESNET50, hidden=(128,), dropout=0.2),
-    augment=NO_AUGMENT,
+    augment=NO_AUGMENTATION,
     grow=None,
     mix=None,
     phases=(head_phase(20, patience=6),),
@@ -272,8 +279,9 @@ S3_RESNET = Recipe(
 
 # ---- S4: a CNN for several cancers ------------------------------------------------------------------------------
 
-# Source: S4: rotate, flip and zoom grow small classes; own CNN, softmax, Adam, categorical cross-entropy, early
-# stopping and checkpoints. Growth happens on the training split alone. Command: dermkit train s4-cnn DATASET.
+# Source: S4: small classes are oversampled by rotation, flips and zoom; own CNN, softmax, Adam, categorical
+# cross-entropy, early stopping and checkpoints. Only the training split is oversampled.
+# Command: dermkit train s4-cnn DATASET.
 # Expected on isic9, `given`, seed 0: test accuracy .483 [.395, .572], n 118. Cost: 4 min on 2 shared cores.
 S4_CNN = Recipe(
     name="s4-cnn",
@@ -298,7 +306,7 @@ S4_CNN = Recipe(
 
 # ---- the demo ----------------------------------------------------------------------------------------------------
 
-# Command: dermkit demo. Made images, four classes, a small own CNN.
+# Command: dermkit demo. Synthetic images, four classes, a small CNN.
 DEMO = Recipe(
     name="demo",
     system="demo",
@@ -334,7 +342,7 @@ RECIPES: Mapping[str, Recipe] = {
         *(from_scratch(base) for base in _ON_RESNET),
     )
 }
-"""Every named experiment. `-mobilenetv2` and `-scratch` stand in where ResNet50's weights cannot be had."""
+"""Every named recipe. `-mobilenetv2` and `-scratch` are for machines without ResNet50's pretrained weights."""
 
 
 def make_grid(
@@ -344,7 +352,10 @@ def make_grid(
     batch_sizes: Sequence[int] = (),
     dropouts: Sequence[float] = (),
 ) -> tuple[Recipe, ...]:
-    """Return variants of `base` over the first phase's head learning rate, the batch size and the dropout."""
+    """Return a variant of `base` for every combination of these values; their names say the values.
+
+    learning_rates: of the head, in the first phase. batch_sizes, dropouts: empty = that of `base`.
+    """
     return tuple(
         replace(
             base,
@@ -375,18 +386,18 @@ GRIDS: Mapping[str, tuple[Recipe, ...]] = {
     "s2-grid": _s2_grid(S2_DROPOUT),
     "s2-mobilenetv2-grid": _s2_grid(on_mobilenet_v2(S2_DROPOUT)),
 }
-"""Named grids for `dermkit tune`: each member is a whole recipe; the choice is made on validation alone."""
+"""Named grids for `dermkit tune`: recipes of which one is chosen, on the validation split alone."""
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return a named recipe; raises `UsageError` with the closest names."""
+    """Return a named recipe of `RECIPES`; raises `UsageError` that suggests the closest name."""
     if name in RECIPES:
         return RECIPES[name]
     raise _unknown_name_error("recipe", name, list(RECIPES))
 
 
 def find_grid(name: str) -> tuple[Recipe, ...]:
-    """Return a named grid; raises `UsageError` with the closest names."""
+    """Return the recipes of a named grid; raises `UsageError` that suggests the closest name."""
     if name in GRIDS:
         return GRIDS[name]
     raise _unknown_name_error("grid", name, list(GRIDS))

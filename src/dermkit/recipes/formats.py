@@ -1,4 +1,4 @@
-"""The formats of recipe.json: how an older one is read, and the names by which a recipe is hashed."""
+"""The formats of recipe.json: how older ones are read, and the field names that fingerprints are computed with."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,10 +18,10 @@ _RENAMED_SPECS = ("augment", "grow", "mix")
 
 
 def with_format_2_names(value: Any) -> Any:
-    """Return a spec of `augment`, `grow` or `mix`, as plain values, with the field names of format 2.
+    """Return a spec of `augment`, `grow` or `mix`, as JSON values, with the field names of format 2.
 
-    Run folders and cached features are found by hashes of these names. They stay, so that a run or a cache of before
-    is still found by a recipe of today.
+    Run folders and cached features are found by hashes that include field names. Hashing the names of format 2 keeps
+    runs and caches of older versions valid.
     """
     if not isinstance(value, Mapping):
         return value
@@ -29,7 +29,7 @@ def with_format_2_names(value: Any) -> Any:
 
 
 def recipe_with_format_2_names(recipe_json: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's plain values with the field names of format 2: what its fingerprint is taken of."""
+    """Return a recipe's JSON values with the field names of format 2, which its fingerprint is a hash of."""
     return {
         name: with_format_2_names(field) if name in _RENAMED_SPECS else field
         for name, field in recipe_json.items()
@@ -37,7 +37,7 @@ def recipe_with_format_2_names(recipe_json: Mapping[str, Any]) -> dict[str, Any]
 
 
 def format_of_recipe(recipe_json: Mapping[str, Any]) -> int:
-    """Return the format of a recipe that is stored without its number, as in model.json, by the fields it has."""
+    """Return the format of a recipe that is stored without a format number, as in model.json, by its fields."""
     if "compute" not in recipe_json:
         return 1
     augment = recipe_json.get("augment")
@@ -45,7 +45,7 @@ def format_of_recipe(recipe_json: Mapping[str, Any]) -> int:
 
 
 def migrate_recipe(recipe_json: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the plain values of a recipe in today's format; those of an unknown format are returned as they are."""
+    """Return a recipe's JSON values in the current format; those of an unknown format are returned unchanged."""
     migrated = dict(recipe_json)
     while isinstance(migrated.get("format"), int) and migrated["format"] in MIGRATIONS:
         migrated = MIGRATIONS[migrated["format"]](migrated)
@@ -53,7 +53,7 @@ def migrate_recipe(recipe_json: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _migrate_1_to_2(recipe_json: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 had no sampling, mixing or precision settings. Fill in what it implied; results stay the same."""
+    """Format 1 had no sampling, mixing or precision settings: fill in the values that it implied."""
     optim, grow = recipe_json.get("optim"), recipe_json.get("grow")
     return {
         **recipe_json,
@@ -76,7 +76,7 @@ def _migrate_augment_1_to_2(augment_json: Any) -> Any:
 
 
 def _migrate_2_to_3(recipe_json: dict[str, Any]) -> dict[str, Any]:
-    """Format 2 had other names for probabilities and for the limits of `grow`; only the names change."""
+    """Format 2 had other names for probabilities and for the limits of `grow`: rename them."""
     grow = _rename(recipe_json.get("grow"), "to", "most_copies")
     return {
         **recipe_json,
@@ -92,12 +92,12 @@ def _migrate_2_to_3(recipe_json: dict[str, Any]) -> dict[str, Any]:
 def _migrate_augment_2_to_3(augment_json: Any) -> Any:
     augment = _rename(augment_json, "moved", "toned")
     if not isinstance(augment, dict):
-        return augment  # a preset's name, or a mistake that the validation reports
+        return augment  # a preset's name, or an error that the validation reports
     return {name: _rename(field, "share") for name, field in augment.items()}
 
 
 def _rename(spec_json: Any, *format_2_names: str) -> Any:
-    """Return a spec with today's names of these fields. A spec that has both names is left for the validation."""
+    """Return a spec with the current names of these fields. One that has both names is left for the validation."""
     new_names = {old: new for new, old in _FORMAT_2_NAMES.items() if old in format_2_names}
     if not isinstance(spec_json, dict) or spec_json.keys() & set(new_names.values()):
         return spec_json

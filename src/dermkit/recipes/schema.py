@@ -1,4 +1,4 @@
-"""What an experiment is: a frozen, validated value; JSON in and out; a fingerprint.
+"""A recipe: all settings of one experiment, validated, read from and written to JSON.
 
 Every field that affects a result is required, so an old recipe file does not depend on today's defaults.
 """
@@ -53,10 +53,11 @@ Monitor = Literal["val_loss", "val_accuracy", "val_balanced_accuracy", "val_auro
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class ImageSpec:
-    """How an image becomes the net's input, before the weights are known.
+    """How an image becomes the net's input.
 
-    size: side in pixels. normalise: `zero_one` keeps pixels in 0..1; `weights` takes the mean and standard
-    deviation that the weights were trained with.
+    size: side of the square input, in pixels. resize: `squash` ignores the aspect ratio, `pad` adds black bars, `crop`
+    cuts out the central square. normalise: `zero_one` divides pixels by 255; `weights` also subtracts the mean and
+    divides by the standard deviation that the pretrained weights were trained with.
     """
 
     size: Annotated[int, Field(ge=16)]
@@ -67,11 +68,13 @@ class ImageSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class SplitSpec:
-    """How the manifest is split.
+    """How the images are split into training, validation and test.
 
-    validation, test: fractions of the groups. With a `given` scheme, `validation` is a fraction of the published
-    training rows and `test` must be 0. folds: 0 unless the scheme is `kfold`. per_class: this many images drawn from
-    each class, all others excluded with a reason (0 = all). draw_from: only rows of this `given_split` ("" = all).
+    scheme: `given` and `given-as-published` keep the published test images (the first removes training images that
+    share a group with them, the second does not); `holdout` and `kfold` draw anew, by group. validation, test:
+    fractions of the images; with a given scheme, `validation` is a fraction of the published training images and
+    `test` must be 0. folds: 0 unless the scheme is `kfold`. per_class: this many images are drawn from each class, all
+    others are excluded (0 = all). draw_from: use only images of this `given_split` ("" = all).
     """
 
     scheme: Scheme
@@ -99,10 +102,10 @@ class SplitSpec:
 class ModelSpec:
     """Backbone and head.
 
-    backbone: a timm name, or `dermkit/cnn-s1`, `dermkit/cnn-s4`. backbone_args: what timm needs to build the net
-    the weights belong to. weights: `imagenet` (hub or --weights FILE) or `none` (from scratch).
-    skip_blocks: names of backbone modules replaced by the identity, to tap features earlier.
-    hidden: widths of the head's dense layers (ReLU); dropout: before each of the head's dense layers.
+    backbone: a timm name, or `dermkit/cnn-s1`, `dermkit/cnn-s4`. backbone_args: arguments of `timm.create_model` that
+    the pretrained weights need. weights: `imagenet` (from the hub or --weights FILE) or `none` (random).
+    skip_blocks: names of backbone modules that are replaced by the identity, to take features from an earlier layer.
+    hidden: widths of the head's dense layers (ReLU). dropout: rate before each of the head's dense layers.
     """
 
     backbone: Annotated[str, Field(min_length=1)]
@@ -115,7 +118,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class OversampleSpec:
-    """Growth of small classes on the training split only, by augmented copies.
+    """Oversampling of small classes, in the training split only, by augmented copies.
 
     target_fraction: target size of the smaller classes, as a fraction of the largest (1.0 = equal sizes).
     max_copies: the most training images made from one image, itself included.
@@ -130,10 +133,11 @@ class OversampleSpec:
 class Phase:
     """One phase of training.
 
-    train_backbone: `none` (frozen, batch-norm statistics too; features cached), `all`, or the number of timm's
-    last layer groups to train. views: with a frozen backbone, augmented views cached per image
-    (0 = the image itself, without augmentation). freeze_batch_norm: batch-norm layers stay in evaluation mode.
-    patience: epochs without improvement before stopping (0 = never); the best epoch's weights are saved in any case.
+    train_backbone: `none` (frozen, batch-norm statistics too; features are cached), `all`, or how many of timm's last
+    layer groups are trained. head_lr, backbone_lr: learning rates. views: with a frozen backbone, augmented views
+    cached per image (0 = the image itself, without augmentation). freeze_batch_norm: batch-norm layers stay in
+    evaluation mode. patience: epochs without improvement before stopping (0 = never); the weights of the best epoch
+    are saved in any case.
     """
 
     epochs: PositiveInt
@@ -147,10 +151,11 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class OptimSpec:
-    """Loss and optimizer. The loss is categorical cross-entropy on softmax (sparse or one-hot: the same number).
+    """Loss and optimizer. The loss is the categorical cross-entropy of the softmax.
 
-    batch_size: images per step, over all devices together. sampling: `shuffled` shows every sample once an epoch;
-    `balanced` shows as many samples, each class equally often.
+    batch_size: images per step, over all devices together. class_weights: `balanced` weights each class by the inverse
+    of its frequency. sampling: `shuffled` shows every training image once an epoch; `balanced` draws the same number
+    of images, each class equally often.
     """
 
     optimizer: Literal["adam", "adamw", "sgd"]
@@ -186,9 +191,9 @@ class MixupSpec:
 class ComputeSpec:
     """How training computes; validation, evaluation and prediction of a trained net always run in float32.
 
-    precision: `bfloat16` runs matrix products and convolutions in bfloat16 (weights, losses and sums stay float32);
-    `fastest` is bfloat16 on devices that multiply it in hardware, otherwise float32; chosen before the run and saved
-    in its recipe.json. compile: `torch.compile` of the training step.
+    precision: `bfloat16` computes matrix products and convolutions in bfloat16 (weights, losses and sums stay
+    float32); `fastest` is bfloat16 on devices that multiply it in hardware, otherwise float32; it is chosen before the
+    run and saved in its recipe.json. compile: whether the training step goes through `torch.compile`.
     """
 
     precision: Literal["float32", "bfloat16", "fastest"]
@@ -197,10 +202,16 @@ class ComputeSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class Recipe:
-    """All settings of one experiment. `system` names which published system it repeats; `about` is for people.
+    """All settings of one experiment; see the class of each field.
 
-    repeats: runs with seeds seed, seed + 1, ...; the final model is the best on validation by `monitor`.
-    keep: which checkpoint becomes the model.
+    system: the published system that it repeats ("S0" to "S4"). about: a description, without effect. grow, mix: None
+    = no oversampling, no mixup. monitor: the validation metric that chooses the best epoch and, of `repeats` runs
+    (seeds seed, seed + 1, ...), the final model. keep: whether the best or the last epoch becomes the model.
+
+    Raises `pydantic.ValidationError` for an invalid value; `load_recipe` reports those of a file as `UsageError`.
+
+        demo = dk.find_recipe("demo")
+        wider = dataclasses.replace(demo, name="wider", model=dataclasses.replace(demo.model, hidden=(64,)))
     """
 
     name: RecipeName
@@ -223,7 +234,7 @@ class Recipe:
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
         if self.mix and all(phase.train_backbone == "none" and phase.views == 0 for phase in self.phases):
-            raise ValueError("mix has no effect where every phase shows frozen features of images as they are")
+            raise ValueError("mix has no effect if every phase trains on cached features of unaugmented images")
         return self
 
 
@@ -232,15 +243,16 @@ _SPLIT_ADAPTER: TypeAdapter[SplitSpec] = TypeAdapter(SplitSpec)
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain JSON-able values, without the `format` number."""
+    """Return the recipe as JSON values, without the `format` number."""
     recipe_json: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
     return recipe_json
 
 
 def recipe_fingerprint(recipe: Recipe, **input_hashes: str) -> str:
-    """Return 12 hex digits of all that can change a result: the recipe without its texts and seed, and `input_hashes`.
+    """Return 12 hex digits that identify an experiment up to its seed; they name its run folder.
 
-    input_hashes: hashes of the manifest, the split and the weights. The run folder is named after the fingerprint.
+    Hashed are the recipe without `about`, `system`, `seed` and `repeats`, and input_hashes: those of the manifest, the
+    split and the weights.
     """
     recipe_json = recipe_with_format_2_names(recipe_to_dict(recipe))
     for key in ("about", "system", "seed", "repeats"):
@@ -249,19 +261,20 @@ def recipe_fingerprint(recipe: Recipe, **input_hashes: str) -> str:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write `recipe.json`; `dermkit train recipe.json DATASET` repeats it."""
+    """Write a recipe file, which `load_recipe` and `dermkit train FILE DATASET` read; raises `OutputError`."""
     write_json(path, recipe_to_dict(recipe), format=RECIPE_FORMAT)
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe file. Raises `UsageError` naming every wrong field, and the closest right name of a typo."""
+    """Read a recipe file of any format; raises `UsageError` that lists every invalid field and suggests names."""
     return parse_recipe(read_json(path, format=RECIPE_FORMAT, error=UsageError, migrations=MIGRATIONS), str(path))
 
 
 def parse_recipe(recipe_json: Mapping[str, Any], source: str) -> Recipe:
-    """Validate plain values into a recipe; raises `UsageError` that lists every problem at once.
+    """Return the validated recipe of some JSON values; raises `UsageError` that lists every problem.
 
-    `augment` and `grow.augment` may be a preset's name, which is replaced by its whole spec.
+    source: where they come from, for the message. `augment` and `grow.augment` may be the name of a preset, which is
+    replaced by its full spec.
     """
     try:
         return _ADAPTER.validate_json(json.dumps(_with_presets(recipe_json, source)))
@@ -313,7 +326,7 @@ def _field_names(path: list[str]) -> list[str]:
 def parse_split_spec(
     *, scheme: str, seed: int, validation: float, test: float, folds: int, per_class: int, draw_from: str
 ) -> SplitSpec:
-    """Return a validated `SplitSpec` from plain values; raises `UsageError` that lists every problem."""
+    """Return a validated `SplitSpec`; raises `UsageError` that lists every problem."""
     spec_json = {
         "scheme": scheme, "seed": seed, "validation": validation, "test": test,
         "folds": folds, "per_class": per_class, "draw_from": draw_from,

@@ -1,1 +1,1 @@
-"""How a picture or a page is drawn; knows nothing of runs."""
+"""Charts, image sheets and HTML pages, made from plain values."""

@@ -1,7 +1,4 @@
-"""Pictures of numbers as PNG files: progress, confusion matrix, intervals, spread.
-
-Drawn on matplotlib Figure objects without pyplot, so threads may draw at once and nothing global changes.
-"""
+"""Charts as PNG files: training progress, confusion matrix, metrics with intervals, spread over runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,27 +11,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
-from dermkit.files import write_atomically
 from dermkit.render.style import (
     COLOURS,
     INK_COLOUR,
     TRAIN_COLOUR,
     VALIDATION_COLOUR,
-    as_png,
     float_column,
     mpl_safe,
+    save_figure,
     style_axes,
 )
 
 
-def _save(figure: Figure, path: Path) -> None:
-    write_atomically(path, as_png(figure))
-
-
 def draw_progress(log: pd.DataFrame, path: Path, *, best_epoch: int | None = None) -> None:
-    """Draw loss, accuracy and balanced accuracy per epoch; phases as bands, the best epoch as a line.
+    """Draw loss, accuracy and balanced accuracy per epoch, the phases as bands and the best epoch as a line.
 
-    log: the columns of `log.csv`; absent columns and NaN are left out.
+    log: the columns of `log.csv`; absent columns and NaN are left out. Raises `OutputError`, as all functions here.
     """
     figure = Figure(figsize=(9.0, 3.3), layout="constrained")
     panels = figure.subplots(1, 3)
@@ -55,7 +47,7 @@ def draw_progress(log: pd.DataFrame, path: Path, *, best_epoch: int | None = Non
     if best_epoch is not None:
         handles.append(Line2D([], [], color=INK_COLOUR, linestyle=(0, (2, 2)), label=f"best epoch: {best_epoch}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_train_and_val(axes: Axes, log: pd.DataFrame, metric: str) -> None:
@@ -73,7 +65,7 @@ def _draw_train_and_val(axes: Axes, log: pd.DataFrame, metric: str) -> None:
 
 
 def _draw_phases(axes: Axes, log: pd.DataFrame) -> None:
-    """Shade every second phase and number them, where there is more than one."""
+    """Shade every second training phase and label all; nothing if there is only one."""
     if "phase" not in log.columns or log["phase"].nunique() < 2:
         return
     spans = log.groupby("phase", sort=False)["epoch"].agg(["min", "max"])
@@ -87,9 +79,10 @@ def _draw_phases(axes: Axes, log: pd.DataFrame) -> None:
 
 
 def draw_confusion(matrix: ArrayLike, classes: Sequence[str], path: Path, *, title: str = "") -> None:
-    """Draw counts and row shares; rows are the true classes, so the diagonal's shares are recalls.
+    """Draw a confusion matrix: counts, and the fraction of each row.
 
-    matrix: (k, k) counts. classes: k names in the matrix's order. A row without images is left without shares.
+    matrix: (k, k) counts, rows = true classes, so the fractions on the diagonal are recalls. classes: k names in the
+    order of the matrix. A row without images has no fractions.
     """
     counts = np.asarray(matrix, dtype=np.int64)
     if counts.shape != (len(classes), len(classes)):
@@ -110,7 +103,7 @@ def draw_confusion(matrix: ArrayLike, classes: Sequence[str], path: Path, *, tit
             color="white" if is_dark else INK_COLOUR, fontweight="bold" if row == column else "normal",
         )  # fmt: skip
     _style_confusion_axes(axes, classes, totals[:, 0], title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _style_confusion_axes(axes: Axes, classes: Sequence[str], totals: NDArray[np.int64], title: str) -> None:
@@ -132,9 +125,9 @@ def _style_confusion_axes(axes: Axes, classes: Sequence[str], totals: NDArray[np
 
 
 def draw_metric_bars(values: pd.DataFrame, path: Path, *, title: str = "") -> None:
-    """Draw each metric's value as a bar with its 95 % interval as a whisker, a bar per split.
+    """Draw every metric as a bar with its 95 % interval as a whisker, one bar per split.
 
-    values: columns metric, split, value, low, high; values in 0..1, NaN = not defined (said so, no bar).
+    values: columns metric, split, value, low, high, in 0..1; NaN = not defined, written instead of a bar.
     """
     metrics = list(dict.fromkeys(values["metric"].astype(str)))
     splits = list(dict.fromkeys(values["split"].astype(str)))
@@ -158,7 +151,7 @@ def draw_metric_bars(values: pd.DataFrame, path: Path, *, title: str = "") -> No
     axes.grid(False, axis="y")
     if splits:
         figure.legend(loc="outside lower center", frameon=False, fontsize=9, ncols=len(splits))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_bars(
@@ -181,9 +174,9 @@ def _draw_bars(
 
 
 def draw_spread(values: pd.DataFrame, path: Path, *, final_run: str = "", title: str = "") -> None:
-    """Draw one dot per run and metric, the mean as a line, the run `final_run` filled.
+    """Draw every metric's values over repeated runs as dots, and their mean as a line.
 
-    values: columns metric, run, value; values in 0..1.
+    values: columns metric, run, value, in 0..1. final_run: the run of the final model, drawn as a filled dot.
     """
     metrics = list(dict.fromkeys(values["metric"].astype(str)))
     figure = Figure(figsize=(8.2, 1.4 + 0.36 * len(metrics)), layout="constrained")
@@ -210,4 +203,4 @@ def draw_spread(values: pd.DataFrame, path: Path, *, final_run: str = "", title:
         Line2D([], [], color=INK_COLOUR, marker="|", linestyle="", markersize=12, label="mean"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)

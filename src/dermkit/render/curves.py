@@ -1,4 +1,4 @@
-"""Pictures of curves: ROC curves, people beside one, net benefit, and accuracy against confidence."""
+"""Charts of curves as PNG files: ROC, ROC with human readers, net benefit, calibration."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dermkit.files import write_atomically
 from dermkit.metrics.classification.reader_studies import ReaderStudy
 from dermkit.render.style import (
     COLOURS,
@@ -18,22 +17,18 @@ from dermkit.render.style import (
     TEST_COLOUR,
     TRAIN_COLOUR,
     VALIDATION_COLOUR,
-    as_png,
     float_column,
     mpl_safe,
+    save_figure,
     style_axes,
 )
 
-# Two charts side by side: one size, a square for the curves, the legend below it.
+# Two charts that stand side by side in a report: equal sizes in inches, square axes, the legend below.
 PAIR_SIZE = (5.6, 6.9)
 PAIR_AXES = (0.155, 0.28, 0.825, 0.825 * 5.6 / 6.9)
 PAIR_LEGEND: Mapping[str, Any] = {
     "loc": "upper left", "bbox_to_anchor": (-0.15, -0.12), "frameon": False, "fontsize": 8.5, "handlelength": 2.0,
 }  # fmt: skip
-
-
-def _save(figure: Figure, path: Path) -> None:
-    write_atomically(path, as_png(figure))
 
 
 def draw_roc(
@@ -44,9 +39,9 @@ def draw_roc(
     malignant_classes: Collection[str] = (),
     title: str = "",
 ) -> None:
-    """Draw one ROC curve per class, one against the rest; malignant classes are drawn thicker.
+    """Draw the ROC curve of each class against the rest; malignant classes have thicker lines.
 
-    curves: columns class, fpr, tpr. auroc: the number beside a class's name. positive: malignant class names.
+    curves: columns class, fpr, tpr, in 0..1. auroc: class -> the number in the legend, None = not defined.
     """
     class_names = list(dict.fromkeys(str(class_name) for class_name in curves["class"]))
     figure = Figure(figsize=(8.2, max(4.4, 1.2 + 0.34 * len(class_names))), layout="constrained")
@@ -78,15 +73,16 @@ def draw_roc(
         title=legend_title,
         title_fontsize=9,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_roc_with_readers(
     curve: pd.DataFrame, path: Path, *, studies: Sequence[ReaderStudy], auroc: str = "", title: str = ""
 ) -> None:
-    """Draw the ROC curve of malignant against the rest, and numbered points of how people did, named below it.
+    """Draw the ROC curve of malignant (positive) against the rest, and the results of human readers as points.
 
-    curve: columns fpr, tpr. auroc: what the legend says of the curve.
+    curve: columns fpr, tpr, in 0..1. studies: their sensitivity and specificity are the points, named in the legend.
+    auroc: text for the legend.
     """
     figure = Figure(figsize=PAIR_SIZE)
     axes = figure.add_axes(PAIR_AXES)
@@ -105,13 +101,14 @@ def draw_roc_with_readers(
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.02)
     axes.legend(**PAIR_LEGEND)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_net_benefit(table: pd.DataFrame, path: Path, *, title: str = "") -> None:
-    """Draw the decision curve: the net as trained and calibrated, calling everyone, calling no one.
+    """Draw the decision curve (Vickers and Elkin 2006): net benefit over thresholds of the malignancy probability.
 
-    table: columns threshold, model, calibrated (empty where there is none), call_all, call_none.
+    table: columns threshold (0..1), model, calibrated (empty without calibration), call_all, call_none: net benefit
+    per image.
     """
     figure = Figure(figsize=PAIR_SIZE)
     axes = figure.add_axes(PAIR_AXES)
@@ -133,13 +130,14 @@ def draw_net_benefit(table: pd.DataFrame, path: Path, *, title: str = "") -> Non
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(-0.25 * max(highest, 0.02), 1.08 * max(highest, 0.02))
     axes.legend(**PAIR_LEGEND)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_calibration(bins: pd.DataFrame, path: Path, *, title: str = "") -> None:
-    """Draw accuracy against confidence per bin over a histogram of confidences; below the diagonal is overconfident.
+    """Draw a reliability diagram (accuracy against confidence, per bin) above a histogram of the confidences.
 
-    bins: columns n, confidence, accuracy; bins without images are left out.
+    bins: columns n, confidence, accuracy, the last two in 0..1; bins without images are left out. Points below the
+    diagonal mean overconfidence.
     """
     n = np.nan_to_num(float_column(bins, "n"))
     rows = bins[n > 0]
@@ -159,4 +157,4 @@ def draw_calibration(bins: pd.DataFrame, path: Path, *, title: str = "") -> None
     style_axes(lower, x="confidence (probability of the predicted class)", y="images")
     lower.bar(confidence, n, width=0.04, color=VALIDATION_COLOUR)
     lower.set_xlim(0.0, 1.02)
-    _save(figure, path)
+    save_figure(figure, path)

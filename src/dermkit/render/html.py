@@ -1,10 +1,10 @@
-"""How every page is made: the templates of the package, escaped, and strict about what they are given."""
+"""The Jinja environment of all HTML pages."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def template_environment() -> Environment:
-    """Return the templates: everything escaped, a name that is not given is an error; filter `count` (1,234)."""
+    """Return the environment: all values are escaped, an undefined name is an error; filter `count` writes 1,234."""
     environment = Environment(
         loader=PackageLoader("dermkit.render"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,

@@ -1,11 +1,10 @@
-"""What every picture of numbers is drawn with: colours, axes without frills, names that a font can show.
+"""The style of all charts: colours, plain axes, names that the font can show.
 
-Drawn on matplotlib Figure objects without pyplot, so threads may draw at once and nothing global changes.
+Charts are matplotlib `Figure` objects, made without pyplot: several threads may draw, and no global state changes.
 """
 
 import functools
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 
-# Okabe and Ito's eight colours, told apart under every common colour-blindness; the yellow is darkened, since
-# it vanishes on white, and black comes last, since the text is black.
+from dermkit.files import write_atomically
+
+# The eight colours of Okabe and Ito (2008), distinguishable with every common colour blindness; the yellow is darkened
+# to be visible on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C7A00", "#000000")
 LINE_STYLES = ("-", "--", ":", "-.")
 TRAIN_COLOUR, VALIDATION_COLOUR, TEST_COLOUR = COLOURS[1], COLOURS[0], COLOURS[2]
 INK_COLOUR, LIGHT_GREY = "#222222", "#C8CDD2"
-DPI = 110  # a report column of 1,000 CSS pixels shows a figure of 9 inches without blur
-MAX_NAME_LENGTH = 44
+DPI = 110  # a figure of 9 inches then fills a report column of 1,000 CSS pixels
+MAX_NAME_LENGTH = 44  # characters
 
 
 @functools.lru_cache(maxsize=1)
@@ -31,7 +32,7 @@ def _font_characters() -> frozenset[int]:
 
 
 def mpl_safe(name: str, width: int = 0) -> str:
-    """Return text that matplotlib draws as it is: no mathematics, no hidden labels, no missing glyphs.
+    """Return a text that matplotlib draws literally: no math mode, no hidden label, no character without a glyph.
 
     width: wrap at this many characters (0 = one line).
     """
@@ -44,12 +45,14 @@ def mpl_safe(name: str, width: int = 0) -> str:
     return (" " + text if text.startswith("_") else text).replace("$", r"\$")
 
 
-def as_png(figure: Figure) -> Callable[[Path], None]:
-    """Return what writes the figure as a PNG; without the software tag two machines write the same bytes."""
-    return lambda path: figure.savefig(path, dpi=DPI, metadata={"Software": None})
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, crash-safely; raises `OutputError`."""
+    # Without the software tag, machines with different matplotlib versions write the same bytes.
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI, metadata={"Software": None}))
 
 
 def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
+    """Give axes a light grid, no frame at the top and right, and their labels."""
     for edge in ("top", "right"):
         axes.spines[edge].set_visible(False)
     axes.grid(True, color="#E7EAED", linewidth=0.8)
@@ -61,7 +64,7 @@ def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None
 
 
 def float_column(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:
-    """Return a column as floats, NaN where it is absent, empty or not a number."""
+    """Return a column as (n,) float64, NaN where it is absent, empty or not a number."""
     if column not in frame.columns:
         return np.full(len(frame), np.nan)
     return pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
