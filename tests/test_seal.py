@@ -21,7 +21,6 @@ from dermkit.data.seal import (
     SEAL_FORMAT,
     Opening,
     Seal,
-    end_opening,
     find_partial_overlaps,
     log_opening,
     read_seal,
@@ -29,11 +28,12 @@ from dermkit.data.seal import (
     seal_split,
 )
 from dermkit.errors import DataError, DermkitError, OutputError, UsageError
-from dermkit.evaluation import seal_log
-from dermkit.evaluation.seal_log import log_openings
+from dermkit.evaluation import external, foreign_predictions, score_run, seal_log
+from dermkit.evaluation.seal_log import log_openings, openings_of_images
 from dermkit.files import lock, sha256_file
 from dermkit.metrics.stats.power import expected_maximum_of_k
 from dermkit.pipeline import open_test as pipeline_open_test
+from dermkit.pipeline import run as pipeline_run
 from dermkit.recipes.schema import Recipe, SplitSpec, parse_split_spec, save_recipe
 from dermkit.reporting.warnings import report_warnings
 from dermkit.runs.folder import read_run_folder
@@ -130,7 +130,7 @@ def test_a_seal_names_every_test_image_and_is_kept_when_made_again(here: tuple[P
     assert [list(row) for row in seal.rows] == held[["image_id", "label", "pixel_sha256"]].sort_values(
         "image_id"
     ).to_numpy().tolist()
-    log_opening(data / "splits", "held", opening())
+    log(data, opening())
     before = seal_file(data).read_bytes()
     dk.split(dataset, HOLDOUT, name="held", seal=True)
     assert seal_file(data).read_bytes() == before, "date and openings stay"
@@ -143,10 +143,15 @@ def test_a_seal_names_every_test_image_and_is_kept_when_made_again(here: tuple[P
 
 def opening(**changes: Any) -> Opening:
     about = {
-        "date": "2026-01-02T03:04:05+00:00", "how": "--open-test", "recipe": "other", "run": "abc-s0",
+        "date": "2026-01-02T03:04:05+00:00", "opened_by": "--open-test", "recipe": "other", "run": "abc-s0",
         "model_sha256": "0" * 64, "dermkit": "0.1.0", "commit": "", "n": 12,
     }  # fmt: skip
     return Opening(**{**about, **changes})
+
+
+def log(data: Path, entry: Opening) -> None:
+    with log_opening(seal_file(data), entry):
+        pass
 
 
 def test_another_test_side_does_not_take_a_sealed_name(here: tuple[Path, Path], invoke: Invoke) -> None:
@@ -173,7 +178,7 @@ def test_k_folds_and_splits_without_a_test_side_are_not_sealed(here: tuple[Path,
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"format": 1', '"format": 2', "this dermkit reads format 1"),
+        ('"format": 2', '"format": 3', "this dermkit reads format 2"),
         ('"name": "held"', '"name": "mine"', "is the seal of split mine"),
         ('"benign"', '"malignant"', "its rows are not those of its hash"),
         ('"openings": []', '"openings": [{"date": "x"}]', "is not a seal"),
@@ -191,7 +196,22 @@ def test_a_seal_that_is_broken_or_unknown_stops_everything(
     with pytest.raises(DataError, match=words):
         open_test(run, data)
     assert seal_file(data).read_bytes() == before
-    assert SEAL_FORMAT == 1
+    assert SEAL_FORMAT == 2
+
+
+def test_a_seal_of_format_1_is_read_and_written_anew(here: tuple[Path, Path]) -> None:
+    data, run = here
+    log(data, opening())
+    open_test(run, data)
+    openings = read_seal(seal_file(data)).openings
+    for path in (seal_file(data), run / "seal.json"):
+        path.write_text(path.read_text().replace('"format": 2', '"format": 1').replace('"opened_by"', '"how"'))
+    change(run / "seal.json", '"opening_number"', '"opening"')
+    assert read_seal(seal_file(data)).openings == openings
+    open_test(run, data)
+    assert read_seal(seal_file(data)).openings[:2] == openings
+    assert read(seal_file(data))["format"] == 2
+    assert [entry["opened_by"] for entry in read(run / "seal.json")["openings"]] == ["--open-test"] * 3
 
 
 # A run beside a sealed test side --------------------------------------------------------------------------------------
@@ -244,7 +264,7 @@ def test_sealed_and_opened_is_scored_as_if_it_had_never_been_sealed(
 
 def test_openings_are_counted_and_the_second_one_is_warned_of(here: tuple[Path, Path]) -> None:
     data, run = here
-    log_opening(data / "splits", "held", opening())
+    log(data, opening())
     open_test(run, data)
     report = (run / "report.html").read_text()
     assert "is number 2 of 2 at that time" in report
@@ -257,10 +277,10 @@ def test_openings_are_counted_and_the_second_one_is_warned_of(here: tuple[Path, 
     assert [item.run for item in read_seal(seal_file(data)).openings] == ["abc-s0", run.name, run.name]
     assert "is number 3 of 3 at that time" in (run / "report.html").read_text()
     assert (run / "predictions.csv").read_bytes() == first
-    log = seal_file(data).read_bytes()
+    logged = seal_file(data).read_bytes()
     dk.evaluate(run)
-    assert seal_file(data).read_bytes() == log, "evaluating what is there counts nothing"
-    log_opening(data / "splits", "held", opening())
+    assert seal_file(data).read_bytes() == logged, "evaluating what is there counts nothing"
+    log(data, opening())
     dk.evaluate(run)
     assert "is number 3 of 3 at that time" in (run / "report.html").read_text()
 
@@ -393,9 +413,13 @@ def test_two_openings_at_once_are_both_logged(here: tuple[Path, Path], tmp_path:
     folder = data / "splits"
     with lock(folder), pytest.raises(OutputError, match="in use"), lock(folder, timeout=0.2):
         pass
-    first = log_opening(folder, "held", opening()).openings[-1]
-    log_opening(folder, "held", opening(run="other-s1"))
-    end_opening(folder, "held", first)
+    with log_opening(seal_file(data), opening()) as seal:
+        assert seal.openings == (opening(),)
+        with pytest.raises(ZeroDivisionError), log_opening(seal_file(data), opening(run="other-s1")):
+            assert read_seal(seal_file(data)).openings == (opening(), opening(run="other-s1")), (
+                "on disk before the block"
+            )
+            raise ZeroDivisionError
     assert [item.finished for item in read_seal(seal_file(data)).openings] == [True, False]
     with lock(run), pytest.raises(OutputError, match="in use"):
         open_test(run, data)
@@ -441,7 +465,7 @@ def test_sealed_images_on_the_sides_of_another_split_are_warned_of_and_counted(
     (warn,) = [item for item in report_warnings(read_run_folder(other)) if item.text == text]
     assert warn.level == "serious"
     (logged,) = read_seal(seal_file(data)).openings
-    assert (logged.how, logged.n, logged.run) == ("split other", len(side["test"]), other.name)
+    assert (logged.opened_by, logged.n, logged.run) == ("split other", len(side["test"]), other.name)
     assert logged.finished
 
 
@@ -458,10 +482,11 @@ def test_a_copy_under_another_id_is_the_same_image(here: tuple[Path, Path]) -> N
 
 def look(data: Path, manifest: pd.DataFrame, image_ids: Sequence[str], *, allowed: bool) -> list[Opening]:
     dataset = replace(dk.load_dataset(data), manifest=manifest)
-    logged = log_openings(
-        dataset, image_ids, is_allowed=allowed, model=data / "none", command="--on", recipe="r", run="q"
+    openings = openings_of_images(
+        dataset, image_ids, is_allowed=allowed, model=data / "none", opened_by="--on", recipe="r", run="q"
     )
-    return [opening for _, opening in logged]
+    with log_openings(openings):
+        return [opening for _, opening in openings]
 
 
 def test_looking_at_copies_of_sealed_images_is_looking_at_them(here: tuple[Path, Path]) -> None:
@@ -515,7 +540,7 @@ def test_scoring_the_whole_data_set_asks_for_an_opening(
     code, _, message = invoke(*words, "--open-test", data)
     assert code == 0, message
     (logged,) = read_seal(seal_file(data)).openings
-    assert (logged.how, logged.recipe, logged.run, logged.finished) == ("--on", "tiny", trained.name, True)
+    assert (logged.opened_by, logged.recipe, logged.run, logged.finished) == ("--on", "tiny", trained.name, True)
     assert (
         f"of the sealed test side of split held ({logged.n} images): this is opening 1 of it"
         in (tmp_path / "on" / "report.html").read_text()
@@ -542,7 +567,48 @@ def test_predictions_of_another_tool_count_only_where_they_are_of_sealed_images(
     assert invoke(*words)[0] == 2
     assert invoke(*words, "--open-test", data)[0] == 0
     (logged,) = read_seal(seal_file(data)).openings
-    assert (logged.how, logged.recipe, logged.n) == ("--predictions", "inside.csv", 1)
+    assert (logged.opened_by, logged.recipe, logged.n) == ("--predictions", "inside.csv", 1)
+
+
+def test_an_opening_is_finished_once_what_it_was_for_can_be_evaluated(
+    here: tuple[Path, Path], trained: Path, tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = here
+    dataset = dk.load_dataset(data)
+    dk.split(dataset, replace(HOLDOUT, seed=5), name="other")
+    table = pd.read_csv(run / "predictions.csv", dtype=str, keep_default_na=False)[
+        ["image_id", "p_benign", "p_malignant"]
+    ]
+    table.iloc[:1].assign(image_id=read_seal(seal_file(data)).rows[0][0]).to_csv(tmp_path / "one.csv", index=False)
+
+    def look(case: str, out: Path) -> None:
+        if case == "--on":
+            dk.evaluate(trained, dataset=dataset, out=out, open_test=dataset)
+        elif case == "--predictions":
+            dk.evaluate(None, predictions=tmp_path / "one.csv", dataset=dataset, out=out, open_test=dataset)
+        elif case == "--open-test":
+            open_test(run, data)
+        else:
+            train(tiny, data, out, split="other")
+
+    def fail(*_args: Any, **_named: Any) -> None:
+        raise OSError(28, "no space")
+
+    modules = {
+        "--on": (external, external), "--predictions": (foreign_predictions, foreign_predictions),
+        "--open-test": (score_run, pipeline_run), "split other": (score_run, pipeline_run),
+    }  # fmt: skip
+    for case, (scoring, evaluating) in modules.items():
+        for module, name, finished in (
+            (scoring, "write_predictions", False),
+            (evaluating, "evaluate_run", True),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(module, name, fail)
+                with pytest.raises(OSError, match="no space"):
+                    look(case, tmp_path / f"{case}-{name}")
+            logged = read_seal(seal_file(data)).openings[-1]
+            assert (logged.opened_by, logged.finished) == (case, finished), name
 
 
 # Several runs, other verbs --------------------------------------------------------------------------------------------

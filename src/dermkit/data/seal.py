@@ -5,7 +5,8 @@ its label and the hash of its pixels, and has one entry for each time that seale
 not a safe: whoever may write the folder may delete it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from dermkit.data.split_file import SPLITS
 from dermkit.errors import DataError, UsageError
 from dermkit.files import canonical_json, lock, read_json, sha256_bytes, write_json
 
-SEAL_FORMAT = 1
+SEAL_FORMAT = 2
 SEAL_SUFFIX = ".seal.json"
 SEAL_COLUMNS = ("image_id", "label", "pixel_sha256")
 _MAX_LISTED = 5
@@ -32,14 +33,14 @@ SealedRow = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Opening:
-    """One time that sealed images were scored, written before it began. n: sealed images that it was about.
+    """One time that sealed images were scored, on disk before the first of them is. n: number of those images.
 
-    how: `--open-test`, `--on`, `--predictions`, or the split through which a training scored them. finished: whether
-    the scoring came to its end; one that did not counts all the same.
+    opened_by: `--open-test`, `--on`, `--predictions`, or `split NAME` for a training whose test split held some.
+    finished: whether what can be evaluated was written; an opening that did not finish counts all the same.
     """
 
     date: str
-    how: str
+    opened_by: str
     recipe: str
     run: str
     model_sha256: str
@@ -124,8 +125,8 @@ def seal_path(folder: Path, name: str) -> Path:
 
 def read_seal(path: Path) -> Seal:
     """Read a seal; raises `DataError` for one that is broken, of an unknown format, or not as it was written."""
-    seal_json = read_json(path, format=SEAL_FORMAT, error=DataError)
     try:
+        seal_json = read_json(path, format=SEAL_FORMAT, error=DataError, migrations={1: _from_format_1})
         openings = tuple(Opening(**entry) for entry in seal_json["openings"])
         rows = tuple(tuple(str(cell) for cell in row) for row in seal_json["rows"])
         seal = Seal(str(seal_json["name"]), str(seal_json["date"]), rows, openings)
@@ -134,13 +135,22 @@ def read_seal(path: Path) -> Seal:
             and all(len(row) == len(SEAL_COLUMNS) for row in rows)
             and seal_json["sha256"] == seal.sha256
         )
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise _broken_seal(path, f"is not a seal: {error!r}") from error
     if not is_intact:
         raise _broken_seal(path, "its rows are not those of its hash")
     if seal.name != path.name.removesuffix(SEAL_SUFFIX):
         raise _broken_seal(path, f"is the seal of split {seal.name}")
     return seal
+
+
+def _from_format_1(seal_json: dict[str, Any]) -> dict[str, Any]:
+    """Return a seal with `opened_by` in each of its openings in place of `how`."""
+    openings = [
+        {"opened_by" if key == "how" else key: value for key, value in opening.items()}
+        for opening in seal_json["openings"]
+    ]
+    return {**seal_json, "openings": openings, "format": 2}
 
 
 def _broken_seal(path: Path, problem: str) -> DataError:
@@ -337,47 +347,40 @@ def _first_names(names: Sequence[str]) -> str:
 # Openings ---------------------------------------------------------------------------------------------------------
 
 
-def log_opening(folder: Path, name: str, opening: Opening) -> Seal:
-    """Add an opening to a seal, on disk before this returns; returns the seal with it as the last one."""
-    return _update_seal(folder, name, lambda seal: replace(seal, openings=(*seal.openings, opening)))
+@contextmanager
+def log_opening(path: Path, opening: Opening) -> Iterator[Seal]:
+    """Log an opening in the seal at `path` before the block, and mark it as finished after it.
+
+    Yields the seal with the opening as its last one. After an exception it stays unfinished, and it counts. Raises
+    `DataError` where the seal is broken or has lost the opening meanwhile.
+    """
+    yield _update_seal(path, lambda seal: replace(seal, openings=(*seal.openings, opening)))
+    _update_seal(path, lambda seal: _with_finished(seal, opening))
 
 
-def end_opening(folder: Path, name: str, opening: Opening) -> Seal:
-    """Note that the scoring of an opening, as it was logged, came to its end."""
-
-    def mark_finished(seal: Seal) -> Seal:
-        index = opening_number(seal, opening) - 1
-        finished_opening = replace(opening, finished=True)
-        return replace(seal, openings=(*seal.openings[:index], finished_opening, *seal.openings[index + 1 :]))
-
-    return _update_seal(folder, name, mark_finished)
-
-
-def opening_number(seal: Seal, opening: Opening) -> int:
-    """Return which opening of a seal this is, from 1; the last of equals. Raises `DataError` where it is not logged."""
-    matching_numbers = [
-        number
-        for number, logged_opening in enumerate(seal.openings, start=1)
-        if replace(logged_opening, finished=False) == opening
-    ]
-    if not matching_numbers:
+def _with_finished(seal: Seal, opening: Opening) -> Seal:
+    """Return the seal with the last one of its openings that equals `opening` marked as finished."""
+    matches = [i for i, logged in enumerate(seal.openings) if replace(logged, finished=False) == opening]
+    if not matches:
         raise DataError(
             f"split {seal.name}: its seal lost an opening of {opening.date}", remedy="restore the seal"
         )
-    return matching_numbers[-1]
+    openings = list(seal.openings)
+    openings[matches[-1]] = replace(opening, finished=True)
+    return replace(seal, openings=tuple(openings))
 
 
-def _update_seal(folder: Path, name: str, update: Callable[[Seal], Seal]) -> Seal:
-    with lock(folder, timeout=LOCK_SECONDS):
-        seal = update(read_seal(seal_path(folder, name)))
-        _write_seal(folder, seal)
+def _update_seal(path: Path, update: Callable[[Seal], Seal]) -> Seal:
+    with lock(path.parent, timeout=LOCK_SECONDS):
+        seal = update(read_seal(path))
+        _write_seal(path.parent, seal)
     return seal
 
 
 def check_opening_log(seal: Seal, run_openings: Sequence[dict[str, Any]], path: Path) -> None:
-    """Refuse a seal that lacks an opening which a run knows of: somebody put an older file in its place.
+    """Raise `DataError` for a seal without an opening that a run knows of: an older file was put in its place.
 
-    kept: the openings as the run copied them.
+    run_openings: the openings in the run's own copy of the seal.
     """
     known_openings = [replace(Opening(**entry), finished=False) for entry in run_openings]
     if known_openings != [replace(entry, finished=False) for entry in seal.openings[: len(known_openings)]]:

@@ -1,6 +1,6 @@
 """Evaluate a model on another data set: classes are mapped by name, overlap with its training images is counted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,17 @@ from dermkit.audit.status import audit_state
 from dermkit.data.groups import leakage_groups
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError
-from dermkit.evaluation.class_mapping import ClassMapping, default_mapping, load_mapping, remap_predictions
+from dermkit.evaluation.class_mapping import (
+    ClassMapping,
+    MappedPredictions,
+    default_mapping,
+    load_mapping,
+    remap_predictions,
+)
 from dermkit.evaluation.evaluate import evaluate_run
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.policy import POLICY_SPLIT, PolicyWithExtras, add_targets, check_options
-from dermkit.evaluation.seal_log import LoggedOpening, describe_openings, end_openings, log_openings
+from dermkit.evaluation.seal_log import log_openings, openings_of_images
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
 from dermkit.metrics.decisions.policy import policy_from_dict
 from dermkit.models.card import card_policy
@@ -77,29 +83,27 @@ def evaluate_external(
     policy = _policy_with_targets(predictor, class_mapping, options)
     check_output(folder, marker=UNMAPPED_FILE, description="an evaluation on other data")
     check_writable(folder)
-    logged_openings = _log_openings(predictor, dataset, open_test)
-    predictions = _score_dataset(predictor, dataset, progress)
-    end_openings(dataset, logged_openings)
-    mapped = remap_predictions(predictions, class_mapping)
-    mapped_rows = mapped.predictions
-    target_names = [lesion_class.name for lesion_class in class_mapping.targets]
-    _write_mapped(folder, mapped_rows, target_names, dataset)
-    write_rows(folder / UNMAPPED_FILE, ("image_id", "path", "label"), mapped.unmapped_images.to_numpy().tolist())
-    run_json = _run_json(predictor, dataset, class_mapping, mapped.unmapped_counts, len(mapped_rows))
-    run_json["warnings"] += describe_openings(dataset, logged_openings)
+    openings = openings_of_images(
+        dataset, dataset.manifest["image_id"], is_allowed=open_test, model=predictor.folder, opened_by="--on",
+        recipe=str(predictor.card["recipe"].get("name", "")), run=_run_folder_of(predictor.folder).name,
+    )  # fmt: skip
+    with log_openings(openings) as opening_texts:
+        mapped = remap_predictions(_score_dataset(predictor, dataset, progress), class_mapping)
+        run_json = _run_json(predictor, dataset, class_mapping, mapped)
+        run_json["warnings"] += opening_texts
+        _write_folder(folder, mapped, run_json, predictor, dataset)
     for warning in run_json["warnings"]:
         progress.say(f"warning: {warning}")
-    RUN.write(folder, run_json)
-    LOCATION.write(folder, {"images": str(dataset.image_root.resolve())})
-    recipe_json = predictor.card["recipe"]
-    write_json(folder / RECIPE_FILE, recipe_json, format=format_of_recipe(recipe_json))
     evaluate_run(folder, dataset, options=options, policy=policy)
     return folder
 
 
-def _write_mapped(folder: Path, mapped_rows: pd.DataFrame, names: Sequence[str], dataset: Dataset) -> None:
-    """Write the predictions in the target classes, and what is known of their images."""
-    columns = prediction_columns(names)
+def _write_folder(
+    folder: Path, mapped: MappedPredictions, run_json: Mapping[str, Any], predictor: "Predictor", dataset: Dataset
+) -> None:
+    """Write the predictions in the target classes, and all else that an evaluation of them reads."""
+    names = [lesion_class["name"] for lesion_class in run_json["dataset"]["classes"]]
+    mapped_rows, columns = mapped.predictions, prediction_columns(names)
     write_predictions(folder / PREDICTIONS_FILE, names, mapped_rows[columns].to_numpy(dtype=object).tolist())
     write_groups(
         folder / GROUPS_FILE,
@@ -108,6 +112,11 @@ def _write_mapped(folder: Path, mapped_rows: pd.DataFrame, names: Sequence[str],
         mapped_rows["image_id"],
     )
     write_attributes(folder / ATTRIBUTES_FILE, dataset.manifest, mapped_rows["image_id"])
+    write_rows(folder / UNMAPPED_FILE, ("image_id", "path", "label"), mapped.unmapped_images.to_numpy().tolist())
+    RUN.write(folder, run_json)
+    LOCATION.write(folder, {"images": str(dataset.image_root.resolve())})
+    recipe_json = predictor.card["recipe"]
+    write_json(folder / RECIPE_FILE, recipe_json, format=format_of_recipe(recipe_json))
 
 
 def _run_folder_of(model_path: Path) -> Path:
@@ -118,13 +127,6 @@ def _default_out(model_path: Path, dataset: Dataset, class_mapping: ClassMapping
     run = _run_folder_of(model_path)
     mapping_hash = fingerprint(dataset.manifest_sha256, asdict(class_mapping))
     return run / "external" / f"{dataset.name}-{mapping_hash}"
-
-
-def _log_openings(predictor: "Predictor", dataset: Dataset, is_allowed: bool) -> list[LoggedOpening]:
-    return log_openings(
-        dataset, dataset.manifest["image_id"], is_allowed=is_allowed, model=predictor.folder, command="--on",
-        recipe=str(predictor.card["recipe"].get("name", "")), run=_run_folder_of(predictor.folder).name,
-    )  # fmt: skip
 
 
 def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress) -> pd.DataFrame:
@@ -163,13 +165,9 @@ def training_overlap(predictor: "Predictor", dataset: Dataset) -> dict[str, int]
 
 
 def _run_json(
-    predictor: "Predictor",
-    dataset: Dataset,
-    class_mapping: ClassMapping,
-    unmapped_counts: Mapping[str, int],
-    n_scored: int,
+    predictor: "Predictor", dataset: Dataset, class_mapping: ClassMapping, mapped: MappedPredictions
 ) -> dict[str, Any]:
-    card = predictor.card
+    card, unmapped_counts = predictor.card, mapped.unmapped_counts
     overlap_counts = training_overlap(predictor, dataset)
     return {
         "recipe": card["recipe"].get("name", ""),
@@ -188,7 +186,7 @@ def _run_json(
         "split": {
             "name": "external",
             "scheme": "external",
-            "counts": {"test": n_scored},
+            "counts": {"test": len(mapped.predictions)},
             "excluded": sum(unmapped_counts.values()),
         },
         "training_dataset": {"name": card["dataset"].get("name", ""), "audit": card["dataset"].get("audit", {})},

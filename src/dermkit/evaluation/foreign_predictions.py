@@ -22,7 +22,7 @@ from dermkit.errors import DataError
 from dermkit.evaluation.evaluate import evaluate_run
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.policy import POLICY_SPLIT, check_options, check_targets
-from dermkit.evaluation.seal_log import LoggedOpening, describe_openings, end_openings, log_openings
+from dermkit.evaluation.seal_log import log_openings, openings_of_images
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file
 from dermkit.images.headers import IMAGE_SUFFIXES
 from dermkit.progress import Progress
@@ -86,34 +86,28 @@ def evaluate_foreign(
     predictions = check_predictions(_normalise_rows(predictions, class_names), class_names, source_name=str(file))
     _check_fittable(predictions, classes, options)
     check_writable(folder)  # makes the folder, so what is refused above leaves none
-    image_ids = predictions["image_id"]
-    logged_openings = _log_openings(dataset, image_ids, folder=folder, file=file, is_allowed=open_test)
-    write_predictions(folder / PREDICTIONS_FILE, class_names, predictions.to_numpy(dtype=object).tolist())
-    _write_groups(folder, foreign_table, predictions, dataset)
-    run_json = _run_json(file, predictions, classes, dataset)
-    run_json["warnings"] += [] if dataset is None else describe_openings(dataset, logged_openings)
+    openings = [] if dataset is None else openings_of_images(
+        dataset, predictions["image_id"], is_allowed=open_test, model=folder, opened_by="--predictions",
+        recipe=file.name, run="",
+    )  # fmt: skip
+    with log_openings(openings) as opening_texts:
+        run_json = _run_json(file, predictions, classes, dataset)
+        run_json["warnings"] += opening_texts
+        write_predictions(folder / PREDICTIONS_FILE, class_names, predictions.to_numpy(dtype=object).tolist())
+        _write_groups(folder, foreign_table, predictions, dataset)
+        _write_folder_facts(folder, file, run_json, dataset)
     for warning in run_json["warnings"]:
         progress.say(f"warning: {warning}")
+    evaluate_run(folder, dataset, options=options)
+    return folder
+
+
+def _write_folder_facts(folder: Path, file: Path, run_json: dict[str, Any], dataset: Dataset | None) -> None:
     RUN.write(folder, run_json)
     FOREIGN.write(folder, {"file": file.name, "sha256": sha256_file(file)})
     (folder / OLD_FOREIGN_FILE).unlink(missing_ok=True)
     if dataset is not None:
         LOCATION.write(folder, {"images": str(dataset.image_root.resolve())})
-    evaluate_run(folder, dataset, options=options)
-    if dataset is not None:
-        end_openings(dataset, logged_openings)
-    return folder
-
-
-def _log_openings(
-    dataset: Dataset | None, image_ids: "pd.Series[str]", *, folder: Path, file: Path, is_allowed: bool
-) -> list[LoggedOpening]:
-    """Log that sealed images of the data set are scored; raises where some are and that is not allowed."""
-    if dataset is None:
-        return []
-    return log_openings(
-        dataset, image_ids, is_allowed=is_allowed, model=folder, command="--predictions", recipe=file.name, run=""
-    )
 
 
 def _check_fittable(predictions: pd.DataFrame, classes: Sequence[LesionClass], options: EvaluationOptions) -> None:

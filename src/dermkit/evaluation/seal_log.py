@@ -1,7 +1,8 @@
-"""What a run keeps of a seal in its own folder, and the openings that it logs in the data set's."""
+"""The run's own copy of a seal, and the log of openings in the seals of a data set."""
 
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dermkit import __version__
@@ -12,11 +13,9 @@ from dermkit.data.seal import (
     Seal,
     check_opening_log,
     check_sealed_unchanged,
-    end_opening,
     find_seals_of_images,
     log_opening,
-    opening_number,
-    read_seals,
+    seal_path,
     utc_now,
 )
 from dermkit.errors import DataError, UsageError
@@ -25,8 +24,8 @@ from dermkit.models.checksums import CHECKSUM_FILE
 from dermkit.runs.layout import RUN_SEAL
 from dermkit.runs.reader import read_run_seal
 
-LoggedOpening = tuple[str, Opening]
-"""A seal's name, and the opening that was logged in it."""
+PlannedOpening = tuple[Path, Opening]
+"""A seal's file, and the opening that is to be logged in it."""
 
 
 def seal_folder(dataset: Dataset) -> Path:
@@ -61,12 +60,12 @@ def check_run_seal(run: Path, seal: Seal, path: Path) -> None:
 # Openings ---------------------------------------------------------------------------------------------------------
 
 
-def new_opening(model: Path, *, command: str, recipe: str, run: str, n: int) -> Opening:
-    """Return the entry of a model folder that is about to score n sealed images; no folder, no hash."""
+def new_opening(model: Path, *, opened_by: str, recipe: str, run: str, n: int) -> Opening:
+    """Return an opening by the model in a folder that is about to score n sealed images; without a folder, no hash."""
     checksum_file = model / CHECKSUM_FILE
     return Opening(
         date=utc_now(),
-        how=command,
+        opened_by=opened_by,
         recipe=recipe,
         run=run,
         model_sha256=sha256_file(checksum_file) if checksum_file.is_file() else "",
@@ -92,33 +91,37 @@ def git_commit() -> str:
     return process.stdout.strip() if process.returncode == 0 else ""
 
 
-def log_overlap_openings(
+def openings_of_overlaps(
     dataset: Dataset, overlaps: Sequence[PartialOverlap], *, model: Path, recipe: str, run: str, split: str
-) -> list[LoggedOpening]:
-    """Log that a run is about to score sealed images of other splits on the test side of its own."""
-    seal_counts = [(overlap.seal.name, overlap.counts["test"]) for overlap in overlaps if overlap.counts["test"]]
+) -> list[PlannedOpening]:
+    """Return the openings of a run that scores sealed images of other splits in the test split of its own."""
+    counts = [(overlap.seal.name, overlap.counts["test"]) for overlap in overlaps if overlap.counts["test"]]
     return [
-        _log_opening(dataset, name, new_opening(model, command=f"split {split}", recipe=recipe, run=run, n=n))
-        for name, n in seal_counts
+        (
+            seal_path(seal_folder(dataset), name),
+            new_opening(model, opened_by=f"split {split}", recipe=recipe, run=run, n=n),
+        )
+        for name, n in counts
     ]
 
 
-def log_openings(
+def openings_of_images(
     dataset: Dataset,
     image_ids: Iterable[str],
     *,
     is_allowed: bool,
     model: Path,
-    command: str,
+    opened_by: str,
     recipe: str,
     run: str,
-) -> list[LoggedOpening]:
-    """Log that images of a data set are about to be evaluated, in every seal that they are of.
+) -> list[PlannedOpening]:
+    """Return the openings of an evaluation of images of a data set: one for each seal that some of them are under.
 
-    Copies count: an image is of a seal by its id or its pixels. Raises `UsageError` where some are sealed and that is
-    not `is_allowed`, `DataError` where label or pixels of one are not those that were sealed.
+    An image is sealed by its id or by its pixels, so duplicates count. Raises `UsageError` where some are sealed and
+    that is not `is_allowed`, `DataError` where label or pixels of one are not those that were sealed.
     """
-    sealed_rows = find_seals_of_images(seal_folder(dataset), dataset.manifest, image_ids)
+    folder = seal_folder(dataset)
+    sealed_rows = find_seals_of_images(folder, dataset.manifest, image_ids)
     if sealed_rows and not is_allowed:
         seal_list = "; ".join(
             f"{len(rows)} of split {seal.name}, sealed {seal.date[:10]}" for seal, rows in sealed_rows
@@ -128,29 +131,30 @@ def log_openings(
             outcome="nothing was scored",
             remedy=f"add `--open-test {dataset.folder}`; the opening is logged and counted (docs/seal.md)",
         )
-    check_sealed_unchanged(seal_folder(dataset), dataset.manifest, sealed_rows)
+    check_sealed_unchanged(folder, dataset.manifest, sealed_rows)
     return [
-        _log_opening(dataset, seal.name, new_opening(model, command=command, recipe=recipe, run=run, n=len(rows)))
+        (
+            seal_path(folder, seal.name),
+            new_opening(model, opened_by=opened_by, recipe=recipe, run=run, n=len(rows)),
+        )
         for seal, rows in sealed_rows
     ]
 
 
-def _log_opening(dataset: Dataset, name: str, opening: Opening) -> LoggedOpening:
-    log_opening(seal_folder(dataset), name, opening)
-    return name, opening
+@contextmanager
+def log_openings(openings: Sequence[PlannedOpening]) -> Iterator[list[str]]:
+    """Log every opening before the block and mark all as finished after it (`data.seal.log_opening`).
+
+    Yields a sentence for each: which opening it is, for the warnings of the report. The block ends when what was
+    scored, and all that an evaluation of it reads, is on disk: from then on evaluating it needs no further opening.
+    """
+    with ExitStack() as stack:
+        yield [_opening_text(stack.enter_context(log_opening(path, opening))) for path, opening in openings]
 
 
-def end_openings(dataset: Dataset, openings: Iterable[LoggedOpening]) -> None:
-    """Note that the scoring came to its end."""
-    for name, opening in openings:
-        end_opening(seal_folder(dataset), name, opening)
-
-
-def describe_openings(dataset: Dataset, openings: Iterable[LoggedOpening]) -> list[str]:
-    """Return for each opening which one it is, for the warnings of the report."""
-    seals = {seal.name: seal for seal in read_seals(seal_folder(dataset))}
-    return [
-        f"{opening.n} of these images are of the sealed test side of split {name} ({len(seals[name].rows)} images): "
-        f"this is opening {opening_number(seals[name], opening)} of it."
-        for name, opening in openings
-    ]
+def _opening_text(seal: Seal) -> str:
+    """Return which opening the last one of a seal is."""
+    return (
+        f"{seal.openings[-1].n} of these images are of the sealed test side of split {seal.name} "
+        f"({len(seal.rows)} images): this is opening {len(seal.openings)} of it."
+    )

@@ -1,22 +1,22 @@
 """The opening of a sealed test side: what is checked, what is logged before anything is scored, and what is scored."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from dermkit.data.manifest import Dataset
-from dermkit.data.seal import Seal, end_opening, find_partial_overlaps, find_seal, log_opening, seal_path
+from dermkit.data.seal import Seal, find_partial_overlaps, find_seal, log_opening, read_seal, seal_path
 from dermkit.errors import DataError, UsageError
 from dermkit.evaluation.score_run import score_splits
 from dermkit.evaluation.seal_log import (
-    LoggedOpening,
     check_run_seal,
-    end_openings,
-    log_overlap_openings,
+    log_openings,
     new_opening,
+    openings_of_overlaps,
     seal_folder,
     write_run_seal,
 )
@@ -53,20 +53,12 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
             dataset, split_table["image_id"].tolist(), predictor.preprocessing, folder=dataset.folder / "cache",
             on_progress=lambda count, total: progress.step("images", count, total),
         )  # fmt: skip
-        opening = _log_opening(run, dataset, seal, split_table, run_json, progress)
-        score_splits(
-            run,
-            dataset,
-            split_table,
-            ["test"],
-            predictor=predictor,
-            pixels=pixels,
-            seed=run_json["seed"],
-            fold=-1 if run_json["fold"] is None else run_json["fold"],
-            progress=progress,
-            retained_splits=["validation"],
-        )
-        _end_opening(run, dataset, opening)
+        with _log_opening(run, dataset, seal, split_table, run_json, progress):
+            score_splits(
+                run, dataset, split_table, ["test"], predictor=predictor, pixels=pixels, seed=run_json["seed"],
+                fold=-1 if run_json["fold"] is None else run_json["fold"], progress=progress,
+                retained_splits=["validation"],
+            )  # fmt: skip
 
 
 # Checks -----------------------------------------------------------------------------------------------------------
@@ -132,16 +124,7 @@ def _find_run_seal(run: Path, dataset: Dataset, split_table: pd.DataFrame) -> Se
 # The log ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Opening:
-    """An opening on its way. number: which one it is of its seal; met: those of other seals that it goes with."""
-
-    seal: Seal
-    number: int
-    notes: tuple[str, ...]
-    overlap_openings: tuple[LoggedOpening, ...]
-
-
+@contextmanager
 def _log_opening(
     run: Path,
     dataset: Dataset,
@@ -149,36 +132,33 @@ def _log_opening(
     split_table: pd.DataFrame,
     run_json: Mapping[str, Any],
     progress: Progress,
-) -> _Opening:
-    """Log the opening in the seal, then in the run."""
-    folder, recipe = seal_folder(dataset), str(run_json["recipe"])
-    n_previous = sum(
-        (previous_opening.recipe, previous_opening.run) == (recipe, run.name) for previous_opening in seal.openings
-    )
+) -> Iterator[None]:
+    """Log the opening in the seal, then in the run, before the block; mark it as finished in both after it."""
+    path, recipe, model = seal_path(seal_folder(dataset), seal.name), str(run_json["recipe"]), run / MODEL_FOLDER
+    _tell_previous_openings(run, seal, recipe, progress)
+    overlap_openings = openings_of_overlaps(
+        dataset, find_partial_overlaps(path.parent, dataset.manifest, split_table),
+        model=model, recipe=recipe, run=run.name, split=str(run_json["split"]["name"]),
+    )  # fmt: skip
+    notes = () if run_json["dataset"]["manifest_sha256"] == dataset.manifest_sha256 else (MANIFEST_CHANGED_NOTE,)
+    opening = new_opening(model, opened_by="--open-test", recipe=recipe, run=run.name, n=len(seal.rows))
+    with log_opening(path, opening) as logged_seal:
+        number = len(logged_seal.openings)
+        write_run_seal(run, logged_seal, opening=number, notes=notes)
+        with log_openings(overlap_openings):
+            progress.say(
+                f"opening {number} of the test side of split {seal.name} ({len(seal.rows)} images), logged"
+            )
+            yield
+    # Openings that were logged meanwhile belong to later reports.
+    finished_seal = replace(logged_seal, openings=read_seal(path).openings[:number])
+    write_run_seal(run, finished_seal, opening=number, notes=notes)
+
+
+def _tell_previous_openings(run: Path, seal: Seal, recipe: str, progress: Progress) -> None:
+    n_previous = sum((opening.recipe, opening.run) == (recipe, run.name) for opening in seal.openings)
     if n_previous:
         progress.say(
-            f"this run has opened the test side before ({n_previous} times), and this counts again. To "
-            f"evaluate what was "
-            f"scored then: dermkit evaluate {run}"
+            f"this run has opened the test side before ({n_previous} times), and this counts again. To evaluate what "
+            f"was scored then: dermkit evaluate {run}"
         )
-    overlaps = find_partial_overlaps(folder, dataset.manifest, split_table)
-    opening = new_opening(run / MODEL_FOLDER, command="--open-test", recipe=recipe, run=run.name, n=len(seal.rows))
-    seal_with_opening = log_opening(folder, seal.name, opening)
-    number = len(seal_with_opening.openings)
-    notes = () if run_json["dataset"]["manifest_sha256"] == dataset.manifest_sha256 else (MANIFEST_CHANGED_NOTE,)
-    write_run_seal(run, seal_with_opening, opening=number, notes=notes)
-    split = str(run_json["split"]["name"])
-    overlap_openings = log_overlap_openings(
-        dataset, overlaps, model=run / MODEL_FOLDER, recipe=recipe, run=run.name, split=split
-    )
-    progress.say(f"opening {number} of the test side of split {seal.name} ({len(seal.rows)} images), logged")
-    return _Opening(seal_with_opening, number, notes, tuple(overlap_openings))
-
-
-def _end_opening(run: Path, dataset: Dataset, logged_opening: _Opening) -> None:
-    """Note in the seals and in the run that the scoring came to its end; later openings belong to later reports."""
-    opening = logged_opening.seal.openings[logged_opening.number - 1]
-    seal = end_opening(seal_folder(dataset), logged_opening.seal.name, opening)
-    seal_at_opening = replace(seal, openings=seal.openings[: logged_opening.number])
-    write_run_seal(run, seal_at_opening, opening=logged_opening.number, notes=logged_opening.notes)
-    end_openings(dataset, logged_opening.overlap_openings)

@@ -21,7 +21,7 @@ from dermkit.errors import RunInterrupt, UsageError
 from dermkit.evaluation.evaluate import evaluate_run
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.score_run import score_splits
-from dermkit.evaluation.seal_log import LoggedOpening, end_openings, log_overlap_openings, write_run_seal
+from dermkit.evaluation.seal_log import log_openings, openings_of_overlaps, write_run_seal
 from dermkit.files import (
     lock,
     make_folder,
@@ -279,18 +279,16 @@ def _save_training(
 def _score_run(plan: RunPlan, predictor: "Predictor", pixels: "PixelCache", progress: Progress) -> None:
     """Write predictions.csv for validation and test; a trial's or a sealed test side is left alone."""
     split_names = ["validation"] if plan.hides_test else ["validation", "test"]
-    folder, split_label = plan.folder, plan.split.name
-    logged_openings: list[LoggedOpening] = []
-    if not plan.hides_test:
-        model, recipe = folder / MODEL_FOLDER, plan.recipe.name
-        logged_openings = log_overlap_openings(
-            plan.dataset, plan.partial_overlaps, model=model, recipe=recipe, run=folder.name, split=split_label
-        )
-    score_splits(
-        folder, plan.dataset, plan.split_table, split_names,
-        predictor=predictor, pixels=pixels, seed=plan.seed, fold=plan.fold, progress=progress,
+    folder = plan.folder
+    openings = [] if plan.hides_test else openings_of_overlaps(
+        plan.dataset, plan.partial_overlaps, model=folder / MODEL_FOLDER, recipe=plan.recipe.name, run=folder.name,
+        split=plan.split.name,
     )  # fmt: skip
-    end_openings(plan.dataset, logged_openings)
+    with log_openings(openings):
+        score_splits(
+            folder, plan.dataset, plan.split_table, split_names,
+            predictor=predictor, pixels=pixels, seed=plan.seed, fold=plan.fold, progress=progress,
+        )  # fmt: skip
 
 
 def _write_run_start(plan: RunPlan, settings: RunSettings, progress: Progress) -> None:

@@ -9,7 +9,7 @@ from dermkit.runs import migrations
 RUN = JsonFile("run.json", 2, {1: migrations.run_1_to_2})
 METRICS = JsonFile("metrics.json", 3, {1: migrations.metrics_1_to_2, 2: migrations.metrics_2_to_3})
 POLICY = JsonFile("policy.json", 2)
-RUN_SEAL = JsonFile("seal.json", 2, {1: migrations.seal_1_to_2})
+RUN_SEAL = JsonFile("seal.json", 2, {1: migrations.run_seal_1_to_2})
 ENVIRONMENT = JsonFile("environment.json", 1)
 LOCATION = JsonFile("location.json", 1)
 SUMMARY = JsonFile("summary.json", 1)

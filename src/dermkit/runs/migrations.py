@@ -22,9 +22,10 @@ def run_1_to_2(run_json: dict[str, Any]) -> dict[str, Any]:
     return run
 
 
-def seal_1_to_2(seal_json: dict[str, Any]) -> dict[str, Any]:
-    """Return the run's copy of a seal with `opening_number`: which of the openings is this run's, None for none."""
-    return {**rename_keys(seal_json, {"opening": "opening_number"}), "format": 2}
+def run_seal_1_to_2(seal_json: dict[str, Any]) -> dict[str, Any]:
+    """Return the run's copy of a seal with `opening_number` (which opening is this run's, None for none)."""
+    openings = [rename_keys(opening, {"how": "opened_by"}) for opening in seal_json.get("openings", [])]
+    return {**rename_keys(seal_json, {"opening": "opening_number"}), "openings": openings, "format": 2}
 
 
 def metrics_1_to_2(metrics: dict[str, Any]) -> dict[str, Any]:
