@@ -38,7 +38,8 @@ from campaign_tools import (
 )
 from conftest import Invoke
 from dermkit.files import sha256_file
-from dermkit.models.net import build_net, resolve_weights
+from dermkit.models.net import build_net
+from dermkit.models.weights import resolve_weights
 from dermkit.recipes.experiments import full_phase, head_phase
 from dermkit.recipes.schema import Recipe, load_recipe, save_recipe
 from dermkit.training import loop as engine

@@ -23,7 +23,7 @@ from conftest import Cli, Invoke
 from dermkit import cli as command_line
 from dermkit.errors import RejectionReason
 from dermkit.files import sha256_file, write_json
-from dermkit.models.net import import_timm
+from dermkit.models.weights import import_timm
 from dermkit.recipes.experiments import GRIDS, RECIPES, full_phase
 from dermkit.recipes.formats import RECIPE_FORMAT
 from dermkit.recipes.schema import Recipe, load_recipe, recipe_to_dict, save_recipe

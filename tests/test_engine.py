@@ -16,6 +16,7 @@ from safetensors.torch import save as save_safetensors
 from dermkit.errors import DivergenceError, RunInterrupt, UntrustedError, UsageError
 from dermkit.files import canonical_json, write_json
 from dermkit.models.precision import is_out_of_memory, resolve_precision
+from dermkit.progress import Progress
 from dermkit.recipes.augmentation import NO_AUGMENTATION
 from dermkit.recipes.experiments import ROTATE_FLIP_ZOOM, full_phase, head_phase
 from dermkit.recipes.schema import ComputeSpec, MixupSpec, Recipe
@@ -111,7 +112,7 @@ def test_no_more_work_is_ahead_than_memory_expects() -> None:
 
     coming = ordered_map(note, range(1000), n_threads=2)
     next(coming)
-    coming.close()  # type: ignore[attr-defined]
+    coming.close()
     assert len(begun) < 10
 
 
@@ -204,7 +205,11 @@ def test_a_loss_that_is_no_number_steps_back_at_half_the_rates_and_goes_on(tmp_p
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
     progress = train_net(
-        job, net, checkpoints, fabric=process_group.start_fabric("cpu"), hooks=TrainingHooks(say=said.append)
+        job,
+        net,
+        checkpoints,
+        fabric=process_group.start_fabric("cpu"),
+        hooks=TrainingHooks(progress=Progress(say=said.append)),
     )
     (setback,) = progress.nan_recoveries
     assert (setback["epoch"], setback["batch"], setback["lr_scale"]) == (1, 3, 0.5)
@@ -348,7 +353,7 @@ def test_where_memory_runs_out_batches_are_added_up_to_the_same_step(tmp_path: P
         net,
         checkpoints,
         fabric=process_group.start_fabric("cpu"),
-        hooks=TrainingHooks(say=said.append),
+        hooks=TrainingHooks(progress=Progress(say=said.append)),
     )
     assert json.loads((checkpoints / MICRO_BATCH_FILE).read_text())["size"] == 2
     assert progress.micro_batch_size == 2
@@ -412,7 +417,7 @@ def test_a_step_has_the_loss_of_one_call_on_the_whole_batch(
         micro_batch_size=micro,
     )
     rows = np.arange(3, 17)
-    stepper.__call__(0, rows, stepper.prepare(rows, epoch=1), epoch=1)
+    stepper(0, rows, stepper.prepare(rows, epoch=1), epoch=1)
     assert layer.weight.grad is not None
     kept = layer.weight.grad.clone()
     stepper.flush()

@@ -131,7 +131,8 @@ def test_batch_norm_that_learns_in_the_last_groups_alone() -> None:
 
 
 def test_the_state_of_the_net_itself_is_read() -> None:
-    from dermkit.models.net import build_net, count_batch_norms, resolve_weights
+    from dermkit.models.net import build_net, count_batch_norms
+    from dermkit.models.weights import resolve_weights
 
     spec = replace(S4_CNN.model, backbone="resnet18", hidden=())
     net = build_net(spec, 3, weights=resolve_weights(spec, None), seed=0)

@@ -16,15 +16,8 @@ from torch import Tensor
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import sha256_file
 from dermkit.models import net as models_net
-from dermkit.models.net import (
-    BackboneWeights,
-    Net,
-    build_net,
-    freeze,
-    parameter_groups,
-    resolve_weights,
-    set_train_mode,
-)
+from dermkit.models.net import Net, build_net, freeze, parameter_groups, set_train_mode
+from dermkit.models.weights import BackboneWeights, import_timm, resolve_weights
 from dermkit.recipes.schema import ImageSpec, ModelSpec, Phase
 
 NONE = BackboneWeights("none", None, "", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "", (), "")
@@ -325,7 +318,7 @@ def test_no_hub_is_refused_with_three_ways_out(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_hub_weights_are_loaded_from_the_cached_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = models_net.import_timm().create_model("test_resnet")  # as the hub keeps it: with a classifier
+    whole = import_timm().create_model("test_resnet")  # as the hub keeps it: with a classifier
     path = tmp_path / "model.safetensors"
     save_file(whole.state_dict(), path)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(path))

@@ -42,7 +42,7 @@ from dermkit.models.inference import (
     parallel_batches,
     pick_device,
 )
-from dermkit.models.net import import_timm
+from dermkit.models.weights import import_timm
 from dermkit.prediction import pixels as prediction_pixels
 from dermkit.prediction import resume
 from dermkit.prediction.inputs import find_images

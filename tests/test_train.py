@@ -14,7 +14,9 @@ import torch
 from dermkit.errors import DivergenceError, RunInterrupt, UntrustedError
 from dermkit.files import sha256_bytes
 from dermkit.images.preprocess import Preprocessing
-from dermkit.models.net import Net, build_net, resolve_weights
+from dermkit.models.net import Net, build_net
+from dermkit.models.weights import resolve_weights
+from dermkit.progress import Progress
 from dermkit.recipes.augmentation import NO_AUGMENTATION, PRESETS
 from dermkit.recipes.experiments import DEMO, ROTATE_FLIP_ZOOM, full_phase, head_phase
 from dermkit.recipes.schema import ComputeSpec, MixupSpec, ModelSpec, OversampleSpec, Phase, Recipe
@@ -214,7 +216,7 @@ def making_of(recipe: Recipe, job: TrainingJob, folder: Path, counted: list[int]
     return FeatureJob(
         net=make_net(recipe), model=recipe.model, compute=recipe.compute, pixel_keys=job.pixel_keys,
         device=torch.device("cpu"), cache_folder=folder, process_group=process_group.SINGLE_PROCESS,
-        on_step=lambda *_: counted.__setitem__(0, counted[0] + 1), should_stop=lambda: False,
+        progress=Progress(step=lambda *_: counted.__setitem__(0, counted[0] + 1)), should_stop=lambda: False,
     )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ from dermkit.data.identify import classify_label
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
 from dermkit.models.checksums import write_checksums
-from dermkit.models.net import Net, build_net, freeze, preprocessing_for, resolve_weights
+from dermkit.models.net import Net, build_net, freeze, preprocessing_for
+from dermkit.models.weights import resolve_weights
 from dermkit.prediction.predictor import load_model
 from dermkit.recipes.augmentation import NO_AUGMENTATION
 from dermkit.recipes.experiments import (

@@ -17,7 +17,8 @@ from bare import rate, ready, training_step
 import dermkit as dk
 from dermkit import __version__
 from dermkit.files import read_json
-from dermkit.models.net import build_net, resolve_weights
+from dermkit.models.net import build_net
+from dermkit.models.weights import resolve_weights
 from dermkit.recipes.formats import RECIPE_FORMAT
 from dermkit.recipes.schema import Recipe, load_recipe
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ def cpu_count() -> int:
 
 def ordered_map(
     function: Callable[[Input], Output], inputs: Iterable[Input], *, n_threads: int
-) -> Iterator[Output]:
+) -> Generator[Output, None, None]:
     """Yield function(value) for every input, in the order of the inputs.
 
     n_threads: threads that compute the next results while the caller uses one; 0 computes them in the caller. An

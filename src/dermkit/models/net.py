@@ -19,24 +19,8 @@ from dermkit.models.weights import (
     import_timm,
     is_in_blocks,
     read_tensors,
-    resolve_weights,
 )
 from dermkit.recipes.schema import ImageSpec, ModelSpec, Phase
-
-__all__ = [
-    "BackboneWeights",
-    "Net",
-    "backbone_fingerprint",
-    "build_net",
-    "count_batch_norms",
-    "freeze",
-    "import_timm",
-    "layer_groups",
-    "parameter_groups",
-    "preprocessing_for",
-    "resolve_weights",
-    "set_train_mode",
-]
 
 _RESERVED_ARGS = (
     "num_classes",

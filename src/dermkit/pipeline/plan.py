@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from lightning_fabric import Fabric
 
-    from dermkit.models.net import BackboneWeights
+    from dermkit.models.weights import BackboneWeights
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def check_device(device: str) -> None:
 
 def make_plans(recipe: Recipe, dataset: Dataset, chosen_split: Split, settings: RunSettings) -> list[RunPlan]:
     """Resolve a recipe into its runs: seeds times folds."""
-    from dermkit.models.net import resolve_weights
+    from dermkit.models.weights import resolve_weights
 
     weights = resolve_weights(recipe.model, settings.weights)
     if (

@@ -234,7 +234,7 @@ def _train(plan: RunPlan, prepared_job: _PreparedJob, progress: Progress, fabric
 
     with _stop_on_signal() as stop_requested:
         hooks = TrainingHooks(
-            on_epoch=on_epoch, step=progress.step, say=progress.say, should_stop=lambda: stop_requested[0],
+            progress=progress, on_epoch=on_epoch, should_stop=lambda: stop_requested[0],
             on_first_batch=lambda batch, labels: _draw_batch(plan, job, batch, labels),
         )  # fmt: skip
         training_progress = train_net(

@@ -28,7 +28,8 @@ from dermkit.runs.layout import (
 
 if TYPE_CHECKING:
     from dermkit.images.preprocess import Preprocessing
-    from dermkit.models.net import BackboneWeights, Net
+    from dermkit.models.net import Net
+    from dermkit.models.weights import BackboneWeights
     from dermkit.prediction.predictor import ModelMetadata
     from dermkit.training.checkpoint import TrainingProgress
 

@@ -42,7 +42,8 @@ from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
 from dermkit.models.card import EMPTY_POLICY, RESEARCH_ONLY, card_files, card_policy, read_card
 from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksums
 from dermkit.models.inference import InferenceEngine, default_batch_size, parallel_batches, pick_device
-from dermkit.models.net import Net, build_net, resolve_weights
+from dermkit.models.net import Net, build_net
+from dermkit.models.weights import resolve_weights
 from dermkit.prediction.decisions import select_policy
 from dermkit.prediction.pixels import DecodedImage, ImageScore, PixelStore, decode_image
 from dermkit.progress import Progress

@@ -28,6 +28,7 @@ from dermkit.models.inference import (
 )
 from dermkit.models.net import Net, backbone_fingerprint
 from dermkit.models.precision import autocast
+from dermkit.progress import Progress
 from dermkit.recipes.augmentation import AugmentSpec
 from dermkit.recipes.formats import with_format_2_names
 from dermkit.recipes.schema import ComputeSpec, MixupSpec, ModelSpec, OversampleSpec
@@ -61,7 +62,7 @@ class FeatureJob:
     device: torch.device
     cache_folder: Path
     process_group: ProcessGroup
-    on_step: Callable[[str, int, int], None]
+    progress: Progress
     should_stop: Callable[[], bool]
 
 
@@ -210,7 +211,7 @@ def _compute_missing(
     ):
         unwritten.append(features)
         n_done += len(features)
-        job.on_step("features", progress_range[0] + n_done, progress_range[1])
+        job.progress.step("features", progress_range[0] + n_done, progress_range[1])
         is_stopping = job.should_stop()
         if is_stopping or n_done - n_written >= _IMAGES_PER_WRITE or n_done == len(shard):
             store.add(keys[shard[n_written:n_done]], np.concatenate(unwritten))

@@ -5,8 +5,8 @@ killed and resumed ends with the same weights as one left alone (same machine, s
 runs once per view. Several devices share every batch; rank 0 alone writes.
 """
 
+import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,31 +161,32 @@ def _train_epoch(
         return train_step.prepare(rows, epoch=epoch)
 
     prepared_batches = ordered_map(prepare_batch, epoch_batches[progress.step :], n_threads=job.workers)
-    for micro_batches in _closing_iterator(prepared_batches):
-        rows = epoch_batches[progress.step]
-        train_step.__call__(progress.step, rows, micro_batches, epoch=epoch)
-        progress.step += 1
-        state.hooks.step("train", progress.step, len(epoch_batches))
-        is_stopping, is_saving = state.hooks.should_stop(), time.monotonic() - state.last_save_time > SAVE_SECONDS
-        if state.process_group.size > 1:  # rank 0's clock decides, and any rank may have been asked to stop
-            votes = state.process_group.sum(
-                torch.tensor([is_stopping, is_saving and state.process_group.rank == 0], dtype=torch.int64)
-            )
-            is_stopping, is_saving = bool(votes[0]), bool(votes[1])
-        if is_stopping or is_saving:
-            progress.seconds = previous_seconds + time.perf_counter() - start_time
-            _save_mid_epoch(state, train_step, optimizer, epoch)
-        if is_stopping:
-            raise _interrupted_error(state, epoch)
+    with contextlib.closing(prepared_batches):  # however the loop ends, its threads end too
+        for micro_batches in prepared_batches:
+            rows = epoch_batches[progress.step]
+            train_step(progress.step, rows, micro_batches, epoch=epoch)
+            progress.step += 1
+            state.hooks.progress.step("train", progress.step, len(epoch_batches))
+            is_stopping, is_saving = _vote_to_stop_or_save(state)
+            if is_stopping or is_saving:
+                progress.seconds = previous_seconds + time.perf_counter() - start_time
+                _save_mid_epoch(state, train_step, optimizer, epoch)
+            if is_stopping:
+                raise _interrupted_error(state, epoch)
     train_step.flush()
 
 
-def _closing_iterator(iterator: Iterator[Any]) -> Iterator[Any]:
-    """Let the threads that work ahead go, however the loop ends."""
-    try:
-        yield from iterator
-    finally:
-        iterator.close()  # type: ignore[attr-defined]
+def _vote_to_stop_or_save(state: TrainingState) -> tuple[bool, bool]:
+    """Return whether to stop, and whether a checkpoint is due, with the same answer on every rank.
+
+    Any rank may have been asked to stop; rank 0's clock alone decides when to save, as clocks differ.
+    """
+    is_stopping, is_saving = state.hooks.should_stop(), time.monotonic() - state.last_save_time > SAVE_SECONDS
+    if state.process_group.size == 1:
+        return is_stopping, is_saving
+    votes = torch.tensor([is_stopping, is_saving and state.process_group.is_first], dtype=torch.int64)
+    n_stopping, n_saving = state.process_group.sum(votes).tolist()
+    return n_stopping > 0, n_saving > 0
 
 
 def _save_mid_epoch(
@@ -275,7 +276,7 @@ def _restore_after_nan(state: TrainingState, train_step: TrainStep, error: NotFi
     )
     state.process_group.barrier()  # all have read it before it is written again
     state.save()
-    state.hooks.say(
+    state.hooks.progress.say(
         f"{problem}: back to where the epoch began, learning rates times {progress.lr_scale:g} from here"
     )
 
@@ -304,7 +305,7 @@ def _halve_micro_batch(state: TrainingState, train_step: TrainStep, error: BaseE
     if state.fabric.device.type == "cuda":
         torch.cuda.empty_cache()
     load_last_checkpoint(state)
-    state.hooks.say(f"{problem}; batch norm, where it learns, sees these")
+    state.hooks.progress.say(f"{problem}; batch norm, where it learns, sees these")
 
 
 def _validate(state: TrainingState, train_step: TrainStep, epoch: int) -> dict[str, float]:
@@ -351,7 +352,7 @@ def _batch_source(state: TrainingState, phase: Phase, pixel_source: PixelSource)
         device=device,
         cache_folder=job.cache_folder,
         process_group=state.process_group,
-        on_step=state.hooks.step,
+        progress=state.hooks.progress,
         should_stop=state.hooks.should_stop,
     )
     return feature_source(pixel_source, feature_job, seed=job.seed, views=phase.views)

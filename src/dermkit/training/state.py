@@ -15,6 +15,7 @@ from dermkit.errors import UntrustedError
 from dermkit.files import read_json, write_rows
 from dermkit.images.preprocess import PixelArray, Preprocessing
 from dermkit.models.net import Net
+from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe
 from dermkit.training.checkpoint import (
     BEST_CHECKPOINT,
@@ -61,11 +62,15 @@ class TrainingJob:
 
 @dataclass
 class TrainingHooks:
-    """What the caller wants to hear; `should_stop` is asked after every batch and ends the run with a checkpoint."""
+    """What the caller of a training hears, and how it ends one.
 
+    progress: lines, and a step per batch. on_epoch: an epoch's row of the log, once it is saved, and the number of
+    epochs. should_stop: asked after every batch; true ends the run with a checkpoint. on_first_batch: the run's first
+    batch as the net sees it, (B, 3, S, S) float32 normalised, and its labels, (B,) int64.
+    """
+
+    progress: Progress = field(default_factory=Progress)
     on_epoch: Callable[[dict[str, Any], int], None] = lambda _row, _epochs: None
-    step: Callable[[str, int, int], None] = lambda _what, _done, _total: None
-    say: Callable[[str], None] = lambda _line: None
     should_stop: Callable[[], bool] = lambda: False
     on_first_batch: Callable[[torch.Tensor, NDArray[np.int64]], None] = lambda _batch, _labels: None
 
