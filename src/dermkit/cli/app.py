@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,9 +19,6 @@ from dermkit.cli.results import compare_command, evaluate_command, report_comman
 from dermkit.cli.train import recipes_app, train_command, tune_command
 from dermkit.errors import DermkitError, OutputError
 from dermkit.training.distributed.environment import die_with_parent, is_rank
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="dermkit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -86,12 +83,12 @@ app.command(
     help="Draw images, import, split, train, evaluate, report and predict: offline, on the CPU, in minutes.",
 )
 def demo_command(out: OutOption = Path("demo")) -> None:
-    from dermkit.pipeline.demo import run_demo as run_demo
+    from dermkit.pipeline.demo import run_demo
 
     with progress_bar() as progress:
         outcome = run_demo(out, progress=progress)
     typer.echo(
-        "\nResearch use only. Not a medical device. The images are made, so the figures say nothing about skin."
+        "\nResearch use only. Not a medical device. The images are synthetic: the figures say nothing about skin."
     )
     typer.echo(f"images       {outcome.images}")
     typer.echo(f"data set     {outcome.dataset}")

@@ -1,4 +1,4 @@
-"""The demo: the whole way on made images, offline, with a small net. It shows the way and says nothing about skin."""
+"""The demo: every step on synthetic images, offline, with a small net. It says nothing about skin."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ def run_demo(out: Path, *, progress: Progress | None = None) -> DemoOutcome:
         layout="folder",
     )
     progress.say(f"importing into {out / 'dataset'}")
-    outcome = import_dataset("ham10000", images, out=out / "dataset", name="made dermoscopy")
+    outcome = import_dataset("ham10000", images, out=out / "dataset", name="synthetic dermoscopy")
     settings = RunSettings(out=out / "runs", device="cpu", resume=True)
     run = train(DEMO, outcome.dataset, settings=settings, progress=progress)
     progress.say("predicting new images")

@@ -306,11 +306,11 @@ S4_CNN = Recipe(
 
 # ---- the demo ----------------------------------------------------------------------------------------------------
 
-# Command: dermkit demo. Synthetic images, four classes, a small CNN.
+# Command: dermkit demo. Synthetic images, three classes, a small CNN.
 DEMO = Recipe(
     name="demo",
     system="demo",
-    about="A small own CNN on made dermoscopy: shows the way, says nothing about skin.",
+    about="A small CNN on synthetic images: shows the steps, says nothing about skin.",
     image=ImageSpec(size=64, resize="squash", interpolation="bilinear", normalise="zero_one"),
     split=SplitSpec(scheme="holdout", seed=0, validation=0.2, test=0.25, folds=0, per_class=0, draw_from=""),
     model=ModelSpec(
