@@ -27,7 +27,8 @@ from dermkit.errors import DataError, OutputError, UsageError
 from dermkit.files import lock, write_rows
 from dermkit.progress import Progress
 from dermkit.reporting import warnings
-from dermkit.runs import folder as runs_folder
+from dermkit.runs.folder import RunFolder
+from dermkit.runs.layout import METRICS, RUN
 from planted_audit import CHECKS, HOSTILE, Near, looking, make
 
 NAME = HOSTILE.replace("/", "")
@@ -365,10 +366,12 @@ def told(tmp_path: Path, state: dict[str, Any], **facts: Any) -> dict[str, str]:
     split = {"n": 4, "metrics": {"accuracy": estimate}, "per_class": {"a": {"n": 4}}, "confusion_matrix": [[4]]}
     known = {"dataset": {"name": "moles", "classes": [], "audit": state, "notes": {}}, **facts}
     metrics = {"classes": ["a"], "positive": [], "splits": {"test": split}}
-    run = runs_folder.RunFolder(tmp_path, metrics, known, {}, None, None, "")
+    folder = tmp_path / "run"
+    METRICS.write(folder, metrics)
+    RUN.write(folder, known)
     return {
         warn.text: warn.level
-        for warn in warnings.report_warnings(run)
+        for warn in warnings.report_warnings(RunFolder(folder))
         if "moles" in warn.text or "DA0" in warn.text
     }
 

@@ -34,7 +34,8 @@ from dermkit.prediction.inputs import ImageRef
 from dermkit.prediction.predictor import load_model
 from dermkit.prediction.run import PredictOutcome, predict
 from dermkit.progress import Progress
-from dermkit.runs.predictions import groups_for, read_predictions, to_scored_set
+from dermkit.runs.folder import RunFolder
+from dermkit.runs.predictions import read_predictions, to_scored_set
 from test_applied import settled
 
 SIDES: tuple[tuple[str, Malignancy], ...] = (
@@ -100,7 +101,7 @@ def test_predict_decides_what_evaluate_computes_from_the_run(trained: Path, mode
     classes = load_model(model).classes
     run = read_predictions(trained / "predictions.csv", [item.name for item in classes])
     test = run[run["split"] == "test"].sort_values("image_id")
-    expected = apply_calibration(to_scored_set(test, classes, groups_for(trained, None)), decision.calibration)
+    expected = apply_calibration(to_scored_set(test, classes, RunFolder(trained).groups()), decision.calibration)
     found = pd.read_csv(out / "decisions.csv").set_index("image_id").loc[test["image_id"].map(bare)]
     assert len(found) > 10
     np.testing.assert_allclose(found[["p_benign", "p_malignant"]], expected.probabilities, rtol=0, atol=1e-5)

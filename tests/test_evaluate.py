@@ -16,7 +16,7 @@ from dermkit.evaluation.evaluate import evaluate_predictions, evaluate_run, mist
 from dermkit.files import write_json, write_rows
 from dermkit.metrics.stats.intervals import clopper_pearson_interval
 from dermkit.reporting.report import write_report
-from dermkit.runs.metrics_json import read_metrics
+from dermkit.runs.folder import read_metrics
 from dermkit.runs.predictions import check_predictions, read_predictions
 
 

@@ -18,7 +18,7 @@ import pytest
 
 import dermkit as dk
 from dermkit.recipes.schema import load_recipe
-from dermkit.runs.metrics_json import read_metrics
+from dermkit.runs.folder import read_metrics
 
 ARCHIVE = Path(__file__).parent / "data" / "run-6429fce.tar.xz"
 

@@ -37,7 +37,7 @@ from dermkit.reporting import figures as reporting_figures
 from dermkit.reporting import mistakes, report, warnings
 from dermkit.reporting.labels import METRIC_TITLES
 from dermkit.reporting.report import write_report, write_summary_report
-from dermkit.runs import folder as runs_folder
+from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import UNSTABLE_TRAINING
 
 HOSTILE = '<script>alert("1")</script>'
@@ -377,7 +377,7 @@ def test_people_stand_beside_the_malignant_curve_and_are_no_test(full: Path, tmp
     for anchor in READER_STUDIES:
         assert anchor.source in text
         assert f"{anchor.source}, {anchor.year}." in text
-    anchors = runs_folder.read_optional_csv(full / "figures" / "anchors.csv")
+    anchors = RunFolder(full).figures_table("anchors.csv")
     assert anchors is not None
     assert anchors["sensitivity"].astype(float).tolist() == [item.sensitivity for item in READER_STUDIES]
     run = make_run(tmp_path, ("a", "b", "c"))
@@ -389,7 +389,7 @@ def test_people_stand_beside_the_malignant_curve_and_are_no_test(full: Path, tmp
 
 def test_every_figure_worth_a_row_is_shown_for_both_splits(nine: Path) -> None:
     shown = {place for _, place, _, _ in Page(nine / "report.html").numbers}
-    names = reporting_figures.metric_names(runs_folder.read_run_folder(nine))
+    names = reporting_figures.metric_names(RunFolder(nine))
     assert {"accuracy", "balanced_accuracy", "precision_macro", "f1_macro", "sensitivity", "specificity", "loss",
             "auroc_macro", "average_precision_macro", "brier", "ece"} <= set(names)  # fmt: skip
     assert {f"{split}.{name}.value" for split in ("validation", "test") for name in names} <= shown
@@ -510,7 +510,7 @@ def test_the_verdict_says_whether_the_dumb_rule_is_beaten(
     tmp_path: Path, low: float, high: float, side: str, said: str
 ) -> None:
     text = Page(_written(tmp_path, _tiny_metrics(low, high))).text
-    verdict = reporting_facts.against_majority(runs_folder.read_run_folder(tmp_path), "test")
+    verdict = reporting_facts.against_majority(RunFolder(tmp_path), "test")
     assert (verdict.outcome, verdict.metric, verdict.majority_metrics["balanced_accuracy"]) == (
         side,
         "balanced_accuracy",
@@ -552,7 +552,7 @@ def test_the_headline_does_not_lean_on_an_unreliable_interval(
     body = _tiny_metrics(low, high)
     body["splits"]["test"]["metrics"]["accuracy"]["reason"] = reason
     head = " ".join(re.split(r"[ \n]+", Page(_written(tmp_path, body)).text)).split("Warnings (")[0]
-    assert reporting_facts.against_majority(runs_folder.read_run_folder(tmp_path), "test").outcome == side
+    assert reporting_facts.against_majority(RunFolder(tmp_path), "test").outcome == side
     assert head.count(said) == 4, "balanced accuracy and accuracy, in the lead and in a tile"
     assert ("cannot be told: the interval of balanced accuracy is unreliable" in head) == (side == "unknown")
     assert ("100.0" in head) is False
@@ -582,11 +582,7 @@ def test_few_images_on_a_side_are_one_note(
     part |= {"n": malignant + other, "n_groups": groups}
     part["per_class"]["a"]["n"], part["per_class"]["b"]["n"] = malignant, other
     _written(tmp_path, body)
-    found = [
-        w
-        for w in warnings.report_warnings(runs_folder.read_run_folder(tmp_path))
-        if "independent ones on a side" in w.text
-    ]
+    found = [w for w in warnings.report_warnings(RunFolder(tmp_path)) if "independent ones on a side" in w.text]
     assert [warn.level for warn in found] == ["note"] * bool(said)
     assert all(warn.text.startswith(said) for warn in found)
 
@@ -594,7 +590,7 @@ def test_few_images_on_a_side_are_one_note(
 def test_overfitting_is_a_note_where_the_best_epoch_was_kept(tmp_path: Path) -> None:
     def told(**facts: Any) -> warnings.ReportWarning:
         _written(tmp_path, body, **facts)
-        found = warnings.report_warnings(runs_folder.read_run_folder(tmp_path))
+        found = warnings.report_warnings(RunFolder(tmp_path))
         return next(warn for warn in found if warn.text.startswith("Overfitting"))
 
     body = _tiny_metrics() | {"overfitting": {"overfitting": True, "sentence": "Overfitting from epoch 4."}}
@@ -608,7 +604,7 @@ def test_overfitting_is_a_note_where_the_best_epoch_was_kept(tmp_path: Path) -> 
 
 
 def test_the_verdict_takes_the_stored_rule_where_there_is_one(nine: Path) -> None:
-    verdict = reporting_facts.against_majority(runs_folder.read_run_folder(nine), "test")
+    verdict = reporting_facts.against_majority(RunFolder(nine), "test")
     assert verdict.majority_class == "vascular lesion", "the commonest class of training"
     assert verdict.majority_metrics["balanced_accuracy"] == pytest.approx(1 / 9)
     assert verdict.metrics_key == "test.baselines.majority"
@@ -619,10 +615,10 @@ def test_the_verdict_falls_back_on_accuracy_and_then_says_nothing(tmp_path: Path
     metrics = body["splits"]["test"]["metrics"]
     metrics["balanced_accuracy"] = metrics["auroc"]
     write_json(tmp_path / "metrics.json", body, format=1)
-    assert reporting_facts.against_majority(runs_folder.read_run_folder(tmp_path), "test").metric == "accuracy"
+    assert reporting_facts.against_majority(RunFolder(tmp_path), "test").metric == "accuracy"
     metrics["accuracy"] = metrics["auroc"]
     write_json(tmp_path / "metrics.json", body, format=1)
-    assert reporting_facts.against_majority(runs_folder.read_run_folder(tmp_path), "test").outcome == "unknown"
+    assert reporting_facts.against_majority(RunFolder(tmp_path), "test").outcome == "unknown"
     assert "cannot be told" in Page(write_report(tmp_path)).text
 
 
@@ -635,7 +631,7 @@ def test_warnings_come_first_once_and_with_their_counts(tmp_path: Path) -> None:
     facts["weights"]["note"] = "a stand-in for the published backbone"
     facts["warnings"] = ["Weights: a stand-in for the published backbone", "class 'nevus' is small"]
     run = make_run(tmp_path, **facts)
-    found = warnings.report_warnings(runs_folder.read_run_folder(run))
+    found = warnings.report_warnings(RunFolder(run))
     texts = [warn.text for warn in found]
     serious = [warn.text for warn in found if warn.level == "serious"]
     assert found[: len(serious)] == [warn for warn in found if warn.level == "serious"]
@@ -664,9 +660,7 @@ def test_what_the_import_found_is_told(tmp_path: Path) -> None:
 
 
 def test_a_clean_split_raises_no_leak_warning(nine: Path) -> None:
-    assert not [
-        warn for warn in warnings.report_warnings(runs_folder.read_run_folder(nine)) if "leak" in warn.text
-    ]
+    assert not [warn for warn in warnings.report_warnings(RunFolder(nine)) if "leak" in warn.text]
 
 
 @pytest.mark.parametrize("contradictions", [0, 3])
@@ -686,7 +680,7 @@ def test_no_leak_is_only_what_the_manifest_can_show(tmp_path: Path, contradictio
 
 def test_training_that_was_not_stable_is_told_first(tmp_path: Path) -> None:
     _written(tmp_path, _tiny_metrics(), warnings=["Weights are random.", f"{UNSTABLE_TRAINING}: twice."])
-    first, *others = warnings.report_warnings(runs_folder.read_run_folder(tmp_path))
+    first, *others = warnings.report_warnings(RunFolder(tmp_path))
     assert (first.level, first.text) == ("serious", f"{UNSTABLE_TRAINING}: twice.")
     assert "Weights are random." in [warn.text for warn in others if warn.level == "note"]
 
@@ -694,7 +688,7 @@ def test_training_that_was_not_stable_is_told_first(tmp_path: Path) -> None:
 def test_a_known_defect_of_the_test_images_is_serious(tmp_path: Path) -> None:
     defects = ["18 of the 118 test images have a copy in Train.", "The latest images are dark."]
     _written(tmp_path, _tiny_metrics(), dataset={"notes": {"defects": defects}})
-    found = {warn.text: warn.level for warn in warnings.report_warnings(runs_folder.read_run_folder(tmp_path))}
+    found = {warn.text: warn.level for warn in warnings.report_warnings(RunFolder(tmp_path))}
     assert found[f"Known defect: {defects[0]}"] == "serious"
     assert found[f"Known defect: {defects[1]}"] == "data"
     folded = (tmp_path / "report.html").read_text().split("<details>")[1].split("</details>")[0]
@@ -709,7 +703,7 @@ def test_methods_numbers_and_file_names_are_told_in_words(nine: Path, tmp_path: 
     assert "precision rests on the images called that class, F1 on the images of it or called it" in " ".join(
         page.text.split()
     )
-    wrong = runs_folder.read_optional_csv(nine / "figures" / "mistakes_test.csv")
+    wrong = RunFolder(nine).figures_table("mistakes_test.csv")
     assert wrong is not None
     titles = [found["title"] for tag, found in Page(nine / "report.html").tags if "title" in found]
     assert titles == wrong["path"].head(24).tolist()
@@ -717,14 +711,14 @@ def test_methods_numbers_and_file_names_are_told_in_words(nine: Path, tmp_path: 
 
 
 def test_excluded_images_are_counted_by_reason(nine: Path) -> None:
-    assert reporting_facts.exclusion_counts(runs_folder.read_run_folder(nine)) == [
+    assert reporting_facts.exclusion_counts(RunFolder(nine)) == [
         ("same pixels as test image", 7),
         ("not drawn", 1),
     ]
 
 
 def test_confusions_are_named_in_words(nine: Path) -> None:
-    rows = reporting_facts.top_confusions(runs_folder.read_run_folder(nine), "test")
+    rows = reporting_facts.top_confusions(RunFolder(nine), "test")
     matrix = json.loads((nine / "metrics.json").read_text())["splits"]["test"]["confusion_matrix"]
     assert rows
     for row in rows:
@@ -774,7 +768,7 @@ def test_thumbnails_are_made_from_pixels_and_the_file_stays_small(tmp_path: Path
 def test_a_missing_broken_or_outside_image_is_a_placeholder(tmp_path: Path) -> None:
     run, root = make_run(tmp_path / "run"), tmp_path / "images"
     _save_photographs(run, root)
-    wrong = runs_folder.read_optional_csv(run / "figures" / "mistakes_test.csv")
+    wrong = RunFolder(run).figures_table("mistakes_test.csv")
     assert wrong is not None
     (root / wrong["path"][0]).unlink()
     (root / wrong["path"][1]).write_bytes(b"not an image")
@@ -818,7 +812,7 @@ def test_every_picture_has_words_and_every_table_a_caption(nine: Path) -> None:
 
 
 def test_a_long_log_is_thinned_and_says_so(nine: Path) -> None:
-    log = runs_folder.read_optional_csv(nine / "log.csv")
+    log = RunFolder(nine).log
     assert log is not None
     rows = reporting_facts.log_rows(log.loc[np.arange(1001) % len(log)])
     assert rows["step"] == 3
@@ -842,7 +836,7 @@ def test_a_test_on_other_data_shows_the_mapping_and_what_was_left_out(tmp_path: 
     text = " ".join(Page(_written(tmp_path, body)).text.split())
     assert "not scored (115 images)" in text
     assert "data set that it was not made from" in text
-    first = warnings.report_warnings(runs_folder.read_run_folder(tmp_path))[0]
+    first = warnings.report_warnings(RunFolder(tmp_path))[0]
     assert (first.level, first.text) == ("serious", "115 images have no target class: DF 115")
 
 
@@ -947,7 +941,7 @@ def test_a_parent_without_summary_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("units", [1, 14])
 def test_operating_points_of_few_lesions_are_marked(tmp_path: Path, units: int) -> None:
     run = make_run(tmp_path, ("melanoma", "nevus"), n=180)
-    table = runs_folder.read_optional_csv(run / "predictions.csv")
+    table = RunFolder(run).table("predictions.csv")
     assert table is not None
     malignant = (table["label"] == "melanoma") & (table["split"] == "test")
     groups = np.where(malignant, malignant.cumsum() % units, 1000 + np.arange(len(table)))

@@ -36,7 +36,7 @@ from dermkit.pipeline import open_test as pipeline_open_test
 from dermkit.pipeline import run as pipeline_run
 from dermkit.recipes.schema import Recipe, SplitSpec, parse_split_spec, save_recipe
 from dermkit.reporting.warnings import report_warnings
-from dermkit.runs.folder import read_run_folder
+from dermkit.runs.folder import RunFolder
 
 HOLDOUT = parse_split_spec(
     scheme="holdout", seed=0, validation=0.25, test=0.25, folds=0, per_class=0, draw_from=""
@@ -268,7 +268,7 @@ def test_openings_are_counted_and_the_second_one_is_warned_of(here: tuple[Path, 
     open_test(run, data)
     report = (run / "report.html").read_text()
     assert "is number 2 of 2 at that time" in report
-    (warn,) = [item for item in report_warnings(read_run_folder(run)) if "opened 2 times" in item.text]
+    (warn,) = [item for item in report_warnings(RunFolder(run)) if "opened 2 times" in item.text]
     assert warn.level == "serious"
     assert "up to 0.6 standard errors too good by chance alone" in warn.text
     assert "no longer the figures of an untouched test side" in report
@@ -290,7 +290,7 @@ def test_one_opening_needs_no_warning(here: tuple[Path, Path]) -> None:
     open_test(run, data)
     assert "is number 1 of 1 at that time" in (run / "report.html").read_text()
     assert not [
-        item for item in report_warnings(read_run_folder(run)) if "opened" in item.text or "Opening" in item.text
+        item for item in report_warnings(RunFolder(run)) if "opened" in item.text or "Opening" in item.text
     ]
     assert read(run / "metrics.json")["seal"]["opening_number"] == 1
 
@@ -341,9 +341,7 @@ def test_a_change_elsewhere_in_the_manifest_is_told(here: tuple[Path, Path]) -> 
     held = {row[0] for row in read_seal(seal_file(data)).rows}
     edit_manifest(data, "age", lambda _row: "55", next(name for name in manifest["image_id"] if name not in held))
     open_test(run, data)
-    assert pipeline_open_test.MANIFEST_CHANGED_NOTE in [
-        item.text for item in report_warnings(read_run_folder(run))
-    ]
+    assert pipeline_open_test.MANIFEST_CHANGED_NOTE in [item.text for item in report_warnings(RunFolder(run))]
 
 
 def test_what_is_no_run_of_this_seal_is_refused_before_it_counts(
@@ -404,7 +402,7 @@ def test_an_opening_that_is_killed_before_it_scores_counts(here: tuple[Path, Pat
     assert "was not scored" in report
     open_test(run, data)
     assert [item.finished for item in read_seal(seal_file(data)).openings] == [False, True]
-    (warn,) = [item for item in report_warnings(read_run_folder(run)) if "opened 2 times" in item.text]
+    (warn,) = [item for item in report_warnings(RunFolder(run)) if "opened 2 times" in item.text]
     assert warn.level == "serious", "one run that looked twice is no repeat"
 
 
@@ -462,7 +460,7 @@ def test_sealed_images_on_the_sides_of_another_split_are_warned_of_and_counted(
     (text,) = [line for line in run_facts(other) if line.startswith("Sealed test images")]
     for name, images in side.items():
         assert not images or f"{len(images)} on the {name!s} side" in text
-    (warn,) = [item for item in report_warnings(read_run_folder(other)) if item.text == text]
+    (warn,) = [item for item in report_warnings(RunFolder(other)) if item.text == text]
     assert warn.level == "serious"
     (logged,) = read_seal(seal_file(data)).openings
     assert (logged.opened_by, logged.n, logged.run) == ("split other", len(side["test"]), other.name)
@@ -629,7 +627,7 @@ def test_repeats_are_summarised_on_validation_and_opened_together(
     assert summary["metrics"]["test"]["accuracy"]["n_runs"] == 2
     assert len(read_seal(seal_file(data)).openings) == 2
     last = parent / summary["runs"][1]["folder"]
-    (warn,) = [item for item in report_warnings(read_run_folder(last)) if "opened 2 times" in item.text]
+    (warn,) = [item for item in report_warnings(RunFolder(last)) if "opened 2 times" in item.text]
     assert (warn.level, "differ in their seed alone" in warn.text) == ("note", True)
 
 

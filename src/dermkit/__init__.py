@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dermkit.recipes.experiments import RECIPES, find_grid, find_recipe, full_phase, head_phase, make_grid
     from dermkit.recipes.schema import Phase, Recipe, SplitSpec, load_recipe, save_recipe
     from dermkit.render.sheets import Tile, contact_sheet
-    from dermkit.runs.metrics_json import read_metrics
+    from dermkit.runs.folder import read_metrics
     from dermkit.training.augment.batch import augment_image
 
 __version__ = "0.1.0"
@@ -69,7 +69,7 @@ _NAMES = {
     "recipes.experiments": "RECIPES find_grid find_recipe full_phase head_phase make_grid",
     "recipes.schema": "Phase Recipe SplitSpec load_recipe save_recipe",
     "render.sheets": "Tile contact_sheet",
-    "runs.metrics_json": "read_metrics",
+    "runs.folder": "read_metrics",
     "training.augment.batch": "augment_image",
 }
 """Module -> the public names that it defines; the block above says the same to type checkers, and a test compares."""

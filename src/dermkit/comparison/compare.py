@@ -28,8 +28,8 @@ from dermkit.comparison.repeated import (  # fmt: skip
 from dermkit.comparison.variance import VarianceComponents
 from dermkit.comparison.verdict import Difference, verdict
 from dermkit.data.manifest import LesionClass
-from dermkit.runs.layout import RUN
-from dermkit.runs.predictions import read_groups, read_predictions, to_scored_set
+from dermkit.runs.folder import RunFolder
+from dermkit.runs.predictions import to_scored_set
 
 BOOTSTRAP_SEED = 0
 
@@ -167,15 +167,10 @@ def _read_entry(entry: ComparisonEntry) -> _EntryData:
     )
 
 
-def _read_run_data(name: str, run: Path) -> _RunData:
-    run_json = RUN.read(run)
-    dataset_json = run_json.get("dataset", {})
-    classes = tuple(LesionClass(**fields) for fields in dataset_json.get("classes", []))
-    predictions = read_predictions(run / "predictions.csv", [fields.name for fields in classes])
-    n_train = run_json.get("split", {}).get("counts", {}).get("train", 0)
-    return _RunData(
-        name, classes, predictions, read_groups(run), str(dataset_json.get("manifest_sha256", "")), int(n_train)
-    )
+def _read_run_data(name: str, folder: Path) -> _RunData:
+    run = RunFolder(folder)
+    n_train = run.split_json.get("counts", {}).get("train", 0)
+    return _RunData(name, run.classes, run.predictions, run.groups(), run.dataset_hash, int(n_train))
 
 
 def _scored_images(entry: _EntryData, split: str) -> frozenset[tuple[str, ...]]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from dermkit.comparison.entries import ComparisonEntry
 from dermkit.metrics.stats.estimate import humanise, reliability
-from dermkit.runs.metrics_json import read_metrics
+from dermkit.runs.folder import read_metrics
 
 LEADERBOARD_COLUMNS = (
     "run",

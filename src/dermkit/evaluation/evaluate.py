@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.manifest import Dataset, LesionClass
+from dermkit.errors import DataError
 from dermkit.evaluation import tables
 from dermkit.evaluation.breakdowns import official_metrics, subgroups_by_attribute
 from dermkit.evaluation.lint_run import lint_run_predictions
@@ -28,27 +29,13 @@ from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.metrics.decisions.policy import apply_calibration, policy_from_dict
 from dermkit.metrics.stats.intervals import N_RESAMPLES
-from dermkit.runs.layout import FIGURES_FOLDER, LOG_FILE, OLD_POLICY_FILE, POLICY, PREDICTIONS_FILE
-from dermkit.runs.metrics_json import write_metrics
+from dermkit.runs.folder import RunFolder, leak_warnings, read_table
+from dermkit.runs.layout import FIGURES_FOLDER, LOG_FILE, METRICS, OLD_POLICY_FILE, POLICY, RUN
 from dermkit.runs.predictions import (
     check_predictions,
     class_indices,
-    groups_for,
     probabilities_of,
-    read_predictions,
-    read_run_csv,
     to_scored_set,
-)
-from dermkit.runs.reader import (
-    attributes_for,
-    class_table,
-    count_train_images,
-    isic_ids_for,
-    leak_warnings,
-    policy_of,
-    read_colour_predictions,
-    read_run_json,
-    seal_summary,
 )
 
 SPLIT_ORDER = ("train", "validation", "test")
@@ -247,7 +234,7 @@ def write_evaluation(
         _write_split_files(folder / FIGURES_FOLDER, split_name, split_metrics, scored_set, calibrated_set)
         mistakes_path = folder / FIGURES_FOLDER / f"mistakes_{split_name}.csv"
         write_rows(mistakes_path, MISTAKES_HEADER, mistake_rows(rows, metrics["classes"]))
-    return write_metrics(folder, metrics)
+    return METRICS.write(folder, metrics)
 
 
 def _colour_metrics(colour_set: ScoredSet, seed: int) -> dict[str, Any]:
@@ -335,39 +322,53 @@ def evaluate_run(
     """Evaluate a run folder's predictions.csv; returns the path of its metrics.json.
 
     Groups come from `groups.csv` (image_id, group), else from the data set. Training counts for the baselines come
-    from run.json (`split_json.train_counts`: class -> images), else from the data set and split.csv, else from
+    from run.json (`split.train_counts`: class -> images), else from the data set and split.csv, else from
     predictions
     of the training split. What run.json says of a class mapping (`mapping`, `unmapped`) is carried over. policy: one
     that was fitted elsewhere; by default that of run.json, if it holds one. Raises `DataError` for a missing or broken
     file, or options that these images cannot serve.
     """
-    run_json = read_run_json(run)
-    classes = class_table(run_json, run)
-    predictions = read_predictions(run / PREDICTIONS_FILE, [lesion_class.name for lesion_class in classes])
-    split_json, recorded_policy = run_json.get("split", {}), policy_of(run_json, run)
-    leaks = split_json.get("leaks", {})
+    folder = RunFolder(run)
+    classes, predictions = folder.classes, folder.predictions
+    leaks, run_json = folder.split_json.get("leaks", {}), folder.run_json
     extra_fields: dict[str, Any] = {"leaks": leaks} | {
         key: run_json[key] for key in COPIED_KEYS if key in run_json
     }
-    if seal := seal_summary(run):
+    if seal := folder.seal_summary():
         extra_fields["seal"] = seal
     if (run / LOG_FILE).exists():
-        extra_fields["overfitting"] = diagnose_overfitting(read_run_csv(run / LOG_FILE))
+        extra_fields["overfitting"] = diagnose_overfitting(read_table(run / LOG_FILE, as_text=False))
     lint_rows = [*run_json.get("lint", []), *lint_run_predictions(run, run_json, predictions, classes, dataset)]
     path = write_evaluation(
         run,
         predictions,
         classes=classes,
-        groups=groups_for(run, dataset),
-        train_counts=count_train_images(run, split_json, predictions, dataset),
+        groups=folder.groups(dataset),
+        train_counts=folder.train_counts(dataset),
         extra=extra_fields,
         warnings=leak_warnings(leaks),
-        colour_predictions=read_colour_predictions(run, [lesion_class.name for lesion_class in classes]),
-        attributes=attributes_for(run, dataset),
-        policy=policy or (None if recorded_policy is None else PolicyWithExtras(recorded_policy)),
+        colour_predictions=folder.colour_predictions(),
+        attributes=folder.attributes(dataset),
+        policy=policy or _recorded_policy(folder),
         fit_without_test=bool(seal),
         options=options,
-        isic_ids=None if dataset is None else isic_ids_for(dataset),
+        isic_ids=None if dataset is None else _isic_ids(dataset),
     )
     write_lint(run, lint_rows)
     return path
+
+
+def _isic_ids(dataset: Dataset) -> dict[str, str]:
+    """Return image_id -> id in the ISIC Archive, of those that have one."""
+    rows_with_id = dataset.manifest[dataset.manifest["isic_id"] != ""]
+    return dict(zip(rows_with_id["image_id"], rows_with_id["isic_id"], strict=True))
+
+
+def _recorded_policy(run: RunFolder) -> PolicyWithExtras | None:
+    """Return the policy that run.json records, None where it has none: only evaluations on other data do."""
+    if not run.run_json.get("policy"):
+        return None
+    try:
+        return PolicyWithExtras(policy_from_dict(run.run_json["policy"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{run.path / RUN.name}: has a broken policy: {error}", remedy="evaluate again") from error

@@ -28,6 +28,7 @@ from dermkit.metrics.decisions.policy import policy_from_dict
 from dermkit.models.card import card_policy
 from dermkit.progress import Progress
 from dermkit.recipes.formats import format_of_recipe
+from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import (
     ATTRIBUTES_FILE,
     GROUPS_FILE,
@@ -39,15 +40,12 @@ from dermkit.runs.layout import (
     UNMAPPED_FILE,
 )
 from dermkit.runs.predictions import (
-    groups_for,
     prediction_columns,
-    read_predictions,
     to_scored_set,
     write_attributes,
     write_groups,
     write_predictions,
 )
-from dermkit.runs.reader import class_table, read_run_json
 
 if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
@@ -219,15 +217,11 @@ def _policy_with_targets(
                 outcome="nothing was written", remedy="evaluate without --target and --prevalence",
             )  # fmt: skip
         return None if recorded_policy is None else PolicyWithExtras(policy_from_dict(recorded_policy))
-    run = predictor.folder.parent
-    run_json = read_run_json(run)
-    classes = class_table(run_json, run)
-    predictions = read_predictions(run / PREDICTIONS_FILE, [lesion_class.name for lesion_class in classes])
-    validation_rows = predictions[predictions["split"] == POLICY_SPLIT]
-    check_options(options, {*predictions["split"].unique(), EXTERNAL_SPLIT})
-    return add_targets(
-        policy_from_dict(recorded_policy), to_scored_set(validation_rows, classes, groups_for(run, None)), options
-    )
+    run = RunFolder(predictor.folder.parent)
+    validation_rows = run.predictions[run.predictions["split"] == POLICY_SPLIT]
+    check_options(options, {*run.predictions["split"].unique(), EXTERNAL_SPLIT})
+    validation = to_scored_set(validation_rows, run.classes, run.groups())
+    return add_targets(policy_from_dict(recorded_policy), validation, options)
 
 
 def _warnings(

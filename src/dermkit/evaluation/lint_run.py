@@ -9,8 +9,8 @@ import pandas as pd
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.lint.predictions import lint_predictions
 from dermkit.lint.rules import lint_rows
+from dermkit.runs.folder import read_table
 from dermkit.runs.layout import SPLIT_FILE
-from dermkit.runs.predictions import read_run_csv
 
 
 def lint_run_predictions(
@@ -27,7 +27,7 @@ def lint_run_predictions(
         predictions,
         [lesion_class.name for lesion_class in classes],
         diagnoses={lesion_class.name: lesion_class.diagnosis for lesion_class in classes},
-        split_frame=read_run_csv(path, "image_id", "split") if path.exists() else None,
+        split_frame=read_table(path, "image_id", "split") if path.exists() else None,
         labels=None if manifest is None else dict(zip(manifest["image_id"], manifest["label"], strict=True)),
         is_audited=audit.get("state") == "done" and not audit.get("errors") and not audit.get("accepted"),
     )

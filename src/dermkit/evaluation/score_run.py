@@ -12,10 +12,10 @@ from dermkit.data.groups import leakage_groups
 from dermkit.data.manifest import Dataset
 from dermkit.evaluation.colour_baseline import predict_by_colour
 from dermkit.progress import Progress
+from dermkit.runs.folder import read_table
 from dermkit.runs.layout import ATTRIBUTES_FILE, COLOUR_FILE, GROUPS_FILE, OLD_COLOUR_FILE, PREDICTIONS_FILE
 from dermkit.runs.predictions import (
     prediction_columns,
-    read_run_csv,
     write_attributes,
     write_groups,
     write_predictions,
@@ -101,6 +101,6 @@ def _retained_rows(path: Path, class_names: Sequence[str], retained_splits: Sequ
     columns = prediction_columns(class_names)
     old_path = path.with_name(OLD_COLOUR_FILE)
     is_renamed = path.name == COLOUR_FILE and not path.exists() and old_path.exists()
-    frame = read_run_csv(old_path if is_renamed else path, *columns)
+    frame = read_table(old_path if is_renamed else path, *columns)
     rows = frame.loc[frame["split"].isin(list(retained_splits)), columns]
     return [tuple(row) for row in rows.itertuples(index=False, name=None)]

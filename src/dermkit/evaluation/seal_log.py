@@ -21,8 +21,8 @@ from dermkit.data.seal import (
 from dermkit.errors import DataError, UsageError
 from dermkit.files import sha256_file
 from dermkit.models.checksums import CHECKSUM_FILE
+from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import RUN_SEAL
-from dermkit.runs.reader import read_run_seal
 
 PlannedOpening = tuple[Path, Opening]
 """A seal's file, and the opening that is to be logged in it."""
@@ -47,7 +47,7 @@ def write_run_seal(run: Path, seal: Seal, *, opening: int | None, notes: Sequenc
 
 def check_run_seal(run: Path, seal: Seal, path: Path) -> None:
     """Refuse a seal that is not the run's own, or that lacks openings which the run knows of; raises `DataError`."""
-    run_seal = read_run_seal(run)
+    run_seal = RunFolder(run).seal
     if run_seal["sha256"] != seal.sha256:
         raise DataError(
             f"{run / RUN_SEAL.name}: is of other sealed rows than {path}",

@@ -22,9 +22,8 @@ from dermkit.evaluation.seal_log import (
 )
 from dermkit.files import lock
 from dermkit.progress import Progress
+from dermkit.runs.folder import RunFolder, read_table
 from dermkit.runs.layout import MODEL_FOLDER, PREDICTIONS_FILE, RUN, RUN_SEAL, SPLIT_FILE
-from dermkit.runs.predictions import read_run_csv
-from dermkit.runs.reader import read_run_seal
 
 MANIFEST_CHANGED_NOTE = (
     "The data set's manifest has changed since this run was trained; the sealed images, their labels and their pixels "
@@ -89,7 +88,7 @@ def _checked_run_json(run: Path, dataset: Dataset) -> dict[str, Any]:
 
 def _read_split_table(run: Path, dataset: Dataset) -> pd.DataFrame:
     """Return the run's own split; raises `DataError` where the data set lacks an image of it."""
-    split_table = read_run_csv(run / SPLIT_FILE, "image_id", "split")
+    split_table = read_table(run / SPLIT_FILE, "image_id", "split")
     unknown_ids = split_table.loc[~split_table["image_id"].isin(dataset.manifest["image_id"]), "image_id"].tolist()
     if unknown_ids:
         raise DataError(
@@ -115,7 +114,7 @@ def _find_run_seal(run: Path, dataset: Dataset, split_table: pd.DataFrame) -> Se
         raise DataError(
             f"{run}: the test side that it was trained beside has no seal in {folder}",
             outcome="nothing was scored",
-            remedy=f"restore {read_run_seal(run)['name']}.seal.json, or name the data set that the run was trained on",
+            remedy=f"restore {RunFolder(run).seal['name']}.seal.json, or name the data set that the run was trained on",
         )
     check_run_seal(run, seal, seal_path(folder, seal.name))
     return seal

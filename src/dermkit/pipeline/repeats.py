@@ -9,8 +9,8 @@ from typing import Any
 from dermkit.errors import DataError
 from dermkit.files import write_rows
 from dermkit.reporting.report import write_summary_report
+from dermkit.runs.folder import read_metrics
 from dermkit.runs.layout import MODEL_FOLDER, RUN, SUMMARY, SUMMARY_TABLE
-from dermkit.runs.metrics_json import read_metrics
 
 _MONITOR_METRICS = {
     "val_loss": "loss", "val_accuracy": "accuracy",

@@ -17,7 +17,8 @@ from dermkit.models.locate import check_folder, check_model_folder, suggest_run
 from dermkit.progress import Progress
 from dermkit.reporting.comparison_page import headline_sentences, write_comparison_page, write_comparison_tables
 from dermkit.reporting.report import write_report, write_summary_report
-from dermkit.runs.layout import LOCATION, METRICS, PREDICTIONS_FILE, RECIPE_FILE, REPORT_FILE, RUN, SUMMARY
+from dermkit.runs.folder import RunFolder
+from dermkit.runs.layout import METRICS, PREDICTIONS_FILE, RECIPE_FILE, REPORT_FILE, RUN, SUMMARY
 
 PRINTED_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro")
 """What is printed of each run beside the verdicts."""
@@ -70,7 +71,7 @@ def evaluate(
     _check_evaluable(folder)
     from dermkit.pipeline.run import evaluate_and_report
 
-    return evaluate_and_report(folder, images_folder(folder), options=options)
+    return evaluate_and_report(folder, RunFolder(folder).images_root(), options=options)
 
 
 def _check_alone(folder: Path | None, mapping: Path | None) -> None:
@@ -174,7 +175,7 @@ def compare(runs: Sequence[Path], *, claim_texts: Sequence[str] = (), out: Path)
             for split in comparison.same_images
         }
     folders = comparison.folders if comparison else []
-    roots = [root for run in folders if (root := images_folder(run)) is not None]
+    roots = [root for run in folders if (root := RunFolder(run).images_root()) is not None]
     page = write_comparison_page(comparison, claims, out, images=roots[0] if roots else None)
     same_images = comparison.same_images if comparison else {}
     notes = comparison.notes if comparison else []
@@ -202,12 +203,4 @@ def report(folder: Path) -> Path:
             f"{folder}: has no metrics.json, so it is not a run folder",
             remedy=suggest_run(folder, "name a run folder"),
         )
-    return write_report(folder, images_root=images_folder(folder))
-
-
-def images_folder(folder: Path) -> Path | None:
-    """Return where a run's images lay on this machine, if they still do."""
-    if not LOCATION.exists(folder):
-        return None
-    images = Path(str(LOCATION.read(folder)["images"]))
-    return images if images.is_dir() else None
+    return write_report(folder, images_root=RunFolder(folder).images_root())

@@ -16,8 +16,8 @@ from dermkit.metrics.classification.confusion import accuracy, balanced_accuracy
 from dermkit.metrics.stats.estimate import reliability
 from dermkit.recipes import schema
 from dermkit.recipes.augmentation import active_fields
-from dermkit.runs.folder import Json, RunFolder, read_optional_csv
-from dermkit.runs.layout import EXCLUDED_FILE, FIGURES_FOLDER
+from dermkit.runs.folder import Json, RunFolder
+from dermkit.runs.layout import EXCLUDED_FILE
 
 MAX_CONFUSIONS = 10
 MAX_LOG_ROWS = 400
@@ -98,7 +98,7 @@ def flatten_json(tree: Mapping[str, Any], parent_name: str = "") -> Iterator[tup
 
 def exclusion_counts(run: RunFolder) -> list[tuple[str, int]]:
     """Return how many images were left out for each reason, image names cut off so that reasons add up."""
-    frame = read_optional_csv(run.folder / EXCLUDED_FILE)
+    frame = run.table(EXCLUDED_FILE)
     if frame is None or not len(frame):
         return []
     reasons = frame["reason"].map(lambda reason: re.sub(r"\bimage .+$", "image", str(reason)))
@@ -113,7 +113,7 @@ def recorded_train_counts(run: RunFolder) -> dict[str, int]:
 
 def top_confusions(run: RunFolder, split: str) -> list[Json]:
     """Return the commonest confusions: label, predicted, n, total, mean_confidence, missed (a malignant class lost)."""
-    frame = read_optional_csv(run.folder / FIGURES_FOLDER / f"confusions_{split}.csv")
+    frame = run.figures_table(f"confusions_{split}.csv")
     per_class, positive = run.metrics["splits"][split]["per_class"], set(run.metrics.get("positive", []))
     rows = []
     for row in [] if frame is None else frame.to_dict("records"):

@@ -12,7 +12,6 @@ from dermkit.files import write_rows
 from dermkit.metrics.classification.reader_studies import READER_STUDIES, ReaderStudy
 from dermkit.render import charts, curves
 from dermkit.reporting.labels import ALIASES, BAR_METRICS, METRIC_TITLES
-from dermkit.runs import folder
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import FIGURES_FOLDER, LOG_FILE, MALIGNANT_CURVE, PROGRESS_CHART
 
@@ -28,7 +27,7 @@ class EmbeddedFigure:
 
 def metric_names(run: RunFolder) -> list[str]:
     """Return the metrics worth a row: no figure twice, `_macro_present` only where `_macro` is not defined."""
-    metrics_by_split = [run.metrics["splits"][split]["metrics"] for split in run.splits]
+    metrics_by_split = [run.metrics["splits"][split]["metrics"] for split in run.split_names]
     names = dict.fromkeys(name for metrics in metrics_by_split for name in metrics)
     return visible_metrics(
         names,
@@ -56,12 +55,12 @@ def draw_figures(run: RunFolder) -> dict[str, EmbeddedFigure]:
     """Draw every chart whose numbers are there; keys are the file stems."""
     figures = {"intervals": _draw_intervals(run)}
     if run.log is not None and len(run.log):
-        path = run.folder / PROGRESS_CHART
+        path = run.path / PROGRESS_CHART
         charts.draw_progress(_numeric_log(run.log), path, best_epoch=(run.run_json.get("best") or {}).get("epoch"))
         figures["progress"] = EmbeddedFigure(
             png_data_uri(path), "Loss and accuracies of training and validation by epoch", LOG_FILE
         )
-    for split in run.splits:
+    for split in run.split_names:
         figures |= dict(_split_figures(run, split))
     return figures
 
@@ -73,13 +72,13 @@ def _numeric_log(log: pd.DataFrame) -> pd.DataFrame:
 
 
 def _split_figures(run: RunFolder, split: str) -> Iterator[tuple[str, EmbeddedFigure]]:
-    split_metrics, figures_folder = run.metrics["splits"][split], run.folder / FIGURES_FOLDER
+    split_metrics, figures_folder = run.metrics["splits"][split], run.path / FIGURES_FOLDER
     title, n = f"{split.capitalize()}, {split_metrics['n']} images", split_metrics["n"]
     path = figures_folder / f"confusion_{split}.png"
     charts.draw_confusion(split_metrics["confusion_matrix"], run.metrics["classes"], path, title=title)
     yield path.stem, EmbeddedFigure(png_data_uri(path), f"Confusion matrix of {n} {split} images; the counts are in words and tables", f"figures/{path.stem}.csv")  # fmt: skip  # noqa: E501
     yield from _malignant_figures(run, split, title)
-    roc_points = folder.read_optional_csv(figures_folder / f"roc_{split}.csv")
+    roc_points = run.figures_table(f"roc_{split}.csv")
     if roc_points is not None and len(roc_points):
         path = figures_folder / f"roc_{split}.png"
         positive = [*run.metrics.get("positive", []), MALIGNANT_CURVE]
@@ -87,7 +86,7 @@ def _split_figures(run: RunFolder, split: str) -> Iterator[tuple[str, EmbeddedFi
             roc_points = roc_points[roc_points["class"] != MALIGNANT_CURVE]
         curves.draw_roc(roc_points, path, auroc=_aurocs(split_metrics), malignant_classes=positive, title=title)
         yield path.stem, EmbeddedFigure(png_data_uri(path), f"ROC curves, each class against the rest, of {n} {split} images", f"figures/{path.stem}.csv")  # fmt: skip  # noqa: E501
-    bins = folder.read_optional_csv(figures_folder / f"calibration_{split}.csv")
+    bins = run.figures_table(f"calibration_{split}.csv")
     if bins is not None and len(bins):
         path = figures_folder / f"calibration_{split}.png"
         curves.draw_calibration(bins, path, title=title)
@@ -96,8 +95,8 @@ def _split_figures(run: RunFolder, split: str) -> Iterator[tuple[str, EmbeddedFi
 
 def _malignant_figures(run: RunFolder, split: str, title: str) -> Iterator[tuple[str, EmbeddedFigure]]:
     """Yield what there is where some classes are malignant and some are not, and the split has images of both."""
-    figures_folder, n = run.folder / FIGURES_FOLDER, run.metrics["splits"][split]["n"]
-    roc_points = folder.read_optional_csv(figures_folder / f"roc_{split}.csv")
+    figures_folder, n = run.path / FIGURES_FOLDER, run.metrics["splits"][split]["n"]
+    roc_points = run.figures_table(f"roc_{split}.csv")
     malignant_points = None if roc_points is None else roc_points[roc_points["class"] == MALIGNANT_CURVE]
     if malignant_points is not None and len(malignant_points):
         path, readers_path = figures_folder / f"roc_malignant_{split}.png", figures_folder / "anchors.csv"
@@ -116,7 +115,7 @@ def _malignant_figures(run: RunFolder, split: str, title: str) -> Iterator[tuple
             path.stem,
             EmbeddedFigure(png_data_uri(path), alt, f"figures/roc_{split}.csv and figures/anchors.csv"),
         )
-    net_benefit = folder.read_optional_csv(figures_folder / f"net_benefit_{split}.csv")
+    net_benefit = run.figures_table(f"net_benefit_{split}.csv")
     if net_benefit is not None and len(net_benefit):
         path = figures_folder / f"net_benefit_{split}.png"
         curves.draw_net_benefit(net_benefit, path, title=title)
@@ -144,12 +143,12 @@ def _draw_intervals(run: RunFolder) -> EmbeddedFigure:
     header = ("metric", "split", "value", "low", "high", "n")
     rows = []
     for name in metric_names(run):
-        for split in run.splits:
+        for split in run.split_names:
             estimate = run.metrics["splits"][split]["metrics"].get(name)
             if estimate and name in BAR_METRICS:
                 value = "" if estimate["value"] is None else estimate["value"]
                 rows.append((name, split, value, *(estimate.get("ci95") or ("", "")), estimate["n"]))
-    path = run.folder / FIGURES_FOLDER / "intervals.png"
+    path = run.path / FIGURES_FOLDER / "intervals.png"
     write_rows(path.with_suffix(".csv"), header, rows)
     frame = pd.DataFrame(rows, columns=list(header))
     charts.draw_metric_bars(

@@ -17,7 +17,6 @@ from dermkit.reporting import facts, warnings
 from dermkit.reporting.figures import EmbeddedFigure, draw_figures, metric_names, png_data_uri, visible_metrics
 from dermkit.reporting.labels import BAR_METRICS, FIRST_TABLE_END, METRIC_TITLES, page_templates
 from dermkit.reporting.mistakes import PixelFinder, load_mistakes
-from dermkit.runs import folder as runs_folder
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import FIGURES_FOLDER, METRICS, REPORT_FILE, SUMMARY
 
@@ -34,10 +33,8 @@ def write_report(run: Path, *, pixel_finder: PixelFinder | None = None, images_r
     images: pixels (H, W, 3) of an image_id, None where they are not at hand; without it, images are opened below
     `images_root`. Raises `DataError` without a metrics.json, `OutputError`.
     """
-    run_folder = runs_folder.read_run_folder(run)
-    mistake_table = runs_folder.read_optional_csv(
-        run / FIGURES_FOLDER / f"mistakes_{run_folder.headline_split}.csv"
-    )
+    run_folder = RunFolder(run)
+    mistake_table = run_folder.figures_table(f"mistakes_{run_folder.headline_split}.csv")
     mistake_table = pd.DataFrame() if mistake_table is None else mistake_table
     context = {
         **_report_context(run_folder),
@@ -56,13 +53,12 @@ def write_report(run: Path, *, pixel_finder: PixelFinder | None = None, images_r
 
 def _report_context(run: RunFolder) -> dict[str, Any]:
     """Return what the template says, apart from pictures."""
-    figures_folder = run.folder / FIGURES_FOLDER
     names = metric_names(run)
     methods_by_name = {name: _interval_methods(run, name) for name in names}
     first_table = list(METRIC_TITLES)[: FIRST_TABLE_END + 1]
     return {
         "run": run,
-        "split_names": run.splits,
+        "split_names": run.split_names,
         "bodies": run.metrics["splits"],
         "names": [name for name in names if name in first_table],
         "more": [name for name in names if name not in first_table],
@@ -73,21 +69,20 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
         "warnings": warnings.report_warnings(run),
         "trained": facts.recorded_train_counts(run),
         "excluded": facts.exclusion_counts(run),
-        "confusions": {split: facts.top_confusions(run, split) for split in run.splits},
+        "confusions": {split: facts.top_confusions(run, split) for split in run.split_names},
         "texts": {
-            split: runs_folder.read_text(figures_folder / f"classification_report_{split}.txt")
-            for split in run.splits
+            split: run.text(f"{FIGURES_FOLDER}/classification_report_{split}.txt") for split in run.split_names
         },
         "recipe_rows": facts.recipe_rows(run.recipe),
         "environment": list(facts.flatten_json(run.environment)),
         "log": facts.log_rows(run.log),
-        "lint": read_lint(run.folder),
+        "lint": read_lint(run.path),
     }
 
 
 def _interval_methods(run: RunFolder, name: str) -> set[str]:
     """Return how the intervals of a figure were made; none where no split has one."""
-    estimates = [run.metrics["splits"][split]["metrics"].get(name) for split in run.splits]
+    estimates = [run.metrics["splits"][split]["metrics"].get(name) for split in run.split_names]
     return {str(estimate["method"]) for estimate in estimates if estimate and estimate.get("ci95")}
 
 
@@ -124,7 +119,7 @@ def _final_run_context(parent: Path, folder: str) -> dict[str, Any]:
     """Return the final run's verdict (None without its metrics.json) and its serious warnings."""
     if not _has_evaluated_run(parent, folder):
         return {"verdict": None, "serious": [], "final_run": None}
-    run = runs_folder.read_run_folder(parent / folder)
+    run = RunFolder(parent / folder)
     serious = [warning.text for warning in warnings.report_warnings(run) if warning.level == "serious"]
     return {"verdict": facts.against_majority(run, run.headline_split), "serious": serious, "final_run": run}
 
@@ -132,7 +127,7 @@ def _final_run_context(parent: Path, folder: str) -> dict[str, Any]:
 def _image_counts(parent: Path, summary: dict[str, Any], split: str) -> list[int]:
     """Return the different numbers of images that the runs were evaluated on, ascending; runs not at hand left out."""
     folders = [parent / run["folder"] for run in summary["runs"] if _has_evaluated_run(parent, run["folder"])]
-    metrics_by_run = [runs_folder.read_run_folder(folder).metrics["splits"].get(split) for folder in folders]
+    metrics_by_run = [RunFolder(folder).metrics["splits"].get(split) for folder in folders]
     return sorted({split_metrics["n"] for split_metrics in metrics_by_run if split_metrics})
 
 

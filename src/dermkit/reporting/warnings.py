@@ -93,7 +93,7 @@ def _seal_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
         return
     for note in seal["notes"]:
         yield ReportWarning("note", str(note))
-    if "test" not in run.splits:
+    if "test" not in run.split_names:
         yield ReportWarning(
             "serious",
             f"Opening {seal['opening_number']} of the test side was logged and did not end: it counts all the same.",
@@ -147,7 +147,7 @@ def _outcome_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
 
 
 def _class_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
-    for split in run.splits:
+    for split in run.split_names:
         counts = {
             name: class_metrics["n"] for name, class_metrics in run.metrics["splits"][split]["per_class"].items()
         }
@@ -165,7 +165,7 @@ def _class_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
             )
     indeterminate_classes = [
         str(lesion_class["name"])
-        for lesion_class in run.classes
+        for lesion_class in run.class_rows
         if lesion_class.get("malignancy") == "indeterminate"
     ]
     if indeterminate_classes:

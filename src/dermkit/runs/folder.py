@@ -1,53 +1,153 @@
-"""A run folder as it lies on disk: its JSON and its tables, read once and checked."""
+"""A run folder: the one way to read its files. What it holds in a file of an older format has the names of today."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from dermkit.data.groups import id_groups
+from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError, UsageError
-from dermkit.recipes import schema
+from dermkit.recipes.schema import Recipe, load_recipe
 from dermkit.runs import layout
-from dermkit.runs.metrics_json import read_metrics
+from dermkit.runs.predictions import ATTRIBUTES, read_predictions
 
 Json = dict[str, Any]
+
+_SPLIT_ORDER = {"train": 0, "validation": 1, "test": 2}
+
+
+def read_metrics(folder: Path) -> Json:
+    """Read a run's metrics.json of this or an older format; raises `DataError` where it is missing or broken."""
+    return layout.METRICS.read(folder)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run folder holds; None, {} and "" stand for files that are not there."""
+    """A run folder; each file is read when it is first needed, and then kept.
 
-    folder: Path
-    metrics: Json
-    run_json: Json
-    environment: Json
-    recipe: schema.Recipe | None
-    log: pd.DataFrame | None
-    next_steps: str
-    seal: Json = field(default_factory=dict)
+    None, {} and "" stand for files that a run need not have. A broken file raises `DataError`.
+    """
+
+    path: Path
+
+    # --- the files ---
+
+    @cached_property
+    def run_json(self) -> Json:
+        """run.json, {} where it is missing."""
+        return layout.RUN.read_optional(self.path)
+
+    @cached_property
+    def metrics(self) -> Json:
+        """metrics.json; raises `DataError` where it is missing or has no split."""
+        metrics = read_metrics(self.path)
+        if not metrics.get("splits"):
+            raise DataError(
+                f"{self.path / layout.METRICS.name}: has no split", remedy=f"dermkit evaluate {self.path}"
+            )
+        return metrics
+
+    @cached_property
+    def environment(self) -> Json:
+        """environment.json: versions and machine, {} where it is missing."""
+        return layout.ENVIRONMENT.read_optional(self.path)
+
+    @cached_property
+    def seal(self) -> Json:
+        """The run's copy of its test split's seal, {} where that split is not sealed."""
+        return layout.RUN_SEAL.read_optional(self.path)
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """The recipe, None where it is missing or cannot be read: old runs stay readable."""
+        try:
+            return load_recipe(self.path / layout.RECIPE_FILE)
+        except UsageError:
+            return None
+
+    @cached_property
+    def log(self) -> pd.DataFrame | None:
+        """log.csv as text, one row per epoch."""
+        return self.table(layout.LOG_FILE)
+
+    @cached_property
+    def next_steps(self) -> str:
+        """NEXT_STEPS.txt."""
+        return self.text(layout.NEXT_STEPS_FILE)
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """Return a CSV of the folder as text, so that a class called NA stays one; None where absent or empty."""
+        path = self.path / name
+        return read_table(path) if path.exists() and path.stat().st_size else None
+
+    def figures_table(self, name: str) -> pd.DataFrame | None:
+        """Return a CSV of the figures folder, as `table` does."""
+        return self.table(f"{layout.FIGURES_FOLDER}/{name}")
+
+    def text(self, name: str) -> str:
+        """Return a text file without its outer blank lines, "" where it is absent."""
+        path = self.path / name
+        return path.read_text(encoding="utf-8", errors="replace").strip("\n") if path.exists() else ""
+
+    # --- what run.json says ---
+
+    @property
+    def classes(self) -> tuple[LesionClass, ...]:
+        """The class table; raises `DataError` where run.json is missing or has none."""
+        run_json = self.run_json or layout.RUN.read(self.path)
+        try:
+            return tuple(LesionClass(**fields) for fields in run_json["dataset"]["classes"])
+        except (KeyError, TypeError) as error:
+            path = self.path / layout.RUN.name
+            raise DataError(f"{path}: has no class table", remedy="train again, or restore the file") from error
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of `classes`, in order."""
+        return [lesion_class.name for lesion_class in self.classes]
+
+    @property
+    def split_json(self) -> Json:
+        """What run.json says of the split: name, scheme, counts, train_counts, leaks; {} where it says nothing."""
+        split_json: Json = self.run_json.get("split", {})
+        return split_json
+
+    @property
+    def dataset_hash(self) -> str:
+        """The SHA-256 of the manifest that the run's images are of, "" where run.json does not say."""
+        return str(self.run_json.get("dataset", {}).get("manifest_sha256", ""))
+
+    @property
+    def notes(self) -> Json:
+        """What the import noted about the data set: source of the malignancy, licence, defects, warnings, ..."""
+        notes = self.run_json.get("dataset", {}).get("notes") or {}
+        return notes if isinstance(notes, dict) else {"warnings": notes}
 
     @property
     def title(self) -> str:
         """The recipe's name, or the folder's."""
-        return str(
-            self.run_json.get("recipe") or (self.recipe.name if self.recipe else self.folder.resolve().name)
-        )
+        recipe_name = self.recipe.name if self.recipe else self.path.resolve().name
+        return str(self.run_json.get("recipe") or recipe_name)
+
+    # --- what metrics.json says; of a missing field, what run.json says ---
 
     @property
-    def splits(self) -> list[str]:
+    def split_names(self) -> list[str]:
         """The evaluated splits, validation before test."""
-        order = {"train": 0, "validation": 1, "test": 2}
-        return sorted(self.metrics["splits"], key=lambda name: order.get(name, 3))
+        return sorted(self.metrics["splits"], key=lambda name: _SPLIT_ORDER.get(name, len(_SPLIT_ORDER)))
 
     @property
     def headline_split(self) -> str:
         """The split that the verdict is about: test, or the last one there is."""
-        return "test" if "test" in self.metrics["splits"] else self.splits[-1]
+        return "test" if "test" in self.metrics["splits"] else self.split_names[-1]
 
     @property
-    def classes(self) -> list[Json]:
-        """The classes in order, each with name, diagnosis and malignancy ("" where run.json is missing)."""
+    def class_rows(self) -> list[Json]:
+        """The evaluated classes, each with name, diagnosis and malignancy ("" where run.json does not say)."""
         class_by_name = {fields["name"]: fields for fields in self.run_json.get("dataset", {}).get("classes", [])}
         positive = self.metrics.get("positive", [])
         return [
@@ -58,14 +158,8 @@ class RunFolder:
         ]
 
     @property
-    def notes(self) -> Json:
-        """What the import found out about the data set: source of the malignancy, licence, defects, warnings, ..."""
-        notes = self.run_json.get("dataset", {}).get("notes") or {}
-        return notes if isinstance(notes, dict) else {"warnings": notes}
-
-    @property
     def is_external(self) -> bool:
-        """Whether a finished model was tested on another data set than the one it was made from."""
+        """Whether a finished model was tested on another data set than the one it was trained on."""
         return bool(self.mapping)
 
     @property
@@ -83,45 +177,90 @@ class RunFolder:
     @property
     def leaks(self) -> Json:
         """Leak counts as the split's check returns them: n, total, identical_pixels, same_group, per_class, ..."""
-        leaks: Json = self.metrics.get("leaks") or self.run_json.get("split", {}).get("leaks") or {}
+        leaks: Json = self.metrics.get("leaks") or self.split_json.get("leaks") or {}
         return leaks
 
+    # --- what an evaluation needs ---
 
-def read_run_folder(folder: Path) -> RunFolder:
-    """Read a run folder; raises `DataError` without a metrics.json, or where a file of it is broken."""
-    metrics = read_metrics(folder)
-    if not metrics.get("splits"):
-        raise DataError(f"{folder / 'metrics.json'}: has no split", remedy="run `dermkit evaluate` on this folder")
-    return RunFolder(
-        folder=folder,
-        metrics=metrics,
-        run_json=layout.RUN.read_optional(folder),
-        environment=layout.ENVIRONMENT.read_optional(folder),
-        recipe=_read_recipe(folder / layout.RECIPE_FILE),
-        log=read_optional_csv(folder / layout.LOG_FILE),
-        next_steps=read_text(folder / layout.NEXT_STEPS_FILE),
-        seal=layout.RUN_SEAL.read_optional(folder),
-    )
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """predictions.csv, checked, probabilities as float64 in the order of `classes`; raises `DataError`."""
+        return read_predictions(self.path / layout.PREDICTIONS_FILE, self.class_names)
+
+    def colour_predictions(self) -> pd.DataFrame | None:
+        """Return the predictions of the colour baseline, None where the run has none."""
+        path = self.path / layout.COLOUR_FILE
+        path = path if path.exists() else self.path / layout.OLD_COLOUR_FILE
+        return read_predictions(path, self.class_names) if path.exists() else None
+
+    def groups(self, dataset: Dataset | None = None) -> dict[str, int] | None:
+        """Return image_id -> group (lesion, patient, copies) of groups.csv, else of the data set; None: unknown."""
+        path = self.path / layout.GROUPS_FILE
+        if path.exists():
+            frame = read_table(path, "image_id", "group")
+            return dict(zip(frame["image_id"], pd.factorize(frame["group"])[0].tolist(), strict=True))
+        if dataset is None:
+            return None
+        return dict(zip(dataset.manifest["image_id"], id_groups(dataset.manifest).tolist(), strict=True))
+
+    def attributes(self, dataset: Dataset | None = None) -> pd.DataFrame | None:
+        """Return age, sex, site and skin type by image_id, of attributes.csv, else of the data set; None: unknown."""
+        path = self.path / layout.ATTRIBUTES_FILE
+        if path.exists():
+            return read_table(path, "image_id", *ATTRIBUTES).set_index("image_id")
+        return None if dataset is None else dataset.manifest.set_index("image_id")[list(ATTRIBUTES)]
+
+    def train_counts(self, dataset: Dataset | None = None) -> dict[str, int] | None:
+        """Return training images per class: of run.json, else of split.csv and the data set, else of predictions."""
+        if "train_counts" in self.split_json:
+            return dict(self.split_json["train_counts"])
+        labels = self.predictions.loc[self.predictions["split"] == "train", "label"]
+        split_path = self.path / layout.SPLIT_FILE
+        if dataset is not None and split_path.exists():
+            split = read_table(split_path, "image_id", "split")
+            train_ids = split.loc[split["split"] == "train", "image_id"]
+            labels = dataset.manifest.loc[dataset.manifest["image_id"].isin(train_ids), "label"]
+        return {str(name): int(n) for name, n in labels.value_counts().items()} if len(labels) else None
+
+    def seal_summary(self) -> Json:
+        """Return what metrics.json says of a sealed test split, {} without one; opening_number None: not scored."""
+        if not self.seal:
+            return {}
+        summary = {key: self.seal[key] for key in ("name", "date", "n", "opening_number")}
+        return {**summary, "n_openings": len(self.seal["openings"])}
+
+    def images_root(self) -> Path | None:
+        """Return where the images lay on this machine, None where they no longer do."""
+        if not layout.LOCATION.exists(self.path):
+            return None
+        images = Path(str(layout.LOCATION.read(self.path)["images"]))
+        return images if images.is_dir() else None
 
 
-def _read_recipe(path: Path) -> schema.Recipe | None:
-    """Return the recipe, or None where it is absent or of another version: old runs stay readable."""
+def leak_warnings(leaks: Mapping[str, Any]) -> list[str]:
+    """Return a line per split whose images share a lesion or their pixels with training images."""
+    leaks_by_split = (("test", leaks), ("validation", leaks.get("validation", {})))
+    return [
+        f"the split leaks: {counts['total']} of {counts.get('n', '?')} {split_name} images share a lesion or their "
+        f"exact pixels with images learned from; the {split_name} figures are not those of unseen lesions"
+        for split_name, counts in leaks_by_split
+        if counts.get("total", 0)
+    ]
+
+
+def read_table(path: Path, *columns: str, as_text: bool = True) -> pd.DataFrame:
+    """Read a CSV of a run; raises `DataError` where it cannot be read or lacks one of `columns`.
+
+    as_text: every cell as it is written; otherwise numbers are parsed.
+    """
     try:
-        return schema.load_recipe(path)
-    except UsageError:
-        return None
-
-
-def read_text(path: Path) -> str:
-    """Return a text file without its outer blank lines, "" where it is absent."""
-    return path.read_text(encoding="utf-8", errors="replace").strip("\n") if path.exists() else ""
-
-
-def read_optional_csv(path: Path) -> pd.DataFrame | None:
-    """Return a CSV as text, so that a class called NA stays one; None where it is absent or empty."""
-    if not path.exists() or path.stat().st_size == 0:
-        return None
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False) if as_text else pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a table: {error}", remedy="evaluate the run again") from error
+        raise DataError(f"{path}: cannot be read as a table: {error}", remedy=_TABLE_REMEDY) from error
+    missing_columns = [name for name in columns if name not in frame]
+    if missing_columns:
+        raise DataError(f"{path}: has no column {', '.join(missing_columns)}", remedy=_TABLE_REMEDY)
+    return frame
+
+
+_TABLE_REMEDY = "restore the file; `dermkit evaluate` writes those of figures anew, `dermkit train` the others"

@@ -13,12 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.data.groups import id_groups
-from dermkit.data.manifest import Dataset, LesionClass
+from dermkit.data.manifest import LesionClass
 from dermkit.errors import DataError
 from dermkit.files import write_rows
 from dermkit.metrics.classification.scored_set import ScoredSet
-from dermkit.runs.layout import ATTRIBUTES_FILE, GROUPS_FILE
 
 MAP_FORMAT = 1
 PREDICTION_COLUMNS = ("image_id", "path", "label", "split", "fold", "seed", "predicted")
@@ -159,43 +157,6 @@ def write_attributes(path: Path, manifest: pd.DataFrame, image_ids: "pd.Series[s
     """Write attributes.csv: what is known of the person and the place of each scored image, "" = unknown."""
     rows = manifest.set_index("image_id").loc[list(dict.fromkeys(image_ids)), list(ATTRIBUTES)]
     write_rows(path, ("image_id", *ATTRIBUTES), rows.reset_index().to_numpy(dtype=object).tolist())
-
-
-def read_attributes(run: Path) -> pd.DataFrame | None:
-    """Return a run's attributes by image_id, None where it has none."""
-    path = run / ATTRIBUTES_FILE
-    return read_run_csv(path, "image_id", *ATTRIBUTES).set_index("image_id") if path.exists() else None
-
-
-def read_groups(run: Path) -> dict[str, int] | None:
-    """Return image_id -> what hangs together, from a run's groups.csv; None where there is none."""
-    path = run / GROUPS_FILE
-    if not path.exists():
-        return None
-    frame = read_run_csv(path, "image_id", "group")
-    return dict(zip(frame["image_id"], pd.factorize(frame["group"])[0].tolist(), strict=True))
-
-
-def groups_for(run: Path, dataset: Dataset | None) -> dict[str, int] | None:
-    """Return the groups of a run, else those of the data set; None where neither says."""
-    groups = read_groups(run)
-    if groups is not None or dataset is None:
-        return groups
-    return dict(zip(dataset.manifest["image_id"], id_groups(dataset.manifest).tolist(), strict=True))
-
-
-def read_run_csv(path: Path, *text_columns: str) -> pd.DataFrame:
-    """Read a CSV, all of it as text where text columns are named, else as numbers; raises `DataError`."""
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False) if text_columns else pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}", remedy="restore the file or train again") from error
-    missing_columns = [name for name in text_columns if name not in frame]
-    if missing_columns:
-        raise DataError(
-            f"{path}: no column {', '.join(missing_columns)}", remedy="restore the file or train again"
-        )
-    return frame
 
 
 def to_scored_set(
