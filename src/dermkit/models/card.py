@@ -20,7 +20,7 @@ EMPTY_POLICY: Mapping[str, Any] = {"calibration": {"kind": "none"}, "operating_p
 """The policy fields of a model that was not evaluated on validation images yet."""
 
 POLICY_FIELDS = ("calibration", "operating_points", "conformal", "referral", "n_validation_images")
-"""Those of model.json that hold the policy. `referral` is absent in models of older versions."""
+"""The fields of model.json that hold the policy. `referral` is absent in models of older versions."""
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def write_policy(folder: Path, policy: Mapping[str, Any]) -> None:
 
 
 def extra_targets(folder: Path) -> tuple[tuple[str, float], ...]:
-    """Return the targets (rate, 0..1) that were saved in this model besides the default ones."""
+    """Return the targets saved in this model besides the default ones: (rate, target), as ("sensitivity", 0.97)."""
     points = read_card(folder)["operating_points"]
     return tuple((str(point["rate"]), float(point["target"])) for point in points if point.get("requested"))
 
@@ -76,7 +76,7 @@ def with_extra_targets(policy: Mapping[str, Any], targets: Collection[tuple[str,
 
 
 def card_policy(card: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the policy of a model.json as plain numbers; None where it has none."""
+    """Return the policy fields of a model.json; None for a model that was not evaluated yet."""
     if card["conformal"] is None:
         return None
     return {name: card[name] for name in POLICY_FIELDS if name in card}
@@ -94,7 +94,7 @@ def _calibration_text(calibration: Mapping[str, Any]) -> str:
 
 
 def card_text(card: Mapping[str, Any]) -> str:
-    """Return MODEL_CARD.md."""
+    """Return the text of MODEL_CARD.md, for people; model.json holds the same for programs."""
     classes = "\n".join(
         f"| {lesion_class['name']} | {lesion_class['diagnosis'] or 'not known'} | {lesion_class['malignancy']} |"
         for lesion_class in card["classes"]

@@ -1,4 +1,7 @@
-"""Two small convolutional nets that are trained from scratch."""
+"""Two small convolutional nets that are trained from scratch: where no pretrained weights are at hand, and for tests.
+
+Shapes: N images, C channels, H x W pixels.
+"""
 
 from collections.abc import Callable
 
@@ -6,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MEAN = STD = (0.5, 0.5, 0.5)
-"""Mean and deviation that map pixels to -1..1; there are no pretrained weights that would need others."""
+"""Mean and standard deviation that map pixels in 0..1 to -1..1; no pretrained weights ask for others."""
 
 
 class GridMean(nn.Module):
-    """Mean over a `cells` x `cells` grid, flattened: (N, C, H, W) -> (N, C * cells * cells), for any H and W.
+    """Mean over each cell of a `cells` x `cells` grid: (N, C, H, W) -> (N, C * cells * cells), for any H and W.
 
-    Where the cells divide the side this is plain average pooling, whose backward pass is deterministic on every
-    device; adaptive pooling's is not on CUDA.
+    Where `cells` divides H and W this is plain average pooling, whose backward pass is deterministic on every device;
+    that of adaptive pooling is not on CUDA.
     """
 
     def __init__(self, cells: int) -> None:
@@ -28,14 +31,15 @@ class GridMean(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Blocks of convolution and pooling, then a grid mean. `blocks` are its layer groups."""
+    """Blocks of convolution and pooling, then a grid mean; each block is a layer group that can be frozen."""
 
     def __init__(self, blocks: list[nn.Module], cells: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.pool = GridMean(cells)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # He initialisation: torch's default is too small for ReLU chains
+            # He and others 2015: keeps the variance through ReLU layers, where torch's default shrinks it.
+            if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -47,8 +51,8 @@ class SmallCNN(nn.Module):
         return features
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Return timm's form of the layer groups: one per block."""
-        del coarse
+        """Return the layer groups in timm's form, a regular expression of parameter names: one group per block."""
+        del coarse  # an argument of timm's interface
         return {"blocks": r"^blocks\.(\d+)"}
 
 

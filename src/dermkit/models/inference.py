@@ -1,7 +1,7 @@
 """Fast float32 inference: batch norms fused into convolutions, one single-threaded batch per core.
 
-Shapes: N images of S x S pixels, C feature channels. Pixels are uint8 (N, S, S, 3); inputs of a net float32
-(N, 3, S, S) in channels_last order; logits and features float32 (N, K) and (N, C).
+Shapes: N images of S x S pixels, C features of an image, K classes. Pixels are uint8 (N, S, S, 3); inputs of a net
+float32 (N, 3, S, S) in channels_last order; logits and features float32 (N, K) and (N, C).
 """
 
 import copy
@@ -27,17 +27,18 @@ _FUSION_TOLERANCE = 5e-5
 of MobileNetV2 was 1.1e-5 from float64 unfused and 0.9e-5 fused; its features, with random weights, differed by 2e-5."""
 
 _BATCH_SIZE = {"cpu": 16, "cuda": 64}
-"""Images per forward pass: on a CPU as many as a core's own cache holds, on a GPU enough to occupy it."""
+"""Images per forward pass in prediction: on a CPU as many as a core's own cache holds, on a GPU enough to occupy it
+(not measured there: no GPU was at hand)."""
 
 EVAL_BATCH_SIZE = {"cpu": 16, "cuda": 256}
-"""Images per forward pass in validation and feature extraction."""
+"""Images per forward pass in validation and feature extraction. On a GPU nothing else uses its memory then."""
 
 _Batch = TypeVar("_Batch")
 _Output = TypeVar("_Output")
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device for `auto`, `cpu` or `cuda`; raises `UsageError`."""
+    """Return the device for `auto` (a GPU if there is one), `cpu` or `cuda`; raises `UsageError` for any other name."""
     if name not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {name}: unknown", remedy="one of auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
@@ -88,10 +89,10 @@ def _restored_thread_count() -> Iterator[None]:
 
 
 class InferenceEngine:
-    """uint8 pixels -> class probabilities. Thread-safe.
+    """Turns uint8 pixels into class probabilities. Thread-safe.
 
-    net_variant: `FUSED_NET` or `UNFUSED_NET`. max_batch_size: halved whenever the device runs out of memory, which
-    `say` is told.
+    net_variant: `FUSED_NET` or `UNFUSED_NET`. max_batch_size: images per forward pass, halved whenever the device runs
+    out of memory; `say` then gets a line.
     """
 
     def __init__(
@@ -101,12 +102,13 @@ class InferenceEngine:
         self.device = parameter.device
         self.max_batch_size = 2**31
         self.say = say
+        # Threads take turns on a GPU: two batches at once would only share it, and need the memory of both.
         self._device_lock = threading.Lock() if self.device.type == "cuda" else nullcontext()
         self._preprocessing, self._tables = preprocessing, _normalisation_tables(preprocessing)
         self._net = net
         size = preprocessing.size
         with _restored_thread_count(), exact_float32(self.device):
-            torch.set_num_threads(1)  # so that the choice does not depend on the number of threads
+            torch.set_num_threads(1)  # sums round by the number of threads, and fused or not must not depend on it
             fused_net = fuse_batch_norm(net, self._inputs(probe_images(size)))
         self._net, self.net_variant = (fused_net, FUSED_NET) if fused_net is not None else (net, UNFUSED_NET)
 
@@ -115,6 +117,7 @@ class InferenceEngine:
         inputs = self._inputs(batch)
         with torch.inference_mode(), self._device_lock, exact_float32(self.device):
             logits = self._logits(inputs)
+        # In float64: in float32 probabilities near 1 are rounded to 1, and images that differ would tie.
         return np.asarray(torch.softmax(logits.cpu().double(), dim=1).numpy(), dtype=np.float64)
 
     def _inputs(self, batch: NDArray[np.uint8]) -> Tensor:
@@ -167,7 +170,10 @@ def _normalisation_tables(preprocessing: Preprocessing) -> tuple[NDArray[np.floa
 
 
 def normalise_by_table(batch: NDArray[np.uint8], tables: tuple[NDArray[np.float32], ...]) -> Tensor:
-    """Return normalised pixels (N, 3, S, S), written in channels_last order, in which convolutions are fastest."""
+    """Return normalised pixels (N, 3, S, S) float32 in channels_last order, in which convolutions are fastest.
+
+    batch: (N, S, S, 3) uint8. tables: the 256 normalised values of each channel; a look-up is faster than arithmetic.
+    """
     out = np.empty(batch.shape, np.float32)
     for channel, table in enumerate(tables):
         np.take(table, batch[..., channel], out=out[..., channel], mode="clip")
@@ -175,7 +181,7 @@ def normalise_by_table(batch: NDArray[np.uint8], tables: tuple[NDArray[np.float3
 
 
 def normalise_on_device(batch: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return the same, computed on the batch's device: uint8 is a quarter of the bytes to transfer."""
+    """Return the same, computed on the device of `batch`: copying uint8 there moves a quarter of the bytes."""
     mean, std = (torch.tensor(values, device=batch.device) for values in (preprocessing.mean, preprocessing.std))
     return batch.float().div_(preprocessing.divide_by).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
@@ -188,8 +194,9 @@ def exact_float32(device: torch.device) -> AbstractContextManager[None]:
 
 
 def fused_backbone(net: nn.Module, preprocessing: Preprocessing) -> tuple[nn.Module, str]:
-    """Return a frozen backbone for many forward passes, and its way: `FUSED_NET` where that is exact, else
-    `UNFUSED_NET`.
+    """Return a frozen backbone for many forward passes and its variant.
+
+    `FUSED_NET` where fusion leaves its outputs within `_FUSION_TOLERANCE`, else `UNFUSED_NET` and the net itself.
     """
     device = next(net.parameters()).device
     with _restored_thread_count(), exact_float32(device):
@@ -202,7 +209,10 @@ def fused_backbone(net: nn.Module, preprocessing: Preprocessing) -> tuple[nn.Mod
 
 
 def probe_images(size: int) -> NDArray[np.uint8]:
-    """Return synthetic test pictures (4, size, size, 3) uint8: noise, a dark spot on a gradient, both, one colour."""
+    """Return synthetic test images, (4, size, size, 3) uint8: noise, a dark spot on a gradient, both, one colour.
+
+    They reach different parts of a net's range; the same in every process.
+    """
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3))
     y, x = np.mgrid[0:size, 0:size] / size
     spot = 120 * np.exp(-((x - 0.5) ** 2 + (y - 0.5) ** 2) / 0.05)
@@ -211,17 +221,16 @@ def probe_images(size: int) -> NDArray[np.uint8]:
     return np.asarray(np.clip(np.stack(images), 0, 255), dtype=np.uint8)
 
 
-# Folding -----------------------------------------------------------------------------------------------------------
+# Fusing ------------------------------------------------------------------------------------------------------------
 
 
 def fuse_batch_norm(net: nn.Module, probes: Tensor) -> nn.Module | None:
-    """Return a copy of the net with batch norms folded into the convolutions that feed them.
+    """Return a copy of the net with batch norms fused into the convolutions that feed them.
 
-    Returns None where there is nothing to fold, or where the copy's outputs on the images are not the net's within
-    `_FUSION_TOLERANCE` of their deviation. Logits or features are compared, never probabilities: where these
-    are all near 0
-    or 1, a wrong copy would pass. First every kind of convolution is tried, then plain ones alone: some kinds change
-    their weights on the way.
+    probes: (N, 3, S, S) float32, normalised. Returns None where there is nothing to fuse, or where the copy's outputs
+    differ from the net's by more than `_FUSION_TOLERANCE` of their standard deviation. It compares logits or features:
+    saturated probabilities would hide a wrong copy. All kinds of convolution are tried first, then plain ones alone:
+    some kinds change their weights in the forward pass (weight standardisation), and would change fused ones too.
     """
     with torch.inference_mode():
         expected = net(probes).double()
@@ -241,6 +250,7 @@ def _fused_copy(net: nn.Module, probe: Tensor, is_eligible: Callable[[nn.Conv2d]
         trailing_layers = [
             layer for layer in (getattr(norm, "drop", None), getattr(norm, "act", None)) if layer is not None
         ]
+        # timm's BatchNormAct2d holds dropout and activation too: these remain in the norm's place.
         candidate.set_submodule(
             names[id(norm)], nn.Sequential(*trailing_layers) if trailing_layers else nn.Identity()
         )

@@ -1,4 +1,7 @@
-"""A net of a timm backbone and a head: built, loaded, frozen, and its parameters grouped by learning rate."""
+"""A net of a timm backbone and a head: built, loaded, frozen, and its parameters grouped by learning rate.
+
+Shapes: N images of S x S pixels, C features of an image, K classes.
+"""
 
 import contextlib
 import difflib
@@ -40,7 +43,7 @@ _RESERVED_ARGS = (
 
 
 class Net(nn.Module):
-    """Normalised images (N, 3, S, S) float32 -> logits (N, n_classes), classes in the data set's order."""
+    """Normalised images (N, 3, S, S) float32 -> logits (N, K) float32, classes in the data set's order."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module, n_features: int) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ class Net(nn.Module):
         self.n_features = n_features
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the backbone's pooled features, (N, n_features)."""
+        """Return the backbone's pooled features, (N, C) float32."""
         features: Tensor = self.backbone(x)
         return features
 
@@ -175,6 +178,7 @@ def _count_features(backbone: nn.Module, image_size: int) -> int:
 
 
 def _build_head(n_features: int, spec: ModelSpec, n_classes: int) -> nn.Sequential:
+    """Return the classifier: dropout before every linear layer, ReLU after the hidden ones."""
     layers: list[nn.Module] = []
     for width in spec.hidden:
         layers += [nn.Dropout(spec.dropout), nn.Linear(n_features, width), nn.ReLU()]
@@ -279,7 +283,7 @@ def parameter_groups(net: Net, phase: Phase) -> list[dict[str, Any]]:
 
 
 def backbone_fingerprint(net: Net) -> str:
-    """Return the SHA-256 of the backbone's names, types, shapes and bytes, buffers included."""
+    """Return the SHA-256 of the backbone's tensors: their names, types, shapes and bytes, buffers included."""
     digest = hashlib.sha256()
     for name, tensor in sorted(net.backbone.state_dict().items()):
         cpu_tensor = tensor.detach().cpu().contiguous()
@@ -289,7 +293,7 @@ def backbone_fingerprint(net: Net) -> str:
 
 
 def preprocessing_for(image: ImageSpec, weights: BackboneWeights) -> Preprocessing:
-    """Return the preprocessing in plain numbers: the recipe's geometry, the weights' mean and deviation."""
+    """Return the preprocessing: the recipe's geometry, with the weights' mean and standard deviation or 0 and 1."""
     use_statistics = image.normalise == "weights"
     return Preprocessing(
         size=image.size,

@@ -30,7 +30,7 @@ def autocast(spec: ComputeSpec, device: torch.device) -> AbstractContextManager[
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out: known on a GPU by the exception, on the CPU by the allocator's message."""
+    """Return whether memory ran out: a GPU has its own exception, on the CPU the allocator's message says so."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)

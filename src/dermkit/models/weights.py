@@ -1,4 +1,4 @@
-"""Pretrained weights of a backbone: from the hub or a file with its JSON, verified; or none."""
+"""Pretrained weights of a backbone, verified: from the Hugging Face hub, from a file with a JSON beside it, or none."""
 
 import contextlib
 import difflib
@@ -22,7 +22,7 @@ WEIGHTS_CARD_FORMAT = 1
 _Rgb = tuple[float, float, float]
 
 _HUB_SECONDS = 5.0
-"""Seconds until the hub must answer; with its client's own retries a missing network takes 23 s to show."""
+"""Seconds that the hub has to answer. Its client's own retries take 23 s (measured) to report a missing network."""
 
 _operator_declarations: list[torch.library.Library] = []
 
@@ -31,8 +31,8 @@ _operator_declarations: list[torch.library.Library] = []
 class BackboneWeights:
     """A backbone's weights before they are loaded.
 
-    sha256: of the file ("" for `none`). mean, std: of the pixels in 0..1 that the weights were trained with.
-    missing: tensors that the file is allowed to lack. note: for people, what is unusual.
+    sha256: of the file ("" for `none`). mean, std: the normalisation of pixels in 0..1 (RGB) that the weights were
+    trained with. missing: tensors that the file may lack. note: what a person should know about them.
     """
 
     origin: Literal["hub", "file", "none"]
@@ -92,7 +92,7 @@ def check_backbone(name: str) -> None:
 
 
 def resolve_weights(spec: ModelSpec, file: Path | None) -> BackboneWeights:
-    """Find the weights that a recipe names, and refuse files whose hash or description does not fit.
+    """Return the weights that a recipe names; refuse a file whose hash or description does not fit.
 
     file: a safetensors file with its JSON beside it, instead of the hub. Raises `UsageError` for an unknown
     backbone or a file that the recipe has no use for, `UntrustedError` for weights that are not there, changed,
@@ -165,6 +165,7 @@ def _check_card(card_path: Path, card_fields: dict[str, Any]) -> None:
     bad_fields = [
         name for name, expected_type in types.items() if not isinstance(card_fields.get(name), expected_type)
     ]
+    # A deviation near 0 would blow the pixels up; 1e-3 is far below any real one (ImageNet's are about 0.23).
     for name, minimum in (("mean", 0.0), ("std", 1e-3)):
         values = card_fields.get(name)
         if not isinstance(values, list) or not (
@@ -270,13 +271,16 @@ def _no_hub_weights_error(spec: ModelSpec, reason: str) -> UntrustedError:
 
 
 def check_weights_unchanged(weights: BackboneWeights) -> None:
-    """Raise `UntrustedError` if a weights file is no longer the one that was resolved."""
+    """Raise `UntrustedError` if the file's bytes are no longer those that `resolve_weights` saw."""
     if weights.path is not None and sha256_file(weights.path) != weights.sha256:
         raise _untrusted_error(weights.path, "changed while dermkit was starting")
 
 
 def read_tensors(weights: BackboneWeights) -> dict[str, Tensor]:
-    """Read a weights file's tensors in their own types, refusing bytes that are not those resolved."""
+    """Return tensor name -> tensor of a weights file, in the file's types.
+
+    Raises `UntrustedError` where the file cannot be read or is not the one that `resolve_weights` saw.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 

@@ -1,6 +1,7 @@
-"""Where a run stands, as one safetensors file: tensors, and everything else as JSON in its header.
+"""A checkpoint: weights, optimizer state and progress of a run in one safetensors file.
 
-One file, so that it cannot tear in two; no pickle.
+Tensors are stored as such, all else as JSON in the file's header. One file, so that its halves cannot be of different
+moments; no pickle, because reading a pickle runs code.
 """
 
 import json
@@ -37,9 +38,10 @@ _NAMES_OF_FORMAT_2 = {
 class TrainingProgress:
     """What has been done: finished epochs with their log rows, the best so far, and the optimizer's state.
 
-    step: batches done in the running epoch; loss_sum, n_correct, seconds: summed over them. lr_scale: factor of every
-    learning rate, 1 unless a loss was not a number; nan_recoveries: each time that happened. micro_batch_size: samples
-    per pass (0 = a whole batch), less than a batch once memory ran out.
+    phase, phase_epoch: the running phase and its finished epochs, from 0. step: batches done in the running epoch;
+    loss_sum, n_correct, seconds: summed over them. lr_scale: factor of every learning rate, halved each time that a
+    value was not finite; nan_recoveries: one entry for each time. micro_batch_size: samples per pass (0 = the whole
+    batch), less than a batch once memory ran out. best_value: of the monitored metric, negated for a loss.
     """
 
     phase: int = 0
@@ -67,7 +69,7 @@ class TrainingProgress:
         self.step, self.loss_sum, self.n_correct, self.seconds = 0, 0.0, 0.0, 0.0
 
     def is_out_of_patience(self, patience: int) -> bool:
-        """Tell whether this phase has waited long enough (patience 0 = never)."""
+        """Return whether the phase ends early: `patience` epochs without improvement (0 = never)."""
         return patience > 0 and self.epochs_without_improvement >= patience
 
     def finish_epoch(self, row: dict[str, float], monitor: str) -> bool:
@@ -86,9 +88,9 @@ class TrainingProgress:
 
 
 def checkpoint_bytes(net: torch.nn.Module) -> int:
-    """Return an upper bound of disk space: best, last, mid-epoch and one temporary checkpoint, and the model.
+    """Return an upper bound of the disk space of a run, in bytes.
 
-    Adam keeps two moments per weight.
+    Four checkpoints (best, last, mid-epoch, and one being written) and the model; Adam keeps two moments per weight.
     """
     state_bytes: int = sum(tensor.nbytes for tensor in net.state_dict().values())
     parameter_bytes: int = sum(parameter.nbytes for parameter in net.parameters())
@@ -96,8 +98,9 @@ def checkpoint_bytes(net: torch.nn.Module) -> int:
 
 
 def save_checkpoint(path: Path, net: torch.nn.Module, progress: TrainingProgress, *, with_backbone: bool) -> None:
-    """Write a checkpoint crash-safely; without `with_backbone`, the backbone is left out (it is rebuilt from
-    its weights).
+    """Write a checkpoint crash-safely: after a crash the file is the old one or the new one, never a part.
+
+    Without `with_backbone` the backbone is left out; it is rebuilt from its weights file.
     """
     tensors = {
         f"net.{name}": tensor.detach().cpu().contiguous()
@@ -121,7 +124,10 @@ def save_checkpoint(path: Path, net: torch.nn.Module, progress: TrainingProgress
 
 
 def is_continuation(mid_epoch_path: Path, last_progress: TrainingProgress) -> bool:
-    """Tell whether a mid-epoch checkpoint continues `last`: same phase, finished epochs and NaN recoveries."""
+    """Return whether a mid-epoch checkpoint continues `last`: same phase, finished epochs and NaN recoveries.
+
+    A stale one is left behind by a kill between writing `last` and deleting it, or by a retry at a lower rate.
+    """
     if not mid_epoch_path.exists():
         return False
     mid_epoch, _, _ = _read(mid_epoch_path, with_tensors=False)

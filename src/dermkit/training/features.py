@@ -1,7 +1,9 @@
-"""A frozen backbone's features: computed once per image and view, kept, and found again by any run, fold or seed.
+"""Features of a frozen backbone, computed once per image and view and cached for all runs, folds and seeds.
 
-A feature belongs to the net, the numbers it was computed in, the image's pixels, and the sample's own random numbers;
-nothing else is in its key, so what another run has computed is not computed again.
+A feature's key holds what it depends on and nothing else: the net, the precision, the image's pixels, and the random
+numbers of the sample's augmentation. So what any run has computed is not computed again.
+
+Shapes: N samples of an epoch, B of a batch, V validation images, C features of an image.
 """
 
 from collections.abc import Callable
@@ -37,13 +39,13 @@ from dermkit.training.distributed.process_group import ProcessGroup
 from dermkit.training.samples import PixelSource, Samples
 
 _IMAGES_PER_WRITE = 1024
-"""Images whose features are written at once: what an interruption loses at most."""
+"""Images whose features are written at once: the most that an interruption loses. Chosen, not measured."""
 
 _MAX_VIEW_BYTES = 2**30
-"""Bytes of one view's features that are held in memory; larger ones are read from the store batch by batch."""
+"""A view of at most this many bytes is held in memory; a larger one is read from the store batch by batch."""
 
 _COMPUTE_VERSION = 1
-"""Raise it whenever features are computed in another way than before: what older versions kept is then not found."""
+"""Part of every key: raise it when features are computed in another way, and older ones are no longer found."""
 
 _FLOAT32 = ComputeSpec(precision="float32", compile=False)
 
@@ -53,7 +55,11 @@ _Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class FeatureJob:
-    """What features are made with. row_keys: (N, 32) uint8, of every row of the pixel array, by content."""
+    """What features are computed with.
+
+    pixel_keys: (rows, 32) uint8, a key of each row of the pixel array by its content. should_stop: asked after every
+    batch.
+    """
 
     net: Net
     model: ModelSpec
@@ -67,7 +73,10 @@ class FeatureJob:
 
 
 class FeatureSource:
-    """Batches of a frozen backbone's features, one view an epoch, in turn (see `Phase.views`)."""
+    """Batches of a frozen backbone's features: the views take turns, one an epoch (see `Phase.views`).
+
+    views: (views, N) int64, where each view's features lie in the store. validation_features: (V, C) float32.
+    """
 
     def __init__(
         self,
@@ -91,7 +100,7 @@ class FeatureSource:
         return net.head
 
     def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:  # noqa: ARG002
-        """Return (N, width) float32: the epoch's view of these samples."""
+        """Return (B, C) float32 features of these samples in the epoch's view; rows: (B,)."""
         view_index = self._view(epoch) - 1
         if self.views.shape[1] * self.validation_features.shape[1] * 4 > _MAX_VIEW_BYTES:
             return torch.from_numpy(self.store.read(self.views[view_index][rows])).to(self.pixel_source.device)
@@ -100,13 +109,13 @@ class FeatureSource:
         return torch.from_numpy(self._view_cache[1][rows]).to(self.pixel_source.device)
 
     def targets(self, rows: NDArray[np.int64], *, epoch: int, seed: int, n_classes: int) -> torch.Tensor:
-        """Return the labels of the epoch's view: mixed where the view's images were."""
+        """Return the targets of the epoch's view: mixed labels where its images were mixed."""
         if self.is_unaugmented:
             return torch.from_numpy(self.samples.labels[rows]).to(self.pixel_source.device)
         return self.pixel_source.targets(rows, epoch=self._view(epoch), seed=seed, n_classes=n_classes)
 
     def validation_logits(self, net: Net, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Return the head's logits."""
+        """Return the head's logits, (B, K) float32, of validation images `rows`."""
         logits: torch.Tensor = net.head(
             torch.from_numpy(self.validation_features[rows]).to(self.pixel_source.device)
         )
@@ -117,10 +126,11 @@ class FeatureSource:
 
 
 def feature_source(pixel_source: PixelSource, job: FeatureJob, *, seed: int, views: int) -> FeatureSource:
-    """Run the frozen backbone once per view and image, or find that in the cache; views 0 = the image as it is.
+    """Run the frozen backbone once per view and image, unless the cache has its features.
 
-    Training features are computed as the recipe says, validation features in float32, as a served net computes.
-    Raises `Interrupted` where `stop` asked for it; whole parts made so far are kept.
+    views: augmented views of each image; 0 = one view, without augmentation. Training features have the recipe's
+    precision; validation features are float32, as in prediction. Raises `RunInterrupt` where `should_stop` says so; the
+    cache then holds what was computed.
     """
     job.net.eval()
     backbone, net_variant = fused_backbone(job.net.backbone, pixel_source.preprocessing)
@@ -153,7 +163,7 @@ def feature_source(pixel_source: PixelSource, job: FeatureJob, *, seed: int, vie
 
 
 def _store_fingerprint(job: FeatureJob, pixel_source: PixelSource, net_variant: str) -> str:
-    """Two nets may share every tensor and still differ: padding and stride are no tensors."""
+    """Return the store's name. The model spec is in it, since padding and stride are not in the state dict."""
     settings = [_COMPUTE_VERSION, AUGMENTATION_VERSION, net_variant, job.device.type, torch.__version__]
     return fingerprint(
         settings,
@@ -169,7 +179,11 @@ def _hashed_fields(spec: AugmentSpec | OversampleSpec | MixupSpec | None) -> Any
 
 
 def _sample_keys(samples: Samples, job: FeatureJob, *, seed: int, view: int, is_unaugmented: bool) -> _Keys:
-    """Return a key per sample: an image as it is has the same one in every run, a random view that of its numbers."""
+    """Return a key per sample, (N, 32) uint8.
+
+    An unaugmented image's key holds its pixels and the precision alone, so all runs share it. An augmented one's holds
+    its random numbers too (settings, seed, view, sample key), and its partner's where it is mixed.
+    """
     pixel_keys = job.pixel_keys[samples.rows]
     precision = job.compute.precision
     is_augmented = samples.copy_numbers > 0 if is_unaugmented else np.ones(len(samples), dtype=bool)
@@ -198,8 +212,8 @@ def _compute_missing(
     job: FeatureJob,
     progress_range: tuple[int, int],
 ) -> NDArray[np.int64]:
-    """Return where the features of all keys lie; every rank makes its share of those that are not there yet."""
-    # Rank 0's look decides: another run may be adding at this moment, and the shares must be of one list.
+    """Return the store positions of all keys, (N,) int64; every rank computes its shard of the missing features."""
+    # Rank 0 alone decides what is missing: another run may be writing, and all ranks must shard the same list.
     absent_rows = torch.from_numpy(np.flatnonzero(store.index(keys) < 0))
     shard = job.process_group.shard(
         job.process_group.gather(absent_rows if job.process_group.is_first else absent_rows[:0]).numpy()
@@ -237,10 +251,10 @@ def _compute_missing(
 def _compute_features(
     backbone: torch.nn.Module, compute: ComputeSpec, make_batch: Callable[[_Indices], torch.Tensor], rows: _Indices
 ) -> NDArray[np.float32]:
-    """Return (len(rows), width).
+    """Return the features of samples `rows`, (len(rows), C) float32.
 
-    The last image is repeated up to a whole pass: an input of another shape may round otherwise, and what is kept must
-    not depend on what else was missing.
+    Every batch is padded to the full size with its last image: kernels may round differently for other shapes, and a
+    cached feature must not depend on which others were missing.
     """
     inputs = make_batch(rows)
     n_padding = EVAL_BATCH_SIZE[inputs.device.type] - len(rows)

@@ -1,8 +1,10 @@
-"""One training run, readable top to bottom: an own loop on Lightning Fabric.
+"""One training run, readable top to bottom: a loop of our own on Lightning Fabric.
 
-Order, augmentation and dropout come from (seed, epoch, image id) or (seed, epoch, batch) alone, so a run that was
-killed and resumed ends with the same weights as one left alone (same machine, same thread count). A frozen backbone
-runs once per view. Several devices share every batch; rank 0 alone writes.
+Order and augmentation depend on (seed, epoch, image id) alone, dropout on (seed, epoch, batch), so a run that was
+killed and resumed ends with the same weights as one left alone (same machine, same number of threads). A frozen
+backbone runs once per view of an image, and its features are cached. Several ranks share every batch; rank 0 writes.
+
+Shapes: B images of a batch, V validation images, K classes.
 """
 
 import contextlib
@@ -52,10 +54,11 @@ from dermkit.training.step import NotFiniteError, TrainStep, train_batches
 from dermkit.training.validation import validation_metrics
 
 MAX_NAN_RECOVERIES = 3
-"""Times that a run steps back from a loss that is no number, each time at half the learning rates, before it stops."""
+"""Times that a run goes back to its last checkpoint because a value was not finite, each time at half the learning
+rates, before it ends as diverged. Chosen, not measured: the last attempt is at an eighth of the recipe's rates."""
 
 SAVE_SECONDS = 300.0
-"""Inside an epoch, a checkpoint is written this often: what a killed run has to train again at most."""
+"""Seconds between checkpoints within an epoch: the most that a killed run has to train again. Chosen, not measured."""
 
 _N_PREVIEW_IMAGES = 24
 """Images on augmented.png: four rows of six."""
@@ -64,23 +67,25 @@ _N_PREVIEW_IMAGES = 24
 def train_net(
     job: TrainingJob, net: Net, folder: Path, *, fabric: Fabric, hooks: TrainingHooks | None = None
 ) -> TrainingProgress:
-    """Train `net` in place, from the last checkpoint in `folder` if there is one; `net` ends as the recipe keeps it.
+    """Train `net` in place, from the last checkpoint in `folder` if there is one.
 
-    Raises `Interrupted` (a checkpoint was written), `Diverged` (a loss is not a number again and again), `UsageError`
-    (memory does not hold one image).
+    It ends with the weights of the best or the last epoch, as the recipe's `keep` says. Raises `RunInterrupt` (a
+    checkpoint was written), `DivergenceError` (values were not finite more than `MAX_NAN_RECOVERIES` times),
+    `UsageError` (memory does not hold one image) and `UntrustedError` (a checkpoint is broken or of another net).
     """
     state = TrainingState(job, folder, net, fabric, process_group_of(fabric), hooks or TrainingHooks())
     net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if state.process_group.size > 1:
         convert_sync_batch_norm(net)
-    replaced_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))  # these will be replaced
+    # Checkpoints that are there will be replaced: their space counts as free. A full disk is told now, not hours later.
+    replaced_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     check_writable(folder, checkpoint_bytes(net) - replaced_bytes)
     load_last_checkpoint(state)
     for mid_epoch_path in (folder / MID_EPOCH_CHECKPOINT, folder / OLD_MID_EPOCH_CHECKPOINT):
         if is_continuation(mid_epoch_path, state.progress):
             state.progress = load_checkpoint(mid_epoch_path, net) or state.progress
             break
-    if state.progress.log_rows:  # a kill may have come between the checkpoint and the log
+    if state.progress.log_rows:  # an earlier process may have been killed between its checkpoint and its log
         write_log(state)
     with exact_float32(fabric.device):
         pixel_source = _pixel_source(state)
@@ -97,7 +102,7 @@ def _train_phase(state: TrainingState, phase_index: int, phase: Phase, pixel_sou
     if phase_index > state.progress.phase:
         load_best_checkpoint(state)
         state.progress.start_phase(phase_index)
-        # The border is saved first: a kill after this phase's first best must not start it from that best.
+        # Otherwise a kill after this phase's first best epoch would restart the phase from that epoch's weights.
         state.save()
     freeze(state.net, phase)
     source = _batch_source(state, phase, pixel_source)
@@ -115,14 +120,14 @@ def _train_phase(state: TrainingState, phase_index: int, phase: Phase, pixel_sou
             _halve_micro_batch(state, train_step, error)
         else:
             continue
-        # What was tried is undone: the net and a fresh optimizer go on from the last checkpoint.
+        # The net is that of the last checkpoint again; the optimizer's moments must be so too.
         train_step, optimizer = _make_train_step(state, phase, source)
 
 
 def _run_epoch(
     state: TrainingState, phase: Phase, train_step: TrainStep, optimizer: torch.optim.Optimizer, epoch: int
 ) -> None:
-    """Train one epoch, or what is left of it, validate, save and tell."""
+    """Train one epoch, or what is left of it after a resume; validate, save, and report it."""
     progress, job = state.progress, state.job
     previous_seconds = progress.seconds
     start_time = time.perf_counter()
@@ -132,6 +137,7 @@ def _run_epoch(
     set_train_mode(state.net, phase)
     _train_epoch(state, train_step, optimizer, epoch, start_time)
     loss_sum, n_correct = train_step.gather_sums()
+    # Seconds of an interrupted part of this epoch count too, so that images per second are those of the whole epoch.
     train_seconds, n_samples = previous_seconds + time.perf_counter() - start_time, len(train_step.source.samples)
     _check_finite(state, train_step, epoch, _is_finite(state.net), "a weight")
     metrics = {
@@ -151,7 +157,7 @@ def _run_epoch(
 def _train_epoch(
     state: TrainingState, train_step: TrainStep, optimizer: torch.optim.Optimizer, epoch: int, start_time: float
 ) -> None:
-    """Take the steps of an epoch that are still to do; now and then, and when asked to stop, a checkpoint is kept."""
+    """Take the epoch's remaining steps; saves a checkpoint every `SAVE_SECONDS`, and before a requested stop."""
     job, progress = state.job, state.progress
     order = train_step.source.samples.order(job.recipe.optim.sampling, seed=job.seed, epoch=epoch)
     epoch_batches = train_batches(order, job.recipe.optim.batch_size)
@@ -192,7 +198,7 @@ def _vote_to_stop_or_save(state: TrainingState) -> tuple[bool, bool]:
 def _save_mid_epoch(
     state: TrainingState, train_step: TrainStep, optimizer: torch.optim.Optimizer, epoch: int
 ) -> None:
-    """Keep the middle of an epoch; a net that is no longer finite is not kept."""
+    """Write a mid-epoch checkpoint; raises `NotFiniteError` instead where the net is no longer finite."""
     train_step.flush()
     state.progress.loss_sum, state.progress.n_correct = train_step.gather_sums()
     _check_finite(state, train_step, epoch, _is_finite(state.net), "a weight")
@@ -201,7 +207,7 @@ def _save_mid_epoch(
 
 
 def _check_finite(state: TrainingState, train_step: TrainStep, epoch: int, is_finite: bool, quantity: str) -> None:
-    """Never keep a net that gives no numbers; the last batch is taken for the one that broke it."""
+    """Raise `NotFiniteError` on all ranks if any rank saw a value that is not finite; it names the last batch."""
     if state.process_group.any(not is_finite):
         order = train_step.source.samples.order(state.job.recipe.optim.sampling, seed=state.job.seed, epoch=epoch)
         batch_index = state.progress.step - 1
@@ -211,7 +217,10 @@ def _check_finite(state: TrainingState, train_step: TrainStep, epoch: int, is_fi
 
 
 def _save_epoch(state: TrainingState, is_best: bool) -> None:
-    """Best first: if this is killed in between, the epoch is trained again to the same bits and saved again."""
+    """Write the epoch's checkpoints, the best one first.
+
+    If the run is killed between the two, the epoch is trained again, to the same bits, and both are written again.
+    """
     if is_best:
         state.save(BEST_CHECKPOINT)
     state.save()
@@ -222,7 +231,7 @@ def _save_epoch(state: TrainingState, is_best: bool) -> None:
 def _make_train_step(
     state: TrainingState, phase: Phase, source: BatchSource
 ) -> tuple[TrainStep, torch.optim.Optimizer]:
-    """Return what takes the phase's steps, from where the run's progress stands."""
+    """Return the phase's training step and optimizer, in the state that the run's progress holds."""
     job, progress = state.job, state.progress
     recipe = job.recipe
     optimizer = make_optimizer(state.net, phase, recipe.optim)
@@ -252,7 +261,10 @@ def _make_train_step(
 
 
 def _restore_after_nan(state: TrainingState, train_step: TrainStep, error: NotFiniteError, epoch: int) -> None:
-    """Go back to the last checkpoint at half the rates; raises `Diverged` where that was done often enough."""
+    """Go back to the last checkpoint with half the learning rates.
+
+    Raises `DivergenceError` once that was done `MAX_NAN_RECOVERIES` times.
+    """
     image_ids = train_step.source.samples.ids_of(error.rows[:4])
     location = f"epoch {epoch}, batch {error.batch_index + 1} (images {', '.join(image_ids)}, ...)"
     problem = f"{error.quantity} is not a number in {location}"
@@ -274,7 +286,7 @@ def _restore_after_nan(state: TrainingState, train_step: TrainStep, error: NotFi
             "lr_scale": progress.lr_scale,
         }
     )
-    state.process_group.barrier()  # all have read it before it is written again
+    state.process_group.barrier()  # every rank has read the checkpoint before rank 0 writes it again
     state.save()
     state.hooks.progress.say(
         f"{problem}: back to where the epoch began, learning rates times {progress.lr_scale:g} from here"
@@ -282,13 +294,18 @@ def _restore_after_nan(state: TrainingState, train_step: TrainStep, error: NotFi
 
 
 def _halve_micro_batch(state: TrainingState, train_step: TrainStep, error: BaseException) -> None:
-    """Halve what one pass holds after memory ran out, and go back to the last checkpoint; raises any other error."""
+    """Halve the micro-batch after memory ran out, and go back to the last checkpoint; any other error is raised.
+
+    Gradients are summed over micro-batches, so the step stays that of the recipe's batch; batch norm that learns sees
+    the smaller micro-batches. The new size is written down, so that a resumed run does not run out of memory again.
+    """
     if not is_out_of_memory(error):
         raise error
     micro_batch_size = train_step.micro_batch_size or -(
         -state.job.recipe.optim.batch_size // state.process_group.size
     )
     saved_text = f"{state.last_checkpoint}, {len(state.progress.log_rows)} finished epochs"
+    # Batch norm cannot compute a variance from one image.
     minimum = 2 if any(isinstance(module, _BatchNorm) and module.training for module in state.net.modules()) else 1
     if micro_batch_size // 2 < minimum:
         raise UsageError(
@@ -299,7 +316,7 @@ def _halve_micro_batch(state: TrainingState, train_step: TrainStep, error: BaseE
         ) from error
     write_json(state.folder / MICRO_BATCH_FILE, {"size": micro_batch_size // 2}, format=1)
     problem = f"out of memory: batches are now added up from passes of {micro_batch_size // 2} images"
-    if state.process_group.size > 1:  # the others wait for this rank, and cannot be told
+    if state.process_group.size > 1:  # the other ranks wait in a collective: only a fresh launch reaches them
         raise DermkitError(problem, outcome=saved_text, remedy="run the same command with --resume") from error
     train_step.optimizer.zero_grad()
     if state.fabric.device.type == "cuda":
@@ -309,7 +326,7 @@ def _halve_micro_batch(state: TrainingState, train_step: TrainStep, error: BaseE
 
 
 def _validate(state: TrainingState, train_step: TrainStep, epoch: int) -> dict[str, float]:
-    """Score the validation images in evaluation mode and float32, every rank its share."""
+    """Return the validation metrics; every rank scores its shard in evaluation mode and float32."""
     source = train_step.source
     state.net.eval()
     device = state.fabric.device
@@ -323,13 +340,13 @@ def _validate(state: TrainingState, train_step: TrainStep, epoch: int) -> dict[s
     shard_logits = torch.cat(
         [empty, *parallel_batches(batch_logits, eval_batches(shard, device), workers=n_parallel_batches(device))]
     )
-    logits = state.process_group.gather(shard_logits).numpy()
+    logits = state.process_group.gather(shard_logits).numpy()  # (V, K) float64, the same bits on every rank
     _check_finite(state, train_step, epoch, bool(np.isfinite(logits).all()), "a validation score")
     return validation_metrics(logits, state.job.labels[state.job.validation_rows])
 
 
 def _pixel_source(state: TrainingState) -> PixelSource:
-    """Return the source of all phases: on a GPU that can hold them, the pixels are brought there once."""
+    """Return the pixels of all phases as batches; they are copied to a GPU once, where it can hold them."""
     job, recipe, device = state.job, state.job.recipe, state.fabric.device
     samples = Samples.build(
         job.image_ids, job.labels, job.train_rows, recipe.augment, recipe.grow, seed=job.seed, mixup=recipe.mix
@@ -359,7 +376,7 @@ def _batch_source(state: TrainingState, phase: Phase, pixel_source: PixelSource)
 
 
 def _show_batch(state: TrainingState, pixel_source: PixelSource, *, is_unaugmented: bool) -> None:
-    """Hand the first batch of a run to the caller, as the net sees it."""
+    """Hand the run's first batch to the caller, as the net sees it (augmented.png)."""
     if state.progress.log_rows or state.process_group.rank > 0:
         return
     rows = epoch_order(len(pixel_source.samples), seed=state.job.seed, epoch=1)[:_N_PREVIEW_IMAGES]

@@ -1,4 +1,4 @@
-"""The optimizer of a phase, its learning rates, and the weights of the classes."""
+"""The optimizer of a phase, its learning rates, and the class weights of the loss."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from dermkit.recipes.schema import OptimSpec, Phase
 
 
 def make_optimizer(net: Net, phase: Phase, spec: OptimSpec) -> torch.optim.Optimizer:
-    """Return the optimizer of what learns in a phase: the head's group first, then the backbone's, if any."""
+    """Return the optimizer of a phase's trainable parameters: the head's group, then the backbone's, if it trains."""
     groups = parameter_groups(net, phase)
     if spec.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
@@ -20,7 +20,11 @@ def make_optimizer(net: Net, phase: Phase, spec: OptimSpec) -> torch.optim.Optim
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, phase: Phase, spec: OptimSpec, *, epoch: int, scale: float
 ) -> float:
-    """Set the learning rates of an epoch (0 = the phase's first), times `scale`; returns the head's."""
+    """Set the learning rates of an epoch (0 = the phase's first), times `scale`; returns the head's.
+
+    cosine: Loshchilov and Hutter 2017 (arXiv:1608.03983), equation 5 with a minimum of 0 and no restart, one rate an
+    epoch. The closed form and not torch's scheduler, which steps recursively and gives other last bits.
+    """
     factor = 0.5 * (1 + float(np.cos(np.pi * epoch / phase.epochs))) if spec.schedule == "cosine" else 1.0
     for group, base_lr in zip(optimizer.param_groups, (phase.head_lr, phase.backbone_lr), strict=False):
         group["lr"] = base_lr * factor * scale
@@ -30,7 +34,11 @@ def set_learning_rates(
 def class_weights(
     labels: NDArray[np.int64], n_classes: int, spec: OptimSpec, device: torch.device
 ) -> torch.Tensor | None:
-    """Return (n_classes,) float32 weights of the loss, inversely to how often a class comes; None for none."""
+    """Return (n_classes,) float32 weights of the loss: N / (K * images of the class); None where the recipe has none.
+
+    labels: (N,) int64 of the training samples. scikit-learn's "balanced" weights, but for a class without training
+    images, which a split can produce: it counts as one image here, and is an error there.
+    """
     if spec.class_weights == "none":
         return None
     counts = np.bincount(labels, minlength=n_classes)

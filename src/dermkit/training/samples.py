@@ -1,7 +1,9 @@
-"""What a training epoch is made of: images, augmented copies of small classes, and mixtures of two.
+"""The samples of a training epoch (images, and copies of rare classes' images), and the batches made of them.
 
-A sample is an image, or a numbered copy of one; its random changes come from (seed, epoch, image id, copy) alone, so
-neither batches, nor workers, nor devices change what the net sees.
+A sample is an image or a numbered copy of one. Its augmentation depends on (seed, epoch, image id, copy number) alone,
+so neither batch size, nor workers, nor devices change what the net sees.
+
+Shapes: N samples of an epoch, B of a batch, K classes, 3 channels, S x S pixels.
 """
 
 from dataclasses import dataclass
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of an epoch: row in the pixel array, copy number (0 = the image itself), label, random key."""
+    """The samples of an epoch, (N,) each: row of the pixel array, copy number (0 = the image), label, random key.
+
+    image_ids: of every row of the pixel array. oversample, mixup: None where the recipe has none.
+    """
 
     rows: NDArray[np.int64]
     copy_numbers: NDArray[np.int64]
@@ -44,17 +49,17 @@ class Samples:
         return len(self.rows)
 
     def ids_of(self, samples: NDArray[np.int64]) -> list[str]:
-        """Return the image ids of samples, for messages."""
+        """Return the image ids of samples (B,), for messages."""
         return [self.image_ids[self.rows[sample]] for sample in samples]
 
     def order(self, sampling: str, *, seed: int, epoch: int) -> NDArray[np.int64]:
-        """Return which sample comes when in an epoch: `shuffled` or `balanced` (see `OptimSpec`)."""
+        """Return the order of samples in an epoch, (N,) int64: `shuffled` or `balanced` (see `OptimSpec`)."""
         if sampling == "balanced":
             return balanced_order(self.labels, seed=seed, epoch=epoch)
         return epoch_order(len(self), seed=seed, epoch=epoch)
 
     def mix_plan(self, samples: NDArray[np.int64], *, seed: int, epoch: int) -> MixPlan | None:
-        """Return what these samples are mixed with in an epoch; None where the recipe mixes nothing."""
+        """Return what samples (B,) are mixed with in an epoch; None where the recipe has no mixup."""
         if self.mixup is None:
             return None
         return make_mix_plan(self.keys[samples], self.mixup, samples, seed=seed, epoch=epoch, n=len(self))
@@ -71,7 +76,10 @@ class Samples:
         seed: int,
         mixup: MixupSpec | None = None,
     ) -> "Samples":
-        """Build the samples of the training rows; `oversample` adds copies of the small classes' images, only here."""
+        """Build the samples of the training rows; only training images are oversampled, never validation or test.
+
+        labels: (rows,) int64 of every row of the pixel array.
+        """
         rows, copy_numbers = train_rows, np.zeros(len(train_rows), dtype=np.int64)
         if oversample:
             extra_rows, extra_numbers = _oversampled_rows(labels, train_rows, oversample, seed)
@@ -86,9 +94,9 @@ class Samples:
 def _oversampled_rows(
     labels: NDArray[np.int64], train_rows: NDArray[np.int64], spec: OversampleSpec, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return (rows, copy numbers) that grow the smaller classes to `spec.target_fraction` of the largest.
+    """Return (rows, copy numbers) that bring the smaller classes to `spec.target_fraction` of the largest.
 
-    The copies of a class are spread evenly over its images.
+    The copies of a class are spread evenly over its images, at most `spec.max_copies` of an image, itself included.
     """
     counts = np.bincount(labels[train_rows])
     target_count = round(spec.target_fraction * int(counts.max()))
@@ -98,37 +106,37 @@ def _oversampled_rows(
         class_rows = train_rows[labels[train_rows] == class_index]
         n_extra = min(max(target_count - len(class_rows), 0), len(class_rows) * (spec.max_copies - 1))
         shuffled_rows = np.random.default_rng([seed, int(class_index)]).permutation(class_rows)
-        rows.append(np.resize(shuffled_rows, n_extra))
+        rows.append(np.resize(shuffled_rows, n_extra))  # np.resize repeats the rows until there are enough
         copy_numbers.append(1 + np.arange(n_extra) // len(class_rows))
     return np.concatenate(rows), np.concatenate(copy_numbers)
 
 
 class BatchSource(Protocol):
-    """Where batches come from: pixels through the whole net, or cached features through the head."""
+    """Where batches come from: pixels for the whole net, or cached features for the head alone."""
 
     samples: Samples
 
     def module(self, net: "Net") -> torch.nn.Module:
-        """Return the part of the net that a batch goes through."""
+        """Return the module that takes a batch: the whole net, or its head."""
         ...
 
     def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
-        """Return the inputs of samples `rows` in this epoch."""
+        """Return the inputs of samples `rows`, (B,), in this epoch."""
         ...
 
     def targets(self, rows: NDArray[np.int64], *, epoch: int, seed: int, n_classes: int) -> torch.Tensor:
-        """Return the labels of samples `rows`: (N,) int64, or (N, classes) float32 shares where images are mixed."""
+        """Return the targets of samples `rows`: (B,) int64 labels, or (B, K) float32 shares where images are mixed."""
         ...
 
     def validation_logits(self, net: "Net", rows: NDArray[np.int64]) -> torch.Tensor:
-        """Return the logits of validation images `rows` in float32, without augmentation."""
+        """Return the logits of validation images `rows`, (B, K) float32, without augmentation."""
         ...
 
 
 class PixelSource:
     """Batches of augmented, mixed, normalised pixels.
 
-    pixels: an array or cache, or the same as a tensor on the device, where it fits there.
+    pixels: (rows, S, S, 3) uint8, an array, a cache, or a tensor on the device where it fits there.
     """
 
     def __init__(
@@ -152,8 +160,9 @@ class PixelSource:
         return net
 
     def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
-        """Return (N, 3, S, S) float32: augmented by each sample's own random numbers, mixed, normalised."""
+        """Return (B, 3, S, S) float32: augmented by each sample's own random numbers, mixed, normalised."""
         samples, preprocessing = self.samples, self.preprocessing
+        # The usual case in one pass over the pixels; with copies or mixing the steps are taken one by one.
         if samples.oversample is None and samples.mixup is None:
             return augment_and_normalise(
                 self._raw_pixels(samples.rows[rows]), samples.augment, seed=seed, epoch=epoch, keys=samples.keys[rows],
@@ -166,7 +175,7 @@ class PixelSource:
         return self._normalise(batch)
 
     def targets(self, rows: NDArray[np.int64], *, epoch: int, seed: int, n_classes: int) -> torch.Tensor:
-        """Return the labels of samples `rows`, as shares where images are mixed."""
+        """Return the labels of samples `rows`, (B,) int64, or (B, K) float32 shares where images are mixed."""
         labels = self.samples.labels
         mix_plan = self.samples.mix_plan(rows, seed=seed, epoch=epoch)
         if mix_plan is None:
@@ -176,15 +185,15 @@ class PixelSource:
         return soft_labels.to(self.device)
 
     def unaugmented_batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
-        """Return samples `rows` as they are, normalised; only grown copies are augmented, and nothing is mixed."""
+        """Return samples `rows` normalised; only copies are augmented, and nothing is mixed."""
         return self._normalise(self._augment(rows, epoch=epoch, seed=seed, copies_only=True))
 
     def validation_batch(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Return validation images `rows` without augmentation, normalised."""
+        """Return validation images `rows`, (B, 3, S, S) float32, normalised and not augmented."""
         return self._normalise(self._unit_pixels(self.validation_rows[rows]))
 
     def validation_logits(self, net: "Net", rows: NDArray[np.int64]) -> torch.Tensor:
-        """Return the whole net's logits."""
+        """Return the whole net's logits of validation images `rows`, (B, K) float32."""
         logits: torch.Tensor = net(self.validation_batch(rows))
         return logits
 
@@ -225,8 +234,9 @@ class PixelSource:
 def pixels_on_device(
     pixels: PixelArray, device: torch.device, *, max_fraction: float = 0.5
 ) -> PixelArray | torch.Tensor:
-    """Return the pixels as a tensor on a GPU where they fit into `max_fraction` of its free memory, else as
-    they are.
+    """Return the pixels as a tensor on a GPU where they fit into `max_fraction` of its free memory, else unchanged.
+
+    max_fraction: the other half is for the net, its gradients and activations; chosen, not measured.
     """
     if device.type != "cuda":
         return pixels
@@ -237,7 +247,7 @@ def pixels_on_device(
 
 
 def _upload(pixels: PixelArray, device: torch.device, *, chunk: int = 1024) -> torch.Tensor:
-    """Copy all pixels to a device, chunk by chunk: they need not lie in the machine's own memory whole."""
+    """Copy all pixels to a device in chunks, so that they never lie in the machine's memory all at once."""
     shape = pixels[np.zeros(1, dtype=np.int64)].shape[1:]
     device_pixels = torch.empty((len(pixels), *shape), dtype=torch.uint8, device=device)
     for start in range(0, len(pixels), chunk):

@@ -1,4 +1,7 @@
-"""What a run is, and where it stands: its job, what its caller wants to hear, its checkpoints and its log."""
+"""What one training works on (job), reports to (hooks), and where it stands (state, checkpoints, log.csv).
+
+Shapes: N images of the data set, B of a batch, S x S pixels.
+"""
 
 import time
 from collections.abc import Callable
@@ -34,7 +37,7 @@ LOG_COLUMNS = (
 )  # fmt: skip
 
 MICRO_BATCH_FILE = "micro_batch.json"
-"""Beside the checkpoints: how many samples one pass may hold on this machine, once memory ran out."""
+"""Beside the checkpoints: the micro-batch size that fits this machine's memory, once it ran out."""
 _OLD_MICRO_BATCH_FILE = "passes.json"
 
 
@@ -42,8 +45,9 @@ _OLD_MICRO_BATCH_FILE = "passes.json"
 class TrainingJob:
     """What a run trains on.
 
-    pixels: (N, S, S, 3) uint8, an array or a cache; row_keys: (N, 32) uint8, what each row shows, by content;
-    labels: (N,) int64; train, validation: row numbers.
+    pixels: (N, S, S, 3) uint8, an array or a cache. pixel_keys: (N, 32) uint8, a key of each row by its content.
+    labels: (N,) int64, 0 to n_classes - 1. train_rows, validation_rows: rows of `pixels`, int64. workers: threads that
+    prepare batches; 0 prepares them between steps.
     """
 
     recipe: Recipe
@@ -77,7 +81,7 @@ class TrainingHooks:
 
 @dataclass
 class TrainingState:
-    """The state of one run between epochs."""
+    """The state of one run: what it needs, what is done, and when a checkpoint was last written (monotonic seconds)."""
 
     job: TrainingJob
     folder: Path
@@ -95,27 +99,27 @@ class TrainingState:
 
     @property
     def saves_backbone(self) -> bool:
-        """Tell whether checkpoints hold the backbone: one that is never trained is rebuilt from its weights."""
+        """Return whether checkpoints hold the backbone: one that is never trained is rebuilt from its weights file."""
         return any(phase.train_backbone != "none" for phase in self.job.recipe.phases)
 
     def save(self, name: str = LAST_CHECKPOINT) -> None:
         """Write a checkpoint, on rank 0."""
         if self.process_group.rank == 0:
             save_checkpoint(self.folder / name, self.net, self.progress, with_backbone=self.saves_backbone)
-            if name == LAST_CHECKPOINT:
+            if name == LAST_CHECKPOINT:  # the epoch is done or begins anew: its mid-epoch checkpoint is stale
                 for stale_name in (MID_EPOCH_CHECKPOINT, OLD_MID_EPOCH_CHECKPOINT):
                     (self.folder / stale_name).unlink(missing_ok=True)
         self.last_save_time = time.monotonic()
 
 
 def load_last_checkpoint(state: TrainingState) -> None:
-    """Load the last checkpoint, if there is one, and how much one pass may hold on this machine."""
+    """Load the last checkpoint, if there is one, and the micro-batch size of this machine."""
     state.progress = load_checkpoint(state.last_checkpoint, state.net) or TrainingProgress()
     state.progress.micro_batch_size = _read_micro_batch_size(state.folder)
 
 
 def _read_micro_batch_size(folder: Path) -> int:
-    """Return samples per pass (0 = a whole batch), from the file of today or of older versions."""
+    """Return the micro-batch size (0 = the whole batch), from today's file or that of older versions."""
     for name, key in ((MICRO_BATCH_FILE, "size"), (_OLD_MICRO_BATCH_FILE, "micro")):
         if (folder / name).exists():
             return int(read_json(folder / name, format=1)[key])
@@ -123,8 +127,8 @@ def _read_micro_batch_size(folder: Path) -> int:
 
 
 def load_best_checkpoint(state: TrainingState) -> None:
-    """Load the best epoch's weights, if the recipe keeps those."""
-    state.process_group.barrier()  # rank 0 has written what all of them read
+    """Load the best epoch's weights, if the recipe's `keep` is "best"."""
+    state.process_group.barrier()  # rank 0 has written the file that every rank reads
     path = state.folder / BEST_CHECKPOINT
     if state.job.recipe.keep == "best" and load_checkpoint(path, state.net) is None:
         raise UntrustedError(
@@ -133,7 +137,7 @@ def load_best_checkpoint(state: TrainingState) -> None:
 
 
 def write_log(state: TrainingState) -> None:
-    """Write log.csv whole, a row per epoch; an undefined value is empty."""
+    """Write log.csv anew, a row per epoch; an undefined value (nan) is an empty field."""
     rows = [["" if value != value else value for value in row.values()] for row in state.progress.log_rows]
     if state.process_group.rank == 0:
         write_rows(state.folder.parent / "log.csv", LOG_COLUMNS, rows)

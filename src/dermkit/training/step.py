@@ -1,7 +1,9 @@
-"""One training step: the samples of a batch, over all devices, through the net, back, and into the weights.
+"""One training step: a batch, sharded over all ranks, forward, backward, and one update of the weights.
 
-The batch is the recipe's, whatever it is divided over. Its loss is the mean over the whole batch (weighted where
-classes are), so every device divides by the batch's weight, not by its own share's.
+The batch size is the recipe's, however many ranks share it. The loss is the mean over the whole batch (weighted by
+class weights), so every rank divides by the whole batch's weight, not by that of its own shard.
+
+Shapes: B samples of the batch, M of a micro-batch, K classes.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +25,9 @@ _MicroBatch = tuple[torch.Tensor, torch.Tensor]
 
 
 class NotFiniteError(Exception):
-    """Something that is not a number: the loss of a batch, or what it left behind. number: of the batch, from 0."""
+    """A value is not finite. quantity: which one; batch_index: the batch after which it was seen, from 0; rows: its
+    samples.
+    """
 
     def __init__(self, batch_index: int, rows: _Indices, quantity: str = "the loss") -> None:
         super().__init__(quantity)
@@ -34,7 +38,11 @@ class NotFiniteError(Exception):
 
 @dataclass
 class TrainStep:
-    """What a step needs. micro: samples that one pass may hold (0 = all of this device's share)."""
+    """Takes the steps of a phase, and sums an epoch's loss and correct answers.
+
+    class_weights: (K,) float32 of the loss, None for none. micro_batch_size: samples per forward and backward pass; 0 =
+    this rank's whole shard. loss_sum, n_correct: over the samples of the running epoch on this rank.
+    """
 
     module: Any
     optimizer: Any
@@ -52,11 +60,12 @@ class TrainStep:
     _pending: tuple[int, _Indices, torch.Tensor, torch.Tensor] | None = field(default=None, init=False)
 
     def prepare(self, rows: _Indices, *, epoch: int) -> list[_MicroBatch]:
-        """Return this device's inputs and targets of a batch, in even passes of at most `micro_batch_size`;
-        some may be empty.
+        """Return this rank's inputs and targets of a batch, in even micro-batches of at most `micro_batch_size`.
+
+        rows: (B,) samples of the whole batch. A micro-batch may be empty, where there are more ranks than samples.
         """
         shard_size = -(-len(rows) // self.process_group.size)
-        # As many passes on every device, or their batch norms would wait for each other for ever.
+        # Every rank takes the same number of passes: synchronised batch norm is collective, and would wait for ever.
         row_chunks = np.array_split(
             self.process_group.shard(rows), -(-shard_size // (self.micro_batch_size or shard_size))
         )
@@ -69,9 +78,10 @@ class TrainStep:
         ]
 
     def __call__(self, batch_index: int, rows: _Indices, micro_batches: list[_MicroBatch], *, epoch: int) -> None:
-        """Take one step. Raises `NotFiniteError` where the loss of the step before was no number.
+        """Take one step: (B,) rows, and their micro-batches from `prepare`.
 
-        Its value is asked for only now, so that a GPU need not wait for it.
+        Raises `NotFiniteError` where the loss of the step before was not finite: it is read one step late, because
+        reading it at once would make the CPU wait for the GPU.
         """
         _seed_dropout(_step_seed(self.seed, epoch, batch_index, self.process_group.rank), self.fabric.device)
         weight = self._weight(rows, epoch)
@@ -81,7 +91,7 @@ class TrainStep:
         for k, (inputs, targets) in enumerate(micro_batches):
             with self.fabric.no_backward_sync(self.module, enabled=k + 1 < len(micro_batches)):
                 loss, chunk_correct = self._forward(inputs, targets)
-                # Devices average their gradients, so each one's loss is scaled by how many they are.
+                # DistributedDataParallel averages gradients over ranks; times their number, that is the sum.
                 self.fabric.backward(loss * (self.process_group.size / weight))
             loss_total += loss.detach() / weight
             n_correct += chunk_correct
@@ -90,8 +100,9 @@ class TrainStep:
         self._pending = (batch_index, rows, loss_total, n_correct)
 
     def flush(self) -> None:
-        """Add the last step's figures to the epoch's; raises `NotFiniteError` where its loss is none, on
-        every device.
+        """Add the last step's loss and correct answers to the epoch's sums.
+
+        Raises `NotFiniteError` on every rank where the loss of any rank is not finite.
         """
         if self._pending is None:
             return
@@ -104,7 +115,10 @@ class TrainStep:
         self.n_correct += float(n_correct)
 
     def gather_sums(self) -> tuple[float, float]:
-        """Return the epoch's summed loss and hits over all devices; rank 0 alone goes on with them."""
+        """Return the epoch's summed loss and number of correct answers over all ranks.
+
+        Rank 0 goes on with these sums and the others with 0, so that the next call does not count them twice.
+        """
         sums = self.process_group.sum(torch.tensor([self.loss_sum, self.n_correct], dtype=torch.float64))
         self.loss_sum, self.n_correct = (
             (float(sums[0]), float(sums[1])) if self.process_group.rank == 0 else (0.0, 0.0)
@@ -114,7 +128,7 @@ class TrainStep:
     def _forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(self.compute, self.fabric.device):
             logits = self.module(inputs)
-        logits = logits.float()
+        logits = logits.float()  # the loss is computed in float32 also under bfloat16
         loss = F.cross_entropy(
             logits, targets, weight=self.class_weights, reduction="sum", label_smoothing=self.label_smoothing
         )
@@ -122,7 +136,10 @@ class TrainStep:
         return loss, (logits.detach().argmax(1) == labels).sum()
 
     def _weight(self, rows: _Indices, epoch: int) -> float:
-        """Return what the whole batch's loss is divided by: its size, or the sum of its classes' weights."""
+        """Return the divisor of the whole batch's summed loss: its size, or the sum of its samples' class weights.
+
+        That is torch's rule for `cross_entropy(weight=..., reduction="mean")`; a mixed sample counts by its shares.
+        """
         if self.class_weights is None:
             return float(len(rows))
         targets = self.source.targets(rows, epoch=epoch, seed=self.seed, n_classes=self.n_classes)
@@ -132,19 +149,25 @@ class TrainStep:
 
 
 def _step_seed(seed: int, epoch: int, batch_index: int, rank: int) -> int:
-    """Dropout draws from torch's generator: each step has its own, so that a step can be taken again alone."""
+    """Return the seed of a step's dropout: one per (step, rank), so that a resumed run draws the same."""
     return int(np.random.SeedSequence([seed, epoch, batch_index, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed what this device draws from: `torch.manual_seed` seeds every kind there is, which takes half of a step."""
+    """Seed the generators of the CPU and of this device alone.
+
+    `torch.manual_seed` seeds those of every kind of device, which took half of a step's time.
+    """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
 
 
 def train_batches(order: _Indices, size: int) -> list[_Indices]:
-    """Cut an order into batches; a last batch of one joins its neighbour, since batch norm cannot train on one."""
+    """Cut an order (N,) into batches of `size`; a last batch of one sample joins its neighbour.
+
+    Batch norm cannot train on one sample.
+    """
     cuts = list(range(size, len(order), size))
     if cuts and len(order) - cuts[-1] == 1 and size > 1:
         cuts.pop()

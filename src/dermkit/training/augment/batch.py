@@ -1,7 +1,9 @@
-"""Batched augmentation whose random numbers come from (seed, epoch, image) alone.
+"""Batched augmentation whose random numbers depend on (seed, epoch, image) alone.
 
-No generator is drawn from: every number is a hash of what it is for (`draws`). So batch size, order, workers, devices
-and a resume in the middle of an epoch change nothing about how an image is changed.
+There is no generator with a state: every number is a hash of its purpose (`random_numbers`). So batch size, order,
+workers, devices and a resume within an epoch do not change how an image is augmented.
+
+Shapes: B images of a batch, 3 channels (RGB), H x W pixels. Values: float32 in 0..1 unless said otherwise.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,19 +38,19 @@ __all__ = [
 ]
 
 AUGMENTATION_VERSION = 1
-"""Raise it whenever an image is changed otherwise than before: features that older versions kept are then not found."""
+"""Part of every cached feature's key: raise it when augmentation changes, and older features are no longer found."""
 
 _CHUNK_BYTES = 5 * 2**19
-"""Bytes of float32 pixels that are worked on at once on a CPU: what stays in its cache is worked on sooner."""
+"""Bytes of float32 pixels per chunk on a CPU, chosen to fit the processor's cache: each step finds them there."""
 
 
 def augment_batch(batch: Tensor, spec: AugmentSpec, *, seed: int, epoch: int, keys: ImageKeys) -> Tensor:
-    """Change each image of a batch at random; an image's changes depend on (seed, epoch, its key) alone.
+    """Augment each image of a batch at random; what happens to it depends on (seed, epoch, its key) alone.
 
-    batch: (N, 3, H, W) float32 in 0..1, on any device; the result has the same form, clamped to 0..1, and the batch
-    itself is left as it is. keys: one per image, from `image_key`. Where the spec changes nothing the batch itself is
-    returned. The order: moves and distortion in one bilinear step; brightness, contrast about the image's mean grey
-    and saturation, without clamping between them; hue; blur or noise; CLAHE; cutout.
+    batch: (B, 3, H, W) float32 in 0..1, on any device; it is not changed. Returns the same shape, clamped to 0..1; the
+    batch itself where the spec has no effect. keys: (B,) from `image_key`. The order: geometry and distortion in one
+    bilinear resampling; brightness, contrast about the image's mean grey and saturation, without clamping in between;
+    hue; blur or noise; CLAHE; cutout.
     """
     rng = _make_rng(keys, len(batch), seed, epoch)
     if not _has_effect(spec):
@@ -62,9 +64,9 @@ def augment_batch(batch: Tensor, spec: AugmentSpec, *, seed: int, epoch: int, ke
 def augment_image(
     pixels: NDArray[np.uint8], spec: AugmentSpec, *, image_id: str, seed: int, epoch: int
 ) -> NDArray[np.uint8]:
-    """Return one image as training changes it in an epoch, for people to look at.
+    """Return one image as it is augmented in an epoch of training, for people to look at.
 
-    pixels: (H, W, 3) uint8 RGB, as the result. image_id: with seed and epoch it decides how the image is changed.
+    pixels: (H, W, 3) uint8 RGB, and so is the result. seed, epoch, image_id: they alone determine the augmentation.
     """
     batch = torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)[None]
     (augmented,) = augment_batch(batch, spec, seed=seed, epoch=epoch, keys=[image_key(image_id)])
@@ -83,10 +85,10 @@ def augment_and_normalise(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Tensor:
-    """Return (N, 3, H, W) float32 in channels-last memory: pixels / divide_by, augmented, less mean, over std.
+    """Return (pixels / divide_by, augmented, - mean) / std: (B, 3, H, W) float32 in channels-last memory.
 
-    pixels: (N, H, W, 3) uint8, on any device. The numbers are those of `augment_batch` and the steps around it, bit
-    for bit; a few images at a time go all the way while they are in the processor's cache.
+    pixels: (B, H, W, 3) uint8, on any device. The same bits as `augment_batch` between the two scalings; but each chunk
+    of images takes all steps while it is in the processor's cache.
     """
     rng = _make_rng(keys, len(pixels), seed, epoch)
     shape = (len(pixels), 3, *pixels.shape[1:3])
@@ -102,7 +104,7 @@ def augment_and_normalise(
 
 
 def _has_effect(spec: AugmentSpec) -> bool:
-    """Return whether the spec can change an image."""
+    """Return whether the spec can change any image."""
     has_flips = spec.horizontal_flip or spec.vertical_flip or spec.transpose
     has_affine = spec.p_geometric and (spec.rotate or spec.shift or spec.zoom)
     has_colour = spec.p_colour and (spec.brightness or spec.contrast or spec.saturation)
@@ -119,7 +121,7 @@ def _make_rng(keys: ImageKeys, n: int, seed: int, epoch: int) -> CounterRng:
 
 
 def _chunks(shape: Sequence[int], device: torch.device) -> Iterator[slice]:
-    """Yield the images that are worked on at once: a few on a CPU, all on a GPU."""
+    """Yield slices of the batch: as many images as `_CHUNK_BYTES` on a CPU, all of them on a GPU."""
     chunk_size = (
         max(1, _CHUNK_BYTES // (4 * int(np.prod(shape[1:])) or 1)) if device.type == "cpu" else max(1, shape[0])
     )
@@ -128,23 +130,23 @@ def _chunks(shape: Sequence[int], device: torch.device) -> Iterator[slice]:
 
 
 def _augment_chunk(batch: Tensor, spec: AugmentSpec, rng: CounterRng) -> Tensor:
-    """Return a few images changed, in 0..1: another tensor, or the same where no image is."""
+    """Return augmented images in 0..1: a new tensor, or the same one where no image is changed."""
     out = jitter_colour(transform_geometry(batch, spec, rng), spec, rng)
     if out is not batch:
         out = out.clamp_(0.0, 1.0)
     for stream, p, apply in _stages(spec):
         index = np.flatnonzero(rng.bernoulli(stream, p))
-        if len(index) == len(rng):
+        if len(index) == len(rng):  # all images: no copies of parts are needed
             out = apply(out, rng=rng)
         elif len(index):
             device_index = torch.from_numpy(index).to(batch.device)
-            out = out.clone() if out is batch else out
+            out = out.clone() if out is batch else out  # the caller's batch is not written to
             out[device_index] = apply(out[device_index], rng=rng.select(index))
     return out
 
 
 def _stages(spec: AugmentSpec) -> list[tuple[Stream, float, partial[Tensor]]]:
-    """Return what follows moves and tone, in order: the column that says which images, their share, the change."""
+    """Return the steps after geometry and colour, in order: (stream that selects images, probability, function)."""
     stages = []
     if spec.hsv is not None:
         stages.append((Stream.HSV, spec.hsv.p, partial(shift_hsv, spec=spec.hsv)))

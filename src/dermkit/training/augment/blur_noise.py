@@ -1,6 +1,7 @@
-"""How a camera spoils a training image, and what hides part of it: blur, median, noise, cutout.
+"""Blur, median filter, noise and cutout of training images, each with random parameters per image.
 
-Images are (N, 3, H, W) float32 in 0..1. As in `geometry`, only operations whose rounding is fixed for each number.
+Images are (B, 3, H, W) float32 in 0..1. Only operations that round each number by itself are used, no reductions whose
+order of summation depends on the batch: an image's result must not depend on the others of its batch.
 """
 
 from functools import cache
@@ -26,11 +27,11 @@ _SIGMA_OF_SIZE = {3: 0.8, 5: 1.1, 7: 1.4}
 """Gaussian blur's sigma for a kernel side, as OpenCV derives it: 0.3 ((side - 1) / 2 - 1) + 0.8."""
 
 _NOISE_BITS = 12
-"""Noise is drawn from 2^12 values of equal odds: the fifth part of a 64-bit hash each."""
+"""Noise takes one of 2^12 equally likely values: five of them are cut from each 64-bit hash."""
 
 
 def blur_or_noise(batch: Tensor, spec: BlurNoiseSpec, rng: CounterRng) -> Tensor:
-    """Return each image blurred, median-filtered or made noisy: one of those that are on. In 0..1."""
+    """Return each image with one of the enabled changes (motion blur, median, Gaussian blur, noise), equally likely."""
     kinds = [kind for kind in ("motion", "median", "gaussian") if getattr(spec, kind)]
     kinds += ["noise"] if spec.noise[1] else []
     kind_index = rng.integers(Stream.BLUR_NOISE_KIND, len(kinds))
@@ -46,16 +47,17 @@ def blur_or_noise(batch: Tensor, spec: BlurNoiseSpec, rng: CounterRng) -> Tensor
 
 
 def kernel_sizes(rng: CounterRng, max_size: int) -> NDArray[np.int64]:
-    """Return each image's kernel side: 3, 5 .. the largest."""
+    """Return each image's kernel side, (B,) int64: 3, 5, ... max_size, equally likely."""
     return 3 + 2 * rng.integers(Stream.BLUR_SIZE, (max_size - 1) // 2)
 
 
 def motion_kernels(rng: CounterRng, max_size: int) -> NDArray[np.float32]:
-    """Return (N, largest, largest): a straight line of as many pixels as the side, at any angle, summing to 1."""
+    """Return (B, max_size, max_size) float32: a line of the image's kernel side at a random angle, summing to 1."""
     kernels = np.zeros((len(rng), max_size, max_size), dtype=np.float32)
     angles = rng.random(Stream.BLUR_ANGLE) * np.pi
     for image, (size, angle) in enumerate(zip(kernel_sizes(rng, max_size), angles, strict=True)):
         offsets = np.arange(size) - size // 2
+        # Steps of one pixel along the longer axis, so that the line has no gaps.
         scale = max(abs(np.cos(angle)), abs(np.sin(angle)))
         rows = np.rint(offsets * np.sin(angle) / scale).astype(np.int64)
         columns = np.rint(offsets * np.cos(angle) / scale).astype(np.int64)
@@ -64,7 +66,7 @@ def motion_kernels(rng: CounterRng, max_size: int) -> NDArray[np.float32]:
 
 
 def gaussian_kernels(rng: CounterRng, max_size: int) -> NDArray[np.float32]:
-    """Return (N, largest): a Gaussian cut off at the image's own side, summing to 1."""
+    """Return (B, max_size) float32: a Gaussian truncated to the image's kernel side, summing to 1."""
     distances = np.abs(np.arange(max_size) - max_size // 2)
     sizes = kernel_sizes(rng, max_size)
     sigmas = np.array([_SIGMA_OF_SIZE[int(size)] for size in sizes])
@@ -76,9 +78,10 @@ def gaussian_kernels(rng: CounterRng, max_size: int) -> NDArray[np.float32]:
 
 
 def _convolve(batch: Tensor, kernels: NDArray[np.float32]) -> Tensor:
-    """Return each image convolved with its own kernel (N, rows, columns), the border mirrored.
+    """Return each image convolved with its own kernel, (B, rows, columns), the border mirrored.
 
-    Sums of shifted images: a weight of 0 adds exactly nothing, so that no image feels its neighbours' kernels.
+    As a sum of shifted images, over all positions where any kernel of the batch is not 0: a weight of 0 adds exactly 0,
+    so an image's result does not depend on the others' kernels.
     """
     height, width = batch.shape[-2:]
     rows, columns = kernels.shape[1:]
@@ -97,7 +100,7 @@ def _motion_blur(batch: Tensor, spec: BlurNoiseSpec, rng: CounterRng) -> Tensor:
 
 def _gaussian_blur(batch: Tensor, spec: BlurNoiseSpec, rng: CounterRng) -> Tensor:
     kernels = gaussian_kernels(rng, spec.gaussian)
-    return _convolve(_convolve(batch, kernels[:, None, :]), kernels[:, :, None])
+    return _convolve(_convolve(batch, kernels[:, None, :]), kernels[:, :, None])  # separable: rows, then columns
 
 
 def _median_blur(batch: Tensor, spec: BlurNoiseSpec, rng: CounterRng) -> Tensor:
@@ -110,11 +113,12 @@ def _median_blur(batch: Tensor, spec: BlurNoiseSpec, rng: CounterRng) -> Tensor:
 
 
 def median_filter(batch: Tensor, size: int) -> Tensor:
-    """Return each pixel's median over a square, the border mirrored.
+    """Return each pixel's median over a size x size square, per channel, the border mirrored.
 
-    Columns are sorted once for all squares that share them, then the values of equal rank in a square. Of these, what
-    has more than half of all values below it or above it is left out, as many on either side; the median is that of
-    the rest. Whole images are compared at once.
+    Each column of the square is sorted (once for all squares that share it), then each row of equal ranks. Itself
+    included, a value at rank (i, j) of that table has (i + 1)(j + 1) values not above it and (size - i)(size - j) not
+    below it. Where either is more than half of all it is left out, as many on either side, and the median of the rest
+    is that of all. Every comparison is one operation on whole images.
     """
     height, width = batch.shape[-2:]
     padded = F.pad(batch, (size // 2,) * 4, mode="reflect")
@@ -131,7 +135,7 @@ def median_filter(batch: Tensor, size: int) -> Tensor:
 
 
 def _sort_pixelwise(values: list[Tensor]) -> list[Tensor]:
-    """Return the values sorted at each pixel."""
+    """Return the values sorted at each pixel, by bubble sort: a fixed order of comparisons for all pixels."""
     for last in range(len(values) - 1, 0, -1):
         for low in range(last):
             values[low], values[low + 1] = _sort_pair(values[low], values[low + 1])
@@ -141,8 +145,8 @@ def _sort_pixelwise(values: list[Tensor]) -> list[Tensor]:
 def _pixelwise_median(values: list[Tensor]) -> Tensor:
     """Return the median at each pixel, of an odd number of values.
 
-    Forgetful selection: of just over half of the values, the least and the greatest cannot be the median; they are
-    dropped, and the next value comes in.
+    Forgetful selection: among n / 2 + 2 of the n values, the smallest and the largest cannot be the median of all; they
+    are dropped, and the next value comes in.
     """
     n_candidates = len(values) // 2 + 2
     candidates, remaining = values[:n_candidates], values[n_candidates:]
@@ -153,7 +157,7 @@ def _pixelwise_median(values: list[Tensor]) -> Tensor:
 
 
 def _drop_extremes(values: list[Tensor]) -> list[Tensor]:
-    """Return the values without, at each pixel, the least and the greatest."""
+    """Return the values without the smallest and the largest at each pixel."""
     for low in range(len(values) - 1):
         values[low], values[low + 1] = _sort_pair(values[low], values[low + 1])
     for high in range(len(values) - 2, 0, -1):
@@ -166,7 +170,7 @@ def _sort_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _add_noise(batch: Tensor, spec: BlurNoiseSpec, rng: CounterRng) -> Tensor:
-    min_variance, max_variance = spec.noise
+    min_variance, max_variance = spec.noise  # in squared grey levels of 0..255
     variances = min_variance + rng.random(Stream.NOISE_VARIANCE) * (max_variance - min_variance)
     scale = to_device_of((np.sqrt(variances) / 255.0).astype(np.float32), batch)
     return batch + standard_normals(rng, batch.shape[1:], batch.device) * scale.view(-1, 1, 1, 1)
@@ -174,13 +178,16 @@ def _add_noise(batch: Tensor, spec: BlurNoiseSpec, rng: CounterRng) -> Tensor:
 
 @cache
 def normal_table() -> NDArray[np.float32]:
-    """Return 2^12 values of equal odds whose mean is 0 and variance 1: the standard normal, in steps."""
+    """Return 2^12 equally likely values, (4096,) float32: quantiles of the standard normal, scaled to variance 1."""
     values: NDArray[np.float64] = ndtri((np.arange(2**_NOISE_BITS) + 0.5) / 2**_NOISE_BITS)
     return (values / float(values.std())).astype(np.float32)
 
 
 def standard_normals(rng: CounterRng, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return (N, *shape) standard normal numbers, from `rng.words_at(Column.NOISE, ..)`, hashed on the device."""
+    """Return (B, *shape) standard normal numbers: `rng.hash_matrix(Stream.NOISE, ...)`, computed on the device.
+
+    A noise value per pixel is too many to hash on the CPU and to copy.
+    """
     values_per_word = 64 // _NOISE_BITS
     n_values = int(np.prod(shape))
     n_words = -(-n_values // values_per_word)
@@ -194,19 +201,19 @@ def standard_normals(rng: CounterRng, shape: tuple[int, ...], device: torch.devi
 
 
 def _to_signed(word: int) -> int:
-    """Return the signed number with the same 64 bits: torch multiplies those, and wraps around as is meant."""
+    """Return the int64 with the same 64 bits: products of int64 wrap around to the bits of uint64's."""
     return word - 2**64 if word >= 2**63 else word
 
 
 def _mix64(words: Tensor) -> Tensor:
-    """`draws.mix64` for torch: a shift keeps the sign there, so the bits that come in are cut off."""
+    """Return `random_numbers.mix64` of int64 words: torch's shift repeats the sign bit, so those bits are masked."""
     words = (words ^ ((words >> 30) & (2**34 - 1))) * _to_signed(MIX_MULTIPLIER_1)
     words = (words ^ ((words >> 27) & (2**37 - 1))) * _to_signed(MIX_MULTIPLIER_2)
     return words ^ ((words >> 31) & (2**33 - 1))
 
 
 def cutout(batch: Tensor, spec: CutoutSpec, rng: CounterRng) -> Tensor:
-    """Return each image with one black square, cut off at the image's border."""
+    """Return each image with one black square, clipped at the border (cutout, DeVries and Taylor 2017)."""
     axis_masks = [
         _square_mask(rng.random(stream), n, spec.side)
         for stream, n in ((Stream.CUTOUT_Y, batch.shape[-2]), (Stream.CUTOUT_X, batch.shape[-1]))
@@ -216,7 +223,7 @@ def cutout(batch: Tensor, spec: CutoutSpec, rng: CounterRng) -> Tensor:
 
 
 def _square_mask(centres: NDArray[np.float64], n: int, fraction: float) -> NDArray[np.bool_]:
-    """Return (N, n): which pixels of an axis lie in the square; middles in 0..1."""
+    """Return (B, n) bool: which of an axis's n pixels lie in the square; centres: (B,) in 0..1."""
     length = round(fraction * n)
     start = np.floor(centres * n).astype(np.int64)[:, None] - length // 2
     return (np.arange(n) >= start) & (np.arange(n) < start + length)

@@ -1,6 +1,7 @@
-"""How a training image's colours change: brightness, contrast, saturation, hue, and local contrast (CLAHE).
+"""Colour augmentation: brightness, contrast, saturation, hue, and local contrast (CLAHE), random per image.
 
-Images are (N, 3, H, W) float32 in 0..1. As in `geometry`, only operations whose rounding is fixed for each number.
+Images are (B, 3, H, W) float32 in 0..1. Only operations that round each number by itself are used, no reductions whose
+order of summation depends on the batch: an image's result must not depend on the others of its batch.
 """
 
 import numpy as np
@@ -16,22 +17,23 @@ _LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601), as torchvision's colour changes use."""
 
 _N_LEVELS = 256
-"""Grey levels that CLAHE counts."""
+"""Grey levels of CLAHE's histograms."""
 
 _EPSILON = 1e-12
-"""In place of a divisor of 0 whose dividend is 0 too."""
+"""Replaces a divisor of 0; its dividend is 0 too, so the quotient is 0."""
 
 
 def to_grey(batch: Tensor) -> Tensor:
-    """Return (N, 1, H, W): the weighted mean of the channels."""
+    """Return grey, (B, 1, H, W): the weighted mean of the channels."""
     red, green, blue = _LUMA_WEIGHTS
     return batch[:, 0:1] * red + batch[:, 1:2] * green + batch[:, 2:3] * blue
 
 
 def jitter_colour(batch: Tensor, spec: AugmentSpec, rng: CounterRng) -> Tensor:
-    """Return brightness, contrast about the image's mean grey, and saturation changed, not clamped.
+    """Return images with brightness, contrast about the image's mean grey, and saturation changed; not clamped.
 
-    All three are linear in the pixel and its grey, so that they make one step: a x + b grey + c.
+    With factors b, c, s of a pixel x, its grey g and the image's mean grey m: x s + g (1 - s), then c times that plus
+    m (1 - c), then b times all. That is one linear step, b c s x + b c (1 - s) g + b (1 - c) m.
     """
     if not (spec.brightness or spec.contrast or spec.saturation):
         return batch
@@ -50,7 +52,8 @@ def jitter_colour(batch: Tensor, spec: AugmentSpec, rng: CounterRng) -> Tensor:
     if spec.saturation:
         adjusted += grey * broadcast_per_image(gain * (1.0 - saturation), batch)
     if spec.contrast:
-        # Rows, then the column of rows: torch splits neither sum by batch size, so batches agree bit for bit.
+        # Mean over rows, then over columns: torch splits neither sum by batch size, so that images of batches of any
+        # size agree bit for bit.
         mean = grey.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
         adjusted += mean * broadcast_per_image((brightness * (1.0 - contrast)).astype(np.float32), batch)
     return adjusted
@@ -62,7 +65,7 @@ def shift_hsv(batch: Tensor, spec: HsvSpec, rng: CounterRng) -> Tensor:
     hue += broadcast_per_image((rng.uniform(Stream.HSV_HUE, spec.hue) / 60.0).astype(np.float32), batch)
     if spec.saturation:
         saturation_shift = rng.uniform(Stream.HSV_SATURATION, spec.saturation).astype(np.float32)
-        colour_mask = (saturation / _EPSILON).clamp_(max=1.0)
+        colour_mask = (saturation / _EPSILON).clamp_(max=1.0)  # 0 for grey, which has no hue to saturate, else 1
         saturation = (saturation + broadcast_per_image(saturation_shift, batch)).clamp_(0.0, 1.0).mul_(colour_mask)
     if spec.value:
         value_shift = rng.uniform(Stream.HSV_VALUE, spec.value).astype(np.float32)
@@ -73,8 +76,8 @@ def shift_hsv(batch: Tensor, spec: HsvSpec, rng: CounterRng) -> Tensor:
 def to_hsv(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return hue in -3..3 sixths of the circle, saturation and value in 0..1, each (N, 1, H, W); the hue of grey is 0.
 
-    From red to cyan the hue is the same on either side of red, but for its sign: one sum of differences instead of a
-    choice between three cases, which is six times as slow.
+    Hue is symmetric about red: its size follows from differences of channels, its sign is that of green - blue. That is
+    six times as fast as the usual choice between three cases.
     """
     red, green, blue = batch[:, 0:1], batch[:, 1:2], batch[:, 2:3]
     max_green_blue, min_green_blue = torch.maximum(green, blue), torch.minimum(green, blue)
@@ -90,10 +93,10 @@ def to_hsv(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """Return (N, 3, H, W) of hue in sixths of the circle, any number of times round, saturation and value."""
+    """Return (B, 3, H, W) of hue in sixths of the circle (any number of turns), saturation and value, (B, 1, H, W)."""
     chroma = value * saturation
     out = torch.empty((len(hue), 3, *hue.shape[2:]), device=hue.device)
-    for channel, offset in enumerate((5.0, 3.0, 1.0)):  # how far red, green and blue lie from where they are full
+    for channel, offset in enumerate((5.0, 3.0, 1.0)):  # the standard formula f(n) of HSV, n = 5, 3, 1
         position = hue + offset
         position -= torch.floor(position * (1 / 6)).mul_(6.0)
         intensity = torch.minimum(position, 4.0 - position).clamp_(0.0, 1.0)
@@ -102,10 +105,11 @@ def from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 
 def clahe(batch: Tensor, spec: ClaheSpec, rng: CounterRng) -> Tensor:
-    """Return the images with their luma equalised tile by tile, in 0..1; what is added is the same in each channel.
+    """Return images with grey equalised tile by tile (CLAHE, Zuiderveld 1994), in 0..1; all channels change alike.
 
-    The counting is OpenCV's: the image is continued by reflection to whole tiles, counts over the limit are spread
-    over all levels, and a pixel's curve is interpolated between those of the four nearest tiles.
+    The histograms are OpenCV's: the image is extended by reflection to whole tiles, counts above the clip limit are
+    spread over all levels, and a pixel's curve is interpolated between those of the four nearest tiles. Grey alone is
+    equalised, and its change is added to each channel, so that colours keep their differences.
     """
     limits = 1.0 + (rng.random(Stream.CLAHE_CLIP) * (spec.clip - 1.0))
     levels = (to_grey(batch)[:, 0] * (_N_LEVELS - 1) + 0.5).floor_().clamp_(0, _N_LEVELS - 1).long()
@@ -132,7 +136,7 @@ def clahe(batch: Tensor, spec: ClaheSpec, rng: CounterRng) -> Tensor:
 
 
 def _neighbour_tiles(n: int, tiles: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for each pixel of an axis, the tiles whose middles it lies between, and its share of the second."""
+    """Return for each of an axis's n pixels the two tiles whose centres it lies between, and the second's weight."""
     position = (np.arange(n) / -(-n // tiles) - 0.5).astype(np.float32)
     first_tile = np.floor(position).astype(np.int64)
     tile_pair = np.clip(first_tile, 0, tiles - 1), np.clip(first_tile + 1, 0, tiles - 1)
@@ -141,7 +145,7 @@ def _neighbour_tiles(n: int, tiles: int, device: torch.device) -> tuple[Tensor, 
 
 
 def _reflect_to_tiles(n: int, tiles: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return, for an axis continued by reflection to whole tiles, the pixel at each place and its tile."""
+    """Return, for an axis extended by reflection to whole tiles, each position's source pixel and tile."""
     tile_size = -(-n // tiles)
     positions = np.arange(tile_size * tiles)
     source_pixels = np.abs((positions + n - 1) % max(2 * n - 2, 1) - (n - 1))
@@ -149,7 +153,11 @@ def _reflect_to_tiles(n: int, tiles: int) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def _tile_curves(levels: Tensor, tiles: int, limits: NDArray[np.float64]) -> Tensor:
-    """Return (N * tiles * tiles * LEVELS) float32 in 0..1: what a level becomes in a tile. Counted in integers."""
+    """Return (B * tiles * tiles * 256,) float32 in 0..1: what each level becomes in each tile.
+
+    levels: (B, H, W) int64, 0 to 255. limits: (B,) clip limits, in multiples of a level's mean count. Histograms are
+    integers, so no order of summation matters.
+    """
     (rows, row_tiles), (columns, column_tiles) = (_reflect_to_tiles(n, tiles) for n in levels.shape[1:])
     padded_levels = levels[:, to_device_of(rows, levels)][:, :, to_device_of(columns, levels)]
     tile = to_device_of(row_tiles[:, None] * tiles + column_tiles, levels)
@@ -158,11 +166,11 @@ def _tile_curves(levels: Tensor, tiles: int, limits: NDArray[np.float64]) -> Ten
     counts = torch.bincount(bins, minlength=len(levels) * tiles * tiles * _N_LEVELS).view(
         len(levels), -1, _N_LEVELS
     )
-    area = len(rows) * len(columns) // (tiles * tiles)
+    area = len(rows) * len(columns) // (tiles * tiles)  # pixels of a tile
     limit = to_device_of(np.maximum(limits * area // _N_LEVELS, 1.0).astype(np.int64), levels).view(-1, 1, 1)
     excess = (counts - limit).clamp_(min=0).sum(dim=2, keepdim=True)
     counts = torch.minimum(counts, limit) + excess // _N_LEVELS
-    remainder = excess % _N_LEVELS
+    remainder = excess % _N_LEVELS  # what cannot be spread evenly goes to every step-th level, as in OpenCV
     step = (_N_LEVELS // remainder.clamp(min=1)).clamp_(min=1)
     level = torch.arange(_N_LEVELS, device=levels.device)
     counts += (level % step == 0) & (level // step < remainder)

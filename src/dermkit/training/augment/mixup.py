@@ -1,7 +1,9 @@
-"""Mixing of two training images and of their labels: mixup (Zhang 2018) and cutmix (Yun 2019).
+"""Mixing of two training images and their labels: mixup (Zhang 2018) and cutmix (Yun 2019).
 
-What a sample is mixed with comes from (seed, epoch, its key) alone, and is any sample of the epoch, not of the batch:
-neither batch size nor the number of devices changes it.
+A sample's partner depends on (seed, epoch, its key) alone and is any sample of the epoch, not only of the batch, so
+that neither batch size nor the number of devices changes it.
+
+Shapes: B samples of a batch, K classes, 3 channels, S x S pixels.
 """
 
 from dataclasses import dataclass
@@ -17,16 +19,16 @@ from dermkit.training.augment.geometry import broadcast_per_image
 from dermkit.training.augment.random_numbers import CounterRng, ImageKeys, Stream
 
 NO_MIX, MIXUP, CUTMIX = range(3)
-"""What is done to a sample: nothing, blending, or a rectangle pasted into it."""
+"""Kinds of mixing: none, a blend with the partner, or a square of the partner pasted in."""
 
 
 @dataclass(frozen=True)
 class MixPlan:
-    """What N samples are mixed with.
+    """How B samples are mixed.
 
-    partner: which sample of the epoch, itself where `kind` is ALONE. self_weight: how much of itself a sample keeps,
-    as drawn, 1 where ALONE; `label_weights` says how much it keeps of an image of so many pixels. centres: (N,
-    2), row and column of the middle of the pasted square, in 0..1.
+    partner: (B,) a sample of the epoch, the sample itself where `kind` is `NO_MIX`. kind: (B,) `NO_MIX`, `MIXUP` or
+    `CUTMIX`. self_weight: (B,) in 0..1, lambda of the papers, before cutmix clips its square; 1 where `NO_MIX`.
+    centres: (B, 2), row and column of the square's centre, in 0..1.
     """
 
     partner: NDArray[np.int64]
@@ -38,7 +40,10 @@ class MixPlan:
         return len(self.partner)
 
     def boxes(self, size: int) -> NDArray[np.int64]:
-        """Return (N, 4): top, bottom, left, right of what is pasted, in pixels, cut off at the border; 0 if nothing."""
+        """Return (B, 4) int64 in pixels: top, bottom, left, right of the pasted square, clipped; 0 where none.
+
+        Its area before clipping is 1 - lambda of the image's (Yun 2019, equation 2).
+        """
         length = np.floor(np.where(self.kind == CUTMIX, np.sqrt(1.0 - self.self_weight), 0.0) * size).astype(
             np.int64
         )
@@ -47,7 +52,10 @@ class MixPlan:
         return np.where((self.kind == CUTMIX)[:, None], edges, 0)
 
     def label_weights(self, size: int) -> NDArray[np.float64]:
-        """Return how much of itself each sample keeps; for cutmix, exactly the share of pixels that are not pasted."""
+        """Return the weight of each sample's own label, (B,) in 0..1.
+
+        For cutmix it is the fraction of pixels that stay, which is above lambda where the square is clipped.
+        """
         top, bottom, left, right = self.boxes(size).T
         return np.where(self.kind == CUTMIX, 1.0 - (bottom - top) * (right - left) / size**2, self.self_weight)
 
@@ -55,10 +63,11 @@ class MixPlan:
 def make_mix_plan(
     keys: ImageKeys, spec: MixupSpec, samples: NDArray[np.int64], *, seed: int, epoch: int, n: int
 ) -> MixPlan:
-    """Return what samples are mixed with in an epoch of n samples.
+    """Return how samples are mixed in an epoch of n samples.
 
-    keys: the samples' own, from `image_key`; samples: their numbers in 0..n - 1, which are the partners of those that
-    stay alone. A partner is any sample, at equal odds. share is Beta(alpha, alpha), by inversion.
+    keys: (B,) of the samples, from `image_key`. samples: (B,) their numbers in 0..n - 1. Each sample of the epoch is
+    equally likely as a partner. lambda is Beta(alpha, alpha), by inversion of its distribution: one random number gives
+    one lambda, where a rejection sampler would need an unknown count.
     """
     if len(keys) != len(samples):
         raise ValueError(f"{len(keys)} keys for {len(samples)} samples")
@@ -77,15 +86,18 @@ def make_mix_plan(
 
 
 def mix_batch(batch: Tensor, partners: Tensor, plan: MixPlan) -> Tensor:
-    """Return (N, 3, S, S): each image blended with its partner, or with a rectangle of it pasted in.
+    """Return (B, 3, S, S) float32: each image blended with its partner, or with a square of it pasted in.
 
-    partners: (N, 3, S, S), the images of `plan.partner` in the same order. An image that stays alone is not changed.
+    batch, partners: (B, 3, S, S) float32; partners: the images of `plan.partner`, in the same order. An image with
+    `NO_MIX` is not changed.
     """
     size = batch.shape[-1]
     self_weight = broadcast_per_image(
         np.where(plan.kind == MIXUP, plan.self_weight, 1.0).astype(np.float32), batch
     )
-    out = batch * self_weight + partners * (1.0 - self_weight)  # at a share of 1, the batch itself to the last bit
+    out = batch * self_weight + partners * (
+        1.0 - self_weight
+    )  # at a weight of 1, the batch itself to the last bit
     if not (plan.kind == CUTMIX).any():
         return out
     top, bottom, left, right = plan.boxes(size).T[:, :, None]
@@ -100,9 +112,9 @@ def mix_batch(batch: Tensor, partners: Tensor, plan: MixPlan) -> Tensor:
 def mix_labels(
     labels: NDArray[np.int64], partners: NDArray[np.int64], plan: MixPlan, n_classes: int, *, size: int
 ) -> Tensor:
-    """Return (N, classes) float32 on the CPU: each label's share, of images of side x side pixels; rows sum to 1.
+    """Return soft labels, (B, K) float32 on the CPU, of images of size x size pixels; rows sum to 1.
 
-    labels, partners: (N,), the classes of the samples and of `plan.partner`.
+    labels, partners: (B,) int64, the classes of the samples and of `plan.partner`.
     """
     self_weights = plan.label_weights(size)
     rows = np.arange(len(labels))

@@ -1,6 +1,9 @@
-"""Random numbers without a generator: every number is a hash of (seed, epoch, what it is for, image).
+"""Counter-based random numbers: every number is a hash of (seed, epoch, stream, image), without a generator's state.
 
-So batch size, order, workers, devices and a resume in the middle of an epoch change no number. NumPy alone.
+So batch size, order, workers, devices and a resume within an epoch change no number. The idea: Salmon and others 2011,
+"Parallel random numbers: as easy as 1, 2, 3". NumPy alone.
+
+Shapes: N images (or samples); a stream has one number per image, a matrix several.
 """
 
 import hashlib
@@ -15,9 +18,9 @@ _Subset = NDArray[np.int64] | slice
 
 
 class Stream(IntEnum):
-    """One column of random numbers per change, so that switching one change on leaves the others' draws alone.
+    """One stream of random numbers per purpose, so that switching one augmentation on does not change another's draws.
 
-    A number that was once given stays: older runs are repeated by it.
+    The numbers must never change: runs of older versions are repeated by them.
     """
 
     FLIP_X = 0
@@ -65,27 +68,33 @@ class Stream(IntEnum):
     BALANCE_CLASSES = 102
 
 
+# The constants of splitmix64 (Steele, Lea and Flood 2014): the odd integer nearest to 2^64 / golden ratio, and the two
+# multipliers of its finaliser (Stafford's variant 13).
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 MIX_MULTIPLIER_1, MIX_MULTIPLIER_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MODULUS = 2**64
 
 
 def image_key(image_id: str, copy: int = 0) -> int:
-    """Return a stable 64-bit number for an image; `copy` tells the grown copies of one image apart."""
+    """Return a stable 64-bit number for an image; `copy` tells the oversampled copies of one image apart."""
     return int.from_bytes(hashlib.sha256(f"{image_id}\0{copy}".encode()).digest()[:8], "little")
 
 
 def epoch_order(n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the order of n images in an epoch, from (seed, epoch) alone and the same in every NumPy version."""
+    """Return the order of n images in an epoch, (n,) int64, from (seed, epoch) alone.
+
+    Sorted hashes and not NumPy's `permutation`, whose order may differ between versions.
+    """
     ranks = hash_words(np.arange(n, dtype=np.uint64), seed=seed, epoch=epoch, stream=Stream.ORDER)
     return np.argsort(ranks, kind="stable").astype(np.int64)
 
 
 def balanced_order(labels: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return as many samples as there are labels, every class that is present equally often, to within one.
+    """Return N samples of N labels in which every class that is present is equally frequent, to within one.
 
-    A class's samples come in a new order each time round, and none comes again before all others of its class came.
-    Which classes get the samples that are left over is drawn anew each epoch. From (seed, epoch) alone.
+    labels: (N,) int64; returns (N,) int64 indices. A sample is repeated only after all others of its class, in a new
+    order each round. Where N is no multiple of the number of classes, which classes get one more is drawn anew each
+    epoch. From (seed, epoch) alone.
     """
     class_labels = np.unique(labels)
     if not len(class_labels):
@@ -106,7 +115,7 @@ def balanced_order(labels: NDArray[np.int64], *, seed: int, epoch: int) -> NDArr
 
 
 def _cycle_class(class_samples: NDArray[np.int64], quota: int, rng: "CounterRng") -> NDArray[np.int64]:
-    """Return `quota` of a class's samples: one permutation of all after another."""
+    """Return `quota` of a class's samples: as many permutations of all of them, one after another, as it takes."""
     n_rounds = -(-quota // len(class_samples))
     ranks = rng.select(class_samples).hash_matrix(Stream.BALANCE, n_rounds)
     order = np.argsort(ranks, axis=0, kind="stable")
@@ -114,14 +123,14 @@ def _cycle_class(class_samples: NDArray[np.int64], quota: int, rng: "CounterRng"
 
 
 def mix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every input bit moves half of the output bits."""
+    """Mix 64-bit words by splitmix64's finaliser: each input bit flips half of the output bits on average."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(MIX_MULTIPLIER_1)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(MIX_MULTIPLIER_2)
     return words ^ (words >> np.uint64(31))
 
 
 def hash_words(words: NDArray[np.uint64], *, seed: int, epoch: int, stream: int) -> NDArray[np.uint64]:
-    """Return one 64-bit hash per word. Array arithmetic wraps around silently, which is what is meant."""
+    """Return one 64-bit hash per word, (N,) uint64. Array arithmetic modulo 2^64 is intended; NumPy wraps silently."""
     state = 0
     for number in (seed, epoch, stream):
         state = _mix64_int((state + number * GOLDEN_GAMMA + GOLDEN_GAMMA) % _MODULUS)
@@ -129,20 +138,21 @@ def hash_words(words: NDArray[np.uint64], *, seed: int, epoch: int, stream: int)
 
 
 def _mix64_int(word: int) -> int:
-    """`mix64` of a single word: Python's own numbers are the quickest there."""
+    """Return `mix64` of a single word, in Python's integers: faster than an array of one."""
     word = (word ^ (word >> 30)) * MIX_MULTIPLIER_1 % _MODULUS
     word = (word ^ (word >> 27)) * MIX_MULTIPLIER_2 % _MODULUS
     return word ^ (word >> 31)
 
 
 def _to_unit(hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
+    # The upper 53 bits: as many as a float64 holds exactly, so that all values are equally likely and below 1.
     return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 class CounterRng:
-    """The random numbers of one batch in one epoch: a column of them per change, an entry per image.
+    """The random numbers of N images in one epoch: a stream for each purpose, a number for each image.
 
-    words: (N,) uint64, the images' keys. A column is hashed once for all images, however many parts are taken.
+    keys: (N,) uint64, from `image_key`. A stream is hashed once for all images and cached, also for selections.
     """
 
     def __init__(
@@ -158,11 +168,11 @@ class CounterRng:
         return len(self.keys)
 
     def select(self, subset: _Subset) -> "CounterRng":
-        """Return the draws of some of the images."""
+        """Return the random numbers of some of the images: the same numbers, whatever the selection."""
         return CounterRng(self.keys[subset], self.seed, self.epoch, (self, subset))
 
     def hashes(self, stream: int) -> NDArray[np.uint64]:
-        """Return one 64-bit hash per image."""
+        """Return one 64-bit hash per image, (N,) uint64."""
         if stream not in self._hash_cache:
             if self._parent:
                 parent, subset = self._parent
@@ -172,30 +182,30 @@ class CounterRng:
         return self._hash_cache[stream]
 
     def hash_matrix(self, stream: int, n_columns: int) -> NDArray[np.uint64]:
-        """Return (N, count) hashes: as many per image as a field has positions."""
+        """Return (N, n_columns) hashes, uint64: splitmix64's sequence from each image's hash."""
         steps = np.arange(1, n_columns + 1, dtype=np.uint64) * np.uint64(GOLDEN_GAMMA)
         return mix64(self.hashes(stream)[:, None] + steps)
 
     def random(self, stream: int) -> NDArray[np.float64]:
-        """Return one number per image, uniform in 0 <= x < 1."""
+        """Return one number per image, (N,) float64, uniform in 0 <= x < 1."""
         return _to_unit(self.hashes(stream))
 
     def uniform(self, stream: int, spread: float) -> NDArray[np.float64]:
-        """Return one number per image, uniform in -spread..spread."""
+        """Return one number per image, (N,) float64, uniform in -spread..spread."""
         return (2.0 * self.random(stream) - 1.0) * spread
 
     def uniform_matrix(self, stream: int, n_columns: int, spread: float) -> NDArray[np.float64]:
-        """Return (N, count) numbers, uniform in -spread..spread."""
+        """Return (N, n_columns) float64 numbers, uniform in -spread..spread."""
         return (2.0 * _to_unit(self.hash_matrix(stream, n_columns)) - 1.0) * spread
 
     def sign(self, stream: int, is_enabled: bool) -> NDArray[np.float64]:
-        """Return -1 for a flip and 1 for none, at even odds; all 1 where flips are not wanted."""
+        """Return (N,) float64: -1 (flip) or 1 (none) with probability 1/2 each; all 1 where not enabled."""
         return np.where(self.uniform(stream, 1.0) < 0.0, -1.0 if is_enabled else 1.0, 1.0)
 
     def bernoulli(self, stream: int, p: float) -> NDArray[np.bool_]:
-        """Return which images are among the given share; all at 1, none at 0."""
+        """Return (N,) bool, true with probability p: all at 1, none at 0."""
         return self.random(stream) < p
 
     def integers(self, stream: int, high: int) -> NDArray[np.int64]:
-        """Return a whole number per image in 0..count - 1, at equal odds."""
+        """Return (N,) int64 in 0..high - 1, equally likely (to within 2^-53 * high)."""
         return np.minimum(np.floor(self.random(stream) * high), high - 1).astype(np.int64)

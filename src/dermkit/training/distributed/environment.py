@@ -1,4 +1,7 @@
-"""Where a process stands among those that train together, as its environment says: torchrun's names, or srun's."""
+"""Which rank a process is, read from the environment variables of torchrun (also set by our launcher) or srun.
+
+Without torch: the command line asks before it decides whether torch is needed.
+"""
 
 import ctypes
 import os
@@ -11,15 +14,15 @@ from dataclasses import dataclass
 from dermkit.errors import UsageError
 
 SUPERVISOR_VARIABLE = "DERMKIT_SUPERVISOR"
-"""The variable that tells a rank the process number of the supervisor that started it."""
+"""Environment variable with the process id of the supervisor that started a rank."""
 _PR_SET_PDEATHSIG = 1  # prctl(2), linux/prctl.h
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """A rank's place: `rank` of `world_size` in all, `local_rank` of `local_world_size` on machine `node_rank`.
+    """A rank's numbers: `rank` of `world_size` in all, `local_rank` of `local_world_size` on machine `node_rank`.
 
-    address, port: where rank 0 is met. one_gpu_each: the scheduler may show every rank one GPU of its own.
+    master_address, master_port: where rank 0 listens. has_own_gpu: the scheduler may show each rank one GPU alone.
     """
 
     rank: int
@@ -33,15 +36,15 @@ class RankInfo:
 
 
 def is_rank() -> bool:
-    """Tell whether torchrun, srun or a supervisor started this process as one of several ranks."""
+    """Return whether torchrun, srun or a supervisor started this process as one of several ranks."""
     return read_rank_info(os.environ) is not None
 
 
 def read_rank_info(environ: Mapping[str, str]) -> RankInfo | None:
-    """Return the place that an environment gives, in torchrun's names or srun's, or nothing.
+    """Return the rank that an environment describes, in torchrun's names or srun's; None where it describes none.
 
-    A NODE_RANK without a RANK is a machine's number for a supervisor, and no rank. Raises `UsageError` where half is
-    missing.
+    A NODE_RANK without a RANK is a machine's number for its supervisor, not a rank. Raises `UsageError` where some
+    variables are missing or contradict each other.
     """
     if "RANK" in environ:
         return _torchrun_rank_info(environ)
@@ -78,7 +81,10 @@ def _torchrun_rank_info(environ: Mapping[str, str]) -> RankInfo:
 
 
 def _slurm_rank_info(environ: Mapping[str, str]) -> RankInfo:
-    """Only srun sets SLURM_STEP_*: a batch script's SLURM_PROCID is 0 too, but it is one process, not a rank."""
+    """Return the rank that srun's variables describe.
+
+    Only srun sets SLURM_STEP_*. In a batch script SLURM_PROCID is 0 as well, but that is one process and no rank.
+    """
     world_size, n_nodes = (
         int_variable(environ, "SLURM_STEP_NUM_TASKS"),
         int_variable(environ, "SLURM_STEP_NUM_NODES", 1),
@@ -86,7 +92,7 @@ def _slurm_rank_info(environ: Mapping[str, str]) -> RankInfo:
     if world_size % n_nodes:
         raise UsageError(f"srun: {world_size} tasks on {n_nodes} machines", remedy="give --ntasks-per-node")
     address = environ.get("MASTER_ADDR") or first_host(environ.get("SLURM_STEP_NODELIST", "127.0.0.1"))
-    # Two jobs on one machine must not meet: the port comes from the job's number.
+    # From the job's number, so that two jobs on one machine do not use the same port.
     port = 20000 + (int_variable(environ, "SLURM_JOB_ID", 0) + int_variable(environ, "SLURM_STEP_ID", 0)) % 10000
     rank, local_rank = int_variable(environ, "SLURM_PROCID"), int_variable(environ, "SLURM_LOCALID")
     node_rank = int_variable(environ, "SLURM_NODEID")
@@ -109,7 +115,7 @@ def first_host(node_list: str) -> str:
 
 
 def int_variable(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """Return a whole number from the environment; raises `UsageError` where there is none."""
+    """Return an integer variable; raises `UsageError` where it is no number, or missing without a default."""
     text = environ.get(name, "" if default is None else str(default))
     if not text:
         raise missing_variable_error(name)
@@ -120,7 +126,7 @@ def int_variable(environ: Mapping[str, str], name: str, default: int | None = No
 
 
 def missing_variable_error(name: str) -> UsageError:
-    """Return what to raise where a variable is needed and is not there."""
+    """Return the error for a variable that several machines or processes need and that is missing."""
     return UsageError(
         f"{name}: this environment variable is missing, and several machines or processes need it",
         remedy=f"set {name}, or leave --nodes, RANK and NODE_RANK away; docs/machines.md has examples",
@@ -128,14 +134,15 @@ def missing_variable_error(name: str) -> UsageError:
 
 
 def die_with_parent() -> None:
-    """Die when the supervisor dies, even if it is killed; a process that has none is left as it is (Linux).
+    """Let this rank be killed when its supervisor ends, even if that is killed itself; Linux alone has this.
 
-    A rank calls this first of all: a rank that waits for others in a collective would wait for ever.
+    A process without a supervisor is not changed. A rank calls this before all else: without a supervisor nobody would
+    end a rank that waits for others in a collective.
     """
     parent_pid = os.environ.pop(SUPERVISOR_VARIABLE, "")
     if not parent_pid:
         return
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != int(parent_pid):  # it died before the line above
+    if os.getppid() != int(parent_pid):  # it ended before prctl was called
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,8 +1,9 @@
-"""Several ranks of one command: started and joined by torch's elastic agent, launched afresh when one is lost.
+"""Runs a command as several ranks, by torch's elastic agent, and launches all of them afresh when one is lost.
 
-Every rank runs the same command line and reads its rank from the environment, in torchrun's names. With several
-machines there is one supervisor on each; that of machine 0 decides, and the others do as it says. torch is imported
-inside functions: a command for one process never needs a supervisor, nor its three seconds of imports.
+Every rank runs the same command line and reads its rank from environment variables, in torchrun's names. Each machine
+has one supervisor; that of machine 0 leads, the others follow (`rendezvous`). A launch of one machine's ranks is in
+`rank_agent`, the judgement of exit codes in `exits`. torch is imported inside functions: a command with one process
+needs no supervisor, and should not pay its three seconds of imports.
 """
 
 import contextlib
@@ -27,14 +28,17 @@ if TYPE_CHECKING:
 
 _RANK_COMMAND = (sys.executable, "-m", "dermkit.cli")
 _POLL_SECONDS = 0.05
-"""Seconds between two looks at the other machines."""
+"""Seconds between two readings of the rendezvous store."""
 RENDEZVOUS_SECONDS = 600.0
-"""Seconds that machines wait for each other."""
+"""Seconds that machines wait for each other: a scheduler may need minutes to start one anew. Chosen, not measured."""
 
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """What a supervisor knows: machine `node_rank` of `n_nodes`, ranks per machine, where they meet, what to run."""
+    """What a supervisor is told: it runs `command` as `ranks_per_node` ranks on machine `node_rank` of `n_nodes`.
+
+    master_address, master_port: of machine 0's rendezvous store. say: gets a line for people.
+    """
 
     node_rank: int
     n_nodes: int
@@ -45,15 +49,20 @@ class NodeConfig:
     say: Callable[[str], None]
 
     def run_ranks(self, rendezvous: "Rendezvous", attempt: int, signals: Sequence[int]) -> "RankAgent":
-        """Run this machine's ranks to their end; a launch after the first goes on from the last checkpoint."""
+        """Run this machine's ranks to their end; every launch after the first has `--resume`.
+
+        signals: requests to stop, which grow while this runs.
+        """
         from dermkit.training.distributed.rank_agent import run_agent
 
+        # torch's threads: the ranks share the cores evenly, instead of each taking all of them.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // self.ranks_per_node)))
         if self.n_nodes == 1:
-            # Else gloo looks up the host's own name, which may lead nowhere.
+            # Otherwise gloo resolves the host's own name, which may fail where the machine has no network.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ[SUPERVISOR_VARIABLE] = str(os.getpid())
         resume = ["--resume"] if attempt and "--resume" not in self.command else []
+        # A new port for each launch, so that no rank can meet what is left of the launch before.
         port = self.master_port + 1 + attempt if self.n_nodes > 1 else 0
         return run_agent([*self.command, *resume], rendezvous, attempt, signals, self.master_address, port)
 
@@ -67,11 +76,12 @@ def supervise(
     say: Callable[[str], None],
     command: Sequence[str] = _RANK_COMMAND,
 ) -> int:
-    """Run a command line on `devices` ranks of each of `nodes` machines; returns its exit code.
+    """Run a command line as `devices` ranks on each of `nodes` machines; returns its exit code.
 
-    A rank that dies otherwise than with one of dermkit's exit codes ends the whole group, which is launched afresh with
-    --resume, at most `restarts` times; then `DermkitError`. The first SIGINT, SIGTERM or SIGHUP asks the ranks to stop
-    with a checkpoint, the second one kills them. Raises `UsageError` where several machines are not told where to meet.
+    Where a rank ends with one of dermkit's exit codes, all end with that. Where a rank is lost (any other end), all are
+    ended and launched afresh with --resume, at most `restarts` times; then `DermkitError` is raised. The first SIGINT,
+    SIGTERM or SIGHUP asks the ranks to stop with a checkpoint, the second kills them. Raises `UsageError` where several
+    machines are not told where to meet.
     """
     config = _node_config(devices, nodes, (*command, *arguments), say)
     with _collected_signals() as signals:
@@ -97,7 +107,7 @@ def _node_config(devices: int, nodes: int, command: tuple[str, ...], say: Callab
 
 
 def _lead_nodes(config: NodeConfig, signals: list[int], restarts: int) -> int:
-    """Launch until the command ends by itself or was launched too often."""
+    """Launch the ranks until the command ends by itself, at most 1 + `restarts` times; returns its exit code."""
     rendezvous, code = _open_rendezvous(config), 1
     try:
         for attempt in range(restarts + 1):
@@ -132,7 +142,7 @@ def _open_rendezvous(config: NodeConfig) -> "Rendezvous":
 
 
 def _run_attempt(config: NodeConfig, rendezvous: "Rendezvous", signals: list[int], attempt: int) -> ExitStatus:
-    """Run all ranks on all machines once, and leave none."""
+    """Launch all ranks on all machines once; returns when none is left."""
     from torch.distributed import DistError
 
     rendezvous.open_attempt(attempt)
@@ -143,6 +153,7 @@ def _run_attempt(config: NodeConfig, rendezvous: "Rendezvous", signals: list[int
     except DistError as error:
         if config.n_nodes == 1:
             raise
+        # A machine was lost while the agents of this launch joined: that counts as a lost rank.
         rendezvous.post_status(attempt, 1, failure := f"the machines lost each other: {error}")
         return ExitStatus(1, failure)
     status = agent.status or ExitStatus(130 if signals else 1)
@@ -151,7 +162,7 @@ def _run_attempt(config: NodeConfig, rendezvous: "Rendezvous", signals: list[int
 
 
 def _wait_for_nodes(config: NodeConfig, rendezvous: "Rendezvous", signals: list[int], attempt: int) -> bool:
-    """Wait until every machine is there; tells whether nobody stopped it."""
+    """Wait until every machine has joined the launch; returns False where a request to stop came first."""
     deadline = time.monotonic() + RENDEZVOUS_SECONDS
     while missing_nodes := rendezvous.missing_nodes(attempt):
         if signals:
@@ -169,7 +180,7 @@ def _wait_for_nodes(config: NodeConfig, rendezvous: "Rendezvous", signals: list[
 def _show_failed_output(
     config: NodeConfig, exit_codes: Mapping[int, int], output_tails: Mapping[int, str], status: ExitStatus
 ) -> None:
-    """Show what the first rank that failed said, unless rank 0 speaks for all."""
+    """Show the last output of the first rank that failed, unless rank 0's own output has told the reason."""
     failed_ranks = [rank for rank, code in exit_codes.items() if code != 0]
     if not failed_ranks or exit_codes.get(0) in EXIT_CODES or not (status.failure or status.code):
         return
@@ -183,7 +194,7 @@ def _free_port() -> int:
 
 
 def _follow_leader(config: NodeConfig, signals: list[int]) -> int:
-    """Do as machine 0 says until it names the exit code; a leader that was started anew is met again."""
+    """Run the launches that machine 0 announces until it names the exit code; a restarted leader is joined again."""
     from torch.distributed import DistError
 
     while _wait_for_leader(config, signals):
@@ -194,7 +205,7 @@ def _follow_leader(config: NodeConfig, signals: list[int]) -> int:
 
 
 def _wait_for_leader(config: NodeConfig, signals: list[int]) -> bool:
-    """Wait until machine 0 listens; tells whether nobody stopped it."""
+    """Wait until machine 0 listens; returns False where a request to stop came first."""
     deadline = time.monotonic() + RENDEZVOUS_SECONDS
     while not signals:
         try:
@@ -213,7 +224,7 @@ def _wait_for_leader(config: NodeConfig, signals: list[int]) -> bool:
 
 
 def _run_launches(config: NodeConfig, rendezvous: "Rendezvous", signals: list[int]) -> int:
-    """Run this machine's ranks in every launch that machine 0 announces; returns the exit code that it names."""
+    """Run this machine's ranks in every launch that machine 0 announces; returns the command's exit code."""
     previous = -1
     while (code := rendezvous.exit_code()) is None:
         if len(signals) > 1:
@@ -228,7 +239,7 @@ def _run_launches(config: NodeConfig, rendezvous: "Rendezvous", signals: list[in
 
 @contextmanager
 def _collected_signals() -> Iterator[list[int]]:
-    """Collect the requests to stop that this process gets; SIGHUP counts unless it is ignored (nohup)."""
+    """Collect the signals that ask this process to stop; SIGHUP counts unless it is ignored, as under nohup."""
     received: list[int] = []
     old_handlers: dict[int, Any] = {}
     for stop_signal in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

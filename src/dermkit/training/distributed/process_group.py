@@ -1,9 +1,10 @@
-"""The processes that train one net together: which one this is, and what they tell each other.
+"""The process group of a training: which rank this process is, and the collective operations that training needs.
 
-A rank is one process on one device. Nothing is pickled: what goes between ranks is numbers and text.
+A rank is one process on one device. Nothing is pickled: ranks send each other numbers and text only.
 """
 
 import atexit
+import contextlib
 import inspect
 import logging
 import os
@@ -26,20 +27,21 @@ from dermkit.errors import UsageError
 from dermkit.training.distributed.environment import RankInfo, read_rank_info
 
 _COLLECTIVE_TIMEOUT = timedelta(days=1)
-"""A rank waits this long for the others: rank 0 may score for hours, and lost ranks are the supervisor's to find."""
+"""How long a rank waits for the others in a collective: rank 0 may score for hours, and lost ranks are noticed by the
+supervisor, not by a timeout."""
 
 _SINGLE_RANK = RankInfo(
     rank=0, world_size=1, local_rank=0, local_world_size=1, node_rank=0, master_address="127.0.0.1", master_port=0
 )
 _GLOO_DRAIN_SECONDS = 0.3
-"""Seconds for gloo's threads to drop the last tensors; they need microseconds, and the interpreter's lock."""
+"""Seconds for gloo's threads to free the last tensors: microseconds of work, but they have to get Python's lock."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those that train together. device: where tensors must lie for the group to send them.
+    """This rank of a process group. device: where tensors must lie for the backend (CPU for gloo, a GPU for NCCL).
 
-    Every method but `shard` is for all ranks together, in the same order on each; alone they send nothing.
+    Every method but `shard` is collective: all ranks must call it, in the same order. With one rank nothing is sent.
     """
 
     rank: int
@@ -48,15 +50,15 @@ class ProcessGroup:
 
     @property
     def is_first(self) -> bool:
-        """Tell whether this rank is the one that writes and reports."""
+        """Return whether this is rank 0, which writes and reports."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called this."""
         self.any(False)
 
     def any(self, flag: bool) -> bool:
-        """Tell whether the flag is true on some rank."""
+        """Return whether the flag is true on any rank."""
         return bool(self._reduce(int(flag), "MAX"))
 
     def min(self, number: int) -> int:
@@ -64,13 +66,14 @@ class ProcessGroup:
         return self._reduce(number, "MIN")
 
     def shard(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return this rank's part of the rows: in one piece, sizes differing by one at most, in rank order."""
+        """Return this rank's contiguous part of the rows (N,); in rank order, sizes differing by one at most."""
         return np.array_split(rows, self.size)[self.rank]
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Return the rows of all ranks in rank order, to the bit; their numbers may differ, and be 0.
+        """Return all ranks' rows in rank order, bit for bit.
 
-        tensor: (N, ...), the same type and row shape on every rank.
+        tensor: (N, ...); N may differ between ranks and be 0, type and row shape must be the same. Rows are sent as
+        bytes, padded to the largest N, because backends gather only tensors of one shape.
         """
         if self.size == 1:
             return tensor
@@ -86,7 +89,7 @@ class ProcessGroup:
         return rows.view(-1).view(tensor.dtype).view(-1, *tensor.shape[1:]).to(tensor.device)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum over ranks, added in rank order, so every rank has the same bits. For small tensors."""
+        """Return the sum over ranks, added in rank order, so that every rank has the same bits. For small tensors."""
         return self.gather(tensor[None]).sum(0, dtype=tensor.dtype)
 
     def broadcast_text(self, text: str) -> str:
@@ -127,7 +130,7 @@ def start_fabric(device: str, devices: int = 1, nodes: int = 1) -> Fabric:
     rank_info = read_rank_info(os.environ)
     if rank_info is None or rank_info.world_size == 1:
         _check_single_process(devices * nodes)
-        # Told that it is alone: inside a SLURM job Fabric would take the job's tasks for ranks, and refuse.
+        # Explicitly one rank: inside a SLURM job Fabric would count the job's tasks as ranks, and refuse.
         return Fabric(
             accelerator=device, devices=1, precision="32-true", plugins=[_FixedEnvironment(_SINGLE_RANK)]
         )
@@ -149,18 +152,23 @@ def start_fabric(device: str, devices: int = 1, nodes: int = 1) -> Fabric:
 
 
 def _leave_process_group() -> None:
-    """Leave the process group as the interpreter ends, and let gloo's threads drop what they hold of Python's.
+    """Destroy the process group at exit, and wait for gloo's threads to free their tensors.
 
-    A thread that drops a tensor while the interpreter is torn down aborts the process: 1 end in 12 without this,
-    torch 2.13. A closed group alone does not prevent it, since DistributedDataParallel keeps the group alive.
+    A thread that frees a tensor while the interpreter shuts down aborts the process: 1 exit in 12 without this, torch
+    2.13. Destroying the group alone does not prevent it, since DistributedDataParallel keeps it alive.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
-        time.sleep(_GLOO_DRAIN_SECONDS)
+        # A request to stop that comes now, as when a partner was lost, would be shown as a traceback.
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(_GLOO_DRAIN_SECONDS)
 
 
 def _buffer_sync_off() -> dict[str, Any]:
-    """Return DistributedDataParallel's argument for "send no buffers": they are the same already (dermkit.syncnorm)."""
+    """Return DistributedDataParallel's argument, by torch's version, for "do not broadcast buffers".
+
+    `sync_batchnorm` gives every rank the same buffers already.
+    """
     has_new_argument = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
     return {"forward_sync_buffers" if has_new_argument else "broadcast_buffers": False}
 
@@ -197,7 +205,7 @@ def _rank_device(device: str, rank_info: RankInfo) -> torch.device:
 
 
 class _FixedEnvironment(ClusterEnvironment):
-    """The place that the environment gives, for Fabric, whose own detection guesses and may start processes."""
+    """Gives Fabric the rank that we read from the environment; its own detection guesses and may start processes."""
 
     def __init__(self, rank_info: RankInfo) -> None:
         self.rank_info = rank_info

@@ -2,8 +2,8 @@
 
 torch's agent joins the machines, starts the ranks with torchrun's variables and redirects their output. Its own
 restart is not used (`max_restarts=0`): torch 2.13 restarts for any exit code, ends with 1 whatever the ranks' code was,
-and sends SIGTERM to the other ranks at once, while ours need up to a minute for a checkpoint. When to end is therefore
-decided here, in the two methods that torch documents as extension points, `_monitor_workers` and `_shutdown`.
+and sends SIGTERM to the other ranks at once, while ours need up to a minute for a checkpoint. So this class decides
+when a launch ends, in the two methods that torch documents as extension points, `_monitor_workers` and `_shutdown`.
 """
 
 import contextlib
@@ -29,16 +29,21 @@ from dermkit.training.distributed.exits import ExitStatus, RankExits
 from dermkit.training.distributed.rendezvous import Rendezvous
 
 TERM_SECONDS = 3.0
-"""Seconds between SIGTERM and SIGKILL."""
+"""Seconds between SIGTERM and SIGKILL. Few, since such a rank has lost its partners and cannot go on."""
 _POLL_SECONDS = 0.05
-"""Seconds between two looks at the ranks."""
+"""Seconds between two polls of the ranks."""
 JOIN_SECONDS = 60
-"""Seconds that the agents of a launch wait for each other; all are known to be there when it begins."""
+"""Seconds that the agents of a launch wait for each other; all supervisors have joined before it begins."""
 _OUTPUT_TAIL_BYTES = 4000
+"""Bytes of a rank's last output that are shown where it was the reason for the end: about 40 lines."""
 
 
 class RankAgent(LocalElasticAgent):
-    """torch's agent, ended by dermkit's exit codes. signals: the requests to stop, which the caller collects."""
+    """torch's agent, whose launch ends by dermkit's exit codes.
+
+    signals: requests to stop, which the caller appends to while this runs. status: how the launch ended, None before.
+    output_tails: rank -> its last output (machine 0 only).
+    """
 
     def __init__(
         self,
@@ -57,7 +62,7 @@ class RankAgent(LocalElasticAgent):
         self._is_interrupted = False
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        """Forward a request to stop, collect exit codes, and tell torch whether the launch is over."""
+        """Forward a request to stop, collect exit codes, and return to torch whether the launch is over."""
         self._forward_interrupt()
         for local_rank, code in self._poll():
             rank = worker_group.workers[local_rank].global_rank
@@ -67,11 +72,12 @@ class RankAgent(LocalElasticAgent):
             return RunResult(WorkerState.HEALTHY)
         if self.rendezvous.node_rank == 0:
             self.rendezvous.post_status(self.attempt, self.status.code, self.status.failure)
-        # Any other state would let torch wait for the other agents; the code of the command is in `status`.
+        # Also for a good end: after SUCCEEDED torch waits for the other agents, which end by themselves here. The
+        # command's exit code is in `status`.
         return RunResult(WorkerState.FAILED)
 
     def _read_status(self) -> ExitStatus | None:
-        """Return how the launch ended: machine 0 decides by the codes of all ranks, the others hear it."""
+        """Return how the launch ended, or None: machine 0 decides by all ranks' exit codes, the others read it."""
         if self.rendezvous.node_rank:
             status = self.rendezvous.read_status(self.attempt)
             return None if status is None else ExitStatus(*status)
@@ -81,7 +87,7 @@ class RankAgent(LocalElasticAgent):
         return self.exits.exit_status(interrupted=bool(self.signals))
 
     def _forward_interrupt(self) -> None:
-        """Ask every rank once to stop with a checkpoint; not its helper processes, which it ends itself."""
+        """Send SIGINT to every rank once; not to its process group, since a rank ends its helper processes itself."""
         if self._is_interrupted or not (self.signals or self.rendezvous.is_interrupted(self.attempt)):
             return
         self._is_interrupted = True
@@ -96,10 +102,10 @@ class RankAgent(LocalElasticAgent):
         return {local_rank: pid for local_rank, pid in pids.items() if local_rank not in self._ended}
 
     def _poll(self) -> list[tuple[int, int]]:
-        """Return (local rank, exit code) of those that ended since the last call; what they left behind is killed."""
+        """Return (local rank, exit code) of ranks that ended since the last call, and kill what they left running."""
         exits = []
         for local_rank, pid in self._running().items():
-            # Seen before it is reaped: until then its number, and its group's, cannot be given to another process.
+            # WNOWAIT: it is not reaped yet, so its number and its group's cannot have been given to another process.
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 _kill_group(pid, signal.SIGKILL)
                 self._ended.add(local_rank)
@@ -111,16 +117,16 @@ class RankAgent(LocalElasticAgent):
         return process
 
     def _output_tail(self, local_rank: int) -> str:
-        """Return the end of what a rank said, if it was redirected."""
+        """Return the last output of a rank; "" where it went to the console."""
         context = cast(Any, self._pcontext)
         paths = (context.stdouts[local_rank], context.stderrs[local_rank])
         tails = [Path(path).read_bytes()[-_OUTPUT_TAIL_BYTES:].decode(errors="replace") for path in paths if path]
         return "".join(tails).strip()
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
-        """End every rank and all that it started: `death_sig`, then SIGKILL; returns when no rank is left.
+        """End every rank and its process group: `death_sig`, then SIGKILL; returns when no rank is left.
 
-        torch's own way would leave what a killed rank had forked, and waits 30 seconds.
+        torch's own method leaves the processes that a killed rank had forked, and waits 30 seconds before SIGKILL.
         """
         deadline = time.monotonic() + (0.0 if len(self.signals) > 1 else TERM_SECONDS)
         for pid in self._running().values():
@@ -144,12 +150,15 @@ def _kill_group(process_group_id: int, signal_number: signal.Signals) -> None:
 def run_agent(
     command: Sequence[str], rendezvous: Rendezvous, attempt: int, signals: Sequence[int], address: str, port: int
 ) -> RankAgent:
-    """Run one launch on this machine and return its ended agent. port: 0 takes a free one (one machine only)."""
+    """Run one launch on this machine to its end; returns the agent, which holds status and outputs.
+
+    attempt: number of the launch, from 0. address, port: where the ranks meet; port 0 takes a free one (one machine).
+    """
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # said in fewer words by the launcher
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # the launcher says it in fewer words
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # the caller's handlers stay
-    # Held until the end: torch's rendezvous shares a store of its own process, so nobody else can take the port.
+    # This store is held to the end, and torch's rendezvous shares it: no other process can take the port in between.
     store = TCPStore(address, 0, None, True, timedelta(seconds=JOIN_SECONDS), False, True) if port == 0 else None
     port = store.port if store is not None else port
     parameters = RendezvousParameters(
@@ -162,7 +171,7 @@ def run_agent(
         timeout=JOIN_SECONDS,
     )
     with tempfile.TemporaryDirectory() as folder:
-        # Rank 0 speaks for all; what the others say is shown where they were the reason for the end.
+        # Rank 0 alone writes to the console. Other ranks write to files, shown if one was the reason for the end.
         first_silent = 1 if rendezvous.node_rank == 0 else 0
         logs = DefaultLogsSpecs(
             folder, redirects=dict.fromkeys(range(first_silent, rendezvous.ranks_per_node), Std.ALL)

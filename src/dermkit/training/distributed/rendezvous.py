@@ -1,10 +1,18 @@
-"""What the supervisors of several machines tell each other: keys in torch's `TCPStore`, which machine 0 holds.
+"""Messages between the supervisors of several machines, as keys of a torch `TCPStore` that machine 0 serves.
 
-The first machine counts the launches, collects the exit codes of all ranks and judges them; the others start and end
-their ranks as it says. Whoever reaches its port can end a training, so it belongs on a network of one's own.
+Machine 0 numbers the launches, collects the exit codes of all ranks and judges them; the others start and end their
+ranks accordingly. Whoever reaches its port can end a training, so the port must stay inside a trusted network.
 
-Keys, where `A` is the number of the launch: attempt; finish (exit code); beat/NODE (a counter, the sign of life);
-A/joined/NODE; A/exit/RANK ([code, last output]); A/interrupt; A/status ([code, failure]); bye/NODE.
+| key (A: number of the launch) | value | written by |
+|---|---|---|
+| attempt | A, the launch that is on | machine 0 |
+| A/joined/NODE | how often the machine joined it | the machine |
+| A/exit/RANK | [exit code, last output] | the rank's machine; machine 0 for a silent one |
+| A/interrupt | "", a request to stop | machine 0 |
+| A/status | [exit code, failure], how the launch ended | machine 0 |
+| beat/NODE | a counter, the heartbeat | the machine |
+| finish | the command's exit code | machine 0 |
+| bye/NODE | "", `finish` was read | the machine |
 """
 
 import contextlib
@@ -16,13 +24,14 @@ from torch.distributed import DistError, HashStore, Store  # type: ignore[attr-d
 from dermkit.training.distributed.exits import LOST_NODE_CODE
 
 SILENCE_SECONDS = 60.0
-"""Seconds without a sign of life until a machine counts as lost."""
+"""Seconds without a heartbeat after which a machine counts as lost. Chosen, not measured; heartbeats come up to 20
+times a second."""
 FAREWELL_SECONDS = 10.0
-"""Seconds that machine 0 keeps the store for the others to read the exit code."""
+"""Seconds for which machine 0 keeps the store open so that the others can read the exit code."""
 
 
 class Rendezvous:
-    """One machine's view of a launch. store: shared with the other machines; with one machine it is private."""
+    """One machine's connection to the others. store: shared with them; None with one machine, which needs none."""
 
     def __init__(self, node_rank: int, n_nodes: int, ranks_per_node: int, store: Store | None = None) -> None:
         self.node_rank, self.n_nodes, self.ranks_per_node = node_rank, n_nodes, ranks_per_node
@@ -36,13 +45,13 @@ class Rendezvous:
         self.store.set("attempt", str(attempt))
 
     def missing_nodes(self, attempt: int) -> list[int]:
-        """Return the machines that did not join a launch yet."""
+        """Return the machines that have not joined a launch yet."""
         return [node for node in range(1, self.n_nodes) if not self._has(f"{attempt}/joined/{node}")]
 
     def join_next(self, previous: int) -> int | None:
-        """Join the launch that is on, if it is another than `previous`; returns its number, or nothing.
+        """Join the current launch if it is not `previous`; returns its number, else None.
 
-        A machine that joins a launch for the second time was started anew: its ranks of that launch are gone.
+        A machine that joins a launch for the second time was restarted: its ranks of that launch are reported as lost.
         """
         self.beat()
         attempt = int(self.store.get("attempt")) if self._has("attempt") else -1
@@ -54,12 +63,16 @@ class Rendezvous:
         return None
 
     def post_exit(self, attempt: int, rank: int, code: int, output: str) -> None:
-        """Tell machine 0 how a rank ended; the first report counts."""
+        """Report a rank's exit to machine 0; the first report counts."""
         if not self._has(f"{attempt}/exit/{rank}"):
             self.store.set(f"{attempt}/exit/{rank}", json.dumps([code, output]))
 
     def read_exits(self, attempt: int, known: dict[int, int]) -> list[tuple[int, int, str]]:
-        """Return (rank, exit code, last output) of ends that are not in `known`; all of a machine that is silent."""
+        """Return (rank, exit code, last output) of exits that are not in `known` (machine 0).
+
+        All ranks of a machine without a heartbeat for `SILENCE_SECONDS` count as lost. Only changes of the counter and
+        this machine's own clock are used: clocks of machines differ.
+        """
         for node in range(1, self.n_nodes):
             beat = self.store.get(f"beat/{node}") if self._has(f"beat/{node}") else b""
             last_beat, heard_at = self.heard.get(node, (b"", 0.0))
@@ -75,11 +88,11 @@ class Rendezvous:
         return ends
 
     def post_status(self, attempt: int, code: int, failure: str) -> None:
-        """Tell every machine how a launch ended (machine 0)."""
+        """Announce how a launch ended (machine 0)."""
         self.store.set(f"{attempt}/status", json.dumps([code, failure]))
 
     def read_status(self, attempt: int) -> tuple[int, str] | None:
-        """Return exit code and failure of a launch that ended."""
+        """Return (exit code, failure) of a launch that ended, else None; it is also a heartbeat."""
         self.beat()
         if not self._has(f"{attempt}/status"):
             return None
@@ -91,11 +104,11 @@ class Rendezvous:
         self.store.set(f"{attempt}/interrupt", "")
 
     def is_interrupted(self, attempt: int) -> bool:
-        """Tell whether machine 0 asked for a stop."""
+        """Return whether machine 0 asked for a stop."""
         return self._has(f"{attempt}/interrupt")
 
     def exit_code(self) -> int | None:
-        """Return the exit code of the whole command, once machine 0 named it."""
+        """Return the command's exit code once machine 0 announced it, else None."""
         if not self._has("finish"):
             return None
         code = int(self.store.get("finish"))
@@ -104,7 +117,7 @@ class Rendezvous:
         return code
 
     def close(self, code: int) -> None:
-        """Let every machine end with a code, and hold the store until those that live have read it (machine 0)."""
+        """Announce the command's exit code, and keep the store open until the others have read it (machine 0)."""
         self.store.set("finish", str(code))
         deadline = time.monotonic() + FAREWELL_SECONDS
         while time.monotonic() < deadline:
@@ -114,7 +127,7 @@ class Rendezvous:
             time.sleep(0.05)
 
     def beat(self) -> None:
-        """Give a sign of life."""
+        """Count the heartbeat up."""
         self.n_beats += 1
         self.store.set(f"beat/{self.node_rank}", str(self.n_beats))
 

@@ -1,7 +1,10 @@
-"""Batch normalisation over the whole batch of all ranks, so that the number of devices changes no meaning.
+"""Batch normalisation over the whole batch of all ranks, so that its statistics do not depend on the number of devices.
 
-Semantics: torch.nn.SyncBatchNorm, which refuses tensors on the CPU; this one runs wherever its process group does.
-Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 1 and section 3.
+It does what torch.nn.SyncBatchNorm does, which refuses tensors on the CPU; this one runs wherever its process group
+does (docs/decisions/0010-libraries.md). Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 1 and section 3.
+
+Shapes: inputs (N, C, ...), N this rank's images and C channels; statistics (C,) in float32, or the
+input's type if that is wider.
 """
 
 from functools import cache
@@ -16,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dermkit.errors import UsageError
 
 SUPPORTED_LAYERS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct2d")
-"""Layers that are batch norm, then `drop` and `act` where they have these: torch's, and timm's with activation."""
+"""Layers that compute batch norm, then `drop` and `act` if they have these: torch's, and timm's with activation."""
 
 
 def convert_sync_batch_norm(net: nn.Module) -> nn.Module:
@@ -44,7 +47,7 @@ def convert_sync_batch_norm(net: nn.Module) -> nn.Module:
 
 
 class _SyncBatchNormMixin:
-    """What is mixed into a layer's class; `forward` takes (N, C, ...), N may be 0 on some ranks."""
+    """Replaces a layer's `forward`, which takes (N, C, ...); N may be 0 on some ranks."""
 
     def forward(self, x: Tensor) -> Tensor:
         layer: Any = self
@@ -60,12 +63,12 @@ class _SyncBatchNormMixin:
 
 @cache
 def _sync_class(layer_class: type[nn.Module]) -> type[nn.Module]:
-    """Return the class of a layer with the running of `_SyncBatchNormMixin`; it keeps its name."""
+    """Return a subclass of a layer's class with the `forward` of `_SyncBatchNormMixin`, under the same name."""
     return type(layer_class.__name__, (_SyncBatchNormMixin, layer_class), {"__doc__": layer_class.__doc__})
 
 
 def _running_statistics(layer: Any) -> tuple[Tensor | None, Tensor | None, float]:
-    """Return the running mean and variance to update, and the share that this batch gets (torch's rule)."""
+    """Return the running mean and variance to update, and the weight of this batch in them (torch's momentum)."""
     if not layer.track_running_stats or layer.running_mean is None:
         return None, None, 0.0
     layer.num_batches_tracked.add_(1)
@@ -90,6 +93,7 @@ class _SyncNormalise(torch.autograd.Function):
         mean, variance, count = _global_statistics(x)
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            # The running variance is the unbiased one, as in torch; the batch is normalised by the biased one.
             running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
         context.save_for_backward(x, weight, mean, variance)
         context.eps, context.count = eps, count
@@ -97,7 +101,7 @@ class _SyncNormalise(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return torch's gradient of a training batch norm, its two sums over images taken over all ranks."""
+        """Return the gradient of batch norm in training; its two sums over images are taken over all ranks."""
         x, weight, mean, variance = context.saved_tensors
         needs_x, needs_weight, needs_bias = context.needs_input_grad[:3]
         slope, offset = _local_sums(gradient, x, mean, variance, context.eps)
@@ -116,9 +120,10 @@ class _SyncNormalise(torch.autograd.Function):
 
 
 def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Return mean and biased variance per channel, (C,), and the values per channel, over all ranks.
+    """Return mean and biased variance per channel, (C,), and the number of values per channel, over all ranks.
 
-    The ranks' statistics are joined in rank order, in float64, by Chan's rule: all ranks get the same bits.
+    The ranks' statistics are combined in rank order and float64, by the rule of Chan, Golub and LeVeque 1979, so that
+    all ranks get the same bits.
     """
     channels, dtype = x.shape[1], torch.promote_types(x.dtype, torch.float32)
     local_statistics = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
