@@ -1,6 +1,7 @@
 """Helpers that any test may use; fixtures of one room stay in that room's test file."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Invoke = Callable[..., tuple[int, str, str]]
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 @pytest.fixture

@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
+from conftest import free_port
 from dermkit.errors import DermkitError, UsageError
-from dermkit.training.distributed import environment, exits, launcher
+from dermkit.training.distributed import environment, exits, launcher, rendezvous
 from dermkit.training.distributed.environment import RankInfo, first_host, read_rank_info
 from dermkit.training.distributed.exits import LOST_NODE_CODE, ExitStatus, RankExits
+from dermkit.training.distributed.rendezvous import Rendezvous
 
 # A rank without torch: it notes that it started, then does as its part of the plan says, first launch and later ones.
 RANK = """
@@ -232,8 +235,25 @@ def machines(folder: Path, plan: str, port: int) -> list[subprocess.Popen[str]]:
     ]
 
 
+def test_a_machine_without_heartbeat_is_lost_with_all_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = HashStore()
+    leader, follower = (Rendezvous(node, 2, 2, store) for node in (0, 1))
+    leader.open_attempt(0)
+    assert follower.join_next(-1) == 0
+    leader.read_exits(0, {})
+    monkeypatch.setattr(rendezvous, "SILENCE_SECONDS", 0.05)
+    for _ in range(4):
+        time.sleep(0.03)
+        follower.beat()
+        assert leader.read_exits(0, {}) == []
+    time.sleep(0.1)
+    leader.read_exits(0, {})
+    assert leader.read_exits(0, {}) == [(2, LOST_NODE_CODE, ""), (3, LOST_NODE_CODE, "")]
+    assert leader.read_exits(0, {2: LOST_NODE_CODE, 3: LOST_NODE_CODE}) == []
+
+
 def test_two_machines_start_and_end_together(tmp_path: Path) -> None:
-    second, first = machines(tmp_path, '{"all": 0}', launcher._free_port())
+    second, first = machines(tmp_path, '{"all": 0}', free_port())
     assert finish(first)[:2] == (0, "rank 0 does 0\n")
     assert finish(second) == (0, "", "")
     assert [notes(tmp_path, rank)[0][1:4] for rank in range(4)] == [
@@ -242,7 +262,7 @@ def test_two_machines_start_and_end_together(tmp_path: Path) -> None:
 
 
 def test_a_stranger_at_the_leader_s_door_is_sent_away(tmp_path: Path) -> None:
-    port = launcher._free_port()
+    port = free_port()
     first = start(tmp_path, '{"all": 0}', nodes=2, NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     for words in (b"GET / HTTP/1.1\r\n\r\n", b"\xff\n", b'[1]\n{"machine": 7}\n{"machine": "1"}\n', b""):
         deadline = time.monotonic() + 30
@@ -261,7 +281,7 @@ def test_a_stranger_at_the_leader_s_door_is_sent_away(tmp_path: Path) -> None:
 
 def test_a_rank_lost_on_another_machine_launches_all_afresh_on_both(tmp_path: Path) -> None:
     second, first = machines(
-        tmp_path, '{"all": "wait", "again0": 4, "again1": 1, "again2": 1, "again3": 1}', launcher._free_port()
+        tmp_path, '{"all": "wait", "again0": 4, "again1": 1, "again2": 1, "again3": 1}', free_port()
     )
     wait_for(tmp_path, 4)
     os.kill(int(notes(tmp_path, 3)[0][0]), signal.SIGKILL)
@@ -273,7 +293,7 @@ def test_a_rank_lost_on_another_machine_launches_all_afresh_on_both(tmp_path: Pa
 
 
 def test_a_machine_that_is_lost_may_come_back(tmp_path: Path) -> None:
-    port = launcher._free_port()
+    port = free_port()
     plan = '{"all": "wait", "again0": 0, "again1": 0, "again2": 0, "again3": 0}'
     second, first = machines(tmp_path, plan, port)
     wait_for(tmp_path, 4)
@@ -287,7 +307,7 @@ def test_a_machine_that_is_lost_may_come_back(tmp_path: Path) -> None:
 
 
 def test_a_request_to_stop_on_one_machine_stops_both(tmp_path: Path) -> None:
-    second, first = machines(tmp_path, '{"all": "wait"}', launcher._free_port())
+    second, first = machines(tmp_path, '{"all": "wait"}', free_port())
     wait_for(tmp_path, 4)
     first.send_signal(signal.SIGTERM)
     assert finish(first)[0] == finish(second)[0] == 130
@@ -321,7 +341,7 @@ def test_a_machine_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) ->
     for name, value in {
         "MASTER_ADDR": "127.0.0.1",
         "NODE_RANK": "0",
-        "MASTER_PORT": str(launcher._free_port()),
+        "MASTER_PORT": str(free_port()),
     }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(DermkitError, match="no sign of machine 1, 2"):

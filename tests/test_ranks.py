@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import free_port
 from dermkit.errors import UsageError
 from dermkit.training.distributed import process_group as ranks_module
 from dermkit.training.distributed.environment import RankInfo
-from dermkit.training.distributed.launcher import _free_port
 from dermkit.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup, process_group_of, start_fabric
 
 WORKER = """
@@ -111,7 +111,7 @@ def run_ranks(folder: Path, size: int, *arguments: str) -> list[tuple[int, str, 
     (folder / "worker.py").write_text(WORKER)
     shared = {
         "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
     }  # fmt: skip
     processes = [
         subprocess.Popen(

@@ -188,11 +188,6 @@ def _show_failed_output(
         config.say(f"[rank {failed_ranks[0]}] {line}")
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def _follow_leader(config: NodeConfig, signals: list[int]) -> int:
     """Run the launches that machine 0 announces until it names the exit code; a restarted leader is joined again."""
     from torch.distributed import DistError

@@ -36,7 +36,6 @@ class Rendezvous:
     def __init__(self, node_rank: int, n_nodes: int, ranks_per_node: int, store: Store | None = None) -> None:
         self.node_rank, self.n_nodes, self.ranks_per_node = node_rank, n_nodes, ranks_per_node
         self.store = HashStore() if store is None else store
-        self.n_beats = 0
         self.heard: dict[int, tuple[bytes, float]] = {}
 
     def open_attempt(self, attempt: int) -> None:
@@ -128,8 +127,7 @@ class Rendezvous:
 
     def beat(self) -> None:
         """Count the heartbeat up."""
-        self.n_beats += 1
-        self.store.set(f"beat/{self.node_rank}", str(self.n_beats))
+        self.store.add(f"beat/{self.node_rank}", 1)
 
     def _post_lost(self, attempt: int, node: int) -> None:
         for rank in range(node * self.ranks_per_node, (node + 1) * self.ranks_per_node):
