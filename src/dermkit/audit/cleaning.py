@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dermkit.audit.checks.finding import Subject
 from dermkit.data.groups import connect_rows, id_codes
 from dermkit.data.importers.overview_page import render_overview
-from dermkit.data.importers.walk import Rejected
+from dermkit.data.importers.records import Rejected
 from dermkit.data.manifest import Dataset, save_dataset
 from dermkit.errors import DataError
 from dermkit.files import write_bytes, write_rows, write_text

@@ -212,7 +212,7 @@ def _scale_grey(values: NDArray[np.generic], header: ImageHeader, notes: list[st
     return 255 - grey if header.white_is_zero else grey
 
 
-# Colour: ICC profiles --------------------------------------------------------------------------------------------
+# Colour: ICC profiles ---------------------------------------------------------------------------------------------
 
 
 def _to_srgb(image: Image.Image, profile: object) -> tuple[Image.Image, str]:

@@ -103,7 +103,7 @@ def _check_size(width: int, height: int) -> None:
         raise HeaderRejected(RejectionReason.TOO_SMALL, f"{width} x {height}; at least {MIN_SIDE} a side")
 
 
-# JPEG ------------------------------------------------------------------------------------------------------------
+# JPEG -------------------------------------------------------------------------------------------------------------
 
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -159,7 +159,7 @@ def _jpeg_scans(data: bytes, start: int) -> bytes:
     return data[start:]
 
 
-# PNG -------------------------------------------------------------------------------------------------------------
+# PNG --------------------------------------------------------------------------------------------------------------
 
 _PNG_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"IDAT", b"IEND"})
 
@@ -196,7 +196,7 @@ def _read_png(data: bytes) -> ImageHeader:
     raise HeaderRejected(RejectionReason.BROKEN, f"more than {MAX_SEGMENTS:,} chunks")
 
 
-# WebP ------------------------------------------------------------------------------------------------------------
+# WebP -------------------------------------------------------------------------------------------------------------
 
 
 def _read_webp(data: bytes) -> ImageHeader:
@@ -237,7 +237,7 @@ def _webp_size(chunk_type: bytes, data: bytes, offset: int) -> tuple[int, int] |
     return None
 
 
-# BMP -------------------------------------------------------------------------------------------------------------
+# BMP --------------------------------------------------------------------------------------------------------------
 
 _BMP_HEADERS = frozenset({12, 40, 52, 56, 64, 108, 124})
 
@@ -260,7 +260,7 @@ def _read_bmp(data: bytes) -> ImageHeader:
     return ImageHeader("BMP", width, height, data)
 
 
-# TIFF, and EXIF blocks of other formats, which are small TIFFs ------------------------------------------------------
+# TIFF, and EXIF blocks of other formats, which are small TIFFs ----------------------------------------------------
 
 _TYPE_BYTES = MappingProxyType({1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4})
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _PLANAR = 256, 257, 258, 262, 274, 284

@@ -326,7 +326,7 @@ class StoredRows:
         return self[:].astype(dtype or self.dtype, copy=False)
 
 
-# Files: written whole, and removed ------------------------------------------------------------------------------
+# Files: written whole, and removed --------------------------------------------------------------------------------
 
 
 def _write_atomically(

@@ -1,4 +1,4 @@
-"""Unpacks a .zip that nobody vouches for: every name and size is judged before anything is written, and while it is."""
+"""Unpacks an untrusted .zip: names and sizes are checked before and during extraction."""
 
 import os
 import re
@@ -26,29 +26,36 @@ from dermkit.files import TEMP_PREFIX, make_folder, output_errors, read_json, sh
 from dermkit.images.headers import IMAGE_SUFFIXES, MAX_FILE_BYTES
 
 SOURCE_FILE = ".dermkit-source.json"
-"""Lies beside unpacked images and says by hash which file they come from; a walk does not see it."""
+"""Lies beside unpacked images and names the archive that they come from, with its hash; hidden, so no walk sees it."""
 SOURCE_FORMAT = 1
 
 REASON_ENCRYPTED = "encrypted"
 REASON_DUPLICATE_NAME = "duplicate_name"
-# Beside the reasons of `errors.Refusal` and of a walk.
+# Reasons beside those of `errors.RejectionReason` and of walk.py.
 
 MAX_MEMBERS = 2_000_000
 """Four times the largest public set of skin images; a million entries take half a gigabyte of memory."""
 MAX_DIRECTORY_BYTES = 512 * 1024**2
+"""Of the archive's table of contents: about 256 bytes for each of `MAX_MEMBERS`."""
 MAX_TABLE_BYTES = 4 * 1024**3
+"""A million rows of 100 columns with 10 characters each take 1.1 GB."""
 MAX_RATIO = 200
-"""Inflated to packed. Photographs reach 1.1 and tables 30; deflate ends at 1,032, where bombs are."""
+"""Unpacked to packed size. Photographs reach 1.1 and tables 30; zip bombs come near deflate's maximum of 1,032."""
 UNCHECKED_MEMBER_BYTES = 16 * 1024**2
-"""A member below this may have any ratio: a flat bitmap is no bomb."""
+"""A member below this size may have any ratio, as a uniform bitmap has."""
 UNCHECKED_TOTAL_BYTES = 1024**3
 """The same for all members together."""
 MAX_NAME_BYTES = 255
+"""The limit of Linux file systems; macOS and Windows allow 255 characters."""
 MAX_PATH_BYTES = 1024
+"""The limit of macOS; Linux allows 4,096."""
+READ_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+ENCRYPTION_FLAGS = 0x2041
+"""Bits 0, 6 and 13 of a member's flags (PKWARE APPNOTE 4.4.4): encrypted, strongly, or with a masked header."""
 
 _BLOCK_BYTES = 1 << 20
-_TAIL_BYTES = 65_557  # the longest end record with its comment
-# OSError: a place in the file that cannot be; what cannot be written is an OutputError by then.
+_TAIL_BYTES = 65_557  # the end record takes 22 bytes and a comment of up to 65,535
+# OSError: a seek to an impossible position. Failed writes are OutputErrors before they get here.
 _ARCHIVE_ERRORS = (
     OSError,
     zipfile.BadZipFile,
@@ -69,7 +76,7 @@ _SPECIAL_FILE_KINDS = {
 
 @dataclass
 class UnpackResult:
-    """What came of unpacking: the members that were refused, and notes."""
+    """The members that were rejected, and notes."""
 
     rejected: list[Rejected] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
@@ -82,7 +89,7 @@ class _Member:
 
 
 def is_archive(source: Path) -> bool:
-    """Say whether a source is a file to unpack, by its name or its first bytes."""
+    """Return whether a source is a .zip, by its suffix or its first bytes. A .npz does not count."""
     if not source.is_file() or source.suffix.lower() == ".npz":
         return False
     try:
@@ -93,12 +100,12 @@ def is_archive(source: Path) -> bool:
 
 
 def unpack(archive: Path, folder: Path, *, on_progress: Callable[[int, int], None] | None = None) -> UnpackResult:
-    """Unpack images and tables into a folder, and write nothing anywhere else.
+    """Unpack the images and tables of an archive into a folder, and write nothing outside it.
 
-    A member that is a link, a device, encrypted, broken, too large, or whose name leads out or repeats, is refused and
-    listed; the rest goes on. What lies there already with the right bytes stays, so a stopped run can be repeated.
-    on_progress: called with (members done, members in all). Raises `DataError` where the archive itself is cut,
-    is a bomb, or holds overlapping members.
+    A member that is a link, a device, encrypted, broken, too large, or whose name is unsafe or duplicated is listed as
+    rejected; other members are extracted. Files that already have the right content are left alone, so an interrupted
+    run can be repeated. on_progress: called with (members done, all members). Raises `DataError` for an archive that is
+    incomplete, a bomb, or has overlapping members, and `OutputError`.
     """
     result = UnpackResult()
     with open_archive(archive) as zip_file:
@@ -115,7 +122,7 @@ def unpack(archive: Path, folder: Path, *, on_progress: Callable[[int, int], Non
 
 
 def unpack_single(archive: Path, suffix: str, target: Path) -> str:
-    """Unpack the only member with this ending to `target`; returns its name. Raises `DataError`."""
+    """Unpack the only member with this suffix to `target`; returns its file name. Raises `DataError`."""
     with open_archive(archive) as zip_file:
         candidates = [
             (path, info)
@@ -123,13 +130,17 @@ def unpack_single(archive: Path, suffix: str, target: Path) -> str:
             for path, problem in [safe_path(info)]
             if suffix_of(path.rpartition("/")[2]) == suffix and not problem and not _is_ignored(path)
         ]
-        if len(candidates) != 1 or _kind_problem(candidates[0][1]) or candidates[0][1].flag_bits & 0x2041:
+        if (
+            len(candidates) != 1
+            or _kind_problem(candidates[0][1])
+            or candidates[0][1].flag_bits & ENCRYPTION_FLAGS
+        ):
             names = ", ".join(path for path, _ in candidates) or "none"
             raise _archive_error(archive, f"one plain {suffix} is needed in it, found: {names}")
         path, info = candidates[0]
         check_total(archive, [info], target.parent)
         try:
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            if info.compress_type not in READ_METHODS:
                 raise zipfile.BadZipFile(f"packed by method {info.compress_type}")
             inflate(zip_file, info, target)
         except _ARCHIVE_ERRORS as error:
@@ -138,7 +149,7 @@ def unpack_single(archive: Path, suffix: str, target: Path) -> str:
 
 
 def open_archive(archive: Path) -> zipfile.ZipFile:
-    """Open a zip after a look at its directory; raises `DataError` where it is cut, too large or overlaps."""
+    """Open a .zip after checking its directory; raises `DataError` if it is incomplete, too large or overlapping."""
     try:
         _check_directory(archive)
         zip_file = zipfile.ZipFile(archive)
@@ -163,7 +174,7 @@ def _archive_error(archive: Path, problem: str) -> DataError:
 
 
 def _check_directory(archive: Path) -> None:
-    """Refuse a directory that would fill the memory, before it is read."""
+    """Raise `BadZipFile` for a directory that would fill the memory, before it is read."""
     with archive.open("rb") as stream:
         archive_bytes = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, archive_bytes - _TAIL_BYTES))
@@ -180,7 +191,7 @@ def _check_directory(archive: Path) -> None:
 
 
 def check_total(archive: Path, infos: Sequence[zipfile.ZipInfo], folder: Path) -> None:
-    """Refuse an archive that is a bomb as a whole, or does not fit; raises `DataError` and `OutputError`."""
+    """Raise `DataError` if the members together are a bomb, and `OutputError` if they do not fit on the disk."""
     total_bytes = sum(info.file_size for info in infos)
     packed_bytes = archive.stat().st_size
     if total_bytes > UNCHECKED_TOTAL_BYTES and total_bytes > MAX_RATIO * packed_bytes:
@@ -196,11 +207,11 @@ def check_total(archive: Path, infos: Sequence[zipfile.ZipInfo], folder: Path) -
         )
 
 
-# Names, kinds and claims of members -------------------------------------------------------------------------------
+# Names, types and stated sizes of members -------------------------------------------------------------------------
 
 
 def _members(infos: Iterable[zipfile.ZipInfo], result: UnpackResult, suffixes: frozenset[str]) -> list[_Member]:
-    """Return the members to write; the others are refused, counted as other files, or ignored as on a disk."""
+    """Return the members to extract; others are rejected, counted as other files, or ignored as in a folder."""
     members, other_suffixes = [], Counter[str]()
     for info in infos:
         path, problem = safe_path(info)
@@ -224,10 +235,10 @@ def _members(infos: Iterable[zipfile.ZipInfo], result: UnpackResult, suffixes: f
 
 
 def safe_path(info: zipfile.ZipInfo) -> tuple[str, str]:
-    """Return a member's relative path with `/`, and what is wrong with it ("" = nothing)."""
+    """Return a member's relative path with `/`, and why it is unsafe ("" = it is safe)."""
     name = info.orig_filename
     if not info.flag_bits & 0x800 and not name.isascii():
-        with suppress(UnicodeError):  # many programs write UTF-8 without saying so
+        with suppress(UnicodeError):  # many programs write UTF-8 without setting the flag for it
             name = name.encode("cp437").decode("utf-8")
     path = name.replace("\\", "/")
     components = path.rstrip("/").split("/")
@@ -265,10 +276,10 @@ def _kind_problem(info: zipfile.ZipInfo) -> tuple[str, str] | None:
 
 
 def _claim_problem(info: zipfile.ZipInfo, path: str) -> tuple[str, str] | None:
-    """Return why a member is refused for what the directory says of it."""
-    if info.flag_bits & 0x2041:
+    """Return reason and detail if a member is rejected for what the directory states about it."""
+    if info.flag_bits & ENCRYPTION_FLAGS:
         return REASON_ENCRYPTED, "encrypted; unpack it with its password and give the folder"
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    if info.compress_type not in READ_METHODS:
         return (
             RejectionReason.UNREADABLE.value,
             f"packed by method {info.compress_type}; stored and deflated are read",
@@ -285,7 +296,7 @@ def _claim_problem(info: zipfile.ZipInfo, path: str) -> tuple[str, str] | None:
 
 
 def _reject_duplicates(members: Sequence[_Member], result: UnpackResult) -> list[_Member]:
-    """Refuse all members of one name: by case or Unicode form too, and a file that is a folder of another."""
+    """Reject members whose names are equal up to case and Unicode form, and files with the name of a folder."""
     members_by_key: dict[str, list[_Member]] = defaultdict(list)
     for member in members:
         members_by_key[_key(member.path)].append(member)
@@ -343,7 +354,7 @@ def _is_unpacked(target: Path, info: zipfile.ZipInfo) -> bool:
 
 
 def inflate(zip_file: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
-    """Write a member whole or not at all; never more bytes than it claims. Raises one of zipfile's errors."""
+    """Extract a member completely or not at all, never more bytes than it states; raises `_ARCHIVE_ERRORS`."""
 
     def copy(out: IO[bytes]) -> None:
         written = 0
@@ -361,9 +372,9 @@ def inflate(zip_file: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> N
 
 
 def write_unsynced(target: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file whole or not at all, without the flush to disk of `files.write_with`.
+    """Write a file completely or not at all, but without flushing it to disk as `files.write_atomically` does.
 
-    Ten thousand flushes cost more than the unpacking. A repeated run compares every file with its source, and the
+    Ten thousand flushes take longer than the extraction. A repeated run compares every file with its source, and the
     manifest holds the hash of each.
     """
     make_folder(target.parent)
@@ -381,21 +392,21 @@ def write_unsynced(target: Path, write: Callable[[IO[bytes]], object]) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-# Whose images lie here --------------------------------------------------------------------------------------------
+# Which source the images of a folder come from --------------------------------------------------------------------
 
 
 def record_source(folder: Path, source: Path) -> None:
-    """Say beside unpacked images which file they come from."""
+    """Write `SOURCE_FILE`: the name and hash of the file that the images of a folder come from."""
     write_json(folder / SOURCE_FILE, {"name": source.name, "sha256": sha256_file(source)}, format=SOURCE_FORMAT)
 
 
 def has_source_record(folder: Path) -> bool:
-    """Say whether a folder holds images that were unpacked here."""
+    """Return whether a folder holds images that dermkit unpacked."""
     return (folder / SOURCE_FILE).is_file()
 
 
 def check_source(folder: Path, source: Path) -> None:
-    """Refuse to mix the images of two sources; raises `UsageError`."""
+    """Raise `UsageError` if a folder holds other files or the images of another source."""
     if folder.is_symlink() or (folder.exists() and not has_source_record(folder)):
         raise UsageError(
             f"{folder}: is there already and was not unpacked by dermkit",

@@ -1,4 +1,7 @@
-"""Reads tables as people have them: any separator, encoding or line end; every cell is text; all problems at once."""
+"""Reads tables with any separator, encoding or line end; every cell is text, and all problems are reported at once.
+
+pandas' readers fill short rows and lose row numbers silently, so they are not used (docs/decisions/0010).
+"""
 
 import codecs
 import csv
@@ -19,14 +22,14 @@ from dermkit.errors import DataError
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".tab"})
 SEPARATORS = (",", ";", "\t", "|")
 MAX_REPORTED = 500
-"""Problems printed for one import; a table with more was read in the wrong way, not typed wrong."""
+"""The most problems printed. A table with more was probably read with the wrong options."""
 
-_MAX_STORED = 20_000  # problems kept to be put in order; a wrong column gives one per row
-_SAMPLE_BYTES = 1 << 16  # bytes that the separator is found by
+_MAX_STORED = 20_000  # problems stored to be sorted; a wrong column causes one per row
+_SAMPLE_BYTES = 1 << 16  # read to detect the separator
 _SAMPLE_ROWS = 50
 _BLOCK_CHARS = 1 << 20
-_CHUNK_ROWS = 10_000  # rows
-_MAX_INTERNED = 4096  # values of a column kept as one object each, such as "male"
+_CHUNK_ROWS = 10_000
+_MAX_INTERNED = 4096  # distinct values of a column that are stored once, such as "male"
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
@@ -37,13 +40,13 @@ _SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 
 @dataclass
 class ProblemList:
-    """Everything that is wrong in the tables of one import, by file and row; raised together."""
+    """All problems of the tables of one import, as (file, row, text), raised as one error."""
 
     entries: list[tuple[str, int, str]] = field(default_factory=list)
     n_problems: int = 0
 
     def add(self, table: Path, row: int, text: str) -> None:
-        """Note a problem. row: as a spreadsheet counts, the header is row 1; 0 = the file as a whole."""
+        """Add a problem. row: as a spreadsheet counts (the header is row 1); 0 = the whole file."""
         self.n_problems += 1
         if len(self.entries) < _MAX_STORED:
             self.entries.append((str(table), row, text))
@@ -75,10 +78,10 @@ class ProblemList:
 
 @dataclass(frozen=True, eq=False)
 class TextTable:
-    """A table as text. frame: the columns that were asked for, spaces around values removed.
+    """A table as text.
 
-    rows: (n,) the row of each, as a spreadsheet counts: the header is row 1, an empty row counts, a line break in
-    quotes begins no row. columns: the names of all columns of the file.
+    frame: the requested columns, without spaces around values. row_numbers: (n,) as a spreadsheet counts: the header
+    is row 1, empty rows count, a line break in quotes does not start a row. columns: the names of all columns.
     """
 
     path: Path
@@ -90,20 +93,23 @@ class TextTable:
 
 @dataclass(frozen=True)
 class TableHead:
-    """What the beginning of a table tells: its separator and the names of its columns, "" where one has none."""
+    """The separator of a table and the names of its columns, "" for a column without a name."""
 
     separator: str
     columns: tuple[str, ...]
 
 
 def read_table_head(path: Path, hint_columns: Collection[str] = ()) -> TableHead:
-    """Find the separator and the columns; of a file that is no table, one odd column. wanted: columns to look for."""
+    """Detect the separator and the column names. A file that is not a table gives one meaningless column.
+
+    hint_columns: expected names, which decide between separators. Raises `DataError` if the file cannot be read.
+    """
     try:
         with path.open("rb") as stream:
             data = stream.read(_SAMPLE_BYTES)
     except OSError as error:
         raise _unreadable_error(path, error.strerror or str(error)) from error
-    # A character may be cut at the end of the sample: errors are for `read_csv_table` to judge.
+    # The sample may end inside a character, so decoding errors are left to `read_csv_table`.
     return _guess_head(data.decode(_encoding_of_bom(data) or "utf-8", "replace"), hint_columns)
 
 
@@ -124,7 +130,11 @@ def _guess_head(sample: str, hint_columns: Collection[str]) -> TableHead:
 def _rate_separator(
     sample: str, separator: str, hint_columns: Collection[str]
 ) -> tuple[tuple[float, ...], TableHead]:
-    """Return how well a separator explains a sample: columns looked for, rows as wide as the header, width."""
+    """Return a score for a separator, and the header that it gives.
+
+    The score, compared in this order: number of hint columns in the header, whether there are several columns, fraction
+    of rows as wide as the header, width.
+    """
     rows: list[list[str]] = []
     try:
         for row in csv.reader(io.StringIO(sample, newline=""), delimiter=separator, skipinitialspace=True):
@@ -132,7 +142,7 @@ def _rate_separator(
             if len(rows) > _SAMPLE_ROWS:
                 break
     except csv.Error:
-        pass  # what stands before it is enough to guess by
+        pass  # the rows before the error are enough
     header = _column_names(rows[0]) if rows else ()
     even_fraction = np.mean([len(row) == len(header) for row in rows]) if rows else 0.0
     n_matches = len(set(header) & set(hint_columns))
@@ -146,10 +156,10 @@ def _column_names(row: Sequence[str]) -> tuple[str, ...]:
 def read_csv_table(
     path: Path, problems: ProblemList, *, hint_columns: Collection[str] = (), usecols: Collection[str] = ()
 ) -> TextTable:
-    """Read a table; what is wrong in it goes to `problems`, what can be read is read.
+    """Read a table; invalid rows are added to `problems` and left out.
 
-    wanted: columns that help to find the separator. keep: columns to keep (default: all). Raises `DataError` only
-    where the file is no table at all.
+    hint_columns: expected names, which help to detect the separator. usecols: columns to read (default: all). Raises
+    `DataError` only for a file that is not a table at all.
     """
     encoding, notes = _find_encoding(path)
     table_head = read_table_head(path, [*hint_columns, *usecols])
@@ -178,7 +188,10 @@ def _encoding_of_bom(data: bytes) -> str:
 
 
 def _find_encoding(path: Path) -> tuple[str, list[Note]]:
-    """Return how a file is encoded: as its mark says, else UTF-8, else Latin-1 with a note; raises `DataError`."""
+    """Return a file's encoding: that of its byte order mark, else UTF-8, else Latin-1 with a note.
+
+    Raises `DataError` for a file that is not text.
+    """
     try:
         with path.open("rb") as stream:
             bom_encoding = _encoding_of_bom(stream.read(4))
@@ -198,12 +211,12 @@ def _find_encoding(path: Path) -> tuple[str, list[Note]]:
 
 
 def check_is_text(path: Path) -> None:
-    """Raise `DataError` where a file cannot be read as text."""
+    """Raise `DataError` if a file cannot be read as text."""
     _find_encoding(path)
 
 
 def _decode_all(path: Path, encoding: str) -> None:
-    """Decode a file to its end; raises `UnicodeError`, and `DataError` for control characters: no text at all."""
+    """Decode a file to its end; raises `UnicodeError`, or `DataError` for control characters."""
     with path.open(encoding=encoding, newline="") as stream:
         while block := stream.read(_BLOCK_CHARS):
             match = _CONTROL_CHARACTER.search(block)
@@ -216,7 +229,7 @@ def _decode_all(path: Path, encoding: str) -> None:
 def _records(
     path: Path, stream: io.TextIOBase, separator: str, problems: ProblemList
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield row number and cells of each row that can be taken apart."""
+    """Yield row number and cells of every row that can be parsed."""
     row = 0
     if _SEP_LINE.fullmatch(stream.readline().lstrip("\ufeff")):
         row = 1
@@ -256,11 +269,12 @@ def _read_columns(
     positions: Sequence[int],
     problems: ProblemList,
 ) -> tuple[pd.DataFrame, NDArray[np.int64]]:
-    """Collect the kept columns in chunks; rows of another width are problems, empty ones are left out."""
-    width, min_width = (
-        len(columns),
-        max((position + 1 for position, name in enumerate(columns) if name), default=0),
-    )
+    """Return the columns at these positions and the row numbers; rows of another width are problems.
+
+    Rows are collected in chunks, to limit memory; empty rows are left out.
+    """
+    width = len(columns)
+    min_width = max((position + 1 for position, name in enumerate(columns) if name), default=0)
     values: list[list[str]] = [[] for _ in positions]
     pools: list[dict[str, str]] = [{} for _ in positions]
     row_number_chunks: list[NDArray[np.int64]] = []
@@ -290,14 +304,14 @@ def _read_columns(
 
 
 def _intern(pool: dict[str, str], value: str) -> str:
-    """Return one object for equal values, while a column has few: a million times "male" is one text."""
+    """Return one object for equal values, while a column has few: a million times "male" is stored once."""
     if len(pool) < _MAX_INTERNED:
         return pool.setdefault(value, value)
     return pool.get(value, value)
 
 
 def _nameless_column_notes(path: Path, columns: Sequence[str]) -> Iterator[Note]:
-    """Note columns without a name that are no trailing separator: a table's numbered rows, or a name that was lost."""
+    """Note columns without a name, such as row numbers; empty names at the end come from trailing separators."""
     names = list(columns)
     while names and not names[-1]:
         names.pop()
@@ -306,15 +320,20 @@ def _nameless_column_notes(path: Path, columns: Sequence[str]) -> Iterator[Note]
 
 
 def find_column(columns: Sequence[str], name: str) -> str | None:
-    """Return the column of this name: as written, else by case and outer spaces if just one is meant; or None."""
+    """Return the column of this name, or the only one that differs just by case and outer spaces; else None."""
     if name in columns:
         return name
     matches = [column for column in columns if column.casefold() == name.strip().casefold()]
     return matches[0] if len(matches) == 1 else None
 
 
+def find_first_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """Return the column of the first of these names that the table has (see `find_column`), else None."""
+    return next(filter(None, (find_column(columns, name) for name in names)), None)
+
+
 def missing_column_text(name: str, columns: Sequence[str]) -> str:
-    """Return the words for a column that is not there."""
+    """Return the message about a missing column, with the closest name."""
     suggestions = get_close_matches(name, columns, n=1)
     hint = f"; did you mean {suggestions[0]!r}?" if suggestions else ""
     return f"has no column {name!r}{hint} (it has: {', '.join(columns[:40])})"

@@ -1,4 +1,4 @@
-"""Readers of folders per class, of HAM10000 and of any table: what lies where, before any image is opened."""
+"""Readers of class folders, of HAM10000 and of any table. They list images and metadata; no image is opened."""
 
 import re
 import unicodedata
@@ -54,9 +54,9 @@ HAM_COLUMNS = MappingProxyType(
         "site": "localization",
     }
 )
-"""Target -> column of HAM10000's table. dx_type tells how the diagnosis was confirmed, and so the diagnosis."""
+"""Target -> column of HAM10000's table. dx_type (how the diagnosis was confirmed) is left out: it reveals the label."""
 
-_HAM_REQUIRED = ("lesion_id", "image_id", "dx")
+_HAM_REQUIRED = tuple(HAM_COLUMNS[target] for target in ("lesion_id", "image", "label"))
 _HAM_LABELS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 _IMAGE_COLUMN_NAMES = ("image", "path", "file", "filename", "file_name", "image_id", "image_name", "isic_id")
 _LABEL_COLUMN_NAMES = ("label", "class", "dx", "diagnosis")
@@ -73,11 +73,10 @@ class _FolderImage(NamedTuple):
 
 
 def read_folder(source: Path) -> Records:
-    """Read a folder per class, with or without split folders above; the folders' names are labels and given splits.
+    """Read one folder per class, with or without split folders above; folder names are labels and given splits.
 
-    A class that is spelt in two ways in two split folders is one class, spelt as in training; twice in one folder is
-    refused with `DataError`. Images outside class folders are refused one by one. Raises `DataError` where
-    nothing is usable.
+    A class that is spelt differently in two split folders is one class, spelt as in training; two spellings in one
+    folder are a `DataError`. Images outside class folders are rejected. Raises `DataError` if no image is left.
     """
     walk = FolderWalk(_folder_root(source))
     images = list(_find_classes(walk))
@@ -112,7 +111,7 @@ def _nothing_usable_error(source: Path, walk: FolderWalk) -> DataError:
 
 
 def _rejected_lines(walk: FolderWalk) -> str:
-    """Return lines about what was refused besides, for an error that stops an import."""
+    """Return a line per rejected file, for an error that ends an import."""
     lines = [
         f"  {rejection.path}: {rejection.reason}: {rejection.detail}" for rejection in walk.rejected[:_MAX_SHOWN]
     ]
@@ -164,7 +163,7 @@ _DOWNLOAD_PART = re.compile(
 
 
 def _check_class_names(names: set[str], source: Path) -> None:
-    """Refuse the parts of a download as classes: every figure would be about which part an image lay in."""
+    """Raise `DataError` if all folders are named like parts of a download, which are no classes."""
     if all(_DOWNLOAD_PART.fullmatch(name) for name in names):
         names_text = ", ".join(sorted(names))
         raise DataError(
@@ -176,7 +175,7 @@ def _check_class_names(names: set[str], source: Path) -> None:
 
 
 def _spellings(images: Iterable[_FolderImage]) -> dict[str, set[str]]:
-    """Return parent folder -> class folder names in it; training folders first, so that their spelling counts."""
+    """Return parent folder -> names of its class folders; training folders first, because their spelling is used."""
     names_by_parent: dict[str, set[str]] = defaultdict(set)
     for image in sorted(images, key=lambda image: image.given_split != "train"):
         names_by_parent[image.path.rpartition("/")[0].rpartition("/")[0]].add(image.folder)
@@ -188,7 +187,7 @@ def _fold_name(name: str) -> str:
 
 
 def _unify_folders(names: set[str], names_by_parent: Mapping[str, set[str]], walk: FolderWalk) -> dict[str, str]:
-    """Return folder name -> label, one label for spellings that differ by case, outer spaces or Unicode form."""
+    """Return folder name -> label; names that differ by case, outer spaces or Unicode form get one label."""
     clashes = [
         (parent, spellings)
         for parent, folder_names in names_by_parent.items()
@@ -218,7 +217,7 @@ def _group_spellings(names: Iterable[str]) -> list[str]:
 
 
 def _lookalike_notes(paths: Sequence[str]) -> list[Note]:
-    """Two names that differ only by Unicode form stay two images: bytes decide; a person is told."""
+    """Note file names that differ only by Unicode form; they are separate images."""
     forms = Counter(unicodedata.normalize("NFC", path) for path in paths if not path.isascii())
     n_lookalike = sum(n for n in forms.values() if n > 1)
     text = "File names that look the same and differ by Unicode form; each is an image of its own."
@@ -229,11 +228,10 @@ def _lookalike_notes(paths: Sequence[str]) -> list[Note]:
 
 
 def read_ham10000(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> Records:
-    """Read a metadata table (`lesion_id, image_id, dx, ...`) and the images it names, in any folders below.
+    """Read HAM10000: a table `lesion_id,image_id,dx,...` and the images that it names, in any subfolders.
 
-    Label: dx. dx_type gives the label away and is left out. A row without its image, and an image without a row, are
-    refused and listed. Raises `DataError` with all problems of the table: an unknown dx, a repeated image_id, an age
-    that is none, two different files for one row.
+    The label is dx. Rows without an image and images without a row are rejected. Raises `DataError` that lists all
+    problems of the table: an unknown dx, a repeated image_id, an invalid age, two different files for one row.
     """
     walk, paths = walk_images(source, options)
     problems = ProblemList()
@@ -247,9 +245,10 @@ def read_ham10000(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS)
 
 
 def read_csv(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> Records:
-    """Read any table with a row per image. options: which column is what; `label` may be several, one-hot, with commas.
+    """Read any table with a row per image.
 
-    source: a folder that holds the table and the images, or the table itself. Raises `DataError` with all problems.
+    source: a folder with the table and the images, or the table itself. options: which column is what; `label` may be
+    several one-hot columns with commas. Raises `DataError` that lists all problems.
     """
     if source.is_file() and not options.table:
         options = ImportOptions(options.columns, source, options.images or source.parent, options.label)
@@ -273,7 +272,7 @@ def read_csv(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> R
 
 
 def _unify_labels(table_rows: TableRows, walk: FolderWalk) -> TableRows:
-    """Return the rows with one label for spellings that differ by case, spaces or Unicode form: the commonest."""
+    """Return the rows with one label, the most frequent, for labels that differ by case, spaces or Unicode form."""
     if "label" not in table_rows.frame:
         return table_rows
     counts = table_rows.frame["label"].value_counts()
@@ -289,7 +288,7 @@ def _unify_labels(table_rows: TableRows, walk: FolderWalk) -> TableRows:
 
 
 def _column_mapping(table: TextTable, options: ImportOptions, problems: ProblemList) -> dict[str, str]:
-    """Return target -> column: as a person said, else the column of the target's own name; raises `DataError`."""
+    """Return target -> column: as the options say, else the column with the target's name; raises `DataError`."""
     explicit_columns = dict(options.columns)
     if options.label:
         explicit_columns["label"] = options.label
@@ -314,7 +313,7 @@ def _column_mapping(table: TextTable, options: ImportOptions, problems: ProblemL
 
 
 def _resolve_column(table: TextTable, name: str, problems: ProblemList) -> str:
-    """Return the column meant, or several with commas for a one-hot label; "" and a problem where one is missing."""
+    """Return the column of this name, or one-hot columns with commas; "" and a problem if one is missing."""
     column = find_column(table.columns, name)
     if column:
         return column

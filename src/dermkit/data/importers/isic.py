@@ -39,25 +39,25 @@ from dermkit.images.headers import IMAGE_SUFFIXES
 CLASSES_2018 = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 CLASSES_2019 = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 UNKNOWN_CLASS = "UNK"
-"""ISIC 2019's ninth class, "none of the others": no training image has it, test images do."""
+"""ISIC 2019's ninth class, "none of the others", which only test images have."""
 
 MALIGNANCY_COLUMNS = ("diagnosis_1", "benign_malignant")
 ARCHIVE_LABELS = (*MALIGNANCY_COLUMNS, "diagnosis")
-"""Columns that the label of an archive download is taken from, if none is named: the first that is there."""
+"""Columns that the label of an Archive download is taken from, unless the options name one; the first is used."""
 
 _BINARY_LABELS = ("benign", "malignant")
 _DUPLICATE_COLUMNS = ("image_name_1", "image_name_2")
 _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(training|train|validation|valid|val|test)(?![a-z])")
 
 
-# 2018 and 2019: one-hot truth, metadata beside it -----------------------------------------------------------------
+# 2018 and 2019: one-hot labels, and tables of metadata ------------------------------------------------------------
 
 
 def read_isic2018(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> Records:
-    """Read task 3 of ISIC 2018: `image,MEL,NV,BCC,AKIEC,BKL,DF,VASC`, and the lesion groups of the second table.
+    """Read task 3 of ISIC 2018: `image,MEL,NV,BCC,AKIEC,BKL,DF,VASC`, and lesion ids of the second table.
 
-    Truths of several sides may lie together; their names then give the published side. Raises `DataError` with all
-    problems of all tables.
+    There may be ground-truth tables of several splits; their names then give the published split. Raises `DataError`
+    that lists all problems of all tables.
     """
     return _read_one_hot(source, options, CLASSES_2018, "ISIC2018_Task3_Training_GroundTruth.csv")
 
@@ -65,14 +65,15 @@ def read_isic2018(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS)
 def read_isic2019(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> Records:
     """Read ISIC 2019: `image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK`, and metadata of the second table.
 
-    About 8 % of the images have no lesion_id, it stays unknown. `_downsampled` in a name may be there or not.
+    About 8 % of the images have no lesion id. `_downsampled` at the end of a name makes no difference. Raises
+    `DataError` that lists all problems of all tables.
     """
     return _read_one_hot(source, options, CLASSES_2019, "ISIC_2019_Training_GroundTruth.csv")
 
 
 @dataclass(frozen=True)
 class _SourceTables:
-    """The tables of a source by what they tell."""
+    """The tables of a source: with one-hot labels (ground truth), and with metadata."""
 
     truths: list[Path]
     metadata: list[Path]
@@ -130,7 +131,7 @@ def _read_truth(path: Path, split_name: str, classes: Sequence[str], problems: P
 
 
 def _fill_metadata(table_rows: TableRows, path: Path, problems: ProblemList) -> TableRows:
-    """Fill targets that are still empty from a table of metadata, by image."""
+    """Fill empty targets from a table of metadata, matched by image."""
     table = read_csv_table(path, problems, hint_columns=("image",))
     columns = metadata_columns(table.columns)
     metadata_rows = normalise_values(rows_of_table(table, {"image": "image", **columns}), problems)
@@ -174,8 +175,9 @@ def _union_in_order(first: Sequence[str], second: Sequence[str]) -> tuple[str, .
 def read_isic2020(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> Records:
     """Read ISIC 2020: `image_name,patient_id,sex,...,diagnosis,benign_malignant,target`.
 
-    Label: benign_malignant, or else target (0 benign, 1 malignant); options.label names another column. Rows whose
-    label is unknown are refused and listed. The published pairs of duplicates, if they lie there, become copy groups.
+    The label is benign_malignant, or else target (0 benign, 1 malignant); options.label names another column. Rows with
+    an unknown label are rejected. Pairs of the published table of duplicates, if it is there, become copy groups.
+    Raises `DataError` that lists all problems.
     """
     walk, paths = walk_images(source, options)
     problems = ProblemList()
@@ -197,13 +199,13 @@ def read_isic2020(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS)
 
 
 def _binary_labels(table: TextTable, name: str) -> "pd.Series[str]":
-    """Return a column; benign or malignant for the 0 and 1 of `target`."""
+    """Return a column as text, with benign and malignant for the 0 and 1 of `target`."""
     label_of = {"0": "benign", "0.0": "benign", "1": "malignant", "1.0": "malignant"} if name == "target" else {}
     return table.frame[name].map(lambda value: label_of.get(value, value))
 
 
 def _check_target(table: TextTable, problems: ProblemList) -> None:
-    """Note rows whose two columns contradict each other."""
+    """Report rows in which target and benign_malignant contradict each other."""
     if not {"target", "benign_malignant"} <= set(table.columns):
         return
     target, malignancy = _binary_labels(table, "target"), table.frame["benign_malignant"]
@@ -216,7 +218,7 @@ def _check_target(table: TextTable, problems: ProblemList) -> None:
 def _add_duplicate_groups(
     walk: FolderWalk, table_rows: TableRows, problems: ProblemList
 ) -> tuple[TableRows, list[Path]]:
-    """Give images that a published list calls copies of each other one copy group, named after its first image."""
+    """Give published duplicates one copy group, named after its first image; also return the tables that list them."""
     list_paths = [
         path
         for path in walk.tables
@@ -251,11 +253,12 @@ def _add_duplicate_groups(
 
 
 def read_isic_archive(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> Records:
-    """Read images `<isic_id>.<ending>` and `metadata.csv` of a download, any of whose columns may be missing.
+    """Read a download of the ISIC Archive: `metadata.csv` and images `<isic_id>.<suffix>`.
 
-    Label: diagnosis_1 (2025 and later) or benign_malignant, as benign, malignant or indeterminate, or else diagnosis;
-    options.label names another column. Rows without a label, rows whose image was not downloaded, and images without
-    a row are refused and listed. Licence and attribution are carried, image by image.
+    All columns but isic_id and a label may be missing. The label is diagnosis_1 (2025 and later) or benign_malignant,
+    as benign, malignant or indeterminate, or else diagnosis; options.label names another column. Rows without a label,
+    rows without an image and images without a row are rejected. Licence and attribution are taken image by image.
+    Raises `DataError` that lists all problems.
     """
     walk, paths = walk_images(source, options)
     problems = ProblemList()
@@ -289,7 +292,7 @@ def read_isic_archive(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTI
 
 
 def _normalise_malignancy(table_rows: TableRows) -> TableRows:
-    """Return labels in lower case, "indeterminate/benign" of the old schema as indeterminate."""
+    """Return labels in lower case; "indeterminate/benign" and alike of older downloads become indeterminate."""
     malignancy_of: Mapping[str, str] = {
         value: "indeterminate" if value.lower().startswith("indeterminate") else value.lower()
         for value in table_rows.frame["label"].unique().tolist()

@@ -1,4 +1,4 @@
-"""Puts lesion and patient ids, age, sex and site back on images that lost them, by the ids in their file names."""
+"""Adds lesion and patient ids, age, sex and site from tables to images, by the ISIC ids in their file names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.diagnoses import classify_label, contradict
-from dermkit.data.importers.csv_tables import ProblemList, find_column, missing_column_text, read_csv_table
+from dermkit.data.importers.csv_tables import ProblemList, find_first_column, missing_column_text, read_csv_table
 from dermkit.data.importers.match_files import normalised_stem
 from dermkit.data.importers.reader import extract_isic_id
 from dermkit.data.importers.records import Note, Records
@@ -19,16 +19,16 @@ from dermkit.errors import DataError
 from dermkit.images.headers import IMAGE_SUFFIXES
 
 IMAGE_ID_COLUMNS = ("isic_id", "image_id", "image_name", "image")
-"""Columns that hold the id of an image, in HAM10000, the challenges and the Archive; the first that is there counts."""
+"""Columns with the id of an image, in HAM10000, the ISIC challenges and the ISIC Archive; the first is used."""
 
 DIAGNOSIS_COLUMNS = ("dx", "diagnosis", "diagnosis_1", "benign_malignant")
-"""Columns whose diagnosis is compared with the label; it never takes the label's place."""
+"""Columns whose diagnosis is compared with the label, but never replaces it."""
 
 _N_EXAMPLES = 3
 
 
 class MetadataConflict(NamedTuple):
-    """A value that an image has, and another one that a table gives it; the first is kept."""
+    """A disagreement between an image's value and a table's; the image's value is used. A row of conflicts.csv."""
 
     image_id: str
     column: str
@@ -39,13 +39,13 @@ class MetadataConflict(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _RowLookup:
-    """at: (images,) the row of the table for each image, -1 = none. table: the rows, cleaned."""
+    """The row of a table for each of n images. row_of_image: (n,), -1 = none. table_rows: normalised."""
 
     row_of_image: NDArray[np.int64]
     table_rows: TableRows
 
     def column(self, name: str) -> "pd.Series[str]":
-        """Return a column by image, "" where the table has no row."""
+        """Return (n,) values of a column, "" for images without a row."""
         cells = self.table_rows.frame[name].to_numpy(dtype=object)
         if not len(cells):
             return pd.Series([""] * len(self.row_of_image), dtype="str")
@@ -53,9 +53,9 @@ class _RowLookup:
 
 
 def join_metadata(records: Records, tables: Sequence[Path]) -> tuple[Records, list[MetadataConflict]]:
-    """Return the rows with empty values filled from tables, matched by ISIC id or file name, and what disagreed.
+    """Fill empty values of images from tables, matched by ISIC id or file name; return them and the conflicts.
 
-    Raises `DataError` for all problems of the tables, or where a table knows none of the images.
+    Raises `DataError` that lists all problems of a table, or if a table has a row for none of the images.
     """
     conflicts: list[MetadataConflict] = []
     for path in tables:
@@ -115,16 +115,14 @@ def _join_table(records: Records, path: Path) -> tuple[Records, list[MetadataCon
 
 
 def _find_rows(records: Records, path: Path, problems: ProblemList) -> tuple[_RowLookup, dict[str, str]]:
-    """Read a table and find the row of each image; raises `DataError` for all problems."""
+    """Read a table and find each image's row; also return target -> column. Raises `DataError` for all problems."""
     table = read_csv_table(path, problems, hint_columns=IMAGE_ID_COLUMNS)
-    id_column = next(filter(None, (find_column(table.columns, id_column) for id_column in IMAGE_ID_COLUMNS)), None)
+    id_column = find_first_column(table.columns, IMAGE_ID_COLUMNS)
     if id_column is None:
         problems.add(path, 1, missing_column_text(IMAGE_ID_COLUMNS[0], table.columns))
         problems.raise_if_any(f"the id of an image is looked for in {', '.join(IMAGE_ID_COLUMNS)}")
     columns = metadata_columns(table.columns)
-    label_column = next(
-        filter(None, (find_column(table.columns, id_column) for id_column in DIAGNOSIS_COLUMNS)), None
-    )
+    label_column = find_first_column(table.columns, DIAGNOSIS_COLUMNS)
     table_rows = rows_of_table(
         table, {"image": str(id_column), **columns, **({"label": label_column} if label_column else {})}
     )
@@ -150,7 +148,7 @@ def _key(name: str) -> str:
 def _check_repeats(
     table_rows: TableRows, keys: "pd.Series[str]", columns: Sequence[str], problems: ProblemList
 ) -> None:
-    """Note rows that say something else of an image than its first row; the same row twice is none."""
+    """Report rows that give an image other values than its first row; equal rows are no problem."""
     is_repeat = keys.duplicated().to_numpy(dtype=bool) & (keys != "").to_numpy(dtype=bool)
     if not is_repeat.any():
         return
@@ -165,7 +163,7 @@ def _check_repeats(
                 f"{keys.iloc[index]} again, with another {', '.join(differing_columns)} than row "
                 f"{table_rows.row_numbers[earlier]}"
             )
-            problems.add(table_rows.table_paths[0], int(table_rows.row_numbers[index]), text)
+            table_rows.report_row(index, text, problems)
 
 
 def _conflict_notes(conflicts: Sequence[MetadataConflict], path: Path) -> list[Note]:
@@ -180,22 +178,24 @@ def _conflict_notes(conflicts: Sequence[MetadataConflict], path: Path) -> list[N
 
 
 def _label_notes(records: Records, lookup: _RowLookup, path: Path) -> list[Note]:
-    """Note images whose diagnosis in the table contradicts their label, which stays."""
+    """Note images whose diagnosis in the table contradicts their label; the label is used."""
     if "label" not in lookup.table_rows.frame:
         return []
-    pairs = pd.DataFrame({"own": records.frame["label"].to_numpy(), "other": lookup.column("label").to_numpy()})
+    pairs = pd.DataFrame(
+        {"label": records.frame["label"].to_numpy(), "table_label": lookup.column("label").to_numpy()}
+    )
     contradicting = {
         (label, table_label)
         for label, table_label in pairs.drop_duplicates().itertuples(index=False)
         if table_label and contradict(classify_label(label), classify_label(table_label))
     }
     contradicting_rows = [
-        index for index, pair in enumerate(zip(pairs["own"], pairs["other"], strict=True)) if pair in contradicting
+        index for index, pair in enumerate(pairs.itertuples(index=False, name=None)) if pair in contradicting
     ]
     if not contradicting_rows:
         return []
     examples = "; ".join(
-        f"{records.frame['path'].iloc[index]} {pairs['own'].iloc[index]}, not {pairs['other'].iloc[index]}"
+        f"{records.frame['path'].iloc[index]} {pairs['label'].iloc[index]}, not {pairs['table_label'].iloc[index]}"
         for index in contradicting_rows[:_N_EXAMPLES]
     )
     text = (

@@ -1,4 +1,4 @@
-"""Which image file a row of a table names: by path, by file name, or by name without ending."""
+"""Finds the image file that a row of a table names: by path, file name, or name without suffix."""
 
 import filecmp
 import unicodedata
@@ -12,15 +12,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 DOWNSAMPLED_SUFFIX = "_downsampled"
-"""ISIC 2019 adds this to the names of images that it made smaller; tables and copies may lack it."""
+"""Added by ISIC 2019 to the names of downsampled images; tables and copies may lack it."""
 
 
 @dataclass(frozen=True, eq=False)
 class FileMatches:
-    """positions: (values,) the place in `paths` of the file that each value names; -1 = none.
+    """The files that n values name.
 
-    ambiguous: place of a value -> the different files that it could mean. copies: places in `paths` of files left
-    out, since another one of the same name holds the same bytes.
+    positions: (n,) index in `paths` of each value's file; -1 = none. ambiguous_values: index of a value -> the
+    different files that it could mean. duplicate_files: indices in `paths` of files that are left out because another
+    file of the same name has the same bytes.
     """
 
     positions: NDArray[np.int64]
@@ -29,10 +30,11 @@ class FileMatches:
 
 
 def match_files(values: Sequence[str], paths: Sequence[str], root: Path, endings: frozenset[str]) -> FileMatches:
-    """Find the file that each value names. paths: of all images, relative to `root`; endings: of images, with dot.
+    """Find the file that each value names.
 
-    Tried in turn: the path, the file name, the name without its ending, and that with another Unicode form, case
-    or ISIC's `_downsampled`. A path is only ever looked up, so that none leads out of the root.
+    paths: of all images, relative to `root`. endings: suffixes of images, with dot. Compared are, in turn, the path,
+    the file name, the name without suffix, and that without regard to Unicode form, case and `_downsampled`. Values
+    are only compared with `paths`, so none can lead out of the root.
     """
     names = pd.Series(list(values), dtype="str")
     files = pd.Series(list(paths), dtype="str")
@@ -46,7 +48,7 @@ def match_files(values: Sequence[str], paths: Sequence[str], root: Path, endings
         if not len(unmatched):
             break
         matches, candidates_of = _match_by_key(names.iloc[unmatched], files, partial(key, endings=endings))
-        # train/a.jpg is missing where test/a.jpg is there and has a row of its own.
+        # Do not match train/a.jpg to test/a.jpg if another row already names test/a.jpg.
         matches[in_folder[unmatched] & np.isin(matches, positions[in_folder])] = -1
         positions[unmatched] = matches
         for index, candidates in candidates_of.items():
@@ -63,7 +65,7 @@ def match_files(values: Sequence[str], paths: Sequence[str], root: Path, endings
 def _match_by_key(
     values: "pd.Series[str]", files: "pd.Series[str]", key: Callable[[str], str]
 ) -> tuple[NDArray[np.int64], dict[int, list[int]]]:
-    """Return the place of each asked file, -1 for none or several; and the places of several."""
+    """Return the position of each value's file, -1 for none or several; and value -> positions for several."""
     file_keys = pd.Index(files.map(key), dtype="object")
     value_keys = values.map(key).astype("object")
     is_repeated = file_keys.duplicated(keep=False)
@@ -82,7 +84,10 @@ def _match_by_key(
 
 
 def _choose(value: str, candidates: Sequence[int], paths: Sequence[str], root: Path) -> int | None:
-    """Return the candidate that ends like the value, or the first of candidates with the same bytes; else None."""
+    """Return the candidate that shares the most parent folders with the value; None if that does not decide.
+
+    If several do and are identical files, the first is returned.
+    """
     components = _with_slashes(value).split("/")
     n_common = [_n_common_folders(components, paths[candidate].split("/")) for candidate in candidates]
     best = [candidate for candidate, length in zip(candidates, n_common, strict=True) if length == max(n_common)]
@@ -96,7 +101,7 @@ def _choose(value: str, candidates: Sequence[int], paths: Sequence[str], root: P
 
 
 def _n_common_folders(first: Sequence[str], second: Sequence[str]) -> int:
-    """Return how many folders above the file are the same, from the file up."""
+    """Return how many parent folders are equal, counted from the file upwards."""
     n = 0
     for first_name, second_name in zip(first[-2::-1], second[-2::-1], strict=False):
         if first_name != second_name:
@@ -109,7 +114,7 @@ def _with_slashes(value: str) -> str:
     return value.replace("\\", "/")
 
 
-def _path_key(value: str, endings: frozenset[str]) -> str:  # noqa: ARG001  one of four keys
+def _path_key(value: str, endings: frozenset[str]) -> str:  # noqa: ARG001  all keys have this signature
     text = _with_slashes(value)
     return text[2:] if text.startswith("./") else text
 
@@ -119,14 +124,14 @@ def _name_key(value: str, endings: frozenset[str]) -> str:  # noqa: ARG001
 
 
 def _stem_key(value: str, endings: frozenset[str]) -> str:
-    """Return a file's name without folders and without the ending of an image."""
+    """Return a file's name without folders and without the suffix of an image."""
     name = _name_key(value, endings)
     head, dot, ending = name.rpartition(".")
     return head if dot and head and f".{ending.lower()}" in endings else name
 
 
 def normalised_stem(value: str, endings: frozenset[str]) -> str:
-    """Return the same, in one Unicode form and case, without `_downsampled`."""
+    """Return a file's name without folders, suffix and `_downsampled`, in one Unicode form and lower case."""
     return unicodedata.normalize("NFC", _stem_key(value, endings)).casefold().removesuffix(DOWNSAMPLED_SUFFIX)
 
 

@@ -1,4 +1,7 @@
-"""Reader of MedMNIST files: arrays of pixels in an .npz, written out as pictures that every other part can open."""
+"""Reader of MedMNIST files: writes the arrays of an .npz as PNG files and returns their rows.
+
+An .npz holds, for each split, images (n, height, width[, channels]) uint8 and labels (n,) or (n, 1) integers.
+"""
 
 import ast
 import io
@@ -16,7 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dermkit.data.importers.archives import check_total, open_archive, write_unsynced
+from dermkit.data.importers.archives import (
+    ENCRYPTION_FLAGS,
+    READ_METHODS,
+    check_total,
+    open_archive,
+    write_unsynced,
+)
 from dermkit.data.importers.reader import make_frame
 from dermkit.data.importers.records import Note, Records
 from dermkit.errors import DataError
@@ -25,12 +34,14 @@ from dermkit.images.headers import MAX_SIDE, MIN_SIDE
 SPLIT_OF_PREFIX = MappingProxyType({"train": "train", "val": "validation", "test": "test"})
 """Prefix of an array's name -> `given_split`."""
 DERMAMNIST_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
-"""Class 0 to 6 of DermaMNIST, as its authors number them."""
+"""Classes 0 to 6 of DermaMNIST (Yang et al. 2023), in its order."""
 
 MAX_NPZ_IMAGES = 5_000_000
+"""Per split. The largest MedMNIST set, TissueMNIST, has 236,386 images in all."""
 MAX_ARRAY_BYTES = 64 * 1024**3
+"""The 89,996 training images of PathMNIST take 13.5 GB at 224 x 224 x 3."""
 
-_HEADER_BYTES = 4096  # the header of a plain array takes 118
+_HEADER_BYTES = 4096  # the header of a plain array takes 118 bytes
 _BATCH_BYTES = 64 * 1024**2
 _NPZ_ERRORS = (
     zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error, KeyError, NotImplementedError, RuntimeError,
@@ -39,7 +50,7 @@ _NPZ_ERRORS = (
 
 @dataclass(frozen=True)
 class _SplitArrays:
-    """One side of the file. images: the member, and its shape; labels: (n,) integers."""
+    """The arrays of one split. image_member: name in the archive; shape: of the images; labels: (n,) int64."""
 
     prefix: str
     image_member: str
@@ -50,11 +61,11 @@ class _SplitArrays:
 def read_medmnist(
     source: Path, folder: Path, *, name: str = "", on_progress: Callable[[int, int], None] | None = None
 ) -> Records:
-    """Write the images of an .npz as `folder/<side>/<class>/NNNNN.png`, and return their rows.
+    """Write the images of an .npz as `folder/<prefix>/<class>/NNNNN.png`, and return their rows.
 
-    No pickle is read: names, types and shapes are judged by the arrays' headers, sizes by the archive's directory,
-    before anything is inflated. name: what the file was called. on_progress: called with (images done, in all).
-    Raises `DataError` with everything that is wrong.
+    No pickle is read: types and shapes are checked in the arrays' headers, sizes in the archive's directory, before
+    anything is unpacked. name: the original file name. on_progress: called with (images done, all images). Raises
+    `DataError` that lists all problems, and `OutputError`.
     """
     name = name or source.name
     with open_archive(source) as zip_file:
@@ -81,7 +92,7 @@ def read_medmnist(
 
 
 def find_npz(source: Path) -> Path:
-    """Return the .npz itself, or the only one in a folder; raises `DataError`."""
+    """Return the .npz itself, or the only one below a folder; raises `DataError`."""
     if source.is_dir():
         npz_files = sorted(path for path in source.rglob("*.npz") if path.is_file() and not path.is_symlink())
         if len(npz_files) != 1:
@@ -118,7 +129,7 @@ def _read_splits(zip_file: zipfile.ZipFile) -> tuple[list[_SplitArrays], list[st
 
 
 def _read_split(zip_file: zipfile.ZipFile, name: str) -> _SplitArrays:
-    """Return a side after its headers were judged; raises one of `_NPZ_ERRORS`."""
+    """Return a split's arrays after checking their headers; raises one of `_NPZ_ERRORS`."""
     shape = _checked_shape(zip_file, f"{name}_images.npy", ("|u1",), (3, 4))
     n, height, width, *channels = shape
     if channels not in ([], [1], [3]):
@@ -145,9 +156,9 @@ def _read_split(zip_file: zipfile.ZipFile, name: str) -> _SplitArrays:
 def _checked_shape(
     zip_file: zipfile.ZipFile, member: str, types: Sequence[str], dimensions: Sequence[int]
 ) -> tuple[int, ...]:
-    """Return an array's shape after type, order and size were checked, without inflating it."""
+    """Return an array's shape after checking type, order and size, without unpacking it; raises `ValueError`."""
     info = zip_file.getinfo(member)
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 0x2041:
+    if info.compress_type not in READ_METHODS or info.flag_bits & ENCRYPTION_FLAGS:
         raise ValueError(f"{member} is encrypted or packed by an unknown method")
     with zip_file.open(info) as stream:
         shape, is_fortran, dtype, start = _read_npy_header(stream)
@@ -166,9 +177,9 @@ def _checked_shape(
 
 
 def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic], int]:
-    """Return shape, Fortran order, type and the place where the array's bytes begin; raises `ValueError`.
+    """Return shape, whether in Fortran order, dtype and offset of the values; raises only `ValueError`.
 
-    NumPy's own reader repairs headers of its first years by a tokenizer, which fails in further ways.
+    NumPy's own reader also accepts headers of Python 2 through a tokenizer, which raises further types of errors.
     """
     data = stream.read(_HEADER_BYTES)
     length_formats = {b"\x93NUMPY\x01\x00": "<H", b"\x93NUMPY\x02\x00": "<I"}
@@ -195,11 +206,11 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype
     return shape, is_fortran, dtype, start + length
 
 
-# Pictures ---------------------------------------------------------------------------------------------------------
+# Images -----------------------------------------------------------------------------------------------------------
 
 
 def _class_names(splits: Sequence[_SplitArrays], name: str) -> tuple[list[str], list[Note]]:
-    """Return the name of each class number: DermaMNIST's where the file is one, else the number itself."""
+    """Return the name of each class number: DermaMNIST's classes if the file looks like it, else the number."""
     class_numbers = np.unique(np.concatenate([split.labels for split in splits]))
     n_classes = len(DERMAMNIST_CLASSES)
     if class_numbers.max() < n_classes and ("derma" in name.lower() or len(class_numbers) == n_classes):
@@ -214,7 +225,7 @@ def _class_names(splits: Sequence[_SplitArrays], name: str) -> tuple[list[str], 
 def _write_images(
     zip_file: zipfile.ZipFile, split: _SplitArrays, classes: Sequence[str], folder: Path, name: str
 ) -> "list[tuple[str, str]]":
-    """Write a side's pictures; returns (path, label) of each. A picture that is there already is left."""
+    """Write a split's images; returns (path, label) of each. Files that already have the right bytes are left."""
     n, *shape = split.shape
     image_bytes = int(np.prod(shape))
     batch_size = max(1, _BATCH_BYTES // image_bytes)

@@ -1,4 +1,4 @@
-"""One spelling for the values of metadata: unknown, age, sex, skin type, side; ids stay the text that they are."""
+"""Normalises metadata values: unknown, age, sex, skin type, split. Ids stay as they are."""
 
 import re
 from types import MappingProxyType
@@ -11,8 +11,7 @@ UNKNOWN_SPELLINGS = frozenset(
         "?", "not available", "not specified", "not known", "undefined",
     }
 )  # fmt: skip
-"""Spellings of "not known", in lower case."""
-
+"""Spellings of an unknown value, in lower case."""
 
 SPLIT_ALIASES = MappingProxyType(
     {
@@ -20,7 +19,7 @@ SPLIT_ALIASES = MappingProxyType(
         "validation": "validation", "test": "test", "testing": "test",
     }
 )  # fmt: skip
-"""Name of a side in lower case -> `given_split`."""
+"""Name of a split in lower case -> `given_split`."""
 
 _SEX_ALIASES = MappingProxyType(
     {"m": "male", "male": "male", "man": "male", "f": "female", "female": "female", "woman": "female"}
@@ -33,12 +32,12 @@ _SKIN_TYPE_PATTERN = re.compile(
 
 
 def or_unknown(value: str) -> str:
-    """Return a value, or "" where it only says that it is not known."""
+    """Return a value, or "" if it is a spelling of "unknown"."""
     return "" if value.lower() in UNKNOWN_SPELLINGS else value
 
 
 def parse_age(value: str) -> str | None:
-    """Return an age as a number of years ("80" for "80.0"), "" for unknown, None for what is no age."""
+    """Return an age in years ("80" for "80.0"), "" for unknown, None for anything else or above `MAX_AGE`."""
     text = or_unknown(value)
     match = _AGE_PATTERN.fullmatch(text)
     if text == "" or match is None:
@@ -56,7 +55,7 @@ def parse_sex(value: str) -> str:
 
 
 def parse_skin_type(value: str) -> str:
-    """Return a Fitzpatrick type as "I" to "VI", "" for unknown, and anything else as it is."""
+    """Return a Fitzpatrick skin type as "I" to "VI", "" for unknown, and any other text unchanged."""
     text = or_unknown(value)
     match = _SKIN_TYPE_PATTERN.fullmatch(text)
     if match is None:
@@ -66,6 +65,6 @@ def parse_skin_type(value: str) -> str:
 
 
 def parse_split(value: str) -> str | None:
-    """Return a `given_split`, "" for unknown, None for a word that is none."""
+    """Return a `given_split`, "" for unknown, None for any other word."""
     text = or_unknown(value)
     return SPLIT_ALIASES.get(text.lower()) if text else ""

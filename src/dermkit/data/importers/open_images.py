@@ -1,8 +1,10 @@
-"""Opens every image of an import once, in threads, and keeps what the manifest needs in few bytes per image."""
+"""Opens every image of an import once, in threads, and collects what the manifest needs of it.
+
+Arrays have one entry per image: sizes (n, 2) int64, width and height in pixels; hashes 64 bytes, of pixels and of file.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,17 +14,17 @@ import pandas as pd
 from dermkit.data.importers.records import Note, Records, Rejected
 from dermkit.errors import ImageRejected
 from dermkit.images.decode import open_image
-from dermkit.threads import cpu_count
+from dermkit.threads import cpu_count, ordered_map
 
 MAX_THREADS = 16
-"""Beyond this the parts of the gate that hold Python's lock are the limit, not the decoders."""
+"""More threads do not help: the code that holds Python's global lock is then the limit, not the decoders."""
 
-_IMAGES_PER_TASK = 32  # images per task: waking a thread for each one cost as much as a small image
+_IMAGES_PER_TASK = 32  # handing over a single image costs as much as decoding a small one
 _HASH_BYTES = 32  # bytes of a SHA-256
 
 
 class ImageSummary(NamedTuple):
-    """What the manifest holds of one image, and what was decided about its pixels."""
+    """The manifest's entries about one image, and notes about conversions of its pixels."""
 
     pixel_sha256: str
     file_sha256: str
@@ -34,14 +36,14 @@ class ImageSummary(NamedTuple):
 def open_images(
     records: Records, on_progress: Callable[[int, int], None] | None
 ) -> tuple[pd.DataFrame, list[Rejected], list[Note]]:
-    """Open every image once; return the rows that were let in, with hashes and sizes, the refused, and the notes.
+    """Open every image once; return the rows of valid images with hashes and sizes, the rejected ones, and notes.
 
-    on_progress: called with (images done, images in all).
+    on_progress: called with (images done, all images).
     """
     paths = records.frame["path"].tolist()
     is_accepted = np.zeros(len(paths), bool)
     sizes = np.zeros((len(paths), 2), np.int64)
-    hashes = bytearray(2 * _HASH_BYTES * len(paths))  # a million as text weigh 230 MB, as bytes 64
+    hashes = bytearray(2 * _HASH_BYTES * len(paths))  # of a million images: 64 MB, as text 230 MB
     rejected: list[Rejected] = []
     counts: Counter[str] = Counter()
     for index, result in enumerate(_open_in_threads(records.image_root, paths)):
@@ -72,17 +74,17 @@ def _hex_digests(hashes: bytearray, is_accepted: np.ndarray, hash_offset: int) -
 def _open_in_threads(root: Path, paths: Sequence[str]) -> Iterator[ImageSummary | Rejected]:
     """Open images in threads, results in the order of `paths`.
 
-    Threads, since decoders and hashes release Python's lock, and a started process would need the caller's script to
-    be importable. 10,015 JPEGs of 200 x 150 on two busy cores: one thread 2.6 s, two 2.7 s, two processes 1.5 to
-    2.4 s; the larger the images, the more the threads gain.
+    Threads, because decoders and hashes release Python's global lock, and new processes would need the caller's script
+    to be importable. 10,015 JPEGs of 200 x 150 pixels on two busy cores took one thread 2.6 s, two threads 2.7 s, two
+    processes 1.5 to 2.4 s; larger images gain more.
     """
     tasks = [paths[start : start + _IMAGES_PER_TASK] for start in range(0, len(paths), _IMAGES_PER_TASK)]
-    pool = ThreadPoolExecutor(min(MAX_THREADS, cpu_count()))
-    try:
-        for results in pool.map(lambda task: [_open_one(root / path, path) for path in task], tasks):
-            yield from results
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+    def open_task(task: Sequence[str]) -> list[ImageSummary | Rejected]:
+        return [_open_one(root / path, path) for path in task]
+
+    for summaries in ordered_map(open_task, tasks, n_threads=min(MAX_THREADS, cpu_count())):
+        yield from summaries
 
 
 def _open_one(file: Path, path: str) -> ImageSummary | Rejected:

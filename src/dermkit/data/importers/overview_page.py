@@ -1,4 +1,4 @@
-"""`overview.html`: one offline page that shows a person what a data set holds, before anything is trained on it."""
+"""`overview.html`: an offline page that shows what a data set contains, to be read before training on it."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dermkit import __version__
-from dermkit.data.importers.walk import Rejected
+from dermkit.data.importers.records import Rejected
 from dermkit.data.manifest import GIVEN_SPLITS, MALIGNANCIES, Dataset, LesionClass
 from dermkit.errors import ImageRejected
 from dermkit.images.decode import open_image
@@ -18,10 +18,10 @@ from dermkit.render.html import template_environment
 from dermkit.render.sheets import data_uri
 
 MAX_THUMBNAILS = 240
-"""Thumbnails on a page, about 4 KB each: the page stays near 1 MB, whatever the number of classes."""
+"""At about 4 KB each, the page stays near 1 MB for any number of classes."""
 
 THUMBNAILS_PER_CLASS = 16  # two rows of eight
-_THUMBNAIL_SIDE = 112  # pixels; shown at this size
+_THUMBNAIL_SIDE = 112  # pixels, the size in the page
 
 _MAX_REJECTED = 100
 _MAX_BARS = 24
@@ -31,7 +31,7 @@ _AGE_STEP = 10  # years
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A re-encoded thumbnail and the path it comes from."""
+    """A thumbnail as a data URI, and the path of its image."""
 
     uri: str
     path: str
@@ -39,7 +39,7 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class ClassView:
-    """A class as the page shows it. share: of all images, 0..1. splits: given split -> images."""
+    """A class as the page shows it. fraction: of all images, 0..1. splits: given split -> number of images."""
 
     lesion_class: LesionClass
     n: int
@@ -51,7 +51,7 @@ class ClassView:
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of a bar chart. parts: (malignancy, width in percent of the longest bar)."""
+    """A row of a bar chart. segments: (malignancy, width in percent of the longest bar)."""
 
     label: str
     n: int
@@ -60,7 +60,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """Counts of one metadata field. missing: images where it is not given."""
+    """Counts of the values of a metadata column. n_missing: images without a value."""
 
     title: str
     bars: list[Bar]
@@ -68,7 +68,7 @@ class Chart:
 
 
 def render_overview(dataset: Dataset, rejected: Sequence[Rejected]) -> str:
-    """Return the page as HTML: no script, no link to load, every picture re-encoded from pixels."""
+    """Return the page as HTML, without scripts or links; every image is encoded anew from its pixels."""
     environment = template_environment()
     frame = dataset.manifest
     splits = [name for name in GIVEN_SPLITS if name and (frame["given_split"] == name).any()]
@@ -81,17 +81,17 @@ def render_overview(dataset: Dataset, rejected: Sequence[Rejected]) -> str:
         n=len(frame),
         splits=splits,
         classes=classes,
-        most=max(view.n for view in classes),
-        sides=_by_malignancy(dataset),
-        lesions=_count_distinct(frame["lesion_id"]),
-        patients=_count_distinct(frame["patient_id"]),
-        photographs=_photographs_per_lesion(frame),
+        max_n=max(view.n for view in classes),
+        malignancy_counts=_count_by_malignancy(dataset),
+        n_lesions=_count_distinct(frame["lesion_id"]),
+        n_patients=_count_distinct(frame["patient_id"]),
+        photographs_per_lesion=_photographs_per_lesion(frame),
         charts=list(_charts(dataset)),
         sizes=sorted(sizes.items(), key=lambda entry: (-entry[1], entry[0]))[:_MAX_SIZES],
-        more_sizes=max(0, len(sizes) - _MAX_SIZES),
-        refused=rejected[:_MAX_REJECTED],
-        refused_n=len(rejected),
-        reasons=sorted(Counter(entry.reason for entry in rejected).items()),
+        n_more_sizes=max(0, len(sizes) - _MAX_SIZES),
+        rejected=rejected[:_MAX_REJECTED],
+        n_rejected=len(rejected),
+        reason_counts=sorted(Counter(entry.reason for entry in rejected).items()),
     )
 
 
@@ -114,7 +114,7 @@ def _class_views(dataset: Dataset, splits: Sequence[str]) -> Iterator[ClassView]
 
 
 def _thumbnails(dataset: Dataset, name: str, paths: list[str], limit: int) -> Iterator[Thumbnail]:
-    """Draw pictures of a class at random; the seed is its name, so the same class shows the same pictures."""
+    """Yield random images of a class. The seed is its name, so a class always shows the same images."""
     seed = int.from_bytes(sha256(name.encode()).digest()[:8], "big")
     sample = np.random.default_rng(seed).permutation(len(paths))[:limit]
     for index in sorted(sample.tolist()):
@@ -125,10 +125,15 @@ def _thumbnails(dataset: Dataset, name: str, paths: list[str], limit: int) -> It
         yield Thumbnail(data_uri(image.pixels, _THUMBNAIL_SIDE), paths[index])
 
 
-def _by_malignancy(dataset: Dataset) -> list[tuple[str, int]]:
-    malignancies = dataset.manifest["label"].map(
+def _malignancies(dataset: Dataset) -> "pd.Series[str]":
+    """Return the malignancy of each image."""
+    return dataset.manifest["label"].map(
         {lesion_class.name: lesion_class.malignancy for lesion_class in dataset.classes}
     )
+
+
+def _count_by_malignancy(dataset: Dataset) -> list[tuple[str, int]]:
+    malignancies = _malignancies(dataset)
     return [(malignancy, int((malignancies == malignancy).sum())) for malignancy in MALIGNANCIES]
 
 
@@ -137,16 +142,13 @@ def _count_distinct(ids: "pd.Series[str]") -> int:
 
 
 def _photographs_per_lesion(frame: pd.DataFrame) -> list[tuple[int, int]]:
-    """Return (photographs of a lesion, number of such lesions)."""
+    """Return (number of photographs, number of lesions with so many), sorted."""
     lesion_ids = frame.loc[frame["lesion_id"] != "", "lesion_id"]
     return sorted(Counter(lesion_ids.value_counts().tolist()).items())
 
 
 def _charts(dataset: Dataset) -> Iterator[Chart]:
-    frame = dataset.manifest
-    malignancies = frame["label"].map(
-        {lesion_class.name: lesion_class.malignancy for lesion_class in dataset.classes}
-    )
+    frame, malignancies = dataset.manifest, _malignancies(dataset)
     ages = frame["age"].map({value: _decade(value) for value in frame["age"].unique()})
     for title, values, by_size in (
         ("Age (years)", ages, False), ("Sex", frame["sex"], True), ("Site", frame["site"], True),
@@ -165,7 +167,7 @@ def _decade(age: str) -> str:
 
 
 def _bars(table: pd.DataFrame, by_size: bool) -> list[Bar]:
-    """Return a bar per row of value x malignancy counts: by value, or the largest first."""
+    """Return a bar per row of a table value x malignancy; by_size: the largest first, else sorted by value."""
     totals = table.sum(axis=1)
     order = totals.sort_values(ascending=False, kind="stable").index if by_size else sorted(table.index)
     malignancies = [malignancy for malignancy in MALIGNANCIES if malignancy in table.columns]

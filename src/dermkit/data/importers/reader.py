@@ -1,4 +1,4 @@
-"""What every reader of tables does: walk the images, find the table, give each row its file, fill the columns."""
+"""The steps that all readers of tables share: walk the images, find the table, match rows to files, fill columns."""
 
 import re
 from collections import Counter
@@ -12,6 +12,7 @@ from dermkit.data.importers.csv_tables import (
     TextTable,
     check_is_text,
     find_column,
+    find_first_column,
     missing_column_text,
     read_table_head,
 )
@@ -32,9 +33,9 @@ _ISIC_ID = re.compile(r"(?<![A-Za-z0-9])ISIC_\d{7}(?!\d)", re.IGNORECASE)
 
 
 def make_frame(columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Return rows with every manifest column but hashes and sizes, sorted by path; columns not given are "".
+    """Return a frame with every manifest column but hashes and sizes, sorted by path; missing columns are "".
 
-    `path` gives image_id where it is not given, and isic_id where it is empty; an ISIC id has one spelling.
+    image_id and isic_id are taken from `path` where they are not given; ISIC ids are written in upper case.
     """
     paths = list(columns["path"])
     ids = [
@@ -50,7 +51,7 @@ def make_frame(columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
 
 
 def image_ids(paths: Sequence[str]) -> list[str]:
-    """Return each path without its ending; where that is not unique, with it."""
+    """Return each path without its suffix, or with it where the id would not be unique."""
     ids = [_without_ending(path) for path in paths]
     if len(set(ids)) == len(ids):
         return ids
@@ -69,16 +70,16 @@ def _without_ending(path: str) -> str:
 
 
 def extract_isic_id(path: str) -> str:
-    """Return the ISIC id in a file's name ("ISIC_0000000", also before "_downsampled"), or ""."""
+    """Return the ISIC id in a file name ("ISIC_0000000" in "ISIC_0000000_downsampled.jpg"), or ""."""
     match = _ISIC_ID.search(path.rpartition("/")[2])
     return match.group().upper() if match else ""
 
 
 def walk_images(source: Path, options: ImportOptions) -> tuple[FolderWalk, list[str]]:
-    """Return the walked folder of images and the paths of all images in it."""
+    """Walk the folder of images; return the walk and the relative paths of all images."""
     image_folder = options.images
     if image_folder and not image_folder.is_dir() and (source / image_folder).is_dir():
-        image_folder = source / image_folder  # a folder of an archive, say
+        image_folder = source / image_folder  # relative to the source, as in an archive
     walk = FolderWalk(resolve_source(image_folder) if image_folder else single_subfolder(resolve_source(source)))
     paths = list(walk.all_images())
     if options.images and not options.table:
@@ -97,9 +98,10 @@ def find_table(
     alternatives: Sequence[str] = (),
     hint_columns: Sequence[str] = (),
 ) -> Path:
-    """Return the table that was named, or the only one with these columns, nearest to the top; raises `DataError`.
+    """Return the table named in the options, or the only one with these columns in the highest folder.
 
-    either: it must have one of these columns too. hints: columns that decide between several tables.
+    usual_name: its name in the published set, for messages. alternatives: it must have one of these columns too.
+    hint_columns: columns that decide between several tables. Raises `DataError` for no table or several.
     """
     if options.table:
         locations = [options.table, walk.root / options.table]
@@ -144,7 +146,7 @@ def missing_table_error(
     alternatives: Sequence[str] = (),
     candidates: Sequence[str] = (),
 ) -> DataError:
-    """Return the error for no table, or several; raises the one of a table that is no text."""
+    """Return the error for finding no table or several. Raises `DataError` at once if a table is not text."""
     if not candidates:
         for path in walk.tables:
             check_is_text(walk.root / path)
@@ -159,13 +161,13 @@ def missing_table_error(
 
 
 def _other_tables(walk: FolderWalk, candidates: Sequence[str]) -> str:
-    """Name the tables that do not fit: an empty file is a download that failed, another header a wrong layout."""
+    """Name the tables without the columns, which can be failed downloads or tables of another layout."""
     other_names = [Path(path).name for path in walk.tables if path not in candidates]
     return f" (and without them: {', '.join(other_names[:_MAX_NAMED])})" if other_names else ""
 
 
 def check_columns(table: TextTable, required_columns: Sequence[str], problems: ProblemList) -> None:
-    """Raise `DataError` with all problems so far, if a table lacks a column."""
+    """Raise `DataError` with all problems so far if a table lacks a column."""
     missing = [name for name in required_columns if name not in table.columns]
     for name in missing:
         problems.add(table.path, 1, missing_column_text(name, table.columns))
@@ -174,8 +176,8 @@ def check_columns(table: TextTable, required_columns: Sequence[str], problems: P
 
 
 def pick_column(table: TextTable, names: Sequence[str], problems: ProblemList) -> str:
-    """Return the first of these columns that a table has; raises `DataError` where it has none."""
-    column = next(filter(None, (find_column(table.columns, name) for name in names)), None)
+    """Return the first of these columns that a table has; raises `DataError` if it has none."""
+    column = find_first_column(table.columns, names)
     if column is None:
         text = missing_column_text(names[0], table.columns) if len(names) == 1 else ""
         columns_text = ", ".join(table.columns[:40])
@@ -192,9 +194,9 @@ def to_records(
     *,
     extra_tables: Sequence[Path] = (),
 ) -> Records:
-    """Give the rows their files and hand everything over.
+    """Match rows to files and return the records.
 
-    also: further tables that were read. Raises `DataError` for all problems, or where no image is there.
+    extra_tables: further tables that were read. Raises `DataError` that lists all problems, or if no image exists.
     """
     check_images(table_rows, problems)
     check_lesion_owners(table_rows, problems)

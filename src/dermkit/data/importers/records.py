@@ -1,4 +1,4 @@
-"""What a reader hands over: rows, where their images lie, what was refused and what a person should know."""
+"""The result of reading a source: rows, the folder of their images, rejected files and notes for the user."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,10 @@ import pandas as pd
 
 
 class Rejected(NamedTuple):
-    """A file or row that did not become an image of the data set: relative path, reason code, detail."""
+    """A file or row that did not become an image of the data set: relative path, reason code, detail.
+
+    Codes are those of `RejectionReason` and the `REASON_*` of the importers. The fields are the header of refused.csv.
+    """
 
     path: str
     reason: str
@@ -17,7 +20,7 @@ class Rejected(NamedTuple):
 
 @dataclass(frozen=True)
 class Note:
-    """Something a person should know, that stopped nothing; `n` is how many images, files or rows it is about."""
+    """A warning for the user, stored in dataset.json. n: how many images, files or rows it is about."""
 
     code: str
     text: str
@@ -26,10 +29,11 @@ class Note:
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """What a reader found. frame: the manifest columns without hashes and sizes, sorted by path.
+    """The images of a source.
 
-    images: the root that `path` is relative to. columns: the names of all columns of the tables that were read, and
-    columns_used: those whose values are in the frame; an audit looks for names that give the label away.
+    frame: the manifest columns without hashes and sizes, sorted by path. image_root: the folder that `path` is relative
+    to. columns: the names of all columns of the tables that were read; columns_used: those whose values are in the
+    frame. The audit checks both for columns that reveal the label.
     """
 
     frame: pd.DataFrame

@@ -1,4 +1,4 @@
-"""From a folder of images to a checked data set folder: read, let every image in or refuse it, check, write."""
+"""Imports a data set: reads a source, opens every image, checks the rows and writes a data set folder."""
 
 import difflib
 import shutil
@@ -46,7 +46,7 @@ MEDMNIST = "medmnist"
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a layout is read, and what a person may say about it."""
+    """How a layout is read, and the fields of `ImportOptions` that it takes."""
 
     reader: Callable[[Path, ImportOptions], Records]
     allowed_options: frozenset[str] = frozenset()
@@ -63,7 +63,7 @@ LAYOUTS: Mapping[str, _Layout] = MappingProxyType(
         "isic-archive": _Layout(read_isic_archive, frozenset({"table", "images", "label"})),
     }
 )
-"""Readers of folders; `MEDMNIST` is a file, and read in a way of its own."""
+"""Layouts that are folders. `MEDMNIST` is a single file and read separately."""
 
 _N_EXAMPLES = 3
 _MAX_LISTED = 100
@@ -71,7 +71,10 @@ _MAX_LISTED = 100
 
 @dataclass(frozen=True, eq=False)
 class ImportOutcome:
-    """What an import made: the data set as written, and the files and rows that were refused, sorted by path."""
+    """The result of an import.
+
+    dataset: as written. rejected: the files and rows that are no images of it (path, reason, detail), sorted by path.
+    """
 
     dataset: Dataset
     rejected: list[Rejected]
@@ -89,13 +92,17 @@ def import_dataset(
     on_progress: Callable[[int, int], None] | None = None,
     on_unpack: Callable[[int, int], None] | None = None,
 ) -> ImportOutcome:
-    """Write a data set folder: manifest.csv, dataset.json, location.json, refused.csv, overview.html.
+    """Import a data set: open every image once and write a data set folder, which `load_dataset` reads.
 
-    source: a folder, or a .zip of one, whose images are unpacked to `out/images`. name: default the known data set's,
-    else the name of `out`. malignancy: class -> benign, malignant or indeterminate, over the table. options: what the
-    layout asks for. joined: tables that give ids and metadata back. on_progress, on_unpack: called with (done, all).
-    Raises `UsageError` (layout, option, class or malignancy unknown), `DataError` (nothing usable, rows that
-    contradict each other; refused.csv is written even then) and `OutputError`.
+    layout: folder (one per class), ham10000, isic2018, isic2019, isic2020, isic-archive, csv or medmnist. source: a
+    folder, a .zip of one, or an .npz; packed images are unpacked to `out/images`, others stay where they are. name:
+    by default that of the published data set it is recognised as, else that of `out`. malignancy: class -> benign,
+    malignant or indeterminate, to overrule the table of diagnoses; malignant is the positive class of all metrics.
+    metadata_tables: add ids, age, sex and site, matched by ISIC id or file name. on_progress, on_unpack: called with
+    (images done, all images). Raises `UsageError` (unknown layout, option, class or malignancy), `DataError` (no valid
+    image, an invalid table; refused.csv is written if images were opened) and `OutputError`.
+
+        dataset = dk.import_dataset("folder", Path("images"), out=Path("dataset")).dataset
     """
     _check_options(layout, options)
     _check_output_folder(layout, source, out, options)
@@ -111,16 +118,10 @@ def import_dataset(
             raise _all_rejected_error(source, out, rejected)
         known_dataset = recognise(records.frame)
         frame = _with_licence(frame, known_dataset)
-        classes = _classes(frame, malignancy)
-        metadata = {
-            **_dataset_metadata(known_dataset, malignancy, rejected),
-            "columns": list(records.columns),
-            "columns_used": list(records.columns_used),
-        }
-        dataset_name = name or (known_dataset.key if known_dataset else out.resolve().name)
         dataset = Dataset(
-            folder=out, image_root=records.image_root, name=dataset_name, classes=classes, manifest=frame,
-            importer=layout, notes=metadata,
+            folder=out, image_root=records.image_root, manifest=frame, classes=_classes(frame, malignancy),
+            name=name or (known_dataset.key if known_dataset else out.resolve().name), importer=layout,
+            notes=_dataset_metadata(known_dataset, malignancy, rejected, records),
         )  # fmt: skip
         warnings = [*records.notes, *notes, *_warnings(dataset, malignancy)]
         dataset = replace(dataset, notes={**dataset.notes, "warnings": [asdict(note) for note in warnings]})
@@ -130,7 +131,7 @@ def import_dataset(
 
 
 def _check_options(layout: str, options: ImportOptions) -> None:
-    """Raise `UsageError` for a layout that is none, or an option that it does not take."""
+    """Raise `UsageError` for an unknown layout, or an option that the layout does not take."""
     if layout not in LAYOUTS and layout != MEDMNIST:
         raise UsageError(f"unknown layout {layout!r}", remedy=f"one of: {', '.join([*LAYOUTS, MEDMNIST])}")
     allowed_options = LAYOUTS[layout].allowed_options if layout in LAYOUTS else frozenset()
@@ -152,14 +153,16 @@ def _check_options(layout: str, options: ImportOptions) -> None:
 
 
 def _check_output_folder(layout: str, source: Path, out: Path, options: ImportOptions) -> None:
-    """Refuse to write over other files or another source's data set; raises `UsageError`."""
+    """Raise `UsageError` if the output folder holds other files or the data set of another source."""
     images = out / "images"
     if (archives.is_archive(source) or layout == MEDMNIST) and archives.has_source_record(images):
         archives.check_source(images, _source_file(layout, source))
-        return  # an import that was stopped goes on
+        return  # an interrupted import continues
     check_output(out, marker="dataset.json", description="a data set folder")
     if (out / "location.json").is_file():
-        earlier_root = Path(str(read_json(out / "location.json", format=1, error=DataError).get("images", "")))
+        earlier_root = Path(
+            str(read_json(out / "location.json", format=DATASET_FORMAT, error=DataError).get("images", ""))
+        )
         image_root = (options.images or (source.parent if source.is_file() else source)).resolve()
         if image_root not in (earlier_root, *earlier_root.parents) and earlier_root.exists():
             raise UsageError(
@@ -181,7 +184,7 @@ def _read_source(
     metadata_tables: Sequence[Path],
     on_unpack: Callable[[int, int], None] | None,
 ) -> tuple[Records, list[MetadataConflict]]:
-    """Return the rows of a source with what tables give back; what is packed is unpacked to `out/images` first."""
+    """Read a source and join its metadata tables. An archive is first unpacked to `out/images`."""
     is_packed = archives.is_archive(source)
     if not is_packed and layout != MEDMNIST:
         return join_metadata(LAYOUTS[layout].reader(source, options), metadata_tables)
@@ -202,7 +205,7 @@ def _read_source(
         )
         return join_metadata(records, metadata_tables)
     except DataError as error:
-        if is_new:  # nothing half-written stays behind
+        if is_new:  # leave no images without a data set
             shutil.rmtree(images, ignore_errors=True)
         members = "".join(
             f"\n  {rejection.path}: {rejection.reason}: {rejection.detail}"
@@ -225,7 +228,7 @@ def _read_medmnist(
 
 
 def _save_conflicts(out: Path, conflicts: Sequence[MetadataConflict]) -> None:
-    """Write what tables said otherwise than the source; a list of an earlier import does not stay."""
+    """Write conflicts.csv, or remove that of an earlier import if there are no conflicts."""
     if conflicts:
         write_rows(out / "conflicts.csv", MetadataConflict._fields, conflicts)
     else:
@@ -246,7 +249,7 @@ def _check_overrides(malignancy: Mapping[str, str], names: Sequence[str]) -> Non
 
 
 def _sorted_labels(labels: "pd.Series[str]") -> list[str]:
-    """Return the distinct labels in the order of the classes: alphabetical, whatever the order of the files."""
+    """Return the distinct labels in alphabetical order, which is the order of the classes."""
     return sorted(labels.unique(), key=lambda label: (label.casefold(), label))
 
 
@@ -260,12 +263,12 @@ def _all_rejected_error(source: Path, out: Path, rejected: Sequence[Rejected]) -
     )
 
 
-# Classes, licence, facts ------------------------------------------------------------------------------------------
+# Classes, licence, metadata ---------------------------------------------------------------------------------------
 
 
 def _classes(frame: pd.DataFrame, malignancy: Mapping[str, str]) -> tuple[LesionClass, ...]:
-    """Return the classes that have an image, with the malignancy that the person set over the table's."""
-    malignancies: dict[str, Malignancy] = {malignancy_word: malignancy_word for malignancy_word in MALIGNANCIES}
+    """Return the classes that have an image, with the malignancy of `malignancy`, else of the table of diagnoses."""
+    malignancies: dict[str, Malignancy] = {name: name for name in MALIGNANCIES}
     classes = map(classify_label, _sorted_labels(frame["label"]))
     return tuple(
         replace(lesion_class, malignancy=malignancies[malignancy.get(lesion_class.name, lesion_class.malignancy)])
@@ -274,7 +277,7 @@ def _classes(frame: pd.DataFrame, malignancy: Mapping[str, str]) -> tuple[Lesion
 
 
 def _with_licence(frame: pd.DataFrame, known_dataset: KnownDataset | None) -> pd.DataFrame:
-    """Fill what no table said of an image with what is known of its data set."""
+    """Fill empty source, licence and attribution with those of the published data set."""
     if known_dataset is None:
         return frame
     defaults = {
@@ -286,8 +289,12 @@ def _with_licence(frame: pd.DataFrame, known_dataset: KnownDataset | None) -> pd
 
 
 def _dataset_metadata(
-    known_dataset: KnownDataset | None, malignancy: Mapping[str, str], rejected: Sequence[Rejected]
+    known_dataset: KnownDataset | None,
+    malignancy: Mapping[str, str],
+    rejected: Sequence[Rejected],
+    records: Records,
 ) -> dict[str, Any]:
+    """Return the entries of dataset.json beside those that `Dataset` has fields for."""
     reasons = Counter(rejection.reason for rejection in rejected)
     metadata: dict[str, Any] = {
         "malignancy_source": describe_malignancy_source(sorted(malignancy)),
@@ -304,10 +311,10 @@ def _dataset_metadata(
             "defects": list(known_dataset.defects),
             "images_published": known_dataset.n_images,
         }
-    return metadata
+    return metadata | {"columns": list(records.columns), "columns_used": list(records.columns_used)}
 
 
-# Batch checks: rows against each other; none of them stops an import ------------------------------------------------
+# Warnings about rows that do not fit each other; none ends an import ----------------------------------------------
 
 
 def _warnings(dataset: Dataset, malignancy: Mapping[str, str]) -> Iterator[Note]:
@@ -334,7 +341,7 @@ def _warnings(dataset: Dataset, malignancy: Mapping[str, str]) -> Iterator[Note]
         frame, "pixel_sha256", "given_split", "copies_across", "Identical pixels in two given splits"
     )
     repeated_ids = frame[(frame["isic_id"] != "") & frame["isic_id"].duplicated(keep=False)]
-    # With the same pixels they are copies, noted above.
+    # Rows with the same pixels are duplicates, noted above.
     repeated_ids = repeated_ids[repeated_ids.groupby("isic_id")["pixel_sha256"].transform("nunique") > 1]
     yield from _inconsistency_note(repeated_ids, "isic_id", "label", "isic_labels", "One ISIC id under two labels")
     yield from _inconsistency_note(
@@ -357,7 +364,7 @@ def _warnings(dataset: Dataset, malignancy: Mapping[str, str]) -> Iterator[Note]
 
 def _inconsistency_note(frame: pd.DataFrame, id_column: str, value: str, code: str, text: str) -> Iterator[Note]:
     """Note the images that share a known `id_column` and differ in `value`."""
-    # Most ids stand alone: grouping a million of them to find that out would take minutes and a gigabyte.
+    # Keep only repeated ids: grouping a million unique ones takes minutes and a gigabyte.
     shared_rows = frame[(frame[id_column] != "") & frame[id_column].duplicated(keep=False)]
     is_inconsistent = shared_rows.groupby(id_column)[value].transform("nunique") > 1
     inconsistent_rows = shared_rows[is_inconsistent]
@@ -373,7 +380,7 @@ def _inconsistency_note(frame: pd.DataFrame, id_column: str, value: str, code: s
 
 
 def _join_paths(paths: Sequence[str]) -> str:
-    """Return paths that belong together as words; a picture may have a thousand copies."""
+    """Return a text of the first paths of images that belong together, and the number of others."""
     overflow = f" and {len(paths) - _N_EXAMPLES} more" if len(paths) > _N_EXAMPLES else ""
     return " = ".join(paths[:_N_EXAMPLES]) + overflow
 
@@ -382,23 +389,23 @@ def _has_outdated_splits(dataset: Dataset) -> bool:
     return any((dataset.folder / "splits").glob("*.csv")) and _changes_manifest(dataset)
 
 
-# What an audit of the earlier manifest left -----------------------------------------------------------------------
+# An earlier manifest in the same folder, and its audit ------------------------------------------------------------
 
 
 def _changes_manifest(dataset: Dataset) -> bool:
-    """Say whether the folder still holds a manifest with other bytes."""
+    """Return whether the folder holds a different manifest, which will be overwritten."""
     old_manifest = dataset.folder / "manifest.csv"
     return old_manifest.is_file() and sha256_file(old_manifest) != dataset.manifest_sha256
 
 
 def _void_acceptance_note(folder: Path) -> Iterator[Note]:
-    """Note the findings that were accepted for the earlier manifest: the new dataset.json does not hold them."""
+    """Note audit findings that were accepted for the earlier manifest; the new dataset.json does not contain them."""
     path = folder / "dataset.json"
     if not path.is_file():
         return
     try:
         document = read_json(path, format=DATASET_FORMAT, error=DataError)
-    except DataError:  # it is written anew
+    except DataError:  # a broken file, which will be overwritten
         return
     acceptance_maps = [document.get("accepted"), *_dict_values(document.get("accepted_against"))]
     codes = [str(code) for acceptances in acceptance_maps if isinstance(acceptances, dict) for code in acceptances]
@@ -417,7 +424,7 @@ def _dict_values(value: Any) -> list[Any]:
 
 
 def _save(dataset: Dataset, conflicts: Sequence[MetadataConflict]) -> None:
-    """Write the data set; what a cleaning dropped from another manifest is no longer listed, it may be back."""
+    """Write the data set. The list of rows that a cleaning dropped from a different manifest is removed."""
     dropped_list = dataset.folder / "audit" / "dropped.csv"
     if dropped_list.is_file() and _changes_manifest(dataset):
         dropped_list.unlink()

@@ -1,4 +1,4 @@
-"""From rows of tables to rows of the manifest: columns mapped, values checked, each row with its image file."""
+"""From the rows of tables to rows of the manifest: maps columns, checks values and finds each row's image file."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.importers import normalise
-from dermkit.data.importers.csv_tables import ProblemList, TextTable, find_column
+from dermkit.data.importers.csv_tables import ProblemList, TextTable, find_first_column
 from dermkit.data.importers.match_files import match_files
 from dermkit.data.importers.records import Note, Rejected
 from dermkit.data.manifest import MAX_AGE
@@ -19,14 +19,13 @@ from dermkit.images.headers import IMAGE_SUFFIXES
 
 REASON_NO_METADATA = "no_metadata"
 REASON_NO_LABEL = "no_label"
-# Beside the reasons of `errors.Refusal`: a file without a row, and a row without a diagnosis.
+# Reasons beside those of `errors.RejectionReason`: a file without a row, and a row without a label.
 
 TARGET_COLUMNS = (
     "image", "label", "lesion_id", "patient_id", "isic_id", "source", "licence", "attribution", "age", "sex", "site",
     "skin_type", "given_split", "copy_group",
 )  # fmt: skip
-"""What a column of a table can be; the manifest's columns, and the image that a row is about."""
-
+"""Targets of a table's columns: columns of the manifest, and `image`, the file that a row is about."""
 
 METADATA_COLUMNS = MappingProxyType(
     {
@@ -40,14 +39,18 @@ METADATA_COLUMNS = MappingProxyType(
         "attribution": ("attribution",),
     }
 )
-"""Target -> the names that ISIC and its relatives give that column, the first that is there counts."""
+"""Target -> the names of that column in ISIC tables and similar ones; the first that exists is used."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What a person says about a source. columns: target -> column of the table. label: the column of the label.
+    """How to read a source; which options apply depends on the layout.
 
-    table, images: where these lie, if not where the layout says.
+    columns: target (one of `TARGET_COLUMNS`) -> column of the table. table: the table, if the source has several.
+    images: the folder of the images, if it is not the source. label: the column of the label; for layout csv also
+    several one-hot columns with commas.
+
+        dk.ImportOptions(columns={"image": "file", "lesion_id": "lesion"}, label="dx")
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -61,10 +64,11 @@ DEFAULT_IMPORT_OPTIONS = ImportOptions()
 
 @dataclass(frozen=True, eq=False)
 class TableRows:
-    """Rows of tables under the targets' names. frame: text, "" = unknown; `image` and any other of `TARGET_COLUMNS`.
+    """Rows of one or several tables, with their columns renamed to targets.
 
-    rows: (n,) row numbers. tables, table: the files, and (n,) which of them a row is from.
-    columns, used: names of all columns of the tables, and of those in the frame.
+    frame: text, "" = unknown; `image` and any other of `TARGET_COLUMNS`. row_numbers: (n,), as `TextTable` counts.
+    table_paths: the files; table_index: (n,) the file of each row. columns: names of all columns of the tables;
+    columns_used: of those in the frame.
     """
 
     frame: pd.DataFrame
@@ -78,17 +82,17 @@ class TableRows:
     def report_rows(
         self, is_wrong: NDArray[np.bool_], problems: ProblemList, describe: Callable[[int], str]
     ) -> None:
-        """Note a problem for every row that is marked. say: place of a row -> words."""
+        """Add a problem for every row where the mask is True. describe: index of a row -> text."""
         for index in np.flatnonzero(is_wrong).tolist():
             self.report_row(index, describe(index), problems)
 
     def report_row(self, index: int, text: str, problems: ProblemList) -> None:
-        """Note a problem of one row. at: its place."""
+        """Add a problem of the row at this index."""
         problems.add(self.table_paths[self.table_index[index]], int(self.row_numbers[index]), text)
 
 
 def rows_of_table(table: TextTable, columns: Mapping[str, str]) -> TableRows:
-    """Return the rows of a table by target. columns: target -> column of the table, each of which it has."""
+    """Return the rows of a table. columns: target -> existing column of the table."""
     frame = pd.DataFrame({target: table.frame[name] for target, name in columns.items()})
     used = tuple(dict.fromkeys(columns.values()))
     table_index = np.zeros(len(table.row_numbers), np.int8)
@@ -96,13 +100,13 @@ def rows_of_table(table: TextTable, columns: Mapping[str, str]) -> TableRows:
 
 
 def with_column(table_rows: TableRows, target: str, cells: "pd.Series[str]", used: Sequence[str]) -> TableRows:
-    """Return the rows with one more target. used: the columns that the cells come from."""
+    """Return the rows with one more target. cells: its values. used: the columns that they come from."""
     frame = table_rows.frame.assign(**{target: cells.to_numpy()})
     return replace(table_rows, frame=frame, columns_used=tuple(dict.fromkeys([*table_rows.columns_used, *used])))
 
 
 def concat_rows(row_sets: Sequence[TableRows]) -> TableRows:
-    """Return the rows of several tables, one below the other."""
+    """Concatenate the rows of several tables."""
     frame = pd.concat([rows.frame for rows in row_sets], ignore_index=True).fillna("")
     return TableRows(
         frame,
@@ -116,11 +120,9 @@ def concat_rows(row_sets: Sequence[TableRows]) -> TableRows:
 
 
 def metadata_columns(columns: Sequence[str]) -> dict[str, str]:
-    """Return target -> column for every column of `METADATA_COLUMNS` that a table has."""
-    candidates = {
-        target: [find_column(columns, name) for name in names] for target, names in METADATA_COLUMNS.items()
-    }
-    return {target: next(filter(None, names)) or "" for target, names in candidates.items() if any(names)}
+    """Return target -> column for every target of `METADATA_COLUMNS` that a table has."""
+    candidates = {target: find_first_column(columns, names) for target, names in METADATA_COLUMNS.items()}
+    return {target: name for target, name in candidates.items() if name}
 
 
 # Values -----------------------------------------------------------------------------------------------------------
@@ -147,7 +149,7 @@ _PROBLEM_TEXTS = MappingProxyType(
 
 
 def normalise_values(table_rows: TableRows, problems: ProblemList) -> TableRows:
-    """Return the rows with one spelling for each value; ages and sides that are none are problems."""
+    """Return the rows with normalised values; invalid ages and splits are problems."""
     columns: dict[str, pd.Series[str]] = {}
     for target in table_rows.frame.columns:
         column = table_rows.frame[target]
@@ -168,7 +170,7 @@ def normalise_values(table_rows: TableRows, problems: ProblemList) -> TableRows:
 
 
 def check_images(table_rows: TableRows, problems: ProblemList) -> None:
-    """Note rows without an image, and rows that name an image again."""
+    """Report rows without an image, and rows that repeat an image."""
     image = table_rows.frame["image"]
     is_empty = (image == "").to_numpy(dtype=bool)
     table_rows.report_rows(is_empty, problems, lambda _: "the image is empty")
@@ -193,7 +195,7 @@ def _repeat_text(table_rows: TableRows, first_index: int, index: int) -> str:
 
 
 def check_lesion_owners(table_rows: TableRows, problems: ProblemList) -> None:
-    """Note rows that give a lesion to another patient than an earlier row: its ids are numbers within a patient."""
+    """Report lesion ids that occur with two patients: such ids are unique only within a patient."""
     if not {"lesion_id", "patient_id"} <= set(table_rows.frame.columns):
         return
     ids = table_rows.frame[["lesion_id", "patient_id"]]
@@ -209,7 +211,7 @@ def check_lesion_owners(table_rows: TableRows, problems: ProblemList) -> None:
 
 
 def check_labels(table_rows: TableRows, problems: ProblemList, *, allowed: Sequence[str] = ()) -> None:
-    """Note rows without a label, and where a layout has fixed labels, any other. `label` is as in the table."""
+    """Report rows without a label, and labels other than `allowed`, if the layout has fixed labels."""
     label = table_rows.frame["label"]
     is_empty = (label == "").to_numpy(dtype=bool)
     table_rows.report_rows(is_empty, problems, lambda _: "the label is empty or unknown")
@@ -223,7 +225,7 @@ def check_labels(table_rows: TableRows, problems: ProblemList, *, allowed: Seque
 
 
 def labels_from_one_hot(table: TextTable, names: Sequence[str], problems: ProblemList) -> "pd.Series[str]":
-    """Return the label of each row of columns with one 1; none, two, or another value is a problem, and then ""."""
+    """Return (n,) labels from one-hot columns; a row without exactly one 1, or with other values, is a problem."""
     value_of_text = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "": 0}
     columns = [table.frame[name] for name in names]
     count, label = np.zeros(len(table.row_numbers), int), np.full(len(table.row_numbers), "", dtype=object)
@@ -259,7 +261,7 @@ def _one_hot_problem(cells: Sequence[tuple[str, str]], is_invalid: bool) -> str:
 
 @dataclass(frozen=True, eq=False)
 class RowsWithFiles:
-    """Rows with their files: columns for the manifest (`path` and the targets), refused rows and files, notes."""
+    """Rows with their files: columns for the manifest (`path` and the targets), rejected rows and files, notes."""
 
     columns: dict[str, list[str]]
     rejected: list[Rejected] = field(default_factory=list)
@@ -267,18 +269,16 @@ class RowsWithFiles:
 
 
 def attach_files(table_rows: TableRows, paths: Sequence[str], root: Path, problems: ProblemList) -> RowsWithFiles:
-    """Give each row its file. A row without a file, and a file without a row, are refused and listed.
+    """Find the file of each row. Rows without a file and files without a row are rejected.
 
-    A row that could mean several different files, and two rows for one file, are problems. A row whose label is
-    still unknown is refused too: it is for the reader to say where that is a problem.
+    A row that could mean several different files, and two rows for one file, are problems. Rows without a label are
+    rejected; layouts that require labels report them as problems before.
     """
     image = table_rows.frame["image"]
     matches = match_files(image.tolist(), paths, root, IMAGE_SUFFIXES)
     for index, candidates in sorted(matches.ambiguous_values.items()):
         text = f"{image.iloc[index]!r} could be {len(candidates)} different files: {', '.join(candidates)}"
-        problems.add(
-            table_rows.table_paths[table_rows.table_index[index]], int(table_rows.row_numbers[index]), text
-        )
+        table_rows.report_row(index, text, problems)
     _check_shared_files(table_rows, matches.positions, paths, problems)
     has_file = matches.positions >= 0
     is_unlabelled = has_file & (table_rows.frame["label"] == "").to_numpy(dtype=bool)
@@ -286,7 +286,7 @@ def attach_files(table_rows: TableRows, paths: Sequence[str], root: Path, proble
     missing_rows = np.flatnonzero(
         ~has_file & ~is_empty & ~np.isin(np.arange(len(image)), list(matches.ambiguous_values))
     )
-    if problems.n_problems:  # no list of refused images will be written, so they are told here
+    if problems.n_problems:  # the import fails and writes no refused.csv, so missing images are reported here
         for index in missing_rows.tolist():
             table_rows.report_row(index, f"there is no image {image.iloc[index]!r}", problems)
     table_names = [path.name for path in table_rows.table_paths]
@@ -327,7 +327,7 @@ def _no_label_text(table: str, row: int) -> str:
 def _check_shared_files(
     table_rows: TableRows, positions: NDArray[np.int64], paths: Sequence[str], problems: ProblemList
 ) -> None:
-    """Note rows whose file an earlier row has; the same value twice is a repeated image already."""
+    """Report rows with the file of an earlier row, unless the image's name is repeated, which is reported already."""
     rows_with_file = np.flatnonzero(positions >= 0)
     repeated_rows = rows_with_file[pd.Series(positions[rows_with_file]).duplicated().to_numpy()]
     if not len(repeated_rows):
@@ -341,15 +341,13 @@ def _check_shared_files(
                 f"{image.iloc[row]!r} is the file of row {table_rows.row_numbers[earlier_row]} too: "
                 f"{paths[positions[row]]}"
             )
-            problems.add(
-                table_rows.table_paths[table_rows.table_index[row]], int(table_rows.row_numbers[row]), text
-            )
+            table_rows.report_row(row, text, problems)
 
 
 def _unnamed_files(
     positions: NDArray[np.int64], duplicates: frozenset[int], paths: Sequence[str], table: str
 ) -> tuple[list[Rejected], list[Note]]:
-    """Return the refused files that no row names, and notes; second copies of a named file are only counted."""
+    """Return the rejected files that no row names, and notes; further copies of a named file are only counted."""
     is_named = np.zeros(len(paths), bool)
     is_named[positions[positions >= 0]] = True
     is_named[list(duplicates)] = True

@@ -1,4 +1,7 @@
-"""Walks a folder of images safely: no link is followed out, no loop entered, nothing opened, nothing lost unsaid."""
+"""Walks a folder of images safely.
+
+Links out of the folder and loops are not followed, no file is opened, and every file that is left out is reported.
+"""
 
 import os
 from collections import Counter
@@ -7,26 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dermkit.data.importers.csv_tables import TABLE_SUFFIXES
-from dermkit.data.importers.records import Note, Records, Rejected
+from dermkit.data.importers.records import Note, Rejected
 from dermkit.errors import DataError, RejectionReason
 from dermkit.images.headers import IMAGE_SUFFIXES
 
-__all__ = [
-    "FolderWalk",
-    "Note",
-    "Records",
-    "Rejected",
-    "may_be_image",
-    "resolve_source",
-    "single_image_folder",
-    "single_subfolder",
-    "visible_paths",
-]
-
 IGNORED_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
-"""Left by operating systems, in lower case; hidden names are ignored too."""
+"""Files of operating systems, in lower case. Hidden files are ignored too."""
 
-# Why a file never reached the gate; beside the reasons of `errors.Refusal`.
+# Reasons beside those of `errors.RejectionReason`: the file was not opened.
 REASON_MISPLACED = "misplaced"
 REASON_LINK = "link_not_followed"
 REASON_BAD_NAME = "bad_name"
@@ -34,9 +25,10 @@ REASON_BAD_NAME = "bad_name"
 
 @dataclass
 class FolderWalk:
-    """A folder being read: what was found in it, refused and noticed.
+    """A walk through a folder of images, and what it has met so far.
 
-    Paths are texts relative to the root, with `/`: a million of them weigh a third of as many path objects.
+    Paths are strings relative to the root, with `/`; a million of them take a third of the memory of `Path` objects.
+    other_files: suffix -> number of files that are no images. tables: paths of tables.
     """
 
     root: Path
@@ -46,9 +38,9 @@ class FolderWalk:
     tables: list[str] = field(default_factory=list)
 
     def entries(self, folder: str = "") -> tuple[list[str], list[str]]:
-        """Return the sorted subfolders and candidate images of a folder; refuses what is neither safe nor named well.
+        """Return the sorted subfolders and candidate images of a folder; rejects unsafe links and invalid names.
 
-        Linked folders are never entered, so that no loop can form. Tables are remembered, not opened.
+        Linked folders are never entered, so that no loop can form. Tables are listed, not opened.
         """
         folders, files = [], []
         for entry in visible_entries(self.root / folder):
@@ -63,7 +55,7 @@ class FolderWalk:
             elif suffix not in IMAGE_SUFFIXES:
                 self.other_files[suffix or "no ending"] += 1
                 if suffix in TABLE_SUFFIXES and self._stays_inside(entry) and not _is_special(entry):
-                    self.tables.append(path)  # a pipe would keep its reader waiting for ever
+                    self.tables.append(path)  # not a pipe: reading it would wait forever
             elif self._is_safe(entry, path):
                 files.append(path)
         return folders, files
@@ -77,15 +69,16 @@ class FolderWalk:
         elif _is_special(entry):
             self.reject(path, RejectionReason.UNREADABLE.value, "not a regular file")
         else:
-            return True  # a broken link too: the gate says what is missing
+            return True  # a broken link too: opening it reports that the file is missing
         return False
 
     def reject(self, path: str, reason: str, detail: str) -> None:
+        """List a file as rejected; characters that are not UTF-8 are escaped."""
         name = path.replace("\r", "\\r")
         self.rejected.append(Rejected(name.encode("utf-8", "backslashreplace").decode(), reason, detail))
 
     def reject_below(self, folders: Iterable[str], detail: str) -> int:
-        """Refuse every candidate in these folders and below; returns how many."""
+        """Reject every candidate image in and below these folders; returns how many."""
         n_rejected = 0
         for folder in folders:
             subfolders, files = self.entries(folder)
@@ -95,13 +88,14 @@ class FolderWalk:
         return n_rejected
 
     def all_images(self, folder: str = "") -> Iterator[str]:
-        """Yield every candidate image at any depth, sorted."""
+        """Yield every candidate image at any depth, in a fixed order."""
         subfolders, files = self.entries(folder)
         yield from files
         for subfolder in subfolders:
             yield from self.all_images(subfolder)
 
     def note_other_files(self) -> None:
+        """Add a note about the files that are no images."""
         if self.other_files:
             counts_text = ", ".join(f"{ending} {n}" for ending, n in sorted(self.other_files.items()))
             total = self.other_files.total()
@@ -111,7 +105,7 @@ class FolderWalk:
 
 
 def resolve_source(source: Path) -> Path:
-    """Return the source, resolved; raises `DataError` where it is none."""
+    """Return the absolute path of a source folder; raises `DataError` if it is not a folder."""
     if not source.is_dir():
         problem = "is not a folder" if source.exists() else "does not exist"
         raise DataError(f"{source}: {problem}", remedy="give the folder with the images, or a .zip of it")
@@ -121,7 +115,7 @@ def resolve_source(source: Path) -> Path:
 def visible_entries(folder: Path) -> list["os.DirEntry[str]"]:
     """Return a folder's visible entries, sorted by name, without data set folders that dermkit wrote.
 
-    Raises `DataError` where it cannot be listed.
+    Raises `DataError` if it cannot be listed.
     """
     try:
         with os.scandir(folder) as iterator:
@@ -147,7 +141,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _is_special(entry: "os.DirEntry[str]") -> bool:
-    """Say whether an entry is a pipe, a socket or a device; a broken link is none."""
+    """Return whether an entry is a pipe, a socket or a device; a broken link is not."""
     try:
         return not entry.is_file() and Path(entry.path).exists()
     except OSError:
@@ -155,23 +149,24 @@ def _is_special(entry: "os.DirEntry[str]") -> bool:
 
 
 def visible_paths(folder: Path) -> list[Path]:
-    """Return the same as paths."""
+    """Return a folder's visible entries as paths; see `visible_entries`."""
     return [Path(entry.path) for entry in visible_entries(folder)]
 
 
 def may_be_image(path: Path) -> bool:
+    """Return whether a path is a file with the suffix of an image."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
 
 
 def single_image_folder(root: Path) -> Path | None:
-    """Return the single folder in which an archive was packed, if just one holds images and none lies beside it."""
+    """Return the only subfolder with images, if there are no images beside it; otherwise None."""
     paths = visible_paths(root)
     folders = [path for path in paths if path.is_dir() and not path.is_symlink() and _holds_images(path)]
     return folders[0] if len(folders) == 1 and not any(map(may_be_image, paths)) else None
 
 
 def single_subfolder(root: Path) -> Path:
-    """Return the folder in which an archive was packed: the only one, with nothing beside it that could be read."""
+    """Descend while a folder holds a single subfolder and no images or tables, as unpacked archives often do."""
     while True:
         folders = [entry for entry in visible_entries(root) if entry.is_dir(follow_symlinks=False)]
         files = {suffix_of(entry.name) for entry in visible_entries(root) if not _is_folder(entry)}
@@ -185,12 +180,13 @@ def _holds_images(folder: Path) -> bool:
 
 
 def suffix_of(name: str) -> str:
-    """Return the ending of a file name in lower case with its dot, or ""."""
+    """Return the suffix of a file name in lower case with its dot, or ""."""
     base, dot, ending = name.rpartition(".")
     return f".{ending.lower()}" if dot and base and ending else ""
 
 
 def is_utf8(name: str) -> bool:
+    """Return whether a name can be written as UTF-8; names of other encodings contain surrogates."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
