@@ -24,7 +24,7 @@ from dermkit.audit.checks.finding import (
     pair_table,
 )
 from dermkit.audit.run import ImageScanner, ScanResult
-from dermkit.data.identify import classify_label
+from dermkit.data.diagnoses import classify_label
 from dermkit.data.manifest import MANIFEST_COLUMNS, Dataset, load_dataset, save_dataset
 from dermkit.images.decode import open_image
 from dermkit.progress import Progress

@@ -8,7 +8,8 @@ import pytest
 
 from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, read_check_card
 from dermkit.audit.checks.identity import da070_known_set, da071_name_and_content, da072_contains_known_set
-from dermkit.data.identify import KNOWN_DATASETS, KnownDataset, classify_label
+from dermkit.data.diagnoses import classify_label
+from dermkit.data.known_datasets import KNOWN_DATASETS, KnownDataset
 from dermkit.data.manifest import MANIFEST_COLUMNS, Dataset
 
 HAM = next(item for item in KNOWN_DATASETS if item.key == "ham10000")

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from dermkit.data.identify import classify_label
+from dermkit.data.diagnoses import classify_label
 from dermkit.lint.column_order import find_column_order
 from dermkit.lint.predictions import lint_predictions
 from dermkit.lint.rules import LINT_RULES, LintFinding, lint_rows, read_lint, write_lint

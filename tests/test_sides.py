@@ -18,5 +18,5 @@ def test_a_split_without_a_validation_side_can_be_audited(tmp_path: Path) -> Non
     assert sides.name == "mine"
     assert sides.names_for(dataset.manifest).tolist() == ["train", "test", ""]
     path.write_text("image_id,split\n")
-    with pytest.raises(DataError, match="no image is on any side"):
+    with pytest.raises(DataError, match="no image is in any split"):
         read_audited_split(dataset, path)

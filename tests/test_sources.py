@@ -7,22 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dermkit.data.identify import (
+from dermkit.data.diagnoses import (
     DIAGNOSES,
-    KNOWN_DATASETS,
     MALIGNANCY_LABELS,
-    KnownDataset,
     classify_label,
-    content_sha256,
     contradict,
-    find_claimed,
-    find_contained,
-    identify,
     is_known_label,
-    member_mask,
     plain_name,
-    recognise,
 )
+from dermkit.data.identify import content_sha256, find_claimed, find_contained, identify, member_mask, recognise
+from dermkit.data.known_datasets import KNOWN_DATASETS, KnownDataset
 from dermkit.data.manifest import MALIGNANCIES
 
 

@@ -78,7 +78,7 @@ def test_a_hand_written_file_is_checked_in_one_go(tmp_path: Path) -> None:
         "  unknown image (1): nobody",
         "  image named twice (1): i00008",
         "  unknown image among the excluded (1): stranger",
-        "  image both divided and excluded (1): i00007",
+        "  image both in the split and excluded (1): i00007",
         "  split name other than train, validation, test (1): i00000: Train",
         "  wrong fold (1): i00004: 2",
     ]
@@ -91,7 +91,7 @@ def test_a_hand_written_file_is_checked_in_one_go(tmp_path: Path) -> None:
     [
         ("", "cannot be read"),
         ("image,side\n", "lacks the columns image_id, split"),
-        ("image_id,split\ni00000,train\n", "no image is on the test side"),
+        ("image_id,split\ni00000,train\n", "no image is in the test split"),
         ("image_id,split,fold\ni00000,fold,0\ni00001,fold,1\ni00002,fold,3\n", r"folds are \[0, 1, 3\]"),
     ],
 )
@@ -165,10 +165,10 @@ def test_a_split_for_an_audit_may_lack_a_side(tmp_path: Path) -> None:
     assert rows["split"].tolist() == ["train", "test"]
     assert len(excluded) == 2
     for read in (read_split_rows, load_split):
-        with pytest.raises(DataError, match="no image is on the validation side"):
+        with pytest.raises(DataError, match="no image is in the validation split"):
             read(path, frame)
     path.write_text("image_id,split\n")
-    with pytest.raises(DataError, match="no image is on any side"):
+    with pytest.raises(DataError, match="no image is in any split"):
         read_split_rows(path, frame, require_all_splits=False)
     path.write_text("image_id,split\ni00000,train\ni00001,fold\n")
     with pytest.raises(DataError, match="split name other than fold"):

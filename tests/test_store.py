@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dermkit.data.cache import segments, store
-from dermkit.data.cache.store import KEY_BYTES, Store, StoredRows, evict
+from dermkit.data.cache.segments import KEY_BYTES
+from dermkit.data.cache.store import Store, StoredRows, evict
 from dermkit.errors import OutputError
 from dermkit.files import TEMP_PREFIX
 

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 
-from dermkit.data.identify import classify_label
+from dermkit.data.diagnoses import classify_label
 from dermkit.data.importers.folders_and_csv import read_folder, read_ham10000
 from dermkit.data.manifest import MANIFEST_COLUMNS
 from dermkit.data.synthetic.dataset import (

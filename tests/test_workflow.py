@@ -16,7 +16,7 @@ import pytest
 import dermkit as dk
 from conftest import Invoke
 from dermkit.comparison.compare import compare_runs
-from dermkit.data.identify import classify_label
+from dermkit.data.diagnoses import classify_label
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
 from dermkit.models.checksums import write_checksums

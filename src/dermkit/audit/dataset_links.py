@@ -10,7 +10,7 @@ import pandas as pd
 
 from dermkit.audit.checks.finding import IMAGE_PAIR_COLUMNS
 from dermkit.audit.split_view import read_audited_split
-from dermkit.data.identify import contradict
+from dermkit.data.diagnoses import contradict
 from dermkit.data.manifest import Dataset
 from dermkit.files import lock
 from dermkit.metrics.stats.arrays import Bools

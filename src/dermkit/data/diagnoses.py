@@ -1,4 +1,7 @@
-"""Table of diagnoses with their malignancy and other names, and what two labels say of each other."""
+"""The table of diagnoses with their malignancy and other names, and the comparison of labels.
+
+Malignancy is that of `MALIGNANCY_SOURCE`; an import can overrule it.
+"""
 
 import re
 import unicodedata
@@ -13,12 +16,11 @@ MALIGNANCY_SOURCE = "ISIC Archive, field diagnosis_1 (Benign, Indeterminate, Mal
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A canonical diagnosis, and the other names it goes by in data sets; compared by `plain_name`."""
+    """A diagnosis: its canonical name, its malignancy, and its other names in data sets, as `plain_name` gives them."""
 
     name: str
     malignancy: Malignancy
     aliases: tuple[str, ...]
-    remark: str = ""
 
 
 DIAGNOSES = (
@@ -40,12 +42,10 @@ DIAGNOSES = (
         "actinic keratosis", "indeterminate",
         ("akiec", "ak", "ack", "actinic keratoses", "solar or actinic keratosis",
          "actinic keratoses and intraepithelial carcinoma"),
-        remark="a class named akiec also holds squamous cell carcinoma in situ (Bowen's disease)",
     ),
     Diagnosis(
         "pigmented benign keratosis", "benign",
         ("bkl", "benign keratosis", "benign keratosis like lesions", "benign keratosis like lesion"),
-        remark="a class named bkl joins seborrheic keratosis, solar lentigo and lichenoid keratosis",
     ),
     Diagnosis("seborrheic keratosis", "benign", ("sk", "sek", "seborrhoeic keratosis", "seborrheic keratoses")),
     Diagnosis("solar lentigo", "benign", ("sl", "solar lentigines")),
@@ -62,17 +62,17 @@ DIAGNOSES = (
 MALIGNANCY_LABELS: Mapping[str, Malignancy] = MappingProxyType(
     {"benign": "benign", "malignant": "malignant", "indeterminate": "indeterminate"}
 )
-"""Labels that say how dangerous a lesion is, and not what it is."""
+"""Labels that state a malignancy instead of a diagnosis."""
 
 
 def plain_name(label: str) -> str:
-    """Return a label as it is compared: case, accents' encoding, `_`, `-` and repeated spaces make no difference."""
+    """Return the form in which labels are compared: lower case, one Unicode form, single spaces for `_` and `-`."""
     folded = unicodedata.normalize("NFKC", label).casefold()
     return " ".join(re.split(r"[\s_\-]+", folded)).strip()
 
 
 def find_diagnosis(label: str) -> Diagnosis | None:
-    """Return the diagnosis that a label names, or None."""
+    """Return the diagnosis with this name or alias, or None."""
     plain_label = plain_name(label)
     return next(
         (
@@ -85,9 +85,9 @@ def find_diagnosis(label: str) -> Diagnosis | None:
 
 
 def classify_label(label: str) -> LesionClass:
-    """Return the class of a label: its canonical diagnosis and malignancy, by `MALIGNANCY_SOURCE`.
+    """Return the class of a label, with the diagnosis and malignancy of the table.
 
-    "benign" and "malignant" name no diagnosis (""); any other unknown label is indeterminate without a diagnosis.
+    "benign", "malignant" and "indeterminate" have no diagnosis (""); any other unknown label is indeterminate.
     """
     diagnosis = find_diagnosis(label)
     if diagnosis:
@@ -96,12 +96,12 @@ def classify_label(label: str) -> LesionClass:
 
 
 def is_known_label(label: str) -> bool:
-    """Say whether the tables know a label; an unknown one counts as indeterminate until a person decides."""
+    """Return whether a label is a known diagnosis or malignancy; unknown ones count as indeterminate."""
     return plain_name(label) in MALIGNANCY_LABELS or find_diagnosis(label) is not None
 
 
 def canonical_name(label: str) -> str:
-    """Return the one name under which a label is compared between data sets: "nv", "NV" and "nevi" are "nevus"."""
+    """Return the name by which labels of different data sets are compared: "nevus" for "nv", "NV" and "nevi"."""
     diagnosis = find_diagnosis(label)
     return diagnosis.name if diagnosis else plain_name(label)
 
@@ -112,14 +112,19 @@ UMBRELLAS: Mapping[str, frozenset[str]] = MappingProxyType(
         "actinic keratosis": frozenset({"squamous cell carcinoma"}),
     }
 )
-"""Classes that some data sets file other diagnoses under (bkl, akiec): their labels do not contradict each other."""
+"""Umbrella classes -> the diagnoses that data sets include in them under an abbreviated name.
+
+HAM10000's bkl includes seborrheic keratosis, solar lentigo and lichenoid keratosis; its akiec includes squamous cell
+carcinoma in situ (Bowen's disease) (Tschandl et al. 2018).
+"""
 
 
 def contradict(first: LesionClass, second: LesionClass) -> bool:
-    """Say whether two classes cannot both be right for one picture.
+    """Return whether two classes cannot both be right for one image.
 
-    Two diagnoses contradict unless one is filed under the other (`UMBRELLAS`, only under a short name such as bkl or
-    akiec); otherwise benign contradicts malignant. A class that no table knows contradicts nothing but by its name.
+    Two different diagnoses contradict, except where one is an umbrella class of the other (`UMBRELLAS`); this counts
+    only for abbreviated names such as bkl, since a spelt-out name means itself. If a diagnosis is unknown, benign
+    contradicts malignant, and nothing else does.
     """
     if canonical_name(first.name) == canonical_name(second.name):
         return False
@@ -134,5 +139,5 @@ def _includes(umbrella: LesionClass, member: LesionClass) -> bool:
 
 
 def describe_malignancy_source(overridden_classes: Sequence[str]) -> str:
-    """Return the words that reports print about where the malignancy of the classes comes from."""
+    """Return the text in reports about the source of the malignancy of the classes."""
     return MALIGNANCY_SOURCE + (f"; set by hand: {', '.join(overridden_classes)}" if overridden_classes else "")

@@ -1,4 +1,7 @@
-"""Groups: images that must stay together, as connected components of shared ids, pixels and pairs."""
+"""Groups of images that must stay together in a split: connected components of shared ids, identical pixels and pairs.
+
+Arrays have one entry per row of a manifest, (n,) int64: a code (equal values have equal codes) or a group number.
+"""
 
 from typing import Any
 
@@ -11,16 +14,16 @@ from scipy.sparse.csgraph import connected_components
 _Ints = NDArray[np.int64]
 
 GROUP_COLUMNS = ("lesion_id", "patient_id", "copy_group")
-"""The ids that tie images into one group; an empty id ties nothing."""
+"""Images that share one of these ids are in one group; empty ids are unknown and connect nothing."""
 
 
 def connect_rows(n: int, first: _Ints, second: _Ints, *keys: _Ints) -> _Ints:
-    """Return a group number for each of n rows, shape (n,), numbered in the order of the rows.
+    """Return the group number of each of n rows: (n,), numbered in the order of first appearance.
 
-    first, second: row numbers that are connected, pair by pair. keys: (n,) codes; rows with the same code are
-    connected, and -1 connects to nothing.
+    first, second: (m,) row numbers; first[i] and second[i] are connected. keys: (n,) codes; rows with the same code of
+    a key are connected, and -1 connects to nothing.
     """
-    # A graph whose nodes are the rows and, behind them, one node per code of each key.
+    # The graph has a node for every row and, after them, a node for every code of each key.
     starts, targets, n_nodes = [first], [second], n
     for key in keys:
         known_rows = np.flatnonzero(key >= 0)
@@ -34,25 +37,25 @@ def connect_rows(n: int, first: _Ints, second: _Ints, *keys: _Ints) -> _Ints:
 
 
 def id_codes(values: "pd.Series[Any]") -> _Ints:
-    """Return a code per text, equal texts alike; an empty text is unknown and gets -1."""
+    """Return (n,) codes of texts; an empty text is unknown and gets -1."""
     is_known = (values != "").to_numpy()
     return np.where(is_known, pd.factorize(values)[0], -1).astype(np.int64)
 
 
 def distinct_codes(values: "pd.Series[Any]") -> _Ints:
-    """Return a code per value, equal values alike; an empty value is unknown and gets a code of its own."""
+    """Return (n,) codes of values; every empty value is unknown and gets a code of its own."""
     codes = pd.factorize(values)[0].astype(np.int64)
     is_unknown = (values == "").to_numpy()
     return np.where(is_unknown, codes.max(initial=0) + 1 + np.arange(len(codes)), codes)
 
 
 def id_groups(frame: pd.DataFrame) -> _Ints:
-    """Return a group number per row: components over lesion, patient and copy group. A row without ids is alone."""
+    """Return (n,) group numbers by lesion, patient and copy group; a row without any of them is a group of its own."""
     return _connect_by_keys(frame, GROUP_COLUMNS)
 
 
 def leakage_groups(manifest: pd.DataFrame) -> _Ints:
-    """Return a group number per row: components over lesion, patient, copy group and identical pixels.
+    """Return (n,) group numbers by lesion, patient, copy group and identical pixels.
 
     All images of a group must be in one split; a group in two splits is a leak.
     """

@@ -1,4 +1,7 @@
-"""Which known data set is this? Told by what is in it, never by a folder's name."""
+"""Recognises published data sets by their content (counts, ids, file names, hashes), never by a folder's name.
+
+Masks have one entry per row of a manifest, (n,) bool.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,51 +12,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.data.diagnoses import (
-    DIAGNOSES,
-    MALIGNANCY_LABELS,
-    MALIGNANCY_SOURCE,
-    Diagnosis,
-    canonical_name,
-    classify_label,
-    contradict,
-    describe_malignancy_source,
-    find_diagnosis,
-    is_known_label,
-    plain_name,
-)
-from dermkit.data.known_datasets import ISIC_ARCHIVE, KNOWN_DATASETS, ImageCounts, KnownDataset
+from dermkit.data.diagnoses import canonical_name
+from dermkit.data.known_datasets import KNOWN_DATASETS, ImageCounts, KnownDataset, sum_counts
 from dermkit.files import sha256_bytes
 
-__all__ = [
-    "DIAGNOSES",
-    "ISIC_ARCHIVE",
-    "KNOWN_DATASETS",
-    "MALIGNANCY_LABELS",
-    "MALIGNANCY_SOURCE",
-    "DatasetIdentity",
-    "Diagnosis",
-    "KnownDataset",
-    "canonical_name",
-    "classify_label",
-    "content_sha256",
-    "contradict",
-    "describe_malignancy_source",
-    "find_claimed",
-    "find_contained",
-    "find_diagnosis",
-    "identify",
-    "is_known_label",
-    "member_mask",
-    "plain_name",
-    "recognise",
-]
-
 MAX_CHANGED_FRACTION = 0.02
-"""Share of a published set that may be missing or added until it is called a part of it, or another set."""
+"""The largest fraction of images missing or added at which a set still counts as (nearly) the published one."""
 
 MIN_NAMED_FRACTION = 0.95
-"""Share of the images whose names or ids must fit; the rest may have been renamed."""
+"""Fraction of the images whose names or ids must fit the published set; the others may have been renamed."""
 
 IdentityRelation = Literal["copy", "whole", "relabelled", "divided", "nearly", "part", "holds"]
 _RELATION_RANKS: Mapping[IdentityRelation, int] = {
@@ -67,12 +34,12 @@ _Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class DatasetIdentity:
-    """How a data set and a known one belong together.
+    """How a data set is related to a published one.
 
-    relation: copy (the very files that the table's figures were measured on), whole (as published), relabelled (the
-    very files under other labels), divided (all of it, in other sides), nearly, part, holds (it holds some of it).
-    images: how many of our images are of the known set; missing: images of the known set that are not here; extra:
-    our images that are not of it.
+    relation: copy (the very files that the table's numbers were measured on), whole (as published), relabelled (the
+    same files with other labels), divided (complete, with other splits), nearly (few images missing or added), part
+    (nearly all images are of the published set), holds (some are). n_images: images here that are of the published
+    set; n_missing: images of the published set that are not here; n_extra: images here that are not of it.
     """
 
     known_dataset: KnownDataset
@@ -83,7 +50,7 @@ class DatasetIdentity:
 
     @property
     def description(self) -> str:
-        """The identity in words: "HAM10000 with 12 images missing"."""
+        """The relation as a text, such as "HAM10000 with 12 images missing"."""
         title, n_published = self.known_dataset.title, self.known_dataset.n_images
         if self.relation in ("copy", "whole"):
             return f"{title}, whole: {n_published:,} images"
@@ -106,18 +73,19 @@ def _images_text(n: int) -> str:
 
 
 def recognise(frame: pd.DataFrame) -> KnownDataset | None:
-    """Return the known data set that all of these rows belong to; None if there is none.
+    """Return the published data set that all of these rows belong to, else None.
 
-    frame: manifest columns label, given_split, path, lesion_id; further ones help.
+    frame: manifest columns label, given_split, path, lesion_id; others are used if there are any.
     """
     identity = identify(frame)
     return identity.known_dataset if identity and not identity.n_extra else None
 
 
 def identify(frame: pd.DataFrame) -> DatasetIdentity | None:
-    """Return the known set that the rows are, whole, nearly or in part, by counts, ids and hashes of the files.
+    """Return how the rows are related to the published set they come from, else None.
 
-    Classes are compared by their canonical names. Part: nearly all rows carry ids of the set (`members`).
+    Compared are the numbers of images per class (by canonical name) and split, the hashes of all files, and ids. frame:
+    as for `recognise`.
     """
     content = _DatasetContent(frame)
     identities = [
@@ -135,9 +103,9 @@ def identify(frame: pd.DataFrame) -> DatasetIdentity | None:
 
 
 def find_contained(frame: pd.DataFrame) -> list[DatasetIdentity]:
-    """Return the known sets that some rows carry ids of, most images first; sets that only repeat another are left out.
+    """Return the published sets that some images belong to by id, largest first.
 
-    ISIC 2018 holds HAM10000: an image of HAM10000 is named as such, and not as one of ISIC 2018 too.
+    An image counts for the smallest set that contains it: one of HAM10000 does not count for ISIC 2018 too.
     """
     identities, names = [], _ImageNames(frame)
     is_assigned = np.zeros(len(frame), dtype=bool)
@@ -150,15 +118,15 @@ def find_contained(frame: pd.DataFrame) -> list[DatasetIdentity]:
 
 
 def member_mask(frame: pd.DataFrame, known_dataset: KnownDataset) -> _Bools:
-    """Say which rows are proven to be of a known set, by ISIC id, lesion id or file name; all False where it has none.
+    """Return (n,) bool: whether ISIC id, lesion id or file name proves that a row is of a published set.
 
-    frame: manifest column path; isic_id and lesion_id where there are any.
+    frame: manifest column path; isic_id and lesion_id if there are any.
     """
     return _ImageNames(frame).member_mask(known_dataset)
 
 
 def find_claimed(names: Iterable[str]) -> list[KnownDataset]:
-    """Return the known sets that names of a data set or its folders claim: "HAM-10000 (copy)" claims HAM10000."""
+    """Return the published sets that names of a data set or folders suggest: HAM10000 for "HAM-10000 (copy)"."""
     plain_names = [re.sub(r"[\W_]+", "", name.casefold()) for name in names]
     return [
         known_dataset
@@ -168,7 +136,7 @@ def find_claimed(names: Iterable[str]) -> list[KnownDataset]:
 
 
 def content_sha256(frame: pd.DataFrame) -> str:
-    """Return a hash of the files of a set, whatever their names, order and labels; "" where files have no hashes."""
+    """Return a hash of all files, independent of names, order and labels; "" if a file has no hash."""
     hashes = frame["file_sha256"] if "file_sha256" in frame else pd.Series([""], dtype=str)
     if not len(hashes) or (hashes == "").any() or hashes.isna().any():
         return ""
@@ -176,11 +144,11 @@ def content_sha256(frame: pd.DataFrame) -> str:
 
 
 class _ImageNames:
-    """The names and ids of the images, read once: a million of them take seconds."""
+    """The file names and ids of the images, parsed once, since a million of them take seconds."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self.frame = frame
-        # Files' names without folder and ending.
+        # File names without folder and suffix.
         names = [path.rpartition("/")[2] for path in frame["path"].tolist()]
         self.stems = [name.rpartition(".")[0] or name for name in names]
         ids = frame["isic_id"].tolist() if "isic_id" in frame else [""] * len(names)
@@ -188,12 +156,12 @@ class _ImageNames:
         self.isic_numbers = np.array([int(match[1]) if match else -1 for match in matches], dtype=np.int64)
 
     def matching_fraction(self, values: Iterable[str], pattern: str) -> float:
-        """Return the share of the known values that are of a pattern; of none at all it is 1."""
+        """Return the fraction of the values that match a pattern, without empty ones; 1 if all are empty."""
         is_match = [re.fullmatch(pattern, value) is not None for value in values if value]
         return sum(is_match) / len(is_match) if is_match else 1.0
 
     def is_named_like(self, known_dataset: KnownDataset) -> bool:
-        """Say whether files, lesions and patients are named as those of the known set."""
+        """Return whether files, lesions and patients are named as in the published set."""
         pairs = (("lesion_id", known_dataset.lesion_id_pattern), ("patient_id", known_dataset.patient_id_pattern))
         return self.matching_fraction(self.stems, known_dataset.file_pattern) >= MIN_NAMED_FRACTION and all(
             self.matching_fraction(self.frame[column].tolist(), pattern) >= MIN_NAMED_FRACTION
@@ -202,7 +170,7 @@ class _ImageNames:
         )
 
     def member_mask(self, known_dataset: KnownDataset) -> _Bools:
-        """Say which images are proven to be of a known set."""
+        """Return (n,) bool: which images are proven to be of a published set."""
         is_member = np.zeros(len(self.frame), dtype=bool)
         for first, last in known_dataset.isic_ranges:
             is_member |= (self.isic_numbers >= first) & (self.isic_numbers <= last)
@@ -221,7 +189,7 @@ class _ImageNames:
     def partial_identity(
         self, known_dataset: KnownDataset, is_member: _Bools, relation: IdentityRelation
     ) -> DatasetIdentity:
-        """Count one image of the known set once, though it may stand here several times."""
+        """Return the relation by ids; an image that occurs several times counts once for `n_missing`."""
         isic_numbers = self.isic_numbers[is_member]
         stems_without_id = {self.stems[row] for row in np.flatnonzero(is_member)[isic_numbers < 0]}
         n_distinct = len(np.unique(isic_numbers[isic_numbers >= 0])) + len(stems_without_id)
@@ -236,7 +204,7 @@ class _ImageNames:
 
 
 class _DatasetContent:
-    """What is compared of a data set, computed once."""
+    """The properties of a data set that are compared with published ones, computed once."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self.frame = frame
@@ -247,25 +215,22 @@ class _DatasetContent:
             classes = self.counts.setdefault(split_name, {})
             classes[canonical_of[label]] = classes.get(canonical_of[label], 0) + n
         self.split_sizes = {split_name: sum(classes.values()) for split_name, classes in self.counts.items()}
-        self.totals: dict[str, int] = {}
-        for classes in self.counts.values():
-            for name, n in classes.items():
-                self.totals[name] = self.totals.get(name, 0) + n
+        self.totals = sum_counts(count for classes in self.counts.values() for count in classes.items())
         self.image_names = _ImageNames(frame)
         self.files_sha256 = content_sha256(frame)
 
     def compare(self, known_dataset: KnownDataset) -> DatasetIdentity | None:
-        """Return how the rows and a known set belong together, None where nothing speaks for it."""
-        n, published_counts = (
-            len(self.frame),
-            [_canonical_counts(counts) for counts in (known_dataset.class_counts, *known_dataset.other_counts)],
-        )
+        """Return how the rows are related to a published set, None if they do not match it."""
+        n = len(self.frame)
+        published_counts = [
+            _canonical_counts(counts) for counts in (known_dataset.class_counts, *known_dataset.other_counts)
+        ]
         if known_dataset.files_sha256 and known_dataset.files_sha256 == self.files_sha256:
             return DatasetIdentity(
                 known_dataset, "copy" if self.totals in published_counts else "relabelled", n, 0, 0
             )
         if known_dataset.split_sizes:
-            # The classes of each side are not published; those of all sides may not be either.
+            # Numbers per class are not published for each split, and perhaps not for all splits together.
             is_match = self.split_sizes == dict(known_dataset.split_sizes) and set(self.totals) <= set(
                 published_counts[0]
             )
@@ -282,7 +247,7 @@ class _DatasetContent:
     def _near_identity(
         self, known_dataset: KnownDataset, published_counts: list[dict[str, int]]
     ) -> DatasetIdentity | None:
-        """Counts that differ a little prove nothing by themselves: names and ids must fit too."""
+        """Return "nearly" if counts differ by few images and names and ids fit too, else None."""
         for counts in published_counts:
             names = set(counts) | set(self.totals)
             gaps = [counts.get(name, 0) - self.totals.get(name, 0) for name in names]
@@ -308,7 +273,4 @@ class _DatasetContent:
 
 
 def _canonical_counts(counts: ImageCounts) -> dict[str, int]:
-    totals: dict[str, int] = {}
-    for name, n in counts.items():
-        totals[canonical_name(name)] = totals.get(canonical_name(name), 0) + n
-    return totals
+    return sum_counts((canonical_name(name), n) for name, n in counts.items())

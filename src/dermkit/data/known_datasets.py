@@ -1,30 +1,30 @@
-"""Table of published data sets: counts, ids, licence, citation, known defects and published figures.
+"""The table of published data sets: counts, ids, licence, citation, known defects and published results.
 
-Facts only; `dermkit.data.identify` recognises a set by them.
+`dermkit.data.identify` recognises data sets with it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 ISIC_ARCHIVE = "ISIC Archive"
-"""Where the pictures of most data sets below come from: tested on each other, they are no strangers."""
+"""The origin of most images below: a test on another set from it is not independent of clinics and cameras."""
 
 ImageCounts = Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownDataset:
-    """A published data set, recognised by its content: folder names tell nothing.
+    """A published data set.
 
-    counts: given split -> plain class name -> images. sides: given split -> images, where the classes of a side are
-    not published. also: class -> images under another labelling of the same images.
-    file_name: pattern of a file's name without ending. proof: whether that pattern alone proves an image to be of
-    this set. isic: first and last number of ISIC ids that all belong to it. lesion_id, patient_id: patterns of its
-    ids ("" = the set has none); a lesion id that fits proves an image to be of this set where `lesion_id_is_proof`.
-    holds: keys of the sets that it holds whole. names: patterns of what people call it, in lower case without
-    separators. archive: where its pictures come from ("" = its own). files_sha256: `content_sha256` of the copy that
-    the figures of the defects were measured on.
+    counts: given split -> class name -> number of images ("" = no split). split_sizes: given split -> number of images,
+    if the numbers per class are not published. other_counts: class name -> number of images, with other labels of the
+    same images. file_pattern: regular expression of file names without suffix; file_name_is_proof: a matching file
+    name is enough to assign an image to this set. isic_ranges: first and last number of ISIC ids that all belong to it.
+    lesion_id_pattern, patient_id_pattern: of its ids ("" = the set has none); lesion_id_is_proof: a matching lesion id
+    is enough too. contained_keys: sets of which it contains all images. name_pattern: of names that people give it, in
+    lower case without separators. archive: the origin of its images ("" = its own). files_sha256: `content_sha256` of
+    the copy that the numbers in `defects` were measured on.
     """
 
     key: str
@@ -55,12 +55,16 @@ class KnownDataset:
 
     @property
     def class_counts(self) -> dict[str, int]:
-        """Images per class over all sides."""
-        totals: dict[str, int] = {}
-        for classes in self.counts.values():
-            for name, n in classes.items():
-                totals[name] = totals.get(name, 0) + n
-        return totals
+        """Number of images per class over all splits."""
+        return sum_counts(count for classes in self.counts.values() for count in classes.items())
+
+
+def sum_counts(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return name -> sum of its numbers."""
+    totals: dict[str, int] = {}
+    for name, n in counts:
+        totals[name] = totals.get(name, 0) + n
+    return totals
 
 
 def _counts_by_split(**splits: ImageCounts) -> Mapping[str, ImageCounts]:
@@ -98,9 +102,9 @@ _HAM_CITATION = (
 _AKIEC_DEFECT = "akiec joins actinic keratosis and squamous cell carcinoma in situ; it counts as indeterminate."
 _DX_TYPE_DEFECT = "dx_type (how the diagnosis was confirmed) gives the label away: it is left out of the manifest."
 
-# Counts of copies below: measured on public copies resized to 180, 160 and 200 pixels, with `pixel_sha256`. That the
-# ids 24306 to 34320 are HAM10000's, and all of them: 10,015 numbers, 10,015 images, counted on its table. Counts per
-# class of sets that were not at hand are those published; a test sums each to the published number of images.
+# Numbers of duplicates were measured with `pixel_sha256` on public copies resized to 180, 160 and 200 pixels. ISIC ids
+# 24306 to 34320 are exactly the 10,015 images of HAM10000, by its table. Numbers per class are measured for these three
+# sets and published ones for the others; a test compares their sums with the published numbers of images.
 KNOWN_DATASETS = (
     KnownDataset(
         key="isic9",

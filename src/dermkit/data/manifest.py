@@ -1,4 +1,4 @@
-"""One row per image: the manifest, its data set folder, its row checks and its groups."""
+"""The manifest (a table with one row per image), the data set folder around it, and the checks of its rows."""
 
 import csv
 import hashlib
@@ -23,22 +23,27 @@ MANIFEST_COLUMNS = (
     "image_id", "path", "label", "lesion_id", "patient_id", "isic_id", "source", "licence", "attribution",
     "age", "sex", "site", "skin_type", "given_split", "copy_group", "pixel_sha256", "file_sha256", "width", "height",
 )  # fmt: skip
+"""Text, "" = unknown; `INTEGER_COLUMNS` are positive integers, in pixels. docs/layouts.md describes each."""
 INTEGER_COLUMNS = ("width", "height")
 GIVEN_SPLITS = ("", "train", "validation", "test")
 MAX_AGE = 120
-"""Years. The oldest verified person reached 122; an age above this is a year of birth or a typing error."""
+"""In years. The oldest verified person reached 122, so a larger number is a year of birth or a typing error."""
 
 Malignancy = Literal["benign", "malignant", "indeterminate"]
 MALIGNANCIES: tuple[Malignancy, ...] = get_args(Malignancy)
 
 _DATASET_KEYS = ("name", "importer", "classes", "counts")
-_MAX_LISTED = 20
+_MAX_LISTED = 20  # problems in one message
 _ROWS_PER_CHUNK = 10_000
 
 
 @dataclass(frozen=True)
 class LesionClass:
-    """A class: its label in the manifest, its canonical diagnosis ("" = unknown) and its malignancy."""
+    """A class of a data set.
+
+    name: its label in the manifest. diagnosis: its canonical name in the table of diagnoses, "" = unknown. malignancy:
+    benign, malignant (the positive class) or indeterminate.
+    """
 
     name: str
     diagnosis: str
@@ -47,10 +52,12 @@ class LesionClass:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set folder in memory.
+    """A data set folder in memory, without its pixels.
 
-    images: the root that `path` is relative to. manifest: the columns `MANIFEST_COLUMNS`; strings, "" = unknown, and
-    width, height as integers (pixels). notes: what else `dataset.json` says (warnings, licence, counts of refusals).
+    image_root: the folder that the manifest's `path` is relative to. classes: in the order of the model's outputs.
+    manifest: one row per image with the columns `MANIFEST_COLUMNS`; text, "" = unknown, and width, height as int64
+    (pixels). importer: the layout that it was imported with. notes: other entries of dataset.json (warnings, licence,
+    numbers of rejected images).
     """
 
     folder: Path
@@ -68,19 +75,19 @@ class Dataset:
 
     @property
     def malignant_classes(self) -> tuple[str, ...]:
-        """The labels that count as positive."""
+        """The labels of malignant classes: the positive ones of every metric of malignancy."""
         return tuple(lesion_class.name for lesion_class in self.classes if lesion_class.malignancy == "malignant")
 
     @cached_property
     def manifest_sha256(self) -> str:
-        """The hex SHA-256 of `manifest.csv` as it is, or will be, written."""
+        """The hex SHA-256 of manifest.csv as `save_dataset` writes it."""
         digest = hashlib.sha256()
         for chunk in manifest_chunks(self.manifest):
             digest.update(chunk.encode())
         return digest.hexdigest()
 
     def image_path(self, image_id: str) -> Path:
-        """Return where an image lies on this machine; raises `DataError` for an unknown id."""
+        """Return the path of an image on this machine; raises `DataError` for an unknown id."""
         path = self._paths.get(image_id)
         if path is None:
             raise DataError(f"{self.folder}: no image {image_id!r} in the manifest", remedy="check the image_id")
@@ -94,7 +101,7 @@ class Dataset:
 def manifest_chunks(frame: pd.DataFrame) -> Iterator[str]:
     """Yield the manifest as CSV text in chunks, to limit memory: known columns in their order, `\\n` line ends."""
     columns = [frame[column] for column in MANIFEST_COLUMNS]
-    # Python's writer leaves a lone carriage return unquoted, and every reader takes it for the end of a row.
+    # Python's writer does not quote a lone carriage return, which a reader takes for the end of a row.
     quoting: Literal[0, 1] = csv.QUOTE_ALL if any(map(_has_carriage_return, columns)) else csv.QUOTE_MINIMAL
     yield _csv_text([MANIFEST_COLUMNS], quoting)
     for start in range(0, len(frame), _ROWS_PER_CHUNK):
@@ -113,9 +120,10 @@ def _csv_text(rows: Iterable[Sequence[object]], quoting: Literal[0, 1]) -> str:
 
 
 def save_dataset(dataset: Dataset) -> None:
-    """Check and write `manifest.csv`, `dataset.json` and `location.json` into the data set's folder.
+    """Check the manifest and write manifest.csv, dataset.json and location.json into the data set's folder.
 
-    Only `location.json` knows where the images lie on this machine; leave it behind when sharing the folder.
+    Only location.json contains a path of this machine; leave it out when sharing the folder. Raises `DataError` for
+    invalid rows, and `OutputError`.
     """
     check_manifest(dataset.manifest, dataset.classes, source=str(dataset.folder / "manifest.csv"))
     write_chunks(dataset.folder / "manifest.csv", manifest_chunks(dataset.manifest))
@@ -135,7 +143,7 @@ def save_dataset(dataset: Dataset) -> None:
 def manifest_counts(frame: pd.DataFrame, class_names: Sequence[str]) -> dict[str, Any]:
     """Return the numbers of images, lesions and patients, and of images per class and given split.
 
-    Lesions and patients count known ids only: 0 means that none is given.
+    Only known ids of lesions and patients count, so 0 means that there are none.
     """
     table = pd.crosstab(frame["label"], frame["given_split"])
     splits = [name for name in GIVEN_SPLITS if name in table.columns]
@@ -151,7 +159,13 @@ def manifest_counts(frame: pd.DataFrame, class_names: Sequence[str]) -> dict[str
 
 
 def load_dataset(folder: Path) -> Dataset:
-    """Read and check a data set folder; raises `DataError` where it is missing, broken or breaks a row check."""
+    """Read a data set folder that `import_dataset` wrote, and check its manifest; no image is opened.
+
+    Raises `DataError` if the folder is missing or broken, or if rows are invalid (see `check_manifest`).
+
+        dataset = dk.load_dataset(Path("dataset"))
+        dataset.class_names
+    """
     if not (folder / "dataset.json").is_file():
         raise DataError(
             f"{folder}: is not a data set folder: there is no {folder / 'dataset.json'}",
@@ -180,9 +194,9 @@ def _read_class(entry: dict[str, Any]) -> LesionClass:
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
-    """Read a manifest without guessing types: "NA" stays text and 007 keeps its zeros.
+    """Read a manifest as text ("NA" stays text, 007 keeps its zeros), width and height as int64.
 
-    Raises `DataError` where the file is missing, is no table, or a width or height is no whole number.
+    Raises `DataError` if the file is missing or not a table, or a width or height is not an integer.
     """
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
@@ -205,10 +219,10 @@ def _parse_integers(values: "pd.Series[str]", column: str, path: Path) -> "pd.Se
 
 
 def check_manifest(frame: pd.DataFrame, classes: Sequence[LesionClass], *, source: str = "manifest") -> None:
-    """Check every row, and rows against each other; raises one `DataError` that lists all problems.
+    """Check every row and the rows against each other; raises one `DataError` that lists all problems.
 
-    Row numbers are those of the CSV: the header is row 1. A lesion that belongs to two patients is refused: its ids
-    are then numbers within a patient, and would tie strangers together.
+    source: the file's name, for the message. Rows are numbered as in the CSV: the header is row 1. A lesion id with two
+    patients is an error: such ids are unique only within a patient and would merge different patients into one group.
     """
     missing = [column for column in MANIFEST_COLUMNS if column not in frame.columns]
     if missing:
@@ -253,7 +267,7 @@ def _find_problems(frame: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
 
 
 def _invalid_positions(is_valid: Callable[[str], bool], values: "pd.Series[str]") -> NDArray[np.intp]:
-    """Return the positions of the values that are not right; each distinct value is judged once."""
+    """Return the positions of invalid values; every distinct value is checked once."""
     invalid_values = {value for value in set(values.tolist()) if not is_valid(value)}
     return np.flatnonzero(values.isin(invalid_values)) if invalid_values else np.empty(0, np.intp)
 
@@ -262,13 +276,13 @@ def _is_inside(path: str) -> bool:
     if files.ON_WINDOWS and files.windows_path_problem(path):
         return False
     if path and path[0] not in "/." and ".." not in path and "\0" not in path:
-        return True  # nearly every path; taking one apart costs a hundred times more
+        return True  # nearly every path; parsing it takes a hundred times longer
     components = PurePosixPath(path).parts
     return bool(components) and path[0] != "/" and ".." not in components and "\0" not in path
 
 
 def is_age(value: str) -> bool:
-    """Say whether a text is an age in years, or unknown ("")."""
+    """Return whether a text is an age in years up to `MAX_AGE`, or unknown ("")."""
     if value == "":
         return True
     try:
@@ -290,7 +304,7 @@ def _shared_lesions(frame: pd.DataFrame) -> Iterator[str]:
 
 
 def _shorten(lines: Any, separator: str = "\n") -> str:
-    """Join lines, at most `_MAX_LISTED`, and say how many more there are."""
+    """Join the first `_MAX_LISTED` lines, and the number of others."""
     texts = [str(line) for line in lines]
     overflow = [f"... and {len(texts) - _MAX_LISTED} more"] if len(texts) > _MAX_LISTED else []
     indent = "  " if separator == "\n" else ""

@@ -1,4 +1,4 @@
-"""The two tables that a split is on disk: NAME.csv and NAME.excluded.csv, checked against the manifest."""
+"""The two files of a split, NAME.csv and NAME.excluded.csv, checked against the manifest."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,11 +11,11 @@ from dermkit.files import write_rows
 
 SPLITS = ("train", "validation", "test")
 _MAX_LISTED = 20
-"""An error lists at most this many cases of one kind, and the total."""
+"""An error message lists at most this many cases of one kind, and their number."""
 
 
 def write_split_rows(path: Path, frame: pd.DataFrame, excluded: pd.DataFrame) -> None:
-    """Write both tables; NAME.csv comes last, so where it is, the other is whole."""
+    """Write both tables; NAME.csv last, so that if it exists, the other is complete."""
     write_rows(path.with_suffix(".excluded.csv"), ["image_id", "reason"], excluded.itertuples(index=False))
     folds = ["" if fold < 0 else int(fold) for fold in frame["fold"]]
     write_rows(path, ["image_id", "split", "fold"], zip(frame["image_id"], frame["split"], folds, strict=True))
@@ -24,10 +24,10 @@ def write_split_rows(path: Path, frame: pd.DataFrame, excluded: pd.DataFrame) ->
 def read_split_rows(
     path: Path, manifest: pd.DataFrame, *, require_all_splits: bool = True
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the tables image_id, split, fold (int, -1 for none) and image_id, reason; both sorted by image_id.
+    """Return the tables (image_id, split, fold) and (image_id, reason), sorted by image_id; fold is int64, -1 = none.
 
-    Images that neither file names are excluded, with that as the reason. need_sides: whether train, validation and
-    test must all have an image, or just one of them. Raises DataError listing every problem.
+    Images in neither file are excluded, with that as the reason. require_all_splits: whether train, validation and test
+    must all have an image, or just one of them. Raises `DataError` that lists all problems.
     """
     frame = _read_table(path, ("image_id", "split"))
     if "fold" not in frame:
@@ -75,7 +75,7 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 def _find_problems(
     frame: pd.DataFrame, excluded: pd.DataFrame, manifest: pd.DataFrame, require_all_splits: bool
 ) -> list[str]:
-    """Say what is wrong with a split file, one line per kind of fault."""
+    """Return a line for every kind of problem of a split file."""
     ids, split_names, known_ids = frame["image_id"], frame["split"], manifest["image_id"]
     has_folds = bool((split_names == "fold").any())
     allowed_names = ("fold",) if has_folds else SPLITS
@@ -84,7 +84,7 @@ def _find_problems(
         "unknown image": ids[~ids.isin(known_ids)],
         "image named twice": ids[ids.duplicated()].drop_duplicates(),
         "unknown image among the excluded": excluded["image_id"][~excluded["image_id"].isin(known_ids)],
-        "image both divided and excluded": ids[ids.isin(excluded["image_id"])],
+        "image both in the split and excluded": ids[ids.isin(excluded["image_id"])],
         f"split name other than {', '.join(allowed_names)}": (ids + ": " + split_names)[
             ~split_names.isin(allowed_names)
         ],
@@ -96,9 +96,9 @@ def _find_problems(
         if len(folds) < 3 or folds != set(range(len(folds))):
             problems.append(f"folds are {sorted(folds)}; they must be 0, 1, 2 and so on, at least three")
     if not has_folds and require_all_splits:
-        problems += [f"no image is on the {name} side" for name in SPLITS if not (split_names == name).any()]
+        problems += [f"no image is in the {name} split" for name in SPLITS if not (split_names == name).any()]
     elif not has_folds and not split_names.isin(SPLITS).any():
-        problems.append("no image is on any side")
+        problems.append("no image is in any split")
     return problems
 
 

@@ -1,7 +1,9 @@
-"""Groups -> sides: one greedy pass that keeps every class's share on every side. NumPy only.
+"""Stratified splitting by group: one greedy pass that gives every split its fraction of every class.
 
-scikit-learn's StratifiedGroupKFold knows equal folds only, no fractions, and compares every fold's spread anew for
-every group; this pass needs a second for 100,000 groups and also keeps the share of each group size.
+scikit-learn's StratifiedGroupKFold makes only folds of equal size, and recomputes the spread over all folds for every
+group and fold. This pass takes a second for 100,000 groups.
+
+Shapes: N rows, G groups, E entries (pairs of a group and a class in it), K classes, S splits.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,11 @@ _Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Members:
-    """Which classes each group holds, flat: entries start[g]:start[g + 1] of `label` and `count` belong to group g."""
+    """The classes of each group, as flat arrays.
+
+    group, label, count: (E,) a group, a class in it, and its number of rows of that class. start: (G + 1,); entries
+    start[g]:start[g + 1] are those of group g.
+    """
 
     group: _Ints
     label: _Ints
@@ -24,12 +30,12 @@ class _Members:
 
 
 def stratified_group_split(label: _Ints, group: _Ints, fractions: Sequence[float], seed: int) -> _Ints:
-    """Return the side (an index into `fractions`) of each row; a group is never divided.
+    """Return (N,) the split of each row, an index into `fractions`; a group is never divided.
 
-    label, group: (N,) codes. shares: fractions that sum to 1. A class with fewer groups than sides gets the sides in
-    the order of `fractions`, one group each; every other class gets at least one group on every side, wherever moving
-    groups can bring that about. Where each group holds one class, a side's share of a class is met to within the
-    largest group of that class.
+    label, group: (N,) codes. fractions: (S,) target sizes of the splits, with sum 1. A class with fewer groups than
+    splits gets one group in each of the first splits; any other class gets at least one group in every split, if moving
+    groups can achieve that. If every group has one class, the size of a class in a split differs from its target by
+    less than the largest group of that class.
     """
     group_number = np.unique(group, return_inverse=True)[1].astype(np.int64)
     members = _members(label, group_number)
@@ -47,17 +53,17 @@ def _members(label: _Ints, group_number: _Ints) -> _Members:
 
 
 def _assign_groups(members: _Members, fractions: NDArray[np.float64], seed: int) -> _Ints:
-    """Seat groups one by one, large ones first, each on the side that is emptiest for the classes it holds.
+    """Assign groups one by one, large ones first, each to the split that is emptiest for the classes it has.
 
-    Emptiest by Sainte-Lague's rule, (seated + half of this group) / share: the only divisor rule without a bias to
-    large or small sides. Ties go to the side that is emptiest over all classes.
+    Emptiest by the Sainte-Lague rule of apportionment, (assigned + half of this group) / fraction, which favours
+    neither large nor small splits (Balinski and Young 1982). Ties go to the split that is emptiest over all classes.
     """
     n = len(members.start) - 1
     size = np.bincount(members.group, weights=members.count, minlength=n)
     order = np.random.default_rng([seed, 0]).permutation(n)
     order = order[np.argsort(-size[order], kind="stable")]
     totals = np.bincount(members.label, weights=members.count)
-    # Plain lists: a loop over 100,000 groups is ten times slower on NumPy scalars.
+    # Lists, because a loop over 100,000 groups is ten times slower with NumPy scalars.
     weight = [[1.0 / (fraction * total) if total else 0.0 for total in totals] for fraction in fractions]
     counts_by_split = [[0] * len(totals) for _ in fractions]
     fill = [0.0] * len(fractions)
@@ -80,7 +86,7 @@ def _assign_groups(members: _Members, fractions: NDArray[np.float64], seed: int)
 
 
 def _fill_gaps(members: _Members, split_index: _Ints, n_splits: int) -> None:
-    """Move groups, smallest first, to sides that lack a class, never emptying a side of another class."""
+    """Move groups, smallest first, to splits without a class, without removing another class from a split."""
     n, width = len(members.start) - 1, int(members.label.max()) + 1
     presence = np.zeros((n_splits, width), np.int64)
     np.add.at(presence, (split_index[members.group], members.label), 1)
@@ -95,13 +101,14 @@ def _fill_gaps(members: _Members, split_index: _Ints, n_splits: int) -> None:
 def _move_group(
     members: _Members, split_index: _Ints, presence: _Ints, size: _Ints, gap: tuple[int, int, int]
 ) -> None:
+    """Move the smallest suitable group of a class into a split. gap: class, split, number of splits that need it."""
     label, target, n_wanted = gap
     candidates = members.group[members.label == label]
     donors = presence[split_index[candidates], label]
     for group in candidates[np.lexsort((candidates, size[candidates], -donors))].tolist():
         group_labels = members.label[members.start[group] : members.start[group + 1]]
         donor = int(split_index[group])
-        # A side past the wanted ones may lose its last group of this class, but of no other class.
+        # A split that does not need this class may lose its last group of it, but of no other class.
         removable_labels = group_labels[group_labels != label] if donor >= n_wanted else group_labels
         if (presence[donor, removable_labels] >= 2).all():
             presence[donor, group_labels] -= 1

@@ -6,15 +6,9 @@ import pandas as pd
 
 from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, image_table, images_per_class
 from dermkit.audit.checks.text import interval_text
-from dermkit.data.identify import (
-    DatasetIdentity,
-    KnownDataset,
-    canonical_name,
-    find_claimed,
-    find_contained,
-    identify,
-    member_mask,
-)
+from dermkit.data.diagnoses import canonical_name
+from dermkit.data.identify import DatasetIdentity, find_claimed, find_contained, identify, member_mask
+from dermkit.data.known_datasets import KnownDataset
 from dermkit.data.manifest import Dataset
 from dermkit.metrics.stats.intervals import wilson_interval
 

@@ -1,4 +1,7 @@
-"""Resized pixels, decoded once: found again by an image's own pixels and its geometry, in any run, fold or data set."""
+"""A cache of resized images, shared by runs, folds and data sets.
+
+A key is a hash of an image's pixels and of the resizing, (N, 32) uint8; pixels are (N, S, S, 3) uint8 RGB.
+"""
 
 import threading
 from collections import deque
@@ -11,7 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.data.cache.store import KEY_BYTES, Store, StoredRows, evict, hash_keys
+from dermkit.data.cache.segments import KEY_BYTES
+from dermkit.data.cache.store import Store, StoredRows, evict, hash_keys
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, ImageRejected
 from dermkit.files import canonical_json, sha256_bytes
@@ -20,29 +24,27 @@ from dermkit.images.preprocess import Preprocessing, resize_pixels
 from dermkit.threads import cpu_count
 
 DECODER_VERSION = 1
-"""Raise it whenever `open_image` or `resize_pixels` gives other pixels than before: old caches are then not found."""
+"""Part of every key. Raise it when `open_image` or `resize_pixels` return other pixels than before."""
 
 MAX_CACHE_BYTES = 50 * 10**9
-"""What a cache may hold by default: 330,000 images of 224 x 224, or several sizes of a smaller data set."""
+"""By default 50 GB: 330,000 images of 224 x 224 pixels."""
 
 _MAX_LISTED = 10
-"""Problems that a message names; the rest is counted."""
+"""Problems listed in a message; the others are counted."""
 
 _MAX_THREADS = 16
-"""Beyond this the parts that hold Python's lock are the limit, and every thread holds a whole photograph in memory."""
+"""More do not help, since some code holds Python's global lock; and every thread has a photograph in memory."""
 
-_IMAGES_PER_TASK = (
-    16  # images that a thread is given at once: waking it for each one costs as much as a small image
-)
-_BLOCKS_IN_MEMORY = 2  # blocks in memory: one is written while the next is decoded
+_IMAGES_PER_TASK = 16  # handing over a single image costs as much as decoding a small one
+_BLOCKS_IN_MEMORY = 2  # one is written while the next is decoded
 
 
 @dataclass(frozen=True)
 class PixelCache:
-    """Resized pixels of a data set's images.
+    """Resized pixels of N images.
 
-    pixels: (N, S, S, 3) uint8 sRGB, read from memory maps. index: image_id -> row. key: changes with the list of
-    images and with the geometry.
+    pixels: (N, S, S, 3) uint8 sRGB, read from memory maps. index: image_id -> row. key: a hash of the list of images
+    and the resizing.
     """
 
     pixels: StoredRows
@@ -59,12 +61,12 @@ def pixel_cache(
     on_progress: Callable[[int, int], None] | None = None,
     workers: int = 0,
 ) -> PixelCache:
-    """Return the resized pixels of these images, in this order; only what no earlier run decoded is decoded.
+    """Return the resized pixels of these images, in this order; only images that are not cached are decoded.
 
-    on_progress(done, total) counts the images that are decoded now, and is not called where there are none. workers:
-    threads, 0 = one per core, at most 16. What was decoded is kept when this is interrupted or refuses. Raises
-    `DataError` naming the images that are unknown, missing, refused, or no longer have the pixels that the manifest
-    states, and `OutputError` where there is no room, before anything is decoded.
+    folder: of the cache. on_progress: called with (images decoded, images to decode). workers: threads, 0 = one per
+    core, at most 16. After an interruption or an error, decoded images stay cached. Raises `DataError` that lists
+    images that are unknown, missing, rejected, or changed since the import, and `OutputError` if the disk has no room,
+    before anything is decoded.
     """
     rows = _manifest_rows(dataset, image_ids)
     keys = pixel_keys(rows, preprocessing)
@@ -82,28 +84,28 @@ def pixel_cache(
 
 
 def evict_to_size(folder: Path, max_bytes: int = MAX_CACHE_BYTES) -> int:
-    """Evict from the caches below a folder what was not used for longest, but nothing that this process used.
+    """Remove the least recently used files of the caches below a folder, but none that this process used.
 
-    Returns the bytes removed; call it after a run.
+    Returns the number of bytes removed. Called after a run.
     """
     return evict(folder, max_bytes, spare_used=True)
 
 
 def pixel_keys(rows: pd.DataFrame, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return (N, 32): what decides an image's resized pixels, its own pixels and the geometry. Mean and std come later.
+    """Return (N, 32) uint8 keys of resized images: hashes of the image's pixels and of the resizing.
 
-    rows: of a manifest, with `pixel_sha256`.
+    rows: of a manifest, with pixel_sha256.
     """
     return hash_keys(canonical_json(geometry(preprocessing)), (text.encode() for text in rows["pixel_sha256"]))
 
 
 def geometry(preprocessing: Preprocessing) -> list[object]:
-    """Return what decides the pixels that an image is resized to, beside the image."""
+    """Return what determines the result of resizing an image; mean and std are applied later."""
     return [preprocessing.size, preprocessing.resize, preprocessing.interpolation, DECODER_VERSION]
 
 
 def store_name(preprocessing: Preprocessing) -> str:
-    """Return the name of the store that pixels of this geometry lie in."""
+    """Return the name of the store for pixels of this size and resizing."""
     return "-".join(["pixels", *map(str, geometry(preprocessing))])
 
 
@@ -127,7 +129,7 @@ def _manifest_rows(dataset: Dataset, image_ids: Sequence[str]) -> pd.DataFrame:
 
 
 def _first_rows(keys: NDArray[np.uint8], rows: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the first row of each key among the chosen rows: identical images are decoded once."""
+    """Return the first of these rows with each key, so that identical images are decoded once."""
     key_values = np.ascontiguousarray(keys[rows]).view(f"V{KEY_BYTES}")[:, 0]
     return rows[np.sort(np.unique(key_values, return_index=True)[1])]
 
@@ -139,7 +141,7 @@ def _name_list(names: Sequence[str]) -> str:
 
 @dataclass(eq=False)
 class _Block:
-    """Images that become one segment. done: (n,), the rows of `pixels` that are filled and not yet saved."""
+    """Images that become one segment. is_filled: (n,) bool, the rows of `pixels` that are decoded."""
 
     paths: list[str]
     pixel_hashes: list[str]
@@ -152,7 +154,7 @@ _PendingBlock = tuple[_Block, list[Future[list[str]]]]
 
 
 class _Build:
-    """Decodes what a store lacks, block by block on threads; Pillow decodes and resizes outside Python's lock."""
+    """Decodes images into a store, block by block, in threads: Pillow releases Python's global lock."""
 
     def __init__(
         self,
@@ -171,7 +173,7 @@ class _Build:
         self.n_finished = 0
 
     def run(self, rows: pd.DataFrame, keys: NDArray[np.uint8]) -> None:
-        """Decode these images and add them; raises one `DataError` that names all that cannot be used."""
+        """Decode these images and add them to the store; raises one `DataError` that lists all invalid ones."""
         self.store.check_room(len(rows))
         problems: list[str] = []
         pending: deque[_PendingBlock] = deque()
@@ -184,7 +186,7 @@ class _Build:
             while pending:
                 problems += self._finish(pending, len(rows))
         finally:
-            self.stop_event.set()  # an interrupt must not wait for the whole queue
+            self.stop_event.set()  # an interrupt must not wait for all images
             pool.shutdown(wait=True, cancel_futures=True)
             for block, _ in pending:
                 self._save(block)
@@ -211,7 +213,7 @@ class _Build:
         ]
 
     def _decode(self, block: _Block, start: int, stop: int) -> list[str]:
-        """Fill rows start to end of a block; return for each its problem, or ""."""
+        """Decode the rows start to stop of a block; return the problem of each, or ""."""
         problems = []
         for row in range(start, stop):
             if self.stop_event.is_set():
@@ -234,7 +236,7 @@ class _Build:
         block, futures = pending[0]
         problems = self._collect(futures, total)
         self._save(block)
-        pending.popleft()  # only now: what is interrupted before is saved at the end
+        pending.popleft()  # last: an interrupted block is still pending, and `run` saves it
         return problems
 
     def _collect(self, futures: Sequence[Future[list[str]]], total: int) -> list[str]:

@@ -1,6 +1,8 @@
-"""The files that a store is made of: rows with their keys, written once, whole, under the hash of their content.
+"""Segments, the files of a store: rows with their keys, written once, named by the hash of their content.
 
-Nothing waits for the disk: a segment that a power cut tore, or that changed later, is told by its hash.
+Writes are not flushed to disk (no fsync): a torn or changed segment is recognised by its hash and computed again.
+
+Arrays: keys (n, 32) uint8; values (n, *shape) of the store's dtype.
 """
 
 import contextlib
@@ -24,26 +26,26 @@ except ImportError:  # Windows, where a map does not count as an open file
     resource = None  # type: ignore[assignment]
 
 SEGMENT_FORMAT = 1
-"""It is part of a segment's name, so that versions that differ in it never see each other's segments."""
+"""Part of a segment's name, so versions of dermkit with other formats ignore each other's segments."""
 
 KEY_BYTES = 32
 
 _MAGIC = b"dermseg\n"
 _PREFIX = len(_MAGIC) + hashlib.sha256().digest_size + 4  # magic, hash of all that follows, length of the header
-_ALIGN = 64  # bytes; every type of number then lies where the processor wants it
-_MAX_HEADER = 4096
+_ALIGN = 64  # bytes; the alignment of every numeric type, and a cache line
+_MAX_HEADER = 4096  # bytes; a header takes about 100
 _BLOCK_BYTES = 2**20
-_SPARE_FILES = 64  # room for what the rest of the process may open next
+_SPARE_FILES = 64  # open files left for the rest of the process
 _NAME_PATTERN = re.compile(rf"[0-9a-f]{{32}}\.{SEGMENT_FORMAT}\.seg")
 _ANY_FORMAT_PATTERN = re.compile(r"[0-9a-f]{32}\.[0-9]+\.seg")
 
 verified_segments: dict[str, tuple[int, int, int]] = {}
-"""Segments that this process wrote or hashed, with inode, size and mtime: no second store hashes them again."""
+"""Path -> (inode, size, mtime) of segments that this process wrote or hashed; they are not hashed again."""
 
 
 @dataclass(frozen=True)
 class SegmentHeader:
-    """What a segment says of itself. keys_at, notes_at, values_at, size: bytes."""
+    """The header of a segment of n rows; offsets and sizes are in bytes."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -53,23 +55,23 @@ class SegmentHeader:
 
     @property
     def notes_offset(self) -> int:
-        """Where the notes begin."""
+        """Offset of the notes."""
         return self.keys_offset + self.n * KEY_BYTES
 
     @property
     def values_offset(self) -> int:
-        """Where the values begin."""
+        """Offset of the values."""
         return _aligned(self.notes_offset + self.note_bytes)
 
     @property
     def file_size(self) -> int:
-        """The length of the file."""
+        """Size of the file."""
         return self.values_offset + self.n * math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, eq=False)
 class OpenSegment:
-    """A segment's map. keys: (n, 32) uint8; values: (n, *shape), read-only; readable even when others evict it."""
+    """A memory-mapped segment. keys: (n, 32) uint8; values: (n, *shape), read-only; valid after an eviction too."""
 
     keys: NDArray[np.uint8]
     values: NDArray[Any]
@@ -86,14 +88,14 @@ class OpenSegment:
         return cls(keys, values, file_bytes[header.notes_offset :][: header.note_bytes], file_map)
 
     def notes(self) -> list[str]:
-        """Return the text of every row."""
+        """Return the note of every row, "" = none."""
         texts: list[str] = (
             json.loads(self.notes_json.tobytes()) if len(self.notes_json) else [""] * len(self.values)
         )
         return texts
 
     def release(self) -> None:
-        """Give back the memory of what was read; the system may keep the file's pages. Does nothing on Windows."""
+        """Free the memory of pages that were read; the system may keep them cached. Does nothing on Windows."""
         if hasattr(self.file_map, "madvise"):
             self.file_map.madvise(mmap.MADV_DONTNEED)
 
@@ -142,17 +144,17 @@ def write_segment(
 
 
 def mark_verified(path: Path, stream: IO[bytes]) -> None:
-    """Note that the content of an open file, which lies at `path`, is known to be whole."""
+    """Record that the open file at `path` is intact."""
     verified_segments[str(path)] = _signature(stream)
 
 
 def is_segment_name(name: str) -> bool:
-    """Say whether a file's name is that of a segment in this format."""
+    """Return whether a file name is that of a segment of this format."""
     return _NAME_PATTERN.fullmatch(name) is not None
 
 
 def read_segment_header(stream: IO[bytes]) -> SegmentHeader:
-    """Read the header, leaving the stream at the keys; raises `ValueError` where the file cannot be a whole one."""
+    """Read the header, up to the keys; raises `ValueError` for another file, or one of the wrong size."""
     prefix = stream.read(_PREFIX)
     length = int.from_bytes(prefix[-4:], "little")
     if not prefix.startswith(_MAGIC) or len(prefix) < _PREFIX or length > _MAX_HEADER:
@@ -178,7 +180,7 @@ def read_segment_header(stream: IO[bytes]) -> SegmentHeader:
 
 
 def is_intact(stream: IO[bytes]) -> bool:
-    """Hash a file by reading, not by its map: a file cut short would kill the reader of a map with SIGBUS."""
+    """Return whether a segment has its stated hash. Read, not mapped: a truncated map would kill the process."""
     stream.seek(len(_MAGIC))
     stated_digest, digest = stream.read(hashlib.sha256().digest_size), hashlib.sha256()
     while block := stream.read(_BLOCK_BYTES):
@@ -187,7 +189,7 @@ def is_intact(stream: IO[bytes]) -> bool:
 
 
 def open_segment(path: Path) -> OpenSegment:
-    """Map a segment, hashed unless this process did before; raises `ValueError` where it is not whole, or `OSError`."""
+    """Map a segment after checking its hash, once per process; raises `ValueError` if it is broken, or `OSError`."""
     with path.open("rb") as stream:
         header = read_segment_header(stream)
         if verified_segments.get(str(path)) != _signature(stream) and not is_intact(stream):
@@ -202,7 +204,7 @@ def _signature(stream: IO[bytes]) -> tuple[int, int, int]:
 
 
 def touch_segment(path: Path) -> None:
-    """Make a segment the youngest; where that is not permitted, nothing can be evicted either."""
+    """Make a segment the most recently used; if that is not permitted, it cannot be evicted either."""
     with contextlib.suppress(OSError), path.open("rb") as stream:
         was_verified = verified_segments.get(str(path)) == _signature(stream)
         os.utime(path)
@@ -211,19 +213,19 @@ def touch_segment(path: Path) -> None:
 
 
 def allow_open_files(n_files: int) -> None:
-    """Raise the process's limit on open files where so many more would pass it: a map holds its file open."""
+    """Raise the process's limit of open files if it needs so many more: a mapped file counts as open."""
     if resource is None:
         return
     soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # the limit then shows when it is reached
-        n_needed = len(os.listdir("/dev/fd")) + n_files + _SPARE_FILES  # noqa: PTH208  not one path is wanted
+    with contextlib.suppress(OSError, ValueError):  # opening a file then fails later
+        n_needed = len(os.listdir("/dev/fd")) + n_files + _SPARE_FILES  # noqa: PTH208  only their number is needed
         if soft_limit != resource.RLIM_INFINITY and soft_limit < n_needed:
             new_limit = n_needed if hard_limit == resource.RLIM_INFINITY else min(n_needed, hard_limit)
             resource.setrlimit(resource.RLIMIT_NOFILE, (new_limit, hard_limit))
 
 
 def list_segments(folder: Path) -> list[tuple[int, Path, int]]:
-    """Return mtime (ns), path and bytes of every segment below a folder, of any format."""
+    """Return (mtime in ns, path, size in bytes) of every segment below a folder, of any format."""
     segments = []
     for path in folder.rglob("*.seg"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,8 @@
-"""Rows of arrays, found again by a hash of what they were made from: append-only segments, memory-mapped."""
+"""A store of arrays of one shape, found by key: append-only files (segments), memory-mapped.
+
+A key is the SHA-256 of what a row was computed from, 32 bytes: (n, 32) uint8 for n rows. A position is the number of a
+row in all segments together, int64; -1 = not in the store.
+"""
 
 import contextlib
 import errno
@@ -30,23 +34,21 @@ from dermkit.data.cache.segments import (
 from dermkit.errors import OutputError
 from dermkit.files import TEMP_PREFIX, check_writable, make_folder, output_errors
 
-__all__ = ["KEY_BYTES", "SEGMENT_BYTES", "SEGMENT_ROWS", "Store", "StoredRows", "evict", "hash_keys"]
-
 SEGMENT_BYTES = 48 * 2**20
-"""What a killed build loses, and what it holds in memory: little. Files of a large store: not too many."""
+"""Largest size of a segment. A killed build loses at most this, and a few are in memory; larger = fewer files."""
 SEGMENT_ROWS = 1024
-"""The same for small rows: the features of 1,024 images are a minute or two of work on a processor."""
+"""The same in rows. Computing the features of 1,024 images takes a minute or two on a CPU."""
 
-_VERIFIERS = 4  # hashing releases Python's lock; beyond this the disk is the limit
-_ABANDONED_SECONDS = 3600.0  # seconds; a segment is written in one or two
-_TOUCH_SECONDS = 60.0  # seconds; eviction counts in days, and a server looks for a few images at a time
+_VERIFIERS = 4  # threads that hash segments; with more the disk is the limit
+_ABANDONED_SECONDS = 3600.0  # age of a temporary file that is removed; writing one takes a second or two
+_TOUCH_SECONDS = 60.0  # least time between two updates of a segment's time of use
 _WRITE_ATTEMPTS = 5  # another process may evict a segment between its rename and its opening
-_MAX_COPY_BYTES = 2**20  # bytes; larger parts are not worth a second copy
+_MAX_COPY_BYTES = 2**20  # rows of more bytes in all are copied one by one, without an intermediate array
 
 
 @dataclass(eq=False)
 class _Segment:
-    """One file; its first row has position `start`. opened: once it was found to be whole."""
+    """A file of a store; its first row has position `start`. mapping: None until its hash was checked."""
 
     path: Path
     header: SegmentHeader
@@ -58,10 +60,12 @@ class _Segment:
 
 
 class Store:
-    """Arrays of one shape and type in `folder/name`, each found again by a 32-byte key.
+    """Arrays of one shape and dtype in `folder/name`, each found by a 32-byte key.
 
-    Any number of processes may add at once. A position is good for the life of this object, also after an eviction
-    by another process. `read` and `notes` may run in several threads, the rest in one.
+    Any number of processes may add rows at once. Positions stay valid during the life of this object, even if another
+    process evicts segments. `read` and `notes` may run in several threads, all other methods in one.
+
+    Raises `ValueError` for a name that is no file name, an empty shape, or a dtype that is not numeric.
     """
 
     def __init__(self, folder: Path, name: str, *, shape: tuple[int, ...], dtype: DTypeLike) -> None:
@@ -74,15 +78,15 @@ class Store:
         self.row_bytes = math.prod(shape) * kind.itemsize
         self.rows_per_segment = max(1, min(SEGMENT_ROWS, SEGMENT_BYTES // self.row_bytes))
         self._segments: list[_Segment] = []
-        self._starts = np.zeros(1, np.int64)  # of every segment, and the end of the last
+        self._starts = np.zeros(1, np.int64)  # position of each segment's first row, and the total number of rows
         self._known_names: set[str] = set()
         self._index: _Index | None = None
         self.refresh()
 
     def refresh(self) -> None:
-        """See the segments that others wrote meanwhile."""
+        """Find segments that other processes have written."""
         try:
-            names = sorted(os.listdir(self.folder))  # noqa: PTH208  of thousands, the names alone are wanted
+            names = sorted(os.listdir(self.folder))  # noqa: PTH208  only the names are needed
         except OSError:
             return
         for name in names:
@@ -100,10 +104,10 @@ class Store:
         except ValueError:
             self._remove(path)
         except OSError:
-            return  # evicted since it was listed, or not ours to read
+            return  # evicted since it was listed, or not readable
         else:
             self._known_names.add(path.name)
-            if is_compatible:  # a sound segment of another shape is not for this store, nor this store's to drop
+            if is_compatible:  # an intact segment of another shape is left alone
                 self._register(_Segment(path, header, keys, int(self._starts[-1])))
 
     def _register(self, segment: _Segment) -> None:
@@ -113,15 +117,16 @@ class Store:
         self._index = None
 
     def _remove(self, path: Path) -> None:
-        """Delete a segment that is not whole, so that it is made again."""
-        with contextlib.suppress(OSError):  # in a read-only folder it stays, and is passed over
+        """Delete a broken segment, so that its rows are computed again."""
+        with contextlib.suppress(OSError):  # in a read-only folder it stays and is ignored
             path.unlink(missing_ok=True)
             self._known_names.discard(path.name)
 
     def index(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Return the position of every key, -1 where it is absent. keys: (n, 32).
+        """Return (n,) int64 positions of the keys (n, 32) uint8; -1 = not in the store.
 
-        Every segment that a position lies in was hashed in this process; what is not whole is dropped first.
+        The hash of every segment with one of these positions is checked once per process; broken segments are dropped.
+        Raises `OutputError` if too many files are open.
         """
         key_words = _key_words(keys)
         while True:
@@ -144,7 +149,7 @@ class Store:
         return [self._segments[segment_number] for segment_number in np.flatnonzero(np.bincount(segment_numbers))]
 
     def _open_all(self, unopened: Sequence[_Segment]) -> bool:
-        """Hash and map segments; those that are not whole, or gone, are dropped. Returns whether none was."""
+        """Check and map segments; broken and missing ones are dropped. Returns whether none was."""
         if not unopened:
             return True
         segments.allow_open_files(len(unopened))
@@ -160,7 +165,7 @@ class Store:
             return True
         except ValueError:
             self._remove(segment.path)
-        except OSError as error:  # evicted since it was listed, or the disk does not give it back
+        except OSError as error:  # evicted since it was listed, or unreadable
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
                 raise OutputError(
                     f"{self.folder}: {len(self._segments)} segments cannot be open at once: {error.strerror}",
@@ -172,14 +177,15 @@ class Store:
         return False
 
     def check_room(self, rows: int) -> None:
-        """Refuse with `OutputError`, before anything is computed, where so many rows plainly have no room."""
+        """Raise `OutputError`, before anything is computed, if the disk has no room for this many rows."""
         check_writable(self.folder, rows * (self.row_bytes + KEY_BYTES))
         _remove_stale_temporaries(self.folder)
 
     def add(self, keys: NDArray[np.uint8], values: NDArray[Any], notes: Sequence[str] = ()) -> None:
-        """Write rows as one segment, whole or not at all; `rows_per_segment` at a time are best.
+        """Write rows as one segment, completely or not at all; best `rows_per_segment` at a time.
 
-        values: (n, *shape) of the store's type. notes: a short text per row, or none. Raises `OutputError`.
+        keys: (n, 32) uint8. values: (n, *shape) of the store's dtype. notes: a short text per row, or none. Raises
+        `ValueError` for other shapes or types, and `OutputError`.
         """
         n = len(keys)
         if values.shape != (n, *self.shape) or values.dtype != self.dtype or len(notes) not in (0, n):
@@ -188,7 +194,7 @@ class Store:
             )
         if n == 0:
             return
-        key_copy = np.array(_key_words(keys)).view(np.uint8)  # a copy: the caller may fill the same array again
+        key_copy = np.array(_key_words(keys)).view(np.uint8)  # a copy: the caller may reuse the array
         segments.allow_open_files(1)
         make_folder(self.folder)
         with output_errors(self.folder):
@@ -197,7 +203,7 @@ class Store:
             self._register(_Segment(path, header, key_copy, int(self._starts[-1]), mapping))
 
     def read(self, positions: NDArray[np.int64]) -> NDArray[Any]:
-        """Return a fresh, writable array (n, *shape): the rows at these positions, in this order."""
+        """Return a new array (n, *shape) of the rows at n positions, in their order; raises `IndexError`."""
         segment_numbers, rows = self._locate(positions)
         result = np.empty((len(rows), *self.shape), self.dtype)
         order = np.argsort(segment_numbers, kind="stable")
@@ -211,7 +217,7 @@ class Store:
         return result
 
     def notes(self, positions: NDArray[np.int64]) -> list[str]:
-        """Return the texts of the rows at these positions."""
+        """Return the texts of the rows at these positions; raises `IndexError`."""
         segment_numbers, rows = self._locate(positions)
         texts = {
             segment_number: self._mapping_of(segment_number).notes()
@@ -223,13 +229,13 @@ class Store:
         ]
 
     def release(self) -> None:
-        """Give back the memory that what was read of the maps takes: for those who read everything once."""
+        """Free the memory of file pages that were read, for callers that read every row once."""
         for segment in self._segments:
             if segment.mapping is not None:
                 segment.mapping.release()
 
     def _locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return segment number and row of positions; -1 and others outside raise `IndexError`."""
+        """Return segment numbers and rows of positions; raises `IndexError` for -1 and others outside the store."""
         positions = np.asarray(positions, np.int64)
         if len(positions) and not 0 <= positions.min() <= positions.max() < self._starts[-1]:
             raise IndexError("a position outside the store: its key was not found")
@@ -239,28 +245,28 @@ class Store:
     def _mapping_of(self, segment_number: int) -> OpenSegment:
         mapping = self._segments[segment_number].mapping
         if mapping is None:
-            raise IndexError("a position that `find` has not given")
+            raise IndexError("a position that `index` has not returned")
         return mapping
 
 
 class _Index:
-    """Keys in the order of their first 8 bytes, of which a million compare in a blink; the rest decides."""
+    """An index of keys, sorted by their first 8 bytes; the other 24 are compared only where those are equal."""
 
     def __init__(self, live_segments: Sequence[_Segment]) -> None:
         key_words = np.concatenate(
             [_key_words(segment.keys) for segment in live_segments] or [np.empty((0, 4), np.uint64)]
         )
         spans = [np.arange(segment.start, segment.start + segment.header.n) for segment in live_segments]
-        order = np.argsort(key_words[:, 0], kind="stable")  # stable: of two equal rows always the earlier
+        order = np.argsort(key_words[:, 0], kind="stable")  # stable: of equal keys always the first
         self._words = key_words[order]
         self._first = self._words[:, 0].copy()
         self._positions = np.concatenate([np.empty(0, np.int64), *spans])[order]
 
     def positions_of(self, key_words: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Return the position of every key, -1 where it is absent. words: (n, 4)."""
+        """Return (n,) positions, -1 = not in the store. key_words: (n, 4) uint64."""
         positions = np.full(len(key_words), -1, np.int64)
         index = np.zeros(len(key_words), np.int64)
-        pending = np.argsort(key_words[:, 0])  # in order, a million searches are ten times as fast
+        pending = np.argsort(key_words[:, 0])  # sorted searches are ten times as fast
         index[pending] = np.searchsorted(self._first, key_words[pending, 0])
         while len(pending):
             pending = pending[index[pending] < len(self._first)]
@@ -278,14 +284,14 @@ def _rows_equal(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.bool
 
 
 def _key_words(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Return keys as (n, 4) numbers; they are only ever compared, so the order of bytes does not matter."""
+    """Return keys as (n, 4) uint64; they are only compared, so byte order does not matter."""
     if keys.ndim != 2 or keys.shape[1] != KEY_BYTES or keys.dtype != np.uint8:
         raise ValueError(f"keys are {keys.shape} {keys.dtype}, expected (n, {KEY_BYTES}) uint8")
     return np.ascontiguousarray(keys).view(np.uint64)
 
 
 def hash_keys(prefix: str, rows: Iterable[bytes]) -> NDArray[np.uint8]:
-    """Return a key per row, (n, 32): the SHA-256 of `prefix` and the row's bytes."""
+    """Return (n, 32) uint8 keys: the SHA-256 of `prefix` and each row's bytes."""
     prefix_hash, digests = hashlib.sha256(prefix.encode()), bytearray()
     for row in rows:
         digest = prefix_hash.copy()
@@ -295,7 +301,10 @@ def hash_keys(prefix: str, rows: Iterable[bytes]) -> NDArray[np.uint8]:
 
 
 class StoredRows:
-    """Rows of a store, in a given order, that read like an (N, *shape) array; every reading is a copy."""
+    """A view of rows of a store that is indexed like an (N, *shape) array; every access returns a copy.
+
+    positions: (N,) int64, from `Store.index`; raises `IndexError` for any other.
+    """
 
     def __init__(self, store: Store, positions: NDArray[np.int64]) -> None:
         self._positions = np.array(positions, np.int64)
@@ -313,10 +322,10 @@ class StoredRows:
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, rows: int | slice | Sequence[int] | NDArray[Any]) -> NDArray[Any]:
-        """Return the rows at a slice, at row numbers (negative ones count from the end), or where a mask is true."""
+        """Return the rows of an index, a slice, row numbers (negative ones count from the end) or a bool mask."""
         if isinstance(rows, tuple):
             raise TypeError("rows of a store have one index: take rows first, then a part of them")
-        index = np.empty(0, np.int64) if isinstance(rows, list) and not rows else rows  # [] would be of floats
+        index = np.empty(0, np.int64) if isinstance(rows, list) and not rows else rows  # NumPy makes [] floats
         positions = np.asarray(self._positions[index])
         return self._store.read(positions.reshape(-1)).reshape(*positions.shape, *self._store.shape)
 
@@ -326,13 +335,13 @@ class StoredRows:
         return self[:].astype(dtype or self.dtype, copy=False)
 
 
-# Files: written whole, and removed --------------------------------------------------------------------------------
+# Writing and removing segments ----------------------------------------------------------------------------------
 
 
 def _write_atomically(
     folder: Path, keys: NDArray[np.uint8], values: NDArray[Any], notes: Sequence[str]
 ) -> tuple[Path, SegmentHeader, OpenSegment]:
-    """Write and map a segment, whole or not at all; without waiting for the disk, since its hash tells what tore."""
+    """Write a segment completely or not at all, and map it; no fsync, because its hash shows torn writes."""
     for _ in range(_WRITE_ATTEMPTS):
         path, header = _write_segment_file(folder, keys, values, notes)
         with contextlib.suppress(FileNotFoundError), path.open("rb") as stream:
@@ -348,7 +357,7 @@ def _write_atomically(
 def _write_segment_file(
     folder: Path, keys: NDArray[np.uint8], values: NDArray[Any], notes: Sequence[str]
 ) -> tuple[Path, SegmentHeader]:
-    """Write a segment under its final name. It is closed before the rename: Windows renames no open file."""
+    """Write a segment under its final name. It is closed before the rename: Windows cannot rename open files."""
     descriptor, name = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=".seg", dir=folder)
     temporary = Path(name)
     try:
@@ -363,7 +372,7 @@ def _write_segment_file(
 
 
 def _remove_stale_temporaries(folder: Path) -> None:
-    """Remove what killed writers left below a folder."""
+    """Remove the temporary files of killed processes below a folder."""
     for path in folder.rglob(f"{TEMP_PREFIX}*.seg"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
@@ -373,8 +382,8 @@ def _remove_stale_temporaries(folder: Path) -> None:
 def evict(folder: Path, max_bytes: int, *, spare_used: bool = False) -> int:
     """Remove the least recently used segments of all stores below a folder until at most `max_bytes` remain.
 
-    Returns the bytes removed. Nothing but segments is touched; a map that a process has open stays readable there.
-    spare_own: leave those that this process wrote or read, even where more than `max_bytes` then remains.
+    Returns the number of bytes removed. Only segments are removed; processes that have one mapped can still read it.
+    spare_used: do not remove segments that this process wrote or read, even if more than `max_bytes` remain.
     """
     folder = folder.resolve()
     _remove_stale_temporaries(folder)

@@ -11,13 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.data.identify import (
-    KnownDataset,
-    classify_label,
-    describe_malignancy_source,
-    is_known_label,
-    recognise,
-)
+from dermkit.data.diagnoses import classify_label, describe_malignancy_source, is_known_label
+from dermkit.data.identify import recognise
 from dermkit.data.importers import archives
 from dermkit.data.importers.folders_and_csv import read_csv, read_folder, read_ham10000
 from dermkit.data.importers.isic import read_isic2018, read_isic2019, read_isic2020, read_isic_archive
@@ -27,6 +22,7 @@ from dermkit.data.importers.open_images import open_images
 from dermkit.data.importers.overview_page import render_overview
 from dermkit.data.importers.records import Note, Records, Rejected
 from dermkit.data.importers.table_rows import DEFAULT_IMPORT_OPTIONS, TARGET_COLUMNS, ImportOptions
+from dermkit.data.known_datasets import KnownDataset
 from dermkit.data.manifest import DATASET_FORMAT, MALIGNANCIES, Dataset, LesionClass, Malignancy, save_dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.files import (

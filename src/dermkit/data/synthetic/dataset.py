@@ -1,4 +1,7 @@
-"""Made dermoscopy on disk, with known truth: the demo, the tests and the planted faults. Not about real skin."""
+"""Synthetic dermoscopy data sets with known truth and planted faults, for the demo and for tests.
+
+The images are drawn, not photographed: results on them say nothing about real skin.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -37,23 +40,24 @@ __all__ = [
 DatasetLayout = Literal["folder", "ham10000"]
 DEFAULT_CLASSES = ("melanoma", "nevus", "seborrheic keratosis")
 JPEG_QUALITY = 92
-"""Of the JPEG files; real sets lie between 75 and 98."""
+"""Of the JPEG files; public sets lie between 75 and 98."""
 OTHER_JPEG_QUALITY = 80
+"""Of the files of the other archive (`PlantedFaults.source`)."""
 SYNTHETIC_ARCHIVE, OTHER_SYNTHETIC_ARCHIVE = "made archive", "other made archive"
 DEFECTS = ("unreadable", "dark", "blurred", "empty", "tiny")
 TINY_PHOTO_SIDE = 40
-"""Pixels of the side of a tiny photograph."""
+"""Side of a tiny photograph, in pixels."""
 _BLUR = 5 / 450
-"""Standard deviation of a planted blur, as a share of the side."""
+"""Standard deviation of a planted blur, as a fraction of the image width."""
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """One file of a made data set.
+    """A file of a synthetic data set.
 
-    image: path below the data set's folder. label: what the folder or table says. planted: the fault it is, with
-    `partner`, the number and later the path of the photograph it repeats or accompanies. artefact: one planted on it.
-    archive: where it is from. spoiled: a fault of the file itself, of `DEFECTS`.
+    label: according to the folder or table. image: path relative to the data set's folder. planted_fault: copy,
+    sibling, contradiction or lesion_label, "" = none; partner: the photograph that it repeats or accompanies, as an
+    index and later as a path. artefact: a planted one. archive: its origin. defect: one of `DEFECTS`.
     """
 
     truth: LesionTruth
@@ -69,7 +73,7 @@ class Photograph:
 
     @property
     def faults(self) -> tuple[tuple[str, str], ...]:
-        """What is planted in it, as (fault, partner)."""
+        """All planted faults of this file, as (fault, partner)."""
         artefact = f"artefact {self.artefact}" if self.artefact else ""
         archive_fault = "source" if self.archive != SYNTHETIC_ARCHIVE else ""
         single_faults = [(fault, "") for fault in (artefact, archive_fault, self.defect) if fault]
@@ -78,14 +82,14 @@ class Photograph:
 
 @dataclass(frozen=True, kw_only=True)
 class PlantedFaults:
-    """Faults to plant; each is listed in planted.csv. Those behind `siblings` leave every other file as it was.
+    """Numbers of faults to plant, each listed in planted.csv. Fields after `siblings` change no other file.
 
     copies: training files repeated, byte for byte, in the test folder. contradictions: files repeated in the same
-    split under another class. siblings: further photographs of training lesions put into the test folder.
-    lesion_labels: further photographs of a lesion, in the same split, under another class.
-    artefact: (one of `ARTEFACTS`, class, share): drawn on that share of the class's photographs, beside those that
-    have it by chance. source: (class, share): that share is from another archive, with its own size, colours, border
-    and JPEG tables. unreadable, dark, blurred, empty, tiny: photographs spoiled so.
+    split with another class. siblings: further photographs of training lesions in the test folder. lesion_labels:
+    further photographs of a lesion, in the same split, with another class. artefact: (one of `ARTEFACT_RATES`, class,
+    fraction): drawn on this fraction of the class's photographs, beside those that have it at random. source: (class,
+    fraction): this fraction is from another archive, with another size, colours, border and JPEG tables. unreadable,
+    dark, blurred, empty, tiny: photographs with this defect.
     """
 
     copies: int = 0
@@ -112,12 +116,12 @@ def make_dataset_folder(
     given_test: float = 0.0,
     planted_faults: PlantedFaults | None = None,
 ) -> pd.DataFrame:
-    """Write made photographs as JPEG, truth.csv, metadata.csv and, where faults are planted, planted.csv.
+    """Write synthetic JPEG photographs with truth.csv, metadata.csv and, if faults are planted, planted.csv.
 
-    Returns the truth table. metadata.csv has the manifest's column names, `image` for the path, for any layout.
-    lesions_per_class: a number for each of `DEFAULT_CLASSES`, or per class. photos_per_lesion: least and most
-    photographs of one. given_test: share of each class's lesions in the published test folder, by whole patients
-    (`folder` only). `folder` is [train|test/]CLASS/x.jpg; `ham10000` is images/x.jpg and HAM10000_metadata.csv.
+    Returns the table of truth.csv. lesions_per_class: for each of `DEFAULT_CLASSES`, or class -> number.
+    photos_per_lesion: smallest and largest number. size: side in pixels. layout: `folder` is [train|test/]CLASS/x.jpg,
+    `ham10000` is images/x.jpg and HAM10000_metadata.csv. given_test: fraction of each class's lesions in the test
+    folder, by patient (`folder` only). metadata.csv has the manifest's columns. Raises `UsageError`, `OutputError`.
     """
     faults = planted_faults or PlantedFaults()
     lesion_counts = (
@@ -198,7 +202,7 @@ def _photograph_lesions(
     given_test: float,
     rng: np.random.Generator,
 ) -> list[Photograph]:
-    """Make patients with one to three lesions of a class each, and photograph them."""
+    """Return photographs of patients with one to three lesions of one class."""
     photographs: list[Photograph] = []
     for label, total in lesion_counts.items():
         n_test = round(given_test * total)
@@ -206,7 +210,7 @@ def _photograph_lesions(
         while n_lesions < total:
             patient_id, tone = f"P{rng.integers(10**9):09d}", float(rng.beta(1.2, 4.5))
             split_name = "" if not given_test else "test" if n_lesions < n_test else "train"
-            # A patient's lesions lie on one side.
+            # All lesions of a patient are in one split.
             remaining = (n_test if split_name == "test" else total) - n_lesions
             for _ in range(min(remaining, int(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1])))):
                 lesion_id = f"L{rng.integers(10**9):09d}"
@@ -222,7 +226,7 @@ def _photograph_lesions(
 def _append_faults(
     photographs: list[Photograph], faults: PlantedFaults, rng: np.random.Generator
 ) -> list[Photograph]:
-    """Append the planted faults; `partner` is the index of the photograph meant."""
+    """Append the planted faults; `partner` is the index of the original photograph."""
     train = [n for n, photograph in enumerate(photographs) if photograph.given_split != "test"]
     n_faults = faults.copies + faults.siblings + faults.contradictions + faults.lesion_labels
     if n_faults > len(train):
@@ -237,7 +241,7 @@ def _append_faults(
                 replace(photograph, given_split="test", planted_fault="copy", partner=partner)
             )
         elif index < faults.copies + faults.siblings:
-            new_seed = photograph.photo_seed + 1000  # a photograph that the training side does not have
+            new_seed = photograph.photo_seed + 1000  # no photograph of the training split has it
             planted_photographs.append(
                 replace(
                     photograph, photo_seed=new_seed, given_split="test", planted_fault="sibling", partner=partner
@@ -258,7 +262,7 @@ def _append_faults(
 def _alter_photographs(
     photographs: list[Photograph], faults: PlantedFaults, rng: np.random.Generator
 ) -> list[Photograph]:
-    """Plant what changes a photograph and adds none; a copy changes with what it is a copy of."""
+    """Plant artefacts, archives and defects; duplicates get the artefact and archive of their original."""
     altered = list(photographs)
     if faults.artefact:
         name, label, fraction = faults.artefact
@@ -284,7 +288,7 @@ def _alter_photographs(
 def _choose_fraction(
     photographs: list[Photograph], label: str, fraction: float, rng: np.random.Generator
 ) -> list[int]:
-    """Choose a share of the photographs that are filed under a class."""
+    """Return the indices of a random fraction of the photographs labelled with a class."""
     class_photographs = [n for n, photograph in enumerate(photographs) if photograph.label == label]
     return [int(n) for n in rng.choice(class_photographs, round(fraction * len(class_photographs)), replace=False)]
 
@@ -292,7 +296,7 @@ def _choose_fraction(
 def _assign_names(
     photographs: list[Photograph], layout: DatasetLayout, rng: np.random.Generator
 ) -> list[Photograph]:
-    """Give every photograph a file name that tells neither its class nor its lesion."""
+    """Give every photograph a file name that reveals neither its class nor its lesion."""
     numbers = rng.permutation(len(photographs)) + 1
     named_photographs = []
     for photograph, number in zip(photographs, numbers, strict=True):
@@ -307,7 +311,7 @@ def _assign_names(
 
 
 def _render_file(photograph: Photograph, size: int) -> bytes:
-    """Draw, spoil and compress a photograph."""
+    """Return a photograph as a JPEG file, with its artefact, archive and defect."""
     planted_artefacts = frozenset([photograph.artefact]) if photograph.artefact else frozenset[str]()
     pixels = draw_photograph(
         photograph.truth, photo_seed=photograph.photo_seed, size=size, artefacts=planted_artefacts
@@ -336,7 +340,7 @@ def _apply_defect(pixels: NDArray[np.uint8], photograph: Photograph) -> NDArray[
 
 
 def _as_other_archive(pixels: NDArray[np.uint8]) -> bytes:
-    """Compress a photograph as another archive has it: smaller, yellower, with a thin dark frame, other tables."""
+    """Return a photograph as a JPEG file of another archive: smaller, yellower, with a dark frame, other tables."""
     tinted = (pixels * np.array([1.0, 0.96, 0.88])).astype(np.uint8)
     frame_width = max(1, round(0.015 * len(tinted)))
     tinted[:frame_width], tinted[-frame_width:], tinted[:, :frame_width], tinted[:, -frame_width:] = 12, 12, 12, 12
@@ -354,7 +358,7 @@ def _encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _truth_table(photographs: list[Photograph]) -> pd.DataFrame:
-    """Return one row per file, sorted by path: what it is, what it shows, and how its lesion was drawn."""
+    """Return one row per file, sorted by path: labels, faults, artefacts, and how its lesion was drawn."""
     rows: list[dict[str, Any]] = []
     for photograph in sorted(photographs, key=lambda photograph: photograph.image):
         truth_fields = {
@@ -374,7 +378,7 @@ def _truth_table(photographs: list[Photograph]) -> pd.DataFrame:
 
 
 def _demographics(truth: LesionTruth, seed: int) -> tuple[int, str, str]:
-    """Return age, sex and site, drawn per patient and lesion without regard to the class."""
+    """Return age in years, sex and site, random per patient or lesion and independent of the class."""
     patient = np.random.default_rng([seed, 6, int(truth.patient_id[1:])])
     age, sex = 5 * int(patient.integers(4, 18)), str(patient.choice(["female", "male"]))
     lesion = np.random.default_rng([seed, 7, truth.seed])

@@ -1,7 +1,8 @@
-"""Draws dermoscopy: skin, lesion structures and artefacts as functions of where a pixel lies on the skin.
+"""Draws dermoscopy: skin, lesion structures and artefacts, as functions of a pixel's coordinates on the skin.
 
-Coordinates on the skin are in units of the lesion's mean radius, origin at its centre, so that two photographs of one
-lesion show the same structures. Colours are linear-ish RGB in 0..1, float32; pigment darkens by absorption.
+Coordinates are in units of the lesion's mean radius, with the origin at its centre, so that all photographs of a lesion
+show the same structures. Images are (S, S, 3) float32 RGB in 0..1; a Field is (S, S) float32, one value per pixel.
+Pigment darkens an image by absorption (Beer-Lambert law).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +19,10 @@ Structure = Literal[
     "shape", "tone", "patches", "net", "globules", "veil", "white", "vessels", "cysts", "scale", "lacunae", "skin"
 ]
 StructureRng = Callable[[Structure], np.random.Generator]
-"""A fresh generator per structure, so that a change of one structure leaves the others where they are."""
+"""Returns a separate generator per structure, so that changing one structure does not move the others."""
 
-# Absorption per unit of density, red, green, blue: chosen by eye against dermoscopy; ratios follow the known order
-# (melanin absorbs blue most, haemoglobin green most).
+# Absorption per unit of density (first four and INK_ABSORPTION) and colours, as RGB. Chosen by eye to look like
+# dermoscopy; melanin absorbs blue most, haemoglobin green most.
 MELANIN = np.array([0.60, 1.00, 1.34], np.float32)
 HAEMOGLOBIN = np.array([0.13, 0.80, 0.62], np.float32)
 VESSEL = np.array([0.28, 1.00, 0.80], np.float32)
@@ -35,7 +36,10 @@ INK_ABSORPTION = np.array([0.23, 0.12, 0.42], np.float32)
 
 @dataclass(frozen=True)
 class View:
-    """Where the pixels of one photograph lie on the skin: u, v (S, S), and the way back."""
+    """The position of a photograph on the skin.
+
+    u, v: (S, S) coordinates of each pixel. centre: of the lesion, (x, y) in pixels. turn: rotation in radians.
+    """
 
     u: Field
     v: Field
@@ -45,17 +49,18 @@ class View:
 
     @property
     def size(self) -> int:
+        """Side S of the photograph, in pixels."""
         return len(self.u)
 
     def pixels(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return pixel positions (N, 2) as x, y of points (N, 2) on the skin."""
+        """Return pixel positions (N, 2), as x and y, of points (N, 2) on the skin."""
         cosine, sine = np.cos(self.turn), np.sin(self.turn)
         rotated_points = points @ np.array([[cosine, sine], [-sine, cosine]])
         return np.asarray(rotated_points * self.pixels_per_unit + np.asarray(self.centre), np.float64)
 
 
 def make_view(size: int, *, turn: float, radius: float, shift: tuple[float, float]) -> View:
-    """Place a lesion: radius and shift as shares of the side, turn in radians."""
+    """Return a view of a lesion. radius, shift: as fractions of the image width. turn: rotation in radians."""
     scale = radius * size
     centre = (size * (0.5 + shift[0]), size * (0.5 + shift[1]))
     grid = np.arange(size, dtype=np.float32) + np.float32(0.5)
@@ -69,22 +74,22 @@ def make_view(size: int, *, turn: float, radius: float, shift: tuple[float, floa
 
 
 def cloud_noise(rng: np.random.Generator, u: Field, v: Field, frequency: float, octaves: int = 2) -> Field:
-    """Return smooth noise of mean 0 and standard deviation near 1; `frequency` cells per unit."""
+    """Return smooth noise with mean 0 and standard deviation near 1. frequency: cells per unit of length."""
     total = np.zeros(u.shape, np.float32)
     for octave in range(octaves):
         grid = rng.standard_normal((48, 48)).astype(np.float32)
         offset, step = rng.uniform(0, 48, 2), frequency * 2**octave
         coordinates = np.stack([v * step + offset[0], u * step + offset[1]])
         total += map_coordinates(grid, coordinates, order=2, mode="grid-wrap", prefilter=False) * 0.5**octave
-    return np.asarray(total * 2.0, np.float32)  # a quadratic B-spline shrinks white noise to about half
+    return np.asarray(total * 2.0, np.float32)  # quadratic B-splines halve the standard deviation of white noise
 
 
 def cell_noise(
     rng: np.random.Generator, u: Field, v: Field, frequency: float, jitter: float
 ) -> tuple[Field, Field, Field]:
-    """Return distance to the nearest and second nearest cell centre (in cells), and a number 0..1 per nearest cell.
+    """Return the distances to the nearest and second nearest cell centre (in cells), and a value 0..1 of the nearest.
 
-    jitter: 0 is a brick-like lattice, 1 is random.
+    frequency: cells per unit of length. jitter: 0 = a regular lattice of offset rows, 1 = random centres.
     """
     table_side = 64
     shift = (0.5 + jitter * (rng.random((table_side, table_side, 2)) - 0.5)).astype(np.float32)
@@ -108,24 +113,24 @@ def cell_noise(
 
 
 def _neighbour(cell_index: NDArray[np.int32], dy: int, dx: int, table_side: int) -> NDArray[np.int32]:
-    """Step in a flattened side x side table that wraps around; side is a power of 2."""
+    """Return the index of a neighbour in a flattened square table that wraps around; its side is a power of 2."""
     row = (cell_index + dy * table_side) & (table_side * table_side - 1)
     return (row & ~(table_side - 1)) | ((row + dx) & (table_side - 1))
 
 
 def soft_step(values: Field, width: float | Field) -> Field:
-    """Return a soft step from 0 to 1 around 0."""
+    """Return the logistic function of values / width: a soft step from 0 to 1 at 0."""
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(values / width, -30, 30))), np.float32)
 
 
 def blend(image: Field, colour: NDArray[np.float32], mask: Field) -> Field:
-    """Mix a colour (3,) into an image (S, S, 3) by a mask (S, S) of 0..1."""
+    """Blend a colour (3,) into an image with the opacity `mask`, (S, S) in 0..1."""
     opacity = np.clip(mask, 0, 1)[..., None]
     return image * (1 - opacity) + colour * opacity
 
 
 def absorb(image: Field, density: Field, absorption: NDArray[np.float32]) -> Field:
-    """Darken an image by a pigment's density (S, S)."""
+    """Darken an image by a pigment. density: (S, S); absorption: (3,) per unit of density."""
     return image * np.exp(-np.maximum(density, 0)[..., None] * absorption)
 
 
@@ -133,7 +138,7 @@ def absorb(image: Field, density: Field, absorption: NDArray[np.float32]) -> Fie
 
 
 def draw_skin(structure_rng: StructureRng, view: View, tone: float) -> Field:
-    """Return skin (S, S, 3); tone 0 is pale, 1 is dark brown."""
+    """Return an image of skin. tone: 0 (pale) to 1 (dark brown)."""
     rng = structure_rng("skin")
     furrows_near, furrows_second, _ = cell_noise(rng, view.u, view.v, 7.0, 0.85)
     furrows = np.exp(-(((furrows_second - furrows_near) / 0.10) ** 2))
@@ -146,7 +151,7 @@ def draw_skin(structure_rng: StructureRng, view: View, tone: float) -> Field:
 def lesion_border(
     structure_rng: StructureRng, view: View, *, asymmetry: float, irregularity: float, streaks: float
 ) -> tuple[Field, Field]:
-    """Return how far inside the border a pixel lies (in radii, negative outside), and the same without streaks."""
+    """Return the depth of each pixel inside the border (in radii, negative outside), with and without streaks."""
     rng = structure_rng("shape")
     angle = np.arctan2(view.v, view.u)
     reach = 1 + 0.10 * np.cos(2 * (angle - rng.uniform(0, np.pi)))
@@ -179,7 +184,7 @@ def melanin_density(
     variegation: float,
     asymmetry: float,
 ) -> Field:
-    """Return melanin density: an even brown for a low variegation, islands of tan to black for a high one."""
+    """Return the density of melanin: uniform brown for low variegation, patches of tan to black for high."""
     rng = structure_rng("tone")
     islands = np.tanh(1.2 * cloud_noise(rng, view.u, view.v, 0.75, 3))
     fine = cloud_noise(rng, view.u, view.v, 6.0)
@@ -206,14 +211,14 @@ def network_density(
 
 
 def add_network(pigment: Field, net: Field) -> Field:
-    """Put a network into a pigment density: darker lines, paler holes."""
+    """Return a pigment density with a network: darker lines, paler holes."""
     return np.asarray(pigment * (1 + 0.8 * net) + 0.55 * np.maximum(net, 0), np.float32)
 
 
 def globule_density(
     structure_rng: StructureRng, view: View, border_depth: Field, *, strength: float, atypia: float
 ) -> Field:
-    """Return the density of brown dots; atypia makes them uneven in size and place."""
+    """Return the density of globules; atypia makes their sizes and positions irregular."""
     rng = structure_rng("globules")
     nearest, _, cell_value = cell_noise(rng, view.u, view.v, 6.5, 0.5 + 0.5 * atypia)
     clusters = soft_step(cloud_noise(rng, view.u, view.v, 0.8) + 0.9 - 1.3 * atypia, 0.3)
@@ -227,7 +232,7 @@ def globule_density(
 def patch_mask(
     structure_rng: StructureRng, structure: Structure, view: View, coverage: float, frequency: float = 0.8
 ) -> Field:
-    """Return a cloudy mask 0..1 that covers about `coverage` of the plane."""
+    """Return a mask of irregular patches, 0..1, that covers about the fraction `coverage` of the plane."""
     rng = structure_rng(structure)
     direction = rng.uniform(0, 6.3)
     field = cloud_noise(rng, view.u, view.v, frequency, 3) + 0.8 * (
@@ -237,13 +242,13 @@ def patch_mask(
 
 
 def scale_mask(structure_rng: StructureRng, view: View, strength: float) -> Field:
-    """Return a mask of scale: patches that are torn up into small flakes."""
+    """Return a mask of scale, 0..1: patches broken into small flakes."""
     texture = cloud_noise(structure_rng("skin"), view.u, view.v, 8.0)
     return patch_mask(structure_rng, "scale", view, 0.10 + 0.35 * strength, 1.8) * soft_step(texture + 0.3, 0.5)
 
 
 def lacunae_masks(structure_rng: StructureRng, view: View, border_depth: Field) -> tuple[Field, Field]:
-    """Return masks of blood-filled lakes and of the darker ones among them."""
+    """Return masks of lacunae (blood-filled lakes), 0..1, and of the darker ones among them."""
     nearest, second_nearest, cell_value = cell_noise(structure_rng("lacunae"), view.u, view.v, 2.6, 0.9)
     lakes = soft_step(second_nearest - nearest - 0.20, 0.09) * soft_step(border_depth - 0.03, 0.04)
     return lakes, np.asarray(lakes * (cell_value > 0.6), np.float32)
@@ -258,7 +263,7 @@ def spot_masks(
     fraction: float,
     frequency: float,
 ) -> tuple[Field, Field]:
-    """Return masks of small round spots and of those meant to be dark (a third of them)."""
+    """Return masks of pale and of dark small round spots, 0..1; a third of the spots are dark."""
     nearest, _, cell_value = cell_noise(structure_rng(structure), view.u, view.v, frequency, 1.0)
     dots = soft_step(0.13 + 0.12 * (cell_value * 13 % 1) - nearest, 0.035) * soft_step(border_depth - 0.08, 0.04)
     return np.asarray(dots * (cell_value < fraction), np.float32), np.asarray(
@@ -289,7 +294,7 @@ def _grow_vessel(
     width: float,
     strokes: list[tuple[NDArray[np.float64], float]],
 ) -> None:
-    """Add a winding vessel and its thinner branches."""
+    """Add a winding vessel and its thinner branches to `strokes`, as (points (N, 2), width)."""
     points = [start_point]
     turn = 0.0
     for _ in range(int(rng.integers(7, 15))):
@@ -304,7 +309,7 @@ def _grow_vessel(
 
 
 def strokes_mask(view: View, strokes: Sequence[tuple[NDArray[np.float64], float]]) -> Field:
-    """Draw lines (points on the skin, width in radii) without jagged edges; returns a mask 0..1."""
+    """Return a mask 0..1 of antialiased lines. strokes: (points (N, 2) on the skin, width in radii)."""
     fine = 3
     canvas = Image.new("L", (view.size * fine, view.size * fine))
     pen = ImageDraw.Draw(canvas)
@@ -316,16 +321,16 @@ def strokes_mask(view: View, strokes: Sequence[tuple[NDArray[np.float64], float]
     return np.asarray(resized, np.float32) / np.float32(255)
 
 
-# Artefacts: in the frame of the photograph, not on the skin
+# Artefacts: in coordinates of the photograph, not of the skin
 
 
 def frame_view(size: int) -> View:
-    """Return the photograph's own frame: -1..1 across the side."""
+    """Return a view with coordinates of the photograph: -1..1 from edge to edge."""
     return make_view(size, turn=0.0, radius=0.5, shift=(0.0, 0.0))
 
 
 def draw_hair(rng: np.random.Generator, image: Field, n_hairs: int) -> Field:
-    """Lay dark hairs across a photograph, each with a thin bright edge."""
+    """Draw dark hairs with soft shadows across an image."""
     frame = frame_view(len(image))
     strokes = []
     main_angle = rng.uniform(0, np.pi)
@@ -345,7 +350,7 @@ def draw_hair(rng: np.random.Generator, image: Field, n_hairs: int) -> Field:
 
 
 def draw_ruler(rng: np.random.Generator, image: Field) -> Field:
-    """Print a millimetre scale along one edge."""
+    """Draw a millimetre scale along one edge of an image."""
     frame = frame_view(len(image))
     strokes = []
     for n, position in enumerate(np.arange(-0.98, 1, 0.078)):
@@ -356,7 +361,7 @@ def draw_ruler(rng: np.random.Generator, image: Field) -> Field:
 
 
 def draw_bubbles(rng: np.random.Generator, image: Field, n_bubbles: int) -> Field:
-    """Add gel bubbles: a bright rim, a darker inside edge, a glint."""
+    """Draw gel bubbles: a bright rim, a darker inner edge, a reflection."""
     frame = frame_view(len(image))
     for _ in range(n_bubbles):
         x, y = rng.uniform(-1, 1, 2)
@@ -374,7 +379,7 @@ def draw_bubbles(rng: np.random.Generator, image: Field, n_bubbles: int) -> Fiel
 
 
 def draw_ink(rng: np.random.Generator, image: Field) -> Field:
-    """Add a surgical marker's stroke near a corner."""
+    """Draw a stroke of a surgical marker near the edge of an image."""
     frame = frame_view(len(image))
     start = rng.uniform(0, 6.3)
     arc = start + np.linspace(0, rng.uniform(0.3, 0.8), 20)
@@ -385,14 +390,14 @@ def draw_ink(rng: np.random.Generator, image: Field) -> Field:
 
 
 def draw_dark_corners(rng: np.random.Generator, image: Field) -> Field:
-    """Black out what lies beyond the round field of the dermatoscope."""
+    """Darken the corners outside the round field of view of a dermatoscope."""
     frame = frame_view(len(image))
     edge = rng.uniform(1.0, 1.18) - np.hypot(frame.u - rng.normal() * 0.04, frame.v - rng.normal() * 0.04)
     return image * (0.03 + 0.97 * soft_step(np.asarray(edge, np.float32), 0.018))[..., None]
 
 
 def expose(rng: np.random.Generator, image: Field) -> NDArray[np.uint8]:
-    """Light, focus and digitise: returns uint8 (S, S, 3)."""
+    """Return a photograph, (S, S, 3) uint8 RGB, of an image: adds uneven light, blur, noise and gamma."""
     frame = frame_view(len(image))
     direction = rng.uniform(0, 6.3)
     slope = 1 + 0.06 * rng.normal() * (np.cos(direction) * frame.u + np.sin(direction) * frame.v)

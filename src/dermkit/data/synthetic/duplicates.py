@@ -1,4 +1,4 @@
-"""Copies of an image made on purpose: resaved, resized, flipped, turned, cropped. The audit's tests must find each."""
+"""Near duplicates of an image (re-encoded, resized, flipped, rotated, cropped), to test that an audit finds them."""
 
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -23,7 +23,7 @@ def _unchanged(image: Image.Image, _rng: np.random.Generator) -> Image.Image:
 
 
 def _resize(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Half to one and a half times as large; one in three squashed to a square, as data sets for nets are."""
+    """Resize by a factor of 0.5 to 1.5; every third image becomes a square, as in many data sets."""
     scale = rng.uniform(0.5, 1.5)
     width, height = (max(16, round(edge * scale)) for edge in image.size)
     if rng.random() < 1 / 3:
@@ -40,7 +40,7 @@ def _quarter_turn(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A window of 80 to 95 % of each side, anywhere."""
+    """Cut out a random window of 80 to 95 % of each side."""
     fraction = rng.uniform(0.8, 0.95)
     width, height = (round(edge * fraction) for edge in image.size)
     left, top = (
@@ -51,7 +51,7 @@ def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _rotate(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Turned by any angle: corners black, corners of the mean colour, the frame grown, or cut to the inside."""
+    """Rotate by any angle; the corners are black or of the mean colour, the image grows, or is cropped inside."""
     angle = float(rng.uniform(5, 355))
     fill_mode = rng.integers(4)
     if fill_mode == 3:
@@ -61,7 +61,7 @@ def _rotate(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _crop_inside(rotated: Image.Image, size: tuple[int, int], angle: float) -> Image.Image:
-    """Cut the largest window of the original shape that holds no corner of the turn."""
+    """Cut out the largest window with the original aspect ratio that has no empty corners."""
     width, height = size
     sine, cosine = abs(np.sin(np.radians(angle))), abs(np.cos(np.radians(angle)))
     scale = min(width / (width * cosine + height * sine), height / (width * sine + height * cosine))
@@ -78,11 +78,14 @@ COPY_KINDS: Mapping[str, MakeCopy] = MappingProxyType(
         "cropped": _crop, "rotated": _rotate,
     }
 )  # fmt: skip
-"""How a copy is made. `exact` is saved without loss; the others as JPEG of quality 60 to 95."""
+"""Kind -> function that makes it. `exact` is saved as PNG, `reencoded` as JPEG of quality 40 to 95, others 60 to 95."""
 
 
 def plant_copy(pixels: NDArray[np.uint8], kind: str, rng: np.random.Generator) -> tuple[bytes, str]:
-    """Return a copy of an image as a file's bytes and its ending. pixels: (H, W, 3) uint8, sRGB."""
+    """Return a near duplicate of an image, as the bytes of a file and its suffix.
+
+    pixels: (H, W, 3) uint8 RGB. kind: one of `COPY_KINDS`.
+    """
     copy = COPY_KINDS[kind](Image.fromarray(pixels), rng)
     stream = BytesIO()
     if kind == "exact":

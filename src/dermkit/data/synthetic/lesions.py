@@ -1,7 +1,7 @@
-"""Made lesions with known truth, and photographs of them.
+"""Synthetic lesions with known truth, and photographs of them.
 
-Classes differ by how strongly each structure of dermoscopy is drawn (`CLASSES`). Every lesion is pulled towards one
-look-alike class by its `atypia` (0..1, above 0.5 it looks more like the other class), so no classifier can be perfect.
+Classes differ in how strongly each dermoscopic structure is drawn (`CLASSES`). Every lesion is moved towards a
+look-alike class by its `atypia` (0..1; above 0.5 it looks more like the other class), so no classifier can be perfect.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from dermkit.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Appearance:
-    """How strongly each structure is drawn, 0..1; below `MIN_STRENGTH` it is not drawn at all.
+    """How strongly each dermoscopic structure is drawn, 0..1; below `MIN_STRENGTH` it is not drawn.
 
-    sharpness: of the border. The tone of the skin around is the patient's, not the class's.
+    sharpness: of the border. The tone of the skin depends on the patient, not on the class.
     """
 
     asymmetry: float
@@ -40,13 +40,14 @@ class Appearance:
 
 
 MIN_STRENGTH = 0.10
+"""Smaller values in `CLASSES`, such as .02, stand for structures that a class hardly ever has."""
 STRENGTH_STD = 0.09
 """Standard deviation of every strength within a class."""
 
 
 @dataclass(frozen=True)
 class SyntheticClass:
-    """A class: its code in a HAM10000 table, its look-alike among the classes, and its mean appearance."""
+    """A class: its code in a HAM10000 table, its look-alike class, and its mean appearance."""
 
     dx: str
     lookalike: str
@@ -57,7 +58,7 @@ def _to_appearance(*values: float) -> Appearance:
     return Appearance(**dict(zip((field.name for field in fields(Appearance)), values, strict=True)))
 
 
-# Chosen by hand after the textbook criteria (asymmetry, border, colour and dermoscopic structure); no measurement.
+# Chosen by hand after textbook criteria (asymmetry, border, colour, dermoscopic structures), not measured.
 # Columns: asymmetry irregularity sharpness pigment variegation network globules streaks veil regression redness
 #          vessels cysts scale lacunae white_centre
 CLASSES: Mapping[str, SyntheticClass] = {
@@ -85,18 +86,18 @@ MIXTURES: Mapping[str, tuple[str, ...]] = {
     "benign": ("nevus", "nevus", "seborrheic keratosis"),
     "malignant": ("melanoma", "melanoma", "basal cell carcinoma"),
 }
-"""Labels that stand for several classes, each drawn as often as it is named here."""
+"""Labels for several classes, each drawn in proportion to how often it is listed."""
 
 ARTEFACT_RATES = {"hair": 0.35, "ruler": 0.12, "bubbles": 0.15, "ink": 0.06, "dark_corners": 0.20}
-"""Share of photographs with each artefact, the same in every class: no artefact tells the class."""
+"""Fraction of photographs with each artefact; the same in every class, so no artefact reveals the class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LesionTruth:
-    """One lesion, whole: the same truth always draws the same lesion.
+    """Everything that defines a synthetic lesion; equal values draw equal pixels.
 
-    label: the class it is filed under; kind: the class it is drawn as. tone: skin, 0 pale to 1 dark.
-    radius: share of the photograph's side.
+    label: the class it is labelled with; kind: the class it is drawn as. tone: of the skin, 0 (pale) to 1 (dark).
+    radius: as a fraction of the image width. atypia: 0..1, how far its appearance is moved to the look-alike class.
     """
 
     lesion_id: str
@@ -113,7 +114,10 @@ class LesionTruth:
 def make_lesion(
     label: str, *, seed: int, lesion_id: str = "", patient_id: str = "", tone: float = 0.1
 ) -> LesionTruth:
-    """Draw a lesion of a class of `CLASSES` or `MIXTURES`; raises UsageError for another label."""
+    """Return a random lesion of a class of `CLASSES` or `MIXTURES`; raises `UsageError` for another label.
+
+    tone: of the skin, 0 (pale) to 1 (dark brown).
+    """
     if label not in CLASSES and label not in MIXTURES:
         choices = ", ".join([*CLASSES, *MIXTURES])
         raise UsageError(f"no made class is called {label!r}", remedy=f"choose from: {choices}")
@@ -126,7 +130,7 @@ def make_lesion(
     strengths = np.clip(
         class_mean + atypia * (lookalike_mean - class_mean) + STRENGTH_STD * rng.normal(size=len(class_mean)), 0, 1
     )
-    # What neither class shows stays away; noise alone makes no structure.
+    # Noise alone must not draw a structure that neither class has.
     strengths[np.maximum(class_mean, lookalike_mean) < MIN_STRENGTH] = 0.0
     return LesionTruth(
         lesion_id=lesion_id,
@@ -144,9 +148,10 @@ def make_lesion(
 def draw_photograph(
     truth: LesionTruth, *, photo_seed: int, size: int, artefacts: frozenset[str] = frozenset()
 ) -> NDArray[np.uint8]:
-    """Photograph a lesion: uint8 (size, size, 3). Another seed is another turn, distance, light and other artefacts.
+    """Return a photograph of a lesion, (size, size, 3) uint8 RGB.
 
-    artefacts: of `ARTEFACT_RATES`, shown whether or not chance has them.
+    photo_seed: determines rotation, distance, light and artefacts. artefacts: names of `ARTEFACT_RATES` that are always
+    drawn, beside random ones.
     """
     rng = np.random.default_rng([truth.seed, 1, photo_seed])
     view = drawing.make_view(
@@ -176,7 +181,7 @@ def draw_photograph(
 
 
 def _draw_visible_ink(rng: np.random.Generator, image: drawing.Field) -> drawing.Field:
-    """Draw ink until a hundredth of the picture shows it: by chance a stroke may lie outside the frame."""
+    """Draw ink until it covers 1 % of the image, because a random stroke may lie outside of it."""
     for _ in range(50):
         inked_image = drawing.draw_ink(rng, image)
         if (np.abs(inked_image - image).max(axis=2) > 0.1).mean() > 0.01:
@@ -185,7 +190,7 @@ def _draw_visible_ink(rng: np.random.Generator, image: drawing.Field) -> drawing
 
 
 def random_artefacts(truth: LesionTruth, photo_seed: int) -> dict[str, bool]:
-    """Return which artefacts a photograph shows."""
+    """Return artefact -> whether a photograph shows it at random, by `ARTEFACT_RATES`."""
     rng = np.random.default_rng([truth.seed, 2, photo_seed])
     return {name: bool(rng.random() < rate) for name, rate in ARTEFACT_RATES.items()}
 
@@ -241,7 +246,7 @@ def _draw_structures(
     border_depth: drawing.Field,
     lesion_mask: drawing.Field,
 ) -> drawing.Field:
-    """Lay over the lesion what is not pigment or blood in the skin itself."""
+    """Draw the structures above pigment and redness: veil, regression, lacunae, vessels, cysts, scale."""
     if _visible_strength(appearance.veil):
         veil = drawing.patch_mask(structure_rng, "veil", view, 0.10 + 0.30 * appearance.veil, 1.1)
         image = drawing.blend(
@@ -280,7 +285,7 @@ def _draw_structures(
 
 
 def _opacity(strength: float) -> float:
-    """Return how opaque a structure is: a weak one is faint, one of half strength is nearly as opaque as any."""
+    """Return the opacity of a structure: proportional to its strength, at most 0.72, reached near half strength."""
     return min(0.72, 1.5 * strength)
 
 
