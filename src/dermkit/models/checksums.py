@@ -71,6 +71,7 @@ def read_verified(folder: Path) -> dict[str, bytes]:
     content: dict[str, bytes] = {}
     for name, hashes in expected_hashes(folder).items():
         try:
+            # Read once, hashed and used: a file that is exchanged in between cannot slip through.
             content[name] = (folder / name).read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise UntrustedError(f"{folder / name}: cannot be read: {error}", remedy="copy it anew") from error

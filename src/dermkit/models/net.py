@@ -222,7 +222,7 @@ def _trainable_names(net: Net, train_backbone: str | int) -> set[str]:
             f"train_backbone is {train_backbone}, but this backbone has {len(groups)} layer groups",
             remedy=f'give 1 to {len(groups)}, "none" or "all" in the recipe',
         )
-    return {name for group in groups[-train_backbone:] for name in group}
+    return {name for group in groups[-train_backbone:] for name in group}  # the last ones are nearest to the head
 
 
 def set_train_mode(net: Net, phase: Phase) -> None:

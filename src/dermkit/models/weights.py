@@ -214,7 +214,7 @@ def _resolve_hub(spec: ModelSpec) -> BackboneWeights:
             remedy='use a recipe with model.weights = "none", another backbone, or --weights FILE with its JSON',
         )
     file_name = config.hf_hub_filename or "model.safetensors"
-    if not file_name.endswith(".safetensors"):
+    if not file_name.endswith(".safetensors"):  # other kinds are pickles: reading one runs code of whoever made it
         raise _no_hub_weights_error(
             spec, "the hub has no safetensors file for it, and dermkit opens no other kind"
         )

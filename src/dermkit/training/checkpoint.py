@@ -176,7 +176,7 @@ def _fields_from_format_2(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _load_net(path: Path, net: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
     try:
-        result = net.load_state_dict(state, strict=False)
+        result = net.load_state_dict(state, strict=False)  # a backbone that is never trained is not in the file
     except RuntimeError as error:
         raise UntrustedError(f"{path}: belongs to another net: {error}", remedy="delete the run folder") from error
     missing_keys = [name for name in result.missing_keys if not name.startswith("backbone.")]
@@ -191,6 +191,7 @@ def _optimizer_state(tensors: dict[str, torch.Tensor], optimizer_fields: dict[st
     if not optimizer_fields["groups"]:
         return {}
     state: dict[int, dict[str, Any]] = {}
+    # JSON and safetensors know no nested dictionaries of tensors: "optimizer.<parameter>.<name>" is put together again.
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)

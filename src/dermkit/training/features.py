@@ -132,7 +132,7 @@ def feature_source(pixel_source: PixelSource, job: FeatureJob, *, seed: int, vie
     precision; validation features are float32, as in prediction. Raises `RunInterrupt` where `should_stop` says so; the
     cache then holds what was computed.
     """
-    job.net.eval()
+    job.net.eval()  # frozen: batch norm uses its running statistics, dropout is off
     backbone, net_variant = fused_backbone(job.net.backbone, pixel_source.preprocessing)
     samples, is_unaugmented = pixel_source.samples, views == 0
     store = Store(
@@ -192,6 +192,7 @@ def _sample_keys(samples: Samples, job: FeatureJob, *, seed: int, view: int, is_
         return keys
     augment_fields, oversample_fields = _hashed_fields(samples.augment), _hashed_fields(samples.oversample)
     settings = canonical_json([precision, seed, view, augment_fields, oversample_fields])
+    # Little-endian, so that keys are the same on every kind of processor.
     key_columns = [pixel_keys, samples.keys.astype("<u8")[:, None].view(np.uint8)]
     mix_plan = None if is_unaugmented else samples.mix_plan(np.arange(len(samples)), seed=seed, epoch=view)
     if mix_plan is not None:
@@ -237,7 +238,7 @@ def _compute_missing(
                 remedy="run the same command with --resume",
             )
     job.process_group.barrier()
-    store.refresh()
+    store.refresh()  # to see what the other ranks have written
     positions = store.index(keys)
     if (positions < 0).any():
         raise DataError(

@@ -74,6 +74,7 @@ def train_net(
     `UsageError` (memory does not hold one image) and `UntrustedError` (a checkpoint is broken or of another net).
     """
     state = TrainingState(job, folder, net, fabric, process_group_of(fabric), hooks or TrainingHooks())
+    # channels_last: the memory order in which convolutions are fastest.
     net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if state.process_group.size > 1:
         convert_sync_batch_norm(net)
@@ -87,7 +88,7 @@ def train_net(
             break
     if state.progress.log_rows:  # an earlier process may have been killed between its checkpoint and its log
         write_log(state)
-    with exact_float32(fabric.device):
+    with exact_float32(fabric.device):  # else a GPU would round the inputs of float32 convolutions
         pixel_source = _pixel_source(state)
         for phase_index, phase in enumerate(job.recipe.phases):
             if phase_index >= state.progress.phase:
@@ -100,15 +101,18 @@ def _train_phase(state: TrainingState, phase_index: int, phase: Phase, pixel_sou
     """Run the epochs of one phase that are still to do."""
     job = state.job
     if phase_index > state.progress.phase:
-        load_best_checkpoint(state)
+        load_best_checkpoint(
+            state
+        )  # where the recipe keeps the best epoch, the next phase begins with its weights
         state.progress.start_phase(phase_index)
         # Otherwise a kill after this phase's first best epoch would restart the phase from that epoch's weights.
         state.save()
     freeze(state.net, phase)
     source = _batch_source(state, phase, pixel_source)
     if not state.last_checkpoint.exists():
-        state.save()
+        state.save()  # so that a retry of the very first epoch has a checkpoint to go back to
     state.process_group.barrier()
+    # Epochs are counted through all phases, from 1: their numbers seed order and augmentation.
     first_epoch = 1 + sum(earlier_phase.epochs for earlier_phase in job.recipe.phases[:phase_index])
     train_step, optimizer = _make_train_step(state, phase, source)
     while state.progress.phase_epoch < phase.epochs and not state.progress.is_out_of_patience(phase.patience):
@@ -139,6 +143,7 @@ def _run_epoch(
     loss_sum, n_correct = train_step.gather_sums()
     # Seconds of an interrupted part of this epoch count too, so that images per second are those of the whole epoch.
     train_seconds, n_samples = previous_seconds + time.perf_counter() - start_time, len(train_step.source.samples)
+    # The loss is checked in every step, but the last update can still overflow a weight.
     _check_finite(state, train_step, epoch, _is_finite(state.net), "a weight")
     metrics = {
         "train_loss": loss_sum / n_samples,
@@ -241,6 +246,7 @@ def _make_train_step(
     wrapped_module, wrapped_optimizer = state.fabric.setup(module, optimizer)
     if progress.optimizer:
         optimizer.load_state_dict(progress.optimizer)
+    # The sums of an epoch that is resumed are those of all ranks: rank 0 alone goes on with them.
     is_first_rank = state.process_group.rank == 0
     train_step = TrainStep(
         module=wrapped_module,
@@ -330,6 +336,7 @@ def _validate(state: TrainingState, train_step: TrainStep, epoch: int) -> dict[s
     source = train_step.source
     state.net.eval()
     device = state.fabric.device
+    # Small batches side by side, one thread each: faster, and logits do not depend on the number of threads.
     shard = state.process_group.shard(np.arange(len(state.job.validation_rows)))
 
     def batch_logits(rows: NDArray[np.int64]) -> torch.Tensor:

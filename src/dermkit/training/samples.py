@@ -105,6 +105,7 @@ def _oversampled_rows(
     for class_index in np.flatnonzero(counts):
         class_rows = train_rows[labels[train_rows] == class_index]
         n_extra = min(max(target_count - len(class_rows), 0), len(class_rows) * (spec.max_copies - 1))
+        # Seeded by the class, so that a class's copies do not depend on the other classes.
         shuffled_rows = np.random.default_rng([seed, int(class_index)]).permutation(class_rows)
         rows.append(np.resize(shuffled_rows, n_extra))  # np.resize repeats the rows until there are enough
         copy_numbers.append(1 + np.arange(n_extra) // len(class_rows))
@@ -206,7 +207,7 @@ class PixelSource:
             if copies_only:
                 return batch
             return augment_batch(batch, samples.augment, seed=seed, epoch=epoch, keys=samples.keys[rows])
-        is_copy = samples.copy_numbers[rows] > 0
+        is_copy = samples.copy_numbers[rows] > 0  # copies have their own augmentation (`oversample.augment`)
         masked_specs = [
             (is_copy, samples.oversample.augment),
             *([] if copies_only else [(~is_copy, samples.augment)]),

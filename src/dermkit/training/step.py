@@ -64,7 +64,7 @@ class TrainStep:
 
         rows: (B,) samples of the whole batch. A micro-batch may be empty, where there are more ranks than samples.
         """
-        shard_size = -(-len(rows) // self.process_group.size)
+        shard_size = -(-len(rows) // self.process_group.size)  # of the largest shard: divided, rounded up
         # Every rank takes the same number of passes: synchronised batch norm is collective, and would wait for ever.
         row_chunks = np.array_split(
             self.process_group.shard(rows), -(-shard_size // (self.micro_batch_size or shard_size))
@@ -89,6 +89,7 @@ class TrainStep:
         n_correct = torch.zeros((), device=self.fabric.device)
         self.optimizer.zero_grad()
         for k, (inputs, targets) in enumerate(micro_batches):
+            # Gradients are summed over ranks once, in the last pass of the step.
             with self.fabric.no_backward_sync(self.module, enabled=k + 1 < len(micro_batches)):
                 loss, chunk_correct = self._forward(inputs, targets)
                 # DistributedDataParallel averages gradients over ranks; times their number, that is the sum.

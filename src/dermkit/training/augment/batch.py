@@ -97,6 +97,7 @@ def augment_and_normalise(
         torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (mean, std)
     )
     for chunk in _chunks(shape, pixels.device):
+        # Contiguous by channel, as in `augment_batch`, so that both give the same bits; only `out` is channels_last.
         unit_pixels = pixels[chunk].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         augmented = _augment_chunk(unit_pixels.div_(divide_by), spec, rng.select(chunk))
         out[chunk] = augmented.sub(mean_tensor).div_(std_tensor)

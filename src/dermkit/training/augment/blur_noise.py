@@ -192,6 +192,7 @@ def standard_normals(rng: CounterRng, shape: tuple[int, ...], device: torch.devi
     n_values = int(np.prod(shape))
     n_words = -(-n_values // values_per_word)
     start = torch.from_numpy(rng.hashes(Stream.NOISE).view(np.int64)).to(device)
+    # As `CounterRng.hash_matrix`: the image's hash plus multiples of splitmix64's increment, mixed.
     steps = torch.arange(1, n_words + 1, device=device) * _to_signed(GOLDEN_GAMMA)
     hashes = _mix64(start[:, None] + steps)
     shifts = torch.arange(values_per_word, device=device) * _NOISE_BITS

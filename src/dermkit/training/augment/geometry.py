@@ -49,7 +49,9 @@ def transform_geometry(batch: Tensor, spec: AugmentSpec, rng: CounterRng) -> Ten
     if not is_resampled.any():
         return flipped_batch
     index = np.flatnonzero(is_resampled)
-    out = flipped_batch.clone() if flipped_batch is batch else flipped_batch
+    out = (
+        flipped_batch.clone() if flipped_batch is batch else flipped_batch
+    )  # the caller's batch is not written to
     out[to_device_of(index, batch)] = _resample(batch[to_device_of(index, batch)], spec, rng.select(index))
     return out
 
@@ -92,6 +94,7 @@ def _affine_matrices(spec: AugmentSpec, rng: CounterRng, height: int, width: int
     theta[:, 1, 0], theta[:, 1, 1] = sine * sign_y * width / height, cosine * sign_y
     theta[:, 0, 2] = np.where(is_affine, 2.0 * rng.uniform(Stream.SHIFT_X, spec.shift), 0.0)
     theta[:, 1, 2] = np.where(is_affine, 2.0 * rng.uniform(Stream.SHIFT_Y, spec.shift), 0.0)
+    # Transposed images read x where others read y: the rows of their matrices are exchanged.
     is_transposed = rng.bernoulli(Stream.TRANSPOSE, 0.5 if spec.transpose else 0.0)
     theta[is_transposed] = theta[is_transposed][:, ::-1]
     return theta

@@ -195,6 +195,7 @@ def _rank_device(device: str, rank_info: RankInfo) -> torch.device:
     n_visible = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cpu" or (device == "auto" and n_visible == 0):
         return torch.device("cpu")
+    # srun may show each rank its own GPU alone, as number 0, whatever the rank's number is.
     index = 0 if n_visible == 1 and rank_info.has_own_gpu else rank_info.local_rank
     if index >= n_visible:
         raise UsageError(
