@@ -82,8 +82,8 @@ def audit_codes() -> str:
 def split(dataset: Dataset, spec: SplitSpec, *, name: str, seal: bool = False) -> Split:
     """Make a split of a data set and write it to its `splits/` folder.
 
-    seal: also seal its test side (docs/seal.md). Raises `UsageError` where a sealed split of that name has another test
-    side, or for k folds to be sealed; `DataError` where sealed images changed.
+    seal: also seal its test images (docs/seal.md). Raises `UsageError` where a sealed split of that name has other test
+    images, or for k folds to be sealed; `DataError` where sealed images changed.
     """
     folder = dataset.folder / "splits"
     new_split = make_split(dataset.manifest, spec, name=name)
@@ -97,7 +97,7 @@ def split(dataset: Dataset, spec: SplitSpec, *, name: str, seal: bool = False) -
 
 
 def find_split_seal(dataset: Dataset, dataset_split: Split) -> Seal | None:
-    """Return the seal of a split's test side, under whichever name it was sealed."""
+    """Return the seal of a split's test images, under whichever name it was sealed."""
     return find_seal(dataset.folder / "splits", dataset.manifest, dataset_split.frame)
 
 

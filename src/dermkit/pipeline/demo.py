@@ -9,6 +9,7 @@ from dermkit.pipeline.plan import RunSettings
 from dermkit.prediction.run import PredictOutcome, predict
 from dermkit.progress import Progress
 from dermkit.recipes.experiments import DEMO
+from dermkit.runs.layout import MODEL_FOLDER, REPORT_FILE
 
 LESIONS_PER_CLASS = 55
 NEW_LESIONS_PER_CLASS = 4
@@ -51,7 +52,7 @@ def run_demo(out: Path, *, progress: Progress | None = None) -> DemoOutcome:
     settings = RunSettings(out=out / "runs", device="cpu", resume=True)
     run = train(DEMO, outcome.dataset, settings=settings, progress=progress)
     progress.say("predicting new images")
-    predictions = predict(run / "model", [str(new_images)], out=out / "predictions", progress=progress)
+    predictions = predict(run / MODEL_FOLDER, [str(new_images)], out=out / "predictions", progress=progress)
     return DemoOutcome(
-        images, out / "dataset", out / "dataset" / "overview.html", run, run / "report.html", predictions
+        images, out / "dataset", out / "dataset" / "overview.html", run, run / REPORT_FILE, predictions
     )

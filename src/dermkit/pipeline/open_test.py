@@ -1,4 +1,4 @@
-"""The opening of a sealed test side: what is checked, what is logged before anything is scored, and what is scored."""
+"""Open a sealed test split: check, log the opening, then score."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from dermkit.evaluation.seal_log import (
     seal_folder,
     write_run_seal,
 )
-from dermkit.files import lock
+from dermkit.files import lock, shell_path
 from dermkit.progress import Progress
 from dermkit.runs.folder import RunFolder, read_table
 from dermkit.runs.layout import MODEL_FOLDER, PREDICTIONS_FILE, RUN, RUN_SEAL, SPLIT_FILE
@@ -32,10 +32,10 @@ MANIFEST_CHANGED_NOTE = (
 
 
 def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
-    """Open the sealed test side for a run: its predictions.csv then has the test rows too, and nothing is evaluated.
+    """Open the sealed test split for a run: its predictions.csv then has the test rows too, and nothing is evaluated.
 
     The opening is in the seal's file before the first image is scored. Raises `UsageError` for a folder that is no run,
-    or whose test side is not sealed; `DataError` where split, classes or sealed images are not those of the training;
+    or whose test split is not sealed; `DataError` where split, classes or sealed images are not those of the training;
     `UntrustedError` for a model that is not as it was saved.
     """
     from dermkit.data.cache.pixels import pixel_cache
@@ -92,7 +92,7 @@ def _read_split_table(run: Path, dataset: Dataset) -> pd.DataFrame:
     unknown_ids = split_table.loc[~split_table["image_id"].isin(dataset.manifest["image_id"]), "image_id"].tolist()
     if unknown_ids:
         raise DataError(
-            f"{run / 'split.csv'}: {len(unknown_ids)} of its images are not in {dataset.folder} (such "
+            f"{run / SPLIT_FILE}: {len(unknown_ids)} of its images are not in {dataset.folder} (such "
             f"as {unknown_ids[0]})",
             outcome="nothing was scored",
             remedy="name the data set that the run was trained on, with the manifest of then",
@@ -101,18 +101,18 @@ def _read_split_table(run: Path, dataset: Dataset) -> pd.DataFrame:
 
 
 def _find_run_seal(run: Path, dataset: Dataset, split_table: pd.DataFrame) -> Seal:
-    """Return the seal of the run's test side, as it was when the run was trained."""
+    """Return the seal of the run's test split, as it was when the run was trained."""
     if not RUN_SEAL.exists(run):
         raise UsageError(
-            f"{run}: its test side was not sealed when it was trained, so it is scored already",
-            outcome="nothing was counted",
-            remedy=f"dermkit evaluate {run}",
+            f"{run}: its test split was not sealed when it was trained, so it is scored already",
+            outcome="no opening was counted",
+            remedy=f"dermkit evaluate {shell_path(run)}",
         )
     folder = seal_folder(dataset)
     seal = find_seal(folder, dataset.manifest, split_table)
     if seal is None:
         raise DataError(
-            f"{run}: the test side that it was trained beside has no seal in {folder}",
+            f"{run}: the test split of its training has no seal in {folder}",
             outcome="nothing was scored",
             remedy=f"restore {RunFolder(run).seal['name']}.seal.json, or name the data set that the run was trained on",
         )
@@ -145,9 +145,7 @@ def _log_opening(
         number = len(logged_seal.openings)
         write_run_seal(run, logged_seal, opening=number, notes=notes)
         with log_openings(overlap_openings):
-            progress.say(
-                f"opening {number} of the test side of split {seal.name} ({len(seal.rows)} images), logged"
-            )
+            progress.say(f"opening {number} of seal {seal.name} ({len(seal.rows)} test images), logged")
             yield
     # Openings that were logged meanwhile belong to later reports.
     finished_seal = replace(logged_seal, openings=read_seal(path).openings[:number])
@@ -158,6 +156,6 @@ def _tell_previous_openings(run: Path, seal: Seal, recipe: str, progress: Progre
     n_previous = sum((opening.recipe, opening.run) == (recipe, run.name) for opening in seal.openings)
     if n_previous:
         progress.say(
-            f"this run has opened the test side before ({n_previous} times), and this counts again. To evaluate what "
+            f"this run has opened the test split before ({n_previous} times), and this counts again. To evaluate what "
             f"was scored then: dermkit evaluate {run}"
         )

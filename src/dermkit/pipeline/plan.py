@@ -1,4 +1,4 @@
-"""One run before it starts: what, on which data, and where; nothing left to choose."""
+"""One run before it starts: its recipe, data, split, weights, seed, folder and machine."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +10,9 @@ from dermkit.data.manifest import Dataset
 from dermkit.data.seal import PartialOverlap, Seal, find_partial_overlaps, find_seal
 from dermkit.data.split import Split, for_fold
 from dermkit.errors import UsageError
-from dermkit.files import fingerprint, sha256_bytes
+from dermkit.files import check_writable, fingerprint, sha256_bytes
+from dermkit.pipeline.data import resolve_split
+from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe, recipe_fingerprint
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where a run happens: what may differ between machines without changing the experiment.
+    """Where and how a run is executed: what may differ between machines without changing the experiment.
 
     devices: processes on this machine, each with a device of its own; nodes: machines; workers: threads that prepare
     batches ahead, in each process.
@@ -38,8 +40,37 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """This machine, ready to train: its device, where it is one of several processes joined with the others.
+
+    progress: silent in every process but the first.
+    """
+
+    settings: RunSettings
+    fabric: "Fabric"
+    progress: Progress
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the first of all, which alone writes."""
+        return self.fabric.global_rank == 0
+
+
+def prepare_machine(settings: RunSettings | None, progress: Progress | None) -> Machine:
+    """Check that this machine can train before any work is done; raises `OutputError`, `UsageError`."""
+    from dermkit.models.inference import pick_device
+    from dermkit.training.distributed.process_group import start_fabric
+
+    settings = settings or RunSettings()
+    check_writable(settings.out)
+    pick_device(settings.device)  # refuses a device that is not there
+    fabric = start_fabric(settings.device, settings.devices, settings.nodes)
+    return Machine(settings, fabric, progress if progress and fabric.global_rank == 0 else Progress())
+
+
+@dataclass(frozen=True)
 class RunPlan:
-    """One run, resolved: nothing left to choose."""
+    """One run with every choice made."""
 
     recipe: Recipe
     dataset: Dataset
@@ -52,9 +83,9 @@ class RunPlan:
     is_trial: bool = False
     """A trial of a search: the test split is not scored and no report is written."""
     seal: "Seal | None" = None
-    """Of this very test side: it is not scored until somebody opens it."""
+    """The seal of this test split: it is not scored until somebody opens it. None: not sealed."""
     partial_overlaps: "tuple[PartialOverlap, ...]" = ()
-    """Seals of other splits, some of whose images lie on a side of this one."""
+    """Seals of other splits that share some images with this one."""
 
     @property
     def hides_test(self) -> bool:
@@ -70,36 +101,17 @@ def with_seed(recipe: Recipe, seed: int | None) -> Recipe:
         raise UsageError(f"--seed {seed}: {error.errors()[0]['msg']}", remedy="give 0 to 4294967295") from error
 
 
-def with_precision(recipe: Recipe, fabric: "Fabric") -> Recipe:
-    """Return the recipe with its precision decided for this device, as the run's own recipe.json will say."""
+def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine: Machine) -> list[RunPlan]:
+    """Return the runs of a recipe, seeds times folds, on the split of that name or file (None: the recipe's own)."""
     from dermkit.models.precision import resolve_precision
-
-    return replace(recipe, compute=resolve_precision(recipe.compute, fabric.device.type))
-
-
-def join_process_group(settings: RunSettings) -> "Fabric":
-    """Return this process's device, and where it is one of several, join the others."""
-    from dermkit.training.distributed import process_group
-
-    return process_group.start_fabric(settings.device, settings.devices, settings.nodes)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that this machine lacks before any work is done; raises `UsageError`."""
-    from dermkit.models.inference import pick_device
-
-    pick_device(device)
-
-
-def make_plans(recipe: Recipe, dataset: Dataset, chosen_split: Split, settings: RunSettings) -> list[RunPlan]:
-    """Resolve a recipe into its runs: seeds times folds."""
     from dermkit.models.weights import resolve_weights
 
-    weights = resolve_weights(recipe.model, settings.weights)
-    if (
-        chosen_split.spec is not None
-    ):  # recipe.json must say the split that was used, or it would not repeat the run
+    # recipe.json must say the precision and the split that were used, or it would not repeat the run.
+    recipe = replace(recipe, compute=resolve_precision(recipe.compute, machine.fabric.device.type))
+    chosen_split = resolve_split(recipe, dataset, split_name)
+    if chosen_split.spec is not None:
         recipe = replace(recipe, split=chosen_split.spec)
+    weights = resolve_weights(recipe.model, machine.settings.weights)
     split_rows = chosen_split.frame
     recipe_hash = recipe_fingerprint(
         recipe,
@@ -126,7 +138,7 @@ def make_plans(recipe: Recipe, dataset: Dataset, chosen_split: Split, settings: 
             weights=weights,
             seed=seed,
             fold=fold,
-            folder=settings.out / recipe.name / f"{recipe_hash}-s{seed}{f'-f{fold}' if fold >= 0 else ''}",
+            folder=machine.settings.out / recipe.name / f"{recipe_hash}-s{seed}{f'-f{fold}' if fold >= 0 else ''}",
             seal=seal_by_fold[fold],
             partial_overlaps=overlaps_by_fold[fold],
         )

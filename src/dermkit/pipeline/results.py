@@ -13,7 +13,7 @@ from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.files import check_output, check_writable
-from dermkit.models.locate import check_folder, check_model_folder, suggest_run
+from dermkit.prediction.locate import check_folder, check_model_folder, suggest_run
 from dermkit.progress import Progress
 from dermkit.reporting.comparison_page import headline_sentences, write_comparison_page, write_comparison_tables
 from dermkit.reporting.report import write_report, write_summary_report
@@ -38,7 +38,7 @@ def evaluate(
     """Evaluate a run again, a model on another data set (`dataset`), or another tool's predictions; returns the report.
 
     options: what this evaluation adds to the default; the next one does not remember them. open_test: the data set
-    whose sealed test side may be scored; every opening is logged and counted (docs/seal.md).
+    whose sealed test split may be scored; every opening is logged and counted (docs/seal.md).
     """
     progress, is_opening_allowed = progress or Progress(), _is_opening_allowed(open_test, dataset)
     is_run = dataset is None and predictions is None
@@ -118,11 +118,11 @@ def _is_opening_allowed(open_test: Dataset | None, dataset: Dataset | None) -> b
 
 
 def _open_test(folder: Path, dataset: Dataset, progress: Progress, options: EvaluationOptions) -> Path:
-    """Open the sealed test side for a run, or for each run of repeats, and evaluate; returns the report."""
+    """Open the sealed test split for a run, or for each run of repeats, and evaluate; returns the report."""
     from dermkit.pipeline import open_test as pipeline_open_test
+    from dermkit.pipeline.next_steps import remove_opening_step
     from dermkit.pipeline.repeats import summarise_repeats
     from dermkit.pipeline.run import evaluate_and_report
-    from dermkit.pipeline.run_facts import remove_opening_step
     from dermkit.recipes.schema import load_recipe
 
     if not SUMMARY.exists(folder):

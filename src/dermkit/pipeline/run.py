@@ -29,24 +29,22 @@ from dermkit.files import (
     write_rows,
 )
 from dermkit.models.card import extra_targets, with_extra_targets, write_policy
-from dermkit.pipeline.plan import RunPlan, RunSettings
+from dermkit.pipeline.next_steps import write_next_steps
+from dermkit.pipeline.plan import Machine, RunPlan
 from dermkit.pipeline.run_facts import (
-    describe_environment,
+    FinishedTraining,
     describe_model,
     describe_run,
-    environment_changes,
+    record_environment,
     training_lint,
-    training_outcome,
-    training_warnings,
-    write_next_steps,
 )
 from dermkit.progress import Progress
-from dermkit.recipes.schema import save_recipe as save_recipe
+from dermkit.recipes.schema import save_recipe
 from dermkit.render import charts, sheets
 from dermkit.reporting.report import write_report
 from dermkit.runs.layout import (
+    AUGMENTED_SHEET,
     CHECKPOINTS_FOLDER,
-    ENVIRONMENT,
     EXCLUDED_FILE,
     LOCATION,
     LOG_FILE,
@@ -61,8 +59,6 @@ from dermkit.runs.layout import (
 )
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
     from dermkit.data.cache.pixels import PixelCache
     from dermkit.models.net import Net
     from dermkit.prediction.predictor import Predictor
@@ -74,26 +70,27 @@ _REDRAW_SECONDS = 5.0
 """progress.png is redrawn at most this often: drawing costs more than an epoch on cached features."""
 
 
-def run_plan(plan: RunPlan, settings: RunSettings, progress: Progress, fabric: "Fabric") -> Path:
+def run_plan(plan: RunPlan, machine: Machine) -> Path:
     """Train, save, score, evaluate and report one run; a finished one is left as it is.
 
     Where several processes train together, all of them call this: rank 0 does everything, the others train along.
     """
     from dermkit.training.distributed.process_group import process_group_of
 
-    ranks = process_group_of(fabric)
+    ranks = process_group_of(machine.fabric)
     if ranks.is_first:
-        _run_on_rank0(plan, settings, progress, fabric)
+        _run_on_rank0(plan, machine)
     elif ranks.broadcast_text("") == _TRAIN_SIGNAL:
-        _train(plan, _prepare(plan, settings, Progress()), Progress(), fabric)
+        _train(plan, _prepare(plan, machine), machine)
     ranks.barrier()  # what comes next may read the files of this run
     return plan.folder
 
 
-def _run_on_rank0(plan: RunPlan, settings: RunSettings, progress: Progress, fabric: "Fabric") -> None:
+def _run_on_rank0(plan: RunPlan, machine: Machine) -> None:
+    from dermkit.training.checkpoint import LAST_CHECKPOINT
     from dermkit.training.distributed.process_group import process_group_of
 
-    folder, ranks = plan.folder, process_group_of(fabric)
+    folder, progress, ranks = plan.folder, machine.progress, process_group_of(machine.fabric)
     if (folder / (METRICS.name if plan.is_trial else REPORT_FILE)).exists():
         progress.say(f"{folder}: already finished; nothing to do")
         if plan.seal is not None and not plan.is_trial and not RUN_SEAL.exists(folder):
@@ -101,18 +98,18 @@ def _run_on_rank0(plan: RunPlan, settings: RunSettings, progress: Progress, fabr
         ranks.broadcast_text("finished")
         return
     with lock(folder):  # first of all: a run that is going on is nothing to resume or to delete
-        if (folder / CHECKPOINTS_FOLDER / "last.safetensors").exists() and not settings.resume:
+        if (folder / CHECKPOINTS_FOLDER / LAST_CHECKPOINT).exists() and not machine.settings.resume:
             raise UsageError(
                 f"{folder}: was started before and is not finished",
                 outcome="its checkpoints",
                 remedy="add --resume to go on from them, or delete the folder to start anew",
             )
         sweep_temp(folder)
-        _write_run_start(plan, settings, progress)
+        _write_run_start(plan, machine)
         started_at = time.perf_counter()
-        prepared_job = _prepare(plan, settings, progress)
+        prepared_job = _prepare(plan, machine)
         ranks.broadcast_text(_TRAIN_SIGNAL)  # every image is decoded: the others find them in the cache
-        _train_and_report(plan, prepared_job, settings, progress, fabric, started_at)
+        _train_and_report(plan, prepared_job, machine, started_at)
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ class _PreparedJob:
     lint: list[dict[str, Any]]
 
 
-def _prepare(plan: RunPlan, settings: RunSettings, progress: Progress) -> _PreparedJob:
+def _prepare(plan: RunPlan, machine: Machine) -> _PreparedJob:
     from dermkit.data.cache.pixels import pixel_cache, pixel_keys
     from dermkit.models.net import build_net, preprocessing_for
     from dermkit.training.state import TrainingJob
@@ -142,7 +139,7 @@ def _prepare(plan: RunPlan, settings: RunSettings, progress: Progress) -> _Prepa
         manifest["image_id"].tolist(),
         preprocessing,
         folder=cache_folder,
-        on_progress=lambda count, total: progress.step("images", count, total),
+        on_progress=lambda count, total: machine.progress.step("images", count, total),
     )
     class_names = pd.Index(plan.dataset.class_names)
     job = TrainingJob(
@@ -157,43 +154,37 @@ def _prepare(plan: RunPlan, settings: RunSettings, progress: Progress) -> _Prepa
         n_classes=len(class_names),
         preprocessing=preprocessing,
         cache_folder=cache_folder,
-        workers=settings.workers,
+        workers=machine.settings.workers,
     )
     return _PreparedJob(job, net, pixels, lint)
 
 
-def _train_and_report(
-    plan: RunPlan,
-    prepared_job: _PreparedJob,
-    settings: RunSettings,
-    progress: Progress,
-    fabric: "Fabric",
-    started_at: float,
-) -> None:
+def _train_and_report(plan: RunPlan, prepared_job: _PreparedJob, machine: Machine, started_at: float) -> None:
     from dermkit.data.cache.pixels import evict_to_size
     from dermkit.prediction.predictor import load_model
 
-    training_progress = _train(plan, prepared_job, progress, fabric)
+    progress, cache_folder = machine.progress, prepared_job.job.cache_folder
+    training_progress = _train(plan, prepared_job, machine)
     _save_training(plan, prepared_job, training_progress, started_at)
-    predictor = load_model(plan.folder / MODEL_FOLDER, device=fabric.device.type)
+    predictor = load_model(plan.folder / MODEL_FOLDER, device=machine.fabric.device.type)
     _score_run(plan, predictor, prepared_job.pixels, progress)
-    evict_to_size(prepared_job.job.cache_folder)
-    cache_bytes = sum(file.stat().st_size for file in prepared_job.job.cache_folder.rglob("*") if file.is_file())
+    evict_to_size(cache_folder)
+    cache_bytes = sum(file.stat().st_size for file in cache_folder.rglob("*") if file.is_file())
     progress.say(
-        f"cache: {cache_bytes / 1e6:,.0f} MB in {prepared_job.job.cache_folder}, shared by all runs; it "
-        f"may be deleted at any time"
+        f"cache: {cache_bytes / 1e6:,.0f} MB in {cache_folder}, shared by all runs; it may be deleted at any time"
     )
     if plan.is_trial:
         evaluate_run(plan.folder)
         return
-    write_next_steps(plan.folder, plan.dataset.folder, settings.weights, is_sealed=plan.seal is not None)
+    weights_file = machine.settings.weights
+    write_next_steps(plan.folder, plan.dataset.folder, weights_file, is_sealed=plan.seal is not None)
     LOCATION.write(plan.folder, {"images": str(plan.dataset.image_root.resolve())})
     evaluate_and_report(plan.folder, plan.dataset.image_root)
-    progress.say(f"report: {plan.folder / 'report.html'}")
+    progress.say(f"report: {plan.folder / REPORT_FILE}")
 
 
 def _pixel_rows(split_table: pd.DataFrame, split_name: str, index: Mapping[str, int]) -> NDArray[np.int64]:
-    """Return the pixel rows of one side, in the split's own order."""
+    """Return the pixel rows of one split's images, in the order of the table."""
     return np.array(
         [index[image_id] for image_id in split_table.loc[split_table["split"] == split_name, "image_id"]],
         dtype=np.int64,
@@ -205,8 +196,8 @@ def evaluate_and_report(
 ) -> Path:
     """Evaluate a scored folder and write its report with pictures from `images`; returns the report.
 
-    The model folder takes over what validation settled; of what was asked for beside it, what is to be kept. What it
-    keeps from before is settled and shown every time.
+    The folder's model gets the decision policy that was fitted on validation, and the targets to be saved; those that
+    it holds already are fitted and shown every time.
     """
     model = folder / MODEL_FOLDER
     model_targets = extra_targets(model) if model.is_dir() else ()
@@ -220,15 +211,15 @@ def evaluate_and_report(
     return write_report(folder, images_root=images)
 
 
-def _train(plan: RunPlan, prepared_job: _PreparedJob, progress: Progress, fabric: "Fabric") -> "TrainingProgress":
+def _train(plan: RunPlan, prepared_job: _PreparedJob, machine: Machine) -> "TrainingProgress":
     from dermkit.training.loop import train_net
     from dermkit.training.state import TrainingHooks
 
-    job, last_drawn = prepared_job.job, [time.monotonic()]
+    job, progress, last_drawn = prepared_job.job, machine.progress, [time.monotonic()]
 
     def on_epoch(row: Mapping[str, Any], epochs: int) -> None:
         progress.say(_epoch_line(row, epochs))
-        if time.monotonic() - last_drawn[0] > _REDRAW_SECONDS and fabric.global_rank == 0:
+        if time.monotonic() - last_drawn[0] > _REDRAW_SECONDS and machine.is_first:
             _draw_progress(plan.folder)
             last_drawn[0] = time.monotonic()
 
@@ -238,12 +229,16 @@ def _train(plan: RunPlan, prepared_job: _PreparedJob, progress: Progress, fabric
             on_first_batch=lambda batch, labels: _draw_batch(plan, job, batch, labels),
         )  # fmt: skip
         training_progress = train_net(
-            job, prepared_job.net, make_folder(plan.folder / CHECKPOINTS_FOLDER), fabric=fabric, hooks=hooks
+            job,
+            prepared_job.net,
+            make_folder(plan.folder / CHECKPOINTS_FOLDER),
+            fabric=machine.fabric,
+            hooks=hooks,
         )
     if stop_requested[0]:
         raise RunInterrupt(
             "interrupted when training was done",
-            outcome=f"{plan.folder / 'checkpoints'}, all epochs",
+            outcome=f"{plan.folder / CHECKPOINTS_FOLDER}, all epochs",
             remedy="run the same command with --resume; it goes on with scoring",
         )
     return training_progress
@@ -252,32 +247,25 @@ def _train(plan: RunPlan, prepared_job: _PreparedJob, progress: Progress, fabric
 def _save_training(
     plan: RunPlan, prepared_job: _PreparedJob, training_progress: "TrainingProgress", started_at: float
 ) -> None:
-    """Write what training came to: its last chart, run.json, the model folder."""
+    """Write the last training chart, run.json and the model folder."""
     from dermkit.prediction.predictor import save_model
 
     _draw_progress(plan.folder)
-    outcome = training_outcome(plan, training_progress)
-    training_minutes = sum(row["seconds"] for row in training_progress.log_rows) / 60
-    # After a resume this process saw only the end; the log's epochs were all trained.
-    minutes = {
-        "minutes": max((time.perf_counter() - started_at) / 60, training_minutes),
-        "minutes_training": training_minutes,
-    }
-    run_json = describe_run(plan)
-    run_json["warnings"] = [*run_json["warnings"], *training_warnings(plan, training_progress)]
-    RUN.write(plan.folder, {**run_json, **outcome, **minutes, "lint": prepared_job.lint})
+    seconds = time.perf_counter() - started_at
+    run_json = describe_run(plan, FinishedTraining(training_progress, seconds, prepared_job.lint))
+    RUN.write(plan.folder, run_json)
     save_model(
         plan.folder / MODEL_FOLDER,
         prepared_job.net,
         spec=plan.recipe.model,
         classes=plan.dataset.classes,
         preprocessing=prepared_job.job.preprocessing,
-        metadata=describe_model(plan, outcome),
+        metadata=describe_model(plan, run_json),
     )
 
 
 def _score_run(plan: RunPlan, predictor: "Predictor", pixels: "PixelCache", progress: Progress) -> None:
-    """Write predictions.csv for validation and test; a trial's or a sealed test side is left alone."""
+    """Write predictions.csv for validation and test; a trial's and a sealed test split are not scored."""
     split_names = ["validation"] if plan.hides_test else ["validation", "test"]
     folder = plan.folder
     openings = [] if plan.hides_test else openings_of_overlaps(
@@ -291,20 +279,19 @@ def _score_run(plan: RunPlan, predictor: "Predictor", pixels: "PixelCache", prog
         )  # fmt: skip
 
 
-def _write_run_start(plan: RunPlan, settings: RunSettings, progress: Progress) -> None:
-    folder = plan.folder
+def _write_run_start(plan: RunPlan, machine: Machine) -> None:
+    folder, progress = plan.folder, machine.progress
     save_recipe(replace(plan.recipe, seed=plan.seed, repeats=1), folder / RECIPE_FILE)
-    for line in environment_changes(folder, settings):
-        progress.say(f"warning: {line}")
-    ENVIRONMENT.write(folder, describe_environment(settings))
-    # The sides as they were trained on, with the reasons and the scheme: a fold's run is then repeated like any other.
+    if change := record_environment(folder, machine.settings):
+        progress.say(f"warning: {change}")
+    # The split as it was trained on, with the reasons and the scheme: a fold's run is then repeated like any other.
     save_split(replace(plan.split, name="split", frame=plan.split_table.assign(fold=-1)), folder)
     write_rows(
         folder / EXCLUDED_FILE, ("image_id", "reason"), plan.split.excluded[["image_id", "reason"]].to_numpy()
     )
     if plan.seal is not None:
         write_run_seal(folder, plan.seal, opening=None)
-        progress.say(f"test side sealed ({len(plan.seal.rows)} images): it is not scored (docs/seal.md)")
+        progress.say(f"test split sealed ({len(plan.seal.rows)} images): it is not scored (docs/seal.md)")
     for overlap in plan.partial_overlaps:
         progress.say(f"warning: {overlap.sentence()}")
     if not RUN.exists(folder):
@@ -360,4 +347,4 @@ def _draw_batch(plan: RunPlan, job: "TrainingJob", batch: Any, labels: Any) -> N
     pixels = (unit_pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
     tiles = [sheets.Tile(image, names[int(label)]) for image, label in zip(pixels, labels, strict=True)]
     sheet = sheets.contact_sheet(tiles, columns=6, title="A training batch as the net sees it")
-    sheets.save_png(sheet, plan.folder / "augmented.png")
+    sheets.save_png(sheet, plan.folder / AUGMENTED_SHEET)

@@ -2,9 +2,8 @@
 
 import os
 import platform
-import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +11,13 @@ import numpy as np
 
 from dermkit.audit.status import audit_state
 from dermkit.data.split import check_split
-from dermkit.files import ON_WINDOWS, write_text
 from dermkit.lint.rules import lint_rows
 from dermkit.lint.training import BatchNormState, TrainingFacts, lint_training
 from dermkit.pipeline.plan import RunPlan, RunSettings
 from dermkit.recipes.schema import Recipe, load_recipe, recipe_to_dict
 from dermkit.runs.layout import (
     ENVIRONMENT,
-    MODEL_FOLDER,
-    NEXT_STEPS_FILE,
     RECIPE_FILE,
-    SPLIT_FILE,
     UNSTABLE_TRAINING,
 )
 
@@ -34,7 +29,72 @@ if TYPE_CHECKING:
     from dermkit.training.checkpoint import TrainingProgress
 
 
-def training_outcome(plan: RunPlan, training_progress: "TrainingProgress") -> dict[str, Any]:
+@dataclass(frozen=True)
+class FinishedTraining:
+    """How a training ended. seconds: since this process began to prepare it; lint: as `training_lint` returns it."""
+
+    progress: "TrainingProgress"
+    seconds: float
+    lint: list[dict[str, Any]]
+
+
+def describe_run(plan: RunPlan, training: FinishedTraining | None = None) -> dict[str, Any]:
+    """Return run.json: the recipe, data set, split, seed and weights of a run, and once it is trained, the outcome."""
+    run_json = _describe_plan(plan)
+    if training is None:
+        return run_json
+    training_minutes = sum(row["seconds"] for row in training.progress.log_rows) / 60
+    return {
+        **run_json,
+        "warnings": [*run_json["warnings"], *_training_warnings(plan, training.progress)],
+        **_training_outcome(plan, training.progress),
+        # After a resume this process saw only the end; the log's epochs were all trained.
+        "minutes": max(training.seconds / 60, training_minutes),
+        "minutes_training": training_minutes,
+        "lint": training.lint,
+    }
+
+
+def _describe_plan(plan: RunPlan) -> dict[str, Any]:
+    split = plan.split
+    warnings = [*split.notes]
+    if plan.weights.origin == "none" and not _trains_backbone(plan.recipe):
+        warnings.append("A frozen net of random weights: its features mean little, and so do these figures.")
+    manifest = plan.dataset.manifest
+    if not ((manifest["lesion_id"] != "") | (manifest["patient_id"] != "")).any():
+        warnings.append(
+            "No lesion or patient ids: intervals take every picture for an independent one, and may be too narrow."
+        )
+    absent_classes = [name for name, count in _train_counts(plan).items() if not count]
+    if absent_classes:
+        warnings.append(f"Never seen in training, so never to be predicted: {', '.join(absent_classes)}.")
+    warnings += [overlap.sentence() for overlap in plan.partial_overlaps]
+    if plan.weights.note:
+        warnings.append(f"Weights: {plan.weights.note}")
+    return {
+        "recipe": plan.recipe.name,
+        "system": plan.recipe.system,
+        "about": plan.recipe.about,
+        "dataset": _describe_dataset(plan),
+        "split": {
+            "name": split.name,
+            "scheme": split.spec.scheme if split.spec else "file",
+            "counts": {
+                split_name: int((plan.split_table["split"] == split_name).sum())
+                for split_name in ("train", "validation", "test")
+            },
+            "train_counts": _train_counts(plan),
+            "excluded": len(split.excluded),
+            "leaks": check_split(plan.dataset.manifest, split, allow_leaks=True),
+        },
+        "seed": plan.seed,
+        "fold": None if plan.fold < 0 else plan.fold,
+        "weights": _describe_weights(plan.weights),
+        "warnings": warnings,
+    }
+
+
+def _training_outcome(plan: RunPlan, training_progress: "TrainingProgress") -> dict[str, Any]:
     """Return how training ended: which epoch was best, and why it stopped."""
     value, monitor = training_progress.best_value, plan.recipe.monitor
     if value is not None:
@@ -54,8 +114,8 @@ def training_outcome(plan: RunPlan, training_progress: "TrainingProgress") -> di
     }
 
 
-def training_warnings(plan: RunPlan, training_progress: "TrainingProgress") -> list[str]:
-    """Return what happened on the way that a reader of the figures should know."""
+def _training_warnings(plan: RunPlan, training_progress: "TrainingProgress") -> list[str]:
+    """Return what happened in training that a reader of the metrics should know."""
     warnings = []
     if training_progress.nan_recoveries:
         setback_texts = [
@@ -77,59 +137,21 @@ def training_warnings(plan: RunPlan, training_progress: "TrainingProgress") -> l
     return warnings
 
 
-def describe_model(plan: RunPlan, training: Mapping[str, Any]) -> "ModelMetadata":
+def describe_model(plan: RunPlan, run_json: Mapping[str, Any]) -> "ModelMetadata":
+    """Return what model.json says of the training. run_json: of the finished training."""
     from dermkit.prediction.predictor import ModelMetadata
 
     used_rows = plan.split_table[plan.split_table["split"].isin(["train", "validation"])]
     manifest_rows = plan.dataset.manifest.set_index("image_id").loc[used_rows["image_id"]]
     return ModelMetadata(
         recipe=recipe_to_dict(load_recipe(plan.folder / RECIPE_FILE)),
-        dataset=describe_dataset(plan),
-        weights=describe_weights(plan.weights),
-        training=training,
+        dataset=run_json["dataset"],
+        weights=run_json["weights"],
+        training={name: run_json[name] for name in ("seed", "fold", "best", "stopped", "keep")},
         training_images=sorted(
             zip(manifest_rows["pixel_sha256"], manifest_rows["isic_id"], used_rows["split"], strict=True)
         ),
     )
-
-
-def describe_run(plan: RunPlan) -> dict[str, Any]:
-    split = plan.split
-    warnings = [*split.notes]
-    if plan.weights.origin == "none" and not _trains_backbone(plan.recipe):
-        warnings.append("A frozen net of random weights: its features mean little, and so do these figures.")
-    manifest = plan.dataset.manifest
-    if not ((manifest["lesion_id"] != "") | (manifest["patient_id"] != "")).any():
-        warnings.append(
-            "No lesion or patient ids: intervals take every picture for an independent one, and may be too narrow."
-        )
-    absent_classes = [name for name, count in _train_counts(plan).items() if not count]
-    if absent_classes:
-        warnings.append(f"Never seen in training, so never to be predicted: {', '.join(absent_classes)}.")
-    warnings += [overlap.sentence() for overlap in plan.partial_overlaps]
-    if plan.weights.note:
-        warnings.append(f"Weights: {plan.weights.note}")
-    return {
-        "recipe": plan.recipe.name,
-        "system": plan.recipe.system,
-        "about": plan.recipe.about,
-        "dataset": describe_dataset(plan),
-        "split": {
-            "name": split.name,
-            "scheme": split.spec.scheme if split.spec else "file",
-            "counts": {
-                split_name: int((plan.split_table["split"] == split_name).sum())
-                for split_name in ("train", "validation", "test")
-            },
-            "train_counts": _train_counts(plan),
-            "excluded": len(split.excluded),
-            "leaks": check_split(plan.dataset.manifest, split, allow_leaks=True),
-        },
-        "seed": plan.seed,
-        "fold": None if plan.fold < 0 else plan.fold,
-        "weights": describe_weights(plan.weights),
-        "warnings": warnings,
-    }
 
 
 def _trains_backbone(recipe: Recipe) -> bool:
@@ -137,7 +159,7 @@ def _trains_backbone(recipe: Recipe) -> bool:
 
 
 def _train_counts(plan: RunPlan) -> dict[str, int]:
-    """Return training images per class: what a rule without eyes would know."""
+    """Return training images per class, for the baselines that never see an image."""
     ids = plan.split_table.loc[plan.split_table["split"] == "train", "image_id"]
     labels = plan.dataset.manifest.set_index("image_id").loc[ids, "label"]
     return {name: int((labels == name).sum()) for name in plan.dataset.class_names}
@@ -163,7 +185,7 @@ def training_lint(plan: RunPlan, net: "Net", preprocessing: "Preprocessing") -> 
     return lint_rows(lint_training(training))
 
 
-def describe_dataset(plan: RunPlan) -> dict[str, Any]:
+def _describe_dataset(plan: RunPlan) -> dict[str, Any]:
     dataset = plan.dataset
     licences = sorted(set(dataset.manifest["licence"]) - {""})
     return {
@@ -177,26 +199,21 @@ def describe_dataset(plan: RunPlan) -> dict[str, Any]:
     }
 
 
-def describe_weights(weights: "BackboneWeights") -> dict[str, Any]:
+def _describe_weights(weights: "BackboneWeights") -> dict[str, Any]:
     return {"origin": weights.origin, "sha256": weights.sha256, "licence": weights.licence, "note": weights.note}
 
 
-def environment_changes(folder: Path, settings: RunSettings) -> list[str]:
-    """Return how this machine differs from the one that a run was started on: its last bits may then differ."""
-    if not ENVIRONMENT.exists(folder):
-        return []
-    recorded_environment, current_environment = ENVIRONMENT.read(folder), describe_environment(settings)
-    changes = [
-        f"{key} {recorded_environment.get(key)} -> {current_environment[key]}"
-        for key in current_environment
-        if recorded_environment.get(key) != current_environment[key]
-    ]
-    return (
-        [f"resumed elsewhere than started, so the last bits may differ: {'; '.join(changes)}"] if changes else []
-    )
+def record_environment(folder: Path, settings: RunSettings) -> str:
+    """Write environment.json; returns how it differs from that of a run begun elsewhere, "" where it does not."""
+    before, now = ENVIRONMENT.read_optional(folder), _describe_environment(settings)
+    ENVIRONMENT.write(folder, now)
+    changes = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
+    if not before or not changes:
+        return ""
+    return f"resumed elsewhere than started, so the last bits may differ: {'; '.join(changes)}"
 
 
-def describe_environment(settings: RunSettings) -> dict[str, Any]:
+def _describe_environment(settings: RunSettings) -> dict[str, Any]:
     """Return what can change the last bits of a result: versions, processor, threads."""
     import torch
 
@@ -212,46 +229,3 @@ def describe_environment(settings: RunSettings) -> dict[str, Any]:
         "devices": settings.devices * settings.nodes,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
-
-
-OPENING_STEP = "Open the sealed test side"
-
-
-def remove_opening_step(folder: Path) -> None:
-    """Take the opening of the sealed test side out of NEXT_STEPS.txt: this run has opened it, and again would count."""
-    path = folder / NEXT_STEPS_FILE
-    if path.is_file():
-        blocks = path.read_text(encoding="utf-8").split("\n\n")
-        write_text(path, "\n\n".join(block for block in blocks if not block.startswith(OPENING_STEP)))
-
-
-def write_next_steps(folder: Path, dataset: Path, weights: Path | None, *, is_sealed: bool = False) -> None:
-    """Write the exact next commands. is_sealed: the test images were not scored; a command that opens them is added."""
-    run, model = _quote(folder), _quote(folder / MODEL_FOLDER)
-    recipe, split = _quote(folder / RECIPE_FILE), _quote(folder / SPLIT_FILE)
-    weights_option = f" --weights {_quote(weights)}" if weights else ""
-    opening = f"""
-{OPENING_STEP}: once, when recipe, model and thresholds are decided; every opening is counted:
-  dermkit evaluate {run} --open-test {_quote(dataset)}
-"""
-    text = f"""Research use only. Not a medical device.
-
-Predict new images (files, folders, patterns):
-  dermkit predict {model} IMAGE... --out predictions
-
-Test on another data set:
-  dermkit evaluate {run} --on OTHER_DATASET [--map CLASSES.json]
-
-Evaluate and report again from predictions.csv:
-  dermkit evaluate {run}
-  dermkit report {run}
-{opening if is_sealed else ""}
-Repeat this run exactly (data set: {dataset.name}):
-  dermkit train {recipe} DATASET --split {split}{weights_option} --out again
-"""
-    write_text(folder / NEXT_STEPS_FILE, text)
-
-
-def _quote(path: Path) -> str:
-    """Return a path as it is typed in a shell, so that a space does not divide it."""
-    return f'"{path}"' if ON_WINDOWS else shlex.quote(str(path))

@@ -2,28 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dermkit.data.manifest import Dataset
-from dermkit.files import (
-    check_writable,
-)
-from dermkit.pipeline.data import resolve_split
-from dermkit.pipeline.plan import (
-    RunSettings,
-    check_device,
-    join_process_group,
-    make_plans,
-    with_precision,
-    with_seed,
-)
+from dermkit.pipeline.plan import Machine, RunSettings, make_plans, prepare_machine, with_seed
 from dermkit.pipeline.repeats import summarise_repeats
 from dermkit.pipeline.run import run_plan
 from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe
-
-if TYPE_CHECKING:
-    pass
 
 
 def train(
@@ -35,25 +20,25 @@ def train(
     seed: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Do all that a recipe says; returns the run folder, or the parent folder of repeats and folds.
+    """Train, evaluate and report every run of a recipe; returns the run folder, or the parent of repeats and folds.
 
-    Raises `Interrupted`, `Diverged`, `DataError`, `UntrustedError`, `OutputError`, `UsageError`.
+    split: name or file (default: the recipe's own). seed: the first one, in place of the recipe's. Raises
+    `RunInterrupt`, `DivergedError`, `DataError`, `UntrustedError`, `OutputError`, `UsageError`.
     """
-    settings, progress = settings or RunSettings(), progress or Progress()
-    check_writable(settings.out)
-    check_device(settings.device)
-    fabric = join_process_group(settings)
-    progress = progress if fabric.global_rank == 0 else Progress()
-    recipe = with_precision(with_seed(recipe, seed), fabric)
-    plans = make_plans(recipe, dataset, resolve_split(recipe, dataset, split), settings)
+    machine = prepare_machine(settings, progress)
+    return train_recipe(with_seed(recipe, seed), dataset, split, machine)
+
+
+def train_recipe(recipe: Recipe, dataset: Dataset, split: str | None, machine: Machine) -> Path:
+    """Train as `train` does, on a machine that is prepared."""
+    plans = make_plans(recipe, dataset, split, machine)
     if len(plans) == 1:
-        return run_plan(plans[0], settings, progress, fabric)
+        return run_plan(plans[0], machine)
     first_folder = plans[0].folder
     parent = first_folder.with_name(f"{first_folder.name.split('-')[0]}-s{recipe.seed}-versions")
     folders = []
     for run_number, plan in enumerate(plans, start=1):
-        progress.say(
-            f"version {run_number} of {len(plans)}: seed {plan.seed}" + (f", fold {plan.fold}" * (plan.fold >= 0))
-        )
-        folders.append(run_plan(replace(plan, folder=parent / plan.folder.name), settings, progress, fabric))
-    return summarise_repeats(parent, folders, monitor=recipe.monitor) if fabric.global_rank == 0 else parent
+        fold_text = f", fold {plan.fold}" if plan.fold >= 0 else ""
+        machine.progress.say(f"version {run_number} of {len(plans)}: seed {plan.seed}{fold_text}")
+        folders.append(run_plan(replace(plan, folder=parent / plan.folder.name), machine))
+    return summarise_repeats(parent, folders, monitor=recipe.monitor) if machine.is_first else parent

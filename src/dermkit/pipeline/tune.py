@@ -1,4 +1,4 @@
-"""Train every recipe of a grid, choose one on validation images, run it in full."""
+"""Tune: train every recipe of a grid, select one on validation images, train that one in full."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,25 +6,14 @@ from pathlib import Path
 
 from dermkit.data.manifest import Dataset
 from dermkit.errors import UsageError
-from dermkit.files import (
-    check_writable,
-    write_rows,
-)
-from dermkit.pipeline.data import resolve_split
-from dermkit.pipeline.plan import (
-    RunSettings,
-    check_device,
-    join_process_group,
-    make_plans,
-    with_precision,
-    with_seed,
-)
+from dermkit.files import write_rows
+from dermkit.pipeline.plan import Machine, RunSettings, make_plans, prepare_machine, with_seed
 from dermkit.pipeline.repeats import best_run_index, validation_value
 from dermkit.pipeline.run import run_plan
-from dermkit.pipeline.train import train
+from dermkit.pipeline.train import train_recipe
 from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe
-from dermkit.runs.layout import TUNE, TUNE_TABLE
+from dermkit.runs.layout import TRIALS_FOLDER, TUNE, TUNE_TABLE
 
 
 def tune(
@@ -37,32 +26,35 @@ def tune(
     seed: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Train every recipe of a grid, choose one on validation alone, then run it whole; returns its run folder.
+    """Train every recipe of a grid once, select the best on validation, then train that one in full; returns its run.
 
     `<out>/<name>/tune.csv` lists every trial. The trials never score the test split.
     """
-    settings, progress = settings or RunSettings(), progress or Progress()
-    check_writable(settings.out)
-    check_device(settings.device)
-    fabric = join_process_group(settings)
-    progress = progress if fabric.global_rank == 0 else Progress()
-    folders: list[Path] = []
-    for number, recipe in enumerate(recipes, start=1):
-        progress.say(f"trial {number} of {len(recipes)}: {recipe.name}")
-        single_run = replace(with_precision(with_seed(recipe, seed), fabric), repeats=1)
-        plan, *further_plans = make_plans(single_run, dataset, resolve_split(single_run, dataset, split), settings)
-        if further_plans:
-            raise UsageError(
-                f"{recipe.name}: a grid is decided on one split, not on {1 + len(further_plans)} folds",
-                remedy="tune on a given or holdout split, then train the chosen recipe on folds",
-            )
-        folder = settings.out / name / "trials" / plan.folder.parent.name / plan.folder.name
-        folders.append(run_plan(replace(plan, folder=folder, is_trial=True), settings, progress, fabric))
+    machine = prepare_machine(settings, progress)
+    seeded_recipes = [with_seed(recipe, seed) for recipe in recipes]
+    grid_folder = machine.settings.out / name
+    folders = []
+    for number, recipe in enumerate(seeded_recipes, start=1):
+        machine.progress.say(f"trial {number} of {len(recipes)}: {recipe.name}")
+        folders.append(_run_trial(recipe, dataset, split, machine, grid_folder))
     best_index = best_run_index(folders, recipes[0].monitor)
-    if fabric.global_rank == 0:
-        _write_trials(settings.out / name, recipes, folders, best_index)
-    progress.say(f"chosen on validation: {recipes[best_index].name}")
-    return train(recipes[best_index], dataset, settings=settings, split=split, seed=seed, progress=progress)
+    if machine.is_first:
+        _write_trials(grid_folder, recipes, folders, best_index)
+    machine.progress.say(f"selected on validation: {recipes[best_index].name}")
+    return train_recipe(seeded_recipes[best_index], dataset, split, machine)
+
+
+def _run_trial(recipe: Recipe, dataset: Dataset, split: str | None, machine: Machine, grid_folder: Path) -> Path:
+    """Train a recipe once, without its repeats, and score validation alone; returns the run folder."""
+    plan, *further_plans = make_plans(replace(recipe, repeats=1), dataset, split, machine)
+    if further_plans:
+        raise UsageError(
+            f"{recipe.name}: its split has {1 + len(further_plans)} folds, and a grid is tuned on one split",
+            outcome="nothing was trained",
+            remedy="tune on a given or holdout split (--split), then train the selected recipe on folds",
+        )
+    folder = grid_folder / TRIALS_FOLDER / plan.folder.parent.name / plan.folder.name
+    return run_plan(replace(plan, folder=folder, is_trial=True), machine)
 
 
 def _write_trials(folder: Path, recipes: Sequence[Recipe], runs: Sequence[Path], best_index: int) -> None:

@@ -14,6 +14,8 @@ rank was lost."""
 GRACE_SECONDS = 60.0
 """Seconds that the other ranks have to end by themselves once a rank ended with such a code: a checkpoint takes time.
 Chosen, not measured."""
+POLL_SECONDS = 0.05
+"""Seconds between two polls of the ranks, and between two readings of the rendezvous store."""
 CODE_WAIT_SECONDS = 3.0
 """Seconds to wait for such a code when a rank ended with another one: when a rank ends, its partners fail in their next
 collective, and their exit may be seen first. Chosen, not measured."""

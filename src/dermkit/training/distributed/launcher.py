@@ -20,15 +20,13 @@ from typing import TYPE_CHECKING, Any
 from dermkit.errors import DermkitError, UsageError
 from dermkit.threads import cpu_count
 from dermkit.training.distributed.environment import SUPERVISOR_VARIABLE, int_variable, missing_variable_error
-from dermkit.training.distributed.exits import EXIT_CODES, ExitStatus
+from dermkit.training.distributed.exits import EXIT_CODES, POLL_SECONDS, ExitStatus
 
 if TYPE_CHECKING:
     from dermkit.training.distributed.rank_agent import RankAgent
     from dermkit.training.distributed.rendezvous import Rendezvous
 
 _RANK_COMMAND = (sys.executable, "-m", "dermkit.cli")
-_POLL_SECONDS = 0.05
-"""Seconds between two readings of the rendezvous store."""
 RENDEZVOUS_SECONDS = 600.0
 """Seconds that machines wait for each other: a scheduler may need minutes to start one anew. Chosen, not measured."""
 
@@ -173,7 +171,7 @@ def _wait_for_nodes(config: NodeConfig, rendezvous: "Rendezvous", signals: list[
                 remedy=f"start it with NODE_RANK, MASTER_ADDR={config.master_address} and "
                 f"MASTER_PORT={config.master_port}",
             )
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
     return not signals
 
 
@@ -228,7 +226,7 @@ def _run_launches(config: NodeConfig, rendezvous: "Rendezvous", signals: list[in
         if attempt is not None:
             config.run_ranks(rendezvous, attempt, signals)
             previous = attempt
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
     return code
 
 

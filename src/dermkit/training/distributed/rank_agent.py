@@ -25,13 +25,11 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import create_rdzv_handler
 
-from dermkit.training.distributed.exits import ExitStatus, RankExits
+from dermkit.training.distributed.exits import POLL_SECONDS, ExitStatus, RankExits
 from dermkit.training.distributed.rendezvous import Rendezvous
 
 TERM_SECONDS = 3.0
 """Seconds between SIGTERM and SIGKILL. Few, since such a rank has lost its partners and cannot go on."""
-_POLL_SECONDS = 0.05
-"""Seconds between two polls of the ranks."""
 JOIN_SECONDS = 60
 """Seconds that the agents of a launch wait for each other; all supervisors have joined before it begins."""
 _OUTPUT_TAIL_BYTES = 4000
@@ -133,12 +131,12 @@ class RankAgent(LocalElasticAgent):
             _kill_group(pid, death_sig)
         while self._running() and time.monotonic() < deadline:
             self._poll()
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         for pid in self._running().values():
             _kill_group(pid, signal.SIGKILL)
         while self._running():
             self._poll()
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         super()._shutdown(death_sig, timeout)
 
 
@@ -183,7 +181,7 @@ def run_agent(
             entrypoint=command[0],
             args=tuple(command[1:]),
             max_restarts=0,
-            monitor_interval=_POLL_SECONDS,
+            monitor_interval=POLL_SECONDS,
             master_addr=address,
             master_port=port,
         )
