@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 
 from dermkit.errors import DivergenceError, RunInterrupt, UntrustedError, UsageError
-from dermkit.files import canonical_json, write_json
+from dermkit.files import canonical_json
 from dermkit.models.precision import is_out_of_memory, resolve_precision
 from dermkit.progress import Progress
 from dermkit.recipes.augmentation import NO_AUGMENTATION
@@ -27,7 +27,7 @@ from dermkit.training.distributed import process_group
 from dermkit.training.loop import MAX_NAN_RECOVERIES, train_net
 from dermkit.training.optimizer import class_weights
 from dermkit.training.samples import PixelSource, Samples
-from dermkit.training.state import MICRO_BATCH_FILE, TrainingHooks
+from dermkit.training.state import MICRO_BATCH, TrainingHooks
 from dermkit.training.step import TrainStep, train_batches
 from dermkit.training.validation import validation_metrics
 from test_train import BASE, SMALL, equal, make_job, make_net, run, state
@@ -355,7 +355,7 @@ def test_where_memory_runs_out_batches_are_added_up_to_the_same_step(tmp_path: P
         fabric=process_group.start_fabric("cpu"),
         hooks=TrainingHooks(progress=Progress(say=said.append)),
     )
-    assert json.loads((checkpoints / MICRO_BATCH_FILE).read_text())["size"] == 2
+    assert json.loads((checkpoints / MICRO_BATCH.name).read_text())["size"] == 2
     assert progress.micro_batch_size == 2
     assert [line.split(";")[0] for line in said] == [
         f"out of memory: batches are now added up from passes of {n} images" for n in (4, 2)
@@ -480,7 +480,7 @@ name = f"rank-{fabric.global_rank}.json"
 def test_two_processes_divide_a_batch_into_as_many_passes(tmp_path: Path) -> None:
     """Shares of 6 and 5 with room for 5: two passes each, or the batch norms would wait for each other for ever."""
     (tmp_path / "two" / "checkpoints").mkdir(parents=True)
-    write_json(tmp_path / "two" / "checkpoints" / MICRO_BATCH_FILE, {"size": 5}, format=1)
+    MICRO_BATCH.write(tmp_path / "two" / "checkpoints", {"size": 5})
     model = replace(SMALL, backbone="resnet10t", dropout=0.0)
     recipe = replace(
         PIXELS, model=model, optim=replace(PIXELS.optim, batch_size=11), phases=(full_phase(1, lr=1e-3),)

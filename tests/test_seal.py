@@ -96,17 +96,17 @@ def test_the_whole_way_on_the_command_line(cli: Cli, binary: Path, tiny: Recipe,
     save_recipe(tiny, tmp_path / "tiny.json")
     done = cli("split", data, "--name", "held", "--validation", "0.25", "--test", "0.25", "--seal")
     assert done.returncode == 0, done.stderr
-    assert "test side sealed on 20" in done.stdout
+    assert "test split sealed on 20" in done.stdout
     assert "openings so far: 0" in done.stdout
     done = cli("train", tmp_path / "tiny.json", data, "--split", "held", "--out", "runs", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "test side sealed (" in done.stderr
+    assert "test split sealed (" in done.stderr
     run = (tmp_path / done.stdout.splitlines()[-1]).parent
     assert set(pd.read_csv(run / "predictions.csv")["split"]) == {"validation"}
     (line,) = [line for line in (run / "NEXT_STEPS.txt").read_text().splitlines() if "--open-test" in line]
     done = cli(*line.split()[1:])
     assert done.returncode == 0, done.stderr
-    assert "opening 1 of the test side of split held" in done.stderr
+    assert "opening 1 of seal held" in done.stderr
     steps = (run / "NEXT_STEPS.txt").read_text()
     assert "sealed" not in steps and "--open-test" not in steps, "opened already, and again would count"
     assert [line[:12] for line in steps.split("\n\n")][1:] == [

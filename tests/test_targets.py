@@ -7,7 +7,7 @@ import pytest
 from conftest import Invoke
 from dermkit.errors import DataError
 from dermkit.files import write_json
-from dermkit.models.locate import check_folder, check_model_folder, find_runs, suggest_run
+from dermkit.prediction.locate import check_folder, check_model_folder, find_runs, suggest_run
 
 COMMANDS = (
     ("evaluate", "nowhere"), ("report", "nowhere"), ("compare", "nowhere"), ("compare", "RUN", "nowhere"),

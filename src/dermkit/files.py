@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import tempfile
@@ -138,6 +139,20 @@ def windows_name_problem(name: str) -> str:
     return ""
 
 
+def check_file_name(name: str, description: str) -> None:
+    """Raise `UsageError` for a name that cannot be one file's or folder's on every system; folders are copied around.
+
+    description: what the name is of, such as "split name".
+    """
+    problem = "a path" if "/" in name or "\\" in name else windows_name_problem(name)
+    if problem:
+        raise UsageError(
+            f"{description} {name!r}: becomes a file name, and is {problem}",
+            outcome="nothing was written",
+            remedy="use another name, of letters, digits, spaces, `.`, `_` and `-`",
+        )
+
+
 def windows_path_problem(path: str) -> str:
     """Return why a relative path cannot be used on Windows, or leads out of its folder there, or "" if it is fine."""
     windows_path = PureWindowsPath(path)
@@ -146,6 +161,13 @@ def windows_path_problem(path: str) -> str:
     if ".." in windows_path.parts:
         return "a path that leads out"
     return next(filter(None, map(windows_name_problem, windows_path.parts)), "")
+
+
+def shell_path(path: Path | str) -> str:
+    """Return a path as it is typed in a command. On Windows in double quotes, which no path there can hold."""
+    if not ON_WINDOWS:
+        return shlex.quote(str(path))
+    return str(path) if re.fullmatch(r"[\w.:\\/-]+", str(path)) else f'"{path}"'
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: its commands, its exit codes, and what a Ctrl-C means. Heavy imports are inside commands."""
+"""The command line: its commands, its exit codes, and how Ctrl-C ends it. Heavy imports are inside the commands."""
 
 import errno
 import os
@@ -22,14 +22,14 @@ from dermkit.training.distributed.environment import die_with_parent, is_rank
 
 app = typer.Typer(
     name="dermkit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="Train, compare and serve skin-lesion image classifiers, and say whether to believe them. "
+    help="Train, evaluate, compare and use skin-lesion image classifiers. Start with `dermkit demo`. "
     "Research use only. Not a medical device.",
 )  # fmt: skip
 app.add_typer(recipes_app, name="recipes")
 
 
 FAULT_TEXT = (
-    "Kept: files written before it\nTo do: run it again with `dermkit --debug ...` and report what it prints"
+    "Kept: the files written before it\nTo do: run it again with `dermkit --debug ...` and report what it prints"
 )
 
 
@@ -41,46 +41,47 @@ def _print_version(is_asked: bool) -> None:
 
 @app.callback()
 def _common_options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Options that every command has."""
 
 
 # Help texts are arguments and not docstrings, because `python -OO` drops docstrings.
-app.command("import", help="Read a set of images, in any layout, into a checked manifest with an overview page.")(
-    import_command
-)
+app.command(
+    "import", help="Make a data set folder of images in a known layout: a checked manifest and an overview page."
+)(import_command)
 app.command(
     "audit",
-    help="Look for defects of a data set: leaks, duplicates, label conflicts, shortcuts. Ends with 3 on an error.",
+    help="Check a data set for leaks, duplicates, label conflicts and shortcuts. Exit code 3 if an error is found.",
 )(audit_command)
 app.command(
-    "split", help="Divide a data set: grouped by lesion and patient, stratified, seeded; refuses overlap."
+    "split",
+    help="Split a data set into train, validation and test, or into folds: by patient and lesion, stratified by class.",
 )(split_command)
-app.command("train", help="Train a recipe on a data set; the run is evaluated and its report written.")(
-    train_command
-)
+app.command("train", help="Train a recipe on a data set, evaluate it and write its report.")(train_command)
 app.command(
-    "tune", help="Train every recipe of a grid, choose one on validation alone, and train that one in full."
+    "tune", help="Train every recipe of a grid, select the best on validation, and train that one in full."
 )(tune_command)
 app.command(
-    "evaluate", help="Evaluate a run again, its model on another data set, or predictions of another tool."
+    "evaluate", help="Evaluate a run again, a model on another data set, or the predictions of another tool."
 )(evaluate_command)
-app.command("report", help="Write a run's report again.")(report_command)
+app.command("report", help="Write the report of a run again, without evaluating it.")(report_command)
 app.command(
     "compare",
-    help="Compare runs or recipes on the same images: differences with intervals and tests, and a sentence on each.",
+    help="Compare runs or recipes on the same images: differences, their intervals and tests, and a verdict on each.",
 )(compare_command)
 app.command(
     "predict",
-    help="Predict new images: probabilities, decisions, labelled sheets. Stopped, it continues with the same command.",
+    help="Predict new images: probabilities, decisions, sheets of pictures. Interrupted, it continues if repeated.",
 )(predict_command)
 
 
 @app.command(
     "demo",
-    help="Draw images, import, split, train, evaluate, report and predict: offline, on the CPU, in minutes.",
+    help="Try all steps on synthetic images, from import to prediction: offline, on the CPU, in minutes.",
 )
 def demo_command(out: OutOption = Path("demo")) -> None:
     from dermkit.pipeline.demo import run_demo
@@ -132,7 +133,7 @@ def run_command(command: Callable[[], Any], *, debug: bool) -> int:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Tell whether a Ctrl-C stands behind an exit; what dermkit itself tells of one has been told."""
+    """Return whether a Ctrl-C caused an exit, so that it has not been reported yet."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -1,4 +1,4 @@
-"""What the command line shows: a bar or plain lines while a job runs, and the list of what was refused."""
+"""What the command line shows: a bar or plain lines while a job runs, and how many images were refused."""
 
 import sys
 from collections.abc import Iterator
@@ -11,10 +11,12 @@ import typer
 from dermkit.errors import EXIT_SOME_REJECTED
 from dermkit.progress import Progress
 
+DatasetArgument = Annotated[Path, typer.Argument(help="A data set folder, as `dermkit import` writes it.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 
 
 def exit_with_refused(count: int, refused_path: Path) -> None:
+    """Leave with the exit code for refused images, if there are any."""
     if count:
         typer.echo(f"{count} images were refused and are listed in {refused_path}", err=True)
         raise typer.Exit(EXIT_SOME_REJECTED)

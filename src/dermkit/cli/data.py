@@ -1,4 +1,4 @@
-"""The verbs that are about data, as commands: import, split, audit."""
+"""The commands about data: import, split, audit."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dermkit.cli.console import OutOption, exit_with_refused, progress_bar
+from dermkit.cli.console import DatasetArgument, OutOption, exit_with_refused, progress_bar
 from dermkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class LayoutName(StrEnum):
-    """How the source is laid out."""
+    """The layouts that `dermkit import` reads."""
 
     FOLDER = "folder"
     HAM10000 = "ham10000"
@@ -29,7 +29,7 @@ class LayoutName(StrEnum):
 
 
 class SchemeName(StrEnum):
-    """How to divide."""
+    """The ways to split a data set."""
 
     GIVEN = "given"
     GIVEN_AS_PUBLISHED = "given-as-published"
@@ -38,29 +38,34 @@ class SchemeName(StrEnum):
 
 
 def import_command(
-    layout: LayoutName,
+    layout: Annotated[LayoutName, typer.Argument(help="How the source is laid out (docs/layouts.md).")],
     source: Annotated[Path, typer.Argument(help="The folder with the images, a .zip of it, or a MedMNIST .npz.")],
     out: OutOption,
     name: Annotated[
-        str, typer.Option(help="A name for the data set (default: the known set's, else that of --out).")
+        str, typer.Option(help="Name of the data set (default: that of the known data set, else of --out).")
     ] = "",
     malignancy: Annotated[
-        list[str] | None, typer.Option(help="CLASS=benign|malignant|indeterminate, to overrule the class table.")
+        list[str] | None,
+        typer.Option(
+            help="CLASS=benign|malignant|indeterminate, in place of the built-in class table. May be repeated."
+        ),
     ] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(
-            help="csv: TARGET=COLUMN, such as image=file, label=dx (or label=MEL,NV,BCC for one-hot), age=..."
+            help="csv: TARGET=COLUMN, such as image=file or label=dx (label=MEL,NV,BCC if one-hot). May be repeated."
         ),
     ] = None,
-    table: Annotated[Path | None, typer.Option(help="The table, where SOURCE holds several.")] = None,
-    images: Annotated[Path | None, typer.Option(help="The folder of the images, if not SOURCE.")] = None,
+    table: Annotated[Path | None, typer.Option(help="The table to read, if SOURCE holds several.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The folder of the images, if it is not SOURCE.")] = None,
     label: Annotated[
-        str, typer.Option(help="The column of the label (isic2020, isic-archive), such as diagnosis.")
+        str, typer.Option(help="isic2020, isic-archive: the column of the label, such as diagnosis.")
     ] = "",
     join: Annotated[
         list[Path] | None,
-        typer.Option(help="A table that gives lesion ids, age, ... back, by ISIC id in file names."),
+        typer.Option(
+            help="A table to add lesion ids, age, ... from, by the ISIC id in file names. May be repeated."
+        ),
     ] = None,
 ) -> None:
     from dermkit.data.importers.run import import_dataset
@@ -106,20 +111,37 @@ def _parse_pair(text: str, flag: str, example: str) -> tuple[str, str]:
     return name, value
 
 
+SchemeOption = Annotated[
+    SchemeName,
+    typer.Option(
+        help="given: the published train, validation and test images, less those that leak; given-as-published: leaks "
+        "left in; holdout: a random split; kfold: cross-validation."
+    ),
+]
+SealOption = Annotated[
+    bool,
+    typer.Option(
+        "--seal",
+        help="Seal the test split: no run scores it until it is opened, and openings are counted (docs/seal.md).",
+    ),
+]
+
+
 def split_command(
-    dataset: Path,
-    scheme: SchemeName = SchemeName.HOLDOUT,
+    dataset: DatasetArgument,
+    scheme: SchemeOption = SchemeName.HOLDOUT,
     name: Annotated[str, typer.Option(help="Name of the split (default: the scheme).")] = "",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    validation: Annotated[float, typer.Option(help="Share for validation.")] = 0.15,
-    test: Annotated[float, typer.Option(help="Share for test (holdout).")] = 0.15,
-    folds: Annotated[int, typer.Option(help="Number of folds (kfold).")] = 5,
-    per_class: Annotated[int, typer.Option(help="Draw this many images from each class (0 = all).")] = 0,
-    draw_from: Annotated[str, typer.Option(help="Use only rows of this given split.")] = "",
-    seal: Annotated[
-        bool,
-        typer.Option("--seal", help="Seal the test side: no run scores it until it is opened, which is counted."),
-    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    validation: Annotated[float, typer.Option(help="Fraction of the images for validation.")] = 0.15,
+    test: Annotated[float, typer.Option(help="holdout: fraction of the images for test.")] = 0.15,
+    folds: Annotated[int, typer.Option(help="kfold: number of folds.")] = 5,
+    per_class: Annotated[
+        int, typer.Option(help="Use only this many images of each class, drawn at random (0 = all).")
+    ] = 0,
+    draw_from: Annotated[
+        str, typer.Option(help="Use only the images of this published split, such as train.")
+    ] = "",
+    seal: SealOption = False,
 ) -> None:
     import dermkit as dk
     from dermkit.recipes.schema import parse_split_spec
@@ -139,14 +161,14 @@ def split_command(
     if split_seal := dk.find_split_seal(loaded_dataset, new_split):
         openings_text = f"openings so far: {len(split_seal.openings)}"
         typer.echo(
-            f"test side sealed on {split_seal.date[:10]} as {split_seal.name}, {openings_text}: "
+            f"test split sealed on {split_seal.date[:10]} as {split_seal.name}, {openings_text}: "
             f"{len(split_seal.rows)} images"
         )
     typer.echo(str(dataset / "splits" / f"{new_split.name}.csv"))
 
 
 class UseName(StrEnum):
-    """What the data is to be used for."""
+    """The planned use, by which licences are judged."""
 
     RESEARCH = "research"
     COMMERCIAL = "commercial"
@@ -161,25 +183,42 @@ def _print_codes(is_asked: bool) -> None:
         raise typer.Exit
 
 
+SplitToCheckOption = Annotated[
+    str | None,
+    typer.Option("--split", help="The split to check for leaks, by name or file (default: the published one)."),
+]
+AgainstOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--against", help="Another data set, for an external test: report which of its images are in this one."
+    ),
+]
+CleanOption = Annotated[
+    bool,
+    typer.Option("--clean", help="Write a manifest without the defective rows; each is listed with its reason."),
+]
+AcceptOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Accept a finding, by its code; every report mentions it. May be repeated."),
+]
+UseOption = Annotated[UseName, typer.Option(help="The planned use, by which licences are judged.")]
+CodesOption = Annotated[
+    bool,
+    typer.Option(
+        "--codes", callback=_print_codes, is_eager=True, help="List all checks with their codes, and exit."
+    ),
+]
+
+
 def audit_command(
-    dataset: Path,
-    split: Annotated[
-        str | None, typer.Option("--split", help="A split by name or file (default: the published one).")
-    ] = None,
-    other_path: Annotated[
-        Path | None, typer.Option("--against", help="Another data set: is it free of this one's images?")
-    ] = None,
-    clean: Annotated[
-        bool, typer.Option("--clean", help="Write a clean manifest, each dropped row with its reason.")
-    ] = False,
-    accept: Annotated[
-        list[str] | None, typer.Option(help="Accept a finding by its code; recorded, and told in every report.")
-    ] = None,
-    use: Annotated[UseName, typer.Option(help="What you plan; licences are judged by it.")] = UseName.RESEARCH,
+    dataset: DatasetArgument,
+    split: SplitToCheckOption = None,
+    other_path: AgainstOption = None,
+    clean: CleanOption = False,
+    accept: AcceptOption = None,
+    use: UseOption = UseName.RESEARCH,
     workers: Annotated[int, typer.Option(min=0, help="Threads that read images (0 = all cores).")] = 0,
-    _codes_flag: Annotated[
-        bool, typer.Option("--codes", callback=_print_codes, is_eager=True, help="List all checks and end.")
-    ] = False,
+    _codes_flag: CodesOption = False,
 ) -> None:
     import dermkit as dk
 

@@ -17,31 +17,37 @@ _Value = TypeVar("_Value", str, float)
 
 def predict_command(
     model: Annotated[Path, typer.Argument(help="A model folder, or the run folder that holds it.")],
-    images: Annotated[list[str], typer.Argument(help="Image files, folders or patterns.")],
+    images: Annotated[list[str], typer.Argument(help="Image files, folders or patterns such as 'photos/*.jpg'.")],
     out: OutOption,
     device: DeviceOption = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images per forward pass; by default as the device likes it.")
+        int | None, typer.Option(min=1, help="Images per forward pass (default: chosen for the device).")
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores. They change no figure.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Threads that read images (0 = all cores). They change no number.")
+    ] = 0,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Keep small copies of the images' pixels in this folder: the next time is faster."),
+        typer.Option(
+            help="Keep the resized pixels in this folder: the next prediction of these images is faster."
+        ),
     ] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Drop what an unfinished prediction there has scored.")
+        bool,
+        typer.Option("--restart", help="Start anew: discard what an unfinished prediction in --out has scored."),
     ] = False,
     target: Annotated[
         str | None,
         typer.Option(
-            help="Operating point that decides positive, such as sensitivity=.95 (default: the first guaranteed one)."
+            help="The operating point above which an image is called positive, such as sensitivity=.95 (default: the "
+            "model's first guaranteed one)."
         ),
     ] = None,
     coverage: Annotated[
         float | None,
         typer.Option(
-            help="Answer only this fraction of images, such as 0.8, by the confidence threshold of validation; refer "
-            "the others."
+            help="Decide only the most confident images, and refer the others to a person: 0.8 takes the confidence "
+            "threshold that kept 80 % of the validation images."
         ),
     ] = None,
     old_target: Annotated[str | None, typer.Option("--at", hidden=True)] = None,
@@ -68,9 +74,12 @@ def _either(flag: str, value: _Value | None, old_flag: str, old_value: _Value | 
 
 
 def _print_prediction_summary(outcome: "PredictOutcome", out: Path) -> None:
-    typer.echo(f"{outcome.n_scored} images scored: {out / 'predictions.csv'}")
+    from dermkit.prediction.decisions import DECISIONS_FILE
+    from dermkit.runs.layout import PREDICTIONS_FILE
+
+    typer.echo(f"{outcome.n_scored} images scored: {out / PREDICTIONS_FILE}")
     if outcome.decision_counts:
-        typer.echo(f"{outcome.decision_counts}: {out / 'decisions.csv'}")
+        typer.echo(f"{outcome.decision_counts}: {out / DECISIONS_FILE}")
         for warning in outcome.decision_counts.warnings:
             typer.echo(f"warning: {warning}", err=True)
     else:

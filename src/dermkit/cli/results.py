@@ -1,4 +1,4 @@
-"""The verbs that are about results, as commands: evaluate, report, compare."""
+"""The commands about results: evaluate, report, compare."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,30 +8,33 @@ import typer
 from dermkit.cli.console import progress_bar
 
 MAP_HELP = (
-    "CLASSES.json, how the classes meet: "
-    '{"format": 1, "classes": {"THEIR LABEL": "TARGET or null"}, "model": {"MODEL CLASS": "TARGET"}}.'
+    "How classes correspond, as a JSON file: "
+    '{"format": 1, "classes": {"LABEL OF --on": "TARGET or null"}, "model": {"MODEL CLASS": "TARGET"}}.'
 )
 TARGET_HELP = "A further operating point, such as sensitivity=.97 or specificity=.8. May be repeated."
-PREVALENCE_HELP = "Share of malignant lesions where it would be used, such as .03. May be repeated."
+PREVALENCE_HELP = "A prevalence of malignant lesions, such as .03, to give predictive values for. May be repeated."
 
 SAVE_TARGETS_HELP = "Store the targets in the run's model, for `predict --target`; its checksums change."
 OPEN_TEST_HELP = (
-    "The run's data set: score its sealed test side now. Every opening is logged and counted (docs/seal.md)."
+    "The run's data set, to score its sealed test split now. Every opening is logged and counted (docs/seal.md)."
 )
 
 
 def evaluate_command(
-    folder: Annotated[Path | None, typer.Argument(help="A run folder, or a model folder with --on.")] = None,
-    dataset: Annotated[Path | None, typer.Option("--on", help="Another data set to test the model on.")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="A run folder; with --on also a model folder.")] = None,
+    dataset: Annotated[Path | None, typer.Option("--on", help="Another data set, to test the model on.")] = None,
     mapping: Annotated[Path | None, typer.Option("--map", help=MAP_HELP)] = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="A table of any tool's probabilities, instead of a run.")
+        Path | None,
+        typer.Option(
+            "--predictions", help="A CSV of another tool's probabilities (docs/metrics.md), in place of a run."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write into (with --on, --predictions).")
+        Path | None, typer.Option("--out", help="With --on or --predictions: folder to write into.")
     ] = None,
     official: Annotated[
-        bool, typer.Option("--official", help="Also score by the official ISIC challenge scorer's rules.")
+        bool, typer.Option("--official", help="Also compute the metrics of the official ISIC challenge scorer.")
     ] = False,
     targets: Annotated[list[str] | None, typer.Option("--target", help=TARGET_HELP)] = None,
     old_targets: Annotated[list[str] | None, typer.Option("--wish", hidden=True)] = None,
@@ -65,7 +68,9 @@ def evaluate_command(
     typer.echo(str(path))
 
 
-def report_command(run: Path) -> None:
+def report_command(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a folder of repeats or folds.")],
+) -> None:
     import dermkit as dk
 
     typer.echo(str(dk.report(run)))
@@ -73,11 +78,14 @@ def report_command(run: Path) -> None:
 
 def compare_command(
     runs: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders, or folders of repeats and folds.")
+        list[Path] | None, typer.Argument(help="Run folders, or folders of repeats or folds: two or more.")
     ] = None,
     claim_texts: Annotated[
         list[str] | None,
-        typer.Option("--published", help="Figures in print, such as 'S2: accuracy=.4661,n=118'. May be repeated."),
+        typer.Option(
+            "--published",
+            help="A published result to compare with, such as 'S2: accuracy=.4661,n=118'. May be repeated.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path("comparison"),
 ) -> None:

@@ -4,43 +4,60 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from dermkit.cli.console import OutOption, progress_bar
+from dermkit.cli.console import DatasetArgument, progress_bar
 from dermkit.errors import UsageError
+from dermkit.progress import Progress
 from dermkit.threads import cpu_count
 from dermkit.training.distributed.environment import is_rank, read_rank_info
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dermkit.data.manifest import Dataset
+    from dermkit.pipeline.plan import RunSettings
     from dermkit.recipes.schema import Recipe
 
-recipes_app = typer.Typer(no_args_is_help=True, help="Named experiments: list them, or print one as JSON.")
+recipes_app = typer.Typer(no_args_is_help=True, help="List the named recipes, or print one as JSON.")
+TrainOutOption = Annotated[Path, typer.Option("--out", help="Folder for the runs: OUT/RECIPE/RUN.")]
 SplitOption = Annotated[
-    str | None, typer.Option("--split", help="A split of the data set by name, or a split file.")
+    str | None,
+    typer.Option("--split", help="A split of the data set by name, or a split file (default: the recipe's own)."),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", min=0, help="First seed; recorded and part of the fingerprint.")
+    int | None, typer.Option("--seed", min=0, help="First random seed (default: the recipe's).")
 ]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="A weights file (.safetensors) with its JSON beside.")
+    Path | None,
+    typer.Option(
+        "--weights",
+        help="Start from this weights file (.safetensors, with its .json beside it; docs/training.md).",
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 DevicesOption = Annotated[
-    int, typer.Option("--devices", min=1, help="Processes on this machine, each with a device of its own.")
+    int, typer.Option("--devices", min=1, help="Processes on this machine, each with its own GPU or CPU cores.")
 ]
-NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Machines (docs/machines.md).")]
+NodesOption = Annotated[
+    int, typer.Option("--nodes", min=1, help="Machines that train together (docs/machines.md).")
+]
 RestartsOption = Annotated[
-    int, typer.Option("--restarts", min=0, help="Fresh launches from the last checkpoint when a rank is lost.")
+    int,
+    typer.Option("--restarts", min=0, help="With several processes: how often to restart them if one is lost."),
 ]
 WorkersOption = Annotated[
-    int, typer.Option("--workers", min=0, help="Threads that prepare batches ahead; changes no number.")
+    int,
+    typer.Option("--workers", min=0, help="Threads that prepare batches ahead (0 = none). They change no number."),
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Continue an unfinished run from its last checkpoint.")
+]
 
 
-@recipes_app.command("list", help="List the named experiments.")
+@recipes_app.command("list", help="List the named recipes, and the grids of `dermkit tune`.")
 def list_recipes() -> None:
     from dermkit.recipes.experiments import GRIDS, RECIPES
 
@@ -79,40 +96,70 @@ def _find_or_load_recipe(name: str) -> "Recipe":
     return load_recipe(path) if path.suffix == ".json" else find_recipe(name)
 
 
+class _MachineOptions(NamedTuple):
+    """The options of train and tune that say where and how to train."""
+
+    out: Path
+    device: str
+    devices: int
+    nodes: int
+    restarts: int
+    workers: int
+    weights: Path | None
+    resume: bool
+
+
 def _launch_ranks(devices: int, nodes: int, restarts: int) -> None:
-    """Where several processes are asked for and this is none of them, start and watch them, and end as they end."""
+    """If several processes are asked for and this is none of them, start them, wait, and exit with their code."""
     if devices * nodes == 1:
         return
     max_devices = max(2, cpu_count())
-    if (
-        devices > max_devices
-    ):  # each rank is a process with a net of its own: thousands would take the machine down
+    if devices > max_devices:  # each rank is a process with a net: thousands would take the machine down
         raise UsageError(
-            f"--devices {devices}: this machine has {max_devices} cores, and every device needs one",
+            f"--devices {devices}: this machine has {max_devices} cores, and every process needs one",
+            outcome="nothing was started",
             remedy=f"--devices {max_devices} or less; several machines with --nodes (docs/machines.md)",
         )
+    if is_rank():
+        return
     from dermkit.training.distributed.launcher import supervise
 
-    if not is_rank():
+    def print_line(line: str) -> None:  # rank 0 draws the bar; a second one would draw over it
+        typer.echo(line, err=True)
 
-        def print_line(line: str) -> None:  # rank 0 draws the bar; a second one would draw over it
-            typer.echo(line, err=True)
-
-        code = supervise(sys.argv[1:], devices=devices, nodes=nodes, restarts=restarts, say=print_line)
-        raise typer.Exit(code)
+    raise typer.Exit(supervise(sys.argv[1:], devices=devices, nodes=nodes, restarts=restarts, say=print_line))
 
 
-def _print_path(path: Path) -> None:
-    """Print what was written, once: of several ranks, the first one does."""
+def _train_on(
+    dataset: Path, options: _MachineOptions, train: "Callable[[Dataset, RunSettings, Progress], Path]"
+) -> Path:
+    """Load a data set and call `train` on it, in every process; returns the run folder."""
+    _launch_ranks(options.devices, options.nodes, options.restarts)
+    import dermkit as dk
+
+    settings = dk.RunSettings(
+        out=options.out, device=options.device, devices=options.devices, nodes=options.nodes,
+        workers=options.workers, weights=options.weights, resume=options.resume,
+    )  # fmt: skip
+    loaded_dataset = dk.load_dataset(dataset)
+    with progress_bar() as progress:
+        return train(loaded_dataset, settings, progress)
+
+
+def _print_paths(*paths: Path) -> None:
+    """Print what was written, once: of several processes, the first one does."""
     rank_info = read_rank_info(os.environ)
     if rank_info is None or rank_info.rank == 0:
-        typer.echo(str(path))
+        for path in paths:
+            typer.echo(str(path))
 
 
 def train_command(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a recipe.json.")],
-    dataset: Path,
-    out: OutOption = Path("runs"),
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe: a name of `dermkit recipes list`, or a recipe.json file.")
+    ],
+    dataset: DatasetArgument,
+    out: TrainOutOption = Path("runs"),
     split: SplitOption = None,
     seed: SeedOption = None,
     weights: WeightsOption = None,
@@ -123,25 +170,23 @@ def train_command(
     workers: WorkersOption = 0,
     resume: ResumeOption = False,
 ) -> None:
-    chosen_recipe = _find_or_load_recipe(recipe)
-    _launch_ranks(devices, nodes, restarts)
     import dermkit as dk
+    from dermkit.runs.layout import REPORT_FILE
 
-    loaded_dataset = dk.load_dataset(dataset)
-    settings = dk.RunSettings(
-        out=out, device=device, devices=devices, nodes=nodes, workers=workers, weights=weights, resume=resume
-    )
-    with progress_bar() as progress:
-        folder = dk.train(
-            chosen_recipe, loaded_dataset, settings=settings, split=split, seed=seed, progress=progress
-        )
-    _print_path(folder / "report.html")
+    chosen_recipe = _find_or_load_recipe(recipe)
+    options = _MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume)
+
+    def train(dataset: "Dataset", settings: "RunSettings", progress: Progress) -> Path:
+        return dk.train(chosen_recipe, dataset, settings=settings, split=split, seed=seed, progress=progress)
+
+    folder = _train_on(dataset, options, train)
+    _print_paths(folder / REPORT_FILE)
 
 
 def tune_command(
-    grid: Annotated[str, typer.Argument(help="A named grid of recipes (`dermkit recipes list`).")],
-    dataset: Path,
-    out: OutOption = Path("runs"),
+    grid: Annotated[str, typer.Argument(help="A grid of recipes: a name of `dermkit recipes list`.")],
+    dataset: DatasetArgument,
+    out: TrainOutOption = Path("runs"),
     split: SplitOption = None,
     seed: SeedOption = None,
     weights: WeightsOption = None,
@@ -152,19 +197,14 @@ def tune_command(
     workers: WorkersOption = 0,
     resume: ResumeOption = False,
 ) -> None:
-    from dermkit.recipes.experiments import find_grid
-
-    members = find_grid(grid)
-    _launch_ranks(devices, nodes, restarts)
     import dermkit as dk
+    from dermkit.runs.layout import REPORT_FILE, TUNE_TABLE
 
-    loaded_dataset = dk.load_dataset(dataset)
-    settings = dk.RunSettings(
-        out=out, device=device, devices=devices, nodes=nodes, workers=workers, weights=weights, resume=resume
-    )
-    with progress_bar() as progress:
-        folder = dk.tune(
-            members, loaded_dataset, name=grid, settings=settings, split=split, seed=seed, progress=progress
-        )
-    _print_path(out / grid / "tune.csv")
-    _print_path(folder / "report.html")
+    recipes = dk.find_grid(grid)
+    options = _MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume)
+
+    def train(dataset: "Dataset", settings: "RunSettings", progress: Progress) -> Path:
+        return dk.tune(recipes, dataset, name=grid, settings=settings, split=split, seed=seed, progress=progress)
+
+    folder = _train_on(dataset, options, train)
+    _print_paths(out / grid / TUNE_TABLE, folder / REPORT_FILE)

@@ -131,7 +131,7 @@ def _recipe_identity(run: Path) -> tuple[str, tuple[object, object]] | None:
     if not all((run / name).is_file() for name in (RUN.name, RECIPE_FILE, SPLIT_FILE)):
         return None
     run_json = RUN.read(run)
-    dataset_json, recipe_fields = run_json.get("dataset", {}), _read_fields(run / "recipe.json")
+    dataset_json, recipe_fields = run_json.get("dataset", {}), _read_fields(run / RECIPE_FILE)
     if (
         recipe_fields is None
         or not isinstance(run_json.get("seed"), int)
@@ -144,7 +144,7 @@ def _recipe_identity(run: Path) -> tuple[str, tuple[object, object]] | None:
         "classes": dataset_json.get("classes"),
         "weights": run_json.get("weights", {}).get("sha256"),
         # The sides differ from fold to fold; what the folds are, the recipe and the data decide.
-        "split": sha256_file(run / "split.csv")
+        "split": sha256_file(run / SPLIT_FILE)
         if run_json.get("fold") is None
         else run_json.get("split", {}).get("name"),
     }

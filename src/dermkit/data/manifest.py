@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from dermkit import files
 from dermkit.errors import DataError
-from dermkit.files import read_json, write_chunks, write_json
+from dermkit.files import JsonFile, read_json, write_chunks, write_json
 
 DATASET_FORMAT = 1
+LOCATION = JsonFile("location.json", 1)
+"""Where the images of a data set, or of a run, lie on this machine."""
 MANIFEST_COLUMNS = (
     "image_id", "path", "label", "lesion_id", "patient_id", "isic_id", "source", "licence", "attribution",
     "age", "sex", "site", "skin_type", "given_split", "copy_group", "pixel_sha256", "file_sha256", "width", "height",
@@ -127,9 +129,7 @@ def save_dataset(dataset: Dataset) -> None:
     """
     check_manifest(dataset.manifest, dataset.classes, source=str(dataset.folder / "manifest.csv"))
     write_chunks(dataset.folder / "manifest.csv", manifest_chunks(dataset.manifest))
-    write_json(
-        dataset.folder / "location.json", {"images": str(dataset.image_root.resolve())}, format=DATASET_FORMAT
-    )
+    LOCATION.write(dataset.folder, {"images": str(dataset.image_root.resolve())})
     document = {
         "name": dataset.name,
         "importer": dataset.importer,
@@ -172,7 +172,7 @@ def load_dataset(folder: Path) -> Dataset:
             remedy="check the path, or make one with `dermkit import`",
         )
     document = read_json(folder / "dataset.json", format=DATASET_FORMAT, error=DataError)
-    location = read_json(folder / "location.json", format=DATASET_FORMAT, error=DataError)
+    location = LOCATION.read(folder)
     try:
         classes = tuple(_read_class(entry) for entry in document["classes"])
         name, importer, images = str(document["name"]), str(document["importer"]), Path(location["images"])

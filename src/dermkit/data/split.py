@@ -20,7 +20,7 @@ from dermkit.data.leakage import LINK_TEXTS, find_leakage
 from dermkit.data.split_file import SPLITS, excluded_frame, read_split_rows, write_split_rows
 from dermkit.data.stratify import stratified_group_split
 from dermkit.errors import DataError, UsageError
-from dermkit.files import read_json, windows_name_problem, write_json
+from dermkit.files import check_file_name, read_json, write_json
 from dermkit.recipes.schema import SplitSpec
 
 SPLIT_FORMAT = 1
@@ -359,8 +359,7 @@ def _check_name(name: str) -> None:
         raise UsageError(
             f"split name {name!r}: becomes a file name", remedy="use letters, digits, `.`, `_` and `-`"
         )
-    if problem := windows_name_problem(name):
-        raise UsageError(f"split name {name!r}: becomes a file name, and is {problem}", remedy="use another name")
+    check_file_name(name, "split name")
 
 
 def _read_spec(value: Any, path: Path) -> SplitSpec | None:

@@ -25,12 +25,13 @@ from dermkit.evaluation.policy import POLICY_SPLIT, PolicyWithExtras, add_target
 from dermkit.evaluation.seal_log import log_openings, openings_of_images
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
 from dermkit.metrics.decisions.policy import policy_from_dict
-from dermkit.models.card import card_policy
+from dermkit.models.card import TRAINING_IMAGES_FILE, card_policy
 from dermkit.progress import Progress
 from dermkit.recipes.formats import format_of_recipe
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import (
     ATTRIBUTES_FILE,
+    EXTERNAL_FOLDER,
     GROUPS_FILE,
     LOCATION,
     MODEL_FOLDER,
@@ -124,7 +125,7 @@ def _run_folder_of(model_path: Path) -> Path:
 def _default_out(model_path: Path, dataset: Dataset, class_mapping: ClassMapping) -> Path:
     run = _run_folder_of(model_path)
     mapping_hash = fingerprint(dataset.manifest_sha256, asdict(class_mapping))
-    return run / "external" / f"{dataset.name}-{mapping_hash}"
+    return run / EXTERNAL_FOLDER / f"{dataset.name}-{mapping_hash}"
 
 
 def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress) -> pd.DataFrame:
@@ -149,7 +150,7 @@ def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress)
 
 def training_overlap(predictor: "Predictor", dataset: Dataset) -> dict[str, int]:
     """Count images of the data set that the model's training looked at: by identical pixels, and by ISIC id."""
-    path = predictor.folder / "seen.csv"
+    path = predictor.folder / TRAINING_IMAGES_FILE
     if not path.is_file():
         return {}
     training_images = pd.read_csv(path, dtype=str, keep_default_na=False)

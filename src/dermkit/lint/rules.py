@@ -6,11 +6,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from dermkit.errors import DataError
-from dermkit.files import read_json, write_json
+from dermkit.files import JsonFile
 
-LINT_FORMAT = 1
-LINT_FILE = "lint.json"
+LINT = JsonFile("lint.json", 1)
+"""What the lint found in a run, in the run's folder."""
 
 LintSeverity = Literal["error", "warning", "note"]
 """error: the figures are not what they say. warning: they are worse or better than need be. note: worth knowing."""
@@ -180,11 +179,9 @@ def _worst_first(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_lint(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows of `lint_rows`, of the training and of the predictions, as `lint.json` of a run folder."""
-    write_json(folder / LINT_FILE, {"lint": _worst_first(rows)}, format=LINT_FORMAT)
+    LINT.write(folder, {"lint": _worst_first(rows)})
 
 
 def read_lint(folder: Path) -> list[dict[str, Any]] | None:
     """Return the rows of a run's `lint.json`, None where it was never linted; raises `DataError` if it is broken."""
-    if not (folder / LINT_FILE).exists():
-        return None
-    return list(read_json(folder / LINT_FILE, format=LINT_FORMAT, error=DataError)["lint"])
+    return list(LINT.read(folder)["lint"]) if LINT.exists(folder) else None

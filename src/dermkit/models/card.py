@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from dermkit.errors import UntrustedError
-from dermkit.files import json_text, read_json
+from dermkit.files import JsonFile, json_text
 from dermkit.metrics.decisions.policy_migration import migrate_policy, rename_keys
 from dermkit.models.checksums import check_hashes, is_update_pending, update_files
 
-MODEL_CARD_FORMAT = 3
+MODEL_CARD_FILE = "MODEL_CARD.md"
+WEIGHTS_FILE = "member-0.safetensors"
+TRAINING_IMAGES_FILE = "seen.csv"
+"""The images of the model's training and validation splits: pixel hash, ISIC id, split."""
 RESEARCH_ONLY = "Research use only. Not a medical device."
 
 EMPTY_POLICY: Mapping[str, Any] = {"calibration": {"kind": "none"}, "operating_points": [], "conformal": None}
@@ -21,16 +24,6 @@ EMPTY_POLICY: Mapping[str, Any] = {"calibration": {"kind": "none"}, "operating_p
 
 POLICY_FIELDS = ("calibration", "operating_points", "conformal", "referral", "n_validation_images")
 """The fields of model.json that hold the policy. `referral` is absent in models of older versions."""
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """Return model.json in today's format; raises `UntrustedError` where it is missing or broken."""
-    return read_json(
-        folder / "model.json",
-        format=MODEL_CARD_FORMAT,
-        error=UntrustedError,
-        migrations={1: _migrate_1_to_2, 2: _migrate_2_to_3},
-    )
 
 
 def _migrate_1_to_2(card: dict[str, Any]) -> dict[str, Any]:
@@ -42,9 +35,17 @@ def _migrate_2_to_3(card: dict[str, Any]) -> dict[str, Any]:
     return {**migrate_policy(card), "training": rename_keys(card["training"], {"kept": "keep"}), "format": 3}
 
 
+MODEL_JSON = JsonFile("model.json", 3, {1: _migrate_1_to_2, 2: _migrate_2_to_3}, UntrustedError)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return model.json in today's format; raises `UntrustedError` where it is missing or broken."""
+    return MODEL_JSON.read(folder)
+
+
 def card_files(card: Mapping[str, Any]) -> dict[str, str]:
     """Return name -> text of model.json and MODEL_CARD.md."""
-    return {"model.json": json_text(card, format=MODEL_CARD_FORMAT), "MODEL_CARD.md": card_text(card)}
+    return {MODEL_JSON.name: json_text(card, format=MODEL_JSON.format), MODEL_CARD_FILE: card_text(card)}
 
 
 def write_policy(folder: Path, policy: Mapping[str, Any]) -> None:

@@ -39,7 +39,16 @@ from dermkit.files import (
 from dermkit.images.preprocess import Preprocessing
 from dermkit.metrics.decisions.apply import ActivePolicy
 from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
-from dermkit.models.card import EMPTY_POLICY, RESEARCH_ONLY, card_files, card_policy, read_card
+from dermkit.models.card import (
+    EMPTY_POLICY,
+    MODEL_JSON,
+    RESEARCH_ONLY,
+    TRAINING_IMAGES_FILE,
+    WEIGHTS_FILE,
+    card_files,
+    card_policy,
+    read_card,
+)
 from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksums
 from dermkit.models.inference import InferenceEngine, default_batch_size, parallel_batches, pick_device
 from dermkit.models.net import Net, build_net
@@ -48,6 +57,7 @@ from dermkit.prediction.decisions import select_policy
 from dermkit.prediction.pixels import DecodedImage, ImageScore, PixelStore, decode_image
 from dermkit.progress import Progress
 from dermkit.recipes.schema import ModelSpec
+from dermkit.runs.layout import MODEL_FOLDER
 from dermkit.threads import cpu_count
 
 if TYPE_CHECKING:
@@ -226,10 +236,10 @@ def save_model(
     with output_errors(folder):
         (folder / CHECKSUM_FILE).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    write_bytes(folder / "member-0.safetensors", save_safetensors(state))
-    write_rows(folder / "seen.csv", ("pixel_sha256", "isic_id", "split"), metadata.training_images)
+    write_bytes(folder / WEIGHTS_FILE, save_safetensors(state))
+    write_rows(folder / TRAINING_IMAGES_FILE, ("pixel_sha256", "isic_id", "split"), metadata.training_images)
     card = {
-        "members": [{"file": "member-0.safetensors", "spec": asdict(spec), "views": ["identity"]}],
+        "members": [{"file": WEIGHTS_FILE, "spec": asdict(spec), "views": ["identity"]}],
         "classes": [asdict(lesion_class) for lesion_class in classes],
         "preprocessing": asdict(preprocessing),
         **EMPTY_POLICY,
@@ -263,9 +273,9 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
     Raises `UntrustedError` where a byte differs or the files do not fit together, `UsageError` for an absent device.
     """
     torch_device = pick_device(device)
-    folder = folder / "model" if (folder / "model" / CHECKSUM_FILE).is_file() else folder
+    folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER / CHECKSUM_FILE).is_file() else folder
     file_bytes = read_verified(folder)
-    for name in ("model.json", "seen.csv"):
+    for name in (MODEL_JSON.name, TRAINING_IMAGES_FILE):
         if name not in file_bytes:
             raise UntrustedError(f"{folder / CHECKSUM_FILE}: does not list {name}", remedy="copy the model anew")
     card = read_card(folder)
@@ -281,7 +291,7 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
         raise UntrustedError(f"{folder}: {len(members)} members; this version reads one", remedy="update dermkit")
     net = _rebuild_net(folder, spec, len(classes), state).to(torch_device)
     return Predictor(
-        folder, classes, preprocessing, net, card, sha256_bytes(file_bytes["model.json"]),
+        folder, classes, preprocessing, net, card, sha256_bytes(file_bytes[MODEL_JSON.name]),
         progress or Progress(), _read_policy(folder, card),
     )  # fmt: skip
 
@@ -302,7 +312,7 @@ def _read_policy(folder: Path, card: Mapping[str, Any]) -> DecisionPolicy | None
             raise ValueError(f"it is not for {n_classes} classes, or its temperature is not above 0")
     except (KeyError, TypeError, ValueError) as error:
         raise UntrustedError(
-            f"{folder / 'model.json'}: the decision policy is broken: {error}", remedy="copy it anew"
+            f"{folder / MODEL_JSON.name}: the decision policy is broken: {error}", remedy="copy it anew"
         ) from error
     return policy
 
@@ -322,7 +332,7 @@ def _rebuild_net(folder: Path, spec: ModelSpec, n_classes: int, state: dict[str,
 
 def read_training_images(folder: Path) -> dict[str, str]:
     """Return pixel hash -> split of the images that the model's training used."""
-    path = folder / "seen.csv"
+    path = folder / TRAINING_IMAGES_FILE
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as stream:

@@ -29,10 +29,10 @@ from dermkit.files import (
 )
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.models.checksums import CHECKSUM_FILE
-from dermkit.models.locate import check_model_folder
 from dermkit.prediction import decisions
 from dermkit.prediction.decisions import DecisionCounts
 from dermkit.prediction.inputs import find_images, utf8_safe
+from dermkit.prediction.locate import check_model_folder
 from dermkit.prediction.resume import (
     JOB_FOLDER,
     PredictionJob,
@@ -45,6 +45,7 @@ from dermkit.prediction.resume import (
 )
 from dermkit.progress import Progress
 from dermkit.render import sheets as render_sheets
+from dermkit.runs.layout import PREDICTIONS_FILE
 from dermkit.runs.predictions import write_predictions
 from dermkit.threads import cpu_count, ordered_map
 
@@ -280,7 +281,7 @@ def _write_output(
         (utf8_safe(image.image_id), utf8_safe(image.path), "", "", "", "", job.class_names[k], *row)
         for image, k, row in zip(scored_images, p.argmax(axis=1).tolist(), _iter_rows(p), strict=True)
     )
-    write_predictions(out / "predictions.csv", job.class_names, predictions)
+    write_predictions(out / PREDICTIONS_FILE, job.class_names, predictions)
     refused = ((utf8_safe(job.images[index].name), *cells) for index, cells in sorted(scores.refusals.items()))
     write_rows(out / _REFUSED_FILE, ("path", "reason", "detail"), refused)
     (out / decisions.OLD_DECISIONS_FILE).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import pandas as pd
 from dermkit.data.groups import id_groups
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError, UsageError
+from dermkit.files import shell_path
 from dermkit.recipes.schema import Recipe, load_recipe
 from dermkit.runs import layout
 from dermkit.runs.predictions import ATTRIBUTES, read_predictions
@@ -47,7 +48,8 @@ class RunFolder:
         metrics = read_metrics(self.path)
         if not metrics.get("splits"):
             raise DataError(
-                f"{self.path / layout.METRICS.name}: has no split", remedy=f"dermkit evaluate {self.path}"
+                f"{self.path / layout.METRICS.name}: has no split",
+                remedy=f"dermkit evaluate {shell_path(self.path)}",
             )
         return metrics
 

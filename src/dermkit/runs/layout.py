@@ -3,6 +3,7 @@
 A file's name stands here once. `LOCATION` is written beside a data set too (data/manifest.py).
 """
 
+from dermkit.data.manifest import LOCATION as LOCATION
 from dermkit.files import JsonFile
 from dermkit.runs import migrations
 
@@ -11,7 +12,6 @@ METRICS = JsonFile("metrics.json", 3, {1: migrations.metrics_1_to_2, 2: migratio
 POLICY = JsonFile("policy.json", 2)
 RUN_SEAL = JsonFile("seal.json", 2, {1: migrations.run_seal_1_to_2})
 ENVIRONMENT = JsonFile("environment.json", 1)
-LOCATION = JsonFile("location.json", 1)
 SUMMARY = JsonFile("summary.json", 1)
 FOREIGN = JsonFile("foreign_predictions.json", 2)
 TUNE = JsonFile("tune.json", 2)
@@ -35,10 +35,15 @@ UNMAPPED_FILE = "unmapped.csv"
 NEXT_STEPS_FILE = "NEXT_STEPS.txt"
 REPORT_FILE = "report.html"
 PROGRESS_CHART = "progress.png"
+AUGMENTED_SHEET = "augmented.png"
 SUMMARY_TABLE = "summary.csv"
 TUNE_TABLE = "tune.csv"
 
 MODEL_FOLDER = "model"
+EXTERNAL_FOLDER = "external"
+"""Evaluations of the run's model on other data sets."""
+TRIALS_FOLDER = "trials"
+"""The runs of a grid, beside its tune.json."""
 FIGURES_FOLDER = "figures"
 CHECKPOINTS_FOLDER = "checkpoints"
 

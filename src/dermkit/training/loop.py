@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dermkit.errors import DermkitError, DivergenceError, RunInterrupt, UsageError
-from dermkit.files import check_writable, write_json
+from dermkit.files import check_writable
 from dermkit.models.inference import eval_batches, exact_float32, n_parallel_batches, parallel_batches
 from dermkit.models.net import Net, freeze, set_train_mode
 from dermkit.models.precision import is_out_of_memory, resolve_precision
@@ -42,7 +42,7 @@ from dermkit.training.optimizer import class_weights, make_optimizer, set_learni
 from dermkit.training.samples import BatchSource, PixelSource, Samples, pixels_on_device
 from dermkit.training.state import (
     LOG_COLUMNS,
-    MICRO_BATCH_FILE,
+    MICRO_BATCH,
     TrainingHooks,
     TrainingJob,
     TrainingState,
@@ -320,7 +320,7 @@ def _halve_micro_batch(state: TrainingState, train_step: TrainStep, error: BaseE
             outcome=saved_text,
             remedy="choose a smaller image.size or a smaller net in the recipe",
         ) from error
-    write_json(state.folder / MICRO_BATCH_FILE, {"size": micro_batch_size // 2}, format=1)
+    MICRO_BATCH.write(state.folder, {"size": micro_batch_size // 2})
     problem = f"out of memory: batches are now added up from passes of {micro_batch_size // 2} images"
     if state.process_group.size > 1:  # the other ranks wait in a collective: only a fresh launch reaches them
         raise DermkitError(problem, outcome=saved_text, remedy="run the same command with --resume") from error

@@ -15,11 +15,12 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from dermkit.errors import UntrustedError
-from dermkit.files import read_json, write_rows
+from dermkit.files import JsonFile, write_rows
 from dermkit.images.preprocess import PixelArray, Preprocessing
 from dermkit.models.net import Net
 from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe
+from dermkit.runs.layout import LOG_FILE
 from dermkit.training.checkpoint import (
     BEST_CHECKPOINT,
     LAST_CHECKPOINT,
@@ -36,9 +37,10 @@ LOG_COLUMNS = (
     "val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro",
 )  # fmt: skip
 
-MICRO_BATCH_FILE = "micro_batch.json"
+MICRO_BATCH = JsonFile("micro_batch.json", 1)
 """Beside the checkpoints: the micro-batch size that fits this machine's memory, once it ran out."""
-_OLD_MICRO_BATCH_FILE = "passes.json"
+_OLD_MICRO_BATCH = JsonFile("passes.json", 1)
+"""What micro_batch.json was called; it is still read."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,9 @@ def load_last_checkpoint(state: TrainingState) -> None:
 
 def _read_micro_batch_size(folder: Path) -> int:
     """Return the micro-batch size (0 = the whole batch), from today's file or that of older versions."""
-    for name, key in ((MICRO_BATCH_FILE, "size"), (_OLD_MICRO_BATCH_FILE, "micro")):
-        if (folder / name).exists():
-            return int(read_json(folder / name, format=1)[key])
+    for file, key in ((MICRO_BATCH, "size"), (_OLD_MICRO_BATCH, "micro")):
+        if file.exists(folder):
+            return int(file.read(folder)[key])
     return 0
 
 
@@ -140,4 +142,4 @@ def write_log(state: TrainingState) -> None:
     """Write log.csv anew, a row per epoch; an undefined value (nan) is an empty field."""
     rows = [["" if value != value else value for value in row.values()] for row in state.progress.log_rows]
     if state.process_group.rank == 0:
-        write_rows(state.folder.parent / "log.csv", LOG_COLUMNS, rows)
+        write_rows(state.folder.parent / LOG_FILE, LOG_COLUMNS, rows)

@@ -23,10 +23,19 @@ from dermkit.data.importers.overview_page import render_overview
 from dermkit.data.importers.records import Note, Records, Rejected
 from dermkit.data.importers.table_rows import DEFAULT_IMPORT_OPTIONS, TARGET_COLUMNS, ImportOptions
 from dermkit.data.known_datasets import KnownDataset
-from dermkit.data.manifest import DATASET_FORMAT, MALIGNANCIES, Dataset, LesionClass, Malignancy, save_dataset
+from dermkit.data.manifest import (
+    DATASET_FORMAT,
+    LOCATION,
+    MALIGNANCIES,
+    Dataset,
+    LesionClass,
+    Malignancy,
+    save_dataset,
+)
 from dermkit.errors import DataError, UsageError
 from dermkit.files import (
     TEMP_PREFIX,
+    check_file_name,
     check_output,
     check_writable,
     lock,
@@ -100,7 +109,7 @@ def import_dataset(
 
         dataset = dk.import_dataset("folder", Path("images"), out=Path("dataset")).dataset
     """
-    _check_options(layout, options)
+    _check_options(layout, options, name)
     _check_output_folder(layout, source, out, options)
     check_writable(out)
     with lock(out):
@@ -126,8 +135,9 @@ def import_dataset(
     return ImportOutcome(dataset, rejected)
 
 
-def _check_options(layout: str, options: ImportOptions) -> None:
-    """Raise `UsageError` for an unknown layout, or an option that the layout does not take."""
+def _check_options(layout: str, options: ImportOptions, dataset_name: str) -> None:
+    """Raise `UsageError` for an unknown layout, an option that it does not take, or a name that is no file name."""
+    check_file_name(dataset_name, "data set name")
     if layout not in LAYOUTS and layout != MEDMNIST:
         raise UsageError(f"unknown layout {layout!r}", remedy=f"one of: {', '.join([*LAYOUTS, MEDMNIST])}")
     allowed_options = LAYOUTS[layout].allowed_options if layout in LAYOUTS else frozenset()
@@ -155,10 +165,8 @@ def _check_output_folder(layout: str, source: Path, out: Path, options: ImportOp
         archives.check_source(images, _source_file(layout, source))
         return  # an interrupted import continues
     check_output(out, marker="dataset.json", description="a data set folder")
-    if (out / "location.json").is_file():
-        earlier_root = Path(
-            str(read_json(out / "location.json", format=DATASET_FORMAT, error=DataError).get("images", ""))
-        )
+    if LOCATION.exists(out):
+        earlier_root = Path(str(LOCATION.read(out).get("images", "")))
         image_root = (options.images or (source.parent if source.is_file() else source)).resolve()
         if image_root not in (earlier_root, *earlier_root.parents) and earlier_root.exists():
             raise UsageError(

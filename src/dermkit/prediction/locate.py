@@ -4,9 +4,10 @@ from pathlib import Path
 
 from dermkit.errors import DataError
 from dermkit.models.checksums import CHECKSUM_FILE
+from dermkit.runs.layout import METRICS, MODEL_FOLDER, RUN, SUMMARY
 
 _MAX_LISTED = 5
-_RUN_MARKERS = ("run.json", "metrics.json", "summary.json")
+_RUN_MARKERS = (RUN, METRICS, SUMMARY)
 _PATH_REMEDY = "check the path"
 
 
@@ -21,7 +22,7 @@ def check_folder(folder: Path) -> None:
 def check_model_folder(folder: Path) -> None:
     """Raise `DataError` where a path is not a folder, or holds runs but is itself neither a run nor a model."""
     check_folder(folder)
-    if any((candidate / CHECKSUM_FILE).is_file() for candidate in (folder, folder / "model")):
+    if any((candidate / CHECKSUM_FILE).is_file() for candidate in (folder, folder / MODEL_FOLDER)):
         return
     if find_runs(folder):
         raise DataError(
@@ -37,7 +38,7 @@ def find_runs(folder: Path) -> list[str]:
         subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
     except OSError:  # no permission to list it: the error is raised without names
         return []
-    return [path.name for path in subfolders if any((path / name).is_file() for name in _RUN_MARKERS)]
+    return [path.name for path in subfolders if any(file.exists(path) for file in _RUN_MARKERS)]
 
 
 def suggest_run(folder: Path, default: str) -> str:
