@@ -17,13 +17,14 @@ from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.evaluation.evaluate import evaluate_predictions, evaluate_run
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions, parse_options
 from dermkit.evaluation.tables import NET_BENEFIT_HEADER, net_benefit_rows
-from dermkit.files import write_json, write_rows
+from dermkit.files import write_rows
 from dermkit.metrics.classification.calibration import net_benefit, net_benefit_call_all
 from dermkit.metrics.classification.isic_scorer import SCORER_METRICS, image_weights, official_dict
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.decisions.policy import policy_from_dict
 from dermkit.models import card as models_card
 from dermkit.prediction.predictor import load_model
+from dermkit.runs.layout import RUN
 
 TWO = (LesionClass("benign", "", "benign"), LesionClass("malignant", "", "malignant"))
 ALL = EvaluationOptions(
@@ -50,9 +51,7 @@ def make_frame(n: int = 600, *, splits: Sequence[str] = ("validation", "test"), 
 
 def make_run(folder: Path, frame: pd.DataFrame, classes: Sequence[LesionClass] = TWO) -> Path:
     table = [{"name": c.name, "diagnosis": c.diagnosis, "malignancy": c.malignancy} for c in classes]
-    write_json(
-        folder / "run.json", {"dataset": {"name": "made", "classes": table}, "split": {}, "seed": 0}, format=1
-    )
+    RUN.write(folder, {"dataset": {"name": "made", "classes": table}, "split": {}, "seed": 0})
     write_rows(folder / "predictions.csv", list(frame.columns), frame.itertuples(index=False, name=None))
     return folder
 

@@ -15,8 +15,8 @@ from dermkit.evaluation.class_mapping import default_mapping, load_mapping, map_
 from dermkit.evaluation.evaluate import evaluate_predictions, evaluate_run, mistake_rows, write_evaluation
 from dermkit.files import write_json, write_rows
 from dermkit.metrics.stats.intervals import clopper_pearson_interval
-from dermkit.reporting.report import write_report
 from dermkit.runs.folder import read_metrics
+from dermkit.runs.layout import METRICS, RUN
 from dermkit.runs.predictions import check_predictions, read_predictions
 
 
@@ -67,7 +67,7 @@ def write_predictions(path: Path, frame: pd.DataFrame) -> Path:
 def make_run(folder: Path, frame: pd.DataFrame, **split: Any) -> Path:
     table = [{"name": c.name, "diagnosis": c.diagnosis, "malignancy": c.malignancy} for c in THREE]
     body = {"dataset": {"name": "made", "classes": table}, "split": {"leaks": {}, **split}, "seed": 0}
-    write_json(folder / "run.json", body, format=1)
+    RUN.write(folder, body)
     write_predictions(folder / "predictions.csv", frame)
     return folder
 
@@ -320,22 +320,11 @@ def test_figures_by_what_is_known_of_people(tmp_path: Path) -> None:
     assert [item["name"] for item in found["age"]["groups"]][-1] == "unknown"
 
 
-def test_an_evaluation_of_the_first_format_is_still_read(tmp_path: Path) -> None:
+def test_metrics_of_a_format_to_come_are_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, make_predictions())
     path = evaluate_run(run)
-    body = json.loads(path.read_text())
-    older = {**body, "format": 1}
-    del older["policy"]
-    for split in older["splits"].values():
-        for name in ("npv", "mcc", "kappa", "calibration_slope", "pauc_above_tpr80"):
-            del split["metrics"][name]
-        split.pop("policy", None)
-    path.write_text(json.dumps(older))
-    assert "npv" not in read_metrics(run)["splits"]["test"]["metrics"]
-    page = write_report(run).read_text()
-    assert "Balanced accuracy" in page
-    path.write_text(json.dumps({**body, "format": 4}))
-    with pytest.raises(DataError, match="format 4"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": METRICS.format + 1}))
+    with pytest.raises(DataError, match=f"format {METRICS.format + 1}"):
         read_metrics(run)
 
 
@@ -386,7 +375,7 @@ def test_a_broken_run_folder_is_refused(tmp_path: Path) -> None:
     (run / "log.csv").write_bytes(b"")
     with pytest.raises(DataError, match=r"log\.csv: cannot be read"):
         evaluate_run(run)
-    write_json(run / "run.json", {"dataset": {}}, format=1)
+    RUN.write(run, {"dataset": {}})
     with pytest.raises(DataError, match="no class table"):
         evaluate_run(run)
 
@@ -426,7 +415,7 @@ def test_unmapped_images_are_counted_and_no_probability_is_lost() -> None:
 def test_what_was_left_out_on_another_data_set_is_carried_over(tmp_path: Path) -> None:
     run = make_run(tmp_path, make_predictions())
     facts = json.loads((run / "run.json").read_text())
-    write_json(run / "run.json", {**facts, "unmapped": {"scc": 4}, "mapping": {"rule": "file"}}, format=1)
+    RUN.write(run, {**facts, "unmapped": {"scc": 4}, "mapping": {"rule": "file"}})
     body = json.loads(evaluate_run(run).read_text())
     assert body["unmapped"] == {"scc": 4} and body["mapping"] == {"rule": "file"}
     assert not any("leaks" in warning for warning in body["warnings"])

@@ -8,6 +8,7 @@ an operating point of its own (`tiny`), one with a sealed test split (`tiny-seal
 """
 
 import json
+import lzma
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from dermkit.recipes.schema import load_recipe
 from dermkit.runs.folder import read_metrics
 
 ARCHIVE = Path(__file__).parent / "data" / "run-6429fce.tar.xz"
+METRICS_1 = Path(__file__).parent / "data" / "metrics-c459311.json.xz"
 
 
 @pytest.fixture
@@ -139,12 +141,59 @@ def test_the_sealed_test_split_of_an_old_run_is_opened(old: Path) -> None:
     assert [opening["date"] for opening in after[:-1]] == [opening["date"] for opening in before]
 
 
-def test_an_interrupted_old_training_is_resumed(old: Path) -> None:
+def resume(old: Path, progress: dk.Progress) -> Path:
+    """Continue the interrupted training."""
     run = run_in(old, "tiny-unfinished")
     settings = dk.RunSettings(out=old / "runs", device="cpu", resume=True)
-    again = dk.train(
-        load_recipe(run / "recipe.json"), dk.load_dataset(old / "data"), settings=settings, split="open"
-    )
-    assert again == run
+    dataset = dk.load_dataset(old / "data")
+    assert dk.train(
+        load_recipe(run / "recipe.json"), dataset, settings=settings, split="open", progress=progress
+    ) == run  # fmt: skip
+    return run
+
+
+def test_an_interrupted_old_training_is_resumed_inside_its_epoch(old: Path) -> None:
+    """The checkpoint `inside.safetensors` holds the first of three batches of the second epoch."""
+    batches: list[tuple[int, int]] = []
+
+    def note(what: str, done: int, total: int) -> None:
+        if what == "train":
+            batches.append((done, total))
+
+    run = resume(old, dk.Progress(step=note))
+    assert batches[0] == (2, 3)
     log, uninterrupted = (pd.read_csv(path / "log.csv") for path in (run, run_in(old, "tiny")))
     assert log["val_loss"].tolist() == pytest.approx(uninterrupted["val_loss"].tolist(), rel=1e-5)
+
+
+def test_without_the_old_mid_epoch_checkpoint_the_epoch_begins_again(old: Path) -> None:
+    (run_in(old, "tiny-unfinished") / "checkpoints" / "inside.safetensors").unlink()
+    batches: list[int] = []
+    resume(old, dk.Progress(step=lambda what, done, _total: batches.append(done) if what == "train" else None))
+    assert batches[0] == 1
+
+
+def test_how_many_images_memory_held_in_an_old_training_is_kept(old: Path) -> None:
+    """`passes.json`, as commit 6429fce wrote it once memory had run out."""
+    checkpoints = run_in(old, "tiny-unfinished") / "checkpoints"
+    (checkpoints / "passes.json").write_text('{\n "format": 1,\n "micro": 4\n}\n')
+    (checkpoints / "inside.safetensors").unlink()  # memory ran out before it
+    run = resume(old, dk.Progress())
+    assert any("Memory held 4 images at a time" in warning for warning in read(run / "run.json")["warnings"])
+
+
+def test_metrics_of_the_first_format_are_read_as_they_are(old: Path) -> None:
+    """Commit c459311, the last of that format, wrote them from the predictions of `tiny`."""
+    run = run_in(old, "tiny")
+    with lzma.open(METRICS_1, "rt") as stream:
+        first_format = json.load(stream)
+    assert first_format.pop("format") == 1
+    (run / "metrics.json").write_text(json.dumps({"format": 1, **first_format}))
+    assert read_metrics(run) == first_format
+    assert "npv" not in read_metrics(run)["splits"]["test"]["metrics"]
+    assert "Balanced accuracy" in dk.report(run).read_text()
+    dk.evaluate(run)
+    renewed = read_metrics(run)["splits"]["test"]["metrics"]
+    assert "npv" in renewed
+    for name, metric in first_format["splits"]["test"]["metrics"].items():
+        assert renewed[name]["value"] == (metric["value"] and pytest.approx(metric["value"], rel=1e-12))

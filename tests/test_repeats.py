@@ -11,10 +11,10 @@ import pytest
 
 import dermkit as dk
 from dermkit.errors import DataError
-from dermkit.files import write_json
 from dermkit.pipeline.repeats import best_run_index, split_values, validation_value
 from dermkit.prediction.predictor import load_model
 from dermkit.recipes.schema import Recipe, SplitSpec, load_recipe
+from dermkit.runs.layout import METRICS
 
 Figures = Mapping[str, float | None]
 
@@ -25,7 +25,7 @@ def make_run(folder: Path, validation: Figures, test: Figures | None = None) -> 
         name: {"metrics": {metric: {"value": value} for metric, value in figures.items()}}
         for name, figures in splits.items()
     }
-    write_json(folder / "metrics.json", {"splits": body}, format=1)
+    METRICS.write(folder, {"splits": body})
     return folder
 
 

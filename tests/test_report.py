@@ -38,7 +38,7 @@ from dermkit.reporting import mistakes, report, warnings
 from dermkit.reporting.labels import METRIC_TITLES
 from dermkit.reporting.report import write_report, write_summary_report
 from dermkit.runs.folder import RunFolder
-from dermkit.runs.layout import UNSTABLE_TRAINING
+from dermkit.runs.layout import ENVIRONMENT, METRICS, RUN, SUMMARY, UNSTABLE_TRAINING
 
 HOSTILE = '<script>alert("1")</script>'
 NINE = (
@@ -185,9 +185,9 @@ def make_run(
         [(f"train/{i}", f"same pixels as test image test/{i:03}") for i in range(7)] + [("train/x", "not drawn")],
     )
     save_recipe(RECIPE, folder / "recipe.json")
-    write_json(folder / "environment.json", {"versions": {"numpy": "2"}, "threads": 2, "cuda": None}, format=1)
+    ENVIRONMENT.write(folder, {"versions": {"numpy": "2"}, "threads": 2, "cuda": None})
     write_text(folder / "NEXT_STEPS.txt", "dermkit predict runs/a/model IMAGE... --out predictions\n")
-    write_json(folder / "run.json", _facts(classes) | run_facts, format=1)
+    RUN.write(folder, _facts(classes) | run_facts)
     evaluate_run(folder, options=asked)
     return folder
 
@@ -475,7 +475,7 @@ def test_a_hand_written_null_shows_its_reason(tmp_path: Path) -> None:
                  "environment.json is not in this folder", "roc_test.csv is missing"):  # fmt: skip
         assert said in page.text
     assert (
-        "only identical pixels were looked for; near copies, contradictory labels and shortcuts were not"
+        "only identical pixels were looked for; near duplicates, contradictory labels and shortcuts were not"
         in page.text
     )
 
@@ -492,9 +492,9 @@ def _tiny_metrics(low: float = 0.4, high: float = 0.8) -> dict[str, Any]:
 
 
 def _written(folder: Path, metrics: dict[str, Any], **facts: Any) -> Path:
-    write_json(folder / "metrics.json", metrics, format=1)
+    METRICS.write(folder, metrics)
     if facts:
-        write_json(folder / "run.json", facts, format=1)
+        RUN.write(folder, facts)
     return write_report(folder)
 
 
@@ -571,7 +571,7 @@ def test_what_lies_beyond_colour_may_be_traces_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("malignant", "other", "groups", "said"),
     [(14, 45, 59, "14 malignant and 45 other test images: with"), (45, 29, 74, "45 malignant and 29 other"),
-     (40, 40, 50, "40 malignant and 40 other test images, in 50 groups of images that hang together"),
+     (40, 40, 50, "40 malignant and 40 other test images, in 50 groups (images of one lesion or patient)"),
      (30, 30, 60, ""), (0, 20, 20, "")],
 )  # fmt: skip
 def test_few_images_on_a_side_are_one_note(
@@ -582,7 +582,9 @@ def test_few_images_on_a_side_are_one_note(
     part |= {"n": malignant + other, "n_groups": groups}
     part["per_class"]["a"]["n"], part["per_class"]["b"]["n"] = malignant, other
     _written(tmp_path, body)
-    found = [w for w in warnings.report_warnings(RunFolder(tmp_path)) if "independent ones on a side" in w.text]
+    found = [
+        w for w in warnings.report_warnings(RunFolder(tmp_path)) if "independent ones of either kind" in w.text
+    ]
     assert [warn.level for warn in found] == ["note"] * bool(said)
     assert all(warn.text.startswith(said) for warn in found)
 
@@ -595,12 +597,12 @@ def test_overfitting_is_a_note_where_the_best_epoch_was_kept(tmp_path: Path) -> 
 
     body = _tiny_metrics() | {"overfitting": {"overfitting": True, "sentence": "Overfitting from epoch 4."}}
     best = {"epoch": 3, "monitor": "val_loss", "value": 1.0}
-    assert told(kept="last", best=best) == warnings.ReportWarning(
+    assert told(keep="last", best=best) == warnings.ReportWarning(
         "serious", "Overfitting from epoch 4.", told().replaced_prefix
     )
-    note = told(kept="best", best=best)
+    note = told(keep="best", best=best)
     assert (note.level, note.text) == ("note", "Overfitting from epoch 4. The weights kept are those of epoch 3.")
-    assert told(kept="best").text.endswith("are those of the best epoch.")
+    assert told(keep="best").text.endswith("are those of the best epoch.")
 
 
 def test_the_verdict_takes_the_stored_rule_where_there_is_one(nine: Path) -> None:
@@ -614,10 +616,10 @@ def test_the_verdict_falls_back_on_accuracy_and_then_says_nothing(tmp_path: Path
     body = _tiny_metrics(0.51, 0.8)
     metrics = body["splits"]["test"]["metrics"]
     metrics["balanced_accuracy"] = metrics["auroc"]
-    write_json(tmp_path / "metrics.json", body, format=1)
+    METRICS.write(tmp_path, body)
     assert reporting_facts.against_majority(RunFolder(tmp_path), "test").metric == "accuracy"
     metrics["accuracy"] = metrics["auroc"]
-    write_json(tmp_path / "metrics.json", body, format=1)
+    METRICS.write(tmp_path, body)
     assert reporting_facts.against_majority(RunFolder(tmp_path), "test").outcome == "unknown"
     assert "cannot be told" in Page(write_report(tmp_path)).text
 
@@ -870,7 +872,7 @@ def _summary() -> dict[str, Any]:
 
 
 def test_the_summary_lists_every_seed_and_why_one_became_final(tmp_path: Path) -> None:
-    write_json(tmp_path / "summary.json", _summary(), format=1)
+    SUMMARY.write(tmp_path, _summary())
     page = Page(write_summary_report(tmp_path))
     text = " ".join(page.text.split())
     assert all(f"seed {seed}" in text for seed in range(3))
@@ -890,9 +892,9 @@ def test_the_summary_judges_the_final_run_and_repeats_its_serious_warnings_once(
         body = _tiny_metrics(0.51, 0.8)
         body["splits"]["test"]["n"] = 40 + run["seed"]
         defects = ["It leaks into the test folder."]
-        write_json(tmp_path / run["folder"] / "metrics.json", body, format=1)
-        write_json(tmp_path / run["folder"] / "run.json", {"dataset": {"notes": {"defects": defects}}}, format=1)
-    write_json(tmp_path / "summary.json", summary, format=1)
+        METRICS.write(tmp_path / run["folder"], body)
+        RUN.write(tmp_path / run["folder"], {"dataset": {"notes": {"defects": defects}}})
+    SUMMARY.write(tmp_path, summary)
     page = Page(write_summary_report(tmp_path))
     text = " ".join(page.text.split())
     assert "The final model on test: Better than always answering" in text
@@ -907,19 +909,19 @@ def test_folds_of_one_seed_are_headed_by_the_fold(tmp_path: Path) -> None:
     summary = _summary()
     for fold, run in enumerate(summary["runs"]):
         run |= {"seed": 7, "fold": fold}
-    write_json(tmp_path / "summary.json", summary, format=1)
+    SUMMARY.write(tmp_path, summary)
     html = write_summary_report(tmp_path).read_text()
     assert ">fold 0</a>" in html
     summary["runs"][0]["seed"] = 8
-    write_json(tmp_path / "summary.json", summary, format=1)
+    SUMMARY.write(tmp_path, summary)
     assert ">seed 8, fold 0</a>" in write_summary_report(tmp_path).read_text()
 
 
 def test_a_summary_reads_no_run_outside_its_folder(tmp_path: Path) -> None:
-    write_json(tmp_path / "other" / "metrics.json", _tiny_metrics(), format=1)
+    METRICS.write(tmp_path / "other", _tiny_metrics())
     summary = _summary()
     summary["final"]["folder"] = summary["runs"][1]["folder"] = "../other"
-    write_json(tmp_path / "parent" / "summary.json", summary, format=1)
+    SUMMARY.write(tmp_path / "parent", summary)
     text = Page(write_summary_report(tmp_path / "parent")).text
     assert "always answering" not in text
     assert "images each" not in text
@@ -928,7 +930,7 @@ def test_a_summary_reads_no_run_outside_its_folder(tmp_path: Path) -> None:
 def test_a_summary_link_cannot_leave_the_folder_by_a_scheme(tmp_path: Path) -> None:
     body = _summary()
     body["runs"][0]["folder"] = "javascript:alert(1)"
-    write_json(tmp_path / "summary.json", body, format=1)
+    SUMMARY.write(tmp_path, body)
     links = [found["href"] for tag, found in Page(write_summary_report(tmp_path)).tags if tag == "a"]
     assert all(link.startswith("./") and ":" not in link for link in links)
 

@@ -35,6 +35,7 @@ from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.intervals import resample_weights
 from dermkit.pipeline.results import compare
 from dermkit.recipes.augmentation import PRESETS
+from dermkit.runs.layout import METRICS, RUN, SUMMARY
 from dermkit.runs.predictions import write_predictions
 
 # Arithmetic -------------------------------------------------------------------------------------------------------
@@ -329,11 +330,11 @@ def made_run(
          for name, t, p, row in zip(names, run.y_true, run.y_pred, run.probabilities.tolist(), strict=True)],
     )  # fmt: skip
     facts = {"dataset": {"classes": CLASSES, "manifest_sha256": data}, "seed": seed, "fold": fold}
-    write_json(folder / "run.json", {**facts, "split": {"name": "s", "counts": {"train": 100}}}, format=1)
+    RUN.write(folder, {**facts, "split": {"name": "s", "counts": {"train": 100}}})
     value = float((run.y_pred == run.y_true).mean())
     item = {"value": value, "ci95": [value - 0.1, value + 0.1], "n": len(names), "method": "wilson"}
     body = {"splits": {"test": {"metrics": {"accuracy": item, "balanced_accuracy": item}}}}
-    write_json(folder / "metrics.json", body, format=2)
+    METRICS.write(folder, body)
     if not bare:
         write_json(folder / "recipe.json", {"name": "r", "lr": lr, "seed": seed, "repeats": 1}, format=2)
         rows = [f"{name},{'test' if fold is None else 'fold'}," for name in names]
@@ -343,7 +344,7 @@ def made_run(
 
 def made_parent(folder: Path, runs: Sequence[Path]) -> Path:
     listed = [{"folder": run.name} for run in runs]
-    write_json(folder / "summary.json", {"runs": listed, "final": {"folder": runs[-1].name}}, format=1)
+    SUMMARY.write(folder, {"runs": listed, "final": {"folder": runs[-1].name}})
     return folder
 
 
@@ -510,7 +511,7 @@ def test_runs_that_call_other_classes_malignant_are_not_compared(tmp_path: Path)
     facts = json.loads((runs[1] / "run.json").read_text())
     for item, other in zip(facts["dataset"]["classes"], CLASSES[::-1], strict=True):
         item["malignancy"] = other["malignancy"]
-    write_json(runs[1] / "run.json", facts, format=1)
+    RUN.write(runs[1], facts)
     (pair,) = compare_runs(runs).pairs
     assert not pair.differences and "do not call the same classes malignant" in pair.reason
 

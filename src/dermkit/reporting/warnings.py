@@ -134,15 +134,13 @@ def _outcome_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
     ):
         return
     groups_text = (
-        f", in {n_groups} groups of images that hang together (lesions, patients)"
-        if n_groups < split_metrics["n"]
-        else ""
+        f", in {n_groups} groups (images of one lesion or patient)" if n_groups < split_metrics["n"] else ""
     )
     yield ReportWarning(
         "note",
         f"{n_malignant} malignant and {n_other} other {run.headline_split} images{groups_text}: with "
         f"fewer than {MIN_OUTCOME_IMAGES} independent "
-        "ones on a side, its figures may be far from those of new lesions, also where no interval is marked.",
+        "ones of either kind, figures on new lesions may differ much from these, even where no interval is marked.",
     )
 
 
@@ -222,7 +220,7 @@ def _audit_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
 def _dataset_audit_warnings(name: str, audit: Mapping[str, Any]) -> Iterator[ReportWarning]:
     state, errors = audit.get("state", "never"), audit.get("errors", [])
     if state == "never":
-        missing_checks = "near copies, contradictory labels and shortcuts were not (no audit was run)."
+        missing_checks = "near duplicates, contradictory labels and shortcuts were not (no audit was run)."
         yield ReportWarning("note", f"{name}: only identical pixels were looked for; {missing_checks}")
         return
     scope_text = ""
