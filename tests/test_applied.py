@@ -24,7 +24,7 @@ from dermkit.metrics.decisions.policy import (
     policy_from_dict,
 )
 from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
-from dermkit.metrics.decisions.thresholds import Threshold
+from dermkit.metrics.decisions.thresholds import OperatingPoint
 from dermkit.metrics.stats.estimate import Estimate
 from test_decision import split
 
@@ -37,8 +37,8 @@ def settled(
 ) -> DecisionPolicy:
     """Return a decision by hand: probabilities are squared, and class b is in the set from exactly 1/3 on."""
     points = (
-        ("sensitivity", Threshold(0.25, 0.95, 0.95, kept[0], 40)),
-        ("sensitivity", Threshold(1 / 3, 0.9, 0.95, kept[1], 40)),
+        OperatingPoint("sensitivity", 0.95, 0.25, 0.95, kept[0], 40),
+        OperatingPoint("sensitivity", 0.9, 1 / 3, 0.95, kept[1], 40),
     )
     rule = ConformalRule(0.1, np.array([0.6, 0.3, 0.1]), np.array([90, 30, 20]))
     return DecisionPolicy(
@@ -91,9 +91,9 @@ def test_shifts_change_the_class_and_sets_may_hold_none_or_all() -> None:
 def test_a_score_at_the_threshold_is_positive_and_a_confidence_at_the_bound_is_answered() -> None:
     plain = replace(settled(), calibration=ProbabilityCalibration("none", 1.0, (0.0,) * 3))
     p = select(plain, MALIGNANT).apply(np.array([[0.5, 0.3, 0.2]]))
-    at = Threshold(float(p.p_malignant[0]), 0.9, 0.95, True, 9)
-    above = replace(at, value=float(np.nextafter(at.value, 1)))
-    bound = replace(plain, operating_points=(("sensitivity", at), ("sensitivity", above)),
+    at = OperatingPoint("sensitivity", 0.9, float(p.p_malignant[0]), 0.95, True, 9)
+    above = replace(at, threshold=float(np.nextafter(at.threshold, 1)))
+    bound = replace(plain, operating_points=(at, above),
                     referral_thresholds=(ReferralThreshold(0.5, float(p.confidence[0]), 0.5, ERROR),))  # fmt: skip
     again = select(bound, MALIGNANT, coverage=0.5).apply(np.array([[0.5, 0.3, 0.2]]))
     assert again.is_positive.tolist() == [[True, False]]
@@ -113,7 +113,7 @@ def test_the_first_point_that_is_promised_answers_unless_another_is_named() -> N
     for wish in (("sensitivity", 0.8), ("specificity", 0.9)):
         with pytest.raises(LookupError, match="no operating point"):
             select(settled(), MALIGNANT, target=wish)
-    with pytest.raises(LookupError, match="no confidence"):
+    with pytest.raises(LookupError, match="no referral threshold"):
         select(settled(), MALIGNANT, coverage=0.7)
 
 

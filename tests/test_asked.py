@@ -14,7 +14,7 @@ import dermkit as dk
 from conftest import Invoke
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import DataError, UntrustedError, UsageError
-from dermkit.evaluation.evaluate import evaluate_predictions, evaluate_run
+from dermkit.evaluation.evaluate import EvaluationInput, evaluate_predictions, evaluate_run
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions, parse_options
 from dermkit.evaluation.tables import NET_BENEFIT_HEADER, net_benefit_rows
 from dermkit.files import write_rows
@@ -129,10 +129,10 @@ def test_a_wish_that_is_a_usual_one_stands_once(tmp_path: Path) -> None:
 
 def test_the_wished_threshold_is_settled_on_validation_alone() -> None:
     frame, asked = make_frame(), EvaluationOptions(targets=(("sensitivity", 0.8),))
-    one = evaluate_predictions(frame, classes=TWO, groups=None, options=asked)
+    one = evaluate_predictions(EvaluationInput(frame, classes=TWO, groups=None, options=asked))
     moved = frame.assign(label=np.where(frame["split"] == "test", "benign", frame["label"]))
     moved.loc[moved.index[-1], "label"] = "malignant"
-    two = evaluate_predictions(moved, classes=TWO, groups=None, options=asked)
+    two = evaluate_predictions(EvaluationInput(moved, classes=TWO, groups=None, options=asked))
     assert one["policy"] == two["policy"]
     value = one["policy"]["requested_points"][0]["threshold"]
     positives = frame[(frame["split"] == "validation") & (frame["label"] == "malignant")]["p_malignant"]
@@ -283,15 +283,21 @@ def test_an_image_of_weight_nothing_is_left_out_by_its_id() -> None:
     frame = make_frame(60, splits=("test",))
     known = {frame["image_id"][7]: "ISIC_0035068"}
     asked = EvaluationOptions(official=True)
-    without = evaluate_predictions(frame.drop(index=7), classes=TWO, groups=None, options=asked)["splits"]["test"]
-    body = evaluate_predictions(frame, classes=TWO, groups=None, options=asked, isic_ids=known)["splits"]["test"]
+    without = evaluate_predictions(EvaluationInput(frame.drop(index=7), classes=TWO, groups=None, options=asked))[
+        "splits"
+    ]["test"]
+    body = evaluate_predictions(EvaluationInput(frame, classes=TWO, groups=None, options=asked, isic_ids=known))[
+        "splits"
+    ]["test"]
     assert (body["n"], body["official"]["n"], body["official"]["left_out"]) == (60, 59, ["ISIC_0035068"])
     assert body["official"] == {**without["official"], "left_out": ["ISIC_0035068"]}
     other = frame.index == 7
     renamed = frame.assign(
         image_id=frame["image_id"].mask(other, "seven"), path=frame["path"].mask(other, "test/ISIC_0035068.jpg")
     )
-    again = evaluate_predictions(renamed, classes=TWO, groups=None, options=asked)["splits"]["test"]
+    again = evaluate_predictions(EvaluationInput(renamed, classes=TWO, groups=None, options=asked))["splits"][
+        "test"
+    ]
     assert again["official"] == body["official"]
 
 
@@ -351,7 +357,7 @@ def test_a_wish_that_is_kept_is_the_models_from_then_on(trained: Path, tmp_path:
     own = [(item["rate"], item["target"]) for item in card["operating_points"] if item.get("requested")]
     assert own == [("sensitivity", 0.6)] == list(models_card.extra_targets(run / "model"))
     point = next(item for item in card["operating_points"] if item.get("requested"))
-    assert policy_from_dict(card).operating_points[-1][1].value == point["threshold"]
+    assert policy_from_dict(card).operating_points[-1].threshold == point["threshold"]
     predictor = load_model(run / "model")
     chosen = predictor.select_policy(target="sensitivity=.6")
     assert chosen is not None and chosen.point_index == len(card["operating_points"]) - 1

@@ -106,10 +106,10 @@ def test_predict_decides_what_evaluate_computes_from_the_run(trained: Path, mode
     assert len(found) > 10
     np.testing.assert_allclose(found[["p_benign", "p_malignant"]], expected.probabilities, rtol=0, atol=1e-5)
     np.testing.assert_allclose(found["malignant_probability"], expected.p_malignant, rtol=0, atol=1e-5)
-    for rate, point in decision.operating_points:
-        clear = np.abs(expected.p_malignant - point.value) > 1e-5
-        called = found[f"positive_at_{rate}_{point.target:g}"] == "yes"
-        assert (called == (expected.p_malignant >= point.value))[clear].all()
+    for point in decision.operating_points:
+        clear = np.abs(expected.p_malignant - point.threshold) > 1e-5
+        called = found[f"positive_at_{point.rate}_{point.target:g}"] == "yes"
+        assert (called == (expected.p_malignant >= point.threshold))[clear].all()
     inside = decision.conformal_rule.prediction_sets(expected.probabilities)
     assert found["set_size"].tolist() == inside.sum(axis=1).tolist()
 

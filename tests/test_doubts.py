@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermkit.data.manifest import LesionClass
-from dermkit.evaluation.evaluate import evaluate_predictions
+from dermkit.evaluation.evaluate import EvaluationInput, evaluate_predictions
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.metrics.stats import intervals
@@ -53,7 +53,9 @@ def predictions(units: dict[str, int], *, per_unit: int = 1) -> tuple[pd.DataFra
 
 def marked(units: dict[str, int], *, per_unit: int = 1) -> dict[str, bool]:
     frame, groups = predictions(units, per_unit=per_unit)
-    figures = evaluate_predictions(frame, classes=CLASSES, groups=groups)["splits"]["test"]["metrics"]
+    figures = evaluate_predictions(EvaluationInput(frame, classes=CLASSES, groups=groups))["splits"]["test"][
+        "metrics"
+    ]
     assert all(figures[name]["ci95"] for name in SIDES)
     return {name: MARK in figures[name].get("reason", "") for name in SIDES}
 
@@ -71,7 +73,7 @@ def test_few_units_of_a_class_mark_what_rests_on_them(nevi: int, melanomas: int,
 
 def test_what_a_sample_makes_too_good_or_too_bad_is_marked_however_many_there_are() -> None:
     frame, _ = predictions({"nevus": 200, "melanoma": 200})
-    body = evaluate_predictions(frame, classes=CLASSES, groups=None)["splits"]["test"]["metrics"]
+    body = evaluate_predictions(EvaluationInput(frame, classes=CLASSES, groups=None))["splits"]["test"]["metrics"]
     assert (
         "too large by chance" in body["ece"]["reason"] and "too large by chance" in body["ece_classwise"]["reason"]
     )
@@ -113,7 +115,7 @@ def test_bootstraps_of_few_errors_or_few_units_are_marked(
 @pytest.mark.parametrize(("melanomas", "is_marked"), [(199, True), (200, False)])
 def test_the_end_of_the_curve_wants_many_of_the_class(melanomas: int, is_marked: bool) -> None:
     frame, _ = predictions({"nevus": 60, "melanoma": melanomas})
-    body = evaluate_predictions(frame, classes=CLASSES, groups=None)["splits"]["test"]["metrics"]
+    body = evaluate_predictions(EvaluationInput(frame, classes=CLASSES, groups=None))["splits"]["test"]["metrics"]
     assert (f"{MARK}: {melanomas} units, 200 needed" in body["pauc_above_tpr80"].get("reason", "")) == is_marked
     assert not body["auroc"].get("reason") and not body["auc_sens_80"].get("reason")
 
@@ -139,7 +141,7 @@ def test_so_good_that_hardly_a_unit_is_misplaced() -> None:
 
 def test_the_mark_says_how_many_there_are() -> None:
     frame, _ = predictions({"nevus": 60, "melanoma": 12})
-    body = evaluate_predictions(frame, classes=CLASSES, groups=None)["splits"]["test"]
+    body = evaluate_predictions(EvaluationInput(frame, classes=CLASSES, groups=None))["splits"]["test"]
     assert body["metrics"]["auroc"]["reason"] == f"{MARK}: 12 units, 30 needed"
     assert body["per_class"]["nevus"]["auroc"]["reason"] == f"{MARK}: 12 other units, 30 needed"
     assert body["metrics"]["balanced_accuracy"]["reason"] == f"{MARK}: 1 of 2 classes have fewer than 30 units"

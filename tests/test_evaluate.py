@@ -12,7 +12,13 @@ import pytest
 from dermkit.data.manifest import MANIFEST_COLUMNS, Dataset, LesionClass
 from dermkit.errors import DataError
 from dermkit.evaluation.class_mapping import default_mapping, load_mapping, map_labels, remap_predictions
-from dermkit.evaluation.evaluate import evaluate_predictions, evaluate_run, mistake_rows, write_evaluation
+from dermkit.evaluation.evaluate import (
+    EvaluationInput,
+    evaluate_predictions,
+    evaluate_run,
+    mistake_rows,
+    write_evaluation,
+)
 from dermkit.files import write_json, write_rows
 from dermkit.metrics.stats.intervals import clopper_pearson_interval
 from dermkit.runs.folder import read_metrics
@@ -149,7 +155,7 @@ def test_figures_do_not_depend_on_the_order_of_rows() -> None:
     frame = make_predictions()
     groups = {image: i // 2 for i, image in enumerate(frame["image_id"])}
     moved = frame.sample(frac=1.0, random_state=1)
-    one, other = (evaluate_predictions(f, classes=THREE, groups=groups) for f in (frame, moved))
+    one, other = (evaluate_predictions(EvaluationInput(f, classes=THREE, groups=groups)) for f in (frame, moved))
     assert one == other
     assert list(one["splits"]) == ["validation", "test"]
     test = one["splits"]["test"]
@@ -159,7 +165,7 @@ def test_figures_do_not_depend_on_the_order_of_rows() -> None:
 
 
 def test_indeterminate_classes_and_unknown_lesions_are_warned_of() -> None:
-    body = evaluate_predictions(make_predictions(), classes=THREE, groups=None)
+    body = evaluate_predictions(EvaluationInput(make_predictions(), classes=THREE, groups=None))
     assert any("AK" in warning and "not malignant" in warning for warning in body["warnings"])
     assert any("independent" in warning for warning in body["warnings"])
     test = body["splits"]["test"]
@@ -173,7 +179,9 @@ def test_sensitivity_counts_the_malignant_classes_together() -> None:
         split="test", label=["mel", "mel", "nevus", "nevus"], predicted=["bcc", "nevus", "nevus", "mel"],
         p_nevus=[0.2, 0.6, 0.6, 0.3], p_mel=[0.3, 0.3, 0.2, 0.4], p_bcc=[0.5, 0.1, 0.2, 0.3],
     )  # fmt: skip
-    metrics = evaluate_predictions(frame, classes=classes, groups=None)["splits"]["test"]["metrics"]
+    metrics = evaluate_predictions(EvaluationInput(frame, classes=classes, groups=None))["splits"]["test"][
+        "metrics"
+    ]
     assert metrics["sensitivity"]["value"] == 0.5 and metrics["sensitivity"]["ci95"] == list(
         clopper_pearson_interval(1, 2)
     )
@@ -186,20 +194,20 @@ def test_an_image_without_group_is_refused() -> None:
     frame = make_predictions()
     groups = dict.fromkeys(frame["image_id"][1:], 0)
     with pytest.raises(DataError, match=r"1 images have no group: test/i0000"):
-        evaluate_predictions(frame, classes=THREE, groups=groups)
+        evaluate_predictions(EvaluationInput(frame, classes=THREE, groups=groups))
 
 
 def test_repeats_of_an_image_are_one_group() -> None:
     frame = make_predictions()
     twice = pd.concat([frame, frame.assign(seed="1")])
-    body = evaluate_predictions(twice, classes=THREE, groups=None)
+    body = evaluate_predictions(EvaluationInput(twice, classes=THREE, groups=None))
     assert body["splits"]["test"]["n"] == 80 and body["splits"]["test"]["n_groups"] == 40
     assert any("test: 40 rows repeat an image" in warning for warning in body["warnings"])
 
 
 def test_a_test_set_lacking_a_class_gives_nulls(tmp_path: Path) -> None:
     frame = make_predictions().query("label != 'melanoma'")
-    path = write_evaluation(tmp_path, frame, classes=THREE, groups=None)
+    path = write_evaluation(tmp_path, EvaluationInput(frame, classes=THREE, groups=None))
     test = json.loads(path.read_text())["splits"]["test"]
     assert test["per_class"]["melanoma"]["auroc"]["value"] is None
     assert test["metrics"]["sensitivity"]["reason"] == "no image of a malignant class"
@@ -215,7 +223,7 @@ def test_a_test_set_lacking_a_class_gives_nulls(tmp_path: Path) -> None:
 def test_baselines_know_only_the_training_counts() -> None:
     frame = make_predictions()
     counts = {"nevus": 50, "melanoma": 30, "AK": 20}
-    body = evaluate_predictions(frame, classes=THREE, groups=None, train_counts=counts)
+    body = evaluate_predictions(EvaluationInput(frame, classes=THREE, groups=None, train_counts=counts))
     test = frame[frame["split"] == "test"]
     baselines = body["splits"]["test"]["baselines"]
     assert baselines["majority"]["class"] == "nevus"
@@ -224,7 +232,10 @@ def test_baselines_know_only_the_training_counts() -> None:
     assert baselines["majority"]["sensitivity"]["value"] == 0.0
     shares = test["label"].map({name: n / 100 for name, n in counts.items()}).to_numpy(dtype=float)
     assert baselines["prior"]["loss"]["value"] == pytest.approx(-np.log(shares).mean())
-    assert evaluate_predictions(frame, classes=THREE, groups=None)["splits"]["test"]["baselines"] == {}
+    assert (
+        evaluate_predictions(EvaluationInput(frame, classes=THREE, groups=None))["splits"]["test"]["baselines"]
+        == {}
+    )
 
 
 def test_evaluate_run_writes_every_table(tmp_path: Path) -> None:
@@ -279,9 +290,9 @@ def test_validation_settles_what_the_other_splits_are_shown_with(tmp_path: Path)
         item["threshold"] for item in decision["operating_points"]
     ]
     moved = frame.assign(label=np.where(frame["split"] == "test", "nevus", frame["label"]))
-    again = evaluate_predictions(moved, classes=THREE, groups=None)
+    again = evaluate_predictions(EvaluationInput(moved, classes=THREE, groups=None))
     assert again["policy"] == body["policy"], "the test side has no part in it"
-    alone = evaluate_predictions(frame[frame["split"] == "test"], classes=THREE, groups=None)
+    alone = evaluate_predictions(EvaluationInput(frame[frame["split"] == "test"], classes=THREE, groups=None))
     assert alone["policy"] is None and "policy" not in alone["splits"]["test"]
 
 
@@ -407,7 +418,7 @@ def test_unmapped_images_are_counted_and_no_probability_is_lost() -> None:
     assert len(remapped.predictions) + n_unknown == len(frame)
     own = frame[frame["label"] != "unknown"].reset_index(drop=True)
     assert (remapped.predictions["p_malignant"] == own["p_melanoma"]).all()
-    body = evaluate_predictions(remapped.predictions, classes=remapped.classes, groups=None)
+    body = evaluate_predictions(EvaluationInput(remapped.predictions, classes=remapped.classes, groups=None))
     assert body["positive"] == ["malignant"]
     assert body["splits"]["test"]["per_class"]["indeterminate"]["recall"]["value"] is None
 
@@ -442,7 +453,7 @@ def test_a_mapping_file_joins_classes(tmp_path: Path) -> None:
     most = np.where(remapped.predictions["p_rest"] >= remapped.predictions["p_melanoma"], "rest", "melanoma")
     assert (remapped.predictions["predicted"] == most).all()
     assert map_labels(["bcc", "nv"], mapping) == [None, "rest"]
-    body = evaluate_predictions(remapped.predictions, classes=remapped.classes, groups=None)
+    body = evaluate_predictions(EvaluationInput(remapped.predictions, classes=remapped.classes, groups=None))
     assert body["positive"] == ["melanoma"]
 
 

@@ -95,7 +95,7 @@ def test_the_threshold_misses_its_wish_no_more_often_than_stated(n: int, wish: f
         score = generator.normal(0, 1, n)
         found = thresholds.for_sensitivity(score, np.ones(n, dtype=bool), np.arange(n), target=wish)
         assert found.guaranteed
-        missed += stats.norm.sf(found.value) < wish
+        missed += stats.norm.sf(found.threshold) < wish
         plain += stats.norm.sf(np.quantile(score, 1 - wish, method="lower")) < wish
     assert missed / 2000 <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 2000)
     assert plain / 2000 > 0.3, "the usual choice misses it about every other time"
@@ -106,8 +106,8 @@ def test_the_promise_of_specificity_is_kept_too() -> None:
     for _ in range(1000):
         score = generator.normal(0, 1, 150)
         found = thresholds.for_specificity(score, np.zeros(150, dtype=bool), np.arange(150), target=0.9)
-        missed += stats.norm.cdf(found.value) < 0.9
-        assert (score < found.value).mean() >= 0.9
+        missed += stats.norm.cdf(found.threshold) < 0.9
+        assert (score < found.threshold).mean() >= 0.9
     assert missed / 1000 <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 1000)
 
 
@@ -119,18 +119,18 @@ def test_units_stand_once_and_with_their_least_sure_image() -> None:
     alone = thresholds.for_sensitivity(
         score.reshape(100, 3).min(axis=1), np.ones(100, dtype=bool), np.arange(100), target=0.9
     )
-    assert (found.value, found.n) == (alone.value, 100)
+    assert (found.threshold, found.n) == (alone.threshold, 100)
 
 
 def test_too_few_images_promise_nothing_and_say_so() -> None:
     # 59 are the fewest for a target of 95 % with 95 % confidence: 0.95 ** 59 < 0.05 < 0.95 ** 58.
     score = np.linspace(0.1, 0.9, 58)
     found = thresholds.for_sensitivity(score, np.ones(58, dtype=bool), np.arange(58), target=0.95)
-    assert (found.guaranteed, found.value) == (False, 0.1)
+    assert (found.guaranteed, found.threshold) == (False, 0.1)
     assert thresholds.for_sensitivity(
         np.append(score, 0.95), np.ones(59, dtype=bool), np.arange(59), target=0.95
     ).guaranteed
-    with pytest.raises(ValueError, match="images of the side"):
+    with pytest.raises(ValueError, match="images of the label"):
         thresholds.for_sensitivity(score, np.zeros(58, dtype=bool), np.arange(58), target=0.95)
 
 

@@ -1,7 +1,7 @@
 """What stands beside the figures of a split: groups of people, and the official scorer."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,13 +10,10 @@ from dermkit.metrics.classification.isic_scorer import official_dict
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.subgroups import UNKNOWN_GROUP, age_band, subgroup_gaps, subgroup_metrics
 from dermkit.metrics.classification.summary import evaluate_split
-from dermkit.metrics.decisions.policy import covers_true_class
+from dermkit.metrics.decisions.policy import DecisionPolicy, apply_calibration, covers_true_class
 from dermkit.metrics.stats.arrays import Bools
 from dermkit.metrics.stats.intervals import proportion_estimate
 from dermkit.runs.predictions import ATTRIBUTES
-
-if TYPE_CHECKING:
-    from dermkit.evaluation.policy import PolicyWithExtras
 
 
 def sort_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -37,16 +34,16 @@ def official_metrics(
 
 
 def subgroups_by_attribute(
-    scored_set: ScoredSet, rows: pd.DataFrame, attributes: pd.DataFrame, policy: "PolicyWithExtras | None" = None
+    scored_set: ScoredSet, rows: pd.DataFrame, attributes: pd.DataFrame, policy: DecisionPolicy | None = None
 ) -> dict[str, Any]:
     """Return the figures by each attribute of which something is known, with the gaps between groups.
 
     policy: if given, each group also gets the coverage of the prediction sets.
     """
     row_attributes = attributes.reindex(sort_rows(rows)["image_id"]).fillna("")
-    is_covered = (
-        None if policy is None else covers_true_class(policy.policy.conformal_rule, policy.calibrate(scored_set))
-    )
+    is_covered = None if policy is None else covers_true_class(
+        policy.conformal_rule, apply_calibration(scored_set, policy.calibration)
+    )  # fmt: skip
     metrics_by_attribute: dict[str, Any] = {}
     for attribute in ATTRIBUTES:
         values = row_attributes[attribute].tolist()

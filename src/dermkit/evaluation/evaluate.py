@@ -1,8 +1,10 @@
 """predictions.csv -> metrics.json and the tables beside it, without torch; classes are matched by name."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,6 @@ from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.overfitting import diagnose_overfitting
 from dermkit.evaluation.policy import (
     POLICY_SPLIT,
-    PolicyWithExtras,
     check_options,
     fit_with_targets,
     policy_metrics,
@@ -27,7 +28,7 @@ from dermkit.lint.rules import write_lint
 from dermkit.metrics.classification import isic_scorer
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
-from dermkit.metrics.decisions.policy import apply_calibration, policy_from_dict
+from dermkit.metrics.decisions.policy import DecisionPolicy, apply_calibration, policy_from_dict
 from dermkit.metrics.stats.intervals import N_RESAMPLES
 from dermkit.runs.folder import RunFolder, leak_warnings, read_table
 from dermkit.runs.layout import FIGURES_FOLDER, LOG_FILE, METRICS, OLD_POLICY_FILE, POLICY, RUN
@@ -47,96 +48,90 @@ COLOUR_FIGURES = (*MAJORITY_FIGURES, "auroc", "auroc_macro", "loss")
 PRIOR_FIGURES = ("loss", "brier", "ece")
 
 
-def evaluate_predictions(
-    predictions: pd.DataFrame,
-    *,
-    classes: Sequence[LesionClass],
-    groups: Mapping[str, int] | None,
-    train_counts: Mapping[str, int] | None = None,
-    attributes: pd.DataFrame | None = None,
-    policy: PolicyWithExtras | None = None,
-    options: EvaluationOptions = DEFAULT_OPTIONS,
-    isic_ids: Mapping[str, str] | None = None,
-    fit_without_test: bool = False,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Return the body of metrics.json for predictions, independent of the order of their rows.
+class SplitPredictions(NamedTuple):
+    """One split's checked rows, and the same as arrays."""
 
-    groups: image_id -> resampling unit (lesion or patient). None: every image is its own unit, which is warned of.
-    train_counts: images per class in training, for the baselines. attributes: by image_id, for figures by age, sex,
-    site and skin type. policy: a policy fitted earlier; without one, it is fitted on validation and evaluated on the
-    other splits. fit_without_test: fit it even though the only other split is sealed. isic_ids: by image_id, for
-    images that the official scorer leaves out. Raises `DataError` for an image without group, or for options that
-    these images cannot serve.
+    rows: pd.DataFrame
+    scored_set: ScoredSet
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationInput:
+    """Predictions and what is known of their images: all that metrics.json is computed from.
+
+    groups: image_id -> resampling unit (lesion or patient); None: every image is its own unit, with a warning.
+    train_counts: images per class in training, for the baselines. attributes: age, sex, site and skin type by image_id.
+    isic_ids: image_id -> ISIC id, for images that the official scorer leaves out. colour_predictions: of the colour
+    baseline. policy: one that was fitted earlier; None: fitted on validation and evaluated on the other splits.
+    fit_without_test: fit it even where there is no other split, because that is sealed. seed: of the bootstrap.
+    warnings, extra_fields: further ones of metrics.json (leaks, overfitting, mapping, unmapped, seal).
     """
-    return _evaluate_splits(
-        _by_split(predictions, classes, groups),
-        classes=classes,
-        has_groups=groups is not None,
-        train_counts=train_counts,
-        attributes=attributes,
-        policy=policy,
-        options=options,
-        isic_ids=isic_ids,
-        fit_without_test=fit_without_test,
-        seed=seed,
-    )
+
+    predictions: pd.DataFrame
+    _: KW_ONLY
+    classes: Sequence[LesionClass]
+    groups: Mapping[str, int] | None
+    train_counts: Mapping[str, int] | None = None
+    attributes: pd.DataFrame | None = None
+    isic_ids: Mapping[str, str] | None = None
+    colour_predictions: pd.DataFrame | None = None
+    policy: DecisionPolicy | None = None
+    fit_without_test: bool = False
+    options: EvaluationOptions = DEFAULT_OPTIONS
+    seed: int = 0
+    warnings: Sequence[str] = ()
+    extra_fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def splits(self) -> dict[str, SplitPredictions]:
+        """The splits in order; raises `DataError` for a broken table, or an image without group."""
+        predictions = check_predictions(self.predictions, [lesion_class.name for lesion_class in self.classes])
+        split_names = set(predictions["split"])
+        order = [name for name in SPLIT_ORDER if name in split_names] + sorted(split_names - set(SPLIT_ORDER))
+        rows_by_split = {name: predictions[predictions["split"] == name] for name in order}
+        return {
+            name: SplitPredictions(rows, to_scored_set(rows, self.classes, self.groups))
+            for name, rows in rows_by_split.items()
+        }
 
 
-SplitPredictions = tuple[pd.DataFrame, ScoredSet]
-"""A split's checked rows, and the same as arrays."""
+def evaluate_predictions(data: EvaluationInput) -> dict[str, Any]:
+    """Return the body of metrics.json, independent of the order of the rows.
 
-
-def _by_split(
-    predictions: pd.DataFrame, classes: Sequence[LesionClass], groups: Mapping[str, int] | None
-) -> dict[str, SplitPredictions]:
-    """Check the table and return its splits in order."""
-    predictions = check_predictions(predictions, [lesion_class.name for lesion_class in classes])
-    split_names = set(predictions["split"])
-    order = [name for name in SPLIT_ORDER if name in split_names] + sorted(split_names - set(SPLIT_ORDER))
-    rows_by_split = {name: predictions[predictions["split"] == name] for name in order}
-    return {
-        name: (split_rows, to_scored_set(split_rows, classes, groups))
-        for name, split_rows in rows_by_split.items()
-    }
-
-
-def _evaluate_splits(
-    splits_in_order: Mapping[str, SplitPredictions],
-    *,
-    classes: Sequence[LesionClass],
-    has_groups: bool,
-    train_counts: Mapping[str, int] | None,
-    attributes: pd.DataFrame | None,
-    policy: PolicyWithExtras | None,
-    options: EvaluationOptions,
-    isic_ids: Mapping[str, str] | None,
-    fit_without_test: bool,
-    seed: int,
-) -> dict[str, Any]:
-    warnings, splits, fitted_policy = _general_warnings(classes, has_groups), {}, policy
-    check_options(options, set(splits_in_order), policy)
-    for split_name, (rows, scored_set) in splits_in_order.items():
+    Raises `DataError` for a broken table, or for options that these images cannot serve.
+    """
+    policy, splits, warnings = data.policy, {}, _general_warnings(data)
+    check_options(data.options, set(data.splits), policy)
+    for split_name, (rows, scored_set) in data.splits.items():
         warnings += _repeat_warnings(split_name, rows)
-        baselines = {} if train_counts is None else _baselines(scored_set, train_counts, seed)
-        splits[split_name] = {**evaluate_split(scored_set, seed=seed), "baselines": baselines}
-        if options.official:
-            splits[split_name]["official"] = official_metrics(scored_set, rows, isic_ids)
-        if attributes is not None:
-            splits[split_name]["subgroups"] = subgroups_by_attribute(scored_set, rows, attributes, fitted_policy)
-        if fitted_policy is not None:
-            splits[split_name]["policy"] = policy_metrics(fitted_policy, scored_set, seed=seed, options=options)
-        elif split_name == POLICY_SPLIT and (len(splits_in_order) > 1 or fit_without_test):
-            fitted_policy = fit_with_targets(scored_set, options)
+        splits[split_name] = _split_metrics(data, split_name, policy)
+        if policy is None and split_name == POLICY_SPLIT and (len(data.splits) > 1 or data.fit_without_test):
+            policy = fit_with_targets(scored_set, data.options)
     return {
-        "classes": [lesion_class.name for lesion_class in classes],
-        "positive": [lesion_class.name for lesion_class in classes if lesion_class.malignancy == "malignant"],
-        "bootstrap": {"resamples": N_RESAMPLES, "seed": seed, "unit": "group" if has_groups else "image"},
-        "options": options.as_dict(),
+        "classes": [lesion_class.name for lesion_class in data.classes],
+        "positive": [lesion_class.name for lesion_class in data.classes if lesion_class.malignancy == "malignant"],
+        "bootstrap": {
+            "resamples": N_RESAMPLES, "seed": data.seed, "unit": "image" if data.groups is None else "group",
+        },
+        "options": data.options.as_dict(),
         "splits": splits,
-        "policy": None if fitted_policy is None else fitted_policy.as_dict(),
-        "warnings": warnings,
-    }
+        "policy": None if policy is None else policy.as_dict(),
+        "warnings": [*data.warnings, *warnings],
+        **data.extra_fields,
+    }  # fmt: skip
+
+
+def _split_metrics(data: EvaluationInput, split_name: str, policy: DecisionPolicy | None) -> dict[str, Any]:
+    """Return one split's body of metrics.json. policy: None where none was fitted before this split."""
+    rows, scored_set = data.splits[split_name]
+    metrics = {**evaluate_split(scored_set, seed=data.seed), "baselines": _baselines(data, split_name)}
+    if data.options.official:
+        metrics["official"] = official_metrics(scored_set, rows, data.isic_ids)
+    if data.attributes is not None:
+        metrics["subgroups"] = subgroups_by_attribute(scored_set, rows, data.attributes, policy)
+    if policy is not None:
+        metrics["policy"] = policy_metrics(policy, scored_set, seed=data.seed, options=data.options)
+    return metrics
 
 
 def _repeat_warnings(split_name: str, rows: pd.DataFrame) -> list[str]:
@@ -148,9 +143,9 @@ def _repeat_warnings(split_name: str, rows: pd.DataFrame) -> list[str]:
     )
 
 
-def _general_warnings(classes: Sequence[LesionClass], has_groups: bool) -> list[str]:
+def _general_warnings(data: EvaluationInput) -> list[str]:
     indeterminate_classes = [
-        lesion_class.name for lesion_class in classes if lesion_class.malignancy == "indeterminate"
+        lesion_class.name for lesion_class in data.classes if lesion_class.malignancy == "indeterminate"
     ]
     class_warnings = (
         [f"indeterminate, counted as not malignant in the binary figures: {', '.join(indeterminate_classes)}"]
@@ -158,10 +153,22 @@ def _general_warnings(classes: Sequence[LesionClass], has_groups: bool) -> list[
         else []
     )
     no_groups_warning = "lesions and patients are unknown: intervals take every image as independent"
-    return class_warnings if has_groups else [*class_warnings, no_groups_warning]
+    return [*class_warnings, no_groups_warning] if data.groups is None else class_warnings
 
 
-def _baselines(scored_set: ScoredSet, train_counts: Mapping[str, int], seed: int) -> dict[str, Any]:
+def _baselines(data: EvaluationInput, split_name: str) -> dict[str, Any]:
+    """Return the metrics of the baselines that the input allows: image-blind ones, and mean colour."""
+    scored_set, colour, baselines = data.splits[split_name].scored_set, data.colour_predictions, {}
+    if data.train_counts is not None:
+        baselines = _blind_baselines(scored_set, data.train_counts, data.seed)
+    if colour is not None and (colour["split"] == split_name).any():
+        colour_set = to_scored_set(colour[colour["split"] == split_name], data.classes, data.groups)
+        metrics = evaluate_split(colour_set, seed=data.seed)["metrics"]
+        baselines["mean_colour"] = {metric: metrics[metric] for metric in COLOUR_FIGURES}
+    return baselines
+
+
+def _blind_baselines(scored_set: ScoredSet, train_counts: Mapping[str, int], seed: int) -> dict[str, Any]:
     """Return the metrics of two image-blind baselines.
 
     They are: always the commonest training class, and the training class frequencies as probabilities.
@@ -193,54 +200,22 @@ def _baselines(scored_set: ScoredSet, train_counts: Mapping[str, int], seed: int
     }
 
 
-def write_evaluation(
-    folder: Path, predictions: pd.DataFrame, *, classes: Sequence[LesionClass], groups: Mapping[str, int] | None,
-    train_counts: Mapping[str, int] | None = None, extra: Mapping[str, Any] | None = None, warnings: Sequence[str] = (),
-    colour_predictions: pd.DataFrame | None = None, attributes: pd.DataFrame | None = None,
-    policy: PolicyWithExtras | None = None, options: EvaluationOptions = DEFAULT_OPTIONS,
-    isic_ids: Mapping[str, str] | None = None, fit_without_test: bool = False, seed: int = 0,
-) -> Path:  # fmt: skip
+def write_evaluation(folder: Path, data: EvaluationInput) -> Path:
     """Evaluate, write `metrics.json` and `figures/*` in `folder`, return the path of metrics.json.
 
-    extra: further fields of metrics.json (leaks, overfitting, mapping, unmapped). colour_predictions:
-    of the colour baseline. Files of optional analyses (official scorer, net benefit) that this evaluation does not make
-    are removed.
+    Files of optional analyses (official scorer, net benefit) that this evaluation does not make are removed.
     """
-    splits_in_order = _by_split(predictions, classes, groups)
-    metrics = _evaluate_splits(
-        splits_in_order,
-        classes=classes,
-        has_groups=groups is not None,
-        train_counts=train_counts,
-        attributes=attributes,
-        policy=policy,
-        options=options,
-        isic_ids=isic_ids,
-        fit_without_test=fit_without_test,
-        seed=seed,
-    )
+    metrics = evaluate_predictions(data)
     _write_policy(folder, metrics["policy"])
-    metrics |= dict(extra or {})
-    metrics["warnings"] = [*warnings, *metrics["warnings"]]
-    calibration = None if metrics["policy"] is None else policy_from_dict(metrics["policy"]).calibration
-    for split_name, split_metrics in metrics["splits"].items():
-        rows, scored_set = splits_in_order[split_name]
-        if colour_predictions is not None and (colour_predictions["split"] == split_name).any():
-            colour_rows = colour_predictions[colour_predictions["split"] == split_name]
-            colour_set = to_scored_set(colour_rows, classes, groups)
-            split_metrics["baselines"]["mean_colour"] = _colour_metrics(colour_set, seed)
-        is_calibrated = calibration is not None and "policy" in split_metrics
-        calibrated_set = apply_calibration(scored_set, calibration) if calibration and is_calibrated else None
+    policy = None if metrics["policy"] is None else policy_from_dict(metrics["policy"])
+    for split_name, (rows, scored_set) in data.splits.items():
+        split_metrics = metrics["splits"][split_name]
+        is_calibrated = policy is not None and "policy" in split_metrics
+        calibrated_set = apply_calibration(scored_set, policy.calibration) if policy and is_calibrated else None
         _write_split_files(folder / FIGURES_FOLDER, split_name, split_metrics, scored_set, calibrated_set)
         mistakes_path = folder / FIGURES_FOLDER / f"mistakes_{split_name}.csv"
         write_rows(mistakes_path, MISTAKES_HEADER, mistake_rows(rows, metrics["classes"]))
     return METRICS.write(folder, metrics)
-
-
-def _colour_metrics(colour_set: ScoredSet, seed: int) -> dict[str, Any]:
-    """Return the metrics of the colour baseline that are shown beside the net's."""
-    metrics = evaluate_split(colour_set, seed=seed)["metrics"]
-    return {metric: metrics[metric] for metric in COLOUR_FIGURES}
 
 
 def _write_split_files(
@@ -317,45 +292,48 @@ def evaluate_run(
     dataset: Dataset | None = None,
     *,
     options: EvaluationOptions = DEFAULT_OPTIONS,
-    policy: PolicyWithExtras | None = None,
+    policy: DecisionPolicy | None = None,
 ) -> Path:
     """Evaluate a run folder's predictions.csv; returns the path of its metrics.json.
 
-    Groups come from `groups.csv` (image_id, group), else from the data set. Training counts for the baselines come
-    from run.json (`split.train_counts`: class -> images), else from the data set and split.csv, else from
-    predictions
-    of the training split. What run.json says of a class mapping (`mapping`, `unmapped`) is carried over. policy: one
-    that was fitted elsewhere; by default that of run.json, if it holds one. Raises `DataError` for a missing or broken
-    file, or options that these images cannot serve.
+    policy: one that was fitted elsewhere; by default that of run.json, if it holds one. Raises `DataError` for a
+    missing or broken file, or options that these images cannot serve.
     """
     folder = RunFolder(run)
-    classes, predictions = folder.classes, folder.predictions
-    leaks, run_json = folder.split_json.get("leaks", {}), folder.run_json
-    extra_fields: dict[str, Any] = {"leaks": leaks} | {
-        key: run_json[key] for key in COPIED_KEYS if key in run_json
-    }
-    if seal := folder.seal_summary():
+    data = _read_input(folder, dataset, options=options, policy=policy or _recorded_policy(folder))
+    lint_findings = lint_run_predictions(run, folder.run_json, data.predictions, data.classes, dataset)
+    path = write_evaluation(run, data)
+    write_lint(run, [*folder.run_json.get("lint", []), *lint_findings])
+    return path
+
+
+def _read_input(
+    run: RunFolder, dataset: Dataset | None, *, options: EvaluationOptions, policy: DecisionPolicy | None
+) -> EvaluationInput:
+    """Return what a run folder holds; groups, attributes and training counts that it lacks come from the data set.
+
+    What run.json says of a class mapping (`COPIED_KEYS`) is carried over.
+    """
+    leaks, seal = run.split_json.get("leaks", {}), run.seal_summary()
+    extra_fields = {"leaks": leaks, **{key: run.run_json[key] for key in COPIED_KEYS if key in run.run_json}}
+    if seal:
         extra_fields["seal"] = seal
-    if (run / LOG_FILE).exists():
-        extra_fields["overfitting"] = diagnose_overfitting(read_table(run / LOG_FILE, as_text=False))
-    lint_rows = [*run_json.get("lint", []), *lint_run_predictions(run, run_json, predictions, classes, dataset)]
-    path = write_evaluation(
-        run,
-        predictions,
-        classes=classes,
-        groups=folder.groups(dataset),
-        train_counts=folder.train_counts(dataset),
-        extra=extra_fields,
-        warnings=leak_warnings(leaks),
-        colour_predictions=folder.colour_predictions(),
-        attributes=folder.attributes(dataset),
-        policy=policy or _recorded_policy(folder),
+    if (run.path / LOG_FILE).exists():
+        extra_fields["overfitting"] = diagnose_overfitting(read_table(run.path / LOG_FILE, as_text=False))
+    return EvaluationInput(
+        run.predictions,
+        classes=run.classes,
+        groups=run.groups(dataset),
+        train_counts=run.train_counts(dataset),
+        attributes=run.attributes(dataset),
+        isic_ids=None if dataset is None else _isic_ids(dataset),
+        colour_predictions=run.colour_predictions(),
+        policy=policy,
         fit_without_test=bool(seal),
         options=options,
-        isic_ids=None if dataset is None else _isic_ids(dataset),
+        warnings=leak_warnings(leaks),
+        extra_fields=extra_fields,
     )
-    write_lint(run, lint_rows)
-    return path
 
 
 def _isic_ids(dataset: Dataset) -> dict[str, str]:
@@ -364,11 +342,11 @@ def _isic_ids(dataset: Dataset) -> dict[str, str]:
     return dict(zip(rows_with_id["image_id"], rows_with_id["isic_id"], strict=True))
 
 
-def _recorded_policy(run: RunFolder) -> PolicyWithExtras | None:
+def _recorded_policy(run: RunFolder) -> DecisionPolicy | None:
     """Return the policy that run.json records, None where it has none: only evaluations on other data do."""
     if not run.run_json.get("policy"):
         return None
     try:
-        return PolicyWithExtras(policy_from_dict(run.run_json["policy"]))
+        return policy_from_dict(run.run_json["policy"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{run.path / RUN.name}: has a broken policy: {error}", remedy="evaluate again") from error

@@ -21,10 +21,10 @@ from dermkit.evaluation.class_mapping import (
 )
 from dermkit.evaluation.evaluate import evaluate_run
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
-from dermkit.evaluation.policy import POLICY_SPLIT, PolicyWithExtras, add_targets, check_options
+from dermkit.evaluation.policy import POLICY_SPLIT, add_targets, check_options
 from dermkit.evaluation.seal_log import log_openings, openings_of_images
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
-from dermkit.metrics.decisions.policy import policy_from_dict
+from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
 from dermkit.models.card import TRAINING_IMAGES_FILE, card_policy
 from dermkit.progress import Progress
 from dermkit.recipes.formats import format_of_recipe
@@ -207,7 +207,7 @@ def _recorded_policy(predictor: "Predictor", class_mapping: ClassMapping) -> dic
 
 def _policy_with_targets(
     predictor: "Predictor", class_mapping: ClassMapping, options: EvaluationOptions
-) -> PolicyWithExtras | None:
+) -> DecisionPolicy | None:
     """Return the model's policy, with targets fitted on the validation images of the run that holds the model."""
     recorded_policy = _recorded_policy(predictor, class_mapping)
     if recorded_policy is None or not options.targets:
@@ -217,7 +217,7 @@ def _policy_with_targets(
                 f"are matched by {class_mapping.rule}",
                 outcome="nothing was written", remedy="evaluate without --target and --prevalence",
             )  # fmt: skip
-        return None if recorded_policy is None else PolicyWithExtras(policy_from_dict(recorded_policy))
+        return None if recorded_policy is None else policy_from_dict(recorded_policy)
     run = RunFolder(predictor.folder.parent)
     validation_rows = run.predictions[run.predictions["split"] == POLICY_SPLIT]
     check_options(options, {*run.predictions["split"].unique(), EXTERNAL_SPLIT})

@@ -1,7 +1,7 @@
 """Fit the decision policy on validation images and evaluate it on the other splits."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from dermkit.errors import DataError
@@ -15,48 +15,25 @@ from dermkit.metrics.decisions.policy import (
     evaluate_policy,
     fit_operating_points,
     fit_policy,
-    operating_point_dict,
 )
-from dermkit.metrics.decisions.thresholds import Threshold
 
 POLICY_SPLIT = "validation"
 """The split on which calibration, operating points and prediction sets are fitted."""
 
-OperatingPoints = tuple[tuple[str, Threshold], ...]
 
-
-@dataclass(frozen=True, eq=False)
-class PolicyWithExtras:
-    """A decision policy, and operating points requested for one evaluation that the model folder does not hold."""
-
-    policy: DecisionPolicy
-    extra_points: OperatingPoints = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what policy.json holds; the model folder takes over all but `requested_points`."""
-        return {
-            **self.policy.as_dict(),
-            "requested_points": [operating_point_dict(*point) for point in self.extra_points],
-        }
-
-    def calibrate(self, scored_set: ScoredSet) -> ScoredSet:
-        """Return the images with calibrated probabilities."""
-        return apply_calibration(scored_set, self.policy.calibration)
-
-
-def fit_with_targets(validation: ScoredSet, options: EvaluationOptions) -> PolicyWithExtras:
+def fit_with_targets(validation: ScoredSet, options: EvaluationOptions) -> DecisionPolicy:
     """Fit a policy on validation images; raises `DataError` for a target that cannot be fitted on them."""
     return add_targets(fit_policy(validation), validation, options)
 
 
-def add_targets(policy: DecisionPolicy, validation: ScoredSet, options: EvaluationOptions) -> PolicyWithExtras:
+def add_targets(policy: DecisionPolicy, validation: ScoredSet, options: EvaluationOptions) -> DecisionPolicy:
     """Return a policy with operating points for the targets it lacks; raises `DataError` where one cannot be fitted."""
-    fitted_targets = {(rate, point.target) for rate, point in policy.operating_points}
-    new_targets = [target for target in options.targets if target not in fitted_targets]
+    new_targets = [target for target in options.targets if target not in policy.targets]
     points = fit_operating_points(apply_calibration(validation, policy.calibration), new_targets)
     if len(points) < len(new_targets) or (options.needs_policy and not policy.operating_points and not points):
         raise _unfittable(validation, "the last evaluation")
-    return PolicyWithExtras(policy, points)
+    requested_points = (replace(point, requested=True) for point in points)
+    return replace(policy, operating_points=(*policy.operating_points, *requested_points))
 
 
 def _missing_outcome(validation: ScoredSet) -> str:
@@ -84,7 +61,7 @@ def _unfittable(validation: ScoredSet, untouched: str) -> DataError:
 def check_options(
     options: EvaluationOptions,
     splits: Collection[str],
-    recorded_policy: PolicyWithExtras | None = None,
+    recorded_policy: DecisionPolicy | None = None,
     *,
     untouched: str = "the last evaluation",
 ) -> None:
@@ -95,11 +72,7 @@ def check_options(
     """
     evaluated_splits = set(splits) - {"train", POLICY_SPLIT}
     if recorded_policy is not None:
-        fitted_targets = {
-            (rate, point.target)
-            for rate, point in (*recorded_policy.policy.operating_points, *recorded_policy.extra_points)
-        }
-        is_fittable = set(options.targets) <= fitted_targets and bool(fitted_targets)
+        is_fittable = set(options.targets) <= recorded_policy.targets and bool(recorded_policy.targets)
     else:
         is_fittable = POLICY_SPLIT in splits and bool(evaluated_splits)
     if options.needs_policy and not is_fittable:
@@ -112,15 +85,8 @@ def check_options(
 
 
 def policy_metrics(
-    policy: PolicyWithExtras, scored_set: ScoredSet, *, seed: int, options: EvaluationOptions = DEFAULT_OPTIONS
+    policy: DecisionPolicy, scored_set: ScoredSet, *, seed: int, options: EvaluationOptions = DEFAULT_OPTIONS
 ) -> dict[str, Any]:
     """Return the policy's metrics on held-out images, at the default and the requested prevalences."""
     prevalences = tuple(sorted({*DEFAULT_PREVALENCES, *options.prevalences}))
-    return evaluate_policy(
-        policy.policy,
-        scored_set,
-        evaluate_split=evaluate_split,
-        seed=seed,
-        prevalences=prevalences,
-        requested_points=policy.extra_points,
-    )
+    return evaluate_policy(policy, scored_set, evaluate_split=evaluate_split, seed=seed, prevalences=prevalences)

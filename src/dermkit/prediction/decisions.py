@@ -19,7 +19,7 @@ from dermkit.prediction.inputs import ImageRef, utf8_safe
 
 if TYPE_CHECKING:
     from dermkit.metrics.decisions.policy import DecisionPolicy
-    from dermkit.metrics.decisions.thresholds import Threshold
+    from dermkit.metrics.decisions.thresholds import OperatingPoint
 
 DECISIONS_FILE = "decisions.csv"
 OLD_DECISIONS_FILE = "decided.csv"
@@ -103,13 +103,11 @@ def _no_point_error(text: str, policy: "DecisionPolicy") -> UsageError:
             "both malignant and other",
             remedy="leave --target out",
         )
-    available = _SEPARATOR.join(
-        f"{point_name(rate, point)} ({guarantee_text(rate, point)})" for rate, point in policy.operating_points
-    )
-    rate, point = policy.operating_points[0]
+    available = _SEPARATOR.join(f"{point.name} ({guarantee_text(point)})" for point in policy.operating_points)
+    point = policy.operating_points[0]
     return UsageError(
         f"--target {text!r}: this model has no such operating point. It has: {available}",
-        remedy=f'one of these, such as --target "{rate}={point.target:g}"',
+        remedy=f'one of these, such as --target "{point.rate}={point.target:g}"',
     )
 
 
@@ -130,14 +128,9 @@ def _no_coverage_error(coverage: float, policy: "DecisionPolicy") -> UsageError:
 # Sentences --------------------------------------------------------------------------------------------------------
 
 
-def point_name(rate: str, point: "Threshold") -> str:
-    """Return an operating point's name: its target."""
-    return f"{rate} {point.target:g}"
-
-
-def guarantee_text(rate: str, point: "Threshold") -> str:
+def guarantee_text(point: "OperatingPoint") -> str:
     """Return whether an operating point is guaranteed, with what confidence and on how many images."""
-    group_name = "malignant" if rate == "sensitivity" else "other"
+    group_name = "malignant" if point.rate == "sensitivity" else "other"
     sample_text = f"{point.n} independent {group_name} validation image{'s' if point.n > 1 else ''}"
     if not point.guaranteed:
         return f"not guaranteed: {sample_text}, too few"
@@ -152,11 +145,11 @@ def format_percent(fraction: float) -> str:
 def policy_warnings(policy: ActivePolicy) -> tuple[str, ...]:
     """Return what limits the decisions."""
     if policy.point_index is not None:
-        rate, point = policy.policy.operating_points[policy.point_index]
-        return () if point.guaranteed else (f"{point_name(rate, point)} is {guarantee_text(rate, point)}",)
+        point = policy.policy.operating_points[policy.point_index]
+        return () if point.guaranteed else (f"{point.name} is {guarantee_text(point)}",)
     if not policy.policy.operating_points:
         return ()
-    point_names = _SEPARATOR.join(point_name(rate, point) for rate, point in policy.policy.operating_points)
+    point_names = _SEPARATOR.join(point.name for point in policy.policy.operating_points)
     return (f"{_NO_GUARANTEE_TEXT}. Fitted, but without a guarantee for too few validation images: {point_names}",)
 
 
@@ -177,7 +170,7 @@ def decision_columns(policy: ActivePolicy, classes: Sequence[LesionClass]) -> tu
     p_malignant, because a class may have that name.
     """
     point_columns = tuple(
-        f"positive_at_{point_name(*entry).replace(' ', '_')}" for entry in policy.policy.operating_points
+        f"positive_at_{point.name.replace(' ', '_')}" for point in policy.policy.operating_points
     )
     return (
         "image_id", "path", "predicted", "confidence", "referral",
@@ -199,7 +192,7 @@ def write_decisions(
     point_index = policy.point_index
     set_sizes = np.bincount(output.prediction_sets.sum(axis=1), minlength=len(classes) + 1)
     return DecisionCounts(
-        operating_point="" if point_index is None else point_name(*policy.policy.operating_points[point_index]),
+        operating_point="" if point_index is None else policy.policy.operating_points[point_index].name,
         has_referral=policy.referral is not None,
         warnings=policy_warnings(policy),
         no_call_reason=no_call_reason(policy),
@@ -251,7 +244,7 @@ def describe_policy(
     rule, point, referral = policy.policy.conformal_rule, None, None
     if policy.point_index is not None:
         reason = "named by --target" if policy.is_requested else "the first whose guarantee holds"
-        point = {**policy_fields["operating_points"][policy.point_index], "selected_by": reason}
+        point = {**policy.policy.operating_points[policy.point_index].as_dict(), "selected_by": reason}
     if policy.referral is not None:
         referral = {**policy.referral.as_dict(), "n_referred": counts.n_referred}
     min_probability = dict(zip(class_names, rule.min_probability.tolist(), strict=True))
@@ -292,10 +285,8 @@ def sheet_legend(policy: ActivePolicy | None) -> str:
     )
     lines = [uncalibrated_text if kind == "none" else f"Probabilities calibrated on {n} validation images."]
     if policy.point_index is not None:
-        rate, point = policy.policy.operating_points[policy.point_index]
-        lines.append(
-            f"Positive (red), else negative (green): at {point_name(rate, point)}, {guarantee_text(rate, point)}."
-        )
+        point = policy.policy.operating_points[policy.point_index]
+        lines.append(f"Positive (red), else negative (green): at {point.name}, {guarantee_text(point)}.")
     else:
         reason = no_call_reason(policy)
         lines.append(f"{reason[0].upper()}{reason[1:]}. Border: of the most probable class.")

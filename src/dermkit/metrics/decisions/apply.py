@@ -63,7 +63,7 @@ class ActivePolicy:
         p = self.policy.calibration.apply(probabilities)
         confidence = p.max(axis=1)
         malignancy = p_malignant(p, self.malignant_classes)
-        thresholds = np.array([point.value for _, point in self.policy.operating_points], dtype=np.float64)
+        thresholds = np.array([point.threshold for point in self.policy.operating_points], dtype=np.float64)
         min_confidence = self.referral.min_confidence if self.referral else -np.inf
         return PolicyOutput(
             probabilities=p,
@@ -88,7 +88,7 @@ def select(
     target: None = the first guaranteed one, if any. coverage: fraction of images to answer, None = all. Raises
     `LookupError` for a target or coverage that the policy does not hold.
     """
-    guaranteed_indices = (index for index, (_, point) in enumerate(policy.operating_points) if point.guaranteed)
+    guaranteed_indices = (index for index, point in enumerate(policy.operating_points) if point.guaranteed)
     point_index = next(guaranteed_indices, None) if target is None else _point_index(policy, *target)
     referrals = [
         referral
@@ -96,17 +96,17 @@ def select(
         if coverage is not None and abs(referral.target_coverage - coverage) < _TOLERANCE
     ]
     if coverage is not None and not referrals:
-        raise LookupError(f"no confidence was settled for answering {coverage:g} of the images")
+        raise LookupError(f"no referral threshold was fitted for answering {coverage:g} of the images")
     return ActivePolicy(
         policy, malignant_classes, point_index, target is not None, referrals[0] if referrals else None
     )
 
 
 def _point_index(policy: "DecisionPolicy", rate: str, target: float) -> int:
-    for index, (point_rate, point) in enumerate(policy.operating_points):
-        if point_rate == rate and abs(point.target - target) < _TOLERANCE:
+    for index, point in enumerate(policy.operating_points):
+        if point.rate == rate and abs(point.target - target) < _TOLERANCE:
             return index
-    raise LookupError(f"no operating point was settled for {rate} {target:g}")
+    raise LookupError(f"no operating point was fitted for {rate} {target:g}")
 
 
 def parse_target(text: str) -> tuple[str, float]:

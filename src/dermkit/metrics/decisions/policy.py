@@ -20,7 +20,7 @@ from dermkit.metrics.decisions.operating_points import (
     evaluate_threshold,
 )
 from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
-from dermkit.metrics.decisions.thresholds import Threshold
+from dermkit.metrics.decisions.thresholds import OperatingPoint
 from dermkit.metrics.stats import intervals
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 from dermkit.metrics.stats.estimate import Estimate, undefined_estimate
@@ -71,55 +71,55 @@ class ReferralThreshold:
 class DecisionPolicy:
     """A fitted policy.
 
-    out_of_fold_losses: validation log loss per kind of calibration, fitted out of fold. operating_points: (rate,
-    Threshold) pairs, rate "sensitivity" or "specificity". referral_thresholds: one for each of `REFERRAL_COVERAGES`;
-    none in older files.
+    out_of_fold_losses: validation log loss per kind of calibration, fitted out of fold. operating_points: the default
+    ones, those saved in a model, and those requested for one evaluation, which a model does not hold.
+    referral_thresholds: one for each of `REFERRAL_COVERAGES`; none in older files.
     """
 
     calibration: ProbabilityCalibration
     out_of_fold_losses: dict[str, float]
-    operating_points: tuple[tuple[str, Threshold], ...]
+    operating_points: tuple[OperatingPoint, ...]
     conformal_rule: conformal.ConformalRule
     n_validation: int
     referral_thresholds: tuple[ReferralThreshold, ...] = ()
 
+    @property
+    def targets(self) -> set[tuple[str, float]]:
+        """The (rate, target) of its operating points."""
+        return {(point.rate, point.target) for point in self.operating_points}
+
     def as_dict(self) -> dict[str, Any]:
-        """Return plain numbers, as model.json holds them."""
+        """Return plain numbers, as policy.json holds them; a model takes over all but `requested_points`."""
         return {
             "calibration": {
                 **asdict(self.calibration),
                 "bias": list(self.calibration.bias),
                 "out_of_fold_loss": self.out_of_fold_losses,
             },
-            "operating_points": [operating_point_dict(rate, point) for rate, point in self.operating_points],
+            "operating_points": [point.as_dict() for point in self.operating_points if not point.requested],
             "conformal": self.conformal_rule.as_dict(),
             "referral": [referral.as_dict() for referral in self.referral_thresholds],
             "n_validation_images": self.n_validation,
+            "requested_points": [point.as_dict() for point in self.operating_points if point.requested],
         }
 
 
 def policy_from_dict(policy_json: Mapping[str, Any]) -> DecisionPolicy:
-    """Return the decision that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another object."""
+    """Return the policy that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another object."""
     calibration_json = policy_json["calibration"]
     calibration = ProbabilityCalibration(
         str(calibration_json["kind"]),
         float(calibration_json["temperature"]),
         tuple(float(value) for value in calibration_json["bias"]),
     )
-    points = tuple(
-        (
-            str(entry["rate"]),
-            Threshold(
-                float(entry["threshold"]), float(entry["target"]), float(entry["confidence"]),
-                bool(entry["guaranteed"]), int(entry["n"]),
-            ),
-        )
-        for entry in policy_json["operating_points"]
-    )  # fmt: skip
+    points = [OperatingPoint.from_dict(entry) for entry in policy_json["operating_points"]]
+    requested_points = [
+        OperatingPoint.from_dict(entry, requested=True) for entry in policy_json.get("requested_points", ())
+    ]
     return DecisionPolicy(
         calibration,
         {str(kind): float(value) for kind, value in calibration_json["out_of_fold_loss"].items()},
-        points,
+        (*points, *requested_points),
         conformal.ConformalRule.from_dict(policy_json["conformal"]),
         int(policy_json["n_validation_images"]),
         tuple(_referral_from_dict(entry) for entry in policy_json.get("referral", ())),
@@ -140,7 +140,11 @@ def fit_policy(
     targets: Sequence[tuple[str, float]] = DEFAULT_TARGETS,
     alpha: float = CONFORMAL_ALPHA,
 ) -> DecisionPolicy:
-    """Fit a policy on validation images. A target whose side (malignant or other) has no image gets no threshold."""
+    """Fit a policy on validation images.
+
+    targets: (rate, value) of its operating points; one is left out if no image is malignant (for a specificity: not
+    malignant). alpha: the prediction sets contain the true class with probability 1 - alpha, class by class.
+    """
     losses = _out_of_fold_losses(validation)
     kind = min(losses, key=lambda candidate: (losses[candidate], list(losses).index(candidate)))
     calibration = (
@@ -163,18 +167,13 @@ def fit_policy(
 
 def fit_operating_points(
     calibrated_set: ScoredSet, targets: Sequence[tuple[str, float]]
-) -> tuple[tuple[str, Threshold], ...]:
-    """Return (rate, threshold) for each (rate, target) that the calibrated validation images allow to fit."""
+) -> tuple[OperatingPoint, ...]:
+    """Return an operating point for each (rate, target) that the calibrated validation images allow to fit."""
     return tuple(
-        (rate, point)
+        point
         for rate, target in targets
         if (point := _fit_operating_point(calibrated_set, rate, target)) is not None
     )
-
-
-def operating_point_dict(rate: str, point: Threshold) -> dict[str, Any]:
-    """Return an operating point as decision.json holds it."""
-    return {**_point_fields(rate, point), "threshold": point.value}
 
 
 def _out_of_fold_losses(validation: ScoredSet) -> dict[str, float]:
@@ -197,7 +196,7 @@ def _out_of_fold_losses(validation: ScoredSet) -> dict[str, float]:
     return losses
 
 
-def _fit_operating_point(calibrated_set: ScoredSet, rate: str, target: float) -> Threshold | None:
+def _fit_operating_point(calibrated_set: ScoredSet, rate: str, target: float) -> OperatingPoint | None:
     class_mask = calibrated_set.is_malignant if rate == "sensitivity" else ~calibrated_set.is_malignant
     if not calibrated_set.has_both_sides or not class_mask.any():
         return None
@@ -219,7 +218,7 @@ def apply_calibration(scored_set: ScoredSet, calibration: ProbabilityCalibration
     )
 
 
-# How it does on images that had no part in it ---------------------------------------------------------------------
+# Evaluated on held-out images ---------------------------------------------------------------------
 
 
 def evaluate_policy(
@@ -229,27 +228,19 @@ def evaluate_policy(
     evaluate_split: Callable[..., Mapping[str, Any]],
     seed: int,
     prevalences: tuple[float, ...] = DEFAULT_PREVALENCES,
-    requested_points: Sequence[tuple[str, Threshold]] = (),
 ) -> dict[str, Any]:
-    """Return what metrics.json holds of a policy on one split.
-
-    evaluate_split: `summary.evaluate_split`. requested_points: further operating points, marked as requested.
-    """
+    """Return what metrics.json holds of a policy on one split. evaluate_split: `summary.evaluate_split`."""
     calibrated_set = apply_calibration(scored_set, policy.calibration)
     metrics = evaluate_split(calibrated_set, seed=seed, with_ranking=False)["metrics"]
-    missing_reason = "" if (policy.operating_points or requested_points) else "none was settled"
-    missing_reason = missing_reason or _one_class_reason(calibrated_set)
-    all_points = [
-        *((rate_and_point, False) for rate_and_point in policy.operating_points),
-        *((rate_and_point, True) for rate_and_point in requested_points),
-    ]
+    missing_reason = _one_class_reason(calibrated_set) if policy.operating_points else "none was fitted"
     point_dicts = [
         {
-            **_point_fields(rate, point), "requested": is_requested, "threshold": point.value,
-            **_result_dict(evaluate_threshold(calibrated_set, point.value, prevalences=prevalences)),
+            **point.as_dict(),
+            "requested": point.requested,
+            **_result_dict(evaluate_threshold(calibrated_set, point.threshold, prevalences=prevalences)),
         }
-        for (rate, point), is_requested in ([] if missing_reason else all_points)
-    ]  # fmt: skip
+        for point in (() if missing_reason else policy.operating_points)
+    ]
     return {
         "calibrated": {
             "kind": policy.calibration.kind,
@@ -270,13 +261,6 @@ def _one_class_reason(scored_set: ScoredSet) -> str:
     if 0 < n_positive < len(scored_set.y_true):
         return ""
     return f"{'no' if n_positive == 0 else 'every'} image here is malignant"
-
-
-def _point_fields(rate: str, point: Threshold) -> dict[str, Any]:
-    return {
-        "name": f"{rate} {point.target:g}", "rate": rate, "target": point.target, "confidence": point.confidence,
-        "guaranteed": point.guaranteed, "n": point.n,
-    }  # fmt: skip
 
 
 def _result_dict(result: OperatingPointResult) -> dict[str, Any]:

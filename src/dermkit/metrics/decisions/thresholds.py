@@ -7,7 +7,9 @@ images, which must be exchangeable with the new ones.
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import binom
@@ -16,39 +18,71 @@ from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 
 @dataclass(frozen=True)
-class Threshold:
-    """An operating point: score >= value is positive.
+class OperatingPoint:
+    """The rule "score >= threshold is positive", fitted so that a rate reaches its target on new images.
 
-    target: the rate to guarantee, 0 to 1. confidence: of the guarantee. guaranteed: False if there are too few images;
-    `value` is then the lowest score (for a specificity: just above the highest). n: independent positives (for a
-    specificity: negatives) that it is fitted on.
+    rate: "sensitivity" or "specificity"; target: the value to guarantee, 0 to 1; confidence: of the guarantee.
+    guaranteed: False if there are too few images; the threshold is then the lowest score (for a specificity: just above
+    the highest). n: independent positives (for a specificity: negatives) that it is fitted on. requested: asked for by
+    one evaluation, and no part of the policy that a model holds.
     """
 
-    value: float
+    rate: str
     target: float
+    threshold: float
     confidence: float
     guaranteed: bool
     n: int
+    requested: bool = False
+
+    @property
+    def name(self) -> str:
+        """The rate and its target, such as "sensitivity 0.95"."""
+        return f"{self.rate} {self.target:g}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain numbers, as model.json holds them; `requested` is told by the list that it stands in."""
+        return {
+            "name": self.name, "rate": self.rate, "target": self.target, "confidence": self.confidence,
+            "guaranteed": self.guaranteed, "n": self.n, "threshold": self.threshold,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, point_json: Mapping[str, Any], *, requested: bool = False) -> "OperatingPoint":
+        """Return the point that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another object."""
+        return cls(
+            rate=str(point_json["rate"]),
+            target=float(point_json["target"]),
+            threshold=float(point_json["threshold"]),
+            confidence=float(point_json["confidence"]),
+            guaranteed=bool(point_json["guaranteed"]),
+            n=int(point_json["n"]),
+            requested=requested,
+        )
 
 
 def for_sensitivity(
     score: Floats, is_positive: Bools, groups: Ints, *, target: float, confidence: float = 0.95
-) -> Threshold:
+) -> OperatingPoint:
     """Return the highest threshold whose sensitivity on new images is at least `target`, with that confidence.
 
     score, is_positive, groups: (N,). A group (lesion or patient) counts with its lowest-scoring positive image, so the
     guarantee holds for every image of it. Raises `ValueError` without positives, or for a target or confidence not
     between 0 and 1.
     """
-    return _tolerance_limit(_group_minima(score[is_positive], groups[is_positive]), target, confidence)
+    minima = _group_minima(score[is_positive], groups[is_positive])
+    limit, is_guaranteed = _tolerance_limit(minima, target, confidence)
+    return OperatingPoint("sensitivity", target, limit, confidence, is_guaranteed, len(minima))
 
 
 def for_specificity(
     score: Floats, is_positive: Bools, groups: Ints, *, target: float, confidence: float = 0.95
-) -> Threshold:
+) -> OperatingPoint:
     """Return the lowest threshold whose specificity on new images is at least `target`, with that confidence."""
-    threshold = _tolerance_limit(_group_minima(-score[~is_positive], groups[~is_positive]), target, confidence)
-    return replace(threshold, value=float(np.nextafter(-threshold.value, math.inf)))
+    minima = _group_minima(-score[~is_positive], groups[~is_positive])
+    limit, is_guaranteed = _tolerance_limit(minima, target, confidence)
+    threshold = float(np.nextafter(-limit, math.inf))
+    return OperatingPoint("specificity", target, threshold, confidence, is_guaranteed, len(minima))
 
 
 def _group_minima(values: Floats, groups: Ints) -> Floats:
@@ -58,19 +92,19 @@ def _group_minima(values: Floats, groups: Ints) -> Floats:
     return minima
 
 
-def _tolerance_limit(values: Floats, target: float, confidence: float) -> Threshold:
-    """Return the largest order statistic that is a lower tolerance limit; the minimum if none is."""
+def _tolerance_limit(values: Floats, target: float, confidence: float) -> tuple[float, bool]:
+    """Return the largest order statistic that is a lower tolerance limit and True, or else the minimum and False."""
     n = len(values)
     if not n or not 0 < target < 1 or not 0 < confidence < 1:
-        raise ValueError(f"needs images of the side and 0 < wish, confidence < 1, not {n}, {target}, {confidence}")
+        raise ValueError(
+            f"needs images of the label and 0 < target, confidence < 1, not {n}, {target}, {confidence}"
+        )
     sorted_values = np.sort(values)
     # At least `target` of new values lie at or above the j-th smallest with confidence P(Bin(n, 1 - target) >= j).
     j = int(binom.ppf(1 - confidence, n, 1 - target))
     while j > 0 and binom.sf(j - 1, n, 1 - target) < confidence:
         j -= 1
-    if j >= 1:
-        return Threshold(float(sorted_values[j - 1]), target, confidence, True, n)
-    return Threshold(float(sorted_values[0]), target, confidence, False, n)
+    return float(sorted_values[max(j - 1, 0)]), j >= 1
 
 
 def predictive_values(
