@@ -370,6 +370,17 @@ def test_a_wish_that_is_kept_is_the_models_from_then_on(trained: Path, tmp_path:
     assert told == [{"rate": "sensitivity", "target": 0.6}]
 
 
+def test_the_old_names_of_both_options_are_not_given_beside_the_new_ones(tmp_path: Path, invoke: Invoke) -> None:
+    new = ["--target", "sensitivity=.9", "--save-targets"]
+    for old in (["--wish", "sensitivity=.8"], ["--keep"]):
+        code, _, text = invoke("evaluate", tmp_path, *new, *old)
+        assert code == 2
+        assert f"{old[0]} is the old name of {new[0 if len(old) == 2 else 2]}: both are given" in text
+    code, _, text = invoke("evaluate", tmp_path, "--wish", "sensitivity=2", "--keep")
+    assert code == 2
+    assert "must lie above 0 and below 1" in text, "alone, the old names are read"
+
+
 def test_keeping_needs_a_wish_and_a_run() -> None:
     with pytest.raises(UsageError, match="no --target is given"):
         EvaluationOptions(save_targets=True)

@@ -4,15 +4,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from dermkit.errors import EXIT_SOME_REJECTED
+from dermkit.errors import EXIT_SOME_REJECTED, UsageError
 from dermkit.progress import Progress
 
 DatasetArgument = Annotated[Path, typer.Argument(help="A data set folder, as `dermkit import` writes it.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
+
+
+_Value = TypeVar("_Value")
+
+
+def one_of_names(flag: str, value: _Value | None, old_flag: str, old_value: _Value | None) -> _Value | None:
+    """Return the value of an option or of its old name, None = not given; raises `UsageError` where both are given."""
+    if value is not None and old_value is not None:
+        raise UsageError(f"{old_flag} is the old name of {flag}: both are given", remedy=f"give {flag} alone")
+    return old_value if value is None else value
 
 
 def exit_with_refused(count: int, refused_path: Path) -> None:

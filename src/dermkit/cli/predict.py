@@ -1,18 +1,15 @@
 """Predict new images, as a command."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dermkit.cli.console import OutOption, exit_with_refused, progress_bar
+from dermkit.cli.console import OutOption, exit_with_refused, one_of_names, progress_bar
 from dermkit.cli.train import DeviceOption
-from dermkit.errors import UsageError
 
 if TYPE_CHECKING:
     from dermkit.prediction.run import PredictOutcome
-
-_Value = TypeVar("_Value", str, float)
 
 
 def predict_command(
@@ -55,8 +52,8 @@ def predict_command(
 ) -> None:
     from dermkit.prediction.run import predict as run_predict
 
-    target = _either("--target", target, "--at", old_target)
-    coverage = _either("--coverage", coverage, "--refer", old_coverage)
+    target = one_of_names("--target", target, "--at", old_target)
+    coverage = one_of_names("--coverage", coverage, "--refer", old_coverage)
     with progress_bar() as progress:
         outcome = run_predict(
             model, images, out=out, batch_size=batch_size, workers=workers, cache=cache, device=device,
@@ -64,13 +61,6 @@ def predict_command(
         )  # fmt: skip
     _print_prediction_summary(outcome, out)
     exit_with_refused(outcome.n_rejected, out / "refused.csv")
-
-
-def _either(flag: str, value: _Value | None, old_flag: str, old_value: _Value | None) -> _Value | None:
-    """Return the value of an option or of its old name; raises `UsageError` where both are given."""
-    if value is not None and old_value is not None:
-        raise UsageError(f"{old_flag} is the old name of {flag}: both are given", remedy=f"give {flag} alone")
-    return old_value if value is None else value
 
 
 def _print_prediction_summary(outcome: "PredictOutcome", out: Path) -> None:

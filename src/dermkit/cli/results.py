@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermkit.cli.console import progress_bar
+from dermkit.cli.console import one_of_names, progress_bar
 
 MAP_HELP = (
     "How classes correspond, as a JSON file: "
@@ -48,9 +48,11 @@ def evaluate_command(
 
     options = parse_options(
         official=official,
-        targets=[*(targets or []), *(old_targets or [])],
+        targets=one_of_names("--target", targets or None, "--wish", old_targets or None) or [],
         prevalences=prevalences or [],
-        save_targets=save_targets or old_save_targets,
+        save_targets=bool(
+            one_of_names("--save-targets", save_targets or None, "--keep", old_save_targets or None)
+        ),
     )
     other_dataset = dk.load_dataset(dataset) if dataset else None
     sealed_dataset = dk.load_dataset(open_test) if open_test else None
