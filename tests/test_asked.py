@@ -326,8 +326,10 @@ def test_the_decision_curve_is_net_benefit_and_its_counts(tmp_path: Path) -> Non
         stored = body["splits"]["test"]["metrics"][f"net_benefit_{at}"]["value"]
         assert table["model"][at - 1] == pytest.approx(stored)
     odds = table["threshold"] / (1 - table["threshold"])
-    for name, found, alarms in (("model", "found", "false_alarms"),
-                                ("calibrated", "calibrated_found", "calibrated_false_alarms")):  # fmt: skip
+    for name, found, alarms in (
+        ("model", "true_positives", "false_positives"),
+        ("calibrated", "calibrated_true_positives", "calibrated_false_positives"),
+    ):
         np.testing.assert_allclose(table[name], (table[found] - table[alarms] * odds) / table["n"], atol=1e-12)
     everyone = net_benefit_call_all(positive.mean(), table["threshold"].to_numpy())
     np.testing.assert_allclose(table["call_all"], everyone)

@@ -1,8 +1,8 @@
-"""The seal of a test side: which images it is, and who has looked at it, in a file beside the split.
+"""The seal of a test split: its images, and a log of every time that they were scored, in a file beside the split.
 
-A test side that everybody looks at again and again is a validation side. NAME.seal.json names every sealed image with
-its label and the hash of its pixels, and has one entry for each time that sealed images were scored. It is a record,
-not a safe: whoever may write the folder may delete it.
+A test split that models are selected on is a second validation split. NAME.seal.json lists every sealed image with its
+label and the hash of its pixels, and one opening for each time that some of them were scored. It is a record, not a
+lock: whoever may write to the folder may delete it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,10 +23,10 @@ SEAL_SUFFIX = ".seal.json"
 SEAL_COLUMNS = ("image_id", "label", "pixel_sha256")
 _MAX_LISTED = 5
 LOCK_SECONDS = 30.0
-"""Seconds to wait for another process that writes an opening; it needs a moment."""
+"""Seconds to wait for another process that writes an opening."""
 
 PARTIAL_OVERLAP_PREFIX = "Sealed test images"
-"""How a run's warning begins that tells of sealed images on the sides of another split; a report calls it serious."""
+"""Prefix of a run's warning about sealed images in another split; a report shows it as serious."""
 
 SealedRow = tuple[str, ...]
 
@@ -52,7 +52,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Seal:
-    """name: of the split that was sealed. date: ISO, UTC. rows: (image_id, label, pixel_sha256), sorted."""
+    """A sealed test split. name: of the split; date: ISO, UTC; rows: (image_id, label, pixel_sha256), sorted."""
 
     name: str
     date: str
@@ -61,11 +61,11 @@ class Seal:
 
     @property
     def sha256(self) -> str:
-        """The hash of the sealed rows."""
+        """SHA-256 of the sealed rows."""
         return sha256_bytes(canonical_json(self.rows).encode())
 
     def summary(self) -> dict[str, Any]:
-        """Return what a run keeps of it: all but the rows."""
+        """Return what a run's copy holds: all but the rows."""
         return {
             "name": self.name, "date": self.date, "sha256": self.sha256, "n": len(self.rows),
             "openings": [asdict(opening) for opening in self.openings],
@@ -74,13 +74,13 @@ class Seal:
 
 @dataclass(frozen=True)
 class PartialOverlap:
-    """How many sealed images of another split lie on each side of this one, by id or by identical pixels."""
+    """Number of sealed images of another split in train, validation and test here, by id or by identical pixels."""
 
     seal: Seal
     counts: dict[str, int]
 
     def sentence(self) -> str:
-        """Return what a reader of the run's figures has to know."""
+        """Return the warning for the reader of the run's metrics."""
         split_counts = [f"{n} on the {split_name} side" for split_name, n in self.counts.items() if n]
         consequences = {
             "train": "the model has learned from them",
@@ -103,7 +103,7 @@ def utc_now() -> str:
 
 
 def sealed_rows(manifest: pd.DataFrame, image_ids: Iterable[str]) -> tuple[SealedRow, ...]:
-    """Return what a seal is taken of, for these images; those that the manifest lacks are left out."""
+    """Return the rows of a seal of these images; images that the manifest lacks are left out."""
     selected = manifest[manifest["image_id"].isin(set(image_ids))]
     return tuple(
         sorted(tuple(map(str, row)) for row in selected[list(SEAL_COLUMNS)].itertuples(index=False, name=None))
@@ -119,7 +119,7 @@ def test_image_ids(frame: pd.DataFrame) -> list[str]:
 
 
 def seal_path(folder: Path, name: str) -> Path:
-    """Return where the seal of a split lies; folder: the data set's `splits/`."""
+    """Return the path of a split's seal; folder: the data set's `splits/`."""
     return folder / f"{name}{SEAL_SUFFIX}"
 
 
@@ -177,9 +177,9 @@ def _write_seal(folder: Path, seal: Seal) -> None:
 
 
 def check_sealed_split(folder: Path, name: str, frame: pd.DataFrame, manifest: pd.DataFrame) -> None:
-    """Refuse a split under the name of a sealed one whose test rows are others.
+    """Raise if a sealed split of this name has other test images than `frame`.
 
-    Raises `DataError` where label or pixels of a sealed image changed, `UsageError` where it is another division.
+    `UsageError` for other images, `DataError` where label or pixels of a sealed image changed.
     """
     path = seal_path(folder, name)
     if not path.exists():
@@ -211,7 +211,7 @@ def check_sealable(name: str, frame: pd.DataFrame) -> None:
 
 
 def seal_split(folder: Path, name: str, frame: pd.DataFrame, manifest: pd.DataFrame) -> Seal:
-    """Seal the test side of a split, or return the seal that its test rows have already, under whichever name.
+    """Seal the test split, or return the seal that its images already have, under whichever name.
 
     folder: the data set's `splits/`. Raises `UsageError` for k folds and for a split without test images.
     """
@@ -226,13 +226,13 @@ def seal_split(folder: Path, name: str, frame: pd.DataFrame, manifest: pd.DataFr
     return existing_seal
 
 
-# Meeting seals ----------------------------------------------------------------------------------------------------
+# Finding seals ----------------------------------------------------------------------------------------------------
 
 
 def find_seal(folder: Path, manifest: pd.DataFrame, frame: pd.DataFrame) -> Seal | None:
-    """Return the seal that the test side of these rows (image_id, split) has, under whichever name.
+    """Return the seal of the test images of `frame` (image_id, split), under whichever name; None if they have none.
 
-    Raises `DataError` where the images are the sealed ones, but a label or the pixels of one are not.
+    Raises `DataError` where label or pixels of one of them changed since they were sealed.
     """
     ids = test_image_ids(frame)
     for seal in read_seals(folder):
@@ -243,7 +243,7 @@ def find_seal(folder: Path, manifest: pd.DataFrame, frame: pd.DataFrame) -> Seal
 
 
 def find_partial_overlaps(folder: Path, manifest: pd.DataFrame, frame: pd.DataFrame) -> list[PartialOverlap]:
-    """Return the seals some of whose images lie on a side of these rows, but for the one of this very test side."""
+    """Return the seals of other splits that have images in this one. frame: image_id, split."""
     own_seal = find_seal(folder, manifest, frame)
     pixels = dict(zip(manifest["image_id"], manifest["pixel_sha256"], strict=True))
     images_by_split = {
@@ -267,7 +267,7 @@ def find_partial_overlaps(folder: Path, manifest: pd.DataFrame, frame: pd.DataFr
 def find_seals_of_images(
     folder: Path, manifest: pd.DataFrame, image_ids: Iterable[str]
 ) -> list[tuple[Seal, tuple[SealedRow, ...]]]:
-    """Return the seals that some of these images are of, by id or by identical pixels, with the rows that they show."""
+    """Return the seals that some of these images are under, by id or by identical pixels, with the sealed rows."""
     requested_ids = set(image_ids)
     pixels = set(manifest.loc[manifest["image_id"].isin(requested_ids), "pixel_sha256"]) - {""}
     matches = [
@@ -280,10 +280,10 @@ def find_seals_of_images(
 def check_sealed_unchanged(
     folder: Path, manifest: pd.DataFrame, seals_with_rows: Iterable[tuple[Seal, Sequence[SealedRow]]]
 ) -> None:
-    """Raise `DataError` where label or pixels of an image that is about to be looked at are not those sealed.
+    """Raise `DataError` where label or pixels of an image that is about to be scored are not those sealed.
 
-    A sealed image that stands under another id now is compared by its pixels. Beside its own id such a copy may have a
-    label of its own: so it was when the seal was made.
+    A sealed image that is listed under another id now is compared by its pixels. A duplicate beside the original id may
+    have another label: it did when the seal was made.
     """
     for seal, rows in seals_with_rows:
         present_rows = sealed_rows(manifest, [row[0] for row in rows])
@@ -301,7 +301,7 @@ def check_sealed_unchanged(
 
 
 def _check_rows(seal: Seal, manifest: pd.DataFrame, path: Path) -> None:
-    """Raise `DataError` that names what changed of the sealed images."""
+    """Raise `DataError` that lists the sealed images that changed."""
     _raise_for_changes(seal, seal.rows, sealed_rows(manifest, [row[0] for row in seal.rows]), path)
 
 

@@ -1,4 +1,4 @@
-"""What stands beside the figures of a split: groups of people, and the official scorer."""
+"""Further metrics of a split: by age, sex, site and skin type, and by the rules of the official ISIC scorer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,14 +17,14 @@ from dermkit.runs.predictions import ATTRIBUTES
 
 
 def sort_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return one split's rows in the order of `scored_of`."""
+    """Return one split's rows in the order of `runs.predictions.to_scored_set`."""
     return rows.sort_values(["image_id", "fold", "seed"], kind="stable")
 
 
 def official_metrics(
     scored_set: ScoredSet, rows: pd.DataFrame, isic_ids: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    """Return the figures by the official scorer's rules. isic_ids: by image_id; else names and paths may hold them."""
+    """Return the metrics by the official scorer's rules. isic_ids: by image_id; None: looked for in names and paths."""
     sorted_rows, isic_id_of = sort_rows(rows), isic_ids or {}
     names = [
         f"{isic_id_of.get(name, '')} {name} {path}"
@@ -36,7 +36,7 @@ def official_metrics(
 def subgroups_by_attribute(
     scored_set: ScoredSet, rows: pd.DataFrame, attributes: pd.DataFrame, policy: DecisionPolicy | None = None
 ) -> dict[str, Any]:
-    """Return the figures by each attribute of which something is known, with the gaps between groups.
+    """Return the metrics of the subgroups of each attribute that is known of some image, with the gaps between them.
 
     policy: if given, each group also gets the coverage of the prediction sets.
     """

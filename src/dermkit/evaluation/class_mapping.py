@@ -1,4 +1,4 @@
-"""Classes of a model matched with the classes of another data set, by name, diagnosis or a given map."""
+"""Map the classes of a model and of another data set to common targets: by name, diagnosis, malignancy or a file."""
 
 import difflib
 from collections import Counter
@@ -17,10 +17,11 @@ from dermkit.runs.predictions import MAP_FORMAT, PROBABILITY_PREFIX, probabiliti
 
 @dataclass(frozen=True)
 class ClassMapping:
-    """How the classes of a model and of another data set meet.
+    """Which target each class of a model and each label of a data set belongs to.
 
-    targets: the classes evaluated. data: label -> target name, or None (left out, counted and listed). model: every
-    model class -> target name; probabilities of one target are summed. rule: identity, diagnosis, malignancy or file.
+    targets: the classes that are evaluated. data: label -> target name, or None (left out, counted and listed). model:
+    every model class -> target name; probabilities of one target are summed. rule: identity, diagnosis, malignancy or
+    file.
     """
 
     targets: tuple[LesionClass, ...]
@@ -31,9 +32,10 @@ class ClassMapping:
 
 @dataclass(frozen=True, eq=False)
 class MappedPredictions:
-    """predictions: rows whose label has a target, in the targets' names. unmapped: label -> images left out.
+    """Predictions in the target classes.
 
-    unmapped_images: image_id, path, label of each of them.
+    predictions: rows whose label has a target. unmapped_counts: label -> number of images without a target.
+    unmapped_images: their image_id, path and label.
     """
 
     predictions: pd.DataFrame
@@ -45,10 +47,10 @@ class MappedPredictions:
 def default_mapping(model_classes: Sequence[LesionClass], data_classes: Sequence[LesionClass]) -> ClassMapping:
     """Return the mapping that needs no file, by the first rule that applies.
 
-    Same names: identity. Every model class with a diagnosis, one of them in the data: by diagnosis; labels with
-    another one have no target. One side with a class that names no diagnosis (benign, malignant): by malignancy;
-    indeterminate labels have no target, an indeterminate model class stays a class of its own.
-    Raises `DataError` where none applies.
+    1. Same names: identity. 2. Every model class has a diagnosis, and the data set has one of them: by diagnosis;
+    labels with another diagnosis have no target. 3. The model or the data set has a class without a diagnosis (benign,
+    malignant): by malignancy; indeterminate labels have no target, an indeterminate model class is a target itself.
+    Raises `DataError` if none applies.
     """
     model_names, data_names = [c.name for c in model_classes], [c.name for c in data_classes]
     if set(model_names) == set(data_names):

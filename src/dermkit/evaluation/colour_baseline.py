@@ -1,7 +1,9 @@
-"""The rule that sees colour alone: how far an image's mean colour goes, to set a net's figures beside.
+"""The colour baseline: classes predicted from the mean colour of an image alone, for comparison with a net.
 
-On one well-known set of 10,000 images such a rule comes close to published nets, because its two classes were
-photographed differently. A net that does not beat it has learned nothing about lesions.
+On one well-known set of 10,000 images it comes close to published nets, because the two classes were photographed
+differently. A net that is no better may have learned nothing about lesions.
+
+Arrays: N images in the pixel cache, M selected rows of it, S pixels a side, K classes.
 """
 
 import numpy as np
@@ -17,13 +19,13 @@ _ITERATIONS = 2000
 
 
 def mean_colours(pixels: PixelArray, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return mean red, green and blue (0..255) of images (N, S, S, 3), one row each: (len(rows), 3)."""
+    """Return mean red, green and blue, (M, 3) float64, 0 to 255. pixels: (N, S, S, 3) uint8; rows: (M,)."""
     chunks = [_means(pixels[rows[start : start + _CHUNK]]) for start in range(0, len(rows), _CHUNK)]
     return np.concatenate(chunks) if chunks else np.empty((0, 3))
 
 
 def _means(batch: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return exact means: whole numbers are summed over the columns first, which is ten times as fast as `mean`."""
+    """Return exact means, (M, 3). Integers are summed axis by axis, which is ten times as fast as `mean`."""
     sums = batch.sum(axis=1, dtype=np.uint32).sum(axis=1, dtype=np.uint64)
     means: NDArray[np.float64] = sums / (batch.shape[1] * batch.shape[2])
     return means
@@ -37,10 +39,9 @@ def predict_by_colour(
     score_rows: NDArray[np.int64],
     n_classes: int,
 ) -> NDArray[np.float64]:
-    """Fit a logistic regression on the mean colours of the `train_rows` rows; returns probabilities
-    (len(score), n_classes).
+    """Fit a logistic regression on the mean colours of `train_rows`; returns probabilities of `score_rows`, (M, K).
 
-    Deterministic. A class without training images gets probability 0.
+    labels: (N,) class indices. Deterministic. A class without training images gets probability 0.
     """
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
     classes_present = np.unique(labels[train_rows])

@@ -1,4 +1,4 @@
-"""predictions.csv -> metrics.json and the tables beside it, without torch; classes are matched by name."""
+"""Evaluate predictions.csv: metrics.json and the tables in `figures/`. Classes are matched by name; no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -41,7 +41,7 @@ from dermkit.runs.predictions import (
 
 SPLIT_ORDER = ("train", "validation", "test")
 COPIED_KEYS = ("mapping", "unmapped", "overlap")
-"""What run.json says of a model on another data set and metrics.json repeats."""
+"""Fields that metrics.json copies from the run.json of an evaluation on another data set."""
 
 MAJORITY_FIGURES = ("accuracy", "balanced_accuracy", "f1_macro", "sensitivity", "specificity")
 COLOUR_FIGURES = (*MAJORITY_FIGURES, "auroc", "auroc_macro", "loss")

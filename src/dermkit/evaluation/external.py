@@ -129,7 +129,7 @@ def _default_out(model_path: Path, dataset: Dataset, class_mapping: ClassMapping
 
 
 def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress) -> pd.DataFrame:
-    """Return predictions in the model's own classes, label as the data set has it."""
+    """Return predictions in the classes of the model, with the labels of the data set."""
     from dermkit.data.cache.pixels import pixel_cache
 
     manifest = dataset.manifest.sort_values("image_id").reset_index(drop=True)
@@ -149,7 +149,7 @@ def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress)
 
 
 def training_overlap(predictor: "Predictor", dataset: Dataset) -> dict[str, int]:
-    """Count images of the data set that the model's training looked at: by identical pixels, and by ISIC id."""
+    """Count images of the data set that the model was trained on: by identical pixels, and by ISIC id."""
     path = predictor.folder / TRAINING_IMAGES_FILE
     if not path.is_file():
         return {}

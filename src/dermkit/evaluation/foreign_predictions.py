@@ -1,7 +1,7 @@
-"""Predictions of any other tool: a table of probabilities becomes a folder like a run's, evaluated.
+"""Evaluate predictions of any other tool: a table of probabilities becomes a folder like a run's.
 
-With a data set, its manifest says which image a row is, its label, its class table and what hangs together; without
-one, the table must say the label itself, and classes are judged by their names. Columns are matched by name.
+With a data set, labels, classes and groups come from its manifest; without one, the table needs a column `label`, and
+malignancy is looked up by class name. Columns are matched by name.
 """
 
 from collections.abc import Sequence
@@ -44,14 +44,14 @@ MAX_ROWS_LISTED = 5
 
 @dataclass(frozen=True, eq=False)
 class _ForeignTable:
-    """A table as it was read. columns: class name -> its column; ids: which image each row is, as the table says."""
+    """A table as it was read. columns: class name -> column of its probability; ids: the table's name of each image."""
 
     table: TextTable
     ids: "pd.Series[str]"
     columns: dict[str, str]
 
     def column_values(self, name: str) -> "pd.Series[str] | None":
-        """Return a column of ours by its name, None where the table lacks it."""
+        """Return one of `PREDICTION_FIELDS` or another column, None where the table lacks it."""
         column = find_column(self.table.columns, name)
         return None if column is None else self.table.frame[column]
 
@@ -111,7 +111,7 @@ def _write_folder_facts(folder: Path, file: Path, run_json: dict[str, Any], data
 
 
 def _check_fittable(predictions: pd.DataFrame, classes: Sequence[LesionClass], options: EvaluationOptions) -> None:
-    """Refuse what these predictions cannot settle while no file is written and no opening is logged."""
+    """Check that the requested operating points can be fitted, before a file is written or an opening is logged."""
     check_options(options, set(predictions["split"]), untouched="nothing was written")
     validation = predictions[predictions["split"] == POLICY_SPLIT]
     if options.needs_policy:
@@ -136,7 +136,7 @@ def _read_foreign_table(file: Path, dataset: Dataset | None) -> _ForeignTable:
 
 
 def _class_columns(table: TextTable, id_column: str, dataset: Dataset | None) -> dict[str, str]:
-    """Return class -> column: those that begin with p_, else those called like a class, else all that are numbers."""
+    """Return class -> column: columns that begin with p_, else those named like a class, else all numeric ones."""
     prefixed_columns = [name for name in table.columns if name.startswith(PROBABILITY_PREFIX)]
     if prefixed_columns:
         candidate_columns = {name.removeprefix(PROBABILITY_PREFIX): name for name in prefixed_columns}
@@ -189,7 +189,7 @@ def _table_error(file: Path, problem: str) -> DataError:
 def _rows_of_dataset(
     foreign_table: _ForeignTable, dataset: Dataset
 ) -> tuple[pd.DataFrame, tuple[LesionClass, ...]]:
-    """Return the rows in the manifest's ids, with its labels."""
+    """Return the rows with the ids and labels of the manifest; raises `DataError` for a row that names no image."""
     manifest = dataset.manifest.reset_index(drop=True)
     positions = match_files(
         foreign_table.ids.tolist(), manifest["path"].tolist(), dataset.image_root, IMAGE_SUFFIXES
@@ -230,7 +230,7 @@ def _rows_of_dataset(
 
 
 def _unique_positions(ids: "pd.Series[str]") -> "pd.Series[int]":
-    """Return id -> place, without the empty one and those that stand twice."""
+    """Return id -> row of the manifest, without empty ids and ids that occur twice."""
     unique_ids = ids[(ids != "") & ~ids.duplicated(keep=False)]
     return pd.Series(unique_ids.index.to_numpy(), index=unique_ids.to_numpy())
 
@@ -270,7 +270,7 @@ def _prediction_rows(
 
 
 def _normalise_rows(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Divide rows whose sum rounding left beside 1; what is further off is refused by the check that follows."""
+    """Rescale rows whose sum differs from 1 by rounding alone; `check_predictions` refuses larger differences."""
     columns = [PROBABILITY_PREFIX + name for name in names]
     p = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     sums = p.sum(axis=1, keepdims=True)
@@ -349,8 +349,8 @@ def _run_json(
 
 def _warnings(frame: pd.DataFrame, classes: Sequence[LesionClass], dataset: Dataset | None) -> list[str]:
     warnings = [
-        "These predictions were made elsewhere: whether their model saw these images, or the test side chose it, is "
-        "not known here."
+        "These predictions come from another tool. Whether its model was trained on these images, or selected on this "
+        "test split, is not known."
     ]
     if dataset is None:
         class_list = ", ".join(f"{lesion_class.name} {lesion_class.malignancy}" for lesion_class in classes)

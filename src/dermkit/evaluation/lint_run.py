@@ -1,4 +1,4 @@
-"""The lint of a run: its recipe, its training and its predictions."""
+"""Lint the predictions of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def lint_run_predictions(
     classes: Sequence[LesionClass],
     dataset: Dataset | None,
 ) -> list[dict[str, Any]]:
-    """Return what the lint finds in a run's predictions."""
+    """Return the lint findings about a run's predictions, as lint.json holds them."""
     path, audit = run / SPLIT_FILE, run_json["dataset"].get("audit") or {}
     manifest = None if dataset is None or run_json.get("mapping") else dataset.manifest
     findings = lint_predictions(

@@ -1,4 +1,4 @@
-"""Overfitting, named: from which epoch, by which rule, how large the gap."""
+"""Diagnose overfitting from the training log: from which epoch, by which rule, and how large the gap is."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from dermkit.errors import DataError
 from dermkit.metrics.stats.arrays import Floats
 
 RISE_MARGIN = 0.02
-"""Validation loss must end this share above its minimum; a smaller rise is the noise of a few images."""
+"""Validation loss must end this fraction above its minimum; a smaller rise may be noise of a small validation set."""
 
 MIN_EPOCHS_AFTER = 2
-"""Epochs that must follow the minimum: one worse epoch is chance."""
+"""Epochs that must follow the minimum: a single worse epoch may be noise."""
 
 OVERFITTING_RULE = (
     f"overfitting starts with the first epoch from which the validation loss stays above its minimum to the end, "
@@ -26,12 +26,12 @@ REQUIRED_LOG_COLUMNS = ("epoch", "train_loss", "val_loss", "train_accuracy", "va
 
 
 def diagnose_overfitting(log: Mapping[str, ArrayLike] | Any) -> dict[str, Any]:
-    """Say whether, and from which epoch, a run overfits, by `OVERFITTING_RULE`.
+    """Return whether, and from which epoch, a run overfits by `OVERFITTING_RULE`.
 
-    log: the columns of log.csv (a table or a mapping). Result: `overfitting` (None = cannot be told), `epoch` (the
-    first of overfitting, or None), `rule`, `gap_loss` (validation - training) and `gap_accuracy` (training -
-    validation) at the last epoch, `sentence`. Training figures are those the log holds: with augmentation and
-    dropout on, they understate the gap. Raises `DataError` for a missing or textual column.
+    log: the columns of log.csv (a table or a mapping), one value per epoch. Result: `overfitting` (None = too few
+    epochs), `epoch` (the first one that overfits, or None), `rule`, `gap_loss` (validation - training) and
+    `gap_accuracy` (training - validation) at the last epoch, `sentence`. The log's training metrics are measured with
+    augmentation and dropout on, so they understate the gap. Raises `DataError` for a missing or textual column.
     """
     missing_columns = [name for name in REQUIRED_LOG_COLUMNS if name not in log]
     if missing_columns:

@@ -1,4 +1,4 @@
-"""A run's own images scored: predictions.csv, and the tables beside it, of one side of its split or of several."""
+"""Score a run's own images: predictions.csv and the tables beside it, for one or more splits."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +74,7 @@ def score_splits(
 
 
 def _row_starts(scored_rows: pd.DataFrame, manifest: pd.DataFrame, fold: int, seed: int) -> list[RowValues]:
-    """Return what each row of predictions.csv says before its probabilities. manifest: by image_id."""
+    """Return the columns of predictions.csv before `predicted` for each row. manifest: indexed by image_id."""
     manifest_rows = manifest.loc[scored_rows["image_id"]]
     columns = (scored_rows["image_id"], manifest_rows["path"], manifest_rows["label"], scored_rows["split"])
     return [(*values, "" if fold < 0 else fold, seed) for values in zip(*columns, strict=True)]
@@ -87,7 +87,10 @@ def _write_predictions(
     p: NDArray[np.float64],
     retained_splits: Sequence[str],
 ) -> None:
-    """Write a predictions.csv in the order of image_id, with the rows of the sides that are kept."""
+    """Write a table of predictions; with retained splits, their rows are kept and all are sorted by image_id.
+
+    p: (N, K) probabilities of the N new rows.
+    """
     rows = [
         (*cells, class_names[int(row.argmax())], *map(float, row))
         for cells, row in zip(row_starts, p, strict=True)

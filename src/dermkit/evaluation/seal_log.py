@@ -37,16 +37,16 @@ def seal_folder(dataset: Dataset) -> Path:
 
 
 def write_run_seal(run: Path, seal: Seal, *, opening: int | None, notes: Sequence[str] = ()) -> None:
-    """Write the run's own copy: reports are made from it alone. opening: which of its openings is this run's, from 1.
+    """Write the run's own copy of a seal, which reports are made from.
 
-    notes: what a reader of the test figures should know of the opening.
+    opening: number of this run's opening, from 1; None: the run opened nothing. notes: for the report.
     """
     seal_json = {**seal.summary(), "opening_number": opening, "notes": list(notes)}
     RUN_SEAL.write(run, seal_json)
 
 
 def check_run_seal(run: Path, seal: Seal, path: Path) -> None:
-    """Refuse a seal that is not the run's own, or that lacks openings which the run knows of; raises `DataError`."""
+    """Raise `DataError` for a seal of other images than the run's, or without an opening that the run knows of."""
     run_seal = RunFolder(run).seal
     if run_seal["sha256"] != seal.sha256:
         raise DataError(
@@ -76,7 +76,7 @@ def new_opening(model: Path, *, opened_by: str, recipe: str, run: str, n: int) -
 
 
 def git_commit() -> str:
-    """Return the git commit of the checkout that this dermkit runs from, `-dirty` where it was changed; "" for none."""
+    """Return the git commit of the checkout that this dermkit runs from, with `-dirty` if it was changed; else ""."""
     from dermkit import __file__ as package_file
 
     root = Path(package_file).resolve().parents[2]

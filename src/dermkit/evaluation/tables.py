@@ -1,4 +1,4 @@
-"""Rows and text for the files beside the figures: classification report, ROC curves, calibration, confusions."""
+"""Rows of the CSV tables in `figures/`: classification report, ROC curves, calibration, confusions, net benefit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,10 +18,10 @@ REPORT_HEADER = ("class", "n", *(f"{c}{end}" for c in REPORT_COLUMNS for end in 
 ROC_HEADER = ("class", "fpr", "tpr", "threshold")
 CALIBRATION_HEADER = ("bin", "n", "confidence", "accuracy")
 NET_BENEFIT_HEADER = (
-    "threshold", "n", "malignant", "model", "found", "false_alarms", "calibrated", "calibrated_found",
-    "calibrated_false_alarms", "call_all", "call_none",
+    "threshold", "n", "malignant", "model", "true_positives", "false_positives", "calibrated",
+    "calibrated_true_positives", "calibrated_false_positives", "call_all", "call_none",
 )  # fmt: skip
-CONFUSIONS_HEADER = ("label", "predicted", "n", "share_of_label", "mean_confidence")
+CONFUSIONS_HEADER = ("label", "predicted", "n", "fraction_of_label", "mean_confidence")
 
 
 def confusion_rows(split_metrics: Mapping[str, Any], classes: Sequence[str]) -> CsvRows:
@@ -30,7 +30,7 @@ def confusion_rows(split_metrics: Mapping[str, Any], classes: Sequence[str]) -> 
 
 
 def confusion_pair_rows(scored_set: ScoredSet) -> CsvRows:
-    """Return which class is taken for which, most frequent first: `CONFUSIONS_HEADER`; right answers left out."""
+    """Return the errors per (label, predicted) pair, most frequent first, as rows of `CONFUSIONS_HEADER`."""
     k = len(scored_set.classes)
     cells = scored_set.y_true * k + scored_set.y_pred
     n = confusion.confusion_matrix(scored_set.y_true, scored_set.y_pred, k).ravel()
@@ -73,9 +73,10 @@ def calibration_rows(scored_set: ScoredSet) -> CsvRows:
 
 
 def net_benefit_rows(scored_set: ScoredSet, calibrated_set: ScoredSet | None) -> CsvRows:
-    """Return the decision curve, `NET_BENEFIT_HEADER`, at thresholds 0.01 to 0.99; none without two sides.
+    """Return the decision curve as rows of `NET_BENEFIT_HEADER`, at thresholds 0.01 to 0.99.
 
-    settled: the same images with calibrated probabilities; without it, its columns are empty.
+    No rows unless some images are malignant and some are not. calibrated_set: the same images with calibrated
+    probabilities; None leaves those columns empty.
     """
     positive = scored_set.is_malignant
     if not scored_set.has_both_sides or positive.all() or not positive.any():
@@ -96,7 +97,7 @@ def net_benefit_rows(scored_set: ScoredSet, calibrated_set: ScoredSet | None) ->
 
 
 def _benefit_cells(scored_set: ScoredSet, thresholds: Floats) -> CsvRows:
-    """Return net benefit, malignant images called and others called, per threshold."""
+    """Return [net benefit, true positives, false positives] per threshold, a list of T rows. thresholds: (T,)."""
     positive = scored_set.is_malignant
     is_called = scored_set.p_malignant[:, None] >= thresholds
     benefit = calibration.net_benefit(scored_set.p_malignant, positive, thresholds)
@@ -126,7 +127,7 @@ def _report_cells(figures: Mapping[str, Any], suffix: str) -> list[object]:
 
 
 def report_text(split_metrics: Mapping[str, Any]) -> str:
-    """Return the classification report for people: value and 95 % interval, `-` where undefined."""
+    """Return the classification report as text: value and 95 % interval, `-` where undefined."""
     rows = report_rows(split_metrics)
     width = max(len(str(row[0])) for row in rows)
     header = f"{'':{width}}  {'n':>6}  " + "  ".join(f"{name:>18}" for name in REPORT_COLUMNS)

@@ -1,6 +1,8 @@
 """Calibration of one event's probabilities: Brier decomposition, classwise ECE, slope and intercept; net benefit.
 
 The event is a class, or malignant against the rest; (N,) probabilities of it are judged.
+
+Shapes: N images, T thresholds, P parameters of a fit.
 """
 
 from dataclasses import dataclass

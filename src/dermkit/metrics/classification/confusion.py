@@ -5,6 +5,8 @@ null with a reason.
 
 A class without images has no precision, recall or F1, even if something was predicted as it; its specificity is
 defined. A class with images that is never predicted has no precision, and an F1 of 0.
+
+Shapes: K classes, B resamples, T distinct scores; `...` is any leading dimensions.
 """
 
 from dataclasses import dataclass

@@ -3,6 +3,8 @@
 Its rules differ from ours: a class is predicted if its own probability is above 0.5, so an image may be of no class or,
 with unnormalised scores, of several; an image whose largest probabilities tie is wrong in the balanced accuracy;
 undefined values count as 1.0; images may have weight 0. Its `auc_sens_80` is `roc.partial_auroc_isic`.
+
+Shapes: N images, K classes.
 """
 
 import re

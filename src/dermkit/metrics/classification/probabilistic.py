@@ -1,4 +1,7 @@
-"""Metrics of the predicted probabilities: log loss, Brier score, expected calibration error."""
+"""Metrics of the predicted probabilities: log loss, Brier score, expected calibration error.
+
+Shapes: N images, K classes.
+"""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,7 @@
-"""The scored images of one split, as checked arrays: the input of every metric."""
+"""The scored images of one split, as checked arrays: the input of every metric.
+
+Shapes: N images, K classes.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -2,6 +2,8 @@
 
 Two small subgroups nearly always differ, and nearly always by chance, so each gap has an interval, and subgroups with
 few malignant images are shown without a conclusion.
+
+Shapes: N images.
 """
 
 from collections.abc import Callable, Mapping, Sequence

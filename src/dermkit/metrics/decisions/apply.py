@@ -1,6 +1,8 @@
 """A decision policy applied to new images: calibrated probabilities, operating points, prediction sets, referral.
 
 No labels are used, and each row depends on itself alone, so images may come in batches of any size.
+
+Shapes: N images, K classes, P operating points.
 """
 
 from dataclasses import dataclass

@@ -2,6 +2,8 @@
 
 The policy is plain numbers fitted on validation images alone; `evaluate_policy` measures it on other images. Validation
 also selected the epoch, so its own figures are optimistic: rely on the test split.
+
+Shapes: N images.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -3,6 +3,8 @@
 Temperature scaling divides all log probabilities by one number, which changes neither their order nor the predicted
 class. The second kind also adds one bias per class (vector scaling without its K slopes, which fit only noise on a
 hundred images).
+
+Shapes: N images, K classes.
 """
 
 from dataclasses import dataclass

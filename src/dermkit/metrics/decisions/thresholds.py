@@ -4,6 +4,8 @@ The plain 5 % quantile of the scores of validation positives misses a sensitivit
 time. The threshold here is a one-sided tolerance limit from order statistics (Wilks 1941): it assumes no
 distribution, and equals learn-then-test with an exact binomial test. The confidence is over the draw of validation
 images, which must be exchangeable with the new ones.
+
+Shapes: N images.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""Bootstrap and jackknife values of named metrics, and the intervals that they give."""
+"""Bootstrap and jackknife values of named metrics, and the intervals that they give.
+
+Shapes: B resamples, C groups that are left out in turn.
+"""
 
 from collections.abc import Callable, Mapping
 

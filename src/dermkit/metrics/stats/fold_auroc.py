@@ -2,6 +2,8 @@
 
 Scores of different folds come from different models and are not compared: pooling them biases an AUROC without any
 signal below one half, since a fold with more positives is scored by a model trained on fewer.
+
+Shapes: N images.
 """
 
 import math

@@ -1,6 +1,8 @@
 """95 % intervals: Wilson or Clopper-Pearson for proportions, bootstrap (percentile or BCa) for all else.
 
 A group is the resampling unit: a lesion or patient. Resamples are weights per group, never copied rows.
+
+Shapes: N images, G groups, B resamples.
 """
 
 import math

@@ -2,6 +2,8 @@
 
 None of these shows that two models are equal: a difference that is not significant is one that so many images cannot
 show.
+
+Shapes: N images, G groups, S seeds, F metrics.
 """
 
 import math
