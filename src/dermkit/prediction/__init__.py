@@ -1,1 +1,1 @@
-"""New images become predictions."""
+"""Predict new images with a model folder."""

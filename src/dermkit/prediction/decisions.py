@@ -1,6 +1,6 @@
 """The decision policy applied to predictions: decisions.csv, the policy in predict.json, captions of the sheets.
 
-The numbers come from `metrics.decisions.apply`; this module selects what is applied and puts it into words.
+The numbers come from `metrics.decisions.apply`; this module selects the operating point and writes sentences.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ _SEPARATOR = "; "
 
 @dataclass(frozen=True)
 class DecisionCounts:
-    """What was decided, counted.
+    """Counts of the decisions on a list of images.
 
     operating_point: the one that decides positive or negative, "" for none. has_referral: whether images may be
     referred. warnings: what limits the decisions. no_call_reason: why no image was called positive or negative, ""
@@ -143,7 +143,7 @@ def format_percent(fraction: float) -> str:
 
 
 def policy_warnings(policy: ActivePolicy) -> tuple[str, ...]:
-    """Return what limits the decisions."""
+    """Return the warnings about the operating point in use."""
     if policy.point_index is not None:
         point = policy.policy.operating_points[policy.point_index]
         return () if point.guaranteed else (f"{point.name} is {guarantee_text(point)}",)
@@ -237,7 +237,7 @@ def _set_names(classes: Sequence[LesionClass], output: PolicyOutput, row: int) -
 def describe_policy(
     policy: ActivePolicy | None, classes: Sequence[LesionClass], counts: DecisionCounts | None
 ) -> dict[str, Any]:
-    """Return the entry `policy` of predict.json: what was applied, on what it rests, and its results counted."""
+    """Return the entry `policy` of predict.json: the policy in use, its fit, and counts of its results."""
     if policy is None or counts is None:
         return {"file": None, "reason": NO_POLICY_TEXT}
     policy_fields, class_names = policy.policy.as_dict(), [lesion_class.name for lesion_class in classes]
@@ -276,7 +276,7 @@ _COLOUR_BY_MALIGNANCY = {"malignant": _RED, "benign": _GREEN, "indeterminate": _
 
 
 def sheet_legend(policy: ActivePolicy | None) -> str:
-    """Return what the colours and words on a sheet mean."""
+    """Return the legend of a sheet: its colours and words."""
     if policy is None:
         return "Probabilities as the net gave them, not calibrated. Border: of the most probable class."
     kind, n = policy.policy.calibration.kind, policy.policy.n_validation

@@ -1,4 +1,4 @@
-"""Which images a prediction is about: files, folders and patterns, in order, each once, under unique names."""
+"""The list of images to predict, from files, folders and patterns: in order, each once, under unique names."""
 
 import glob
 import os

@@ -2,6 +2,8 @@
 
 The folder holds safetensors, `model.json`, `MODEL_CARD.md`, `seen.csv` (its training images) and `SHA256SUMS`. Every
 byte is verified before use, and nothing is unpickled.
+
+Shapes: N images, K classes, `size` pixels a side.
 """
 
 import csv
@@ -119,7 +121,7 @@ class Predictor:
         return default_batch_size(self.engine.device)
 
     def probabilities(self, batch: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Score resized pixels (N, size, size, 3) uint8; returns softmax probabilities (N, classes) float64."""
+        """Score resized pixels (N, size, size, 3) uint8; returns softmax probabilities (N, K) float64."""
         return self.engine(batch)
 
     def select_policy(self, *, target: str | None = None, coverage: float | None = None) -> ActivePolicy | None:
@@ -138,7 +140,7 @@ class Predictor:
         workers: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.float64]:
-        """Score rows of a pixel cache (N, size, size, 3); returns (len(rows), classes) in the order of `rows`.
+        """Score rows of a pixel cache (N, size, size, 3); returns (len(rows), K) in the order of `rows`.
 
         workers: threads, 0 = as many as torch uses. on_progress: told (images done, images).
         """

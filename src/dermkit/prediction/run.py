@@ -65,7 +65,7 @@ _Thumbnails = dict[int, NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class PredictOutcome:
-    """What became of the images, counted; the lists are read from the output folder on demand.
+    """Counts of scored and refused images; the lists are read from the output folder on demand.
 
     decision_counts: None where the model has no decision policy.
     """
