@@ -314,6 +314,7 @@ def _read_input(
 
     What run.json says of a class mapping (`COPIED_KEYS`) is carried over.
     """
+    classes, predictions = run.classes, run.predictions  # a broken run.json is told before a broken table
     leaks, seal = run.split_json.get("leaks", {}), run.seal_summary()
     extra_fields = {"leaks": leaks, **{key: run.run_json[key] for key in COPIED_KEYS if key in run.run_json}}
     if seal:
@@ -321,8 +322,8 @@ def _read_input(
     if (run.path / LOG_FILE).exists():
         extra_fields["overfitting"] = diagnose_overfitting(read_table(run.path / LOG_FILE, as_text=False))
     return EvaluationInput(
-        run.predictions,
-        classes=run.classes,
+        predictions,
+        classes=classes,
         groups=run.groups(dataset),
         train_counts=run.train_counts(dataset),
         attributes=run.attributes(dataset),
