@@ -45,7 +45,7 @@ def test_a_table_becomes_a_run_with_the_data_sets_labels_and_groups(
     right = [(p >= 0.5) == (by_name[image] == "malignant") for image, p in pairs]
     assert metrics["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(right))
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Predictions of another tool" in page and "made elsewhere" in page
+    assert "Predictions of another tool" in page and "come from another tool" in page
     check_page(page, f"other on {data.name}")
 
 

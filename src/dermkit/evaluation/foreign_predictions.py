@@ -349,8 +349,8 @@ def _run_json(
 
 def _warnings(frame: pd.DataFrame, classes: Sequence[LesionClass], dataset: Dataset | None) -> list[str]:
     warnings = [
-        "These predictions come from another tool. Whether its model was trained on these images, or selected on this "
-        "test split, is not known."
+        "These predictions come from another tool. Whether its model has learned from these images, or was selected on "
+        "this test split, is not known."
     ]
     if dataset is None:
         class_list = ", ".join(f"{lesion_class.name} {lesion_class.malignancy}" for lesion_class in classes)
