@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,14 @@ import pytest
 from PIL import Image
 
 from conftest import Cli, Invoke
-from dermkit.cli.data import LayoutName
+from dermkit.audit.checks.finding import PlannedUse
+from dermkit.cli.data import LayoutName, SchemeName, UseName
 from dermkit.data.importers import run
 from dermkit.data.importers.run import ImportOutcome, import_dataset
 from dermkit.data.importers.table_rows import ImportOptions
 from dermkit.data.manifest import load_dataset
 from dermkit.errors import DataError, UsageError
+from dermkit.recipes.schema import Scheme
 
 ISIC = [f"ISIC_{number:07d}" for number in range(1, 10)]
 
@@ -657,8 +660,10 @@ def test_a_folder_of_images_in_a_zip_can_be_named(tmp_path: Path) -> None:
     assert outcome.dataset.image_root == tmp_path / "made" / "images" / "pictures"
 
 
-def test_the_command_knows_every_layout() -> None:
-    assert [item.value for item in LayoutName] == [*run.LAYOUTS, run.MEDMNIST] == LAYOUTS
+def test_the_commands_know_every_layout_scheme_and_use() -> None:
+    assert list(get_args(LayoutName)) == [*run.LAYOUTS, run.MEDMNIST] == LAYOUTS
+    assert get_args(SchemeName) == get_args(Scheme)
+    assert get_args(UseName) == get_args(PlannedUse)
 
 
 def test_words_of_the_command_that_are_wrong(tmp_path: Path, invoke: Invoke) -> None:

@@ -1,9 +1,8 @@
 """The commands about data: import, split, audit."""
 
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,26 +14,10 @@ if TYPE_CHECKING:
     from dermkit.data.manifest import Dataset
 
 
-class LayoutName(StrEnum):
-    """The layouts that `dermkit import` reads."""
-
-    FOLDER = "folder"
-    HAM10000 = "ham10000"
-    CSV = "csv"
-    ISIC2018 = "isic2018"
-    ISIC2019 = "isic2019"
-    ISIC2020 = "isic2020"
-    ISIC_ARCHIVE = "isic-archive"
-    MEDMNIST = "medmnist"
-
-
-class SchemeName(StrEnum):
-    """The ways to split a data set."""
-
-    GIVEN = "given"
-    GIVEN_AS_PUBLISHED = "given-as-published"
-    HOLDOUT = "holdout"
-    KFOLD = "kfold"
+# The names are written here again, because the modules that define them take long to import; a test compares.
+LayoutName = Literal["folder", "ham10000", "csv", "isic2018", "isic2019", "isic2020", "isic-archive", "medmnist"]
+SchemeName = Literal["given", "given-as-published", "holdout", "kfold"]
+UseName = Literal["research", "commercial", "redistribution"]
 
 
 def import_command(
@@ -75,7 +58,7 @@ def import_command(
     columns = _parse_columns(column or [])
     with progress_bar() as progress:
         outcome = import_dataset(
-            layout.value, source, out=out, name=name, malignancy=overrides,
+            layout, source, out=out, name=name, malignancy=overrides,
             options=ImportOptions(columns, table, images, label), metadata_tables=join or [],
             on_progress=lambda count, total: progress.step("images", count, total),
             on_unpack=lambda count, total: progress.step("unpacked", count, total),
@@ -129,7 +112,7 @@ SealOption = Annotated[
 
 def split_command(
     dataset: DatasetArgument,
-    scheme: SchemeOption = SchemeName.HOLDOUT,
+    scheme: SchemeOption = "holdout",
     name: Annotated[str, typer.Option(help="Name of the split (default: the scheme).")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     validation: Annotated[float, typer.Option(help="Fraction of the images for validation.")] = 0.15,
@@ -147,11 +130,11 @@ def split_command(
     from dermkit.recipes.schema import parse_split_spec
 
     spec = parse_split_spec(
-        scheme=scheme.value, seed=seed, validation=validation, test=test if scheme == SchemeName.HOLDOUT else 0.0,
-        folds=folds if scheme == SchemeName.KFOLD else 0, per_class=per_class, draw_from=draw_from,
+        scheme=scheme, seed=seed, validation=validation, test=test if scheme == "holdout" else 0.0,
+        folds=folds if scheme == "kfold" else 0, per_class=per_class, draw_from=draw_from,
     )  # fmt: skip
     loaded_dataset = dk.load_dataset(dataset)
-    new_split = dk.split(loaded_dataset, spec, name=name or scheme.value, seal=seal)
+    new_split = dk.split(loaded_dataset, spec, name=name or scheme, seal=seal)
     for split_name, count in new_split.frame["split"].value_counts(sort=False).items():
         typer.echo(f"{split_name}: {count} images")
     if len(new_split.excluded):
@@ -165,14 +148,6 @@ def split_command(
             f"{len(split_seal.rows)} images"
         )
     typer.echo(str(dataset / "splits" / f"{new_split.name}.csv"))
-
-
-class UseName(StrEnum):
-    """The planned use, by which licences are judged."""
-
-    RESEARCH = "research"
-    COMMERCIAL = "commercial"
-    REDISTRIBUTION = "redistribution"
 
 
 def _print_codes(is_asked: bool) -> None:
@@ -211,12 +186,20 @@ CodesOption = Annotated[
 
 
 def audit_command(
-    dataset: DatasetArgument,
-    split: SplitToCheckOption = None,
-    other_path: AgainstOption = None,
-    clean: CleanOption = False,
-    accept: AcceptOption = None,
-    use: UseOption = UseName.RESEARCH,
+    dataset: Path,
+    split: Annotated[
+        str | None, typer.Option("--split", help="A split by name or file (default: the published one).")
+    ] = None,
+    other_path: Annotated[
+        Path | None, typer.Option("--against", help="Another data set: is it free of this one's images?")
+    ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Write a clean manifest, each dropped row with its reason.")
+    ] = False,
+    accept: Annotated[
+        list[str] | None, typer.Option(help="Accept a finding by its code; recorded, and told in every report.")
+    ] = None,
+    use: Annotated[UseName, typer.Option(help="What you plan; licences are judged by it.")] = "research",
     workers: Annotated[int, typer.Option(min=0, help="Threads that read images (0 = all cores).")] = 0,
     _codes_flag: CodesOption = False,
 ) -> None:
@@ -237,7 +220,7 @@ def audit_command(
             split=split,
             clean=clean,
             accept=accept or [],
-            use=use.value,
+            use=use,
             workers=workers,
             progress=progress,
         )
