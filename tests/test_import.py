@@ -432,7 +432,7 @@ def test_the_malignancy_table_can_be_overruled(tmp_path: Path) -> None:
 
 def test_wrong_words_are_usage_errors(tmp_path: Path) -> None:
     root = draw_all(tmp_path / "src", FLAT)
-    with pytest.raises(UsageError, match="did you mean 'malignant'"):
+    with pytest.raises(UsageError, match="did you mean `malignant`"):
         bring(root, malignat="malignant")
     with pytest.raises(UsageError, match="benign=harmless"):
         bring(root, benign="harmless")

@@ -225,7 +225,7 @@ def test_all_problems_of_a_table_are_told_at_once(tmp_path: Path) -> None:
     ("columns", "words"),
     [
         ({"label": "diagnose"},
-         ["row 1: has no column 'diagnose'; did you mean 'diagnosis'? (it has: file, diagnosis)"]),
+         ["row 1: has no column 'diagnose'; did you mean `diagnosis`? (it has: file, diagnosis)"]),
         ({"image": "f", "label": "g", "age": "h"}, 3),
         ({"image": "diagnosis", "label": "MEL,NV"}, 2),
     ],
@@ -262,7 +262,7 @@ def test_options_that_a_layout_does_not_take(tmp_path: Path) -> None:
     root = make(tmp_path / "src", ["nv/a.png"])
     with pytest.raises(UsageError, match="the layout folder takes no --label"):
         bring("folder", root, label="dx")
-    with pytest.raises(UsageError, match=r"--column lesion: is nothing .* did you mean lesion_id"):
+    with pytest.raises(UsageError, match=r"--column lesion: is nothing .* did you mean `lesion_id`"):
         bring("csv", root, {"lesion": "x"})
     assert not (tmp_path / "made").exists()
 
@@ -671,7 +671,7 @@ def test_words_of_the_command_that_are_wrong(tmp_path: Path, invoke: Invoke) -> 
     for words, message in (
         (("--column", "image"), "not of the form TARGET=COLUMN"),
         (("--column", "image=a", "--column", "image=b"), "image is a already"),
-        (("--column", "imag=a"), "did you mean image"),
+        (("--column", "imag=a"), "did you mean `image`"),
     ):
         code, _, errors = invoke("import", "csv", source, "--out", tmp_path / "made", *words)
         assert (code, message in errors) == (2, True), errors

@@ -4,6 +4,8 @@ A message says which file, what is wrong, what is left on disk and what to do. E
 one of these; any other exception is a bug.
 """
 
+import difflib
+from collections.abc import Iterable
 from enum import StrEnum
 
 
@@ -104,3 +106,12 @@ class RunInterrupt(DermkitError):
 
 EXIT_SOME_REJECTED = 7
 """Exit code of a command that finished, but rejected and listed some images (3 if none remain)."""
+
+
+def did_you_mean(name: str, known_names: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return "; did you mean `NAME`?" with the known name that is most similar, or "" if none is.
+
+    cutoff: least similarity, 0..1, as `difflib.get_close_matches` measures it.
+    """
+    matches = difflib.get_close_matches(name, list(known_names), n=1, cutoff=cutoff)
+    return f"; did you mean `{matches[0]}`?" if matches else ""

@@ -4,7 +4,6 @@ A preset's name in a recipe file is replaced by its full spec when the file is r
 `dermkit.training.augment`.
 """
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from dermkit.errors import UsageError
+from dermkit.errors import UsageError, did_you_mean
 
 STRICT_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -208,10 +207,8 @@ def find_preset(name: str, location: str = "") -> AugmentSpec:
     """
     if name in PRESETS:
         return PRESETS[name]
-    suggestions = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"; did you mean `{suggestions[0]}`?" if suggestions else ""
     raise UsageError(
-        f"{location + ': ' if location else ''}unknown augmentation preset `{name}`{hint}",
+        f"{location + ': ' if location else ''}unknown augmentation preset `{name}`{did_you_mean(name, PRESETS)}",
         outcome="nothing was trained",
         remedy=f"take one of: {', '.join(PRESETS)}; or write the full spec",
     )

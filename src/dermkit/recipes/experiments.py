@@ -5,11 +5,10 @@ that measured them are in benchmarks/systems.md; what has not been measured is m
 systems, which these recipes repeat.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from dermkit.errors import UsageError
+from dermkit.errors import UsageError, did_you_mean
 from dermkit.recipes.augmentation import NO_AUGMENTATION, PRESETS
 from dermkit.recipes.schema import (
     ComputeSpec,
@@ -404,10 +403,9 @@ def find_grid(name: str) -> tuple[Recipe, ...]:
 
 
 def _unknown_name_error(kind: str, name: str, known_names: list[str]) -> UsageError:
-    suggestions = difflib.get_close_matches(name, known_names, n=1, cutoff=0.5)
-    hint = f"did you mean `{suggestions[0]}`?" if suggestions else f"known: {', '.join(known_names)}"
+    hint = did_you_mean(name, known_names, cutoff=0.5) or f"; known: {', '.join(known_names)}"
     return UsageError(
-        f"unknown {kind} `{name}`; {hint}",
+        f"unknown {kind} `{name}`{hint}",
         outcome="nothing was done",
         remedy="`dermkit recipes list` shows all names"
         if kind == "recipe"

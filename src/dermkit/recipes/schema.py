@@ -3,7 +3,6 @@
 Every field that affects a result is required, so an old recipe file does not depend on today's defaults.
 """
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from dermkit.errors import UsageError
+from dermkit.errors import UsageError, did_you_mean
 from dermkit.files import fingerprint, read_json, windows_name_problem, write_json
 from dermkit.recipes.augmentation import (
     STRICT_CONFIG,
@@ -305,9 +304,7 @@ def _describe_error(details: Any) -> str:
     text = f"{'.'.join(path) or 'recipe'}: {details['msg'].removeprefix('Value error, ')}"
     if details["type"] != "unexpected_keyword_argument":
         return text
-    field_names = _field_names(path[:-1])
-    suggestions = difflib.get_close_matches(path[-1], field_names, n=1)
-    return f"{'.'.join(path)}: unknown field" + (f"; did you mean `{suggestions[0]}`?" if suggestions else "")
+    return f"{'.'.join(path)}: unknown field{did_you_mean(path[-1], _field_names(path[:-1]))}"
 
 
 def _field_names(path: list[str]) -> list[str]:

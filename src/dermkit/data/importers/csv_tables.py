@@ -9,7 +9,6 @@ import io
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.importers.records import Note
-from dermkit.errors import DataError
+from dermkit.errors import DataError, did_you_mean
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".tab"})
 SEPARATORS = (",", ";", "\t", "|")
@@ -334,6 +333,4 @@ def find_first_column(columns: Sequence[str], names: Sequence[str]) -> str | Non
 
 def missing_column_text(name: str, columns: Sequence[str]) -> str:
     """Return the message about a missing column, with the closest name."""
-    suggestions = get_close_matches(name, columns, n=1)
-    hint = f"; did you mean {suggestions[0]!r}?" if suggestions else ""
-    return f"has no column {name!r}{hint} (it has: {', '.join(columns[:40])})"
+    return f"has no column {name!r}{did_you_mean(name, columns)} (it has: {', '.join(columns[:40])})"

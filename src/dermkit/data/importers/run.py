@@ -1,6 +1,5 @@
 """Imports a data set: reads a source, opens every image, checks the rows and writes a data set folder."""
 
-import difflib
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from dermkit.data.manifest import (
     Malignancy,
     save_dataset,
 )
-from dermkit.errors import DataError, UsageError
+from dermkit.errors import DataError, UsageError, did_you_mean
 from dermkit.files import (
     TEMP_PREFIX,
     check_file_name,
@@ -150,10 +149,8 @@ def _check_options(layout: str, options: ImportOptions, dataset_name: str) -> No
             raise UsageError(f"the layout {layout} takes no {flag}", remedy=f"it takes {flags_text}")
     for target in options.columns:
         if target not in TARGET_COLUMNS:
-            suggestions = difflib.get_close_matches(target, TARGET_COLUMNS, n=1)
-            hint = f"; did you mean {suggestions[0]}?" if suggestions else ""
             raise UsageError(
-                f"--column {target}: is nothing that a column can be{hint}",
+                f"--column {target}: is nothing that a column can be{did_you_mean(target, TARGET_COLUMNS)}",
                 remedy=f"one of: {', '.join(TARGET_COLUMNS)}",
             )
 
@@ -245,10 +242,9 @@ def _check_overrides(malignancy: Mapping[str, str], names: Sequence[str]) -> Non
         raise UsageError(f"no malignancy: {', '.join(invalid)}", remedy=f"CLASS={'|'.join(MALIGNANCIES)}")
     for name in malignancy:
         if name not in names:
-            suggestions = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-            hint = f"; did you mean {suggestions[0]!r}?" if suggestions else ""
             raise UsageError(
-                f"no class {name!r} to set the malignancy of{hint}", remedy=f"one of: {', '.join(names)}"
+                f"no class {name!r} to set the malignancy of{did_you_mean(name, names, cutoff=0.5)}",
+                remedy=f"one of: {', '.join(names)}",
             )
 
 
