@@ -1,1 +1,1 @@
-"""The stages put together: the verbs as functions."""
+"""The commands as functions: each puts stages together, from a data set to a report."""

@@ -1,4 +1,4 @@
-"""The verbs about data: audit, compare two data sets, split."""
+"""The commands about data as functions: audit, check an external data set, split."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,10 +9,7 @@ from dermkit.data.manifest import Dataset
 from dermkit.data.seal import Seal, check_sealable, check_sealed_split, find_seal, seal_split
 from dermkit.data.split import Split, load_split, make_split, save_split
 from dermkit.errors import UsageError
-from dermkit.files import (
-    canonical_json,
-    sha256_bytes,
-)
+from dermkit.files import canonical_json, sha256_bytes
 from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe, SplitSpec
 
@@ -32,11 +29,10 @@ def audit_dataset(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> "AuditOutcome":
-    """Look for every known defect, write what is found into DATASET/audit; `audit.run.audit_dataset` says the rest."""
+    """Check a data set for every known defect and write the findings to its `audit/` folder (`audit.run.run_audit`)."""
     from dermkit.audit.checks.catalogue import CHECKS
     from dermkit.audit.checks.finding import AUDIT_ALPHA
-    from dermkit.audit.run import run_audit as run_audit
-    from dermkit.audit.run import scanner
+    from dermkit.audit.run import run_audit, scanner
 
     return run_audit(
         dataset,
@@ -59,7 +55,7 @@ def check_external(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> "ExternalCheckResult":
-    """Say which images of the second data set somebody has seen who has seen the first."""
+    """Find the images of the second data set that are in the first too, by every link that both record."""
     from dermkit.audit import external_overlap
     from dermkit.audit.run import pair_scanner
 
@@ -70,7 +66,7 @@ def check_external(
 
 
 def audit_codes() -> str:
-    """Return the table of all checks, as `docs/audit.md` has it."""
+    """Return the table of all checks, which is that of `docs/audit.md`."""
     from dermkit.audit.checks.catalogue import CHECKS
     from dermkit.audit.checks.finding import CheckFunction, read_check_card
     from dermkit.audit.external_overlap import LINKS_CHECKS

@@ -18,7 +18,7 @@ DEMO_SEED = 7
 
 @dataclass(frozen=True)
 class DemoOutcome:
-    """Where everything lies."""
+    """The files and folders that the demo wrote."""
 
     images: Path
     dataset: Path
@@ -29,7 +29,7 @@ class DemoOutcome:
 
 
 def run_demo(out: Path, *, progress: Progress | None = None) -> DemoOutcome:
-    """Make images, import, split, train, evaluate, report and predict below `out`; a finished stage is kept."""
+    """Draw images, import, split, train, evaluate, report and predict below `out`; a finished run is not repeated."""
     from dermkit.data.importers.run import import_dataset
     from dermkit.pipeline.train import train
 

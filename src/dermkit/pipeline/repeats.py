@@ -1,4 +1,4 @@
-"""Several runs of one recipe: their summary, its spread, and which one becomes the final model."""
+"""Repeats and folds of one recipe: their summary, mean and spread, and the run whose model is the final one."""
 
 import shutil
 import statistics
@@ -26,7 +26,7 @@ def split_values(run: Path, split: str) -> dict[str, float | None]:
 
 
 def validation_value(run: Path, monitor: str) -> float:
-    """Return the monitored figure on validation, from the scored predictions; nan where it is undefined."""
+    """Return the monitored metric on validation, from the scored predictions; nan where it is undefined."""
     value = split_values(run, "validation").get(_monitored_metric(run, monitor))
     return float("nan") if value is None else value
 
@@ -40,16 +40,16 @@ def _monitored_metric(run: Path, monitor: str) -> str:
 
 
 def best_run_index(runs: Sequence[Path], monitor: str) -> int:
-    """Return the number of the run that is best on validation; the first of equals. Nothing else is looked at.
+    """Return the index of the run that is best on validation, the first of equals. Test metrics are never read.
 
-    Raises `DataError` where the figure is undefined in every run.
+    Raises `DataError` where the metric is undefined in every run.
     """
     sign = -1.0 if monitor == "val_loss" else 1.0
     signed_values = [(number, sign * validation_value(run, monitor)) for number, run in enumerate(runs)]
     defined_values = [(number, value) for number, value in signed_values if value == value]
     if not defined_values:
         raise DataError(
-            f"{runs[0].parent}: {monitor} is undefined in all {len(runs)} runs, so none can be chosen",
+            f"{runs[0].parent}: {monitor} is undefined in all {len(runs)} runs, so none can be selected",
             outcome="the runs",
             remedy="give validation images of every class, or monitor val_loss",
         )
@@ -92,7 +92,7 @@ def summarise_repeats(parent: Path, runs: Sequence[Path], *, monitor: str) -> Pa
 
 
 def _spread_by_metric(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | int | None]]:
-    """Return mean, sample standard deviation, least and most of each figure over the runs that define it."""
+    """Return mean, sample standard deviation, minimum and maximum of each metric over the runs that define it."""
     spread: dict[str, dict[str, float | int | None]] = {}
     for name in rows[0] if rows else ():
         values = [value for row in rows if (value := row.get(name)) is not None]

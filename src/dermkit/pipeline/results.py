@@ -1,6 +1,6 @@
-"""The verbs about results: evaluate, compare, report. They read what a run wrote, and need no torch.
+"""The commands about results as functions: evaluate, compare, report. They read a run's files and need no torch.
 
-Each way to evaluate is imported where it is taken: together they would hang every stage below one import.
+Each way to evaluate is imported inside the function that takes it, which keeps the import chain short.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import METRICS, PREDICTIONS_FILE, RECIPE_FILE, REPORT_FILE, RUN, SUMMARY
 
 PRINTED_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro")
-"""What is printed of each run beside the verdicts."""
+"""Metrics of each run that are printed beside the verdicts."""
 
 
 def evaluate(
@@ -104,7 +104,7 @@ def _check_out(out: Path | None, is_run: bool) -> None:
         raise UsageError(
             "--out goes with --on or --predictions: a run is evaluated in its own folder",
             outcome="nothing was evaluated",
-            remedy="leave --out out",
+            remedy="leave out --out",
         )
 
 

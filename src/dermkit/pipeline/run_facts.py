@@ -1,4 +1,4 @@
-"""What a run's files say about it: its data, split, weights, machine, how training ended, and the next commands."""
+"""What run.json, environment.json and model.json record: data, split, weights, machine, and how training ended."""
 
 import os
 import platform

@@ -27,7 +27,7 @@ FOREIGN_SUM_TOLERANCE = 1e-3
 """In a table of another tool, rows that are off by so much were divided by their sum before they come here."""
 SUM_TOLERANCE_TEXT = f"{SUM_TOLERANCE} (a table of another tool: {FOREIGN_SUM_TOLERANCE})"
 MAX_LINES_LISTED = 20
-"""Line numbers printed per kind of problem; the rest are counted."""
+"""Line numbers listed per kind of problem; the others are counted."""
 
 
 def prediction_columns(classes: Sequence[str]) -> list[str]:
@@ -133,7 +133,7 @@ def probabilities_of(frame: pd.DataFrame, classes: Sequence[str]) -> NDArray[np.
 
 
 def class_indices(column: "pd.Series[Any]", classes: Sequence[str]) -> NDArray[np.int64]:
-    """Return each name's place in `classes`, -1 for a name that is not there."""
+    """Return each name's index in `classes`, -1 for a name that is not there."""
     return pd.Index(list(classes)).get_indexer(pd.Index(column)).astype(np.int64)
 
 
@@ -145,16 +145,16 @@ def write_predictions(path: Path, classes: Sequence[str], rows: Iterable[Sequenc
 def write_groups(
     path: Path, all_ids: "pd.Series[str]", group_numbers: NDArray[np.int64], image_ids: "pd.Series[str]"
 ) -> None:
-    """Write groups.csv: which images hang together (lesion, patient, copies), for intervals by group.
+    """Write groups.csv: the resampling unit of each image (lesion, patient, copies), for intervals by group.
 
-    group: a label for each of `all_ids`; rows are written for `image_ids`.
+    group_numbers: (N,), of `all_ids`; rows are written for `image_ids`.
     """
     group_of_image = dict(zip(all_ids, group_numbers.tolist(), strict=True))
     write_rows(path, ("image_id", "group"), [(image_id, group_of_image[image_id]) for image_id in image_ids])
 
 
 def write_attributes(path: Path, manifest: pd.DataFrame, image_ids: "pd.Series[str]") -> None:
-    """Write attributes.csv: what is known of the person and the place of each scored image, "" = unknown."""
+    """Write attributes.csv: age, sex, body site and skin type of each scored image, "" = unknown."""
     rows = manifest.set_index("image_id").loc[list(dict.fromkeys(image_ids)), list(ATTRIBUTES)]
     write_rows(path, ("image_id", *ATTRIBUTES), rows.reset_index().to_numpy(dtype=object).tolist())
 
@@ -162,7 +162,7 @@ def write_attributes(path: Path, manifest: pd.DataFrame, image_ids: "pd.Series[s
 def to_scored_set(
     rows: pd.DataFrame, classes: Sequence[LesionClass], groups: Mapping[str, int] | None
 ) -> ScoredSet:
-    """Return one split's rows as arrays, sorted by image, so that no figure depends on the order of rows."""
+    """Return one split's rows as arrays, sorted by image, so that no metric depends on the order of rows."""
     rows = rows.sort_values(["image_id", "fold", "seed"], kind="stable")
     image_ids, class_names = rows["image_id"], [lesion_class.name for lesion_class in classes]
     group_labels = image_ids if groups is None else image_ids.map(groups)
