@@ -90,18 +90,18 @@ def _dermkit(*words: str) -> None:
 
 def _pairs(item: Comparison, body: dict[str, Any]) -> list[tuple[object, ...]]:
     return [
-        (commit(), item.name, pair["split"], pair["kind"], pair["first"], pair["second"], name, "", "",
+        (commit(), item.name, pair["split"], pair["design"], pair["first"], pair["second"], name, "", "",
          found["value"], *(found["ci95"] or ("", "")), found["n"], found["test"], found["p_holm"],
          found["images_needed"], found["verdict"])
         for pair in body["pairs"]
-        for name, found in pair["figures"].items()
+        for name, found in pair["metrics"].items()
         if name in TOLD
     ]  # fmt: skip
 
 
 def _spreads(item: Comparison, body: dict[str, Any]) -> list[tuple[object, ...]]:
     """Return the figures of each recipe over its trainings, and of each single run."""
-    every = {**{name: group["figures"] for name, group in body["groups"].items()}, **body["runs"]}
+    every = {**{name: group["metrics"] for name, group in body["groups"].items()}, **body["runs"]}
     return [
         (commit(), item.name, split, "figure", name, "", figure, found["value"], found.get("sd", ""), "", found["low"],
          found["high"], found["n"], "", "", "", "")
@@ -119,10 +119,10 @@ def _published(item: Comparison, body: dict[str, Any]) -> list[tuple[object, ...
         said = (commit(), item.name, "test", "published", claim["name"], "", "", *[""] * 9)
         made.append((*said, " ".join(claim["sentences"])))
         made += [
-            (commit(), item.name, found["split"], "unpaired", found["name"], claim["name"], found["figure"],
-             found["own"]["value"], "", found["value"], *found["ci95"], found["n"], found["method"], "", "",
+            (commit(), item.name, found["split"], "unpaired", found["name"], claim["name"], found["metric"],
+             found["run"]["value"], "", found["value"], *found["ci95"], found["n"], found["method"], "", "",
              found["sentence"])
-            for found in claim["beside"]
+            for found in claim["comparisons"]
         ]  # fmt: skip
     return made
 

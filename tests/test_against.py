@@ -65,7 +65,7 @@ def pairs(outcome: ExternalCheckResult) -> pd.DataFrame:
 
 
 def body(outcome: ExternalCheckResult) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((outcome.folder / "against.json").read_text())
+    found: dict[str, Any] = json.loads((outcome.folder / "external.json").read_text())
     return found
 
 
@@ -83,7 +83,7 @@ def test_strangers_are_external(first: Dataset, tmp_path: Path) -> None:
     )
     outcome.raise_for_errors()
     assert len(pairs(outcome)) == 0
-    assert body(outcome)["external"] is True
+    assert body(outcome)["is_external"] is True
     assert outcome.verdict in outcome.page.read_text()
 
 
@@ -111,7 +111,7 @@ def test_an_overlap_by_an_id_is_found(first: Dataset, tmp_path: Path, columns: d
     assert found[["image_a", "image_b", "kind"]].to_numpy().tolist() == [
         [first.manifest["image_id"][3], second.manifest["image_id"][5], kind]
     ]
-    assert body(outcome)["ways"] == {
+    assert body(outcome)["links_by_type"] == {
         way: int(way == kind) for way in ("exact", "file", "near", "id", "lesion", "patient")
     }
     with pytest.raises(DataError, match=r"not external: 1 of 16 images of second \(6\.2 %"):
@@ -140,10 +140,10 @@ def test_identical_pixels_and_contradictory_labels_are_found(first: Dataset, tmp
     overlap, wrong = (item.finding for item in outcome.findings)
     assert overlap.n == 3
     assert overlap.per_class == {"melanoma": 2, "nevus": 1}
-    assert overlap.figures["not_new"]["share"] == 3 / 15
-    low, high = overlap.figures["not_new"]["ci95"]
+    assert overlap.figures["shared_images"]["proportion"] == 3 / 15
+    low, high = overlap.figures["shared_images"]["ci95"]
     assert 0.06 < low < 0.08 < 0.4 < high < 0.5
-    assert sum(overlap.figures["sides_of_a"].values()) == 3
+    assert sum(overlap.figures["links_by_reference_split"].values()) == 3
     assert (pairs(outcome)["kind"] == "exact").all()
     assert pairs(outcome)["distance"].tolist() == ["0.0"] * 3
     assert wrong.n == 1
@@ -170,7 +170,7 @@ def test_near_copies_are_found_by_looking(first: Dataset, tmp_path: Path) -> Non
     found = pairs(outcome)
     assert dict(zip(found["image_b"], found["image_a"], strict=True)) == planted
     assert not set(found["kind"]) & {"exact", "id", "file"}
-    assert body(outcome)["ways"]["near"] == 5
+    assert body(outcome)["links_by_type"]["near"] == 5
     assert (pd.to_numeric(found["distance"]) > 0).all()
 
 
@@ -189,7 +189,7 @@ def test_the_same_image_under_every_way_is_one_pair(first: Dataset, tmp_path: Pa
     outcome = held(first, second, nobody)
     assert len(pairs(outcome)) == 16
     assert (pairs(outcome)["kind"] == "exact").all()
-    assert set(body(outcome)["ways"].values()) == {16, 0}
+    assert set(body(outcome)["links_by_type"].values()) == {16, 0}
     assert "16 of 16 images of second (100.0 %" in outcome.findings[0].finding.sentence
 
 
@@ -198,13 +198,13 @@ def test_ids_that_every_set_numbers_anew_are_not_taken_for_the_same(tmp_path: Pa
     a, b = made(tmp_path / "a", 3, numbered), made(tmp_path / "b", 4, numbered)
     outcome = held(a, b, nobody)
     assert codes(outcome) == []
-    assert body(outcome)["homonyms"] == {"lesion": 16, "patient": 16}
+    assert body(outcome)["ambiguous_ids"] == {"lesion": 16, "patient": 16}
     # One picture that is the same by its ISIC id as well bears the numbers out.
     for dataset in (a, b):
         dataset.manifest.loc[2, "isic_id"] = "ISIC_0000002"
     sure = held(a, b, nobody)
     assert sure.findings[0].finding.n == 16
-    assert body(sure)["homonyms"] == {}
+    assert body(sure)["ambiguous_ids"] == {}
 
 
 def test_an_acceptance_stands_for_these_two_sets_as_they_are(tmp_path: Path) -> None:
@@ -246,12 +246,12 @@ def test_names_that_are_no_folder_names(tmp_path: Path, first: Dataset) -> None:
     )
     outcome = held(first, odd)
     assert outcome.folder.parent == first.folder / "audit"
-    assert outcome.folder.name == "against-a---"[:9] or outcome.folder.name.startswith("against-")
+    assert outcome.folder.name == "external-a---"[:10] or outcome.folder.name.startswith("external-")
     assert outcome.page.is_file()
 
 
 def test_every_check_has_a_card() -> None:
-    cards = [read_check_card(check) for check in LINKS_CHECKS]  # type: ignore[arg-type]
+    cards = [read_check_card(check) for check in LINKS_CHECKS]
     assert [read.code for read in cards] == ["DA080", "DA081", "DA082"]
     assert all(all((read.title, read.threshold, read.severity, read.effect)) for read in cards)
 
@@ -261,6 +261,6 @@ def test_a_set_that_could_not_be_opened_is_not_called_external(first: Dataset, t
     for path in other.manifest["path"].iloc[:3]:
         (other.image_root / path).unlink()
     outcome = held(first, other, pair_scanner())
-    assert not body(outcome)["external"]
+    assert not body(outcome)["is_external"]
     assert "cannot be called external" in outcome.verdict
     assert "3 of 16 images of other could not be opened" in outcome.verdict

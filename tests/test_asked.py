@@ -321,19 +321,19 @@ def test_the_decision_curve_is_net_benefit_and_its_counts(tmp_path: Path) -> Non
     np.testing.assert_allclose(table["threshold"], np.arange(1, 100) / 100)
     frame = make_frame().query("split == 'test'")
     p, positive = frame["p_malignant"].to_numpy(), (frame["label"] == "malignant").to_numpy()
-    np.testing.assert_allclose(table["model"], net_benefit(p, positive, table["threshold"].to_numpy()), atol=1e-15)
+    np.testing.assert_allclose(
+        table["as_trained"], net_benefit(p, positive, table["threshold"].to_numpy()), atol=1e-15
+    )
     for at in (5, 10, 20):
         stored = body["splits"]["test"]["metrics"][f"net_benefit_{at}"]["value"]
-        assert table["model"][at - 1] == pytest.approx(stored)
+        assert table["as_trained"][at - 1] == pytest.approx(stored)
     odds = table["threshold"] / (1 - table["threshold"])
-    for name, found, alarms in (
-        ("model", "true_positives", "false_positives"),
-        ("calibrated", "calibrated_true_positives", "calibrated_false_positives"),
-    ):
+    for name, found, alarms in (("as_trained", "true_positives", "false_positives"),
+                                ("calibrated", "calibrated_true_positives", "calibrated_false_positives")):  # fmt: skip
         np.testing.assert_allclose(table[name], (table[found] - table[alarms] * odds) / table["n"], atol=1e-12)
     everyone = net_benefit_call_all(positive.mean(), table["threshold"].to_numpy())
     np.testing.assert_allclose(table["call_all"], everyone)
-    assert (table["call_none"] == 0).all() and (table["malignant"] == positive.sum()).all()
+    assert (table["call_none"] == 0).all() and (table["n_malignant"] == positive.sum()).all()
     validation = pd.read_csv(run / "figures" / "net_benefit_validation.csv")
     assert validation["calibrated"].isna().all(), "it was fitted there"
 

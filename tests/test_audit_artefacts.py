@@ -47,8 +47,8 @@ def test_a_class_with_more_hair_is_warned_of_with_prevalence_per_class() -> None
     assert found.n == 90
     assert list(found.rows["label"][:60]) == ["mel"] * 60
     assert found.per_class == {"mel": 60, "nv": 20, "bkl": 10}
-    assert found.figures["prevalence"]["mel"]["share"] == 0.6
-    assert found.figures["against_the_rest"]["mel"]["difference"] == pytest.approx(0.5)
+    assert found.figures["prevalence"]["mel"]["proportion"] == 0.6
+    assert found.figures["class_against_rest"]["mel"]["difference"] == pytest.approx(0.5)
     assert found.figures["alpha"] == alpha_per_test(3)
 
 
@@ -132,7 +132,7 @@ def test_what_was_not_measured_is_not_judged() -> None:
     assert isinstance(da050_hair(_counted({"mel": (50, 50)})), NotApplicable)
     part = make_subject(["a"] * 40 + ["b"] * 40, measures={"hair": [0.9] * 30 + [np.nan] * 10 + [0.0] * 40})
     found = _finding(da050_hair(part))
-    assert found.figures["prevalence"]["a"]["of"] == 30
+    assert found.figures["prevalence"]["a"]["total"] == 30
 
 
 def test_cards_state_the_presence_threshold() -> None:

@@ -297,7 +297,7 @@ def test_a_cleaning_writes_what_it_did(faulty: Dataset) -> None:
     ]  # fmt: skip
     body = json.loads((folder / "dataset.json").read_text())
     assert body["counts"]["images"] == len(FILES) - len(GONE)
-    (facts,) = body["cleaned"]
+    (facts,) = body["cleanings"]
     assert facts["by_code"] == {"DA010": 1, "DA011": 2, "DA012": 1, "DA014": 2, "DA022": 2}
     assert facts["to_manifest_sha256"] == cleaned.manifest_sha256 == outcome.dataset.manifest_sha256
 
@@ -357,7 +357,7 @@ def test_a_second_cleaning_does_nothing_and_a_third_of_more_takes_another_name(f
     assert (audit / "manifest.before-clean-2.csv").is_file() and (audit / "before-clean-2").is_dir()
     dropped = [item["image_id"] for item in rows_of(audit / "dropped.csv")]
     assert sorted(dropped) == sorted([*GONE, "train/nevus/n2", "train/melanoma/m4"])
-    assert len(json.loads((faulty.folder / "dataset.json").read_text())["cleaned"]) == 2
+    assert len(json.loads((faulty.folder / "dataset.json").read_text())["cleanings"]) == 2
 
 
 def test_what_is_accepted_stays_and_its_acceptance_holds_after_the_cleaning(faulty: Dataset) -> None:

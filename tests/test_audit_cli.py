@@ -180,7 +180,7 @@ def test_a_set_held_against_one_that_shares_images_is_not_external(
     dk.import_dataset("folder", other, out=tmp_path / "other")
     code, out, messages = invoke("audit", imported, "--against", tmp_path / "other")
     assert code == 3 and "DA080" in out and "not external" in messages
-    assert (imported / "audit" / "against-other" / "against.html").is_file()
+    assert (imported / "audit" / "external-other" / "external.html").is_file()
 
 
 def test_the_table_of_codes_in_the_documentation_is_that_of_the_checks(invoke: Invoke) -> None:

@@ -45,7 +45,7 @@ def test_what_is_on_two_sides_is_counted_per_class(check: object, column: str) -
     assert isinstance(found, Finding)
     assert (found.severity, found.n, dict(found.per_class)) == (Severity.ERROR, 4, {"nv": 1, "mel": 3})
     assert found.figures["test"]["per_class"]["mel"]["n"] == 2
-    assert found.figures["test"]["per_class"]["mel"]["of"] == 3
+    assert found.figures["test"]["per_class"]["mel"]["total"] == 3
     assert found.figures["validation"]["n"] == 1
     assert "Of 5 test images 3 (60 %, 95 % CI 23 to 88 %)" in found.sentence
     assert "mel 2 of 3 (67 %, 95 % CI 21 to 94 %)" in found.sentence
@@ -155,7 +155,7 @@ def test_the_worst_archive_ids_come_first() -> None:
     )
     assert isinstance(found, Finding)
     assert found.rows["isic_id"].tolist() == list("yyxxzz")
-    assert found.figures == {"two labels": 1, "two sides": 1, "different pixels": 1, "ids": 3, "of": 3}
+    assert found.figures == {"two labels": 1, "two sides": 1, "different pixels": 1, "ids": 3, "total": 3}
 
 
 def test_cards_can_be_read() -> None:

@@ -68,7 +68,7 @@ def test_one_class_with_many_bad_images_is_a_warning() -> None:
         high = [40.0] * n + [200.0] * (200 - n)
         light = {
             "high_level": high,
-            "bright_share": [0.0] * 200,
+            "bright_fraction": [0.0] * 200,
             "contrast": [20.0] * 200,
             "brightness": [99.0] * 200,
         }
@@ -78,7 +78,7 @@ def test_one_class_with_many_bad_images_is_a_warning() -> None:
     found = _finding(da004_dark_or_overexposed(dark(5)))
     assert found.severity is Severity.WARNING
     assert "5 of 100" in found.sentence
-    white = {"high_level": [255.0], "bright_share": [0.7], "contrast": [20.0], "brightness": [250.0]}
+    white = {"high_level": [255.0], "bright_fraction": [0.7], "contrast": [20.0], "brightness": [250.0]}
     assert (
         "0 dark, 1 overexposed"
         in _finding(da004_dark_or_overexposed(make_subject(["a"], measures=white))).sentence
@@ -99,7 +99,7 @@ def test_blur_is_judged_within_the_set() -> None:
         n = len(values)
         light = {
             "high_level": [200.0] * n,
-            "bright_share": [0.0] * n,
+            "bright_fraction": [0.0] * n,
             "contrast": [20.0] * n,
             "brightness": [99.0] * n,
         }
@@ -113,7 +113,7 @@ def test_blur_is_judged_within_the_set() -> None:
 
 def test_a_dark_image_with_a_lesion_is_dark_and_a_black_one_is_empty() -> None:
     light = {"contrast": [2.5, 0.2, 2.5], "brightness": [25.0, 3.0, 120.0], "high_level": [40.0, 4.0, 124.0]}
-    subject = make_subject(["a"] * 3, measures={**light, "bright_share": [0.0] * 3})
+    subject = make_subject(["a"] * 3, measures={**light, "bright_fraction": [0.0] * 3})
     assert _finding(da006_near_empty(subject)).rows["image_id"].tolist() == ["0001", "0002"]
     assert _finding(da004_dark_or_overexposed(subject)).rows["image_id"].tolist() == ["0000"]
 
@@ -124,14 +124,14 @@ def test_decisions_of_the_decoder_are_noted_by_kind() -> None:
     found = _finding(da002_ambiguous_decoding(make_subject(["a"] * 4, measures={"notes": notes})))
     assert found.severity is Severity.NOTE
     assert found.n == 3
-    assert found.figures["decisions"]["ICC profile ignored: broken"] == 2
+    assert found.figures["decoding_choices"]["ICC profile ignored: broken"] == 2
     assert da002_ambiguous_decoding(make_subject(["a"], measures={"notes": [""]})) is None
 
 
 def test_refused_and_changed_files_are_listed(tmp_path: Path) -> None:
     with (tmp_path / "refused.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["path", "reason", "detail"], ["a/x.jpg", "truncated", "cut, short"]])
-    subject = make_subject(["a", "b"], measures={"changed": ["", "missing"]})
+    subject = make_subject(["a", "b"], measures={"state": ["", "missing"]})
     object.__setattr__(subject.dataset, "folder", tmp_path)
     found = _finding(da001_unreadable(subject))
     assert found.severity is Severity.WARNING
@@ -140,7 +140,7 @@ def test_refused_and_changed_files_are_listed(tmp_path: Path) -> None:
         ["a/x.jpg", "truncated", "cut, short"],
     ]
     assert found.per_class == {"b": 1}
-    subject.measures["changed"] = ""
+    subject.measures["state"] = ""
     assert _finding(da001_unreadable(subject)).severity is Severity.NOTE
 
 

@@ -85,7 +85,7 @@ def body_of(dataset: Dataset) -> dict[str, Any]:
 def test_audit_json_says_all_and_worst_first(dataset: Dataset) -> None:
     outcome = run(dataset)
     body = body_of(dataset)
-    assert next(iter(body)) == "format" and body["format"] == 1
+    assert next(iter(body)) == "format" and body["format"] == 2
     assert [item["code"] for item in body["findings"]] == ["DA011", "DA012", "DA015", "DA004", "DA030"]
     first = body["findings"][1]
     assert first == {
@@ -94,10 +94,10 @@ def test_audit_json_says_all_and_worst_first(dataset: Dataset) -> None:
         "sentence": "2 of 26 images are on two sides.",
         "effect": "the test figure counts pictures that were learned by heart.", "kind": "pairs",
         "per_class": {"nevus": 2}, "figures": {"pairs": 1, "share": 2 / 26, "odd": None}, "accepted": None,
-        "acceptance_void": "",
+        "why_acceptance_invalid": "",
     }  # fmt: skip
-    assert [item["code"] for item in body["clear"]] == ["DA014", "DA020", "DA022"]
-    assert body["not_applicable"] == [
+    assert [item["code"] for item in body["checks_passed"]] == ["DA014", "DA020", "DA022"]
+    assert body["checks_not_applicable"] == [
         {"code": "DA040", "title": "File size tells the class", "reason": "file sizes were not measured"}
     ]
     assert body["counts"] == {"errors": 3, "warnings": 1, "notes": 1, "accepted": 0}
@@ -141,7 +141,7 @@ def test_without_a_split_sides_are_not_looked_for(tmp_path: Path) -> None:
     run(dataset)
     body = body_of(dataset)
     assert body["split"]["name"] == "" and body["split"]["counts"] == {}
-    assert {"DA012", "DA015"} <= {item["code"] for item in body["not_applicable"]}
+    assert {"DA012", "DA015"} <= {item["code"] for item in body["checks_not_applicable"]}
     assert "No split" in Page(dataset.folder / "audit" / "audit.html").words
 
 
@@ -272,7 +272,7 @@ def test_what_is_accepted_is_recorded_kept_and_told(dataset: Dataset) -> None:
     assert set(record) == {"DA011", "DA012"}, "DA014 found nothing, so there was nothing to accept"
     assert record["DA012"] == {
         "date": record["DA012"]["date"], "manifest_sha256": dataset.manifest_sha256, "n": 2, "severity": "error",
-        "split": "given_split", "division": split_sha256(division(dataset)),
+        "split": "given_split", "split_sha256": split_sha256(division(dataset)),
     }  # fmt: skip
     later = run(load_dataset(dataset.folder))
     assert [item.card.code for item in later.open_errors] == ["DA015"], "it holds in later audits"

@@ -132,9 +132,9 @@ def test_the_best_known_images_come_first() -> None:
     found = da040_file_size(numbers(["nv"] * 60 + ["mel"] * 60, size))
     assert isinstance(found, Finding)
     assert set(found.rows["label"]) == {"mel"}
-    outranks = found.rows["outranks"].to_numpy()
+    outranks = found.rows["placement_value"].to_numpy()
     assert (np.diff(outranks) <= 0).all()
-    assert found.rows["signal_bytes"].iloc[0] > found.rows["signal_bytes"].iloc[-1]
+    assert found.rows["feature_bytes"].iloc[0] > found.rows["feature_bytes"].iloc[-1]
     assert outranks.mean() == pytest.approx(found.figures["classes"][0]["auroc"], abs=0.001)
 
 
@@ -168,7 +168,7 @@ def test_classes_with_few_images_are_skipped_and_named() -> None:
     label = ["nv"] * 100 + ["mel"] * 100 + ["bkl"] * 19
     found = da040_file_size(numbers(label, np.arange(219.0)))
     assert isinstance(found, Finding)
-    assert found.figures["skipped"] == ["bkl"]
+    assert found.figures["skipped_classes"] == ["bkl"]
     assert "Too few images to ask: bkl." in found.sentence
     lesion = [f"L{k % 9}" for k in range(100)] + [f"M{k}" for k in range(100)]
     few = da040_file_size(numbers(label[:200], np.arange(200.0), manifest={"lesion_id": lesion}))
@@ -235,7 +235,7 @@ def test_a_finding_says_how_the_class_differs() -> None:
     assert isinstance(found, Finding)
     # The median of both is 0: the means tell them apart, and the ruler comes before the hair.
     assert found.sentence.endswith("mel: mean ruler 0.4 against 0 and mean hair 0 against 0.")
-    assert found.figures["classes"][0]["typical"][0]["gap"] == pytest.approx(0.4)
+    assert found.figures["classes"][0]["typical"][0]["separation"] == pytest.approx(0.4)
     json.dumps(found.figures, allow_nan=False)
 
 

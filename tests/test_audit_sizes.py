@@ -45,7 +45,7 @@ def test_a_side_without_a_class() -> None:
     assert da031_class_missing_in_split(make_subject(["nv"])) == NotApplicable("no split")
     folds = da031_class_missing_in_split(sized({("nv", "fold 0"): 2, ("mel", "fold 0"): 1, ("nv", "fold 1"): 1}))
     assert isinstance(folds, Finding)
-    assert folds.figures["lacking"] == {"fold 1": ["mel"]}
+    assert folds.figures["missing_classes"] == {"fold 1": ["mel"]}
 
 
 def test_a_small_test_side_cannot_carry_a_conclusion() -> None:
@@ -65,7 +65,7 @@ def test_many_photographs_of_few_lesions_are_few() -> None:
     ids = [f"{side}{number % 40}" for side, n in (("t", 1000), ("s", 2000)) for number in range(n)]
     found = da032_test_too_small(sized(BIG, lesion_id=ids))
     assert isinstance(found, Finding)
-    assert found.figures["independent"] == 40
+    assert found.figures["effective_n"] == 40
     assert "worth 40 independent images" in found.sentence
 
 
@@ -90,7 +90,7 @@ def test_a_class_contradicted_elsewhere() -> None:
     assert isinstance(found, Finding)
     assert (found.severity, found.n, found.per_class) == (Severity.ERROR, 2, {"mel": 2})
     assert found.rows["image_id"].tolist() == ["0001", "0000"]
-    assert found.rows["copy_image_id"].tolist() == ["0004", "0004"]
+    assert found.rows["duplicate_image_id"].tolist() == ["0004", "0004"]
     assert found.sentence == (
         "Of 3 test images of mel 2 (67 %, 95 % CI 21 to 94 %) have a copy under another label."
     )

@@ -25,7 +25,7 @@ def test_a_leaking_column_in_the_manifest_is_a_warning(used: object) -> None:
     assert isinstance(found, Finding)
     assert found.severity == Severity.WARNING
     assert found.rows.to_dict("records") == [
-        {"column": "dx_type", "tells": "how the diagnosis was confirmed", "in_manifest": True}
+        {"column": "dx_type", "reveals": "how the diagnosis was confirmed", "in_manifest": True}
     ]
 
 

@@ -58,7 +58,7 @@ def _bins() -> pd.DataFrame:
 def _benefit() -> pd.DataFrame:
     at = np.arange(1, 100) / 100
     return pd.DataFrame(
-        {"threshold": at, "model": 0.2 - at / 5, "calibrated": 0.21 - at / 5,
+        {"threshold": at, "as_trained": 0.2 - at / 5, "calibrated": 0.21 - at / 5,
          "call_all": 0.2 - 0.8 * at / (1 - at), "call_none": 0.0}
     )  # fmt: skip
 
@@ -203,7 +203,7 @@ def test_a_calibration_that_changes_nothing_has_no_line_of_its_own(
     assert {"the net as trained", "the net, calibrated", "call everyone malignant", "call no one"} <= set(
         draw(table)
     )
-    for column in (table["model"], ""):
+    for column in (table["as_trained"], ""):
         assert "the net, calibrated" not in draw(table.assign(calibrated=column))
 
 

@@ -22,7 +22,7 @@ def test_the_two_that_everybody_quotes() -> None:
     assert small.is_consistent and not four.is_consistent
     (said,) = four.sentences()
     assert said.startswith("S3: no single confusion matrix gives accuracy 0.74, precision 0.76")
-    assert four.as_dict()["fits"] == {"binary": False, "averaged": False}
+    assert four.as_dict()["fits_by_average"] == {"binary": False, "averaged": False}
 
 
 def test_a_figure_without_its_images_says_what_is_missing() -> None:
@@ -148,4 +148,4 @@ def test_a_doubtful_interval_is_marked_and_a_worthless_one_not_used() -> None:
     (found,) = compare_with_published(pd.DataFrame([few, flat]), ["few", "flat"], {}, CLAIM)["S2"]
     assert found.name == "few" and found.run_estimate.reason == few["reason"]
     assert "(unreliable: 20 units, 30 needed), unpaired" in found.sentence()
-    assert found.as_dict()["own"]["reason"] == few["reason"]
+    assert found.as_dict()["run"]["reason"] == few["reason"]

@@ -53,8 +53,8 @@ def test_shuffled_in_other_folders_with_rows_missing_it_is_still_ham10000(ham: p
     finding = found(da070_known_set(subject(frame)))
     assert finding.severity is Severity.NOTE
     assert finding.sentence.startswith("This is HAM10000 with 12 images missing.")
-    assert finding.n == finding.figures["images"] == 10003
-    assert finding.figures["missing"] == 12
+    assert finding.n == finding.figures["n_images"] == 10003
+    assert finding.figures["n_missing"] == 12
     texts = finding.rows.groupby("fact")["text"].agg(list)
     assert texts["known defect"] == list(HAM.defects)
     assert texts["licence"] == [HAM.licence]
@@ -118,7 +118,7 @@ def test_a_class_from_another_archive_than_its_opposite_is_a_warning(ham: pd.Dat
     finding = found(da072_contains_known_set(subject(pd.concat([own, ham[ham["label"] == "nv"].head(60)]))))
     assert finding.severity is Severity.WARNING
     assert "They tell classes apart: 0 of 60 mel, but 60 of 60 nv." in finding.sentence
-    assert finding.figures["sets"][0]["gap"] > 0.8
+    assert finding.figures["contained_sets"][0]["class_gap"] > 0.8
 
 
 @pytest.mark.parametrize("check", [da070_known_set, da071_name_and_content, da072_contains_known_set])

@@ -483,7 +483,7 @@ def test_what_was_accepted_and_dropped_for_an_earlier_manifest_is_told_and_remov
     root = draw_all(tmp_path / "src", FLAT)
     assert "void_acceptances" not in codes(bring(root))
     facts, dropped = tmp_path / "made" / "dataset.json", tmp_path / "made" / "audit" / "dropped.csv"
-    accepted = {"accepted": {"DA011": {}, "DA020": {}}, "accepted_against": {"other": {"DA081": {}}}}
+    accepted = {"accepted": {"DA011": {}, "DA020": {}}, "accepted_external": {"other": {"DA081": {}}}}
     facts.write_text(json.dumps({**json.loads(facts.read_text()), **accepted}))
     dropped.parent.mkdir()
     dropped.write_text("image_id,code,reason\n")

@@ -177,7 +177,7 @@ def test_a_wrong_manifest_is_not_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "before", "after", "says"),
     [
-        ("dataset.json", '"format": 1', '"format": 2', "format 2"),
+        ("dataset.json", '"format": 2', '"format": 3', "format 3"),
         ("dataset.json", '"malignant"', '"evil"', "malignancy 'evil'"),
         ("dataset.json", '"classes"', '"klasses"', "lacks something"),
         ("location.json", '"images"', '"where"', "lacks something"),

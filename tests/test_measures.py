@@ -70,7 +70,7 @@ def test_the_border_is_measured_apart_from_the_middle() -> None:
     row = _measured(pixels)
     assert row["border_r"] == 30
     assert row["border_spread"] == 0
-    assert row["dark_share"] == 0
+    assert row["dark_fraction"] == 0
     assert row["low_level"] == 30
     assert row["high_level"] == 220
     assert row["mean_g"] == pytest.approx(30 * 0.36 + 220 * 0.64)

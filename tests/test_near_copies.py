@@ -252,7 +252,7 @@ def test_files_that_changed_since_the_import_are_named(tmp_path: Path) -> None:
     (folder / "o000.jpg").unlink()
     (folder / "o001.jpg").write_bytes(b"no image")
     save(tmp_path / "images", "o002.jpg", photograph(50, size=64))
-    assert scan_images(dataset).table["changed"].tolist() == ["missing", "refused", "changed", ""]
+    assert scan_images(dataset).table["state"].tolist() == ["missing", "refused", "changed", ""]
     assert find_duplicates(dataset.manifest, scan_images(dataset)).empty
 
 
@@ -305,9 +305,9 @@ def test_a_file_that_comes_back_or_is_written_anew_is_looked_at_again(tmp_path: 
     with pytest.raises(DataError):
         scan_images(dataset)
     (tmp_path / "away").rename(tmp_path / "images")
-    assert scan_images(dataset).table["changed"].tolist() == [""] * 5
+    assert scan_images(dataset).table["state"].tolist() == [""] * 5
     save(tmp_path / "images", "o002.jpg", photograph(50, size=64))
-    assert scan_images(dataset).table["changed"].tolist() == ["", "", "changed", "", ""]
+    assert scan_images(dataset).table["state"].tolist() == ["", "", "changed", "", ""]
     # A file that changed is not what its hash of the import says.
     save(tmp_path / "images", "o002.jpg", photograph(1, size=64))
     assert find_duplicates(dataset.manifest, scan_images(dataset))["kind"].tolist() == ["reencoded"]

@@ -5,6 +5,9 @@ an operating point of its own (`tiny`), one with a sealed test split (`tiny-seal
 (`tiny-opened`), two repeats (`tiny-repeats`), a training that was interrupted in its second epoch
 (`tiny-unfinished`), an evaluation on
 `other` (`external`) and one of a table (`foreign`). Charts, pages and pixels that can be made again are left out.
+
+`data/dataset-6429fce.tar.xz` holds two data sets by that commit: `data` was audited, cleaned, split and checked against
+`other`, and findings of all three were accepted.
 """
 
 import json
@@ -18,21 +21,34 @@ import pandas as pd
 import pytest
 
 import dermkit as dk
+from dermkit.audit.split_view import read_audited_split
+from dermkit.audit.status import audit_state
 from dermkit.recipes.schema import load_recipe
 from dermkit.runs.folder import read_metrics
+from dermkit.runs.migrations import run_1_to_2
 
-ARCHIVE = Path(__file__).parent / "data" / "run-6429fce.tar.xz"
-METRICS_1 = Path(__file__).parent / "data" / "metrics-c459311.json.xz"
+ARCHIVES = Path(__file__).parent / "data"
+METRICS_1 = ARCHIVES / "metrics-c459311.json.xz"
+
+
+def unpack(name: str, folder: Path) -> Path:
+    with tarfile.open(ARCHIVES / name) as archive:
+        archive.extractall(folder, filter="data")
+    for path in folder.rglob("*.json"):
+        path.write_text(path.read_text().replace("@HERE@", str(folder)))
+    return folder
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     """Return a folder with what the earlier release wrote; a test may change it."""
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path / "old", filter="data")
-    for path in (tmp_path / "old").rglob("*.json"):
-        path.write_text(path.read_text().replace("@HERE@", str(tmp_path / "old")))
-    return tmp_path / "old"
+    return unpack("run-6429fce.tar.xz", tmp_path / "old")
+
+
+@pytest.fixture
+def audited(tmp_path: Path) -> Path:
+    """Return a folder with data sets that the earlier release audited."""
+    return unpack("dataset-6429fce.tar.xz", tmp_path / "audited")
 
 
 def run_in(old: Path, name: str) -> Path:
@@ -90,6 +106,16 @@ def test_evaluation_gives_an_old_run_the_same_figures(old: Path, name: str) -> N
     )
     dk.evaluate(run, options=options)
     assert figures(read(run / "metrics.json")) == before
+
+
+def test_an_old_table_of_the_decision_curve_is_drawn(old: Path) -> None:
+    run = run_in(old, "tiny")
+    dk.evaluate(run)
+    path = run / "figures" / "net_benefit_test.csv"
+    pd.read_csv(path).rename(columns={"as_trained": "model"}).to_csv(path, index=False)
+    path.with_suffix(".png").unlink()
+    dk.report(run)
+    assert path.with_suffix(".png").is_file()
 
 
 def test_an_old_metrics_json_is_read_as_a_new_one(old: Path) -> None:
@@ -197,3 +223,62 @@ def test_metrics_of_the_first_format_are_read_as_they_are(old: Path) -> None:
     assert "npv" in renewed
     for name, metric in first_format["splits"]["test"]["metrics"].items():
         assert renewed[name]["value"] == (metric["value"] and pytest.approx(metric["value"], rel=1e-12))
+
+
+def test_an_audit_of_an_old_data_set_honours_what_was_accepted(audited: Path) -> None:
+    outcome = dk.audit_dataset(dk.load_dataset(audited / "data"), workers=1)
+    outcome.raise_for_errors()
+    before = read(audited / "data" / "dataset.json")
+    assert {item.card.code for item in outcome.findings if item.acceptance} == set(before["accepted"])
+    assert "Cleaned on" in outcome.page.read_text()
+    assert before["format"] == 1, "nothing new was accepted, so nothing was written"
+
+
+def test_a_further_acceptance_brings_an_old_data_set_to_the_new_format(audited: Path) -> None:
+    folder = audited / "data"
+    before = read(folder / "dataset.json")
+    dk.audit_dataset(dk.load_dataset(folder), accept=["DA032"], workers=1)
+    after = read(folder / "dataset.json")
+    assert after["format"] == 2
+    assert after["cleanings"] == before["cleaned"]
+    assert after["accepted_external"] == before["accepted_against"]
+    assert set(after["accepted"]) == {*before["accepted"], "DA032"}
+    assert {record["split_sha256"] for record in after["accepted"].values()} == {
+        record["division"] for record in before["accepted"].values()
+    }
+    dk.audit_dataset(dk.load_dataset(folder), workers=1).raise_for_errors()
+
+
+def test_an_acceptance_of_an_old_data_set_is_not_valid_for_another_split(audited: Path) -> None:
+    folder = audited / "data"
+    split = folder / "splits" / "other.csv"
+    frame = pd.read_csv(folder / "manifest.csv")
+    sides = ["test" if side == "train" else "train" for side in frame["given_split"]]
+    pd.DataFrame({"image_id": frame["image_id"], "split": sides}).to_csv(split, index=False)
+    outcome = dk.audit_dataset(dk.load_dataset(folder), split="other", workers=1)
+    assert {item.card.code for item in outcome.open_errors} == {"DA015", "DA020", "DA021"}
+    assert all("the published split" in item.invalid_reason for item in outcome.open_errors)
+
+
+def test_an_external_check_of_old_data_sets_honours_what_was_accepted(audited: Path) -> None:
+    outcome = dk.check_external(dk.load_dataset(audited / "data"), dk.load_dataset(audited / "other"), workers=1)
+    outcome.raise_for_errors()
+    assert [item.acceptance is not None for item in outcome.findings if item.card.code == "DA080"] == [True]
+
+
+def test_an_old_audit_is_told_in_a_run_and_an_old_data_set_is_trained_on(audited: Path, old: Path) -> None:
+    dataset = dk.load_dataset(audited / "data")
+    assert audit_state(dataset, read_audited_split(dataset, None).frame)["state"] == "done"
+    recipe = load_recipe(run_in(old, "tiny") / "recipe.json")
+    run = dk.train(recipe, dataset, settings=dk.RunSettings(out=audited / "runs", device="cpu"), split="holdout")
+    run_json = read(run / "run.json")["dataset"]
+    assert run_json["audit"]["reason"] == "split", "the given split was audited, not this one"
+    assert run_json["notes"]["cleanings"][0]["dropped"] == 5
+
+
+def test_the_notes_of_an_old_run_have_the_keys_of_today() -> None:
+    notes = {"cleaned": [{"dropped": 2}], "accepted": {"DA010": {"n": 1, "division": "d"}}, "defects": ["x"]}
+    run = run_1_to_2({"format": 1, "dataset": {"name": "d", "notes": notes}})
+    assert run["dataset"]["notes"] == {
+        "cleanings": [{"dropped": 2}], "accepted": {"DA010": {"n": 1, "split_sha256": "d"}}, "defects": ["x"]
+    }  # fmt: skip

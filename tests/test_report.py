@@ -377,13 +377,13 @@ def test_people_stand_beside_the_malignant_curve_and_are_no_test(full: Path, tmp
     for anchor in READER_STUDIES:
         assert anchor.source in text
         assert f"{anchor.source}, {anchor.year}." in text
-    anchors = RunFolder(full).figures_table("anchors.csv")
+    anchors = RunFolder(full).figures_table("reader_studies.csv")
     assert anchors is not None
     assert anchors["sensitivity"].astype(float).tolist() == [item.sensitivity for item in READER_STUDIES]
     run = make_run(tmp_path, ("a", "b", "c"))
     page = Page(write_report(run))
     assert "never a test" not in page.text, "no class is malignant, so there are not two sides"
-    assert not (run / "figures" / "anchors.csv").exists()
+    assert not (run / "figures" / "reader_studies.csv").exists()
     assert not list((run / "figures").glob("net_benefit*"))
 
 

@@ -450,7 +450,7 @@ def test_two_recipes_by_their_trainings(tmp_path: Path) -> None:
     )
     table = comparison.table
     group = table[(table["run"] == "a/m-s0-versions") & (table["metric"] == "accuracy")].iloc[0]
-    assert group["value"] == pytest.approx(means[0]) and group["trainings"] == 3 and pd.isna(group["low"])
+    assert group["value"] == pytest.approx(means[0]) and group["n_trainings"] == 3 and pd.isna(group["low"])
     assert len(table["run"].unique()) == 8, "two recipes and their six runs"
 
 
@@ -541,12 +541,12 @@ def test_the_page_and_the_files(tmp_path: Path, cli: Cli) -> None:
     assert "3 against 2 trainings, 60 images" in done.stdout and "mean of 3" in done.stdout
     body = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert set(body["groups"]) == {"a/m-s0-versions", "b/k"} and len(body["runs"]) == 5
-    moved = body["groups"]["b/k"]["moved_by"]["test"]["accuracy"]
-    figure = body["groups"]["b/k"]["figures"]["test"]["accuracy"]
+    moved = body["groups"]["b/k"]["variance_components"]["test"]["accuracy"]
+    figure = body["groups"]["b/k"]["metrics"]["test"]["accuracy"]
     assert moved["mean"] == pytest.approx(figure["value"]) and moved["sd"] == pytest.approx(figure["sd"])
     (pair,) = body["pairs"]
-    accuracy = pair["figures"]["accuracy"]
-    assert pair["kind"] == "trainings" and accuracy["trainings"] == [3, 2]
+    accuracy = pair["metrics"]["accuracy"]
+    assert pair["design"] == "trainings" and accuracy["n_trainings"] == [3, 2]
     rows = pd.read_csv(tmp_path / "out" / "pairs.csv")
     assert rows["first_mean"][0] == pytest.approx(accuracy["first"]["mean"])
     assert rows["error_seeds"][0] == pytest.approx(accuracy["error_seeds"])

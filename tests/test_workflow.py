@@ -487,10 +487,10 @@ def test_the_page_and_the_tables_say_what_the_pairs_found(pair: list[Path], tmp_
     dk.evaluate(pair[1])
     outcome = dk.compare(pair, claim_texts=["S2: accuracy=.4661,n=118"], out=tmp_path / "out")
     body = read(tmp_path / "out" / "comparison.json")
-    figures = next(item for item in body["pairs"] if item["split"] == "test")["figures"]
+    figures = next(item for item in body["pairs"] if item["split"] == "test")["metrics"]
     accuracy = figures["accuracy"]
-    assert accuracy["discordant"] == [len(turned), 0]
-    assert accuracy["found"] == (accuracy["p_holm"] <= 0.05)
+    assert accuracy["discordant_counts"] == [len(turned), 0]
+    assert accuracy["is_significant"] == (accuracy["p_holm"] <= 0.05)
     assert accuracy["value"] == pytest.approx(len(turned) / accuracy["n"])
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert outcome.page.read_text() == page
@@ -503,7 +503,7 @@ def test_the_page_and_the_tables_say_what_the_pairs_found(pair: list[Path], tmp_
     listed = pd.read_csv(tmp_path / "out" / "disagreements_test.csv", dtype=str)
     assert set(listed["image_id"]) == set(frame.loc[turned, "image_id"])
     rows = pd.read_csv(tmp_path / "out" / "pairs.csv")
-    assert set(rows["figure"]) >= {"accuracy", "auroc", "loss"}
+    assert set(rows["metric"]) >= {"accuracy", "auroc", "loss"}
 
 
 def test_published_figures_need_no_run(invoke: Invoke, tmp_path: Path) -> None:
@@ -511,7 +511,7 @@ def test_published_figures_need_no_run(invoke: Invoke, tmp_path: Path) -> None:
     code, out, _ = invoke("compare", "--published", claim, "--out", tmp_path / "one")
     assert code == 0
     assert "no single confusion matrix" in out
-    assert read(tmp_path / "one" / "comparison.json")["published"][0]["consistent"] is False
+    assert read(tmp_path / "one" / "comparison.json")["published"][0]["is_consistent"] is False
     code, _, err = invoke("compare", "--published", "auc=.9", "--out", tmp_path / "two")
     assert code == 2 and "not a figure" in err
     code, _, err = invoke("compare", "--out", tmp_path / "two")

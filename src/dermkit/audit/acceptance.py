@@ -1,29 +1,27 @@
-"""Findings that a person accepts by code: recorded in dataset.json, and void once there is more than was accepted."""
+"""Acceptances of findings by code: recorded in dataset.json, no longer valid once a finding has more images."""
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from operator import and_
 from typing import Any, NamedTuple
 
 from dermkit.audit.checks.finding import Finding, Severity
-from dermkit.data.manifest import DATASET_FORMAT, Dataset
-from dermkit.errors import DataError, UsageError
-from dermkit.files import read_json, write_json
+from dermkit.data.manifest import Dataset, update_notes
+from dermkit.errors import UsageError
 
 AcceptanceRecords = Mapping[str, Mapping[str, Any]]
-"""Code -> {date, manifest_sha256, n, severity, split, division}: when, for which manifest, how many images, how bad,
-on which split. division: its hash, for a split may be made again under its name."""
+"""Code -> {date, manifest_sha256, n, severity, split, split_sha256}: when, for which manifest, how many images, how
+severe, on which split. split_sha256: a split may be made again under its name."""
 
 SPLIT_DEPENDENT_CHECKS = frozenset({"DA012", "DA015", "DA020", "DA021", "DA024", "DA033"})
-"""The checks whose findings are other ones on another split: as many images there are other images."""
+"""Checks that depend on the split: on another split the same number of images can be other images."""
 
 _SEVERITIES_WORST_FIRST = [str(severity) for severity in Severity]
 
 
 class SplitId(NamedTuple):
-    """A split as an acceptance knows it: its name ("" = none), and the hash of which image is on which side."""
+    """A split as an acceptance records it: its name ("" = none), and the hash of which image is in which split."""
 
     name: str
     sha256: str
@@ -49,20 +47,20 @@ def check_codes(requested_codes: Iterable[str], known_codes: Sequence[str]) -> t
 
 
 def _similarity(code: str, known_code: str) -> tuple[float, int]:
-    """Rank likeness; of equals the one with the same beginning."""
+    """Return a sort key for similarity; ties go to the code that shares the longer beginning."""
     return difflib.SequenceMatcher(None, code, known_code).ratio(), sum(
         accumulate(map(str.__eq__, code, known_code), and_)
     )
 
 
 def acceptances_of(dataset: Dataset) -> AcceptanceRecords:
-    """Return what dataset.json says was accepted."""
+    """Return the acceptances in dataset.json."""
     acceptances = dataset.notes.get("accepted", {})
     return acceptances if isinstance(acceptances, Mapping) else {}
 
 
 def why_invalid(record: Mapping[str, Any], *, manifest_sha256: str, n: int) -> str:
-    """Return why an acceptance no longer stands, "" while it does. n: images that the finding concerns now."""
+    """Return why a recorded acceptance is no longer valid, "" if it still is. n: images that the finding has now."""
     if record.get("manifest_sha256") != manifest_sha256:
         return "the manifest has changed since"
     if n > int(record.get("n", 0)):
@@ -73,10 +71,10 @@ def why_invalid(record: Mapping[str, Any], *, manifest_sha256: str, n: int) -> s
 def why_invalid_for_split(
     code: str, record: Mapping[str, Any], finding: Finding, *, manifest_sha256: str, split_id: SplitId
 ) -> str:
-    """Return why an acceptance does not stand for this split and what its check finds on it, "" while it does."""
+    """Return why an acceptance is not valid for this split and the finding on it, "" if it is."""
     accepted_severity = str(record.get("severity", ""))
     if record.get("manifest_sha256") == manifest_sha256:
-        if code in SPLIT_DEPENDENT_CHECKS and record.get("division") != split_id.sha256:
+        if code in SPLIT_DEPENDENT_CHECKS and record.get("split_sha256") != split_id.sha256:
             return f"accepted for {_accepted_split_text(str(record.get('split', '')), split_id.name)}"
         if accepted_severity not in _SEVERITIES_WORST_FIRST[: _SEVERITIES_WORST_FIRST.index(finding.severity) + 1]:
             return f"was {_severity_text(accepted_severity)} then, is {_severity_text(finding.severity)} now"
@@ -107,11 +105,11 @@ def add_acceptances(
     date: str,
     split_id: SplitId,
 ) -> AcceptanceRecords:
-    """Return the records with `codes` accepted as they are found now; those that find nothing are left out."""
+    """Return the records plus one for each of `codes` that has a finding now; codes without a finding are skipped."""
     new_records = {
         code: {
             "date": date, "manifest_sha256": dataset.manifest_sha256, "n": findings[code].n,
-            "severity": str(findings[code].severity), "split": split_id.name, "division": split_id.sha256,
+            "severity": str(findings[code].severity), "split": split_id.name, "split_sha256": split_id.sha256,
         }
         for code in codes
         if code in findings
@@ -127,15 +125,15 @@ def carry_over(
     dataset: Dataset,
     split_id: SplitId,
 ) -> AcceptanceRecords:
-    """Return the records after a cleaning: what stood before it stands for what is left of it, and for no more.
+    """Return the records after a cleaning: an acceptance that was valid now covers only what its finding still has.
 
-    standing: the codes whose acceptance stood. dataset, division, found: those after the cleaning. An acceptance of
-    what the cleaning repaired is forgotten: it must not hide what a later audit finds.
+    valid_codes: codes with a valid acceptance before. findings, dataset, split_id: those after the cleaning. The
+    acceptance of a finding that the cleaning repaired is removed: it must not hide what a later audit finds.
     """
     untouched_records = {code: record for code, record in records.items() if code not in valid_codes}
     updated_records = {
         code: {
-            **records[code], "manifest_sha256": dataset.manifest_sha256, "division": split_id.sha256,
+            **records[code], "manifest_sha256": dataset.manifest_sha256, "split_sha256": split_id.sha256,
             "n": min(int(records[code]["n"]), findings[code].n),
         }
         for code in valid_codes
@@ -145,10 +143,7 @@ def carry_over(
 
 
 def save_records(dataset: Dataset, records: AcceptanceRecords) -> Dataset:
-    """Write the records into dataset.json, all else as it is there; returns the data set that says so too."""
+    """Write the records into dataset.json; returns the data set with them."""
     if records == acceptances_of(dataset):
         return dataset
-    path = dataset.folder / "dataset.json"
-    dataset_json = read_json(path, format=DATASET_FORMAT, error=DataError)
-    write_json(path, {**dataset_json, "accepted": records}, format=DATASET_FORMAT)
-    return replace(dataset, notes={**dataset.notes, "accepted": records})
+    return update_notes(dataset, accepted=records)

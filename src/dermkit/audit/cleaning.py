@@ -1,6 +1,6 @@
-"""`audit --clean`: a new manifest without contradictions and exact copies, near copies tied together by copy_group.
+"""`audit --clean`: drops contradictions and exact copies from the manifest, and gives near copies one copy_group.
 
-Images and lesion ids are not touched, and every row that goes has its reason in dropped.csv.
+Images and lesion ids are not changed, and every dropped row has its reason in dropped.csv.
 """
 
 import csv
@@ -31,20 +31,20 @@ LESION_LABELS, ARCHIVE_IDS = "DA022", "DA024"
 
 REPAIRED_BY_CLEANING = frozenset({"DA010", "DA011", "DA012", "DA013", "DA014", "DA015", "DA022", "DA024"})
 REPAIRED_BY_SPLIT = frozenset({"DA012", "DA015", "DA020", "DA021", "DA024"})
-"""What a cleaning repairs or makes known to a split, and what a split then repairs."""
+"""Codes that a cleaning repairs (or turns into copy groups, which splits respect), and those of a new split."""
 
 _PREFERRED_SPLITS = ("test", "validation")
-"""Which of several exact copies is kept: a published test side must stay whole, so it comes first."""
+"""Of exact copies the one in the first of these splits is retained: a published test split must stay complete."""
 
 _RESOLVED_WARNINGS = {
     "contradictory_copies": CONTRADICTIONS, "lesion_labels": LESION_LABELS, "copies": "", "copies_across": "",
 }  # fmt: skip
-"""The import's warnings that a cleaning makes untrue, and the code whose acceptance leaves them true."""
+"""Import warnings that no longer hold after a cleaning -> the check whose acceptance keeps them true ("" = none)."""
 
 
 @dataclass(frozen=True, eq=False)
 class CleaningPlan:
-    """What is to be done. keep: (N,) flags. dropped: `DROPPED_COLUMNS`. copy_group: (N,) texts, as they become."""
+    """keep_mask: (N,) rows to retain. dropped_rows: `DROPPED_COLUMNS`. copy_group: (N,) the new column."""
 
     keep_mask: Bools
     dropped_rows: pd.DataFrame
@@ -52,7 +52,7 @@ class CleaningPlan:
 
 
 def plan_cleaning(subject: Subject, accepted_codes: Collection[str]) -> CleaningPlan:
-    """Decide which rows go, each with its reason, and which stay together. accepted: codes that stand accepted."""
+    """Decide which rows to drop and why, and which to group. accepted_codes: codes whose acceptance is valid."""
     frame, pairs = subject.frame, subject.pairs
     a, b = pairs["a"].to_numpy(np.int64), pairs["b"].to_numpy(np.int64)
     pixel_keys = id_codes(frame["pixel_sha256"])
@@ -87,11 +87,11 @@ def plan_cleaning(subject: Subject, accepted_codes: Collection[str]) -> Cleaning
     )
 
 
-# What goes ------------------------------------------------------------------------------------------------------
+# Rows to drop ---------------------------------------------------------------------------------------------------
 
 
 def _contradictory_rows(frame: pd.DataFrame, pixel_groups: Ints) -> tuple[Ints, list[str]]:
-    """Return the rows whose exact pixels also carry another label, and why."""
+    """Return the rows whose pixels also occur under another label, and the reasons."""
     labels = frame["label"]
     rows = np.flatnonzero(labels.groupby(pixel_groups).transform("nunique") > 1).astype(np.int64)
     by_picture = frame.iloc[rows].groupby(pixel_groups[rows])
@@ -110,7 +110,7 @@ def _contradictory_rows(frame: pd.DataFrame, pixel_groups: Ints) -> tuple[Ints, 
 def _near_contradictory_rows(
     frame: pd.DataFrame, near_pairs: pd.DataFrame, pixel_groups: Ints
 ) -> tuple[Ints, list[str]]:
-    """Return the rows of near copies with different labels, and the exact copies of those rows, and why."""
+    """Return the rows of near copies with different labels, with their exact copies, and the reasons."""
     ids, labels = frame["image_id"].to_numpy(), frame["label"].to_numpy()
     reason_by_row: dict[int, str] = {}
     for a, b, kind in zip(
@@ -125,7 +125,7 @@ def _near_contradictory_rows(
 
 
 def _inconsistent_rows(frame: pd.DataFrame, column: str, noun: str) -> tuple[Ints, list[str]]:
-    """Return the rows whose lesion, or whose photograph by its ISIC id, carries several labels, and why."""
+    """Return the rows whose lesion id or ISIC id has several labels, and the reasons."""
     ids = frame[column]
     has_several_labels = (ids != "") & (frame["label"].groupby(ids).transform("nunique") > 1)
     rows = np.flatnonzero(has_several_labels).astype(np.int64)
@@ -139,9 +139,10 @@ def _inconsistent_rows(frame: pd.DataFrame, column: str, noun: str) -> tuple[Int
 def _redundant_duplicates(
     frame: pd.DataFrame, pixel_groups: Ints, is_remaining: Bools, *, across_splits: bool
 ) -> tuple[Ints, list[str]]:
-    """Return exact copies of one label that are not the one kept, and which one is kept.
+    """Return exact copies under one label but for the retained one, and reasons that name it.
 
-    left: rows that have not gone yet. across: those on another side than the one kept; else those on the same side.
+    is_remaining: (N,) rows not dropped so far. across_splits: copies in another split than the retained one; else those
+    in the same.
     """
     rows = np.flatnonzero(
         is_remaining & (pd.Series(pixel_groups).groupby(pixel_groups).transform("size") > 1).to_numpy()
@@ -154,7 +155,7 @@ def _redundant_duplicates(
             _PREFERRED_SPLITS.index(split) if split in _PREFERRED_SPLITS else 2 for split in table[column]
         ]
     sorted_rows = table.sort_values(["same", "split", "given_split", "image_id"], kind="stable")
-    # Copies under another label are here only where the contradiction was accepted: then each label keeps one.
+    # Copies under another label remain only where the contradiction was accepted: then each label retains one.
     retained_of_group = sorted_rows.groupby(["same", "label"])["row"].transform("first")
     is_redundant = sorted_rows["row"] != retained_of_group
     dropped_rows, retained_rows = (
@@ -168,7 +169,7 @@ def _redundant_duplicates(
     ]
 
 
-# What stays together ----------------------------------------------------------------------------------------------
+# Copy groups ------------------------------------------------------------------------------------------------------
 
 
 def _copy_groups(
@@ -176,7 +177,7 @@ def _copy_groups(
 ) -> NDArray[np.object_]:
     """Return the copy_group of each row: components of pairs, identical pixels, ISIC ids and existing copy groups.
 
-    What only a row that goes tied together, as a copy or by a lesion or patient, is tied by a copy group instead.
+    Where only a dropped row connected two groups (as duplicate, lesion or patient), the copy group connects them.
     """
     current_names, n = frame["copy_group"].to_numpy(dtype=object), len(frame)
     id_keys = [id_codes(frame[column]) for column in ("lesion_id", "patient_id")]
@@ -215,7 +216,7 @@ def _copy_groups(
 
 
 def _group_name(existing_names: set[str], image_id: str, used_names: set[str]) -> str:
-    """Return a group's name: the first of its old ones, else one made of its first image."""
+    """Return a group's name: the first of its existing names, else one from its first image."""
     if existing_names:
         return min(existing_names)
     name = f"copies of {image_id}"
@@ -229,9 +230,9 @@ def _group_name(existing_names: set[str], image_id: str, used_names: set[str]) -
 
 
 def apply_cleaning(dataset: Dataset, plan: CleaningPlan, *, date: str) -> Dataset:
-    """Write the cleaned manifest, dropped.csv and the old manifest beside it; returns the data set as it is now.
+    """Write the cleaned manifest, dropped.csv and a copy of the old manifest; returns the cleaned data set.
 
-    Where there is nothing to do, nothing is written. Raises `DataError` where no row would remain.
+    Writes nothing if there is nothing to change. Raises `DataError` if no row would remain.
     """
     manifest = dataset.manifest
     if not plan.keep_mask.any():
@@ -276,7 +277,7 @@ def apply_cleaning(dataset: Dataset, plan: CleaningPlan, *, date: str) -> Datase
 
 
 def _unused_backup_name(folder: Path) -> str:
-    """Return a name for the old manifest and its audit that no earlier cleaning took."""
+    """Return a name for the old manifest and its audit that no earlier cleaning used."""
     name, number = "before-clean", 2
     while (folder / f"manifest.{name}.csv").exists() or (folder / name).exists():
         name, number = f"before-clean-{number}", number + 1
@@ -284,7 +285,7 @@ def _unused_backup_name(folder: Path) -> str:
 
 
 def _write_dropped(path: Path, dropped_rows: pd.DataFrame, image_ids: Collection[str]) -> None:
-    """Write what was dropped, behind what earlier cleanings of this manifest dropped."""
+    """Write the dropped rows after those of earlier cleanings of this manifest."""
     rows = dropped_rows.to_numpy(dtype=object).tolist()
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as stream:
@@ -294,7 +295,7 @@ def _write_dropped(path: Path, dropped_rows: pd.DataFrame, image_ids: Collection
 
 
 def _updated_notes(notes: dict[str, Any], cleaning_record: dict[str, Any]) -> dict[str, Any]:
-    """Return the notes of dataset.json after a cleaning: what was done, and no warning that it made untrue."""
+    """Return the notes of dataset.json with a record of the cleaning, without the warnings that it resolved."""
     remaining_warnings = [
         warning
         for warning in notes.get("warnings", [])
@@ -304,7 +305,7 @@ def _updated_notes(notes: dict[str, Any], cleaning_record: dict[str, Any]) -> di
     if removed_classes := cleaning_record["classes_removed"]:
         text = f"Classes without an image after the cleaning, removed: {', '.join(removed_classes)}."
         remaining_warnings.append({"code": "classes_removed", "text": text, "n": 0})
-    return {**notes, "warnings": remaining_warnings, "cleaned": [*notes.get("cleaned", []), cleaning_record]}
+    return {**notes, "warnings": remaining_warnings, "cleanings": [*notes.get("cleanings", []), cleaning_record]}
 
 
 def _rejected_files(folder: Path) -> list[Rejected]:

@@ -1,4 +1,4 @@
-"""Two data sets side by side: which images of the second are, or show, what the first shows already."""
+"""Links between a reference and an external data set: shared images, lesions and patients."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermkit.audit.checks.finding import IMAGE_PAIR_COLUMNS
+from dermkit.audit.checks.finding import image_pair_table
 from dermkit.audit.split_view import read_audited_split
 from dermkit.data.diagnoses import contradict
 from dermkit.data.manifest import Dataset
@@ -17,33 +17,32 @@ from dermkit.metrics.stats.arrays import Bools
 from dermkit.progress import Progress
 
 NearDuplicateSearch = Callable[[Dataset, Dataset, Progress], pd.DataFrame]
-"""Opens the images of both sets; returns near copies: row `a` of the first, row `b` of the second, distance, kind.
-
-`attrs["unseen"]` says of which images nothing could be seen ("" or absent = of none).
+"""Searches the images of both sets for near copies: a table of row `a` of the first, row `b` of the second, distance,
+kind. Its `attrs["unseen"]` names images that could not be opened ("" or absent = none).
 """
 
 SAME_IMAGE = ("exact", "file", "near", "id")
 SAME_LESION = ("lesion",)
 SAME_PATIENT = ("patient",)
 LINK_TYPES = (*SAME_IMAGE, *SAME_LESION, *SAME_PATIENT)
-"""How an image of one set can belong to one of the other, strongest first; `near` stands for every near kind."""
+"""How images of the two sets can be linked, strongest first; `near` stands for every kind of near copy."""
 
 LINK_COLUMNS: Mapping[str, str] = {
     "exact": "pixel_sha256", "file": "file_sha256", "id": "isic_id", "lesion": "lesion_id", "patient": "patient_id",
 }  # fmt: skip
 
 _NUMBERED_ID = re.compile(r"(?i)(lesion|patient|subject|case|pat|les|id|l|p)?[\s_.-]*\d{1,6}")
-"""Ids that every set numbers anew: a number of few digits, alone or behind a common word."""
+"""Ids that are numbered within each data set: a number of few digits, alone or after a common word."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetLinks:
-    """The links between data sets a and b.
+    """The links between a reference (a) and an external data set (b).
 
-    links: row `reference` of the first manifest, row `external` of the second, distance (NaN where only an id
-    is shared), kind; for every image of b and kind, one image of a per label. frames: both manifests with `split`.
-    searched: ways that were searched. blind: way -> why it could not be searched, or not everywhere.
-    homonyms: ids of lesions and patients that are the same text in both sets without being taken for the same.
+    reference_rows, external_rows: both manifests with `split`. links: row `a` of the first, row `b` of the second,
+    distance (NaN if only an id is shared), kind; for each external image and kind, one reference image per label.
+    searched_types: of `LINK_TYPES`. limitations: link type -> why it was not, or not fully, searched. ambiguous_ids:
+    `lesion` and `patient` -> number of ids in both sets that are too generic ("12") to prove a link.
     """
 
     reference: Dataset
@@ -56,19 +55,19 @@ class DatasetLinks:
     ambiguous_ids: Mapping[str, int]
 
     def is_linked(self, link_types: tuple[str, ...]) -> Bools:
-        """Say which images of b are linked to one of a in one of these ways."""
+        """Return (N,) flags of the external images that have a link of one of these types."""
         flags = np.zeros(len(self.external_rows), dtype=bool)
         flags[self.links.loc[self.link_types.isin(link_types), "b"].to_numpy(dtype=np.int64)] = True
         return flags
 
     @property
     def link_types(self) -> "pd.Series[Any]":
-        """The way of each link: its kind, or `near` for every near kind."""
+        """The type of each link: its kind, or `near` for every kind of near copy."""
         return self.links["kind"].where(self.links["kind"].isin(LINK_TYPES), "near")
 
     @property
     def contradictions(self) -> pd.DataFrame:
-        """The links of one image or one lesion whose two labels cannot both be right."""
+        """The links of one image or one lesion whose two labels cannot both be correct."""
         classes = [
             {lesion_class.name: lesion_class for lesion_class in dataset.classes}
             for dataset in (self.reference, self.external)
@@ -84,9 +83,9 @@ class DatasetLinks:
         return links[np.array(flags, dtype=bool)]
 
     def pairs(self, links: pd.DataFrame | None = None) -> pd.DataFrame:
-        """Return links as rows of a CSV of pairs: image_a of the first set, image_b of the second; strongest first.
+        """Return links (default: all) as `IMAGE_PAIR_COLUMNS`, image_a of the reference, strongest type first.
 
-        Two images that are linked in several ways stand once, with the strongest.
+        Two images with several links occur once, with the strongest.
         """
         links = self.links if links is None else links
         strength = links["kind"].where(links["kind"].isin(LINK_TYPES), "near").map(LINK_TYPES.index)
@@ -94,23 +93,14 @@ class DatasetLinks:
             ["strength", "distance", "b", "a"], kind="stable"
         )
         sorted_links = sorted_links.drop_duplicates(["a", "b"])
-        columns: dict[str, Any] = {}
-        for name, source in (("image", "image_id"), ("label", "label"), ("split", "split")):
-            for suffix, frame in (("a", self.reference_rows), ("b", self.external_rows)):
-                columns[f"{name}_{suffix}"] = frame[source].to_numpy()[
-                    sorted_links[suffix].to_numpy(dtype=np.int64)
-                ]
         distance = sorted_links["distance"].astype(object).where(sorted_links["distance"].notna(), "")
-        columns |= {"distance": distance.to_numpy(), "kind": sorted_links["kind"].to_numpy()}
-        return pd.DataFrame(columns)[list(IMAGE_PAIR_COLUMNS)]
+        return image_pair_table(sorted_links.assign(distance=distance), self.reference_rows, self.external_rows)
 
 
 def link_datasets(
     reference: Dataset, external: Dataset, *, near_duplicate_search: NearDuplicateSearch | None, progress: Progress
 ) -> DatasetLinks:
-    """Link the images of two data sets by pixels, files, ids, lesions and patients, and with
-    `near_duplicate_search` near copies.
-    """
+    """Link the images of two data sets by pixels, files, ids, lesions, patients and, with a search, near copies."""
     reference_rows, external_rows = _with_split(reference), _with_split(external)
     link_tables = [
         _links_by_value(reference_rows, external_rows, link_type) for link_type in ("exact", "file", "id")
@@ -123,9 +113,8 @@ def link_datasets(
     if near_duplicate_search is None:
         limitations["near"] = "near copies were not searched"
     else:
-        with lock(
-            external.folder
-        ):  # what is seen of b is kept in b's own audit folder; a's is locked by the caller
+        # The scan of the external set is stored in its own audit folder; the caller has locked the reference's.
+        with lock(external.folder):
             near_pairs = near_duplicate_search(reference, external, progress)
             link_tables.append(_nearest_per_label(near_pairs, reference_rows["label"]))
         if unseen_text := near_pairs.attrs.get("unseen", ""):
@@ -161,19 +150,19 @@ def _with_split(dataset: Dataset) -> pd.DataFrame:
 
 
 def _links_by_value(reference_rows: pd.DataFrame, external_rows: pd.DataFrame, link_type: str) -> pd.DataFrame:
-    """Link every image of b to one image of a per label that has the same known value."""
+    """Link every external image to one reference image per label with the same known value."""
     column = LINK_COLUMNS[link_type]
     reference_keys = reference_rows[[column, "label"]].assign(a=np.arange(len(reference_rows)))
     reference_keys = reference_keys[reference_keys[column] != ""].drop_duplicates([column, "label"])
     external_keys = external_rows[[column]].assign(b=np.arange(len(external_rows)))
     external_keys = external_keys[external_keys[column] != ""]
     links = reference_keys.merge(external_keys, on=column)[["a", "b"]]
-    # Identical pixels are at distance 0; an id says nothing of what the pictures look like.
+    # Identical pixels have distance 0; an id says nothing about the pixels.
     return links.assign(distance=0.0 if link_type in ("exact", "file") else np.nan, kind=link_type)
 
 
 def _nearest_per_label(near_pairs: pd.DataFrame, reference_labels: "pd.Series[Any]") -> pd.DataFrame:
-    """Keep, of the near copies of an image of b, the nearest one per label."""
+    """Return the nearest near copy of each external image per label."""
     labels = reference_labels.to_numpy()[near_pairs["a"].to_numpy(dtype=np.int64)]
     sorted_pairs = near_pairs.assign(label=labels).sort_values(["distance", "a"], kind="stable")
     nearest_pairs = sorted_pairs.drop_duplicates(["b", "label"])[["a", "b", "distance", "kind"]]
@@ -181,9 +170,10 @@ def _nearest_per_label(near_pairs: pd.DataFrame, reference_labels: "pd.Series[An
 
 
 def _is_same_identity(id_links: pd.DataFrame, image_links: pd.DataFrame, ids: "pd.Series[Any]") -> Bools:
-    """Say which links by lesion or patient are meant: not those by ids that every set numbers anew.
+    """Return flags of the links by lesion or patient id that can be trusted.
 
-    Such ids count once one of them is borne out: two pictures with the same id are one image by another way.
+    An id that each set numbers on its own counts only if one of them is confirmed: two images with the same id also
+    have a link by pixels, file or ISIC id.
     """
     if id_links.empty:
         return np.zeros(0, dtype=bool)
@@ -196,7 +186,7 @@ def _is_same_identity(id_links: pd.DataFrame, image_links: pd.DataFrame, ids: "p
 
 
 def _missing_id_text(reference: Dataset, external: Dataset, link_type: str) -> str:
-    """Say how many images have no id of this kind to be found by, "" where all have one."""
+    """Return how many images have no id of this type, as text, "" if all have one."""
     names = {"id": "ISIC id", "lesion": "lesion id", "patient": "patient id"}
     missing_counts = [
         (dataset, int((dataset.manifest[LINK_COLUMNS[link_type]] == "").sum()))

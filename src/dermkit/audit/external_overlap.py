@@ -1,14 +1,14 @@
-"""Is an external test set really external? Two data sets of one's own held against each other."""
+"""The external check: does an external test set share images, lesions or patients with a reference data set?"""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from dermkit.audit.acceptance import check_codes, why_invalid
-from dermkit.audit.checks.finding import CheckCard, CheckFunction, Finding, Outcome, Severity, read_check_card
+from dermkit.audit.checks.finding import CheckCard, Finding, Outcome, Severity, read_check_card
 from dermkit.audit.checks.text import interval_text, join_words, plural, proportion_json
 from dermkit.audit.dataset_links import (
     LINK_TYPES,
@@ -19,12 +19,12 @@ from dermkit.audit.dataset_links import (
     NearDuplicateSearch,
     link_datasets,
 )
-from dermkit.audit.external_overlap_page import write_external_check
+from dermkit.audit.external_overlap_page import EXTERNAL_PAGE, write_external_check
 from dermkit.audit.output import ReportedFinding, open_errors, report_unused_codes
 from dermkit.data.identify import identify
-from dermkit.data.manifest import DATASET_FORMAT, Dataset
+from dermkit.data.manifest import Dataset, update_notes
 from dermkit.errors import DataError, UsageError
-from dermkit.files import lock, read_json, sweep_temp, write_json
+from dermkit.files import lock, sweep_temp
 from dermkit.progress import Progress
 
 LinksCheck = Callable[[DatasetLinks], Outcome]
@@ -37,7 +37,7 @@ LINK_TYPE_TEXTS: Mapping[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class ExternalCheckResult:
-    """What holding b against a left. external: near copies were searched too, and nothing of a was found in b."""
+    """The result of checking an external set. is_external: near copies were searched too, and there is no link."""
 
     links: DatasetLinks
     verdict: str
@@ -47,16 +47,16 @@ class ExternalCheckResult:
 
     @property
     def page(self) -> Path:
-        """The page for people."""
-        return self.folder / "against.html"
+        """The path of external.html."""
+        return self.folder / EXTERNAL_PAGE
 
     @property
     def open_errors(self) -> list[ReportedFinding]:
-        """The errors that nobody accepted."""
+        """The errors without a valid acceptance."""
         return open_errors(self.findings)
 
     def raise_for_errors(self) -> None:
-        """Raise `DataError` (exit code 3) where an error is open."""
+        """Raise `DataError` (exit code 3) if there is an error that is not accepted."""
         errors = self.open_errors
         if not errors:
             return
@@ -97,14 +97,14 @@ def da080_overlap(dataset_links: DatasetLinks) -> Outcome:
         kind="pairs",
         per_class={name: n for name, n in linked_per_class.items() if n},
         figures={
-            "not_new": proportion_json(int(dataset_links.is_linked(SAME_IMAGE).sum()), len(labels)),
+            "shared_images": proportion_json(int(dataset_links.is_linked(SAME_IMAGE).sum()), len(labels)),
             "same_lesion": proportion_json(
                 int(dataset_links.is_linked((*SAME_IMAGE, *SAME_LESION)).sum()), len(labels)
             ),
-            "found": proportion_json(int(linked_mask.sum()), len(labels)),
-            "ways": linked_per_type,
+            "linked_images": proportion_json(int(linked_mask.sum()), len(labels)),
+            "links_by_type": linked_per_type,
             "per_class": {name: proportion_json(linked_per_class[name], n) for name, n in class_sizes.items()},
-            "sides_of_a": _linked_per_split(dataset_links),
+            "links_by_reference_split": _linked_per_split(dataset_links),
         },
     )
 
@@ -170,25 +170,24 @@ def run_external_check(
     near_duplicate_search: NearDuplicateSearch | None = None,
     accept: Sequence[str] = (),
 ) -> ExternalCheckResult:
-    """Say how much of data set b is new to somebody who has seen a; writes into A/audit/against-<name of b>.
+    """Check an external data set against a reference; writes into REFERENCE/audit/external-NAME.
 
-    Files: against.json, pairs.csv (image_a of a, image_b of b), DA081.csv where labels contradict, against.html.
-    look: the search for near copies (`run.looking_across`); without it ids and hashes alone are compared, and no set
-    is called external.
-    accept: codes accepted for this pair of sets as they are found now; recorded in A's dataset.json under
-    `accepted_against`. Errors that are found do not raise (`ExternalCheckResult.refuse_errors` does). Raises
-    `UsageError` (the same folder twice, unknown code), `DataError`, `OutputError`.
+    Files: external.json, external.html, pairs.csv (image_a of the reference), DA081.csv if labels contradict.
+    near_duplicate_search: `run.pair_scanner`; without it only ids and hashes are compared, and no set is called
+    external. accept: codes accepted for this pair of sets, recorded in the reference's dataset.json under
+    `accepted_external`. Open errors do not raise (`ExternalCheckResult.raise_for_errors` does). Raises `UsageError`
+    (the same folder twice, unknown code), `DataError`, `OutputError`.
     """
     if reference.folder.resolve() == external.folder.resolve():
         raise UsageError(f"{reference.folder}: is held against itself", remedy="name two data set folders")
-    codes = check_codes(accept, [read_check_card(cast(CheckFunction, check)).code for check in LINKS_CHECKS])
-    folder = reference.folder / "audit" / f"against-{_file_safe(external.name)}"
+    codes = check_codes(accept, [read_check_card(check).code for check in LINKS_CHECKS])
+    folder = reference.folder / "audit" / f"external-{_file_safe(external.name)}"
     with lock(reference.folder):
         sweep_temp(reference.folder / "audit")
         dataset_links = link_datasets(
             reference, external, near_duplicate_search=near_duplicate_search, progress=progress
         )
-        outcomes = [(read_check_card(cast(CheckFunction, check)), check(dataset_links)) for check in LINKS_CHECKS]
+        outcomes = [(read_check_card(check), check(dataset_links)) for check in LINKS_CHECKS]
         dataset_links = _record_acceptances(
             dataset_links, [(c, f) for c, f in outcomes if isinstance(f, Finding) and c.code in codes]
         )
@@ -204,7 +203,7 @@ def run_external_check(
 
 
 def external_verdict(dataset_links: DatasetLinks) -> str:
-    """Return whether b is external to a, in one sentence."""
+    """Return in one sentence whether the external set is external to the reference."""
     n, total = int(dataset_links.is_linked(LINK_TYPES).sum()), len(dataset_links.external_rows)
     if n:
         return (
@@ -239,7 +238,7 @@ def external_verdict(dataset_links: DatasetLinks) -> str:
 
 
 def is_external(dataset_links: DatasetLinks) -> bool:
-    """Say whether near copies were searched too, and nothing was found."""
+    """Return whether near copies were searched too and there is no link."""
     return "near" not in dataset_links.limitations and not dataset_links.is_linked(LINK_TYPES).any()
 
 
@@ -274,7 +273,7 @@ def _overlap_sentence(dataset_links: DatasetLinks) -> str:
 
 
 def _linked_per_split(dataset_links: DatasetLinks) -> dict[str, int]:
-    """Return images of b linked to each side of a: a model has learned from the training side alone."""
+    """Return external images linked to each split of the reference: a model was trained on the training split alone."""
     links_with_split = dataset_links.links.assign(
         side=dataset_links.reference_rows["split"].to_numpy()[dataset_links.links["a"].to_numpy(dtype=int)]
     )
@@ -283,7 +282,7 @@ def _linked_per_split(dataset_links: DatasetLinks) -> dict[str, int]:
 
 
 def _archive_of(dataset: Dataset) -> str:
-    """Return the archive that a set draws from, "" where it is unknown."""
+    """Return the archive that a data set comes from, "" if unknown."""
     identity = identify(dataset.manifest)
     if identity:
         return identity.known_dataset.archive
@@ -300,7 +299,7 @@ def _file_safe(name: str) -> str:
     return safe_name.strip(".-")[:80] or "other"
 
 
-# Acceptance: for this pair of sets, in A's dataset.json -------------------------------------------------------------
+# Acceptances of this pair of sets, in the reference's dataset.json --------------------------------------------------
 
 
 def _report_finding(dataset_links: DatasetLinks, check_card: CheckCard, finding: Finding) -> ReportedFinding:
@@ -316,7 +315,7 @@ def _report_finding(dataset_links: DatasetLinks, check_card: CheckCard, finding:
 def _record_acceptances(
     dataset_links: DatasetLinks, findings: Sequence[tuple[CheckCard, Finding]]
 ) -> DatasetLinks:
-    """Record acceptances in A's dataset.json; returns the meeting whose `a` says so."""
+    """Record acceptances in the reference's dataset.json; returns the links with the updated reference."""
     if not findings:
         return dataset_links
     date = datetime.now(UTC).date().isoformat()
@@ -329,19 +328,11 @@ def _record_acceptances(
         **earlier_records,
         dataset_links.external.name: {**earlier_records.get(dataset_links.external.name, {}), **new_records},
     }
-    path = dataset_links.reference.folder / "dataset.json"
-    dataset_json = read_json(path, format=DATASET_FORMAT, error=DataError)
-    write_json(path, {**dataset_json, "accepted_against": records}, format=DATASET_FORMAT)
-    return replace(
-        dataset_links,
-        reference=replace(
-            dataset_links.reference, notes={**dataset_links.reference.notes, "accepted_against": records}
-        ),
-    )
+    return replace(dataset_links, reference=update_notes(dataset_links.reference, accepted_external=records))
 
 
 def _recorded_acceptances(dataset: Dataset) -> dict[str, Any]:
-    acceptances = dataset.notes.get("accepted_against", {})
+    acceptances = dataset.notes.get("accepted_external", {})
     return dict(acceptances) if isinstance(acceptances, Mapping) else {}
 
 

@@ -1,4 +1,4 @@
-"""What an audit leaves on disk: audit.json, one CSV per finding, audit.html."""
+"""The result of an audit, and its files audit.json and one CSV per finding."""
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +16,9 @@ from dermkit import __version__
 from dermkit.audit.acceptance import AcceptanceRecords, SplitId, why_invalid_for_split
 from dermkit.audit.checks.finding import CheckCard, Finding, NotApplicable, Outcome, Severity, Subject
 from dermkit.audit.split_view import AuditedSplit
-from dermkit.audit.status import AUDIT_FORMAT
+from dermkit.audit.status import AUDIT
 from dermkit.data.manifest import manifest_counts
-from dermkit.files import make_folder, write_json, write_rows
+from dermkit.files import make_folder, write_rows
 from dermkit.progress import Progress
 
 SEVERITY_ORDER = (Severity.ERROR, Severity.WARNING, Severity.NOTE)
@@ -28,7 +28,7 @@ FALSE_WARNING_TEXT = (
 
 
 class CheckResult(NamedTuple):
-    """A check's card, and what it said."""
+    """A check's card and its outcome."""
 
     card: CheckCard
     outcome: Outcome
@@ -36,7 +36,7 @@ class CheckResult(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ReportedFinding:
-    """A finding as it is reported. accepted: the acceptance that stands for it. void: why an earlier one does not."""
+    """A finding with its acceptance, None without a valid one. invalid_reason: why an earlier one is invalid, or ""."""
 
     card: CheckCard
     finding: Finding
@@ -45,22 +45,22 @@ class ReportedFinding:
 
     @property
     def is_open_error(self) -> bool:
-        """Whether it is an error that nobody accepted."""
+        """Whether it is an error without a valid acceptance."""
         return self.finding.severity is Severity.ERROR and self.acceptance is None
 
     @property
     def file_name(self) -> str:
-        """The name of its CSV, "" where it has no rows."""
+        """The name of its CSV, "" if it has no rows."""
         return f"{self.card.code}.csv" if len(self.finding.rows) else ""
 
 
 def open_errors(findings: Iterable[ReportedFinding]) -> list[ReportedFinding]:
-    """Return the errors that nobody accepted."""
+    """Return the errors without a valid acceptance."""
     return [reported for reported in findings if reported.is_open_error]
 
 
 def report_unused_codes(codes: Iterable[str], findings: Iterable[ReportedFinding], progress: Progress) -> None:
-    """Say which codes were to be accepted though their check finds nothing."""
+    """Report codes that were to be accepted but have no finding."""
     finding_codes = {reported.card.code for reported in findings}
     for code in codes:
         if code not in finding_codes:
@@ -69,7 +69,7 @@ def report_unused_codes(codes: Iterable[str], findings: Iterable[ReportedFinding
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Audit:
-    """An audit that is done. records: all acceptances of the data set. alpha: the family-wise rate, 0..1."""
+    """A finished audit. acceptance_records: all of the data set. alpha: family-wise error rate of the tests, 0..1."""
 
     subject: Subject
     split: AuditedSplit
@@ -81,7 +81,7 @@ class Audit:
 
     @cached_property
     def findings(self) -> list[ReportedFinding]:
-        """The findings, worst first: by severity, the accepted behind the others, then by images concerned."""
+        """The findings: by severity, those not accepted first, then by number of images."""
         reported_findings = [
             self._report_finding(result.card, result.outcome)
             for result in self.check_results
@@ -99,7 +99,7 @@ class Audit:
 
     @cached_property
     def split_id(self) -> SplitId:
-        """The split, as acceptances know it."""
+        """The split, as acceptances record it."""
         return SplitId(self.split.name, self.split.sha256)
 
     def _report_finding(self, card: CheckCard, finding: Finding) -> ReportedFinding:
@@ -114,12 +114,12 @@ class Audit:
 
     @property
     def clear_checks(self) -> list[CheckCard]:
-        """The checks that looked and found nothing."""
+        """The checks that passed: applicable, without a finding."""
         return [result.card for result in self.check_results if result.outcome is None]
 
     @property
     def not_applicable(self) -> list[tuple[CheckCard, str]]:
-        """The checks that could not look, each with the reason."""
+        """The checks that were not applicable, each with the reason."""
         return [
             (result.card, result.outcome.reason)
             for result in self.check_results
@@ -128,7 +128,7 @@ class Audit:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Numbers of findings: errors and warnings that are open, notes, and those accepted of any severity."""
+        """Numbers of findings that are not accepted, per severity, and of those accepted."""
         open_severities = [reported.finding.severity for reported in self.findings if reported.acceptance is None]
         return {
             **{
@@ -140,7 +140,7 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """What the findings mean for accuracies that were published on this set, in a sentence or two."""
+        """What the findings mean for accuracies published on this data set, in one or two sentences."""
         n_accepted_warnings = sum(
             reported.finding.severity is Severity.WARNING and reported.acceptance is not None
             for reported in self.findings
@@ -154,7 +154,7 @@ class Audit:
 
     @property
     def _open_verdict(self) -> str:
-        """The verdict but for accepted warnings."""
+        """The verdict without the count of accepted warnings."""
         counts, accepted_findings = self.counts, [reported for reported in self.findings if reported.acceptance]
         has_accepted_error = any(reported.finding.severity is Severity.ERROR for reported in accepted_findings)
         if n := counts["errors"]:
@@ -175,7 +175,7 @@ def _count_text(n: int, singular: str, plural_noun: str) -> str:
 
 
 def write_audit_tables(folder: Path, audit: Audit) -> Path:
-    """Write the CSVs and audit.json into `folder`, remove an earlier audit's CSVs; returns the path of audit.json."""
+    """Write audit.json and the CSVs into `folder`, and remove CSVs of an earlier audit; returns audit.json's path."""
     make_folder(folder)
     findings_by_file = {reported.file_name: reported for reported in audit.findings if reported.file_name}
     for old_file in folder.glob("DA[0-9][0-9][0-9].csv"):
@@ -187,9 +187,7 @@ def write_audit_tables(folder: Path, audit: Audit) -> Path:
             [str(column) for column in reported.finding.rows.columns],
             _csv_rows(reported.finding.rows),
         )
-    path = folder / "audit.json"
-    write_json(path, audit_as_dict(audit), format=AUDIT_FORMAT)
-    return path
+    return AUDIT.write(folder, audit_as_dict(audit))
 
 
 def audit_as_dict(audit: Audit) -> dict[str, Any]:
@@ -210,15 +208,15 @@ def audit_as_dict(audit: Audit) -> dict[str, Any]:
         "date": audit.date,
         "seconds": round(audit.seconds, 2),
         "versions": audit_versions(),
-        "family_wise_rate": {"rate": audit.alpha, "of": FALSE_WARNING_TEXT},
+        "family_wise_rate": {"rate": audit.alpha, "meaning": FALSE_WARNING_TEXT},
         "verdict": audit.verdict,
         "counts": audit.counts,
         "data": manifest_counts(dataset.manifest, dataset.class_names),
-        "findings": [_finding_json(reported) for reported in audit.findings],
-        "clear": [
+        "findings": [finding_json(reported, reported.file_name) for reported in audit.findings],
+        "checks_passed": [
             {"code": card.code, "title": card.title, "threshold": card.threshold} for card in audit.clear_checks
         ],
-        "not_applicable": [
+        "checks_not_applicable": [
             {"code": card.code, "title": card.title, "reason": reason} for card, reason in audit.not_applicable
         ],
         "accepted": {code: dict(record) for code, record in audit.acceptance_records.items()},
@@ -228,33 +226,34 @@ def audit_as_dict(audit: Audit) -> dict[str, Any]:
 
 
 def codes_table(cards: Iterable[CheckCard]) -> str:
-    """Return the checks as a Markdown table: what docs/audit.md and `dermkit audit --codes` show."""
+    """Return the checks as the Markdown table of docs/audit.md and `dermkit audit --codes`."""
     rows = [("code", "what", "threshold", "severity", "what it does to a published accuracy")]
     rows += [(card.code, card.title, card.threshold, card.severity, card.effect) for card in cards]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * 5, *lines[1:]])
 
 
-def _finding_json(reported: ReportedFinding) -> dict[str, Any]:
+def finding_json(reported: ReportedFinding, file_name: str) -> dict[str, Any]:
+    """Return a finding as audit.json and external.json hold it. file_name: of its table, "" for none."""
     return {
         "code": reported.card.code,
         "title": reported.card.title,
         "severity": str(reported.finding.severity),
         "n": reported.finding.n,
         "threshold": reported.card.threshold,
-        "files": [reported.file_name] if reported.file_name else [],
+        "files": [file_name] if file_name else [],
         "sentence": reported.finding.sentence,
         "effect": reported.card.effect,
         "kind": reported.finding.kind,
         "per_class": dict(reported.finding.per_class),
         "figures": dict(reported.finding.figures),
         "accepted": dict(reported.acceptance) if reported.acceptance else None,
-        "acceptance_void": reported.invalid_reason,
+        "why_acceptance_invalid": reported.invalid_reason,
     }
 
 
 def audit_versions() -> dict[str, str]:
-    """Return the versions that can change a figure of an audit."""
+    """Return the versions of the libraries that an audit's numbers depend on."""
     return {
         "dermkit": __version__,
         "python": platform.python_version(),
@@ -266,7 +265,7 @@ def audit_versions() -> dict[str, str]:
 
 
 def _to_json(value: Any) -> Any:
-    """Return a value as JSON knows it: NumPy's numbers as Python's, what is no number as null."""
+    """Return a value for JSON: NumPy scalars as Python numbers, NaN and infinity as None."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
@@ -279,7 +278,7 @@ def _to_json(value: Any) -> Any:
 
 
 def _csv_rows(table: pd.DataFrame) -> list[tuple[object, ...]]:
-    """Return the rows with plain cells, unknown ones empty."""
+    """Return the rows as tuples, with missing values as ""."""
     columns = [
         [
             "" if is_unknown else cell

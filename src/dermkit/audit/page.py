@@ -1,66 +1,38 @@
-"""`audit.html`: the findings with their pictures side by side, worst first, as one offline file."""
+"""audit.html: the findings with their images, worst first, as one offline file."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment
 
 from dermkit.audit.checks.finding import IMAGE_COLUMNS
+from dermkit.audit.image_views import ImageView, ImageViewer, PairView
 from dermkit.audit.output import Audit, ReportedFinding, audit_versions
-from dermkit.errors import DermkitError
 from dermkit.files import write_text
-from dermkit.images.decode import open_image
 from dermkit.render.html import template_environment
-from dermkit.render.sheets import data_uri
 
 MAX_PAGE_BYTES = 5_000_000
-"""The file must travel by mail: it shows fewer pictures before it grows past this."""
+"""Largest page, so that it can be sent by e-mail; it shows fewer images to stay below."""
 
 DISPLAY_LIMITS = (24, 12, 6, 2, 0)
-"""Pairs or images shown of each finding; the first number that keeps the file under MAX_BYTES is taken."""
-
-_THUMBNAIL_SIDE = 144
-"""Pixels of a thumbnail's longer side: about 6 kB, and the eye can tell two photographs of one lesion from copies."""
+"""Pairs or images shown of each finding: the first number that keeps the page under `MAX_PAGE_BYTES`."""
 
 MAX_MEASURES = 6
-"""What was measured on an image, below its picture; the CSV has all."""
+"""Measures shown under an image; the CSV has all."""
 
 MAX_TABLE_ROWS = 24
-"""Lines of a table on the page; the CSV has all."""
+"""Rows of a table on the page; the CSV has all."""
 
 _UNKNOWN_CELL = "\N{EN DASH}"
 
 
-@dataclass(frozen=True)
-class ImageView:
-    """An image as the page shows it. uri: "" where it is not at hand. facts: what its check measured on it."""
-
-    uri: str
-    name: str
-    path: str
-    label: str
-    malignancy: str
-    split: str
-    measures: list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class PairView:
-    """Two images side by side."""
-
-    first: ImageView
-    second: ImageView
-    kind: str
-    distance: str
-
-
 @dataclass(frozen=True, eq=False)
 class FindingView:
-    """A finding as the page shows it. varied: whether its pairs are at several distances.
+    """A finding as the page shows it. is_varied: whether its pairs have several distances.
 
     classes: (name, malignancy, images concerned, images of the class).
     """
@@ -75,7 +47,7 @@ class FindingView:
 
 
 def write_audit_page(path: Path, audit: Audit) -> Path:
-    """Write the page; it holds fewer pictures where there would be too many bytes. Returns its path."""
+    """Write the page, with fewer images if it would be too large; returns its path."""
     template, drawer = _templates().get_template("audit.html.j2"), _FindingDrawer(audit)
     for limit in DISPLAY_LIMITS:
         html = template.render(**_context(audit, [drawer.finding(reported, limit) for reported in audit.findings]))
@@ -102,31 +74,30 @@ def _context(audit: Audit, views: list[FindingView]) -> dict[str, Any]:
         "audit": audit,
         "counts": audit.counts,
         "views": views,
-        "sides": [(str(name), int(n)) for name, n in split_counts.items()],
-        "unused": len(subject.frame) - int(split_counts.sum()),
+        "split_counts": [(str(name), int(n)) for name, n in split_counts.items()],
+        "n_outside_split": len(subject.frame) - int(split_counts.sum()),
         "versions": audit_versions(),
-        "stale": [(code, record) for code, record in audit.acceptance_records.items() if code not in codes],
+        "resolved_acceptances": [
+            (code, record) for code, record in audit.acceptance_records.items() if code not in codes
+        ],
     }
 
 
 class _FindingDrawer:
-    """Turns findings into what the template shows; every image is opened once."""
+    """Turns findings into what the template shows."""
 
     def __init__(self, audit: Audit) -> None:
-        self.dataset, frame = audit.subject.dataset, audit.subject.frame
-        self.malignancy = {
-            lesion_class.name: str(lesion_class.malignancy) for lesion_class in self.dataset.classes
-        }
+        frame = audit.subject.frame
+        self.viewer = ImageViewer(audit.subject.dataset)
         self.paths = dict(zip(frame["image_id"], frame["path"], strict=True))
         self.totals = {str(name): int(n) for name, n in frame["label"].value_counts().items()}
-        self.thumbnails: dict[str, str] = {}
 
     def finding(self, reported: ReportedFinding, limit: int) -> FindingView:
         """Return a finding with at most `limit` pairs or images."""
         finding = reported.finding
         classes = [
             (name, malignancy, int(finding.per_class[name]), self.totals.get(name, 0))
-            for name, malignancy in self.malignancy.items()
+            for name, malignancy in self.viewer.malignancies.items()
             if finding.per_class.get(name)
         ]
         pairs, images, columns, table = [], [], [], []
@@ -134,7 +105,7 @@ class _FindingDrawer:
             pairs = [self._pair(row) for row in _records(_sample_pairs(finding.rows, limit))]
         elif finding.kind == "images":
             rows = _records(finding.rows.head(limit))
-            pairs = [self._with_duplicate(row) for row in rows if "copy_image_id" in row]
+            pairs = [self._with_duplicate(row) for row in rows if "duplicate_image_id" in row]
             images = [] if pairs else [self._image(row) for row in rows]
         else:
             columns = [_column_text(name) for name in finding.rows.columns]
@@ -147,18 +118,16 @@ class _FindingDrawer:
 
     def _pair(self, row: dict[str, Any]) -> PairView:
         first, second = (
-            self._view(
-                str(row[f"image_{suffix}"]), "", str(row[f"label_{suffix}"]), str(row[f"split_{suffix}"]), []
-            )
+            self._image({name: row.get(f"{name.removesuffix('_id')}_{suffix}", "") for name in IMAGE_COLUMNS})
             for suffix in ("a", "b")
         )
         return PairView(first, second, _kind_text(str(row["kind"])), _distance_text(row["distance"]))
 
     def _with_duplicate(self, row: dict[str, Any]) -> PairView:
-        """Return an image whose table names its copy in the columns `copy_...`, side by side with that."""
+        """Return an image beside its duplicate, which the columns `duplicate_...` of its row name."""
         first, second = (
             self._image({name: row.get(f"{prefix}{name}", "") for name in IMAGE_COLUMNS})
-            for prefix in ("", "copy_")
+            for prefix in ("", "duplicate_")
         )
         return PairView(
             first, second, _kind_text(str(row.get("kind", "copy"))), _distance_text(row.get("distance", ""))
@@ -169,26 +138,8 @@ class _FindingDrawer:
         measures = [
             (_column_text(name), _cell_text(cell)) for name, cell in row.items() if name not in IMAGE_COLUMNS
         ]
-        return self._view(image_id, path, label, split, measures[:MAX_MEASURES])
-
-    def _view(
-        self, image_id: str, path: str, label: str, split: str, measures: list[tuple[str, str]]
-    ) -> ImageView:
         path = path or self.paths.get(image_id, image_id)
-        uri = self._thumbnail(image_id)
-        return ImageView(
-            uri, PurePosixPath(path).name, path, label, self.malignancy.get(label, ""), split, measures
-        )
-
-    def _thumbnail(self, image_id: str) -> str:
-        """Return a small copy made of pixels, "" where the image is not at hand: refused at import, or gone since."""
-        if image_id not in self.thumbnails:
-            try:
-                pixels = open_image(self.dataset.image_path(image_id), name=image_id).pixels
-                self.thumbnails[image_id] = data_uri(pixels, _THUMBNAIL_SIDE)
-            except DermkitError:
-                self.thumbnails[image_id] = ""
-        return self.thumbnails[image_id]
+        return self.viewer.view(image_id, path, label, split, measures[:MAX_MEASURES])
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -196,7 +147,7 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _sample_pairs(pairs: pd.DataFrame, limit: int) -> pd.DataFrame:
-    """Return at most `limit` pairs: of each kind in turn the first and the last, so that the doubtful are seen too."""
+    """Return at most `limit` pairs: of each kind in turn the first and the last, so also the least certain."""
     if len(pairs) <= limit:
         return pairs
     order = (
@@ -219,7 +170,7 @@ def _kind_text(kind: str) -> str:
 
 
 def _distance_text(value: object) -> str:
-    """Return a distance for people; only identical pixels have none at all."""
+    """Return a distance as text; only identical pixels have distance 0."""
     if not isinstance(value, float | int) or value != value:
         return ""
     return "distance 0" if value == 0 else f"distance {value:.4f}" if value >= 0.0001 else "distance under 0.0001"
@@ -230,7 +181,7 @@ def _column_text(name: object) -> str:
 
 
 def _cell_text(value: object) -> str:
-    """Return a cell for people: at most four digits, unknown as a dash."""
+    """Return a cell as text: at most four digits, unknown as a dash."""
     if isinstance(value, float):
         return _UNKNOWN_CELL if value != value else f"{value:.4g}"
     return str(value) if value not in ("", None) else _UNKNOWN_CELL

@@ -1,4 +1,4 @@
-"""One audit, from a data set folder to its pages: look at every image once, run the checks, write what they found."""
+"""One audit of a data set folder: scan every image once, run the checks, write the findings."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -33,24 +33,24 @@ from dermkit.audit.page import write_audit_page
 from dermkit.audit.scan.scan import scan_images
 from dermkit.audit.split_view import AuditedSplit, read_audited_split
 from dermkit.data.groups import connect_rows, leakage_groups
-from dermkit.data.manifest import DATASET_FORMAT, Dataset, load_dataset
+from dermkit.data.manifest import DATASET, Dataset, load_dataset
 from dermkit.errors import DataError
-from dermkit.files import lock, read_json, sha256_file, sweep_temp
+from dermkit.files import lock, sha256_file, sweep_temp
 from dermkit.progress import Progress
 
 AUDIT_FOLDER = "audit"
-"""Of the data set folder; everything that an audit writes is in it."""
+"""Folder inside the data set folder that an audit writes into."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScanResult:
-    """What the pixels of all images say. measures: a row per image. pairs: copies, `Subject.pairs`."""
+    """The result of a scan. measures: one row per image. pairs: duplicates, as `Subject.pairs`."""
 
     measures: pd.DataFrame
     pairs: pd.DataFrame
 
     def restricted_to(self, original: Dataset, cleaned: Dataset) -> "ScanResult":
-        """Return what was seen of the rows that `cleaned` still has, numbered as they are there."""
+        """Return the result for the rows that `cleaned` still has, renumbered."""
         rows = pd.Index(cleaned.manifest["image_id"]).get_indexer(pd.Index(original.manifest["image_id"]))
         renumbered = self.pairs.assign(a=rows[self.pairs["a"]], b=rows[self.pairs["b"]])
         remaining_pairs = renumbered[(renumbered["a"] >= 0) & (renumbered["b"] >= 0)].reset_index(drop=True)
@@ -58,11 +58,11 @@ class ScanResult:
 
 
 ImageScanner = Callable[[Dataset, Progress], ScanResult]
-"""Opens every image of a data set once and finds the copies among them."""
+"""Opens every image of a data set once and finds duplicates among them."""
 
 
 def scanner(workers: int = 0) -> ImageScanner:
-    """Return the look at the pixels with so many threads (0 = all cores)."""
+    """Return an `ImageScanner` that uses `workers` threads (0 = all cores)."""
 
     def scan_dataset(dataset: Dataset, progress: Progress) -> ScanResult:
         dataset_scan = scan_images(dataset, workers=workers, progress=progress)
@@ -74,7 +74,7 @@ def scanner(workers: int = 0) -> ImageScanner:
 
 
 def pair_scanner(workers: int = 0) -> Callable[[Dataset, Dataset, Progress], pd.DataFrame]:
-    """Return the search for copies across two data sets: row `a` of the first, `b` of the second, distance, kind."""
+    """Return the search for duplicates across data sets: row `a` of the first, `b` of the second, distance, kind."""
 
     def scan_pair(first: Dataset, second: Dataset, progress: Progress) -> pd.DataFrame:
         scans = (
@@ -88,7 +88,7 @@ def pair_scanner(workers: int = 0) -> Callable[[Dataset, Dataset, Progress], pd.
             f"{n:,} of {len(dataset.manifest):,} images of {dataset.name} could not be opened, or "
             f"changed since the import"
             for dataset, dataset_scan in zip((first, second), scans, strict=True)
-            if (n := int((dataset_scan.table["changed"] != "").sum()))
+            if (n := int((dataset_scan.table["state"] != "").sum()))
         )
         return pairs
 
@@ -97,9 +97,9 @@ def pair_scanner(workers: int = 0) -> Callable[[Dataset, Dataset, Progress], pd.
 
 @dataclass(frozen=True, eq=False)
 class AuditOutcome:
-    """What an audit left: its findings (worst first), the page, and the data set as it is now.
+    """The result of `run_audit`: the audit, its page, and the data set after it.
 
-    cleaned: whether this audit wrote another manifest, if only one with other copy groups. dropped: rows that went.
+    n_dropped: rows that a cleaning dropped. was_cleaned: whether it changed the manifest, be it copy groups alone.
     """
 
     audit: Audit
@@ -115,11 +115,11 @@ class AuditOutcome:
 
     @property
     def open_errors(self) -> list[ReportedFinding]:
-        """The errors that nobody accepted."""
+        """The errors without a valid acceptance."""
         return open_errors(self.findings)
 
     def raise_for_errors(self) -> None:
-        """Raise `DataError` (exit code 3) where an error is open: which codes, how many images, what to do."""
+        """Raise `DataError` (exit code 3) if an error is not accepted: which codes, how many images, what to do."""
         errors = self.open_errors
         if not errors:
             return
@@ -136,10 +136,10 @@ class AuditOutcome:
 
     @property
     def _manifest_change_text(self) -> str:
-        """What became of the manifest."""
+        """How the manifest was changed, as text."""
         if not self.was_cleaned:
             return "no image and no row was changed"
-        cleaning_record = self.dataset.notes["cleaned"][-1]
+        cleaning_record = self.dataset.notes["cleanings"][-1]
         cleaning_text = (
             "audit/dropped.csv has what was dropped"
             if self.n_dropped
@@ -148,12 +148,12 @@ class AuditOutcome:
         return f"no image was changed; {cleaning_text}; the manifest before is {cleaning_record['manifest']}"
 
     def _remedies(self, errors: Sequence[ReportedFinding]) -> list[str]:
-        """Return what can be done about these errors."""
+        """Return the possible remedies for these errors."""
         folder, codes = self.dataset.folder, {reported.card.code for reported in errors}
         scheme = "given" if (self.dataset.manifest["given_split"] == "test").any() else "holdout"
         steps = []
-        cleanings = self.dataset.notes.get("cleaned") or [{}]
-        # A manifest that a cleaning left is one that another would leave alone.
+        cleanings = self.dataset.notes.get("cleanings") or [{}]
+        # A manifest as a cleaning left it would not be changed by another one.
         is_clean = cleanings[-1].get("to_manifest_sha256") == self.dataset.manifest_sha256
         if codes & REPAIRED_BY_CLEANING and not is_clean:
             steps.append(f"`dermkit audit {folder} --clean`")
@@ -189,10 +189,10 @@ def run_audit(
 ) -> AuditOutcome:
     """Audit a data set: writes audit.json, a CSV per finding and audit.html into DATASET/audit.
 
-    split: a split by name or file; default the published one. accept: codes that are accepted as they are found now.
-    clean: afterwards write a clean manifest (`clean.plan_cleaning`), and audit what remains; the first audit is then
-    in audit/before-clean. Raises `UsageError` (unknown code or split), `DataError`, `OutputError`; errors that are
-    found do not raise (`AuditOutcome.refuse_errors` does).
+    split: a split by name or file; default the published one. accept: codes whose current findings are accepted.
+    clean: afterwards write a clean manifest (`cleaning.plan_cleaning`) and audit what remains; the first audit is then
+    in audit/before-clean. Raises `UsageError` (unknown code or split), `DataError`, `OutputError`; findings do not
+    raise (`AuditOutcome.raise_for_errors` does).
     """
     progress = progress or Progress()
     codes = check_codes(accept, [read_check_card(check).code for check in checks])
@@ -204,7 +204,7 @@ def run_audit(
         audited_split = read_audited_split(dataset, split)
         scan_result = image_scanner(dataset, progress)
         audit = runner.audit(dataset, scan_result, audited_split)
-        # Before the cleaning too: where that is refused or stopped, what was found is there to be read.
+        # Before the cleaning too: if that is refused or stopped, the findings can be read.
         page = _write_audit(folder, audit)
         cleaned_dataset = _clean(audit, progress) if clean else None
         if cleaned_dataset:
@@ -228,10 +228,10 @@ def run_audit(
 
 
 def _reload_if_changed(dataset: Dataset) -> Dataset:
-    """Return the data set as its folder has it now: another command may have changed it before the lock was ours."""
+    """Return the data set as its folder has it now: another command may have changed it before we got the lock."""
     folder = dataset.folder
-    if all((folder / name).is_file() for name in ("manifest.csv", "dataset.json")):
-        notes = read_json(folder / "dataset.json", format=DATASET_FORMAT, error=DataError)
+    if (folder / "manifest.csv").is_file() and DATASET.exists(folder):
+        notes = DATASET.read(folder)
         is_same_manifest = sha256_file(folder / "manifest.csv") == dataset.manifest_sha256
         if is_same_manifest and notes.get("accepted", {}) == acceptances_of(dataset):
             return dataset
@@ -239,14 +239,14 @@ def _reload_if_changed(dataset: Dataset) -> Dataset:
 
 
 def _write_audit(folder: Path, audit: Audit) -> Path:
-    """Write all that an audit leaves; returns the path of its page."""
+    """Write an audit's files; returns the path of its page."""
     write_audit_tables(folder, audit)
     return write_audit_page(folder / "audit.html", audit)
 
 
 @dataclass(frozen=True, eq=False)
 class _AuditRunner:
-    """What stays the same from the audit before a cleaning to the one after it."""
+    """The settings that the audits before and after a cleaning share."""
 
     checks: Sequence[CheckFunction]
     alpha: float
@@ -263,7 +263,7 @@ class _AuditRunner:
         *,
         audit_before_cleaning: Audit | None = None,
     ) -> Audit:
-        """Run the checks, and record what is accepted of what they find. before: the audit that a cleaning followed."""
+        """Run the checks and record acceptances. audit_before_cleaning: given for the audit that follows a cleaning."""
         subject = _build_subject(dataset, scan_result, audited_split, self.planned_use)
         check_results = run_checks(subject, self.checks, self.progress)
         findings = {
@@ -290,14 +290,14 @@ class _AuditRunner:
 
 
 def _clean(audit: Audit, progress: Progress) -> Dataset | None:
-    """Write the clean manifest, and beside it the audit that it answers; returns the data set if it changed."""
+    """Write the clean manifest and a copy of the audit before it; returns the data set, None if nothing changed."""
     dataset = audit.subject.dataset
     plan = plan_cleaning(audit.subject, {reported.card.code for reported in audit.findings if reported.acceptance})
     cleaned_dataset = apply_cleaning(dataset, plan, date=audit.date)
     if cleaned_dataset is dataset:
         progress.say("nothing to clean")
         return None
-    cleaning_record = cleaned_dataset.notes["cleaned"][-1]
+    cleaning_record = cleaned_dataset.notes["cleanings"][-1]
     _write_audit(dataset.folder / cleaning_record["audit"], audit)
     progress.say(
         f"cleaned: {cleaning_record['dropped']} of {plural(len(dataset.manifest), 'image')} dropped "
@@ -323,10 +323,10 @@ def _build_subject(
 
 
 def _duplicate_pairs(frame: pd.DataFrame, scan_result: ScanResult) -> pd.DataFrame:
-    """Return the copies, the identical ones so that every label and every side of this split is among the pairs."""
+    """Return the duplicates; identical images are paired so that each label and split is among the pairs."""
     is_unchanged = (
-        (scan_result.measures["changed"] == "").to_numpy()
-        if "changed" in scan_result.measures
+        (scan_result.measures["state"] == "").to_numpy()
+        if "state" in scan_result.measures
         else np.ones(len(frame), bool)
     )
     identical_pairs = exact_duplicate_pairs(

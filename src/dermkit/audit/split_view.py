@@ -1,4 +1,4 @@
-"""The split that an audit is of: the published one, or a split of the data set, also one that leaks."""
+"""The split that is audited: the published one, or a split of the data set, which may leak."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from dermkit.data.split_file import read_split_rows
 from dermkit.errors import UsageError
 
 PUBLISHED_SPLIT = "given_split"
-"""The name of the split that the manifest itself brings."""
+"""The name of the published split, which is a column of the manifest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,26 +24,26 @@ class AuditedSplit:
 
     @property
     def sha256(self) -> str:
-        """The hash of which image is on which side; equal to that of the same division under any name."""
+        """The hash of which image is in which split; it does not depend on the name."""
         return split_sha256(self.frame)
 
     def names_for(self, manifest: pd.DataFrame) -> "pd.Series[str]":
-        """Return each manifest row's side: "" = none, else train, validation, test or `fold 0` ..."""
+        """Return each manifest row's split: "" = none, else train, validation, test or `fold 0` ..."""
         fold = self.frame["fold"].astype(str)
         split_names = self.frame["split"].where(self.frame["split"] != "fold", "fold " + fold)
         name_by_id = dict(zip(self.frame["image_id"], split_names, strict=True))
         return pd.Series([name_by_id.get(name, "") for name in manifest["image_id"]], dtype=str)
 
     def restricted_to(self, manifest: pd.DataFrame) -> "AuditedSplit":
-        """Return the split without the images that a manifest no longer has."""
+        """Return the split with the images of a manifest alone."""
         return AuditedSplit(self.name, self.frame[self.frame["image_id"].isin(manifest["image_id"])])
 
 
 def read_audited_split(dataset: Dataset, split: str | Path | None) -> AuditedSplit:
     """Return the split of that name or file; without one the published split.
 
-    Neither a leak nor a side without images refuses it here: they are what an audit looks for. Raises `UsageError`
-    where there is no such split, `DataError` where it does not fit the manifest.
+    Leaks and empty splits are accepted here: finding them is the audit's task. Raises `UsageError` if there is no such
+    split, `DataError` if it does not fit the manifest.
     """
     if split is None:
         manifest = dataset.manifest

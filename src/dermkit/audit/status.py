@@ -1,4 +1,4 @@
-"""What a report may say about the audit of the data that it rests on: never done, outdated, or done."""
+"""The state of a data set's audit, as reports tell it: never done, outdated, or done."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import pandas as pd
 
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DermkitError
-from dermkit.files import read_json, sha256_bytes
+from dermkit.files import JsonFile, sha256_bytes
 
-AUDIT_FORMAT = 1
-"""Of audit.json."""
+AUDIT = JsonFile("audit.json", 2, {1: lambda audit_json: {**audit_json, "format": 2}})
+"""Format 2 renamed keys that nothing reads back."""
 
 _SUMMARY_KEYS = ("code", "title", "n", "effect")
 
@@ -17,16 +17,15 @@ _SUMMARY_KEYS = ("code", "title", "n", "effect")
 def audit_state(dataset: Dataset, split_frame: pd.DataFrame | None) -> dict[str, Any]:
     """Return state (never, outdated, done), reason, date, split, errors, warnings and accepted of the last audit.
 
-    division: image_id, split, fold of the split in use; None where all images stand on one side, so that no split
-    matters. Outdated: the manifest has changed since, or another division was audited. An audit.json that cannot
-    be read counts as none.
+    split_frame: image_id, split, fold of the split in use; None if there is no split. Outdated: the manifest has
+    changed since, or another split was audited. An audit.json that cannot be read counts as none.
     """
     empty_status: dict[str, Any] = {"date": "", "split": "", "errors": [], "warnings": [], "accepted": []}
-    path = dataset.folder / "audit" / "audit.json"
-    if not path.is_file():
+    folder = dataset.folder / "audit"
+    if not AUDIT.exists(folder):
         return {"state": "never", "reason": "", **empty_status}
     try:
-        audit_json = read_json(path, format=AUDIT_FORMAT)
+        audit_json = AUDIT.read(folder)
         reason = _outdated_reason(audit_json, dataset, split_frame)
         findings = audit_json["findings"]
         return {
@@ -55,7 +54,7 @@ def audit_state(dataset: Dataset, split_frame: pd.DataFrame | None) -> dict[str,
 
 
 def split_sha256(frame: pd.DataFrame) -> str:
-    """Return the hash of a division (image_id, split, fold), whatever the order of its rows."""
+    """Return the hash of a split (image_id, split, fold); the order of its rows does not matter."""
     rows = frame[["image_id", "split", "fold"]].sort_values("image_id")
     return sha256_bytes(rows.to_csv(index=False, lineterminator="\n").encode())
 

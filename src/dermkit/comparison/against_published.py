@@ -62,11 +62,11 @@ class PublishedComparison:
         return {
             "name": self.name,
             "split": self.split,
-            "figure": self.published_figure.metric,
-            "trainings": self.n_trainings,
+            "metric": self.published_figure.metric,
+            "n_trainings": self.n_trainings,
             **self.difference.as_dict(),
-            "own": self.run_estimate.as_dict(),
-            "found": self.is_significant,
+            "run": self.run_estimate.as_dict(),
+            "is_significant": self.is_significant,
             "sentence": self.sentence(),
         }
 

@@ -131,8 +131,8 @@ class CheckedClaim:
                               "ci95": list(figure.ci95), "method": figure.method}
                 for figure in self.counted_figures
             },
-            "consistent": self.is_consistent,
-            "fits": dict(self.fits_by_average),
+            "is_consistent": self.is_consistent,
+            "fits_by_average": dict(self.fits_by_average),
             "sentences": self.sentences(),
         }  # fmt: skip
 

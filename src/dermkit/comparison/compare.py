@@ -61,17 +61,19 @@ class EntryPair:
 class Comparison:
     """The result of a comparison.
 
-    table: a row per run or group, split and metric (`LEADERBOARD_COLUMNS`). same_images: split -> whether all scored
-    the same images. pairs: every two entries on every split that both have. disagreements: split -> images that some
-    runs have right and others wrong, with all predictions. components: group -> split -> metric -> variance components.
+    entries: the runs and recipes. table: a row per run or recipe, split and metric (`LEADERBOARD_COLUMNS`).
+    same_images: every split -> whether all scored the same images. pairs: every two entries on every split, so none for
+    a single recipe. disagreements: a split on which all runs share images -> those that some runs have right and others
+    wrong, with all predictions. components: every repeated recipe -> split on which its runs are comparable -> metric.
+    Without runs (published figures alone) it is `NO_COMPARISON`, and all are empty.
     """
 
+    entries: tuple[ComparisonEntry, ...]
     table: pd.DataFrame
-    same_images: dict[str, bool]
+    same_images: Mapping[str, bool]
     pairs: tuple[EntryPair, ...]
-    disagreements: dict[str, pd.DataFrame]
-    entries: tuple[ComparisonEntry, ...] = ()
-    components: Mapping[str, Mapping[str, Mapping[str, VarianceComponents]]] = field(default_factory=dict)
+    disagreements: Mapping[str, pd.DataFrame]
+    components: Mapping[str, Mapping[str, Mapping[str, VarianceComponents]]]
 
     @property
     def notes(self) -> list[str]:
@@ -86,6 +88,9 @@ class Comparison:
     def wide_table(self, metrics: Sequence[str], *, split: str) -> pd.DataFrame:
         """Return one row per run or group, one text column per metric: `0.466 [0.379, 0.556], n 118`."""
         return wide_table(self.table, metrics, split=split)
+
+
+NO_COMPARISON = Comparison((), leaderboard(()), {}, (), {}, {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +151,7 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
         _compare_entries(*two_entries, split) for split in splits for two_entries in combinations(entry_data, 2)
     ]
     return Comparison(
+        entries=comparison_entries,
         table=table,
         same_images={split: len({_scored_images(data, split) for data in entry_data}) == 1 for split in splits},
         pairs=_correct_pairs(pairs),
@@ -154,7 +160,6 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
             for split in splits
             if (table_of_split := _disagreement_table(entry_data, split)) is not None
         },
-        entries=comparison_entries,
         components={
             data.entry.name: _variance_by_split(data, splits) for data in entry_data if data.entry.is_group
         },
@@ -370,9 +375,9 @@ def _disagreement_table(entry_data: Sequence[_EntryData], split: str) -> pd.Data
         )
         table[entry.entry.name] = [_majority_answer(column) for column in answers.T.tolist()]
         n_wrong += (answers != table["label"].to_numpy(dtype=object)).sum(axis=0)
-    table.insert(3, "wrong_in", n_wrong)
+    table.insert(3, "n_wrong", n_wrong)
     table = table[(n_wrong > 0) & (n_wrong < len(runs))]
-    imbalance = np.abs(table["wrong_in"] - len(runs) / 2)
+    imbalance = np.abs(table["n_wrong"] - len(runs) / 2)
     order = np.lexsort((table["image_id"], imbalance))
     return table.iloc[order].reset_index(drop=True)
 

@@ -20,7 +20,7 @@ LEADERBOARD_COLUMNS = (
     "n",
     "method",
     "reason",
-    "trainings",
+    "n_trainings",
     "sd",
     "min",
     "max",
@@ -38,10 +38,10 @@ def wide_table(table: pd.DataFrame, metrics: Sequence[str], *, split: str) -> pd
 def _cell_text(row: Mapping[Any, Any]) -> str:
     if pd.isna(row["value"]):
         return f"not defined: {humanise(str(row['reason']))}"
-    if row["trainings"] > 1:
+    if row["n_trainings"] > 1:
         sd_text = "" if pd.isna(row["sd"]) else f" (SD {row['sd']:.3f})"
         missing_text = f"; {row['reason']}" if row["reason"] else ""
-        return f"{row['value']:.3f}{sd_text}, mean of {row['trainings']}{missing_text}"
+        return f"{row['value']:.3f}{sd_text}, mean of {row['n_trainings']}{missing_text}"
     return f"{row['value']:.3f}{_interval_text(row)}, n {row['n']}"
 
 
@@ -67,7 +67,7 @@ def leaderboard(entries: Sequence[ComparisonEntry]) -> pd.DataFrame:
             for metric, estimate in split_metrics["metrics"].items()
         ]
         rows += [*(_mean_rows(entry.name, members) if entry.is_group else ()), *members]
-    return pd.DataFrame(rows, columns=list(LEADERBOARD_COLUMNS)).astype({"n": "Int64", "trainings": "Int64"})
+    return pd.DataFrame(rows, columns=list(LEADERBOARD_COLUMNS)).astype({"n": "Int64", "n_trainings": "Int64"})
 
 
 def _mean_rows(name: str, member_rows: Sequence[tuple[Any, ...]]) -> list[tuple[object, ...]]:

@@ -4,8 +4,8 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from dermkit import files
 from dermkit.errors import DataError
-from dermkit.files import JsonFile, read_json, write_chunks, write_json
+from dermkit.files import JsonFile, write_chunks
 
-DATASET_FORMAT = 1
 LOCATION = JsonFile("location.json", 1)
 """Where the images of a data set, or of a run, lie on this machine."""
 MANIFEST_COLUMNS = (
@@ -34,9 +33,25 @@ MAX_AGE = 120
 Malignancy = Literal["benign", "malignant", "indeterminate"]
 MALIGNANCIES: tuple[Malignancy, ...] = get_args(Malignancy)
 
+_NOTES_FORMAT_1 = {"accepted_against": "accepted_external", "cleaned": "cleanings"}
 _DATASET_KEYS = ("name", "importer", "classes", "counts")
 _MAX_LISTED = 20  # problems in one message
 _ROWS_PER_CHUNK = 10_000
+
+
+def migrate_notes(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a dataset.json of format 1 says, by today's keys; run.json 1 holds a copy of it."""
+    migrated = {_NOTES_FORMAT_1.get(key, key): entry for key, entry in notes.items()}
+    if isinstance(acceptances := migrated.get("accepted"), Mapping):
+        migrated["accepted"] = {
+            code: {"split_sha256" if key == "division" else key: entry for key, entry in record.items()}
+            for code, record in acceptances.items()
+            if isinstance(record, Mapping)
+        }
+    return migrated
+
+
+DATASET = JsonFile("dataset.json", 2, {1: lambda document: {**migrate_notes(document), "format": 2}})
 
 
 @dataclass(frozen=True)
@@ -137,7 +152,13 @@ def save_dataset(dataset: Dataset) -> None:
         "counts": manifest_counts(dataset.manifest, dataset.class_names),
     }
     extra_notes = {key: value for key, value in dataset.notes.items() if key not in document}
-    write_json(dataset.folder / "dataset.json", {**document, **extra_notes}, format=DATASET_FORMAT)
+    DATASET.write(dataset.folder, {**document, **extra_notes})
+
+
+def update_notes(dataset: Dataset, **notes: Any) -> Dataset:
+    """Set notes in dataset.json, all else as it is there; returns the data set with them."""
+    DATASET.write(dataset.folder, {**DATASET.read(dataset.folder), **notes})
+    return replace(dataset, notes={**dataset.notes, **notes})
 
 
 def manifest_counts(frame: pd.DataFrame, class_names: Sequence[str]) -> dict[str, Any]:
@@ -166,13 +187,12 @@ def load_dataset(folder: Path) -> Dataset:
         dataset = dk.load_dataset(Path("dataset"))
         dataset.class_names
     """
-    if not (folder / "dataset.json").is_file():
+    if not DATASET.exists(folder):
         raise DataError(
-            f"{folder}: is not a data set folder: there is no {folder / 'dataset.json'}",
+            f"{folder}: is not a data set folder: there is no {folder / DATASET.name}",
             remedy="check the path, or make one with `dermkit import`",
         )
-    document = read_json(folder / "dataset.json", format=DATASET_FORMAT, error=DataError)
-    location = LOCATION.read(folder)
+    document, location = DATASET.read(folder), LOCATION.read(folder)
     try:
         classes = tuple(_read_class(entry) for entry in document["classes"])
         name, importer, images = str(document["name"]), str(document["importer"]), Path(location["images"])

@@ -18,7 +18,7 @@ REPORT_HEADER = ("class", "n", *(f"{c}{end}" for c in REPORT_COLUMNS for end in 
 ROC_HEADER = ("class", "fpr", "tpr", "threshold")
 CALIBRATION_HEADER = ("bin", "n", "confidence", "accuracy")
 NET_BENEFIT_HEADER = (
-    "threshold", "n", "malignant", "model", "true_positives", "false_positives", "calibrated",
+    "threshold", "n", "n_malignant", "as_trained", "true_positives", "false_positives", "calibrated",
     "calibrated_true_positives", "calibrated_false_positives", "call_all", "call_none",
 )  # fmt: skip
 CONFUSIONS_HEADER = ("label", "predicted", "n", "fraction_of_label", "mean_confidence")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from dermkit.data.manifest import Dataset
 from dermkit.data.seal import Seal, check_sealable, check_sealed_split, find_seal, seal_split
@@ -68,11 +68,11 @@ def check_external(
 def audit_codes() -> str:
     """Return the table of all checks, which is that of `docs/audit.md`."""
     from dermkit.audit.checks.catalogue import CHECKS
-    from dermkit.audit.checks.finding import CheckFunction, read_check_card
+    from dermkit.audit.checks.finding import read_check_card
     from dermkit.audit.external_overlap import LINKS_CHECKS
     from dermkit.audit.output import codes_table
 
-    return codes_table([read_check_card(cast(CheckFunction, check)) for check in (*CHECKS, *LINKS_CHECKS)])
+    return codes_table([*map(read_check_card, CHECKS), *map(read_check_card, LINKS_CHECKS)])
 
 
 def split(dataset: Dataset, spec: SplitSpec, *, name: str, seal: bool = False) -> Split:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dermkit.comparison.claims import check_claims
-from dermkit.comparison.compare import compare_runs
+from dermkit.comparison.compare import NO_COMPARISON, compare_runs
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
@@ -166,20 +166,16 @@ def compare(runs: Sequence[Path], *, claim_texts: Sequence[str] = (), out: Path)
         _check_run_or_repeats(run)
     check_output(out, marker="comparison.json", description="a comparison")
     check_writable(out)
-    comparison = compare_runs(runs) if runs else None
-    tables = {}
-    if comparison is not None:
+    comparison = compare_runs(runs) if runs else NO_COMPARISON
+    if runs:
         write_comparison_tables(comparison, out)
-        tables = {
-            split: comparison.wide_table(PRINTED_METRICS, split=split).to_string()
-            for split in comparison.same_images
-        }
-    folders = comparison.folders if comparison else []
-    roots = [root for run in folders if (root := RunFolder(run).images_root()) is not None]
+    tables = {
+        split: comparison.wide_table(PRINTED_METRICS, split=split).to_string() for split in comparison.same_images
+    }
+    roots = [root for run in comparison.folders if (root := RunFolder(run).images_root()) is not None]
     page = write_comparison_page(comparison, claims, out, images=roots[0] if roots else None)
-    same_images = comparison.same_images if comparison else {}
-    notes = comparison.notes if comparison else []
-    return CompareOutcome(page, headline_sentences(comparison, claims), tables, same_images, notes)
+    sentences = headline_sentences(comparison, claims)
+    return CompareOutcome(page, sentences, tables, dict(comparison.same_images), comparison.notes)
 
 
 def _check_run_or_repeats(folder: Path) -> None:

@@ -107,8 +107,8 @@ def draw_roc_with_readers(
 def draw_net_benefit(table: pd.DataFrame, path: Path, *, title: str = "") -> None:
     """Draw the decision curve (Vickers and Elkin 2006): net benefit over thresholds of the malignancy probability.
 
-    table: columns threshold (0..1), model, calibrated (empty without calibration), call_all, call_none: net benefit
-    per image.
+    table: columns threshold (0..1), as_trained, calibrated (empty without calibration), call_all, call_none: net
+    benefit per image.
     """
     figure = Figure(figsize=PAIR_SIZE)
     axes = figure.add_axes(PAIR_AXES)
@@ -117,7 +117,7 @@ def draw_net_benefit(table: pd.DataFrame, path: Path, *, title: str = "") -> Non
     lines = (
         ("call_all", "call everyone malignant", TRAIN_COLOUR, "--", 1.4),
         ("call_none", "call no one", INK_COLOUR, ":", 1.4),
-        ("model", "the net as trained", VALIDATION_COLOUR, "-", 2.2),
+        ("as_trained", "the net as trained", VALIDATION_COLOUR, "-", 2.2),
         ("calibrated", "the net, calibrated", TEST_COLOUR, "-.", 2.2),
     )
     series = [float_column(table, column) for column, *_ in lines]

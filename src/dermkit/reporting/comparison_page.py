@@ -1,6 +1,6 @@
-"""comparison.html and the tables beside it: runs and recipes against each other, as `compare` found them."""
+"""comparison.html, comparison.json and the tables beside them, written from a `Comparison`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +15,38 @@ from dermkit.files import make_folder, write_json, write_rows, write_text
 from dermkit.reporting.labels import page_templates
 from dermkit.reporting.mistakes import image_opener, mistake_uri
 
-COMPARISON_FORMAT = 1
+COMPARISON_FORMAT = 2
 LEADERBOARD_METRICS = ("balanced_accuracy", "accuracy", "sensitivity", "specificity", "auroc", "f1_macro", "loss")
-"""Columns of the leaderboard; its order is that of the first one."""
+"""Columns of the leaderboard, which is sorted by the first one."""
 
 HEADLINE_METRICS = ("accuracy", "balanced_accuracy", "auroc")
 MAX_DISAGREEMENTS = 24
 """Images on a sheet of disagreements."""
 
 VARIANCE_METRICS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auroc", "loss")
-"""Rows of the table that says what moves a group's figures."""
+"""Rows of the table of variance components."""
 
 PAIR_TABLE_COLUMNS = (
-    "first", "second", "split", "figure", "difference", "low", "high", "n", "test", "p", "p_holm", "first_alone_right",
-    "second_alone_right", "images_needed", "method", "verdict", "kind", "first_trainings", "second_trainings", "folds",
+    "first", "second", "split", "metric", "difference", "low", "high", "n", "test", "p", "p_holm", "first_only_correct",
+    "second_only_correct", "images_needed", "method", "verdict", "design", "n_trainings_first", "n_trainings_second",
+    "n_folds",
     "first_mean", "second_mean", "first_sd", "second_sd", "first_sd_seed", "second_sd_seed", "first_sd_images",
     "second_sd_images", "error_seeds", "error_images",
 )  # fmt: skip
 
 
 def write_comparison_page(
-    comparison: Comparison | None, claims: Sequence[CheckedClaim], folder: Path, *, images: Path | None
+    comparison: Comparison, claims: Sequence[CheckedClaim], folder: Path, *, images: Path | None
 ) -> Path:
     """Write comparison.json and comparison.html; returns the page's path.
 
-    comparison: None where only published figures are looked at. images: the root that paths of images start at, None
-    where they are not at hand.
+    images: the root that paths of images are relative to, None where the images are not on this machine.
     """
     make_folder(folder)
-    comparison_json = (
-        comparison_dict(comparison)
-        if comparison
-        else {"runs": {}, "same_images": {}, "pairs": [], "groups": {}, "notes": []}
-    )
+    comparison_json = comparison_dict(comparison)
     comparison_json["published"] = _claim_dicts(comparison, claims)
     write_json(folder / "comparison.json", comparison_json, format=COMPARISON_FORMAT)
     splits = list(comparison_json["same_images"])
-    disagreements = comparison.disagreements if comparison else {}
     environment = page_templates()
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
     environment.filters["about"] = two_digits
@@ -59,7 +54,7 @@ def write_comparison_page(
         runs=comparison_json["runs"],
         groups=comparison_json["groups"],
         notes=comparison_json["notes"],
-        moved=VARIANCE_METRICS,
+        variance_metrics=VARIANCE_METRICS,
         lower_is_better=LOWER_IS_BETTER,
         singles=len(comparison_json["runs"])
         - sum(len(group["runs"]) for group in comparison_json["groups"].values()),
@@ -73,23 +68,26 @@ def write_comparison_page(
         pairs=comparison_json["pairs"],
         claims=comparison_json["published"],
         leads=_lead_sentences(comparison, claims),
-        sheets={split_name: _disagreement_tiles(table, images) for split_name, table in disagreements.items()},
-        disagreements={split_name: len(table) for split_name, table in disagreements.items()},
+        sheets={
+            split_name: _disagreement_tiles(table, images)
+            for split_name, table in comparison.disagreements.items()
+        },
+        disagreements={split_name: len(table) for split_name, table in comparison.disagreements.items()},
     )
     write_text(folder / "comparison.html", html)
     return folder / "comparison.html"
 
 
-def _claim_dicts(comparison: Comparison | None, claims: Sequence[CheckedClaim]) -> list[dict[str, Any]]:
-    """Return each claim as comparison.json holds it, with the runs that stand beside it."""
+def _claim_dicts(comparison: Comparison, claims: Sequence[CheckedClaim]) -> list[dict[str, Any]]:
+    """Return each claim as comparison.json holds it, with the comparisons of runs with its figures."""
     by_claim = _published_comparisons(comparison, claims)
     return [
-        {**claim.as_dict(), "beside": [published.as_dict() for published in by_claim[claim.claim.name]]}
+        {**claim.as_dict(), "comparisons": [published.as_dict() for published in by_claim[claim.claim.name]]}
         for claim in claims
     ]
 
 
-def headline_sentences(comparison: Comparison | None, claims: Sequence[CheckedClaim]) -> list[str]:
+def headline_sentences(comparison: Comparison, claims: Sequence[CheckedClaim]) -> list[str]:
     """Return the sentences to read first: of the pairs on test (else validation), then of the published figures."""
     return [
         f"{subject}: {sentence}" if subject else sentence
@@ -98,11 +96,10 @@ def headline_sentences(comparison: Comparison | None, claims: Sequence[CheckedCl
     ]
 
 
-def _lead_sentences(comparison: Comparison | None, claims: Sequence[CheckedClaim]) -> list[tuple[str, list[str]]]:
-    """Return the same as what a sentence is about, "" where that needs no saying, and its sentences."""
-    pairs = comparison.pairs if comparison else ()
-    split_name = "test" if any(pair.split == "test" for pair in pairs) else "validation"
-    split_pairs = [pair for pair in pairs if pair.split == split_name]
+def _lead_sentences(comparison: Comparison, claims: Sequence[CheckedClaim]) -> list[tuple[str, list[str]]]:
+    """Return (subject, sentences): subject is the pair or recipe that the sentences are about, "" if there is one."""
+    split_name = "test" if any(pair.split == "test" for pair in comparison.pairs) else "validation"
+    split_pairs = [pair for pair in comparison.pairs if pair.split == split_name]
     has_several = len(split_pairs) > 1
     leads = [
         (
@@ -111,7 +108,7 @@ def _lead_sentences(comparison: Comparison | None, claims: Sequence[CheckedClaim
         )
         for pair in split_pairs
     ]
-    if comparison and not pairs:
+    if not comparison.pairs:
         leads = [(name, _variance_sentences(splits)) for name, splits in comparison.components.items()]
     claim_sentences = [sentence for checked_claim in claims for sentence in checked_claim.sentences()]
     published_sentences = [
@@ -123,16 +120,14 @@ def _lead_sentences(comparison: Comparison | None, claims: Sequence[CheckedClaim
 
 
 def _published_comparisons(
-    comparison: Comparison | None, claims: Sequence[CheckedClaim]
+    comparison: Comparison, claims: Sequence[CheckedClaim]
 ) -> dict[str, list[PublishedComparison]]:
-    if comparison is None:
-        return {checked_claim.claim.name: [] for checked_claim in claims}
     names = [entry.name for entry in comparison.entries]
     return compare_with_published(comparison.table, names, comparison.components, claims)
 
 
 def _variance_sentences(splits: Mapping[str, Mapping[str, VarianceComponents]]) -> list[str]:
-    """Return what is said of a recipe that is set against nothing: how far it strays, and why."""
+    """Return the sentences about a recipe that is compared with no other: its mean and standard deviations."""
     sentences = []
     for metric, components in splits.get("test", splits.get("validation", {})).items():
         if metric not in HEADLINE_METRICS or components.sd is None:
@@ -160,12 +155,12 @@ def _headline_differences(pair: EntryPair) -> list[str]:
 
 
 def _leaderboard_order(runs: dict[str, Any], groups: dict[str, Any], split: str) -> list[tuple[str, list[str]]]:
-    """Return groups and single runs of a split, best first, with a group's members; those without the figure last."""
+    """Return groups and single runs of a split, best first, with a group's members; those without a value last."""
     members = {name for group in groups.values() for name in group["runs"]}
     metrics_by_name = {
         name: split_metrics.get(split) for name, split_metrics in runs.items() if name not in members
     }
-    metrics_by_name |= {name: group["figures"].get(split) for name, group in groups.items()}
+    metrics_by_name |= {name: group["metrics"].get(split) for name, group in groups.items()}
 
     def sort_key(name: str) -> float:
         value = (metrics_by_name[name] or {}).get(LEADERBOARD_METRICS[0], {}).get("value")
@@ -181,7 +176,7 @@ def _leaderboard_order(runs: dict[str, Any], groups: dict[str, Any], split: str)
 def _disagreement_tiles(table: pd.DataFrame, images: Path | None) -> list[dict[str, Any]]:
     shown_rows = table.head(MAX_DISAGREEMENTS)
     find_pixels = image_opener(shown_rows, images)
-    answer_columns = [name for name in table.columns if name not in ("image_id", "path", "label", "wrong_in")]
+    answer_columns = [name for name in table.columns if name not in ("image_id", "path", "label", "n_wrong")]
     return [
         {
             "image_id": row["image_id"],
@@ -194,7 +189,7 @@ def _disagreement_tiles(table: pd.DataFrame, images: Path | None) -> list[dict[s
 
 
 _RUN_FIELDS = ("value", "low", "high", "n", "method", "reason")
-_GROUP_FIELDS = ("trainings", "sd", "min", "max")
+_GROUP_FIELDS = ("n_trainings", "sd", "min", "max")
 
 
 # Tables and JSON --------------------------------------------------------------------------------------------------
@@ -213,7 +208,7 @@ def write_comparison_tables(comparison: Comparison, folder: Path) -> Path:
 
 
 def comparison_dict(comparison: Comparison) -> dict[str, Any]:
-    """Return what comparison.json holds: runs and groups with their figures, pairs with differences and sentences."""
+    """Return what comparison.json holds: runs and groups with their metrics, pairs with differences and verdicts."""
     groups_by_name = {entry.name: entry for entry in comparison.entries if entry.is_group}
     runs: dict[str, Any] = {}
     group_metrics: dict[str, Any] = {name: {} for name in groups_by_name}
@@ -225,8 +220,8 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
         }
     groups = {
         name: {
-            "runs": list(entry.run_names), "note": entry.note, "figures": group_metrics[name],
-            "moved_by": {
+            "runs": list(entry.run_names), "note": entry.note, "metrics": group_metrics[name],
+            "variance_components": {
                 split: {metric: _components_dict(difference) for metric, difference in components_by_metric.items()}
                 for split, components_by_metric in comparison.components.get(name, {}).items()
             },
@@ -240,8 +235,8 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
             "split": pair.split,
             "n": pair.n,
             "reason": pair.reason,
-            "kind": pair.design,
-            "figures": {difference.metric: _difference_dict(pair, difference) for difference in pair.differences},
+            "design": pair.design,
+            "metrics": {difference.metric: _difference_dict(pair, difference) for difference in pair.differences},
         }
         for pair in comparison.pairs
     ]
@@ -250,7 +245,7 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def _components_dict(components: VarianceComponents | None) -> dict[str, Any]:
-    """Return what moves a figure: deviations of trainings on these images, of trainings alone, of images."""
+    """Return the variance components of a metric as JSON, {} for None."""
     if components is None:
         return {}
     return {
@@ -265,9 +260,9 @@ def _difference_dict(pair: EntryPair, difference: Difference) -> dict[str, Any]:
         "test": difference.test,
         "p": difference.p,
         "p_holm": difference.p_holm,
-        "discordant": None if difference.discordant_counts is None else list(difference.discordant_counts),
+        "discordant_counts": None if difference.discordant_counts is None else list(difference.discordant_counts),
         "images_needed": difference.further_images_needed,
-        "found": difference.is_significant,
+        "is_significant": difference.is_significant,
         "verdict": verdict(difference, pair.first, pair.second),
     }
     if not isinstance(difference, RepeatedDifference):
@@ -278,73 +273,44 @@ def _difference_dict(pair: EntryPair, difference: Difference) -> dict[str, Any]:
         "second": _components_dict(difference.second),
         "error_seeds": difference.error_seeds,
         "error_images": difference.error_images,
-        "borrowed": difference.is_spread_borrowed,
-        "folds": difference.n_folds,
-        "trainings": list(difference.n_trainings),
+        "is_spread_borrowed": difference.is_spread_borrowed,
+        "n_folds": difference.n_folds,
+        "n_trainings": list(difference.n_trainings),
         "needs_trainings": difference.needs_trainings,
     }
 
 
-def _pair_rows(pair: EntryPair) -> list[tuple[object, ...]]:
-    if pair.reason:
-        reason_sentence, n_blank = (
-            pair.sentences()[0],
-            len(PAIR_TABLE_COLUMNS) - PAIR_TABLE_COLUMNS.index("kind") - 1,
-        )
-        return [
-            (
-                pair.first,
-                pair.second,
-                pair.split,
-                *[""] * 4,
-                pair.n,
-                *[""] * 7,
-                reason_sentence,
-                pair.design,
-                *[""] * n_blank,
-            )
-        ]
-    return [
-        (
-            pair.first,
-            pair.second,
-            pair.split,
-            difference.metric,
-            _csv_cell(difference.estimate.value),
-            *(difference.estimate.ci95 or ("", "")),
-            difference.estimate.n,
-            difference.test,
-            _csv_cell(difference.p),
-            _csv_cell(difference.p_holm),
-            *(difference.discordant_counts or ("", "")),
-            _csv_cell(difference.further_images_needed),
-            difference.estimate.method,
-            verdict(difference, pair.first, pair.second),
-            pair.design,
-            *_repeated_cells(difference),
-        )
-        for difference in pair.differences
-    ]
+def _pair_rows(pair: EntryPair) -> Iterator[list[object]]:
+    """Yield a pair's rows of pairs.csv; what a row does not have is empty."""
+    rows: list[dict[str, object]] = (
+        [{"n": pair.n}] if pair.reason else [_difference_cells(difference) for difference in pair.differences]
+    )
+    for row, sentence in zip(rows, pair.sentences(), strict=True):
+        row |= {"first": pair.first, "second": pair.second, "split": pair.split, "design": pair.design}
+        row["verdict"] = sentence
+        yield ["" if (cell := row.get(column)) is None else cell for column in PAIR_TABLE_COLUMNS]
 
 
-def _repeated_cells(difference: Difference) -> list[object]:
-    """Return the columns that only several trainings have; a run is one training."""
+def _difference_cells(difference: Difference) -> dict[str, object]:
+    low, high = difference.estimate.ci95 or (None, None)
+    first_only, second_only = difference.discordant_counts or (None, None)
+    cells: dict[str, object] = {
+        "metric": difference.metric, "difference": difference.estimate.value, "low": low, "high": high,
+        "n": difference.estimate.n, "test": difference.test, "p": difference.p, "p_holm": difference.p_holm,
+        "first_only_correct": first_only, "second_only_correct": second_only,
+        "images_needed": difference.further_images_needed, "method": difference.estimate.method,
+        "n_trainings_first": 1, "n_trainings_second": 1,
+    }  # fmt: skip
     if not isinstance(difference, RepeatedDifference):
-        return [1, 1, *[""] * (len(PAIR_TABLE_COLUMNS) - PAIR_TABLE_COLUMNS.index("first_trainings") - 2)]
-    components = [_components_dict(difference.first), _components_dict(difference.second)]
-    deviations = [
-        _csv_cell(recipe_components.get(name))
+        return cells
+    components = {"first": _components_dict(difference.first), "second": _components_dict(difference.second)}
+    cells |= {
+        f"{recipe}_{name}": fields.get(name)
         for name in ("mean", "sd", "sd_seed", "sd_images")
-        for recipe_components in components
-    ]
-    return [
-        *difference.n_trainings,
-        _csv_cell(difference.n_folds or None),
-        *deviations,
-        _csv_cell(difference.error_seeds),
-        _csv_cell(difference.error_images),
-    ]
-
-
-def _csv_cell(value: float | None) -> object:
-    return "" if value is None else value
+        for recipe, fields in components.items()
+    }
+    n_first, n_second = difference.n_trainings
+    return cells | {
+        "n_trainings_first": n_first, "n_trainings_second": n_second, "n_folds": difference.n_folds or None,
+        "error_seeds": difference.error_seeds, "error_images": difference.error_images,
+    }  # fmt: skip

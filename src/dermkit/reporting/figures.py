@@ -99,9 +99,10 @@ def _malignant_figures(run: RunFolder, split: str, title: str) -> Iterator[tuple
     roc_points = run.figures_table(f"roc_{split}.csv")
     malignant_points = None if roc_points is None else roc_points[roc_points["class"] == MALIGNANT_CURVE]
     if malignant_points is not None and len(malignant_points):
-        path, readers_path = figures_folder / f"roc_malignant_{split}.png", figures_folder / "anchors.csv"
+        path, readers_path = figures_folder / f"roc_malignant_{split}.png", figures_folder / "reader_studies.csv"
         auroc_text = _auroc_text(run.metrics["splits"][split]["metrics"].get("auroc") or {})
         curves.draw_roc_with_readers(malignant_points, path, studies=READER_STUDIES, auroc=auroc_text, title=title)
+        (figures_folder / "anchors.csv").unlink(missing_ok=True)  # the old name
         write_rows(
             readers_path,
             [field.name for field in fields(ReaderStudy)],
@@ -113,11 +114,13 @@ def _malignant_figures(run: RunFolder, split: str, title: str) -> Iterator[tuple
         )
         yield (
             path.stem,
-            EmbeddedFigure(png_data_uri(path), alt, f"figures/roc_{split}.csv and figures/anchors.csv"),
+            EmbeddedFigure(png_data_uri(path), alt, f"figures/roc_{split}.csv and figures/reader_studies.csv"),
         )
     net_benefit = run.figures_table(f"net_benefit_{split}.csv")
     if net_benefit is not None and len(net_benefit):
         path = figures_folder / f"net_benefit_{split}.png"
+        # As dermkit 6429fce wrote the table.
+        net_benefit = net_benefit.rename(columns={"model": "as_trained"})
         curves.draw_net_benefit(net_benefit, path, title=title)
         alt = f"Net benefit against the threshold on {n} {split} images, with calling everyone and calling no one"
         yield path.stem, EmbeddedFigure(png_data_uri(path), alt, f"figures/{path.stem}.csv")

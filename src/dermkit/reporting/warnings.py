@@ -192,10 +192,10 @@ def _training_and_data_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
         yield ReportWarning(
             "data", f"{entry['text']} ({entry['n']})" if isinstance(entry, Mapping) else str(entry)
         )
-    n_cleaned = sum(int(entry.get("dropped", 0)) for entry in run.notes.get("cleaned", []))
+    n_cleaned = sum(int(entry.get("dropped", 0)) for entry in run.notes.get("cleanings", []))
     for defect in run.notes.get("defects", []):
         is_about_test = re.search(r"\btest\b", str(defect), re.IGNORECASE)
-        if run.notes.get("cleaned"):
+        if run.notes.get("cleanings"):
             yield ReportWarning(
                 "data", f"Known defect, before {n_cleaned} images were dropped by a cleaning: {defect}"
             )

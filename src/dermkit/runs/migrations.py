@@ -7,6 +7,7 @@ calibration, net benefit). They are not made up: readers show what is there, and
 from collections.abc import Mapping
 from typing import Any
 
+from dermkit.data.manifest import migrate_notes
 from dermkit.metrics.decisions.policy_migration import migrate_policy, migrate_policy_metrics, rename_keys
 
 
@@ -17,6 +18,8 @@ def run_1_to_2(run_json: dict[str, Any]) -> dict[str, Any]:
     # A broken policy is left as it is: `policy_of` says which file holds it.
     if isinstance(run.get("policy"), Mapping) and "operating_points" in run["policy"]:
         run["policy"] = migrate_policy(run["policy"])
+    if isinstance(notes := run.get("dataset", {}).get("notes"), Mapping):
+        run["dataset"] = {**run["dataset"], "notes": migrate_notes(notes)}
     if run.get("split", {}).get("scheme") == "brought":
         run["split"] = {**run["split"], "name": "foreign", "scheme": "foreign"}
     return run

@@ -23,13 +23,13 @@ from dermkit.audit.scan.artefacts import PRESENCE_THRESHOLDS
 from dermkit.metrics.stats.power import effective_sample_size
 
 WARNING_DIFFERENCE = 0.10
-"""Least difference of prevalence between a class and the rest that is warned of: a model that uses nothing else gains
-half of it in balanced accuracy."""
+"""Difference in prevalence from which a warning is raised: a model that used the artefact alone would gain half of it
+in balanced accuracy."""
 NOTE_DIFFERENCE = 0.05
-"""Least difference that is noted."""
+"""Difference in prevalence from which a note is made."""
 _MIN_GROUPS = 10
-"""Lesions (or what else belongs together) that a class and the rest must have, those with many photographs counted
-for what they leave of the others: with two that hold nearly all photographs, the test finds what is chance."""
+"""Effective number of groups (lesion, patient, duplicates) that a class and the rest need: if a few groups hold
+nearly all photographs, Fisher's test rejects by chance."""
 
 _MAX_CLASSES = 9
 
@@ -81,10 +81,7 @@ def da053_dark_corners(subject: Subject) -> Outcome:
 
 @dataclass(frozen=True, eq=False)
 class _Contrast:
-    """A class against the rest. with_it, of: images; the same of the rest.
-
-    p: of Fisher's exact test, all counts divided by the design effect.
-    """
+    """A class against the rest: images with the artefact and in total. p: Fisher's exact test on effective counts."""
 
     class_name: str
     class_positive: int
@@ -145,7 +142,7 @@ def _class_masks(subject: Subject) -> list[tuple[str, NDArray[np.bool_]]]:
 def _class_contrasts(
     subject: Subject, is_measured: NDArray[np.bool_], has_artefact: NDArray[np.bool_]
 ) -> tuple[list[_Contrast], int]:
-    """Return every class against the rest, and how many tests that took: of two classes one is the other's mirror."""
+    """Return every class against the rest, and the number of tests: for two classes it is one."""
     group_ids, classes = subject.group_ids, _class_masks(subject)
     pooled_effect = _design_effect(group_ids, has_artefact, [in_class & is_measured for _, in_class in classes])
     contrasts = []
@@ -174,10 +171,9 @@ def _class_contrasts(
 def _design_effect(
     group_ids: NDArray[np.int64], has_artefact: NDArray[np.bool_], subsets: Sequence[NDArray[np.bool_]]
 ) -> float:
-    """Return how many photographs are worth one, because those of a lesion are alike; at least 1.
+    """Return the design effect of the prevalence: its clustered variance over that of independent images, at least 1.
 
-    The variance of the prevalence by lesion over that of as many independent photographs, within the groups; where
-    that is 0 / 0 the photographs of a lesion count as one. Rao and Scott, Biometrics 48 (1992), 577.
+    Where that is 0 / 0 the images of a group count as one. Rao and Scott, Biometrics 48 (1992), 577.
     """
     cluster_variance = independent_variance = squared_sizes = total = 0.0
     for subset in subsets:
@@ -232,12 +228,12 @@ def _figures(
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "artefact": artefact,
-        "present_from_score": PRESENCE_THRESHOLDS[artefact],
+        "presence_threshold": PRESENCE_THRESHOLDS[artefact],
         "prevalence": {
             name: proportion_json(int(has_artefact[in_class].sum()), int(is_measured[in_class].sum()))
             for name, in_class in _class_masks(subject)
         },
-        "against_the_rest": {
+        "class_against_rest": {
             contrast.class_name: {"difference": contrast.difference, "p": contrast.p} for contrast in contrasts
         },
         "alpha": alpha,

@@ -1,4 +1,4 @@
-"""Checks of copies: the same picture twice, on one side or on two, under one label or under two."""
+"""DA010 to DA015: duplicates, in one split or across splits, under one label or two."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ HELD_OUT = ("test", "validation")
 def da010_exact_duplicates(subject: Subject) -> Outcome:
     """Exact copies under one label.
 
-    Threshold: one pair of images with identical decoded pixels and the same label that no split parts.
+    Threshold: a pair of images with identical decoded pixels and one label, both in the same split or in none.
 
     Severity: warning where the next split could part a pair; note where lesion, patient or copy group ties them all.
 
@@ -94,7 +94,7 @@ def da015_near_duplicates_across_splits(subject: Subject) -> Outcome:
 
 
 def _pairs(subject: Subject, duplicate_type: str) -> pd.DataFrame:
-    """Return the pairs, exact or near, with: same (label), parted (by a split), tied (by an id)."""
+    """Return the pairs, exact or near, with flags same_label, across_splits, shares_group (a lesion, patient, ...)."""
     is_exact = subject.pairs["kind"] == "exact"
     pairs = subject.pairs[is_exact if duplicate_type == "exact" else ~is_exact].reset_index(drop=True)
     a, b = pairs["a"].to_numpy(), pairs["b"].to_numpy()
@@ -104,7 +104,9 @@ def _pairs(subject: Subject, duplicate_type: str) -> pd.DataFrame:
         shares_group |= (values[name][a] == values[name][b]) & (values[name][a] != "")
     split_names = values["split"]
     across_splits = (split_names[a] != split_names[b]) & (split_names[a] != "") & (split_names[b] != "")
-    return pairs.assign(same=values["label"][a] == values["label"][b], parted=across_splits, tied=shares_group)
+    return pairs.assign(
+        same_label=values["label"][a] == values["label"][b], across_splits=across_splits, shares_group=shares_group
+    )
 
 
 def _finding(subject: Subject, pairs: pd.DataFrame, severity: Severity, sentence: str, **figures: Any) -> Finding:
@@ -123,11 +125,11 @@ def _kinds_text(pairs: pd.DataFrame) -> str:
 
 def _same_label(subject: Subject, duplicate_type: str, duplicate_text: str) -> Outcome:
     pairs = _pairs(subject, duplicate_type)
-    pairs = pairs[pairs["same"] & ~pairs["parted"]]
+    pairs = pairs[pairs["same_label"] & ~pairs["across_splits"]]
     if pairs.empty:
         return None
     n_images = len(np.unique(pairs[["a", "b"]].to_numpy()))
-    n_untied = int((~pairs["tied"]).sum())
+    n_untied = int((~pairs["shares_group"]).sum())
     tie_text = (
         f"Nothing ties {plural(n_untied, 'pair')}: a new split could part them."
         if n_untied
@@ -140,7 +142,12 @@ def _same_label(subject: Subject, duplicate_type: str, duplicate_text: str) -> O
     )
     severity = Severity.WARNING if n_untied else Severity.NOTE
     return _finding(
-        subject, pairs, severity, sentence, untied=n_untied, share=proportion_json(n_images, len(subject.frame))
+        subject,
+        pairs,
+        severity,
+        sentence,
+        pairs_not_in_one_group=n_untied,
+        images=proportion_json(n_images, len(subject.frame)),
     )
 
 
@@ -148,7 +155,7 @@ def _contradictions(subject: Subject, duplicate_type: str, duplicate_text: str) 
     if subject.frame["label"].nunique() < 2:
         return NotApplicable("There is one class only.")
     pairs = _pairs(subject, duplicate_type)
-    pairs = pairs[~pairs["same"]]
+    pairs = pairs[~pairs["same_label"]]
     if pairs.empty:
         return None
     n_images = len(np.unique(pairs[["a", "b"]].to_numpy()))
@@ -162,9 +169,9 @@ def _contradictions(subject: Subject, duplicate_type: str, duplicate_text: str) 
         f"{proportion_text(n_images, len(subject.frame))} of {len(subject.frame):,} images are in "
         f"{plural(len(pairs), 'pair')} of {duplicate_text} under two labels: {examples}{more_text}."
     )
-    figures = {"between": {str(name): int(n) for name, n in label_pair_counts.items()}}
+    figures = {"label_pairs": {str(name): int(n) for name, n in label_pair_counts.items()}}
     return _finding(
-        subject, pairs, Severity.ERROR, sentence, share=proportion_json(n_images, len(subject.frame)), **figures
+        subject, pairs, Severity.ERROR, sentence, images=proportion_json(n_images, len(subject.frame)), **figures
     )
 
 
@@ -173,7 +180,7 @@ def _across_splits(subject: Subject, duplicate_type: str, duplicate_text: str) -
     if len(split_names) < 2:
         return NotApplicable("No image is on a side of a split; audit one with --split NAME.")
     pairs = _pairs(subject, duplicate_type)
-    pairs = pairs[pairs["parted"]]
+    pairs = pairs[pairs["across_splits"]]
     if pairs.empty:
         return None
     images = np.unique(pairs[["a", "b"]].to_numpy())
@@ -190,11 +197,11 @@ def _across_splits(subject: Subject, duplicate_type: str, duplicate_text: str) -
         clauses.append(
             f"{proportion_text(len(affected), int(in_split.sum()))} of {int(in_split.sum()):,} {split_name} images"
         )
-    n_contradictions = int((~pairs["same"]).sum())
+    n_contradictions = int((~pairs["same_label"]).sum())
     contradictions_text = f"; {plural(n_contradictions, 'pair')} also under two labels" if n_contradictions else ""
     sentence = (
         f"{plural(len(pairs), 'pair')} of {duplicate_text} ({_kinds_text(pairs)}) on two sides: "
         f"{join_words(clauses)} have a twin on "
         f"another side{contradictions_text}."
     )
-    return _finding(subject, pairs, Severity.ERROR, sentence, sides=figures, under_two_labels=n_contradictions)
+    return _finding(subject, pairs, Severity.ERROR, sentence, splits=figures, contradictory_pairs=n_contradictions)

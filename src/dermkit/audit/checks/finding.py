@@ -1,4 +1,4 @@
-"""What a check sees and what it says: the subject, the finding, and the card of a check read from its docstring."""
+"""The input and output of a check: subject and finding; and the card of a check, read from its docstring."""
 
 import ast
 import inspect
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from dermkit.data.manifest import Dataset
 
 PlannedUse = Literal["research", "commercial", "redistribution"]
-"""What a person plans to do with the data."""
+"""The planned use of the data."""
 
 IMAGE_PAIR_COLUMNS = ("image_a", "image_b", "label_a", "label_b", "split_a", "split_b", "distance", "kind")
-"""The columns of a CSV of pairs. kind: `exact`, or how the second was made from the first."""
+"""The columns of a CSV of pairs. kind: `exact`, or how the second image differs from the first."""
 
 IMAGE_COLUMNS = ("image_id", "path", "label", "split")
-"""The first columns of a CSV of images; a check may add its own numbers behind them."""
+"""The first columns of a CSV of images; a check may add measures after them."""
 
 
 class Severity(StrEnum):
@@ -34,12 +34,12 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """What the checks look at; all tables have one row per image of the manifest, index 0 .. N-1.
+    """The input of the checks; tables have one row per image of the manifest, index 0 .. N-1.
 
-    frame: the manifest's columns and `split` ("" = on no side, else train, validation, test or "fold 0" ...).
-    measures: numbers and short texts measured on each image, NaN or "" where unknown (`measures.COLUMNS`).
-    pairs: copies found by their pixels: row numbers `a` < `b`, `distance` (0 = the same pixels .. 1), `kind`.
-    units: (N,) what must be drawn together in a bootstrap: lesion, patient, copy group and pairs joined.
+    frame: the manifest's columns and `split` ("" = in no split, else train, validation, test or "fold 0" ...).
+    measures: numbers and short texts per image, NaN or "" where unknown (`MEASURE_COLUMNS`). pairs: duplicates by their
+    pixels: row numbers `a` < `b`, `distance` (0 = the same pixels .. 1), `kind`. group_ids: (N,) resampling group of
+    each image: components of lesion, patient, copy group and duplicate pairs.
     """
 
     dataset: Dataset
@@ -51,16 +51,16 @@ class Subject:
 
     @property
     def has_split(self) -> bool:
-        """Whether any image is on a side of a split."""
+        """Whether any image is in a split."""
         return bool((self.frame["split"] != "").any())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Finding:
-    """What one check found.
+    """The finding of one check.
 
-    n: images concerned. sentence: what was found, every number with its n and interval. rows: the CSV, worst first.
-    kind: what a row of it is. figures: the numbers for machines (JSON-able). per_class: images concerned per class.
+    n: images affected. sentence: the finding, every number with its n and interval. rows: the CSV, worst first. kind:
+    what a row of it is. figures: the numbers, as JSON values. per_class: images affected per class.
     """
 
     severity: Severity
@@ -74,20 +74,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class NotApplicable:
-    """Why a check could not look."""
+    """Why a check is not applicable."""
 
     reason: str
 
 
 Outcome = Finding | NotApplicable | None
-"""None: the check looked and found nothing."""
+"""None: the check passed."""
 
 CheckFunction = Callable[[Subject], Outcome]
 
 
 @dataclass(frozen=True)
 class CheckCard:
-    """A check as people read it. code: `DA012`. threshold, severity, effect: as its docstring says."""
+    """The description of a check. code: `DA012`. threshold, severity, effect: from its docstring."""
 
     code: str
     title: str
@@ -96,7 +96,7 @@ class CheckCard:
     effect: str
 
 
-def read_check_card(check: CheckFunction) -> CheckCard:
+def read_check_card(check: Callable[..., Outcome]) -> CheckCard:
     """Read a check's card from its name (`da012_exact_copies_across`) and its docstring.
 
     The docstring is a title of one line, then paragraphs that start with `Threshold:`, `Severity:` and `Effect:`.
@@ -118,7 +118,7 @@ def read_check_card(check: CheckFunction) -> CheckCard:
     )
 
 
-def _docstring_in_source(check: CheckFunction) -> str:
+def _docstring_in_source(check: Callable[..., Outcome]) -> str:
     """Return a function's docstring as its file has it: `python -OO` leaves none on the function itself."""
     (function,) = ast.parse(inspect.getsource(check)).body
     return ast.get_docstring(cast(ast.FunctionDef, function)) or ""
@@ -135,26 +135,30 @@ def image_table(
 
 
 def pair_table(subject: Subject, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return the CSV of pairs: `IMAGE_PAIR_COLUMNS`, the nearest first."""
+    """Return the CSV of pairs within a data set: `IMAGE_PAIR_COLUMNS`, the nearest first."""
     sorted_pairs = pairs.sort_values(["distance", "a", "b"], kind="stable")
-    columns: dict[str, Any] = {}
-    for name, source in (("image", "image_id"), ("label", "label"), ("split", "split")):
-        values = subject.frame[source].to_numpy()
-        columns |= {
-            f"{name}_{row_column}": values[sorted_pairs[row_column].to_numpy()] for row_column in ("a", "b")
-        }
-    columns |= {"distance": sorted_pairs["distance"].to_numpy(), "kind": sorted_pairs["kind"].to_numpy()}
+    return image_pair_table(sorted_pairs, subject.frame, subject.frame)
+
+
+def image_pair_table(pairs: pd.DataFrame, first_frame: pd.DataFrame, second_frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `IMAGE_PAIR_COLUMNS` of pairs, in their order: row `a` of the first table with row `b` of the second."""
+    columns = {
+        f"{name}_{suffix}": frame[source].to_numpy()[pairs[suffix].to_numpy(dtype=np.int64)]
+        for name, source in (("image", "image_id"), ("label", "label"), ("split", "split"))
+        for suffix, frame in (("a", first_frame), ("b", second_frame))
+    }
+    columns |= {"distance": pairs["distance"].to_numpy(), "kind": pairs["kind"].to_numpy()}
     return pd.DataFrame(columns)[list(IMAGE_PAIR_COLUMNS)]
 
 
 def images_per_class(subject: Subject, rows: NDArray[np.int64] | NDArray[np.bool_]) -> dict[str, int]:
-    """Return how many of the images `rows` each class has, classes without any left out."""
+    """Return the number of the images `rows` per class, without classes that have none."""
     counts = subject.frame.loc[rows, "label"].value_counts()
     return {name: int(counts[name]) for name in subject.dataset.class_names if counts.get(name, 0)}
 
 
 AUDIT_ALPHA = 0.05
-"""The chance of any false warning on a data set without faults, over all statistical checks together."""
+"""Family-wise error rate: probability of any false warning by the statistical checks on a data set without faults."""
 
 TESTS_PER_CLASS = 13
 """Statistical tests of one class against the rest: file size, dimensions, JPEG tables, border, colour, source, two of
@@ -162,5 +166,5 @@ metadata, artefact scores jointly, and the presence of four artefacts one by one
 
 
 def alpha_per_test(n_classes: int) -> float:
-    """Return the chance of a false finding that one test of one of `n_classes` classes may take (Bonferroni)."""
+    """Return the significance level of one test of one of `n_classes` classes (Bonferroni)."""
     return AUDIT_ALPHA / TESTS_PER_CLASS / max(n_classes, 1)

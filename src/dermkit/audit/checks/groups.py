@@ -1,4 +1,4 @@
-"""DA020 to DA024: lesions, patients and archive ids that stand where they should not."""
+"""DA020 to DA024: lesions, patients and archive ids across splits, under several labels, or missing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,9 +26,7 @@ _MAX_NAMED = 4
 
 @dataclass(frozen=True, eq=False)
 class Leak:
-    """Images that are judged on a side (`split_rows`), and for each the row of a sibling on another side (-1
-    = none).
-    """
+    """split_rows: (n,) images of one split. siblings: (n,) for each an image of its id in another split, -1 = none."""
 
     split_name: str
     source_text: str
@@ -182,15 +180,15 @@ def da024_archive_id_repeats(subject: Subject) -> Outcome:
     )
     return Finding(
         severity=Severity.ERROR if is_error else Severity.WARNING, n=len(rows), sentence=sentence, rows=table,
-        per_class=images_per_class(subject, rows), figures={**counts, "ids": len(flags), "of": len(by_id)},
+        per_class=images_per_class(subject, rows), figures={**counts, "ids": len(flags), "total": len(by_id)},
     )  # fmt: skip
 
 
-# Across sides
+# Across splits
 
 
 def find_leaks(subject: Subject, column: str) -> list[Leak]:
-    """Return for test and for validation, or for all folds at once, which image shares `column` with another side."""
+    """Return the leaks into test and validation, or between folds: images that share `column` with another split."""
     split_names, ids = subject.frame["split"].to_numpy(), subject.frame[column].to_numpy()
     if any(name.startswith("fold") for name in subject.frame["split"].unique()):
         return [_leak_between_folds(split_names, ids)]
@@ -222,18 +220,18 @@ def _find_leak(
 
 
 def _leak_between_folds(split_names: NDArray[Any], ids: NDArray[Any]) -> Leak:
-    """Every image is a test image of its fold; a sibling is the first of its key, or the first on another fold."""
+    """With k folds every image is tested in its fold; its sibling is the first image of its id in another fold."""
     divided_rows = np.flatnonzero(split_names != "")
-    table = pd.DataFrame({"row": divided_rows, "side": split_names[divided_rows], "key": ids[divided_rows]})
+    table = pd.DataFrame({"row": divided_rows, "fold": split_names[divided_rows], "key": ids[divided_rows]})
     with_id = table[table["key"] != ""]
     first_of_id = with_id.drop_duplicates("key").set_index("key")
     with_id = with_id.assign(
-        first=with_id["key"].map(first_of_id["row"]), first_side=with_id["key"].map(first_of_id["side"])
+        first=with_id["key"].map(first_of_id["row"]), first_fold=with_id["key"].map(first_of_id["fold"])
     )
     first_elsewhere = (
-        with_id[with_id["side"] != with_id["first_side"]].drop_duplicates("key").set_index("key")["row"]
+        with_id[with_id["fold"] != with_id["first_fold"]].drop_duplicates("key").set_index("key")["row"]
     )
-    sibling = with_id["first"].where(with_id["side"] != with_id["first_side"], with_id["key"].map(first_elsewhere))
+    sibling = with_id["first"].where(with_id["fold"] != with_id["first_fold"], with_id["key"].map(first_elsewhere))
     siblings = sibling.reindex(table.index).fillna(-1).to_numpy(dtype=np.int64)
     return Leak("fold", "another fold", divided_rows, siblings)
 
@@ -258,7 +256,7 @@ def _across_splits(subject: Subject, column: str, sentence_template: str) -> Out
 
 
 def _leaks_by_class(subject: Subject, leak: Leak) -> Iterator[tuple[str, int, int]]:
-    """Yield (class, leaking images, images of the side)."""
+    """Yield (class, leaking images, images of the split)."""
     label = subject.frame["label"].to_numpy()
     for name in subject.dataset.class_names:
         yield name, int((label[leak.leaking_rows] == name).sum()), int((label[leak.split_rows] == name).sum())
@@ -283,7 +281,7 @@ def _leak_sentence(subject: Subject, leak: Leak, sentence_template: str) -> str:
 
 
 def _leak_rows(subject: Subject, leak: Leak, column: str) -> pd.DataFrame:
-    """Return one row per image that leaks, with the image that it leaks from; malignant classes first."""
+    """Return one row per leaking image, with its sibling; malignant classes first."""
     frame = subject.frame
     is_benign = ~frame["label"].isin(subject.dataset.malignant_classes).to_numpy()[leak.leaking_rows]
     order = np.lexsort((leak.leaking_rows, frame[column].to_numpy()[leak.leaking_rows], is_benign))

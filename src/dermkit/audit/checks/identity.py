@@ -1,4 +1,4 @@
-"""Which known data set is this, is it the one that its name says, and whose images does it hold besides?"""
+"""DA070 to DA072: which known data set this is, whether the name fits the content, and which others it contains."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ from dermkit.data.manifest import Dataset
 from dermkit.metrics.stats.intervals import wilson_interval
 
 MIN_CLASS_GAP = 0.5
-"""Least gap between the shares of two classes (bounds of their intervals) at which the archive tells the class."""
+"""Least gap between the intervals of two classes' fractions from which the archive predicts the class."""
 
 _MIN_IMAGES_COMPARED = 10
-"""Images below which a class's share is not compared: its interval is wider than the gap that is asked for."""
+"""Fewest images of a class that is compared: with fewer its interval is wider than `MIN_CLASS_GAP`."""
 
 
 def da070_known_set(subject: Subject) -> Outcome:
@@ -92,8 +92,8 @@ def da071_name_and_content(subject: Subject) -> Outcome:
         kind="table",
         figures={
             "claims": [claim.key for claim in claims],
-            "recognised": identity.known_dataset.key if identity else None,
-            "against": contradictions,
+            "recognised_as": identity.known_dataset.key if identity else None,
+            "contradictions": contradictions,
         },
     )
 
@@ -123,7 +123,7 @@ def da072_contains_known_set(subject: Subject) -> Outcome:
         (member_mask(manifest, contained.known_dataset) for contained in contained_sets[1:]),
         member_mask(manifest, contained_sets[0].known_dataset),
     )
-    class_related = [figures for figures in set_figures if figures["gap"] >= MIN_CLASS_GAP]
+    class_related = [figures for figures in set_figures if figures["class_gap"] >= MIN_CLASS_GAP]
     return Finding(
         severity=Severity.WARNING if class_related else Severity.NOTE,
         n=int(is_member.sum()),
@@ -133,7 +133,7 @@ def da072_contains_known_set(subject: Subject) -> Outcome:
         ),
         rows=image_table(subject, is_member, isic_id=manifest.loc[is_member, "isic_id"].to_numpy()),
         per_class=images_per_class(subject, is_member),
-        figures={"sets": set_figures},
+        figures={"contained_sets": set_figures},
     )
 
 
@@ -141,15 +141,15 @@ def _identity_json(identity: DatasetIdentity) -> dict[str, Any]:
     return {
         "key": identity.known_dataset.key,
         "relation": identity.relation,
-        "images": identity.n_images,
-        "missing": identity.n_missing,
-        "extra": identity.n_extra,
-        "images_published": identity.known_dataset.n_images,
+        "n_images": identity.n_images,
+        "n_missing": identity.n_missing,
+        "n_extra": identity.n_extra,
+        "n_published_images": identity.known_dataset.n_images,
     }
 
 
 def _claimed_sets(dataset: Dataset) -> list[KnownDataset]:
-    """Return the known sets that the data set's name claims; where it claims none, of its folders."""
+    """Return the known sets that the data set's name claims, or else the name of its folders."""
     names = (dataset.name, dataset.folder.resolve().name, dataset.image_root.resolve().name)
     return next((claims for name in names if (claims := find_claimed([name]))), [])
 
@@ -159,7 +159,7 @@ def _is_related(first: KnownDataset, second: KnownDataset) -> bool:
 
 
 def _content_contradictions(manifest: pd.DataFrame, claim: KnownDataset) -> list[str]:
-    """Return what in the content speaks against a claimed set, in words."""
+    """Return what in the content contradicts a claimed set, as texts."""
     published_labels = {
         canonical_name(name) for counts in (claim.class_counts, *claim.other_counts) for name in counts
     }
@@ -188,7 +188,7 @@ def _class_count_table(manifest: pd.DataFrame, claims: list[KnownDataset]) -> pd
 
 
 def _contained_fractions(subject: Subject, identity: DatasetIdentity) -> dict[str, Any]:
-    """Return how many images of each class are of a known set, and by how much two classes surely differ."""
+    """Return the images of each class that are of a known set, and the gap between intervals of two classes."""
     is_member = member_mask(subject.dataset.manifest, identity.known_dataset)
     labels = subject.frame["label"]
     class_sizes = {name: int((labels == name).sum()) for name in subject.dataset.class_names}
@@ -199,8 +199,8 @@ def _contained_fractions(subject: Subject, identity: DatasetIdentity) -> dict[st
     gap = max((low for low, _ in bounds), default=0.0) - min((high for _, high in bounds), default=1.0)
     return {
         **_identity_json(identity),
-        "per_class": {name: {"n": members_per_class[name], "of": n} for name, n in class_sizes.items()},
-        "gap": max(gap, 0.0),
+        "per_class": {name: {"n": members_per_class[name], "total": n} for name, n in class_sizes.items()},
+        "class_gap": max(gap, 0.0),
     }
 
 
@@ -210,12 +210,12 @@ def _contained_sentence(identity: DatasetIdentity, figures: dict[str, Any], n: i
         f"{identity.n_images:,} of {n:,} images ({interval_text(identity.n_images, n)}) carry ids of "
         f"{title}: {n_distinct:,} of its {identity.known_dataset.n_images:,} images."
     )
-    if figures["gap"] < MIN_CLASS_GAP:
+    if figures["class_gap"] < MIN_CLASS_GAP:
         return text
     class_counts = [
-        (name, cell["n"], cell["of"])
+        (name, cell["n"], cell["total"])
         for name, cell in figures["per_class"].items()
-        if cell["of"] >= _MIN_IMAGES_COMPARED
+        if cell["total"] >= _MIN_IMAGES_COMPARED
     ]
     lowest_class, n_lowest, total_lowest = min(class_counts, key=lambda row: (row[1] / row[2], -row[2]))
     highest_class, n_highest, total_highest = max(class_counts, key=lambda row: (row[1] / row[2], row[2]))

@@ -1,4 +1,4 @@
-"""DA001 to DA006: files that could not be read, were read with a decision, or show too little."""
+"""DA001 to DA006: files that cannot be read, have an ambiguous decoding, or show too little."""
 
 import csv
 from collections.abc import Mapping
@@ -25,24 +25,24 @@ DARK_LEVEL = 70
 """Grey level, 0..255, that 95 % of a dark picture stay below: of 7,357 public dermoscopic pictures none did."""
 
 WHITE_FRACTION = 0.6
-"""Share of an overexposed picture at 245 or above; round fields on white ground stay below 0.3."""
+"""Fraction of an overexposed image at 245 or above; round fields on a white background stay below 0.3."""
 
 BLURRED_RATIO = 0.44
-"""Sharpness as a share of the set's median. A Gaussian blur of 4 pixels at 450 pixels a side brought all of 600
-pictures of three public sets below it, one of 5 pixels 99 % of made ones; of 7,357 of the sets as they are, three."""
+"""Sharpness divided by the median of the set. At 450 pixels a side a Gaussian blur of 4 pixels puts all of 600 public
+images below it, one of 5 pixels 99 % of synthetic ones; without blur 3 of 7,357 lie below."""
 
 MIN_IMAGES_FOR_MEDIAN = 10
-"""Pictures that a median needs."""
+"""Fewest images for a median."""
 
 EMPTY_CONTRAST = 3.0
 """Standard deviation of the grey levels; the faintest lesion of 7,357 public pictures has 4.8."""
 EMPTY_CONTRAST_RATIO = 0.05
-"""The same as a share of the mean grey level, for dark pictures: a lesion in the dark varies little too."""
+"""The same as a fraction of the mean grey level, for dark images, in which a lesion has little contrast too."""
 
 WARNING_FRACTION = 0.05
-"""Share of a class's pictures from which bad ones can move its figures."""
+"""Fraction of a class's images from which bad ones can change its metrics."""
 WARNING_MIN_IMAGES = 20
-"""Pictures that such a class has; in a smaller one a single bad picture would be a twentieth."""
+"""Fewest images of such a class; in a smaller one a single bad image would be a twentieth."""
 
 _MAX_NAMED = 3
 
@@ -56,7 +56,7 @@ def da001_unreadable(subject: Subject) -> Outcome:
     """
     rejected = _rejected_files(subject)
     changes = (
-        subject.measures["changed"] if "changed" in subject.measures else pd.Series("", index=subject.frame.index)
+        subject.measures["state"] if "state" in subject.measures else pd.Series("", index=subject.frame.index)
     )
     is_changed = (changes != "").to_numpy()
     if not len(rejected) and not is_changed.any():
@@ -78,12 +78,12 @@ def da001_unreadable(subject: Subject) -> Outcome:
     return Finding(
         severity=Severity.WARNING if is_changed.any() else Severity.NOTE, n=len(rows), kind="table", rows=rows,
         sentence=text[0].upper() + text[1:] + ".", per_class=images_per_class(subject, is_changed),
-        figures={"refused": len(rejected), "since_import": int(is_changed.sum())},
+        figures={"refused": len(rejected), "changed_since_import": int(is_changed.sum())},
     )  # fmt: skip
 
 
 def _rejected_files(subject: Subject) -> pd.DataFrame:
-    """Return what the import refused: path, reason, detail; from the list beside the manifest."""
+    """Return the files that the import refused: path, reason, detail."""
     path = subject.dataset.folder / "refused.csv"
     columns = ["path", "reason", "detail"]
     if path.is_file():
@@ -99,11 +99,11 @@ def _rejected_files(subject: Subject) -> pd.DataFrame:
 
 
 def da002_ambiguous_decoding(subject: Subject) -> Outcome:
-    """Images that were decoded with a decision
+    """Images whose decoding needed a choice
 
-    Threshold: any transparency, EXIF turn, 16-bit or grey scale, or colour profile that had to be decided upon.
+    Threshold: any transparency, EXIF turn, 16-bit or grey scale, or colour profile whose handling is a choice.
     Severity: note.
-    Effect: Another program may decide otherwise and see other pixels, so its figures differ from those measured here.
+    Effect: Another program may choose otherwise and see other pixels, so its figures differ from those measured here.
     """
     if "notes" not in subject.measures:
         return NotApplicable("the images were not measured")
@@ -116,11 +116,11 @@ def da002_ambiguous_decoding(subject: Subject) -> Outcome:
     return Finding(
         severity=Severity.NOTE,
         n=int(is_ambiguous.sum()),
-        rows=image_table(subject, is_ambiguous, decision=notes[is_ambiguous].to_numpy()),
-        sentence=f"Decoded with a decision: {plural(int(is_ambiguous.sum()), 'image')} of "
+        rows=image_table(subject, is_ambiguous, decoding_choice=notes[is_ambiguous].to_numpy()),
+        sentence=f"Decoding needed a choice: {plural(int(is_ambiguous.sum()), 'image')} of "
         f"{len(notes):,}: {kinds_text}.",
         per_class=images_per_class(subject, is_ambiguous),
-        figures={"decisions": {str(kind): int(n) for kind, n in kinds.items()}},
+        figures={"decoding_choices": {str(kind): int(n) for kind, n in kinds.items()}},
     )
 
 
@@ -164,7 +164,7 @@ def da004_dark_or_overexposed(subject: Subject) -> Outcome:
     Effect: What a model says of them rests on the light; where a class has more, its accuracy is partly one of light.
     """
     if (
-        not_measured := _missing_measures(subject, "high_level", "bright_share", "contrast", "brightness")
+        not_measured := _missing_measures(subject, "high_level", "bright_fraction", "contrast", "brightness")
     ) is not None:
         return not_measured
     high_level = subject.measures["high_level"].to_numpy(np.float64)
@@ -186,7 +186,7 @@ def da005_blurred(subject: Subject) -> Outcome:
     """
     if (
         not_measured := _missing_measures(
-            subject, "sharpness", "contrast", "brightness", "high_level", "bright_share"
+            subject, "sharpness", "contrast", "brightness", "high_level", "bright_fraction"
         )
     ) is not None:
         return not_measured
@@ -201,7 +201,7 @@ def da005_blurred(subject: Subject) -> Outcome:
         )
     relative_sharpness = np.where(is_comparable, sharpness, np.nan) / np.median(sharpness[is_comparable])
     return _quality_finding(
-        subject, relative_sharpness < BLURRED_RATIO, relative_sharpness, "sharpness_of_median",
+        subject, relative_sharpness < BLURRED_RATIO, relative_sharpness, "relative_sharpness",
         f"less than {BLURRED_RATIO} of the set's median sharpness", f"median {np.median(sharpness[is_comparable]):.2f}",
     )  # fmt: skip
 
@@ -233,7 +233,7 @@ def _is_near_empty(subject: Subject) -> NDArray[np.bool_]:
 
 def _is_badly_lit(subject: Subject) -> NDArray[np.bool_]:
     high_level, white_fraction = (
-        subject.measures[name].to_numpy(np.float64) for name in ("high_level", "bright_share")
+        subject.measures[name].to_numpy(np.float64) for name in ("high_level", "bright_fraction")
     )
     return np.asarray((high_level < DARK_LEVEL) | (white_fraction > WHITE_FRACTION), np.bool_)
 
@@ -253,7 +253,7 @@ def _quality_finding(
     condition: str,
     detail: str,
 ) -> Outcome:
-    """Return the finding of images of bad quality, the worst class first, or None where there is none."""
+    """Return the finding of images of bad quality, the worst class first; None if there are none."""
     if not is_bad.any():
         return None
     counts = images_per_class(subject, is_bad)
@@ -274,5 +274,5 @@ def _quality_finding(
         f"{worst_class}: {counts[worst_class]:,} of {int(class_sizes[worst_class]):,}.",
         rows=image_table(subject, rows, **{column: values[rows]}),
         per_class=counts,
-        figures={"share_per_class": fractions},
+        figures={"fraction_per_class": fractions},
     )

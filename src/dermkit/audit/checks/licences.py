@@ -1,4 +1,4 @@
-"""Which use a licence allows: a table, and a reader of the ways in which data sets write licences."""
+"""Which uses a licence allows: a table, and a parser of licence texts of data sets."""
 
 import re
 import unicodedata
@@ -14,7 +14,7 @@ LicenceVerdict = Literal["allowed", "forbidden", "unknown"]
 
 @dataclass(frozen=True)
 class Licence:
-    """What a licence says of each use. Redistribution: passing on images in a changed data set (cleaned, resized)."""
+    """A licence's verdict on each use. redistribution: of images in a changed data set (cleaned, resized)."""
 
     name: str
     research: LicenceVerdict
@@ -23,7 +23,7 @@ class Licence:
     condition: str = ""
 
     def verdict_for(self, use: PlannedUse) -> LicenceVerdict:
-        """Return what the licence says of a use."""
+        """Return the licence's verdict on a use."""
         return {
             "research": self.research, "commercial": self.commercial, "redistribution": self.redistribution,
         }[use]  # fmt: skip
@@ -66,11 +66,10 @@ _RESERVED_PATTERN = re.compile(r"\ball rights reserved\b")
 
 
 def read_licences(text: str) -> tuple[Licence, ...]:
-    """Return the licences that a text names, in the table's order; `UNKNOWN_LICENCE` alone where it names none
-    that is known.
+    """Return the licences that a text names, in the table's order; `UNKNOWN_LICENCE` alone if it names no known one.
 
-    Short names, long names and addresses of creativecommons.org are understood. Of several names the image has one,
-    and nobody says which.
+    Reads short names, long names and addresses of creativecommons.org. If a text names several licences, any of them
+    may apply to the image.
     """
     normalised = " ".join(re.findall(r"[a-z0-9]+", unicodedata.normalize("NFKC", text).casefold()))
     remainder = _CC_BY_PATTERN.sub(" ", normalised)
@@ -91,7 +90,7 @@ def _cc_by_name(flags: str) -> str:
         for suffix_name, prefixes in flag_prefixes.items()
         if any(word.startswith(prefixes) for word in flag_words)
     ]
-    # No licence joins SA and ND: of the two the stricter counts.
+    # No licence has both SA and ND: the stricter one counts.
     final_suffixes = [suffix for suffix in suffixes if suffix != "SA" or "ND" not in suffixes]
     return "-".join(["CC BY", *final_suffixes])
 

@@ -1,8 +1,8 @@
-"""How well one class is told from the rest by some columns alone, without a look at the lesion: cross-validated.
+"""How well some columns alone, without the image, predict each class: cross-validated AUROC.
 
-One small forest per fold gives every class its score. It needs no tuning and finds signals that are not monotone
-(a class with 1022 x 767 pixels between smaller and larger ones). Boosted trees were no better on three public sets
-and slower with many classes.
+One small forest per fold scores every class. It needs no tuning and finds signals that are not monotone (a class with
+1022 x 767 pixels between smaller and larger ones). Boosted trees were no better on three public sets and slower with
+many classes.
 """
 
 import math
@@ -23,30 +23,30 @@ from dermkit.metrics.stats.power import effective_sample_size
 
 _N_FOLDS = 5
 MIN_IMAGES = 20
-"""Images that a class, and the rest, must have: with fewer even a perfect rule is hardly told from a good one."""
+"""Fewest images of a class and of the rest: with fewer, intervals cannot tell a perfect predictor from a good one."""
 
 MIN_CLASS_GROUPS = 10
-"""Lesions (or what else belongs together) that both must have: two for each fold. It is their effective number: a few
-with nearly all photographs would be found to have a signal by chance."""
+"""Effective number of groups (lesion, patient, duplicates) that both need: two per fold. With a few groups that hold
+nearly all photographs a signal would be found by chance."""
 
 MAX_SAMPLE = 20_000
-"""Images that are looked at; more would cost time and narrow an interval that is narrow already."""
+"""Most images used; more would cost time and narrow an interval that is narrow already."""
 
 MIN_CLASS_SAMPLE = 500
-"""Images of a small class that a sample keeps."""
+"""Images of a small class that a sample retains."""
 
 FOREST_TREES = 60
 MIN_LEAF_GROUPED = 20
 MIN_LEAF_UNGROUPED = 40
-"""Images in a leaf at least, where lesions or patients are known and where they are not: there a forest must not learn
-the siblings of an image by heart. Of 40 made tables without a signal whose siblings were hidden, 18 were found to have
-one in their metadata with leaves of 10, 6 with 20 and 2 with 40; real classes were told as well with 40 as with 10."""
+"""Fewest images in a leaf, with and without known lesions or patients: without, a forest must not memorise the siblings
+of an image. Of 40 synthetic tables without a signal and with hidden siblings, 18 had a finding in their metadata with
+leaves of 10, 6 with 20 and 2 with 40; real classes were predicted as well with 40 as with 10."""
 
 LEAF_FRACTION_BOUNDS = (1 / 400, 1 / 16)
-"""A leaf is at least this share of the images, and the numbers above are no more than that share of a small set."""
+"""Smallest leaf as a fraction of the images: never below the first; the defaults above never above the second."""
 
 MIN_KNOWN_FRACTION = 0.9
-"""Share of the images with a lesion or patient id above which siblings count as kept together."""
+"""Fraction of images with a lesion or patient id from which siblings count as grouped."""
 
 MAX_CATEGORIES = 30
 _SEED = 20180161  # any; fixed, so that the same data always get the same answer
@@ -54,10 +54,10 @@ _SEED = 20180161  # any; fixed, so that the same data always get the same answer
 
 @dataclass(frozen=True, eq=False)
 class ClassPredictability:
-    """What the columns know about one class.
+    """How well the columns predict one class.
 
-    rows: the class's images (row numbers of the subject); outranks: share of the other images that each stands above.
-    ci95: of the AUROC; lower: the bound that decides, adjusted for all classes and checks.
+    rows: (n,) the class's images, row numbers of the subject. placement_values: (n,) fraction of the other images in
+    its fold that each is ranked above. ci95: of the AUROC. lower_bound: adjusted for all classes and checks.
     """
 
     name: str
@@ -71,10 +71,7 @@ class ClassPredictability:
 
 @dataclass(frozen=True, eq=False)
 class Predictability:
-    """classes: from the best told to the worst. skipped: classes with too few images.
-
-    rows: the images looked at (row numbers), of `n_images`.
-    """
+    """classes: best predicted first. skipped_classes: with too few images. rows: (n,) images used, of `n_images`."""
 
     classes: tuple[ClassPredictability, ...]
     skipped_classes: tuple[str, ...]
@@ -83,14 +80,14 @@ class Predictability:
 
     @property
     def n(self) -> int:
-        """The number of images looked at."""
+        """The number of images used."""
         return len(self.rows)
 
 
 def class_predictability(subject: Subject, columns: pd.DataFrame) -> Predictability:
-    """Return the signal of `columns` (one row per image: numbers with NaN, texts with "") for every class.
+    """Return how well `columns` (one row per image: numbers with NaN, texts with "") predict every class.
 
-    Images of which nothing is known are left out. Of two classes only one is tested: the other is its mirror.
+    Images without any known value are left out. Of two classes only one is tested.
     """
     rows = _sample(subject, np.flatnonzero(_is_known(columns)))
     label = _labels(subject, rows)
@@ -132,13 +129,13 @@ def _to_class_predictability(
 
 
 def is_grouped(subject: Subject) -> bool:
-    """Say whether the lesion or the patient of nearly every image is known, so that siblings are kept together."""
+    """Return whether nearly every image has a lesion or patient id, so that siblings are in one fold."""
     is_known = (subject.frame["lesion_id"] != "") | (subject.frame["patient_id"] != "")
     return bool(is_known.mean() >= MIN_KNOWN_FRACTION)
 
 
 def _is_known(columns: pd.DataFrame) -> NDArray[np.bool_]:
-    """Say of which images something is known."""
+    """Return flags of the images with any known value."""
     known_columns = [(columns[name] != "") & columns[name].notna() for name in columns]
     return np.asarray(pd.concat(known_columns, axis=1).any(axis=1), dtype=bool)
 
@@ -149,7 +146,7 @@ def _labels(subject: Subject, rows: Ints) -> Ints:
 
 
 def _positive_class(subject: Subject, tested_codes: Sequence[int]) -> int:
-    """Return which of two classes is called the positive one: the malignant one, or else the second."""
+    """Return the positive one of two classes: the malignant one, or else the second."""
     malignant = [
         code for code in tested_codes if subject.dataset.class_names[code] in subject.dataset.malignant_classes
     ]
@@ -165,7 +162,7 @@ def _has_enough(in_class: NDArray[np.bool_], group_ids: Ints) -> bool:
 
 
 def _sample(subject: Subject, rows: Ints) -> Ints:
-    """Return at most about `MAX_SAMPLE` rows, each class by its share; a small class keeps `MIN_CLASS_SAMPLE`."""
+    """Return about `MAX_SAMPLE` rows at most, stratified by class; small classes retain `MIN_CLASS_SAMPLE`."""
     if len(rows) <= MAX_SAMPLE:
         return rows
     rng = np.random.default_rng(_SEED)
@@ -181,7 +178,7 @@ def _sample(subject: Subject, rows: Ints) -> Ints:
 
 
 def encode(columns: pd.DataFrame) -> NDArray[np.float32]:
-    """Return numbers that trees can read: unknown numbers below all others, texts as flags of the commonest."""
+    """Return features for trees, (N, F) float32: unknown numbers below all others, texts as indicators."""
     blocks = [
         _encode_texts(columns[name]) if _is_text(columns[name]) else _encode_numbers(columns[name])
         for name in columns
@@ -201,7 +198,7 @@ def _encode_numbers(values: "pd.Series[float]") -> Floats:
 
 
 def _encode_texts(values: "pd.Series[str]") -> Floats:
-    """Return a flag for each of the commonest texts, and how common a text is, which groups the rare ones."""
+    """Return an indicator of each of the commonest texts, and the frequency of a text, which groups the rare ones."""
     counts = values.astype(str).value_counts()
     common = sorted(counts.index, key=lambda text: (-counts[text], text))[:MAX_CATEGORIES]
     texts = values.astype(str).to_numpy()
@@ -218,7 +215,7 @@ def _min_leaf(n: int, default_size: int) -> int:
 def _cross_validated_scores(
     features: NDArray[np.float32], label: Ints, fold: Ints, *, n_classes: int, leaf: int
 ) -> Floats:
-    """Return (N, classes) scores, each image's from a forest that saw neither it nor what belongs to it."""
+    """Return out-of-fold scores (N, n_classes): of forests trained on other groups."""
     scores = np.zeros((len(label), n_classes))
     if not (features != features[0]).any():
         return scores

@@ -1,4 +1,4 @@
-"""DA060 and DA061: what the tables of the source give away, and what its licences allow."""
+"""DA060 and DA061: columns that leak the label, and what the licences allow."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from dermkit.audit.checks.text import join_words, plural
 
 @dataclass(frozen=True)
 class LeakingColumn:
-    """A column name that gives the label away. pattern: of the whole name in small letters. tells: what is in it.
+    """A column that leaks the label. pattern: regular expression of the full name in lower case. reveals: its content.
 
     is_label: the column is itself a label, so that an import has to read it, or one like it.
     """
@@ -76,7 +76,7 @@ def da060_label_leaking_columns(subject: Subject) -> Outcome:
         f"that out, as a model must."
     )
     n = len(subject.frame)
-    rows = [{"column": name, "tells": leak.reveals, "in_manifest": is_used} for name, leak, is_used in leaks]
+    rows = [{"column": name, "reveals": leak.reveals, "in_manifest": is_used} for name, leak, is_used in leaks]
     return Finding(
         severity=Severity.WARNING if leaks_in_manifest else Severity.NOTE,
         n=n,
@@ -116,9 +116,9 @@ def da061_licence_forbids(subject: Subject) -> Outcome:
 
 
 def _source_columns(columns_note: Any) -> tuple[list[str], set[str]]:
-    """Return the names of the columns that an import read, and those whose values it kept.
+    """Return the names of the columns that an import read, and of those whose values are in the manifest.
 
-    noted: a list of names, or an object with `read_columns` and `used_columns` (a list, or column -> manifest column).
+    columns_note: a list of names, or an object with `read` and `used` (a list, or column -> manifest column).
     """
     columns_json: Mapping[str, Any] = columns_note if isinstance(columns_note, Mapping) else {"read": columns_note}
     read_columns, used_columns = ([str(name) for name in columns_json.get(key) or ()] for key in ("read", "used"))

@@ -1,4 +1,4 @@
-"""DA030 to DA033: whether there is enough to learn from, and enough to conclude from."""
+"""DA030 to DA033: whether there are enough images to train on and to test with."""
 
 from typing import Any
 
@@ -21,13 +21,13 @@ from dermkit.metrics.stats.intervals import wilson_interval
 from dermkit.metrics.stats.power import effective_sample_size, minimum_detectable_difference
 
 SMALL_CLASS_IMAGES = 100
-"""Images of a class; with fewer, a fifth of them as a test side gives its recall an interval of +-17 points or more."""
+"""Images of a class; with fewer, a fifth of them as test images give its recall an interval of +-17 points or more."""
 
 MIN_CLASS_TEST_IMAGES = 30
 """Test images of a class; with fewer the interval of a recall of 0.8 is +-14 points or wider."""
 
 ASSUMED_RATE = 0.8
-"""The accuracy and the sensitivity that the widths are worked out for."""
+"""The accuracy and the sensitivity for which widths of intervals are computed."""
 
 WIDE_ACCURACY = 0.05
 WIDE_SENSITIVITY = 0.10
@@ -35,10 +35,10 @@ MAX_DETECTABLE_DIFFERENCE = 0.05
 """Half widths of the intervals, and the difference between two models, above which little can be concluded."""
 
 DISCORDANT_FRACTIONS = (0.2, 0.3)
-"""Share of images on which just one of two models is right: 0.32 for unrelated models of accuracy 0.8, less for kin."""
+"""Fraction of images on which exactly one of two models is right: 0.32 for independent models of accuracy 0.8."""
 
 CONTRADICTED_FRACTION = 0.5
-"""Share of a class's test images; where half of them are contradicted, its recall says nothing."""
+"""Fraction of a class's test images with a contradictory duplicate from which its recall is meaningless."""
 
 NAMED = 4
 
@@ -97,7 +97,7 @@ def da031_class_missing_in_split(subject: Subject) -> Outcome:
     sentence = f"{join_words(gap_texts)}."
     return Finding(
         severity=Severity.NOTE, n=int(in_missing_class.sum()), sentence=sentence, rows=table, kind="table",
-        per_class=images_per_class(subject, in_missing_class), figures={"lacking": missing_by_split},
+        per_class=images_per_class(subject, in_missing_class), figures={"missing_classes": missing_by_split},
     )  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def da032_test_too_small(subject: Subject) -> Outcome:
         return NotApplicable("no test side")
     precision = test_set_precision(subject, is_test)
     sensitivity = precision["sensitivity"]
-    detectable_difference = precision["least_difference"][0]["points"]
+    detectable_difference = precision["detectable_differences"][0]["difference"]
     is_wide = precision["accuracy"]["half_width"] > WIDE_ACCURACY or (
         sensitivity and sensitivity["half_width"] > WIDE_SENSITIVITY
     )
@@ -159,7 +159,7 @@ def da033_class_contradicted(subject: Subject) -> Outcome:
     rows = np.flatnonzero(in_scope & (nearest_duplicate >= 0) & np.isin(label, list(contradicted_classes)))
     rows = rows[np.lexsort((rows, distance[rows], label[rows]))]
     duplicate_columns = {
-        f"copy_{name}": subject.frame[name].to_numpy()[nearest_duplicate[rows]]
+        f"duplicate_{name}": subject.frame[name].to_numpy()[nearest_duplicate[rows]]
         for name in ("image_id", "path", "label", "split")
     }
     class_texts = [
@@ -177,21 +177,21 @@ def da033_class_contradicted(subject: Subject) -> Outcome:
     )
 
 
-# What a test set can carry
+# Precision of a test set
 
 
 def test_set_precision(subject: Subject, is_test: Bools) -> dict[str, Any]:
-    """Return what the test images can show: widths at `ASSUMED_RATE`, and the least detectable differences."""
+    """Return the precision of the test images: widths at `ASSUMED_RATE`, and least detectable differences."""
     group_ids = subject.group_ids[is_test]
     is_malignant = subject.frame["label"].isin(subject.dataset.malignant_classes).to_numpy()[is_test]
     n = max(1, int(effective_sample_size(group_ids)))
     return {
         "images": int(is_test.sum()),
-        "independent": n,
+        "effective_n": n,
         "accuracy": _interval_precision(group_ids),
         "sensitivity": _interval_precision(group_ids[is_malignant]) if is_malignant.any() else None,
-        "least_difference": [
-            {"discordant": discordant, "points": minimum_detectable_difference(n, discordant)}
+        "detectable_differences": [
+            {"discordant_fraction": discordant, "difference": minimum_detectable_difference(n, discordant)}
             for discordant in DISCORDANT_FRACTIONS
         ],
     }
@@ -203,8 +203,8 @@ def _interval_precision(group_ids: NDArray[np.int64]) -> dict[str, Any]:
     low, high = wilson_interval(round(ASSUMED_RATE * n), n)
     return {
         "images": len(group_ids),
-        "independent": n,
-        "supposed": ASSUMED_RATE,
+        "effective_n": n,
+        "assumed_rate": ASSUMED_RATE,
         "ci95": [low, high],
         "half_width": (high - low) / 2,
     }
@@ -215,13 +215,13 @@ def _precision_text(precision: dict[str, Any]) -> str:
         low, high = (100 * bound for bound in proportion["ci95"])
         return f"{100 * ASSUMED_RATE:.0f} % has the interval {low:.0f} to {high:.0f} %"
 
-    n, independent = precision["images"], precision["independent"]
+    n, independent = precision["images"], precision["effective_n"]
     worth_text = f" (worth {plural(independent, 'independent image')})" if independent < n else ""
     text = f"{plural(n, 'test image')}{worth_text}: an accuracy of {rate_interval(precision['accuracy'])}"
     if precision["sensitivity"]:
         malignant = plural(precision["sensitivity"]["images"], "malignant image")
         text += f"; a sensitivity on {malignant} of {rate_interval(precision['sensitivity'])}"
-    differences = [difference["points"] for difference in precision["least_difference"]]
+    differences = [difference["difference"] for difference in precision["detectable_differences"]]
     if None in differences:
         return f"{text}; hardly any difference between two models can be shown (McNemar, power 80 %)."
     low, high = (100 * points for points in differences)
@@ -233,46 +233,46 @@ def _precision_text(precision: dict[str, Any]) -> str:
 
 def _precision_rows(precision: dict[str, Any]) -> pd.DataFrame:
     rows = [
-        {"figure": f"half width of the 95 % interval of {name} {ASSUMED_RATE}", "images": precision[name]["images"],
-         "independent": precision[name]["independent"], "value": precision[name]["half_width"]}
+        {"quantity": f"half width of the 95 % interval of {name} {ASSUMED_RATE}", "images": precision[name]["images"],
+         "effective_n": precision[name]["effective_n"], "value": precision[name]["half_width"]}
         for name in ("accuracy", "sensitivity") if precision[name]
     ]  # fmt: skip
     rows += [
         {
-            "figure": f"least detectable difference, {difference['discordant']:.0%} discordant",
+            "quantity": f"least detectable difference, {difference['discordant_fraction']:.0%} discordant",
             "images": precision["images"],
-            "independent": precision["independent"],
-            "value": difference["points"],
+            "effective_n": precision["effective_n"],
+            "value": difference["difference"],
         }
-        for difference in precision["least_difference"]
+        for difference in precision["detectable_differences"]
     ]
     return pd.DataFrame(rows)
 
 
-# Sides and classes
+# Splits and classes
 
 
 def _split_names(subject: Subject) -> list[str]:
-    """Return the sides in use: train, validation, test, or the folds by number."""
+    """Return the splits in use: train, validation, test, or the folds by number."""
     split_names = [split_name for split_name in subject.frame["split"].unique() if split_name]
     order = {"train": 0, "validation": 1, "test": 2}
     return sorted(split_names, key=lambda split_name: (order.get(split_name, 3), len(split_name), split_name))
 
 
 def _is_test(subject: Subject) -> Bools:
-    """Return the images that are tested: the test side, or with folds every image on one."""
+    """Return (N,) flags of the test images; with k folds, of every image in a fold."""
     split_names = subject.frame["split"]
     return ((split_names == "test") | split_names.str.startswith("fold")).to_numpy(dtype=bool)
 
 
 def _class_table(subject: Subject) -> pd.DataFrame:
-    """Return label, images, groups and one column per side."""
+    """Return label, images, groups and one column per split."""
     frame = pd.DataFrame(
-        {"label": subject.frame["label"], "split": subject.frame["split"], "unit": subject.group_ids}
+        {"label": subject.frame["label"], "split": subject.frame["split"], "group_id": subject.group_ids}
     )
     by_label = frame.groupby("label")
     names = list(subject.dataset.class_names)
-    table = pd.DataFrame({"images": by_label.size(), "groups": by_label["unit"].nunique()})
+    table = pd.DataFrame({"images": by_label.size(), "groups": by_label["group_id"].nunique()})
     counts = pd.crosstab(frame["label"], frame["split"])
     for split_name in _split_names(subject):
         table[split_name] = counts[split_name]
@@ -280,7 +280,7 @@ def _class_table(subject: Subject) -> pd.DataFrame:
 
 
 def _nearest_contradictions(subject: Subject) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return for each image the row of its nearest copy under another label (-1 = none), and the distance."""
+    """Return (N,) row of the nearest duplicate under another label (-1 = none), and (N,) its distance."""
     n = len(subject.frame)
     nearest_duplicate, distance = np.full(n, -1, dtype=np.int64), np.full(n, np.nan)
     label = subject.frame["label"].to_numpy()
@@ -289,7 +289,7 @@ def _nearest_contradictions(subject: Subject) -> tuple[NDArray[np.int64], NDArra
     labels_differ = label[a] != label[b]
     distances = pairs["distance"].to_numpy(dtype=np.float64)[labels_differ]
     for rows, duplicate_rows in ((a[labels_differ], b[labels_differ]), (b[labels_differ], a[labels_differ])):
-        # Of several pairs of one image the nearest is written last.
+        # Of several pairs of an image the nearest is written last.
         is_nearer = np.isnan(distance[rows]) | (distances < distance[rows])
         nearest_duplicate[rows[is_nearer]], distance[rows[is_nearer]] = (
             duplicate_rows[is_nearer],

@@ -1,4 +1,4 @@
-"""DA040 to DA047: what tells the class without a look at the lesion."""
+"""DA040 to DA047: shortcuts, which predict the class without the lesion."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,10 +30,10 @@ from dermkit.audit.scan.artefacts import ARTEFACT_COLUMNS
 from dermkit.metrics.classification.roc import auroc
 
 MIN_AUROC = 0.60
-"""A rule that knows less than this AUROC hardly moves an accuracy; weak true links of a lesion are as strong."""
+"""AUROC that counts as a shortcut: weaker ones hardly change an accuracy, and weak real associations are as strong."""
 
 STRONG_AUROC = 0.80
-"""What a lesion itself may carry (colour, fine detail in the file's size, age) is warned of only from here."""
+"""AUROC from which a signal that the lesion itself may explain (colour, file size, age) becomes a warning."""
 
 _METADATA_COLUMNS = ("age", "sex", "site", "skin_type")
 ORIGIN_COLUMNS = ("source", "licence", "attribution")
@@ -159,13 +159,13 @@ def da047_artefacts_combined(subject: Subject) -> Outcome:
 
 
 def _measured_columns(subject: Subject, *names: str) -> pd.DataFrame | NotApplicable:
-    """Return those columns of the measures in which anything is known."""
+    """Return those columns of the measures that have a known value."""
     available = [name for name in names if name in subject.measures and _any_known(subject.measures[name])]
     return subject.measures[available] if available else NotApplicable(f"not measured: {join_words(names)}")
 
 
 def _manifest_columns(subject: Subject, names: tuple[str, ...]) -> pd.DataFrame | NotApplicable:
-    """Return those columns of the manifest in which anything is known."""
+    """Return those columns of the manifest that have a known value."""
     available = [name for name in names if (subject.frame[name] != "").any()]
     return (
         subject.frame[available] if available else NotApplicable(f"the manifest does not know {join_words(names)}")
@@ -179,7 +179,7 @@ def _any_known(values: "pd.Series[Any]") -> bool:
 def _shortcut_finding(
     subject: Subject, columns: pd.DataFrame | NotApplicable, sentence_start: str, *, expected: bool
 ) -> Outcome:
-    """Return the finding of one signal. carried: a lesion itself may carry it, so a weak one is only a note."""
+    """Return the finding of one signal. expected: the lesion itself may explain it, so a weak one is only a note."""
     if isinstance(columns, NotApplicable):
         return columns
     predictability = class_predictability(subject, columns)
@@ -211,7 +211,7 @@ def _shortcut_finding(
             ],
             "n": predictability.n,
             "images": predictability.n_images,
-            "skipped": list(predictability.skipped_classes),
+            "skipped_classes": list(predictability.skipped_classes),
             "method": METHOD,
         },
     )
@@ -220,13 +220,13 @@ def _shortcut_finding(
 def _image_rows(
     subject: Subject, columns: pd.DataFrame, predictable_classes: Sequence[ClassPredictability]
 ) -> pd.DataFrame:
-    """Return the images of the classes found, those first that the signal knows best."""
+    """Return the images of the predictable classes, the best predicted first."""
     rows = np.concatenate([class_result.rows for class_result in predictable_classes])
     placement_values = np.concatenate([class_result.placement_values for class_result in predictable_classes])
     order = np.lexsort((rows, -np.nan_to_num(placement_values, nan=-1.0)))
-    table = image_table(subject, rows[order]).assign(outranks=placement_values[order].round(4))
+    table = image_table(subject, rows[order]).assign(placement_value=placement_values[order].round(4))
     signal_columns = columns.iloc[rows[order]].reset_index(drop=True)
-    return table.join(signal_columns.rename(columns=lambda name: f"signal_{name}"))
+    return table.join(signal_columns.rename(columns=lambda name: f"feature_{name}"))
 
 
 def _sentence(
@@ -267,18 +267,18 @@ def _typical_text(class_result: ClassPredictability, predictability: Predictabil
     column_texts = []
     for row in _typical_values(class_result, predictability, columns)[:_MAX_NAMED]:
         name, class_value, rest_value = _column_text(row["column"]), row["class"], row["rest"]
-        if row["figure"] == "share":
+        if row["statistic"] == "fraction":
             value = repr(row["value"] or "unknown")
             column_texts.append(f"{name} {value} in {100 * class_value:.0f} % against {100 * rest_value:.0f} %")
         else:
             column_texts.append(
-                f"{row['figure']} {name} {_number_text(class_value)} against {_number_text(rest_value)}"
+                f"{row['statistic']} {name} {_number_text(class_value)} against {_number_text(rest_value)}"
             )
     return join_words(column_texts)
 
 
 def _column_text(name: str) -> str:
-    """Return a column's name as people say it: `border_r` is the border's red."""
+    """Return a column's name as text: `border_r` is `border red`."""
     colours = {"_r": " red", "_g": " green", "_b": " blue"}
     return (name[:-2] + colours[name[-2:]] if name[-2:] in colours else name).replace("_", " ")
 
@@ -290,7 +290,7 @@ def _number_text(value: float | None) -> str:
 def _typical_values(
     class_result: ClassPredictability, predictability: Predictability, columns: pd.DataFrame
 ) -> list[dict[str, Any]]:
-    """Return what the class and the rest have in each column, the column first that parts them most by itself."""
+    """Return typical values of the class and the rest in each column, the most separating column first."""
     in_class = np.isin(predictability.rows, class_result.rows)
     sampled_columns = columns.iloc[predictability.rows]
     rows = [
@@ -299,7 +299,7 @@ def _typical_values(
         else _typical_text_value(str(name), sampled_columns[name].astype(str), in_class)
         for name in columns
     ]
-    return sorted(rows, key=lambda row: -row["gap"])
+    return sorted(rows, key=lambda row: -row["separation"])
 
 
 def _typical_number(name: str, values: "pd.Series[float]", in_class: NDArray[np.bool_]) -> dict[str, Any]:
@@ -313,11 +313,17 @@ def _typical_number(name: str, values: "pd.Series[float]", in_class: NDArray[np.
     )
     statistic = "median" if class_and_rest[0].median() != class_and_rest[1].median() else "mean"
     class_value, rest_value = (float(subset.agg(statistic)) if len(subset) else None for subset in class_and_rest)
-    return {"column": name, "figure": statistic, "class": class_value, "rest": rest_value, "gap": separation}
+    return {
+        "column": name,
+        "statistic": statistic,
+        "class": class_value,
+        "rest": rest_value,
+        "separation": separation,
+    }
 
 
 def _typical_text_value(name: str, values: "pd.Series[str]", in_class: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return the share of the text that is commoner in the class by most."""
+    """Return the text whose frequency is most above that of the rest, and both frequencies."""
     class_frequencies, rest_frequencies = (
         values[subset].value_counts(normalize=True) for subset in (in_class, ~in_class)
     )
@@ -327,7 +333,13 @@ def _typical_text_value(name: str, values: "pd.Series[str]", in_class: NDArray[n
         "class": float(class_frequencies.get(value, 0.0)),
         "rest": float(rest_frequencies.get(value, 0.0)),
     }
-    return {"column": name, "figure": "share", "value": value, **fractions, "gap": float(frequency_gap.max())}
+    return {
+        "column": name,
+        "statistic": "fraction",
+        "value": value,
+        **fractions,
+        "separation": float(frequency_gap.max()),
+    }
 
 
 def _class_figures(
@@ -336,13 +348,13 @@ def _class_figures(
     """Return the numbers of one class."""
     return {
         "class": class_result.name,
-        "against": class_result.rest_name,
+        "reference": class_result.rest_name,
         "n_class": len(class_result.rows),
         "n": predictability.n,
         "auroc": class_result.auroc,
         "ci95": list(class_result.ci95),
-        "lower_adjusted": class_result.lower_bound,
-        "found": class_result.lower_bound > MIN_AUROC,
+        "lower_bound": class_result.lower_bound,
+        "is_shortcut": class_result.lower_bound > MIN_AUROC,
         "typical": _typical_values(class_result, predictability, columns),
     }
 

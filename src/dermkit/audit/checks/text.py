@@ -7,12 +7,12 @@ from dermkit.metrics.stats.intervals import wilson_interval
 
 
 def join_words(phrases: Sequence[str]) -> str:
-    """Return words as a sentence lists them: `a, b and c`."""
+    """Return phrases as a list in a sentence: `a, b and c`."""
     return " and ".join([", ".join(phrases[:-1]), phrases[-1]]) if len(phrases) > 1 else "".join(phrases)
 
 
 def proportion_text(n: int, total: int) -> str:
-    """Return a share with its 95 % interval: `39 (33 %, 95 % CI 25 to 42 %)`; no interval of nothing."""
+    """Return a count with its percentage and 95 % interval: `39 (33 %, 95 % CI 25 to 42 %)`; `0` if total is 0."""
     if not total:
         return str(n)
     low, high = wilson_interval(n, total)
@@ -20,17 +20,17 @@ def proportion_text(n: int, total: int) -> str:
 
 
 def interval_text(n: int, total: int) -> str:
-    """Return a share of something and its 95 % interval: `64.1 %, 95 % interval 62.2 to 66.1 %`."""
+    """Return a percentage with its 95 % interval: `64.1 %, 95 % interval 62.2 to 66.1 %`."""
     low, high = wilson_interval(n, total)
     return f"{100 * n / total:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
 
 
 def proportion_json(n: int, total: int) -> dict[str, Any]:
-    """Return a share for machines: n, of, share and ci95 (Wilson), null where there is nothing to share."""
+    """Return a proportion as JSON: n, total, proportion, ci95 (Wilson); the last two are None where total is 0."""
     return {
         "n": n,
-        "of": total,
-        "share": n / total if total else None,
+        "total": total,
+        "proportion": n / total if total else None,
         "ci95": list(wilson_interval(n, total)) if total else None,
     }
 

@@ -1,7 +1,7 @@
-"""Near neighbours among many short vectors without comparing all pairs: a few trees of random halvings.
+"""Approximate nearest neighbours among many short vectors: a forest of random projection trees.
 
-A tree halves the vectors at the median along random directions until a leaf holds a few dozen; only within a leaf are
-distances taken. A close pair is parted by a halving now and then, but hardly by every tree. Time grows as n log n.
+A tree splits the vectors at the median along random directions until a leaf holds a few dozen; distances are computed
+within leaves alone. One tree may separate a close pair, but hardly all trees do. Time grows as n log n.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from dermkit.metrics.stats.arrays import Ints
 _Float32s = NDArray[np.float32]
 
 N_SEARCH_TREES = 12
-"""A pair at the largest distance that copies show is parted in about 4 of 10 trees: 12 trees miss 1 in 60,000."""
+"""About 4 in 10 trees separate a pair at the largest distance that copies have: 12 trees miss 1 in 60,000."""
 SEARCH_LEAF_SIZE = 64
 _VECTORS_PER_CHUNK = 1 << 14
 """Vectors whose leaves are compared at once: 16 MB of distances."""
@@ -22,7 +22,7 @@ _VECTORS_PER_CHUNK = 1 << 14
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Pairs of rows: `first` < `second`, each pair once, sorted; `distance` between them."""
+    """P pairs of rows. first < second: (P,) int64, each pair once, sorted. distance: (P,) float32, Euclidean."""
 
     first: Ints
     second: Ints
@@ -38,10 +38,9 @@ def find_neighbours(
     n_trees: int = N_SEARCH_TREES,
     seed: int = 0,
 ) -> Neighbours:
-    """Return pairs of vectors of different owners closer than `max_distance`, for each vector at most its
-    `max_neighbours` nearest.
+    """Return pairs of vectors closer than `max_distance` that are among the `max_neighbours` nearest of one of the two.
 
-    vectors: (n, d), float16 or float32. owner: (n,) vectors of one owner are never paired. Deterministic.
+    vectors: (n, d), float16 or float32. owners: (n,) int64; vectors of one owner are never paired. Deterministic.
     """
     rng = np.random.default_rng([seed, len(vectors)])
     neighbours = _no_neighbours()
@@ -60,18 +59,18 @@ def _no_neighbours() -> Neighbours:
 
 
 def _leaves(vectors: NDArray[np.floating], rng: np.random.Generator) -> Ints:
-    """Return one tree's leaves: (leaves, size) rows, -1 where a leaf is not full."""
+    """Return one tree's leaves: (n_leaves, leaf_size) row numbers, -1 for an empty slot."""
     n, width = vectors.shape
     depth = max(0, int(np.ceil(np.log2(max(n, 1) / SEARCH_LEAF_SIZE))))
     size = -(-n // 2**depth)
-    # Empty places, another number in each tree, move the halvings: or all trees would part the same neighbours.
+    # A random number of empty slots moves the medians: otherwise all trees would separate the same neighbours.
     size += int(rng.integers(0, size // 2 + 1)) if depth else 0
     order = np.full(2**depth * size, -1, np.int32 if n < 2**31 else np.int64)
     order[:n] = rng.permutation(n)
     for level in range(depth):
         projections = _project(vectors, rng.standard_normal((width,)).astype(np.float32))
         rows = order.reshape(2**level, -1)
-        # Places without a vector sort last, so that they gather in the last leaves.
+        # Empty slots sort last, into the last leaves.
         keys = np.where(rows >= 0, projections[rows], np.float32(np.inf))
         half = rows.shape[1] // 2
         order = np.take_along_axis(rows, np.argpartition(keys, half - 1, axis=1), axis=1).reshape(-1)
@@ -93,7 +92,7 @@ def _pairs_within_leaves(
     max_distance: float,
     max_neighbours: int,
 ) -> Neighbours:
-    """Return the near pairs within leaves."""
+    """Return the near pairs within leaves. leaves: (n_leaves, leaf_size)."""
     step = max(1, _VECTORS_PER_CHUNK // leaves.shape[1])
     chunks = [
         _compare_leaves(vectors, owners, leaves[start : start + step], max_distance, max_neighbours)
@@ -112,6 +111,7 @@ def _compare_leaves(
     max_distance: float,
     max_neighbours: int,
 ) -> Neighbours:
+    # l leaves, s slots in a leaf, d dimensions: (l, s, d); distances (l, s, s).
     leaf_vectors = vectors[leaves].astype(np.float32)
     squared_norms = np.einsum("lsd,lsd->ls", leaf_vectors, leaf_vectors)
     squared_distances = (
@@ -129,7 +129,7 @@ def _compare_leaves(
     if is_near.sum(axis=2).max(initial=0) > max_neighbours:
         near_distances = np.where(is_near, squared_distances, np.inf)
         limit = np.partition(near_distances, max_neighbours - 1, axis=2)[:, :, max_neighbours - 1]
-        # A pair stays where either of the two counts the other among its nearest.
+        # A pair is retained if either of the two has the other among its nearest.
         is_near &= (squared_distances <= limit[:, :, None]) | (squared_distances <= limit[:, None, :])
     leaf, first_slot, second_slot = np.nonzero(np.triu(is_near, 1))
     first, second = leaves[leaf, first_slot].astype(np.int64), leaves[leaf, second_slot].astype(np.int64)
@@ -138,7 +138,7 @@ def _compare_leaves(
 
 
 def _merge(all_pairs: Neighbours, tree_pairs: Neighbours, max_neighbours: int) -> Neighbours:
-    """Return both, each pair once, and of each vector's pairs only those that are near for one of the two."""
+    """Return the union, each pair once, with the pairs that are among the nearest of one of the two."""
     first, second, distance = (np.concatenate([getattr(all_pairs, f), getattr(tree_pairs, f)]) for f in _FIELDS)
     order = np.lexsort((second, first))
     first, second, distance = first[order], second[order], distance[order]
@@ -149,7 +149,7 @@ def _merge(all_pairs: Neighbours, tree_pairs: Neighbours, max_neighbours: int) -
 
 
 def among_nearest(first: Ints, second: Ints, distance: _Float32s, max_neighbours: int) -> NDArray[np.bool_]:
-    """Say which pairs are among the `max_neighbours` nearest of one of their two members."""
+    """Return (P,) flags of the pairs that are among the `max_neighbours` nearest of one of their two members."""
     is_nearest = np.zeros(len(first), bool)
     for member in (first, second):
         order = np.lexsort((distance, member))

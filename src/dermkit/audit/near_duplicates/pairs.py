@@ -1,8 +1,10 @@
-"""Copies of images by their pixels: exact, resaved, resized, flipped, turned, cropped; within one set or across two.
+"""Duplicate images by their pixels: exact, resaved, resized, flipped, rotated, cropped; within a set or across two.
 
-First neighbours by description (`search`), then each candidate laid over the other (`register`). Thresholds were set
-on 1,000 images of HAM10000, one per lesion, with copies planted by `data.planting`; the measured recall and precision
-on others stand in benchmarks/audit.md.
+Candidates are neighbours of descriptors (`neighbours`); each is then registered onto the other (`registration`).
+Thresholds were set on 1,000 images of HAM10000, one per lesion, with copies planted by `data.synthetic.duplicates`;
+recall and precision measured on others are in benchmarks/audit.md.
+
+Shapes: P pairs or candidates, N images in a pool; rows are (P,) or (N,) int64 row numbers.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -29,28 +31,28 @@ from dermkit.progress import Progress
 from dermkit.threads import cpu_count
 
 MAX_FRAME_DISTANCE = 4.0
-"""Whole-frame copies lay within 1.3 of each other; different lesions rarely within 6."""
+"""Distance of global descriptors. Whole-frame copies lie within 1.3; different lesions rarely within 6."""
 MAX_DISC_DISTANCE = 0.36
-"""Nearly all best discs of crops and turns lay within 0.35; so do some strangers', hence the limits that follow."""
+"""The best discs of crops and rotations lie within 0.35; so do some of unrelated images, hence the limits below."""
 MAX_FRAME_CANDIDATES, MAX_DISC_CANDIDATES = 16, 8
-"""Candidates followed per image: of more than this many copies of one image, the chain still holds all together."""
+"""Candidates compared per image. An image with more duplicates stays in one component through the others."""
 MAX_DISC_NEIGHBOURS, MAX_GUESSES = 3, 2
-"""Neighbours followed per disc, and discs tried per pair of images."""
+"""Neighbours per disc, and disc pairs tried per pair of images."""
 MAX_VECTORS = 1_500_000
 """Discs searched at once, 270 MB; larger sets use fewer discs of each image."""
 MAX_IDENTICAL = 30
-"""Up to this many identical images every pair is listed; of more, enough to see every label and side."""
+"""Up to this many identical images every pair is listed; of more, enough to include every label and split."""
 _PAIRS_PER_CHUNK = 256
 """Pairs registered at once: about 100 MB per thread."""
 
 DUPLICATE_COLUMNS = ("a", "b", "distance", "kind")
 KINDS = ("exact", "reencoded", "resized", "flipped", "rotated", "cropped")
-"""What a pair's second image is, seen from the first. `rotated`: by any angle; `flipped`: also with a turn."""
+"""How the second image of a pair differs from the first. `rotated`: by any angle; `flipped`: rotated or not."""
 
 
 @dataclass(frozen=True, eq=False)
 class _ImagePool:
-    """Images that are searched: places in their scan's maps, and which scan they belong to (0 or 1)."""
+    """N images to search. scan_index: (N,) the scan of each, 0 or 1. store_rows: (N,) its row in that scan's maps."""
 
     scans: tuple[Scan, ...]
     scan_index: NDArray[np.int64]
@@ -60,7 +62,7 @@ class _ImagePool:
         return len(self.store_rows)
 
     def get(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the entries `rows` of a map, from whichever scan they are in."""
+        """Return (len(rows), ...) entries of the map `name`, each from its scan."""
         if len(self.scans) == 1:
             return np.asarray(getattr(self.scans[0], name)[self.store_rows[rows]])
         first_map = getattr(self.scans[0], name)
@@ -74,7 +76,7 @@ class _ImagePool:
 def find_duplicates(
     frame: pd.DataFrame, scan: Scan, *, progress: Progress | None = None, workers: int = 0
 ) -> pd.DataFrame:
-    """Return the pairs of copies within a set: row numbers a < b, distance (0 = same pixels .. 1), kind.
+    """Return the duplicate pairs within a set: row numbers a < b, distance (0 = same pixels .. 1), kind.
 
     frame: the manifest's rows (pixel_sha256, width, height), in the order of the scan.
     """
@@ -90,7 +92,7 @@ def find_duplicates_across(
     progress: Progress | None = None,
     workers: int = 0,
 ) -> pd.DataFrame:
-    """Return the pairs of copies across two sets: a is a row of the first, b of the second."""
+    """Return the duplicate pairs across two sets: a is a row of the first, b of the second."""
     all_pictures = pd.concat(
         [_picture_table(frame, scan.table) for frame, scan in zip(frames, scans, strict=True)]
     )
@@ -102,8 +104,8 @@ def find_duplicates_across(
 
 
 def _picture_table(frame: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Return hash and size of each row's picture; a file that changed since the import has no known hash."""
-    is_unchanged = (table["changed"] == "").to_numpy()
+    """Return size and pixel hash of each image; a file that changed since the import has no known hash ("")."""
+    is_unchanged = (table["state"] == "").to_numpy()
     return frame[["width", "height"]].assign(pixel_sha256=frame["pixel_sha256"].where(is_unchanged, ""))
 
 
@@ -115,7 +117,7 @@ def _find_pairs(frame: pd.DataFrame, image_pool: _ImagePool, progress: Progress,
     )
     near_pairs = _find_near_pairs(distinct_pool, frame.iloc[first_rows].reset_index(drop=True), progress, workers)
     rows = pd.Series(np.arange(len(frame)))
-    # In the order in which the pictures first come, which is that of `first_rows`.
+    # In order of first occurrence, as `first_rows`.
     members = rows.groupby(picture_codes, sort=False).agg(list).tolist()
     identical_pairs = exact_duplicate_pairs(frame["pixel_sha256"], pd.Series(image_pool.scan_index))
     return pd.concat([identical_pairs, _expand_to_images(near_pairs, members)], ignore_index=True)
@@ -124,8 +126,8 @@ def _find_pairs(frame: pd.DataFrame, image_pool: _ImagePool, progress: Progress,
 def exact_duplicate_pairs(pixels: "pd.Series[str]", *attributes: "pd.Series[Any]") -> pd.DataFrame:
     """Return the pairs of images with identical pixels, "" = unknown; columns `DUPLICATE_COLUMNS`.
 
-    Of more than `MAX_IDENTICAL` identical images, each is paired with the first of every combination of the values
-    `attributes` (label, side): whatever has a twin under another label or on another side then has one here.
+    Of more than `MAX_IDENTICAL` identical images, each is paired with the first of every combination of `attributes`
+    (label, split): an image with a duplicate under another label or in another split then has such a pair.
     """
     frame = pd.DataFrame(
         {"pixels": pixels.to_numpy(), **{str(n): values.to_numpy() for n, values in enumerate(attributes)}}
@@ -145,7 +147,7 @@ def exact_duplicate_pairs(pixels: "pd.Series[str]", *attributes: "pd.Series[Any]
 
 
 def _expand_to_images(near_pairs: pd.DataFrame, members: list[list[int]]) -> pd.DataFrame:
-    """Return near pairs of pictures as pairs of images: an identical copy of a picture is near what that is near."""
+    """Expand near pairs of distinct pictures to pairs of images: identical copies inherit the near duplicates."""
     rows = [
         (min(a, b), max(a, b), distance, kind)
         for first_picture, second_picture, distance, kind in near_pairs.itertuples(index=False)
@@ -159,9 +161,9 @@ def _expand_to_images(near_pairs: pd.DataFrame, members: list[list[int]]) -> pd.
 def _find_near_pairs(
     image_pool: _ImagePool, frame: pd.DataFrame, progress: Progress, workers: int
 ) -> pd.DataFrame:
-    """Return near copies among different pictures, numbered as in `frame`."""
+    """Return the near pairs among distinct pictures, numbered as in `frame`."""
     usable_rows = _usable_rows(image_pool)
-    # Frames first: what they prove needs no discs.
+    # Whole frames first: pairs that they confirm need no discs.
     confirmed = _confirm_candidates(
         image_pool, frame, _frame_candidates(image_pool, usable_rows), progress, workers
     )
@@ -176,7 +178,7 @@ def _find_near_pairs(
 
 
 def _usable_rows(image_pool: _ImagePool) -> NDArray[np.int64]:
-    """Return the images that were read and show something: a plain surface is like every other one."""
+    """Return the rows of images that were read and have contrast: all plain surfaces are alike."""
     usable_blocks = []
     for start in range(0, len(image_pool), 4096):
         rows = np.arange(start, min(start + 4096, len(image_pool)))
@@ -186,7 +188,7 @@ def _usable_rows(image_pool: _ImagePool) -> NDArray[np.int64]:
 
 
 MIN_CONTRAST = 2.0
-"""Grey levels of standard deviation below which a picture has nothing to be recognised by."""
+"""Standard deviation in grey levels below which an image has nothing to be recognised by."""
 
 
 def _frame_candidates(image_pool: _ImagePool, usable_rows: NDArray[np.int64]) -> pd.DataFrame:
@@ -197,11 +199,11 @@ def _frame_candidates(image_pool: _ImagePool, usable_rows: NDArray[np.int64]) ->
         max_neighbours=MAX_FRAME_CANDIDATES,
     )
     table = {"a": usable_rows[neighbours.first], "b": usable_rows[neighbours.second], "disc_a": -1, "disc_b": -1}
-    return pd.DataFrame(table | {"apart": neighbours.distance})
+    return pd.DataFrame(table | {"descriptor_distance": neighbours.distance})
 
 
 def _disc_candidates(image_pool: _ImagePool, usable_rows: NDArray[np.int64]) -> pd.DataFrame:
-    """Return pairs of images with a pair of discs that are alike: the best two of each pair of images."""
+    """Return candidate pairs of images with similar discs: the best `MAX_GUESSES` disc pairs of each image pair."""
     n_slots = max(4, min(image_pool.scans[0].patch_descriptors.shape[1], MAX_VECTORS // max(len(usable_rows), 1)))
     vector_blocks, owner_blocks, slot_blocks = [], [], []
     for start in range(0, len(usable_rows), 4096):
@@ -212,7 +214,9 @@ def _disc_candidates(image_pool: _ImagePool, usable_rows: NDArray[np.int64]) -> 
         owner_blocks.append(rows[image])
         slot_blocks.append(disc_number)
     if not owner_blocks:
-        return pd.DataFrame({name: np.empty(0, np.int64) for name in ("a", "b", "disc_a", "disc_b", "apart")})
+        return pd.DataFrame(
+            {name: np.empty(0, np.int64) for name in ("a", "b", "disc_a", "disc_b", "descriptor_distance")}
+        )
     owners, disc_numbers = np.concatenate(owner_blocks), np.concatenate(slot_blocks)
     neighbours = find_neighbours(
         np.concatenate(vector_blocks), owners, max_distance=MAX_DISC_DISTANCE, max_neighbours=MAX_DISC_NEIGHBOURS
@@ -220,14 +224,17 @@ def _disc_candidates(image_pool: _ImagePool, usable_rows: NDArray[np.int64]) -> 
     table = pd.DataFrame(
         {
             "a": owners[neighbours.first], "b": owners[neighbours.second], "disc_a": disc_numbers[neighbours.first],
-            "disc_b": disc_numbers[neighbours.second], "apart": neighbours.distance,
+            "disc_b": disc_numbers[neighbours.second], "descriptor_distance": neighbours.distance,
         }
     )  # fmt: skip
-    table = table.sort_values(["a", "b", "apart"], kind="stable", ignore_index=True)
+    table = table.sort_values(["a", "b", "descriptor_distance"], kind="stable", ignore_index=True)
     rank = table.groupby(["a", "b"], sort=False).cumcount().to_numpy()
     best_pairs = table[rank == 0]
     is_nearest = among_nearest(
-        best_pairs["a"].to_numpy(), best_pairs["b"].to_numpy(), best_pairs["apart"].to_numpy(), MAX_DISC_CANDIDATES
+        best_pairs["a"].to_numpy(),
+        best_pairs["b"].to_numpy(),
+        best_pairs["descriptor_distance"].to_numpy(),
+        MAX_DISC_CANDIDATES,
     )
     is_followed = np.repeat(is_nearest, np.diff(np.r_[np.flatnonzero(rank == 0), len(table)]))
     return table[is_followed & (rank < MAX_GUESSES)].reset_index(drop=True)
@@ -236,7 +243,7 @@ def _disc_candidates(image_pool: _ImagePool, usable_rows: NDArray[np.int64]) -> 
 def _confirm_candidates(
     image_pool: _ImagePool, frame: pd.DataFrame, candidates: pd.DataFrame, progress: Progress, workers: int
 ) -> pd.DataFrame:
-    """Lay the pictures of each candidate over each other; return those that are copies, each pair once."""
+    """Register each candidate pair; return those that are duplicates, each pair once."""
     if candidates.empty:
         return pd.DataFrame({"a": [], "b": [], "distance": [], "kind": []}).astype(
             {"a": int, "b": int, "kind": "str"}
@@ -311,7 +318,7 @@ def _register_pairs(
     *,
     is_rough: bool,
 ) -> Registration:
-    """Lay pictures over each other; each picture of the chunk is prepared once."""
+    """Register P pairs, rows: two (P,) arrays, from (P, 2, 3) maps; each picture of the chunk is prepared once."""
     images, position = np.unique(np.concatenate(rows), return_inverse=True)
     pictures = prepare_images(
         image_pool.get("canvas", images), image_pool.get("size", images).astype(np.int64), is_rough=is_rough
@@ -324,9 +331,9 @@ def _register_pairs(
 
 MIN_GUESS_CORRELATION = 0.7
 MAX_ANISOTROPY = 1.2
-"""Largest ratio of the two scales of a map that does not cover whole frames."""
+"""Largest ratio of the two singular values of a map that does not cover whole frames."""
 ROUGH_MIN_CORRELATION, ROUGH_MAX_DIFFERENCE = 0.95, 9.0
-"""What a pair must reach in the first round: 99 % of the copies reached .991 and 4.2, 9 of 10 strangers did not."""
+"""Required in the first round: 99 % of copies reached .991 and 4.2, 9 of 10 unrelated pairs did not."""
 
 
 def _is_promising(similarity: Similarity) -> NDArray[np.bool_]:
@@ -336,9 +343,10 @@ def _is_promising(similarity: Similarity) -> NDArray[np.bool_]:
 
 
 def _is_plausible(registration: Registration) -> NDArray[np.bool_]:
-    """Say which maps a copy can have: no more than three times larger, much in common, and hardly squashed.
+    """Return (P,) flags of plausible maps: scaled by less than 3, with enough overlap, and nearly isotropic.
 
-    Only whole frames are squashed, to fit a net. An oval spot laid on a round one needs as much, and is a stranger.
+    Only whole frames are squeezed, to fit a net's input. An oval lesion registered on a round one is squeezed as much,
+    and is unrelated.
     """
     singular_values = np.linalg.svd(registration.matrix[:, :, :2], compute_uv=False)
     anisotropy = singular_values[:, 0] / np.maximum(singular_values[:, 1], 1e-6)
@@ -356,7 +364,7 @@ def _is_plausible(registration: Registration) -> NDArray[np.bool_]:
 
 
 def is_near_duplicate(registration: Registration) -> NDArray[np.bool_]:
-    """Say which pairs are copies: they agree in the whole overlap, or in its inner part."""
+    """Return (P,) flags of duplicates: pairs that agree in the full overlap or in its inner part."""
     is_similar = _is_similar(registration.full_similarity) | _is_similar(registration.inner_similarity)
     similarity = registration.full_similarity
     is_recoloured = (
@@ -368,9 +376,9 @@ def is_near_duplicate(registration: Registration) -> NDArray[np.bool_]:
 
 
 def _is_similar(similarity: Similarity) -> NDArray[np.bool_]:
-    """Say where grey levels and fine detail agree.
+    """Return (P,) flags: grey levels and fine detail agree.
 
-    Planted copies reached 0.993, 0.74 and 3.1 grey levels; nearest strangers 0.988, 0.91 and 4.4, never together.
+    Planted copies reached 0.993, 0.74 and 3.1 grey levels; nearest unrelated pairs 0.988, 0.91 and 4.4, never at once.
     """
     tight_difference = (
         (similarity.rms_difference < 2.2)
@@ -403,7 +411,7 @@ def _same_size(frame: pd.DataFrame, a: NDArray[np.int64], b: NDArray[np.int64]) 
 def transformation_kinds(
     registration: Registration, sizes: list[NDArray[np.int64]], same_size: NDArray[np.bool_]
 ) -> NDArray[np.str_]:
-    """Name what each map does: `KINDS` but for exact. sizes: of both canvases, (P, 2) each."""
+    """Return the kind of each map, (P,): `KINDS` but for exact. sizes: of both canvases, two (P, 2) arrays."""
     half_sizes = [(size - 1) / 2 for size in sizes]
     linear = registration.matrix[:, :, :2]
     unit_map = linear * half_sizes[0][:, None, :] / half_sizes[1][:, :, None]

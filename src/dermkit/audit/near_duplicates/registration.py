@@ -1,8 +1,11 @@
-"""Lays one image over another: is the second made from the first, and how?
+"""Registration of image pairs: the affine map between two images, and how well they agree under it.
 
-A candidate comes with a rough guess, from two discs or from the frames. The guess is refined to an affine map, and
-the pictures are compared where they overlap. Photographs of different lesions can look alike in their large shapes;
-only a copy also agrees in its fine detail.
+A candidate starts from a rough guess, of two discs or of the whole frames. The guess is refined to an affine map, and
+the pictures are compared where they overlap. Photographs of different lesions can agree in their large shapes; only
+duplicates also agree in fine detail.
+
+Shapes: P pairs, K = grid_side ** 2 points of comparison, C = CANVAS_SIDE. Points are (P, K, 2) x and y in canvas
+pixels; a map is (2, 3): y = map[:, :2] @ x + map[:, 2].
 """
 
 from dataclasses import dataclass, fields
@@ -18,25 +21,25 @@ _Float32s = NDArray[np.float32]
 _Doubles = NDArray[np.float64]
 
 GRID_SIDE = 40
-"""Points along each side of the first picture at which the two are compared."""
+"""Comparison points along each side of the first picture."""
 COARSE_SIGMA, FINE_SIGMA, LOCAL_SIGMA = 2.5, 1.0, 5.0
-"""Blur in canvas pixels: for the first steps, for the last ones, and what `detail` is measured against."""
+"""Blur in canvas pixels: of the rough round, of the fine round, and what `detail` is measured against."""
 ROUGH_GRID_SIDE = 20
-"""The same for the first round, which only has to tell what is worth a second one."""
+"""The same for the rough round, which only selects the pairs of the fine one."""
 ROUGH_STEPS, FINE_STEPS = 6, 6
 INNER_MARGIN = 0.12
-"""Share of the shorter side that `Match.inner` leaves out on each side."""
+"""Fraction of the shorter side that `Registration.inner_similarity` leaves out at each edge."""
 CORNER_SIDE, CORNER_TOLERANCE = 4, 3
-"""A corner that was filled has this many pixels each way within so many grey levels, also after a JPEG."""
+"""A filled corner is a square of this many pixels within this many grey levels, also after JPEG compression."""
 FILL_TOLERANCE = 8
 """Grey levels within which a corner counts as one colour."""
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedImages:
-    """Small grey pictures, blurred. grey, detail: (P, CANVAS, CANVAS); size: (P, 2) width and height.
+    """Small grey pictures, blurred. grey, detail: (P, C, C); size: (P, 2) width and height.
 
-    seen: (P, CANVAS, CANVAS) 1 where the picture shows something, 0 beyond its edge and in corners that a turn filled.
+    visible: (P, C, C) 1 inside the picture, 0 beyond its edge and in corners that a rotation filled.
     """
 
     visible: _Float32s
@@ -45,15 +48,15 @@ class PreparedImages:
     size: Ints
 
     def select(self, rows: Ints) -> "PreparedImages":
-        """Return some of the pictures, each as often as it is named."""
+        """Return the pictures `rows`; a row may occur several times."""
         return PreparedImages(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """How pictures agree where one lies on the other.
+    """How P pairs agree in their overlap.
 
-    whole, detail: (P,) correlations, -1 .. 1. difference: (P,) grey levels, root mean square.
+    correlation, detail_correlation: (P,) -1 .. 1. rms_difference: (P,) root mean square, in grey levels.
     """
 
     correlation: _Doubles
@@ -63,10 +66,10 @@ class Similarity:
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """How P pairs agree. matrix: (P, 2, 3) from the first picture to the second, in canvas pixels.
+    """P registered pairs. matrix: (P, 2, 3) maps from the first picture to the second.
 
-    everywhere: in the whole overlap. inner: without the outer parts of either picture, where a turn leaves slivers of
-    fill. overlap: (P, 2) share of each picture that lies on the other.
+    full_similarity: in the full overlap. inner_similarity: without a margin of either picture, where a rotation leaves
+    slivers of fill. overlap_fractions: (P, 2) fraction of each picture that lies on the other.
     """
 
     matrix: _Doubles
@@ -76,10 +79,10 @@ class Registration:
 
 
 def prepare_images(canvas: NDArray[np.uint8], size: Ints, *, is_rough: bool) -> PreparedImages:
-    """Blur small pictures for registration. canvas: (P, CANVAS, CANVAS); size: (P, 2)."""
+    """Blur small pictures for registration. canvas: (P, C, C) uint8; size: (P, 2)."""
     visible = _visible_mask(canvas, size)
     sigmas = (COARSE_SIGMA,) if is_rough else (FINE_SIGMA, LOCAL_SIGMA)
-    # What is not seen must not be blurred into what is.
+    # Invisible pixels must not be blurred into visible ones.
     blurred_grey: _Float32s = np.divide(
         blur(canvas * visible, sigmas), np.maximum(blur(visible, sigmas), np.float32(1e-3))
     )
@@ -88,7 +91,7 @@ def prepare_images(canvas: NDArray[np.uint8], size: Ints, *, is_rough: bool) -> 
 
 
 def _visible_mask(canvas: NDArray[np.uint8], size: Ints) -> _Float32s:
-    """Return 1 within the pictures but for corners of one colour: a turn leaves them, and they match nothing."""
+    """Return (P, C, C): 1 inside the pictures but for corners of one colour, which a rotation leaves, else 0."""
     positions = np.arange(CANVAS_SIDE)
     visible = ((positions[:, None] < size[:, 1, None, None]) & (positions < size[:, 0, None, None])).astype(
         np.float32
@@ -102,7 +105,7 @@ def _visible_mask(canvas: NDArray[np.uint8], size: Ints) -> _Float32s:
 
 
 def _is_plain_corner(canvas: NDArray[np.uint8], size: Ints) -> NDArray[np.bool_]:
-    """Say which corners, (P, 4), are of one colour over `CORNER_SIDE` pixels: a quick test that most pictures fail."""
+    """Return (P, 4) flags of corners of one colour over `CORNER_SIDE` pixels: a quick test that most pictures fail."""
     image = np.arange(len(canvas))[:, None, None]
     step = np.arange(CORNER_SIDE)
     corner_flags = []
@@ -129,9 +132,9 @@ def _fill_mask(picture: NDArray[np.int16]) -> NDArray[np.bool_]:
 def guess_from_discs(
     polar: tuple[NDArray[np.int8], NDArray[np.int8]], keypoints: tuple[_Float32s, _Float32s]
 ) -> tuple[_Doubles, _Doubles]:
-    """Guess maps from pairs of discs: (P, 2, 3) maps, and how well the turned discs agree, (P,) -1 .. 1.
+    """Guess maps from pairs of discs: (P, 2, 3) maps, and the correlation of the rotated discs, (P,) -1 .. 1.
 
-    polar: two arrays (P, RINGS, ANGLES); place: two arrays (P, 3) of x, y, radius.
+    polar: two arrays (P, N_RINGS, N_ANGLES) int8; keypoints: two arrays (P, 3) of x, y, radius.
     """
     first, second = (values.astype(np.float32) for values in polar)
     rings, angles = first.shape[1:]
@@ -158,7 +161,7 @@ def guess_from_discs(
 
 
 def _peak_offset(curve: _Float32s, best: Ints, angles: int) -> _Doubles:
-    """Return how far the vertex of the parabola through a peak of a closed curve lies from the peak."""
+    """Return the offset of the parabola's vertex from a peak of a closed curve, (P,) -0.5 .. 0.5."""
     rows, start = np.arange(len(best)), best - best % angles
     low, centre, high = (curve[rows, start + (best + step) % angles].astype(np.float64) for step in (-1, 0, 1))
     curvature = low - 2 * centre + high
@@ -169,15 +172,15 @@ def _peak_offset(curve: _Float32s, best: Ints, angles: int) -> _Doubles:
 _SQUARE_SYMMETRIES = np.array(
     [[[a, 0], [0, b]] for a in (1, -1) for b in (1, -1)] + [[[0, a], [b, 0]] for a in (1, -1) for b in (1, -1)]
 )
-"""The eight ways to lay a square on itself."""
+"""(8, 2, 2) the symmetries of the square."""
 
 
 def guess_from_frames(
     square: tuple[NDArray[np.uint8], NDArray[np.uint8]], size: tuple[Ints, Ints]
 ) -> tuple[_Doubles, _Doubles]:
-    """Guess maps from whole frames, the best of the eight ways: (P, 2, 3) maps and agreement (P,) -1 .. 1.
+    """Guess maps from whole frames, the best of the 8 symmetries: (P, 2, 3) maps and correlation (P,) -1 .. 1.
 
-    square: two arrays (P, SQUARE, SQUARE, 3); size: two arrays (P, 2).
+    square: two arrays (P, SQUARE_SIDE, SQUARE_SIDE, 3) uint8; size: two arrays (P, 2).
     """
     first, second = (values.astype(np.float32).mean(axis=-1) for values in square)
     orientations = [_warp(second, orientation) for orientation in _SQUARE_SYMMETRIES]
@@ -191,9 +194,9 @@ def guess_from_frames(
 
 
 def _warp(square: _Float32s, orientation: NDArray[np.int64]) -> _Float32s:
-    """Return squares read along a way: value at x of the result is the square's value at way @ x."""
+    """Return (P, S, S) squares under a symmetry: the result at x is the square at orientation @ x."""
     transposed = square.transpose(0, 2, 1) if orientation[0, 0] == 0 else square
-    # Rows are y. Without a swap, way[0, 0] turns x and way[1, 1] turns y; with it, x comes from y.
+    # Rows are y. Without a swap, orientation[0, 0] flips x and [1, 1] flips y; with it, x comes from y.
     x_step, y_step = (
         (orientation[0, 0], orientation[1, 1]) if orientation[0, 0] else (orientation[1, 0], orientation[0, 1])
     )
@@ -210,9 +213,9 @@ def _correlate(first: _Float32s, second: _Float32s) -> _Float32s:
 def register_images(
     first: PreparedImages, second: PreparedImages, initial_maps: _Doubles, *, is_rough: bool
 ) -> Registration:
-    """Refine guessed maps (P, 2, 3) and say how the pictures of each pair agree.
+    """Refine guessed maps (P, 2, 3) and compare the pictures of each pair.
 
-    rough: few steps on blurred pictures at few points, a fifth of the work, to discard what is no copy at all.
+    is_rough: few points on blurred pictures, a fifth of the work, to discard pairs that are clearly unrelated.
     """
     points = _grid_points(first.size, ROUGH_GRID_SIDE if is_rough else GRID_SIDE)
     pictures = (first.grey, second.grey)
@@ -224,7 +227,7 @@ def register_images(
 
 
 def _grid_points(size: Ints, grid_side: int) -> _Doubles:
-    """Return a grid over each picture: (P, side * side, 2)."""
+    """Return a grid over each picture: (P, grid_side ** 2, 2)."""
     steps = (np.arange(grid_side) + 0.5) / grid_side
     x, y = np.meshgrid(steps, steps)
     unit = np.stack([x.ravel(), y.ravel()], axis=-1)
@@ -232,7 +235,7 @@ def _grid_points(size: Ints, grid_side: int) -> _Doubles:
 
 
 def _sample_at(pictures: _Float32s, points: _Doubles) -> _Float32s:
-    """Return bilinear values at places (P, K, 2), clipped into the canvas."""
+    """Return bilinear values, (P, K), at points (P, K, 2) clipped into the canvas."""
     clipped = points.clip(0, CANVAS_SIDE - 1.001)
     picture_index = np.arange(len(pictures))
     values: _Float32s = sample_bilinear(
@@ -259,9 +262,10 @@ def _refine(
     matrix: _Doubles,
     steps: int,
 ) -> _Doubles:
-    """Take Gauss-Newton steps towards the map under which the second picture looks most like the first.
+    """Return the maps (P, 2, 3) after Gauss-Newton steps that minimise the difference of the two pictures.
 
-    Inverse compositional (Baker and Matthews 2004): the slopes are those of the first picture, taken once.
+    Inverse compositional (Baker and Matthews 2004): gradients are those of the first picture, computed once.
+    pictures, visible: two arrays (P, C, C) each. size: (P, 2) of the second picture. points: (P, K, 2).
     """
     first_grey, second_grey = pictures
     is_visible = _sample_at(visible[0], points) > 0.99
@@ -296,7 +300,7 @@ def _refine(
 
 
 def _compose(matrix: _Doubles, delta: _Doubles, centre: _Doubles) -> _Doubles:
-    """Return the map after undoing a small map of the first picture."""
+    """Return the maps composed with the inverse of a small map of the first picture. delta: (P, 6); centre: (P, 2)."""
     linear = np.eye(2) + delta[:, [[0, 1], [3, 4]]] / CANVAS_SIDE
     shift = delta[:, [2, 5]]
     # x -> linear (x - c) + c + shift, inverted.

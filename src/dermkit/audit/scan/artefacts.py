@@ -1,10 +1,9 @@
-"""Detectors of what lies on the skin or around the lens: hair, ruler, ink, dark corners.
+"""Detectors of artefacts: hair, ruler, ink, dark corners.
 
-Each score is 0..1, and a picture shows the artefact from its `PRESENCE_THRESHOLDS` on. Looked at by eye on
-three public sets of
-160 to 200 pixels: of 40 pictures per set said to show hair 33 to 39 did, of 269 with a ruler 19 in 20, with dark
-corners nearly all; of about 60 with ink only half, the others being violet vignettes and blue lesions that reach the
-frame. Hair is missed where it is fine or fair: 1 in 7 of the pictures said to be without have some.
+Each score is 0..1; an image shows the artefact from its `PRESENCE_THRESHOLDS` on. Checked by eye on three public sets
+(160 to 200 pixels). Precision: hair 33 to 39 of 40 images per set, ruler 19 in 20 of 269, dark corners nearly all, ink
+about half of 60 (false: violet vignettes, blue lesions at the frame). Hair is missed where it is fine or fair: 1 in 7
+of the images without a detection have some.
 """
 
 from types import MappingProxyType
@@ -19,9 +18,9 @@ _Plane = NDArray[np.float32]
 
 ARTEFACT_COLUMNS = ("hair", "ruler", "ink", "dark_corner")
 PRESENCE_THRESHOLDS = MappingProxyType({"hair": 0.1, "ruler": 0.5, "ink": 0.06, "dark_corner": 0.5})
-"""The score from which on a picture is said to show the artefact."""
+"""The score from which an image counts as showing the artefact."""
 MIN_ARTEFACT_SIDE = 64
-"""Shorter side, in pixels, below which hairs and marks are no longer drawn; nothing is said then."""
+"""Shorter side, in pixels, below which hairs and marks cannot be seen; scores are then NaN."""
 MIN_RULER_SIDE = 112
 """The same for the marks of a ruler."""
 
@@ -57,9 +56,9 @@ def score_artefacts(planes: _Plane) -> dict[str, float]:
 
 
 def ink_fraction(planes: _Plane, brightest: _Plane) -> float:
-    """Return the share of the picture that is blue, violet or green as no skin is, away from its middle.
+    """Return the fraction of the image with ink: blue, violet or green as no skin is, away from the centre.
 
-    Judged against the picture's own skin, so that a tinted light does not count.
+    Relative to the image's own skin colour, so that tinted light does not count.
     """
     height, width = brightest.shape
     vertical = np.abs(np.arange(height, dtype=np.float32) * 2 / height - 1)
@@ -95,9 +94,9 @@ def _is_ink(pixels: _Plane, skin: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 
 def dark_corner_score(brightest: _Plane) -> float:
-    """Return how far the two darkest corners are black: 0 none, 1 both to 0.14 of the shorter side.
+    """Return the mean black fraction of the two darkest corners, 0..1; corners are 0.14 of the shorter side.
 
-    Two, since one may be a dark lesion that the picture cuts. top: the brightest channel, 0..255.
+    Two, since one may be a dark lesion at the edge. brightest: (h, w), the brightest channel, 0..255.
     """
     corner_side = max(3, round(0.14 * min(brightest.shape)))
     corner = np.add.outer(np.arange(corner_side), np.arange(corner_side)) < corner_side

@@ -1,9 +1,11 @@
-"""What of an image survives resaving, resizing, flips, turns and crops: its small picture, and discs around blobs.
+"""Descriptors of an image that survive resaving, resizing, flips, rotations and crops.
 
-Two descriptions, both blind to flips and quarter turns. The frame: the low frequencies of the whole picture, squashed
-to a square; it finds resaved, resized, flipped and quarter-turned copies. The discs: around stable blobs and around
-the centre, each as rings of grey values; the size of a ring's harmonics does not change when the disc is turned, so
-crops and free turns are found as well. No net and no weights are needed.
+Two kinds, both invariant to flips and quarter turns. Global: the low frequencies of the whole image, resized to a
+square; it finds resaved, resized, flipped and quarter-turned copies. Patches: discs around stable blobs and around the
+centre, each as rings of grey values; the magnitudes of a ring's harmonics do not change under rotation, so crops and
+free rotations are found too. No net and no weights are needed.
+
+Shapes: N images in a batch, C = CANVAS_SIDE, L blur levels, D = N_DISCS, R = N_RINGS, A = N_ANGLES.
 """
 
 from dataclasses import dataclass
@@ -18,14 +20,14 @@ _Float32s = NDArray[np.float32]
 _Pixels = NDArray[np.uint8]
 
 CANVAS_SIDE = 96
-"""Side in pixels of the small grey picture; the longer side of the image is brought to it."""
+"""Side in pixels of the small grey picture; the longer side of the image is resized to it."""
 TINT_SIDE = 24
-"""Side in pixels of the two small pictures of colour (Cb and Cr) that lie over the canvas."""
+"""Side in pixels of the two small colour pictures (Cb and Cr) of the canvas."""
 SQUARE_SIDE = 32
-"""Side in pixels of the squashed picture whose low frequencies describe the frame."""
+"""Side in pixels of the square picture whose low frequencies are the global descriptor."""
 N_FREQUENCIES = 8
 N_DISCS = 32
-"""Discs per image: `CENTRED` around the centre, the rest around the strongest blobs."""
+"""Discs per image: one per `CENTRED_RADII` around the centre, the rest around the strongest blobs."""
 CENTRED_RADII = (1.0, 0.89, 0.79, 0.71, 0.63, 0.56, 0.5)
 """Radii of the discs around the centre, in half shorter sides: a central crop to 80 % has its match among them."""
 GLOBAL_WIDTH = N_FREQUENCIES * (N_FREQUENCIES - 1) + N_FREQUENCIES - 1 + 3
@@ -36,17 +38,17 @@ PATCH_WIDTH = N_RINGS + N_RINGS * (N_HARMONICS - 1) + (N_RINGS - 1) * (N_HARMONI
 DISC_RADIUS_SIGMAS = 3.2
 """Radius of a disc in standard deviations of its blob: the blob and about as much of what is around."""
 SIGMAS = tuple(float(2.0 * 2 ** (step / 3)) for step in range(9))
-"""Pixels of the canvas. Finer blobs are hairs and noise, coarser ones do not fit into a cropped picture."""
+"""In canvas pixels. Finer blobs are hairs and noise, coarser ones do not fit into a cropped image."""
 MIN_DISC_CONTRAST = 2.0
-"""Grey levels of standard deviation below which a disc shows nothing that could be recognised."""
+"""Standard deviation in grey levels below which a disc has nothing to be recognised by."""
 
 
 @dataclass(frozen=True, eq=False)
 class SmallImage:
-    """One image made small.
+    """A small version of an image, uint8.
 
-    canvas: (CANVAS, CANVAS) grey, edges repeated beyond width x height. tint: (2, TINT, TINT) Cb and Cr of the same.
-    square: (SQUARE, SQUARE, 3) the whole image squashed.
+    canvas: (C, C) grey, edges repeated beyond width x height. tint: (2, TINT_SIDE, TINT_SIDE) Cb and Cr of the canvas.
+    square: (SQUARE_SIDE, SQUARE_SIDE, 3) the whole image resized to a square.
     """
 
     canvas: _Pixels
@@ -58,10 +60,10 @@ class SmallImage:
 
 @dataclass(frozen=True, eq=False)
 class ImageDescriptors:
-    """A batch of N images described.
+    """The descriptors of N images.
 
-    frame: (N, FRAME_WIDTH). disc: (N, DISCS, DISC_WIDTH), zero where there is none. polar: (N, DISCS, RINGS, ANGLES)
-    int8, grey values of a disc without mean and scaled to standard deviation 32. place: (N, DISCS, 3) x, y and radius
+    global_descriptor: (N, GLOBAL_WIDTH). patch_descriptors: (N, D, PATCH_WIDTH), 0 for no disc. polar_patches:
+    (N, D, R, A) int8, grey values of a disc with mean 0 and standard deviation 32. keypoints: (N, D, 3) x, y and radius
     in canvas pixels, radius 0 = no disc.
     """
 
@@ -72,7 +74,7 @@ class ImageDescriptors:
 
 
 def shrink(pixels: _Pixels) -> SmallImage:
-    """Make an image small. pixels: (H, W, 3) uint8."""
+    """Return the small version of an image. pixels: (H, W, 3) uint8."""
     image = Image.fromarray(pixels)
     scale = CANVAS_SIDE / max(image.size)
     width, height = (max(2, round(edge * scale)) for edge in image.size)
@@ -86,7 +88,7 @@ def shrink(pixels: _Pixels) -> SmallImage:
 
 
 def describe_images(canvas: _Pixels, tint: _Pixels, sizes: NDArray[np.int64], square: _Pixels) -> ImageDescriptors:
-    """Describe a batch of N images: the fields of `SmallImage`, stacked; size is (N, 2), width and height."""
+    """Describe N images, given the stacked fields of `SmallImage`; sizes: (N, 2) width and height."""
     levels = blur(canvas.astype(np.float32), SIGMAS)
     keypoints = np.concatenate([_centres(sizes), _blobs(levels, sizes)], axis=1)
     polar_patches, grey, is_flat = _polar_patches(levels, keypoints, sizes)
@@ -104,7 +106,7 @@ def describe_images(canvas: _Pixels, tint: _Pixels, sizes: NDArray[np.int64], sq
 
 
 def _global_descriptor(square: _Pixels) -> _Float32s:
-    """Return low frequencies of grey that no flip or transposition changes, and the mean colour."""
+    """Return (N, GLOBAL_WIDTH): low grey frequencies, invariant to flips and transposition, and the mean colour."""
     grey = square.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     magnitudes = np.abs(dctn(grey, axes=(1, 2), norm="ortho")[:, :N_FREQUENCIES, :N_FREQUENCIES]) / SQUARE_SIDE
     upper_indices = np.triu_indices(N_FREQUENCIES, 1)
@@ -121,7 +123,7 @@ def _global_descriptor(square: _Pixels) -> _Float32s:
 
 @lru_cache(maxsize=4)
 def _kernels(sigmas: tuple[float, ...]) -> _Float32s:
-    """Return one matrix per sigma that blurs along an axis, edges repeated; shape (levels, CANVAS, CANVAS)."""
+    """Return one matrix per sigma that blurs along an axis, edges repeated: (L, C, C)."""
     positions = np.arange(CANVAS_SIDE)
     matrices = []
     for sigma in sigmas:
@@ -135,7 +137,7 @@ def _kernels(sigmas: tuple[float, ...]) -> _Float32s:
 
 
 def blur(canvas: _Float32s, sigmas: tuple[float, ...]) -> _Float32s:
-    """Return canvases (N, CANVAS, CANVAS) blurred by each sigma: (N, levels, CANVAS, CANVAS)."""
+    """Return canvases (N, C, C) blurred by each sigma: (N, L, C, C)."""
     kernels = _kernels(sigmas)
     blurred_in_x = canvas.reshape(-1, CANVAS_SIDE) @ kernels.reshape(-1, CANVAS_SIDE).T
     per_level = blurred_in_x.reshape(len(canvas), CANVAS_SIDE, len(kernels), CANVAS_SIDE).transpose(0, 2, 1, 3)
@@ -151,7 +153,7 @@ def _centres(sizes: NDArray[np.int64]) -> _Float32s:
 
 
 def _blobs(levels: _Float32s, sizes: NDArray[np.int64]) -> _Float32s:
-    """Return x, y and radius of the strongest blobs whose disc lies in the picture: (N, DISCS - centred, 3)."""
+    """Return (N, D - centred, 3): x, y, radius of the strongest blobs whose disc is inside. levels: (N, L, C, C)."""
     differences = levels[:, 1:] - levels[:, :-1]
     peak = np.zeros(differences.shape, bool)
     inner_values = differences[:, 1:-1, 1:-1, 1:-1]
@@ -168,7 +170,7 @@ def _blobs(levels: _Float32s, sizes: NDArray[np.int64]) -> _Float32s:
     fits_picture = np.asarray(is_within.all(axis=1))
     order = np.lexsort((-strength, image))
     order = order[fits_picture[order]]
-    # The place of each blob in its image's list, strongest first.
+    # The rank of each blob in its image, strongest first.
     rank = np.arange(len(order)) - np.searchsorted(image[order], image[order])
     n_blobs = N_DISCS - len(CENTRED_RADII)
     blobs = np.zeros((len(levels), n_blobs, 3), np.float32)
@@ -203,13 +205,13 @@ def _parabola_vertex(values: _Float32s, peak: tuple[NDArray[np.intp], ...], axis
 def _polar_patches(
     levels: _Float32s, keypoints: _Float32s, sizes: NDArray[np.int64]
 ) -> tuple[_Float32s, _Float32s, NDArray[np.bool_]]:
-    """Return discs as rings of grey values (mean 0, standard deviation 1), what those were, and which are flat."""
+    """Return the discs (N, D, R, A) with mean 0 and SD 1, their means and SDs (N, D, 2), and flat ones (N, D)."""
     angle = 2 * np.pi * np.arange(N_ANGLES) / N_ANGLES
     ring = (np.arange(N_RINGS) + 0.5) / N_RINGS
     radius = keypoints[..., 2]
     sample_x = keypoints[..., 0, None, None] + radius[..., None, None] * ring[:, None] * np.cos(angle)
     sample_y = keypoints[..., 1, None, None] + radius[..., None, None] * ring[:, None] * np.sin(angle)
-    # Blurred by about the distance between rings, so that a small error of the radius changes little.
+    # Blurred by about the distance between rings, so that a small error in the radius has little effect.
     level = np.searchsorted(np.asarray(SIGMAS), radius * 0.09).clip(0, len(SIGMAS) - 1)
     x = sample_x.clip(0, sizes[:, 0, None, None, None] - 1.001)
     y = sample_y.clip(0, sizes[:, 1, None, None, None] - 1.001)
@@ -225,7 +227,7 @@ def _polar_patches(
 
 
 def _patch_colours(tint: _Pixels, keypoints: _Float32s) -> _Float32s:
-    """Return the mean colour of a disc's inside and outside: (N, DISCS, 4)."""
+    """Return the mean Cb and Cr of the inner and the outer half of each disc: (N, D, 4)."""
     angle = 2 * np.pi * np.arange(8) / 8
     ring = np.array([0.15, 0.35, 0.6, 0.85])
     x = keypoints[..., 0, None, None] + keypoints[..., 2, None, None] * ring[:, None] * np.cos(angle)
@@ -242,9 +244,7 @@ def _patch_colours(tint: _Pixels, keypoints: _Float32s) -> _Float32s:
 def sample_bilinear(
     pictures: _Float32s, picture_index: NDArray[np.int64], x: NDArray[np.floating], y: NDArray[np.floating]
 ) -> _Float32s:
-    """Return bilinear values of pictures (P, CANVAS, CANVAS): `picture_index` (...) picks one, x and y (...,
-    R, A) places.
-    """
+    """Return bilinear values (..., R, A) of pictures (P, C, C). picture_index: (...); x, y: (..., R, A)."""
     left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     fraction_x, fraction_y = (x - left).astype(np.float32), (y - top).astype(np.float32)
     base = (picture_index[..., None, None] * CANVAS_SIDE + top) * CANVAS_SIDE + left
@@ -258,13 +258,13 @@ def sample_bilinear(
 
 
 def _invariants(polar: _Float32s) -> _Float32s:
-    """Return what no turn and no flip of a disc changes: ring means, sizes of harmonics, how rings turn together."""
+    """Return rotation and flip invariants of discs (N, D, R, A): ring means, harmonics, relative phases of rings."""
     wave = np.fft.rfft(polar, axis=-1)[..., :N_HARMONICS] / N_ANGLES
     weight = np.sqrt((np.arange(N_RINGS) + 0.5) / N_RINGS)[:, None]
     wave = wave * weight
     means = wave[..., 0].real
     magnitudes = np.abs(wave[..., 1:])
-    # Two rings' harmonics turn together; a flip changes only the sign of the imaginary part.
+    # A rotation shifts two rings' phases alike; a flip changes only the sign of the imaginary part.
     product = wave[..., 1:, 1:] * wave[..., :-1, 1:].conj()
     relative_phase = product.real / np.sqrt(np.abs(product) + 1e-4)
     flat_shape = (*polar.shape[:-2], -1)

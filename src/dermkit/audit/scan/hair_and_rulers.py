@@ -11,55 +11,56 @@ from scipy.ndimage import gaussian_filter, label
 
 _Plane = NDArray[np.float32]
 
-# All thresholds were set on made photographs with known truth and by eye on three public sets, at 160 to 256 pixels.
+# Thresholds were set on synthetic photographs with known truth and by eye on three public sets, at 160 to 256 pixels.
 SMOOTHING_SIGMA = 0.8
-"""Standard deviation of the blur before, in pixels: hairs are 1 to 3 pixels wide."""
+"""Standard deviation of the first blur, in pixels: hairs are 1 to 3 pixels wide."""
 MIN_CURVATURE = 0.025
-"""Least curvature of a line, as a share of the brightness around it."""
+"""Least curvature of a line, as a fraction of the brightness around it."""
 MIN_DEPTH = 0.045
-"""Least depth of a line below both its sides, as a share of their brightness."""
+"""Least depth of a line below both its sides, as a fraction of their brightness."""
 SIDE_DISTANCE = 3.0
 """Pixels from the middle of a line to its sides."""
 BOTTOM_TOLERANCE = 0.25
-"""The middle may lie above its neighbours by this share of the depth: lines fall between pixels."""
+"""The centre may be brighter than its neighbours by this fraction of the depth: lines fall between pixels."""
 MIN_SIDE_RATIO = 0.55
-"""The darker side of a line has at least this share of the other's brightness: the rim of a dark field has not."""
+"""Least ratio of the brightness of a line's darker side to the other: at the rim of a dark field it is lower."""
 MIN_RED_RATIO = 0.45
-"""A hair takes from red at least this share of what it takes from green; blood takes less."""
+"""Least ratio of a line's depth in red to its depth in green: hair darkens both, blood mostly green."""
 
 STRETCH_FRACTION = 1 / 7
-"""Share of the side over which a hair runs on: longer than network, streaks, vessels and a ruler's marks do."""
+"""Length of a stretch of hair, as a fraction of the longer side: longer than network, streaks, vessels and marks."""
 MIN_STRETCH_COVERAGE = 0.85
-"""Share of such a stretch that must be line."""
+"""Fraction of such a stretch that must be line."""
 MAX_BAR_WIDTH = 1.6
-"""Pixels: lines that all lie so near to one straight line are the bar of a scale."""
+"""In pixels: lines that all lie this near to one straight line are the bar of a scale."""
 MAX_LINE_PIXELS = 3000
-"""Line pixels from which hairs are followed; of more an even choice."""
+"""Line pixels from which hairs are followed; of more an evenly spaced sample."""
 
 MIN_ROW_MARKS = 4
 """Marks that make a row."""
 MAX_MARKS = 300
-"""Marks among which a row is looked for, the deepest: printed ones are deep."""
+"""Marks among which rows are searched, the deepest ones: printed marks are deep."""
 N_NEIGHBOURS = 3
-"""Near marks of each that are tried as the next of its row."""
+"""Nearest marks that are tried as the next one of a row."""
 MIN_PARALLEL_COSINE = 0.9
 """Cosine of twice the angle between marks: 13 degrees."""
 MAX_LENGTH_LOG_RATIO, MAX_DEPTH_LOG_RATIO = 1.3, 0.8
-"""Marks of a row differ by at most this in the logarithm of length (every fifth is longer) and of depth."""
+"""Largest difference within a row in log length (every fifth mark is longer) and in log depth."""
 MAX_STEP_ERROR = 0.2
-"""Error of a mark's place along its row, in steps of the row."""
+"""Error of a mark's position along its row, in steps of the row."""
 MAX_LATERAL_OFFSET = 0.5
 """Distance of a mark from its row's line, in steps: a longer mark is centred beside the others."""
 CLEAR_ROW_FACTOR = 1.3
-"""A row counts in full from 1 / 1.3 of the parallel lines around it being its marks."""
+"""A row counts in full if at least 1 / 1.3 of the parallel line pixels around it belong to its marks."""
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Pixels in the middle of thin dark lines, and which way the lines run.
+    """Centre pixels of thin dark lines, and the directions of the lines.
 
-    y, x: (N,) pixels. across: (N, 2) unit vector across the line, as y, x. depth: of the line below its sides, a
-    share of their brightness. red: depth in red over that in green. even: whether both sides are about as bright.
+    y, x: (N,) pixels. normals: (N, 2) unit vectors across the line, as y, x. depth: (N,) of the line below its sides, a
+    fraction of their brightness. red_ratio: (N,) depth in red over that in green. is_even: (N,) both sides are about
+    equally bright.
     """
 
     shape: tuple[int, int]
@@ -98,7 +99,7 @@ def find_lines(red: _Plane, green: _Plane) -> Lines:
 def _keep_valleys(
     plane: _Plane, green: _Plane, y: NDArray[np.int64], x: NDArray[np.int64], normals: _Plane
 ) -> Lines:
-    """Keep the pixels at the bottom of a valley that rises on both sides; the foot of an edge rises on one."""
+    """Return the pixels at the bottom of a valley that rises on both sides; the foot of an edge rises on one."""
     side_pixels = [_shifted_pixels(plane.shape, y, x, normals, step) for step in (SIDE_DISTANCE, -SIDE_DISTANCE)]
     side_levels = [plane[side_pixel] for side_pixel in side_pixels]
     far_levels = [
@@ -138,9 +139,9 @@ def _shifted_pixels(
 
 
 def hair_length(lines: Lines) -> float:
-    """Return the length of the dark lines that run on for a seventh of the side, in sides of the picture.
+    """Return the length of the dark lines that continue for a seventh of the longer side, in longer sides.
 
-    Where all of it lies on one straight line it is the bar of a scale, and counts nothing.
+    0 if all of it lies on one straight line: that is the bar of a scale.
     """
     longest_side = max(lines.shape)
     is_hair_like = (lines.red_ratio > MIN_RED_RATIO) & lines.is_even
@@ -168,14 +169,13 @@ def _run_coverage(
     *,
     reach: int,
 ) -> NDArray[np.floating]:
-    """Return for each line pixel `sampled_pixels` the share of `reach` steps along its line that meet a line
-    of its direction.
+    """Return for each sampled pixel the fraction of `reach` steps along its line that meet a line of its direction.
 
-    The best of all stretches of that length that hold the pixel; a step may miss the line by one pixel.
+    The best of all stretches of that length with the pixel; a step may miss the line by one pixel.
     """
     height, width = shape
     double_angle = _double_angle(normals)
-    # A frame as wide as the reach, so that no step leaves the field.
+    # Padded by the reach, so that no step leaves the array.
     field = np.zeros((2, height + 2 * reach + 2, width + 2 * reach + 2), np.float32)
     padded_yx = (y + reach + 1, x + reach + 1)
     for dy, dx in itertools.product((-1, 0, 1), repeat=2):
@@ -195,7 +195,7 @@ def _run_coverage(
 
 
 def _is_bar(y: NDArray[np.int64], x: NDArray[np.int64]) -> bool:
-    """Say whether the pixels lie on one straight line, but for a few."""
+    """Return whether nearly all pixels lie on one straight line."""
     points = np.stack([y, x], 1) - np.array([np.median(y), np.median(x)])
     _, _, directions = np.linalg.svd(points, full_matrices=False)
     lateral = points @ directions[1]
@@ -213,9 +213,9 @@ class _RulerMarks:
 
 
 def ruler_row_length(lines: Lines) -> float:
-    """Return how many marks stand in the longest row of equal, parallel, evenly spaced short lines.
+    """Return the number of marks in the longest row of similar, parallel, evenly spaced short lines.
 
-    A row among other lines, as in a pigment network or in dense hair, counts for less.
+    A row among other lines, as in a pigment network or dense hair, counts for less.
     """
     marks = _find_marks(lines)
     if len(marks.centre) < MIN_ROW_MARKS:
@@ -250,7 +250,7 @@ def ruler_row_length(lines: Lines) -> float:
 
 
 def _find_marks(lines: Lines) -> _RulerMarks:
-    # Upright and level lines apart, so that what lies crosswise at the foot of a mark does not join it to the next.
+    # Vertical and horizontal lines separately, so that a line across the foot of a mark does not join it to the next.
     is_upright = (np.abs(lines.normals[:, 1]) > np.abs(lines.normals[:, 0])).astype(int)
     planes = np.zeros((2, *lines.shape), bool)
     planes[is_upright, lines.y, lines.x] = True
@@ -279,14 +279,14 @@ def _find_marks(lines: Lines) -> _RulerMarks:
 
 
 def _double_angle(normals: _Plane) -> _Plane:
-    """Return directions (2, N) by twice their angle, so that 179 and 1 degrees are near."""
+    """Return directions (2, N) at twice their angle, so that 179 and 1 degrees are close."""
     return np.stack([normals[:, 0] ** 2 - normals[:, 1] ** 2, 2 * normals[:, 0] * normals[:, 1]])
 
 
 def _marks_in_row(
     centre: NDArray[np.float64], is_alike: NDArray[np.bool_], start: int, pitch: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Return the marks that stand where a row from `start` in steps of `pitch` expects them; one in two may lack."""
+    """Return the marks at the positions of a row from `start` in steps of `pitch`; every other one may be missing."""
     offsets = centre - centre[start]
     steps = offsets @ pitch / (pitch @ pitch)
     step_number = np.rint(steps)
@@ -302,9 +302,7 @@ def _marks_in_row(
 
 
 def _row_clarity(lines: Lines, marks: _RulerMarks, row: NDArray[np.int64], pitch: NDArray[np.float64]) -> float:
-    """Return the share, times `CLEAR_ROW_FACTOR` and at most 1, of the parallel lines in a row's strip that
-    are its marks.
-    """
+    """Return the fraction of parallel line pixels around a row in its marks, times `CLEAR_ROW_FACTOR`, at most 1."""
     step = float(np.hypot(*pitch))
     unit = pitch / step
     offsets = np.stack([lines.y, lines.x], 1) - marks.centre[row].mean(axis=0)

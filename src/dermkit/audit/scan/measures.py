@@ -1,4 +1,4 @@
-"""What is measured on every image during the one scan: file, light, focus, border, artefacts."""
+"""The measures of an image: file, light, sharpness, border, artefacts."""
 
 import math
 
@@ -12,14 +12,14 @@ from dermkit.images.decode import LesionImage
 from dermkit.images.jpeg_tables import read_jpeg_tables
 
 MEASURE_SIDE = 256
-"""Longest side, in pixels, of the reduced copy on which everything but the file is measured."""
+"""Longest side, in pixels, of the reduced image on which all but the file is measured."""
 BORDER_FRACTION = 0.05
-"""Width of the border, as a share of the shorter side."""
+"""Width of the border, as a fraction of the shorter side."""
 
 TEXT_COLUMNS = ("format", "jpeg_tables", "notes")
 NUMBER_COLUMNS = (
     "bytes", "width", "height", "jpeg_quality",
-    "brightness", "contrast", "low_level", "high_level", "dark_share", "bright_share", "entropy", "sharpness",
+    "brightness", "contrast", "low_level", "high_level", "dark_fraction", "bright_fraction", "entropy", "sharpness",
     "mean_r", "mean_g", "mean_b", "border_r", "border_g", "border_b", "border_spread",
     *ARTEFACT_COLUMNS,
 )  # fmt: skip
@@ -27,17 +27,17 @@ MEASURE_COLUMNS = (*TEXT_COLUMNS, *NUMBER_COLUMNS)
 """The columns of `measure`: texts ("" = unknown), then numbers (NaN = unknown).
 
 bytes: of the file. width, height: pixels as decoded. brightness, contrast: mean and standard deviation of the grey
-image, 0..255. low_level, high_level: the grey levels that 5 % and 95 % of the pixels stay below. dark_share,
-bright_share: of the pixels, below `DARK`, and at `BRIGHT` or above. entropy: bits of the grey image's histogram, 0..8.
-sharpness: fine over middling detail; 0.7 to 1.8 in focus, by the set, and less with blur. mean, border: of red, green
+image, 0..255. low_level, high_level: the 5 % and 95 % quantiles of the grey levels. dark_fraction, bright_fraction: of
+the pixels, below `DARK_PIXEL`, and at `BRIGHT_PIXEL` or above. entropy: bits of the grey histogram, 0..8. sharpness:
+fine over medium detail; 0.7 to 1.8 in focus, depending on the set, and less with blur. mean_*, border_*: of red, green
 and blue, 0..255; border_spread: standard deviation of the border's grey levels. Artefacts: scores of 0..1.
 """
 
 DARK_PIXEL, BRIGHT_PIXEL = 30, 245
 _EDGE_LEVEL = 15.0
-"""Grey levels between a pixel and its surroundings from which on it is an edge and no detail."""
+"""Difference in grey levels from the surroundings from which a pixel is an edge and not detail."""
 _ROUNDING_VARIANCE = 0.2
-"""Variance that rounding to grey levels (1/12) and a good JPEG leave in a picture without detail."""
+"""Variance that rounding to grey levels (1/12) and good JPEG compression leave in an image without detail."""
 
 
 def empty_measures() -> dict[str, float | str]:
@@ -46,7 +46,7 @@ def empty_measures() -> dict[str, float | str]:
 
 
 def measure(image: LesionImage, file_bytes: bytes) -> dict[str, float | str]:
-    """Return the `MEASURE_COLUMNS` of one image. data: the file's bytes. Never raises: what fails stays unknown."""
+    """Return the `MEASURE_COLUMNS` of one image. Never raises: a measure that fails stays unknown."""
     row = empty_measures() | {
         "format": image.format,
         "notes": "; ".join(image.notes),
@@ -85,8 +85,8 @@ def _light_measures(planes: NDArray[np.float32], grey: NDArray[np.float32]) -> d
         "contrast": float(grey.std()),
         "low_level": float(low),
         "high_level": float(high),
-        "dark_share": float(counts[:DARK_PIXEL].sum()),
-        "bright_share": float(counts[BRIGHT_PIXEL:].sum()),
+        "dark_fraction": float(counts[:DARK_PIXEL].sum()),
+        "bright_fraction": float(counts[BRIGHT_PIXEL:].sum()),
         "entropy": float(-(probabilities * np.log2(probabilities)).sum()),
         "mean_r": red,
         "mean_g": green,
@@ -103,9 +103,9 @@ def _border_measures(planes: NDArray[np.float32], grey: NDArray[np.float32]) -> 
 
 
 def _sharpness(grey: NDArray[np.float32]) -> float:
-    """Return the strength of detail of 1 to 2 pixels over that of 2 to 5: free of contrast and of light.
+    """Return the strength of detail of 1 to 2 pixels over that of 2 to 5: independent of contrast and light.
 
-    Strong edges and black surroundings are left out: a round field would outweigh all that lies inside it.
+    Strong edges and black surroundings are left out: the rim of a round field would outweigh all inside it.
     """
     if min(grey.shape) < 8:
         return float("nan")

@@ -1,7 +1,7 @@
 """One pass over all images: each is decoded once, measured and described. Resumable, bounded memory, all cores.
 
-The store is a folder of memory maps beside the audit. A block is done when its table is there; what was killed is
-begun again at the first block without one. Images are known by their file's hash, so the store of an earlier audit
+The store is a folder of memory maps in the audit folder. A block is complete when its table exists; a killed scan
+resumes at the first block without one. Images are identified by their file's hash, so the store of an earlier audit
 serves for a manifest that lost rows or changed its labels.
 """
 
@@ -35,12 +35,12 @@ from dermkit.progress import Progress
 from dermkit.threads import cpu_count
 
 SCAN_FORMAT = 1
-SCAN_VERSION = 5
-"""Raised whenever a measure or a description changes, so that an old store is not mixed with new numbers."""
+SCAN_VERSION = 6
+"""Raised whenever a measure or descriptor changes: a store of another version is made again."""
 IMAGES_PER_BLOCK = 1024
-"""Images between two points from which a stopped scan goes on."""
+"""Images of a block; a stopped scan resumes at a block."""
 _IMAGES_PER_BATCH = 32
-"""Images described at once: about 10 MB of blurred pictures per thread."""
+"""Images described at once: about 10 MB of blurred canvases per thread."""
 
 _ARRAYS: Mapping[str, tuple[tuple[int, ...], type[Any]]] = {
     "canvas": ((descriptors.CANVAS_SIDE, descriptors.CANVAS_SIDE), np.uint8),
@@ -52,17 +52,18 @@ _ARRAYS: Mapping[str, tuple[tuple[int, ...], type[Any]]] = {
     "polar_patches": ((descriptors.N_DISCS, descriptors.N_RINGS, descriptors.N_ANGLES), np.int8),
 }
 BYTES_PER_IMAGE = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in _ARRAYS.values())
-_STATE_COLUMNS = ("changed", "stat")
+_STATE_COLUMNS = ("state", "stat")
 STATES = ("", "changed", "missing", "refused")
-"""What became of a file since the import ("" = nothing)."""
+"""The state of a file since the import ("" = unchanged)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """What was seen of each image of a manifest, in its order.
+    """The scan of the N images of a manifest.
 
-    table: `measures.COLUMNS` and `changed` (one of `STATES`). rows: (N,) places in the maps; the maps are those of
-    the store and may hold more images. Rows whose file could not be read hold zeros.
+    table: `MEASURE_COLUMNS` and `state` (one of `STATES`), in the order of the manifest. store_rows: (N,) rows in the
+    other arrays, which are memory maps of the store and may hold more images: (M, ...), as in `SmallImage` and
+    `ImageDescriptors`; 0 for files that could not be read.
     """
 
     table: pd.DataFrame
@@ -79,11 +80,10 @@ class Scan:
 def scan_images(
     dataset: Dataset, *, folder: Path | None = None, workers: int = 0, progress: Progress | None = None
 ) -> Scan:
-    """Scan a data set into `folder` (default: audit/scan of the data set), or go on where a scan was stopped.
+    """Scan a data set into `folder` (default: audit/scan of the data set), or resume a stopped scan.
 
-    A file whose size or time of change is another than it was is looked at again, with its block.
-    workers: threads, 0 = all cores. Raises `OutputError` where the store does not fit or cannot be written, and
-    `DataError` where no file can be read.
+    A file whose size or modification time changed is scanned again, with its block. workers: threads, 0 = all cores.
+    Raises `OutputError` if the store does not fit on the disk or cannot be written, `DataError` if no file can be read.
     """
     folder = folder or dataset.folder / "audit" / "scan"
     frame = dataset.manifest
@@ -95,7 +95,7 @@ def scan_images(
     _remove_stale_blocks(dataset.image_root, folder, files, store_rows)
     _scan_missing_blocks(dataset.image_root, folder, files, workers, progress or Progress())
     table = _read_table(folder, len(files)).iloc[store_rows].reset_index(drop=True)
-    if (table["changed"].isin(["missing", "refused"])).all():
+    if (table["state"].isin(["missing", "refused"])).all():
         raise DataError(
             f"{dataset.image_root}: none of the {len(frame)} images can be read",
             remedy="bring the images back, or correct location.json",
@@ -109,7 +109,7 @@ def _read_files(folder: Path) -> pd.DataFrame:
 
 
 def _stored_rows(folder: Path, frame: pd.DataFrame) -> NDArray[np.int64] | None:
-    """Return where the manifest's images lie in the store; None where it is another one's, old or broken."""
+    """Return (N,) rows of the manifest's images in the store; None if it is of other files, old or broken."""
     try:
         scan_json = read_json(folder / "scan.json", format=SCAN_FORMAT, error=DataError)
         files = _read_files(folder)
@@ -133,7 +133,7 @@ def _files_fingerprint(files: pd.DataFrame) -> str:
 
 
 def _create_store(folder: Path, frame: pd.DataFrame) -> None:
-    """Make an empty store; its space is reserved before the first image is opened."""
+    """Create an empty store; its disk space is reserved before the first image is opened."""
     (folder / "scan.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
@@ -156,7 +156,7 @@ def _block_name(start: int) -> str:
 
 
 def _remove_stale_blocks(root: Path, folder: Path, files: pd.DataFrame, store_rows: NDArray[np.int64]) -> None:
-    """Remove the blocks that hold an image of the manifest whose file is not as it was."""
+    """Remove the blocks with an image of the manifest whose file changed."""
     is_used = np.zeros(len(files), bool)
     is_used[store_rows] = True
     for start in range(0, len(files), IMAGES_PER_BLOCK):
@@ -173,7 +173,7 @@ def _remove_stale_blocks(root: Path, folder: Path, files: pd.DataFrame, store_ro
 
 
 def _scan_missing_blocks(root: Path, folder: Path, files: pd.DataFrame, workers: int, progress: Progress) -> None:
-    """Scan the blocks that are not done, in the order of the store's own list of files."""
+    """Scan the incomplete blocks, in the order of files.csv."""
     total = len(files)
     starts = [
         block_start
@@ -185,7 +185,7 @@ def _scan_missing_blocks(root: Path, folder: Path, files: pd.DataFrame, workers:
     maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in _ARRAYS}
     scan_batch = _batch_scanner(root, files["path"].tolist(), files["file_sha256"].tolist(), maps)
     n_done = total - sum(min(IMAGES_PER_BLOCK, total - block_start) for block_start in starts)
-    # The threads are ours: those of the matrix library would fight with them for the same cores.
+    # Threads of the matrix library would compete with ours for the same cores.
     with threadpool_limits(1), ThreadPoolExecutor(workers or cpu_count()) as pool:
         try:
             for start in starts:
@@ -198,7 +198,7 @@ def _scan_missing_blocks(root: Path, folder: Path, files: pd.DataFrame, workers:
                 for (low, high), batch_rows in zip(batches, pool.map(scan_batch, batches), strict=True):
                     rows += batch_rows
                     n_done += high - low
-                    progress.step("images looked at", n_done, total)
+                    progress.step("images scanned", n_done, total)
                 for values in maps.values():
                     values.flush()
                 header = [*measures.MEASURE_COLUMNS, *_STATE_COLUMNS]
@@ -232,11 +232,11 @@ def _scan_file(path: Path, file_sha256: str) -> tuple[dict[str, Any], descriptor
         data = path.read_bytes()
         image = open_image(data, name=str(path))
     except OSError:
-        return measures.empty_measures() | {"changed": "missing", "stat": stat}, None
+        return measures.empty_measures() | {"state": "missing", "stat": stat}, None
     except ImageRejected:
-        return measures.empty_measures() | {"changed": "refused", "stat": stat}, None
+        return measures.empty_measures() | {"state": "refused", "stat": stat}, None
     state = "" if image.file_sha256 == file_sha256 else "changed"
-    return measures.measure(image, data) | {"changed": state, "stat": stat}, descriptors.shrink(image.pixels)
+    return measures.measure(image, data) | {"state": state, "stat": stat}, descriptors.shrink(image.pixels)
 
 
 def _write_descriptors(

@@ -23,7 +23,7 @@ from dermkit.data.importers.records import Note, Records, Rejected
 from dermkit.data.importers.table_rows import DEFAULT_IMPORT_OPTIONS, TARGET_COLUMNS, ImportOptions
 from dermkit.data.known_datasets import KnownDataset
 from dermkit.data.manifest import (
-    DATASET_FORMAT,
+    DATASET,
     LOCATION,
     MALIGNANCIES,
     Dataset,
@@ -400,14 +400,11 @@ def _changes_manifest(dataset: Dataset) -> bool:
 
 def _void_acceptance_note(folder: Path) -> Iterator[Note]:
     """Note audit findings that were accepted for the earlier manifest; the new dataset.json does not contain them."""
-    path = folder / "dataset.json"
-    if not path.is_file():
-        return
     try:
-        document = read_json(path, format=DATASET_FORMAT, error=DataError)
+        document = DATASET.read_optional(folder)
     except DataError:  # a broken file, which will be overwritten
         return
-    acceptance_maps = [document.get("accepted"), *_dict_values(document.get("accepted_against"))]
+    acceptance_maps = [document.get("accepted"), *_dict_values(document.get("accepted_external"))]
     codes = [str(code) for acceptances in acceptance_maps if isinstance(acceptances, dict) for code in acceptances]
     if codes:
         is_single = len(codes) == 1
