@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit import files
+from dermkit.data.notes import migrate_notes
 from dermkit.errors import DataError
 from dermkit.files import JsonFile, write_chunks
 
@@ -33,22 +34,9 @@ MAX_AGE = 120
 Malignancy = Literal["benign", "malignant", "indeterminate"]
 MALIGNANCIES: tuple[Malignancy, ...] = get_args(Malignancy)
 
-_NOTES_FORMAT_1 = {"accepted_against": "accepted_external", "cleaned": "cleanings"}
 _DATASET_KEYS = ("name", "importer", "classes", "counts")
 _MAX_LISTED = 20  # problems in one message
 _ROWS_PER_CHUNK = 10_000
-
-
-def migrate_notes(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a dataset.json of format 1 says, by today's keys; run.json 1 holds a copy of it."""
-    migrated = {_NOTES_FORMAT_1.get(key, key): entry for key, entry in notes.items()}
-    if isinstance(acceptances := migrated.get("accepted"), Mapping):
-        migrated["accepted"] = {
-            code: {"split_sha256" if key == "division" else key: entry for key, entry in record.items()}
-            for code, record in acceptances.items()
-            if isinstance(record, Mapping)
-        }
-    return migrated
 
 
 DATASET = JsonFile("dataset.json", 2, {1: lambda document: {**migrate_notes(document), "format": 2}})

@@ -7,7 +7,7 @@ calibration, net benefit). They are not made up: readers show what is there, and
 from collections.abc import Mapping
 from typing import Any
 
-from dermkit.data.manifest import migrate_notes
+from dermkit.data.notes import migrate_notes
 from dermkit.metrics.decisions.policy_migration import migrate_policy, migrate_policy_metrics, rename_keys
 
 
