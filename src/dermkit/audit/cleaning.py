@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dermkit.audit.checks.finding import Subject
 from dermkit.data.groups import connect_rows, id_codes
 from dermkit.data.importers.overview_page import render_overview
-from dermkit.data.importers.records import Rejected
+from dermkit.data.importers.records import read_rejected
 from dermkit.data.manifest import Dataset, save_dataset
 from dermkit.errors import DataError
 from dermkit.files import write_bytes, write_rows, write_text
@@ -272,7 +272,9 @@ def apply_cleaning(dataset: Dataset, plan: CleaningPlan, *, date: str) -> Datase
     }
     cleaned_dataset = replace(cleaned_dataset, notes=_updated_notes(dataset.notes, cleaning_record))
     save_dataset(cleaned_dataset)
-    write_text(dataset.folder / "overview.html", render_overview(cleaned_dataset, _rejected_files(dataset.folder)))
+    write_text(
+        dataset.folder / "overview.html", render_overview(cleaned_dataset, read_rejected(dataset.folder) or [])
+    )
     return cleaned_dataset
 
 
@@ -306,11 +308,3 @@ def _updated_notes(notes: dict[str, Any], cleaning_record: dict[str, Any]) -> di
         text = f"Classes without an image after the cleaning, removed: {', '.join(removed_classes)}."
         remaining_warnings.append({"code": "classes_removed", "text": text, "n": 0})
     return {**notes, "warnings": remaining_warnings, "cleanings": [*notes.get("cleanings", []), cleaning_record]}
-
-
-def _rejected_files(folder: Path) -> list[Rejected]:
-    path = folder / "refused.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return [Rejected(*row) for row in list(csv.reader(stream))[1:] if len(row) == len(Rejected._fields)]

@@ -55,19 +55,19 @@ class Leakage:
         lines = ["  " + _leak_text(self.table, int(row)) for row in leaking.index[:_MAX_LISTED]]
         n_more = len(leaking) - len(lines)
         return DataError(
-            f"split {name}: {len(leaking)} image(s) share a group or their exact pixels with another side:\n"
+            f"split {name}: {len(leaking)} image(s) share a group or their exact pixels with another split:\n"
             + "\n".join(lines)
             + (f"\n  and {n_more} more" if n_more else ""),
             outcome="nothing was changed",
-            remedy="put each lesion on one side, or let `dermkit split` make the division",
+            remedy="put each lesion in one split, or let `dermkit split` make the division",
         )
 
 
 def find_leakage(table: pd.DataFrame) -> Leakage:
-    """Find leaks. table: manifest rows that are on a side, index 0..N-1, with split, fold, linked and unit.
+    """Find leaks. table: manifest rows in a split, index 0..N-1, with split, fold, id_group, leakage_group.
 
-    linked: component of lesion, patient and copy group; unit: those and identical pixels. A test image leaks from
-    train or validation, a validation image from train; with k folds every image is a test image of its fold.
+    id_group: component of lesion, patient and copy group; leakage_group: with identical pixels too. A test image leaks
+    from train or validation, a validation image from train; with k folds every image is a test image of its fold.
     """
     kfold = bool((table["split"] == "fold").any())
     is_test = np.ones(len(table), bool) if kfold else (table["split"] == "test").to_numpy()
@@ -85,9 +85,9 @@ def _leak_flags(table: pd.DataFrame, split_key: NDArray[Any], is_evaluated: _Boo
         return np.asarray(splits_by_key.transform("min") != splits_by_key.transform("max"), dtype=bool)
 
     pixels = is_shared(distinct_codes(table["pixel_sha256"]))
-    total = is_shared(table["unit"].to_numpy())
-    # What is linked, but by more than its own pixels, is linked by lesion, patient or copy group.
-    by_group = is_shared(table["linked"].to_numpy()) | (total & ~pixels)
+    total = is_shared(table["leakage_group"].to_numpy())
+    # An image that leaks, but not only by its own pixels, leaks by lesion, patient or copy group.
+    by_group = is_shared(table["id_group"].to_numpy()) | (total & ~pixels)
     columns = {"identical_pixels": pixels, "same_group": by_group, "total": total}
     return pd.DataFrame(columns, index=table.index).loc[is_evaluated]
 
@@ -97,10 +97,10 @@ def _leak_counts(leak_flags: pd.DataFrame) -> dict[str, int]:
 
 
 def _leak_text(table: pd.DataFrame, row: int) -> str:
-    """Describe one image and the strongest link that it has to another side."""
+    """Describe one image and the strongest link that it has to another split."""
     image = table.iloc[row]
     is_elsewhere = (table["split"] != image["split"]) | (table["fold"] != image["fold"])
-    linked_images = table[is_elsewhere & (table["unit"] == image["unit"])]
+    linked_images = table[is_elsewhere & (table["leakage_group"] == image["leakage_group"])]
     for column, link_text in LINK_TEXTS.items():
         matches = linked_images[linked_images[column] == image[column]] if image[column] else linked_images.head(0)
         if len(matches):

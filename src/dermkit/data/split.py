@@ -39,7 +39,7 @@ _Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Split:
-    """Which image is on which side.
+    """A division of the images into splits.
 
     frame: image_id, split (train, validation, test; `fold` for k folds), fold (-1 outside k folds), sorted by
     image_id. excluded: image_id, reason. leaks: as `check_split` returns. spec is None for a hand-written file.
@@ -55,9 +55,9 @@ class Split:
 
 @dataclass(frozen=True)
 class _Draft:
-    """The manifest sorted by image_id, and what has been decided about each row so far.
+    """The manifest sorted by image_id, and the split of each row decided so far.
 
-    side: "" = undecided or excluded. reason: "" = not excluded. given: the published side.
+    split_names: "" = undecided or excluded. reason: "" = not excluded. published: the published split.
     """
 
     frame: pd.DataFrame
@@ -77,9 +77,9 @@ class _Draft:
 def make_split(manifest: pd.DataFrame, spec: SplitSpec, *, name: str) -> Split:
     """Divide a manifest; the same rows and spec give the same split in any row order.
 
-    Own division (holdout, kfold): every class is on every side where it has as many groups as there are sides;
-    with two groups it is in train and test. Where each group holds one class, a side's share of a class is met to
-    within the largest group of that class. Published division: the test rows stay whole.
+    New splits (holdout, kfold): a class with as many groups as there are splits is in each of them; with two groups it
+    is in train and test. If each group has one class, a split's fraction of a class is met to within the largest group
+    of that class. Published split: its test rows stay complete.
     Raises DataError for a class with too few groups, too few images to draw, or no published test rows.
     """
     _check_name(name)
@@ -109,8 +109,8 @@ def check_split(manifest: pd.DataFrame, split: Split, *, allow_leaks: bool = Fal
 def for_fold(split: Split, fold: int) -> pd.DataFrame:
     """Return image_id, split, fold with train, validation and test filled in.
 
-    k folds: fold f is the test side, fold (f + 1) mod k validation, the others train. Otherwise `fold` is not
-    looked at and the frame comes back as it is. Raises UsageError for a fold that does not exist.
+    k folds: fold f is test, fold (f + 1) mod k validation, the others train. Without folds the frame is returned as it
+    is. Raises UsageError for a fold that does not exist.
     """
     frame = split.frame.copy()
     if not (frame["split"] == "fold").any():
@@ -218,7 +218,7 @@ def _divide_new(draft: _Draft, spec: SplitSpec) -> None:
         _require_folds(draft, pool)
         return
     _require_groups(draft, pool, 2, "train and test need one each")
-    # In this order a class that is too small for every side is placed: train, then test, then validation.
+    # A class with fewer groups than splits gets them in this order: train, then test, then validation.
     fractions = [1.0 - spec.validation - spec.test, spec.test, spec.validation]
     draft.split_names[pool] = _divide_pool(draft, pool, ("train", "test", "validation"), fractions, spec.seed)
     _note_missing_classes(draft, SPLITS)
@@ -320,7 +320,7 @@ def _require_folds(draft: _Draft, pool: _Bools) -> None:
 
 
 def _note_missing_classes(draft: _Draft, split_names: Sequence[str]) -> None:
-    """Refuse a class without training images; note one that another side lacks."""
+    """Raise for a class without training images; add a note for one without validation or test images."""
     for code, name in enumerate(draft.classes):
         missing_splits = [
             split_name
@@ -344,9 +344,9 @@ def _divide_pool(
 
 
 def _divided_rows(manifest: pd.DataFrame, split: Split) -> pd.DataFrame:
-    """Return the manifest's rows that are on a side, with `split`, `fold` and the group numbers `linked` and `unit`."""
+    """Return the manifest's rows in a split, with `split`, `fold` and the groups `id_group` and `leakage_group`."""
     rows = manifest[["image_id", "label", *LINK_TEXTS]].assign(
-        linked=id_groups(manifest), unit=leakage_groups(manifest)
+        id_group=id_groups(manifest), leakage_group=leakage_groups(manifest)
     )
     return rows.merge(split.frame, on="image_id", how="inner").sort_values("image_id", ignore_index=True)
 

@@ -1,4 +1,4 @@
-"""Are probability columns in another order than the classes? Found on half of the images, proved on the others."""
+"""Probability columns in another order than the classes: found on half of the images, confirmed on the others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,19 +12,21 @@ from dermkit.metrics.stats.arrays import Floats, Ints
 MIN_GAIN, MIN_GAIN_SE = 0.2, 4.0
 """Least gain in mean AUROC, and in standard errors of it."""
 MAX_NAMED_AUROC, MIN_REORDERED_AUROC = 0.55, 0.7
-"""A column that says something of its own class is not misplaced; the order found must say more."""
+"""Columns are not misplaced if their mean AUROC for their own class exceeds the first; a new order must exceed the
+second."""
 MIN_IMAGES_PER_HALF = 5
-"""Images of a class that both halves need: the AUROC of fewer is mostly chance."""
+"""Fewest images of a class in each half: with fewer, an AUROC is mostly noise."""
 MAX_ORDER_IMAGES = 4000
-"""Images looked at: enough to prove any order, and the resamples stay under 10 MB."""
+"""Most images used: enough to confirm any order, and the resamples stay under 10 MB."""
 _N_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
 class ColumnOrder:
-    """An order that fits better. columns: for each class the number of the column that is its own.
+    """An order that fits better. columns: for each class the index of its column.
 
-    own, found: mean AUROC of the moved classes as named and as found. name: `alphabetical`, `reversed` or "".
+    named_auroc, reordered_auroc: mean AUROC of the classes that move, as named and in this order. name: `alphabetical`,
+    `reversed` or "".
     """
 
     columns: tuple[int, ...]
@@ -34,9 +36,9 @@ class ColumnOrder:
 
 
 def find_column_order(p: Floats, labels: Ints, classes: Sequence[str]) -> ColumnOrder | None:
-    """Return the order of columns that fits the labels better than their names, None where the names are right.
+    """Return the order of columns that fits the labels better than their names, None if the names are right.
 
-    p: (N, K) in the named order. labels: (N,) class numbers. Rows are taken in their order, in turn for either half.
+    p: (N, K) in the named order. labels: (N,) class indices. Each class's rows alternate between the two halves.
     """
     half = _halves(labels)
     first, second = half == 0, half == 1
@@ -59,7 +61,7 @@ def find_column_order(p: Floats, labels: Ints, classes: Sequence[str]) -> Column
 
 
 def _halves(labels: Ints) -> Ints:
-    """Deal the images of every class out to two halves; 2 = left out, beyond `MAX_ORDER_IMAGES` in all."""
+    """Return (N,) half of each image, 0 or 1, alternating within a class; 2 = not used, beyond `MAX_ORDER_IMAGES`."""
     half = np.full(len(labels), 2, dtype=np.int64)
     fraction = min(1.0, MAX_ORDER_IMAGES / max(len(labels), 1))
     for class_code in np.unique(labels[labels >= 0]):
@@ -70,7 +72,7 @@ def _halves(labels: Ints) -> Ints:
 
 
 def _alphabetical_orders(classes: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return what columns mean if they, or the names given to them, are in alphabetical order."""
+    """Return the orders of columns if they, or the names given to them, are sorted alphabetically."""
     orders = []
     for key in (str, str.casefold):
         order = sorted(range(len(classes)), key=lambda number: key(classes[number]))
@@ -98,7 +100,7 @@ def _best_assignment(p: Floats, labels: Ints, testable: Ints, n: int) -> tuple[i
 def _confirm_order(
     p: Floats, labels: Ints, testable: Ints, columns: tuple[int, ...], name: str
 ) -> ColumnOrder | None:
-    """Return the order if these images, on which it was not found, bear it out."""
+    """Return the order if it is confirmed on these images, which are not those that it was found on."""
     moved_classes = [int(class_code) for class_code in testable if columns[class_code] != class_code]
     if not moved_classes:
         return None
@@ -133,7 +135,7 @@ def _mean_auroc(p: Floats, labels: Ints, class_codes: list[int], columns: list[i
 
 
 def _resample_weights(labels: Ints) -> Floats:
-    """Return resamples, each class drawn by itself so that none is lost; (RESAMPLES, N) multiplicities."""
+    """Return bootstrap multiplicities stratified by class, so that none is lost: (_N_RESAMPLES, N)."""
     rng = np.random.default_rng(0)
     weights = np.zeros((_N_RESAMPLES, len(labels)))
     for class_code in np.unique(labels):

@@ -1,4 +1,4 @@
-"""LN003, LN006 to LN014: a table of predictions, one's own or brought from elsewhere."""
+"""LN003, LN006 to LN014: a table of predictions, of a run or of another tool."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +17,9 @@ from dermkit.metrics.stats.intervals import wilson_interval
 
 _PREFIX = "p_"
 _SUM_TOLERANCE = 1e-3
-"""Off 1 by more than rounding to four digits can bring about in nine classes."""
+"""Tolerance of a row sum: more than rounding nine probabilities to four digits can cause."""
 MAX_REPEAT_FRACTION = 0.05
-"""Share of rows that repeat within a side, above which equal rows are chance, rounding or saturation."""
+"""Fraction of rows that repeat within a split above which equal rows are chance, rounding or saturation."""
 CERTAINTY_TOLERANCE = 1e-6
 SUSPICIOUS_ACCURACY, MIN_TEST_IMAGES, MIN_HAM_DIAGNOSES = 0.92, 50, 5
 MIN_CONSTANT_ROWS = 10
@@ -34,7 +34,7 @@ HAM_DIAGNOSES = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class _PredictionTable:
-    """Predictions with probabilities as numbers (NaN where they are none) and labels as class numbers (-1 unknown)."""
+    """Predictions. p: (N, K) probabilities, NaN where a cell is no number. labels: (N,) class indices, -1 = unknown."""
 
     frame: pd.DataFrame
     classes: Sequence[str]
@@ -43,7 +43,7 @@ class _PredictionTable:
 
     @property
     def evaluated_rows(self) -> Ints:
-        """The rows whose figures are judged: of the test side, of all where there is none."""
+        """The test rows, or all rows if there are none."""
         is_test = (
             (self.frame["split"] == "test").to_numpy()
             if "split" in self.frame
@@ -61,7 +61,7 @@ def lint_predictions(
     labels: Mapping[str, str] | None = None,
     is_audited: bool = False,
 ) -> list[LintFinding]:
-    """Return what the rules find in a table of predictions, which need not be valid.
+    """Return the findings of the rules on a table of predictions, which need not be valid.
 
     frame: image_id, label, `p_<class>` for each class, and, where known, split, fold, seed, predicted; text or
     numbers. classes: in the order of the model's outputs. diagnoses: class -> canonical diagnosis. split_frame:
@@ -125,14 +125,14 @@ def _decimal_places(p: Floats) -> int:
 
 
 def _is_coarse(p: Floats, n: int) -> bool:
-    """Say whether so few different rows are possible at the table's decimal places that twins come by chance."""
+    """Return whether the table has so few decimal places that equal rows occur by chance."""
     return bool(_decimal_places(p) * (p.shape[1] - 1) < np.log10(20 * max(n, 1)))
 
 
 def _count_repeated_rows(p: Floats, split_names: NDArray[Any]) -> tuple[int, int]:
-    """Count validation rows whose probabilities stand in the test rows too, and those that could.
+    """Return how many unique validation rows have the probabilities of a test row, and how many are unique.
 
-    Rows that repeat within their own side are saturated or constant, and prove nothing.
+    Rows that repeat within their split are saturated or constant, and are no evidence.
     """
     rows = [tuple(row) for row in np.round(p, 12).tolist()]
     validation_counts = Counter(

@@ -1,4 +1,4 @@
-"""The rules of the lint as a table, what one says of a run, and the file that keeps it."""
+"""The lint rules as a table, their findings, and lint.json."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,14 +12,14 @@ LINT = JsonFile("lint.json", 1)
 """What the lint found in a run, in the run's folder."""
 
 LintSeverity = Literal["error", "warning", "note"]
-"""error: the figures are not what they say. warning: they are worse or better than need be. note: worth knowing."""
+"""error: metrics are wrong. warning: metrics are worse than necessary, or too good. note: for information."""
 
 LINT_SEVERITY_ORDER: tuple[LintSeverity, ...] = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
 class LintRule:
-    """A rule as people read it. remedy: what to do about it."""
+    """A rule: title, threshold, effect and remedy."""
 
     title: str
     threshold: str
@@ -130,12 +130,12 @@ LINT_RULES: Mapping[str, LintRule] = MappingProxyType(
         ),
     }
 )
-"""Code -> rule. Severity, where the threshold does not say otherwise, is an error."""
+"""Code -> rule. The severity is error unless the threshold names another."""
 
 
 @dataclass(frozen=True)
 class LintFinding:
-    """What a rule found. n: images, rows or layers concerned."""
+    """A finding of a rule. n: images, rows or layers affected."""
 
     code: str
     severity: LintSeverity
@@ -144,12 +144,12 @@ class LintFinding:
 
     @property
     def rule(self) -> LintRule:
-        """The rule that found it."""
+        """Its rule."""
         return LINT_RULES[self.code]
 
 
 def shared_images_finding(n: int, total: int) -> LintFinding | None:
-    """Return LN003 for `n` of `total` test images that validation holds too."""
+    """Return LN003 for `n` of `total` test images that are validation images too; None for n = 0."""
     if not n:
         return None
     return LintFinding(
@@ -161,7 +161,7 @@ def shared_images_finding(n: int, total: int) -> LintFinding | None:
 
 
 def lint_rows(findings: Iterable[LintFinding]) -> list[dict[str, Any]]:
-    """Return lints for files and reports, worst first: code, severity, title, sentence, n, effect, remedy."""
+    """Return findings as rows, worst first: code, severity, title, sentence, n, effect, remedy."""
     return _worst_first(
         {
             **asdict(finding),

@@ -1,4 +1,4 @@
-"""LN001 to LN005: a recipe, the weights and images that it meets, and the net that it makes of them."""
+"""LN001 to LN005: the recipe, pretrained weights, images and net of a training."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ MAX_PIXEL_SHIFT = 0.25
 """Standard deviations. Rounding of published means moves a pixel by 0.01; pixels in 0..1 against ImageNet's by 2.1."""
 MAX_STRETCH, MAX_ASPECT_SPREAD = 1.1, 1.2
 MIN_DERIVED_IMAGES = 3
-"""Images on two sides whose names say so; one or two may be a chance of numbering."""
+"""Fewest images across splits whose names show one origin; one or two may be chance."""
 
 NAMED_SCALINGS: Mapping[str, tuple[_Triple, _Triple]] = {
     "pixels in 0 to 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
@@ -28,14 +28,14 @@ NAMED_SCALINGS: Mapping[str, tuple[_Triple, _Triple]] = {
     "CLIP's mean and deviation": ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
     "caffe's (mean taken off, 0 to 255)": ((0.485, 0.456, 0.406), (1 / 255, 1 / 255, 1 / 255)),
 }
-"""Scalings that have a name: mean and standard deviation of pixels in 0..1."""
+"""Well-known scalings: mean and standard deviation of pixels in 0..1, per channel."""
 
 
 @dataclass(frozen=True)
 class BatchNormState:
-    """The batch-norm layers of the backbone in one phase, as the net is set for training.
+    """The batch-norm layers of the backbone in one phase of training.
 
-    moving: layers that update their statistics. frozen: those of them whose own weights do not learn.
+    n_updating: layers that update their running statistics. n_frozen: those of them whose weights are frozen.
     """
 
     n_layers: int
@@ -45,9 +45,9 @@ class BatchNormState:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingFacts:
-    """What the rules look at. Whatever is unknown is None, and its rules are silent.
+    """The input of the rules. What is unknown is None, and its rules are skipped.
 
-    mean, std: of pixels in 0..1, as they reach the net. weights_mean, weights_std: as its weights were trained, None
+    mean, std: of pixels in 0..1, as the net gets them. weights_mean, weights_std: as its weights were trained, None
     for random weights. batch_norm: one per phase, read from the net itself. images: manifest rows with `split`
     (train, validation, test).
     """
@@ -62,7 +62,7 @@ class TrainingFacts:
 
 
 def lint_training(training: TrainingFacts) -> list[LintFinding]:
-    """Return what the rules about a training find."""
+    """Return the findings of the rules on a training."""
     findings = [rule(training) for rule in _RULES]
     return [finding for finding in findings if finding is not None]
 
@@ -90,14 +90,14 @@ def _ln001(training: TrainingFacts) -> LintFinding | None:
 
 
 def _pixel_shift(actual: tuple[_Triple, _Triple], expected: tuple[_Triple, _Triple]) -> float:
-    """Return by how much a pixel of 0..1 is off at most, in units of what the weights expect."""
+    """Return the largest shift of a pixel in 0..1, in standard deviations as the weights expect them."""
     (mean, std), (right_mean, right_std) = (np.asarray(pair, dtype=np.float64) for pair in (actual, expected))
     pixels = np.array([[0.0], [1.0]])  # the difference is linear in the pixel: an end is the worst
     return float(np.abs((pixels - mean) / std - (pixels - right_mean) / right_std).max())
 
 
 def _scaling_name(mean: _Triple, std: _Triple) -> str:
-    """Name a scaling, by numbers where it has no name."""
+    """Return the name of a scaling, or its numbers."""
     for name, scaling in NAMED_SCALINGS.items():
         if _pixel_shift((mean, std), scaling) < 0.05 / min(scaling[1]):
             return name
@@ -185,9 +185,9 @@ _AUGMENTED_SUFFIX = re.compile(
 _GENERATED_NAME = re.compile(
     r"(?i)^.+?_original_(?P<file>.+?)(\.(jpe?g|png|bmp|tiff?))?_[0-9a-f]{8}(-[0-9a-f]{4,12}){4}$"
 )
-"""How a well-known augmentation tool names what it writes: CLASS_original_FILE_UUID."""
+"""File names of the Augmentor package: CLASS_original_FILE_UUID."""
 _NUMBERED_SUFFIX = re.compile(r"(_\d{1,6}_\d{1,5}|[\s_-]?\(\d{1,3}\))$")
-"""How generators and copying file managers number: only believed where the original is there."""
+"""File names of generators and copying file managers: only trusted if the original is there."""
 
 
 def _origins(paths: "pd.Series[Any]") -> "pd.Series[Any]":

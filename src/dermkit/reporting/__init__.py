@@ -1,1 +1,1 @@
-"""A run folder becomes pages; reads files, never a model."""
+"""HTML reports from run folders; reads files, never a model."""

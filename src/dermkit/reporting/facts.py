@@ -1,6 +1,6 @@
-"""What the files of a run folder say, put in words and rows: verdict, data facts, recipe.
+"""The contents of a report as texts and rows: comparison with the majority class, data facts, recipe.
 
-Nothing is computed again: figures come from metrics.json.
+Nothing is computed again: metrics come from metrics.json.
 """
 
 import math
@@ -21,7 +21,7 @@ from dermkit.runs.layout import EXCLUDED_FILE
 
 MAX_CONFUSIONS = 10
 MAX_LOG_ROWS = 400
-"""Epochs printed; beyond that every second, third, ... row is, which is said."""
+"""Most epochs printed; of more every second, third, ... row is, and the page says so."""
 
 
 # --- the verdict ---
@@ -29,12 +29,12 @@ MAX_LOG_ROWS = 400
 
 @dataclass(frozen=True)
 class MajorityComparison:
-    """Whether a split's result can be told from always naming the commonest class.
+    """A split's metrics compared with always predicting the commonest training class.
 
-    judged: the figure that decides ("" = none has an interval). side: where its whole 95 % interval lies beside
-    the rule's value; unknown also where that interval is worth nothing. rule_class, rule: the class that the rule
-    names, and its estimates of accuracy and balanced accuracy.
-    rule_key: where metrics.json holds them ("" = counted from its confusion matrix).
+    metric: the one compared ("" = none has an interval). outcome: where its 95 % interval lies relative to the
+    baseline's value; unknown also if the interval is unreliable. majority_class, majority_metrics: the predicted class,
+    and the baseline's accuracy and balanced accuracy. metrics_key: their key in metrics.json ("" = from its confusion
+    matrix).
     """
 
     split: str
@@ -46,7 +46,7 @@ class MajorityComparison:
 
 
 def against_majority(run: RunFolder, split: str) -> MajorityComparison:
-    """Compare balanced accuracy, or accuracy where that is undefined, with the rule that never looks."""
+    """Compare balanced accuracy (accuracy if undefined) with the majority-class baseline."""
     split_metrics = run.metrics["splits"][split]
     majority_class, majority_metrics, metrics_key = _majority_rule(run, split)
     for metric in ("balanced_accuracy", "accuracy"):
@@ -62,9 +62,9 @@ def against_majority(run: RunFolder, split: str) -> MajorityComparison:
 
 
 def _majority_rule(run: RunFolder, split: str) -> tuple[str, dict[str, float | None], str]:
-    """Return the commonest training class and what naming it always reaches.
+    """Return the majority class, the metrics of always predicting it, and their key in metrics.json.
 
-    Without the training counts: the commonest class of the split itself, which can only make the rule better.
+    Without training counts: the commonest class of the split itself, which can only improve the baseline.
     """
     split_metrics = run.metrics["splits"][split]
     stored_rule = (split_metrics.get("baselines") or {}).get("majority")
@@ -87,7 +87,7 @@ def _majority_rule(run: RunFolder, split: str) -> tuple[str, dict[str, float | N
 
 
 def flatten_json(tree: Mapping[str, Any], parent_name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested JSON objects with their path in words."""
+    """Yield the leaves of nested JSON objects with their path as text."""
     for key, child in tree.items():
         name = f"{parent_name}, {key}" if parent_name else str(key)
         if isinstance(child, Mapping):
@@ -97,7 +97,7 @@ def flatten_json(tree: Mapping[str, Any], parent_name: str = "") -> Iterator[tup
 
 
 def exclusion_counts(run: RunFolder) -> list[tuple[str, int]]:
-    """Return how many images were left out for each reason, image names cut off so that reasons add up."""
+    """Return the number of excluded images per reason, without the image names in reasons."""
     frame = run.table(EXCLUDED_FILE)
     if frame is None or not len(frame):
         return []
@@ -106,7 +106,7 @@ def exclusion_counts(run: RunFolder) -> list[tuple[str, int]]:
 
 
 def recorded_train_counts(run: RunFolder) -> dict[str, int]:
-    """Return training images per class where run.json has them, else {}."""
+    """Return training images per class, {} if run.json does not have them."""
     counts = run.run_json.get("split", {}).get("train_counts") or {}
     return {str(name): int(n) for name, n in counts.items()}
 
@@ -144,7 +144,7 @@ def _short_number(text: str) -> str:
 
 
 def recipe_rows(selected_recipe: schema.Recipe | None) -> list[tuple[str, str]]:
-    """Return the recipe as rows for people; recipe.json holds it for machines."""
+    """Return the recipe as rows of name and text; recipe.json has the values."""
     if selected_recipe is None:
         return []
     image_spec, model_spec, fields = (

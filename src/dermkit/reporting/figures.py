@@ -1,4 +1,4 @@
-"""The charts of a report: drawn from a run's tables, written beside them, and embedded in the page."""
+"""The charts of a report: drawn from a run's tables, written next to them, and embedded in the page."""
 
 import base64
 from collections.abc import Collection, Iterator, Mapping
@@ -18,7 +18,7 @@ from dermkit.runs.layout import FIGURES_FOLDER, LOG_FILE, MALIGNANT_CURVE, PROGR
 
 @dataclass(frozen=True)
 class EmbeddedFigure:
-    """An embedded chart: data URI, its content in words, and the file that holds its numbers."""
+    """An embedded chart: data URI, alternative text, and the file with its numbers."""
 
     uri: str
     alt: str
@@ -26,7 +26,7 @@ class EmbeddedFigure:
 
 
 def metric_names(run: RunFolder) -> list[str]:
-    """Return the metrics worth a row: no figure twice, `_macro_present` only where `_macro` is not defined."""
+    """Return the metrics to print: none twice, `_macro_present` only if `_macro` is undefined."""
     metrics_by_split = [run.metrics["splits"][split]["metrics"] for split in run.split_names]
     names = dict.fromkeys(name for metrics in metrics_by_split for name in metrics)
     return visible_metrics(
@@ -52,7 +52,7 @@ def visible_metrics(names: Collection[str], defined_everywhere: Collection[str])
 
 
 def draw_figures(run: RunFolder) -> dict[str, EmbeddedFigure]:
-    """Draw every chart whose numbers are there; keys are the file stems."""
+    """Draw every chart whose numbers exist; returns file stem -> chart."""
     figures = {"intervals": _draw_intervals(run)}
     if run.log is not None and len(run.log):
         path = run.path / PROGRESS_CHART
@@ -94,7 +94,7 @@ def _split_figures(run: RunFolder, split: str) -> Iterator[tuple[str, EmbeddedFi
 
 
 def _malignant_figures(run: RunFolder, split: str, title: str) -> Iterator[tuple[str, EmbeddedFigure]]:
-    """Yield what there is where some classes are malignant and some are not, and the split has images of both."""
+    """Yield the charts of malignant against benign, for splits with images of both."""
     figures_folder, n = run.path / FIGURES_FOLDER, run.metrics["splits"][split]["n"]
     roc_points = run.figures_table(f"roc_{split}.csv")
     malignant_points = None if roc_points is None else roc_points[roc_points["class"] == MALIGNANT_CURVE]
@@ -142,7 +142,7 @@ def _aurocs(split_metrics: dict[str, Any]) -> dict[str, float | None]:
 
 
 def _draw_intervals(run: RunFolder) -> EmbeddedFigure:
-    """Draw the figures between 0 and 1 with their intervals, and write them as a table of the same stem."""
+    """Draw the metrics between 0 and 1 with their intervals, and write them as a table of the same stem."""
     header = ("metric", "split", "value", "low", "high", "n")
     rows = []
     for name in metric_names(run):

@@ -1,4 +1,4 @@
-"""What figures are called on a page, in which order they stand, and the templates that print them."""
+"""Names and order of metrics on pages, and the templates' environment."""
 
 import functools
 import json
@@ -63,16 +63,16 @@ METRIC_TITLES = {
     "net_benefit_10": "Net benefit at a threshold of 10\N{NO-BREAK SPACE}%, malignant",
     "net_benefit_20": "Net benefit at a threshold of 20\N{NO-BREAK SPACE}%, malignant",
 }
-"""Names for people, in the order of the tables; other metrics follow under their own name."""
+"""Metric -> label, in the order of the tables; other metrics follow under their own name."""
 
 ALIASES = {"recall_macro": "balanced_accuracy", "recall": "sensitivity", "ppv": "precision"}
-"""A figure that stands in the table under another name already; it is printed once."""
+"""Metrics that are in the table under another name; they are printed once."""
 
 FALLBACKS = {"balanced_accuracy": "recall_macro_present", "auroc_macro": "auroc_macro_present"}
-"""What a tile shows where classes without images leave the figure itself undefined."""
+"""The metric that a tile shows if classes without images make the first one undefined."""
 
 FIRST_TABLE_END = list(METRIC_TITLES).index("ece")
-"""The figures up to this one stand in the table at the top; the others unfold below it."""
+"""The last metric of the table at the top; the others are in a folded table below."""
 
 METHOD_LABELS = {
     intervals.WILSON: "Wilson score interval",
@@ -82,7 +82,7 @@ METHOD_LABELS = {
     "groups are worth (fewer than 30)",
 }
 BAR_METRICS = frozenset(list(METRIC_TITLES)[:FIRST_TABLE_END]) - {"loss", "brier"}
-"""What is drawn: the figures of the first table that lie in 0 to 1, where more is better."""
+"""The metrics in the chart: those of the first table within 0 to 1 where higher is better."""
 
 CLASS_METRIC_LABELS = {
     "recall": "recall",
@@ -96,7 +96,7 @@ CLASS_METRIC_LABELS = {
 
 @functools.cache
 def page_templates() -> Environment:
-    """Return the templates with the filters that pages of figures use: number, percent, label, words, ..."""
+    """Return the template environment with the filters for metrics: number, percent, label, words, ..."""
     environment = template_environment()
     environment.filters["number"] = lambda value: f"{value:.3f}"
     environment.filters["percent"] = lambda value: f"{value:.1%}".replace("%", "\N{NO-BREAK SPACE}%")

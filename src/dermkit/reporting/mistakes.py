@@ -1,4 +1,4 @@
-"""Wrong predictions with a small picture of each, for the pages that show them."""
+"""Misclassified images with thumbnails, for pages."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from dermkit.render.sheets import data_uri
 PixelFinder = Callable[[str], NDArray[np.uint8] | None]
 
 THUMBNAIL_EDGE = 144
-"""Pixels of a thumbnail's side: colours and border of a lesion can be told, at about 6 kB."""
+"""Side of a thumbnail in pixels: shows colours and border of a lesion, at about 6 kB."""
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong prediction; uri is "" where the image is not at hand."""
+    """A misclassified image; uri is "" if the image cannot be opened."""
 
     image_id: str
     path: str
@@ -48,12 +48,12 @@ def load_mistakes(
 
 
 def mistake_uri(pixels: NDArray[np.uint8] | None) -> str:
-    """Return a small picture as a data URI, "" where there are no pixels."""
+    """Return a thumbnail as a data URI, "" without pixels."""
     return "" if pixels is None else data_uri(pixels, THUMBNAIL_EDGE)
 
 
 def image_opener(image_table: pd.DataFrame, root: Path | None) -> PixelFinder:
-    """Return what opens an image of a table (image_id, path) below `root`, but no path that leads out of it."""
+    """Return a function that opens an image of a table (image_id, path) below `root`, and nothing outside of it."""
     paths = dict(zip(image_table["image_id"], image_table["path"], strict=True)) if len(image_table) else {}
 
     def find_pixels(image_id: str) -> NDArray[np.uint8] | None:

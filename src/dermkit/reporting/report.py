@@ -21,16 +21,16 @@ from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import FIGURES_FOLDER, METRICS, REPORT_FILE, SUMMARY
 
 MAX_REPORT_BYTES = 5_000_000
-"""The file must travel by mail: the worst mistakes lose their thumbnails before it grows past this."""
+"""Largest report, so that it can be sent by e-mail; it shows fewer thumbnails to stay below."""
 
 THUMBNAIL_COUNTS = (24, 8, 0)
-"""How many of the worst mistakes are shown; the first number that keeps the file under MAX_BYTES is taken."""
+"""Mistakes shown with thumbnails: the first number that keeps the report under `MAX_REPORT_BYTES`."""
 
 
 def write_report(run: Path, *, pixel_finder: PixelFinder | None = None, images_root: Path | None = None) -> Path:
-    """Write `run/report.html`, one offline file, and the charts it shows beside their numbers; returns its path.
+    """Write `run/report.html`, one offline file, and its charts next to their tables; returns its path.
 
-    images: pixels (H, W, 3) of an image_id, None where they are not at hand; without it, images are opened below
+    pixel_finder: image_id -> pixels (H, W, 3), None if it cannot be opened; without it, images are opened below
     `images_root`. Raises `DataError` without a metrics.json, `OutputError`.
     """
     run_folder = RunFolder(run)
@@ -52,7 +52,7 @@ def write_report(run: Path, *, pixel_finder: PixelFinder | None = None, images_r
 
 
 def _report_context(run: RunFolder) -> dict[str, Any]:
-    """Return what the template says, apart from pictures."""
+    """Return the template's context, without charts and thumbnails."""
     names = metric_names(run)
     methods_by_name = {name: _interval_methods(run, name) for name in names}
     first_table = list(METRIC_TITLES)[: FIRST_TABLE_END + 1]
@@ -81,7 +81,7 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
 
 
 def _interval_methods(run: RunFolder, name: str) -> set[str]:
-    """Return how the intervals of a figure were made; none where no split has one."""
+    """Return the methods of a metric's intervals over the splits."""
     estimates = [run.metrics["splits"][split]["metrics"].get(name) for split in run.split_names]
     return {str(estimate["method"]) for estimate in estimates if estimate and estimate.get("ci95")}
 
@@ -125,14 +125,14 @@ def _final_run_context(parent: Path, folder: str) -> dict[str, Any]:
 
 
 def _image_counts(parent: Path, summary: dict[str, Any], split: str) -> list[int]:
-    """Return the different numbers of images that the runs were evaluated on, ascending; runs not at hand left out."""
+    """Return the different numbers of images that the runs were evaluated on, ascending, as far as they are there."""
     folders = [parent / run["folder"] for run in summary["runs"] if _has_evaluated_run(parent, run["folder"])]
     metrics_by_run = [RunFolder(folder).metrics["splits"].get(split) for folder in folders]
     return sorted({split_metrics["n"] for split_metrics in metrics_by_run if split_metrics})
 
 
 def _has_evaluated_run(parent: Path, folder: str) -> bool:
-    """Say whether an evaluated run of this name lies in the folder itself."""
+    """Return whether the folder holds an evaluated run of this name."""
     path = parent / folder / METRICS.name
     return path.exists() and path.resolve().is_relative_to(parent.resolve())
 
@@ -146,7 +146,7 @@ def _summary_metrics(summary: dict[str, Any], split: str) -> list[str]:
 
 
 def _draw_spread(summary: dict[str, Any], split: str, names: list[str], parent: Path) -> EmbeddedFigure:
-    """Draw each run as a dot per figure, and write the dots as a table of the same stem."""
+    """Draw each run as a dot per metric, and write the dots as a table of the same stem."""
     rows = [
         (run["folder"], name, run[split][name])
         for name in names

@@ -1,4 +1,4 @@
-"""What a report warns of: leaks, small classes, the audit of the data set, and what the run's own files warn of."""
+"""The warnings of a report: leaks, small classes, the data set's audit, and those recorded in the run's files."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from dermkit.runs.folder import RunFolder
 
 MIN_CLASS_IMAGES = 10
-"""Below this many images of a class Wilson's interval of a half is wider than 50 points: said as a warning."""
+"""Fewer images of a class are warned of: at a recall of 0.5 Wilson's 95 % interval is wider than 50 points."""
 
 MIN_OUTCOME_IMAGES = 30
-"""Below this many images of the malignant or of the other ones, figures of that side are shaky, marked or not."""
+"""Fewer malignant, or fewer other, images are warned of: metrics of them are then unreliable, marked or not."""
 
 SERIOUS_PREFIXES = (UNSTABLE_TRAINING, "Sealed test images")
-"""How the lines of a run's own files begin that are serious in any run."""
+"""Prefixes of recorded warnings that are always serious."""
 
 WarningLevel = Literal["serious", "note", "data"]
 
 
 @dataclass(frozen=True)
 class ReportWarning:
-    """A warning of the report's head; `data` is what holds for the data set in every run, told last and folded.
+    """A warning at the head of a report; level `data`: of the data set in every run, shown last and folded.
 
-    replaces: how a file's line on the same begins.
+    replaced_prefix: beginning of the recorded warning that it replaces.
     """
 
     level: WarningLevel
@@ -87,7 +87,7 @@ def _leak_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
 
 
 def _seal_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
-    """Yield what the openings of a sealed test side do to its figures; one opening, this run's own, says nothing."""
+    """Yield warnings about repeated openings of the sealed test split; a single opening by this run needs none."""
     seal = run.seal
     if not seal or seal["opening_number"] is None:
         return
@@ -120,13 +120,13 @@ def _seal_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
 
 
 def _outcome_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
-    """Yield one line where the headline's malignant or other images are few: few marks stand beside such figures."""
+    """Yield a warning if the headline split has few malignant or few other images."""
     split_metrics, positive_classes = run.metrics["splits"][run.headline_split], run.metrics.get("positive", [])
     counts = {name: int(row["n"]) for name, row in split_metrics["per_class"].items()}
     n_malignant = sum(n for name, n in counts.items() if name in positive_classes)
     n_other = sum(counts.values()) - n_malignant
     n_groups = int(split_metrics.get("n_groups", split_metrics["n"]))
-    # So few groups cannot be enough on both sides, however many images they hold.
+    # So few groups cannot be enough of both outcomes, however many images they have.
     if (
         not n_malignant
         or not n_other
@@ -206,7 +206,7 @@ def _training_and_data_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
 
 
 def _audit_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
-    """Yield what the audits of the data say: of the set tested on, and of the one an external model was trained on."""
+    """Yield warnings of the data's audits: of the set tested on, and of the one an external model was trained on."""
     dataset_json, training_dataset = run.run_json.get("dataset", {}), run.run_json.get("training_dataset")
     yield from _dataset_audit_warnings(
         str(dataset_json.get("name") or "this data set"), dataset_json.get("audit") or {}

@@ -1,6 +1,5 @@
 """DA001 to DA006: files that cannot be read, have an ambiguous decoding, or show too little."""
 
-import csv
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +16,7 @@ from dermkit.audit.checks.finding import (
     images_per_class,
 )
 from dermkit.audit.checks.text import join_words, plural
+from dermkit.data.importers.records import Rejected, read_rejected
 
 TINY_SIDE = 64
 """Shorter side in pixels. Below it neither network nor hair can be drawn; the smallest common input of a net is 64."""
@@ -84,18 +84,15 @@ def da001_unreadable(subject: Subject) -> Outcome:
 
 def _rejected_files(subject: Subject) -> pd.DataFrame:
     """Return the files that the import refused: path, reason, detail."""
-    path = subject.dataset.folder / "refused.csv"
-    columns = ["path", "reason", "detail"]
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = [[row.get(name) or "" for name in columns] for row in csv.DictReader(stream)]
-        return pd.DataFrame(rows, columns=columns)
+    rejected = read_rejected(subject.dataset.folder)
+    if rejected is not None:
+        return pd.DataFrame(rejected, columns=Rejected._fields)
     refused_note = subject.dataset.notes.get("refused")
     reasons = refused_note.get("reasons", {}) if isinstance(refused_note, Mapping) else {}
     reason_rows = [
         ["", str(reason), "refused.csv is gone"] for reason, n in reasons.items() for _ in range(int(n))
     ]
-    return pd.DataFrame(reason_rows, columns=columns)
+    return pd.DataFrame(reason_rows, columns=Rejected._fields)
 
 
 def da002_ambiguous_decoding(subject: Subject) -> Outcome:

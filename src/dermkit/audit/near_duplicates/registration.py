@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, label
 
-from dermkit.audit.scan.descriptors import CANVAS_SIDE, blur, sample_bilinear
+from dermkit.audit.scan.descriptors import CANVAS_SIDE, blur, parabola_vertex, sample_bilinear
 from dermkit.metrics.stats.arrays import Ints
 
 _Float32s = NDArray[np.float32]
@@ -163,10 +163,7 @@ def guess_from_discs(
 def _peak_offset(curve: _Float32s, best: Ints, angles: int) -> _Doubles:
     """Return the offset of the parabola's vertex from a peak of a closed curve, (P,) -0.5 .. 0.5."""
     rows, start = np.arange(len(best)), best - best % angles
-    low, centre, high = (curve[rows, start + (best + step) % angles].astype(np.float64) for step in (-1, 0, 1))
-    curvature = low - 2 * centre + high
-    shift = np.divide(low - high, 2 * curvature, out=np.zeros_like(curvature), where=np.abs(curvature) > 1e-9)
-    return np.asarray(shift.clip(-0.5, 0.5))
+    return parabola_vertex(*(curve[rows, start + (best + step) % angles] for step in (-1, 0, 1)))
 
 
 _SQUARE_SYMMETRIES = np.array(

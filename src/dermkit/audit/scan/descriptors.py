@@ -162,7 +162,7 @@ def _blobs(levels: _Float32s, sizes: NDArray[np.int64]) -> _Float32s:
     ) | ((inner_values == _neighbour_extreme(differences, np.minimum)) & (inner_values < 0))
     image, level, y, x = np.nonzero(peak)
     strength = np.abs(differences[image, level, y, x])
-    dx, dy, scale_offset = (_parabola_vertex(differences, (image, level, y, x), axis) for axis in (3, 2, 1))
+    dx, dy, scale_offset = (_peak_offset(differences, (image, level, y, x), axis) for axis in (3, 2, 1))
     radius = DISC_RADIUS_SIGMAS * SIGMAS[0] * 2 ** ((level + scale_offset + 0.5) / 3)
     keypoints = np.stack([x + dx, y + dy, radius], axis=-1)
     reach = 0.6 * radius[:, None]
@@ -192,13 +192,18 @@ def _slab(values: _Float32s, axis: int, start: int, length: int) -> _Float32s:
     return values[(slice(None),) * axis + (slice(start, start + length),)]
 
 
-def _parabola_vertex(values: _Float32s, peak: tuple[NDArray[np.intp], ...], axis: int) -> NDArray[np.float64]:
-    """Return how far from a peak the parabola through it and its neighbours has its vertex: -0.5 to 0.5."""
+def _peak_offset(values: _Float32s, peak: tuple[NDArray[np.intp], ...], axis: int) -> NDArray[np.float64]:
+    """Return the offset of the parabola's vertex from each peak along an axis."""
     lower_index, upper_index = list(peak), list(peak)
     lower_index[axis], upper_index[axis] = peak[axis] - 1, peak[axis] + 1
-    low, centre, high = (values[tuple(index)].astype(np.float64) for index in (lower_index, peak, upper_index))
-    curvature = low - 2 * centre + high
-    shift = np.divide(low - high, 2 * curvature, out=np.zeros_like(curvature), where=np.abs(curvature) > 1e-9)
+    return parabola_vertex(*(values[tuple(index)] for index in (lower_index, peak, upper_index)))
+
+
+def parabola_vertex(low: _Float32s, centre: _Float32s, high: _Float32s) -> NDArray[np.float64]:
+    """Return the offset of the vertex of the parabola through three equidistant values, -0.5 .. 0.5; 0 for a line."""
+    lower, middle, upper = (values.astype(np.float64) for values in (low, centre, high))
+    curvature = lower - 2 * middle + upper
+    shift = np.divide(lower - upper, 2 * curvature, out=np.zeros_like(curvature), where=np.abs(curvature) > 1e-9)
     return np.asarray(shift.clip(-0.5, 0.5))
 
 

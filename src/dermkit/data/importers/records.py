@@ -1,5 +1,6 @@
 """The result of reading a source: rows, the folder of their images, rejected files and notes for the user."""
 
+import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,15 @@ class Rejected(NamedTuple):
     path: str
     reason: str
     detail: str
+
+
+def read_rejected(folder: Path) -> list[Rejected] | None:
+    """Return the rows of refused.csv of a data set folder, None without the file."""
+    path = folder / "refused.csv"
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [Rejected(*row) for row in list(csv.reader(stream))[1:] if len(row) == len(Rejected._fields)]
 
 
 @dataclass(frozen=True)
