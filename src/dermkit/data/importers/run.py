@@ -38,7 +38,6 @@ from dermkit.files import (
     check_output,
     check_writable,
     lock,
-    read_json,
     sha256_file,
     sweep_temp,
     write_rows,
