@@ -70,11 +70,12 @@ RENAMED: Mapping[str, str] = {
     # predict.json and decisions.csv
     "predict.json/refused": "n_refused", "predict.json/scored": "n_scored", "predict.json/net": "inference_mode",
     "seen_in_training": "training_images", "no_call": "why_no_call", "cautions": "warnings", "holds_for": "scope",
-    "sets": "conformal", "sets/least": "min_probability", "sets/n": "n_images", "sets/promised": "coverage_target",
+    "predict.json/sets": "conformal", "sets/least": "min_probability", "sets/n": "n_images", "sets/promised": "coverage_target",
     "sets/sizes": "set_sizes", "in_every_set": "always_included", "decision/positive": "n_positive",
     "decided.csv/answer": "referral", "decided.csv/classes": "prediction_set",
     # recipes, runs and tables
-    "augment/moved": "p_geometric", "augment/toned": "p_colour", "share": "p", "run.json/kept": "keep",
+    "augment/moved": "p_geometric", "augment/toned": "p_colour",
+    **{f"{stage}/share": "p" for stage in ("hsv", "blur_noise", "distort", "clahe", "cutout", "mix")}, "run.json/kept": "keep",
     "training/kept": "keep", "trained_on": "training_dataset", "split/brought": "foreign", "anchors.csv/who": "readers",
     "tune.json/chosen": "best_recipe", "tune.json/by": "selected_by", "tune.csv/chosen": "is_best",
 }  # fmt: skip
@@ -96,7 +97,7 @@ IGNORED: Mapping[str, str] = {
     "model_sha256": "hash of a JSON whose every value is compared",
     "SHA256SUMS": "hashes of files that are compared",
     "location.json": "an absolute path",
-    ".lock": "process id",
+    ".lock": "process id", ".lock-owner": "process id",
     "cache": "pixels and features in an internal form; what is computed from them is compared",
 }  # fmt: skip
 """Files, folders, keys and columns that are left out -> why. So is the header of a weights file: times and notes."""
