@@ -138,7 +138,7 @@ def planted_set(folder: Path, seed: int) -> Iterator[Row]:
     dataset = imported(folder)
     outcome = audit_dataset(dataset)
     findings = {item.card.code: item for item in outcome.findings}
-    yield from recall(dataset, copies, outcome.audit.subject.pairs, "made", seed)
+    yield from recall(dataset, copies, outcome.audit.audit_input.pairs, "made", seed)
     expected = {what: code for what, code in EXPECTED.items() if not _absent(what, seed)}
     for what, code in expected.items():
         yield Row("made", seed, f"finding: {what} ({code})", 1, int(code in findings))
@@ -250,7 +250,7 @@ def real_set(source: Path, folder: Path, chosen: pd.DataFrame, seed: int) -> Ite
     dataset = imported(folder)
     outcome = audit_dataset(dataset)
     copies = pd.DataFrame(truth, columns=["kind", "a", "b"])
-    yield from recall(dataset, copies, outcome.audit.subject.pairs, "real", seed)
+    yield from recall(dataset, copies, outcome.audit.audit_input.pairs, "real", seed)
     yield Row("real", seed, "seconds", len(dataset.manifest), value=round(outcome.audit.seconds, 1))
 
 

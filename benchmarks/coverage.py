@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
+from dermkit.metrics.classification.resampled_metrics import MetricValues, ResampledMetrics, compared_metrics
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
-from dermkit.metrics.classification.vectorised import MetricValues, ResampledMetrics, compared_metrics
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 from dermkit.metrics.stats.bootstrap import BootstrapSamples
 from dermkit.metrics.stats.intervals import MIN_GROUPS, wilson_interval

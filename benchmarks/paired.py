@@ -26,8 +26,8 @@ from scipy.stats import norm
 
 from dermkit.comparison.paired import bootstrap_p, linear_p, sign_flip_p
 from dermkit.metrics.classification.confusion import macro_mean
+from dermkit.metrics.classification.resampled_metrics import MetricValues, ResampledMetrics
 from dermkit.metrics.classification.scored_set import ScoredSet
-from dermkit.metrics.classification.vectorised import MetricValues, ResampledMetrics
 from dermkit.metrics.stats import delong, paired_tests, power
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.metrics.stats.intervals import resample_weights, wilson_interval

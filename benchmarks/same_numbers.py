@@ -70,12 +70,14 @@ RENAMED: Mapping[str, str] = {
     # predict.json and decisions.csv
     "predict.json/refused": "n_refused", "predict.json/scored": "n_scored", "predict.json/net": "inference_mode",
     "seen_in_training": "training_images", "no_call": "why_no_call", "cautions": "warnings", "holds_for": "scope",
-    "predict.json/sets": "conformal", "sets/least": "min_probability", "sets/n": "n_images", "sets/promised": "coverage_target",
+    "predict.json/sets": "conformal", "sets/least": "min_probability", "sets/n": "n_images",
+    "sets/promised": "coverage_target",
     "sets/sizes": "set_sizes", "in_every_set": "always_included", "decision/positive": "n_positive",
     "decided.csv/answer": "referral", "decided.csv/classes": "prediction_set",
     # recipes, runs and tables
     "augment/moved": "p_geometric", "augment/toned": "p_colour",
-    **{f"{stage}/share": "p" for stage in ("hsv", "blur_noise", "distort", "clahe", "cutout", "mix")}, "run.json/kept": "keep",
+    **{f"{stage}/share": "p" for stage in ("hsv", "blur_noise", "distort", "clahe", "cutout", "mix")},
+    "run.json/kept": "keep",
     "training/kept": "keep", "trained_on": "training_dataset", "split/brought": "foreign", "anchors.csv/who": "readers",
     "tune.json/chosen": "best_recipe", "tune.json/by": "selected_by", "tune.csv/chosen": "is_best",
 }  # fmt: skip

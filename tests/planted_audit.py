@@ -14,11 +14,11 @@ import pandas as pd
 from PIL import Image
 
 from dermkit.audit.checks.finding import (
+    AuditInput,
     Finding,
     NotApplicable,
     Outcome,
     Severity,
-    Subject,
     image_table,
     images_per_class,
     pair_table,
@@ -98,26 +98,26 @@ def looking(near: Sequence[Near] = ()) -> ImageScanner:
     return look
 
 
-def _pairs(subject: Subject, which: "pd.Series[bool]", severity: Severity, what: str) -> Outcome:
-    pairs = subject.pairs[which]
+def _pairs(audit_input: AuditInput, which: "pd.Series[bool]", severity: Severity, what: str) -> Outcome:
+    pairs = audit_input.pairs[which]
     if pairs.empty:
         return None
     rows = np.unique(pairs[["a", "b"]].to_numpy())
     return Finding(
-        severity=severity, n=len(rows), sentence=f"{len(rows)} of {len(subject.frame)} images are {what}.",
-        rows=pair_table(subject, pairs), kind="pairs", per_class=images_per_class(subject, rows),
-        figures={"pairs": len(pairs), "share": np.float64(len(rows) / len(subject.frame)), "odd": float("nan")},
+        severity=severity, n=len(rows), sentence=f"{len(rows)} of {len(audit_input.frame)} images are {what}.",
+        rows=pair_table(audit_input, pairs), kind="pairs", per_class=images_per_class(audit_input, rows),
+        figures={"pairs": len(pairs), "share": np.float64(len(rows) / len(audit_input.frame)), "odd": float("nan")},
     )  # fmt: skip
 
 
-def _ends(subject: Subject, column: str) -> "pd.Series[bool]":
+def _ends(audit_input: AuditInput, column: str) -> "pd.Series[bool]":
     """Say of each pair whether its ends differ in a column, both known."""
-    values = subject.frame[column].to_numpy()
-    a, b = values[subject.pairs["a"].to_numpy(int)], values[subject.pairs["b"].to_numpy(int)]
-    return pd.Series((a != b) & (a != "") & (b != ""), index=subject.pairs.index)
+    values = audit_input.frame[column].to_numpy()
+    a, b = values[audit_input.pairs["a"].to_numpy(int)], values[audit_input.pairs["b"].to_numpy(int)]
+    return pd.Series((a != b) & (a != "") & (b != ""), index=audit_input.pairs.index)
 
 
-def da011_contradictory_copies(subject: Subject) -> Outcome:
+def da011_contradictory_copies(audit_input: AuditInput) -> Outcome:
     """Exact copies with contradictory labels
 
     Threshold: identical decoded pixels under two labels.
@@ -126,11 +126,11 @@ def da011_contradictory_copies(subject: Subject) -> Outcome:
 
     Effect: no model can be right on both.
     """
-    exact = subject.pairs["kind"] == "exact"
-    return _pairs(subject, exact & _ends(subject, "label"), Severity.ERROR, "contradicted")
+    exact = audit_input.pairs["kind"] == "exact"
+    return _pairs(audit_input, exact & _ends(audit_input, "label"), Severity.ERROR, "contradicted")
 
 
-def da012_copies_across(subject: Subject) -> Outcome:
+def da012_copies_across(audit_input: AuditInput) -> Outcome:
     """Exact copies across splits
 
     Threshold: identical decoded pixels on two sides.
@@ -139,13 +139,13 @@ def da012_copies_across(subject: Subject) -> Outcome:
 
     Effect: the test figure counts pictures that were learned by heart.
     """
-    if not subject.has_split:
+    if not audit_input.has_split:
         return NotApplicable("no image is on a side of a split")
-    exact = subject.pairs["kind"] == "exact"
-    return _pairs(subject, exact & _ends(subject, "split"), Severity.ERROR, "on two sides")
+    exact = audit_input.pairs["kind"] == "exact"
+    return _pairs(audit_input, exact & _ends(audit_input, "split"), Severity.ERROR, "on two sides")
 
 
-def da014_near_contradictory(subject: Subject) -> Outcome:
+def da014_near_contradictory(audit_input: AuditInput) -> Outcome:
     """Near copies with contradictory labels
 
     Threshold: a distance below 0.1 and two labels.
@@ -154,11 +154,11 @@ def da014_near_contradictory(subject: Subject) -> Outcome:
 
     Effect: as DA011.
     """
-    near = subject.pairs["kind"] != "exact"
-    return _pairs(subject, near & _ends(subject, "label"), Severity.ERROR, "near copies, contradicted")
+    near = audit_input.pairs["kind"] != "exact"
+    return _pairs(audit_input, near & _ends(audit_input, "label"), Severity.ERROR, "near copies, contradicted")
 
 
-def da015_near_across(subject: Subject) -> Outcome:
+def da015_near_across(audit_input: AuditInput) -> Outcome:
     """Near copies across splits
 
     Threshold: a distance below 0.1, on two sides.
@@ -167,13 +167,13 @@ def da015_near_across(subject: Subject) -> Outcome:
 
     Effect: as DA012.
     """
-    if not subject.has_split:
+    if not audit_input.has_split:
         return NotApplicable("no image is on a side of a split")
-    near = subject.pairs["kind"] != "exact"
-    return _pairs(subject, near & _ends(subject, "split"), Severity.ERROR, "near copies on two sides")
+    near = audit_input.pairs["kind"] != "exact"
+    return _pairs(audit_input, near & _ends(audit_input, "split"), Severity.ERROR, "near copies on two sides")
 
 
-def da020_lesions_across(subject: Subject) -> Outcome:
+def da020_lesions_across(audit_input: AuditInput) -> Outcome:
     """Lesions across splits
 
     Threshold: one lesion on two sides.
@@ -182,17 +182,17 @@ def da020_lesions_across(subject: Subject) -> Outcome:
 
     Effect: the test figure is that of lesions seen before.
     """
-    frame = subject.frame[(subject.frame["lesion_id"] != "") & (subject.frame["split"] != "")]
+    frame = audit_input.frame[(audit_input.frame["lesion_id"] != "") & (audit_input.frame["split"] != "")]
     across = frame.groupby("lesion_id")["split"].transform("nunique") > 1
     rows = frame.index[across].to_numpy()
     if not len(rows):
         return None
     return Finding(
-        severity=Severity.ERROR, n=len(rows), sentence=f"{len(rows)} images.", rows=image_table(subject, rows)
+        severity=Severity.ERROR, n=len(rows), sentence=f"{len(rows)} images.", rows=image_table(audit_input, rows)
     )
 
 
-def da022_lesion_labels(subject: Subject) -> Outcome:
+def da022_lesion_labels(audit_input: AuditInput) -> Outcome:
     """Labels inconsistent within a lesion
 
     Threshold: one lesion, two labels.
@@ -201,16 +201,16 @@ def da022_lesion_labels(subject: Subject) -> Outcome:
 
     Effect: one of the labels is wrong.
     """
-    known = subject.frame[subject.frame["lesion_id"] != ""]
+    known = audit_input.frame[audit_input.frame["lesion_id"] != ""]
     rows = known.index[known.groupby("lesion_id")["label"].transform("nunique") > 1].to_numpy()
     if not len(rows):
         return None
     return Finding(
-        severity=Severity.ERROR, n=len(rows), sentence=f"{len(rows)} images.", rows=image_table(subject, rows)
+        severity=Severity.ERROR, n=len(rows), sentence=f"{len(rows)} images.", rows=image_table(audit_input, rows)
     )
 
 
-def da004_dark(subject: Subject) -> Outcome:
+def da004_dark(audit_input: AuditInput) -> Outcome:
     """Dark images
 
     Threshold: mean brightness below 20.
@@ -219,17 +219,17 @@ def da004_dark(subject: Subject) -> Outcome:
 
     Effect: what cannot be seen cannot be judged.
     """
-    dark = subject.measures["brightness"].to_numpy() < 20
+    dark = audit_input.measures["brightness"].to_numpy() < 20
     if not dark.any():
         return None
     return Finding(
         severity=Severity.WARNING, n=int(dark.sum()), sentence=f"{dark.sum()} images are dark.",
-        rows=image_table(subject, dark, brightness=subject.measures.loc[dark, "brightness"].to_numpy()),
-        per_class=images_per_class(subject, dark),
+        rows=image_table(audit_input, dark, brightness=audit_input.measures.loc[dark, "brightness"].to_numpy()),
+        per_class=images_per_class(audit_input, dark),
     )  # fmt: skip
 
 
-def da030_small_classes(subject: Subject) -> Outcome:
+def da030_small_classes(audit_input: AuditInput) -> Outcome:
     """Small classes
 
     Threshold: fewer than 30 images.
@@ -238,14 +238,14 @@ def da030_small_classes(subject: Subject) -> Outcome:
 
     Effect: its interval is wide.
     """
-    counts = subject.frame["label"].value_counts().sort_index()
+    counts = audit_input.frame["label"].value_counts().sort_index()
     table = pd.DataFrame({"class": counts.index, "images": counts.to_numpy(), "width": [np.nan] * len(counts)})
     return Finding(
         severity=Severity.NOTE, n=int(counts.sum()), sentence="Classes are small.", rows=table, kind="table"
     )
 
 
-def da040_file_size(_subject: Subject) -> Outcome:
+def da040_file_size(_subject: AuditInput) -> Outcome:
     """File size tells the class
 
     Threshold: AUROC above 0.60.

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from audit_inputs import make_subject
 from dermkit.audit.checks.artefacts import da050_hair, da051_ruler, da052_ink, da053_dark_corners
 from dermkit.audit.checks.finding import (
+    AuditInput,
     Finding,
     NotApplicable,
     Outcome,
     Severity,
-    Subject,
     alpha_per_test,
     read_check_card,
 )
@@ -21,13 +22,14 @@ from dermkit.audit.scan.artefacts import PRESENCE_THRESHOLDS
 from dermkit.audit.scan.measures import MEASURE_COLUMNS, measure
 from dermkit.data.synthetic.dataset import PlantedFaults, make_dataset_folder
 from dermkit.images.decode import open_image
-from made_subjects import make_subject
 
 CHECKS = {"hair": da050_hair, "ruler": da051_ruler, "ink": da052_ink, "dark_corner": da053_dark_corners}
 
 
-def _counted(counts: dict[str, tuple[int, int]], artefact: str = "hair", lesions: Sequence[str] = ()) -> Subject:
-    """A subject with (images with the artefact, images without) per class."""
+def _counted(
+    counts: dict[str, tuple[int, int]], artefact: str = "hair", lesions: Sequence[str] = ()
+) -> AuditInput:
+    """An audit input with (images with the artefact, images without) per class."""
     label = [name for name, (some, none) in counts.items() for _ in range(some + none)]
     score = [value for some, none in counts.values() for value in [0.9] * some + [0.01] * none]
     return make_subject(label, manifest={"lesion_id": lesions} if lesions else {}, measures={artefact: score})
@@ -92,14 +94,14 @@ def test_clustered_chance_is_no_finding() -> None:
         lesion, hairy = np.repeat(np.arange(120), size), rng.random(120) < 0.3
         label = np.where(np.arange(120) < 50, "mel", "nv")
         about = {"lesion_id": [f"L{n}" for n in lesion]}
-        subject = make_subject(
+        audit_input = make_subject(
             label[lesion].tolist(), manifest=about, measures={"hair": hairy[lesion].astype(float).tolist()}
         )
-        false += isinstance(da050_hair(subject), Finding)
+        false += isinstance(da050_hair(audit_input), Finding)
     assert false <= 1
 
 
-def _heavy(rng: np.random.Generator) -> Subject:
+def _heavy(rng: np.random.Generator) -> AuditInput:
     """25 lesions, a tenth of them with 40 times the photographs; hair is a lesion's own, whatever its class."""
     size = np.where(rng.random(25) < 0.1, 120, 3)
     lesion = np.repeat(np.arange(25), size)
@@ -120,8 +122,8 @@ def test_a_planted_association_of_ordinary_lesions_is_still_found() -> None:
         lesion = np.repeat(np.arange(100), rng.integers(1, 5, 100))
         hairy = (rng.random(100) < np.where(np.arange(100) < 40, 0.8, 0.1))[lesion]
         label, about = np.where(lesion < 40, "mel", "nv"), {"lesion_id": [f"L{n}" for n in lesion]}
-        subject = make_subject(label.tolist(), manifest=about, measures={"hair": hairy.astype(float).tolist()})
-        assert _finding(da050_hair(subject)).severity is Severity.WARNING
+        audit_input = make_subject(label.tolist(), manifest=about, measures={"hair": hairy.astype(float).tolist()})
+        assert _finding(da050_hair(audit_input)).severity is Severity.WARNING
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
@@ -141,7 +143,7 @@ def test_cards_state_the_presence_threshold() -> None:
         assert read_check_card(check).effect
 
 
-def measured_folder(folder: Path) -> Subject:
+def measured_folder(folder: Path) -> AuditInput:
     """Measure a made data set, whose metadata.csv says what each image is."""
     table = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False)
     files = [(folder / image).read_bytes() for image in table["image"]]
@@ -165,8 +167,8 @@ def test_a_planted_association_is_found_in_pixels_and_no_other(tmp_path: Path, a
     make_dataset_folder(
         tmp_path, lesions_per_class=wanted, photos_per_lesion=(1, 1), size=128, seed=31, planted_faults=plant
     )
-    subject = measured_folder(tmp_path)
-    outcomes = {name: check(subject) for name, check in CHECKS.items()}
+    audit_input = measured_folder(tmp_path)
+    outcomes = {name: check(audit_input) for name, check in CHECKS.items()}
     found = _finding(outcomes.pop(column))
     assert found.severity is Severity.WARNING
     assert found.rows["label"][0] == "melanoma"

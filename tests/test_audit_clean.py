@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermkit.audit.checks.finding import Subject
+from dermkit.audit.checks.finding import AuditInput
 from dermkit.audit.cleaning import plan_cleaning
 from dermkit.audit.run import AuditOutcome, run_audit
 from dermkit.data.groups import connect_rows, id_codes, id_groups
@@ -30,8 +30,8 @@ CLASSES = tuple(LesionClass(name, "", "benign") for name in ("a", "b", "c"))
 # --- the plan, on tables alone ---
 
 
-def subject(rows: list[dict[str, str]], pairs: list[tuple[int, int, str]]) -> Subject:
-    """Return a subject of rows with any of the manifest's columns; `picture` becomes the hash of the pixels."""
+def audit_input(rows: list[dict[str, str]], pairs: list[tuple[int, int, str]]) -> AuditInput:
+    """Return an audit input of rows with any of the manifest's columns; `picture` becomes the hash of the pixels."""
     frame = pd.DataFrame([dict.fromkeys(MANIFEST_COLUMNS, "") | row for row in rows])
     numbers = [f"{int(row['picture']):064x}" for row in rows]
     ids = frame["image_id"].where(frame["image_id"] != "", [f"i{n:03}" for n in range(len(frame))])
@@ -49,7 +49,7 @@ def subject(rows: list[dict[str, str]], pairs: list[tuple[int, int, str]]) -> Su
         [*exact, *((a, b, 0.01, kind) for a, b, kind in pairs)], columns=["a", "b", "distance", "kind"]
     )
     dataset = Dataset(Path("data"), Path("images"), "made", CLASSES, frame[list(MANIFEST_COLUMNS)], "folder")
-    return Subject(
+    return AuditInput(
         dataset=dataset, frame=frame, measures=pd.DataFrame(index=frame.index), pairs=table,
         group_ids=np.arange(len(frame), dtype=np.int64),
     )  # fmt: skip
@@ -61,13 +61,13 @@ def row(picture: int, label: str = "a", **more: str) -> dict[str, str]:
 
 def test_of_exact_copies_the_one_on_the_test_side_is_kept() -> None:
     rows = [row(1), row(1, given_split="train"), row(1, given_split="validation"), row(1, given_split="test")]
-    plan = plan_cleaning(subject(rows, []), set())
+    plan = plan_cleaning(audit_input(rows, []), set())
     assert plan.keep_mask.tolist() == [False, False, False, True]
     assert plan.dropped_rows["code"].tolist() == ["DA012"] * 3
     assert plan.dropped_rows["reason"].tolist() == ["same pixels as i003, which is kept"] * 3
-    assert plan_cleaning(subject(rows[:3], []), set()).keep_mask.tolist() == [False, False, True]
+    assert plan_cleaning(audit_input(rows[:3], []), set()).keep_mask.tolist() == [False, False, True]
     same_side = plan_cleaning(
-        subject([row(1, image_id="z"), row(1, image_id="b"), row(2, image_id="c")], []), set()
+        audit_input([row(1, image_id="z"), row(1, image_id="b"), row(2, image_id="c")], []), set()
     )
     assert same_side.dropped_rows[["image_id", "code"]].to_numpy().tolist() == [["z", "DA010"]]
 
@@ -86,10 +86,10 @@ def test_of_exact_copies_the_one_on_the_test_side_is_kept() -> None:
 def test_contradictions_go_whole_unless_accepted(
     rows: list[dict[str, str]], pairs: list[tuple[int, int, str]], code: str, dropped: list[int]
 ) -> None:
-    plan = plan_cleaning(subject(rows, pairs), set())
+    plan = plan_cleaning(audit_input(rows, pairs), set())
     assert np.flatnonzero(~plan.keep_mask).tolist() == dropped
     assert set(plan.dropped_rows["code"]) == {code}
-    accepted = plan_cleaning(subject(rows, pairs), {code})
+    accepted = plan_cleaning(audit_input(rows, pairs), {code})
     # Accepted, each label keeps one of its exact copies, and what is a copy stays together.
     assert set(accepted.dropped_rows["code"]) <= {"DA010"}
     assert {rows[number]["label"] for number in np.flatnonzero(accepted.keep_mask)} == {
@@ -109,7 +109,7 @@ def test_a_reason_names_the_other_image_and_its_label() -> None:
         row(4, "a", lesion_id="L"),
         row(5, "b", lesion_id="L"),
     ]
-    plan = plan_cleaning(subject(rows, [(2, 3, "rotated")]), set())
+    plan = plan_cleaning(audit_input(rows, [(2, 3, "rotated")]), set())
     assert plan.dropped_rows["reason"].tolist() == [
         "same pixels as i001, which is labelled b", "same pixels as i000, which is labelled a",
         "near copy (rotated) of i003, which is labelled c", "near copy (rotated) of i002, which is labelled a",
@@ -128,14 +128,14 @@ def test_near_copies_stay_in_one_copy_group_and_old_groups_are_joined() -> None:
         row(7),
         row(8, isic_id="I"),
     ]
-    plan = plan_cleaning(subject(rows, [(0, 1, "flipped"), (1, 3, "resized"), (5, 6, "resized")]), set())
+    plan = plan_cleaning(audit_input(rows, [(0, 1, "flipped"), (1, 3, "resized"), (5, 6, "resized")]), set())
     assert plan.keep_mask.all()
     assert plan.copy_group.tolist() == ["w", "w", "", "w", "v", "copies of i005", "copies of i005", "w"]
 
 
 def test_a_new_group_takes_no_name_that_is_taken() -> None:
     rows = [row(1, image_id="k"), row(2, image_id="l"), row(3, image_id="m", copy_group="copies of k")]
-    plan = plan_cleaning(subject(rows, [(0, 1, "flipped")]), set())
+    plan = plan_cleaning(audit_input(rows, [(0, 1, "flipped")]), set())
     assert plan.copy_group.tolist() == ["copies of k'", "copies of k'", "copies of k"]
 
 
@@ -148,7 +148,7 @@ def test_what_a_dropped_copy_tied_together_stays_tied() -> None:
         row(3, lesion_id="L"),
         row(9),
     ]
-    seen = subject(rows, [])
+    seen = audit_input(rows, [])
     plan = plan_cleaning(seen, set())
     assert plan.dropped_rows["image_id"].tolist() == ["i001"]
     left = seen.frame.assign(copy_group=plan.copy_group)[plan.keep_mask]
@@ -158,7 +158,7 @@ def test_what_a_dropped_copy_tied_together_stays_tied() -> None:
 
 
 @st.composite
-def planted(draw: st.DrawFn) -> Subject:
+def planted(draw: st.DrawFn) -> AuditInput:
     """Return any small data set: pictures shared, lesions, patients and copy groups overlapping, some near copies."""
     n = draw(st.integers(1, 12))
     few, sides = st.sampled_from(["", "", "p", "q", "r"]), st.sampled_from(["", "train", "validation", "test"])
@@ -174,16 +174,16 @@ def planted(draw: st.DrawFn) -> Subject:
     ends = st.tuples(st.integers(0, n - 1), st.integers(0, n - 1), st.sampled_from(["flipped", "resized"]))
     pairs = [(min(a, b), max(a, b), kind) for a, b, kind in draw(st.lists(ends, max_size=6)) if a != b]
     pairs = [item for item in pairs if rows[item[0]]["picture"] != rows[item[1]]["picture"]]
-    return subject(rows, pairs)
+    return audit_input(rows, pairs)
 
 
-def again(seen: Subject, keep: Any, copy_group: Any) -> Subject:
-    """Return the subject after a cleaning, rows renumbered."""
+def again(seen: AuditInput, keep: Any, copy_group: Any) -> AuditInput:
+    """Return the audit input after a cleaning, rows renumbered."""
     frame = seen.frame.assign(copy_group=copy_group)[keep].reset_index(drop=True)
     number = np.cumsum(keep) - 1
     pairs = seen.pairs[keep[seen.pairs["a"]] & keep[seen.pairs["b"]]]
     pairs = pairs.assign(a=number[pairs["a"]], b=number[pairs["b"]]).reset_index(drop=True)
-    return Subject(
+    return AuditInput(
         dataset=seen.dataset, frame=frame, measures=pd.DataFrame(index=frame.index), pairs=pairs,
         group_ids=np.arange(len(frame), dtype=np.int64),
     )  # fmt: skip
@@ -191,7 +191,7 @@ def again(seen: Subject, keep: Any, copy_group: Any) -> Subject:
 
 @settings(max_examples=150, deadline=None)
 @given(planted(), st.sets(st.sampled_from(["DA011", "DA014", "DA022", "DA024"])))
-def test_a_cleaning_keeps_its_promises(seen: Subject, accepted: set[str]) -> None:
+def test_a_cleaning_keeps_its_promises(seen: AuditInput, accepted: set[str]) -> None:
     frame = seen.frame
     plan = plan_cleaning(seen, accepted)
     # Nothing is lost without a reason, and nothing else than rows and copy_group changes.

@@ -18,7 +18,7 @@ from PIL import Image
 
 import dermkit as dk
 from conftest import Cli, Invoke
-from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, image_table
+from dermkit.audit.checks.finding import AuditInput, Finding, Outcome, Severity, image_table
 from dermkit.audit.run import AuditOutcome, run_audit
 from dermkit.data.manifest import Dataset, load_dataset, save_dataset
 from dermkit.data.synthetic.dataset import make_dataset_folder
@@ -256,7 +256,7 @@ def test_a_leak_accepted_for_one_split_does_not_hide_that_of_another(tmp_path: P
 def test_a_warning_that_was_accepted_does_not_cover_an_error(tmp_path: Path) -> None:
     severity = Severity.WARNING
 
-    def finds(subject: Subject) -> Outcome:
+    def finds(audit_input: AuditInput) -> Outcome:
         """Something
 
         Threshold: none.
@@ -265,7 +265,7 @@ def test_a_warning_that_was_accepted_does_not_cover_an_error(tmp_path: Path) -> 
 
         Effect: none.
         """
-        rows = image_table(subject, np.arange(3))
+        rows = image_table(audit_input, np.arange(3))
         return Finding(severity=severity, n=3, sentence="Three.", rows=rows)
 
     finds.__name__ = "da003_finds"

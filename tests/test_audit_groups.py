@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermkit.audit.checks.finding import Finding, NotApplicable, Severity, Subject, read_check_card
+from audit_inputs import make_subject
+from dermkit.audit.checks.finding import AuditInput, Finding, NotApplicable, Severity, read_check_card
 from dermkit.audit.checks.groups import (
     da020_lesions_across_splits,
     da021_patients_across_splits,
@@ -15,7 +16,6 @@ from dermkit.audit.checks.groups import (
     da024_archive_id_repeats,
     find_leaks,
 )
-from made_subjects import make_subject
 
 CHECKS = (
     da020_lesions_across_splits, da021_patients_across_splits, da022_labels_within_lesion, da023_ids_missing,
@@ -23,8 +23,8 @@ CHECKS = (
 )  # fmt: skip
 
 
-def lesions(*rows: tuple[str, str, str], column: str = "lesion_id", **more: list[str]) -> Subject:
-    """Return a subject of rows (label, side, lesion)."""
+def lesions(*rows: tuple[str, str, str], column: str = "lesion_id", **more: list[str]) -> AuditInput:
+    """Return an audit input of rows (label, side, lesion)."""
     label, split, lesion = zip(*rows, strict=True)
     return make_subject(label, split=split, manifest={column: lesion, **more}, classes=("nv", "mel"))
 
@@ -77,9 +77,9 @@ def test_folds_leak_both_ways() -> None:
     st.lists(st.tuples(st.sampled_from(["fold 0", "fold 1", "fold 2", ""]), st.sampled_from("abcde ")), min_size=1)
 )
 def test_folds_agree_with_looking_at_every_pair(rows: list[tuple[str, str]]) -> None:
-    subject = lesions(("nv", "fold 0", ""), *(("nv", side, key.strip()) for side, key in rows))
-    (leak,) = find_leaks(subject, "lesion_id")
-    side, key = subject.frame["split"].tolist(), subject.frame["lesion_id"].tolist()
+    audit_input = lesions(("nv", "fold 0", ""), *(("nv", side, key.strip()) for side, key in rows))
+    (leak,) = find_leaks(audit_input, "lesion_id")
+    side, key = audit_input.frame["split"].tolist(), audit_input.frame["lesion_id"].tolist()
     known = [i for i in range(len(key)) if key[i] and side[i]]
     expected = [i for i in known if any(key[j] == key[i] and side[j] != side[i] for j in known)]
     assert leak.leaking_rows.tolist() == expected
@@ -169,7 +169,9 @@ def test_a_hundred_thousand_rows_take_no_time() -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"lesion_id": rng.integers(0, n // 2, n).astype(str)})
     split = np.array(["train", "validation", "test"], dtype=object)[rng.integers(0, 3, n)]
-    subject = make_subject(["nv"] * n, split=split.tolist(), manifest={"lesion_id": frame["lesion_id"].tolist()})
-    found = da020_lesions_across_splits(subject)
+    audit_input = make_subject(
+        ["nv"] * n, split=split.tolist(), manifest={"lesion_id": frame["lesion_id"].tolist()}
+    )
+    found = da020_lesions_across_splits(audit_input)
     assert isinstance(found, Finding)
     assert len(found.rows) == found.n > n // 4

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermkit.audit.checks.finding import Finding, NotApplicable, Outcome, Severity, Subject, read_check_card
+from audit_inputs import make_subject
+from dermkit.audit.checks.finding import AuditInput, Finding, NotApplicable, Outcome, Severity, read_check_card
 from dermkit.audit.checks.images import (
     da001_unreadable,
     da002_ambiguous_decoding,
@@ -17,7 +18,6 @@ from dermkit.audit.checks.images import (
     da006_near_empty,
 )
 from dermkit.data.synthetic.dataset import PlantedFaults, make_dataset_folder
-from made_subjects import make_subject
 from test_audit_artefacts import measured_folder
 
 PLANTED = {
@@ -35,7 +35,7 @@ def _finding(outcome: Outcome) -> Finding:
 
 
 @pytest.fixture(scope="module")
-def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, dict[str, set[str]]]:
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditInput, dict[str, set[str]]]:
     folder = tmp_path_factory.mktemp("spoiled")
     plant = PlantedFaults(dark=3, blurred=4, empty=2, tiny=3)
     make_dataset_folder(
@@ -47,10 +47,10 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, dict[str
 
 @pytest.mark.parametrize("fault", PLANTED)
 def test_planted_images_are_found_by_their_own_check(
-    fault: str, spoiled: tuple[Subject, dict[str, set[str]]]
+    fault: str, spoiled: tuple[AuditInput, dict[str, set[str]]]
 ) -> None:
-    subject, planted = spoiled
-    found = _finding(PLANTED[fault](subject))
+    audit_input, planted = spoiled
+    found = _finding(PLANTED[fault](audit_input))
     assert set(found.rows["path"]) == planted[fault]
     assert found.n == len(planted[fault]) == sum(found.per_class.values())
     assert f"{found.n} images of 90" in found.sentence
@@ -59,12 +59,12 @@ def test_planted_images_are_found_by_their_own_check(
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_clean_set_is_not_accused(tmp_path: Path, seed: int) -> None:
     make_dataset_folder(tmp_path, lesions_per_class=15, photos_per_lesion=(1, 1), size=96, seed=seed)
-    subject = measured_folder(tmp_path)
-    assert [check(subject) for check in ALL] == [None] * len(ALL)
+    audit_input = measured_folder(tmp_path)
+    assert [check(audit_input) for check in ALL] == [None] * len(ALL)
 
 
 def test_one_class_with_many_bad_images_is_a_warning() -> None:
-    def dark(n: int) -> Subject:
+    def dark(n: int) -> AuditInput:
         high = [40.0] * n + [200.0] * (200 - n)
         light = {
             "high_level": high,
@@ -86,8 +86,8 @@ def test_one_class_with_many_bad_images_is_a_warning() -> None:
 
 
 def test_a_set_that_is_small_by_design_gets_one_note() -> None:
-    subject = make_subject(["mel", "nv"] * 500, manifest={"width": 28, "height": 28})
-    found = _finding(da003_tiny(subject))
+    audit_input = make_subject(["mel", "nv"] * 500, manifest={"width": 28, "height": 28})
+    found = _finding(da003_tiny(audit_input))
     assert found.severity is Severity.NOTE
     assert found.rows.to_dict("list") == {"width": [28], "height": [28], "images": [1000]}
     assert "small by design" in found.sentence
@@ -95,7 +95,7 @@ def test_a_set_that_is_small_by_design_gets_one_note() -> None:
 
 
 def test_blur_is_judged_within_the_set() -> None:
-    def sharp(values: list[float]) -> Subject:
+    def sharp(values: list[float]) -> AuditInput:
         n = len(values)
         light = {
             "high_level": [200.0] * n,
@@ -113,9 +113,9 @@ def test_blur_is_judged_within_the_set() -> None:
 
 def test_a_dark_image_with_a_lesion_is_dark_and_a_black_one_is_empty() -> None:
     light = {"contrast": [2.5, 0.2, 2.5], "brightness": [25.0, 3.0, 120.0], "high_level": [40.0, 4.0, 124.0]}
-    subject = make_subject(["a"] * 3, measures={**light, "bright_fraction": [0.0] * 3})
-    assert _finding(da006_near_empty(subject)).rows["image_id"].tolist() == ["0001", "0002"]
-    assert _finding(da004_dark_or_overexposed(subject)).rows["image_id"].tolist() == ["0000"]
+    audit_input = make_subject(["a"] * 3, measures={**light, "bright_fraction": [0.0] * 3})
+    assert _finding(da006_near_empty(audit_input)).rows["image_id"].tolist() == ["0001", "0002"]
+    assert _finding(da004_dark_or_overexposed(audit_input)).rows["image_id"].tolist() == ["0000"]
 
 
 def test_decisions_of_the_decoder_are_noted_by_kind() -> None:
@@ -131,31 +131,31 @@ def test_decisions_of_the_decoder_are_noted_by_kind() -> None:
 def test_refused_and_changed_files_are_listed(tmp_path: Path) -> None:
     with (tmp_path / "refused.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["path", "reason", "detail"], ["a/x.jpg", "truncated", "cut, short"]])
-    subject = make_subject(["a", "b"], measures={"state": ["", "missing"]})
-    object.__setattr__(subject.dataset, "folder", tmp_path)
-    found = _finding(da001_unreadable(subject))
+    audit_input = make_subject(["a", "b"], measures={"state": ["", "missing"]})
+    object.__setattr__(audit_input.dataset, "folder", tmp_path)
+    found = _finding(da001_unreadable(audit_input))
     assert found.severity is Severity.WARNING
     assert found.rows.to_numpy().tolist() == [
         ["0001.jpg", "missing", "since the import"],
         ["a/x.jpg", "truncated", "cut, short"],
     ]
     assert found.per_class == {"b": 1}
-    subject.measures["state"] = ""
-    assert _finding(da001_unreadable(subject)).severity is Severity.NOTE
+    audit_input.measures["state"] = ""
+    assert _finding(da001_unreadable(audit_input)).severity is Severity.NOTE
 
 
 def test_refusals_are_known_from_the_data_set_alone() -> None:
-    subject = make_subject(["a"], notes={"refused": {"n": 3, "reasons": {"broken": 2, "truncated": 1}}})
-    found = _finding(da001_unreadable(subject))
+    audit_input = make_subject(["a"], notes={"refused": {"n": 3, "reasons": {"broken": 2, "truncated": 1}}})
+    found = _finding(da001_unreadable(audit_input))
     assert found.n == 3
     assert "2 broken and 1 truncated" in found.sentence
     assert da001_unreadable(make_subject(["a"], notes={"refused": {"n": 0, "reasons": {}}})) is None
 
 
 def test_without_measures_the_checks_do_not_apply() -> None:
-    subject = make_subject(["a"] * 20, measures={"contrast": [np.nan] * 20})
+    audit_input = make_subject(["a"] * 20, measures={"contrast": [np.nan] * 20})
     for check in (da002_ambiguous_decoding, da004_dark_or_overexposed, da005_blurred, da006_near_empty):
-        assert isinstance(check(subject), NotApplicable)
+        assert isinstance(check(audit_input), NotApplicable)
 
 
 def test_every_card_can_be_read() -> None:

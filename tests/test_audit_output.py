@@ -12,11 +12,11 @@ import pytest
 
 from dermkit.audit import page
 from dermkit.audit.checks.finding import (
+    AuditInput,
     Finding,
     NotApplicable,
     Outcome,
     Severity,
-    Subject,
     pair_table,
     read_check_card,
 )
@@ -152,22 +152,22 @@ def test_a_split_of_the_data_set_is_audited_even_if_it_leaks(dataset: Dataset) -
     outcome = run(dataset, split="mine")
     assert [item.card.code for item in outcome.open_errors] == ["DA011", "DA015"]
     assert body_of(dataset)["split"]["name"] == "mine"
-    assert set(outcome.audit.subject.frame["split"]) == {"train", "validation", "test"}
+    assert set(outcome.audit.audit_input.frame["split"]) == {"train", "validation", "test"}
     folds = [number % 3 for number in range(len(ids))]
     write_rows(
         dataset.folder / "splits" / "k.csv", ["image_id", "split", "fold"],
         [(name, "fold", fold) for name, fold in zip(ids, folds, strict=True)],
     )  # fmt: skip
     by_file = run(dataset, split=dataset.folder / "splits" / "k.csv")
-    assert set(by_file.audit.subject.frame["split"]) == {"fold 0", "fold 1", "fold 2"}
+    assert set(by_file.audit.audit_input.frame["split"]) == {"fold 0", "fold 1", "fold 2"}
     with pytest.raises(UsageError, match=r"splits there: k, mine"):
         run(dataset, split="other")
 
 
 def test_the_units_join_pairs_pixels_and_ids(tmp_path: Path) -> None:
     dataset = make(tmp_path, FILES, lesion_id={"train/nevus/n5": "L", "train/nevus/n3": "L"})
-    subject = run(dataset).audit.subject
-    unit = dict(zip(subject.frame["image_id"], subject.group_ids.tolist(), strict=True))
+    audit_input = run(dataset).audit.audit_input
+    unit = dict(zip(audit_input.frame["image_id"], audit_input.group_ids.tolist(), strict=True))
     assert unit["test/nevus/tn1"] == unit["train/nevus/n5"] == unit["train/nevus/n3"]
     assert unit["test/nevus/copy"] == unit["train/nevus/n0"]
     assert len(set(unit.values())) == len(FILES) - 2 - 1 - 1 - 1
@@ -216,7 +216,7 @@ def test_ten_thousand_pairs_make_a_page_that_can_be_mailed(
 ) -> None:
     dataset = make(tmp_path, {f"-/nevus/{i:03}": i for i in range(150)})
 
-    def many(subject: Subject) -> Outcome:
+    def many(audit_input: AuditInput) -> Outcome:
         """Many pairs
 
         Threshold: none.
@@ -228,7 +228,7 @@ def test_ten_thousand_pairs_make_a_page_that_can_be_mailed(
         a, b = (ends[:10_000] for ends in np.triu_indices(150, 1))
         kinds = np.where(np.arange(len(a)) % 100, "resized", "rotated")
         pairs = pd.DataFrame({"a": a, "b": b, "distance": np.linspace(0, 0.1, len(a)), "kind": kinds})
-        rows = pair_table(subject, pairs)
+        rows = pair_table(audit_input, pairs)
         return Finding(severity=Severity.ERROR, n=150, sentence="Many.", rows=rows, kind="pairs")
 
     many.__name__ = "da014_many"
@@ -408,8 +408,8 @@ def test_a_test_on_other_data_says_how_both_sets_were_audited(tmp_path: Path, da
 
 def test_a_check_is_run_once_in_order_and_its_card_is_read(dataset: Dataset) -> None:
     steps: list[tuple[str, int, int]] = []
-    subject = run(dataset).audit.subject
-    done = run_checks(subject, CHECKS, Progress(step=lambda *step: steps.append(step)))
+    audit_input = run(dataset).audit.audit_input
+    done = run_checks(audit_input, CHECKS, Progress(step=lambda *step: steps.append(step)))
     assert [item.card for item in done] == [read_check_card(check) for check in CHECKS]
     assert steps == [("checks", number, len(CHECKS)) for number in range(1, len(CHECKS) + 1)]
     assert isinstance(done[-1].outcome, NotApplicable)

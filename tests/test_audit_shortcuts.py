@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
+from audit_inputs import make_subject
 from dermkit.audit.checks import artefacts as checks_artefacts
 from dermkit.audit.checks import predictability
 from dermkit.audit.checks.finding import (
     AUDIT_ALPHA,
     TESTS_PER_CLASS,
+    AuditInput,
     Finding,
     NotApplicable,
     Outcome,
     Severity,
-    Subject,
     alpha_per_test,
     read_check_card,
 )
@@ -34,7 +35,6 @@ from dermkit.audit.checks.shortcuts import (
     da047_artefacts_combined,
 )
 from dermkit.metrics.stats.fold_auroc import FoldAuroc, fold_auroc
-from made_subjects import make_subject
 
 CHECKS = (
     da040_file_size, da041_dimensions, da042_jpeg_tables, da043_border_colour, da044_mean_colour, da045_source,
@@ -60,7 +60,7 @@ def archive(rng: np.random.Generator, number: NDArray[np.int64]) -> dict[str, An
     }
 
 
-def made(seed: int, *, planted: bool, n: int = 600) -> Subject:
+def made(seed: int, *, planted: bool, n: int = 600) -> AuditInput:
     """Return nv, mel and bkl, two photographs of most lesions; planted: nearly all of mel is from another archive."""
     rng = np.random.default_rng(seed)
     lesion = np.sort(rng.integers(0, n // 2, n))
@@ -81,19 +81,19 @@ def made(seed: int, *, planted: bool, n: int = 600) -> Subject:
     return make_subject(label.tolist(), manifest=manifest, measures=archive(rng, number))
 
 
-def outcomes(subject: Subject) -> dict[str, Outcome]:
-    return {code: check(subject) for code, check in zip(CODES, CHECKS, strict=True)}
+def outcomes(audit_input: AuditInput) -> dict[str, Outcome]:
+    return {code: check(audit_input) for code, check in zip(CODES, CHECKS, strict=True)}
 
 
-def numbers(label: list[str], column: Any, **more: Any) -> Subject:
+def numbers(label: list[str], column: Any, **more: Any) -> AuditInput:
     return make_subject(label, measures={"bytes": column}, **more)
 
 
 def test_a_class_from_another_archive_is_found_by_every_trace_it_left() -> None:
-    subject = made(1, planted=True)
-    found = outcomes(subject)
+    audit_input = made(1, planted=True)
+    found = outcomes(audit_input)
     assert found.pop("da046") is None
-    images = int((subject.frame["label"] == "mel").sum())
+    images = int((audit_input.frame["label"] == "mel").sum())
     for code, finding in found.items():
         assert isinstance(finding, Finding), code
         assert finding.figures["classes"][0]["class"] == "mel", code
@@ -179,8 +179,8 @@ def test_classes_with_few_images_are_skipped_and_named() -> None:
 def test_nothing_measured_is_not_applicable() -> None:
     label = ["nv", "mel"] * 50
     blank = {"bytes": np.nan, "format": "", "jpeg_tables": "", "jpeg_quality": np.nan, "mean_r": np.nan}
-    for subject in (make_subject(label), make_subject(label, measures=blank)):
-        found = outcomes(subject)
+    for audit_input in (make_subject(label), make_subject(label, measures=blank)):
+        found = outcomes(audit_input)
         assert found.pop("da041") is None  # the manifest always knows the dimensions
         assert all(isinstance(item, NotApplicable) for item in found.values())
     some = np.where(np.arange(100) < 30, np.arange(100.0), np.nan)
@@ -216,11 +216,11 @@ def test_missing_metadata_is_content_free_and_its_values_are_not() -> None:
 def test_large_sets_are_sampled_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictability, "MAX_SAMPLE", 400)
     monkeypatch.setattr(predictability, "MIN_CLASS_SAMPLE", 80)
-    subject = numbers(["nv"] * 1900 + ["mel"] * 100, np.arange(2000.0))
-    seen = predictability.class_predictability(subject, subject.measures[["bytes"]])
-    labels = subject.frame["label"].iloc[seen.rows].value_counts()
+    audit_input = numbers(["nv"] * 1900 + ["mel"] * 100, np.arange(2000.0))
+    seen = predictability.class_predictability(audit_input, audit_input.measures[["bytes"]])
+    labels = audit_input.frame["label"].iloc[seen.rows].value_counts()
     assert labels.to_dict() == {"nv": 380, "mel": 80}
-    found = da040_file_size(subject)
+    found = da040_file_size(audit_input)
     assert isinstance(found, Finding)
     assert "(n 460 of 2,000" in found.sentence
 
@@ -230,8 +230,8 @@ def test_a_finding_says_how_the_class_differs() -> None:
     tenth = np.arange(600) % 10
     rare = np.where(np.arange(600) < 300, tenth < 0, tenth < 4).astype(float)
     ids = {"lesion_id": [f"L{k}" for k in range(600)]}
-    subject = make_subject(label, measures={"hair": 0.0, "ruler": rare}, manifest=ids)
-    found = da047_artefacts_combined(subject)
+    audit_input = make_subject(label, measures={"hair": 0.0, "ruler": rare}, manifest=ids)
+    found = da047_artefacts_combined(audit_input)
     assert isinstance(found, Finding)
     # The median of both is 0: the means tell them apart, and the ruler comes before the hair.
     assert found.sentence.endswith("mel: mean ruler 0.4 against 0 and mean hair 0 against 0.")
@@ -353,9 +353,9 @@ def test_a_few_lesions_with_nearly_all_images_are_too_few_to_judge() -> None:
         size = np.tile([heavy] * 2 + [3] * 12, 2)
         lesion = np.repeat(np.arange(28), size)
         label = np.where(lesion < 14, "mel", "nv")
-        subject = numbers(
+        audit_input = numbers(
             label.tolist(), np.where(lesion < 14, 2e5, 1e5), manifest={"lesion_id": [f"L{n}" for n in lesion]}
         )
-        found = da040_file_size(subject)
+        found = da040_file_size(audit_input)
         assert isinstance(found, Finding) == judged
         assert isinstance(found, NotApplicable) != judged

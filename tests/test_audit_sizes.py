@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from dermkit.audit.checks.finding import Finding, NotApplicable, Severity, Subject, read_check_card
+from audit_inputs import make_subject
+from dermkit.audit.checks.finding import AuditInput, Finding, NotApplicable, Severity, read_check_card
 from dermkit.audit.checks.sample_sizes import (
     da030_small_classes,
     da031_class_missing_in_split,
@@ -12,11 +13,10 @@ from dermkit.audit.checks.sample_sizes import (
     da033_class_contradicted,
 )
 from dermkit.metrics.stats.power import effective_sample_size, mcnemar_power, minimum_detectable_difference
-from made_subjects import make_subject
 
 
-def sized(counts: dict[tuple[str, str], int], **more: list[str]) -> Subject:
-    """Return a subject with so many images of each (class, side)."""
+def sized(counts: dict[tuple[str, str], int], **more: list[str]) -> AuditInput:
+    """Return an audit input with so many images of each (class, side)."""
     label, split = zip(*(key for key, n in counts.items() for _ in range(n)), strict=True)
     return make_subject(label, split=split, classes=("nv", "mel"), manifest=more)
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from audit_inputs import make_subject
 from dermkit.audit.checks.finding import Finding, NotApplicable, PlannedUse, Severity, read_check_card
 from dermkit.audit.checks.licences import read_licences, strictest
 from dermkit.audit.checks.provenance import da060_label_leaking_columns, da061_licence_forbids
-from made_subjects import make_subject
 
 HAM = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
 
@@ -106,8 +106,8 @@ def test_the_planned_use_decides(use: PlannedUse, licences: list[str], severity:
 
 
 def test_the_sentence_counts_each_licence() -> None:
-    subject = make_subject(["nv"] * 4, manifest={"licence": LICENCES}, use="commercial")
-    found = da061_licence_forbids(subject)
+    audit_input = make_subject(["nv"] * 4, manifest={"licence": LICENCES}, use="commercial")
+    found = da061_licence_forbids(audit_input)
     assert isinstance(found, Finding)
     assert found.sentence == (
         "Planned use, commercial: CC BY-NC on 1 image (forbids it), CC BY or CC BY-NC on 1 image (may forbid it), "

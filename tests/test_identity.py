@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, read_check_card
+from dermkit.audit.checks.finding import AuditInput, Finding, Outcome, Severity, read_check_card
 from dermkit.audit.checks.identity import da070_known_set, da071_name_and_content, da072_contains_known_set
 from dermkit.data.diagnoses import classify_label
 from dermkit.data.known_datasets import KNOWN_DATASETS, KnownDataset
@@ -28,11 +28,11 @@ def manifest(labels: list[str], ids: list[str], folder: str = "any") -> pd.DataF
     return frame.assign(label=labels, path=paths, image_id=[path[:-4] for path in paths], isic_id=ids)
 
 
-def subject(frame: pd.DataFrame, name: str = "mine", folder: str = "mine") -> Subject:
+def audit_input(frame: pd.DataFrame, name: str = "mine", folder: str = "mine") -> AuditInput:
     frame = frame.reset_index(drop=True)
     classes = tuple(map(classify_label, sorted(frame["label"].unique())))
     dataset = Dataset(Path("/nowhere") / folder, Path("/nowhere/images"), name, classes, frame, "folder")
-    return Subject(
+    return AuditInput(
         dataset=dataset, frame=frame.assign(split=frame["given_split"]), measures=pd.DataFrame(index=frame.index),
         pairs=pd.DataFrame(), group_ids=np.arange(len(frame)),
     )  # fmt: skip
@@ -50,7 +50,7 @@ def ham() -> pd.DataFrame:
 
 def test_shuffled_in_other_folders_with_rows_missing_it_is_still_ham10000(ham: pd.DataFrame) -> None:
     frame = ham.sample(frac=1, random_state=1).iloc[:-12]
-    finding = found(da070_known_set(subject(frame)))
+    finding = found(da070_known_set(audit_input(frame)))
     assert finding.severity is Severity.NOTE
     assert finding.sentence.startswith("This is HAM10000 with 12 images missing.")
     assert finding.n == finding.figures["n_images"] == 10003
@@ -61,12 +61,12 @@ def test_shuffled_in_other_folders_with_rows_missing_it_is_still_ham10000(ham: p
 
 
 def test_a_thousand_of_its_images_are_a_part(ham: pd.DataFrame) -> None:
-    finding = found(da070_known_set(subject(ham.sample(1000, random_state=2))))
+    finding = found(da070_known_set(audit_input(ham.sample(1000, random_state=2))))
     assert "a part of HAM10000: 1,000 of its 10,015 images" in finding.sentence
 
 
 def test_a_set_of_ones_own_is_nobody_s(ham: pd.DataFrame) -> None:
-    mine = subject(manifest(["nevus", "melanoma"] * 20, [f"clinic_{i}" for i in range(40)]), name="my ward")
+    mine = audit_input(manifest(["nevus", "melanoma"] * 20, [f"clinic_{i}" for i in range(40)]), name="my ward")
     assert da070_known_set(mine) is None
     assert da071_name_and_content(mine) is None
     assert da072_contains_known_set(mine) is None
@@ -74,20 +74,20 @@ def test_a_set_of_ones_own_is_nobody_s(ham: pd.DataFrame) -> None:
 
 def test_a_wrong_set_under_a_right_name_is_told(ham: pd.DataFrame) -> None:
     isic9 = next(item for item in KNOWN_DATASETS if item.key == "isic9")
-    finding = found(da071_name_and_content(subject(rows_of(isic9, first=5_000_000), name="HAM10000")))
+    finding = found(da071_name_and_content(audit_input(rows_of(isic9, first=5_000_000), name="HAM10000")))
     assert finding.severity is Severity.WARNING
     assert "recognised as Skin cancer, nine classes" in finding.sentence
     assert set(finding.rows.columns) == {"set", "class", "images_here", "images_published"}
     row = finding.rows.set_index("class").loc["nevus"]
     assert (row["images_here"], row["images_published"]) == (373, 6705)
-    assert da071_name_and_content(subject(ham, name="HAM-10000")) is None
-    assert da071_name_and_content(subject(ham, name="isic2018 training")) is None  # whose images these are
-    assert da071_name_and_content(subject(ham.head(500), name="ham10000")) is None
+    assert da071_name_and_content(audit_input(ham, name="HAM-10000")) is None
+    assert da071_name_and_content(audit_input(ham, name="isic2018 training")) is None  # whose images these are
+    assert da071_name_and_content(audit_input(ham.head(500), name="ham10000")) is None
 
 
 def test_a_set_of_ones_own_under_a_known_name_is_told() -> None:
     frame = manifest(["nevus", "lichen"] * 20, [f"clinic_{i}" for i in range(40)])
-    finding = found(da071_name_and_content(subject(frame, name="data", folder="ham10000")))
+    finding = found(da071_name_and_content(audit_input(frame, name="data", folder="ham10000")))
     assert finding.severity is Severity.WARNING
     assert "no class lichen" in finding.sentence
     assert "only 0 % of the files are named as there" in finding.sentence
@@ -95,7 +95,7 @@ def test_a_set_of_ones_own_under_a_known_name_is_told() -> None:
 
 def test_a_name_that_the_content_cannot_confirm_is_a_note() -> None:
     frame = manifest(["benign", "malignant"] * 20, [f"ISIC_{7_000_000 + i}" for i in range(40)])
-    finding = found(da071_name_and_content(subject(frame, name="isic2020 sample")))
+    finding = found(da071_name_and_content(audit_input(frame, name="isic2020 sample")))
     assert finding.severity is Severity.NOTE
     assert "cannot confirm" in finding.sentence
 
@@ -103,19 +103,19 @@ def test_a_name_that_the_content_cannot_confirm_is_a_note() -> None:
 def test_images_of_another_known_set_are_counted(ham: pd.DataFrame) -> None:
     own = manifest(["nv", "mel"] * 100, [f"ISIC_{7_000_000 + i}" for i in range(200)])
     guests = ham[ham["label"].isin(["nv", "mel"])].groupby("label").head(50)
-    finding = found(da072_contains_known_set(subject(pd.concat([own, guests]))))
+    finding = found(da072_contains_known_set(audit_input(pd.concat([own, guests]))))
     assert finding.severity is Severity.NOTE
     assert finding.n == 100
     assert finding.per_class == {"mel": 50, "nv": 50}
     assert finding.rows["isic_id"].tolist() == guests["isic_id"].tolist()
     assert "100 of 300 images (33.3 %" in finding.sentence
-    assert da072_contains_known_set(subject(own)) is None
-    assert da072_contains_known_set(subject(ham)) is None  # itself
+    assert da072_contains_known_set(audit_input(own)) is None
+    assert da072_contains_known_set(audit_input(ham)) is None  # itself
 
 
 def test_a_class_from_another_archive_than_its_opposite_is_a_warning(ham: pd.DataFrame) -> None:
     own = manifest(["mel"] * 60, [f"ISIC_{7_000_000 + i}" for i in range(60)])
-    finding = found(da072_contains_known_set(subject(pd.concat([own, ham[ham["label"] == "nv"].head(60)]))))
+    finding = found(da072_contains_known_set(audit_input(pd.concat([own, ham[ham["label"] == "nv"].head(60)]))))
     assert finding.severity is Severity.WARNING
     assert "They tell classes apart: 0 of 60 mel, but 60 of 60 nv." in finding.sentence
     assert finding.figures["contained_sets"][0]["class_gap"] > 0.8

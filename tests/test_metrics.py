@@ -15,10 +15,10 @@ from sklearn import metrics as reference
 from dermkit.errors import DataError
 from dermkit.evaluation import tables
 from dermkit.evaluation.overfitting import diagnose_overfitting
-from dermkit.metrics.classification import confusion, probabilistic, roc, vectorised
+from dermkit.metrics.classification import confusion, probabilistic, resampled_metrics, roc
+from dermkit.metrics.classification.resampled_metrics import MetricValues, ResampledMetrics
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
-from dermkit.metrics.classification.vectorised import MetricValues, ResampledMetrics
 from dermkit.metrics.stats import intervals
 from dermkit.metrics.stats.estimate import Estimate, undefined_estimate
 
@@ -236,7 +236,7 @@ def test_scores_in_groups_move_no_figure_and_hardly_a_resample(monkeypatch: pyte
     fine = ResampledMetrics(scored)
     weights = next(intervals.resample_weights(scored.groups, seed=0, resamples=20))
     exact = fine.bootstrap(weights)
-    monkeypatch.setattr(vectorised, "MAX_EXACT_IMAGES", 100)
+    monkeypatch.setattr(resampled_metrics, "MAX_EXACT_IMAGES", 100)
     coarse = ResampledMetrics(scored)
     rough = coarse.bootstrap(weights)
     for name in fine.point_estimates.binary:

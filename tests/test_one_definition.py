@@ -9,10 +9,10 @@ from dermkit.comparison.paired import difference_terms
 from dermkit.comparison.published import PublishedFigure, compatible_matrices
 from dermkit.evaluation.tables import confusion_pair_rows, roc_rows
 from dermkit.metrics.classification import calibration, confusion, probabilistic
+from dermkit.metrics.classification.resampled_metrics import ResampledMetrics, compared_metrics
 from dermkit.metrics.classification.roc import auroc
 from dermkit.metrics.classification.scored_set import ScoredSet, p_malignant
 from dermkit.metrics.classification.summary import evaluate_split
-from dermkit.metrics.classification.vectorised import ResampledMetrics, compared_metrics
 from dermkit.metrics.decisions.apply import select
 from dermkit.metrics.decisions.policy import fit_policy
 from dermkit.metrics.decisions.recalibration import log_loss_and_gradient

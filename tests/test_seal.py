@@ -28,8 +28,8 @@ from dermkit.data.seal import (
     seal_split,
 )
 from dermkit.errors import DataError, DermkitError, OutputError, UsageError
-from dermkit.evaluation import external, foreign_predictions, score_run, seal_log
-from dermkit.evaluation.seal_log import log_openings, openings_of_images
+from dermkit.evaluation import external, foreign_predictions, openings, predict_splits
+from dermkit.evaluation.openings import log_openings, openings_of_images
 from dermkit.files import lock, sha256_file
 from dermkit.metrics.stats.power import expected_maximum_of_k
 from dermkit.pipeline import open_test as pipeline_open_test
@@ -383,7 +383,7 @@ import os, signal, sys
 from pathlib import Path
 from dermkit.pipeline import open_test, results
 from dermkit.data.manifest import load_dataset
-open_test.score_splits = lambda *_args, **_named: os.kill(os.getpid(), signal.SIGKILL)
+open_test.predict_splits = lambda *_args, **_named: os.kill(os.getpid(), signal.SIGKILL)
 results.evaluate(Path(sys.argv[1]), open_test=load_dataset(Path(sys.argv[2])))
 """
 
@@ -594,7 +594,7 @@ def test_an_opening_is_finished_once_what_it_was_for_can_be_evaluated(
 
     modules = {
         "--on": (external, external), "--predictions": (foreign_predictions, foreign_predictions),
-        "--open-test": (score_run, pipeline_run), "split other": (score_run, pipeline_run),
+        "--open-test": (predict_splits, pipeline_run), "split other": (predict_splits, pipeline_run),
     }  # fmt: skip
     for case, (scoring, evaluating) in modules.items():
         for module, name, finished in (
@@ -689,12 +689,12 @@ def test_the_best_of_equals_is_too_good_by_what_chance_gives() -> None:
 
 
 def test_the_commit_is_that_of_the_checkout_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = seal_log.git_commit()
+    found = openings.git_commit()
     assert found == "" or len(found.removesuffix("-dirty")) == 40
     package = tmp_path / "lib" / "site-packages" / "dermkit"
     (tmp_path / ".git").mkdir()
     monkeypatch.setattr("dermkit.__file__", str(package / "__init__.py"))
-    assert seal_log.git_commit() == "", "a repository around an installation says nothing about it"
+    assert openings.git_commit() == "", "a repository around an installation says nothing about it"
 
 
 @pytest.fixture

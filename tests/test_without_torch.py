@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from test_asked import make_frame, make_run
+from test_evaluation_options import make_frame, make_run
 
 REFUSED = ("torch", "torchvision", "timm", "lightning_fabric", "safetensors")
 

@@ -109,7 +109,7 @@ EXIT_SOME_REJECTED = 7
 
 
 def did_you_mean(name: str, known_names: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return "; did you mean `NAME`?" with the known name that is most similar, or "" if none is.
+    """Return "; did you mean ...?" with the known name that is most similar, or "" if none is.
 
     cutoff: least similarity, 0..1, as `difflib.get_close_matches` measures it.
     """

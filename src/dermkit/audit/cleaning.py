@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.audit.checks.finding import Subject
+from dermkit.audit.checks.finding import AuditInput
 from dermkit.data.groups import connect_rows, id_codes
 from dermkit.data.importers.overview_page import render_overview
 from dermkit.data.importers.records import read_rejected
@@ -51,9 +51,9 @@ class CleaningPlan:
     copy_group: NDArray[np.object_]
 
 
-def plan_cleaning(subject: Subject, accepted_codes: Collection[str]) -> CleaningPlan:
+def plan_cleaning(audit_input: AuditInput, accepted_codes: Collection[str]) -> CleaningPlan:
     """Decide which rows to drop and why, and which to group. accepted_codes: codes whose acceptance is valid."""
-    frame, pairs = subject.frame, subject.pairs
+    frame, pairs = audit_input.frame, audit_input.pairs
     a, b = pairs["a"].to_numpy(np.int64), pairs["b"].to_numpy(np.int64)
     pixel_keys = id_codes(frame["pixel_sha256"])
     is_exact = (pairs["kind"] == "exact").to_numpy()

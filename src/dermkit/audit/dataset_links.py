@@ -31,7 +31,7 @@ LINK_COLUMNS: Mapping[str, str] = {
     "exact": "pixel_sha256", "file": "file_sha256", "id": "isic_id", "lesion": "lesion_id", "patient": "patient_id",
 }  # fmt: skip
 
-_NUMBERED_ID = re.compile(r"(?i)(lesion|patient|subject|case|pat|les|id|l|p)?[\s_.-]*\d{1,6}")
+_NUMBERED_ID = re.compile(r"(?i)(lesion|patient|audit_input|case|pat|les|id|l|p)?[\s_.-]*\d{1,6}")
 """Ids that are numbered within each data set: a number of few digits, alone or after a common word."""
 
 

@@ -14,7 +14,7 @@ import scipy
 
 from dermkit import __version__
 from dermkit.audit.acceptance import AcceptanceRecords, SplitId, why_invalid_for_split
-from dermkit.audit.checks.finding import CheckCard, Finding, NotApplicable, Outcome, Severity, Subject
+from dermkit.audit.checks.finding import AuditInput, CheckCard, Finding, NotApplicable, Outcome, Severity
 from dermkit.audit.split_view import AuditedSplit
 from dermkit.audit.status import AUDIT
 from dermkit.data.manifest import manifest_counts
@@ -71,7 +71,7 @@ def report_unused_codes(codes: Iterable[str], findings: Iterable[ReportedFinding
 class Audit:
     """A finished audit. acceptance_records: all of the data set. alpha: family-wise error rate of the tests, 0..1."""
 
-    subject: Subject
+    audit_input: AuditInput
     split: AuditedSplit
     check_results: Sequence[CheckResult]
     acceptance_records: AcceptanceRecords
@@ -106,7 +106,7 @@ class Audit:
         record = self.acceptance_records.get(card.code)
         if record is None:
             return ReportedFinding(card, finding, None, "")
-        manifest = self.subject.dataset.manifest_sha256
+        manifest = self.audit_input.dataset.manifest_sha256
         reason = why_invalid_for_split(
             card.code, record, finding, manifest_sha256=manifest, split_id=self.split_id
         )
@@ -192,19 +192,19 @@ def write_audit_tables(folder: Path, audit: Audit) -> Path:
 
 def audit_as_dict(audit: Audit) -> dict[str, Any]:
     """Return the body of audit.json."""
-    subject = audit.subject
-    dataset = subject.dataset
-    split_counts = subject.frame.loc[subject.frame["split"] != "", "split"].value_counts().sort_index()
+    audit_input = audit.audit_input
+    dataset = audit_input.dataset
+    split_counts = audit_input.frame.loc[audit_input.frame["split"] != "", "split"].value_counts().sort_index()
     audit_json = {
         "dataset": dataset.name,
         "manifest_sha256": dataset.manifest_sha256,
-        "images": len(subject.frame),
+        "images": len(audit_input.frame),
         "split": {
             "name": audit.split.name,
             "sha256": audit.split.sha256,
             "counts": {str(name): int(n) for name, n in split_counts.items()},
         },
-        "use": subject.use,
+        "use": audit_input.use,
         "date": audit.date,
         "seconds": round(audit.seconds, 2),
         "versions": audit_versions(),

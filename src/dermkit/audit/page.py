@@ -65,17 +65,17 @@ def _templates() -> Environment:
 
 
 def _context(audit: Audit, views: list[FindingView]) -> dict[str, Any]:
-    subject, codes = audit.subject, {view.reported.card.code for view in views}
-    split_counts = subject.frame.loc[subject.frame["split"] != "", "split"].value_counts().sort_index()
+    audit_input, codes = audit.audit_input, {view.reported.card.code for view in views}
+    split_counts = audit_input.frame.loc[audit_input.frame["split"] != "", "split"].value_counts().sort_index()
     return {
-        "title": f"Audit of {subject.dataset.name}",
-        "dataset": subject.dataset,
-        "notes": subject.dataset.notes,
+        "title": f"Audit of {audit_input.dataset.name}",
+        "dataset": audit_input.dataset,
+        "notes": audit_input.dataset.notes,
         "audit": audit,
         "counts": audit.counts,
         "views": views,
         "split_counts": [(str(name), int(n)) for name, n in split_counts.items()],
-        "n_outside_split": len(subject.frame) - int(split_counts.sum()),
+        "n_outside_split": len(audit_input.frame) - int(split_counts.sum()),
         "versions": audit_versions(),
         "resolved_acceptances": [
             (code, record) for code, record in audit.acceptance_records.items() if code not in codes
@@ -87,8 +87,8 @@ class _FindingDrawer:
     """Turns findings into what the template shows."""
 
     def __init__(self, audit: Audit) -> None:
-        frame = audit.subject.frame
-        self.viewer = ImageViewer(audit.subject.dataset)
+        frame = audit.audit_input.frame
+        self.viewer = ImageViewer(audit.audit_input.dataset)
         self.paths = dict(zip(frame["image_id"], frame["path"], strict=True))
         self.totals = {str(name): int(n) for name, n in frame["label"].value_counts().items()}
 
@@ -124,7 +124,7 @@ class _FindingDrawer:
         return PairView(first, second, _kind_text(str(row["kind"])), _distance_text(row["distance"]))
 
     def _with_duplicate(self, row: dict[str, Any]) -> PairView:
-        """Return an image beside its duplicate, which the columns `duplicate_...` of its row name."""
+        """Return an image beside its duplicate, which the columns of its row that begin with `duplicate_` name."""
         first, second = (
             self._image({name: row.get(f"{prefix}{name}", "") for name in IMAGE_COLUMNS})
             for prefix in ("", "duplicate_")

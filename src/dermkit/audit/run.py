@@ -17,7 +17,7 @@ from dermkit.audit.acceptance import (
     check_codes,
     save_records,
 )
-from dermkit.audit.checks.finding import CheckFunction, Finding, PlannedUse, Subject, read_check_card
+from dermkit.audit.checks.finding import AuditInput, CheckFunction, Finding, PlannedUse, read_check_card
 from dermkit.audit.checks.text import plural
 from dermkit.audit.cleaning import REPAIRED_BY_CLEANING, REPAIRED_BY_SPLIT, apply_cleaning, plan_cleaning
 from dermkit.audit.near_duplicates.pairs import exact_duplicate_pairs, find_duplicates, find_duplicates_across
@@ -44,7 +44,7 @@ AUDIT_FOLDER = "audit"
 
 @dataclass(frozen=True, eq=False)
 class ScanResult:
-    """The result of a scan. measures: one row per image. pairs: duplicates, as `Subject.pairs`."""
+    """The result of a scan. measures: one row per image. pairs: duplicates, as `AuditInput.pairs`."""
 
     measures: pd.DataFrame
     pairs: pd.DataFrame
@@ -164,13 +164,13 @@ class AuditOutcome:
 
 
 def run_checks(
-    subject: Subject, checks: Sequence[CheckFunction], progress: Progress | None = None
+    audit_input: AuditInput, checks: Sequence[CheckFunction], progress: Progress | None = None
 ) -> list[CheckResult]:
     """Run the checks in order; returns each one's card and outcome."""
     progress = progress or Progress()
     results = []
     for n_done, check in enumerate(checks, start=1):
-        results.append(CheckResult(read_check_card(check), check(subject)))
+        results.append(CheckResult(read_check_card(check), check(audit_input)))
         progress.step("checks", n_done, len(checks))
     return results
 
@@ -217,7 +217,7 @@ def run_audit(
             )
             page = _write_audit(folder, audit)
     report_unused_codes(codes, audit.findings, progress)
-    final_dataset = audit.subject.dataset
+    final_dataset = audit.audit_input.dataset
     return AuditOutcome(
         audit,
         page,
@@ -264,8 +264,8 @@ class _AuditRunner:
         audit_before_cleaning: Audit | None = None,
     ) -> Audit:
         """Run the checks and record acceptances. audit_before_cleaning: given for the audit that follows a cleaning."""
-        subject = _build_subject(dataset, scan_result, audited_split, self.planned_use)
-        check_results = run_checks(subject, self.checks, self.progress)
+        audit_input = _build_subject(dataset, scan_result, audited_split, self.planned_use)
+        check_results = run_checks(audit_input, self.checks, self.progress)
         findings = {
             entry.card.code: entry.outcome for entry in check_results if isinstance(entry.outcome, Finding)
         }
@@ -277,9 +277,9 @@ class _AuditRunner:
         records = add_acceptances(
             records, self.accepted_codes, findings, dataset=dataset, date=date, split_id=split_id
         )
-        subject = replace(subject, dataset=save_records(subject.dataset, records))
+        audit_input = replace(audit_input, dataset=save_records(audit_input.dataset, records))
         return Audit(
-            subject=subject,
+            audit_input=audit_input,
             split=audited_split,
             check_results=check_results,
             acceptance_records=records,
@@ -291,8 +291,10 @@ class _AuditRunner:
 
 def _clean(audit: Audit, progress: Progress) -> Dataset | None:
     """Write the clean manifest and a copy of the audit before it; returns the data set, None if nothing changed."""
-    dataset = audit.subject.dataset
-    plan = plan_cleaning(audit.subject, {reported.card.code for reported in audit.findings if reported.acceptance})
+    dataset = audit.audit_input.dataset
+    plan = plan_cleaning(
+        audit.audit_input, {reported.card.code for reported in audit.findings if reported.acceptance}
+    )
     cleaned_dataset = apply_cleaning(dataset, plan, date=audit.date)
     if cleaned_dataset is dataset:
         progress.say("nothing to clean")
@@ -310,13 +312,13 @@ def _clean(audit: Audit, progress: Progress) -> Dataset | None:
 
 def _build_subject(
     dataset: Dataset, scan_result: ScanResult, audited_split: AuditedSplit, use: PlannedUse
-) -> Subject:
+) -> AuditInput:
     frame = dataset.manifest.reset_index(drop=True)
     frame = frame.assign(split=audited_split.names_for(frame))
     pairs = _duplicate_pairs(frame, scan_result)
     first, second = (pairs[column].to_numpy(np.int64) for column in ("a", "b"))
     group_ids = connect_rows(len(frame), first, second, leakage_groups(frame))
-    return Subject(
+    return AuditInput(
         dataset=replace(dataset, manifest=frame[list(dataset.manifest.columns)]),
         frame=frame, measures=scan_result.measures, pairs=pairs, group_ids=group_ids, use=use,
     )  # fmt: skip

@@ -14,14 +14,14 @@ import numpy as np
 
 from dermkit.comparison.verdict import COMPARED_METRICS, Difference
 from dermkit.metrics.classification import probabilistic
-from dermkit.metrics.classification.scored_set import ScoredSet
-from dermkit.metrics.classification.vectorised import (
+from dermkit.metrics.classification.resampled_metrics import (
     MetricValues,
     ResampledMetrics,
     compared_metrics,
     n_groups_for,
     n_images_for,
 )
+from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats import delong, intervals, paired_tests, power
 from dermkit.metrics.stats.arrays import Bools, Floats, sum_by_group
 from dermkit.metrics.stats.bootstrap import MAX_BCA_GROUPS, BootstrapSamples, NamedArrays

@@ -13,13 +13,13 @@ from scipy.stats import t
 from dermkit.comparison import variance
 from dermkit.comparison.variance import RecipeDifference, VarianceComponents
 from dermkit.comparison.verdict import COMPARED_METRICS, RepeatedDifference
-from dermkit.metrics.classification.scored_set import ScoredSet
-from dermkit.metrics.classification.vectorised import (
+from dermkit.metrics.classification.resampled_metrics import (
     ResampledMetrics,
     compared_metrics,
     n_groups_for,
     n_images_for,
 )
+from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats import intervals, paired_tests
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.metrics.stats.estimate import Estimate, undefined_estimate, with_caveats

@@ -64,9 +64,10 @@ class Leakage:
 
 
 def find_leakage(table: pd.DataFrame) -> Leakage:
-    """Find leaks. table: manifest rows in a split, index 0..N-1, with split, fold, id_group, leakage_group.
+    """Find leaks. table: manifest rows in a split, index 0..N-1, with split, fold, `id_group` (component of
+    lesion, patient and copy group) and `leakage_group` (with identical pixels too).
 
-    id_group: component of lesion, patient and copy group; leakage_group: with identical pixels too. A test image leaks
+    A test image leaks
     from train or validation, a validation image from train; with k folds every image is a test image of its fold.
     """
     kfold = bool((table["split"] == "fold").any())

@@ -17,7 +17,7 @@ from dermkit.evaluation.breakdowns import official_metrics, subgroups_by_attribu
 from dermkit.evaluation.lint_run import lint_run_predictions
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.overfitting import diagnose_overfitting
-from dermkit.evaluation.policy import (
+from dermkit.evaluation.requested_targets import (
     POLICY_SPLIT,
     check_options,
     fit_with_targets,

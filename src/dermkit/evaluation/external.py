@@ -20,9 +20,9 @@ from dermkit.evaluation.class_mapping import (
     remap_predictions,
 )
 from dermkit.evaluation.evaluate import evaluate_run
+from dermkit.evaluation.openings import log_openings, openings_of_images
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
-from dermkit.evaluation.policy import POLICY_SPLIT, add_targets, check_options
-from dermkit.evaluation.seal_log import log_openings, openings_of_images
+from dermkit.evaluation.requested_targets import POLICY_SPLIT, add_targets, check_options
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
 from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
 from dermkit.models.card import TRAINING_IMAGES_FILE, card_policy

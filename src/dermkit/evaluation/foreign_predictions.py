@@ -20,9 +20,9 @@ from dermkit.data.importers.match_files import match_files
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError
 from dermkit.evaluation.evaluate import evaluate_run
+from dermkit.evaluation.openings import log_openings, openings_of_images
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
-from dermkit.evaluation.policy import POLICY_SPLIT, check_options, check_targets
-from dermkit.evaluation.seal_log import log_openings, openings_of_images
+from dermkit.evaluation.requested_targets import POLICY_SPLIT, check_options, check_targets
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file
 from dermkit.images.headers import IMAGE_SUFFIXES
 from dermkit.progress import Progress

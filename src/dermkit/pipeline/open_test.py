@@ -11,8 +11,7 @@ import pandas as pd
 from dermkit.data.manifest import Dataset
 from dermkit.data.seal import Seal, find_partial_overlaps, find_seal, log_opening, read_seal, seal_path
 from dermkit.errors import DataError, UsageError
-from dermkit.evaluation.score_run import score_splits
-from dermkit.evaluation.seal_log import (
+from dermkit.evaluation.openings import (
     check_run_seal,
     log_openings,
     new_opening,
@@ -20,6 +19,7 @@ from dermkit.evaluation.seal_log import (
     seal_folder,
     write_run_seal,
 )
+from dermkit.evaluation.predict_splits import predict_splits
 from dermkit.files import lock, shell_path
 from dermkit.progress import Progress
 from dermkit.runs.folder import RunFolder, read_table
@@ -53,7 +53,7 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
             on_progress=lambda count, total: progress.step("images", count, total),
         )  # fmt: skip
         with _log_opening(run, dataset, seal, split_table, run_json, progress):
-            score_splits(
+            predict_splits(
                 run, dataset, split_table, ["test"], predictor=predictor, pixels=pixels, seed=run_json["seed"],
                 fold=-1 if run_json["fold"] is None else run_json["fold"], progress=progress,
                 retained_splits=["validation"],

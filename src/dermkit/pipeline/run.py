@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from dermkit.data.split import save_split
 from dermkit.errors import RunInterrupt, UsageError
 from dermkit.evaluation.evaluate import evaluate_run
+from dermkit.evaluation.openings import log_openings, openings_of_overlaps, write_run_seal
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
-from dermkit.evaluation.score_run import score_splits
-from dermkit.evaluation.seal_log import log_openings, openings_of_overlaps, write_run_seal
+from dermkit.evaluation.predict_splits import predict_splits
 from dermkit.files import (
     lock,
     make_folder,
@@ -273,7 +273,7 @@ def _score_run(plan: RunPlan, predictor: "Predictor", pixels: "PixelCache", prog
         split=plan.split.name,
     )  # fmt: skip
     with log_openings(openings):
-        score_splits(
+        predict_splits(
             folder, plan.dataset, plan.split_table, split_names,
             predictor=predictor, pixels=pixels, seed=plan.seed, fold=plan.fold, progress=progress,
         )  # fmt: skip

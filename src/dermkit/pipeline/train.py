@@ -23,7 +23,7 @@ def train(
     """Train, evaluate and report every run of a recipe; returns the run folder, or the parent of repeats and folds.
 
     split: name or file (default: the recipe's own). seed: the first one, in place of the recipe's. Raises
-    `RunInterrupt`, `DivergedError`, `DataError`, `UntrustedError`, `OutputError`, `UsageError`.
+    `RunInterrupt`, `DivergenceError`, `DataError`, `UntrustedError`, `OutputError`, `UsageError`.
     """
     machine = prepare_machine(settings, progress)
     return train_recipe(with_seed(recipe, seed), dataset, split, machine)

@@ -18,8 +18,8 @@ from dermkit.metrics.stats.arrays import Floats
 from dermkit.prediction.inputs import ImageRef, utf8_safe
 
 if TYPE_CHECKING:
+    from dermkit.metrics.decisions.operating_points import OperatingPoint
     from dermkit.metrics.decisions.policy import DecisionPolicy
-    from dermkit.metrics.decisions.thresholds import OperatingPoint
 
 DECISIONS_FILE = "decisions.csv"
 OLD_DECISIONS_FILE = "decided.csv"

@@ -43,7 +43,7 @@ def metric_names(run: RunFolder) -> list[str]:
 
 
 def visible_metrics(names: Collection[str], defined_everywhere: Collection[str]) -> list[str]:
-    """Return the names in order; everywhere: those that are defined in every column."""
+    """Return the names in order, without `_present` of `defined_everywhere`, those defined in every column."""
     ordered_names = [name for name in METRIC_TITLES if name in names] + [
         name for name in names if name not in METRIC_TITLES
     ]

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 
 from dermkit.audit.checks.finding import (
+    AuditInput,
     Finding,
     NotApplicable,
     Outcome,
     Severity,
-    Subject,
     alpha_per_test,
     image_table,
     images_per_class,
@@ -34,7 +34,7 @@ nearly all photographs, Fisher's test rejects by chance."""
 _MAX_CLASSES = 9
 
 
-def da050_hair(subject: Subject) -> Outcome:
+def da050_hair(audit_input: AuditInput) -> Outcome:
     """Hair goes with a class
 
     Threshold: prevalence (score >= 0.10: dark lines of 0.4 sides together) of a class differs from the rest by 10
@@ -42,10 +42,10 @@ def da050_hair(subject: Subject) -> Outcome:
     Severity: warning; note from 5 points.
     Effect: A model can score hair in place of the lesion; its accuracy would not hold where hair is spread otherwise.
     """
-    return _artefact_association(subject, "hair", "Hair")
+    return _artefact_association(audit_input, "hair", "Hair")
 
 
-def da051_ruler(subject: Subject) -> Outcome:
+def da051_ruler(audit_input: AuditInput) -> Outcome:
     """A ruler goes with a class
 
     Threshold: prevalence (score >= 0.50: five evenly spaced marks in a row) of a class differs from the rest by 10
@@ -53,10 +53,10 @@ def da051_ruler(subject: Subject) -> Outcome:
     Severity: warning; note from 5 points.
     Effect: Suspicious lesions are measured more often; a model that sees the ruler knows what a physician suspected.
     """
-    return _artefact_association(subject, "ruler", "A ruler")
+    return _artefact_association(audit_input, "ruler", "A ruler")
 
 
-def da052_ink(subject: Subject) -> Outcome:
+def da052_ink(audit_input: AuditInput) -> Outcome:
     """Ink goes with a class
 
     Threshold: prevalence (score >= 0.06: 0.06 % of the picture blue, violet or green away from its middle) of a class
@@ -65,10 +65,10 @@ def da052_ink(subject: Subject) -> Outcome:
     Severity: warning; note from 5 points.
     Effect: Pen marks around a lesion raise a net's melanoma score; benign lesions that are marked will be misread.
     """
-    return _artefact_association(subject, "ink", "Ink")
+    return _artefact_association(audit_input, "ink", "Ink")
 
 
-def da053_dark_corners(subject: Subject) -> Outcome:
+def da053_dark_corners(audit_input: AuditInput) -> Outcome:
     """Dark corners go with a class
 
     Threshold: prevalence (score >= 0.50: half of two corners black) of a class differs from the rest by 10 points, and
@@ -76,7 +76,7 @@ def da053_dark_corners(subject: Subject) -> Outcome:
     Severity: warning; note from 5 points.
     Effect: Dark corners tell the camera or archive of a picture; a model that uses them has not looked at the lesion.
     """
-    return _artefact_association(subject, "dark_corner", "Dark corners")
+    return _artefact_association(audit_input, "dark_corner", "Dark corners")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +95,13 @@ class _Contrast:
         return self.class_positive / self.class_total - self.rest_positive / self.rest_total
 
 
-def _artefact_association(subject: Subject, artefact: str, artefact_text: str) -> Outcome:
-    if artefact not in subject.measures or subject.measures[artefact].isna().all():
+def _artefact_association(audit_input: AuditInput, artefact: str, artefact_text: str) -> Outcome:
+    if artefact not in audit_input.measures or audit_input.measures[artefact].isna().all():
         return NotApplicable(f"{artefact.replace('_', ' ')}: not measured, or the images are too small to tell")
-    score = subject.measures[artefact].to_numpy(np.float64)
+    score = audit_input.measures[artefact].to_numpy(np.float64)
     is_measured = np.isfinite(score)
     has_artefact = is_measured & (score >= PRESENCE_THRESHOLDS[artefact])
-    contrasts, n_tests = _class_contrasts(subject, is_measured, has_artefact)
+    contrasts, n_tests = _class_contrasts(audit_input, is_measured, has_artefact)
     if not n_tests:
         return NotApplicable(
             f"no class and its rest have {_MIN_GROUPS} lesions each, or a few of them have nearly all photographs"
@@ -116,34 +116,34 @@ def _artefact_association(subject: Subject, artefact: str, artefact_text: str) -
     rows = np.flatnonzero(has_artefact)
     prevalences = {
         name: has_artefact[in_class].sum() / max(1, is_measured[in_class].sum())
-        for name, in_class in _class_masks(subject)
+        for name, in_class in _class_masks(audit_input)
     }
-    order = subject.frame["label"].map(prevalences).to_numpy(np.float64)[rows]
+    order = audit_input.frame["label"].map(prevalences).to_numpy(np.float64)[rows]
     rows = rows[np.lexsort((-score[rows], -order))]
     return Finding(
         severity=Severity.WARNING if abs(largest.difference) >= WARNING_DIFFERENCE else Severity.NOTE,
         n=len(rows),
-        sentence=_sentence(subject, artefact_text, largest, is_measured, has_artefact),
-        rows=image_table(subject, rows, score=score[rows]),
-        per_class=images_per_class(subject, rows),
-        figures=_figures(subject, artefact, contrasts, is_measured, has_artefact, alpha),
+        sentence=_sentence(audit_input, artefact_text, largest, is_measured, has_artefact),
+        rows=image_table(audit_input, rows, score=score[rows]),
+        per_class=images_per_class(audit_input, rows),
+        figures=_figures(audit_input, artefact, contrasts, is_measured, has_artefact, alpha),
     )
 
 
-def _class_masks(subject: Subject) -> list[tuple[str, NDArray[np.bool_]]]:
-    labels = subject.frame["label"].to_numpy()
+def _class_masks(audit_input: AuditInput) -> list[tuple[str, NDArray[np.bool_]]]:
+    labels = audit_input.frame["label"].to_numpy()
     return [
         (name, np.asarray(labels == name, np.bool_))
-        for name in subject.dataset.class_names
+        for name in audit_input.dataset.class_names
         if (labels == name).any()
     ]
 
 
 def _class_contrasts(
-    subject: Subject, is_measured: NDArray[np.bool_], has_artefact: NDArray[np.bool_]
+    audit_input: AuditInput, is_measured: NDArray[np.bool_], has_artefact: NDArray[np.bool_]
 ) -> tuple[list[_Contrast], int]:
     """Return every class against the rest, and the number of tests: for two classes it is one."""
-    group_ids, classes = subject.group_ids, _class_masks(subject)
+    group_ids, classes = audit_input.group_ids, _class_masks(audit_input)
     pooled_effect = _design_effect(group_ids, has_artefact, [in_class & is_measured for _, in_class in classes])
     contrasts = []
     for name, in_class in classes:
@@ -194,13 +194,13 @@ def _design_effect(
 
 
 def _sentence(
-    subject: Subject,
+    audit_input: AuditInput,
     artefact_text: str,
     largest: _Contrast,
     is_measured: NDArray[np.bool_],
     has_artefact: NDArray[np.bool_],
 ) -> str:
-    classes = _class_masks(subject)
+    classes = _class_masks(audit_input)
     rest_name = (
         next((name for name, _ in classes if name != largest.class_name), "") if len(classes) == 2 else "the rest"
     )
@@ -223,7 +223,7 @@ def _sentence(
 
 
 def _figures(
-    subject: Subject, artefact: str, contrasts: list[_Contrast], is_measured: NDArray[np.bool_],
+    audit_input: AuditInput, artefact: str, contrasts: list[_Contrast], is_measured: NDArray[np.bool_],
     has_artefact: NDArray[np.bool_], alpha: float,
 ) -> dict[str, Any]:  # fmt: skip
     return {
@@ -231,7 +231,7 @@ def _figures(
         "presence_threshold": PRESENCE_THRESHOLDS[artefact],
         "prevalence": {
             name: proportion_json(int(has_artefact[in_class].sum()), int(is_measured[in_class].sum()))
-            for name, in_class in _class_masks(subject)
+            for name, in_class in _class_masks(audit_input)
         },
         "class_against_rest": {
             contrast.class_name: {"difference": contrast.difference, "p": contrast.p} for contrast in contrasts

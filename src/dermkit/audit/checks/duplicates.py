@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 
 from dermkit.audit.checks.finding import (
+    AuditInput,
     Finding,
     NotApplicable,
     Outcome,
     Severity,
-    Subject,
     images_per_class,
     pair_table,
 )
@@ -20,7 +20,7 @@ from dermkit.data.groups import GROUP_COLUMNS
 HELD_OUT = ("test", "validation")
 
 
-def da010_exact_duplicates(subject: Subject) -> Outcome:
+def da010_exact_duplicates(audit_input: AuditInput) -> Outcome:
     """Exact copies under one label.
 
     Threshold: a pair of images with identical decoded pixels and one label, both in the same split or in none.
@@ -29,10 +29,10 @@ def da010_exact_duplicates(subject: Subject) -> Outcome:
 
     Effect: A picture that counts twice weighs twice, and the next random split puts its twin on the other side.
     """
-    return _same_label(subject, "exact", "identical pixels")
+    return _same_label(audit_input, "exact", "identical pixels")
 
 
-def da011_exact_contradictions(subject: Subject) -> Outcome:
+def da011_exact_contradictions(audit_input: AuditInput) -> Outcome:
     """Exact copies under different labels.
 
     Threshold: one pair of images with identical decoded pixels and different labels.
@@ -41,10 +41,10 @@ def da011_exact_contradictions(subject: Subject) -> Outcome:
 
     Effect: At least one label of each pair is wrong, and no model can be right on both: it caps every accuracy.
     """
-    return _contradictions(subject, "exact", "identical pixels")
+    return _contradictions(audit_input, "exact", "identical pixels")
 
 
-def da012_exact_duplicates_across_splits(subject: Subject) -> Outcome:
+def da012_exact_duplicates_across_splits(audit_input: AuditInput) -> Outcome:
     """Exact copies across the sides of a split.
 
     Threshold: one pair of images with identical decoded pixels on two sides.
@@ -53,10 +53,10 @@ def da012_exact_duplicates_across_splits(subject: Subject) -> Outcome:
 
     Effect: The model is tested on pictures that it was trained on: the published accuracy counts what was memorised.
     """
-    return _across_splits(subject, "exact", "identical pixels")
+    return _across_splits(audit_input, "exact", "identical pixels")
 
 
-def da013_near_duplicates(subject: Subject) -> Outcome:
+def da013_near_duplicates(audit_input: AuditInput) -> Outcome:
     """Near copies under one label.
 
     Threshold: one pair that lies on each other with correlation above .985, under 3.7 grey levels apart and with fine
@@ -66,10 +66,10 @@ def da013_near_duplicates(subject: Subject) -> Outcome:
 
     Effect: Resaved, resized, flipped, turned or cropped copies weigh twice, and a random split parts them: a leak.
     """
-    return _same_label(subject, "near", "near copies")
+    return _same_label(audit_input, "near", "near copies")
 
 
-def da014_near_contradictions(subject: Subject) -> Outcome:
+def da014_near_contradictions(audit_input: AuditInput) -> Outcome:
     """Near copies under different labels.
 
     Threshold: one pair of near copies (as DA013) with different labels.
@@ -78,10 +78,10 @@ def da014_near_contradictions(subject: Subject) -> Outcome:
 
     Effect: One picture, two diagnoses: at least one label is wrong, and it caps every accuracy on this set.
     """
-    return _contradictions(subject, "near", "near copies")
+    return _contradictions(audit_input, "near", "near copies")
 
 
-def da015_near_duplicates_across_splits(subject: Subject) -> Outcome:
+def da015_near_duplicates_across_splits(audit_input: AuditInput) -> Outcome:
     """Near copies across the sides of a split.
 
     Threshold: one pair of near copies (as DA013) on two sides.
@@ -90,15 +90,15 @@ def da015_near_duplicates_across_splits(subject: Subject) -> Outcome:
 
     Effect: The model is tested on pictures that it saw in another size, turn or crop: the accuracy is too high.
     """
-    return _across_splits(subject, "near", "near copies")
+    return _across_splits(audit_input, "near", "near copies")
 
 
-def _pairs(subject: Subject, duplicate_type: str) -> pd.DataFrame:
+def _pairs(audit_input: AuditInput, duplicate_type: str) -> pd.DataFrame:
     """Return the pairs, exact or near, with flags same_label, across_splits, shares_group (a lesion, patient, ...)."""
-    is_exact = subject.pairs["kind"] == "exact"
-    pairs = subject.pairs[is_exact if duplicate_type == "exact" else ~is_exact].reset_index(drop=True)
+    is_exact = audit_input.pairs["kind"] == "exact"
+    pairs = audit_input.pairs[is_exact if duplicate_type == "exact" else ~is_exact].reset_index(drop=True)
     a, b = pairs["a"].to_numpy(), pairs["b"].to_numpy()
-    values = {name: subject.frame[name].to_numpy() for name in ("label", "split", *GROUP_COLUMNS)}
+    values = {name: audit_input.frame[name].to_numpy() for name in ("label", "split", *GROUP_COLUMNS)}
     shares_group = np.zeros(len(pairs), bool)
     for name in GROUP_COLUMNS:
         shares_group |= (values[name][a] == values[name][b]) & (values[name][a] != "")
@@ -109,12 +109,14 @@ def _pairs(subject: Subject, duplicate_type: str) -> pd.DataFrame:
     )
 
 
-def _finding(subject: Subject, pairs: pd.DataFrame, severity: Severity, sentence: str, **figures: Any) -> Finding:
+def _finding(
+    audit_input: AuditInput, pairs: pd.DataFrame, severity: Severity, sentence: str, **figures: Any
+) -> Finding:
     images = np.unique(pairs[["a", "b"]].to_numpy())
     kinds = {str(kind): int(n) for kind, n in pairs["kind"].value_counts().items()}
     return Finding(
-        severity=severity, n=len(images), sentence=sentence, rows=pair_table(subject, pairs), kind="pairs",
-        per_class=images_per_class(subject, images), figures={"pairs": len(pairs), "kinds": kinds, **figures},
+        severity=severity, n=len(images), sentence=sentence, rows=pair_table(audit_input, pairs), kind="pairs",
+        per_class=images_per_class(audit_input, images), figures={"pairs": len(pairs), "kinds": kinds, **figures},
     )  # fmt: skip
 
 
@@ -123,8 +125,8 @@ def _kinds_text(pairs: pd.DataFrame) -> str:
     return join_words([f"{n:,} {kind}" for kind, n in counts.items()])
 
 
-def _same_label(subject: Subject, duplicate_type: str, duplicate_text: str) -> Outcome:
-    pairs = _pairs(subject, duplicate_type)
+def _same_label(audit_input: AuditInput, duplicate_type: str, duplicate_text: str) -> Outcome:
+    pairs = _pairs(audit_input, duplicate_type)
     pairs = pairs[pairs["same_label"] & ~pairs["across_splits"]]
     if pairs.empty:
         return None
@@ -137,61 +139,66 @@ def _same_label(subject: Subject, duplicate_type: str, duplicate_text: str) -> O
     )
     kinds = "" if duplicate_type == "exact" else f" ({_kinds_text(pairs)})"
     sentence = (
-        f"{proportion_text(n_images, len(subject.frame))} of {len(subject.frame):,} images are in "
+        f"{proportion_text(n_images, len(audit_input.frame))} of {len(audit_input.frame):,} images are in "
         f"{plural(len(pairs), 'pair')} of {duplicate_text} under one label{kinds}. {tie_text}"
     )
     severity = Severity.WARNING if n_untied else Severity.NOTE
     return _finding(
-        subject,
+        audit_input,
         pairs,
         severity,
         sentence,
         pairs_not_in_one_group=n_untied,
-        images=proportion_json(n_images, len(subject.frame)),
+        images=proportion_json(n_images, len(audit_input.frame)),
     )
 
 
-def _contradictions(subject: Subject, duplicate_type: str, duplicate_text: str) -> Outcome:
-    if subject.frame["label"].nunique() < 2:
+def _contradictions(audit_input: AuditInput, duplicate_type: str, duplicate_text: str) -> Outcome:
+    if audit_input.frame["label"].nunique() < 2:
         return NotApplicable("There is one class only.")
-    pairs = _pairs(subject, duplicate_type)
+    pairs = _pairs(audit_input, duplicate_type)
     pairs = pairs[~pairs["same_label"]]
     if pairs.empty:
         return None
     n_images = len(np.unique(pairs[["a", "b"]].to_numpy()))
-    label = subject.frame["label"].to_numpy()
+    label = audit_input.frame["label"].to_numpy()
     label_pair_counts = pd.Series(
         [" / ".join(sorted(label_pair)) for label_pair in zip(label[pairs["a"]], label[pairs["b"]], strict=True)]
     ).value_counts()
     more_text = " and others" if len(label_pair_counts) > 5 else ""
     examples = join_words([f"{name} ({n:,})" for name, n in label_pair_counts.head(5).items()])
     sentence = (
-        f"{proportion_text(n_images, len(subject.frame))} of {len(subject.frame):,} images are in "
+        f"{proportion_text(n_images, len(audit_input.frame))} of {len(audit_input.frame):,} images are in "
         f"{plural(len(pairs), 'pair')} of {duplicate_text} under two labels: {examples}{more_text}."
     )
     figures = {"label_pairs": {str(name): int(n) for name, n in label_pair_counts.items()}}
     return _finding(
-        subject, pairs, Severity.ERROR, sentence, images=proportion_json(n_images, len(subject.frame)), **figures
+        audit_input,
+        pairs,
+        Severity.ERROR,
+        sentence,
+        images=proportion_json(n_images, len(audit_input.frame)),
+        **figures,
     )
 
 
-def _across_splits(subject: Subject, duplicate_type: str, duplicate_text: str) -> Outcome:
-    split_names = set(subject.frame["split"]) - {""}
+def _across_splits(audit_input: AuditInput, duplicate_type: str, duplicate_text: str) -> Outcome:
+    split_names = set(audit_input.frame["split"]) - {""}
     if len(split_names) < 2:
         return NotApplicable("No image is on a side of a split; audit one with --split NAME.")
-    pairs = _pairs(subject, duplicate_type)
+    pairs = _pairs(audit_input, duplicate_type)
     pairs = pairs[pairs["across_splits"]]
     if pairs.empty:
         return None
     images = np.unique(pairs[["a", "b"]].to_numpy())
-    split = subject.frame["split"].to_numpy()
+    split = audit_input.frame["split"].to_numpy()
     clauses, figures = [], {}
     for split_name in [name for name in HELD_OUT if name in split_names] or sorted(split_names):
-        affected, in_split = images[split[images] == split_name], subject.frame["split"] == split_name
+        affected, in_split = images[split[images] == split_name], audit_input.frame["split"] == split_name
         figures[split_name] = proportion_json(len(affected), int(in_split.sum())) | {
             "per_class": {
-                name: proportion_json(n, int((in_split & (subject.frame["label"] == name)).sum()))
-                for name, n in images_per_class(subject, affected).items()
+                name: proportion_json(n, int((in_split & (audit_input.frame["label"] == name)).sum()))
+                for name, n in images_per_class(audit_input, affected).items()
             }
         }
         clauses.append(
@@ -204,4 +211,6 @@ def _across_splits(subject: Subject, duplicate_type: str, duplicate_text: str) -
         f"{join_words(clauses)} have a twin on "
         f"another side{contradictions_text}."
     )
-    return _finding(subject, pairs, Severity.ERROR, sentence, splits=figures, contradictory_pairs=n_contradictions)
+    return _finding(
+        audit_input, pairs, Severity.ERROR, sentence, splits=figures, contradictory_pairs=n_contradictions
+    )

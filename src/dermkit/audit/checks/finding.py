@@ -1,4 +1,4 @@
-"""The input and output of a check: subject and finding; and the card of a check, read from its docstring."""
+"""The input and output of a check, and its card, read from its docstring."""
 
 import ast
 import inspect
@@ -33,13 +33,13 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Subject:
+class AuditInput:
     """The input of the checks; tables have one row per image of the manifest, index 0 .. N-1.
 
     frame: the manifest's columns and `split` ("" = in no split, else train, validation, test or "fold 0" ...).
-    measures: numbers and short texts per image, NaN or "" where unknown (`MEASURE_COLUMNS`). pairs: duplicates by their
-    pixels: row numbers `a` < `b`, `distance` (0 = the same pixels .. 1), `kind`. group_ids: (N,) resampling group of
-    each image: components of lesion, patient, copy group and duplicate pairs.
+    measures: numbers and short texts per image, NaN or "" where unknown (`MEASURE_COLUMNS`). pairs: duplicates found
+    in the pixels, row numbers `a` < `b`, `distance` (0 = the same pixels .. 1), `kind`. group_ids: (N,) resampling
+    group of each image: components of lesion, patient, copy group and duplicate pairs.
     """
 
     dataset: Dataset
@@ -82,7 +82,7 @@ class NotApplicable:
 Outcome = Finding | NotApplicable | None
 """None: the check passed."""
 
-CheckFunction = Callable[[Subject], Outcome]
+CheckFunction = Callable[[AuditInput], Outcome]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class CheckCard:
 
 
 def read_check_card(check: Callable[..., Outcome]) -> CheckCard:
-    """Read a check's card from its name (`da012_exact_copies_across`) and its docstring.
+    """Read a check's card from its name (such as da012_exact_copies_across) and its docstring.
 
     The docstring is a title of one line, then paragraphs that start with `Threshold:`, `Severity:` and `Effect:`.
     """
@@ -125,19 +125,19 @@ def _docstring_in_source(check: Callable[..., Outcome]) -> str:
 
 
 def image_table(
-    subject: Subject, rows: NDArray[np.int64] | NDArray[np.bool_], **extra_columns: Any
+    audit_input: AuditInput, rows: NDArray[np.int64] | NDArray[np.bool_], **extra_columns: Any
 ) -> pd.DataFrame:
     """Return the CSV of the images `rows` (numbers or flags): `IMAGE_COLUMNS`, then the columns given."""
-    table = subject.frame.loc[rows, list(IMAGE_COLUMNS)].reset_index(drop=True)
+    table = audit_input.frame.loc[rows, list(IMAGE_COLUMNS)].reset_index(drop=True)
     for name, values in extra_columns.items():
         table[name] = values
     return table
 
 
-def pair_table(subject: Subject, pairs: pd.DataFrame) -> pd.DataFrame:
+def pair_table(audit_input: AuditInput, pairs: pd.DataFrame) -> pd.DataFrame:
     """Return the CSV of pairs within a data set: `IMAGE_PAIR_COLUMNS`, the nearest first."""
     sorted_pairs = pairs.sort_values(["distance", "a", "b"], kind="stable")
-    return image_pair_table(sorted_pairs, subject.frame, subject.frame)
+    return image_pair_table(sorted_pairs, audit_input.frame, audit_input.frame)
 
 
 def image_pair_table(pairs: pd.DataFrame, first_frame: pd.DataFrame, second_frame: pd.DataFrame) -> pd.DataFrame:
@@ -151,10 +151,10 @@ def image_pair_table(pairs: pd.DataFrame, first_frame: pd.DataFrame, second_fram
     return pd.DataFrame(columns)[list(IMAGE_PAIR_COLUMNS)]
 
 
-def images_per_class(subject: Subject, rows: NDArray[np.int64] | NDArray[np.bool_]) -> dict[str, int]:
+def images_per_class(audit_input: AuditInput, rows: NDArray[np.int64] | NDArray[np.bool_]) -> dict[str, int]:
     """Return the number of the images `rows` per class, without classes that have none."""
-    counts = subject.frame.loc[rows, "label"].value_counts()
-    return {name: int(counts[name]) for name in subject.dataset.class_names if counts.get(name, 0)}
+    counts = audit_input.frame.loc[rows, "label"].value_counts()
+    return {name: int(counts[name]) for name in audit_input.dataset.class_names if counts.get(name, 0)}
 
 
 AUDIT_ALPHA = 0.05

@@ -9,11 +9,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.audit.checks.finding import (
+    AuditInput,
     Finding,
     NotApplicable,
     Outcome,
     Severity,
-    Subject,
     image_table,
     images_per_class,
 )
@@ -44,45 +44,45 @@ class Leak:
         return self.siblings[self.siblings >= 0]
 
 
-def da020_lesions_across_splits(subject: Subject) -> Outcome:
+def da020_lesions_across_splits(audit_input: AuditInput) -> Outcome:
     """Photographs of one lesion stand on two sides
 
     Threshold: one lesion id on two sides (test against train and validation, validation against train, two folds).
     Severity: error.
     Effect: The model has seen these lesions: test accuracy is too high, most of all for the classes named.
     """
-    return _across_splits(subject, "lesion_id", "show a lesion that {learned} shows too")
+    return _across_splits(audit_input, "lesion_id", "show a lesion that {learned} shows too")
 
 
-def da021_patients_across_splits(subject: Subject) -> Outcome:
+def da021_patients_across_splits(audit_input: AuditInput) -> Outcome:
     """Photographs of one patient stand on two sides
 
     Threshold: one patient id on two sides (test against train and validation, validation against train, two folds).
     Severity: error.
     Effect: Skin, camera and lesions of a patient are alike: test accuracy is not that of patients never seen.
     """
-    return _across_splits(subject, "patient_id", "are of a patient of whom {learned} has pictures too")
+    return _across_splits(audit_input, "patient_id", "are of a patient of whom {learned} has pictures too")
 
 
-def da022_labels_within_lesion(subject: Subject) -> Outcome:
+def da022_labels_within_lesion(audit_input: AuditInput) -> Outcome:
     """One lesion carries several labels
 
     Threshold: one lesion id with two labels or more.
     Severity: error.
     Effect: One of the labels is wrong: a model that gives both pictures one answer is counted wrong on one of them.
     """
-    lesion = subject.frame["lesion_id"]
+    lesion = audit_input.frame["lesion_id"]
     if not (lesion != "").any():
         return NotApplicable("no lesion ids")
-    has_several_labels = subject.frame.groupby("lesion_id")["label"].transform("nunique") > 1
-    contradictory = subject.frame[has_several_labels & (lesion != "")]
+    has_several_labels = audit_input.frame.groupby("lesion_id")["label"].transform("nunique") > 1
+    contradictory = audit_input.frame[has_several_labels & (lesion != "")]
     labels_by_lesion = contradictory.groupby("lesion_id")["label"].agg(
         lambda names: " / ".join(sorted(set(names)))
     )
     if labels_by_lesion.empty:
         return None
     rows = contradictory.index.to_numpy(dtype=np.int64)
-    rows = rows[np.lexsort((subject.frame["label"].to_numpy()[rows], lesion.to_numpy()[rows]))]
+    rows = rows[np.lexsort((audit_input.frame["label"].to_numpy()[rows], lesion.to_numpy()[rows]))]
     has_several_images = lesion[lesion != ""].value_counts() > 1
     examples = [f"{name} ({text})" for name, text in labels_by_lesion[:_MAX_NAMED].items()]
     more_text = f" and {len(labels_by_lesion) - _MAX_NAMED} more" if len(labels_by_lesion) > _MAX_NAMED else ""
@@ -91,7 +91,7 @@ def da022_labels_within_lesion(subject: Subject) -> Outcome:
         f"{proportion_text(len(labels_by_lesion), int(has_several_images.sum()))} "
         f"carry more than one label ({plural(len(rows), 'image')}): {', '.join(examples)}{more_text}."
     )
-    table = image_table(subject, rows).assign(lesion_id=lesion.to_numpy()[rows])
+    table = image_table(audit_input, rows).assign(lesion_id=lesion.to_numpy()[rows])
     table["labels_of_lesion"] = [labels_by_lesion[name] for name in table["lesion_id"]]
     figures = {
         "lesions": proportion_json(len(labels_by_lesion), int(has_several_images.sum())),
@@ -99,22 +99,22 @@ def da022_labels_within_lesion(subject: Subject) -> Outcome:
     }
     return Finding(
         severity=Severity.ERROR, n=len(rows), sentence=sentence, rows=table,
-        per_class=images_per_class(subject, rows), figures=figures,
+        per_class=images_per_class(audit_input, rows), figures=figures,
     )  # fmt: skip
 
 
-def da023_ids_missing(subject: Subject) -> Outcome:
+def da023_ids_missing(audit_input: AuditInput) -> Outcome:
     """Lesion or patient ids are missing
 
     Threshold: an image without a lesion id or without a patient id.
     Severity: note.
     Effect: Siblings without ids may stand on both sides unseen: accuracy may be too high by an unknown amount.
     """
-    missing_by_id = {name: (subject.frame[f"{name}_id"] == "").to_numpy() for name in ("lesion", "patient")}
+    missing_by_id = {name: (audit_input.frame[f"{name}_id"] == "").to_numpy() for name in ("lesion", "patient")}
     lacks_any_id = missing_by_id["lesion"] | missing_by_id["patient"]
     if not lacks_any_id.any():
         return None
-    n = len(subject.frame)
+    n = len(audit_input.frame)
     sentences = [
         f"No {name} ids (n {n:,}): images of one {name} cannot be kept on one side"
         if is_missing.all()
@@ -122,12 +122,12 @@ def da023_ids_missing(subject: Subject) -> Outcome:
         for name, is_missing in missing_by_id.items()
         if is_missing.any()
     ]
-    label = subject.frame["label"].to_numpy()
+    label = audit_input.frame["label"].to_numpy()
     table = pd.DataFrame(
         [
             {"label": name, "images": int(in_class.sum()),
              **{f"without_{key}_id": int((is_missing & in_class).sum()) for key, is_missing in missing_by_id.items()}}
-            for name, in_class in ((name, label == name) for name in subject.dataset.class_names)
+            for name, in_class in ((name, label == name) for name in audit_input.dataset.class_names)
         ]
     )  # fmt: skip
     return Finding(
@@ -136,19 +136,19 @@ def da023_ids_missing(subject: Subject) -> Outcome:
         sentence=". ".join(sentences) + ".",
         rows=table,
         kind="table",
-        per_class=images_per_class(subject, lacks_any_id),
+        per_class=images_per_class(audit_input, lacks_any_id),
         figures={name: proportion_json(int(is_missing.sum()), n) for name, is_missing in missing_by_id.items()},
     )
 
 
-def da024_archive_id_repeats(subject: Subject) -> Outcome:
+def da024_archive_id_repeats(audit_input: AuditInput) -> Outcome:
     """One ISIC id stands on several images that differ
 
     Threshold: one ISIC id under two labels, on two sides, or on pictures with different pixels.
     Severity: error for two labels or two sides, else warning.
     Effect: It is one photograph: on two sides it makes accuracy too high, under two labels no answer is right.
     """
-    frame = subject.frame
+    frame = audit_input.frame
     with_id = frame[frame["isic_id"] != ""]
     if with_id.empty:
         return NotApplicable("no ISIC ids")
@@ -168,7 +168,7 @@ def da024_archive_id_repeats(subject: Subject) -> Outcome:
     rows = np.flatnonzero(frame["isic_id"].isin(flags.index))
     ids = frame["isic_id"].to_numpy()[rows]
     order = np.lexsort((rows, rank[ids].to_numpy()))
-    table = image_table(subject, rows[order]).assign(
+    table = image_table(audit_input, rows[order]).assign(
         isic_id=ids[order], problem=problem_text[ids[order]].to_numpy()
     )
     counts = {name: int(flags[name].sum()) for name in problems}
@@ -180,17 +180,17 @@ def da024_archive_id_repeats(subject: Subject) -> Outcome:
     )
     return Finding(
         severity=Severity.ERROR if is_error else Severity.WARNING, n=len(rows), sentence=sentence, rows=table,
-        per_class=images_per_class(subject, rows), figures={**counts, "ids": len(flags), "total": len(by_id)},
+        per_class=images_per_class(audit_input, rows), figures={**counts, "ids": len(flags), "total": len(by_id)},
     )  # fmt: skip
 
 
 # Across splits
 
 
-def find_leaks(subject: Subject, column: str) -> list[Leak]:
+def find_leaks(audit_input: AuditInput, column: str) -> list[Leak]:
     """Return the leaks into test and validation, or between folds: images that share `column` with another split."""
-    split_names, ids = subject.frame["split"].to_numpy(), subject.frame[column].to_numpy()
-    if any(name.startswith("fold") for name in subject.frame["split"].unique()):
+    split_names, ids = audit_input.frame["split"].to_numpy(), audit_input.frame[column].to_numpy()
+    if any(name.startswith("fold") for name in audit_input.frame["split"].unique()):
         return [_leak_between_folds(split_names, ids)]
     train, validation, test = (split_names == name for name in ("train", "validation", "test"))
     source_text = (
@@ -236,35 +236,35 @@ def _leak_between_folds(split_names: NDArray[Any], ids: NDArray[Any]) -> Leak:
     return Leak("fold", "another fold", divided_rows, siblings)
 
 
-def _across_splits(subject: Subject, column: str, sentence_template: str) -> Outcome:
-    if not subject.has_split:
+def _across_splits(audit_input: AuditInput, column: str, sentence_template: str) -> Outcome:
+    if not audit_input.has_split:
         return NotApplicable("no split")
-    if not (subject.frame[column] != "").any():
+    if not (audit_input.frame[column] != "").any():
         return NotApplicable(f"no {column.replace('_', ' ')}s")
-    leaks = [leak for leak in find_leaks(subject, column) if len(leak.leaking_rows)]
+    leaks = [leak for leak in find_leaks(audit_input, column) if len(leak.leaking_rows)]
     if not leaks:
         return None
     rows = np.concatenate([leak.leaking_rows for leak in leaks])
     return Finding(
         severity=Severity.ERROR,
         n=len(rows),
-        sentence=" ".join(_leak_sentence(subject, leak, sentence_template) for leak in leaks),
-        rows=pd.concat([_leak_rows(subject, leak, column) for leak in leaks], ignore_index=True),
-        per_class=images_per_class(subject, rows),
-        figures={leak.split_name: _leak_figures(subject, leak) for leak in leaks},
+        sentence=" ".join(_leak_sentence(audit_input, leak, sentence_template) for leak in leaks),
+        rows=pd.concat([_leak_rows(audit_input, leak, column) for leak in leaks], ignore_index=True),
+        per_class=images_per_class(audit_input, rows),
+        figures={leak.split_name: _leak_figures(audit_input, leak) for leak in leaks},
     )
 
 
-def _leaks_by_class(subject: Subject, leak: Leak) -> Iterator[tuple[str, int, int]]:
+def _leaks_by_class(audit_input: AuditInput, leak: Leak) -> Iterator[tuple[str, int, int]]:
     """Yield (class, leaking images, images of the split)."""
-    label = subject.frame["label"].to_numpy()
-    for name in subject.dataset.class_names:
+    label = audit_input.frame["label"].to_numpy()
+    for name in audit_input.dataset.class_names:
         yield name, int((label[leak.leaking_rows] == name).sum()), int((label[leak.split_rows] == name).sum())
 
 
-def _leak_sentence(subject: Subject, leak: Leak, sentence_template: str) -> str:
+def _leak_sentence(audit_input: AuditInput, leak: Leak, sentence_template: str) -> str:
     classes = sorted(
-        (class_leak for class_leak in _leaks_by_class(subject, leak) if class_leak[1]),
+        (class_leak for class_leak in _leaks_by_class(audit_input, leak) if class_leak[1]),
         key=lambda class_leak: -class_leak[1] / class_leak[2],
     )
     class_texts = [
@@ -280,22 +280,22 @@ def _leak_sentence(subject: Subject, leak: Leak, sentence_template: str) -> str:
     )
 
 
-def _leak_rows(subject: Subject, leak: Leak, column: str) -> pd.DataFrame:
+def _leak_rows(audit_input: AuditInput, leak: Leak, column: str) -> pd.DataFrame:
     """Return one row per leaking image, with its sibling; malignant classes first."""
-    frame = subject.frame
-    is_benign = ~frame["label"].isin(subject.dataset.malignant_classes).to_numpy()[leak.leaking_rows]
+    frame = audit_input.frame
+    is_benign = ~frame["label"].isin(audit_input.dataset.malignant_classes).to_numpy()[leak.leaking_rows]
     order = np.lexsort((leak.leaking_rows, frame[column].to_numpy()[leak.leaking_rows], is_benign))
     rows, partners = leak.leaking_rows[order], leak.leaking_siblings[order]
     sibling_columns = {
         f"sibling_{name}": frame[name].to_numpy()[partners] for name in ("image_id", "path", "label", "split")
     }
-    return image_table(subject, rows).assign(**{column: frame[column].to_numpy()[rows]}, **sibling_columns)
+    return image_table(audit_input, rows).assign(**{column: frame[column].to_numpy()[rows]}, **sibling_columns)
 
 
-def _leak_figures(subject: Subject, leak: Leak) -> dict[str, Any]:
+def _leak_figures(audit_input: AuditInput, leak: Leak) -> dict[str, Any]:
     return {
         **proportion_json(len(leak.leaking_rows), len(leak.split_rows)),
         "per_class": {
-            name: proportion_json(n, n_total) for name, n, n_total in _leaks_by_class(subject, leak) if n_total
+            name: proportion_json(n, n_total) for name, n, n_total in _leaks_by_class(audit_input, leak) if n_total
         },
     }

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.audit.checks.finding import Finding, Outcome, Severity, Subject, image_table, images_per_class
+from dermkit.audit.checks.finding import AuditInput, Finding, Outcome, Severity, image_table, images_per_class
 from dermkit.audit.checks.text import interval_text
 from dermkit.data.diagnoses import canonical_name
 from dermkit.data.identify import DatasetIdentity, find_claimed, find_contained, identify, member_mask
@@ -19,7 +19,7 @@ _MIN_IMAGES_COMPARED = 10
 """Fewest images of a class that is compared: with fewer its interval is wider than `MIN_CLASS_GAP`."""
 
 
-def da070_known_set(subject: Subject) -> Outcome:
+def da070_known_set(audit_input: AuditInput) -> Outcome:
     """A known data set, recognised by its content.
 
     Threshold: its counts per class, or the ids or names of 95 % of its images, are those of a published set; folder
@@ -29,7 +29,7 @@ def da070_known_set(subject: Subject) -> Outcome:
 
     Effect: The known defects of the published set are in every accuracy published on it, and in yours.
     """
-    identity = identify(subject.dataset.manifest)
+    identity = identify(audit_input.dataset.manifest)
     if identity is None:
         return None
     known_dataset = identity.known_dataset
@@ -56,7 +56,7 @@ def da070_known_set(subject: Subject) -> Outcome:
     )  # fmt: skip
 
 
-def da071_name_and_content(subject: Subject) -> Outcome:
+def da071_name_and_content(audit_input: AuditInput) -> Outcome:
     """Its name claims a known set that its content is not.
 
     Threshold: the name of the data set or of its folder names a published set; its counts, classes, ids or file
@@ -66,7 +66,7 @@ def da071_name_and_content(subject: Subject) -> Outcome:
 
     Effect: An accuracy on it cannot be set beside those published on the set that it is named after.
     """
-    dataset = subject.dataset
+    dataset = audit_input.dataset
     claims = _claimed_sets(dataset)
     identity = identify(dataset.manifest)
     if not claims or (identity and any(_is_related(identity.known_dataset, claim) for claim in claims)):
@@ -86,7 +86,7 @@ def da071_name_and_content(subject: Subject) -> Outcome:
     )
     return Finding(
         severity=Severity.WARNING if is_contradicted else Severity.NOTE,
-        n=len(subject.frame),
+        n=len(audit_input.frame),
         sentence=sentence,
         rows=_class_count_table(dataset.manifest, claims),
         kind="table",
@@ -98,7 +98,7 @@ def da071_name_and_content(subject: Subject) -> Outcome:
     )
 
 
-def da072_contains_known_set(subject: Subject) -> Outcome:
+def da072_contains_known_set(audit_input: AuditInput) -> Outcome:
     """Images of another known set inside this one.
 
     Threshold: one image carries an ISIC id, lesion id or file name that only the other set has.
@@ -109,7 +109,7 @@ def da072_contains_known_set(subject: Subject) -> Outcome:
     Effect: A model made on either set and tested on the other has seen its test images; and where a class comes from
     one archive and its opposite from another, a net can tell archives apart instead of lesions.
     """
-    manifest = subject.dataset.manifest
+    manifest = audit_input.dataset.manifest
     self_identity = identify(manifest)
     contained_sets = [
         contained
@@ -118,7 +118,7 @@ def da072_contains_known_set(subject: Subject) -> Outcome:
     ]
     if not contained_sets:
         return None
-    set_figures = [_contained_fractions(subject, contained) for contained in contained_sets]
+    set_figures = [_contained_fractions(audit_input, contained) for contained in contained_sets]
     is_member = sum(
         (member_mask(manifest, contained.known_dataset) for contained in contained_sets[1:]),
         member_mask(manifest, contained_sets[0].known_dataset),
@@ -131,8 +131,8 @@ def da072_contains_known_set(subject: Subject) -> Outcome:
             _contained_sentence(contained, figures, len(manifest))
             for contained, figures in zip(contained_sets, set_figures, strict=True)
         ),
-        rows=image_table(subject, is_member, isic_id=manifest.loc[is_member, "isic_id"].to_numpy()),
-        per_class=images_per_class(subject, is_member),
+        rows=image_table(audit_input, is_member, isic_id=manifest.loc[is_member, "isic_id"].to_numpy()),
+        per_class=images_per_class(audit_input, is_member),
         figures={"contained_sets": set_figures},
     )
 
@@ -187,11 +187,11 @@ def _class_count_table(manifest: pd.DataFrame, claims: list[KnownDataset]) -> pd
     return pd.DataFrame(rows, columns=["set", "class", "images_here", "images_published"])
 
 
-def _contained_fractions(subject: Subject, identity: DatasetIdentity) -> dict[str, Any]:
+def _contained_fractions(audit_input: AuditInput, identity: DatasetIdentity) -> dict[str, Any]:
     """Return the images of each class that are of a known set, and the gap between intervals of two classes."""
-    is_member = member_mask(subject.dataset.manifest, identity.known_dataset)
-    labels = subject.frame["label"]
-    class_sizes = {name: int((labels == name).sum()) for name in subject.dataset.class_names}
+    is_member = member_mask(audit_input.dataset.manifest, identity.known_dataset)
+    labels = audit_input.frame["label"]
+    class_sizes = {name: int((labels == name).sum()) for name in audit_input.dataset.class_names}
     members_per_class = {name: int((labels[is_member] == name).sum()) for name in class_sizes}
     bounds = [
         wilson_interval(members_per_class[name], n) for name, n in class_sizes.items() if n >= _MIN_IMAGES_COMPARED

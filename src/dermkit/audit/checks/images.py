@@ -7,11 +7,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.audit.checks.finding import (
+    AuditInput,
     Finding,
     NotApplicable,
     Outcome,
     Severity,
-    Subject,
     image_table,
     images_per_class,
 )
@@ -47,21 +47,23 @@ WARNING_MIN_IMAGES = 20
 _MAX_NAMED = 3
 
 
-def da001_unreadable(subject: Subject) -> Outcome:
+def da001_unreadable(audit_input: AuditInput) -> Outcome:
     """Files that could not be read, or changed
 
     Threshold: any file refused at import, and any that is missing, refused or has another hash since.
     Severity: note for files refused at import; warning for files that changed or went missing since.
     Effect: The figures are about fewer or other pictures than the data set is known for, and cannot be compared.
     """
-    rejected = _rejected_files(subject)
+    rejected = _rejected_files(audit_input)
     changes = (
-        subject.measures["state"] if "state" in subject.measures else pd.Series("", index=subject.frame.index)
+        audit_input.measures["state"]
+        if "state" in audit_input.measures
+        else pd.Series("", index=audit_input.frame.index)
     )
     is_changed = (changes != "").to_numpy()
     if not len(rejected) and not is_changed.any():
         return None
-    changed_rows = subject.frame.loc[is_changed, ["path"]].assign(
+    changed_rows = audit_input.frame.loc[is_changed, ["path"]].assign(
         reason=changes[is_changed], detail="since the import"
     )
     rows = pd.concat([changed_rows, rejected], ignore_index=True).astype(str)
@@ -77,17 +79,17 @@ def da001_unreadable(subject: Subject) -> Outcome:
     text = "; ".join(clauses)
     return Finding(
         severity=Severity.WARNING if is_changed.any() else Severity.NOTE, n=len(rows), kind="table", rows=rows,
-        sentence=text[0].upper() + text[1:] + ".", per_class=images_per_class(subject, is_changed),
+        sentence=text[0].upper() + text[1:] + ".", per_class=images_per_class(audit_input, is_changed),
         figures={"refused": len(rejected), "changed_since_import": int(is_changed.sum())},
     )  # fmt: skip
 
 
-def _rejected_files(subject: Subject) -> pd.DataFrame:
+def _rejected_files(audit_input: AuditInput) -> pd.DataFrame:
     """Return the files that the import refused: path, reason, detail."""
-    rejected = read_rejected(subject.dataset.folder)
+    rejected = read_rejected(audit_input.dataset.folder)
     if rejected is not None:
         return pd.DataFrame(rejected, columns=Rejected._fields)
-    refused_note = subject.dataset.notes.get("refused")
+    refused_note = audit_input.dataset.notes.get("refused")
     reasons = refused_note.get("reasons", {}) if isinstance(refused_note, Mapping) else {}
     reason_rows = [
         ["", str(reason), "refused.csv is gone"] for reason, n in reasons.items() for _ in range(int(n))
@@ -95,16 +97,16 @@ def _rejected_files(subject: Subject) -> pd.DataFrame:
     return pd.DataFrame(reason_rows, columns=Rejected._fields)
 
 
-def da002_ambiguous_decoding(subject: Subject) -> Outcome:
+def da002_ambiguous_decoding(audit_input: AuditInput) -> Outcome:
     """Images whose decoding needed a choice
 
     Threshold: any transparency, EXIF turn, 16-bit or grey scale, or colour profile whose handling is a choice.
     Severity: note.
     Effect: Another program may choose otherwise and see other pixels, so its figures differ from those measured here.
     """
-    if "notes" not in subject.measures:
+    if "notes" not in audit_input.measures:
         return NotApplicable("the images were not measured")
-    notes = subject.measures["notes"].fillna("")
+    notes = audit_input.measures["notes"].fillna("")
     is_ambiguous = (notes != "").to_numpy()
     if not is_ambiguous.any():
         return None
@@ -113,31 +115,31 @@ def da002_ambiguous_decoding(subject: Subject) -> Outcome:
     return Finding(
         severity=Severity.NOTE,
         n=int(is_ambiguous.sum()),
-        rows=image_table(subject, is_ambiguous, decoding_choice=notes[is_ambiguous].to_numpy()),
+        rows=image_table(audit_input, is_ambiguous, decoding_choice=notes[is_ambiguous].to_numpy()),
         sentence=f"Decoding needed a choice: {plural(int(is_ambiguous.sum()), 'image')} of "
         f"{len(notes):,}: {kinds_text}.",
-        per_class=images_per_class(subject, is_ambiguous),
+        per_class=images_per_class(audit_input, is_ambiguous),
         figures={"decoding_choices": {str(kind): int(n) for kind, n in kinds.items()}},
     )
 
 
-def da003_tiny(subject: Subject) -> Outcome:
+def da003_tiny(audit_input: AuditInput) -> Outcome:
     """Tiny images
 
     Threshold: shorter side below 64 pixels. Where half of the set is, this is said once, of the set.
     Severity: note; warning from 5 % of the images of a class, unless the whole set is small.
     Effect: A net sees these enlarged and empty of detail; their figures say little about pictures of usual size.
     """
-    shorter_side = subject.frame[["width", "height"]].astype(int).min(axis=1)
+    shorter_side = audit_input.frame[["width", "height"]].astype(int).min(axis=1)
     is_tiny = (shorter_side < TINY_SIDE).to_numpy()
     if not is_tiny.any():
         return None
     if is_tiny.mean() < 0.5:
         return _quality_finding(
-            subject, is_tiny, shorter_side.to_numpy(), "shorter_side",
+            audit_input, is_tiny, shorter_side.to_numpy(), "shorter_side",
             f"a shorter side below {TINY_SIDE} pixels", f"median of the others: {shorter_side[~is_tiny].median():.0f}",
         )  # fmt: skip
-    sizes = subject.frame.loc[is_tiny, ["width", "height"]].value_counts().reset_index(name="images")
+    sizes = audit_input.frame.loc[is_tiny, ["width", "height"]].value_counts().reset_index(name="images")
     return Finding(
         severity=Severity.NOTE,
         n=int(is_tiny.sum()),
@@ -148,12 +150,12 @@ def da003_tiny(subject: Subject) -> Outcome:
         f"{TINY_SIDE} pixels (median {shorter_side.median():.0f}). Hair, rulers and pigment network "
         f"cannot be seen in them, and "
         "the checks on artefacts do not apply.",
-        per_class=images_per_class(subject, is_tiny),
+        per_class=images_per_class(audit_input, is_tiny),
         figures={"median_shorter_side": float(shorter_side.median())},
     )
 
 
-def da004_dark_or_overexposed(subject: Subject) -> Outcome:
+def da004_dark_or_overexposed(audit_input: AuditInput) -> Outcome:
     """Dark or overexposed images
 
     Threshold: 95 % of the pixels below a grey level of 70, or 60 % of them at 245 and above (of 255).
@@ -161,19 +163,19 @@ def da004_dark_or_overexposed(subject: Subject) -> Outcome:
     Effect: What a model says of them rests on the light; where a class has more, its accuracy is partly one of light.
     """
     if (
-        not_measured := _missing_measures(subject, "high_level", "bright_fraction", "contrast", "brightness")
+        not_measured := _missing_measures(audit_input, "high_level", "bright_fraction", "contrast", "brightness")
     ) is not None:
         return not_measured
-    high_level = subject.measures["high_level"].to_numpy(np.float64)
-    is_badly_lit = _is_badly_lit(subject) & ~_is_near_empty(subject)
+    high_level = audit_input.measures["high_level"].to_numpy(np.float64)
+    is_badly_lit = _is_badly_lit(audit_input) & ~_is_near_empty(audit_input)
     n_dark = int((is_badly_lit & (high_level < DARK_LEVEL)).sum())
     return _quality_finding(
-        subject, is_badly_lit, high_level, "grey_level_95",
+        audit_input, is_badly_lit, high_level, "grey_level_95",
         "hardly any light or too much of it", f"{n_dark:,} dark, {int(is_badly_lit.sum()) - n_dark:,} overexposed",
     )  # fmt: skip
 
 
-def da005_blurred(subject: Subject) -> Outcome:
+def da005_blurred(audit_input: AuditInput) -> Outcome:
     """Blurred images
 
     Threshold: sharpness (detail of 1 to 2 pixels over that of 2 to 5, on at most 256 pixels a side) below 0.44 of the
@@ -183,14 +185,17 @@ def da005_blurred(subject: Subject) -> Outcome:
     """
     if (
         not_measured := _missing_measures(
-            subject, "sharpness", "contrast", "brightness", "high_level", "bright_fraction"
+            audit_input, "sharpness", "contrast", "brightness", "high_level", "bright_fraction"
         )
     ) is not None:
         return not_measured
-    sharpness = subject.measures["sharpness"].to_numpy(np.float64)
-    shorter_side = subject.frame[["width", "height"]].astype(int).min(axis=1).to_numpy()
+    sharpness = audit_input.measures["sharpness"].to_numpy(np.float64)
+    shorter_side = audit_input.frame[["width", "height"]].astype(int).min(axis=1).to_numpy()
     is_comparable = (
-        np.isfinite(sharpness) & (shorter_side >= TINY_SIDE) & ~_is_near_empty(subject) & ~_is_badly_lit(subject)
+        np.isfinite(sharpness)
+        & (shorter_side >= TINY_SIDE)
+        & ~_is_near_empty(audit_input)
+        & ~_is_badly_lit(audit_input)
     )
     if is_comparable.sum() < MIN_IMAGES_FOR_MEDIAN:
         return NotApplicable(
@@ -198,24 +203,24 @@ def da005_blurred(subject: Subject) -> Outcome:
         )
     relative_sharpness = np.where(is_comparable, sharpness, np.nan) / np.median(sharpness[is_comparable])
     return _quality_finding(
-        subject, relative_sharpness < BLURRED_RATIO, relative_sharpness, "relative_sharpness",
+        audit_input, relative_sharpness < BLURRED_RATIO, relative_sharpness, "relative_sharpness",
         f"less than {BLURRED_RATIO} of the set's median sharpness", f"median {np.median(sharpness[is_comparable]):.2f}",
     )  # fmt: skip
 
 
-def da006_near_empty(subject: Subject) -> Outcome:
+def da006_near_empty(audit_input: AuditInput) -> Outcome:
     """Images that show next to nothing
 
     Threshold: standard deviation of the grey levels below 3 of 255; in dark images below 5 % of their mean, or 1.
     Severity: note; warning from 5 % of the images of a class.
     Effect: No lesion can be seen in them, so whatever a model answers counts as right or wrong by chance.
     """
-    if (not_measured := _missing_measures(subject, "contrast", "brightness")) is not None:
+    if (not_measured := _missing_measures(audit_input, "contrast", "brightness")) is not None:
         return not_measured
-    contrast = subject.measures["contrast"].to_numpy(np.float64)
+    contrast = audit_input.measures["contrast"].to_numpy(np.float64)
     return _quality_finding(
-        subject,
-        _is_near_empty(subject),
+        audit_input,
+        _is_near_empty(audit_input),
         contrast,
         "contrast",
         f"grey levels that vary by less than {EMPTY_CONTRAST:.0f} of 255",
@@ -223,27 +228,27 @@ def da006_near_empty(subject: Subject) -> Outcome:
     )
 
 
-def _is_near_empty(subject: Subject) -> NDArray[np.bool_]:
-    contrast, brightness = (subject.measures[name].to_numpy(np.float64) for name in ("contrast", "brightness"))
+def _is_near_empty(audit_input: AuditInput) -> NDArray[np.bool_]:
+    contrast, brightness = (audit_input.measures[name].to_numpy(np.float64) for name in ("contrast", "brightness"))
     return np.asarray(contrast < np.clip(EMPTY_CONTRAST_RATIO * brightness, 1.0, EMPTY_CONTRAST), np.bool_)
 
 
-def _is_badly_lit(subject: Subject) -> NDArray[np.bool_]:
+def _is_badly_lit(audit_input: AuditInput) -> NDArray[np.bool_]:
     high_level, white_fraction = (
-        subject.measures[name].to_numpy(np.float64) for name in ("high_level", "bright_fraction")
+        audit_input.measures[name].to_numpy(np.float64) for name in ("high_level", "bright_fraction")
     )
     return np.asarray((high_level < DARK_LEVEL) | (white_fraction > WHITE_FRACTION), np.bool_)
 
 
-def _missing_measures(subject: Subject, *columns: str) -> NotApplicable | None:
+def _missing_measures(audit_input: AuditInput, *columns: str) -> NotApplicable | None:
     missing_columns = [
-        name for name in columns if name not in subject.measures or subject.measures[name].isna().all()
+        name for name in columns if name not in audit_input.measures or audit_input.measures[name].isna().all()
     ]
     return NotApplicable(f"not measured: {join_words(missing_columns)}") if missing_columns else None
 
 
 def _quality_finding(
-    subject: Subject,
+    audit_input: AuditInput,
     is_bad: NDArray[np.bool_],
     values: NDArray[np.floating],
     column: str,
@@ -253,8 +258,8 @@ def _quality_finding(
     """Return the finding of images of bad quality, the worst class first; None if there are none."""
     if not is_bad.any():
         return None
-    counts = images_per_class(subject, is_bad)
-    class_sizes = subject.frame["label"].value_counts()
+    counts = images_per_class(audit_input, is_bad)
+    class_sizes = audit_input.frame["label"].value_counts()
     fractions = {name: n / int(class_sizes[name]) for name, n in counts.items()}
     worst_class = max(fractions, key=lambda name: fractions[name])
     is_serious = any(
@@ -262,14 +267,14 @@ def _quality_finding(
         for name, fraction in fractions.items()
     )
     rows = np.flatnonzero(is_bad)
-    rows = rows[np.lexsort((values[rows], subject.frame["label"].map(fractions).to_numpy()[rows] * -1))]
+    rows = rows[np.lexsort((values[rows], audit_input.frame["label"].map(fractions).to_numpy()[rows] * -1))]
     return Finding(
         severity=Severity.WARNING if is_serious else Severity.NOTE,
         n=len(rows),
         sentence=f"{plural(len(rows), 'image')} of {len(is_bad):,} with {condition} ({detail}); by "
         f"share most of them in "
         f"{worst_class}: {counts[worst_class]:,} of {int(class_sizes[worst_class]):,}.",
-        rows=image_table(subject, rows, **{column: values[rows]}),
+        rows=image_table(audit_input, rows, **{column: values[rows]}),
         per_class=counts,
         figures={"fraction_per_class": fractions},
     )

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier
 
-from dermkit.audit.checks.finding import Subject, alpha_per_test
+from dermkit.audit.checks.finding import AuditInput, alpha_per_test
 from dermkit.data.stratify import stratified_group_split
 from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.fold_auroc import FoldAuroc, fold_auroc
@@ -56,7 +56,7 @@ _SEED = 20180161  # any; fixed, so that the same data always get the same answer
 class ClassPredictability:
     """How well the columns predict one class.
 
-    rows: (n,) the class's images, row numbers of the subject. placement_values: (n,) fraction of the other images in
+    rows: (n,) row numbers of the class's images. placement_values: (n,) fraction of the other images in
     its fold that each is ranked above. ci95: of the AUROC. lower_bound: adjusted for all classes and checks.
     """
 
@@ -84,24 +84,24 @@ class Predictability:
         return len(self.rows)
 
 
-def class_predictability(subject: Subject, columns: pd.DataFrame) -> Predictability:
+def class_predictability(audit_input: AuditInput, columns: pd.DataFrame) -> Predictability:
     """Return how well `columns` (one row per image: numbers with NaN, texts with "") predict every class.
 
     Images without any known value are left out. Of two classes only one is tested.
     """
-    rows = _sample(subject, np.flatnonzero(_is_known(columns)))
-    label = _labels(subject, rows)
-    names = subject.dataset.class_names
-    group_ids = subject.group_ids[rows]
+    rows = _sample(audit_input, np.flatnonzero(_is_known(columns)))
+    label = _labels(audit_input, rows)
+    names = audit_input.dataset.class_names
+    group_ids = audit_input.group_ids[rows]
     tested_codes = [code for code in range(len(names)) if _has_enough(label == code, group_ids)]
     skipped_classes = tuple(name for code, name in enumerate(names) if code not in tested_codes)
     present_codes = np.unique(label)
     if len(present_codes) == 2 and len(tested_codes) == 2:
-        tested_codes = [_positive_class(subject, tested_codes)]
+        tested_codes = [_positive_class(audit_input, tested_codes)]
     if not tested_codes:
         return Predictability((), skipped_classes, rows, len(columns))
     fold = stratified_group_split(label, group_ids, [1 / _N_FOLDS] * _N_FOLDS, _SEED)
-    leaf = _min_leaf(len(rows), MIN_LEAF_GROUPED if is_grouped(subject) else MIN_LEAF_UNGROUPED)
+    leaf = _min_leaf(len(rows), MIN_LEAF_GROUPED if is_grouped(audit_input) else MIN_LEAF_UNGROUPED)
     scores = _cross_validated_scores(encode(columns.iloc[rows]), label, fold, n_classes=len(names), leaf=leaf)
     level = 1 - 2 * alpha_per_test(len(tested_codes))
     results = []
@@ -128,9 +128,9 @@ def _to_class_predictability(
     )
 
 
-def is_grouped(subject: Subject) -> bool:
+def is_grouped(audit_input: AuditInput) -> bool:
     """Return whether nearly every image has a lesion or patient id, so that siblings are in one fold."""
-    is_known = (subject.frame["lesion_id"] != "") | (subject.frame["patient_id"] != "")
+    is_known = (audit_input.frame["lesion_id"] != "") | (audit_input.frame["patient_id"] != "")
     return bool(is_known.mean() >= MIN_KNOWN_FRACTION)
 
 
@@ -140,15 +140,17 @@ def _is_known(columns: pd.DataFrame) -> NDArray[np.bool_]:
     return np.asarray(pd.concat(known_columns, axis=1).any(axis=1), dtype=bool)
 
 
-def _labels(subject: Subject, rows: Ints) -> Ints:
-    codes = pd.Categorical(subject.frame["label"].iloc[rows], subject.dataset.class_names).codes
+def _labels(audit_input: AuditInput, rows: Ints) -> Ints:
+    codes = pd.Categorical(audit_input.frame["label"].iloc[rows], audit_input.dataset.class_names).codes
     return np.asarray(codes, dtype=np.int64)
 
 
-def _positive_class(subject: Subject, tested_codes: Sequence[int]) -> int:
+def _positive_class(audit_input: AuditInput, tested_codes: Sequence[int]) -> int:
     """Return the positive one of two classes: the malignant one, or else the second."""
     malignant = [
-        code for code in tested_codes if subject.dataset.class_names[code] in subject.dataset.malignant_classes
+        code
+        for code in tested_codes
+        if audit_input.dataset.class_names[code] in audit_input.dataset.malignant_classes
     ]
     return malignant[0] if len(malignant) == 1 else tested_codes[-1]
 
@@ -161,12 +163,12 @@ def _has_enough(in_class: NDArray[np.bool_], group_ids: Ints) -> bool:
     )
 
 
-def _sample(subject: Subject, rows: Ints) -> Ints:
+def _sample(audit_input: AuditInput, rows: Ints) -> Ints:
     """Return about `MAX_SAMPLE` rows at most, stratified by class; small classes retain `MIN_CLASS_SAMPLE`."""
     if len(rows) <= MAX_SAMPLE:
         return rows
     rng = np.random.default_rng(_SEED)
-    label = _labels(subject, rows)
+    label = _labels(audit_input, rows)
     samples = []
     for code in np.unique(label):
         class_rows = rows[label == code]

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from dermkit.audit.checks.finding import (
+    AuditInput,
     Finding,
     NotApplicable,
     Outcome,
     Severity,
-    Subject,
     image_table,
     images_per_class,
 )
@@ -49,14 +49,14 @@ LEAKING_COLUMNS = (
 """Columns of HAM10000, ISIC 2018 to 2024, the ISIC Archive, PAD-UFES-20, and names like theirs."""
 
 
-def da060_label_leaking_columns(subject: Subject) -> Outcome:
+def da060_label_leaking_columns(audit_input: AuditInput) -> Outcome:
     """Columns of the source give the label away
 
     Threshold: a column whose name is known to do so (dx_type, diagnosis_confirm_type, concomitant_biopsy, ...).
     Severity: warning if its values are in the manifest, note if it only lies in the source.
     Effect: A model that is given such a column knows the answer; its accuracy says nothing about pictures.
     """
-    read_columns, used_columns = _source_columns(subject.dataset.notes.get("columns"))
+    read_columns, used_columns = _source_columns(audit_input.dataset.notes.get("columns"))
     if not read_columns:
         return NotApplicable("the import kept no column names")
     candidates = [(name, _find_leaking_column(name)) for name in read_columns]
@@ -75,7 +75,7 @@ def da060_label_leaking_columns(subject: Subject) -> Outcome:
         else f"Beside the label the source's tables hold {join_words(column_texts)}; the manifest left "
         f"that out, as a model must."
     )
-    n = len(subject.frame)
+    n = len(audit_input.frame)
     rows = [{"column": name, "reveals": leak.reveals, "in_manifest": is_used} for name, leak, is_used in leaks]
     return Finding(
         severity=Severity.WARNING if leaks_in_manifest else Severity.NOTE,
@@ -83,35 +83,35 @@ def da060_label_leaking_columns(subject: Subject) -> Outcome:
         sentence=sentence,
         rows=pd.DataFrame(rows),
         kind="table",
-        per_class=images_per_class(subject, np.arange(n)),
+        per_class=images_per_class(audit_input, np.arange(n)),
         figures={"columns": rows},
     )
 
 
-def da061_licence_forbids(subject: Subject) -> Outcome:
+def da061_licence_forbids(audit_input: AuditInput) -> Outcome:
     """Licences forbid the planned use, or are unknown
 
     Threshold: an image whose licence forbids the planned use, may forbid it, or is not known.
     Severity: warning if forbidden for any image, else note.
     Effect: None on the figure; but a result that rests on these images may not be used as planned.
     """
-    texts = subject.frame["licence"]
+    texts = audit_input.frame["licence"]
     licences_by_text = {str(text): read_licences(str(text)) for text in texts.unique()}
     verdicts = texts.map(
-        {text: strictest(licences, subject.use) for text, licences in licences_by_text.items()}
+        {text: strictest(licences, audit_input.use) for text, licences in licences_by_text.items()}
     ).to_numpy()
     is_questionable = verdicts != "allowed"
     if not is_questionable.any():
         return None
     rows = np.flatnonzero(is_questionable)
     rows = rows[np.lexsort((rows, verdicts[rows] != "forbidden"))]
-    table = image_table(subject, rows).assign(licence=texts.to_numpy()[rows], verdict=verdicts[rows])
-    counts = _licence_counts(texts, licences_by_text, subject)
+    table = image_table(audit_input, rows).assign(licence=texts.to_numpy()[rows], verdict=verdicts[rows])
+    counts = _licence_counts(texts, licences_by_text, audit_input)
     forbidden = bool((verdicts == "forbidden").any())
     return Finding(
         severity=Severity.WARNING if forbidden else Severity.NOTE, n=len(rows),
-        sentence=_licence_sentence(subject, counts), rows=table, per_class=images_per_class(subject, rows),
-        figures={"use": subject.use, "licences": counts},
+        sentence=_licence_sentence(audit_input, counts), rows=table, per_class=images_per_class(audit_input, rows),
+        figures={"use": audit_input.use, "licences": counts},
     )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def _find_leaking_column(name: str) -> LeakingColumn | None:
 
 
 def _licence_counts(
-    texts: "pd.Series[str]", licences_by_text: Mapping[str, Sequence[Licence]], subject: Subject
+    texts: "pd.Series[str]", licences_by_text: Mapping[str, Sequence[Licence]], audit_input: AuditInput
 ) -> list[dict[str, Any]]:
     """Return licences, images, verdict and conditions, the forbidden ones first."""
     name_by_text = {
@@ -142,7 +142,7 @@ def _licence_counts(
         conditions = dict.fromkeys(
             clause for licence in licences for clause in licence.condition.split("; ") if clause
         )
-        verdicts[name_by_text[text]] = (strictest(licences, subject.use), "; ".join(conditions))
+        verdicts[name_by_text[text]] = (strictest(licences, audit_input.use), "; ".join(conditions))
     counts = texts.map(name_by_text).value_counts()
     rows = [
         {"licence": name, "images": int(counts[name]), "verdict": use_verdict, "condition": condition}
@@ -152,7 +152,7 @@ def _licence_counts(
     return sorted(rows, key=lambda row: (order.index(row["verdict"]), -row["images"]))
 
 
-def _licence_sentence(subject: Subject, counts: Sequence[Mapping[str, Any]]) -> str:
+def _licence_sentence(audit_input: AuditInput, counts: Sequence[Mapping[str, Any]]) -> str:
     licence_texts = []
     for row in counts:
         has_several = " or " in row["licence"]
@@ -163,4 +163,4 @@ def _licence_sentence(subject: Subject, counts: Sequence[Mapping[str, Any]]) -> 
         }
         name = "no known licence" if row["licence"] == "unknown" else row["licence"]
         licence_texts.append(f"{name} on {plural(row['images'], 'image')} ({verdict_texts[row['verdict']]})")
-    return f"Planned use, {subject.use}: {join_words(licence_texts)}."
+    return f"Planned use, {audit_input.use}: {join_words(licence_texts)}."

@@ -7,11 +7,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.audit.checks.finding import (
+    AuditInput,
     Finding,
     NotApplicable,
     Outcome,
     Severity,
-    Subject,
     image_table,
     images_per_class,
 )
@@ -43,14 +43,14 @@ CONTRADICTED_FRACTION = 0.5
 NAMED = 4
 
 
-def da030_small_classes(subject: Subject) -> Outcome:
+def da030_small_classes(audit_input: AuditInput) -> Outcome:
     """Small classes
 
     Threshold: a class with fewer than 100 images, or with 1 to 29 test images.
     Severity: note.
     Effect: The recall and precision of these classes are guesses, and so is every figure averaged over classes.
     """
-    table = _class_table(subject)
+    table = _class_table(audit_input)
     too_few = table["images"] < SMALL_CLASS_IMAGES
     too_few_tested = table["test"].between(1, MIN_CLASS_TEST_IMAGES - 1) if "test" in table else too_few & False
     small_classes = table[too_few | too_few_tested]
@@ -66,24 +66,24 @@ def da030_small_classes(subject: Subject) -> Outcome:
         f"fewer than {MIN_CLASS_TEST_IMAGES} to be tested "
         f"with: {join_words(class_texts)}."
     )
-    in_small_class = subject.frame["label"].isin(small_classes["label"]).to_numpy()
+    in_small_class = audit_input.frame["label"].isin(small_classes["label"]).to_numpy()
     return Finding(
         severity=Severity.NOTE, n=int(in_small_class.sum()), sentence=sentence, rows=table, kind="table",
-        per_class=images_per_class(subject, in_small_class), figures={"classes": small_classes.to_dict("records")},
+        per_class=images_per_class(audit_input, in_small_class), figures={"classes": small_classes.to_dict("records")},
     )  # fmt: skip
 
 
-def da031_class_missing_in_split(subject: Subject) -> Outcome:
+def da031_class_missing_in_split(audit_input: AuditInput) -> Outcome:
     """A side lacks a class
 
     Threshold: a class of the data set without an image on a side of the split.
     Severity: note.
     Effect: Without training images every test image of the class is wrong; without test images it has no recall.
     """
-    if not subject.has_split:
+    if not audit_input.has_split:
         return NotApplicable("no split")
-    table = _class_table(subject)
-    split_names = _split_names(subject)
+    table = _class_table(audit_input)
+    split_names = _split_names(audit_input)
     missing_by_split = {
         split_name: [str(name) for name in table.loc[table[split_name] == 0, "label"]]
         for split_name in split_names
@@ -92,16 +92,16 @@ def da031_class_missing_in_split(subject: Subject) -> Outcome:
     if not missing_by_split:
         return None
     missing_classes = {name for names in missing_by_split.values() for name in names}
-    in_missing_class = subject.frame["label"].isin(missing_classes).to_numpy()
+    in_missing_class = audit_input.frame["label"].isin(missing_classes).to_numpy()
     gap_texts = [f"{split_name} has no {join_words(names)}" for split_name, names in missing_by_split.items()]
     sentence = f"{join_words(gap_texts)}."
     return Finding(
         severity=Severity.NOTE, n=int(in_missing_class.sum()), sentence=sentence, rows=table, kind="table",
-        per_class=images_per_class(subject, in_missing_class), figures={"missing_classes": missing_by_split},
+        per_class=images_per_class(audit_input, in_missing_class), figures={"missing_classes": missing_by_split},
     )  # fmt: skip
 
 
-def da032_test_too_small(subject: Subject) -> Outcome:
+def da032_test_too_small(audit_input: AuditInput) -> Outcome:
     """The test images cannot carry a conclusion
 
     Threshold: half width of the 95 % interval above 0.05 for an accuracy of 0.8 or above 0.10 for a sensitivity of
@@ -110,10 +110,10 @@ def da032_test_too_small(subject: Subject) -> Outcome:
     Severity: note.
     Effect: Two published accuracies that differ by less than that on this test set are not shown to differ.
     """
-    is_test = _is_test(subject)
+    is_test = _is_test(audit_input)
     if not is_test.any():
         return NotApplicable("no test side")
-    precision = test_set_precision(subject, is_test)
+    precision = test_set_precision(audit_input, is_test)
     sensitivity = precision["sensitivity"]
     detectable_difference = precision["detectable_differences"][0]["difference"]
     is_wide = precision["accuracy"]["half_width"] > WIDE_ACCURACY or (
@@ -127,12 +127,12 @@ def da032_test_too_small(subject: Subject) -> Outcome:
         sentence=_precision_text(precision),
         rows=_precision_rows(precision),
         kind="table",
-        per_class=images_per_class(subject, is_test),
+        per_class=images_per_class(audit_input, is_test),
         figures=precision,
     )
 
 
-def da033_class_contradicted(subject: Subject) -> Outcome:
+def da033_class_contradicted(audit_input: AuditInput) -> Outcome:
     """Most test images of a class carry another label elsewhere
 
     Threshold: at least half of the test images of a class (of all its images, without a test side) have an exact or
@@ -140,14 +140,14 @@ def da033_class_contradicted(subject: Subject) -> Outcome:
     Severity: error.
     Effect: No model can be right on these images and on their copies: recall of the class means nothing.
     """
-    is_test = _is_test(subject)
+    is_test = _is_test(audit_input)
     images_text = "test images" if is_test.any() else "images"
-    in_scope = is_test if is_test.any() else np.ones(len(subject.frame), dtype=bool)
-    nearest_duplicate, distance = _nearest_contradictions(subject)
-    label = subject.frame["label"].to_numpy()
+    in_scope = is_test if is_test.any() else np.ones(len(audit_input.frame), dtype=bool)
+    nearest_duplicate, distance = _nearest_contradictions(audit_input)
+    label = audit_input.frame["label"].to_numpy()
     contradicted_counts = {
         name: (int((in_class & (nearest_duplicate >= 0)).sum()), int(in_class.sum()))
-        for name, in_class in ((name, in_scope & (label == name)) for name in subject.dataset.class_names)
+        for name, in_class in ((name, in_scope & (label == name)) for name in audit_input.dataset.class_names)
     }
     contradicted_classes = {
         name: pair
@@ -159,7 +159,7 @@ def da033_class_contradicted(subject: Subject) -> Outcome:
     rows = np.flatnonzero(in_scope & (nearest_duplicate >= 0) & np.isin(label, list(contradicted_classes)))
     rows = rows[np.lexsort((rows, distance[rows], label[rows]))]
     duplicate_columns = {
-        f"duplicate_{name}": subject.frame[name].to_numpy()[nearest_duplicate[rows]]
+        f"duplicate_{name}": audit_input.frame[name].to_numpy()[nearest_duplicate[rows]]
         for name in ("image_id", "path", "label", "split")
     }
     class_texts = [
@@ -171,8 +171,8 @@ def da033_class_contradicted(subject: Subject) -> Outcome:
         severity=Severity.ERROR,
         n=len(rows),
         sentence=sentence[0].upper() + sentence[1:],
-        rows=image_table(subject, rows).assign(**duplicate_columns, distance=distance[rows]),
-        per_class=images_per_class(subject, rows),
+        rows=image_table(audit_input, rows).assign(**duplicate_columns, distance=distance[rows]),
+        per_class=images_per_class(audit_input, rows),
         figures={name: proportion_json(*pair) for name, pair in contradicted_counts.items()},
     )
 
@@ -180,10 +180,10 @@ def da033_class_contradicted(subject: Subject) -> Outcome:
 # Precision of a test set
 
 
-def test_set_precision(subject: Subject, is_test: Bools) -> dict[str, Any]:
+def test_set_precision(audit_input: AuditInput, is_test: Bools) -> dict[str, Any]:
     """Return the precision of the test images: widths at `ASSUMED_RATE`, and least detectable differences."""
-    group_ids = subject.group_ids[is_test]
-    is_malignant = subject.frame["label"].isin(subject.dataset.malignant_classes).to_numpy()[is_test]
+    group_ids = audit_input.group_ids[is_test]
+    is_malignant = audit_input.frame["label"].isin(audit_input.dataset.malignant_classes).to_numpy()[is_test]
     n = max(1, int(effective_sample_size(group_ids)))
     return {
         "images": int(is_test.sum()),
@@ -252,39 +252,43 @@ def _precision_rows(precision: dict[str, Any]) -> pd.DataFrame:
 # Splits and classes
 
 
-def _split_names(subject: Subject) -> list[str]:
+def _split_names(audit_input: AuditInput) -> list[str]:
     """Return the splits in use: train, validation, test, or the folds by number."""
-    split_names = [split_name for split_name in subject.frame["split"].unique() if split_name]
+    split_names = [split_name for split_name in audit_input.frame["split"].unique() if split_name]
     order = {"train": 0, "validation": 1, "test": 2}
     return sorted(split_names, key=lambda split_name: (order.get(split_name, 3), len(split_name), split_name))
 
 
-def _is_test(subject: Subject) -> Bools:
+def _is_test(audit_input: AuditInput) -> Bools:
     """Return (N,) flags of the test images; with k folds, of every image in a fold."""
-    split_names = subject.frame["split"]
+    split_names = audit_input.frame["split"]
     return ((split_names == "test") | split_names.str.startswith("fold")).to_numpy(dtype=bool)
 
 
-def _class_table(subject: Subject) -> pd.DataFrame:
+def _class_table(audit_input: AuditInput) -> pd.DataFrame:
     """Return label, images, groups and one column per split."""
     frame = pd.DataFrame(
-        {"label": subject.frame["label"], "split": subject.frame["split"], "group_id": subject.group_ids}
+        {
+            "label": audit_input.frame["label"],
+            "split": audit_input.frame["split"],
+            "group_id": audit_input.group_ids,
+        }
     )
     by_label = frame.groupby("label")
-    names = list(subject.dataset.class_names)
+    names = list(audit_input.dataset.class_names)
     table = pd.DataFrame({"images": by_label.size(), "groups": by_label["group_id"].nunique()})
     counts = pd.crosstab(frame["label"], frame["split"])
-    for split_name in _split_names(subject):
+    for split_name in _split_names(audit_input):
         table[split_name] = counts[split_name]
     return table.reindex(names, fill_value=0).rename_axis("label").reset_index()
 
 
-def _nearest_contradictions(subject: Subject) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _nearest_contradictions(audit_input: AuditInput) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return (N,) row of the nearest duplicate under another label (-1 = none), and (N,) its distance."""
-    n = len(subject.frame)
+    n = len(audit_input.frame)
     nearest_duplicate, distance = np.full(n, -1, dtype=np.int64), np.full(n, np.nan)
-    label = subject.frame["label"].to_numpy()
-    pairs = subject.pairs.sort_values("distance", ascending=False, kind="stable")
+    label = audit_input.frame["label"].to_numpy()
+    pairs = audit_input.pairs.sort_values("distance", ascending=False, kind="stable")
     a, b = pairs["a"].to_numpy(dtype=np.int64), pairs["b"].to_numpy(dtype=np.int64)
     labels_differ = label[a] != label[b]
     distances = pairs["distance"].to_numpy(dtype=np.float64)[labels_differ]

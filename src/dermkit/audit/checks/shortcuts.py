@@ -9,11 +9,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.audit.checks.finding import (
+    AuditInput,
     Finding,
     NotApplicable,
     Outcome,
     Severity,
-    Subject,
     image_table,
     images_per_class,
 )
@@ -46,51 +46,53 @@ METHOD = (
 )
 
 
-def da040_file_size(subject: Subject) -> Outcome:
+def da040_file_size(audit_input: AuditInput) -> Outcome:
     """File size tells the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: note; warning from a lower bound of 0.80, since fine structure of a lesion also makes a file larger.
     Effect: A model may have learned how the pictures were saved, and its accuracy would not hold for other pictures.
     """
-    return _shortcut_finding(subject, _measured_columns(subject, "bytes"), "File size alone tells", expected=True)
+    return _shortcut_finding(
+        audit_input, _measured_columns(audit_input, "bytes"), "File size alone tells", expected=True
+    )
 
 
-def da041_dimensions(subject: Subject) -> Outcome:
+def da041_dimensions(audit_input: AuditInput) -> Outcome:
     """Width and height tell the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: warning.
     Effect: The classes come from different sources; resizing leaves traces that a model learns instead of the lesion.
     """
-    width, height = (subject.frame[name].astype(float) for name in ("width", "height"))
+    width, height = (audit_input.frame[name].astype(float) for name in ("width", "height"))
     columns = pd.DataFrame({"width": width, "height": height, "aspect": width / height})
-    return _shortcut_finding(subject, columns, "The size in pixels alone tells", expected=False)
+    return _shortcut_finding(audit_input, columns, "The size in pixels alone tells", expected=False)
 
 
-def da042_jpeg_tables(subject: Subject) -> Outcome:
+def da042_jpeg_tables(audit_input: AuditInput) -> Outcome:
     """File format and JPEG tables tell the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: warning.
     Effect: The classes were saved by different programs; a model can tell these apart, and its accuracy shows that.
     """
-    columns = _measured_columns(subject, "format", "jpeg_tables", "jpeg_quality")
-    return _shortcut_finding(subject, columns, "File format and JPEG tables alone tell", expected=False)
+    columns = _measured_columns(audit_input, "format", "jpeg_tables", "jpeg_quality")
+    return _shortcut_finding(audit_input, columns, "File format and JPEG tables alone tell", expected=False)
 
 
-def da043_border_colour(subject: Subject) -> Outcome:
+def da043_border_colour(audit_input: AuditInput) -> Outcome:
     """The colour of the border tells the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: note; warning from a lower bound of 0.80, since skin and large lesions reach the border.
     Effect: An accuracy near that of this rule shows no knowledge of lesions: skin, light or a dark rim suffice for it.
     """
-    columns = _measured_columns(subject, "border_r", "border_g", "border_b", "border_spread")
-    return _shortcut_finding(subject, columns, "The colour of the border alone tells", expected=True)
+    columns = _measured_columns(audit_input, "border_r", "border_g", "border_b", "border_spread")
+    return _shortcut_finding(audit_input, columns, "The colour of the border alone tells", expected=True)
 
 
-def da044_mean_colour(subject: Subject) -> Outcome:
+def da044_mean_colour(audit_input: AuditInput) -> Outcome:
     """The mean colour tells the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
@@ -98,35 +100,38 @@ def da044_mean_colour(subject: Subject) -> Outcome:
     Effect: An accuracy near that of this rule shows no knowledge of lesions: the tint of the picture suffices for it.
     """
     return _shortcut_finding(
-        subject, _measured_columns(subject, "mean_r", "mean_g", "mean_b"), "Mean colour alone tells", expected=True
+        audit_input,
+        _measured_columns(audit_input, "mean_r", "mean_g", "mean_b"),
+        "Mean colour alone tells",
+        expected=True,
     )
 
 
-def da045_source(subject: Subject) -> Outcome:
+def da045_source(audit_input: AuditInput) -> Outcome:
     """Source, licence and attribution tell the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: warning.
     Effect: A class comes from another archive than its opposite: accuracy then says how well archives are told apart.
     """
-    columns = _manifest_columns(subject, ORIGIN_COLUMNS)
+    columns = _manifest_columns(audit_input, ORIGIN_COLUMNS)
     column_names = join_words([str(name) for name in columns]) if isinstance(columns, pd.DataFrame) else ""
     return _shortcut_finding(
-        subject,
+        audit_input,
         columns,
         f"{column_names.capitalize()} alone tell{'' if ' and ' in column_names else 's'}",
         expected=False,
     )
 
 
-def da046_metadata(subject: Subject) -> Outcome:
+def da046_metadata(audit_input: AuditInput) -> Outcome:
     """Age, sex, site and skin type, or their absence, tell the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: note from their values, warning from a lower bound of 0.80; warning if which are missing tells it.
     Effect: A model that is given metadata can reach this without a picture; missing fields tell the source apart.
     """
-    columns = _manifest_columns(subject, _METADATA_COLUMNS)
+    columns = _manifest_columns(audit_input, _METADATA_COLUMNS)
     if isinstance(columns, NotApplicable):
         return columns
     typed_columns = (
@@ -134,41 +139,45 @@ def da046_metadata(subject: Subject) -> Outcome:
     )
     missing_flags = pd.DataFrame({f"{name}_missing": (columns[name] == "").astype(float) for name in columns})
     value_finding = _shortcut_finding(
-        subject,
+        audit_input,
         typed_columns,
         f"Metadata ({join_words([str(name) for name in columns])}) alone tells",
         expected=True,
     )
-    gap_finding = _shortcut_finding(subject, missing_flags, "The gaps in the metadata alone tell", expected=False)
+    gap_finding = _shortcut_finding(
+        audit_input, missing_flags, "The gaps in the metadata alone tell", expected=False
+    )
     if isinstance(value_finding, Finding) and isinstance(gap_finding, Finding):
         return _merge_findings(gap_finding, value_finding)
     return gap_finding if isinstance(gap_finding, Finding) else value_finding
 
 
-def da047_artefacts_combined(subject: Subject) -> Outcome:
+def da047_artefacts_combined(audit_input: AuditInput) -> Outcome:
     """Artefact scores together tell the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: note; warning from a lower bound of 0.80, since streaks and dark lesions resemble some artefacts.
     Effect: A model can use hair, rulers, ink and dark corners in place of the lesion; clean pictures will be misread.
     """
-    columns = _measured_columns(subject, *ARTEFACT_COLUMNS)
+    columns = _measured_columns(audit_input, *ARTEFACT_COLUMNS)
     return _shortcut_finding(
-        subject, columns, "Artefacts (hair, ruler, ink, dark corners) alone tell", expected=True
+        audit_input, columns, "Artefacts (hair, ruler, ink, dark corners) alone tell", expected=True
     )
 
 
-def _measured_columns(subject: Subject, *names: str) -> pd.DataFrame | NotApplicable:
+def _measured_columns(audit_input: AuditInput, *names: str) -> pd.DataFrame | NotApplicable:
     """Return those columns of the measures that have a known value."""
-    available = [name for name in names if name in subject.measures and _any_known(subject.measures[name])]
-    return subject.measures[available] if available else NotApplicable(f"not measured: {join_words(names)}")
+    available = [name for name in names if name in audit_input.measures and _any_known(audit_input.measures[name])]
+    return audit_input.measures[available] if available else NotApplicable(f"not measured: {join_words(names)}")
 
 
-def _manifest_columns(subject: Subject, names: tuple[str, ...]) -> pd.DataFrame | NotApplicable:
+def _manifest_columns(audit_input: AuditInput, names: tuple[str, ...]) -> pd.DataFrame | NotApplicable:
     """Return those columns of the manifest that have a known value."""
-    available = [name for name in names if (subject.frame[name] != "").any()]
+    available = [name for name in names if (audit_input.frame[name] != "").any()]
     return (
-        subject.frame[available] if available else NotApplicable(f"the manifest does not know {join_words(names)}")
+        audit_input.frame[available]
+        if available
+        else NotApplicable(f"the manifest does not know {join_words(names)}")
     )
 
 
@@ -177,12 +186,12 @@ def _any_known(values: "pd.Series[Any]") -> bool:
 
 
 def _shortcut_finding(
-    subject: Subject, columns: pd.DataFrame | NotApplicable, sentence_start: str, *, expected: bool
+    audit_input: AuditInput, columns: pd.DataFrame | NotApplicable, sentence_start: str, *, expected: bool
 ) -> Outcome:
     """Return the finding of one signal. expected: the lesion itself may explain it, so a weak one is only a note."""
     if isinstance(columns, NotApplicable):
         return columns
-    predictability = class_predictability(subject, columns)
+    predictability = class_predictability(audit_input, columns)
     if not predictability.classes:
         return NotApplicable(
             f"no class and its rest both have {MIN_IMAGES} images in {MIN_CLASS_GROUPS} groups of which this is known"
@@ -192,18 +201,18 @@ def _shortcut_finding(
     ]
     if not predictable_classes:
         return None
-    rows = _image_rows(subject, columns, predictable_classes)
+    rows = _image_rows(audit_input, columns, predictable_classes)
     return Finding(
         severity=Severity.NOTE
         if expected and predictable_classes[0].lower_bound <= STRONG_AUROC
         else Severity.WARNING,
         n=len(rows),
         sentence=_sentence(
-            sentence_start, predictable_classes, predictability, columns, has_groups=is_grouped(subject)
+            sentence_start, predictable_classes, predictability, columns, has_groups=is_grouped(audit_input)
         ),
         rows=rows,
         per_class=images_per_class(
-            subject, np.concatenate([class_result.rows for class_result in predictable_classes])
+            audit_input, np.concatenate([class_result.rows for class_result in predictable_classes])
         ),
         figures={
             "classes": [
@@ -218,13 +227,13 @@ def _shortcut_finding(
 
 
 def _image_rows(
-    subject: Subject, columns: pd.DataFrame, predictable_classes: Sequence[ClassPredictability]
+    audit_input: AuditInput, columns: pd.DataFrame, predictable_classes: Sequence[ClassPredictability]
 ) -> pd.DataFrame:
     """Return the images of the predictable classes, the best predicted first."""
     rows = np.concatenate([class_result.rows for class_result in predictable_classes])
     placement_values = np.concatenate([class_result.placement_values for class_result in predictable_classes])
     order = np.lexsort((rows, -np.nan_to_num(placement_values, nan=-1.0)))
-    table = image_table(subject, rows[order]).assign(placement_value=placement_values[order].round(4))
+    table = image_table(audit_input, rows[order]).assign(placement_value=placement_values[order].round(4))
     signal_columns = columns.iloc[rows[order]].reset_index(drop=True)
     return table.join(signal_columns.rename(columns=lambda name: f"feature_{name}"))
 

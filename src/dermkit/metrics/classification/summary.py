@@ -3,8 +3,8 @@
 One-vs-rest metrics are columns of one array: 0 to K - 1 the classes, K the malignant classes against the rest, so
 that binary and per-class metrics share their code.
 
-`NAME_macro` is the mean over all classes and undefined as soon as one class is; `NAME_macro_present` is the mean
-over the classes for which the figure is defined and names the others. `balanced_accuracy` is `recall_macro`.
+A name with `_macro` is the mean over all classes and undefined as soon as one class is; with `_macro_present` it is
+the mean over the classes for which the figure is defined and names the others. `balanced_accuracy` is `recall_macro`.
 Without a suffix, precision (ppv), recall (sensitivity), f1, specificity, npv, mcc, auroc and average_precision are
 those of the malignant classes: their summed probability is the score, and an image is called positive if its
 predicted class is malignant. `mcc_multiclass` and `kappa` are of all classes at once.
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from dermkit.metrics.classification import confusion
 from dermkit.metrics.classification.calibration import calibration_slope_intercept
+from dermkit.metrics.classification.resampled_metrics import TOP_K, MetricValues, ResampledMetrics
 from dermkit.metrics.classification.scored_set import ScoredSet
-from dermkit.metrics.classification.vectorised import TOP_K, MetricValues, ResampledMetrics
 from dermkit.metrics.stats import delong, intervals
 from dermkit.metrics.stats.arrays import Bools, Floats
 from dermkit.metrics.stats.bootstrap import BootstrapSamples

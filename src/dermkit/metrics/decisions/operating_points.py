@@ -1,142 +1,141 @@
-"""Evaluation of an operating point: sensitivity, specificity, and PPV, NPV and counts per 1,000 at a stated prevalence.
+"""Thresholds with a guarantee: with the stated confidence, the target rate (say sensitivity 95 %) holds on new images.
 
-The prevalence of a test set was chosen by its authors, so PPV and NPV of its images do not carry over to a clinic.
-They are computed for prevalences that the user states, with intervals derived from those of both rates.
+The plain 5 % quantile of the scores of validation positives misses a sensitivity of 95 % on new images about half the
+time. The threshold here is a one-sided tolerance limit from order statistics (Wilks 1941): it assumes no
+distribution, and equals learn-then-test with an exact binomial test. The confidence is over the draw of validation
+images, which must be exchangeable with the new ones.
+
+Shapes: N images.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from dermkit.metrics.classification.scored_set import ScoredSet
-from dermkit.metrics.decisions.thresholds import counts_per_thousand, predictive_values
-from dermkit.metrics.stats import intervals
-from dermkit.metrics.stats.estimate import NO_METHOD, Estimate, caveats, undefined_estimate, with_caveats
+import numpy as np
+from scipy.stats import binom
 
-DEFAULT_PREVALENCES = (0.01, 0.05, 0.2)
-"""Fraction of malignant lesions, from screening to a specialist's clinic: examples, not measurements."""
-
-PREDICTIVE_METHOD = "from the intervals of both rates, at the stated prevalence"
-
-Bounds = tuple[float, float]
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 
 @dataclass(frozen=True)
-class OperatingPointResult:
-    """One threshold evaluated on one split, each rate with its interval."""
+class OperatingPoint:
+    """The rule "score >= threshold is positive", fitted so that a rate reaches its target on new images.
 
+    rate: "sensitivity" or "specificity"; target: the value to guarantee, 0 to 1; confidence: of the guarantee.
+    guaranteed: False if there are too few images; the threshold is then the lowest score (for a specificity: just above
+    the highest). n: independent positives (for a specificity: negatives) that it is fitted on. requested: asked for by
+    one evaluation, and no part of the policy that a model holds.
+    """
+
+    rate: str
+    target: float
     threshold: float
-    sensitivity: Estimate
-    specificity: Estimate
-    per_prevalence: "tuple[AtPrevalence, ...]"
+    confidence: float
+    guaranteed: bool
+    n: int
+    requested: bool = False
+
+    @property
+    def name(self) -> str:
+        """The rate and its target, such as "sensitivity 0.95"."""
+        return f"{self.rate} {self.target:g}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain numbers, as model.json holds them; `requested` is told by the list that it stands in."""
+        return {
+            "name": self.name, "rate": self.rate, "target": self.target, "confidence": self.confidence,
+            "guaranteed": self.guaranteed, "n": self.n, "threshold": self.threshold,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, point_json: Mapping[str, Any], *, requested: bool = False) -> "OperatingPoint":
+        """Return the point that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another object."""
+        return cls(
+            rate=str(point_json["rate"]),
+            target=float(point_json["target"]),
+            threshold=float(point_json["threshold"]),
+            confidence=float(point_json["confidence"]),
+            guaranteed=bool(point_json["guaranteed"]),
+            n=int(point_json["n"]),
+            requested=requested,
+        )
+
+
+def fit_sensitivity_point(
+    score: Floats, is_positive: Bools, groups: Ints, *, target: float, confidence: float = 0.95
+) -> OperatingPoint:
+    """Return the highest threshold whose sensitivity on new images is at least `target`, with that confidence.
+
+    score, is_positive, groups: (N,). A group (lesion or patient) counts with its lowest-scoring positive image, so the
+    guarantee holds for every image of it. Raises `ValueError` without positives, or for a target or confidence not
+    between 0 and 1.
+    """
+    minima = _group_minima(score[is_positive], groups[is_positive])
+    limit, is_guaranteed = _tolerance_limit(minima, target, confidence)
+    return OperatingPoint("sensitivity", target, limit, confidence, is_guaranteed, len(minima))
+
+
+def fit_specificity_point(
+    score: Floats, is_positive: Bools, groups: Ints, *, target: float, confidence: float = 0.95
+) -> OperatingPoint:
+    """Return the lowest threshold whose specificity on new images is at least `target`, with that confidence."""
+    minima = _group_minima(-score[~is_positive], groups[~is_positive])
+    limit, is_guaranteed = _tolerance_limit(minima, target, confidence)
+    threshold = float(np.nextafter(-limit, math.inf))
+    return OperatingPoint("specificity", target, threshold, confidence, is_guaranteed, len(minima))
+
+
+def _group_minima(values: Floats, groups: Ints) -> Floats:
+    group_index = np.unique(groups, return_inverse=True)[1]
+    minima = np.full(int(group_index.max()) + 1 if len(group_index) else 0, np.inf)
+    np.minimum.at(minima, group_index, values)
+    return minima
+
+
+def _tolerance_limit(values: Floats, target: float, confidence: float) -> tuple[float, bool]:
+    """Return the largest order statistic that is a lower tolerance limit and True, or else the minimum and False."""
+    n = len(values)
+    if not n or not 0 < target < 1 or not 0 < confidence < 1:
+        raise ValueError(
+            f"needs images of the label and 0 < target, confidence < 1, not {n}, {target}, {confidence}"
+        )
+    sorted_values = np.sort(values)
+    # At least `target` of new values lie at or above the j-th smallest with confidence P(Bin(n, 1 - target) >= j).
+    j = int(binom.ppf(1 - confidence, n, 1 - target))
+    while j > 0 and binom.sf(j - 1, n, 1 - target) < confidence:
+        j -= 1
+    return float(sorted_values[max(j - 1, 0)]), j >= 1
+
+
+def predictive_values(
+    sensitivity: float, specificity: float, prevalence: float
+) -> tuple[float | None, float | None]:
+    """Return PPV and NPV at a prevalence, all 0 to 1; None where nobody is called positive (negative)."""
+    positive_fraction = sensitivity * prevalence + (1 - specificity) * (1 - prevalence)
+    negative_fraction = (1 - sensitivity) * prevalence + specificity * (1 - prevalence)
+    ppv = sensitivity * prevalence / positive_fraction if positive_fraction > 0 else None
+    npv = specificity * (1 - prevalence) / negative_fraction if negative_fraction > 0 else None
+    return ppv, npv
 
 
 @dataclass(frozen=True)
-class AtPrevalence:
-    """Predictive values at a prevalence, and expected counts per 1,000 people.
+class CountsPerThousand:
+    """Expected outcomes per 1,000 people. number_needed_to_biopsy: people called per true positive, None without."""
 
-    number_needed_to_biopsy: people called positive per true positive, 1 / PPV.
-    """
-
-    prevalence: float
-    ppv: Estimate
-    npv: Estimate
-    true_positives: Estimate
-    false_negatives: Estimate
-    false_positives: Estimate
-    number_needed_to_biopsy: Estimate
+    true_positives: float
+    false_negatives: float
+    false_positives: float
+    true_negatives: float
+    number_needed_to_biopsy: float | None
 
 
-def evaluate_threshold(
-    scored_set: ScoredSet, threshold: float, *, prevalences: tuple[float, ...] = DEFAULT_PREVALENCES
-) -> OperatingPointResult:
-    """Evaluate the rule p_malignant >= threshold; needs malignant and other images."""
-    is_called, is_positive = scored_set.p_malignant >= threshold, scored_set.is_malignant
-    rates = [
-        intervals.proportion_estimate(is_called[is_positive], scored_set.groups[is_positive]),
-        intervals.proportion_estimate(~is_called[~is_positive], scored_set.groups[~is_positive]),
-    ]
-    per_prevalence = tuple(_at_prevalence(prevalence, *rates) for prevalence in prevalences)
-    return OperatingPointResult(threshold, rates[0], rates[1], per_prevalence)
-
-
-def _at_prevalence(prevalence: float, sensitivity: Estimate, specificity: Estimate) -> AtPrevalence:
-    sens, spec = sensitivity.value or 0.0, specificity.value or 0.0
-    n = sensitivity.n + specificity.n
-    ppv, npv = predictive_values(sens, spec, prevalence)
-    counts = counts_per_thousand(sens, spec, prevalence)
-    ppv_bounds, npv_bounds = _predictive_bounds(sensitivity, specificity, prevalence / (1 - prevalence))
-    # If the PPV's lower bound is 0, the number needed to biopsy has no upper bound.
-    nnb_bounds = (1 / ppv_bounds[1], 1 / ppv_bounds[0]) if ppv_bounds and ppv_bounds[0] > 0 else None
+def counts_per_thousand(sensitivity: float, specificity: float, prevalence: float) -> CountsPerThousand:
+    """Return expected counts per 1,000 people of whom `prevalence` have the disease."""
     n_diseased, n_healthy = 1000 * prevalence, 1000 * (1 - prevalence)
-
-    def from_both_rates(value: float | None, bounds: Bounds | None, reason: str) -> Estimate:
-        if value is None:
-            return undefined_estimate(n, reason)
-        return _derived_estimate(value, bounds, n, PREDICTIVE_METHOD, (sensitivity, specificity))
-
-    return AtPrevalence(
-        prevalence=prevalence,
-        ppv=from_both_rates(ppv, ppv_bounds, "nobody is called positive"),
-        npv=from_both_rates(npv, npv_bounds, "nobody is called negative"),
-        true_positives=_count_from_rate(counts.true_positives, sensitivity, n_diseased),
-        false_negatives=_count_from_rate(counts.false_negatives, sensitivity, n_diseased, complement=True),
-        false_positives=_count_from_rate(counts.false_positives, specificity, n_healthy, complement=True),
-        number_needed_to_biopsy=from_both_rates(counts.number_needed_to_biopsy, nnb_bounds, "nothing is found"),
+    true_positives, false_positives = n_diseased * sensitivity, n_healthy * (1 - specificity)
+    number_needed = (true_positives + false_positives) / true_positives if true_positives > 0 else None
+    return CountsPerThousand(
+        true_positives, n_diseased - true_positives, false_positives, n_healthy - false_positives, number_needed
     )
-
-
-def _count_from_rate(value: float, rate: Estimate, n_people: float, *, complement: bool = False) -> Estimate:
-    """Return rate x n_people with its interval, or (1 - rate) x n_people with `complement`."""
-    bounds = None
-    if rate.ci95 is not None:
-        low, high = (1 - rate.ci95[1], 1 - rate.ci95[0]) if complement else rate.ci95
-        bounds = (n_people * low, n_people * high)
-    return _derived_estimate(value, bounds, rate.n, rate.method, (rate,))
-
-
-def _derived_estimate(
-    value: float, bounds: Bounds | None, n: int, method: str, rates: tuple[Estimate, ...]
-) -> Estimate:
-    """Return a value derived from rates, with their caveats, or the reason why one of them has no interval."""
-    if bounds is not None:
-        return with_caveats(
-            Estimate(value, bounds, n, method), [caveat for rate in rates for caveat in caveats(rate.reason)]
-        )
-    reasons = dict.fromkeys(rate.reason for rate in rates if rate.ci95 is None and rate.reason)
-    return Estimate(value, None, n, NO_METHOD, "; ".join(reasons) or "no interval: it has no upper bound")
-
-
-def _predictive_bounds(
-    sensitivity: Estimate, specificity: Estimate, odds: float
-) -> tuple[Bounds, Bounds] | tuple[None, None]:
-    """Return the intervals of PPV and NPV, None if a rate has none; odds: prevalence / (1 - prevalence)."""
-    if sensitivity.ci95 is None or specificity.ci95 is None:
-        return None, None
-    sens, spec = sensitivity.value or 0.0, specificity.value or 0.0
-    (sens_low, sens_high), (spec_low, spec_high) = sensitivity.ci95, specificity.ci95
-    ppv_bounds = _ratio_interval((sens, sens_low, sens_high), (1 - spec, 1 - spec_high, 1 - spec_low), odds)
-    return ppv_bounds, _ratio_interval(
-        (spec, spec_low, spec_high), (1 - sens, 1 - sens_high, 1 - sens_low), 1 / odds
-    )
-
-
-def _ratio_interval(
-    true_rate: tuple[float, float, float], false_rate: tuple[float, float, float], odds: float
-) -> tuple[float, float]:
-    """Return the interval of x / (1 + x), x = odds * true_rate / false_rate (MOVER on the log scale).
-
-    Each rate is (value, low, high), of different images. A rate of 0 leaves one end open: 0 or 1.
-    """
-    (a, a_low, a_high), (b, b_low, b_high) = true_rate, false_rate
-    if a == 0 or b == 0:
-        low = odds * a_low / (odds * a_low + b_high) if a_low > 0 else 0.0
-        high = odds * a_high / (odds * a_high + b_low) if b_low > 0 else 1.0
-        return low, high
-    log_odds = math.log(odds * a / b)
-    lower_distance = math.hypot(math.log(a / a_low), math.log(b_high / b)) if a_low > 0 else math.inf
-    upper_distance = math.hypot(math.log(a_high / a), math.log(b / b_low)) if b_low > 0 else math.inf
-    return _expit(log_odds - lower_distance), _expit(log_odds + upper_distance)
-
-
-def _expit(log_odds: float) -> float:
-    return 0.0 if log_odds == -math.inf else 1 / (1 + math.exp(-log_odds))

@@ -14,15 +14,15 @@ import numpy as np
 
 from dermkit.metrics.classification.probabilistic import log_loss
 from dermkit.metrics.classification.scored_set import ScoredSet
-from dermkit.metrics.decisions import conformal, recalibration, thresholds
-from dermkit.metrics.decisions.operating_points import (
+from dermkit.metrics.decisions import conformal, operating_points, recalibration
+from dermkit.metrics.decisions.operating_point_metrics import (
     DEFAULT_PREVALENCES,
     AtPrevalence,
     OperatingPointResult,
     evaluate_threshold,
 )
+from dermkit.metrics.decisions.operating_points import OperatingPoint
 from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
-from dermkit.metrics.decisions.thresholds import OperatingPoint
 from dermkit.metrics.stats import intervals
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 from dermkit.metrics.stats.estimate import Estimate, undefined_estimate
@@ -202,7 +202,9 @@ def _fit_operating_point(calibrated_set: ScoredSet, rate: str, target: float) ->
     class_mask = calibrated_set.is_malignant if rate == "sensitivity" else ~calibrated_set.is_malignant
     if not calibrated_set.has_both_sides or not class_mask.any():
         return None
-    fit_threshold = thresholds.for_sensitivity if rate == "sensitivity" else thresholds.for_specificity
+    fit_threshold = (
+        operating_points.fit_sensitivity_point if rate == "sensitivity" else operating_points.fit_specificity_point
+    )
     return fit_threshold(
         calibrated_set.p_malignant,
         calibrated_set.is_malignant,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RowValues = tuple[object, ...]
 
 
-def score_splits(
+def predict_splits(
     folder: Path,
     dataset: Dataset,
     split_table: pd.DataFrame,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from audit_inputs import make_subject
 from dermkit.audit.split_view import read_audited_split
 from dermkit.errors import DataError
-from made_subjects import make_subject
 
 
 def test_a_split_without_a_validation_side_can_be_audited(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dermkit.errors import DataError
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
-from dermkit.metrics.decisions.operating_points import DEFAULT_PREVALENCES
+from dermkit.metrics.decisions.operating_point_metrics import DEFAULT_PREVALENCES
 from dermkit.metrics.decisions.policy import (
     DecisionPolicy,
     apply_calibration,

@@ -10,7 +10,7 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from dermkit.metrics.classification.probabilistic import log_loss
-from dermkit.metrics.decisions import conformal, recalibration, thresholds
+from dermkit.metrics.decisions import conformal, operating_points, recalibration
 from dermkit.metrics.stats.arrays import Floats, Ints
 
 
@@ -93,7 +93,7 @@ def test_the_threshold_misses_its_wish_no_more_often_than_stated(n: int, wish: f
     generator, missed, plain = np.random.default_rng(1), 0, 0
     for _ in range(2000):
         score = generator.normal(0, 1, n)
-        found = thresholds.for_sensitivity(score, np.ones(n, dtype=bool), np.arange(n), target=wish)
+        found = operating_points.fit_sensitivity_point(score, np.ones(n, dtype=bool), np.arange(n), target=wish)
         assert found.guaranteed
         missed += stats.norm.sf(found.threshold) < wish
         plain += stats.norm.sf(np.quantile(score, 1 - wish, method="lower")) < wish
@@ -105,7 +105,9 @@ def test_the_promise_of_specificity_is_kept_too() -> None:
     generator, missed = np.random.default_rng(2), 0
     for _ in range(1000):
         score = generator.normal(0, 1, 150)
-        found = thresholds.for_specificity(score, np.zeros(150, dtype=bool), np.arange(150), target=0.9)
+        found = operating_points.fit_specificity_point(
+            score, np.zeros(150, dtype=bool), np.arange(150), target=0.9
+        )
         missed += stats.norm.cdf(found.threshold) < 0.9
         assert (score < found.threshold).mean() >= 0.9
     assert missed / 1000 <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 1000)
@@ -115,8 +117,8 @@ def test_units_stand_once_and_with_their_least_sure_image() -> None:
     generator = np.random.default_rng(3)
     score = generator.random(300)
     units = np.repeat(np.arange(100), 3)
-    found = thresholds.for_sensitivity(score, np.ones(300, dtype=bool), units, target=0.9)
-    alone = thresholds.for_sensitivity(
+    found = operating_points.fit_sensitivity_point(score, np.ones(300, dtype=bool), units, target=0.9)
+    alone = operating_points.fit_sensitivity_point(
         score.reshape(100, 3).min(axis=1), np.ones(100, dtype=bool), np.arange(100), target=0.9
     )
     assert (found.threshold, found.n) == (alone.threshold, 100)
@@ -125,26 +127,26 @@ def test_units_stand_once_and_with_their_least_sure_image() -> None:
 def test_too_few_images_promise_nothing_and_say_so() -> None:
     # 59 are the fewest for a target of 95 % with 95 % confidence: 0.95 ** 59 < 0.05 < 0.95 ** 58.
     score = np.linspace(0.1, 0.9, 58)
-    found = thresholds.for_sensitivity(score, np.ones(58, dtype=bool), np.arange(58), target=0.95)
+    found = operating_points.fit_sensitivity_point(score, np.ones(58, dtype=bool), np.arange(58), target=0.95)
     assert (found.guaranteed, found.threshold) == (False, 0.1)
-    assert thresholds.for_sensitivity(
+    assert operating_points.fit_sensitivity_point(
         np.append(score, 0.95), np.ones(59, dtype=bool), np.arange(59), target=0.95
     ).guaranteed
     with pytest.raises(ValueError, match="images of the label"):
-        thresholds.for_sensitivity(score, np.zeros(58, dtype=bool), np.arange(58), target=0.95)
+        operating_points.fit_sensitivity_point(score, np.zeros(58, dtype=bool), np.arange(58), target=0.95)
 
 
 def test_a_thousand_people() -> None:
-    ppv, npv = thresholds.predictive_values(0.9, 0.8, 0.05)
-    people = thresholds.counts_per_thousand(0.9, 0.8, 0.05)
+    ppv, npv = operating_points.predictive_values(0.9, 0.8, 0.05)
+    people = operating_points.counts_per_thousand(0.9, 0.8, 0.05)
     counts = [people.true_positives, people.false_negatives, people.false_positives, people.true_negatives]
     assert counts == pytest.approx([45, 5, 190, 760])
     assert ppv == pytest.approx(45 / 235)
     assert npv == pytest.approx(760 / 765)
     assert people.number_needed_to_biopsy == pytest.approx(235 / 45)
-    assert thresholds.predictive_values(0.0, 1.0, 0.05)[0] is None
-    assert thresholds.predictive_values(1.0, 0.0, 0.05)[1] is None
-    assert thresholds.counts_per_thousand(0.0, 1.0, 0.05).number_needed_to_biopsy is None
+    assert operating_points.predictive_values(0.0, 1.0, 0.05)[0] is None
+    assert operating_points.predictive_values(1.0, 0.0, 0.05)[1] is None
+    assert operating_points.counts_per_thousand(0.0, 1.0, 0.05).number_needed_to_biopsy is None
 
 
 # Calibration ------------------------------------------------------------------------------------------------------

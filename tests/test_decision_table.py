@@ -36,7 +36,7 @@ from dermkit.prediction.run import PredictOutcome, predict
 from dermkit.progress import Progress
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.predictions import read_predictions, to_scored_set
-from test_applied import settled
+from test_active_policy import settled
 
 SIDES: tuple[tuple[str, Malignancy], ...] = (
     ("naevus", "benign"), ("melanoma", "malignant"), ("malignant", "malignant"),

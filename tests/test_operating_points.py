@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dermkit.metrics.classification.scored_set import ScoredSet
-from dermkit.metrics.decisions.operating_points import OperatingPointResult, evaluate_threshold
-from dermkit.metrics.decisions.thresholds import predictive_values
+from dermkit.metrics.decisions.operating_point_metrics import OperatingPointResult, evaluate_threshold
+from dermkit.metrics.decisions.operating_points import predictive_values
 from dermkit.metrics.stats.estimate import UNRELIABLE_PREFIX
 from dermkit.metrics.stats.intervals import ONE_GROUP_REASON, proportion_interval
 

@@ -32,7 +32,7 @@ TOP_K = (2, 3)
 MAX_EXACT_IMAGES = 20_000
 """Up to so many images resampled rankings use every score; above, scores are binned to save time and memory."""
 
-SCORE_GROUPS = 2048
+N_SCORE_BINS = 2048
 """Bins of about equal size for scores of more than MAX_EXACT_IMAGES images."""
 
 
@@ -101,15 +101,13 @@ class _ScoreHistogram:
     n_steps: int
 
     @classmethod
-    def from_scores(
-        cls, score: Floats, is_positive: Bools, groups: Ints, *, use_groups: bool
-    ) -> "_ScoreHistogram":
-        """Count at every distinct score, or with `use_groups` in at most `SCORE_GROUPS` bins of about equal size."""
+    def from_scores(cls, score: Floats, is_positive: Bools, groups: Ints, *, use_bins: bool) -> "_ScoreHistogram":
+        """Count at every distinct score, or with `use_bins` in at most `N_SCORE_BINS` bins of about equal size."""
         step_of_image = np.unique(-score, return_inverse=True)[1]
         n_steps = int(step_of_image.max()) + 1
-        if use_groups and n_steps > SCORE_GROUPS:
+        if use_bins and n_steps > N_SCORE_BINS:
             last_ranks = np.cumsum(np.bincount(step_of_image, minlength=n_steps)) - 1
-            step_of_image, n_steps = (last_ranks * SCORE_GROUPS // len(score))[step_of_image], SCORE_GROUPS
+            step_of_image, n_steps = (last_ranks * N_SCORE_BINS // len(score))[step_of_image], N_SCORE_BINS
         columns = np.where(is_positive, step_of_image, step_of_image + n_steps)
         shape = (int(groups.max()) + 1, 2 * n_steps)
         return cls(csr_matrix((np.ones(len(score)), (groups, columns)), shape=shape), n_steps)
@@ -134,11 +132,9 @@ class ResampledMetrics:
         self.scored_set = scored_set
         self._columns_of, self._group_sums = _per_group_sums(scored_set)
         views = self._score_views() if with_ranking else []
-        fine_histograms = [
-            _ScoreHistogram.from_scores(*view, scored_set.groups, use_groups=False) for view in views
-        ]
+        fine_histograms = [_ScoreHistogram.from_scores(*view, scored_set.groups, use_bins=False) for view in views]
         self._coarse_histograms = [
-            _ScoreHistogram.from_scores(*view, scored_set.groups, use_groups=True) for view in views
+            _ScoreHistogram.from_scores(*view, scored_set.groups, use_bins=True) for view in views
         ]
         self._fine_histograms = fine_histograms if len(scored_set.y_true) <= MAX_EXACT_IMAGES else []
         self.point_estimates = self._sample_metrics(fine_histograms)
@@ -167,7 +163,7 @@ class ResampledMetrics:
         """
         histograms = self._fine_histograms or self._coarse_histograms
         metrics = self._weighted_metrics(weights, histograms)
-        return metrics if self._fine_histograms or not histograms else self._correct_grouping(metrics)
+        return metrics if self._fine_histograms or not histograms else self._correct_binning(metrics)
 
     def leave_one_group_out(self, group_indices: Ints) -> MetricValues:
         """Return all metrics without one group at a time, (len(group_indices), ...): the jackknife of BCa intervals."""
@@ -184,7 +180,7 @@ class ResampledMetrics:
         """The metrics of the sample itself with binned scores."""
         return self._sample_metrics(self._coarse_histograms)
 
-    def _correct_grouping(self, metrics: MetricValues) -> MetricValues:
+    def _correct_binning(self, metrics: MetricValues) -> MetricValues:
         for metric in RANK_METRICS:
             metrics.one_vs_rest[metric][...] += (
                 self.point_estimates.one_vs_rest[metric] - self._coarse_estimates.one_vs_rest[metric]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermkit.audit.checks.finding import PlannedUse, Subject
+from dermkit.audit.checks.finding import AuditInput, PlannedUse
 from dermkit.data.groups import id_groups
 from dermkit.data.manifest import MANIFEST_COLUMNS, Dataset, LesionClass, Malignancy
 
@@ -24,8 +24,8 @@ def make_subject(
     classes: Sequence[str] = (),
     use: PlannedUse = "research",
     notes: Mapping[str, Any] | None = None,
-) -> Subject:
-    """Return a subject of len(label) images named 0000, 0001, ...; every column that is not given is unknown.
+) -> AuditInput:
+    """Return an audit input of len(label) images named 0000, 0001, ...; every column that is not given is unknown.
 
     mel and bcc are malignant, akiec is indeterminate, any other class is benign.
     """
@@ -45,7 +45,7 @@ def make_subject(
     )
     dataset = Dataset(Path("data"), Path("images"), "made", kinds, frame, "folder", dict(notes or {}))
     table = pd.DataFrame(list(pairs), columns=["a", "b", "distance"]).assign(kind="exact")
-    return Subject(
+    return AuditInput(
         dataset=dataset,
         frame=frame.assign(split=list(split) if split is not None else ""),
         measures=pd.DataFrame(dict(measures or {}), index=range(n)),

@@ -14,6 +14,7 @@ from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.metrics.decisions.apply import ActivePolicy, PolicyOutput, select
 from dermkit.metrics.decisions.conformal import ConformalRule
+from dermkit.metrics.decisions.operating_points import OperatingPoint
 from dermkit.metrics.decisions.policy import (
     REFERRAL_COVERAGES,
     DecisionPolicy,
@@ -24,9 +25,8 @@ from dermkit.metrics.decisions.policy import (
     policy_from_dict,
 )
 from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
-from dermkit.metrics.decisions.thresholds import OperatingPoint
 from dermkit.metrics.stats.estimate import Estimate
-from test_decision import split
+from test_policy import split
 
 MALIGNANT = np.array([False, True, True])
 ERROR = Estimate(0.1, (0.05, 0.2), 80, "wilson")
