@@ -80,10 +80,56 @@ RENAMED: Mapping[str, str] = {
     "run.json/kept": "keep",
     "training/kept": "keep", "trained_on": "training_dataset", "split/brought": "foreign", "anchors.csv/who": "readers",
     "tune.json/chosen": "best_recipe", "tune.json/by": "selected_by", "tune.csv/chosen": "is_best",
+    # data sets and audits
+    "made dermoscopy": "synthetic dermoscopy", "accepted_against": "accepted_external", "cleaned": "cleanings",
+    "division": "split_sha256", "clear": "checks_passed", "not_applicable": "checks_not_applicable",
+    "family_wise_rate/of": "meaning", "acceptance_void": "why_acceptance_invalid", "figures/share": "images",
+    "audit.json/of": "total", "audit.json/share": "proportion", "figures/untied": "pairs_not_in_one_group",
+    "figures/between": "label_pairs", "figures/sides": "splits", "under_two_labels": "contradictory_pairs",
+    "figures/since_import": "changed_since_import", "figures/decisions": "decoding_choices",
+    "share_per_class": "fraction_per_class", "figures/lacking": "missing_classes",
+    "audit.json/independent": "effective_n",
+    "audit.json/supposed": "assumed_rate", "least_difference": "detectable_differences",
+    "least_difference/discordant": "discordant_fraction", "least_difference/points": "difference",
+    "classes/against": "reference", "lower_adjusted": "lower_bound", "classes/found": "is_shortcut",
+    "typical/figure": "statistic", "typical/gap": "separation", "typical/share": "fraction",
+    "figures/skipped": "skipped_classes", "present_from_score": "presence_threshold",
+    "against_the_rest": "class_against_rest", "tells": "reveals", "DA070/images": "n_images",
+    "figures/missing": "n_missing", "figures/extra": "n_extra", "audit.json/images_published": "n_published_images",
+    "figures/recognised": "recognised_as", "figures/against": "contradictions", "figures/sets": "contained_sets",
+    "sets/gap": "class_gap", "sets/images": "n_images", "sets/missing": "n_missing", "sets/extra": "n_extra",
+    "DA002.csv/decision": "decoding_choice", "sharpness_of_median": "relative_sharpness",
+    "DA032.csv/figure": "quantity", "DA032.csv/independent": "effective_n", "outranks": "placement_value",
+    "copy_image_id": "duplicate_image_id", "copy_path": "duplicate_path", "copy_label": "duplicate_label",
+    "copy_split": "duplicate_split", "signal_*": "feature_*", "against-ham10000": "external-ham10000",
+    "against.json": "external.json", "against.html": "external.html",
+    "against.json/a": "reference", "against.json/b": "external_set", "against.json/external": "is_external",
+    "not_new": "shared_images", "against.json/ways": "links_by_type", "blind": "limitations",
+    "homonyms": "ambiguous_ids", "against.json/of": "total", "against.json/share": "proportion",
+    "sides_of_a": "links_by_reference_split", "figures/found": "linked_images",
+    "frame.npy": "global_descriptor.npy", "disc.npy": "patch_descriptors.npy", "place.npy": "keypoints.npy",
+    "polar.npy": "polar_patches.npy", "dark_share": "dark_fraction", "bright_share": "bright_fraction",
+    **{f"block-{number:05}.csv/changed": "state" for number in range(20)},
+    # tables of runs and comparisons
+    "anchors.csv": "reader_studies.csv", "share_of_label": "fraction_of_label",
+    "calibrated_found": "calibrated_true_positives",
+    "calibrated_false_alarms": "calibrated_false_positives",
+    **{f"net_benefit_{split}.csv/{old}": new for split in ("train", "validation", "test")
+       for old, new in (("malignant", "n_malignant"), ("model", "as_trained"), ("found", "true_positives"),
+                        ("false_alarms", "false_positives"))},
+    "comparison.json/figures": "metrics", "moved_by": "variance_components", "comparison.json/trainings": "n_trainings",
+    "pairs/kind": "design", "discordant": "discordant_counts", "comparison.json/found": "is_significant",
+    "borrowed": "is_spread_borrowed", "comparison.json/folds": "n_folds", "published/beside": "comparisons",
+    "published/fits": "fits_by_average", "consistent": "is_consistent", "beside/figure": "metric", "beside/own": "run",
+    "pairs.csv/figure": "metric", "pairs.csv/kind": "design", "pairs.csv/folds": "n_folds",
+    "first_alone_right": "first_only_correct", "second_alone_right": "second_only_correct",
+    "first_trainings": "n_trainings_first", "second_trainings": "n_trainings_second",
+    "leaderboard.csv/trainings": "n_trainings", "wrong_in": "n_wrong",
 }  # fmt: skip
 """Old name -> new name: of files and folders, JSON keys, CSV columns, tensors and whole texts.
 
-`PLACE/NAME` holds in the file or right under the JSON key PLACE alone: `operating_points/kept`, `run.json/kept`.
+`PLACE/NAME` holds in the file, in the audit's finding or right under the JSON key PLACE alone: `operating_points/kept`,
+`run.json/kept`. A name that ends with * stands for all that begin so.
 """
 
 FLAGS: Mapping[str, str] = {"--target": "--wish"}
@@ -123,6 +169,7 @@ SUBGROUPS = (
 )
 EXPECTED: Sequence[tuple[re.Pattern[str], str]] = (
     (re.compile(r"\.json \.format$"), "a format was raised"),
+    (re.compile(r"/scan/scan\.json \.(version|files)$"), "the files of a scan have other names"),
     (re.compile(r"/metrics\.json \.splits\.\w+\.subgroups\..*\.(balanced_accuracy|recall_macro_present)\b"), SUBGROUPS),
     (re.compile(r"/metrics\.json \.splits\.\w+\.subgroups\.\w+\.gaps"), SUBGROUPS),
     (re.compile(r"/report\.html (By|Test, by|Validation, by) (age|sex|site|skin type)"), SUBGROUPS),
@@ -523,6 +570,9 @@ class Reader:
         for scope in scopes:
             if new := self.renamed.get(f"{scope}/{plain}"):
                 return new
+        for old, new in self.renamed.items():
+            if old.endswith("*") and plain.startswith(old[:-1]):
+                return new[:-1] + plain[len(old) - 1 :]
         return self.renamed.get(plain, plain)
 
     def _mask(self, text: str) -> str:
@@ -537,17 +587,18 @@ class Reader:
         body = json.loads(
             path.read_text(encoding="utf-8"), parse_float=_Literal, parse_int=_Literal, parse_constant=_Literal
         )
-        self._walk(body, "", ("", path.name), content)
+        self._walk(body, "", ("", "", path.name), content)
         return content
 
-    def _walk(self, body: object, where: str, scopes: tuple[str, str], content: Content) -> None:
-        """Add every leaf of a JSON. scopes: the key above, and the file."""
+    def _walk(self, body: object, where: str, scopes: tuple[str, str, str], content: Content) -> None:
+        """Add every leaf of a JSON. scopes: the key above, the code of the finding, and the file."""
         if isinstance(body, dict):
+            code = str(body.get("code", scopes[1]))
             for key, value in body.items():
                 if key in IGNORED:
                     content.ignored.append(key)
                 else:
-                    self._walk(value, f"{where}.{self._name(key, *scopes)}", (key, scopes[1]), content)
+                    self._walk(value, f"{where}.{self._name(key, *scopes)}", (key, code, scopes[2]), content)
         elif isinstance(body, list):
             if not body:
                 content.values[where] = "an empty list"
@@ -644,6 +695,7 @@ class _Page(HTMLParser):
         self.ignored: list[str] = []
         self._words = self.sections[""]
         self._heading: list[str] | None = None
+        self._is_title = False
         self._columns: dict[int, str] = {}
         self._column = -1
         self._cells: list[list[str]] = []
@@ -655,7 +707,7 @@ class _Page(HTMLParser):
         if tag in HIDDEN:
             self._hidden += 1
         elif tag in HEADINGS:
-            self._heading = []
+            self._heading, self._is_title = [], tag == "h1"
         elif tag == "table":
             self._columns = {}
         elif tag == "tr":
@@ -699,7 +751,7 @@ class _Page(HTMLParser):
     def _begin_section(self) -> None:
         heading = " ".join(" ".join(self._heading or []).split())
         self._heading = None
-        self._words = self.sections.setdefault(heading, [])
+        self._words = self.sections.setdefault("title" if self._is_title else heading, [])
         self._words.append(heading)
 
     def close(self) -> None:
