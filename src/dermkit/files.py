@@ -4,6 +4,7 @@ import csv
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -228,7 +229,9 @@ def read_json(
     Raises `error` for a missing, broken or unknown file. The key `format` is removed from the result.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
+        value = json.loads(
+            path.read_text(encoding="utf-8"), parse_constant=_reject_constant, parse_float=_finite_float
+        )
     except OSError as cause:
         raise error(f"{path}: cannot be read: {cause.strerror or cause}", remedy="check the path") from cause
     except (ValueError, RecursionError) as cause:
@@ -274,6 +277,14 @@ class JsonFile:
         """Write it, whole or not at all; returns its path."""
         write_json(folder / self.name, content, format=self.format)
         return folder / self.name
+
+
+def _finite_float(text: str) -> float:
+    """Return a JSON number; 1e999 would silently be infinite."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def _reject_constant(name: str) -> float:

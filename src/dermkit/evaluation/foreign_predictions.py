@@ -39,6 +39,8 @@ from dermkit.runs.predictions import (
 ID_ALIASES = ("image_id", "image", "isic_id", "image_name", "path", "file", "filename", "file_name", "name", "id")
 PREDICTION_FIELDS = ("label", "split", "fold", "seed", "predicted")
 GROUP_ALIASES = ("group", "patient_id", "lesion_id")
+NOT_NUMBERS = frozenset({"", "nan", "inf", "-inf", "+inf", "infinity", "-infinity", "na", "n/a", "null", "none"})
+"""What other tools write for a number that is not there, in lower case."""
 MAX_ROWS_LISTED = 5
 
 
@@ -180,7 +182,16 @@ def _class_columns(table: TextTable, id_column: str, dataset: Dataset | None) ->
 
 
 def _is_numeric(column: "pd.Series[str]") -> bool:
-    return bool(pd.to_numeric(column, errors="coerce").notna().all())
+    """Tell whether a column may hold a class's probabilities; a blank or nan among them is refused later, by its line.
+
+    Left out instead, the class would be missing from every figure.
+    """
+    values = pd.to_numeric(column, errors="coerce")
+    is_number = np.isfinite(values.to_numpy(dtype=np.float64))
+    if is_number.all():
+        return True
+    is_absent = column.str.strip().str.lower().isin(NOT_NUMBERS).to_numpy() | np.isinf(values.to_numpy())
+    return bool((is_number | is_absent).all() and is_number.any() and values[is_number].between(0, 1).all())
 
 
 def _table_error(file: Path, problem: str) -> DataError:

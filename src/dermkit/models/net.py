@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dermkit.errors import DermkitError, UntrustedError, UsageError
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models import cnn
+from dermkit.models.inference import non_finite_tensors
 from dermkit.models.weights import (
     BackboneWeights,
     check_backbone,
@@ -86,6 +87,7 @@ def build_net(spec: ModelSpec, n_classes: int, *, weights: BackboneWeights, seed
         _skip_blocks(backbone, spec.skip_blocks)
         if weights.origin == "file":
             _load_weights(backbone, spec, weights)
+        _check_finite_weights(backbone, weights)
         n_features = _count_features(backbone, probe_size)
         head = _build_head(n_features, spec, n_classes)
     return Net(backbone, head, n_features)
@@ -176,6 +178,15 @@ def _load_weights(backbone: nn.Module, spec: ModelSpec, weights: BackboneWeights
             remedy="use the weights of this very net, and let model.skip_blocks name only blocks to leave out",
         )
     backbone.load_state_dict(tensors, strict=False)  # copies: the net stays float32 whatever the file's type
+
+
+def _check_finite_weights(backbone: nn.Module, weights: BackboneWeights) -> None:
+    if names := non_finite_tensors(backbone) if weights.path is not None else []:
+        raise UntrustedError(
+            f"{weights.path}: {len(names)} tensors hold numbers that are not finite: {', '.join(names[:5])}",
+            outcome="nothing was trained",
+            remedy="get the weights again from where they were made",
+        )
 
 
 def _count_features(backbone: nn.Module, image_size: int) -> int:

@@ -41,7 +41,13 @@ from dermkit.metrics.decisions.apply import ActivePolicy
 from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
 from dermkit.models.card import EMPTY_POLICY, RESEARCH_ONLY, card_files, card_policy, read_card
 from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksums
-from dermkit.models.inference import InferenceEngine, default_batch_size, parallel_batches, pick_device
+from dermkit.models.inference import (
+    InferenceEngine,
+    default_batch_size,
+    non_finite_tensors,
+    parallel_batches,
+    pick_device,
+)
 from dermkit.models.net import Net, build_net, resolve_weights
 from dermkit.prediction.decisions import select_policy
 from dermkit.prediction.pixels import DecodedImage, ImageScore, PixelStore, decode_image
@@ -185,8 +191,13 @@ class Predictor:
             )
             for index, (image, (name, path)) in enumerate(zip(stored, images, strict=True))
         ]  # fmt: skip
-        pixels = [image.pixels for image in decoded if isinstance(image, DecodedImage)]
-        probabilities = iter(self.probabilities(np.stack(pixels)) if pixels else ())
+        readable = [
+            (name, image.pixels)
+            for (name, _), image in zip(images, decoded, strict=True)
+            if isinstance(image, DecodedImage)
+        ]
+        names = [name for name, _ in readable]
+        probabilities = iter(self.engine(np.stack([pixels for _, pixels in readable]), names) if readable else ())
         scores = [
             ImageScore(name, next(probabilities), image.thumbnail, image.pixel_sha256, image.notes, None, stat)
             if isinstance(image, DecodedImage)
@@ -297,9 +308,9 @@ def _read_policy(folder: Path, card: Mapping[str, Any]) -> DecisionPolicy | None
             len(policy.conformal_rule.min_probability),
             len(policy.conformal_rule.n_images),
         }
-        if lengths != {n_classes} or not policy.calibration.temperature > 0:
-            raise ValueError(f"it is not for {n_classes} classes, or its temperature is not above 0")
-    except (KeyError, TypeError, ValueError) as error:
+        if lengths != {n_classes}:
+            raise ValueError(f"it is not for {n_classes} classes")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UntrustedError(
             f"{folder / 'model.json'}: the decision policy is broken: {error}", remedy="copy it anew"
         ) from error
@@ -315,6 +326,12 @@ def _rebuild_net(folder: Path, spec: ModelSpec, n_classes: int, state: dict[str,
         raise UntrustedError(
             f"{folder}: weights do not fit {spec.backbone}: {error}", remedy="copy it anew"
         ) from error
+    if names := non_finite_tensors(net):
+        raise UntrustedError(
+            f"{folder}: {len(names)} tensors hold numbers that are not finite (nan or inf): {', '.join(names[:5])}",
+            outcome="nothing was predicted",
+            remedy="train the model again, or copy it anew",
+        )
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net.eval().requires_grad_(False)
 

@@ -38,7 +38,7 @@ def policy_of(run_json: Mapping[str, Any], run: Path) -> DecisionPolicy | None:
         return None
     try:
         return policy_from_dict(run_json["policy"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{run / 'run.json'}: has a broken policy: {error}", remedy="evaluate again") from error
 
 

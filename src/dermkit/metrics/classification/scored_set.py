@@ -26,7 +26,7 @@ class ScoredSet:
 
     classes: K names. malignant_classes: (K,) mask. y_true, y_pred: (N,) class indices. probabilities: (N, K), rows sum
     to 1. groups: (N,) labels 0 to G - 1, each used: the resampling unit of an image (lesion, patient, or the image
-    itself). Raises `ValueError` if shapes or labels do not fit, or without images.
+    itself). Raises `ValueError` if shapes or labels do not fit, without images, or if a probability is not finite.
     """
 
     classes: Sequence[str]
@@ -43,6 +43,8 @@ class ScoredSet:
         shapes = (self.y_pred.shape, self.probabilities.shape, self.groups.shape, self.malignant_classes.shape)
         if shapes != ((n,), (n, k), (n,), (k,)):
             raise ValueError(f"shapes do not fit {n} images of {k} classes: {shapes}")
+        if not np.isfinite(self.probabilities).all():
+            raise ValueError("probabilities must be finite: a figure over nan would count it as negative")
         if min(self.y_true.min(), self.y_pred.min()) < 0 or max(self.y_true.max(), self.y_pred.max()) >= k:
             raise ValueError(f"class indices must be 0 to {k - 1}")
         if self.groups.min() != 0 or len(np.unique(self.groups)) != self.groups.max() + 1:

@@ -22,7 +22,7 @@ from dermkit.metrics.decisions.operating_points import (
 from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
 from dermkit.metrics.decisions.thresholds import Threshold
 from dermkit.metrics.stats import intervals
-from dermkit.metrics.stats.arrays import Bools, Floats, Ints
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints, count, number_between
 from dermkit.metrics.stats.estimate import Estimate, undefined_estimate
 
 CALIBRATION_FOLDS = 5
@@ -36,6 +36,9 @@ CALIBRATION_METRICS = (
     "loss", "brier", "ece", "ece_classwise", "calibration_slope", "calibration_intercept", "brier_malignant",
 )  # fmt: skip
 """Metrics that calibration can improve; of two classes it changes no order, and so no AUROC."""
+
+_MAX_BIAS = 20.0
+"""Fitted biases lie between -10 and 10 before their mean is taken off."""
 
 CALIBRATION_FITS: Mapping[str, Callable[[Ints, Floats], ProbabilityCalibration]] = {
     "temperature": recalibration.fit_temperature,
@@ -99,39 +102,47 @@ class DecisionPolicy:
 
 
 def policy_from_dict(policy_json: Mapping[str, Any]) -> DecisionPolicy:
-    """Return the decision that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another object."""
+    """Return the decision that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another object.
+
+    Every number has its range: a threshold that is nan or above 1 would call every image negative.
+    """
     calibration_json = policy_json["calibration"]
     calibration = ProbabilityCalibration(
-        str(calibration_json["kind"]),
-        float(calibration_json["temperature"]),
-        tuple(float(value) for value in calibration_json["bias"]),
+        _one_of(calibration_json["kind"], ("none", *CALIBRATION_FITS)),
+        number_between(calibration_json["temperature"], *recalibration.TEMPERATURE_RANGE),
+        tuple(number_between(value, -_MAX_BIAS, _MAX_BIAS) for value in calibration_json["bias"]),
     )
-    points = tuple(
-        (
-            str(entry["rate"]),
-            Threshold(
-                float(entry["threshold"]), float(entry["target"]), float(entry["confidence"]),
-                bool(entry["guaranteed"]), int(entry["n"]),
-            ),
-        )
-        for entry in policy_json["operating_points"]
-    )  # fmt: skip
+    points = tuple(_point_from_dict(entry) for entry in policy_json["operating_points"])
     return DecisionPolicy(
         calibration,
-        {str(kind): float(value) for kind, value in calibration_json["out_of_fold_loss"].items()},
+        {str(kind): number_between(v, 0, 1e6) for kind, v in calibration_json["out_of_fold_loss"].items()},
         points,
         conformal.ConformalRule.from_dict(policy_json["conformal"]),
-        int(policy_json["n_validation_images"]),
+        count(policy_json["n_validation_images"]),
         tuple(_referral_from_dict(entry) for entry in policy_json.get("referral", ())),
     )
 
 
+def _point_from_dict(entry: Mapping[str, Any]) -> tuple[str, Threshold]:
+    threshold = Threshold(
+        number_between(entry["threshold"], 0, 1), number_between(entry["target"], 0, 1),
+        number_between(entry["confidence"], 0, 1), _one_of(entry["guaranteed"], (True, False)), count(entry["n"]),
+    )  # fmt: skip
+    return _one_of(entry["rate"], ("sensitivity", "specificity")), threshold
+
+
 def _referral_from_dict(referral_json: Mapping[str, Any]) -> ReferralThreshold:
     return ReferralThreshold(
-        float(referral_json["target_coverage"]), float(referral_json["min_confidence"]),
-        float(referral_json["coverage"]),
+        number_between(referral_json["target_coverage"], 0, 1), number_between(referral_json["min_confidence"], 0, 1),
+        number_between(referral_json["coverage"], 0, 1),
         Estimate.from_dict(referral_json["error"]),
     )  # fmt: skip
+
+
+def _one_of(value: Any, choices: tuple[Any, ...]) -> Any:
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise ValueError(f"{value!r} is not one of {', '.join(map(str, choices))}")
+    return value
 
 
 def fit_policy(

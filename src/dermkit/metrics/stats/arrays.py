@@ -1,4 +1,4 @@
-"""Array types that the metrics share, and a ratio that may be undefined."""
+"""Array types that the metrics share, a ratio that may be undefined, and numbers of a file within their range."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,25 @@ def ratio(numerator: Floats, denominator: Floats, is_defined: Bools) -> Floats:
         numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=is_defined
     )
     return quotient
+
+
+def number_between(value: object, low: float, high: float) -> float:
+    """Return a number of a JSON file; raises `ValueError` for another type, nan, or outside its range (1e-9 apart)."""
+    tolerance = 1e-9 * max(1.0, abs(low), abs(high))
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not low - tolerance <= value <= high + tolerance
+    ):
+        raise ValueError(f"{value!r} is not a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def count(value: object) -> int:
+    """Return a count of a JSON file, 0 to 10^9; raises `ValueError` for anything else."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 10**9:
+        raise ValueError(f"{value!r} is not a count")
+    return value
 
 
 def sum_by_group(terms: Floats, group_index: Ints, n_groups: int) -> Floats:
