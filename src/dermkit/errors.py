@@ -84,6 +84,12 @@ class OutputError(DermkitError):
     code = "output"
 
 
+class ResourceError(OutputError):
+    """The machine failed, not the data: memory ran out, or a disk or network drive gave an error. Exit code 5."""
+
+    code = "resource"
+
+
 class UntrustedError(DermkitError):
     """A model folder or weights file is not trusted or does not match. Exit code 6."""
 

@@ -1,6 +1,7 @@
 """Crash-safe writes, hashes, locks, and the `format` number that every JSON of dermkit carries."""
 
 import csv
+import errno
 import hashlib
 import itertools
 import json
@@ -9,15 +10,16 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import IO, Any
 
-from dermkit.errors import DataError, DermkitError, OutputError, UsageError
+from dermkit.errors import DataError, DermkitError, OutputError, ResourceError, UsageError
 
 TEMP_PREFIX = ".dermkit-tmp-"
 """A write that was killed leaves only files with this prefix; `sweep_temp` removes them."""
@@ -35,9 +37,64 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+_FAULTS_OF_A_PATH = frozenset(
+    getattr(errno, name)
+    for name in "ENOENT EACCES EPERM ELOOP ENAMETOOLONG ENOTDIR EISDIR EINVAL ENXIO EFBIG EILSEQ".split()  # noqa: SIM905
+)
+
+
+def check_fault_of_path(error: OSError, path: object) -> None:
+    """Return where an error says something of a file: absent, closed, no file. Raise `ResourceError` for any other.
+
+    A failing disk, a lost network drive or too many open files say nothing of an image.
+    """
+    if error.errno is None or error.errno in _FAULTS_OF_A_PATH:
+        return
+    raise ResourceError(
+        f"{path}: cannot be read now: {error.strerror or error}",
+        outcome="what was finished before",
+        remedy="see that the disk or network drive works, then give the same command again",
+    ) from error
+
+
+def out_of_memory(subject: object) -> ResourceError:
+    """Return the error of a command that has no memory left; no file is to blame."""
+    return ResourceError(
+        f"{subject}: out of memory",
+        outcome="what was finished before",
+        remedy="end other programs or use fewer workers, then give the same command again; set a file aside that ends "
+        "it each time",
+    )
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a regular file for reading bytes; raises `OSError`, also for a pipe, socket, device or folder.
+
+    Opening a pipe would wait for its writer, and a device may have no end. Without waiting, because the file may be
+    replaced between the look and the opening.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    stream = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return stream
+
+
+def read_regular(path: Path, *, max_bytes: int) -> bytes:
+    """Return the bytes of a regular file; raises `OSError` for anything else, or for more bytes than `max_bytes`."""
+    with open_regular(path) as stream:
+        data = stream.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(path))
+    return data
+
+
 def sha256_file(path: Path) -> str:
-    """Return the hex SHA-256 of a file, read in blocks."""
-    with path.open("rb") as stream:
+    """Return the hex SHA-256 of a regular file, read in blocks; raises `OSError`."""
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

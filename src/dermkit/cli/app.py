@@ -17,7 +17,8 @@ from dermkit.cli.data import audit_command, import_command, split_command
 from dermkit.cli.predict import predict_command
 from dermkit.cli.results import compare_command, evaluate_command, report_command
 from dermkit.cli.train import recipes_app, train_command, tune_command
-from dermkit.errors import DermkitError, OutputError
+from dermkit.errors import DermkitError, OutputError, ResourceError
+from dermkit.files import out_of_memory
 from dermkit.training.distributed.environment import die_with_parent, is_rank
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(recipes_app, name="recipes")
 
+
+_MAX_PATH_SHOWN = 300
 
 FAULT_TEXT = (
     "Kept: files written before it\nTo do: run it again with `dermkit --debug ...` and report what it prints"
@@ -105,17 +108,6 @@ def run_command(command: Callable[[], Any], *, debug: bool) -> int:
     """Call a command; returns the exit code and prints a DermkitError's message to standard error."""
     try:
         result = command()
-    except DermkitError as error:
-        if debug:
-            traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
-        return error.exit_code
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        sys.stdout = None  # what could not be written is not tried again at exit
-        typer.echo(f"error: standard output: cannot be written: {error.strerror}\nTo do: free space", err=True)
-        return OutputError.exit_code
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         return 130
@@ -124,14 +116,44 @@ def run_command(command: Callable[[], Any], *, debug: bool) -> int:
             typer.echo("interrupted\nTo do: run the same command again", err=True)
         raise
     except Exception as error:
-        if debug:
+        if debug and isinstance(error, DermkitError):
+            traceback.print_exc()
+        elif debug:
             raise
-        if is_rank() and "onnection" in str(error):  # gloo's words are long, and blame the wrong process
-            typer.echo("error: the connection to another rank broke: one of them has ended", err=True)
-            return 1
-        typer.echo(f"error: a fault in dermkit: {type(error).__name__}: {error}\n{FAULT_TEXT}", err=True)
-        return 1
+        return _report_error(error)
     return result if isinstance(result, int) else 0
+
+
+def _report_error(error: Exception) -> int:
+    """Print what happened, without a traceback, and return the exit code."""
+    code = 1
+    if isinstance(error, DermkitError):
+        message, code = str(error), error.exit_code
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        sys.stdout = None  # what could not be written is not tried again at exit
+        message, code = (
+            f"standard output: cannot be written: {error.strerror}\nTo do: free space",
+            OutputError.exit_code,
+        )
+    elif is_rank() and "onnection" in str(error):  # gloo's words are long, and blame the wrong process
+        message = "the connection to another rank broke: one of them has ended"
+    elif isinstance(error, MemoryError):
+        message, code = str(out_of_memory("this command")), ResourceError.exit_code
+    elif isinstance(error, OSError) and error.errno is not None:
+        message, code = _file_error_text(error), OutputError.exit_code
+    else:
+        message = f"a fault in dermkit: {type(error).__name__}: {error}\n{FAULT_TEXT}"
+    typer.echo(f"error: {message}", err=True)
+    return code
+
+
+def _file_error_text(error: OSError) -> str:
+    path = "a file" if error.filename is None else str(error.filename)
+    path = path if len(path) <= _MAX_PATH_SHOWN else f"{path[:_MAX_PATH_SHOWN]}... ({len(path):,} characters)"
+    return (
+        f"{path}: {error.strerror or error}\nKept: files written before it\n"
+        "To do: check the path, its permissions and its drive, then give the same command again"
+    )
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

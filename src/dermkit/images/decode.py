@@ -2,8 +2,8 @@
 
 import hashlib
 import io
-import stat
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass as plain_dataclass
 from functools import lru_cache
@@ -19,7 +19,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from dermkit.errors import ImageRejected, RejectionReason
+from dermkit.errors import ImageRejected, RejectionReason, ResourceError
+from dermkit.files import check_fault_of_path, open_regular, out_of_memory
 from dermkit.images.headers import (
     ALLOWED_FORMATS,
     IMAGE_SUFFIXES,
@@ -67,39 +68,67 @@ class LesionImage:
 
 
 def open_image(source: Path | bytes, *, name: str = "") -> LesionImage:
-    """Let one image in, or raise `ImageRefused` with its reason, and nothing else.
+    """Let one image in, or raise `ImageRejected` with its reason; `ResourceError` where the machine failed, not it.
 
     No decoder starts before size, frames and completeness were read from the header. No setting of the process is
     touched, so any number of threads may call it. `name` stands in the message for bytes without a path.
     """
     name = name or (str(source) if isinstance(source, Path) else "image")
     try:
-        data = _read_file(source) if isinstance(source, Path) else source
+        data = read_image_file(source) if isinstance(source, Path) else source
         header = _read_header(data)
-        image, notes = _decode(header)
-        pixels = np.array(image)
+        pixels, notes = _decode_pixels(header)
+    except ResourceError:
+        raise
     except HeaderRejected as rejection:
         raise ImageRejected(name, rejection.reason, rejection.detail) from None
-    except Exception as error:  # decoders raise anything: SyntaxError, TypeError, struct.error, MemoryError
+    except Exception as error:  # decoders raise anything: SyntaxError, TypeError, struct.error
+        if _is_out_of_memory(error):
+            raise out_of_memory(name) from error
         raise ImageRejected(name, _rejection_reason(error), _error_summary(error)) from error
     return LesionImage(pixels, notes, header.format, _pixel_sha256(pixels), hashlib.sha256(data).hexdigest())
 
 
-def _read_file(path: Path) -> bytes:
+def read_image_file(path: Path) -> bytes:
+    """Return a file's bytes, at most one more than the gate takes; raises `HeaderRejected` or `ResourceError`."""
     try:
-        # Opening a pipe would wait for its writer: only a regular file is opened.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise HeaderRejected(RejectionReason.UNREADABLE, "not a file")
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return stream.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise HeaderRejected(RejectionReason.MISSING, "no such file") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        check_fault_of_path(error, path)
+        raise HeaderRejected(RejectionReason.UNREADABLE, _error_summary(error)) from None
+    except ValueError as error:  # a NUL in the name
         raise HeaderRejected(RejectionReason.UNREADABLE, _error_summary(error)) from None
 
 
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _decode_pixels(header: ImageHeader) -> tuple[RgbPixels, tuple[str, ...]]:
+    """Decode; where memory ran out beside other threads, once more with no other such image beside it."""
+    try:
+        return _decode_once(header)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+    with _ONE_AT_A_TIME:
+        return _decode_once(header)
+
+
+def _decode_once(header: ImageHeader) -> tuple[RgbPixels, tuple[str, ...]]:
+    image, notes = _decode(header)
+    return np.array(image), notes
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell memory from a broken file: Pillow's decoders report it as an `OSError` of these words."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and "out of memory" in str(error).lower())
+
+
 def _rejection_reason(error: Exception) -> RejectionReason:
-    if isinstance(error, MemoryError | Image.DecompressionBombError | Image.DecompressionBombWarning):
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return RejectionReason.TOO_LARGE
     if isinstance(error, EOFError) or (isinstance(error, OSError) and "truncated" in str(error).lower()):
         return RejectionReason.TRUNCATED
@@ -244,7 +273,9 @@ def _to_srgb(image: Image.Image, profile: object) -> tuple[Image.Image, str]:
         if transform is None:
             return image.convert("RGB"), ""
         return transform.apply(image), "ICC profile converted to sRGB"
-    except Exception as error:  # noqa: BLE001  lcms reports its failures in many ways; none loses the image
+    except Exception as error:  # lcms reports its failures in many ways; none loses the image
+        if _is_out_of_memory(error):
+            raise
         return image.convert("RGB"), f"ICC profile ignored: broken ({_error_summary(error)})"
 
 

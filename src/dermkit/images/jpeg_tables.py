@@ -32,9 +32,11 @@ UNKNOWN_TABLES = JpegTables("", float("nan"))
 
 
 def read_jpeg_tables(data: bytes) -> JpegTables:
-    """Return the tables of a JPEG file, `UNKNOWN_TABLES` for anything else; never raises."""
+    """Return the tables of a JPEG file, `UNKNOWN_TABLES` for anything else; raises `MemoryError` alone."""
     try:
         image = JpegImageFile(BytesIO(data))  # reads the header alone
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001  Pillow reports a broken header in many ways
         return UNKNOWN_TABLES
     tables = image.quantization

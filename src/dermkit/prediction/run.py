@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.errors import DataError, OutputError, RejectionReason, RunInterrupt
+from dermkit.errors import DataError, OutputError, RejectionReason, ResourceError, RunInterrupt
 from dermkit.files import (
     check_output,
     check_writable,
     lock,
+    out_of_memory,
     read_json,
     sha256_file,
     sweep_temp,
@@ -149,6 +150,10 @@ def _naming_saved_work(out: Path) -> Iterator[None]:
             outcome=f"they are in {out / JOB_FOLDER}" if counts else f"the earlier files in {out}",
             remedy="give the same command again to go on" if counts else "give the same command again",
         ) from None
+    except MemoryError as error:
+        raise _with_saved_work(out_of_memory("the prediction"), out) from error
+    except ResourceError as error:
+        raise _with_saved_work(error, out) from error
     except OutputError as error:
         counts, cause = job_progress(out), error.__cause__
         if counts is None or not isinstance(cause, OSError) or isinstance(cause, BlockingIOError):
@@ -159,6 +164,15 @@ def _naming_saved_work(out: Path) -> Iterator[None]:
             outcome=f"{counts[0]} of {counts[1]} images, scored or refused, in {out / JOB_FOLDER}",
             remedy=f"{'free space' if is_disk_full else error.remedy}, then the same command again",
         ) from cause
+
+
+def _with_saved_work(error: ResourceError, out: Path) -> ResourceError:
+    """Return the error with what a prediction has saved."""
+    counts = job_progress(out)
+    outcome = (
+        f"{counts[0]} of {counts[1]} images, scored or refused, in {out / JOB_FOLDER}" if counts else error.outcome
+    )
+    return ResourceError(error.message, outcome=outcome, remedy=error.remedy)
 
 
 def _predict(

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from dermkit.audit.scan import descriptors, measures
 from dermkit.data.manifest import Dataset
-from dermkit.errors import DataError, ImageRejected
+from dermkit.errors import DataError, ImageRejected, RejectionReason
 from dermkit.files import (
     check_writable,
     file_stat,
@@ -30,7 +30,8 @@ from dermkit.files import (
     write_json,
     write_rows,
 )
-from dermkit.images.decode import open_image
+from dermkit.images.decode import open_image, read_image_file
+from dermkit.images.headers import HeaderRejected
 from dermkit.progress import Progress
 from dermkit.threads import cpu_count
 
@@ -229,10 +230,11 @@ def _scan_file(path: Path, file_sha256: str) -> tuple[dict[str, Any], descriptor
     """Measure and shrink one image; the file may have changed since the import."""
     stat = file_stat(path)
     try:
-        data = path.read_bytes()
+        data = read_image_file(path)
         image = open_image(data, name=str(path))
-    except OSError:
-        return measures.empty_measures() | {"changed": "missing", "stat": stat}, None
+    except HeaderRejected as rejection:
+        state = "missing" if rejection.reason == RejectionReason.MISSING else "refused"
+        return measures.empty_measures() | {"changed": state, "stat": stat}, None
     except ImageRejected:
         return measures.empty_measures() | {"changed": "refused", "stat": stat}, None
     state = "" if image.file_sha256 == file_sha256 else "changed"
