@@ -3,6 +3,7 @@
 import csv
 import errno
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PureWindowsPath
-from typing import IO, Any
+from typing import Any
 
 from dermkit.errors import DataError, DermkitError, OutputError, ResourceError, UsageError
 
@@ -67,7 +68,7 @@ def out_of_memory(subject: object) -> ResourceError:
     )
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file for reading bytes; raises `OSError`, also for a pipe, socket, device or folder.
 
     Opening a pipe would wait for its writer, and a device may have no end. Without waiting, because the file may be
