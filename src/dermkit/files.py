@@ -26,6 +26,12 @@ TEMP_PREFIX = ".dermkit-tmp-"
 """A write that was killed leaves only files with this prefix; `sweep_temp` removes them."""
 
 
+MAX_TEXT_BYTES = 2**28
+"""A JSON or text file that is read whole: metrics.json of a hundred classes takes 5 MB."""
+
+MAX_FILE_BYTES = 2**36
+"""Any other file, such as weights or an archive."""
+
 ON_WINDOWS = os.name == "nt"
 
 # https://learn.microsoft.com/windows/win32/fileio/naming-a-file; an ending changes nothing: nul.txt is the device too.
@@ -68,8 +74,8 @@ def out_of_memory(subject: object) -> ResourceError:
     )
 
 
-def open_regular(path: Path) -> io.BufferedReader:
-    """Open a regular file for reading bytes; raises `OSError`, also for a pipe, socket, device or folder.
+def open_regular(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> io.BufferedReader:
+    """Open a regular file for reading bytes; raises `OSError`, also for a pipe, a device, or too many bytes.
 
     Opening a pipe would wait for its writer, and a device may have no end. Without waiting, because the file may be
     replaced between the look and the opening.
@@ -78,19 +84,19 @@ def open_regular(path: Path) -> io.BufferedReader:
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     stream = os.fdopen(os.open(path, flags), "rb")
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-        stream.close()
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return stream
-
-
-def read_regular(path: Path, *, max_bytes: int) -> bytes:
-    """Return the bytes of a regular file; raises `OSError` for anything else, or for more bytes than `max_bytes`."""
-    with open_regular(path) as stream:
-        data = stream.read(max_bytes + 1)
-    if len(data) > max_bytes:
+    status = os.fstat(stream.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= max_bytes:
+        return stream
+    stream.close()
+    if stat.S_ISREG(status.st_mode):
         raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(path))
-    return data
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_regular(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """Return the bytes of a regular file; raises `OSError` for anything else, or for more bytes than `max_bytes`."""
+    with open_regular(path, max_bytes=max_bytes) as stream:
+        return stream.read(os.fstat(stream.fileno()).st_size)
 
 
 def sha256_file(path: Path) -> str:
@@ -287,11 +293,23 @@ def read_json(
     Raises `error` for a missing, broken or unknown file. The key `format` is removed from the result.
     """
     try:
-        value = json.loads(
-            path.read_text(encoding="utf-8"), parse_constant=_reject_constant, parse_float=_finite_float
-        )
+        data = read_regular(path)
     except OSError as cause:
         raise error(f"{path}: cannot be read: {cause.strerror or cause}", remedy="check the path") from cause
+    return parse_json(data, path, format=format, error=error, migrations=migrations)
+
+
+def parse_json(
+    data: bytes,
+    path: Path,
+    *,
+    format: int,
+    error: type[DermkitError] = UsageError,
+    migrations: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] | None = None,
+) -> dict[str, Any]:
+    """Return what `read_json` does from bytes that were read, and perhaps hashed, before. path: for the messages."""
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=_reject_constant, parse_float=_finite_float)
     except (ValueError, RecursionError) as cause:
         raise error(f"{path}: is not JSON: {cause}", remedy="restore the file or make it again") from cause
     # `type`, not `isinstance`: JSON's true would pass for format 1.
@@ -394,7 +412,7 @@ def lock(folder: Path, *, timeout: float = 0.0) -> Iterator[None]:
 def _holder(owner_file: Path) -> str:
     """Return who holds a lock, as its owner file says; it can be missing or empty just after the lock was taken."""
     try:
-        owner_text = owner_file.read_text(encoding="utf-8", errors="replace")
+        owner_text = read_regular(owner_file).decode("utf-8", "replace")
     except OSError:
         owner_text = ""
     process, host, start_time, *_ = (*owner_text.split(), "", "", "")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dermkit import files
 from dermkit.errors import DataError
-from dermkit.files import read_json, write_chunks, write_json
+from dermkit.files import open_regular, read_json, write_chunks, write_json
 
 DATASET_FORMAT = 1
 MANIFEST_COLUMNS = (
@@ -185,7 +185,8 @@ def read_manifest(path: Path) -> pd.DataFrame:
     Raises `DataError` where the file is missing, is no table, or a width or height is no whole number.
     """
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
+        with open_regular(path) as stream:
+            frame = pd.read_csv(stream, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read as a table: {error}", remedy="import the data set again"

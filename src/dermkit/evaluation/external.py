@@ -149,10 +149,9 @@ def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress)
 
 def training_overlap(predictor: "Predictor", dataset: Dataset) -> dict[str, int]:
     """Count images of the data set that the model's training looked at: by identical pixels, and by ISIC id."""
-    path = predictor.folder / "seen.csv"
-    if not path.is_file():
-        return {}
-    training_images = pd.read_csv(path, dtype=str, keep_default_na=False)
+    training_images = pd.DataFrame(
+        predictor.training_images, columns=["pixel_sha256", "isic_id", "split"], dtype=str
+    )
     training_isic_ids = set(training_images["isic_id"]) - {""}
     return {
         "same_pixels": int(dataset.manifest["pixel_sha256"].isin(set(training_images["pixel_sha256"])).sum()),

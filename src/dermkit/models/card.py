@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dermkit.errors import UntrustedError
-from dermkit.files import json_text, read_json
+from dermkit.files import json_text, parse_json, read_regular
 from dermkit.metrics.decisions.policy_migration import migrate_policy, rename_keys
 from dermkit.models.checksums import check_hashes, is_update_pending, update_files
 
@@ -25,12 +25,22 @@ POLICY_FIELDS = ("calibration", "operating_points", "conformal", "referral", "n_
 
 def read_card(folder: Path) -> dict[str, Any]:
     """Return model.json in today's format; raises `UntrustedError` where it is missing or broken."""
-    return read_json(
-        folder / "model.json",
-        format=MODEL_CARD_FORMAT,
-        error=UntrustedError,
-        migrations={1: _migrate_1_to_2, 2: _migrate_2_to_3},
-    )
+    path = folder / "model.json"
+    try:
+        return parse_card(read_regular(path), path)
+    except OSError as error:
+        raise UntrustedError(
+            f"{path}: cannot be read: {error.strerror or error}", remedy="check the path"
+        ) from error
+
+
+def parse_card(data: bytes, path: Path) -> dict[str, Any]:
+    """Return the same from bytes that were verified. path: for the messages."""
+    migrations = {1: _migrate_1_to_2, 2: _migrate_2_to_3}
+    try:
+        return parse_json(data, path, format=MODEL_CARD_FORMAT, error=UntrustedError, migrations=migrations)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # of an older format that lacks something
+        raise UntrustedError(f"{path}: is no model's description: {error!r}", remedy="copy it anew") from error
 
 
 def _migrate_1_to_2(card: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ byte is verified before use, and nothing is unpickled.
 
 import csv
 import dataclasses
+import io
 import json
 import platform
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from dermkit.files import (
     file_stat,
     make_folder,
     output_errors,
+    read_regular,
     sha256_bytes,
     write_bytes,
     write_rows,
@@ -39,7 +41,7 @@ from dermkit.files import (
 from dermkit.images.preprocess import Preprocessing
 from dermkit.metrics.decisions.apply import ActivePolicy
 from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
-from dermkit.models.card import EMPTY_POLICY, RESEARCH_ONLY, card_files, card_policy, read_card
+from dermkit.models.card import EMPTY_POLICY, RESEARCH_ONLY, card_files, card_policy, parse_card
 from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksums
 from dermkit.models.inference import (
     InferenceEngine,
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelMetadata", "Predictor", "load_model", "read_training_images", "runtime_versions", "save_model"]
 
 
+_TRAINING_IMAGE_COLUMNS = ("pixel_sha256", "isic_id", "split")
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 _CLASSES: TypeAdapter[tuple[LesionClass, ...]] = TypeAdapter(tuple[LesionClass, ...])
 _PREPROCESSING: TypeAdapter[Preprocessing] = TypeAdapter(Preprocessing)
@@ -86,7 +89,8 @@ class Predictor:
     """A verified model, ready to score images.
 
     progress: told when a device's memory is too small for a batch. policy: the decision policy fitted on validation
-    images, None where there is none.
+    images, None where there is none. training_images: (pixel_sha256, isic_id, split) of the images that the training
+    used, from the bytes that were verified.
     """
 
     folder: Path
@@ -97,6 +101,7 @@ class Predictor:
     sha256: str
     progress: Progress = field(default_factory=Progress)
     policy: DecisionPolicy | None = None
+    training_images: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -237,7 +242,7 @@ def save_model(
         (folder / CHECKSUM_FILE).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     write_bytes(folder / "member-0.safetensors", save_safetensors(state))
-    write_rows(folder / "seen.csv", ("pixel_sha256", "isic_id", "split"), metadata.training_images)
+    write_rows(folder / "seen.csv", _TRAINING_IMAGE_COLUMNS, metadata.training_images)
     card = {
         "members": [{"file": "member-0.safetensors", "spec": asdict(spec), "views": ["identity"]}],
         "classes": [asdict(lesion_class) for lesion_class in classes],
@@ -278,7 +283,7 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
     for name in ("model.json", "seen.csv"):
         if name not in file_bytes:
             raise UntrustedError(f"{folder / CHECKSUM_FILE}: does not list {name}", remedy="copy the model anew")
-    card = read_card(folder)
+    card = parse_card(file_bytes["model.json"], folder / "model.json")
     try:
         classes = _CLASSES.validate_json(json.dumps(card["classes"]))
         preprocessing = _PREPROCESSING.validate_json(json.dumps(card["preprocessing"]))
@@ -292,7 +297,7 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
     net = _rebuild_net(folder, spec, len(classes), state).to(torch_device)
     return Predictor(
         folder, classes, preprocessing, net, card, sha256_bytes(file_bytes["model.json"]),
-        progress or Progress(), _read_policy(folder, card),
+        progress or Progress(), _read_policy(folder, card), _parse_training_images(file_bytes["seen.csv"], folder),
     )  # fmt: skip
 
 
@@ -341,5 +346,17 @@ def read_training_images(folder: Path) -> dict[str, str]:
     path = folder / "seen.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        return {row["pixel_sha256"]: row["split"] for row in csv.DictReader(stream)}
+    return {pixels: split_name for pixels, _, split_name in _parse_training_images(read_regular(path), folder)}
+
+
+def _parse_training_images(data: bytes, folder: Path) -> tuple[tuple[str, str, str], ...]:
+    """Return the rows of seen.csv; raises `UntrustedError` where it is another table."""
+    try:
+        rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True))
+        if not rows or rows[0] != list(_TRAINING_IMAGE_COLUMNS) or any(len(row) != 3 for row in rows[1:]):
+            raise ValueError(f"its columns are not {', '.join(_TRAINING_IMAGE_COLUMNS)}")
+    except (ValueError, csv.Error) as error:
+        raise UntrustedError(
+            f"{folder / 'seen.csv'}: is no list of images: {error}", remedy="copy it anew"
+        ) from error
+    return tuple((row[0], row[1], row[2]) for row in rows[1:])

@@ -220,11 +220,10 @@ def _score_missing(
 ) -> tuple[ScoreTable, _Thumbnails]:
     """Score what was not scored before; returns all scores, and thumbnails of the first images decoded here."""
     from dermkit.prediction.pixels import PixelStore
-    from dermkit.prediction.predictor import read_training_images
 
     scores = _read_earlier_scores(job, progress)
     missing = np.flatnonzero(~scores.is_done).tolist()
-    training_images = read_training_images(predictor.folder)
+    training_images = {pixels: split_name for pixels, _, split_name in predictor.training_images}
     thumbnails: _Thumbnails = {}
     n_images = len(job.images)
     n_done = n_saved = n_images - len(missing)

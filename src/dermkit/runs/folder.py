@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from dermkit.errors import DataError, UsageError
+from dermkit.files import open_regular, read_regular
 from dermkit.recipes import schema
 from dermkit.runs import layout
 from dermkit.runs.metrics_json import read_metrics
@@ -114,7 +115,14 @@ def _read_recipe(path: Path) -> schema.Recipe | None:
 
 def read_text(path: Path) -> str:
     """Return a text file without its outer blank lines, "" where it is absent."""
-    return path.read_text(encoding="utf-8", errors="replace").strip("\n") if path.exists() else ""
+    if not path.exists():
+        return ""
+    try:
+        return read_regular(path).decode("utf-8", "replace").replace("\r\n", "\n").strip("\n")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror or error}", remedy="evaluate the run again"
+        ) from error
 
 
 def read_optional_csv(path: Path) -> pd.DataFrame | None:
@@ -122,6 +130,7 @@ def read_optional_csv(path: Path) -> pd.DataFrame | None:
     if not path.exists() or path.stat().st_size == 0:
         return None
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
+        with open_regular(path) as stream:
+            return pd.read_csv(stream, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a table: {error}", remedy="evaluate the run again") from error

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dermkit.data.groups import id_groups
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError, UntrustedError
-from dermkit.files import write_rows
+from dermkit.files import open_regular, write_rows
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.runs.layout import ATTRIBUTES_FILE, GROUPS_FILE
 
@@ -45,7 +45,8 @@ def read_predictions(path: Path, classes: Sequence[str], *, labels: Sequence[str
     with its line numbers (the header is line 1).
     """
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with open_regular(path) as stream:
+            frame = pd.read_csv(stream, dtype=str, keep_default_na=False)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}", remedy="check the path") from error
     except (ValueError, UnicodeError) as error:
@@ -201,7 +202,8 @@ def groups_for(run: Path, dataset: Dataset | None) -> dict[str, int] | None:
 def read_run_csv(path: Path, *text_columns: str) -> pd.DataFrame:
     """Read a CSV, all of it as text where text columns are named, else as numbers; raises `DataError`."""
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False) if text_columns else pd.read_csv(path)
+        with open_regular(path) as stream:
+            frame = pd.read_csv(stream, dtype=str, keep_default_na=False) if text_columns else pd.read_csv(stream)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}", remedy="restore the file or train again") from error
     missing_columns = [name for name in text_columns if name not in frame]

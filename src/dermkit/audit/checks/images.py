@@ -1,6 +1,7 @@
 """DA001 to DA006: files that could not be read, were read with a decision, or show too little."""
 
 import csv
+import io
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,7 @@ from dermkit.audit.checks.finding import (
     images_per_class,
 )
 from dermkit.audit.checks.text import join_words, plural
+from dermkit.files import open_regular
 
 TINY_SIDE = 64
 """Shorter side in pixels. Below it neither network nor hair can be drawn; the smallest common input of a net is 64."""
@@ -87,7 +89,7 @@ def _rejected_files(subject: Subject) -> pd.DataFrame:
     path = subject.dataset.folder / "refused.csv"
     columns = ["path", "reason", "detail"]
     if path.is_file():
-        with path.open(encoding="utf-8", newline="") as stream:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8", errors="replace", newline="") as stream:
             rows = [[row.get(name) or "" for name in columns] for row in csv.DictReader(stream)]
         return pd.DataFrame(rows, columns=columns)
     refused_note = subject.dataset.notes.get("refused")
