@@ -4,8 +4,10 @@ import errno
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +19,7 @@ from dermkit.cli.data import audit_command, import_command, split_command
 from dermkit.cli.predict import predict_command
 from dermkit.cli.results import compare_command, evaluate_command, report_command
 from dermkit.cli.train import recipes_app, train_command, tune_command
-from dermkit.errors import DermkitError, OutputError, ResourceError
+from dermkit.errors import DermkitError, OutputError, ResourceError, RunInterrupt
 from dermkit.files import out_of_memory
 from dermkit.training.distributed.environment import die_with_parent, is_rank
 
@@ -32,6 +34,7 @@ app = typer.Typer(
 app.add_typer(recipes_app, name="recipes")
 
 
+INTERRUPTED = RunInterrupt.exit_code
 _MAX_PATH_SHOWN = 300
 
 FAULT_TEXT = (
@@ -110,9 +113,9 @@ def run_command(command: Callable[[], Any], *, debug: bool) -> int:
         result = command()
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
-        return 130
+        return INTERRUPTED
     except SystemExit as exit_request:
-        if exit_request.code == 130 and _is_interrupt(exit_request):
+        if exit_request.code == INTERRUPTED and _is_interrupt(exit_request):
             typer.echo("interrupted\nTo do: run the same command again", err=True)
         raise
     except Exception as error:
@@ -171,7 +174,26 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     die_with_parent()
     signal.signal(signal.SIGTERM, _raise_interrupt)  # a scheduler's stop keeps what a person's Ctrl-C keeps
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _raise_interrupt)
     # Waiting threads that spin starve whatever else the machine does, and us with it: on two shared cores, scoring
     # fell to 19 images/s, and rose to 263 with this. It must stand before torch is loaded, and changes no number.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(run_command(lambda: app(standalone_mode=True), debug="--debug" in sys.argv))
+    try:
+        code: Any = run_command(lambda: app(standalone_mode=True), debug="--debug" in sys.argv)
+    except SystemExit as exit_request:
+        code = exit_request.code
+    if code == INTERRUPTED and _has_stuck_threads():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(INTERRUPTED)  # the interpreter would wait for them; what was to be saved has been saved
+    sys.exit(code)
+
+
+def _has_stuck_threads() -> bool:
+    return any(
+        thread.is_alive() and not thread.daemon
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread()
+    )

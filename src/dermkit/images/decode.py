@@ -32,6 +32,7 @@ from dermkit.images.headers import (
     ImageHeader,
 )
 from dermkit.images.headers import read_image_header as _read_header
+from dermkit.images.icc import check_profile
 from dermkit.images.preprocess import PixelArray, Preprocessing, RgbPixels, resize_pixels
 
 __all__ = [
@@ -290,6 +291,7 @@ def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
         raise ValueError("not a profile of a device or colour space")
     if profile[16:20] != space_of_mode[mode]:
         raise ValueError(f"a profile of {profile[16:20].decode('ascii', 'replace').strip()} on {mode} pixels")
+    check_profile(profile)
     transform = ImageCms.buildTransform(
         ImageCms.ImageCmsProfile(io.BytesIO(profile)),
         ImageCms.createProfile("sRGB"),

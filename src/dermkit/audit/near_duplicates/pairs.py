@@ -5,7 +5,6 @@ on 1,000 images of HAM10000, one per lesion, with copies planted by `data.planti
 on others stand in benchmarks/audit.md.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ from dermkit.audit.near_duplicates.registration import (
 from dermkit.audit.scan.scan import Scan
 from dermkit.data.groups import distinct_codes
 from dermkit.progress import Progress
-from dermkit.threads import cpu_count
+from dermkit.threads import cpu_count, worker_pool
 
 MAX_FRAME_DISTANCE = 4.0
 """Whole-frame copies lay within 1.3 of each other; different lesions rarely within 6."""
@@ -245,7 +244,7 @@ def _confirm_candidates(
         candidates.iloc[start : start + _PAIRS_PER_CHUNK] for start in range(0, len(candidates), _PAIRS_PER_CHUNK)
     ]
     results = []
-    with threadpool_limits(1), ThreadPoolExecutor(workers or cpu_count()) as pool:
+    with threadpool_limits(1), worker_pool(workers or cpu_count()) as pool:
         for n_chunks, chunk in enumerate(
             pool.map(lambda chunk: _compare_chunk(image_pool, frame, chunk), chunks), 1
         ):

@@ -7,7 +7,6 @@ serves for a manifest that lost rows or changed its labels.
 
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from dermkit.files import (
 from dermkit.images.decode import open_image, read_image_file
 from dermkit.images.headers import HeaderRejected
 from dermkit.progress import Progress
-from dermkit.threads import cpu_count
+from dermkit.threads import cpu_count, worker_pool
 
 SCAN_FORMAT = 1
 SCAN_VERSION = 5
@@ -187,25 +186,22 @@ def _scan_missing_blocks(root: Path, folder: Path, files: pd.DataFrame, workers:
     scan_batch = _batch_scanner(root, files["path"].tolist(), files["file_sha256"].tolist(), maps)
     n_done = total - sum(min(IMAGES_PER_BLOCK, total - block_start) for block_start in starts)
     # The threads are ours: those of the matrix library would fight with them for the same cores.
-    with threadpool_limits(1), ThreadPoolExecutor(workers or cpu_count()) as pool:
-        try:
-            for start in starts:
-                stop = min(start + IMAGES_PER_BLOCK, total)
-                batches = [
-                    (block_start, min(block_start + _IMAGES_PER_BATCH, stop))
-                    for block_start in range(start, stop, _IMAGES_PER_BATCH)
-                ]
-                rows: list[dict[str, Any]] = []
-                for (low, high), batch_rows in zip(batches, pool.map(scan_batch, batches), strict=True):
-                    rows += batch_rows
-                    n_done += high - low
-                    progress.step("images looked at", n_done, total)
-                for values in maps.values():
-                    values.flush()
-                header = [*measures.MEASURE_COLUMNS, *_STATE_COLUMNS]
-                write_rows(folder / _block_name(start), header, ([row[name] for name in header] for row in rows))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with threadpool_limits(1), worker_pool(workers or cpu_count()) as pool:
+        for start in starts:
+            stop = min(start + IMAGES_PER_BLOCK, total)
+            batches = [
+                (block_start, min(block_start + _IMAGES_PER_BATCH, stop))
+                for block_start in range(start, stop, _IMAGES_PER_BATCH)
+            ]
+            rows: list[dict[str, Any]] = []
+            for (low, high), batch_rows in zip(batches, pool.map(scan_batch, batches), strict=True):
+                rows += batch_rows
+                n_done += high - low
+                progress.step("images looked at", n_done, total)
+            for values in maps.values():
+                values.flush()
+            header = [*measures.MEASURE_COLUMNS, *_STATE_COLUMNS]
+            write_rows(folder / _block_name(start), header, ([row[name] for name in header] for row in rows))
 
 
 def _batch_scanner(

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import pandas as pd
 from dermkit.data.importers.records import Note, Records, Rejected
 from dermkit.errors import ImageRejected
 from dermkit.images.decode import open_image
-from dermkit.threads import cpu_count
+from dermkit.threads import cpu_count, worker_pool
 
 MAX_THREADS = 16
 """Beyond this the parts of the gate that hold Python's lock are the limit, not the decoders."""
@@ -77,12 +76,9 @@ def _open_in_threads(root: Path, paths: Sequence[str]) -> Iterator[ImageSummary 
     2.4 s; the larger the images, the more the threads gain.
     """
     tasks = [paths[start : start + _IMAGES_PER_TASK] for start in range(0, len(paths), _IMAGES_PER_TASK)]
-    pool = ThreadPoolExecutor(min(MAX_THREADS, cpu_count()))
-    try:
+    with worker_pool(min(MAX_THREADS, cpu_count())) as pool:
         for results in pool.map(lambda task: [_open_one(root / path, path) for path in task], tasks):
             yield from results
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _open_one(file: Path, path: str) -> ImageSummary | Rejected:
