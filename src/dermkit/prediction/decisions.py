@@ -320,7 +320,7 @@ def tile_caption(
     """Return the lines below one image of a sheet and the colour of its border. raw_p: (K,), as the net gave it."""
     output = None if policy is None else policy.apply(raw_p[None])
     p = raw_p if output is None else output.probabilities[0]
-    order = p.argsort()[::-1][:2].tolist()
+    order = np.argsort(-p, kind="stable")[:2].tolist()  # of equals the first, as `predicted`
     lines, colour = (
         [f"{classes[k].name} {p[k]:.2f}" for k in order],
         _COLOUR_BY_MALIGNANCY[classes[order[0]].malignancy],

@@ -16,6 +16,7 @@ DEFAULT_PREVALENCES = (0.01, 0.05, 0.2)
 """Fraction of malignant lesions, from screening to a specialist's clinic: examples, not measurements."""
 
 PREDICTIVE_METHOD = "from the intervals of both rates, at the stated prevalence"
+CORRELATED_METHOD = "from the intervals of both rates, which covary by group, at the stated prevalence"
 
 Bounds = tuple[float, float]
 
@@ -55,16 +56,26 @@ def evaluate_threshold(
         intervals.proportion_estimate(is_called[is_positive], scored_set.groups[is_positive]),
         intervals.proportion_estimate(~is_called[~is_positive], scored_set.groups[~is_positive]),
     ]
-    per_prevalence = tuple(_at_prevalence(prevalence, *rates) for prevalence in prevalences)
+    correlation = float(
+        intervals.proportion_correlations((is_positive, ~is_positive), (is_called, ~is_called), scored_set.groups)[
+            0, 1
+        ]
+    )
+    per_prevalence = tuple(
+        _at_prevalence(prevalence, rates[0], rates[1], correlation) for prevalence in prevalences
+    )
     return OperatingPointResult(threshold, rates[0], rates[1], per_prevalence)
 
 
-def _at_prevalence(prevalence: float, sensitivity: Estimate, specificity: Estimate) -> AtPrevalence:
+def _at_prevalence(
+    prevalence: float, sensitivity: Estimate, specificity: Estimate, correlation: float
+) -> AtPrevalence:
     sens, spec = sensitivity.value or 0.0, specificity.value or 0.0
     n = sensitivity.n + specificity.n
     ppv, npv = predictive_values(sens, spec, prevalence)
     counts = counts_per_thousand(sens, spec, prevalence)
-    ppv_bounds, npv_bounds = _predictive_bounds(sensitivity, specificity, prevalence / (1 - prevalence))
+    odds = prevalence / (1 - prevalence)
+    ppv_bounds, npv_bounds = _predictive_bounds(sensitivity, specificity, odds, correlation)
     # If the PPV's lower bound is 0, the number needed to biopsy has no upper bound.
     nnb_bounds = (1 / ppv_bounds[1], 1 / ppv_bounds[0]) if ppv_bounds and ppv_bounds[0] > 0 else None
     n_diseased, n_healthy = 1000 * prevalence, 1000 * (1 - prevalence)
@@ -72,7 +83,8 @@ def _at_prevalence(prevalence: float, sensitivity: Estimate, specificity: Estima
     def from_both_rates(value: float | None, bounds: Bounds | None, reason: str) -> Estimate:
         if value is None:
             return undefined_estimate(n, reason)
-        return _derived_estimate(value, bounds, n, PREDICTIVE_METHOD, (sensitivity, specificity))
+        method = CORRELATED_METHOD if correlation else PREDICTIVE_METHOD
+        return _derived_estimate(value, bounds, n, method, (sensitivity, specificity))
 
     return AtPrevalence(
         prevalence=prevalence,
@@ -107,25 +119,32 @@ def _derived_estimate(
 
 
 def _predictive_bounds(
-    sensitivity: Estimate, specificity: Estimate, odds: float
+    sensitivity: Estimate, specificity: Estimate, odds: float, correlation: float
 ) -> tuple[Bounds, Bounds] | tuple[None, None]:
-    """Return the intervals of PPV and NPV, None if a rate has none; odds: prevalence / (1 - prevalence)."""
+    """Return the intervals of PPV and NPV, None if a rate has none.
+
+    odds: prevalence / (1 - prevalence). correlation: of sensitivity and specificity.
+    """
     if sensitivity.ci95 is None or specificity.ci95 is None:
         return None, None
     sens, spec = sensitivity.value or 0.0, specificity.value or 0.0
     (sens_low, sens_high), (spec_low, spec_high) = sensitivity.ci95, specificity.ci95
-    ppv_bounds = _ratio_interval((sens, sens_low, sens_high), (1 - spec, 1 - spec_high, 1 - spec_low), odds)
-    return ppv_bounds, _ratio_interval(
-        (spec, spec_low, spec_high), (1 - sens, 1 - sens_high, 1 - sens_low), 1 / odds
+    ppv_bounds = _ratio_interval(
+        (sens, sens_low, sens_high), (1 - spec, 1 - spec_high, 1 - spec_low), odds, -correlation
     )
+    npv_bounds = _ratio_interval(
+        (spec, spec_low, spec_high), (1 - sens, 1 - sens_high, 1 - sens_low), 1 / odds, -correlation
+    )
+    return ppv_bounds, npv_bounds
 
 
 def _ratio_interval(
-    true_rate: tuple[float, float, float], false_rate: tuple[float, float, float], odds: float
+    true_rate: tuple[float, float, float], false_rate: tuple[float, float, float], odds: float, correlation: float
 ) -> tuple[float, float]:
     """Return the interval of x / (1 + x), x = odds * true_rate / false_rate (MOVER on the log scale).
 
-    Each rate is (value, low, high), of different images. A rate of 0 leaves one end open: 0 or 1.
+    Each rate is (value, low, high), of different images; correlation: of the two rates. A rate of 0 leaves one end
+    open: 0 or 1.
     """
     (a, a_low, a_high), (b, b_low, b_high) = true_rate, false_rate
     if a == 0 or b == 0:
@@ -133,9 +152,20 @@ def _ratio_interval(
         high = odds * a_high / (odds * a_high + b_low) if b_low > 0 else 1.0
         return low, high
     log_odds = math.log(odds * a / b)
-    lower_distance = math.hypot(math.log(a / a_low), math.log(b_high / b)) if a_low > 0 else math.inf
-    upper_distance = math.hypot(math.log(a_high / a), math.log(b / b_low)) if b_low > 0 else math.inf
+    lower_distance = (
+        _log_distance(math.log(a / a_low), math.log(b_high / b), correlation) if a_low > 0 else math.inf
+    )
+    upper_distance = (
+        _log_distance(math.log(a_high / a), math.log(b / b_low), correlation) if b_low > 0 else math.inf
+    )
     return _expit(log_odds - lower_distance), _expit(log_odds + upper_distance)
+
+
+def _log_distance(first: float, second: float, correlation: float) -> float:
+    """Return the distance to a bound of log a - log b from those of a and of b."""
+    if not correlation:
+        return math.hypot(first, second)
+    return math.sqrt(max(0.0, first**2 + second**2 - 2 * correlation * first * second))
 
 
 def _expit(log_odds: float) -> float:

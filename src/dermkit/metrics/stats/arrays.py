@@ -8,7 +8,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 EPSILON = float(np.finfo(np.float64).eps)
-"""Probabilities are clipped to [EPSILON, 1] before the logarithm, as in scikit-learn: an image costs at most 36.04."""
+"""Fits clip probabilities to [EPSILON, 1] before the logarithm, as scikit-learn does; reported figures do not."""
 
 
 def ratio(numerator: Floats, denominator: Floats, is_defined: Bools) -> Floats:

@@ -132,17 +132,55 @@ def proportion_estimate(is_success: Bools, groups: Ints) -> Estimate:
     return with_caveats(Estimate(successes / n, bounds, n, method), too_few(n_groups) or boundary_caveats)
 
 
+def proportion_correlations(masks: Sequence[Bools], is_success: Sequence[Bools], groups: Ints) -> Floats:
+    """Return the correlations of P proportions of disjoint images that may share groups, (P, P): cluster sandwich.
+
+    masks: the images of each proportion, P times (N,); is_success, groups: (N,). The deviations of a proportion are
+    summed per group, and sums of the same group are multiplied. Its variance is the one of its interval, at least that
+    of independent images. Proportions that share no group have a correlation of exactly 0.
+    """
+    group_index = np.unique(groups, return_inverse=True)[1]
+    n_groups = int(group_index.max()) + 1
+    has_images = np.array([np.bincount(group_index[mask], minlength=n_groups) > 0 for mask in masks])
+    correlations = np.eye(len(masks))
+    shared = np.flatnonzero(has_images.sum(axis=0) > 1)
+    if not len(shared):
+        return correlations
+    deviations = [
+        _standardised_group_sums(success[mask], group_index[mask], n_groups)[shared]
+        for mask, success in zip(masks, is_success, strict=True)
+    ]
+    products = np.array(deviations) @ np.array(deviations).T
+    np.fill_diagonal(products, 1.0)
+    return products
+
+
+def _standardised_group_sums(is_success: Bools, group_index: Ints, n_groups: int) -> Floats:
+    """Return what each group adds to the deviation of a proportion, in its standard errors, (G,); 0 without spread."""
+    n, fraction = len(is_success), float(is_success.mean()) if len(is_success) else 0.0
+    if fraction in (0.0, 1.0):
+        return np.zeros(n_groups)
+    own_groups = len(np.unique(group_index))
+    sums = sum_by_group(is_success.astype(np.float64) - fraction, group_index, n_groups) / n
+    sums *= math.sqrt(own_groups / max(own_groups - 1, 1))
+    return sums / math.sqrt(max(float((sums**2).sum()), fraction * (1 - fraction) / n))
+
+
 def mean_of_proportions_interval(
-    proportions: Floats, bounds: Sequence[tuple[float, float]]
+    proportions: Floats, bounds: Sequence[tuple[float, float]], correlations: Floats | None = None
 ) -> tuple[float, float]:
-    """Return the interval of a mean of independent proportions from the interval of each (Newcombe 2001, MOVER)."""
+    """Return the interval of a mean of proportions from the interval of each (Newcombe 2001, MOVER).
+
+    correlations: (P, P), by default none; Zou and Donner 2008 (Statistics in Medicine 27:1693) add what they covary.
+    """
     low, high = np.array(bounds, dtype=np.float64).T
     mean, k = float(proportions.mean()), len(proportions)
-    lower_distance, upper_distance = (
-        np.sqrt(((proportions - low) ** 2).sum()) / k,
-        np.sqrt(((high - proportions) ** 2).sum()) / k,
-    )
-    return max(0.0, mean - float(lower_distance)), min(1.0, mean + float(upper_distance))
+    off_diagonal = np.zeros((k, k)) if correlations is None else correlations - np.eye(k)
+
+    def distance(distances: Floats) -> float:
+        return float(np.sqrt(max(0.0, (distances**2).sum() + distances @ off_diagonal @ distances)) / k)
+
+    return max(0.0, mean - distance(proportions - low)), min(1.0, mean + distance(high - proportions))
 
 
 def difference_interval(
