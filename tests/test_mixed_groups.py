@@ -41,7 +41,7 @@ def sandwich(scored: ScoredSet) -> Floats:
 
 def correlations(scored: ScoredSet) -> Floats:
     masks = (scored.is_malignant, ~scored.is_malignant)
-    return intervals.proportion_correlations(masks, [scored.y_pred == scored.y_true] * 2, scored.groups)
+    return intervals.shared_groups(masks, [scored.y_pred == scored.y_true] * 2, scored.groups).correlations
 
 
 @pytest.mark.parametrize(("shared", "sign"), [("difficulty", 1), ("shift", -1)])
@@ -102,12 +102,14 @@ def test_more_than_two_classes_and_recalls_without_spread() -> None:
     p = np.eye(3)[called] * 0.7 + 0.1
     scored = ScoredSet(["a", "b", "c"], np.array([False, False, True]), true, called, p, groups)
     masks = [true == k for k in range(3)]
-    found = intervals.proportion_correlations(masks, [right] * 3, groups)
+    shared = intervals.shared_groups(masks, [right] * 3, groups)
+    found = shared.correlations
+    assert shared.widening == pytest.approx(2.022691 / 1.959964), "Student's quantile at 39 degrees of freedom"
     np.testing.assert_allclose(found, [[1, 1, 0], [1, 1, 0], [0, 0, 1]], atol=1e-12)
     assert np.linalg.eigvalsh(found).min() > -1e-9
     estimate = evaluate_split(scored, seed=0, resamples=0)["metrics"]["balanced_accuracy"]
     one = intervals.proportion_estimate(right[masks[0]], groups[masks[0]]).ci95
     all_right = intervals.proportion_estimate(right[masks[2]], groups[masks[2]]).ci95
     assert one is not None and all_right is not None
-    low = estimate["value"] - np.sqrt((2 * (0.75 - one[0])) ** 2 + (1 - all_right[0]) ** 2) / 3
+    low = estimate["value"] - shared.widening * np.sqrt((2 * (0.75 - one[0])) ** 2 + (1 - all_right[0]) ** 2) / 3
     assert estimate["ci95"][0] == pytest.approx(low), "two recalls that rise and fall together count as one, twice"

@@ -193,9 +193,9 @@ class _SplitMetrics:
             bounds = [recall.ci95 for recall in recalls if recall.ci95 is not None]
             if len(bounds) < len(recalls):
                 return Estimate(mean, None, n, "none", "no interval: a class has one group only")
-            correlations = self._recall_correlations(columns)
-            ci95 = intervals.mean_of_proportions_interval(values, bounds, correlations)
-            method = MEAN_METHOD if (correlations == np.eye(len(columns))).all() else CORRELATED_MEAN_METHOD
+            shared = self._shared_groups(columns)
+            ci95 = intervals.mean_of_proportions_interval(values, bounds, shared)
+            method = CORRELATED_MEAN_METHOD if shared.any else MEAN_METHOD
             n_near_boundary = sum(intervals.NEAR_BOUNDARY in recall.reason for recall in recalls)
             caveat = (
                 f"{UNRELIABLE_PREFIX}: {n_near_boundary} of {len(recalls)} recalls are {intervals.NEAR_BOUNDARY}"
@@ -207,11 +207,12 @@ class _SplitMetrics:
             *(_column_mean(arrays, f"view {view}", columns) for arrays in self._samples_and_jackknife()),
         )
 
-    def _recall_correlations(self, columns: NDArray[np.intp]) -> Floats:
+    def _shared_groups(self, columns: NDArray[np.intp]) -> intervals.SharedGroups:
+        """Return what the recalls of some classes share."""
         scored = self.scored_set
         masks = [scored.y_true == column for column in columns]
         is_correct = scored.y_pred == scored.y_true
-        return intervals.proportion_correlations(masks, [is_correct] * len(masks), scored.groups)
+        return intervals.shared_groups(masks, [is_correct] * len(masks), scored.groups)
 
     def _samples_and_jackknife(self) -> tuple[dict[str, Floats], dict[str, Floats]]:
         return self.bootstrap.samples, self.bootstrap.jackknife

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import betaincinv
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints, sum_by_group
 from dermkit.metrics.stats.estimate import NO_METHOD, UNRELIABLE_PREFIX, Estimate, with_caveats
@@ -132,27 +132,45 @@ def proportion_estimate(is_success: Bools, groups: Ints) -> Estimate:
     return with_caveats(Estimate(successes / n, bounds, n, method), too_few(n_groups) or boundary_caveats)
 
 
-def proportion_correlations(masks: Sequence[Bools], is_success: Sequence[Bools], groups: Ints) -> Floats:
-    """Return the correlations of P proportions of disjoint images that may share groups, (P, P): cluster sandwich.
+@dataclass(frozen=True, eq=False)
+class SharedGroups:
+    """What proportions of disjoint images share through groups that hold images of several of them.
+
+    correlations: (P, P). widening: Student's quantile over the normal one, 1 where nothing is shared.
+    """
+
+    correlations: Floats
+    widening: float = 1.0
+
+    @property
+    def any(self) -> bool:
+        """Whether some group holds images of two of the proportions."""
+        return self.widening > 1
+
+
+def shared_groups(masks: Sequence[Bools], is_success: Sequence[Bools], groups: Ints) -> SharedGroups:
+    """Return the correlations of P proportions of disjoint images that may share groups: cluster sandwich.
 
     masks: the images of each proportion, P times (N,); is_success, groups: (N,). The deviations of a proportion are
     summed per group, and sums of the same group are multiplied. Its variance is the one of its interval, at least that
-    of independent images. Proportions that share no group have a correlation of exactly 0.
+    of independent images. Student's degrees of freedom are Kish's effective number of groups, less one.
     """
     group_index = np.unique(groups, return_inverse=True)[1]
     n_groups = int(group_index.max()) + 1
     has_images = np.array([np.bincount(group_index[mask], minlength=n_groups) > 0 for mask in masks])
-    correlations = np.eye(len(masks))
     shared = np.flatnonzero(has_images.sum(axis=0) > 1)
     if not len(shared):
-        return correlations
+        return SharedGroups(np.eye(len(masks)))
     deviations = [
         _standardised_group_sums(success[mask], group_index[mask], n_groups)[shared]
         for mask, success in zip(masks, is_success, strict=True)
     ]
-    products = np.array(deviations) @ np.array(deviations).T
-    np.fill_diagonal(products, 1.0)
-    return products
+    correlations = np.array(deviations) @ np.array(deviations).T
+    np.fill_diagonal(correlations, 1.0)
+    sizes = np.bincount(group_index).astype(np.float64)
+    effective_groups = float(sizes.sum() ** 2 / (sizes**2).sum())
+    t_quantile = float(t.isf((1 - CONFIDENCE_LEVEL) / 2, max(effective_groups - 1, 1.0)))
+    return SharedGroups(correlations, t_quantile / Z)
 
 
 def _standardised_group_sums(is_success: Bools, group_index: Ints, n_groups: int) -> Floats:
@@ -167,18 +185,19 @@ def _standardised_group_sums(is_success: Bools, group_index: Ints, n_groups: int
 
 
 def mean_of_proportions_interval(
-    proportions: Floats, bounds: Sequence[tuple[float, float]], correlations: Floats | None = None
+    proportions: Floats, bounds: Sequence[tuple[float, float]], shared: SharedGroups | None = None
 ) -> tuple[float, float]:
     """Return the interval of a mean of proportions from the interval of each (Newcombe 2001, MOVER).
 
-    correlations: (P, P), by default none; Zou and Donner 2008 (Statistics in Medicine 27:1693) add what they covary.
+    shared: by default nothing; Zou and Donner 2008 (Statistics in Medicine 27:1693) add what the proportions covary.
     """
     low, high = np.array(bounds, dtype=np.float64).T
     mean, k = float(proportions.mean()), len(proportions)
-    off_diagonal = np.zeros((k, k)) if correlations is None else correlations - np.eye(k)
+    off_diagonal = np.zeros((k, k)) if shared is None else shared.correlations - np.eye(k)
+    widening = 1.0 if shared is None else shared.widening
 
     def distance(distances: Floats) -> float:
-        return float(np.sqrt(max(0.0, (distances**2).sum() + distances @ off_diagonal @ distances)) / k)
+        return widening * float(np.sqrt(max(0.0, (distances**2).sum() + distances @ off_diagonal @ distances)) / k)
 
     return max(0.0, mean - distance(proportions - low)), min(1.0, mean + distance(high - proportions))
 
