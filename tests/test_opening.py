@@ -131,7 +131,7 @@ def test_a_linked_model_folder_and_a_link_inside_it_are_fine(model: Path, tmp_pa
 def test_what_was_hashed_is_what_is_used(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Someone swaps both files right after they were verified."""
     expected = load_model(model)
-    real = predictor.read_verified
+    real = checksums.read_verified
 
     def read_then_swap(folder: Path) -> dict[str, bytes]:
         content = real(folder)

@@ -29,7 +29,7 @@ TEMP_PREFIX = ".dermkit-tmp-"
 MAX_TEXT_BYTES = 2**28
 """A JSON or text file that is read whole: metrics.json of a hundred classes takes 5 MB."""
 
-MAX_FILE_BYTES = 2**36
+MAX_READ_BYTES = 2**36
 """Any other file, such as weights or an archive."""
 
 ON_WINDOWS = os.name == "nt"
@@ -74,7 +74,7 @@ def out_of_memory(subject: object) -> ResourceError:
     )
 
 
-def open_regular(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> io.BufferedReader:
+def open_regular(path: Path, *, max_bytes: int = MAX_READ_BYTES) -> io.BufferedReader:
     """Open a regular file for reading bytes; raises `OSError`, also for a pipe, a device, or too many bytes.
 
     Opening a pipe would wait for its writer, and a device may have no end. Without waiting, because the file may be

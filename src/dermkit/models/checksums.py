@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dermkit.errors import UntrustedError
-from dermkit.files import MAX_FILE_BYTES, read_regular, sha256_bytes, sha256_file, write_text
+from dermkit.files import MAX_READ_BYTES, read_regular, sha256_bytes, sha256_file, write_text
 
 CHECKSUM_FILE = "SHA256SUMS"
 _PENDING_PREFIX = "# next "
@@ -75,7 +75,7 @@ def read_verified(folder: Path) -> dict[str, bytes]:
     """
     content: dict[str, bytes] = {}
     for name, hashes in expected_hashes(folder).items():
-        content[name] = _read_inside(folder, name, MAX_FILE_BYTES)
+        content[name] = _read_inside(folder, name, MAX_READ_BYTES)
         if sha256_bytes(content[name]) not in hashes:
             raise _changed_file_error(folder / name, "nothing was predicted")
     return content

@@ -50,7 +50,7 @@ from dermkit.models.inference import (
     parallel_batches,
     pick_device,
 )
-from dermkit.models.net import Net, build_net, resolve_weights
+from dermkit.models.net import Net, build_net, check_fits, resolve_weights
 from dermkit.prediction.decisions import select_policy
 from dermkit.prediction.pixels import DecodedImage, ImageScore, PixelStore, decode_image
 from dermkit.progress import Progress
@@ -285,7 +285,7 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
             raise UntrustedError(f"{folder / CHECKSUM_FILE}: does not list {name}", remedy="copy the model anew")
     card = parse_card(file_bytes["model.json"], folder / "model.json")
     try:
-        classes = _CLASSES.validate_json(json.dumps(card["classes"]))
+        classes = _read_classes(card)
         preprocessing = _PREPROCESSING.validate_json(json.dumps(card["preprocessing"]))
         members = [(member["file"], _SPEC.validate_json(json.dumps(member["spec"]))) for member in card["members"]]
         (file, spec), *extra_members = members
@@ -294,11 +294,20 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
         raise UntrustedError(f"{folder}: not a model folder: {error}", remedy="copy it anew") from error
     if extra_members:
         raise UntrustedError(f"{folder}: {len(members)} members; this version reads one", remedy="update dermkit")
-    net = _rebuild_net(folder, spec, len(classes), state).to(torch_device)
+    net = _rebuild_net(folder, spec, len(classes), state, image_size=preprocessing.size).to(torch_device)
     return Predictor(
         folder, classes, preprocessing, net, card, sha256_bytes(file_bytes["model.json"]),
         progress or Progress(), _read_policy(folder, card), _parse_training_images(file_bytes["seen.csv"], folder),
     )  # fmt: skip
+
+
+def _read_classes(card: Mapping[str, Any]) -> tuple[LesionClass, ...]:
+    """Return the class table; raises `ValueError` where it cannot be one of a classifier."""
+    classes = _CLASSES.validate_json(json.dumps(card["classes"]))
+    names = [lesion_class.name for lesion_class in classes]
+    if len(names) < 2 or len(set(names)) < len(names) or not all(names):
+        raise ValueError(f"the classes {', '.join(map(repr, names[:5]))} are not two or more different names")
+    return classes
 
 
 def _read_policy(folder: Path, card: Mapping[str, Any]) -> DecisionPolicy | None:
@@ -322,9 +331,12 @@ def _read_policy(folder: Path, card: Mapping[str, Any]) -> DecisionPolicy | None
     return policy
 
 
-def _rebuild_net(folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor]) -> Net:
+def _rebuild_net(
+    folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor], *, image_size: int
+) -> Net:
     unloaded_spec = dataclasses.replace(spec, weights="none")
     try:
+        check_fits(unloaded_spec, n_classes, state, image_size=image_size)
         net = build_net(unloaded_spec, n_classes, weights=resolve_weights(unloaded_spec, None), seed=0)
         net.load_state_dict(state, strict=True)
     except (RuntimeError, UsageError) as error:
