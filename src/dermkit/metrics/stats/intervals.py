@@ -30,6 +30,10 @@ MIN_GROUPS = 30
 """With fewer groups, proportions get the exact (conservative) interval, and every interval is marked unreliable:
 coverage was verified from 30 on (benchmarks/coverage.md)."""
 
+MIN_EFFECTIVE_GROUPS = 24
+"""Kish's effective number of 30 groups of one to five images, from which coverage was verified: with fewer, as where a
+few patients have most of the images, 92 % was measured (benchmarks/coverage.md)."""
+
 NEAR_BOUNDARY = "so near to 0 or 1"
 MIN_RARER = 2
 """Fewest groups with the rarer outcome: below it, coverage near 0 and 1 falls short (benchmarks/coverage.md)."""
@@ -114,6 +118,23 @@ def too_few(n_groups: int, kind: str = "", *, min_groups: int = MIN_GROUPS) -> l
     return [] if n_groups >= min_groups else [f"{UNRELIABLE_PREFIX}: {n_groups} {kind}units, {min_groups} needed"]
 
 
+def effective_group_count(groups: Ints) -> float:
+    """Return Kish's effective number of groups: how many of equal size have as even a share of the (n,) images."""
+    sizes = np.unique(groups, return_counts=True)[1].astype(np.float64)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
+def _too_uneven(n_groups: int, groups: Ints) -> list[str]:
+    """Return the caveat of an interval from enough groups of which a few have most of the images."""
+    effective_count = effective_group_count(groups)
+    if effective_count >= MIN_EFFECTIVE_GROUPS:
+        return []
+    return [
+        f"{UNRELIABLE_PREFIX}: {n_groups} units of uneven size are worth {effective_count:.0f}, "
+        f"{MIN_EFFECTIVE_GROUPS} needed"
+    ]
+
+
 def proportion_estimate(is_success: Bools, groups: Ints) -> Estimate:
     """Return a proportion of (n,) images with its interval and caveats; no interval for a single group."""
     n, successes, n_groups = len(is_success), int(is_success.sum()), len(np.unique(groups))
@@ -129,7 +150,8 @@ def proportion_estimate(is_success: Bools, groups: Ints) -> Estimate:
         if n_rarer < MIN_RARER
         else []
     )
-    return with_caveats(Estimate(successes / n, bounds, n, method), too_few(n_groups) or boundary_caveats)
+    size_caveats = too_few(n_groups) or ([] if n_groups == n else _too_uneven(n_groups, groups))
+    return with_caveats(Estimate(successes / n, bounds, n, method), size_caveats or boundary_caveats)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +189,7 @@ def shared_groups(masks: Sequence[Bools], is_success: Sequence[Bools], groups: I
     ]
     correlations = np.array(deviations) @ np.array(deviations).T
     np.fill_diagonal(correlations, 1.0)
-    sizes = np.bincount(group_index).astype(np.float64)
-    effective_groups = float(sizes.sum() ** 2 / (sizes**2).sum())
-    t_quantile = float(t.isf((1 - CONFIDENCE_LEVEL) / 2, max(effective_groups - 1, 1.0)))
+    t_quantile = float(t.isf((1 - CONFIDENCE_LEVEL) / 2, max(effective_group_count(groups) - 1, 1.0)))
     return SharedGroups(correlations, t_quantile / Z)
 
 
