@@ -228,7 +228,7 @@ def gap_in_bins(p: Floats, hit: Bools) -> float:
 
 
 def best_first(row: Floats, called: int) -> list[int]:
-    """Return the classes of an image by probability; of equals the predicted one is first, then the order of classes."""
+    """Return the classes of an image by probability; of equals the predicted one is first, then their order."""
     return sorted(range(len(row)), key=lambda c: (-row[c], c != called, c))
 
 
