@@ -367,9 +367,24 @@ def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yield the regular files below a folder, however deep it is; links are not followed, closed folders left out.
+
+    A library's walk calls itself for each level, and ends at 1,000.
+    """
+    folders = [folder]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    yield Path(entry.path)
+
+
 def sweep_temp(folder: Path) -> int:
     """Remove what killed writes left in a folder tree; returns how many. Call it under the folder's lock."""
-    stale_files = [path for path in folder.rglob(TEMP_PREFIX + "*") if path.is_file()]
+    stale_files = [path for path in walk_files(folder) if path.name.startswith(TEMP_PREFIX)]
     for path in stale_files:
         path.unlink(missing_ok=True)
     return len(stale_files)

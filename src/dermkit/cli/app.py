@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dermkit import __version__
-from dermkit.cli.console import OutOption, progress_bar
+from dermkit.cli.console import OutOption, progress_bar, say_error
 from dermkit.cli.data import audit_command, import_command, split_command
 from dermkit.cli.predict import predict_command
 from dermkit.cli.results import compare_command, evaluate_command, report_command
@@ -112,11 +112,11 @@ def run_command(command: Callable[[], Any], *, debug: bool) -> int:
     try:
         result = command()
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
+        say_error("interrupted")
         return INTERRUPTED
     except SystemExit as exit_request:
         if exit_request.code == INTERRUPTED and _is_interrupt(exit_request):
-            typer.echo("interrupted\nTo do: run the same command again", err=True)
+            say_error("interrupted\nTo do: run the same command again")
         raise
     except Exception as error:
         if debug and isinstance(error, DermkitError):
@@ -146,7 +146,7 @@ def _report_error(error: Exception) -> int:
         message, code = _file_error_text(error), OutputError.exit_code
     else:
         message = f"a fault in dermkit: {type(error).__name__}: {error}\n{FAULT_TEXT}"
-    typer.echo(f"error: {message}", err=True)
+    say_error(f"error: {message}")
     return code
 
 
@@ -173,6 +173,7 @@ def _raise_interrupt(_number: int, _frame: object) -> None:
 def main() -> None:
     """Run the command line and leave with its exit code."""
     die_with_parent()
+    _replace_closed_streams()
     signal.signal(signal.SIGTERM, _raise_interrupt)  # a scheduler's stop keeps what a person's Ctrl-C keeps
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, _raise_interrupt)
@@ -183,12 +184,20 @@ def main() -> None:
         code: Any = run_command(lambda: app(standalone_mode=True), debug="--debug" in sys.argv)
     except SystemExit as exit_request:
         code = exit_request.code
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.flush()
     if code == INTERRUPTED and _has_stuck_threads():
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):
-                stream.flush()
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
         os._exit(INTERRUPTED)  # the interpreter would wait for them; what was to be saved has been saved
     sys.exit(code)
+
+
+def _replace_closed_streams() -> None:
+    """Let output go nowhere where a stream was closed: the exit code still tells how the command ended."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  it stays open
 
 
 def _has_stuck_threads() -> bool:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,11 +20,17 @@ def exit_with_refused(count: int, refused_path: Path) -> None:
         raise typer.Exit(EXIT_SOME_REJECTED)
 
 
+def say_error(line: str) -> None:
+    """Print to standard error; where that is closed or full, go on without: hours of work do not depend on it."""
+    with suppress(OSError, ValueError):
+        typer.echo(line, err=True)
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Show a bar with the time left on a terminal, plain lines elsewhere."""
     if not sys.stderr.isatty():
-        yield Progress(say=lambda line: typer.echo(line, err=True))
+        yield Progress(say=say_error)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

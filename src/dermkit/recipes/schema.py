@@ -105,11 +105,11 @@ class ModelSpec:
     hidden: widths of the head's dense layers (ReLU); dropout: before each of the head's dense layers.
     """
 
-    backbone: Annotated[str, Field(min_length=1, max_length=200)]
+    backbone: Annotated[str, Field(min_length=1, max_length=1000)]
     backbone_args: dict[str, bool | int | float | str]
     weights: Literal["imagenet", "none"]
-    skip_blocks: Annotated[tuple[str, ...], Field(max_length=1000)]
-    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=16_384)], ...], Field(max_length=16)]
+    skip_blocks: Annotated[tuple[str, ...], Field(max_length=10_000)]
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=16_384)], ...], Field(max_length=64)]
     dropout: FractionBelowOne
 
 
@@ -218,7 +218,7 @@ class Recipe:
     monitor: Monitor
     keep: Literal["best", "last"]
     seed: _Seed
-    repeats: Annotated[int, Field(ge=1, le=1000)]
+    repeats: Annotated[int, Field(ge=1, le=10_000)]
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":

@@ -9,6 +9,7 @@ from pathlib import Path
 from dermkit.data.importers.csv_tables import TABLE_SUFFIXES
 from dermkit.data.importers.records import Note, Records, Rejected
 from dermkit.errors import DataError, RejectionReason
+from dermkit.files import check_fault_of_path, walk_files
 from dermkit.images.headers import IMAGE_SUFFIXES
 
 __all__ = [
@@ -51,7 +52,14 @@ class FolderWalk:
         Linked folders are never entered, so that no loop can form. Tables are remembered, not opened.
         """
         folders, files = [], []
-        for entry in visible_entries(self.root / folder):
+        try:
+            entries = visible_entries(self.root / folder)
+        except DataError as error:
+            if not folder:
+                raise
+            self.reject(folder, RejectionReason.UNREADABLE.value, error.message.rpartition(": ")[2])
+            return [], []
+        for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             suffix = suffix_of(entry.name)
             if not is_utf8(entry.name) or "\r" in entry.name:
@@ -86,20 +94,22 @@ class FolderWalk:
 
     def reject_below(self, folders: Iterable[str], detail: str) -> int:
         """Refuse every candidate in these folders and below; returns how many."""
-        n_rejected = 0
-        for folder in folders:
-            subfolders, files = self.entries(folder)
+        n_rejected, pending = 0, [*folders][::-1]
+        while pending:
+            subfolders, files = self.entries(pending.pop())
             for path in files:
                 self.reject(path, REASON_MISPLACED, detail)
-            n_rejected += len(files) + self.reject_below(subfolders, detail)
+            n_rejected += len(files)
+            pending += subfolders[::-1]
         return n_rejected
 
     def all_images(self, folder: str = "") -> Iterator[str]:
         """Yield every candidate image at any depth, sorted."""
-        subfolders, files = self.entries(folder)
-        yield from files
-        for subfolder in subfolders:
-            yield from self.all_images(subfolder)
+        pending = [folder]
+        while pending:
+            subfolders, files = self.entries(pending.pop())
+            yield from files
+            pending += subfolders[::-1]
 
     def note_other_files(self) -> None:
         if self.other_files:
@@ -127,6 +137,7 @@ def visible_entries(folder: Path) -> list["os.DirEntry[str]"]:
         with os.scandir(folder) as iterator:
             entries = sorted(iterator, key=lambda entry: entry.name)
     except OSError as error:
+        check_fault_of_path(error, folder)
         raise DataError(
             f"{folder}: cannot be listed: {error.strerror or error}", remedy="check the path and its permissions"
         ) from error
@@ -181,7 +192,7 @@ def single_subfolder(root: Path) -> Path:
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(map(may_be_image, folder.rglob("*")))
+    return any(map(may_be_image, walk_files(folder)))
 
 
 def suffix_of(name: str) -> str:
