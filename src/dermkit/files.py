@@ -316,7 +316,12 @@ def parse_json(
     if not isinstance(value, dict) or type(value.get("format")) is not int:
         raise error(f"{path}: has no `format` number, so it is not dermkit's", remedy="check the path")
     while value["format"] < format and migrations and value["format"] in migrations:
-        value = migrations[value["format"]](value)
+        try:
+            value = migrations[value["format"]](value)
+        except (LookupError, TypeError, AttributeError, ValueError) as cause:
+            raise error(
+                f"{path}: lacks something of format {value['format']}: {cause!r}", remedy="restore it"
+            ) from cause
     if value["format"] != format:
         raise error(
             f"{path}: format {value['format']}, this dermkit reads format {format}",

@@ -28,6 +28,7 @@ from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.metrics.decisions.policy import apply_calibration, policy_from_dict
 from dermkit.metrics.stats.intervals import N_RESAMPLES
+from dermkit.runs.documents import saved_content
 from dermkit.runs.layout import FIGURES_FOLDER, LOG_FILE, OLD_POLICY_FILE, POLICY, PREDICTIONS_FILE
 from dermkit.runs.metrics_json import write_metrics
 from dermkit.runs.predictions import (
@@ -341,6 +342,13 @@ def evaluate_run(
     that was fitted elsewhere; by default that of run.json, if it holds one. Raises `DataError` for a missing or broken
     file, or options that these images cannot serve.
     """
+    with saved_content(run):
+        return _evaluate_run(run, dataset, options, policy)
+
+
+def _evaluate_run(
+    run: Path, dataset: Dataset | None, options: EvaluationOptions, policy: PolicyWithExtras | None
+) -> Path:
     run_json = read_run_json(run)
     classes = class_table(run_json, run)
     predictions = read_predictions(run / PREDICTIONS_FILE, [lesion_class.name for lesion_class in classes])

@@ -187,4 +187,9 @@ def read_lint(folder: Path) -> list[dict[str, Any]] | None:
     """Return the rows of a run's `lint.json`, None where it was never linted; raises `DataError` if it is broken."""
     if not (folder / LINT_FILE).exists():
         return None
-    return list(read_json(folder / LINT_FILE, format=LINT_FORMAT, error=DataError)["lint"])
+    rows = read_json(folder / LINT_FILE, format=LINT_FORMAT, error=DataError).get("lint")
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and {"severity", "code"} <= row.keys() for row in rows
+    ):
+        raise DataError(f"{folder / LINT_FILE}: holds no list of findings", remedy="run `dermkit evaluate` again")
+    return list(rows or [])

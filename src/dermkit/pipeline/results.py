@@ -17,6 +17,7 @@ from dermkit.models.locate import check_folder, check_model_folder, suggest_run
 from dermkit.progress import Progress
 from dermkit.reporting.comparison_page import headline_sentences, write_comparison_page, write_comparison_tables
 from dermkit.reporting.report import write_report, write_summary_report
+from dermkit.runs.documents import saved_content
 from dermkit.runs.layout import LOCATION, METRICS, PREDICTIONS_FILE, RECIPE_FILE, REPORT_FILE, RUN, SUMMARY
 
 PRINTED_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro")
@@ -165,7 +166,8 @@ def compare(runs: Sequence[Path], *, claim_texts: Sequence[str] = (), out: Path)
         _check_run_or_repeats(run)
     check_output(out, marker="comparison.json", description="a comparison")
     check_writable(out)
-    comparison = compare_runs(runs) if runs else None
+    with saved_content(*runs):
+        comparison = compare_runs(runs) if runs else None
     tables = {}
     if comparison is not None:
         write_comparison_tables(comparison, out)

@@ -18,6 +18,7 @@ from dermkit.reporting.figures import EmbeddedFigure, draw_figures, metric_names
 from dermkit.reporting.labels import BAR_METRICS, FIRST_TABLE_END, METRIC_TITLES, page_templates
 from dermkit.reporting.mistakes import PixelFinder, load_mistakes
 from dermkit.runs import folder as runs_folder
+from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import FIGURES_FOLDER, METRICS, REPORT_FILE, SUMMARY
 
@@ -34,6 +35,11 @@ def write_report(run: Path, *, pixel_finder: PixelFinder | None = None, images_r
     images: pixels (H, W, 3) of an image_id, None where they are not at hand; without it, images are opened below
     `images_root`. Raises `DataError` without a metrics.json, `OutputError`.
     """
+    with saved_content(run):
+        return _write_report(run, pixel_finder, images_root)
+
+
+def _write_report(run: Path, pixel_finder: PixelFinder | None, images_root: Path | None) -> Path:
     run_folder = runs_folder.read_run_folder(run)
     mistake_table = runs_folder.read_optional_csv(
         run / FIGURES_FOLDER / f"mistakes_{run_folder.headline_split}.csv"
@@ -99,6 +105,11 @@ def write_summary_report(parent: Path) -> Path:
 
     Raises `DataError` without a summary.json, `OutputError`.
     """
+    with saved_content(parent):
+        return _write_summary_report(parent)
+
+
+def _write_summary_report(parent: Path) -> Path:
     summary = SUMMARY.read(parent)
     splits = [name for name in ("validation", "test") if summary["metrics"].get(name)]
     names = {split: _summary_metrics(summary, split) for split in splits}

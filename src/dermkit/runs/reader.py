@@ -9,13 +9,17 @@ import pandas as pd
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError
 from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
+from dermkit.runs.documents import check_run_json, saved_content
 from dermkit.runs.layout import COLOUR_FILE, OLD_COLOUR_FILE, RUN, RUN_SEAL, SPLIT_FILE
 from dermkit.runs.predictions import ATTRIBUTES, read_attributes, read_predictions, read_run_csv
 
 
 def read_run_json(run: Path) -> dict[str, Any]:
     """Read run.json; raises `DataError` where it is missing or broken."""
-    return RUN.read(run)
+    with saved_content(run):
+        run_json = RUN.read(run)
+    check_run_json(run_json, run / RUN.name)
+    return run_json
 
 
 def attributes_for(run: Path, dataset: Dataset | None) -> pd.DataFrame | None:
@@ -53,7 +57,7 @@ def class_table(run_json: Mapping[str, Any], run: Path) -> tuple[LesionClass, ..
     """Return the class table of run.json; raises `DataError` where it has none."""
     try:
         return tuple(LesionClass(**fields) for fields in run_json["dataset"]["classes"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{run / 'run.json'}: has no class table", remedy="train again, or restore it") from error
 
 
