@@ -3,7 +3,18 @@
 A message says which file, what is wrong, what was kept and what to do. Nothing else is raised on purpose.
 """
 
+import re
 from enum import StrEnum
+
+# Control characters but tab and line feed, half surrogates, and those that turn the direction of writing.
+_UNPRINTABLE = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """Return text for a terminal: a file or class name may hold sequences that move its cursor or hide its words."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class DermkitError(Exception):

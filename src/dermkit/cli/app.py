@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dermkit import __version__
-from dermkit.cli.console import OutOption, progress_bar, say_error
+from dermkit.cli.console import OutOption, printable_output, progress_bar, say_error
 from dermkit.cli.data import audit_command, import_command, split_command
 from dermkit.cli.predict import predict_command
 from dermkit.cli.results import compare_command, evaluate_command, report_command
@@ -110,7 +110,8 @@ def demo_command(out: OutOption = Path("demo")) -> None:
 def run_command(command: Callable[[], Any], *, debug: bool) -> int:
     """Call a command; returns the exit code and prints a DermkitError's message to standard error."""
     try:
-        result = command()
+        with printable_output():
+            result = command()
     except KeyboardInterrupt:
         say_error("interrupted")
         return INTERRUPTED

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dermkit.errors import EXIT_SOME_REJECTED
+from dermkit.errors import EXIT_SOME_REJECTED, printable
 from dermkit.progress import Progress
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
@@ -23,7 +23,22 @@ def exit_with_refused(count: int, refused_path: Path) -> None:
 def say_error(line: str) -> None:
     """Print to standard error; where that is closed or full, go on without: hours of work do not depend on it."""
     with suppress(OSError, ValueError):
-        typer.echo(line, err=True)
+        typer.echo(printable(line), err=True)
+
+
+@contextmanager
+def printable_output() -> Iterator[None]:
+    """Escape what commands print, here and nowhere else: every line may hold a name that somebody else gave a file."""
+    echo = typer.echo
+
+    def echo_printable(message: object = None, file: Any = None, nl: bool = True, err: bool = False) -> None:
+        echo(printable(message) if isinstance(message, str) else message, file=file, nl=nl, err=err)
+
+    typer.echo = echo_printable
+    try:
+        yield
+    finally:
+        typer.echo = echo
 
 
 @contextmanager
@@ -46,4 +61,6 @@ def progress_bar() -> Iterator[Progress]:
                 tasks[task_name] = bar.add_task(task_name, total=total)
             bar.update(tasks[task_name], completed=count, total=total, visible=count < total)
 
-        yield Progress(say=lambda line: console.print(line, markup=False, highlight=False), step=update_bar)
+        yield Progress(
+            say=lambda line: console.print(printable(line), markup=False, highlight=False), step=update_bar
+        )

@@ -28,6 +28,7 @@ from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.metrics.decisions.policy import apply_calibration, policy_from_dict
 from dermkit.metrics.stats.intervals import N_RESAMPLES
+from dermkit.render.cells import defused
 from dermkit.runs.documents import saved_content
 from dermkit.runs.layout import FIGURES_FOLDER, LOG_FILE, OLD_POLICY_FILE, POLICY, PREDICTIONS_FILE
 from dermkit.runs.metrics_json import write_metrics
@@ -247,7 +248,7 @@ def write_evaluation(
         calibrated_set = apply_calibration(scored_set, calibration) if calibration and is_calibrated else None
         _write_split_files(folder / FIGURES_FOLDER, split_name, split_metrics, scored_set, calibrated_set)
         mistakes_path = folder / FIGURES_FOLDER / f"mistakes_{split_name}.csv"
-        write_rows(mistakes_path, MISTAKES_HEADER, mistake_rows(rows, metrics["classes"]))
+        write_rows(mistakes_path, MISTAKES_HEADER, map(defused, mistake_rows(rows, metrics["classes"])))
     return write_metrics(folder, metrics)
 
 

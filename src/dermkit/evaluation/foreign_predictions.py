@@ -26,6 +26,7 @@ from dermkit.evaluation.seal_log import LoggedOpening, describe_openings, end_op
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file
 from dermkit.images.headers import IMAGE_SUFFIXES
 from dermkit.progress import Progress
+from dermkit.render.cells import undefused
 from dermkit.runs.layout import FOREIGN, GROUPS_FILE, LOCATION, OLD_FOREIGN_FILE, PREDICTIONS_FILE, RUN
 from dermkit.runs.predictions import (
     FOREIGN_SUM_TOLERANCE,
@@ -140,7 +141,7 @@ def _read_foreign_table(file: Path, dataset: Dataset | None) -> _ForeignTable:
         raise _table_error(file, f"no column says which image a row is; one of {', '.join(ID_ALIASES)} is needed")
     if not len(table.frame):
         raise _table_error(file, "it has no row")
-    return _ForeignTable(table, table.frame[column], _class_columns(table, column, dataset))
+    return _ForeignTable(table, table.frame[column].map(undefused), _class_columns(table, column, dataset))
 
 
 def _class_columns(table: TextTable, id_column: str, dataset: Dataset | None) -> dict[str, str]:

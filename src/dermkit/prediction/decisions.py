@@ -16,6 +16,7 @@ from dermkit.files import write_rows
 from dermkit.metrics.decisions.apply import ActivePolicy, PolicyOutput, parse_target, select
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.prediction.inputs import ImageRef, utf8_safe
+from dermkit.render.cells import defused
 
 if TYPE_CHECKING:
     from dermkit.metrics.decisions.policy import DecisionPolicy
@@ -187,7 +188,13 @@ def decision_columns(policy: ActivePolicy, classes: Sequence[LesionClass]) -> tu
 
 
 def write_decisions(
-    path: Path, policy: ActivePolicy, classes: Sequence[LesionClass], images: Sequence[ImageRef], p: Floats
+    path: Path,
+    policy: ActivePolicy,
+    classes: Sequence[LesionClass],
+    images: Sequence[ImageRef],
+    p: Floats,
+    *,
+    is_raw: bool = False,
 ) -> DecisionCounts:
     """Write decisions.csv of scored images. p: their probabilities as the net gave them, (N, K) float64."""
     output = policy.apply(p)
@@ -195,7 +202,7 @@ def write_decisions(
         (utf8_safe(image.image_id), utf8_safe(image.path), *_decision_cells(policy, classes, output, row))
         for row, image in enumerate(images)
     )
-    write_rows(path, decision_columns(policy, classes), rows)
+    write_rows(path, decision_columns(policy, classes), rows if is_raw else map(defused, rows))
     point_index = policy.point_index
     set_sizes = np.bincount(output.prediction_sets.sum(axis=1), minlength=len(classes) + 1)
     return DecisionCounts(

@@ -286,6 +286,9 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
     card = parse_card(file_bytes["model.json"], folder / "model.json")
     try:
         classes = _read_classes(card)
+        for name in ("recipe", "dataset", "weights", "training"):
+            if not isinstance(card[name], dict):
+                raise TypeError(f"{name} is no object")
         preprocessing = _PREPROCESSING.validate_json(json.dumps(card["preprocessing"]))
         members = [(member["file"], _SPEC.validate_json(json.dumps(member["spec"]))) for member in card["members"]]
         (file, spec), *extra_members = members

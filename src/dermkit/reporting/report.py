@@ -13,6 +13,7 @@ from dermkit.files import write_rows, write_text
 from dermkit.lint.rules import read_lint
 from dermkit.metrics.classification.reader_studies import READER_STUDIES
 from dermkit.render import charts
+from dermkit.render.cells import undefused
 from dermkit.reporting import facts, warnings
 from dermkit.reporting.figures import EmbeddedFigure, draw_figures, metric_names, png_data_uri, visible_metrics
 from dermkit.reporting.labels import BAR_METRICS, FIRST_TABLE_END, METRIC_TITLES, page_templates
@@ -44,7 +45,7 @@ def _write_report(run: Path, pixel_finder: PixelFinder | None, images_root: Path
     mistake_table = runs_folder.read_optional_csv(
         run / FIGURES_FOLDER / f"mistakes_{run_folder.headline_split}.csv"
     )
-    mistake_table = pd.DataFrame() if mistake_table is None else mistake_table
+    mistake_table = pd.DataFrame() if mistake_table is None else mistake_table.map(undefused)
     context = {
         **_report_context(run_folder),
         "pictures": draw_figures(run_folder),

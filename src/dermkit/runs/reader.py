@@ -56,7 +56,10 @@ def read_colour_predictions(run: Path, classes: Sequence[str]) -> pd.DataFrame |
 def class_table(run_json: Mapping[str, Any], run: Path) -> tuple[LesionClass, ...]:
     """Return the class table of run.json; raises `DataError` where it has none."""
     try:
-        return tuple(LesionClass(**fields) for fields in run_json["dataset"]["classes"])
+        classes = tuple(LesionClass(**fields) for fields in run_json["dataset"]["classes"])
+        if not all(isinstance(text, str) for entry in classes for text in vars(entry).values()):
+            raise TypeError("a name is no text")
+        return classes
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{run / 'run.json'}: has no class table", remedy="train again, or restore it") from error
 

@@ -19,6 +19,7 @@ from dermkit.audit.checks.finding import (
 )
 from dermkit.audit.checks.text import join_words, plural
 from dermkit.files import open_regular
+from dermkit.render.cells import undefused
 
 TINY_SIDE = 64
 """Shorter side in pixels. Below it neither network nor hair can be drawn; the smallest common input of a net is 64."""
@@ -90,7 +91,7 @@ def _rejected_files(subject: Subject) -> pd.DataFrame:
     columns = ["path", "reason", "detail"]
     if path.is_file():
         with io.TextIOWrapper(open_regular(path), encoding="utf-8", errors="replace", newline="") as stream:
-            rows = [[row.get(name) or "" for name in columns] for row in csv.DictReader(stream)]
+            rows = [[undefused(row.get(name) or "") for name in columns] for row in csv.DictReader(stream)]
         return pd.DataFrame(rows, columns=columns)
     refused_note = subject.dataset.notes.get("refused")
     reasons = refused_note.get("reasons", {}) if isinstance(refused_note, Mapping) else {}
