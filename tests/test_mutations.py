@@ -137,13 +137,19 @@ class Campaign:
     def commands(self, kind: str, folder: Path, rng: random.Random) -> list[list[str | Path]]:
         if kind == "model":
             return [["predict", folder, self.image, "--out", self.root / "out"]]
-        if kind == "data":
-            split = ["split", folder, "--scheme", "holdout", "--name", "again"]
-            use = ["evaluate", self.trained, "--on", folder, "--out", self.root / "out"]
-            return [rng.choice([split, use, ["audit", folder]])]
-        compare = ["compare", folder, self.trained, "--out", self.root / "out"]
-        return [rng.choice([["report", folder], ["evaluate", folder], compare, ["predict", folder, self.image, "--out",
-                                                                                self.root / "out"]])]  # fmt: skip
+        out: list[str | Path] = ["--out", self.root / "out"]
+        of_data: list[list[str | Path]] = [
+            ["split", folder, "--scheme", "holdout", "--name", "again"],
+            ["evaluate", self.trained, "--on", folder, *out],
+            ["audit", folder],
+        ]
+        of_run: list[list[str | Path]] = [
+            ["report", folder],
+            ["evaluate", folder],
+            ["compare", folder, self.trained, *out],
+            ["predict", folder, self.image, *out],
+        ]
+        return [rng.choice(of_data if kind == "data" else of_run)]
 
     def read(self, kind: str, folder: Path) -> None:
         """Read what a folder holds without scoring or drawing anything; raises `DermkitError` or `OSError`."""
