@@ -40,6 +40,8 @@ SETTINGS = ((1000, 0.3, 0.8), (1000, 0.1, 0.8), (400, 0.3, 0.8))
 """Images, share of malignant ones, truth."""
 ALIKE = 0.5
 """Share of the variance of scores that images of one patient have in common."""
+SHOWN = ("balanced_accuracy", "ppv_5", "npv_5", "sensitivity", "specificity", "accuracy")
+MOSTLY = 0.5
 FIGURES = ("balanced_accuracy", "ppv_5", "npv_5", "ppv_20", "npv_20", "sensitivity", "specificity", "accuracy")
 
 
@@ -127,28 +129,27 @@ def run(label: str, sims: int, tree: str) -> None:
 
 
 def table() -> str:
-    """Return the map as Markdown: coverage before and after, in percent; "marked" is the share of marked intervals."""
+    """Return the map as Markdown: coverage in percent, of each label; a star where most intervals are marked."""
     found = read_rows(ROWS)
     labels = list(dict.fromkeys(row["label"] for row in found))
     lines = [
-        "| figure | a patient's | shared | n | malignant | patients with the rarer class | "
-        + " | ".join(f"{label} (width)" for label in labels)
-        + " | marked |",
-        "|" + "---|" * (7 + len(labels)),
+        f"| a patient's | shared | n | malignant | patients with the rarer class | {' | '.join(SHOWN)} |",
+        "|" + "---|" * (5 + len(SHOWN)),
     ]
-    key = ("figure", "groups", "shared", "n", "prevalence")
-    for name in dict.fromkeys(tuple(row[k] for k in key) for row in found):
-        part = {row["label"]: row for row in found if tuple(row[k] for k in key) == name}
-        last = part[labels[-1]] if labels[-1] in part else next(iter(part.values()))
-        cells_text = [
-            f"{100 * float(part[label]['coverage']):.1f} ({float(part[label]['width']):.3f})"
-            if label in part
-            else ""
-            for label in labels
+    key = ("groups", "shared", "n", "prevalence")
+    for cell in dict.fromkeys(tuple(row[name] for name in key) for row in found):
+        part = {(row["figure"], row["label"]): row for row in found if tuple(row[name] for name in key) == cell}
+        texts = [
+            ", ".join(_covered(part[figure, label]) for label in labels if (figure, label) in part)
+            for figure in SHOWN
         ]
-        marked = f"{100 * float(last['marked']):.0f} %"
-        lines.append(f"| {' | '.join(name)} | {last['groups_of_rarer']} | {' | '.join(cells_text)} | {marked} |")
+        rarer = part[SHOWN[0], labels[-1]]["groups_of_rarer"]
+        lines.append(f"| {' | '.join(cell)} | {rarer} | {' | '.join(texts)} |")
     return "\n".join(lines)
+
+
+def _covered(row: dict[str, str]) -> str:
+    return f"{100 * float(row['coverage']):.1f}{'*' if float(row['marked']) > MOSTLY else ''}"
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import norm
 
 from dermkit.metrics.classification.scored_set import ScoredSet
+from dermkit.metrics.classification.subgroups import SUBGROUP_METRICS, subgroup_gaps, subgroup_metrics
 from dermkit.metrics.classification.summary import CORRELATED_MEAN_METHOD, MEAN_METHOD, evaluate_split
 from dermkit.metrics.decisions.operating_points import CORRELATED_METHOD, PREDICTIVE_METHOD, evaluate_threshold
 from dermkit.metrics.stats import intervals
@@ -113,3 +114,30 @@ def test_more_than_two_classes_and_recalls_without_spread() -> None:
     assert one is not None and all_right is not None
     low = estimate["value"] - shared.widening * np.sqrt((2 * (0.75 - one[0])) ** 2 + (1 - all_right[0]) ** 2) / 3
     assert estimate["ci95"][0] == pytest.approx(low), "two recalls that rise and fall together count as one, twice"
+
+
+def test_gaps_between_body_sites_know_that_patients_have_lesions_on_both() -> None:
+    """Easy patients are easy on both sites, so a gap spreads less than two figures of different patients would."""
+    generator = np.random.default_rng(5)
+    gaps: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(60):
+        scored = draw(generator, "difficulty", 1500)
+        labels = np.where(generator.random(1500) < 0.5, "back", "leg").tolist()
+        for gap in subgroup_gaps(subgroup_metrics(scored, labels, evaluate_split=evaluate_split)):
+            estimate = gap.difference
+            assert estimate.method == "difference of figures that covary by group" and estimate.ci95 is not None
+            sign = 1 if gap.best_group == "back" else -1
+            gaps.setdefault(gap.metric, []).append(
+                (sign * (estimate.value or 0.0), estimate.ci95[1] - estimate.ci95[0])
+            )
+    assert set(gaps) == set(SUBGROUP_METRICS) - {"recall_macro_present"}
+    for name, pairs in gaps.items():
+        values, widths = np.array(pairs).T
+        assert widths.mean() == pytest.approx(2 * intervals.Z * values.std(), rel=0.3), name
+    alone = draw(generator, "difficulty", 1500)
+    parted = np.unique(2 * alone.groups + np.arange(1500) % 2, return_inverse=True)[1].astype(np.int64)
+    apart = ScoredSet(
+        alone.classes, alone.malignant_classes, alone.y_true, alone.y_pred, alone.probabilities, parted
+    )
+    for gap in subgroup_gaps(subgroup_metrics(apart, ["back", "leg"] * 750, evaluate_split=evaluate_split)):
+        assert gap.difference.method == "difference of independent figures"

@@ -14,6 +14,7 @@ from dermkit.metrics.stats.arrays import Bools, Floats, Ints, ratio, sum_by_grou
 _MAX_NEWTON_STEPS = 100
 _TOLERANCE = 1e-12
 _CERTAINTY_MARGIN = 1e-9
+_NEAR_CERTAIN = 1e-6
 _SCORE_TOLERANCE = 1e-9
 _BEYOND_LOGITS = 40.0
 
@@ -89,10 +90,10 @@ def calibration_slope_intercept(
 ) -> CalibrationLine:
     """Fit slope and intercept of (N,) probabilities by maximum likelihood.
 
-    complement: (N,) 1 - probability, where that is known better than rounding near 1 leaves it. Variances are the
-    sandwich estimator over groups (Liang and Zeger 1986), times G / (G - 1). Log odds of 0 and 1 are infinite: such
-    images have no part in the fit if they are right, and if one is wrong there is no fit. Raises `ValueError` without
-    events or without non-events.
+    complement: (N,) 1 - probability; near 1 it is used in its place, where it is known better than rounding leaves it.
+    Variances are the sandwich estimator over groups (Liang and Zeger 1986), times G / (G - 1). Log odds of 0 and 1 are
+    infinite: such images have no part in the fit if they are right, and if one is wrong there is no fit. Raises
+    `ValueError` without events or without non-events.
     """
     if is_event.all() or not is_event.any():
         raise ValueError("calibration needs images with the event and images without")
@@ -100,7 +101,9 @@ def calibration_slope_intercept(
     is_certain = (probability <= 0) | (q <= 0)
     n_refuted = int((is_certain & ((probability <= 0) == is_event)).sum())
     rows = np.flatnonzero(~is_certain)
-    y, logits, row_groups = is_event[rows], np.log(probability[rows]) - np.log(q[rows]), groups[rows]
+    y, p, q, row_groups = is_event[rows], probability[rows], q[rows], groups[rows]
+    is_near_1 = q < _NEAR_CERTAIN
+    logits = np.log(p) - np.where(is_near_1, np.log(q), np.log1p(-np.where(is_near_1, 0.0, p)))
     intercept = slope = (np.nan, np.nan)
     if not n_refuted and y.any() and not y.all():
         intercept = _fit_intercept(logits, y, row_groups)

@@ -34,7 +34,9 @@ class ProbabilityCalibration:
         Rows of the same probabilities get the same ones in whatever order: their sum is taken from the smallest up.
         """
         p = np.ascontiguousarray(probabilities, dtype=np.float64)
-        if self.kind == "none":
+        if (
+            self.kind == "none" and p.shape[1] > 2
+        ):  # of two classes none can lose a tie: old policies stay to the bit
             return p
         logits = np.log(p, out=np.full(p.shape, -np.inf), where=p > 0) / self.temperature + np.array(self.bias)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -223,17 +223,24 @@ def mean_of_proportions_interval(
 
 
 def difference_interval(
-    first: tuple[float, tuple[float, float]], second: tuple[float, tuple[float, float]]
+    first: tuple[float, tuple[float, float]], second: tuple[float, tuple[float, float]], correlation: float = 0.0
 ) -> tuple[float, float]:
-    """Return the interval of first - second, two independent estimates, each as (value, (low, high)).
+    """Return the interval of first - second, two estimates, each as (value, (low, high)).
 
-    Newcombe's square-and-add (MOVER): the distances from each value to its bounds are added as squares.
+    Newcombe's square-and-add (MOVER): the distances from each value to its bounds are added as squares; correlation: of
+    the two, 0 if they are independent.
     """
     (first_value, (first_low, first_high)), (second_value, (second_low, second_high)) = first, second
     difference = first_value - second_value
-    lower_distance = math.hypot(first_value - first_low, second_high - second_value)
-    upper_distance = math.hypot(first_high - first_value, second_value - second_low)
+    lower_distance = _difference_distance(first_value - first_low, second_high - second_value, correlation)
+    upper_distance = _difference_distance(first_high - first_value, second_value - second_low, correlation)
     return difference - lower_distance, difference + upper_distance
+
+
+def _difference_distance(first: float, second: float, correlation: float) -> float:
+    if not correlation:
+        return math.hypot(first, second)
+    return math.sqrt(max(0.0, first**2 + second**2 - 2 * correlation * first * second))
 
 
 def resample_weights(groups: Ints, *, seed: int, resamples: int = N_RESAMPLES) -> Iterator[Floats]:
