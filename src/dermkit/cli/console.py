@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -31,8 +31,14 @@ def printable_output() -> Iterator[None]:
     """Escape what commands print, here and nowhere else: every line may hold a name that somebody else gave a file."""
     echo = typer.echo
 
-    def echo_printable(message: object = None, file: Any = None, nl: bool = True, err: bool = False) -> None:
-        echo(printable(message) if isinstance(message, str) else message, file=file, nl=nl, err=err)
+    def echo_printable(
+        message: Any | None = None,
+        file: IO[Any] | None = None,
+        nl: bool = True,
+        err: bool = False,
+        color: bool | None = None,
+    ) -> None:
+        echo(printable(message) if isinstance(message, str) else message, file, nl, err, color)
 
     typer.echo = echo_printable
     try:

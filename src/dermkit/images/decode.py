@@ -33,6 +33,7 @@ from dermkit.images.headers import (
 )
 from dermkit.images.headers import read_image_header as _read_header
 from dermkit.images.icc import check_profile
+from dermkit.images.jpeg_damage import DAMAGE_PREFIX, pixel_damage
 from dermkit.images.preprocess import PixelArray, Preprocessing, RgbPixels, resize_pixels
 
 __all__ = [
@@ -175,6 +176,8 @@ def _decode(header: ImageHeader) -> tuple[Image.Image, tuple[str, ...]]:
         )
     raw_image.load()
     notes = list(header.notes)
+    if header.format == "JPEG" and not any(note.startswith(DAMAGE_PREFIX) for note in notes):
+        notes += pixel_damage(raw_image, header.data)
     profile = raw_image.info.get("icc_profile")
     alpha = _opacity(raw_image, header)
     colour, note = _to_srgb(_to_8_bit(raw_image, header, notes), profile)

@@ -219,9 +219,9 @@ def _font_for(missing: frozenset[int]) -> tuple[str, frozenset[int]]:
     """Return the font file with most of these signs, and all that it has; Latin letters and digits it must have."""
     from matplotlib import font_manager  # here: it takes long, and few names need it
 
-    default = font_manager.findfont("DejaVu Sans")
+    default = str(font_manager.findfont("DejaVu Sans"))
     best_path, best_signs = default, _signs_of(default)
-    for path in sorted(font_manager.findSystemFonts()):
+    for path in sorted(map(str, font_manager.findSystemFonts())):
         if missing <= best_signs:
             break
         signs = _signs_of(path)
@@ -233,7 +233,7 @@ def _font_for(missing: frozenset[int]) -> tuple[str, frozenset[int]]:
 @lru_cache(maxsize=4096)
 def _signs_of(path: str) -> frozenset[int]:
     """Return the code points that a font draws, none where it cannot be read."""
-    from fontTools.ttLib import TTFont
+    from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
 
     try:
         with TTFont(path, fontNumber=0, lazy=True) as font:
