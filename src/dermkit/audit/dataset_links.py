@@ -124,7 +124,7 @@ def link_datasets(
         limitations["near"] = "near copies were not searched"
     else:
         with lock(
-            external.folder
+            external.work_folder
         ):  # what is seen of b is kept in b's own audit folder; a's is locked by the caller
             near_pairs = near_duplicate_search(reference, external, progress)
             link_tables.append(_nearest_per_label(near_pairs, reference_rows["label"]))

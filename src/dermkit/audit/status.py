@@ -22,7 +22,7 @@ def audit_state(dataset: Dataset, split_frame: pd.DataFrame | None) -> dict[str,
     be read counts as none.
     """
     empty_status: dict[str, Any] = {"date": "", "split": "", "errors": [], "warnings": [], "accepted": []}
-    path = dataset.folder / "audit" / "audit.json"
+    path = dataset.work_folder / "audit" / "audit.json"
     if not path.is_file():
         return {"state": "never", "reason": "", **empty_status}
     try:

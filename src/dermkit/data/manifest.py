@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import io
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from dermkit import files
 from dermkit.errors import DataError
-from dermkit.files import open_regular, read_json, write_chunks, write_json
+from dermkit.files import TEMP_PREFIX, fingerprint, open_regular, read_json, write_chunks, write_json
 
 DATASET_FORMAT = 1
 MANIFEST_COLUMNS = (
@@ -72,6 +74,11 @@ class Dataset:
         return tuple(lesion_class.name for lesion_class in self.classes if lesion_class.malignancy == "malignant")
 
     @cached_property
+    def work_folder(self) -> Path:
+        """Where caches and audits are written: the data set's folder, or the user's cache where that is read-only."""
+        return work_folder_of(self.folder)
+
+    @cached_property
     def manifest_sha256(self) -> str:
         """The hex SHA-256 of `manifest.csv` as it is, or will be, written."""
         digest = hashlib.sha256()
@@ -89,6 +96,23 @@ class Dataset:
     @cached_property
     def _paths(self) -> dict[str, str]:
         return dict(zip(self.manifest["image_id"].tolist(), self.manifest["path"].tolist(), strict=True))
+
+
+def is_writable(folder: Path) -> bool:
+    """Tell whether a folder takes a file, by making one: permissions alone do not say so on a mounted drive."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix=TEMP_PREFIX):
+            return True
+    except OSError:
+        return False
+
+
+def work_folder_of(folder: Path) -> Path:
+    """Return where caches and audits of a folder are written: in it, or in the user's cache where it is read-only."""
+    if is_writable(folder):
+        return folder
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "dermkit" / f"{folder.resolve().name[:60]}-{fingerprint(str(folder.resolve()))}"
 
 
 def manifest_chunks(frame: pd.DataFrame) -> Iterator[str]:

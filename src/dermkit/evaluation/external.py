@@ -134,7 +134,7 @@ def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress)
     manifest = dataset.manifest.sort_values("image_id").reset_index(drop=True)
     ids = manifest["image_id"].tolist()
     pixels = pixel_cache(
-        dataset, ids, predictor.preprocessing, folder=dataset.folder / "cache",
+        dataset, ids, predictor.preprocessing, folder=dataset.work_folder / "cache",
         on_progress=lambda count, total: progress.step("images", count, total),
     )  # fmt: skip
     p = predictor.score_pixels(

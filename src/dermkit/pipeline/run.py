@@ -135,7 +135,7 @@ def _prepare(plan: RunPlan, settings: RunSettings, progress: Progress) -> _Prepa
     preprocessing = preprocessing_for(recipe.image, plan.weights)
     lint = training_lint(plan, net, preprocessing)
     manifest = plan.dataset.manifest
-    cache_folder = plan.dataset.folder / "cache"
+    cache_folder = plan.dataset.work_folder / "cache"
     # The whole data set is decoded once, so that every split, fold and recipe of this size shares the files.
     pixels = pixel_cache(
         plan.dataset,

@@ -85,7 +85,7 @@ def scan_images(
     workers: threads, 0 = all cores. Raises `OutputError` where the store does not fit or cannot be written, and
     `DataError` where no file can be read.
     """
-    folder = folder or dataset.folder / "audit" / "scan"
+    folder = folder or dataset.work_folder / "audit" / "scan"
     frame = dataset.manifest
     store_rows = _stored_rows(folder, frame)
     if store_rows is None:
