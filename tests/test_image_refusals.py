@@ -175,7 +175,7 @@ def test_every_exception_of_a_decoder_becomes_a_refusal(error: type[Exception], 
         raise error("planted")
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", explode)
-    expected = {EOFError: RejectionReason.TRUNCATED}.get(error, RejectionReason.BROKEN)
+    expected = RejectionReason.TRUNCATED if error is EOFError else RejectionReason.BROKEN
     assert refusal(encoded(speckled(), "PNG")) is expected
 
 
