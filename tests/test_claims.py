@@ -45,6 +45,41 @@ def test_sides_have_intervals_where_their_images_are_known() -> None:
     assert "can be true at once" in found.sentences()[-1]
 
 
+def test_where_several_counts_or_matrices_fit_it_is_said_how_many() -> None:
+    found = check_claim(parse_claim("x: sensitivity=.9,specificity=.8,accuracy=.82,n=200,positives=40"))
+    said = found.sentences()
+    counts = {item.metric: item.counts for item in found.counted_figures}
+    assert counts["sensitivity"] == tuple(range(34, 40)), (
+        ".85 to .95 round to .9, and .9 to .975 are cut off to it"
+    )
+    assert said[0].startswith("x: sensitivity 0.9 is any of 6 counts of 40 images, 34 to 39: 95 % interval")
+    matrices = [
+        (tp, tn)
+        for tp in range(41)
+        for tn in range(161)
+        if abs(tp / 40 - 0.9) < 0.05001
+        and abs(tn / 160 - 0.8) < 0.05001
+        and abs((tp + tn) / 200 - 0.82) < 0.005001
+    ]
+    assert f"can be true at once ({len(matrices)} confusion matrices)" in said[-1]
+    assert found.as_dict()["intervals"]["sensitivity"]["successes"] is None
+    assert found.as_dict()["intervals"]["sensitivity"]["counts"] == [34, 39]
+    one = check_claim(parse_claim("sensitivity=.9,specificity=.8,accuracy=.82,n=50,positives=10")).sentences()
+    assert "one confusion matrix, 9 true and 8 false positives, 32 true and 1 false negatives" in one[-1]
+
+
+def test_figures_that_were_cut_off_are_not_called_impossible() -> None:
+    """Of 19 and 23 images 13 and 20: .6842 and .8695 are printed as .68 and .86, and .785 as .78."""
+    cut = check_claim(parse_claim("x: sensitivity=.68,specificity=.86,accuracy=.78,n=42,positives=19"))
+    assert cut.is_consistent
+    assert "only if digits are cut off, not rounded" in cut.sentences()[-1]
+    assert {item.metric: item.counts for item in cut.counted_figures}["specificity"] == (20,)
+    assert [fit["fits"] for fit in cut.as_dict()["readings"]] == [False, False, True, True]
+    mixed = check_claim(parse_claim("x: sensitivity=.68,specificity=.87,accuracy=.78,n=42,positives=19"))
+    assert not mixed.is_consistent
+    assert "or some figures are rounded and others cut off" in mixed.sentences()[-1]
+
+
 def test_a_matrix_of_any_size_may_do_what_none_of_this_size_can() -> None:
     loose = check_claim(parse_claim("sensitivity=.900,specificity=.800,accuracy=.850"))
     fixed = check_claim(parse_claim("sensitivity=.900,specificity=.800,accuracy=.850,n=200,positives=40"))

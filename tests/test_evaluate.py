@@ -449,7 +449,8 @@ def test_a_mapping_file_joins_classes(tmp_path: Path) -> None:
     frame = make_predictions(labels=("nv", "mel", "bcc"))
     remapped = remap_predictions(check_predictions(frame, NAMES, labels=("nv", "mel", "bcc")), mapping)
     kept = frame[frame["label"] != "bcc"].reset_index(drop=True)
-    np.testing.assert_allclose(remapped.predictions["p_rest"], kept["p_nevus"] + kept["p_AK"], rtol=1e-15)
+    # Sums of several classes have ten significant digits, so that equal ones tie.
+    np.testing.assert_allclose(remapped.predictions["p_rest"], kept["p_nevus"] + kept["p_AK"], rtol=1e-9)
     most = np.where(remapped.predictions["p_rest"] >= remapped.predictions["p_melanoma"], "rest", "melanoma")
     assert (remapped.predictions["predicted"] == most).all()
     assert map_labels(["bcc", "nv"], mapping) == [None, "rest"]

@@ -157,7 +157,7 @@ def test_refuses_what_is_no_readable_file(tmp_path: Path, monkeypatch: Any) -> N
     def denied(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr("dermkit.files.os.open", denied)
     assert refusal(path) is RejectionReason.UNREADABLE
 
 
@@ -169,15 +169,13 @@ def test_refuses_a_file_above_the_size_cap(monkeypatch: Any, tmp_path: Path) -> 
     assert refusal(tmp_path / "a.png") is RejectionReason.TOO_LARGE
 
 
-@pytest.mark.parametrize("error", [TypeError, SyntaxError, struct.error, MemoryError, RecursionError, EOFError])
+@pytest.mark.parametrize("error", [TypeError, SyntaxError, struct.error, RecursionError, EOFError])
 def test_every_exception_of_a_decoder_becomes_a_refusal(error: type[Exception], monkeypatch: Any) -> None:
     def explode(*_: object) -> None:
         raise error("planted")
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", explode)
-    expected = {MemoryError: RejectionReason.TOO_LARGE, EOFError: RejectionReason.TRUNCATED}.get(
-        error, RejectionReason.BROKEN
-    )
+    expected = RejectionReason.TRUNCATED if error is EOFError else RejectionReason.BROKEN
     assert refusal(encoded(speckled(), "PNG")) is expected
 
 

@@ -203,3 +203,15 @@ def test_one_rare_patient_is_one_however_many_photographs() -> None:
     patient = np.repeat(np.arange(60), 10)
     assert MARK in intervals.proportion_estimate(patient != 3, patient).reason
     assert intervals.proportion_estimate((patient != 3) & (patient != 7), patient).reason == ""
+
+
+def test_patients_of_very_different_size_are_worth_fewer() -> None:
+    """Kish: (sum of sizes) squared over the sum of their squares; 40 patients, one of whom has half of the images."""
+    sizes = np.where(np.arange(40) == 0, 39, 1)
+    patient = np.repeat(np.arange(40), sizes)
+    effective = 78**2 / (39**2 + 39)
+    assert intervals.effective_group_count(patient) == pytest.approx(effective)
+    found = intervals.proportion_estimate(np.arange(78) % 3 > 0, patient).reason
+    assert found == f"{MARK}: 40 units of uneven size are worth {effective:.0f}, 24 needed"
+    even = np.repeat(np.arange(40), np.arange(40) % 5 + 1)
+    assert intervals.proportion_estimate(np.arange(len(even)) % 3 > 0, even).reason == ""

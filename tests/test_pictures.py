@@ -99,7 +99,7 @@ def test_long_captions_are_wrapped_and_cut() -> None:
     assert heights[0] < heights[1] < heights[2] <= heights[3]
     assert contact_sheet([Tile(painted(), "x" * 99_999)], columns=1).height == heights[3]
     assert ink("melanoma") > 0
-    assert ink("nävus") == ink("navus")  # the font has no accents; a box would have other ink
+    assert ink("nävus") > ink("navus") > 0  # accents are drawn, in a font that has them
 
 
 def test_title_and_empty_sheet() -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from conftest import Invoke
 from dermkit.data.cache.store import StoredRows
-from dermkit.errors import DataError, OutputError, RunInterrupt, UsageError
+from dermkit.errors import DataError, OutputError, RunInterrupt, UntrustedError, UsageError
 from dermkit.files import lock
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing
@@ -198,7 +198,10 @@ def test_nets_that_cannot_be_folded_stay_as_they_are() -> None:
     nn.init.constant_(spoilt.head.weight, float("nan"))
     between = Pooled(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8))
     without = Pooled(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False))
-    for built in (Branched(), Repeated(), spoilt, between, without, cnn_s1()):
+    assert fuse_batch_norm(with_statistics(spoilt), torch.rand(2, 3, 32, 32)) is None
+    with pytest.raises(UntrustedError, match="not finite"):  # before, such a net scored, and called all negative
+        InferenceEngine(with_statistics(spoilt), ODD)
+    for built in (Branched(), Repeated(), between, without, cnn_s1()):
         net = with_statistics(built)
         forward = InferenceEngine(net, ODD)
         assert forward.net_variant == UNFUSED_NET, type(built)

@@ -5,8 +5,20 @@ one of these; any other exception is a bug.
 """
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 from enum import StrEnum
+
+# Control characters but tab and line feed, half surrogates, and those that turn the direction of writing.
+_UNPRINTABLE = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """Return text for a terminal: a file or class name may hold sequences that move its cursor or hide its words."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class DermkitError(Exception):
@@ -90,6 +102,12 @@ class OutputError(DermkitError):
     code = "output"
 
 
+class ResourceError(OutputError):
+    """The machine failed, not the data: memory ran out, or a disk or network drive gave an error. Exit code 5."""
+
+    code = "resource"
+
+
 class UntrustedError(DermkitError):
     """A model folder or weights file is not trusted or does not match. Exit code 6."""
 
@@ -115,3 +133,33 @@ def did_you_mean(name: str, known_names: Iterable[str], *, cutoff: float = 0.6) 
     """
     matches = difflib.get_close_matches(name, list(known_names), n=1, cutoff=cutoff)
     return f"; did you mean `{matches[0]}`?" if matches else ""
+
+
+_FAULTS_OF_A_PATH = frozenset(
+    getattr(errno, name)
+    for name in "ENOENT EACCES EPERM ELOOP ENAMETOOLONG ENOTDIR EISDIR EINVAL ENXIO EFBIG EILSEQ".split()  # noqa: SIM905
+)
+
+
+def check_fault_of_path(error: OSError, path: object) -> None:
+    """Return where an error says something of a file: absent, closed, no file. Raise `ResourceError` for any other.
+
+    A failing disk, a lost network drive or too many open files say nothing of an image.
+    """
+    if error.errno is None or error.errno in _FAULTS_OF_A_PATH:
+        return
+    raise ResourceError(
+        f"{path}: cannot be read now: {error.strerror or error}",
+        outcome="what was finished before",
+        remedy="see that the disk or network drive works, then give the same command again",
+    ) from error
+
+
+def out_of_memory(subject: object) -> ResourceError:
+    """Return the error of a command that has no memory left; no file is to blame."""
+    return ResourceError(
+        f"{subject}: out of memory",
+        outcome="what was finished before",
+        remedy="end other programs or use fewer workers, then give the same command again; set a file aside that ends "
+        "it each time",
+    )

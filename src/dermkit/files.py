@@ -5,14 +5,18 @@ the old file or the complete new one.
 """
 
 import csv
+import errno
 import hashlib
+import io
 import itertools
 import json
+import math
 import os
 import re
 import shlex
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +30,12 @@ from dermkit.errors import DataError, DermkitError, OutputError, UsageError
 TEMP_PREFIX = ".dermkit-tmp-"
 """Prefix of unfinished files, the only ones that a killed write leaves; `sweep_temp` removes them."""
 
+MAX_TEXT_BYTES = 2**28
+"""A JSON or text file that is read whole: metrics.json of a hundred classes takes 5 MB."""
+
+MAX_READ_BYTES = 2**36
+"""Any other file, such as weights or an archive."""
+
 ON_WINDOWS = os.name == "nt"
 
 # https://learn.microsoft.com/windows/win32/fileio/naming-a-file; an ending changes nothing: nul.txt is the device too.
@@ -38,9 +48,34 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def open_regular(path: Path, *, max_bytes: int = MAX_READ_BYTES) -> io.BufferedReader:
+    """Open a regular file for reading bytes; raises `OSError`, also for a pipe, a device, or too many bytes.
+
+    Opening a pipe would wait for its writer, and a device may have no end. Without waiting, because the file may be
+    replaced between the look and the opening.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    stream = os.fdopen(os.open(path, flags), "rb")
+    status = os.fstat(stream.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= max_bytes:
+        return stream
+    stream.close()
+    if stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_regular(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """Return the bytes of a regular file; raises `OSError` for anything else, or for more bytes than `max_bytes`."""
+    with open_regular(path, max_bytes=max_bytes) as stream:
+        return stream.read(os.fstat(stream.fileno()).st_size)
+
+
 def sha256_file(path: Path) -> str:
-    """Return the hex SHA-256 of a file, read in blocks."""
-    with path.open("rb") as stream:
+    """Return the hex SHA-256 of a regular file, read in blocks; raises `OSError`."""
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -250,16 +285,35 @@ def read_json(
     key `format` is not in the result.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
+        data = read_regular(path)
     except OSError as cause:
         raise error(f"{path}: cannot be read: {cause.strerror or cause}", remedy="check the path") from cause
+    return parse_json(data, path, format=format, error=error, migrations=migrations)
+
+
+def parse_json(
+    data: bytes,
+    path: Path,
+    *,
+    format: int,
+    error: type[DermkitError] = UsageError,
+    migrations: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] | None = None,
+) -> dict[str, Any]:
+    """Return what `read_json` does from bytes that were read, and perhaps hashed, before. path: for the messages."""
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=_reject_constant, parse_float=_finite_float)
     except (ValueError, RecursionError) as cause:
         raise error(f"{path}: is not JSON: {cause}", remedy="restore the file or make it again") from cause
     # `type`, not `isinstance`: a JSON `true` is an int to Python and would count as format 1.
     if not isinstance(value, dict) or type(value.get("format")) is not int:
         raise error(f"{path}: has no `format` number, so it is not dermkit's", remedy="check the path")
     while value["format"] < format and migrations and value["format"] in migrations:
-        value = migrations[value["format"]](value)
+        try:
+            value = migrations[value["format"]](value)
+        except (LookupError, TypeError, AttributeError, ValueError) as cause:
+            raise error(
+                f"{path}: lacks something of format {value['format']}: {cause!r}", remedy="restore it"
+            ) from cause
     if value["format"] != format:
         raise error(
             f"{path}: format {value['format']}, this dermkit reads format {format}",
@@ -289,6 +343,10 @@ class JsonFile:
         """Return its content, converted to `format`; raises `error`."""
         return read_json(folder / self.name, format=self.format, error=self.error, migrations=self.migrations)
 
+    def parse(self, data: bytes, path: Path) -> dict[str, Any]:
+        """Return the same from bytes that were read, and perhaps verified, before. path: for the messages."""
+        return parse_json(data, path, format=self.format, error=self.error, migrations=self.migrations)
+
     def read_optional(self, folder: Path) -> dict[str, Any]:
         """Return its content, {} if the folder has no such file; raises `error` for a broken one."""
         return self.read(folder) if (folder / self.name).exists() else {}
@@ -299,13 +357,36 @@ class JsonFile:
         return folder / self.name
 
 
+def _finite_float(text: str) -> float:
+    """Return a JSON number; 1e999 would silently be infinite."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
 def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yield the regular files below a folder, however deep it is; links are not followed, closed folders left out.
+
+    A library's walk calls itself for each level, and ends at 1,000.
+    """
+    folders = [folder]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    yield Path(entry.path)
+
+
 def sweep_temp(folder: Path) -> int:
     """Remove the unfinished files of killed writes below a locked folder; returns their number."""
-    stale_files = [path for path in folder.rglob(TEMP_PREFIX + "*") if path.is_file()]
+    stale_files = [path for path in walk_files(folder) if path.name.startswith(TEMP_PREFIX)]
     for path in stale_files:
         path.unlink(missing_ok=True)
     return len(stale_files)
@@ -348,7 +429,7 @@ def lock(folder: Path, *, timeout: float = 0.0) -> Iterator[None]:
 def _holder(owner_file: Path) -> str:
     """Describe the process that holds a lock. Its owner file can be missing or empty just after the lock was taken."""
     try:
-        owner_text = owner_file.read_text(encoding="utf-8", errors="replace")
+        owner_text = read_regular(owner_file).decode("utf-8", "replace")
     except OSError:
         owner_text = ""
     process, host, start_time, *_ = (*owner_text.split(), "", "", "")

@@ -1,9 +1,12 @@
 """A parallel map that keeps the order of its inputs."""
 
 import os
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Input = TypeVar("Input")
@@ -11,6 +14,10 @@ Output = TypeVar("Output")
 
 RESULTS_PER_THREAD = 2
 """Finished results that may wait per thread; limits memory."""
+
+
+INTERRUPT_SECONDS = 5.0
+"""How long an interrupted command waits for threads in the middle of an image."""
 
 
 def cpu_count() -> int:
@@ -31,14 +38,37 @@ def ordered_map(
     if n_threads == 0:
         yield from map(function, inputs)
         return
-    pool = ThreadPoolExecutor(max_workers=n_threads, thread_name_prefix="ahead")
     futures: deque[Future[Output]] = deque()
-    try:
+    with worker_pool(n_threads) as pool:
         for value in inputs:
             futures.append(pool.submit(function, value))
             if len(futures) > RESULTS_PER_THREAD * n_threads:
                 yield futures.popleft().result()
         while futures:
             yield futures.popleft().result()
-    finally:
+
+
+@contextmanager
+def worker_pool(n_threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of threads; what is not begun when the block ends is dropped, and what is begun is waited for.
+
+    After an interrupt that wait ends: a stuck thread must not keep the command (`main` then leaves without it).
+    """
+    pool = ThreadPoolExecutor(max_workers=n_threads, thread_name_prefix="worker")
+    try:
+        yield pool
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        pool.shutdown(wait=False, cancel_futures=True)
+        deadline = time.monotonic() + INTERRUPT_SECONDS
+        for thread in _threads_of(pool):
+            thread.join(max(0.0, deadline - time.monotonic()))
+        raise
+    except BaseException:
         pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _threads_of(pool: ThreadPoolExecutor) -> list[threading.Thread]:
+    """Return a pool's threads, which it names under a private name alone."""
+    return list(getattr(pool, "_threads", ()))

@@ -114,7 +114,7 @@ def link_datasets(
         limitations["near"] = "near copies were not searched"
     else:
         # The scan of the external set is stored in its own audit folder; the caller has locked the reference's.
-        with lock(external.folder):
+        with lock(external.work_folder):
             near_pairs = near_duplicate_search(reference, external, progress)
             link_tables.append(_nearest_per_label(near_pairs, reference_rows["label"]))
         if unseen_text := near_pairs.attrs.get("unseen", ""):

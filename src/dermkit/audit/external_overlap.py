@@ -181,9 +181,9 @@ def run_external_check(
     if reference.folder.resolve() == external.folder.resolve():
         raise UsageError(f"{reference.folder}: is held against itself", remedy="name two data set folders")
     codes = check_codes(accept, [read_check_card(check).code for check in LINKS_CHECKS])
-    folder = reference.folder / "audit" / f"external-{_file_safe(external.name)}"
-    with lock(reference.folder):
-        sweep_temp(reference.folder / "audit")
+    folder = reference.work_folder / "audit" / f"external-{_file_safe(external.name)}"
+    with lock(reference.work_folder):
+        sweep_temp(reference.work_folder / "audit")
         dataset_links = link_datasets(
             reference, external, near_duplicate_search=near_duplicate_search, progress=progress
         )

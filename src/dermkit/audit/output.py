@@ -20,6 +20,7 @@ from dermkit.audit.status import AUDIT
 from dermkit.data.manifest import manifest_counts
 from dermkit.files import make_folder, write_rows
 from dermkit.progress import Progress
+from dermkit.render.cells import defused
 
 SEVERITY_ORDER = (Severity.ERROR, Severity.WARNING, Severity.NOTE)
 FALSE_WARNING_TEXT = (
@@ -185,7 +186,7 @@ def write_audit_tables(folder: Path, audit: Audit) -> Path:
         write_rows(
             folder / name,
             [str(column) for column in reported.finding.rows.columns],
-            _csv_rows(reported.finding.rows),
+            map(defused, _csv_rows(reported.finding.rows)),
         )
     return AUDIT.write(folder, audit_as_dict(audit))
 

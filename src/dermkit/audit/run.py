@@ -197,8 +197,8 @@ def run_audit(
     progress = progress or Progress()
     codes = check_codes(accept, [read_check_card(check).code for check in checks])
     runner = _AuditRunner(checks, alpha, use, codes, progress, time.perf_counter())
-    with lock(dataset.folder):
-        folder = dataset.folder / AUDIT_FOLDER
+    with lock(dataset.work_folder):
+        folder = dataset.work_folder / AUDIT_FOLDER
         sweep_temp(folder)
         dataset = _reload_if_changed(dataset)
         audited_split = read_audited_split(dataset, split)

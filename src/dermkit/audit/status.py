@@ -21,7 +21,7 @@ def audit_state(dataset: Dataset, split_frame: pd.DataFrame | None) -> dict[str,
     changed since, or another split was audited. An audit.json that cannot be read counts as none.
     """
     empty_status: dict[str, Any] = {"date": "", "split": "", "errors": [], "warnings": [], "accepted": []}
-    folder = dataset.folder / "audit"
+    folder = dataset.work_folder / "audit"
     if not AUDIT.exists(folder):
         return {"state": "never", "reason": "", **empty_status}
     try:

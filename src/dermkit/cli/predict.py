@@ -47,6 +47,7 @@ def predict_command(
             "threshold that kept 80 % of the validation images."
         ),
     ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Write names that begin with = + - @ as they are.")] = False,
     old_target: Annotated[str | None, typer.Option("--at", hidden=True)] = None,
     old_coverage: Annotated[float | None, typer.Option("--refer", hidden=True)] = None,
 ) -> None:
@@ -57,7 +58,7 @@ def predict_command(
     with progress_bar() as progress:
         outcome = run_predict(
             model, images, out=out, batch_size=batch_size, workers=workers, cache=cache, device=device,
-            restart=restart, target=target, coverage=coverage, progress=progress,
+            restart=restart, target=target, coverage=coverage, raw=raw, progress=progress,
         )  # fmt: skip
     _print_prediction_summary(outcome, out)
     exit_with_refused(outcome.n_rejected, out / "refused.csv")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dermkit.errors import DataError, UsageError
-from dermkit.files import canonical_json, sha256_file
+from dermkit.files import canonical_json, read_regular, sha256_file
 from dermkit.recipes.formats import migrate_recipe
 from dermkit.runs.layout import RECIPE_FILE, RUN, SPLIT_FILE, SUMMARY
 
@@ -154,7 +154,7 @@ def _recipe_identity(run: Path) -> tuple[str, tuple[object, object]] | None:
 def _read_fields(path: Path) -> dict[str, Any] | None:
     """Return a recipe's fields in today's format, without validation; None if the file is broken."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(read_regular(path).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return migrate_recipe(fields) if isinstance(fields, dict) else None

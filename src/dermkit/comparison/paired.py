@@ -210,11 +210,9 @@ def difference_terms(first: ScoredSet, second: ScoredSet) -> dict[str, Floats]:
     counts = np.bincount(true, minlength=k)
     loss = [probabilistic.log_loss_terms(true, model.probabilities) for model in (first, second)]
     brier = [probabilistic.brier_terms(true, model.probabilities) for model in (first, second)]
-    terms_by_metric = {
-        "accuracy": correct_difference / n,
-        "loss": (loss[0] - loss[1]) / n,
-        "brier": (brier[0] - brier[1]) / n,
-    }
+    terms_by_metric = {"accuracy": correct_difference / n, "brier": (brier[0] - brier[1]) / n}
+    if np.isfinite(loss).all():  # else one of the two is infinite
+        terms_by_metric["loss"] = (loss[0] - loss[1]) / n
     if counts.all():
         terms_by_metric["balanced_accuracy"] = correct_difference / (k * counts[true])
     positive = first.is_malignant

@@ -5,8 +5,9 @@ rates, so bounds on these three bound every metric, and what the bounds exclude 
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,27 +25,34 @@ _MIN_BOX_WIDTH = 1e-4
 _MAX_BOXES = 400_000
 _TOLERANCE = 1e-9
 
+Reading = Literal["rounded", "cut off", "either"]
+READINGS: tuple[Reading, ...] = ("rounded", "cut off")
+"""How all figures of a paper may have been printed: .8667 as .867, or as .866."""
+
 _CornerMetrics = Mapping[str, tuple[Floats, ...]]
 """Metrics at one corner of a box, each as the terms of which it is the mean."""
 
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """A published figure: value, 0 to 1, and half a unit of its last printed digit."""
+    """A published figure: value, 0 to 1, half a unit of its last printed digit, and how its digits came about."""
 
     name: str
     value: float
     half_step: float
+    reading: Reading = "rounded"
 
     @property
     def low(self) -> float:
-        """The smallest value that rounds to the printed one."""
-        return self.value - self.half_step - _TOLERANCE
+        """The smallest value that is printed so."""
+        return self.value - (0.0 if self.reading == "cut off" else self.half_step) - _TOLERANCE
 
     @property
     def high(self) -> float:
-        """The largest value that rounds to the printed one."""
-        return self.value + self.half_step + _TOLERANCE
+        """The largest value that is printed so."""
+        if self.reading == "rounded":
+            return self.value + self.half_step + _TOLERANCE
+        return self.value + 2 * self.half_step - _TOLERANCE
 
 
 def parse_figure(name: str, text: str) -> PublishedFigure:
@@ -62,18 +70,31 @@ def parse_figure(name: str, text: str) -> PublishedFigure:
     return PublishedFigure(name, value, 0.5 * 10.0**-digits / divisor)
 
 
+def read_as(figures: Iterable[PublishedFigure], reading: Reading) -> tuple[PublishedFigure, ...]:
+    """Return the figures as printed in another way."""
+    return tuple(replace(figure, reading=reading) for figure in figures)
+
+
 def compatible_counts(figure: PublishedFigure, n: int) -> range:
-    """Return every count of n that rounds to this proportion: for .4661 and 118 it is 55 alone."""
+    """Return every count of n that is printed as this proportion: for .4661 and 118 it is 55 alone."""
     return range(max(0, math.ceil(figure.low * n)), min(n, math.floor(figure.high * n)) + 1)
 
 
-def count_and_interval(figure: PublishedFigure, n: int) -> tuple[int, tuple[float, float], str]:
-    """Return the count behind a proportion of n images, its interval and method; raises `ValueError` if none fits."""
-    counts = compatible_counts(figure, n)
+def count_and_interval(
+    figure: PublishedFigure, n: int, readings: Sequence[Reading] = ("rounded",)
+) -> tuple[tuple[int, ...], tuple[float, float], str]:
+    """Return every count that can be behind a proportion of n images, the interval that spans theirs, and its method.
+
+    Raises `ValueError` if no count fits.
+    """
+    counts = sorted(
+        {count for reading in readings for count in compatible_counts(replace(figure, reading=reading), n)}
+    )
     if not counts:
         raise ValueError(f"{figure.name} {figure.value:g}: no count of {n} images is printed so")
-    nearest = min(counts, key=lambda count: abs(count / n - figure.value))
-    return nearest, *proportion_interval(nearest, n)
+    (low, _), method = proportion_interval(counts[0], n)
+    (_, high), _ = proportion_interval(counts[-1], n)
+    return tuple(counts), (low, high), method
 
 
 # Matrices of a known size -----------------------------------------------------------------------------------------
@@ -92,10 +113,28 @@ class BinaryMatrix:
 def compatible_matrices(
     figures: Sequence[PublishedFigure], *, positives: int, negatives: int, macro: bool = False
 ) -> list[BinaryMatrix]:
-    """Return every confusion matrix of so many images that gives all figures, up to rounding.
+    """Return every confusion matrix of so many images that gives all figures, as far as they are printed.
 
     macro: precision, recall and F1 are means over both classes, as scikit-learn's `average="macro"` gives them.
     """
+    true_positives, true_negatives = _fitting_counts(figures, positives, negatives, macro)
+    return [
+        BinaryMatrix(n_tp, positives - n_tp, negatives - n_tn, n_tn)
+        for n_tp, n_tn in zip(true_positives.tolist(), true_negatives.tolist(), strict=True)
+    ]
+
+
+def n_compatible_matrices(
+    figures: Sequence[PublishedFigure], *, positives: int, negatives: int, macro: bool = False
+) -> int:
+    """Return how many `compatible_matrices` there are."""
+    return len(_fitting_counts(figures, positives, negatives, macro)[0])
+
+
+def _fitting_counts(
+    figures: Sequence[PublishedFigure], positives: int, negatives: int, macro: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the true positives and true negatives of every matrix that fits."""
     tp, tn = np.meshgrid(
         _compatible_rate_counts(figures, "sensitivity", positives, macro),
         _compatible_rate_counts(figures, "specificity", negatives, macro),
@@ -111,10 +150,7 @@ def compatible_matrices(
     for figure in figures:
         with np.errstate(invalid="ignore"):
             fits &= (metrics[figure.name] >= figure.low) & (metrics[figure.name] <= figure.high)
-    return [
-        BinaryMatrix(n_tp, positives - n_tp, negatives - n_tn, n_tn)
-        for n_tp, n_tn in zip(true_positives[fits].tolist(), true_negatives[fits].tolist(), strict=True)
-    ]
+    return true_positives[fits], true_negatives[fits]
 
 
 def _compatible_rate_counts(

@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import io
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from dermkit import files
 from dermkit.data.notes import migrate_notes
 from dermkit.errors import DataError
-from dermkit.files import JsonFile, write_chunks
+from dermkit.files import TEMP_PREFIX, JsonFile, fingerprint, open_regular, write_chunks
 
 LOCATION = JsonFile("location.json", 1)
 """Where the images of a data set, or of a run, lie on this machine."""
@@ -84,6 +86,11 @@ class Dataset:
         return tuple(lesion_class.name for lesion_class in self.classes if lesion_class.malignancy == "malignant")
 
     @cached_property
+    def work_folder(self) -> Path:
+        """Where caches and audits are written: the data set's folder, or the user's cache where that is read-only."""
+        return work_folder_of(self.folder)
+
+    @cached_property
     def manifest_sha256(self) -> str:
         """The hex SHA-256 of manifest.csv as `save_dataset` writes it."""
         digest = hashlib.sha256()
@@ -101,6 +108,23 @@ class Dataset:
     @cached_property
     def _paths(self) -> dict[str, str]:
         return dict(zip(self.manifest["image_id"].tolist(), self.manifest["path"].tolist(), strict=True))
+
+
+def is_writable(folder: Path) -> bool:
+    """Tell whether a folder takes a file, by making one: permissions alone do not say so on a mounted drive."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix=TEMP_PREFIX):
+            return True
+    except OSError:
+        return False
+
+
+def work_folder_of(folder: Path) -> Path:
+    """Return where caches and audits of a folder are written: in it, or in the user's cache where it is read-only."""
+    if is_writable(folder):
+        return folder
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "dermkit" / f"{folder.resolve().name[:60]}-{fingerprint(str(folder.resolve()))}"
 
 
 def manifest_chunks(frame: pd.DataFrame) -> Iterator[str]:
@@ -207,7 +231,8 @@ def read_manifest(path: Path) -> pd.DataFrame:
     Raises `DataError` if the file is missing or not a table, or a width or height is not an integer.
     """
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
+        with open_regular(path) as stream:
+            frame = pd.read_csv(stream, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read as a table: {error}", remedy="import the data set again"

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from dermkit.errors import DataError
-from dermkit.files import write_rows
+from dermkit.files import open_regular, write_rows
 
 SPLITS = ("train", "validation", "test")
 _MAX_LISTED = 20
@@ -59,7 +59,8 @@ def excluded_frame(ids: Iterable[str], reasons: Iterable[str]) -> pd.DataFrame:
 
 def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with open_regular(path) as stream:
+            frame = pd.read_csv(stream, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}", remedy="check the path, or make the split again"

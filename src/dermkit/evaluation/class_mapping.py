@@ -12,6 +12,7 @@ import pandas as pd
 from dermkit.data.manifest import LesionClass, Malignancy
 from dermkit.errors import DataError
 from dermkit.files import read_json
+from dermkit.metrics.classification.scored_set import summed_probability
 from dermkit.runs.predictions import MAP_FORMAT, PROBABILITY_PREFIX, probabilities_of, raise_problems
 
 
@@ -189,11 +190,8 @@ def remap_predictions(predictions: pd.DataFrame, mapping: ClassMapping) -> Mappe
     """
     targets = [lesion_class.name for lesion_class in mapping.targets]
     p = probabilities_of(predictions, list(mapping.model))
-    to_target = np.array(
-        [[target_name == name for name in targets] for target_name in mapping.model.values()], dtype=np.float64
-    )
-    # Sums of probabilities rounded up past 1 would be refused as probabilities.
-    target_probabilities = np.minimum(p @ to_target, 1.0)
+    sources = np.array(list(mapping.model.values()), dtype=object)
+    target_probabilities = np.column_stack([summed_probability(p, sources == name) for name in targets])
     labels = pd.Series(map_labels(predictions["label"], mapping), index=predictions.index, dtype=object)
     is_unmapped = labels.isna()
     if is_unmapped.all():

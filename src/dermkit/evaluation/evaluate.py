@@ -30,6 +30,8 @@ from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.metrics.decisions.policy import DecisionPolicy, apply_calibration, policy_from_dict
 from dermkit.metrics.stats.intervals import N_RESAMPLES
+from dermkit.render.cells import defused
+from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder, leak_warnings, read_table
 from dermkit.runs.layout import FIGURES_FOLDER, LOG_FILE, METRICS, OLD_POLICY_FILE, POLICY, RUN
 from dermkit.runs.predictions import (
@@ -214,7 +216,7 @@ def write_evaluation(folder: Path, data: EvaluationInput) -> Path:
         calibrated_set = apply_calibration(scored_set, policy.calibration) if policy and is_calibrated else None
         _write_split_files(folder / FIGURES_FOLDER, split_name, split_metrics, scored_set, calibrated_set)
         mistakes_path = folder / FIGURES_FOLDER / f"mistakes_{split_name}.csv"
-        write_rows(mistakes_path, MISTAKES_HEADER, mistake_rows(rows, metrics["classes"]))
+        write_rows(mistakes_path, MISTAKES_HEADER, map(defused, mistake_rows(rows, metrics["classes"])))
     return METRICS.write(folder, metrics)
 
 
@@ -299,12 +301,13 @@ def evaluate_run(
     policy: one that was fitted elsewhere; by default that of run.json, if it holds one. Raises `DataError` for a
     missing or broken file, or options that these images cannot serve.
     """
-    folder = RunFolder(run)
-    data = _read_input(folder, dataset, options=options, policy=policy or _recorded_policy(folder))
-    lint_findings = lint_run_predictions(run, folder.run_json, data.predictions, data.classes, dataset)
-    path = write_evaluation(run, data)
-    write_lint(run, [*folder.run_json.get("lint", []), *lint_findings])
-    return path
+    with saved_content(run):
+        folder = RunFolder(run)
+        data = _read_input(folder, dataset, options=options, policy=policy or _recorded_policy(folder))
+        lint_findings = lint_run_predictions(run, folder.run_json, data.predictions, data.classes, dataset)
+        path = write_evaluation(run, data)
+        write_lint(run, [*folder.run_json.get("lint", []), *lint_findings])
+        return path
 
 
 def _read_input(
@@ -349,5 +352,5 @@ def _recorded_policy(run: RunFolder) -> DecisionPolicy | None:
         return None
     try:
         return policy_from_dict(run.run_json["policy"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{run.path / RUN.name}: has a broken policy: {error}", remedy="evaluate again") from error

@@ -25,7 +25,7 @@ from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.requested_targets import POLICY_SPLIT, add_targets, check_options
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
 from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
-from dermkit.models.card import TRAINING_IMAGES_FILE, card_policy
+from dermkit.models.card import card_policy
 from dermkit.progress import Progress
 from dermkit.recipes.formats import format_of_recipe
 from dermkit.runs.folder import RunFolder
@@ -135,7 +135,7 @@ def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress)
     manifest = dataset.manifest.sort_values("image_id").reset_index(drop=True)
     ids = manifest["image_id"].tolist()
     pixels = pixel_cache(
-        dataset, ids, predictor.preprocessing, folder=dataset.folder / "cache",
+        dataset, ids, predictor.preprocessing, folder=dataset.work_folder / "cache",
         on_progress=lambda count, total: progress.step("images", count, total),
     )  # fmt: skip
     p = predictor.score_pixels(
@@ -150,10 +150,9 @@ def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress)
 
 def training_overlap(predictor: "Predictor", dataset: Dataset) -> dict[str, int]:
     """Count images of the data set that the model was trained on: by identical pixels, and by ISIC id."""
-    path = predictor.folder / TRAINING_IMAGES_FILE
-    if not path.is_file():
-        return {}
-    training_images = pd.read_csv(path, dtype=str, keep_default_na=False)
+    training_images = pd.DataFrame(
+        predictor.training_images, columns=["pixel_sha256", "isic_id", "split"], dtype=str
+    )
     training_isic_ids = set(training_images["isic_id"]) - {""}
     return {
         "same_pixels": int(dataset.manifest["pixel_sha256"].isin(set(training_images["pixel_sha256"])).sum()),

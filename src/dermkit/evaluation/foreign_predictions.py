@@ -26,6 +26,7 @@ from dermkit.evaluation.requested_targets import POLICY_SPLIT, check_options, ch
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file
 from dermkit.images.headers import IMAGE_SUFFIXES
 from dermkit.progress import Progress
+from dermkit.render.cells import undefused
 from dermkit.runs.layout import FOREIGN, GROUPS_FILE, LOCATION, OLD_FOREIGN_FILE, PREDICTIONS_FILE, RUN
 from dermkit.runs.predictions import (
     FOREIGN_SUM_TOLERANCE,
@@ -39,6 +40,8 @@ from dermkit.runs.predictions import (
 ID_ALIASES = ("image_id", "image", "isic_id", "image_name", "path", "file", "filename", "file_name", "name", "id")
 PREDICTION_FIELDS = ("label", "split", "fold", "seed", "predicted")
 GROUP_ALIASES = ("group", "patient_id", "lesion_id")
+NOT_NUMBERS = frozenset({"", "nan", "inf", "-inf", "+inf", "infinity", "-infinity", "na", "n/a", "null", "none"})
+"""What other tools write for a number that is not there, in lower case."""
 MAX_ROWS_LISTED = 5
 
 
@@ -132,7 +135,7 @@ def _read_foreign_table(file: Path, dataset: Dataset | None) -> _ForeignTable:
         raise _table_error(file, f"no column says which image a row is; one of {', '.join(ID_ALIASES)} is needed")
     if not len(table.frame):
         raise _table_error(file, "it has no row")
-    return _ForeignTable(table, table.frame[column], _class_columns(table, column, dataset))
+    return _ForeignTable(table, table.frame[column].map(undefused), _class_columns(table, column, dataset))
 
 
 def _class_columns(table: TextTable, id_column: str, dataset: Dataset | None) -> dict[str, str]:
@@ -174,7 +177,16 @@ def _class_columns(table: TextTable, id_column: str, dataset: Dataset | None) ->
 
 
 def _is_numeric(column: "pd.Series[str]") -> bool:
-    return bool(pd.to_numeric(column, errors="coerce").notna().all())
+    """Tell whether a column may hold a class's probabilities; a blank or nan among them is refused later, by its line.
+
+    Left out instead, the class would be missing from every figure.
+    """
+    values = pd.to_numeric(column, errors="coerce")
+    is_number = np.isfinite(values.to_numpy(dtype=np.float64))
+    if is_number.all():
+        return True
+    is_absent = column.str.strip().str.lower().isin(NOT_NUMBERS).to_numpy() | np.isinf(values.to_numpy())
+    return bool((is_number | is_absent).all() and is_number.any() and values[is_number].between(0, 1).all())
 
 
 def _table_error(file: Path, problem: str) -> DataError:

@@ -5,8 +5,8 @@ Pixels are (H, W, 3) uint8 RGB in the sRGB colour space.
 
 import hashlib
 import io
-import stat
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass as plain_dataclass
 from functools import lru_cache
@@ -22,8 +22,11 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from dermkit.errors import ImageRejected, RejectionReason
+from dermkit.errors import ImageRejected, RejectionReason, ResourceError, check_fault_of_path, out_of_memory
+from dermkit.files import open_regular
 from dermkit.images.headers import MAX_FILE_BYTES, HeaderRejected, ImageHeader, read_image_header
+from dermkit.images.icc import check_profile
+from dermkit.images.jpeg_damage import DAMAGE_PREFIX, pixel_damage
 from dermkit.images.preprocess import RgbPixels
 
 _MAX_PROFILE_BYTES = 4 * 1024**2  # press profiles take 0.5 to 2.5 MB
@@ -47,7 +50,7 @@ class LesionImage:
 
 
 def open_image(source: Path | bytes, *, name: str = "") -> LesionImage:
-    """Decode one image file safely; raises only `ImageRejected`, with the reason.
+    """Decode one image file safely; raises `ImageRejected` with the reason, or `ResourceError` if the machine failed.
 
     source: a path, or the bytes of a file. name: what the message calls an image without a path. Size, number of
     frames and completeness are checked in the header before a decoder runs. Safe to call from several threads.
@@ -57,32 +60,60 @@ def open_image(source: Path | bytes, *, name: str = "") -> LesionImage:
     """
     name = name or (str(source) if isinstance(source, Path) else "image")
     try:
-        data = _read_file(source) if isinstance(source, Path) else source
+        data = read_image_file(source) if isinstance(source, Path) else source
         header = read_image_header(data)
-        image, notes = _decode(header)
-        pixels = np.array(image)
+        pixels, notes = _decode_pixels(header)
+    except ResourceError:
+        raise
     except HeaderRejected as rejection:
         raise ImageRejected(name, rejection.reason, rejection.detail) from None
-    except Exception as error:  # decoders raise anything: SyntaxError, TypeError, struct.error, MemoryError
+    except Exception as error:  # decoders raise anything: SyntaxError, TypeError, struct.error
+        if _is_out_of_memory(error):
+            raise out_of_memory(name) from error
         raise ImageRejected(name, _rejection_reason(error), _error_summary(error)) from error
     return LesionImage(pixels, notes, header.format, _pixel_sha256(pixels), hashlib.sha256(data).hexdigest())
 
 
-def _read_file(path: Path) -> bytes:
+def read_image_file(path: Path) -> bytes:
+    """Return a file's bytes, at most one more than the gate takes; raises `HeaderRejected` or `ResourceError`."""
     try:
-        # Opening a pipe would wait for its writer, so only regular files are opened.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise HeaderRejected(RejectionReason.UNREADABLE, "not a file")
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return stream.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise HeaderRejected(RejectionReason.MISSING, "no such file") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        check_fault_of_path(error, path)
+        raise HeaderRejected(RejectionReason.UNREADABLE, _error_summary(error)) from None
+    except ValueError as error:  # a NUL in the name
         raise HeaderRejected(RejectionReason.UNREADABLE, _error_summary(error)) from None
 
 
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _decode_pixels(header: ImageHeader) -> tuple[RgbPixels, tuple[str, ...]]:
+    """Decode; where memory ran out beside other threads, once more with no other such image beside it."""
+    try:
+        return _decode_once(header)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+    with _ONE_AT_A_TIME:
+        return _decode_once(header)
+
+
+def _decode_once(header: ImageHeader) -> tuple[RgbPixels, tuple[str, ...]]:
+    image, notes = _decode(header)
+    return np.array(image), notes
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell memory from a broken file: Pillow's decoders report it as an `OSError` of these words."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and "out of memory" in str(error).lower())
+
+
 def _rejection_reason(error: Exception) -> RejectionReason:
-    if isinstance(error, MemoryError | Image.DecompressionBombError | Image.DecompressionBombWarning):
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return RejectionReason.TOO_LARGE
     if isinstance(error, EOFError) or (isinstance(error, OSError) and "truncated" in str(error).lower()):
         return RejectionReason.TRUNCATED
@@ -128,6 +159,8 @@ def _decode(header: ImageHeader) -> tuple[Image.Image, tuple[str, ...]]:
         )
     raw_image.load()
     notes = list(header.notes)
+    if header.format == "JPEG" and not any(note.startswith(DAMAGE_PREFIX) for note in notes):
+        notes += pixel_damage(raw_image, header.data)
     profile = raw_image.info.get("icc_profile")
     alpha = _opacity(raw_image, header)
     colour, note = _to_srgb(_to_8_bit(raw_image, header, notes), profile)
@@ -230,7 +263,9 @@ def _to_srgb(image: Image.Image, profile: object) -> tuple[Image.Image, str]:
         if transform is None:
             return image.convert("RGB"), ""
         return transform.apply(image), "ICC profile converted to sRGB"
-    except Exception as error:  # noqa: BLE001  lcms fails in many ways; the image is used all the same
+    except Exception as error:  # lcms fails in many ways; the image is used all the same
+        if _is_out_of_memory(error):
+            raise
         return image.convert("RGB"), f"ICC profile ignored: broken ({_error_summary(error)})"
 
 
@@ -245,6 +280,7 @@ def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
         raise ValueError("not a profile of a device or colour space")
     if profile[16:20] != space_of_mode[mode]:
         raise ValueError(f"a profile of {profile[16:20].decode('ascii', 'replace').strip()} on {mode} pixels")
+    check_profile(profile)
     transform = ImageCms.buildTransform(
         ImageCms.ImageCmsProfile(io.BytesIO(profile)),
         ImageCms.createProfile("sRGB"),

@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
 
 from dermkit.errors import RejectionReason
+from dermkit.images.jpeg_damage import scan_damage
 
 MAX_PIXELS = 64_000_000
 """The largest cameras have 61 megapixels. Decoding 64 takes at most 0.6 GB (JPEG) to 1.3 GB (WebP) of memory."""
@@ -123,6 +124,7 @@ def _read_jpeg(data: bytes) -> ImageHeader:
             _check_size(*size)
             orientation, exif_notes = _read_orientation(exif)
             decoder_data, notes = b"".join(pixel_segments) + scan_data, notes + exif_notes
+            notes += scan_damage(data, start - 2, {mark[0] for mark in pixel_segments[2::3]})
             return ImageHeader("JPEG", *size, decoder_data, orientation=orientation, bits=bits, notes=notes)
         (length,) = struct.unpack_from(">H", data, start)
         position = start + length

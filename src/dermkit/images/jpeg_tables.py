@@ -32,9 +32,11 @@ UNKNOWN_TABLES = JpegTables("", float("nan"))
 
 
 def read_jpeg_tables(data: bytes) -> JpegTables:
-    """Return the tables of a JPEG file, `UNKNOWN_TABLES` for any other bytes; never raises."""
+    """Return the tables of a JPEG file, `UNKNOWN_TABLES` for any other bytes; raises `MemoryError` alone."""
     try:
         image = JpegImageFile(BytesIO(data))  # reads the header alone
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001  Pillow raises many types for a broken header
         return UNKNOWN_TABLES
     tables = image.quantization

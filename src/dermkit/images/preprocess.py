@@ -26,8 +26,11 @@ class PixelArray(Protocol):
         ...
 
 
-_PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+_PositiveFloat = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
+_FiniteFloat = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+
+MAX_INPUT_SIZE = 2048
+"""Side of a net's input in pixels; at 4096 a small net needs gigabytes for one image."""
 
 _RESAMPLING_FILTERS = MappingProxyType(
     {
@@ -48,7 +51,7 @@ class Preprocessing:
     std, channel by channel (RGB). Raises `pydantic.ValidationError` for an invalid value.
     """
 
-    size: Annotated[int, Field(ge=16, le=4096)]
+    size: Annotated[int, Field(ge=16, le=MAX_INPUT_SIZE)]
     resize: Literal["squash", "pad", "crop"]
     interpolation: Literal["bilinear", "bicubic", "lanczos", "box"]
     divide_by: _PositiveFloat

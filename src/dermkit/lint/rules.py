@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from dermkit.errors import DataError
 from dermkit.files import JsonFile
 
 LINT = JsonFile("lint.json", 1)
@@ -184,4 +185,11 @@ def write_lint(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def read_lint(folder: Path) -> list[dict[str, Any]] | None:
     """Return the rows of a run's `lint.json`, None where it was never linted; raises `DataError` if it is broken."""
-    return list(LINT.read(folder)["lint"]) if LINT.exists(folder) else None
+    if not LINT.exists(folder):
+        return None
+    rows = LINT.read(folder).get("lint")
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and {"severity", "code"} <= row.keys() for row in rows
+    ):
+        raise DataError(f"{folder / LINT.name}: holds no list of findings", remedy="run `dermkit evaluate` again")
+    return list(rows or [])

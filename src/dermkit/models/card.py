@@ -4,15 +4,18 @@ Format 2 added the decision policy fitted on validation images: calibration, ope
 thresholds. Format 3 has its keys in the terms of the field.
 """
 
+import html
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from dermkit.errors import UntrustedError
+from dermkit.errors import UntrustedError, printable
 from dermkit.files import JsonFile, json_text
 from dermkit.metrics.decisions.policy_migration import migrate_policy, rename_keys
 from dermkit.models.checksums import check_hashes, is_update_pending, update_files
 
+_MARKDOWN_SIGNS = re.compile(r"[\\`*_\[\]|#]")
 MODEL_CARD_FILE = "MODEL_CARD.md"
 WEIGHTS_FILE = "member-0.safetensors"
 TRAINING_IMAGES_FILE = "seen.csv"
@@ -83,6 +86,12 @@ def card_policy(card: Mapping[str, Any]) -> dict[str, Any] | None:
     return {name: card[name] for name in POLICY_FIELDS if name in card}
 
 
+def markdown(value: object) -> str:
+    """Return a name as Markdown that shows it: no HTML, link, table cell or heading of its own."""
+    text = " ".join(printable(str(value)).split())
+    return _MARKDOWN_SIGNS.sub(r"\\\g<0>", html.escape(text, quote=False))
+
+
 def _calibration_text(calibration: Mapping[str, Any]) -> str:
     if calibration["kind"] == "none":
         return "Calibration: none. Probabilities are softmax outputs as trained; do not read them as risks."
@@ -97,16 +106,17 @@ def _calibration_text(calibration: Mapping[str, Any]) -> str:
 def card_text(card: Mapping[str, Any]) -> str:
     """Return the text of MODEL_CARD.md, for people; model.json holds the same for programs."""
     classes = "\n".join(
-        f"| {lesion_class['name']} | {lesion_class['diagnosis'] or 'not known'} | {lesion_class['malignancy']} |"
+        f"| {markdown(lesion_class['name'])} | {markdown(lesion_class['diagnosis'] or 'not known')} | "
+        f"{markdown(lesion_class['malignancy'])} |"
         for lesion_class in card["classes"]
     )
     preprocessing, weights, dataset = card["preprocessing"], card["weights"], card["dataset"]
     size, interpolation = preprocessing["size"], preprocessing["interpolation"]
-    return f"""# Model card: {card["recipe"].get("name", "unnamed")}
+    return f"""# Model card: {markdown(card["recipe"].get("name", "unnamed"))}
 
 **{RESEARCH_ONLY}**
 
-{card["recipe"].get("about", "")}
+{markdown(card["recipe"].get("about", ""))}
 
 ## Classes, in the order of the probabilities
 
@@ -121,9 +131,10 @@ then mean {preprocessing["mean"]} and standard deviation {preprocessing["std"]}.
 
 ## Origin
 
-- Net: {card["members"][0]["spec"]["backbone"]}; starting weights: {weights.get("origin", "?")}.
-  {weights.get("note", "")} Licence of the weights: {weights.get("licence") or "not stated"}.
-- Data: {dataset.get("name", "?")}, {dataset.get("n", "?")} images; licences: {dataset.get("licences") or "not stated"}.
+- Net: {markdown(card["members"][0]["spec"]["backbone"])}; starting weights: {markdown(weights.get("origin", "?"))}.
+  {markdown(weights.get("note", ""))} Licence of the weights: {markdown(weights.get("licence") or "not stated")}.
+- Data: {markdown(dataset.get("name", "?"))}, {markdown(dataset.get("n", "?"))} images;
+  licences: {markdown(dataset.get("licences") or "not stated")}.
 - {_calibration_text(card["calibration"])}
 
 Its metrics, with intervals, are in `metrics.json` and `report.html` of the run that trained it.

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dermkit.errors import UntrustedError
-from dermkit.files import sha256_bytes, sha256_file, write_text
+from dermkit.files import MAX_READ_BYTES, read_regular, sha256_bytes, sha256_file, write_text
 
 CHECKSUM_FILE = "SHA256SUMS"
 _PENDING_PREFIX = "# next "
+_MAX_CHECKSUM_BYTES = 2**20
 _COPY_REMEDY = "copy the model folder anew from where it was trained"
 
 
@@ -24,7 +25,11 @@ def write_checksums(folder: Path) -> None:
 
 def update_files(folder: Path, texts: Mapping[str, str]) -> None:
     """Replace text files of a folder and its checksums; the folder verifies wherever this is interrupted."""
-    lines = (folder / CHECKSUM_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = (
+        _read_inside(folder, CHECKSUM_FILE, _MAX_CHECKSUM_BYTES)
+        .decode("utf-8", "replace")
+        .splitlines(keepends=True)
+    )
     pending_lines = [f"{_PENDING_PREFIX}{sha256_bytes(text.encode())}  {name}\n" for name, text in texts.items()]
     write_text(folder / CHECKSUM_FILE, "".join([*lines, *pending_lines]))
     for name, text in texts.items():
@@ -34,10 +39,10 @@ def update_files(folder: Path, texts: Mapping[str, str]) -> None:
 
 def is_update_pending(folder: Path) -> bool:
     """Return whether an update of files was interrupted."""
-    path = folder / CHECKSUM_FILE
-    return path.is_file() and any(
-        line.startswith(_PENDING_PREFIX) for line in path.read_text(encoding="utf-8").splitlines()
-    )
+    if not (folder / CHECKSUM_FILE).is_file():
+        return False
+    text = _read_inside(folder, CHECKSUM_FILE, _MAX_CHECKSUM_BYTES).decode("utf-8", "replace")
+    return any(line.startswith(_PENDING_PREFIX) for line in text.splitlines())
 
 
 def expected_hashes(folder: Path) -> dict[str, tuple[str, ...]]:
@@ -53,7 +58,7 @@ def expected_hashes(folder: Path) -> dict[str, tuple[str, ...]]:
         )
     hashes: dict[str, tuple[str, ...]] = {}
     # A byte that is not UTF-8 becomes a character that no file name or hash here holds, so that it cannot match.
-    for line in sums_path.read_bytes().decode("utf-8", "replace").splitlines():
+    for line in _read_inside(folder, CHECKSUM_FILE, _MAX_CHECKSUM_BYTES).decode("utf-8", "replace").splitlines():
         sha256, _, name = line.removeprefix(_PENDING_PREFIX).partition("  ")
         if "/" in name or "\\" in name or name in ("", ".", ".."):
             raise UntrustedError(
@@ -66,18 +71,24 @@ def expected_hashes(folder: Path) -> dict[str, tuple[str, ...]]:
 def read_verified(folder: Path) -> dict[str, bytes]:
     """Return file name -> bytes of every listed file, so that the bytes that were hashed are those that are used.
 
-    Raises `UntrustedError` where a file is missing or changed.
+    Raises `UntrustedError` where a file is missing or changed, is no regular file, or is a link out of the folder.
     """
     content: dict[str, bytes] = {}
     for name, hashes in expected_hashes(folder).items():
-        try:
-            # Read once, hashed and used: a file that is exchanged in between cannot slip through.
-            content[name] = (folder / name).read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise UntrustedError(f"{folder / name}: cannot be read: {error}", remedy="copy it anew") from error
+        # Read once, hashed and used: a file that is exchanged in between cannot slip through.
+        content[name] = _read_inside(folder, name, MAX_READ_BYTES)
         if sha256_bytes(content[name]) not in hashes:
             raise _changed_file_error(folder / name, "nothing was predicted")
     return content
+
+
+def _read_inside(folder: Path, name: str, max_bytes: int) -> bytes:
+    """Return the bytes of a file of a model folder; a link may lead to another file of the same folder alone."""
+    try:
+        _check_inside(folder, name)
+        return read_regular(folder / name, max_bytes=max_bytes)
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name; a link to itself
+        raise UntrustedError(f"{folder / name}: cannot be read: {error}", remedy="copy it anew") from error
 
 
 def check_hashes(folder: Path, *, preserved: str) -> None:
@@ -86,8 +97,18 @@ def check_hashes(folder: Path, *, preserved: str) -> None:
     preserved: for the error message, what is still intact.
     """
     for name, hashes in expected_hashes(folder).items():
+        _check_inside(folder, name)
         if not (folder / name).is_file() or sha256_file(folder / name) not in hashes:
             raise _changed_file_error(folder / name, preserved)
+
+
+def _check_inside(folder: Path, name: str) -> None:
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise UntrustedError(
+            f"{folder / name}: is a link that leads out of the model folder",
+            outcome="nothing was used of it",
+            remedy="copy the file itself into the folder",
+        )
 
 
 def _changed_file_error(path: Path, preserved: str) -> UntrustedError:

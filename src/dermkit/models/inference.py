@@ -6,7 +6,7 @@ float32 (N, 3, S, S) in channels_last order; logits and features float32 (N, K) 
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dermkit.errors import DataError, UsageError
+from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models.precision import is_out_of_memory
 from dermkit.threads import ordered_map
@@ -109,14 +109,21 @@ class InferenceEngine:
         size = preprocessing.size
         with _restored_thread_count(), exact_float32(self.device):
             torch.set_num_threads(1)  # sums round by the number of threads, and fused or not must not depend on it
-            fused_net = fuse_batch_norm(net, self._inputs(probe_images(size)))
+            probes = self._inputs(probe_images(size))
+            with torch.inference_mode():
+                check_finite(net(probes), "the model", [f"test picture {n}" for n in range(1, 5)])
+            fused_net = fuse_batch_norm(net, probes)
         self._net, self.net_variant = (fused_net, FUSED_NET) if fused_net is not None else (net, UNFUSED_NET)
 
-    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Score resized pixels (N, S, S, 3) uint8; returns softmax probabilities (N, classes) float64."""
+    def __call__(self, batch: NDArray[np.uint8], names: Sequence[str] = ()) -> NDArray[np.float64]:
+        """Score resized pixels (N, S, S, 3) uint8; returns softmax probabilities (N, classes) float64.
+
+        Raises `UntrustedError` where an output is not finite, naming these images (by their place, without `names`).
+        """
         inputs = self._inputs(batch)
         with torch.inference_mode(), self._device_lock, exact_float32(self.device):
             logits = self._logits(inputs)
+        check_finite(logits, "the model", names)
         # In float64: in float32 probabilities near 1 are rounded to 1, and images that differ would tie.
         return np.asarray(torch.softmax(logits.cpu().double(), dim=1).numpy(), dtype=np.float64)
 
@@ -160,6 +167,29 @@ class InferenceEngine:
         self.say(
             f"{self.device}: out of memory with {batch_size} images at once; going on with {self.max_batch_size}"
         )
+
+
+def check_finite(outputs: Tensor, subject: str, names: Sequence[str] = ()) -> None:
+    """Raise `UntrustedError` where a row of outputs (N, ...) holds nan or inf: every comparison with it is false, so
+    that it would be called negative.
+    """
+    is_finite = torch.isfinite(outputs).flatten(1).all(dim=1)
+    if bool(is_finite.all()):
+        return
+    rows = torch.nonzero(~is_finite).flatten().tolist()
+    listed_names = ", ".join(names[row] if names else f"image {row + 1} of the batch" for row in rows[:5])
+    raise UntrustedError(
+        f"{subject} gives numbers that are not finite (nan or inf) for {len(rows)} of {len(outputs)} images: "
+        f"{listed_names}{', ...' if len(rows) > 5 else ''}",
+        outcome="no image of this batch was scored, called or written",
+        remedy="these weights are broken or overflow: copy the model or the weights anew, or train it again",
+    )
+
+
+def non_finite_tensors(net: nn.Module) -> list[str]:
+    """Return the names of weights that hold nan or inf, and of buffers that hold nan; a mask may hold -inf."""
+    names = [name for name, weight in net.named_parameters() if not bool(torch.isfinite(weight).all())]
+    return names + [name for name, buffer in net.named_buffers() if bool(torch.isnan(buffer).any())]
 
 
 def _normalisation_tables(preprocessing: Preprocessing) -> tuple[NDArray[np.float32], ...]:

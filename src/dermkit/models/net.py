@@ -6,15 +6,18 @@ Shapes: N images of S x S pixels, C features of an image, K classes.
 import contextlib
 import difflib
 import hashlib
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dermkit.errors import DermkitError, UntrustedError, UsageError
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models import cnn
+from dermkit.models.inference import non_finite_tensors
 from dermkit.models.weights import (
     BackboneWeights,
     check_backbone,
@@ -22,6 +25,7 @@ from dermkit.models.weights import (
     import_timm,
     is_in_blocks,
     read_tensors,
+    resolve_weights,
 )
 from dermkit.recipes.schema import ImageSpec, ModelSpec, Phase
 
@@ -40,6 +44,10 @@ _RESERVED_ARGS = (
     "global_pool",
 )
 """Arguments of timm that a recipe may not set: they load other files or change the backbone's output."""
+
+MAX_ARGUMENT = 16_384
+MAX_FLOPS = 5e12
+"""Operations for one image: a ViT of a billion weights takes 1e12 at 518 pixels, and a minute on a few cores."""
 
 
 class Net(nn.Module):
@@ -61,18 +69,21 @@ class Net(nn.Module):
         return logits
 
 
-def build_net(spec: ModelSpec, n_classes: int, *, weights: BackboneWeights, seed: int) -> Net:
+def build_net(spec: ModelSpec, n_classes: int, *, weights: BackboneWeights, seed: int, device: str = "cpu") -> Net:
     """Build a net on the CPU in float32, backbone loaded and head new; the same seed gives the same tensors.
+
+    device: "meta" builds the shapes alone.
 
     torch's global random state is left as found. Raises `UsageError` for an unknown backbone, argument or block,
     `UntrustedError` for weights whose tensors are not those of the net.
     """
     check_backbone(spec.backbone)
-    with _seeded_cpu(seed), torch.device("cpu"):
+    with _seeded_cpu(seed), torch.device(device):
         backbone, probe_size = _build_backbone(spec, weights)
         _skip_blocks(backbone, spec.skip_blocks)
         if weights.origin == "file":
             _load_weights(backbone, spec, weights)
+        _check_finite_weights(backbone, weights)
         n_features = _count_features(backbone, probe_size)
         head = _build_head(n_features, spec, n_classes)
     return Net(backbone, head, n_features)
@@ -163,6 +174,117 @@ def _load_weights(backbone: nn.Module, spec: ModelSpec, weights: BackboneWeights
             remedy="use the weights of this very net, and let model.skip_blocks name only blocks to leave out",
         )
     backbone.load_state_dict(tensors, strict=False)  # copies: the net stays float32 whatever the file's type
+
+
+class _TooLargeError(Exception):
+    """A net became larger than the weights that are to fill it."""
+
+
+def check_fits(spec: ModelSpec, n_classes: int, state: Mapping[str, Tensor], *, image_size: int) -> None:
+    """Raise `UntrustedError` unless a net has just these tensors and scores an image in bearable time.
+
+    Nothing of its size is allocated: the net is built as shapes, and given up as soon as it outgrows the weights. A
+    net that cannot be built that way is judged by its arguments alone.
+    """
+    _check_arguments(spec, len(state))
+    try:
+        with _size_limit(state):
+            net = build_net(spec, n_classes, weights=resolve_weights(spec, None), seed=0, device="meta").eval()
+        flops = _count_flops(net, image_size)
+    except _TooLargeError as error:
+        raise UntrustedError(
+            f"{spec.backbone} with {spec.backbone_args}: is larger than the weights beside it: {error}",
+            outcome="nothing was built",
+            remedy="copy the model folder anew",
+        ) from None
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        return
+    _compare_shapes(spec, net.state_dict(), state)
+    if flops > MAX_FLOPS:
+        raise UntrustedError(
+            f"{spec.backbone} with {spec.backbone_args}: takes {flops:.2g} operations for one image of "
+            f"{image_size} x {image_size}; at most {MAX_FLOPS:.0e} are run",
+            outcome="nothing was built",
+            remedy="use a smaller net or image size",
+        )
+
+
+def _check_arguments(spec: ModelSpec, n_tensors: int) -> None:
+    """Refuse a number that no net has; a layer has a tensor, so there are no more layers than tensors."""
+    for name, value in spec.backbone_args.items():
+        is_depth = any(word in name for word in ("depth", "layers", "blocks", "stages", "repeat"))
+        limit = min(MAX_ARGUMENT, n_tensors) if is_depth else MAX_ARGUMENT
+        if isinstance(value, int | float) and not abs(value) <= limit:
+            raise UntrustedError(
+                f"{spec.backbone}: {name} is {value}; at most {limit} can be of this model",
+                outcome="nothing was built",
+                remedy="copy the model folder anew",
+            )
+
+
+@contextlib.contextmanager
+def _size_limit(state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Stop a build in this thread that registers more numbers, tensors or modules than these weights can fill."""
+    n_numbers = [2 * sum(tensor.numel() for tensor in state.values()) + 10**7]
+    n_tensors, n_modules = [2 * len(state) + 1000], [20 * len(state) + 10_000]
+    thread = threading.get_ident()
+
+    def take(counter: list[int], amount: int, kind: str) -> None:
+        if threading.get_ident() == thread:
+            counter[0] -= amount
+            if counter[0] < 0:
+                raise _TooLargeError(f"it has more {kind} than they could fill")
+
+    def on_parameter(_module: nn.Module, _name: str, parameter: Tensor | None) -> None:
+        take(n_tensors, 1, "tensors")
+        take(n_numbers, 0 if parameter is None else parameter.numel(), "numbers")
+
+    def on_module(_module: nn.Module, _name: str, _child: object) -> None:
+        take(n_modules, 1, "layers")
+
+    hooks = [
+        nn.modules.module.register_module_parameter_registration_hook(on_parameter),
+        nn.modules.module.register_module_module_registration_hook(on_module),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _count_flops(net: Net, image_size: int) -> float:
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        net(torch.empty(1, 3, image_size, image_size, device="meta"))
+    return float(counter.get_total_flops())
+
+
+def _compare_shapes(spec: ModelSpec, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    problems = [
+        *(f"{name} is missing" for name in sorted(set(expected) - set(state))),
+        *(f"{name} is not part of the net" for name in sorted(set(state) - set(expected))),
+        *(
+            f"{name} is {tuple(state[name].shape)}, the net has {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in state and state[name].shape != tensor.shape
+        ),
+    ]
+    if problems:
+        raise UntrustedError(
+            f"weights do not fit {spec.backbone}: {'; '.join(problems[:5])}"
+            f"{f' and {len(problems) - 5} more' if len(problems) > 5 else ''}",
+            outcome="nothing was built",
+            remedy="copy the model folder anew",
+        )
+
+
+def _check_finite_weights(backbone: nn.Module, weights: BackboneWeights) -> None:
+    if names := non_finite_tensors(backbone) if weights.path is not None else []:
+        raise UntrustedError(
+            f"{weights.path}: {len(names)} tensors hold numbers that are not finite: {', '.join(names[:5])}",
+            outcome="nothing was trained",
+            remedy="get the weights again from where they were made",
+        )
 
 
 def _count_features(backbone: nn.Module, image_size: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dermkit.errors import UntrustedError, UsageError
-from dermkit.files import read_json, sha256_bytes, sha256_file
+from dermkit.files import MAX_READ_BYTES, read_json, read_regular, sha256_bytes, sha256_file
 from dermkit.models import cnn
 from dermkit.recipes.schema import ModelSpec
 
@@ -288,7 +288,7 @@ def read_tensors(weights: BackboneWeights) -> dict[str, Tensor]:
     if path is None:
         return {}
     try:
-        data = path.read_bytes()
+        data = read_regular(path, max_bytes=MAX_READ_BYTES)
         if sha256_bytes(data) != weights.sha256:
             raise _untrusted_error(path, "changed while dermkit was starting")
         return dict(load(data))

@@ -86,7 +86,7 @@ def split(dataset: Dataset, spec: SplitSpec, *, name: str, seal: bool = False) -
     check_sealed_split(folder, name, new_split.frame, dataset.manifest)
     if seal:
         check_sealable(name, new_split.frame)
-    save_split(new_split, folder)
+    save_split(new_split, folder if seal else dataset.work_folder / "splits")
     if seal:
         seal_split(folder, name, new_split.frame, dataset.manifest)
     return new_split
@@ -104,6 +104,8 @@ def resolve_split(recipe: Recipe, dataset: Dataset, name: str | None) -> Split:
         return split(dataset, recipe.split, name=f"{recipe.split.scheme}-{spec_hash}")
     folder = dataset.folder / "splits"
     path = Path(name) if name.endswith(".csv") else folder / f"{name}.csv"
+    if not path.is_file() and not name.endswith(".csv"):  # of a data set on a read-only drive
+        path = dataset.work_folder / "splits" / f"{name}.csv"
     if not path.is_file():
         split_names = sorted(
             path_in_folder.stem

@@ -49,7 +49,7 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
         # Whatever may refuse does so before the opening is logged: it would count.
         predictor = load_model(run / MODEL_FOLDER, device="auto", progress=progress)
         pixels = pixel_cache(
-            dataset, split_table["image_id"].tolist(), predictor.preprocessing, folder=dataset.folder / "cache",
+            dataset, split_table["image_id"].tolist(), predictor.preprocessing, folder=dataset.work_folder / "cache",
             on_progress=lambda count, total: progress.step("images", count, total),
         )  # fmt: skip
         with _log_opening(run, dataset, seal, split_table, run_json, progress):

@@ -34,7 +34,7 @@ def validation_value(run: Path, monitor: str) -> float:
 def _monitored_metric(run: Path, monitor: str) -> str:
     """Return the metric that a run is judged by: the mean over present classes if validation lacks a class."""
     name = _MONITOR_METRICS[monitor]
-    if split_values(run, "validation").get(name) is not None:
+    if name == "loss" or split_values(run, "validation").get(name) is not None:
         return name
     return "recall_macro_present" if name == "balanced_accuracy" else f"{name}_present"
 

@@ -17,6 +17,7 @@ from dermkit.prediction.locate import check_folder, check_model_folder, suggest_
 from dermkit.progress import Progress
 from dermkit.reporting.comparison_page import headline_sentences, write_comparison_page, write_comparison_tables
 from dermkit.reporting.report import write_report, write_summary_report
+from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import METRICS, PREDICTIONS_FILE, RECIPE_FILE, REPORT_FILE, RUN, SUMMARY
 
@@ -166,7 +167,8 @@ def compare(runs: Sequence[Path], *, claim_texts: Sequence[str] = (), out: Path)
         _check_run_or_repeats(run)
     check_output(out, marker="comparison.json", description="a comparison")
     check_writable(out)
-    comparison = compare_runs(runs) if runs else NO_COMPARISON
+    with saved_content(*runs):
+        comparison = compare_runs(runs) if runs else NO_COMPARISON
     if runs:
         write_comparison_tables(comparison, out)
     tables = {

@@ -132,7 +132,7 @@ def _prepare(plan: RunPlan, machine: Machine) -> _PreparedJob:
     preprocessing = preprocessing_for(recipe.image, plan.weights)
     lint = training_lint(plan, net, preprocessing)
     manifest = plan.dataset.manifest
-    cache_folder = plan.dataset.folder / "cache"
+    cache_folder = plan.dataset.work_folder / "cache"
     # The whole data set is decoded once, so that every split, fold and recipe of this size shares the files.
     pixels = pixel_cache(
         plan.dataset,
@@ -300,7 +300,7 @@ def _write_run_start(plan: RunPlan, machine: Machine) -> None:
 
 @contextmanager
 def _stop_on_signal() -> Iterator[list[bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop with a checkpoint; a second one ends at once."""
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into a request to stop with a checkpoint; a second one ends at once."""
     stop_requested = [False]
 
     def handle(_number: int, _frame: object) -> None:
@@ -308,7 +308,9 @@ def _stop_on_signal() -> Iterator[list[bool]]:
             raise KeyboardInterrupt
         stop_requested[0] = True
 
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+        signals.append(signal.SIGHUP)
     try:
         previous_handlers = [signal.signal(signal_number, handle) for signal_number in signals]
     except ValueError:  # not the main thread: the caller keeps its own way of stopping

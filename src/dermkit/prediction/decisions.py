@@ -16,6 +16,7 @@ from dermkit.files import write_rows
 from dermkit.metrics.decisions.apply import ActivePolicy, PolicyOutput, parse_target, select
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.prediction.inputs import ImageRef, utf8_safe
+from dermkit.render.cells import defused
 
 if TYPE_CHECKING:
     from dermkit.metrics.decisions.operating_points import OperatingPoint
@@ -180,7 +181,13 @@ def decision_columns(policy: ActivePolicy, classes: Sequence[LesionClass]) -> tu
 
 
 def write_decisions(
-    path: Path, policy: ActivePolicy, classes: Sequence[LesionClass], images: Sequence[ImageRef], p: Floats
+    path: Path,
+    policy: ActivePolicy,
+    classes: Sequence[LesionClass],
+    images: Sequence[ImageRef],
+    p: Floats,
+    *,
+    is_raw: bool = False,
 ) -> DecisionCounts:
     """Write decisions.csv of scored images. p: their probabilities as the net gave them, (N, K) float64."""
     output = policy.apply(p)
@@ -188,7 +195,7 @@ def write_decisions(
         (utf8_safe(image.image_id), utf8_safe(image.path), *_decision_cells(policy, classes, output, row))
         for row, image in enumerate(images)
     )
-    write_rows(path, decision_columns(policy, classes), rows)
+    write_rows(path, decision_columns(policy, classes), rows if is_raw else map(defused, rows))
     point_index = policy.point_index
     set_sizes = np.bincount(output.prediction_sets.sum(axis=1), minlength=len(classes) + 1)
     return DecisionCounts(
@@ -311,7 +318,7 @@ def tile_caption(
     """Return the lines below one image of a sheet and the colour of its border. raw_p: (K,), as the net gave it."""
     output = None if policy is None else policy.apply(raw_p[None])
     p = raw_p if output is None else output.probabilities[0]
-    order = p.argsort()[::-1][:2].tolist()
+    order = np.argsort(-p, kind="stable")[:2].tolist()  # of equals the first, as `predicted`
     lines, colour = (
         [f"{classes[k].name} {p[k]:.2f}" for k in order],
         _COLOUR_BY_MALIGNANCY[classes[order[0]].malignancy],

@@ -4,6 +4,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,8 +107,34 @@ def _expand(argument: str, excluded: frozenset[str]) -> Iterator[tuple[str, str]
     if Path(argument).exists() or not glob.has_magic(argument):
         yield from _images_below(Path(argument), excluded)
         return
-    for match in sorted(glob.glob(argument, recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
+    for match in sorted(_matches(argument, excluded)):
         yield from _images_below(Path(match), excluded)
+
+
+def _matches(pattern: str, excluded: frozenset[str]) -> set[str]:
+    """Return what a pattern means; `**` enters no linked folder, for one that leads upwards would have no end."""
+    head, star, tail = f"/{pattern}".partition("/**")
+    if not star or not (tail == "" or tail.startswith("/")):
+        return set(glob.glob(pattern))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    bases = glob.glob(head[1:] or "/") if head else [""]  # noqa: PTH207
+    folders = [
+        folder for base in bases if base == "" or Path(base).is_dir() for folder in _folders(base, excluded)
+    ]
+    if not tail.strip("/"):
+        return {base or "." for base in bases}  # what lies below is walked later
+    patterns = [glob.escape(f"{folder}/" if folder else "") + tail[1:] for folder in folders]
+    return {match for entry in patterns for match in _matches(entry, excluded)}
+
+
+def _folders(base: str, excluded: frozenset[str]) -> Iterator[str]:
+    """Yield a folder and all below it that are neither hidden nor linked nor closed."""
+    pending = [base]
+    while pending:
+        folder = pending.pop()
+        yield folder
+        with suppress(OSError):
+            names = _entries(f"{folder}/" if folder else "", excluded)[0]
+            pending += [f"{folder}/{name}" if folder else name for name in sorted(names, reverse=True)]
 
 
 def _images_below(path: Path, excluded: frozenset[str]) -> Iterator[tuple[str, str]]:
@@ -121,17 +148,27 @@ def _images_below(path: Path, excluded: frozenset[str]) -> Iterator[tuple[str, s
 
 
 def _walk(base: str, prefix: str, excluded: frozenset[str]) -> Iterator[str]:
-    """Yield the image candidates below a folder, ordered by path components; hidden files and folders are skipped."""
-    folders, files = _entries(base + prefix, excluded)
-    folder_names = set(folders)
-    for name in sorted(folders + files):
-        if name not in folder_names:
-            yield prefix + name
+    """Yield the image candidates below a folder, ordered by path components; hidden files and folders are skipped.
+
+    A loop, because folders may be nested deeper than functions may call themselves.
+    """
+    pending = [(prefix, True)]
+    while pending:
+        name, is_folder = pending.pop()
+        if not is_folder:
+            yield name
             continue
         try:
-            yield from _walk(base, f"{prefix}{name}/", excluded)
-        except PermissionError:
-            yield prefix + name  # listed as an image, so that opening it reports the reason
+            folders, files = _entries(base + name, excluded)
+        except OSError:
+            if name == prefix:
+                raise
+            yield name.rstrip(
+                "/"
+            )  # closed, or too deep: listed as an image, so that opening it reports the reason
+            continue
+        entries = [*((entry, True) for entry in folders), *((entry, False) for entry in files)]
+        pending += [(f"{name}{entry}{'/' * is_dir}", is_dir) for entry, is_dir in sorted(entries, reverse=True)]
 
 
 def _entries(folder: str, excluded: frozenset[str]) -> tuple[list[str], list[str]]:
@@ -145,7 +182,7 @@ def _entries(folder: str, excluded: frozenset[str]) -> tuple[list[str], list[str
                 if str(Path(entry.path).absolute()) not in excluded:
                     folders.append(entry.name)
             elif _suffix(entry.name).lower() not in _NON_IMAGE_SUFFIXES and (
-                entry.is_file() or entry.is_symlink()
+                entry.is_symlink() or entry.is_file()
             ):
                 files.append(entry.name)
     return folders, files

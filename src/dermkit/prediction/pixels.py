@@ -5,7 +5,6 @@ Stored pixels are pictures of people's skin: they are written only where a calle
 
 import hashlib
 import json
-import stat
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from dermkit.data.cache.pixels import geometry, store_name
 from dermkit.data.cache.store import Store
 from dermkit.errors import ImageRejected
 from dermkit.files import canonical_json
-from dermkit.images.decode import open_image
-from dermkit.images.headers import MAX_FILE_BYTES
+from dermkit.images.decode import open_image, read_image_file
+from dermkit.images.headers import HeaderRejected
 from dermkit.images.preprocess import Preprocessing, resize_pixels
 from dermkit.prediction.inputs import utf8_safe
 from dermkit.render.sheets import thumbnail
@@ -130,11 +129,8 @@ class PixelStore:
     def _file_key(self, path: Path) -> bytes:
         """Return the key of a file's bytes, b"" where they cannot be read; `open_image` then says why."""
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-                return b""
-            with path.open("rb") as stream:
-                data = stream.read(MAX_FILE_BYTES + 1)
-        except (OSError, ValueError):
+            data = read_image_file(path)
+        except HeaderRejected:
             return b""
         return _pixel_key(hashlib.sha256(data).digest(), self.geometry_hash)
 

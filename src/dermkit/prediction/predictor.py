@@ -8,6 +8,7 @@ Shapes: N images, K classes, `size` pixels a side.
 
 import csv
 import dataclasses
+import io
 import json
 import platform
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from dermkit.files import (
     file_stat,
     make_folder,
     output_errors,
+    read_regular,
     sha256_bytes,
     write_bytes,
     write_rows,
@@ -49,11 +51,16 @@ from dermkit.models.card import (
     WEIGHTS_FILE,
     card_files,
     card_policy,
-    read_card,
 )
 from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksums
-from dermkit.models.inference import InferenceEngine, default_batch_size, parallel_batches, pick_device
-from dermkit.models.net import Net, build_net
+from dermkit.models.inference import (
+    InferenceEngine,
+    default_batch_size,
+    non_finite_tensors,
+    parallel_batches,
+    pick_device,
+)
+from dermkit.models.net import Net, build_net, check_fits
 from dermkit.models.weights import resolve_weights
 from dermkit.prediction.decisions import select_policy
 from dermkit.prediction.pixels import DecodedImage, ImageScore, PixelStore, decode_image
@@ -68,6 +75,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelMetadata", "Predictor", "load_model", "read_training_images", "runtime_versions", "save_model"]
 
 
+_TRAINING_IMAGE_COLUMNS = ("pixel_sha256", "isic_id", "split")
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 _CLASSES: TypeAdapter[tuple[LesionClass, ...]] = TypeAdapter(tuple[LesionClass, ...])
 _PREPROCESSING: TypeAdapter[Preprocessing] = TypeAdapter(Preprocessing)
@@ -93,7 +101,8 @@ class Predictor:
     """A verified model, ready to score images.
 
     progress: told when a device's memory is too small for a batch. policy: the decision policy fitted on validation
-    images, None where there is none.
+    images, None where there is none. training_images: (pixel_sha256, isic_id, split) of the images that the training
+    used, from the bytes that were verified.
     """
 
     folder: Path
@@ -104,6 +113,7 @@ class Predictor:
     sha256: str
     progress: Progress = field(default_factory=Progress)
     policy: DecisionPolicy | None = None
+    training_images: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -198,8 +208,13 @@ class Predictor:
             )
             for index, (image, (name, path)) in enumerate(zip(stored, images, strict=True))
         ]  # fmt: skip
-        pixels = [image.pixels for image in decoded if isinstance(image, DecodedImage)]
-        probabilities = iter(self.probabilities(np.stack(pixels)) if pixels else ())
+        readable = [
+            (name, image.pixels)
+            for (name, _), image in zip(images, decoded, strict=True)
+            if isinstance(image, DecodedImage)
+        ]
+        names = [name for name, _ in readable]
+        probabilities = iter(self.engine(np.stack([pixels for _, pixels in readable]), names) if readable else ())
         scores = [
             ImageScore(name, next(probabilities), image.thumbnail, image.pixel_sha256, image.notes, None, stat)
             if isinstance(image, DecodedImage)
@@ -239,7 +254,7 @@ def save_model(
         (folder / CHECKSUM_FILE).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     write_bytes(folder / WEIGHTS_FILE, save_safetensors(state))
-    write_rows(folder / TRAINING_IMAGES_FILE, ("pixel_sha256", "isic_id", "split"), metadata.training_images)
+    write_rows(folder / TRAINING_IMAGES_FILE, _TRAINING_IMAGE_COLUMNS, metadata.training_images)
     card = {
         "members": [{"file": WEIGHTS_FILE, "spec": asdict(spec), "views": ["identity"]}],
         "classes": [asdict(lesion_class) for lesion_class in classes],
@@ -280,9 +295,12 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
     for name in (MODEL_JSON.name, TRAINING_IMAGES_FILE):
         if name not in file_bytes:
             raise UntrustedError(f"{folder / CHECKSUM_FILE}: does not list {name}", remedy="copy the model anew")
-    card = read_card(folder)
+    card = MODEL_JSON.parse(file_bytes[MODEL_JSON.name], folder / MODEL_JSON.name)
     try:
-        classes = _CLASSES.validate_json(json.dumps(card["classes"]))
+        classes = _read_classes(card)
+        for name in ("recipe", "dataset", "weights", "training"):
+            if not isinstance(card[name], dict):
+                raise TypeError(f"{name} is no object")
         preprocessing = _PREPROCESSING.validate_json(json.dumps(card["preprocessing"]))
         members = [(member["file"], _SPEC.validate_json(json.dumps(member["spec"]))) for member in card["members"]]
         (file, spec), *extra_members = members
@@ -291,11 +309,21 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
         raise UntrustedError(f"{folder}: not a model folder: {error}", remedy="copy it anew") from error
     if extra_members:
         raise UntrustedError(f"{folder}: {len(members)} members; this version reads one", remedy="update dermkit")
-    net = _rebuild_net(folder, spec, len(classes), state).to(torch_device)
+    net = _rebuild_net(folder, spec, len(classes), state, image_size=preprocessing.size).to(torch_device)
     return Predictor(
         folder, classes, preprocessing, net, card, sha256_bytes(file_bytes[MODEL_JSON.name]),
         progress or Progress(), _read_policy(folder, card),
+        _parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder),
     )  # fmt: skip
+
+
+def _read_classes(card: Mapping[str, Any]) -> tuple[LesionClass, ...]:
+    """Return the class table; raises `ValueError` where it cannot be one of a classifier."""
+    classes = _CLASSES.validate_json(json.dumps(card["classes"]))
+    names = [lesion_class.name for lesion_class in classes]
+    if len(names) < 2 or len(set(names)) < len(names) or not all(names):
+        raise ValueError(f"the classes {', '.join(map(repr, names[:5]))} are not two or more different names")
+    return classes
 
 
 def _read_policy(folder: Path, card: Mapping[str, Any]) -> DecisionPolicy | None:
@@ -310,24 +338,33 @@ def _read_policy(folder: Path, card: Mapping[str, Any]) -> DecisionPolicy | None
             len(policy.conformal_rule.min_probability),
             len(policy.conformal_rule.n_images),
         }
-        if lengths != {n_classes} or not policy.calibration.temperature > 0:
-            raise ValueError(f"it is not for {n_classes} classes, or its temperature is not above 0")
-    except (KeyError, TypeError, ValueError) as error:
+        if lengths != {n_classes}:
+            raise ValueError(f"it is not for {n_classes} classes")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UntrustedError(
             f"{folder / MODEL_JSON.name}: the decision policy is broken: {error}", remedy="copy it anew"
         ) from error
     return policy
 
 
-def _rebuild_net(folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor]) -> Net:
+def _rebuild_net(
+    folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor], *, image_size: int
+) -> Net:
     unloaded_spec = dataclasses.replace(spec, weights="none")
     try:
+        check_fits(unloaded_spec, n_classes, state, image_size=image_size)
         net = build_net(unloaded_spec, n_classes, weights=resolve_weights(unloaded_spec, None), seed=0)
         net.load_state_dict(state, strict=True)
     except (RuntimeError, UsageError) as error:
         raise UntrustedError(
             f"{folder}: weights do not fit {spec.backbone}: {error}", remedy="copy it anew"
         ) from error
+    if names := non_finite_tensors(net):
+        raise UntrustedError(
+            f"{folder}: {len(names)} tensors hold numbers that are not finite (nan or inf): {', '.join(names[:5])}",
+            outcome="nothing was predicted",
+            remedy="train the model again, or copy it anew",
+        )
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net.eval().requires_grad_(False)
 
@@ -337,5 +374,17 @@ def read_training_images(folder: Path) -> dict[str, str]:
     path = folder / TRAINING_IMAGES_FILE
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        return {row["pixel_sha256"]: row["split"] for row in csv.DictReader(stream)}
+    return {pixels: split_name for pixels, _, split_name in _parse_training_images(read_regular(path), folder)}
+
+
+def _parse_training_images(data: bytes, folder: Path) -> tuple[tuple[str, str, str], ...]:
+    """Return the rows of seen.csv; raises `UntrustedError` where it is another table."""
+    try:
+        rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True))
+        if not rows or rows[0] != list(_TRAINING_IMAGE_COLUMNS) or any(len(row) != 3 for row in rows[1:]):
+            raise ValueError(f"its columns are not {', '.join(_TRAINING_IMAGE_COLUMNS)}")
+    except (ValueError, csv.Error) as error:
+        raise UntrustedError(
+            f"{folder / TRAINING_IMAGES_FILE}: is no list of images: {error}", remedy="copy it anew"
+        ) from error
+    return tuple((row[0], row[1], row[2]) for row in rows[1:])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from dermkit.errors import DermkitError, UsageError
+from dermkit.errors import DermkitError, UntrustedError, UsageError
 from dermkit.files import file_stat, make_folder, output_errors, read_json, sync_folder, write_chunks, write_json
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 from dermkit.prediction.inputs import ImageRef, utf8_safe
@@ -194,11 +194,20 @@ class ScoreWriter:
 
 
 def score_row(position: int, score: "ImageScore", training_images: Mapping[str, str]) -> ScoreRow:
-    """Return one image's row. training_images: pixel hash -> split of the images that the model was trained on."""
+    """Return one image's row. training_images: pixel hash -> split of the images that the model was trained on.
+
+    Raises `UntrustedError` for probabilities that are not finite: in the table they mean "not scored".
+    """
     if score.probabilities is None:
         refusal = score.refusal
         cells = (refusal.reason.value, utf8_safe(refusal.detail)) if refusal else ("", "")
         return ScoreRow(position, score.file_stat, None, cells, (), "")
+    if not np.isfinite(score.probabilities).all():
+        raise UntrustedError(
+            f"{utf8_safe(score.name)}: the model gives probabilities that are not finite (nan or inf)",
+            outcome="the image was neither called nor written",
+            remedy="copy the model anew, or train it again",
+        )
     notes = [utf8_safe(note) for note in score.notes]
     training_split = training_images.get(score.pixel_sha256, "")
     return ScoreRow(position, score.file_stat, score.probabilities.tolist(), ("", ""), notes, training_split)

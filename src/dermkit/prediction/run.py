@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.errors import DataError, OutputError, RejectionReason, RunInterrupt
+from dermkit.errors import DataError, OutputError, RejectionReason, ResourceError, RunInterrupt, out_of_memory
 from dermkit.files import (
     check_output,
     check_writable,
@@ -45,6 +45,7 @@ from dermkit.prediction.resume import (
 )
 from dermkit.progress import Progress
 from dermkit.render import sheets as render_sheets
+from dermkit.render.cells import defused, undefused
 from dermkit.runs.layout import PREDICTIONS_FILE
 from dermkit.runs.predictions import write_predictions
 from dermkit.threads import cpu_count, ordered_map
@@ -107,6 +108,7 @@ class PredictOptions:
     restart: bool
     target: str | None
     coverage: float | None
+    raw: bool = False
 
 
 def predict(
@@ -121,6 +123,7 @@ def predict(
     restart: bool = False,
     target: str | None = None,
     coverage: float | None = None,
+    raw: bool = False,
     progress: Progress | None = None,
 ) -> PredictOutcome:
     """Score images with a model folder: predictions.csv, decisions.csv, refused.csv, predict.json, sheet-*.png.
@@ -128,12 +131,13 @@ def predict(
     Continues the same prediction where it was stopped before, unless `restart`. images: files, folders, patterns.
     batch_size: images per forward pass, None = by the device. workers: threads, 0 = all cores. cache: a folder that
     stores the resized pixels. device: auto, cpu or cuda. target: the operating point that decides positive, such as
-    "sensitivity=.95". coverage: fraction of images to answer, the others are referred.
+    "sensitivity=.95". coverage: fraction of images to answer, the others are referred. raw: names that a spreadsheet
+    would compute stay as they are.
 
     Raises `UntrustedError` for the model, `UsageError` where another prediction is unfinished in `out` or the policy
     has no such target or coverage, `DataError` where no image could be read, `RunInterrupt` on Ctrl-C at any moment.
     """
-    options = PredictOptions(batch_size, workers or cpu_count(), cache, device, restart, target, coverage)
+    options = PredictOptions(batch_size, workers or cpu_count(), cache, device, restart, target, coverage, raw)
     with _naming_saved_work(out):
         return _predict(model, images, out, options, progress or Progress())
 
@@ -150,6 +154,10 @@ def _naming_saved_work(out: Path) -> Iterator[None]:
             outcome=f"they are in {out / JOB_FOLDER}" if counts else f"the earlier files in {out}",
             remedy="give the same command again to go on" if counts else "give the same command again",
         ) from None
+    except MemoryError as error:
+        raise _with_saved_work(out_of_memory("the prediction"), out) from error
+    except ResourceError as error:
+        raise _with_saved_work(error, out) from error
     except OutputError as error:
         counts, cause = job_progress(out), error.__cause__
         if counts is None or not isinstance(cause, OSError) or isinstance(cause, BlockingIOError):
@@ -160,6 +168,15 @@ def _naming_saved_work(out: Path) -> Iterator[None]:
             outcome=f"{counts[0]} of {counts[1]} images, scored or refused, in {out / JOB_FOLDER}",
             remedy=f"{'free space' if is_disk_full else error.remedy}, then the same command again",
         ) from cause
+
+
+def _with_saved_work(error: ResourceError, out: Path) -> ResourceError:
+    """Return the error with what a prediction has saved."""
+    counts = job_progress(out)
+    outcome = (
+        f"{counts[0]} of {counts[1]} images, scored or refused, in {out / JOB_FOLDER}" if counts else error.outcome
+    )
+    return ResourceError(error.message, outcome=outcome, remedy=error.remedy)
 
 
 def _predict(
@@ -182,7 +199,7 @@ def _predict(
             has_relative_paths=any(not Path(argument).is_absolute() for argument in images),
         )  # fmt: skip
         scores, thumbnails = _score_missing(job, predictor, options, progress)
-        outcome = _write_output(job, scores, predictor, policy, thumbnails, options.workers)
+        outcome = _write_output(job, scores, predictor, policy, thumbnails, options.workers, is_raw=options.raw)
         job.remove()
     if not outcome.n_scored:
         _raise_all_rejected(len(image_list), out)
@@ -207,11 +224,10 @@ def _score_missing(
 ) -> tuple[ScoreTable, _Thumbnails]:
     """Score what was not scored before; returns all scores, and thumbnails of the first images decoded here."""
     from dermkit.prediction.pixels import PixelStore
-    from dermkit.prediction.predictor import read_training_images
 
     scores = _read_earlier_scores(job, progress)
     missing = np.flatnonzero(~scores.is_done).tolist()
-    training_images = read_training_images(predictor.folder)
+    training_images = {pixels: split_name for pixels, _, split_name in predictor.training_images}
     thumbnails: _Thumbnails = {}
     n_images = len(job.images)
     n_done = n_saved = n_images - len(missing)
@@ -263,6 +279,8 @@ def _write_output(
     policy: "ActivePolicy | None",
     thumbnails: _Thumbnails,
     workers: int,
+    *,
+    is_raw: bool,
 ) -> PredictOutcome:
     """Write every file of the output: sheets first, as they take longest, and predict.json last.
 
@@ -273,16 +291,18 @@ def _write_output(
             f"{job.folder}: {int(scores.is_done.sum())} of {len(job.images)} images",
             remedy="give the command again",
         )
-    out, scored = job.folder.parent, scores.scored
+    out, scored, clean = job.folder.parent, scores.scored, tuple if is_raw else defused
     tiles = _tiles(job, scores, predictor, policy, thumbnails, workers)
     sheets = _write_sheets(out, tiles, decisions.sheet_legend(policy), workers)
     scored_images, p = [job.images[index] for index in scored.tolist()], scores.probabilities[scored]
     predictions = (
-        (utf8_safe(image.image_id), utf8_safe(image.path), "", "", "", "", job.class_names[k], *row)
+        clean((utf8_safe(image.image_id), utf8_safe(image.path), "", "", "", "", job.class_names[k], *row))
         for image, k, row in zip(scored_images, p.argmax(axis=1).tolist(), _iter_rows(p), strict=True)
     )
     write_predictions(out / PREDICTIONS_FILE, job.class_names, predictions)
-    refused = ((utf8_safe(job.images[index].name), *cells) for index, cells in sorted(scores.refusals.items()))
+    refused = (
+        clean((utf8_safe(job.images[index].name), *cells)) for index, cells in sorted(scores.refusals.items())
+    )
     write_rows(out / _REFUSED_FILE, ("path", "reason", "detail"), refused)
     (out / decisions.OLD_DECISIONS_FILE).unlink(missing_ok=True)
     decision_counts = None
@@ -290,7 +310,7 @@ def _write_output(
         (out / decisions.DECISIONS_FILE).unlink(missing_ok=True)
     else:
         decision_counts = decisions.write_decisions(
-            out / decisions.DECISIONS_FILE, policy, predictor.classes, scored_images, p
+            out / decisions.DECISIONS_FILE, policy, predictor.classes, scored_images, p, is_raw=is_raw
         )
     n_notes = sum(map(len, scores.notes.values()))
     outcome = PredictOutcome(
@@ -318,7 +338,7 @@ def _raise_all_rejected(n_images: int, out: Path) -> None:
 def _read_rejected(out: Path) -> Iterator[tuple[str, str, str]]:
     with (out / _REFUSED_FILE).open(newline="", encoding="utf-8") as stream:
         for row in islice(csv.reader(stream), 1, None):
-            yield row[0], row[1], row[2]
+            yield undefused(row[0]), row[1], row[2]
 
 
 def _tiles(

@@ -45,8 +45,8 @@ RecipeName = Annotated[
 ]
 # The widest seed that NumPy's RandomState, and so scikit-learn, takes is 2**32 - 1.
 _Seed = Annotated[int, Field(ge=0, lt=2**32)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=10**7)]
+PositiveInt = Annotated[int, Field(ge=1, le=10**6)]
 Monitor = Literal["val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro"]
 
 
@@ -59,7 +59,7 @@ class ImageSpec:
     divides by the standard deviation that the pretrained weights were trained with.
     """
 
-    size: Annotated[int, Field(ge=16)]
+    size: Annotated[int, Field(ge=16, le=2048)]
     resize: Literal["squash", "pad", "crop"]
     interpolation: Literal["bilinear", "bicubic", "lanczos", "box"]
     normalise: Literal["zero_one", "weights"]
@@ -107,11 +107,11 @@ class ModelSpec:
     hidden: widths of the head's dense layers (ReLU). dropout: rate before each of the head's dense layers.
     """
 
-    backbone: Annotated[str, Field(min_length=1)]
+    backbone: Annotated[str, Field(min_length=1, max_length=1000)]
     backbone_args: dict[str, bool | int | float | str]
     weights: Literal["imagenet", "none"]
-    skip_blocks: tuple[str, ...]
-    hidden: tuple[PositiveInt, ...]
+    skip_blocks: Annotated[tuple[str, ...], Field(max_length=10_000)]
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=16_384)], ...], Field(max_length=64)]
     dropout: FractionBelowOne
 
 
@@ -222,13 +222,13 @@ class Recipe:
     augment: AugmentSpec
     grow: OversampleSpec | None
     mix: MixupSpec | None
-    phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1, max_length=100)]
     optim: OptimSpec
     compute: ComputeSpec
     monitor: Monitor
     keep: Literal["best", "last"]
     seed: _Seed
-    repeats: PositiveInt
+    repeats: Annotated[int, Field(ge=1, le=10_000)]
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":

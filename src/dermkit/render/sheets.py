@@ -8,6 +8,7 @@ import io
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dermkit.errors import DataError
+from dermkit.errors import DataError, printable
 from dermkit.files import write_atomically
 
 _BORDER = 3  # width of a tile's coloured border, in pixels
@@ -45,11 +46,14 @@ class Tile:
 class _FontMetrics:
     font: _Font
     line_height: int  # height of a line in pixels
+    signs: frozenset[int]  # code points that the font draws
 
     def wrap(self, text: str, width: int, max_lines: int) -> list[str]:
         """Break a text into at most `max_lines` lines of `width` pixels; a longer text ends in an ellipsis."""
         text_lines = (
-            line for paragraph in _to_ascii(text).split("\n") for line in self._split_lines(paragraph, width)
+            line
+            for paragraph in _drawable(text, self.signs).split("\n")
+            for line in self._split_lines(paragraph, width)
         )
         wrapped_lines = list(islice(text_lines, max_lines + 1))
         if len(wrapped_lines) <= max_lines:
@@ -137,7 +141,8 @@ def contact_sheet(
     """
     if columns < 1 or edge < 16:
         raise DataError(f"a sheet of {columns} columns and tiles of {edge} pixels; at least 1 and 16")
-    caption_font, title_font = _load_font(max(11, round(edge * 0.1))), _load_font(max(16, round(edge * 0.15)))
+    caption_font = _load_font(max(11, round(edge * 0.1)), "".join([note, *(tile.caption for tile in tiles)]))
+    title_font = _load_font(max(16, round(edge * 0.15)), title)
     min_columns = min(columns, _NOTE_COLUMNS) if note else 1
     columns = max(1, min(columns, len(tiles)))
     cell_size = edge + 2 * _BORDER
@@ -189,12 +194,59 @@ def _write_lines(
         )
 
 
-def _to_ascii(text: str) -> str:
-    """Drop accents and replace other non-ASCII characters by `?`: Pillow's default font draws boxes for them."""
-    decomposed_text = unicodedata.normalize("NFKD", text)
-    letters = "".join(sign for sign in decomposed_text if not unicodedata.combining(sign))
-    return letters.encode("ascii", "replace").decode("ascii")
+def _drawable(text: str, signs: frozenset[int]) -> str:
+    """Return text in the signs of a font: accents it lacks are dropped, what it lacks stands as its code, `<4E2D>`.
+
+    Two names stay two, which a `?` for each sign would not do.
+    """
+    return "".join(_drawable_sign(sign, signs) for sign in unicodedata.normalize("NFC", printable(text)))
 
 
-def _load_font(size: int) -> _FontMetrics:
-    return _FontMetrics(ImageFont.load_default(size=size), round(size * 1.3))
+def _drawable_sign(sign: str, signs: frozenset[int]) -> str:
+    if sign == "\n" or ord(sign) in signs:
+        return sign
+    letters = [letter for letter in unicodedata.normalize("NFKD", sign) if not unicodedata.combining(letter)]
+    if letters and all(ord(letter) in signs for letter in letters):
+        return "".join(letters)
+    return f"<{ord(sign):04X}>"
+
+
+_ASCII = frozenset(range(32, 127))
+
+
+def _load_font(size: int, text: str = "") -> _FontMetrics:
+    """Return Pillow's own font, or where it lacks signs of the text the font of this machine that has most of them."""
+    line_height = round(size * 1.3)
+    missing = frozenset(map(ord, unicodedata.normalize("NFC", text))) - _ASCII - {10}
+    if not missing:
+        return _FontMetrics(ImageFont.load_default(size=size), line_height, _ASCII)
+    path, signs = _font_for(missing)
+    return _FontMetrics(ImageFont.truetype(path, size), line_height, signs)
+
+
+@lru_cache(maxsize=64)
+def _font_for(missing: frozenset[int]) -> tuple[str, frozenset[int]]:
+    """Return the font file with most of these signs, and all that it has; Latin letters and digits it must have."""
+    from matplotlib import font_manager  # here: it takes long, and few names need it
+
+    default = str(font_manager.findfont("DejaVu Sans"))
+    best_path, best_signs = default, _signs_of(default)
+    for path in sorted(map(str, font_manager.findSystemFonts())):
+        if missing <= best_signs:
+            break
+        signs = _signs_of(path)
+        if signs >= _ASCII and len(missing & signs) > len(missing & best_signs):
+            best_path, best_signs = path, signs
+    return best_path, best_signs
+
+
+@lru_cache(maxsize=4096)
+def _signs_of(path: str) -> frozenset[int]:
+    """Return the code points that a font draws, none where it cannot be read."""
+    from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
+
+    try:
+        with TTFont(path, fontNumber=0, lazy=True) as font:
+            return frozenset(font.getBestCmap() or ())
+    except Exception:  # noqa: BLE001  a font of the machine may be anything
+        return frozenset()

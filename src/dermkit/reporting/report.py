@@ -13,10 +13,12 @@ from dermkit.files import write_rows, write_text
 from dermkit.lint.rules import read_lint
 from dermkit.metrics.classification.reader_studies import READER_STUDIES
 from dermkit.render import charts
+from dermkit.render.cells import undefused
 from dermkit.reporting import facts, warnings
 from dermkit.reporting.figures import EmbeddedFigure, draw_figures, metric_names, png_data_uri, visible_metrics
 from dermkit.reporting.labels import BAR_METRICS, FIRST_TABLE_END, METRIC_TITLES, page_templates
 from dermkit.reporting.mistakes import PixelFinder, load_mistakes
+from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import FIGURES_FOLDER, METRICS, REPORT_FILE, SUMMARY
 
@@ -33,12 +35,16 @@ def write_report(run: Path, *, pixel_finder: PixelFinder | None = None, images_r
     pixel_finder: image_id -> pixels (H, W, 3), None if it cannot be opened; without it, images are opened below
     `images_root`. Raises `DataError` without a metrics.json, `OutputError`.
     """
-    run_folder = RunFolder(run)
-    mistake_table = run_folder.figures_table(f"mistakes_{run_folder.headline_split}.csv")
-    mistake_table = pd.DataFrame() if mistake_table is None else mistake_table
+    with saved_content(run):
+        return _write_report(RunFolder(run), pixel_finder, images_root)
+
+
+def _write_report(run: RunFolder, pixel_finder: PixelFinder | None, images_root: Path | None) -> Path:
+    mistake_table = run.figures_table(f"mistakes_{run.headline_split}.csv")
+    mistake_table = pd.DataFrame() if mistake_table is None else mistake_table.map(undefused)
     context = {
-        **_report_context(run_folder),
-        "pictures": draw_figures(run_folder),
+        **_report_context(run),
+        "pictures": draw_figures(run),
         "n_mistakes": len(mistake_table),
     }
     template = page_templates().get_template("report.html.j2")
@@ -47,8 +53,8 @@ def write_report(run: Path, *, pixel_finder: PixelFinder | None = None, images_r
         html = template.render(**context, mistakes=mistakes[:count])
         if len(html.encode()) < MAX_REPORT_BYTES:
             break
-    write_text(run / REPORT_FILE, html)
-    return run / REPORT_FILE
+    write_text(run.path / REPORT_FILE, html)
+    return run.path / REPORT_FILE
 
 
 def _report_context(run: RunFolder) -> dict[str, Any]:
@@ -94,6 +100,11 @@ def write_summary_report(parent: Path) -> Path:
 
     Raises `DataError` without a summary.json, `OutputError`.
     """
+    with saved_content(parent):
+        return _write_summary_report(parent)
+
+
+def _write_summary_report(parent: Path) -> Path:
     summary = SUMMARY.read(parent)
     splits = [name for name in ("validation", "test") if summary["metrics"].get(name)]
     names = {split: _summary_metrics(summary, split) for split in splits}

@@ -11,9 +11,10 @@ import pandas as pd
 from dermkit.data.groups import id_groups
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError, UsageError
-from dermkit.files import shell_path
+from dermkit.files import open_regular, read_regular, shell_path
 from dermkit.recipes.schema import Recipe, load_recipe
 from dermkit.runs import layout
+from dermkit.runs.documents import check_metrics_json, check_run_json, saved_content
 from dermkit.runs.predictions import ATTRIBUTES, read_predictions
 
 Json = dict[str, Any]
@@ -23,7 +24,10 @@ _SPLIT_ORDER = {"train": 0, "validation": 1, "test": 2}
 
 def read_metrics(folder: Path) -> Json:
     """Read a run's metrics.json of this or an older format; raises `DataError` where it is missing or broken."""
-    return layout.METRICS.read(folder)
+    with saved_content(folder):  # a migration of an older format may miss anything
+        metrics = layout.METRICS.read(folder)
+    check_metrics_json(metrics, folder / layout.METRICS.name)
+    return metrics
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class RunFolder:
     @cached_property
     def run_json(self) -> Json:
         """run.json, {} where it is missing."""
-        return layout.RUN.read_optional(self.path)
+        return self._read_run_json() if (self.path / layout.RUN.name).exists() else {}
 
     @cached_property
     def metrics(self) -> Json:
@@ -93,19 +97,35 @@ class RunFolder:
     def text(self, name: str) -> str:
         """Return a text file without its outer blank lines, "" where it is absent."""
         path = self.path / name
-        return path.read_text(encoding="utf-8", errors="replace").strip("\n") if path.exists() else ""
+        if not path.exists():
+            return ""
+        try:
+            return read_regular(path).decode("utf-8", "replace").replace("\r\n", "\n").strip("\n")
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read: {error.strerror or error}", remedy="evaluate the run again"
+            ) from error
 
     # --- what run.json says ---
 
     @property
     def classes(self) -> tuple[LesionClass, ...]:
         """The class table; raises `DataError` where run.json is missing or has none."""
-        run_json = self.run_json or layout.RUN.read(self.path)
+        run_json = self.run_json or self._read_run_json()
         try:
-            return tuple(LesionClass(**fields) for fields in run_json["dataset"]["classes"])
-        except (KeyError, TypeError) as error:
+            classes = tuple(LesionClass(**fields) for fields in run_json["dataset"]["classes"])
+            if not all(isinstance(text, str) for entry in classes for text in vars(entry).values()):
+                raise TypeError("a name is no text")
+            return classes
+        except (KeyError, TypeError, AttributeError) as error:
             path = self.path / layout.RUN.name
             raise DataError(f"{path}: has no class table", remedy="train again, or restore the file") from error
+
+    def _read_run_json(self) -> Json:
+        with saved_content(self.path):
+            run_json = layout.RUN.read(self.path)
+        check_run_json(run_json, self.path / layout.RUN.name)
+        return run_json
 
     @property
     def class_names(self) -> list[str]:
@@ -256,7 +276,8 @@ def read_table(path: Path, *columns: str, as_text: bool = True) -> pd.DataFrame:
     as_text: every cell as it is written; otherwise numbers are parsed.
     """
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False) if as_text else pd.read_csv(path)
+        with open_regular(path) as stream:
+            frame = pd.read_csv(stream, dtype=str, keep_default_na=False) if as_text else pd.read_csv(stream)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a table: {error}", remedy=_TABLE_REMEDY) from error
     missing_columns = [name for name in columns if name not in frame]

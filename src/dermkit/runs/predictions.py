@@ -4,6 +4,7 @@ Classes are matched by name, never by order.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.manifest import LesionClass
-from dermkit.errors import DataError
-from dermkit.files import write_rows
+from dermkit.errors import DataError, UntrustedError
+from dermkit.files import open_regular, write_rows
 from dermkit.metrics.classification.scored_set import ScoredSet
 
 MAP_FORMAT = 1
@@ -42,7 +43,8 @@ def read_predictions(path: Path, classes: Sequence[str], *, labels: Sequence[str
     with its line numbers (the header is line 1).
     """
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with open_regular(path) as stream:
+            frame = pd.read_csv(stream, dtype=str, keep_default_na=False)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}", remedy="check the path") from error
     except (ValueError, UnicodeError) as error:
@@ -138,8 +140,21 @@ def class_indices(column: "pd.Series[Any]", classes: Sequence[str]) -> NDArray[n
 
 
 def write_predictions(path: Path, classes: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write predictions.csv: image_id, path, label, split, fold, seed, predicted, then a column per class."""
-    write_rows(path, prediction_columns(classes), rows)
+    """Write predictions.csv: image_id, path, label, split, fold, seed, predicted, then a column per class.
+
+    Raises `UntrustedError` for a probability that is not finite; the file is then as it was.
+    """
+    write_rows(path, prediction_columns(classes), map(_finite_row, rows))
+
+
+def _finite_row(row: Sequence[object]) -> Sequence[object]:
+    if not all(math.isfinite(float(str(p))) for p in row[len(PREDICTION_COLUMNS) :]):
+        raise UntrustedError(
+            f"{row[0]}: its probabilities are not finite numbers (nan or inf)",
+            outcome="every file there is either the old one or the complete new one",
+            remedy="the model is broken: train it again, or copy it anew",
+        )
+    return row
 
 
 def write_groups(

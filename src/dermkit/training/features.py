@@ -22,6 +22,7 @@ from dermkit.errors import DataError, RunInterrupt
 from dermkit.files import canonical_json, fingerprint
 from dermkit.models.inference import (
     EVAL_BATCH_SIZE,
+    check_finite,
     eval_batches,
     exact_float32,
     fused_backbone,
@@ -263,4 +264,5 @@ def _compute_features(
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), autocast(compute, inputs.device), exact_float32(inputs.device):
         features = backbone(inputs)[: len(rows)]
+    check_finite(features, f"the frozen backbone, in {compute.precision},")
     return np.asarray(features.float().cpu().numpy(), dtype=np.float32)

@@ -17,6 +17,7 @@ from dermkit.audit.checks.finding import (
 )
 from dermkit.audit.checks.text import join_words, plural
 from dermkit.data.importers.records import Rejected, read_rejected
+from dermkit.images.jpeg_damage import DAMAGE_PREFIX
 
 TINY_SIDE = 64
 """Shorter side in pixels. Below it neither network nor hair can be drawn; the smallest common input of a net is 64."""
@@ -48,10 +49,11 @@ _MAX_NAMED = 3
 
 
 def da001_unreadable(audit_input: AuditInput) -> Outcome:
-    """Files that could not be read, or changed
+    """Files that could not be read, changed, or are damaged
 
-    Threshold: any file refused at import, and any that is missing, refused or has another hash since.
-    Severity: note for files refused at import; warning for files that changed or went missing since.
+    Threshold: any file refused at import, any that is missing, refused or has another hash since, and any JPEG that
+    lost a part of its pixels.
+    Severity: note for files refused at import; warning for files that changed or went missing since, or are damaged.
     Effect: The figures are about fewer or other pictures than the data set is known for, and cannot be compared.
     """
     rejected = _rejected_files(audit_input)
@@ -61,27 +63,45 @@ def da001_unreadable(audit_input: AuditInput) -> Outcome:
         else pd.Series("", index=audit_input.frame.index)
     )
     is_changed = (changes != "").to_numpy()
-    if not len(rejected) and not is_changed.any():
+    is_damaged = _damaged(audit_input)
+    if not len(rejected) and not is_changed.any() and not is_damaged.any():
         return None
     changed_rows = audit_input.frame.loc[is_changed, ["path"]].assign(
         reason=changes[is_changed], detail="since the import"
     )
-    rows = pd.concat([changed_rows, rejected], ignore_index=True).astype(str)
+    damaged_rows = audit_input.frame.loc[is_damaged, ["path"]].assign(
+        reason="damaged", detail="its pixels are in part lost"
+    )
+    rows = pd.concat([damaged_rows, changed_rows, rejected], ignore_index=True).astype(str)
     clauses: list[str] = []
     if is_changed.any():
         clauses.append(
             f"{plural(int(is_changed.sum()), 'image')} changed, went missing or became unreadable since the import"
         )
+    if is_damaged.any():
+        clauses.append(f"{plural(int(is_damaged.sum()), 'JPEG')} lost a part of the pixels and still open")
     if len(rejected):
         reasons = rejected["reason"].value_counts()
         kinds = join_words([f"{n:,} {reason}" for reason, n in reasons.head(_MAX_NAMED).items()])
         clauses.append(f"the import refused {plural(len(rejected), 'file')} of the source ({kinds})")
     text = "; ".join(clauses)
     return Finding(
-        severity=Severity.WARNING if is_changed.any() else Severity.NOTE, n=len(rows), kind="table", rows=rows,
-        sentence=text[0].upper() + text[1:] + ".", per_class=images_per_class(audit_input, is_changed),
-        figures={"refused": len(rejected), "changed_since_import": int(is_changed.sum())},
+        severity=Severity.WARNING if (is_changed | is_damaged).any() else Severity.NOTE, n=len(rows), kind="table",
+        rows=rows, sentence=text[0].upper() + text[1:] + ".",
+        per_class=images_per_class(audit_input, is_changed | is_damaged),
+        figures={
+            "refused": len(rejected),
+            "changed_since_import": int(is_changed.sum()),
+            "damaged": int(is_damaged.sum()),
+        },
     )  # fmt: skip
+
+
+def _damaged(audit_input: AuditInput) -> NDArray[np.bool_]:
+    """Return which images are JPEG files that lost a part of their pixels, (N,)."""
+    if "notes" not in audit_input.measures:
+        return np.zeros(len(audit_input.frame), dtype=bool)
+    return audit_input.measures["notes"].fillna("").str.contains(DAMAGE_PREFIX, regex=False).to_numpy(dtype=bool)
 
 
 def _rejected_files(audit_input: AuditInput) -> pd.DataFrame:

@@ -7,7 +7,6 @@ recall and precision measured on others are in benchmarks/audit.md.
 Shapes: P pairs or candidates, N images in a pool; rows are (P,) or (N,) int64 row numbers.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,7 @@ from dermkit.audit.near_duplicates.registration import (
 from dermkit.audit.scan.scan import Scan
 from dermkit.data.groups import distinct_codes
 from dermkit.progress import Progress
-from dermkit.threads import cpu_count
+from dermkit.threads import cpu_count, worker_pool
 
 MAX_FRAME_DISTANCE = 4.0
 """Distance of global descriptors. Whole-frame copies lie within 1.3; different lesions rarely within 6."""
@@ -252,7 +251,7 @@ def _confirm_candidates(
         candidates.iloc[start : start + _PAIRS_PER_CHUNK] for start in range(0, len(candidates), _PAIRS_PER_CHUNK)
     ]
     results = []
-    with threadpool_limits(1), ThreadPoolExecutor(workers or cpu_count()) as pool:
+    with threadpool_limits(1), worker_pool(workers or cpu_count()) as pool:
         for n_chunks, chunk in enumerate(
             pool.map(lambda chunk: _compare_chunk(image_pool, frame, chunk), chunks), 1
         ):

@@ -46,7 +46,7 @@ def empty_measures() -> dict[str, float | str]:
 
 
 def measure(image: LesionImage, file_bytes: bytes) -> dict[str, float | str]:
-    """Return the `MEASURE_COLUMNS` of one image. Never raises: a measure that fails stays unknown."""
+    """Return the `MEASURE_COLUMNS` of one image. Raises `MemoryError` alone: a measure that fails stays unknown."""
     row = empty_measures() | {
         "format": image.format,
         "notes": "; ".join(image.notes),
@@ -62,6 +62,8 @@ def measure(image: LesionImage, file_bytes: bytes) -> dict[str, float | str]:
         grey = np.float32(0.299) * planes[0] + np.float32(0.587) * planes[1] + np.float32(0.114) * planes[2]
         row |= _light_measures(planes, grey) | _border_measures(planes, grey) | {"sharpness": _sharpness(grey)}
         row |= score_artefacts(planes)
+    except MemoryError:  # says nothing of the picture
+        raise
     except Exception:  # noqa: BLE001  one odd picture must not end the scan of a hundred thousand
         return row
     return row

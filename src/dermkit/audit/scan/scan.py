@@ -7,7 +7,6 @@ serves for a manifest that lost rows or changed its labels.
 
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from dermkit.audit.scan import descriptors, measures
 from dermkit.data.manifest import Dataset
-from dermkit.errors import DataError, ImageRejected
+from dermkit.errors import DataError, ImageRejected, RejectionReason
 from dermkit.files import (
     check_writable,
     file_stat,
@@ -30,9 +29,10 @@ from dermkit.files import (
     write_json,
     write_rows,
 )
-from dermkit.images.decode import open_image
+from dermkit.images.decode import open_image, read_image_file
+from dermkit.images.headers import HeaderRejected
 from dermkit.progress import Progress
-from dermkit.threads import cpu_count
+from dermkit.threads import cpu_count, worker_pool
 
 SCAN_FORMAT = 1
 SCAN_VERSION = 6
@@ -85,7 +85,7 @@ def scan_images(
     A file whose size or modification time changed is scanned again, with its block. workers: threads, 0 = all cores.
     Raises `OutputError` if the store does not fit on the disk or cannot be written, `DataError` if no file can be read.
     """
-    folder = folder or dataset.folder / "audit" / "scan"
+    folder = folder or dataset.work_folder / "audit" / "scan"
     frame = dataset.manifest
     store_rows = _stored_rows(folder, frame)
     if store_rows is None:
@@ -186,25 +186,22 @@ def _scan_missing_blocks(root: Path, folder: Path, files: pd.DataFrame, workers:
     scan_batch = _batch_scanner(root, files["path"].tolist(), files["file_sha256"].tolist(), maps)
     n_done = total - sum(min(IMAGES_PER_BLOCK, total - block_start) for block_start in starts)
     # Threads of the matrix library would compete with ours for the same cores.
-    with threadpool_limits(1), ThreadPoolExecutor(workers or cpu_count()) as pool:
-        try:
-            for start in starts:
-                stop = min(start + IMAGES_PER_BLOCK, total)
-                batches = [
-                    (block_start, min(block_start + _IMAGES_PER_BATCH, stop))
-                    for block_start in range(start, stop, _IMAGES_PER_BATCH)
-                ]
-                rows: list[dict[str, Any]] = []
-                for (low, high), batch_rows in zip(batches, pool.map(scan_batch, batches), strict=True):
-                    rows += batch_rows
-                    n_done += high - low
-                    progress.step("images scanned", n_done, total)
-                for values in maps.values():
-                    values.flush()
-                header = [*measures.MEASURE_COLUMNS, *_STATE_COLUMNS]
-                write_rows(folder / _block_name(start), header, ([row[name] for name in header] for row in rows))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with threadpool_limits(1), worker_pool(workers or cpu_count()) as pool:
+        for start in starts:
+            stop = min(start + IMAGES_PER_BLOCK, total)
+            batches = [
+                (block_start, min(block_start + _IMAGES_PER_BATCH, stop))
+                for block_start in range(start, stop, _IMAGES_PER_BATCH)
+            ]
+            rows: list[dict[str, Any]] = []
+            for (low, high), batch_rows in zip(batches, pool.map(scan_batch, batches), strict=True):
+                rows += batch_rows
+                n_done += high - low
+                progress.step("images scanned", n_done, total)
+            for values in maps.values():
+                values.flush()
+            header = [*measures.MEASURE_COLUMNS, *_STATE_COLUMNS]
+            write_rows(folder / _block_name(start), header, ([row[name] for name in header] for row in rows))
 
 
 def _batch_scanner(
@@ -229,10 +226,11 @@ def _scan_file(path: Path, file_sha256: str) -> tuple[dict[str, Any], descriptor
     """Measure and shrink one image; the file may have changed since the import."""
     stat = file_stat(path)
     try:
-        data = path.read_bytes()
+        data = read_image_file(path)
         image = open_image(data, name=str(path))
-    except OSError:
-        return measures.empty_measures() | {"state": "missing", "stat": stat}, None
+    except HeaderRejected as rejection:
+        state = "missing" if rejection.reason == RejectionReason.MISSING else "refused"
+        return measures.empty_measures() | {"state": state, "stat": stat}, None
     except ImageRejected:
         return measures.empty_measures() | {"state": "refused", "stat": stat}, None
     state = "" if image.file_sha256 == file_sha256 else "changed"

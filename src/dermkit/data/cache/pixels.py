@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from dermkit.errors import DataError, ImageRejected
 from dermkit.files import canonical_json, sha256_bytes
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing, resize_pixels
-from dermkit.threads import cpu_count
+from dermkit.threads import cpu_count, worker_pool
 
 DECODER_VERSION = 1
 """Part of every key. Raise it when `open_image` or `resize_pixels` return other pixels than before."""
@@ -177,20 +178,25 @@ class _Build:
         self.store.check_room(len(rows))
         problems: list[str] = []
         pending: deque[_PendingBlock] = deque()
-        pool = ThreadPoolExecutor(self.workers)
         try:
-            for block in self._blocks(rows, keys):
-                pending.append((block, self._submit(pool, block)))
-                if len(pending) == _BLOCKS_IN_MEMORY:
+            with worker_pool(self.workers) as pool, self._stopping_threads():
+                for block in self._blocks(rows, keys):
+                    pending.append((block, self._submit(pool, block)))
+                    if len(pending) == _BLOCKS_IN_MEMORY:
+                        problems += self._finish(pending, len(rows))
+                while pending:
                     problems += self._finish(pending, len(rows))
-            while pending:
-                problems += self._finish(pending, len(rows))
         finally:
-            self.stop_event.set()  # an interrupt must not wait for all images
-            pool.shutdown(wait=True, cancel_futures=True)
             for block, _ in pending:
                 self._save(block)
         self._refuse(problems, len(rows))
+
+    @contextmanager
+    def _stopping_threads(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.stop_event.set()  # an interrupt must not wait for all images
 
     def _blocks(self, rows: pd.DataFrame, keys: NDArray[np.uint8]) -> Iterator[_Block]:
         size = self.store.rows_per_segment
@@ -250,10 +256,11 @@ class _Build:
         return problems
 
     def _save(self, block: _Block) -> None:
-        if block.is_filled.all():
+        is_filled = block.is_filled.copy()  # a thread that an interrupt left behind may fill another row meanwhile
+        if is_filled.all():
             self.store.add(block.keys, block.pixels)
         else:
-            self.store.add(block.keys[block.is_filled], block.pixels[block.is_filled])
+            self.store.add(block.keys[is_filled], block.pixels[is_filled])
 
     def _refuse(self, problems: Sequence[str], total: int) -> None:
         if problems:

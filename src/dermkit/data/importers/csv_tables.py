@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dermkit.data.importers.records import Note
 from dermkit.errors import DataError, did_you_mean
+from dermkit.files import open_regular
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".tab"})
 SEPARATORS = (",", ";", "\t", "|")
@@ -104,7 +105,7 @@ def read_table_head(path: Path, hint_columns: Collection[str] = ()) -> TableHead
     hint_columns: expected names, which decide between separators. Raises `DataError` if the file cannot be read.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             data = stream.read(_SAMPLE_BYTES)
     except OSError as error:
         raise _unreadable_error(path, error.strerror or str(error)) from error
@@ -162,7 +163,7 @@ def read_csv_table(
     """
     encoding, notes = _find_encoding(path)
     table_head = read_table_head(path, [*hint_columns, *usecols])
-    with path.open(encoding=encoding, newline="") as stream:
+    with _open_text(path, encoding) as stream:
         records = _records(path, stream, table_head.separator, problems)
         header_row, columns = next(((row, _column_names(cells)) for row, cells in records if any(cells)), (0, ()))
         _check_header(path, header_row, columns, problems)
@@ -174,6 +175,10 @@ def read_csv_table(
         problems.add(path, 0, "has no rows")
     column_names = tuple(name for name in columns if name)
     return TextTable(path, frame, rows, column_names, (*notes, *_nameless_column_notes(path, columns)))
+
+
+def _open_text(path: Path, encoding: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(open_regular(path), encoding=encoding, newline="")
 
 
 def _unreadable_error(path: Path, reason: str) -> DataError:
@@ -192,7 +197,7 @@ def _find_encoding(path: Path) -> tuple[str, list[Note]]:
     Raises `DataError` for a file that is not text.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             bom_encoding = _encoding_of_bom(stream.read(4))
     except OSError as error:
         raise _unreadable_error(path, error.strerror or str(error)) from error
@@ -216,7 +221,7 @@ def check_is_text(path: Path) -> None:
 
 def _decode_all(path: Path, encoding: str) -> None:
     """Decode a file to its end; raises `UnicodeError`, or `DataError` for control characters."""
-    with path.open(encoding=encoding, newline="") as stream:
+    with _open_text(path, encoding) as stream:
         while block := stream.read(_BLOCK_CHARS):
             match = _CONTROL_CHARACTER.search(block)
             if match:

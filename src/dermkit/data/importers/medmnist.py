@@ -29,6 +29,7 @@ from dermkit.data.importers.archives import (
 from dermkit.data.importers.reader import make_frame
 from dermkit.data.importers.records import Note, Records
 from dermkit.errors import DataError
+from dermkit.files import walk_files
 from dermkit.images.headers import MAX_SIDE, MIN_SIDE
 
 SPLIT_OF_PREFIX = MappingProxyType({"train": "train", "val": "validation", "test": "test"})
@@ -94,7 +95,7 @@ def read_medmnist(
 def find_npz(source: Path) -> Path:
     """Return the .npz itself, or the only one below a folder; raises `DataError`."""
     if source.is_dir():
-        npz_files = sorted(path for path in source.rglob("*.npz") if path.is_file() and not path.is_symlink())
+        npz_files = sorted(path for path in walk_files(source) if path.suffix == ".npz")
         if len(npz_files) != 1:
             names = ", ".join(path.name for path in npz_files) or "none"
             raise DataError(f"{source}: one .npz is needed, found: {names}", remedy="give the file itself")

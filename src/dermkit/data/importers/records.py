@@ -1,11 +1,15 @@
 """The result of reading a source: rows, the folder of their images, rejected files and notes for the user."""
 
 import csv
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+
+from dermkit.files import open_regular
+from dermkit.render.cells import undefused
 
 
 class Rejected(NamedTuple):
@@ -24,8 +28,9 @@ def read_rejected(folder: Path) -> list[Rejected] | None:
     path = folder / "refused.csv"
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8") as stream:
-        return [Rejected(*row) for row in list(csv.reader(stream))[1:] if len(row) == len(Rejected._fields)]
+    with io.TextIOWrapper(open_regular(path), encoding="utf-8", errors="replace", newline="") as stream:
+        rows = [[undefused(cell) for cell in row] for row in csv.reader(stream)]
+    return [Rejected(*row) for row in rows[1:] if len(row) == len(Rejected._fields)]
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from dermkit.files import (
     write_rows,
     write_text,
 )
+from dermkit.render.cells import defused
 
 MEDMNIST = "medmnist"
 
@@ -116,7 +117,7 @@ def import_dataset(
         _check_overrides(malignancy, _sorted_labels(records.frame["label"]))
         frame, rejected, notes = open_images(records, on_progress)
         rejected = sorted([*records.rejected, *rejected])
-        write_rows(out / "refused.csv", Rejected._fields, rejected)
+        write_rows(out / "refused.csv", Rejected._fields, map(defused, rejected))
         if frame.empty:
             raise _all_rejected_error(source, out, rejected)
         known_dataset = recognise(records.frame)
@@ -230,7 +231,7 @@ def _read_medmnist(
 def _save_conflicts(out: Path, conflicts: Sequence[MetadataConflict]) -> None:
     """Write conflicts.csv, or remove that of an earlier import if there are no conflicts."""
     if conflicts:
-        write_rows(out / "conflicts.csv", MetadataConflict._fields, conflicts)
+        write_rows(out / "conflicts.csv", MetadataConflict._fields, map(defused, conflicts))
     else:
         (out / "conflicts.csv").unlink(missing_ok=True)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from dermkit.data.importers.csv_tables import TABLE_SUFFIXES
 from dermkit.data.importers.records import Note, Rejected
-from dermkit.errors import DataError, RejectionReason
+from dermkit.errors import DataError, RejectionReason, check_fault_of_path
+from dermkit.files import walk_files
 from dermkit.images.headers import IMAGE_SUFFIXES
 
 IGNORED_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
@@ -43,7 +44,14 @@ class FolderWalk:
         Linked folders are never entered, so that no loop can form. Tables are listed, not opened.
         """
         folders, files = [], []
-        for entry in visible_entries(self.root / folder):
+        try:
+            entries = visible_entries(self.root / folder)
+        except DataError as error:
+            if not folder:
+                raise
+            self.reject(folder, RejectionReason.UNREADABLE.value, error.message.rpartition(": ")[2])
+            return [], []
+        for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             suffix = suffix_of(entry.name)
             if not is_utf8(entry.name) or "\r" in entry.name:
@@ -79,20 +87,22 @@ class FolderWalk:
 
     def reject_below(self, folders: Iterable[str], detail: str) -> int:
         """Reject every candidate image in and below these folders; returns how many."""
-        n_rejected = 0
-        for folder in folders:
-            subfolders, files = self.entries(folder)
+        n_rejected, pending = 0, [*folders][::-1]
+        while pending:
+            subfolders, files = self.entries(pending.pop())
             for path in files:
                 self.reject(path, REASON_MISPLACED, detail)
-            n_rejected += len(files) + self.reject_below(subfolders, detail)
+            n_rejected += len(files)
+            pending += subfolders[::-1]
         return n_rejected
 
     def all_images(self, folder: str = "") -> Iterator[str]:
         """Yield every candidate image at any depth, in a fixed order."""
-        subfolders, files = self.entries(folder)
-        yield from files
-        for subfolder in subfolders:
-            yield from self.all_images(subfolder)
+        pending = [folder]
+        while pending:
+            subfolders, files = self.entries(pending.pop())
+            yield from files
+            pending += subfolders[::-1]
 
     def note_other_files(self) -> None:
         """Add a note about the files that are no images."""
@@ -121,6 +131,7 @@ def visible_entries(folder: Path) -> list["os.DirEntry[str]"]:
         with os.scandir(folder) as iterator:
             entries = sorted(iterator, key=lambda entry: entry.name)
     except OSError as error:
+        check_fault_of_path(error, folder)
         raise DataError(
             f"{folder}: cannot be listed: {error.strerror or error}", remedy="check the path and its permissions"
         ) from error
@@ -176,7 +187,7 @@ def single_subfolder(root: Path) -> Path:
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(map(may_be_image, folder.rglob("*")))
+    return any(map(may_be_image, walk_files(folder)))
 
 
 def suffix_of(name: str) -> str:

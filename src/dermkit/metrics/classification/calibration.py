@@ -8,13 +8,17 @@ Shapes: N images, T thresholds, P parameters of a fit.
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import expit
 
-from dermkit.metrics.stats.arrays import EPSILON, Bools, Floats, Ints, ratio, sum_by_group
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints, ratio, sum_by_group
 
 _MAX_NEWTON_STEPS = 100
 _TOLERANCE = 1e-12
 _CERTAINTY_MARGIN = 1e-9
+_NEAR_CERTAIN = 1e-6
+_SCORE_TOLERANCE = 1e-9
+_BEYOND_LOGITS = 40.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,42 +73,76 @@ class CalibrationLine:
     """Calibration slope and intercept (Cox 1958): the logistic regression of the outcome on the log odds.
 
     slope: 1 is right, below 1 overconfident; NaN if no finite one exists. intercept: with the slope held at 1; 0 is
-    right, below 0 the event is predicted too often; NaN if all probabilities are 0 or 1 and right. *_variance: sandwich
-    variances over groups.
+    right, below 0 the event is predicted too often; NaN if no finite one exists. *_variance: sandwich variances over
+    groups. n_certain: images of probability 0 or 1, n_refuted: those of them that are wrong. logit_sd: standard
+    deviation of the log odds that are finite.
     """
 
     slope: float
     slope_variance: float
     intercept: float
     intercept_variance: float
+    n_certain: int
+    n_refuted: int
+    logit_sd: float
 
 
-def calibration_slope_intercept(probability: Floats, is_event: Bools, groups: Ints) -> CalibrationLine:
+def calibration_slope_intercept(
+    probability: Floats, is_event: Bools, groups: Ints, *, complement: Floats | None = None
+) -> CalibrationLine:
     """Fit slope and intercept of (N,) probabilities by maximum likelihood.
 
-    Variances are the sandwich estimator over groups (Liang and Zeger 1986), times G / (G - 1). Raises `ValueError`
-    without events or without non-events.
+    complement: (N,) 1 - probability; near 1 it is used in its place, where it is known better than rounding leaves it.
+    Variances are the sandwich estimator over groups (Liang and Zeger 1986), times G / (G - 1). Images
+    with a probability of 0 or 1, whose log odds are infinite, have no part in the fit if they are right; if one is
+    wrong there is no fit. Raises `ValueError` without events or without non-events.
     """
     if is_event.all() or not is_event.any():
         raise ValueError("calibration needs images with the event and images without")
-    logits = log_odds(probability)
-    y = is_event.astype(np.float64)
+    q = 1 - probability if complement is None else complement
+    is_certain = (probability <= 0) | (q <= 0)
+    n_refuted = int((is_certain & ((probability <= 0) == is_event)).sum())
+    rows = np.flatnonzero(~is_certain)
+    y, p, q, row_groups = is_event[rows], probability[rows], q[rows], groups[rows]
+    is_near_1 = q < _NEAR_CERTAIN
+    logits = np.log(p) - np.where(is_near_1, np.log(q), np.log1p(-np.where(is_near_1, 0.0, p)))
     intercept = slope = (np.nan, np.nan)
-    if np.abs(y - probability).max() > _CERTAINTY_MARGIN:
-        intercept_only, variance = _fit_logistic(np.ones((len(y), 1)), y, logits, groups)
-        intercept = float(intercept_only[0]), float(variance[0, 0])
-    if not _is_separated(logits, is_event):
-        coefficients, variance = _fit_logistic(
-            np.column_stack([np.ones(len(y)), logits]), y, np.zeros(len(y)), groups
-        )
-        slope = float(coefficients[1]), float(variance[1, 1])
-    return CalibrationLine(*slope, *intercept)
+    if not n_refuted and y.any() and not y.all():
+        intercept = _fit_intercept(logits, y, row_groups)
+        slope = _fit_slope(logits, y, row_groups)
+    if is_certain.any() and slope[0] <= 0:  # turned round, the certain images would all be wrong
+        slope = (np.nan, np.nan)
+    logit_sd = float(logits.std()) if len(rows) else 0.0
+    return CalibrationLine(*slope, *intercept, int(is_certain.sum()), n_refuted, logit_sd)
 
 
-def log_odds(probability: Floats) -> Floats:
-    """Return log(p / (1 - p)), p clipped to [EPSILON, 1 - EPSILON]."""
-    p = np.clip(probability, EPSILON, 1 - EPSILON)
-    return np.asarray(np.log(p) - np.log1p(-p), dtype=np.float64)
+def _fit_intercept(logits: Floats, y: Bools, groups: Ints) -> tuple[float, float]:
+    """Return the intercept at a slope of 1 and its variance; NaN if all images are certain and right to the eye."""
+    if np.abs(y - expit(logits)).max() <= _CERTAINTY_MARGIN:
+        return np.nan, np.nan
+    ones, target = np.ones((len(y), 1)), y.astype(np.float64)
+    coefficients, variance = _fit_logistic(ones, target, logits, groups)
+    shift = float(coefficients[0])
+    if abs(_excess(shift, logits, target)) <= _SCORE_TOLERANCE * len(y):
+        return shift, float(variance[0, 0])
+    # Nearly certain images leave the likelihood flat, where Newton's steps are lost; the score is monotone.
+    bound = float(np.abs(logits).max()) + _BEYOND_LOGITS
+    shift = float(brentq(_excess, -bound, bound, args=(logits, target)))
+    eta = logits + shift
+    return shift, float(_sandwich_variance(ones, target - expit(eta), eta, groups)[0, 0])
+
+
+def _excess(shift: float, logits: Floats, y: Floats) -> float:
+    return float((expit(logits + shift) - y).sum())
+
+
+def _fit_slope(logits: Floats, y: Bools, groups: Ints) -> tuple[float, float]:
+    """Return the slope and its variance; NaN where a threshold parts events from others."""
+    if _is_separated(logits, y):
+        return np.nan, np.nan
+    design = np.column_stack([np.ones(len(y)), logits])
+    coefficients, variance = _fit_logistic(design, y.astype(np.float64), np.zeros(len(y)), groups)
+    return float(coefficients[1]), float(variance[1, 1])
 
 
 def _is_separated(logits: Floats, is_event: Bools) -> bool:

@@ -24,9 +24,13 @@ class CalibrationBins:
 
 
 def log_loss_terms(y_true: Ints, probabilities: Floats) -> Floats:
-    """Return -log of the true class's probability for each image, (N,); probabilities (N, K)."""
+    """Return -log of the true class's probability for each image, (N,); probabilities (N, K).
+
+    NaN where that probability is 0: the loss is infinite, and no mean over such an image exists.
+    """
     p_true = probabilities[np.arange(len(y_true)), y_true]
-    return np.asarray(-np.log(np.clip(p_true, EPSILON, 1.0)), dtype=np.float64)
+    is_possible = p_true > 0
+    return np.where(is_possible, -np.log(np.where(is_possible, p_true, 1.0)), np.nan)
 
 
 def brier_terms(y_true: Ints, probabilities: Floats) -> Floats:
@@ -36,10 +40,13 @@ def brier_terms(y_true: Ints, probabilities: Floats) -> Floats:
 
 
 def log_loss(y_true: Ints, probabilities: Floats) -> float:
-    """Return the mean cross-entropy in nats; raises `ValueError` without images."""
+    """Return the mean cross-entropy in nats with probabilities clipped to EPSILON; raises `ValueError` without images.
+
+    For fits, which need a finite number; the loss that is reported is the mean of `log_loss_terms`.
+    """
     if not len(y_true):
         raise ValueError("a mean needs at least one image")
-    return float(log_loss_terms(y_true, probabilities).mean())
+    return float(log_loss_terms(y_true, np.clip(probabilities, EPSILON, 1.0)).mean())
 
 
 def bin_index(confidence: Floats) -> NDArray[np.intp]:

@@ -7,13 +7,14 @@ Shapes: N images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from dermkit.metrics.classification.influence import group_influences, influence_correlation
 from dermkit.metrics.classification.scored_set import ScoredSet
-from dermkit.metrics.stats.arrays import Ints
+from dermkit.metrics.stats.arrays import Floats, Ints
 from dermkit.metrics.stats.estimate import UNRELIABLE_PREFIX, Estimate, caveats, with_caveats
 from dermkit.metrics.stats.intervals import difference_interval
 
@@ -36,7 +37,8 @@ class Subgroup:
     """The metrics of one subgroup of the images.
 
     n_groups: independent lesions or patients (images, if these are unknown). classes_present: the classes with images.
-    too_few_reason: "" if the subgroup is large enough for conclusions, else what is missing.
+    too_few_reason: "" if the subgroup is large enough for conclusions, else what is missing. influences: metric -> what
+    each group of the split adds to it, (G,); empty where every group has one image.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Subgroup:
     classes_present: tuple[str, ...]
     metrics: Mapping[str, Estimate]
     too_few_reason: str
+    influences: Mapping[str, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,18 @@ def subgroup_metrics(
     """
     group_names = sorted(set(labels), key=lambda group_name: (group_name == UNKNOWN_GROUP, group_name))
     label_array = np.array(labels, dtype=object)
-    subsets = [
-        (group_name, select_images(scored_set, np.flatnonzero(label_array == group_name)))
-        for group_name in group_names
-    ]
-    return [
-        _subgroup(group_name, subset, evaluate_split(subset, seed=0, resamples=0)["metrics"])
-        for group_name, subset in subsets
-    ]
+    subgroups = []
+    for group_name in group_names:
+        rows = np.asarray(label_array == group_name, dtype=bool)
+        subset = select_images(scored_set, np.flatnonzero(rows))
+        subgroup = _subgroup(group_name, subset, evaluate_split(subset, seed=0, resamples=0)["metrics"])
+        influences = (
+            {}
+            if scored_set.is_ungrouped
+            else {metric: group_influences(scored_set, rows, metric) for metric in SUBGROUP_METRICS}
+        )
+        subgroups.append(replace(subgroup, influences=influences))
+    return subgroups
 
 
 def select_images(scored_set: ScoredSet, row_indices: Ints) -> ScoredSet:
@@ -138,9 +145,17 @@ def subgroup_gaps(subgroups: Sequence[Subgroup]) -> list[SubgroupGap]:
             best_group.metrics[metric],
             worst_group.metrics[metric],
             group_names=(best_group.name, worst_group.name),
+            correlation=_gap_correlation(best_group, worst_group, metric),
         )
         gap_list.append(SubgroupGap(metric, worst_group.name, best_group.name, difference))
     return gap_list
+
+
+def _gap_correlation(first: Subgroup, second: Subgroup, metric: str) -> float:
+    """Return the correlation of a metric of two subgroups: patients may have lesions in both."""
+    if metric not in first.influences or metric not in second.influences:
+        return 0.0
+    return influence_correlation(first.influences[metric], second.influences[metric])
 
 
 def _is_same_metric(metric: str, subgroups: Sequence[Subgroup]) -> bool:
@@ -156,19 +171,18 @@ def _is_same_metric(metric: str, subgroups: Sequence[Subgroup]) -> bool:
 
 
 def independent_difference(
-    first: Estimate, second: Estimate, *, group_names: tuple[str, str] = ("", "")
+    first: Estimate, second: Estimate, *, group_names: tuple[str, str] = ("", ""), correlation: float = 0.0
 ) -> Estimate:
     """Return the difference of two estimates of different images, with Newcombe's interval.
 
     It is optimistic for the best against the worst of several groups: equal groups differ too. Caveats of either
-    interval carry over. group_names: shown with the caveats.
+    interval carry over. group_names: shown with the caveats. correlation: of the two, where patients are in both.
     """
     if first.value is None or second.value is None or first.ci95 is None or second.ci95 is None:
         raise ValueError("a gap needs two figures with intervals")
-    bounds = difference_interval((first.value, first.ci95), (second.value, second.ci95))
-    estimate = Estimate(
-        first.value - second.value, bounds, first.n + second.n, "difference of independent figures"
-    )
+    bounds = difference_interval((first.value, first.ci95), (second.value, second.ci95), correlation)
+    method = "difference of figures that covary by group" if correlation else "difference of independent figures"
+    estimate = Estimate(first.value - second.value, bounds, first.n + second.n, method)
     return with_caveats(
         estimate, [*_named_caveats(first, group_names[0]), *_named_caveats(second, group_names[1])]
     )

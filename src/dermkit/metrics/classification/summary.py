@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermkit.metrics.classification import confusion
-from dermkit.metrics.classification.calibration import calibration_slope_intercept
+from dermkit.metrics.classification.calibration import CalibrationLine, calibration_slope_intercept
 from dermkit.metrics.classification.resampled_metrics import TOP_K, MetricValues, ResampledMetrics
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats import delong, intervals
@@ -44,10 +44,14 @@ MIN_BOOTSTRAP_GROUPS, MIN_OUTCOME_GROUPS, MIN_ROC_END_GROUPS = 50, 10, 200
 curve, of the class. With fewer, some 95 % intervals covered the truth in 85 to 94 % of test sets
 (benchmarks/coverage.md)."""
 
+MAX_LOGIT_HALF_WIDTH = 10.0
+"""Beyond it, in log odds, no calibration slope or intercept is stated: odds of 1 to 20,000 either way say nothing."""
+
 PROPORTION_METRICS = ("precision", "recall", "specificity", "npv")
 AUROC_METHOD = "DeLong on the logit, t"
 PERFECT_METHOD = "score interval, Hanley and McNeil's variance"
 MEAN_METHOD = "mean of independent proportions"
+CORRELATED_MEAN_METHOD = "mean of proportions that covary by group"
 WALD_METHOD = "maximum likelihood, Wald"
 
 
@@ -120,9 +124,18 @@ class _SplitMetrics:
             if metric in is_success_of:
                 yield metric, self._proportion_estimate(is_success_of[metric], np.ones(n, dtype=bool))
             elif np.isnan(value):
-                yield metric, undefined_estimate(n, "all images are of one class, or all were called one")
+                yield metric, undefined_estimate(n, self._missing_multiclass_reason(metric))
             else:
                 yield metric, with_caveats(self._bootstrap_estimate(metric, value, n), self._too_few_groups())
+
+    def _missing_multiclass_reason(self, metric: str) -> str:
+        if metric != "loss":
+            return "all images are of one class, or all were called one"
+        n_impossible = int((self.scored_set.p_true == 0).sum())
+        return (
+            f"infinite: {n_impossible} of {len(self.scored_set.y_true)} images give their true class a probability of "
+            "0; with more decimals it may be a number"
+        )
 
     def _top_k_hits(self) -> dict[str, Bools]:
         return {f"top_{top_k}_accuracy": self.scored_set.rank_of_true < top_k for top_k in TOP_K}
@@ -175,22 +188,31 @@ class _SplitMetrics:
     def _mean_over_classes(self, view: str, columns: NDArray[np.intp]) -> Estimate:
         n, values = len(self.scored_set.y_true), self.point_estimates.one_vs_rest[view][0, columns]
         mean = float(confusion.macro_mean(values))
-        if view == "recall":  # recalls are of different images, so they are independent
+        if view == "recall":  # recalls are of different images, so they covary through shared groups alone
             recalls = [self._view_estimate(view, int(column)) for column in columns]
             bounds = [recall.ci95 for recall in recalls if recall.ci95 is not None]
             if len(bounds) < len(recalls):
                 return Estimate(mean, None, n, "none", "no interval: a class has one group only")
-            ci95 = intervals.mean_of_proportions_interval(values, bounds)
+            shared = self._shared_groups(columns)
+            ci95 = intervals.mean_of_proportions_interval(values, bounds, shared)
+            method = CORRELATED_MEAN_METHOD if shared.any else MEAN_METHOD
             n_near_boundary = sum(intervals.NEAR_BOUNDARY in recall.reason for recall in recalls)
             caveat = (
                 f"{UNRELIABLE_PREFIX}: {n_near_boundary} of {len(recalls)} recalls are {intervals.NEAR_BOUNDARY}"
             )
-            return with_caveats(Estimate(mean, ci95, n, MEAN_METHOD), [caveat] if n_near_boundary else [])
+            return with_caveats(Estimate(mean, ci95, n, method), [caveat] if n_near_boundary else [])
         return self.bootstrap.estimate(
             mean,
             n,
             *(_column_mean(arrays, f"view {view}", columns) for arrays in self._samples_and_jackknife()),
         )
+
+    def _shared_groups(self, columns: NDArray[np.intp]) -> intervals.SharedGroups:
+        """Return what the recalls of some classes share."""
+        scored = self.scored_set
+        masks = [scored.y_true == column for column in columns]
+        is_correct = scored.y_pred == scored.y_true
+        return intervals.shared_groups(masks, [is_correct] * len(masks), scored.groups)
 
     def _samples_and_jackknife(self) -> tuple[dict[str, Floats], dict[str, Floats]]:
         return self.bootstrap.samples, self.bootstrap.jackknife
@@ -240,22 +262,25 @@ class _SplitMetrics:
                 for metric in ("calibration_slope", "calibration_intercept")
             )
             return
+        scored = self.scored_set
         line = calibration_slope_intercept(
-            self.scored_set.p_malignant, self.scored_set.is_malignant, self.scored_set.groups
+            scored.p_malignant, scored.is_malignant, scored.groups, complement=scored.p_other
         )
+        # Log odds have no scale of their own: a slope is as uncertain as what it makes of their spread.
         yield (
             "calibration_slope",
             _wald_estimate(
-                line.slope,
-                line.slope_variance,
-                n,
+                line, line.slope, line.slope_variance, n, line.logit_sd,
                 "a threshold parts the sides, or all odds are equal: the best slope is no number",
             ),
-        )
+        )  # fmt: skip
         yield (
             "calibration_intercept",
-            _wald_estimate(line.intercept, line.intercept_variance, n, "all probabilities are 0 or 1, and right"),
-        )
+            _wald_estimate(
+                line, line.intercept, line.intercept_variance, n, 1.0,
+                "all probabilities are 0 or 1, or so near that no intercept is better than another",
+            ),
+        )  # fmt: skip
 
     def _view_estimate(self, view: str, column: int) -> Estimate:
         """Return one metric of a class against the rest, or of the malignant classes (column K)."""
@@ -386,8 +411,19 @@ def _column_mean(arrays: dict[str, Floats], name: str, columns: NDArray[np.intp]
     return confusion.macro_mean(arrays[name][:, columns]) if name in arrays else None
 
 
-def _wald_estimate(value: float, variance: float, n: int, reason: str) -> Estimate:
+def _wald_estimate(
+    line: CalibrationLine, value: float, variance: float, n: int, scale: float, reason: str
+) -> Estimate:
+    """Return the slope or the intercept of a calibration line; scale: its unit in log odds."""
+    if line.n_refuted:
+        return undefined_estimate(
+            n, f"{line.n_refuted} images have a probability of 0 or 1 and are wrong: their log odds are infinite"
+        )
     if not np.isfinite(value) or not np.isfinite(variance):
         return undefined_estimate(n, reason)
     half_width = intervals.Z * float(np.sqrt(variance))
-    return Estimate(value, (value - half_width, value + half_width), n, WALD_METHOD)
+    if half_width * scale > MAX_LOGIT_HALF_WIDTH:
+        return undefined_estimate(n, "these images leave it open: nearly all probabilities are next to 0 or 1")
+    estimate = Estimate(value, (value - half_width, value + half_width), n, WALD_METHOD)
+    caveat = f"{UNRELIABLE_PREFIX}: {line.n_certain} images of probability 0 or 1 have no part in it"
+    return with_caveats(estimate, [caveat] if line.n_certain else [])

@@ -57,12 +57,16 @@ class ActivePolicy:
         return bool(self.malignant_classes.any() and not self.malignant_classes.all())
 
     def apply(self, probabilities: Floats) -> PolicyOutput:
-        """Return the decisions for (N, K) uncalibrated probabilities; raises `ValueError` for another shape."""
+        """Return the decisions for (N, K) uncalibrated probabilities; raises `ValueError` for another shape or nan."""
         if probabilities.ndim != 2 or probabilities.shape[1] != len(self.malignant_classes):
             raise ValueError(
                 f"probabilities are {probabilities.shape}, not (N, {len(self.malignant_classes)}): one column per class"
             )
         p = self.policy.calibration.apply(probabilities)
+        if not (np.isfinite(probabilities).all() and np.isfinite(p).all()):
+            raise ValueError(
+                "probabilities must be finite before and after calibration: nan would be called negative"
+            )
         confidence = p.max(axis=1)
         malignancy = p_malignant(p, self.malignant_classes)
         thresholds = np.array([point.threshold for point in self.policy.operating_points], dtype=np.float64)

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import betabinom
 
 from dermkit.metrics.classification.roc import sort_scores
-from dermkit.metrics.stats.arrays import Bools, Floats, Ints
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints, count, number_between
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +53,15 @@ class ConformalRule:
     @classmethod
     def from_dict(cls, rule_json: Mapping[str, Any]) -> "ConformalRule":
         """Return the rule that `as_dict` wrote; older files hold no groups, and their images count as independent."""
-        n_images, group_counts = np.array(rule_json["n_images"], dtype=np.int64), rule_json.get("n_groups")
-        n_groups = None if group_counts is None else np.array(group_counts, dtype=np.int64)
+        group_counts = rule_json.get("n_groups")
+        n_images = np.array([count(n) for n in rule_json["n_images"]], dtype=np.int64)
+        n_groups = None if group_counts is None else np.array([count(n) for n in group_counts], dtype=np.int64)
         if n_groups is not None and n_groups.shape != n_images.shape:
             raise ValueError(f"{len(n_groups)} classes have groups, {len(n_images)} have images")
-        min_probability = np.array(rule_json["min_probability"], dtype=np.float64)
-        return cls(float(rule_json["alpha"]), min_probability, n_images, n_groups)
+        min_probability = np.array(
+            [number_between(p, 0, 1) for p in rule_json["min_probability"]], dtype=np.float64
+        )
+        return cls(number_between(rule_json["alpha"], 0, 1), min_probability, n_images, n_groups)
 
 
 def fit_conformal(

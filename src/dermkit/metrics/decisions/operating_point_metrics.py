@@ -16,6 +16,7 @@ DEFAULT_PREVALENCES = (0.01, 0.05, 0.2)
 """Fraction of malignant lesions, from screening to a specialist's clinic: examples, not measurements."""
 
 PREDICTIVE_METHOD = "from the intervals of both rates, at the stated prevalence"
+CORRELATED_METHOD = "from the intervals of both rates, which covary by group, at the stated prevalence"
 
 Bounds = tuple[float, float]
 
@@ -55,16 +56,20 @@ def evaluate_threshold(
         intervals.proportion_estimate(is_called[is_positive], scored_set.groups[is_positive]),
         intervals.proportion_estimate(~is_called[~is_positive], scored_set.groups[~is_positive]),
     ]
-    per_prevalence = tuple(_at_prevalence(prevalence, *rates) for prevalence in prevalences)
+    shared = intervals.shared_groups((is_positive, ~is_positive), (is_called, ~is_called), scored_set.groups)
+    per_prevalence = tuple(_at_prevalence(prevalence, rates[0], rates[1], shared) for prevalence in prevalences)
     return OperatingPointResult(threshold, rates[0], rates[1], per_prevalence)
 
 
-def _at_prevalence(prevalence: float, sensitivity: Estimate, specificity: Estimate) -> AtPrevalence:
+def _at_prevalence(
+    prevalence: float, sensitivity: Estimate, specificity: Estimate, shared: intervals.SharedGroups
+) -> AtPrevalence:
     sens, spec = sensitivity.value or 0.0, specificity.value or 0.0
     n = sensitivity.n + specificity.n
     ppv, npv = predictive_values(sens, spec, prevalence)
     counts = counts_per_thousand(sens, spec, prevalence)
-    ppv_bounds, npv_bounds = _predictive_bounds(sensitivity, specificity, prevalence / (1 - prevalence))
+    odds = prevalence / (1 - prevalence)
+    ppv_bounds, npv_bounds = _predictive_bounds(sensitivity, specificity, odds, shared)
     # If the PPV's lower bound is 0, the number needed to biopsy has no upper bound.
     nnb_bounds = (1 / ppv_bounds[1], 1 / ppv_bounds[0]) if ppv_bounds and ppv_bounds[0] > 0 else None
     n_diseased, n_healthy = 1000 * prevalence, 1000 * (1 - prevalence)
@@ -72,7 +77,8 @@ def _at_prevalence(prevalence: float, sensitivity: Estimate, specificity: Estima
     def from_both_rates(value: float | None, bounds: Bounds | None, reason: str) -> Estimate:
         if value is None:
             return undefined_estimate(n, reason)
-        return _derived_estimate(value, bounds, n, PREDICTIVE_METHOD, (sensitivity, specificity))
+        method = CORRELATED_METHOD if shared.any else PREDICTIVE_METHOD
+        return _derived_estimate(value, bounds, n, method, (sensitivity, specificity))
 
     return AtPrevalence(
         prevalence=prevalence,
@@ -107,21 +113,30 @@ def _derived_estimate(
 
 
 def _predictive_bounds(
-    sensitivity: Estimate, specificity: Estimate, odds: float
+    sensitivity: Estimate, specificity: Estimate, odds: float, shared: intervals.SharedGroups
 ) -> tuple[Bounds, Bounds] | tuple[None, None]:
-    """Return the intervals of PPV and NPV, None if a rate has none; odds: prevalence / (1 - prevalence)."""
+    """Return the intervals of PPV and NPV, None if a rate has none.
+
+    odds: prevalence / (1 - prevalence). shared: by sensitivity and specificity.
+    """
     if sensitivity.ci95 is None or specificity.ci95 is None:
         return None, None
     sens, spec = sensitivity.value or 0.0, specificity.value or 0.0
     (sens_low, sens_high), (spec_low, spec_high) = sensitivity.ci95, specificity.ci95
-    ppv_bounds = _ratio_interval((sens, sens_low, sens_high), (1 - spec, 1 - spec_high, 1 - spec_low), odds)
-    return ppv_bounds, _ratio_interval(
-        (spec, spec_low, spec_high), (1 - sens, 1 - sens_high, 1 - sens_low), 1 / odds
+    ppv_bounds = _ratio_interval(
+        (sens, sens_low, sens_high), (1 - spec, 1 - spec_high, 1 - spec_low), odds, shared
     )
+    npv_bounds = _ratio_interval(
+        (spec, spec_low, spec_high), (1 - sens, 1 - sens_high, 1 - sens_low), 1 / odds, shared
+    )
+    return ppv_bounds, npv_bounds
 
 
 def _ratio_interval(
-    true_rate: tuple[float, float, float], false_rate: tuple[float, float, float], odds: float
+    true_rate: tuple[float, float, float],
+    false_rate: tuple[float, float, float],
+    odds: float,
+    shared: intervals.SharedGroups,
 ) -> tuple[float, float]:
     """Return the interval of x / (1 + x), x = odds * true_rate / false_rate (MOVER on the log scale).
 
@@ -133,9 +148,18 @@ def _ratio_interval(
         high = odds * a_high / (odds * a_high + b_low) if b_low > 0 else 1.0
         return low, high
     log_odds = math.log(odds * a / b)
-    lower_distance = math.hypot(math.log(a / a_low), math.log(b_high / b)) if a_low > 0 else math.inf
-    upper_distance = math.hypot(math.log(a_high / a), math.log(b / b_low)) if b_low > 0 else math.inf
+    lower_distance = _log_distance(math.log(a / a_low), math.log(b_high / b), shared) if a_low > 0 else math.inf
+    upper_distance = _log_distance(math.log(a_high / a), math.log(b / b_low), shared) if b_low > 0 else math.inf
     return _expit(log_odds - lower_distance), _expit(log_odds + upper_distance)
+
+
+def _log_distance(true_distance: float, false_distance: float, shared: intervals.SharedGroups) -> float:
+    """Return the distance to a bound of log true rate - log false rate from those of both."""
+    if not shared.any:
+        return math.hypot(true_distance, false_distance)
+    # The false rate is one minus a rate: with it the true rate covaries the other way, and the difference as much more.
+    cross_term = 2 * float(shared.correlations[0, 1]) * true_distance * false_distance
+    return shared.widening * math.sqrt(max(0.0, true_distance**2 + false_distance**2 + cross_term))
 
 
 def _expit(log_odds: float) -> float:

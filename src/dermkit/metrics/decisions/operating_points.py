@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binom
 
-from dermkit.metrics.stats.arrays import Bools, Floats, Ints
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints, count, number_between, one_of
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class OperatingPoint:
     def from_dict(cls, point_json: Mapping[str, Any], *, requested: bool = False) -> "OperatingPoint":
         """Return the point that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another object."""
         return cls(
-            rate=str(point_json["rate"]),
-            target=float(point_json["target"]),
-            threshold=float(point_json["threshold"]),
-            confidence=float(point_json["confidence"]),
-            guaranteed=bool(point_json["guaranteed"]),
-            n=int(point_json["n"]),
+            rate=one_of(point_json["rate"], ("sensitivity", "specificity")),
+            target=number_between(point_json["target"], 0, 1),
+            threshold=number_between(point_json["threshold"], 0, 1),
+            confidence=number_between(point_json["confidence"], 0, 1),
+            guaranteed=one_of(point_json["guaranteed"], (True, False)),
+            n=count(point_json["n"]),
             requested=requested,
         )
 

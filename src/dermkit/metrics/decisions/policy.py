@@ -24,7 +24,7 @@ from dermkit.metrics.decisions.operating_point_metrics import (
 from dermkit.metrics.decisions.operating_points import OperatingPoint
 from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
 from dermkit.metrics.stats import intervals
-from dermkit.metrics.stats.arrays import Bools, Floats, Ints
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints, count, number_between, one_of
 from dermkit.metrics.stats.estimate import Estimate, undefined_estimate
 
 CALIBRATION_FOLDS = 5
@@ -38,6 +38,9 @@ CALIBRATION_METRICS = (
     "loss", "brier", "ece", "ece_classwise", "calibration_slope", "calibration_intercept", "brier_malignant",
 )  # fmt: skip
 """Metrics that calibration can improve; of two classes it changes no order, and so no AUROC."""
+
+_MAX_BIAS = 20.0
+"""Fitted biases lie between -10 and 10 before their mean is taken off."""
 
 CALIBRATION_FITS: Mapping[str, Callable[[Ints, Floats], ProbabilityCalibration]] = {
     "temperature": recalibration.fit_temperature,
@@ -107,12 +110,15 @@ class DecisionPolicy:
 
 
 def policy_from_dict(policy_json: Mapping[str, Any]) -> DecisionPolicy:
-    """Return the policy that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another object."""
+    """Return the policy that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another object.
+
+    Every number has its range: a threshold that is nan or above 1 would call every image negative.
+    """
     calibration_json = policy_json["calibration"]
     calibration = ProbabilityCalibration(
-        str(calibration_json["kind"]),
-        float(calibration_json["temperature"]),
-        tuple(float(value) for value in calibration_json["bias"]),
+        one_of(calibration_json["kind"], ("none", *CALIBRATION_FITS)),
+        number_between(calibration_json["temperature"], *recalibration.TEMPERATURE_RANGE),
+        tuple(number_between(value, -_MAX_BIAS, _MAX_BIAS) for value in calibration_json["bias"]),
     )
     points = [OperatingPoint.from_dict(entry) for entry in policy_json["operating_points"]]
     requested_points = [
@@ -120,18 +126,18 @@ def policy_from_dict(policy_json: Mapping[str, Any]) -> DecisionPolicy:
     ]
     return DecisionPolicy(
         calibration,
-        {str(kind): float(value) for kind, value in calibration_json["out_of_fold_loss"].items()},
+        {str(kind): number_between(v, 0, 1e6) for kind, v in calibration_json["out_of_fold_loss"].items()},
         (*points, *requested_points),
         conformal.ConformalRule.from_dict(policy_json["conformal"]),
-        int(policy_json["n_validation_images"]),
+        count(policy_json["n_validation_images"]),
         tuple(_referral_from_dict(entry) for entry in policy_json.get("referral", ())),
     )
 
 
 def _referral_from_dict(referral_json: Mapping[str, Any]) -> ReferralThreshold:
     return ReferralThreshold(
-        float(referral_json["target_coverage"]), float(referral_json["min_confidence"]),
-        float(referral_json["coverage"]),
+        number_between(referral_json["target_coverage"], 0, 1), number_between(referral_json["min_confidence"], 0, 1),
+        number_between(referral_json["coverage"], 0, 1),
         Estimate.from_dict(referral_json["error"]),
     )  # fmt: skip
 

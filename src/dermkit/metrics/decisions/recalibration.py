@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 
 from dermkit.metrics.stats.arrays import EPSILON, Floats, Ints
 
@@ -31,10 +31,18 @@ class ProbabilityCalibration:
     bias: tuple[float, ...]
 
     def apply(self, probabilities: Floats) -> Floats:
-        """Return calibrated probabilities (N, K), rows summing to 1."""
-        # The last bit of a row sum depends on the memory layout; contiguous rows give one image one number always.
-        logits = np.ascontiguousarray(_logits(probabilities))
-        return np.asarray(softmax(logits / self.temperature + np.array(self.bias), axis=1))
+        """Return calibrated probabilities (N, K), rows summing to 1; a probability of 0 stays 0.
+
+        Rows of the same probabilities get the same ones in whatever order: their sum is taken from the smallest up.
+        """
+        p = np.ascontiguousarray(probabilities, dtype=np.float64)
+        if (
+            self.kind == "none" and p.shape[1] > 2
+        ):  # of two classes none can lose a tie: old policies stay to the bit
+            return p
+        logits = np.log(p, out=np.full(p.shape, -np.inf), where=p > 0) / self.temperature + np.array(self.bias)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(weights / np.sort(weights, axis=1).sum(axis=1, keepdims=True), dtype=np.float64)
 
 
 def identity(n_classes: int) -> ProbabilityCalibration:

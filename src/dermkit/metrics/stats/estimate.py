@@ -48,6 +48,8 @@ class Estimate:
     def from_dict(cls, estimate_json: Mapping[str, Any]) -> "Estimate":
         """Return the estimate that `as_dict` wrote; raises `KeyError`, `TypeError` or `ValueError` for another one."""
         value, ci95 = estimate_json["value"], estimate_json["ci95"]
+        if ci95 is not None and len(ci95) != 2:
+            raise ValueError(f"an interval has two bounds, not {len(ci95)}")
         bounds = None if ci95 is None else (float(ci95[0]), float(ci95[1]))
         number = None if value is None else float(value)
         return cls(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import betaincinv
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints, sum_by_group
 from dermkit.metrics.stats.estimate import NO_METHOD, UNRELIABLE_PREFIX, Estimate, with_caveats
@@ -31,6 +31,10 @@ ONE_GROUP_REASON = "no interval: one group only"
 MIN_GROUPS = 30
 """With fewer groups, proportions get the exact (conservative) interval, and every interval is marked unreliable:
 coverage was verified from 30 on (benchmarks/coverage.md)."""
+
+MIN_EFFECTIVE_GROUPS = 24
+"""Kish's effective number of 30 groups of one to five images, from which coverage was verified: with fewer, as where a
+few patients have most of the images, 92 % was measured (benchmarks/coverage.md)."""
 
 NEAR_BOUNDARY = "so near to 0 or 1"
 MIN_RARER = 2
@@ -116,6 +120,23 @@ def too_few(n_groups: int, kind: str = "", *, min_groups: int = MIN_GROUPS) -> l
     return [] if n_groups >= min_groups else [f"{UNRELIABLE_PREFIX}: {n_groups} {kind}units, {min_groups} needed"]
 
 
+def effective_group_count(groups: Ints) -> float:
+    """Return Kish's effective number of groups: how many of equal size have as even a share of the (n,) images."""
+    sizes = np.unique(groups, return_counts=True)[1].astype(np.float64)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
+def _too_uneven(n_groups: int, groups: Ints) -> list[str]:
+    """Return the caveat of an interval from enough groups of which a few have most of the images."""
+    effective_count = effective_group_count(groups)
+    if effective_count >= MIN_EFFECTIVE_GROUPS:
+        return []
+    return [
+        f"{UNRELIABLE_PREFIX}: {n_groups} units of uneven size are worth {effective_count:.0f}, "
+        f"{MIN_EFFECTIVE_GROUPS} needed"
+    ]
+
+
 def proportion_estimate(is_success: Bools, groups: Ints) -> Estimate:
     """Return a proportion of (n,) images with its interval and caveats; no interval for a single group."""
     n, successes, n_groups = len(is_success), int(is_success.sum()), len(np.unique(groups))
@@ -131,34 +152,97 @@ def proportion_estimate(is_success: Bools, groups: Ints) -> Estimate:
         if n_rarer < MIN_RARER
         else []
     )
-    return with_caveats(Estimate(successes / n, bounds, n, method), too_few(n_groups) or boundary_caveats)
+    size_caveats = too_few(n_groups) or ([] if n_groups == n else _too_uneven(n_groups, groups))
+    return with_caveats(Estimate(successes / n, bounds, n, method), size_caveats or boundary_caveats)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedGroups:
+    """What proportions of disjoint images share through groups that hold images of several of them.
+
+    correlations: (P, P). widening: Student's quantile over the normal one, 1 where nothing is shared.
+    """
+
+    correlations: Floats
+    widening: float = 1.0
+
+    @property
+    def any(self) -> bool:
+        """Whether some group holds images of two of the proportions."""
+        return self.widening > 1
+
+
+def shared_groups(masks: Sequence[Bools], is_success: Sequence[Bools], groups: Ints) -> SharedGroups:
+    """Return the correlations of P proportions of disjoint images that may share groups: cluster sandwich.
+
+    masks: the images of each proportion, P times (N,); is_success, groups: (N,). The deviations of a proportion are
+    summed per group, and sums of the same group are multiplied. Its variance is the one of its interval, at least that
+    of independent images. Student's degrees of freedom are Kish's effective number of groups, less one.
+    """
+    group_index = np.unique(groups, return_inverse=True)[1]
+    n_groups = int(group_index.max()) + 1
+    has_images = np.array([np.bincount(group_index[mask], minlength=n_groups) > 0 for mask in masks])
+    shared = np.flatnonzero(has_images.sum(axis=0) > 1)
+    if not len(shared):
+        return SharedGroups(np.eye(len(masks)))
+    deviations = [
+        _standardised_group_sums(success[mask], group_index[mask], n_groups)[shared]
+        for mask, success in zip(masks, is_success, strict=True)
+    ]
+    correlations = np.array(deviations) @ np.array(deviations).T
+    np.fill_diagonal(correlations, 1.0)
+    t_quantile = float(t.isf((1 - CONFIDENCE_LEVEL) / 2, max(effective_group_count(groups) - 1, 1.0)))
+    return SharedGroups(correlations, t_quantile / Z)
+
+
+def _standardised_group_sums(is_success: Bools, group_index: Ints, n_groups: int) -> Floats:
+    """Return what each group adds to the deviation of a proportion, in its standard errors, (G,); 0 without spread."""
+    n, fraction = len(is_success), float(is_success.mean()) if len(is_success) else 0.0
+    if fraction in (0.0, 1.0):
+        return np.zeros(n_groups)
+    own_groups = len(np.unique(group_index))
+    sums = sum_by_group(is_success.astype(np.float64) - fraction, group_index, n_groups) / n
+    sums *= math.sqrt(own_groups / max(own_groups - 1, 1))
+    return sums / math.sqrt(max(float((sums**2).sum()), fraction * (1 - fraction) / n))
 
 
 def mean_of_proportions_interval(
-    proportions: Floats, bounds: Sequence[tuple[float, float]]
+    proportions: Floats, bounds: Sequence[tuple[float, float]], shared: SharedGroups | None = None
 ) -> tuple[float, float]:
-    """Return the interval of a mean of independent proportions from the interval of each (Newcombe 2001, MOVER)."""
+    """Return the interval of a mean of proportions from the interval of each (Newcombe 2001, MOVER).
+
+    shared: by default nothing; Zou and Donner 2008 (Statistics in Medicine 27:1693) add what the proportions covary.
+    """
     low, high = np.array(bounds, dtype=np.float64).T
     mean, k = float(proportions.mean()), len(proportions)
-    lower_distance, upper_distance = (
-        np.sqrt(((proportions - low) ** 2).sum()) / k,
-        np.sqrt(((high - proportions) ** 2).sum()) / k,
-    )
-    return max(0.0, mean - float(lower_distance)), min(1.0, mean + float(upper_distance))
+    off_diagonal = np.zeros((k, k)) if shared is None else shared.correlations - np.eye(k)
+    widening = 1.0 if shared is None else shared.widening
+
+    def distance(distances: Floats) -> float:
+        return widening * float(np.sqrt(max(0.0, (distances**2).sum() + distances @ off_diagonal @ distances)) / k)
+
+    return max(0.0, mean - distance(proportions - low)), min(1.0, mean + distance(high - proportions))
 
 
 def difference_interval(
-    first: tuple[float, tuple[float, float]], second: tuple[float, tuple[float, float]]
+    first: tuple[float, tuple[float, float]], second: tuple[float, tuple[float, float]], correlation: float = 0.0
 ) -> tuple[float, float]:
-    """Return the interval of first - second, two independent estimates, each as (value, (low, high)).
+    """Return the interval of first - second, two estimates, each as (value, (low, high)).
 
-    Newcombe's square-and-add (MOVER): the distances from each value to its bounds are added as squares.
+    Newcombe's square-and-add (MOVER): the distances from each value to its bounds are added as squares; correlation: of
+    the two, 0 if they are independent.
     """
     (first_value, (first_low, first_high)), (second_value, (second_low, second_high)) = first, second
     difference = first_value - second_value
-    lower_distance = math.hypot(first_value - first_low, second_high - second_value)
-    upper_distance = math.hypot(first_high - first_value, second_value - second_low)
+    lower_distance = _difference_distance(first_value - first_low, second_high - second_value, correlation)
+    upper_distance = _difference_distance(first_high - first_value, second_value - second_low, correlation)
     return difference - lower_distance, difference + upper_distance
+
+
+def _difference_distance(first: float, second: float, correlation: float) -> float:
+    if not correlation:
+        return math.hypot(first, second)
+    return math.sqrt(max(0.0, first**2 + second**2 - 2 * correlation * first * second))
 
 
 def resample_weights(groups: Ints, *, seed: int, resamples: int = N_RESAMPLES) -> Iterator[Floats]:
