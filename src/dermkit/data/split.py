@@ -152,14 +152,18 @@ def load_split(path: Path, manifest: pd.DataFrame) -> Split:
     frame, excluded = read_split_rows(path, manifest)
     json_path = path.with_suffix(".json")
     split_json = read_json(json_path, format=SPLIT_FORMAT, error=DataError) if json_path.exists() else {}
-    spec = _read_spec(split_json.get("spec"), json_path)
+    spec, notes = _read_spec(split_json.get("spec"), json_path), split_json.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise DataError(
+            f"{json_path}: `notes` is not a list of texts", remedy="restore it, or make the split again"
+        )
     split = Split(
         name=path.stem,
         frame=frame,
         excluded=excluded,
         leaks={},
         spec=spec,
-        notes=tuple(split_json.get("notes", ())),
+        notes=tuple(notes),
     )
     leaks_allowed = spec is not None and spec.scheme == "given-as-published"
     return replace(split, leaks=check_split(manifest, split, allow_leaks=leaks_allowed))

@@ -90,6 +90,6 @@ def saved_content(*folders: Path) -> Iterator[None]:
         raise DataError(
             f"{', '.join(map(str, folders))}: a saved file does not hold what it should ({cause})",
             outcome="the files as they are",
-            remedy="restore what was changed, or train or evaluate again; where nothing was changed this is a fault "
-            "in dermkit: report what the same command prints with `dermkit --debug ...`",
+            remedy="restore what was changed, or train or evaluate again; where nobody did, report what the "
+            "same command prints with `dermkit --debug ...`",
         ) from error
