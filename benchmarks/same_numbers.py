@@ -47,6 +47,8 @@ RENAMED: Mapping[str, str] = {
     "metrics.json/decision": "policy", "predict.json/decision": "policy", "run.json/decision": "policy",
     "operating_points/wish": "name", "operating_points/wish_rate": "target", "operating_points/kept": "guaranteed",
     "operating_points/value": "threshold", "operating_points/asked": "requested", "asked_points": "requested_points",
+    "operating_point/wish": "name", "operating_point/wish_rate": "target", "operating_point/kept": "guaranteed",
+    "operating_point/value": "threshold", "operating_point/chosen": "selected_by", "refer/referred": "n_referred",
     "asked_points/wish": "name", "asked_points/wish_rate": "target", "asked_points/kept": "guaranteed",
     "asked_points/value": "threshold", "asked_points/asked": "requested",
     "conformal/least": "min_probability", "conformal/n": "n_images", "conformal/units": "n_groups",
@@ -78,7 +80,10 @@ RENAMED: Mapping[str, str] = {
     "augment/moved": "p_geometric", "augment/toned": "p_colour",
     **{f"{stage}/share": "p" for stage in ("hsv", "blur_noise", "distort", "clahe", "cutout", "mix")},
     "run.json/kept": "keep",
-    "training/kept": "keep", "trained_on": "training_dataset", "split/brought": "foreign", "anchors.csv/who": "readers",
+    "training/kept": "keep", "trained_on": "training_dataset", "name/brought": "foreign",
+    "scheme/brought": "foreign", "anchors.csv/who": "readers",
+    "grow/to": "target_fraction", "most_copies": "max_copies", "openings/how": "opened_by",
+    "named by --at": "named by --target",
     "tune.json/chosen": "best_recipe", "tune.json/by": "selected_by", "tune.csv/chosen": "is_best",
     # data sets and audits
     "made dermoscopy": "synthetic dermoscopy", "accepted_against": "accepted_external", "cleaned": "cleanings",
@@ -92,7 +97,7 @@ RENAMED: Mapping[str, str] = {
     "audit.json/supposed": "assumed_rate", "least_difference": "detectable_differences",
     "least_difference/discordant": "discordant_fraction", "least_difference/points": "difference",
     "classes/against": "reference", "lower_adjusted": "lower_bound", "classes/found": "is_shortcut",
-    "typical/figure": "statistic", "typical/gap": "separation", "typical/share": "fraction",
+    "typical/figure": "statistic", "typical/gap": "separation", "figure/share": "fraction",
     "figures/skipped": "skipped_classes", "present_from_score": "presence_threshold",
     "against_the_rest": "class_against_rest", "tells": "reveals", "DA070/images": "n_images",
     "figures/missing": "n_missing", "figures/extra": "n_extra", "audit.json/images_published": "n_published_images",
@@ -117,19 +122,22 @@ RENAMED: Mapping[str, str] = {
     **{f"net_benefit_{split}.csv/{old}": new for split in ("train", "validation", "test")
        for old, new in (("malignant", "n_malignant"), ("model", "as_trained"), ("found", "true_positives"),
                         ("false_alarms", "false_positives"))},
-    "comparison.json/figures": "metrics", "moved_by": "variance_components", "comparison.json/trainings": "n_trainings",
+    "published/figures": "figures", "comparison.json/figures": "metrics", "moved_by": "variance_components",
+    "comparison.json/trainings": "n_trainings",
     "pairs/kind": "design", "discordant": "discordant_counts", "comparison.json/found": "is_significant",
-    "borrowed": "is_spread_borrowed", "comparison.json/folds": "n_folds", "published/beside": "comparisons",
+    "borrowed": "is_spread_borrowed", "kind/folds": "folds", "comparison.json/folds": "n_folds",
+    "published/beside": "comparisons",
     "published/fits": "fits_by_average", "consistent": "is_consistent", "beside/figure": "metric", "beside/own": "run",
-    "pairs.csv/figure": "metric", "pairs.csv/kind": "design", "pairs.csv/folds": "n_folds",
+    "compare/figure": "metric", "compare/kind": "design", "compare/folds": "n_folds",
     "first_alone_right": "first_only_correct", "second_alone_right": "second_only_correct",
     "first_trainings": "n_trainings_first", "second_trainings": "n_trainings_second",
     "leaderboard.csv/trainings": "n_trainings", "wrong_in": "n_wrong",
 }  # fmt: skip
 """Old name -> new name: of files and folders, JSON keys, CSV columns, tensors and whole texts.
 
-`PLACE/NAME` holds in the file, in the audit's finding or right under the JSON key PLACE alone: `operating_points/kept`,
-`run.json/kept`. A name that ends with * stands for all that begin so.
+`PLACE/NAME` holds in the file, in the audit's finding or right under the JSON key PLACE alone; for a column also in the
+tables below the folder PLACE, for a cell in the column PLACE: `operating_points/kept`, `run.json/kept`. A name with * at
+its end stands for all that begin so.
 """
 
 FLAGS: Mapping[str, str] = {"--target": "--wish"}
@@ -169,6 +177,7 @@ SUBGROUPS = (
 )
 EXPECTED: Sequence[tuple[re.Pattern[str], str]] = (
     (re.compile(r"\.json \.format$"), "a format was raised"),
+    (re.compile(r"/external\.json \.findings\[\d+\]\.kind$"), "a key that is new"),
     (re.compile(r"/scan/scan\.json \.(version|files)$"), "the files of a scan have other names"),
     (re.compile(r"/metrics\.json \.splits\.\w+\.subgroups\..*\.(balanced_accuracy|recall_macro_present)\b"), SUBGROUPS),
     (re.compile(r"/metrics\.json \.splits\.\w+\.subgroups\.\w+\.gaps"), SUBGROUPS),
@@ -615,14 +624,15 @@ class Reader:
         content = Content()
         with path.open(newline="", encoding="utf-8") as stream:
             header, *rows = list(csv.reader(stream)) or [[]]
-        columns = [self._name(column, path.name) for column in header]
+        scopes = (path.name, path.relative_to(self.out).parts[0])
+        columns = [self._name(column, *scopes) for column in header]
         content.values["columns"] = ", ".join(columns)
         for number, row in enumerate(rows, start=1):
             for old, column, cell in zip(header, columns, row, strict=True):
                 if old in IGNORED:
                     content.ignored.append(old)
                 else:
-                    content.values[f"row {number}, {column}"] = self._name(cell, path.name)
+                    content.values[f"row {number}, {column}"] = self._name(cell, old, path.name)
         return content
 
     def _html(self, path: Path) -> Content:

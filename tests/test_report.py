@@ -565,7 +565,7 @@ def test_what_lies_beyond_colour_may_be_traces_too(tmp_path: Path) -> None:
     figures = body["splits"]["test"]["metrics"]
     body["splits"]["test"]["baselines"] = {"mean_colour": {"accuracy": figures["accuracy"]}}
     text = " ".join(Page(_written(tmp_path, body)).text.split())
-    assert "of lesions, or of ruler, hair, border and file traces, which the audit looks for." in text
+    assert "from lesions, or from rulers, hair, borders and traces of files, which the audit looks for." in text
 
 
 @pytest.mark.parametrize(
