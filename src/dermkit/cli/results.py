@@ -15,6 +15,9 @@ TARGET_HELP = "A further operating point, such as sensitivity=.97 or specificity
 PREVALENCE_HELP = "A prevalence of malignant lesions, such as .03, to give predictive values for. May be repeated."
 
 SAVE_TARGETS_HELP = "Store the targets in the run's model, for `predict --target`; its checksums change."
+SPLIT_HELP = (
+    "With --predictions and --on: the split of the data set whose test images count (default: the given split)."
+)
 OPEN_TEST_HELP = (
     "The run's data set, to score its sealed test split now. Every opening is logged and counted (docs/seal.md)."
 )
@@ -42,6 +45,7 @@ def evaluate_command(
     save_targets: Annotated[bool, typer.Option("--save-targets", help=SAVE_TARGETS_HELP)] = False,
     old_save_targets: Annotated[bool, typer.Option("--keep", hidden=True)] = False,
     open_test: Annotated[Path | None, typer.Option("--open-test", help=OPEN_TEST_HELP)] = None,
+    split: Annotated[str | None, typer.Option("--split", help=SPLIT_HELP)] = None,
 ) -> None:
     import dermkit as dk
     from dermkit.evaluation.options import parse_options
@@ -66,6 +70,7 @@ def evaluate_command(
             open_test=sealed_dataset,
             progress=progress,
             options=options,
+            split=split,
         )
     typer.echo(str(path))
 

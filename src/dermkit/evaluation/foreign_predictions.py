@@ -18,8 +18,18 @@ from dermkit.data.groups import leakage_groups
 from dermkit.data.importers.csv_tables import ProblemList, TextTable, find_column, read_csv_table
 from dermkit.data.importers.match_files import match_files
 from dermkit.data.manifest import Dataset, LesionClass
+from dermkit.data.split import Split
 from dermkit.errors import DataError
 from dermkit.evaluation.evaluate import evaluate_run
+from dermkit.evaluation.foreign_splits import (
+    DEFAULT_SPLIT,
+    MAX_ROWS_LISTED,
+    assign_splits,
+    check_not_only_train,
+    contradiction_error,
+    read_split_names,
+    split_warnings,
+)
 from dermkit.evaluation.openings import log_openings, openings_of_images
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.requested_targets import POLICY_SPLIT, check_options, check_targets
@@ -39,7 +49,6 @@ from dermkit.runs.predictions import (
 ID_ALIASES = ("image_id", "image", "isic_id", "image_name", "path", "file", "filename", "file_name", "name", "id")
 PREDICTION_FIELDS = ("label", "split", "fold", "seed", "predicted")
 GROUP_ALIASES = ("group", "patient_id", "lesion_id")
-MAX_ROWS_LISTED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +73,13 @@ def evaluate_foreign(
     progress: Progress,
     options: EvaluationOptions = DEFAULT_OPTIONS,
     open_test: bool = False,
+    split: Split | None = None,
 ) -> Path:
     """Evaluate a table of predictions; returns the folder, without a report.
 
-    open_test: sealed test images of the data set may be evaluated; that is logged in their seal. Raises `DataError`
-    naming the rows or columns that cannot be used, `UsageError` or `OutputError` for the folder.
+    open_test: sealed test images of the data set may be evaluated; that is logged in their seal. split: the data set's
+    split that says which images are test images, None: its given split. Raises `DataError` naming the rows or columns
+    that cannot be used, `UsageError` or `OutputError` for the folder.
     """
     if not file.is_file():
         raise DataError(f"{file}: there is no such file", outcome="nothing was written", remedy="check the path")
@@ -79,11 +90,15 @@ def evaluate_foreign(
         description="an evaluation of foreign predictions",
     )
     foreign_table = _read_foreign_table(file, dataset)
-    predictions, classes = (
-        _rows_of_dataset(foreign_table, dataset) if dataset is not None else _rows_without_dataset(foreign_table)
+    rows = (
+        _rows_without_dataset(foreign_table)
+        if dataset is None
+        else _rows_of_dataset(foreign_table, dataset, split)
     )
-    class_names = [lesion_class.name for lesion_class in classes]
-    predictions = check_predictions(_normalise_rows(predictions, class_names), class_names, source_name=str(file))
+    classes, class_names = rows.classes, [lesion_class.name for lesion_class in rows.classes]
+    predictions = check_predictions(
+        _normalise_rows(rows.predictions, class_names), class_names, source_name=str(file)
+    )
     _check_fittable(predictions, classes, options)
     check_writable(folder)  # makes the folder, so what is refused above leaves none
     openings = [] if dataset is None else openings_of_images(
@@ -92,7 +107,7 @@ def evaluate_foreign(
     )  # fmt: skip
     with log_openings(openings) as opening_texts:
         run_json = _run_json(file, predictions, classes, dataset)
-        run_json["warnings"] += opening_texts
+        run_json["warnings"] += [*rows.warnings, *opening_texts]
         write_predictions(folder / PREDICTIONS_FILE, class_names, predictions.to_numpy(dtype=object).tolist())
         _write_groups(folder, foreign_table, predictions, dataset)
         _write_folder_facts(folder, file, run_json, dataset)
@@ -186,10 +201,34 @@ def _table_error(file: Path, problem: str) -> DataError:
 # Rows -------------------------------------------------------------------------------------------------------------
 
 
-def _rows_of_dataset(
-    foreign_table: _ForeignTable, dataset: Dataset
-) -> tuple[pd.DataFrame, tuple[LesionClass, ...]]:
-    """Return the rows with the ids and labels of the manifest; raises `DataError` for a row that names no image."""
+@dataclass(frozen=True, eq=False)
+class _ForeignRows:
+    """Rows as predictions.csv holds them, their classes, and what is to be said of them."""
+
+    predictions: pd.DataFrame
+    classes: tuple[LesionClass, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def _rows_of_dataset(foreign_table: _ForeignTable, dataset: Dataset, split: Split | None) -> _ForeignRows:
+    """Return the rows with ids, labels and splits of the data set; raises `DataError` for a row that names no image."""
+    matched_rows = _matched_rows(foreign_table, dataset)
+    _check_labels(foreign_table, matched_rows, dataset)
+    column, table = foreign_table.column_values("split"), foreign_table.table
+    table_names = None if column is None else read_split_names(column)
+    names, contradicted_rows = assign_splits(matched_rows, table_names, dataset, split)
+    if table_names is not None and len(contradicted_rows):
+        raise contradiction_error(contradicted_rows, names, table_names, table, dataset)
+    check_not_only_train(names, table.path, dataset, split)
+    predictions = _prediction_rows(
+        foreign_table, matched_rows["image_id"], matched_rows["path"], matched_rows["label"], dataset.class_names
+    ).assign(split=names)
+    warnings = split_warnings(names, matched_rows["image_id"], dataset, split)
+    return _ForeignRows(predictions[names != ""].reset_index(drop=True), dataset.classes, tuple(warnings))
+
+
+def _matched_rows(foreign_table: _ForeignTable, dataset: Dataset) -> pd.DataFrame:
+    """Return the manifest's row of each row of the table."""
     manifest = dataset.manifest.reset_index(drop=True)
     positions = match_files(
         foreign_table.ids.tolist(), manifest["path"].tolist(), dataset.image_root, IMAGE_SUFFIXES
@@ -211,7 +250,11 @@ def _rows_of_dataset(
             foreign_table.table.path,
             f"{len(unmatched_rows)} of {len(positions)} rows name no image of {dataset.name}: {row_list}",
         )
-    matched_rows = manifest.iloc[positions].reset_index(drop=True)
+    return manifest.iloc[positions].reset_index(drop=True)
+
+
+def _check_labels(foreign_table: _ForeignTable, matched_rows: pd.DataFrame, dataset: Dataset) -> None:
+    """Raise `DataError` where the table's labels are not those of the data set."""
     label = foreign_table.column_values("label")
     if label is not None:
         differing_rows = np.flatnonzero(label.to_numpy() != matched_rows["label"].to_numpy())
@@ -224,9 +267,6 @@ def _rows_of_dataset(
                 f"{len(differing_rows)} labels are not those of {dataset.name} ({row_list}); without "
                 f"the column, its own are taken",
             )
-    return _prediction_rows(
-        foreign_table, matched_rows["image_id"], matched_rows["path"], matched_rows["label"], dataset.class_names
-    ), dataset.classes
 
 
 def _unique_positions(ids: "pd.Series[str]") -> "pd.Series[int]":
@@ -235,7 +275,7 @@ def _unique_positions(ids: "pd.Series[str]") -> "pd.Series[int]":
     return pd.Series(unique_ids.index.to_numpy(), index=unique_ids.to_numpy())
 
 
-def _rows_without_dataset(foreign_table: _ForeignTable) -> tuple[pd.DataFrame, tuple[LesionClass, ...]]:
+def _rows_without_dataset(foreign_table: _ForeignTable) -> _ForeignRows:
     label = foreign_table.column_values("label")
     if label is None:
         raise _table_error(
@@ -243,9 +283,12 @@ def _rows_without_dataset(foreign_table: _ForeignTable) -> tuple[pd.DataFrame, t
         )
     names = list(foreign_table.columns)
     path = foreign_table.column_values("path")
-    return _prediction_rows(
+    predictions = _prediction_rows(
         foreign_table, foreign_table.ids, foreign_table.ids if path is None else path, label, names
-    ), tuple(map(classify_label, names))
+    )
+    table_names = foreign_table.column_values("split")
+    predictions["split"] = DEFAULT_SPLIT if table_names is None else read_split_names(table_names)
+    return _ForeignRows(predictions, tuple(map(classify_label, names)))
 
 
 def _prediction_rows(
@@ -256,9 +299,9 @@ def _prediction_rows(
     names: Sequence[str],
 ) -> pd.DataFrame:
     frame = pd.DataFrame({"image_id": ids.to_numpy(), "path": paths.to_numpy(), "label": labels.to_numpy()})
-    for name, default in (("split", "test"), ("fold", ""), ("seed", "")):
+    for name in ("fold", "seed"):
         values = foreign_table.column_values(name)
-        frame[name] = default if values is None else values.to_numpy()
+        frame[name] = "" if values is None else values.to_numpy()
     probability_cells = foreign_table.table.frame[[foreign_table.columns[name] for name in names]]
     predicted_column = foreign_table.column_values("predicted")
     p = probability_cells.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
@@ -343,11 +386,11 @@ def _run_json(
         "seed": None,
         "fold": None,
         "weights": {},
-        "warnings": _warnings(frame, classes, dataset),
+        "warnings": _warnings(classes, dataset),
     }
 
 
-def _warnings(frame: pd.DataFrame, classes: Sequence[LesionClass], dataset: Dataset | None) -> list[str]:
+def _warnings(classes: Sequence[LesionClass], dataset: Dataset | None) -> list[str]:
     warnings = [
         "These predictions come from another tool. Whether its model has learned from these images, or was selected on "
         "this test split, is not known."
@@ -355,10 +398,4 @@ def _warnings(frame: pd.DataFrame, classes: Sequence[LesionClass], dataset: Data
     if dataset is None:
         class_list = ", ".join(f"{lesion_class.name} {lesion_class.malignancy}" for lesion_class in classes)
         warnings.append(f"No data set was named: classes were judged by their names ({class_list}).")
-        return warnings
-    n_missing = len(set(dataset.manifest["image_id"]) - set(frame["image_id"]))
-    if n_missing:
-        warnings.append(
-            f"{n_missing} of {len(dataset.manifest)} images of {dataset.name} have no prediction here."
-        )
     return warnings
