@@ -14,13 +14,14 @@ import pandas as pd
 
 from dermkit.audit.status import audit_state
 from dermkit.data.diagnoses import classify_label
-from dermkit.data.groups import leakage_groups
+from dermkit.data.groups import leakage_groups, unknown_ids_warnings
 from dermkit.data.importers.csv_tables import ProblemList, TextTable, find_column, read_csv_table
 from dermkit.data.importers.match_files import match_files
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.data.split import Split
 from dermkit.errors import DataError
 from dermkit.evaluation.evaluate import evaluate_run
+from dermkit.evaluation.foreign_groups import FOREIGN_GROUP_COLUMNS, group_numbers, group_warnings
 from dermkit.evaluation.foreign_splits import (
     DEFAULT_SPLIT,
     MAX_ROWS_LISTED,
@@ -48,7 +49,6 @@ from dermkit.runs.predictions import (
 
 ID_ALIASES = ("image_id", "image", "isic_id", "image_name", "path", "file", "filename", "file_name", "name", "id")
 PREDICTION_FIELDS = ("label", "split", "fold", "seed", "predicted")
-GROUP_ALIASES = ("group", "patient_id", "lesion_id")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +63,11 @@ class _ForeignTable:
         """Return one of `PREDICTION_FIELDS` or another column, None where the table lacks it."""
         column = find_column(self.table.columns, name)
         return None if column is None else self.table.frame[column]
+
+    def group_ids(self) -> pd.DataFrame:
+        """Return those of `FOREIGN_GROUP_COLUMNS` that the table has, under these names."""
+        columns = {name: self.column_values(name) for name in FOREIGN_GROUP_COLUMNS}
+        return pd.DataFrame({name: column for name, column in columns.items() if column is not None})
 
 
 def evaluate_foreign(
@@ -107,7 +112,8 @@ def evaluate_foreign(
     )  # fmt: skip
     with log_openings(openings) as opening_texts:
         run_json = _run_json(file, predictions, classes, dataset)
-        run_json["warnings"] += [*rows.warnings, *opening_texts]
+        group_texts = _group_warnings(foreign_table, predictions, dataset)
+        run_json["warnings"] += [*rows.warnings, *group_texts, *opening_texts]
         write_predictions(folder / PREDICTIONS_FILE, class_names, predictions.to_numpy(dtype=object).tolist())
         _write_groups(folder, foreign_table, predictions, dataset)
         _write_folder_facts(folder, file, run_json, dataset)
@@ -160,7 +166,7 @@ def _class_columns(table: TextTable, id_column: str, dataset: Dataset | None) ->
             id_column,
             *(
                 column
-                for name in (*PREDICTION_FIELDS, *GROUP_ALIASES, *ID_ALIASES)
+                for name in (*PREDICTION_FIELDS, *FOREIGN_GROUP_COLUMNS, *ID_ALIASES)
                 if (column := find_column(table.columns, name))
             ),
         }
@@ -342,22 +348,15 @@ def _write_groups(
             frame["image_id"],
         )
         return
-    group_column = next(
-        (
-            column_values
-            for name in GROUP_ALIASES
-            if (column_values := foreign_table.column_values(name)) is not None
-        ),
-        None,
-    )
-    if group_column is not None:  # an image without an id is alone
-        group_names = np.where(
-            group_column == "",
-            [f"alone {i}" for i in range(len(group_column))],
-            group_column.to_numpy(dtype=object),
-        )
-        group_numbers = pd.factorize(group_names)[0].astype(np.int64)
-        write_groups(folder / GROUPS_FILE, frame["image_id"], group_numbers, frame["image_id"])
+    numbers = group_numbers(foreign_table.ids, foreign_table.group_ids())
+    if numbers is not None:
+        write_groups(folder / GROUPS_FILE, foreign_table.ids, numbers, frame["image_id"])
+
+
+def _group_warnings(foreign_table: _ForeignTable, frame: pd.DataFrame, dataset: Dataset | None) -> list[str]:
+    if dataset is None:
+        return group_warnings(foreign_table.group_ids())
+    return unknown_ids_warnings(dataset.manifest[dataset.manifest["image_id"].isin(frame["image_id"])])
 
 
 def _run_json(

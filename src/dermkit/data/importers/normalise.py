@@ -4,14 +4,7 @@ import re
 from types import MappingProxyType
 
 from dermkit.data.manifest import MAX_AGE
-
-UNKNOWN_SPELLINGS = frozenset(
-    {
-        "", "nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "none", "null", "nil", "unknown", "missing", "-", "--",
-        "?", "not available", "not specified", "not known", "undefined",
-    }
-)  # fmt: skip
-"""Spellings of an unknown value, in lower case."""
+from dermkit.data.unknown import or_unknown
 
 SPLIT_ALIASES = MappingProxyType(
     {
@@ -29,11 +22,6 @@ _AGE_PATTERN = re.compile(r"([0-9]{1,3})(?:[.,]([0-9]+))?")
 _SKIN_TYPE_PATTERN = re.compile(
     r"(?:fitzpatrick|fst|skin|photo|type|[\s_\-])*(i{1,3}|iv|vi?|[1-6](?:\.0)?)", re.IGNORECASE
 )
-
-
-def or_unknown(value: str) -> str:
-    """Return a value, or "" if it is a spelling of "unknown"."""
-    return "" if value.lower() in UNKNOWN_SPELLINGS else value
 
 
 def parse_age(value: str) -> str | None:

@@ -14,6 +14,7 @@ from dermkit.data.importers.csv_tables import ProblemList, TextTable, find_first
 from dermkit.data.importers.match_files import match_files
 from dermkit.data.importers.records import Note, Rejected
 from dermkit.data.manifest import MAX_AGE
+from dermkit.data.unknown import known_id, or_unknown
 from dermkit.errors import RejectionReason
 from dermkit.images.headers import IMAGE_SUFFIXES
 
@@ -130,10 +131,11 @@ def metadata_columns(columns: Sequence[str]) -> dict[str, str]:
 _VALUE_NORMALISERS: Mapping[str, Callable[[str], str | None]] = MappingProxyType(
     {
         "image": lambda value: value,
-        "label": normalise.or_unknown,
-        "lesion_id": normalise.or_unknown,
-        "patient_id": normalise.or_unknown,
-        "isic_id": normalise.or_unknown,
+        "label": or_unknown,
+        "lesion_id": known_id,
+        "patient_id": known_id,
+        "isic_id": or_unknown,
+        "copy_group": known_id,
         "age": normalise.parse_age,
         "sex": normalise.parse_sex,
         "skin_type": normalise.parse_skin_type,
@@ -153,7 +155,7 @@ def normalise_values(table_rows: TableRows, problems: ProblemList) -> TableRows:
     columns: dict[str, pd.Series[str]] = {}
     for target in table_rows.frame.columns:
         column = table_rows.frame[target]
-        normaliser = _VALUE_NORMALISERS.get(target, normalise.or_unknown)
+        normaliser = _VALUE_NORMALISERS.get(target, or_unknown)
         normalised_of = {value: normaliser(value) for value in column.unique().tolist()}
         is_wrong = column.isin(
             [value for value, normalised in normalised_of.items() if normalised is None]
