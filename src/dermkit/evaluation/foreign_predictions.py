@@ -112,8 +112,7 @@ def evaluate_foreign(
     )  # fmt: skip
     with log_openings(openings) as opening_texts:
         run_json = _run_json(file, predictions, classes, dataset)
-        group_texts = _group_warnings(foreign_table, predictions, dataset)
-        run_json["warnings"] += [*rows.warnings, *group_texts, *opening_texts]
+        run_json["warnings"] += [*rows.warnings, *_group_warnings(foreign_table, rows, dataset), *opening_texts]
         write_predictions(folder / PREDICTIONS_FILE, class_names, predictions.to_numpy(dtype=object).tolist())
         _write_groups(folder, foreign_table, predictions, dataset)
         _write_folder_facts(folder, file, run_json, dataset)
@@ -353,10 +352,10 @@ def _write_groups(
         write_groups(folder / GROUPS_FILE, foreign_table.ids, numbers, frame["image_id"])
 
 
-def _group_warnings(foreign_table: _ForeignTable, frame: pd.DataFrame, dataset: Dataset | None) -> list[str]:
+def _group_warnings(foreign_table: _ForeignTable, rows: _ForeignRows, dataset: Dataset | None) -> list[str]:
     if dataset is None:
         return group_warnings(foreign_table.group_ids())
-    return unknown_ids_warnings(dataset.manifest[dataset.manifest["image_id"].isin(frame["image_id"])])
+    return unknown_ids_warnings(dataset.manifest[dataset.manifest["image_id"].isin(rows.predictions["image_id"])])
 
 
 def _run_json(
