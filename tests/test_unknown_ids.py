@@ -33,6 +33,7 @@ def test_real_ids_stay() -> None:
     ids = ["0", "1", "Nathan", "none-1", "IL_0000001", "-12", "A", "na2"]
     assert known_ids(pd.Series(ids)).tolist() == ids
     assert known_ids(pd.Series([None, np.nan, 3.0, "x"])).tolist() == ["", "", "3.0", "x"]
+    assert known_ids(pd.Series([np.nan, np.nan])).tolist() == ["", ""]
 
 
 def numbers(**columns: list[str]) -> list[int] | None:

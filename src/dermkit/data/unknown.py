@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 UNKNOWN_SPELLINGS = frozenset(
@@ -30,5 +31,6 @@ def known_id(value: str) -> str:
 
 def known_ids(values: "pd.Series[Any]") -> "pd.Series[str]":
     """Return a column of ids as text, with "" for every spelling of an unknown one, `None` and NaN."""
-    id_of = {value: "" if pd.isna(value) else known_id(str(value)) for value in values.unique().tolist()}
-    return values.map(id_of).fillna("").astype("str")
+    codes, distinct_values = pd.factorize(values)  # None and NaN have the code -1, which is the last name
+    names = np.array([*(known_id(str(value)) for value in distinct_values), ""], dtype=object)
+    return pd.Series(names[codes], index=values.index, dtype="str")

@@ -4,16 +4,23 @@ With a data set, labels, classes and groups come from its manifest; without one,
 malignancy is looked up by class name. Columns are matched by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dermkit.audit.status import audit_state
-from dermkit.data.diagnoses import classify_label
+from dermkit.data.diagnoses import (
+    check_malignancy,
+    classify_label,
+    malignancy_question,
+    unknown_malignancy,
+    with_given_malignancy,
+)
 from dermkit.data.groups import leakage_groups, unknown_ids_warnings
 from dermkit.data.importers.csv_tables import ProblemList, TextTable, find_column, read_csv_table
 from dermkit.data.importers.match_files import match_files
@@ -79,24 +86,22 @@ def evaluate_foreign(
     options: EvaluationOptions = DEFAULT_OPTIONS,
     open_test: bool = False,
     split: Split | None = None,
+    malignancy: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Evaluate a table of predictions; returns the folder, without a report.
 
     open_test: sealed test images of the data set may be evaluated; that is logged in their seal. split: the data set's
-    split that says which images are test images, None: its given split. Raises `DataError` naming the rows or columns
-    that cannot be used, `UsageError` or `OutputError` for the folder.
+    split that says which images are test images, None: its given split. malignancy: class -> one of
+    `MALIGNANCIES`, without a data set. Raises `DataError` naming the rows or columns that cannot be used, `UsageError`
+    for a class that is not there, `UsageError` or `OutputError` for the folder.
     """
     if not file.is_file():
         raise DataError(f"{file}: there is no such file", outcome="nothing was written", remedy="check the path")
     folder = out or file.with_name(f"{file.stem}-evaluated-{fingerprint(sha256_file(file))[:8]}")
-    check_output(
-        folder,
-        marker=OLD_FOREIGN_FILE if (folder / OLD_FOREIGN_FILE).is_file() else FOREIGN.name,
-        description="an evaluation of foreign predictions",
-    )
+    _check_output_folder(folder)
     foreign_table = _read_foreign_table(file, dataset)
     rows = (
-        _rows_without_dataset(foreign_table)
+        _rows_without_dataset(foreign_table, malignancy)
         if dataset is None
         else _rows_of_dataset(foreign_table, dataset, split)
     )
@@ -111,7 +116,7 @@ def evaluate_foreign(
         recipe=file.name, run="",
     )  # fmt: skip
     with log_openings(openings) as opening_texts:
-        run_json = _run_json(file, predictions, classes, dataset)
+        run_json = _run_json(file, predictions, rows, dataset)
         run_json["warnings"] += [*rows.warnings, *_group_warnings(foreign_table, rows, dataset), *opening_texts]
         write_predictions(folder / PREDICTIONS_FILE, class_names, predictions.to_numpy(dtype=object).tolist())
         _write_groups(folder, foreign_table, predictions, dataset)
@@ -120,6 +125,12 @@ def evaluate_foreign(
         progress.say(f"warning: {warning}")
     evaluate_run(folder, dataset, options=options)
     return folder
+
+
+def _check_output_folder(folder: Path) -> None:
+    is_old = (folder / OLD_FOREIGN_FILE).is_file()
+    marker = OLD_FOREIGN_FILE if is_old else FOREIGN.name
+    check_output(folder, marker=marker, description="an evaluation of foreign predictions")
 
 
 def _write_folder_facts(folder: Path, file: Path, run_json: dict[str, Any], dataset: Dataset | None) -> None:
@@ -213,6 +224,7 @@ class _ForeignRows:
     predictions: pd.DataFrame
     classes: tuple[LesionClass, ...]
     warnings: tuple[str, ...] = ()
+    decided_classes: tuple[str, ...] = ()
 
 
 def _rows_of_dataset(foreign_table: _ForeignTable, dataset: Dataset, split: Split | None) -> _ForeignRows:
@@ -280,7 +292,7 @@ def _unique_positions(ids: "pd.Series[str]") -> "pd.Series[int]":
     return pd.Series(unique_ids.index.to_numpy(), index=unique_ids.to_numpy())
 
 
-def _rows_without_dataset(foreign_table: _ForeignTable) -> _ForeignRows:
+def _rows_without_dataset(foreign_table: _ForeignTable, malignancy: Mapping[str, str]) -> _ForeignRows:
     label = foreign_table.column_values("label")
     if label is None:
         raise _table_error(
@@ -293,7 +305,9 @@ def _rows_without_dataset(foreign_table: _ForeignTable) -> _ForeignRows:
     )
     table_names = foreign_table.column_values("split")
     predictions["split"] = DEFAULT_SPLIT if table_names is None else read_split_names(table_names)
-    return _ForeignRows(predictions, tuple(map(classify_label, names)))
+    check_malignancy(malignancy, names)
+    classes = with_given_malignancy(tuple(map(classify_label, names)), malignancy)
+    return _ForeignRows(predictions, classes, decided_classes=tuple(malignancy))
 
 
 def _prediction_rows(
@@ -358,9 +372,8 @@ def _group_warnings(foreign_table: _ForeignTable, rows: _ForeignRows, dataset: D
     return unknown_ids_warnings(dataset.manifest[dataset.manifest["image_id"].isin(rows.predictions["image_id"])])
 
 
-def _run_json(
-    file: Path, frame: pd.DataFrame, classes: Sequence[LesionClass], dataset: Dataset | None
-) -> dict[str, Any]:
+def _run_json(file: Path, frame: pd.DataFrame, rows: _ForeignRows, dataset: Dataset | None) -> dict[str, Any]:
+    notes = dict(dataset.notes) if dataset else {"malignancy_decided": list(rows.decided_classes)}
     counts = frame["split"].value_counts().to_dict()
     return {
         "recipe": file.stem,
@@ -368,12 +381,12 @@ def _run_json(
         "about": f"Predictions of another tool ({file.name})" + (f" on {dataset.name}." if dataset else "."),
         "dataset": {
             "name": dataset.name if dataset else "",
-            "classes": [asdict(lesion_class) for lesion_class in classes],
+            "classes": [asdict(lesion_class) for lesion_class in rows.classes],
             "n": len(dataset.manifest) if dataset else frame["image_id"].nunique(),
             "manifest_sha256": dataset.manifest_sha256 if dataset else sha256_file(file),
             "licences": ", ".join(sorted(set(dataset.manifest["licence"]) - {""})) if dataset else "",
             "audit": audit_state(dataset, None) if dataset else {},
-            "notes": dict(dataset.notes) if dataset else {},
+            "notes": notes,
         },
         "split": {
             "name": "foreign",
@@ -384,11 +397,11 @@ def _run_json(
         "seed": None,
         "fold": None,
         "weights": {},
-        "warnings": _warnings(classes, dataset),
+        "warnings": _warnings(rows.classes, notes, dataset),
     }
 
 
-def _warnings(classes: Sequence[LesionClass], dataset: Dataset | None) -> list[str]:
+def _warnings(classes: Sequence[LesionClass], notes: Mapping[str, Any], dataset: Dataset | None) -> list[str]:
     warnings = [
         "These predictions come from another tool. Whether its model has learned from these images, or was selected on "
         "this test split, is not known."
@@ -396,4 +409,5 @@ def _warnings(classes: Sequence[LesionClass], dataset: Dataset | None) -> list[s
     if dataset is None:
         class_list = ", ".join(f"{lesion_class.name} {lesion_class.malignancy}" for lesion_class in classes)
         warnings.append(f"No data set was named: classes were judged by their names ({class_list}).")
-    return warnings
+    question = malignancy_question(classes, unknown_malignancy(classes, notes.get("malignancy_decided", ())))
+    return [*warnings, question] if question else warnings

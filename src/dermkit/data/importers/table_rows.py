@@ -28,6 +28,9 @@ TARGET_COLUMNS = (
 )  # fmt: skip
 """Targets of a table's columns: columns of the manifest, and `image`, the file that a row is about."""
 
+MALIGNANCY = "malignancy"
+"""A further column of `TableRows`: what the table itself says of each row's malignancy, "" = unknown."""
+
 METADATA_COLUMNS = MappingProxyType(
     {
         "lesion_id": ("lesion_id",),
