@@ -38,14 +38,18 @@ def test_a_table_becomes_a_run_with_the_data_sets_labels_and_groups(
     assert out.strip().endswith("report.html")
     data = dk.load_dataset(binary)
     metrics = read(tmp_path / "out" / "metrics.json")["splits"]["test"]
-    assert metrics["n"] == len(data.manifest)
+    is_test = dict(zip(data.manifest["path"], data.manifest["given_split"] == "test", strict=True))
+    is_test |= {Path(path).name: value for path, value in is_test.items()}
+    assert metrics["n"] == (data.manifest["given_split"] == "test").sum()
     labels = dict(zip(data.manifest["path"].map(lambda p: p), data.manifest["label"], strict=True))
     by_name = {Path(path).name: label for path, label in labels.items()} | labels
     pairs = zip(table["image"].tolist(), table["malignant"].tolist(), strict=True)
-    right = [(p >= 0.5) == (by_name[image] == "malignant") for image, p in pairs]
+    right = [(p >= 0.5) == (by_name[image] == "malignant") for image, p in pairs if is_test[image]]
     assert metrics["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(right))
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Predictions of another tool" in page and "come from another tool" in page
+    n_train = len(data.manifest) - metrics["n"]
+    assert f"{n_train} of {len(data.manifest)} rows are training images" in page
     check_page(page, f"other on {data.name}")
 
 
@@ -57,7 +61,7 @@ def test_it_can_be_compared_with_another_one(binary: Path, table: pd.DataFrame, 
         table.assign(malignant=p, benign=1 - p).to_csv(file, index=False)
         folders.append(dk.evaluate(None, predictions=file, dataset=data, out=tmp_path / name).parent)
     outcome = dk.compare(folders, out=tmp_path / "versus")
-    assert outcome.same_images == {"test": True}
+    assert outcome.same_images == {"train": True, "test": True}
     assert any("is better on" in sentence for sentence in outcome.sentences)
 
 

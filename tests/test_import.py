@@ -578,10 +578,10 @@ def test_every_unknown_dx_and_repeated_id_is_listed(tmp_path: Path) -> None:
         assert part in caught.value.message
 
 
-def test_a_wrong_age_is_refused_with_its_row(tmp_path: Path) -> None:
-    rows = [*HAM_ROWS, "HAM_0000009,ISIC_0024310,nv,histo,1962,male,back"]
-    with pytest.raises(DataError, match="row 6: age is not"):
-        bring(make_ham(tmp_path / "src", rows), "ham10000")
+def test_a_wrong_age_stops_no_import(tmp_path: Path) -> None:
+    rows = [HAM_ROWS[0].replace("80.0", "1962"), *HAM_ROWS[1:]]
+    assert rows[0] != HAM_ROWS[0]
+    assert codes(bring(make_ham(tmp_path / "src", rows), "ham10000"))["unreadable_age"] == 1
 
 
 def test_one_lesion_under_two_labels_is_told(tmp_path: Path) -> None:

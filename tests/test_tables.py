@@ -229,7 +229,9 @@ def test_columns_are_found_by_case_and_spaces_only_if_one_is_meant() -> None:
     [
         ("80.0", "80"), ("80", "80"), ("0", "0"), ("0.0", "0"), ("007", "7"), ("45.5", "45.5"), ("45,50", "45.5"),
         ("120", "120"), ("", ""), ("NaN", ""), ("NA", ""), ("N/A", ""), ("unknown", ""), ("None", ""), ("-", ""),
-        ("121", None), ("1962", None), ("-5", None), ("1e1", None), ("forty", None), ("45 years", None),
+        ("0.5", "0.5"), ("85+", None),
+        ("60-70", None), (">90", None), ("-1", None), ("121", None), ("1962", None),
+        ("-5", None), ("1e1", None), ("forty", None), ("45 years", None),
         ("inf", None), ("٤٥", None), ("120.5", None),
     ],
 )  # fmt: skip
@@ -257,9 +259,13 @@ def test_sex_skin_type_and_side_have_one_spelling() -> None:
         "VI",
         "V",
         "",
-        "VII",
-        "dark",
+        None,
+        None,
     ]
+    for item in ("-1", "-1.0", "-2", "_5", "0", "7", "III-IV", "12", "2.5"):
+        assert normalise.parse_skin_type(item) is None, item
+    assert [normalise.parse_sex(item) for item in ("-1", "9", "0.0", "X")] == [None, None, None, "x"]
+    assert [normalise.parse_site(item) for item in ("-1", "99", "Back", "n/a")] == [None, None, "Back", ""]
     assert [normalise.parse_split(item) for item in ("Train", "VAL", "test", "nan", "holdout")] == [
         "train", "validation", "test", "", None,
     ]  # fmt: skip

@@ -1,7 +1,7 @@
 """What the command line shows: a bar or plain lines while a job runs, and how many images were refused."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Annotated, Any, TypeVar
@@ -23,6 +23,19 @@ def one_of_names(flag: str, value: _Value | None, old_flag: str, old_value: _Val
     if value is not None and old_value is not None:
         raise UsageError(f"{old_flag} is the old name of {flag}: both are given", remedy=f"give {flag} alone")
     return old_value if value is None else value
+
+
+def parse_malignancy(options: Sequence[str]) -> dict[str, str]:
+    """Return class -> malignancy of options of the form CLASS=VALUE; raises `UsageError` for any other form."""
+    malignancy: dict[str, str] = {}
+    for option in options:
+        name, equals, value = option.rpartition("=")
+        if not equals:
+            raise UsageError(
+                f"--malignancy {option}: not of the form CLASS=VALUE", remedy="e.g. --malignancy nevus=benign"
+            )
+        malignancy[name] = value
+    return malignancy
 
 
 def exit_with_refused(count: int, refused_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dermkit.cli.console import DatasetArgument, OutOption, exit_with_refused, progress_bar
+from dermkit.cli.console import DatasetArgument, OutOption, exit_with_refused, parse_malignancy, progress_bar
 from dermkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def import_command(
     from dermkit.data.importers.run import import_dataset
     from dermkit.data.importers.table_rows import ImportOptions
 
-    overrides = dict(_parse_pair(override, "--malignancy", "nevus=benign") for override in malignancy or [])
+    overrides = parse_malignancy(malignancy or [])
     columns = _parse_columns(column or [])
     with progress_bar() as progress:
         outcome = import_dataset(
@@ -65,7 +65,8 @@ def import_command(
         )  # fmt: skip
     typer.echo(f"{len(outcome.dataset.manifest)} images, {len(outcome.dataset.classes)} classes: {out}")
     for note in outcome.dataset.notes.get("warnings", []):
-        typer.echo(f"note: {note['text']} ({note['n']})")
+        level = "warning" if note["code"] in ("unknown_class", "class_contradiction") else "note"
+        typer.echo(f"{level}: {note['text']} ({note['n']})")
     typer.echo(f"overview: {out / 'overview.html'}")
     exit_with_refused(len(outcome.rejected), out / "refused.csv")
 
@@ -85,13 +86,6 @@ def _parse_columns(column_options: list[str]) -> dict[str, str]:
             )
         columns[field] = name
     return columns
-
-
-def _parse_pair(text: str, flag: str, example: str) -> tuple[str, str]:
-    name, equals, value = text.rpartition("=")
-    if not equals:
-        raise UsageError(f"{flag} {text}: not of the form CLASS=VALUE", remedy=f"e.g. {flag} {example}")
-    return name, value
 
 
 SchemeOption = Annotated[

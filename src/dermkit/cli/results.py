@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermkit.cli.console import one_of_names, progress_bar
+from dermkit.cli.console import one_of_names, parse_malignancy, progress_bar
 
 MAP_HELP = (
     "How classes correspond, as a JSON file: "
@@ -15,6 +15,10 @@ TARGET_HELP = "A further operating point, such as sensitivity=.97 or specificity
 PREVALENCE_HELP = "A prevalence of malignant lesions, such as .03, to give predictive values for. May be repeated."
 
 SAVE_TARGETS_HELP = "Store the targets in the run's model, for `predict --target`; its checksums change."
+SPLIT_HELP = (
+    "With --predictions and --on: the split of the data set whose test images count (default: the given split)."
+)
+MALIGNANCY_HELP = "With --predictions alone: CLASS=benign|malignant|indeterminate. May be repeated."
 OPEN_TEST_HELP = (
     "The run's data set, to score its sealed test split now. Every opening is logged and counted (docs/seal.md)."
 )
@@ -42,6 +46,8 @@ def evaluate_command(
     save_targets: Annotated[bool, typer.Option("--save-targets", help=SAVE_TARGETS_HELP)] = False,
     old_save_targets: Annotated[bool, typer.Option("--keep", hidden=True)] = False,
     open_test: Annotated[Path | None, typer.Option("--open-test", help=OPEN_TEST_HELP)] = None,
+    split: Annotated[str | None, typer.Option("--split", help=SPLIT_HELP)] = None,
+    malignancy: Annotated[list[str] | None, typer.Option("--malignancy", help=MALIGNANCY_HELP)] = None,
 ) -> None:
     import dermkit as dk
     from dermkit.evaluation.options import parse_options
@@ -58,15 +64,9 @@ def evaluate_command(
     sealed_dataset = dk.load_dataset(open_test) if open_test else None
     with progress_bar() as progress:
         path = dk.evaluate(
-            folder,
-            dataset=other_dataset,
-            mapping=mapping,
-            predictions=predictions,
-            out=out,
-            open_test=sealed_dataset,
-            progress=progress,
-            options=options,
-        )
+            folder, dataset=other_dataset, mapping=mapping, predictions=predictions, out=out, open_test=sealed_dataset,
+            progress=progress, options=options, split=split, malignancy=parse_malignancy(malignancy or []),
+        )  # fmt: skip
     typer.echo(str(path))
 
 

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from dermkit.data.unknown import known_ids
+
 _Ints = NDArray[np.int64]
 
 GROUP_COLUMNS = ("lesion_id", "patient_id", "copy_group")
-"""Images that share one of these ids are in one group; empty ids are unknown and connect nothing."""
+"""Images that share one of these ids are in one group; unknown ids connect nothing."""
 
 
 def connect_rows(n: int, first: _Ints, second: _Ints, *keys: _Ints) -> _Ints:
@@ -37,16 +39,15 @@ def connect_rows(n: int, first: _Ints, second: _Ints, *keys: _Ints) -> _Ints:
 
 
 def id_codes(values: "pd.Series[Any]") -> _Ints:
-    """Return (n,) codes of texts; an empty text is unknown and gets -1."""
-    is_known = (values != "").to_numpy()
-    return np.where(is_known, pd.factorize(values)[0], -1).astype(np.int64)
+    """Return (n,) codes of ids; an unknown one (see `known_ids`) gets -1."""
+    ids = known_ids(values)
+    return np.where((ids != "").to_numpy(), pd.factorize(ids)[0], -1).astype(np.int64)
 
 
 def distinct_codes(values: "pd.Series[Any]") -> _Ints:
-    """Return (n,) codes of values; every empty value is unknown and gets a code of its own."""
-    codes = pd.factorize(values)[0].astype(np.int64)
-    is_unknown = (values == "").to_numpy()
-    return np.where(is_unknown, codes.max(initial=0) + 1 + np.arange(len(codes)), codes)
+    """Return (n,) codes of ids; every unknown one (see `known_ids`) gets a code of its own."""
+    codes = id_codes(values)
+    return np.where(codes < 0, codes.max(initial=0) + 1 + np.arange(len(codes)), codes)
 
 
 def id_groups(frame: pd.DataFrame) -> _Ints:
@@ -60,6 +61,20 @@ def leakage_groups(manifest: pd.DataFrame) -> _Ints:
     All images of a group must be in one split; a group in two splits is a leak.
     """
     return _connect_by_keys(manifest, (*GROUP_COLUMNS, "pixel_sha256"))
+
+
+def unknown_ids_warnings(frame: pd.DataFrame) -> list[str]:
+    """Return a line if images have neither a lesion nor a patient: their intervals may be too narrow."""
+    columns = [known_ids(frame[name]) for name in ("lesion_id", "patient_id") if name in frame]
+    n_known = int(np.any([column != "" for column in columns], axis=0).sum()) if columns else 0
+    if n_known == len(frame):
+        return []
+    if not n_known:
+        return ["lesions and patients are unknown: intervals take every image as independent"]
+    return [
+        f"lesion and patient are unknown for {len(frame) - n_known:,} of {len(frame):,} images: intervals take each of "
+        "them as independent"
+    ]
 
 
 def _connect_by_keys(frame: pd.DataFrame, columns: tuple[str, ...]) -> _Ints:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dermkit import files
 from dermkit.data.notes import migrate_notes
+from dermkit.data.unknown import known_ids
 from dermkit.errors import DataError
 from dermkit.files import TEMP_PREFIX, JsonFile, fingerprint, open_regular, write_chunks
 
@@ -29,6 +30,7 @@ MANIFEST_COLUMNS = (
 )  # fmt: skip
 """Text, "" = unknown; `INTEGER_COLUMNS` are positive integers, in pixels. docs/layouts.md describes each."""
 INTEGER_COLUMNS = ("width", "height")
+ID_COLUMNS = ("lesion_id", "patient_id", "copy_group")
 GIVEN_SPLITS = ("", "train", "validation", "test")
 MAX_AGE = 120
 """In years. The oldest verified person reached 122, so a larger number is a year of birth or a typing error."""
@@ -226,7 +228,9 @@ def _read_class(entry: dict[str, Any]) -> LesionClass:
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
-    """Read a manifest as text ("NA" stays text, 007 keeps its zeros), width and height as int64.
+    """Read a manifest as text (007 keeps its zeros), width and height as int64.
+
+    "NA" stays text, except in `ID_COLUMNS`: there it would join all images of unknown lesion to one.
 
     Raises `DataError` if the file is missing or not a table, or a width or height is not an integer.
     """
@@ -240,6 +244,9 @@ def read_manifest(path: Path) -> pd.DataFrame:
     for column in INTEGER_COLUMNS:
         if column in frame.columns:
             frame[column] = _parse_integers(frame[column], column, path)
+    for column in ID_COLUMNS:
+        if column in frame.columns:
+            frame[column] = known_ids(frame[column])
     return frame
 
 

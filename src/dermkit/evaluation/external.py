@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dermkit.audit.status import audit_state
-from dermkit.data.groups import leakage_groups
+from dermkit.data.groups import leakage_groups, unknown_ids_warnings
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError
 from dermkit.evaluation.class_mapping import (
@@ -252,7 +252,7 @@ def _warnings(
         warnings.append(
             f"{sum(unmapped_counts.values())} images are not scored: their labels map to no class ({label_counts})."
         )
-    return warnings
+    return [*warnings, *unknown_ids_warnings(dataset.manifest)]
 
 
 def _common_archive(predictor: "Predictor", dataset: Dataset) -> str:

@@ -4,22 +4,40 @@ With a data set, labels, classes and groups come from its manifest; without one,
 malignancy is looked up by class name. Columns are matched by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dermkit.audit.status import audit_state
-from dermkit.data.diagnoses import classify_label
-from dermkit.data.groups import leakage_groups
+from dermkit.data.diagnoses import (
+    check_malignancy,
+    classify_label,
+    malignancy_question,
+    unknown_malignancy,
+    with_given_malignancy,
+)
+from dermkit.data.groups import leakage_groups, unknown_ids_warnings
 from dermkit.data.importers.csv_tables import ProblemList, TextTable, find_column, read_csv_table
 from dermkit.data.importers.match_files import match_files
 from dermkit.data.manifest import Dataset, LesionClass
+from dermkit.data.split import Split
 from dermkit.errors import DataError
 from dermkit.evaluation.evaluate import evaluate_run
+from dermkit.evaluation.foreign_groups import FOREIGN_GROUP_COLUMNS, group_numbers, group_warnings
+from dermkit.evaluation.foreign_splits import (
+    DEFAULT_SPLIT,
+    MAX_ROWS_LISTED,
+    assign_splits,
+    check_not_only_train,
+    contradiction_error,
+    read_split_names,
+    split_warnings,
+)
 from dermkit.evaluation.openings import log_openings, openings_of_images
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.requested_targets import POLICY_SPLIT, check_options, check_targets
@@ -39,10 +57,8 @@ from dermkit.runs.predictions import (
 
 ID_ALIASES = ("image_id", "image", "isic_id", "image_name", "path", "file", "filename", "file_name", "name", "id")
 PREDICTION_FIELDS = ("label", "split", "fold", "seed", "predicted")
-GROUP_ALIASES = ("group", "patient_id", "lesion_id")
 NOT_NUMBERS = frozenset({"", "nan", "inf", "-inf", "+inf", "infinity", "-infinity", "na", "n/a", "null", "none"})
 """What other tools write for a number that is not there, in lower case."""
-MAX_ROWS_LISTED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +74,11 @@ class _ForeignTable:
         column = find_column(self.table.columns, name)
         return None if column is None else self.table.frame[column]
 
+    def group_ids(self) -> pd.DataFrame:
+        """Return those of `FOREIGN_GROUP_COLUMNS` that the table has, under these names."""
+        columns = {name: self.column_values(name) for name in FOREIGN_GROUP_COLUMNS}
+        return pd.DataFrame({name: column for name, column in columns.items() if column is not None})
+
 
 def evaluate_foreign(
     file: Path,
@@ -67,26 +88,30 @@ def evaluate_foreign(
     progress: Progress,
     options: EvaluationOptions = DEFAULT_OPTIONS,
     open_test: bool = False,
+    split: Split | None = None,
+    malignancy: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Evaluate a table of predictions; returns the folder, without a report.
 
-    open_test: sealed test images of the data set may be evaluated; that is logged in their seal. Raises `DataError`
-    naming the rows or columns that cannot be used, `UsageError` or `OutputError` for the folder.
+    open_test: sealed test images of the data set may be evaluated; that is logged in their seal. split: the data set's
+    split that says which images are test images, None: its given split. malignancy: class -> one of
+    `MALIGNANCIES`, without a data set. Raises `DataError` naming the rows or columns that cannot be used, `UsageError`
+    for a class that is not there, `UsageError` or `OutputError` for the folder.
     """
     if not file.is_file():
         raise DataError(f"{file}: there is no such file", outcome="nothing was written", remedy="check the path")
     folder = out or file.with_name(f"{file.stem}-evaluated-{fingerprint(sha256_file(file))[:8]}")
-    check_output(
-        folder,
-        marker=OLD_FOREIGN_FILE if (folder / OLD_FOREIGN_FILE).is_file() else FOREIGN.name,
-        description="an evaluation of foreign predictions",
-    )
+    _check_output_folder(folder)
     foreign_table = _read_foreign_table(file, dataset)
-    predictions, classes = (
-        _rows_of_dataset(foreign_table, dataset) if dataset is not None else _rows_without_dataset(foreign_table)
+    rows = (
+        _rows_without_dataset(foreign_table, malignancy)
+        if dataset is None
+        else _rows_of_dataset(foreign_table, dataset, split)
     )
-    class_names = [lesion_class.name for lesion_class in classes]
-    predictions = check_predictions(_normalise_rows(predictions, class_names), class_names, source_name=str(file))
+    classes, class_names = rows.classes, [lesion_class.name for lesion_class in rows.classes]
+    predictions = check_predictions(
+        _normalise_rows(rows.predictions, class_names), class_names, source_name=str(file)
+    )
     _check_fittable(predictions, classes, options)
     check_writable(folder)  # makes the folder, so what is refused above leaves none
     openings = [] if dataset is None else openings_of_images(
@@ -94,8 +119,8 @@ def evaluate_foreign(
         recipe=file.name, run="",
     )  # fmt: skip
     with log_openings(openings) as opening_texts:
-        run_json = _run_json(file, predictions, classes, dataset)
-        run_json["warnings"] += opening_texts
+        run_json = _run_json(file, predictions, rows, dataset)
+        run_json["warnings"] += [*rows.warnings, *_group_warnings(foreign_table, rows, dataset), *opening_texts]
         write_predictions(folder / PREDICTIONS_FILE, class_names, predictions.to_numpy(dtype=object).tolist())
         _write_groups(folder, foreign_table, predictions, dataset)
         _write_folder_facts(folder, file, run_json, dataset)
@@ -103,6 +128,12 @@ def evaluate_foreign(
         progress.say(f"warning: {warning}")
     evaluate_run(folder, dataset, options=options)
     return folder
+
+
+def _check_output_folder(folder: Path) -> None:
+    is_old = (folder / OLD_FOREIGN_FILE).is_file()
+    marker = OLD_FOREIGN_FILE if is_old else FOREIGN.name
+    check_output(folder, marker=marker, description="an evaluation of foreign predictions")
 
 
 def _write_folder_facts(folder: Path, file: Path, run_json: dict[str, Any], dataset: Dataset | None) -> None:
@@ -148,7 +179,7 @@ def _class_columns(table: TextTable, id_column: str, dataset: Dataset | None) ->
             id_column,
             *(
                 column
-                for name in (*PREDICTION_FIELDS, *GROUP_ALIASES, *ID_ALIASES)
+                for name in (*PREDICTION_FIELDS, *FOREIGN_GROUP_COLUMNS, *ID_ALIASES)
                 if (column := find_column(table.columns, name))
             ),
         }
@@ -198,10 +229,35 @@ def _table_error(file: Path, problem: str) -> DataError:
 # Rows -------------------------------------------------------------------------------------------------------------
 
 
-def _rows_of_dataset(
-    foreign_table: _ForeignTable, dataset: Dataset
-) -> tuple[pd.DataFrame, tuple[LesionClass, ...]]:
-    """Return the rows with the ids and labels of the manifest; raises `DataError` for a row that names no image."""
+@dataclass(frozen=True, eq=False)
+class _ForeignRows:
+    """Rows as predictions.csv holds them, their classes, and what is to be said of them."""
+
+    predictions: pd.DataFrame
+    classes: tuple[LesionClass, ...]
+    warnings: tuple[str, ...] = ()
+    decided_classes: tuple[str, ...] = ()
+
+
+def _rows_of_dataset(foreign_table: _ForeignTable, dataset: Dataset, split: Split | None) -> _ForeignRows:
+    """Return the rows with ids, labels and splits of the data set; raises `DataError` for a row that names no image."""
+    matched_rows = _matched_rows(foreign_table, dataset)
+    _check_labels(foreign_table, matched_rows, dataset)
+    column, table = foreign_table.column_values("split"), foreign_table.table
+    table_names = None if column is None else read_split_names(column)
+    names, contradicted_rows = assign_splits(matched_rows, table_names, dataset, split)
+    if table_names is not None and len(contradicted_rows):
+        raise contradiction_error(contradicted_rows, names, table_names, table, dataset)
+    check_not_only_train(names, table.path, dataset, split)
+    predictions = _prediction_rows(
+        foreign_table, matched_rows["image_id"], matched_rows["path"], matched_rows["label"], dataset.class_names
+    ).assign(split=names)
+    warnings = split_warnings(names, matched_rows["image_id"], dataset, split)
+    return _ForeignRows(predictions[names != ""].reset_index(drop=True), dataset.classes, tuple(warnings))
+
+
+def _matched_rows(foreign_table: _ForeignTable, dataset: Dataset) -> pd.DataFrame:
+    """Return the manifest's row of each row of the table."""
     manifest = dataset.manifest.reset_index(drop=True)
     positions = match_files(
         foreign_table.ids.tolist(), manifest["path"].tolist(), dataset.image_root, IMAGE_SUFFIXES
@@ -223,7 +279,11 @@ def _rows_of_dataset(
             foreign_table.table.path,
             f"{len(unmatched_rows)} of {len(positions)} rows name no image of {dataset.name}: {row_list}",
         )
-    matched_rows = manifest.iloc[positions].reset_index(drop=True)
+    return manifest.iloc[positions].reset_index(drop=True)
+
+
+def _check_labels(foreign_table: _ForeignTable, matched_rows: pd.DataFrame, dataset: Dataset) -> None:
+    """Raise `DataError` where the table's labels are not those of the data set."""
     label = foreign_table.column_values("label")
     if label is not None:
         differing_rows = np.flatnonzero(label.to_numpy() != matched_rows["label"].to_numpy())
@@ -236,9 +296,6 @@ def _rows_of_dataset(
                 f"{len(differing_rows)} labels are not those of {dataset.name} ({row_list}); without "
                 f"the column, its own are taken",
             )
-    return _prediction_rows(
-        foreign_table, matched_rows["image_id"], matched_rows["path"], matched_rows["label"], dataset.class_names
-    ), dataset.classes
 
 
 def _unique_positions(ids: "pd.Series[str]") -> "pd.Series[int]":
@@ -247,7 +304,7 @@ def _unique_positions(ids: "pd.Series[str]") -> "pd.Series[int]":
     return pd.Series(unique_ids.index.to_numpy(), index=unique_ids.to_numpy())
 
 
-def _rows_without_dataset(foreign_table: _ForeignTable) -> tuple[pd.DataFrame, tuple[LesionClass, ...]]:
+def _rows_without_dataset(foreign_table: _ForeignTable, malignancy: Mapping[str, str]) -> _ForeignRows:
     label = foreign_table.column_values("label")
     if label is None:
         raise _table_error(
@@ -255,9 +312,14 @@ def _rows_without_dataset(foreign_table: _ForeignTable) -> tuple[pd.DataFrame, t
         )
     names = list(foreign_table.columns)
     path = foreign_table.column_values("path")
-    return _prediction_rows(
+    predictions = _prediction_rows(
         foreign_table, foreign_table.ids, foreign_table.ids if path is None else path, label, names
-    ), tuple(map(classify_label, names))
+    )
+    table_names = foreign_table.column_values("split")
+    predictions["split"] = DEFAULT_SPLIT if table_names is None else read_split_names(table_names)
+    check_malignancy(malignancy, names)
+    classes = with_given_malignancy(tuple(map(classify_label, names)), malignancy)
+    return _ForeignRows(predictions, classes, decided_classes=tuple(malignancy))
 
 
 def _prediction_rows(
@@ -268,9 +330,9 @@ def _prediction_rows(
     names: Sequence[str],
 ) -> pd.DataFrame:
     frame = pd.DataFrame({"image_id": ids.to_numpy(), "path": paths.to_numpy(), "label": labels.to_numpy()})
-    for name, default in (("split", "test"), ("fold", ""), ("seed", "")):
+    for name in ("fold", "seed"):
         values = foreign_table.column_values(name)
-        frame[name] = default if values is None else values.to_numpy()
+        frame[name] = "" if values is None else values.to_numpy()
     probability_cells = foreign_table.table.frame[[foreign_table.columns[name] for name in names]]
     predicted_column = foreign_table.column_values("predicted")
     p = probability_cells.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
@@ -311,27 +373,19 @@ def _write_groups(
             frame["image_id"],
         )
         return
-    group_column = next(
-        (
-            column_values
-            for name in GROUP_ALIASES
-            if (column_values := foreign_table.column_values(name)) is not None
-        ),
-        None,
-    )
-    if group_column is not None:  # an image without an id is alone
-        group_names = np.where(
-            group_column == "",
-            [f"alone {i}" for i in range(len(group_column))],
-            group_column.to_numpy(dtype=object),
-        )
-        group_numbers = pd.factorize(group_names)[0].astype(np.int64)
-        write_groups(folder / GROUPS_FILE, frame["image_id"], group_numbers, frame["image_id"])
+    numbers = group_numbers(foreign_table.ids, foreign_table.group_ids())
+    if numbers is not None:
+        write_groups(folder / GROUPS_FILE, foreign_table.ids, numbers, frame["image_id"])
 
 
-def _run_json(
-    file: Path, frame: pd.DataFrame, classes: Sequence[LesionClass], dataset: Dataset | None
-) -> dict[str, Any]:
+def _group_warnings(foreign_table: _ForeignTable, rows: _ForeignRows, dataset: Dataset | None) -> list[str]:
+    if dataset is None:
+        return group_warnings(foreign_table.group_ids())
+    return unknown_ids_warnings(dataset.manifest[dataset.manifest["image_id"].isin(rows.predictions["image_id"])])
+
+
+def _run_json(file: Path, frame: pd.DataFrame, rows: _ForeignRows, dataset: Dataset | None) -> dict[str, Any]:
+    notes = dict(dataset.notes) if dataset else {"malignancy_decided": list(rows.decided_classes)}
     counts = frame["split"].value_counts().to_dict()
     return {
         "recipe": file.stem,
@@ -339,12 +393,12 @@ def _run_json(
         "about": f"Predictions of another tool ({file.name})" + (f" on {dataset.name}." if dataset else "."),
         "dataset": {
             "name": dataset.name if dataset else "",
-            "classes": [asdict(lesion_class) for lesion_class in classes],
+            "classes": [asdict(lesion_class) for lesion_class in rows.classes],
             "n": len(dataset.manifest) if dataset else frame["image_id"].nunique(),
             "manifest_sha256": dataset.manifest_sha256 if dataset else sha256_file(file),
             "licences": ", ".join(sorted(set(dataset.manifest["licence"]) - {""})) if dataset else "",
             "audit": audit_state(dataset, None) if dataset else {},
-            "notes": dict(dataset.notes) if dataset else {},
+            "notes": notes,
         },
         "split": {
             "name": "foreign",
@@ -355,11 +409,11 @@ def _run_json(
         "seed": None,
         "fold": None,
         "weights": {},
-        "warnings": _warnings(frame, classes, dataset),
+        "warnings": _warnings(rows.classes, notes, dataset),
     }
 
 
-def _warnings(frame: pd.DataFrame, classes: Sequence[LesionClass], dataset: Dataset | None) -> list[str]:
+def _warnings(classes: Sequence[LesionClass], notes: Mapping[str, Any], dataset: Dataset | None) -> list[str]:
     warnings = [
         "These predictions come from another tool. Whether its model has learned from these images, or was selected on "
         "this test split, is not known."
@@ -367,10 +421,5 @@ def _warnings(frame: pd.DataFrame, classes: Sequence[LesionClass], dataset: Data
     if dataset is None:
         class_list = ", ".join(f"{lesion_class.name} {lesion_class.malignancy}" for lesion_class in classes)
         warnings.append(f"No data set was named: classes were judged by their names ({class_list}).")
-        return warnings
-    n_missing = len(set(dataset.manifest["image_id"]) - set(frame["image_id"]))
-    if n_missing:
-        warnings.append(
-            f"{n_missing} of {len(dataset.manifest)} images of {dataset.name} have no prediction here."
-        )
-    return warnings
+    question = malignancy_question(classes, unknown_malignancy(classes, notes.get("malignancy_decided", ())))
+    return [*warnings, question] if question else warnings

@@ -102,6 +102,11 @@ def resolve_split(recipe: Recipe, dataset: Dataset, name: str | None) -> Split:
     if name is None:
         spec_hash = sha256_bytes(canonical_json(asdict(recipe.split)).encode())[:8]
         return split(dataset, recipe.split, name=f"{recipe.split.scheme}-{spec_hash}")
+    return load_dataset_split(dataset, name)
+
+
+def load_dataset_split(dataset: Dataset, name: str) -> Split:
+    """Return the split of that name or file, checked against the manifest; raises `UsageError` if there is none."""
     folder = dataset.folder / "splits"
     path = Path(name) if name.endswith(".csv") else folder / f"{name}.csv"
     if not path.is_file() and not name.endswith(".csv"):  # of a data set on a read-only drive

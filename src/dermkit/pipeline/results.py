@@ -3,13 +3,15 @@
 Each way to evaluate is imported inside the function that takes it, which keeps the import chain short.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from dermkit.comparison.claims import check_claims
 from dermkit.comparison.compare import NO_COMPARISON, compare_runs
 from dermkit.data.manifest import Dataset
+from dermkit.data.split import Split
 from dermkit.errors import DataError, UsageError
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.files import check_output, check_writable
@@ -35,23 +37,30 @@ def evaluate(
     open_test: Dataset | None = None,
     progress: Progress | None = None,
     options: EvaluationOptions = DEFAULT_OPTIONS,
+    split: str | None = None,
+    malignancy: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Evaluate a run again, a model on another data set (`dataset`), or another tool's predictions; returns the report.
 
     options: what this evaluation adds to the default; the next one does not remember them. open_test: the data set
-    whose sealed test split may be scored; every opening is logged and counted (docs/seal.md).
+    whose sealed test split may be scored; every opening is logged and counted (docs/seal.md). split: of `dataset`, to
+    say which of another tool's predictions are of test images; by default the given split does. malignancy: class ->
+    benign, malignant or indeterminate, for another tool's predictions without a data set.
     """
     progress, is_opening_allowed = progress or Progress(), _is_opening_allowed(open_test, dataset)
     is_run = dataset is None and predictions is None
     _check_save_targets(options, is_run)
     _check_out(out, is_run)
+    _check_split(split, predictions, dataset)
+    _check_malignancy(malignancy, predictions, dataset)
     if predictions is not None:
         _check_alone(folder, mapping)
         from dermkit.evaluation.foreign_predictions import evaluate_foreign
 
         evaluated_folder = evaluate_foreign(
-            predictions, dataset=dataset, out=out, progress=progress, options=options, open_test=is_opening_allowed
-        )
+            predictions, dataset=dataset, out=out, progress=progress, options=options, open_test=is_opening_allowed,
+            split=_split_of(dataset, split), malignancy=malignancy,
+        )  # fmt: skip
         return report(evaluated_folder)
     if folder is None:
         raise UsageError("nothing to evaluate", remedy="name a run folder, or add --predictions FILE")
@@ -65,6 +74,12 @@ def evaluate(
             open_test=is_opening_allowed,
         )  # fmt: skip
         return report(evaluated_folder)
+    return _evaluate_again(folder, mapping, open_test, progress, options)
+
+
+def _evaluate_again(
+    folder: Path, mapping: Path | None, open_test: Dataset | None, progress: Progress, options: EvaluationOptions
+) -> Path:
     if mapping is not None:
         raise UsageError("--map goes with --on: a run is evaluated in its own classes", remedy="add --on DATASET")
     if open_test is not None:
@@ -82,6 +97,34 @@ def _check_alone(folder: Path | None, mapping: Path | None) -> None:
             "--predictions stands for a run or model, so neither these nor --map go with it",
             remedy="dermkit evaluate --predictions FILE [--on DATASET] [--out FOLDER]",
         )
+
+
+def _check_split(split: str | None, predictions: Path | None, dataset: Dataset | None) -> None:
+    """Raise `UsageError` for a split without a table and a data set that it divides."""
+    if split is not None and (predictions is None or dataset is None):
+        raise UsageError(
+            "--split goes with --predictions and --on: it says which of the data set's images are test images",
+            outcome="nothing was evaluated",
+            remedy="dermkit evaluate --predictions FILE --on DATASET --split NAME",
+        )
+
+
+def _check_malignancy(malignancy: Mapping[str, str], predictions: Path | None, dataset: Dataset | None) -> None:
+    """Raise `UsageError` for a malignancy where a data set, or a run's, says it."""
+    if malignancy and (predictions is None or dataset is not None):
+        raise UsageError(
+            "--malignancy goes with --predictions alone: otherwise the data set says which classes are malignant",
+            outcome="nothing was evaluated",
+            remedy="import the data set again with --malignancy CLASS=VALUE",
+        )
+
+
+def _split_of(dataset: Dataset | None, name: str | None) -> Split | None:
+    if dataset is None or name is None:
+        return None
+    from dermkit.pipeline.data import load_dataset_split
+
+    return load_dataset_split(dataset, name)
 
 
 def _check_evaluable(folder: Path) -> None:

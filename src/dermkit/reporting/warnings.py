@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from dermkit.data.diagnoses import UNKNOWN_MALIGNANCY, malignancy_question, unknown_malignancy
+from dermkit.data.manifest import LesionClass
 from dermkit.metrics.stats.power import expected_maximum_of_k
 from dermkit.runs.layout import UNSTABLE_TRAINING
 
@@ -161,10 +163,17 @@ def _class_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
                 f"Fewer than {MIN_CLASS_IMAGES} {split} images of {', '.join(small_classes)}: their "
                 f"figures say little.",
             )
+    unknown_classes = _unknown_classes(run)
+    if unknown_classes:
+        yield ReportWarning(
+            "serious",
+            malignancy_question(_lesion_classes(run), unknown_classes),
+            replaced_prefix=UNKNOWN_MALIGNANCY,
+        )
     indeterminate_classes = [
         str(lesion_class["name"])
         for lesion_class in run.class_rows
-        if lesion_class.get("malignancy") == "indeterminate"
+        if lesion_class.get("malignancy") == "indeterminate" and str(lesion_class["name"]) not in unknown_classes
     ]
     if indeterminate_classes:
         yield ReportWarning(
@@ -174,6 +183,19 @@ def _class_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
             "figures count them among the rest; counting them as malignant would change each of these figures.",
             replaced_prefix="indeterminate, counted",
         )
+
+
+def _lesion_classes(run: "RunFolder") -> list[LesionClass]:
+    return [
+        LesionClass(str(row["name"]), str(row.get("diagnosis", "")), row["malignancy"])
+        for row in run.class_rows
+        if row.get("malignancy")
+    ]
+
+
+def _unknown_classes(run: "RunFolder") -> list[str]:
+    """Return the classes that count as not malignant because nothing says what they are."""
+    return unknown_malignancy(_lesion_classes(run), run.notes.get("malignancy_decided", ()))
 
 
 def _training_and_data_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
@@ -189,6 +211,9 @@ def _training_and_data_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
             "note" if is_best_epoch else "serious", sentence + weights_sentence, replaced_prefix=sentence
         )
     for entry in run.notes.get("warnings", []):
+        if isinstance(entry, Mapping) and entry.get("code") == "class_contradiction":
+            yield ReportWarning("serious", str(entry["text"]))
+            continue
         yield ReportWarning(
             "data", f"{entry['text']} ({entry['n']})" if isinstance(entry, Mapping) else str(entry)
         )

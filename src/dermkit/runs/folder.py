@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.data.groups import id_groups
+from dermkit.data.groups import distinct_codes, id_groups
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError, UsageError
 from dermkit.files import open_regular, read_regular, shell_path
@@ -220,7 +220,7 @@ class RunFolder:
         path = self.path / layout.GROUPS_FILE
         if path.exists():
             frame = read_table(path, "image_id", "group")
-            return dict(zip(frame["image_id"], pd.factorize(frame["group"])[0].tolist(), strict=True))
+            return dict(zip(frame["image_id"], distinct_codes(frame["group"]).tolist(), strict=True))
         if dataset is None:
             return None
         return dict(zip(dataset.manifest["image_id"], id_groups(dataset.manifest).tolist(), strict=True))

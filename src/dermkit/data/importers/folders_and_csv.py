@@ -18,6 +18,7 @@ from dermkit.data.importers.csv_tables import (
 from dermkit.data.importers.normalise import SPLIT_ALIASES
 from dermkit.data.importers.reader import check_columns, find_table, make_frame, to_records, walk_images
 from dermkit.data.importers.records import Note, Records
+from dermkit.data.importers.row_malignancy import with_row_malignancy
 from dermkit.data.importers.table_rows import (
     DEFAULT_IMPORT_OPTIONS,
     TARGET_COLUMNS,
@@ -268,7 +269,7 @@ def read_csv(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> R
     table_rows = _unify_labels(normalise_values(table_rows, problems), walk)
     if label in table.frame:
         check_labels(table_rows, problems)
-    return to_records(walk, table_rows, paths, problems)
+    return to_records(walk, with_row_malignancy(table_rows, table), paths, problems)
 
 
 def _unify_labels(table_rows: TableRows, walk: FolderWalk) -> TableRows:

@@ -20,6 +20,7 @@ from dermkit.data.importers.reader import (
     walk_images,
 )
 from dermkit.data.importers.records import Note, Records
+from dermkit.data.importers.row_malignancy import with_row_malignancy
 from dermkit.data.importers.table_rows import (
     DEFAULT_IMPORT_OPTIONS,
     ImportOptions,
@@ -194,6 +195,7 @@ def read_isic2020(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS)
     if label_column in ("benign_malignant", "target"):
         check_labels(table_rows, problems, allowed=_BINARY_LABELS)
         _check_target(table, problems)
+    table_rows = with_row_malignancy(table_rows, table)
     table_rows, duplicate_lists = _add_duplicate_groups(walk, table_rows, problems)
     return to_records(walk, table_rows, paths, problems, extra_tables=duplicate_lists)
 
@@ -288,7 +290,7 @@ def read_isic_archive(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTI
     table_rows = with_column(
         table_rows, "source", pd.Series(["ISIC Archive"] * len(table_rows.row_numbers), dtype="str"), ()
     )
-    return to_records(walk, table_rows, paths, problems)
+    return to_records(walk, with_row_malignancy(table_rows, table), paths, problems)
 
 
 def _normalise_malignancy(table_rows: TableRows) -> TableRows:

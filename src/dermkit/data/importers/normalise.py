@@ -4,14 +4,7 @@ import re
 from types import MappingProxyType
 
 from dermkit.data.manifest import MAX_AGE
-
-UNKNOWN_SPELLINGS = frozenset(
-    {
-        "", "nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "none", "null", "nil", "unknown", "missing", "-", "--",
-        "?", "not available", "not specified", "not known", "undefined",
-    }
-)  # fmt: skip
-"""Spellings of an unknown value, in lower case."""
+from dermkit.data.unknown import or_unknown
 
 SPLIT_ALIASES = MappingProxyType(
     {
@@ -26,14 +19,10 @@ _SEX_ALIASES = MappingProxyType(
 )
 _ROMAN_NUMERALS = ("I", "II", "III", "IV", "V", "VI")
 _AGE_PATTERN = re.compile(r"([0-9]{1,3})(?:[.,]([0-9]+))?")
+_NUMBER = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]*)?")
 _SKIN_TYPE_PATTERN = re.compile(
-    r"(?:fitzpatrick|fst|skin|photo|type|[\s_\-])*(i{1,3}|iv|vi?|[1-6](?:\.0)?)", re.IGNORECASE
+    r"(?:(?:fitzpatrick|fst|skin|photo|type)[\s_\-]*)*(i{1,3}|iv|vi?|[1-6](?:\.0)?)", re.IGNORECASE
 )
-
-
-def or_unknown(value: str) -> str:
-    """Return a value, or "" if it is a spelling of "unknown"."""
-    return "" if value.lower() in UNKNOWN_SPELLINGS else value
 
 
 def parse_age(value: str) -> str | None:
@@ -48,18 +37,24 @@ def parse_age(value: str) -> str | None:
     return age if float(age) <= MAX_AGE else None
 
 
-def parse_sex(value: str) -> str:
-    """Return "male", "female", "" for unknown, and any other word in lower case."""
+def parse_sex(value: str) -> str | None:
+    """Return "male", "female", "" for unknown, None for a number, and any other word in lower case."""
     text = or_unknown(value).lower()
-    return _SEX_ALIASES.get(text, text)
+    return None if _NUMBER.fullmatch(text) else _SEX_ALIASES.get(text, text)
 
 
-def parse_skin_type(value: str) -> str:
-    """Return a Fitzpatrick skin type as "I" to "VI", "" for unknown, and any other text unchanged."""
+def parse_site(value: str) -> str | None:
+    """Return a body site as it is, "" for unknown, None for a number, which is a code of the table's own."""
+    text = or_unknown(value)
+    return None if _NUMBER.fullmatch(text) else text
+
+
+def parse_skin_type(value: str) -> str | None:
+    """Return a Fitzpatrick skin type as "I" to "VI", "" for unknown, None for anything else, such as -1 or VII."""
     text = or_unknown(value)
     match = _SKIN_TYPE_PATTERN.fullmatch(text)
     if match is None:
-        return text
+        return None if text else ""
     number = match.group(1)
     return _ROMAN_NUMERALS[int(number[0]) - 1] if number[0].isdigit() else number.upper()
 

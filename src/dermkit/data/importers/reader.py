@@ -18,6 +18,7 @@ from dermkit.data.importers.csv_tables import (
 )
 from dermkit.data.importers.records import Records, Rejected
 from dermkit.data.importers.table_rows import (
+    MALIGNANCY,
     ImportOptions,
     TableRows,
     attach_files,
@@ -215,6 +216,11 @@ def to_records(
         )
     rejected: list[Rejected] = [*walk.rejected, *files.rejected]
     frame = make_frame(files.columns)
+    malignancies = files.columns.get(MALIGNANCY, [])
+    malignancy_of_path = {
+        path: value for path, value in zip(files.columns["path"], malignancies, strict=False) if value
+    }
     return Records(
-        frame, walk.root, rejected, [*walk.notes, *files.notes], table_rows.columns, table_rows.columns_used
-    )
+        frame, walk.root, rejected, [*walk.notes, *files.notes], table_rows.columns, table_rows.columns_used,
+        malignancy_of_path,
+    )  # fmt: skip

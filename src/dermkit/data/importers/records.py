@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +49,8 @@ class Records:
 
     frame: the manifest columns without hashes and sizes, sorted by path. image_root: the folder that `path` is relative
     to. columns: the names of all columns of the tables that were read; columns_used: those whose values are in the
-    frame. The audit checks both for columns that reveal the label.
+    frame. The audit checks both for columns that reveal the label. malignancy_of_path: what the table says of each
+    image beside its label; images of unknown malignancy are left out.
     """
 
     frame: pd.DataFrame
@@ -57,3 +59,4 @@ class Records:
     notes: list[Note] = field(default_factory=list)
     columns: tuple[str, ...] = ()
     columns_used: tuple[str, ...] = ()
+    malignancy_of_path: Mapping[str, str] = field(default_factory=dict)

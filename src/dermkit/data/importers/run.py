@@ -10,7 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.data.diagnoses import classify_label, describe_malignancy_source, is_known_label
+from dermkit.data.diagnoses import (
+    check_malignancy,
+    classify_label,
+    describe_malignancy_source,
+    malignancy_question,
+    unknown_malignancy,
+)
 from dermkit.data.identify import recognise
 from dermkit.data.importers import archives
 from dermkit.data.importers.folders_and_csv import read_csv, read_folder, read_ham10000
@@ -20,15 +26,13 @@ from dermkit.data.importers.medmnist import find_npz, read_medmnist
 from dermkit.data.importers.open_images import open_images
 from dermkit.data.importers.overview_page import render_overview
 from dermkit.data.importers.records import Note, Records, Rejected
+from dermkit.data.importers.row_malignancy import ClassMalignancy, decide_classes
 from dermkit.data.importers.table_rows import DEFAULT_IMPORT_OPTIONS, TARGET_COLUMNS, ImportOptions
 from dermkit.data.known_datasets import KnownDataset
 from dermkit.data.manifest import (
     DATASET,
     LOCATION,
-    MALIGNANCIES,
     Dataset,
-    LesionClass,
-    Malignancy,
     save_dataset,
 )
 from dermkit.errors import DataError, UsageError, did_you_mean
@@ -114,7 +118,7 @@ def import_dataset(
     with lock(out):
         sweep_temp(out)
         records, conflicts = _read_source(layout, source, out, options, metadata_tables, on_unpack)
-        _check_overrides(malignancy, _sorted_labels(records.frame["label"]))
+        check_malignancy(malignancy, _sorted_labels(records.frame["label"]))
         frame, rejected, notes = open_images(records, on_progress)
         rejected = sorted([*records.rejected, *rejected])
         write_rows(out / "refused.csv", Rejected._fields, map(defused, rejected))
@@ -122,12 +126,14 @@ def import_dataset(
             raise _all_rejected_error(source, out, rejected)
         known_dataset = recognise(records.frame)
         frame = _with_licence(frame, known_dataset)
+        classes = tuple(map(classify_label, _sorted_labels(frame["label"])))
+        decision = decide_classes(classes, frame, records.malignancy_of_path, given=malignancy)
         dataset = Dataset(
-            folder=out, image_root=records.image_root, manifest=frame, classes=_classes(frame, malignancy),
+            folder=out, image_root=records.image_root, manifest=frame, classes=decision.classes,
             name=name or (known_dataset.key if known_dataset else out.resolve().name), importer=layout,
-            notes=_dataset_metadata(known_dataset, malignancy, rejected, records),
+            notes=_dataset_metadata(known_dataset, malignancy, decision, rejected, records),
         )  # fmt: skip
-        warnings = [*records.notes, *notes, *_warnings(dataset, malignancy)]
+        warnings = [*records.notes, *notes, *decision.notes, *_warnings(dataset)]
         dataset = replace(dataset, notes={**dataset.notes, "warnings": [asdict(note) for note in warnings]})
         _save(dataset, conflicts)
         write_text(out / "overview.html", render_overview(dataset, rejected))
@@ -236,18 +242,6 @@ def _save_conflicts(out: Path, conflicts: Sequence[MetadataConflict]) -> None:
         (out / "conflicts.csv").unlink(missing_ok=True)
 
 
-def _check_overrides(malignancy: Mapping[str, str], names: Sequence[str]) -> None:
-    invalid = [f"{name}={value}" for name, value in malignancy.items() if value not in MALIGNANCIES]
-    if invalid:
-        raise UsageError(f"no malignancy: {', '.join(invalid)}", remedy=f"CLASS={'|'.join(MALIGNANCIES)}")
-    for name in malignancy:
-        if name not in names:
-            raise UsageError(
-                f"no class {name!r} to set the malignancy of{did_you_mean(name, names, cutoff=0.5)}",
-                remedy=f"one of: {', '.join(names)}",
-            )
-
-
 def _sorted_labels(labels: "pd.Series[str]") -> list[str]:
     """Return the distinct labels in alphabetical order, which is the order of the classes."""
     return sorted(labels.unique(), key=lambda label: (label.casefold(), label))
@@ -266,16 +260,6 @@ def _all_rejected_error(source: Path, out: Path, rejected: Sequence[Rejected]) -
 # Classes, licence, metadata ---------------------------------------------------------------------------------------
 
 
-def _classes(frame: pd.DataFrame, malignancy: Mapping[str, str]) -> tuple[LesionClass, ...]:
-    """Return the classes that have an image, with the malignancy of `malignancy`, else of the table of diagnoses."""
-    malignancies: dict[str, Malignancy] = {name: name for name in MALIGNANCIES}
-    classes = map(classify_label, _sorted_labels(frame["label"]))
-    return tuple(
-        replace(lesion_class, malignancy=malignancies[malignancy.get(lesion_class.name, lesion_class.malignancy)])
-        for lesion_class in classes
-    )
-
-
 def _with_licence(frame: pd.DataFrame, known_dataset: KnownDataset | None) -> pd.DataFrame:
     """Fill empty source, licence and attribution with those of the published data set."""
     if known_dataset is None:
@@ -291,13 +275,15 @@ def _with_licence(frame: pd.DataFrame, known_dataset: KnownDataset | None) -> pd
 def _dataset_metadata(
     known_dataset: KnownDataset | None,
     malignancy: Mapping[str, str],
+    decision: ClassMalignancy,
     rejected: Sequence[Rejected],
     records: Records,
 ) -> dict[str, Any]:
     """Return the entries of dataset.json beside those that `Dataset` has fields for."""
     reasons = Counter(rejection.reason for rejection in rejected)
     metadata: dict[str, Any] = {
-        "malignancy_source": describe_malignancy_source(sorted(malignancy)),
+        "malignancy_source": describe_malignancy_source(sorted(malignancy), decision.decided),
+        "malignancy_decided": sorted({*malignancy, *decision.decided}),
         "refused": {"n": len(rejected), "reasons": dict(sorted(reasons.items()))},
     }
     if known_dataset:
@@ -317,19 +303,15 @@ def _dataset_metadata(
 # Warnings about rows that do not fit each other; none ends an import ----------------------------------------------
 
 
-def _warnings(dataset: Dataset, malignancy: Mapping[str, str]) -> Iterator[Note]:
+def _warnings(dataset: Dataset) -> Iterator[Note]:
     frame = dataset.manifest
-    unknown_classes = [
-        lesion_class.name
-        for lesion_class in dataset.classes
-        if not is_known_label(lesion_class.name) and lesion_class.name not in malignancy
-    ]
-    if unknown_classes:
-        n = int(frame["label"].isin(unknown_classes).sum())
-        text = (
-            "No table knows these classes, they count as indeterminate; set them with --malignancy CLASS=VALUE: "
+    unknown_classes = unknown_malignancy(dataset.classes, dataset.notes["malignancy_decided"])
+    if question := malignancy_question(dataset.classes, unknown_classes):
+        yield Note(
+            "unknown_class",
+            f"{question[0].upper()}{question[1:]}.",
+            int(frame["label"].isin(unknown_classes).sum()),
         )
-        yield Note("unknown_class", text + ", ".join(unknown_classes) + ".", n)
     counts = frame["label"].value_counts()
     for name in sorted(counts.index[counts == 1]):
         yield Note("one_image_class", f"Class {name} has one image, so it cannot be split.", 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,6 +15,7 @@ from dermkit.data.importers.csv_tables import ProblemList, TextTable, find_first
 from dermkit.data.importers.match_files import match_files
 from dermkit.data.importers.records import Note, Rejected
 from dermkit.data.manifest import MAX_AGE
+from dermkit.data.unknown import known_id, or_unknown
 from dermkit.errors import RejectionReason
 from dermkit.images.headers import IMAGE_SUFFIXES
 
@@ -26,6 +28,9 @@ TARGET_COLUMNS = (
     "skin_type", "given_split", "copy_group",
 )  # fmt: skip
 """Targets of a table's columns: columns of the manifest, and `image`, the file that a row is about."""
+
+MALIGNANCY = "malignancy"
+"""A further column of `TableRows`: what the table itself says of each row's malignancy, "" = unknown."""
 
 METADATA_COLUMNS = MappingProxyType(
     {
@@ -130,43 +135,66 @@ def metadata_columns(columns: Sequence[str]) -> dict[str, str]:
 _VALUE_NORMALISERS: Mapping[str, Callable[[str], str | None]] = MappingProxyType(
     {
         "image": lambda value: value,
-        "label": normalise.or_unknown,
-        "lesion_id": normalise.or_unknown,
-        "patient_id": normalise.or_unknown,
-        "isic_id": normalise.or_unknown,
+        "label": or_unknown,
+        "lesion_id": known_id,
+        "patient_id": known_id,
+        "isic_id": or_unknown,
+        "copy_group": known_id,
         "age": normalise.parse_age,
         "sex": normalise.parse_sex,
         "skin_type": normalise.parse_skin_type,
+        "site": normalise.parse_site,
         "given_split": normalise.parse_split,
     }
 )
-_PROBLEM_TEXTS = MappingProxyType(
+_EXPECTED_TEXTS = MappingProxyType(
     {
-        "age": f"age is not a number of years from 0 to {MAX_AGE}",
-        "given_split": "not one of train, validation, test",
+        "age": f"ages that are no number of years from 0 to {MAX_AGE}",
+        "sex": "sexes that are numbers",
+        "site": "body sites that are numbers",
+        "skin_type": "skin types that are none of I to VI",
     }
 )
+_MAX_EXAMPLES = 5
 
 
 def normalise_values(table_rows: TableRows, problems: ProblemList) -> TableRows:
-    """Return the rows with normalised values; invalid ages and splits are problems."""
+    """Return the rows with normalised values; metadata that cannot be read are unknown, and a note counts them.
+
+    An unreadable split is a problem, because a split decides which images are tested on.
+    """
     columns: dict[str, pd.Series[str]] = {}
+    notes: list[Note] = []
     for target in table_rows.frame.columns:
         column = table_rows.frame[target]
-        normaliser = _VALUE_NORMALISERS.get(target, normalise.or_unknown)
+        normaliser = _VALUE_NORMALISERS.get(target, or_unknown)
         normalised_of = {value: normaliser(value) for value in column.unique().tolist()}
-        is_wrong = column.isin(
-            [value for value, normalised in normalised_of.items() if normalised is None]
-        ).to_numpy(dtype=bool)
-        for index in np.flatnonzero(is_wrong).tolist():
-            table_rows.report_row(index, f"{_PROBLEM_TEXTS[target]}: {column.iloc[index]!r}", problems)
+        unreadable = [value for value, normalised in normalised_of.items() if normalised is None]
+        is_unreadable = column.isin(unreadable).to_numpy(dtype=bool)
+        if target == "given_split":
+            table_rows.report_rows(is_unreadable, problems, partial(_split_problem, column))
+        elif unreadable:
+            notes.append(_unreadable_note(target, column[is_unreadable]))
         replacements = {
             value: normalised or "" for value, normalised in normalised_of.items() if normalised != value
         }
         columns[target] = (
             column.where(~column.isin(list(replacements)), column.map(replacements)) if replacements else column
         )
-    return replace(table_rows, frame=pd.DataFrame(columns))
+    return replace(table_rows, frame=pd.DataFrame(columns), notes=(*table_rows.notes, *notes))
+
+
+def _split_problem(column: "pd.Series[str]", index: int) -> str:
+    return f"not one of train, validation, test: {column.iloc[index]!r}"
+
+
+def _unreadable_note(target: str, values: "pd.Series[str]") -> Note:
+    counts = values.value_counts()
+    shown = ", ".join(f"{str(value)!r} {n:,}" for value, n in counts.head(_MAX_EXAMPLES).items())
+    rest = f" and {len(counts) - _MAX_EXAMPLES} more" if len(counts) > _MAX_EXAMPLES else ""
+    return Note(
+        f"unreadable_{target}", f"Taken for unknown: {_EXPECTED_TEXTS[target]} ({shown}{rest}).", len(values)
+    )
 
 
 def check_images(table_rows: TableRows, problems: ProblemList) -> None:
