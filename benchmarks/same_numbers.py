@@ -136,8 +136,8 @@ RENAMED: Mapping[str, str] = {
 """Old name -> new name: of files and folders, JSON keys, CSV columns, tensors and whole texts.
 
 `PLACE/NAME` holds in the file, in the audit's finding or right under the JSON key PLACE alone; for a column also in the
-tables below the folder PLACE, for a cell in the column PLACE: `operating_points/kept`, `run.json/kept`. A name with * at
-its end stands for all that begin so.
+tables below the folder PLACE, for a cell in the column PLACE: `operating_points/kept`, `run.json/kept`. A name that
+ends with * stands for all that begin so.
 """
 
 FLAGS: Mapping[str, str] = {"--target": "--wish"}
