@@ -20,8 +20,8 @@ def is_without_dataset(folder: Path) -> bool:
 def common_ids(id_columns: Sequence["pd.Series[str]"]) -> list[dict[str, str]]:
     """Return for each table image id -> the id that it is paired by.
 
-    Ids stay as they are, except where file names without folder and ending pair more images: `a/ISIC_1.jpg` of one
-    table is then `isic_1` of the other. Names that are not unique in a table are no ids.
+    Ids stay as they are, except where file names without folder and ending pair more images: a/ISIC_1.jpg of one
+    table is then isic_1 of the other. Names that are not unique in a table are no ids.
     """
     raw_ids = [{text: text for text in column} for column in id_columns]
     stems = [{text: normalised_stem(text, IMAGE_SUFFIXES) for text in ids} for ids in raw_ids]
