@@ -96,11 +96,15 @@ def broken(table: pd.DataFrame, how: str) -> pd.DataFrame:
     if how == "no id":
         return table.drop(columns="image")
     if how == "no class":
-        return table.drop(columns="benign")
+        return table.drop(columns=["benign", "malignant"])
     if how == "foreign":
         return table.assign(image=["nobody.jpg", *table["image"][1:]])
     if how == "no sum":
         return table.assign(benign=table["benign"] + 0.5)
+    if how == "one sum":
+        return table.assign(
+            benign=[table["benign"].iloc[0] + table["malignant"].iloc[0] / 2, *table["benign"][1:]]
+        )
     if how == "no number":
         return table.assign(benign=["x", *table["benign"][1:]])
     if how == "twice":
@@ -115,7 +119,8 @@ def broken(table: pd.DataFrame, how: str) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("how", "what"),
     [("no id", "which image"), ("no class", "class 'benign'"), ("foreign", "nobody.jpg"),
-     ("no sum", "another tool: 0.001): line"), ("no number", "finite number"), ("twice", "same image_id"),
+     ("no sum", "--probabilities"), ("one sum", "another tool: 0.001): line 2"),
+     ("no number", "finite number"), ("twice", "same image_id"),
      ("label", "labels are not those"),
      ("unknown", "p_other"), ("empty", "no row")],
 )  # fmt: skip

@@ -531,7 +531,9 @@ def test_other_test_images_are_told(pair: list[Path], invoke: Invoke, tmp_path: 
     whole = int((frame["split"] == "test").sum())
     assert {item.split: item.n for item in found.pairs}["test"] == whole - 1, "on the images that both scored"
     _, out, _ = invoke("compare", *pair, "--out", tmp_path / "comparison")
-    assert "test (NOT the same images: not comparable)" in out
+    assert f"test (NOT the same images: {whole - 1} images were scored by both, of {whole}, {whole - 1}." in out
+    page = (tmp_path / "comparison" / "comparison.html").read_text()
+    assert f"{whole - 1} images were scored by both" in page and "not comparable" not in page
 
 
 def test_what_cannot_be_compared_is_refused(pair: list[Path], tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ SPLIT_HELP = (
     "With --predictions and --on: the split of the data set whose test images count (default: the given split)."
 )
 MALIGNANCY_HELP = "With --predictions alone: CLASS=benign|malignant|indeterminate. May be repeated."
+PROBABILITIES_HELP = (
+    "With --predictions: what the numbers are if no probabilities: logits, percent or independent (sigmoids)."
+)
 OPEN_TEST_HELP = (
     "The run's data set, to score its sealed test split now. Every opening is logged and counted (docs/seal.md)."
 )
@@ -48,6 +51,7 @@ def evaluate_command(
     open_test: Annotated[Path | None, typer.Option("--open-test", help=OPEN_TEST_HELP)] = None,
     split: Annotated[str | None, typer.Option("--split", help=SPLIT_HELP)] = None,
     malignancy: Annotated[list[str] | None, typer.Option("--malignancy", help=MALIGNANCY_HELP)] = None,
+    probabilities: Annotated[str | None, typer.Option("--probabilities", help=PROBABILITIES_HELP)] = None,
 ) -> None:
     import dermkit as dk
     from dermkit.evaluation.options import parse_options
@@ -60,12 +64,11 @@ def evaluate_command(
             one_of_names("--save-targets", save_targets or None, "--keep", old_save_targets or None)
         ),
     )
-    other_dataset = dk.load_dataset(dataset) if dataset else None
-    sealed_dataset = dk.load_dataset(open_test) if open_test else None
     with progress_bar() as progress:
         path = dk.evaluate(
-            folder, dataset=other_dataset, mapping=mapping, predictions=predictions, out=out, open_test=sealed_dataset,
-            progress=progress, options=options, split=split, malignancy=parse_malignancy(malignancy or []),
+            folder, dataset=dk.load_dataset(dataset) if dataset else None, mapping=mapping, predictions=predictions,
+            out=out, open_test=dk.load_dataset(open_test) if open_test else None, progress=progress, options=options,
+            split=split, malignancy=parse_malignancy(malignancy or []), probabilities=probabilities,
         )  # fmt: skip
     typer.echo(str(path))
 
@@ -80,7 +83,8 @@ def report_command(
 
 def compare_command(
     runs: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders, or folders of repeats or folds: two or more.")
+        list[Path] | None,
+        typer.Argument(help="Run folders, folders of repeats or folds, or tables of predictions."),
     ] = None,
     claim_texts: Annotated[
         list[str] | None,
@@ -94,9 +98,9 @@ def compare_command(
     import dermkit as dk
 
     outcome = dk.compare(runs or [], claim_texts=claim_texts or [], out=out)
-    for name, is_same in outcome.same_images.items():
-        typer.echo(f"\n{name} ({'the same images' if is_same else 'NOT the same images: not comparable'})")
-        typer.echo(outcome.tables[name])
+    for name, table in outcome.tables.items():
+        typer.echo(f"\n{name} ({outcome.image_texts[name]})")
+        typer.echo(table)
     typer.echo("")
     for sentence in [*outcome.notes, *outcome.sentences]:
         typer.echo(sentence)

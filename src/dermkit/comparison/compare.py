@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from dermkit.comparison.entries import ComparisonEntry, group_runs
+from dermkit.comparison.image_overlap import common_ids, describe_shared_images, is_without_dataset, pairing_note
 from dermkit.comparison.leaderboard import leaderboard, wide_table
 from dermkit.comparison.paired import correct_with_holm, paired_differences
 from dermkit.comparison.repeated import (  # fmt: skip
@@ -62,10 +63,11 @@ class Comparison:
     """The result of a comparison.
 
     entries: the runs and recipes. table: a row per run or recipe, split and metric (`LEADERBOARD_COLUMNS`).
-    same_images: every split -> whether all scored the same images. pairs: every two entries on every split, so none for
-    a single recipe. disagreements: a split on which all runs share images -> those that some runs have right and others
-    wrong, with all predictions. components: every repeated recipe -> split on which its runs are comparable -> metric.
-    Without runs (published figures alone) it is `NO_COMPARISON`, and all are empty.
+    same_images: every split -> whether all scored the same images. image_texts: every split -> what is said of that.
+    pairs: every two entries on every split, so none for a single recipe. disagreements: a split on which all runs share
+    images -> those that some runs have right and others wrong, with all predictions. components: every repeated recipe
+    -> split on which its runs are comparable -> metric. pairing_note: how tables without a data set were paired, "" for
+    others. Without runs (published figures alone) it is `NO_COMPARISON`, and all are empty.
     """
 
     entries: tuple[ComparisonEntry, ...]
@@ -74,11 +76,13 @@ class Comparison:
     pairs: tuple[EntryPair, ...]
     disagreements: Mapping[str, pd.DataFrame]
     components: Mapping[str, Mapping[str, Mapping[str, VarianceComponents]]]
+    image_texts: Mapping[str, str] = field(default_factory=dict)
+    pairing_note: str = ""
 
     @property
     def notes(self) -> list[str]:
-        """Return notes on how runs were grouped."""
-        return [entry.note for entry in self.entries if entry.note]
+        """Return notes on how runs were grouped, and on how images of tables without a data set were paired."""
+        return [note for note in (*(entry.note for entry in self.entries), self.pairing_note) if note]
 
     @property
     def folders(self) -> list[Path]:
@@ -95,7 +99,10 @@ NO_COMPARISON = Comparison((), leaderboard(()), {}, (), {}, {})
 
 @dataclass(frozen=True, eq=False)
 class _RunData:
-    """A run's classes, predictions, groups of images, data set, and number of training images (0 if unknown)."""
+    """A run's classes, predictions, groups of images, data set, and number of training images (0 if unknown).
+
+    dataset_hash: "" for a table without a data set, whose images are known by their ids alone.
+    """
 
     name: str
     classes: tuple[LesionClass, ...]
@@ -144,16 +151,22 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
     """
     comparison_entries = group_runs(runs)
     table = leaderboard(comparison_entries)
-    entry_data = [_read_entry(entry) for entry in comparison_entries]
+    entry_data = _pair_unnamed_tables([_read_entry(entry) for entry in comparison_entries])
     run_data = [run for data in entry_data for run in data.runs]
     splits = list(dict.fromkeys(split for run in run_data for split in run.predictions["split"]))
     pairs = [
         _compare_entries(*two_entries, split) for split in splits for two_entries in combinations(entry_data, 2)
     ]
+    same_images = {split: len({_scored_images(data, split) for data in entry_data}) == 1 for split in splits}
     return Comparison(
         entries=comparison_entries,
         table=table,
-        same_images={split: len({_scored_images(data, split) for data in entry_data}) == 1 for split in splits},
+        same_images=same_images,
+        image_texts={
+            split: _describe_split(entry_data, pairs, split, is_same=is_same)
+            for split, is_same in same_images.items()
+        },
+        pairing_note=_pairing_note(entry_data, pairs),
         pairs=_correct_pairs(pairs),
         disagreements={
             split: table_of_split
@@ -175,7 +188,46 @@ def _read_entry(entry: ComparisonEntry) -> _EntryData:
 def _read_run_data(name: str, folder: Path) -> _RunData:
     run = RunFolder(folder)
     n_train = run.split_json.get("counts", {}).get("train", 0)
-    return _RunData(name, run.classes, run.predictions, run.groups(), run.dataset_hash, int(n_train))
+    dataset_hash = "" if is_without_dataset(folder) else run.dataset_hash
+    return _RunData(name, run.classes, run.predictions, run.groups(), dataset_hash, int(n_train))
+
+
+def _pair_unnamed_tables(entry_data: Sequence[_EntryData]) -> list[_EntryData]:
+    """Return the entries with common image ids where all are tables without a data set (see `common_ids`)."""
+    runs = [run for data in entry_data for run in data.runs]
+    if any(run.dataset_hash for run in runs):
+        return list(entry_data)
+    ids_of_run = {
+        run.name: names
+        for run, names in zip(runs, common_ids([run.predictions["image_id"] for run in runs]), strict=True)
+    }
+    return [
+        replace(data, runs=tuple(_with_ids(run, ids_of_run[run.name]) for run in data.runs)) for data in entry_data
+    ]
+
+
+def _with_ids(run: _RunData, names: Mapping[str, str]) -> _RunData:
+    predictions = run.predictions.assign(image_id=run.predictions["image_id"].map(names))
+    groups = None if run.groups is None else {names.get(name, name): group for name, group in run.groups.items()}
+    return replace(run, predictions=predictions, groups=groups)
+
+
+def _describe_split(
+    entry_data: Sequence[_EntryData], pairs: Sequence[EntryPair], split: str, *, is_same: bool
+) -> str:
+    images = {data.entry.name: {image for _, image, _ in _scored_images(data, split)} for data in entry_data}
+    return describe_shared_images(
+        {name: len(ids) for name, ids in images.items()},
+        len(set.intersection(*images.values())),
+        is_same=is_same,
+        is_paired=any(pair.split == split and not pair.reason for pair in pairs),
+    )
+
+
+def _pairing_note(entry_data: Sequence[_EntryData], pairs: Sequence[EntryPair]) -> str:
+    if any(run.dataset_hash for data in entry_data for run in data.runs):
+        return ""
+    return pairing_note([(pair.split, pair.n) for pair in pairs if not pair.reason])
 
 
 def _scored_images(entry: _EntryData, split: str) -> frozenset[tuple[str, ...]]:
@@ -303,6 +355,12 @@ def _variance_by_split(entry: _EntryData, splits: Sequence[str]) -> dict[str, di
 def _why_incomparable(runs: Sequence[_RunData], image_ids: Sequence[str], split: str) -> str:
     """Return why runs cannot be compared image by image; "" if they can."""
     if len({run.dataset_hash for run in runs}) > 1:
+        unnamed_tables = [run.name for run in runs if not run.dataset_hash]
+        if unnamed_tables:
+            return (
+                f"not comparable, since {unnamed_tables[0]} was evaluated without a data set and another was not; "
+                "evaluate its table with --on DATASET"
+            )
         return "not comparable, since they are of different data sets"
     if len({frozenset(lesion_class.name for lesion_class in run.classes) for run in runs}) > 1:
         return "not comparable, since their classes differ"

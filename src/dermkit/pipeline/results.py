@@ -39,19 +39,21 @@ def evaluate(
     options: EvaluationOptions = DEFAULT_OPTIONS,
     split: str | None = None,
     malignancy: Mapping[str, str] = MappingProxyType({}),
+    probabilities: str | None = None,
 ) -> Path:
     """Evaluate a run again, a model on another data set (`dataset`), or another tool's predictions; returns the report.
 
     options: what this evaluation adds to the default; the next one does not remember them. open_test: the data set
     whose sealed test split may be scored; every opening is logged and counted (docs/seal.md). split: of `dataset`, to
     say which of another tool's predictions are of test images; by default the given split does. malignancy: class ->
-    benign, malignant or indeterminate, for another tool's predictions without a data set.
+    benign, malignant or indeterminate, for another tool's predictions without a data set. probabilities: what its
+    numbers are, if not probabilities (logits, percent, independent).
     """
     progress, is_opening_allowed = progress or Progress(), _is_opening_allowed(open_test, dataset)
     is_run = dataset is None and predictions is None
     _check_save_targets(options, is_run)
     _check_out(out, is_run)
-    _check_split(split, predictions, dataset)
+    _check_split(split, probabilities, predictions, dataset)
     _check_malignancy(malignancy, predictions, dataset)
     if predictions is not None:
         _check_alone(folder, mapping)
@@ -59,7 +61,7 @@ def evaluate(
 
         evaluated_folder = evaluate_foreign(
             predictions, dataset=dataset, out=out, progress=progress, options=options, open_test=is_opening_allowed,
-            split=_split_of(dataset, split), malignancy=malignancy,
+            split=_split_of(dataset, split), malignancy=malignancy, probabilities=probabilities,
         )  # fmt: skip
         return report(evaluated_folder)
     if folder is None:
@@ -99,8 +101,16 @@ def _check_alone(folder: Path | None, mapping: Path | None) -> None:
         )
 
 
-def _check_split(split: str | None, predictions: Path | None, dataset: Dataset | None) -> None:
-    """Raise `UsageError` for a split without a table and a data set that it divides."""
+def _check_split(
+    split: str | None, probabilities: str | None, predictions: Path | None, dataset: Dataset | None
+) -> None:
+    """Raise `UsageError` for a split without a table and a data set that it divides, or a scale without a table."""
+    if probabilities is not None and predictions is None:
+        raise UsageError(
+            "--probabilities goes with --predictions: it says what the numbers of another tool are",
+            outcome="nothing was evaluated",
+            remedy="dermkit evaluate --predictions FILE --probabilities logits",
+        )
     if split is not None and (predictions is None or dataset is None):
         raise UsageError(
             "--split goes with --predictions and --on: it says which of the data set's images are test images",
@@ -187,6 +197,8 @@ def _open_test(folder: Path, dataset: Dataset, progress: Progress, options: Eval
 class CompareOutcome:
     """page: comparison.html. sentences: what to read first. tables: split -> the runs' own figures as text.
 
+    image_texts: split -> which images they have in common.
+
     notes: which runs were taken together as trainings of one recipe, and what their final model is.
     """
 
@@ -195,11 +207,13 @@ class CompareOutcome:
     tables: dict[str, str]
     same_images: dict[str, bool]
     notes: list[str]
+    image_texts: dict[str, str]
 
 
 def compare(runs: Sequence[Path], *, claim_texts: Sequence[str] = (), out: Path) -> CompareOutcome:
     """Compare runs or folders of repeats with each other, and look at published figures; writes a folder with a page.
 
+    A table of another tool's predictions is evaluated first, without a data set, as `evaluate` does.
     published: as `--published` takes them. Raises `UsageError` for one run alone or a claim that cannot be read,
     `DataError` for a folder that is no run.
     """
@@ -207,9 +221,11 @@ def compare(runs: Sequence[Path], *, claim_texts: Sequence[str] = (), out: Path)
     if not runs and not claims:
         raise UsageError("nothing to compare", remedy="dermkit compare RUN RUN... or --published TEXT")
     for run in runs:
-        _check_run_or_repeats(run)
+        if not run.is_file():
+            _check_run_or_repeats(run)
     check_output(out, marker="comparison.json", description="a comparison")
     check_writable(out)
+    runs = [evaluate(None, predictions=run).parent if run.is_file() else run for run in runs]
     with saved_content(*runs):
         comparison = compare_runs(runs) if runs else NO_COMPARISON
     if runs:
@@ -220,7 +236,8 @@ def compare(runs: Sequence[Path], *, claim_texts: Sequence[str] = (), out: Path)
     roots = [root for run in comparison.folders if (root := RunFolder(run).images_root()) is not None]
     page = write_comparison_page(comparison, claims, out, images=roots[0] if roots else None)
     sentences = headline_sentences(comparison, claims)
-    return CompareOutcome(page, sentences, tables, dict(comparison.same_images), comparison.notes)
+    same_images, image_texts = dict(comparison.same_images), dict(comparison.image_texts)
+    return CompareOutcome(page, sentences, tables, same_images, comparison.notes, image_texts)
 
 
 def _check_run_or_repeats(folder: Path) -> None:

@@ -65,6 +65,7 @@ def write_comparison_page(
         },
         figures=LEADERBOARD_METRICS,
         same_images=comparison_json["same_images"],
+        image_texts=comparison_json["image_texts"],
         pairs=comparison_json["pairs"],
         claims=comparison_json["published"],
         leads=_lead_sentences(comparison, claims),
@@ -240,8 +241,14 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
         }
         for pair in comparison.pairs
     ]
-    same_images = comparison.same_images
-    return {"runs": runs, "groups": groups, "same_images": same_images, "pairs": pairs, "notes": comparison.notes}
+    return {
+        "runs": runs,
+        "groups": groups,
+        "same_images": comparison.same_images,
+        "image_texts": comparison.image_texts,
+        "pairs": pairs,
+        "notes": comparison.notes,
+    }
 
 
 def _components_dict(components: VarianceComponents | None) -> dict[str, Any]:

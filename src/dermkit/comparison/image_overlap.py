@@ -1,0 +1,64 @@
+"""Which images several runs have in common: ids of tables without a data set, and what is said of shared images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from dermkit.data.importers.match_files import normalised_stem
+from dermkit.images.headers import IMAGE_SUFFIXES
+from dermkit.runs.folder import RunFolder
+from dermkit.runs.layout import FOREIGN, OLD_FOREIGN_FILE
+
+
+def is_without_dataset(folder: Path) -> bool:
+    """Return whether a folder is an evaluation of a table without a data set: its image ids are all that it names."""
+    is_foreign = any((folder / name).is_file() for name in (FOREIGN.name, OLD_FOREIGN_FILE))
+    return is_foreign and not RunFolder(folder).run_json.get("dataset", {}).get("name")
+
+
+def common_ids(id_columns: Sequence["pd.Series[str]"]) -> list[dict[str, str]]:
+    """Return for each table image id -> the id that it is paired by.
+
+    Ids stay as they are, except where file names without folder and ending pair more images: a/ISIC_1.jpg of one
+    table is then isic_1 of the other. Names that are not unique in a table are no ids.
+    """
+    raw_ids = [{text: text for text in column} for column in id_columns]
+    stems = [{text: normalised_stem(text, IMAGE_SUFFIXES) for text in ids} for ids in raw_ids]
+    is_unique = all(len(set(names.values())) == len(names) for names in stems)
+    return stems if is_unique and _n_common(stems) > _n_common(raw_ids) else raw_ids
+
+
+def _n_common(ids: Sequence[Mapping[str, str]]) -> int:
+    return len(set.intersection(*(set(names.values()) for names in ids)))
+
+
+def describe_shared_images(n_images: Mapping[str, int], n_shared: int, *, is_same: bool, is_paired: bool) -> str:
+    """Return what is said of the images of one split.
+
+    n_images: images that each entry scored. n_shared: those that all scored. is_paired: whether any two entries were
+    tested image by image.
+    """
+    numbers = ", ".join(f"{n:,}" for n in n_images.values())
+    if is_same:
+        return f"the same {n_shared:,} images" if len(n_images) > 1 else f"{n_shared:,} images"
+    if not is_paired:
+        return f"NOT the same images ({numbers}): not comparable"
+    shared_text = f"{n_shared:,} images were scored by " + (
+        "both" if len(n_images) == 2 else f"all {len(n_images)}"
+    )
+    return (
+        f"NOT the same images: {shared_text}, of {numbers}. Each one's own figures are of its own images; "
+        "differences are tested on the images that two have in common"
+    )
+
+
+def pairing_note(paired_images: Sequence[tuple[str, int]]) -> str:
+    """Return how tables without a data set were paired. paired_images: split and images of each tested pair."""
+    if not paired_images:
+        return ""
+    numbers = ", ".join(dict.fromkeys(f"{n:,} on {split}" for split, n in paired_images))
+    return (
+        f"No table names a data set: images were paired by image id, and their labels agree ({numbers}). "
+        "Whether equal ids are equal pictures is not known."
+    )

@@ -1,0 +1,179 @@
+"""Predictions as people have them: what is read, with what was assumed said, and what is refused with its cure."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import dermkit as dk
+from dermkit.errors import DataError, UsageError
+from dermkit.evaluation.foreign_predictions import evaluate_foreign
+from dermkit.evaluation.foreign_table import ForeignTable, read_foreign_table
+from dermkit.progress import Progress
+from dermkit.runs.folder import RunFolder
+
+N = 40
+NINE = [f"class {letter}" for letter in "abcdefghi"]
+
+
+def written(folder: Path, table: pd.DataFrame | str, name: str = "table.csv") -> Path:
+    file = folder / name
+    file.write_text(table if isinstance(table, str) else table.to_csv(index=False))
+    return file
+
+
+def read(folder: Path, table: pd.DataFrame | str, scale: str | None = None) -> ForeignTable:
+    return read_foreign_table(written(folder, table), None, scale)
+
+
+def make_logits(names: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a table of logits, and its probabilities by the definition of softmax."""
+    z = np.random.default_rng(4).normal(0, 2, (N, len(names)))
+    p = np.array([[np.exp(value) / sum(np.exp(row)) for value in row] for row in z])
+    labels = [names[int(row.argmax())] for row in p]
+    head = pd.DataFrame({"image": [f"i{i}" for i in range(N)], "label": labels})
+    return head.join(pd.DataFrame(z, columns=names)), head.join(pd.DataFrame(p, columns=names))
+
+
+def test_logits_percent_and_independent_scores_are_read_where_they_are_named(tmp_path: Path) -> None:
+    names = ["mel", "nv", "bcc"]
+    logits, expected = make_logits(names)
+    table = read(tmp_path, logits, "logits")
+    np.testing.assert_allclose(table.probabilities[names], expected[names], rtol=1e-12)
+    assert any("softmax" in note for note in table.notes)
+    percent = expected.assign(**{name: 100 * expected[name] for name in names})
+    np.testing.assert_allclose(read(tmp_path, percent, "percent").probabilities[names], expected[names])
+    sigmoids = expected.assign(mel=0.2, nv=0.6, bcc=0.4)
+    table = read(tmp_path, sigmoids, "independent")
+    np.testing.assert_allclose(table.probabilities[names], np.tile([1 / 6, 1 / 2, 1 / 3], (N, 1)))
+    assert any("divided by its sum (1.2 to 1.2)" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cure"), [("logits", "--probabilities logits"), ("percent", "--probabilities percent"),
+                       ("sigmoids", "--probabilities independent")],
+)  # fmt: skip
+def test_another_scale_is_refused_with_the_option_that_reads_it(tmp_path: Path, kind: str, cure: str) -> None:
+    names = ["mel", "nv", "bcc"]
+    logits, p = make_logits(names)
+    tables = {
+        "logits": logits,
+        "percent": p.assign(**{name: 100 * p[name] for name in names}),
+        "sigmoids": p.assign(mel=0.2, nv=0.6, bcc=0.4),
+    }
+    with pytest.raises(DataError) as refused:
+        read(tmp_path, tables[kind])
+    assert cure in str(refused.value.remedy)
+
+
+def test_a_scale_that_the_numbers_do_not_have_is_refused(tmp_path: Path) -> None:
+    logits, p = make_logits(["mel", "nv", "bcc"])
+    for table, scale, problem in (
+        (p, "logits", "probabilities already"),
+        (p, "percent", "not percent"),
+        (logits, "independent", "between 0 and 1"),
+    ):
+        with pytest.raises(DataError, match=problem):
+            read(tmp_path, table, scale)
+    with pytest.raises(UsageError, match="logits, percent, independent"):
+        read(tmp_path, p, "softmax")
+
+
+def test_three_decimals_of_nine_classes_are_read_and_said(tmp_path: Path) -> None:
+    _, p = make_logits(NINE)
+    rounded = p.assign(**{name: p[name].round(3) for name in NINE})
+    sums = rounded[NINE].sum(axis=1)
+    n_off = int((np.abs(sums - 1) > 1e-3).sum())
+    assert n_off, "rows that were refused before"
+    table = read(tmp_path, rounded)
+    np.testing.assert_allclose(table.probabilities[NINE], rounded[NINE].div(sums, axis=0), rtol=1e-12)
+    assert any(f"{n_off} of {N} rows were rounded to 3 decimals" in note for note in table.notes)
+    wrong = rounded.assign(**{NINE[0]: rounded[NINE[0]] + 0.006})
+    with pytest.raises(DataError, match="do not sum to 1"):
+        read(tmp_path, wrong)
+
+
+def test_one_column_of_probabilities_is_that_of_the_malignant_class(tmp_path: Path) -> None:
+    p = np.linspace(0.05, 0.95, N)
+    labels = np.where(np.arange(N) % 3 == 0, "malignant", "benign")
+    for name in ("malignant", "p_malignant", "y_score", "score"):
+        table = read(tmp_path, pd.DataFrame({"image": range(N), "label": labels, name: p}))
+        np.testing.assert_allclose(table.probabilities["malignant"], p)
+        np.testing.assert_allclose(table.probabilities["benign"], 1 - p)
+        assert any("was read as that of malignant" in note for note in table.notes)
+    y_true = (labels == "malignant").astype(int)
+    table = read(tmp_path, pd.DataFrame({"y_true": y_true, "y_score": p}))
+    assert table.labels is not None and table.labels.tolist() == labels.tolist()
+    np.testing.assert_allclose(table.probabilities["malignant"], p)
+    assert any("0 = benign, 1 = malignant" in note for note in table.notes)
+    assert any("named by its row" in note for note in table.notes)
+    with pytest.raises(DataError, match="not clear"):
+        read(tmp_path, pd.DataFrame({"image": range(N), "label": np.where(y_true, "A", "B"), "y_score": p}))
+    diagnoses = np.array(["mel", "nv", "bcc"])[np.arange(N) % 3]
+    with pytest.raises(DataError, match="3 labels"):
+        read(tmp_path, pd.DataFrame({"image": range(N), "label": diagnoses, "mel": p}))
+
+
+def test_semicolons_and_decimal_commas_are_read(tmp_path: Path) -> None:
+    text = "image;label;benign;malignant\na;benign;0,75;0,25\nb;malignant;0,125;0,875\n"
+    table = read(tmp_path, text)
+    assert table.probabilities["malignant"].tolist() == [0.25, 0.875]
+    assert any("Decimal commas" in note for note in table.notes)
+    percent = "image;label;benign;malignant\na;benign;75 %;25 %\nb;malignant;12,5 %;87,5 %\n"
+    assert read(tmp_path, percent).probabilities["malignant"].tolist() == [0.25, 0.875]
+
+
+def test_submissions_of_challenges_are_read_on_a_data_set(binary: Path, nine: Path, tmp_path: Path) -> None:
+    dataset = dk.load_dataset(binary)
+    p = np.linspace(0.05, 0.95, len(dataset.manifest))
+    kaggle = written(
+        tmp_path, pd.DataFrame({"image_name": dataset.manifest["image_id"], "target": p}), "kaggle.csv"
+    )
+    table = read_foreign_table(kaggle, dataset)
+    np.testing.assert_allclose(table.probabilities["malignant"], p)
+    np.testing.assert_allclose(table.probabilities["benign"], 1 - p)
+    run = RunFolder(evaluate_foreign(kaggle, dataset=dataset, out=tmp_path / "out", progress=Progress()))
+    assert any("was read as that of malignant" in text for text in run.run_json["warnings"])
+    dataset = dk.load_dataset(nine)
+    isic = pd.DataFrame({"image": dataset.manifest["image_id"]})
+    for number, name in enumerate(dataset.class_names):
+        isic[name.upper()] = (number + 1) / 45
+    table = read_foreign_table(written(tmp_path, isic.assign(UNK=0.0)), dataset)
+    assert table.probabilities.columns.tolist() == list(dataset.class_names)
+    np.testing.assert_allclose(table.probabilities.iloc[0], [(number + 1) / 45 for number in range(9)])
+    with pytest.raises(DataError, match="no column of probabilities for class"):
+        read_foreign_table(kaggle, dataset)
+
+
+def test_columns_that_are_no_class_are_left_out_and_said(tmp_path: Path) -> None:
+    _, p = make_logits(["mel", "nv", "bcc"])
+    extra = p.assign(age=55, weight=80.5, seconds=0.25)
+    extra.insert(0, "Unnamed: 0", range(N))
+    table = read(tmp_path, extra)
+    assert table.probabilities.columns.tolist() == ["mel", "nv", "bcc"]
+    assert any("weight, seconds" in note for note in table.notes)
+    absent = p.assign(rare=0.0)
+    assert read(tmp_path, absent).probabilities.columns.tolist() == ["mel", "nv", "bcc", "rare"]
+    with pytest.raises(DataError, match="whether other are classes"):
+        read(tmp_path, p.assign(mel=p["mel"] / 2, other=0.4))
+
+
+def test_an_image_with_two_labels_and_an_empty_id_are_refused_with_their_rows(tmp_path: Path) -> None:
+    _, p = make_logits(["mel", "nv", "bcc"])
+    twice = pd.concat(
+        [p.assign(fold="0"), p[:1].assign(fold="1", label="bcc" if p["label"][0] != "bcc" else "nv")]
+    )
+    with pytest.raises(DataError, match=rf"1 images have two labels: i0 \(row 2, row {N + 2}"):
+        evaluate_foreign(written(tmp_path, twice), dataset=None, out=tmp_path / "out", progress=Progress())
+    assert not (tmp_path / "out").exists()
+    p.loc[3, "image"] = ""
+    with pytest.raises(DataError, match=r"1 rows have no image \(row 5"):
+        read(tmp_path, p)
+
+
+def test_other_formats_are_refused_with_the_way_to_csv(tmp_path: Path) -> None:
+    for name in ("p.npy", "p.parquet", "p.json"):
+        with pytest.raises(DataError) as refused:
+            read_foreign_table(written(tmp_path, "x", name), None)
+        assert "to_csv" in str(refused.value.remedy)
