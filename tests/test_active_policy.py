@@ -203,7 +203,7 @@ def test_what_was_settled_before_confidences_were_kept_is_still_read() -> None:
         == []
     )
     broken = {**body, "referral": [{**body["referral"][0], "min_confidence": None}]}
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="None is not a number"):
         policy_from_dict(broken)
 
 
