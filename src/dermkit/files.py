@@ -33,6 +33,9 @@ TEMP_PREFIX = ".dermkit-tmp-"
 MAX_TEXT_BYTES = 2**28
 """A JSON or text file that is read whole: metrics.json of a hundred classes takes 5 MB."""
 
+NOT_REGULAR = "not a regular file"
+"""How `open_regular` says that a path is a folder, pipe, socket or device."""
+
 MAX_READ_BYTES = 2**36
 """Any other file, such as weights or an archive."""
 
@@ -54,8 +57,11 @@ def open_regular(path: Path, *, max_bytes: int = MAX_READ_BYTES) -> io.BufferedR
     Opening a pipe would wait for its writer, and a device may have no end. Without waiting, because the file may be
     replaced between the look and the opening.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, f"Is a directory, {NOT_REGULAR}", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     stream = os.fdopen(os.open(path, flags), "rb")
     status = os.fstat(stream.fileno())
@@ -64,7 +70,7 @@ def open_regular(path: Path, *, max_bytes: int = MAX_READ_BYTES) -> io.BufferedR
     stream.close()
     if stat.S_ISREG(status.st_mode):
         raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(path))
-    raise OSError(errno.EINVAL, "not a regular file", str(path))
+    raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
 
 
 def read_regular(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> bytes:

@@ -23,7 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from dermkit.errors import ImageRejected, RejectionReason, ResourceError, check_fault_of_path, out_of_memory
-from dermkit.files import open_regular
+from dermkit.files import NOT_REGULAR, open_regular
 from dermkit.images.headers import MAX_FILE_BYTES, HeaderRejected, ImageHeader, read_image_header
 from dermkit.images.icc import check_profile
 from dermkit.images.jpeg_damage import DAMAGE_PREFIX, pixel_damage
@@ -83,7 +83,8 @@ def read_image_file(path: Path) -> bytes:
         raise HeaderRejected(RejectionReason.MISSING, "no such file") from None
     except OSError as error:
         check_fault_of_path(error, path)
-        raise HeaderRejected(RejectionReason.UNREADABLE, _error_summary(error)) from None
+        detail = "not a file" if NOT_REGULAR in str(error) else _error_summary(error)
+        raise HeaderRejected(RejectionReason.UNREADABLE, detail) from None
     except ValueError as error:  # a NUL in the name
         raise HeaderRejected(RejectionReason.UNREADABLE, _error_summary(error)) from None
 
