@@ -414,8 +414,8 @@ def test_a_linked_output_is_not_followed(home: Path) -> None:
 
 
 def test_an_archive_with_a_wrong_table_leaves_nothing(home: Path) -> None:
-    archive = pack(home / "set.zip", ("rows.csv", b"image,label,age\na.png,nv,1962\n"))
-    with pytest.raises(DataError, match="row 2: age"):
+    archive = pack(home / "set.zip", ("rows.csv", b"image,label,age\na.png,nv\n"))
+    with pytest.raises(DataError, match="row 2"):
         import_dataset("csv", archive, out=home / "made")
     assert [path.name for path in (home / "made").iterdir()] == [".lock"]
 

@@ -87,7 +87,8 @@ images = st.builds(
     normalise=st.sampled_from(["zero_one", "weights"]),
 )  # fmt: skip
 recipes = st.builds(
-    Recipe, name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True), system=st.text(), about=st.text(),
+    Recipe, name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}[A-Za-z0-9]", fullmatch=True),
+    system=st.text(), about=st.text(),
     image=images, split=splits, model=models, augment=augments,
     grow=st.none()
     | st.builds(OversampleSpec, target_fraction=st.floats(0.01, 1), max_copies=at_least_one, augment=augments),

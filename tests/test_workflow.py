@@ -468,7 +468,7 @@ def test_runs_are_set_side_by_side(pair: list[Path], invoke: Invoke, tmp_path: P
     assert pd.read_csv(write_comparison_tables(comparison, tmp_path / "tables"))["metric"].nunique() > 5
     code, out, _ = invoke("compare", *pair, "--out", tmp_path / "comparison")
     assert code == 0
-    assert "test (the same images)" in out
+    assert "test (the same 12 images)" in out
     assert "not distinguishable on" in out
     assert out.strip().endswith(str(tmp_path / "comparison" / "comparison.html"))
 

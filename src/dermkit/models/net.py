@@ -225,7 +225,9 @@ def _check_arguments(spec: ModelSpec, n_tensors: int) -> None:
 @contextlib.contextmanager
 def _size_limit(state: Mapping[str, Tensor]) -> Iterator[None]:
     """Stop a build in this thread that registers more numbers, tensors or modules than these weights can fill."""
-    n_numbers = [2 * sum(tensor.numel() for tensor in state.values()) + 10**7]
+    n_numbers = [
+        2 * sum(tensor.numel() for tensor in state.values()) + 10**8
+    ]  # blocks to leave out are built first
     n_tensors, n_modules = [2 * len(state) + 1000], [20 * len(state) + 10_000]
     thread = threading.get_ident()
 

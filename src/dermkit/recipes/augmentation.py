@@ -16,7 +16,7 @@ from dermkit.errors import UsageError, did_you_mean
 
 STRICT_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-NonNegativeFloat = Annotated[float, Field(ge=0.0, le=1e6)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 FractionBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Degrees = Annotated[float, Field(ge=0.0, le=180.0)]
