@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dermkit.metrics.decisions.thresholds import predictive_values
 from scipy.stats import norm
 
 from coverage import scored
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
-from dermkit.metrics.decisions.operating_points import evaluate_threshold
+from dermkit.metrics.decisions.operating_point_metrics import evaluate_threshold
+from dermkit.metrics.decisions.operating_points import predictive_values
 from dermkit.metrics.stats.intervals import wilson_interval
 from scale import add_rows, commit, read_rows
 
