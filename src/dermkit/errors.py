@@ -135,6 +135,13 @@ def did_you_mean(name: str, known_names: Iterable[str], *, cutoff: float = 0.6) 
     return f"; did you mean `{matches[0]}`?" if matches else ""
 
 
+def first_of(texts: Iterable[object], limit: int, separator: str = ", ") -> str:
+    """Return the first texts as a list for a message, such as "a, b and 3 more"."""
+    shown = list(map(str, texts))
+    more_text = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return separator.join(shown[:limit]) + more_text
+
+
 _FAULTS_OF_A_PATH = frozenset(
     getattr(errno, name)
     for name in "ENOENT EACCES EPERM ELOOP ENAMETOOLONG ENOTDIR EISDIR EINVAL ENXIO EFBIG EILSEQ".split()  # noqa: SIM905

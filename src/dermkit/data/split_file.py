@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.errors import DataError
+from dermkit.errors import DataError, first_of
 from dermkit.files import open_regular, write_rows
 
 SPLITS = ("train", "validation", "test")
@@ -104,5 +104,4 @@ def _find_problems(
 
 
 def _problem_text(problem: str, examples: "pd.Series[Any]") -> str:
-    more_text = f" and {len(examples) - _MAX_LISTED} more" if len(examples) > _MAX_LISTED else ""
-    return f"{problem} ({len(examples)}): {', '.join(examples[:_MAX_LISTED])}{more_text}"
+    return f"{problem} ({len(examples)}): {first_of(examples, _MAX_LISTED)}"

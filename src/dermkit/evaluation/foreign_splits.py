@@ -1,6 +1,5 @@
 """Which rows of a foreign table are training, validation and test images: the data set decides, not the table."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from dermkit.data.importers.csv_tables import TextTable
 from dermkit.data.importers.normalise import parse_split
 from dermkit.data.manifest import Dataset
 from dermkit.data.split import Split
-from dermkit.errors import DataError, UsageError
+from dermkit.errors import DataError, UsageError, first_of
 
 DEFAULT_SPLIT = "test"
 """Split of a row where neither the data set nor the table says one."""
@@ -58,13 +57,12 @@ def contradiction_error(
     dataset: Dataset,
 ) -> DataError:
     """Return the error that names the first rows, with what table and data set say of them."""
-    examples = ", ".join(
-        f"row {table.row_numbers[i]}: {table_names[i]} here, {names[i]} there" for i in rows[:MAX_ROWS_LISTED]
+    examples = first_of(
+        (f"row {table.row_numbers[i]}: {table_names[i]} here, {names[i]} there" for i in rows), MAX_ROWS_LISTED
     )
-    n_more = len(rows) - MAX_ROWS_LISTED
     return DataError(
         f"{table.path}: the column `split` contradicts {dataset.name} in {len(rows)} of {len(names)} rows "
-        f"({examples}{f' and {n_more} more' if n_more > 0 else ''})",
+        f"({examples})",
         outcome="nothing was written",
         remedy="correct or leave out the column, or name the data set's split that was used with --split",
     )
@@ -102,13 +100,13 @@ def split_warnings(
     if is_left_out.any():
         warnings.append(
             f"{int(is_left_out.sum())} of {len(names)} rows are of images without a side in {origin}, and are left out "
-            f"({_first_ids(image_ids[is_left_out].tolist())})."
+            f"({first_of(image_ids[is_left_out], MAX_ROWS_LISTED)})."
         )
     missing_ids = sorted(test_ids - set(image_ids))
     if missing_ids:
         warnings.append(
             f"{len(missing_ids)} of {len(test_ids)} test images of {origin} have no prediction here "
-            f"({_first_ids(missing_ids)})."
+            f"({first_of(missing_ids, MAX_ROWS_LISTED)})."
         )
     return warnings
 
@@ -149,8 +147,3 @@ def check_not_only_train(names: NDArray[np.object_], table: Path, dataset: Datas
         outcome="nothing was written",
         remedy="add the predictions of the test images, or name the split that was used with --split",
     )
-
-
-def _first_ids(image_ids: Sequence[str]) -> str:
-    more_text = f" and {len(image_ids) - MAX_ROWS_LISTED} more" if len(image_ids) > MAX_ROWS_LISTED else ""
-    return ", ".join(image_ids[:MAX_ROWS_LISTED]) + more_text

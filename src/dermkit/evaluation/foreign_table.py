@@ -20,7 +20,7 @@ from dermkit.data.importers.csv_tables import (
     read_csv_table,
 )
 from dermkit.data.manifest import Dataset
-from dermkit.errors import DataError
+from dermkit.errors import DataError, first_of
 from dermkit.evaluation.foreign_groups import FOREIGN_GROUP_COLUMNS
 from dermkit.evaluation.foreign_probabilities import Numbers, check_scale, parse_numbers, to_probabilities
 from dermkit.evaluation.foreign_splits import MAX_ROWS_LISTED
@@ -150,8 +150,7 @@ def _image_ids(table: TextTable, dataset: Dataset | None) -> tuple["pd.Series[st
 
 
 def _row_list(table: TextTable, rows: Sequence[int]) -> str:
-    more_text = f" and {len(rows) - MAX_ROWS_LISTED} more" if len(rows) > MAX_ROWS_LISTED else ""
-    return ", ".join(f"row {table.row_numbers[i]}" for i in rows[:MAX_ROWS_LISTED]) + more_text
+    return first_of((f"row {table.row_numbers[i]}" for i in rows), MAX_ROWS_LISTED)
 
 
 def _target_label(table: TextTable) -> str | None:

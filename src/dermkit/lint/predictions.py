@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermkit.errors import first_of
 from dermkit.lint.column_order import ColumnOrder, find_column_order
 from dermkit.lint.rules import LintFinding, shared_images_finding
 from dermkit.metrics.classification.confusion import accuracy, balanced_accuracy_present, confusion_matrix
@@ -163,11 +164,10 @@ def _order_sentence(order: ColumnOrder, classes: Sequence[str]) -> str:
         for class_code, column in enumerate(order.columns)
         if class_code != column
     ]
-    more_text = f" and {len(moved_texts) - 3} more" if len(moved_texts) > 3 else ""
     guess_text = f" This is the {order.name} order of the classes." if order.name else ""
     return (
         f"Probability columns seem to be in another order than the classes: "
-        f"{'; '.join(moved_texts[:3])}{more_text} (mean AUROC "
+        f"{first_of(moved_texts, 3, '; ')} (mean AUROC "
         f"{order.reordered_auroc:.2f}, by their own names {order.named_auroc:.2f}).{guess_text}"
     )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dermkit.errors import DermkitError, UntrustedError, UsageError
+from dermkit.errors import DermkitError, UntrustedError, UsageError, first_of
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models import cnn
 from dermkit.models.inference import non_finite_tensors
@@ -167,9 +167,8 @@ def _load_weights(backbone: nn.Module, spec: ModelSpec, weights: BackboneWeights
         ),
     ]
     if problems:
-        omitted_text = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UntrustedError(
-            f"{weights.path}: does not fit {spec.backbone}: {'; '.join(problems[:5])}{omitted_text}",
+            f"{weights.path}: does not fit {spec.backbone}: {first_of(problems, 5, '; ')}",
             outcome="nothing was trained",
             remedy="use the weights of this very net, and let model.skip_blocks name only blocks to leave out",
         )
@@ -273,8 +272,7 @@ def _compare_shapes(spec: ModelSpec, expected: Mapping[str, Tensor], state: Mapp
     ]
     if problems:
         raise UntrustedError(
-            f"weights do not fit {spec.backbone}: {'; '.join(problems[:5])}"
-            f"{f' and {len(problems) - 5} more' if len(problems) > 5 else ''}",
+            f"weights do not fit {spec.backbone}: {first_of(problems, 5, '; ')}",
             outcome="nothing was built",
             remedy="copy the model folder anew",
         )

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.manifest import LesionClass
-from dermkit.errors import DataError, UntrustedError
+from dermkit.errors import DataError, UntrustedError, first_of
 from dermkit.files import open_regular, write_rows
 from dermkit.metrics.classification.scored_set import ScoredSet
 
@@ -115,8 +115,7 @@ def _line_problems(is_invalid: NDArray[np.bool_], problem: str) -> list[str]:
     lines = (np.flatnonzero(is_invalid) + 2).tolist()
     if not lines:
         return []
-    remainder = f" and {len(lines) - MAX_LINES_LISTED} more" if len(lines) > MAX_LINES_LISTED else ""
-    return [f"{problem}: line {', '.join(map(str, lines[:MAX_LINES_LISTED]))}{remainder}"]
+    return [f"{problem}: line {first_of(lines, MAX_LINES_LISTED)}"]
 
 
 def raise_problems(source_name: str, problems: Iterable[str]) -> NoReturn:

@@ -18,6 +18,7 @@ from dermkit.audit.checks.finding import (
     images_per_class,
 )
 from dermkit.audit.checks.text import join_words, plural, proportion_json, proportion_text
+from dermkit.errors import first_of
 from dermkit.metrics.stats.arrays import Bools, Ints
 
 _MAX_NAMED = 4
@@ -84,12 +85,11 @@ def da022_labels_within_lesion(audit_input: AuditInput) -> Outcome:
     rows = contradictory.index.to_numpy(dtype=np.int64)
     rows = rows[np.lexsort((audit_input.frame["label"].to_numpy()[rows], lesion.to_numpy()[rows]))]
     has_several_images = lesion[lesion != ""].value_counts() > 1
-    examples = [f"{name} ({text})" for name, text in labels_by_lesion[:_MAX_NAMED].items()]
-    more_text = f" and {len(labels_by_lesion) - _MAX_NAMED} more" if len(labels_by_lesion) > _MAX_NAMED else ""
+    examples = first_of((f"{name} ({text})" for name, text in labels_by_lesion.items()), _MAX_NAMED)
     sentence = (
         f"Of {plural(int(has_several_images.sum()), 'lesion')} with several images "
         f"{proportion_text(len(labels_by_lesion), int(has_several_images.sum()))} "
-        f"carry more than one label ({plural(len(rows), 'image')}): {', '.join(examples)}{more_text}."
+        f"carry more than one label ({plural(len(rows), 'image')}): {examples}."
     )
     table = image_table(audit_input, rows).assign(lesion_id=lesion.to_numpy()[rows])
     table["labels_of_lesion"] = [labels_by_lesion[name] for name in table["lesion_id"]]

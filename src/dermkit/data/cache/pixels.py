@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dermkit.data.cache.segments import KEY_BYTES
 from dermkit.data.cache.store import Store, StoredRows, evict, hash_keys
 from dermkit.data.manifest import Dataset
-from dermkit.errors import DataError, ImageRejected
+from dermkit.errors import DataError, ImageRejected, first_of
 from dermkit.files import canonical_json, sha256_bytes
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing, resize_pixels
@@ -122,7 +122,7 @@ def _manifest_rows(dataset: Dataset, image_ids: Sequence[str]) -> pd.DataFrame:
     unknown = [name for name, position in zip(image_ids, positions, strict=True) if position < 0]
     if unknown:
         raise DataError(
-            f"{dataset.folder}: {_name_list(unknown)} not in manifest.csv",
+            f"{dataset.folder}: {first_of(unknown, _MAX_LISTED)} not in manifest.csv",
             remedy="use the split that belongs to this data set, or make it again with `dermkit split`",
         )
     rows: pd.DataFrame = dataset.manifest.iloc[positions].reset_index(drop=True)
@@ -133,11 +133,6 @@ def _first_rows(keys: NDArray[np.uint8], rows: NDArray[np.intp]) -> NDArray[np.i
     """Return the first of these rows with each key, so that identical images are decoded once."""
     key_values = np.ascontiguousarray(keys[rows]).view(f"V{KEY_BYTES}")[:, 0]
     return rows[np.sort(np.unique(key_values, return_index=True)[1])]
-
-
-def _name_list(names: Sequence[str]) -> str:
-    more_text = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more_text
 
 
 @dataclass(eq=False)
@@ -266,7 +261,7 @@ class _Build:
         if problems:
             raise DataError(
                 f"{self.dataset.image_root}: {len(problems)} of {total} images cannot be used: "
-                f"{_name_list(sorted(problems))}",
+                f"{first_of(sorted(problems), _MAX_LISTED)}",
                 outcome="the data set and its manifest are untouched, and what was decoded need not be decoded again",
                 remedy="restore these images, or import the data set again",
             )

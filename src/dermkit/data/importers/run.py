@@ -35,7 +35,7 @@ from dermkit.data.manifest import (
     Dataset,
     save_dataset,
 )
-from dermkit.errors import DataError, UsageError, did_you_mean
+from dermkit.errors import DataError, UsageError, did_you_mean, first_of
 from dermkit.files import (
     TEMP_PREFIX,
     check_file_name,
@@ -363,8 +363,7 @@ def _inconsistency_note(frame: pd.DataFrame, id_column: str, value: str, code: s
 
 def _join_paths(paths: Sequence[str]) -> str:
     """Return a text of the first paths of images that belong together, and the number of others."""
-    overflow = f" and {len(paths) - _N_EXAMPLES} more" if len(paths) > _N_EXAMPLES else ""
-    return " = ".join(paths[:_N_EXAMPLES]) + overflow
+    return first_of(paths, _N_EXAMPLES, " = ")
 
 
 def _has_outdated_splits(dataset: Dataset) -> bool:

@@ -16,7 +16,7 @@ from dermkit.data.importers.match_files import match_files
 from dermkit.data.importers.records import Note, Rejected
 from dermkit.data.manifest import MAX_AGE
 from dermkit.data.unknown import known_id, or_unknown
-from dermkit.errors import RejectionReason
+from dermkit.errors import RejectionReason, first_of
 from dermkit.images.headers import IMAGE_SUFFIXES
 
 REASON_NO_METADATA = "no_metadata"
@@ -190,11 +190,8 @@ def _split_problem(column: "pd.Series[str]", index: int) -> str:
 
 def _unreadable_note(target: str, values: "pd.Series[str]") -> Note:
     counts = values.value_counts()
-    shown = ", ".join(f"{str(value)!r} {n:,}" for value, n in counts.head(_MAX_EXAMPLES).items())
-    rest = f" and {len(counts) - _MAX_EXAMPLES} more" if len(counts) > _MAX_EXAMPLES else ""
-    return Note(
-        f"unreadable_{target}", f"Taken for unknown: {_EXPECTED_TEXTS[target]} ({shown}{rest}).", len(values)
-    )
+    examples = first_of((f"{str(value)!r} {n:,}" for value, n in counts.items()), _MAX_EXAMPLES)
+    return Note(f"unreadable_{target}", f"Taken for unknown: {_EXPECTED_TEXTS[target]} ({examples}).", len(values))
 
 
 def check_images(table_rows: TableRows, problems: ProblemList) -> None:
