@@ -1,6 +1,7 @@
 """Names that other people gave stay text: on a terminal, in Markdown, in a spreadsheet, on a sheet."""
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -123,3 +124,9 @@ def test_an_error_message_is_escaped(invoke: Invoke, monkeypatch: pytest.MonkeyP
     code, _, said = invoke("audit", tmp_path / "\x1b[2J")
     assert code == 3
     assert "\x1b" not in said
+
+
+def test_commands_print_through_the_one_function_that_escapes() -> None:
+    sources = (Path(__file__).parents[1] / "src" / "dermkit" / "cli").glob("*.py")
+    users = {path.name for path in sources if re.search(r"\btyper\.echo\(", path.read_text("utf-8"))}
+    assert users == {"console.py"}

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from dermkit import __version__
-from dermkit.cli.console import OutOption, printable_output, progress_bar, say_error
+from dermkit.cli.console import OutOption, echo, progress_bar, say_error
 from dermkit.cli.data import audit_command, import_command, split_command
 from dermkit.cli.predict import predict_command
 from dermkit.cli.results import compare_command, evaluate_command, report_command
@@ -40,7 +40,7 @@ FAULT_TEXT = (
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"dermkit {__version__}")
+        echo(f"dermkit {__version__}")
         raise typer.Exit
 
 
@@ -93,22 +93,21 @@ def demo_command(out: OutOption = Path("demo")) -> None:
 
     with progress_bar() as progress:
         outcome = run_demo(out, progress=progress)
-    typer.echo(
+    echo(
         "\nResearch use only. Not a medical device. The images are synthetic: the figures say nothing about skin."
     )
-    typer.echo(f"images       {outcome.images}")
-    typer.echo(f"data set     {outcome.dataset}")
-    typer.echo(f"overview     {outcome.overview}")
-    typer.echo(f"run          {outcome.run}")
-    typer.echo(f"predictions  {outcome.predictions.out}")
-    typer.echo(f"report       {outcome.report}")
+    echo(f"images       {outcome.images}")
+    echo(f"data set     {outcome.dataset}")
+    echo(f"overview     {outcome.overview}")
+    echo(f"run          {outcome.run}")
+    echo(f"predictions  {outcome.predictions.out}")
+    echo(f"report       {outcome.report}")
 
 
 def run_command(command: Callable[[], Any], *, debug: bool) -> int:
     """Call a command; returns the exit code and prints a DermkitError's message to standard error."""
     try:
-        with printable_output():
-            result = command()
+        result = command()
     except KeyboardInterrupt:
         say_error("interrupted")
         return INTERRUPTED

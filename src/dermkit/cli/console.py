@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -38,38 +38,22 @@ def parse_malignancy(options: Sequence[str]) -> dict[str, str]:
     return malignancy
 
 
+def echo(message: object = "", *, err: bool = False) -> None:
+    """Print a line, escaped: it may hold a name that somebody else gave a file. Commands print with nothing else."""
+    typer.echo(printable(str(message)), err=err)
+
+
 def exit_with_refused(count: int, refused_path: Path) -> None:
     """Leave with the exit code for refused images, if there are any."""
     if count:
-        typer.echo(f"{count} images were refused and are listed in {refused_path}", err=True)
+        echo(f"{count} images were refused and are listed in {refused_path}", err=True)
         raise typer.Exit(EXIT_SOME_REJECTED)
 
 
 def say_error(line: str) -> None:
     """Print to standard error; where that is closed or full, go on without: hours of work do not depend on it."""
     with suppress(OSError, ValueError):
-        typer.echo(printable(line), err=True)
-
-
-@contextmanager
-def printable_output() -> Iterator[None]:
-    """Escape what commands print, here and nowhere else: every line may hold a name that somebody else gave a file."""
-    echo = typer.echo
-
-    def echo_printable(
-        message: Any | None = None,
-        file: IO[Any] | None = None,
-        nl: bool = True,
-        err: bool = False,
-        color: bool | None = None,
-    ) -> None:
-        echo(printable(message) if isinstance(message, str) else message, file, nl, err, color)
-
-    typer.echo = echo_printable
-    try:
-        yield
-    finally:
-        typer.echo = echo
+        echo(line, err=True)
 
 
 @contextmanager

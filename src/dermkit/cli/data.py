@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dermkit.cli.console import DatasetArgument, OutOption, exit_with_refused, parse_malignancy, progress_bar
+from dermkit.cli.console import DatasetArgument, OutOption, echo, exit_with_refused, parse_malignancy, progress_bar
 from dermkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ def import_command(
             on_progress=lambda count, total: progress.step("images", count, total),
             on_unpack=lambda count, total: progress.step("unpacked", count, total),
         )  # fmt: skip
-    typer.echo(f"{len(outcome.dataset.manifest)} images, {len(outcome.dataset.classes)} classes: {out}")
+    echo(f"{len(outcome.dataset.manifest)} images, {len(outcome.dataset.classes)} classes: {out}")
     for note in outcome.dataset.notes.get("warnings", []):
         level = "warning" if note["code"] in ("unknown_class", "class_contradiction") else "note"
-        typer.echo(f"{level}: {note['text']} ({note['n']})")
-    typer.echo(f"overview: {out / 'overview.html'}")
+        echo(f"{level}: {note['text']} ({note['n']})")
+    echo(f"overview: {out / 'overview.html'}")
     exit_with_refused(len(outcome.rejected), out / "refused.csv")
 
 
@@ -130,25 +130,25 @@ def split_command(
     loaded_dataset = dk.load_dataset(dataset)
     new_split = dk.split(loaded_dataset, spec, name=name or scheme, seal=seal)
     for split_name, count in new_split.frame["split"].value_counts(sort=False).items():
-        typer.echo(f"{split_name}: {count} images")
+        echo(f"{split_name}: {count} images")
     if len(new_split.excluded):
-        typer.echo(f"excluded: {len(new_split.excluded)} images, each with its reason")
+        echo(f"excluded: {len(new_split.excluded)} images, each with its reason")
     for note in new_split.notes:
-        typer.echo(f"note: {note}")
+        echo(f"note: {note}")
     if split_seal := dk.find_split_seal(loaded_dataset, new_split):
         openings_text = f"openings so far: {len(split_seal.openings)}"
-        typer.echo(
+        echo(
             f"test split sealed on {split_seal.date[:10]} as {split_seal.name}, {openings_text}: "
             f"{len(split_seal.rows)} images"
         )
-    typer.echo(str(dataset / "splits" / f"{new_split.name}.csv"))
+    echo(str(dataset / "splits" / f"{new_split.name}.csv"))
 
 
 def _print_codes(is_asked: bool) -> None:
     if is_asked:
         import dermkit as dk
 
-        typer.echo(dk.audit_codes())
+        echo(dk.audit_codes())
         raise typer.Exit
 
 
@@ -219,8 +219,8 @@ def audit_command(
             progress=progress,
         )
     _print_findings(outcome.findings)
-    typer.echo(outcome.audit.verdict)
-    typer.echo(str(outcome.page))
+    echo(outcome.audit.verdict)
+    echo(str(outcome.page))
     outcome.raise_for_errors()
 
 
@@ -231,15 +231,15 @@ def _check_external(reference: "Dataset", other_path: Path, *, accept: list[str]
     with progress_bar() as progress:
         outcome = dk.check_external(reference, other_dataset, accept=accept, workers=workers, progress=progress)
     _print_findings(outcome.findings)
-    typer.echo(outcome.verdict)
-    typer.echo(str(outcome.page))
+    echo(outcome.verdict)
+    echo(str(outcome.page))
     outcome.raise_for_errors()
 
 
 def _print_findings(findings: "Sequence[ReportedFinding]") -> None:
     for reported in findings:
         acceptance_note = " (accepted, not repaired)" if reported.acceptance else ""
-        typer.echo(
+        echo(
             f"{reported.card.code}  {reported.finding.severity:7}  {reported.finding.n:>7}  "
             f"{reported.card.title}{acceptance_note}"
         )

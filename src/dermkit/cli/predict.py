@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dermkit.cli.console import OutOption, exit_with_refused, one_of_names, progress_bar
+from dermkit.cli.console import OutOption, echo, exit_with_refused, one_of_names, progress_bar
 from dermkit.cli.train import DeviceOption
 
 if TYPE_CHECKING:
@@ -68,20 +68,20 @@ def _print_prediction_summary(outcome: "PredictOutcome", out: Path) -> None:
     from dermkit.prediction.decisions import DECISIONS_FILE
     from dermkit.runs.layout import PREDICTIONS_FILE
 
-    typer.echo(f"{outcome.n_scored} images scored: {out / PREDICTIONS_FILE}")
+    echo(f"{outcome.n_scored} images scored: {out / PREDICTIONS_FILE}")
     if outcome.decision_counts:
-        typer.echo(f"{outcome.decision_counts}: {out / DECISIONS_FILE}")
+        echo(f"{outcome.decision_counts}: {out / DECISIONS_FILE}")
         for warning in outcome.decision_counts.warnings:
-            typer.echo(f"warning: {warning}", err=True)
+            echo(f"warning: {warning}", err=True)
     else:
-        typer.echo(
+        echo(
             "warning: the model has no decision policy (it was never evaluated on validation images), so probabilities "
             "are not calibrated",
             err=True,
         )
     if outcome.n_training_images:
-        typer.echo(
+        echo(
             f"warning: {outcome.n_training_images} of them are images that the model was trained on (predict.json)",
             err=True,
         )
-    typer.echo(str(out / "sheet-1.png"))
+    echo(str(out / "sheet-1.png"))

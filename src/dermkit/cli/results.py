@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermkit.cli.console import one_of_names, parse_malignancy, progress_bar
+from dermkit.cli.console import echo, one_of_names, parse_malignancy, progress_bar
 
 MAP_HELP = (
     "How classes correspond, as a JSON file: "
@@ -70,7 +70,7 @@ def evaluate_command(
             out=out, open_test=dk.load_dataset(open_test) if open_test else None, progress=progress, options=options,
             split=split, malignancy=parse_malignancy(malignancy or []), probabilities=probabilities,
         )  # fmt: skip
-    typer.echo(str(path))
+    echo(str(path))
 
 
 def report_command(
@@ -78,7 +78,7 @@ def report_command(
 ) -> None:
     import dermkit as dk
 
-    typer.echo(str(dk.report(run)))
+    echo(str(dk.report(run)))
 
 
 def compare_command(
@@ -99,9 +99,9 @@ def compare_command(
 
     outcome = dk.compare(runs or [], claim_texts=claim_texts or [], out=out)
     for name, table in outcome.tables.items():
-        typer.echo(f"\n{name} ({outcome.image_texts[name]})")
-        typer.echo(table)
-    typer.echo("")
+        echo(f"\n{name} ({outcome.image_texts[name]})")
+        echo(table)
+    echo("")
     for sentence in [*outcome.notes, *outcome.sentences]:
-        typer.echo(sentence)
-    typer.echo(str(outcome.page))
+        echo(sentence)
+    echo(str(outcome.page))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from dermkit.cli.console import DatasetArgument, progress_bar
+from dermkit.cli.console import DatasetArgument, echo, progress_bar
 from dermkit.errors import UsageError
 from dermkit.progress import Progress
 from dermkit.threads import cpu_count
@@ -62,10 +62,10 @@ def list_recipes() -> None:
     from dermkit.recipes.experiments import GRIDS, RECIPES
 
     for recipe in RECIPES.values():
-        typer.echo(f"{recipe.name:40} {recipe.system:5} {recipe.about}")
-    typer.echo("\nGrids for `dermkit tune`:")
+        echo(f"{recipe.name:40} {recipe.system:5} {recipe.about}")
+    echo("\nGrids for `dermkit tune`:")
     for name, members in GRIDS.items():
-        typer.echo(f"{name:40} {len(members)} recipes of {members[0].system}")
+        echo(f"{name:40} {len(members)} recipes of {members[0].system}")
 
 
 @recipes_app.command("show", help="Print a recipe as JSON, to edit and train.")
@@ -74,7 +74,7 @@ def show_recipe(name: str) -> None:
     from dermkit.recipes.formats import RECIPE_FORMAT
     from dermkit.recipes.schema import recipe_to_dict
 
-    typer.echo(json.dumps({"format": RECIPE_FORMAT, **recipe_to_dict(find_recipe(name))}, indent=1))
+    echo(json.dumps({"format": RECIPE_FORMAT, **recipe_to_dict(find_recipe(name))}, indent=1))
 
 
 @recipes_app.command(
@@ -84,7 +84,7 @@ def list_presets() -> None:
     from dermkit.recipes.augmentation import PRESET_NOTES
 
     for name, note in PRESET_NOTES.items():
-        typer.echo(f"{name:14} {note}")
+        echo(f"{name:14} {note}")
 
 
 def _find_or_load_recipe(name: str) -> "Recipe":
@@ -125,7 +125,7 @@ def _launch_ranks(devices: int, nodes: int, restarts: int) -> None:
     from dermkit.training.distributed.launcher import supervise
 
     def print_line(line: str) -> None:  # rank 0 draws the bar; a second one would draw over it
-        typer.echo(line, err=True)
+        echo(line, err=True)
 
     raise typer.Exit(supervise(sys.argv[1:], devices=devices, nodes=nodes, restarts=restarts, say=print_line))
 
@@ -151,7 +151,7 @@ def _print_paths(*paths: Path) -> None:
     rank_info = read_rank_info(os.environ)
     if rank_info is None or rank_info.rank == 0:
         for path in paths:
-            typer.echo(str(path))
+            echo(str(path))
 
 
 def train_command(
