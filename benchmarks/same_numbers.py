@@ -45,12 +45,10 @@ RENAMED: Mapping[str, str] = {
     "brought.json": "foreign_predictions.json",
     # a policy, in policy.json, model.json, metrics.json, run.json and predict.json
     "metrics.json/decision": "policy", "predict.json/decision": "policy", "run.json/decision": "policy",
-    "operating_points/wish": "name", "operating_points/wish_rate": "target", "operating_points/kept": "guaranteed",
-    "operating_points/value": "threshold", "operating_points/asked": "requested", "asked_points": "requested_points",
-    "operating_point/wish": "name", "operating_point/wish_rate": "target", "operating_point/kept": "guaranteed",
-    "operating_point/value": "threshold", "operating_point/chosen": "selected_by", "refer/referred": "n_referred",
-    "asked_points/wish": "name", "asked_points/wish_rate": "target", "asked_points/kept": "guaranteed",
-    "asked_points/value": "threshold", "asked_points/asked": "requested",
+    **{f"{place}/{old}": new for place in ("operating_points", "operating_point", "asked_points")
+       for old, new in (("wish", "name"), ("wish_rate", "target"), ("kept", "guaranteed"), ("value", "threshold"),
+                        ("asked", "requested"))},
+    "asked_points": "requested_points", "operating_point/chosen": "selected_by", "refer/referred": "n_referred",
     "conformal/least": "min_probability", "conformal/n": "n_images", "conformal/units": "n_groups",
     "refer": "referral", "refer/share": "target_coverage", "refer/least_confidence": "min_confidence",
     "refer/answered": "coverage",

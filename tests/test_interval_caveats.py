@@ -12,6 +12,7 @@ from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.metrics.stats import intervals
 from dermkit.metrics.stats.estimate import Estimate, humanise, reliability, with_caveats
+from dermkit.runs.predictions import prediction_columns
 
 MARK = "interval unreliable"
 CLASSES = (LesionClass("nevus", "nevus", "benign"), LesionClass("melanoma", "melanoma", "malignant"))
@@ -38,16 +39,7 @@ def predictions(units: dict[str, int], *, per_unit: int = 1) -> tuple[pd.DataFra
                 rows.append((name, name, label, "test", "", "", label if own > 0.5 else other,
                              *(own if c.name == label else 1 - own for c in CLASSES)))  # fmt: skip
                 groups[name] = len(groups) if per_unit == 1 else unit + 1000 * (label == "nevus")
-    columns = [
-        "image_id",
-        "path",
-        "label",
-        "split",
-        "fold",
-        "seed",
-        "predicted",
-        *(f"p_{c.name}" for c in CLASSES),
-    ]
+    columns = prediction_columns([c.name for c in CLASSES])
     return pd.DataFrame(rows, columns=columns), groups if per_unit > 1 else None
 
 

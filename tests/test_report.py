@@ -39,6 +39,7 @@ from dermkit.reporting.labels import METRIC_TITLES
 from dermkit.reporting.report import write_report, write_summary_report
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import ENVIRONMENT, METRICS, RUN, SUMMARY, UNSTABLE_TRAINING
+from dermkit.runs.predictions import prediction_columns
 
 HOSTILE = '<script>alert("1")</script>'
 NINE = (
@@ -148,17 +149,7 @@ def make_run(
          classes[int(p[i].argmax())], *map(float, p[i]))
         for i in range(n)
     ]  # fmt: skip
-    header = (
-        "image_id",
-        "path",
-        "label",
-        "split",
-        "fold",
-        "seed",
-        "predicted",
-        *(f"p_{name}" for name in classes),
-    )
-    write_rows(folder / "predictions.csv", header, rows)
+    write_rows(folder / "predictions.csv", prediction_columns(classes), rows)
     write_rows(folder / "groups.csv", ("image_id", "group"), [(row[0], i // 2) for i, row in enumerate(rows)])
     log = [
         (
