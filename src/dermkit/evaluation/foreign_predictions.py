@@ -28,6 +28,7 @@ from dermkit.data.split import Split
 from dermkit.errors import DataError
 from dermkit.evaluation.evaluate import evaluate_run
 from dermkit.evaluation.foreign_groups import group_numbers, group_warnings
+from dermkit.evaluation.foreign_probabilities import table_error
 from dermkit.evaluation.foreign_splits import (
     DEFAULT_SPLIT,
     MAX_ROWS_LISTED,
@@ -37,12 +38,7 @@ from dermkit.evaluation.foreign_splits import (
     read_split_names,
     split_warnings,
 )
-from dermkit.evaluation.foreign_table import (
-    ForeignTable,
-    check_one_label,
-    read_foreign_table,
-    table_error,
-)
+from dermkit.evaluation.foreign_table import ForeignTable, check_one_label, read_foreign_table
 from dermkit.evaluation.openings import log_openings, openings_of_images
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.requested_targets import POLICY_SPLIT, check_options, check_targets

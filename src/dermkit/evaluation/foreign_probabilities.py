@@ -164,7 +164,7 @@ def _check_named_scale(p: Floats, scale: str | None, table: Path) -> None:
             f"independent scores lie between 0 and 1; these lie between {finite.min():.3g} and {finite.max():.3g}"
         )
     if problem:
-        raise scale_error(table, problem, "leave out --probabilities, or name the scale that the numbers have")
+        raise table_error(table, problem, "leave out --probabilities, or name the scale that the numbers have")
 
 
 def _check_is_probability(p: Floats, table: Path) -> None:
@@ -174,11 +174,11 @@ def _check_is_probability(p: Floats, table: Path) -> None:
         return
     is_outside = (finite.min(axis=1) < 0) | (finite.max(axis=1) > 1)
     if is_outside.mean() > MAX_BAD_FRACTION:
-        raise scale_error(table, *_outside_problem(finite, is_outside))
+        raise table_error(table, *_outside_problem(finite, is_outside))
     is_off = ~is_outside & (np.abs(finite.sum(axis=1) - 1) > FOREIGN_SUM_TOLERANCE)
     if p.shape[1] > 1 and is_off.mean() > MAX_BAD_FRACTION:
         sums = finite.sum(axis=1)
-        raise scale_error(
+        raise table_error(
             table,
             f"{int(is_off.sum())} of {len(p)} rows do not sum to 1 (but to {sums.min():.3g} to {sums.max():.3g})",
             "add --probabilities independent if each column is a score of its own (sigmoid): rows are divided by their "
@@ -196,6 +196,8 @@ def _outside_problem(finite: Floats, is_outside: NDArray[np.bool_]) -> tuple[str
     return problem, "add --probabilities logits if they are logits (softmax is applied), or percent"
 
 
-def scale_error(table: Path, problem: str, remedy: str) -> DataError:
-    """Return the error about numbers of another scale; `remedy` names the option or the change that helps."""
-    return DataError(f"{table}: {problem}", outcome="nothing was written", remedy=remedy)
+def table_error(
+    file: Path, problem: str, remedy: str = "docs/metrics.md says which columns are read"
+) -> DataError:
+    """Return the error about a table that cannot be read as predictions; `remedy` names what helps."""
+    return DataError(f"{file}: {problem}", outcome="nothing was written", remedy=remedy)

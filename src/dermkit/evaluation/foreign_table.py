@@ -22,7 +22,13 @@ from dermkit.data.importers.csv_tables import (
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DataError, first_of
 from dermkit.evaluation.foreign_groups import FOREIGN_GROUP_COLUMNS
-from dermkit.evaluation.foreign_probabilities import Numbers, check_scale, parse_numbers, to_probabilities
+from dermkit.evaluation.foreign_probabilities import (
+    Numbers,
+    check_scale,
+    parse_numbers,
+    table_error,
+    to_probabilities,
+)
 from dermkit.evaluation.foreign_splits import MAX_ROWS_LISTED
 from dermkit.render.cells import undefused
 from dermkit.runs.predictions import PROBABILITY_PREFIX
@@ -119,13 +125,6 @@ def _read_text(file: Path) -> TextTable:
     if not len(table.frame):
         raise table_error(file, "it has no row")
     return table
-
-
-def table_error(file: Path, problem: str) -> DataError:
-    """Return the error about a table that cannot be read as predictions."""
-    return DataError(
-        f"{file}: {problem}", outcome="nothing was written", remedy="docs/metrics.md says which columns are read"
-    )
 
 
 def _image_ids(table: TextTable, dataset: Dataset | None) -> tuple["pd.Series[str]", list[str]]:
