@@ -180,20 +180,12 @@ CodesOption = Annotated[
 
 
 def audit_command(
-    dataset: Path,
-    split: Annotated[
-        str | None, typer.Option("--split", help="A split by name or file (default: the published one).")
-    ] = None,
-    other_path: Annotated[
-        Path | None, typer.Option("--against", help="Another data set: is it free of this one's images?")
-    ] = None,
-    clean: Annotated[
-        bool, typer.Option("--clean", help="Write a clean manifest, each dropped row with its reason.")
-    ] = False,
-    accept: Annotated[
-        list[str] | None, typer.Option(help="Accept a finding by its code; recorded, and told in every report.")
-    ] = None,
-    use: Annotated[UseName, typer.Option(help="What you plan; licences are judged by it.")] = "research",
+    dataset: DatasetArgument,
+    split: SplitToCheckOption = None,
+    other_path: AgainstOption = None,
+    clean: CleanOption = False,
+    accept: AcceptOption = None,
+    use: UseOption = "research",
     workers: Annotated[int, typer.Option(min=0, help="Threads that read images (0 = all cores).")] = 0,
     _codes_flag: CodesOption = False,
 ) -> None:

@@ -410,6 +410,7 @@ def _read_orientation(block: bytes) -> tuple[int, tuple[str, ...]]:
 
 # Readers and signatures -------------------------------------------------------------------------------------------
 
+# Formats of cameras and archives of skin images, single images only. GIF is not among them: 256 colours, animated.
 _READERS: MappingProxyType[str, Callable[[bytes], ImageHeader]] = MappingProxyType(
     {"JPEG": _read_jpeg, "PNG": _read_png, "WEBP": _read_webp, "BMP": _read_bmp, "TIFF": _read_tiff}
 )
@@ -435,7 +436,5 @@ _FOREIGN_SIGNATURES = (
     (0, b"MM\0+", "BigTIFF"),
     (0, b"\0\0\1\0", "icon"),
 )
-ALLOWED_FORMATS = frozenset(_READERS)
-"""Formats of cameras and archives of skin images, single images only. GIF is not among them: 256 colours, animated."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 """Suffixes, in lower case, of the files that an import tries to open; the bytes decide the format, not the suffix."""

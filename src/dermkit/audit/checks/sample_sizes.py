@@ -40,8 +40,6 @@ DISCORDANT_FRACTIONS = (0.2, 0.3)
 CONTRADICTED_FRACTION = 0.5
 """Fraction of a class's test images with a contradictory duplicate from which its recall is meaningless."""
 
-NAMED = 4
-
 
 def da030_small_classes(audit_input: AuditInput) -> Outcome:
     """Small classes
