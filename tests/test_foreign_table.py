@@ -1,6 +1,8 @@
 """Predictions as people have them: what is read, with what was assumed said, and what is refused with its cure."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -173,7 +175,100 @@ def test_an_image_with_two_labels_and_an_empty_id_are_refused_with_their_rows(tm
 
 
 def test_other_formats_are_refused_with_the_way_to_csv(tmp_path: Path) -> None:
-    for name in ("p.npy", "p.parquet", "p.json"):
+    for name in ("p.npy", "p.xlsx", "p.pkl"):
         with pytest.raises(DataError) as refused:
             read_foreign_table(written(tmp_path, "x", name), None)
-        assert "to_csv" in str(refused.value.remedy)
+        assert ("savez" if name == "p.npy" else "to_csv") in str(refused.value.remedy)
+
+
+def three_classes() -> pd.DataFrame:
+    return make_logits(["mel", "nv", "bcc"])[1]
+
+
+def write_json(frame: pd.DataFrame, file: Path, orient: str) -> None:
+    if orient == "lines":
+        frame.to_json(file, orient="records", lines=True, double_precision=15)
+    elif orient == "by image":
+        file.write_text(json.dumps({row["image"]: row.drop("image").to_dict() for _, row in frame.iterrows()}))
+    elif orient == "list":
+        file.write_text(json.dumps(frame.to_dict(orient="list")))
+    else:
+        frame.to_json(file, orient=orient, double_precision=15)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("orient", ["records", "split", "columns", "list", "by image", "lines"])
+def test_json_in_each_form_of_pandas_is_the_table_that_was_written(tmp_path: Path, orient: str) -> None:
+    frame = three_classes()
+    file = tmp_path / ("p.jsonl" if orient == "lines" else "p.json")
+    write_json(frame, file, orient)
+    table = read_foreign_table(file, None)
+    assert table.ids.tolist() == frame["image"].tolist()
+    assert table.labels is not None
+    assert table.labels.tolist() == frame["label"].tolist()
+    np.testing.assert_allclose(table.probabilities[["mel", "nv", "bcc"]], frame[["mel", "nv", "bcc"]], atol=1e-14)
+
+
+@pytest.mark.parametrize("is_numbered", [False, True])
+def test_arrays_are_read_with_the_names_of_their_classes(tmp_path: Path, is_numbered: bool) -> None:
+    frame, names = three_classes(), ["mel", "nv", "bcc"]
+    labels = [names.index(name) for name in frame["label"]] if is_numbered else frame["label"].tolist()
+    arrays: dict[str, Any] = {
+        "image_ids": frame["image"].tolist(),
+        "labels": labels,
+        "probabilities": frame[names].to_numpy(),
+    }
+    np.savez(tmp_path / "p.npz", classes=names, **arrays)
+    table = read_foreign_table(tmp_path / "p.npz", None)
+    assert table.labels is not None
+    assert table.labels.tolist() == frame["label"].tolist()
+    assert (table.probabilities[names].to_numpy() == frame[names].to_numpy()).all()
+    assert table.ids.tolist() == frame["image"].tolist()
+
+
+def test_arrays_of_one_score_are_read_like_y_true_and_y_score(tmp_path: Path) -> None:
+    y_true, y_score = np.arange(N) % 2, np.linspace(0.01, 0.99, N)
+    np.savez(tmp_path / "p.npz", y_true=y_true, y_score=y_score)
+    table = read_foreign_table(tmp_path / "p.npz", None)
+    assert (table.probabilities["malignant"].to_numpy() == y_score).all()
+    assert table.labels is not None
+    assert table.labels.tolist() == ["malignant" if value else "benign" for value in y_true]
+
+
+def npz(file: Path, **arrays: object) -> Path:
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file
+
+
+def test_files_that_hold_no_table_are_refused_and_nothing_is_run_from_them(tmp_path: Path) -> None:
+    p = np.full((4, 3), 1 / 3)
+    files = {
+        "which classes these are": npz(tmp_path / "a.npz", label=["mel"] * 4, probabilities=p),
+        "not of one length": npz(tmp_path / "b.npz", label=["mel"] * 3, probabilities=p, classes=["a", "b", "c"]),
+        "holds 0 to 9": npz(tmp_path / "c.npz", labels=[0, 9, 1, 1], probabilities=p, classes=["a", "b", "c"]),
+        "allow_pickle": npz(tmp_path / "d.npz", label=np.array([{}, 1], dtype=object)),
+        "holds neither": written(tmp_path, "[1, 2]", "e.json"),
+        "Expecting value": written(tmp_path, "nothing", "f.json"),
+        "a cell holds dict": written(tmp_path, '[{"label": {}}]', "g.json"),
+        "recursion": written(tmp_path, "[" * 100_000, "h.json"),
+        "not a zip": written(tmp_path, "PK", "i.npz"),
+        "it has no row": written(tmp_path, '{"label": []}', "j.json"),
+    }
+    for problem, file in files.items():
+        with pytest.raises(DataError, match=problem):
+            read_foreign_table(file, None)
+
+
+def test_parquet_is_read_where_its_reader_is_installed_and_else_refused_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, "PAR1", "p.parquet")
+
+    def missing(*_: object, **__: object) -> pd.DataFrame:
+        raise ImportError("pyarrow")
+
+    monkeypatch.setattr(pd, "read_parquet", missing)
+    with pytest.raises(DataError, match="needs pyarrow") as refused:
+        read_foreign_table(file, None)
+    assert "pip install pyarrow" in str(refused.value.remedy)
+    monkeypatch.setattr(pd, "read_parquet", lambda *_, **__: three_classes())
+    assert len(read_foreign_table(file, None).ids) == N

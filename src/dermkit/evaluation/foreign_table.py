@@ -20,7 +20,8 @@ from dermkit.data.importers.csv_tables import (
     read_csv_table,
 )
 from dermkit.data.manifest import Dataset
-from dermkit.errors import DataError, first_of
+from dermkit.errors import first_of
+from dermkit.evaluation.foreign_files import has_reader, read_other_table
 from dermkit.evaluation.foreign_groups import FOREIGN_GROUP_COLUMNS
 from dermkit.evaluation.foreign_probabilities import (
     Numbers,
@@ -47,9 +48,6 @@ _METADATA_COLUMNS = (
 _ROW_NUMBER_COLUMN = re.compile(r"unnamed: ?\d+", re.IGNORECASE)
 _POSITIVE_LABELS = frozenset({"1", "1.0", "true", "yes", "positive", "pos"})
 _NEGATIVE_LABELS = frozenset({"0", "0.0", "false", "no", "negative", "neg"})
-_OTHER_FORMATS = frozenset(
-    {".npy", ".npz", ".parquet", ".json", ".xlsx", ".xls", ".pkl", ".pt", ".feather", ".mat"}
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,20 +108,18 @@ def read_foreign_table(file: Path, dataset: Dataset | None, scale: str | None = 
 
 
 def _read_text(file: Path) -> TextTable:
-    if file.suffix.lower() in _OTHER_FORMATS:
-        raise DataError(
-            f"{file}: {file.suffix} files are not read as tables of predictions",
-            outcome="nothing was written",
-            remedy="save it as CSV (pandas: frame.to_csv('predictions.csv', index=False)), with a row per image and a "
-            "column per class",
-        )
+    table = read_other_table(file) if has_reader(file) else _read_csv(file)
+    if not len(table.frame):
+        raise table_error(file, "it has no row")
+    return table
+
+
+def _read_csv(file: Path) -> TextTable:
     problems = ProblemList()
     table = read_csv_table(
         file, problems, hint_columns=[*ID_ALIASES, *PREDICTION_FIELDS, *LABEL_ALIASES, *SCORE_ALIASES]
     )
     problems.raise_if_any()
-    if not len(table.frame):
-        raise table_error(file, "it has no row")
     return table
 
 
