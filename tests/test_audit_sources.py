@@ -1,17 +1,23 @@
 """Columns that give the label away, and licences against the planned use."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from audit_inputs import make_subject
 from dermkit.audit.checks.finding import Finding, NotApplicable, PlannedUse, Severity, read_check_card
 from dermkit.audit.checks.licences import read_licences, strictest
 from dermkit.audit.checks.provenance import da060_label_leaking_columns, da061_licence_forbids
+from dermkit.data.importers.run import import_dataset
+from dermkit.data.importers.table_rows import ImportOptions
 
 HAM = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
 
 
 def test_a_leaking_column_in_the_source_is_a_note() -> None:
-    notes = {"columns": {"read": HAM, "used": ["lesion_id", "image_id", "dx", "age", "sex", "localization"]}}
+    notes = {"columns": HAM, "columns_used": ["lesion_id", "image_id", "dx", "age", "sex", "localization"]}
     found = da060_label_leaking_columns(make_subject(["nv", "mel"], notes=notes))
     assert isinstance(found, Finding)
     assert (found.severity, found.n, found.kind) == (Severity.NOTE, 2, "table")
@@ -19,9 +25,9 @@ def test_a_leaking_column_in_the_source_is_a_note() -> None:
     assert "dx_type (how the diagnosis was confirmed); the manifest left that out" in found.sentence
 
 
-@pytest.mark.parametrize("used", [["dx", "dx_type"], {"dx": "label", "dx_type": "site"}])
-def test_a_leaking_column_in_the_manifest_is_a_warning(used: object) -> None:
-    found = da060_label_leaking_columns(make_subject(["nv"], notes={"columns": {"read": HAM, "used": used}}))
+def test_a_leaking_column_in_the_manifest_is_a_warning() -> None:
+    notes = {"columns": HAM, "columns_used": ["dx", "dx_type"]}
+    found = da060_label_leaking_columns(make_subject(["nv"], notes=notes))
     assert isinstance(found, Finding)
     assert found.severity == Severity.WARNING
     assert found.rows.to_dict("records") == [
@@ -29,20 +35,36 @@ def test_a_leaking_column_in_the_manifest_is_a_warning(used: object) -> None:
     ]
 
 
-def test_a_plain_list_of_columns_is_read_too() -> None:
-    found = da060_label_leaking_columns(
-        make_subject(["nv"], notes={"columns": ["isic_id", "Diagnosis Confirm-Type", "benign_malignant", "age"]})
-    )
+def test_names_are_read_in_any_spelling() -> None:
+    notes = {"columns": ["isic_id", "Diagnosis Confirm-Type", "benign_malignant", "age"]}
+    found = da060_label_leaking_columns(make_subject(["nv"], notes=notes))
     assert isinstance(found, Finding)
     assert found.severity == Severity.NOTE
     assert found.rows["column"].tolist() == ["Diagnosis Confirm-Type", "benign_malignant"]
 
 
+@pytest.mark.parametrize("is_given", [False, True])
+def test_an_import_says_which_columns_its_manifest_holds(tmp_path: Path, is_given: bool) -> None:
+    """The check reads what the importer writes: the label is no leak, the way of confirming it is one if it is used."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+        tmp_path / "a.png"
+    )
+    (tmp_path / "table.csv").write_text("image,dx,dx_type\na.png,nv,histo\n")
+    columns = {"source": "dx_type"} if is_given else {}
+    options = ImportOptions(columns={"image": "image", "label": "dx", **columns})
+    notes_of_import = import_dataset("csv", tmp_path, out=tmp_path / "out", options=options).dataset.notes
+    notes = {key: notes_of_import[key] for key in ("columns", "columns_used")}
+    found = da060_label_leaking_columns(make_subject(["nv"], notes=notes))
+    assert isinstance(found, Finding)
+    assert found.rows["column"].tolist() == ["dx_type"]
+    assert found.severity == (Severity.WARNING if is_given else Severity.NOTE)
+
+
 def test_harmless_columns_and_no_columns() -> None:
-    notes = {"columns": {"read": ["image", "label", "age", "sex", "patient_id", "dx"], "used": ["dx", "age"]}}
+    notes = {"columns": ["image", "label", "age", "sex", "patient_id", "dx"], "columns_used": ["dx", "age"]}
     assert da060_label_leaking_columns(make_subject(["nv"], notes=notes)) is None
     assert isinstance(da060_label_leaking_columns(make_subject(["nv"])), NotApplicable)
-    assert isinstance(da060_label_leaking_columns(make_subject(["nv"], notes={"columns": {}})), NotApplicable)
+    assert isinstance(da060_label_leaking_columns(make_subject(["nv"], notes={"columns": []})), NotApplicable)
 
 
 @pytest.mark.parametrize(

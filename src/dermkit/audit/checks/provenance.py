@@ -56,7 +56,7 @@ def da060_label_leaking_columns(audit_input: AuditInput) -> Outcome:
     Severity: warning if its values are in the manifest, note if it only lies in the source.
     Effect: A model that is given such a column knows the answer; its accuracy says nothing about pictures.
     """
-    read_columns, used_columns = _source_columns(audit_input.dataset.notes.get("columns"))
+    read_columns, used_columns = _source_columns(audit_input.dataset.notes)
     if not read_columns:
         return NotApplicable("the import kept no column names")
     candidates = [(name, _find_leaking_column(name)) for name in read_columns]
@@ -115,13 +115,14 @@ def da061_licence_forbids(audit_input: AuditInput) -> Outcome:
     )  # fmt: skip
 
 
-def _source_columns(columns_note: Any) -> tuple[list[str], set[str]]:
+def _source_columns(notes: Mapping[str, Any]) -> tuple[list[str], set[str]]:
     """Return the names of the columns that an import read, and of those whose values are in the manifest.
 
-    columns_note: a list of names, or an object with `read` and `used` (a list, or column -> manifest column).
+    notes: entries of dataset.json, of which `columns` and `columns_used` are lists of names.
     """
-    columns_json: Mapping[str, Any] = columns_note if isinstance(columns_note, Mapping) else {"read": columns_note}
-    read_columns, used_columns = ([str(name) for name in columns_json.get(key) or ()] for key in ("read", "used"))
+    read_columns, used_columns = (
+        [str(name) for name in notes.get(key) or ()] for key in ("columns", "columns_used")
+    )
     return list(dict.fromkeys([*read_columns, *used_columns])), set(used_columns)
 
 
