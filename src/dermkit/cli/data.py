@@ -20,6 +20,32 @@ SchemeName = Literal["given", "given-as-published", "holdout", "kfold"]
 UseName = Literal["research", "commercial", "redistribution"]
 
 
+MalignancyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="CLASS=benign|malignant|indeterminate, in place of the built-in class table. May be repeated."
+    ),
+]
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="csv: TARGET=COLUMN, such as image=file or label=dx (label=MEL,NV,BCC if one-hot). May be repeated."
+    ),
+]
+MergeOption = Annotated[
+    list[str] | None, typer.Option(help='"A=B": the images of class A belong to class B. May be repeated.')
+]
+RenameOption = Annotated[list[str] | None, typer.Option(help='"A=B": class A is called B. May be repeated.')]
+DropOption = Annotated[list[str] | None, typer.Option(help="A class to leave out. May be repeated.")]
+AsWrittenOption = Annotated[
+    bool, typer.Option("--as-written", help="Keep spellings of one class apart (0 and 0.0, Naevus and nevus).")
+]
+JoinOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="A table to add lesion ids, age, ... from, by the ISIC id in file names. May be repeated."),
+]
+
+
 def import_command(
     layout: Annotated[LayoutName, typer.Argument(help="How the source is laid out (docs/layouts.md).")],
     source: Annotated[Path, typer.Argument(help="The folder with the images, a .zip of it, or a MedMNIST .npz.")],
@@ -27,45 +53,39 @@ def import_command(
     name: Annotated[
         str, typer.Option(help="Name of the data set (default: that of the known data set, else of --out).")
     ] = "",
-    malignancy: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="CLASS=benign|malignant|indeterminate, in place of the built-in class table. May be repeated."
-        ),
-    ] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="csv: TARGET=COLUMN, such as image=file or label=dx (label=MEL,NV,BCC if one-hot). May be repeated."
-        ),
-    ] = None,
+    malignancy: MalignancyOption = None,
+    column: ColumnOption = None,
     table: Annotated[Path | None, typer.Option(help="The table to read, if SOURCE holds several.")] = None,
     images: Annotated[Path | None, typer.Option(help="The folder of the images, if it is not SOURCE.")] = None,
     label: Annotated[
         str, typer.Option(help="isic2020, isic-archive: the column of the label, such as diagnosis.")
     ] = "",
-    join: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="A table to add lesion ids, age, ... from, by the ISIC id in file names. May be repeated."
-        ),
-    ] = None,
+    merge: MergeOption = None,
+    rename: RenameOption = None,
+    drop: DropOption = None,
+    as_written: AsWrittenOption = False,
+    join: JoinOption = None,
 ) -> None:
     from dermkit.data.importers.run import import_dataset
     from dermkit.data.importers.table_rows import ImportOptions
 
     overrides = parse_malignancy(malignancy or [])
-    columns = _parse_columns(column or [])
+    options = ImportOptions(
+        _parse_columns(column or []), table, images, label, _parse_classes("--merge", merge or []),
+        _parse_classes("--rename", rename or []), drop or [], as_written,
+    )  # fmt: skip
     with progress_bar() as progress:
         outcome = import_dataset(
             layout, source, out=out, name=name, malignancy=overrides,
-            options=ImportOptions(columns, table, images, label), metadata_tables=join or [],
+            options=options, metadata_tables=join or [],
             on_progress=lambda count, total: progress.step("images", count, total),
             on_unpack=lambda count, total: progress.step("unpacked", count, total),
         )  # fmt: skip
     echo(f"{len(outcome.dataset.manifest)} images, {len(outcome.dataset.classes)} classes: {out}")
     for note in outcome.dataset.notes.get("warnings", []):
-        level = "warning" if note["code"] in ("unknown_class", "class_contradiction") else "note"
+        level = (
+            "warning" if note["code"] in ("unknown_class", "class_contradiction", "opposite_classes") else "note"
+        )
         echo(f"{level}: {note['text']} ({note['n']})")
     echo(f"overview: {out / 'overview.html'}")
     exit_with_refused(len(outcome.rejected), out / "refused.csv")
@@ -86,6 +106,21 @@ def _parse_columns(column_options: list[str]) -> dict[str, str]:
             )
         columns[field] = name
     return columns
+
+
+def _parse_classes(flag: str, class_options: list[str]) -> dict[str, str]:
+    """Return class -> class of options of the form A=B; raises `UsageError` for any other form."""
+    classes: dict[str, str] = {}
+    for class_option in class_options:
+        old, equals, new = (text.strip() for text in class_option.partition("="))
+        if not equals or not old or not new:
+            raise UsageError(f"{flag} {class_option}: not of the form A=B", remedy=f'e.g. {flag} "naevus=nevus"')
+        if classes.get(old, new) != new:
+            raise UsageError(
+                f"{flag} {class_option}: {old} is {classes[old]} already", remedy="name each class once"
+            )
+        classes[old] = new
+    return classes
 
 
 SchemeOption = Annotated[

@@ -3,12 +3,13 @@
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from dermkit.data.class_names import find_class
 from dermkit.data.manifest import LesionClass, Malignancy
 from dermkit.errors import DataError
 from dermkit.files import read_json
@@ -48,15 +49,17 @@ class MappedPredictions:
 def default_mapping(model_classes: Sequence[LesionClass], data_classes: Sequence[LesionClass]) -> ClassMapping:
     """Return the mapping that needs no file, by the first rule that applies.
 
-    1. Same names: identity. 2. Every model class has a diagnosis, and the data set has one of them: by diagnosis;
-    labels with another diagnosis have no target. 3. The model or the data set has a class without a diagnosis (benign,
-    malignant): by malignancy; indeterminate labels have no target, an indeterminate model class is a target itself.
-    Raises `DataError` if none applies.
+    1. Same names, also in other spellings (0 and 0.0): identity. 2. Every model class has a diagnosis, and the data set
+    has one of them: by diagnosis; labels with another diagnosis have no target. 3. The model or the data set has a
+    class without a diagnosis (benign, malignant): by malignancy; indeterminate labels have no target, an indeterminate
+    model class is a target itself. Raises `DataError` if none applies.
     """
     model_names, data_names = [c.name for c in model_classes], [c.name for c in data_classes]
     if set(model_names) == set(data_names):
         identity = {name: name for name in model_names}
         return ClassMapping(tuple(model_classes), identity, identity, "identity")
+    if by_name := _map_by_name(model_classes, data_classes):
+        return by_name
     shared_diagnoses = {c.diagnosis for c in model_classes} & {c.diagnosis for c in data_classes} - {""}
     if shared_diagnoses and all(c.diagnosis for c in model_classes):
         return _map_by_diagnosis(model_classes, data_classes)
@@ -69,10 +72,26 @@ def default_mapping(model_classes: Sequence[LesionClass], data_classes: Sequence
     )
 
 
+def _map_by_name(model_classes: Sequence[LesionClass], data_classes: Sequence[LesionClass]) -> ClassMapping | None:
+    """Return the mapping of names that mean the same class, where diagnoses cannot tell the model's classes apart.
+
+    None where every class of the model has a diagnosis of its own, or a label of the data set means none of them.
+    """
+    diagnoses = [c.diagnosis for c in model_classes]
+    names = [c.name for c in model_classes]
+    matches = {c.name: find_class(c.name, names) for c in data_classes}
+    if (all(diagnoses) and len(set(diagnoses)) == len(diagnoses)) or None in matches.values():
+        return None
+    return ClassMapping(tuple(model_classes), matches, {name: name for name in names}, "identity")
+
+
 def _map_by_diagnosis(model_classes: Sequence[LesionClass], data_classes: Sequence[LesionClass]) -> ClassMapping:
     class_of_diagnosis: dict[str, LesionClass] = {}
     for lesion_class in model_classes:
         class_of_diagnosis.setdefault(lesion_class.diagnosis, lesion_class)
+    for diagnosis, lesion_class in class_of_diagnosis.items():
+        if sum(c.diagnosis == diagnosis for c in model_classes) > 1:  # subtypes: none of them stands for all
+            class_of_diagnosis[diagnosis] = replace(lesion_class, name=diagnosis)
     target_names = {diagnosis: lesion_class.name for diagnosis, lesion_class in class_of_diagnosis.items()}
     return ClassMapping(
         targets=tuple(class_of_diagnosis.values()),

@@ -27,6 +27,7 @@ from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.data.split import Split
 from dermkit.errors import DataError
 from dermkit.evaluation.evaluate import evaluate_run
+from dermkit.evaluation.foreign_classes import match_labels
 from dermkit.evaluation.foreign_groups import group_numbers, group_warnings
 from dermkit.evaluation.foreign_probabilities import table_error
 from dermkit.evaluation.foreign_splits import (
@@ -235,7 +236,9 @@ def _prediction_rows(
     p = foreign_table.probabilities[list(names)]
     most_probable = np.array(names, dtype=object)[p.fillna(-1.0).to_numpy(dtype=np.float64).argmax(axis=1)]
     predicted_column = foreign_table.column_values("predicted")
-    frame["predicted"] = most_probable if predicted_column is None else predicted_column.to_numpy()
+    frame["predicted"] = (
+        most_probable if predicted_column is None else predicted_column.map(match_labels(predicted_column, names))
+    )
     for name in names:
         frame[PROBABILITY_PREFIX + name] = p[name].to_numpy()
     return frame

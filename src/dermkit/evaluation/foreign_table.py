@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermkit.data.diagnoses import canonical_name, classify_label, is_known_label
+from dermkit.data.class_names import class_key, find_class, group_names
+from dermkit.data.diagnoses import classify_label, is_known_label
 from dermkit.data.importers.csv_tables import (
     ProblemList,
     TextTable,
@@ -21,6 +22,7 @@ from dermkit.data.importers.csv_tables import (
 )
 from dermkit.data.manifest import Dataset
 from dermkit.errors import first_of
+from dermkit.evaluation.foreign_classes import join_spellings, match_labels, match_name, sum_classes
 from dermkit.evaluation.foreign_files import has_reader, read_other_table
 from dermkit.evaluation.foreign_groups import FOREIGN_GROUP_COLUMNS
 from dermkit.evaluation.foreign_probabilities import (
@@ -85,6 +87,9 @@ def read_foreign_table(file: Path, dataset: Dataset | None, scale: str | None = 
     ids, notes = _image_ids(table, dataset)
     label_column = find_first_column(table.columns, LABEL_ALIASES) or _target_label(table)
     labels = None if label_column is None else table.frame[label_column]
+    if labels is not None:
+        labels, spelling_notes = join_spellings(labels)
+        notes = [*notes, *spelling_notes]
     numbers = _numeric_columns(table, label_column)
     if dataset is not None:
         columns, other_class = _dataset_columns(table, numbers, dataset)
@@ -95,7 +100,7 @@ def read_foreign_table(file: Path, dataset: Dataset | None, scale: str | None = 
                 file, "no column `label`; without a data set (--on) the table must say it (`label` or `y_true`)"
             )
         columns, other_class, column_notes = _columns_by_labels(table, numbers, labels)
-        names = [*columns, *([other_class] if other_class else [])]
+        names = [*(group[0] for group in group_names(columns)), *([other_class] if other_class else [])]
         notes, label_names = [*notes, *column_notes], names
     p, scale_notes = to_probabilities(columns, scale, file)
     probabilities = pd.DataFrame(p, columns=list(columns))
@@ -103,8 +108,9 @@ def read_foreign_table(file: Path, dataset: Dataset | None, scale: str | None = 
         probabilities[other_class] = 1 - p[:, 0]
         notes.append(f"One column of probabilities: it was read as that of {next(iter(columns))}, and {other_class} as "
                      "the rest to 1.")  # fmt: skip
+    probabilities, sum_notes = sum_classes(probabilities, names)
     labels, label_notes = _named_labels(labels, label_names)
-    return ForeignTable(table, ids, labels, probabilities[names], (*notes, *label_notes, *scale_notes))
+    return ForeignTable(table, ids, labels, probabilities, (*notes, *label_notes, *scale_notes, *sum_notes))
 
 
 def _read_text(file: Path) -> TextTable:
@@ -176,13 +182,11 @@ def _class_name(column: str) -> str:
     return column.removeprefix(PROBABILITY_PREFIX)
 
 
-def match_name(name: str, names: Sequence[str]) -> str | None:
-    """Return the one of `names` that is equal, or equal but for case, or the only one of the same diagnosis."""
-    match = find_column(names, name)
-    if match is not None:
-        return match
-    matches = [other for other in names if canonical_name(other) == canonical_name(name)]
-    return matches[0] if len(matches) == 1 else None
+def _column_of_class(name: str, columns: Sequence[str]) -> str | None:
+    """Return the column of a class; of several that mean it, the first, to which the others are added."""
+    return match_name(name, columns) or next(
+        (column for column in columns if class_key(column) == class_key(name)), None
+    )
 
 
 def _dataset_columns(
@@ -190,12 +194,19 @@ def _dataset_columns(
 ) -> tuple[dict[str, Numbers], str]:
     """Return the column of each class of the data set, and the class that is the rest to 1, "" for none."""
     column_of_name = {_class_name(column): column for column in numbers}
-    matches = {name: match_name(name, list(column_of_name)) for name in dataset.class_names}
+    matches = {name: _column_of_class(name, list(column_of_name)) for name in dataset.class_names}
     columns = {name: numbers[column_of_name[match]] for name, match in matches.items() if match is not None}
     missing_classes = [name for name in dataset.class_names if name not in columns]
     used_columns = {column_of_name[match] for match in matches.values() if match is not None}
     if len(used_columns) < len(columns):
         raise table_error(table.path, "one column of probabilities matches several classes; name them p_CLASS")
+    more_columns = {
+        name: numbers[column]
+        for name, column in column_of_name.items()
+        if column not in used_columns and find_class(name, dataset.class_names) in columns
+    }
+    used_columns |= {column_of_name[name] for name in more_columns}
+    columns |= more_columns
     unknown_columns = [
         name for name in numbers if name.startswith(PROBABILITY_PREFIX) and name not in used_columns
     ]
@@ -305,7 +316,7 @@ def _named_labels(
     """Return the labels in the names of the classes, and what was assumed; unknown labels stay, to be refused."""
     if labels is None or set(labels) <= set(class_names):
         return labels, []
-    names = {label: match_name(label, class_names) or label for label in set(labels)}
+    names = match_labels(labels, class_names)
     unmatched_labels = [label for label, name in names.items() if name not in class_names]
     binary_labels = _POSITIVE_LABELS | _NEGATIVE_LABELS
     if len(class_names) == 2 and unmatched_labels and {text.lower() for text in unmatched_labels} <= binary_labels:

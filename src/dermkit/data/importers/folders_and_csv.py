@@ -2,12 +2,14 @@
 
 import re
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from dermkit.data.class_names import clean_label
 from dermkit.data.importers.csv_tables import (
     ProblemList,
     TextTable,
@@ -23,7 +25,6 @@ from dermkit.data.importers.table_rows import (
     DEFAULT_IMPORT_OPTIONS,
     TARGET_COLUMNS,
     ImportOptions,
-    TableRows,
     check_labels,
     labels_from_one_hot,
     normalise_values,
@@ -76,21 +77,19 @@ class _FolderImage(NamedTuple):
 def read_folder(source: Path) -> Records:
     """Read one folder per class, with or without split folders above; folder names are labels and given splits.
 
-    A class that is spelt differently in two split folders is one class, spelt as in training; two spellings in one
-    folder are a `DataError`. Images outside class folders are rejected. Raises `DataError` if no image is left.
+    Images outside class folders are rejected. Raises `DataError` if no image is left.
     """
     walk = FolderWalk(_folder_root(source))
     images = list(_find_classes(walk))
     if not images:
         raise _nothing_usable_error(source, walk)
     _check_class_names({image.folder for image in images}, source)
-    labels = _unify_folders({image.folder for image in images}, _spellings(images), walk)
     paths = [image.path for image in images]
     walk.note_other_files()
     frame = make_frame(
         {
             "path": paths,
-            "label": [labels[image.folder] for image in images],
+            "label": [clean_label(image.folder) for image in images],
             "given_split": [image.given_split for image in images],
         }
     )
@@ -175,48 +174,6 @@ def _check_class_names(names: set[str], source: Path) -> None:
         )
 
 
-def _spellings(images: Iterable[_FolderImage]) -> dict[str, set[str]]:
-    """Return parent folder -> names of its class folders; training folders first, because their spelling is used."""
-    names_by_parent: dict[str, set[str]] = defaultdict(set)
-    for image in sorted(images, key=lambda image: image.given_split != "train"):
-        names_by_parent[image.path.rpartition("/")[0].rpartition("/")[0]].add(image.folder)
-    return names_by_parent
-
-
-def _fold_name(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
-
-
-def _unify_folders(names: set[str], names_by_parent: Mapping[str, set[str]], walk: FolderWalk) -> dict[str, str]:
-    """Return folder name -> label; names that differ by case, outer spaces or Unicode form get one label."""
-    clashes = [
-        (parent, spellings)
-        for parent, folder_names in names_by_parent.items()
-        for spellings in _group_spellings(folder_names)
-    ]
-    if clashes:
-        clash_lines = "\n".join(f"  {walk.root / parent}: {spellings}" for parent, spellings in clashes)
-        raise DataError(
-            f"two class folders differ only by case, spaces or Unicode form:\n{clash_lines}{_rejected_lines(walk)}",
-            outcome="nothing was written",
-            remedy="rename them, or move their images together",
-        )
-    label_of: dict[str, str] = {}
-    for parent in names_by_parent:
-        for name in sorted(names_by_parent[parent]):
-            label_of.setdefault(_fold_name(name), unicodedata.normalize("NFC", name).strip())
-    for spellings in _group_spellings(names):
-        walk.notes.append(Note("spellings", f"Taken for one class: {spellings}.", 0))
-    return {name: label_of[_fold_name(name)] for name in names}
-
-
-def _group_spellings(names: Iterable[str]) -> list[str]:
-    by_folded_name: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(names):
-        by_folded_name[_fold_name(name)].append(name)
-    return [" and ".join(map(repr, spellings)) for spellings in by_folded_name.values() if len(spellings) > 1]
-
-
 def _lookalike_notes(paths: Sequence[str]) -> list[Note]:
     """Note file names that differ only by Unicode form; they are separate images."""
     forms = Counter(unicodedata.normalize("NFC", path) for path in paths if not path.isascii())
@@ -252,7 +209,7 @@ def read_csv(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> R
     several one-hot columns with commas. Raises `DataError` that lists all problems.
     """
     if source.is_file() and not options.table:
-        options = ImportOptions(options.columns, source, options.images or source.parent, options.label)
+        options = replace(options, table=source, images=options.images or source.parent)
         source = source.parent
     walk, paths = walk_images(source, options)
     problems = ProblemList()
@@ -266,26 +223,10 @@ def read_csv(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> R
     elif label:
         names = [name.strip() for name in label.split(",")]
         table_rows = with_column(table_rows, "label", labels_from_one_hot(table, names, problems), names)
-    table_rows = _unify_labels(normalise_values(table_rows, problems), walk)
+    table_rows = normalise_values(table_rows, problems)
     if label in table.frame:
         check_labels(table_rows, problems)
     return to_records(walk, with_row_malignancy(table_rows, table), paths, problems)
-
-
-def _unify_labels(table_rows: TableRows, walk: FolderWalk) -> TableRows:
-    """Return the rows with one label, the most frequent, for labels that differ by case, spaces or Unicode form."""
-    if "label" not in table_rows.frame:
-        return table_rows
-    counts = table_rows.frame["label"].value_counts()
-    names = sorted((str(name) for name in counts.index if name), key=lambda name: (-int(counts[name]), name))
-    label_of: dict[str, str] = {}
-    for name in names:
-        label_of.setdefault(_fold_name(name), name)
-    for spellings in _group_spellings(names):
-        walk.notes.append(Note("spellings", f"Taken for one class: {spellings}.", 0))
-    return with_column(
-        table_rows, "label", table_rows.frame["label"].map(lambda name: label_of.get(_fold_name(name), name)), ()
-    )
 
 
 def _column_mapping(table: TextTable, options: ImportOptions, problems: ProblemList) -> dict[str, str]:

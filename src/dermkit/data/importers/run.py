@@ -10,15 +10,16 @@ from typing import Any
 
 import pandas as pd
 
+from dermkit.data.class_names import find_class
 from dermkit.data.diagnoses import (
     check_malignancy,
-    classify_label,
     describe_malignancy_source,
     malignancy_question,
     unknown_malignancy,
 )
 from dermkit.data.identify import recognise
 from dermkit.data.importers import archives
+from dermkit.data.importers.class_changes import ClassChanges, change_classes, classes_of_labels, inherits
 from dermkit.data.importers.folders_and_csv import read_csv, read_folder, read_ham10000
 from dermkit.data.importers.isic import read_isic2018, read_isic2019, read_isic2020, read_isic_archive
 from dermkit.data.importers.join_metadata import MetadataConflict, join_metadata
@@ -118,23 +119,23 @@ def import_dataset(
     with lock(out):
         sweep_temp(out)
         records, conflicts = _read_source(layout, source, out, options, metadata_tables, on_unpack)
-        check_malignancy(malignancy, _sorted_labels(records.frame["label"]))
+        known_dataset, changes = recognise(records.frame), change_classes(records, options)
+        records = changes.records
+        malignancy = _malignancy_of_classes(malignancy, _sorted_labels(records.frame["label"]))
         frame, rejected, notes = open_images(records, on_progress)
         rejected = sorted([*records.rejected, *rejected])
         write_rows(out / "refused.csv", Rejected._fields, map(defused, rejected))
         if frame.empty:
             raise _all_rejected_error(source, out, rejected)
-        known_dataset = recognise(records.frame)
-        frame = _with_licence(frame, known_dataset)
-        classes = tuple(map(classify_label, _sorted_labels(frame["label"])))
+        classes = classes_of_labels(_sorted_labels(frame["label"]), changes.labels_of_class)
         decision = decide_classes(classes, frame, records.malignancy_of_path, given=malignancy)
         dataset = Dataset(
-            folder=out, image_root=records.image_root, manifest=frame, classes=decision.classes,
-            name=name or (known_dataset.key if known_dataset else out.resolve().name), importer=layout,
-            notes=_dataset_metadata(known_dataset, malignancy, decision, rejected, records),
+            folder=out, image_root=records.image_root, classes=decision.classes, importer=layout,
+            manifest=_with_licence(frame, known_dataset), name=name or _default_name(known_dataset, out),
+            notes=_dataset_metadata(known_dataset, malignancy, decision, rejected, changes),
         )  # fmt: skip
-        warnings = [*records.notes, *notes, *decision.notes, *_warnings(dataset)]
-        dataset = replace(dataset, notes={**dataset.notes, "warnings": [asdict(note) for note in warnings]})
+        warnings = map(asdict, [*records.notes, *notes, *decision.notes, *_warnings(dataset)])
+        dataset = replace(dataset, notes={**dataset.notes, "warnings": list(warnings)})
         _save(dataset, conflicts)
         write_text(out / "overview.html", render_overview(dataset, rejected))
     return ImportOutcome(dataset, rejected)
@@ -247,6 +248,21 @@ def _sorted_labels(labels: "pd.Series[str]") -> list[str]:
     return sorted(labels.unique(), key=lambda label: (label.casefold(), label))
 
 
+def _default_name(known_dataset: KnownDataset | None, out: Path) -> str:
+    return known_dataset.key if known_dataset else out.resolve().name
+
+
+def _malignancy_of_classes(malignancy: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """Return the given malignancies under the names of the classes; raises `UsageError` (see `check_malignancy`)."""
+    under_names = {find_class(name, names) or name: value for name, value in malignancy.items()}
+    check_malignancy(under_names, names)
+    if len(under_names) < len(malignancy):
+        raise UsageError(
+            f"--malignancy {' '.join(malignancy)}: two of these are one class", remedy="name each class once"
+        )
+    return under_names
+
+
 def _all_rejected_error(source: Path, out: Path, rejected: Sequence[Rejected]) -> DataError:
     reasons = Counter(rejection.reason for rejection in rejected)
     reasons_text = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
@@ -277,13 +293,15 @@ def _dataset_metadata(
     malignancy: Mapping[str, str],
     decision: ClassMalignancy,
     rejected: Sequence[Rejected],
-    records: Records,
+    changes: ClassChanges,
 ) -> dict[str, Any]:
     """Return the entries of dataset.json beside those that `Dataset` has fields for."""
     reasons = Counter(rejection.reason for rejection in rejected)
+    records, labels_of_class = changes.records, changes.labels_of_class
+    inherited = [name for name in labels_of_class if inherits(name, labels_of_class)]
     metadata: dict[str, Any] = {
         "malignancy_source": describe_malignancy_source(sorted(malignancy), decision.decided),
-        "malignancy_decided": sorted({*malignancy, *decision.decided}),
+        "malignancy_decided": sorted({*malignancy, *decision.decided, *inherited}),
         "refused": {"n": len(rejected), "reasons": dict(sorted(reasons.items()))},
     }
     if known_dataset:
@@ -297,6 +315,8 @@ def _dataset_metadata(
             "defects": list(known_dataset.defects),
             "images_published": known_dataset.n_images,
         }
+    changed = {name: list(labels) for name, labels in labels_of_class.items() if labels != (name,)}
+    metadata |= {"class_labels": changed} if changed else {}
     return metadata | {"columns": list(records.columns), "columns_used": list(records.columns_used)}
 
 

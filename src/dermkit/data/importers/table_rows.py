@@ -53,15 +53,20 @@ class ImportOptions:
 
     columns: target (one of `TARGET_COLUMNS`) -> column of the table. table: the table, if the source has several.
     images: the folder of the images, if it is not the source. label: the column of the label; for layout csv also
-    several one-hot columns with commas.
+    several one-hot columns with commas. merge, rename: class -> the class that it becomes; drop: classes to leave out;
+    as_written: spellings of one class, such as 0 and 0.0, stay apart. These four are of every layout.
 
-        dk.ImportOptions(columns={"image": "file", "lesion_id": "lesion"}, label="dx")
+        dk.ImportOptions(columns={"image": "file", "lesion_id": "lesion"}, label="dx", merge={"NV": "nevus"})
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     table: Path | None = None
     images: Path | None = None
     label: str = ""
+    merge: Mapping[str, str] = field(default_factory=dict)
+    rename: Mapping[str, str] = field(default_factory=dict)
+    drop: Sequence[str] = ()
+    as_written: bool = False
 
 
 DEFAULT_IMPORT_OPTIONS = ImportOptions()
