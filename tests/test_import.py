@@ -466,29 +466,43 @@ def test_what_the_gate_decided_about_pixels_is_counted(tmp_path: Path) -> None:
 
 def test_splits_of_an_earlier_manifest_are_told(tmp_path: Path) -> None:
     root = draw_all(tmp_path / "src", FLAT)
-    bring(root)
-    (tmp_path / "made" / "splits").mkdir()
-    (tmp_path / "made" / "splits" / "holdout.csv").write_text("image_id,split,fold\n")
+    splits = tmp_path / "made" / "splits"
+    ids = [f"{image_id},train,\n" for image_id in bring(root).dataset.manifest["image_id"]]
+    splits.mkdir()
+    (splits / "holdout.csv").write_text("image_id,split,fold\n" + "".join(ids))
+    (splits / "holdout.excluded.csv").write_text("image_id,reason\n")
     assert "old_splits" not in codes(bring(root))
     draw(root / "benign" / "new.png")
-    assert "old_splits" in codes(bring(root))
+    with pytest.raises(UsageError, match="would undo the split holdout"):  # without being asked to
+        bring(root)
+    out = tmp_path / "made"
+    for _ in range(2):  # a repeated import says what the first one said
+        assert "old_splits" in codes(import_dataset("folder", root, out=out, replace_earlier=True))
 
 
-def test_what_was_accepted_and_dropped_for_an_earlier_manifest_is_told_and_removed(tmp_path: Path) -> None:
-    root = draw_all(tmp_path / "src", FLAT)
+def test_what_was_accepted_and_dropped_for_an_earlier_manifest_is_told_and_kept_aside(tmp_path: Path) -> None:
+    root, out = draw_all(tmp_path / "src", FLAT), tmp_path / "made"
     assert "void_acceptances" not in codes(bring(root))
-    facts, dropped = tmp_path / "made" / "dataset.json", tmp_path / "made" / "audit" / "dropped.csv"
+    facts, dropped = out / "dataset.json", out / "audit" / "dropped.csv"
     accepted = {"accepted": {"DA011": {}, "DA020": {}}, "accepted_external": {"other": {"DA081": {}}}}
     facts.write_text(json.dumps({**json.loads(facts.read_text()), **accepted}))
     dropped.parent.mkdir()
     dropped.write_text("image_id,code,reason\n")
-    notes = {item["code"]: item["text"] for item in bring(root).dataset.notes["warnings"]}
-    assert notes["void_acceptances"].startswith("3 acceptances of the earlier manifest are void")
-    assert "DA011, DA020, DA081" in notes["void_acceptances"]
-    assert dropped.is_file()  # the manifest is the same
+    outcome = bring(root)
+    assert outcome.retained == ("3 acceptances of findings (DA011, DA020, DA081)",)
+    assert load_dataset(out).notes["accepted"] == accepted["accepted"]  # the manifest is the same
+    assert dropped.is_file()
     draw(root / "benign" / "new.png")
-    assert "void_acceptances" not in codes(bring(root))
-    assert not dropped.exists()
+    with pytest.raises(UsageError, match=r"would undo 3 acceptances of findings \(DA011, DA020, DA081\)"):
+        bring(root)
+    for _ in range(2):
+        outcome = import_dataset("folder", root, out=out, replace_earlier=True)
+        notes = {item["code"]: item["text"] for item in outcome.dataset.notes["warnings"]}
+        assert notes["void_acceptances"].startswith("3 acceptances of the earlier manifest are void")
+        assert "DA011, DA020, DA081" in notes["void_acceptances"]
+        assert not dropped.exists()
+        assert (out / "audit" / "before-import" / "dropped.csv").is_file()
+    assert "accepted" not in load_dataset(out).notes
 
 
 @pytest.mark.parametrize("text", ["{", '{"format": 1, "accepted": 3, "accepted_against": [1]}'])

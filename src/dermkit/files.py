@@ -18,7 +18,7 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -390,9 +390,13 @@ def walk_files(folder: Path) -> Iterator[Path]:
                     yield Path(entry.path)
 
 
-def sweep_temp(folder: Path) -> int:
-    """Remove the unfinished files of killed writes below a locked folder; returns their number."""
-    stale_files = [path for path in walk_files(folder) if path.name.startswith(TEMP_PREFIX)]
+def sweep_temp(folder: Path, *, skip: Collection[str] = ()) -> int:
+    """Remove the unfinished files of killed writes below a locked folder; returns their number.
+
+    skip: its sub-folders that other processes may write into now.
+    """
+    files = (path for path in walk_files(folder) if path.name.startswith(TEMP_PREFIX))
+    stale_files = [path for path in files if path.relative_to(folder).parts[0] not in skip]
     for path in stale_files:
         path.unlink(missing_ok=True)
     return len(stale_files)

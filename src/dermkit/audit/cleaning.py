@@ -19,6 +19,8 @@ from dermkit.data.groups import connect_rows, id_codes
 from dermkit.data.importers.overview_page import render_overview
 from dermkit.data.importers.records import read_rejected
 from dermkit.data.manifest import Dataset, save_dataset
+from dermkit.data.readers import no_readers
+from dermkit.data.staging import staged_changes
 from dermkit.errors import DataError
 from dermkit.files import write_bytes, write_rows, write_text
 from dermkit.metrics.stats.arrays import Bools, Ints
@@ -243,11 +245,7 @@ def apply_cleaning(dataset: Dataset, plan: CleaningPlan, *, date: str) -> Datase
         )
     if plan.keep_mask.all() and (plan.copy_group == manifest["copy_group"].to_numpy(dtype=object)).all():
         return dataset
-    audit_folder = dataset.folder / "audit"
-    backup_name = _unused_backup_name(audit_folder)
-    write_bytes(audit_folder / f"manifest.{backup_name}.csv", (dataset.folder / "manifest.csv").read_bytes())
-    write_bytes(audit_folder / backup_name / "dataset.json", (dataset.folder / "dataset.json").read_bytes())
-    _write_dropped(audit_folder / "dropped.csv", plan.dropped_rows, set(manifest["image_id"]))
+    backup_name = _unused_backup_name(dataset.folder / "audit")
     frame = manifest.assign(copy_group=plan.copy_group)[plan.keep_mask].reset_index(drop=True)
     remaining_labels = set(frame["label"])
     cleaned_dataset = replace(
@@ -271,11 +269,23 @@ def apply_cleaning(dataset: Dataset, plan: CleaningPlan, *, date: str) -> Datase
         "classes_removed": removed_classes,
     }
     cleaned_dataset = replace(cleaned_dataset, notes=_updated_notes(dataset.notes, cleaning_record))
-    save_dataset(cleaned_dataset)
-    write_text(
-        dataset.folder / "overview.html", render_overview(cleaned_dataset, read_rejected(dataset.folder) or [])
-    )
+    _save_cleaned(cleaned_dataset, dataset, plan, backup_name)
     return cleaned_dataset
+
+
+def _save_cleaned(cleaned: Dataset, original: Dataset, plan: CleaningPlan, backup_name: str) -> None:
+    """Write the files of a cleaning together; one that is killed changed nothing, or the next command finishes it."""
+    folder = original.folder
+    with staged_changes(folder) as changes:
+        audit_files = changes.new_files / "audit"
+        write_bytes(audit_files / f"manifest.{backup_name}.csv", (folder / "manifest.csv").read_bytes())
+        write_bytes(audit_files / backup_name / "dataset.json", (folder / "dataset.json").read_bytes())
+        dropped_rows = _all_dropped_rows(folder / "audit" / "dropped.csv", plan.dropped_rows, original)
+        write_rows(audit_files / "dropped.csv", DROPPED_COLUMNS, dropped_rows)
+        save_dataset(cleaned, changes.new_files)
+        write_text(changes.new_files / "overview.html", render_overview(cleaned, read_rejected(folder) or []))
+        with no_readers(folder, "the cleaning"):
+            changes.commit()
 
 
 def _unused_backup_name(folder: Path) -> str:
@@ -286,14 +296,14 @@ def _unused_backup_name(folder: Path) -> str:
     return name
 
 
-def _write_dropped(path: Path, dropped_rows: pd.DataFrame, image_ids: Collection[str]) -> None:
-    """Write the dropped rows after those of earlier cleanings of this manifest."""
+def _all_dropped_rows(path: Path, dropped_rows: pd.DataFrame, dataset: Dataset) -> list[list[Any]]:
+    """Return the dropped rows after those of earlier cleanings of this manifest, which `path` lists."""
     rows = dropped_rows.to_numpy(dtype=object).tolist()
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as stream:
-            earlier_rows = [row for row in list(csv.reader(stream))[1:] if row and row[0] not in image_ids]
-        rows = earlier_rows + rows
-    write_rows(path, DROPPED_COLUMNS, rows)
+    if not path.is_file():
+        return rows
+    image_ids = set(dataset.manifest["image_id"])
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [row for row in list(csv.reader(stream))[1:] if row and row[0] not in image_ids] + rows
 
 
 def _updated_notes(notes: dict[str, Any], cleaning_record: dict[str, Any]) -> dict[str, Any]:

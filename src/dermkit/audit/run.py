@@ -34,6 +34,7 @@ from dermkit.audit.scan.scan import scan_images
 from dermkit.audit.split_view import AuditedSplit, read_audited_split
 from dermkit.data.groups import connect_rows, leakage_groups
 from dermkit.data.manifest import DATASET, Dataset, load_dataset
+from dermkit.data.staging import finish_changes
 from dermkit.errors import DataError
 from dermkit.files import lock, sha256_file, sweep_temp
 from dermkit.progress import Progress
@@ -230,6 +231,7 @@ def run_audit(
 def _reload_if_changed(dataset: Dataset) -> Dataset:
     """Return the data set as its folder has it now: another command may have changed it before we got the lock."""
     folder = dataset.folder
+    finish_changes(folder)
     if (folder / "manifest.csv").is_file() and DATASET.exists(folder):
         notes = DATASET.read(folder)
         is_same_manifest = sha256_file(folder / "manifest.csv") == dataset.manifest_sha256

@@ -44,6 +44,13 @@ JoinOption = Annotated[
     list[Path] | None,
     typer.Option(help="A table to add lesion ids, age, ... from, by the ISIC id in file names. May be repeated."),
 ]
+ReplaceOption = Annotated[
+    bool,
+    typer.Option(
+        "--replace",
+        help="Undo what was made of the data set in --out (cleanings, acceptances); its manifest is kept aside.",
+    ),
+]
 
 
 def import_command(
@@ -65,6 +72,7 @@ def import_command(
     drop: DropOption = None,
     as_written: AsWrittenOption = False,
     join: JoinOption = None,
+    replace_earlier: ReplaceOption = False,
 ) -> None:
     from dermkit.data.importers.run import import_dataset
     from dermkit.data.importers.table_rows import ImportOptions
@@ -77,7 +85,7 @@ def import_command(
     with progress_bar() as progress:
         outcome = import_dataset(
             layout, source, out=out, name=name, malignancy=overrides,
-            options=options, metadata_tables=join or [],
+            options=options, metadata_tables=join or [], replace_earlier=replace_earlier,
             on_progress=lambda count, total: progress.step("images", count, total),
             on_unpack=lambda count, total: progress.step("unpacked", count, total),
         )  # fmt: skip
@@ -87,6 +95,8 @@ def import_command(
             "warning" if note["code"] in ("unknown_class", "class_contradiction", "opposite_classes") else "note"
         )
         echo(f"{level}: {note['text']} ({note['n']})")
+    if outcome.retained:
+        echo(f"kept as it was: {'; '.join(outcome.retained)} (--replace undoes it)")
     echo(f"overview: {out / 'overview.html'}")
     exit_with_refused(len(outcome.rejected), out / "refused.csv")
 

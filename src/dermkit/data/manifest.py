@@ -150,15 +150,16 @@ def _csv_text(rows: Iterable[Sequence[object]], quoting: Literal[0, 1]) -> str:
     return stream.getvalue()
 
 
-def save_dataset(dataset: Dataset) -> None:
+def save_dataset(dataset: Dataset, into: Path | None = None) -> None:
     """Check the manifest and write manifest.csv, dataset.json and location.json into the data set's folder.
 
-    Only location.json contains a path of this machine; leave it out when sharing the folder. Raises `DataError` for
-    invalid rows, and `OutputError`.
+    Only location.json contains a path of this machine; leave it out when sharing the folder. into: another folder, from
+    which the files will be moved together. Raises `DataError` for invalid rows, and `OutputError`.
     """
     check_manifest(dataset.manifest, dataset.classes, source=str(dataset.folder / "manifest.csv"))
-    write_chunks(dataset.folder / "manifest.csv", manifest_chunks(dataset.manifest))
-    LOCATION.write(dataset.folder, {"images": str(dataset.image_root.resolve())})
+    folder = into or dataset.folder
+    write_chunks(folder / "manifest.csv", manifest_chunks(dataset.manifest))
+    LOCATION.write(folder, {"images": str(dataset.image_root.resolve())})
     document = {
         "name": dataset.name,
         "importer": dataset.importer,
@@ -166,7 +167,7 @@ def save_dataset(dataset: Dataset) -> None:
         "counts": manifest_counts(dataset.manifest, dataset.class_names),
     }
     extra_notes = {key: value for key, value in dataset.notes.items() if key not in document}
-    DATASET.write(dataset.folder, {**document, **extra_notes})
+    DATASET.write(folder, {**document, **extra_notes})
 
 
 def update_notes(dataset: Dataset, **notes: Any) -> Dataset:
@@ -196,11 +197,15 @@ def manifest_counts(frame: pd.DataFrame, class_names: Sequence[str]) -> dict[str
 def load_dataset(folder: Path) -> Dataset:
     """Read a data set folder that `import_dataset` wrote, and check its manifest; no image is opened.
 
-    Raises `DataError` if the folder is missing or broken, or if rows are invalid (see `check_manifest`).
+    Changes that a killed import or cleaning had begun are made first. Raises `DataError` if the folder is missing or
+    broken, or if rows are invalid (see `check_manifest`), and `OutputError` if such changes cannot be made.
 
         dataset = dk.load_dataset(Path("dataset"))
         dataset.class_names
     """
+    from dermkit.data.staging import finish_killed_changes  # here: modules of runs import this one for a file name
+
+    finish_killed_changes(folder)
     if not DATASET.exists(folder):
         raise DataError(
             f"{folder}: is not a data set folder: there is no {folder / DATASET.name}",

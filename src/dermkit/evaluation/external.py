@@ -11,6 +11,7 @@ import pandas as pd
 from dermkit.audit.status import audit_state
 from dermkit.data.groups import leakage_groups, unknown_ids_warnings
 from dermkit.data.manifest import Dataset
+from dermkit.data.readers import reading
 from dermkit.errors import DataError
 from dermkit.evaluation.class_mapping import (
     ClassMapping,
@@ -86,7 +87,7 @@ def evaluate_external(
         dataset, dataset.manifest["image_id"], is_allowed=open_test, model=predictor.folder, opened_by="--on",
         recipe=str(predictor.card["recipe"].get("name", "")), run=_run_folder_of(predictor.folder).name,
     )  # fmt: skip
-    with log_openings(openings) as opening_texts:
+    with reading(dataset.folder, "evaluate"), log_openings(openings) as opening_texts:
         mapped = remap_predictions(_score_dataset(predictor, dataset, progress), class_mapping)
         run_json = _run_json(predictor, dataset, class_mapping, mapped)
         run_json["warnings"] += opening_texts

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from dermkit.data.manifest import Dataset
+from dermkit.data.readers import reading
 from dermkit.data.seal import Seal, find_partial_overlaps, find_seal, log_opening, read_seal, seal_path
 from dermkit.errors import DataError, UsageError
 from dermkit.evaluation.openings import (
@@ -42,7 +43,7 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
     from dermkit.prediction.predictor import load_model
 
     _check_run(run)
-    with lock(run):
+    with lock(run), reading(dataset.folder, "evaluate"):
         run_json = _checked_run_json(run, dataset)
         split_table = _read_split_table(run, dataset)
         seal = _find_run_seal(run, dataset, split_table)

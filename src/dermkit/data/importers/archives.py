@@ -405,9 +405,26 @@ def has_source_record(folder: Path) -> bool:
     return (folder / SOURCE_FILE).is_file()
 
 
+def is_unpacked_by_us(folder: Path) -> bool:
+    """Return whether a folder holds images that dermkit unpacked, or nothing yet because it was killed before."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return has_source_record(folder) or all(path.name.startswith(TEMP_PREFIX) for path in folder.iterdir())
+
+
+def remove_unpacked(folder: Path) -> None:
+    """Remove unpacked images, the record of their source last: until then, a repeated import knows whose they are."""
+    for path in folder.iterdir() if is_unpacked_by_us(folder) else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != SOURCE_FILE:
+            path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def check_source(folder: Path, source: Path) -> None:
     """Raise `UsageError` if a folder holds other files or the images of another source."""
-    if folder.is_symlink() or (folder.exists() and not has_source_record(folder)):
+    if folder.is_symlink() or (folder.exists() and not is_unpacked_by_us(folder)):
         raise UsageError(
             f"{folder}: is there already and was not unpacked by dermkit",
             outcome="everything there",

@@ -1,6 +1,5 @@
 """Imports a data set: reads a source, opens every image, checks the rows and writes a data set folder."""
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,15 @@ from dermkit.data.diagnoses import (
 from dermkit.data.identify import recognise
 from dermkit.data.importers import archives
 from dermkit.data.importers.class_changes import ClassChanges, change_classes, classes_of_labels, inherits
+from dermkit.data.importers.earlier import (
+    EarlierDataset,
+    Reconciled,
+    given_malignancies,
+    has_outdated_splits,
+    read_earlier,
+    reconcile,
+    stage_backup,
+)
 from dermkit.data.importers.folders_and_csv import read_csv, read_folder, read_ham10000
 from dermkit.data.importers.isic import read_isic2018, read_isic2019, read_isic2020, read_isic_archive
 from dermkit.data.importers.join_metadata import MetadataConflict, join_metadata
@@ -36,6 +44,8 @@ from dermkit.data.manifest import (
     Dataset,
     save_dataset,
 )
+from dermkit.data.readers import no_readers
+from dermkit.data.staging import finish_changes, finish_killed_changes, staged_changes
 from dermkit.errors import DataError, UsageError, did_you_mean, first_of
 from dermkit.files import (
     TEMP_PREFIX,
@@ -43,7 +53,6 @@ from dermkit.files import (
     check_output,
     check_writable,
     lock,
-    sha256_file,
     sweep_temp,
     write_rows,
     write_text,
@@ -83,10 +92,12 @@ class ImportOutcome:
     """The result of an import.
 
     dataset: as written. rejected: the files and rows that are no images of it (path, reason, detail), sorted by path.
+    retained: what people had made of the data set that was there, and that stays, as texts.
     """
 
     dataset: Dataset
     rejected: list[Rejected]
+    retained: tuple[str, ...] = ()
 
 
 def import_dataset(
@@ -98,6 +109,7 @@ def import_dataset(
     malignancy: Mapping[str, str] = MappingProxyType({}),
     options: ImportOptions = DEFAULT_IMPORT_OPTIONS,
     metadata_tables: Sequence[Path] = (),
+    replace_earlier: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     on_unpack: Callable[[int, int], None] | None = None,
 ) -> ImportOutcome:
@@ -107,38 +119,37 @@ def import_dataset(
     folder, a .zip of one, or an .npz; packed images are unpacked to `out/images`, others stay where they are. name:
     by default that of the published data set it is recognised as, else that of `out`. malignancy: class -> benign,
     malignant or indeterminate, to overrule the table of diagnoses; malignant is the positive class of all metrics.
-    metadata_tables: add ids, age, sex and site, matched by ISIC id or file name. on_progress, on_unpack: called with
-    (images done, all images). Raises `UsageError` (unknown layout, option, class or malignancy), `DataError` (no valid
-    image, an invalid table; refused.csv is written if images were opened) and `OutputError`.
+    metadata_tables: add ids, age, sex and site, matched by ISIC id or file name. replace_earlier: what people made of
+    the data set that `out` holds may be undone; else an import keeps it or is refused. on_progress, on_unpack: called
+    with (images done, all images). Raises `UsageError` (unknown layout, option, class or malignancy, or something would
+    be undone), `DataError` (no valid image, an invalid table) and `OutputError`, also where the data set is being read.
 
         dataset = dk.import_dataset("folder", Path("images"), out=Path("dataset")).dataset
     """
     _check_options(layout, options, name)
     _check_output_folder(layout, source, out, options)
-    check_writable(out)
     with lock(out):
-        sweep_temp(out)
+        finish_changes(out)
+        sweep_temp(out, skip=("cache",))  # a training may be writing there
         records, conflicts = _read_source(layout, source, out, options, metadata_tables, on_unpack)
         known_dataset, changes = recognise(records.frame), change_classes(records, options)
-        records = changes.records
-        malignancy = _malignancy_of_classes(malignancy, _sorted_labels(records.frame["label"]))
+        records, earlier = changes.records, read_earlier(out)
+        labels = _sorted_labels(records.frame["label"])
+        malignancy = _malignancy_of_classes(malignancy, labels)
+        given = {**({} if replace_earlier else given_malignancies(earlier, labels)), **malignancy}
         frame, rejected, notes = open_images(records, on_progress)
-        rejected = sorted([*records.rejected, *rejected])
-        write_rows(out / "refused.csv", Rejected._fields, map(defused, rejected))
-        if frame.empty:
-            raise _all_rejected_error(source, out, rejected)
+        rejected = _checked_rejections(source, out, frame, [*records.rejected, *rejected], earlier)
         classes = classes_of_labels(_sorted_labels(frame["label"]), changes.labels_of_class)
-        decision = decide_classes(classes, frame, records.malignancy_of_path, given=malignancy)
+        decision = decide_classes(classes, frame, records.malignancy_of_path, given=given)
         dataset = Dataset(
             folder=out, image_root=records.image_root, classes=decision.classes, importer=layout,
             manifest=_with_licence(frame, known_dataset), name=name or _default_name(known_dataset, out),
-            notes=_dataset_metadata(known_dataset, malignancy, decision, rejected, changes),
+            notes=_dataset_metadata(known_dataset, given, decision, rejected, changes),
         )  # fmt: skip
-        warnings = map(asdict, [*records.notes, *notes, *decision.notes, *_warnings(dataset)])
-        dataset = replace(dataset, notes={**dataset.notes, "warnings": list(warnings)})
-        _save(dataset, conflicts)
-        write_text(out / "overview.html", render_overview(dataset, rejected))
-    return ImportOutcome(dataset, rejected)
+        dataset = _with_warnings(dataset, [*records.notes, *notes, *decision.notes], options)
+        result = reconcile(earlier, dataset, name=name, given=malignancy, is_replacing=replace_earlier)
+        _save(result, conflicts, rejected, earlier)
+    return ImportOutcome(result.dataset, rejected, result.retained)
 
 
 def _check_options(layout: str, options: ImportOptions, dataset_name: str) -> None:
@@ -163,9 +174,11 @@ def _check_options(layout: str, options: ImportOptions, dataset_name: str) -> No
 
 
 def _check_output_folder(layout: str, source: Path, out: Path, options: ImportOptions) -> None:
-    """Raise `UsageError` if the output folder holds other files or the data set of another source."""
+    """Raise `UsageError` if the output folder holds other files or another data set, `OutputError` if it takes none."""
+    finish_killed_changes(out)
+    check_writable(out)
     images = out / "images"
-    if (archives.is_archive(source) or layout == MEDMNIST) and archives.has_source_record(images):
+    if (archives.is_archive(source) or layout == MEDMNIST) and archives.is_unpacked_by_us(images):
         archives.check_source(images, _source_file(layout, source))
         return  # an interrupted import continues
     check_output(out, marker="dataset.json", description="a data set folder")
@@ -214,7 +227,7 @@ def _read_source(
         return join_metadata(records, metadata_tables)
     except DataError as error:
         if is_new:  # leave no images without a data set
-            shutil.rmtree(images, ignore_errors=True)
+            archives.remove_unpacked(images)
         members = "".join(
             f"\n  {rejection.path}: {rejection.reason}: {rejection.detail}"
             for rejection in unpack_result.rejected[:_MAX_LISTED]
@@ -233,14 +246,6 @@ def _read_medmnist(
         return read_medmnist(npz_path, out / "images", name=name, on_progress=on_unpack)
     finally:
         npz_path.unlink(missing_ok=True)
-
-
-def _save_conflicts(out: Path, conflicts: Sequence[MetadataConflict]) -> None:
-    """Write conflicts.csv, or remove that of an earlier import if there are no conflicts."""
-    if conflicts:
-        write_rows(out / "conflicts.csv", MetadataConflict._fields, map(defused, conflicts))
-    else:
-        (out / "conflicts.csv").unlink(missing_ok=True)
 
 
 def _sorted_labels(labels: "pd.Series[str]") -> list[str]:
@@ -263,12 +268,22 @@ def _malignancy_of_classes(malignancy: Mapping[str, str], names: Sequence[str]) 
     return under_names
 
 
-def _all_rejected_error(source: Path, out: Path, rejected: Sequence[Rejected]) -> DataError:
+def _checked_rejections(
+    source: Path, out: Path, frame: pd.DataFrame, rejected: Sequence[Rejected], earlier: EarlierDataset | None
+) -> list[Rejected]:
+    """Return the rejections in order; raises `DataError` if no image is left, and then lists them.
+
+    Then refused.csv is written, unless it would take the place of that of an earlier data set.
+    """
+    if not frame.empty:
+        return sorted(rejected)
     reasons = Counter(rejection.reason for rejection in rejected)
     reasons_text = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
-    return DataError(
+    if earlier is None:
+        write_rows(out / "refused.csv", Rejected._fields, map(defused, sorted(rejected)))
+    raise DataError(
         f"{source}: nothing usable: every image was refused ({reasons_text})",
-        outcome=f"{out / 'refused.csv'} lists each with its reason",
+        outcome=f"the data set in {out}" if earlier else f"{out / 'refused.csv'} lists each with its reason",
         remedy="download the images again, or give the folder that holds the originals",
     )
 
@@ -290,7 +305,7 @@ def _with_licence(frame: pd.DataFrame, known_dataset: KnownDataset | None) -> pd
 
 def _dataset_metadata(
     known_dataset: KnownDataset | None,
-    malignancy: Mapping[str, str],
+    given: Mapping[str, str],
     decision: ClassMalignancy,
     rejected: Sequence[Rejected],
     changes: ClassChanges,
@@ -300,8 +315,9 @@ def _dataset_metadata(
     records, labels_of_class = changes.records, changes.labels_of_class
     inherited = [name for name in labels_of_class if inherits(name, labels_of_class)]
     metadata: dict[str, Any] = {
-        "malignancy_source": describe_malignancy_source(sorted(malignancy), decision.decided),
-        "malignancy_decided": sorted({*malignancy, *decision.decided, *inherited}),
+        "malignancy_source": describe_malignancy_source(sorted(given), decision.decided),
+        "malignancy_decided": sorted({*given, *decision.decided, *inherited}),
+        "malignancy_given": dict(sorted(given.items())),
         "refused": {"n": len(rejected), "reasons": dict(sorted(reasons.items()))},
     }
     if known_dataset:
@@ -323,6 +339,20 @@ def _dataset_metadata(
 # Warnings about rows that do not fit each other; none ends an import ----------------------------------------------
 
 
+def _with_warnings(dataset: Dataset, notes: Sequence[Note], options: ImportOptions) -> Dataset:
+    """Return the data set with these notes, those about its rows, and how its manifest was imported."""
+    further_notes = {
+        "class_changes": [
+            *(f"--merge {old}={new}" for old, new in options.merge.items()),
+            *(f"--rename {old}={new}" for old, new in options.rename.items()),
+            *(f"--drop {name}" for name in options.drop),
+        ],
+        "warnings": [asdict(note) for note in (*notes, *_warnings(dataset))],
+        "imported_manifest_sha256": dataset.manifest_sha256,
+    }
+    return replace(dataset, notes={**dataset.notes, **further_notes})
+
+
 def _warnings(dataset: Dataset) -> Iterator[Note]:
     frame = dataset.manifest
     unknown_classes = unknown_malignancy(dataset.classes, dataset.notes["malignancy_decided"])
@@ -333,6 +363,11 @@ def _warnings(dataset: Dataset) -> Iterator[Note]:
             int(frame["label"].isin(unknown_classes).sum()),
         )
     counts = frame["label"].value_counts()
+    if len(counts) == 1:
+        text = (
+            f"All images are of one class, {counts.index[0]}: nothing can be trained or evaluated on them alone."
+        )
+        yield Note("one_class", text, len(frame))
     for name in sorted(counts.index[counts == 1]):
         yield Note("one_image_class", f"Class {name} has one image, so it cannot be split.", 1)
     yield from _inconsistency_note(frame, "lesion_id", "label", "lesion_labels", "One lesion under two labels")
@@ -358,10 +393,9 @@ def _warnings(dataset: Dataset) -> Iterator[Note]:
     if not (frame["lesion_id"].any() or frame["patient_id"].any()):
         text = "No lesion or patient ids: photographs of one lesion cannot be kept on one side of a split."
         yield Note("no_groups", text, len(frame))
-    if _has_outdated_splits(dataset):
+    if has_outdated_splits(dataset.folder, frame):
         text = "The folder splits/ was made from an earlier manifest of this folder: make the splits again."
         yield Note("old_splits", text, 0)
-    yield from _void_acceptance_note(dataset.folder)
 
 
 def _inconsistency_note(frame: pd.DataFrame, id_column: str, value: str, code: str, text: str) -> Iterator[Note]:
@@ -386,45 +420,30 @@ def _join_paths(paths: Sequence[str]) -> str:
     return first_of(paths, _N_EXAMPLES, " = ")
 
 
-def _has_outdated_splits(dataset: Dataset) -> bool:
-    return any((dataset.folder / "splits").glob("*.csv")) and _changes_manifest(dataset)
+# Writing ----------------------------------------------------------------------------------------------------------
 
 
-# An earlier manifest in the same folder, and its audit ------------------------------------------------------------
-
-
-def _changes_manifest(dataset: Dataset) -> bool:
-    """Return whether the folder holds a different manifest, which will be overwritten."""
-    old_manifest = dataset.folder / "manifest.csv"
-    return old_manifest.is_file() and sha256_file(old_manifest) != dataset.manifest_sha256
-
-
-def _void_acceptance_note(folder: Path) -> Iterator[Note]:
-    """Note audit findings that were accepted for the earlier manifest; the new dataset.json does not contain them."""
-    try:
-        document = DATASET.read_optional(folder)
-    except DataError:  # a broken file, which will be overwritten
-        return
-    acceptance_maps = [document.get("accepted"), *_dict_values(document.get("accepted_external"))]
-    codes = [str(code) for acceptances in acceptance_maps if isinstance(acceptances, dict) for code in acceptances]
-    if codes:
-        is_single = len(codes) == 1
-        text = (
-            f"{len(codes)} {'acceptance' if is_single else 'acceptances'} of the earlier manifest "
-            f"{'is' if is_single else 'are'} "
-            f"void, accept again what must stay: {', '.join(codes)}."
-        )
-        yield Note("void_acceptances", text, 0)
-
-
-def _dict_values(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else []
-
-
-def _save(dataset: Dataset, conflicts: Sequence[MetadataConflict]) -> None:
-    """Write the data set. The list of rows that a cleaning dropped from a different manifest is removed."""
-    dropped_list = dataset.folder / "audit" / "dropped.csv"
-    if dropped_list.is_file() and _changes_manifest(dataset):
-        dropped_list.unlink()
-    save_dataset(dataset)
-    _save_conflicts(dataset.folder, conflicts)
+def _save(
+    result: Reconciled,
+    conflicts: Sequence[MetadataConflict],
+    rejected: Sequence[Rejected],
+    earlier: EarlierDataset | None,
+) -> None:
+    """Write the data set's files together, those that differ. earlier: the data set that the folder holds, if any."""
+    dataset = result.dataset
+    with staged_changes(dataset.folder) as changes:
+        folder = changes.new_files
+        write_rows(folder / "refused.csv", Rejected._fields, map(defused, rejected))
+        save_dataset(dataset, folder)
+        if conflicts:
+            write_rows(folder / "conflicts.csv", MetadataConflict._fields, map(defused, conflicts))
+        else:
+            changes.removed.append("conflicts.csv")
+        write_text(folder / "overview.html", render_overview(dataset, rejected))
+        if earlier and result.is_replacing:
+            stage_backup(earlier, changes)
+        if earlier and {"manifest.csv", DATASET.name} & set(changes.changed_paths()):
+            with no_readers(dataset.folder, "the import"):
+                changes.commit()
+        else:
+            changes.commit()
