@@ -10,6 +10,7 @@ import typer
 
 from dermkit.cli.console import DatasetArgument, echo, progress_bar
 from dermkit.errors import UsageError
+from dermkit.files import shell_path
 from dermkit.progress import Progress
 from dermkit.threads import cpu_count
 from dermkit.training.distributed.environment import is_rank, read_rank_info
@@ -54,6 +55,13 @@ WorkersOption = Annotated[
 ]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Continue an unfinished run from its last checkpoint.")
+]
+ContinueOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--continue",
+        help="Go on from this run, whose recipe differs in epochs, patience or later phases only (docs/training.md).",
+    ),
 ]
 
 
@@ -108,6 +116,16 @@ class _MachineOptions(NamedTuple):
     weights: Path | None
     resume: bool
 
+    def command(self) -> str:
+        """Return the command as it was typed, without what a message proposes in its place."""
+        words, rest = [], iter(sys.argv[1:])
+        for word in rest:
+            if word == "--continue":
+                next(rest, None)
+            elif word != "--resume" and not word.startswith("--continue="):
+                words.append(shell_path(word))
+        return " ".join(["dermkit", *words])
+
 
 def _launch_ranks(devices: int, nodes: int, restarts: int) -> None:
     """If several processes are asked for and this is none of them, start them, wait, and exit with their code."""
@@ -140,6 +158,7 @@ def _train_on(
     settings = dk.RunSettings(
         out=options.out, device=options.device, devices=options.devices, nodes=options.nodes,
         workers=options.workers, weights=options.weights, resume=options.resume,
+        command=options.command(),
     )  # fmt: skip
     loaded_dataset = dk.load_dataset(dataset)
     with progress_bar() as progress:
@@ -169,6 +188,7 @@ def train_command(
     restarts: RestartsOption = 3,
     workers: WorkersOption = 0,
     resume: ResumeOption = False,
+    continue_from: ContinueOption = None,
 ) -> None:
     import dermkit as dk
     from dermkit.runs.layout import REPORT_FILE
@@ -177,7 +197,10 @@ def train_command(
     options = _MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume)
 
     def train(dataset: "Dataset", settings: "RunSettings", progress: Progress) -> Path:
-        return dk.train(chosen_recipe, dataset, settings=settings, split=split, seed=seed, progress=progress)
+        return dk.train(
+            chosen_recipe, dataset, settings=settings, split=split, seed=seed, continue_from=continue_from,
+            progress=progress,
+        )  # fmt: skip
 
     folder = _train_on(dataset, options, train)
     _print_paths(folder / REPORT_FILE)

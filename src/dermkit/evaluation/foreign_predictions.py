@@ -88,6 +88,7 @@ def evaluate_foreign(
     )
     classes, class_names = rows.classes, [lesion_class.name for lesion_class in rows.classes]
     predictions = check_predictions(rows.predictions, class_names, source_name=str(file))
+    _check_classes(file, class_names)
     _check_fittable(predictions, classes, options)
     check_writable(folder)  # makes the folder, so what is refused above leaves none
     openings = [] if dataset is None else openings_of_images(
@@ -105,6 +106,16 @@ def evaluate_foreign(
         progress.say(f"warning: {warning}")
     evaluate_run(folder, dataset, options=options)
     return folder
+
+
+def _check_classes(file: Path, class_names: Sequence[str]) -> None:
+    """Raise `DataError` for predictions of one class: every answer is right, and no figure says anything."""
+    if len(class_names) < 2:
+        raise DataError(
+            f"{file}: all images and predictions are of one class, {', '.join(class_names)}; figures need two",
+            outcome="nothing was written",
+            remedy="evaluate on images of two classes or more; a data set is imported with all of them",
+        )
 
 
 def _check_output_folder(folder: Path) -> None:

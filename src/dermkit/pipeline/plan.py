@@ -1,6 +1,7 @@
 """One run before it starts: its recipe, data, split, weights, seed, folder and machine."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from dermkit.data.manifest import Dataset
 from dermkit.data.seal import PartialOverlap, Seal, find_partial_overlaps, find_seal
 from dermkit.data.split import Split, for_fold
-from dermkit.errors import UsageError
+from dermkit.errors import DataError, UsageError
 from dermkit.files import check_writable, fingerprint, sha256_bytes
 from dermkit.pipeline.data import resolve_split
 from dermkit.progress import Progress
@@ -37,6 +38,8 @@ class RunSettings:
     workers: int = 0
     weights: Path | None = None
     resume: bool = False
+    command: str = ""
+    """The command as it was typed, without --resume and --continue, for messages."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,29 @@ class Machine:
         return self.fabric.global_rank == 0
 
 
+def check_classes(dataset: Dataset) -> None:
+    """Raise `DataError` for a data set of one class, before torch is loaded: nothing can be told apart in it."""
+    if len(dataset.classes) < 2:
+        raise DataError(
+            f"{dataset.folder}: has one class, {', '.join(dataset.class_names)}, and a classifier needs two",
+            outcome="nothing was trained",
+            remedy="import images of another class with it",
+        )
+
+
+def _check_training_classes(dataset: Dataset, split_name: str, table: "pd.DataFrame") -> None:
+    """Raise `DataError` where the training images of a split are of one class."""
+    train_ids = table.loc[table["split"] == "train", "image_id"]
+    labels = sorted(set(dataset.manifest.loc[dataset.manifest["image_id"].isin(train_ids), "label"]))
+    if len(labels) < 2:
+        raise DataError(
+            f"split {split_name}: all {len(train_ids)} training images are of the class {', '.join(labels)}, and a "
+            "classifier needs two",
+            outcome="nothing was trained",
+            remedy="make another split with `dermkit split`, or import more images of the other classes",
+        )
+
+
 def prepare_machine(settings: RunSettings | None, progress: Progress | None) -> Machine:
     """Check that this machine can train before any work is done; raises `OutputError`, `UsageError`."""
     from dermkit.models.inference import pick_device
@@ -66,6 +92,21 @@ def prepare_machine(settings: RunSettings | None, progress: Progress | None) -> 
     pick_device(settings.device)  # refuses a device that is not there
     fabric = start_fabric(settings.device, settings.devices, settings.nodes)
     return Machine(settings, fabric, progress if progress and fabric.global_rank == 0 else Progress())
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The run whose checkpoints a run begins with. n_epochs: epochs that it had trained.
+
+    is_exact: whether the result is that of the recipe from the beginning, to the last bit; else `note` says why not and
+    `key` tells the run from that one.
+    """
+
+    folder: Path
+    n_epochs: int
+    is_exact: bool
+    key: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -86,6 +127,10 @@ class RunPlan:
     """The seal of this test split: it is not scored until somebody opens it. None: not sealed."""
     partial_overlaps: "tuple[PartialOverlap, ...]" = ()
     """Seals of other splits that share some images with this one."""
+    input_hashes: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of manifest, split, weights and classes, which with the recipe's name the run."""
+    continued: Continuation | None = None
+    """The run that this one goes on from."""
 
     @property
     def hides_test(self) -> bool:
@@ -113,17 +158,19 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
         recipe = replace(recipe, split=chosen_split.spec)
     weights = resolve_weights(recipe.model, machine.settings.weights)
     split_rows = chosen_split.frame
-    recipe_hash = recipe_fingerprint(
-        recipe,
-        manifest=dataset.manifest_sha256,
-        split=sha256_bytes(split_rows[["image_id", "split", "fold"]].to_csv(index=False).encode()),
-        weights=fingerprint(weights.sha256, weights.mean, weights.std, weights.missing),
-        classes=fingerprint([asdict(lesion_class) for lesion_class in dataset.classes]),
-    )
+    input_hashes = {
+        "manifest": dataset.manifest_sha256,
+        "split": sha256_bytes(split_rows[["image_id", "split", "fold"]].to_csv(index=False).encode()),
+        "weights": fingerprint(weights.sha256, weights.mean, weights.std, weights.missing),
+        "classes": fingerprint([asdict(lesion_class) for lesion_class in dataset.classes]),
+    }
+    recipe_hash = recipe_fingerprint(recipe, **input_hashes)
     folds = (
         [int(fold) for fold in sorted(set(split_rows["fold"]))] if (split_rows["split"] == "fold").any() else [-1]
     )
     tables_by_fold = {fold: for_fold(chosen_split, fold) if fold >= 0 else split_rows for fold in folds}
+    for table in tables_by_fold.values():
+        _check_training_classes(dataset, chosen_split.name, table)
     seals_folder, manifest = dataset.folder / "splits", dataset.manifest
     seal_by_fold = {fold: find_seal(seals_folder, manifest, table) for fold, table in tables_by_fold.items()}
     overlaps_by_fold = {
@@ -141,6 +188,7 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
             folder=machine.settings.out / recipe.name / f"{recipe_hash}-s{seed}{f'-f{fold}' if fold >= 0 else ''}",
             seal=seal_by_fold[fold],
             partial_overlaps=overlaps_by_fold[fold],
+            input_hashes=input_hashes,
         )
         for seed in range(recipe.seed, recipe.seed + recipe.repeats)
         for fold in folds

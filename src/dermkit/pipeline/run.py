@@ -29,8 +29,9 @@ from dermkit.files import (
     write_rows,
 )
 from dermkit.models.card import extra_targets, with_extra_targets, write_policy
+from dermkit.pipeline.continuation import copy_checkpoints, offer_earlier_runs
 from dermkit.pipeline.next_steps import write_next_steps
-from dermkit.pipeline.plan import Machine, RunPlan
+from dermkit.pipeline.plan import Continuation, Machine, RunPlan
 from dermkit.pipeline.run_facts import (
     FinishedTraining,
     describe_model,
@@ -97,6 +98,8 @@ def _run_on_rank0(plan: RunPlan, machine: Machine) -> None:
             progress.say(f"warning: it scored these test images before they were sealed as {plan.seal.name}")
         ranks.broadcast_text("finished")
         return
+    if machine.settings.resume and plan.continued is None:
+        offer_earlier_runs(plan, machine)
     with lock(folder):  # first of all: a run that is going on is nothing to resume or to delete
         if (folder / CHECKPOINTS_FOLDER / LAST_CHECKPOINT).exists() and not machine.settings.resume:
             raise UsageError(
@@ -105,11 +108,21 @@ def _run_on_rank0(plan: RunPlan, machine: Machine) -> None:
                 remedy="add --resume to go on from them, or delete the folder to start anew",
             )
         sweep_temp(folder)
+        if plan.continued is not None and not (folder / CHECKPOINTS_FOLDER / LAST_CHECKPOINT).exists():
+            _begin_with_checkpoints(plan, plan.continued, machine)
         _write_run_start(plan, machine)
         started_at = time.perf_counter()
         prepared_job = _prepare(plan, machine)
         ranks.broadcast_text(_TRAIN_SIGNAL)  # every image is decoded: the others find them in the cache
         _train_and_report(plan, prepared_job, machine, started_at)
+
+
+def _begin_with_checkpoints(plan: RunPlan, continued: Continuation, machine: Machine) -> None:
+    """Begin a run with the checkpoints of the run that it goes on from."""
+    copy_checkpoints(plan, continued)
+    machine.progress.say(f"goes on from {continued.folder}, after {continued.n_epochs} epochs")
+    if continued.note:
+        machine.progress.say(f"warning: {continued.note}")
 
 
 @dataclass(frozen=True)

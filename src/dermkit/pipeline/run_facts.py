@@ -13,7 +13,7 @@ from dermkit.audit.status import audit_state
 from dermkit.data.split import check_split
 from dermkit.lint.rules import lint_rows
 from dermkit.lint.training import BatchNormState, TrainingFacts, lint_training
-from dermkit.pipeline.plan import RunPlan, RunSettings
+from dermkit.pipeline.plan import Continuation, RunPlan, RunSettings
 from dermkit.recipes.schema import Recipe, load_recipe, recipe_to_dict
 from dermkit.runs.layout import (
     ENVIRONMENT,
@@ -69,6 +69,8 @@ def _describe_plan(plan: RunPlan) -> dict[str, Any]:
     if absent_classes:
         warnings.append(f"Never seen in training, so never to be predicted: {', '.join(absent_classes)}.")
     warnings += [overlap.sentence() for overlap in plan.partial_overlaps]
+    if plan.continued and plan.continued.note:
+        warnings.append(plan.continued.note)
     if plan.weights.note:
         warnings.append(f"Weights: {plan.weights.note}")
     return {
@@ -91,6 +93,17 @@ def _describe_plan(plan: RunPlan) -> dict[str, Any]:
         "fold": None if plan.fold < 0 else plan.fold,
         "weights": _describe_weights(plan.weights),
         "warnings": warnings,
+        **({"continued_from": _describe_continuation(plan.continued)} if plan.continued else {}),
+    }
+
+
+def _describe_continuation(continued: Continuation) -> dict[str, Any]:
+    return {
+        "run": continued.folder.name,
+        "epochs": continued.n_epochs,
+        "is_exact": continued.is_exact,
+        "key": continued.key,
+        "note": continued.note,
     }
 
 

@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dermkit.data.manifest import Dataset
-from dermkit.pipeline.plan import Machine, RunSettings, make_plans, prepare_machine, with_seed
+from dermkit.data.readers import reading
+from dermkit.pipeline.continuation import with_continuation
+from dermkit.pipeline.plan import Machine, RunSettings, check_classes, make_plans, prepare_machine, with_seed
 from dermkit.pipeline.repeats import summarise_repeats
 from dermkit.pipeline.run import run_plan
 from dermkit.progress import Progress
@@ -18,20 +20,28 @@ def train(
     settings: RunSettings | None = None,
     split: str | None = None,
     seed: int | None = None,
+    continue_from: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Train, evaluate and report every run of a recipe; returns the run folder, or the parent of repeats and folds.
 
-    split: name or file (default: the recipe's own). seed: the first one, in place of the recipe's. Raises
+    split: name or file (default: the recipe's own). seed: the first one, in place of the recipe's. continue_from: a run
+    of this recipe but for its length, whose checkpoints this one begins with. Raises
     `RunInterrupt`, `DivergenceError`, `DataError`, `UntrustedError`, `OutputError`, `UsageError`.
     """
+    check_classes(dataset)
     machine = prepare_machine(settings, progress)
-    return train_recipe(with_seed(recipe, seed), dataset, split, machine)
+    with reading(dataset.folder, "train"):
+        return train_recipe(with_seed(recipe, seed), dataset, split, machine, continue_from)
 
 
-def train_recipe(recipe: Recipe, dataset: Dataset, split: str | None, machine: Machine) -> Path:
+def train_recipe(
+    recipe: Recipe, dataset: Dataset, split: str | None, machine: Machine, continue_from: Path | None = None
+) -> Path:
     """Train as `train` does, on a machine that is prepared."""
     plans = make_plans(recipe, dataset, split, machine)
+    if continue_from is not None:
+        plans = [with_continuation(plan, continue_from) for plan in plans]
     if len(plans) == 1:
         return run_plan(plans[0], machine)
     first_folder = plans[0].folder

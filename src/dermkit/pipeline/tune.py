@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from dermkit.data.manifest import Dataset
+from dermkit.data.readers import reading
 from dermkit.errors import UsageError
 from dermkit.files import write_rows
-from dermkit.pipeline.plan import Machine, RunSettings, make_plans, prepare_machine, with_seed
+from dermkit.pipeline.plan import Machine, RunSettings, check_classes, make_plans, prepare_machine, with_seed
 from dermkit.pipeline.repeats import best_run_index, validation_value
 from dermkit.pipeline.run import run_plan
 from dermkit.pipeline.train import train_recipe
@@ -30,7 +31,15 @@ def tune(
 
     `<out>/<name>/tune.csv` lists every trial. The trials never score the test split.
     """
+    check_classes(dataset)
     machine = prepare_machine(settings, progress)
+    with reading(dataset.folder, "tune"):
+        return _tune(recipes, dataset, name, split, seed, machine)
+
+
+def _tune(
+    recipes: Sequence[Recipe], dataset: Dataset, name: str, split: str | None, seed: int | None, machine: Machine
+) -> Path:
     seeded_recipes = [with_seed(recipe, seed) for recipe in recipes]
     grid_folder = machine.settings.out / name
     folders = []

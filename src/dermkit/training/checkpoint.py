@@ -151,6 +151,11 @@ def load_checkpoint(path: Path, net: torch.nn.Module) -> TrainingProgress | None
     return progress
 
 
+def read_progress(path: Path) -> TrainingProgress:
+    """Return the progress of a checkpoint without its tensors; raises `UntrustedError` for a broken file."""
+    return _read(path, with_tensors=False)[0]
+
+
 def _read(path: Path, *, with_tensors: bool) -> tuple[TrainingProgress, dict[str, torch.Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as stream:

@@ -26,6 +26,7 @@ from dermkit.models.precision import is_out_of_memory, resolve_precision
 from dermkit.recipes.schema import Phase
 from dermkit.threads import ordered_map
 from dermkit.training.augment.batch import epoch_order
+from dermkit.training.batch_norm import check_batch_norm, smallest_pass
 from dermkit.training.checkpoint import (
     BEST_CHECKPOINT,
     MID_EPOCH_CHECKPOINT,
@@ -71,7 +72,8 @@ def train_net(
 
     It ends with the weights of the best or the last epoch, as the recipe's `keep` says. Raises `RunInterrupt` (a
     checkpoint was written), `DivergenceError` (values were not finite more than `MAX_NAN_RECOVERIES` times),
-    `UsageError` (memory does not hold one image) and `UntrustedError` (a checkpoint is broken or of another net).
+    `UsageError` (memory does not hold one image, or batch norm cannot learn from the recipe's batches) and
+    `UntrustedError` (a checkpoint is broken or of another net).
     """
     state = TrainingState(job, folder, net, fabric, process_group_of(fabric), hooks or TrainingHooks())
     # channels_last: the memory order in which convolutions are fastest.
@@ -81,6 +83,8 @@ def train_net(
     # Checkpoints that are there will be replaced: their space counts as free. A full disk is told now, not hours later.
     replaced_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     check_writable(folder, checkpoint_bytes(net) - replaced_bytes)
+    pixel_source = _pixel_source(state)
+    check_batch_norm(net, job.recipe, len(pixel_source.samples))
     load_last_checkpoint(state)
     for mid_epoch_path in (folder / MID_EPOCH_CHECKPOINT, folder / OLD_MID_EPOCH_CHECKPOINT):
         if is_continuation(mid_epoch_path, state.progress):
@@ -89,7 +93,6 @@ def train_net(
     if state.progress.log_rows:  # an earlier process may have been killed between its checkpoint and its log
         write_log(state)
     with exact_float32(fabric.device):  # else a GPU would round the inputs of float32 convolutions
-        pixel_source = _pixel_source(state)
         for phase_index, phase in enumerate(job.recipe.phases):
             if phase_index >= state.progress.phase:
                 _train_phase(state, phase_index, phase, pixel_source)
@@ -260,6 +263,7 @@ def _make_train_step(
         n_classes=job.n_classes,
         seed=job.seed,
         micro_batch_size=progress.micro_batch_size,
+        min_pass_size=smallest_pass(state.net, phase, recipe.image.size) if progress.micro_batch_size else 1,
         loss_sum=progress.loss_sum if is_first_rank else 0.0,
         n_correct=progress.n_correct if is_first_rank else 0.0,
     )

@@ -41,7 +41,8 @@ class TrainStep:
     """Takes the steps of a phase, and sums an epoch's loss and correct answers.
 
     class_weights: (K,) float32 of the loss, None for none. micro_batch_size: samples per forward and backward pass; 0 =
-    this rank's whole shard. loss_sum, n_correct: over the samples of the running epoch on this rank.
+    this rank's whole shard. min_pass_size: the fewest samples of a pass, 2 where batch norm needs them. loss_sum,
+    n_correct: over the samples of the running epoch on this rank.
     """
 
     module: Any
@@ -55,6 +56,7 @@ class TrainStep:
     n_classes: int
     seed: int
     micro_batch_size: int
+    min_pass_size: int = 1
     loss_sum: float = 0.0
     n_correct: float = 0.0
     _pending: tuple[int, _Indices, torch.Tensor, torch.Tensor] | None = field(default=None, init=False)
@@ -62,13 +64,14 @@ class TrainStep:
     def prepare(self, rows: _Indices, *, epoch: int) -> list[_MicroBatch]:
         """Return this rank's inputs and targets of a batch, in even micro-batches of at most `micro_batch_size`.
 
+        One that would have fewer than `min_pass_size` samples is not cut off, so that another is larger by one.
         rows: (B,) samples of the whole batch. A micro-batch may be empty, where there are more ranks than samples.
         """
         shard_size = -(-len(rows) // self.process_group.size)  # of the largest shard: divided, rounded up
         # Every rank takes the same number of passes: synchronised batch norm is collective, and would wait for ever.
-        row_chunks = np.array_split(
-            self.process_group.shard(rows), -(-shard_size // (self.micro_batch_size or shard_size))
-        )
+        n_passes = -(-shard_size // (self.micro_batch_size or shard_size))
+        n_passes = max(1, min(n_passes, shard_size // self.min_pass_size))
+        row_chunks = np.array_split(self.process_group.shard(rows), n_passes)
         return [
             (
                 self.source.batch(chunk, epoch=epoch, seed=self.seed),
