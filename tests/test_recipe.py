@@ -17,6 +17,8 @@ from dermkit.recipes import schema as room
 from dermkit.recipes.augmentation import AugmentSpec, BlurNoiseSpec, ClaheSpec, CutoutSpec, DistortSpec, HsvSpec
 from dermkit.recipes.schema import (
     ComputeSpec,
+    Derivation,
+    FieldChange,
     ImageSpec,
     MixupSpec,
     ModelSpec,
@@ -29,9 +31,13 @@ from dermkit.recipes.schema import (
 
 SPECS = (
     ImageSpec, SplitSpec, ModelSpec, AugmentSpec, DistortSpec, HsvSpec, BlurNoiseSpec, ClaheSpec, CutoutSpec,
-    OversampleSpec, MixupSpec, Phase, OptimSpec, ComputeSpec, Recipe,
+    OversampleSpec, MixupSpec, Phase, OptimSpec, ComputeSpec, Recipe, Derivation, FieldChange,
 )  # fmt: skip
-PROSE = {("about",), ("system",), ("seed",), ("repeats",)}
+RECORD = [
+    ("derived_from", "recipe"),
+    *(("derived_from", "changes", 0, name) for name in ("field", "before", "after")),
+]
+PROSE = {("about",), ("system",), ("seed",), ("repeats",), *RECORD}
 
 below_one = st.floats(0, 1, exclude_max=True)
 share = st.floats(0, 1)
@@ -99,6 +105,11 @@ recipes = st.builds(
     phases=st.lists(phases, min_size=1, max_size=3).map(tuple), optim=optims,
     monitor=st.sampled_from(["val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro"]),
     keep=st.sampled_from(["best", "last"]), seed=seed, repeats=at_least_one,
+    derived_from=st.none()
+    | st.builds(
+        Derivation, recipe=st.just("base"),
+        changes=st.lists(st.builds(FieldChange, field=st.text(), before=st.text(), after=st.text())).map(tuple),
+    ),
 )  # fmt: skip
 
 
@@ -123,6 +134,9 @@ def example() -> Recipe:
     )
     return Recipe(
         name="example", system="S2", about="for the tests", monitor="val_loss", keep="best", seed=0, repeats=3,
+        derived_from=Derivation(
+            recipe="base", changes=(FieldChange(field="optim.batch_size", before="16", after="32"),)
+        ),
         image=ImageSpec(size=128, resize="squash", interpolation="bilinear", normalise="weights"),
         split=SplitSpec(
             scheme="holdout", seed=0, validation=0.2, test=0.2, folds=0, per_class=584, draw_from="train"
@@ -397,7 +411,7 @@ def test_a_saved_recipe_is_loaded_whole(tmp_path: Path) -> None:
         ("[]", "no `format`"),
         ("{}", "no `format`"),
         ('{"format": true}', "no `format`"),
-        ('{"format": 4}', "format 4"),
+        ('{"format": 5}', "format 5"),
         ('{"format": 1, "seed": NaN}', "is not JSON: NaN is not a number"),
         ('{"format": 1}', "name: Field required"),
     ],
@@ -490,9 +504,15 @@ OF_FORMAT_1 = (
 )  # fmt: skip
 
 
+def underived() -> Recipe:
+    """Return the example as a recipe that no command has changed, which is all that formats 1 to 3 had."""
+    return replace(example(), derived_from=None)
+
+
 def in_format_2(recipe: Recipe, *, format: int = 2) -> dict[str, Any]:
     """Return a recipe as format 2 spelled it, written out by hand."""
     value: dict[str, Any] = {**room.recipe_to_dict(recipe), "format": format}
+    del value["derived_from"]
     for augment in (value["augment"], value["grow"]["augment"]):
         augment["moved"], augment["toned"] = augment.pop("p_geometric"), augment.pop("p_colour")
         for name in ("distort", "hsv", "blur_noise", "clahe", "cutout"):
@@ -506,17 +526,17 @@ def in_format_2(recipe: Recipe, *, format: int = 2) -> dict[str, Any]:
 def test_a_recipe_of_format_2_is_read_and_means_what_it_meant(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(in_format_2(example())))
-    assert room.load_recipe(path) == example()
+    assert room.load_recipe(path) == underived()
     room.save_recipe(room.load_recipe(path), path)
     saved = json.loads(path.read_text())
-    assert saved["format"] == 3 and saved["augment"]["p_geometric"] == example().augment.p_geometric
-    assert room.load_recipe(path) == example()
+    assert saved["format"] == 4 and saved["augment"]["p_geometric"] == example().augment.p_geometric
+    assert room.load_recipe(path) == underived()
 
 
 def test_a_recipe_is_hashed_by_the_names_of_format_2() -> None:
     """Run folders and cached features of before are found again only if these names stay."""
     today, before = room.recipe_to_dict(example()), in_format_2(example())
-    del before["format"]
+    del before["format"], today["derived_from"]
     assert formats.recipe_with_format_2_names(today) == before
     assert formats.with_format_2_names(today["mix"]) == before["mix"]
     free = {**today, "model": {**today["model"], "backbone_args": {"p": 1.0}}}
@@ -546,9 +566,15 @@ def test_the_format_of_a_recipe_without_its_number_is_told_by_its_fields() -> No
     """model.json holds a recipe without its number; an external evaluation writes it with one."""
     of_format_2 = in_format_2(example())
     of_format_1 = {name: value for name, value in of_format_2.items() if name not in ("compute", "mix")}
-    recipes = (of_format_1, of_format_2, room.recipe_to_dict(example()))
-    assert [formats.format_of_recipe(recipe) for recipe in recipes] == [1, 2, 3]
-    assert formats.migrate_recipe(of_format_2) == {**room.recipe_to_dict(example()), "format": 3}
+    of_format_4 = room.recipe_to_dict(example())
+    of_format_3 = {name: value for name, value in of_format_4.items() if name != "derived_from"}
+    recipes = (of_format_1, of_format_2, of_format_3, of_format_4)
+    assert [formats.format_of_recipe(recipe) for recipe in recipes] == [1, 2, 3, 4]
+    assert formats.migrate_recipe(of_format_2) == {**room.recipe_to_dict(underived()), "format": 4}
+    assert formats.migrate_recipe({**of_format_3, "format": 3}) == {
+        **room.recipe_to_dict(underived()),
+        "format": 4,
+    }
     strange_recipes: list[dict[str, Any]] = [{"format": []}, {"format": 9}, {}]
     for strange in strange_recipes:
         assert formats.migrate_recipe(strange) == strange
@@ -573,7 +599,9 @@ def test_a_recipe_of_format_1_is_read_and_means_what_it_meant(tmp_path: Path) ->
     )
     grow = example().grow
     assert grow
-    assert room.load_recipe(path) == replace(example(), mix=None, augment=plain, grow=replace(grow, augment=plain))
+    assert room.load_recipe(path) == replace(
+        underived(), mix=None, augment=plain, grow=replace(grow, augment=plain)
+    )
 
 
 @pytest.mark.parametrize("broken", [None, 3, "none", []])

@@ -66,7 +66,7 @@ RECIPE = Recipe(
     optim=OptimSpec(optimizer="adam", momentum=0.9, weight_decay=0.0, class_weights="none", label_smoothing=0.0,
                     batch_size=32, schedule="constant", sampling="shuffled"),
     mix=None, compute=ComputeSpec(precision="float32", compile=False),
-    monitor="val_loss", keep="best", seed=0, repeats=1,
+    monitor="val_loss", keep="best", seed=0, repeats=1, derived_from=None,
 )  # fmt: skip
 
 

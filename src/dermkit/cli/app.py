@@ -16,9 +16,11 @@ import typer
 from dermkit import __version__
 from dermkit.cli.console import OutOption, echo, progress_bar, say_error
 from dermkit.cli.data import audit_command, import_command, split_command
+from dermkit.cli.examples import examples_text
 from dermkit.cli.predict import predict_command
+from dermkit.cli.recipes import recipes_app
 from dermkit.cli.results import compare_command, evaluate_command, report_command
-from dermkit.cli.train import recipes_app, train_command, tune_command
+from dermkit.cli.train import train_command, tune_command
 from dermkit.errors import DermkitError, OutputError, ResourceError, RunInterrupt, out_of_memory
 from dermkit.training.distributed.environment import die_with_parent, is_rank
 
@@ -56,37 +58,52 @@ def _common_options(
 
 # Help texts are arguments and not docstrings, because `python -OO` drops docstrings.
 app.command(
-    "import", help="Make a data set folder of images in a known layout: a checked manifest and an overview page."
+    "import",
+    help="Make a data set folder of images in a known layout: a checked manifest and an overview page.",
+    epilog=examples_text("import"),
 )(import_command)
 app.command(
     "audit",
     help="Check a data set for leaks, duplicates, label conflicts and shortcuts. Exit code 3 if an error is found.",
+    epilog=examples_text("audit"),
 )(audit_command)
 app.command(
     "split",
     help="Split a data set into train, validation and test, or into folds: by patient and lesion, stratified by class.",
+    epilog=examples_text("split"),
 )(split_command)
-app.command("train", help="Train a recipe on a data set, evaluate it and write its report.")(train_command)
 app.command(
-    "tune", help="Train every recipe of a grid, select the best on validation, and train that one in full."
+    "train", help="Train a recipe on a data set, evaluate it and write its report.", epilog=examples_text("train")
+)(train_command)
+app.command(
+    "tune",
+    help="Train every recipe of a grid, select the best on validation, and train that one in full.",
+    epilog=examples_text("tune"),
 )(tune_command)
 app.command(
-    "evaluate", help="Evaluate a run again, a model on another data set, or the predictions of another tool."
+    "evaluate",
+    help="Evaluate a run again, a model on another data set, or the predictions of another tool.",
+    epilog=examples_text("evaluate"),
 )(evaluate_command)
-app.command("report", help="Write the report of a run again, without evaluating it.")(report_command)
+app.command(
+    "report", help="Write the report of a run again, without evaluating it.", epilog=examples_text("report")
+)(report_command)
 app.command(
     "compare",
     help="Compare runs or recipes on the same images: differences, their intervals and tests, and a verdict on each.",
+    epilog=examples_text("compare"),
 )(compare_command)
 app.command(
     "predict",
     help="Predict new images: probabilities, decisions, sheets of pictures. Interrupted, it continues if repeated.",
+    epilog=examples_text("predict"),
 )(predict_command)
 
 
 @app.command(
     "demo",
     help="Try all steps on synthetic images, from import to prediction: offline, on the CPU, in minutes.",
+    epilog=examples_text("demo"),
 )
 def demo_command(out: OutOption = Path("demo")) -> None:
     from dermkit.pipeline.demo import run_demo

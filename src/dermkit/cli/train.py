@@ -1,10 +1,9 @@
-"""Train, tune and the named recipes, as commands."""
+"""Train and tune, as commands, with the options that change a recipe."""
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -20,9 +19,10 @@ if TYPE_CHECKING:
 
     from dermkit.data.manifest import Dataset
     from dermkit.pipeline.plan import RunSettings
+    from dermkit.recipes.derive import Assignment
     from dermkit.recipes.schema import Recipe
+    from dermkit.recipes.short_forms import ShortForms
 
-recipes_app = typer.Typer(no_args_is_help=True, help="List the named recipes, or print one as JSON.")
 TrainOutOption = Annotated[Path, typer.Option("--out", help="Folder for the runs: OUT/RECIPE/RUN.")]
 SplitOption = Annotated[
     str | None,
@@ -65,43 +65,84 @@ ContinueOption = Annotated[
 ]
 
 
-@recipes_app.command("list", help="List the named recipes, and the grids of `dermkit tune`.")
-def list_recipes() -> None:
-    from dermkit.recipes.experiments import GRIDS, RECIPES
-
-    for recipe in RECIPES.values():
-        echo(f"{recipe.name:40} {recipe.system:5} {recipe.about}")
-    echo("\nGrids for `dermkit tune`:")
-    for name, members in GRIDS.items():
-        echo(f"{name:40} {len(members)} recipes of {members[0].system}")
-
-
-@recipes_app.command("show", help="Print a recipe as JSON, to edit and train.")
-def show_recipe(name: str) -> None:
-    from dermkit.recipes.experiments import find_recipe
-    from dermkit.recipes.formats import RECIPE_FORMAT
-    from dermkit.recipes.schema import recipe_to_dict
-
-    echo(json.dumps({"format": RECIPE_FORMAT, **recipe_to_dict(find_recipe(name))}, indent=1))
-
-
-@recipes_app.command(
-    "presets", help='List the augmentation presets: in a recipe, `"augment": "NAME"` stands for the whole spec.'
-)
-def list_presets() -> None:
-    from dermkit.recipes.augmentation import PRESET_NOTES
-
-    for name, note in PRESET_NOTES.items():
-        echo(f"{name:14} {note}")
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Change a field, such as optim.batch_size=16 or phases.0.epochs=20 (`dermkit recipes explain`). May be "
+        "repeated.",
+    ),
+]
+EpochsOption = Annotated[
+    str | None, typer.Option("--epochs", help="Epochs of every phase, or one number a phase: 3,12.", metavar="N")
+]
+BatchSizeOption = Annotated[
+    int | None, typer.Option("--batch-size", help="Images per step. The learning rate stays as it is.")
+]
+LearningRateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--lr",
+        help="Learning rate of the head in the first phase, all others keep their ratio to it; or one a phase: "
+        "1e-3,1e-4.",
+        metavar="RATE",
+    ),
+]
+ImageSizeOption = Annotated[int | None, typer.Option("--image-size", help="Side of the net's input, in pixels.")]
+BackboneOption = Annotated[
+    str | None, typer.Option("--backbone", help="Another net: `dermkit recipes backbones`, or any name of timm.")
+]
+FoldsOption = Annotated[
+    int | None,
+    typer.Option("--folds", help="Cross-validation with this many folds, of all images, in place of the split."),
+]
+ClassWeightsOption = Annotated[
+    Literal["none", "balanced"] | None,
+    typer.Option("--class-weights", help="Weights of the classes in the loss; balanced: rare ones count more."),
+]
 
 
 def _find_or_load_recipe(name: str) -> "Recipe":
     """Return a recipe by name, or from a file when the argument is one."""
+    from dermkit.recipes.derive import check_record
     from dermkit.recipes.experiments import find_recipe
     from dermkit.recipes.schema import load_recipe
 
     path = Path(name)
-    return load_recipe(path) if path.suffix == ".json" else find_recipe(name)
+    if path.suffix != ".json":
+        return find_recipe(name)
+    recipe = load_recipe(path)
+    check_record(recipe, name)
+    return recipe
+
+
+def _assignments(
+    base: "Recipe", texts: list[str] | None, forms: "ShortForms", split: str | None
+) -> "list[Assignment]":
+    """Return what `--set` and its short forms change; a split of the data set would hide changes of the recipe's."""
+    from dermkit.recipes.derive import parse_assignment
+    from dermkit.recipes.short_forms import short_form_assignments
+
+    assignments = [*map(parse_assignment, texts or []), *short_form_assignments(base, forms)]
+    hidden = [assignment.option for assignment in assignments if assignment.path.split(".")[0] == "split"]
+    if split is not None and hidden:
+        raise UsageError(
+            f"{hidden[0]} and --split {split}: a split that is there already is taken as it is",
+            outcome="nothing was trained",
+            remedy="leave one of them out, or make the split with `dermkit split`, then give --split alone",
+        )
+    return assignments
+
+
+def _check_derived(recipe: "Recipe", was_changed: bool) -> None:
+    """Refuse a backbone that does not exist before torch is loaded, and say what was changed."""
+    from dermkit.models.backbones import check_backbone_name
+    from dermkit.recipes.schema import changes_text
+
+    check_backbone_name(recipe.model)
+    rank_info = read_rank_info(os.environ)
+    if was_changed and (rank_info is None or rank_info.rank == 0):
+        echo(f"recipe {recipe.name}: {changes_text(recipe) or 'has these values already'}", err=True)
 
 
 class _MachineOptions(NamedTuple):
@@ -189,11 +230,28 @@ def train_command(
     workers: WorkersOption = 0,
     resume: ResumeOption = False,
     continue_from: ContinueOption = None,
+    set_fields: SetOption = None,
+    epochs: EpochsOption = None,
+    batch_size: BatchSizeOption = None,
+    lr: LearningRateOption = None,
+    image_size: ImageSizeOption = None,
+    backbone: BackboneOption = None,
+    folds: FoldsOption = None,
+    class_weights: ClassWeightsOption = None,
 ) -> None:
     import dermkit as dk
+    from dermkit.recipes.derive import derive_recipe
+    from dermkit.recipes.short_forms import ShortForms
     from dermkit.runs.layout import REPORT_FILE
 
-    chosen_recipe = _find_or_load_recipe(recipe)
+    forms = ShortForms(
+        epochs=epochs, batch_size=batch_size, learning_rate=lr, image_size=image_size, backbone=backbone,
+        folds=folds, class_weights=class_weights,
+    )  # fmt: skip
+    base = _find_or_load_recipe(recipe)
+    assignments = _assignments(base, set_fields, forms, split)
+    chosen_recipe = derive_recipe(base, assignments)
+    _check_derived(chosen_recipe, bool(assignments))
     options = _MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume)
 
     def train(dataset: "Dataset", settings: "RunSettings", progress: Progress) -> Path:
@@ -219,15 +277,31 @@ def tune_command(
     restarts: RestartsOption = 3,
     workers: WorkersOption = 0,
     resume: ResumeOption = False,
+    set_fields: SetOption = None,
+    epochs: EpochsOption = None,
+    batch_size: BatchSizeOption = None,
+    lr: LearningRateOption = None,
+    image_size: ImageSizeOption = None,
+    backbone: BackboneOption = None,
+    class_weights: ClassWeightsOption = None,
 ) -> None:
     import dermkit as dk
+    from dermkit.recipes.derive import derive_grid
+    from dermkit.recipes.short_forms import ShortForms
     from dermkit.runs.layout import REPORT_FILE, TUNE_TABLE
 
-    recipes = dk.find_grid(grid)
+    forms = ShortForms(
+        epochs=epochs, batch_size=batch_size, learning_rate=lr, image_size=image_size, backbone=backbone,
+        class_weights=class_weights,
+    )  # fmt: skip
+    members = dk.find_grid(grid)
+    assignments = _assignments(members[0], set_fields, forms, split)
+    name, recipes = derive_grid(grid, members, assignments)
+    _check_derived(recipes[0], bool(assignments))
     options = _MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume)
 
     def train(dataset: "Dataset", settings: "RunSettings", progress: Progress) -> Path:
-        return dk.tune(recipes, dataset, name=grid, settings=settings, split=split, seed=seed, progress=progress)
+        return dk.tune(recipes, dataset, name=name, settings=settings, split=split, seed=seed, progress=progress)
 
     folder = _train_on(dataset, options, train)
-    _print_paths(out / grid / TUNE_TABLE, folder / REPORT_FILE)
+    _print_paths(out / name / TUNE_TABLE, folder / REPORT_FILE)

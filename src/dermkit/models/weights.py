@@ -16,9 +16,9 @@ from torch import Tensor
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import MAX_READ_BYTES, read_json, read_regular, sha256_bytes, sha256_file
 from dermkit.models import cnn
+from dermkit.models.backbones import WEIGHTS_CARD_FORMAT
 from dermkit.recipes.schema import ModelSpec
 
-WEIGHTS_CARD_FORMAT = 1
 _Rgb = tuple[float, float, float]
 
 _HUB_SECONDS = 5.0

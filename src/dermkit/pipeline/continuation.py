@@ -19,7 +19,7 @@ from dermkit.runs.layout import AUGMENTED_SHEET, CHECKPOINTS_FOLDER, ENVIRONMENT
 if TYPE_CHECKING:
     from dermkit.training.checkpoint import TrainingProgress
 
-_WITHOUT_EFFECT = ("name", "about", "system", "seed", "repeats")
+_WITHOUT_EFFECT = ("name", "about", "system", "seed", "repeats", "derived_from")
 _MAX_NAMED_FIELDS = 4
 _MAX_NAMED_RUNS = 3
 

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from dermkit.errors import UsageError, did_you_mean
 
-STRICT_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+STRICT_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 NonNegativeFloat = Annotated[float, Field(ge=0.0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -33,32 +33,36 @@ KernelSize = Annotated[int, Field(ge=0, le=7), AfterValidator(_check_kernel_size
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class HsvSpec:
-    """Shifts of hue, saturation and value, always all three together.
-
-    p: probability for each image. hue: largest shift in degrees (20 = OpenCV's 10 of 180). saturation, value: largest
-    shift, uniform in [-x, x], of a channel in 0..1 (OpenCV's 8-bit number / 255). Grey pixels stay grey.
-    """
+    """Shifts of hue, saturation and value, always all three together. Grey pixels stay grey."""
 
     p: Fraction
+    """Probability of the shifts, for each image."""
     hue: Degrees
+    """Largest shift of hue in degrees (20 = OpenCV's 10 of 180)."""
     saturation: Fraction
+    """Largest shift of saturation, a channel in 0..1 (OpenCV's 8-bit number / 255)."""
     value: Fraction
+    """Largest shift of value, a channel in 0..1 (OpenCV's 8-bit number / 255)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class BlurNoiseSpec:
     """One of motion blur, median filter, Gaussian blur and Gaussian noise; those that are not 0 are equally likely.
 
-    p: probability for each image. motion, median, gaussian: largest kernel size in pixels (odd, at most 7; 0 =
-    never); the size is drawn from 3, 5, ... up to it. Sigma of the Gaussian blur is 0.8, 1.1, 1.4 pixels for sizes 3,
-    5, 7. noise: smallest and largest variance, in squared grey levels of 0..255 ([0, 0] = never).
+    Kernel sizes are drawn from 3, 5, ... up to the largest. Sigma of the Gaussian blur is 0.8, 1.1, 1.4 pixels for
+    sizes 3, 5, 7.
     """
 
     p: Fraction
+    """Probability of one of the four, for each image."""
     motion: KernelSize
+    """Motion blur: largest kernel size in pixels (odd, at most 7; 0 = never)."""
     median: KernelSize
+    """Median filter: largest kernel size in pixels (odd, at most 7; 0 = never)."""
     gaussian: KernelSize
+    """Gaussian blur: largest kernel size in pixels (odd, at most 7; 0 = never)."""
     noise: tuple[NonNegativeFloat, NonNegativeFloat]
+    """Gaussian noise: smallest and largest variance, in squared grey levels of 0..255 ([0, 0] = never)."""
 
     @model_validator(mode="after")
     def _check(self) -> "BlurNoiseSpec":
@@ -73,19 +77,22 @@ class BlurNoiseSpec:
 class DistortSpec:
     """One of optical, grid and elastic distortion; those that are not 0 are equally likely.
 
-    p: probability for each image. optical: radial distortion coefficient k, uniform in [-x, x]. A pixel at radius r
-    (in image widths) is sampled at r (1 + k r^2), for negative k at r / (1 + abs(k) r^2). grid: the widths of
-    grid_steps strips per axis are multiplied by 1 - x to 1 + x, then scaled to fill the image. elastic: largest
-    displacement, as a fraction of the image width, of a smooth field with elastic_cells cells per axis. Samples
-    outside the image are reflected.
+    Samples outside the image are reflected.
     """
 
     p: Fraction
+    """Probability of one of the three, for each image."""
     optical: Fraction
+    """Radial distortion coefficient k, uniform in [-x, x]: a pixel at radius r (in image widths) is sampled at r (1 + k
+    r^2), for negative k at r / (1 + abs(k) r^2)."""
     grid: Fraction
+    """The widths of grid_steps strips per axis are multiplied by 1 - x to 1 + x, then scaled to fill the image."""
     grid_steps: Annotated[int, Field(ge=2, le=32)]
+    """Strips per axis of the grid distortion."""
     elastic: Annotated[float, Field(ge=0.0, le=0.5)]
+    """Largest displacement, as a fraction of the image width, of a smooth field with elastic_cells cells per axis."""
     elastic_cells: Annotated[int, Field(ge=1, le=32)]
+    """Cells per axis of the elastic distortion."""
 
     @model_validator(mode="after")
     def _check(self) -> "DistortSpec":
@@ -96,60 +103,71 @@ class DistortSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class ClaheSpec:
-    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of luma; chroma is unchanged.
-
-    p: probability for each image. clip: the clip limit is uniform in [1, clip], in multiples of the mean count of a
-    histogram bin; 1 changes hardly anything. tiles: number of tiles per axis.
-    """
+    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of luma; chroma is unchanged."""
 
     p: Fraction
+    """Probability for each image."""
     clip: Annotated[float, Field(ge=1.0, le=256.0)]
+    """The clip limit is uniform in [1, clip], in multiples of the mean count of a histogram bin; 1 changes hardly
+    anything."""
     tiles: Annotated[int, Field(ge=1, le=16)]
+    """Number of tiles per axis."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class CutoutSpec:
-    """One black square (DeVries and Taylor 2017), centred at a random pixel and clipped at the border.
-
-    p: probability for each image. side: side of the square as a fraction of the image width.
-    """
+    """One black square (DeVries and Taylor 2017), centred at a random pixel and clipped at the border."""
 
     p: Fraction
+    """Probability for each image."""
     side: Fraction
+    """Side of the square as a fraction of the image width."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class AugmentSpec:
     """Random changes of a training image; amounts are uniform between their limits, and 0 or None means never.
 
-    horizontal_flip, vertical_flip, transpose: each applied with probability 1/2; together the three give the eight
-    symmetries of the square with equal probability. p_geometric: probability of rotate, shift and zoom, which are
-    applied together. rotate: largest angle in degrees. shift: largest shift as a fraction of the image width. zoom:
-    scale factor in [1 - zoom, 1 + zoom]. fill: how pixels from outside the image are filled. p_colour: probability of
-    brightness, of contrast and of saturation, each drawn independently. brightness, contrast, saturation: factor in
-    [1 - x, 1 + x]. Steps run in the order of the fields, except that distortion and the affine transform share one
-    interpolation.
+    Steps run in the order of the fields, except that distortion and the affine transform share one interpolation.
 
         dk.find_preset("light")
     """
 
     horizontal_flip: bool
+    """Whether images are mirrored left to right, with probability 1/2."""
     vertical_flip: bool
+    """Whether images are mirrored top to bottom, with probability 1/2."""
     transpose: bool
+    """Whether rows and columns change places, with probability 1/2; with both flips this gives the eight symmetries of
+    the square with equal probability."""
     p_geometric: Fraction
+    """Probability of rotate, shift and zoom, which are applied together."""
     rotate: Degrees
+    """Largest angle in degrees, either way."""
     shift: Fraction
+    """Largest shift as a fraction of the image width."""
     zoom: FractionBelowOne
+    """The scale factor lies in [1 - zoom, 1 + zoom]."""
     fill: Literal["reflect", "black", "edge"]
+    """How pixels from outside the image are filled."""
     distort: DistortSpec | None
+    """One of optical, grid and elastic distortion; null = never."""
     p_colour: Fraction
+    """Probability of brightness, of contrast and of saturation, each drawn independently."""
     brightness: Fraction
+    """Brightness is multiplied by a factor in [1 - x, 1 + x]."""
     contrast: Fraction
+    """Contrast is multiplied by a factor in [1 - x, 1 + x]."""
     saturation: Fraction
+    """Saturation is multiplied by a factor in [1 - x, 1 + x]."""
     hsv: HsvSpec | None
+    """Shifts of hue, saturation and value; null = never."""
     blur_noise: BlurNoiseSpec | None
+    """One of motion blur, median filter, Gaussian blur and Gaussian noise; null = never."""
     clahe: ClaheSpec | None
+    """Local contrast (CLAHE); null = never."""
     cutout: CutoutSpec | None
+    """One black square; null = never."""
 
 
 NO_AUGMENTATION = AugmentSpec(

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from dermkit.errors import UsageError, did_you_mean
 from dermkit.recipes.augmentation import NO_AUGMENTATION, PRESETS
+from dermkit.recipes.general import QUICK, SCRATCH, STRONG
 from dermkit.recipes.schema import (
     ComputeSpec,
     ImageSpec,
@@ -118,6 +119,7 @@ S0_INCEPTION = Recipe(
     keep="best",
     seed=0,
     repeats=1,
+    derived_from=None,
 )
 # Command: dermkit train s0-resnet50 DATASET. Expected: not measured here.
 S0_RESNET = replace(
@@ -177,6 +179,7 @@ S1_CNN = Recipe(
     keep="best",
     seed=0,
     repeats=1,
+    derived_from=None,
 )
 
 # ---- S2: ResNet50, nine classes ------------------------------------------------------------------------------
@@ -202,6 +205,7 @@ S2_PUBLISHED = Recipe(
     keep="last",
     seed=0,
     repeats=1,
+    derived_from=None,
 )
 # One change at a time, as S2 suggests: normalisation, then augmentation, dropout, tuning, fine-tuning. Validation loss
 # with MobileNetV2, scheme `given`, seeds 0, 1, 2: as published 1.72, 1.74, 1.71; normalised 1.36, 1.36, 1.36; augmented
@@ -274,6 +278,7 @@ S3_RESNET = Recipe(
     keep="best",
     seed=0,
     repeats=6,
+    derived_from=None,
 )
 
 # ---- S4: a CNN for several cancers ------------------------------------------------------------------------------
@@ -301,6 +306,7 @@ S4_CNN = Recipe(
     keep="best",
     seed=0,
     repeats=1,
+    derived_from=None,
 )
 
 # ---- the demo ----------------------------------------------------------------------------------------------------
@@ -325,11 +331,13 @@ DEMO = Recipe(
     keep="best",
     seed=0,
     repeats=1,
+    derived_from=None,
 )
 
 _BASES: Sequence[Recipe] = (
     S0_INCEPTION, S0_RESNET, S0_INCEPTION_FROZEN, S0_RESNET_FROZEN, S0_INCEPTION_MIXED7A,
     S1_CNN, S2_PUBLISHED, S2_NORMALISED, S2_AUGMENTED, S2_DROPOUT, S2_FINETUNED, S3_RESNET, S4_CNN, DEMO,
+    QUICK, STRONG, SCRATCH,
 )  # fmt: skip
 _ON_RESNET = tuple(recipe for recipe in _BASES if recipe.model.backbone == "resnet50")
 
@@ -342,6 +350,18 @@ RECIPES: Mapping[str, Recipe] = {
     )
 }
 """Every named recipe. `-mobilenetv2` and `-scratch` are for machines without ResNet50's pretrained weights."""
+
+_SYSTEMS = ("s0-inception-v3", "s0-resnet50", "s1-cnn", "s2-resnet50", "s3-resnet50", "s4-cnn")
+RECIPE_GROUPS: Mapping[str, Sequence[str]] = {
+    "Your own images: quick, strong, or without any weights": ("quick", "strong", "scratch"),
+    "The five published systems (docs/recipes.md)": _SYSTEMS,
+    "S2 improved, one change after the other": ("s2-normalised", "s2-augmented", "s2-dropout", "s2-finetuned"),
+    "S0 for a machine with few cores": ("s0-inception-v3-frozen", "s0-resnet50-frozen", "s0-inception-v3-mixed7a"),
+    "With MobileNetV2 in place of ResNet50": tuple(name for name in RECIPES if name.endswith("-mobilenetv2")),
+    "With random weights in place of ResNet50's": tuple(name for name in RECIPES if name.endswith("-scratch")),
+    "To see the steps on synthetic images (`dermkit demo`)": ("demo",),
+}
+"""What somebody wants -> the names of the recipes for it."""
 
 
 def make_grid(

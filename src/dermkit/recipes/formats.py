@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-RECIPE_FORMAT = 3
+RECIPE_FORMAT = 4
 
 _FORMAT_2_NAMES = {
     "p": "share",
@@ -40,6 +40,8 @@ def format_of_recipe(recipe_json: Mapping[str, Any]) -> int:
     """Return the format of a recipe that is stored without a format number, as in model.json, by its fields."""
     if "compute" not in recipe_json:
         return 1
+    if "derived_from" in recipe_json:
+        return 4
     augment = recipe_json.get("augment")
     return 2 if isinstance(augment, Mapping) and "moved" in augment else 3
 
@@ -104,5 +106,14 @@ def _rename(spec_json: Any, *format_2_names: str) -> Any:
     return {new_names.get(name, name): field for name, field in spec_json.items()}
 
 
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _migrate_1_to_2, 2: _migrate_2_to_3}
+def _migrate_3_to_4(recipe_json: dict[str, Any]) -> dict[str, Any]:
+    """Format 3 did not record what a recipe was derived from."""
+    return {**recipe_json, "format": 4, "derived_from": None}
+
+
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _migrate_1_to_2,
+    2: _migrate_2_to_3,
+    3: _migrate_3_to_4,
+}
 """Format number -> function that converts a recipe of that format to the next. Results do not change."""

@@ -52,37 +52,40 @@ Monitor = Literal["val_loss", "val_accuracy", "val_balanced_accuracy", "val_auro
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class ImageSpec:
-    """How an image becomes the net's input.
-
-    size: side of the square input, in pixels. resize: `squash` ignores the aspect ratio, `pad` adds black bars, `crop`
-    cuts out the central square. normalise: `zero_one` divides pixels by 255; `weights` also subtracts the mean and
-    divides by the standard deviation that the pretrained weights were trained with.
-    """
+    """How an image becomes the net's input."""
 
     size: Annotated[int, Field(ge=16, le=2048)]
+    """Side of the square input, in pixels."""
     resize: Literal["squash", "pad", "crop"]
+    """`squash` ignores the aspect ratio, `pad` adds black bars, `crop` cuts out the central square."""
     interpolation: Literal["bilinear", "bicubic", "lanczos", "box"]
+    """How pixels are computed when an image is resized; `box` averages the pixels that each new one covers."""
     normalise: Literal["zero_one", "weights"]
+    """`zero_one` divides pixels by 255; `weights` also subtracts the mean and divides by the standard deviation that
+    the pretrained weights were trained with."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class SplitSpec:
-    """How the images are split into training, validation and test.
-
-    scheme: `given` and `given-as-published` keep the published test images (the first removes training images that
-    share a group with them, the second does not); `holdout` and `kfold` draw anew, by group. validation, test:
-    fractions of the images; with a given scheme, `validation` is a fraction of the published training images and
-    `test` must be 0. folds: 0 unless the scheme is `kfold`. per_class: this many images are drawn from each class, all
-    others are excluded (0 = all). draw_from: use only images of this `given_split` ("" = all).
-    """
+    """How the images are split into training, validation and test."""
 
     scheme: Scheme
+    """`given` and `given-as-published` keep the published test images (the first removes training images that share a
+    group with them, the second does not); `holdout` and `kfold` draw anew, by group."""
     seed: _Seed
+    """Random seed of the division, apart from that of training."""
     validation: float
+    """Fraction of the images for validation, with `holdout`; with a given scheme, of the published training images.
+    With `kfold` each fold is validation once, whatever stands here."""
     test: float
+    """Fraction of the images for test, with `holdout` alone; a given scheme keeps the published test images, and with
+    `kfold` each fold is the test split once."""
     folds: NonNegativeInt
+    """Number of folds, at least 3, where the scheme is `kfold`; 0 elsewhere."""
     per_class: NonNegativeInt
+    """This many images are drawn at random from each class and all others are excluded (0 = all images)."""
     draw_from: str
+    """Use only images of this published split, such as `train` (empty = all images)."""
 
     @model_validator(mode="after")
     def _check(self) -> "SplitSpec":
@@ -99,85 +102,90 @@ class SplitSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class ModelSpec:
-    """Backbone and head.
-
-    backbone: a timm name, or `dermkit/cnn-s1`, `dermkit/cnn-s4`. backbone_args: arguments of `timm.create_model` that
-    the pretrained weights need. weights: `imagenet` (from the hub or --weights FILE) or `none` (random).
-    skip_blocks: names of backbone modules that are replaced by the identity, to take features from an earlier layer.
-    hidden: widths of the head's dense layers (ReLU). dropout: rate before each of the head's dense layers.
-    """
+    """Backbone and head."""
 
     backbone: Annotated[str, Field(min_length=1, max_length=1000)]
+    """A timm name (`dermkit recipes backbones`), or `dermkit/cnn-s1`, `dermkit/cnn-s4`."""
     backbone_args: dict[str, bool | int | float | str]
+    """Arguments of `timm.create_model` that the pretrained weights need."""
     weights: Literal["imagenet", "none"]
+    """Where training starts: `imagenet` (from the hub or --weights FILE) or `none` (random)."""
     skip_blocks: Annotated[tuple[str, ...], Field(max_length=10_000)]
+    """Names of backbone modules that are replaced by the identity, to take features from an earlier layer."""
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=16_384)], ...], Field(max_length=64)]
+    """Widths of the dense layers (ReLU) between the backbone and the classes."""
     dropout: FractionBelowOne
+    """Dropout rate before each of the head's dense layers."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class OversampleSpec:
-    """Oversampling of small classes, in the training split only, by augmented copies.
-
-    target_fraction: target size of the smaller classes, as a fraction of the largest (1.0 = equal sizes).
-    max_copies: the most training images made from one image, itself included.
-    """
+    """Oversampling of small classes, in the training split only, by augmented copies."""
 
     target_fraction: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Target size of the smaller classes, as a fraction of the largest (1.0 = equal sizes)."""
     max_copies: PositiveInt
+    """The most training images made from one image, itself included."""
     augment: AugmentSpec
+    """How the copies are changed, by the fields of `augment`; a preset's name stands for a whole spec."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class Phase:
-    """One phase of training.
-
-    train_backbone: `none` (frozen, batch-norm statistics too; features are cached), `all`, or how many of timm's last
-    layer groups are trained. head_lr, backbone_lr: learning rates. views: with a frozen backbone, augmented views
-    cached per image (0 = the image itself, without augmentation). freeze_batch_norm: batch-norm layers stay in
-    evaluation mode. patience: epochs without improvement before stopping (0 = never); the weights of the best epoch
-    are saved in any case.
-    """
+    """One phase of training."""
 
     epochs: PositiveInt
+    """The most epochs of this phase; patience may end it earlier."""
     train_backbone: Literal["none", "all"] | PositiveInt
+    """`none` (frozen, batch-norm statistics too; features are cached), `all`, or how many of timm's last layer groups
+    are trained."""
     head_lr: NonNegativeFloat
+    """Learning rate of the head."""
     backbone_lr: NonNegativeFloat
+    """Learning rate of the trained layers of the backbone; 0 where it is frozen."""
     views: NonNegativeInt
+    """With a frozen backbone, augmented views cached per image (0 = the image itself, without augmentation)."""
     freeze_batch_norm: bool
+    """Whether batch-norm layers stay in evaluation mode."""
     patience: NonNegativeInt
+    """Epochs without improvement before the phase ends (0 = never); the weights of the best epoch are saved in any
+    case."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class OptimSpec:
-    """Loss and optimizer. The loss is the categorical cross-entropy of the softmax.
-
-    batch_size: images per step, over all devices together. class_weights: `balanced` weights each class by the inverse
-    of its frequency. sampling: `shuffled` shows every training image once an epoch; `balanced` draws the same number
-    of images, each class equally often.
-    """
+    """Loss and optimizer. The loss is the categorical cross-entropy of the softmax."""
 
     optimizer: Literal["adam", "adamw", "sgd"]
+    """`adam`, `adamw` (weight decay apart from the gradient) or `sgd`, as torch has them."""
     momentum: FractionBelowOne
+    """Momentum of `sgd`; the others do not use it."""
     weight_decay: NonNegativeFloat
+    """Weight decay, as torch's optimizer takes it (0 = none)."""
     class_weights: Literal["none", "balanced"]
+    """`balanced` weights each class in the loss by the inverse of its frequency in the training split; `none` weights
+    every image equally."""
     label_smoothing: FractionBelowOne
+    """Fraction of each label that is spread evenly over all classes."""
     batch_size: PositiveInt
+    """Images per step, over all devices together."""
     schedule: Literal["constant", "cosine"]
+    """Learning rate within a phase: `constant`, or `cosine` from the phase's rate down to 0."""
     sampling: Literal["shuffled", "balanced"]
+    """`shuffled` shows every training image once an epoch; `balanced` draws the same number of images, each class
+    equally often."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class MixupSpec:
-    """Mixup and CutMix of two training images and their labels, with one ratio from Beta(alpha, alpha).
-
-    mixup: alpha of mixup (Zhang 2018); cutmix: alpha of CutMix (Yun 2019); 0 = never. If both are positive, each is
-    used for half of the mixed images. p: probability that an image is mixed.
-    """
+    """Mixup and CutMix of two training images and their labels, with one ratio from Beta(alpha, alpha)."""
 
     mixup: NonNegativeFloat
+    """Alpha of mixup (Zhang 2018); 0 = never."""
     cutmix: NonNegativeFloat
+    """Alpha of CutMix (Yun 2019); 0 = never. If both are positive, each is used for half of the mixed images."""
     p: Fraction
+    """Probability that an image is mixed."""
 
     @model_validator(mode="after")
     def _check(self) -> "MixupSpec":
@@ -188,24 +196,41 @@ class MixupSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class ComputeSpec:
-    """How training computes; validation, evaluation and prediction of a trained net always run in float32.
-
-    precision: `bfloat16` computes matrix products and convolutions in bfloat16 (weights, losses and sums stay
-    float32); `fastest` is bfloat16 on devices that multiply it in hardware, otherwise float32; it is chosen before the
-    run and saved in its recipe.json. compile: whether the training step goes through `torch.compile`.
-    """
+    """How training computes; validation, evaluation and prediction of a trained net always run in float32."""
 
     precision: Literal["float32", "bfloat16", "fastest"]
+    """`bfloat16` computes matrix products and convolutions in bfloat16 (weights, losses and sums stay float32);
+    `fastest` is bfloat16 on devices that multiply it in hardware, otherwise float32; it is chosen before the run and
+    saved in its recipe.json."""
     compile: bool
+    """Whether the training step goes through `torch.compile`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
+class FieldChange:
+    """One field of a derived recipe that differs from the recipe it was derived from."""
+
+    field: str
+    """Path of the field, such as optim.batch_size."""
+    before: str
+    """Its value in the other recipe, as JSON."""
+    after: str
+    """Its value in this recipe, as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
+class Derivation:
+    """Which recipe another was derived from, and by which changes."""
+
+    recipe: RecipeName
+    """Name of the recipe before the changes."""
+    changes: tuple[FieldChange, ...]
+    """Every field that was changed, by `--set` and its short forms."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class Recipe:
-    """All settings of one experiment; see the class of each field.
-
-    system: the published system that it repeats ("S0" to "S4"). about: a description, without effect. grow, mix: None
-    = no oversampling, no mixup. monitor: the validation metric that chooses the best epoch and, of `repeats` runs
-    (seeds seed, seed + 1, ...), the final model. keep: whether the best or the last epoch becomes the model.
+    """All settings of one experiment; `dermkit recipes explain FIELD` prints what stands below a field.
 
     Raises `pydantic.ValidationError` for an invalid value; `load_recipe` reports those of a file as `UsageError`.
 
@@ -214,21 +239,40 @@ class Recipe:
     """
 
     name: RecipeName
+    """Name of the recipe, and of the folder of its runs."""
     system: str
+    """The published system that it repeats (`S0` to `S4`), or what else it is for. Without effect."""
     about: str
+    """A description. Without effect."""
     image: ImageSpec
+    """How an image becomes the net's input."""
     split: SplitSpec
+    """How the images are split into training, validation and test."""
     model: ModelSpec
+    """Backbone and head."""
     augment: AugmentSpec
+    """Random changes of training images; a preset's name (`dermkit recipes presets`) stands for a whole spec."""
     grow: OversampleSpec | None
+    """Oversampling of small classes in the training split, by augmented copies; null = none."""
     mix: MixupSpec | None
+    """Mixup and CutMix of training images; null = none."""
     phases: Annotated[tuple[Phase, ...], Field(min_length=1, max_length=100)]
+    """Phases of training, one after the other: each begins with the weights of the one before, of its best epoch where
+    `keep` is `best`."""
     optim: OptimSpec
+    """Loss and optimizer."""
     compute: ComputeSpec
+    """Precision and compilation of training."""
     monitor: Monitor
+    """The validation metric that chooses the best epoch and, of `repeats` runs, the final model."""
     keep: Literal["best", "last"]
+    """Whether the best or the last epoch becomes the model."""
     seed: _Seed
+    """Random seed of weights, order and augmentation; of several runs the first one."""
     repeats: Annotated[int, Field(ge=1, le=10_000)]
+    """Number of runs, with the seeds seed, seed + 1, ..."""
+    derived_from: Derivation | None
+    """What `dermkit train --set` changed, and of which recipe; null = nothing. A record, without effect."""
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
@@ -247,14 +291,23 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     return recipe_json
 
 
+def changes_text(recipe: Recipe) -> str:
+    """Return what a recipe was derived from and how, "" if it was not."""
+    record = recipe.derived_from
+    if record is None:
+        return ""
+    changes = "; ".join(f"{change.field} {change.before} -> {change.after}" for change in record.changes)
+    return f"{record.recipe} with {changes}"
+
+
 def recipe_fingerprint(recipe: Recipe, **input_hashes: str) -> str:
     """Return 12 hex digits that identify an experiment up to its seed; they name its run folder.
 
-    Hashed are the recipe without `about`, `system`, `seed` and `repeats`, and input_hashes: those of the manifest, the
-    split and the weights.
+    Hashed are the recipe without `about`, `system`, `seed`, `repeats` and `derived_from`, and input_hashes: those of
+    the manifest, the split and the weights.
     """
     recipe_json = recipe_with_format_2_names(recipe_to_dict(recipe))
-    for key in ("about", "system", "seed", "repeats"):
+    for key in ("about", "system", "seed", "repeats", "derived_from"):
         del recipe_json[key]
     return fingerprint(recipe_json, input_hashes)
 
@@ -313,7 +366,7 @@ def _field_names(path: list[str]) -> list[str]:
         "image": ImageSpec, "split": SplitSpec, "model": ModelSpec, "augment": AugmentSpec,
         "grow": OversampleSpec, "mix": MixupSpec, "phases": Phase, "optim": OptimSpec, "compute": ComputeSpec,
         "distort": DistortSpec, "hsv": HsvSpec, "blur_noise": BlurNoiseSpec, "clahe": ClaheSpec,
-        "cutout": CutoutSpec,
+        "cutout": CutoutSpec, "derived_from": Derivation, "changes": FieldChange,
     }  # fmt: skip
     names = [component for component in path if not component.isdigit() and component in specs]
     spec = specs[names[-1]] if names else Recipe

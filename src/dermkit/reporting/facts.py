@@ -158,6 +158,7 @@ def recipe_rows(selected_recipe: schema.Recipe | None) -> list[tuple[str, str]]:
     layers = [*(f"dense {width}, ReLU" for width in model_spec.hidden), "dense, softmax"]
     rows = [
         ("About", selected_recipe.about),
+        ("Changed from", schema.changes_text(selected_recipe)),
         ("Repeats the system", selected_recipe.system),
         (
             "Images",

@@ -1,0 +1,90 @@
+"""Two worked examples of every command, printed at the end of its `--help`; a test gives each to the command line."""
+
+from collections.abc import Mapping, Sequence
+
+EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
+    "import": (
+        ("dermkit import folder PHOTOS --out lesions", "a folder of photographs, one sub-folder a class"),
+        (
+            "dermkit import csv TABLE.csv --images PHOTOS --column image=file --column label=dx --out lesions",
+            "any table: which column names the file, and which the class",
+        ),
+    ),
+    "audit": (
+        ("dermkit audit lesions --clean", "look for leaks and duplicates, and write a manifest without them"),
+        ("dermkit audit lesions --against others", "is an external test set really external?"),
+    ),
+    "split": (
+        ("dermkit split lesions --test 0.2", "a random split by patient and lesion"),
+        ("dermkit split lesions --scheme kfold --folds 5 --name five", "five folds, under a name of their own"),
+    ),
+    "train": (
+        ("dermkit train quick lesions", "a first model of your own images"),
+        (
+            "dermkit train strong lesions --backbone resnet50 --epochs 3,12 --set optim.batch_size=16",
+            "another net, 3 epochs for its head and 12 for all of it; the changed recipe is recorded",
+        ),
+    ),
+    "tune": (
+        (
+            "dermkit tune s2-mobilenetv2-grid lesions",
+            "try nine learning rates and dropouts, train the best in full",
+        ),
+        ("dermkit tune s2-grid lesions --image-size 224 --epochs 5", "the same grid on larger images, shorter"),
+    ),
+    "evaluate": (
+        (
+            "dermkit evaluate runs/quick/RUN --target sensitivity=.95",
+            "a run again, with an operating point of yours",
+        ),
+        ("dermkit evaluate --predictions THEIRS.csv --on lesions --out theirs", "the predictions of another tool"),
+    ),
+    "report": (
+        ("dermkit report runs/quick/RUN", "write the report again"),
+        ("dermkit report runs/quick/RUN-versions", "the page of several repeats or folds"),
+    ),
+    "compare": (
+        ("dermkit compare runs/quick/RUN runs/strong/RUN", "two runs, image by image"),
+        (
+            'dermkit compare runs/quick/RUN --published "theirs: accuracy=.91,n=400"',
+            "a run with a published figure",
+        ),
+    ),
+    "predict": (
+        ("dermkit predict runs/quick/RUN NEW_PHOTOS --out predictions", "new images, with decisions"),
+        (
+            "dermkit predict runs/quick/RUN 'NEW/*.jpg' --target sensitivity=.95 --coverage .8 --out predictions",
+            "another operating point, and the least certain fifth referred to a person",
+        ),
+    ),
+    "demo": (
+        ("dermkit demo", "all steps on synthetic images, into the folder demo"),
+        ("dermkit demo --out trial", "the same into another folder"),
+    ),
+    "recipes list": (
+        ("dermkit recipes list", "all recipes, by what they are for"),
+        ("dermkit train scratch lesions", "train one of them; a grid is trained by `dermkit tune`"),
+    ),
+    "recipes show": (
+        ("dermkit recipes show quick", "every field of a recipe"),
+        ("dermkit recipes show s2-finetuned > mine.json", "a file to edit: dermkit train mine.json lesions"),
+    ),
+    "recipes presets": (
+        ("dermkit recipes presets", "the augmentations that have a name"),
+        ("dermkit train quick lesions --set augment=dermoscopy", "train with one of them"),
+    ),
+    "recipes explain": (
+        ("dermkit recipes explain optim.batch_size", "one field; batch_size is enough"),
+        ("dermkit recipes explain augment", "a group of fields"),
+    ),
+    "recipes backbones": (
+        ("dermkit recipes backbones", "the known nets, with size and cost"),
+        ("dermkit recipes backbones convnext", "all nets of timm whose name holds this"),
+    ),
+}
+
+
+def examples_text(command: str) -> str:
+    """Return the examples of a command as the end of its help; empty lines keep typer from joining its lines."""
+    examples = [f"{line}\n\n    {purpose}" for line, purpose in EXAMPLES[command]]
+    return "\n\n".join(["Examples:", *examples])
