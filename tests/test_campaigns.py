@@ -221,11 +221,11 @@ class Faulty:
         lasting = ("last.safetensors", "best.safetensors")
         assert self.checkpoints() == {path: kept[path] for path in kept if path.name in lasting}
         assert torn(self.bench.out, self.bench.data) == []
-        if code == 0:
-            self.compare()
-            self.bench.fresh()
         if faults.struck is not None:
             self.judge(faults, code, messages)
+        if code == 0:  # after the judgement, which looks at what the fault struck
+            self.compare()
+            self.bench.fresh()
 
     def judge(self, faults: Faults, code: int, messages: str) -> None:
         """Count a fault that was refused as it should be, or borne."""
