@@ -81,7 +81,7 @@ def test_how_many_would_be_needed_is_said_in_round_numbers() -> None:
     found = {item.metric: item for item in paired_differences(first, second, seed=0, resamples=300)}
     text = verdict(found["accuracy"], "first", "second")
     assert "not distinguishable on 118 images" in text and "would be needed" in text
-    number = int(text.split("about ")[1].split(" would")[0].replace(",", ""))
+    number = int(text.split("about ")[1].split(" images would")[0].replace(",", ""))
     needed = found["accuracy"].images_needed
     assert needed is not None and abs(number - needed) <= 0.05 * needed and needed > 118
 
@@ -191,7 +191,7 @@ def test_a_number_of_images_that_are_there_already_is_not_asked_for() -> None:
     item = Difference("accuracy", estimate, "sign flips", p=0.004, p_holm=0.12, images_needed=460)
     assert not item.is_significant and item.further_images_needed is None and item.is_lost_to_correction
     assert "would be needed" not in said(item) and "p is corrected for all comparisons" in said(item)
-    assert "about 510 would be needed" in said(replace(item, images_needed=510))
+    assert "about 510 images would be needed" in said(replace(item, images_needed=510))
     assert replace(item, p_holm=0.01).further_images_needed == 460, "of what is found, fewer would have done"
 
 
@@ -204,5 +204,5 @@ def test_a_verdict_marks_its_interval_and_never_prints_nan() -> None:
     bare = replace(estimate, ci95=None, reason="the images are one unit")
     assert "(+0.050, no interval, sign flips" in said(replace(item, estimate=bare))
     assert said(replace(item, estimate=bare, p=None, test="none")) == (
-        "accuracy: not tested on 20 images: +0.050, no test (the images are one unit)."
+        "accuracy: not tested on 20 images: a is ahead, +0.050, no test (the images are one unit)."
     )

@@ -143,7 +143,7 @@ def test_without_any_spread_nothing_is_better() -> None:
     accuracy = training_differences(perfect, wrong)[0]
     assert accuracy.estimate.value == 1.0 and accuracy.p is None and not accuracy.is_significant
     said = verdict(accuracy, "a", "b")
-    assert "not tested on 40 images: +1.000, no test (no interval: no spread to judge by)" in said
+    assert "not tested on 40 images: a is ahead, +1.000, no test (no interval: no spread to judge by)" in said
 
 
 def test_more_images_help_only_against_what_images_move() -> None:

@@ -43,7 +43,9 @@ class PublishedComparison:
         """Return the verdict."""
         gap, (low, high) = self.difference.value or 0.0, self.difference.ci95 or (-1.0, 1.0)
         trainings_text = f", mean of {self.n_trainings} trainings" if self.n_trainings > 1 else ""
-        verdict_word = ("higher" if gap > 0 else "lower") if self.is_significant else "not distinguishable"
+        leader = self.name if gap > 0 else self.claim
+        is_ahead = f"{leader} is ahead" if gap else "neither is ahead"
+        verdict_text = f"{leader} is higher" if self.is_significant else f"not distinguishable; {is_ahead}"
         caveat = (
             f" ({humanise(self.run_estimate.reason)})"
             if reliability(self.run_estimate.as_dict()) == "doubtful"
@@ -52,7 +54,7 @@ class PublishedComparison:
         return (
             f"{self.published_figure.metric}: {self.name} {self.run_estimate.value:.3f} (n "
             f"{self.run_estimate.n}{trainings_text}) against {self.claim} "
-            f"{self.published_figure.value:g} (n {self.published_figure.n}): {verdict_word}, {gap:+.3f} "
+            f"{self.published_figure.value:g} (n {self.published_figure.n}): {verdict_text}, {gap:+.3f} "
             f"[{low:+.3f}, {high:+.3f}]{caveat}, "
             "unpaired."
         )

@@ -4,7 +4,6 @@ Runs on the same images are compared pairwise: interval, test corrected for mult
 tested, and the reason is given. Repeated trainings of a recipe are compared as a sample of what the recipe gives.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dermkit.comparison.disagreements import disagreement_table
 from dermkit.comparison.entries import ComparisonEntry, group_runs
 from dermkit.comparison.image_overlap import common_ids, describe_shared_images, is_without_dataset, pairing_note
 from dermkit.comparison.leaderboard import leaderboard, wide_table
@@ -101,7 +101,8 @@ NO_COMPARISON = Comparison((), leaderboard(()), {}, (), {}, {})
 class _RunData:
     """A run's classes, predictions, groups of images, data set, and number of training images (0 if unknown).
 
-    dataset_hash: "" for a table without a data set, whose images are known by their ids alone.
+    is_unnamed: whether it is a table without a data set, whose images are known by their ids alone. dataset_hash: that
+    of the other runs then, if they are of one data set, else "".
     """
 
     name: str
@@ -110,6 +111,7 @@ class _RunData:
     groups: Mapping[str, int] | None
     dataset_hash: str
     n_train: int
+    is_unnamed: bool = False
 
     def split_rows(self, split: str) -> pd.DataFrame:
         """Return the predictions of one split."""
@@ -171,7 +173,7 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
         disagreements={
             split: table_of_split
             for split in splits
-            if (table_of_split := _disagreement_table(entry_data, split)) is not None
+            if (table_of_split := _disagreements(entry_data, split)) is not None
         },
         components={
             data.entry.name: _variance_by_split(data, splits) for data in entry_data if data.entry.is_group
@@ -188,28 +190,35 @@ def _read_entry(entry: ComparisonEntry) -> _EntryData:
 def _read_run_data(name: str, folder: Path) -> _RunData:
     run = RunFolder(folder)
     n_train = run.split_json.get("counts", {}).get("train", 0)
-    dataset_hash = "" if is_without_dataset(folder) else run.dataset_hash
-    return _RunData(name, run.classes, run.predictions, run.groups(), dataset_hash, int(n_train))
+    is_unnamed = is_without_dataset(folder)
+    dataset_hash = "" if is_unnamed else run.dataset_hash
+    return _RunData(name, run.classes, run.predictions, run.groups(), dataset_hash, int(n_train), is_unnamed)
 
 
 def _pair_unnamed_tables(entry_data: Sequence[_EntryData]) -> list[_EntryData]:
-    """Return the entries with common image ids where all are tables without a data set (see `common_ids`)."""
+    """Return the entries with common image ids where some are tables without a data set (see `common_ids`).
+
+    Beside runs of one data set such a table counts as one of it: equal ids with equal labels are then paired.
+    """
     runs = [run for data in entry_data for run in data.runs]
-    if any(run.dataset_hash for run in runs):
+    dataset_hashes = {run.dataset_hash for run in runs if not run.is_unnamed}
+    if len(dataset_hashes) > 1 or not any(run.is_unnamed for run in runs):
         return list(entry_data)
+    dataset_hash = next(iter(dataset_hashes), "")
     ids_of_run = {
         run.name: names
         for run, names in zip(runs, common_ids([run.predictions["image_id"] for run in runs]), strict=True)
     }
     return [
-        replace(data, runs=tuple(_with_ids(run, ids_of_run[run.name]) for run in data.runs)) for data in entry_data
+        replace(data, runs=tuple(_with_ids(run, ids_of_run[run.name], dataset_hash) for run in data.runs))
+        for data in entry_data
     ]
 
 
-def _with_ids(run: _RunData, names: Mapping[str, str]) -> _RunData:
+def _with_ids(run: _RunData, names: Mapping[str, str], dataset_hash: str) -> _RunData:
     predictions = run.predictions.assign(image_id=run.predictions["image_id"].map(names))
     groups = None if run.groups is None else {names.get(name, name): group for name, group in run.groups.items()}
-    return replace(run, predictions=predictions, groups=groups)
+    return replace(run, predictions=predictions, groups=groups, dataset_hash=dataset_hash)
 
 
 def _describe_split(
@@ -225,9 +234,13 @@ def _describe_split(
 
 
 def _pairing_note(entry_data: Sequence[_EntryData], pairs: Sequence[EntryPair]) -> str:
-    if any(run.dataset_hash for data in entry_data for run in data.runs):
-        return ""
-    return pairing_note([(pair.split, pair.n) for pair in pairs if not pair.reason])
+    unnamed_names = [data.entry.name for data in entry_data if any(run.is_unnamed for run in data.runs)]
+    tested_pairs = [pair for pair in pairs if not pair.reason and {pair.first, pair.second} & set(unnamed_names)]
+    return pairing_note(
+        [(pair.split, pair.n) for pair in tested_pairs],
+        unnamed_names,
+        is_mixed=len(unnamed_names) < len(entry_data),
+    )
 
 
 def _scored_images(entry: _EntryData, split: str) -> frozenset[tuple[str, ...]]:
@@ -355,7 +368,7 @@ def _variance_by_split(entry: _EntryData, splits: Sequence[str]) -> dict[str, di
 def _why_incomparable(runs: Sequence[_RunData], image_ids: Sequence[str], split: str) -> str:
     """Return why runs cannot be compared image by image; "" if they can."""
     if len({run.dataset_hash for run in runs}) > 1:
-        unnamed_tables = [run.name for run in runs if not run.dataset_hash]
+        unnamed_tables = [run.name for run in runs if run.is_unnamed]
         if unnamed_tables:
             return (
                 f"not comparable, since {unnamed_tables[0]} was evaluated without a data set and another was not; "
@@ -368,7 +381,9 @@ def _why_incomparable(runs: Sequence[_RunData], image_ids: Sequence[str], split:
     if len(malignancies) > 1:
         return "not comparable, since they do not call the same classes malignant"
     if not image_ids:
-        return "not comparable, since they share no image"
+        is_mixed = len({run.is_unnamed for run in runs}) > 1
+        cure = " id; if they are of one data set, evaluate its table with --on DATASET" if is_mixed else ""
+        return f"not comparable, since they share no image{cure}"
     rows_by_run = [run.split_rows(split) for run in runs]
     if any(rows["image_id"].duplicated().any() for rows in rows_by_run):
         return "not compared, since an image was scored more than once"
@@ -398,7 +413,7 @@ def _compare_two_runs(first: _RunData, second: _RunData, split: str) -> EntryPai
 
 def _shared_groups(runs: Sequence[_RunData], image_ids: Sequence[str]) -> dict[str, int] | None:
     """Return the groups of the first run that knows them for all shared images; the data set is the same."""
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.is_unnamed):
         if run.groups is not None and all(image_id in run.groups for image_id in image_ids):
             return dict(run.groups)
     return None
@@ -415,32 +430,13 @@ def _correct_pairs(pairs: Sequence[EntryPair]) -> tuple[EntryPair, ...]:
     return tuple(corrected_pairs[index] for index in range(len(pairs)))
 
 
-def _disagreement_table(entry_data: Sequence[_EntryData], split: str) -> pd.DataFrame | None:
-    """Return images that some runs have right and others wrong, most disputed first; None without shared images."""
-    runs = [run for entry in entry_data for run in entry.runs]
-    if len({run.dataset_hash for run in runs}) > 1:
+def _disagreements(entry_data: Sequence[_EntryData], split: str) -> pd.DataFrame | None:
+    """Return images that some runs have right and others wrong; None where runs share no images."""
+    if len({run.dataset_hash for data in entry_data for run in data.runs}) > 1:
         return None
-    rows_by_run = {run.name: run.split_rows(split).set_index("image_id") for run in runs}
-    shared_ids = set.intersection(*(set(rows.index) for rows in rows_by_run.values()))
-    if not shared_ids or any(rows.index.has_duplicates for rows in rows_by_run.values()):
-        return None
-    image_ids = sorted(shared_ids)
-    table = rows_by_run[runs[0].name].loc[image_ids, ["path", "label"]].reset_index()
-    n_wrong = np.zeros(len(image_ids), dtype=np.int64)
-    for entry in entry_data:
-        answers = np.stack(
-            [rows_by_run[run.name].loc[image_ids, "predicted"].to_numpy(dtype=object) for run in entry.runs]
-        )
-        table[entry.entry.name] = [_majority_answer(column) for column in answers.T.tolist()]
-        n_wrong += (answers != table["label"].to_numpy(dtype=object)).sum(axis=0)
-    table.insert(3, "n_wrong", n_wrong)
-    table = table[(n_wrong > 0) & (n_wrong < len(runs))]
-    imbalance = np.abs(table["n_wrong"] - len(runs) / 2)
-    order = np.lexsort((table["image_id"], imbalance))
-    return table.iloc[order].reset_index(drop=True)
-
-
-def _majority_answer(answers: Sequence[str]) -> str:
-    """Return a run's prediction, or the majority of a group's runs with its count: `melanoma (4 of 6)`."""
-    answer, n_votes = max(Counter(answers).items(), key=lambda answer_count: (answer_count[1], answer_count[0]))
-    return answer if len(answers) == 1 else f"{answer} ({n_votes} of {len(answers)})"
+    return disagreement_table(
+        {
+            data.entry.name: [run.split_rows(split).set_index("image_id") for run in data.runs]
+            for data in entry_data
+        }
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from dermkit.data.importers.match_files import normalised_stem
+from dermkit.errors import first_of
 from dermkit.images.headers import IMAGE_SUFFIXES
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import FOREIGN, OLD_FOREIGN_FILE
@@ -53,12 +54,16 @@ def describe_shared_images(n_images: Mapping[str, int], n_shared: int, *, is_sam
     )
 
 
-def pairing_note(paired_images: Sequence[tuple[str, int]]) -> str:
-    """Return how tables without a data set were paired. paired_images: split and images of each tested pair."""
+def pairing_note(paired_images: Sequence[tuple[str, int]], unnamed_names: Sequence[str], *, is_mixed: bool) -> str:
+    """Return how tables without a data set were paired.
+
+    paired_images: split and images of each tested pair. is_mixed: whether runs of a data set are compared too.
+    """
     if not paired_images:
         return ""
     numbers = ", ".join(dict.fromkeys(f"{n:,} on {split}" for split, n in paired_images))
+    subject = f"No data set is named by {first_of(unnamed_names, 3)}" if is_mixed else "No table names a data set"
     return (
-        f"No table names a data set: images were paired by image id, and their labels agree ({numbers}). "
+        f"{subject}: images were paired by image id, and their labels agree ({numbers}). "
         "Whether equal ids are equal pictures is not known."
     )

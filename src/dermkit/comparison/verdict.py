@@ -80,12 +80,15 @@ class RepeatedDifference(Difference):
 
 def verdict(difference: Difference, first: str, second: str) -> str:
     """Return one sentence: which is better, or that they are not distinguishable and what would be needed."""
-    metric_label, n = _metric_label(difference.metric), difference.estimate.n
+    metric_label, n_images = _metric_label(difference.metric), _images_text(difference)
     if difference.estimate.value is None:
-        return f"{metric_label}: not defined for both on these {n} images."
+        return f"{metric_label}: not defined for both on these {n_images}."
+    lead = _lead_text(difference, first, second)
     if difference.p is None:
         reason = f" ({difference.estimate.reason})" if difference.estimate.reason else ""
-        return f"{metric_label}: not tested on {n} images: {difference.estimate.value:+.3f}, no test{reason}."
+        return (
+            f"{metric_label}: not tested on {n_images}: {lead}, {difference.estimate.value:+.3f}, no test{reason}."
+        )
     gap_text = (
         f"{difference.estimate.value:+.3f}{_interval_text(difference.estimate)}, "
         f"{difference.test}, {_p_text(difference)}"
@@ -93,8 +96,45 @@ def verdict(difference: Difference, first: str, second: str) -> str:
     if isinstance(difference, RepeatedDifference):
         return _repeated_verdict(difference, first, second, gap_text)
     if difference.is_significant:
-        return f"{metric_label}: {_better_name(difference, first, second)} is better on {n} images ({gap_text})."
-    return f"{metric_label}: not distinguishable on {n} images ({gap_text}){_needs_text(difference)}."
+        return f"{metric_label}: {lead} on {n_images} ({gap_text}){_conflict_text(difference)}."
+    return (
+        f"{metric_label}: not distinguishable on {n_images}; {lead} "
+        f"({gap_text}){_needs_text(difference)}{_conflict_text(difference)}."
+    )
+
+
+_IMAGES_OF_METRIC = {"sensitivity": "malignant images", "specificity": "non-malignant images"}
+
+
+def images_noun(metric: str) -> str:
+    """Return which images a metric is computed from, in plural: numbers of images are of these."""
+    return _IMAGES_OF_METRIC.get(metric, "images")
+
+
+def _images_text(difference: Difference) -> str:
+    return f"{difference.estimate.n} {images_noun(difference.metric)}"
+
+
+def _lead_text(difference: Difference, first: str, second: str) -> str:
+    """Return who is better, if the difference is significant, or only ahead."""
+    if not difference.estimate.value:
+        return "neither is ahead"
+    return f"{_better_name(difference, first, second)} is {'better' if difference.is_significant else 'ahead'}"
+
+
+def _conflict_text(difference: Difference) -> str:
+    """Return why p and the printed interval seem to disagree, "" if they agree."""
+    estimate = difference.estimate
+    is_printed = estimate.ci95 is not None and reliability(estimate.as_dict()) != "none"
+    low, high = estimate.ci95 or (-1.0, 1.0)
+    excludes_zero = is_printed and (low > 0 or high < 0)
+    if difference.is_lost_to_correction:
+        alone = f", the interval is of this one alone ({_plain_p_text(difference.p)})" if excludes_zero else ""
+        return f"; p is corrected for all comparisons{alone}"
+    if is_printed and excludes_zero != difference.is_significant:
+        what = "excludes" if excludes_zero else "includes"
+        return f"; the interval {what} 0: test and interval are different methods, which can differ near the limit"
+    return ""
 
 
 def _interval_text(estimate: Estimate) -> str:
@@ -117,16 +157,17 @@ def _better_name(difference: Difference, first: str, second: str) -> str:
 def _repeated_verdict(difference: RepeatedDifference, first: str, second: str, gap_text: str) -> str:
     metric_label, size_text = (
         _metric_label(difference.metric),
-        f"{_counts_text(difference)}, {difference.estimate.n} images",
+        f"{_counts_text(difference)}, {_images_text(difference)}",
     )
+    lead = _lead_text(difference, first, second)
     if difference.is_significant:
         return (
-            f"{metric_label}: {_better_name(difference, first, second)} is better: {size_text} "
-            f"({gap_text}){_variance_text(difference, first, second)}."
+            f"{metric_label}: {lead}: {size_text} "
+            f"({gap_text}){_variance_text(difference, first, second)}{_conflict_text(difference)}."
         )
     return (
-        f"{metric_label}: not distinguishable: {size_text} "
-        f"({gap_text}){_variance_text(difference, first, second)}{_needs_text(difference)}."
+        f"{metric_label}: not distinguishable: {size_text}; {lead} "
+        f"({gap_text}){_variance_text(difference, first, second)}{_needs_text(difference)}{_conflict_text(difference)}."
     )
 
 
@@ -168,19 +209,19 @@ def _pooled_deviation(deviations: Sequence[float | None]) -> float | None:
 
 def _needs_text(difference: Difference) -> str:
     """Return how many images or whether more trainings are needed; "" if neither is known."""
-    is_repeated = isinstance(difference, RepeatedDifference)
     if difference.further_images_needed:
-        return (
-            f"; about {two_digits(difference.further_images_needed)} "
-            f"{'images ' if is_repeated else ''}would be needed"
-        )
+        n_needed = two_digits(difference.further_images_needed)
+        return f"; about {n_needed} {images_noun(difference.metric)} would be needed"
     if isinstance(difference, RepeatedDifference) and difference.needs_trainings:
         return "; more images alone would not tell: more trainings are needed"
-    return "; p is corrected for all comparisons" if difference.is_lost_to_correction else ""
+    return ""
 
 
 def _p_text(difference: Difference) -> str:
-    p = difference.p if difference.p_holm is None else difference.p_holm
+    return _plain_p_text(difference.p if difference.p_holm is None else difference.p_holm)
+
+
+def _plain_p_text(p: float | None) -> str:
     return "no test" if p is None else f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 

@@ -9,8 +9,16 @@ import pandas as pd
 from dermkit.comparison.against_published import PublishedComparison, compare_with_published
 from dermkit.comparison.claims import CheckedClaim
 from dermkit.comparison.compare import Comparison, EntryPair
+from dermkit.comparison.disagreements import TIE_SEED
 from dermkit.comparison.variance import VarianceComponents
-from dermkit.comparison.verdict import LOWER_IS_BETTER, Difference, RepeatedDifference, two_digits, verdict
+from dermkit.comparison.verdict import (
+    LOWER_IS_BETTER,
+    Difference,
+    RepeatedDifference,
+    images_noun,
+    two_digits,
+    verdict,
+)
 from dermkit.files import make_folder, write_json, write_rows, write_text
 from dermkit.reporting.labels import page_templates
 from dermkit.reporting.mistakes import image_opener, mistake_uri
@@ -50,12 +58,14 @@ def write_comparison_page(
     environment = page_templates()
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
     environment.filters["about"] = two_digits
+    environment.filters["images_noun"] = images_noun
     html = environment.get_template("comparison.html.j2").render(
         runs=comparison_json["runs"],
         groups=comparison_json["groups"],
         notes=comparison_json["notes"],
         variance_metrics=VARIANCE_METRICS,
         lower_is_better=LOWER_IS_BETTER,
+        tie_seed=TIE_SEED,
         singles=len(comparison_json["runs"])
         - sum(len(group["runs"]) for group in comparison_json["groups"].values()),
         splits=[split for split in ("test", "validation", "train") if split in splits],
