@@ -3,25 +3,38 @@
 Each way to evaluate is imported inside the function that takes it, which keeps the import chain short.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from dermkit.comparison.claims import check_claims
-from dermkit.comparison.compare import NO_COMPARISON, compare_runs
+from dermkit.comparison.claims import CheckedClaim, check_claims
+from dermkit.comparison.compare import NO_COMPARISON, Comparison, compare_runs
 from dermkit.data.manifest import Dataset
 from dermkit.data.split import Split
 from dermkit.errors import DataError, UsageError
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
-from dermkit.files import check_output, check_writable
+from dermkit.files import check_output, check_writable, lock, sweep_temp
 from dermkit.prediction.locate import check_folder, check_model_folder, suggest_run
 from dermkit.progress import Progress
 from dermkit.reporting.comparison_page import headline_sentences, write_comparison_page, write_comparison_tables
 from dermkit.reporting.report import write_report, write_summary_report
 from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder
-from dermkit.runs.layout import METRICS, PREDICTIONS_FILE, RECIPE_FILE, REPORT_FILE, RUN, SUMMARY
+from dermkit.runs.layout import (
+    FIGURES_FOLDER,
+    METRICS,
+    MODEL_FOLDER,
+    PREDICTIONS_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    RUN,
+    SUMMARY,
+)
+
+_LOCK_SECONDS = 30.0
+"""The longest wait for another command that writes into the same folder: it writes a report in a few seconds."""
 
 PRINTED_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro")
 """Metrics of each run that are printed beside the verdicts."""
@@ -89,7 +102,20 @@ def _evaluate_again(
     _check_evaluable(folder)
     from dermkit.pipeline.run import evaluate_and_report
 
-    return evaluate_and_report(folder, RunFolder(folder).images_root(), options=options)
+    with _writing_into(folder):
+        return evaluate_and_report(folder, RunFolder(folder).images_root(), options=options)
+
+
+@contextmanager
+def _writing_into(folder: Path) -> Iterator[None]:
+    """Lock a folder of results, and remove the temporary files that killed commands left in it.
+
+    Only those that these commands write: other runs and evaluations below it may be going on.
+    """
+    with lock(folder, timeout=_LOCK_SECONDS):
+        children = {path.name for path in folder.iterdir() if path.is_dir()}
+        sweep_temp(folder, skip=children - {FIGURES_FOLDER, MODEL_FOLDER})
+        yield
 
 
 def _check_alone(folder: Path | None, mapping: Path | None) -> None:
@@ -182,14 +208,16 @@ def _open_test(folder: Path, dataset: Dataset, progress: Progress, options: Eval
     if not SUMMARY.exists(folder):
         pipeline_open_test.open_test(folder, dataset, progress=progress)
         remove_opening_step(folder)
-        return evaluate_and_report(folder, dataset.image_root, options=options)
+        with _writing_into(folder):
+            return evaluate_and_report(folder, dataset.image_root, options=options)
     summary = SUMMARY.read(folder)
     runs = [folder / str(summary_row["folder"]) for summary_row in summary["runs"]]
     for number, run in enumerate(runs, start=1):
         progress.say(f"version {number} of {len(runs)}: {run.name}")
         pipeline_open_test.open_test(run, dataset, progress=progress)
         remove_opening_step(run)
-        evaluate_and_report(run, dataset.image_root, options=options)
+        with _writing_into(run):
+            evaluate_and_report(run, dataset.image_root, options=options)
     return summarise_repeats(folder, runs, monitor=load_recipe(runs[0] / RECIPE_FILE).monitor) / REPORT_FILE
 
 
@@ -228,7 +256,12 @@ def compare(runs: Sequence[Path], *, claim_texts: Sequence[str] = (), out: Path)
     runs = [evaluate(None, predictions=run).parent if run.is_file() else run for run in runs]
     with saved_content(*runs):
         comparison = compare_runs(runs) if runs else NO_COMPARISON
-    if runs:
+    with _writing_into(out):
+        return _write_comparison(comparison, claims, out)
+
+
+def _write_comparison(comparison: Comparison, claims: Sequence[CheckedClaim], out: Path) -> CompareOutcome:
+    if comparison is not NO_COMPARISON:
         write_comparison_tables(comparison, out)
     tables = {
         split: comparison.wide_table(PRINTED_METRICS, split=split).to_string() for split in comparison.same_images
@@ -255,10 +288,12 @@ def report(folder: Path) -> Path:
     """Write a run's report again; returns its path."""
     check_folder(folder)
     if SUMMARY.exists(folder):
-        return write_summary_report(folder)
+        with _writing_into(folder):
+            return write_summary_report(folder)
     if not METRICS.exists(folder):
         raise UsageError(
             f"{folder}: has no metrics.json, so it is not a run folder",
             remedy=suggest_run(folder, "name a run folder"),
         )
-    return write_report(folder, images_root=RunFolder(folder).images_root())
+    with _writing_into(folder):
+        return write_report(folder, images_root=RunFolder(folder).images_root())
