@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 import dermkit as dk
 from conftest import Invoke
 from dermkit.errors import UsageError
-from dermkit.pipeline.continuation import changed_fields, read_earlier_run, why_not_continued
-from dermkit.pipeline.plan import RunPlan, make_plans, prepare_machine
+from dermkit.pipeline.continuation import changed_fields, read_earlier_run, why_not_continued, with_continuation
+from dermkit.pipeline.plan import Machine, RunPlan, make_plans, prepare_machine
 from dermkit.progress import Progress
 from dermkit.recipes.experiments import full_phase, head_phase
 from dermkit.recipes.schema import Recipe, save_recipe
@@ -39,9 +39,12 @@ def train(recipe: Recipe, data: Path, out: Path, source: Path | None = None, *, 
     return dk.train(recipe, dk.load_dataset(data), settings=settings, continue_from=source)
 
 
+def plan_machine(out: Path) -> Machine:
+    return prepare_machine(dk.RunSettings(out=out, device="cpu"), Progress())
+
+
 def plan_of(recipe: Recipe, data: Path, out: Path) -> RunPlan:
-    machine = prepare_machine(dk.RunSettings(out=out, device="cpu"), Progress())
-    return make_plans(recipe, dk.load_dataset(data), None, machine)[0]
+    return make_plans(recipe, dk.load_dataset(data), None, plan_machine(out))[0]
 
 
 def why_not(recipe: Recipe, data: Path, run: Path) -> str:
@@ -143,6 +146,15 @@ def test_a_patience_that_would_have_stopped_earlier(
     phases = [replace(long.phases[0], epochs=9, patience=patience) for patience in (0, 3, 2)]
     reasons = [why_not(replace(long, phases=(phase,)), binary, only_run(runs)) for phase in phases]
     assert reasons == ["", "", "with a patience of 2 it would have stopped after epoch 4"]
+
+
+def test_more_versions_go_on_from_the_one_that_is_there(
+    runs: Path, tiny: Recipe, binary: Path, tmp_path: Path
+) -> None:
+    plans = make_plans(replace(tiny, repeats=2), dk.load_dataset(binary), None, plan_machine(runs))
+    assert [plan.continued is not None for plan in with_continuation(plans, only_run(runs))] == [True, False]
+    with pytest.raises(UsageError, match="is no run of seed 0"):
+        with_continuation(plans, tmp_path)
 
 
 def test_changed_fields_are_named_as_in_the_recipe(tiny: Recipe) -> None:

@@ -179,6 +179,20 @@ def test_a_split_stays_usable(tmp_path: Path) -> None:
     assert isinstance(load_split(path, load_dataset(folder).manifest).frame, pd.DataFrame)
 
 
+def test_another_split_of_the_same_name_keeps_the_earlier_one(tmp_path: Path) -> None:
+    source, folder = make_source(tmp_path / "src"), tmp_path / "ds"
+    again(source)
+    path = make_split(folder, "mine")
+    before = path.read_bytes()
+    make_split(folder, "mine")  # the same one
+    assert not (folder / "splits" / "earlier").exists()
+    spec = parse_split_spec(scheme="holdout", seed=1, validation=0.2, test=0.3, folds=0, per_class=0, draw_from="")
+    note = dk.split(load_dataset(folder), spec, name="mine").notes[-1]
+    kept = next((folder / "splits" / "earlier").glob("mine-????????.csv"))
+    assert kept.read_bytes() == before != path.read_bytes()
+    assert note == f"the other split that was called mine is kept as {kept}"
+
+
 # Readers ------------------------------------------------------------------------------------------------------------
 
 READER = """

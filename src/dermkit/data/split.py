@@ -30,7 +30,8 @@ GIVEN_SPLIT_ALIASES = {
     "validation": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
 MORE_IMAGES_REMEDY = (
-    "add images of other lesions, merge the class into another one, or leave it out of the data set"
+    "add images of other lesions, or import the data set again and merge the class into another one "
+    '(`--merge "CLASS=OTHER"`) or leave it out (`--drop "CLASS"`)'
 )
 
 _Ints = NDArray[np.int64]
@@ -122,6 +123,11 @@ def for_fold(split: Split, fold: int) -> pd.DataFrame:
     frame.loc[frame["fold"] == (fold + 1) % folds, "split"] = "validation"
     frame.loc[frame["fold"] == fold, "split"] = "test"
     return frame
+
+
+def is_automatic_split(name: str) -> bool:
+    """Return whether a name is one that `train` gives to the split of a recipe, after a hash of its settings."""
+    return re.fullmatch(r"(given|given-as-published|holdout|kfold)-[0-9a-f]{8}", name) is not None
 
 
 def save_split(split: Split, folder: Path) -> Path:

@@ -5,7 +5,7 @@ other phases after that one. Everything else (data, split, weights, batches, aug
 hash in the run's name proves.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,23 +157,28 @@ def _why_too_far(progress: "TrainingProgress", plan: RunPlan) -> str:
 # Going on -----------------------------------------------------------------------------------------------------------
 
 
-def with_continuation(plan: RunPlan, source: Path) -> RunPlan:
-    """Return a plan that goes on from a run, or from its version in a folder of repeats.
+def with_continuation(plans: Sequence[RunPlan], source: Path) -> list[RunPlan]:
+    """Return plans that go on from a run, or each from its version in a folder of repeats or folds.
 
-    A version that the folder lacks is trained from the beginning. Raises `UsageError` where it cannot go on.
+    Of several plans, those without a version there begin anew. Raises `UsageError` where none or one cannot go on.
     """
     runs = [
         run for folder in (source, *sorted(source.glob("*/"))) if (run := read_earlier_run(folder)) is not None
     ]
-    run = next((run for run in runs if run.is_version_of(plan)), None)
-    if run is None and len(runs) > 1:
-        return plan
-    if run is None:
+    earlier_runs = [next((run for run in runs if run.is_version_of(plan)), None) for plan in plans]
+    if not any(earlier_runs):
         raise UsageError(
-            f"{source}: is no run of seed {plan.seed}{f', fold {plan.fold}' if plan.fold >= 0 else ''}",
+            f"{source}: is no run of seed {plans[0].seed}{f', fold {plans[0].fold}' if plans[0].fold >= 0 else ''}",
             outcome="nothing was trained",
             remedy="name a run folder that train printed, or give its --seed",
         )
+    return [
+        plan if run is None else _checked_continuation(run, plan)
+        for run, plan in zip(earlier_runs, plans, strict=True)
+    ]
+
+
+def _checked_continuation(run: EarlierRun, plan: RunPlan) -> RunPlan:
     if reason := why_not_continued(run, plan):
         raise UsageError(
             f"{run.folder}: this recipe cannot go on from it: {reason}",
@@ -261,7 +266,7 @@ def _offer(run: EarlierRun, plan: RunPlan, machine: Machine) -> UsageError:
     command = machine.settings.command or "dermkit train RECIPE DATASET"
     return UsageError(
         f"nothing to resume: no run of this recipe in {machine.settings.out}. {run.folder} ({run.state_text()}) "
-        f"differs from it only in {difference or 'its name'}",
+        f"differs from it only in {difference or 'its name or the number of its versions'}",
         outcome="that run, and nothing was trained",
         remedy=f"to go on from it: {command} --continue {shell_path(run.folder)}{note}\n"
         f"  to train from the beginning: {command}",

@@ -1,15 +1,16 @@
 """The commands about data as functions: audit, check an external data set, split."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dermkit.data.manifest import Dataset
 from dermkit.data.seal import Seal, check_sealable, check_sealed_split, find_seal, seal_split
-from dermkit.data.split import Split, load_split, make_split, save_split
+from dermkit.data.split import Split, is_automatic_split, load_split, make_split, save_split
 from dermkit.errors import UsageError
-from dermkit.files import canonical_json, sha256_bytes
+from dermkit.files import canonical_json, read_regular, sha256_bytes, write_bytes
 from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe, SplitSpec
 
@@ -86,10 +87,32 @@ def split(dataset: Dataset, spec: SplitSpec, *, name: str, seal: bool = False) -
     check_sealed_split(folder, name, new_split.frame, dataset.manifest)
     if seal:
         check_sealable(name, new_split.frame)
-    save_split(new_split, folder if seal else dataset.work_folder / "splits")
+    splits_folder = folder if seal else dataset.work_folder / "splits"
+    kept_path = _keep_earlier_split(splits_folder, new_split)
+    save_split(new_split, splits_folder)
     if seal:
         seal_split(folder, name, new_split.frame, dataset.manifest)
-    return new_split
+    note = f"the other split that was called {name} is kept as {kept_path}"
+    return replace(new_split, notes=(*new_split.notes, note)) if kept_path else new_split
+
+
+def _keep_earlier_split(folder: Path, new_split: Split) -> Path | None:
+    """Copy a split of the same name and other images to `earlier/`; returns the copy, None if there is no such split.
+
+    Splits that `train` names after their settings are made again whenever they are needed.
+    """
+    path = folder / f"{new_split.name}.csv"
+    if not path.is_file() or is_automatic_split(new_split.name):
+        return None
+    data = read_regular(path)
+    with TemporaryDirectory() as new_folder:
+        if save_split(new_split, Path(new_folder)).read_bytes() == data:
+            return None
+    kept_path = folder / "earlier" / f"{new_split.name}-{sha256_bytes(data)[:8]}.csv"
+    for suffix in (".csv", ".excluded.csv", ".json"):
+        if path.with_suffix(suffix).is_file():
+            write_bytes(kept_path.with_suffix(suffix), read_regular(path.with_suffix(suffix)))
+    return kept_path
 
 
 def find_split_seal(dataset: Dataset, dataset_split: Split) -> Seal | None:

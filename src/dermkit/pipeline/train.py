@@ -41,7 +41,7 @@ def train_recipe(
     """Train as `train` does, on a machine that is prepared."""
     plans = make_plans(recipe, dataset, split, machine)
     if continue_from is not None:
-        plans = [with_continuation(plan, continue_from) for plan in plans]
+        plans = with_continuation(plans, continue_from)
     if len(plans) == 1:
         return run_plan(plans[0], machine)
     first_folder = plans[0].folder

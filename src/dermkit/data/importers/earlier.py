@@ -4,7 +4,6 @@ Cleanings, acceptances, splits, seals, corrections of the manifest and malignanc
 An import of the same images keeps them; one of other images is refused where it would undo them, unless it is asked to.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ import pandas as pd
 from dermkit.data.importers.records import Note
 from dermkit.data.manifest import DATASET, Dataset, load_dataset
 from dermkit.data.seal import SEAL_SUFFIX
+from dermkit.data.split import is_automatic_split
 from dermkit.data.staging import StagedChanges
 from dermkit.errors import DataError, UsageError, first_of
 from dermkit.files import sha256_file, write_bytes
@@ -25,8 +25,6 @@ _DROPPED = "audit/dropped.csv"
 _CARRIED_NOTES = ("accepted", "accepted_external", "cleanings")
 _STANDING_WARNINGS = ("void_acceptances", "manifest_replaced")
 """Warnings of the import that replaced a manifest; they hold until the next one does."""
-_AUTOMATIC_SPLIT = re.compile(r"(given|given-as-published|holdout|kfold)-[0-9a-f]{8}")
-"""Names that `train` gives to the split of a recipe; it makes them again whenever they are needed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +83,7 @@ class EarlierDataset:
         folder = self.folder / "splits"
         sealed = sorted(path.name.removesuffix(SEAL_SUFFIX) for path in folder.glob(f"*{SEAL_SUFFIX}"))
         names = [path.stem for path in sorted(folder.glob("*.csv")) if not path.stem.endswith(".excluded")]
-        by_hand = [name for name in names if not _AUTOMATIC_SPLIT.fullmatch(name) and name not in sealed]
+        by_hand = [name for name in names if not is_automatic_split(name) and name not in sealed]
         if by_hand:
             yield f"the split{'s' * (len(by_hand) > 1)} {first_of(by_hand, 10)}"
         if sealed:
