@@ -1,5 +1,6 @@
 """DA070 to DA072: a known set is told by its content, whatever its folders, order and name say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,19 @@ def test_every_check_has_a_card(check: object) -> None:
     read = read_check_card(check)  # type: ignore[arg-type]
     assert read.code in ("DA070", "DA071", "DA072")
     assert all((read.title, read.threshold, read.severity, read.effect))
+
+
+def test_a_set_that_was_recognised_and_cleaned_here_is_not_accused() -> None:
+    frame = manifest(["nevus", "lichen"] * 20, [f"clinic_{i}" for i in range(40)])
+    subject = audit_input(frame, name="HAM10000")
+    assert da071_name_and_content(subject) is not None
+    sha256 = subject.dataset.manifest_sha256
+    for notes, is_accused in (
+        ({"known": "ham10000", "cleanings": [{"to_manifest_sha256": sha256}]}, False),
+        ({"known": "ham10000", "imported_manifest_sha256": sha256}, False),  # with --merge, --rename or --drop
+        ({"known": "ham10000", "cleanings": [{"to_manifest_sha256": "0" * 64}]}, True),  # changed by hand since
+        ({"known": "isic9", "cleanings": [{"to_manifest_sha256": sha256}]}, True),
+    ):
+        dataset = replace(subject.dataset, notes=notes)
+        finding = da071_name_and_content(replace(subject, dataset=dataset))
+        assert (finding is not None) == is_accused, notes

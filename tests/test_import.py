@@ -555,7 +555,7 @@ def test_ham10000_never_tells_how_a_diagnosis_was_confirmed(tmp_path: Path) -> N
 
 def test_ham10000_is_known_with_licence_and_defects(tmp_path: Path) -> None:
     outcome = bring(make_ham(tmp_path / "src"), "ham10000")
-    assert outcome.dataset.name == "ham10000"
+    assert outcome.dataset.name == "made"
     assert set(outcome.dataset.manifest["licence"]) == {"CC BY-NC 4.0 or CC BY-NC-SA 4.0 (sources differ)"}
     assert outcome.dataset.notes["archive"] == "ISIC Archive"
     page = (tmp_path / "made" / "overview.html").read_text()

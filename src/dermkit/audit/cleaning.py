@@ -5,7 +5,7 @@ Images and lesion ids are not changed, and every dropped row has its reason in d
 
 import csv
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from dermkit.data.importers.overview_page import render_overview
 from dermkit.data.importers.records import read_rejected
 from dermkit.data.manifest import Dataset, save_dataset
 from dermkit.data.readers import no_readers
+from dermkit.data.small_classes import shrunken_class_texts
 from dermkit.data.staging import staged_changes
 from dermkit.errors import DataError
 from dermkit.files import write_bytes, write_rows, write_text
@@ -37,6 +38,9 @@ REPAIRED_BY_SPLIT = frozenset({"DA012", "DA015", "DA020", "DA021", "DA024"})
 
 _PREFERRED_SPLITS = ("test", "validation")
 """Of exact copies the one in the first of these splits is retained: a published test split must stay complete."""
+
+SMALL_CLASS = "small_class"
+"""Code of the warning that a cleaning left a class with too few images."""
 
 _RESOLVED_WARNINGS = {
     "contradictory_copies": CONTRADICTIONS, "lesion_labels": LESION_LABELS, "copies": "", "copies_across": "",
@@ -268,7 +272,9 @@ def apply_cleaning(dataset: Dataset, plan: CleaningPlan, *, date: str) -> Datase
         "copy_groups": int(frame.loc[frame["copy_group"] != "", "copy_group"].nunique()),
         "classes_removed": removed_classes,
     }
-    cleaned_dataset = replace(cleaned_dataset, notes=_updated_notes(dataset.notes, cleaning_record))
+    small_classes = shrunken_class_texts(manifest, frame)
+    notes = _updated_notes(dataset.notes, cleaning_record, small_classes)
+    cleaned_dataset = replace(cleaned_dataset, notes=notes)
     _save_cleaned(cleaned_dataset, dataset, plan, backup_name)
     return cleaned_dataset
 
@@ -306,7 +312,9 @@ def _all_dropped_rows(path: Path, dropped_rows: pd.DataFrame, dataset: Dataset) 
         return [row for row in list(csv.reader(stream))[1:] if row and row[0] not in image_ids] + rows
 
 
-def _updated_notes(notes: dict[str, Any], cleaning_record: dict[str, Any]) -> dict[str, Any]:
+def _updated_notes(
+    notes: dict[str, Any], cleaning_record: dict[str, Any], small_classes: Sequence[tuple[str, int]]
+) -> dict[str, Any]:
     """Return the notes of dataset.json with a record of the cleaning, without the warnings that it resolved."""
     remaining_warnings = [
         warning
@@ -314,6 +322,7 @@ def _updated_notes(notes: dict[str, Any], cleaning_record: dict[str, Any]) -> di
         if warning.get("code") not in _RESOLVED_WARNINGS
         or _RESOLVED_WARNINGS[warning["code"]] in notes.get("accepted", {})
     ]
+    remaining_warnings += [{"code": SMALL_CLASS, "text": text, "n": n} for text, n in small_classes]
     if removed_classes := cleaning_record["classes_removed"]:
         text = f"Classes without an image after the cleaning, removed: {', '.join(removed_classes)}."
         remaining_warnings.append({"code": "classes_removed", "text": text, "n": 0})

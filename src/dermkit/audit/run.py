@@ -19,7 +19,13 @@ from dermkit.audit.acceptance import (
 )
 from dermkit.audit.checks.finding import AuditInput, CheckFunction, Finding, PlannedUse, read_check_card
 from dermkit.audit.checks.text import plural
-from dermkit.audit.cleaning import REPAIRED_BY_CLEANING, REPAIRED_BY_SPLIT, apply_cleaning, plan_cleaning
+from dermkit.audit.cleaning import (
+    REPAIRED_BY_CLEANING,
+    REPAIRED_BY_SPLIT,
+    SMALL_CLASS,
+    apply_cleaning,
+    plan_cleaning,
+)
 from dermkit.audit.near_duplicates.pairs import exact_duplicate_pairs, find_duplicates, find_duplicates_across
 from dermkit.audit.output import (
     Audit,
@@ -309,6 +315,9 @@ def _clean(audit: Audit, progress: Progress) -> Dataset | None:
         f"{cleaning_record['copy_groups']} groups of copies are kept together; the old manifest is "
         f"{cleaning_record['manifest']}"
     )
+    for warning in cleaned_dataset.notes["warnings"]:
+        if warning["code"] in (SMALL_CLASS, "classes_removed"):
+            progress.say(f"warning: {warning['text']}")
     return cleaned_dataset
 
 

@@ -43,10 +43,14 @@ def echo(message: object = "", *, err: bool = False) -> None:
     typer.echo(printable(str(message)), err=err)
 
 
-def exit_with_refused(count: int, refused_path: Path) -> None:
-    """Leave with the exit code for refused images, if there are any."""
-    if count:
-        echo(f"{count} images were refused and are listed in {refused_path}", err=True)
+def exit_with_refused(reasons: Sequence[str], refused_path: Path) -> None:
+    """Leave with the exit code for refused images, if there are any, and say for each reason what to do."""
+    if reasons:
+        from dermkit.data.rejection_texts import rejection_lines
+
+        echo(f"{len(reasons)} images were refused and are listed in {refused_path}", err=True)
+        for line in rejection_lines(reasons):
+            echo(line, err=True)
         raise typer.Exit(EXIT_SOME_REJECTED)
 
 

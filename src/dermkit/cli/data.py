@@ -57,9 +57,7 @@ def import_command(
     layout: Annotated[LayoutName, typer.Argument(help="How the source is laid out (docs/layouts.md).")],
     source: Annotated[Path, typer.Argument(help="The folder with the images, a .zip of it, or a MedMNIST .npz.")],
     out: OutOption,
-    name: Annotated[
-        str, typer.Option(help="Name of the data set (default: that of the known data set, else of --out).")
-    ] = "",
+    name: Annotated[str, typer.Option(help="Name of the data set (default: that of --out).")] = "",
     malignancy: MalignancyOption = None,
     column: ColumnOption = None,
     table: Annotated[Path | None, typer.Option(help="The table to read, if SOURCE holds several.")] = None,
@@ -98,7 +96,7 @@ def import_command(
     if outcome.retained:
         echo(f"kept as it was: {'; '.join(outcome.retained)} (--replace undoes it)")
     echo(f"overview: {out / 'overview.html'}")
-    exit_with_refused(len(outcome.rejected), out / "refused.csv")
+    exit_with_refused([rejection.reason for rejection in outcome.rejected], out / "refused.csv")
 
 
 def _parse_columns(column_options: list[str]) -> dict[str, str]:

@@ -61,7 +61,7 @@ def predict_command(
             restart=restart, target=target, coverage=coverage, raw=raw, progress=progress,
         )  # fmt: skip
     _print_prediction_summary(outcome, out)
-    exit_with_refused(outcome.n_rejected, out / "refused.csv")
+    exit_with_refused([reason for _, reason, _ in outcome.rejected_images], out / "refused.csv")
 
 
 def _print_prediction_summary(outcome: "PredictOutcome", out: Path) -> None:

@@ -8,7 +8,7 @@ from dermkit.audit.checks.finding import AuditInput, Finding, Outcome, Severity,
 from dermkit.audit.checks.text import interval_text
 from dermkit.data.diagnoses import canonical_name
 from dermkit.data.identify import DatasetIdentity, find_claimed, find_contained, identify, member_mask
-from dermkit.data.known_datasets import KnownDataset
+from dermkit.data.known_datasets import KNOWN_DATASETS, KnownDataset
 from dermkit.data.manifest import Dataset
 from dermkit.metrics.stats.intervals import wilson_interval
 
@@ -60,7 +60,8 @@ def da071_name_and_content(audit_input: AuditInput) -> Outcome:
     """Its name claims a known set that its content is not.
 
     Threshold: the name of the data set or of its folder names a published set; its counts, classes, ids or file
-    names are not those of that set, nor of one that holds it or that it holds.
+    names are not those of that set, nor of one that holds it or that it holds; and it was not recognised at import and
+    changed by dermkit alone since.
 
     Severity: warning where the content speaks against the name, note where it only cannot confirm it.
 
@@ -70,6 +71,8 @@ def da071_name_and_content(audit_input: AuditInput) -> Outcome:
     claims = _claimed_sets(dataset)
     identity = identify(dataset.manifest)
     if not claims or (identity and any(_is_related(identity.known_dataset, claim) for claim in claims)):
+        return None
+    if any(claim.key in _keys_before_changes(dataset) for claim in claims):
         return None
     contradictions = {claim.key: _content_contradictions(dataset.manifest, claim) for claim in claims}
     is_contradicted = bool(identity) or all(contradictions.values())
@@ -152,6 +155,20 @@ def _claimed_sets(dataset: Dataset) -> list[KnownDataset]:
     """Return the known sets that the data set's name claims, or else the name of its folders."""
     names = (dataset.name, dataset.folder.resolve().name, dataset.image_root.resolve().name)
     return next((claims for name in names if (claims := find_claimed([name]))), [])
+
+
+def _keys_before_changes(dataset: Dataset) -> set[str]:
+    """Return the published set that was recognised at import and those it holds, if only dermkit changed it since.
+
+    That is: by a cleaning, or by `--merge`, `--rename` and `--drop` at import; not by hand.
+    """
+    notes = dataset.notes
+    recognised = next((known for known in KNOWN_DATASETS if known.key == notes.get("known")), None)
+    cleanings = notes.get("cleanings") or [{}]
+    known_manifests = (notes.get("imported_manifest_sha256"), cleanings[-1].get("to_manifest_sha256"))
+    if recognised is None or dataset.manifest_sha256 not in known_manifests:
+        return set()
+    return {recognised.key, *recognised.contained_keys}
 
 
 def _is_related(first: KnownDataset, second: KnownDataset) -> bool:

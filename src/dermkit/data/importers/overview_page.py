@@ -12,6 +12,7 @@ import pandas as pd
 from dermkit import __version__
 from dermkit.data.importers.records import Rejected
 from dermkit.data.manifest import GIVEN_SPLITS, MALIGNANCIES, Dataset, LesionClass
+from dermkit.data.rejection_texts import count_reasons
 from dermkit.errors import ImageRejected
 from dermkit.images.decode import open_image
 from dermkit.render.html import template_environment
@@ -91,7 +92,7 @@ def render_overview(dataset: Dataset, rejected: Sequence[Rejected]) -> str:
         n_more_sizes=max(0, len(sizes) - _MAX_SIZES),
         rejected=rejected[:_MAX_REJECTED],
         n_rejected=len(rejected),
-        reason_counts=sorted(Counter(entry.reason for entry in rejected).items()),
+        reason_counts=count_reasons(entry.reason for entry in rejected),
     )
 
 

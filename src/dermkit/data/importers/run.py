@@ -45,6 +45,8 @@ from dermkit.data.manifest import (
     save_dataset,
 )
 from dermkit.data.readers import no_readers
+from dermkit.data.rejection_texts import count_reasons
+from dermkit.data.small_classes import drop_or_merge_advice
 from dermkit.data.staging import finish_changes, finish_killed_changes, staged_changes
 from dermkit.errors import DataError, UsageError, did_you_mean, first_of
 from dermkit.files import (
@@ -117,7 +119,7 @@ def import_dataset(
 
     layout: folder (one per class), ham10000, isic2018, isic2019, isic2020, isic-archive, csv or medmnist. source: a
     folder, a .zip of one, or an .npz; packed images are unpacked to `out/images`, others stay where they are. name:
-    by default that of the published data set it is recognised as, else that of `out`. malignancy: class -> benign,
+    by default that of `out`, whatever it is recognised as. malignancy: class -> benign,
     malignant or indeterminate, to overrule the table of diagnoses; malignant is the positive class of all metrics.
     metadata_tables: add ids, age, sex and site, matched by ISIC id or file name. replace_earlier: what people made of
     the data set that `out` holds may be undone; else an import keeps it or is refused. on_progress, on_unpack: called
@@ -143,7 +145,7 @@ def import_dataset(
         decision = decide_classes(classes, frame, records.malignancy_of_path, given=given)
         dataset = Dataset(
             folder=out, image_root=records.image_root, classes=decision.classes, importer=layout,
-            manifest=_with_licence(frame, known_dataset), name=name or _default_name(known_dataset, out),
+            manifest=_with_licence(frame, known_dataset), name=name or out.resolve().name,
             notes=_dataset_metadata(known_dataset, given, decision, rejected, changes),
         )  # fmt: skip
         dataset = _with_warnings(dataset, [*records.notes, *notes, *decision.notes], options)
@@ -253,10 +255,6 @@ def _sorted_labels(labels: "pd.Series[str]") -> list[str]:
     return sorted(labels.unique(), key=lambda label: (label.casefold(), label))
 
 
-def _default_name(known_dataset: KnownDataset | None, out: Path) -> str:
-    return known_dataset.key if known_dataset else out.resolve().name
-
-
 def _malignancy_of_classes(malignancy: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
     """Return the given malignancies under the names of the classes; raises `UsageError` (see `check_malignancy`)."""
     under_names = {find_class(name, names) or name: value for name, value in malignancy.items()}
@@ -277,8 +275,8 @@ def _checked_rejections(
     """
     if not frame.empty:
         return sorted(rejected)
-    reasons = Counter(rejection.reason for rejection in rejected)
-    reasons_text = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
+    reason_counts = count_reasons(rejection.reason for rejection in rejected)
+    reasons_text = ", ".join(f"{reason} {n}" for reason, n in reason_counts)
     if earlier is None:
         write_rows(out / "refused.csv", Rejected._fields, map(defused, sorted(rejected)))
     raise DataError(
@@ -362,6 +360,8 @@ def _warnings(dataset: Dataset) -> Iterator[Note]:
             f"{question[0].upper()}{question[1:]}.",
             int(frame["label"].isin(unknown_classes).sum()),
         )
+    if title := dataset.notes.get("title"):
+        yield Note("known_set", f"Looks like {title}, by its content ({dataset.notes['known']}).", len(frame))
     counts = frame["label"].value_counts()
     if len(counts) == 1:
         text = (
@@ -369,7 +369,8 @@ def _warnings(dataset: Dataset) -> Iterator[Note]:
         )
         yield Note("one_class", text, len(frame))
     for name in sorted(counts.index[counts == 1]):
-        yield Note("one_image_class", f"Class {name} has one image, so it cannot be split.", 1)
+        text = f"Class {name} has one image, so it cannot be split; {drop_or_merge_advice([name])}."
+        yield Note("one_image_class", text, 1)
     yield from _inconsistency_note(frame, "lesion_id", "label", "lesion_labels", "One lesion under two labels")
     yield from _inconsistency_note(
         frame, "pixel_sha256", "label", "contradictory_copies", "Identical pixels under two labels"
