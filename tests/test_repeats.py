@@ -13,7 +13,7 @@ import dermkit as dk
 from dermkit.errors import DataError
 from dermkit.pipeline.repeats import best_run_index, split_values, validation_value
 from dermkit.prediction.predictor import load_model
-from dermkit.recipes.schema import Recipe, SplitSpec, load_recipe
+from dermkit.recipes.schema import Recipe
 from dermkit.runs.layout import METRICS
 
 Figures = Mapping[str, float | None]
@@ -92,7 +92,8 @@ def test_the_summary_is_what_the_runs_say(repeated: Path) -> None:
     losses = [validation_value(run, "val_loss") for run in runs]
     best = runs[losses.index(min(losses))]
     assert summary["final"]["folder"] == best.name == table.loc[table["final"], "folder"].item()
-    assert "best of 2" in summary["final"]["chosen_by"]
+    assert "best of 2 on the same validation images" in summary["final"]["chosen_by"]
+    assert summary["pooled"] is None
 
 
 def test_the_final_model_is_that_of_the_best_version(repeated: Path) -> None:
@@ -118,24 +119,3 @@ def test_repeated_again_it_changes_nothing_and_trains_nothing(repeated: Path, bi
     assert (repeated / "summary.json").read_bytes() == before
     assert sum("already finished" in line for line in said) == 2
     assert not any(line.startswith("epoch") for line in said)
-
-
-def test_three_folds_test_every_image_once(seven: Path, tiny: Recipe, tmp_path: Path) -> None:
-    spec = SplitSpec(scheme="kfold", seed=0, validation=0.2, test=0.0, folds=3, per_class=0, draw_from="")
-    data = dk.load_dataset(seven)
-    recipe = replace(tiny, name="folds", split=spec)
-    parent = dk.train(recipe, data, settings=dk.RunSettings(out=tmp_path / "runs", device="cpu"))
-    summary = json.loads((parent / "summary.json").read_text())
-    assert [row["fold"] for row in summary["runs"]] == [0, 1, 2]
-    predictions = pd.concat(pd.read_csv(run / "predictions.csv", dtype=str) for run in versions(parent))
-    tested = predictions[predictions["split"] == "test"]
-    assert sorted(tested["image_id"]) == sorted(data.manifest["image_id"])
-    assert pd.read_csv(parent / "summary.csv")["fold"].tolist() == [0, 1, 2]
-    # A fold's run can be repeated from its own files, like any other.
-    run = versions(parent)[1]
-    again = dk.train(
-        load_recipe(run / "recipe.json"),
-        data, settings=dk.RunSettings(out=tmp_path / "again", device="cpu"), split=str(run / "split.csv"),
-    )  # fmt: skip
-    name = "model/member-0.safetensors"
-    assert (again / name).read_bytes() == (run / name).read_bytes()

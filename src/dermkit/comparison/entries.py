@@ -100,6 +100,11 @@ def _final_model_note(folder: Path, name: str) -> str:
     final_run = SUMMARY.read(folder).get("final", {})
     if not final_run:
         return ""
+    if final_run.get("members"):
+        return (
+            f"{name}: its final model is the ensemble of {len(final_run['members'])} folds, which no image of this "
+            "data set tests. These figures are of single nets, each on the images of the fold that it never saw."
+        )
     return (
         f"{name}: its final model is {final_run.get('folder')}, the best of its trainings on "
         f"validation. That model's test "

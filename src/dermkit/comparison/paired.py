@@ -26,6 +26,7 @@ from dermkit.metrics.stats import delong, intervals, paired_tests, power
 from dermkit.metrics.stats.arrays import Bools, Floats, sum_by_group
 from dermkit.metrics.stats.bootstrap import MAX_BCA_GROUPS, BootstrapSamples, NamedArrays
 from dermkit.metrics.stats.estimate import Estimate, with_caveats
+from dermkit.metrics.stats.fold_auroc import auroc_difference, fold_auroc
 
 MCNEMAR = "McNemar, mid-p"
 DELONG = "DeLong"
@@ -118,10 +119,7 @@ def _mcnemar_difference(
 
 
 def _delong_difference(first: ScoredSet, second: ScoredSet) -> Difference:
-    areas = delong.auroc_covariance(
-        np.stack([first.p_malignant, second.p_malignant]), first.is_malignant, first.groups
-    )
-    gap, error, p = delong.delong_test(areas, 0, 1)
+    gap, error, p = _delong_test(first, second)
     half_width, n = intervals.Z * error, len(first.y_true)
     if not error:  # perfect or constant scores
         exact_estimate = Estimate(gap, None, n, "none", "no interval: no variance")
@@ -135,6 +133,24 @@ def _delong_difference(first: ScoredSet, second: ScoredSet) -> Difference:
     return Difference(
         "auroc", estimate_with_caveats, DELONG, p, images_needed=power.scaled_images_needed(n, gap, error)
     )
+
+
+def _delong_test(first: ScoredSet, second: ScoredSet) -> tuple[float, float, float]:
+    """Return the difference of the AUROCs, its standard error and p; of several nets, the AUROCs within each."""
+    if first.nets is None and second.nets is None:
+        areas = delong.auroc_covariance(
+            np.stack([first.p_malignant, second.p_malignant]), first.is_malignant, first.groups
+        )
+        return delong.delong_test(areas, 0, 1)
+    within_nets = [
+        fold_auroc(
+            scored.p_malignant, scored.is_malignant, groups=scored.groups,
+            folds=np.zeros_like(scored.groups) if scored.nets is None else scored.nets,
+        )
+        for scored in (first, second)
+    ]  # fmt: skip
+    gap, error = auroc_difference(within_nets[0], within_nets[1], first.is_malignant, first.groups)
+    return delong.normal_test(gap, error)
 
 
 # Bootstrap --------------------------------------------------------------------------------------------------------

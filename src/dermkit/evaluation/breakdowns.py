@@ -10,7 +10,6 @@ from dermkit.metrics.classification.isic_scorer import official_dict
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.subgroups import UNKNOWN_GROUP, age_band, subgroup_gaps, subgroup_metrics
 from dermkit.metrics.classification.summary import evaluate_split
-from dermkit.metrics.decisions.policy import DecisionPolicy, apply_calibration, covers_true_class
 from dermkit.metrics.stats.arrays import Bools
 from dermkit.metrics.stats.intervals import proportion_estimate
 from dermkit.runs.predictions import ATTRIBUTES
@@ -34,16 +33,13 @@ def official_metrics(
 
 
 def subgroups_by_attribute(
-    scored_set: ScoredSet, rows: pd.DataFrame, attributes: pd.DataFrame, policy: DecisionPolicy | None = None
+    scored_set: ScoredSet, rows: pd.DataFrame, attributes: pd.DataFrame, is_covered: Bools | None = None
 ) -> dict[str, Any]:
     """Return the metrics of the subgroups of each attribute that is known of some image, with the gaps between them.
 
-    policy: if given, each group also gets the coverage of the prediction sets.
+    is_covered: (N,) if given, each group also gets the coverage of the prediction sets.
     """
     row_attributes = attributes.reindex(sort_rows(rows)["image_id"]).fillna("")
-    is_covered = None if policy is None else covers_true_class(
-        policy.conformal_rule, apply_calibration(scored_set, policy.calibration)
-    )  # fmt: skip
     metrics_by_attribute: dict[str, Any] = {}
     for attribute in ATTRIBUTES:
         values = row_attributes[attribute].tolist()

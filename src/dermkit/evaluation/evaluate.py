@@ -19,7 +19,9 @@ from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.overfitting import diagnose_overfitting
 from dermkit.evaluation.requested_targets import (
     POLICY_SPLIT,
+    FittedPolicy,
     check_options,
+    fit_for_nets,
     fit_with_targets,
     policy_metrics,
 )
@@ -28,7 +30,7 @@ from dermkit.lint.rules import write_lint
 from dermkit.metrics.classification import isic_scorer
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
-from dermkit.metrics.decisions.policy import DecisionPolicy, apply_calibration, policy_from_dict
+from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
 from dermkit.metrics.stats.intervals import N_RESAMPLES
 from dermkit.render.cells import defused
 from dermkit.runs.documents import saved_content
@@ -37,6 +39,7 @@ from dermkit.runs.layout import FIGURES_FOLDER, LOG_FILE, METRICS, OLD_POLICY_FI
 from dermkit.runs.predictions import (
     check_predictions,
     class_indices,
+    net_labels,
     probabilities_of,
     to_scored_set,
 )
@@ -55,6 +58,11 @@ class SplitPredictions(NamedTuple):
 
     rows: pd.DataFrame
     scored_set: ScoredSet
+
+    @property
+    def nets(self) -> list[str]:
+        """The labels of the nets that scored the images, in the order of `scored_set.rows_by_net`."""
+        return sorted(set(net_labels(self.rows)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,19 +104,48 @@ class EvaluationInput:
             for name, rows in rows_by_split.items()
         }
 
+    @cached_property
+    def fitted(self) -> FittedPolicy | None:
+        """The decision policy: the earlier one, or fitted on validation images; None where neither can be."""
+        if self.policy is not None:
+            return FittedPolicy(self.policy)
+        if POLICY_SPLIT not in self.splits or not (len(self.splits) > 1 or self.fit_without_test):
+            return None
+        validation = self.splits[POLICY_SPLIT]
+        if len(validation.nets) == 1:
+            return FittedPolicy(fit_with_targets(validation.scored_set, self.options))
+        by_net = {
+            str(label): to_scored_set(rows, self.classes, self.groups)
+            for label, rows in validation.rows.groupby(net_labels(validation.rows), sort=True)
+        }
+        return fit_for_nets(validation.scored_set, by_net, self.options)
+
+    @property
+    def policy_images(self) -> ScoredSet:
+        """The validation images that the policy is fitted on: of several nets, each calibrated by its own."""
+        validation = self.splits[POLICY_SPLIT]
+        is_by_net = self.fitted is not None and self.fitted.nets
+        return self.fitted.calibrate(validation.scored_set, validation.nets) if is_by_net and self.fitted else (
+            validation.scored_set
+        )  # fmt: skip
+
+    def policy_for(self, split_name: str) -> FittedPolicy | None:
+        """Return the policy to evaluate on a split: none on the images that it was fitted on, or on those before."""
+        order = list(self.splits)
+        is_later = POLICY_SPLIT in order and order.index(split_name) > order.index(POLICY_SPLIT)
+        return self.fitted if self.policy is not None or is_later else None
+
 
 def evaluate_predictions(data: EvaluationInput) -> dict[str, Any]:
     """Return the body of metrics.json, independent of the order of the rows.
 
     Raises `DataError` for a broken table, or for options that these images cannot serve.
     """
-    policy, splits, warnings = data.policy, {}, _general_warnings(data)
-    check_options(data.options, set(data.splits), policy)
-    for split_name, (rows, scored_set) in data.splits.items():
-        warnings += _repeat_warnings(split_name, rows)
-        splits[split_name] = _split_metrics(data, split_name, policy)
-        if policy is None and split_name == POLICY_SPLIT and (len(data.splits) > 1 or data.fit_without_test):
-            policy = fit_with_targets(scored_set, data.options)
+    splits, warnings = {}, _general_warnings(data)
+    check_options(data.options, set(data.splits), data.policy)
+    for split_name, predictions in data.splits.items():
+        warnings += [*_repeat_warnings(split_name, predictions.rows), *_net_warnings(split_name, predictions.nets)]
+        splits[split_name] = _split_metrics(data, split_name, data.policy_for(split_name))
     return {
         "classes": [lesion_class.name for lesion_class in data.classes],
         "positive": [lesion_class.name for lesion_class in data.classes if lesion_class.malignancy == "malignant"],
@@ -117,22 +154,26 @@ def evaluate_predictions(data: EvaluationInput) -> dict[str, Any]:
         },
         "options": data.options.as_dict(),
         "splits": splits,
-        "policy": None if policy is None else policy.as_dict(),
+        "policy": None if data.fitted is None else data.fitted.policy.as_dict(),
         "warnings": [*data.warnings, *warnings],
         **data.extra_fields,
     }  # fmt: skip
 
 
-def _split_metrics(data: EvaluationInput, split_name: str, policy: DecisionPolicy | None) -> dict[str, Any]:
+def _split_metrics(data: EvaluationInput, split_name: str, policy: FittedPolicy | None) -> dict[str, Any]:
     """Return one split's body of metrics.json. policy: None where none was fitted before this split."""
-    rows, scored_set = data.splits[split_name]
+    predictions = data.splits[split_name]
+    rows, scored_set = predictions.rows, predictions.scored_set
     metrics = {**evaluate_split(scored_set, seed=data.seed), "baselines": _baselines(data, split_name)}
     if data.options.official:
         metrics["official"] = official_metrics(scored_set, rows, data.isic_ids)
     if data.attributes is not None:
-        metrics["subgroups"] = subgroups_by_attribute(scored_set, rows, data.attributes, policy)
+        is_covered = None if policy is None else policy.covers_true_class(scored_set, predictions.nets)
+        metrics["subgroups"] = subgroups_by_attribute(scored_set, rows, data.attributes, is_covered)
     if policy is not None:
-        metrics["policy"] = policy_metrics(policy, scored_set, seed=data.seed, options=data.options)
+        metrics["policy"] = policy_metrics(
+            policy, scored_set, predictions.nets, seed=data.seed, options=data.options
+        )
     return metrics
 
 
@@ -141,6 +182,17 @@ def _repeat_warnings(split_name: str, rows: pd.DataFrame) -> list[str]:
     return (
         [f"{split_name}: {n_repeated} rows repeat an image (folds or seeds); repeats are one group"]
         if n_repeated
+        else []
+    )
+
+
+def _net_warnings(split_name: str, nets: Sequence[str]) -> list[str]:
+    return (
+        [
+            f"{split_name}: {len(nets)} nets (folds or seeds) scored these images. Scores of different nets are not "
+            "ranked against each other: AUROC, ROC curve and the like are means over the nets, weighted by their pairs"
+        ]
+        if len(nets) > 1
         else []
     )
 
@@ -209,11 +261,10 @@ def write_evaluation(folder: Path, data: EvaluationInput) -> Path:
     """
     metrics = evaluate_predictions(data)
     _write_policy(folder, metrics["policy"])
-    policy = None if metrics["policy"] is None else policy_from_dict(metrics["policy"])
     for split_name, (rows, scored_set) in data.splits.items():
-        split_metrics = metrics["splits"][split_name]
-        is_calibrated = policy is not None and "policy" in split_metrics
-        calibrated_set = apply_calibration(scored_set, policy.calibration) if policy and is_calibrated else None
+        split_metrics, policy = metrics["splits"][split_name], data.policy_for(split_name)
+        nets = data.splits[split_name].nets
+        calibrated_set = None if policy is None else policy.calibrate(scored_set, nets)
         _write_split_files(folder / FIGURES_FOLDER, split_name, split_metrics, scored_set, calibrated_set)
         mistakes_path = folder / FIGURES_FOLDER / f"mistakes_{split_name}.csv"
         write_rows(mistakes_path, MISTAKES_HEADER, map(defused, mistake_rows(rows, metrics["classes"])))
@@ -333,7 +384,7 @@ def _read_input(
         isic_ids=None if dataset is None else _isic_ids(dataset),
         colour_predictions=run.colour_predictions(),
         policy=policy,
-        fit_without_test=bool(seal),
+        fit_without_test=bool(seal) or run.pooled is not None,
         options=options,
         warnings=leak_warnings(leaks),
         extra_fields=extra_fields,

@@ -20,7 +20,7 @@ from dermkit.evaluation.class_mapping import (
     load_mapping,
     remap_predictions,
 )
-from dermkit.evaluation.evaluate import evaluate_run
+from dermkit.evaluation.evaluate import EvaluationInput, evaluate_run
 from dermkit.evaluation.openings import log_openings, openings_of_images
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.requested_targets import POLICY_SPLIT, add_targets, check_options
@@ -43,7 +43,6 @@ from dermkit.runs.layout import (
 )
 from dermkit.runs.predictions import (
     prediction_columns,
-    to_scored_set,
     write_attributes,
     write_groups,
     write_predictions,
@@ -221,7 +220,9 @@ def _policy_with_targets(
     run = RunFolder(predictor.folder.parent)
     validation_rows = run.predictions[run.predictions["split"] == POLICY_SPLIT]
     check_options(options, {*run.predictions["split"].unique(), EXTERNAL_SPLIT})
-    validation = to_scored_set(validation_rows, run.classes, run.groups())
+    validation = EvaluationInput(
+        validation_rows, classes=run.classes, groups=run.groups(), fit_without_test=True
+    ).policy_images
     return add_targets(policy_from_dict(recorded_policy), validation, options)
 
 

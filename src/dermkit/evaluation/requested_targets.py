@@ -1,7 +1,10 @@
-"""Fit the decision policy on validation images and evaluate it on the other splits."""
+"""Fit the decision policy on validation images and evaluate it on the other splits.
 
-from collections.abc import Collection
-from dataclasses import replace
+What several nets need is imported where it is used, which keeps the import chain short.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dermkit.errors import DataError
@@ -12,10 +15,12 @@ from dermkit.metrics.decisions.operating_point_metrics import DEFAULT_PREVALENCE
 from dermkit.metrics.decisions.policy import (
     DecisionPolicy,
     apply_calibration,
+    covers_true_class,
     evaluate_policy,
     fit_operating_points,
     fit_policy,
 )
+from dermkit.metrics.stats.arrays import Bools
 
 POLICY_SPLIT = "validation"
 """The split on which calibration, operating points and prediction sets are fitted."""
@@ -84,9 +89,74 @@ def check_options(
         )
 
 
+@dataclass(frozen=True, eq=False)
+class FittedPolicy:
+    """What validation images were fitted to: one policy or, where several nets scored the images, one of each net.
+
+    policy: what a model takes over. nets: F, the nets' own, by the label that `net_labels` gives their rows; empty for
+    one net. Of several nets, `policy` is fitted on the validation images of all, each calibrated by its net's own.
+    """
+
+    policy: DecisionPolicy
+    nets: Mapping[str, DecisionPolicy] = field(default_factory=dict)
+
+    def of_nets(self, labels: Sequence[str]) -> list[DecisionPolicy]:
+        """Return the policies of these nets, in this order; none where one policy is for all."""
+        return [self.nets[label] for label in labels] if self.nets and set(labels) <= set(self.nets) else []
+
+    def calibrate(self, scored_set: ScoredSet, labels: Sequence[str]) -> ScoredSet:
+        """Return the images with calibrated probabilities. labels: of the nets in `scored_set.rows_by_net`."""
+        from dermkit.metrics.decisions.net_policies import calibrate_by_net
+
+        if policies := self.of_nets(labels):
+            return calibrate_by_net(policies, scored_set)
+        return apply_calibration(scored_set, self.policy.calibration)
+
+    def covers_true_class(self, scored_set: ScoredSet, labels: Sequence[str]) -> Bools:
+        """Return whether the prediction set of each image contains its true class, (N,)."""
+        from dermkit.metrics.decisions.net_policies import covers_true_class_by_net
+
+        if policies := self.of_nets(labels):
+            return covers_true_class_by_net(policies, scored_set)
+        return covers_true_class(
+            self.policy.conformal_rule, apply_calibration(scored_set, self.policy.calibration)
+        )
+
+
+def fit_for_nets(
+    validation: ScoredSet, validation_by_net: Mapping[str, ScoredSet], options: EvaluationOptions
+) -> FittedPolicy:
+    """Fit on validation images that several nets scored; raises `DataError` as `fit_with_targets`.
+
+    validation_by_net: the same images, of each net by itself, in the order of `validation.rows_by_net`.
+    """
+    from dermkit.metrics.decisions.net_policies import calibrate_by_net
+
+    nets = {label: fit_with_targets(images, options) for label, images in validation_by_net.items()}
+    calibrated_set = calibrate_by_net(list(nets.values()), validation)
+    pooled_policy = add_targets(fit_policy(calibrated_set, is_calibrated=True), calibrated_set, options)
+    return FittedPolicy(pooled_policy, nets)
+
+
 def policy_metrics(
-    policy: DecisionPolicy, scored_set: ScoredSet, *, seed: int, options: EvaluationOptions = DEFAULT_OPTIONS
+    fitted: FittedPolicy,
+    scored_set: ScoredSet,
+    labels: Sequence[str],
+    *,
+    seed: int,
+    options: EvaluationOptions = DEFAULT_OPTIONS,
 ) -> dict[str, Any]:
-    """Return the policy's metrics on held-out images, at the default and the requested prevalences."""
+    """Return the policy's metrics on held-out images, at the default and the requested prevalences.
+
+    labels: of the nets that scored them, in the order of `scored_set.rows_by_net`.
+    """
+    from dermkit.metrics.decisions.net_policies import evaluate_policies_by_net
+
     prevalences = tuple(sorted({*DEFAULT_PREVALENCES, *options.prevalences}))
-    return evaluate_policy(policy, scored_set, evaluate_split=evaluate_split, seed=seed, prevalences=prevalences)
+    if policies := fitted.of_nets(labels):
+        return evaluate_policies_by_net(
+            policies, scored_set, evaluate_split=evaluate_split, seed=seed, prevalences=prevalences
+        )
+    return evaluate_policy(
+        fitted.policy, scored_set, evaluate_split=evaluate_split, seed=seed, prevalences=prevalences
+    )

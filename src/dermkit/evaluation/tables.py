@@ -1,5 +1,6 @@
 """Rows of the CSV tables in `figures/`: classification report, ROC curves, calibration, confusions, net benefit."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,10 @@ def confusion_pair_rows(scored_set: ScoredSet) -> CsvRows:
 
 
 def roc_rows(scored_set: ScoredSet) -> CsvRows:
-    """Return the ROC curves of each class and of the malignant classes; a curve that does not exist has no rows."""
+    """Return the ROC curves of each class and of the malignant classes; a curve that does not exist has no rows.
+
+    Of several nets: the mean of their curves, without thresholds.
+    """
     one_vs_rest_views = [
         (name, scored_set.probabilities[:, i], scored_set.y_true == i) for i, name in enumerate(scored_set.classes)
     ]
@@ -55,10 +59,10 @@ def roc_rows(scored_set: ScoredSet) -> CsvRows:
         one_vs_rest_views.append((MALIGNANT_CURVE, scored_set.p_malignant, scored_set.is_malignant))
     rows: CsvRows = []
     for name, score, positive in one_vs_rest_views:
-        if positive.any() and not positive.all():
-            curve = roc.roc_curve(score, positive)
+        if any(positive[net].any() and not positive[net].all() for net in scored_set.rows_by_net):
+            curve = roc.mean_roc_curve(score, positive, scored_set.rows_by_net)
             points = zip(curve.fpr.tolist(), curve.tpr.tolist(), curve.thresholds.tolist(), strict=True)
-            rows += [[name, *point] for point in points]
+            rows += [[name, fpr, tpr, "" if math.isnan(cut) else cut] for fpr, tpr, cut in points]
     return rows
 
 

@@ -1,7 +1,7 @@
 """model.json and MODEL_CARD.md of a model folder, without torch.
 
 Format 2 added the decision policy fitted on validation images: calibration, operating points, conformal rule, referral
-thresholds. Format 3 has its keys in the terms of the field.
+thresholds. Format 3 has its keys in the terms of the field. Format 4 has several members, each with a calibration.
 """
 
 import html
@@ -17,10 +17,18 @@ from dermkit.models.checksums import check_hashes, is_update_pending, update_fil
 
 _MARKDOWN_SIGNS = re.compile(r"[\\`*_\[\]|#]")
 MODEL_CARD_FILE = "MODEL_CARD.md"
-WEIGHTS_FILE = "member-0.safetensors"
 TRAINING_IMAGES_FILE = "seen.csv"
 """The images of the model's training and validation splits: pixel hash, ISIC id, split."""
 RESEARCH_ONLY = "Research use only. Not a medical device."
+
+
+def member_file(number: int) -> str:
+    """Return the name of a member's weights file."""
+    return f"member-{number}.safetensors"
+
+
+WEIGHTS_FILE = member_file(0)
+"""The weights of a model of one net."""
 
 EMPTY_POLICY: Mapping[str, Any] = {"calibration": {"kind": "none"}, "operating_points": [], "conformal": None}
 """The policy fields of a model that was not evaluated on validation images yet."""
@@ -38,7 +46,17 @@ def _migrate_2_to_3(card: dict[str, Any]) -> dict[str, Any]:
     return {**migrate_policy(card), "training": rename_keys(card["training"], {"kept": "keep"}), "format": 3}
 
 
-MODEL_JSON = JsonFile("model.json", 3, {1: _migrate_1_to_2, 2: _migrate_2_to_3}, UntrustedError)
+def _migrate_3_to_4(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a card whose members, one net then, have no calibration of their own."""
+    members = card.get("members")
+    if isinstance(members, list):  # a broken card is told by who reads its members
+        members = [{**member, "calibration": None} if isinstance(member, dict) else member for member in members]
+    return {**card, "members": members or [], "format": 4}
+
+
+MODEL_JSON = JsonFile(
+    "model.json", 4, {1: _migrate_1_to_2, 2: _migrate_2_to_3, 3: _migrate_3_to_4}, UntrustedError
+)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -92,7 +110,25 @@ def markdown(value: object) -> str:
     return _MARKDOWN_SIGNS.sub(r"\\\g<0>", html.escape(text, quote=False))
 
 
-def _calibration_text(calibration: Mapping[str, Any]) -> str:
+def is_ensemble(card: Mapping[str, Any]) -> bool:
+    """Return whether a model has several nets."""
+    return len(card["members"]) > 1
+
+
+ENSEMBLE_NOTE = (
+    "The mean of several nets, one of each fold of a cross-validation. Its policy was fitted on validation images that "
+    "single nets had scored, each trained without them; the figures of the cross-validation are of single nets too. "
+    "The ensemble itself was tested on no image: every image of its data set was learned from by some of its nets."
+)
+
+
+def _calibration_text(card: Mapping[str, Any]) -> str:
+    calibration = card["calibration"]
+    if is_ensemble(card):
+        return (
+            f"Members: {len(card['members'])}. Probabilities are the mean of the members', after each one's own "
+            f"calibration on its validation images. {ENSEMBLE_NOTE}"
+        )
     if calibration["kind"] == "none":
         return "Calibration: none. Probabilities are softmax outputs as trained; do not read them as risks."
     shift_text = " and one shift per class" if calibration["kind"] == "bias" else ""
@@ -135,7 +171,7 @@ then mean {preprocessing["mean"]} and standard deviation {preprocessing["std"]}.
   {markdown(weights.get("note", ""))} Licence of the weights: {markdown(weights.get("licence") or "not stated")}.
 - Data: {markdown(dataset.get("name", "?"))}, {markdown(dataset.get("n", "?"))} images;
   licences: {markdown(dataset.get("licences") or "not stated")}.
-- {_calibration_text(card["calibration"])}
+- {_calibration_text(card)}
 
 Its metrics, with intervals, are in `metrics.json` and `report.html` of the run that trained it.
 """

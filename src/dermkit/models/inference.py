@@ -18,6 +18,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.images.preprocess import Preprocessing
+from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
+from dermkit.models.ensemble import mean_probabilities
 from dermkit.models.precision import is_out_of_memory
 from dermkit.threads import ordered_map
 
@@ -167,6 +169,25 @@ class InferenceEngine:
         self.say(
             f"{self.device}: out of memory with {batch_size} images at once; going on with {self.max_batch_size}"
         )
+
+
+class EnsembleEngine:
+    """Turns uint8 pixels into the mean of several nets' calibrated probabilities, as `InferenceEngine` does of one."""
+
+    def __init__(self, engines: Sequence[InferenceEngine], calibrations: Sequence[ProbabilityCalibration]) -> None:
+        self.engines, self.calibrations = tuple(engines), tuple(calibrations)
+        self.device = engines[0].device
+        variants = {engine.net_variant for engine in engines}
+        self.net_variant = variants.pop() if len(variants) == 1 else f"{FUSED_NET} where possible"
+
+    @property
+    def max_batch_size(self) -> int:
+        """Return how many images the device's memory holds in one pass of each net."""
+        return min(engine.max_batch_size for engine in self.engines)
+
+    def __call__(self, batch: NDArray[np.uint8], names: Sequence[str] = ()) -> NDArray[np.float64]:
+        """Score resized pixels (N, S, S, 3) uint8; returns probabilities (N, classes) float64."""
+        return mean_probabilities([engine(batch, names) for engine in self.engines], self.calibrations)
 
 
 def check_finite(outputs: Tensor, subject: str, names: Sequence[str] = ()) -> None:

@@ -17,6 +17,24 @@ def remove_opening_step(folder: Path) -> None:
         write_text(path, "\n\n".join(block for block in blocks if not block.startswith(_OPENING_STEP)))
 
 
+def write_parent_next_steps(folder: Path) -> None:
+    """Write the exact next commands of a cross-validation's folder."""
+    parent, model = shell_path(folder), shell_path(folder / MODEL_FOLDER)
+    text = f"""Research use only. Not a medical device.
+
+Predict new images (files, folders, patterns) with the ensemble of the folds:
+  dermkit predict {model} IMAGE... --out predictions
+
+Test the ensemble, which no image of this data set can test, on another data set:
+  dermkit evaluate {parent} --on OTHER_DATASET [--map CLASSES.json]
+
+Evaluate and report again from the pooled predictions.csv:
+  dermkit evaluate {parent}
+  dermkit report {parent}
+"""
+    write_text(folder / NEXT_STEPS_FILE, text)
+
+
 def write_next_steps(folder: Path, dataset: Path, weights: Path | None, *, is_sealed: bool = False) -> None:
     """Write the exact next commands. is_sealed: the test images were not scored; a command that opens them is added."""
     run, model = shell_path(folder), shell_path(folder / MODEL_FOLDER)

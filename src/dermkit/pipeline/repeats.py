@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dermkit.errors import DataError
+from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.files import write_rows
+from dermkit.models.card import MODEL_JSON, extra_targets, is_ensemble, read_card
+from dermkit.pipeline.cross_validation import evaluate_folds, find_folds, pool_folds, write_final_ensemble
 from dermkit.reporting.report import write_summary_report
 from dermkit.runs.folder import read_metrics
 from dermkit.runs.layout import MODEL_FOLDER, RUN, SUMMARY, SUMMARY_TABLE
@@ -56,11 +59,55 @@ def best_run_index(runs: Sequence[Path], monitor: str) -> int:
     return max(defined_values, key=lambda number_and_value: number_and_value[1])[0]
 
 
-def summarise_repeats(parent: Path, runs: Sequence[Path], *, monitor: str) -> Path:
-    """Write summary.json, summary.csv, the final model (best on validation) and a report; returns the folder."""
-    run_jsons = [RUN.read(run) for run in runs]
+def summarise_repeats(
+    parent: Path, runs: Sequence[Path], *, monitor: str, options: EvaluationOptions = DEFAULT_OPTIONS
+) -> Path:
+    """Write summary.json, summary.csv, the final model and a report; returns the folder.
+
+    Repeats on one split: the final model is the best on validation, which is the same images for all. Folds: it is the
+    ensemble of one seed's folds, whose rows are pooled and evaluated like a run's. options: of that evaluation.
+    """
+    folds = find_folds(runs)
+    pooled = None if folds is None else pool_folds(parent, folds)
+    saved_targets = _saved_targets(parent)
+    final = _write_best_model(parent, runs, monitor) if folds is None else write_final_ensemble(parent, folds)
+    summary = {**_summary(runs), "final": final, "pooled": pooled}
+    if pooled is not None:
+        pooled["metrics"] = {
+            split: _spread_by_metric([seed[split] for seed in pooled["seeds"]]) for split in pooled["splits"]
+        }
+    SUMMARY.write(parent, summary)
+    _write_summary_csv(parent / SUMMARY_TABLE, summary)
+    if pooled is None:
+        write_summary_report(parent)
+    else:
+        evaluate_folds(parent, options=options, saved_targets=saved_targets)
+    return parent
+
+
+def _saved_targets(parent: Path) -> tuple[tuple[str, float], ...]:
+    """Return the targets that a user saved in the parent's model, if it is an ensemble already."""
+    model = parent / MODEL_FOLDER
+    return extra_targets(model) if MODEL_JSON.exists(model) and is_ensemble(read_card(model)) else ()
+
+
+def _write_best_model(parent: Path, runs: Sequence[Path], monitor: str) -> dict[str, Any]:
+    """Copy the model that is best on validation into the parent folder; returns `final` of summary.json."""
     best_index = best_run_index(runs, monitor)
-    is_over_present = _monitored_metric(runs[best_index], monitor).endswith("_present")
+    best_run, run_json = runs[best_index], RUN.read(runs[best_index])
+    is_over_present = _monitored_metric(best_run, monitor).endswith("_present")
+    _replace_model(best_run / MODEL_FOLDER, parent / MODEL_FOLDER)
+    return {
+        "seed": run_json["seed"],
+        "fold": run_json["fold"],
+        "folder": best_run.name,
+        "chosen_by": f"{monitor} on validation{' over the classes present' if is_over_present else ''}, "
+        f"{validation_value(best_run, monitor):.6g}: best of {len(runs)} on the same validation images",
+    }
+
+
+def _summary(runs: Sequence[Path]) -> dict[str, Any]:
+    run_jsons = [RUN.read(run) for run in runs]
     rows = [
         {
             "seed": run_json["seed"],
@@ -71,24 +118,12 @@ def summarise_repeats(parent: Path, runs: Sequence[Path], *, monitor: str) -> Pa
         }
         for run, run_json in zip(runs, run_jsons, strict=True)
     ]
-    summary = {
+    return {
         "recipe": run_jsons[0]["recipe"],
         "dataset": run_jsons[0]["dataset"]["name"],
         "runs": rows,
-        "final": {
-            "seed": run_jsons[best_index]["seed"],
-            "fold": run_jsons[best_index]["fold"],
-            "folder": runs[best_index].name,
-            "chosen_by": f"{monitor} on validation{' over the classes present' if is_over_present else ''}, "
-            f"{validation_value(runs[best_index], monitor):.6g}: best of {len(runs)}",
-        },
         "metrics": {split: _spread_by_metric([row[split] for row in rows]) for split in ("validation", "test")},
     }
-    SUMMARY.write(parent, summary)
-    _write_summary_csv(parent / SUMMARY_TABLE, summary)
-    _replace_model(runs[best_index] / MODEL_FOLDER, parent / MODEL_FOLDER)
-    write_summary_report(parent)
-    return parent
 
 
 def _spread_by_metric(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | int | None]]:
@@ -114,7 +149,7 @@ def _write_summary_csv(path: Path, summary: Mapping[str, Any]) -> None:
             row["seed"],
             "" if row["fold"] is None else row["fold"],
             row["folder"],
-            row["folder"] == summary["final"]["folder"],
+            row["folder"] in (summary["final"]["folder"], *summary["final"].get("members", ())),
             *(
                 "" if row[split_name].get(metric) is None else row[split_name][metric]
                 for split_name, metric in names

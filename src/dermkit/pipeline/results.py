@@ -218,7 +218,8 @@ def _open_test(folder: Path, dataset: Dataset, progress: Progress, options: Eval
         remove_opening_step(run)
         with _writing_into(run):
             evaluate_and_report(run, dataset.image_root, options=options)
-    return summarise_repeats(folder, runs, monitor=load_recipe(runs[0] / RECIPE_FILE).monitor) / REPORT_FILE
+    monitor = load_recipe(runs[0] / RECIPE_FILE).monitor
+    return summarise_repeats(folder, runs, monitor=monitor, options=options) / REPORT_FILE
 
 
 @dataclass(frozen=True)

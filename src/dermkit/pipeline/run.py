@@ -20,7 +20,7 @@ from dermkit.data.split import save_split
 from dermkit.errors import RunInterrupt, UsageError
 from dermkit.evaluation.evaluate import evaluate_run
 from dermkit.evaluation.openings import log_openings, openings_of_overlaps, write_run_seal
-from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
+from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions, Target
 from dermkit.evaluation.predict_splits import predict_splits
 from dermkit.files import (
     lock,
@@ -205,15 +205,19 @@ def _pixel_rows(split_table: pd.DataFrame, split_name: str, index: Mapping[str, 
 
 
 def evaluate_and_report(
-    folder: Path, images: Path | None, *, options: EvaluationOptions = DEFAULT_OPTIONS
+    folder: Path,
+    images: Path | None,
+    *,
+    options: EvaluationOptions = DEFAULT_OPTIONS,
+    saved_targets: tuple[Target, ...] = (),
 ) -> Path:
     """Evaluate a scored folder and write its report with pictures from `images`; returns the report.
 
     The folder's model gets the decision policy that was fitted on validation, and the targets to be saved; those that
-    it holds already are fitted and shown every time.
+    it holds already are fitted and shown every time. saved_targets: that it held before it was written anew.
     """
     model = folder / MODEL_FOLDER
-    model_targets = extra_targets(model) if model.is_dir() else ()
+    model_targets = (*saved_targets, *(extra_targets(model) if model.is_dir() else ()))
     evaluate_run(folder, options=options.with_targets(model_targets))
     if POLICY.exists(folder) and model.is_dir():
         policy_json = POLICY.read(folder)

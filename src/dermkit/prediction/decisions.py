@@ -154,6 +154,16 @@ def policy_warnings(policy: ActivePolicy) -> tuple[str, ...]:
     return (f"{_NO_GUARANTEE_TEXT}. Fitted, but without a guarantee for too few validation images: {point_names}",)
 
 
+def ensemble_warnings(n_nets: int) -> tuple[str, ...]:
+    """Return what limits the decisions of a model of several nets; nothing of one."""
+    if n_nets == 1:
+        return ()
+    return (
+        f"the model is the mean of {n_nets} nets of a cross-validation: what its policy guarantees was fitted on "
+        "images that single nets had scored, and the mean itself was tested on no image",
+    )
+
+
 def no_call_reason(policy: ActivePolicy) -> str:
     """Return why no image is called positive or negative, "" where they are: silence would read as a negative."""
     if policy.point_index is not None:
@@ -282,8 +292,8 @@ _RED, _GREEN, _AMBER = "#b3261e", "#2b6a4d", "#8a6100"
 _COLOUR_BY_MALIGNANCY = {"malignant": _RED, "benign": _GREEN, "indeterminate": _AMBER}
 
 
-def sheet_legend(policy: ActivePolicy | None) -> str:
-    """Return the legend of a sheet: its colours and words."""
+def sheet_legend(policy: ActivePolicy | None, n_nets: int = 1) -> str:
+    """Return the legend of a sheet: its colours and words. n_nets: that the model is the mean of."""
     if policy is None:
         return "Probabilities as the net gave them, not calibrated. Border: of the most probable class."
     kind, n = policy.policy.calibration.kind, policy.policy.n_validation
@@ -291,6 +301,8 @@ def sheet_legend(policy: ActivePolicy | None) -> str:
         "Probabilities as the net gave them (calibration would not have improved them on validation images)."
     )
     lines = [uncalibrated_text if kind == "none" else f"Probabilities calibrated on {n} validation images."]
+    if n_nets > 1:
+        lines = [f"Probabilities: the mean of {n_nets} nets, each calibrated; the mean itself was not tested."]
     if policy.point_index is not None:
         point = policy.policy.operating_points[policy.point_index]
         lines.append(f"Positive (red), else negative (green): at {point.name}, {guarantee_text(point)}.")

@@ -43,6 +43,7 @@ from dermkit.files import (
 from dermkit.images.preprocess import Preprocessing
 from dermkit.metrics.decisions.apply import ActivePolicy
 from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
+from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
 from dermkit.models.card import (
     EMPTY_POLICY,
     MODEL_JSON,
@@ -53,7 +54,9 @@ from dermkit.models.card import (
     card_policy,
 )
 from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksums
+from dermkit.models.ensemble import read_members
 from dermkit.models.inference import (
+    EnsembleEngine,
     InferenceEngine,
     default_batch_size,
     non_finite_tensors,
@@ -100,7 +103,8 @@ class ModelMetadata:
 class Predictor:
     """A verified model, ready to score images.
 
-    progress: told when a device's memory is too small for a batch. policy: the decision policy fitted on validation
+    nets: one, or several with a calibration each, whose mean is the model. progress: told when a device's memory is too
+    small for a batch. policy: the decision policy fitted on validation
     images, None where there is none. training_images: (pixel_sha256, isic_id, split) of the images that the training
     used, from the bytes that were verified.
     """
@@ -108,7 +112,7 @@ class Predictor:
     folder: Path
     classes: tuple[LesionClass, ...]
     preprocessing: Preprocessing
-    net: Net
+    nets: tuple[tuple[Net, ProbabilityCalibration | None], ...]
     card: Mapping[str, Any]
     sha256: str
     progress: Progress = field(default_factory=Progress)
@@ -121,9 +125,11 @@ class Predictor:
         return tuple(lesion_class.name for lesion_class in self.classes)
 
     @cached_property
-    def engine(self) -> InferenceEngine:
+    def engine(self) -> InferenceEngine | EnsembleEngine:
         """Return the net prepared for fast float32 inference; made at first use, which runs it on test pictures."""
-        return InferenceEngine(self.net, self.preprocessing, self.progress.say)
+        engines = [InferenceEngine(net, self.preprocessing, self.progress.say) for net, _ in self.nets]
+        calibrations = [calibration for _, calibration in self.nets if calibration is not None]
+        return engines[0] if len(engines) == 1 else EnsembleEngine(engines, calibrations)
 
     @property
     def batch_size(self) -> int:
@@ -131,7 +137,7 @@ class Predictor:
         return default_batch_size(self.engine.device)
 
     def probabilities(self, batch: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Score resized pixels (N, size, size, 3) uint8; returns softmax probabilities (N, K) float64."""
+        """Score resized pixels (N, size, size, 3) uint8; returns probabilities (N, K) float64."""
         return self.engine(batch)
 
     def select_policy(self, *, target: str | None = None, coverage: float | None = None) -> ActivePolicy | None:
@@ -256,7 +262,7 @@ def save_model(
     write_bytes(folder / WEIGHTS_FILE, save_safetensors(state))
     write_rows(folder / TRAINING_IMAGES_FILE, _TRAINING_IMAGE_COLUMNS, metadata.training_images)
     card = {
-        "members": [{"file": WEIGHTS_FILE, "spec": asdict(spec), "views": ["identity"]}],
+        "members": [{"file": WEIGHTS_FILE, "spec": asdict(spec), "views": ["identity"], "calibration": None}],
         "classes": [asdict(lesion_class) for lesion_class in classes],
         "preprocessing": asdict(preprocessing),
         **EMPTY_POLICY,
@@ -302,17 +308,19 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
             if not isinstance(card[name], dict):
                 raise TypeError(f"{name} is no object")
         preprocessing = _PREPROCESSING.validate_json(json.dumps(card["preprocessing"]))
-        members = [(member["file"], _SPEC.validate_json(json.dumps(member["spec"]))) for member in card["members"]]
-        (file, spec), *extra_members = members
-        state = load_safetensors(file_bytes[file])
+        members = read_members(card, list(file_bytes), len(classes))
+        specs = [_SPEC.validate_json(json.dumps(member.spec)) for member in members]
+        states = [load_safetensors(file_bytes[member.file]) for member in members]
     except (KeyError, TypeError, ValueError, ValidationError, SafetensorError) as error:
         raise UntrustedError(f"{folder}: not a model folder: {error}", remedy="copy it anew") from error
-    if extra_members:
-        raise UntrustedError(f"{folder}: {len(members)} members; this version reads one", remedy="update dermkit")
-    net = _rebuild_net(folder, spec, len(classes), state, image_size=preprocessing.size).to(torch_device)
+    nets = [
+        _rebuild_net(folder, spec, len(classes), state, image_size=preprocessing.size).to(torch_device)
+        for spec, state in zip(specs, states, strict=True)
+    ]
+    calibrations = [member.calibration if len(members) > 1 else None for member in members]
     return Predictor(
-        folder, classes, preprocessing, net, card, sha256_bytes(file_bytes[MODEL_JSON.name]),
-        progress or Progress(), _read_policy(folder, card),
+        folder, classes, preprocessing, tuple(zip(nets, calibrations, strict=True)), card,
+        sha256_bytes(file_bytes[MODEL_JSON.name]), progress or Progress(), _read_policy(folder, card),
         _parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder),
     )  # fmt: skip
 

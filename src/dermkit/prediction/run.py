@@ -8,7 +8,7 @@ import csv
 import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -293,7 +293,7 @@ def _write_output(
         )
     out, scored, clean = job.folder.parent, scores.scored, tuple if is_raw else defused
     tiles = _tiles(job, scores, predictor, policy, thumbnails, workers)
-    sheets = _write_sheets(out, tiles, decisions.sheet_legend(policy), workers)
+    sheets = _write_sheets(out, tiles, decisions.sheet_legend(policy, len(predictor.nets)), workers)
     scored_images, p = [job.images[index] for index in scored.tolist()], scores.probabilities[scored]
     predictions = (
         clean((utf8_safe(image.image_id), utf8_safe(image.path), "", "", "", "", job.class_names[k], *row))
@@ -312,6 +312,8 @@ def _write_output(
         decision_counts = decisions.write_decisions(
             out / decisions.DECISIONS_FILE, policy, predictor.classes, scored_images, p, is_raw=is_raw
         )
+        warnings = (*decision_counts.warnings, *decisions.ensemble_warnings(len(predictor.nets)))
+        decision_counts = replace(decision_counts, warnings=warnings)
     n_notes = sum(map(len, scores.notes.values()))
     outcome = PredictOutcome(
         out, len(scored), len(scores.refusals), n_notes, len(scores.training_splits), decision_counts

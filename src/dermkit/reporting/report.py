@@ -44,6 +44,7 @@ def _write_report(run: RunFolder, pixel_finder: PixelFinder | None, images_root:
     mistake_table = pd.DataFrame() if mistake_table is None else mistake_table.map(undefused)
     context = {
         **_report_context(run),
+        "folds": None if run.pooled is None else _runs_context(run.path, SUMMARY.read(run.path)),
         "pictures": draw_figures(run),
         "n_mistakes": len(mistake_table),
     }
@@ -98,32 +99,38 @@ def _interval_methods(run: RunFolder, name: str) -> set[str]:
 def write_summary_report(parent: Path) -> Path:
     """Write `parent/report.html` of repeats or folds from its summary.json: every run, the spread, the final model.
 
+    Of folds whose rows are pooled: their report as of a run, with the same tables of every run.
+
     Raises `DataError` without a summary.json, `OutputError`.
     """
+    run = RunFolder(parent)
+    if run.pooled is not None and METRICS.exists(parent):
+        return write_report(parent, images_root=run.images_root())
     with saved_content(parent):
         return _write_summary_report(parent)
 
 
 def _write_summary_report(parent: Path) -> Path:
     summary = SUMMARY.read(parent)
-    splits = [name for name in ("validation", "test") if summary["metrics"].get(name)]
-    names = {split: _summary_metrics(summary, split) for split in splits}
-    html = (
-        page_templates()
-        .get_template("summary.html.j2")
-        .render(
-            title=str(summary.get("recipe") or parent.resolve().name),
-            summary=summary,
-            **_final_run_context(parent, summary["final"]["folder"]),
-            images={split: _image_counts(parent, summary, split) for split in splits},
-            one_seed=len({run["seed"] for run in summary["runs"]}) == 1,
-            split_names=splits,
-            names=names,
-            pictures={split: _draw_spread(summary, split, names[split], parent) for split in splits},
-        )
-    )
+    title = str(summary.get("recipe") or parent.resolve().name)
+    context = {**_runs_context(parent, summary), **_final_run_context(parent, summary["final"]["folder"])}
+    html = page_templates().get_template("summary.html.j2").render(title=title, **context)
     write_text(parent / REPORT_FILE, html)
     return parent / REPORT_FILE
+
+
+def _runs_context(parent: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the context of the tables of every run."""
+    splits = [name for name in ("validation", "test") if summary["metrics"].get(name)]
+    names = {split: _summary_metrics(summary, split) for split in splits}
+    return {
+        "summary": summary,
+        "images": {split: _image_counts(parent, summary, split) for split in splits},
+        "one_seed": len({run["seed"] for run in summary["runs"]}) == 1,
+        "split_names": splits,
+        "names": names,
+        "pictures": {split: _draw_spread(summary, split, names[split], parent) for split in splits},
+    }
 
 
 def _final_run_context(parent: Path, folder: str) -> dict[str, Any]:

@@ -206,8 +206,18 @@ class RunFolder:
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """predictions.csv, checked, probabilities as float64 in the order of `classes`; raises `DataError`."""
-        return read_predictions(self.path / layout.PREDICTIONS_FILE, self.class_names)
+        """predictions.csv, checked, probabilities as float64 in the order of `classes`; raises `DataError`.
+
+        Of a cross-validation with several seeds: the rows of the seed that its pages show.
+        """
+        rows = read_predictions(self.path / layout.PREDICTIONS_FILE, self.class_names)
+        return rows if self.pooled is None else rows[rows["seed"] == str(self.pooled["shown_seed"])]
+
+    @cached_property
+    def pooled(self) -> Json | None:
+        """What summary.json says of pooled folds: n_folds, splits, shown_seed, seeds; None for any other folder."""
+        pooled: Json | None = layout.SUMMARY.read_optional(self.path).get("pooled")
+        return pooled
 
     def colour_predictions(self) -> pd.DataFrame | None:
         """Return the predictions of the colour baseline, None where the run has none."""

@@ -12,7 +12,7 @@ METRICS = JsonFile("metrics.json", 3, {1: migrations.metrics_1_to_2, 2: migratio
 POLICY = JsonFile("policy.json", 2)
 RUN_SEAL = JsonFile("seal.json", 2, {1: migrations.run_seal_1_to_2})
 ENVIRONMENT = JsonFile("environment.json", 1)
-SUMMARY = JsonFile("summary.json", 1)
+SUMMARY = JsonFile("summary.json", 2, {1: migrations.summary_1_to_2})
 FOREIGN = JsonFile("foreign_predictions.json", 2)
 TUNE = JsonFile("tune.json", 2)
 

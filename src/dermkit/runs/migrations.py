@@ -31,6 +31,11 @@ def run_seal_1_to_2(seal_json: dict[str, Any]) -> dict[str, Any]:
     return {**rename_keys(seal_json, {"opening": "opening_number"}), "openings": openings, "format": 2}
 
 
+def summary_1_to_2(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return summary.json without pooled folds, as it had none; its final model is one run."""
+    return {**summary, "pooled": None, "format": 2}
+
+
 def metrics_1_to_2(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return metrics.json as it is: format 2 added figures and renamed none."""
     return {**metrics, "format": 2}

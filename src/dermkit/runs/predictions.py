@@ -173,10 +173,18 @@ def write_attributes(path: Path, manifest: pd.DataFrame, image_ids: "pd.Series[s
     write_rows(path, ("image_id", *ATTRIBUTES), rows.reset_index().to_numpy(dtype=object).tolist())
 
 
+def net_labels(rows: pd.DataFrame) -> "pd.Series[str]":
+    """Return the net that scored each row: its fold and seed."""
+    return rows["fold"].astype(str) + "/" + rows["seed"].astype(str)
+
+
 def to_scored_set(
     rows: pd.DataFrame, classes: Sequence[LesionClass], groups: Mapping[str, int] | None
 ) -> ScoredSet:
-    """Return one split's rows as arrays, sorted by image, so that no metric depends on the order of rows."""
+    """Return one split's rows as arrays, sorted by image, so that no metric depends on the order of rows.
+
+    Rows that differ in fold or seed were scored by different nets.
+    """
     rows = rows.sort_values(["image_id", "fold", "seed"], kind="stable")
     image_ids, class_names = rows["image_id"], [lesion_class.name for lesion_class in classes]
     group_labels = image_ids if groups is None else image_ids.map(groups)
@@ -185,6 +193,7 @@ def to_scored_set(
         raise_problems(
             "groups", [f"{len(ungrouped_ids)} images have no group: {', '.join(ungrouped_ids[:MAX_LINES_LISTED])}"]
         )
+    nets = net_labels(rows)
     return ScoredSet(
         classes=class_names,
         malignant_classes=np.array([lesion_class.malignancy == "malignant" for lesion_class in classes]),
@@ -192,4 +201,5 @@ def to_scored_set(
         y_pred=class_indices(rows["predicted"], class_names),
         probabilities=probabilities_of(rows, class_names),
         groups=pd.factorize(group_labels)[0].astype(np.int64),
+        nets=pd.factorize(nets, sort=True)[0].astype(np.int64) if nets.nunique() > 1 else None,
     )

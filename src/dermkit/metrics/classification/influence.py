@@ -6,7 +6,7 @@ import numpy as np
 
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats.arrays import Bools, Floats, sum_by_group
-from dermkit.metrics.stats.fold_auroc import placement_values
+from dermkit.metrics.stats.fold_auroc import fold_auroc
 
 
 def group_influences(scored_set: ScoredSet, rows: Bools, metric: str) -> Floats:
@@ -40,14 +40,14 @@ def _mean_recall(scored_set: ScoredSet, rows: Bools) -> Floats:
 
 
 def _auroc(scored_set: ScoredSet, rows: Bools) -> Floats:
-    positive, negative = rows & scored_set.is_malignant, rows & ~scored_set.is_malignant
+    nets = np.zeros(len(rows), dtype=np.int64) if scored_set.nets is None else scored_set.nets
     terms = np.zeros(len(rows))
-    if positive.any() and negative.any():
-        score = scored_set.p_malignant
-        for mask, placements in zip(
-            (positive, negative), placement_values(score[positive], score[negative]), strict=True
-        ):
-            terms[mask] = (placements - placements.mean()) / len(placements)
+    terms[rows] = fold_auroc(
+        scored_set.p_malignant[rows],
+        scored_set.is_malignant[rows],
+        groups=scored_set.groups[rows],
+        folds=nets[rows],
+    ).deviations
     return terms
 
 

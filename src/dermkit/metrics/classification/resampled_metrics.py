@@ -1,12 +1,13 @@
 """All metrics of a split and of its bootstrap resamples, computed from sums per group: a resample is a matrix product.
 
 A group is the resampling unit: a lesion, a patient, or a single image. Terms per image (counts, losses) are summed
-per group once; what depends on the order of scores is counted per group and distinct score.
+per group once; what depends on the order of scores is counted per group and distinct score, for each net by itself
+where several scored the images: these metrics are means over the nets, weighted by the pairs that each can rank.
 
 Shapes: N images, K classes, G groups, B resamples, C summed terms, T distinct scores.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +20,7 @@ from dermkit.metrics.classification import confusion as classification_confusion
 from dermkit.metrics.classification import roc as classification_roc
 from dermkit.metrics.classification.confusion import BinaryCounts, CumulativeCounts
 from dermkit.metrics.classification.scored_set import ScoredSet
-from dermkit.metrics.stats.arrays import Bools, Floats, Ints
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints, ratio
 
 RANK_METRICS = ("auroc", "average_precision")
 FIXED_RATES = (0.9, 0.95)
@@ -101,7 +102,9 @@ class _ScoreHistogram:
     n_steps: int
 
     @classmethod
-    def from_scores(cls, score: Floats, is_positive: Bools, groups: Ints, *, use_bins: bool) -> "_ScoreHistogram":
+    def from_scores(
+        cls, score: Floats, is_positive: Bools, groups: Ints, n_groups: int, *, use_bins: bool
+    ) -> "_ScoreHistogram":
         """Count at every distinct score, or with `use_bins` in at most `N_SCORE_BINS` bins of about equal size."""
         step_of_image = np.unique(-score, return_inverse=True)[1]
         n_steps = int(step_of_image.max()) + 1
@@ -109,7 +112,7 @@ class _ScoreHistogram:
             last_ranks = np.cumsum(np.bincount(step_of_image, minlength=n_steps)) - 1
             step_of_image, n_steps = (last_ranks * N_SCORE_BINS // len(score))[step_of_image], N_SCORE_BINS
         columns = np.where(is_positive, step_of_image, step_of_image + n_steps)
-        shape = (int(groups.max()) + 1, 2 * n_steps)
+        shape = (n_groups, 2 * n_steps)
         return cls(csr_matrix((np.ones(len(score)), (groups, columns)), shape=shape), n_steps)
 
     def cumulative_counts(self, sums: Floats) -> CumulativeCounts:
@@ -132,10 +135,8 @@ class ResampledMetrics:
         self.scored_set = scored_set
         self._columns_of, self._group_sums = _per_group_sums(scored_set)
         views = self._score_views() if with_ranking else []
-        fine_histograms = [_ScoreHistogram.from_scores(*view, scored_set.groups, use_bins=False) for view in views]
-        self._coarse_histograms = [
-            _ScoreHistogram.from_scores(*view, scored_set.groups, use_bins=True) for view in views
-        ]
+        fine_histograms = self._histograms(views, use_bins=False)
+        self._coarse_histograms = self._histograms(views, use_bins=True)
         self._fine_histograms = fine_histograms if len(scored_set.y_true) <= MAX_EXACT_IMAGES else []
         self.point_estimates = self._sample_metrics(fine_histograms)
 
@@ -146,6 +147,15 @@ class ResampledMetrics:
             for class_index, p in enumerate(self.scored_set.probabilities.T)
         ]
         return [*class_views, (self.scored_set.p_malignant, self.scored_set.is_malignant)]
+
+    def _histograms(self, views: Sequence[tuple[Floats, Bools]], *, use_bins: bool) -> list[_ScoreHistogram]:
+        """Return the histograms of every view and, of each, of every net."""
+        groups, n_groups = self.scored_set.groups, self.scored_set.n_groups
+        return [
+            _ScoreHistogram.from_scores(score[rows], is_positive[rows], groups[rows], n_groups, use_bins=use_bins)
+            for score, is_positive in views
+            for rows in self.scored_set.rows_by_net
+        ]
 
     def _sample_metrics(self, histograms: Sequence[_ScoreHistogram]) -> MetricValues:
         """Return the metrics of the sample itself, (1, ...)."""
@@ -212,15 +222,40 @@ class ResampledMetrics:
                 histogram.cumulative_counts(step_sums)
                 for histogram, step_sums in zip(histograms, histogram_sums, strict=True)
             ]
-            ranking_metrics = [classification_roc.auroc_and_ap(view) for view in steps]
-            one_vs_rest["auroc"] = np.column_stack([view.auroc for view in ranking_metrics])
-            one_vs_rest["average_precision"] = np.column_stack(
-                [view.average_precision for view in ranking_metrics]
-            )
-            binary_metrics |= _roc_end_metrics(steps[-1])
+            n_nets = len(self.scored_set.rows_by_net)
+            views = [steps[start : start + n_nets] for start in range(0, len(steps), n_nets)]
+            ranking_metrics = [_mean_over_nets(view, _rank_metrics) for view in views]
+            for metric in RANK_METRICS:
+                one_vs_rest[metric] = np.column_stack([view_metrics[metric] for view_metrics in ranking_metrics])
+            binary_metrics |= _mean_over_nets(views[-1], _roc_end_metrics)
         return MetricValues(
             _multiclass_metrics(sums_of_term, confusion), one_vs_rest, binary_metrics, binary_counts
         )
+
+
+def _mean_over_nets(
+    nets: Sequence[CumulativeCounts], metrics_of: Callable[[CumulativeCounts], dict[str, Floats]]
+) -> dict[str, Floats]:
+    """Return metrics, (B,), as means over nets weighted by their pairs of a positive and a negative."""
+    if len(nets) == 1:
+        return metrics_of(nets[0])
+    n_pairs = np.stack([steps.tp[:, -1] * steps.fp[:, -1] for steps in nets])
+    metrics_by_net, total = [metrics_of(steps) for steps in nets], n_pairs.sum(axis=0)
+    return {
+        name: ratio(
+            np.where(n_pairs > 0, n_pairs * np.stack([metrics[name] for metrics in metrics_by_net]), 0.0).sum(
+                axis=0
+            ),
+            total,
+            total > 0,
+        )
+        for name in metrics_by_net[0]
+    }
+
+
+def _rank_metrics(steps: CumulativeCounts) -> dict[str, Floats]:
+    metrics = classification_roc.auroc_and_ap(steps)
+    return {"auroc": metrics.auroc, "average_precision": metrics.average_precision}
 
 
 def _multiply(weights: Floats, matrix: csr_matrix) -> Floats:

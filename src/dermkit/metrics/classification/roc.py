@@ -6,13 +6,14 @@ drawn in each resample.
 Shapes: N images, B resamples, T distinct scores.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dermkit.metrics.classification.confusion import CumulativeCounts
-from dermkit.metrics.stats.arrays import Bools, Floats, ratio
+from dermkit.metrics.stats.arrays import Bools, Floats, Ints, ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,40 @@ def roc_curve(scores: Floats, is_positive: Bools) -> RocCurve:
     is_corner = np.ones(len(tp), dtype=bool)
     is_corner[1:-1] = (np.diff(tp)[1:] * np.diff(fp)[:-1]) != (np.diff(tp)[:-1] * np.diff(fp)[1:])
     return RocCurve(fp[is_corner] / fp[-1], tp[is_corner] / tp[-1], thresholds[is_corner])
+
+
+def mean_roc_curve(scores: Floats, is_positive: Bools, nets: Sequence[Ints]) -> RocCurve:
+    """Return the mean over nets of their ROC curves, weighted by their pairs: its area is the AUROC within nets.
+
+    nets: the rows that each scored. At a false positive rate it has the weighted mean of the sensitivities, below and
+    above a step; its thresholds are NaN, since each net has its own. One net's curve is `roc_curve`. Raises
+    `ValueError` where no net scored both positives and negatives.
+    """
+    if len(nets) == 1:
+        return roc_curve(scores, is_positive)
+    ranking_nets = [rows for rows in nets if is_positive[rows].any() and not is_positive[rows].all()]
+    if not ranking_nets:
+        raise ValueError("a ROC curve needs positives and negatives of one net")
+    curves = [roc_curve(scores[rows], is_positive[rows]) for rows in ranking_nets]
+    n_pairs = [int(is_positive[rows].sum()) * int((~is_positive[rows]).sum()) for rows in ranking_nets]
+    fpr = np.unique(np.concatenate([curve.fpr for curve in curves]))
+    bounds = np.array([_tpr_bounds(curve, fpr) for curve in curves])
+    mean_bounds = np.average(bounds, axis=0, weights=n_pairs)
+    return RocCurve(np.repeat(fpr, 2), mean_bounds.T.ravel(), np.full(2 * len(fpr), np.nan))
+
+
+def _tpr_bounds(curve: RocCurve, fpr: Floats) -> Floats:
+    """Return the least and the greatest sensitivity of a curve at each rate, (2, F); they differ where it steps up."""
+    corners = np.unique(curve.fpr)
+    least, greatest = (
+        curve.tpr[np.searchsorted(curve.fpr, corners, side="left")],
+        curve.tpr[np.searchsorted(curve.fpr, corners, side="right") - 1],
+    )
+    start = np.clip(np.searchsorted(corners, fpr, side="right") - 1, 0, len(corners) - 2)
+    fraction = (fpr - corners[start]) / (corners[start + 1] - corners[start])
+    between = greatest[start] + fraction * (least[start + 1] - greatest[start])
+    is_corner, index = np.isin(fpr, corners), np.searchsorted(corners, fpr)
+    return np.stack([np.where(is_corner, least[index], between), np.where(is_corner, greatest[index], between)])
 
 
 PARTIAL_SENSITIVITY = 0.8

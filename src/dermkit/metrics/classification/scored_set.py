@@ -50,7 +50,9 @@ class ScoredSet:
 
     classes: K names. malignant_classes: (K,) mask. y_true, y_pred: (N,) class indices. probabilities: (N, K), rows sum
     to 1. groups: (N,) labels 0 to G - 1, each used: the resampling unit of an image (lesion, patient, or the image
-    itself). Raises `ValueError` if shapes or labels do not fit, without images, or if a probability is not finite.
+    itself). nets: (N,) which net scored each image, None where one scored them all; scores of different nets, as those
+    of cross-validation, are never ranked against each other. Raises `ValueError` if shapes or labels do not fit,
+    without images, or if a probability is not finite.
     """
 
     classes: Sequence[str]
@@ -59,6 +61,7 @@ class ScoredSet:
     y_pred: Ints
     probabilities: Floats
     groups: Ints
+    nets: Ints | None = None
 
     def __post_init__(self) -> None:
         n, k = len(self.y_true), len(self.classes)
@@ -67,6 +70,8 @@ class ScoredSet:
         shapes = (self.y_pred.shape, self.probabilities.shape, self.groups.shape, self.malignant_classes.shape)
         if shapes != ((n,), (n, k), (n,), (k,)):
             raise ValueError(f"shapes do not fit {n} images of {k} classes: {shapes}")
+        if self.nets is not None and self.nets.shape != (n,):
+            raise ValueError(f"shapes do not fit: {n} images, nets {self.nets.shape}")
         if not np.isfinite(self.probabilities).all():
             raise ValueError("probabilities must be finite: a figure over nan would count it as negative")
         if min(self.y_true.min(), self.y_pred.min()) < 0 or max(self.y_true.max(), self.y_pred.max()) >= k:
@@ -78,6 +83,13 @@ class ScoredSet:
     def has_both_sides(self) -> bool:
         """Whether some classes are malignant and some are not."""
         return bool(self.malignant_classes.any() and not self.malignant_classes.all())
+
+    @cached_property
+    def rows_by_net(self) -> list[Ints]:
+        """The images that each net scored, as row numbers."""
+        if self.nets is None:
+            return [np.arange(len(self.y_true))]
+        return [np.flatnonzero(self.nets == net) for net in np.unique(self.nets)]
 
     @property
     def n_groups(self) -> int:

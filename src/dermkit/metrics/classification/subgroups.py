@@ -107,6 +107,7 @@ def select_images(scored_set: ScoredSet, row_indices: Ints) -> ScoredSet:
         scored_set.y_pred[row_indices],
         scored_set.probabilities[row_indices],
         groups,
+        None if scored_set.nets is None else scored_set.nets[row_indices],
     )
 
 

@@ -49,6 +49,7 @@ MAX_LOGIT_HALF_WIDTH = 10.0
 
 PROPORTION_METRICS = ("precision", "recall", "specificity", "npv")
 AUROC_METHOD = "DeLong on the logit, t"
+NETS_AUROC_METHOD = "score interval, DeLong's variance within each net"
 PERFECT_METHOD = "score interval, Hanley and McNeil's variance"
 MEAN_METHOD = "mean of independent proportions"
 CORRELATED_MEAN_METHOD = "mean of proportions that covary by group"
@@ -359,6 +360,8 @@ class _SplitMetrics:
         n, groups = len(score), self.scored_set.groups
         if self.scored_set.n_groups == 1:
             return Estimate(value, None, n, "none", intervals.ONE_GROUP_REASON)
+        if self.scored_set.nets is not None:
+            return self._nets_auroc_estimate(value, score, is_class)
         ci95 = delong.auroc_interval(score, is_class, groups)
         if ci95 is not None:
             return Estimate(value, ci95, n, AUROC_METHOD)
@@ -369,6 +372,19 @@ class _SplitMetrics:
             score[first_rows], is_class[first_rows], groups=singleton_groups, folds=one_fold
         )
         return Estimate(value, perfect_auroc.interval(), n, PERFECT_METHOD)
+
+    def _nets_auroc_estimate(self, value: float, score: Floats, is_class: Bools) -> Estimate:
+        """Return an AUROC within nets; where every net ranks perfectly, of one image per group, net and class."""
+        scored, rows = self.scored_set, np.arange(len(score))
+        groups, nets = scored.groups, np.zeros_like(scored.groups) if scored.nets is None else scored.nets
+        method = NETS_AUROC_METHOD
+        if value in (0.0, 1.0):
+            rows, method = (
+                np.unique(np.column_stack([groups, is_class]), axis=0, return_index=True)[1],
+                PERFECT_METHOD,
+            )
+        within_nets = fold_auroc(score[rows], is_class[rows], groups=groups[rows], folds=nets[rows])
+        return Estimate(value, within_nets.interval(), len(score), method)
 
     def _class_table_reason(self) -> str:
         if self.scored_set.has_both_sides:
@@ -388,6 +404,8 @@ class _SplitMetrics:
             return f"no image of {class_name}"
         if n_positive == len(self.scored_set.y_true) and view != "precision":
             return f"every image is of {class_name}"
+        if view in ("auroc", "average_precision") and self.scored_set.nets is not None:
+            return f"no net scored both an image of {class_name} and another"
         is_called = self._labels_and_calls(column)[1]
         return f"{'every' if is_called.all() else 'no'} image was predicted as {class_name}"
 

@@ -8,7 +8,7 @@ Shapes: N images, K classes, T distinct confidences.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,24 @@ def expected_coverage_range(
         return n_new, n_new
     distribution = betabinom(n_new, quantile_rank, n_calibration + 1 - quantile_rank)
     return int(distribution.ppf((1 - level) / 2)), int(distribution.isf((1 - level) / 2))
+
+
+def expected_coverage_range_of_rules(
+    counts: Sequence[tuple[int, int]], *, alpha: float, level: float = 0.95
+) -> tuple[int, int]:
+    """Return the same of several rules, each on images of its own. counts: (n_calibration, n_new) of each rule."""
+    probabilities, n_always = np.ones(1), 0
+    for n_calibration, n_new in counts:
+        quantile_rank = _quantile_rank(n_calibration, alpha)
+        if quantile_rank > n_calibration:
+            n_always += n_new
+            continue
+        distribution = betabinom(n_new, quantile_rank, n_calibration + 1 - quantile_rank)
+        probabilities = np.convolve(probabilities, distribution.pmf(np.arange(n_new + 1)))
+    cumulative = np.cumsum(probabilities)
+    low = int(np.searchsorted(cumulative, (1 - level) / 2))
+    high = int(np.searchsorted(cumulative, 1 - (1 - level) / 2))
+    return n_always + low, n_always + min(high, len(cumulative) - 1)
 
 
 # Selective prediction ---------------------------------------------------------------------------------------------

@@ -7,9 +7,12 @@ They are computed for prevalences that the user states, with intervals derived f
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.decisions.operating_points import counts_per_thousand, predictive_values
 from dermkit.metrics.stats import intervals
+from dermkit.metrics.stats.arrays import Floats
 from dermkit.metrics.stats.estimate import NO_METHOD, Estimate, caveats, undefined_estimate, with_caveats
 
 DEFAULT_PREVALENCES = (0.01, 0.05, 0.2)
@@ -25,7 +28,7 @@ Bounds = tuple[float, float]
 class OperatingPointResult:
     """One threshold evaluated on one split, each rate with its interval."""
 
-    threshold: float
+    threshold: float | Floats
     sensitivity: Estimate
     specificity: Estimate
     per_prevalence: "tuple[AtPrevalence, ...]"
@@ -48,10 +51,10 @@ class AtPrevalence:
 
 
 def evaluate_threshold(
-    scored_set: ScoredSet, threshold: float, *, prevalences: tuple[float, ...] = DEFAULT_PREVALENCES
+    scored_set: ScoredSet, threshold: float | Floats, *, prevalences: tuple[float, ...] = DEFAULT_PREVALENCES
 ) -> OperatingPointResult:
-    """Evaluate the rule p_malignant >= threshold; needs malignant and other images."""
-    is_called, is_positive = scored_set.p_malignant >= threshold, scored_set.is_malignant
+    """Evaluate the rule p_malignant >= threshold, one or each image's own; needs malignant and other images."""
+    is_called, is_positive = np.asarray(scored_set.p_malignant >= threshold, dtype=bool), scored_set.is_malignant
     rates = [
         intervals.proportion_estimate(is_called[is_positive], scored_set.groups[is_positive]),
         intervals.proportion_estimate(~is_called[~is_positive], scored_set.groups[~is_positive]),

@@ -7,7 +7,7 @@ Shapes: N images.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,11 +115,7 @@ def policy_from_dict(policy_json: Mapping[str, Any]) -> DecisionPolicy:
     Every number has its range: a threshold that is nan or above 1 would call every image negative.
     """
     calibration_json = policy_json["calibration"]
-    calibration = ProbabilityCalibration(
-        one_of(calibration_json["kind"], ("none", *CALIBRATION_FITS)),
-        number_between(calibration_json["temperature"], *recalibration.TEMPERATURE_RANGE),
-        tuple(number_between(value, -_MAX_BIAS, _MAX_BIAS) for value in calibration_json["bias"]),
-    )
+    calibration = calibration_from_dict(calibration_json)
     points = [OperatingPoint.from_dict(entry) for entry in policy_json["operating_points"]]
     requested_points = [
         OperatingPoint.from_dict(entry, requested=True) for entry in policy_json.get("requested_points", ())
@@ -131,6 +127,15 @@ def policy_from_dict(policy_json: Mapping[str, Any]) -> DecisionPolicy:
         conformal.ConformalRule.from_dict(policy_json["conformal"]),
         count(policy_json["n_validation_images"]),
         tuple(_referral_from_dict(entry) for entry in policy_json.get("referral", ())),
+    )
+
+
+def calibration_from_dict(calibration_json: Mapping[str, Any]) -> ProbabilityCalibration:
+    """Return the calibration of its plain numbers; raises `KeyError`, `TypeError` or `ValueError` for others."""
+    return ProbabilityCalibration(
+        one_of(calibration_json["kind"], ("none", *CALIBRATION_FITS)),
+        number_between(calibration_json["temperature"], *recalibration.TEMPERATURE_RANGE),
+        tuple(number_between(value, -_MAX_BIAS, _MAX_BIAS) for value in calibration_json["bias"]),
     )
 
 
@@ -147,13 +152,19 @@ def fit_policy(
     *,
     targets: Sequence[tuple[str, float]] = DEFAULT_TARGETS,
     alpha: float = CONFORMAL_ALPHA,
+    is_calibrated: bool = False,
 ) -> DecisionPolicy:
     """Fit a policy on validation images.
 
     targets: (rate, value) of its operating points; one is left out if no image is malignant (for a specificity: not
     malignant). alpha: the prediction sets contain the true class with probability 1 - alpha, class by class.
+    is_calibrated: no calibration is tried, since the probabilities are calibrated.
     """
-    losses = _out_of_fold_losses(validation)
+    losses = (
+        {"none": log_loss(validation.y_true, validation.probabilities)}
+        if is_calibrated
+        else _out_of_fold_losses(validation)
+    )
     kind = min(losses, key=lambda candidate: (losses[candidate], list(losses).index(candidate)))
     calibration = (
         recalibration.identity(len(validation.classes))
@@ -223,9 +234,7 @@ def _fit_operating_point(calibrated_set: ScoredSet, rate: str, target: float) ->
 def apply_calibration(scored_set: ScoredSet, calibration: ProbabilityCalibration) -> ScoredSet:
     """Return the scored set with calibrated probabilities and the predictions that follow from them."""
     p = calibration.apply(scored_set.probabilities)
-    return ScoredSet(
-        scored_set.classes, scored_set.malignant_classes, scored_set.y_true, p.argmax(axis=1), p, scored_set.groups
-    )
+    return replace(scored_set, y_pred=p.argmax(axis=1), probabilities=p)
 
 
 # Evaluated on held-out images ---------------------------------------------------------------------
@@ -242,12 +251,12 @@ def evaluate_policy(
     """Return what metrics.json holds of a policy on one split. evaluate_split: `summary.evaluate_split`."""
     calibrated_set = apply_calibration(scored_set, policy.calibration)
     metrics = evaluate_split(calibrated_set, seed=seed, with_ranking=False)["metrics"]
-    missing_reason = _one_class_reason(calibrated_set) if policy.operating_points else "none was fitted"
+    missing_reason = one_class_reason(calibrated_set) if policy.operating_points else "none was fitted"
     point_dicts = [
         {
             **point.as_dict(),
             "requested": point.requested,
-            **_result_dict(evaluate_threshold(calibrated_set, point.threshold, prevalences=prevalences)),
+            **rates_dict(evaluate_threshold(calibrated_set, point.threshold, prevalences=prevalences)),
         }
         for point in (() if missing_reason else policy.operating_points)
     ]
@@ -263,7 +272,7 @@ def evaluate_policy(
     }
 
 
-def _one_class_reason(scored_set: ScoredSet) -> str:
+def one_class_reason(scored_set: ScoredSet) -> str:
     """Return why no operating point can be judged on these images, "" where it can."""
     if not scored_set.has_both_sides:
         return "the class table has not two sides, malignant and other"
@@ -273,7 +282,8 @@ def _one_class_reason(scored_set: ScoredSet) -> str:
     return f"{'no' if n_positive == 0 else 'every'} image here is malignant"
 
 
-def _result_dict(result: OperatingPointResult) -> dict[str, Any]:
+def rates_dict(result: OperatingPointResult) -> dict[str, Any]:
+    """Return the rates of an operating point, and what follows at each prevalence, as plain numbers."""
     return {
         "sensitivity": result.sensitivity.as_dict(),
         "specificity": result.specificity.as_dict(),
@@ -340,11 +350,11 @@ def _referral_thresholds(
     for coverage in coverages:
         index = int(np.searchsorted(curve.coverage, coverage - 1e-12))
         threshold = float(curve.confidence[index])
-        error_rate = _error_rate(calibrated_set, calibrated_set.confidence >= threshold)
+        error_rate = error_rate_among(calibrated_set, calibrated_set.confidence >= threshold)
         yield ReferralThreshold(coverage, threshold, float(curve.coverage[index]), error_rate)
 
 
-def _error_rate(calibrated_set: ScoredSet, is_answered: Bools) -> Estimate:
+def error_rate_among(calibrated_set: ScoredSet, is_answered: Bools) -> Estimate:
     """Return the fraction of wrong predictions among the answered images, (N,) mask."""
     if not is_answered.any():
         return undefined_estimate(0, "no image is that sure")
@@ -383,5 +393,5 @@ def _referral_result(referral: ReferralThreshold, calibrated_set: ScoredSet) -> 
         "target_coverage": referral.target_coverage,
         "min_confidence": referral.min_confidence,
         "coverage": coverage.as_dict(),
-        "error": _error_rate(calibrated_set, is_answered).as_dict(),
+        "error": error_rate_among(calibrated_set, is_answered).as_dict(),
     }

@@ -147,7 +147,11 @@ def delong_test(aurocs: AurocCovariance, first: int, second: int) -> tuple[float
     difference = float(aurocs.values[first] - aurocs.values[second])
     covariance = aurocs.covariance
     variance = float(covariance[first, first] + covariance[second, second] - 2 * covariance[first, second])
-    standard_error = math.sqrt(max(variance, 0.0))
+    return normal_test(difference, math.sqrt(max(variance, 0.0)))
+
+
+def normal_test(difference: float, standard_error: float) -> tuple[float, float, float]:
+    """Return a difference, its standard error (0 where it is rounding), and the two-sided p as `delong_test` does."""
     if standard_error <= 1e-12:
         return difference, 0.0, 1.0 if abs(difference) <= 1e-12 else 0.0
     return difference, standard_error, float(2 * norm.sf(abs(difference) / standard_error))

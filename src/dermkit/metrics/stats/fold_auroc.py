@@ -7,7 +7,7 @@ Shapes: N images.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import brentq
@@ -25,7 +25,8 @@ class FoldAuroc:
 
     auroc: weighted by the pairs of each fold; NaN if no fold has both classes. placement_values: (N,) fraction of the
     opposite class in its fold against which an image is ranked correctly (ties half), NaN without any. variance:
-    DeLong's, clustered by group. n_positive, n_negative: images in the folds that count.
+    DeLong's, clustered by group. n_positive, n_negative: images in the folds that count. deviations: (N,) what each
+    image adds to the AUROC, less its mean.
     """
 
     auroc: float
@@ -33,6 +34,7 @@ class FoldAuroc:
     variance: float
     n_positive: int
     n_negative: int
+    deviations: Floats = field(default_factory=lambda: np.empty(0))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Return the two-sided interval; a `level` near 1 gives simultaneous bounds for many metrics."""
@@ -84,13 +86,20 @@ def fold_auroc(scores: Floats, is_positive: Bools, *, groups: Ints, folds: Ints)
         n_positive, n_negative = n_positive + len(positive_rows), n_negative + len(negative_rows)
     n_pairs = pair_weights[is_positive].sum()
     if not n_pairs:
-        return FoldAuroc(math.nan, placements, math.nan, n_positive, n_negative)
+        return FoldAuroc(math.nan, placements, math.nan, n_positive, n_negative, np.zeros(len(scores)))
     auroc = float(np.nansum(placements[is_positive] * pair_weights[is_positive]) / n_pairs)
     weight = pair_weights / n_pairs
     deviations = np.where(np.isnan(placements), 0.0, placements - auroc) * weight
-    return FoldAuroc(
-        auroc, placements, _clustered_variance(deviations, is_positive, groups), n_positive, n_negative
-    )
+    variance = _clustered_variance(deviations, is_positive, groups)
+    return FoldAuroc(auroc, placements, variance, n_positive, n_negative, deviations)
+
+
+def auroc_difference(first: FoldAuroc, second: FoldAuroc, is_positive: Bools, groups: Ints) -> tuple[float, float]:
+    """Return the difference (first - second) of two AUROCs of the same (N,) images, each within its own folds, and the
+    standard error, clustered by group: DeLong's where there is one fold.
+    """
+    variance = _clustered_variance(first.deviations - second.deviations, is_positive, groups)
+    return first.auroc - second.auroc, math.sqrt(variance)
 
 
 def placement_values(positive_scores: Floats, negative_scores: Floats) -> tuple[Floats, Floats]:
