@@ -239,7 +239,7 @@ def test_a_card_that_does_not_fit_its_weights_is_refused(model: Path) -> None:
     (member,) = card["members"]
     changes: dict[str, dict[str, Any]] = {
         "format 99": {"format": 99},
-        "2 members": {"members": [member, member]},
+        "two members have one weights file": {"members": [member, member]},
         "not a model folder": {"classes": [{"label": "benign"}]},
         "size": {"preprocessing": {**card["preprocessing"], "size": "24"}},
         "weights do not fit": {"classes": [*card["classes"], {**card["classes"][0], "name": "third"}]},
