@@ -157,6 +157,7 @@ def test_evaluated_and_reported_again_nothing_changes(parent: Path) -> None:
     assert [(parent / name).read_bytes() for name in names] == before
 
 
+@pytest.mark.slow
 def test_saved_targets_stay_in_the_ensemble(parent: Path) -> None:
     dk.evaluate(parent, options=dk.EvaluationOptions(targets=(("sensitivity", 0.7),), save_targets=True))
     names = [point["name"] for point in MODEL_JSON.read(parent / "model")["operating_points"]]
