@@ -1,5 +1,6 @@
 """Sentences of a comparison name who is ahead, which images they count, and why p and interval seem to disagree."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import dermkit as dk
 from dermkit.comparison.against_published import PublishedComparison
 from dermkit.comparison.claims import CountedFigure
 from dermkit.comparison.disagreements import TIE_SEED, disagreement_table
+from dermkit.comparison.image_overlap import ids_of_equal_files
 from dermkit.comparison.verdict import Difference, RepeatedDifference, verdict
 from dermkit.evaluation.foreign_predictions import evaluate_foreign
 from dermkit.metrics.stats.estimate import Estimate
@@ -160,3 +162,59 @@ def test_a_table_without_a_data_set_is_paired_with_one_that_was_evaluated_on_it(
         assert (accuracy["first_only_correct"], accuracy["second_only_correct"]) == (b, c)
         mid_p = 2 * binom.cdf(min(b, c), b + c, 0.5) - binom.pmf(min(b, c), b + c, 0.5)
         assert accuracy["p"] == pytest.approx(min(1.0, mid_p))
+
+
+def on_dataset(dataset: dk.Dataset, seed: int, folder: Path) -> tuple[Path, pd.DataFrame]:
+    """Evaluate made probabilities of a data set's test images; returns the folder, and the table by class and file."""
+    test = dataset.manifest[dataset.manifest["given_split"] == "test"]
+    is_malignant = (test["label"] == "malignant").to_numpy()
+    # The noise belongs to a picture, whatever its name is
+    rng = [np.random.default_rng([seed, int(sha[:8], 16)]) for sha in test["file_sha256"]]
+    p = np.clip(0.5 + 0.15 * (2 * is_malignant - 1) + [r.normal(0, 0.3) for r in rng], 0.01, 0.99)
+    table = pd.DataFrame({"image": test["image_id"], "benign": 1 - p, "malignant": p})
+    folder.mkdir()
+    table.to_csv(folder / "table.csv", index=False)
+    out = evaluate_foreign(folder / "table.csv", dataset=dataset, out=folder / "out", progress=Progress())
+    return out, pd.DataFrame({"sha": test["file_sha256"], "right": (p > 0.5) == is_malignant})
+
+
+def test_runs_of_two_data_sets_are_paired_where_their_files_are_equal(binary: Path, tmp_path: Path) -> None:
+    first = dk.load_dataset(binary)
+    shutil.copytree(first.image_root, tmp_path / "photos")
+    # Every id is now that of another picture: what shares an id is not what shares its pixels.
+    for folder in sorted(path for path in (tmp_path / "photos").rglob("*") if path.is_dir()):
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        contents = [path.read_bytes() for path in files]
+        for path, content in zip(files, contents[1:] + contents[:1], strict=True):
+            path.write_bytes(content)
+    next(path for path in sorted((tmp_path / "photos").rglob("*.*")) if "test" in path.parts).unlink()
+    second = dk.import_dataset("folder", tmp_path / "photos", out=tmp_path / "second").dataset
+    one, right_one = on_dataset(first, 1, tmp_path / "a")
+    two, right_two = on_dataset(second, 2, tmp_path / "b")
+    outcome = dk.compare([one, two], out=tmp_path / "out")
+    both = right_one.merge(right_two, on="sha")
+    assert len(both) == len(right_one) - 1
+    assert any(f"where their files are equal ({len(both)} on test)" in note for note in outcome.notes), (
+        outcome.notes,
+        outcome.sentences,
+        outcome.image_texts,
+    )
+    pairs = pd.read_csv(tmp_path / "out" / "pairs.csv")
+    accuracy = pairs[pairs["metric"] == "accuracy"].iloc[0]
+    assert accuracy["n"] == len(both)
+    assert accuracy["difference"] == pytest.approx(both["right_x"].mean() - both["right_y"].mean())
+
+
+def test_a_file_that_is_there_twice_or_not_at_hand_is_paired_with_none(tmp_path: Path) -> None:
+    for name, text in (("a", "1"), ("b", "2"), ("c", "2"), ("d", "3"), ("e", "1"), ("f", "2")):
+        (tmp_path / name).write_text(text)
+    first: dict[str, Path | None] = {"x": tmp_path / "a", "y": tmp_path / "b", "z": tmp_path / "c", "v": None}
+    second: dict[str, Path | None] = {"y": tmp_path / "e", "x": tmp_path / "f", "w": tmp_path / "gone", "v": None}
+    ids = ids_of_equal_files([first, second])
+    assert ids is not None
+    assert ids[0] == {"x": "x", "y": "y", "z": "z", "v": "v"}
+    assert ids[1] == {
+        "y": "x", "x": "x (of data set 2)", "w": "w (of data set 2)", "v": "v (of data set 2)",
+    }  # fmt: skip
+    assert ids_of_equal_files([first, {"w": tmp_path / "d"}]) is None
+    assert ids_of_equal_files([first, {}]) is None

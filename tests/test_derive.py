@@ -261,6 +261,9 @@ def test_a_changed_recipe_is_trained_recorded_and_found_again(
     assert "Changed from" in (run / "report.html").read_text()
     code, _, err = invoke("train", run / "recipe.json", binary, "--out", tmp_path / "runs", "--device", "cpu")
     assert code == 0 and f"{run}: already finished" in err
+    longer = ("--out", tmp_path / "runs", "--device", "cpu", "--set", "image.size=16", "--epochs", "2")
+    code, _, err = invoke("train", "s1-cnn", binary, *longer, "--continue", run)
+    assert code == 0 and "epoch 2/2" in err and "epoch 1/2" not in err, err
 
 
 def test_a_split_that_is_there_hides_no_change(invoke: Invoke, binary: Path) -> None:

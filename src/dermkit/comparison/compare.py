@@ -14,25 +14,21 @@ import pandas as pd
 
 from dermkit.comparison.disagreements import disagreement_table
 from dermkit.comparison.entries import ComparisonEntry, group_runs
-from dermkit.comparison.image_overlap import common_ids, describe_shared_images, is_without_dataset, pairing_note
+from dermkit.comparison.image_overlap import describe_shared_images, file_pairing_note, pairing_note
 from dermkit.comparison.leaderboard import leaderboard, wide_table
 from dermkit.comparison.paired import correct_with_holm, paired_differences
 from dermkit.comparison.repeated import (  # fmt: skip
-    ResampledRun,
     fold_differences,
     fold_variance_components,
     metric_values,
-    resample_run,
     training_differences,
     variance_components,
 )
+from dermkit.comparison.run_data import BOOTSTRAP_SEED, EntryData, RunData, pair_images, read_entry
 from dermkit.comparison.variance import VarianceComponents
 from dermkit.comparison.verdict import Difference, verdict
 from dermkit.data.manifest import LesionClass
-from dermkit.runs.folder import RunFolder
 from dermkit.runs.predictions import to_scored_set
-
-BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -97,55 +93,6 @@ class Comparison:
 NO_COMPARISON = Comparison((), leaderboard(()), {}, (), {}, {})
 
 
-@dataclass(frozen=True, eq=False)
-class _RunData:
-    """A run's classes, predictions, groups of images, data set, and number of training images (0 if unknown).
-
-    is_unnamed: whether it is a table without a data set, whose images are known by their ids alone. dataset_hash: that
-    of the other runs then, if they are of one data set, else "".
-    """
-
-    name: str
-    classes: tuple[LesionClass, ...]
-    predictions: pd.DataFrame
-    groups: Mapping[str, int] | None
-    dataset_hash: str
-    n_train: int
-    is_unnamed: bool = False
-
-    def split_rows(self, split: str) -> pd.DataFrame:
-        """Return the predictions of one split."""
-        return self.predictions[self.predictions["split"] == split]
-
-
-@dataclass(frozen=True, eq=False)
-class _EntryData:
-    """A comparison entry with its runs' data; bootstrap metrics are computed on first use."""
-
-    entry: ComparisonEntry
-    runs: tuple[_RunData, ...]
-    resampled_runs: dict[tuple[str, tuple[str, ...], bytes], ResampledRun] = field(default_factory=dict)
-
-    def runs_by_images(self, split: str) -> dict[frozenset[str], list[_RunData]]:
-        """Return image ids -> the runs that scored just these: one set for repeated seeds, one per fold for folds."""
-        runs_by_images: dict[frozenset[str], list[_RunData]] = {}
-        for run in self.runs:
-            runs_by_images.setdefault(frozenset(run.split_rows(split)["image_id"]), []).append(run)
-        return runs_by_images
-
-    def resample(
-        self, run: _RunData, split: str, image_ids: tuple[str, ...], groups: Mapping[str, int] | None
-    ) -> ResampledRun:
-        """Return a run's metrics on resamples of the shared images, computed once."""
-        rows = run.split_rows(split).set_index("image_id").loc[list(image_ids)].reset_index()
-        # Runs may order their classes differently; the resampled groups must be the same.
-        scored_set = to_scored_set(rows, sorted(run.classes, key=lambda lesion_class: lesion_class.name), groups)
-        key = (run.name, image_ids, scored_set.groups.tobytes())
-        if key not in self.resampled_runs:
-            self.resampled_runs[key] = resample_run(scored_set, seed=BOOTSTRAP_SEED)
-        return self.resampled_runs[key]
-
-
 def compare_runs(runs: Sequence[Path]) -> Comparison:
     """Compare evaluated runs, or folders of repeats; raises `UsageError` for fewer than two runs, `DataError` for none.
 
@@ -153,7 +100,7 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
     """
     comparison_entries = group_runs(runs)
     table = leaderboard(comparison_entries)
-    entry_data = _pair_unnamed_tables([_read_entry(entry) for entry in comparison_entries])
+    entry_data = pair_images([read_entry(entry) for entry in comparison_entries])
     run_data = [run for data in entry_data for run in data.runs]
     splits = list(dict.fromkeys(split for run in run_data for split in run.predictions["split"]))
     pairs = [
@@ -181,48 +128,8 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
     )
 
 
-def _read_entry(entry: ComparisonEntry) -> _EntryData:
-    return _EntryData(
-        entry, tuple(_read_run_data(name, run) for name, run in zip(entry.run_names, entry.runs, strict=True))
-    )
-
-
-def _read_run_data(name: str, folder: Path) -> _RunData:
-    run = RunFolder(folder)
-    n_train = run.split_json.get("counts", {}).get("train", 0)
-    is_unnamed = is_without_dataset(folder)
-    dataset_hash = "" if is_unnamed else run.dataset_hash
-    return _RunData(name, run.classes, run.predictions, run.groups(), dataset_hash, int(n_train), is_unnamed)
-
-
-def _pair_unnamed_tables(entry_data: Sequence[_EntryData]) -> list[_EntryData]:
-    """Return the entries with common image ids where some are tables without a data set (see `common_ids`).
-
-    Beside runs of one data set such a table counts as one of it: equal ids with equal labels are then paired.
-    """
-    runs = [run for data in entry_data for run in data.runs]
-    dataset_hashes = {run.dataset_hash for run in runs if not run.is_unnamed}
-    if len(dataset_hashes) > 1 or not any(run.is_unnamed for run in runs):
-        return list(entry_data)
-    dataset_hash = next(iter(dataset_hashes), "")
-    ids_of_run = {
-        run.name: names
-        for run, names in zip(runs, common_ids([run.predictions["image_id"] for run in runs]), strict=True)
-    }
-    return [
-        replace(data, runs=tuple(_with_ids(run, ids_of_run[run.name], dataset_hash) for run in data.runs))
-        for data in entry_data
-    ]
-
-
-def _with_ids(run: _RunData, names: Mapping[str, str], dataset_hash: str) -> _RunData:
-    predictions = run.predictions.assign(image_id=run.predictions["image_id"].map(names))
-    groups = None if run.groups is None else {names.get(name, name): group for name, group in run.groups.items()}
-    return replace(run, predictions=predictions, groups=groups, dataset_hash=dataset_hash)
-
-
 def _describe_split(
-    entry_data: Sequence[_EntryData], pairs: Sequence[EntryPair], split: str, *, is_same: bool
+    entry_data: Sequence[EntryData], pairs: Sequence[EntryPair], split: str, *, is_same: bool
 ) -> str:
     images = {data.entry.name: {image for _, image, _ in _scored_images(data, split)} for data in entry_data}
     return describe_shared_images(
@@ -233,17 +140,19 @@ def _describe_split(
     )
 
 
-def _pairing_note(entry_data: Sequence[_EntryData], pairs: Sequence[EntryPair]) -> str:
+def _pairing_note(entry_data: Sequence[EntryData], pairs: Sequence[EntryPair]) -> str:
     unnamed_names = [data.entry.name for data in entry_data if any(run.is_unnamed for run in data.runs)]
-    tested_pairs = [pair for pair in pairs if not pair.reason and {pair.first, pair.second} & set(unnamed_names)]
+    tested_pairs = [pair for pair in pairs if not pair.reason]
+    if any(run.is_paired_by_file for data in entry_data for run in data.runs):
+        return file_pairing_note([(pair.split, pair.n) for pair in tested_pairs])
     return pairing_note(
-        [(pair.split, pair.n) for pair in tested_pairs],
+        [(pair.split, pair.n) for pair in tested_pairs if {pair.first, pair.second} & set(unnamed_names)],
         unnamed_names,
         is_mixed=len(unnamed_names) < len(entry_data),
     )
 
 
-def _scored_images(entry: _EntryData, split: str) -> frozenset[tuple[str, ...]]:
+def _scored_images(entry: EntryData, split: str) -> frozenset[tuple[str, ...]]:
     """Return (data set, image, label) of the scored images: image ids alone may coincide between data sets."""
     return frozenset(
         (run.dataset_hash, *image_and_label)
@@ -255,7 +164,7 @@ def _scored_images(entry: _EntryData, split: str) -> frozenset[tuple[str, ...]]:
 # Pairs ------------------------------------------------------------------------------------------------------------
 
 
-def _compare_entries(first: _EntryData, second: _EntryData, split: str) -> EntryPair:
+def _compare_entries(first: EntryData, second: EntryData, split: str) -> EntryPair:
     """Compare two single runs pairwise, and groups of runs as recipes."""
     if not (first.entry.is_group or second.entry.is_group):
         return _compare_two_runs(first.runs[0], second.runs[0], split)
@@ -283,7 +192,7 @@ def _compare_entries(first: _EntryData, second: _EntryData, split: str) -> Entry
 
 
 def _training_differences(
-    first: _EntryData, second: _EntryData, split: str, image_ids: tuple[str, ...]
+    first: EntryData, second: EntryData, split: str, image_ids: tuple[str, ...]
 ) -> Sequence[Difference]:
     groups = _shared_groups([*first.runs, *second.runs], image_ids)
     resampled_runs = [
@@ -292,7 +201,7 @@ def _training_differences(
     return training_differences(*resampled_runs)
 
 
-def _fold_differences(first: _EntryData, second: _EntryData, split: str) -> Sequence[Difference]:
+def _fold_differences(first: EntryData, second: EntryData, split: str) -> Sequence[Difference]:
     reference_run, first_folds, second_folds = (
         first.runs[0],
         first.runs_by_images(split),
@@ -313,12 +222,12 @@ def _fold_differences(first: _EntryData, second: _EntryData, split: str) -> Sequ
     )
 
 
-def _fold_metrics(runs: Sequence[_RunData], classes: Sequence[LesionClass], split: str) -> list[dict[str, float]]:
+def _fold_metrics(runs: Sequence[RunData], classes: Sequence[LesionClass], split: str) -> list[dict[str, float]]:
     """Return each run's metrics; groups are not needed, they change only intervals."""
     return [metric_values(to_scored_set(run.split_rows(split), classes, None)) for run in runs]
 
 
-def _why_folds_differ(first: _EntryData, second: _EntryData, split: str) -> str:
+def _why_folds_differ(first: EntryData, second: EntryData, split: str) -> str:
     """Return why two recipes cannot be compared fold by fold; "" if they can."""
     runs_by_images = [entry.runs_by_images(split) for entry in (first, second)]
     for entry, folds in zip((first, second), runs_by_images, strict=True):
@@ -341,7 +250,7 @@ def _why_folds_differ(first: _EntryData, second: _EntryData, split: str) -> str:
     )
 
 
-def _variance_by_split(entry: _EntryData, splits: Sequence[str]) -> dict[str, dict[str, VarianceComponents]]:
+def _variance_by_split(entry: EntryData, splits: Sequence[str]) -> dict[str, dict[str, VarianceComponents]]:
     """Return split -> metric -> variance components of a group, for the splits on which its runs are comparable."""
     components: dict[str, dict[str, VarianceComponents]] = {}
     classes = entry.runs[0].classes
@@ -365,7 +274,7 @@ def _variance_by_split(entry: _EntryData, splits: Sequence[str]) -> dict[str, di
     return components
 
 
-def _why_incomparable(runs: Sequence[_RunData], image_ids: Sequence[str], split: str) -> str:
+def _why_incomparable(runs: Sequence[RunData], image_ids: Sequence[str], split: str) -> str:
     """Return why runs cannot be compared image by image; "" if they can."""
     if len({run.dataset_hash for run in runs}) > 1:
         unnamed_tables = [run.name for run in runs if run.is_unnamed]
@@ -393,7 +302,7 @@ def _why_incomparable(runs: Sequence[_RunData], image_ids: Sequence[str], split:
     return ""
 
 
-def _compare_two_runs(first: _RunData, second: _RunData, split: str) -> EntryPair:
+def _compare_two_runs(first: RunData, second: RunData, split: str) -> EntryPair:
     rows_by_run = [run.split_rows(split) for run in (first, second)]
     image_ids = sorted(set(rows_by_run[0]["image_id"]) & set(rows_by_run[1]["image_id"]))
     reason = _why_incomparable([first, second], image_ids, split)
@@ -411,7 +320,7 @@ def _compare_two_runs(first: _RunData, second: _RunData, split: str) -> EntryPai
     )
 
 
-def _shared_groups(runs: Sequence[_RunData], image_ids: Sequence[str]) -> dict[str, int] | None:
+def _shared_groups(runs: Sequence[RunData], image_ids: Sequence[str]) -> dict[str, int] | None:
     """Return the groups of the first run that knows them for all shared images; the data set is the same."""
     for run in sorted(runs, key=lambda run: run.is_unnamed):
         if run.groups is not None and all(image_id in run.groups for image_id in image_ids):
@@ -430,7 +339,7 @@ def _correct_pairs(pairs: Sequence[EntryPair]) -> tuple[EntryPair, ...]:
     return tuple(corrected_pairs[index] for index in range(len(pairs)))
 
 
-def _disagreements(entry_data: Sequence[_EntryData], split: str) -> pd.DataFrame | None:
+def _disagreements(entry_data: Sequence[EntryData], split: str) -> pd.DataFrame | None:
     """Return images that some runs have right and others wrong; None where runs share no images."""
     if len({run.dataset_hash for data in entry_data for run in data.runs}) > 1:
         return None

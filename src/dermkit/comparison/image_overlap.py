@@ -1,15 +1,21 @@
 """Which images several runs have in common: ids of tables without a data set, and what is said of shared images."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
 
 from dermkit.data.importers.match_files import normalised_stem
 from dermkit.errors import first_of
+from dermkit.files import sha256_file
 from dermkit.images.headers import IMAGE_SUFFIXES
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import FOREIGN, OLD_FOREIGN_FILE
+
+MAX_FILES_READ = 50_000
+"""Files that a comparison of runs of several data sets reads to pair them: some minutes on a slow drive."""
 
 
 def is_without_dataset(folder: Path) -> bool:
@@ -32,6 +38,50 @@ def common_ids(id_columns: Sequence["pd.Series[str]"]) -> list[dict[str, str]]:
 
 def _n_common(ids: Sequence[Mapping[str, str]]) -> int:
     return len(set.intersection(*(set(names.values()) for names in ids)))
+
+
+def ids_of_equal_files(files_by_dataset: Sequence[Mapping[str, Path | None]]) -> list[dict[str, str]] | None:
+    """Return for each data set image id -> an id that equal files share, None if there are no equal files.
+
+    files_by_dataset: image id -> file, None where it may not be read. The first data set keeps its ids. A file that
+    is several images of one data set is paired with none, nor is one that cannot be read. Nothing is read of more than
+    `MAX_FILES_READ` files.
+    """
+    if not all(files_by_dataset) or sum(map(len, files_by_dataset)) > MAX_FILES_READ:
+        return None
+    id_by_hash: dict[str, str] = {}
+    ids: list[dict[str, str]] = []
+    for number, files in enumerate(files_by_dataset):
+        hashes = {image_id: _file_hash(path) for image_id, path in files.items()}
+        counts = Counter(hashes.values())
+        names = {
+            image_id: id_by_hash.get(file_hash, "") if counts[file_hash] == 1 else ""
+            for image_id, file_hash in hashes.items()
+        }
+        ids.append({image_id: name or _own_id(image_id, number) for image_id, name in names.items()})
+        for image_id, file_hash in hashes.items():
+            if file_hash and counts[file_hash] == 1:
+                id_by_hash.setdefault(file_hash, _own_id(image_id, number))
+    return (
+        ids if any(set(first.values()) & set(second.values()) for first, second in combinations(ids, 2)) else None
+    )
+
+
+def _own_id(image_id: str, number: int) -> str:
+    return image_id if number == 0 else f"{image_id} (of data set {number + 1})"
+
+
+def _file_hash(path: Path | None) -> str:
+    try:
+        return "" if path is None else sha256_file(path)
+    except OSError:
+        return ""
+
+
+def file_pairing_note(paired_images: Sequence[tuple[str, int]]) -> str:
+    """Return how runs of several data sets were paired. paired_images: split and images of each tested pair."""
+    numbers = ", ".join(dict.fromkeys(f"{n:,} on {split}" for split, n in paired_images))
+    return f"The runs are of different data sets: images were paired where their files are equal ({numbers or 'none'})."
 
 
 def describe_shared_images(n_images: Mapping[str, int], n_shared: int, *, is_same: bool, is_paired: bool) -> str:
