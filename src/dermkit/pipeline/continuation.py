@@ -33,6 +33,18 @@ class EarlierRun:
     run_json: Mapping[str, Any]
 
     @property
+    def earlier_continuation(self) -> dict[str, Any]:
+        """What it went on from itself, as its run.json says; {} if it began anew."""
+        record = self.run_json.get("continued_from")
+        return record if isinstance(record, dict) else {}
+
+    @property
+    def manifest_sha256(self) -> str:
+        """The hash of the manifest that it was trained on."""
+        dataset = self.run_json.get("dataset")
+        return str(dataset.get("manifest_sha256")) if isinstance(dataset, dict) else ""
+
+    @property
     def is_finished(self) -> bool:
         """Whether it was trained to its end and reported."""
         return (self.folder / REPORT_FILE).exists()
@@ -104,7 +116,7 @@ def why_not_continued(run: EarlierRun, plan: RunPlan) -> str:
     if fixed:
         return f"{first_of(fixed, _MAX_NAMED_FIELDS)} cannot change on the way"
     if _hash_with_inputs(run, plan) != run.folder.name.split("-")[0]:
-        is_same_manifest = run.run_json.get("dataset", {}).get("manifest_sha256") == plan.dataset.manifest_sha256
+        is_same_manifest = run.manifest_sha256 == plan.dataset.manifest_sha256
         return (
             "its split, classes or weights were others, or its folder was renamed"
             if is_same_manifest
@@ -128,7 +140,7 @@ def _may_change(field: str, phase: int) -> bool:
 
 def _hash_with_inputs(run: EarlierRun, plan: RunPlan) -> str:
     """Return the hash that the run would have on the data, split and weights of the plan."""
-    earlier = run.run_json.get("continued_from") or {}
+    earlier = run.earlier_continuation
     continued = {} if earlier.get("is_exact", True) else {"continued": str(earlier.get("key"))}
     return recipe_fingerprint(run.recipe, **plan.input_hashes, **continued)
 
@@ -194,7 +206,7 @@ def _continued_plan(run: EarlierRun, plan: RunPlan) -> RunPlan:
     number, earlier_hash = progress.phase, run.folder.name.split("-")[0]
     before, now = run.recipe.phases[number].epochs, plan.recipe.phases[number].epochs
     is_new_schedule = plan.recipe.optim.schedule == "cosine" and before != now and progress.phase_epoch > 0
-    earlier = run.run_json.get("continued_from") or {}
+    earlier = run.earlier_continuation
     is_exact = not is_new_schedule and bool(earlier.get("is_exact", True))
     note = "" if is_exact else str(earlier.get("note", ""))
     if is_new_schedule:

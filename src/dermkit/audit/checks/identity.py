@@ -164,8 +164,10 @@ def _keys_before_changes(dataset: Dataset) -> set[str]:
     """
     notes = dataset.notes
     recognised = next((known for known in KNOWN_DATASETS if known.key == notes.get("known")), None)
-    cleanings = notes.get("cleanings") or [{}]
-    known_manifests = (notes.get("imported_manifest_sha256"), cleanings[-1].get("to_manifest_sha256"))
+    cleanings = notes.get("cleanings")
+    last_cleaning = cleanings[-1] if isinstance(cleanings, list) and cleanings else None
+    cleaned_sha256 = last_cleaning.get("to_manifest_sha256") if isinstance(last_cleaning, dict) else None
+    known_manifests = (notes.get("imported_manifest_sha256"), cleaned_sha256)
     if recognised is None or dataset.manifest_sha256 not in known_manifests:
         return set()
     return {recognised.key, *recognised.contained_keys}
