@@ -18,8 +18,9 @@ from PIL import Image
 
 from conftest import Cli
 from dermkit import files
-from dermkit.data.importers import archives
+from dermkit.data.importers import archives, extract
 from dermkit.data.importers.run import ImportOutcome, import_dataset
+from dermkit.data.importers.source_record import SOURCE_FILE
 from dermkit.data.manifest import load_dataset
 from dermkit.errors import DataError, OutputError, UsageError
 
@@ -85,9 +86,7 @@ def test_what_is_safe_comes_out(home: Path) -> None:
     assert outcome.dataset.manifest["path"].tolist() == sorted(GOOD)
     assert outcome.rejected == []
     unpacked = contents(home / "made" / "images")
-    assert unpacked == {name: picture(name) for name in GOOD} | {
-        archives.SOURCE_FILE: unpacked[archives.SOURCE_FILE]
-    }
+    assert unpacked == {name: picture(name) for name in GOOD} | {SOURCE_FILE: unpacked[SOURCE_FILE]}
     codes = {item["code"]: item["text"] for item in outcome.dataset.notes["warnings"]}
     assert codes["other_files"].endswith("not unpacked: .txt 1.")
     assert load_dataset(home / "made").image_root == home / "made" / "images"
@@ -220,11 +219,18 @@ def test_a_bomb_of_many_members_is_refused_as_a_whole(home: Path, monkeypatch: p
     assert not (home / "made" / "images").exists()
 
 
-def test_an_archive_in_an_archive_is_not_opened(home: Path) -> None:
-    inner = pack(home / "inner.zip").read_bytes()
-    outcome = bring(pack(home / "set.zip", ("nv/more.zip", inner)))
+def test_an_archive_in_an_archive_is_unpacked_and_no_deeper(home: Path) -> None:
+    deepest = pack(home / "deepest.zip").read_bytes()
+    inner = pack(home / "inner.zip", ("nv/deep.zip", deepest)).read_bytes()
+    outcome = bring(pack(home / "set.zip", ("nv/more.zip", inner), ("nv/broken.zip", b"PK")))
     assert len(outcome.dataset.manifest) == 3
-    assert {item["code"] for item in outcome.dataset.notes["warnings"]} >= {"other_files"}
+    reasons = refusals(outcome)
+    assert reasons["nv/more.zip/nv/deep.zip"] == "unreadable"
+    assert reasons["nv/broken.zip"] == "broken"
+    assert [path for path, reason in reasons.items() if reason == "misplaced"] == [
+        f"nv/more/{name}" for name in sorted(GOOD)
+    ]
+    assert not list((home / "made").rglob("*inner.zip"))
 
 
 def sizes(data: bytes, name: bytes, *, packed: int | None = None, inflated: int | None = None) -> bytes:
@@ -253,7 +259,7 @@ def test_a_member_that_lies_about_its_size_is_refused(home: Path, claim: dict[st
     archive = pack(home / "set.zip", ("nv/liar.bmp", bytes(100_000)))
     archive.write_bytes(sizes(archive.read_bytes(), b"nv/liar.bmp", **claim))
     assert refusals(bring(archive)) == {"nv/liar.bmp": reason}
-    assert sorted(contents(home / "made" / "images")) == sorted([*GOOD, archives.SOURCE_FILE])
+    assert sorted(contents(home / "made" / "images")) == sorted([*GOOD, SOURCE_FILE])
 
 
 def test_more_bytes_than_claimed_are_never_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +373,7 @@ def test_the_same_archive_again_changes_nothing(home: Path) -> None:
 
 def test_a_stopped_import_goes_on_and_heals(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = pack(home / "set.zip")
-    inflate = archives.inflate
+    inflate = extract.inflate
 
     def stop(packed: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
         if target.name == "c.png":
@@ -379,13 +385,13 @@ def test_a_stopped_import_goes_on_and_heals(home: Path, monkeypatch: pytest.Monk
         with pytest.raises(KeyboardInterrupt):
             bring(archive)
     images = home / "made" / "images"
-    assert sorted(contents(images)) == sorted([archives.SOURCE_FILE, "nv/a.png", "nv/b.png"])
+    assert sorted(contents(images)) == sorted([SOURCE_FILE, "nv/a.png", "nv/b.png"])
     (images / "nv" / "a.png").write_bytes(b"torn")
     (images / "nv" / "b.png").write_bytes(bytes(len(picture("nv/b.png"))))  # of the right size
     (images / "nv" / ".dermkit-tmp-x").write_bytes(b"half")
     outcome = bring(archive)
     assert (len(outcome.dataset.manifest), outcome.rejected) == (3, [])
-    assert sorted(contents(images)) == sorted([archives.SOURCE_FILE, *GOOD])
+    assert sorted(contents(images)) == sorted([SOURCE_FILE, *GOOD])
 
 
 def test_two_archives_are_not_mixed(home: Path) -> None:

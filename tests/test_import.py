@@ -132,9 +132,11 @@ def test_images_outside_class_folders_are_listed(tmp_path: Path) -> None:
 def test_other_files_and_empty_folders_are_told(tmp_path: Path) -> None:
     root = draw_all(tmp_path / "src", FLAT)
     (root / "benign" / "note.txt").write_text("x")
+    (root / "benign" / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom")
     (root / "benign" / "scan.dcm").write_text("x")
     (root / "vascular").mkdir()
     outcome = bring(root)
+    assert refusals(outcome) == {"benign/scan.dcm": "not_an_image"}
     assert codes(outcome)["other_files"] == 2
     assert codes(outcome)["empty_folder"] == 0
     assert outcome.dataset.class_names == ("benign", "malignant")
@@ -615,9 +617,11 @@ def test_ham10000_needs_one_table_and_its_images(tmp_path: Path) -> None:
     (root / "hmnist.csv").write_text("pixel0000,label\n1,2\n")
     assert codes(bring(root, "ham10000"))["other_files"] == 1
     shutil.copy(root / "HAM10000_metadata.csv", root / "copy.csv")
-    with pytest.raises(DataError, match=r"found: HAM10000_metadata\.csv, copy\.csv"):
+    assert codes(bring(root, "ham10000"))["other_tables"] == 1  # the one with the published name is read, and said
+    (root / "HAM10000_metadata.csv").rename(root / "another.csv")
+    with pytest.raises(DataError, match=r"found: another\.csv, copy\.csv"):
         bring(root, "ham10000")
-    for name in ("HAM10000_metadata.csv", "copy.csv"):
+    for name in ("another.csv", "copy.csv"):
         (root / name).unlink()
     with pytest.raises(DataError, match="found: none"):
         bring(root, "ham10000")

@@ -122,8 +122,9 @@ def test_columns_of_the_targets_own_names_need_no_word(tmp_path: Path) -> None:
 def test_the_table_and_the_images_may_lie_apart(tmp_path: Path) -> None:
     images = make(tmp_path / "pictures", CSV_IMAGES)
     root = make(tmp_path / "src", [], rows=CSV, other="x,y\n1,2\n")
+    twice = make(tmp_path / "twice", [], rows=CSV, other=CSV)
     with pytest.raises(DataError, match=r"one table .* is needed, found: other\.csv, rows\.csv"):
-        bring("csv", root, images=images)
+        bring("csv", twice, images=images)
     assert table(bring("csv", root, COLUMNS, images=images), *SHOWN) == KNOWN
     for said in (Path("rows.csv"), root / "rows.csv"):
         with_table = bring("csv", images, COLUMNS, table=root / said, images=images)

@@ -10,7 +10,7 @@ import pandas as pd
 from dermkit.data.importers.match_files import normalised_stem
 from dermkit.errors import first_of
 from dermkit.files import sha256_file
-from dermkit.images.headers import IMAGE_SUFFIXES
+from dermkit.images.formats import IMAGE_SUFFIXES
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import FOREIGN, OLD_FOREIGN_FILE
 

@@ -44,7 +44,7 @@ from dermkit.evaluation.openings import log_openings, openings_of_images
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.requested_targets import POLICY_SPLIT, check_options, check_targets
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file
-from dermkit.images.headers import IMAGE_SUFFIXES
+from dermkit.images.formats import IMAGE_SUFFIXES
 from dermkit.progress import Progress
 from dermkit.runs.layout import FOREIGN, GROUPS_FILE, LOCATION, OLD_FOREIGN_FILE, PREDICTIONS_FILE, RUN
 from dermkit.runs.predictions import (

@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
 
 from dermkit.errors import RejectionReason
+from dermkit.images.formats import foreign_format, own_format
 from dermkit.images.jpeg_damage import scan_damage
 
 MAX_PIXELS = 64_000_000
@@ -69,19 +70,12 @@ def read_image_header(data: bytes) -> ImageHeader:
         raise HeaderRejected(RejectionReason.EMPTY, "the file has no bytes")
     if len(data) > MAX_FILE_BYTES:
         raise HeaderRejected(RejectionReason.TOO_LARGE, f"more than {MAX_FILE_BYTES // 1024**2} MB")
-    format_name = next((format_name for format_name, matches in _SIGNATURES.items() if matches(data)), None)
+    format_name = own_format(data)
     if format_name is None:
-        foreign_name = next(
-            (
-                foreign_kind
-                for offset, magic, foreign_kind in _FOREIGN_SIGNATURES
-                if data.startswith(magic, offset)
-            ),
-            None,
-        )
-        if foreign_name:
+        if foreign_name := foreign_format(data):
             raise HeaderRejected(
-                RejectionReason.FORMAT_NOT_ALLOWED, f"{foreign_name}; allowed: {', '.join(sorted(_READERS))}"
+                RejectionReason.FORMAT_NOT_ALLOWED,
+                f"{foreign_name}; allowed: {', '.join(sorted(_READERS))}; save it as JPEG or PNG",
             )
         raise HeaderRejected(RejectionReason.NOT_AN_IMAGE, "the bytes are of no image format")
     try:
@@ -241,8 +235,6 @@ def _webp_size(chunk_type: bytes, data: bytes, offset: int) -> tuple[int, int] |
 
 # BMP --------------------------------------------------------------------------------------------------------------
 
-_BMP_HEADERS = frozenset({12, 40, 52, 56, 64, 108, 124})
-
 
 def _read_bmp(data: bytes) -> ImageHeader:
     pixel_offset, header_size = struct.unpack_from("<II", data, 10)
@@ -400,7 +392,7 @@ def _read_orientation(block: bytes) -> tuple[int, tuple[str, ...]]:
     if not block:
         return 1, ()
     try:
-        if not _SIGNATURES["TIFF"](block):
+        if not own_format(block) == "TIFF":
             raise HeaderRejected(RejectionReason.BROKEN, "not an EXIF block")
         orientation = _read_directory(block).integers(_ORIENTATION, (1,))[0]
     except (HeaderRejected, struct.error):
@@ -414,27 +406,3 @@ def _read_orientation(block: bytes) -> tuple[int, tuple[str, ...]]:
 _READERS: MappingProxyType[str, Callable[[bytes], ImageHeader]] = MappingProxyType(
     {"JPEG": _read_jpeg, "PNG": _read_png, "WEBP": _read_webp, "BMP": _read_bmp, "TIFF": _read_tiff}
 )
-_SIGNATURES: MappingProxyType[str, Callable[[bytes], bool]] = MappingProxyType(
-    {
-        "JPEG": lambda data: data.startswith(b"\xff\xd8\xff"),
-        "PNG": lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"),
-        "WEBP": lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP",
-        # Two letters are not enough ("BMI 24" is text), so the header length is checked too.
-        "BMP": lambda data: data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS,
-        "TIFF": lambda data: data.startswith((b"II*\0", b"MM\0*")),
-    }
-)
-_FOREIGN_SIGNATURES = (
-    (0, b"GIF8", "GIF"),
-    (4, b"ftyp", "HEIC, AVIF or video"),
-    (128, b"DICM", "DICOM"),
-    (4, b"jP  ", "JPEG 2000"),
-    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"8BPS", "Photoshop"),
-    (0, b"II+\0", "BigTIFF"),
-    (0, b"MM\0+", "BigTIFF"),
-    (0, b"\0\0\1\0", "icon"),
-)
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-"""Suffixes, in lower case, of the files that an import tries to open; the bytes decide the format, not the suffix."""

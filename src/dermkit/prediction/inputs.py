@@ -9,12 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dermkit.errors import UsageError
-
-_NON_IMAGE_SUFFIXES = frozenset(
-    (".csv", ".tsv", ".json", ".txt", ".md", ".html", ".xml", ".yaml", ".yml", ".ini", ".db", ".py")
-)
-"""Files beside the photographs of a folder that are skipped; every other file is opened, and refused if it is no
-image."""
+from dermkit.images.recognise import is_ignored, is_image
 
 
 class ImageRef(NamedTuple):
@@ -34,7 +29,8 @@ def find_images(arguments: Sequence[str], *, exclude: Sequence[Path] = ()) -> li
     """Return the images that files, folders and patterns mean, in the order of the arguments.
 
     A folder is searched recursively, also one that a pattern matches, as where the shell expands the pattern. Linked
-    folders and folders without read permission are listed themselves and refused later, when they are opened.
+    folders and folders without read permission are listed themselves and refused later, when they are opened. Files in
+    a folder that are no images are skipped, by the rule of imports (`images.recognise`); a named file is always opened.
     exclude: folders that are not searched, because the prediction writes into them. Raises `UsageError` for an
     argument that matches nothing.
     """
@@ -172,17 +168,15 @@ def _walk(base: str, prefix: str, excluded: frozenset[str]) -> Iterator[str]:
 
 
 def _entries(folder: str, excluded: frozenset[str]) -> tuple[list[str], list[str]]:
-    """Return (names of sub-folders to search, names of image candidates) of one folder."""
+    """Return (names of sub-folders to search, names of images) of one folder; what is no image is skipped."""
     folders, files = [], []
     with os.scandir(folder or ".") as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_ignored(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 if str(Path(entry.path).absolute()) not in excluded:
                     folders.append(entry.name)
-            elif _suffix(entry.name).lower() not in _NON_IMAGE_SUFFIXES and (
-                entry.is_symlink() or entry.is_file()
-            ):
+            elif is_image(entry.path, entry.name) if entry.is_file() else entry.is_symlink():
                 files.append(entry.name)
     return folders, files

@@ -5,29 +5,26 @@ import re
 import shutil
 import stat
 import struct
-import tempfile
 import unicodedata
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
 
 from dermkit import files
-from dermkit.data.importers.csv_tables import TABLE_SUFFIXES
+from dermkit.data.importers.csv_tables import SAMPLE_BYTES, is_table_sample
+from dermkit.data.importers.extract import BLOCK_BYTES, inflate
 from dermkit.data.importers.records import Note, Rejected
-from dermkit.data.importers.walk import IGNORED_NAMES, REASON_BAD_NAME, REASON_LINK, suffix_of
-from dermkit.errors import DataError, OutputError, RejectionReason, UsageError
-from dermkit.files import TEMP_PREFIX, make_folder, output_errors, read_json, sha256_file, write_json
-from dermkit.images.headers import IMAGE_SUFFIXES, MAX_FILE_BYTES
-
-SOURCE_FILE = ".dermkit-source.json"
-"""Lies beside unpacked images and names the archive that they come from, with its hash; hidden, so no walk sees it."""
-SOURCE_FORMAT = 1
+from dermkit.data.importers.walk import REASON_BAD_NAME, REASON_LINK
+from dermkit.errors import DataError, OutputError, RejectionReason
+from dermkit.files import TEMP_PREFIX, make_folder, output_errors
+from dermkit.images.formats import IMAGE_SUFFIXES, image_kind
+from dermkit.images.headers import MAX_FILE_BYTES
+from dermkit.images.recognise import HEAD_BYTES, TABLE_SUFFIXES, is_ignored, suffix_of
 
 REASON_ENCRYPTED = "encrypted"
 REASON_DUPLICATE_NAME = "duplicate_name"
@@ -39,6 +36,8 @@ MAX_DIRECTORY_BYTES = 512 * 1024**2
 """Of the archive's table of contents: about 256 bytes for each of `MAX_MEMBERS`."""
 MAX_TABLE_BYTES = 4 * 1024**3
 """A million rows of 100 columns with 10 characters each take 1.1 GB."""
+MAX_INNER_ARCHIVE_BYTES = 64 * 1024**3
+"""The images of HAM10000 are two archives of 1.3 GB inside one."""
 MAX_RATIO = 200
 """Unpacked to packed size. Photographs reach 1.1 and tables 30; zip bombs come near deflate's maximum of 1,032."""
 UNCHECKED_MEMBER_BYTES = 16 * 1024**2
@@ -53,7 +52,8 @@ READ_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTION_FLAGS = 0x2041
 """Bits 0, 6 and 13 of a member's flags (PKWARE APPNOTE 4.4.4): encrypted, strongly, or with a masked header."""
 
-_BLOCK_BYTES = 1 << 20
+_INNER_SUFFIX = ".zip"
+_FOLDER_ICON = "icon\r"  # of macOS
 _TAIL_BYTES = 65_557  # the end record takes 22 bytes and a comment of up to 65,535
 # OSError: a seek to an impossible position. Failed writes are OutputErrors before they get here.
 _ARCHIVE_ERRORS = (
@@ -102,6 +102,7 @@ def is_archive(source: Path) -> bool:
 def unpack(archive: Path, folder: Path, *, on_progress: Callable[[int, int], None] | None = None) -> UnpackResult:
     """Unpack the images and tables of an archive into a folder, and write nothing outside it.
 
+    A .zip inside it is unpacked too, into a folder of its name; archives inside that one are rejected.
     A member that is a link, a device, encrypted, broken, too large, or whose name is unsafe or duplicated is listed as
     rejected; other members are extracted. Files that already have the right content are left alone, so an interrupted
     run can be repeated. on_progress: called with (members done, all members). Raises `DataError` for an archive that is
@@ -109,16 +110,74 @@ def unpack(archive: Path, folder: Path, *, on_progress: Callable[[int, int], Non
     """
     result = UnpackResult()
     with open_archive(archive) as zip_file:
-        members = _members(zip_file.infolist(), result, IMAGE_SUFFIXES | TABLE_SUFFIXES)
-        check_total(archive, [member.info for member in members], folder)
+        members = _members(zip_file, result)
+        infos = [member.info for member in members]
+        check_total(archive, infos, folder)
         root = make_folder(folder).resolve()
+        paths = [_key(member.path) for member in members if not _is_inner_archive(member.path)]
         for number, member in enumerate(members, start=1):
-            rejection = _unpack_member(zip_file, member, root)
-            if rejection:
+            if _is_inner_archive(member.path):
+                name = member.path[: -len(_INNER_SUFFIX)]
+                is_taken = any(path.startswith(f"{_key(name)}/") for path in paths)
+                inner_folder = root / (member.path if is_taken else name)
+                _unpack_inner(archive, zip_file, member, root, inner_folder, infos, result)
+            elif rejection := _unpack_member(zip_file, member, root):
                 result.rejected.append(rejection)
             if on_progress:
                 on_progress(number, len(members))
     return result
+
+
+def _unpack_inner(
+    archive: Path,
+    zip_file: zipfile.ZipFile,
+    member: _Member,
+    root: Path,
+    folder: Path,
+    infos: list[zipfile.ZipInfo],
+    result: UnpackResult,
+) -> None:
+    """Unpack an archive that is a member of another into a folder below `root`; adds its members to `infos`.
+
+    All members of all archives together must not be a bomb. A broken inner archive is rejected as a whole.
+    """
+    inner_path = root.parent / f"{TEMP_PREFIX}inner.zip"  # beside the images: no walk sees it
+    inner_result = UnpackResult()
+    try:
+        if not make_folder(folder).resolve().is_relative_to(root):
+            raise zipfile.BadZipFile("its folder is a link")
+        inflate(zip_file, member.info, inner_path)
+        with _open_inner(inner_path) as inner_file:
+            members = _members(inner_file, inner_result)
+            infos += [inner.info for inner in members]
+            check_total(archive, infos, folder)
+            for inner in members:
+                if _is_inner_archive(inner.path):
+                    detail = "an archive inside an archive inside an archive; unpack it and import the folder"
+                    inner_result.rejected.append(
+                        Rejected(_printable(inner.path), RejectionReason.UNREADABLE.value, detail)
+                    )
+                elif rejection := _unpack_member(inner_file, inner, folder.resolve()):
+                    inner_result.rejected.append(rejection)
+    except _ARCHIVE_ERRORS as error:
+        result.rejected.append(Rejected(_printable(member.path), RejectionReason.BROKEN.value, str(error)[:200]))
+    finally:
+        inner_path.unlink(missing_ok=True)
+    result.rejected += [
+        item._replace(path=f"{_printable(member.path)}/{item.path}") for item in inner_result.rejected
+    ]
+    result.notes += inner_result.notes
+
+
+def _open_inner(path: Path) -> zipfile.ZipFile:
+    try:
+        return open_archive(path)
+    except DataError as error:
+        raise zipfile.BadZipFile(error.message.removeprefix(f"{path}: ")) from error
+
+
+def _is_inner_archive(path: str) -> bool:
+    return path.lower().endswith(_INNER_SUFFIX)
 
 
 def unpack_single(archive: Path, suffix: str, target: Path) -> str:
@@ -210,18 +269,20 @@ def check_total(archive: Path, infos: Sequence[zipfile.ZipInfo], folder: Path) -
 # Names, types and stated sizes of members -------------------------------------------------------------------------
 
 
-def _members(infos: Iterable[zipfile.ZipInfo], result: UnpackResult, suffixes: frozenset[str]) -> list[_Member]:
+def _members(zip_file: zipfile.ZipFile, result: UnpackResult) -> list[_Member]:
     """Return the members to extract; others are rejected, counted as other files, or ignored as in a folder."""
     members, other_suffixes = [], Counter[str]()
-    for info in infos:
+    for info in zip_file.infolist():
         path, problem = safe_path(info)
+        if path.rpartition("/")[2].lower() == _FOLDER_ICON:
+            continue
         if problem:
             result.rejected.append(Rejected(_printable(info.orig_filename), REASON_BAD_NAME, problem))
         elif info.is_dir() or path.endswith("/") or _is_ignored(path):
             continue
         elif reason := _kind_problem(info):
             result.rejected.append(Rejected(_printable(path), *reason))
-        elif suffix_of(path.rpartition("/")[2]) not in suffixes:
+        elif not _is_wanted(zip_file, info, suffix_of(path.rpartition("/")[2])):
             other_suffixes[suffix_of(path.rpartition("/")[2]) or "no ending"] += 1
         elif reason := _claim_problem(info, path):
             result.rejected.append(Rejected(_printable(path), *reason))
@@ -232,6 +293,20 @@ def _members(infos: Iterable[zipfile.ZipInfo], result: UnpackResult, suffixes: f
         text = f"Files of the archive that are neither images nor tables were not unpacked: {counts_text}."
         result.notes.append(Note("other_files", text, other_suffixes.total()))
     return _reject_duplicates(members, result)
+
+
+def _is_wanted(zip_file: zipfile.ZipFile, info: zipfile.ZipInfo, suffix: str) -> bool:
+    """Return whether a member is an image, a table or an archive, by its name or its first bytes."""
+    if suffix in IMAGE_SUFFIXES or suffix in TABLE_SUFFIXES or suffix == _INNER_SUFFIX:
+        return True
+    if info.flag_bits & ENCRYPTION_FLAGS or info.compress_type not in READ_METHODS:
+        return False
+    try:
+        with zip_file.open(info) as stream:
+            head = stream.read(SAMPLE_BYTES if not suffix else HEAD_BYTES)
+    except _ARCHIVE_ERRORS:
+        return False
+    return bool(image_kind(head)) or (not suffix and is_table_sample(head))
 
 
 def safe_path(info: zipfile.ZipInfo) -> tuple[str, str]:
@@ -263,7 +338,7 @@ def _printable(name: str) -> str:
 
 
 def _is_ignored(path: str) -> bool:
-    return any(component[0] == "." or component.lower() in IGNORED_NAMES for component in path.split("/"))
+    return any(map(is_ignored, path.split("/")))
 
 
 def _kind_problem(info: zipfile.ZipInfo) -> tuple[str, str] | None:
@@ -284,7 +359,11 @@ def _claim_problem(info: zipfile.ZipInfo, path: str) -> tuple[str, str] | None:
             RejectionReason.UNREADABLE.value,
             f"packed by method {info.compress_type}; stored and deflated are read",
         )
-    limit = MAX_TABLE_BYTES if suffix_of(path) in TABLE_SUFFIXES else MAX_FILE_BYTES
+    limit = MAX_FILE_BYTES
+    if suffix_of(path) in (*TABLE_SUFFIXES, ""):
+        limit = MAX_TABLE_BYTES
+    elif _is_inner_archive(path):
+        limit = MAX_INNER_ARCHIVE_BYTES
     if info.file_size > limit:
         return RejectionReason.TOO_LARGE.value, f"{info.file_size:,} bytes; at most {limit:,}"
     if info.file_size > UNCHECKED_MEMBER_BYTES and info.file_size > MAX_RATIO * max(1, info.compress_size):
@@ -348,93 +427,6 @@ def _is_unpacked(target: Path, info: zipfile.ZipInfo) -> bool:
         return False
     crc = 0
     with target.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
+        while block := stream.read(BLOCK_BYTES):
             crc = zlib.crc32(block, crc)
     return crc == info.CRC
-
-
-def inflate(zip_file: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
-    """Extract a member completely or not at all, never more bytes than it states; raises `_ARCHIVE_ERRORS`."""
-
-    def copy(out: IO[bytes]) -> None:
-        written = 0
-        with zip_file.open(info) as stream:
-            while block := stream.read(_BLOCK_BYTES):
-                written += len(block)
-                if written > info.file_size:
-                    raise zipfile.BadZipFile("it inflates to more than it claims")
-                with output_errors(target):
-                    out.write(block)
-        if written != info.file_size:
-            raise zipfile.BadZipFile(f"{written} bytes where {info.file_size} are claimed")
-
-    write_unsynced(target, copy)
-
-
-def write_unsynced(target: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file completely or not at all, but without flushing it to disk as `files.write_atomically` does.
-
-    Ten thousand flushes take longer than the extraction. A repeated run compares every file with its source, and the
-    manifest holds the hash of each.
-    """
-    make_folder(target.parent)
-    with output_errors(target):
-        handle, name = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            write(out)
-            with output_errors(target):
-                out.flush()
-        with output_errors(target):
-            Path(name).chmod(0o644)
-            Path(name).replace(target)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-# Which source the images of a folder come from --------------------------------------------------------------------
-
-
-def record_source(folder: Path, source: Path) -> None:
-    """Write `SOURCE_FILE`: the name and hash of the file that the images of a folder come from."""
-    write_json(folder / SOURCE_FILE, {"name": source.name, "sha256": sha256_file(source)}, format=SOURCE_FORMAT)
-
-
-def has_source_record(folder: Path) -> bool:
-    """Return whether a folder holds images that dermkit unpacked."""
-    return (folder / SOURCE_FILE).is_file()
-
-
-def is_unpacked_by_us(folder: Path) -> bool:
-    """Return whether a folder holds images that dermkit unpacked, or nothing yet because it was killed before."""
-    if folder.is_symlink() or not folder.is_dir():
-        return False
-    return has_source_record(folder) or all(path.name.startswith(TEMP_PREFIX) for path in folder.iterdir())
-
-
-def remove_unpacked(folder: Path) -> None:
-    """Remove unpacked images, the record of their source last: until then, a repeated import knows whose they are."""
-    for path in folder.iterdir() if is_unpacked_by_us(folder) else ():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name != SOURCE_FILE:
-            path.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_source(folder: Path, source: Path) -> None:
-    """Raise `UsageError` if a folder holds other files or the images of another source."""
-    if folder.is_symlink() or (folder.exists() and not is_unpacked_by_us(folder)):
-        raise UsageError(
-            f"{folder}: is there already and was not unpacked by dermkit",
-            outcome="everything there",
-            remedy="name a new folder with --out",
-        )
-    if has_source_record(folder):
-        record = read_json(folder / SOURCE_FILE, format=SOURCE_FORMAT, error=DataError)
-        if record.get("sha256") != sha256_file(source):
-            raise UsageError(
-                f"{folder.parent}: holds the images of another file, {record.get('name')}",
-                outcome="those images, that data set and its splits",
-                remedy="name a new folder with --out",
-            )

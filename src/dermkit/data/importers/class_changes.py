@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from dermkit.data.class_names import clean_label, find_class, group_names, preferred_name
-from dermkit.data.diagnoses import classify_label, find_diagnosis, is_known_label
+from dermkit.data.diagnoses import check_malignancy, classify_label, find_diagnosis, is_known_label
 from dermkit.data.importers.records import Note, Records
 from dermkit.data.importers.table_rows import ImportOptions
 from dermkit.data.manifest import LesionClass
@@ -75,6 +75,17 @@ def _class_of_labels(name: str, labels: Sequence[str]) -> LesionClass:
     diagnoses = {source.diagnosis for source in sources}
     diagnosis = diagnoses.pop() if len(diagnoses) == 1 else ""
     return replace(lesion_class, malignancy=sources[0].malignancy, diagnosis=diagnosis)
+
+
+def malignancy_of_classes(malignancy: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """Return the given malignancies under the names of the classes; raises `UsageError` (see `check_malignancy`)."""
+    under_names = {find_class(name, names) or name: value for name, value in malignancy.items()}
+    check_malignancy(under_names, names)
+    if len(under_names) < len(malignancy):
+        raise UsageError(
+            f"--malignancy {' '.join(malignancy)}: two of these are one class", remedy="name each class once"
+        )
+    return under_names
 
 
 # Spellings --------------------------------------------------------------------------------------------------------

@@ -19,13 +19,14 @@ from dermkit.data.importers.records import Note
 from dermkit.errors import DataError, did_you_mean
 from dermkit.files import open_regular
 
-TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".tab"})
 SEPARATORS = (",", ";", "\t", "|")
 MAX_REPORTED = 500
 """The most problems printed. A table with more was probably read with the wrong options."""
 
+SAMPLE_BYTES = 1 << 16
+"""As many bytes are read to detect the separator."""
+
 _MAX_STORED = 20_000  # problems stored to be sorted; a wrong column causes one per row
-_SAMPLE_BYTES = 1 << 16  # read to detect the separator
 _SAMPLE_ROWS = 50
 _BLOCK_CHARS = 1 << 20
 _CHUNK_ROWS = 10_000
@@ -106,11 +107,31 @@ def read_table_head(path: Path, hint_columns: Collection[str] = ()) -> TableHead
     """
     try:
         with open_regular(path) as stream:
-            data = stream.read(_SAMPLE_BYTES)
+            data = stream.read(SAMPLE_BYTES)
     except OSError as error:
         raise _unreadable_error(path, error.strerror or str(error)) from error
     # The sample may end inside a character, so decoding errors are left to `read_csv_table`.
     return _guess_head(data.decode(_encoding_of_bom(data) or "utf-8", "replace"), hint_columns)
+
+
+def is_table_text(path: Path) -> bool:
+    """Return whether a file begins as a table does (see `is_table_sample`)."""
+    try:
+        with open_regular(path) as stream:
+            return is_table_sample(stream.read(SAMPLE_BYTES))
+    except OSError:
+        return False
+
+
+def is_table_sample(data: bytes) -> bool:
+    """Return whether bytes begin a table: text, at least two columns, and every row as wide as the header."""
+    text = data.decode(_encoding_of_bom(data) or "utf-8", "replace").rpartition("\n")[0]
+    if _CONTROL_CHARACTER.search(text) or not text.strip():
+        return False
+    score, head = max(
+        (_rate_separator(text, separator, ()) for separator in SEPARATORS), key=lambda guess: guess[0]
+    )
+    return len(head.columns) > 1 and all(head.columns) and score[2] == 1.0 and "\n" in text.strip()
 
 
 def _guess_head(sample: str, hint_columns: Collection[str]) -> TableHead:
@@ -154,18 +175,28 @@ def _column_names(row: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_csv_table(
-    path: Path, problems: ProblemList, *, hint_columns: Collection[str] = (), usecols: Collection[str] = ()
+    path: Path,
+    problems: ProblemList,
+    *,
+    hint_columns: Collection[str] = (),
+    usecols: Collection[str] = (),
+    columns_without_header: Sequence[str] = (),
 ) -> TextTable:
     """Read a table; invalid rows are added to `problems` and left out.
 
-    hint_columns: expected names, which help to detect the separator. usecols: columns to read (default: all). Raises
+    hint_columns: expected names, which help to detect the separator. usecols: columns to read (default: all).
+    columns_without_header: the names of all columns of a table without a header, whose first row is data. Raises
     `DataError` only for a file that is not a table at all.
     """
     encoding, notes = _find_encoding(path)
     table_head = read_table_head(path, [*hint_columns, *usecols])
     with _open_text(path, encoding) as stream:
         records = _records(path, stream, table_head.separator, problems)
-        header_row, columns = next(((row, _column_names(cells)) for row, cells in records if any(cells)), (0, ()))
+        header_row, columns = (
+            (0, tuple(columns_without_header))
+            if columns_without_header
+            else next(((row, _column_names(cells)) for row, cells in records if any(cells)), (0, ()))
+        )
         _check_header(path, header_row, columns, problems)
         position_of = {name: position for position, name in reversed(list(enumerate(columns))) if name}
         names = [name for name in position_of if not usecols or name in usecols][::-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from dermkit.data.class_names import clean_label
+from dermkit.data.class_names import class_key, clean_label
 from dermkit.data.importers.csv_tables import (
     ProblemList,
     TextTable,
@@ -17,10 +17,11 @@ from dermkit.data.importers.csv_tables import (
     missing_column_text,
     read_csv_table,
 )
-from dermkit.data.importers.normalise import SPLIT_ALIASES
+from dermkit.data.importers.normalise import split_of_folder
 from dermkit.data.importers.reader import check_columns, find_table, make_frame, to_records, walk_images
 from dermkit.data.importers.records import Note, Records
 from dermkit.data.importers.row_malignancy import with_row_malignancy
+from dermkit.data.importers.table_forms import read_with_header, with_split_columns
 from dermkit.data.importers.table_rows import (
     DEFAULT_IMPORT_OPTIONS,
     TARGET_COLUMNS,
@@ -40,11 +41,10 @@ from dermkit.data.importers.walk import (
     visible_paths,
 )
 from dermkit.errors import DataError
-from dermkit.images.headers import IMAGE_SUFFIXES
 
 FOLDER_HELP = (
-    "expected SOURCE/<class>/x.jpg or SOURCE/{train,val,test}/<class>/x.jpg "
-    f"(endings: {' '.join(sorted(IMAGE_SUFFIXES))})"
+    "expected SOURCE/<class>/x.jpg, SOURCE/{train,val,test}/<class>/x.jpg or SOURCE/<class>/{train,val,test}/x.jpg "
+    "(images are known by their bytes, whatever they are called)"
 )
 HAM_COLUMNS = MappingProxyType(
     {
@@ -60,8 +60,21 @@ HAM_COLUMNS = MappingProxyType(
 
 _HAM_REQUIRED = tuple(HAM_COLUMNS[target] for target in ("lesion_id", "image", "label"))
 _HAM_LABELS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
-_IMAGE_COLUMN_NAMES = ("image", "path", "file", "filename", "file_name", "image_id", "image_name", "isic_id")
-_LABEL_COLUMN_NAMES = ("label", "class", "dx", "diagnosis")
+_IMAGE_COLUMN_NAMES = (
+    "image", "path", "file", "filename", "file_name", "image_id", "image_name", "isic_id", "image_path", "filepath",
+    "file_path", "img", "img_id", "img_name", "img_path", "fname", "md5hash", "ddi_file", "name", "id",
+)  # fmt: skip
+_LABEL_COLUMN_NAMES = (
+    "label",
+    "class",
+    "dx",
+    "diagnosis",
+    "diagnostic",
+    "target",
+    "labels",
+    "category",
+    "disease",
+)
 _MAX_SHOWN = 100
 
 
@@ -97,12 +110,24 @@ def read_folder(source: Path) -> Records:
 
 
 def _folder_root(source: Path) -> Path:
-    root = resolve_source(source)
-    subfolder = single_image_folder(root)
-    if subfolder is None or subfolder.name.lower() in SPLIT_ALIASES:
-        return root
-    children = visible_paths(subfolder)
-    return subfolder if any(path.is_dir() for path in children) and not any(map(may_be_image, children)) else root
+    root, is_first = resolve_source(source), True
+    while True:
+        subfolder = single_image_folder(root)
+        if subfolder is None or split_of_folder(subfolder.name):
+            return root
+        is_wrapper = (
+            is_first or _same(subfolder.name) == _same(root.name) or _DOWNLOAD_PART.fullmatch(subfolder.name)
+        )
+        if not is_wrapper:
+            return root
+        children = visible_paths(subfolder)
+        if not any(path.is_dir() for path in children) or any(map(may_be_image, children)):
+            return root
+        inner = [path for path in children if path.is_dir()]
+        is_double = len(inner) == 1 and _same(inner[0].name) == _same(subfolder.name)
+        if is_double and any(map(may_be_image, visible_paths(inner[0]))):
+            return root  # nevus/nevus/: a class, not a folder around classes
+        root, is_first = subfolder, False
 
 
 def _nothing_usable_error(source: Path, walk: FolderWalk) -> DataError:
@@ -129,7 +154,7 @@ def _find_classes(walk: FolderWalk) -> Iterator[_FolderImage]:
     folders, loose_files = walk.entries()
     for path in loose_files:
         walk.reject(path, REASON_MISPLACED, "not in a class folder")
-    splits = [folder for folder in folders if folder.lower() in SPLIT_ALIASES]
+    splits = [folder for folder in folders if split_of_folder(folder)]
     if not splits:
         yield from _find_images(walk, folders, "")
         return
@@ -141,20 +166,50 @@ def _find_classes(walk: FolderWalk) -> Iterator[_FolderImage]:
             Note("beside_splits", f"Images beside the split folders were left out: {names}.", n_rejected)
         )
     for folder in splits:
-        classes, loose_files = walk.entries(folder)
+        classes, loose_files = _enter_double(walk, folder)
         for path in loose_files:
             walk.reject(path, REASON_MISPLACED, "not in a class folder")
-        yield from _find_images(walk, classes, SPLIT_ALIASES[folder.lower()])
+        yield from _find_images(walk, classes, split_of_folder(folder))
 
 
 def _find_images(walk: FolderWalk, classes: Sequence[str], given_split: str) -> Iterator[_FolderImage]:
     for folder in classes:
-        subfolders, files = walk.entries(folder)
+        subfolders, files = _enter_double(walk, folder)
+        if (
+            not given_split
+            and not files
+            and subfolders
+            and all(split_of_folder(_folder_name(f)) for f in subfolders)
+        ):
+            yield from _find_split_images(walk, folder, subfolders)
+            continue
         n_deeper = walk.reject_below(subfolders, "deeper than its class folder")
         if not files and not n_deeper:
             walk.notes.append(Note("empty_folder", f"The folder {folder} holds no image.", 0))
         for path in files:
             yield _FolderImage(path, given_split, _folder_name(folder))
+
+
+def _find_split_images(walk: FolderWalk, folder: str, splits: Sequence[str]) -> Iterator[_FolderImage]:
+    """Yield the images of a class folder that holds split folders: `<class>/{train,test}/x.jpg`."""
+    for split_folder in splits:
+        subfolders, files = _enter_double(walk, split_folder)
+        walk.reject_below(subfolders, "deeper than its split folder")
+        for path in files:
+            yield _FolderImage(path, split_of_folder(_folder_name(split_folder)), _folder_name(folder))
+
+
+def _enter_double(walk: FolderWalk, folder: str) -> tuple[list[str], list[str]]:
+    """Return the entries of a folder, or of the only folder in it where that has the same name (train/train/)."""
+    folders, files = walk.entries(folder)
+    while not files and len(folders) == 1 and _same(_folder_name(folders[0])) == _same(_folder_name(folder)):
+        folder = folders[0]
+        folders, files = walk.entries(folder)
+    return folders, files
+
+
+def _same(name: str) -> str:
+    return split_of_folder(name) or class_key(name)
 
 
 _DOWNLOAD_PART = re.compile(
@@ -213,11 +268,13 @@ def read_csv(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> R
         source = source.parent
     walk, paths = walk_images(source, options)
     problems = ProblemList()
-    path = find_table(walk, options, (), "the table", hint_columns=tuple(options.columns.values()))
-    table = read_csv_table(path, problems, hint_columns=tuple(options.columns.values()))
+    usual_columns = (_IMAGE_COLUMN_NAMES, _LABEL_COLUMN_NAMES) if not options.columns else ()
+    hint_columns = tuple(options.columns.values())
+    path = find_table(walk, options, (), "the table", hint_columns=hint_columns, usual_columns=usual_columns)
+    table = read_with_header(path, problems, hint_columns)
     columns = _column_mapping(table, options, problems)
     label = columns.pop("label", "")
-    table_rows = rows_of_table(table, columns)
+    table_rows = with_split_columns(rows_of_table(table, columns), table, problems)
     if label in table.frame:
         table_rows = with_column(table_rows, "label", table.frame[label], (label,))
     elif label:

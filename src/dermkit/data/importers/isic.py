@@ -35,7 +35,7 @@ from dermkit.data.importers.table_rows import (
     with_column,
 )
 from dermkit.data.importers.walk import FolderWalk
-from dermkit.images.headers import IMAGE_SUFFIXES
+from dermkit.images.formats import IMAGE_SUFFIXES
 
 CLASSES_2018 = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 CLASSES_2019 = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")

@@ -16,7 +16,7 @@ from dermkit.data.importers.reader import extract_isic_id
 from dermkit.data.importers.records import Note, Records
 from dermkit.data.importers.table_rows import TableRows, metadata_columns, normalise_values, rows_of_table
 from dermkit.errors import DataError
-from dermkit.images.headers import IMAGE_SUFFIXES
+from dermkit.images.formats import IMAGE_SUFFIXES
 
 IMAGE_ID_COLUMNS = ("isic_id", "image_id", "image_name", "image")
 """Columns with the id of an image, in HAM10000, the ISIC challenges and the ISIC Archive; the first is used."""

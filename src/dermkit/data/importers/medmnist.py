@@ -24,8 +24,8 @@ from dermkit.data.importers.archives import (
     READ_METHODS,
     check_total,
     open_archive,
-    write_unsynced,
 )
+from dermkit.data.importers.extract import write_unsynced
 from dermkit.data.importers.reader import make_frame
 from dermkit.data.importers.records import Note, Records
 from dermkit.errors import DataError

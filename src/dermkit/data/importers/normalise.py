@@ -14,6 +14,10 @@ SPLIT_ALIASES = MappingProxyType(
 )  # fmt: skip
 """Name of a split in lower case -> `given_split`."""
 
+_SPLIT_FOLDER = re.compile(
+    r"(train|training|val|valid|validation|test|testing)(?:[\s_\-]*(?:set|split|data|dataset|images?|imgs|folder))*"
+)
+
 _SEX_ALIASES = MappingProxyType(
     {"m": "male", "male": "male", "man": "male", "f": "female", "female": "female", "woman": "female"}
 )
@@ -57,6 +61,12 @@ def parse_skin_type(value: str) -> str | None:
         return None if text else ""
     number = match.group(1)
     return _ROMAN_NUMERALS[int(number[0]) - 1] if number[0].isdigit() else number.upper()
+
+
+def split_of_folder(name: str) -> str:
+    """Return the `given_split` that a folder is named after ("Train", "test_set", "validation images"), or ""."""
+    match = _SPLIT_FOLDER.fullmatch(name.strip().lower())
+    return SPLIT_ALIASES[match.group(1)] if match else ""
 
 
 def parse_split(value: str) -> str | None:

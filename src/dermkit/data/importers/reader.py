@@ -16,7 +16,7 @@ from dermkit.data.importers.csv_tables import (
     missing_column_text,
     read_table_head,
 )
-from dermkit.data.importers.records import Records, Rejected
+from dermkit.data.importers.records import Note, Records, Rejected
 from dermkit.data.importers.table_rows import (
     MALIGNANCY,
     ImportOptions,
@@ -98,11 +98,14 @@ def find_table(
     *,
     alternatives: Sequence[str] = (),
     hint_columns: Sequence[str] = (),
+    usual_columns: Sequence[Sequence[str]] = (),
 ) -> Path:
     """Return the table named in the options, or the only one with these columns in the highest folder.
 
     usual_name: its name in the published set, for messages. alternatives: it must have one of these columns too.
-    hint_columns: columns that decide between several tables. Raises `DataError` for no table or several.
+    hint_columns: columns that decide between several tables, then the names of `usual_columns`, of each of which a
+    table must have one, then the usual name. Tables of a name such as sample_submission.csv come last, and files
+    without the ending of a table are read where there is no other. Raises `DataError` for no table or several.
     """
     if options.table:
         locations = [options.table, walk.root / options.table]
@@ -110,13 +113,18 @@ def find_table(
         if table_path is None:
             raise DataError(f"{options.table}: there is no such table", remedy="check --table")
         return table_path.resolve()
-    matching_tables = [
-        path for path in walk.tables if _has_columns(walk.root / path, required_columns, alternatives)
-    ]
+    paths = [*walk.tables, *(path for path in walk.unnamed_tables if Path(path).stem == Path(usual_name).stem)]
+    matching_tables = _with_columns(walk, paths, required_columns, alternatives)
+    matching_tables = matching_tables or _with_columns(walk, walk.unnamed_tables, required_columns, alternatives)
+    matching_tables = [path for path in matching_tables if not _is_submission(path)] or matching_tables
     min_depth = min((path.count("/") for path in matching_tables), default=0)
     candidates = [path for path in matching_tables if path.count("/") == min_depth]
     if len(candidates) > 1 and hint_columns:
         candidates = [path for path in candidates if _has_all(walk.root / path, hint_columns)] or candidates
+    for names in usual_columns if len(candidates) > 1 else ():
+        candidates = [path for path in candidates if _has_columns(walk.root / path, (), names)] or candidates
+    if len(candidates) > 1:
+        candidates = _usual_table(walk, candidates, usual_name)
     if len(candidates) != 1:
         raise missing_table_error(
             walk, required_columns, usual_name, alternatives=alternatives, candidates=candidates
@@ -124,11 +132,33 @@ def find_table(
     return walk.root / candidates[0]
 
 
+def _with_columns(
+    walk: FolderWalk, paths: Sequence[str], required_columns: Sequence[str], alternatives: Sequence[str]
+) -> list[str]:
+    return [path for path in paths if _has_columns(walk.root / path, required_columns, alternatives)]
+
+
 def _has_columns(path: Path, required_columns: Sequence[str], alternatives: Sequence[str]) -> bool:
     columns = read_table_head(path, [*required_columns, *alternatives]).columns
     return set(required_columns) <= set(columns) and (
         not alternatives or any(find_column(columns, name) for name in alternatives)
     )
+
+
+def _usual_table(walk: FolderWalk, candidates: Sequence[str], usual_name: str) -> list[str]:
+    """Return the only table with the name in the published set, with a note about the others; else all of them."""
+    usual = [path for path in candidates if Path(path).stem == Path(usual_name).stem]
+    if len(usual) != 1:
+        return list(candidates)
+    others = ", ".join(path for path in candidates if path not in usual)
+    text = f"{usual[0]} was read; tables with the same columns were not: {others}."
+    walk.notes.append(Note("other_tables", text, len(candidates) - 1))
+    return usual
+
+
+def _is_submission(path: str) -> bool:
+    """Return whether a table is called like Kaggle's example of an answer, which holds no truth."""
+    return "submission" in Path(path).stem.lower()
 
 
 def _has_all(path: Path, names: Sequence[str]) -> bool:
@@ -205,7 +235,7 @@ def to_records(
     problems.raise_if_any()
     for path in (*table_rows.table_paths, *extra_tables):
         if path.is_relative_to(walk.root):
-            walk.other_files[path.suffix.lower()] -= 1
+            walk.other_files[path.suffix.lower() or "no ending"] -= 1
     walk.other_files += Counter()  # drops zero counts
     walk.note_other_files()
     if not files.columns["path"]:

@@ -9,16 +9,20 @@ from typing import Any
 
 import pandas as pd
 
-from dermkit.data.class_names import find_class
 from dermkit.data.diagnoses import (
-    check_malignancy,
     describe_malignancy_source,
     malignancy_question,
     unknown_malignancy,
 )
 from dermkit.data.identify import recognise
 from dermkit.data.importers import archives
-from dermkit.data.importers.class_changes import ClassChanges, change_classes, classes_of_labels, inherits
+from dermkit.data.importers.class_changes import (
+    ClassChanges,
+    change_classes,
+    classes_of_labels,
+    inherits,
+    malignancy_of_classes,
+)
 from dermkit.data.importers.earlier import (
     EarlierDataset,
     Reconciled,
@@ -36,6 +40,7 @@ from dermkit.data.importers.open_images import open_images
 from dermkit.data.importers.overview_page import render_overview
 from dermkit.data.importers.records import Note, Records, Rejected
 from dermkit.data.importers.row_malignancy import ClassMalignancy, decide_classes
+from dermkit.data.importers.source_record import check_source, is_unpacked_by_us, record_source, remove_unpacked
 from dermkit.data.importers.table_rows import DEFAULT_IMPORT_OPTIONS, TARGET_COLUMNS, ImportOptions
 from dermkit.data.known_datasets import KnownDataset
 from dermkit.data.manifest import (
@@ -137,7 +142,7 @@ def import_dataset(
         known_dataset, changes = recognise(records.frame), change_classes(records, options)
         records, earlier = changes.records, read_earlier(out)
         labels = _sorted_labels(records.frame["label"])
-        malignancy = _malignancy_of_classes(malignancy, labels)
+        malignancy = malignancy_of_classes(malignancy, labels)
         given = {**({} if replace_earlier else given_malignancies(earlier, labels)), **malignancy}
         frame, rejected, notes = open_images(records, on_progress)
         rejected = _checked_rejections(source, out, frame, [*records.rejected, *rejected], earlier)
@@ -180,8 +185,8 @@ def _check_output_folder(layout: str, source: Path, out: Path, options: ImportOp
     finish_killed_changes(out)
     check_writable(out)
     images = out / "images"
-    if (archives.is_archive(source) or layout == MEDMNIST) and archives.is_unpacked_by_us(images):
-        archives.check_source(images, _source_file(layout, source))
+    if (archives.is_archive(source) or layout == MEDMNIST) and is_unpacked_by_us(images):
+        check_source(images, _source_file(layout, source))
         return  # an interrupted import continues
     check_output(out, marker="dataset.json", description="a data set folder")
     if LOCATION.exists(out):
@@ -213,10 +218,10 @@ def _read_source(
         return join_metadata(LAYOUTS[layout].reader(source, options), metadata_tables)
     images, file = out / "images", _source_file(layout, source)
     is_new = not (out / "dataset.json").exists()
-    archives.check_source(images, file)
+    check_source(images, file)
     unpack_result = archives.UnpackResult()
     try:
-        archives.record_source(images, file)
+        record_source(images, file)
         if layout == MEDMNIST:
             return join_metadata(_read_medmnist(file, out, is_packed, on_unpack), metadata_tables)
         unpack_result = archives.unpack(source, images, on_progress=on_unpack)
@@ -229,7 +234,7 @@ def _read_source(
         return join_metadata(records, metadata_tables)
     except DataError as error:
         if is_new:  # leave no images without a data set
-            archives.remove_unpacked(images)
+            remove_unpacked(images)
         members = "".join(
             f"\n  {rejection.path}: {rejection.reason}: {rejection.detail}"
             for rejection in unpack_result.rejected[:_MAX_LISTED]
@@ -253,17 +258,6 @@ def _read_medmnist(
 def _sorted_labels(labels: "pd.Series[str]") -> list[str]:
     """Return the distinct labels in alphabetical order, which is the order of the classes."""
     return sorted(labels.unique(), key=lambda label: (label.casefold(), label))
-
-
-def _malignancy_of_classes(malignancy: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
-    """Return the given malignancies under the names of the classes; raises `UsageError` (see `check_malignancy`)."""
-    under_names = {find_class(name, names) or name: value for name, value in malignancy.items()}
-    check_malignancy(under_names, names)
-    if len(under_names) < len(malignancy):
-        raise UsageError(
-            f"--malignancy {' '.join(malignancy)}: two of these are one class", remedy="name each class once"
-        )
-    return under_names
 
 
 def _checked_rejections(

@@ -17,7 +17,7 @@ from dermkit.data.importers.records import Note, Rejected
 from dermkit.data.manifest import MAX_AGE
 from dermkit.data.unknown import known_id, or_unknown
 from dermkit.errors import RejectionReason, first_of
-from dermkit.images.headers import IMAGE_SUFFIXES
+from dermkit.images.formats import IMAGE_SUFFIXES
 
 REASON_NO_METADATA = "no_metadata"
 REASON_NO_LABEL = "no_label"

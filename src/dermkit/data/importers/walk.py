@@ -9,14 +9,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dermkit.data.importers.csv_tables import TABLE_SUFFIXES
+from dermkit.data.importers.csv_tables import is_table_text
 from dermkit.data.importers.records import Note, Rejected
-from dermkit.errors import DataError, RejectionReason, check_fault_of_path
+from dermkit.errors import DataError, RejectionReason, check_fault_of_path, first_of
 from dermkit.files import walk_files
-from dermkit.images.headers import IMAGE_SUFFIXES
-
-IGNORED_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
-"""Files of operating systems, in lower case. Hidden files are ignored too."""
+from dermkit.images.formats import IMAGE_SUFFIXES
+from dermkit.images.recognise import TABLE_SUFFIXES, has_image_bytes, is_ignored, is_image, suffix_of
 
 # Reasons beside those of `errors.RejectionReason`: the file was not opened.
 REASON_MISPLACED = "misplaced"
@@ -24,12 +22,19 @@ REASON_LINK = "link_not_followed"
 REASON_BAD_NAME = "bad_name"
 
 
+ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz"})
+UNNAMED_TABLE_SUFFIXES = frozenset({"", ".txt", ".dat"})
+"""Endings of files that may hold a table without being called one."""
+_MAX_NAMED = 5
+
+
 @dataclass
 class FolderWalk:
     """A walk through a folder of images, and what it has met so far.
 
     Paths are strings relative to the root, with `/`; a million of them take a third of the memory of `Path` objects.
-    other_files: suffix -> number of files that are no images. tables: paths of tables.
+    other_files: suffix -> number of files that are no images. tables: paths of tables. unnamed_tables: paths of files
+    that hold a table by their text, not by their name, such as `HAM10000_metadata`. archives: paths of archives.
     """
 
     root: Path
@@ -37,6 +42,8 @@ class FolderWalk:
     notes: list[Note] = field(default_factory=list)
     other_files: Counter[str] = field(default_factory=Counter)
     tables: list[str] = field(default_factory=list)
+    unnamed_tables: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
 
     def entries(self, folder: str = "") -> tuple[list[str], list[str]]:
         """Return the sorted subfolders and candidate images of a folder; rejects unsafe links and invalid names.
@@ -60,13 +67,25 @@ class FolderWalk:
                 self.reject(path, REASON_LINK, "a linked folder is not entered; copy the images there instead")
             elif _is_folder(entry):
                 folders.append(path)
-            elif suffix not in IMAGE_SUFFIXES:
-                self.other_files[suffix or "no ending"] += 1
-                if suffix in TABLE_SUFFIXES and self._stays_inside(entry) and not _is_special(entry):
-                    self.tables.append(path)  # not a pipe: reading it would wait forever
+            elif suffix not in IMAGE_SUFFIXES and (suffix in TABLE_SUFFIXES or not self._has_image_bytes(entry)):
+                self._add_other_file(entry, path, suffix)
             elif self._is_safe(entry, path):
                 files.append(path)
         return folders, files
+
+    def _has_image_bytes(self, entry: "os.DirEntry[str]") -> bool:
+        return self._stays_inside(entry) and not _is_special(entry) and has_image_bytes(entry.path)
+
+    def _add_other_file(self, entry: "os.DirEntry[str]", path: str, suffix: str) -> None:
+        self.other_files[suffix or "no ending"] += 1
+        if not self._stays_inside(entry) or _is_special(entry):
+            return  # not a pipe: reading it would wait forever
+        if suffix in TABLE_SUFFIXES:
+            self.tables.append(path)
+        elif suffix in ARCHIVE_SUFFIXES:
+            self.archives.append(path)
+        elif suffix in UNNAMED_TABLE_SUFFIXES and is_table_text(Path(entry.path)):
+            self.unnamed_tables.append(path)
 
     def _stays_inside(self, entry: "os.DirEntry[str]") -> bool:
         return not entry.is_symlink() or Path(os.path.realpath(entry.path)).is_relative_to(self.root)
@@ -110,8 +129,13 @@ class FolderWalk:
             counts_text = ", ".join(f"{ending} {n}" for ending, n in sorted(self.other_files.items()))
             total = self.other_files.total()
             self.notes.append(
-                Note("other_files", f"Files that are no images by their ending: {counts_text}.", total)
+                Note("other_files", f"Files that are no images, by ending and bytes: {counts_text}.", total)
             )
+        if self.archives:
+            text = (
+                f"Archives in the folder are not opened: {first_of(self.archives, _MAX_NAMED)}; unpack them there."
+            )
+            self.notes.append(Note("archives", text, len(self.archives)))
 
 
 def resolve_source(source: Path) -> Path:
@@ -138,9 +162,7 @@ def visible_entries(folder: Path) -> list["os.DirEntry[str]"]:
     return [
         entry
         for entry in entries
-        if entry.name[0] != "."
-        and entry.name.lower() not in IGNORED_NAMES
-        and not (_is_folder(entry) and Path(entry.path, "dataset.json").is_file())
+        if not is_ignored(entry.name) and not (_is_folder(entry) and Path(entry.path, "dataset.json").is_file())
     ]
 
 
@@ -165,8 +187,8 @@ def visible_paths(folder: Path) -> list[Path]:
 
 
 def may_be_image(path: Path) -> bool:
-    """Return whether a path is a file with the suffix of an image."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+    """Return whether a path is a file that is an image by its name or its bytes."""
+    return not path.is_dir() and is_image(path, path.name)
 
 
 def single_image_folder(root: Path) -> Path | None:
@@ -180,8 +202,8 @@ def single_subfolder(root: Path) -> Path:
     """Descend while a folder holds a single subfolder and no images or tables, as unpacked archives often do."""
     while True:
         folders = [entry for entry in visible_entries(root) if entry.is_dir(follow_symlinks=False)]
-        files = {suffix_of(entry.name) for entry in visible_entries(root) if not _is_folder(entry)}
-        if len(folders) != 1 or files & (IMAGE_SUFFIXES | TABLE_SUFFIXES):
+        files = [entry for entry in visible_entries(root) if not _is_folder(entry)]
+        if len(folders) != 1 or any(_is_image_or_table(entry) for entry in files):
             return root
         root = Path(folders[0].path)
 
@@ -190,10 +212,13 @@ def _holds_images(folder: Path) -> bool:
     return any(map(may_be_image, walk_files(folder)))
 
 
-def suffix_of(name: str) -> str:
-    """Return the suffix of a file name in lower case with its dot, or ""."""
-    base, dot, ending = name.rpartition(".")
-    return f".{ending.lower()}" if dot and base and ending else ""
+def _is_image_or_table(entry: "os.DirEntry[str]") -> bool:
+    suffix = suffix_of(entry.name)
+    return (
+        suffix in TABLE_SUFFIXES
+        or is_image(entry.path, entry.name)
+        or (suffix in UNNAMED_TABLE_SUFFIXES and not _is_special(entry) and is_table_text(Path(entry.path)))
+    )
 
 
 def is_utf8(name: str) -> bool:
