@@ -34,7 +34,7 @@ from dermkit.prediction.inputs import ImageRef
 from dermkit.prediction.predictor import load_model
 from dermkit.prediction.run import PredictOutcome, predict
 from dermkit.progress import Progress
-from dermkit.runs.folder import RunFolder
+from dermkit.runs.folder import SEEN_SPLIT, RunFolder
 from dermkit.runs.predictions import read_predictions, to_scored_set
 from test_active_policy import settled
 
@@ -114,14 +114,20 @@ def test_predict_decides_what_evaluate_computes_from_the_run(trained: Path, mode
     assert found["set_size"].tolist() == inside.sum(axis=1).tolist()
 
 
-def test_predict_and_evaluate_on_other_data_agree(model: Path, binary: Path, out: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("split", "size"), [(EXTERNAL_SPLIT, 14), (SEEN_SPLIT, 34)])
+def test_predict_and_evaluate_on_other_data_agree(
+    model: Path, binary: Path, out: Path, tmp_path: Path, split: str, size: int
+) -> None:
+    """The data set is the model's own: what training looked at stands apart, and is decided alike."""
     data = dk.load_dataset(binary)
     folder = dk.evaluate(model, dataset=data, out=tmp_path / "other").parent
-    told = json.loads((folder / "metrics.json").read_text())["splits"][EXTERNAL_SPLIT]["policy"]
-    found = pd.read_csv(out / "decisions.csv").set_index("image_id")
+    told = json.loads((folder / "metrics.json").read_text())["splits"][split]["policy"]
+    scored = read_predictions(folder / "predictions.csv", ["benign", "malignant"])
+    ids = scored.loc[scored["split"] == split, "image_id"].map(bare)
+    found = pd.read_csv(out / "decisions.csv").set_index("image_id").loc[ids]
     label = data.manifest.set_index(data.manifest["image_id"].map(bare))["label"].loc[found.index]
     ill = (label == "malignant").to_numpy()
-    assert len(found) == len(data.manifest) == 48
+    assert (len(found), len(scored)) == (size, len(data.manifest))
     assert told["conformal"]["set_sizes"] == np.bincount(found["set_size"], minlength=3).tolist()
     assert len(told["operating_points"]) == 3
     for item in told["operating_points"]:
@@ -161,7 +167,7 @@ def test_predictions_stay_as_they_were_and_predict_json_says_what_was_applied(
     assert facts["warnings"] == []
     predict(model, images[:3], out=tmp_path)
     facts = json.loads((tmp_path / "predict.json").read_text())["policy"]
-    assert facts["operating_point"]["selected_by"] == "the first whose guarantee holds"
+    assert facts["operating_point"]["selected_by"] == "the first guaranteed on validation"
     assert (facts["operating_point"]["name"], facts["referral"]) == ("sensitivity 0.95", None)
     assert pd.read_csv(tmp_path / "decisions.csv")["referral"].isna().all()
 

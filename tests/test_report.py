@@ -40,6 +40,7 @@ from dermkit.reporting.report import write_report, write_summary_report
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import ENVIRONMENT, METRICS, RUN, SUMMARY, UNSTABLE_TRAINING
 from dermkit.runs.predictions import prediction_columns
+from dermkit.runs.verdict import judge_run
 
 HOSTILE = '<script>alert("1")</script>'
 NINE = (
@@ -501,7 +502,7 @@ def test_the_verdict_says_whether_the_dumb_rule_is_beaten(
     tmp_path: Path, low: float, high: float, side: str, said: str
 ) -> None:
     text = Page(_written(tmp_path, _tiny_metrics(low, high))).text
-    verdict = reporting_facts.against_majority(RunFolder(tmp_path), "test")
+    verdict = judge_run(RunFolder(tmp_path), "test")
     assert (verdict.outcome, verdict.metric, verdict.majority_metrics["balanced_accuracy"]) == (
         side,
         "balanced_accuracy",
@@ -534,7 +535,7 @@ def test_an_interval_is_worth_what_its_reason_says(bounds: list[float] | None, r
         (1.0, 1.0, SAME, "unknown", "interval unreliable"),
         (1.0, 1.0, "", "unknown", "interval unreliable"),
         (0.7, 0.8, BESIDE, "unknown", "interval unreliable"),
-        (0.51, 0.8, LOST, "above", "51.0\N{NO-BREAK SPACE}% to 80.0\N{NO-BREAK SPACE}%, unreliable"),
+        (0.51, 0.8, LOST, "unknown", "51.0\N{NO-BREAK SPACE}% to 80.0\N{NO-BREAK SPACE}%, unreliable"),
     ],
 )
 def test_the_headline_does_not_lean_on_an_unreliable_interval(
@@ -543,7 +544,7 @@ def test_the_headline_does_not_lean_on_an_unreliable_interval(
     body = _tiny_metrics(low, high)
     body["splits"]["test"]["metrics"]["accuracy"]["reason"] = reason
     head = " ".join(re.split(r"[ \n]+", Page(_written(tmp_path, body)).text)).split("Warnings (")[0]
-    assert reporting_facts.against_majority(RunFolder(tmp_path), "test").outcome == side
+    assert judge_run(RunFolder(tmp_path), "test").outcome == side
     assert head.count(said) == 4, "balanced accuracy and accuracy, in the lead and in a tile"
     assert ("cannot be told: the interval of balanced accuracy is unreliable" in head) == (side == "unknown")
     assert ("100.0" in head) is False
@@ -597,7 +598,7 @@ def test_overfitting_is_a_note_where_the_best_epoch_was_kept(tmp_path: Path) -> 
 
 
 def test_the_verdict_takes_the_stored_rule_where_there_is_one(nine: Path) -> None:
-    verdict = reporting_facts.against_majority(RunFolder(nine), "test")
+    verdict = judge_run(RunFolder(nine), "test")
     assert verdict.majority_class == "vascular lesion", "the commonest class of training"
     assert verdict.majority_metrics["balanced_accuracy"] == pytest.approx(1 / 9)
     assert verdict.metrics_key == "test.baselines.majority"
@@ -608,10 +609,10 @@ def test_the_verdict_falls_back_on_accuracy_and_then_says_nothing(tmp_path: Path
     metrics = body["splits"]["test"]["metrics"]
     metrics["balanced_accuracy"] = metrics["auroc"]
     METRICS.write(tmp_path, body)
-    assert reporting_facts.against_majority(RunFolder(tmp_path), "test").metric == "accuracy"
+    assert judge_run(RunFolder(tmp_path), "test").metric == "accuracy"
     metrics["accuracy"] = metrics["auroc"]
     METRICS.write(tmp_path, body)
-    assert reporting_facts.against_majority(RunFolder(tmp_path), "test").outcome == "unknown"
+    assert judge_run(RunFolder(tmp_path), "test").outcome == "unknown"
     assert "cannot be told" in Page(write_report(tmp_path)).text
 
 

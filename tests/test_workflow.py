@@ -414,7 +414,7 @@ def test_nine_classes_are_tested_on_two_with_a_map(
     assert str(path) in messages
 
 
-def test_images_that_training_looked_at_are_counted_as_overlap(
+def test_images_that_training_looked_at_count_in_no_test_figure(
     trained: Path, binary: Path, tmp_path: Path
 ) -> None:
     report = dk.evaluate(trained / "model", dataset=dk.load_dataset(binary), out=tmp_path / "same")
@@ -422,7 +422,20 @@ def test_images_that_training_looked_at_are_counted_as_overlap(
     known = int((split["split"] != "test").sum())
     metrics = read(report.parent / "metrics.json")
     assert metrics["overlap"]["same_pixels"] == known
-    assert f"Not external: {known} of {len(split)} images were looked at in training" in report.read_text()
+    assert (metrics["overlap"]["seen_images"], metrics["overlap"]["same_group"]) == (known, 0)
+    sizes = {name: part["n"] for name, part in metrics["splits"].items()}
+    assert sizes == {"test": len(split) - known, "seen_in_training": known}
+    predictions = pd.read_csv(report.parent / "predictions.csv").set_index("image_id")["split"]
+    learned = set(split.loc[split["split"] != "test", "image_id"])
+    assert set(predictions.index[predictions == "seen_in_training"]) == learned
+    assert (
+        metrics["splits"]["test"]["metrics"]["accuracy"]
+        == (read(trained / "metrics.json")["splits"]["test"]["metrics"]["accuracy"])
+    ), "the figure of the run's own test images"
+    page = report.read_text()
+    assert f"Not external: {known} of {len(split)} images were looked at in training" in page
+    assert "They count in no test figure and stand beside as `seen_in_training`." in page
+    assert page.index("(they are left out of the test figures)") < page.index("Warnings (")
 
 
 def test_the_model_folder_holds_what_validation_settled(trained: Path, binary: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from dermkit import __version__
-from dermkit.cli.console import OutOption, echo, progress_bar, say_error
+from dermkit.cli.console import OutOption, echo, print_result, progress_bar, say_error
 from dermkit.cli.data import audit_command, import_command, split_command
 from dermkit.cli.examples import examples_text
 from dermkit.cli.predict import predict_command
@@ -113,6 +113,7 @@ def demo_command(out: OutOption = Path("demo")) -> None:
     echo(
         "\nResearch use only. Not a medical device. The images are synthetic: the figures say nothing about skin."
     )
+    print_result(outcome.run)
     echo(f"images       {outcome.images}")
     echo(f"data set     {outcome.dataset}")
     echo(f"overview     {outcome.overview}")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from dermkit.cli.line_progress import line_progress
 from dermkit.errors import EXIT_SOME_REJECTED, UsageError, printable
 from dermkit.progress import Progress
 
@@ -60,11 +61,22 @@ def say_error(line: str) -> None:
         echo(line, err=True)
 
 
+def print_result(folder: Path, *pages: Path) -> None:
+    """Print the result of an evaluated folder, then the paths of its pages, each once."""
+    from dermkit.reporting.terminal import result_lines
+
+    for line in result_lines(folder):
+        echo(line)
+    for page in pages:
+        echo(str(page))
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Show a bar with the time left on a terminal, plain lines elsewhere."""
+    """Show a bar with the time left on a terminal; elsewhere plain lines, one at least every 20 seconds."""
     if not sys.stderr.isatty():
-        yield Progress(say=say_error)
+        with line_progress(say_error) as progress:
+            yield progress
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermkit.cli.console import echo, one_of_names, parse_malignancy, progress_bar
+from dermkit.cli.console import echo, one_of_names, parse_malignancy, print_result, progress_bar
 
 MAP_HELP = (
     "How classes correspond, as a JSON file: "
@@ -70,7 +70,7 @@ def evaluate_command(
             out=out, open_test=dk.load_dataset(open_test) if open_test else None, progress=progress, options=options,
             split=split, malignancy=parse_malignancy(malignancy or []), probabilities=probabilities,
         )  # fmt: skip
-    echo(str(path))
+    print_result(path.parent, path)
 
 
 def report_command(
@@ -78,7 +78,9 @@ def report_command(
 ) -> None:
     import dermkit as dk
 
-    echo(str(dk.report(run)))
+    with progress_bar():
+        path = dk.report(run)
+    echo(str(path))
 
 
 def compare_command(
@@ -96,12 +98,14 @@ def compare_command(
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path("comparison"),
 ) -> None:
     import dermkit as dk
+    from dermkit.reporting.terminal import wrapped
 
-    outcome = dk.compare(runs or [], claim_texts=claim_texts or [], out=out)
+    with progress_bar():
+        outcome = dk.compare(runs or [], claim_texts=claim_texts or [], out=out)
     for name, table in outcome.tables.items():
-        echo(f"\n{name} ({outcome.image_texts[name]})")
-        echo(table)
-    echo("")
-    for sentence in [*outcome.notes, *outcome.sentences]:
-        echo(sentence)
+        for line in ["", *wrapped(f"{name} ({outcome.image_texts[name]})"), table, ""]:
+            echo(line)
+    for sentence in [*outcome.notes, *outcome.sentences, *outcome.verdicts]:
+        for line in wrapped(sentence, indent="  "):
+            echo(line)
     echo(str(outcome.page))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
-from dermkit.cli.console import DatasetArgument, echo, progress_bar
+from dermkit.cli.console import DatasetArgument, echo, print_result, progress_bar
 from dermkit.errors import UsageError
 from dermkit.files import shell_path
 from dermkit.progress import Progress
@@ -206,12 +206,11 @@ def _train_on(
         return train(loaded_dataset, settings, progress)
 
 
-def _print_paths(*paths: Path) -> None:
-    """Print what was written, once: of several processes, the first one does."""
+def _print_run(folder: Path, *pages: Path) -> None:
+    """Print the result and what was written, once: of several processes, the first one does."""
     rank_info = read_rank_info(os.environ)
     if rank_info is None or rank_info.rank == 0:
-        for path in paths:
-            echo(str(path))
+        print_result(folder, *pages)
 
 
 def train_command(
@@ -261,7 +260,7 @@ def train_command(
         )  # fmt: skip
 
     folder = _train_on(dataset, options, train)
-    _print_paths(folder / REPORT_FILE)
+    _print_run(folder, folder / REPORT_FILE)
 
 
 def tune_command(
@@ -304,4 +303,4 @@ def tune_command(
         return dk.tune(recipes, dataset, name=name, settings=settings, split=split, seed=seed, progress=progress)
 
     folder = _train_on(dataset, options, train)
-    _print_paths(out / name / TUNE_TABLE, folder / REPORT_FILE)
+    _print_run(folder, out / name / TUNE_TABLE, folder / REPORT_FILE)

@@ -1,7 +1,7 @@
 """Evaluate a model on another data set: classes are mapped by name, overlap with its training images is counted."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
 from dermkit.models.card import card_policy
 from dermkit.progress import Progress
 from dermkit.recipes.formats import format_of_recipe
-from dermkit.runs.folder import RunFolder
+from dermkit.runs.folder import SEEN_SPLIT, RunFolder
 from dermkit.runs.layout import (
     ATTRIBUTES_FILE,
     EXTERNAL_FOLDER,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
 
 EXTERNAL_SPLIT = "test"
-"""All images of the other data set are test images."""
+"""Images of the other data set are test images, but those that training looked at (`SEEN_SPLIT`)."""
 
 
 def evaluate_external(
@@ -67,6 +67,7 @@ def evaluate_external(
 ) -> Path:
     """Score every image of `dataset` with the model of `model_path`, evaluate in common classes; returns the folder.
 
+    Images that the model's training looked at, and others of their lesions and patients, are a split of their own.
     Writes a folder like a run's: predictions.csv (in the target classes), unmapped.csv, metrics.json (no report).
     open_test: sealed test images of the data set may be scored; that is logged in their seal.
     """
@@ -87,12 +88,13 @@ def evaluate_external(
         recipe=str(predictor.card["recipe"].get("name", "")), run=_run_folder_of(predictor.folder).name,
     )  # fmt: skip
     with reading(dataset.folder, "evaluate"), log_openings(openings) as opening_texts:
-        mapped = remap_predictions(_score_dataset(predictor, dataset, progress), class_mapping)
-        run_json = _run_json(predictor, dataset, class_mapping, mapped)
+        overlap = find_training_overlap(predictor, dataset)
+        scores = _score_dataset(predictor, dataset, progress)
+        scores.loc[scores["image_id"].isin(overlap.image_ids), "split"] = SEEN_SPLIT
+        mapped = remap_predictions(scores, class_mapping)
+        run_json = _run_json(predictor, dataset, class_mapping, mapped, overlap)
         run_json["warnings"] += opening_texts
         _write_folder(folder, mapped, run_json, predictor, dataset)
-    for warning in run_json["warnings"]:
-        progress.say(f"warning: {warning}")
     evaluate_run(folder, dataset, options=options, policy=policy)
     return folder
 
@@ -148,25 +150,62 @@ def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress)
     )
 
 
-def training_overlap(predictor: "Predictor", dataset: Dataset) -> dict[str, int]:
-    """Count images of the data set that the model was trained on: by identical pixels, and by ISIC id."""
+@dataclass(frozen=True)
+class TrainingOverlap:
+    """What a data set shares with the images of a model's training and validation.
+
+    image_ids: of the images that count in no test figure. same_pixels, same_isic_id: how many of them are training
+    images, by either sign; same_group: how many more show the lesion or patient of one.
+    """
+
+    image_ids: frozenset[str]
+    same_pixels: int
+    same_isic_id: int
+    same_group: int
+    n_training_images: int
+    n_training_images_with_id: int
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts, as run.json and metrics.json hold them."""
+        return {
+            "seen_images": len(self.image_ids),
+            "same_pixels": self.same_pixels,
+            "same_isic_id": self.same_isic_id,
+            "same_group": self.same_group,
+            "training_images_with_isic_id": self.n_training_images_with_id,
+            "training_images": self.n_training_images,
+        }
+
+
+def find_training_overlap(predictor: "Predictor", dataset: Dataset) -> TrainingOverlap:
+    """Find images of the data set that the model was trained on, by identical pixels or ISIC id, and their siblings."""
     training_images = pd.DataFrame(
         predictor.training_images, columns=["pixel_sha256", "isic_id", "split"], dtype=str
     )
     training_isic_ids = set(training_images["isic_id"]) - {""}
-    return {
-        "same_pixels": int(dataset.manifest["pixel_sha256"].isin(set(training_images["pixel_sha256"])).sum()),
-        "same_isic_id": int(dataset.manifest["isic_id"].isin(training_isic_ids).sum()),
-        "training_images_with_isic_id": int((training_images["isic_id"] != "").sum()),
-        "training_images": len(training_images),
-    }
+    manifest = dataset.manifest
+    has_same_pixels = manifest["pixel_sha256"].isin(set(training_images["pixel_sha256"])).to_numpy()
+    has_same_id = manifest["isic_id"].isin(training_isic_ids).to_numpy()
+    is_training_image, groups = has_same_pixels | has_same_id, leakage_groups(manifest)
+    is_seen = np.isin(groups, groups[is_training_image])
+    return TrainingOverlap(
+        frozenset(manifest["image_id"][is_seen]),
+        int(has_same_pixels.sum()),
+        int(has_same_id.sum()),
+        int((is_seen & ~is_training_image).sum()),
+        len(training_images),
+        int((training_images["isic_id"] != "").sum()),
+    )
 
 
 def _run_json(
-    predictor: "Predictor", dataset: Dataset, class_mapping: ClassMapping, mapped: MappedPredictions
+    predictor: "Predictor",
+    dataset: Dataset,
+    class_mapping: ClassMapping,
+    mapped: MappedPredictions,
+    overlap: TrainingOverlap,
 ) -> dict[str, Any]:
     card, unmapped_counts = predictor.card, mapped.unmapped_counts
-    overlap_counts = training_overlap(predictor, dataset)
     return {
         "recipe": card["recipe"].get("name", ""),
         "system": card["recipe"].get("system", ""),
@@ -184,18 +223,18 @@ def _run_json(
         "split": {
             "name": "external",
             "scheme": "external",
-            "counts": {"test": len(mapped.predictions)},
+            "counts": {str(name): int(n) for name, n in mapped.predictions["split"].value_counts().items()},
             "excluded": sum(unmapped_counts.values()),
         },
         "training_dataset": {"name": card["dataset"].get("name", ""), "audit": card["dataset"].get("audit", {})},
         "mapping": asdict(class_mapping),
         "unmapped": dict(unmapped_counts),
-        "overlap": overlap_counts,
+        "overlap": overlap.as_dict(),
         "seed": card["training"].get("seed"),
         "fold": None,
         "weights": card["weights"],
         "policy": _recorded_policy(predictor, class_mapping),
-        "warnings": _warnings(predictor, dataset, unmapped_counts, overlap_counts),
+        "warnings": _warnings(predictor, dataset, unmapped_counts, overlap),
     }
 
 
@@ -227,28 +266,9 @@ def _policy_with_targets(
 
 
 def _warnings(
-    predictor: "Predictor", dataset: Dataset, unmapped_counts: Mapping[str, int], overlap_counts: Mapping[str, int]
+    predictor: "Predictor", dataset: Dataset, unmapped_counts: Mapping[str, int], overlap: TrainingOverlap
 ) -> list[str]:
-    training_dataset = predictor.card["dataset"].get("name", "the training data")
-    n_overlap = max(overlap_counts.get("same_pixels", 0), overlap_counts.get("same_isic_id", 0))
-    warnings = []
-    if n_overlap:
-        warnings.append(
-            f"Not external: {n_overlap} of {len(dataset.manifest)} images were looked at in training "
-            f"({overlap_counts['same_pixels']} by identical pixels, {overlap_counts['same_isic_id']} by ISIC id)."
-        )
-    n_training_without_id = overlap_counts.get("training_images", 0) - overlap_counts.get(
-        "training_images_with_isic_id", 0
-    )
-    n_images_without_id = int((dataset.manifest["isic_id"] == "").sum())
-    archive_sentence = _common_archive(predictor, dataset)
-    if n_training_without_id or n_images_without_id or not overlap_counts or archive_sentence:
-        warnings.append(
-            f"Overlap cannot be ruled out: {n_training_without_id} training images of "
-            f"{training_dataset} and {n_images_without_id} images of "
-            f"{dataset.name} carry no ISIC id, so copies of other size or compression are not "
-            f"counted.{archive_sentence}"
-        )
+    warnings = [*_overlap_warnings(overlap, dataset), *_unknown_overlap_warnings(predictor, dataset, overlap)]
     if unmapped_counts:
         label_counts = ", ".join(f"{label} {n}" for label, n in sorted(unmapped_counts.items()))
         warnings.append(
@@ -257,12 +277,50 @@ def _warnings(
     return [*warnings, *unknown_ids_warnings(dataset.manifest)]
 
 
+def _overlap_warnings(overlap: TrainingOverlap, dataset: Dataset) -> list[str]:
+    """Return what is said of images that training looked at."""
+    n_seen, n_images = len(overlap.image_ids), len(dataset.manifest)
+    if not n_seen:
+        return []
+    siblings = (
+        f", and {overlap.same_group} show the lesion or patient of one of them" if overlap.same_group else ""
+    )
+    consequence = (
+        "There is no figure of images that are new to the model."
+        if n_seen == n_images
+        else f"They count in no test figure and stand beside as `{SEEN_SPLIT}`."
+    )
+    return [
+        f"Not external: {n_seen - overlap.same_group} of {n_images} images were looked at in training "
+        f"({overlap.same_pixels} by identical pixels, {overlap.same_isic_id} by ISIC id){siblings}. {consequence}"
+    ]
+
+
+def _unknown_overlap_warnings(predictor: "Predictor", dataset: Dataset, overlap: TrainingOverlap) -> list[str]:
+    """Return why further overlap cannot be ruled out: images without an ISIC id, or of one archive."""
+    training_dataset = predictor.card["dataset"].get("name", "the training data")
+    n_without_id = {
+        f"training images of {training_dataset}": overlap.n_training_images - overlap.n_training_images_with_id,
+        f"images of {dataset.name}": int((dataset.manifest["isic_id"] == "").sum()),
+    }
+    counts = " and ".join(f"{n} {noun}" for noun, n in n_without_id.items() if n)
+    archive = _common_archive(predictor, dataset)
+    further = "Further overlap" if overlap.image_ids else "Overlap"
+    if counts:
+        origin = f" Both data sets draw from the {archive}, so copies are likely." if archive else ""
+        return [
+            f"{further} cannot be ruled out: {counts} carry no ISIC id, so copies of other size or compression are not "
+            f"found.{origin}"
+        ]
+    if archive:
+        return [
+            f"Both data sets draw from the {archive}. All images carry its ids, so each image in both was found; "
+            "clinics and cameras are shared all the same, so this is no test on images of strangers."
+        ]
+    return []
+
+
 def _common_archive(predictor: "Predictor", dataset: Dataset) -> str:
-    training_archive = predictor.card["dataset"].get("notes", {}).get("archive", "")
-    test_archive = dataset.notes.get("archive", "")
-    if training_archive and training_archive == test_archive:
-        return (
-            f" Both data sets draw from the {training_archive}: their images overlap, so this is not "
-            f"an independent test."
-        )
-    return ""
+    """Return the archive that both data sets draw from, "" where none is known."""
+    training_archive = str(predictor.card["dataset"].get("notes", {}).get("archive", ""))
+    return training_archive if training_archive == dataset.notes.get("archive", "") else ""

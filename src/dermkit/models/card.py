@@ -36,6 +36,10 @@ EMPTY_POLICY: Mapping[str, Any] = {"calibration": {"kind": "none"}, "operating_p
 POLICY_FIELDS = ("calibration", "operating_points", "conformal", "referral", "n_validation_images")
 """The fields of model.json that hold the policy. `referral` is absent in models of older versions."""
 
+EVALUATION_FIELD = "evaluation"
+"""The field of model.json that says what the test images showed, null before; absent in older versions: `split`, `n`,
+`outcome` and `verdict` as the report has them, `figures` and `broken_guarantees`, each with its `sentence`."""
+
 
 def _migrate_1_to_2(card: dict[str, Any]) -> dict[str, Any]:
     return {**card, **EMPTY_POLICY, "format": 2}
@@ -69,19 +73,25 @@ def card_files(card: Mapping[str, Any]) -> dict[str, str]:
     return {MODEL_JSON.name: json_text(card, format=MODEL_JSON.format), MODEL_CARD_FILE: card_text(card)}
 
 
-def write_policy(folder: Path, policy: Mapping[str, Any]) -> None:
-    """Write a policy into a model folder; a folder that holds the same policy is not touched.
+def write_policy(folder: Path, policy: Mapping[str, Any], *, evaluation: Mapping[str, Any] | None = None) -> None:
+    """Write a policy into a model folder, and what the test images showed; one that holds both is not touched.
 
-    Atomic: if interrupted, the folder stays valid, with the old or the new policy, and the next call completes the
-    update. Raises `UntrustedError` where a file was changed since it was saved, because new checksums would cover it.
+    evaluation: None = no test image was scored: what an earlier evaluation of the same policy showed stays. A model of
+    an older version that holds the policy is touched only to say that a guarantee is broken. Atomic: if interrupted,
+    the folder stays valid, with the old or the new policy, and the next call completes the update. Raises
+    `UntrustedError` where a file was changed since it was saved, because new checksums would cover it.
     """
     card, policy_fields = read_card(folder), {name: policy[name] for name in POLICY_FIELDS if name in policy}
-    is_unchanged = {name: card[name] for name in POLICY_FIELDS if name in card} == policy_fields
-    if is_unchanged and not is_update_pending(folder):
+    is_same_policy = {name: card[name] for name in POLICY_FIELDS if name in card} == policy_fields
+    new_evaluation = evaluation or (card.get(EVALUATION_FIELD) if is_same_policy else None)
+    is_same_evaluation = card.get(EVALUATION_FIELD) == new_evaluation
+    if EVALUATION_FIELD not in card:  # of an older version, or not evaluated yet
+        is_same_evaluation = not (new_evaluation or {}).get("broken_guarantees")
+    if is_same_policy and is_same_evaluation and not is_update_pending(folder):
         return
     check_hashes(folder, preserved="the model folder as it is, and the evaluation")
-    other_fields = {name: value for name, value in card.items() if name not in POLICY_FIELDS}
-    update_files(folder, card_files({**other_fields, **policy_fields}))
+    other_fields = {name: value for name, value in card.items() if name not in (*POLICY_FIELDS, EVALUATION_FIELD)}
+    update_files(folder, card_files({**other_fields, **policy_fields, EVALUATION_FIELD: new_evaluation}))
 
 
 def extra_targets(folder: Path) -> tuple[tuple[str, float], ...]:
@@ -139,6 +149,25 @@ def _calibration_text(card: Mapping[str, Any]) -> str:
     )
 
 
+def _broken_text(card: Mapping[str, Any]) -> str:
+    """Return the guarantees that the test images broke, to be read first; "" without."""
+    evaluation = card.get(EVALUATION_FIELD) or {}
+    lines = [f"**{markdown(broken['sentence'])}**\n\n" for broken in evaluation.get("broken_guarantees", ())]
+    return "".join(lines)
+
+
+def _evaluation_text(card: Mapping[str, Any]) -> str:
+    """Return what the test images showed, "" where none was scored."""
+    evaluation = card.get(EVALUATION_FIELD)
+    if not evaluation:
+        return ""
+    figures = "\n".join(
+        f"- {markdown(name.replace('_', ' '))}: {markdown(text)}" for name, text in evaluation["figures"].items()
+    )
+    split, n = markdown(evaluation["split"]), evaluation["n"]
+    return f"On {n} {split} images. {markdown(evaluation['verdict'])}\n\n{figures}\n\n"
+
+
 def card_text(card: Mapping[str, Any]) -> str:
     """Return the text of MODEL_CARD.md, for people; model.json holds the same for programs."""
     classes = "\n".join(
@@ -150,9 +179,9 @@ def card_text(card: Mapping[str, Any]) -> str:
     size, interpolation = preprocessing["size"], preprocessing["interpolation"]
     return f"""# Model card: {markdown(card["recipe"].get("name", "unnamed"))}
 
-**{RESEARCH_ONLY}**
+{_broken_text(card)}**{RESEARCH_ONLY}**
 
-{markdown(card["recipe"].get("about", ""))}
+{_evaluation_text(card)}{markdown(card["recipe"].get("about", ""))}
 
 ## Classes, in the order of the probabilities
 

@@ -17,6 +17,7 @@ from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import MAX_READ_BYTES, read_json, read_regular, sha256_bytes, sha256_file
 from dermkit.models import cnn
 from dermkit.models.backbones import WEIGHTS_CARD_FORMAT
+from dermkit.models.requirements import scratch_recipe
 from dermkit.recipes.schema import ModelSpec
 
 _Rgb = tuple[float, float, float]
@@ -265,7 +266,8 @@ def _no_hub_weights_error(spec: ModelSpec, reason: str) -> UntrustedError:
         remedy=(
             "one of three: connect to the network once, and they are fetched and kept; "
             "pass --weights FILE.safetensors with FILE.safetensors.json beside it; "
-            'or edit the recipe to model.weights = "none", which trains from scratch'
+            f"or train from scratch with a recipe that needs none, such as {scratch_recipe('', spec.backbone)}, or "
+            'model.weights = "none" in your own'
         ),
     )
 

@@ -18,8 +18,14 @@ from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.files import check_output, check_writable, lock, sweep_temp
 from dermkit.prediction.locate import check_folder, check_model_folder, suggest_run
 from dermkit.progress import Progress
-from dermkit.reporting.comparison_page import headline_sentences, write_comparison_page, write_comparison_tables
+from dermkit.reporting.comparison_page import (
+    headline_sentences,
+    run_verdicts,
+    write_comparison_page,
+    write_comparison_tables,
+)
 from dermkit.reporting.report import write_report, write_summary_report
+from dermkit.reporting.terminal import metric_lines
 from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import (
@@ -226,7 +232,7 @@ def _open_test(folder: Path, dataset: Dataset, progress: Progress, options: Eval
 class CompareOutcome:
     """page: comparison.html. sentences: what to read first. tables: split -> the runs' own figures as text.
 
-    image_texts: split -> which images they have in common.
+    image_texts: split -> which images they have in common. verdicts: of each single run, as its report has it.
 
     notes: which runs were taken together as trainings of one recipe, and what their final model is.
     """
@@ -237,6 +243,7 @@ class CompareOutcome:
     same_images: dict[str, bool]
     notes: list[str]
     image_texts: dict[str, str]
+    verdicts: list[str]
 
 
 def compare(runs: Sequence[Path], *, claim_texts: Sequence[str] = (), out: Path) -> CompareOutcome:
@@ -265,13 +272,16 @@ def _write_comparison(comparison: Comparison, claims: Sequence[CheckedClaim], ou
     if comparison is not NO_COMPARISON:
         write_comparison_tables(comparison, out)
     tables = {
-        split: comparison.wide_table(PRINTED_METRICS, split=split).to_string() for split in comparison.same_images
+        split: "\n".join(metric_lines(comparison.wide_table(PRINTED_METRICS, split=split)))
+        for split in comparison.same_images
     }
     roots = [root for run in comparison.folders if (root := RunFolder(run).images_root()) is not None]
     page = write_comparison_page(comparison, claims, out, images=roots[0] if roots else None)
     sentences = headline_sentences(comparison, claims)
     same_images, image_texts = dict(comparison.same_images), dict(comparison.image_texts)
-    return CompareOutcome(page, sentences, tables, same_images, comparison.notes, image_texts)
+    singles = {entry.name for entry in comparison.entries if not entry.is_group}
+    verdicts = [f"{name}: {' '.join(texts)}" for name, texts in run_verdicts(comparison) if name in singles]
+    return CompareOutcome(page, sentences, tables, same_images, comparison.notes, image_texts, verdicts)
 
 
 def _check_run_or_repeats(folder: Path) -> None:

@@ -43,6 +43,7 @@ from dermkit.progress import Progress
 from dermkit.recipes.schema import save_recipe
 from dermkit.render import charts, sheets
 from dermkit.reporting.report import write_report
+from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import (
     AUGMENTED_SHEET,
     CHECKPOINTS_FOLDER,
@@ -58,6 +59,7 @@ from dermkit.runs.layout import (
     RUN,
     RUN_SEAL,
 )
+from dermkit.runs.verdict import summarise_test
 
 if TYPE_CHECKING:
     from dermkit.data.cache.pixels import PixelCache
@@ -193,7 +195,6 @@ def _train_and_report(plan: RunPlan, prepared_job: _PreparedJob, machine: Machin
     write_next_steps(plan.folder, plan.dataset.folder, weights_file, is_sealed=plan.seal is not None)
     LOCATION.write(plan.folder, {"images": str(plan.dataset.image_root.resolve())})
     evaluate_and_report(plan.folder, plan.dataset.image_root)
-    progress.say(f"report: {plan.folder / REPORT_FILE}")
 
 
 def _pixel_rows(split_table: pd.DataFrame, split_name: str, index: Mapping[str, int]) -> NDArray[np.int64]:
@@ -213,18 +214,18 @@ def evaluate_and_report(
 ) -> Path:
     """Evaluate a scored folder and write its report with pictures from `images`; returns the report.
 
-    The folder's model gets the decision policy that was fitted on validation, and the targets to be saved; those that
-    it holds already are fitted and shown every time. saved_targets: that it held before it was written anew.
+    The folder's model gets the decision policy that was fitted on validation, what the test images showed of it, and
+    the targets to be saved; those that it holds already are fitted and shown every time. saved_targets: that it
+    held before it was written anew.
     """
     model = folder / MODEL_FOLDER
     model_targets = (*saved_targets, *(extra_targets(model) if model.is_dir() else ()))
     evaluate_run(folder, options=options.with_targets(model_targets))
     if POLICY.exists(folder) and model.is_dir():
-        policy_json = POLICY.read(folder)
-        write_policy(
-            model,
-            with_extra_targets(policy_json, {*model_targets, *(options.targets if options.save_targets else ())}),
-        )
+        targets_to_save = {*model_targets, *(options.targets if options.save_targets else ())}
+        policy = with_extra_targets(POLICY.read(folder), targets_to_save)
+        point_names = {point["name"] for point in policy["operating_points"]}
+        write_policy(model, policy, evaluation=summarise_test(RunFolder(folder), point_names))
     return write_report(folder, images_root=images)
 
 
@@ -233,9 +234,11 @@ def _train(plan: RunPlan, prepared_job: _PreparedJob, machine: Machine) -> "Trai
     from dermkit.training.state import TrainingHooks
 
     job, progress, last_drawn = prepared_job.job, machine.progress, [time.monotonic()]
+    n_epochs = sum(phase.epochs for phase in plan.recipe.phases)
 
     def on_epoch(row: Mapping[str, Any], epochs: int) -> None:
         progress.say(_epoch_line(row, epochs))
+        progress.step("epochs", int(row["epoch"]), n_epochs)
         if time.monotonic() - last_drawn[0] > _REDRAW_SECONDS and machine.is_first:
             _draw_progress(plan.folder)
             last_drawn[0] = time.monotonic()
@@ -252,6 +255,7 @@ def _train(plan: RunPlan, prepared_job: _PreparedJob, machine: Machine) -> "Trai
             fabric=machine.fabric,
             hooks=hooks,
         )
+    progress.step("epochs", n_epochs, n_epochs)
     if stop_requested[0]:
         raise RunInterrupt(
             "interrupted when training was done",

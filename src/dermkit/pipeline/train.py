@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dermkit.data.manifest import Dataset
 from dermkit.data.readers import reading
+from dermkit.models.requirements import check_requirements
 from dermkit.pipeline.continuation import with_continuation
 from dermkit.pipeline.plan import Machine, RunSettings, check_classes, make_plans, prepare_machine, with_seed
 from dermkit.pipeline.repeats import summarise_repeats
@@ -30,6 +31,7 @@ def train(
     `RunInterrupt`, `DivergenceError`, `DataError`, `UntrustedError`, `OutputError`, `UsageError`.
     """
     check_classes(dataset)
+    check_requirements(recipe, settings.weights if settings else None)
     machine = prepare_machine(settings, progress)
     with reading(dataset.folder, "train"):
         return train_recipe(with_seed(recipe, seed), dataset, split, machine, continue_from)

@@ -8,6 +8,7 @@ from dermkit.data.manifest import Dataset
 from dermkit.data.readers import reading
 from dermkit.errors import UsageError
 from dermkit.files import write_rows
+from dermkit.models.requirements import check_requirements
 from dermkit.pipeline.plan import Machine, RunSettings, check_classes, make_plans, prepare_machine, with_seed
 from dermkit.pipeline.repeats import best_run_index, validation_value
 from dermkit.pipeline.run import run_plan
@@ -32,6 +33,8 @@ def tune(
     `<out>/<name>/tune.csv` lists every trial. The trials never score the test split.
     """
     check_classes(dataset)
+    for recipe in recipes:
+        check_requirements(recipe, settings.weights if settings else None)
     machine = prepare_machine(settings, progress)
     with reading(dataset.folder, "tune"):
         return _tune(recipes, dataset, name, split, seed, machine)

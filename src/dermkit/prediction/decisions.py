@@ -4,7 +4,7 @@ The numbers come from `metrics.decisions.apply`; this module selects the operati
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,12 @@ import numpy as np
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import UsageError
 from dermkit.files import write_rows
-from dermkit.metrics.decisions.apply import ActivePolicy, PolicyOutput, parse_target, select
+from dermkit.metrics.decisions.apply import ActivePolicy, PolicyOutput, find_broken, parse_target, select
+from dermkit.metrics.decisions.guarantees import BrokenGuarantee
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.prediction.inputs import ImageRef, utf8_safe
 from dermkit.render.cells import defused
+from dermkit.runs.verdict import guarantee_fragments, plain_text
 
 if TYPE_CHECKING:
     from dermkit.metrics.decisions.operating_points import OperatingPoint
@@ -42,7 +44,8 @@ class DecisionCounts:
 
     operating_point: the one that decides positive or negative, "" for none. has_referral: whether images may be
     referred. warnings: what limits the decisions. no_call_reason: why no image was called positive or negative, ""
-    where they were. set_sizes: number of images by size of their prediction set, 0 to K classes.
+    where they were. set_sizes: number of images by size of their prediction set, 0 to K classes. is_point_broken: the
+    test images broke the guarantee of the operating point.
     """
 
     operating_point: str
@@ -52,9 +55,11 @@ class DecisionCounts:
     n_positive: int
     n_referred: int
     set_sizes: tuple[int, ...]
+    is_point_broken: bool = False
 
     def __str__(self) -> str:
-        call_text = self.no_call_reason or f"{self.n_positive} positive at {self.operating_point}"
+        broken_text = ", whose guarantee the test images broke" if self.is_point_broken else ""
+        call_text = self.no_call_reason or f"{self.n_positive} positive at {self.operating_point}{broken_text}"
         return f"{call_text}, {self.n_referred} referred" if self.has_referral else call_text
 
 
@@ -67,12 +72,13 @@ def select_policy(
     *,
     target: str | None = None,
     coverage: float | None = None,
+    broken: tuple[BrokenGuarantee, ...] = (),
 ) -> ActivePolicy | None:
     """Return the policy to apply, None where the model has none.
 
-    target: an operating point, such as "sensitivity=.95"; None = the first whose guarantee holds. coverage: fraction
-    of images to answer, the others are referred; None = all. Raises `UsageError` for what the policy does not hold,
-    and lists what it holds.
+    target: an operating point, such as "sensitivity=.95"; None = the first that was guaranteed on validation.
+    coverage: fraction of images to answer, the others are referred; None = all. broken: guarantees that the test images
+    broke. Raises `UsageError` for what the policy does not hold, and lists what it holds.
     """
     if fitted_policy is None:
         if target is not None or coverage is not None:
@@ -86,25 +92,28 @@ def select_policy(
     try:
         parsed_target = None if target is None else parse_target(target)
     except ValueError:
-        raise _no_point_error(target or "", fitted_policy) from None
+        raise _no_point_error(target or "", fitted_policy, broken) from None
     if coverage is not None and not any(
         abs(entry.target_coverage - coverage) < 1e-9 for entry in fitted_policy.referral_thresholds
     ):
         raise _no_coverage_error(coverage, fitted_policy)
     try:
-        return select(fitted_policy, is_malignant, target=parsed_target, coverage=coverage)
+        return replace(select(fitted_policy, is_malignant, target=parsed_target, coverage=coverage), broken=broken)
     except LookupError:
-        raise _no_point_error(target or "", fitted_policy) from None
+        raise _no_point_error(target or "", fitted_policy, broken) from None
 
 
-def _no_point_error(text: str, policy: "DecisionPolicy") -> UsageError:
+def _no_point_error(text: str, policy: "DecisionPolicy", broken: tuple[BrokenGuarantee, ...]) -> UsageError:
     if not policy.operating_points:
         return UsageError(
             f"--target {text!r}: this model has no operating point: its class table or its validation images are not "
             "both malignant and other",
             remedy="leave --target out",
         )
-    available = _SEPARATOR.join(f"{point.name} ({guarantee_text(point)})" for point in policy.operating_points)
+    available = _SEPARATOR.join(
+        f"{point.name} ({guarantee_text(point, find_broken(broken, point.name))})"
+        for point in policy.operating_points
+    )
     point = policy.operating_points[0]
     return UsageError(
         f"--target {text!r}: this model has no such operating point. It has: {available}",
@@ -129,8 +138,17 @@ def _no_coverage_error(coverage: float, policy: "DecisionPolicy") -> UsageError:
 # Sentences --------------------------------------------------------------------------------------------------------
 
 
-def guarantee_text(point: "OperatingPoint") -> str:
-    """Return whether an operating point is guaranteed, with what confidence and on how many images."""
+def guarantee_text(point: "OperatingPoint", broken: BrokenGuarantee | None = None) -> str:
+    """Return whether an operating point is guaranteed, with what confidence and on how many images.
+
+    broken: what the test images showed of it, None where they did not break its guarantee.
+    """
+    if broken is not None:
+        low, high = (f"{100 * bound:.1f}" for bound in broken.ci95)
+        return (
+            f"guarantee broken: {100 * broken.value:.1f} % on the test images, 95 % interval {low} to {high} %, "
+            f"n = {broken.n}"
+        )
     group_name = "malignant" if point.rate == "sensitivity" else "other"
     sample_text = f"{point.n} independent {group_name} validation image{'s' if point.n > 1 else ''}"
     if not point.guaranteed:
@@ -141,6 +159,11 @@ def guarantee_text(point: "OperatingPoint") -> str:
 def format_percent(fraction: float) -> str:
     """Return a fraction as whole percent."""
     return f"{100 * fraction:.0f} %"
+
+
+def broken_sentences(policy: ActivePolicy) -> tuple[str, ...]:
+    """Return a sentence for each guarantee that the test images broke: to be read before any decision."""
+    return tuple(plain_text(guarantee_fragments(broken)) for broken in policy.broken)
 
 
 def policy_warnings(policy: ActivePolicy) -> tuple[str, ...]:
@@ -216,6 +239,7 @@ def write_decisions(
         n_positive=0 if point_index is None else int(output.is_positive[:, point_index].sum()),
         n_referred=int((~output.is_answered).sum()),
         set_sizes=tuple(set_sizes.tolist()),
+        is_point_broken=policy.broken_point is not None,
     )
 
 
@@ -260,7 +284,7 @@ def describe_policy(
     policy_fields, class_names = policy.policy.as_dict(), [lesion_class.name for lesion_class in classes]
     rule, point, referral = policy.policy.conformal_rule, None, None
     if policy.point_index is not None:
-        reason = "named by --target" if policy.is_requested else "the first whose guarantee holds"
+        reason = "named by --target" if policy.is_requested else "the first guaranteed on validation"
         point = {**policy.policy.operating_points[policy.point_index].as_dict(), "selected_by": reason}
     if policy.referral is not None:
         referral = {**policy.referral.as_dict(), "n_referred": counts.n_referred}
@@ -273,6 +297,7 @@ def describe_policy(
         "n_positive": counts.n_positive if point else None,
         "why_no_call": counts.no_call_reason or None,
         "operating_points": policy_fields["operating_points"],
+        "broken_guarantees": [broken.as_dict() for broken in policy.broken],
         "conformal": {
             "coverage_target": 1 - rule.alpha,
             "min_probability": min_probability,
@@ -281,7 +306,7 @@ def describe_policy(
             "set_sizes": list(counts.set_sizes),
         },
         "referral": referral,
-        "warnings": list(counts.warnings),
+        "warnings": [*broken_sentences(policy), *counts.warnings],
         "scope": GUARANTEE_SCOPE,
     }
 
@@ -305,7 +330,9 @@ def sheet_legend(policy: ActivePolicy | None, n_nets: int = 1) -> str:
         lines = [f"Probabilities: the mean of {n_nets} nets, each calibrated; the mean itself was not tested."]
     if policy.point_index is not None:
         point = policy.policy.operating_points[policy.point_index]
-        lines.append(f"Positive (red), else negative (green): at {point.name}, {guarantee_text(point)}.")
+        lines.append(
+            f"Positive (red), else negative (green): at {point.name}, {guarantee_text(point, policy.broken_point)}."
+        )
     else:
         reason = no_call_reason(policy)
         lines.append(f"{reason[0].upper()}{reason[1:]}. Border: of the most probable class.")
@@ -318,10 +345,16 @@ def sheet_legend(policy: ActivePolicy | None, n_nets: int = 1) -> str:
     return " ".join(
         [
             *lines,
-            f"Set: classes that hold the true one, in {set_coverage} of the images of each class; "
-            "shown unless it is the predicted class alone.",
+            f"Set: classes that hold the true one, in {set_coverage} of the images of each class"
+            f"{_broken_sets_text(policy)}; shown unless it is the predicted class alone.",
         ]
     )
+
+
+def _broken_sets_text(policy: ActivePolicy) -> str:
+    """Return the classes for which the test images broke the guarantee of the sets, "" for none."""
+    names = [broken.class_name for broken in policy.broken if broken.rate == "coverage"]
+    return f" (broken on the test images for {', '.join(names)})" if names else ""
 
 
 def tile_caption(

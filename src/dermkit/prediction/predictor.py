@@ -42,10 +42,12 @@ from dermkit.files import (
 )
 from dermkit.images.preprocess import Preprocessing
 from dermkit.metrics.decisions.apply import ActivePolicy
+from dermkit.metrics.decisions.guarantees import BrokenGuarantee
 from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
 from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
 from dermkit.models.card import (
     EMPTY_POLICY,
+    EVALUATION_FIELD,
     MODEL_JSON,
     RESEARCH_ONLY,
     TRAINING_IMAGES_FILE,
@@ -106,7 +108,7 @@ class Predictor:
     nets: one, or several with a calibration each, whose mean is the model. progress: told when a device's memory is too
     small for a batch. policy: the decision policy fitted on validation
     images, None where there is none. training_images: (pixel_sha256, isic_id, split) of the images that the training
-    used, from the bytes that were verified.
+    used, from the bytes that were verified. broken_guarantees: those that the test images broke, as the model says.
     """
 
     folder: Path
@@ -118,6 +120,7 @@ class Predictor:
     progress: Progress = field(default_factory=Progress)
     policy: DecisionPolicy | None = None
     training_images: tuple[tuple[str, str, str], ...] = ()
+    broken_guarantees: tuple[BrokenGuarantee, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -145,7 +148,9 @@ class Predictor:
 
         target, coverage: as in `predict`. Raises `UsageError` for what the policy does not hold.
         """
-        return select_policy(self.policy, self.classes, target=target, coverage=coverage)
+        return select_policy(
+            self.policy, self.classes, target=target, coverage=coverage, broken=self.broken_guarantees
+        )
 
     def score_pixels(
         self,
@@ -321,7 +326,7 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
     return Predictor(
         folder, classes, preprocessing, tuple(zip(nets, calibrations, strict=True)), card,
         sha256_bytes(file_bytes[MODEL_JSON.name]), progress or Progress(), _read_policy(folder, card),
-        _parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder),
+        _parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder), _read_broken_guarantees(folder, card),
     )  # fmt: skip
 
 
@@ -332,6 +337,18 @@ def _read_classes(card: Mapping[str, Any]) -> tuple[LesionClass, ...]:
     if len(names) < 2 or len(set(names)) < len(names) or not all(names):
         raise ValueError(f"the classes {', '.join(map(repr, names[:5]))} are not two or more different names")
     return classes
+
+
+def _read_broken_guarantees(folder: Path, card: Mapping[str, Any]) -> tuple[BrokenGuarantee, ...]:
+    """Return the guarantees that the test images broke; none in a model that was never evaluated on test images."""
+    evaluation = card.get(EVALUATION_FIELD)
+    try:
+        broken = () if evaluation is None else evaluation["broken_guarantees"]
+        return tuple(BrokenGuarantee.from_dict(fields) for fields in broken)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UntrustedError(
+            f"{folder / MODEL_JSON.name}: its evaluation is broken: {error}", remedy="copy it anew"
+        ) from error
 
 
 def _read_policy(folder: Path, card: Mapping[str, Any]) -> DecisionPolicy | None:

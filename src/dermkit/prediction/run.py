@@ -190,6 +190,8 @@ def _predict(
         check_output(out, marker=_PREDICT_FILE, description="a folder of predictions")
     predictor = load_model(model, device=options.device, progress=progress)
     policy = predictor.select_policy(target=options.target, coverage=options.coverage)
+    for sentence in decisions.broken_sentences(policy) if policy else ():
+        progress.say(f"warning: {sentence}")
     check_writable(out)
     with lock(out):
         sweep_temp(out)

@@ -22,6 +22,8 @@ from dermkit.comparison.verdict import (
 from dermkit.files import make_folder, write_json, write_rows, write_text
 from dermkit.reporting.labels import page_templates
 from dermkit.reporting.mistakes import image_opener, mistake_uri
+from dermkit.runs.folder import RunFolder
+from dermkit.runs.verdict import guarantee_fragments, judge_run, plain_text
 
 COMPARISON_FORMAT = 2
 LEADERBOARD_METRICS = ("balanced_accuracy", "accuracy", "sensitivity", "specificity", "auroc", "f1_macro", "loss")
@@ -79,6 +81,7 @@ def write_comparison_page(
         pairs=comparison_json["pairs"],
         claims=comparison_json["published"],
         leads=_lead_sentences(comparison, claims),
+        verdicts=run_verdicts(comparison),
         sheets={
             split_name: _disagreement_tiles(table, images)
             for split_name, table in comparison.disagreements.items()
@@ -104,6 +107,22 @@ def headline_sentences(comparison: Comparison, claims: Sequence[CheckedClaim]) -
         f"{subject}: {sentence}" if subject else sentence
         for subject, sentences in _lead_sentences(comparison, claims)
         for sentence in sentences
+    ]
+
+
+def run_verdicts(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Return each run's name with its own verdict, as its report has it; broken guarantees come first."""
+    verdicts = [
+        (name, judge_run(RunFolder(run)))
+        for entry in comparison.entries
+        for name, run in zip(entry.run_names, entry.runs, strict=True)
+    ]
+    return [
+        (
+            name,
+            [*(plain_text(guarantee_fragments(broken, verdict.split)) for broken in verdict.broken), verdict.text],
+        )
+        for name, verdict in verdicts
     ]
 
 

@@ -1,19 +1,14 @@
-"""The contents of a report as texts and rows: comparison with the majority class, data facts, recipe.
+"""The contents of a report as texts and rows: data facts, recipe.
 
 Nothing is computed again: metrics come from metrics.json.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from dermkit.metrics.classification.confusion import accuracy, balanced_accuracy
-from dermkit.metrics.stats.estimate import reliability
 from dermkit.recipes import schema
 from dermkit.recipes.augmentation import active_fields
 from dermkit.runs.folder import Json, RunFolder
@@ -22,65 +17,6 @@ from dermkit.runs.layout import EXCLUDED_FILE
 MAX_CONFUSIONS = 10
 MAX_LOG_ROWS = 400
 """Most epochs printed; of more every second, third, ... row is, and the page says so."""
-
-
-# --- the verdict ---
-
-
-@dataclass(frozen=True)
-class MajorityComparison:
-    """A split's metrics compared with always predicting the commonest training class.
-
-    metric: the one compared ("" = none has an interval). outcome: where its 95 % interval lies relative to the
-    baseline's value; unknown also if the interval is unreliable. majority_class, majority_metrics: the predicted class,
-    and the baseline's accuracy and balanced accuracy. metrics_key: their key in metrics.json ("" = from its confusion
-    matrix).
-    """
-
-    split: str
-    metric: str
-    outcome: Literal["above", "below", "unclear", "unknown"]
-    majority_class: str
-    majority_metrics: dict[str, float | None]
-    metrics_key: str
-
-
-def against_majority(run: RunFolder, split: str) -> MajorityComparison:
-    """Compare balanced accuracy (accuracy if undefined) with the majority-class baseline."""
-    split_metrics = run.metrics["splits"][split]
-    majority_class, majority_metrics, metrics_key = _majority_rule(run, split)
-    for metric in ("balanced_accuracy", "accuracy"):
-        estimate = split_metrics["metrics"].get(metric) or {}
-        bounds, majority_value = estimate.get("ci95"), majority_metrics[metric]
-        if bounds and majority_value is not None:
-            outcome: Literal["above", "below", "unclear", "unknown"] = (
-                "above" if bounds[0] > majority_value else "below" if bounds[1] < majority_value else "unclear"
-            )
-            outcome = "unknown" if reliability(estimate) == "none" else outcome
-            return MajorityComparison(split, metric, outcome, majority_class, majority_metrics, metrics_key)
-    return MajorityComparison(split, "", "unknown", majority_class, majority_metrics, metrics_key)
-
-
-def _majority_rule(run: RunFolder, split: str) -> tuple[str, dict[str, float | None], str]:
-    """Return the majority class, the metrics of always predicting it, and their key in metrics.json.
-
-    Without training counts: the commonest class of the split itself, which can only improve the baseline.
-    """
-    split_metrics = run.metrics["splits"][split]
-    stored_rule = (split_metrics.get("baselines") or {}).get("majority")
-    if stored_rule:
-        rule = {name: (stored_rule.get(name) or {}).get("value") for name in ("accuracy", "balanced_accuracy")}
-        return str(stored_rule["class"]), rule, f"{split}.baselines.majority"
-    totals = [sum(row) for row in split_metrics["confusion_matrix"]]
-    predicted_class = totals.index(max(totals))
-    constant_answer = np.zeros((len(totals), len(totals)))
-    constant_answer[:, predicted_class] = totals
-    values = {
-        "accuracy": float(accuracy(constant_answer)),
-        "balanced_accuracy": float(balanced_accuracy(constant_answer)),
-    }
-    rule = {metric: None if math.isnan(value) else value for metric, value in values.items()}
-    return str(run.metrics["classes"][predicted_class]), rule, ""
 
 
 # --- facts ---

@@ -21,6 +21,7 @@ from dermkit.reporting.mistakes import PixelFinder, load_mistakes
 from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import FIGURES_FOLDER, METRICS, REPORT_FILE, SUMMARY
+from dermkit.runs.verdict import guarantee_fragments, judge_run
 
 MAX_REPORT_BYTES = 5_000_000
 """Largest report, so that it can be sent by e-mail; it shows fewer thumbnails to stay below."""
@@ -60,7 +61,7 @@ def _write_report(run: RunFolder, pixel_finder: PixelFinder | None, images_root:
 
 def _report_context(run: RunFolder) -> dict[str, Any]:
     """Return the template's context, without charts and thumbnails."""
-    names = metric_names(run)
+    names, verdict = metric_names(run), judge_run(run)
     methods_by_name = {name: _interval_methods(run, name) for name in names}
     first_table = list(METRIC_TITLES)[: FIRST_TABLE_END + 1]
     return {
@@ -71,7 +72,8 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
         "more": [name for name in names if name not in first_table],
         "used": methods_by_name,
         "methods": sorted({method for methods in methods_by_name.values() for method in methods}),
-        "verdict": facts.against_majority(run, run.headline_split),
+        "verdict": verdict,
+        "broken": [guarantee_fragments(broken, verdict.split) for broken in verdict.broken],
         "anchors": READER_STUDIES,
         "warnings": warnings.report_warnings(run),
         "trained": facts.recorded_train_counts(run),
@@ -139,7 +141,7 @@ def _final_run_context(parent: Path, folder: str) -> dict[str, Any]:
         return {"verdict": None, "serious": [], "final_run": None}
     run = RunFolder(parent / folder)
     serious = [warning.text for warning in warnings.report_warnings(run) if warning.level == "serious"]
-    return {"verdict": facts.against_majority(run, run.headline_split), "serious": serious, "final_run": run}
+    return {"verdict": judge_run(run), "serious": serious, "final_run": run}
 
 
 def _image_counts(parent: Path, summary: dict[str, Any], split: str) -> list[int]:

@@ -19,7 +19,10 @@ from dermkit.runs.predictions import ATTRIBUTES, read_predictions
 
 Json = dict[str, Any]
 
-_SPLIT_ORDER = {"train": 0, "validation": 1, "test": 2}
+SEEN_SPLIT = "seen_in_training"
+"""The split of an external test's images that the model's training looked at: they count in no test figure."""
+
+_SPLIT_ORDER = {"train": 0, SEEN_SPLIT: 1, "validation": 2, "test": 3}
 
 
 def read_metrics(folder: Path) -> Json:

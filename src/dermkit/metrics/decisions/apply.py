@@ -14,6 +14,7 @@ from dermkit.metrics.classification.scored_set import p_malignant
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
 
 if TYPE_CHECKING:
+    from dermkit.metrics.decisions.guarantees import BrokenGuarantee
     from dermkit.metrics.decisions.policy import DecisionPolicy, ReferralThreshold
 
 _TOLERANCE = 1e-9
@@ -42,7 +43,7 @@ class ActivePolicy:
     """A policy with the operating point and the referral threshold that are in use.
 
     malignant_classes: (K,) mask. point_index: index of the operating point in use, None for none. is_requested: chosen
-    by the user, not by default. referral: None to refer nothing.
+    by the user, not by default. referral: None to refer nothing. broken: guarantees that the test images broke.
     """
 
     policy: "DecisionPolicy"
@@ -50,6 +51,15 @@ class ActivePolicy:
     point_index: int | None
     is_requested: bool
     referral: "ReferralThreshold | None"
+    broken: "tuple[BrokenGuarantee, ...]" = ()
+
+    @property
+    def broken_point(self) -> "BrokenGuarantee | None":
+        """The broken guarantee of the operating point in use, None where that holds."""
+        if self.point_index is None:
+            return None
+        point = self.policy.operating_points[self.point_index]
+        return find_broken(self.broken, point.name)
 
     @property
     def has_both_sides(self) -> bool:
@@ -80,6 +90,11 @@ class ActivePolicy:
             prediction_sets=self.policy.conformal_rule.prediction_sets(p),
             is_answered=np.asarray(confidence >= min_confidence, dtype=bool),
         )
+
+
+def find_broken(broken: "tuple[BrokenGuarantee, ...]", point_name: str) -> "BrokenGuarantee | None":
+    """Return the broken guarantee of an operating point, None where that holds."""
+    return next((guarantee for guarantee in broken if guarantee.name == point_name), None)
 
 
 def select(

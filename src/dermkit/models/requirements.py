@@ -1,0 +1,22 @@
+"""What a recipe needs that can be seen without torch: its backbone's name, and its weights file."""
+
+from pathlib import Path
+
+from dermkit.errors import UntrustedError
+from dermkit.models.backbones import check_backbone_name
+from dermkit.recipes.experiments import RECIPES
+from dermkit.recipes.schema import Recipe
+
+
+def check_requirements(recipe: Recipe, weights_file: Path | None) -> None:
+    """Raise `UsageError` for a backbone that does not exist, `UntrustedError` for weights that are not there."""
+    check_backbone_name(recipe.model)
+    if weights_file is not None and recipe.model.weights != "none" and not weights_file.is_file():
+        raise UntrustedError(
+            f"{weights_file}: there is no such weights file",
+            outcome="nothing was trained",
+            remedy="check the path, or train from scratch, which needs no weights: "
+            f"`dermkit train {scratch_recipe(recipe.name, recipe.model.backbone)} DATASET`",
+        )
+
+

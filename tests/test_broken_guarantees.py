@@ -1,0 +1,139 @@
+"""A guarantee that the test images broke is the first thing said: in the report, in the model card and at predict."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import dermkit as dk
+from conftest import Invoke
+from dermkit.errors import UntrustedError
+from dermkit.evaluation.evaluate import evaluate_run
+from dermkit.evaluation.options import EvaluationOptions
+from dermkit.files import write_rows
+from dermkit.models.card import card_text, read_card, write_policy
+from dermkit.models.checksums import write_checksums
+from dermkit.prediction.predictor import load_model
+from dermkit.prediction.run import predict
+from test_evaluation_options import make_frame, make_run
+
+BROKEN = "Broken guarantee: a sensitivity of 95 % was guaranteed on validation images, and the test images show "
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """Return a run with 200 validation and 200 test images whose thresholds hold, and a model that says nothing yet."""
+    folder = make_run(tmp_path / "run", make_frame(400))
+    shutil.copytree(trained / "model", folder / "model")
+    dk.evaluate(folder)
+    return folder
+
+
+def spoil(run: Path) -> None:
+    """Make the net less sure of the malignant test images than it was of those of validation."""
+    frame = make_frame(400)
+    rows = (frame["split"] == "test") & (frame["label"] == "malignant")
+    frame.loc[rows, "p_malignant"] *= 0.5
+    frame["p_benign"] = 1 - frame["p_malignant"]
+    frame["predicted"] = [("benign", "malignant")[p > 0.5] for p in frame["p_malignant"]]
+    write_rows(run / "predictions.csv", list(frame.columns), frame.itertuples(index=False, name=None))
+
+
+def images_of(binary: Path) -> list[str]:
+    data = dk.load_dataset(binary)
+    return [str(data.image_path(image_id)) for image_id in data.manifest["image_id"][:3]]
+
+
+def test_what_holds_is_told_without_alarm(run: Path, binary: Path, tmp_path: Path, invoke: Invoke) -> None:
+    card, page = (run / "model" / "MODEL_CARD.md").read_text(), (run / "report.html").read_text()
+    assert "Broken" not in card + page
+    assert "On 200 test images. Better than always answering" in card, "the model card has the report's verdict"
+    code, out, err = invoke("predict", run / "model", *images_of(binary), "--out", tmp_path / "out")
+    assert code == 0
+    assert "roken" not in out + err + (tmp_path / "out" / "decisions.csv").read_text()
+    assert json.loads((tmp_path / "out" / "predict.json").read_text())["policy"]["broken_guarantees"] == []
+
+
+def test_what_the_test_images_break_is_said_first_everywhere(
+    run: Path, binary: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    spoil(run)
+    dk.evaluate(run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    point = metrics["splits"]["test"]["policy"]["operating_points"][0]
+    value, (low, high) = point["sensitivity"]["value"], point["sensitivity"]["ci95"]
+    assert point["guaranteed"] and high < point["target"] == 0.95
+    sentence = f"{BROKEN}{value:.1%} (95 % interval {low:.1%} to {high:.1%}, n = {point['sensitivity']['n']})."
+    sentence = sentence.replace("%", " %").replace("  %", " %")
+    card, page = (run / "model" / "MODEL_CARD.md").read_text(), (run / "report.html").read_text()
+    assert card.split("\n")[2].startswith(f"**{sentence}")
+    assert page.index("Broken guarantee") < page.index("<h1>")
+    code, out, err = invoke("predict", run / "model", *images_of(binary), "--out", tmp_path / "out")
+    assert code == 0
+    assert err.split("\n")[0] == f"warning: {sentence} Do not rely on it."
+    assert "positive at sensitivity 0.95, whose guarantee the test images broke" in out
+    facts = json.loads((tmp_path / "out" / "predict.json").read_text())["policy"]
+    assert facts["warnings"][0].startswith(sentence)
+    assert facts["broken_guarantees"][0]["name"] == "sensitivity 0.95"
+
+
+@pytest.fixture
+def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the report, which takes most of the time."""
+    monkeypatch.setattr("dermkit.pipeline.run.write_report", lambda folder, **_more: folder / "report.html")
+
+
+@pytest.mark.usefixtures("_no_page")
+def test_it_goes_away_when_the_test_images_no_longer_break_it(run: Path) -> None:
+    before = (run / "model" / "model.json").read_bytes()
+    spoil(run)
+    dk.evaluate(run)
+    assert load_model(run / "model").broken_guarantees
+    frame = make_frame(400)
+    write_rows(run / "predictions.csv", list(frame.columns), frame.itertuples(index=False, name=None))
+    dk.evaluate(run)
+    assert load_model(run / "model").broken_guarantees == ()
+    assert (run / "model" / "model.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("_no_page")
+def test_a_target_of_one_evaluation_is_not_the_models(run: Path) -> None:
+    spoil(run)
+    dk.evaluate(run, options=EvaluationOptions(targets=(("sensitivity", 0.93),)))
+    names = [broken.name for broken in load_model(run / "model").broken_guarantees]
+    assert "sensitivity 0.93" not in names
+    assert "sensitivity 0.95" in names
+    dk.evaluate(run, options=EvaluationOptions(targets=(("sensitivity", 0.93),), save_targets=True))
+    assert "sensitivity 0.93" in [broken.name for broken in load_model(run / "model").broken_guarantees]
+
+
+@pytest.mark.usefixtures("_no_page")
+def test_an_evaluation_without_test_images_leaves_what_is_known(run: Path) -> None:
+    spoil(run)
+    dk.evaluate(run)
+    card = read_card(run / "model")
+    policy = json.loads((run / "policy.json").read_text())
+    write_policy(run / "model", policy)
+    assert read_card(run / "model") == card
+    write_policy(run / "model", {**policy, "n_validation_images": 199})
+    assert read_card(run / "model")["evaluation"] is None, "of another policy nothing is known"
+    write_policy(run / "model", policy, evaluation=card["evaluation"])
+    assert read_card(run / "model") == card, "as where a sealed test is opened later"
+
+
+def test_a_model_of_an_older_version_has_nothing_to_say_and_works(run: Path, binary: Path, tmp_path: Path) -> None:
+    card = read_card(run / "model")
+    del card["evaluation"]
+    (run / "model" / "model.json").write_text(json.dumps({"format": 3, **card}))
+    write_checksums(run / "model")
+    assert load_model(run / "model").broken_guarantees == ()
+    outcome = predict(run / "model", images_of(binary), out=tmp_path / "out")
+    assert outcome.n_scored == 3
+    assert "Broken" not in card_text(card)
+    evaluate_run(run)
+    for wrong in ({}, {"broken_guarantees": [{"rate": "recall"}]}, {"broken_guarantees": 3}):
+        (run / "model" / "model.json").write_text(json.dumps({"format": 3, **card, "evaluation": wrong}))
+        write_checksums(run / "model")
+        with pytest.raises(UntrustedError, match="its evaluation is broken"):
+            load_model(run / "model")
