@@ -100,12 +100,12 @@ def test_it_goes_away_when_the_test_images_no_longer_break_it(run: Path) -> None
 @pytest.mark.usefixtures("_no_page")
 def test_a_target_of_one_evaluation_is_not_the_models(run: Path) -> None:
     spoil(run)
-    dk.evaluate(run, options=EvaluationOptions(targets=(("sensitivity", 0.93),)))
+    dk.evaluate(run, options=EvaluationOptions(targets=(("sensitivity", 0.91),)))
     names = [broken.name for broken in load_model(run / "model").broken_guarantees]
-    assert "sensitivity 0.93" not in names
+    assert "sensitivity 0.91" not in names
     assert "sensitivity 0.95" in names
-    dk.evaluate(run, options=EvaluationOptions(targets=(("sensitivity", 0.93),), save_targets=True))
-    assert "sensitivity 0.93" in [broken.name for broken in load_model(run / "model").broken_guarantees]
+    dk.evaluate(run, options=EvaluationOptions(targets=(("sensitivity", 0.91),), save_targets=True))
+    assert "sensitivity 0.91" in [broken.name for broken in load_model(run / "model").broken_guarantees]
 
 
 @pytest.mark.usefixtures("_no_page")
