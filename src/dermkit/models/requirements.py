@@ -20,3 +20,11 @@ def check_requirements(recipe: Recipe, weights_file: Path | None) -> None:
         )
 
 
+def scratch_recipe(name: str, backbone: str) -> str:
+    """Return the named recipe that needs no weights: like that of `name`, else with the backbone, else a small CNN."""
+    wanted = (backbone, "none")
+    candidates = [f"{stem}-scratch" for stem in (name, name.removesuffix("-mobilenetv2"))]
+    candidates += [
+        recipe.name for recipe in RECIPES.values() if (recipe.model.backbone, recipe.model.weights) == wanted
+    ]
+    return next((candidate for candidate in candidates if candidate in RECIPES), "s4-cnn")
