@@ -159,7 +159,7 @@ def _child(command: Callable[[], object], folder: str, at: int, action: str, wri
         code = 0
     except (DermkitError, OSError) as error:
         code = 5 if isinstance(error, DermkitError) or error.errno == errno.ENOSPC else 99
-    except BaseException:
+    except BaseException:  # noqa: BLE001  whatever it is, it is counted as a fault
         traceback.print_exc()
         code = 99
     os.write(writer, str(counter[0]).encode())
