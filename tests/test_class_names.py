@@ -214,6 +214,15 @@ def test_the_command_takes_classes_by_any_of_their_names(tmp_path: Path, cli: Cl
     assert "not of the form A=B" in wrong.stderr
 
 
+@pytest.mark.parametrize(("codes", "expected"), [("1212", "indeterminate"), ("0101", "benign")])
+def test_scores_are_no_malignancy(tmp_path: Path, codes: str, expected: str) -> None:
+    """A column `malignancy` of 1 and 2 is a score or a code; only one of nothing but 0 and 1 says what is malignant."""
+    root = make_table(tmp_path / "src", ["x", "y"] * 2)
+    rows = [f"{i}.png,{'xy'[i % 2]},{code}\n" for i, code in enumerate(codes)]
+    (root / "t.csv").write_text("image,label,malignancy\n" + "".join(rows))
+    assert malignancy_of(bring(root))["x"] == expected
+
+
 # Tables of predictions --------------------------------------------------------------------------------------------
 
 N = 40

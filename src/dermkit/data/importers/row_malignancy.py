@@ -40,10 +40,18 @@ def with_row_malignancy(table_rows: TableRows, table: TextTable) -> TableRows:
         return table_rows
     malignancy = pd.Series([""] * len(table.row_numbers), dtype="str")
     for name in columns:
-        malignancy = malignancy.where(
-            malignancy != "", table.frame[name].map(_malignancy_of).reset_index(drop=True)
-        )
+        has_codes = not {or_unknown(value).strip().casefold() for value in table.frame[name].unique()} <= {
+            "",
+            *_BINARY,
+        }
+        values = table.frame[name].map(_malignancy_of_word if has_codes else _malignancy_of)
+        malignancy = malignancy.where(malignancy != "", values.reset_index(drop=True))
     return with_column(table_rows, MALIGNANCY, malignancy, ())
+
+
+def _malignancy_of_word(value: str) -> str:
+    """Return the malignancy of a word; a number beside others than 0 and 1 is a code or a score, and says nothing."""
+    return "" if or_unknown(value).strip().casefold() in _BINARY else _malignancy_of(value)
 
 
 def _malignancy_of(value: str) -> str:
