@@ -60,7 +60,7 @@ class Reason:
     key: str
 
     def __str__(self) -> str:
-        return humanise(self.text)
+        return humanise(self.text).removeprefix("unreliable: ")  # the sentence has said so
 
 
 Fragments = tuple["str | Figure | Reason", ...]
@@ -203,7 +203,7 @@ class _Judge:
 
     def judge(self) -> tuple[VerdictOutcome, Fragments]:
         """Return the outcome and its sentence."""
-        rule, name = f"always answering “{self.majority_class}”, without looking", self.metric.replace("_", " ")
+        rule, name = f"always answering “{self.majority_class}” without looking", self.metric.replace("_", " ")
         if self.split in ("train", SEEN_SPLIT):
             return "unknown", (
                 f"Whether this is better than {rule} cannot be told: training looked at these images.",
