@@ -136,6 +136,40 @@ def test_the_reasons_against_going_on(runs: Path, tiny: Recipe, long: Recipe, bi
     assert why_not(long, binary, renamed) == "it has no checkpoint"
 
 
+@pytest.mark.parametrize(("field", "value"), [("seed", 1), ("fold", 0)])
+def test_a_run_json_with_another_seed_or_fold_is_nothing_to_go_on_from(
+    runs: Path, long: Recipe, binary: Path, field: str, value: int
+) -> None:
+    old = only_run(runs)  # of seed 0, without folds: its weights learned from other images than those of fold 0
+    run_json = json.loads((old / "run.json").read_text())
+    (old / "run.json").write_text(json.dumps({**run_json, field: value}))
+    earlier, plan = read_earlier_run(old), plan_of(long, binary, runs)
+    seed, fold = (value, -1) if field == "seed" else (0, value)
+    name = f"{plan.folder.name.split('-')[0]}-s{seed}{'-f0' if fold == 0 else ''}"
+    plan = replace(plan, seed=seed, fold=fold, folder=plan.folder.with_name(name))
+    assert earlier is not None and earlier.is_version_of(plan)
+    assert "its run.json changed" in why_not_continued(earlier, plan)
+
+
+def test_another_cosine_after_other_epochs_is_another_run(
+    runs: Path, tiny: Recipe, long: Recipe, binary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cosine, longer = (replace(recipe, optim=replace(recipe.optim, schedule="cosine")) for recipe in (tiny, long))
+    old, plan = only_run(runs), plan_of(longer, binary, runs)
+    earlier_plan = plan_of(cosine, binary, runs)
+    save_recipe(cosine, old / "recipe.json")
+    old = old.rename(old.with_name(earlier_plan.folder.name))
+    plans = []
+    for epochs in (1, 2, 2):
+        rows = [{"epoch": float(n + 1), "phase": 0.0, "val_loss": 1.0} for n in range(epochs)]
+        progress = TrainingProgress(phase_epoch=epochs, log_rows=rows)
+        monkeypatch.setattr("dermkit.training.checkpoint.read_progress", lambda _path, value=progress: value)
+        plans += with_continuation([plan], old)
+    # Their learning rates differ, so a folder of one, with what its run.json says, is never that of the other.
+    assert plans[0].folder != plans[1].folder == plans[2].folder
+    assert [one.continued.n_epochs for one in plans if one.continued] == [1, 2, 2]
+
+
 def test_a_patience_that_would_have_stopped_earlier(
     runs: Path, long: Recipe, binary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,8 @@
 """Predictions as people have them: what is read, with what was assumed said, and what is refused with its cure."""
 
+import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +239,74 @@ def test_arrays_of_one_score_are_read_like_y_true_and_y_score(tmp_path: Path) ->
 def npz(file: Path, **arrays: object) -> Path:
     np.savez(file, **arrays)  # type: ignore[arg-type]
     return file
+
+
+def read_arrays(tmp_path: Path, **arrays: object) -> tuple[list[str], list[list[float]]]:
+    """Return the labels and the probabilities, by class in alphabetical order, of an .npz."""
+    table = read_foreign_table(npz(tmp_path / "p.npz", image_id=["a", "b", "c"], **arrays), None)
+    assert table.labels is not None
+    return table.labels.tolist(), table.probabilities[sorted(map(str, table.probabilities))].to_numpy().tolist()
+
+
+P_OF_TWO = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
+
+
+def test_labels_are_no_positions_where_the_classes_are_called_by_numbers(tmp_path: Path) -> None:
+    # As scikit-learn has them: `classes_` sorted, or not, and y in the names of the classes.
+    labels, p = read_arrays(tmp_path, y=[1, 2, 1], probabilities=P_OF_TWO, classes=[1, 2])
+    assert (labels, p) == (["1", "2", "1"], P_OF_TWO.tolist())
+    labels, p = read_arrays(tmp_path, y=[0, 1, 0], probabilities=P_OF_TWO, classes=["1", "0"])
+    assert (labels, p) == (["0", "1", "0"], P_OF_TWO[:, ::-1].tolist())
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1], [0.0, 1.0, 1.0], [[1, 0], [0, 1], [0, 1]]])
+def test_positions_as_floats_and_one_hot_rows_are_the_classes_there(tmp_path: Path, labels: list[Any]) -> None:
+    # The melanoma is the class of position 0, and never the one that a 1 would be called elsewhere.
+    names, p = read_arrays(tmp_path, probabilities=P_OF_TWO, labels=labels, classes=["mel", "nv"])
+    assert (names, p) == (["mel", "nv", "nv"], P_OF_TWO.tolist())
+
+
+def test_rows_of_a_json_are_those_of_their_numbers_in_any_order(tmp_path: Path) -> None:
+    text = (
+        '{"image": {"0": "a", "1": "b"}, "label": {"1": "nv", "0": "mel"}, '
+        '"p_mel": {"1": 0.2, "0": 0.9}, "p_nv": {"0": 0.1, "1": 0.8}}'
+    )
+    table = read_foreign_table(written(tmp_path, text, "p.json"), None)
+    assert table.labels is not None and table.labels.tolist() == ["mel", "nv"]
+    assert table.probabilities["mel"].tolist() == [0.9, 0.2]
+
+
+def test_nothing_hides_another_of_the_same_name(tmp_path: Path) -> None:
+    names, ids = ["mel", "nv"], {"image_id": ["a", "b", "c"]}
+    files = {
+        "'p_mel' is there twice": npz(
+            tmp_path / "a.npz", **ids, logits=P_OF_TWO, probabilities=P_OF_TWO, classes=names
+        ),
+        "'label' is there twice": npz(
+            tmp_path / "b.npz", **ids, y=[0, 1, 1], labels=[1, 1, 1], probabilities=P_OF_TWO, classes=names
+        ),
+        "'p_nv' is there twice": npz(
+            tmp_path / "c.npz", **ids, y=[0, 1, 1], probabilities=P_OF_TWO, classes=["nv", "nv"]
+        ),
+        "nor one-hot rows": npz(tmp_path / "d.npz", **ids, labels=P_OF_TWO, probabilities=P_OF_TWO, classes=names),
+        "'x.jpg' is there twice": written(
+            tmp_path, '{"x.jpg": {"mel": 0.1, "nv": 0.9}, "x.jpg": {"mel": 0.8, "nv": 0.2}}', "e.json"
+        ),
+        "'p_mel' is there twice ": written(tmp_path, '[{"label": "mel", "p_mel": 0.1, "p_mel": 0.9}]', "f.json"),
+        "'mel' is there twice": written(tmp_path, '{"columns": ["mel", "mel"], "data": [[0.1, 0.9]]}', "g.json"),
+    }
+    for problem, file in files.items():
+        with pytest.raises(DataError, match=problem.strip()):
+            read_foreign_table(file, None)
+
+
+def test_an_array_that_says_to_be_larger_than_memory_is_refused(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**15,)})
+    with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive:
+        archive.writestr("label.npy", header.getvalue() + bytes(80))
+    with pytest.raises(DataError, match="do not fit into memory"):
+        read_foreign_table(tmp_path / "p.npz", None)
 
 
 def test_files_that_hold_no_table_are_refused_and_nothing_is_run_from_them(tmp_path: Path) -> None:

@@ -246,3 +246,18 @@ def test_the_cache_of_a_running_training_is_left_alone(tmp_path: Path) -> None:
     temporary.write_bytes(b"half")
     again(source)
     assert temporary.read_bytes() == b"half"
+
+
+def test_a_malignancy_that_was_given_does_not_pass_to_another_class_of_that_name(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "src")
+    (source / "melanoma").rename(source / "kind b")
+    (source / "nevus").rename(source / "kind a")
+    given = {"kind a": "benign", "kind b": "malignant"}
+
+    def malignancies(**options: object) -> dict[str, str]:
+        return {one.name: one.malignancy for one in again(source, **options).dataset.classes}
+
+    assert malignancies(malignancy=given) == given
+    assert malignancies() == given  # of the same images: nobody is asked again
+    swapped = ImportOptions(rename={"kind a": "kind b", "kind b": "kind a"})
+    assert malignancies(options=swapped) == {"kind a": "indeterminate", "kind b": "indeterminate"}

@@ -115,10 +115,10 @@ def why_not_continued(run: EarlierRun, plan: RunPlan) -> str:
     ]
     if fixed:
         return f"{first_of(fixed, _MAX_NAMED_FIELDS)} cannot change on the way"
-    if _hash_with_inputs(run, plan) != run.folder.name.split("-")[0]:
+    if _name_with_inputs(run, plan) != run.folder.name:
         is_same_manifest = run.manifest_sha256 == plan.dataset.manifest_sha256
         return (
-            "its split, classes or weights were others, or its folder was renamed"
+            "its split, classes or weights were others, or its folder was renamed, or its run.json changed"
             if is_same_manifest
             else "the data set's manifest has changed since"
         )
@@ -138,11 +138,15 @@ def _may_change(field: str, phase: int) -> bool:
     return int(number) > phase or (int(number) == phase and key in ("epochs", "patience"))
 
 
-def _hash_with_inputs(run: EarlierRun, plan: RunPlan) -> str:
-    """Return the hash that the run would have on the data, split and weights of the plan."""
+def _name_with_inputs(run: EarlierRun, plan: RunPlan) -> str:
+    """Return the folder name that the run would have on the data, split, weights, seed and fold of the plan.
+
+    Fields of run.json can be changed: weights of another fold have learned from the test images of this one.
+    """
     earlier = run.earlier_continuation
     continued = {} if earlier.get("is_exact", True) else {"continued": str(earlier.get("key"))}
-    return recipe_fingerprint(run.recipe, **plan.input_hashes, **continued)
+    run_hash = recipe_fingerprint(run.recipe, **plan.input_hashes, **continued)
+    return plan.folder.name.replace(plan.folder.name.split("-")[0], run_hash, 1)
 
 
 def _trains_backbone(recipe: Recipe) -> bool:
@@ -215,7 +219,9 @@ def _continued_plan(run: EarlierRun, plan: RunPlan) -> RunPlan:
             f"cosine of {before} epochs and the others one of {now}, so this is not what the recipe gives from the "
             "start."
         )
-    key = fingerprint(earlier_hash, "cosine" if is_new_schedule else str(earlier.get("key", "")))
+    # Where the learning rates change makes another run; further epochs before it do not where they go on as they were.
+    change = f"cosine after {len(progress.log_rows)}" if is_new_schedule else str(earlier.get("key", ""))
+    key = fingerprint(earlier_hash, change)
     continued = Continuation(run.folder, len(progress.log_rows), is_exact, key, note)
     if is_exact:  # the same bits as from the beginning, so the same run
         return replace(plan, continued=continued)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from dermkit.data.class_names import class_key
 from dermkit.data.importers.records import Note
 from dermkit.data.manifest import DATASET, Dataset, load_dataset
 from dermkit.data.seal import SEAL_SUFFIX
@@ -45,6 +46,14 @@ class EarlierDataset:
         """The records of its cleanings, the first one first."""
         cleanings = self.notes.get("cleanings")
         return [record for record in cleanings if isinstance(record, dict)] if isinstance(cleanings, list) else []
+
+    def is_made_of(self, label: str, labels: Sequence[str]) -> bool:
+        """Whether a class has images of these labels of the source, but for their spelling."""
+        changed = self.notes.get("class_labels")
+        earlier_labels = changed.get(label, [label]) if isinstance(changed, dict) else [label]
+        return isinstance(earlier_labels, list) and set(map(class_key, map(str, earlier_labels))) == set(
+            map(class_key, labels)
+        )
 
     @property
     def imported_sha256(self) -> str:
@@ -152,13 +161,19 @@ def _lost_class_changes(earlier: EarlierDataset, imported: Dataset) -> list[str]
     return [f"{' '.join(lost)} of the earlier import"] if lost else []
 
 
-def given_malignancies(earlier: EarlierDataset | None, labels: Sequence[str]) -> dict[str, str]:
-    """Return the malignancies that a person gave at an earlier import, of classes that are still there."""
+def given_malignancies(
+    earlier: EarlierDataset | None, labels_of_class: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Return the malignancies that a person gave at an earlier import, of classes that are still there.
+
+    labels_of_class: class -> the labels that the source gives its images. A class that was made of other labels, by
+    merging or renaming, has only the name in common.
+    """
     given = earlier.notes.get("malignancy_given") if earlier else None
     return {
         str(label): str(value)
         for label, value in (given.items() if isinstance(given, dict) else ())
-        if label in labels
+        if label in labels_of_class and earlier and earlier.is_made_of(label, labels_of_class[label])
     }
 
 

@@ -143,7 +143,7 @@ def import_dataset(
         records, earlier = changes.records, read_earlier(out)
         labels = _sorted_labels(records.frame["label"])
         malignancy = malignancy_of_classes(malignancy, labels)
-        given = {**({} if replace_earlier else given_malignancies(earlier, labels)), **malignancy}
+        given = {**({} if replace_earlier else given_malignancies(earlier, changes.labels_of_class)), **malignancy}
         frame, rejected, notes = open_images(records, on_progress)
         rejected = _checked_rejections(source, out, frame, [*records.rejected, *rejected], earlier)
         classes = classes_of_labels(_sorted_labels(frame["label"]), changes.labels_of_class)
