@@ -342,3 +342,20 @@ def test_parquet_is_read_where_its_reader_is_installed_and_else_refused_with_the
     assert "pip install pyarrow" in str(refused.value.remedy)
     monkeypatch.setattr(pd, "read_parquet", lambda *_, **__: three_classes())
     assert len(read_foreign_table(file, None).ids) == N
+
+
+def test_ids_under_other_names_join_the_images_of_one_lesion(tmp_path: Path) -> None:
+    _, table = make_logits(["mel", "nv"])
+    table = table.assign(
+        lesion=[f"L{i // 4}" for i in range(N)], Patient=[i // 8 for i in range(N)], subject="yes"
+    )
+    read_table = read(tmp_path, table)
+    assert [*read_table.group_ids()] == ["lesion_id", "patient_id"]
+    assert read_table.group_ids()["patient_id"].tolist() == [str(i // 8) for i in range(N)]
+    assert "The column Patient was read as the patient_id." in read_table.notes
+    kinds = read(tmp_path, table.drop(columns="Patient").assign(lesion="flat"))
+    assert not len(kinds.group_ids().columns)
+    assert any("lesion was not read" in note and "call it lesion_id" in note for note in kinds.notes)
+    evaluate_foreign(written(tmp_path, table), dataset=None, out=tmp_path / "out", progress=Progress())
+    figures = json.loads((tmp_path / "out" / "metrics.json").read_text())["splits"]["test"]
+    assert figures["n_groups"] == 5  # of 40 images, eight a patient

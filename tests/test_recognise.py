@@ -268,3 +268,28 @@ def test_splits_as_flags_and_columns(
 def test_a_flag_that_is_neither_true_nor_false_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 3: is_valid is neither True nor False"):
         bring(make_rows(tmp_path / "src", "fname,label,is_valid\n", ["0.jpg,nv,True", "1.jpg,mel,2"]), "csv")
+
+
+def test_columns_of_ids_that_nobody_named_are_read_where_they_are_ids(tmp_path: Path) -> None:
+    """Columns `lesion` and `Patient ID` are what keeps photographs of one lesion together; a kind of lesion is not."""
+    rows = [f"{i}.jpg,{('nv', 'mel')[i % 2]},{cell},P{i // 2}" for i, cell in enumerate(["L1", "L1", "NA", "L3"])]
+    outcome = bring(make_rows(tmp_path / "a" / "src", "image,dx,lesion,Patient ID\n", rows), "csv")
+    assert outcome.dataset.manifest["lesion_id"].tolist() == ["L1", "L1", "", "L3"]
+    assert outcome.dataset.manifest["patient_id"].tolist() == ["P0", "P0", "P1", "P1"]
+    texts = [note["text"] for note in outcome.dataset.notes["warnings"]]
+    assert "The column lesion was read as the lesion_id." in texts
+    assert not any(text.startswith("No lesion or patient ids") for text in texts)
+    rows = [f"{i}.jpg,{('nv', 'mel')[i % 2]},flat,{i}.5" for i in range(4)]
+    outcome = bring(make_rows(tmp_path / "b" / "src", "image,dx,lesion,subject\n", rows), "csv")
+    assert set(outcome.dataset.manifest["lesion_id"]) == {""} == set(outcome.dataset.manifest["patient_id"])
+    texts = [note["text"] for note in outcome.dataset.notes["warnings"]]
+    assert any(text.endswith("If it holds ids, say --column lesion_id=lesion.") for text in texts)
+    assert any(text.startswith("The column subject was not read") for text in texts)
+
+
+def test_a_column_of_ids_that_the_command_names_is_the_one_that_is_read(tmp_path: Path) -> None:
+    rows = [f"{i}.jpg,{('nv', 'mel')[i % 2]},L{i},M{i // 2}" for i in range(4)]
+    source = make_rows(tmp_path / "src", "image,dx,lesion,mole\n", rows)
+    outcome = bring(source, "csv", columns={"lesion_id": "mole"})
+    assert outcome.dataset.manifest["lesion_id"].tolist() == ["M0", "M0", "M1", "M1"]
+    assert "id_column" not in codes(outcome)

@@ -20,6 +20,7 @@ from dermkit.data.importers.csv_tables import (
     find_first_column,
     read_csv_table,
 )
+from dermkit.data.importers.id_columns import find_id_columns, id_column_texts
 from dermkit.data.manifest import Dataset
 from dermkit.errors import first_of
 from dermkit.evaluation.foreign_classes import join_spellings, match_labels, match_name, sum_classes
@@ -72,9 +73,10 @@ class ForeignTable:
         return None if column is None else self.table.frame[column]
 
     def group_ids(self) -> pd.DataFrame:
-        """Return those of `FOREIGN_GROUP_COLUMNS` that the table has, under these names."""
+        """Return those of `FOREIGN_GROUP_COLUMNS` that the table has, also called otherwise, under these names."""
         columns = {name: self.column_values(name) for name in FOREIGN_GROUP_COLUMNS}
-        return pd.DataFrame({name: column for name, column in columns.items() if column is not None})
+        renamed = {name: self.table.frame[column] for name, column in find_id_columns(self.table)[0].items()}
+        return pd.DataFrame({name: column for name, column in columns.items() if column is not None} | renamed)
 
 
 def read_foreign_table(file: Path, dataset: Dataset | None, scale: str | None = None) -> ForeignTable:
@@ -97,9 +99,13 @@ def read_foreign_table(file: Path, dataset: Dataset | None, scale: str | None = 
     else:
         if labels is None:
             raise table_error(
-                file, "no column `label`; without a data set (--on) the table must say it (`label` or `y_true`)"
+                file,
+                "no column `label`, which a table needs without a data set",
+                "add a column `label` (or `y_true`), or name the data set that holds the labels: --on DATASET, as "
+                "`dermkit import` makes it",
             )
         columns, other_class, column_notes = _columns_by_labels(table, numbers, labels)
+        column_notes += id_column_texts(table, cure="If it holds ids, call it {target}.")
         names = [*(group[0] for group in group_names(columns)), *([other_class] if other_class else [])]
         notes, label_names = [*notes, *column_notes], names
     p, scale_notes = to_probabilities(columns, scale, file)
@@ -172,6 +178,7 @@ def _numeric_columns(table: TextTable, label_column: str | None) -> dict[str, Nu
         return {name: parse_numbers(table.frame[name]) for name in prefixed_columns}
     reserved_names = (*PREDICTION_FIELDS, *FOREIGN_GROUP_COLUMNS, *ID_ALIASES, *_METADATA_COLUMNS)
     reserved_columns = {label_column, *(find_column(table.columns, name) for name in reserved_names)}
+    reserved_columns |= {*find_id_columns(table)[0].values()}
     free_columns = [
         name for name in table.columns if name not in reserved_columns and not _ROW_NUMBER_COLUMN.fullmatch(name)
     ]

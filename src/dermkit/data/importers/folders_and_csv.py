@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from dermkit.data.importers.csv_tables import (
     missing_column_text,
     read_csv_table,
 )
+from dermkit.data.importers.id_columns import find_id_columns, id_column_texts
 from dermkit.data.importers.normalise import split_of_folder
 from dermkit.data.importers.reader import check_columns, find_table, make_frame, to_records, walk_images
 from dermkit.data.importers.records import Note, Records
@@ -272,7 +273,7 @@ def read_csv(source: Path, options: ImportOptions = DEFAULT_IMPORT_OPTIONS) -> R
     hint_columns = tuple(options.columns.values())
     path = find_table(walk, options, (), "the table", hint_columns=hint_columns, usual_columns=usual_columns)
     table = read_with_header(path, problems, hint_columns)
-    columns = _column_mapping(table, options, problems)
+    table, columns = _with_id_columns(table, _column_mapping(table, options, problems))
     label = columns.pop("label", "")
     table_rows = with_split_columns(rows_of_table(table, columns), table, problems)
     if label in table.frame:
@@ -309,6 +310,18 @@ def _column_mapping(table: TextTable, options: ImportOptions, problems: ProblemL
     if "image" not in columns or "label" not in columns or "" in columns.values():
         problems.raise_if_any("say which column is what: --column image=COLUMN --column label=COLUMN")
     return columns
+
+
+def _with_id_columns(table: TextTable, columns: Mapping[str, str]) -> tuple[TextTable, dict[str, str]]:
+    """Return target -> column with the columns of ids that nobody named, and the table with a note on each."""
+    used_columns = [*columns.values()]
+    id_columns, _ = find_id_columns(table, used_columns, columns)
+    cure = "If it holds ids, say --column {target}={column}."
+    notes = [
+        Note("id_column", text, len(table.row_numbers))
+        for text in id_column_texts(table, used_columns, columns, cure=cure)
+    ]
+    return replace(table, notes=(*table.notes, *notes)), {**columns, **id_columns}
 
 
 def _resolve_column(table: TextTable, name: str, problems: ProblemList) -> str:
