@@ -12,8 +12,10 @@ from scipy.stats import binom
 import dermkit as dk
 from dermkit.comparison.against_published import PublishedComparison
 from dermkit.comparison.claims import CountedFigure
+from dermkit.comparison.compare import _shared_groups
 from dermkit.comparison.disagreements import TIE_SEED, disagreement_table
 from dermkit.comparison.image_overlap import ids_of_equal_files
+from dermkit.comparison.run_data import RunData
 from dermkit.comparison.verdict import Difference, RepeatedDifference, verdict
 from dermkit.evaluation.foreign_predictions import evaluate_foreign
 from dermkit.metrics.stats.estimate import Estimate
@@ -203,6 +205,24 @@ def test_runs_of_two_data_sets_are_paired_where_their_files_are_equal(binary: Pa
     accuracy = pairs[pairs["metric"] == "accuracy"].iloc[0]
     assert accuracy["n"] == len(both)
     assert accuracy["difference"] == pytest.approx(both["right_x"].mean() - both["right_y"].mean())
+
+
+def test_images_are_in_one_group_where_any_of_the_runs_says_so() -> None:
+    def run(groups: dict[str, int] | None) -> RunData:
+        return RunData("a run", (), pd.DataFrame(), groups, "hash", 1, is_unnamed=False, images_root=None)
+
+    alone = run(
+        {"a": 0, "b": 1, "c": 2, "d": 3}
+    )  # a data set without lesion ids: every image is a group of its own
+    lesions = run({"a": 7, "b": 7, "c": 2, "d": 9, "not shared": 2})
+    patients = run({"a": 0, "b": 4, "c": 4, "d": 5})
+    for runs in ([alone, lesions], [lesions, alone], [run(None), lesions]):
+        groups = _shared_groups(runs, "abcd")
+        assert groups is not None and groups["a"] == groups["b"] and len(set(groups.values())) == 3
+    joined = _shared_groups([alone, lesions, patients], "abcd")
+    assert joined is not None and joined["a"] == joined["b"] == joined["c"] != joined["d"]
+    assert _shared_groups([alone, run({"a": 0})], "abcd") == {"a": 0, "b": 1, "c": 2, "d": 3}
+    assert _shared_groups([run(None)], "abcd") is None
 
 
 def test_a_file_that_is_there_twice_or_not_at_hand_is_paired_with_none(tmp_path: Path) -> None:

@@ -271,7 +271,13 @@ def test_the_model_is_the_mean_of_the_calibrated_nets(three_folds: Path) -> None
     assert one_by_one == pytest.approx(p, abs=1e-6)
     assert len(model.nets) == 3
     assert {split for _, _, split in model.training_images} == {"train"}, "some net was trained on each"
-    assert "tested on no image" in (three_folds / "model" / "MODEL_CARD.md").read_text()
+    card_text = (three_folds / "model" / "MODEL_CARD.md").read_text()
+    assert "tested on no image" in card_text
+    # The figures in it are of single nets, and say so.
+    assert (
+        " test images, each scored by the one net that had not learned from it, so not of this model. "
+        in card_text
+    )
 
 
 def test_its_policy_is_fitted_on_pooled_validation_images(three_folds: Path) -> None:

@@ -27,6 +27,7 @@ from dermkit.comparison.repeated import (  # fmt: skip
 from dermkit.comparison.run_data import BOOTSTRAP_SEED, EntryData, RunData, pair_images, read_entry
 from dermkit.comparison.variance import VarianceComponents
 from dermkit.comparison.verdict import Difference, verdict
+from dermkit.data.groups import connect_rows
 from dermkit.data.manifest import LesionClass
 from dermkit.runs.predictions import to_scored_set
 
@@ -321,11 +322,21 @@ def _compare_two_runs(first: RunData, second: RunData, split: str) -> EntryPair:
 
 
 def _shared_groups(runs: Sequence[RunData], image_ids: Sequence[str]) -> dict[str, int] | None:
-    """Return the groups of the first run that knows them for all shared images; the data set is the same."""
-    for run in sorted(runs, key=lambda run: run.is_unnamed):
-        if run.groups is not None and all(image_id in run.groups for image_id in image_ids):
-            return dict(run.groups)
-    return None
+    """Return the groups of the shared images: those are in one group that are in one of any run.
+
+    Runs of one data set have the same groups. Of two data sets, or a table, one may know lesions that the other lacks.
+    """
+    known = [
+        run.groups
+        for run in runs
+        if run.groups is not None and all(image_id in run.groups for image_id in image_ids)
+    ]
+    if not known:
+        return None
+    keys = [np.array([groups[image_id] for image_id in image_ids], dtype=np.int64) for groups in known]
+    codes = [np.unique(key, return_inverse=True)[1].astype(np.int64) for key in keys]
+    none = np.empty(0, dtype=np.int64)
+    return dict(zip(image_ids, connect_rows(len(image_ids), none, none, *codes).tolist(), strict=True))
 
 
 def _correct_pairs(pairs: Sequence[EntryPair]) -> tuple[EntryPair, ...]:

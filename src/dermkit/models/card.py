@@ -165,7 +165,10 @@ def _evaluation_text(card: Mapping[str, Any]) -> str:
         f"- {markdown(name.replace('_', ' '))}: {markdown(text)}" for name, text in evaluation["figures"].items()
     )
     split, n = markdown(evaluation["split"]), evaluation["n"]
-    return f"On {n} {split} images. {markdown(evaluation['verdict'])}\n\n{figures}\n\n"
+    scored_by = ", each scored by the one net that had not learned from it, so not of this model" * is_ensemble(
+        card
+    )
+    return f"On {n} {split} images{scored_by}. {markdown(evaluation['verdict'])}\n\n{figures}\n\n"
 
 
 def card_text(card: Mapping[str, Any]) -> str:
