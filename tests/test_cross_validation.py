@@ -22,7 +22,7 @@ from dermkit.pipeline.cross_validation import CrossValidation, find_folds, pool_
 from dermkit.pipeline.repeats import summarise_repeats
 from dermkit.prediction.predictor import load_model
 from dermkit.recipes.schema import Recipe, SplitSpec, load_recipe
-from dermkit.runs.folder import RunFolder
+from dermkit.runs.folder import SEEN_SPLIT, RunFolder
 from dermkit.runs.layout import METRICS, POLICY, RUN, SUMMARY
 from dermkit.runs.predictions import to_scored_set
 
@@ -309,7 +309,11 @@ def test_the_ensemble_predicts_and_is_evaluated_elsewhere(three_folds: Path, sev
     report = dk.evaluate(three_folds, dataset=data, out=tmp_path / "on", options=dk.EvaluationOptions(
         targets=(("sensitivity", 0.7),)
     ))  # fmt: skip
-    points = METRICS.read(report.parent)["splits"]["test"]["policy"]["operating_points"]
+    splits = METRICS.read(report.parent)["splits"]
+    assert list(splits) == [SEEN_SPLIT], (
+        "some net has learned from each image, so none is a test image of the mean"
+    )
+    points = splits[SEEN_SPLIT]["policy"]["operating_points"]
     assert "sensitivity 0.7" in [point["name"] for point in points]
 
 
