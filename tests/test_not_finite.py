@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -84,8 +85,10 @@ def test_weights_that_are_finite_and_overflow_are_seen_before_any_image(model: P
     }
     save_file(state, path)
     write_checksums(model)
+    picture = tmp_path / "lesion.png"
+    Image.new("RGB", (32, 32)).save(picture)
     with pytest.raises(UntrustedError, match=r"not finite .* for 4 of 4 images: test picture 1"):
-        predict(model, [str(model)], out=tmp_path / "out")
+        predict(model, [str(picture)], out=tmp_path / "out")
 
 
 def test_one_image_that_overflows_is_named_and_never_called_negative() -> None:

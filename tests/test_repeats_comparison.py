@@ -29,6 +29,7 @@ from dermkit.comparison.repeated import (
 from dermkit.comparison.verdict import COMPARED_METRICS, RepeatedDifference, verdict
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
+from dermkit.metrics.classification.confusion import confusion_matrix
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats import paired_tests
 from dermkit.metrics.stats.arrays import Floats, Ints
@@ -333,8 +334,9 @@ def made_run(
     RUN.write(folder, {**facts, "split": {"name": "s", "counts": {"train": 100}}})
     value = float((run.y_pred == run.y_true).mean())
     item = {"value": value, "ci95": [value - 0.1, value + 0.1], "n": len(names), "method": "wilson"}
-    body = {"splits": {"test": {"metrics": {"accuracy": item, "balanced_accuracy": item}}}}
-    METRICS.write(folder, body)
+    counts = confusion_matrix(run.y_true, run.y_pred, len(run.classes)).tolist()
+    scored = {"metrics": {"accuracy": item, "balanced_accuracy": item}, "confusion_matrix": counts}
+    METRICS.write(folder, {"classes": list(run.classes), "positive": [], "splits": {"test": scored}})
     if not bare:
         write_json(folder / "recipe.json", {"name": "r", "lr": lr, "seed": seed, "repeats": 1}, format=2)
         rows = [f"{name},{'test' if fold is None else 'fold'}," for name in names]

@@ -246,7 +246,7 @@ def test_sealed_and_opened_is_scored_as_if_it_had_never_been_sealed(
     here: tuple[Path, Path], tiny: Recipe, binary: Path, tmp_path: Path
 ) -> None:
     data, run = here
-    model = sha256_file(run / "model" / "SHA256SUMS")
+    model, weights = sha256_file(run / "model" / "SHA256SUMS"), sha256_file(run / "model" / "member-0.safetensors")
     open_test(run, data)
     plain = copied(binary, tmp_path / "plain")
     dk.split(dk.load_dataset(plain), HOLDOUT, name="held")
@@ -255,7 +255,8 @@ def test_sealed_and_opened_is_scored_as_if_it_had_never_been_sealed(
     for name in ("predictions.csv", "colour_baseline.csv", "groups.csv", "attributes.csv", "policy.json"):
         assert (run / name).read_bytes() == (other / name).read_bytes(), name
     assert read(run / "metrics.json")["splits"] == read(other / "metrics.json")["splits"]
-    assert sha256_file(run / "model" / "SHA256SUMS") == model, "the opening changes nothing of the model"
+    assert sha256_file(run / "model" / "member-0.safetensors") == weights, "the opening changes nothing of the net"
+    assert read(run / "model" / "model.json") == read(other / "model" / "model.json")
     (logged,) = read_seal(seal_file(data)).openings
     assert logged.model_sha256 == model
     assert logged.n == len(read_seal(seal_file(data)).rows)

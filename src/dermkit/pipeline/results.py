@@ -264,7 +264,7 @@ def compare(runs: Sequence[Path], *, claim_texts: Sequence[str] = (), out: Path)
     runs = [evaluate(None, predictions=run).parent if run.is_file() else run for run in runs]
     with saved_content(*runs):
         comparison = compare_runs(runs) if runs else NO_COMPARISON
-    with _writing_into(out):
+    with _writing_into(out), saved_content(*runs):
         return _write_comparison(comparison, claims, out)
 
 

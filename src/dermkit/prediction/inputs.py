@@ -177,6 +177,14 @@ def _entries(folder: str, excluded: frozenset[str]) -> tuple[list[str], list[str
             if entry.is_dir(follow_symlinks=False):
                 if str(Path(entry.path).absolute()) not in excluded:
                     folders.append(entry.name)
-            elif is_image(entry.path, entry.name) if entry.is_file() else entry.is_symlink():
+            elif _is_candidate(entry):
                 files.append(entry.name)
     return folders, files
+
+
+def _is_candidate(entry: os.DirEntry[str]) -> bool:
+    """Return whether a file is an image; a link to a folder, to nothing or to itself is listed, and refused later."""
+    try:
+        return is_image(entry.path, entry.name) if entry.is_file() else entry.is_symlink()
+    except OSError:  # a link to itself
+        return entry.is_symlink()
