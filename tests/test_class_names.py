@@ -10,6 +10,7 @@ import pytest
 from conftest import Cli
 from dermkit.data.class_names import class_key, group_names
 from dermkit.data.diagnoses import classify_label
+from dermkit.data.importers.class_changes import _renames
 from dermkit.data.importers.run import ImportOutcome, import_dataset
 from dermkit.data.importers.table_rows import ImportOptions
 from dermkit.errors import DataError, UsageError
@@ -298,3 +299,13 @@ def test_a_model_of_subtypes_maps_by_name_and_is_not_called_after_one_of_them() 
         [classify_label("0"), classify_label("1")], [classify_label("0.0"), classify_label("1.0")]
     )
     assert numbers.data == {"0.0": "0", "1.0": "1"}
+
+
+@pytest.mark.parametrize("names", [("X", "X "), ("X", "x"), ("melanoma", "MEL")])
+def test_two_classes_do_not_become_one_by_two_new_names(names: tuple[str, str]) -> None:
+    options = ImportOptions(rename=dict(zip(("a", "b"), names, strict=True)))
+    with pytest.raises(UsageError, match="needs a name of its own") as refused:
+        _renames(["a", "b", "c"], options)
+    assert "--merge" in refused.value.remedy
+    swapped = _renames(["a", "b", "c"], ImportOptions(rename={"a": "b", "b": "a"}))
+    assert swapped == {"a": "b", "b": "a"}

@@ -203,6 +203,13 @@ def test_a_short_form_that_does_not_fit_is_refused(forms: dict[str, Any], words:
 # Names and records ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rate", ["0", "1e-400", "0,0"])
+def test_a_rate_that_trains_nothing_is_refused(rate: str) -> None:
+    base = next(recipe for recipe in RECIPES.values() if len(recipe.phases) == 1 + rate.count(","))
+    with pytest.raises(UsageError, match="nothing would be trained"):
+        short_form_assignments(base, ShortForms(learning_rate=rate))
+
+
 def test_a_long_name_becomes_a_hash_of_the_changes_and_every_name_is_a_folder() -> None:
     many = [f"augment.{name}=0.123456" for name in ("shift", "zoom", "brightness", "contrast", "saturation")]
     long, other = derive("s2-finetuned", *many), derive("s2-finetuned", *many[:4], "augment.saturation=0.2")

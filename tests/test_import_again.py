@@ -16,7 +16,8 @@ from dermkit.data.importers.table_rows import ImportOptions
 from dermkit.data.manifest import load_dataset
 from dermkit.data.readers import reading
 from dermkit.data.split import load_split
-from dermkit.errors import OutputError, UsageError
+from dermkit.data.staging import STAGING_FOLDER, finish_changes
+from dermkit.errors import DataError, OutputError, UsageError
 from dermkit.files import sha256_file
 from dermkit.recipes.schema import parse_split_spec
 from made_images import speckled
@@ -261,3 +262,18 @@ def test_a_malignancy_that_was_given_does_not_pass_to_another_class_of_that_name
     assert malignancies() == given  # of the same images: nobody is asked again
     swapped = ImportOptions(rename={"kind a": "kind b", "kind b": "kind a"})
     assert malignancies(options=swapped) == {"kind a": "indeterminate", "kind b": "indeterminate"}
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", ".", "../beside.csv", "/beside.csv", "", 5, ["x"]])
+@pytest.mark.parametrize("key", ["move", "remove"])
+def test_a_list_of_changes_with_names_that_dermkit_never_writes_changes_nothing(
+    tmp_path: Path, key: str, name: object
+) -> None:
+    staging = tmp_path / STAGING_FOLDER
+    (staging / "files").mkdir(parents=True)
+    content = {"format": 1, "move": [], "remove": [], key: ["manifest.csv", name]}
+    (staging / "commit.json").write_text(json.dumps(content))
+    (tmp_path / "manifest.csv").write_text("as it was")
+    with pytest.raises(DataError, match="not a list of files as dermkit writes it"):
+        finish_changes(tmp_path)
+    assert (tmp_path / "manifest.csv").read_text() == "as it was"

@@ -106,7 +106,12 @@ def _move_files(folder: Path, names: Sequence[str]) -> None:
 def _checked_names(names: object, staging: Path) -> list[str]:
     """Return relative paths as they were written; raises `DataError` for anything else, as a path that leads out."""
     if isinstance(names, list) and all(
-        isinstance(name, str) and name and name[0] != "/" and ".." not in Path(name).parts for name in names
+        isinstance(name, str)
+        and name.isprintable()
+        and name.strip("./")
+        and name[0] != "/"
+        and ".." not in Path(name).parts
+        for name in names
     ):
         return names
     raise DataError(

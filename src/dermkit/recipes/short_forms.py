@@ -57,6 +57,8 @@ def _epochs(recipe: Recipe, text: str) -> list[Assignment]:
 
 def _learning_rates(recipe: Recipe, text: str) -> list[Assignment]:
     numbers = _numbers("--lr", text, recipe)
+    if not any(numbers):
+        raise _form_error(f"--lr {text}: nothing would be trained", "give a rate above 0, such as --lr 0.001")
     first_rate = recipe.phases[0].head_lr
     if len(numbers) == 1 and not first_rate:
         raise _form_error(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from dermkit.data.class_names import clean_label, find_class, group_names, preferred_name
+from dermkit.data.class_names import class_key, clean_label, find_class, group_names, preferred_name
 from dermkit.data.diagnoses import check_malignancy, classify_label, find_diagnosis, is_known_label
 from dermkit.data.importers.records import Note, Records
 from dermkit.data.importers.table_rows import ImportOptions
@@ -157,7 +157,8 @@ def _renames(names: Sequence[str], options: ImportOptions) -> dict[str, str]:
     renamed = {_existing_class(old, after_merging, "--rename"): new for old, new in options.rename.items()}
     for old, new in renamed.items():
         taken = find_class(new, [name for name in after_merging if name != old and name not in renamed])
-        if not clean_label(new) or taken or list(renamed.values()).count(new) > 1:
+        is_given_twice = sum(class_key(other) == class_key(new) for other in renamed.values()) > 1
+        if not clean_label(new) or taken or is_given_twice:
             raise UsageError(
                 f"--rename {old}={new}: {f'a class is called {taken!r}' if taken else 'needs a name of its own'}",
                 remedy=f'join two classes with --merge "{old}={taken or new}"',
