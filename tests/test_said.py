@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 
 from conftest import Invoke
 from dermkit.audit.cleaning import SMALL_CLASS
+from dermkit.cli.console import exit_with_refused
 from dermkit.data import known_datasets
 from dermkit.data.importers.run import import_dataset
 from dermkit.data.manifest import MANIFEST_COLUMNS, load_dataset
@@ -39,6 +41,16 @@ def test_every_reason_has_a_meaning_and_an_advice() -> None:
     ]
     assert len(named) >= 7
     assert {*named, *map(str, RejectionReason)} == set(map(str, REASON_TEXTS))
+
+
+def test_one_refused_image_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for reasons, expected in (
+        (["empty"], "1 image was refused and is"),
+        (["empty"] * 2, "2 images were refused and are"),
+    ):
+        with pytest.raises(typer.Exit):
+            exit_with_refused(reasons, Path("refused.csv"))
+        assert capsys.readouterr().err.startswith(f"{expected} listed in refused.csv")
 
 
 def test_import_and_predict_tell_what_was_refused_and_what_to_do(

@@ -44,6 +44,16 @@ def test_evaluate_ends_with_the_result_and_the_path_once(tmp_path: Path, invoke:
     assert max(map(len, lines[:-1])) <= WIDTH
 
 
+def test_grouped_images_are_in_groups_whatever_groups_them(tmp_path: Path) -> None:
+    """Copies of a picture are a group without any lesion or patient id."""
+    run = make_run(tmp_path / "run", make_frame(400))
+    dk.evaluate(run)
+    metrics = METRICS.read(run)
+    metrics["splits"]["test"]["n_groups"] = 199
+    METRICS.write(run, metrics)
+    assert result_lines(run)[0] == "test: 200 images in 199 groups (lesion, patient, copies)"
+
+
 def test_what_matters_is_warned_of_and_a_broken_guarantee_comes_first(tmp_path: Path) -> None:
     frame = make_frame(400)
     rows = (frame["split"] == "test") & (frame["label"] == "malignant")
@@ -220,4 +230,5 @@ def test_recipes_that_need_no_weights_are_named() -> None:
         check_requirements(recipe, None)
     assert scratch_recipe("s0-resnet50-mobilenetv2", "mobilenetv2_100") == "s0-resnet50-scratch"
     assert scratch_recipe("mine", "resnet50").endswith("-scratch")
-    assert scratch_recipe("mine", "vit_tiny_patch16_224") == "s4-cnn"
+    assert scratch_recipe("quick", "mobilenetv3_large_100") == "scratch"  # a recipe for anybody's images, too
+    assert scratch_recipe("mine", "vit_tiny_patch16_224") == "scratch"

@@ -49,7 +49,10 @@ def exit_with_refused(reasons: Sequence[str], refused_path: Path) -> None:
     if reasons:
         from dermkit.data.rejection_texts import rejection_lines
 
-        echo(f"{len(reasons)} images were refused and are listed in {refused_path}", err=True)
+        refused = (
+            "1 image was refused and is" if len(reasons) == 1 else f"{len(reasons)} images were refused and are"
+        )
+        echo(f"{refused} listed in {refused_path}", err=True)
         for line in rejection_lines(reasons):
             echo(line, err=True)
         raise typer.Exit(EXIT_SOME_REJECTED)

@@ -27,4 +27,4 @@ def scratch_recipe(name: str, backbone: str) -> str:
     candidates += [
         recipe.name for recipe in RECIPES.values() if (recipe.model.backbone, recipe.model.weights) == wanted
     ]
-    return next((candidate for candidate in candidates if candidate in RECIPES), "s4-cnn")
+    return next((candidate for candidate in candidates if candidate in RECIPES), "scratch")

@@ -266,8 +266,8 @@ def _no_hub_weights_error(spec: ModelSpec, reason: str) -> UntrustedError:
         remedy=(
             "one of three: connect to the network once, and they are fetched and kept; "
             "pass --weights FILE.safetensors with FILE.safetensors.json beside it; "
-            f"or train from scratch with a recipe that needs none, such as {scratch_recipe('', spec.backbone)}, or "
-            'model.weights = "none" in your own'
+            f"or train from scratch, which needs none: `dermkit train {scratch_recipe('', spec.backbone)} DATASET`, or "
+            "this recipe with --set model.weights=none"
         ),
     )
 

@@ -94,7 +94,7 @@ def _run_lines(run: RunFolder) -> Iterator[str]:
 def _split_lines(run: RunFolder, split: str) -> Iterator[str]:
     split_metrics = run.metrics["splits"][split]
     n, n_groups = split_metrics["n"], split_metrics.get("n_groups", split_metrics["n"])
-    groups = f" of {n_groups} lesions or patients" if n_groups != n else ""
+    groups = f" in {n_groups} groups (lesion, patient, copies)" if n_groups != n else ""
     yield f"{split}: {n} images{groups}"
     metrics = split_metrics["metrics"]
     yield from figure_lines(
