@@ -319,6 +319,8 @@ def test_files_that_hold_no_table_are_refused_and_nothing_is_run_from_them(tmp_p
         "holds neither": written(tmp_path, "[1, 2]", "e.json"),
         "Expecting value": written(tmp_path, "nothing", "f.json"),
         "a cell holds dict": written(tmp_path, '[{"label": {}}]', "g.json"),
+        "surrogates": written(tmp_path, '[{"image_id": "\\ud800", "label": "mel", "p_mel": 0.5}]', "k.json"),
+        "surrogates not": written(tmp_path, '[{"label": "mel", "p_\\ud800": 0.5}]', "l.json"),
         "recursion": written(tmp_path, "[" * 100_000, "h.json"),
         "not a zip": written(tmp_path, "PK", "i.npz"),
         "it has no row": written(tmp_path, '{"label": []}', "j.json"),

@@ -62,7 +62,7 @@ def read_other_table(file: Path) -> TextTable:
         )
     try:
         columns = _READERS[suffix](_read_bytes(file))
-        frame = pd.DataFrame({str(name): _texts(values) for name, values in columns.items()}, dtype="str")
+        frame = pd.DataFrame({_text(name): _texts(values) for name, values in columns.items()}, dtype="str")
     except ImportError:
         raise _unreadable(
             file, "Parquet needs pyarrow, which is not installed", "pip install pyarrow, or " + _SAVE_AS_CSV
@@ -107,7 +107,9 @@ def _text(value: Any) -> str:
         value = value.item()
     if isinstance(value, list | dict | np.ndarray):
         raise TypeError(f"a cell holds {type(value).__name__} in place of a number or text")
-    return "" if isinstance(value, float) and np.isnan(value) else str(value).strip()
+    text = "" if isinstance(value, float) and np.isnan(value) else str(value).strip()
+    text.encode()  # JSON can hold half a character, which no file takes: a ValueError
+    return text
 
 
 # JSON -------------------------------------------------------------------------------------------------------------
