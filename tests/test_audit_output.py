@@ -390,6 +390,9 @@ def test_reports_say_what_the_audit_found(tmp_path: Path, dataset: Dataset) -> N
     assert [text for text, level in said.items() if "DA004" in text and level == "note"]
     split = told(tmp_path, audit_state(dataset, division(dataset).head(3)))
     assert any("was of the published split, not of the one used here" in text for text in split)
+    state = {"state": "outdated", "split": "", "date": "today", "warnings": audit_state(dataset, None)["warnings"]}
+    no_split = " ".join(told(tmp_path, state))
+    assert "was made without a split: in the one used here, near copies" in no_split and "no split" not in no_split
     changed = replace(dataset, manifest=dataset.manifest.assign(site="back"))
     old = told(tmp_path, audit_state(changed, None))
     assert any("is outdated, the manifest has changed since" in text for text in old)

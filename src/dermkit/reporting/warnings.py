@@ -254,14 +254,18 @@ def _dataset_audit_warnings(name: str, audit: Mapping[str, Any]) -> Iterator[Rep
         text = f"{name}: the audit of {audit['date']} is outdated, the manifest has changed since: audit it again."
         yield ReportWarning("serious" if errors else "note", text)
     elif state == "outdated":
-        audited_split = {"": "no split", "given_split": "the published split"}.get(
+        audited_split = {"": "", "given_split": "the published split"}.get(
             audit["split"], f"split {audit['split']}"
         )
-        scope_text = f" on {audited_split}"
+        scope_text = f" on {audited_split}" if audited_split else ""
+        audited_text = (
+            f"was of {audited_split}, not of the one used here, on which"
+            if audited_split
+            else ("was made without a split: in the one used here,")
+        )
         yield ReportWarning(
             "note",
-            f"{name}: the audit of {audit['date']} was of {audited_split}, not of the one used here, on "
-            f"which near copies and "
+            f"{name}: the audit of {audit['date']} {audited_text} near copies and "
             "shortcuts across sides were not looked for: `dermkit audit DATASET --split NAME` does.",
         )
     for finding in errors:
