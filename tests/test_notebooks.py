@@ -186,7 +186,7 @@ def test_training_on_ones_own_folder(kernel: str, tmp_path: Path, own_folder: st
 
 
 def test_comparison(kernel: str, tmp_path: Path) -> None:
-    notebook = executed(COMPARISON, kernel, tmp_path, OUT=str(tmp_path / "out"), EPOCHS=2)
+    notebook = executed(COMPARISON, kernel, tmp_path, OUT=str(tmp_path / "out"), EPOCHS=1)
     assert spoken(notebook) == ""
     assert pictures(notebook) == {"curves": 2}
     assert "Mixed_6a" in text(notebook, "recipes") and "layer3" in text(notebook, "recipes")
