@@ -28,11 +28,12 @@ def list_recipes() -> None:
     for title, names in RECIPE_GROUPS.items():
         echo(f"{title}:")
         for name in names:
-            echo(f"  {name:36} {RECIPES[name].about}")
+            head = f"  {name:30} "
+            echo(textwrap.fill(RECIPES[name].about, 100, initial_indent=head, subsequent_indent=" " * len(head)))
         echo()
     echo("Grids for `dermkit tune`:")
     for name, members in GRIDS.items():
-        echo(f"  {name:36} {len(members)} recipes of {members[0].system}")
+        echo(f"  {name:30} {len(members)} recipes of {members[0].system}")
     echo("\nChange any of them: dermkit train NAME DATASET --set FIELD=VALUE (`dermkit recipes explain`).")
 
 
