@@ -314,7 +314,7 @@ def test_weights_that_prove_nothing_are_refused(
 
 def test_no_hub_and_no_file_names_the_three_ways_out(cli: Cli, binary: Path) -> None:
     done = cli("train", "s2-resnet50", binary)
-    check(done, 6, "resnet50", "connect to the network", "--weights FILE.safetensors", 'model.weights = "none"')
+    check(done, 6, "resnet50", "connect to the network", "--weights FILE.safetensors", "--set model.weights=none")
 
 
 def test_a_file_for_a_recipe_without_weights_is_a_usage_error(

@@ -311,7 +311,7 @@ def test_no_hub_is_refused_with_three_ways_out(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UntrustedError, match="Name or service not known") as caught:
         resolve_weights(RESNET, None)
     assert caught.value.exit_code == 6
-    for way in ("connect", "--weights FILE", '"none"'):
+    for way in ("connect", "--weights FILE", "model.weights=none"):
         assert way in caught.value.remedy
     with pytest.raises(UsageError, match="no hub has weights"):
         resolve_weights(replace(RESNET, backbone="dermkit/cnn-s1"), None)
