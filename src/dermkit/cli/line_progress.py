@@ -1,6 +1,5 @@
 """Progress without a terminal: the lines that a job says and, while it says none, what is done and the time left."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from dermkit.progress import Progress
-from dermkit.training.distributed.environment import read_rank_info
+from dermkit.training.distributed.environment import is_first_rank
 
 SILENT_SECONDS = 15.0
 """A line is printed after so long without one: at least every 20 seconds, also where the machine is slow."""
@@ -93,8 +92,7 @@ def duration_text(seconds: float) -> str:
 @contextmanager
 def line_progress(print_line: Callable[[str], None]) -> Iterator[Progress]:
     """Yield a progress that prints lines, and breaks long silences; of several processes only the first one prints."""
-    rank_info = read_rank_info(os.environ)
-    if rank_info is not None and rank_info.rank != 0:
+    if not is_first_rank():
         yield Progress()
         return
     lines, is_over = LineProgress(print_line), threading.Event()

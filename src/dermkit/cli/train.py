@@ -1,6 +1,5 @@
 """Train and tune, as commands, with the options that change a recipe."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -12,7 +11,7 @@ from dermkit.errors import UsageError
 from dermkit.files import shell_path
 from dermkit.progress import Progress
 from dermkit.threads import cpu_count
-from dermkit.training.distributed.environment import is_rank, read_rank_info
+from dermkit.training.distributed.environment import is_first_rank, is_rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,8 +139,7 @@ def _check_derived(recipe: "Recipe", was_changed: bool) -> None:
     from dermkit.recipes.schema import changes_text
 
     check_backbone_name(recipe.model)
-    rank_info = read_rank_info(os.environ)
-    if was_changed and (rank_info is None or rank_info.rank == 0):
+    if was_changed and is_first_rank():
         echo(f"recipe {recipe.name}: {changes_text(recipe) or 'has these values already'}", err=True)
 
 
@@ -208,8 +206,7 @@ def _train_on(
 
 def _print_run(folder: Path, *pages: Path) -> None:
     """Print the result and what was written, once: of several processes, the first one does."""
-    rank_info = read_rank_info(os.environ)
-    if rank_info is None or rank_info.rank == 0:
+    if is_first_rank():
         print_result(folder, *pages)
 
 

@@ -40,6 +40,12 @@ def is_rank() -> bool:
     return read_rank_info(os.environ) is not None
 
 
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, or the only one: of several, it alone prints."""
+    rank_info = read_rank_info(os.environ)
+    return rank_info is None or rank_info.rank == 0
+
+
 def read_rank_info(environ: Mapping[str, str]) -> RankInfo | None:
     """Return the rank that an environment describes, in torchrun's names or srun's; None where it describes none.
 
