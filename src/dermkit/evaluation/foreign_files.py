@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.importers.csv_tables import TextTable
-from dermkit.errors import DataError
+from dermkit.evaluation.foreign_probabilities import table_error
 from dermkit.files import open_regular
 from dermkit.runs.predictions import PROBABILITY_PREFIX
 
@@ -57,14 +57,14 @@ def read_other_table(file: Path) -> TextTable:
     """Return a table of text, "" for what is missing; raises `DataError` with the cure for what cannot be read."""
     suffix = file.suffix.lower()
     if suffix in OTHER_FORMATS:
-        raise _unreadable(
+        raise table_error(
             file, f"{suffix} files are not read as tables of predictions", _CURES.get(suffix, _SAVE_AS_CSV)
         )
     try:
         columns = _READERS[suffix](_read_bytes(file))
         frame = pd.DataFrame({_text(name): _texts(values) for name, values in columns.items()}, dtype="str")
     except ImportError:
-        raise _unreadable(
+        raise table_error(
             file, "Parquet needs pyarrow, which is not installed", "pip install pyarrow, or " + _SAVE_AS_CSV
         ) from None
     except (
@@ -77,12 +77,8 @@ def read_other_table(file: Path) -> TextTable:
         RecursionError,
         zipfile.BadZipFile,
     ) as error:
-        raise _unreadable(file, " ".join(str(error).split())[:200] or type(error).__name__, _SAVE_AS_CSV) from None
+        raise table_error(file, " ".join(str(error).split())[:200] or type(error).__name__, _SAVE_AS_CSV) from None
     return TextTable(file, frame, np.arange(1, len(frame) + 1), tuple(frame.columns))
-
-
-def _unreadable(file: Path, problem: str, remedy: str) -> DataError:
-    return DataError(f"{file}: {problem}", outcome="nothing was written", remedy=remedy)
 
 
 def _read_bytes(file: Path) -> bytes:

@@ -49,18 +49,19 @@ def parse_assignment(text: str) -> Assignment:
     path, equals, value_text = text.partition("=")
     path, option = path.strip(), f"--set {text}"
     if not equals or not path:
-        raise _usage_error(f"{option}: not of the form FIELD=VALUE", "e.g. --set optim.batch_size=16")
+        raise recipe_change_error(f"{option}: not of the form FIELD=VALUE", "e.g. --set optim.batch_size=16")
     if generic_path(path) not in recipe_fields() and not path.startswith("model.backbone_args."):
-        raise _usage_error(
+        raise recipe_change_error(
             f"{option}: a recipe has no field {path}{nearest_fields(path)}",
             "`dermkit recipes explain` lists every field",
         )
     if path.split(".")[0] == "derived_from":
-        raise _usage_error(f"{option}: derived_from is written by dermkit", "leave it out")
+        raise recipe_change_error(f"{option}: derived_from is written by dermkit", "leave it out")
     return Assignment(path, _parse_value(path, value_text.strip()), option)
 
 
-def _usage_error(message: str, remedy: str) -> UsageError:
+def recipe_change_error(message: str, remedy: str) -> UsageError:
+    """Return the error for a change of a recipe that cannot be made."""
     return UsageError(message, outcome="nothing was trained", remedy=remedy)
 
 
@@ -114,7 +115,7 @@ def _check_contradictions(assignments: Sequence[Assignment]) -> None:
     for assignment in assignments:
         first = first_by_path.setdefault(assignment.path, assignment)
         if first.value != assignment.value or type(first.value) is not type(assignment.value):
-            raise _usage_error(
+            raise recipe_change_error(
                 f"{first.option} and {assignment.option} give {assignment.path} two values", "give one of them"
             )
 
@@ -127,7 +128,7 @@ def _assign(recipe_json: dict[str, Any], assignment: Assignment) -> None:
         node = _child(node, component, assignment, ".".join(parents[:depth]))
         if node is None:
             group = ".".join(parents[: depth + 1])
-            raise _usage_error(
+            raise recipe_change_error(
                 f"{assignment.option}: this recipe has no {group} (it is null)",
                 f"set the whole group first: {_group_example(group)}",
             )
@@ -137,17 +138,17 @@ def _assign(recipe_json: dict[str, Any], assignment: Assignment) -> None:
     elif isinstance(node, dict):
         node[last] = assignment.value
     else:
-        raise _usage_error(f"{assignment.option}: {'.'.join(parents)} holds no fields", "set it as a whole")
+        raise recipe_change_error(f"{assignment.option}: {'.'.join(parents)} holds no fields", "set it as a whole")
 
 
 def _child(node: Any, component: str, assignment: Assignment, parent: str) -> Any:
     if isinstance(node, list):
         if not component.isdigit() or int(component) >= len(node):
             places = ", ".join(f"{parent}.{index}" for index in range(len(node)))
-            raise _usage_error(f"{assignment.option}: this recipe has {places}", "give one of these")
+            raise recipe_change_error(f"{assignment.option}: this recipe has {places}", "give one of these")
         return node[int(component)]
     if not isinstance(node, dict) or component not in node:
-        raise _usage_error(f"{assignment.option}: {parent} holds no fields", "set it as a whole")
+        raise recipe_change_error(f"{assignment.option}: {parent} holds no fields", "set it as a whole")
     return node[component]
 
 
@@ -167,7 +168,7 @@ def _with_record(base: Recipe, derived: Recipe) -> Recipe:
     """Return the derived recipe with its name and its record, or the base where nothing changed."""
     is_named = derived.name != base.name
     if is_named and derived.name in RECIPES:
-        raise _usage_error(f"--set name={derived.name}: a named recipe has this name", "give another name")
+        raise recipe_change_error(f"--set name={derived.name}: a named recipe has this name", "give another name")
     earlier = base.derived_from.changes if base.derived_from else ()
     origin = base.derived_from.recipe if base.derived_from else base.name
     new_changes = _changes(replace(base, derived_from=None), replace(derived, name=base.name, derived_from=None))
@@ -260,7 +261,7 @@ def check_record(recipe: Recipe, source: str) -> None:
             continue
         value = _value_at(recipe_json, change.field)
         if _text(value) != change.after:
-            raise _usage_error(
+            raise recipe_change_error(
                 f"{source}: derived_from says that {change.field} is {change.after}, but it is {_text(value)}",
                 "correct the record, or set derived_from to null and give the recipe another name",
             )
@@ -294,7 +295,7 @@ def derive_grid(
     for assignment in assignments:
         clashes = [path for path in varied if f"{path}.".startswith(f"{assignment.path}.")]
         if clashes:
-            raise _usage_error(
+            raise recipe_change_error(
                 f"{assignment.option}: the grid {grid} tries several values of {clashes[0]}",
                 "leave it out, or train one recipe with `dermkit train`",
             )

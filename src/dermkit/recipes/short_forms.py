@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from dermkit.errors import UsageError
-from dermkit.recipes.derive import Assignment
+from dermkit.recipes.derive import Assignment, recipe_change_error
 from dermkit.recipes.schema import Recipe
 
 
@@ -48,7 +47,7 @@ def short_form_assignments(recipe: Recipe, forms: ShortForms) -> list[Assignment
 def _epochs(recipe: Recipe, text: str) -> list[Assignment]:
     numbers = _numbers("--epochs", text, recipe)
     if any(not number.is_integer() for number in numbers):
-        raise _form_error(f"--epochs {text}: not a whole number", "give a number such as --epochs 20")
+        raise recipe_change_error(f"--epochs {text}: not a whole number", "give a number such as --epochs 20")
     epochs = numbers * len(recipe.phases) if len(numbers) == 1 else numbers
     return [
         Assignment(f"phases.{index}.epochs", int(count), f"--epochs {text}") for index, count in enumerate(epochs)
@@ -58,10 +57,12 @@ def _epochs(recipe: Recipe, text: str) -> list[Assignment]:
 def _learning_rates(recipe: Recipe, text: str) -> list[Assignment]:
     numbers = _numbers("--lr", text, recipe)
     if not any(numbers):
-        raise _form_error(f"--lr {text}: nothing would be trained", "give a rate above 0, such as --lr 0.001")
+        raise recipe_change_error(
+            f"--lr {text}: nothing would be trained", "give a rate above 0, such as --lr 0.001"
+        )
     first_rate = recipe.phases[0].head_lr
     if len(numbers) == 1 and not first_rate:
-        raise _form_error(
+        raise recipe_change_error(
             f"--lr {text}: the first phase does not train the head", "--set phases.0.backbone_lr=..."
         )
     head_rates: Sequence[float] = (
@@ -88,9 +89,11 @@ def _numbers(flag: str, text: str, recipe: Recipe) -> list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise _form_error(f"{flag} {text}: not a number, nor numbers with commas", f"e.g. {flag} 20") from None
+        raise recipe_change_error(
+            f"{flag} {text}: not a number, nor numbers with commas", f"e.g. {flag} 20"
+        ) from None
     if len(numbers) not in (1, len(recipe.phases)):
-        raise _form_error(
+        raise recipe_change_error(
             f"{flag} {text}: {len(numbers)} numbers, but {recipe.name} has {_phases_text(recipe)}",
             f"give one number, or {len(recipe.phases)} with commas",
         )
@@ -104,7 +107,3 @@ def _phases_text(recipe: Recipe) -> str:
         for phase in recipe.phases
     ]
     return f"{len(texts)} phase{'s' * (len(texts) > 1)} ({'; '.join(texts)})"
-
-
-def _form_error(message: str, remedy: str) -> UsageError:
-    return UsageError(message, outcome="nothing was trained", remedy=remedy)
