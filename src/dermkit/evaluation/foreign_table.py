@@ -20,7 +20,7 @@ from dermkit.data.importers.csv_tables import (
     find_first_column,
     read_csv_table,
 )
-from dermkit.data.importers.id_columns import find_id_columns, id_column_texts
+from dermkit.data.importers.id_columns import IdColumns, find_id_columns
 from dermkit.data.manifest import Dataset
 from dermkit.errors import first_of
 from dermkit.evaluation.foreign_classes import join_spellings, match_labels, match_name, sum_classes
@@ -59,6 +59,7 @@ class ForeignTable:
 
     ids: the table's name of each image. labels: in the names of the classes where they are known by another, None
     without such a column. probabilities: class -> float64, NaN where a cell is no number. notes: what was assumed.
+    id_columns: its lesion and patient ids that are called otherwise.
     """
 
     table: TextTable
@@ -66,6 +67,7 @@ class ForeignTable:
     labels: "pd.Series[str] | None"
     probabilities: pd.DataFrame
     notes: tuple[str, ...]
+    id_columns: IdColumns
 
     def column_values(self, name: str) -> "pd.Series[str] | None":
         """Return one of `PREDICTION_FIELDS` or another column, None where the table lacks it."""
@@ -75,7 +77,7 @@ class ForeignTable:
     def group_ids(self) -> pd.DataFrame:
         """Return those of `FOREIGN_GROUP_COLUMNS` that the table has, also called otherwise, under these names."""
         columns = {name: self.column_values(name) for name in FOREIGN_GROUP_COLUMNS}
-        renamed = {name: self.table.frame[column] for name, column in find_id_columns(self.table)[0].items()}
+        renamed = {name: self.table.frame[column] for name, column in self.id_columns.ids.items()}
         return pd.DataFrame({name: column for name, column in columns.items() if column is not None} | renamed)
 
 
@@ -92,7 +94,8 @@ def read_foreign_table(file: Path, dataset: Dataset | None, scale: str | None = 
     if labels is not None:
         labels, spelling_notes = join_spellings(labels)
         notes = [*notes, *spelling_notes]
-    numbers = _numeric_columns(table, label_column)
+    id_columns = find_id_columns(table)
+    numbers = _numeric_columns(table, label_column, id_columns)
     if dataset is not None:
         columns, other_class = _dataset_columns(table, numbers, dataset)
         names, label_names = list(dataset.class_names), list(dataset.class_names)
@@ -105,7 +108,7 @@ def read_foreign_table(file: Path, dataset: Dataset | None, scale: str | None = 
                 "`dermkit import` makes it",
             )
         columns, other_class, column_notes = _columns_by_labels(table, numbers, labels)
-        column_notes += id_column_texts(table, cure="If it holds ids, call it {target}.")
+        column_notes += id_columns.texts("If it holds ids, call it {target}.")
         names = [*(group[0] for group in group_names(columns)), *([other_class] if other_class else [])]
         notes, label_names = [*notes, *column_notes], names
     p, scale_notes = to_probabilities(columns, scale, file)
@@ -116,7 +119,9 @@ def read_foreign_table(file: Path, dataset: Dataset | None, scale: str | None = 
                      "the rest to 1.")  # fmt: skip
     probabilities, sum_notes = sum_classes(probabilities, names)
     labels, label_notes = _named_labels(labels, label_names)
-    return ForeignTable(table, ids, labels, probabilities, (*notes, *label_notes, *scale_notes, *sum_notes))
+    return ForeignTable(
+        table, ids, labels, probabilities, (*notes, *label_notes, *scale_notes, *sum_notes), id_columns
+    )
 
 
 def _read_text(file: Path) -> TextTable:
@@ -171,14 +176,14 @@ def _target_label(table: TextTable) -> str | None:
     return column if has_score or has_class else None
 
 
-def _numeric_columns(table: TextTable, label_column: str | None) -> dict[str, Numbers]:
+def _numeric_columns(table: TextTable, label_column: str | None, id_columns: IdColumns) -> dict[str, Numbers]:
     """Return the columns that may hold probabilities: those that begin with p_, else all other numeric ones."""
     prefixed_columns = [name for name in table.columns if name.startswith(PROBABILITY_PREFIX)]
     if prefixed_columns:
         return {name: parse_numbers(table.frame[name]) for name in prefixed_columns}
     reserved_names = (*PREDICTION_FIELDS, *FOREIGN_GROUP_COLUMNS, *ID_ALIASES, *_METADATA_COLUMNS)
     reserved_columns = {label_column, *(find_column(table.columns, name) for name in reserved_names)}
-    reserved_columns |= {*find_id_columns(table)[0].values()}
+    reserved_columns |= {*id_columns.ids.values()}
     free_columns = [
         name for name in table.columns if name not in reserved_columns and not _ROW_NUMBER_COLUMN.fullmatch(name)
     ]

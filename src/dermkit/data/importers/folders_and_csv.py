@@ -17,7 +17,7 @@ from dermkit.data.importers.csv_tables import (
     missing_column_text,
     read_csv_table,
 )
-from dermkit.data.importers.id_columns import find_id_columns, id_column_texts
+from dermkit.data.importers.id_columns import find_id_columns
 from dermkit.data.importers.normalise import split_of_folder
 from dermkit.data.importers.reader import check_columns, find_table, make_frame, to_records, walk_images
 from dermkit.data.importers.records import Note, Records
@@ -314,14 +314,10 @@ def _column_mapping(table: TextTable, options: ImportOptions, problems: ProblemL
 
 def _with_id_columns(table: TextTable, columns: Mapping[str, str]) -> tuple[TextTable, dict[str, str]]:
     """Return target -> column with the columns of ids that nobody named, and the table with a note on each."""
-    used_columns = [*columns.values()]
-    id_columns, _ = find_id_columns(table, used_columns, columns)
-    cure = "If it holds ids, say --column {target}={column}."
-    notes = [
-        Note("id_column", text, len(table.row_numbers))
-        for text in id_column_texts(table, used_columns, columns, cure=cure)
-    ]
-    return replace(table, notes=(*table.notes, *notes)), {**columns, **id_columns}
+    id_columns = find_id_columns(table, [*columns.values()], columns)
+    texts = id_columns.texts("If it holds ids, say --column {target}={column}.")
+    notes = [Note("id_column", text, len(table.row_numbers)) for text in texts]
+    return replace(table, notes=(*table.notes, *notes)), {**columns, **id_columns.ids}
 
 
 def _resolve_column(table: TextTable, name: str, problems: ProblemList) -> str:

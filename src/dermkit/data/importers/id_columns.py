@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -22,10 +23,30 @@ _MIN_DISTINCT = 0.1
 """A column of another name holds ids if it has so many different values per row: `lesion` may be a diagnosis or yes."""
 
 
+class IdColumns(NamedTuple):
+    """Columns that are called like ids: target -> the column that holds them, and target -> one that holds none."""
+
+    ids: Mapping[str, str]
+    others: Mapping[str, str]
+
+    def texts(self, cure: str) -> list[str]:
+        """Return a sentence per column that was read as ids, or was not though its name says so.
+
+        cure: what to do about the latter, with {target} and {column}.
+        """
+        texts = [f"The column {column} was read as the {target}." for target, column in self.ids.items()]
+        for target, column in self.others.items():
+            text = (
+                f"The column {column} was not read as the {target}: it has too few different values, or fractions."
+            )
+            texts.append(f"{text} {cure.format(target=target, column=column)}".rstrip())
+        return texts
+
+
 def find_id_columns(
     table: TextTable, used_columns: Sequence[str] = (), known_targets: Collection[str] = ()
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Return target -> the column of ids called otherwise, and target -> a column of such a name that holds no ids.
+) -> IdColumns:
+    """Return the columns of ids that are called otherwise.
 
     known_targets, targets that the table has under their own names, and columns in use are left alone.
     """
@@ -37,7 +58,7 @@ def find_id_columns(
         if column is None or target in known_targets or find_first_column(table.columns, names[:1]):
             continue
         (id_columns if _are_ids(table.frame[column]) else other_columns)[target] = column
-    return id_columns, other_columns
+    return IdColumns(id_columns, other_columns)
 
 
 def _are_ids(cells: "pd.Series[str]") -> bool:
@@ -47,18 +68,3 @@ def _are_ids(cells: "pd.Series[str]") -> bool:
         return False
     numbers = pd.to_numeric(known, errors="coerce")
     return not bool((numbers.notna() & (numbers % 1 != 0)).any())
-
-
-def id_column_texts(
-    table: TextTable, used_columns: Sequence[str] = (), known_targets: Collection[str] = (), *, cure: str
-) -> list[str]:
-    """Return a sentence per column that was read as ids, or was not though its name says so.
-
-    cure: what to do about the latter, with {target} and {column}.
-    """
-    id_columns, other_columns = find_id_columns(table, used_columns, known_targets)
-    texts = [f"The column {column} was read as the {target}." for target, column in id_columns.items()]
-    for target, column in other_columns.items():
-        text = f"The column {column} was not read as the {target}: it has too few different values, or fractions."
-        texts.append(f"{text} {cure.format(target=target, column=column)}".rstrip())
-    return texts
