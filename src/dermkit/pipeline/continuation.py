@@ -5,13 +5,15 @@ other phases after that one. Everything else (data, split, weights, batches, aug
 hash in the run's name proves.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dermkit.errors import DermkitError, UsageError, first_of
-from dermkit.files import fingerprint, read_regular, shell_path, write_bytes
+from dermkit.files import fingerprint, open_regular, shell_path, write_atomically
 from dermkit.pipeline.plan import Continuation, Machine, RunPlan
 from dermkit.recipes.schema import Recipe, load_recipe, recipe_fingerprint, recipe_to_dict
 from dermkit.runs.layout import AUGMENTED_SHEET, CHECKPOINTS_FOLDER, ENVIRONMENT, RECIPE_FILE, REPORT_FILE, RUN
@@ -54,8 +56,9 @@ class EarlierRun:
         fold = self.run_json.get("fold")
         return self.run_json.get("seed") == plan.seed and (-1 if fold is None else fold) == plan.fold
 
+    @cached_property
     def progress(self) -> "TrainingProgress | None":
-        """Return where its training stands, None without a checkpoint; raises `UntrustedError` for a broken one."""
+        """Where its training stands, None without a checkpoint; raises `UntrustedError` for a broken one."""
         from dermkit.training.checkpoint import LAST_CHECKPOINT, read_progress
 
         path = self.folder / CHECKPOINTS_FOLDER / LAST_CHECKPOINT
@@ -63,7 +66,7 @@ class EarlierRun:
 
     def state_text(self) -> str:
         """Return where it stands, such as "finished, 2 epochs"."""
-        progress = self.progress()
+        progress = self.progress
         epochs = len(progress.log_rows) if progress else 0
         return f"{'finished' if self.is_finished else 'unfinished'}, {epochs} epoch{'s' * (epochs != 1)}"
 
@@ -105,7 +108,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def why_not_continued(run: EarlierRun, plan: RunPlan) -> str:
     """Return why a plan cannot go on from a run, "" if it can."""
-    progress = run.progress()
+    progress = run.progress
     if progress is None:
         return "it has no checkpoint"
     fixed = [
@@ -146,7 +149,12 @@ def _name_with_inputs(run: EarlierRun, plan: RunPlan) -> str:
     earlier = run.earlier_continuation
     continued = {} if earlier.get("is_exact", True) else {"continued": str(earlier.get("key"))}
     run_hash = recipe_fingerprint(run.recipe, **plan.input_hashes, **continued)
-    return plan.folder.name.replace(plan.folder.name.split("-")[0], run_hash, 1)
+    return _name_with_hash(plan, run_hash)
+
+
+def _name_with_hash(plan: RunPlan, run_hash: str) -> str:
+    """Return the folder name of a plan, HASH-sSEED[-fFOLD], with another hash."""
+    return f"{run_hash}-{plan.folder.name.partition('-')[2]}"
 
 
 def _trains_backbone(recipe: Recipe) -> bool:
@@ -205,7 +213,7 @@ def _checked_continuation(run: EarlierRun, plan: RunPlan) -> RunPlan:
 
 
 def _continued_plan(run: EarlierRun, plan: RunPlan) -> RunPlan:
-    progress = run.progress()
+    progress = run.progress
     assert progress is not None  # noqa: S101  why_not_continued has looked
     number, earlier_hash = progress.phase, run.folder.name.split("-")[0]
     before, now = run.recipe.phases[number].epochs, plan.recipe.phases[number].epochs
@@ -226,8 +234,7 @@ def _continued_plan(run: EarlierRun, plan: RunPlan) -> RunPlan:
     if is_exact:  # the same bits as from the beginning, so the same run
         return replace(plan, continued=continued)
     run_hash = recipe_fingerprint(plan.recipe, **plan.input_hashes, continued=key)
-    name = plan.folder.name.replace(plan.folder.name.split("-")[0], run_hash, 1)
-    return replace(plan, continued=continued, folder=plan.folder.with_name(name))
+    return replace(plan, continued=continued, folder=plan.folder.with_name(_name_with_hash(plan, run_hash)))
 
 
 def copy_checkpoints(plan: RunPlan, continued: Continuation) -> None:
@@ -251,7 +258,14 @@ def copy_checkpoints(plan: RunPlan, continued: Continuation) -> None:
     beside = [(continued.folder / name, plan.folder / name) for name in (AUGMENTED_SHEET, ENVIRONMENT.name)]
     for old_path, new_path in [*beside, *paths]:
         if old_path.is_file():
-            write_bytes(new_path, read_regular(old_path, max_bytes=2**40))
+            with open_regular(old_path, max_bytes=2**40) as stream:
+                write_atomically(new_path, partial(_copy_stream, stream))
+
+
+def _copy_stream(stream: IO[bytes], path: Path) -> None:
+    """Copy in blocks: a checkpoint may take gigabytes."""
+    with path.open("wb") as target:
+        shutil.copyfileobj(stream, target)
 
 
 # What --resume offers -----------------------------------------------------------------------------------------------
