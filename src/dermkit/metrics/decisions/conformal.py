@@ -117,6 +117,8 @@ def expected_coverage_range_of_rules(
     counts: Sequence[tuple[int, int]], *, alpha: float, level: float = 0.95
 ) -> tuple[int, int]:
     """Return the same of several rules, each on images of its own. counts: (n_calibration, n_new) of each rule."""
+    if len(counts) == 1:
+        return expected_coverage_range(*counts[0], alpha=alpha, level=level)
     probabilities, n_always = np.ones(1), 0
     for n_calibration, n_new in counts:
         quantile_rank = _quantile_rank(n_calibration, alpha)

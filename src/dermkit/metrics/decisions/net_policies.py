@@ -18,12 +18,15 @@ from dermkit.metrics.decisions.operating_point_metrics import DEFAULT_PREVALENCE
 from dermkit.metrics.decisions.operating_points import OperatingPoint
 from dermkit.metrics.decisions.policy import (
     CALIBRATION_METRICS,
+    ERROR_COVERAGES,
     DecisionPolicy,
+    conformal_dict,
+    contains_true_class,
     error_rate_among,
     one_class_reason,
     rates_dict,
+    referral_result,
 )
-from dermkit.metrics.stats import intervals
 from dermkit.metrics.stats.arrays import Bools, Floats
 
 BY_NET = "by net"
@@ -40,8 +43,7 @@ def calibrate_by_net(policies: Sequence[DecisionPolicy], scored_set: ScoredSet) 
 
 def covers_true_class_by_net(policies: Sequence[DecisionPolicy], scored_set: ScoredSet) -> Bools:
     """Return whether the prediction set of each image, by its net's own rule, contains its true class, (N,)."""
-    sets = _prediction_sets(policies, calibrate_by_net(policies, scored_set))
-    return np.asarray(sets[np.arange(len(sets)), scored_set.y_true], dtype=bool)
+    return contains_true_class(_prediction_sets(policies, calibrate_by_net(policies, scored_set)), scored_set)
 
 
 def evaluate_policies_by_net(
@@ -71,7 +73,14 @@ def evaluate_policies_by_net(
             for points in (() if missing_reason else points_by_net)
         ],
         "why_no_operating_points": missing_reason,
-        "conformal": _conformal_dict(policies, calibrated_set),
+        "conformal": conformal_dict(
+            [
+                (policy.conformal_rule, rows)
+                for policy, rows in zip(policies, calibrated_set.rows_by_net, strict=True)
+            ],
+            _prediction_sets(policies, calibrated_set),
+            calibrated_set,
+        ),
         "referral": _referral_dict(policies, calibrated_set),
     }
 
@@ -120,39 +129,12 @@ def _prediction_sets(policies: Sequence[DecisionPolicy], calibrated_set: ScoredS
     return sets
 
 
-def _conformal_dict(policies: Sequence[DecisionPolicy], calibrated_set: ScoredSet) -> dict[str, Any]:
-    """Return the coverage per class as of one policy; expected: the range of what valid rules cover together."""
-    sets, rules = _prediction_sets(policies, calibrated_set), [policy.conformal_rule for policy in policies]
-    is_covered = sets[np.arange(len(sets)), calibrated_set.y_true]
-    alpha, per_class = rules[0].alpha, {}
-    for k, class_name in enumerate(calibrated_set.classes):
-        in_class = calibrated_set.y_true == k
-        if not in_class.any():
-            continue
-        counts = [
-            (int(rule.n_independent[k]), len(np.unique(calibrated_set.groups[rows[in_class[rows]]])))
-            for rule, rows in zip(rules, calibrated_set.rows_by_net, strict=True)
-        ]
-        n_groups = sum(n for _, n in counts)
-        low, high = conformal.expected_coverage_range_of_rules(counts, alpha=alpha)
-        coverage = intervals.proportion_estimate(is_covered[in_class], calibrated_set.groups[in_class])
-        per_class[class_name] = {
-            **coverage.as_dict(),
-            "expected": [low / n_groups, high / n_groups],
-            "n_groups": n_groups,
-            "n_calibration_images": sum(int(rule.n_images[k]) for rule in rules),
-            "n_calibration_groups": sum(int(rule.n_independent[k]) for rule in rules),
-        }
-    set_sizes = np.bincount(sets.sum(axis=1), minlength=len(calibrated_set.classes) + 1)
-    return {"coverage_target": 1 - alpha, "per_class": per_class, "set_sizes": set_sizes.tolist()}
-
-
 def _referral_dict(policies: Sequence[DecisionPolicy], calibrated_set: ScoredSet) -> dict[str, Any]:
     """Return the risk-coverage curve, the surest images of each net first, and the nets' thresholds evaluated."""
     rank = _confidence_rank(calibrated_set)
     curve = conformal.risk_coverage(rank, calibrated_set.y_true == calibrated_set.y_pred)
     error_by_coverage = {}
-    for coverage in (1.0, 0.9, 0.8, 0.7, 0.5):
+    for coverage in ERROR_COVERAGES:
         index = int(np.searchsorted(curve.coverage, coverage - 1e-12))
         error = error_rate_among(calibrated_set, rank >= curve.confidence[index])
         error_by_coverage[f"{coverage:g}"] = {
@@ -163,11 +145,11 @@ def _referral_dict(policies: Sequence[DecisionPolicy], calibrated_set: ScoredSet
         "aurc": curve.aurc(),
         "error_by_coverage": error_by_coverage,
         "at_validation_thresholds": [
-            {
-                "target_coverage": thresholds[0].target_coverage,
-                "min_confidence": None,
-                **_answered(calibrated_set, _by_image([one.min_confidence for one in thresholds], calibrated_set)),
-            }
+            referral_result(
+                thresholds[0].target_coverage,
+                _by_image([one.min_confidence for one in thresholds], calibrated_set),
+                calibrated_set,
+            )
             for thresholds in referrals
         ],
     }
@@ -179,11 +161,3 @@ def _confidence_rank(calibrated_set: ScoredSet) -> Floats:
     for rows in calibrated_set.rows_by_net:
         rank[rows] = np.searchsorted(np.sort(confidence[rows]), confidence[rows], side="right") / len(rows)
     return rank
-
-
-def _answered(calibrated_set: ScoredSet, min_confidence: Floats) -> dict[str, Any]:
-    is_answered = np.asarray(calibrated_set.confidence >= min_confidence, dtype=bool)
-    return {
-        "coverage": intervals.proportion_estimate(is_answered, calibrated_set.groups).as_dict(),
-        "error": error_rate_among(calibrated_set, is_answered).as_dict(),
-    }

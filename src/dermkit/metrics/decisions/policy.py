@@ -33,6 +33,8 @@ GUARANTEE_CONFIDENCE = 0.95
 CONFORMAL_ALPHA = 0.1
 REFERRAL_COVERAGES = tuple(number / 20 for number in range(19, 9, -1))
 """Fractions of images to answer, 95 % down to 50 %, for which referral thresholds are fitted; the rest are referred."""
+ERROR_COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.5)
+"""Fractions of images answered, the surest ones, of which the error rate is told."""
 
 CALIBRATION_METRICS = (
     "loss", "brier", "ece", "ece_classwise", "calibration_slope", "calibration_intercept", "brier_malignant",
@@ -267,7 +269,11 @@ def evaluate_policy(
         },
         "operating_points": point_dicts,
         "why_no_operating_points": missing_reason,
-        "conformal": _conformal_dict(policy.conformal_rule, calibrated_set),
+        "conformal": conformal_dict(
+            [(policy.conformal_rule, np.arange(len(calibrated_set.y_true)))],
+            policy.conformal_rule.prediction_sets(calibrated_set.probabilities),
+            calibrated_set,
+        ),
         "referral": _referral_dict(policy, calibrated_set),
     }
 
@@ -305,38 +311,44 @@ def _prevalence_dict(at_prevalence: AtPrevalence) -> dict[str, Any]:
 
 def covers_true_class(rule: conformal.ConformalRule, calibrated_set: ScoredSet) -> Bools:
     """Return whether the prediction set of each image contains its true class, (N,)."""
-    rows, prediction_sets = (
-        np.arange(len(calibrated_set.y_true)),
-        rule.prediction_sets(calibrated_set.probabilities),
-    )
-    return np.asarray(prediction_sets[rows, calibrated_set.y_true], dtype=bool)
+    return contains_true_class(rule.prediction_sets(calibrated_set.probabilities), calibrated_set)
 
 
-def _conformal_dict(rule: conformal.ConformalRule, calibrated_set: ScoredSet) -> dict[str, Any]:
-    """Return the coverage per class with its interval, and the 95 % range of the coverage of a valid rule.
+def contains_true_class(prediction_sets: Bools, scored_set: ScoredSet) -> Bools:
+    """Return whether each of these sets, (N, K) masks, contains its image's true class, (N,)."""
+    return np.asarray(prediction_sets[np.arange(len(scored_set.y_true)), scored_set.y_true], dtype=bool)
 
-    The range assumes independent images, so it counts groups: more photographs of the same lesions do not narrow it.
+
+def conformal_dict(
+    rules: Sequence[tuple[conformal.ConformalRule, Ints]], prediction_sets: Bools, calibrated_set: ScoredSet
+) -> dict[str, Any]:
+    """Return the coverage per class with its interval, and the 95 % range of what valid rules cover together.
+
+    rules: each with the rows that it gives the sets of. prediction_sets: (N, K). The range assumes independent images,
+    so it counts groups: more photographs of the same lesions do not narrow it.
     """
-    prediction_sets = rule.prediction_sets(calibrated_set.probabilities)
-    is_covered = covers_true_class(rule, calibrated_set)
-    per_class = {}
+    is_covered = contains_true_class(prediction_sets, calibrated_set)
+    alpha, per_class = rules[0][0].alpha, {}
     for k, class_name in enumerate(calibrated_set.classes):
         in_class = calibrated_set.y_true == k
-        if in_class.any():
-            n_groups, n_calibration_groups = calibrated_set.n_groups_in(in_class), int(rule.n_independent[k])
-            low, high = conformal.expected_coverage_range(n_calibration_groups, n_groups, alpha=rule.alpha)
-            coverage = intervals.proportion_estimate(
-                is_covered[in_class], calibrated_set.groups[in_class]
-            ).as_dict()
-            per_class[class_name] = {
-                **coverage,
-                "expected": [low / n_groups, high / n_groups],
-                "n_groups": n_groups,
-                "n_calibration_images": int(rule.n_images[k]),
-                "n_calibration_groups": n_calibration_groups,
-            }
+        if not in_class.any():
+            continue
+        counts = [
+            (int(rule.n_independent[k]), len(np.unique(calibrated_set.groups[rows[in_class[rows]]])))
+            for rule, rows in rules
+        ]
+        n_groups = sum(n for _, n in counts)
+        low, high = conformal.expected_coverage_range_of_rules(counts, alpha=alpha)
+        coverage = intervals.proportion_estimate(is_covered[in_class], calibrated_set.groups[in_class])
+        per_class[class_name] = {
+            **coverage.as_dict(),
+            "expected": [low / n_groups, high / n_groups],
+            "n_groups": n_groups,
+            "n_calibration_images": sum(int(rule.n_images[k]) for rule, _ in rules),
+            "n_calibration_groups": sum(n for n, _ in counts),
+        }
     set_sizes = np.bincount(prediction_sets.sum(axis=1), minlength=len(calibrated_set.classes) + 1)
-    return {"coverage_target": 1 - rule.alpha, "per_class": per_class, "set_sizes": set_sizes.tolist()}
+    return {"coverage_target": 1 - alpha, "per_class": per_class, "set_sizes": set_sizes.tolist()}
 
 
 def _risk_coverage(calibrated_set: ScoredSet) -> conformal.RiskCoverage:
@@ -374,24 +386,29 @@ def _referral_dict(policy: DecisionPolicy, calibrated_set: ScoredSet) -> dict[st
             "coverage": referral.validation_coverage,
             "min_confidence": referral.min_confidence,
         }
-        for referral in _referral_thresholds(calibrated_set, curve, (1.0, 0.9, 0.8, 0.7, 0.5))
+        for referral in _referral_thresholds(calibrated_set, curve, ERROR_COVERAGES)
     }
     return {
         "aurc": curve.aurc(),
         "error_by_coverage": error_by_coverage,
         "at_validation_thresholds": [
-            _referral_result(referral, calibrated_set) for referral in policy.referral_thresholds
+            referral_result(referral.target_coverage, referral.min_confidence, calibrated_set)
+            for referral in policy.referral_thresholds
         ],
     }
 
 
-def _referral_result(referral: ReferralThreshold, calibrated_set: ScoredSet) -> dict[str, Any]:
-    """Return the coverage and the error rate of a threshold fitted on validation, on this split."""
-    is_answered = calibrated_set.confidence >= referral.min_confidence
-    coverage = intervals.proportion_estimate(is_answered, calibrated_set.groups)
+def referral_result(
+    target_coverage: float, min_confidence: float | Floats, calibrated_set: ScoredSet
+) -> dict[str, Any]:
+    """Return the coverage and the error rate of thresholds fitted on validation, on this split.
+
+    min_confidence: one, or each image's own, (N,), of which there is no single number to name.
+    """
+    is_answered = np.asarray(calibrated_set.confidence >= min_confidence, dtype=bool)
     return {
-        "target_coverage": referral.target_coverage,
-        "min_confidence": referral.min_confidence,
-        "coverage": coverage.as_dict(),
+        "target_coverage": target_coverage,
+        "min_confidence": None if isinstance(min_confidence, np.ndarray) else min_confidence,
+        "coverage": intervals.proportion_estimate(is_answered, calibrated_set.groups).as_dict(),
         "error": error_rate_among(calibrated_set, is_answered).as_dict(),
     }
