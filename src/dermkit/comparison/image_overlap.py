@@ -80,8 +80,12 @@ def _file_hash(path: Path | None) -> str:
 
 def file_pairing_note(paired_images: Sequence[tuple[str, int]]) -> str:
     """Return how runs of several data sets were paired. paired_images: split and images of each tested pair."""
-    numbers = ", ".join(dict.fromkeys(f"{n:,} on {split}" for split, n in paired_images))
-    return f"The runs are of different data sets: images were paired where their files are equal ({numbers or 'none'})."
+    numbers = _numbers_text(paired_images) or "none"
+    return f"The runs are of different data sets: images were paired where their files are equal ({numbers})."
+
+
+def _numbers_text(paired_images: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(dict.fromkeys(f"{n:,} on {split}" for split, n in paired_images))
 
 
 def describe_shared_images(n_images: Mapping[str, int], n_shared: int, *, is_same: bool, is_paired: bool) -> str:
@@ -111,9 +115,9 @@ def pairing_note(paired_images: Sequence[tuple[str, int]], unnamed_names: Sequen
     """
     if not paired_images:
         return ""
-    numbers = ", ".join(dict.fromkeys(f"{n:,} on {split}" for split, n in paired_images))
     subject = f"No data set is named by {first_of(unnamed_names, 3)}" if is_mixed else "No table names a data set"
     return (
-        f"{subject}: images were paired by image id, and their labels agree ({numbers}). "
+        f"{subject}: images were paired by image id, and their labels agree "
+        f"({_numbers_text(paired_images)}). "
         "Whether equal ids are equal pictures is not known."
     )

@@ -143,12 +143,9 @@ def _delong_test(first: ScoredSet, second: ScoredSet) -> tuple[float, float, flo
         )
         return delong.delong_test(areas, 0, 1)
     within_nets = [
-        fold_auroc(
-            scored.p_malignant, scored.is_malignant, groups=scored.groups,
-            folds=np.zeros_like(scored.groups) if scored.nets is None else scored.nets,
-        )
+        fold_auroc(scored.p_malignant, scored.is_malignant, groups=scored.groups, folds=scored.net_numbers)
         for scored in (first, second)
-    ]  # fmt: skip
+    ]
     gap, error = auroc_difference(within_nets[0], within_nets[1], first.is_malignant, first.groups)
     return delong.normal_test(gap, error)
 

@@ -124,10 +124,9 @@ class EvaluationInput:
     def policy_images(self) -> ScoredSet:
         """The validation images that the policy is fitted on: of several nets, each calibrated by its own."""
         validation = self.splits[POLICY_SPLIT]
-        is_by_net = self.fitted is not None and self.fitted.nets
-        return self.fitted.calibrate(validation.scored_set, validation.nets) if is_by_net and self.fitted else (
-            validation.scored_set
-        )  # fmt: skip
+        if self.fitted is None or not self.fitted.nets:
+            return validation.scored_set
+        return self.fitted.calibrate(validation.scored_set, validation.nets)
 
     def policy_for(self, split_name: str) -> FittedPolicy | None:
         """Return the policy to evaluate on a split: none on the images that it was fitted on, or on those before."""
@@ -263,8 +262,7 @@ def write_evaluation(folder: Path, data: EvaluationInput) -> Path:
     _write_policy(folder, metrics["policy"])
     for split_name, (rows, scored_set) in data.splits.items():
         split_metrics, policy = metrics["splits"][split_name], data.policy_for(split_name)
-        nets = data.splits[split_name].nets
-        calibrated_set = None if policy is None else policy.calibrate(scored_set, nets)
+        calibrated_set = None if policy is None else policy.calibrate(scored_set, data.splits[split_name].nets)
         _write_split_files(folder / FIGURES_FOLDER, split_name, split_metrics, scored_set, calibrated_set)
         mistakes_path = folder / FIGURES_FOLDER / f"mistakes_{split_name}.csv"
         write_rows(mistakes_path, MISTAKES_HEADER, map(defused, mistake_rows(rows, metrics["classes"])))

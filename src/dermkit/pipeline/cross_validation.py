@@ -85,16 +85,16 @@ def pool_folds(parent: Path, folds: CrossValidation) -> _Json:
 
     Pooled test rows are there if every run scored its test images.
     """
-    first, runs = RunFolder(folds.shown_runs[0]), folds.runs
-    splits = pooled_splits(runs)
-    predictions = pd.concat([_rows_of(RunFolder(run).predictions, splits) for run in runs])
-    _write_table(parent / PREDICTIONS_FILE, first.class_names, predictions)
+    runs = [RunFolder(run) for run in folds.runs]
+    class_names, splits = runs[0].class_names, _pooled_splits(runs)
+    predictions = pd.concat([_rows_of(run.predictions, splits) for run in runs])
+    _write_table(parent / PREDICTIONS_FILE, class_names, predictions)
     colours = [RunFolder(run).colour_predictions() for run in folds.shown_runs]
     if all(colour is not None for colour in colours):
         colour_rows = pd.concat([_rows_of(colour, splits) for colour in colours if colour is not None])
-        _write_table(parent / COLOUR_FILE, first.class_names, colour_rows)
+        _write_table(parent / COLOUR_FILE, class_names, colour_rows)
     for name in (GROUPS_FILE, ATTRIBUTES_FILE):
-        _write_union(parent / name, [run / name for run in runs])
+        _write_union(parent / name, [run / name for run in folds.runs])
     RUN.write(parent, _parent_run_json(folds, predictions, splits))
     _write_origin(parent, folds)
     return {
@@ -108,9 +108,9 @@ def pool_folds(parent: Path, folds: CrossValidation) -> _Json:
     }
 
 
-def pooled_splits(runs: Iterable[Path]) -> tuple[str, ...]:
+def _pooled_splits(runs: Iterable[RunFolder]) -> tuple[str, ...]:
     """Return the splits that every run scored: validation, and test unless it is sealed."""
-    scored = [set(RunFolder(run).predictions["split"]) for run in runs]
+    scored = [set(run.predictions["split"]) for run in runs]
     return tuple(name for name in ("validation", "test") if all(name in splits for splits in scored))
 
 

@@ -276,11 +276,14 @@ def _write_comparison(comparison: Comparison, claims: Sequence[CheckedClaim], ou
         for split in comparison.same_images
     }
     roots = [root for run in comparison.folders if (root := RunFolder(run).images_root()) is not None]
-    page = write_comparison_page(comparison, claims, out, images=roots[0] if roots else None)
+    run_verdict_texts = run_verdicts(comparison)
+    page = write_comparison_page(
+        comparison, claims, out, verdicts=run_verdict_texts, images=roots[0] if roots else None
+    )
     sentences = headline_sentences(comparison, claims)
     same_images, image_texts = dict(comparison.same_images), dict(comparison.image_texts)
     singles = {entry.name for entry in comparison.entries if not entry.is_group}
-    verdicts = [f"{name}: {' '.join(texts)}" for name, texts in run_verdicts(comparison) if name in singles]
+    verdicts = [f"{name}: {' '.join(texts)}" for name, texts in run_verdict_texts if name in singles]
     return CompareOutcome(page, sentences, tables, same_images, comparison.notes, image_texts, verdicts)
 
 

@@ -46,11 +46,17 @@ PAIR_TABLE_COLUMNS = (
 
 
 def write_comparison_page(
-    comparison: Comparison, claims: Sequence[CheckedClaim], folder: Path, *, images: Path | None
+    comparison: Comparison,
+    claims: Sequence[CheckedClaim],
+    folder: Path,
+    *,
+    verdicts: Sequence[tuple[str, list[str]]],
+    images: Path | None,
 ) -> Path:
     """Write comparison.json and comparison.html; returns the page's path.
 
-    images: the root that paths of images are relative to, None where the images are not on this machine.
+    verdicts: as `run_verdicts` returns. images: the root that paths of images are relative to, None where the images
+    are not on this machine.
     """
     make_folder(folder)
     comparison_json = comparison_dict(comparison)
@@ -81,7 +87,7 @@ def write_comparison_page(
         pairs=comparison_json["pairs"],
         claims=comparison_json["published"],
         leads=_lead_sentences(comparison, claims),
-        verdicts=run_verdicts(comparison),
+        verdicts=verdicts,
         sheets={
             split_name: _disagreement_tiles(table, images)
             for split_name, table in comparison.disagreements.items()

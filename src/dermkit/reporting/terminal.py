@@ -99,12 +99,16 @@ def _split_lines(run: RunFolder, split: str) -> Iterator[str]:
     metrics = split_metrics["metrics"]
     yield from figure_lines(
         [
-            (_NAMES.get(name, name.replace("_", " ")), estimate_text(metrics[name]))
+            (_label(name), estimate_text(metrics[name]))
             for name in SUMMARY_METRICS
             if _is_shown(run, metrics, name)
         ],
         name_width=_NAME_WIDTH,
     )
+
+
+def _label(metric: str) -> str:
+    return _NAMES.get(metric, metric.replace("_", " "))
 
 
 def _is_shown(run: RunFolder, metrics: Any, name: str) -> bool:
@@ -129,11 +133,7 @@ def _repeat_lines(parent: Path) -> Iterator[str]:
     split = "test" if summary["metrics"].get("test") else "validation"
     spreads = summary["metrics"].get(split) or {}
     yield f"{split}: mean of {len(summary['runs'])} runs"
-    rows = [
-        (_NAMES.get(name, name.replace("_", " ")), _spread_text(spreads[name]))
-        for name in SUMMARY_METRICS
-        if name in spreads
-    ]
+    rows = [(_label(name), _spread_text(spreads[name])) for name in SUMMARY_METRICS if name in spreads]
     yield from figure_lines(rows, name_width=_NAME_WIDTH)
     final = parent / str(summary["final"].get("folder") or "")
     if METRICS.exists(final):

@@ -87,9 +87,12 @@ class ScoredSet:
     @cached_property
     def rows_by_net(self) -> list[Ints]:
         """The images that each net scored, as row numbers."""
-        if self.nets is None:
-            return [np.arange(len(self.y_true))]
-        return [np.flatnonzero(self.nets == net) for net in np.unique(self.nets)]
+        return [np.flatnonzero(self.net_numbers == net) for net in np.unique(self.net_numbers)]
+
+    @property
+    def net_numbers(self) -> Ints:
+        """The net that scored each image, (N,); 0 where one scored them all."""
+        return np.zeros_like(self.groups) if self.nets is None else self.nets
 
     @property
     def n_groups(self) -> int:

@@ -375,8 +375,7 @@ class _SplitMetrics:
 
     def _nets_auroc_estimate(self, value: float, score: Floats, is_class: Bools) -> Estimate:
         """Return an AUROC within nets; where every net ranks perfectly, of one image per group, net and class."""
-        scored, rows = self.scored_set, np.arange(len(score))
-        groups, nets = scored.groups, np.zeros_like(scored.groups) if scored.nets is None else scored.nets
+        rows, groups, nets = np.arange(len(score)), self.scored_set.groups, self.scored_set.net_numbers
         method = NETS_AUROC_METHOD
         if value in (0.0, 1.0):
             rows, method = (
