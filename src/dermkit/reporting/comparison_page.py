@@ -77,10 +77,7 @@ def write_comparison_page(
         singles=len(comparison_json["runs"])
         - sum(len(group["runs"]) for group in comparison_json["groups"].values()),
         splits=[split for split in ("test", "validation", "train") if split in splits],
-        boards={
-            split: _leaderboard_order(comparison_json["runs"], comparison_json["groups"], split)
-            for split in splits
-        },
+        boards=_leaderboards(comparison_json),
         figures=LEADERBOARD_METRICS,
         same_images=comparison_json["same_images"],
         image_texts=comparison_json["image_texts"],
@@ -96,6 +93,12 @@ def write_comparison_page(
     )
     write_text(folder / "comparison.html", html)
     return folder / "comparison.html"
+
+
+def _leaderboards(comparison_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Return split -> the rows of its leaderboard, the best first."""
+    runs, groups = comparison_json["runs"], comparison_json["groups"]
+    return {split: _leaderboard_order(runs, groups, split) for split in comparison_json["same_images"]}
 
 
 def _claim_dicts(comparison: Comparison, claims: Sequence[CheckedClaim]) -> list[dict[str, Any]]:
