@@ -19,7 +19,8 @@ from dermkit.models.precision import is_out_of_memory, resolve_precision
 from dermkit.progress import Progress
 from dermkit.recipes.augmentation import NO_AUGMENTATION
 from dermkit.recipes.experiments import ROTATE_FLIP_ZOOM, full_phase, head_phase
-from dermkit.recipes.schema import ComputeSpec, MixupSpec, Recipe
+from dermkit.recipes.schema import Recipe
+from dermkit.recipes.training_specs import ComputeSpec, MixupSpec
 from dermkit.threads import ordered_map
 from dermkit.training import loop as engine
 from dermkit.training.checkpoint import LAST_CHECKPOINT, TrainingProgress, load_checkpoint, save_checkpoint

@@ -12,7 +12,7 @@ from scipy.stats import beta as beta_of
 from scipy.stats import binom, chisquare, kstest
 from torch import Tensor
 
-from dermkit.recipes.schema import MixupSpec
+from dermkit.recipes.training_specs import MixupSpec
 from dermkit.training.augment.mixup import CUTMIX, MIXUP, NO_MIX, MixPlan, make_mix_plan, mix_batch, mix_labels
 from dermkit.training.augment.random_numbers import image_key
 

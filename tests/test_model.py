@@ -18,11 +18,19 @@ from dermkit.files import sha256_file
 from dermkit.models import net as models_net
 from dermkit.models.net import Net, build_net, freeze, parameter_groups, set_train_mode
 from dermkit.models.weights import BackboneWeights, import_timm, resolve_weights
-from dermkit.recipes.schema import ImageSpec, ModelSpec, Phase
+from dermkit.recipes.schema import ImageSpec, ModelSpec
+from dermkit.recipes.training_specs import Phase
 
 NONE = BackboneWeights("none", None, "", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "", (), "")
 RESNET = ModelSpec(
-    backbone="test_resnet", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(8,), dropout=0.5
+    backbone="test_resnet",
+    backbone_args={},
+    weights="imagenet",
+    skip_blocks=(),
+    hidden=(8,),
+    dropout=0.5,
+    drop_path=0.0,
+    classifier=None,
 )
 BOTH = ["test_resnet", "test_efficientnet", "dermkit/cnn-s4"]
 
@@ -35,6 +43,7 @@ def phase(train_backbone: Any, *, freeze_batch_norm: bool = False) -> Phase:
     return Phase(
         epochs=1, train_backbone=train_backbone, head_lr=0.1, backbone_lr=0.01, views=0,
         freeze_batch_norm=freeze_batch_norm, patience=0,
+        layer_decay=1.0, image_size=0,
     )  # fmt: skip
 
 

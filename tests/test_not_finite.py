@@ -26,7 +26,7 @@ from dermkit.prediction.predictor import load_model
 from dermkit.prediction.resume import score_row
 from dermkit.prediction.run import predict
 from dermkit.progress import Progress
-from dermkit.recipes.schema import ComputeSpec
+from dermkit.recipes.training_specs import ComputeSpec
 from dermkit.runs.predictions import write_predictions
 from dermkit.training.features import _compute_features
 

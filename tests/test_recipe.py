@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,26 +13,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermkit.errors import UsageError
+from dermkit.files import fingerprint
 from dermkit.recipes import formats
 from dermkit.recipes import schema as room
 from dermkit.recipes.augmentation import AugmentSpec, BlurNoiseSpec, ClaheSpec, CutoutSpec, DistortSpec, HsvSpec
 from dermkit.recipes.schema import (
-    ComputeSpec,
+    ClassifierSpec,
     Derivation,
     FieldChange,
     ImageSpec,
-    MixupSpec,
     ModelSpec,
-    OptimSpec,
     OversampleSpec,
-    Phase,
     Recipe,
     SplitSpec,
 )
+from dermkit.recipes.training_specs import ComputeSpec, DistilSpec, MixupSpec, OptimSpec, Phase, SmoteSpec
 
 SPECS = (
     ImageSpec, SplitSpec, ModelSpec, AugmentSpec, DistortSpec, HsvSpec, BlurNoiseSpec, ClaheSpec, CutoutSpec,
     OversampleSpec, MixupSpec, Phase, OptimSpec, ComputeSpec, Recipe, Derivation, FieldChange,
+    SmoteSpec, DistilSpec, ClassifierSpec,
 )  # fmt: skip
 RECORD = [
     ("derived_from", "recipe"),
@@ -66,6 +67,7 @@ augments = st.builds(
 phases = st.builds(
     Phase, epochs=at_least_one, train_backbone=st.sampled_from(["none", "all"]) | at_least_one,
     head_lr=not_negative, backbone_lr=not_negative, views=at_least_one, freeze_batch_norm=st.booleans(), patience=count,
+    layer_decay=st.floats(0.01, 1), image_size=st.integers(0, 16),
 )  # fmt: skip
 splits = st.builds(
     SplitSpec, scheme=st.just("holdout"), seed=seed, validation=st.floats(0.01, 0.4), test=st.floats(0.01, 0.4),
@@ -80,12 +82,14 @@ models = st.builds(
         st.text(), st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
     ),
     weights=st.sampled_from(["imagenet", "none"]), skip_blocks=st.lists(st.text()).map(tuple),
-    hidden=st.lists(at_least_one).map(tuple), dropout=below_one,
+    hidden=st.lists(at_least_one).map(tuple), dropout=below_one, drop_path=below_one, classifier=st.none(),
 )  # fmt: skip
 optims = st.builds(
     OptimSpec, optimizer=st.sampled_from(["adam", "adamw", "sgd"]), momentum=below_one, weight_decay=not_negative,
-    class_weights=st.sampled_from(["none", "balanced"]), label_smoothing=below_one, batch_size=at_least_one,
-    schedule=st.sampled_from(["constant", "cosine"]), sampling=st.sampled_from(["shuffled", "balanced"]),
+    class_weights=st.sampled_from(["none", "balanced", "square_root"]), label_smoothing=below_one,
+    batch_size=at_least_one, schedule=st.sampled_from(["constant", "cosine"]),
+    sampling=st.sampled_from(["shuffled", "balanced", "square_root"]), focal_gamma=st.floats(0, 10),
+    logit_adjustment=st.floats(0, 10), warmup_epochs=st.floats(0, 1e4), ema_decay=below_one,
 )  # fmt: skip
 images = st.builds(
     ImageSpec, size=st.integers(16, 1024), resize=st.sampled_from(["squash", "pad", "crop"]),
@@ -105,6 +109,8 @@ recipes = st.builds(
     phases=st.lists(phases, min_size=1, max_size=3).map(tuple), optim=optims,
     monitor=st.sampled_from(["val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro"]),
     keep=st.sampled_from(["best", "last"]), seed=seed, repeats=at_least_one,
+    smote=st.none(), distil=st.none() | st.builds(DistilSpec, weight=st.floats(0.01, 1), temperature=st.floats(1, 100)),
+    test_views=st.sampled_from(["identity", "dihedral", "dihedral_crops", "choose"]),
     derived_from=st.none()
     | st.builds(
         Derivation, recipe=st.just("base"),
@@ -131,6 +137,8 @@ def example() -> Recipe:
         views=4,
         freeze_batch_norm=True,
         patience=3,
+        layer_decay=1.0,
+        image_size=0,
     )
     return Recipe(
         name="example", system="S2", about="for the tests", monitor="val_loss", keep="best", seed=0, repeats=3,
@@ -144,6 +152,7 @@ def example() -> Recipe:
         model=ModelSpec(
             backbone="resnet50", backbone_args={"in_chans": 3, "bias": True, "rate": 0.5, "pad": "same"},
             weights="imagenet", skip_blocks=("layer4",), hidden=(64, 32), dropout=0.3,
+            drop_path=0.0, classifier=None,
         ),
         augment=augment, grow=OversampleSpec(target_fraction=0.5, max_copies=4, augment=augment),
         mix=MixupSpec(mixup=0.2, cutmix=1.0, p=0.5), compute=ComputeSpec(precision="float32", compile=False),
@@ -151,8 +160,25 @@ def example() -> Recipe:
         optim=OptimSpec(
             optimizer="adam", momentum=0.9, weight_decay=0.01, class_weights="none", label_smoothing=0.0,
             batch_size=32, schedule="constant", sampling="shuffled",
+            focal_gamma=0.0, logit_adjustment=0.0, warmup_epochs=0.0, ema_decay=0.0,
         ),
+        smote=None, distil=None, test_views="identity",
     )  # fmt: skip
+
+
+def on_features() -> Recipe:
+    """Return a recipe with the parts that need a frozen backbone, or that no recipe of before has."""
+    recipe = example()
+    classifier = ClassifierSpec(
+        kind="svm", penalty=1.0, neighbours=5, iterations=100, learning_rate=0.1, max_leaves=31
+    )
+    return replace(
+        recipe,
+        model=replace(recipe.model, classifier=classifier),
+        phases=(replace(recipe.phases[0], epochs=1),),
+        smote=SmoteSpec(target_fraction=0.5, neighbours=5),
+        distil=DistilSpec(weight=0.5, temperature=2.0),
+    )
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -162,8 +188,8 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def put(path: tuple[Any, ...], item: Any) -> dict[str, Any]:
-    """Return the example's plain form with one value changed."""
-    whole = room.recipe_to_dict(example())
+    """Return the plain form of the example that has this path, with one value changed."""
+    whole = room.recipe_to_dict(on_features() if path in FEATURE_LEAVES else example())
     place: Any = whole
     for key in path[:-1]:
         place = place[key]
@@ -172,13 +198,17 @@ def put(path: tuple[Any, ...], item: Any) -> dict[str, Any]:
 
 
 def get(path: tuple[Any, ...]) -> Any:
-    value: Any = room.recipe_to_dict(example())
+    value: Any = room.recipe_to_dict(on_features() if path in FEATURE_LEAVES else example())
     for key in path:
         value = value[key]
     return value
 
 
-LEAVES = leaves(room.recipe_to_dict(example()))
+ABSENT = (("model", "classifier"), ("smote",), ("distil",))
+FEATURE_LEAVES = [
+    path for path in leaves(room.recipe_to_dict(on_features())) if path[:1] in ABSENT or path[:2] in ABSENT
+]
+LEAVES = [path for path in leaves(room.recipe_to_dict(example())) if path not in ABSENT] + FEATURE_LEAVES
 
 
 def names(path: tuple[Any, ...]) -> str:
@@ -192,7 +222,8 @@ def another(path: tuple[Any, ...]) -> Any:
         "resize": "crop", "interpolation": "box", "normalise": "zero_one", "scheme": "kfold", "weights": "none",
         "fill": "edge", "train_backbone": "all", "optimizer": "sgd", "class_weights": "balanced",
         "schedule": "cosine", "sampling": "balanced", "precision": "bfloat16", "monitor": "val_accuracy",
-        "keep": "last", "folds": 0, "motion": 3, "median": 0, "gaussian": 7,
+        "keep": "last", "folds": 0, "motion": 3, "median": 0, "gaussian": 7, "layer_decay": 0.5, "image_size": 64,
+        "test_views": "dihedral", "kind": "k_nearest",
     }  # fmt: skip
     if path[-1] in words:
         return words[path[-1]]
@@ -237,7 +268,7 @@ def test_specs_are_frozen_and_keyword_only(spec: type) -> None:
     "path", [path for path in LEAVES if "backbone_args" not in path and path[-1] not in (0, 1)], ids=names
 )
 def test_a_missing_field_is_named(path: tuple[Any, ...]) -> None:
-    value = room.recipe_to_dict(example())
+    value = room.recipe_to_dict(on_features() if path in FEATURE_LEAVES else example())
     place: Any = value
     for key in path[:-1]:
         place = place[key]
@@ -411,7 +442,7 @@ def test_a_saved_recipe_is_loaded_whole(tmp_path: Path) -> None:
         ("[]", "no `format`"),
         ("{}", "no `format`"),
         ('{"format": true}', "no `format`"),
-        ('{"format": 5}', "format 5"),
+        ('{"format": 6}', "format 6"),
         ('{"format": 1, "seed": NaN}', "is not JSON: NaN is not a number"),
         ('{"format": 1}', "name: Field required"),
     ],
@@ -468,9 +499,12 @@ def test_every_problem_is_listed_at_once() -> None:
 
 @pytest.mark.parametrize("path", LEAVES, ids=names)
 def test_the_fingerprint_sees_every_field_but_prose_and_seed(path: tuple[Any, ...]) -> None:
-    changed = room.parse_recipe(change(path), "changed")
-    assert changed != example()
-    same = room.recipe_fingerprint(changed) == room.recipe_fingerprint(example())
+    changed, unchanged = (
+        room.parse_recipe(change(path), "changed"),
+        on_features() if path in FEATURE_LEAVES else example(),
+    )
+    assert changed != unchanged
+    same = room.recipe_fingerprint(changed) == room.recipe_fingerprint(unchanged)
     assert same == (path in PROSE)
 
 
@@ -479,6 +513,10 @@ def test_the_fingerprint_sees_absent_parts_and_order() -> None:
     different: list[Callable[[], Recipe]] = [
         lambda: recipe,
         lambda: replace(recipe, grow=None),
+        lambda: replace(recipe, distil=DistilSpec(weight=0.5, temperature=1.0)),
+        on_features,
+        lambda: replace(on_features(), smote=None),
+        lambda: replace(on_features(), model=recipe.model),
         lambda: replace(recipe, phases=recipe.phases[:1]),
         lambda: replace(recipe, phases=recipe.phases[::-1]),
         lambda: replace(recipe, model=replace(recipe.model, hidden=(32, 64))),
@@ -509,9 +547,27 @@ def underived() -> Recipe:
     return replace(example(), derived_from=None)
 
 
+ADDED_IN_FORMAT_5 = {
+    "": ("smote", "distil", "test_views"),
+    "model": ("drop_path", "classifier"),
+    "optim": ("focal_gamma", "logit_adjustment", "warmup_epochs", "ema_decay"),
+    "phases": ("layer_decay", "image_size"),
+}
+
+
+def in_format_4(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as format 4 spelled it: without what format 5 added."""
+    value: dict[str, Any] = room.recipe_to_dict(recipe)
+    for group, added in ADDED_IN_FORMAT_5.items():
+        for spec in value["phases"] if group == "phases" else [value[group] if group else value]:
+            for name in added:
+                del spec[name]
+    return value
+
+
 def in_format_2(recipe: Recipe, *, format: int = 2) -> dict[str, Any]:
     """Return a recipe as format 2 spelled it, written out by hand."""
-    value: dict[str, Any] = {**room.recipe_to_dict(recipe), "format": format}
+    value: dict[str, Any] = {**in_format_4(recipe), "format": format}
     del value["derived_from"]
     for augment in (value["augment"], value["grow"]["augment"]):
         augment["moved"], augment["toned"] = augment.pop("p_geometric"), augment.pop("p_colour")
@@ -529,13 +585,13 @@ def test_a_recipe_of_format_2_is_read_and_means_what_it_meant(tmp_path: Path) ->
     assert room.load_recipe(path) == underived()
     room.save_recipe(room.load_recipe(path), path)
     saved = json.loads(path.read_text())
-    assert saved["format"] == 4 and saved["augment"]["p_geometric"] == example().augment.p_geometric
+    assert saved["format"] == 5 and saved["augment"]["p_geometric"] == example().augment.p_geometric
     assert room.load_recipe(path) == underived()
 
 
 def test_a_recipe_is_hashed_by_the_names_of_format_2() -> None:
     """Run folders and cached features of before are found again only if these names stay."""
-    today, before = room.recipe_to_dict(example()), in_format_2(example())
+    today, before = in_format_4(example()), in_format_2(example())
     del before["format"], today["derived_from"]
     assert formats.recipe_with_format_2_names(today) == before
     assert formats.with_format_2_names(today["mix"]) == before["mix"]
@@ -566,15 +622,16 @@ def test_the_format_of_a_recipe_without_its_number_is_told_by_its_fields() -> No
     """model.json holds a recipe without its number; an external evaluation writes it with one."""
     of_format_2 = in_format_2(example())
     of_format_1 = {name: value for name, value in of_format_2.items() if name not in ("compute", "mix")}
-    of_format_4 = room.recipe_to_dict(example())
+    of_format_5, of_format_4 = room.recipe_to_dict(example()), in_format_4(example())
     of_format_3 = {name: value for name, value in of_format_4.items() if name != "derived_from"}
-    recipes = (of_format_1, of_format_2, of_format_3, of_format_4)
-    assert [formats.format_of_recipe(recipe) for recipe in recipes] == [1, 2, 3, 4]
-    assert formats.migrate_recipe(of_format_2) == {**room.recipe_to_dict(underived()), "format": 4}
+    recipes = (of_format_1, of_format_2, of_format_3, of_format_4, of_format_5)
+    assert [formats.format_of_recipe(recipe) for recipe in recipes] == [1, 2, 3, 4, 5]
+    assert formats.migrate_recipe(of_format_2) == {**room.recipe_to_dict(underived()), "format": 5}
     assert formats.migrate_recipe({**of_format_3, "format": 3}) == {
         **room.recipe_to_dict(underived()),
-        "format": 4,
+        "format": 5,
     }
+    assert formats.migrate_recipe({**of_format_4, "format": 4}) == {**of_format_5, "format": 5}
     strange_recipes: list[dict[str, Any]] = [{"format": []}, {"format": 9}, {}]
     for strange in strange_recipes:
         assert formats.migrate_recipe(strange) == strange
@@ -613,6 +670,57 @@ def test_a_broken_recipe_of_format_1_is_refused_not_mended(tmp_path: Path, broke
         path.write_text(json.dumps({"format": 1, **put(place, broken)}))
         with pytest.raises(UsageError, match=names(place)):
             room.load_recipe(path)
+
+
+def test_runs_of_before_keep_their_names() -> None:
+    """A recipe that format 4 could spell has the fingerprint that it had then: of its values of format 4 alone."""
+    value = formats.recipe_with_format_2_names(in_format_4(example()))
+    for name in ("about", "system", "seed", "repeats", "derived_from"):
+        del value[name]
+    assert room.recipe_fingerprint(example()) == fingerprint(value, {})
+    assert "classifier" in formats.without_additions(room.recipe_to_dict(on_features()))["model"]
+
+
+@pytest.mark.parametrize("broken", [None, 3, "none", [3], [None]])
+@pytest.mark.parametrize("group", ["model", "optim", "phases"])
+def test_a_broken_group_of_format_4_is_refused_not_mended(tmp_path: Path, group: str, broken: Any) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"format": 4, **in_format_4(example()), group: broken}))
+    with pytest.raises(UsageError, match=group):
+        room.load_recipe(path)
+
+
+def of_features(**changes: Any) -> dict[str, Any]:
+    """Return the plain form of the example on features with some parts replaced."""
+    return {**room.recipe_to_dict(on_features()), **changes}
+
+
+def test_parts_that_need_a_frozen_backbone_are_refused_without_one() -> None:
+    trained = room.recipe_to_dict(example())["phases"]
+    two_epochs = [{**room.recipe_to_dict(on_features())["phases"][0], "epochs": 2}]
+    dense = room.recipe_to_dict(example())["model"]
+    with pytest.raises(UsageError, match="smote makes features of a frozen backbone"):
+        room.parse_recipe(of_features(phases=trained, model=dense), "x")
+    for phases in (trained, two_epochs):
+        with pytest.raises(UsageError, match=r"model\.classifier is fitted once"):
+            room.parse_recipe(of_features(phases=phases, smote=None), "x")
+    assert room.parse_recipe(of_features(model=dense, phases=two_epochs), "x").smote
+
+
+def test_training_images_are_not_larger_than_those_of_validation() -> None:
+    with pytest.raises(UsageError, match=r"image_size is larger than image\.size"):
+        room.parse_recipe(put(("phases", 0, "image_size"), 129), "x")
+
+
+@pytest.mark.parametrize(("scheme", "folds", "is_valid"), [
+    ("given", 0, True), ("given", 1, False), ("given", 2, True), ("given-as-published", 5, True),
+    ("holdout", 2, False), ("kfold", 2, False), ("kfold", 3, True),
+])  # fmt: skip
+def test_folds_of_a_scheme(scheme: str, folds: int, is_valid: bool) -> None:
+    values: dict[str, Any] = {"scheme": scheme, "seed": 0, "validation": 0.2, "folds": folds, "per_class": 0}
+    test = 0.2 if scheme == "holdout" else 0.0
+    with nullcontext() if is_valid else pytest.raises(UsageError, match="folds"):
+        assert room.parse_split_spec(**values, test=test, draw_from="").folds == folds
 
 
 def test_mixing_of_nothing_is_refused() -> None:

@@ -22,16 +22,8 @@ from dermkit.files import write_json, write_rows, write_text
 from dermkit.metrics.classification.reader_studies import READER_STUDIES
 from dermkit.metrics.stats.estimate import humanise, reliability
 from dermkit.recipes.augmentation import AugmentSpec
-from dermkit.recipes.schema import (
-    ComputeSpec,
-    ImageSpec,
-    ModelSpec,
-    OptimSpec,
-    Phase,
-    Recipe,
-    SplitSpec,
-    save_recipe,
-)
+from dermkit.recipes.schema import ImageSpec, ModelSpec, Recipe, SplitSpec, save_recipe
+from dermkit.recipes.training_specs import ComputeSpec, OptimSpec, Phase
 from dermkit.reporting import facts as reporting_facts
 from dermkit.reporting import figures as reporting_figures
 from dermkit.reporting import mistakes, report, warnings
@@ -54,7 +46,8 @@ RECIPE = Recipe(
     image=ImageSpec(size=128, resize="squash", interpolation="bilinear", normalise="zero_one"),
     split=SplitSpec(scheme="given", seed=0, validation=0.2, test=0.0, folds=0, per_class=0, draw_from=""),
     model=ModelSpec(
-        backbone="resnet50", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(512,), dropout=0.2
+        backbone="resnet50", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(512,), dropout=0.2,
+        drop_path=0.0, classifier=None,
     ),
     augment=AugmentSpec(
         horizontal_flip=True, vertical_flip=False, transpose=False, p_geometric=1.0, rotate=20.0, shift=0.1, zoom=0.0,
@@ -63,11 +56,16 @@ RECIPE = Recipe(
     ),
     grow=None,
     phases=(Phase(epochs=6, train_backbone="none", head_lr=1e-3, backbone_lr=0.0, views=2, freeze_batch_norm=True,
-                  patience=0),),
+                  patience=0,
+                  layer_decay=1.0, image_size=0,
+              ),),
     optim=OptimSpec(optimizer="adam", momentum=0.9, weight_decay=0.0, class_weights="none", label_smoothing=0.0,
-                    batch_size=32, schedule="constant", sampling="shuffled"),
+                    batch_size=32, schedule="constant", sampling="shuffled",
+                    focal_gamma=0.0, logit_adjustment=0.0, warmup_epochs=0.0, ema_decay=0.0,
+                ),
     mix=None, compute=ComputeSpec(precision="float32", compile=False),
     monitor="val_loss", keep="best", seed=0, repeats=1, derived_from=None,
+    smote=None, distil=None, test_views="identity",
 )  # fmt: skip
 
 

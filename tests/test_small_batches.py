@@ -14,7 +14,8 @@ from dermkit.errors import DataError, UsageError
 from dermkit.pipeline.plan import RunSettings
 from dermkit.recipes.augmentation import NO_AUGMENTATION
 from dermkit.recipes.experiments import full_phase, head_phase
-from dermkit.recipes.schema import Phase, Recipe
+from dermkit.recipes.schema import Recipe
+from dermkit.recipes.training_specs import Phase
 from dermkit.training.batch_norm import check_batch_norm, single_value_layers
 from dermkit.training.distributed import process_group
 from dermkit.training.loop import train_net

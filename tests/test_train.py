@@ -19,7 +19,8 @@ from dermkit.models.weights import resolve_weights
 from dermkit.progress import Progress
 from dermkit.recipes.augmentation import NO_AUGMENTATION, PRESETS
 from dermkit.recipes.experiments import DEMO, ROTATE_FLIP_ZOOM, full_phase, head_phase
-from dermkit.recipes.schema import ComputeSpec, MixupSpec, ModelSpec, OversampleSpec, Phase, Recipe
+from dermkit.recipes.schema import ModelSpec, OversampleSpec, Recipe
+from dermkit.recipes.training_specs import ComputeSpec, MixupSpec, Phase
 from dermkit.training import features
 from dermkit.training.checkpoint import (
     BEST_CHECKPOINT,
@@ -43,6 +44,8 @@ SMALL = ModelSpec(
     skip_blocks=(),
     hidden=(),
     dropout=0.2,
+    drop_path=0.0,
+    classifier=None,
 )
 BASE: Recipe = replace(DEMO, image=replace(DEMO.image, size=SIZE), optim=replace(DEMO.optim, batch_size=8))
 
@@ -162,7 +165,15 @@ def test_frozen_means_frozen_batch_norm_too(tmp_path: Path) -> None:
 
 def test_fine_tuning_moves_the_top_and_leaves_the_rest(tmp_path: Path) -> None:
     tune = Phase(
-        epochs=1, train_backbone=2, head_lr=1e-3, backbone_lr=1e-3, views=0, freeze_batch_norm=True, patience=0
+        epochs=1,
+        train_backbone=2,
+        head_lr=1e-3,
+        backbone_lr=1e-3,
+        views=0,
+        freeze_batch_norm=True,
+        patience=0,
+        layer_decay=1.0,
+        image_size=0,
     )
     recipe = replace(BASE, model=SMALL, phases=(head_phase(1), tune), keep="last")
     before = state(make_net(recipe).backbone)
@@ -175,7 +186,15 @@ def test_fine_tuning_moves_the_top_and_leaves_the_rest(tmp_path: Path) -> None:
 
 def test_the_best_epoch_of_all_phases_is_kept_whole(tmp_path: Path) -> None:
     ruin = Phase(
-        epochs=2, train_backbone="all", head_lr=1.0, backbone_lr=1.0, views=0, freeze_batch_norm=False, patience=0
+        epochs=2,
+        train_backbone="all",
+        head_lr=1.0,
+        backbone_lr=1.0,
+        views=0,
+        freeze_batch_norm=False,
+        patience=0,
+        layer_decay=1.0,
+        image_size=0,
     )
     recipe = replace(BASE, model=SMALL, phases=(head_phase(2), ruin), keep="best", monitor="val_loss")
     net, progress = run(recipe, tmp_path)

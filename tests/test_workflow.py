@@ -39,13 +39,13 @@ from dermkit.recipes.experiments import (
 from dermkit.recipes.schema import (
     ModelSpec,
     OversampleSpec,
-    Phase,
     Recipe,
     load_recipe,
     parse_recipe,
     recipe_to_dict,
     save_recipe,
 )
+from dermkit.recipes.training_specs import Phase
 from dermkit.reporting.comparison_page import write_comparison_tables
 
 MODEL = Path("model") / "member-0.safetensors"
@@ -96,7 +96,14 @@ def test_a_named_recipe_is_valid_and_survives_json(name: str, tmp_path: Path) ->
 def net_of(backbone: str, arguments: tuple[tuple[str, Any], ...], skip: tuple[str, ...]) -> Net:
     """Build each backbone once: its head is a matter of milliseconds."""
     spec = ModelSpec(
-        backbone=backbone, backbone_args=dict(arguments), weights="none", skip_blocks=skip, hidden=(), dropout=0.0
+        backbone=backbone,
+        backbone_args=dict(arguments),
+        weights="none",
+        skip_blocks=skip,
+        hidden=(),
+        dropout=0.0,
+        drop_path=0.0,
+        classifier=None,
     )
     return build_net(spec, 2, weights=resolve_weights(spec, None), seed=0)
 

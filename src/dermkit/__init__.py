@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from dermkit.progress import Progress
     from dermkit.recipes.augmentation import AugmentSpec, find_preset
     from dermkit.recipes.experiments import RECIPES, find_grid, find_recipe, full_phase, head_phase, make_grid
-    from dermkit.recipes.schema import Phase, Recipe, SplitSpec, load_recipe, save_recipe
+    from dermkit.recipes.schema import Recipe, SplitSpec, load_recipe, save_recipe
+    from dermkit.recipes.training_specs import Phase
     from dermkit.render.sheets import Tile, contact_sheet
     from dermkit.runs.folder import read_metrics
     from dermkit.training.augment.batch import augment_image
@@ -67,7 +68,8 @@ _NAMES = {
     "progress": "Progress",
     "recipes.augmentation": "AugmentSpec find_preset",
     "recipes.experiments": "RECIPES find_grid find_recipe full_phase head_phase make_grid",
-    "recipes.schema": "Phase Recipe SplitSpec load_recipe save_recipe",
+    "recipes.schema": "Recipe SplitSpec load_recipe save_recipe",
+    "recipes.training_specs": "Phase",
     "render.sheets": "Tile contact_sheet",
     "runs.folder": "read_metrics",
     "training.augment.batch": "augment_image",

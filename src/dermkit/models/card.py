@@ -2,6 +2,7 @@
 
 Format 2 added the decision policy fitted on validation images: calibration, operating points, conformal rule, referral
 thresholds. Format 3 has its keys in the terms of the field. Format 4 has several members, each with a calibration.
+Format 5 has the fields of `model` that recipes of format 5 added.
 """
 
 import html
@@ -14,6 +15,7 @@ from dermkit.errors import UntrustedError, printable
 from dermkit.files import JsonFile, json_text
 from dermkit.metrics.decisions.policy_migration import migrate_policy, rename_keys
 from dermkit.models.checksums import check_hashes, is_update_pending, update_files
+from dermkit.recipes.formats import ADDED_MODEL_FIELDS
 
 _MARKDOWN_SIGNS = re.compile(r"[\\`*_\[\]|#]")
 MODEL_CARD_FILE = "MODEL_CARD.md"
@@ -58,9 +60,23 @@ def _migrate_3_to_4(card: dict[str, Any]) -> dict[str, Any]:
     return {**card, "members": members or [], "format": 4}
 
 
-MODEL_JSON = JsonFile(
-    "model.json", 4, {1: _migrate_1_to_2, 2: _migrate_2_to_3, 3: _migrate_3_to_4}, UntrustedError
-)
+def _migrate_4_to_5(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a card whose members have what recipes of format 5 say of a net."""
+    members = card["members"]
+    if isinstance(members, list):
+        members = [_with_added_fields(member) for member in members]
+    return {**card, "members": members, "format": 5}
+
+
+def _with_added_fields(member: Any) -> Any:
+    """Return a member with the added fields of `model`; a broken one is told by who reads it."""
+    if not isinstance(member, dict) or not isinstance(member.get("spec"), dict):
+        return member
+    return {**member, "spec": {**ADDED_MODEL_FIELDS, **member["spec"]}}
+
+
+_MIGRATIONS = {1: _migrate_1_to_2, 2: _migrate_2_to_3, 3: _migrate_3_to_4, 4: _migrate_4_to_5}
+MODEL_JSON = JsonFile("model.json", 5, _MIGRATIONS, UntrustedError)
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from dermkit.models.weights import (
     read_tensors,
     resolve_weights,
 )
-from dermkit.recipes.schema import ImageSpec, ModelSpec, Phase
+from dermkit.recipes.schema import ImageSpec, ModelSpec
+from dermkit.recipes.training_specs import Phase
 
 _RESERVED_ARGS = (
     "num_classes",

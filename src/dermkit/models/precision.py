@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from dermkit.recipes.schema import ComputeSpec
+from dermkit.recipes.training_specs import ComputeSpec
 
 
 def has_fast_bfloat16(device: str) -> bool:

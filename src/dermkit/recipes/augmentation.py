@@ -9,16 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from dermkit.errors import UsageError, did_you_mean
+from dermkit.recipes.values import STRICT_CONFIG, Fraction, FractionBelowOne, NonNegativeFloat
 
-STRICT_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-NonNegativeFloat = Annotated[float, Field(ge=0.0, le=1e30)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-FractionBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Degrees = Annotated[float, Field(ge=0.0, le=180.0)]
 
 

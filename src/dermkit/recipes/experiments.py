@@ -11,16 +11,8 @@ from dataclasses import replace
 from dermkit.errors import UsageError, did_you_mean
 from dermkit.recipes.augmentation import NO_AUGMENTATION, PRESETS
 from dermkit.recipes.general import QUICK, SCRATCH, STRONG
-from dermkit.recipes.schema import (
-    ComputeSpec,
-    ImageSpec,
-    ModelSpec,
-    OptimSpec,
-    OversampleSpec,
-    Phase,
-    Recipe,
-    SplitSpec,
-)
+from dermkit.recipes.schema import ImageSpec, ModelSpec, OversampleSpec, Recipe, SplitSpec
+from dermkit.recipes.training_specs import ComputeSpec, OptimSpec, Phase
 
 # ---- specs that several recipes share -------------------------------------------------------------------------
 
@@ -35,13 +27,15 @@ GIVEN_SPLIT_AS_PUBLISHED = replace(GIVEN_SPLIT, scheme="given-as-published")
 ADAM = OptimSpec(
     optimizer="adam", momentum=0.0, weight_decay=0.0, class_weights="none", label_smoothing=0.0,
     batch_size=32, schedule="constant", sampling="shuffled",
+    focal_gamma=0.0, logit_adjustment=0.0, warmup_epochs=0.0, ema_decay=0.0,
 )  # fmt: skip
 
 COMPUTE_FLOAT32 = ComputeSpec(precision="float32", compile=False)
 COMPUTE_FASTEST = ComputeSpec(precision="fastest", compile=False)
 
 RESNET50 = ModelSpec(
-    backbone="resnet50", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(), dropout=0.0
+    backbone="resnet50", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(), dropout=0.0,
+    drop_path=0.0, classifier=None,
 )  # fmt: skip
 INCEPTION_V3 = replace(RESNET50, backbone="inception_v3", backbone_args={"aux_logits": False})
 MOBILENET_V2 = replace(RESNET50, backbone="mobilenetv2_100", backbone_args={"pad_type": "same"})
@@ -56,7 +50,7 @@ def head_phase(epochs: int, *, lr: float = 1e-3, views: int = 0, patience: int =
     """
     return Phase(
         epochs=epochs, train_backbone="none", head_lr=lr, backbone_lr=0.0, views=views,
-        freeze_batch_norm=True, patience=patience,
+        freeze_batch_norm=True, patience=patience, layer_decay=1.0, image_size=0,
     )  # fmt: skip
 
 
@@ -67,7 +61,7 @@ def full_phase(epochs: int, *, lr: float, patience: int = 0) -> Phase:
     """
     return Phase(
         epochs=epochs, train_backbone="all", head_lr=lr, backbone_lr=lr, views=0,
-        freeze_batch_norm=False, patience=patience,
+        freeze_batch_norm=False, patience=patience, layer_decay=1.0, image_size=0,
     )  # fmt: skip
 
 
@@ -120,6 +114,9 @@ S0_INCEPTION = Recipe(
     seed=0,
     repeats=1,
     derived_from=None,
+    smote=None,
+    distil=None,
+    test_views="identity",
 )
 # Command: dermkit train s0-resnet50 DATASET. Expected: not measured here.
 S0_RESNET = replace(
@@ -166,9 +163,7 @@ S1_CNN = Recipe(
     about="An own CNN (convolution, pooling, dense, softmax) on benign against malignant.",
     image=ImageSpec(size=64, resize="squash", interpolation="bilinear", normalise="zero_one"),
     split=replace(GIVEN_SPLIT, validation=0.15),
-    model=ModelSpec(
-        backbone="dermkit/cnn-s1", backbone_args={}, weights="none", skip_blocks=(), hidden=(64,), dropout=0.3
-    ),
+    model=replace(RESNET50, backbone="dermkit/cnn-s1", weights="none", hidden=(64,), dropout=0.3),
     augment=PRESETS["s1"],
     grow=None,
     mix=None,
@@ -180,6 +175,9 @@ S1_CNN = Recipe(
     seed=0,
     repeats=1,
     derived_from=None,
+    smote=None,
+    distil=None,
+    test_views="identity",
 )
 
 # ---- S2: ResNet50, nine classes ------------------------------------------------------------------------------
@@ -206,6 +204,9 @@ S2_PUBLISHED = Recipe(
     seed=0,
     repeats=1,
     derived_from=None,
+    smote=None,
+    distil=None,
+    test_views="identity",
 )
 # One change at a time, as S2 suggests: normalisation, then augmentation, dropout, tuning, fine-tuning. Validation loss
 # with MobileNetV2, scheme `given`, seeds 0, 1, 2: as published 1.72, 1.74, 1.71; normalised 1.36, 1.36, 1.36; augmented
@@ -243,6 +244,8 @@ def add_finetuning(base: Recipe, *, name: str, about: str, n_layer_groups: int =
         views=0,
         freeze_batch_norm=True,
         patience=3,
+        layer_decay=1.0,
+        image_size=0,
     )
     return replace(base, name=name, about=about, phases=(*base.phases, finetuning_phase))
 
@@ -279,6 +282,9 @@ S3_RESNET = Recipe(
     seed=0,
     repeats=6,
     derived_from=None,
+    smote=None,
+    distil=None,
+    test_views="identity",
 )
 
 # ---- S4: a CNN for several cancers ------------------------------------------------------------------------------
@@ -293,9 +299,7 @@ S4_CNN = Recipe(
     about="An own CNN on nine classes, small classes grown by rotate, flip and zoom on the training split.",
     image=ImageSpec(size=64, resize="squash", interpolation="bilinear", normalise="zero_one"),
     split=GIVEN_SPLIT,
-    model=ModelSpec(
-        backbone="dermkit/cnn-s4", backbone_args={}, weights="none", skip_blocks=(), hidden=(128,), dropout=0.4
-    ),
+    model=replace(RESNET50, backbone="dermkit/cnn-s4", weights="none", hidden=(128,), dropout=0.4),
     augment=ROTATE_FLIP_ZOOM,
     grow=OversampleSpec(target_fraction=1.0, max_copies=8, augment=ROTATE_FLIP_ZOOM),
     mix=None,
@@ -307,6 +311,9 @@ S4_CNN = Recipe(
     seed=0,
     repeats=1,
     derived_from=None,
+    smote=None,
+    distil=None,
+    test_views="identity",
 )
 
 # ---- the demo ----------------------------------------------------------------------------------------------------
@@ -318,9 +325,7 @@ DEMO = Recipe(
     about="A small CNN on synthetic images: shows the steps, says nothing about skin.",
     image=ImageSpec(size=64, resize="squash", interpolation="bilinear", normalise="zero_one"),
     split=SplitSpec(scheme="holdout", seed=0, validation=0.2, test=0.25, folds=0, per_class=0, draw_from=""),
-    model=ModelSpec(
-        backbone="dermkit/cnn-s4", backbone_args={}, weights="none", skip_blocks=(), hidden=(32,), dropout=0.2
-    ),
+    model=replace(RESNET50, backbone="dermkit/cnn-s4", weights="none", hidden=(32,), dropout=0.2),
     augment=replace(ROTATE_FLIP_ZOOM, rotate=180.0),
     grow=None,
     mix=None,
@@ -332,6 +337,9 @@ DEMO = Recipe(
     seed=0,
     repeats=1,
     derived_from=None,
+    smote=None,
+    distil=None,
+    test_views="identity",
 )
 
 _BASES: Sequence[Recipe] = (

@@ -1,9 +1,10 @@
 """The formats of recipe.json: how older ones are read, and the field names that fingerprints are computed with."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-RECIPE_FORMAT = 4
+RECIPE_FORMAT = 5
 
 _FORMAT_2_NAMES = {
     "p": "share",
@@ -15,6 +16,17 @@ _FORMAT_2_NAMES = {
 """Fields of `augment`, `grow` and `mix` -> their names in format 2. No other field was renamed."""
 
 _RENAMED_SPECS = ("augment", "grow", "mix")
+
+ADDED_MODEL_FIELDS: Mapping[str, Any] = {"drop_path": 0.0, "classifier": None}
+"""Fields of `model` that format 5 added -> the value that older formats implied."""
+
+_ADDED_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "": {"smote": None, "distil": None, "test_views": "identity"},
+    "model": ADDED_MODEL_FIELDS,
+    "phases": {"layer_decay": 1.0, "image_size": 0},
+    "optim": {"focal_gamma": 0.0, "logit_adjustment": 0.0, "warmup_epochs": 0.0, "ema_decay": 0.0},
+}
+"""Group of fields ("" = the recipe itself) -> what format 5 added to it, with the values that older formats implied."""
 
 
 def with_format_2_names(value: Any) -> Any:
@@ -40,6 +52,8 @@ def format_of_recipe(recipe_json: Mapping[str, Any]) -> int:
     """Return the format of a recipe that is stored without a format number, as in model.json, by its fields."""
     if "compute" not in recipe_json:
         return 1
+    if "test_views" in recipe_json:
+        return 5
     if "derived_from" in recipe_json:
         return 4
     augment = recipe_json.get("augment")
@@ -111,9 +125,48 @@ def _migrate_3_to_4(recipe_json: dict[str, Any]) -> dict[str, Any]:
     return {**recipe_json, "format": 4, "derived_from": None}
 
 
+def _migrate_4_to_5(recipe_json: dict[str, Any]) -> dict[str, Any]:
+    """Format 4 had none of `_ADDED_FIELDS`: fill in the values that it implied."""
+    groups = {
+        name: _map_group(recipe_json[name], partial(_fill_in, added))
+        for name, added in _ADDED_FIELDS.items()
+        if name in recipe_json
+    }
+    return {**_ADDED_FIELDS[""], **recipe_json, **groups, "format": 5}
+
+
+def _fill_in(added: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+    return {**added, **group}
+
+
+def _leave_out(added: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name not in added or value != added[name]}
+
+
+def _map_group(group: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a group of fields, or each of a list of groups, changed; anything else is left for the validation."""
+    if isinstance(group, list):
+        return [_map_group(item, change) for item in group]
+    return change(group) if isinstance(group, dict) else group
+
+
+def without_additions(recipe_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's JSON values without the fields of format 5 that have the values which older formats implied.
+
+    Run folders are found by hashes: those of recipes that older versions could have written stay valid.
+    """
+    groups = {
+        name: _map_group(recipe_json[name], partial(_leave_out, added))
+        for name, added in _ADDED_FIELDS.items()
+        if name
+    }
+    return _leave_out(_ADDED_FIELDS[""], {**recipe_json, **groups})
+
+
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _migrate_1_to_2,
     2: _migrate_2_to_3,
     3: _migrate_3_to_4,
+    4: _migrate_4_to_5,
 }
 """Format number -> function that converts a recipe of that format to the next. Results do not change."""

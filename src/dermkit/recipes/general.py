@@ -7,7 +7,8 @@ patient and lesion, rare classes count as much as common ones, and training stop
 from dataclasses import replace
 
 from dermkit.recipes.augmentation import PRESETS
-from dermkit.recipes.schema import ComputeSpec, ImageSpec, ModelSpec, OptimSpec, Phase, Recipe, SplitSpec
+from dermkit.recipes.schema import ImageSpec, ModelSpec, Recipe, SplitSpec
+from dermkit.recipes.training_specs import ComputeSpec, OptimSpec, Phase
 
 # Command: dermkit train quick DATASET. Expected: not measured. Cost: the frozen net sees each image five times, at
 # 0.22 thousand million multiply-adds; then the head alone is trained.
@@ -18,7 +19,8 @@ QUICK = Recipe(
     image=ImageSpec(size=224, resize="squash", interpolation="bilinear", normalise="weights"),
     split=SplitSpec(scheme="holdout", seed=0, validation=0.15, test=0.2, folds=0, per_class=0, draw_from=""),
     model=ModelSpec(
-        backbone="mobilenetv3_large_100", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(), dropout=0.3
+        backbone="mobilenetv3_large_100", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(), dropout=0.3,
+        drop_path=0.0, classifier=None,
     ),
     augment=PRESETS["light"],
     grow=None,
@@ -27,11 +29,13 @@ QUICK = Recipe(
         Phase(
             epochs=40, train_backbone="none", head_lr=1e-3, backbone_lr=0.0, views=5, freeze_batch_norm=True,
             patience=8,
+            layer_decay=1.0, image_size=0,
         ),
     ),
     optim=OptimSpec(
         optimizer="adam", momentum=0.0, weight_decay=0.0, class_weights="balanced", label_smoothing=0.0,
         batch_size=32, schedule="constant", sampling="shuffled",
+        focal_gamma=0.0, logit_adjustment=0.0, warmup_epochs=0.0, ema_decay=0.0,
     ),
     compute=ComputeSpec(precision="fastest", compile=False),
     monitor="val_loss",
@@ -39,6 +43,7 @@ QUICK = Recipe(
     seed=0,
     repeats=1,
     derived_from=None,
+    smote=None, distil=None, test_views="identity",
 )  # fmt: skip
 
 # Command: dermkit train strong DATASET. Expected: not measured. Cost: 4.45 thousand million multiply-adds an image and
@@ -54,6 +59,7 @@ STRONG = replace(
         Phase(
             epochs=20, train_backbone="all", head_lr=1e-4, backbone_lr=5e-5, views=0, freeze_batch_norm=False,
             patience=6,
+            layer_decay=1.0, image_size=0,
         ),
     ),
     optim=replace(QUICK.optim, optimizer="adamw", weight_decay=0.05, schedule="cosine"),
@@ -66,12 +72,14 @@ SCRATCH = replace(
     about="A small CNN from random weights: no weights, no network needed. For some thousand images and more.",
     image=ImageSpec(size=96, resize="squash", interpolation="bilinear", normalise="zero_one"),
     model=ModelSpec(
-        backbone="dermkit/cnn-s4", backbone_args={}, weights="none", skip_blocks=(), hidden=(128,), dropout=0.4
+        backbone="dermkit/cnn-s4", backbone_args={}, weights="none", skip_blocks=(), hidden=(128,), dropout=0.4,
+        drop_path=0.0, classifier=None,
     ),
     phases=(
         Phase(
             epochs=60, train_backbone="all", head_lr=1e-3, backbone_lr=1e-3, views=0, freeze_batch_norm=False,
             patience=10,
+            layer_decay=1.0, image_size=0,
         ),
     ),
     compute=ComputeSpec(precision="float32", compile=False),

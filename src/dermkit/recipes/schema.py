@@ -15,19 +15,22 @@ from pydantic.dataclasses import dataclass
 from dermkit.errors import UsageError, did_you_mean
 from dermkit.files import fingerprint, read_json, windows_name_problem, write_json
 from dermkit.recipes.augmentation import (
-    STRICT_CONFIG,
     AugmentSpec,
     BlurNoiseSpec,
     ClaheSpec,
     CutoutSpec,
     DistortSpec,
-    Fraction,
-    FractionBelowOne,
     HsvSpec,
-    NonNegativeFloat,
     find_preset,
 )
-from dermkit.recipes.formats import MIGRATIONS, RECIPE_FORMAT, recipe_with_format_2_names
+from dermkit.recipes.formats import MIGRATIONS, RECIPE_FORMAT, recipe_with_format_2_names, without_additions
+from dermkit.recipes.training_specs import ComputeSpec, DistilSpec, MixupSpec, OptimSpec, Phase, SmoteSpec
+from dermkit.recipes.values import (
+    STRICT_CONFIG,
+    FractionBelowOne,
+    NonNegativeInt,
+    PositiveInt,
+)
 
 Scheme = Literal["given", "given-as-published", "holdout", "kfold"]
 
@@ -45,8 +48,6 @@ RecipeName = Annotated[
 ]
 # The widest seed that NumPy's RandomState, and so scikit-learn, takes is 2**32 - 1.
 _Seed = Annotated[int, Field(ge=0, lt=2**32)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=10**7)]
-PositiveInt = Annotated[int, Field(ge=1, le=10**6)]
 Monitor = Literal["val_loss", "val_accuracy", "val_balanced_accuracy", "val_auroc_macro"]
 
 
@@ -81,7 +82,8 @@ class SplitSpec:
     """Fraction of the images for test, with `holdout` alone; a given scheme keeps the published test images, and with
     `kfold` each fold is the test split once."""
     folds: NonNegativeInt
-    """Number of folds, at least 3, where the scheme is `kfold`; 0 elsewhere."""
+    """Number of folds. `kfold`: at least 3. A given scheme: 0, or at least 2 folds of the published training images,
+    each of which is validation once beside the same published test images. 0 with `holdout`."""
     per_class: NonNegativeInt
     """This many images are drawn at random from each class and all others are excluded (0 = all images)."""
     draw_from: str
@@ -91,13 +93,36 @@ class SplitSpec:
     def _check(self) -> "SplitSpec":
         if not 0.0 < self.validation < 1.0 or not 0.0 <= self.test < 1.0 or self.validation + self.test >= 1.0:
             raise ValueError("validation and test must be fractions that leave something to train on")
-        if self.folds < 3 if self.scheme == "kfold" else self.folds != 0:
-            raise ValueError("kfold needs folds >= 3 (train, validation and test); other schemes need folds = 0")
+        if self.scheme == "kfold" and self.folds < 3:
+            raise ValueError("kfold needs folds >= 3 (train, validation and test)")
+        if self.scheme == "holdout" and self.folds != 0:
+            raise ValueError("holdout needs folds = 0; kfold and the given schemes may have folds")
+        if self.folds == 1:
+            raise ValueError("folds is 0 (none) or at least 2")
         if self.scheme == "holdout" and self.test == 0.0:
             raise ValueError("holdout needs a test fraction above 0")
         if self.scheme.startswith("given") and self.test != 0.0:
             raise ValueError("given schemes keep the published test images, so test must be 0")
         return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
+class ClassifierSpec:
+    """A classifier of scikit-learn that is fitted on features of the frozen backbone, in place of dense layers."""
+
+    kind: Literal["logistic", "k_nearest", "svm", "gradient_boosting"]
+    """`logistic` regression, `k_nearest` neighbours (votes weighted by distance), `svm` with a radial kernel, or
+    `gradient_boosting` of trees on histograms."""
+    penalty: Annotated[float, Field(gt=0.0, le=1e6)]
+    """C of `logistic` and `svm`: the larger, the less regularised; the others do not use it."""
+    neighbours: Annotated[int, Field(ge=1, le=1000)]
+    """Neighbours of `k_nearest`; the others do not use it."""
+    iterations: Annotated[int, Field(ge=1, le=5000)]
+    """Trees per class of `gradient_boosting`; the others do not use it."""
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Shrinkage of each tree of `gradient_boosting`; the others do not use it."""
+    max_leaves: Annotated[int, Field(ge=2, le=1024)]
+    """Most leaves of a tree of `gradient_boosting`; the others do not use it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
@@ -116,6 +141,11 @@ class ModelSpec:
     """Widths of the dense layers (ReLU) between the backbone and the classes."""
     dropout: FractionBelowOne
     """Dropout rate before each of the head's dense layers."""
+    drop_path: FractionBelowOne
+    """Stochastic depth (Huang 2016): the most probable drop of a residual block in training, as timm
+    has it; 0 = none."""
+    classifier: ClassifierSpec | None
+    """A classifier fitted on frozen features in place of the dense layers; null = dense layers."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
@@ -128,82 +158,6 @@ class OversampleSpec:
     """The most training images made from one image, itself included."""
     augment: AugmentSpec
     """How the copies are changed, by the fields of `augment`; a preset's name stands for a whole spec."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
-class Phase:
-    """One phase of training."""
-
-    epochs: PositiveInt
-    """The most epochs of this phase; patience may end it earlier."""
-    train_backbone: Literal["none", "all"] | PositiveInt
-    """`none` (frozen, batch-norm statistics too; features are cached), `all`, or how many of timm's last layer groups
-    are trained."""
-    head_lr: NonNegativeFloat
-    """Learning rate of the head."""
-    backbone_lr: NonNegativeFloat
-    """Learning rate of the trained layers of the backbone; 0 where it is frozen."""
-    views: NonNegativeInt
-    """With a frozen backbone, augmented views cached per image (0 = the image itself, without augmentation)."""
-    freeze_batch_norm: bool
-    """Whether batch-norm layers stay in evaluation mode."""
-    patience: NonNegativeInt
-    """Epochs without improvement before the phase ends (0 = never); the weights of the best epoch are saved in any
-    case."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
-class OptimSpec:
-    """Loss and optimizer. The loss is the categorical cross-entropy of the softmax."""
-
-    optimizer: Literal["adam", "adamw", "sgd"]
-    """`adam`, `adamw` (weight decay apart from the gradient) or `sgd`, as torch has them."""
-    momentum: FractionBelowOne
-    """Momentum of `sgd`; the others do not use it."""
-    weight_decay: NonNegativeFloat
-    """Weight decay, as torch's optimizer takes it (0 = none)."""
-    class_weights: Literal["none", "balanced"]
-    """`balanced` weights each class in the loss by the inverse of its frequency in the training split; `none` weights
-    every image equally."""
-    label_smoothing: FractionBelowOne
-    """Fraction of each label that is spread evenly over all classes."""
-    batch_size: PositiveInt
-    """Images per step, over all devices together."""
-    schedule: Literal["constant", "cosine"]
-    """Learning rate within a phase: `constant`, or `cosine` from the phase's rate down to 0."""
-    sampling: Literal["shuffled", "balanced"]
-    """`shuffled` shows every training image once an epoch; `balanced` draws the same number of images, each class
-    equally often."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
-class MixupSpec:
-    """Mixup and CutMix of two training images and their labels, with one ratio from Beta(alpha, alpha)."""
-
-    mixup: NonNegativeFloat
-    """Alpha of mixup (Zhang 2018); 0 = never."""
-    cutmix: NonNegativeFloat
-    """Alpha of CutMix (Yun 2019); 0 = never. If both are positive, each is used for half of the mixed images."""
-    p: Fraction
-    """Probability that an image is mixed."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "MixupSpec":
-        if not self.mixup and not self.cutmix:
-            raise ValueError("mixup or cutmix must be above 0; leave `mix` null for no mixing")
-        return self
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
-class ComputeSpec:
-    """How training computes; validation, evaluation and prediction of a trained net always run in float32."""
-
-    precision: Literal["float32", "bfloat16", "fastest"]
-    """`bfloat16` computes matrix products and convolutions in bfloat16 (weights, losses and sums stay float32);
-    `fastest` is bfloat16 on devices that multiply it in hardware, otherwise float32; it is chosen before the run and
-    saved in its recipe.json."""
-    compile: bool
-    """Whether the training step goes through `torch.compile`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
@@ -256,6 +210,10 @@ class Recipe:
     """Oversampling of small classes in the training split, by augmented copies; null = none."""
     mix: MixupSpec | None
     """Mixup and CutMix of training images; null = none."""
+    smote: SmoteSpec | None
+    """SMOTE on features of the frozen backbone; null = none."""
+    distil: DistilSpec | None
+    """Distillation of a trained model; null = none."""
     phases: Annotated[tuple[Phase, ...], Field(min_length=1, max_length=100)]
     """Phases of training, one after the other: each begins with the weights of the one before, of its best epoch where
     `keep` is `best`."""
@@ -267,6 +225,10 @@ class Recipe:
     """The validation metric that chooses the best epoch and, of `repeats` runs, the final model."""
     keep: Literal["best", "last"]
     """Whether the best or the last epoch becomes the model."""
+    test_views: Literal["identity", "dihedral", "dihedral_crops", "choose"]
+    """Views of an image whose probabilities are averaged in validation, test and prediction of the trained model:
+    itself, its eight symmetries of the square, or those of five crops too. `choose` takes the one with the lowest log
+    loss on validation images, or on out-of-fold images where there are folds."""
     seed: _Seed
     """Random seed of weights, order and augmentation; of several runs the first one."""
     repeats: Annotated[int, Field(ge=1, le=10_000)]
@@ -278,6 +240,15 @@ class Recipe:
     def _check(self) -> "Recipe":
         if self.mix and all(phase.train_backbone == "none" and phase.views == 0 for phase in self.phases):
             raise ValueError("mix has no effect if every phase trains on cached features of unaugmented images")
+        is_frozen = all(phase.train_backbone == "none" for phase in self.phases)
+        if self.smote and not is_frozen:
+            raise ValueError("smote makes features of a frozen backbone, so every phase needs train_backbone none")
+        if self.model.classifier and (not is_frozen or len(self.phases) != 1 or self.phases[0].epochs != 1):
+            raise ValueError(
+                "model.classifier is fitted once: it needs one phase of one epoch, train_backbone none"
+            )
+        if any(phase.image_size > self.image.size for phase in self.phases):
+            raise ValueError("phases: image_size is larger than image.size")
         return self
 
 
@@ -306,7 +277,7 @@ def recipe_fingerprint(recipe: Recipe, **input_hashes: str) -> str:
     Hashed are the recipe without `about`, `system`, `seed`, `repeats` and `derived_from`, and input_hashes: those of
     the manifest, the split and the weights.
     """
-    recipe_json = recipe_with_format_2_names(recipe_to_dict(recipe))
+    recipe_json = recipe_with_format_2_names(without_additions(recipe_to_dict(recipe)))
     for key in ("about", "system", "seed", "repeats", "derived_from"):
         del recipe_json[key]
     return fingerprint(recipe_json, input_hashes)
@@ -364,7 +335,8 @@ def _field_names(path: list[str]) -> list[str]:
     """Return the field names of the spec at `path` inside a recipe."""
     specs: dict[str, type] = {
         "image": ImageSpec, "split": SplitSpec, "model": ModelSpec, "augment": AugmentSpec,
-        "grow": OversampleSpec, "mix": MixupSpec, "phases": Phase, "optim": OptimSpec, "compute": ComputeSpec,
+        "grow": OversampleSpec, "mix": MixupSpec, "smote": SmoteSpec, "distil": DistilSpec,
+        "classifier": ClassifierSpec, "phases": Phase, "optim": OptimSpec, "compute": ComputeSpec,
         "distort": DistortSpec, "hsv": HsvSpec, "blur_noise": BlurNoiseSpec, "clahe": ClaheSpec,
         "cutout": CutoutSpec, "derived_from": Derivation, "changes": FieldChange,
     }  # fmt: skip

@@ -11,6 +11,7 @@ import pandas as pd
 
 from dermkit.recipes import schema
 from dermkit.recipes.augmentation import active_fields
+from dermkit.recipes.training_specs import Phase
 from dermkit.runs.folder import Json, RunFolder
 from dermkit.runs.layout import EXCLUDED_FILE
 
@@ -122,7 +123,7 @@ def recipe_rows(selected_recipe: schema.Recipe | None) -> list[tuple[str, str]]:
     return [(name, text) for name, text in rows if text]
 
 
-def _phase_text(phase: schema.Phase) -> str:
+def _phase_text(phase: Phase) -> str:
     full_or_frozen_text = {"none": "backbone frozen", "all": "whole net trained"}
     trained_layers = full_or_frozen_text.get(
         str(phase.train_backbone), f"last {phase.train_backbone} layer groups of the backbone trained"

@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dermkit.errors import UsageError
 from dermkit.models.net import Net, freeze, set_train_mode
-from dermkit.recipes.schema import Phase, Recipe
+from dermkit.recipes.schema import Recipe
+from dermkit.recipes.training_specs import Phase
 
 
 def smallest_pass(net: Net, phase: Phase, image_size: int) -> int:

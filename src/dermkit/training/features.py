@@ -33,8 +33,9 @@ from dermkit.models.net import Net, backbone_fingerprint
 from dermkit.models.precision import autocast
 from dermkit.progress import Progress
 from dermkit.recipes.augmentation import AugmentSpec
-from dermkit.recipes.formats import with_format_2_names
-from dermkit.recipes.schema import ComputeSpec, MixupSpec, ModelSpec, OversampleSpec
+from dermkit.recipes.formats import ADDED_MODEL_FIELDS, with_format_2_names
+from dermkit.recipes.schema import ModelSpec, OversampleSpec
+from dermkit.recipes.training_specs import ComputeSpec, MixupSpec
 from dermkit.training.augment.batch import AUGMENTATION_VERSION
 from dermkit.training.distributed.process_group import ProcessGroup
 from dermkit.training.samples import PixelSource, Samples
@@ -163,13 +164,20 @@ def feature_source(pixel_source: PixelSource, job: FeatureJob, *, seed: int, vie
     )
 
 
+def _spec_fields(model: ModelSpec) -> dict[str, Any]:
+    """Return the fields of `model` that features of a frozen backbone can depend on, and those of before format 5, so
+    that features of older versions are found.
+    """
+    return {name: value for name, value in asdict(model).items() if name not in ADDED_MODEL_FIELDS}
+
+
 def _store_fingerprint(job: FeatureJob, pixel_source: PixelSource, net_variant: str) -> str:
     """Return the store's name. The model spec is in it, since padding and stride are not in the state dict."""
     settings = [_COMPUTE_VERSION, AUGMENTATION_VERSION, net_variant, job.device.type, torch.__version__]
     return fingerprint(
         settings,
         backbone_fingerprint(job.net),
-        asdict(job.model),
+        _spec_fields(job.model),
         version("timm"),
         asdict(pixel_source.preprocessing),
     )

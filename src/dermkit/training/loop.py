@@ -23,7 +23,7 @@ from dermkit.files import check_writable
 from dermkit.models.inference import eval_batches, exact_float32, n_parallel_batches, parallel_batches
 from dermkit.models.net import Net, freeze, set_train_mode
 from dermkit.models.precision import is_out_of_memory, resolve_precision
-from dermkit.recipes.schema import Phase
+from dermkit.recipes.training_specs import Phase
 from dermkit.threads import ordered_map
 from dermkit.training.augment.batch import epoch_order
 from dermkit.training.batch_norm import check_batch_norm, smallest_pass

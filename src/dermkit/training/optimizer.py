@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from dermkit.models.net import Net, parameter_groups
-from dermkit.recipes.schema import OptimSpec, Phase
+from dermkit.recipes.training_specs import OptimSpec, Phase
 
 
 def make_optimizer(net: Net, phase: Phase, spec: OptimSpec) -> torch.optim.Optimizer:

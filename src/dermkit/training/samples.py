@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from dermkit.images.preprocess import PixelArray, Preprocessing
 from dermkit.recipes.augmentation import AugmentSpec
-from dermkit.recipes.schema import MixupSpec, OversampleSpec
+from dermkit.recipes.schema import OversampleSpec
+from dermkit.recipes.training_specs import MixupSpec
 from dermkit.training.augment.batch import (
     augment_and_normalise,
     augment_batch,

@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from dermkit.models.precision import autocast
-from dermkit.recipes.schema import ComputeSpec
+from dermkit.recipes.training_specs import ComputeSpec
 from dermkit.training.distributed.process_group import ProcessGroup
 from dermkit.training.samples import BatchSource
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 
-from dermkit.recipes.schema import MixupSpec
+from dermkit.recipes.training_specs import MixupSpec
 from dermkit.training.augment.geometry import broadcast_per_image
 from dermkit.training.augment.random_numbers import CounterRng, ImageKeys, Stream
 
