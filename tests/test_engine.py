@@ -26,7 +26,7 @@ from dermkit.training import loop as engine
 from dermkit.training.checkpoint import LAST_CHECKPOINT, TrainingProgress, load_checkpoint, save_checkpoint
 from dermkit.training.distributed import process_group
 from dermkit.training.loop import MAX_NAN_RECOVERIES, train_net
-from dermkit.training.optimizer import class_weights
+from dermkit.training.loss import TrainingLoss, make_loss
 from dermkit.training.samples import PixelSource, Samples
 from dermkit.training.state import MICRO_BATCH, TrainingHooks
 from dermkit.training.step import TrainStep, train_batches
@@ -377,8 +377,7 @@ def test_passes_are_even_so_that_batch_norm_never_sees_a_lonely_image(tmp_path: 
             process_group=process_group.SINGLE_PROCESS,
             source=source,
             compute=PIXELS.compute,
-            class_weights=None,
-            label_smoothing=0.0,
+            loss=TrainingLoss(None, 0.0),
             n_classes=2,
             seed=0,
             micro_batch_size=micro,
@@ -400,9 +399,9 @@ def test_a_step_has_the_loss_of_one_call_on_the_whole_batch(
     layer = torch.nn.Linear(3 * 32 * 32, 2)
     net = torch.nn.Sequential(torch.nn.Flatten(), layer)
     fabric = process_group.start_fabric("cpu")
-    optim = replace(PIXELS.optim, class_weights=weights)
+    optim = replace(PIXELS.optim, class_weights=weights, label_smoothing=smoothing)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
-    scale = class_weights(samples.labels, 2, optim, torch.device("cpu"))
+    loss = make_loss(samples.labels, 2, optim, torch.device("cpu"))
     module, stepping = fabric.setup(net, optimizer)
     stepper = TrainStep(
         module=module,
@@ -411,8 +410,7 @@ def test_a_step_has_the_loss_of_one_call_on_the_whole_batch(
         process_group=process_group.SINGLE_PROCESS,
         source=source,
         compute=PIXELS.compute,
-        class_weights=scale,
-        label_smoothing=smoothing,
+        loss=loss,
         n_classes=2,
         seed=0,
         micro_batch_size=micro,
@@ -424,7 +422,7 @@ def test_a_step_has_the_loss_of_one_call_on_the_whole_batch(
     stepper.flush()
     net.zero_grad()
     expected = torch.nn.functional.cross_entropy(
-        net(source.batch(rows, epoch=1, seed=0)), torch.from_numpy(samples.labels[rows]), weight=scale,
+        net(source.batch(rows, epoch=1, seed=0)), torch.from_numpy(samples.labels[rows]), weight=loss.class_weights,
         label_smoothing=smoothing,
     )  # fmt: skip
     expected.backward()  # type: ignore[no-untyped-call]

@@ -84,13 +84,16 @@ models = st.builds(
     weights=st.sampled_from(["imagenet", "none"]), skip_blocks=st.lists(st.text()).map(tuple),
     hidden=st.lists(at_least_one).map(tuple), dropout=below_one, drop_path=below_one, classifier=st.none(),
 )  # fmt: skip
-optims = st.builds(
+optims = st.tuples(
+    st.sampled_from(["shuffled", "balanced", "square_root"]), st.floats(0, 10)
+).flatmap(lambda pair: st.builds(
     OptimSpec, optimizer=st.sampled_from(["adam", "adamw", "sgd"]), momentum=below_one, weight_decay=not_negative,
     class_weights=st.sampled_from(["none", "balanced", "square_root"]), label_smoothing=below_one,
     batch_size=at_least_one, schedule=st.sampled_from(["constant", "cosine"]),
-    sampling=st.sampled_from(["shuffled", "balanced", "square_root"]), focal_gamma=st.floats(0, 10),
-    logit_adjustment=st.floats(0, 10), warmup_epochs=st.floats(0, 1e4), ema_decay=below_one,
-)  # fmt: skip
+    sampling=st.just(pair[0]), focal_gamma=st.floats(0, 10),
+    logit_adjustment=st.just(0.0 if pair[0] == "balanced" else pair[1]), warmup_epochs=st.floats(0, 1e4),
+    ema_decay=below_one,
+))  # fmt: skip
 images = st.builds(
     ImageSpec, size=st.integers(16, 1024), resize=st.sampled_from(["squash", "pad", "crop"]),
     interpolation=st.sampled_from(["bilinear", "bicubic", "lanczos", "box"]),

@@ -19,6 +19,7 @@ from dermkit.recipes.training_specs import Phase
 from dermkit.training.batch_norm import check_batch_norm, single_value_layers
 from dermkit.training.distributed import process_group
 from dermkit.training.loop import train_net
+from dermkit.training.loss import TrainingLoss
 from dermkit.training.samples import PixelSource, Samples
 from dermkit.training.step import TrainStep
 from made_images import speckled
@@ -92,7 +93,7 @@ def test_no_pass_is_of_one_image_where_batch_norm_needs_two(
         module=None, optimizer=None, fabric=process_group.start_fabric("cpu"),
         process_group=process_group.SINGLE_PROCESS,
         source=PixelSource(samples, job.pixels, job.validation_rows, job.preprocessing, torch.device("cpu")),
-        compute=BASE.compute, class_weights=None, label_smoothing=0.0, n_classes=2, seed=0,
+        compute=BASE.compute, loss=TrainingLoss(None, 0.0), n_classes=2, seed=0,
         micro_batch_size=micro, min_pass_size=2,
     )  # fmt: skip
     assert [len(inputs) for inputs, _ in stepper.prepare(np.arange(size), epoch=1)] == expected

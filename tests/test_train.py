@@ -50,10 +50,10 @@ SMALL = ModelSpec(
 BASE: Recipe = replace(DEMO, image=replace(DEMO.image, size=SIZE), optim=replace(DEMO.optim, batch_size=8))
 
 
-def make_job(recipe: Recipe, cache: Path, *, seed: int = 0) -> TrainingJob:
-    """Two classes that differ in brightness, so that there is something to learn."""
+def make_job(recipe: Recipe, cache: Path, *, seed: int = 0, imbalanced: bool = False) -> TrainingJob:
+    """Two classes that differ in brightness, so that there is something to learn; imbalanced: three of one to one."""
     rng = np.random.default_rng(0)
-    labels = np.arange(N) % 2
+    labels = (np.arange(N) % 4 == 0) * 1 if imbalanced else np.arange(N) % 2
     pixels = np.clip(rng.normal(90 + 70 * labels[:, None, None, None], 40, (N, SIZE, SIZE, 3)), 0, 255)
     return TrainingJob(
         recipe=recipe,
@@ -84,13 +84,18 @@ def make_net(recipe: Recipe, seed: int = 0) -> Net:
 
 
 def run(
-    recipe: Recipe, folder: Path, *, hooks: TrainingHooks | None = None, seed: int = 0
+    recipe: Recipe,
+    folder: Path,
+    *,
+    hooks: TrainingHooks | None = None,
+    seed: int = 0,
+    imbalanced: bool = False,
 ) -> tuple[Net, TrainingProgress]:
     net = make_net(recipe, seed)
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     progress = train_net(
-        make_job(recipe, folder / "cache", seed=seed),
+        make_job(recipe, folder / "cache", seed=seed, imbalanced=imbalanced),
         net,
         checkpoints,
         fabric=process_group.start_fabric("cpu"),

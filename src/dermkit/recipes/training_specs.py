@@ -99,11 +99,12 @@ class OptimSpec:
     label_smoothing: FractionBelowOne
     """Fraction of each label that is spread evenly over all classes."""
     focal_gamma: Annotated[float, Field(ge=0.0, le=10.0)]
-    """Gamma of the focal loss (Lin 2017): each image's loss times (1 - its label's probability) to this power; 0 =
-    plain cross-entropy."""
+    """Gamma of the focal loss (Lin 2017): each image's loss times (1 - its label's probability) to this power (of a
+    mixed image, the probability of both labels by their fractions); 0 = plain cross-entropy."""
     logit_adjustment: Annotated[float, Field(ge=0.0, le=10.0)]
     """Tau of the logit-adjusted loss (Menon 2021): in training, tau times the logarithm of the class frequencies is
-    added to the logits, so that the net alone favours no common class; 0 = none."""
+    added to the logits, so that the net alone favours no common class; the frequencies are those of an epoch, after
+    `grow` and `sampling`; 0 = none."""
     batch_size: PositiveInt
     """Images per step, over all devices together."""
     schedule: Literal["constant", "cosine"]
@@ -116,6 +117,14 @@ class OptimSpec:
     sampling: Literal["shuffled", "balanced", "square_root"]
     """`shuffled` shows every training image once an epoch; `balanced` draws the same number of images, each class
     equally often, `square_root` each class in proportion to the square root of its size."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "OptimSpec":
+        if self.logit_adjustment and self.sampling == "balanced":
+            raise ValueError(
+                "logit_adjustment has no effect with balanced sampling, which shows all classes equally often"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)

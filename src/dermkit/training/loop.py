@@ -39,7 +39,8 @@ from dermkit.training.checkpoint import (
 from dermkit.training.distributed.process_group import process_group_of
 from dermkit.training.distributed.sync_batchnorm import convert_sync_batch_norm
 from dermkit.training.features import FeatureJob, feature_source
-from dermkit.training.optimizer import class_weights, make_optimizer, set_learning_rates
+from dermkit.training.loss import make_loss
+from dermkit.training.optimizer import make_optimizer, set_learning_rates
 from dermkit.training.samples import BatchSource, PixelSource, Samples, pixels_on_device
 from dermkit.training.state import (
     LOG_COLUMNS,
@@ -258,8 +259,7 @@ def _make_train_step(
         process_group=state.process_group,
         source=source,
         compute=resolve_precision(recipe.compute, state.fabric.device.type),
-        class_weights=class_weights(source.samples.labels, job.n_classes, recipe.optim, state.fabric.device),
-        label_smoothing=recipe.optim.label_smoothing,
+        loss=make_loss(source.samples.labels, job.n_classes, recipe.optim, state.fabric.device),
         n_classes=job.n_classes,
         seed=job.seed,
         micro_batch_size=progress.micro_batch_size,

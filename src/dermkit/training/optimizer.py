@@ -1,8 +1,7 @@
-"""The optimizer of a phase, its learning rates, and the class weights of the loss."""
+"""The optimizer of a phase, and its learning rates."""
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dermkit.models.net import Net, parameter_groups
 from dermkit.recipes.training_specs import OptimSpec, Phase
@@ -29,18 +28,3 @@ def set_learning_rates(
     for group, base_lr in zip(optimizer.param_groups, (phase.head_lr, phase.backbone_lr), strict=False):
         group["lr"] = base_lr * factor * scale
     return phase.head_lr * factor * scale
-
-
-def class_weights(
-    labels: NDArray[np.int64], n_classes: int, spec: OptimSpec, device: torch.device
-) -> torch.Tensor | None:
-    """Return (n_classes,) float32 weights of the loss: N / (K * images of the class); None where the recipe has none.
-
-    labels: (N,) int64 of the training samples. scikit-learn's "balanced" weights, but for a class without training
-    images, which a split can produce: it counts as one image here, and is an error there.
-    """
-    if spec.class_weights == "none":
-        return None
-    counts = np.bincount(labels, minlength=n_classes)
-    weights = len(labels) / (n_classes * np.maximum(counts, 1))
-    return torch.tensor(weights, dtype=torch.float32, device=device)

@@ -23,6 +23,7 @@ from dermkit.training.augment.batch import (
     balanced_order,
     epoch_order,
     image_key,
+    square_root_order,
 )
 from dermkit.training.augment.mixup import MixPlan, make_mix_plan, mix_batch, mix_labels
 
@@ -54,9 +55,11 @@ class Samples:
         return [self.image_ids[self.rows[sample]] for sample in samples]
 
     def order(self, sampling: str, *, seed: int, epoch: int) -> NDArray[np.int64]:
-        """Return the order of samples in an epoch, (N,) int64: `shuffled` or `balanced` (see `OptimSpec`)."""
+        """Return the order of samples in an epoch, (N,) int64, as `OptimSpec.sampling` says."""
         if sampling == "balanced":
             return balanced_order(self.labels, seed=seed, epoch=epoch)
+        if sampling == "square_root":
+            return square_root_order(self.labels, seed=seed, epoch=epoch)
         return epoch_order(len(self), seed=seed, epoch=epoch)
 
     def mix_plan(self, samples: NDArray[np.int64], *, seed: int, epoch: int) -> MixPlan | None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from dermkit.models.precision import autocast
 from dermkit.recipes.training_specs import ComputeSpec
 from dermkit.training.distributed.process_group import ProcessGroup
+from dermkit.training.loss import TrainingLoss
 from dermkit.training.samples import BatchSource
 
 _Indices = NDArray[np.int64]
@@ -40,9 +40,9 @@ class NotFiniteError(Exception):
 class TrainStep:
     """Takes the steps of a phase, and sums an epoch's loss and correct answers.
 
-    class_weights: (K,) float32 of the loss, None for none. micro_batch_size: samples per forward and backward pass; 0 =
-    this rank's whole shard. min_pass_size: the fewest samples of a pass, 2 where batch norm needs them. loss_sum,
-    n_correct: over the samples of the running epoch on this rank.
+    micro_batch_size: samples per forward and backward pass; 0 = this rank's whole shard. min_pass_size: the fewest
+    samples of a pass, 2 where batch norm needs them. loss_sum, n_correct: over the samples of the running epoch on this
+    rank.
     """
 
     module: Any
@@ -51,8 +51,7 @@ class TrainStep:
     process_group: ProcessGroup
     source: BatchSource
     compute: ComputeSpec
-    class_weights: torch.Tensor | None
-    label_smoothing: float
+    loss: TrainingLoss
     n_classes: int
     seed: int
     micro_batch_size: int
@@ -133,23 +132,16 @@ class TrainStep:
         with autocast(self.compute, self.fabric.device):
             logits = self.module(inputs)
         logits = logits.float()  # the loss is computed in float32 also under bfloat16
-        loss = F.cross_entropy(
-            logits, targets, weight=self.class_weights, reduction="sum", label_smoothing=self.label_smoothing
-        )
+        loss = self.loss.sum(logits, targets)
         labels = targets if targets.ndim == 1 else targets.argmax(1)
         return loss, (logits.detach().argmax(1) == labels).sum()
 
     def _weight(self, rows: _Indices, epoch: int) -> float:
-        """Return the divisor of the whole batch's summed loss: its size, or the sum of its samples' class weights.
-
-        That is torch's rule for `cross_entropy(weight=..., reduction="mean")`; a mixed sample counts by its shares.
-        """
-        if self.class_weights is None:
+        """Return the divisor of the whole batch's summed loss: its size, or the sum of its samples' class weights."""
+        if self.loss.class_weights is None:
             return float(len(rows))
         targets = self.source.targets(rows, epoch=epoch, seed=self.seed, n_classes=self.n_classes)
-        if targets.ndim == 1:
-            return float(self.class_weights[targets].double().sum())
-        return float((targets.double() @ self.class_weights.double()).sum())
+        return self.loss.total_weight(targets)
 
 
 def _step_seed(seed: int, epoch: int, batch_index: int, rank: int) -> int:

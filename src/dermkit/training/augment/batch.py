@@ -23,8 +23,10 @@ from dermkit.training.augment.random_numbers import (
     ImageKeys,
     Stream,
     balanced_order,
+    class_shares,
     epoch_order,
     image_key,
+    square_root_order,
 )
 
 __all__ = [
@@ -33,8 +35,10 @@ __all__ = [
     "augment_batch",
     "augment_image",
     "balanced_order",
+    "class_shares",
     "epoch_order",
     "image_key",
+    "square_root_order",
 ]
 
 AUGMENTATION_VERSION = 1

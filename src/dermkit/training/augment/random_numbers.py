@@ -66,6 +66,7 @@ class Stream(IntEnum):
     ORDER = 100
     BALANCE = 101
     BALANCE_CLASSES = 102
+    BALANCE_OFFSET = 103
 
 
 # The constants of splitmix64 (Steele, Lea and Flood 2014): the odd integer nearest to 2^64 / golden ratio, and the two
@@ -89,6 +90,16 @@ def epoch_order(n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(ranks, kind="stable").astype(np.int64)
 
 
+def class_shares(counts: NDArray[np.int64], sampling: str) -> NDArray[np.float64]:
+    """Return each class's fraction of an epoch, (K,), as `OptimSpec.sampling` says; counts: (K,) samples of each."""
+    if sampling == "balanced":
+        weights = (counts > 0).astype(np.float64)
+    else:
+        weights = np.sqrt(counts) if sampling == "square_root" else counts.astype(np.float64)
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
+
+
 def balanced_order(labels: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return N samples of N labels in which every class that is present is equally frequent, to within one.
 
@@ -100,12 +111,38 @@ def balanced_order(labels: NDArray[np.int64], *, seed: int, epoch: int) -> NDArr
     if not len(class_labels):
         return np.empty(0, dtype=np.int64)
     base_quota, n_extra = divmod(len(labels), len(class_labels))
-    class_order = np.argsort(
-        hash_words(class_labels.astype(np.uint64), seed=seed, epoch=epoch, stream=Stream.BALANCE_CLASSES),
-        kind="stable",
-    )
     quotas = np.full(len(class_labels), base_quota)
-    quotas[class_order[:n_extra]] += 1
+    quotas[_class_order(class_labels, seed=seed, epoch=epoch)[:n_extra]] += 1
+    return _order_by_quota(labels, class_labels, quotas, seed=seed, epoch=epoch)
+
+
+def square_root_order(labels: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return N samples of N labels in which each class is as frequent as the square root of its size, to within one.
+
+    Otherwise as `balanced_order`. A class that would have a fraction of a sample more has it in that fraction of epochs
+    (systematic sampling of the remainders), so that the mean over epochs is exact.
+    """
+    class_labels, counts = np.unique(labels, return_counts=True)
+    if not len(class_labels):
+        return np.empty(0, dtype=np.int64)
+    exact_quotas = class_shares(counts, "square_root") * len(labels)
+    quotas = np.floor(exact_quotas).astype(np.int64)
+    class_order = _class_order(class_labels, seed=seed, epoch=epoch)
+    cumulative = np.cumsum((exact_quotas - quotas)[class_order])
+    cumulative[-1] = round(cumulative[-1])  # a whole number but for rounding: the quotas add up to N
+    offset = _to_unit(hash_words(np.zeros(1, np.uint64), seed=seed, epoch=epoch, stream=Stream.BALANCE_OFFSET))
+    quotas[class_order] += np.diff(np.floor(cumulative + offset), prepend=0.0).astype(np.int64)
+    return _order_by_quota(labels, class_labels, quotas, seed=seed, epoch=epoch)
+
+
+def _class_order(class_labels: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
+    hashes = hash_words(class_labels.astype(np.uint64), seed=seed, epoch=epoch, stream=Stream.BALANCE_CLASSES)
+    return np.argsort(hashes, kind="stable")
+
+
+def _order_by_quota(
+    labels: NDArray[np.int64], class_labels: NDArray[np.int64], quotas: NDArray[np.int64], *, seed: int, epoch: int
+) -> NDArray[np.int64]:
     rng = CounterRng(np.arange(len(labels), dtype=np.uint64), seed, epoch)
     slots = np.repeat(class_labels, quotas)[epoch_order(len(labels), seed=seed, epoch=epoch)]
     order = np.empty(len(labels), dtype=np.int64)
