@@ -1,10 +1,12 @@
 """Images are known by their bytes, by one rule for imports, archives and predictions; downloads as people have them."""
 
+import io
 import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import pillow_heif
 import pytest
 
 from dermkit.data.importers.medmnist import DERMAMNIST_CLASSES
@@ -16,7 +18,7 @@ from dermkit.images.recognise import HEAD_BYTES, has_image_bytes
 from dermkit.prediction.inputs import find_images
 from made_images import FORMATS, encoded, save_noise, speckled
 
-HEIC = b"\0\0\0$ftypheic\0\0\0\0mif1heic" + bytes(3000)
+CAMERA_RAW = b"\0\0\0\x18ftypcrx \0\0\0\0" + bytes(3000)
 OTHERS = {
     "notes.docx": b"PK\x03\x04" + bytes(40),
     "film.MOV": b"\0\0\0\x14ftypqt  " + bytes(40),
@@ -40,6 +42,12 @@ def jpeg(seed: int) -> bytes:
     return encoded(speckled(16, 12, seed), "JPEG")
 
 
+def heic(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(speckled(16, 12, seed)).save(buffer, format="HEIF")
+    return buffer.getvalue()
+
+
 def bring(root: Path, layout: str, **options: Any) -> ImportOutcome:
     return import_dataset(layout, root, out=root.parent / "out", options=ImportOptions(**options))
 
@@ -55,13 +63,18 @@ def codes(outcome: ImportOutcome) -> set[str]:
 # One rule ---------------------------------------------------------------------------------------------------------
 
 READ = ("a.jpg", "b.jfif", "c.JPE", "d.HEIC", "e.mpo", "f", "g.scan", "h.txt", "IMG.2024")
+"""JPEGs, whatever they are called."""
+TELEPHONES = ("i.heic", "j.jpg", "k.avif")
+"""HEIC, HEIC and AVIF."""
 
 
 def make_folder(root: Path) -> Path:
     """Write a class folder of JPEGs under odd names, images of other formats, and files that are none."""
     for seed, name in enumerate(READ):
         write(root / "nv" / name, jpeg(seed))
-    write(root / "nv" / "real.heic", HEIC)
+    for seed, name in enumerate(TELEPHONES, start=20):
+        write(root / "nv" / name, heic(seed) if seed < 22 else encoded(speckled(16, 12, seed), "AVIF"))
+    write(root / "nv" / "raw.cr3", CAMERA_RAW)
     write(root / "nv" / "moving.gif", b"GIF89a" + bytes(40))
     write(root / "nv" / "broken.jfif", b"nothing")
     write(root / "nv" / "dicom", bytes(128) + b"DICM" + bytes(20))
@@ -75,12 +88,12 @@ def test_import_and_predict_take_the_same_files(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "src")
     outcome = bring(root, "folder")
     read = sorted(path.removeprefix("nv/") for path in outcome.dataset.manifest["path"] if path.startswith("nv/"))
-    assert read == sorted(READ)
+    assert read == sorted((*READ, *TELEPHONES))
     assert refusals(outcome) == {
-        "nv/real.heic": "format_not_allowed", "nv/moving.gif": "format_not_allowed", "nv/dicom": "format_not_allowed",
+        "nv/raw.cr3": "format_not_allowed", "nv/moving.gif": "format_not_allowed", "nv/dicom": "format_not_allowed",
         "nv/broken.jfif": "not_an_image",
     }  # fmt: skip
-    assert next(item.detail for item in outcome.rejected if item.path == "nv/real.heic").startswith("HEIC")
+    assert next(item.detail for item in outcome.rejected if item.path == "nv/raw.cr3").startswith("camera raw")
     found = {image.name for image in find_images([str(root)])}
     assert found == {*outcome.dataset.manifest["path"], *refusals(outcome)}
     assert [image.name for image in find_images([str(root / "nv" / "data.bin")])] == ["data.bin"]  # named itself
@@ -102,15 +115,15 @@ def test_an_archive_takes_the_same_files_as_a_folder(tmp_path: Path) -> None:
 
 def test_rows_find_images_of_any_ending(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "src")
-    names = [*READ[:5], "f.jpg", "g.scan", "h", "IMG.2024", "m.png", "real.heic"]
+    names = [*READ[:5], "f.jpg", "g.scan", "h", "IMG.2024", "m.png", "raw.cr3"]
     (root / "t.csv").write_text(
         "image,label\n" + "".join(f"{name},{'nv' if i % 2 else 'mel'}\n" for i, name in enumerate(names))
     )
     outcome = bring(root, "csv")
     assert len(outcome.dataset.manifest) == 10 - ("h" in refusals(outcome))
     reasons = refusals(outcome)
-    assert reasons["nv/real.heic"] == "format_not_allowed"
-    assert "missing" not in {reasons.get(name) for name in (*READ[:7], "IMG.2024", "m.png", "real.heic")}
+    assert reasons["nv/raw.cr3"] == "format_not_allowed"
+    assert "missing" not in {reasons.get(name) for name in (*READ[:7], "IMG.2024", "m.png", "raw.cr3")}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -121,7 +134,7 @@ def test_every_format_is_known_by_its_first_bytes(kind: str) -> None:
 @pytest.mark.parametrize(
     ("head", "kind"),
     [
-        (HEIC, "HEIC"), (b"\0\0\0\x20ftypavif", "AVIF"), (b"\0\0\0\x18ftypcrx ", "camera raw (CR3)"),
+        (b"\0\0\0$ftypheic\0\0\0\0mif1heic", "HEIC"), (b"\0\0\0\x20ftypavif", "AVIF"), (CAMERA_RAW, "camera raw (CR3)"),
         (b"GIF87a", "GIF"), (b"PK\x03\x04", ""),
         (b"\0\0\0\x18ftypmp42", ""), (b"\0\0\1\0", ""), (b"\xff\x0a", ""), (b"BM text", ""), (b"", ""),
     ],

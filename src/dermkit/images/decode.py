@@ -16,6 +16,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -24,8 +25,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from dermkit.errors import ImageRejected, RejectionReason, ResourceError, check_fault_of_path, out_of_memory
 from dermkit.files import NOT_REGULAR, open_regular
-from dermkit.images.headers import MAX_FILE_BYTES, HeaderRejected, ImageHeader, read_image_header
+from dermkit.images.headers import read_image_header
 from dermkit.images.icc import check_profile
+from dermkit.images.image_header import MAX_FILE_BYTES, HeaderRejected, ImageHeader
 from dermkit.images.jpeg_damage import DAMAGE_PREFIX, pixel_damage
 from dermkit.images.preprocess import RgbPixels
 
@@ -38,7 +40,7 @@ class LesionImage:
     """A decoded image.
 
     pixels: (H, W, 3) uint8 RGB, sRGB, EXIF orientation applied. notes: conversions that changed pixels, such as a
-    transparent background. format: JPEG, PNG, WEBP, BMP or TIFF. pixel_sha256: hex SHA-256 of width, height and
+    transparent background. format: JPEG, PNG, WEBP, BMP, TIFF, HEIC or AVIF. pixel_sha256: hex SHA-256 of width, height and
     pixels. file_sha256: hex SHA-256 of the file.
     """
 
@@ -135,9 +137,26 @@ def _pixel_sha256(pixels: RgbPixels) -> str:
 
 # Decoding: from any stored mode to 8-bit sRGB without alpha -------------------------------------------------------
 
+
+def _open_heic(stream: io.BytesIO) -> ImageFile.ImageFile:
+    """Open a HEIC file with pillow-heif; registered with Pillow, it would also serve other code of the process."""
+    import pillow_heif
+
+    image: ImageFile.ImageFile = pillow_heif.HeifImageFile(stream)  # type: ignore[no-untyped-call]
+    return image
+
+
 # The classes are called directly: `Image.open` would first issue Pillow's warning about large images.
 _DECODERS: MappingProxyType[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = MappingProxyType(
-    {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile, "BMP": BmpImageFile, "TIFF": TiffImageFile}
+    {
+        "JPEG": JpegImageFile,
+        "PNG": PngImageFile,
+        "WEBP": WebPImageFile,
+        "BMP": BmpImageFile,
+        "TIFF": TiffImageFile,
+        "HEIC": _open_heic,
+        "AVIF": AvifImageFile,
+    }
 )
 _ORIENTATION_TRANSPOSE = MappingProxyType(
     {

@@ -9,59 +9,22 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from dermkit.errors import RejectionReason
 from dermkit.images.formats import foreign_format, own_format
+from dermkit.images.heif import read_heif
+from dermkit.images.image_header import (
+    MAX_FILE_BYTES,
+    MAX_PIXELS_PER_BYTE,
+    MAX_SEGMENTS,
+    UNCHECKED_PIXELS,
+    HeaderRejected,
+    ImageHeader,
+    check_size,
+)
 from dermkit.images.jpeg_damage import scan_damage
-
-MAX_PIXELS = 64_000_000
-"""The largest cameras have 61 megapixels. Decoding 64 takes at most 0.6 GB (JPEG) to 1.3 GB (WebP) of memory."""
-UNCHECKED_PIXELS = 16_000_000
-"""Up to this many pixels a file may be as small as it likes."""
-MAX_PIXELS_PER_BYTE = 256
-"""Beyond `UNCHECKED_PIXELS`. Photographs have about 13 pixels per byte; a flat 64-megapixel WebP of 2.5 KB makes the
-decoder use 1.3 GB."""
-MAX_SIDE = 16_384
-"""In pixels. Longer than any photograph; WebP allows 16,383."""
-MIN_SIDE = 8
-"""In pixels. Smaller files are tracking pixels or broken exports; no lesion can be seen in them."""
-MAX_FILE_BYTES = 256 * 1024**2
-"""64 megapixels of uncompressed 8-bit colour take 192 MB."""
-MAX_SEGMENTS = 100_000
-"""Segments or chunks of one file; a PNG of 256 MB with chunks of 4 KB has 65,000."""
-MAX_SCANS = 64
-"""Scans of a progressive JPEG. Encoders write about 10; even an empty one costs a pass over all pixels."""
-
-
-class HeaderRejected(Exception):
-    """A file failed a header check; `open_image` turns it into an `ImageRejected` with the file's name."""
-
-    def __init__(self, reason: RejectionReason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
-
-
-@dataclass(frozen=True)
-class ImageHeader:
-    """The header of a file that passed the checks.
-
-    width, height: in pixels as stored, before EXIF orientation. data: the bytes for the decoder. orientation: EXIF's,
-    1 to 8 (1 = upright). bits: per sample. white_is_zero: grey values run from white (0) to black. notes: texts for
-    the user.
-    """
-
-    format: str
-    width: int
-    height: int
-    data: bytes
-    _: KW_ONLY
-    orientation: int = 1
-    bits: int = 8
-    white_is_zero: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def read_image_header(data: bytes) -> ImageHeader:
@@ -70,17 +33,17 @@ def read_image_header(data: bytes) -> ImageHeader:
         raise HeaderRejected(RejectionReason.EMPTY, "the file has no bytes")
     if len(data) > MAX_FILE_BYTES:
         raise HeaderRejected(RejectionReason.TOO_LARGE, f"more than {MAX_FILE_BYTES // 1024**2} MB")
-    format_name = own_format(data)
-    if format_name is None:
-        if foreign_name := foreign_format(data):
-            raise HeaderRejected(
-                RejectionReason.FORMAT_NOT_ALLOWED,
-                f"{foreign_name}; allowed: {', '.join(sorted(_READERS))}; save it as JPEG or PNG",
-            )
+    format_name = own_format(data) or foreign_format(data)
+    if not format_name:
         raise HeaderRejected(RejectionReason.NOT_AN_IMAGE, "the bytes are of no image format")
+    if format_name not in _READERS:
+        raise HeaderRejected(
+            RejectionReason.FORMAT_NOT_ALLOWED,
+            f"{format_name}; allowed: {', '.join(sorted(_READERS))}; save it as JPEG or PNG",
+        )
     try:
         header = _READERS[format_name](data)
-    except struct.error:
+    except (struct.error, IndexError):
         raise HeaderRejected(RejectionReason.TRUNCATED, f"the {format_name} header is cut short") from None
     if header.width * header.height > max(UNCHECKED_PIXELS, MAX_PIXELS_PER_BYTE * len(data)):
         raise HeaderRejected(
@@ -89,17 +52,10 @@ def read_image_header(data: bytes) -> ImageHeader:
     return header
 
 
-def _check_size(width: int, height: int) -> None:
-    if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
-        raise HeaderRejected(
-            RejectionReason.TOO_LARGE, f"{width} x {height}; at most {MAX_SIDE} a side and {MAX_PIXELS:,} pixels"
-        )
-    if width < MIN_SIDE or height < MIN_SIDE:
-        raise HeaderRejected(RejectionReason.TOO_SMALL, f"{width} x {height}; at least {MIN_SIDE} a side")
-
-
 # JPEG -------------------------------------------------------------------------------------------------------------
 
+MAX_SCANS = 64
+"""Scans of a progressive JPEG. Encoders write about 10; even an empty one costs a pass over all pixels."""
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SOS, _EOI, _APP0, _APP1, _APP2, _APP14, _APP15, _COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
@@ -115,7 +71,7 @@ def _read_jpeg(data: bytes) -> ImageHeader:
         marker, start = data[match.end() - 1], match.end()
         if marker == _SOS:
             scan_data = _jpeg_scans(data, start - 2)
-            _check_size(*size)
+            check_size(*size)
             orientation, exif_notes = _read_orientation(exif)
             decoder_data, notes = b"".join(pixel_segments) + scan_data, notes + exif_notes
             notes += scan_damage(data, start - 2, {mark[0] for mark in pixel_segments[2::3]})
@@ -130,7 +86,7 @@ def _read_jpeg(data: bytes) -> ImageHeader:
         if marker in _SOF:
             bits, height, width = struct.unpack_from(">BHH", segment, 2)
             size = (width, height)
-            _check_size(*size)
+            check_size(*size)
         if marker == _APP1 and segment.startswith(b"Exif\0\0", 2):
             exif = exif or segment[8:]
         if marker == _APP2 and segment.startswith(b"MPF\0", 2):
@@ -164,7 +120,7 @@ def _read_png(data: bytes) -> ImageHeader:
     chunk_type, width, height, bits = struct.unpack_from(">4sIIB", data, 12)
     if chunk_type != b"IHDR":
         raise HeaderRejected(RejectionReason.BROKEN, "does not begin with its header chunk")
-    _check_size(width, height)
+    check_size(width, height)
     view, exif, position = memoryview(data), b"", 8
     pixel_chunks = [view[:8]]
     for _ in range(MAX_SEGMENTS):
@@ -205,7 +161,7 @@ def _read_webp(data: bytes) -> ImageHeader:
         chunk_size = _webp_size(chunk_type, data, position + 8)
         if chunk_size is not None:
             size = chunk_size
-            _check_size(*size)
+            check_size(*size)
         if chunk_type in (b"ANIM", b"ANMF") or (chunk_type == b"VP8X" and data[position + 8] & 2):
             raise HeaderRejected(RejectionReason.ANIMATED, "an animated WebP")
         if chunk_type == b"EXIF":
@@ -244,7 +200,7 @@ def _read_bmp(data: bytes) -> ImageHeader:
     else:
         width, height, bits, compression = struct.unpack_from("<ii2xHI", data, 18)
     height = abs(height)  # negative: stored from the top
-    _check_size(width, height)
+    check_size(width, height)
     if compression not in (0, 3):
         # Pillow decodes run lengths in Python, which could take minutes. No camera writes such files.
         raise HeaderRejected(RejectionReason.FORMAT_NOT_ALLOWED, "compressed BMP")
@@ -333,7 +289,7 @@ def _read_tiff(data: bytes) -> ImageHeader:
     if sum(len(directory.raw_value(tag)[0]) for tag in pixel_tags) > len(data):
         raise HeaderRejected(RejectionReason.BROKEN, "tags larger than the file")
     width, height = directory.integers(_WIDTH, (0,))[0], directory.integers(_HEIGHT, (0,))[0]
-    _check_size(width, height)
+    check_size(width, height)
     if directory.next_offset:
         raise HeaderRejected(RejectionReason.MULTI_PAGE, "a TIFF of several pages")
     _check_strips_and_tiles(directory, width, height)
@@ -361,7 +317,7 @@ def _check_strips_and_tiles(directory: _TiffDirectory, width: int, height: int) 
             directory.integers(_TILE_WIDTH, (0,))[0],
             directory.integers(_TILE_HEIGHT, (0,))[0],
         )
-        _check_size(tile_width, tile_height)
+        check_size(tile_width, tile_height)
         n_expected = -(-width // tile_width) * -(-height // tile_height)
         offsets, lengths = directory.integers(_TILE_OFFSETS), directory.integers(_TILE_BYTE_COUNTS)
     else:
@@ -404,5 +360,8 @@ def _read_orientation(block: bytes) -> tuple[int, tuple[str, ...]]:
 
 # Formats of cameras and archives of skin images, single images only. GIF is not among them: 256 colours, animated.
 _READERS: MappingProxyType[str, Callable[[bytes], ImageHeader]] = MappingProxyType(
-    {"JPEG": _read_jpeg, "PNG": _read_png, "WEBP": _read_webp, "BMP": _read_bmp, "TIFF": _read_tiff}
-)
+    {
+        "JPEG": _read_jpeg, "PNG": _read_png, "WEBP": _read_webp, "BMP": _read_bmp, "TIFF": _read_tiff,
+        "HEIC": read_heif, "AVIF": read_heif,
+    }
+)  # fmt: skip

@@ -18,7 +18,7 @@ from dermkit.data.cache.store import Store
 from dermkit.errors import ImageRejected
 from dermkit.files import canonical_json
 from dermkit.images.decode import open_image, read_image_file
-from dermkit.images.headers import HeaderRejected
+from dermkit.images.image_header import HeaderRejected
 from dermkit.images.preprocess import Preprocessing, resize_pixels
 from dermkit.prediction.inputs import utf8_safe
 from dermkit.render.sheets import thumbnail

@@ -30,7 +30,7 @@ from dermkit.files import (
     write_rows,
 )
 from dermkit.images.decode import open_image, read_image_file
-from dermkit.images.headers import HeaderRejected
+from dermkit.images.image_header import HeaderRejected
 from dermkit.progress import Progress
 from dermkit.threads import cpu_count, worker_pool
 

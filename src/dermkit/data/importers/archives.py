@@ -23,7 +23,7 @@ from dermkit.data.importers.walk import REASON_BAD_NAME, REASON_LINK
 from dermkit.errors import DataError, OutputError, RejectionReason
 from dermkit.files import TEMP_PREFIX, make_folder, output_errors
 from dermkit.images.formats import IMAGE_SUFFIXES, image_kind
-from dermkit.images.headers import MAX_FILE_BYTES
+from dermkit.images.image_header import MAX_FILE_BYTES
 from dermkit.images.recognise import HEAD_BYTES, TABLE_SUFFIXES, is_ignored, suffix_of
 
 REASON_ENCRYPTED = "encrypted"

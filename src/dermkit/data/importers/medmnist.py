@@ -30,7 +30,7 @@ from dermkit.data.importers.reader import make_frame
 from dermkit.data.importers.records import Note, Records
 from dermkit.errors import DataError
 from dermkit.files import walk_files
-from dermkit.images.headers import MAX_SIDE, MIN_SIDE
+from dermkit.images.image_header import MAX_SIDE, MIN_SIDE
 
 SPLIT_OF_PREFIX = MappingProxyType({"train": "train", "val": "validation", "test": "test"})
 """Prefix of an array's name -> `given_split`."""
