@@ -199,8 +199,9 @@ def test_another_split_of_the_same_name_keeps_the_earlier_one(tmp_path: Path) ->
 READER = """
 import sys, time
 from pathlib import Path
+from dermkit.data.manifest import load_dataset
 from dermkit.data.readers import reading
-with reading(Path(sys.argv[1]), "tune"):
+with reading(load_dataset(Path(sys.argv[1])), "tune"):
     print("reading", flush=True)
     time.sleep(60)
 """
@@ -233,10 +234,28 @@ def test_readers_do_not_exclude_each_other(tmp_path: Path) -> None:
     source, folder = make_source(tmp_path / "src"), tmp_path / "ds"
     again(source)
     draw_noise(source / "nevus" / "new.png", seed=99)
-    with reading(folder, "train"), reading(folder, "evaluate"), pytest.raises(OutputError, match="dermkit "):
+    dataset = load_dataset(folder)
+    with reading(dataset, "train"), reading(dataset, "evaluate"), pytest.raises(OutputError, match="dermkit "):
         again(source)
     assert [path.name for path in (folder / ".readers").iterdir() if path.is_dir()] == []
     assert json.loads((folder / "dataset.json").read_text())["counts"]["images"] == 14
+
+
+def test_a_manifest_that_was_replaced_before_the_mark_was_there_is_noticed(tmp_path: Path) -> None:
+    """A command loads the data set, looks for weights and a device, and only then marks that it reads."""
+    source, folder = make_source(tmp_path / "src"), tmp_path / "ds"
+    again(source)
+    loaded = load_dataset(folder)
+    with reading(loaded, "train"):
+        pass
+    draw_noise(source / "nevus" / "new.png", seed=99)
+    again(source)
+    with pytest.raises(DataError, match="was imported or cleaned anew") as caught, reading(loaded, "train"):
+        pytest.fail("the old manifest was read")
+    assert caught.value.remedy == "run the same command again"
+    assert [path for path in (folder / ".readers").iterdir() if path.is_dir()] == []
+    with reading(load_dataset(folder), "train"):
+        pass
 
 
 def test_the_cache_of_a_running_training_is_left_alone(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from dermkit import files
 from dermkit.data.notes import migrate_notes
 from dermkit.data.unknown import known_ids
 from dermkit.errors import DataError
-from dermkit.files import TEMP_PREFIX, JsonFile, fingerprint, open_regular, write_chunks
+from dermkit.files import TEMP_PREFIX, JsonFile, canonical_json, fingerprint, open_regular, write_chunks
 
 LOCATION = JsonFile("location.json", 1)
 """Where the images of a data set, or of a run, lie on this machine."""
@@ -66,7 +66,7 @@ class Dataset:
     image_root: the folder that the manifest's `path` is relative to. classes: in the order of the model's outputs.
     manifest: one row per image with the columns `MANIFEST_COLUMNS`; text, "" = unknown, and width, height as int64
     (pixels). importer: the layout that it was imported with. notes: other entries of dataset.json (warnings, licence,
-    numbers of rejected images).
+    numbers of rejected images). files_sha256: of the files that it was read from, "" for one that was not read.
     """
 
     folder: Path
@@ -76,6 +76,7 @@ class Dataset:
     manifest: pd.DataFrame
     importer: str
     notes: dict[str, Any] = field(default_factory=dict)
+    files_sha256: str = ""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -211,6 +212,7 @@ def load_dataset(folder: Path) -> Dataset:
             f"{folder}: is not a data set folder: there is no {folder / DATASET.name}",
             remedy="check the path, or make one with `dermkit import`",
         )
+    files_sha256 = dataset_files_sha256(folder)  # before they are read: one that is replaced meanwhile has another
     document, location = DATASET.read(folder), LOCATION.read(folder)
     try:
         classes = tuple(_read_class(entry) for entry in document["classes"])
@@ -223,7 +225,23 @@ def load_dataset(folder: Path) -> Dataset:
     frame = read_manifest(folder / "manifest.csv")
     check_manifest(frame, classes, source=str(folder / "manifest.csv"))
     notes = {key: entry for key, entry in document.items() if key not in _DATASET_KEYS}
-    return Dataset(folder, images, name, classes, frame, importer, notes)
+    return Dataset(folder, images, name, classes, frame, importer, notes, files_sha256)
+
+
+def dataset_files_sha256(folder: Path) -> str:
+    """Return the hex SHA-256 of a data set's classes and manifest as they lie in its folder; notes may change."""
+    digest = hashlib.sha256(canonical_json(DATASET.read(folder).get("classes")).encode())
+    try:
+        with open_regular(folder / "manifest.csv") as stream:
+            while chunk := stream.read(2**20):
+                digest.update(chunk)
+    except (OSError, ValueError) as error:
+        raise _no_table_error(folder / "manifest.csv", error) from error
+    return digest.hexdigest()
+
+
+def _no_table_error(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: cannot be read as a table: {error}", remedy="import the data set again")
 
 
 def _read_class(entry: dict[str, Any]) -> LesionClass:
@@ -243,9 +261,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
         with open_regular(path) as stream:
             frame = pd.read_csv(stream, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read as a table: {error}", remedy="import the data set again"
-        ) from error
+        raise _no_table_error(path, error) from error
     for column in INTEGER_COLUMNS:
         if column in frame.columns:
             frame[column] = _parse_integers(frame[column], column, path)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from dermkit.data.manifest import work_folder_of
-from dermkit.errors import OutputError
+from dermkit.data.manifest import Dataset, dataset_files_sha256, work_folder_of
+from dermkit.errors import DataError, OutputError
 from dermkit.files import lock
 
 READERS_FOLDER = ".readers"
@@ -20,11 +20,13 @@ _GATE_SECONDS = 60.0
 
 
 @contextmanager
-def reading(folder: Path, command: str) -> Iterator[None]:
-    """Hold the mark of a reader of a data set folder: until the end no import or cleaning replaces its manifest.
+def reading(dataset: Dataset, command: str) -> Iterator[None]:
+    """Hold the mark of a reader of a data set: until the end no import or cleaning replaces its manifest.
 
-    command: what reads it, for the message of whoever wants to. A folder that takes no file gets no mark.
+    command: what reads it, for the message of whoever wants to. A folder that takes no file gets no mark. Raises
+    `DataError` if it was replaced since it was loaded.
     """
+    folder = dataset.folder
     if not folder.is_dir() or work_folder_of(folder) != folder:
         yield
         return
@@ -34,10 +36,21 @@ def reading(folder: Path, command: str) -> Iterator[None]:
         with lock(readers, timeout=_GATE_SECONDS):
             mark_lock.enter_context(lock(mark))
         try:
+            _check_unchanged(dataset)
             yield
         finally:
             mark_lock.close()
             shutil.rmtree(mark, ignore_errors=True)
+
+
+def _check_unchanged(dataset: Dataset) -> None:
+    """Raise `DataError` if the files that a data set was loaded from were replaced before its mark was there."""
+    if dataset.files_sha256 and dataset_files_sha256(dataset.folder) != dataset.files_sha256:
+        raise DataError(
+            f"{dataset.folder}: was imported or cleaned anew while this command read it",
+            outcome="the data set as it is now; this command did nothing",
+            remedy="run the same command again",
+        )
 
 
 @contextmanager

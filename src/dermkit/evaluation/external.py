@@ -87,7 +87,7 @@ def evaluate_external(
         dataset, dataset.manifest["image_id"], is_allowed=open_test, model=predictor.folder, opened_by="--on",
         recipe=str(predictor.card["recipe"].get("name", "")), run=_run_folder_of(predictor.folder).name,
     )  # fmt: skip
-    with reading(dataset.folder, "evaluate"), log_openings(openings) as opening_texts:
+    with reading(dataset, "evaluate"), log_openings(openings) as opening_texts:
         overlap = find_training_overlap(predictor, dataset)
         scores = _score_dataset(predictor, dataset, progress)
         scores.loc[scores["image_id"].isin(overlap.image_ids), "split"] = SEEN_SPLIT

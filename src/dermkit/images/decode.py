@@ -40,8 +40,8 @@ class LesionImage:
     """A decoded image.
 
     pixels: (H, W, 3) uint8 RGB, sRGB, EXIF orientation applied. notes: conversions that changed pixels, such as a
-    transparent background. format: JPEG, PNG, WEBP, BMP, TIFF, HEIC or AVIF. pixel_sha256: hex SHA-256 of width, height and
-    pixels. file_sha256: hex SHA-256 of the file.
+    transparent background. format: JPEG, PNG, WEBP, BMP, TIFF, HEIC or AVIF. pixel_sha256: hex SHA-256 of width, height
+    and pixels. file_sha256: hex SHA-256 of the file.
     """
 
     pixels: RgbPixels

@@ -43,7 +43,7 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
     from dermkit.prediction.predictor import load_model
 
     _check_run(run)
-    with lock(run), reading(dataset.folder, "evaluate"):
+    with lock(run), reading(dataset, "evaluate"):
         run_json = _checked_run_json(run, dataset)
         split_table = _read_split_table(run, dataset)
         seal = _find_run_seal(run, dataset, split_table)

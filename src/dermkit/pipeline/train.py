@@ -33,7 +33,7 @@ def train(
     check_classes(dataset)
     check_requirements(recipe, settings.weights if settings else None)
     machine = prepare_machine(settings, progress)
-    with reading(dataset.folder, "train"):
+    with reading(dataset, "train"):
         return train_recipe(with_seed(recipe, seed), dataset, split, machine, continue_from)
 
 

@@ -36,7 +36,7 @@ def tune(
     for recipe in recipes:
         check_requirements(recipe, settings.weights if settings else None)
     machine = prepare_machine(settings, progress)
-    with reading(dataset.folder, "tune"):
+    with reading(dataset, "tune"):
         return _tune(recipes, dataset, name, split, seed, machine)
 
 
