@@ -10,7 +10,7 @@ from conftest import Invoke
 from dermkit.cli.app import app
 from dermkit.cli.examples import EXAMPLES
 from dermkit.recipes.derive import derive_grid, derive_recipe, parse_assignment
-from dermkit.recipes.experiments import find_grid, find_recipe
+from dermkit.recipes.experiments import GRIDS, find_grid, find_recipe
 from dermkit.recipes.short_forms import ShortForms, short_form_assignments
 
 ROOT: Any = typer.main.get_command(app)
@@ -56,9 +56,9 @@ def test_an_example_is_taken_by_the_command_line(line: str) -> None:
             image_size=params["image_size"], backbone=params["backbone"], class_weights=params["class_weights"],
             folds=params.get("folds"),
         )  # fmt: skip
-        members = (find_recipe(params["recipe"]),) if name == "train" else find_grid(params["grid"])
+        members = find_grid(params["recipe"]) if params["recipe"] in GRIDS else (find_recipe(params["recipe"]),)
         changes = [*map(parse_assignment, params["set_fields"] or []), *short_form_assignments(members[0], forms)]
-        assert derive_grid("g", members, changes) if name == "tune" else derive_recipe(members[0], changes)
+        assert derive_grid("g", members, changes) if len(members) > 1 else derive_recipe(members[0], changes)
 
 
 @pytest.mark.parametrize("name", list(EXAMPLES))

@@ -20,7 +20,8 @@ from dermkit.cli.examples import examples_text
 from dermkit.cli.predict import predict_command
 from dermkit.cli.recipes import recipes_app
 from dermkit.cli.results import compare_command, evaluate_command, report_command
-from dermkit.cli.train import train_command, tune_command
+from dermkit.cli.train import train_command
+from dermkit.cli.tune import tune_command
 from dermkit.errors import DermkitError, OutputError, ResourceError, RunInterrupt, out_of_memory
 from dermkit.training.distributed.environment import die_with_parent, is_rank
 
@@ -77,7 +78,7 @@ app.command(
 )(train_command)
 app.command(
     "tune",
-    help="Train every recipe of a grid, select the best on validation, and train that one in full.",
+    help="Try other values of a recipe's fields, or a grid of recipes, select on validation, train the best in full.",
     epilog=examples_text("tune"),
 )(tune_command)
 app.command(

@@ -30,7 +30,14 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "dermkit tune s2-mobilenetv2-grid lesions",
             "try nine learning rates and dropouts, train the best in full",
         ),
-        ("dermkit tune s2-grid lesions --image-size 224 --epochs 5", "the same grid on larger images, shorter"),
+        (
+            "dermkit tune quick lesions --trials 30 --time 30m",
+            "30 trials of the recipe's own search space; the same command in another window shares them",
+        ),
+        (
+            "dermkit tune quick lesions --space SPACE.json --study rates --no-final",
+            "the fields and values of a file",
+        ),
     ),
     "evaluate": (
         (

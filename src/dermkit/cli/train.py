@@ -101,7 +101,7 @@ ClassWeightsOption = Annotated[
 ]
 
 
-def _find_or_load_recipe(name: str) -> "Recipe":
+def find_or_load_recipe(name: str) -> "Recipe":
     """Return a recipe by name, or from a file when the argument is one."""
     from dermkit.recipes.derive import check_record
     from dermkit.recipes.experiments import find_recipe
@@ -115,7 +115,7 @@ def _find_or_load_recipe(name: str) -> "Recipe":
     return recipe
 
 
-def _assignments(
+def field_assignments(
     base: "Recipe", texts: list[str] | None, forms: "ShortForms", split: str | None
 ) -> "list[Assignment]":
     """Return what `--set` and its short forms change; a split of the data set would hide changes of the recipe's."""
@@ -133,7 +133,7 @@ def _assignments(
     return assignments
 
 
-def _check_derived(recipe: "Recipe", was_changed: bool) -> None:
+def check_derived(recipe: "Recipe", was_changed: bool) -> None:
     """Refuse a backbone that does not exist before torch is loaded, and say what was changed."""
     from dermkit.models.backbones import check_backbone_name
     from dermkit.recipes.schema import changes_text
@@ -143,7 +143,7 @@ def _check_derived(recipe: "Recipe", was_changed: bool) -> None:
         echo(f"recipe {recipe.name}: {changes_text(recipe) or 'has these values already'}", err=True)
 
 
-class _MachineOptions(NamedTuple):
+class MachineOptions(NamedTuple):
     """The options of train and tune that say where and how to train."""
 
     out: Path
@@ -187,8 +187,8 @@ def _launch_ranks(devices: int, nodes: int, restarts: int) -> None:
     raise typer.Exit(supervise(sys.argv[1:], devices=devices, nodes=nodes, restarts=restarts, say=print_line))
 
 
-def _train_on(
-    dataset: Path, options: _MachineOptions, train: "Callable[[Dataset, RunSettings, Progress], Path]"
+def train_on(
+    dataset: Path, options: MachineOptions, train: "Callable[[Dataset, RunSettings, Progress], Path]"
 ) -> Path:
     """Load a data set and call `train` on it, in every process; returns the run folder."""
     _launch_ranks(options.devices, options.nodes, options.restarts)
@@ -204,7 +204,7 @@ def _train_on(
         return train(loaded_dataset, settings, progress)
 
 
-def _print_run(folder: Path, *pages: Path) -> None:
+def print_run(folder: Path, *pages: Path) -> None:
     """Print the result and what was written, once: of several processes, the first one does."""
     if is_first_rank():
         print_result(folder, *pages)
@@ -244,11 +244,11 @@ def train_command(
         epochs=epochs, batch_size=batch_size, learning_rate=lr, image_size=image_size, backbone=backbone,
         folds=folds, class_weights=class_weights,
     )  # fmt: skip
-    base = _find_or_load_recipe(recipe)
-    assignments = _assignments(base, set_fields, forms, split)
+    base = find_or_load_recipe(recipe)
+    assignments = field_assignments(base, set_fields, forms, split)
     chosen_recipe = derive_recipe(base, assignments)
-    _check_derived(chosen_recipe, bool(assignments))
-    options = _MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume)
+    check_derived(chosen_recipe, bool(assignments))
+    options = MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume)
 
     def train(dataset: "Dataset", settings: "RunSettings", progress: Progress) -> Path:
         return dk.train(
@@ -256,48 +256,5 @@ def train_command(
             progress=progress,
         )  # fmt: skip
 
-    folder = _train_on(dataset, options, train)
-    _print_run(folder, folder / REPORT_FILE)
-
-
-def tune_command(
-    grid: Annotated[str, typer.Argument(help="A grid of recipes: a name of `dermkit recipes list`.")],
-    dataset: DatasetArgument,
-    out: TrainOutOption = Path("runs"),
-    split: SplitOption = None,
-    seed: SeedOption = None,
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    devices: DevicesOption = 1,
-    nodes: NodesOption = 1,
-    restarts: RestartsOption = 3,
-    workers: WorkersOption = 0,
-    resume: ResumeOption = False,
-    set_fields: SetOption = None,
-    epochs: EpochsOption = None,
-    batch_size: BatchSizeOption = None,
-    lr: LearningRateOption = None,
-    image_size: ImageSizeOption = None,
-    backbone: BackboneOption = None,
-    class_weights: ClassWeightsOption = None,
-) -> None:
-    import dermkit as dk
-    from dermkit.recipes.derive import derive_grid
-    from dermkit.recipes.short_forms import ShortForms
-    from dermkit.runs.layout import REPORT_FILE, TUNE_TABLE
-
-    forms = ShortForms(
-        epochs=epochs, batch_size=batch_size, learning_rate=lr, image_size=image_size, backbone=backbone,
-        class_weights=class_weights,
-    )  # fmt: skip
-    members = dk.find_grid(grid)
-    assignments = _assignments(members[0], set_fields, forms, split)
-    name, recipes = derive_grid(grid, members, assignments)
-    _check_derived(recipes[0], bool(assignments))
-    options = _MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume)
-
-    def train(dataset: "Dataset", settings: "RunSettings", progress: Progress) -> Path:
-        return dk.tune(recipes, dataset, name=name, settings=settings, split=split, seed=seed, progress=progress)
-
-    folder = _train_on(dataset, options, train)
-    _print_run(folder, out / name / TUNE_TABLE, folder / REPORT_FILE)
+    folder = train_on(dataset, options, train)
+    print_run(folder, folder / REPORT_FILE)

@@ -1,9 +1,9 @@
 """One run before it starts: its recipe, data, split, weights, seed, folder and machine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -109,6 +109,21 @@ class Continuation:
     note: str
 
 
+@dataclass
+class EpochWatch:
+    """Who looks at a trial after each epoch. on_epoch: gets the row of log.csv, and says whether to end the training.
+
+    is_ended: whether it said so; the training then stops as if it were interrupted.
+    """
+
+    on_epoch: Callable[[Mapping[str, Any]], bool]
+    is_ended: bool = False
+
+    def look(self, row: Mapping[str, Any]) -> None:
+        """Show it the row of an epoch."""
+        self.is_ended = self.is_ended or self.on_epoch(row)
+
+
 @dataclass(frozen=True)
 class RunPlan:
     """One run with every choice made."""
@@ -131,6 +146,8 @@ class RunPlan:
     """Hashes of manifest, split, weights and classes, which with the recipe's name the run."""
     continued: Continuation | None = None
     """The run that this one goes on from."""
+    watch: EpochWatch | None = None
+    """Who may end a trial early."""
 
     @property
     def hides_test(self) -> bool:

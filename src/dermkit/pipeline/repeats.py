@@ -30,11 +30,11 @@ def split_values(run: Path, split: str) -> dict[str, float | None]:
 
 def validation_value(run: Path, monitor: str) -> float:
     """Return the monitored metric on validation, from the scored predictions; nan where it is undefined."""
-    value = split_values(run, "validation").get(_monitored_metric(run, monitor))
+    value = split_values(run, "validation").get(monitored_metric(run, monitor))
     return float("nan") if value is None else value
 
 
-def _monitored_metric(run: Path, monitor: str) -> str:
+def monitored_metric(run: Path, monitor: str) -> str:
     """Return the metric that a run is judged by: the mean over present classes if validation lacks a class."""
     name = _MONITOR_METRICS[monitor]
     if name == "loss" or split_values(run, "validation").get(name) is not None:
@@ -95,7 +95,7 @@ def _write_best_model(parent: Path, runs: Sequence[Path], monitor: str) -> dict[
     """Copy the model that is best on validation into the parent folder; returns `final` of summary.json."""
     best_index = best_run_index(runs, monitor)
     best_run, run_json = runs[best_index], RUN.read(runs[best_index])
-    is_over_present = _monitored_metric(best_run, monitor).endswith("_present")
+    is_over_present = monitored_metric(best_run, monitor).endswith("_present")
     _replace_model(best_run / MODEL_FOLDER, parent / MODEL_FOLDER)
     return {
         "seed": run_json["seed"],

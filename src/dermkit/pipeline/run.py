@@ -239,13 +239,16 @@ def _train(plan: RunPlan, prepared_job: _PreparedJob, machine: Machine) -> "Trai
     def on_epoch(row: Mapping[str, Any], epochs: int) -> None:
         progress.say(_epoch_line(row, epochs))
         progress.step("epochs", int(row["epoch"]), n_epochs)
+        if plan.watch is not None:
+            plan.watch.look(row)
         if time.monotonic() - last_drawn[0] > _REDRAW_SECONDS and machine.is_first:
             _draw_progress(plan.folder)
             last_drawn[0] = time.monotonic()
 
     with _stop_on_signal() as stop_requested:
         hooks = TrainingHooks(
-            progress=progress, on_epoch=on_epoch, should_stop=lambda: stop_requested[0],
+            progress=progress, on_epoch=on_epoch,
+            should_stop=lambda: stop_requested[0] or (plan.watch is not None and plan.watch.is_ended),
             on_first_batch=lambda batch, labels: _draw_batch(plan, job, batch, labels),
         )  # fmt: skip
         training_progress = train_net(

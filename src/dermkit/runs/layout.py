@@ -15,6 +15,7 @@ ENVIRONMENT = JsonFile("environment.json", 1)
 SUMMARY = JsonFile("summary.json", 2, {1: migrations.summary_1_to_2})
 FOREIGN = JsonFile("foreign_predictions.json", 2)
 TUNE = JsonFile("tune.json", 2)
+STUDY = JsonFile("study.json", 1)
 
 OLD_POLICY_FILE = "decision.json"
 """What policy.json was called; an evaluation removes it."""
@@ -38,6 +39,9 @@ PROGRESS_CHART = "progress.png"
 AUGMENTED_SHEET = "augmented.png"
 SUMMARY_TABLE = "summary.csv"
 TUNE_TABLE = "tune.csv"
+TUNE_PAGE = "tune.html"
+HISTORY_TABLE = "history.csv"
+IMPORTANCE_TABLE = "importance.csv"
 
 MODEL_FOLDER = "model"
 EXTERNAL_FOLDER = "external"
