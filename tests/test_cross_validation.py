@@ -273,6 +273,7 @@ def test_the_model_is_the_mean_of_the_calibrated_nets(three_folds: Path) -> None
     assert {split for _, _, split in model.training_images} == {"train"}, "some net was trained on each"
     card_text = (three_folds / "model" / "MODEL_CARD.md").read_text()
     assert "tested on no image" in card_text
+    assert "3 nets, so 3 passes an image" in card_text
     # The figures in it are of single nets, and say so.
     assert (
         " test images, each scored by the one net that had not learned from it, so not of this model. "
@@ -315,6 +316,24 @@ def test_the_ensemble_predicts_and_is_evaluated_elsewhere(three_folds: Path, sev
     )
     points = splits[SEEN_SPLIT]["policy"]["operating_points"]
     assert "sensitivity 0.7" in [point["name"] for point in points]
+
+
+def test_the_ensemble_calls_an_image_alike_alone_and_in_a_batch(
+    three_folds: Path, seven: Path, tmp_path: Path
+) -> None:
+    images, tables = [str(dk.load_dataset(seven).image_root)], []
+    for size in (1, 32):
+        outcome = dk.predict(three_folds, images, out=tmp_path / str(size), batch_size=size)
+        assert outcome.decision_counts is not None
+        assert any("(3 passes an image)" in warning for warning in outcome.decision_counts.warnings)
+        tables.append(pd.read_csv(tmp_path / str(size) / "decisions.csv", dtype=str, keep_default_na=False))
+    alone, batched = tables
+    assert len(alone) > 32
+    for name in ("image_id", "predicted", "positive", "referral", "prediction_set"):
+        assert alone[name].tolist() == batched[name].tolist()
+    names = [name for name in alone.columns if name.startswith("p_")]
+    p, p_batched = alone[names].to_numpy(dtype=float), batched[names].to_numpy(dtype=float)
+    assert p == pytest.approx(p_batched, abs=1e-6)
 
 
 def test_a_model_of_before_is_read(three_folds: Path, tmp_path: Path) -> None:

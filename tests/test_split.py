@@ -298,6 +298,17 @@ def test_a_division_without_training_images_and_a_draw_from_test_are_refused(
         make_split(frame, GIVEN, name="s")
 
 
+@pytest.mark.parametrize("spec", [GIVEN, AS_PUBLISHED])
+def test_folds_of_a_published_split_are_refused_and_not_left_out(spec: SplitSpec) -> None:
+    frame = manifest(published(20, 5))
+    with pytest.raises(UsageError, match=f"split.folds=5 with scheme {spec.scheme}: .* are not made yet"):
+        make_split(frame, replace(spec, folds=5), name="x")
+    # What the message proposes: folds of the published training images alone.
+    split = make_split(frame, replace(KFOLD, draw_from="train"), name="x")
+    assert set(split.frame["fold"]) == set(range(5))
+    assert set(split.frame["image_id"]) == set(frame.loc[frame["given_split"] == "train", "image_id"])
+
+
 def test_unknown_given_names_are_refused() -> None:
     with pytest.raises(DataError, match="unknown names: holdout"):
         make_split(manifest([{"label": "a", "given_split": "holdout"}]), GIVEN, name="s")

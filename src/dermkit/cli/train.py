@@ -93,7 +93,10 @@ BackboneOption = Annotated[
 ]
 FoldsOption = Annotated[
     int | None,
-    typer.Option("--folds", help="Cross-validation with this many folds, of all images, in place of the split."),
+    typer.Option(
+        "--folds",
+        help="Cross-validation with this many folds, of all images, published test images too, in place of the split.",
+    ),
 ]
 ClassWeightsOption = Annotated[
     Literal["none", "balanced"] | None,

@@ -81,7 +81,8 @@ def make_split(manifest: pd.DataFrame, spec: SplitSpec, *, name: str) -> Split:
     New splits (holdout, kfold): a class with as many groups as there are splits is in each of them; with two groups it
     is in train and test. If each group has one class, a split's fraction of a class is met to within the largest group
     of that class. Published split: its test rows stay complete.
-    Raises DataError for a class with too few groups, too few images to draw, or no published test rows.
+    Raises DataError for a class with too few groups, too few images to draw, or no published test rows; UsageError for
+    folds of a published split, which would be left out without a word.
     """
     _check_name(name)
     draft = _start_draft(manifest)
@@ -239,6 +240,13 @@ def _divide_published(draft: _Draft, spec: SplitSpec) -> None:
         raise DataError(
             f"scheme {spec.scheme}: the data set has no published test images",
             remedy="use scheme holdout or kfold, or import a folder that has a test folder",
+        )
+    if spec.folds:
+        raise UsageError(
+            f"split.folds={spec.folds} with scheme {spec.scheme}: folds beside a published test split are not made yet",
+            outcome="nothing was divided or trained",
+            remedy="folds=0 for one validation split, or scheme kfold, with draw_from=train to leave the published "
+            "test images out",
         )
     if GIVEN_SPLIT_ALIASES.get(spec.draw_from) not in ("", "train"):
         raise UsageError(f"split.draw_from={spec.draw_from}: scheme {spec.scheme} draws from train only")

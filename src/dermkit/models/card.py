@@ -149,11 +149,11 @@ ENSEMBLE_NOTE = (
 
 
 def _calibration_text(card: Mapping[str, Any]) -> str:
-    calibration = card["calibration"]
+    calibration, n = card["calibration"], len(card["members"])
     if is_ensemble(card):
         return (
-            f"Members: {len(card['members'])}. Probabilities are the mean of the members', after each one's own "
-            f"calibration on its validation images. {ENSEMBLE_NOTE}"
+            f"Members: {n} nets, so {n} passes an image. Probabilities are the mean of the members', after each one's "
+            f"own calibration on its validation images. {ENSEMBLE_NOTE}"
         )
     if calibration["kind"] == "none":
         return "Calibration: none. Probabilities are softmax outputs as trained; do not read them as risks."

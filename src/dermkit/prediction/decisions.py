@@ -182,8 +182,8 @@ def ensemble_warnings(n_nets: int) -> tuple[str, ...]:
     if n_nets == 1:
         return ()
     return (
-        f"the model is the mean of {n_nets} nets of a cross-validation: what its policy guarantees was fitted on "
-        "images that single nets had scored, and the mean itself was tested on no image",
+        f"the model is the mean of {n_nets} nets of a cross-validation ({n_nets} passes an image): what its policy "
+        "guarantees was fitted on images that single nets had scored, and the mean itself was tested on no image",
     )
 
 

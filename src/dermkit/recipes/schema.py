@@ -82,8 +82,8 @@ class SplitSpec:
     """Fraction of the images for test, with `holdout` alone; a given scheme keeps the published test images, and with
     `kfold` each fold is the test split once."""
     folds: NonNegativeInt
-    """Number of folds. `kfold`: at least 3. A given scheme: 0, or at least 2 folds of the published training images,
-    each of which is validation once beside the same published test images. 0 with `holdout`."""
+    """Number of folds. `kfold`: at least 3. 0 with `holdout`. A given scheme: 0; at least 2 will be folds of the
+    published training images beside the same published test images, and are refused until they are."""
     per_class: NonNegativeInt
     """This many images are drawn at random from each class and all others are excluded (0 = all images)."""
     draw_from: str
