@@ -18,7 +18,7 @@ from dermkit.metrics.decisions.policy import fit_policy, policy_from_dict
 from dermkit.models.card import MODEL_JSON
 from dermkit.models.checksums import write_checksums
 from dermkit.models.ensemble import MAX_NETS
-from dermkit.pipeline.cross_validation import CrossValidation, find_folds, pool_folds
+from dermkit.pipeline.cross_validation import CrossValidation, find_folds, pool_folds, write_final_ensemble
 from dermkit.pipeline.repeats import summarise_repeats
 from dermkit.prediction.predictor import load_model
 from dermkit.recipes.schema import Recipe, SplitSpec, load_recipe
@@ -222,6 +222,17 @@ def test_sealed_test_images_of_a_fold_leave_pooled_validation(parent: Path) -> N
     assert list(metrics["splits"]) == ["validation"]
     assert any("not pooled" in text for text in RUN.read(parent)["warnings"])
     assert load_model(parent).policy is not None
+
+
+def test_more_folds_than_a_model_holds_nets_are_said(three_folds: Path, tmp_path: Path) -> None:
+    folds = find_folds(versions(three_folds))
+    assert folds is not None
+    final = write_final_ensemble(tmp_path, folds)
+    assert final["chosen_by"].endswith("the mean of the 3 nets of seed 0, one of each fold")
+    many = CrossValidation({0: folds.shown_runs * 11})
+    final = write_final_ensemble(tmp_path, many)
+    assert len(final["members"]) == len(MODEL_JSON.read(tmp_path / "model")["members"]) == MAX_NETS
+    assert "one of each of the first 32 of 33 folds" in final["chosen_by"]
 
 
 def test_runs_that_are_no_complete_folds_are_not_pooled(parent: Path) -> None:

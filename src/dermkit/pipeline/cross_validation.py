@@ -196,8 +196,15 @@ def write_final_ensemble(parent: Path, folds: CrossValidation) -> _Json:
         "fold": None,
         "folder": "",
         "members": [run.name for run in members],
-        "chosen_by": f"nothing: it is the mean of the {len(members)} nets of seed {folds.shown_seed}, one of each fold",
+        "chosen_by": f"nothing: it is the mean of the {len(members)} nets of seed {folds.shown_seed}, one of "
+        f"{_folds_text(len(members), len(folds.shown_runs))}",
     }
+
+
+def _folds_text(n_members: int, n_folds: int) -> str:
+    if n_members == n_folds:
+        return "each fold"
+    return f"each of the first {n_members} of {n_folds} folds, since a model holds no more nets"
 
 
 def evaluate_folds(
