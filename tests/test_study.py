@@ -14,6 +14,7 @@ import pytest
 import dermkit as dk
 from conftest import Invoke
 from dermkit.errors import DataError, UntrustedError, UsageError
+from dermkit.evaluation.selection import selected_value
 from dermkit.pipeline.search import SearchOptions, search
 from dermkit.pipeline.study import JOURNAL_FILE, Study, open_study
 from dermkit.recipes.augmentation import NO_AUGMENTATION
@@ -185,7 +186,25 @@ def test_with_folds_a_trial_is_worth_the_mean_over_all_of_them(
         ]
         assert trial["val_accuracy"] == pytest.approx(sum(values) / 3)
     assert result["best"]["value"] == pytest.approx(table["val_accuracy"].max())
+    assert any("every image takes part in choosing" in line for line in said)
     assert result["corrected"]["n"] == len(dk.load_dataset(binary).manifest)
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy", "balanced_accuracy", "auroc_macro"])
+def test_the_value_that_is_corrected_is_that_of_metrics_json(trained: Path, metric: str) -> None:
+    selected = selected_value([[trained]], metric, resamples=50)
+    expected = read(trained / "metrics.json")["splits"]["validation"]["metrics"][metric]["value"]
+    assert selected.value == pytest.approx(expected, abs=1e-12)
+    assert selected.corrected.value == pytest.approx(expected, abs=0.3)
+
+
+def test_no_trial_begins_after_the_time(binary: Path, frozen: Recipe, tmp_path: Path) -> None:
+    folder = search(
+        frozen, space_of(frozen), dk.load_dataset(binary),
+        options=SearchOptions(trials=None, seconds=0.001, trains_final=False),
+        settings=dk.RunSettings(out=tmp_path, device="cpu"),
+    )  # fmt: skip
+    assert len(pd.read_csv(folder / "tune.csv")) == 1, "the smallest useful thing is done"
 
 
 def test_a_trial_that_gives_an_earlier_recipe_is_not_trained_again(

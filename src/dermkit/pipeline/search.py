@@ -111,6 +111,11 @@ def _search(
         identity=_identity(recipe, space, first_plan), higher_is_better=recipe.monitor != "val_loss",
         prunes=options.prunes,
     )  # fmt: skip
+    if first_plan.recipe.split.scheme == "kfold":
+        machine.progress.say(
+            "warning: every image takes part in choosing, so the final test figures are of images that chose; the "
+            "corrected value is the one to state, or tune beside a test split that no fold holds (docs/tuning.md)"
+        )
     job = _Search(recipe, dataset, split, machine, folder, options, study)
     _run_trials(job)
     with lock(folder, timeout=_LONGEST_WAIT):
