@@ -186,7 +186,7 @@ def test_with_folds_a_trial_is_worth_the_mean_over_all_of_them(
         ]
         assert trial["val_accuracy"] == pytest.approx(sum(values) / 3)
     assert result["best"]["value"] == pytest.approx(table["val_accuracy"].max())
-    assert any("every image takes part in choosing" in line for line in said)
+    assert any("every image of the folds takes part in choosing" in line for line in said)
     assert result["corrected"]["n"] == len(dk.load_dataset(binary).manifest)
 
 

@@ -113,8 +113,8 @@ def _search(
     )  # fmt: skip
     if first_plan.recipe.split.scheme == "kfold":
         machine.progress.say(
-            "warning: every image takes part in choosing, so the final test figures are of images that chose; the "
-            "corrected value is the one to state, or tune beside a test split that no fold holds (docs/tuning.md)"
+            "warning: every image of the folds takes part in choosing, so the final test figures are of images that "
+            "chose; the corrected value is the one to state (docs/tuning.md: how to keep published test images out)"
         )
     job = _Search(recipe, dataset, split, machine, folder, options, study)
     _run_trials(job)
