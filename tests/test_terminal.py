@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 import pandas as pd
 import pytest
@@ -15,7 +16,12 @@ from dermkit.cli import line_progress as line_progress_module
 from dermkit.cli.line_progress import LineProgress, duration_text, line_progress
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.models.requirements import check_requirements, scratch_recipe
+from dermkit.pipeline.plan import Machine, make_plans
+from dermkit.pipeline.search import search
 from dermkit.pipeline.train import train
+from dermkit.recipes.schema import ClassifierSpec
+from dermkit.recipes.search_space import Range, SearchSpace
+from dermkit.recipes.training_specs import SmoteSpec
 from dermkit.reporting.terminal import WIDTH, figure_lines, metric_lines, result_lines, wrapped
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import METRICS, SUMMARY
@@ -223,6 +229,60 @@ def test_an_unknown_backbone_and_absent_weights_are_known_before_torch(
         train(dk.find_recipe("s2-resnet50"), dataset, settings=absent)
     assert "`dermkit train s2-resnet50-scratch DATASET`" in caught.value.remedy
     assert "s2-resnet50-scratch" in dk.RECIPES
+
+
+_Kind = Literal["logistic", "k_nearest", "svm", "gradient_boosting"]
+
+
+def _with_smote() -> dk.Recipe:
+    """Return a recipe with SMOTE on a frozen backbone."""
+    return replace(dk.find_recipe("s2-resnet50"), smote=SmoteSpec(target_fraction=1.0, neighbours=5))
+
+
+def _with_classifier(kind: _Kind) -> dk.Recipe:
+    """Return a recipe whose frozen features a classifier of scikit-learn is to be fitted on."""
+    recipe = dk.find_recipe("s2-resnet50")
+    classifier = ClassifierSpec(
+        kind=kind, penalty=1.0, neighbours=5, iterations=100, learning_rate=0.1, max_leaves=31
+    )
+    return replace(
+        recipe,
+        model=replace(recipe.model, classifier=classifier),
+        phases=(replace(recipe.phases[0], epochs=1),),
+    )
+
+
+def _without_effect() -> list[tuple[str, dk.Recipe]]:
+    classifiers = [(r"model\.classifier", _with_classifier(kind)) for kind in get_args(_Kind)]
+    return [("smote", _with_smote()), *classifiers]
+
+
+@pytest.mark.parametrize(("field", "recipe"), _without_effect())
+def test_a_head_or_smote_that_training_would_leave_out_is_refused_before_torch(
+    field: str, recipe: dk.Recipe, binary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_args: object) -> None:
+        raise AssertionError("torch is loaded here")
+
+    for module in ("train", "tune", "search"):
+        monkeypatch.setattr(f"dermkit.pipeline.{module}.prepare_machine", never)
+    dataset, refused = dk.load_dataset(binary), f"s2-resnet50: {field}.* has no effect yet"
+    with pytest.raises(UsageError, match=refused) as caught:
+        train(recipe, dataset)
+    assert caught.value.outcome == "nothing was trained" and "null" in caught.value.remedy
+    with pytest.raises(UsageError, match=refused):
+        dk.tune([dk.find_recipe("s2-resnet50"), recipe], dataset, name="grid")
+    with pytest.raises(UsageError, match=refused):
+        search(recipe, SearchSpace({"optim.weight_decay": Range(0.0, 0.1)}), dataset)
+
+
+@pytest.mark.parametrize(("field", "recipe"), _without_effect())
+def test_a_trial_cannot_bring_in_what_training_would_leave_out(
+    field: str, recipe: dk.Recipe, binary: Path
+) -> None:
+    machine = cast("Machine", None)  # it is refused before the machine is asked for anything
+    with pytest.raises(UsageError, match=f"{field}.* has no effect yet"):
+        make_plans(recipe, dk.load_dataset(binary), None, machine)
 
 
 def test_recipes_that_need_no_weights_are_named() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from dermkit.errors import UntrustedError
 from dermkit.models.backbones import check_backbone_name
 from dermkit.recipes.experiments import RECIPES
-from dermkit.recipes.schema import Recipe
+from dermkit.recipes.schema import Recipe, check_features_used
 
 
 def check_requirements(recipe: Recipe, weights_file: Path | None) -> None:
@@ -18,6 +18,7 @@ def check_requirements(recipe: Recipe, weights_file: Path | None) -> None:
             remedy="check the path, or train from scratch, which needs no weights: "
             f"`dermkit train {scratch_recipe(recipe.name, recipe.model.backbone)} DATASET`",
         )
+    check_features_used(recipe)
 
 
 def scratch_recipe(name: str, backbone: str) -> str:

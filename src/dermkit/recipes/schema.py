@@ -145,7 +145,8 @@ class ModelSpec:
     """Stochastic depth (Huang 2016): the most probable drop of a residual block in training, as timm
     has it; 0 = none."""
     classifier: ClassifierSpec | None
-    """A classifier fitted on frozen features in place of the dense layers; null = dense layers."""
+    """A classifier fitted on frozen features in place of the dense layers; null = dense layers. Refused in training
+    until it is made."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
@@ -211,7 +212,7 @@ class Recipe:
     mix: MixupSpec | None
     """Mixup and CutMix of training images; null = none."""
     smote: SmoteSpec | None
-    """SMOTE on features of the frozen backbone; null = none."""
+    """SMOTE on features of the frozen backbone; null = none. Refused in training until it is made."""
     distil: DistilSpec | None
     """Distillation of a trained model; null = none."""
     phases: Annotated[tuple[Phase, ...], Field(min_length=1, max_length=100)]
@@ -269,6 +270,24 @@ def changes_text(recipe: Recipe) -> str:
         return ""
     changes = "; ".join(f"{change.field} {change.before} -> {change.after}" for change in record.changes)
     return f"{record.recipe} with {changes}"
+
+
+def check_features_used(recipe: Recipe) -> None:
+    """Raise `UsageError` for parts on frozen features that training does not have: it would leave them out."""
+    problems = []
+    if recipe.model.classifier is not None:
+        problems.append(f"model.classifier ({recipe.model.classifier.kind})")
+    if recipe.smote is not None:
+        problems.append("smote")
+    if problems:
+        fields = " and ".join(problems)
+        verb = "have" if len(problems) > 1 else "has"
+        raise UsageError(
+            f"{recipe.name}: {fields} {verb} no effect yet: dense layers would be trained on the images as they are",
+            outcome="nothing was trained",
+            remedy="set it to null in the recipe; for small classes there are optim.class_weights, optim.sampling and "
+            "grow",
+        )
 
 
 def recipe_fingerprint(recipe: Recipe, **input_hashes: str) -> str:
