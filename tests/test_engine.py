@@ -25,6 +25,7 @@ from dermkit.threads import ordered_map
 from dermkit.training import loop as engine
 from dermkit.training.checkpoint import LAST_CHECKPOINT, TrainingProgress, load_checkpoint, save_checkpoint
 from dermkit.training.distributed import process_group
+from dermkit.training.learning_rates import LearningRates
 from dermkit.training.loop import MAX_NAN_RECOVERIES, train_net
 from dermkit.training.loss import TrainingLoss, make_loss
 from dermkit.training.samples import PixelSource, Samples
@@ -35,6 +36,7 @@ from test_train import BASE, SMALL, equal, make_job, make_net, run, state
 
 PIXELS: Recipe = replace(BASE, phases=(full_phase(2, lr=1e-3),), augment=ROTATE_FLIP_ZOOM)
 MIXED = replace(PIXELS, mix=MixupSpec(mixup=0.4, cutmix=1.0, p=0.7))
+RATES = LearningRates((0.0,), PIXELS.phases[0], PIXELS.optim, 1, 1.0)
 BALANCED = replace(PIXELS, optim=replace(PIXELS.optim, sampling="balanced", class_weights="balanced"))
 
 
@@ -377,6 +379,7 @@ def test_passes_are_even_so_that_batch_norm_never_sees_a_lonely_image(tmp_path: 
             process_group=process_group.SINGLE_PROCESS,
             source=source,
             compute=PIXELS.compute,
+            rates=RATES,
             loss=TrainingLoss(None, 0.0),
             n_classes=2,
             seed=0,
@@ -410,6 +413,7 @@ def test_a_step_has_the_loss_of_one_call_on_the_whole_batch(
         process_group=process_group.SINGLE_PROCESS,
         source=source,
         compute=PIXELS.compute,
+        rates=RATES,
         loss=loss,
         n_classes=2,
         seed=0,

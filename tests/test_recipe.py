@@ -64,11 +64,12 @@ augments = st.builds(
     clahe=st.none() | st.builds(ClaheSpec, p=share, clip=st.floats(1, 256), tiles=st.integers(1, 16)),
     cutout=st.none() | st.builds(CutoutSpec, p=share, side=share),
 )  # fmt: skip
-phases = st.builds(
-    Phase, epochs=at_least_one, train_backbone=st.sampled_from(["none", "all"]) | at_least_one,
+phases = st.sampled_from(["none", 1, 2, 7, "all"]).flatmap(lambda trained: st.builds(
+    Phase, epochs=at_least_one, train_backbone=st.just(trained),
     head_lr=not_negative, backbone_lr=not_negative, views=at_least_one, freeze_batch_norm=st.booleans(), patience=count,
-    layer_decay=st.floats(0.01, 1), image_size=st.integers(0, 16),
-)  # fmt: skip
+    layer_decay=st.just(1.0) if trained in ("none", 1) else st.floats(0.01, 1),
+    image_size=st.sampled_from([0] if trained == "none" else [0, 16]),
+))  # fmt: skip
 splits = st.builds(
     SplitSpec, scheme=st.just("holdout"), seed=seed, validation=st.floats(0.01, 0.4), test=st.floats(0.01, 0.4),
     folds=st.just(0), per_class=count, draw_from=st.text(),
@@ -82,7 +83,7 @@ models = st.builds(
         st.text(), st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
     ),
     weights=st.sampled_from(["imagenet", "none"]), skip_blocks=st.lists(st.text()).map(tuple),
-    hidden=st.lists(at_least_one).map(tuple), dropout=below_one, drop_path=below_one, classifier=st.none(),
+    hidden=st.lists(at_least_one).map(tuple), dropout=below_one, drop_path=st.just(0.0), classifier=st.none(),
 )  # fmt: skip
 optims = st.tuples(
     st.sampled_from(["shuffled", "balanced", "square_root"]), st.floats(0, 10)
@@ -91,7 +92,7 @@ optims = st.tuples(
     class_weights=st.sampled_from(["none", "balanced", "square_root"]), label_smoothing=below_one,
     batch_size=at_least_one, schedule=st.sampled_from(["constant", "cosine"]),
     sampling=st.just(pair[0]), focal_gamma=st.floats(0, 10),
-    logit_adjustment=st.just(0.0 if pair[0] == "balanced" else pair[1]), warmup_epochs=st.floats(0, 1e4),
+    logit_adjustment=st.just(0.0 if pair[0] == "balanced" else pair[1]), warmup_epochs=st.floats(0, 1),
     ema_decay=below_one,
 ))  # fmt: skip
 images = st.builds(
@@ -120,6 +121,15 @@ recipes = st.builds(
         changes=st.lists(st.builds(FieldChange, field=st.text(), before=st.text(), after=st.text())).map(tuple),
     ),
 )  # fmt: skip
+
+
+def _with_drop_path(recipe: Recipe, drop_path: float) -> Recipe:
+    """Set stochastic depth where a phase trains the backbone; elsewhere it is refused."""
+    is_frozen = all(phase.train_backbone == "none" for phase in recipe.phases)
+    return recipe if is_frozen else replace(recipe, model=replace(recipe.model, drop_path=drop_path))
+
+
+recipes = st.builds(_with_drop_path, recipes, below_one)
 
 
 def example() -> Recipe:
@@ -211,7 +221,11 @@ ABSENT = (("model", "classifier"), ("smote",), ("distil",))
 FEATURE_LEAVES = [
     path for path in leaves(room.recipe_to_dict(on_features())) if path[:1] in ABSENT or path[:2] in ABSENT
 ]
-LEAVES = [path for path in leaves(room.recipe_to_dict(example())) if path not in ABSENT] + FEATURE_LEAVES
+# The first phase is frozen, where these can have no effect and are refused; the second one's are there.
+REFUSED = (("phases", 0, "layer_decay"), ("phases", 0, "image_size"))
+LEAVES = [
+    path for path in leaves(room.recipe_to_dict(example())) if path not in (*ABSENT, *REFUSED)
+] + FEATURE_LEAVES
 
 
 def names(path: tuple[Any, ...]) -> str:
@@ -712,7 +726,7 @@ def test_parts_that_need_a_frozen_backbone_are_refused_without_one() -> None:
 
 def test_training_images_are_not_larger_than_those_of_validation() -> None:
     with pytest.raises(UsageError, match=r"image_size is larger than image\.size"):
-        room.parse_recipe(put(("phases", 0, "image_size"), 129), "x")
+        room.parse_recipe(put(("phases", 1, "image_size"), 129), "x")
 
 
 @pytest.mark.parametrize(("scheme", "folds", "is_valid"), [

@@ -18,6 +18,7 @@ from dermkit.recipes.schema import Recipe
 from dermkit.recipes.training_specs import Phase
 from dermkit.training.batch_norm import check_batch_norm, single_value_layers
 from dermkit.training.distributed import process_group
+from dermkit.training.learning_rates import LearningRates
 from dermkit.training.loop import train_net
 from dermkit.training.loss import TrainingLoss
 from dermkit.training.samples import PixelSource, Samples
@@ -93,7 +94,8 @@ def test_no_pass_is_of_one_image_where_batch_norm_needs_two(
         module=None, optimizer=None, fabric=process_group.start_fabric("cpu"),
         process_group=process_group.SINGLE_PROCESS,
         source=PixelSource(samples, job.pixels, job.validation_rows, job.preprocessing, torch.device("cpu")),
-        compute=BASE.compute, loss=TrainingLoss(None, 0.0), n_classes=2, seed=0,
+        compute=BASE.compute, loss=TrainingLoss(None, 0.0),
+        rates=LearningRates((), SINGLE.phases[0], SINGLE.optim, 1, 1.0), n_classes=2, seed=0,
         micro_batch_size=micro, min_pass_size=2,
     )  # fmt: skip
     assert [len(inputs) for inputs, _ in stepper.prepare(np.arange(size), epoch=1)] == expected

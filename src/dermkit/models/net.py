@@ -7,7 +7,7 @@ import contextlib
 import difflib
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -110,17 +110,34 @@ def _build_backbone(spec: ModelSpec, weights: BackboneWeights) -> tuple[nn.Modul
     reserved_args = sorted(set(spec.backbone_args) & set(_RESERVED_ARGS))
     if reserved_args:
         raise UsageError(f"{spec.backbone}: model.backbone_args may not set {', '.join(reserved_args)}")
+    drop_path = {"drop_path_rate": spec.drop_path} if spec.drop_path else {}
     hub_kwargs = {"pretrained_cfg_overlay": {"file": str(weights.path)}} if weights.origin == "hub" else {}
     if hub_kwargs:
         check_weights_unchanged(weights)  # timm reads the file itself, because it knows how to rename old tensors
     try:
         backbone: nn.Module = import_timm().create_model(
-            spec.backbone, pretrained=bool(hub_kwargs), num_classes=0, **hub_kwargs, **spec.backbone_args
+            spec.backbone,
+            pretrained=bool(hub_kwargs),
+            num_classes=0,
+            **hub_kwargs,
+            **drop_path,
+            **spec.backbone_args,
         )
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+        if drop_path and "drop_path_rate" in str(error):
+            raise _no_drop_path_error(spec) from error
         raise _build_error(spec, weights, error) from error
+    if drop_path and not any(getattr(module, "drop_prob", 0.0) for module in backbone.modules()):
+        raise _no_drop_path_error(spec)
     default_size = getattr(backbone, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-1]
     return backbone, int(spec.backbone_args.get("img_size", default_size))
+
+
+def _no_drop_path_error(spec: ModelSpec) -> UsageError:
+    problem = f"{spec.backbone}: timm has no stochastic depth for it, and model.drop_path is {spec.drop_path:g}"
+    return UsageError(
+        problem, remedy="set model.drop_path to 0, or use another backbone (resnet, convnext, vit, ...)"
+    )
 
 
 def _build_error(spec: ModelSpec, weights: BackboneWeights, error: Exception) -> DermkitError:
@@ -316,7 +333,7 @@ def layer_groups(net: Net) -> list[list[str]]:
     if matcher is None:
         raise UsageError(
             "this backbone has no layer groups",
-            remedy='use train_backbone "none" or "all" in the recipe, or another backbone',
+            remedy='use train_backbone "none" or "all" and layer_decay 1 in the recipe, or another backbone',
         )
     groups = timm.models.group_parameters(net.backbone, matcher(coarse=False))
     return [list(group) for _, group in sorted(groups.items())]
@@ -392,16 +409,21 @@ def count_batch_norms(net: Net, phase: Phase) -> tuple[int, int, int]:
 
 
 def parameter_groups(net: Net, phase: Phase) -> list[dict[str, Any]]:
-    """Return the optimizer's parameter groups, the head's first, then the backbone's if any is trainable; call it
-    after `freeze`.
+    """Return the optimizer's parameter groups with their learning rates; call it after `freeze`.
+
+    The head's is first, then what is trained of the backbone: one group, or with `layer_decay` one for each layer
+    group, from the features down to the image.
     """
-    module_rates: Iterable[tuple[nn.Module, float]] = (
-        (net.head, phase.head_lr),
-        (net.backbone, phase.backbone_lr),
-    )
-    groups = [
-        {"params": [p for p in module.parameters() if p.requires_grad], "lr": lr} for module, lr in module_rates
+    parameters = dict(net.backbone.named_parameters())
+    layers = [list(parameters)] if phase.layer_decay == 1.0 else layer_groups(net)[::-1]
+    rates_and_parameters = [
+        (phase.head_lr, list(net.head.parameters())),
+        *(
+            (phase.backbone_lr * phase.layer_decay**depth, [parameters[name] for name in names])
+            for depth, names in enumerate(layers)
+        ),
     ]
+    groups = [{"params": [p for p in group if p.requires_grad], "lr": lr} for lr, group in rates_and_parameters]
     return [group for group in groups if group["params"]]
 
 

@@ -26,6 +26,7 @@ from dermkit.recipes.augmentation import (
 from dermkit.recipes.formats import MIGRATIONS, RECIPE_FORMAT, recipe_with_format_2_names, without_additions
 from dermkit.recipes.training_specs import ComputeSpec, DistilSpec, MixupSpec, OptimSpec, Phase, SmoteSpec
 from dermkit.recipes.values import (
+    MIN_IMAGE_SIZE,
     STRICT_CONFIG,
     FractionBelowOne,
     NonNegativeInt,
@@ -55,7 +56,7 @@ Monitor = Literal["val_loss", "val_accuracy", "val_balanced_accuracy", "val_auro
 class ImageSpec:
     """How an image becomes the net's input."""
 
-    size: Annotated[int, Field(ge=16, le=2048)]
+    size: Annotated[int, Field(ge=MIN_IMAGE_SIZE, le=2048)]
     """Side of the square input, in pixels."""
     resize: Literal["squash", "pad", "crop"]
     """`squash` ignores the aspect ratio, `pad` adds black bars, `crop` cuts out the central square."""
@@ -147,6 +148,14 @@ class ModelSpec:
     classifier: ClassifierSpec | None
     """A classifier fitted on frozen features in place of the dense layers; null = dense layers. Refused in training
     until it is made."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelSpec":
+        if self.drop_path and self.backbone.startswith("dermkit/"):
+            raise ValueError(f"drop_path drops residual blocks, and {self.backbone} has none")
+        if self.drop_path and "drop_path_rate" in self.backbone_args:
+            raise ValueError("drop_path and backbone_args.drop_path_rate are the same: leave one out")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
@@ -250,6 +259,12 @@ class Recipe:
             )
         if any(phase.image_size > self.image.size for phase in self.phases):
             raise ValueError("phases: image_size is larger than image.size")
+        if self.model.drop_path and is_frozen:
+            raise ValueError("model.drop_path has no effect if the backbone is frozen in every phase")
+        if self.optim.warmup_epochs > min(phase.epochs for phase in self.phases):
+            raise ValueError(
+                "optim.warmup_epochs is longer than a phase, which would never reach its learning rate"
+            )
         return self
 
 

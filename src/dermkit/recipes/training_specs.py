@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from dermkit.recipes.values import (
+    MIN_IMAGE_SIZE,
     STRICT_CONFIG,
     Fraction,
     FractionBelowOne,
@@ -82,6 +83,24 @@ class Phase:
     """Side of the training images in this phase, in pixels, at most `image.size`; 0 = `image.size`. Validation always
     has `image.size`."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "Phase":
+        if self.layer_decay != 1.0 and self.train_backbone in ("none", 1):
+            raise ValueError(
+                "layer_decay has no effect unless two layer groups of the backbone or more are trained"
+            )
+        if self.image_size and self.train_backbone == "none":
+            raise ValueError(
+                "image_size has no effect on a frozen backbone, whose features are cached at image.size"
+            )
+        if 0 < self.image_size < MIN_IMAGE_SIZE:
+            raise ValueError(f"image_size is 0 or at least {MIN_IMAGE_SIZE}")
+        return self
+
+    def train_size(self, image_size: int) -> int:
+        """Return the side of this phase's training images; image_size: the recipe's `image.size`."""
+        return self.image_size or image_size
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
 class OptimSpec:
@@ -110,7 +129,8 @@ class OptimSpec:
     schedule: Literal["constant", "cosine"]
     """Learning rate within a phase: `constant`, or `cosine` from the phase's rate down to 0."""
     warmup_epochs: Annotated[float, Field(ge=0.0, le=10_000.0)]
-    """Epochs at the start of each phase over which the learning rates rise from 0, step by step; 0 = none."""
+    """Epochs at the start of each phase over which the learning rates rise linearly from 0, step by step, at most those
+    of the shortest phase; 0 = none."""
     ema_decay: FractionBelowOne
     """Decay per step of an exponential moving average of the weights, which is validated and saved in their place; 0 =
     none."""

@@ -76,12 +76,13 @@ def check_batch_norm(net: Net, recipe: Recipe, n_samples: int) -> None:
     if recipe.optim.batch_size > 1 and n_samples > 1:
         return
     for number, phase in enumerate(recipe.phases):
-        if layers := single_value_layers(net, phase, recipe.image.size):
+        size = phase.train_size(recipe.image.size)
+        if layers := single_value_layers(net, phase, size):
             cause = "optim.batch_size is 1" if recipe.optim.batch_size == 1 else "there is one training image"
             raise UsageError(
                 f"recipe {recipe.name}: {cause}, and batch norm cannot learn from it: in phase {number} the layer "
-                f"{layers[0]} of {recipe.model.backbone} sees a map of 1 x 1 at image.size {recipe.image.size}, one "
-                "value without a variance",
+                f"{layers[0]} of {recipe.model.backbone} sees a map of 1 x 1 at "
+                f"{f'image_size {size}' if phase.image_size else f'image.size {size}'}, one value without a variance",
                 outcome="nothing was trained",
                 remedy="set optim.batch_size to 2 or more, choose a larger image.size, or set "
                 f"phases.{number}.freeze_batch_norm to true",

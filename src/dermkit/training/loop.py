@@ -39,8 +39,10 @@ from dermkit.training.checkpoint import (
 from dermkit.training.distributed.process_group import process_group_of
 from dermkit.training.distributed.sync_batchnorm import convert_sync_batch_norm
 from dermkit.training.features import FeatureJob, feature_source
+from dermkit.training.learning_rates import LearningRates
 from dermkit.training.loss import make_loss
-from dermkit.training.optimizer import make_optimizer, set_learning_rates
+from dermkit.training.optimizer import make_optimizer
+from dermkit.training.phase_checks import check_phases
 from dermkit.training.samples import BatchSource, PixelSource, Samples, pixels_on_device
 from dermkit.training.state import (
     LOG_COLUMNS,
@@ -85,6 +87,7 @@ def train_net(
     replaced_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     check_writable(folder, checkpoint_bytes(net) - replaced_bytes)
     pixel_source = _pixel_source(state)
+    check_phases(net, job.recipe)
     check_batch_norm(net, job.recipe, len(pixel_source.samples))
     load_last_checkpoint(state)
     for mid_epoch_path in (folder / MID_EPOCH_CHECKPOINT, folder / OLD_MID_EPOCH_CHECKPOINT):
@@ -139,9 +142,6 @@ def _run_epoch(
     progress, job = state.progress, state.job
     previous_seconds = progress.seconds
     start_time = time.perf_counter()
-    lr = set_learning_rates(
-        optimizer, phase, job.recipe.optim, epoch=progress.phase_epoch, scale=progress.lr_scale
-    )
     set_train_mode(state.net, phase)
     _train_epoch(state, train_step, optimizer, epoch, start_time)
     loss_sum, n_correct = train_step.gather_sums()
@@ -155,6 +155,7 @@ def _run_epoch(
         **_validate(state, train_step, epoch),
     }
     timings = {"train_seconds": train_seconds, "images_per_second": n_samples / train_seconds}
+    lr = optimizer.param_groups[0]["lr"]  # the head's, in the epoch's last step
     row = {"epoch": epoch, "phase": progress.phase, "lr": lr, **timings, **metrics}
     row["seconds"] = previous_seconds + time.perf_counter() - start_time
     train_step.loss_sum = train_step.n_correct = 0.0
@@ -179,6 +180,7 @@ def _train_epoch(
     with contextlib.closing(prepared_batches):  # however the loop ends, its threads end too
         for micro_batches in prepared_batches:
             rows = epoch_batches[progress.step]
+            train_step.rates.set(optimizer, epoch=progress.phase_epoch, step=progress.step)
             train_step(progress.step, rows, micro_batches, epoch=epoch)
             progress.step += 1
             state.hooks.progress.step("train", progress.step, len(epoch_batches))
@@ -244,6 +246,8 @@ def _make_train_step(
     job, progress = state.job, state.progress
     recipe = job.recipe
     optimizer = make_optimizer(state.net, phase, recipe.optim)
+    base_rates = tuple(group["lr"] for group in optimizer.param_groups)
+    n_steps = len(train_batches(np.arange(len(source.samples)), recipe.optim.batch_size))
     module: torch.nn.Module = source.module(state.net)
     if recipe.compute.compile:
         module = torch.compile(module)  # type: ignore[assignment]
@@ -255,6 +259,7 @@ def _make_train_step(
     train_step = TrainStep(
         module=wrapped_module,
         optimizer=wrapped_optimizer,
+        rates=LearningRates(base_rates, phase, recipe.optim, n_steps, progress.lr_scale),
         fabric=state.fabric,
         process_group=state.process_group,
         source=source,
@@ -263,7 +268,9 @@ def _make_train_step(
         n_classes=job.n_classes,
         seed=job.seed,
         micro_batch_size=progress.micro_batch_size,
-        min_pass_size=smallest_pass(state.net, phase, recipe.image.size) if progress.micro_batch_size else 1,
+        min_pass_size=smallest_pass(state.net, phase, phase.train_size(recipe.image.size))
+        if progress.micro_batch_size
+        else 1,
         loss_sum=progress.loss_sum if is_first_rank else 0.0,
         n_correct=progress.n_correct if is_first_rank else 0.0,
     )
@@ -368,6 +375,7 @@ def _pixel_source(state: TrainingState) -> PixelSource:
 
 def _batch_source(state: TrainingState, phase: Phase, pixel_source: PixelSource) -> BatchSource:
     job, recipe, device = state.job, state.job.recipe, state.fabric.device
+    pixel_source = pixel_source.with_train_size(phase.image_size)
     _show_batch(state, pixel_source, is_unaugmented=phase.train_backbone == "none" and phase.views == 0)
     if phase.train_backbone != "none":
         return pixel_source

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dermkit.images.preprocess import PixelArray, Preprocessing
@@ -141,7 +142,8 @@ class BatchSource(Protocol):
 class PixelSource:
     """Batches of augmented, mixed, normalised pixels.
 
-    pixels: (rows, S, S, 3) uint8, an array, a cache, or a tensor on the device where it fits there.
+    pixels: (rows, S, S, 3) uint8, an array, a cache, or a tensor on the device where it fits there. train_size: side of
+    the training images, at most S; 0 = S.
     """
 
     def __init__(
@@ -151,21 +153,43 @@ class PixelSource:
         validation_rows: NDArray[np.int64],
         preprocessing: Preprocessing,
         device: torch.device,
+        train_size: int = 0,
     ) -> None:
         self.samples = samples
         self.pixels = pixels
         self.validation_rows = validation_rows
         self.preprocessing = preprocessing
         self.device = device
+        self.train_size = train_size
         self._mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
+
+    def with_train_size(self, train_size: int) -> "PixelSource":
+        """Return a source of the same pixels whose training images have another side; 0 = that of the pixels."""
+        return PixelSource(
+            self.samples, self.pixels, self.validation_rows, self.preprocessing, self.device, train_size
+        )
 
     def module(self, net: "Net") -> torch.nn.Module:
         """Return the whole net."""
         return net
 
     def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
-        """Return (B, 3, S, S) float32: augmented by each sample's own random numbers, mixed, normalised."""
+        """Return (B, 3, T, T) float32: augmented by each sample's own random numbers, mixed, normalised; T is
+        `train_size`.
+
+        The finished image is what is made smaller: kernels and noise, whose sizes are in pixels, and CutMix's squares
+        then do to the image what they do at full size, and the same random numbers give the same picture in each phase.
+        """
+        batch = self._full_size_batch(rows, epoch=epoch, seed=seed)
+        if self.train_size in (0, batch.shape[-1]) or not len(rows):
+            return batch
+        size = (self.train_size, self.train_size)
+        # Antialiased: without it pixels would be skipped, as no resized image file has them skipped.
+        smaller = F.interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)
+        return smaller.contiguous(memory_format=torch.channels_last)
+
+    def _full_size_batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
         samples, preprocessing = self.samples, self.preprocessing
         # The usual case in one pass over the pixels; with copies or mixing the steps are taken one by one.
         if samples.oversample is None and samples.mixup is None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dermkit.models.precision import autocast
 from dermkit.recipes.training_specs import ComputeSpec
 from dermkit.training.distributed.process_group import ProcessGroup
+from dermkit.training.learning_rates import LearningRates
 from dermkit.training.loss import TrainingLoss
 from dermkit.training.samples import BatchSource
 
@@ -47,6 +48,7 @@ class TrainStep:
 
     module: Any
     optimizer: Any
+    rates: LearningRates
     fabric: Fabric
     process_group: ProcessGroup
     source: BatchSource
