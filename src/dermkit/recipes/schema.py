@@ -288,20 +288,21 @@ def changes_text(recipe: Recipe) -> str:
 
 
 def check_features_used(recipe: Recipe) -> None:
-    """Raise `UsageError` for parts on frozen features that training does not have: it would leave them out."""
+    """Raise `UsageError` for fields that training does not have yet: it would leave them out."""
     problems = []
     if recipe.model.classifier is not None:
         problems.append(f"model.classifier ({recipe.model.classifier.kind})")
     if recipe.smote is not None:
         problems.append("smote")
+    if recipe.optim.ema_decay:
+        problems.append("optim.ema_decay")
     if problems:
-        fields = " and ".join(problems)
-        verb = "have" if len(problems) > 1 else "has"
         raise UsageError(
-            f"{recipe.name}: {fields} {verb} no effect yet: dense layers would be trained on the images as they are",
+            f"{recipe.name}: {' and '.join(problems)} {'have' if len(problems) > 1 else 'has'} no effect yet: "
+            "dense layers would be trained on the images as they are, with the weights of one epoch",
             outcome="nothing was trained",
-            remedy="set it to null in the recipe; for small classes there are optim.class_weights, optim.sampling and "
-            "grow",
+            remedy="set what is named to null or 0 in the recipe; for small classes there are optim.class_weights, "
+            "optim.sampling and grow",
         )
 
 

@@ -133,7 +133,7 @@ class OptimSpec:
     of the shortest phase; 0 = none."""
     ema_decay: FractionBelowOne
     """Decay per step of an exponential moving average of the weights, which is validated and saved in their place; 0 =
-    none."""
+    none. Refused in training until it is made."""
     sampling: Literal["shuffled", "balanced", "square_root"]
     """`shuffled` shows every training image once an epoch; `balanced` draws the same number of images, each class
     equally often, `square_root` each class in proportion to the square root of its size."""
