@@ -104,6 +104,15 @@ ClassWeightsOption = Annotated[
 ]
 
 
+TestViewsOption = Annotated[
+    Literal["identity", "dihedral", "dihedral_crops", "choose"] | None,
+    typer.Option(
+        "--test-views",
+        help="Views of an image that the model averages: 1, 8 or 13 passes an image, or what is best on validation.",
+    ),
+]
+
+
 def find_or_load_recipe(name: str) -> "Recipe":
     """Return a recipe by name, or from a file when the argument is one."""
     from dermkit.recipes.derive import check_record
@@ -237,6 +246,7 @@ def train_command(
     backbone: BackboneOption = None,
     folds: FoldsOption = None,
     class_weights: ClassWeightsOption = None,
+    test_views: TestViewsOption = None,
 ) -> None:
     import dermkit as dk
     from dermkit.recipes.derive import derive_recipe
@@ -245,7 +255,7 @@ def train_command(
 
     forms = ShortForms(
         epochs=epochs, batch_size=batch_size, learning_rate=lr, image_size=image_size, backbone=backbone,
-        folds=folds, class_weights=class_weights,
+        folds=folds, class_weights=class_weights, test_views=test_views,
     )  # fmt: skip
     base = find_or_load_recipe(recipe)
     assignments = field_assignments(base, set_fields, forms, split)

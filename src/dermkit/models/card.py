@@ -15,6 +15,7 @@ from dermkit.errors import UntrustedError, printable
 from dermkit.files import JsonFile, json_text
 from dermkit.metrics.decisions.policy_migration import migrate_policy, rename_keys
 from dermkit.models.checksums import check_hashes, is_update_pending, update_files
+from dermkit.models.views import views_text
 from dermkit.recipes.formats import ADDED_MODEL_FIELDS
 
 _MARKDOWN_SIGNS = re.compile(r"[\\`*_\[\]|#]")
@@ -150,10 +151,11 @@ ENSEMBLE_NOTE = (
 
 def _calibration_text(card: Mapping[str, Any]) -> str:
     calibration, n = card["calibration"], len(card["members"])
+    n_passes = sum(len(member["views"]) for member in card["members"])
     if is_ensemble(card):
         return (
-            f"Members: {n} nets, so {n} passes an image. Probabilities are the mean of the members', after each one's "
-            f"own calibration on its validation images. {ENSEMBLE_NOTE}"
+            f"Members: {n} nets, so {n_passes} passes an image. Probabilities are the mean of the members', after each "
+            f"one's own calibration on its validation images. {ENSEMBLE_NOTE}"
         )
     if calibration["kind"] == "none":
         return "Calibration: none. Probabilities are softmax outputs as trained; do not read them as risks."
@@ -187,6 +189,15 @@ def _evaluation_text(card: Mapping[str, Any]) -> str:
     return f"On {n} {split} images{scored_by}. {markdown(evaluation['verdict'])}\n\n{figures}\n\n"
 
 
+def _views_text(card: Mapping[str, Any]) -> str:
+    """Return which views are averaged; "" for a model that takes every image as it is."""
+    names = [views_text(member["views"]) for member in card["members"]]
+    n_passes = sum(len(member["views"]) for member in card["members"])
+    if set(names) == {"identity"}:
+        return ""
+    return f"\nViews whose probabilities are averaged: {', '.join(dict.fromkeys(names))}; {n_passes} passes an image.\n"
+
+
 def card_text(card: Mapping[str, Any]) -> str:
     """Return the text of MODEL_CARD.md, for people; model.json holds the same for programs."""
     classes = "\n".join(
@@ -212,7 +223,7 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 RGB, {size} x {size} px, {preprocessing["resize"]}, {interpolation}; divided by {preprocessing["divide_by"]:g},
 then mean {preprocessing["mean"]} and standard deviation {preprocessing["std"]}.
-
+{_views_text(card)}
 ## Origin
 
 - Net: {markdown(card["members"][0]["spec"]["backbone"])}; starting weights: {markdown(weights.get("origin", "?"))}.

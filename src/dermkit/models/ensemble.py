@@ -24,6 +24,7 @@ from dermkit.models.card import (
     member_file,
 )
 from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksums
+from dermkit.models.views import IDENTITY_VIEW, check_views
 
 MAX_NETS = 32
 """Nets in one model: an image costs as many passes. A five-fold training has five."""
@@ -34,11 +35,12 @@ _MEMBER_KEYS = {"file", "spec", "views", "calibration"}
 
 @dataclass(frozen=True)
 class MemberFields:
-    """A member of model.json: its weights file, its net's spec as JSON, and its calibration (None: none)."""
+    """A member of model.json: its weights file, its net's spec as JSON, its calibration (None: none) and views."""
 
     file: str
     spec: Mapping[str, Any]
     calibration: ProbabilityCalibration | None
+    views: tuple[str, ...] = IDENTITY_VIEW
 
 
 def read_members(card: Mapping[str, Any], file_names: Sequence[str], n_classes: int) -> list[MemberFields]:
@@ -71,7 +73,7 @@ def _read_member(entry: Mapping[str, Any], file_names: Sequence[str], n_classes:
     calibration = None if calibration_json is None else calibration_from_dict(calibration_json)
     if calibration is not None and len(calibration.bias) != n_classes:
         raise ValueError(f"the calibration of member {file} is not for {n_classes} classes")
-    return MemberFields(file, entry["spec"], calibration)
+    return MemberFields(file, entry["spec"], calibration, check_views(entry["views"]))
 
 
 def mean_probabilities(probabilities: Sequence[Floats], calibrations: Sequence[ProbabilityCalibration]) -> Floats:

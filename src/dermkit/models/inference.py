@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -21,6 +22,7 @@ from dermkit.images.preprocess import Preprocessing
 from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
 from dermkit.models.ensemble import mean_probabilities
 from dermkit.models.precision import is_out_of_memory
+from dermkit.models.views import CROP_FRACTION, IDENTITY_VIEW
 from dermkit.threads import ordered_map
 
 FUSED_NET, UNFUSED_NET = "batch norms folded into convolutions", "as built"
@@ -93,16 +95,22 @@ def _restored_thread_count() -> Iterator[None]:
 class InferenceEngine:
     """Turns uint8 pixels into class probabilities. Thread-safe.
 
-    net_variant: `FUSED_NET` or `UNFUSED_NET`. max_batch_size: images per forward pass, halved whenever the device runs
-    out of memory; `say` then gets a line.
+    views: whose probabilities are averaged, one pass each. net_variant: `FUSED_NET` or `UNFUSED_NET`. max_batch_size:
+    images per forward pass, halved whenever the device runs out of memory; `say` then gets a line.
     """
 
     def __init__(
-        self, net: nn.Module, preprocessing: Preprocessing, say: Callable[[str], None] = lambda _line: None
+        self,
+        net: nn.Module,
+        preprocessing: Preprocessing,
+        say: Callable[[str], None] = lambda _line: None,
+        *,
+        views: Sequence[str] = IDENTITY_VIEW,
     ) -> None:
         parameter = next(net.parameters())
         self.device = parameter.device
         self.max_batch_size = 2**31
+        self.views = tuple(views)
         self.say = say
         # Threads take turns on a GPU: two batches at once would only share it, and need the memory of both.
         self._device_lock = threading.Lock() if self.device.type == "cuda" else nullcontext()
@@ -122,9 +130,20 @@ class InferenceEngine:
 
         Raises `UntrustedError` where an output is not finite, naming these images (by their place, without `names`).
         """
+        view_probabilities = self.view_probabilities(batch, names)
+        return np.asarray(view_probabilities[0] if len(self.views) == 1 else view_probabilities.mean(axis=0))
+
+    def view_probabilities(self, batch: NDArray[np.uint8], names: Sequence[str] = ()) -> NDArray[np.float64]:
+        """Score every view of resized pixels (N, S, S, 3) uint8; returns probabilities (views, N, classes) float64.
+
+        One view is in memory at a time. Raises `UntrustedError` as a call of the engine does.
+        """
         inputs = self._inputs(batch)
+        return np.stack([self._score_view(inputs, view, names) for view in self.views])
+
+    def _score_view(self, inputs: Tensor, view: str, names: Sequence[str]) -> NDArray[np.float64]:
         with torch.inference_mode(), self._device_lock, exact_float32(self.device):
-            logits = self._logits(inputs)
+            logits = self._logits(view_of(inputs, view))
         check_finite(logits, "the model", names)
         # In float64: in float32 probabilities near 1 are rounded to 1, and images that differ would tie.
         return np.asarray(torch.softmax(logits.cpu().double(), dim=1).numpy(), dtype=np.float64)
@@ -188,6 +207,29 @@ class EnsembleEngine:
     def __call__(self, batch: NDArray[np.uint8], names: Sequence[str] = ()) -> NDArray[np.float64]:
         """Score resized pixels (N, S, S, 3) uint8; returns probabilities (N, classes) float64."""
         return mean_probabilities([engine(batch, names) for engine in self.engines], self.calibrations)
+
+
+def view_of(inputs: Tensor, view: str) -> Tensor:
+    """Return one view (`models.views`) of normalised pixels (N, 3, S, S) float32, in their memory order."""
+    if view in IDENTITY_VIEW:
+        return inputs
+    if view.startswith("crop_"):
+        changed = _crop(inputs, view.removeprefix("crop_"))
+    else:
+        flipped = inputs.flip(3) if view.startswith("flip") else inputs
+        quarter_turns = int(view.rpartition("rotate_")[2]) // 90 if "rotate" in view else 0
+        changed = torch.rot90(flipped, quarter_turns, (2, 3))
+    return changed.contiguous(memory_format=torch.channels_last)
+
+
+def _crop(inputs: Tensor, corner: str) -> Tensor:
+    size = inputs.shape[-1]
+    side = max(1, round(CROP_FRACTION * size))
+    margin = size - side
+    top = margin // 2 if corner == "centre" else margin * corner.startswith("bottom")
+    left = margin // 2 if corner == "centre" else margin * corner.endswith("right")
+    crop = inputs[:, :, top : top + side, left : left + side]
+    return F.interpolate(crop, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def check_finite(outputs: Tensor, subject: str, names: Sequence[str] = ()) -> None:

@@ -2,15 +2,21 @@
 
 from pathlib import Path
 
-from dermkit.errors import UntrustedError
+from dermkit.errors import UntrustedError, UsageError
 from dermkit.models.backbones import check_backbone_name
 from dermkit.recipes.experiments import RECIPES
 from dermkit.recipes.schema import Recipe, check_features_used
 
 
 def check_requirements(recipe: Recipe, weights_file: Path | None) -> None:
-    """Raise `UsageError` for a backbone that does not exist, `UntrustedError` for weights that are not there."""
+    """Raise `UsageError` for a backbone that does not exist, or `distil`, `UntrustedError` for weights not there."""
     check_backbone_name(recipe.model)
+    if recipe.distil is not None:
+        raise UsageError(
+            f"{recipe.name}: distil has no effect yet: this version cannot train with a teacher",
+            outcome="nothing was trained",
+            remedy="set distil to null",
+        )
     if weights_file is not None and recipe.model.weights != "none" and not weights_file.is_file():
         raise UntrustedError(
             f"{weights_file}: there is no such weights file",

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from dermkit.files import (
     write_rows,
 )
 from dermkit.models.card import extra_targets, with_extra_targets, write_policy
+from dermkit.models.views import VIEW_SETS
 from dermkit.pipeline.continuation import copy_checkpoints, offer_earlier_runs
 from dermkit.pipeline.next_steps import write_next_steps
 from dermkit.pipeline.plan import Continuation, Machine, RunPlan
@@ -64,6 +66,7 @@ from dermkit.runs.verdict import summarise_test
 if TYPE_CHECKING:
     from dermkit.data.cache.pixels import PixelCache
     from dermkit.models.net import Net
+    from dermkit.pipeline.view_choice import ViewChoice
     from dermkit.prediction.predictor import Predictor
     from dermkit.training.checkpoint import TrainingProgress
     from dermkit.training.state import TrainingJob
@@ -180,7 +183,7 @@ def _train_and_report(plan: RunPlan, prepared_job: _PreparedJob, machine: Machin
 
     progress, cache_folder = machine.progress, prepared_job.job.cache_folder
     training_progress = _train(plan, prepared_job, machine)
-    _save_training(plan, prepared_job, training_progress, started_at)
+    _save_training(plan, prepared_job, training_progress, started_at, machine)
     predictor = load_model(plan.folder / MODEL_FOLDER, device=machine.fabric.device.type)
     _score_run(plan, predictor, prepared_job.pixels, progress)
     evict_to_size(cache_folder)
@@ -269,7 +272,11 @@ def _train(plan: RunPlan, prepared_job: _PreparedJob, machine: Machine) -> "Trai
 
 
 def _save_training(
-    plan: RunPlan, prepared_job: _PreparedJob, training_progress: "TrainingProgress", started_at: float
+    plan: RunPlan,
+    prepared_job: _PreparedJob,
+    training_progress: "TrainingProgress",
+    started_at: float,
+    machine: Machine,
 ) -> None:
     """Write the last training chart, run.json and the model folder."""
     from dermkit.prediction.predictor import save_model
@@ -277,8 +284,8 @@ def _save_training(
     _draw_progress(plan.folder)
     seconds = time.perf_counter() - started_at
     run_json = describe_run(plan, FinishedTraining(training_progress, seconds, prepared_job.lint))
-    RUN.write(plan.folder, run_json)
-    save_model(
+    save = partial(
+        save_model,
         plan.folder / MODEL_FOLDER,
         prepared_job.net,
         spec=plan.recipe.model,
@@ -286,6 +293,25 @@ def _save_training(
         preprocessing=prepared_job.job.preprocessing,
         metadata=describe_model(plan, run_json),
     )
+    if plan.recipe.test_views != "choose":
+        RUN.write(plan.folder, run_json)
+        save(views=VIEW_SETS[plan.recipe.test_views])
+        return
+    save()
+    choice = _choose_views(plan, prepared_job, machine)
+    RUN.write(plan.folder, {**run_json, "warnings": [*run_json["warnings"], choice.sentence()]})
+    save(views=choice.views)
+
+
+def _choose_views(plan: RunPlan, prepared_job: _PreparedJob, machine: Machine) -> "ViewChoice":
+    """Choose the model's views with the net that was just saved."""
+    from dermkit.pipeline.view_choice import choose_on_validation
+    from dermkit.prediction.predictor import load_model
+
+    predictor = load_model(plan.folder / MODEL_FOLDER, device=machine.fabric.device.type)
+    choice = choose_on_validation(predictor, prepared_job.job, machine.progress)
+    machine.progress.say(choice.sentence())
+    return choice
 
 
 def _score_run(plan: RunPlan, predictor: "Predictor", pixels: "PixelCache", progress: Progress) -> None:

@@ -177,13 +177,14 @@ def policy_warnings(policy: ActivePolicy) -> tuple[str, ...]:
     return (f"{_NO_GUARANTEE_TEXT}. Fitted, but without a guarantee for too few validation images: {point_names}",)
 
 
-def ensemble_warnings(n_nets: int) -> tuple[str, ...]:
-    """Return what limits the decisions of a model of several nets; nothing of one."""
-    if n_nets == 1:
+def ensemble_warnings(passes: Sequence[int]) -> tuple[str, ...]:
+    """Return what limits the decisions of a model of several nets; nothing of one. passes: of each net, an image."""
+    if len(passes) == 1:
         return ()
     return (
-        f"the model is the mean of {n_nets} nets of a cross-validation ({n_nets} passes an image): what its policy "
-        "guarantees was fitted on images that single nets had scored, and the mean itself was tested on no image",
+        f"the model is the mean of {len(passes)} nets of a cross-validation ({sum(passes)} passes an image): what its "
+        "policy guarantees was fitted on images that single nets had scored, and the mean itself was tested on no "
+        "image",
     )
 
 

@@ -66,6 +66,7 @@ from dermkit.models.inference import (
     pick_device,
 )
 from dermkit.models.net import Net, build_net, check_fits
+from dermkit.models.views import IDENTITY_VIEW
 from dermkit.models.weights import resolve_weights
 from dermkit.prediction.decisions import select_policy
 from dermkit.prediction.pixels import DecodedImage, ImageScore, PixelStore, decode_image
@@ -109,6 +110,7 @@ class Predictor:
     small for a batch. policy: the decision policy fitted on validation
     images, None where there is none. training_images: (pixel_sha256, isic_id, split) of the images that the training
     used, from the bytes that were verified. broken_guarantees: those that the test images broke, as the model says.
+    views: of each net; () = the image itself.
     """
 
     folder: Path
@@ -121,16 +123,26 @@ class Predictor:
     policy: DecisionPolicy | None = None
     training_images: tuple[tuple[str, str, str], ...] = ()
     broken_guarantees: tuple[BrokenGuarantee, ...] = ()
+    views: tuple[tuple[str, ...], ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Return the class names in the order of the probabilities."""
         return tuple(lesion_class.name for lesion_class in self.classes)
 
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """Return how many times each net runs for one image: once a view."""
+        return tuple(map(len, self.views)) or (1,) * len(self.nets)
+
     @cached_property
     def engine(self) -> InferenceEngine | EnsembleEngine:
         """Return the net prepared for fast float32 inference; made at first use, which runs it on test pictures."""
-        engines = [InferenceEngine(net, self.preprocessing, self.progress.say) for net, _ in self.nets]
+        net_views = self.views or (IDENTITY_VIEW,) * len(self.nets)
+        engines = [
+            InferenceEngine(net, self.preprocessing, self.progress.say, views=views)
+            for (net, _), views in zip(self.nets, net_views, strict=True)
+        ]
         calibrations = [calibration for _, calibration in self.nets if calibration is not None]
         return engines[0] if len(engines) == 1 else EnsembleEngine(engines, calibrations)
 
@@ -257,8 +269,9 @@ def save_model(
     classes: Sequence[LesionClass],
     preprocessing: Preprocessing,
     metadata: ModelMetadata,
+    views: Sequence[str] = IDENTITY_VIEW,
 ) -> Path:
-    """Write a model folder, its checksums last; returns the folder."""
+    """Write a model folder, its checksums last; returns the folder. views: whose probabilities are averaged."""
     make_folder(folder)
     # First of all, so that an interrupted save is no model: old checksums must not stand beside new files.
     with output_errors(folder):
@@ -267,7 +280,7 @@ def save_model(
     write_bytes(folder / WEIGHTS_FILE, save_safetensors(state))
     write_rows(folder / TRAINING_IMAGES_FILE, _TRAINING_IMAGE_COLUMNS, metadata.training_images)
     card = {
-        "members": [{"file": WEIGHTS_FILE, "spec": asdict(spec), "views": ["identity"], "calibration": None}],
+        "members": [{"file": WEIGHTS_FILE, "spec": asdict(spec), "views": list(views), "calibration": None}],
         "classes": [asdict(lesion_class) for lesion_class in classes],
         "preprocessing": asdict(preprocessing),
         **EMPTY_POLICY,
@@ -327,6 +340,7 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
         folder, classes, preprocessing, tuple(zip(nets, calibrations, strict=True)), card,
         sha256_bytes(file_bytes[MODEL_JSON.name]), progress or Progress(), _read_policy(folder, card),
         _parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder), _read_broken_guarantees(folder, card),
+        tuple(member.views for member in members),
     )  # fmt: skip
 
 

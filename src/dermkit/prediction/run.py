@@ -314,7 +314,7 @@ def _write_output(
         decision_counts = decisions.write_decisions(
             out / decisions.DECISIONS_FILE, policy, predictor.classes, scored_images, p, is_raw=is_raw
         )
-        warnings = (*decision_counts.warnings, *decisions.ensemble_warnings(len(predictor.nets)))
+        warnings = (*decision_counts.warnings, *decisions.ensemble_warnings(predictor.passes))
         decision_counts = replace(decision_counts, warnings=warnings)
     n_notes = sum(map(len, scores.notes.values()))
     outcome = PredictOutcome(

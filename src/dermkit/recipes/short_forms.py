@@ -1,4 +1,4 @@
-"""The short forms of `--set`: epochs, batch size, learning rate, image size, backbone, folds, class weights."""
+"""The short forms of `--set`: epochs, batch size, learning rate, image size, backbone, folds, class weights, views."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ class ShortForms:
     backbone: str | None = None
     folds: int | None = None
     class_weights: str | None = None
+    test_views: str | None = None
 
 
 def short_form_assignments(recipe: Recipe, forms: ShortForms) -> list[Assignment]:
@@ -31,6 +32,7 @@ def short_form_assignments(recipe: Recipe, forms: ShortForms) -> list[Assignment
         ("--image-size", "image.size", forms.image_size),
         ("--backbone", "model.backbone", forms.backbone),
         ("--class-weights", "optim.class_weights", forms.class_weights),
+        ("--test-views", "test_views", forms.test_views),
     )
     assignments = [
         Assignment(path, value, f"{flag} {value}") for flag, path, value in simple_forms if value is not None
