@@ -13,17 +13,20 @@ import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, roc_auc_score
 
 import dermkit as dk
-from dermkit.errors import UntrustedError
+from dermkit.errors import DataError, OutputError, UntrustedError
+from dermkit.files import TEMP_PREFIX, lock
 from dermkit.metrics.decisions.policy import fit_policy, policy_from_dict
-from dermkit.models.card import MODEL_JSON
+from dermkit.models.card import MODEL_JSON, extra_targets
 from dermkit.models.checksums import write_checksums
 from dermkit.models.ensemble import MAX_NETS
+from dermkit.pipeline import repeats
 from dermkit.pipeline.cross_validation import CrossValidation, find_folds, pool_folds, write_final_ensemble
 from dermkit.pipeline.repeats import summarise_repeats
 from dermkit.prediction.predictor import load_model
 from dermkit.recipes.schema import Recipe, SplitSpec, load_recipe
+from dermkit.runs import folder as run_folder
 from dermkit.runs.folder import SEEN_SPLIT, RunFolder
-from dermkit.runs.layout import METRICS, POLICY, RUN, SUMMARY
+from dermkit.runs.layout import METRICS, POLICY, RUN, SAVED_TARGETS, SUMMARY
 from dermkit.runs.predictions import to_scored_set
 
 Json = dict[str, Any]
@@ -164,6 +167,50 @@ def test_saved_targets_stay_in_the_ensemble(parent: Path) -> None:
     assert "sensitivity 0.7" in names
     summarise_repeats(parent, versions(parent), monitor="val_loss")
     assert [point["name"] for point in MODEL_JSON.read(parent / "model")["operating_points"]] == names
+
+
+@pytest.mark.parametrize("killed_in", ["write_final_ensemble", "evaluate_folds"])
+def test_saved_targets_outlive_a_kill_while_the_ensemble_is_written_anew(
+    parent: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str
+) -> None:
+    """A training that is run again writes the parent's model anew; what a person saved in it is fitted again."""
+    dk.evaluate(parent, options=dk.EvaluationOptions(targets=(("sensitivity", 0.7),), save_targets=True))
+    before = (parent / "model" / "SHA256SUMS").read_bytes()
+    with monkeypatch.context() as patch:
+
+        def kill(folder: Path, *_: object, **__: object) -> None:
+            """Leave the model without its points, as the writing of a new ensemble does first of all."""
+            folds = find_folds(versions(folder))
+            assert folds is not None
+            write_final_ensemble(folder, folds)
+            raise KeyboardInterrupt
+
+        patch.setattr(repeats, killed_in, kill)
+        with pytest.raises(KeyboardInterrupt):
+            summarise_repeats(parent, versions(parent), monitor="val_loss")
+    assert extra_targets(parent / "model") == ()
+    summarise_repeats(parent, versions(parent), monitor="val_loss")
+    assert extra_targets(parent / "model") == (("sensitivity", 0.7),)
+    assert (parent / "model" / "SHA256SUMS").read_bytes() == before, "the same model as without the kill"
+    assert not SAVED_TARGETS.exists(parent)
+
+
+def test_targets_that_wait_for_a_model_are_read_strictly(parent: Path) -> None:
+    SAVED_TARGETS.write(parent, {"targets": [["sensitivity", "high"]]})
+    with pytest.raises(DataError, match=r"saved_targets\.json"):
+        summarise_repeats(parent, versions(parent), monitor="val_loss")
+
+
+def test_repeats_are_summarised_by_one_process_at_a_time(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.0)
+    before = (parent / "summary.json").read_bytes()
+    with lock(parent), pytest.raises(OutputError, match="is in use by process"):
+        summarise_repeats(parent, versions(parent), monitor="val_loss")
+    assert (parent / "summary.json").read_bytes() == before
+    stale = parent / "figures" / f"{TEMP_PREFIX}killed"
+    stale.write_text("half a file")
+    summarise_repeats(parent, versions(parent), monitor="val_loss")
+    assert not stale.exists()
 
 
 def test_a_half_finished_training_goes_on_to_the_same_result(parent: Path, seven: Path, tiny: Recipe) -> None:

@@ -8,7 +8,7 @@ import pytest
 import dermkit as dk
 from dermkit.errors import OutputError
 from dermkit.files import TEMP_PREFIX, lock
-from dermkit.pipeline import results
+from dermkit.runs import folder as run_folder
 
 
 @pytest.fixture
@@ -46,6 +46,6 @@ def test_compare_sweeps_its_folder(trained: Path, run: Path, tmp_path: Path) -> 
 
 
 def test_two_reports_at_once_wait_for_each_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.1)
     with lock(run), pytest.raises(OutputError, match="is in use by process"):
         dk.report(run)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions, Target
+from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.files import write_rows
 from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.models.ensemble import MAX_NETS, write_ensemble
@@ -207,11 +207,8 @@ def _folds_text(n_members: int, n_folds: int) -> str:
     return f"each of the first {n_members} of {n_folds} folds, since a model holds no more nets"
 
 
-def evaluate_folds(
-    parent: Path, *, options: EvaluationOptions = DEFAULT_OPTIONS, saved_targets: tuple[Target, ...] = ()
-) -> Path:
+def evaluate_folds(parent: Path, *, options: EvaluationOptions = DEFAULT_OPTIONS) -> Path:
     """Evaluate the pooled rows of the shown seed, as a run's are, and write the report; returns its path."""
     from dermkit.pipeline.run import evaluate_and_report
 
-    images = RunFolder(parent).images_root()
-    return evaluate_and_report(parent, images, options=options, saved_targets=saved_targets)
+    return evaluate_and_report(parent, RunFolder(parent).images_root(), options=options)

@@ -9,10 +9,10 @@ from typing import Any
 from dermkit.errors import DataError
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.files import write_rows
-from dermkit.models.card import MODEL_JSON, extra_targets, is_ensemble, read_card
 from dermkit.pipeline.cross_validation import evaluate_folds, find_folds, pool_folds, write_final_ensemble
+from dermkit.pipeline.saved_targets import keep_saved_targets
 from dermkit.reporting.report import write_summary_report
-from dermkit.runs.folder import read_metrics
+from dermkit.runs.folder import read_metrics, writing_into
 from dermkit.runs.layout import MODEL_FOLDER, RUN, SUMMARY, SUMMARY_TABLE
 
 _MONITOR_METRICS = {
@@ -67,9 +67,14 @@ def summarise_repeats(
     Repeats on one split: the final model is the best on validation, which is the same images for all. Folds: it is the
     ensemble of one seed's folds, whose rows are pooled and evaluated like a run's. options: of that evaluation.
     """
+    with writing_into(parent):
+        return _summarise(parent, runs, monitor, options)
+
+
+def _summarise(parent: Path, runs: Sequence[Path], monitor: str, options: EvaluationOptions) -> Path:
     folds = find_folds(runs)
     pooled = None if folds is None else pool_folds(parent, folds)
-    saved_targets = _saved_targets(parent)
+    keep_saved_targets(parent)
     final = _write_best_model(parent, runs, monitor) if folds is None else write_final_ensemble(parent, folds)
     summary = {**_summary(runs), "final": final, "pooled": pooled}
     if pooled is not None:
@@ -81,14 +86,8 @@ def summarise_repeats(
     if pooled is None:
         write_summary_report(parent)
     else:
-        evaluate_folds(parent, options=options, saved_targets=saved_targets)
+        evaluate_folds(parent, options=options)
     return parent
-
-
-def _saved_targets(parent: Path) -> tuple[tuple[str, float], ...]:
-    """Return the targets that a user saved in the parent's model, if it is an ensemble already."""
-    model = parent / MODEL_FOLDER
-    return extra_targets(model) if MODEL_JSON.exists(model) and is_ensemble(read_card(model)) else ()
 
 
 def _write_best_model(parent: Path, runs: Sequence[Path], monitor: str) -> dict[str, Any]:

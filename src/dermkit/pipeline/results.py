@@ -3,8 +3,7 @@
 Each way to evaluate is imported inside the function that takes it, which keeps the import chain short.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +14,7 @@ from dermkit.data.manifest import Dataset
 from dermkit.data.split import Split
 from dermkit.errors import DataError, UsageError
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
-from dermkit.files import check_output, check_writable, lock, sweep_temp
+from dermkit.files import check_output, check_writable
 from dermkit.prediction.locate import check_folder, check_model_folder, suggest_run
 from dermkit.progress import Progress
 from dermkit.reporting.comparison_page import (
@@ -27,20 +26,15 @@ from dermkit.reporting.comparison_page import (
 from dermkit.reporting.report import write_report, write_summary_report
 from dermkit.reporting.terminal import metric_lines
 from dermkit.runs.documents import saved_content
-from dermkit.runs.folder import RunFolder
+from dermkit.runs.folder import RunFolder, writing_into
 from dermkit.runs.layout import (
-    FIGURES_FOLDER,
     METRICS,
-    MODEL_FOLDER,
     PREDICTIONS_FILE,
     RECIPE_FILE,
     REPORT_FILE,
     RUN,
     SUMMARY,
 )
-
-_LOCK_SECONDS = 30.0
-"""The longest wait for another command that writes into the same folder: it writes a report in a few seconds."""
 
 PRINTED_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro")
 """Metrics of each run that are printed beside the verdicts."""
@@ -108,20 +102,8 @@ def _evaluate_again(
     _check_evaluable(folder)
     from dermkit.pipeline.run import evaluate_and_report
 
-    with _writing_into(folder):
+    with writing_into(folder):
         return evaluate_and_report(folder, RunFolder(folder).images_root(), options=options)
-
-
-@contextmanager
-def _writing_into(folder: Path) -> Iterator[None]:
-    """Lock a folder of results, and remove the temporary files that killed commands left in it.
-
-    Only those that these commands write: other runs and evaluations below it may be going on.
-    """
-    with lock(folder, timeout=_LOCK_SECONDS):
-        children = {path.name for path in folder.iterdir() if path.is_dir()}
-        sweep_temp(folder, skip=children - {FIGURES_FOLDER, MODEL_FOLDER})
-        yield
 
 
 def _check_alone(folder: Path | None, mapping: Path | None) -> None:
@@ -214,7 +196,7 @@ def _open_test(folder: Path, dataset: Dataset, progress: Progress, options: Eval
     if not SUMMARY.exists(folder):
         pipeline_open_test.open_test(folder, dataset, progress=progress)
         remove_opening_step(folder)
-        with _writing_into(folder):
+        with writing_into(folder):
             return evaluate_and_report(folder, dataset.image_root, options=options)
     summary = SUMMARY.read(folder)
     runs = [folder / str(summary_row["folder"]) for summary_row in summary["runs"]]
@@ -222,7 +204,7 @@ def _open_test(folder: Path, dataset: Dataset, progress: Progress, options: Eval
         progress.say(f"version {number} of {len(runs)}: {run.name}")
         pipeline_open_test.open_test(run, dataset, progress=progress)
         remove_opening_step(run)
-        with _writing_into(run):
+        with writing_into(run):
             evaluate_and_report(run, dataset.image_root, options=options)
     monitor = load_recipe(runs[0] / RECIPE_FILE).monitor
     return summarise_repeats(folder, runs, monitor=monitor, options=options) / REPORT_FILE
@@ -264,7 +246,7 @@ def compare(runs: Sequence[Path], *, claim_texts: Sequence[str] = (), out: Path)
     runs = [evaluate(None, predictions=run).parent if run.is_file() else run for run in runs]
     with saved_content(*runs):
         comparison = compare_runs(runs) if runs else NO_COMPARISON
-    with _writing_into(out), saved_content(*runs):
+    with writing_into(out), saved_content(*runs):
         return _write_comparison(comparison, claims, out)
 
 
@@ -302,12 +284,12 @@ def report(folder: Path) -> Path:
     """Write a run's report again; returns its path."""
     check_folder(folder)
     if SUMMARY.exists(folder):
-        with _writing_into(folder):
+        with writing_into(folder):
             return write_summary_report(folder)
     if not METRICS.exists(folder):
         raise UsageError(
             f"{folder}: has no metrics.json, so it is not a run folder",
             remedy=suggest_run(folder, "name a run folder"),
         )
-    with _writing_into(folder):
+    with writing_into(folder):
         return write_report(folder, images_root=RunFolder(folder).images_root())

@@ -21,7 +21,7 @@ from dermkit.data.split import save_split
 from dermkit.errors import RunInterrupt, UsageError
 from dermkit.evaluation.evaluate import evaluate_run
 from dermkit.evaluation.openings import log_openings, openings_of_overlaps, write_run_seal
-from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions, Target
+from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.predict_splits import predict_splits
 from dermkit.files import (
     lock,
@@ -29,7 +29,7 @@ from dermkit.files import (
     sweep_temp,
     write_rows,
 )
-from dermkit.models.card import extra_targets, with_extra_targets, write_policy
+from dermkit.models.card import with_extra_targets, write_policy
 from dermkit.models.views import VIEW_SETS
 from dermkit.pipeline.continuation import copy_checkpoints, offer_earlier_runs
 from dermkit.pipeline.next_steps import write_next_steps
@@ -41,6 +41,7 @@ from dermkit.pipeline.run_facts import (
     record_environment,
     training_lint,
 )
+from dermkit.pipeline.saved_targets import drop_saved_targets, saved_targets
 from dermkit.progress import Progress
 from dermkit.recipes.schema import save_recipe
 from dermkit.render import charts, sheets
@@ -213,22 +214,22 @@ def evaluate_and_report(
     images: Path | None,
     *,
     options: EvaluationOptions = DEFAULT_OPTIONS,
-    saved_targets: tuple[Target, ...] = (),
 ) -> Path:
     """Evaluate a scored folder and write its report with pictures from `images`; returns the report.
 
     The folder's model gets the decision policy that was fitted on validation, what the test images showed of it, and
-    the targets to be saved; those that it holds already are fitted and shown every time. saved_targets: that it
-    held before it was written anew.
+    the targets to be saved; those that it holds already, or held before it was written anew, are fitted and shown every
+    time.
     """
     model = folder / MODEL_FOLDER
-    model_targets = (*saved_targets, *(extra_targets(model) if model.is_dir() else ()))
+    model_targets = saved_targets(folder)
     evaluate_run(folder, options=options.with_targets(model_targets))
     if POLICY.exists(folder) and model.is_dir():
         targets_to_save = {*model_targets, *(options.targets if options.save_targets else ())}
         policy = with_extra_targets(POLICY.read(folder), targets_to_save)
         point_names = {point["name"] for point in policy["operating_points"]}
         write_policy(model, policy, evaluation=summarise_test(RunFolder(folder), point_names))
+        drop_saved_targets(folder)
     return write_report(folder, images_root=images)
 
 

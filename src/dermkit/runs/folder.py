@@ -1,6 +1,7 @@
 """A run folder: the one way to read its files. What it holds in a file of an older format has the names of today."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 from dermkit.data.groups import distinct_codes, id_groups
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError, UsageError
-from dermkit.files import open_regular, read_regular, shell_path
+from dermkit.files import lock, open_regular, read_regular, shell_path, sweep_temp
 from dermkit.recipes.schema import Recipe, load_recipe
 from dermkit.runs import layout
 from dermkit.runs.documents import check_metrics_json, check_run_json, saved_content
@@ -22,7 +23,22 @@ Json = dict[str, Any]
 SEEN_SPLIT = "seen_in_training"
 """The split of an external test's images that the model's training looked at: they count in no test figure."""
 
+_LOCK_SECONDS = 30.0
+"""The longest wait for another command that writes into the same folder: it writes a report in a few seconds."""
+
 _SPLIT_ORDER = {"train": 0, SEEN_SPLIT: 1, "validation": 2, "test": 3}
+
+
+@contextmanager
+def writing_into(folder: Path) -> Iterator[None]:
+    """Lock a folder of results, and remove the temporary files that killed commands left in it.
+
+    Only those that evaluations and reports write: other runs and evaluations below it may be going on.
+    """
+    with lock(folder, timeout=_LOCK_SECONDS):
+        children = {path.name for path in folder.iterdir() if path.is_dir()}
+        sweep_temp(folder, skip=children - {layout.FIGURES_FOLDER, layout.MODEL_FOLDER})
+        yield
 
 
 def read_metrics(folder: Path) -> Json:

@@ -13,6 +13,8 @@ POLICY = JsonFile("policy.json", 2)
 RUN_SEAL = JsonFile("seal.json", 2, {1: migrations.run_seal_1_to_2})
 ENVIRONMENT = JsonFile("environment.json", 1)
 SUMMARY = JsonFile("summary.json", 2, {1: migrations.summary_1_to_2})
+SAVED_TARGETS = JsonFile("saved_targets.json", 1)
+"""Targets that a person saved in a model that is being written anew; it is there until the new model holds them."""
 FOREIGN = JsonFile("foreign_predictions.json", 2)
 TUNE = JsonFile("tune.json", 2)
 STUDY = JsonFile("study.json", 1)
