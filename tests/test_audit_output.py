@@ -28,7 +28,7 @@ from dermkit.files import lock, write_rows
 from dermkit.progress import Progress
 from dermkit.reporting import warnings
 from dermkit.runs.folder import RunFolder
-from dermkit.runs.layout import METRICS, RUN
+from dermkit.runs.layout import METRICS, RUN, SUMMARY
 from planted_audit import CHECKS, HOSTILE, Near, looking, make
 
 NAME = HOSTILE.replace("/", "")
@@ -393,6 +393,15 @@ def test_reports_say_what_the_audit_found(tmp_path: Path, dataset: Dataset) -> N
     state = {"state": "outdated", "split": "", "date": "today", "warnings": audit_state(dataset, None)["warnings"]}
     no_split = " ".join(told(tmp_path, state))
     assert "was made without a split: in the one used here, near copies" in no_split and "no split" not in no_split
+    assert "`dermkit audit DATASET --split NAME` does" in no_split
+    (tmp_path / "run" / "split.csv").write_text("image_id,split\n")
+    assert "`dermkit audit DATASET --split RUN/split.csv` does" in " ".join(told(tmp_path, state)), (
+        "a fold's split has no name in the data set: its file is in the run"
+    )
+    (tmp_path / "run" / "split.csv").unlink()
+    SUMMARY.write(tmp_path / "run", {})
+    assert "`dermkit audit DATASET --split FOLD/split.csv` does, for each fold" in " ".join(told(tmp_path, state))
+    (tmp_path / "run" / "summary.json").unlink()
     changed = replace(dataset, manifest=dataset.manifest.assign(site="back"))
     old = told(tmp_path, audit_state(changed, None))
     assert any("is outdated, the manifest has changed since" in text for text in old)

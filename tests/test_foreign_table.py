@@ -12,6 +12,7 @@ import pytest
 
 import dermkit as dk
 from dermkit.errors import DataError, UsageError
+from dermkit.evaluation.foreign_files import LABEL_ALIASES
 from dermkit.evaluation.foreign_predictions import evaluate_foreign
 from dermkit.evaluation.foreign_table import ForeignTable, read_foreign_table
 from dermkit.progress import Progress
@@ -264,6 +265,15 @@ def test_positions_as_floats_and_one_hot_rows_are_the_classes_there(tmp_path: Pa
     # The melanoma is the class of position 0, and never the one that a 1 would be called elsewhere.
     names, p = read_arrays(tmp_path, probabilities=P_OF_TWO, labels=labels, classes=["mel", "nv"])
     assert (names, p) == (["mel", "nv", "nv"], P_OF_TWO.tolist())
+
+
+@pytest.mark.parametrize("name", LABEL_ALIASES)
+def test_labels_have_the_same_names_in_arrays_as_in_tables(tmp_path: Path, name: str) -> None:
+    # An array called `truth` was the label too, but a position 1 was read as malignant: every label was the other one.
+    names, p = read_arrays(tmp_path, probabilities=P_OF_TWO, classes=["mel", "nv"], **{name: [1, 0, 1]})
+    of_positions, of_malignancy = ["nv", "mel", "nv"], ["mel", "nv", "mel"]
+    assert names == (of_malignancy if name == "benign_malignant" else of_positions)
+    assert p == P_OF_TWO.tolist()
 
 
 def test_rows_of_a_json_are_those_of_their_numbers_in_any_order(tmp_path: Path) -> None:

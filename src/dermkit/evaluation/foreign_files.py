@@ -32,7 +32,10 @@ _NAME_OF_ARRAY = MappingProxyType(
     }
 )  # fmt: skip
 """Arrays are often called by the plural of what a column is called."""
-_LABEL_NAMES = ("label", "y_true", "true_label", "ground_truth")
+_CLASS_LABELS = ("label", "y_true", "true_label", "ground_truth", "truth")
+LABEL_ALIASES = (*_CLASS_LABELS, "benign_malignant")
+"""Columns and arrays that hold the true label, the first that is there. A 1 of `benign_malignant` says malignant: it is
+no position in an array's `classes`."""
 OTHER_FORMATS = frozenset({".npy", ".xlsx", ".xls", ".pkl", ".pickle", ".pt", ".pth", ".feather", ".mat", ".h5"})
 _SAVE_AS_CSV = (
     "save it as CSV (pandas: frame.to_csv('predictions.csv', index=False)), with a row per image "
@@ -189,7 +192,7 @@ def _columns_of_array(
 ) -> Iterator[tuple[str, list[Any]]]:
     """Yield the columns that an array is: one of values, or one p_CLASS for each class."""
     column = _NAME_OF_ARRAY.get(name, name)
-    if column in _LABEL_NAMES:
+    if column in _CLASS_LABELS:
         yield column, _label_values(name, array, class_names)
     elif array.ndim == 2 and array.shape[1] > 1:
         yield from _class_columns(name, array, class_names)

@@ -24,7 +24,7 @@ from dermkit.data.importers.id_columns import IdColumns, find_id_columns
 from dermkit.data.manifest import Dataset
 from dermkit.errors import first_of
 from dermkit.evaluation.foreign_classes import join_spellings, match_labels, match_name, sum_classes
-from dermkit.evaluation.foreign_files import has_reader, read_other_table
+from dermkit.evaluation.foreign_files import LABEL_ALIASES, has_reader, read_other_table
 from dermkit.evaluation.foreign_groups import FOREIGN_GROUP_COLUMNS
 from dermkit.evaluation.foreign_probabilities import (
     Numbers,
@@ -38,7 +38,6 @@ from dermkit.render.cells import undefused
 from dermkit.runs.predictions import PROBABILITY_PREFIX
 
 ID_ALIASES = ("image_id", "image", "isic_id", "image_name", "path", "file", "filename", "file_name", "name", "id")
-LABEL_ALIASES = ("label", "y_true", "true_label", "ground_truth", "truth", "benign_malignant")
 SCORE_ALIASES = (
     "y_score", "y_prob", "y_proba", "score", "prob", "proba", "probability", "y_pred", "pred", "prediction", "target",
 )  # fmt: skip

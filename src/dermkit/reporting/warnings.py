@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dermkit.data.diagnoses import UNKNOWN_MALIGNANCY, malignancy_question, unknown_malignancy
 from dermkit.data.manifest import LesionClass
 from dermkit.metrics.stats.power import expected_maximum_of_k
-from dermkit.runs.layout import UNSTABLE_TRAINING
+from dermkit.runs.layout import SPLIT_FILE, SUMMARY, UNSTABLE_TRAINING
 
 if TYPE_CHECKING:
     from dermkit.runs.folder import RunFolder
@@ -234,7 +235,9 @@ def _audit_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
     """Yield warnings of the data's audits: of the set tested on, and of the one an external model was trained on."""
     dataset_json, training_dataset = run.run_json.get("dataset", {}), run.run_json.get("training_dataset")
     yield from _dataset_audit_warnings(
-        str(dataset_json.get("name") or "this data set"), dataset_json.get("audit") or {}
+        str(dataset_json.get("name") or "this data set"),
+        dataset_json.get("audit") or {},
+        audit_advice=_audit_advice(run.path),
     )
     if training_dataset:
         yield from _dataset_audit_warnings(
@@ -242,7 +245,21 @@ def _audit_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
         )
 
 
-def _dataset_audit_warnings(name: str, audit: Mapping[str, Any]) -> Iterator[ReportWarning]:
+_AUDIT_OF_NAMED_SPLIT = "`dermkit audit DATASET --split NAME` does"
+
+
+def _audit_advice(run: Path) -> str:
+    """Return the command that audits the split of a run; that of a fold has no name, and its file is in the run."""
+    if (run / SPLIT_FILE).is_file():
+        return f"`dermkit audit DATASET --split RUN/{SPLIT_FILE}` does"
+    if SUMMARY.exists(run):
+        return f"`dermkit audit DATASET --split FOLD/{SPLIT_FILE}` does, for each fold"
+    return _AUDIT_OF_NAMED_SPLIT
+
+
+def _dataset_audit_warnings(
+    name: str, audit: Mapping[str, Any], *, audit_advice: str = _AUDIT_OF_NAMED_SPLIT
+) -> Iterator[ReportWarning]:
     state, errors = audit.get("state", "never"), audit.get("errors", [])
     if state == "never":
         missing_checks = "near duplicates, contradictory labels and shortcuts were not (no audit was run)."
@@ -266,7 +283,7 @@ def _dataset_audit_warnings(name: str, audit: Mapping[str, Any]) -> Iterator[Rep
         yield ReportWarning(
             "note",
             f"{name}: the audit of {audit['date']} {audited_text} near copies and "
-            "shortcuts across sides were not looked for: `dermkit audit DATASET --split NAME` does.",
+            f"shortcuts across sides were not looked for: {audit_advice}.",
         )
     for finding in errors:
         yield ReportWarning(
