@@ -112,6 +112,29 @@ def test_a_grid_of_tiles_is_one_photograph(monkeypatch: pytest.MonkeyPatch) -> N
     assert refusal(one_fewer) == (RejectionReason.BROKEN, "0 tiles for 4 x 3")
 
 
+def test_colours_and_previews_of_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The colours of a grid stand with its tiles; a preview may be coded larger than it says, and is not decoded."""
+    monkeypatch.setattr(pillow_heif.options, "GRID_TILE_SIZE", 128)
+    data = coded("HEIF", quarters(300, 402))
+    start = data.index(b"nclx") + 4
+    assert (
+        refusal(data[:start] + struct.pack(">HH", 9, 16) + data[start + 4 :])[0]
+        == RejectionReason.UNDEFINED_PIXELS
+    )
+    album = pillow_heif.from_pillow(quarters())
+    album.info["thumbnails"] = [64]
+    buffer = io.BytesIO()
+    album.save(buffer, format="HEIF", quality=90)
+    data = buffer.getvalue()
+    assert b"thmb" in data
+    start = data.rindex(b"ispe") + 8
+    preview = struct.unpack(">II", data[start : start + 8])
+    assert max(preview) <= 64
+    larger = data[:start] + struct.pack(">II", preview[0] - 2, preview[1]) + data[start + 8 :]
+    assert difference(open_image(larger), quarters()) < 2
+    assert refusal(larger.replace(b"thmb", b"cdsc"))[0] == RejectionReason.BROKEN
+
+
 def test_the_primary_one_of_several_pictures_is_read() -> None:
     album = pillow_heif.from_pillow(quarters())
     album.add_from_pillow(flat("white", size=(64, 64)))

@@ -141,9 +141,14 @@ class _Picture:
         if self.primary_id not in self.items:
             raise HeaderRejected(RejectionReason.BROKEN, "the primary picture is not there")
         self.primary = self.items[self.primary_id]
+        self.parts: list[_Item] = []
 
     def coded_items(self) -> tuple[list[_Item], str]:
-        """Return every coded item of the file (also opacity, thumbnail, depth), and the format of the primary one."""
+        """Return every coded item of the file but previews, and the format of the primary one.
+
+        Opacity, depth and what else there is may be decoded with the picture; previews (`thmb`) are not, and cameras
+        code them larger than they say.
+        """
         parts = [self.primary]
         if self.primary.kind == b"grid":
             parts = self._tiles()
@@ -151,7 +156,14 @@ class _Picture:
         if len(kinds) != 1 or not kinds <= _CODED.keys():
             names = ", ".join(sorted(kind.decode("latin-1") for kind in kinds))
             raise HeaderRejected(RejectionReason.FORMAT_NOT_ALLOWED, f"a picture of kind {names}; save it as JPEG")
-        return [item for item in self.items.values() if item.kind in _CODED], _CODED[kinds.pop()]
+        preview_ids = {source for (kind, source), _ in self.references.items() if kind == b"thmb"} - {
+            self.primary_id
+        }
+        self.parts = parts
+        others = [
+            item for item_id, item in self.items.items() if item_id not in preview_ids and item.kind in _CODED
+        ]
+        return others, _CODED[kinds.pop()]
 
     def _tiles(self) -> list[_Item]:
         """Return the tiles of the primary grid, after a check of their number and of its size."""
@@ -207,18 +219,20 @@ class _Picture:
         return (f"{max(depths)}-bit colours scaled to 8 bits",) if len(depths) > 1 and max(depths) > 8 else ()
 
     def colour_notes(self) -> tuple[str, ...]:
-        """Return what is assumed of the colours; raises `HeaderRejected` for those of high dynamic range."""
-        for box in self.primary.properties:
-            if box.kind == b"colr" and self.data[box.start : box.start + 4] == b"nclx":
-                primaries, curve = struct.unpack_from(">HH", self.data, box.start + 4)
+        """Return what is assumed of the colours; raises `HeaderRejected` for those of high dynamic range.
+
+        Cameras state the colours of a grid with its tiles.
+        """
+        boxes = [box for item in (self.primary, *self.parts) for box in item.properties if box.kind == b"colr"]
+        colours = {self.data[box.start : box.end] for box in boxes}
+        for colour in colours:
+            if colour[:4] == b"nclx":
+                primaries, curve = struct.unpack_from(">HH", colour, 4)
                 if curve in _HDR_CURVES:
                     raise HeaderRejected(
                         RejectionReason.UNDEFINED_PIXELS, "colours of high dynamic range; save it as JPEG"
                     )
-                has_profile = any(
-                    other.kind == b"colr" and self.data[other.start : other.start + 4] in (b"prof", b"rICC")
-                    for other in self.primary.properties
-                )
+                has_profile = any(other[:4] in (b"prof", b"rICC") for other in colours)
                 if primaries not in _SRGB_PRIMARIES and not has_profile:
                     return (f"colour primaries {primaries} taken for those of sRGB",)
         return ()
