@@ -146,7 +146,7 @@ class _Picture:
     def coded_items(self) -> tuple[list[_Item], str]:
         """Return every coded item of the file but previews, and the format of the primary one.
 
-        Opacity, depth and what else there is may be decoded with the picture; previews (`thmb`) are not, and cameras
+        Opacity, depth and what else there is may be decoded with the picture; previews are not, and cameras
         code them larger than they say.
         """
         parts = [self.primary]
