@@ -1,5 +1,6 @@
 """The gate for images: what has no defined pixels is refused with its reason, at no cost."""
 
+import io
 import os
 import random
 import struct
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
+from dermkit.data.rejection_texts import REASON_TEXTS
 from dermkit.errors import ImageRejected, RejectionReason
 from dermkit.images.decode import open_image
 from made_images import (
@@ -250,3 +252,30 @@ def with_right_checksums(data: bytes) -> bytes:
         out += chunk(data[at + 4 : at + 8], data[at + 8 : at + 8 + length])
         at += 12 + length
     return out + data[at:]
+
+
+def tiff_with(tags: dict[int, Any]) -> bytes:
+    """Return a small TIFF with further tags, as a raw file begins whose photograph lies in a sub-directory."""
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        info[tag] = value
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 48), (200, 10, 10)).save(stream, "TIFF", tiffinfo=info)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [{50706: b"\1\4\0\0"}, {254: 1, 50706: b"\1\4\0\0"}, {254: 1, 271: "NIKON CORPORATION", 330: (2000, 3000)}],
+    ids=["DNG", "DNG that begins with a preview", "NEF"],
+)
+def test_the_preview_of_a_camera_raw_file_is_not_taken_for_the_photograph(tags: dict[int, Any]) -> None:
+    with pytest.raises(ImageRejected, match="camera raw") as caught:
+        open_image(tiff_with(tags))
+    assert caught.value.reason == RejectionReason.FORMAT_NOT_ALLOWED
+    assert REASON_TEXTS[caught.value.reason][1] == "save it as JPEG or PNG"
+
+
+@pytest.mark.parametrize("tags", [{}, {254: 0, 330: (2000,)}, {254: 1}], ids=["plain", "pyramid", "single"])
+def test_a_tiff_that_begins_with_its_only_or_largest_picture_is_read(tags: dict[int, Any]) -> None:
+    assert open_image(tiff_with(tags)).pixels.shape == (48, 64, 3)

@@ -280,8 +280,28 @@ def _read_directory(data: bytes) -> _TiffDirectory:
     return _TiffDirectory(data, byte_order, offset, entries, next_offset)
 
 
+_NEW_SUBFILE_TYPE, _SUB_DIRECTORIES, _DNG_VERSION = 254, 330, 50706
+_IS_REDUCED = 1
+
+
+def _check_no_camera_raw(directory: _TiffDirectory) -> None:
+    """Raise `HeaderRejected` for a camera's raw file: its first picture is a preview, the photograph lies elsewhere.
+
+    DNG has a tag of its own; of others (NEF, ARW) the first picture says that it is a reduced one, and names others.
+    """
+    if _DNG_VERSION in directory.entries or directory.data[8:10] == b"CR":
+        raise HeaderRejected(RejectionReason.FORMAT_NOT_ALLOWED, "camera raw")
+    if _SUB_DIRECTORIES not in directory.entries:
+        return
+    if any(kind & _IS_REDUCED for kind in directory.integers(_NEW_SUBFILE_TYPE, (0,))):
+        raise HeaderRejected(
+            RejectionReason.FORMAT_NOT_ALLOWED, "camera raw, or a TIFF that begins with its thumbnail"
+        )
+
+
 def _read_tiff(data: bytes) -> ImageHeader:
     directory = _read_directory(data)
+    _check_no_camera_raw(directory)
     pixel_tags = _TIFF_PIXEL_TAGS & directory.entries.keys()
     for tag in pixel_tags & _TIFF_SINGLE_VALUE_TAGS:
         if len(directory.integers(tag)) != 1:
