@@ -4,6 +4,7 @@ Every checker takes a folder, so that a test below can plant a fault in another 
 """
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -109,7 +110,7 @@ def walk(node: ast.AST, lazy: bool = False) -> Iterator[tuple[ast.AST, bool]]:
         yield from walk(child, lazy or inside or typing)
 
 
-def targets(node: ast.AST, module: str, path: Path, known: set[str]) -> list[str]:
+def targets(node: ast.AST, module: str, path: Path, known: frozenset[str]) -> list[str]:
     """Return the modules that a node imports, if it is an import, written or called."""
     if isinstance(node, ast.Import):
         return [EVERYTHING if alias.name == "dermkit" else alias.name for alias in node.names]
@@ -127,15 +128,20 @@ def targets(node: ast.AST, module: str, path: Path, known: set[str]) -> list[str
 def imports(src: Path) -> dict[str, list[Import]]:
     """Return every import of every module, those inside functions and under TYPE_CHECKING too."""
     files = modules(src)
-    found: dict[str, list[Import]] = {}
-    for module, path in files.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        found[module] = [
-            Import(target, getattr(node, "lineno", 0), lazy)
-            for node, lazy in walk(tree)
-            for target in targets(node, module, path, set(files))
-        ]
-    return found
+    return {
+        module: statements_of(module, path, path.read_text(encoding="utf-8"), frozenset(files))
+        for module, path in files.items()
+    }
+
+
+@functools.lru_cache(maxsize=1024)
+def statements_of(module: str, path: Path, text: str, known: frozenset[str]) -> list[Import]:
+    """Return the imports of one module; four rules read the same text, and reading it once is enough."""
+    return [
+        Import(target, getattr(node, "lineno", 0), lazy)
+        for node, lazy in walk(ast.parse(text))
+        for target in targets(node, module, path, known)
+    ]
 
 
 def direction_problems(src: Path) -> list[str]:
