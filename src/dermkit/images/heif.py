@@ -141,7 +141,8 @@ class _Picture:
         if self.primary_id not in self.items:
             raise HeaderRejected(RejectionReason.BROKEN, "the primary picture is not there")
         self.primary = self.items[self.primary_id]
-        self.parts: list[_Item] = []
+        # What the picture is made of: the tiles of a grid, or itself.
+        self.parts = self._tiles() if self.primary.kind == b"grid" else [self.primary]
 
     def coded_items(self) -> tuple[list[_Item], str]:
         """Return every coded item of the file but previews, and the format of the primary one.
@@ -149,17 +150,13 @@ class _Picture:
         Opacity, depth and what else there is may be decoded with the picture; previews are not, and cameras
         code them larger than they say.
         """
-        parts = [self.primary]
-        if self.primary.kind == b"grid":
-            parts = self._tiles()
-        kinds = {item.kind for item in parts}
+        kinds = {item.kind for item in self.parts}
         if len(kinds) != 1 or not kinds <= _CODED.keys():
             names = ", ".join(sorted(kind.decode("latin-1") for kind in kinds))
             raise HeaderRejected(RejectionReason.FORMAT_NOT_ALLOWED, f"a picture of kind {names}; save it as JPEG")
         preview_ids = {source for (kind, source), _ in self.references.items() if kind == b"thmb"} - {
             self.primary_id
         }
-        self.parts = parts
         others = [
             item for item_id, item in self.items.items() if item_id not in preview_ids and item.kind in _CODED
         ]

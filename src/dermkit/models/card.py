@@ -149,13 +149,17 @@ ENSEMBLE_NOTE = (
 )
 
 
+def _n_passes(card: Mapping[str, Any]) -> int:
+    """Return how many times a net runs for one image: once a view of each member."""
+    return sum(len(member["views"]) for member in card["members"])
+
+
 def _calibration_text(card: Mapping[str, Any]) -> str:
     calibration, n = card["calibration"], len(card["members"])
-    n_passes = sum(len(member["views"]) for member in card["members"])
     if is_ensemble(card):
         return (
-            f"Members: {n} nets, so {n_passes} passes an image. Probabilities are the mean of the members', after each "
-            f"one's own calibration on its validation images. {ENSEMBLE_NOTE}"
+            f"Members: {n} nets, so {_n_passes(card)} passes an image. Probabilities are the mean of the members', "
+            f"after each one's own calibration on its validation images. {ENSEMBLE_NOTE}"
         )
     if calibration["kind"] == "none":
         return "Calibration: none. Probabilities are softmax outputs as trained; do not read them as risks."
@@ -192,10 +196,10 @@ def _evaluation_text(card: Mapping[str, Any]) -> str:
 def _views_text(card: Mapping[str, Any]) -> str:
     """Return which views are averaged; "" for a model that takes every image as it is."""
     names = [views_text(member["views"]) for member in card["members"]]
-    n_passes = sum(len(member["views"]) for member in card["members"])
     if set(names) == {"identity"}:
         return ""
-    return f"\nViews whose probabilities are averaged: {', '.join(dict.fromkeys(names))}; {n_passes} passes an image.\n"
+    views = ", ".join(dict.fromkeys(names))
+    return f"\nViews whose probabilities are averaged: {views}; {_n_passes(card)} passes an image.\n"
 
 
 def card_text(card: Mapping[str, Any]) -> str:

@@ -2,21 +2,18 @@
 
 from pathlib import Path
 
-from dermkit.errors import UntrustedError, UsageError
+from dermkit.errors import UntrustedError
 from dermkit.models.backbones import check_backbone_name
 from dermkit.recipes.experiments import RECIPES
 from dermkit.recipes.schema import Recipe, check_features_used
 
 
 def check_requirements(recipe: Recipe, weights_file: Path | None) -> None:
-    """Raise `UsageError` for a backbone that does not exist, or `distil`, `UntrustedError` for weights not there."""
+    """Raise `UsageError` for a backbone that does not exist or a field without effect, `UntrustedError` for weights
+    that are not there.
+    """
     check_backbone_name(recipe.model)
-    if recipe.distil is not None:
-        raise UsageError(
-            f"{recipe.name}: distil has no effect yet: this version cannot train with a teacher",
-            outcome="nothing was trained",
-            remedy="set distil to null",
-        )
+    check_features_used(recipe)
     if weights_file is not None and recipe.model.weights != "none" and not weights_file.is_file():
         raise UntrustedError(
             f"{weights_file}: there is no such weights file",
@@ -24,7 +21,6 @@ def check_requirements(recipe: Recipe, weights_file: Path | None) -> None:
             remedy="check the path, or train from scratch, which needs no weights: "
             f"`dermkit train {scratch_recipe(recipe.name, recipe.model.backbone)} DATASET`",
         )
-    check_features_used(recipe)
 
 
 def scratch_recipe(name: str, backbone: str) -> str:

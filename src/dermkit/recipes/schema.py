@@ -297,10 +297,12 @@ def check_features_used(recipe: Recipe) -> None:
         problems.append("smote")
     if recipe.optim.ema_decay:
         problems.append("optim.ema_decay")
+    if recipe.distil is not None:
+        problems.append("distil")
     if problems:
         raise UsageError(
             f"{recipe.name}: {' and '.join(problems)} {'have' if len(problems) > 1 else 'has'} no effect yet: "
-            "dense layers would be trained on the images as they are, with the weights of one epoch",
+            "training would leave out what it asks for",
             outcome="nothing was trained",
             remedy="set what is named to null or 0 in the recipe; for small classes there are optim.class_weights, "
             "optim.sampling and grow",

@@ -16,7 +16,7 @@ from dermkit.files import fingerprint, read_regular
 from dermkit.recipes.derive import Assignment, derive_recipe
 from dermkit.recipes.effects import why_without_effect
 from dermkit.recipes.fields import generic_path, nearest_fields, recipe_fields
-from dermkit.recipes.schema import Recipe, recipe_to_dict
+from dermkit.recipes.schema import Recipe
 
 RANGE_KEYS = ("low", "high", "log", "step")
 _EXAMPLE = '{"optim.batch_size": [16, 32], "phases.0.head_lr": {"low": 1e-4, "high": 1e-2, "log": true}}'
@@ -65,19 +65,13 @@ Dimension = Choice | Range
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Field -> the values that it may take, for one recipe.
-
-    recipes: for a grid of named recipes, the values of the fields in which they differ, as JSON -> the recipe.
-    """
+    """Field -> the values that it may take, for one recipe."""
 
     dimensions: Mapping[str, Dimension]
-    recipes: Mapping[str, Recipe] | None = None
 
     @property
     def size(self) -> int | None:
         """The number of combinations, None where a number is drawn from a range without a step."""
-        if self.recipes is not None:
-            return len(self.recipes)
         sizes = [_size_of(dimension) for dimension in self.dimensions.values()]
         return None if None in sizes else math.prod(size for size in sizes if size is not None)
 
@@ -85,16 +79,11 @@ class SearchSpace:
         """Yield every combination, field -> value; raises `ValueError` for a space that has no end."""
         if self.size is None:
             raise ValueError("numbers without a step have no list")
-        if self.recipes is not None:
-            yield from (json.loads(key) for key in self.recipes)
-            return
         for values in itertools.product(*(_values_of(dimension) for dimension in self.dimensions.values())):
             yield dict(zip(self.dimensions, values, strict=True))
 
     def recipe_for(self, base: Recipe, values: Mapping[str, Any]) -> Recipe:
         """Return the recipe that these values make of `base`; raises `UsageError` where they do not go together."""
-        if self.recipes is not None:
-            return self.recipes[values_key(values)]
         assignments = [
             Assignment(path, value, f"{path} = {json.dumps(value)}") for path, value in sorted(values.items())
         ]
@@ -105,9 +94,8 @@ class SearchSpace:
         return {path: _dimension_dict(dimension) for path, dimension in self.dimensions.items()}
 
     def fingerprint(self) -> str:
-        """Return a hash of the fields and their values, and of the recipes of a grid."""
-        names = None if self.recipes is None else [recipe_to_dict(recipe) for recipe in self.recipes.values()]
-        return fingerprint(self.as_dict(), names)
+        """Return a hash of the fields and their values."""
+        return fingerprint(self.as_dict())
 
 
 def values_key(values: Mapping[str, Any]) -> str:
