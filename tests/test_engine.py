@@ -36,6 +36,7 @@ from test_train import BASE, SMALL, equal, make_job, make_net, run, state
 
 PIXELS: Recipe = replace(BASE, phases=(full_phase(2, lr=1e-3),), augment=ROTATE_FLIP_ZOOM)
 MIXED = replace(PIXELS, mix=MixupSpec(mixup=0.4, cutmix=1.0, p=0.7))
+AVERAGED = replace(PIXELS, keep="last", optim=replace(PIXELS.optim, ema_decay=0.9))
 RATES = LearningRates((0.0,), PIXELS.phases[0], PIXELS.optim, 1, 1.0)
 BALANCED = replace(PIXELS, optim=replace(PIXELS.optim, sampling="balanced", class_weights="balanced"))
 
@@ -59,7 +60,7 @@ def test_workers_change_nothing(tmp_path: Path, recipe: Recipe) -> None:
         assert equal(state(alone), state(net))
 
 
-@pytest.mark.parametrize("recipe", [PIXELS, MIXED], ids=["plain", "mixed"])
+@pytest.mark.parametrize("recipe", [PIXELS, MIXED, AVERAGED], ids=["plain", "mixed", "averaged"])
 def test_stopped_at_every_batch_and_resumed_it_ends_with_the_same_bits(tmp_path: Path, recipe: Recipe) -> None:
     alone, progress = run(recipe, tmp_path / "alone")
     hooks = TrainingHooks(should_stop=lambda: True)
@@ -276,12 +277,15 @@ def test_a_weight_that_is_no_number_after_the_last_batch_is_never_kept(
     assert all(bool(torch.isfinite(value).all()) for value in net.state_dict().values())
 
 
-def test_a_setback_is_the_same_whether_the_run_was_stopped_before_it_or_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", [PIXELS, AVERAGED], ids=["plain", "averaged"])
+def test_a_setback_is_the_same_whether_the_run_was_stopped_before_it_or_not(
+    tmp_path: Path, recipe: Recipe
+) -> None:
     """It goes back to where the epoch began, not to wherever somebody stopped."""
 
     def attempt(folder: Path, stop_after: int) -> tuple[Any, TrainingProgress]:
         folder.mkdir(exist_ok=True)
-        net = make_net(PIXELS)
+        net = make_net(recipe)
         net.head = torch.nn.Sequential(net.head, PoisonAt(5))
         asked = [0]
 
@@ -289,14 +293,14 @@ def test_a_setback_is_the_same_whether_the_run_was_stopped_before_it_or_not(tmp_
             asked[0] += 1
             return asked[0] == stop_after
 
-        job = make_job(PIXELS, folder)
+        job = make_job(recipe, folder)
         try:
             return net, train_net(
                 job, net, folder, fabric=process_group.start_fabric("cpu"), hooks=TrainingHooks(should_stop=stop)
             )
         except RunInterrupt:
             assert (folder / "mid-epoch.safetensors").exists()
-            again = make_net(PIXELS)
+            again = make_net(recipe)
             again.head = torch.nn.Sequential(again.head, PoisonAt(5 - stop_after))
             return again, train_net(job, again, folder, fabric=process_group.start_fabric("cpu"))
 
@@ -512,7 +516,7 @@ def two_processes(recipe: Recipe, folder: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("name", ["mixed, balanced, uneven", "features"])
 def test_two_processes_and_one_give_the_same_curve(tmp_path: Path, name: str) -> None:
-    """44 images in batches of 11: shares of 6 and 5. Nothing here draws dropout.
+    """44 images in batches of 11: shares of 6 and 5. Nothing here draws dropout. Weights are averaged in one of them.
 
     The net and its rates are such that a difference in the last bit does not grow: a random MobileNetV2 at this size
     turns 1e-6 in its weights into 0.1 of the loss within an epoch, on one process.
@@ -521,7 +525,9 @@ def test_two_processes_and_one_give_the_same_curve(tmp_path: Path, name: str) ->
     residual = replace(SMALL, backbone="resnet10t", dropout=0.0)
     phases = (full_phase(2, lr=1e-2),)
     recipe = {
-        "mixed, balanced, uneven": replace(MIXED, model=residual, optim=sgd, phases=phases),
+        "mixed, balanced, uneven": replace(
+            MIXED, model=residual, optim=replace(sgd, ema_decay=0.5), phases=phases
+        ),
         "features": replace(PIXELS, model=residual, phases=(head_phase(3, views=2),)),
     }[name]
     _, alone = run(recipe, tmp_path / "one")
@@ -552,7 +558,7 @@ def test_a_checkpoint_of_format_2_is_read_under_the_names_of_today(tmp_path: Pat
     }  # fmt: skip
     tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
     header = {"progress": json.dumps(old_fields), "optimizer": json.dumps({"groups": [], "scalars": {}})}
-    for version in ("1", "2", "4"):
+    for version in ("1", "2", "5"):
         path.write_bytes(save_safetensors(tensors, metadata={**header, "format": version}))
         if version == "2":
             progress = load_checkpoint(path, net)
@@ -560,5 +566,5 @@ def test_a_checkpoint_of_format_2_is_read_under_the_names_of_today(tmp_path: Pat
                 1, 2, 3, 1.5, 7.0, 0.25, 0.5, [{"what": "loss", "epoch": 1}], 4, 1, 0.75, 2, [{"epoch": 1.0}]
             )
         else:
-            with pytest.raises(UntrustedError, match=f"format {version}, this dermkit reads format 3"):
+            with pytest.raises(UntrustedError, match=f"format {version}, this dermkit reads format 4"):
                 load_checkpoint(path, net)

@@ -254,10 +254,7 @@ def _with_classifier(kind: _Kind) -> dk.Recipe:
 
 def _without_effect() -> list[tuple[str, dk.Recipe]]:
     classifiers = [(r"model\.classifier", _with_classifier(kind)) for kind in get_args(_Kind)]
-    averaged = replace(
-        dk.find_recipe("s2-resnet50"), optim=replace(dk.find_recipe("s2-resnet50").optim, ema_decay=0.9)
-    )
-    return [("smote", _with_smote()), ("optim.ema_decay", averaged), *classifiers]
+    return [("smote", _with_smote()), *classifiers]
 
 
 @pytest.mark.parametrize(("field", "recipe"), _without_effect())

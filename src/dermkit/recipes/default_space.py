@@ -57,6 +57,7 @@ def _loss_and_batches(recipe: Recipe) -> Iterator[tuple[str, Dimension]]:
     yield "optim.weight_decay", Range(1e-6, 1e-1 if recipe.optim.optimizer == "adamw" else 1e-2, log=True)
     yield "optim.schedule", Choice(("constant", "cosine"))
     yield "optim.warmup_epochs", Choice((0.0, 1.0))
+    yield "optim.ema_decay", Choice((0.0, 0.99))
     yield "optim.label_smoothing", Range(0.0, 0.2)
     yield "optim.focal_gamma", Choice((0.0, 1.0, 2.0))
     if (

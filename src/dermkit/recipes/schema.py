@@ -258,6 +258,8 @@ class Recipe:
             raise ValueError(
                 "model.classifier is fitted once: it needs one phase of one epoch, train_backbone none"
             )
+        if self.model.classifier and self.optim.ema_decay:
+            raise ValueError("optim.ema_decay has no effect on model.classifier, which has no steps of training")
         if any(phase.image_size > self.image.size for phase in self.phases):
             raise ValueError("phases: image_size is larger than image.size")
         if self.model.drop_path and is_frozen:
@@ -295,8 +297,6 @@ def check_features_used(recipe: Recipe) -> None:
         problems.append(f"model.classifier ({recipe.model.classifier.kind})")
     if recipe.smote is not None:
         problems.append("smote")
-    if recipe.optim.ema_decay:
-        problems.append("optim.ema_decay")
     if recipe.distil is not None:
         problems.append("distil")
     if problems:

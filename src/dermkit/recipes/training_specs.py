@@ -132,8 +132,8 @@ class OptimSpec:
     """Epochs at the start of each phase over which the learning rates rise linearly from 0, step by step, at most those
     of the shortest phase; 0 = none."""
     ema_decay: FractionBelowOne
-    """Decay per step of an exponential moving average of the weights, which is validated and saved in their place; 0 =
-    none. Refused in training until it is made."""
+    """Decay per step of an exponential moving average of the weights, which is validated and saved in their place; in
+    step n of a phase, from 0, at most (1 + n) / (10 + n); 0 = none."""
     sampling: Literal["shuffled", "balanced", "square_root"]
     """`shuffled` shows every training image once an epoch; `balanced` draws the same number of images, each class
     equally often, `square_root` each class in proportion to the square root of its size."""

@@ -1,12 +1,16 @@
 """A checkpoint: weights, optimizer state and progress of a run in one safetensors file.
 
+`net.NAME` is what the run would save as its model now. Where weights are averaged that is the average, and `raw.NAME`
+is the tensor that training goes on from.
+
 Tensors are stored as such, all else as JSON in the file's header. One file, so that its halves cannot be of different
 moments; no pickle, because reading a pickle runs code.
 """
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,9 @@ from safetensors.torch import save as save_safetensors
 from dermkit.errors import UntrustedError
 from dermkit.files import write_bytes
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
+_READABLE_FORMATS = ("2", "3", "4")
+"""Format 4 added `raw.NAME`, which runs without averaged weights lack: a file of format 3 is one of theirs."""
 LAST_CHECKPOINT = "last.safetensors"
 BEST_CHECKPOINT = "best.safetensors"
 MID_EPOCH_CHECKPOINT = "mid-epoch.safetensors"
@@ -37,6 +43,8 @@ _NAMES_OF_FORMAT_2 = {
 @dataclass
 class TrainingProgress:
     """What has been done: finished epochs with their log rows, the best so far, and the optimizer's state.
+
+    raw_weights: name in the net's state -> raw tensor, as loaded, where the net that was loaded holds averaged ones.
 
     phase, phase_epoch: the running phase and its finished epochs, from 0. step: batches done in the running epoch;
     loss_sum, n_correct, seconds: summed over them. lr_scale: factor of every learning rate, halved each time that a
@@ -58,10 +66,12 @@ class TrainingProgress:
     best_epoch: int = 0
     log_rows: list[dict[str, float]] = field(default_factory=list)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    raw_weights: dict[str, torch.Tensor] = field(default_factory=dict, compare=False)
 
     def start_phase(self, phase: int) -> None:
-        """Reset epoch counters, patience and optimizer; keep best_value."""
+        """Reset epoch counters, patience, optimizer and raw weights; keep best_value."""
         self.phase, self.phase_epoch, self.epochs_without_improvement, self.optimizer = phase, 0, 0, {}
+        self.raw_weights = {}
         self.start_epoch()
 
     def start_epoch(self) -> None:
@@ -87,27 +97,42 @@ class TrainingProgress:
         return is_best
 
 
-def checkpoint_bytes(net: torch.nn.Module) -> int:
+def checkpoint_bytes(net: torch.nn.Module, *, with_average: bool = False) -> int:
     """Return an upper bound of the disk space of a run, in bytes.
 
     Four checkpoints (best, last, mid-epoch, and one being written) and the model; Adam keeps two moments per weight.
+    with_average: whether weights are averaged, and checkpoints hold the raw ones too.
     """
     state_bytes: int = sum(tensor.nbytes for tensor in net.state_dict().values())
     parameter_bytes: int = sum(parameter.nbytes for parameter in net.parameters())
-    return 4 * (state_bytes + 2 * parameter_bytes) + state_bytes
+    return 4 * (state_bytes * (1 + with_average) + 2 * parameter_bytes) + state_bytes
 
 
-def save_checkpoint(path: Path, net: torch.nn.Module, progress: TrainingProgress, *, with_backbone: bool) -> None:
+def save_checkpoint(
+    path: Path,
+    net: torch.nn.Module,
+    progress: TrainingProgress,
+    *,
+    with_backbone: bool,
+    averaged: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Write a checkpoint crash-safely: after a crash the file is the old one or the new one, never a part.
 
-    Without `with_backbone` the backbone is left out; it is rebuilt from its weights file.
+    Without `with_backbone` the backbone is left out; it is rebuilt from its weights file. averaged: the averaged values
+    of the net's tensors, which then are the raw ones.
     """
-    tensors = {
-        f"net.{name}": tensor.detach().cpu().contiguous()
-        for name, tensor in net.state_dict().items()
-        if with_backbone or not name.startswith("backbone.")
+    state, averaged = net.state_dict(), averaged or {}
+    named_tensors = {
+        **{f"net.{name}": averaged.get(name, tensor) for name, tensor in state.items()},
+        **{f"raw.{name}": state[name] for name in averaged},
     }
-    progress_fields = {name: value for name, value in asdict(progress).items() if name != "optimizer"}
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in named_tensors.items()
+        if with_backbone or not name.partition(".")[2].startswith("backbone.")
+    }
+    in_tensors = ("optimizer", "raw_weights")
+    progress_fields = {f.name: getattr(progress, f.name) for f in fields(progress) if f.name not in in_tensors}
     optimizer_fields: dict[str, Any] = {"groups": progress.optimizer.get("param_groups", []), "scalars": {}}
     for index, state in progress.optimizer.get("state", {}).items():
         for name, value in state.items():
@@ -141,12 +166,15 @@ def is_continuation(mid_epoch_path: Path, last_progress: TrainingProgress) -> bo
 def load_checkpoint(path: Path, net: torch.nn.Module) -> TrainingProgress | None:
     """Load a checkpoint into `net` and return its progress; None where there is no file.
 
+    Averaged weights are loaded where there are such; the raw ones are in the progress.
+
     Raises `UntrustedError` for a broken file or one of another net.
     """
     if not path.exists():
         return None
     progress, tensors, optimizer_fields = _read(path, with_tensors=True)
-    _load_net(path, net, {name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
+    _load_net(path, net, _named(tensors, "net."))
+    progress.raw_weights = _named(tensors, "raw.")
     progress.optimizer = _optimizer_state(tensors, optimizer_fields)
     return progress
 
@@ -160,23 +188,27 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[TrainingProgress, dict[str
     try:
         with safe_open(path, framework="pt") as stream:
             header = stream.metadata() or {}
-            if header.get("format") not in ("2", str(CHECKPOINT_FORMAT)):
+            if header.get("format") not in _READABLE_FORMATS:
                 raise ValueError(f"format {header.get('format')}, this dermkit reads format {CHECKPOINT_FORMAT}")
             names = stream.keys() if with_tensors else []
             loaded = {name: stream.get_tensor(name) for name in names}
-        fields = json.loads(header["progress"])
+        progress_fields = json.loads(header["progress"])
         if header["format"] == "2":
-            fields = _fields_from_format_2(fields)
-        return TrainingProgress(**fields), loaded, json.loads(header["optimizer"])
+            progress_fields = _fields_from_format_2(progress_fields)
+        return TrainingProgress(**progress_fields), loaded, json.loads(header["optimizer"])
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise UntrustedError(
             f"{path}: not a checkpoint: {error}", remedy="delete the run folder, train anew"
         ) from error
 
 
-def _fields_from_format_2(fields: dict[str, Any]) -> dict[str, Any]:
+def _fields_from_format_2(progress_fields: dict[str, Any]) -> dict[str, Any]:
     """Return the progress of a checkpoint of format 2 under the names of format 3; the values are the same."""
-    return {_NAMES_OF_FORMAT_2.get(name, name): value for name, value in fields.items()}
+    return {_NAMES_OF_FORMAT_2.get(name, name): value for name, value in progress_fields.items()}
+
+
+def _named(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _load_net(path: Path, net: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:

@@ -50,8 +50,11 @@ from dermkit.training.state import (
     TrainingHooks,
     TrainingJob,
     TrainingState,
+    finish_average,
     load_best_checkpoint,
     load_last_checkpoint,
+    return_to_last_checkpoint,
+    start_average,
     write_log,
 )
 from dermkit.training.step import NotFiniteError, TrainStep, train_batches
@@ -85,7 +88,8 @@ def train_net(
         convert_sync_batch_norm(net)
     # Checkpoints that are there will be replaced: their space counts as free. A full disk is told now, not hours later.
     replaced_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    check_writable(folder, checkpoint_bytes(net) - replaced_bytes)
+    needed_bytes = checkpoint_bytes(net, with_average=job.recipe.optim.ema_decay > 0)
+    check_writable(folder, needed_bytes - replaced_bytes)
     pixel_source = _pixel_source(state)
     check_phases(net, job.recipe)
     check_batch_norm(net, job.recipe, len(pixel_source.samples))
@@ -121,6 +125,7 @@ def _train_phase(state: TrainingState, phase_index: int, phase: Phase, pixel_sou
     state.process_group.barrier()
     # Epochs are counted through all phases, from 1: their numbers seed order and augmentation.
     first_epoch = 1 + sum(earlier_phase.epochs for earlier_phase in job.recipe.phases[:phase_index])
+    start_average(state)
     train_step, optimizer = _make_train_step(state, phase, source)
     while state.progress.phase_epoch < phase.epochs and not state.progress.is_out_of_patience(phase.patience):
         try:
@@ -133,6 +138,7 @@ def _train_phase(state: TrainingState, phase_index: int, phase: Phase, pixel_sou
             continue
         # The net is that of the last checkpoint again; the optimizer's moments must be so too.
         train_step, optimizer = _make_train_step(state, phase, source)
+    finish_average(state)
 
 
 def _run_epoch(
@@ -182,6 +188,8 @@ def _train_epoch(
             rows = epoch_batches[progress.step]
             train_step.rates.set(optimizer, epoch=progress.phase_epoch, step=progress.step)
             train_step(progress.step, rows, micro_batches, epoch=epoch)
+            if state.average is not None:
+                state.average.update(state.net, progress.phase_epoch * len(epoch_batches) + progress.step)
             progress.step += 1
             state.hooks.progress.step("train", progress.step, len(epoch_batches))
             is_stopping, is_saving = _vote_to_stop_or_save(state)
@@ -285,7 +293,7 @@ def _restore_after_nan(state: TrainingState, train_step: TrainStep, error: NotFi
     image_ids = train_step.source.samples.ids_of(error.rows[:4])
     location = f"epoch {epoch}, batch {error.batch_index + 1} (images {', '.join(image_ids)}, ...)"
     problem = f"{error.quantity} is not a number in {location}"
-    load_last_checkpoint(state)
+    return_to_last_checkpoint(state)
     progress = state.progress
     if len(progress.nan_recoveries) >= MAX_NAN_RECOVERIES:
         raise DivergenceError(
@@ -338,12 +346,15 @@ def _halve_micro_batch(state: TrainingState, train_step: TrainStep, error: BaseE
     train_step.optimizer.zero_grad()
     if state.fabric.device.type == "cuda":
         torch.cuda.empty_cache()
-    load_last_checkpoint(state)
+    return_to_last_checkpoint(state)
     state.hooks.progress.say(f"{problem}; batch norm, where it learns, sees these")
 
 
 def _validate(state: TrainingState, train_step: TrainStep, epoch: int) -> dict[str, float]:
-    """Return the validation metrics; every rank scores its shard in evaluation mode and float32."""
+    """Return the validation metrics, of averaged weights where the recipe averages them.
+
+    Every rank scores its shard in evaluation mode and float32.
+    """
     source = train_step.source
     state.net.eval()
     device = state.fabric.device
@@ -355,9 +366,13 @@ def _validate(state: TrainingState, train_step: TrainStep, epoch: int) -> dict[s
             return source.validation_logits(state.net, rows).cpu().double()
 
     empty = torch.empty(0, state.job.n_classes, dtype=torch.float64)
-    shard_logits = torch.cat(
-        [empty, *parallel_batches(batch_logits, eval_batches(shard, device), workers=n_parallel_batches(device))]
-    )
+    with state.average.applied(state.net) if state.average else contextlib.nullcontext():
+        shard_logits = torch.cat(
+            [
+                empty,
+                *parallel_batches(batch_logits, eval_batches(shard, device), workers=n_parallel_batches(device)),
+            ]
+        )
     logits = state.process_group.gather(shard_logits).numpy()  # (V, K) float64, the same bits on every rank
     _check_finite(state, train_step, epoch, bool(np.isfinite(logits).all()), "a validation score")
     return validation_metrics(logits, state.job.labels[state.job.validation_rows])

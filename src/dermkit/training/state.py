@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from dermkit.errors import UntrustedError
 from dermkit.files import JsonFile, write_rows
 from dermkit.images.preprocess import PixelArray, Preprocessing
-from dermkit.models.net import Net
+from dermkit.models.net import Net, set_train_mode
 from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe
 from dermkit.runs.layout import LOG_FILE
+from dermkit.training.averaging import WeightAverage, load_tensors
 from dermkit.training.checkpoint import (
     BEST_CHECKPOINT,
     LAST_CHECKPOINT,
@@ -83,7 +84,10 @@ class TrainingHooks:
 
 @dataclass
 class TrainingState:
-    """The state of one run: what it needs, what is done, and when a checkpoint was last written (monotonic seconds)."""
+    """The state of one run: what it needs, what is done, and when a checkpoint was last written (monotonic seconds).
+
+    average: of the weights of the running phase, None where the recipe averages none; the net then holds the raw ones.
+    """
 
     job: TrainingJob
     folder: Path
@@ -93,6 +97,7 @@ class TrainingState:
     hooks: TrainingHooks
     progress: TrainingProgress = field(default_factory=TrainingProgress)
     last_save_time: float = field(default_factory=time.monotonic)
+    average: WeightAverage | None = None
 
     @property
     def last_checkpoint(self) -> Path:
@@ -107,17 +112,45 @@ class TrainingState:
     def save(self, name: str = LAST_CHECKPOINT) -> None:
         """Write a checkpoint, on rank 0."""
         if self.process_group.rank == 0:
-            save_checkpoint(self.folder / name, self.net, self.progress, with_backbone=self.saves_backbone)
+            save_checkpoint(
+                self.folder / name,
+                self.net,
+                self.progress,
+                with_backbone=self.saves_backbone,
+                averaged=self.average.tensors if self.average else None,
+            )
             if name == LAST_CHECKPOINT:  # the epoch is done or begins anew: its mid-epoch checkpoint is stale
                 for stale_name in (MID_EPOCH_CHECKPOINT, OLD_MID_EPOCH_CHECKPOINT):
                     (self.folder / stale_name).unlink(missing_ok=True)
         self.last_save_time = time.monotonic()
 
 
+def start_average(state: TrainingState) -> None:
+    """Begin the average of a phase's weights, or go on with that of the loaded checkpoint; call it after `freeze`."""
+    set_train_mode(state.net, state.job.recipe.phases[state.progress.phase])
+    decay, raw_weights = state.job.recipe.optim.ema_decay, state.progress.raw_weights
+    state.average = WeightAverage(state.net, decay) if decay else None
+    load_tensors(state.net, raw_weights)
+    state.progress.raw_weights = {}
+
+
+def finish_average(state: TrainingState) -> None:
+    """Let the net hold the average of the phase that ends, if it has one."""
+    if state.average is not None:
+        state.average.write_to(state.net)
+        state.average = None
+
+
 def load_last_checkpoint(state: TrainingState) -> None:
     """Load the last checkpoint, if there is one, and the micro-batch size of this machine."""
     state.progress = load_checkpoint(state.last_checkpoint, state.net) or TrainingProgress()
     state.progress.micro_batch_size = _read_micro_batch_size(state.folder)
+
+
+def return_to_last_checkpoint(state: TrainingState) -> None:
+    """Load the last checkpoint within its phase, so that the net holds the raw weights again."""
+    load_last_checkpoint(state)
+    start_average(state)
 
 
 def _read_micro_batch_size(folder: Path) -> int:
