@@ -1,5 +1,7 @@
 """Charts are drawn whole for any classes and gaps, name what they were given, and touch nothing global."""
 
+import io
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -102,9 +104,27 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
-def test_drawn_whole_and_at_report_size(tmp_path: Path, name: str) -> None:
+def test_drawn_whole_and_at_report_size(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = io.BytesIO()
+
+    def save_both(figure: Figure, path: Path) -> None:
+        copy = pickle.loads(pickle.dumps(figure))  # noqa: S301  a layout that is made again may differ
+        copy.savefig(reference, format="png", dpi=style.DPI)
+        style.save_figure(figure, path)
+
+    for room in (charts, curves):
+        monkeypatch.setattr(room, "save_figure", save_both)
     DRAWINGS[name](tmp_path / "a.png")
     pixels = _pixels(tmp_path / "a.png")
+    with Image.open(reference) as image:
+        assert np.asarray(image)[..., 3].min() == 255, "opaque: nothing is lost with the alpha channel"
+        assert np.array_equal(pixels, np.asarray(image.convert("RGB"))), (
+            "drawn once, the layout is that of two draws"
+        )
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "RGB"
+        assert set(image.info) == {"dpi"}, "no software tag: its version would change the bytes"
+        assert image.info["dpi"] == pytest.approx((style.DPI, style.DPI), abs=0.01)
     assert 400 < pixels.shape[1] < 1200
     assert pixels.min() < 100 < 250 < pixels.max(), "ink on paper"
     assert [item.name for item in tmp_path.iterdir()] == ["a.png"]

@@ -118,10 +118,14 @@ def data_uri(pixels: _Pixels, edge: int = 96) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg_bytes(thumbnail(pixels, edge))).decode("ascii")
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write an image as a PNG without metadata, crash-safely; raises `OutputError`."""
-    # Not `optimize`: it saved 2 % of the bytes and took three times as long.
-    write_atomically(path, lambda temporary: _pixels_only(image).save(temporary, "PNG"))
+def save_png(image: Image.Image, path: Path, dpi: float | None = None) -> None:
+    """Write an image as an RGB PNG without metadata but `dpi`, crash-safely; raises `OutputError`."""
+    resolution = {} if dpi is None else {"dpi": (dpi, dpi)}
+    # Not `optimize`: it saved 2 % of the bytes and took three times as long. zlib's level 4 takes 40 % of the time of
+    # its default, 6, for 5 % more bytes.
+    write_atomically(
+        path, lambda temporary: _pixels_only(image).save(temporary, "PNG", compress_level=4, **resolution)
+    )
 
 
 def _pixels_only(picture: _Pixels | Image.Image) -> Image.Image:

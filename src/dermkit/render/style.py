@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
+from PIL import Image
 
-from dermkit.files import write_atomically
+from dermkit.render.sheets import save_png
 
 # The eight colours of Okabe and Ito (2008), distinguishable with every common colour blindness; the yellow is darkened
 # to be visible on white.
@@ -46,9 +48,16 @@ def mpl_safe(name: str, width: int = 0) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, crash-safely; raises `OutputError`."""
-    # Without the software tag, machines with different matplotlib versions write the same bytes.
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI, metadata={"Software": None}))
+    """Write a figure as a PNG, crash-safely; raises `OutputError`.
+
+    The pixels are those that matplotlib would save; it draws a figure twice where the layout is constrained. Without
+    the software tag, machines with different matplotlib versions write the same bytes.
+    """
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    save_png(Image.fromarray(pixels), path, dpi=DPI)
 
 
 def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
