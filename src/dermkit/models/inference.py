@@ -249,12 +249,6 @@ def check_finite(outputs: Tensor, subject: str, names: Sequence[str] = ()) -> No
     )
 
 
-def non_finite_tensors(net: nn.Module) -> list[str]:
-    """Return the names of weights that hold nan or inf, and of buffers that hold nan; a mask may hold -inf."""
-    names = [name for name, weight in net.named_parameters() if not bool(torch.isfinite(weight).all())]
-    return names + [name for name, buffer in net.named_buffers() if bool(torch.isnan(buffer).any())]
-
-
 def _normalisation_tables(preprocessing: Preprocessing) -> tuple[NDArray[np.float32], ...]:
     """Return for each channel the normalised values of the levels 0 to 255, (256,) float32."""
     levels = np.arange(256, dtype=np.float64) / preprocessing.divide_by

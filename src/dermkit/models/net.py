@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dermkit.errors import DermkitError, UntrustedError, UsageError, first_of
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models import cnn
-from dermkit.models.inference import non_finite_tensors
+from dermkit.models.precision import non_finite_tensors
 from dermkit.models.weights import (
     BackboneWeights,
     check_backbone,

@@ -1,9 +1,10 @@
-"""Numerical precision on a device, and how running out of memory is recognised."""
+"""Numerical precision on a device, numbers that are not finite, and how running out of memory is recognised."""
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from dermkit.recipes.training_specs import ComputeSpec
 
@@ -34,3 +35,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def non_finite_tensors(net: nn.Module) -> list[str]:
+    """Return the names of weights that hold nan or inf, and of buffers that hold nan; a mask may hold -inf."""
+    names = [name for name, weight in net.named_parameters() if not bool(torch.isfinite(weight).all())]
+    return names + [name for name, buffer in net.named_buffers() if bool(torch.isnan(buffer).any())]

@@ -17,7 +17,6 @@ from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import MAX_READ_BYTES, read_json, read_regular, sha256_bytes, sha256_file
 from dermkit.models import cnn
 from dermkit.models.backbones import WEIGHTS_CARD_FORMAT
-from dermkit.models.requirements import scratch_recipe
 from dermkit.recipes.schema import ModelSpec
 
 _Rgb = tuple[float, float, float]
@@ -260,6 +259,8 @@ def _muted_logger(name: str) -> Iterator[None]:
 
 
 def _no_hub_weights_error(spec: ModelSpec, reason: str) -> UntrustedError:
+    from dermkit.models.requirements import scratch_recipe  # all named recipes, for this message alone
+
     return UntrustedError(
         f"{spec.backbone}: its ImageNet weights are not here: {reason}",
         outcome="nothing was trained",

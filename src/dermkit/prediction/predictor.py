@@ -61,11 +61,11 @@ from dermkit.models.inference import (
     EnsembleEngine,
     InferenceEngine,
     default_batch_size,
-    non_finite_tensors,
     parallel_batches,
     pick_device,
 )
 from dermkit.models.net import Net, build_net, check_fits
+from dermkit.models.precision import non_finite_tensors
 from dermkit.models.views import IDENTITY_VIEW
 from dermkit.models.weights import resolve_weights
 from dermkit.prediction.decisions import select_policy

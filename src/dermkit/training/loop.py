@@ -22,11 +22,11 @@ from dermkit.errors import DermkitError, DivergenceError, RunInterrupt, UsageErr
 from dermkit.files import check_writable
 from dermkit.models.inference import eval_batches, exact_float32, n_parallel_batches, parallel_batches
 from dermkit.models.net import Net, freeze, set_train_mode
-from dermkit.models.precision import is_out_of_memory, resolve_precision
+from dermkit.models.precision import is_out_of_memory
 from dermkit.recipes.training_specs import Phase
 from dermkit.threads import ordered_map
 from dermkit.training.augment.batch import epoch_order
-from dermkit.training.batch_norm import check_batch_norm, smallest_pass
+from dermkit.training.batch_norm import check_batch_norm
 from dermkit.training.checkpoint import (
     BEST_CHECKPOINT,
     MID_EPOCH_CHECKPOINT,
@@ -38,12 +38,9 @@ from dermkit.training.checkpoint import (
 )
 from dermkit.training.distributed.process_group import process_group_of
 from dermkit.training.distributed.sync_batchnorm import convert_sync_batch_norm
-from dermkit.training.features import FeatureJob, feature_source
-from dermkit.training.learning_rates import LearningRates
-from dermkit.training.loss import make_loss
-from dermkit.training.optimizer import make_optimizer
 from dermkit.training.phase_checks import check_phases
-from dermkit.training.samples import BatchSource, PixelSource, Samples, pixels_on_device
+from dermkit.training.phase_setup import make_batch_source, make_pixel_source, make_train_step
+from dermkit.training.samples import PixelSource
 from dermkit.training.state import (
     LOG_COLUMNS,
     MICRO_BATCH,
@@ -90,7 +87,7 @@ def train_net(
     replaced_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     needed_bytes = checkpoint_bytes(net, with_average=job.recipe.optim.ema_decay > 0)
     check_writable(folder, needed_bytes - replaced_bytes)
-    pixel_source = _pixel_source(state)
+    pixel_source = make_pixel_source(state)
     check_phases(net, job.recipe)
     check_batch_norm(net, job.recipe, len(pixel_source.samples))
     load_last_checkpoint(state)
@@ -119,14 +116,15 @@ def _train_phase(state: TrainingState, phase_index: int, phase: Phase, pixel_sou
         # Otherwise a kill after this phase's first best epoch would restart the phase from that epoch's weights.
         state.save()
     freeze(state.net, phase)
-    source = _batch_source(state, phase, pixel_source)
+    _show_batch(state, phase, pixel_source)
+    source = make_batch_source(state, phase, pixel_source)
     if not state.last_checkpoint.exists():
         state.save()  # so that a retry of the very first epoch has a checkpoint to go back to
     state.process_group.barrier()
     # Epochs are counted through all phases, from 1: their numbers seed order and augmentation.
     first_epoch = 1 + sum(earlier_phase.epochs for earlier_phase in job.recipe.phases[:phase_index])
     start_average(state)
-    train_step, optimizer = _make_train_step(state, phase, source)
+    train_step, optimizer = make_train_step(state, phase, source)
     while state.progress.phase_epoch < phase.epochs and not state.progress.is_out_of_patience(phase.patience):
         try:
             _run_epoch(state, phase, train_step, optimizer, first_epoch + state.progress.phase_epoch)
@@ -137,7 +135,7 @@ def _train_phase(state: TrainingState, phase_index: int, phase: Phase, pixel_sou
         else:
             continue
         # The net is that of the last checkpoint again; the optimizer's moments must be so too.
-        train_step, optimizer = _make_train_step(state, phase, source)
+        train_step, optimizer = make_train_step(state, phase, source)
     finish_average(state)
 
 
@@ -247,44 +245,6 @@ def _save_epoch(state: TrainingState, is_best: bool) -> None:
     state.hooks.on_epoch(state.progress.log_rows[-1], sum(phase.epochs for phase in state.job.recipe.phases))
 
 
-def _make_train_step(
-    state: TrainingState, phase: Phase, source: BatchSource
-) -> tuple[TrainStep, torch.optim.Optimizer]:
-    """Return the phase's training step and optimizer, in the state that the run's progress holds."""
-    job, progress = state.job, state.progress
-    recipe = job.recipe
-    optimizer = make_optimizer(state.net, phase, recipe.optim)
-    base_rates = tuple(group["lr"] for group in optimizer.param_groups)
-    n_steps = len(train_batches(np.arange(len(source.samples)), recipe.optim.batch_size))
-    module: torch.nn.Module = source.module(state.net)
-    if recipe.compute.compile:
-        module = torch.compile(module)  # type: ignore[assignment]
-    wrapped_module, wrapped_optimizer = state.fabric.setup(module, optimizer)
-    if progress.optimizer:
-        optimizer.load_state_dict(progress.optimizer)
-    # The sums of an epoch that is resumed are those of all ranks: rank 0 alone goes on with them.
-    is_first_rank = state.process_group.rank == 0
-    train_step = TrainStep(
-        module=wrapped_module,
-        optimizer=wrapped_optimizer,
-        rates=LearningRates(base_rates, phase, recipe.optim, n_steps, progress.lr_scale),
-        fabric=state.fabric,
-        process_group=state.process_group,
-        source=source,
-        compute=resolve_precision(recipe.compute, state.fabric.device.type),
-        loss=make_loss(source.samples.labels, job.n_classes, recipe.optim, state.fabric.device),
-        n_classes=job.n_classes,
-        seed=job.seed,
-        micro_batch_size=progress.micro_batch_size,
-        min_pass_size=smallest_pass(state.net, phase, phase.train_size(recipe.image.size))
-        if progress.micro_batch_size
-        else 1,
-        loss_sum=progress.loss_sum if is_first_rank else 0.0,
-        n_correct=progress.n_correct if is_first_rank else 0.0,
-    )
-    return train_step, optimizer
-
-
 def _restore_after_nan(state: TrainingState, train_step: TrainStep, error: NotFiniteError, epoch: int) -> None:
     """Go back to the last checkpoint with half the learning rates.
 
@@ -378,41 +338,12 @@ def _validate(state: TrainingState, train_step: TrainStep, epoch: int) -> dict[s
     return validation_metrics(logits, state.job.labels[state.job.validation_rows])
 
 
-def _pixel_source(state: TrainingState) -> PixelSource:
-    """Return the pixels of all phases as batches; they are copied to a GPU once, where it can hold them."""
-    job, recipe, device = state.job, state.job.recipe, state.fabric.device
-    samples = Samples.build(
-        job.image_ids, job.labels, job.train_rows, recipe.augment, recipe.grow, seed=job.seed, mixup=recipe.mix
-    )
-    pixels = pixels_on_device(job.pixels, device)
-    return PixelSource(samples, pixels, job.validation_rows, job.preprocessing, device)
-
-
-def _batch_source(state: TrainingState, phase: Phase, pixel_source: PixelSource) -> BatchSource:
-    job, recipe, device = state.job, state.job.recipe, state.fabric.device
-    pixel_source = pixel_source.with_train_size(phase.image_size)
-    _show_batch(state, pixel_source, is_unaugmented=phase.train_backbone == "none" and phase.views == 0)
-    if phase.train_backbone != "none":
-        return pixel_source
-    compute = resolve_precision(recipe.compute, device.type)
-    feature_job = FeatureJob(
-        net=state.net,
-        model=recipe.model,
-        compute=compute,
-        pixel_keys=job.pixel_keys,
-        device=device,
-        cache_folder=job.cache_folder,
-        process_group=state.process_group,
-        progress=state.hooks.progress,
-        should_stop=state.hooks.should_stop,
-    )
-    return feature_source(pixel_source, feature_job, seed=job.seed, views=phase.views)
-
-
-def _show_batch(state: TrainingState, pixel_source: PixelSource, *, is_unaugmented: bool) -> None:
+def _show_batch(state: TrainingState, phase: Phase, pixel_source: PixelSource) -> None:
     """Hand the run's first batch to the caller, as the net sees it (augmented.png)."""
     if state.progress.log_rows or state.process_group.rank > 0:
         return
+    pixel_source = pixel_source.with_train_size(phase.image_size)
+    is_unaugmented = phase.train_backbone == "none" and phase.views == 0
     rows = epoch_order(len(pixel_source.samples), seed=state.job.seed, epoch=1)[:_N_PREVIEW_IMAGES]
     make_batch = pixel_source.unaugmented_batch if is_unaugmented else pixel_source.batch
     state.hooks.on_first_batch(make_batch(rows, epoch=1, seed=state.job.seed), pixel_source.samples.labels[rows])
