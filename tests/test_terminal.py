@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast
 
 import pandas as pd
 import pytest
@@ -19,7 +19,6 @@ from dermkit.models.requirements import check_requirements, scratch_recipe
 from dermkit.pipeline.plan import Machine, make_plans
 from dermkit.pipeline.search import search
 from dermkit.pipeline.train import train
-from dermkit.recipes.schema import ClassifierSpec
 from dermkit.recipes.search_space import Range, SearchSpace
 from dermkit.recipes.training_specs import SmoteSpec
 from dermkit.reporting.terminal import WIDTH, figure_lines, metric_lines, result_lines, wrapped
@@ -231,34 +230,17 @@ def test_an_unknown_backbone_and_absent_weights_are_known_before_torch(
     assert "s2-resnet50-scratch" in dk.RECIPES
 
 
-_Kind = Literal["logistic", "k_nearest", "svm", "gradient_boosting"]
-
-
 def _with_smote() -> dk.Recipe:
     """Return a recipe with SMOTE on a frozen backbone."""
     return replace(dk.find_recipe("s2-resnet50"), smote=SmoteSpec(target_fraction=1.0, neighbours=5))
 
 
-def _with_classifier(kind: _Kind) -> dk.Recipe:
-    """Return a recipe whose frozen features a classifier of scikit-learn is to be fitted on."""
-    recipe = dk.find_recipe("s2-resnet50")
-    classifier = ClassifierSpec(
-        kind=kind, penalty=1.0, neighbours=5, iterations=100, learning_rate=0.1, max_leaves=31
-    )
-    return replace(
-        recipe,
-        model=replace(recipe.model, classifier=classifier),
-        phases=(replace(recipe.phases[0], epochs=1),),
-    )
-
-
 def _without_effect() -> list[tuple[str, dk.Recipe]]:
-    classifiers = [(r"model\.classifier", _with_classifier(kind)) for kind in get_args(_Kind)]
-    return [("smote", _with_smote()), *classifiers]
+    return [("smote", _with_smote())]
 
 
 @pytest.mark.parametrize(("field", "recipe"), _without_effect())
-def test_a_head_or_smote_that_training_would_leave_out_is_refused_before_torch(
+def test_smote_that_training_would_leave_out_is_refused_before_torch(
     field: str, recipe: dk.Recipe, binary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_args: object) -> None:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dermkit.errors import DermkitError, UntrustedError, UsageError, first_of
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models import cnn
+from dermkit.models.heads import build_head, take_shapes
 from dermkit.models.precision import non_finite_tensors
 from dermkit.models.weights import (
     BackboneWeights,
@@ -86,7 +87,7 @@ def build_net(spec: ModelSpec, n_classes: int, *, weights: BackboneWeights, seed
             _load_weights(backbone, spec, weights)
         _check_finite_weights(backbone, weights)
         n_features = _count_features(backbone, probe_size)
-        head = _build_head(n_features, spec, n_classes)
+        head = build_head(n_features, spec, n_classes)
     return Net(backbone, head, n_features)
 
 
@@ -207,6 +208,8 @@ def check_fits(spec: ModelSpec, n_classes: int, state: Mapping[str, Tensor], *, 
     try:
         with _size_limit(state):
             net = build_net(spec, n_classes, weights=resolve_weights(spec, None), seed=0, device="meta").eval()
+        if problem := take_shapes(net.head, state):
+            raise _misfit_error(spec, problem)
         flops = _count_flops(net, image_size)
     except _TooLargeError as error:
         raise UntrustedError(
@@ -289,11 +292,16 @@ def _compare_shapes(spec: ModelSpec, expected: Mapping[str, Tensor], state: Mapp
         ),
     ]
     if problems:
-        raise UntrustedError(
-            f"weights do not fit {spec.backbone}: {first_of(problems, 5, '; ')}",
-            outcome="nothing was built",
-            remedy="copy the model folder anew",
-        )
+        raise _misfit_error(spec, first_of(problems, 5, "; "))
+
+
+def _misfit_error(spec: ModelSpec, problem: str) -> UntrustedError:
+    head = f" with {spec.classifier.kind}" if spec.classifier else ""
+    return UntrustedError(
+        f"weights do not fit {spec.backbone}{head}: {problem}",
+        outcome="nothing was built",
+        remedy="copy the model folder anew",
+    )
 
 
 def _check_finite_weights(backbone: nn.Module, weights: BackboneWeights) -> None:
@@ -315,15 +323,6 @@ def _count_features(backbone: nn.Module, image_size: int) -> int:
             f"the backbone gives {tuple(features.shape)} for two images, not one row of features each"
         )
     return int(features.shape[1])
-
-
-def _build_head(n_features: int, spec: ModelSpec, n_classes: int) -> nn.Sequential:
-    """Return the classifier: dropout before every linear layer, ReLU after the hidden ones."""
-    layers: list[nn.Module] = []
-    for width in spec.hidden:
-        layers += [nn.Dropout(spec.dropout), nn.Linear(n_features, width), nn.ReLU()]
-        n_features = width
-    return nn.Sequential(*layers, nn.Dropout(spec.dropout), nn.Linear(n_features, n_classes))
 
 
 def layer_groups(net: Net) -> list[list[str]]:

@@ -14,6 +14,7 @@ from dermkit.errors import DataError, UsageError
 from dermkit.files import check_writable, fingerprint, sha256_bytes
 from dermkit.pipeline.data import resolve_split
 from dermkit.progress import Progress
+from dermkit.recipes.head_checks import check_head_fields
 from dermkit.recipes.schema import Recipe, check_features_used, recipe_fingerprint
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
     from dermkit.models.precision import resolve_precision
     from dermkit.models.weights import resolve_weights
 
+    check_head_fields(recipe)
     check_features_used(recipe)  # here too: a study's trials are other recipes
     # recipe.json must say the precision and the split that were used, or it would not repeat the run.
     recipe = replace(recipe, compute=resolve_precision(recipe.compute, machine.fabric.device.type))

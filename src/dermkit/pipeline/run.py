@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermkit.data.groups import leakage_groups
 from dermkit.data.split import save_split
 from dermkit.errors import RunInterrupt, UsageError
 from dermkit.evaluation.evaluate import evaluate_run
@@ -174,6 +175,7 @@ def _prepare(plan: RunPlan, machine: Machine) -> _PreparedJob:
         preprocessing=preprocessing,
         cache_folder=cache_folder,
         workers=machine.settings.workers,
+        groups=leakage_groups(manifest),
     )
     return _PreparedJob(job, net, pixels, lint)
 

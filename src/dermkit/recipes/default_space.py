@@ -77,6 +77,7 @@ def _classifier_fields() -> Iterator[tuple[str, Dimension]]:
     yield "model.classifier.iterations", Range(20, 500, log=True, is_whole=True)
     yield "model.classifier.learning_rate", Range(0.01, 0.5, log=True)
     yield "model.classifier.max_leaves", Choice((7, 15, 31))
+    yield "optim.class_weights", Choice(("none", "square_root", "balanced"))
 
 
 def _augmentations(recipe: Recipe) -> Choice | None:

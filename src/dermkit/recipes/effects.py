@@ -14,6 +14,7 @@ _CLASSIFIER_FIELDS: Mapping[str, Sequence[str]] = {
     "learning_rate": ("gradient_boosting",), "max_leaves": ("gradient_boosting",),
 }  # fmt: skip
 """Field of `model.classifier` -> the kinds that use it."""
+_WEIGHTS_OF_SAMPLES = ("optim.class_weights", "optim.sampling")
 _NOT_OF_A_CLASSIFIER = (
     "optim.", "phases.N.epochs", "phases.N.head_lr", "phases.N.patience", "model.hidden", "model.dropout", "mix.",
     "keep",
@@ -85,6 +86,8 @@ def _classifier(_path: str, generic: str, recipe: Recipe) -> str:
     field = generic.removeprefix("model.classifier.")
     if field in _CLASSIFIER_FIELDS and classifier.kind not in _CLASSIFIER_FIELDS[field]:
         return f"the classifier is {classifier.kind}"
+    if generic in _WEIGHTS_OF_SAMPLES:
+        return ""
     if any(generic == name or (name[-1] == "." and generic.startswith(name)) for name in _NOT_OF_A_CLASSIFIER):
         return "a classifier of scikit-learn is fitted in place of dense layers"
     return ""

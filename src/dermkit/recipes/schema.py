@@ -146,8 +146,7 @@ class ModelSpec:
     """Stochastic depth (Huang 2016): the most probable drop of a residual block in training, as timm
     has it; 0 = none."""
     classifier: ClassifierSpec | None
-    """A classifier fitted on frozen features in place of the dense layers; null = dense layers. Refused in training
-    until it is made."""
+    """A classifier fitted on frozen features in place of the dense layers (`docs/training.md`); null = dense layers."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelSpec":
@@ -293,8 +292,6 @@ def changes_text(recipe: Recipe) -> str:
 def check_features_used(recipe: Recipe) -> None:
     """Raise `UsageError` for fields that training does not have yet: it would leave them out."""
     problems = []
-    if recipe.model.classifier is not None:
-        problems.append(f"model.classifier ({recipe.model.classifier.kind})")
     if recipe.smote is not None:
         problems.append("smote")
     if recipe.distil is not None:

@@ -9,6 +9,7 @@ Shapes: B images of a batch, V validation images, K classes.
 
 import contextlib
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dermkit.errors import DermkitError, DivergenceError, RunInterrupt, UsageError
 from dermkit.files import check_writable
+from dermkit.models.heads import ClassifierHead
 from dermkit.models.inference import eval_batches, exact_float32, n_parallel_batches, parallel_batches
 from dermkit.models.net import Net, freeze, set_train_mode
 from dermkit.models.precision import is_out_of_memory
@@ -36,8 +38,10 @@ from dermkit.training.checkpoint import (
     is_continuation,
     load_checkpoint,
 )
+from dermkit.training.classifier_phase import fit_classifier_epoch
 from dermkit.training.distributed.process_group import process_group_of
 from dermkit.training.distributed.sync_batchnorm import convert_sync_batch_norm
+from dermkit.training.features import FeatureSource
 from dermkit.training.phase_checks import check_phases
 from dermkit.training.phase_setup import make_batch_source, make_pixel_source, make_train_step
 from dermkit.training.samples import PixelSource
@@ -52,6 +56,7 @@ from dermkit.training.state import (
     load_last_checkpoint,
     return_to_last_checkpoint,
     start_average,
+    train_on_first_rank,
     write_log,
 )
 from dermkit.training.step import NotFiniteError, TrainStep, train_batches
@@ -118,6 +123,9 @@ def _train_phase(state: TrainingState, phase_index: int, phase: Phase, pixel_sou
     freeze(state.net, phase)
     _show_batch(state, phase, pixel_source)
     source = make_batch_source(state, phase, pixel_source)
+    if isinstance(state.net.head, ClassifierHead) and isinstance(source, FeatureSource):
+        train_on_first_rank(state, partial(fit_classifier_epoch, state, state.net.head, source))
+        return
     if not state.last_checkpoint.exists():
         state.save()  # so that a retry of the very first epoch has a checkpoint to go back to
     state.process_group.barrier()

@@ -49,8 +49,9 @@ class TrainingJob:
     """What a run trains on.
 
     pixels: (N, S, S, 3) uint8, an array or a cache. pixel_keys: (N, 32) uint8, a key of each row by its content.
-    labels: (N,) int64, 0 to n_classes - 1. train_rows, validation_rows: rows of `pixels`, int64. workers: threads that
-    prepare batches; 0 prepares them between steps.
+    labels: (N,) int64, 0 to n_classes - 1. groups: (N,) int64, the same number for images that must not be divided;
+    None: each image is its own. train_rows, validation_rows: rows of `pixels`, int64. workers: threads that prepare
+    batches; 0 prepares them between steps.
     """
 
     recipe: Recipe
@@ -65,6 +66,7 @@ class TrainingJob:
     preprocessing: Preprocessing
     cache_folder: Path
     workers: int = 0
+    groups: NDArray[np.int64] | None = None
 
 
 @dataclass
@@ -169,6 +171,18 @@ def load_best_checkpoint(state: TrainingState) -> None:
         raise UntrustedError(
             f"{path}: is gone", outcome=str(state.last_checkpoint), remedy="delete the run folder, train anew"
         )
+
+
+def train_on_first_rank(state: TrainingState, train_and_save: Callable[[], None]) -> None:
+    """Train a phase of one epoch on rank 0, which saves it, and load it on the others, unless a checkpoint holds it."""
+    if state.progress.phase_epoch:
+        return
+    train_and_save()
+    state.process_group.barrier()
+    if not state.process_group.is_first:
+        load_last_checkpoint(state)
+    write_log(state)
+    state.hooks.on_epoch(state.progress.log_rows[-1], 1)
 
 
 def write_log(state: TrainingState) -> None:
