@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 import dermkit as dk
 from dermkit import cli as command_line
@@ -16,6 +17,8 @@ from dermkit.data.synthetic.dataset import PlantedFaults, make_dataset_folder
 from dermkit.data.synthetic.lesions import CLASSES
 from dermkit.recipes.experiments import DEMO, ROTATE_FLIP_ZOOM, full_phase
 from dermkit.recipes.schema import Recipe
+from dermkit.render import style
+from drawn_once import draw_once
 
 # The nets here are so small that a second thread only waits: 6.2 s of processor time for a run, 2.1 s with one.
 # It has to be said before torch is loaded; tests of bit-for-bit repetition ask for two threads themselves.
@@ -53,6 +56,18 @@ def cli(tmp_path: Path) -> Cli:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def render_once() -> Callable[[Figure], bytes]:
+    """Return what draws equal figures once."""
+    return draw_once(style.render_png)
+
+
+@pytest.fixture(autouse=True)
+def charts_drawn_once(monkeypatch: pytest.MonkeyPatch, render_once: Callable[[Figure], bytes]) -> None:
+    """Let charts of equal figures be drawn once in a session."""
+    monkeypatch.setattr(style, "render_png", render_once)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,9 +22,15 @@ from PIL import Image
 from dermkit.errors import OutputError
 from dermkit.metrics.classification.reader_studies import READER_STUDIES
 from dermkit.render import charts, curves, style
+from drawn_once import draw_once
 
 LONG = "pigmented benign keratosis of a very long name that nobody would print"
 HOSTILE = ["$a$b$ & _c", "_hidden", "日本語 <b>", ""]
+
+
+@pytest.fixture(autouse=True)
+def charts_drawn_once() -> None:
+    """Let every chart be drawn here: this takes the place of the fixture that draws equal ones once."""
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:
@@ -238,6 +245,49 @@ def test_any_name_becomes_drawable(name: str, width: int) -> None:
     figure = Figure()
     figure.text(0.5, 0.5, text)
     figure.canvas.draw()
+
+
+CHANGES: dict[str, Callable[[Figure], object]] = {
+    "text": lambda figure: figure.axes[0].set_title("another"),
+    "colour of a line": lambda figure: figure.axes[0].lines[0].set_color("#123456"),
+    "numbers of a line": lambda figure: figure.axes[0].lines[0].set_ydata([0, 0.999]),
+    "limits": lambda figure: figure.axes[0].set_xlim(0, 2),
+    "layout": lambda figure: figure.set_layout_engine("tight"),
+    "size": lambda figure: figure.set_size_inches(3, 3),
+    "setting of matplotlib": lambda _: matplotlib.rcParams.__setitem__("path.simplify_threshold", 0.5),
+}
+
+
+def test_equal_figures_are_drawn_once_and_any_other_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    changes: list[Callable[[Figure], object]] = []
+
+    def render(figure: Figure) -> bytes:
+        drawn.append(figure)
+        return real(figure)
+
+    def save(figure: Figure, path: Path) -> None:
+        for change in changes:
+            change(figure)
+        style.save_figure(figure, path)
+
+    real = style.render_png
+    monkeypatch.setattr(style, "render_png", draw_once(render))
+    monkeypatch.setattr(curves, "save_figure", save)
+    with matplotlib.rc_context():
+        for path in (tmp_path / "a.png", tmp_path / "b.png"):
+            curves.draw_roc(_roc(["a", "b"]), path, title="t")
+        assert len(drawn) == 1 and (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+        for number, change in enumerate(CHANGES.values(), start=2):
+            changes[:] = [change]
+            curves.draw_roc(_roc(["a", "b"]), tmp_path / "c.png", title="t")
+            assert len(drawn) == number
+    monkeypatch.setattr(style, "render_png", real)
+    changes.clear()
+    curves.draw_roc(_roc(["a", "b"]), tmp_path / "d.png", title="t")
+    assert (tmp_path / "d.png").read_bytes() == (tmp_path / "a.png").read_bytes()
 
 
 def test_threads_draw_the_same_bytes(tmp_path: Path) -> None:

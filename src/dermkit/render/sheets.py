@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dermkit.errors import DataError, printable
-from dermkit.files import write_atomically
+from dermkit.files import write_bytes
 
 _BORDER = 3  # width of a tile's coloured border, in pixels
 _GAP = 12  # between tiles, in pixels
@@ -118,14 +118,19 @@ def data_uri(pixels: _Pixels, edge: int = 96) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg_bytes(thumbnail(pixels, edge))).decode("ascii")
 
 
-def save_png(image: Image.Image, path: Path, dpi: float | None = None) -> None:
-    """Write an image as an RGB PNG without metadata but `dpi`, crash-safely; raises `OutputError`."""
+def png_bytes(image: Image.Image, dpi: float | None = None) -> bytes:
+    """Return an image as an RGB PNG file without metadata but `dpi`."""
+    buffer = io.BytesIO()
     resolution = {} if dpi is None else {"dpi": (dpi, dpi)}
     # Not `optimize`: it saved 2 % of the bytes and took three times as long. zlib's level 4 takes 40 % of the time of
     # its default, 6, for 5 % more bytes.
-    write_atomically(
-        path, lambda temporary: _pixels_only(image).save(temporary, "PNG", compress_level=4, **resolution)
-    )
+    _pixels_only(image).save(buffer, "PNG", compress_level=4, **resolution)
+    return buffer.getvalue()
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write an image as a PNG without metadata, crash-safely; raises `OutputError`."""
+    write_bytes(path, png_bytes(image))
 
 
 def _pixels_only(picture: _Pixels | Image.Image) -> Image.Image:

@@ -16,7 +16,8 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 from PIL import Image
 
-from dermkit.render.sheets import save_png
+from dermkit.files import write_bytes
+from dermkit.render.sheets import png_bytes
 
 # The eight colours of Okabe and Ito (2008), distinguishable with every common colour blindness; the yellow is darkened
 # to be visible on white.
@@ -48,7 +49,12 @@ def mpl_safe(name: str, width: int = 0) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG, crash-safely; raises `OutputError`.
+    """Write a figure as a PNG, crash-safely; raises `OutputError`."""
+    write_bytes(path, render_png(figure))
+
+
+def render_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file.
 
     The pixels are those that matplotlib would save; it draws a figure twice where the layout is constrained. Without
     the software tag, machines with different matplotlib versions write the same bytes.
@@ -57,7 +63,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
-    save_png(Image.fromarray(pixels), path, dpi=DPI)
+    return png_bytes(Image.fromarray(pixels), dpi=DPI)
 
 
 def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
