@@ -13,6 +13,8 @@ demo: setup
 	@$(BIN)/dermkit demo --out demo
 
 # The gate, on two cores, with its slowest 25 tests. pytest comes last, so that its closing line is the last on the screen.
+# Compiled modules are kept, also where the environment says otherwise: hundreds of processes would compile them anew.
+test test-all: export PYTHONDONTWRITEBYTECODE =
 test: check
 	@$(BIN)/python -m pytest -m "not slow" -n 2 --durations=25
 
@@ -22,7 +24,7 @@ test-all: check
 check: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy src tests $(wildcard benchmarks/*.py benchmarks/speed/*.py)
+	@MYPY_NUM_WORKERS=2 $(BIN)/mypy src tests $(wildcard benchmarks/*.py benchmarks/speed/*.py)
 
 fmt: setup
 	@$(BIN)/ruff format .
