@@ -17,6 +17,7 @@ from dermkit import __version__
 from dermkit.cli.console import OutOption, echo, print_result, progress_bar, say_error
 from dermkit.cli.data import audit_command, import_command, split_command
 from dermkit.cli.examples import examples_text
+from dermkit.cli.find_lr import find_lr_command
 from dermkit.cli.predict import predict_command
 from dermkit.cli.recipes import recipes_app
 from dermkit.cli.results import compare_command, evaluate_command, report_command
@@ -81,6 +82,11 @@ app.command(
     help="Try other values of a recipe's fields, or a grid of recipes, select on validation, train the best in full.",
     epilog=examples_text("tune"),
 )(tune_command)
+app.command(
+    "find-lr",
+    help="Suggest a learning rate for a recipe by a short sweep over training images. Nothing is changed.",
+    epilog=examples_text("find-lr"),
+)(find_lr_command)
 app.command(
     "evaluate",
     help="Evaluate a run again, a model on another data set, or the predictions of another tool.",

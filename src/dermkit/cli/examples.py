@@ -39,6 +39,16 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "the fields and values of a file",
         ),
     ),
+    "find-lr": (
+        (
+            "dermkit find-lr strong lesions",
+            "a sweep of the first phase's learning rates: a suggestion and a chart",
+        ),
+        (
+            "dermkit find-lr strong lesions --phase 1 --set optim.batch_size=64",
+            "of the second phase, with larger batches",
+        ),
+    ),
     "evaluate": (
         (
             "dermkit evaluate runs/quick/RUN --target sensitivity=.95",

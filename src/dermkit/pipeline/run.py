@@ -89,7 +89,7 @@ def run_plan(plan: RunPlan, machine: Machine) -> Path:
     if ranks.is_first:
         _run_on_rank0(plan, machine)
     elif ranks.broadcast_text("") == _TRAIN_SIGNAL:
-        _train(plan, _prepare(plan, machine), machine)
+        _train(plan, prepare_job(plan, machine), machine)
     ranks.barrier()  # what comes next may read the files of this run
     return plan.folder
 
@@ -119,7 +119,7 @@ def _run_on_rank0(plan: RunPlan, machine: Machine) -> None:
             _begin_with_checkpoints(plan, plan.continued, machine)
         _write_run_start(plan, machine)
         started_at = time.perf_counter()
-        prepared_job = _prepare(plan, machine)
+        prepared_job = prepare_job(plan, machine)
         ranks.broadcast_text(_TRAIN_SIGNAL)  # every image is decoded: the others find them in the cache
         _train_and_report(plan, prepared_job, machine, started_at)
 
@@ -133,7 +133,7 @@ def _begin_with_checkpoints(plan: RunPlan, continued: Continuation, machine: Mac
 
 
 @dataclass(frozen=True)
-class _PreparedJob:
+class PreparedJob:
     """A job with the net that it starts from, and the cache that its pixels lie in."""
 
     job: "TrainingJob"
@@ -142,7 +142,8 @@ class _PreparedJob:
     lint: list[dict[str, Any]]
 
 
-def _prepare(plan: RunPlan, machine: Machine) -> _PreparedJob:
+def prepare_job(plan: RunPlan, machine: Machine) -> PreparedJob:
+    """Decode the images of a run and build its net."""
     from dermkit.data.cache.pixels import pixel_cache, pixel_keys
     from dermkit.models.net import build_net, preprocessing_for
     from dermkit.training.state import TrainingJob
@@ -177,10 +178,10 @@ def _prepare(plan: RunPlan, machine: Machine) -> _PreparedJob:
         workers=machine.settings.workers,
         groups=leakage_groups(manifest),
     )
-    return _PreparedJob(job, net, pixels, lint)
+    return PreparedJob(job, net, pixels, lint)
 
 
-def _train_and_report(plan: RunPlan, prepared_job: _PreparedJob, machine: Machine, started_at: float) -> None:
+def _train_and_report(plan: RunPlan, prepared_job: PreparedJob, machine: Machine, started_at: float) -> None:
     from dermkit.data.cache.pixels import evict_to_size
     from dermkit.prediction.predictor import load_model
 
@@ -235,7 +236,7 @@ def evaluate_and_report(
     return write_report(folder, images_root=images)
 
 
-def _train(plan: RunPlan, prepared_job: _PreparedJob, machine: Machine) -> "TrainingProgress":
+def _train(plan: RunPlan, prepared_job: PreparedJob, machine: Machine) -> "TrainingProgress":
     from dermkit.training.loop import train_net
     from dermkit.training.state import TrainingHooks
 
@@ -276,7 +277,7 @@ def _train(plan: RunPlan, prepared_job: _PreparedJob, machine: Machine) -> "Trai
 
 def _save_training(
     plan: RunPlan,
-    prepared_job: _PreparedJob,
+    prepared_job: PreparedJob,
     training_progress: "TrainingProgress",
     started_at: float,
     machine: Machine,
@@ -306,7 +307,7 @@ def _save_training(
     save(views=choice.views)
 
 
-def _choose_views(plan: RunPlan, prepared_job: _PreparedJob, machine: Machine) -> "ViewChoice":
+def _choose_views(plan: RunPlan, prepared_job: PreparedJob, machine: Machine) -> "ViewChoice":
     """Choose the model's views with the net that was just saved."""
     from dermkit.pipeline.view_choice import choose_on_validation
     from dermkit.prediction.predictor import load_model
