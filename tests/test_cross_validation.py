@@ -16,9 +16,8 @@ import dermkit as dk
 from dermkit.errors import DataError, OutputError, UntrustedError
 from dermkit.files import TEMP_PREFIX, lock
 from dermkit.metrics.decisions.policy import fit_policy, policy_from_dict
-from dermkit.models.card import MODEL_JSON, extra_targets
+from dermkit.models.card import MAX_NETS, MODEL_JSON, extra_targets
 from dermkit.models.checksums import write_checksums
-from dermkit.models.ensemble import MAX_NETS
 from dermkit.pipeline import repeats
 from dermkit.pipeline.cross_validation import CrossValidation, find_folds, pool_folds, write_final_ensemble
 from dermkit.pipeline.repeats import summarise_repeats
@@ -397,8 +396,11 @@ def test_the_ensemble_calls_an_image_alike_alone_and_in_a_batch(
 def test_a_model_of_before_is_read(three_folds: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(versions(three_folds)[0] / "model", tmp_path / "old"))
     card = MODEL_JSON.read(old)
-    members = [{key: value for key, value in card["members"][0].items() if key != "calibration"}]
-    (old / "model.json").write_text(json.dumps({**card, "members": members, "format": 3}))
+    members = [{key: card["members"][0][key] for key in ("file", "spec", "views")}]
+    preprocessing = card["members"][0]["preprocessing"]
+    (old / "model.json").write_text(
+        json.dumps({**card, "members": members, "preprocessing": preprocessing, "format": 3})
+    )
     write_checksums(old)
     pixels = np.full((1, 24, 24, 3), 90, np.uint8)
     assert load_model(old).probabilities(pixels) == pytest.approx(
@@ -422,8 +424,29 @@ def changed(**fields: Any) -> Callable[[list[Json]], object]:
         (changed(file=["member-1.safetensors"]), "not one that SHA256SUMS lists"),
         (changed(file="member-0.safetensors"), "two members have one weights file"),
         (changed(file="seen.csv"), "not a model folder"),
-        (changed(classes=[]), "classes and preprocessing are of all members"),
-        (changed(preprocessing={"size": 4096}), "classes and preprocessing are of all members"),
+        (changed(classes=[]), "'classes', which is no field of one"),
+        (changed(preprocessing={"size": 4096}), "not a model folder"),
+        (lambda members: members[1]["preprocessing"].update(size=4096), "less than or equal to 2048"),
+        (lambda members: members[1]["preprocessing"].update(size=1), "greater than or equal to 16"),
+        (lambda members: members[1]["preprocessing"].update(size=24.5), "not a model folder"),
+        (lambda members: members[1]["preprocessing"].update(divide_by=0.0), "not a model folder"),
+        (lambda members: members[1]["preprocessing"].update(std=[0.0, 1.0, 1.0]), "not a model folder"),
+        (lambda members: members[1]["preprocessing"].update(mean=[float("inf")] * 3), "not a model folder"),
+        (lambda members: members[1].pop("weight"), "not a model folder: 'weight'"),
+        (changed(weight=None), "not a number from 0 to 1"),
+        (changed(weight=float("nan")), "not a number from 0 to 1"),
+        (changed(weight=float("inf")), "not a number from 0 to 1"),
+        (changed(weight=-0.1), "not a number from 0 to 1"),
+        (changed(weight=True), "not a number from 0 to 1"),
+        (changed(weight="0.5"), "not a number from 0 to 1"),
+        (changed(weight=10**400), "not a number from 0 to 1"),
+        (changed(weight=0.9), "sum to 1.56667, not to 1"),
+        (changed(weight=0), "sum to 0.666667, not to 1"),
+        (changed(class_order=[0] * 7), "not each of 0 to 6 once"),
+        (changed(class_order=[*range(6), -1]), "not each of 0 to 6 once"),
+        (changed(class_order=[*range(1, 7), False]), "not each of 0 to 6 once"),
+        (changed(class_order=list(range(8))), "not each of 0 to 6 once"),
+        (changed(class_order=None), "not each of 0 to 6 once"),
         (changed(calibration=None), "no calibration of its own"),
         (changed(calibration={"kind": "none", "temperature": 1.0, "bias": [0.0]}), "not for 7 classes"),
         (changed(calibration={"kind": "none", "temperature": 1e9, "bias": [0.0] * 7}), "not a model folder"),

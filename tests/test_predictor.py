@@ -101,7 +101,7 @@ def test_the_folder_says_what_the_model_is(trained: Path, binary: Path) -> None:
     model = load_model(trained / "model")
     assert model.class_names == data.class_names == ("benign", "malignant")
     assert card["classes"] == [asdict(item) for item in data.classes]
-    assert card["preprocessing"]["size"] == model.preprocessing.size == 24
+    assert card["members"][0]["preprocessing"]["size"] == model.preprocessing.size == 24
     assert {"format": RECIPE_FORMAT, **card["recipe"]} == json.loads((trained / "recipe.json").read_text())
     assert card["dataset"]["manifest_sha256"] == data.manifest_sha256
     text = (trained / "model" / "MODEL_CARD.md").read_text()
@@ -241,8 +241,12 @@ def test_a_card_that_does_not_fit_its_weights_is_refused(model: Path) -> None:
         "format 99": {"format": 99},
         "two members have one weights file": {"members": [member, member]},
         "not a model folder": {"classes": [{"label": "benign"}]},
-        "size": {"preprocessing": {**card["preprocessing"], "size": "24"}},
-        "weights do not fit": {"classes": [*card["classes"], {**card["classes"][0], "name": "third"}]},
+        "size": {"members": [{**member, "preprocessing": {**member["preprocessing"], "size": "24"}}]},
+        "class_order": {"classes": [*card["classes"], {**card["classes"][0], "name": "third"}]},
+        "weights do not fit": {
+            "classes": [*card["classes"], {**card["classes"][0], "name": "third"}],
+            "members": [{**member, "class_order": [0, 1, 2]}],
+        },
         "weights do not fit dermkit/cnn-s4": {
             "members": [{**member, "spec": {**member["spec"], "backbone": "dermkit/cnn-s4"}}]
         },

@@ -355,15 +355,14 @@ def test_neither_threads_nor_batches_nor_the_cache_change_what_is_written(
 
 def test_rows_of_a_store_and_an_array_are_scored_alike(trained: Path, forty: Path, tmp_path: Path) -> None:
     model = load_model(trained)
-    kept = PixelStore(tmp_path, model.preprocessing)
+    kept = PixelStore(tmp_path, model.resizings)
     paths = sorted(forty.glob("000[1-9].png"))
     looks = [
-        decode_image(p, "", model.preprocessing, with_thumbnail=False, geometry_hash=kept.geometry_hash)
-        for p in paths
+        decode_image(p, "", model.resizings, with_thumbnail=False, geometry_hash=kept.geometry_hash) for p in paths
     ]
     kept.add([look for look in looks if isinstance(look, prediction_pixels.DecodedImage)])
     kept.flush()
-    array = np.stack([look.pixels for look in looks if isinstance(look, prediction_pixels.DecodedImage)])
+    array = np.stack([look.pixels[0] for look in looks if isinstance(look, prediction_pixels.DecodedImage)])
     keys = np.frombuffer(
         b"".join(look.key for look in looks if isinstance(look, prediction_pixels.DecodedImage)), np.uint8
     )

@@ -162,8 +162,8 @@ def test_a_run_scores_with_the_views_that_its_model_says(chosen: Path, trained: 
     assert len(choice) == 1
     losses = dict(part.split(" ") for part in choice[0].partition("(")[2].partition(")")[0].split(", "))
     rows = dk.load_model(trained)  # the same weights: views are no part of training
-    assert {name: bool(torch.equal(a, rows.nets[0][0].state_dict()[name])) for name, a in
-            model.nets[0][0].state_dict().items()} == dict.fromkeys(model.nets[0][0].state_dict(), True)  # fmt: skip
+    assert {name: bool(torch.equal(a, rows.nets[0].state_dict()[name])) for name, a in
+            model.nets[0].state_dict().items()} == dict.fromkeys(model.nets[0].state_dict(), True)  # fmt: skip
     import pandas as pd
 
     table = pd.read_csv(chosen / "predictions.csv")

@@ -2,7 +2,8 @@
 
 Format 2 added the decision policy fitted on validation images: calibration, operating points, conformal rule, referral
 thresholds. Format 3 has its keys in the terms of the field. Format 4 has several members, each with a calibration.
-Format 5 has the fields of `model` that recipes of format 5 added.
+Format 5 has the fields of `model` that recipes of format 5 added, and members with preprocessing, weight and order of
+classes of their own.
 """
 
 import html
@@ -23,6 +24,10 @@ MODEL_CARD_FILE = "MODEL_CARD.md"
 TRAINING_IMAGES_FILE = "seen.csv"
 """The images of the model's training and validation splits: pixel hash, ISIC id, split."""
 RESEARCH_ONLY = "Research use only. Not a medical device."
+
+
+MAX_NETS = 32
+"""Nets in one model: an image costs as many passes. A five-fold training has five."""
 
 
 def member_file(number: int) -> str:
@@ -62,18 +67,23 @@ def _migrate_3_to_4(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def _migrate_4_to_5(card: dict[str, Any]) -> dict[str, Any]:
-    """Return a card whose members have what recipes of format 5 say of a net."""
-    members = card["members"]
+    """Return a card whose members have what recipes of format 5 say of a net, and what all had in common before."""
+    members, other_fields = card["members"], {key: value for key, value in card.items() if key != "preprocessing"}
     if isinstance(members, list):
-        members = [_with_added_fields(member) for member in members]
-    return {**card, "members": members, "format": 5}
+        common = {
+            "preprocessing": card["preprocessing"],
+            "weight": 1 / max(1, len(members)),
+            "class_order": list(range(len(card["classes"]))),
+        }
+        members = [_with_added_fields(member, common) for member in members]
+    return {**other_fields, "members": members, "format": 5}
 
 
-def _with_added_fields(member: Any) -> Any:
-    """Return a member with the added fields of `model`; a broken one is told by who reads it."""
+def _with_added_fields(member: Any, common: Mapping[str, Any]) -> Any:
+    """Return a member with the added fields; a broken one is told by who reads it."""
     if not isinstance(member, dict) or not isinstance(member.get("spec"), dict):
         return member
-    return {**member, "spec": {**ADDED_MODEL_FIELDS, **member["spec"]}}
+    return {**member, **common, "spec": {**ADDED_MODEL_FIELDS, **member["spec"]}}
 
 
 _MIGRATIONS = {1: _migrate_1_to_2, 2: _migrate_2_to_3, 3: _migrate_3_to_4, 4: _migrate_4_to_5}
@@ -142,6 +152,9 @@ def is_ensemble(card: Mapping[str, Any]) -> bool:
     return len(card["members"]) > 1
 
 
+ENSEMBLE_FIELD = "ensemble"
+"""The field of model.json of an ensemble of recipes: its `sources` with weights, and a `note` on how they came."""
+
 ENSEMBLE_NOTE = (
     "The mean of several nets, one of each fold of a cross-validation. Its policy was fitted on validation images that "
     "single nets had scored, each trained without them; the figures of the cross-validation are of single nets too. "
@@ -157,9 +170,11 @@ def _n_passes(card: Mapping[str, Any]) -> int:
 def _calibration_text(card: Mapping[str, Any]) -> str:
     calibration, n = card["calibration"], len(card["members"])
     if is_ensemble(card):
+        recipes = card.get(ENSEMBLE_FIELD)
         return (
-            f"Members: {n} nets, so {_n_passes(card)} passes an image. Probabilities are the mean of the members', "
-            f"after each one's own calibration on its validation images. {ENSEMBLE_NOTE}"
+            f"Members: {n} nets, so {_n_passes(card)} passes an image. Probabilities are the "
+            f"{'weighted ' if recipes else ''}mean of the members', after each one's own calibration on its validation "
+            f"images. {_recipes_text(recipes) if recipes else ENSEMBLE_NOTE}"
         )
     if calibration["kind"] == "none":
         return "Calibration: none. Probabilities are softmax outputs as trained; do not read them as risks."
@@ -169,6 +184,15 @@ def _calibration_text(card: Mapping[str, Any]) -> str:
         f"{calibration['temperature']:.3g}"
         f"{shift_text}. `predictions.csv` holds probabilities before it, `decisions.csv` of `dermkit predict` after it."
     )
+
+
+def _recipes_text(recipes: Mapping[str, Any]) -> str:
+    """Return what an ensemble of recipes is made of, and what its weights rest on."""
+    rows = "\n".join(
+        f"| {markdown(source['recipe'])} | {markdown(source['folder'])} | {source['n_nets']} | {source['weight']:.4g} |"
+        for source in recipes["sources"]
+    )
+    return f"{markdown(recipes['note'])}\n\n| recipe | run | nets | weight |\n|---|---|---|---|\n{rows}"
 
 
 def _broken_text(card: Mapping[str, Any]) -> str:
@@ -202,6 +226,28 @@ def _views_text(card: Mapping[str, Any]) -> str:
     return f"\nViews whose probabilities are averaged: {views}; {_n_passes(card)} passes an image.\n"
 
 
+def _input_text(card: Mapping[str, Any]) -> str:
+    """Return a sentence for each preprocessing, and which members it is of where there are several."""
+    numbers: dict[str, list[int]] = {}
+    for number, member in enumerate(card["members"]):
+        preprocessing = member["preprocessing"]
+        size, interpolation = preprocessing["size"], preprocessing["interpolation"]
+        text = (
+            f"RGB, {size} x {size} px, {preprocessing['resize']}, {interpolation}; divided by "
+            f"{preprocessing['divide_by']:g},\nthen mean {preprocessing['mean']} and standard deviation "
+            f"{preprocessing['std']}."
+        )
+        numbers.setdefault(text, []).append(number)
+    if len(numbers) == 1:
+        return next(iter(numbers))
+    return "\n\n".join(f"Members {', '.join(map(str, group))}: {text}" for text, group in numbers.items())
+
+
+def _nets_text(card: Mapping[str, Any]) -> str:
+    backbones = list(dict.fromkeys(str(member["spec"]["backbone"]) for member in card["members"]))
+    return f"Net{'s' * (len(backbones) > 1)}: {', '.join(map(markdown, backbones))}"
+
+
 def card_text(card: Mapping[str, Any]) -> str:
     """Return the text of MODEL_CARD.md, for people; model.json holds the same for programs."""
     classes = "\n".join(
@@ -209,8 +255,7 @@ def card_text(card: Mapping[str, Any]) -> str:
         f"{markdown(lesion_class['malignancy'])} |"
         for lesion_class in card["classes"]
     )
-    preprocessing, weights, dataset = card["preprocessing"], card["weights"], card["dataset"]
-    size, interpolation = preprocessing["size"], preprocessing["interpolation"]
+    weights, dataset = card["weights"], card["dataset"]
     return f"""# Model card: {markdown(card["recipe"].get("name", "unnamed"))}
 
 {_broken_text(card)}**{RESEARCH_ONLY}**
@@ -225,12 +270,11 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 ## Input
 
-RGB, {size} x {size} px, {preprocessing["resize"]}, {interpolation}; divided by {preprocessing["divide_by"]:g},
-then mean {preprocessing["mean"]} and standard deviation {preprocessing["std"]}.
+{_input_text(card)}
 {_views_text(card)}
 ## Origin
 
-- Net: {markdown(card["members"][0]["spec"]["backbone"])}; starting weights: {markdown(weights.get("origin", "?"))}.
+- {_nets_text(card)}; starting weights: {markdown(weights.get("origin", "?"))}.
   {markdown(weights.get("note", ""))} Licence of the weights: {markdown(weights.get("licence") or "not stated")}.
 - Data: {markdown(dataset.get("name", "?"))}, {markdown(dataset.get("n", "?"))} images;
   licences: {markdown(dataset.get("licences") or "not stated")}.

@@ -1,22 +1,17 @@
-"""A model folder of several nets: the mean of their probabilities after each one's own calibration. Without torch."""
+"""Write a model folder of several nets: the weighted mean of their calibrated probabilities. Without torch."""
 
-import csv
-import io
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dermkit.errors import DataError
 from dermkit.files import make_folder, output_errors, write_bytes, write_rows, write_text
 from dermkit.metrics.decisions import recalibration
-from dermkit.metrics.decisions.policy import calibration_from_dict
-from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
-from dermkit.metrics.stats.arrays import Floats
 from dermkit.models.card import (
     EMPTY_POLICY,
+    MAX_NETS,
     MODEL_JSON,
     TRAINING_IMAGES_FILE,
     card_files,
@@ -24,121 +19,134 @@ from dermkit.models.card import (
     member_file,
 )
 from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksums
-from dermkit.models.views import IDENTITY_VIEW, check_views
-
-MAX_NETS = 32
-"""Nets in one model: an image costs as many passes. A five-fold training has five."""
+from dermkit.models.training_images import TRAINING_IMAGE_COLUMNS, parse_training_images
 
 _TRAINED_FIRST = ("train", "validation", "test")
-_MEMBER_KEYS = {"file", "spec", "views", "calibration"}
 
 
-@dataclass(frozen=True)
-class MemberFields:
-    """A member of model.json: its weights file, its net's spec as JSON, its calibration (None: none) and views."""
-
-    file: str
-    spec: Mapping[str, Any]
-    calibration: ProbabilityCalibration | None
-    views: tuple[str, ...] = IDENTITY_VIEW
-
-
-def read_members(card: Mapping[str, Any], file_names: Sequence[str], n_classes: int) -> list[MemberFields]:
-    """Return the members of a model.json; raises `ValueError`, `KeyError` or `TypeError` for a list that is none.
-
-    file_names: those that SHA256SUMS lists, so that nothing outside the folder, or that was not verified, is read.
-    """
-    entries = card["members"]
-    if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_NETS:
-        n = len(entries) if isinstance(entries, list) else "no list of"
-        raise ValueError(f"{n} members; a model has 1 to {MAX_NETS}")
-    members = [_read_member(entry, file_names, n_classes) for entry in entries]
-    if len({member.file for member in members}) < len(members):
-        raise ValueError("two members have one weights file")
-    if len(members) > 1 and any(member.calibration is None for member in members):
-        raise ValueError("a member of several has no calibration of its own")
-    return members
-
-
-def _read_member(entry: Mapping[str, Any], file_names: Sequence[str], n_classes: int) -> MemberFields:
-    if not isinstance(entry, dict):
-        raise TypeError("a member is no object")
-    if others := sorted(set(entry) - _MEMBER_KEYS):
-        raise ValueError(
-            f"a member has {', '.join(map(repr, others[:5]))}: classes and preprocessing are of all members"
-        )
-    file, calibration_json = entry["file"], entry["calibration"]
-    if not isinstance(file, str) or file not in file_names:
-        raise ValueError(f"the weights file {file!r} of a member is not one that {CHECKSUM_FILE} lists")
-    calibration = None if calibration_json is None else calibration_from_dict(calibration_json)
-    if calibration is not None and len(calibration.bias) != n_classes:
-        raise ValueError(f"the calibration of member {file} is not for {n_classes} classes")
-    return MemberFields(file, entry["spec"], calibration, check_views(entry["views"]))
-
-
-def mean_probabilities(probabilities: Sequence[Floats], calibrations: Sequence[ProbabilityCalibration]) -> Floats:
-    """Return the mean over members of their calibrated probabilities, (N, K). probabilities: (N, K) of each."""
-    calibrated = [one.apply(p) for p, one in zip(probabilities, calibrations, strict=True)]
-    return np.asarray(np.mean(calibrated, axis=0), dtype=np.float64)
-
-
-def write_ensemble(folder: Path, models: Sequence[Path]) -> Path:
+def write_ensemble(
+    folder: Path,
+    models: Sequence[Path],
+    *,
+    weights: Sequence[float] | None = None,
+    description: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a model folder whose members are the nets of these model folders; returns the folder, without a policy.
 
-    models: of one net each. Every one is verified first. Raises `UntrustedError` for one that is not as it was saved,
-    `DataError` where their classes or preprocessing differ.
+    weights: of each model in the mean, shared by its own nets as they share it there; None = equal ones; a model whose
+    weight is 0 is left out. description: fields of the card that say what the ensemble is; None = of one training's
+    folds. Every model is verified first. Raises `UntrustedError` for one that is not as it was saved, `DataError` where
+    classes differ or there are too many nets.
     """
     make_folder(folder)
     with output_errors(folder):  # first of all, so that an interrupted call leaves no model
         (folder / CHECKSUM_FILE).unlink(missing_ok=True)
+    shares = [1 / len(models)] * len(models) if weights is None else list(weights)
     cards: list[dict[str, Any]] = []
+    members: list[dict[str, Any]] = []
     images: dict[tuple[str, str], str] = {}
-    for number, model in enumerate(models):
+    for model, share in zip(models, shares, strict=True):
+        if share == 0:
+            continue
         content = read_verified(model)
         card = MODEL_JSON.parse(content[MODEL_JSON.name], model / MODEL_JSON.name)
-        _check_alike(card, cards[0] if cards else card, model)
-        write_bytes(folder / member_file(number), content[card["members"][0]["file"]])
         cards.append(card)
-        _add_training_images(images, content[TRAINING_IMAGES_FILE])
-    for file in folder.glob("member-*.safetensors"):  # of an earlier ensemble of more members
-        if file.name not in {member_file(number) for number in range(len(models))}:
-            file.unlink()
-    write_rows(
-        folder / TRAINING_IMAGES_FILE,
-        ("pixel_sha256", "isic_id", "split"),
-        [(*image, split) for image, split in sorted(images.items())],
-    )
-    for name, text in card_files(_ensemble_card(cards)).items():
-        write_text(folder / name, text)
-    write_checksums(folder)
+        for member in _members_of(card, cards[0], model):
+            file = member_file(len(members))
+            write_bytes(folder / file, content[member["file"]])
+            members.append({**member, "file": file, "weight": share * member["weight"]})
+        _add_training_images(images, content[TRAINING_IMAGES_FILE], model)
+    _write_rest(folder, _ensemble_card(cards, _with_unit_sum(members), description), images)
     return folder
 
 
-def _check_alike(card: Mapping[str, Any], first: Mapping[str, Any], model: Path) -> None:
-    for name in ("classes", "preprocessing"):
-        if card[name] != first[name]:
-            raise DataError(
-                f"{model}: has other {name} than the model beside it, so they cannot be members of one",
-                outcome="the models of the folds",
-                remedy="train the folds again with one recipe on one data set",
-            )
+def _write_rest(folder: Path, card: Mapping[str, Any], images: Mapping[tuple[str, str], str]) -> None:
+    """Write all but the weights files, and remove those of an earlier ensemble of more members."""
+    names = {member["file"] for member in card["members"]}
+    for file in folder.glob("member-*.safetensors"):
+        if file.name not in names:
+            file.unlink()
+    rows = [(*image, split) for image, split in sorted(images.items())]
+    write_rows(folder / TRAINING_IMAGES_FILE, TRAINING_IMAGE_COLUMNS, rows)
+    for name, text in card_files(card).items():
+        write_text(folder / name, text)
+    write_checksums(folder)
 
 
-def _add_training_images(images: dict[tuple[str, str], str], table: bytes) -> None:
+def check_members(models: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
+    """Raise `DataError` for model folders, with their cards, that cannot be members of one model."""
+    for model, card in models:
+        _members_of(card, models[0][1], model)
+    if (n := sum(len(card["members"]) for _, card in models)) > MAX_NETS:
+        raise DataError(
+            f"{n} nets: a model holds at most {MAX_NETS}, since an image costs as many passes",
+            outcome="nothing was written",
+            remedy="name fewer models, or single runs in place of folds",
+        )
+
+
+def _members_of(card: Mapping[str, Any], first: Mapping[str, Any], model: Path) -> list[dict[str, Any]]:
+    """Return the members of a model as those of an ensemble with the classes, by name, of its first model."""
+    order = _class_order(card, first, model)
+    if len(card["members"]) == 1 and card["members"][0]["calibration"] is None:
+        return [{**card["members"][0], "class_order": order, "calibration": _own_calibration(card)}]
+    if card["calibration"]["kind"] != "none":
+        raise DataError(
+            f"{model}: is an ensemble with a calibration of its own, so its nets cannot be members of another",
+            outcome="nothing was written",
+            remedy="name the models that it was made of",
+        )
+    return [
+        {**member, "class_order": [member["class_order"][index] for index in order]} for member in card["members"]
+    ]
+
+
+def _class_order(card: Mapping[str, Any], first: Mapping[str, Any], model: Path) -> list[int]:
+    """Return, for each class of `first`, its position in the classes of a model."""
+    classes = {entry["name"]: entry for entry in card["classes"]}
+    wanted = {entry["name"]: entry for entry in first["classes"]}
+    if classes != wanted:
+        unequal = sorted(name for name in {*classes, *wanted} if classes.get(name) != wanted.get(name))
+        raise DataError(
+            f"{model}: has other classes than the model beside it, so they cannot be members of one "
+            f"({', '.join(unequal[:5])} differ in name, diagnosis or malignancy)",
+            outcome="the models",
+            remedy="train them again on one data set with one class table",
+        )
+    return [list(classes).index(name) for name in wanted]
+
+
+def _add_training_images(images: dict[tuple[str, str], str], table: bytes, model: Path) -> None:
     """Add the images that a member learned from; one that any member was trained on counts as trained on."""
-    for pixels, isic_id, split in list(csv.reader(io.StringIO(table.decode("utf-8"), newline="")))[1:]:
+    for pixels, isic_id, split in parse_training_images(table, model):
         seen_as = images.get((pixels, isic_id), split)
         images[pixels, isic_id] = min(seen_as, split, key=_TRAINED_FIRST.index)
 
 
-def _ensemble_card(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    members = [
-        {**card["members"][0], "file": member_file(number), "calibration": _own_calibration(card)}
-        for number, card in enumerate(cards)
-    ]
+def _with_unit_sum(members: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the members with weights that sum to 1, and equal ones equal to the last bit."""
+    total = math.fsum(member["weight"] for member in members)
+    weights = [round(member["weight"] / total, 12) for member in members]
+    if len(set(weights)) == 1:
+        weights = [1 / len(members)] * len(members)
+    return [{**member, "weight": weight} for member, weight in zip(members, weights, strict=True)]
+
+
+def _ensemble_card(
+    cards: Sequence[Mapping[str, Any]], members: Sequence[Mapping[str, Any]], description: Mapping[str, Any] | None
+) -> dict[str, Any]:
     training = {**cards[0]["training"], "fold": None, "best": None, "stopped": None}
-    training["members"] = [{"seed": card["training"]["seed"], "fold": card["training"]["fold"]} for card in cards]
-    return {**cards[0], "members": members, **EMPTY_POLICY, "referral": [], "training": training}
+    training["members"] = [
+        entry for card in cards for entry in card["training"].get("members", [_seed_and_fold(card["training"])])
+    ]
+    card = {**cards[0], "members": members, **EMPTY_POLICY, "referral": [], "training": training}
+    if description is None:
+        return card
+    return {**card, **description}
+
+
+def _seed_and_fold(training: Mapping[str, Any]) -> dict[str, Any]:
+    return {"seed": training["seed"], "fold": training["fold"]}
 
 
 def _own_calibration(card: Mapping[str, Any]) -> dict[str, Any]:

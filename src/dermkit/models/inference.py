@@ -19,8 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.images.preprocess import Preprocessing
-from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
-from dermkit.models.ensemble import mean_probabilities
+from dermkit.models.members import MemberFields, distinct_resizings, mean_probabilities
 from dermkit.models.precision import is_out_of_memory
 from dermkit.models.views import CROP_FRACTION, IDENTITY_VIEW
 from dermkit.threads import ordered_map
@@ -190,12 +189,21 @@ class InferenceEngine:
         )
 
 
-class EnsembleEngine:
-    """Turns uint8 pixels into the mean of several nets' calibrated probabilities, as `InferenceEngine` does of one."""
+PixelBatch = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+"""Resized pixels (N, S, S, 3) of images; where members of a model resize in several ways, an array for each way."""
 
-    def __init__(self, engines: Sequence[InferenceEngine], calibrations: Sequence[ProbabilityCalibration]) -> None:
-        self.engines, self.calibrations = tuple(engines), tuple(calibrations)
+
+class EnsembleEngine:
+    """Turns uint8 pixels into the weighted mean of nets' calibrated probabilities, as `InferenceEngine` does of one.
+
+    members: of each engine, what is done with its probabilities, and how its pixels were resized.
+    """
+
+    def __init__(self, engines: Sequence[InferenceEngine], members: Sequence[MemberFields]) -> None:
+        self.engines, self.members = tuple(engines), tuple(members)
         self.device = engines[0].device
+        resizings, self._resizing_of_member = distinct_resizings(self.members)
+        self._n_resizings = len(resizings)
         variants = {engine.net_variant for engine in engines}
         self.net_variant = variants.pop() if len(variants) == 1 else f"{FUSED_NET} where possible"
 
@@ -204,9 +212,19 @@ class EnsembleEngine:
         """Return how many images the device's memory holds in one pass of each net."""
         return min(engine.max_batch_size for engine in self.engines)
 
-    def __call__(self, batch: NDArray[np.uint8], names: Sequence[str] = ()) -> NDArray[np.float64]:
-        """Score resized pixels (N, S, S, 3) uint8; returns probabilities (N, classes) float64."""
-        return mean_probabilities([engine(batch, names) for engine in self.engines], self.calibrations)
+    def __call__(self, batch: PixelBatch, names: Sequence[str] = ()) -> NDArray[np.float64]:
+        """Score resized pixels; returns probabilities (N, classes) float64."""
+        arrays = (batch,) if isinstance(batch, np.ndarray) else tuple(batch)
+        if len(arrays) != self._n_resizings:
+            raise DataError(
+                f"a batch of {len(arrays)} arrays: this model's nets take images resized in {self._n_resizings} ways",
+                remedy="give an array of resized pixels for each of the model's `resizings`",
+            )
+        outputs = [
+            engine(arrays[index], names)
+            for engine, index in zip(self.engines, self._resizing_of_member, strict=True)
+        ]
+        return mean_probabilities(outputs, self.members)
 
 
 def view_of(inputs: Tensor, view: str) -> Tensor:

@@ -15,7 +15,8 @@ import pandas as pd
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.files import write_rows
 from dermkit.metrics.classification.summary import evaluate_split
-from dermkit.models.ensemble import MAX_NETS, write_ensemble
+from dermkit.models.card import MAX_NETS
+from dermkit.models.ensemble import write_ensemble
 from dermkit.pipeline.next_steps import write_parent_next_steps
 from dermkit.recipes.schema import load_recipe, save_recipe
 from dermkit.runs.folder import RunFolder, read_table

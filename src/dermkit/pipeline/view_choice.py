@@ -54,7 +54,7 @@ def choose_on_validation(predictor: "Predictor", job: "TrainingJob", progress: P
     """Score every view of a run's validation images by its saved net, in float32, and choose a set."""
     from dermkit.models.inference import InferenceEngine, eval_batches, n_parallel_batches, parallel_batches
 
-    engine = InferenceEngine(predictor.nets[0][0], predictor.preprocessing, progress.say, views=ALL_VIEWS)
+    engine = InferenceEngine(predictor.nets[0], predictor.preprocessing, progress.say, views=ALL_VIEWS)
     rows = job.validation_rows
     batches = (np.asarray(job.pixels[batch]) for batch in eval_batches(rows, engine.device))
     scored: Sequence[NDArray[np.float64]] = list(

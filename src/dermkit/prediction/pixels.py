@@ -31,11 +31,12 @@ THUMBNAIL_SIZE = 160
 class DecodedImage:
     """An image after decoding; the photograph at full size is not held, because a batch of them could fill the memory.
 
-    pixels: (S, S, 3) uint8, resized. thumbnail: (H, W, 3) uint8, at most `THUMBNAIL_SIZE` on its longest edge; None
-    where none was wanted. key: 32-byte hash of the file's bytes and the resizing, b"" without a pixel store.
+    pixels: (S, S, 3) uint8, resized, for each way in which the model's nets resize. thumbnail: (H, W, 3) uint8, at most
+    `THUMBNAIL_SIZE` on its longest edge; None where none was wanted. key: 32-byte hash of the file's bytes and the
+    resizing, b"" without a pixel store.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: tuple[NDArray[np.uint8], ...]
     thumbnail: NDArray[np.uint8] | None
     pixel_sha256: str
     notes: tuple[str, ...]
@@ -59,18 +60,17 @@ class ImageScore:
 
 
 def decode_image(
-    path: Path, name: str, preprocessing: Preprocessing, *, with_thumbnail: bool, geometry_hash: bytes = b""
+    path: Path, name: str, resizings: Sequence[Preprocessing], *, with_thumbnail: bool, geometry_hash: bytes = b""
 ) -> DecodedImage | ImageRejected:
-    """Open one image and resize it; returns the rejection where it cannot be used."""
+    """Open one image once and resize it in each of these ways; returns the rejection where it cannot be used."""
     try:
         image = open_image(path, name=name)
     except ImageRejected as refusal:
         return refusal
     small_pixels = _thumbnail(image.pixels) if with_thumbnail else None
     key = _pixel_key(bytes.fromhex(image.file_sha256), geometry_hash) if geometry_hash else b""
-    return DecodedImage(
-        resize_pixels(image.pixels, preprocessing), small_pixels, image.pixel_sha256, image.notes, key
-    )
+    pixels = tuple(resize_pixels(image.pixels, preprocessing) for preprocessing in resizings)
+    return DecodedImage(pixels, small_pixels, image.pixel_sha256, image.notes, key)
 
 
 def file_thumbnail(path: Path) -> NDArray[np.uint8] | None:
@@ -92,10 +92,13 @@ class PixelStore:
     whenever a segment is full.
     """
 
-    def __init__(self, folder: Path, preprocessing: Preprocessing) -> None:
-        size = preprocessing.size
-        self.geometry_hash = hashlib.sha256(canonical_json(geometry(preprocessing)).encode()).digest()
-        self._store = Store(folder, store_name(preprocessing), shape=(size, size, 3), dtype="uint8")
+    def __init__(self, folder: Path, resizings: Sequence[Preprocessing]) -> None:
+        geometries = [geometry(preprocessing) for preprocessing in resizings]
+        key_fields = geometries[0] if len(geometries) == 1 else geometries
+        self.geometry_hash = hashlib.sha256(canonical_json(key_fields).encode()).digest()
+        self._sizes = [preprocessing.size for preprocessing in resizings]
+        name = store_name(resizings[0]) if len(resizings) == 1 else f"pixels-{self.geometry_hash.hex()[:16]}"
+        self._store = Store(folder, name, shape=_row_shape(self._sizes), dtype="uint8")
         self._lock = threading.Lock()
         self._unwritten: dict[bytes, DecodedImage] = {}
         self._n_read = 0
@@ -115,7 +118,11 @@ class PixelStore:
         for row, row_pixels, note in zip(stored.tolist(), pixels, notes, strict=True):
             record = json.loads(note)
             images[readable[row]] = DecodedImage(
-                row_pixels, None, record["pixel_sha256"], tuple(record["notes"]), keys[readable[row]]
+                _split_row(row_pixels, self._sizes),
+                None,
+                record["pixel_sha256"],
+                tuple(record["notes"]),
+                keys[readable[row]],
             )
         with self._lock:
             self._n_read += len(stored)
@@ -150,13 +157,31 @@ class PixelStore:
             new_rows = np.flatnonzero(self._store.index(keys) < 0)
             self._store.add(
                 keys[new_rows],
-                np.stack([images[row].pixels for row in new_rows]) if len(new_rows) else self._empty_rows(),
+                np.stack([_joined_row(images[row].pixels) for row in new_rows])
+                if len(new_rows)
+                else self._empty_rows(),
                 [_store_note(images[row]) for row in new_rows],
             )
         self._unwritten = {}
 
     def _empty_rows(self) -> NDArray[np.uint8]:
         return np.empty((0, *self._store.shape), np.uint8)
+
+
+def _row_shape(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of an image in the store: of several sizes they lie one after the other, as a vector."""
+    return (sizes[0], sizes[0], 3) if len(sizes) == 1 else (sum(3 * size * size for size in sizes),)
+
+
+def _joined_row(pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return pixels[0] if len(pixels) == 1 else np.concatenate([array.ravel() for array in pixels])
+
+
+def _split_row(row: NDArray[np.uint8], sizes: Sequence[int]) -> tuple[NDArray[np.uint8], ...]:
+    if len(sizes) == 1:
+        return (row,)
+    ends = np.cumsum([3 * size * size for size in sizes])[:-1]
+    return tuple(part.reshape(size, size, 3) for part, size in zip(np.split(row, ends), sizes, strict=True))
 
 
 def _pixel_key(file_sha256: bytes, geometry_hash: bytes) -> bytes:

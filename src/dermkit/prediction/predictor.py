@@ -6,9 +6,7 @@ byte is verified before use, and nothing is unpickled.
 Shapes: N images, K classes, `size` pixels a side.
 """
 
-import csv
 import dataclasses
-import io
 import json
 import platform
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -34,7 +32,6 @@ from dermkit.files import (
     file_stat,
     make_folder,
     output_errors,
-    read_regular,
     sha256_bytes,
     write_bytes,
     write_rows,
@@ -44,7 +41,6 @@ from dermkit.images.preprocess import Preprocessing
 from dermkit.metrics.decisions.apply import ActivePolicy
 from dermkit.metrics.decisions.guarantees import BrokenGuarantee
 from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
-from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
 from dermkit.models.card import (
     EMPTY_POLICY,
     EVALUATION_FIELD,
@@ -56,16 +52,18 @@ from dermkit.models.card import (
     card_policy,
 )
 from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksums
-from dermkit.models.ensemble import read_members
 from dermkit.models.inference import (
     EnsembleEngine,
     InferenceEngine,
+    PixelBatch,
     default_batch_size,
     parallel_batches,
     pick_device,
 )
+from dermkit.models.members import MemberFields, distinct_resizings, read_members
 from dermkit.models.net import Net, build_net, check_fits
 from dermkit.models.precision import non_finite_tensors
+from dermkit.models.training_images import TRAINING_IMAGE_COLUMNS, parse_training_images, read_training_images
 from dermkit.models.views import IDENTITY_VIEW
 from dermkit.models.weights import resolve_weights
 from dermkit.prediction.decisions import select_policy
@@ -81,10 +79,8 @@ if TYPE_CHECKING:
 __all__ = ["ModelMetadata", "Predictor", "load_model", "read_training_images", "runtime_versions", "save_model"]
 
 
-_TRAINING_IMAGE_COLUMNS = ("pixel_sha256", "isic_id", "split")
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 _CLASSES: TypeAdapter[tuple[LesionClass, ...]] = TypeAdapter(tuple[LesionClass, ...])
-_PREPROCESSING: TypeAdapter[Preprocessing] = TypeAdapter(Preprocessing)
 
 
 @dataclass(frozen=True)
@@ -106,24 +102,23 @@ class ModelMetadata:
 class Predictor:
     """A verified model, ready to score images.
 
-    nets: one, or several with a calibration each, whose mean is the model. progress: told when a device's memory is too
-    small for a batch. policy: the decision policy fitted on validation
-    images, None where there is none. training_images: (pixel_sha256, isic_id, split) of the images that the training
-    used, from the bytes that were verified. broken_guarantees: those that the test images broke, as the model says.
-    views: of each net; () = the image itself.
+    nets: one, or several whose weighted mean is the model. members: of each net, how an image becomes its input and its
+    output a part of the mean. progress: told when a device's memory is too small for a batch. policy: the decision
+    policy fitted on validation images, None where there is none. training_images: (pixel_sha256, isic_id, split) of the
+    images that the training used, from the bytes that were verified. broken_guarantees: those that the test images
+    broke, as the model says.
     """
 
     folder: Path
     classes: tuple[LesionClass, ...]
-    preprocessing: Preprocessing
-    nets: tuple[tuple[Net, ProbabilityCalibration | None], ...]
+    members: tuple[MemberFields, ...]
+    nets: tuple[Net, ...]
     card: Mapping[str, Any]
     sha256: str
     progress: Progress = field(default_factory=Progress)
     policy: DecisionPolicy | None = None
     training_images: tuple[tuple[str, str, str], ...] = ()
     broken_guarantees: tuple[BrokenGuarantee, ...] = ()
-    views: tuple[tuple[str, ...], ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -133,27 +128,51 @@ class Predictor:
     @property
     def passes(self) -> tuple[int, ...]:
         """Return how many times each net runs for one image: once a view."""
-        return tuple(map(len, self.views)) or (1,) * len(self.nets)
+        return tuple(len(member.views) for member in self.members)
+
+    @property
+    def resizings(self) -> tuple[Preprocessing, ...]:
+        """Return a preprocessing for each way in which the nets' images are resized; most models have one."""
+        return distinct_resizings(self.members)[0]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Return how pixels become the input of the net; raises `UsageError` where members differ in it."""
+        distinct = {member.preprocessing for member in self.members}
+        if len(distinct) > 1:
+            raise UsageError(
+                f"{self.folder}: its nets have {len(distinct)} ways of preprocessing, so there is no single one",
+                remedy="take `resizings`, and give `probabilities` an array for each",
+            )
+        return self.members[0].preprocessing
 
     @cached_property
     def engine(self) -> InferenceEngine | EnsembleEngine:
         """Return the net prepared for fast float32 inference; made at first use, which runs it on test pictures."""
-        net_views = self.views or (IDENTITY_VIEW,) * len(self.nets)
         engines = [
-            InferenceEngine(net, self.preprocessing, self.progress.say, views=views)
-            for (net, _), views in zip(self.nets, net_views, strict=True)
+            InferenceEngine(net, member.preprocessing, self.progress.say, views=member.views)
+            for net, member in zip(self.nets, self.members, strict=True)
         ]
-        calibrations = [calibration for _, calibration in self.nets if calibration is not None]
-        return engines[0] if len(engines) == 1 else EnsembleEngine(engines, calibrations)
+        is_plain = len(engines) == 1 and self.members[0].calibration is None
+        return engines[0] if is_plain else EnsembleEngine(engines, self.members)
 
     @property
     def batch_size(self) -> int:
         """Return the default number of images per forward pass on the model's device."""
         return default_batch_size(self.engine.device)
 
-    def probabilities(self, batch: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Score resized pixels (N, size, size, 3) uint8; returns probabilities (N, K) float64."""
-        return self.engine(batch)
+    def probabilities(self, batch: PixelBatch) -> NDArray[np.float64]:
+        """Score resized pixels (N, size, size, 3) uint8; returns probabilities (N, K) float64.
+
+        batch: of a model whose nets resize in several ways an array for each of `resizings`.
+        """
+        return self._score(batch)
+
+    def _score(self, batch: PixelBatch, names: Sequence[str] = ()) -> NDArray[np.float64]:
+        """Score a batch, given as one array or as a list of the arrays of each resizing."""
+        if isinstance(self.engine, EnsembleEngine):
+            return self.engine(batch, names)
+        return self.engine(batch if isinstance(batch, np.ndarray) else batch[0], names)
 
     def select_policy(self, *, target: str | None = None, coverage: float | None = None) -> ActivePolicy | None:
         """Return the decision policy, to `apply` to `probabilities`; None where the model has none.
@@ -166,7 +185,7 @@ class Predictor:
 
     def score_pixels(
         self,
-        pixels: "NDArray[np.uint8] | StoredRows",
+        pixels: "NDArray[np.uint8] | StoredRows | list[NDArray[np.uint8]] | list[StoredRows]",
         rows: Sequence[int],
         *,
         batch_size: int | None = None,
@@ -175,14 +194,18 @@ class Predictor:
     ) -> NDArray[np.float64]:
         """Score rows of a pixel cache (N, size, size, 3); returns (len(rows), K) in the order of `rows`.
 
-        workers: threads, 0 = as many as torch uses. on_progress: told (images done, images).
+        pixels: a list of the caches of each of `resizings`, or the only one. workers: threads, 0 = as many as torch
+        uses. on_progress: told (images done, images).
         """
         size = batch_size or self.batch_size
         result = np.empty((len(rows), len(self.classes)))
         row_indices = np.asarray(rows, dtype=np.int64)
-        batches = (pixels[row_indices[start : start + size]] for start in range(0, len(rows), size))
+        caches: Sequence[NDArray[np.uint8] | StoredRows] = pixels if isinstance(pixels, list) else [pixels]
+        batches = (
+            [cache[row_indices[start : start + size]] for cache in caches] for start in range(0, len(rows), size)
+        )
         n_done = 0
-        for batch_scores in parallel_batches(self.engine, batches, workers=workers or torch.get_num_threads()):
+        for batch_scores in parallel_batches(self._score, batches, workers=workers or torch.get_num_threads()):
             result[n_done : n_done + len(batch_scores)] = batch_scores
             n_done += len(batch_scores)
             if on_progress:
@@ -227,17 +250,18 @@ class Predictor:
         geometry_hash = pixel_store.geometry_hash if pixel_store else b""
         decoded = [
             image or decode_image(
-                path, name, self.preprocessing, with_thumbnail=start + index < n_thumbnails, geometry_hash=geometry_hash
+                path, name, self.resizings, with_thumbnail=start + index < n_thumbnails, geometry_hash=geometry_hash
             )
             for index, (image, (name, path)) in enumerate(zip(stored, images, strict=True))
         ]  # fmt: skip
         readable = [
-            (name, image.pixels)
+            (name, image)
             for (name, _), image in zip(images, decoded, strict=True)
             if isinstance(image, DecodedImage)
         ]
         names = [name for name, _ in readable]
-        probabilities = iter(self.engine(np.stack([pixels for _, pixels in readable]), names) if readable else ())
+        arrays = [np.stack(pixels) for pixels in zip(*(image.pixels for _, image in readable), strict=True)]
+        probabilities = iter(self._score(arrays, names) if readable else ())
         scores = [
             ImageScore(name, next(probabilities), image.thumbnail, image.pixel_sha256, image.notes, None, stat)
             if isinstance(image, DecodedImage)
@@ -278,11 +302,20 @@ def save_model(
         (folder / CHECKSUM_FILE).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     write_bytes(folder / WEIGHTS_FILE, save_safetensors(state))
-    write_rows(folder / TRAINING_IMAGES_FILE, _TRAINING_IMAGE_COLUMNS, metadata.training_images)
+    write_rows(folder / TRAINING_IMAGES_FILE, TRAINING_IMAGE_COLUMNS, metadata.training_images)
     card = {
-        "members": [{"file": WEIGHTS_FILE, "spec": asdict(spec), "views": list(views), "calibration": None}],
+        "members": [
+            {
+                "file": WEIGHTS_FILE,
+                "spec": asdict(spec),
+                "preprocessing": asdict(preprocessing),
+                "views": list(views),
+                "calibration": None,
+                "weight": 1.0,
+                "class_order": list(range(len(classes))),
+            }
+        ],
         "classes": [asdict(lesion_class) for lesion_class in classes],
-        "preprocessing": asdict(preprocessing),
         **EMPTY_POLICY,
         "recipe": metadata.recipe,
         "dataset": metadata.dataset,
@@ -325,22 +358,19 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
         for name in ("recipe", "dataset", "weights", "training"):
             if not isinstance(card[name], dict):
                 raise TypeError(f"{name} is no object")
-        preprocessing = _PREPROCESSING.validate_json(json.dumps(card["preprocessing"]))
         members = read_members(card, list(file_bytes), len(classes))
         specs = [_SPEC.validate_json(json.dumps(member.spec)) for member in members]
         states = [load_safetensors(file_bytes[member.file]) for member in members]
     except (KeyError, TypeError, ValueError, ValidationError, SafetensorError) as error:
         raise UntrustedError(f"{folder}: not a model folder: {error}", remedy="copy it anew") from error
     nets = [
-        _rebuild_net(folder, spec, len(classes), state, image_size=preprocessing.size).to(torch_device)
-        for spec, state in zip(specs, states, strict=True)
+        _rebuild_net(folder, spec, len(classes), state, image_size=member.preprocessing.size).to(torch_device)
+        for spec, state, member in zip(specs, states, members, strict=True)
     ]
-    calibrations = [member.calibration if len(members) > 1 else None for member in members]
     return Predictor(
-        folder, classes, preprocessing, tuple(zip(nets, calibrations, strict=True)), card,
-        sha256_bytes(file_bytes[MODEL_JSON.name]), progress or Progress(), _read_policy(folder, card),
-        _parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder), _read_broken_guarantees(folder, card),
-        tuple(member.views for member in members),
+        folder, classes, tuple(members), tuple(nets), card, sha256_bytes(file_bytes[MODEL_JSON.name]),
+        progress or Progress(), _read_policy(folder, card),
+        parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder), _read_broken_guarantees(folder, card),
     )  # fmt: skip
 
 
@@ -406,24 +436,3 @@ def _rebuild_net(
         )
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net.eval().requires_grad_(False)
-
-
-def read_training_images(folder: Path) -> dict[str, str]:
-    """Return pixel hash -> split of the images that the model's training used."""
-    path = folder / TRAINING_IMAGES_FILE
-    if not path.is_file():
-        return {}
-    return {pixels: split_name for pixels, _, split_name in _parse_training_images(read_regular(path), folder)}
-
-
-def _parse_training_images(data: bytes, folder: Path) -> tuple[tuple[str, str, str], ...]:
-    """Return the rows of seen.csv; raises `UntrustedError` where it is another table."""
-    try:
-        rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True))
-        if not rows or rows[0] != list(_TRAINING_IMAGE_COLUMNS) or any(len(row) != 3 for row in rows[1:]):
-            raise ValueError(f"its columns are not {', '.join(_TRAINING_IMAGE_COLUMNS)}")
-    except (ValueError, csv.Error) as error:
-        raise UntrustedError(
-            f"{folder / TRAINING_IMAGES_FILE}: is no list of images: {error}", remedy="copy it anew"
-        ) from error
-    return tuple((row[0], row[1], row[2]) for row in rows[1:])

@@ -245,7 +245,7 @@ def _score_missing(
         batch_size=job.batch_size,
         workers=options.workers,
         n_thumbnails=sum(index < _TILES_PER_SHEET * _MAX_SHEETS for index in missing),
-        pixel_store=PixelStore(options.cache, predictor.preprocessing) if options.cache else None,
+        pixel_store=PixelStore(options.cache, predictor.resizings) if options.cache else None,
     )
     with closing(image_scores), ScoreWriter(job, on_save) as writer:
         for index, score in zip(missing, image_scores, strict=False):

@@ -1,0 +1,127 @@
+"""The members of a model: nets, each with its own preprocessing, views and calibration, and its weight in the mean.
+
+Without torch. Shapes: N images, K classes.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from dermkit.images.preprocess import Preprocessing
+from dermkit.metrics.decisions.policy import calibration_from_dict
+from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
+from dermkit.metrics.stats.arrays import Floats
+from dermkit.models.card import MAX_NETS
+from dermkit.models.checksums import CHECKSUM_FILE
+from dermkit.models.views import IDENTITY_VIEW, check_views
+
+_MEMBER_KEYS = {"file", "spec", "views", "calibration", "preprocessing", "weight", "class_order"}
+_WEIGHT_TOLERANCE = 1e-6
+_PREPROCESSING: TypeAdapter[Preprocessing] = TypeAdapter(Preprocessing)
+
+
+@dataclass(frozen=True)
+class MemberFields:
+    """A member of model.json: its weights file, its net's spec as JSON, and what turns an image into its probabilities.
+
+    calibration: None = none. views: whose probabilities are averaged. weight: in the mean over the members, which sum
+    to 1. class_order: for each class of the model the column of the net's output.
+    """
+
+    file: str
+    spec: Mapping[str, Any]
+    preprocessing: Preprocessing
+    calibration: ProbabilityCalibration | None
+    class_order: tuple[int, ...]
+    views: tuple[str, ...] = IDENTITY_VIEW
+    weight: float = 1.0
+
+    def calibrate(self, probabilities: Floats) -> Floats:
+        """Return the net's probabilities (N, K) after its own calibration, in the model's order of classes."""
+        p = probabilities if self.calibration is None else self.calibration.apply(probabilities)
+        return p if self.class_order == tuple(range(len(self.class_order))) else p[:, self.class_order]
+
+
+def read_members(card: Mapping[str, Any], file_names: Sequence[str], n_classes: int) -> list[MemberFields]:
+    """Return the members of a model.json; raises `ValueError`, `KeyError` or `TypeError` for a list that is none.
+
+    file_names: those that SHA256SUMS lists, so that nothing outside the folder, or that was not verified, is read.
+    """
+    entries = card["members"]
+    if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_NETS:
+        n = len(entries) if isinstance(entries, list) else "no list of"
+        raise ValueError(f"{n} members; a model has 1 to {MAX_NETS}")
+    members = [_read_member(entry, file_names, n_classes) for entry in entries]
+    if len({member.file for member in members}) < len(members):
+        raise ValueError("two members have one weights file")
+    if len(members) > 1 and any(member.calibration is None for member in members):
+        raise ValueError("a member of several has no calibration of its own")
+    total = math.fsum(member.weight for member in members)
+    if abs(total - 1) > _WEIGHT_TOLERANCE:
+        raise ValueError(f"the weights of the members sum to {total:.6g}, not to 1")
+    return members
+
+
+def _read_member(entry: Mapping[str, Any], file_names: Sequence[str], n_classes: int) -> MemberFields:
+    if not isinstance(entry, dict):
+        raise TypeError("a member is no object")
+    if others := sorted(set(entry) - _MEMBER_KEYS):
+        raise ValueError(f"a member has {', '.join(map(repr, others[:5]))}, which is no field of one")
+    file, calibration_json = entry["file"], entry["calibration"]
+    if not isinstance(file, str) or file not in file_names:
+        raise ValueError(f"the weights file {file!r} of a member is not one that {CHECKSUM_FILE} lists")
+    calibration = None if calibration_json is None else calibration_from_dict(calibration_json)
+    if calibration is not None and len(calibration.bias) != n_classes:
+        raise ValueError(f"the calibration of member {file} is not for {n_classes} classes")
+    return MemberFields(
+        file,
+        entry["spec"],
+        _PREPROCESSING.validate_json(json.dumps(entry["preprocessing"])),
+        calibration,
+        _read_class_order(entry["class_order"], n_classes),
+        check_views(entry["views"]),
+        _read_weight(entry["weight"]),
+    )
+
+
+def _read_weight(weight: Any) -> float:
+    """Return the weight of a member; raises `ValueError` for what is no number from 0 to 1."""
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:  # false for nan
+        raise ValueError(f"the weight {str(weight)[:40]} of a member is not a number from 0 to 1")
+    return float(weight)
+
+
+def _read_class_order(order: Any, n_classes: int) -> tuple[int, ...]:
+    """Return the columns of a net's output; raises `ValueError` where they are not each column once."""
+    is_list = isinstance(order, list) and len(order) == n_classes
+    if not is_list or any(type(column) is not int for column in order) or sorted(order) != list(range(n_classes)):
+        raise ValueError(f"the class_order of a member is not each of 0 to {n_classes - 1} once")
+    return tuple(order)
+
+
+def mean_probabilities(probabilities: Sequence[Floats], members: Sequence[MemberFields]) -> Floats:
+    """Return the weighted mean over members of their calibrated probabilities, (N, K). probabilities: of each net."""
+    calibrated = [member.calibrate(p) for p, member in zip(probabilities, members, strict=True)]
+    weights = [member.weight for member in members]
+    if len(set(weights)) == 1:  # to the bit what the mean of several nets was before they had weights
+        return np.asarray(np.mean(calibrated, axis=0), dtype=np.float64)
+    total = np.zeros_like(calibrated[0])
+    for weight, p in zip(weights, calibrated, strict=True):
+        total += weight * p
+    return np.asarray(total / total.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def distinct_resizings(members: Sequence[MemberFields]) -> tuple[tuple[Preprocessing, ...], tuple[int, ...]]:
+    """Return one preprocessing for each way to resize an image, and which of them each member takes.
+
+    Mean and standard deviation are applied later, by each net: members that differ in them alone share pixels.
+    """
+    keys = [(one.size, one.resize, one.interpolation) for one in (member.preprocessing for member in members)]
+    distinct = list(dict.fromkeys(keys))
+    preprocessings = tuple(members[keys.index(key)].preprocessing for key in distinct)
+    return preprocessings, tuple(distinct.index(key) for key in keys)
