@@ -309,7 +309,11 @@ def test_weights_that_prove_nothing_are_refused(
     check(train(), 0, "report.html")
     (run,) = (tmp_path / "runs" / "pretrained").iterdir()
     assert json.loads((run / "run.json").read_text())["weights"]["sha256"] == facts["sha256"]
-    assert json.loads((run / "model" / "model.json").read_text())["preprocessing"]["mean"] == [0.4, 0.5, 0.6]
+    assert json.loads((run / "model" / "model.json").read_text())["members"][0]["preprocessing"]["mean"] == [
+        0.4,
+        0.5,
+        0.6,
+    ]
 
 
 def test_no_hub_and_no_file_names_the_three_ways_out(cli: Cli, binary: Path) -> None:

@@ -7,21 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+import dermkit as dk
 from dermkit.data.manifest import LesionClass
-from dermkit.errors import DataError, UsageError
+from dermkit.errors import DataError, DermkitError, UsageError
 from dermkit.images.preprocess import Preprocessing, resize_pixels
 from dermkit.models.card import MAX_NETS, MODEL_JSON
 from dermkit.models.checksums import write_checksums
 from dermkit.models.ensemble import check_members, write_ensemble
 from dermkit.models.net import build_net
 from dermkit.models.weights import resolve_weights
+from dermkit.pipeline.ensemble import ensemble
 from dermkit.prediction.pixels import DecodedImage, PixelStore, decode_image
 from dermkit.prediction.predictor import ModelMetadata, load_model, save_model
 from dermkit.prediction.run import predict
 from dermkit.recipes.experiments import find_recipe
+from dermkit.recipes.schema import Recipe
 
 CLASSES = (
     LesionClass("nevus", "nevus", "benign"),
@@ -185,4 +189,138 @@ def test_models_that_cannot_be_members_of_one_are_refused(models: tuple[Path, Pa
     calibrated = {**card, "calibration": {**card["calibration"], "kind": "temperature"}}
     with pytest.raises(DataError, match="an ensemble with a calibration of its own"):
         check_members([cards[0], (two, calibrated)])
-    shutil.rmtree(two)
+
+
+# Recipes of one split, trained -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def larger(binary: Path, tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of another size and head on the split of `trained`."""
+    recipe = replace(
+        tiny, name="larger", image=replace(tiny.image, size=32), model=replace(tiny.model, hidden=(16,))
+    )
+    settings = dk.RunSettings(out=tmp_path_factory.mktemp("larger"), device="cpu")
+    return dk.train(recipe, dk.load_dataset(binary), settings=settings)
+
+
+@pytest.fixture(scope="module")
+def both(trained: Path, larger: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the ensemble of the two runs."""
+    return ensemble([trained, larger], out=tmp_path_factory.mktemp("both") / "ensemble", weights="equal").folder
+
+
+def table_of(folder: Path, split: str = "validation") -> pd.DataFrame:
+    rows = pd.read_csv(folder / "predictions.csv", dtype={"fold": str, "seed": str}, keep_default_na=False)
+    return rows[rows["split"] == split].sort_values("image_id").reset_index(drop=True)
+
+
+def test_the_validation_predictions_are_those_of_the_model(
+    both: Path, trained: Path, larger: Path, binary: Path
+) -> None:
+    """What weights, thresholds and figures were fitted on is what the model folder gives for these images."""
+    rows, dataset = table_of(both), dk.load_dataset(binary)
+    assert rows["image_id"].tolist() == table_of(trained)["image_id"].tolist()
+    out = predict(both, [str(dataset.image_root / path) for path in rows["path"]], out=both / "predicted").out
+    found = pd.read_csv(out / "predictions.csv")
+    np.testing.assert_allclose(found[["p_benign", "p_malignant"]], rows[["p_benign", "p_malignant"]], atol=1e-5)
+    means = np.zeros((len(rows), 2))
+    for run in (trained, larger):  # independently: each one's own calibration, then the mean
+        calibration = json.loads((run / "model" / "model.json").read_text())["calibration"]
+        logits = np.log(table_of(run)[["p_benign", "p_malignant"]].to_numpy()) / calibration["temperature"]
+        e = np.exp(logits + np.array(calibration["bias"]))
+        means += e / e.sum(axis=1, keepdims=True) / 2
+    np.testing.assert_allclose(rows[["p_benign", "p_malignant"]], means, atol=1e-12)
+    shutil.rmtree(both / "predicted")
+
+
+def test_the_test_side_is_opened_once_when_asked_and_logged(
+    both: Path, trained: Path, larger: Path, binary: Path, tmp_path: Path
+) -> None:
+    assert set(pd.read_csv(both / "predictions.csv")["split"]) == {"validation"}
+    folder = Path(shutil.copytree(both, tmp_path / "opened"))
+    dk.evaluate(folder, open_test=dk.load_dataset(binary))
+    (opening,) = json.loads((folder / "run.json").read_text())["ensemble"]["openings"]
+    rows = table_of(folder, "test")
+    assert opening["n"] == len(rows) == len(table_of(trained, "test"))
+    calibrations = [
+        json.loads((run / "model" / "model.json").read_text())["calibration"] for run in (trained, larger)
+    ]
+    p = np.zeros((len(rows), 2))
+    for run, calibration in zip((trained, larger), calibrations, strict=True):
+        logits = np.log(table_of(run, "test")[["p_benign", "p_malignant"]].to_numpy()) / calibration["temperature"]
+        e = np.exp(logits + np.array(calibration["bias"]))
+        p += e / e.sum(axis=1, keepdims=True) / 2
+    np.testing.assert_allclose(rows[["p_benign", "p_malignant"]], p, atol=1e-5)
+    with pytest.raises(UsageError, match="test images were scored on 20"):
+        dk.evaluate(folder, open_test=dk.load_dataset(binary))
+    outcome = dk.compare([folder, trained, larger], out=tmp_path / "compared")
+    assert outcome.same_images["test"]
+    again = ensemble([trained, larger], out=folder)
+    assert "test" not in set(pd.read_csv(folder / "predictions.csv")["split"])
+    assert json.loads((folder / "run.json").read_text())["ensemble"]["openings"] == [opening]
+    assert again.sentences[0].startswith("Weights (")
+
+
+def test_the_card_says_members_weights_and_where_they_come_from(both: Path) -> None:
+    card = json.loads((both / "model" / "model.json").read_text())
+    assert [(s["recipe"], s["n_nets"], s["weight"]) for s in card["ensemble"]["sources"]] == [
+        ("tiny", 1, 0.5), ("larger", 1, 0.5),
+    ]  # fmt: skip
+    assert card["ensemble"]["n"] == len(table_of(both)) == card["n_validation_images"]
+    text = (both / "model" / "MODEL_CARD.md").read_text()
+    assert "| larger |" in text and "had also stopped or selected each single net" in text
+    assert "one of each fold of a cross-validation" not in text
+
+
+def test_members_that_cannot_be_weighed_are_refused_before_work(
+    both: Path, trained: Path, larger: Path, tmp_path: Path
+) -> None:
+    out, alone = tmp_path / "out", Path(shutil.copytree(larger / "model", tmp_path / "alone"))
+    other_data = changed_run(larger, tmp_path / "data", lambda card: card["dataset"].update(manifest_sha256="x"))
+    learned = changed_images(
+        larger, tmp_path / "learned", lambda rows: [row.replace("validation", "train") for row in rows]
+    )
+    fewer = Path(shutil.copytree(larger, tmp_path / "fewer"))
+    rows = (fewer / "predictions.csv").read_text().splitlines(keepends=True)
+    first = next(row for row in rows if ",validation," in row)
+    (fewer / "predictions.csv").write_text("".join(row for row in rows if row != first))
+    for second, message, code in (
+        (trained, "two different models", 2),
+        (trained / "model", "two different models", 2),
+        (both, "is an ensemble of recipes itself", 2),
+        (alone, "a model without its run", 2),
+        (tmp_path / "absent", "no such folder", 3),
+        (tmp_path, "neither a finished run nor a model", 3),
+        (other_data, "another data set", 3),
+        (learned, "validation images of .* are training images of", 3),
+        (fewer, "of which .* are common", 3),
+    ):
+        with pytest.raises(DermkitError, match=message) as caught:
+            ensemble([trained, second], out=out)
+        assert caught.value.exit_code == code
+        assert not out.exists()
+    with pytest.raises(UsageError, match="is a run, not an ensemble"):
+        ensemble([trained, larger], out=fewer)
+    outcome = ensemble([trained, alone], out=out, weights="equal")
+    assert outcome.report is None and "No thresholds and no figures" in outcome.sentences[0]
+    assert load_model(out).policy is None
+
+
+def changed_run(run: Path, folder: Path, change: Any) -> Path:
+    """Return a copy of a run whose model.json is changed and vouched for."""
+    copy = Path(shutil.copytree(run, folder))
+    card = json.loads((copy / "model" / "model.json").read_text())
+    change(card)
+    (copy / "model" / "model.json").write_text(json.dumps(card))
+    write_checksums(copy / "model")
+    return copy
+
+
+def changed_images(run: Path, folder: Path, change: Any) -> Path:
+    """Return a copy of a run whose table of training images is changed and vouched for."""
+    copy = Path(shutil.copytree(run, folder))
+    path = copy / "model" / "seen.csv"
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+    write_checksums(copy / "model")
+    return copy

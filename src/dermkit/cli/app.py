@@ -16,6 +16,7 @@ import typer
 from dermkit import __version__
 from dermkit.cli.console import OutOption, echo, print_result, progress_bar, say_error
 from dermkit.cli.data import audit_command, import_command, split_command
+from dermkit.cli.ensemble import ensemble_command
 from dermkit.cli.examples import examples_text
 from dermkit.cli.find_lr import find_lr_command
 from dermkit.cli.predict import predict_command
@@ -100,6 +101,11 @@ app.command(
     help="Compare runs or recipes on the same images: differences, their intervals and tests, and a verdict on each.",
     epilog=examples_text("compare"),
 )(compare_command)
+app.command(
+    "ensemble",
+    help="Make one model of several runs: weights fitted on images that none of them learned from, and a report.",
+    epilog=examples_text("ensemble"),
+)(ensemble_command)
 app.command(
     "predict",
     help="Predict new images: probabilities, decisions, sheets of pictures. Interrupted, it continues if repeated.",

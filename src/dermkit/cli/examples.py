@@ -67,6 +67,13 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "a run with a published figure",
         ),
     ),
+    "ensemble": (
+        ("dermkit ensemble runs/quick/RUN runs/strong/RUN --out both", "two recipes of one split, weighted"),
+        (
+            "dermkit ensemble runs/quick/RUN-versions runs/strong/RUN-versions --out both --weights equal",
+            "the nets of all folds of two recipes, equally",
+        ),
+    ),
     "predict": (
         ("dermkit predict runs/quick/RUN NEW_PHOTOS --out predictions", "new images, with decisions"),
         (

@@ -73,7 +73,9 @@ class EvaluationInput:
     train_counts: images per class in training, for the baselines. attributes: age, sex, site and skin type by image_id.
     isic_ids: image_id -> ISIC id, for images that the official scorer leaves out. colour_predictions: of the colour
     baseline. policy: one that was fitted earlier; None: fitted on validation and evaluated on the other splits.
-    fit_without_test: fit it even where there is no other split, because that is sealed. seed: of the bootstrap.
+    fit_without_test: fit it even where there is no other split, because that is sealed. is_shared_policy: one policy
+    for the images of all nets, since these are calibrated and all of them are members of the model. seed: of the
+    bootstrap.
     warnings, extra_fields: further ones of metrics.json (leaks, overfitting, mapping, unmapped, seal).
     """
 
@@ -87,6 +89,7 @@ class EvaluationInput:
     colour_predictions: pd.DataFrame | None = None
     policy: DecisionPolicy | None = None
     fit_without_test: bool = False
+    is_shared_policy: bool = False
     options: EvaluationOptions = DEFAULT_OPTIONS
     seed: int = 0
     warnings: Sequence[str] = ()
@@ -112,7 +115,7 @@ class EvaluationInput:
         if POLICY_SPLIT not in self.splits or not (len(self.splits) > 1 or self.fit_without_test):
             return None
         validation = self.splits[POLICY_SPLIT]
-        if len(validation.nets) == 1:
+        if len(validation.nets) == 1 or self.is_shared_policy:
             return FittedPolicy(fit_with_targets(validation.scored_set, self.options))
         by_net = {
             str(label): to_scored_set(rows, self.classes, self.groups)
@@ -382,7 +385,8 @@ def _read_input(
         isic_ids=None if dataset is None else _isic_ids(dataset),
         colour_predictions=run.colour_predictions(),
         policy=policy,
-        fit_without_test=bool(seal) or run.pooled is not None,
+        fit_without_test=bool(seal or run.ensemble) or run.pooled is not None,
+        is_shared_policy=bool(run.ensemble),
         options=options,
         warnings=leak_warnings(leaks),
         extra_fields=extra_fields,

@@ -136,12 +136,17 @@ def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress)
 
     manifest = dataset.manifest.sort_values("image_id").reset_index(drop=True)
     ids = manifest["image_id"].tolist()
-    pixels = pixel_cache(
-        dataset, ids, predictor.preprocessing, folder=dataset.work_folder / "cache",
-        on_progress=lambda count, total: progress.step("images", count, total),
-    )  # fmt: skip
+    pixels = [
+        pixel_cache(
+            dataset, ids, preprocessing, folder=dataset.work_folder / "cache",
+            on_progress=lambda count, total: progress.step("images", count, total),
+        )
+        for preprocessing in predictor.resizings
+    ]  # fmt: skip
     p = predictor.score_pixels(
-        pixels.pixels, range(len(ids)), on_progress=lambda count, total: progress.step("scoring", count, total)
+        [cache.pixels for cache in pixels],
+        range(len(ids)),
+        on_progress=lambda count, total: progress.step("scoring", count, total),
     )
     frame = manifest[["image_id", "path", "label"]].assign(split=EXTERNAL_SPLIT, fold="", seed="")
     frame["predicted"] = np.array(predictor.class_names, dtype=object)[p.argmax(axis=1)]

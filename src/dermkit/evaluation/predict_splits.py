@@ -36,6 +36,7 @@ def predict_splits(
     *,
     predictor: "Predictor",
     pixels: "PixelCache",
+    other_pixels: Sequence["PixelCache"] = (),
     seed: int,
     fold: int,
     progress: Progress,
@@ -43,14 +44,17 @@ def predict_splits(
 ) -> None:
     """Write predictions of the saved model (float32) and of the colour baseline for the given splits.
 
-    split_table: image_id, split of all splits: the colour baseline is fitted on the training rows. fold: -1 for none.
+    split_table: image_id, split of all splits: the colour baseline is fitted on the training rows. other_pixels: the
+    same images in the other sizes that the model's nets take (`Predictor.resizings`). fold: -1 for none.
     retained_splits: their rows in existing tables are kept.
     """
     scored_rows = split_table[split_table["split"].isin(list(split_names))]
     pixel_rows = [pixels.index[row_id] for row_id in scored_rows["image_id"]]
     class_names = predictor.class_names
     probabilities = predictor.score_pixels(
-        pixels.pixels, pixel_rows, on_progress=lambda count, total: progress.step("scoring", count, total)
+        [cache.pixels for cache in (pixels, *other_pixels)],
+        pixel_rows,
+        on_progress=lambda count, total: progress.step("scoring", count, total),
     )
     manifest = dataset.manifest.set_index("image_id")
     labels = (

@@ -211,8 +211,8 @@ def _evaluation_text(card: Mapping[str, Any]) -> str:
         f"- {markdown(name.replace('_', ' '))}: {markdown(text)}" for name, text in evaluation["figures"].items()
     )
     split, n = markdown(evaluation["split"]), evaluation["n"]
-    scored_by = ", each scored by the one net that had not learned from it, so not of this model" * is_ensemble(
-        card
+    scored_by = ", each scored by the one net that had not learned from it, so not of this model" * (
+        is_ensemble(card) and ENSEMBLE_FIELD not in card
     )
     return f"On {n} {split} images{scored_by}. {markdown(evaluation['verdict'])}\n\n{figures}\n\n"
 

@@ -1,4 +1,4 @@
-"""Open a sealed test split: check, log the opening, then score."""
+"""Open a sealed test split, or the test images of an ensemble, which scores none by itself: check, log, then score."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,9 +33,10 @@ MANIFEST_CHANGED_NOTE = (
 
 
 def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
-    """Open the sealed test split for a run: its predictions.csv then has the test rows too, and nothing is evaluated.
+    """Open the test split for a run: its predictions.csv then has the test rows too, and nothing is evaluated.
 
-    The opening is in the seal's file before the first image is scored. Raises `UsageError` for a folder that is no run,
+    The opening is in the seal's file, of an ensemble whose test split is not sealed in its run.json, before the first
+    image is scored. Raises `UsageError` for a folder that is no run,
     or whose test split is not sealed; `DataError` where split, classes or sealed images are not those of the training;
     `UntrustedError` for a model that is not as it was saved.
     """
@@ -46,16 +47,26 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
     with lock(run), reading(dataset, "evaluate"):
         run_json = _checked_run_json(run, dataset)
         split_table = _read_split_table(run, dataset)
-        seal = _find_run_seal(run, dataset, split_table)
+        is_unsealed = bool(run_json.get("ensemble")) and not RUN_SEAL.exists(run)
+        seal = None if is_unsealed else _find_run_seal(run, dataset, split_table)
         # Whatever may refuse does so before the opening is logged: it would count.
         predictor = load_model(run / MODEL_FOLDER, device="auto", progress=progress)
-        pixels = pixel_cache(
-            dataset, split_table["image_id"].tolist(), predictor.preprocessing, folder=dataset.work_folder / "cache",
-            on_progress=lambda count, total: progress.step("images", count, total),
-        )  # fmt: skip
-        with _log_opening(run, dataset, seal, split_table, run_json, progress):
+        pixels, *other_pixels = [
+            pixel_cache(
+                dataset, split_table["image_id"].tolist(), preprocessing, folder=dataset.work_folder / "cache",
+                on_progress=lambda count, total: progress.step("images", count, total),
+            )
+            for preprocessing in predictor.resizings
+        ]  # fmt: skip
+        log = (
+            _log_unsealed_opening(run, split_table, run_json, progress)
+            if seal is None
+            else _log_opening(run, dataset, seal, split_table, run_json, progress)
+        )
+        with log:
             predict_splits(
                 run, dataset, split_table, ["test"], predictor=predictor, pixels=pixels, seed=run_json["seed"],
+                other_pixels=other_pixels,
                 fold=-1 if run_json["fold"] is None else run_json["fold"], progress=progress,
                 retained_splits=["validation"],
             )  # fmt: skip
@@ -66,6 +77,13 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
 
 def _check_run(run: Path) -> None:
     """Raise `UsageError` for a folder that is not a finished run."""
+    if RUN.exists(run) and RunFolder(run).ensemble and not (run / SPLIT_FILE).is_file():
+        raise UsageError(
+            f"{run}: its members were not trained on one split, so there are no test images that none of them learned "
+            "from",
+            outcome="nothing was scored",
+            remedy="test it on other images: dermkit evaluate FOLDER --on OTHER_DATASET",
+        )
     missing_files = [name for name in (RUN.name, SPLIT_FILE, PREDICTIONS_FILE) if not (run / name).is_file()]
     if missing_files:
         raise UsageError(
@@ -151,6 +169,33 @@ def _log_opening(
     # Openings that were logged meanwhile belong to later reports.
     finished_seal = replace(logged_seal, openings=read_seal(path).openings[:number])
     write_run_seal(run, finished_seal, opening=number, notes=notes)
+
+
+@contextmanager
+def _log_unsealed_opening(
+    run: Path, split_table: pd.DataFrame, run_json: Mapping[str, Any], progress: Progress
+) -> Iterator[None]:
+    """Log in run.json that an ensemble scores its test images; raises `UsageError` where it has done so before."""
+    ensemble, n_test = run_json["ensemble"], int((split_table["split"] == "test").sum())
+    is_scored = bool((RunFolder(run).predictions["split"] == "test").any())
+    if is_scored or not n_test:
+        raise UsageError(
+            f"{run}: its {n_test} test images were scored on {ensemble['openings'][-1]['date']}"
+            if is_scored
+            else f"{run}: its split has no test images",
+            outcome="nothing was scored",
+            remedy=f"dermkit evaluate {shell_path(run)}",
+        )
+    opening = new_opening(
+        run / MODEL_FOLDER, opened_by="--open-test", recipe=str(run_json["recipe"]), run=run.name, n=n_test
+    )
+    openings = [*ensemble["openings"], asdict(opening)]
+    counts = {**run_json["split"]["counts"], "test": n_test}
+    RUN.write(run, {
+        **run_json, "ensemble": {**ensemble, "openings": openings}, "split": {**run_json["split"], "counts": counts},
+    })  # fmt: skip
+    progress.say(f"scoring {n_test} test images by the ensemble, opening {len(openings)}, logged in {RUN.name}")
+    yield
 
 
 def _tell_previous_openings(run: Path, seal: Seal, recipe: str, progress: Progress) -> None:

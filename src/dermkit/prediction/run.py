@@ -28,6 +28,7 @@ from dermkit.files import (
     write_rows,
 )
 from dermkit.metrics.stats.arrays import Floats
+from dermkit.models.card import ENSEMBLE_FIELD
 from dermkit.models.checksums import CHECKSUM_FILE
 from dermkit.prediction import decisions
 from dermkit.prediction.decisions import DecisionCounts
@@ -314,7 +315,10 @@ def _write_output(
         decision_counts = decisions.write_decisions(
             out / decisions.DECISIONS_FILE, policy, predictor.classes, scored_images, p, is_raw=is_raw
         )
-        warnings = (*decision_counts.warnings, *decisions.ensemble_warnings(predictor.passes))
+        warnings = (
+            *decision_counts.warnings,
+            *decisions.ensemble_warnings(predictor.passes, _ensemble_note(predictor)),
+        )
         decision_counts = replace(decision_counts, warnings=warnings)
     n_notes = sum(map(len, scores.notes.values()))
     outcome = PredictOutcome(
@@ -322,6 +326,10 @@ def _write_output(
     )
     _write_predict_json(outcome, job, scores, predictor, policy, sheets)
     return outcome
+
+
+def _ensemble_note(predictor: "Predictor") -> str:
+    return str((predictor.card.get(ENSEMBLE_FIELD) or {}).get("note", ""))
 
 
 def _iter_rows(p: Floats) -> Iterator[list[float]]:

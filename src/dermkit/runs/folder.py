@@ -216,6 +216,12 @@ class RunFolder:
         return counts
 
     @property
+    def ensemble(self) -> Json:
+        """What an ensemble of recipes is made of and how it was weighed (`pipeline.ensemble`); {} for any other run."""
+        ensemble: Json = self.run_json.get("ensemble") or {}
+        return ensemble
+
+    @property
     def leaks(self) -> Json:
         """Leak counts as the split's check returns them: n, total, identical_pixels, same_group, per_class, ..."""
         leaks: Json = self.metrics.get("leaks") or self.split_json.get("leaks") or {}
