@@ -315,10 +315,7 @@ def _write_output(
         decision_counts = decisions.write_decisions(
             out / decisions.DECISIONS_FILE, policy, predictor.classes, scored_images, p, is_raw=is_raw
         )
-        warnings = (
-            *decision_counts.warnings,
-            *decisions.ensemble_warnings(predictor.passes, _ensemble_note(predictor)),
-        )
+        warnings = (*decision_counts.warnings, *_ensemble_warnings(predictor))
         decision_counts = replace(decision_counts, warnings=warnings)
     n_notes = sum(map(len, scores.notes.values()))
     outcome = PredictOutcome(
@@ -328,8 +325,9 @@ def _write_output(
     return outcome
 
 
-def _ensemble_note(predictor: "Predictor") -> str:
-    return str((predictor.card.get(ENSEMBLE_FIELD) or {}).get("note", ""))
+def _ensemble_warnings(predictor: "Predictor") -> tuple[str, ...]:
+    note = str((predictor.card.get(ENSEMBLE_FIELD) or {}).get("note", ""))
+    return decisions.ensemble_warnings(predictor.passes, note)
 
 
 def _iter_rows(p: Floats) -> Iterator[list[float]]:
