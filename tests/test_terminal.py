@@ -20,7 +20,7 @@ from dermkit.pipeline.plan import Machine, make_plans
 from dermkit.pipeline.search import search
 from dermkit.pipeline.train import train
 from dermkit.recipes.search_space import Range, SearchSpace
-from dermkit.recipes.training_specs import SmoteSpec
+from dermkit.recipes.training_specs import DistilSpec
 from dermkit.reporting.terminal import WIDTH, figure_lines, metric_lines, result_lines, wrapped
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import METRICS, SUMMARY
@@ -230,17 +230,13 @@ def test_an_unknown_backbone_and_absent_weights_are_known_before_torch(
     assert "s2-resnet50-scratch" in dk.RECIPES
 
 
-def _with_smote() -> dk.Recipe:
-    """Return a recipe with SMOTE on a frozen backbone."""
-    return replace(dk.find_recipe("s2-resnet50"), smote=SmoteSpec(target_fraction=1.0, neighbours=5))
-
-
 def _without_effect() -> list[tuple[str, dk.Recipe]]:
-    return [("smote", _with_smote())]
+    teacher = DistilSpec(weight=0.5, temperature=2.0)
+    return [("distil", replace(dk.find_recipe("s2-resnet50"), distil=teacher))]
 
 
 @pytest.mark.parametrize(("field", "recipe"), _without_effect())
-def test_smote_that_training_would_leave_out_is_refused_before_torch(
+def test_what_training_would_leave_out_is_refused_before_torch(
     field: str, recipe: dk.Recipe, binary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_args: object) -> None:

@@ -68,6 +68,7 @@ def _describe_plan(plan: RunPlan) -> dict[str, Any]:
     absent_classes = [name for name, count in _train_counts(plan).items() if not count]
     if absent_classes:
         warnings.append(f"Never seen in training, so never to be predicted: {', '.join(absent_classes)}.")
+    warnings += _smote_notes(plan)
     warnings += [overlap.sentence() for overlap in plan.partial_overlaps]
     if plan.continued and plan.continued.note:
         warnings.append(plan.continued.note)
@@ -95,6 +96,15 @@ def _describe_plan(plan: RunPlan) -> dict[str, Any]:
         "warnings": warnings,
         **({"continued_from": _describe_continuation(plan.continued)} if plan.continued else {}),
     }
+
+
+def _smote_notes(plan: RunPlan) -> list[str]:
+    """Return which classes are too small for the recipe's SMOTE; copies by `grow` are neighbours too."""
+    from dermkit.training.smote import small_class_notes
+
+    if plan.recipe.smote is None or plan.recipe.grow is not None:
+        return []
+    return small_class_notes(_train_counts(plan), plan.recipe.smote)
 
 
 def _describe_continuation(continued: Continuation) -> dict[str, Any]:

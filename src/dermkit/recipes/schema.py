@@ -220,7 +220,7 @@ class Recipe:
     mix: MixupSpec | None
     """Mixup and CutMix of training images; null = none."""
     smote: SmoteSpec | None
-    """SMOTE on features of the frozen backbone; null = none. Refused in training until it is made."""
+    """SMOTE on features of the frozen backbone; null = none."""
     distil: DistilSpec | None
     """Distillation of a trained model; null = none."""
     phases: Annotated[tuple[Phase, ...], Field(min_length=1, max_length=100)]
@@ -292,8 +292,6 @@ def changes_text(recipe: Recipe) -> str:
 def check_features_used(recipe: Recipe) -> None:
     """Raise `UsageError` for fields that training does not have yet: it would leave them out."""
     problems = []
-    if recipe.smote is not None:
-        problems.append("smote")
     if recipe.distil is not None:
         problems.append("distil")
     if problems:

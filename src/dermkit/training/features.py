@@ -103,7 +103,7 @@ class FeatureSource:
 
     def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return (B, C) float32 features of these samples in the epoch's view; rows: (B,)."""
-        view_index = self._view(epoch) - 1
+        view_index = self.view(epoch) - 1
         if self.views.shape[1] * self.validation_features.shape[1] * 4 > _MAX_VIEW_BYTES:
             return torch.from_numpy(self.store.read(self.views[view_index][rows])).to(self.pixel_source.device)
         if self._view_cache is None or self._view_cache[0] != view_index:
@@ -114,7 +114,7 @@ class FeatureSource:
         """Return the targets of the epoch's view: mixed labels where its images were mixed."""
         if self.is_unaugmented:
             return torch.from_numpy(self.samples.labels[rows]).to(self.pixel_source.device)
-        return self.pixel_source.targets(rows, epoch=self._view(epoch), seed=seed, n_classes=n_classes)
+        return self.pixel_source.targets(rows, epoch=self.view(epoch), seed=seed, n_classes=n_classes)
 
     def validation_logits(self, net: Net, rows: NDArray[np.int64]) -> torch.Tensor:
         """Return the head's logits, (B, K) float32, of validation images `rows`."""
@@ -123,7 +123,8 @@ class FeatureSource:
         )
         return logits
 
-    def _view(self, epoch: int) -> int:
+    def view(self, epoch: int) -> int:
+        """Return the number of an epoch's view, from 1."""
         return (epoch - 1) % len(self.views) + 1
 
 

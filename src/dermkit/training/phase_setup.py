@@ -11,6 +11,7 @@ from dermkit.training.learning_rates import LearningRates
 from dermkit.training.loss import make_loss
 from dermkit.training.optimizer import load_optimizer, make_optimizer
 from dermkit.training.samples import BatchSource, PixelSource, Samples, pixels_on_device
+from dermkit.training.smote_source import SmoteSource
 from dermkit.training.state import TrainingState
 from dermkit.training.step import TrainStep, train_batches
 
@@ -43,7 +44,10 @@ def make_batch_source(state: TrainingState, phase: Phase, pixel_source: PixelSou
         progress=state.hooks.progress,
         should_stop=state.hooks.should_stop,
     )
-    return feature_source(pixel_source, feature_job, seed=job.seed, views=phase.views)
+    source = feature_source(pixel_source, feature_job, seed=job.seed, views=phase.views)
+    if recipe.smote is None or recipe.model.classifier is not None:  # a classifier's fit adds them itself
+        return source
+    return SmoteSource(source, recipe.smote, seed=job.seed)
 
 
 def make_train_step(

@@ -74,7 +74,7 @@ def small_class_notes(counts: dict[str, int], spec: SmoteSpec) -> list[str]:
             )
         else:
             notes.append(
-                f"SMOTE: {name} has {count} training images, so each has {count - 1} neighbours in place of "
+                f"SMOTE: {name} has {count} training images, so the neighbours of each are {count - 1} in place of "
                 f"{spec.neighbours}."
             )
     return notes
