@@ -298,15 +298,105 @@ def test_a_division_without_training_images_and_a_draw_from_test_are_refused(
         make_split(frame, GIVEN, name="s")
 
 
-@pytest.mark.parametrize("spec", [GIVEN, AS_PUBLISHED])
-def test_folds_of_a_published_split_are_refused_and_not_left_out(spec: SplitSpec) -> None:
+def test_folds_beside_published_test_images_keep_them_apart() -> None:
+    """The older way stays too: folds of the published training images alone, the test images left out."""
     frame = manifest(published(20, 5))
-    with pytest.raises(UsageError, match=f"split.folds=5 with scheme {spec.scheme}: .* are not made yet"):
-        make_split(frame, replace(spec, folds=5), name="x")
-    # What the message proposes: folds of the published training images alone.
     split = make_split(frame, replace(KFOLD, draw_from="train"), name="x")
     assert set(split.frame["fold"]) == set(range(5))
     assert set(split.frame["image_id"]) == set(frame.loc[frame["given_split"] == "train", "image_id"])
+    for spec in (GIVEN, AS_PUBLISHED):
+        split = make_split(frame, replace(spec, folds=5), name="x")
+        test = split.frame["split"] == "test"
+        assert set(split.frame.loc[test, "image_id"]) == set(frame.loc[frame["given_split"] == "test", "image_id"])
+        assert set(split.frame.loc[test, "fold"]) == {-1}
+        assert set(split.frame.loc[~test, "split"]) == {"fold"}
+        assert split.frame.loc[~test, "fold"].value_counts().to_dict() == dict.fromkeys(range(5), 8)
+
+
+@given(manifests(), st.sampled_from([GIVEN, AS_PUBLISHED]), st.integers(2, 5), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_each_fold_beside_test_images_validates_once_and_never_meets_its_groups(
+    frame: pd.DataFrame, spec: SplitSpec, folds: int, seed: int
+) -> None:
+    split = make_split(frame, replace(spec, folds=folds, seed=seed), name="s")
+    group = dict(zip(frame["image_id"], leakage_groups(frame), strict=True))
+    test = set(frame.loc[frame["given_split"] == "test", "image_id"])
+    validated: list[str] = []
+    for fold in range(folds):
+        rows = for_fold(split, fold)
+        ids = {name: set(rows.loc[rows["split"] == name, "image_id"]) for name in ("train", "validation", "test")}
+        groups = {name: {group[image] for image in images} for name, images in ids.items()}
+        assert ids["test"] == test
+        assert not groups["train"] & groups["validation"]
+        if spec.scheme == "given":
+            assert not (groups["train"] | groups["validation"]) & groups["test"]
+        validated += ids["validation"]
+    pool = split.frame.loc[split.frame["split"] == "fold", "image_id"]
+    assert sorted(validated) == sorted(pool), "each training image validates exactly once"
+    assert sorted([*split.frame["image_id"], *split.excluded["image_id"]]) == sorted(frame["image_id"])
+    assert split.leaks["validation"]["total"] == 0
+    assert split.leaks["n"] == len(test)
+    assert split.leaks["validation"]["n"] == len(pool)
+    if spec.scheme == "given-as-published":
+        learned = {group[image] for image in pool}
+        assert split.leaks["total"] == sum(group[image] in learned for image in test)
+
+
+def test_published_validation_images_join_the_folds() -> None:
+    rows = published(10, 3) + [
+        {"image_id": f"val/{label}/{n}", "label": label, "given_split": "validation"}
+        for label in "ab"
+        for n in range(5)
+    ]
+    frame = manifest(rows)
+    frame.loc[frame["image_id"].isin(["train/a/0", "val/a/0"]), "lesion_id"] = "one"
+    frame.loc[frame["image_id"].isin(["val/b/0", "test/b/0"]), "lesion_id"] = "two"
+    split = make_split(frame, replace(GIVEN, folds=3), name="s")
+    assert why(split) == {"val/b/0": "same lesion as test image test/b/0"}
+    assert split.frame["split"].value_counts().to_dict() == {"fold": 29, "test": 6}
+    side = sides(split)
+    assert side["train/a/0"] == side["val/a/0"]
+    assert split.notes == ("the published validation images are in the folds, like the published training images",)
+
+
+def test_too_few_images_for_folds_are_refused_before_training() -> None:
+    few = manifest([*published(20, 3), {"label": "c", "given_split": "train"}])
+    with pytest.raises(DataError, match=r"class 'c' has 1 image\(s\) in 1 group") as caught:
+        make_split(few, replace(GIVEN, folds=5), name="s")
+    assert caught.value.exit_code == 3
+    with pytest.raises(DataError, match=r"8 images in 8 groups .* cannot fill 9 folds"):
+        make_split(manifest(published(4, 2)), replace(GIVEN, folds=9), name="s")
+    one_patient = manifest(published(8, 2))
+    one_patient.loc[one_patient["given_split"] == "train", "patient_id"] = "p"
+    with pytest.raises(DataError, match="in 1 group"):
+        make_split(one_patient, replace(GIVEN, folds=2), name="s")
+    with pytest.raises(DataError, match=r"6 images in 6 groups .* cannot fill 7 folds"):
+        make_split(manifest(lesions({"a": 3, "b": 3})), replace(KFOLD, folds=7), name="s")
+    # A class of fewer groups than folds is in some validation folds only, and in every training split.
+    split = make_split(
+        manifest([*published(20, 3), *lesions({"c": 2})]).assign(
+            given_split=lambda table: table["given_split"].replace("", "train")
+        ),
+        replace(GIVEN, folds=5), name="s",
+    )  # fmt: skip
+    assert "class 'c' has no image in test" in split.notes
+    assert sum("class 'c' has no image in fold" in note for note in split.notes) == 3
+
+
+def test_an_image_in_two_folds_or_in_a_fold_and_test_leaks() -> None:
+    frame = manifest(published(4, 2, classes="a"))
+    rows = pd.DataFrame({
+        "image_id": frame["image_id"], "split": ["fold"] * 4 + ["test"] * 2, "fold": [0, 0, 1, 1, -1, -1],
+    })  # fmt: skip
+    split = Split("s", rows, rows.head(0), {})
+    assert check_split(frame, split)["total"] == 0
+    frame.loc[[0, 2], "lesion_id"] = "between folds"
+    frame.loc[[1, 4], "pixel_sha256"] = "of test"
+    leaks = check_split(frame, split, allow_leaks=True)
+    assert (leaks["n"], leaks["identical_pixels"], leaks["total"]) == (2, 1, 1)
+    assert leaks["validation"] == {"n": 4, "identical_pixels": 0, "same_group": 2, "total": 2}
+    with pytest.raises(DataError, match=r"test/a/0 \(test\): same pixels as train/a/1 \(fold 0\)"):
+        check_split(frame, split)
 
 
 def test_unknown_given_names_are_refused() -> None:

@@ -93,6 +93,10 @@ def test_a_hand_written_file_is_checked_in_one_go(tmp_path: Path) -> None:
         ("image,side\n", "lacks the columns image_id, split"),
         ("image_id,split\ni00000,train\n", "no image is in the test split"),
         ("image_id,split,fold\ni00000,fold,0\ni00001,fold,1\ni00002,fold,3\n", r"folds are \[0, 1, 3\]"),
+        ("image_id,split,fold\ni00000,fold,0\ni00001,fold,1\n", "at least three"),
+        ("image_id,split,fold\ni00000,fold,0\ni00001,test,\n", r"folds are \[0\].* at least two beside test"),
+        ("image_id,split,fold\ni00000,fold,0\ni00001,fold,1\ni00002,test,1\n", r"wrong fold \(1\): i00002: 1"),
+        ("image_id,split,fold\ni00000,fold,0\ni00001,fold,1\ni00002,train,\n", "other than fold, test"),
     ],
 )
 def test_a_broken_split_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -106,7 +110,7 @@ def test_saved_and_loaded_alike(tmp_path: Path) -> None:
     frame = images(60)
     frame["given_split"] = ["train", "train", "test"] * 20
     frame.loc[[0, 2], "pixel_sha256"] = "twin"
-    for spec in (HOLDOUT, KFOLD, GIVEN, AS_PUBLISHED):
+    for spec in (HOLDOUT, KFOLD, GIVEN, AS_PUBLISHED, replace(GIVEN, folds=2), replace(AS_PUBLISHED, folds=5)):
         split = make_split(frame, spec, name=spec.scheme)
         again = load_split(save_split(split, tmp_path), frame)
         pd.testing.assert_frame_equal(again.frame, split.frame, check_dtype=False)

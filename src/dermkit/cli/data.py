@@ -154,7 +154,12 @@ def split_command(
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     validation: Annotated[float, typer.Option(help="Fraction of the images for validation.")] = 0.15,
     test: Annotated[float, typer.Option(help="holdout: fraction of the images for test.")] = 0.15,
-    folds: Annotated[int, typer.Option(help="kfold: number of folds.")] = 5,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="kfold: number of folds (5). given: folds of the training images beside the test images."
+        ),
+    ] = None,
     per_class: Annotated[
         int, typer.Option(help="Use only this many images of each class, drawn at random (0 = all).")
     ] = 0,
@@ -168,7 +173,7 @@ def split_command(
 
     spec = parse_split_spec(
         scheme=scheme, seed=seed, validation=validation, test=test if scheme == "holdout" else 0.0,
-        folds=folds if scheme == "kfold" else 0, per_class=per_class, draw_from=draw_from,
+        folds=(5 if scheme == "kfold" else 0) if folds is None else folds, per_class=per_class, draw_from=draw_from,
     )  # fmt: skip
     loaded_dataset = dk.load_dataset(dataset)
     new_split = dk.split(loaded_dataset, spec, name=name or scheme, seal=seal)

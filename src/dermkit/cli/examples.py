@@ -17,6 +17,10 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     "split": (
         ("dermkit split lesions --test 0.2", "a random split by patient and lesion"),
         ("dermkit split lesions --scheme kfold --folds 5 --name five", "five folds, under a name of their own"),
+        (
+            "dermkit split lesions --scheme given --folds 5",
+            "five folds of the training images beside the test images",
+        ),
     ),
     "train": (
         ("dermkit train quick lesions", "a first model of your own images"),

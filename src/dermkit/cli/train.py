@@ -95,7 +95,8 @@ FoldsOption = Annotated[
     int | None,
     typer.Option(
         "--folds",
-        help="Cross-validation with this many folds, of all images, published test images too, in place of the split.",
+        help="Cross-validation with this many folds: of the training images, where the recipe keeps published test "
+        "images (scheme given); else of all images.",
     ),
 ]
 ClassWeightsOption = Annotated[

@@ -68,14 +68,33 @@ def group_runs(folders: Sequence[Path]) -> tuple[ComparisonEntry, ...]:
                 )
             )
         elif folder not in family_of_run:
-            entries.append(ComparisonEntry(name_of_run[folder], (name_of_run[folder],), (folder,)))
+            name = name_of_run[folder]
+            entries.append(ComparisonEntry(name, (name,), (folder,), _ensemble_note(folder, name)))
         elif family_of_run[folder][0] == folder:
             entries.append(_recipe_entry(family_of_run[folder], name_of_run))
     return _with_unique_names(entries)
 
 
 def _is_parent(folder: Path) -> bool:
-    return (folder / SUMMARY.name).is_file()
+    """Return whether a folder's runs are compared in its place: not where it holds test rows of the folds' ensemble."""
+    return (folder / SUMMARY.name).is_file() and not _is_of_ensemble(folder)
+
+
+def _is_of_ensemble(folder: Path) -> bool:
+    """Return whether a folder is of folds beside test images: its test rows are of their ensemble."""
+    pooled = SUMMARY.read_optional(folder).get("pooled")
+    return bool(pooled and pooled["scores_test_by_ensemble"])
+
+
+def _ensemble_note(folder: Path, name: str) -> str:
+    """Return the note that a folder's figures are of an ensemble and of its single nets; "" for any other folder."""
+    if not _is_of_ensemble(folder):
+        return ""
+    n_members = len(SUMMARY.read(folder)["final"]["members"])
+    return (
+        f"{name}: its test figures are of the ensemble of {n_members} nets; its validation figures are out-of-fold, "
+        "each image scored by the one net that had not learned from it, and of single nets."
+    )
 
 
 def _runs_of(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermkit.data.folds import has_test_beside_folds
 from dermkit.data.groups import distinct_codes
 from dermkit.errors import DataError
 
@@ -68,13 +69,20 @@ def find_leakage(table: pd.DataFrame) -> Leakage:
     lesion, patient and copy group) and `leakage_group` (with identical pixels too).
 
     A test image leaks
-    from train or validation, a validation image from train; with k folds every image is a test image of its fold.
+    from train or validation, a validation image from train; with k folds every image is a test image of its fold, or
+    beside test images a validation image of it.
     """
-    kfold = bool((table["split"] == "fold").any())
-    is_test = np.ones(len(table), bool) if kfold else (table["split"] == "test").to_numpy()
-    test = _leak_flags(table, table["fold"].to_numpy() if kfold else is_test, is_test)
+    is_fold, is_test = (table["split"] == "fold").to_numpy(), (table["split"] == "test").to_numpy()
+    if is_fold.any() and not has_test_beside_folds(table):
+        is_test = np.ones(len(table), bool)
+        test = _leak_flags(table, table["fold"].to_numpy(), is_test)
+    else:
+        test = _leak_flags(table, is_test, is_test)
     non_test = table.loc[~is_test]
     is_validation = (non_test["split"] == "validation").to_numpy()
+    if is_fold.any():
+        every_image = np.ones(len(non_test), bool)
+        return Leakage(table, test, _leak_flags(non_test, non_test["fold"].to_numpy(), every_image))
     return Leakage(table, test, _leak_flags(non_test, is_validation, is_validation))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from dermkit.data.folds import fold_numbers, has_test_beside_folds
 from dermkit.data.split_file import SPLITS
 from dermkit.errors import DataError, UsageError
 from dermkit.files import canonical_json, lock, read_json, sha256_bytes, write_json
@@ -195,12 +196,13 @@ def check_sealed_split(folder: Path, name: str, frame: pd.DataFrame, manifest: p
 
 
 def check_sealable(name: str, frame: pd.DataFrame) -> None:
-    """Raise `UsageError` for k folds, and for a split without test images."""
-    if (frame["split"] == "fold").any():
+    """Raise `UsageError` for k folds of all images, and for a split without test images."""
+    if fold_numbers(frame) and not has_test_beside_folds(frame):
         raise UsageError(
             f"split {name}: k folds cannot be sealed, since every image is a test image of its fold",
             outcome="nothing was written",
-            remedy="seal a split of scheme given or holdout",
+            remedy="seal a split of scheme given or holdout; folds beside published test images are --scheme given "
+            "--folds 5",
         )
     if not test_image_ids(frame):
         raise UsageError(
@@ -213,7 +215,7 @@ def check_sealable(name: str, frame: pd.DataFrame) -> None:
 def seal_split(folder: Path, name: str, frame: pd.DataFrame, manifest: pd.DataFrame) -> Seal:
     """Seal the test split, or return the seal that its images already have, under whichever name.
 
-    folder: the data set's `splits/`. Raises `UsageError` for k folds and for a split without test images.
+    folder: the data set's `splits/`. Raises `UsageError` for k folds of all images and for a split without test images.
     """
     check_sealable(name, frame)
     rows = sealed_rows(manifest, test_image_ids(frame))

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from dermkit.data.folds import fold_numbers, rows_for_fold
 from dermkit.data.groups import id_groups, leakage_groups
 from dermkit.data.leakage import LINK_TEXTS, find_leakage
 from dermkit.data.split_file import SPLITS, excluded_frame, read_split_rows, write_split_rows
@@ -42,8 +43,9 @@ _Bools = NDArray[np.bool_]
 class Split:
     """A division of the images into splits.
 
-    frame: image_id, split (train, validation, test; `fold` for k folds), fold (-1 outside k folds), sorted by
-    image_id. excluded: image_id, reason. leaks: as `check_split` returns. spec is None for a hand-written file.
+    frame: image_id, split (train, validation, test; `fold` for k folds, beside `test` or alone), fold (-1 outside k
+    folds), sorted by image_id. excluded: image_id, reason. leaks: as `check_split` returns. spec is None for a
+    hand-written file.
     """
 
     name: str
@@ -80,9 +82,9 @@ def make_split(manifest: pd.DataFrame, spec: SplitSpec, *, name: str) -> Split:
 
     New splits (holdout, kfold): a class with as many groups as there are splits is in each of them; with two groups it
     is in train and test. If each group has one class, a split's fraction of a class is met to within the largest group
-    of that class. Published split: its test rows stay complete.
-    Raises DataError for a class with too few groups, too few images to draw, or no published test rows; UsageError for
-    folds of a published split, which would be left out without a word.
+    of that class. Published split: its test rows stay complete, and no fold holds one.
+    Raises DataError for a class with too few groups, too few groups for the folds, too few images to draw, or no
+    published test rows.
     """
     _check_name(name)
     draft = _start_draft(manifest)
@@ -100,7 +102,7 @@ def check_split(manifest: pd.DataFrame, split: Split, *, allow_leaks: bool = Fal
     Returns `n` test images, of which `total` leak: `identical_pixels` and `same_group` (lesion, patient, copy group,
     or linked through other images; an image may be both); `per_class` with the same counts; `validation` with the
     same counts of validation images against train; `contradictions`: images whose exact pixels also carry another
-    label. With k folds every image is a test image of its fold.
+    label. With k folds every image is a test image of its fold, or beside test images a validation image of it.
     """
     leakage = find_leakage(_divided_rows(manifest, split))
     if leakage.has_leaks and not allow_leaks:
@@ -111,19 +113,16 @@ def check_split(manifest: pd.DataFrame, split: Split, *, allow_leaks: bool = Fal
 def for_fold(split: Split, fold: int) -> pd.DataFrame:
     """Return image_id, split, fold with train, validation and test filled in.
 
-    k folds: fold f is test, fold (f + 1) mod k validation, the others train. Without folds the frame is returned as it
-    is. Raises UsageError for a fold that does not exist.
+    k folds: fold f is test, fold (f + 1) mod k validation, the others train. Folds beside test images: fold f is
+    validation, the others train, and test stays as it is. Without folds the frame is returned as it is. Raises
+    UsageError for a fold that does not exist.
     """
-    frame = split.frame.copy()
-    if not (frame["split"] == "fold").any():
-        return frame
-    folds = int(frame["fold"].max()) + 1
-    if not 0 <= fold < folds:
-        raise UsageError(f"split {split.name}: there is no fold {fold}", remedy=f"choose 0 to {folds - 1}")
-    frame["split"] = "train"
-    frame.loc[frame["fold"] == (fold + 1) % folds, "split"] = "validation"
-    frame.loc[frame["fold"] == fold, "split"] = "test"
-    return frame
+    folds = fold_numbers(split.frame)
+    if not folds:
+        return split.frame.copy()
+    if fold not in folds:
+        raise UsageError(f"split {split.name}: there is no fold {fold}", remedy=f"choose 0 to {folds[-1]}")
+    return rows_for_fold(split.frame, fold, len(folds))
 
 
 def is_automatic_split(name: str) -> bool:
@@ -207,13 +206,12 @@ def _start_draft(manifest: pd.DataFrame) -> _Draft:
 def _to_split(draft: _Draft, spec: SplitSpec, name: str) -> Split:
     is_excluded = draft.reason != ""
     ids = draft.frame["image_id"]
-    kfold = spec.scheme == "kfold"
     frame = pd.DataFrame(
         {"image_id": ids[~is_excluded].to_numpy(), "split": draft.split_names[~is_excluded].astype(str)}
     )
-    frame["fold"] = frame["split"].astype("int64") if kfold else np.int64(-1)
-    if kfold:
-        frame["split"] = "fold"
+    is_fold = frame["split"].str.isdigit()  # a fold is divided under its number
+    frame["fold"] = frame["split"].where(is_fold, "-1").astype("int64")
+    frame.loc[is_fold, "split"] = "fold"
     return Split(
         name, frame, excluded_frame(ids[is_excluded], draft.reason[is_excluded]), {}, spec, tuple(draft.notes)
     )
@@ -223,10 +221,8 @@ def _divide_new(draft: _Draft, spec: SplitSpec) -> None:
     _sample_pool(draft, spec, np.ones(len(draft.frame), bool))
     pool = draft.reason == ""
     if spec.scheme == "kfold":
-        names: Sequence[str] = [str(fold) for fold in range(spec.folds)]
         _require_groups(draft, pool, 3, "k folds need one each for train, validation and test")
-        draft.split_names[pool] = _divide_pool(draft, pool, names, [1.0 / spec.folds] * spec.folds, spec.seed)
-        _require_folds(draft, pool)
+        _divide_into_folds(draft, pool, spec, min_folds=3)
         return
     _require_groups(draft, pool, 2, "train and test need one each")
     # A class with fewer groups than splits gets them in this order: train, then test, then validation.
@@ -241,22 +237,23 @@ def _divide_published(draft: _Draft, spec: SplitSpec) -> None:
             f"scheme {spec.scheme}: the data set has no published test images",
             remedy="use scheme holdout or kfold, or import a folder that has a test folder",
         )
-    if spec.folds:
-        raise UsageError(
-            f"split.folds={spec.folds} with scheme {spec.scheme}: folds beside a published test split are not made yet",
-            outcome="nothing was divided or trained",
-            remedy="folds=0 for one validation split, or scheme kfold, with draw_from=train to leave the published "
-            "test images out",
-        )
     if GIVEN_SPLIT_ALIASES.get(spec.draw_from) not in ("", "train"):
         raise UsageError(f"split.draw_from={spec.draw_from}: scheme {spec.scheme} draws from train only")
     draft.split_names[:] = draft.published
     draft.exclude(draft.published == "", "the published split does not name this image")
+    if spec.folds and (draft.published == "validation").any():
+        draft.split_names[draft.published == "validation"] = "train"
+        draft.notes.append("the published validation images are in the folds, like the published training images")
     if spec.scheme == "given":
         _exclude_linked(draft, draft.split_names != "test", draft.split_names == "test", "test image")
         _exclude_linked(draft, draft.split_names == "train", draft.split_names == "validation", "validation image")
     _sample_pool(draft, spec, draft.split_names == "train")
     pool = draft.split_names == "train"
+    if spec.folds:
+        _require_groups(draft, pool, 2, "folds beside test images need one each for train and validation")
+        _divide_into_folds(draft, pool, spec, min_folds=2)
+        _note_missing_classes(draft, ["test"])
+        return
     if (draft.split_names == "validation").any():
         _require_groups(draft, pool, 1, "training needs at least one")
         draft.notes.append("the published validation images were used; the fraction asked for was not")
@@ -326,15 +323,30 @@ def _require_groups(draft: _Draft, pool: _Bools, minimum: int, explanation: str)
         raise DataError(f"too few to divide: {'; '.join(problems)}; {explanation}", remedy=MORE_IMAGES_REMEDY)
 
 
-def _require_folds(draft: _Draft, pool: _Bools) -> None:
-    """Refuse a class that sits in fewer than three folds: some run would train without it."""
+def _divide_into_folds(draft: _Draft, pool: _Bools, spec: SplitSpec, *, min_folds: int) -> None:
+    """Divide the pool; refuse a class in fewer than `min_folds` folds (some run would train without it) or no image."""
+    names = [str(fold) for fold in range(spec.folds)]
+    n_groups = len(np.unique(draft.group_ids[pool]))
+    if n_groups < spec.folds:
+        raise DataError(
+            f"{int(pool.sum())} images in {n_groups} groups (lesion, patient, copies) cannot fill {spec.folds} folds",
+            remedy=f"ask for at most {n_groups} folds, or add images of other lesions",
+        )
+    draft.split_names[pool] = _divide_pool(draft, pool, names, [1.0 / spec.folds] * spec.folds, spec.seed)
     for code, name in enumerate(draft.classes):
         folds = set(draft.split_names[pool & (draft.label == code)])
-        if len(folds) < 3:
+        if len(folds) < min_folds:
             raise DataError(
-                f"class {name!r} fits into {len(folds)} fold(s) only; 3 are needed", remedy=MORE_IMAGES_REMEDY
+                f"class {name!r} fits into {len(folds)} fold(s) only; {min_folds} are needed",
+                remedy=MORE_IMAGES_REMEDY,
             )
-    _note_missing_classes(draft, sorted(set(draft.split_names[pool]), key=int))
+    if empty := sorted(set(names) - set(draft.split_names[pool]), key=int):
+        raise DataError(
+            f"{spec.folds} folds: no image is left for fold {', '.join(empty)}, since groups (lesion, patient, "
+            "copies) stay together",
+            remedy="ask for fewer folds, or add images of other lesions",
+        )
+    _note_missing_classes(draft, names)
 
 
 def _note_missing_classes(draft: _Draft, split_names: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from dermkit.data.folds import has_test_beside_folds
 from dermkit.errors import DataError, first_of
 from dermkit.files import open_regular, write_rows
 
@@ -78,9 +79,10 @@ def _find_problems(
 ) -> list[str]:
     """Return a line for every kind of problem of a split file."""
     ids, split_names, known_ids = frame["image_id"], frame["split"], manifest["image_id"]
-    has_folds = bool((split_names == "fold").any())
-    allowed_names = ("fold",) if has_folds else SPLITS
-    is_valid_fold = frame["fold"].str.fullmatch(r"\d{1,4}") if has_folds else frame["fold"] == ""
+    is_fold = split_names == "fold"
+    has_folds = bool(is_fold.any())
+    allowed_names = ("fold", "test") if has_folds else SPLITS
+    is_valid_fold = frame["fold"].str.fullmatch(r"\d{1,4}").where(is_fold, frame["fold"] == "").astype(bool)
     cases = {
         "unknown image": ids[~ids.isin(known_ids)],
         "image named twice": ids[ids.duplicated()].drop_duplicates(),
@@ -93,9 +95,10 @@ def _find_problems(
     }
     problems = [_problem_text(problem, examples) for problem, examples in cases.items() if len(examples)]
     if has_folds and not problems:
-        folds = set(frame["fold"].astype(int))
-        if len(folds) < 3 or folds != set(range(len(folds))):
-            problems.append(f"folds are {sorted(folds)}; they must be 0, 1, 2 and so on, at least three")
+        folds, fewest = set(frame.loc[is_fold, "fold"].astype(int)), 2 if has_test_beside_folds(frame) else 3
+        if len(folds) < fewest or folds != set(range(len(folds))):
+            number = "two beside test images" if fewest == 2 else "three"
+            problems.append(f"folds are {sorted(folds)}; they must be 0, 1, 2 and so on, at least {number}")
     if not has_folds and require_all_splits:
         problems += [f"no image is in the {name} split" for name in SPLITS if not (split_names == name).any()]
     elif not has_folds and not split_names.isin(SPLITS).any():

@@ -73,10 +73,10 @@ class EvaluationInput:
     train_counts: images per class in training, for the baselines. attributes: age, sex, site and skin type by image_id.
     isic_ids: image_id -> ISIC id, for images that the official scorer leaves out. colour_predictions: of the colour
     baseline. policy: one that was fitted earlier; None: fitted on validation and evaluated on the other splits.
-    fit_without_test: fit it even where there is no other split, because that is sealed. is_shared_policy: one policy
-    for the images of all nets, since these are calibrated and all of them are members of the model. seed: of the
-    bootstrap.
-    warnings, extra_fields: further ones of metrics.json (leaks, overfitting, mapping, unmapped, seal).
+    fit_without_test: fit it even where there is no other split, because that is sealed or not for this net.
+    is_shared_policy: one policy for the images of all nets, since these are calibrated and all of them are members of
+    the model. seed: of the bootstrap. warnings, extra_fields: further ones of metrics.json (leaks, overfitting, mapping,
+    unmapped, seal).
     """
 
     predictions: pd.DataFrame
@@ -385,7 +385,7 @@ def _read_input(
         isic_ids=None if dataset is None else _isic_ids(dataset),
         colour_predictions=run.colour_predictions(),
         policy=policy,
-        fit_without_test=bool(seal or run.ensemble) or run.pooled is not None,
+        fit_without_test=bool(seal or run.ensemble or run.leaves_test_to_ensemble) or run.pooled is not None,
         is_shared_policy=bool(run.ensemble),
         options=options,
         warnings=leak_warnings(leaks),

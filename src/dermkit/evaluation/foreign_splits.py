@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermkit.data.folds import fold_numbers, has_test_beside_folds
 from dermkit.data.importers.csv_tables import TextTable
 from dermkit.data.importers.normalise import parse_split
 from dermkit.data.manifest import Dataset
@@ -32,14 +33,15 @@ def assign_splits(
 
     matched_rows: the manifest's row of each row of the table. table_names: what the table says, "" = nothing. split:
     the one that decides, None: the data set's given split, whose training images a table may divide further where it
-    has no validation images of its own. Raises `UsageError` for a split of folds.
+    has no validation images of its own; so may it the images of folds beside test images, which are out-of-fold
+    predictions then. Raises `UsageError` for a split of folds alone.
     """
     dataset_names = split_in_dataset(matched_rows, split)
     if table_names is None:
         table_names = np.full(len(matched_rows), "", dtype=object)
     given_splits = set(dataset.manifest["given_split"])
     is_divided_train = (dataset_names == "train") & (table_names == "validation")
-    is_divided_train &= split is None and "validation" not in given_splits
+    is_divided_train &= "validation" not in given_splits if split is None else has_test_beside_folds(split.frame)
     names = np.where((dataset_names == "") | is_divided_train, table_names, dataset_names)
     contradicted_rows = np.flatnonzero((table_names != "") & (dataset_names != "") & (names != table_names))
     if split is not None:
@@ -69,16 +71,23 @@ def contradiction_error(
 
 
 def split_in_dataset(matched_rows: pd.DataFrame, split: Split | None) -> NDArray[np.object_]:
-    """Return the split of each row in the data set, "" for none; raises `UsageError` for a split of folds."""
+    """Return the split of each row in the data set, "" for none; raises `UsageError` for a split of folds alone."""
     if split is None:
         return matched_rows["given_split"].to_numpy(dtype=object)
-    if (split.frame["split"] == "fold").any():
+    if has_test_beside_folds(split.frame):
+        rows = split.frame.assign(split=split.frame["split"].replace("fold", "train"))
+        return _names_in(rows, matched_rows)
+    if fold_numbers(split.frame):
         raise UsageError(
             f"--split {split.name}: is made of folds: an image is a test image of one and a training image of others",
             outcome="nothing was written",
             remedy="name a split with train, validation and test",
         )
-    names = split.frame.set_index("image_id")["split"].reindex(matched_rows["image_id"])
+    return _names_in(split.frame, matched_rows)
+
+
+def _names_in(split_rows: pd.DataFrame, matched_rows: pd.DataFrame) -> NDArray[np.object_]:
+    names = split_rows.set_index("image_id")["split"].reindex(matched_rows["image_id"])
     return names.fillna("").to_numpy(dtype=object)
 
 

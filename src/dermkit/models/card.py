@@ -46,7 +46,8 @@ POLICY_FIELDS = ("calibration", "operating_points", "conformal", "referral", "n_
 
 EVALUATION_FIELD = "evaluation"
 """The field of model.json that says what the test images showed, null before; absent in older versions: `split`, `n`,
-`outcome` and `verdict` as the report has them, `figures` and `broken_guarantees`, each with its `sentence`."""
+`outcome` and `verdict` as the report has them, `figures` and `broken_guarantees`, each with its `sentence`; and
+`is_of_single_nets`: whether one of several nets scored each image, not their mean (absent: of several, one did)."""
 
 
 def _migrate_1_to_2(card: dict[str, Any]) -> dict[str, Any]:
@@ -156,10 +157,24 @@ ENSEMBLE_FIELD = "ensemble"
 """The field of model.json of an ensemble of recipes: its `sources` with weights, and a `note` on how they came."""
 
 ENSEMBLE_NOTE = (
-    "The mean of several nets, one of each fold of a cross-validation. Its policy was fitted on validation images that "
-    "single nets had scored, each trained without them; the figures of the cross-validation are of single nets too. "
-    "The ensemble itself was tested on no image: every image of its data set was learned from by some of its nets."
+    "The mean of several nets, each trained without a fold of a cross-validation. Its policy was fitted on validation "
+    "images that single nets had scored, each trained without them; out-of-fold figures are of single nets too. "
 )
+
+
+def is_tested_ensemble(card: Mapping[str, Any]) -> bool:
+    """Return whether the mean of a model's nets has scored test images; else its test figures are of single nets."""
+    evaluation = card.get(EVALUATION_FIELD)
+    return evaluation is not None and not evaluation.get("is_of_single_nets", is_ensemble(card))
+
+
+def _ensemble_test_text(card: Mapping[str, Any]) -> str:
+    evaluation = card.get(EVALUATION_FIELD)
+    if is_tested_ensemble(card):
+        return "The ensemble itself was tested on images that none of its nets learned from."
+    if not evaluation:
+        return "The ensemble itself was tested on no image."
+    return "The ensemble itself was tested on no image: some of its nets learned from each image of its data set."
 
 
 def _n_passes(card: Mapping[str, Any]) -> int:
@@ -174,7 +189,7 @@ def _calibration_text(card: Mapping[str, Any]) -> str:
         return (
             f"Members: {n} nets, so {_n_passes(card)} passes an image. Probabilities are the "
             f"{'weighted ' if recipes else ''}mean of the members', after each one's own calibration on its validation "
-            f"images. {_recipes_text(recipes) if recipes else ENSEMBLE_NOTE}"
+            f"images. {_recipes_text(recipes) if recipes else ENSEMBLE_NOTE + _ensemble_test_text(card)}"
         )
     if calibration["kind"] == "none":
         return "Calibration: none. Probabilities are softmax outputs as trained; do not read them as risks."
@@ -212,7 +227,7 @@ def _evaluation_text(card: Mapping[str, Any]) -> str:
     )
     split, n = markdown(evaluation["split"]), evaluation["n"]
     scored_by = ", each scored by the one net that had not learned from it, so not of this model" * (
-        is_ensemble(card) and ENSEMBLE_FIELD not in card
+        is_ensemble(card) and ENSEMBLE_FIELD not in card and not is_tested_ensemble(card)
     )
     return f"On {n} {split} images{scored_by}. {markdown(evaluation['verdict'])}\n\n{figures}\n\n"
 

@@ -1,6 +1,6 @@
 """The folds of a recipe as one result: their rows pooled in the parent folder, and an ensemble of their nets.
 
-docs/decisions/0011-cross-validation.md says why.
+docs/decisions/0011-cross-validation.md says why, 0012-folds-beside-test-images.md for folds of training images alone.
 """
 
 import shutil
@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
-from dermkit.files import write_rows
+from dermkit.files import fingerprint, write_rows
 from dermkit.metrics.classification.summary import evaluate_split
-from dermkit.models.card import MAX_NETS
+from dermkit.models.card import MAX_NETS, read_card
+from dermkit.models.checksums import expected_hashes
 from dermkit.models.ensemble import write_ensemble
 from dermkit.pipeline.next_steps import write_parent_next_steps
 from dermkit.recipes.schema import load_recipe, save_recipe
@@ -23,6 +24,7 @@ from dermkit.runs.folder import RunFolder, read_table
 from dermkit.runs.layout import (
     ATTRIBUTES_FILE,
     COLOUR_FILE,
+    ENSEMBLE_TEST,
     ENVIRONMENT,
     EXCLUDED_FILE,
     GROUPS_FILE,
@@ -44,10 +46,11 @@ class CrossValidation:
     """The runs of every fold, seed by seed.
 
     runs_by_seed: seed -> the runs of its folds, in order; each seed has the same folds. The first seed is the one that
-    pages show and whose nets are the final model.
+    pages show. scores_test_by_ensemble: whether the folds lie beside test images, which only the final model scores.
     """
 
     runs_by_seed: Mapping[int, tuple[Path, ...]]
+    scores_test_by_ensemble: bool = False
 
     @property
     def shown_seed(self) -> int:
@@ -64,44 +67,60 @@ class CrossValidation:
         """All runs."""
         return [run for runs in self.runs_by_seed.values() for run in runs]
 
+    @property
+    def member_seeds(self) -> list[int]:
+        """The seeds whose nets are the final model: beside test images all that a model holds, else the shown one."""
+        seeds = list(self.runs_by_seed)
+        return seeds[: max(1, MAX_NETS // len(self.shown_runs))] if self.scores_test_by_ensemble else seeds[:1]
+
+    @property
+    def members(self) -> list[Path]:
+        """The runs whose nets are the final model."""
+        return [run for seed in self.member_seeds for run in self.runs_by_seed[seed]][:MAX_NETS]
+
 
 def find_folds(runs: Sequence[Path]) -> CrossValidation | None:
     """Return the cross-validation that these runs are; None where they are of one split, or lack a fold."""
     folds_by_seed: dict[int, dict[int, Path]] = {}
+    are_beside_test: set[bool] = set()
     for run in runs:
         run_json = RUN.read(run)
+        are_beside_test.add(bool(run_json["split"].get("leaves_test_to_ensemble")))
         if run_json["fold"] is None:
             return None
         folds_by_seed.setdefault(int(run_json["seed"]), {})[int(run_json["fold"])] = run
     fold_numbers = {tuple(sorted(folds)) for folds in folds_by_seed.values()}
-    if len(fold_numbers) != 1 or len(next(iter(fold_numbers))) < 2:
+    if len(fold_numbers) != 1 or len(next(iter(fold_numbers))) < 2 or len(are_beside_test) != 1:
         return None
-    return CrossValidation({
-        seed: tuple(folds[fold] for fold in sorted(folds)) for seed, folds in folds_by_seed.items()
-    })  # fmt: skip
+    runs_by_seed = {seed: tuple(folds[fold] for fold in sorted(folds)) for seed, folds in folds_by_seed.items()}
+    return CrossValidation(runs_by_seed, are_beside_test.pop())
 
 
 def pool_folds(parent: Path, folds: CrossValidation) -> _Json:
     """Write the folds' rows and what is known of them into the parent folder; returns `pooled` of summary.json.
 
-    Pooled test rows are there if every run scored its test images.
+    Pooled test rows are there if every run scored its test images. Test rows that the ensemble of these very nets has
+    scored stay there.
     """
     runs = [RunFolder(run) for run in folds.runs]
     class_names, splits = runs[0].class_names, _pooled_splits(runs)
+    test_rows, colour_test_rows = ensemble_test_rows(parent, folds, class_names)
     predictions = pd.concat([_rows_of(run.predictions, splits) for run in runs])
-    _write_table(parent / PREDICTIONS_FILE, class_names, predictions)
+    _write_table(parent / PREDICTIONS_FILE, class_names, _with_test_rows(predictions, test_rows, folds))
     colours = [RunFolder(run).colour_predictions() for run in folds.shown_runs]
     if all(colour is not None for colour in colours):
         colour_rows = pd.concat([_rows_of(colour, splits) for colour in colours if colour is not None])
-        _write_table(parent / COLOUR_FILE, class_names, colour_rows)
+        _write_table(parent / COLOUR_FILE, class_names, _with_test_rows(colour_rows, colour_test_rows, folds))
+    tested = [parent] if len(test_rows) else []
     for name in (GROUPS_FILE, ATTRIBUTES_FILE):
-        _write_union(parent / name, [run / name for run in folds.runs])
+        _write_union(parent / name, [run / name for run in [*folds.runs, *tested]])
     RUN.write(parent, _parent_run_json(folds, predictions, splits))
     _write_origin(parent, folds)
     return {
         "n_folds": len(folds.shown_runs),
         "splits": list(splits),
         "shown_seed": folds.shown_seed,
+        "scores_test_by_ensemble": folds.scores_test_by_ensemble,
         "seeds": [
             {"seed": seed, **_pooled_values(parent, predictions[predictions["seed"] == str(seed)], splits)}
             for seed in folds.runs_by_seed
@@ -117,6 +136,13 @@ def _pooled_splits(runs: Iterable[RunFolder]) -> tuple[str, ...]:
 
 def _rows_of(predictions: pd.DataFrame, splits: Sequence[str]) -> pd.DataFrame:
     return predictions[predictions["split"].isin(list(splits))]
+
+
+def _with_test_rows(rows: pd.DataFrame, test_rows: pd.DataFrame, folds: CrossValidation) -> pd.DataFrame:
+    """Return the folds' rows; beside test images with those of the ensemble, in the order of their scoring."""
+    if not folds.scores_test_by_ensemble:
+        return rows
+    return pd.concat([rows, test_rows]).sort_values("image_id", kind="stable")
 
 
 def _write_table(path: Path, class_names: Sequence[str], predictions: pd.DataFrame) -> None:
@@ -153,13 +179,16 @@ def _parent_run_json(folds: CrossValidation, predictions: pd.DataFrame, splits: 
         for name in run_jsons[0]["split"]["train_counts"]
     }
     warnings = [text for run in run_jsons for text in run["warnings"]]
-    if "test" not in splits:
+    split_json = {name: value for name, value in first["split"].items() if name != "leaves_test_to_ensemble"}
+    if folds.scores_test_by_ensemble:
+        counts["test"] = int(split_json["counts"]["test"])
+    elif "test" not in splits:
         warnings.append("Not every fold has scored its test images (sealed), so the test figures are not pooled.")
     return {
         **first,
         "fold": None,
         "split": {
-            **first["split"],
+            **split_json,
             "counts": {"train": sum(train_counts.values()), **counts},
             "train_counts": train_counts,
         },
@@ -185,21 +214,54 @@ def _write_origin(parent: Path, folds: CrossValidation) -> None:
     for name in (EXCLUDED_FILE, ENVIRONMENT.name, LOCATION.name):
         if (first / name).exists():
             shutil.copyfile(first / name, parent / name)
-    write_parent_next_steps(parent)
+    write_parent_next_steps(parent, scores_test=folds.scores_test_by_ensemble)
 
 
 def write_final_ensemble(parent: Path, folds: CrossValidation) -> _Json:
-    """Write the parent's model, the mean of the shown seed's nets; returns `final` of summary.json."""
-    members = folds.shown_runs[:MAX_NETS]
+    """Write the parent's model, the mean of the members' nets; returns `final` of summary.json."""
+    members, seeds = folds.members, [str(seed) for seed in folds.member_seeds]
+    seeds_text = f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
     write_ensemble(parent / MODEL_FOLDER, [run / MODEL_FOLDER for run in members])
     return {
         "seed": folds.shown_seed,
         "fold": None,
         "folder": "",
         "members": [run.name for run in members],
-        "chosen_by": f"nothing: it is the mean of the {len(members)} nets of seed {folds.shown_seed}, one of "
-        f"{_folds_text(len(members), len(folds.shown_runs))}",
+        "chosen_by": f"nothing: it is the mean of the {len(members)} nets of {seeds_text}, one of "
+        f"{_folds_text(len(members) // len(seeds), len(folds.shown_runs))}",
     }
+
+
+# The test rows of the ensemble -------------------------------------------------------------------------------------
+
+
+def ensemble_key(members: Sequence[Path]) -> str:
+    """Return what tells an ensemble of these runs from another: their nets, views and calibrations."""
+    return fingerprint([
+        [expected_hashes(run / MODEL_FOLDER)[member["file"]], member["views"], card["calibration"]]
+        for run in members
+        for card in [read_card(run / MODEL_FOLDER)]
+        for member in card["members"]
+    ])  # fmt: skip
+
+
+def ensemble_test_rows(
+    parent: Path, folds: CrossValidation, class_names: Sequence[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the test rows of predictions and colour baseline that the ensemble of these nets scored, none without."""
+    columns = prediction_columns(class_names)
+    none = pd.DataFrame(columns=columns)
+    if not folds.scores_test_by_ensemble or not ENSEMBLE_TEST.exists(parent):
+        return none, none
+    if ENSEMBLE_TEST.read(parent)["key"] != ensemble_key(folds.members):
+        return none, none
+    predictions, colours = (read_table(parent / name, *columns) for name in (PREDICTIONS_FILE, COLOUR_FILE))
+    return _rows_of(predictions, ["test"]), _rows_of(colours, ["test"])
+
+
+def has_scored_test(parent: Path, members: Sequence[Path]) -> bool:
+    """Return whether the ensemble of these runs has scored the test images of a parent folder."""
+    return ENSEMBLE_TEST.exists(parent) and ENSEMBLE_TEST.read(parent)["key"] == ensemble_key(members)
 
 
 def _folds_text(n_members: int, n_folds: int) -> str:

@@ -80,7 +80,7 @@ def split(dataset: Dataset, spec: SplitSpec, *, name: str, seal: bool = False) -
     """Make a split of a data set and write it to its `splits/` folder.
 
     seal: also seal its test images (docs/seal.md). Raises `UsageError` where a sealed split of that name has other test
-    images, or for k folds to be sealed; `DataError` where sealed images changed.
+    images, or for k folds of all images to be sealed; `DataError` where sealed images changed.
     """
     folder = dataset.folder / "splits"
     new_split = make_split(dataset.manifest, spec, name=name)

@@ -208,7 +208,7 @@ def _copy_images(out: Path, sources: Sequence[EnsembleSource], run: RunFolder) -
         (out / SPLIT_FILE).unlink(missing_ok=True)
         (out / RUN_SEAL.name).unlink(missing_ok=True)
         return
-    write_rows(out / SPLIT_FILE, ("image_id", "split"), split[["image_id", "split"]].to_numpy().tolist())
+    write_rows(out / SPLIT_FILE, tuple(split.columns), split.to_numpy().tolist())
     if seal := run.seal:
         RUN_SEAL.write(out, {**seal, "opening_number": None})
 
@@ -219,12 +219,18 @@ def _copy(source: Path, destination: Path) -> None:
 
 
 def _common_split(sources: Sequence[EnsembleSource]) -> pd.DataFrame | None:
-    """Return the split that every run was trained on; None for folds, or where they differ: no test is common then."""
+    """Return the split that every run was trained on, its folds only where test images lie beside them.
+
+    None for other folds, or where the splits differ: no test is common then.
+    """
     tables = []
     for source in sources:
-        if source.is_folds or source.run is None or not (source.run.path / SPLIT_FILE).is_file():
+        if source.run is None or not (source.run.path / SPLIT_FILE).is_file():
             return None
-        table = read_table(source.run.path / SPLIT_FILE, "image_id", "split")[["image_id", "split"]]
+        columns = ["image_id", "split", "fold"] if source.run.scores_test_by_ensemble else ["image_id", "split"]
+        if source.is_folds and "fold" not in columns:
+            return None
+        table = read_table(source.run.path / SPLIT_FILE, *columns)[columns]
         tables.append(table.sort_values("image_id").reset_index(drop=True))
     return tables[0] if all(table.equals(tables[0]) for table in tables[1:]) else None
 

@@ -140,11 +140,11 @@ def _of_parent(folder: Path, named: Path) -> EnsembleSource:
     if summary["pooled"] is None:
         run = folder / str(final["folder"])
         return EnsembleSource(named, run / MODEL_FOLDER, RunFolder(run), {"": run / MODEL_FOLDER})
-    members = set(final["members"])
-    nets = {
+    members, shown_seed = set(final["members"]), summary["pooled"]["shown_seed"]
+    nets = {  # of the seed whose rows `RunFolder.predictions` holds; the model may have those of others too
         str(row["fold"]): folder / row["folder"] / MODEL_FOLDER
         for row in summary["runs"]
-        if row["folder"] in members
+        if row["folder"] in members and row["seed"] == shown_seed
     }
     return EnsembleSource(named, folder / MODEL_FOLDER, RunFolder(folder), nets)
 

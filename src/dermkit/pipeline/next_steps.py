@@ -17,32 +17,53 @@ def remove_opening_step(folder: Path) -> None:
         write_text(path, "\n\n".join(block for block in blocks if not block.startswith(_OPENING_STEP)))
 
 
-def write_parent_next_steps(folder: Path) -> None:
-    """Write the exact next commands of a cross-validation's folder."""
+def write_parent_next_steps(folder: Path, *, scores_test: bool = False, sealed_in: Path | None = None) -> None:
+    """Write the exact next commands of a cross-validation's folder.
+
+    scores_test: whether test images lie beside the folds. sealed_in: the data set that they are sealed in.
+    """
     parent, model = shell_path(folder), shell_path(folder / MODEL_FOLDER)
+    untested = "" if scores_test else ", which no image of this data set can test,"
+    opening = _opening_block(parent, sealed_in) if sealed_in else ""
+    repeat = f"""
+Train all folds again, exactly (with the same --weights FILE, if there was one):
+  dermkit train {shell_path(folder / RECIPE_FILE)} DATASET --split {shell_path(folder / SPLIT_FILE)} --out again
+"""
     text = f"""Research use only. Not a medical device.
 
 Predict new images (files, folders, patterns) with the ensemble of the folds:
   dermkit predict {model} IMAGE... --out predictions
 
-Test the ensemble, which no image of this data set can test, on another data set:
+Test the ensemble{untested} on another data set:
   dermkit evaluate {parent} --on OTHER_DATASET [--map CLASSES.json]
 
 Evaluate and report again from the pooled predictions.csv:
   dermkit evaluate {parent}
   dermkit report {parent}
-"""
+{opening}{repeat if scores_test else ""}"""
     write_text(folder / NEXT_STEPS_FILE, text)
 
 
-def write_next_steps(folder: Path, dataset: Path, weights: Path | None, *, is_sealed: bool = False) -> None:
-    """Write the exact next commands. is_sealed: the test images were not scored; a command that opens them is added."""
+def _opening_block(run: str, dataset: Path) -> str:
+    return f"""
+{_OPENING_STEP} split: once, when recipe, model and thresholds are decided; every opening is counted:
+  dermkit evaluate {run} --open-test {shell_path(dataset)}
+"""
+
+
+def write_next_steps(
+    folder: Path, dataset: Path, weights: Path | None, *, is_sealed: bool = False, is_member: bool = False
+) -> None:
+    """Write the exact next commands. is_sealed: the test images were not scored; a command that opens them is added.
+
+    is_member: of the run of a fold beside test images, which is repeated with all folds.
+    """
     run, model = shell_path(folder), shell_path(folder / MODEL_FOLDER)
     recipe, split = shell_path(folder / RECIPE_FILE), shell_path(folder / SPLIT_FILE)
     weights_option = f" --weights {shell_path(weights)}" if weights else ""
-    opening = f"""
-{_OPENING_STEP} split: once, when recipe, model and thresholds are decided; every opening is counted:
-  dermkit evaluate {run} --open-test {shell_path(dataset)}
+    repeat = f"""
+Repeat this run exactly (data set: {dataset.name}):
+  dermkit train {recipe} DATASET --split {split}{weights_option} --out again
 """
     text = f"""Research use only. Not a medical device.
 
@@ -55,8 +76,5 @@ Test on another data set:
 Evaluate and report again from predictions.csv:
   dermkit evaluate {run}
   dermkit report {run}
-{opening if is_sealed else ""}
-Repeat this run exactly (data set: {dataset.name}):
-  dermkit train {recipe} DATASET --split {split}{weights_option} --out again
-"""
+{_opening_block(run, dataset) if is_sealed else ""}{"" if is_member else repeat}"""
     write_text(folder / NEXT_STEPS_FILE, text)

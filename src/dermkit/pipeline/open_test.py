@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from dermkit.data.folds import rows_for_ensemble
 from dermkit.data.manifest import Dataset
 from dermkit.data.readers import reading
 from dermkit.data.seal import Seal, find_partial_overlaps, find_seal, log_opening, read_seal, seal_path
@@ -22,9 +23,10 @@ from dermkit.evaluation.openings import (
 )
 from dermkit.evaluation.predict_splits import predict_splits
 from dermkit.files import lock, shell_path
+from dermkit.pipeline.cross_validation import ensemble_key
 from dermkit.progress import Progress
 from dermkit.runs.folder import RunFolder, read_table
-from dermkit.runs.layout import MODEL_FOLDER, PREDICTIONS_FILE, RUN, RUN_SEAL, SPLIT_FILE
+from dermkit.runs.layout import ENSEMBLE_TEST, MODEL_FOLDER, PREDICTIONS_FILE, RUN, RUN_SEAL, SPLIT_FILE, SUMMARY
 
 MANIFEST_CHANGED_NOTE = (
     "The data set's manifest has changed since this run was trained; the sealed images, their labels and their pixels "
@@ -53,8 +55,8 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
         predictor = load_model(run / MODEL_FOLDER, device="auto", progress=progress)
         pixels, *other_pixels = [
             pixel_cache(
-                dataset, split_table["image_id"].tolist(), preprocessing, folder=dataset.work_folder / "cache",
-                on_progress=lambda count, total: progress.step("images", count, total),
+                dataset, split_table["image_id"].drop_duplicates().tolist(), preprocessing,
+                folder=dataset.work_folder / "cache", on_progress=lambda count, total: progress.step("images", count, total),
             )
             for preprocessing in predictor.resizings
         ]  # fmt: skip
@@ -70,6 +72,9 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
                 fold=-1 if run_json["fold"] is None else run_json["fold"], progress=progress,
                 retained_splits=["validation"],
             )  # fmt: skip
+            if RunFolder(run).scores_test_by_ensemble:
+                members = [run / name for name in SUMMARY.read(run)["final"]["members"]]
+                ENSEMBLE_TEST.write(run, {"key": ensemble_key(members)})
 
 
 # Checks -----------------------------------------------------------------------------------------------------------
@@ -108,6 +113,8 @@ def _checked_run_json(run: Path, dataset: Dataset) -> dict[str, Any]:
 def _read_split_table(run: Path, dataset: Dataset) -> pd.DataFrame:
     """Return the run's own split; raises `DataError` where the data set lacks an image of it."""
     split_table = read_table(run / SPLIT_FILE, "image_id", "split")
+    if (split_table["split"] == "fold").any():
+        split_table = rows_for_ensemble(split_table)
     unknown_ids = split_table.loc[~split_table["image_id"].isin(dataset.manifest["image_id"]), "image_id"].tolist()
     if unknown_ids:
         raise DataError(
@@ -121,6 +128,12 @@ def _read_split_table(run: Path, dataset: Dataset) -> pd.DataFrame:
 
 def _find_run_seal(run: Path, dataset: Dataset, split_table: pd.DataFrame) -> Seal:
     """Return the seal of the run's test split, as it was when the run was trained."""
+    if RunFolder(run).leaves_test_to_ensemble:
+        raise UsageError(
+            f"{run}: is the run of one fold, and the test images beside the folds are for the ensemble of all",
+            outcome="no opening was counted",
+            remedy=f"dermkit evaluate {shell_path(run.parent)} --open-test {shell_path(dataset.folder)}",
+        )
     if not RUN_SEAL.exists(run):
         raise UsageError(
             f"{run}: its test split was not sealed when it was trained, so it is scored already",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from dermkit.data.folds import fold_numbers, leaves_test_to_ensemble
 from dermkit.data.manifest import Dataset
 from dermkit.data.seal import PartialOverlap, Seal, find_partial_overlaps, find_seal
 from dermkit.data.split import Split, for_fold
@@ -149,11 +150,13 @@ class RunPlan:
     """The run that this one goes on from."""
     watch: EpochWatch | None = None
     """Who may end a trial early."""
+    leaves_test_to_ensemble: bool = False
+    """A fold beside test images: the ensemble of all folds scores these."""
 
     @property
     def hides_test(self) -> bool:
         """Whether this run leaves its test images unscored."""
-        return self.is_trial or self.seal is not None
+        return self.is_trial or self.seal is not None or self.leaves_test_to_ensemble
 
 
 def with_seed(recipe: Recipe, seed: int | None) -> Recipe:
@@ -185,17 +188,12 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
         "classes": fingerprint([asdict(lesion_class) for lesion_class in dataset.classes]),
     }
     recipe_hash = recipe_fingerprint(recipe, **input_hashes)
-    folds = (
-        [int(fold) for fold in sorted(set(split_rows["fold"]))] if (split_rows["split"] == "fold").any() else [-1]
-    )
+    folds = fold_numbers(split_rows) or [-1]
     tables_by_fold = {fold: for_fold(chosen_split, fold) if fold >= 0 else split_rows for fold in folds}
     for table in tables_by_fold.values():
         _check_training_classes(dataset, chosen_split.name, table)
-    seals_folder, manifest = dataset.folder / "splits", dataset.manifest
-    seal_by_fold = {fold: find_seal(seals_folder, manifest, table) for fold, table in tables_by_fold.items()}
-    overlaps_by_fold = {
-        fold: tuple(find_partial_overlaps(seals_folder, manifest, table)) for fold, table in tables_by_fold.items()
-    }
+    leaves_test = leaves_test_to_ensemble(split_rows, chosen_split.spec)
+    seals = {fold: _seals_of(dataset, table, leaves_test) for fold, table in tables_by_fold.items()}
     return [
         RunPlan(
             recipe=recipe,
@@ -206,10 +204,21 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
             seed=seed,
             fold=fold,
             folder=machine.settings.out / recipe.name / f"{recipe_hash}-s{seed}{f'-f{fold}' if fold >= 0 else ''}",
-            seal=seal_by_fold[fold],
-            partial_overlaps=overlaps_by_fold[fold],
+            seal=seals[fold][0],
+            partial_overlaps=seals[fold][1],
             input_hashes=input_hashes,
+            leaves_test_to_ensemble=leaves_test,
         )
         for seed in range(recipe.seed, recipe.seed + recipe.repeats)
         for fold in folds
     ]
+
+
+def _seals_of(
+    dataset: Dataset, table: "pd.DataFrame", leaves_test: bool
+) -> tuple[Seal | None, tuple[PartialOverlap, ...]]:
+    """Return the seal of a run's test images, and those of other splits on its sides; of a test side that it scores."""
+    folder, manifest = dataset.folder / "splits", dataset.manifest
+    rows = table[table["split"] != "test"] if leaves_test else table
+    seal = None if leaves_test else find_seal(folder, manifest, rows)
+    return seal, tuple(find_partial_overlaps(folder, manifest, rows))

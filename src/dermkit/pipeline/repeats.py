@@ -2,7 +2,7 @@
 
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +60,36 @@ def best_run_index(runs: Sequence[Path], monitor: str) -> int:
 
 
 def summarise_repeats(
-    parent: Path, runs: Sequence[Path], *, monitor: str, options: EvaluationOptions = DEFAULT_OPTIONS
+    parent: Path,
+    runs: Sequence[Path],
+    *,
+    monitor: str,
+    options: EvaluationOptions = DEFAULT_OPTIONS,
+    score_test: Callable[[Sequence[Path]], None] | None = None,
 ) -> Path:
     """Write summary.json, summary.csv, the final model and a report; returns the folder.
 
     Repeats on one split: the final model is the best on validation, which is the same images for all. Folds: it is the
     ensemble of one seed's folds, whose rows are pooled and evaluated like a run's. options: of that evaluation.
+    score_test: scores the test images beside folds with that ensemble; it gets the runs whose nets are its members.
     """
     with writing_into(parent):
-        return _summarise(parent, runs, monitor, options)
+        return _summarise(parent, runs, monitor, options, score_test)
 
 
-def _summarise(parent: Path, runs: Sequence[Path], monitor: str, options: EvaluationOptions) -> Path:
+def _summarise(
+    parent: Path,
+    runs: Sequence[Path],
+    monitor: str,
+    options: EvaluationOptions,
+    score_test: Callable[[Sequence[Path]], None] | None,
+) -> Path:
     folds = find_folds(runs)
     pooled = None if folds is None else pool_folds(parent, folds)
     keep_saved_targets(parent)
     final = _write_best_model(parent, runs, monitor) if folds is None else write_final_ensemble(parent, folds)
+    if folds is not None and folds.scores_test_by_ensemble and score_test is not None:
+        score_test(folds.members)
     summary = {**_summary(runs), "final": final, "pooled": pooled}
     if pooled is not None:
         pooled["metrics"] = {

@@ -186,14 +186,14 @@ def _is_opening_allowed(open_test: Dataset | None, dataset: Dataset | None) -> b
 
 
 def _open_test(folder: Path, dataset: Dataset, progress: Progress, options: EvaluationOptions) -> Path:
-    """Open the sealed test split for a run, or for each run of repeats, and evaluate; returns the report."""
+    """Open the sealed test split for a run, an ensemble of folds, or each run of repeats; returns the report."""
     from dermkit.pipeline import open_test as pipeline_open_test
     from dermkit.pipeline.next_steps import remove_opening_step
     from dermkit.pipeline.repeats import summarise_repeats
     from dermkit.pipeline.run import evaluate_and_report
     from dermkit.recipes.schema import load_recipe
 
-    if not SUMMARY.exists(folder):
+    if not SUMMARY.exists(folder) or RunFolder(folder).scores_test_by_ensemble:
         pipeline_open_test.open_test(folder, dataset, progress=progress)
         remove_opening_step(folder)
         with writing_into(folder):

@@ -199,7 +199,10 @@ def _train_and_report(plan: RunPlan, prepared_job: PreparedJob, machine: Machine
         evaluate_run(plan.folder)
         return
     weights_file = machine.settings.weights
-    write_next_steps(plan.folder, plan.dataset.folder, weights_file, is_sealed=plan.seal is not None)
+    write_next_steps(
+        plan.folder, plan.dataset.folder, weights_file, is_sealed=plan.seal is not None,
+        is_member=plan.leaves_test_to_ensemble,
+    )  # fmt: skip
     LOCATION.write(plan.folder, {"images": str(plan.dataset.image_root.resolve())})
     evaluate_and_report(plan.folder, plan.dataset.image_root)
 

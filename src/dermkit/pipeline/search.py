@@ -111,7 +111,7 @@ def _search(
         identity=_identity(recipe, space, first_plan), higher_is_better=recipe.monitor != "val_loss",
         prunes=options.prunes,
     )  # fmt: skip
-    if first_plan.recipe.split.scheme == "kfold":
+    if first_plan.fold >= 0 and not first_plan.leaves_test_to_ensemble:
         machine.progress.say(
             "warning: every image of the folds takes part in choosing, so the final test figures are of images that "
             "chose; the corrected value is the one to state (docs/tuning.md: how to keep published test images out)"

@@ -1,12 +1,15 @@
 """Train: a recipe on a data set, from its split to the report of each run."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dermkit.data.manifest import Dataset
 from dermkit.data.readers import reading
+from dermkit.data.split import save_split
 from dermkit.models.requirements import check_requirements
 from dermkit.pipeline.continuation import with_continuation
+from dermkit.pipeline.ensemble_test import score_test_by_ensemble
 from dermkit.pipeline.plan import Machine, RunSettings, check_classes, make_plans, prepare_machine, with_seed
 from dermkit.pipeline.repeats import summarise_repeats
 from dermkit.pipeline.run import run_plan
@@ -48,9 +51,20 @@ def train_recipe(
         return run_plan(plans[0], machine)
     first_folder = plans[0].folder
     parent = first_folder.with_name(f"{first_folder.name.split('-')[0]}-s{recipe.seed}-versions")
+    has_test_beside = plans[0].leaves_test_to_ensemble
+    if has_test_beside and machine.is_first:
+        save_split(replace(plans[0].split, name="split"), parent)
     folders = []
     for run_number, plan in enumerate(plans, start=1):
         fold_text = f", fold {plan.fold}" if plan.fold >= 0 else ""
         machine.progress.say(f"version {run_number} of {len(plans)}: seed {plan.seed}{fold_text}")
         folders.append(run_plan(replace(plan, folder=parent / plan.folder.name), machine))
-    return summarise_repeats(parent, folders, monitor=recipe.monitor) if machine.is_first else parent
+    if not machine.is_first:
+        return parent
+
+    def score_test(members: Sequence[Path]) -> None:
+        score_test_by_ensemble(parent, members, plans[0], machine)
+
+    return summarise_repeats(
+        parent, folders, monitor=recipe.monitor, score_test=score_test if has_test_beside else None
+    )

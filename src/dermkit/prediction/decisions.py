@@ -177,19 +177,24 @@ def policy_warnings(policy: ActivePolicy) -> tuple[str, ...]:
     return (f"{_NO_GUARANTEE_TEXT}. Fitted, but without a guarantee for too few validation images: {point_names}",)
 
 
-def ensemble_warnings(passes: Sequence[int], note: str = "") -> tuple[str, ...]:
+def ensemble_warnings(passes: Sequence[int], note: str = "", *, is_tested: bool = False) -> tuple[str, ...]:
     """Return what limits the decisions of a model of several nets; nothing of one. passes: of each net, an image.
 
-    note: what an ensemble of recipes says of itself, "" = nets of a cross-validation.
+    note: what an ensemble of recipes says of itself, "" = nets of a cross-validation. is_tested: whether their mean
+    has scored test images.
     """
     if len(passes) == 1:
         return ()
     if note:
         return (f"the model is an ensemble of {len(passes)} nets ({sum(passes)} passes an image): {note}",)
+    test_text = (
+        "the test images, which the mean scored, show what it reaches"
+        if is_tested
+        else "the mean itself was tested on no image"
+    )
     return (
         f"the model is the mean of {len(passes)} nets of a cross-validation ({sum(passes)} passes an image): what its "
-        "policy guarantees was fitted on images that single nets had scored, and the mean itself was tested on no "
-        "image",
+        f"policy guarantees was fitted on images that single nets had scored, and {test_text}",
     )
 
 

@@ -28,7 +28,7 @@ from dermkit.files import (
     write_rows,
 )
 from dermkit.metrics.stats.arrays import Floats
-from dermkit.models.card import ENSEMBLE_FIELD
+from dermkit.models.card import ENSEMBLE_FIELD, is_tested_ensemble
 from dermkit.models.checksums import CHECKSUM_FILE
 from dermkit.prediction import decisions
 from dermkit.prediction.decisions import DecisionCounts
@@ -327,7 +327,7 @@ def _write_output(
 
 def _ensemble_warnings(predictor: "Predictor") -> tuple[str, ...]:
     note = str((predictor.card.get(ENSEMBLE_FIELD) or {}).get("note", ""))
-    return decisions.ensemble_warnings(predictor.passes, note)
+    return decisions.ensemble_warnings(predictor.passes, note, is_tested=is_tested_ensemble(predictor.card))
 
 
 def _iter_rows(p: Floats) -> Iterator[list[float]]:

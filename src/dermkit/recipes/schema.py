@@ -78,13 +78,13 @@ class SplitSpec:
     """Random seed of the division, apart from that of training."""
     validation: float
     """Fraction of the images for validation, with `holdout`; with a given scheme, of the published training images.
-    With `kfold` each fold is validation once, whatever stands here."""
+    With folds each fold is validation once, whatever stands here."""
     test: float
     """Fraction of the images for test, with `holdout` alone; a given scheme keeps the published test images, and with
     `kfold` each fold is the test split once."""
     folds: NonNegativeInt
-    """Number of folds. `kfold`: at least 3. 0 with `holdout`. A given scheme: 0; at least 2 will be folds of the
-    published training images beside the same published test images, and are refused until they are."""
+    """Number of folds. `kfold`: at least 3. 0 with `holdout`. A given scheme: 0, or at least 2 folds of the published
+    training and validation images, whose ensemble alone is scored on the published test images, once."""
     per_class: NonNegativeInt
     """This many images are drawn at random from each class and all others are excluded (0 = all images)."""
     draw_from: str

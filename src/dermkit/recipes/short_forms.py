@@ -12,7 +12,8 @@ class ShortForms:
     """The short forms as they were given; None = not given.
 
     epochs: one number for every phase, or one a phase. learning_rate: that of the head in the first phase, the others
-    keep their ratio to it; or one a phase, of the head. folds: k folds of all images.
+    keep their ratio to it; or one a phase, of the head. folds: k folds, of the training images where the recipe keeps
+    published test images, else of all images.
     """
 
     epochs: str | None = None
@@ -39,8 +40,10 @@ def short_form_assignments(recipe: Recipe, forms: ShortForms) -> list[Assignment
     ]
     if forms.folds is not None:
         option = f"--folds {forms.folds}"
-        for path, value in (("split.scheme", "kfold"), ("split.folds", forms.folds), ("split.test", 0.0)):
-            assignments.append(Assignment(path, value, option))
+        fields = {"split.scheme": "kfold", "split.folds": forms.folds, "split.test": 0.0}
+        if recipe.split.scheme.startswith("given"):
+            fields = {"split.folds": forms.folds}
+        assignments += [Assignment(path, value, option) for path, value in fields.items()]
     assignments += _epochs(recipe, forms.epochs) if forms.epochs is not None else []
     assignments += _learning_rates(recipe, forms.learning_rate) if forms.learning_rate is not None else []
     return assignments

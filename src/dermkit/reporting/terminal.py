@@ -85,17 +85,31 @@ def _run_lines(run: RunFolder) -> Iterator[str]:
     verdict = judge_run(run)
     for broken in verdict.broken:
         yield from wrapped(plain_text(guarantee_fragments(broken, verdict.split)), indent="  ")
-    for split in (SEEN_SPLIT, verdict.split) if SEEN_SPLIT in run.split_names else (verdict.split,):
+    for split in _shown_splits(run, verdict.split):
         yield from _split_lines(run, split)
     yield from wrapped(f"verdict: {verdict.text}", indent="  ")
     yield from _warning_lines(run)
+
+
+def _shown_splits(run: RunFolder, headline: str) -> list[str]:
+    """Return the splits whose figures are printed: the headline's, after what goes with it."""
+    if SEEN_SPLIT in run.split_names:
+        return [SEEN_SPLIT, headline]
+    return list(dict.fromkeys(["validation", headline])) if run.scores_test_by_ensemble else [headline]
+
+
+def _split_title(run: RunFolder, split: str) -> str:
+    """Return the split's name; of folds beside test images, also what scored it."""
+    if not run.scores_test_by_ensemble:
+        return split
+    return {"validation": "validation, out-of-fold (single nets)", "test": "test, the ensemble"}.get(split, split)
 
 
 def _split_lines(run: RunFolder, split: str) -> Iterator[str]:
     split_metrics = run.metrics["splits"][split]
     n, n_groups = split_metrics["n"], split_metrics.get("n_groups", split_metrics["n"])
     groups = f" in {n_groups} groups (lesion, patient, copies)" if n_groups != n else ""
-    yield f"{split}: {n} images{groups}"
+    yield f"{_split_title(run, split)}: {n} images{groups}"
     metrics = split_metrics["metrics"]
     yield from figure_lines(
         [

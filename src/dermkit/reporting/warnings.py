@@ -43,6 +43,7 @@ def report_warnings(run: "RunFolder") -> list[ReportWarning]:
     derived_warnings = [
         *_leak_warnings(run),
         *_seal_warnings(run),
+        *_member_warnings(run),
         *_audit_warnings(run),
         *_outcome_warnings(run),
         *_class_warnings(run),
@@ -120,6 +121,16 @@ def _seal_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
         f"whatever was decided after an "
         "opening was decided with the test side in view.",
     )
+
+
+def _member_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
+    if run.leaves_test_to_ensemble:
+        n_test = int(run.split_json["counts"]["test"])
+        yield ReportWarning(
+            "note",
+            f"This is the run of one fold: the {n_test} test images are for the ensemble of all folds, whose folder is "
+            "the one above, and were not scored by this net.",
+        )
 
 
 def _outcome_warnings(run: "RunFolder") -> Iterator[ReportWarning]:

@@ -158,6 +158,11 @@ class RunFolder:
         return split_json
 
     @property
+    def leaves_test_to_ensemble(self) -> bool:
+        """Whether it is the run of a fold beside test images, which the ensemble of all folds scores."""
+        return bool(self.split_json.get("leaves_test_to_ensemble"))
+
+    @property
     def dataset_hash(self) -> str:
         """The SHA-256 of the manifest that the run's images are of, "" where run.json does not say."""
         return str(self.run_json.get("dataset", {}).get("manifest_sha256", ""))
@@ -243,6 +248,11 @@ class RunFolder:
         """What summary.json says of pooled folds: n_folds, splits, shown_seed, seeds; None for any other folder."""
         pooled: Json | None = layout.SUMMARY.read_optional(self.path).get("pooled")
         return pooled
+
+    @property
+    def scores_test_by_ensemble(self) -> bool:
+        """Whether it holds folds beside test images: validation rows of single nets, test rows of their ensemble."""
+        return bool(self.pooled and self.pooled["scores_test_by_ensemble"])
 
     def colour_predictions(self) -> pd.DataFrame | None:
         """Return the predictions of the colour baseline, None where the run has none."""

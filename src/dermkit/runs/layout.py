@@ -12,7 +12,9 @@ METRICS = JsonFile("metrics.json", 3, {1: migrations.metrics_1_to_2, 2: migratio
 POLICY = JsonFile("policy.json", 2)
 RUN_SEAL = JsonFile("seal.json", 2, {1: migrations.run_seal_1_to_2})
 ENVIRONMENT = JsonFile("environment.json", 1)
-SUMMARY = JsonFile("summary.json", 2, {1: migrations.summary_1_to_2})
+SUMMARY = JsonFile("summary.json", 3, {1: migrations.summary_1_to_2, 2: migrations.summary_2_to_3})
+ENSEMBLE_TEST = JsonFile("ensemble_test.json", 1)
+"""Which nets the ensemble had that scored the test rows of predictions.csv; written last, when these are there."""
 SAVED_TARGETS = JsonFile("saved_targets.json", 1)
 """Targets that a person saved in a model that is being written anew; it is there until the new model holds them."""
 FOREIGN = JsonFile("foreign_predictions.json", 2)

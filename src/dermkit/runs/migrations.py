@@ -36,6 +36,12 @@ def summary_1_to_2(summary: dict[str, Any]) -> dict[str, Any]:
     return {**summary, "pooled": None, "format": 2}
 
 
+def summary_2_to_3(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return summary.json whose pooled folds, if there are any, are of all images: each tested in its fold."""
+    pooled = summary.get("pooled")
+    return {**summary, "pooled": pooled and {**pooled, "scores_test_by_ensemble": False}, "format": 3}
+
+
 def metrics_1_to_2(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return metrics.json as it is: format 2 added figures and renamed none."""
     return {**metrics, "format": 2}

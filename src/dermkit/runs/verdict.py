@@ -144,6 +144,7 @@ def summarise_test(run: RunFolder, point_names: Collection[str]) -> dict[str, An
     return {
         "split": split,
         "n": metrics["n"],
+        **({"is_of_single_nets": False} if run.scores_test_by_ensemble else {}),
         "outcome": verdict.outcome,
         "verdict": verdict.text,
         "figures": {

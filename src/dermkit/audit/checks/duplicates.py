@@ -193,7 +193,9 @@ def _across_splits(audit_input: AuditInput, duplicate_type: str, duplicate_text:
     images = np.unique(pairs[["a", "b"]].to_numpy())
     split = audit_input.frame["split"].to_numpy()
     clauses, figures = [], {}
-    for split_name in [name for name in HELD_OUT if name in split_names] or sorted(split_names):
+    held_out = [name for name in HELD_OUT if name in split_names]
+    folds = sorted(name for name in split_names if name.startswith("fold "))
+    for split_name in [*held_out, *folds] or sorted(split_names):
         affected, in_split = images[split[images] == split_name], audit_input.frame["split"] == split_name
         figures[split_name] = proportion_json(len(affected), int(in_split.sum())) | {
             "per_class": {

@@ -190,8 +190,11 @@ def da024_archive_id_repeats(audit_input: AuditInput) -> Outcome:
 def find_leaks(audit_input: AuditInput, column: str) -> list[Leak]:
     """Return the leaks into test and validation, or between folds: images that share `column` with another split."""
     split_names, ids = audit_input.frame["split"].to_numpy(), audit_input.frame[column].to_numpy()
-    if any(name.startswith("fold") for name in audit_input.frame["split"].unique()):
-        return [_leak_between_folds(split_names, ids)]
+    is_fold = audit_input.frame["split"].str.startswith("fold").to_numpy(dtype=bool)
+    if is_fold.any():
+        test_rows = np.flatnonzero(split_names == "test")
+        leaks = [_find_leak("test", "a fold", test_rows, [is_fold], ids)] if len(test_rows) else []
+        return [*leaks, _leak_between_folds(np.flatnonzero(is_fold), split_names, ids)]
     train, validation, test = (split_names == name for name in ("train", "validation", "test"))
     source_text = (
         "train or validation" if validation.any() and train.any() else "train" if train.any() else "validation"
@@ -219,9 +222,8 @@ def _find_leak(
     return Leak(split_name, source_text, split_rows, siblings)
 
 
-def _leak_between_folds(split_names: NDArray[Any], ids: NDArray[Any]) -> Leak:
-    """With k folds every image is tested in its fold; its sibling is the first image of its id in another fold."""
-    divided_rows = np.flatnonzero(split_names != "")
+def _leak_between_folds(divided_rows: Ints, split_names: NDArray[Any], ids: NDArray[Any]) -> Leak:
+    """With k folds every image is held out in its fold; its sibling is the first image of its id in another fold."""
     table = pd.DataFrame({"row": divided_rows, "fold": split_names[divided_rows], "key": ids[divided_rows]})
     with_id = table[table["key"] != ""]
     first_of_id = with_id.drop_duplicates("key").set_index("key")
@@ -272,7 +274,8 @@ def _leak_sentence(audit_input: AuditInput, leak: Leak, sentence_template: str) 
         for name, n, n_total in classes[:_MAX_NAMED]
     ]
     more_text = f"; {len(classes) - _MAX_NAMED} more classes" if len(classes) > _MAX_NAMED else ""
-    images_text = f"{leak.split_name} images" if leak.split_name != "fold" else "images, each tested in its fold,"
+    use = "validated" if "test" in set(audit_input.frame["split"]) else "tested"
+    images_text = f"{leak.split_name} images" if leak.split_name != "fold" else f"images, each {use} in its fold,"
     total_text = proportion_text(len(leak.leaking_rows), len(leak.split_rows))
     return (
         f"Of {len(leak.split_rows):,} {images_text} {total_text} "

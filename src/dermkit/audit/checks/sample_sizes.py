@@ -258,9 +258,10 @@ def _split_names(audit_input: AuditInput) -> list[str]:
 
 
 def _is_test(audit_input: AuditInput) -> Bools:
-    """Return (N,) flags of the test images; with k folds, of every image in a fold."""
+    """Return (N,) flags of the test images; of k folds without any, of every image in a fold."""
     split_names = audit_input.frame["split"]
-    return ((split_names == "test") | split_names.str.startswith("fold")).to_numpy(dtype=bool)
+    is_test = split_names == "test"
+    return (is_test if is_test.any() else split_names.str.startswith("fold")).to_numpy(dtype=bool)
 
 
 def _class_table(audit_input: AuditInput) -> pd.DataFrame:

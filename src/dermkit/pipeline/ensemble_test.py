@@ -1,0 +1,80 @@
+"""Test images beside folds: the ensemble of all folds scores them, once, and no net of a fold does.
+
+docs/decisions/0012-folds-beside-test-images.md says why.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from dermkit.data.folds import rows_for_ensemble
+from dermkit.data.manifest import Dataset
+from dermkit.data.seal import find_partial_overlaps, find_seal
+from dermkit.evaluation.openings import log_openings, openings_of_overlaps, seal_folder, write_run_seal
+from dermkit.evaluation.predict_splits import predict_splits
+from dermkit.pipeline.cross_validation import ensemble_key, has_scored_test
+from dermkit.pipeline.next_steps import write_parent_next_steps
+from dermkit.pipeline.plan import Machine, RunPlan
+from dermkit.progress import Progress
+from dermkit.runs.layout import ENSEMBLE_TEST, MODEL_FOLDER, RUN, RUN_SEAL
+
+if TYPE_CHECKING:
+    from dermkit.data.cache.pixels import PixelCache
+    from dermkit.prediction.predictor import Predictor
+
+
+def score_test_by_ensemble(parent: Path, members: Sequence[Path], plan: RunPlan, machine: Machine) -> None:
+    """Score the test images by the model of a parent folder, unless that is done, or they are sealed.
+
+    members: the runs whose nets the model holds. plan: of any of them. Openings of seals of other splits that hold some
+    of the images are logged.
+    """
+    dataset, progress, rows = plan.dataset, machine.progress, rows_for_ensemble(plan.split.frame)
+    seal = find_seal(seal_folder(dataset), dataset.manifest, rows)
+    if has_scored_test(parent, members):
+        progress.say(f"{parent}: the ensemble has scored the test images already; nothing to do")
+        if seal is not None and not RUN_SEAL.exists(parent):
+            progress.say(f"warning: it scored these test images before they were sealed as {seal.name}")
+        return
+    if seal is not None:
+        if not RUN_SEAL.exists(parent):  # an opening that did not end stays known
+            write_run_seal(parent, seal, opening=None)
+        write_parent_next_steps(parent, scores_test=True, sealed_in=dataset.folder)
+        progress.say(f"test split sealed ({len(seal.rows)} images): it is not scored (docs/seal.md)")
+        return
+    _score(parent, members, plan, machine, rows)
+
+
+def _score(parent: Path, members: Sequence[Path], plan: RunPlan, machine: Machine, rows: pd.DataFrame) -> None:
+    from dermkit.prediction.predictor import load_model
+
+    dataset, progress = plan.dataset, machine.progress
+    predictor = load_model(parent / MODEL_FOLDER, device=machine.fabric.device.type)
+    pixels = ensemble_pixels(dataset, rows, predictor, progress)
+    openings = openings_of_overlaps(
+        dataset, find_partial_overlaps(seal_folder(dataset), dataset.manifest, rows), model=parent / MODEL_FOLDER,
+        recipe=plan.recipe.name, run=parent.name, split=plan.split.name,
+    )  # fmt: skip
+    progress.say(f"the ensemble of {len(members)} nets scores {int((rows['split'] == 'test').sum())} test images")
+    # The colour baseline is fitted on all images of the folds.
+    with log_openings(openings):
+        predict_splits(
+            parent, dataset, rows, ["test"], predictor=predictor, pixels=pixels, seed=int(RUN.read(parent)["seed"]),
+            fold=-1, progress=progress, retained_splits=["validation"],
+        )  # fmt: skip
+        ENSEMBLE_TEST.write(parent, {"key": ensemble_key(members)})
+
+
+def ensemble_pixels(
+    dataset: Dataset, rows: pd.DataFrame, predictor: "Predictor", progress: Progress
+) -> "PixelCache":
+    """Return the pixels of the images of `rows_for_ensemble`, some of which stand there twice."""
+    from dermkit.data.cache.pixels import pixel_cache
+
+    return pixel_cache(
+        dataset, rows["image_id"].drop_duplicates().tolist(), predictor.preprocessing,
+        folder=dataset.work_folder / "cache",
+        on_progress=lambda count, total: progress.step("images", count, total),
+    )  # fmt: skip
