@@ -72,6 +72,17 @@ def test_folds_leak_both_ways() -> None:
     assert "Of 6 images, each tested in its fold, 3 (50 %" in found.sentence
 
 
+def test_folds_beside_test_images_leak_into_them_and_between_each_other() -> None:
+    rows = [("fold 0", "a"), ("fold 1", "a"), ("fold 1", "b"), ("test", "b"), ("test", "c"), ("test", "c")]
+    subject = lesions(*(("nv", side, lesion) for side, lesion in rows))
+    found = da020_lesions_across_splits(subject)
+    assert isinstance(found, Finding)
+    assert (found.figures["test"]["n"], found.figures["fold"]["n"]) == (1, 2)
+    assert "Of 3 test images 1 (33 %" in found.sentence
+    assert "Of 3 images, each validated in its fold, 2 (67 %" in found.sentence
+    assert found.rows["sibling_image_id"].tolist() == ["0002", "0001", "0000"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["fold 0", "fold 1", "fold 2", ""]), st.sampled_from("abcde ")), min_size=1)

@@ -56,6 +56,11 @@ def test_a_small_test_side_cannot_carry_a_conclusion() -> None:
     assert found.figures["sensitivity"]["images"] == 48
     assert "an accuracy of 80 % has the interval 72 to 86 %" in found.sentence
     assert "on 48 malignant images of 80 %" in found.sentence
+    # Beside folds the test images alone are tested on; without any, every image is in its fold.
+    folds = {("nv", "fold 0"): 2000, ("mel", "fold 1"): 2000}
+    beside = da032_test_too_small(sized({**folds, ("nv", "test"): 70, ("mel", "test"): 48}))
+    assert isinstance(beside, Finding) and beside.n == 118
+    assert da032_test_too_small(sized(folds)) is None
     assert da032_test_too_small(sized(BIG)) is None
     assert da032_test_too_small(sized({("nv", "train"): 3})) == NotApplicable("no test side")
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from conftest import Invoke
+from dermkit.cli.train import field_assignments
 from dermkit.errors import UsageError
 from dermkit.pipeline.continuation import changed_fields
 from dermkit.recipes.augmentation import PRESETS
@@ -176,6 +177,13 @@ def test_other_short_forms() -> None:
     assert (derived.image.size, derived.optim.class_weights) == (96, "balanced")
     assert (derived.split.scheme, derived.split.folds, derived.split.test) == ("kfold", 5, 0.0)
     assert derive("demo", folds=5).name == "demo-folds_5"
+    # A recipe that keeps published test images keeps them: its folds are of the training images beside them.
+    beside = derive("s2-finetuned", folds=2).split
+    assert (beside.scheme, beside.folds, beside.test) == ("given-as-published", 2, 0.0)
+    assert "kfold needs folds >= 3" in refusal("s3-resnet50", folds=2)
+    typed = field_assignments(RECIPES["strong"], ["split.scheme=given"], ShortForms(folds=5), None)
+    beside = derive_recipe(RECIPES["strong"], typed).split
+    assert (beside.scheme, beside.folds, beside.test) == ("given", 5, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +200,7 @@ def test_other_short_forms() -> None:
         ({"learning_rate": "-1"}, "phases.0.head_lr"),
         ({"learning_rate": "nan"}, "phases.0.head_lr"),
         ({"image_size": 4}, "image.size: Input should be greater than or equal to 16"),
-        ({"folds": 2}, "kfold needs folds >= 3"),
+        ({"folds": 1}, "folds is 0 (none) or at least 2"),
     ],
     ids=str,
 )

@@ -11,12 +11,18 @@ import pytest
 from sklearn.metrics import accuracy_score
 
 import dermkit as dk
+from conftest import Invoke
+from dermkit import cli as command_line
+from dermkit.data.seal import read_seal
+from dermkit.errors import UsageError
 from dermkit.evaluation.predict_splits import predict_splits
 from dermkit.metrics.decisions.policy import fit_policy, policy_from_dict
 from dermkit.pipeline import ensemble_test
 from dermkit.pipeline import run as pipeline_run
 from dermkit.prediction.predictor import Predictor, load_model
-from dermkit.recipes.schema import Recipe, SplitSpec
+from dermkit.recipes.schema import Recipe, SplitSpec, load_recipe, save_recipe
+from dermkit.reporting.report import write_report
+from dermkit.reporting.warnings import report_warnings
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import ENSEMBLE_TEST, METRICS, POLICY, RUN, SUMMARY
 from dermkit.runs.predictions import to_scored_set
@@ -25,14 +31,14 @@ SPEC = SplitSpec(scheme="given", seed=0, validation=0.2, test=0.0, folds=2, per_
 
 
 @pytest.fixture(scope="module")
-def recipe(tiny: Recipe) -> Recipe:
-    return replace(tiny, name="beside", split=SPEC, repeats=2)
+def printed() -> list[str]:
+    """Return a list that holds what the command printed once `two_folds` is made."""
+    return []
 
 
 @pytest.fixture(scope="module")
-def two_folds(binary: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the parent folder of two folds of two seeds beside test images; tests leave it as it is."""
-    write_report = pipeline_run.write_report
+def two_folds(binary: Path, tiny: Recipe, tmp_path_factory: pytest.TempPathFactory, printed: list[str]) -> Path:
+    """Return the parent folder of two folds of two seeds beside test images, by the command line."""
 
     def without_pages_of_folds(folder: Path, **options: Any) -> Path:
         """Write no page for the run of a fold, which would take most of the time here."""
@@ -41,9 +47,22 @@ def two_folds(binary: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFac
             return folder / "report.html"
         return write_report(folder, **options)
 
+    folder = tmp_path_factory.mktemp("beside")
+    save_recipe(replace(tiny, name="beside", split=replace(SPEC, folds=0), repeats=2), folder / "recipe.json")
+    words = ["train", folder / "recipe.json", binary, "--folds", "2", "--out", folder, "--device", "cpu"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline_run, "write_report", without_pages_of_folds)
-        return train(recipe, binary, tmp_path_factory.mktemp("beside"))
+        patch.setattr("dermkit.cli.console.echo", lambda text="", **_: printed.append(str(text)))
+        with pytest.raises(SystemExit) as ended:
+            command_line.app([str(word) for word in words])
+    assert not ended.value.code
+    (made,) = folder.glob("*/*-versions")
+    return made
+
+
+@pytest.fixture(scope="module")
+def recipe(two_folds: Path) -> Recipe:
+    return load_recipe(two_folds / "recipe.json")
 
 
 def train(recipe: Recipe, data: Path, out: Path, said: list[str] | None = None) -> Path:
@@ -55,7 +74,7 @@ def train(recipe: Recipe, data: Path, out: Path, said: list[str] | None = None) 
 @pytest.fixture
 def parent(two_folds: Path, tmp_path: Path) -> Path:
     """Return a copy of it that a test may change; `train` finds it below its grandparent."""
-    return Path(shutil.copytree(two_folds, tmp_path / "runs" / "beside" / two_folds.name))
+    return Path(shutil.copytree(two_folds, tmp_path / "runs" / two_folds.parent.name / two_folds.name))
 
 
 def versions(parent: Path) -> list[Path]:
@@ -173,7 +192,6 @@ def test_a_finished_training_scores_nothing_again(
     assert train(recipe, binary, parent.parent.parent, said) == parent
     assert scorings == []
     assert any("has scored the test images already" in line for line in said)
-    assert dk.evaluate(parent) == dk.report(parent) == parent / "report.html"
     assert contents(parent) == before
 
 
@@ -228,8 +246,110 @@ def test_other_nets_make_another_ensemble_that_scores_anew(
 ) -> None:
     monkeypatch.setattr("dermkit.pipeline.repeats.evaluate_folds", lambda *_, **__: None)
     before, marker = (parent / "predictions.csv").read_bytes(), ENSEMBLE_TEST.read(parent)
-    ENSEMBLE_TEST.write(parent, {"key": "of other nets", "n": marker["n"]})
+    ENSEMBLE_TEST.write(parent, {"key": "of other nets"})
     train(recipe, binary, parent.parent.parent, [])
-    assert [n for _, n in scorings] == [marker["n"]]
+    assert [n for _, n in scorings] == [len(published(binary, "test"))]
     assert ENSEMBLE_TEST.read(parent) == marker
     assert (parent / "predictions.csv").read_bytes() == before
+
+
+# Sealed -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sealed(parent: Path, binary: Path, recipe: Recipe, tmp_path: Path) -> tuple[Path, Path]:
+    """Return a data set whose test images are sealed, and the folder of its folds, trained before any opening."""
+    data = Path(shutil.copytree(binary, tmp_path / "data"))
+    dk.split(dk.load_dataset(data), SPEC, name="held", seal=True)
+    for path in parent.iterdir():
+        if path not in versions(parent):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return data, train(recipe, data, parent.parent.parent, [])
+
+
+def test_sealed_test_images_are_scored_by_one_opening_of_the_parent(
+    sealed: tuple[Path, Path], two_folds: Path, recipe: Recipe, scorings: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    data, parent = sealed
+    seal_file = data / "splits" / "held.seal.json"
+    assert list(METRICS.read(parent)["splits"]) == ["validation"]
+    assert "The test side is sealed" in (parent / "report.html").read_text()
+    assert "tested on no image" in (parent / "model" / "MODEL_CARD.md").read_text()
+    (line,) = [line for line in (parent / "NEXT_STEPS.txt").read_text().splitlines() if "--open-test" in line]
+    assert str(parent) in line
+    with pytest.raises(UsageError, match="is the run of one fold") as caught:
+        dk.evaluate(versions(parent)[0], open_test=dk.load_dataset(data))
+    assert str(parent) in str(caught.value)
+    assert not read_seal(seal_file).openings
+    dk.evaluate(parent, open_test=dk.load_dataset(data))
+    (opening,) = read_seal(seal_file).openings
+    n_test = len(rows_of(two_folds, "test"))
+    assert (opening.run, opening.n, opening.finished) == (parent.name, n_test, True)
+    assert [n for _, n in scorings] == [n_test]
+    for name in ("predictions.csv", "colour_baseline.csv", "groups.csv", ENSEMBLE_TEST.name):
+        assert (parent / name).read_bytes() == (two_folds / name).read_bytes()
+    assert METRICS.read(parent)["splits"] == METRICS.read(two_folds)["splits"]
+    assert "--open-test" not in (parent / "NEXT_STEPS.txt").read_text()
+    monkeypatch.setattr("dermkit.pipeline.repeats.evaluate_folds", lambda *_, **__: None)
+    train(recipe, data, parent.parent.parent, [])
+    assert (len(read_seal(seal_file).openings), len(scorings)) == (1, 1)
+
+
+# What is said -------------------------------------------------------------------------------------------------------
+
+
+def test_page_terminal_and_card_name_both_kinds_of_figures(
+    two_folds: Path, printed: list[str], binary: Path, tmp_path: Path
+) -> None:
+    n_train, n_test = len(published(binary, "train")), len(published(binary, "test"))
+    assert f"validation, out-of-fold (single nets): {n_train} images" in printed
+    assert f"test, the ensemble: {n_test} images" in printed
+    text = " ".join((two_folds / "report.html").read_text().split())
+    for phrase in (
+        "4 nets (dermkit/cnn-s1) were trained, one without each of 2 folds",
+        f"On {n_test} test images, which no net learned from,",
+        "The test figures are of the ensemble, which scored these images once",
+        f"validation (out-of-fold), {n_train} images",
+        "Pooled validation figures of each seed",
+    ):
+        assert phrase in text
+    assert "none of these images can test it" not in text
+    card = (two_folds / "model" / "MODEL_CARD.md").read_text()
+    assert "tested on images that none of its nets learned from" in card
+    assert "not of this model" not in card
+    outcome = dk.predict(two_folds, [str(dk.load_dataset(binary).image_root)], out=tmp_path / "predicted")
+    assert outcome.decision_counts is not None
+    (warning,) = [text for text in outcome.decision_counts.warnings if "mean of 4 nets" in text]
+    assert "the test images, which the mean scored" in warning
+    assert SUMMARY.read(two_folds)["final"]["chosen_by"] == (
+        "nothing: it is the mean of the 4 nets of seeds 0, 1, one of each fold"
+    )
+    run = RunFolder(versions(two_folds)[0])
+    assert any("were not scored by this net" in warning.text for warning in report_warnings(run))
+
+
+def test_compare_takes_the_ensemble_as_one_run(two_folds: Path, tmp_path: Path) -> None:
+    outcome = dk.compare([two_folds, versions(two_folds)[0]], out=tmp_path / "versus")
+    assert any("out-of-fold" in note and "ensemble of 4 nets" in note for note in outcome.notes)
+    n_fold = len(rows_of(versions(two_folds)[0], "validation"))
+    pairs = pd.read_csv(tmp_path / "versus" / "pairs.csv")
+    assert pairs.loc[pairs["split"] == "validation", "n"].max() == n_fold, "the images that both have scored"
+    assert not pairs.loc[pairs["split"] == "test", "difference"].notna().any()
+    table = pd.read_csv(tmp_path / "versus" / "leaderboard.csv")
+    accuracy = table[(table["metric"] == "accuracy") & (table["run"].str.contains("versions"))]
+    assert set(accuracy["split"]) == {"validation", "test"}
+
+
+def test_the_command_line_refuses_folds_that_cannot_be_made(binary: Path, invoke: Invoke, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(binary, tmp_path / "data"))
+    code, out, _ = invoke("split", data, "--scheme", "given", "--folds", "5", "--name", "five")
+    assert code == 0 and "fold: " in out and "test: " in out
+    code, _, message = invoke("split", data, "--scheme", "given", "--folds", "40", "--name", "forty")
+    assert code == 3 and "cannot fill 40 folds" in message
+    assert not (data / "splits" / "forty.csv").exists()
+    code, _, message = invoke("split", data, "--scheme", "holdout", "--folds", "5")
+    assert code == 2 and "holdout needs folds = 0" in message
+    code, _, message = invoke("train", "s1-cnn", data, "--folds", "40", "--out", tmp_path / "runs")
+    assert code == 3 and "cannot fill 40 folds" in message
+    assert not list((tmp_path / "runs").glob("*/*"))

@@ -108,6 +108,16 @@ def test_a_named_split_decides_and_images_outside_it_are_left_out(
     folds = replace(split, frame=frame.assign(split="fold", fold=[0, 1, 2] * 3))
     with pytest.raises(UsageError, match="made of folds"):
         assign_splits(dataset.manifest, None, dataset, folds)
+    # Folds beside test images: a table may call its rows out-of-fold predictions; else they are of training images.
+    is_test = frame["split"] == "test"
+    beside = replace(split, frame=frame.assign(
+        split=frame["split"].where(is_test, "fold"), fold=np.where(is_test, -1, np.arange(9) % 2)
+    ))  # fmt: skip
+    names, _ = assign_splits(dataset.manifest, None, dataset, beside)
+    assert names[:9].tolist() == ["train", "train", "test"] * 3
+    said = np.where(np.arange(len(ids)) % 3 == 2, "test", "validation").astype(object)
+    names, contradicted = assign_splits(dataset.manifest, said, dataset, beside)
+    assert names[:9].tolist() == ["validation", "validation", "test"] * 3 and not len(contradicted)
 
 
 def test_split_names_are_read_in_any_case() -> None:

@@ -135,7 +135,9 @@ def field_assignments(
     from dermkit.recipes.derive import parse_assignment
     from dermkit.recipes.short_forms import short_form_assignments
 
-    assignments = [*map(parse_assignment, texts or []), *short_form_assignments(base, forms)]
+    typed = [parse_assignment(text) for text in texts or []]
+    scheme = next((str(assignment.value) for assignment in typed if assignment.path == "split.scheme"), "")
+    assignments = [*typed, *short_form_assignments(base, forms, scheme=scheme)]
     hidden = [assignment.option for assignment in assignments if assignment.path.split(".")[0] == "split"]
     if split is not None and hidden:
         raise UsageError(

@@ -26,8 +26,11 @@ class ShortForms:
     test_views: str | None = None
 
 
-def short_form_assignments(recipe: Recipe, forms: ShortForms) -> list[Assignment]:
-    """Return what the short forms mean for this recipe; raises `UsageError` for numbers that do not fit its phases."""
+def short_form_assignments(recipe: Recipe, forms: ShortForms, *, scheme: str = "") -> list[Assignment]:
+    """Return what the short forms mean for this recipe; raises `UsageError` for numbers that do not fit its phases.
+
+    scheme: of the split, where something else changes it.
+    """
     simple_forms = (
         ("--batch-size", "optim.batch_size", forms.batch_size),
         ("--image-size", "image.size", forms.image_size),
@@ -41,8 +44,8 @@ def short_form_assignments(recipe: Recipe, forms: ShortForms) -> list[Assignment
     if forms.folds is not None:
         option = f"--folds {forms.folds}"
         fields = {"split.scheme": "kfold", "split.folds": forms.folds, "split.test": 0.0}
-        if recipe.split.scheme.startswith("given"):
-            fields = {"split.folds": forms.folds}
+        if (scheme or recipe.split.scheme).startswith("given"):
+            del fields["split.scheme"]
         assignments += [Assignment(path, value, option) for path, value in fields.items()]
     assignments += _epochs(recipe, forms.epochs) if forms.epochs is not None else []
     assignments += _learning_rates(recipe, forms.learning_rate) if forms.learning_rate is not None else []
