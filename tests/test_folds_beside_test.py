@@ -17,7 +17,7 @@ from dermkit.data.seal import read_seal
 from dermkit.errors import UsageError
 from dermkit.evaluation.predict_splits import predict_splits
 from dermkit.metrics.decisions.policy import fit_policy, policy_from_dict
-from dermkit.pipeline import ensemble_test
+from dermkit.pipeline import ensemble, ensemble_sources, ensemble_test
 from dermkit.pipeline import run as pipeline_run
 from dermkit.prediction.predictor import Predictor, load_model
 from dermkit.recipes.schema import Recipe, SplitSpec, load_recipe, save_recipe
@@ -339,6 +339,17 @@ def test_compare_takes_the_ensemble_as_one_run(two_folds: Path, tmp_path: Path) 
     table = pd.read_csv(tmp_path / "versus" / "leaderboard.csv")
     accuracy = table[(table["metric"] == "accuracy") & (table["run"].str.contains("versions"))]
     assert set(accuracy["split"]) == {"validation", "test"}
+
+
+def test_an_ensemble_of_recipes_takes_the_nets_of_the_shown_rows_and_finds_the_test_images(
+    two_folds: Path, binary: Path
+) -> None:
+    source = ensemble_sources._find_source(two_folds)
+    assert source.nets == {str(fold): versions(two_folds)[fold] / "model" for fold in (0, 1)}, "those of seed 0"
+    assert sorted(source.rows["image_id"]) == published(binary, "train")
+    split = ensemble._common_split([source, source])
+    assert split is not None
+    assert sorted(split.loc[split["split"] == "test", "image_id"]) == published(binary, "test")
 
 
 def test_the_command_line_refuses_folds_that_cannot_be_made(binary: Path, invoke: Invoke, tmp_path: Path) -> None:

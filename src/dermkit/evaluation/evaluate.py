@@ -75,8 +75,8 @@ class EvaluationInput:
     baseline. policy: one that was fitted earlier; None: fitted on validation and evaluated on the other splits.
     fit_without_test: fit it even where there is no other split, because that is sealed or not for this net.
     is_shared_policy: one policy for the images of all nets, since these are calibrated and all of them are members of
-    the model. seed: of the bootstrap. warnings, extra_fields: further ones of metrics.json (leaks, overfitting, mapping,
-    unmapped, seal).
+    the model. seed: of the bootstrap. warnings, extra_fields: further ones of metrics.json (leaks, overfitting,
+    mapping, unmapped, seal).
     """
 
     predictions: pd.DataFrame

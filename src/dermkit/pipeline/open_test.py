@@ -56,7 +56,8 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
         pixels, *other_pixels = [
             pixel_cache(
                 dataset, split_table["image_id"].drop_duplicates().tolist(), preprocessing,
-                folder=dataset.work_folder / "cache", on_progress=lambda count, total: progress.step("images", count, total),
+                folder=dataset.work_folder / "cache",
+                on_progress=lambda count, total: progress.step("images", count, total),
             )
             for preprocessing in predictor.resizings
         ]  # fmt: skip
