@@ -344,7 +344,7 @@ def test_compare_takes_the_ensemble_as_one_run(two_folds: Path, tmp_path: Path) 
 def test_an_ensemble_of_recipes_takes_the_nets_of_the_shown_rows_and_finds_the_test_images(
     two_folds: Path, binary: Path
 ) -> None:
-    source = ensemble_sources._find_source(two_folds)
+    source = ensemble_sources.find_source(two_folds)
     assert source.nets == {str(fold): versions(two_folds)[fold] / "model" for fold in (0, 1)}, "those of seed 0"
     assert sorted(source.rows["image_id"]) == published(binary, "train")
     split = ensemble._common_split([source, source])

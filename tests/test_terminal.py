@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pandas as pd
@@ -16,7 +17,7 @@ from dermkit.cli import line_progress as line_progress_module
 from dermkit.cli.line_progress import LineProgress, duration_text, line_progress
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.models.requirements import check_requirements, scratch_recipe
-from dermkit.pipeline.plan import Machine, make_plans
+from dermkit.pipeline.plan import Machine, RunSettings, make_plans
 from dermkit.pipeline.search import search
 from dermkit.pipeline.train import train
 from dermkit.recipes.search_space import Range, SearchSpace
@@ -244,7 +245,7 @@ def test_what_training_would_leave_out_is_refused_before_torch(
 
     for module in ("train", "tune", "search"):
         monkeypatch.setattr(f"dermkit.pipeline.{module}.prepare_machine", never)
-    dataset, refused = dk.load_dataset(binary), f"s2-resnet50: {field}.* has no effect yet"
+    dataset, refused = dk.load_dataset(binary), f"s2-resnet50: has `{field}` and no teacher"
     with pytest.raises(UsageError, match=refused) as caught:
         train(recipe, dataset)
     assert caught.value.outcome == "nothing was trained" and "null" in caught.value.remedy
@@ -258,8 +259,8 @@ def test_what_training_would_leave_out_is_refused_before_torch(
 def test_a_trial_cannot_bring_in_what_training_would_leave_out(
     field: str, recipe: dk.Recipe, binary: Path
 ) -> None:
-    machine = cast("Machine", None)  # it is refused before the machine is asked for anything
-    with pytest.raises(UsageError, match=f"{field}.* has no effect yet"):
+    machine = cast("Machine", SimpleNamespace(settings=RunSettings()))  # refused before it is asked for more
+    with pytest.raises(UsageError, match=f"{field}. and no teacher"):
         make_plans(recipe, dk.load_dataset(binary), None, machine)
 
 

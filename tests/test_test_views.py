@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import dermkit as dk
-from dermkit.errors import UntrustedError, UsageError
+from dermkit.errors import UntrustedError
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models.checksums import write_checksums
 from dermkit.models.inference import InferenceEngine, view_of
@@ -19,7 +19,6 @@ from dermkit.models.views import ALL_VIEWS, DIHEDRAL_VIEWS, check_views
 from dermkit.pipeline.view_choice import choose_views
 from dermkit.prediction.predictor import load_model
 from dermkit.recipes.schema import Recipe
-from dermkit.recipes.training_specs import DistilSpec
 
 SIZE = 16
 PLAIN = Preprocessing(
@@ -198,10 +197,3 @@ def test_a_model_folder_with_other_views_gives_other_scores_or_is_refused(traine
             continue
         with pytest.raises(UntrustedError, match="view"):
             load_model(folder)
-
-
-def test_distillation_without_effect_is_refused(binary: Path, tiny: Recipe, tmp_path: Path) -> None:
-    recipe = replace(tiny, distil=DistilSpec(weight=0.5, temperature=2.0))
-    with pytest.raises(UsageError, match="distil has no effect yet"):
-        dk.train(recipe, dk.load_dataset(binary), settings=dk.RunSettings(out=tmp_path))
-    assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from dermkit.models.net import Net, freeze, set_train_mode
 from dermkit.models.weights import import_timm
 from dermkit.recipes.experiments import ROTATE_FLIP_ZOOM, full_phase, head_phase
-from dermkit.recipes.schema import Recipe, check_features_used, parse_recipe, recipe_to_dict
+from dermkit.recipes.schema import Recipe, parse_recipe, recipe_to_dict
 from dermkit.training.averaging import WeightAverage
 from dermkit.training.checkpoint import (
     LAST_CHECKPOINT,
@@ -172,7 +172,6 @@ def test_a_phase_begins_with_the_average_of_the_one_before(tmp_path: Path) -> No
 
 
 def test_averaged_weights_are_trained_and_refused_only_where_nothing_has_steps() -> None:
-    check_features_used(averaged(PIXELS))
     classifier = {
         "kind": "svm", "penalty": 1.0, "neighbours": 5, "iterations": 10, "learning_rate": 0.1, "max_leaves": 31,
     }  # fmt: skip

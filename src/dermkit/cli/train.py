@@ -114,6 +114,12 @@ TestViewsOption = Annotated[
 ]
 
 
+TeacherOption = Annotated[
+    Path | None,
+    typer.Option("--teacher", help="The run or model whose probabilities a recipe with `distil` learns."),
+]
+
+
 def find_or_load_recipe(name: str) -> "Recipe":
     """Return a recipe by name, or from a file when the argument is one."""
     from dermkit.recipes.derive import check_record
@@ -169,6 +175,7 @@ class MachineOptions(NamedTuple):
     workers: int
     weights: Path | None
     resume: bool
+    teacher: Path | None = None
 
     def command(self) -> str:
         """Return the command as it was typed, without what a message proposes in its place."""
@@ -212,7 +219,7 @@ def train_on(
     settings = dk.RunSettings(
         out=options.out, device=options.device, devices=options.devices, nodes=options.nodes,
         workers=options.workers, weights=options.weights, resume=options.resume,
-        command=options.command(),
+        teacher=options.teacher, command=options.command(),
     )  # fmt: skip
     loaded_dataset = dk.load_dataset(dataset)
     with progress_bar() as progress:
@@ -250,6 +257,7 @@ def train_command(
     folds: FoldsOption = None,
     class_weights: ClassWeightsOption = None,
     test_views: TestViewsOption = None,
+    teacher: TeacherOption = None,
 ) -> None:
     import dermkit as dk
     from dermkit.recipes.derive import derive_recipe
@@ -264,7 +272,7 @@ def train_command(
     assignments = field_assignments(base, set_fields, forms, split)
     chosen_recipe = derive_recipe(base, assignments)
     check_derived(chosen_recipe, bool(assignments))
-    options = MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume)
+    options = MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume, teacher)
 
     def train(dataset: "Dataset", settings: "RunSettings", progress: Progress) -> Path:
         return dk.train(

@@ -258,6 +258,12 @@ def _input_text(card: Mapping[str, Any]) -> str:
     return "\n\n".join(f"Members {', '.join(map(str, group))}: {text}" for text, group in numbers.items())
 
 
+def _teacher_text(card: Mapping[str, Any]) -> str:
+    """Return what a distilled net learned from besides labels; "" for any other."""
+    teacher = card["training"].get("teacher")
+    return f"\n- {markdown(teacher['note'])}" if teacher else ""
+
+
 def _nets_text(card: Mapping[str, Any]) -> str:
     backbones = list(dict.fromkeys(str(member["spec"]["backbone"]) for member in card["members"]))
     return f"Net{'s' * (len(backbones) > 1)}: {', '.join(map(markdown, backbones))}"
@@ -293,7 +299,7 @@ def card_text(card: Mapping[str, Any]) -> str:
   {markdown(weights.get("note", ""))} Licence of the weights: {markdown(weights.get("licence") or "not stated")}.
 - Data: {markdown(dataset.get("name", "?"))}, {markdown(dataset.get("n", "?"))} images;
   licences: {markdown(dataset.get("licences") or "not stated")}.
-- {_calibration_text(card)}
+- {_calibration_text(card)}{_teacher_text(card)}
 
 Its metrics, with intervals, are in `metrics.json` and `report.html` of the run that trained it.
 """

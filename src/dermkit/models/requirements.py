@@ -4,18 +4,19 @@ from pathlib import Path
 
 from dermkit.errors import UntrustedError
 from dermkit.models.backbones import check_backbone_name
+from dermkit.recipes.distil_checks import check_distillation
 from dermkit.recipes.experiments import RECIPES
 from dermkit.recipes.head_checks import check_head_fields
-from dermkit.recipes.schema import Recipe, check_features_used
+from dermkit.recipes.schema import Recipe
 
 
-def check_requirements(recipe: Recipe, weights_file: Path | None) -> None:
+def check_requirements(recipe: Recipe, weights_file: Path | None, teacher: Path | None = None) -> None:
     """Raise `UsageError` for a backbone that does not exist or fields without effect, `UntrustedError` for weights
     that are not there.
     """
     check_backbone_name(recipe.model)
-    check_features_used(recipe)
     check_head_fields(recipe)
+    check_distillation(recipe, teacher)
     if weights_file is not None and recipe.model.weights != "none" and not weights_file.is_file():
         raise UntrustedError(
             f"{weights_file}: there is no such weights file",

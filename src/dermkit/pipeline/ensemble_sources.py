@@ -86,7 +86,7 @@ def find_sources(folders: Sequence[Path]) -> list[EnsembleSource]:
 
     They have the same classes, by name, and were trained on one data set; together they have at most `MAX_NETS` nets.
     """
-    sources = [_find_source(folder) for folder in folders]
+    sources = [find_source(folder) for folder in folders]
     if len({source.model.resolve() for source in sources}) < max(2, len(sources)):
         raise UsageError(
             "an ensemble needs two different models or more",
@@ -108,7 +108,8 @@ def find_sources(folders: Sequence[Path]) -> list[EnsembleSource]:
     return sources
 
 
-def _find_source(folder: Path) -> EnsembleSource:
+def find_source(folder: Path, *, is_ensemble_allowed: bool = False) -> EnsembleSource:
+    """Return the model of a run, of repeats or folds, or of a model folder; raises `DataError` or `UsageError`."""
     check_folder(folder)
     named = folder
     if folder.name == MODEL_FOLDER and any(file.exists(folder.parent) for file in (RUN, SUMMARY)):
@@ -117,7 +118,7 @@ def _find_source(folder: Path) -> EnsembleSource:
         return _of_parent(folder, named)
     if RUN.exists(folder) and (folder / MODEL_FOLDER / CHECKSUM_FILE).is_file():
         run = RunFolder(folder)
-        if run.ensemble:
+        if run.ensemble and not is_ensemble_allowed:
             raise UsageError(
                 f"{named}: is an ensemble of recipes itself",
                 outcome=_NOTHING,

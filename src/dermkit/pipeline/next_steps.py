@@ -52,7 +52,13 @@ def _opening_block(run: str, dataset: Path) -> str:
 
 
 def write_next_steps(
-    folder: Path, dataset: Path, weights: Path | None, *, is_sealed: bool = False, is_member: bool = False
+    folder: Path,
+    dataset: Path,
+    weights: Path | None,
+    *,
+    is_sealed: bool = False,
+    is_member: bool = False,
+    teacher: Path | None = None,
 ) -> None:
     """Write the exact next commands. is_sealed: the test images were not scored; a command that opens them is added.
 
@@ -61,9 +67,10 @@ def write_next_steps(
     run, model = shell_path(folder), shell_path(folder / MODEL_FOLDER)
     recipe, split = shell_path(folder / RECIPE_FILE), shell_path(folder / SPLIT_FILE)
     weights_option = f" --weights {shell_path(weights)}" if weights else ""
+    teacher_option = f" --teacher {shell_path(teacher)}" if teacher else ""
     repeat = f"""
 Repeat this run exactly (data set: {dataset.name}):
-  dermkit train {recipe} DATASET --split {split}{weights_option} --out again
+  dermkit train {recipe} DATASET --split {split}{weights_option}{teacher_option} --out again
 """
     text = f"""Research use only. Not a medical device.
 

@@ -1,6 +1,6 @@
 """One run before it starts: its recipe, data, split, weights, seed, folder and machine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,14 @@ from dermkit.files import check_writable, fingerprint, sha256_bytes
 from dermkit.pipeline.data import resolve_split
 from dermkit.progress import Progress
 from dermkit.recipes.head_checks import check_head_fields
-from dermkit.recipes.schema import Recipe, check_features_used, recipe_fingerprint
+from dermkit.recipes.schema import Recipe, recipe_fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
     from lightning_fabric import Fabric
 
     from dermkit.models.weights import BackboneWeights
+    from dermkit.pipeline.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class RunSettings:
     """Where and how a run is executed: what may differ between machines without changing the experiment.
 
     devices: processes on this machine, each with a device of its own; nodes: machines; workers: threads that prepare
-    batches ahead, in each process.
+    batches ahead, in each process. teacher: a run or model whose probabilities a recipe with `distil` learns.
     """
 
     out: Path = Path("runs")
@@ -40,6 +41,7 @@ class RunSettings:
     workers: int = 0
     weights: Path | None = None
     resume: bool = False
+    teacher: Path | None = None
     command: str = ""
     """The command as it was typed, without --resume and --continue, for messages."""
 
@@ -82,6 +84,16 @@ def _check_training_classes(dataset: Dataset, split_name: str, table: "pd.DataFr
             outcome="nothing was trained",
             remedy="make another split with `dermkit split`, or import more images of the other classes",
         )
+
+
+def _check_tables(
+    dataset: Dataset, split_name: str, tables: "Iterable[pd.DataFrame]", teacher: "Teacher | None"
+) -> None:
+    """Raise `DataError` for a split or fold that nothing can be learned from, or whose images a teacher has seen."""
+    for table in tables:
+        _check_training_classes(dataset, split_name, table)
+        if teacher is not None:
+            teacher.check(dataset, table)
 
 
 def prepare_machine(settings: RunSettings | None, progress: Progress | None) -> Machine:
@@ -152,6 +164,8 @@ class RunPlan:
     """Who may end a trial early."""
     leaves_test_to_ensemble: bool = False
     """A fold beside test images: the ensemble of all folds scores these."""
+    teacher: "Teacher | None" = None
+    """The model whose probabilities it learns."""
 
     @property
     def hides_test(self) -> bool:
@@ -171,9 +185,10 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
     """Return the runs of a recipe, seeds times folds, on the split of that name or file (None: the recipe's own)."""
     from dermkit.models.precision import resolve_precision
     from dermkit.models.weights import resolve_weights
+    from dermkit.pipeline.teacher import find_teacher
 
+    teacher = find_teacher(recipe, machine.settings.teacher)  # here too: a study's trials are other recipes
     check_head_fields(recipe)
-    check_features_used(recipe)  # here too: a study's trials are other recipes
     # recipe.json must say the precision and the split that were used, or it would not repeat the run.
     recipe = replace(recipe, compute=resolve_precision(recipe.compute, machine.fabric.device.type))
     chosen_split = resolve_split(recipe, dataset, split_name)
@@ -187,13 +202,13 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
         "weights": fingerprint(weights.sha256, weights.mean, weights.std, weights.missing),
         "classes": fingerprint([asdict(lesion_class) for lesion_class in dataset.classes]),
     }
+    input_hashes |= {} if teacher is None else {"teacher": teacher.sha256}
     recipe_hash = recipe_fingerprint(recipe, **input_hashes)
     folds = fold_numbers(split_rows) or [-1]
     tables_by_fold = {fold: for_fold(chosen_split, fold) if fold >= 0 else split_rows for fold in folds}
-    for table in tables_by_fold.values():
-        _check_training_classes(dataset, chosen_split.name, table)
     leaves_test = leaves_test_to_ensemble(split_rows, chosen_split.spec)
     seals = {fold: _seals_of(dataset, table, leaves_test) for fold, table in tables_by_fold.items()}
+    _check_tables(dataset, chosen_split.name, tables_by_fold.values(), teacher)
     return [
         RunPlan(
             recipe=recipe,
@@ -208,6 +223,7 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
             partial_overlaps=seals[fold][1],
             input_hashes=input_hashes,
             leaves_test_to_ensemble=leaves_test,
+            teacher=teacher,
         )
         for seed in range(recipe.seed, recipe.seed + recipe.repeats)
         for fold in folds

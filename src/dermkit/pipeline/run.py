@@ -177,8 +177,24 @@ def prepare_job(plan: RunPlan, machine: Machine) -> PreparedJob:
         cache_folder=cache_folder,
         workers=machine.settings.workers,
         groups=leakage_groups(manifest),
+        teacher=_teacher_probabilities(plan, pixels, machine),
     )
     return PreparedJob(job, net, pixels, lint)
+
+
+def _teacher_probabilities(plan: RunPlan, pixels: "PixelCache", machine: Machine) -> NDArray[np.float64] | None:
+    """Return the teacher's probabilities by pixel row, nan where an image is not trained on; None without a teacher."""
+    from dermkit.pipeline.teacher import teacher_table
+
+    if plan.teacher is None:
+        return None
+    ids = plan.split_table.loc[plan.split_table["split"] == "train", "image_id"].tolist()
+    table = teacher_table(
+        plan.folder, plan.teacher, plan.dataset, ids, machine.progress, machine.fabric.device.type
+    )
+    p = np.full((len(pixels.index), len(plan.dataset.classes)), np.nan)
+    p[[pixels.index[image_id] for image_id in ids]] = table
+    return p
 
 
 def _train_and_report(plan: RunPlan, prepared_job: PreparedJob, machine: Machine, started_at: float) -> None:
@@ -202,6 +218,7 @@ def _train_and_report(plan: RunPlan, prepared_job: PreparedJob, machine: Machine
     write_next_steps(
         plan.folder, plan.dataset.folder, weights_file, is_sealed=plan.seal is not None,
         is_member=plan.leaves_test_to_ensemble,
+        teacher=machine.settings.teacher,
     )  # fmt: skip
     LOCATION.write(plan.folder, {"images": str(plan.dataset.image_root.resolve())})
     evaluate_and_report(plan.folder, plan.dataset.image_root)

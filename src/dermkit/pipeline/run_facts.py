@@ -72,6 +72,8 @@ def _describe_plan(plan: RunPlan) -> dict[str, Any]:
     warnings += [overlap.sentence() for overlap in plan.partial_overlaps]
     if plan.continued and plan.continued.note:
         warnings.append(plan.continued.note)
+    if plan.teacher is not None:
+        warnings.append(_describe_teacher(plan)["teacher"]["note"])
     if plan.weights.note:
         warnings.append(f"Weights: {plan.weights.note}")
     return {
@@ -95,6 +97,7 @@ def _describe_plan(plan: RunPlan) -> dict[str, Any]:
         "fold": None if plan.fold < 0 else plan.fold,
         "weights": _describe_weights(plan.weights),
         "warnings": warnings,
+        **_describe_teacher(plan),
         **({"continued_from": _describe_continuation(plan.continued)} if plan.continued else {}),
     }
 
@@ -106,6 +109,13 @@ def _smote_notes(plan: RunPlan) -> list[str]:
     if plan.recipe.smote is None or plan.recipe.grow is not None:
         return []
     return small_class_notes(_train_counts(plan), plan.recipe.smote)
+
+
+def _describe_teacher(plan: RunPlan) -> dict[str, Any]:
+    if plan.teacher is None:
+        return {}
+    ids = plan.split_table.loc[plan.split_table["split"] == "train", "image_id"].tolist()
+    return {"teacher": plan.teacher.describe(plan.dataset, ids)}
 
 
 def _describe_continuation(continued: Continuation) -> dict[str, Any]:
@@ -171,7 +181,11 @@ def describe_model(plan: RunPlan, run_json: Mapping[str, Any]) -> "ModelMetadata
         recipe=recipe_to_dict(load_recipe(plan.folder / RECIPE_FILE)),
         dataset=run_json["dataset"],
         weights=run_json["weights"],
-        training={name: run_json[name] for name in ("seed", "fold", "best", "stopped", "keep")},
+        training={
+            name: run_json[name]
+            for name in ("seed", "fold", "best", "stopped", "keep", "teacher")
+            if name in run_json
+        },
         training_images=sorted(
             zip(manifest_rows["pixel_sha256"], manifest_rows["isic_id"], used_rows["split"], strict=True)
         ),

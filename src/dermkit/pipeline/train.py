@@ -34,7 +34,7 @@ def train(
     `RunInterrupt`, `DivergenceError`, `DataError`, `UntrustedError`, `OutputError`, `UsageError`.
     """
     check_classes(dataset)
-    check_requirements(recipe, settings.weights if settings else None)
+    check_requirements(recipe, settings.weights if settings else None, settings.teacher if settings else None)
     machine = prepare_machine(settings, progress)
     with reading(dataset, "train"):
         return train_recipe(with_seed(recipe, seed), dataset, split, machine, continue_from)

@@ -289,21 +289,6 @@ def changes_text(recipe: Recipe) -> str:
     return f"{record.recipe} with {changes}"
 
 
-def check_features_used(recipe: Recipe) -> None:
-    """Raise `UsageError` for fields that training does not have yet: it would leave them out."""
-    problems = []
-    if recipe.distil is not None:
-        problems.append("distil")
-    if problems:
-        raise UsageError(
-            f"{recipe.name}: {' and '.join(problems)} {'have' if len(problems) > 1 else 'has'} no effect yet: "
-            "training would leave out what it asks for",
-            outcome="nothing was trained",
-            remedy="set what is named to null or 0 in the recipe; for small classes there are optim.class_weights, "
-            "optim.sampling and grow",
-        )
-
-
 def recipe_fingerprint(recipe: Recipe, **input_hashes: str) -> str:
     """Return 12 hex digits that identify an experiment up to its seed; they name its run folder.
 

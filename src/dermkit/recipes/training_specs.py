@@ -33,7 +33,8 @@ class DistilSpec:
     """Distillation (Hinton 2015): the net also learns the probabilities of a trained model, its teacher."""
 
     weight: Annotated[float, Field(gt=0.0, le=1.0)]
-    """Fraction of the loss that is the teacher's; the rest is that of the labels."""
+    """Fraction of the loss that is the teacher's (`--teacher`); the rest is that of the labels. The teacher's
+    probabilities are those of the original image, whatever augmentation shows; of mixed images, mixed as the labels."""
     temperature: Annotated[float, Field(ge=1.0, le=100.0)]
     """Both softmaxes are softened by this temperature, and the loss is multiplied by its square."""
 

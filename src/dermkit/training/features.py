@@ -113,7 +113,8 @@ class FeatureSource:
     def targets(self, rows: NDArray[np.int64], *, epoch: int, seed: int, n_classes: int) -> torch.Tensor:
         """Return the targets of the epoch's view: mixed labels where its images were mixed."""
         if self.is_unaugmented:
-            return torch.from_numpy(self.samples.labels[rows]).to(self.pixel_source.device)
+            labels = torch.from_numpy(self.samples.labels[rows])
+            return self.pixel_source.with_teacher(labels, rows, None, n_classes)
         return self.pixel_source.targets(rows, epoch=self.view(epoch), seed=seed, n_classes=n_classes)
 
     def validation_logits(self, net: Net, rows: NDArray[np.int64]) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The loss of a training batch: the cross-entropy, weighted by class, focal, or of adjusted logits, as the recipe says.
 
-Labels are of one class, or shares of two where images are mixed. Validation and test use none of this: their loss is
+Labels are of one class, or shares of two where images are mixed. With a teacher, the divergence from its softened
+probabilities is a part of the loss. Validation and test use none of this: their loss is
 the plain cross-entropy.
 
 Shapes: B samples of a batch, N of an epoch, K classes.
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dermkit.recipes.training_specs import OptimSpec
+from dermkit.recipes.training_specs import DistilSpec, OptimSpec
 from dermkit.training.augment.batch import class_shares
 
 
@@ -23,18 +24,35 @@ class TrainingLoss:
     """Logits and targets to one number.
 
     class_weights: (K,) float32, None for none. logit_offsets: (K,) float32 that are added to the logits, None for none.
+    distil: how much the teacher counts; targets are then (B, 2 K), as `distillation.with_teacher` makes them.
     """
 
     class_weights: Tensor | None
     label_smoothing: float
     focal_gamma: float = 0.0
     logit_offsets: Tensor | None = None
+    distil: DistilSpec | None = None
 
     def sum(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the summed loss of B samples, a scalar.
 
-        logits: (B, K) float32. targets: (B,) int64 classes, or (B, K) float32 shares that sum to 1.
+        logits: (B, K) float32. targets: (B,) int64 classes, or (B, K) float32 shares that sum to 1. With a teacher a
+        sample's loss is (1 - weight) times that of its label plus weight times temperature squared times the
+        Kullback-Leibler divergence of the softened net from the softened teacher (Hinton 2015), all times its class
+        weight; smoothing and the focal factor are of the label's part alone.
         """
+        if self.distil is None:
+            return self._label_loss(logits, targets)
+        n_classes = logits.shape[1]
+        shares, teacher = targets[:, :n_classes], targets[:, n_classes:]
+        softened = F.log_softmax(logits / self.distil.temperature, dim=1)
+        divergence = F.kl_div(softened, teacher, reduction="none").sum(1) * self.distil.temperature**2
+        if self.class_weights is not None:
+            divergence = divergence * (shares @ self.class_weights)
+        weight = self.distil.weight
+        return (1 - weight) * self._label_loss(logits, shares) + weight * divergence.sum()
+
+    def _label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.logit_offsets is not None:
             logits = logits + self.logit_offsets
         reduction = "none" if self.focal_gamma else "sum"
@@ -53,7 +71,8 @@ class TrainingLoss:
             return float(len(targets))
         if targets.ndim == 1:
             return float(self.class_weights[targets].double().sum())
-        return float((targets.double() @ self.class_weights.double()).sum())
+        shares = targets[:, : len(self.class_weights)]
+        return float((shares.double() @ self.class_weights.double()).sum())
 
 
 def focal_factor(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
@@ -70,7 +89,13 @@ def focal_factor(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
     return others.clamp_min(torch.finfo(others.dtype).tiny).pow(gamma)
 
 
-def make_loss(labels: NDArray[np.int64], n_classes: int, spec: OptimSpec, device: torch.device) -> TrainingLoss:
+def make_loss(
+    labels: NDArray[np.int64],
+    n_classes: int,
+    spec: OptimSpec,
+    device: torch.device,
+    distil: DistilSpec | None = None,
+) -> TrainingLoss:
     """Return the recipe's loss. labels: (N,) int64 of the training samples, copies of small classes included."""
     counts = np.bincount(labels, minlength=n_classes)
     weights, offsets = class_weights(counts, spec), logit_offsets(counts, spec)
@@ -79,6 +104,7 @@ def make_loss(labels: NDArray[np.int64], n_classes: int, spec: OptimSpec, device
         label_smoothing=spec.label_smoothing,
         focal_gamma=spec.focal_gamma,
         logit_offsets=None if offsets is None else torch.tensor(offsets, dtype=torch.float32, device=device),
+        distil=distil,
     )
 
 

@@ -1,11 +1,14 @@
 """What the steps of a phase need: its batches, the training step and the optimizer."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from dermkit.models.precision import resolve_precision
 from dermkit.recipes.training_specs import Phase
 from dermkit.training.batch_norm import smallest_pass
+from dermkit.training.distillation import soften
 from dermkit.training.features import FeatureJob, feature_source
 from dermkit.training.learning_rates import LearningRates
 from dermkit.training.loss import make_loss
@@ -22,6 +25,8 @@ def make_pixel_source(state: TrainingState) -> PixelSource:
     samples = Samples.build(
         job.image_ids, job.labels, job.train_rows, recipe.augment, recipe.grow, seed=job.seed, mixup=recipe.mix
     )
+    if recipe.distil is not None and job.teacher is not None:
+        samples = replace(samples, teacher=soften(job.teacher, recipe.distil.temperature))
     pixels = pixels_on_device(job.pixels, device)
     return PixelSource(samples, pixels, job.validation_rows, job.preprocessing, device)
 
@@ -75,7 +80,7 @@ def make_train_step(
         process_group=state.process_group,
         source=source,
         compute=resolve_precision(recipe.compute, state.fabric.device.type),
-        loss=make_loss(source.samples.labels, job.n_classes, recipe.optim, state.fabric.device),
+        loss=make_loss(source.samples.labels, job.n_classes, recipe.optim, state.fabric.device, recipe.distil),
         n_classes=job.n_classes,
         seed=job.seed,
         micro_batch_size=progress.micro_batch_size,

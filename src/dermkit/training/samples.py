@@ -27,6 +27,7 @@ from dermkit.training.augment.batch import (
     square_root_order,
 )
 from dermkit.training.augment.mixup import MixPlan, make_mix_plan, mix_batch, mix_labels
+from dermkit.training.distillation import with_teacher
 
 if TYPE_CHECKING:
     from dermkit.models.net import Net
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 class Samples:
     """The samples of an epoch, (N,) each: row of the pixel array, copy number (0 = the image), label, random key.
 
-    image_ids: of every row of the pixel array. oversample, mixup: None where the recipe has none.
+    image_ids: of every row of the pixel array. oversample, mixup: None where the recipe has none. teacher: softened
+    probabilities of every row of the pixel array, (rows, K) float32; None without a teacher.
     """
 
     rows: NDArray[np.int64]
@@ -47,6 +49,7 @@ class Samples:
     augment: AugmentSpec
     oversample: OversampleSpec | None
     mixup: MixupSpec | None
+    teacher: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -131,7 +134,10 @@ class BatchSource(Protocol):
         ...
 
     def targets(self, rows: NDArray[np.int64], *, epoch: int, seed: int, n_classes: int) -> torch.Tensor:
-        """Return the targets of samples `rows`: (B,) int64 labels, or (B, K) float32 shares where images are mixed."""
+        """Return the targets of samples `rows`: (B,) int64 labels, or (B, K) float32 shares where images are mixed.
+
+        With a teacher (B, 2 K) float32: shares, and the teacher's softened probabilities.
+        """
         ...
 
     def validation_logits(self, net: "Net", rows: NDArray[np.int64]) -> torch.Tensor:
@@ -207,11 +213,24 @@ class PixelSource:
         """Return the labels of samples `rows`, (B,) int64, or (B, K) float32 shares where images are mixed."""
         labels = self.samples.labels
         mix_plan = self.samples.mix_plan(rows, seed=seed, epoch=epoch)
-        if mix_plan is None:
-            return torch.from_numpy(labels[rows]).to(self.device)
         size = self.preprocessing.size
-        soft_labels = mix_labels(labels[rows], labels[mix_plan.partner], mix_plan, n_classes, size=size)
-        return soft_labels.to(self.device)
+        if mix_plan is None:
+            targets = torch.from_numpy(labels[rows])
+        else:
+            targets = mix_labels(labels[rows], labels[mix_plan.partner], mix_plan, n_classes, size=size)
+        return self.with_teacher(targets, rows, mix_plan, n_classes)
+
+    def with_teacher(
+        self, targets: torch.Tensor, rows: NDArray[np.int64], mix_plan: MixPlan | None, n_classes: int
+    ) -> torch.Tensor:
+        """Return the targets of samples `rows` on the device, with the teacher's beside them where there is one."""
+        samples = self.samples
+        partners = rows if mix_plan is None else mix_plan.partner
+        targets = with_teacher(
+            targets, samples.teacher, samples.rows[rows], samples.rows[partners], mix_plan,
+            n_classes=n_classes, size=self.preprocessing.size,
+        )  # fmt: skip
+        return targets.to(self.device)
 
     def unaugmented_batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
         """Return samples `rows` normalised; only copies are augmented, and nothing is mixed."""

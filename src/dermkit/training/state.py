@@ -51,7 +51,8 @@ class TrainingJob:
     pixels: (N, S, S, 3) uint8, an array or a cache. pixel_keys: (N, 32) uint8, a key of each row by its content.
     labels: (N,) int64, 0 to n_classes - 1. groups: (N,) int64, the same number for images that must not be divided;
     None: each image is its own. train_rows, validation_rows: rows of `pixels`, int64. workers: threads that prepare
-    batches; 0 prepares them between steps.
+    batches; 0 prepares them between steps. teacher: (N, K) probabilities that the net learns, nan for images that are
+    not trained on; None without a teacher.
     """
 
     recipe: Recipe
@@ -67,6 +68,7 @@ class TrainingJob:
     cache_folder: Path
     workers: int = 0
     groups: NDArray[np.int64] | None = None
+    teacher: NDArray[np.float64] | None = None
 
 
 @dataclass

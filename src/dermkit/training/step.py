@@ -135,7 +135,7 @@ class TrainStep:
             logits = self.module(inputs)
         logits = logits.float()  # the loss is computed in float32 also under bfloat16
         loss = self.loss.sum(logits, targets)
-        labels = targets if targets.ndim == 1 else targets.argmax(1)
+        labels = targets if targets.ndim == 1 else targets[:, : self.n_classes].argmax(1)
         return loss, (logits.detach().argmax(1) == labels).sum()
 
     def _weight(self, rows: _Indices, epoch: int) -> float:
