@@ -1,12 +1,16 @@
 """What is settled on validation, and how it does on test."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
+from dermkit.metrics.decisions import recalibration
 from dermkit.metrics.decisions.policy import (
     CALIBRATION_METRICS,
     apply_calibration,
@@ -40,6 +44,32 @@ def test_too_sure_probabilities_are_mended_and_the_mending_is_shown_on_test() ->
     assert after["ece"]["value"] < before["ece"]["value"] / 2
     low, high = after["calibration_slope"]["ci95"]
     assert low < 1 < high
+
+
+def test_calibrations_are_fitted_on_one_thread_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two, which wait for each other, a fit takes ten times as long; the threads of before are there afterwards."""
+    seen: list[set[int]] = []
+    blas = ThreadpoolController().select(user_api="blas")
+    if not blas.info():
+        pytest.skip("the threads of this BLAS cannot be set")
+
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in blas.info()}
+
+    def minimise(*args: Any, **options: Any) -> Any:
+        seen.append(threads())
+        return minimize(*args, **options)
+
+    monkeypatch.setattr(recalibration, "minimize", minimise)
+    y_true = np.array([0, 1, 0, 1, 1, 0])
+    p = np.random.default_rng(0).dirichlet((1, 1), 6)
+    with blas.limit(limits=2):
+        before = threads()
+        first = recalibration.fit_temperature_and_bias(y_true, p)
+        assert threads() == before
+    assert seen == [{1}, {1}]
+    with blas.limit(limits=1):
+        assert recalibration.fit_temperature_and_bias(y_true, p) == first
 
 
 def test_a_decision_is_plain_numbers_that_read_back() -> None:
