@@ -25,6 +25,7 @@ from dermkit.reporting.report import write_report
 from dermkit.reporting.warnings import report_warnings
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import ENSEMBLE_TEST, METRICS, POLICY, RUN, SUMMARY
+from dermkit.runs.migrations import summary_2_to_3
 from dermkit.runs.predictions import to_scored_set
 
 SPEC = SplitSpec(scheme="given", seed=0, validation=0.2, test=0.0, folds=2, per_class=0, draw_from="")
@@ -364,3 +365,9 @@ def test_the_command_line_refuses_folds_that_cannot_be_made(binary: Path, invoke
     code, _, message = invoke("train", "s1-cnn", data, "--folds", "40", "--out", tmp_path / "runs")
     assert code == 3 and "cannot fill 40 folds" in message
     assert not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_a_summary_of_before_has_folds_of_all_images() -> None:
+    assert summary_2_to_3({"pooled": None, "format": 2}) == {"pooled": None, "format": 3}
+    migrated = summary_2_to_3({"pooled": {"n_folds": 3}, "format": 2})
+    assert migrated == {"pooled": {"n_folds": 3, "scores_test_by_ensemble": False}, "format": 3}
