@@ -8,6 +8,7 @@ import typer
 
 from conftest import Invoke
 from dermkit.cli.app import app
+from dermkit.cli.auto import AUTO_RECIPE, auto_options
 from dermkit.cli.examples import EXAMPLES
 from dermkit.recipes.derive import derive_grid, derive_recipe, parse_assignment
 from dermkit.recipes.experiments import GRIDS, find_grid, find_recipe
@@ -50,7 +51,9 @@ def test_every_command_has_two_examples_of_its_own() -> None:
 @pytest.mark.parametrize("line", [line for _, line in LINES])
 def test_an_example_is_taken_by_the_command_line(line: str) -> None:
     name, params = parse(line)
-    if name in ("train", "tune"):
+    if params.get("recipe") == AUTO_RECIPE:
+        assert auto_options(params["time"], params["weights"], params["seed"]).seconds == 1800.0
+    elif name in ("train", "tune"):
         forms = ShortForms(
             epochs=params["epochs"], batch_size=params["batch_size"], learning_rate=params["lr"],
             image_size=params["image_size"], backbone=params["backbone"], class_weights=params["class_weights"],

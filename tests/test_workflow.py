@@ -617,7 +617,7 @@ def test_unnamed_images_on_either_side_leave_overlap_open(trained: Path, seven: 
 
 
 def test_an_absent_validation_class_still_leaves_a_choice(trained: Path, tmp_path: Path) -> None:
-    from dermkit.pipeline.repeats import validation_value
+    from dermkit.pipeline.validation_values import validation_value
 
     shutil.copytree(trained, tmp_path / "run")
     body = read(tmp_path / "run" / "metrics.json")

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from dermkit import __version__
+from dermkit.cli.auto import plan_command
 from dermkit.cli.console import OutOption, echo, print_result, progress_bar, say_error
 from dermkit.cli.data import audit_command, import_command, split_command
 from dermkit.cli.ensemble import ensemble_command
@@ -75,6 +76,11 @@ app.command(
     help="Split a data set into train, validation and test, or into folds: by patient and lesion, stratified by class.",
     epilog=examples_text("split"),
 )(split_command)
+app.command(
+    "plan",
+    help="Say which recipes fit a data set, this machine and a time, with the reason of each choice; trains nothing.",
+    epilog=examples_text("plan"),
+)(plan_command)
 app.command(
     "train", help="Train a recipe on a data set, evaluate it and write its report.", epilog=examples_text("train")
 )(train_command)

@@ -24,9 +24,17 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "train": (
         ("dermkit train quick lesions", "a first model of your own images"),
+        ("dermkit train auto lesions --time 30m", "the best model that half an hour allows, chosen by itself"),
         (
             "dermkit train strong lesions --backbone resnet50 --epochs 3,12 --set optim.batch_size=16",
             "another net, 3 epochs for its head and 12 for all of it; the changed recipe is recorded",
+        ),
+    ),
+    "plan": (
+        ("dermkit plan lesions --time 30m", "what would be trained in half an hour on this machine, and why"),
+        (
+            "dermkit plan lesions --time 2h --weights NET.safetensors --json",
+            "the same for a net of yours, as JSON for a program",
         ),
     ),
     "tune": (

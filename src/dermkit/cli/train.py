@@ -1,21 +1,19 @@
 """Train and tune, as commands, with the options that change a recipe."""
 
-import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dermkit.cli.console import DatasetArgument, echo, print_result, progress_bar
+from dermkit.cli.auto import AUTO_RECIPE, WeightsFilesOption, auto_options, refuse_with_auto, run_auto
+from dermkit.cli.console import DatasetArgument, echo
+from dermkit.cli.machine import MachineOptions, print_run, train_on
 from dermkit.errors import UsageError
-from dermkit.files import shell_path
 from dermkit.progress import Progress
-from dermkit.threads import cpu_count
-from dermkit.training.distributed.environment import is_first_rank, is_rank
+from dermkit.training.distributed.environment import is_first_rank
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dermkit.data.manifest import Dataset
     from dermkit.pipeline.plan import RunSettings
     from dermkit.recipes.derive import Assignment
@@ -118,6 +116,10 @@ TeacherOption = Annotated[
     Path | None,
     typer.Option("--teacher", help="The run or model whose probabilities a recipe with `distil` learns."),
 ]
+AutoTimeOption = Annotated[
+    str | None,
+    typer.Option("--time", help="With `auto` alone: the time to train in, 45s, 30m, 2h (default: 30m)."),
+]
 
 
 def find_or_load_recipe(name: str) -> "Recipe":
@@ -164,83 +166,20 @@ def check_derived(recipe: "Recipe", was_changed: bool) -> None:
         echo(f"recipe {recipe.name}: {changes_text(recipe) or 'has these values already'}", err=True)
 
 
-class MachineOptions(NamedTuple):
-    """The options of train and tune that say where and how to train."""
-
-    out: Path
-    device: str
-    devices: int
-    nodes: int
-    restarts: int
-    workers: int
-    weights: Path | None
-    resume: bool
-    teacher: Path | None = None
-
-    def command(self) -> str:
-        """Return the command as it was typed, without what a message proposes in its place."""
-        words, rest = [], iter(sys.argv[1:])
-        for word in rest:
-            if word == "--continue":
-                next(rest, None)
-            elif word != "--resume" and not word.startswith("--continue="):
-                words.append(shell_path(word))
-        return " ".join(["dermkit", *words])
-
-
-def _launch_ranks(devices: int, nodes: int, restarts: int) -> None:
-    """If several processes are asked for and this is none of them, start them, wait, and exit with their code."""
-    if devices * nodes == 1:
-        return
-    max_devices = max(2, cpu_count())
-    if devices > max_devices:  # each rank is a process with a net: thousands would take the machine down
-        raise UsageError(
-            f"--devices {devices}: this machine has {max_devices} cores, and every process needs one",
-            outcome="nothing was started",
-            remedy=f"--devices {max_devices} or less; several machines with --nodes (docs/machines.md)",
-        )
-    if is_rank():
-        return
-    from dermkit.training.distributed.launcher import supervise
-
-    def print_line(line: str) -> None:  # rank 0 draws the bar; a second one would draw over it
-        echo(line, err=True)
-
-    raise typer.Exit(supervise(sys.argv[1:], devices=devices, nodes=nodes, restarts=restarts, say=print_line))
-
-
-def train_on(
-    dataset: Path, options: MachineOptions, train: "Callable[[Dataset, RunSettings, Progress], Path]"
-) -> Path:
-    """Load a data set and call `train` on it, in every process; returns the run folder."""
-    _launch_ranks(options.devices, options.nodes, options.restarts)
-    import dermkit as dk
-
-    settings = dk.RunSettings(
-        out=options.out, device=options.device, devices=options.devices, nodes=options.nodes,
-        workers=options.workers, weights=options.weights, resume=options.resume,
-        teacher=options.teacher, command=options.command(),
-    )  # fmt: skip
-    loaded_dataset = dk.load_dataset(dataset)
-    with progress_bar() as progress:
-        return train(loaded_dataset, settings, progress)
-
-
-def print_run(folder: Path, *pages: Path) -> None:
-    """Print the result and what was written, once: of several processes, the first one does."""
-    if is_first_rank():
-        print_result(folder, *pages)
-
-
 def train_command(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe: a name of `dermkit recipes list`, or a recipe.json file.")
+        str,
+        typer.Argument(
+            help="A recipe: a name of `dermkit recipes list`, a recipe.json file, or `auto`, which chooses some and "
+            "trains them within --time."
+        ),
     ],
     dataset: DatasetArgument,
     out: TrainOutOption = Path("runs"),
     split: SplitOption = None,
     seed: SeedOption = None,
-    weights: WeightsOption = None,
+    weights: WeightsFilesOption = None,
+    time: AutoTimeOption = None,
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
     nodes: NodesOption = 1,
@@ -259,20 +198,41 @@ def train_command(
     test_views: TestViewsOption = None,
     teacher: TeacherOption = None,
 ) -> None:
-    import dermkit as dk
-    from dermkit.recipes.derive import derive_recipe
     from dermkit.recipes.short_forms import ShortForms
-    from dermkit.runs.layout import REPORT_FILE
 
     forms = ShortForms(
         epochs=epochs, batch_size=batch_size, learning_rate=lr, image_size=image_size, backbone=backbone,
         folds=folds, class_weights=class_weights, test_views=test_views,
     )  # fmt: skip
-    base = find_or_load_recipe(recipe)
+    if recipe == AUTO_RECIPE:
+        _check_alone(set_fields, forms, split=split, continue_from=continue_from)
+        machine = MachineOptions(out, device, devices, nodes, restarts, workers, None, resume)
+        run_auto(dataset, machine, auto_options(time, weights, seed))
+        return
+    weights_file = _single_file(weights, time)
+    options = MachineOptions(out, device, devices, nodes, restarts, workers, weights_file, resume)
+    _train_recipe(recipe, dataset, options, forms, set_fields, split=split, seed=seed, continue_from=continue_from)
+
+
+def _train_recipe(
+    name: str,
+    dataset: Path,
+    options: MachineOptions,
+    forms: "ShortForms",
+    set_fields: list[str] | None,
+    *,
+    split: str | None,
+    seed: int | None,
+    continue_from: Path | None,
+) -> None:
+    import dermkit as dk
+    from dermkit.recipes.derive import derive_recipe
+    from dermkit.runs.layout import REPORT_FILE
+
+    base = find_or_load_recipe(name)
     assignments = field_assignments(base, set_fields, forms, split)
     chosen_recipe = derive_recipe(base, assignments)
     check_derived(chosen_recipe, bool(assignments))
-    options = MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume, teacher)
 
     def train(dataset: "Dataset", settings: "RunSettings", progress: Progress) -> Path:
         return dk.train(
@@ -282,3 +242,28 @@ def train_command(
 
     folder = train_on(dataset, options, train)
     print_run(folder, folder / REPORT_FILE)
+
+
+def _check_alone(
+    set_fields: list[str] | None, forms: "ShortForms", *, split: str | None, continue_from: Path | None
+) -> None:
+    flags = [f"--{name.replace('_', '-')}" for name, value in asdict(forms).items() if value is not None]
+    flags += ["--set"] * bool(set_fields) + ["--split"] * bool(split) + ["--continue"] * bool(continue_from)
+    refuse_with_auto(flags)
+
+
+def _single_file(weights: list[Path] | None, time: str | None) -> Path | None:
+    """Return the weights file of one recipe; raises `UsageError` for several, and for a time."""
+    if time is not None:
+        raise UsageError(
+            f"--time {time}: is for `train auto`, which plans for it; a recipe has its number of epochs",
+            outcome="nothing was trained",
+            remedy="leave it out, or give --epochs",
+        )
+    if len(weights or ()) > 1:
+        raise UsageError(
+            f"--weights: {len(weights or ())} files, and a recipe has one net",
+            outcome="nothing was trained",
+            remedy="give one; `train auto` takes several",
+        )
+    return weights[0] if weights else None

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dermkit.cli.console import DatasetArgument, echo
+from dermkit.cli.durations import parse_duration
+from dermkit.cli.machine import MachineOptions, print_run, train_on
 from dermkit.cli.train import (
     BackboneOption,
     BatchSizeOption,
@@ -17,7 +19,6 @@ from dermkit.cli.train import (
     FoldsOption,
     ImageSizeOption,
     LearningRateOption,
-    MachineOptions,
     NodesOption,
     RestartsOption,
     ResumeOption,
@@ -30,8 +31,6 @@ from dermkit.cli.train import (
     check_derived,
     field_assignments,
     find_or_load_recipe,
-    print_run,
-    train_on,
 )
 from dermkit.errors import UsageError
 from dermkit.progress import Progress
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from dermkit.recipes.search_space import SearchSpace
     from dermkit.recipes.short_forms import ShortForms
 
-_SECONDS_OF_UNIT = {"s": 1, "m": 60, "h": 3600}
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -211,18 +209,11 @@ def _search_options(
         raise UsageError(
             f"--study {study}: becomes a folder: letters, digits, . _ - only", remedy="give another name"
         )
-    seconds = None if time is None else _seconds(time)
+    seconds = None if time is None else parse_duration(time)
     return SearchOptions(
         trials=trials or (None if seconds else DEFAULT_TRIALS), seconds=seconds, study=study or "", storage=storage,
         prunes=prunes, trains_final=trains_final,
     )  # fmt: skip
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
-    if match is None or not float(match[1]):
-        raise UsageError(f"--time {text}: not a time", remedy="give seconds, minutes or hours: 45s, 30m, 2h")
-    return float(match[1]) * _SECONDS_OF_UNIT[match[2]]
 
 
 def _check_single_process(machine: MachineOptions) -> None:

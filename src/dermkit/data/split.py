@@ -224,11 +224,23 @@ def _divide_new(draft: _Draft, spec: SplitSpec) -> None:
         _require_groups(draft, pool, 3, "k folds need one each for train, validation and test")
         _divide_into_folds(draft, pool, spec, min_folds=3)
         return
+    if spec.folds:
+        _divide_with_test(draft, pool, spec)
+        return
     _require_groups(draft, pool, 2, "train and test need one each")
     # A class with fewer groups than splits gets them in this order: train, then test, then validation.
     fractions = [1.0 - spec.validation - spec.test, spec.test, spec.validation]
     draft.split_names[pool] = _divide_pool(draft, pool, ("train", "test", "validation"), fractions, spec.seed)
     _note_missing_classes(draft, SPLITS)
+
+
+def _divide_with_test(draft: _Draft, pool: _Bools, spec: SplitSpec) -> None:
+    """Draw the test images, and divide the others into folds."""
+    _require_groups(draft, pool, 3, "folds beside test images need one each for train, validation and test")
+    fractions = [1.0 - spec.test, spec.test]
+    draft.split_names[pool] = _divide_pool(draft, pool, ("train", "test"), fractions, spec.seed)
+    _divide_into_folds(draft, draft.split_names == "train", spec, min_folds=2)
+    _note_missing_classes(draft, ["test"])
 
 
 def _divide_published(draft: _Draft, spec: SplitSpec) -> None:

@@ -34,6 +34,15 @@ def selected_value(
     are resampled, within each fold. Raises `DataError` where the trials validated on different images.
     """
     folds = [[_validation_set(run) for run in fold_runs] for fold_runs in zip(*trials, strict=True)]
+    return selected_among(folds, metric, seed=seed, resamples=resamples)
+
+
+def selected_among(
+    folds: Sequence[Sequence[ScoredSet]], metric: str, *, seed: int = 0, resamples: int = N_RESAMPLES
+) -> SelectedValue:
+    """Return the best of some classifiers, as `selected_value` does. folds: of each fold, its images as each of them
+    scored these; one fold where out-of-fold predictions are pooled.
+    """
     with_ranking = metric == "auroc_macro"
     draws = [
         _Draws([ResampledMetrics(scored_set, with_ranking=with_ranking) for scored_set in fold], metric)

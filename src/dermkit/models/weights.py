@@ -24,6 +24,9 @@ _Rgb = tuple[float, float, float]
 _HUB_SECONDS = 5.0
 """Seconds that the hub has to answer. Its client's own retries take 23 s (measured) to report a missing network."""
 
+_ARGS_OF_INPUT = frozenset({"dynamic_img_size"})
+"""Arguments of a net that let it take images of other sizes and leave all its tensors as they are."""
+
 _operator_declarations: list[torch.library.Library] = []
 
 
@@ -184,7 +187,9 @@ def _check_architecture(card_path: Path, card_fields: dict[str, Any], spec: Mode
     model_args = dict(card_fields["model_args"])
     if model_args.pop("num_classes", 0) != 0:
         raise _untrusted_error(card_path, "describes a net with a classifier (num_classes is not 0)")
-    if (card_fields["model"], model_args) != (spec.backbone, spec.backbone_args):
+    recipe_args = {name: value for name, value in spec.backbone_args.items() if name not in _ARGS_OF_INPUT}
+    model_args = {name: value for name, value in model_args.items() if name not in _ARGS_OF_INPUT}
+    if (card_fields["model"], model_args) != (spec.backbone, recipe_args):
         raise UntrustedError(
             f"{card_path}: is for {card_fields['model']} with {model_args}, "
             f"the recipe asks for {spec.backbone} with {spec.backbone_args}",

@@ -1,5 +1,7 @@
 """One run before it starts: its recipe, data, split, weights, seed, folder and machine."""
 
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -125,17 +127,24 @@ class Continuation:
 
 @dataclass
 class EpochWatch:
-    """Who looks at a trial after each epoch. on_epoch: gets the row of log.csv, and says whether to end the training.
+    """Who looks at a trial after each epoch, and its deadline.
 
-    is_ended: whether it said so; the training then stops as if it were interrupted.
+    on_epoch: gets the row of log.csv, and says whether to end the training, which then stops as if it were interrupted.
+    deadline: on the clock of `time.monotonic`, after which it ends within a batch.
     """
 
     on_epoch: Callable[[Mapping[str, Any]], bool]
-    is_ended: bool = False
+    deadline: float = math.inf
+    _is_enough: bool = False
 
     def look(self, row: Mapping[str, Any]) -> None:
         """Show it the row of an epoch."""
-        self.is_ended = self.is_ended or self.on_epoch(row)
+        self._is_enough = self._is_enough or self.on_epoch(row)
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the training is to end."""
+        return self._is_enough or time.monotonic() > self.deadline
 
 
 @dataclass(frozen=True)
@@ -238,3 +247,8 @@ def _seals_of(
     rows = table[table["split"] != "test"] if leaves_test else table
     seal = None if leaves_test else find_seal(folder, manifest, rows)
     return seal, tuple(find_partial_overlaps(folder, manifest, rows))
+
+
+def parent_of_runs(first: RunPlan) -> Path:
+    """Return the folder that holds the runs of a recipe's seeds and folds. first: the run of the first seed."""
+    return first.folder.with_name(f"{first.folder.name.split('-')[0]}-s{first.seed}-versions")

@@ -11,35 +11,10 @@ from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.files import write_rows
 from dermkit.pipeline.cross_validation import evaluate_folds, find_folds, pool_folds, write_final_ensemble
 from dermkit.pipeline.saved_targets import keep_saved_targets
+from dermkit.pipeline.validation_values import monitored_metric, split_values, validation_value
 from dermkit.reporting.report import write_summary_report
-from dermkit.runs.folder import read_metrics, writing_into
+from dermkit.runs.folder import writing_into
 from dermkit.runs.layout import MODEL_FOLDER, RUN, SUMMARY, SUMMARY_TABLE
-
-_MONITOR_METRICS = {
-    "val_loss": "loss", "val_accuracy": "accuracy",
-    "val_balanced_accuracy": "balanced_accuracy", "val_auroc_macro": "auroc_macro",
-}  # fmt: skip
-
-
-def split_values(run: Path, split: str) -> dict[str, float | None]:
-    """Return metric name -> value of one split of a run (None = undefined); empty where the split is absent."""
-    run_metrics = read_metrics(run)
-    estimates: Mapping[str, Any] = run_metrics["splits"].get(split, {}).get("metrics", {})
-    return {name: estimate["value"] for name, estimate in estimates.items()}
-
-
-def validation_value(run: Path, monitor: str) -> float:
-    """Return the monitored metric on validation, from the scored predictions; nan where it is undefined."""
-    value = split_values(run, "validation").get(monitored_metric(run, monitor))
-    return float("nan") if value is None else value
-
-
-def monitored_metric(run: Path, monitor: str) -> str:
-    """Return the metric that a run is judged by: the mean over present classes if validation lacks a class."""
-    name = _MONITOR_METRICS[monitor]
-    if name == "loss" or split_values(run, "validation").get(name) is not None:
-        return name
-    return "recall_macro_present" if name == "balanced_accuracy" else f"{name}_present"
 
 
 def best_run_index(runs: Sequence[Path], monitor: str) -> int:

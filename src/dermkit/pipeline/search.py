@@ -18,10 +18,10 @@ from dermkit.evaluation.selection import selected_value
 from dermkit.files import lock, write_rows
 from dermkit.models.requirements import check_requirements
 from dermkit.pipeline.plan import Machine, RunPlan, RunSettings, check_classes, prepare_machine, with_seed
-from dermkit.pipeline.repeats import monitored_metric
 from dermkit.pipeline.study import Study, check_optuna, importances, open_study
 from dermkit.pipeline.train import train_recipe
 from dermkit.pipeline.trials import TrialResult, run_trial, trial_plans
+from dermkit.pipeline.validation_values import monitored_metric
 from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe, recipe_fingerprint
 from dermkit.recipes.search_space import SearchSpace

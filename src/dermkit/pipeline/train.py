@@ -10,7 +10,15 @@ from dermkit.data.split import save_split
 from dermkit.models.requirements import check_requirements
 from dermkit.pipeline.continuation import with_continuation
 from dermkit.pipeline.ensemble_test import score_test_by_ensemble
-from dermkit.pipeline.plan import Machine, RunSettings, check_classes, make_plans, prepare_machine, with_seed
+from dermkit.pipeline.plan import (
+    Machine,
+    RunSettings,
+    check_classes,
+    make_plans,
+    parent_of_runs,
+    prepare_machine,
+    with_seed,
+)
 from dermkit.pipeline.repeats import summarise_repeats
 from dermkit.pipeline.run import run_plan
 from dermkit.progress import Progress
@@ -49,8 +57,7 @@ def train_recipe(
         plans = with_continuation(plans, continue_from)
     if len(plans) == 1:
         return run_plan(plans[0], machine)
-    first_folder = plans[0].folder
-    parent = first_folder.with_name(f"{first_folder.name.split('-')[0]}-s{recipe.seed}-versions")
+    parent = parent_of_runs(plans[0])
     has_test_beside = plans[0].leaves_test_to_ensemble
     if has_test_beside and machine.is_first:
         save_split(replace(plans[0].split, name="split"), parent)

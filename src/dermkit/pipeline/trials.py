@@ -10,8 +10,8 @@ from typing import Any
 from dermkit.data.manifest import Dataset
 from dermkit.errors import DivergenceError, RunInterrupt
 from dermkit.pipeline.plan import EpochWatch, Machine, RunPlan, make_plans
-from dermkit.pipeline.repeats import validation_value
 from dermkit.pipeline.run import run_plan
+from dermkit.pipeline.validation_values import validation_value
 from dermkit.recipes.schema import Recipe
 from dermkit.runs.layout import CHECKPOINTS_FOLDER, TRIALS_FOLDER
 
@@ -50,7 +50,7 @@ def run_trial(plans: Sequence[RunPlan], machine: Machine, report: Report) -> Tri
     for number, plan in enumerate(plans):
         watch = EpochWatch(_epoch_reporter(monitor, report) if len(plans) == 1 else lambda _row: False)
         try:
-            run_plan(replace(plan, watch=watch), _resuming(plan, machine))
+            run_plan(replace(plan, watch=watch), resuming(plan, machine))
         except RunInterrupt:
             if not watch.is_ended:
                 raise
@@ -63,12 +63,6 @@ def run_trial(plans: Sequence[RunPlan], machine: Machine, report: Report) -> Tri
         if len(plans) > 1 and report(fmean(values), number) and number + 1 < len(plans):
             return TrialResult("PRUNED", None, "worse than the median of the trials before")
     return TrialResult("COMPLETE", fmean(values))
-
-
-def _resuming(plan: RunPlan, machine: Machine) -> Machine:
-    """Return the machine, told to go on with what a killed process left, to the same bits."""
-    is_begun = (plan.folder / CHECKPOINTS_FOLDER).is_dir()
-    return replace(machine, settings=replace(machine.settings, resume=is_begun))
 
 
 def _epoch_reporter(monitor: str, report: Report) -> Callable[[Mapping[str, Any]], bool]:
@@ -84,3 +78,9 @@ def _epoch_reporter(monitor: str, report: Report) -> Callable[[Mapping[str, Any]
         return report(best[-1], int(row["epoch"]))
 
     return on_epoch
+
+
+def resuming(plan: RunPlan, machine: Machine) -> Machine:
+    """Return the machine, told to go on with what a killed process left, to the same bits."""
+    is_begun = (plan.folder / CHECKPOINTS_FOLDER).is_dir()
+    return replace(machine, settings=replace(machine.settings, resume=is_begun))

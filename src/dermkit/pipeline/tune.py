@@ -10,9 +10,10 @@ from dermkit.errors import UsageError
 from dermkit.files import write_rows
 from dermkit.models.requirements import check_requirements
 from dermkit.pipeline.plan import Machine, RunSettings, check_classes, make_plans, prepare_machine, with_seed
-from dermkit.pipeline.repeats import best_run_index, validation_value
+from dermkit.pipeline.repeats import best_run_index
 from dermkit.pipeline.run import run_plan
 from dermkit.pipeline.train import train_recipe
+from dermkit.pipeline.validation_values import validation_value
 from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe
 from dermkit.runs.layout import TRIALS_FOLDER, TUNE, TUNE_TABLE

@@ -12,6 +12,7 @@ from dermkit.errors import UsageError, did_you_mean
 from dermkit.recipes.augmentation import NO_AUGMENTATION, PRESETS
 from dermkit.recipes.general import QUICK, SCRATCH, STRONG
 from dermkit.recipes.schema import ImageSpec, ModelSpec, OversampleSpec, Recipe, SplitSpec
+from dermkit.recipes.strong import STRONG_RECIPES
 from dermkit.recipes.training_specs import ComputeSpec, OptimSpec, Phase
 
 # ---- specs that several recipes share -------------------------------------------------------------------------
@@ -353,6 +354,7 @@ RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         *_BASES,
+        *STRONG_RECIPES,
         *(on_mobilenet_v2(base) for base in _ON_RESNET),
         *(from_scratch(base) for base in _ON_RESNET),
     )
@@ -362,6 +364,9 @@ RECIPES: Mapping[str, Recipe] = {
 _SYSTEMS = ("s0-inception-v3", "s0-resnet50", "s1-cnn", "s2-resnet50", "s3-resnet50", "s4-cnn")
 RECIPE_GROUPS: Mapping[str, Sequence[str]] = {
     "Your own images: quick, strong, or without any weights": ("quick", "strong", "scratch"),
+    "The strongest for a time, on two cores or one GPU (`dermkit train auto` chooses by itself)": tuple(
+        recipe.name for recipe in STRONG_RECIPES
+    ),
     "The five published systems (docs/recipes.md)": _SYSTEMS,
     "S2 improved, one change after the other": ("s2-normalised", "s2-augmented", "s2-dropout", "s2-finetuned"),
     "S0 for a machine with few cores": ("s0-inception-v3-frozen", "s0-resnet50-frozen", "s0-inception-v3-mixed7a"),

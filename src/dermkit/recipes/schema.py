@@ -83,8 +83,8 @@ class SplitSpec:
     """Fraction of the images for test, with `holdout` alone; a given scheme keeps the published test images, and with
     `kfold` each fold is the test split once."""
     folds: NonNegativeInt
-    """Number of folds. `kfold`: at least 3. 0 with `holdout`. A given scheme: 0, or at least 2 folds of the published
-    training and validation images, whose ensemble alone is scored on the published test images, once."""
+    """Number of folds. `kfold`: at least 3. `holdout` and the given schemes: 0, or at least 2 folds of the images
+    outside the test split, drawn or published, whose ensemble alone is scored on the test images, once."""
     per_class: NonNegativeInt
     """This many images are drawn at random from each class and all others are excluded (0 = all images)."""
     draw_from: str
@@ -96,8 +96,6 @@ class SplitSpec:
             raise ValueError("validation and test must be fractions that leave something to train on")
         if self.scheme == "kfold" and self.folds < 3:
             raise ValueError("kfold needs folds >= 3 (train, validation and test)")
-        if self.scheme == "holdout" and self.folds != 0:
-            raise ValueError("holdout needs folds = 0; kfold and the given schemes may have folds")
         if self.folds == 1:
             raise ValueError("folds is 0 (none) or at least 2")
         if self.scheme == "holdout" and self.test == 0.0:

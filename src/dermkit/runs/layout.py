@@ -20,6 +20,8 @@ SAVED_TARGETS = JsonFile("saved_targets.json", 1)
 FOREIGN = JsonFile("foreign_predictions.json", 2)
 TUNE = JsonFile("tune.json", 2)
 STUDY = JsonFile("study.json", 1)
+AUTO = JsonFile("auto.json", 1)
+"""What `train auto` planned and why, how long its recipes took, and which one it chose."""
 
 OLD_POLICY_FILE = "decision.json"
 """What policy.json was called; an evaluation removes it."""
@@ -48,6 +50,8 @@ ENSEMBLE_TABLE = "ensemble.csv"
 TUNE_PAGE = "tune.html"
 HISTORY_TABLE = "history.csv"
 IMPORTANCE_TABLE = "importance.csv"
+LEADERBOARD_TABLE = "leaderboard.csv"
+AUTO_PAGE = "auto.html"
 
 MODEL_FOLDER = "model"
 EXTERNAL_FOLDER = "external"

@@ -1,0 +1,241 @@
+"""Train the strong recipes on real data, append what they reach to benchmarks/strong.csv; stop and go on at will.
+
+    python benchmarks/strong.py data DATASETS
+    python benchmarks/strong.py run DATASETS WEIGHTS --out RUNS [--only isic9] [--seeds 1]
+    python benchmarks/strong.py table
+
+DATASETS holds the imported and cleaned data set folders (`dermkit audit --clean`) isic9, melanoma10k and ham10000;
+`data` makes two more of them: isic9-118, the cleaned training images of isic9 with all 118 published test images, and
+ham2500, a fixed part of ham10000 by lesion. WEIGHTS holds the weights files. A job whose rows are there is skipped, and
+one that was stopped goes on with --resume. Every figure is read from metrics.json, none is typed.
+"""
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+HERE = Path(__file__).parent
+ROWS = HERE / "strong.csv"
+HEADER = (
+    "date", "commit", "machine", "job", "dataset", "seed", "command", "minutes", "split", "metric", "value", "low",
+    "high", "n", "method", "run",
+)  # fmt: skip
+METRICS = (
+    "accuracy", "balanced_accuracy", "recall_macro_present", "sensitivity", "specificity", "auroc", "auroc_macro",
+    "auroc_macro_present", "loss", "ece",
+)  # fmt: skip
+MOBILENET = "mobilenetv2_100.fp16.safetensors"
+VIT = "vit_tiny_patch16_224.fp16.safetensors"
+GIVEN = ("--set", "split.scheme=given", "--set", "split.test=0", "--set", "split.folds=5")
+ON_VIT = (
+    "--set", "model.backbone=vit_tiny_patch16_224", "--set", 'model.backbone_args={"dynamic_img_size": true}',
+    "--set", "phases.0.backbone_lr=1e-4", "--set", "compute.precision=fastest",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: its name, data set, recipe, weights file and further words of the command."""
+
+    name: str
+    dataset: str
+    recipe: str
+    weights: str
+    words: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+
+    def command(self, datasets: str, weights: str, out: str, seed: int) -> list[str]:
+        """Return the words after `dermkit`."""
+        return [
+            "train", self.recipe, f"{datasets}/{self.dataset}", "--weights", f"{weights}/{self.weights}", "--seed",
+            str(seed), "--out", out, *self.words,
+        ]  # fmt: skip
+
+
+FINAL_JOBS = (
+    Job("isic9, MobileNetV2", "isic9-118", "strong-night", MOBILENET, (*GIVEN, "--epochs", "16"), (0, 1, 2)),
+    Job("isic9, ViT-Tiny", "isic9-118", "strong-night", VIT, (*GIVEN, "--epochs", "16", *ON_VIT), (0, 1, 2)),
+    Job("ham10000, MobileNetV2", "ham10000", "strong-night", MOBILENET),
+    Job("melanoma10k, MobileNetV2", "melanoma10k", "strong-night", MOBILENET, GIVEN),
+)
+_FROZEN = Job("", "", "strong-5min", MOBILENET, GIVEN, (0, 1, 2))
+_PARTS: dict[str, tuple[str, ...]] = {
+    "all parts": (),
+    "without adjusted logits": ("--set", "optim.logit_adjustment=0"),
+    "class weights in their place": ("--set", "optim.logit_adjustment=0", "--set", "optim.class_weights=balanced"),
+    "focal loss in their place": ("--set", "optim.logit_adjustment=0", "--set", "optim.focal_gamma=2"),
+    "balanced sampling in their place": ("--set", "optim.logit_adjustment=0", "--set", "optim.sampling=balanced"),
+    "without label smoothing": ("--set", "optim.label_smoothing=0"),
+    "without warm-up": ("--set", "optim.warmup_epochs=0"),
+    "constant rate": ("--set", "optim.schedule=constant", "--set", "optim.warmup_epochs=0"),
+    "without weight decay": ("--set", "optim.weight_decay=0"),
+    "without dropout": ("--set", "model.dropout=0"),
+    "without augmentation": ("--set", "augment=none", "--set", "phases.0.views=0"),
+    "one test-time view": ("--set", "test_views=identity"),
+}
+"""Parts of the frozen recipe, each switched off once."""
+ABLATION_JOBS = tuple(
+    replace(_FROZEN, name=f"ablation, {dataset}: {part}", dataset=dataset, words=(*split, *words))
+    for dataset, split in (("isic9", GIVEN), ("ham2500", ("--folds", "5")))
+    for part, words in _PARTS.items()
+)
+JOBS = (*FINAL_JOBS, *ABLATION_JOBS)
+
+
+def make_data(datasets: Path) -> None:
+    """Make isic9-118 and ham2500 out of the cleaned data sets."""
+    from dermkit.data.manifest import load_dataset, save_dataset
+
+    isic9 = load_dataset(datasets / "isic9")
+    before = pd.read_csv(isic9.folder / "audit" / "manifest.before-clean.csv", dtype=str, keep_default_na=False)
+    is_dropped_test = (before["given_split"] == "test") & ~before["image_id"].isin(isic9.manifest["image_id"])
+    dropped = before.loc[is_dropped_test, list(isic9.manifest.columns)].astype(
+        {"width": "int64", "height": "int64"}
+    )
+    whole_test = pd.concat([isic9.manifest, dropped]).sort_values("image_id", ignore_index=True)
+    ham = load_dataset(datasets / "ham10000")
+    lesions = np.random.default_rng(0).permutation(np.unique(ham.manifest["lesion_id"]))
+    counts = ham.manifest["lesion_id"].value_counts().reindex(lesions).cumsum()
+    part = ham.manifest[ham.manifest["lesion_id"].isin(counts.index[counts <= 2500])].reset_index(drop=True)
+    for dataset, name, manifest in ((isic9, "isic9-118", whole_test), (ham, "ham2500", part)):
+        folder = datasets / name
+        folder.mkdir(exist_ok=True)
+        save_dataset(replace(dataset, folder=folder, name=name, manifest=manifest))
+        print(name, len(manifest), "images")
+
+
+def run(datasets: Path, weights: Path, out: Path, only: str, seeds: int) -> None:
+    """Run every job whose rows are not there yet."""
+    for job in JOBS:
+        for seed in job.seeds[:seeds]:
+            if only.lower() in job.name.lower() and (job.name, str(seed)) not in done():
+                _run_one(job, seed, datasets, weights, out)
+
+
+def done() -> set[tuple[str, str]]:
+    """Return (job, seed) of the rows that are there."""
+    if not ROWS.exists():
+        return set()
+    with ROWS.open(newline="") as stream:
+        return {(row["job"], row["seed"]) for row in csv.DictReader(stream)}
+
+
+def _run_one(job: Job, seed: int, datasets: Path, weights: Path, out: Path) -> None:
+    words = job.command(str(datasets), str(weights), str(out), seed)
+    print("run:", job.name, "seed", seed, flush=True)
+    started = datetime.datetime.now(tz=datetime.UTC)
+    finished = subprocess.run(
+        [sys.executable, "-m", "dermkit.cli", *words, "--device", "cpu", "--resume"], stdout=subprocess.PIPE, text=True,
+        check=False,
+    )  # fmt: skip
+    minutes = (datetime.datetime.now(tz=datetime.UTC) - started).total_seconds() / 60
+    if finished.returncode != 0:
+        raise SystemExit(f"{job.name} seed {seed}: exit code {finished.returncode}")
+    folder = Path(finished.stdout.strip().splitlines()[-1]).parent
+    command = " ".join(["dermkit", *job.command("DATASETS", "WEIGHTS", "RUNS", seed)])
+    _append(_rows(job, seed, command, minutes, folder))
+
+
+def _append(rows: Iterator[Sequence[Any]]) -> None:
+    is_new = not ROWS.exists()
+    with ROWS.open("a", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        if is_new:
+            writer.writerow(HEADER)
+        writer.writerows(rows)
+
+
+def _rows(job: Job, seed: int, command: str, minutes: float, folder: Path) -> Iterator[tuple[Any, ...]]:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    common = (today, commit(), machine(), job.name, job.dataset, seed, command, round(minutes, 1))
+    for split, body in metrics["splits"].items():
+        for metric in METRICS:
+            estimate = body["metrics"].get(metric)
+            if estimate and estimate["value"] is not None:
+                low, high = estimate["ci95"] or ("", "")
+                value, n, method = estimate["value"], estimate["n"], estimate["method"]
+                yield (*common, split, metric, value, low, high, n, method, folder.name)
+
+
+def commit() -> str:
+    """Return the commit that was measured, marked when the tree had other changes in src."""
+    git = ["git", "-C", str(HERE)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    changed = subprocess.run([*git, "status", "--porcelain", "../src"], capture_output=True, text=True, check=True)
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def machine() -> str:
+    """Return processor and core count."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+SHOWN = ("accuracy", "balanced_accuracy", "auroc", "auroc_macro", "sensitivity", "specificity", "loss")
+
+
+def table() -> str:
+    """Return the measured figures as Markdown: a row per job, seed and split."""
+    with ROWS.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    lines = [
+        "| job | seed | split | n | " + " | ".join(SHOWN) + " | min | commit |",
+        "|" + "---|" * (len(SHOWN) + 6),
+    ]
+    runs: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        runs.setdefault((row["job"], row["seed"], row["split"]), {})[row["metric"]] = row
+    for (job, seed, split), by_metric in runs.items():
+        first = next(iter(by_metric.values()))
+        cells = " | ".join(_cell(by_metric.get(name)) for name in SHOWN)
+        lines.append(
+            f"| {job} | {seed} | {split} | {first['n']} | {cells} | {first['minutes']} | {first['commit']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, str] | None) -> str:
+    if row is None:
+        return ""
+    interval = f" [{float(row['low']):.3f}, {float(row['high']):.3f}]" if row["low"] else ""
+    return f"{float(row['value']):.3f}{interval}"
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("data").add_argument("datasets", type=Path)
+    runner = verbs.add_parser("run")
+    runner.add_argument("datasets", type=Path)
+    runner.add_argument("weights", type=Path)
+    runner.add_argument("--out", type=Path, default=Path("runs"))
+    runner.add_argument("--only", default="", help="only jobs whose name holds this text")
+    runner.add_argument("--seeds", type=int, default=9, help="at most this many seeds of each job")
+    verbs.add_parser("table")
+    options = parser.parse_args()
+    if options.verb == "data":
+        make_data(options.datasets)
+    elif options.verb == "run":
+        run(options.datasets, options.weights, options.out, options.only, options.seeds)
+    else:
+        print(table(), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The race of `train auto`: the recipes of a plan, one after the other on the same folds, until the time is over.
+
+Every recipe leaves out-of-fold predictions of the same images; the leaderboard compares these. No test image is scored.
+The plan is written before anything is trained, and every finished fold is kept: a race that was killed goes on with the
+same plan, from its last checkpoint, to the same leaderboard.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dermkit.data.manifest import Dataset
+from dermkit.data.readers import reading
+from dermkit.errors import DivergenceError, RunInterrupt, UsageError
+from dermkit.files import fingerprint, lock, read_json
+from dermkit.models.backbones import WEIGHTS_CARD_FORMAT
+from dermkit.pipeline.auto_nets import input_size, nets_at_hand
+from dermkit.pipeline.auto_plan import AutoPlan, Candidate, MeasuredNet, PlanChoice, make_plan
+from dermkit.pipeline.auto_results import FinishedRecipe, write_results
+from dermkit.pipeline.dataset_profile import DatasetProfile, profile_dataset
+from dermkit.pipeline.estimate_cost import measure_decoding, measure_net
+from dermkit.pipeline.plan import (
+    EpochWatch,
+    Machine,
+    RunPlan,
+    RunSettings,
+    check_classes,
+    parent_of_runs,
+    prepare_machine,
+)
+from dermkit.pipeline.run import run_plan
+from dermkit.pipeline.trials import resuming, trial_plans
+from dermkit.progress import Progress
+from dermkit.recipes.schema import parse_recipe, recipe_to_dict
+from dermkit.recipes.strong import STRONG_1H, STRONG_5MIN
+from dermkit.runs.layout import AUTO, METRICS
+
+_RESERVED = 0.05
+"""Of the time, for what comes after the last training: leaderboard, model, report."""
+_FOREVER = float("inf")
+
+COMPLETE, OUT_OF_TIME, DIVERGED = "complete", "out of time", "diverged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoOptions:
+    """What a race may take. seconds: the whole time. weights: files of nets; none = what the hub's cache holds."""
+
+    seconds: float
+    weights: tuple[Path, ...] = ()
+    seed: int = 0
+
+
+@dataclass
+class Race:
+    """A race that is going on. document: what auto.json holds."""
+
+    folder: Path
+    dataset: Dataset
+    machine: Machine
+    plan: AutoPlan
+    document: dict[str, Any]
+    deadline: float
+
+    def save(self) -> None:
+        """Write auto.json."""
+        AUTO.write(self.folder, self.document)
+
+    def finished(self) -> list[FinishedRecipe]:
+        """Return the recipes that were trained on every fold, in the order of the plan."""
+        finished, seconds = [], self.document["seconds_of_runs"]
+        for candidate in self.plan.candidates:
+            if self.document["states"].get(candidate.recipe.name) == COMPLETE:
+                runs = tuple(plan.folder for plan in self.runs_of(candidate))
+                spent = sum(seconds.get(f"{run.parent.name}/{run.name}", 0.0) for run in runs)
+                finished.append(FinishedRecipe(candidate.recipe.name, runs, spent))
+        return finished
+
+    def runs_of(self, candidate: Candidate) -> list[RunPlan]:
+        """Return the runs of a recipe, one a fold, all in one parent folder."""
+        machine = replace(self.machine, settings=replace(self.machine.settings, weights=candidate.weights_file))
+        plans = trial_plans(candidate.recipe, self.dataset, None, machine, self.folder)
+        return [replace(plan, folder=parent_of_runs(plans[0]) / plan.folder.name) for plan in plans]
+
+
+def plan_auto(dataset: Dataset, options: AutoOptions, machine: Machine) -> tuple[DatasetProfile, AutoPlan]:
+    """Return what is known of a data set, and the plan for it on this machine, whose speed is measured."""
+    profile = profile_dataset(dataset)
+    device = machine.fabric.device
+    nets = []
+    for model, weights_file in nets_at_hand(options.weights, has_gpu=device.type != "cpu"):
+        image = replace(STRONG_1H.image, size=input_size(model, profile.median_side))
+        base = replace(STRONG_1H, model=model, image=image)
+        machine.progress.say(f"measuring {model.backbone} at {image.size} px")
+        frozen, trained = (
+            measure_net(replace(base, phases=phases), weights_file, len(dataset.classes), device)
+            for phases in (STRONG_5MIN.phases, STRONG_1H.phases)
+        )
+        nets.append(MeasuredNet(model, weights_file, frozen, trained))
+    plan = make_plan(
+        profile, nets, images_decoded_per_second=measure_decoding(dataset, image), seconds=options.seconds,
+        seed=options.seed,
+    )  # fmt: skip
+    return profile, plan
+
+
+def train_auto(
+    dataset: Dataset,
+    options: AutoOptions,
+    *,
+    settings: RunSettings | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Train the strongest classifier that a time allows; returns the race's folder, with its leaderboard and model.
+
+    Called again with the same arguments, it goes on where it was stopped. Raises as `train` does.
+    """
+    start = time.monotonic()
+    check_classes(dataset)
+    machine = prepare_machine(settings, progress)
+    if machine.fabric.world_size > 1:
+        raise UsageError(
+            "train auto: measures and trains with one process",
+            outcome="nothing was trained",
+            remedy="leave out --devices and --nodes",
+        )
+    folder = machine.settings.out / f"auto-{dataset.name}-{_identity(dataset, options)}"
+    with reading(dataset, "train"), lock(folder):
+        race = _begin_or_go_on(folder, dataset, options, machine, start)
+        for number, candidate in enumerate(race.plan.candidates):
+            _train_candidate(race, candidate, deadline=race.deadline if number else _FOREVER)
+        write_results(folder, race.document, race.finished(), machine.progress)
+    return folder
+
+
+def _identity(dataset: Dataset, options: AutoOptions) -> str:
+    weights = [
+        read_json(file.with_name(f"{file.name}.json"), format=WEIGHTS_CARD_FORMAT).get("sha256")
+        for file in options.weights
+        if file.with_name(f"{file.name}.json").is_file()
+    ]
+    classes = [asdict(lesion_class) for lesion_class in dataset.classes]
+    return fingerprint(dataset.manifest_sha256, classes, options.seconds, weights, options.seed)[:10]
+
+
+def _begin_or_go_on(folder: Path, dataset: Dataset, options: AutoOptions, machine: Machine, start: float) -> Race:
+    spent = 0.0
+    if AUTO.exists(folder):
+        document = AUTO.read(folder)
+        plan = _plan_of(document["plan"], folder)
+        # What a killed process had not finished does not count: the same work is done again.
+        spent = document["planning_seconds"] + sum(document["seconds_of_runs"].values())
+        machine.progress.say(f"{folder}: goes on with the plan that it holds")
+    else:
+        profile, plan = plan_auto(dataset, options, machine)
+        document = {
+            "dataset": dataset.name, "seconds": options.seconds, "seed": options.seed,
+            "profile": asdict(profile), "plan": plan_json(plan), "states": {}, "seconds_of_runs": {},
+            "planning_seconds": time.monotonic() - start, "chosen": None,
+        }  # fmt: skip
+        AUTO.write(folder, document)
+    deadline = start + (1 - _RESERVED) * options.seconds - spent
+    return Race(folder, dataset, machine, plan, document, deadline)
+
+
+def plan_json(plan: AutoPlan) -> dict[str, Any]:
+    """Return a plan as JSON values."""
+    candidates = [
+        {
+            "recipe": recipe_to_dict(candidate.recipe),
+            "weights": str(candidate.weights_file or ""),
+            "seconds": candidate.seconds,
+        }
+        for candidate in plan.candidates
+    ]
+    choices = [asdict(choice) for choice in plan.choices]
+    return {
+        "seconds": plan.seconds, "decoding": plan.decoding, "n_folds": plan.n_folds, "candidates": candidates,
+        "choices": choices,
+    }  # fmt: skip
+
+
+def _plan_of(plan_json: Mapping[str, Any], folder: Path) -> AutoPlan:
+    candidates = tuple(
+        Candidate(
+            parse_recipe(candidate["recipe"], f"{folder / AUTO.name}"),
+            Path(candidate["weights"]) if candidate["weights"] else None,
+            float(candidate["seconds"]),
+        )
+        for candidate in plan_json["candidates"]
+    )
+    choices = tuple(PlanChoice(**choice) for choice in plan_json["choices"])
+    return AutoPlan(plan_json["seconds"], plan_json["decoding"], plan_json["n_folds"], candidates, choices)
+
+
+def _train_candidate(race: Race, candidate: Candidate, *, deadline: float) -> None:
+    """Train a recipe on every fold, unless the time is over before; its state stands in auto.json."""
+    name = candidate.recipe.name
+    if race.document["states"].get(name) in (COMPLETE, DIVERGED):
+        return
+    race.machine.progress.say(f"{name}: about {candidate.seconds:,.0f} s on {race.plan.n_folds} folds")
+    for plan in race.runs_of(candidate):
+        if METRICS.exists(plan.folder):
+            continue
+        if (state := _train_fold(race, plan, candidate, deadline)) != COMPLETE:
+            race.document["states"][name] = state
+            race.save()
+            race.machine.progress.say(f"{name}: {state}")
+            return
+    race.document["states"][name] = COMPLETE
+    race.save()
+
+
+def _train_fold(race: Race, plan: RunPlan, candidate: Candidate, deadline: float) -> str:
+    """Train one fold and note its seconds; returns how it ended."""
+    start = time.monotonic()
+    if start > deadline:
+        return OUT_OF_TIME
+    machine = replace(race.machine, settings=replace(race.machine.settings, weights=candidate.weights_file))
+    watch = EpochWatch(lambda _row: False, deadline=deadline)
+    try:
+        run_plan(replace(plan, watch=watch), resuming(plan, machine))
+    except RunInterrupt:
+        if not watch.is_ended:
+            raise
+        return OUT_OF_TIME
+    except DivergenceError:
+        return DIVERGED
+    race.document["seconds_of_runs"][f"{plan.folder.parent.name}/{plan.folder.name}"] = time.monotonic() - start
+    race.save()
+    return COMPLETE

@@ -1,0 +1,200 @@
+"""The race of `train auto`: it ends with a leaderboard and a model, touches no test image, and goes on after a stop."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import dermkit as dk
+from dermkit.errors import RunInterrupt, UsageError
+from dermkit.models.card import read_card
+from dermkit.pipeline import auto, estimate_cost
+from dermkit.pipeline.auto import AutoOptions, train_auto
+from dermkit.pipeline.auto_plan import AutoPlan, Candidate, PlanChoice, fold_split
+from dermkit.pipeline.auto_results import out_of_fold
+from dermkit.pipeline.dataset_profile import profile_dataset
+from dermkit.pipeline.estimate_cost import measure_decoding, measure_net
+from dermkit.recipes.schema import Recipe
+from dermkit.recipes.strong import STRONG_1H
+from dermkit.runs.layout import AUTO, LEADERBOARD_TABLE
+
+Invoke = Callable[..., tuple[int, str, str]]
+
+
+def small_plan(dataset: dk.Dataset, tiny: Recipe, *, seconds: float) -> AutoPlan:
+    """Return a plan of two recipes that train in a second each."""
+    split = fold_split(profile_dataset(dataset), 2, 0)
+    recipes = (
+        replace(tiny, name="first", split=split),
+        replace(tiny, name="second", split=split, optim=replace(tiny.optim, batch_size=6)),
+    )
+    choice = PlanChoice("folds", "2", "a reason", "evidence", "more time")
+    return AutoPlan(seconds, 0.1, 2, tuple(Candidate(recipe, None, 2.0) for recipe in recipes), (choice,))
+
+
+def plan_small_races(monkeypatch: pytest.MonkeyPatch, tiny: Recipe) -> None:
+    """Make every race's plan the small one: what a real plan holds is the matter of test_auto_plan.py."""
+
+    def plan(dataset: dk.Dataset, options: AutoOptions, _machine: Any) -> Any:
+        return profile_dataset(dataset), small_plan(dataset, tiny, seconds=options.seconds)
+
+    monkeypatch.setattr(auto, "plan_auto", plan)
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch, tiny: Recipe) -> None:
+    plan_small_races(monkeypatch, tiny)
+
+
+def race(dataset: Path, out: Path, *, seconds: float = 600.0) -> Path:
+    settings = dk.RunSettings(out=out, device="cpu")
+    return train_auto(dk.load_dataset(dataset), AutoOptions(seconds=seconds), settings=settings)
+
+
+def leaderboard(folder: Path) -> list[dict[str, str]]:
+    """Return the leaderboard without its times, which differ from run to run."""
+    with (folder / LEADERBOARD_TABLE).open(newline="") as stream:
+        return [
+            {name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(stream)
+        ]
+
+
+@pytest.fixture(scope="module")
+def finished(binary: Path, tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished race."""
+    with pytest.MonkeyPatch.context() as patch:
+        plan_small_races(patch, tiny)
+        return race(binary, tmp_path_factory.mktemp("race"))
+
+
+def test_every_recipe_predicts_every_training_image_once_and_no_test_image(finished: Path, binary: Path) -> None:
+    manifest = dk.load_dataset(binary).manifest
+    training = manifest[manifest["given_split"] != "test"]
+    for name in ("first", "second"):
+        runs = sorted(path.parent for path in (finished / "trials" / name).glob("*/*/metrics.json"))
+        rows = pd.concat(pd.read_csv(run / "predictions.csv") for run in runs)
+        assert sorted(rows["image_id"]) == sorted(training["image_id"]) and set(rows["split"]) == {"validation"}
+    chosen = finished / AUTO.read(finished)["chosen"]["folder"]
+    assert set(pd.read_csv(chosen / "predictions.csv")["split"]) == {"validation"}
+    assert "test" not in json.loads((chosen / "metrics.json").read_text())["splits"]
+
+
+def test_the_leaderboard_holds_the_out_of_fold_figures_and_the_best_is_chosen(finished: Path) -> None:
+    rows = leaderboard(finished)
+    assert [row["state"] for row in rows] == ["complete", "complete"]
+    values = {}
+    for row in rows:
+        runs = sorted(path.parent for path in (finished / "trials" / row["name"]).glob("*/*/metrics.json"))
+        scored = out_of_fold(runs)
+        recalls = [(scored.y_pred[scored.y_true == k] == k).mean() for k in (0, 1)]
+        values[row["name"]] = sum(recalls) / 2
+        assert float(row["balanced_accuracy"]) == pytest.approx(values[row["name"]])
+        assert int(row["n"]) == len(scored.y_true)
+        assert float(row["balanced_accuracy_low"]) <= values[row["name"]] <= float(row["balanced_accuracy_high"])
+    chosen = AUTO.read(finished)["chosen"]
+    assert values[chosen["name"]] == max(values.values()) == pytest.approx(chosen["value"])
+    assert chosen["optimism"] == pytest.approx(chosen["value"] - chosen["corrected"]["value"])
+    assert chosen["n_recipes"] == 2 and chosen["corrected"]["n"] == int(rows[0]["n"])
+    assert [row["name"] for row in rows if row["is_chosen"] == "True"] == [chosen["name"]]
+
+
+def test_the_page_has_every_choice_with_its_reason(finished: Path) -> None:
+    page = (finished / "auto.html").read_text()
+    assert "Research use only. Not a medical device." in page
+    assert all(text in page for text in ("a reason", "evidence", "more time", "leaderboard.csv", "chosen"))
+
+
+def test_the_model_is_the_mean_of_the_folds_and_predicts(finished: Path) -> None:
+    chosen = finished / AUTO.read(finished)["chosen"]["folder"]
+    assert len(read_card(chosen / "model")["members"]) == 2
+
+
+@pytest.mark.usefixtures("planned")
+def test_a_race_stopped_three_times_goes_on_to_the_same_leaderboard(
+    finished: Path, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, run_plan = [0], auto.run_plan
+
+    def stopped(*args: Any) -> Path:
+        calls[0] += 1
+        if calls[0] in (1, 3, 6):  # before anything, within a recipe, and in the second one
+            raise RunInterrupt("stopped")
+        return run_plan(*args)
+
+    monkeypatch.setattr(auto, "run_plan", stopped)
+    for _ in range(3):
+        with pytest.raises(RunInterrupt):
+            race(binary, tmp_path)
+    assert leaderboard(race(binary, tmp_path)) == leaderboard(finished)
+    assert calls[0] == 4 + 3, "no fold was trained twice"
+
+
+@pytest.mark.usefixtures("planned")
+def test_when_the_time_is_over_the_first_recipe_is_the_model_and_the_second_is_said_to_be_late(
+    binary: Path, tmp_path: Path
+) -> None:
+    folder = race(binary, tmp_path, seconds=0.01)
+    assert {row["name"]: row["state"] for row in leaderboard(folder)} == {
+        "first": "complete", "second": "out of time",
+    }  # fmt: skip
+    assert AUTO.read(folder)["chosen"]["name"] == "first"
+
+
+def test_a_deadline_ends_a_training_within_an_epoch(binary: Path, tiny: Recipe, tmp_path: Path) -> None:
+    import time
+
+    from dermkit.pipeline.plan import EpochWatch, make_plans, prepare_machine
+    from dermkit.pipeline.run import run_plan
+
+    machine = prepare_machine(dk.RunSettings(out=tmp_path, device="cpu"), None)
+    split = fold_split(profile_dataset(dk.load_dataset(binary)), 2, 0)
+    (plan, _) = make_plans(replace(tiny, split=split), dk.load_dataset(binary), None, machine)
+    watch = EpochWatch(lambda _row: False, deadline=time.monotonic())
+    with pytest.raises(RunInterrupt):
+        run_plan(replace(plan, watch=watch), machine)
+    assert watch.is_ended and not (plan.folder / "log.csv").exists()
+
+
+def test_speeds_are_measured(binary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate_cost, "_SECONDS_PER_MEASUREMENT", 0.0)
+    small = replace(STRONG_1H.model, backbone="dermkit/cnn-s1", backbone_args={}, weights="none")
+    recipe = replace(STRONG_1H, model=small, image=replace(STRONG_1H.image, size=24))
+    speed = measure_net(recipe, None, 2, torch.device("cpu"))
+    assert 0 < speed.train < speed.forward
+    assert measure_decoding(dk.load_dataset(binary), recipe.image) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("auto", "DATA", "--time", "soon"), "not a time"),
+        (("auto", "DATA", "--epochs", "3"), "chooses this itself"),
+        (("auto", "DATA", "--set", "seed=3"), "chooses this itself"),
+        (("auto", "DATA", "--weights", "gone.safetensors"), "there is no such weights file"),
+        (("quick", "DATA", "--time", "3m"), "is for `train auto`"),
+        (("quick", "DATA", "--weights", "a.safetensors", "--weights", "b.safetensors"), "a recipe has one net"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    invoke: Invoke, binary: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    code, _, message = invoke("train", *[str(binary) if word == "DATA" else word for word in arguments])
+    assert code in (UsageError.exit_code, 6) and words in message and "nothing was trained" in message.lower()
+
+
+def test_plan_prints_what_it_would_train_and_why(
+    invoke: Invoke, binary: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(estimate_cost, "_SECONDS_PER_MEASUREMENT", 0.0)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    code, out, _ = invoke("plan", binary, "--time", "10m")
+    assert code == 0 and "finetuned-dermkit-cnn-s4" in out and "no pretrained weights are at hand" in out
+    assert "would change with" in out and "left alone" in out
+    code, out, _ = invoke("plan", binary, "--time", "10m", "--json")
+    assert code == 0 and json.loads(out)["plan"]["candidates"][0]["recipe"]["model"]["weights"] == "none"

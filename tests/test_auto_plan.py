@@ -1,0 +1,141 @@
+"""The plan of `train auto`: what a data set, a machine's speed and a time become, and the estimate behind it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dermkit.pipeline.auto_nets import SMALL_NET, input_size
+from dermkit.pipeline.auto_plan import AutoPlan, MeasuredNet, make_plan
+from dermkit.pipeline.dataset_profile import DatasetProfile
+from dermkit.pipeline.estimate_cost import NetSpeed, estimate_seconds
+from dermkit.recipes.schema import ModelSpec, parse_recipe, recipe_to_dict
+from dermkit.recipes.strong import STRONG_1H, STRONG_5MIN
+
+
+def profile_of(counts: dict[str, int], *, n_test: int = 100, audit: str = "done") -> DatasetProfile:
+    return DatasetProfile(
+        name="made", n_training=sum(counts.values()), n_test=n_test, class_counts=counts, groups_per_class=counts,
+        n_groups=sum(counts.values()), n_with_lesion_or_patient=1, n_copies=0, median_side=180, known_metadata={},
+        malignant_classes=("melanoma",), audit={"state": audit, "errors": [], "warnings": []},
+    )  # fmt: skip
+
+
+def net(name: str = "mobilenetv2_100", *, train: float = 70.0, forward: float = 300.0) -> MeasuredNet:
+    model: ModelSpec = replace(STRONG_1H.model, backbone=name, backbone_args={})
+    if name == SMALL_NET:
+        model = replace(model, weights="none")
+    frozen, trained = (NetSpeed(speed, forward, "float32") for speed in (20_000.0, train))
+    return MeasuredNet(model, None if name == SMALL_NET else Path(f"{name}.safetensors"), frozen, trained)
+
+
+def plan_of(profile: DatasetProfile, *nets: MeasuredNet, seconds: float) -> AutoPlan:
+    return make_plan(profile, nets or (net(),), images_decoded_per_second=500.0, seconds=seconds, seed=3)
+
+
+BALANCED = profile_of({"nevus": 1000, "melanoma": 1000})
+
+
+def test_half_an_hour_trains_a_frozen_net_and_a_whole_one() -> None:
+    plan = plan_of(BALANCED, seconds=3600.0)
+    frozen, trained = plan.candidates
+    assert [phase.train_backbone for phase in frozen.recipe.phases] == ["none"]
+    assert [phase.train_backbone for phase in trained.recipe.phases] == ["all"]
+    assert plan.n_folds == frozen.recipe.split.folds == trained.recipe.split.folds == 5
+    # By hand: 5 folds of 16 epochs on 1,600 images at 70 a second and 400 validated at 300, scored with eight views.
+    by_hand = 5 * (4.0 + 16 * (1600 / 70 + 400 / 300) + 400 * 8 / 300)
+    assert trained.recipe.phases[0].epochs == 16 and trained.seconds == pytest.approx(by_hand)
+
+
+def test_a_short_time_trains_the_frozen_net_alone_and_says_what_the_whole_one_would_take() -> None:
+    plan = plan_of(BALANCED, seconds=120.0)
+    assert [one.recipe.phases[0].train_backbone for one in plan.candidates] == ["none"]
+    (choice,) = (one for one in plan.choices if one.name == "whole mobilenetv2_100")
+    assert choice.value == "not trained" and "min more" in choice.would_change
+
+
+def test_a_time_too_short_for_anything_still_gives_the_least_there_is_and_says_so() -> None:
+    plan = plan_of(profile_of({"nevus": 50_000, "melanoma": 50_000}), seconds=10.0)
+    (only,) = plan.candidates
+    assert only.recipe.phases[0].views == 0 and only.recipe.test_views == "identity" and only.seconds > 10.0
+    assert any("longer than the time given" in choice.reason for choice in plan.choices)
+
+
+def test_without_weights_a_small_net_is_trained_from_random_ones() -> None:
+    plan = plan_of(BALANCED, net(SMALL_NET), seconds=600.0)
+    (only,) = plan.candidates
+    assert only.recipe.model.weights == "none" and only.recipe.phases[0].train_backbone == "all"
+    assert any("no pretrained weights" in choice.reason for choice in plan.choices)
+
+
+def test_common_classes_are_adjusted_for_and_equal_ones_are_not() -> None:
+    rare = profile_of({"nevus": 1000, "melanoma": 20})
+    assert all(one.recipe.optim.logit_adjustment == 1.0 for one in plan_of(rare, seconds=900.0).candidates)
+    assert all(one.recipe.optim.logit_adjustment == 0.0 for one in plan_of(BALANCED, seconds=900.0).candidates)
+
+
+def test_a_class_of_three_groups_is_not_cut_into_five_folds() -> None:
+    assert plan_of(profile_of({"nevus": 500, "melanoma": 3}), seconds=7200.0).n_folds == 3
+    assert plan_of(profile_of({"nevus": 500, "melanoma": 1}), seconds=7200.0).n_folds == 2
+
+
+def test_published_test_images_are_left_aside_and_others_are_drawn() -> None:
+    (published, *_), (drawn, *_) = (
+        plan_of(profile_of({"nevus": 500, "melanoma": 500}, n_test=n), seconds=900.0).candidates for n in (100, 0)
+    )
+    assert published.recipe.split.scheme == "given"
+    assert (drawn.recipe.split.scheme, drawn.recipe.split.test) == ("holdout", 0.2)
+
+
+def test_an_audit_that_was_never_done_is_said() -> None:
+    plan = plan_of(profile_of({"nevus": 500, "melanoma": 500}, audit="never"), seconds=900.0)
+    assert any("dermkit audit" in choice.would_change for choice in plan.choices)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(2, 20_000), min_size=2, max_size=9),
+    speeds=st.lists(st.tuples(st.floats(1, 2000), st.floats(2, 8000)), min_size=1, max_size=3),
+    seconds=st.floats(5, 100_000),
+    n_test=st.sampled_from([0, 50]),
+)
+def test_every_plan_ends_in_time_or_is_the_least_there_is(
+    counts: list[int], speeds: list[tuple[float, float]], seconds: float, n_test: int
+) -> None:
+    profile = profile_of({f"class {k}": count for k, count in enumerate(counts)}, n_test=n_test)
+    nets = [net(f"net{k}", train=train, forward=forward) for k, (train, forward) in enumerate(speeds)]
+    plan = plan_of(profile, *nets, seconds=seconds)
+    assert plan.planned_seconds <= 0.8 * seconds + 1e-6 or len(plan.candidates) == 1
+    assert len({one.recipe.name for one in plan.candidates}) == len(plan.candidates)
+    for candidate in plan.candidates:
+        assert parse_recipe(recipe_to_dict(candidate.recipe), "a plan") == candidate.recipe
+        assert candidate.recipe.seed == 3 and candidate.recipe.split.folds == plan.n_folds <= max(2, min(counts))
+        speed = nets[0].frozen if candidate is plan.candidates[0] else None
+        assert candidate.recipe.phases[0].train_backbone == ("none" if speed else "all")
+    assert all(one.reason and one.evidence and one.would_change for one in plan.choices)
+
+
+def test_more_views_epochs_and_folds_cost_more() -> None:
+    speed = NetSpeed(100.0, 400.0, "float32")
+    base = estimate_seconds(STRONG_1H, speed, n_images=1000, n_folds=5)
+    longer = replace(STRONG_1H, phases=(replace(STRONG_1H.phases[0], epochs=24),))
+    assert estimate_seconds(longer, speed, n_images=1000, n_folds=5) > 1.8 * base
+    assert estimate_seconds(STRONG_1H, speed, n_images=1000, n_folds=2) < base / 2
+    one_view = replace(STRONG_1H, test_views="identity")
+    assert estimate_seconds(one_view, speed, n_images=1000, n_folds=5) == pytest.approx(base - 7 * 1000 / 400)
+    fewer_views = replace(STRONG_5MIN, phases=(replace(STRONG_5MIN.phases[0], views=0),))
+    frozen = estimate_seconds(STRONG_5MIN, speed, n_images=1000, n_folds=5)
+    assert frozen - estimate_seconds(fewer_views, speed, n_images=1000, n_folds=5) == pytest.approx(4 * 1000 / 400)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "median_side", "size"),
+    [("mobilenetv2_100", 180, 160), ("mobilenetv2_100", 28, 64), ("mobilenetv2_100", 100, 128),
+     ("vit_tiny_patch16_224", 600, 160), ("swin_tiny_patch4_window7_224", 600, 224)],
+)  # fmt: skip
+def test_the_size_of_the_input_is_that_of_the_images_up_to_160_pixels(
+    backbone: str, median_side: int, size: int
+) -> None:
+    assert input_size(replace(STRONG_1H.model, backbone=backbone), median_side) == size
