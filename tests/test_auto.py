@@ -15,6 +15,7 @@ import dermkit as dk
 from dermkit.errors import RunInterrupt, UsageError
 from dermkit.models.card import read_card
 from dermkit.pipeline import auto, estimate_cost
+from dermkit.pipeline import run as pipeline_run
 from dermkit.pipeline.auto import AutoOptions, train_auto
 from dermkit.pipeline.auto_plan import AutoPlan, Candidate, PlanChoice, fold_split
 from dermkit.pipeline.auto_results import out_of_fold
@@ -119,7 +120,7 @@ def test_the_model_is_the_mean_of_the_folds_and_predicts(finished: Path) -> None
 def test_a_race_stopped_three_times_goes_on_to_the_same_leaderboard(
     finished: Path, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, run_plan = [0], auto.run_plan
+    calls, run_plan = [0], pipeline_run.run_plan
 
     def stopped(*args: Any) -> Path:
         calls[0] += 1

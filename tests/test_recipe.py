@@ -352,7 +352,7 @@ def test_what_is_not_a_number_is_refused(path: tuple[Any, ...], tmp_path: Path) 
         (("split", "seed"), [-1, 2**32]),
         (("split", "validation"), [0.0, 1.0, -0.1, 0.8]),
         (("split", "test"), [0.0, 1.0, -0.1, 0.8]),
-        (("split", "folds"), [1, 2, 3, -1]),
+        (("split", "folds"), [1, -1]),
         (("split", "per_class"), [-1]),
         (("model", "backbone"), [""]),
         (("model", "hidden"), [[0], [64, -1]]),
@@ -731,7 +731,7 @@ def test_training_images_are_not_larger_than_those_of_validation() -> None:
 
 @pytest.mark.parametrize(("scheme", "folds", "is_valid"), [
     ("given", 0, True), ("given", 1, False), ("given", 2, True), ("given-as-published", 5, True),
-    ("holdout", 2, False), ("kfold", 2, False), ("kfold", 3, True),
+    ("holdout", 1, False), ("holdout", 2, True), ("kfold", 2, False), ("kfold", 3, True),
 ])  # fmt: skip
 def test_folds_of_a_scheme(scheme: str, folds: int, is_valid: bool) -> None:
     values: dict[str, Any] = {"scheme": scheme, "seed": 0, "validation": 0.2, "folds": folds, "per_class": 0}

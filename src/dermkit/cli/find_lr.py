@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dermkit.cli.console import DatasetArgument, echo
+from dermkit.cli.machine import MachineOptions, train_on
 from dermkit.cli.train import (
     DeviceOption,
-    MachineOptions,
     SeedOption,
     SetOption,
     SplitOption,
@@ -17,7 +17,6 @@ from dermkit.cli.train import (
     check_derived,
     field_assignments,
     find_or_load_recipe,
-    train_on,
 )
 from dermkit.files import shell_path
 from dermkit.progress import Progress

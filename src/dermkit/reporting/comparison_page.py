@@ -23,6 +23,7 @@ from dermkit.files import make_folder, write_json, write_rows, write_text
 from dermkit.reporting.labels import page_templates
 from dermkit.reporting.mistakes import image_opener, mistake_uri
 from dermkit.runs.folder import RunFolder
+from dermkit.runs.layout import LEADERBOARD_TABLE
 from dermkit.runs.verdict import guarantee_fragments, judge_run, plain_text
 
 COMPARISON_FORMAT = 2
@@ -237,13 +238,13 @@ _GROUP_FIELDS = ("n_trainings", "sd", "min", "max")
 def write_comparison_tables(comparison: Comparison, folder: Path) -> Path:
     """Write leaderboard.csv, pairs.csv and disagreements_<split>.csv; returns the first one's path."""
     make_folder(folder)
-    write_text(folder / "leaderboard.csv", comparison.table.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / LEADERBOARD_TABLE, comparison.table.to_csv(index=False, lineterminator="\n"))
     write_rows(
         folder / "pairs.csv", PAIR_TABLE_COLUMNS, [row for pair in comparison.pairs for row in _pair_rows(pair)]
     )
     for split, table in comparison.disagreements.items():
         write_text(folder / f"disagreements_{split}.csv", table.to_csv(index=False, lineterminator="\n"))
-    return folder / "leaderboard.csv"
+    return folder / LEADERBOARD_TABLE
 
 
 def comparison_dict(comparison: Comparison) -> dict[str, Any]:
