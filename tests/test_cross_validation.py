@@ -314,13 +314,15 @@ def test_a_parent_of_before_is_still_reported_and_compared(parent: Path, three_f
 # The ensemble -------------------------------------------------------------------------------------------------------
 
 
-def test_the_model_is_the_mean_of_the_calibrated_nets(three_folds: Path) -> None:
+def test_the_model_is_the_mean_of_the_nets_after_the_temperature_of_each(three_folds: Path) -> None:
     model, pixels = (
         load_model(three_folds),
         np.random.default_rng(0).integers(0, 256, (32, 24, 24, 3), dtype=np.uint8),
     )
     members = [load_model(run) for run in versions(three_folds)]
-    parts = [one.policy.calibration.apply(one.probabilities(pixels)) for one in members if one.policy is not None]
+    temperatures = [one.policy.calibration.temperature for one in members if one.policy is not None]
+    powers = [one.probabilities(pixels) ** (1 / t) for one, t in zip(members, temperatures, strict=True)]
+    parts = [power / power.sum(axis=1, keepdims=True) for power in powers]  # without the biases
     p = model.probabilities(pixels)
     assert p == pytest.approx(np.mean(parts, axis=0), abs=1e-12)
     assert p.sum(axis=1) == pytest.approx(1)
@@ -345,12 +347,14 @@ def test_its_policy_is_fitted_on_pooled_validation_images(three_folds: Path) -> 
         rows = RunFolder(run).predictions
         rows, policy = rows[rows["split"] == "validation"].copy(), policy_from_dict(POLICY.read(run))
         columns = [f"p_{name}" for name in folder.class_names]
-        rows[columns] = policy.calibration.apply(rows[columns].to_numpy())
+        powers = rows[columns].to_numpy() ** (1 / policy.calibration.temperature)
+        rows[columns] = powers / powers.sum(axis=1, keepdims=True)
         parts.append(rows)
-    expected = fit_policy(to_scored_set(pd.concat(parts), folder.classes, folder.groups()), is_calibrated=True)
+    expected = fit_policy(to_scored_set(pd.concat(parts), folder.classes, folder.groups()))
     found = load_model(three_folds).policy
     assert found is not None
-    assert found.calibration.kind == "none", "each net is calibrated already; nothing is fitted twice"
+    assert found.calibration.kind == expected.calibration.kind
+    assert found.calibration.bias == pytest.approx(expected.calibration.bias)
     assert found.n_validation == len(folder.predictions) / 2
     assert [point.threshold for point in found.operating_points] == [
         point.threshold for point in expected.operating_points

@@ -186,9 +186,7 @@ def test_models_that_cannot_be_members_of_one_are_refused(models: tuple[Path, Pa
         check_members([cards[0]] * 33)
     two = write_ensemble(tmp_path / "two", models)
     card = MODEL_JSON.read(two)
-    calibrated = {**card, "calibration": {**card["calibration"], "kind": "temperature"}}
-    with pytest.raises(DataError, match="an ensemble with a calibration of its own"):
-        check_members([cards[0], (two, calibrated)])
+    check_members([cards[0], (two, {**card, "calibration": {**card["calibration"], "kind": "temperature"}})])
 
 
 # Recipes of one split, trained -------------------------------------------------------------------------------------
@@ -225,10 +223,10 @@ def test_the_validation_predictions_are_those_of_the_model(
     found = pd.read_csv(out / "predictions.csv")
     np.testing.assert_allclose(found[["p_benign", "p_malignant"]], rows[["p_benign", "p_malignant"]], atol=1e-5)
     means = np.zeros((len(rows), 2))
-    for run in (trained, larger):  # independently: each one's own calibration, then the mean
+    for run in (trained, larger):  # independently: each one's own temperature, then the mean
         calibration = json.loads((run / "model" / "model.json").read_text())["calibration"]
         logits = np.log(table_of(run)[["p_benign", "p_malignant"]].to_numpy()) / calibration["temperature"]
-        e = np.exp(logits + np.array(calibration["bias"]))
+        e = np.exp(logits)
         means += e / e.sum(axis=1, keepdims=True) / 2
     np.testing.assert_allclose(rows[["p_benign", "p_malignant"]], means, atol=1e-12)
     shutil.rmtree(both / "predicted")
@@ -249,7 +247,7 @@ def test_the_test_side_is_opened_once_when_asked_and_logged(
     p = np.zeros((len(rows), 2))
     for run, calibration in zip((trained, larger), calibrations, strict=True):
         logits = np.log(table_of(run, "test")[["p_benign", "p_malignant"]].to_numpy()) / calibration["temperature"]
-        e = np.exp(logits + np.array(calibration["bias"]))
+        e = np.exp(logits)
         p += e / e.sum(axis=1, keepdims=True) / 2
     np.testing.assert_allclose(rows[["p_benign", "p_malignant"]], p, atol=1e-5)
     with pytest.raises(UsageError, match="test images were scored on 20"):

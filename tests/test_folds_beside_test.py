@@ -121,7 +121,9 @@ def test_out_of_fold_predictions_cover_each_training_image_once(two_folds: Path,
     assert [seed["seed"] for seed in pooled["seeds"]] == [0, 1]
 
 
-def test_the_test_rows_are_the_mean_of_the_calibrated_nets(two_folds: Path, binary: Path) -> None:
+def test_the_test_rows_are_the_mean_of_the_nets_after_the_temperature_of_each(
+    two_folds: Path, binary: Path
+) -> None:
     data, folder = dk.load_dataset(binary), RunFolder(two_folds)
     model, nets = load_model(two_folds), [load_model(run) for run in versions(two_folds)]
     assert len(model.nets) == 4, "the nets of both seeds"
@@ -129,8 +131,8 @@ def test_the_test_rows_are_the_mean_of_the_calibrated_nets(two_folds: Path, bina
     pixels = ensemble_test.ensemble_pixels(data, rows, model, dk.Progress())
     images = np.stack([pixels.pixels[[pixels.index[name]]][0] for name in rows["image_id"]])
     saved = rows[[f"p_{name}" for name in folder.class_names]].to_numpy(dtype=float)
-    calibrated = [net.policy.calibration.apply(net.probabilities(images)) for net in nets if net.policy]
-    assert saved == pytest.approx(np.mean(calibrated, axis=0), abs=1e-6)
+    powers = [net.probabilities(images) ** (1 / net.policy.calibration.temperature) for net in nets if net.policy]
+    assert saved == pytest.approx(np.mean([p / p.sum(axis=1, keepdims=True) for p in powers], axis=0), abs=1e-6)
     for size in (1, 32):
         batches = [model.probabilities(images[k : k + size]) for k in range(0, len(images), size)]
         assert np.concatenate(batches) == pytest.approx(saved, abs=1e-6)
@@ -143,9 +145,10 @@ def test_the_policy_is_fitted_out_of_fold_and_tested_on_the_ensemble(two_folds: 
     columns = [f"p_{name}" for name in folder.class_names]
     for run in versions(two_folds)[:2]:
         rows = RunFolder(run).predictions.copy()
-        rows[columns] = policy_from_dict(POLICY.read(run)).calibration.apply(rows[columns].to_numpy())
+        powers = rows[columns].to_numpy() ** (1 / policy_from_dict(POLICY.read(run)).calibration.temperature)
+        rows[columns] = powers / powers.sum(axis=1, keepdims=True)
         parts.append(rows)
-    expected = fit_policy(to_scored_set(pd.concat(parts), folder.classes, folder.groups()), is_calibrated=True)
+    expected = fit_policy(to_scored_set(pd.concat(parts), folder.classes, folder.groups()))
     found, policy = load_model(two_folds).policy, METRICS.read(two_folds)["splits"]["test"]["policy"]
     assert found is not None
     thresholds = [point.threshold for point in expected.operating_points]
@@ -155,7 +158,9 @@ def test_the_policy_is_fitted_out_of_fold_and_tested_on_the_ensemble(two_folds: 
         column for column, entry in zip(columns, folder.classes, strict=True) if entry.malignancy == "malignant"
     ]
     test = rows_of(two_folds, "test")
-    score, ill = test[malignant].astype(float).sum(axis=1), test["label"].isin([name[2:] for name in malignant])
+    calibrated = expected.calibration.apply(test[columns].to_numpy(dtype=float))
+    score = calibrated[:, [columns.index(column) for column in malignant]].sum(axis=1)
+    ill = test["label"].isin([name[2:] for name in malignant]).to_numpy()
     called = np.round(score, 10) >= np.round(thresholds[0], 10)
     assert policy["operating_points"][0]["sensitivity"]["value"] == pytest.approx(called[ill].mean())
     assert found.n_validation == len(folder.predictions) - len(test)

@@ -125,11 +125,11 @@ class EvaluationInput:
 
     @property
     def policy_images(self) -> ScoredSet:
-        """The validation images that the policy is fitted on: of several nets, each calibrated by its own."""
+        """The validation images that the policy is fitted on, before its calibration."""
         validation = self.splits[POLICY_SPLIT]
-        if self.fitted is None or not self.fitted.nets:
+        if self.fitted is None:
             return validation.scored_set
-        return self.fitted.calibrate(validation.scored_set, validation.nets)
+        return self.fitted.policy_images(validation.scored_set, validation.nets)
 
     def policy_for(self, split_name: str) -> FittedPolicy | None:
         """Return the policy to evaluate on a split: none on the images that it was fitted on, or on those before."""

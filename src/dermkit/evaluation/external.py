@@ -265,8 +265,9 @@ def _policy_with_targets(
     validation_rows = run.predictions[run.predictions["split"] == POLICY_SPLIT]
     check_options(options, {*run.predictions["split"].unique(), EXTERNAL_SPLIT})
     validation = EvaluationInput(
-        validation_rows, classes=run.classes, groups=run.groups(), fit_without_test=True
-    ).policy_images
+        validation_rows, classes=run.classes, groups=run.groups(), fit_without_test=True,
+        is_shared_policy=bool(run.ensemble),
+    ).policy_images  # fmt: skip
     return add_targets(policy_from_dict(recorded_policy), validation, options)
 
 

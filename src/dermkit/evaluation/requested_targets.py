@@ -94,7 +94,7 @@ class FittedPolicy:
     """What validation images were fitted to: one policy or, where several nets scored the images, one of each net.
 
     policy: what a model takes over. nets: F, the nets' own, by the label that `net_labels` gives their rows; empty for
-    one net. Of several nets, `policy` is fitted on the validation images of all, each calibrated by its net's own.
+    one net. Of several nets, `policy` is fitted on the validation images of all, as the mean of the nets takes them.
     """
 
     policy: DecisionPolicy
@@ -111,6 +111,15 @@ class FittedPolicy:
         if policies := self.of_nets(labels):
             return calibrate_by_net(policies, scored_set)
         return apply_calibration(scored_set, self.policy.calibration)
+
+    def policy_images(self, validation: ScoredSet, labels: Sequence[str]) -> ScoredSet:
+        """Return the images that `policy` was fitted on, before its own calibration. labels: of the nets in
+        `validation.rows_by_net`.
+        """
+        from dermkit.metrics.decisions.net_policies import sharpen_by_net
+
+        policies = self.of_nets(labels)
+        return sharpen_by_net(policies, validation) if policies else validation
 
     def covers_true_class(self, scored_set: ScoredSet, labels: Sequence[str]) -> Bools:
         """Return whether the prediction set of each image contains its true class, (N,)."""
@@ -130,12 +139,10 @@ def fit_for_nets(
 
     validation_by_net: the same images, of each net by itself, in the order of `validation.rows_by_net`.
     """
-    from dermkit.metrics.decisions.net_policies import calibrate_by_net
+    from dermkit.metrics.decisions.net_policies import sharpen_by_net
 
     nets = {label: fit_with_targets(images, options) for label, images in validation_by_net.items()}
-    calibrated_set = calibrate_by_net(list(nets.values()), validation)
-    pooled_policy = add_targets(fit_policy(calibrated_set, is_calibrated=True), calibrated_set, options)
-    return FittedPolicy(pooled_policy, nets)
+    return FittedPolicy(fit_with_targets(sharpen_by_net(list(nets.values()), validation), options), nets)
 
 
 def policy_metrics(

@@ -186,10 +186,11 @@ def _calibration_text(card: Mapping[str, Any]) -> str:
     calibration, n = card["calibration"], len(card["members"])
     if is_ensemble(card):
         recipes = card.get(ENSEMBLE_FIELD)
+        note = _recipes_text(recipes) if recipes else ENSEMBLE_NOTE + _ensemble_test_text(card)
         return (
             f"Members: {n} nets, so {_n_passes(card)} passes an image. Probabilities are the "
-            f"{'weighted ' if recipes else ''}mean of the members', after each one's own calibration on its validation "
-            f"images. {_recipes_text(recipes) if recipes else ENSEMBLE_NOTE + _ensemble_test_text(card)}"
+            f"{'weighted ' if recipes else ''}mean of the members', each made as sure as it is right on its validation "
+            f"images (a temperature), then calibrated together. {note}"
         )
     if calibration["kind"] == "none":
         return "Calibration: none. Probabilities are softmax outputs as trained; do not read them as risks."

@@ -9,6 +9,7 @@ from typing import Any
 from dermkit.errors import DataError
 from dermkit.files import make_folder, output_errors, write_bytes, write_rows, write_text
 from dermkit.metrics.decisions import recalibration
+from dermkit.metrics.decisions.policy import calibration_from_dict
 from dermkit.models.card import (
     EMPTY_POLICY,
     MAX_NETS,
@@ -90,14 +91,13 @@ def _members_of(card: Mapping[str, Any], first: Mapping[str, Any], model: Path) 
     order = _class_order(card, first, model)
     if len(card["members"]) == 1 and card["members"][0]["calibration"] is None:
         return [{**card["members"][0], "class_order": order, "calibration": _own_calibration(card)}]
-    if card["calibration"]["kind"] != "none":
-        raise DataError(
-            f"{model}: is an ensemble with a calibration of its own, so its nets cannot be members of another",
-            outcome="nothing was written",
-            remedy="name the models that it was made of",
-        )
     return [
-        {**member, "class_order": [member["class_order"][index] for index in order]} for member in card["members"]
+        {
+            **member,
+            "class_order": [member["class_order"][index] for index in order],
+            "calibration": _without_bias(member["calibration"]),
+        }
+        for member in card["members"]
     ]
 
 
@@ -153,4 +153,8 @@ def _own_calibration(card: Mapping[str, Any]) -> dict[str, Any]:
     policy = card_policy(card)
     if policy is None:
         return asdict(recalibration.identity(len(card["classes"])))
-    return {name: policy["calibration"][name] for name in ("kind", "temperature", "bias")}
+    return _without_bias(policy["calibration"])
+
+
+def _without_bias(calibration_json: Mapping[str, Any]) -> dict[str, Any]:
+    return asdict(calibration_from_dict(calibration_json).without_bias())

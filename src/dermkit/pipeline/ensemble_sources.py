@@ -63,22 +63,17 @@ class EnsembleSource:
         return rows.sort_values("image_id", kind="stable").reset_index(drop=True)
 
     def scores(self, class_names: Sequence[str]) -> ModelScores:
-        """Return the validation predictions of `rows` in this order of classes, with each net's calibration."""
+        """Return the validation predictions of `rows` in this order of classes, with each net's temperature."""
         folds = list(self.nets)
-        own_names = [entry["name"] for entry in self.card["classes"]]
-        order = [own_names.index(name) for name in class_names]
         nets = np.array([folds.index(fold) if self.is_folds else 0 for fold in self.rows["fold"]], dtype=np.int64)
-        calibrations = [_calibration(read_card(model), order) for model in self.nets.values()]
+        calibrations = [_calibration(read_card(model), len(class_names)) for model in self.nets.values()]
         return ModelScores(probabilities_of(self.rows, class_names), nets, calibrations)
 
 
-def _calibration(card: Mapping[str, Any], order: Sequence[int]) -> ProbabilityCalibration:
-    """Return the calibration of a model of one net, its biases in another order of classes."""
+def _calibration(card: Mapping[str, Any], n_classes: int) -> ProbabilityCalibration:
+    """Return the calibration that a model of one net has as a member, which has no biases."""
     policy = card_policy(card)
-    if policy is None:
-        return identity(len(order))
-    own = calibration_from_dict(policy["calibration"])
-    return ProbabilityCalibration(own.kind, own.temperature, tuple(own.bias[index] for index in order))
+    return identity(n_classes) if policy is None else calibration_from_dict(policy["calibration"]).without_bias()
 
 
 def find_sources(folders: Sequence[Path]) -> list[EnsembleSource]:

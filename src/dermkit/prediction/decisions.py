@@ -338,7 +338,10 @@ def sheet_legend(policy: ActivePolicy | None, n_nets: int = 1) -> str:
     )
     lines = [uncalibrated_text if kind == "none" else f"Probabilities calibrated on {n} validation images."]
     if n_nets > 1:
-        lines = [f"Probabilities: the mean of {n_nets} nets, each calibrated; the mean itself was not tested."]
+        lines = [
+            f"Probabilities: the mean of {n_nets} nets, calibrated on {n} validation images of single nets; the mean "
+            "itself was not tested."
+        ]
     if policy.point_index is not None:
         point = policy.policy.operating_points[policy.point_index]
         lines.append(

@@ -41,6 +41,12 @@ def calibrate_by_net(policies: Sequence[DecisionPolicy], scored_set: ScoredSet) 
     return replace(scored_set, y_pred=p.argmax(axis=1), probabilities=p)
 
 
+def sharpen_by_net(policies: Sequence[DecisionPolicy], scored_set: ScoredSet) -> ScoredSet:
+    """Return the scored set as a mean of the nets takes it: each net's calibration without its class biases."""
+    without_bias = [replace(policy, calibration=policy.calibration.without_bias()) for policy in policies]
+    return calibrate_by_net(without_bias, scored_set)
+
+
 def covers_true_class_by_net(policies: Sequence[DecisionPolicy], scored_set: ScoredSet) -> Bools:
     """Return whether the prediction set of each image, by its net's own rule, contains its true class, (N,)."""
     return contains_true_class(_prediction_sets(policies, calibrate_by_net(policies, scored_set)), scored_set)

@@ -154,19 +154,13 @@ def fit_policy(
     *,
     targets: Sequence[tuple[str, float]] = DEFAULT_TARGETS,
     alpha: float = CONFORMAL_ALPHA,
-    is_calibrated: bool = False,
 ) -> DecisionPolicy:
     """Fit a policy on validation images.
 
     targets: (rate, value) of its operating points; one is left out if no image is malignant (for a specificity: not
     malignant). alpha: the prediction sets contain the true class with probability 1 - alpha, class by class.
-    is_calibrated: no calibration is tried, since the probabilities are calibrated.
     """
-    losses = (
-        {"none": log_loss(validation.y_true, validation.probabilities)}
-        if is_calibrated
-        else _out_of_fold_losses(validation)
-    )
+    losses = _out_of_fold_losses(validation)
     kind = min(losses, key=lambda candidate: (losses[candidate], list(losses).index(candidate)))
     calibration = (
         recalibration.identity(len(validation.classes))

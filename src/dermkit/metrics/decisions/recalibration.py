@@ -50,6 +50,16 @@ class ProbabilityCalibration:
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(weights / np.sort(weights, axis=1).sum(axis=1, keepdims=True), dtype=np.float64)
 
+    def without_bias(self) -> "ProbabilityCalibration":
+        """Return its temperature alone: as sure as it is right, for the class frequencies that the net was trained for.
+
+        A net that was trained as if all classes were equally frequent (adjusted logits, class weights, sampling) has
+        biases that undo just that. In a mean of nets they would change which class is the most probable.
+        """
+        if self.kind != "bias":
+            return self
+        return ProbabilityCalibration("temperature", self.temperature, (0.0,) * len(self.bias))
+
 
 def identity(n_classes: int) -> ProbabilityCalibration:
     """Return the identity calibration of K classes."""
