@@ -205,12 +205,12 @@ def train_command(
         folds=folds, class_weights=class_weights, test_views=test_views,
     )  # fmt: skip
     if recipe == AUTO_RECIPE:
-        _check_alone(set_fields, forms, split=split, continue_from=continue_from)
+        _check_alone(set_fields, forms, split=split, continue_from=continue_from, teacher=teacher)
         machine = MachineOptions(out, device, devices, nodes, restarts, workers, None, resume)
         run_auto(dataset, machine, auto_options(time, weights, seed))
         return
     weights_file = _single_file(weights, time)
-    options = MachineOptions(out, device, devices, nodes, restarts, workers, weights_file, resume)
+    options = MachineOptions(out, device, devices, nodes, restarts, workers, weights_file, resume, teacher)
     _train_recipe(recipe, dataset, options, forms, set_fields, split=split, seed=seed, continue_from=continue_from)
 
 
@@ -245,10 +245,16 @@ def _train_recipe(
 
 
 def _check_alone(
-    set_fields: list[str] | None, forms: "ShortForms", *, split: str | None, continue_from: Path | None
+    set_fields: list[str] | None,
+    forms: "ShortForms",
+    *,
+    split: str | None,
+    continue_from: Path | None,
+    teacher: Path | None,
 ) -> None:
     flags = [f"--{name.replace('_', '-')}" for name, value in asdict(forms).items() if value is not None]
     flags += ["--set"] * bool(set_fields) + ["--split"] * bool(split) + ["--continue"] * bool(continue_from)
+    flags += ["--teacher"] * bool(teacher)
     refuse_with_auto(flags)
 
 
