@@ -42,6 +42,7 @@ from dermkit.training.classifier_phase import fit_classifier_epoch
 from dermkit.training.distributed.process_group import process_group_of
 from dermkit.training.distributed.sync_batchnorm import convert_sync_batch_norm
 from dermkit.training.features import FeatureSource
+from dermkit.training.memory import kept_memory
 from dermkit.training.phase_checks import check_phases
 from dermkit.training.phase_setup import make_batch_source, make_pixel_source, make_train_step
 from dermkit.training.samples import PixelSource
@@ -102,7 +103,9 @@ def train_net(
             break
     if state.progress.log_rows:  # an earlier process may have been killed between its checkpoint and its log
         write_log(state)
-    with exact_float32(fabric.device):  # else a GPU would round the inputs of float32 convolutions
+    is_on_cpu = fabric.device.type == "cpu"
+    memory = kept_memory() if is_on_cpu else contextlib.nullcontext()
+    with memory, exact_float32(fabric.device):  # else a GPU would round the inputs of float32 convolutions
         for phase_index, phase in enumerate(job.recipe.phases):
             if phase_index >= state.progress.phase:
                 _train_phase(state, phase_index, phase, pixel_source)
