@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit_inputs import make_subject
+from dermkit.audit.checks.duplicates import da012_exact_duplicates_across_splits
 from dermkit.audit.checks.finding import AuditInput, Finding, NotApplicable, Severity, read_check_card
 from dermkit.audit.checks.groups import (
     da020_lesions_across_splits,
@@ -81,6 +82,16 @@ def test_folds_beside_test_images_leak_into_them_and_between_each_other() -> Non
     assert "Of 3 test images 1 (33 %" in found.sentence
     assert "Of 3 images, each validated in its fold, 2 (67 %" in found.sentence
     assert found.rows["sibling_image_id"].tolist() == ["0002", "0001", "0000"]
+
+
+def test_copies_in_two_folds_are_told_beside_those_of_test_images() -> None:
+    split = ["fold 0", "fold 1", "fold 1", "test"]
+    subject = make_subject(["nv"] * 4, split=split, pairs=[(0, 1, 0.0), (2, 3, 0.0)])
+    found = da012_exact_duplicates_across_splits(subject)
+    assert isinstance(found, Finding)
+    assert {name: figures["n"] for name, figures in found.figures["splits"].items()} == {
+        "test": 1, "fold 0": 1, "fold 1": 2,
+    }  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
