@@ -2,7 +2,7 @@
 
 The weights minimise the log loss of the mean, a convex problem that expectation-maximisation solves without a step
 size. One image a model counts for equal weights (a Dirichlet prior): without it 40 images give weights whose loss on
-new ones is .02 worse than that of equal weights where the models are equally good, with it .002; greedy selection with
+new ones is .02 worse than that of equal weights where the models are equally good, with it .003; greedy selection with
 replacement (Caruana 2004) is as bad as no prior (benchmarks/ensembles.md).
 
 Shapes: N images, K classes, S models, F nets of a model.
