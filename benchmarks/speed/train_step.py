@@ -1,22 +1,26 @@
-"""Our training step against that of timm's train.py: the same net, batch, optimizer and data in memory, in one process.
+"""Our training step against that of timm's train.py: the same net, batch, optimizer and data in memory.
 
     python benchmarks/speed/train_step.py [--rounds 40] [--nets mobilenetv2_100 ...] [--table]
 
-In a round every contender takes one step on the same batch, in turn and each round in another order, so that what else
-the machine does hits them alike; ratios are taken within a round. `ours` is the step of `dermkit train`, `ours,
-augmented` the same with the light augmentation, `timm` the body of the loop of train.py (commit aa4b585) with
---channels-last on a batch that is ready and normalised, so that it pays for no augmentation at all; `timm, fused` has
---opt-kwargs fused=True too. Rows are added to benchmarks/train_step.csv; a case that is there for this commit and
-machine is not measured again. Set OMP_NUM_THREADS to choose the threads.
+Each contender is a process of its own, as the way that memory is kept belongs to the process. In a round every one
+takes one step on the same batch while the others wait, in turn and each round in another order, so that what else the
+machine does hits them alike; ratios are taken within a round, of the time on the clock and of the processor's time.
+`ours` is the step of `dermkit train`, `ours, augmented` the same with the light augmentation, `timm` the body of the
+loop of train.py (commit aa4b585) with --channels-last on a batch that is ready and normalised, so that it pays for no
+augmentation at all; `timm, fused` has --opt-kwargs fused=True too. Rows are added to benchmarks/train_step.csv; a case
+that is there for this commit and machine is not measured again. Set OMP_NUM_THREADS to choose the threads.
 """
 
 import argparse
+import contextlib
 import csv
 import datetime
 import importlib
 import itertools
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +41,7 @@ from dermkit.recipes.augmentation import NO_AUGMENTATION, PRESETS
 from dermkit.recipes.experiments import full_phase
 from dermkit.recipes.schema import Recipe
 from dermkit.training.distributed.process_group import process_group_of, start_fabric
+from dermkit.training.memory import kept_memory
 from dermkit.training.phase_setup import make_batch_source, make_pixel_source, make_train_step
 from dermkit.training.state import TrainingHooks, TrainingJob, TrainingState
 
@@ -49,9 +54,10 @@ NETS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 OPTIMIZERS = ("adamw", "sgd")
 REFERENCES = ("timm", "timm, fused")
+CONTENDERS = ("ours", "timm", "ours, augmented", "timm, fused")
 HEADER = (
     "date", "commit", "machine", "load", "torch", "net", "size", "optimizer", "precision", "who", "rounds", "ms",
-    "reference", "ratio", "ratio_low", "ratio_high",
+    "cpu_ms", "reference", "ratio", "ratio_low", "ratio_high", "cpu_ratio",
 )  # fmt: skip
 
 Step = Callable[[int], None]
@@ -149,28 +155,64 @@ def timms(recipe: Recipe, cache: Path, **optimizer_arguments: Any) -> Step:
     return step
 
 
-def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Return each contender's seconds a step, round by round."""
-    seconds: dict[str, list[float]] = {who: [] for who in steps}
-    names = list(steps)
+def contender(who: str, net: str, optimizer: str, precision: str) -> None:
+    """Take a step for each number that is read, and answer with its seconds on the clock and of the processor."""
+    is_ours, is_augmented = who.startswith("ours"), who == "ours, augmented"
+    recipe = recipe_of(net, optimizer, precision, is_augmented=is_augmented)
+    memory = kept_memory() if is_ours else contextlib.nullcontext()
+    with tempfile.TemporaryDirectory() as folder, memory:
+        if is_ours:
+            step = ours(recipe, Path(folder), is_augmented=is_augmented)
+        else:
+            step = timms(recipe, Path(folder), **({"fused": True} if who == "timm, fused" else {}))
+        for line in sys.stdin:
+            start, cpu_start = time.perf_counter(), time.process_time()
+            step(int(line))
+            print(time.perf_counter() - start, time.process_time() - cpu_start, flush=True)
+
+
+def measure(net: str, optimizer: str, precision: str, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Return each contender's seconds a step, on the clock and of the processor, round by round."""
+    words = [sys.executable, __file__, "--nets", net, "--optimizers", optimizer, "--precisions", precision]
+    # Threads that wait do not spin: one that waits for its turn would take the others' cores.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    processes = {
+        who: subprocess.Popen(
+            [*words, "--contender", who], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for who in CONTENDERS
+    }
+    seconds: dict[str, list[tuple[float, float]]] = {who: [] for who in CONTENDERS}
     for number in range(WARM_UP + rounds):
-        for who in names[number % len(names) :] + names[: number % len(names)]:
-            start = time.perf_counter()
-            steps[who](number)
-            seconds[who].append(time.perf_counter() - start)
+        first = number % len(CONTENDERS)
+        for who in CONTENDERS[first:] + CONTENDERS[:first]:
+            given, answered = processes[who].stdin, processes[who].stdout
+            if given is None or answered is None:
+                raise SystemExit(f"{who}: has no pipes")
+            given.write(f"{number}\n")
+            given.flush()
+            clock, cpu = answered.readline().split()
+            seconds[who].append((float(clock), float(cpu)))
+    for process in processes.values():
+        process.communicate()
     return {who: values[WARM_UP:] for who, values in seconds.items()}
 
 
-def measured_rows(case: dict[str, object], seconds: dict[str, list[float]]) -> list[dict[str, object]]:
+def measured_rows(
+    case: dict[str, object], seconds: dict[str, list[tuple[float, float]]]
+) -> list[dict[str, object]]:
     """Return a row for each of ours against each of timm's; a ratio above 1 says that ours is faster."""
     result: list[dict[str, object]] = []
     for who, reference in itertools.product(seconds, REFERENCES):
-        ratios = sorted(theirs / own for theirs, own in zip(seconds[reference], seconds[who], strict=True))
+        pairs = list(zip(seconds[reference], seconds[who], strict=True))
+        ratios = sorted(theirs[0] / own[0] for theirs, own in pairs)
+        clock, cpu = (statistics.median(value[kind] for value in seconds[who]) for kind in (0, 1))
         tail = len(ratios) // 10
         result.append({
-            **case, "who": who, "rounds": len(ratios), "ms": f"{1000 * statistics.median(seconds[who]):.1f}",
+            **case, "who": who, "rounds": len(ratios), "ms": f"{1000 * clock:.1f}", "cpu_ms": f"{1000 * cpu:.1f}",
             "reference": reference, "ratio": f"{statistics.median(ratios):.3f}",
             "ratio_low": f"{ratios[tail]:.3f}", "ratio_high": f"{ratios[-1 - tail]:.3f}",
+            "cpu_ratio": f"{statistics.median(theirs[1] / own[1] for theirs, own in pairs):.3f}",
         })  # fmt: skip
     return result
 
@@ -199,15 +241,7 @@ def run(net: str, optimizer: str, precision: str, rounds: int) -> None:
     if any(all(row[name] == str(value) for name, value in case.items()) for row in read()):
         return
     load = f"{os.getloadavg()[0]:.1f}"
-    with tempfile.TemporaryDirectory() as folder:
-        plain, augmented = (recipe_of(net, optimizer, precision, is_augmented=flag) for flag in (False, True))
-        steps = {
-            "ours": ours(plain, Path(folder), is_augmented=False),
-            "timm": timms(plain, Path(folder)),
-            "ours, augmented": ours(augmented, Path(folder), is_augmented=True),
-            "timm, fused": timms(plain, Path(folder), fused=True),
-        }
-        seconds = measure(steps, rounds)
+    seconds = measure(net, optimizer, precision, rounds)
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     append(measured_rows({"date": today, "load": load, **case}, seconds))
 
@@ -219,7 +253,10 @@ def table() -> str:
         for row in read()
         if row["who"].startswith("ours")
     }
-    lines = ["| net | optimizer | precision | ours | against | ratio (10 to 90 %) | rounds |", "|" + "---|" * 7]
+    lines = [
+        "| net | optimizer | precision | ours | against | clock (10 to 90 %) | processor | rounds |",
+        "|" + "---|" * 8,
+    ]
     for row in newest.values():
         ratio = f"{row['ratio']} ({row['ratio_low']} to {row['ratio_high']})"
         cells = [
@@ -228,7 +265,7 @@ def table() -> str:
             row["precision"],
             f"{row['who']}: {row['ms']} ms",
         ]
-        lines.append("| " + " | ".join([*cells, row["reference"], ratio, row["rounds"]]) + " |")
+        lines.append("| " + " | ".join([*cells, row["reference"], ratio, row["cpu_ratio"], row["rounds"]]) + " |")
     return "\n".join(lines)
 
 
@@ -241,7 +278,11 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
     parser.add_argument("--precisions", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     parser.add_argument("--table", action="store_true", help="print the rows that are there")
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.contender:
+        contender(given.contender, given.nets[0], given.optimizers[0], given.precisions[0])
+        return
     if not given.table:
         for net, optimizer, precision in itertools.product(given.nets, given.optimizers, given.precisions):
             run(net, optimizer, precision, given.rounds)
