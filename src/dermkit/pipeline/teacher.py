@@ -152,7 +152,7 @@ def teacher_table(
 def _predicted(
     model: Path, dataset: Dataset, image_ids: Sequence[str], progress: "Progress", device: str
 ) -> NDArray[np.float64]:
-    """Return the model's probabilities of images, after its calibration, in the data set's order of classes."""
+    """Return the model's probabilities of images, after its temperature, in the data set's order of classes."""
     from dermkit.data.cache.pixels import pixel_cache
     from dermkit.prediction.predictor import load_model
 
@@ -168,5 +168,5 @@ def _predicted(
         pixels, range(len(image_ids)), on_progress=lambda count, total: progress.step("teacher", count, total)
     )
     if predictor.policy is not None:
-        p = predictor.policy.calibration.apply(p)
+        p = predictor.policy.calibration.without_bias().apply(p)
     return p[:, [predictor.class_names.index(name) for name in dataset.class_names]]
