@@ -16,13 +16,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
+from dermkit.cli.tune import _search_space
 from dermkit.errors import RunInterrupt, UntrustedError, UsageError
 from dermkit.models.heads import ABSENT_PROBABILITY, ClassifierHead, SvmHead, build_head
 from dermkit.models.net import build_net, check_fits
 from dermkit.models.requirements import check_requirements
 from dermkit.models.weights import resolve_weights
-from dermkit.recipes.experiments import ADAM, ROTATE_FLIP_ZOOM, head_phase
+from dermkit.recipes.derive import derive_recipe
+from dermkit.recipes.experiments import ADAM, ROTATE_FLIP_ZOOM, find_recipe, head_phase
 from dermkit.recipes.schema import ClassifierSpec, Recipe
+from dermkit.recipes.short_forms import ShortForms, short_form_assignments
 from dermkit.training.classifier_phase import fit_classifier_epoch
 from dermkit.training.classifiers import ClassifierFit, TrainingFeatures, fit_classifier, weights_by_class
 from dermkit.training.distributed import process_group
@@ -277,3 +280,13 @@ def test_what_a_classifier_would_leave_out_is_refused(changes: dict[str, Any], w
     with pytest.raises(UsageError, match=words):
         check_requirements(recipe, None)
     check_requirements(recipe_of("svm"), None)
+
+
+def test_a_search_leaves_the_kind_of_classifier_and_tries_its_settings() -> None:
+    recipe = derive_recipe(find_recipe("quick"), short_form_assignments(find_recipe("quick"), FORMS))
+    fields = set(_search_space(recipe, None, None, FORMS).dimensions)
+    assert {"model.classifier.penalty", "optim.class_weights", "smote.target_fraction"} <= fields
+    assert not {"model.classifier.neighbours", "optim.batch_size", "phases.0.head_lr", "model.dropout"} & fields
+
+
+FORMS = ShortForms(classifier="svm", smote=True)

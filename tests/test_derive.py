@@ -13,6 +13,8 @@ from dermkit.pipeline.continuation import changed_fields
 from dermkit.recipes.augmentation import PRESETS
 from dermkit.recipes.derive import check_record, derive_grid, derive_recipe, parse_assignment
 from dermkit.recipes.experiments import GRIDS, RECIPES
+from dermkit.recipes.frozen import CLASSIFIERS, ClassifierKind
+from dermkit.recipes.head_checks import check_head_fields
 from dermkit.recipes.schema import (
     Recipe,
     changes_text,
@@ -184,6 +186,27 @@ def test_other_short_forms() -> None:
     typed = field_assignments(RECIPES["strong"], ["split.scheme=given"], ShortForms(folds=5), None)
     beside = derive_recipe(RECIPES["strong"], typed).split
     assert (beside.scheme, beside.folds, beside.test) == ("given", 5, 0.0)
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_a_classifier_replaces_the_dense_layers_of_any_recipe(kind: ClassifierKind) -> None:
+    for name, recipe in RECIPES.items():
+        derived = derive(name, classifier=kind)
+        check_head_fields(derived)
+        assert derived.model.classifier == CLASSIFIERS[kind]
+        (phase,), first = derived.phases, recipe.phases[0]
+        assert (phase.epochs, phase.train_backbone) == (1, "none")
+        assert phase.views == (first.views if first.train_backbone == "none" else 0)
+
+
+def test_names_and_fields_of_a_classifier_and_smote() -> None:
+    assert derive("s2-finetuned", classifier="svm").name == "s2-finetuned-classifier_svm"
+    assert derive("quick", classifier="logistic", smote=True).name == "quick-classifier_logistic-smote_1.0-5"
+    stronger = derive("quick", "model.classifier.penalty=7.0", classifier="svm")
+    assert stronger.model.classifier is not None and stronger.model.classifier.penalty == 7.0
+    assert stronger.name == "quick-classifier_svm-7.0-15-100-0.1-15"
+    assert "smote makes features of a frozen backbone" in refusal("strong", smote=True)
+    assert "model.classifier is fitted once" in refusal("quick", classifier="svm", epochs="5")
 
 
 @pytest.mark.parametrize(

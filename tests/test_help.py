@@ -57,7 +57,7 @@ def test_an_example_is_taken_by_the_command_line(line: str) -> None:
         forms = ShortForms(
             epochs=params["epochs"], batch_size=params["batch_size"], learning_rate=params["lr"],
             image_size=params["image_size"], backbone=params["backbone"], class_weights=params["class_weights"],
-            folds=params.get("folds"),
+            folds=params.get("folds"), classifier=params["classifier"], smote=params["smote"],
         )  # fmt: skip
         members = find_grid(params["recipe"]) if params["recipe"] in GRIDS else (find_recipe(params["recipe"]),)
         changes = [*map(parse_assignment, params["set_fields"] or []), *short_form_assignments(members[0], forms)]

@@ -18,9 +18,13 @@ QUICK = RECIPES["quick"]
 def test_every_recipe_has_a_space_whose_values_are_recipes(name: str) -> None:
     recipe = RECIPES[name]
     space = default_space(recipe)
-    assert "optim.batch_size" in space.dimensions and "optim.focal_gamma" in space.dimensions
-    rate = space.dimensions["phases.0.head_lr"]
-    assert isinstance(rate, Range) and rate.log and rate.low < recipe.phases[0].head_lr < rate.high
+    assert "optim.class_weights" in space.dimensions
+    is_dense = recipe.model.classifier is None
+    assert is_dense == ("optim.batch_size" in space.dimensions) == ("optim.focal_gamma" in space.dimensions)
+    assert is_dense != any(path.startswith("model.classifier.") for path in space.dimensions)
+    if is_dense:
+        rate = space.dimensions["phases.0.head_lr"]
+        assert isinstance(rate, Range) and rate.log and rate.low < recipe.phases[0].head_lr < rate.high
     is_trained = recipe.phases[0].train_backbone != "none"
     assert ("phases.0.backbone_lr" in space.dimensions) == (is_trained and recipe.phases[0].backbone_lr > 0)
     lows = {

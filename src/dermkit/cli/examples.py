@@ -29,6 +29,10 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "dermkit train strong lesions --backbone resnet50 --epochs 3,12 --set optim.batch_size=16",
             "another net, 3 epochs for its head and 12 for all of it; the changed recipe is recorded",
         ),
+        (
+            "dermkit train quick lesions --classifier logistic --smote",
+            "logistic regression on features of the frozen net, with new ones of rare classes",
+        ),
     ),
     "plan": (
         ("dermkit plan lesions --time 30m", "what would be trained in half an hour on this machine, and why"),

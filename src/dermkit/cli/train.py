@@ -103,6 +103,16 @@ ClassWeightsOption = Annotated[
 ]
 
 
+ClassifierOption = Annotated[
+    Literal["logistic", "k_nearest", "svm", "gradient_boosting"] | None,
+    typer.Option(
+        "--classifier",
+        help="Freeze the backbone and fit this classifier on its features, in place of dense layers.",
+    ),
+]
+SmoteOption = Annotated[
+    bool, typer.Option("--smote", help="SMOTE: new features of small classes, with a frozen backbone.")
+]
 TestViewsOption = Annotated[
     Literal["identity", "dihedral", "dihedral_crops", "choose"] | None,
     typer.Option(
@@ -195,6 +205,8 @@ def train_command(
     backbone: BackboneOption = None,
     folds: FoldsOption = None,
     class_weights: ClassWeightsOption = None,
+    classifier: ClassifierOption = None,
+    smote: SmoteOption = False,
     test_views: TestViewsOption = None,
     teacher: TeacherOption = None,
 ) -> None:
@@ -202,7 +214,7 @@ def train_command(
 
     forms = ShortForms(
         epochs=epochs, batch_size=batch_size, learning_rate=lr, image_size=image_size, backbone=backbone,
-        folds=folds, class_weights=class_weights, test_views=test_views,
+        folds=folds, class_weights=class_weights, test_views=test_views, classifier=classifier, smote=smote,
     )  # fmt: skip
     if recipe == AUTO_RECIPE:
         _check_alone(set_fields, forms, split=split, continue_from=continue_from, teacher=teacher)
@@ -236,9 +248,8 @@ def _train_recipe(
 
     def train(dataset: "Dataset", settings: "RunSettings", progress: Progress) -> Path:
         return dk.train(
-            chosen_recipe, dataset, settings=settings, split=split, seed=seed, continue_from=continue_from,
-            progress=progress,
-        )  # fmt: skip
+            chosen_recipe, dataset, settings=settings, split=split, seed=seed, progress=progress,
+            continue_from=continue_from)  # fmt: skip
 
     folder = train_on(dataset, options, train)
     print_run(folder, folder / REPORT_FILE)

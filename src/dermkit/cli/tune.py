@@ -12,6 +12,7 @@ from dermkit.cli.machine import MachineOptions, print_run, train_on
 from dermkit.cli.train import (
     BackboneOption,
     BatchSizeOption,
+    ClassifierOption,
     ClassWeightsOption,
     DeviceOption,
     DevicesOption,
@@ -24,6 +25,7 @@ from dermkit.cli.train import (
     ResumeOption,
     SeedOption,
     SetOption,
+    SmoteOption,
     SplitOption,
     TrainOutOption,
     WeightsOption,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from dermkit.data.manifest import Dataset
     from dermkit.pipeline.plan import RunSettings
     from dermkit.pipeline.search import SearchOptions
+    from dermkit.recipes.derive import Assignment
     from dermkit.recipes.schema import Recipe
     from dermkit.recipes.search_space import SearchSpace
     from dermkit.recipes.short_forms import ShortForms
@@ -101,12 +104,14 @@ def tune_command(
     backbone: BackboneOption = None,
     folds: FoldsOption = None,
     class_weights: ClassWeightsOption = None,
+    classifier: ClassifierOption = None,
+    smote: SmoteOption = False,
 ) -> None:
     from dermkit.recipes.short_forms import ShortForms
 
     forms = ShortForms(
         epochs=epochs, batch_size=batch_size, learning_rate=lr, image_size=image_size, backbone=backbone,
-        folds=folds, class_weights=class_weights,
+        folds=folds, class_weights=class_weights, classifier=classifier, smote=smote,
     )  # fmt: skip
     machine = MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume)
     of_study = {
@@ -118,10 +123,9 @@ def tune_command(
         _tune_grid(recipe, dataset, forms, machine, set_fields, split, seed)
         return
     base = _changed_recipe(recipe, set_fields, forms, split)
-    searched = _search_space(base, space, set_fields, forms)
     options = _search_options(trials, time, study, storage, prunes=not no_prune, trains_final=not no_final)
     _check_single_process(machine)
-    _search(base, searched, dataset, options, machine, split, seed)
+    _search(base, _search_space(base, space, set_fields, forms), dataset, options, machine, split, seed)
 
 
 def _is_grid(name: str) -> bool:
@@ -188,10 +192,18 @@ def _search_space(
     from dermkit.recipes.short_forms import short_form_assignments
 
     assignments = [*map(parse_assignment, set_fields or []), *short_form_assignments(recipe, forms)]
-    paths = tuple(assignment.path for assignment in assignments if not assignment.path.startswith("split."))
+    fixed = (_fixed_field(assignment) for assignment in assignments)
+    paths = tuple(field for field in fixed if field and not field.startswith("split."))
     if path is None:
         return default_space(recipe, set_fields=paths)
     return load_space(path, recipe, set_fields=paths)
+
+
+def _fixed_field(assignment: "Assignment") -> str:
+    """Return the field that a search leaves alone: of --classifier the kind, of --smote none, so that settings vary."""
+    of_short_form = {"model.classifier": "model.classifier.kind", "smote": ""}
+    is_short_form = not assignment.option.startswith("--set")
+    return of_short_form.get(assignment.path, assignment.path) if is_short_form else assignment.path
 
 
 def _search_options(

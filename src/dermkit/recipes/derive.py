@@ -11,6 +11,8 @@ from dermkit.files import fingerprint, windows_name_problem
 from dermkit.recipes.augmentation import find_preset
 from dermkit.recipes.experiments import RECIPES
 from dermkit.recipes.fields import INDEX, generic_path, nearest_fields, recipe_fields
+from dermkit.recipes.frozen import CLASSIFIERS
+from dermkit.recipes.head_checks import DENSE_FIELDS
 from dermkit.recipes.schema import Derivation, FieldChange, Recipe, parse_recipe, recipe_to_dict
 
 _LONGEST_NAME = 80
@@ -22,6 +24,7 @@ _BACKBONE_FIELDS: Mapping[str, Any] = {"model.backbone_args": {}, "model.skip_bl
 _IMPLIED_FIELDS: Mapping[str, Sequence[str]] = {
     "model.backbone": ("model.backbone_args", "model.skip_blocks"),
     "split.folds": ("split.scheme", "split.test"),
+    "model.classifier": ("phases", *DENSE_FIELDS),
 }
 """Field -> fields that change with it, which a derived recipe's name leaves out."""
 
@@ -105,7 +108,7 @@ def derive_recipe(recipe: Recipe, assignments: Sequence[Assignment]) -> Recipe:
         free_fields = {path: value for path, value in _BACKBONE_FIELDS.items() if path not in set_paths}
         for path, value in free_fields.items():
             _assign(after, Assignment(path, value, ""))
-    options = ", ".join(assignment.option for assignment in assignments)
+    options = ", ".join(dict.fromkeys(assignment.option for assignment in assignments))
     derived = parse_recipe(after, f"{recipe.name} with {options}")
     return _with_record(recipe, derived)
 
@@ -245,8 +248,17 @@ def _name_part(change: FieldChange, is_same_in_phases: bool) -> str:
     is_of_phase = generic_path(change.field).startswith(f"phases.{INDEX}.") and not is_same_in_phases
     # p and augment are fields of several groups
     label = f"phase{parent}_{field}" if is_of_phase else f"{parent}_{field}" if len(field) < 3 else field
-    value = re.sub(r"[^A-Za-z0-9.]+", "-", json.loads(change.after) if change.after[0] == '"' else change.after)
+    value = re.sub(r"[^A-Za-z0-9.]+", "-", _value_text(change.after))
     return f"{label}_{value.strip('-.')}" if value.strip("-.") and len(value) <= 30 else ""
+
+
+def _value_text(after: str) -> str:
+    """Return a value for a name: text without quotes, of a small group its values, of a usual classifier its kind."""
+    if after.startswith("{"):
+        values = json.loads(after)
+        is_usual = any(values == asdict(classifier) for classifier in CLASSIFIERS.values())
+        return str(values["kind"]) if is_usual else "-".join(map(str, values.values()))
+    return str(json.loads(after)) if after.startswith('"') else after
 
 
 def check_record(recipe: Recipe, source: str) -> None:

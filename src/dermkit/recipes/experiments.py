@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from dermkit.errors import UsageError, did_you_mean
 from dermkit.recipes.augmentation import NO_AUGMENTATION, PRESETS
+from dermkit.recipes.frozen import frozen_recipes
 from dermkit.recipes.general import QUICK, SCRATCH, STRONG
 from dermkit.recipes.schema import ImageSpec, ModelSpec, OversampleSpec, Recipe, SplitSpec
 from dermkit.recipes.strong import STRONG_RECIPES
@@ -343,10 +344,11 @@ DEMO = Recipe(
     test_views="identity",
 )
 
+_FROZEN = frozen_recipes(QUICK)
 _BASES: Sequence[Recipe] = (
     S0_INCEPTION, S0_RESNET, S0_INCEPTION_FROZEN, S0_RESNET_FROZEN, S0_INCEPTION_MIXED7A,
     S1_CNN, S2_PUBLISHED, S2_NORMALISED, S2_AUGMENTED, S2_DROPOUT, S2_FINETUNED, S3_RESNET, S4_CNN, DEMO,
-    QUICK, STRONG, SCRATCH,
+    QUICK, STRONG, SCRATCH, *_FROZEN,
 )  # fmt: skip
 _ON_RESNET = tuple(recipe for recipe in _BASES if recipe.model.backbone == "resnet50")
 
@@ -367,6 +369,7 @@ RECIPE_GROUPS: Mapping[str, Sequence[str]] = {
     "The strongest for a time, on two cores or one GPU (`dermkit train auto` chooses by itself)": tuple(
         recipe.name for recipe in STRONG_RECIPES
     ),
+    "Your own images in minutes: a frozen net, another head": tuple(recipe.name for recipe in _FROZEN),
     "The five published systems (docs/recipes.md)": _SYSTEMS,
     "S2 improved, one change after the other": ("s2-normalised", "s2-augmented", "s2-dropout", "s2-finetuned"),
     "S0 for a machine with few cores": ("s0-inception-v3-frozen", "s0-resnet50-frozen", "s0-inception-v3-mixed7a"),

@@ -13,6 +13,7 @@ _ONE_LABEL = "mixed images have two labels, and a classifier takes one"
 
 DENSE_FIELDS: Mapping[str, tuple[Any, str]] = {
     "model.hidden": ([], _DENSE_LAYERS), "model.dropout": (0.0, _DENSE_LAYERS),
+    "model.drop_path": (0.0, "the backbone is frozen"),
     "optim.label_smoothing": (0.0, _NO_LOSS), "optim.focal_gamma": (0.0, _NO_LOSS),
     "optim.logit_adjustment": (0.0, f"{_NO_LOSS}; optim.class_weights and optim.sampling weigh its samples"),
     "optim.weight_decay": (0.0, f"{_NO_LOSS}, regularised by model.classifier"),

@@ -1,9 +1,15 @@
-"""The short forms of `--set`: epochs, batch size, learning rate, image size, backbone, folds, class weights, views."""
+"""The short forms of `--set`: epochs, batch size, learning rate, image size, backbone, folds, class weights, views,
+classifier and SMOTE.
+"""
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from dermkit.recipes.derive import Assignment, recipe_change_error
+from dermkit.recipes.frozen import CLASSIFIERS, SMOTE, ClassifierKind, classifier_phase
+from dermkit.recipes.head_checks import DENSE_FIELDS
 from dermkit.recipes.schema import Recipe
 
 
@@ -14,6 +20,8 @@ class ShortForms:
     epochs: one number for every phase, or one a phase. learning_rate: that of the head in the first phase, the others
     keep their ratio to it; or one a phase, of the head. folds: k folds, of the training images where the recipe keeps
     published test images, else of all images.
+    assignments += _classifier(recipe, forms.classifier) if forms.classifier is not None else []
+    assignments += [Assignment("smote", asdict(SMOTE), "--smote")] if forms.smote else []
     """
 
     epochs: str | None = None
@@ -24,6 +32,8 @@ class ShortForms:
     folds: int | None = None
     class_weights: str | None = None
     test_views: str | None = None
+    classifier: ClassifierKind | None = None
+    smote: bool = False
 
 
 def short_form_assignments(recipe: Recipe, forms: ShortForms, *, scheme: str = "") -> list[Assignment]:
@@ -47,9 +57,24 @@ def short_form_assignments(recipe: Recipe, forms: ShortForms, *, scheme: str = "
         if (scheme or recipe.split.scheme).startswith("given"):
             del fields["split.scheme"]
         assignments += [Assignment(path, value, option) for path, value in fields.items()]
+    assignments += _classifier(recipe, forms.classifier) if forms.classifier is not None else []
+    assignments += [Assignment("smote", asdict(SMOTE), "--smote")] if forms.smote else []
     assignments += _epochs(recipe, forms.epochs) if forms.epochs is not None else []
     assignments += _learning_rates(recipe, forms.learning_rate) if forms.learning_rate is not None else []
     return assignments
+
+
+def _classifier(recipe: Recipe, kind: ClassifierKind) -> list[Assignment]:
+    option = f"--classifier {kind}"
+    first = recipe.phases[0]
+    views = first.views if first.train_backbone == "none" and recipe.mix is None else 0
+    phase = replace(classifier_phase(views), freeze_batch_norm=first.freeze_batch_norm)
+    values: list[tuple[str, Any]] = [
+        ("model.classifier", asdict(CLASSIFIERS[kind])),
+        ("phases", json.loads(json.dumps([asdict(phase)]))),
+        *((path, value) for path, (value, _) in DENSE_FIELDS.items()),
+    ]
+    return [Assignment(path, value, option) for path, value in values]
 
 
 def _epochs(recipe: Recipe, text: str) -> list[Assignment]:
