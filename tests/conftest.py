@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -32,6 +33,13 @@ def free_port() -> int:
     """Return a port of this machine that nothing listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def before_format_5(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a card whose nets have what they had before format 5: one preprocessing, in the card, for all of them."""
+    added = ("preprocessing", "weight", "class_order")
+    members = [{name: value for name, value in member.items() if name not in added} for member in card["members"]]
+    return {**card, "preprocessing": card["members"][0]["preprocessing"], "members": members}
 
 
 @pytest.fixture

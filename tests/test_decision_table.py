@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import dermkit as dk
-from conftest import Cli, Invoke
+from conftest import Cli, Invoke, before_format_5
 from dermkit.data.manifest import LesionClass, Malignancy
 from dermkit.errors import RunInterrupt, UntrustedError, UsageError
 from dermkit.evaluation.external import EXTERNAL_SPLIT
@@ -284,6 +284,7 @@ def test_points_without_a_promise_answer_only_when_they_are_named(
 def first_format(card: dict[str, Any]) -> None:
     for name in ("conformal", "n_validation_images", "referral"):
         del card[name]
+    card |= before_format_5(card)
     card |= {"format": 1, "calibration": {"method": "none", "temperature": 1.0}, "operating_points": []}
 
 

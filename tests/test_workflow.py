@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import dermkit as dk
-from conftest import Invoke
+from conftest import Invoke, before_format_5
 from dermkit.comparison.compare import compare_runs
 from dermkit.data.diagnoses import classify_label
 from dermkit.errors import DataError, UsageError
@@ -461,7 +461,7 @@ def test_the_model_folder_holds_what_validation_settled(trained: Path, binary: P
 def test_a_model_of_the_first_format_is_still_read(trained: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(trained / "model", model)
-    card = read(model / "model.json")
+    card = before_format_5(read(model / "model.json"))
     older = {name: value for name, value in card.items() if name not in ("conformal", "n_validation_images")}
     older |= {"format": 1, "calibration": {"method": "none", "temperature": 1.0}, "operating_points": []}
     write_json(model / "model.json", {k: v for k, v in older.items() if k != "format"}, format=1)
