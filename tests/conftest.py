@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from matplotlib.figure import Figure
 
 import dermkit as dk
@@ -24,6 +25,10 @@ from drawn_once import draw_once
 # The nets here are so small that a second thread only waits: 6.2 s of processor time for a run, 2.1 s with one.
 # It has to be said before torch is loaded; tests of bit-for-bit repetition ask for two threads themselves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Busy machines take more than the 200 ms that an example has by default: time is not what these tests are about.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Invoke = Callable[..., tuple[int, str, str]]

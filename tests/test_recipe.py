@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dermkit.errors import UsageError
@@ -428,7 +428,6 @@ def test_a_split_that_contradicts_itself_is_refused(changes: dict[str, Any], why
         replace(split, **changes)
 
 
-@settings(deadline=None)  # a busy machine took more than the 200 ms of the default
 @given(st.data())
 def test_any_negative_number_is_refused(data: st.DataObject) -> None:
     numbers = [path for path in LEAVES if type(get(path)) in (int, float) and "backbone_args" not in path]

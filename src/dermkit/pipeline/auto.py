@@ -37,8 +37,8 @@ from dermkit.recipes.schema import parse_recipe, recipe_to_dict
 from dermkit.recipes.strong import STRONG_1H, STRONG_5MIN
 from dermkit.runs.layout import AUTO, METRICS
 
-_RESERVED = 0.05
-"""Of the time, for what comes after the last training: leaderboard, model, report."""
+_RESERVED_SECONDS, _RESERVED_PER_IMAGE, _MOST_RESERVED = 15.0, 0.003, 0.3
+"""For what comes after the last training (ensemble, models, reports): seconds, and at most this part of the time."""
 _FOREVER = float("inf")
 
 COMPLETE, OUT_OF_TIME, DIVERGED = "complete", "out of time", "diverged"
@@ -161,7 +161,9 @@ def _begin_or_go_on(folder: Path, dataset: Dataset, options: AutoOptions, machin
             "planning_seconds": time.monotonic() - start, "chosen": None,
         }  # fmt: skip
         AUTO.write(folder, document)
-    deadline = start + (1 - _RESERVED) * options.seconds - spent
+    n_images = document["profile"]["n_training"]
+    reserved = min(_RESERVED_SECONDS + n_images * _RESERVED_PER_IMAGE, _MOST_RESERVED * options.seconds)
+    deadline = start + options.seconds - reserved - spent
     return Race(folder, dataset, machine, plan, document, deadline)
 
 

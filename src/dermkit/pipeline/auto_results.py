@@ -5,19 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from dermkit.errors import DataError
 from dermkit.evaluation.selection import selected_among
 from dermkit.files import write_rows
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
+from dermkit.pipeline.ensemble import ensemble
 from dermkit.pipeline.repeats import summarise_repeats
 from dermkit.progress import Progress
 from dermkit.reporting.auto_page import RACE_METRICS, write_auto_page
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import AUTO, LEADERBOARD_TABLE
 from dermkit.runs.predictions import to_scored_set
+
+ENSEMBLE_FOLDER = "ensemble"
+"""The ensemble of all recipes: its folder in that of a race, and its name in the leaderboard."""
 
 CHOICE_METRIC = "balanced_accuracy"
 """What the leaderboard is ordered by: each class counts as much, whatever the mixture of the classes."""
@@ -45,33 +47,55 @@ def write_results(
             outcome="the plan and what was trained",
             remedy="give more time, or look at the messages above",
         )
-    scored_sets = [out_of_fold(recipe.runs) for recipe in recipes]
-    selected = selected_among([scored_sets], CHOICE_METRIC, seed=document["seed"])
-    chosen = recipes[selected.best]
-    rows = [
-        _row(recipe, scored_set, recipe is chosen, seed=document["seed"])
-        for recipe, scored_set in zip(recipes, scored_sets, strict=True)
-    ]
+    finals = [_write_model(recipe) for recipe in recipes]
+    if len(recipes) > 1:
+        finals.append(_write_ensemble(folder, recipes, progress))
+    selected = selected_among([[final.scored_set for final in finals]], CHOICE_METRIC, seed=document["seed"])
+    chosen = finals[selected.best]
+    rows = [_row(final, final is chosen, seed=document["seed"]) for final in finals]
     _write_leaderboard(folder, document, rows)
-    progress.say(f"the best out of fold: {chosen.name}")
-    final = summarise_repeats(chosen.runs[0].parent, chosen.runs, monitor="val_balanced_accuracy")
+    progress.say(f"the best out of fold: {chosen.recipe.name}")
     document["chosen"] = {
-        "name": chosen.name, "folder": str(final.relative_to(folder)), "metric": CHOICE_METRIC,
+        "name": chosen.recipe.name, "folder": str(chosen.folder.relative_to(folder)), "metric": CHOICE_METRIC,
         "value": selected.value, "corrected": selected.corrected.as_dict(), "optimism": selected.optimism,
-        "n_recipes": len(recipes),
+        "n_recipes": len(finals),
     }  # fmt: skip
     AUTO.write(folder, document)
     write_auto_page(folder)
 
 
-def out_of_fold(runs: Sequence[Path]) -> ScoredSet:
-    """Return the validation images of all folds, each as the net scored it that did not train on it."""
-    folders = [RunFolder(run) for run in runs]
-    rows = pd.concat([folder.predictions for folder in folders])
-    groups: dict[str, int] = {}
-    for folder in folders:
-        groups |= folder.groups() or {}
-    return to_scored_set(rows[rows["split"] == "validation"], folders[0].classes, groups or None)
+@dataclass(frozen=True)
+class _Final:
+    """What may be chosen: a recipe, or the ensemble of all. folder: of its model and its out-of-fold predictions."""
+
+    recipe: FinishedRecipe
+    scored_set: ScoredSet
+    folder: Path
+
+
+def _write_model(recipe: FinishedRecipe) -> _Final:
+    """Write the model, the figures and the report of a recipe's folds."""
+    parent = summarise_repeats(recipe.runs[0].parent, recipe.runs, monitor="val_balanced_accuracy")
+    return _Final(recipe, out_of_fold(parent), parent)
+
+
+def _write_ensemble(folder: Path, recipes: Sequence[FinishedRecipe], progress: Progress) -> _Final:
+    """Write the ensemble of all recipes, weighed on their out-of-fold predictions."""
+    progress.say(f"the ensemble of {len(recipes)} recipes")
+    out = folder / ENSEMBLE_FOLDER
+    ensemble([recipe.runs[0].parent for recipe in recipes], out=out, progress=progress)
+    as_recipe = FinishedRecipe(ENSEMBLE_FOLDER, (), sum(recipe.seconds for recipe in recipes))
+    return _Final(as_recipe, out_of_fold(out), out)
+
+
+def out_of_fold(folder: Path) -> ScoredSet:
+    """Return the validation images of all folds, each as nets scored it that did not train on it.
+
+    folder: the parent folder of the folds, or an ensemble of several.
+    """
+    run = RunFolder(folder)
+    rows = run.predictions
+    return to_scored_set(rows[rows["split"] == "validation"], run.classes, run.groups())
 
 
 def _write_leaderboard(folder: Path, document: Mapping[str, Any], rows: Sequence[Sequence[object]]) -> None:
@@ -89,11 +113,12 @@ def _write_leaderboard(folder: Path, document: Mapping[str, Any], rows: Sequence
     write_rows(folder / LEADERBOARD_TABLE, header, [*best_first, *unfinished])
 
 
-def _row(recipe: FinishedRecipe, scored_set: ScoredSet, is_chosen: bool, *, seed: int) -> tuple[object, ...]:
-    metrics = evaluate_split(scored_set, seed=seed)["metrics"]
+def _row(final: _Final, is_chosen: bool, *, seed: int) -> tuple[object, ...]:
+    recipe, n = final.recipe, len(final.scored_set.y_true)
+    metrics = evaluate_split(final.scored_set, seed=seed)["metrics"]
     cells: list[object] = []
     for metric in RACE_METRICS:
         estimate = metrics[metric]
         low, high = estimate["ci95"] or ("", "")
         cells += ["" if estimate["value"] is None else estimate["value"], low, high]
-    return (recipe.name, "complete", is_chosen, *cells, len(scored_set.y_true), round(recipe.seconds, 1))
+    return (recipe.name, "complete", is_chosen, *cells, n, round(recipe.seconds, 1))
