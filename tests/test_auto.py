@@ -2,11 +2,17 @@
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -155,8 +161,6 @@ def test_when_the_time_is_over_the_first_recipe_is_the_model_and_the_second_is_s
 
 
 def test_a_deadline_ends_a_training_within_an_epoch(binary: Path, tiny: Recipe, tmp_path: Path) -> None:
-    import time
-
     from dermkit.pipeline.plan import EpochWatch, make_plans, prepare_machine
     from dermkit.pipeline.run import run_plan
 
@@ -206,3 +210,41 @@ def test_plan_prints_what_it_would_train_and_why(
     assert "would change with" in out and "left alone" in out
     code, out, _ = invoke("plan", binary, "--time", "10m", "--json")
     assert code == 0 and json.loads(out)["plan"]["candidates"][0]["recipe"]["model"]["weights"] == "none"
+
+
+@pytest.mark.slow
+def test_a_race_killed_twenty_times_ends_with_the_leaderboard_of_one_that_was_not(
+    binary: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at random moments of the command line; the plan is that of the first start in both."""
+    command = [sys.executable, "-m", "dermkit.cli", "train", "auto", str(binary), "--time", "20m"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*command, "--out", str(out)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    begun = time.monotonic()
+    assert start(tmp_path / "whole").wait(timeout=900) == 0
+    (whole,) = (tmp_path / "whole").glob("auto-*")
+    seconds = time.monotonic() - begun
+    killed = tmp_path / "killed" / whole.name
+    killed.mkdir(parents=True)
+    plan = AUTO.read(whole)
+    AUTO.write(killed, {**plan, "states": {}, "seconds_of_runs": {}, "chosen": None})
+    rng, n_kills = np.random.default_rng(0), 0
+    while n_kills < 20:
+        process = start(killed.parent)
+        try:
+            assert process.wait(timeout=float(rng.uniform(0.2, 1.0)) * seconds) == 0
+            shutil.rmtree(killed)  # it ended before it was killed: another race, with the same plan
+            killed.mkdir()
+            AUTO.write(killed, {**plan, "states": {}, "seconds_of_runs": {}, "chosen": None})
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            n_kills += 1
+    assert start(killed.parent).wait(timeout=900) == 0
+    assert leaderboard(killed) == leaderboard(whole)
+    assert AUTO.read(killed)["chosen"] == AUTO.read(whole)["chosen"]

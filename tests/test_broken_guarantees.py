@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import dermkit as dk
-from conftest import Invoke
+from conftest import Invoke, before_format_5
 from dermkit.errors import UntrustedError
 from dermkit.evaluation.evaluate import evaluate_run
 from dermkit.evaluation.options import EvaluationOptions
@@ -123,14 +123,15 @@ def test_an_evaluation_without_test_images_leaves_what_is_known(run: Path) -> No
 
 
 def test_a_model_of_an_older_version_has_nothing_to_say_and_works(run: Path, binary: Path, tmp_path: Path) -> None:
-    card = read_card(run / "model")
-    del card["evaluation"]
+    today = read_card(run / "model")
+    del today["evaluation"]
+    card = before_format_5(today)
     (run / "model" / "model.json").write_text(json.dumps({"format": 3, **card}))
     write_checksums(run / "model")
     assert load_model(run / "model").broken_guarantees == ()
     outcome = predict(run / "model", images_of(binary), out=tmp_path / "out")
     assert outcome.n_scored == 3
-    assert "Broken" not in card_text(card)
+    assert "Broken" not in card_text(today)
     evaluate_run(run)
     for wrong in ({}, {"broken_guarantees": [{"rate": "recall"}]}, {"broken_guarantees": 3}):
         (run / "model" / "model.json").write_text(json.dumps({"format": 3, **card, "evaluation": wrong}))

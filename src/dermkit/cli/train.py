@@ -263,7 +263,7 @@ def _check_alone(
     continue_from: Path | None,
     teacher: Path | None,
 ) -> None:
-    flags = [f"--{name.replace('_', '-')}" for name, value in asdict(forms).items() if value is not None]
+    flags = [f"--{name.replace('_', '-')}" for name, value in asdict(forms).items() if value not in (None, False)]
     flags += ["--set"] * bool(set_fields) + ["--split"] * bool(split) + ["--continue"] * bool(continue_from)
     flags += ["--teacher"] * bool(teacher)
     refuse_with_auto(flags)
