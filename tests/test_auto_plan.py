@@ -27,7 +27,7 @@ def net(name: str = "mobilenetv2_100", *, train: float = 70.0, forward: float = 
     model: ModelSpec = replace(STRONG_1H.model, backbone=name, backbone_args={})
     if name == SMALL_NET:
         model = replace(model, weights="none")
-    frozen, trained = (NetSpeed(speed, forward, "float32") for speed in (20_000.0, train))
+    frozen, trained = (NetSpeed(speed, forward, forward, "float32") for speed in (20_000.0, train))
     return MeasuredNet(model, None if name == SMALL_NET else Path(f"{name}.safetensors"), frozen, trained)
 
 
@@ -71,14 +71,23 @@ def test_without_weights_a_small_net_is_trained_from_random_ones() -> None:
 
 
 def test_common_classes_are_adjusted_for_and_equal_ones_are_not() -> None:
-    rare = profile_of({"nevus": 1000, "melanoma": 20})
-    assert all(one.recipe.optim.logit_adjustment == 1.0 for one in plan_of(rare, seconds=900.0).candidates)
-    assert all(one.recipe.optim.logit_adjustment == 0.0 for one in plan_of(BALANCED, seconds=900.0).candidates)
+    def taus(**counts: int) -> set[float]:
+        return {one.recipe.optim.logit_adjustment for one in plan_of(profile_of(counts), seconds=900.0).candidates}
+
+    assert (taus(nevus=1000, melanoma=20), taus(nevus=1000, melanoma=1000)) == ({1.0}, {0.0})
+    # 2,500 to 1 is twice as many powers of 50: half of it.
+    assert taus(nevus=2500, melanoma=1) == {0.5}
 
 
-def test_a_class_of_three_groups_is_not_cut_into_five_folds() -> None:
-    assert plan_of(profile_of({"nevus": 500, "melanoma": 3}), seconds=7200.0).n_folds == 3
-    assert plan_of(profile_of({"nevus": 500, "melanoma": 1}), seconds=7200.0).n_folds == 2
+def test_a_rare_class_does_not_keep_the_others_from_five_folds() -> None:
+    assert plan_of(profile_of({"nevus": 500, "melanoma": 3}), seconds=7200.0).n_folds == 5
+    assert plan_of(profile_of({"nevus": 4, "melanoma": 2}), seconds=7200.0).n_folds == 3
+
+
+def test_where_the_time_is_short_for_two_nets_the_preferred_one_gets_all_of_it() -> None:
+    first, second = net(), net("vit_tiny_patch16_224", train=40.0)
+    plan = plan_of(BALANCED, first, second, seconds=420.0)
+    assert [one.recipe.name for one in plan.candidates] == ["frozen-mobilenetv2_100", "finetuned-mobilenetv2_100"]
 
 
 def test_published_test_images_are_left_aside_and_others_are_drawn() -> None:
@@ -111,14 +120,14 @@ def test_every_plan_ends_in_time_or_is_the_least_there_is(
     assert len({one.recipe.name for one in plan.candidates}) == len(plan.candidates)
     for candidate in plan.candidates:
         assert parse_recipe(recipe_to_dict(candidate.recipe), "a plan") == candidate.recipe
-        assert candidate.recipe.seed == 3 and candidate.recipe.split.folds == plan.n_folds <= max(2, min(counts))
+        assert candidate.recipe.seed == 3 and candidate.recipe.split.folds == plan.n_folds <= 5
         speed = nets[0].frozen if candidate is plan.candidates[0] else None
         assert candidate.recipe.phases[0].train_backbone == ("none" if speed else "all")
     assert all(one.reason and one.evidence and one.would_change for one in plan.choices)
 
 
 def test_more_views_epochs_and_folds_cost_more() -> None:
-    speed = NetSpeed(100.0, 400.0, "float32")
+    speed = NetSpeed(100.0, 400.0, 400.0, "float32")
     base = estimate_seconds(STRONG_1H, speed, n_images=1000, n_folds=5)
     longer = replace(STRONG_1H, phases=(replace(STRONG_1H.phases[0], epochs=24),))
     assert estimate_seconds(longer, speed, n_images=1000, n_folds=5) > 1.8 * base

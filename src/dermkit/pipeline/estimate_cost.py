@@ -22,6 +22,8 @@ from dermkit.recipes.training_specs import ComputeSpec
 if TYPE_CHECKING:
     import torch
 
+    from dermkit.models.net import Net
+
 _SECONDS_PER_MEASUREMENT = 2.0
 _MIN_STEPS = 2
 _RUN_SECONDS = 4.0
@@ -33,34 +35,38 @@ _FEATURE_EPOCH_SPEED = 20_000.0
 
 @dataclass(frozen=True)
 class NetSpeed:
-    """Images a second of one net on this machine. train: a whole training step; forward: the net alone, float32.
+    """Images a second of one net on this machine. train: a whole training step. validate: the net alone, as an epoch is
+    validated. forward: the net alone, as features are computed and images scored; float32 both.
 
     precision: of `train`, the faster one where the machine has both.
     """
 
     train: float
+    validate: float
     forward: float
     precision: str
 
 
 def measure_net(recipe: Recipe, weights_file: Path | None, n_classes: int, device: "torch.device") -> NetSpeed:
     """Return the speed of a recipe's net, measured in some seconds on random pixels."""
-    from dermkit.models.net import build_net
+    from dermkit.models.net import build_net, preprocessing_for
     from dermkit.models.precision import has_fast_bfloat16
     from dermkit.models.weights import resolve_weights
 
     weights = resolve_weights(recipe.model, weights_file)
     net = build_net(recipe.model, n_classes, weights=weights, seed=0).to(device)
-    forward = _images_per_second(_forward_step(recipe, net, device), recipe.optim.batch_size)
+    preprocessing = preprocessing_for(recipe.image, weights)
+    forward = _images_per_second(*_forward_step(net, preprocessing, device))
     if recipe.phases[-1].train_backbone == "none":
-        return NetSpeed(_FEATURE_EPOCH_SPEED, forward, "float32")
+        return NetSpeed(_FEATURE_EPOCH_SPEED, forward, forward, "float32")
+    validate = _images_per_second(_validation_step(recipe, net, device), recipe.optim.batch_size)
     precisions = ["float32", *(["bfloat16"] if has_fast_bfloat16(device.type) else [])]
     speeds = {
         precision: _images_per_second(_train_step(recipe, net, device, precision), recipe.optim.batch_size)
         for precision in precisions
     }
     fastest = max(speeds, key=lambda precision: speeds[precision])
-    return NetSpeed(speeds[fastest], forward, fastest)
+    return NetSpeed(speeds[fastest], validate, forward, fastest)
 
 
 def _images_per_second(step: Callable[[], None], batch_size: int) -> float:
@@ -72,7 +78,31 @@ def _images_per_second(step: Callable[[], None], batch_size: int) -> float:
     return n_steps * batch_size / (time.perf_counter() - start)
 
 
-def _forward_step(recipe: Recipe, net: "torch.nn.Module", device: "torch.device") -> Callable[[], None]:
+def _forward_step(
+    net: "Net", preprocessing: Preprocessing, device: "torch.device"
+) -> tuple[Callable[[], None], int]:
+    """Return a step of scoring, as features are computed, and its images."""
+    import torch
+
+    from dermkit.models.inference import default_batch_size, fused_backbone, n_parallel_batches, parallel_batches
+
+    net.eval()
+    backbone, _ = fused_backbone(net.backbone, preprocessing)
+    n_batches, size = n_parallel_batches(device), preprocessing.size
+    batch_size = default_batch_size(device)
+    batch = torch.zeros(batch_size, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+
+    def compute(_number: int) -> float:
+        with torch.inference_mode():
+            return float(backbone(batch).sum())
+
+    def step() -> None:
+        list(parallel_batches(compute, range(n_batches), workers=n_batches))
+
+    return step, n_batches * batch_size
+
+
+def _validation_step(recipe: Recipe, net: "torch.nn.Module", device: "torch.device") -> Callable[[], None]:
     import torch
 
     size = recipe.image.size
@@ -162,5 +192,5 @@ def estimate_seconds(recipe: Recipe, speed: NetSpeed, *, n_images: int, n_folds:
             features = max(features, n_images * (max(phase.views, 1) + 1) / speed.forward)
             epochs += phase.epochs * n_train / _FEATURE_EPOCH_SPEED
         else:
-            epochs += phase.epochs * (n_train / speed.train + n_validation / speed.forward)
+            epochs += phase.epochs * (n_train / speed.train + n_validation / speed.validate)
     return features + n_folds * (_RUN_SECONDS + epochs + scoring)

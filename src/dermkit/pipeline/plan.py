@@ -19,6 +19,7 @@ from dermkit.pipeline.data import resolve_split
 from dermkit.progress import Progress
 from dermkit.recipes.head_checks import check_head_fields
 from dermkit.recipes.schema import Recipe, recipe_fingerprint
+from dermkit.recipes.smoothing_check import check_smoothing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,10 +76,14 @@ def check_classes(dataset: Dataset) -> None:
         )
 
 
-def _check_training_classes(dataset: Dataset, split_name: str, table: "pd.DataFrame") -> None:
-    """Raise `DataError` where the training images of a split are of one class."""
+def _check_training_classes(dataset: Dataset, split_name: str, table: "pd.DataFrame", recipe: Recipe) -> None:
+    """Raise `DataError` where the training images of a split are of one class, `UsageError` where one is too rare."""
     train_ids = table.loc[table["split"] == "train", "image_id"]
-    labels = sorted(set(dataset.manifest.loc[dataset.manifest["image_id"].isin(train_ids), "label"]))
+    train_labels = dataset.manifest.loc[dataset.manifest["image_id"].isin(train_ids), "label"]
+    labels = sorted(set(train_labels))
+    if recipe.grow is None and recipe.smote is None and recipe.optim.sampling == "shuffled":
+        counts = train_labels.value_counts()
+        check_smoothing(recipe.optim, {name: int(counts.get(name, 0)) for name in dataset.class_names})
     if len(labels) < 2:
         raise DataError(
             f"split {split_name}: all {len(train_ids)} training images are of the class {', '.join(labels)}, and a "
@@ -89,11 +94,15 @@ def _check_training_classes(dataset: Dataset, split_name: str, table: "pd.DataFr
 
 
 def _check_tables(
-    dataset: Dataset, split_name: str, tables: "Iterable[pd.DataFrame]", teacher: "Teacher | None"
+    recipe: Recipe,
+    dataset: Dataset,
+    split_name: str,
+    tables: "Iterable[pd.DataFrame]",
+    teacher: "Teacher | None",
 ) -> None:
     """Raise `DataError` for a split or fold that nothing can be learned from, or whose images a teacher has seen."""
     for table in tables:
-        _check_training_classes(dataset, split_name, table)
+        _check_training_classes(dataset, split_name, table, recipe)
         if teacher is not None:
             teacher.check(dataset, table)
 
@@ -217,7 +226,7 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
     tables_by_fold = {fold: for_fold(chosen_split, fold) if fold >= 0 else split_rows for fold in folds}
     leaves_test = leaves_test_to_ensemble(split_rows, chosen_split.spec)
     seals = {fold: _seals_of(dataset, table, leaves_test) for fold, table in tables_by_fold.items()}
-    _check_tables(dataset, chosen_split.name, tables_by_fold.values(), teacher)
+    _check_tables(recipe, dataset, chosen_split.name, tables_by_fold.values(), teacher)
     return [
         RunPlan(
             recipe=recipe,

@@ -48,7 +48,7 @@ STRONG_5MIN = Recipe(
     distil=None,
     phases=(_FROZEN_PHASE,),
     optim=OptimSpec(
-        optimizer="adamw", momentum=0.0, weight_decay=0.05, class_weights="none", label_smoothing=0.1,
+        optimizer="adamw", momentum=0.0, weight_decay=0.05, class_weights="none", label_smoothing=0.0,
         batch_size=32, schedule="cosine", sampling="shuffled",
         focal_gamma=0.0, logit_adjustment=1.0, warmup_epochs=1.0, ema_decay=0.0,
     ),
