@@ -27,8 +27,8 @@ def net(name: str = "mobilenetv2_100", *, train: float = 70.0, forward: float = 
     model: ModelSpec = replace(STRONG_1H.model, backbone=name, backbone_args={})
     if name == SMALL_NET:
         model = replace(model, weights="none")
-    frozen, trained = (NetSpeed(speed, forward, forward, "float32") for speed in (20_000.0, train))
-    return MeasuredNet(model, None if name == SMALL_NET else Path(f"{name}.safetensors"), frozen, trained)
+    weights_file = None if name == SMALL_NET else Path(f"{name}.safetensors")
+    return MeasuredNet(model, weights_file, NetSpeed(train, forward, forward, "float32"))
 
 
 def plan_of(profile: DatasetProfile, *nets: MeasuredNet, seconds: float) -> AutoPlan:
@@ -121,7 +121,7 @@ def test_every_plan_ends_in_time_or_is_the_least_there_is(
     for candidate in plan.candidates:
         assert parse_recipe(recipe_to_dict(candidate.recipe), "a plan") == candidate.recipe
         assert candidate.recipe.seed == 3 and candidate.recipe.split.folds == plan.n_folds <= 5
-        speed = nets[0].frozen if candidate is plan.candidates[0] else None
+        speed = nets[0].speed.frozen if candidate is plan.candidates[0] else None
         assert candidate.recipe.phases[0].train_backbone == ("none" if speed else "all")
     assert all(one.reason and one.evidence and one.would_change for one in plan.choices)
 

@@ -34,7 +34,7 @@ from dermkit.pipeline.run import run_plan
 from dermkit.pipeline.trials import resuming, trial_plans
 from dermkit.progress import Progress
 from dermkit.recipes.schema import parse_recipe, recipe_to_dict
-from dermkit.recipes.strong import STRONG_1H, STRONG_5MIN
+from dermkit.recipes.strong import STRONG_1H
 from dermkit.runs.layout import AUTO, METRICS
 
 _RESERVED_SECONDS, _RESERVED_PER_IMAGE, _MOST_RESERVED = 15.0, 0.003, 0.3
@@ -94,11 +94,9 @@ def plan_auto(dataset: Dataset, options: AutoOptions, machine: Machine) -> tuple
         image = replace(STRONG_1H.image, size=input_size(model, profile.median_side))
         base = replace(STRONG_1H, model=model, image=image)
         machine.progress.say(f"measuring {model.backbone} at {image.size} px")
-        frozen, trained = (
-            measure_net(replace(base, phases=phases), weights_file, len(dataset.classes), device)
-            for phases in (STRONG_5MIN.phases, STRONG_1H.phases)
+        nets.append(
+            MeasuredNet(model, weights_file, measure_net(base, weights_file, len(dataset.classes), device))
         )
-        nets.append(MeasuredNet(model, weights_file, frozen, trained))
     plan = make_plan(
         profile, nets, images_decoded_per_second=measure_decoding(dataset, image), seconds=options.seconds,
         seed=options.seed,

@@ -31,12 +31,11 @@ _BALANCED_UP_TO = 1.5
 
 @dataclass(frozen=True)
 class MeasuredNet:
-    """A backbone at hand, with its speed frozen and trained. weights_file: None = from the hub's cache, or none."""
+    """A backbone at hand, with its speed. weights_file: None = from the hub's cache, or none."""
 
     model: ModelSpec
     weights_file: Path | None
-    frozen: NetSpeed
-    trained: NetSpeed
+    speed: NetSpeed
 
 
 @dataclass(frozen=True)
@@ -154,13 +153,13 @@ def _trained_recipe(drafts: _Drafts, net: MeasuredNet, epochs: int) -> Recipe:
     return replace(
         recipe,
         phases=(replace(phase, epochs=epochs, backbone_lr=rate),),
-        compute=replace(recipe.compute, precision=net.trained.precision),  # type: ignore[arg-type]
+        compute=replace(recipe.compute, precision=net.speed.precision),  # type: ignore[arg-type]
     )
 
 
 def _epochs_that_fit(drafts: _Drafts, net: MeasuredNet, budget: float) -> int:
     """Return the epochs of a whole net that fit into some seconds, on all folds; at most `_MOST_EPOCHS`."""
-    one, two = (drafts.seconds(_trained_recipe(drafts, net, epochs), net.trained) for epochs in (1, 2))
+    one, two = (drafts.seconds(_trained_recipe(drafts, net, epochs), net.speed) for epochs in (1, 2))
     return max(0, min(_MOST_EPOCHS, int((budget - one) / (two - one)) + 1)) if budget >= one else 0
 
 
@@ -199,15 +198,15 @@ def _first_candidate(drafts: _Drafts, nets: Sequence[MeasuredNet], budget: float
     Of the net that scores fastest; without pretrained weights, a small net of random weights, since a frozen one of
     these knows nothing.
     """
-    net = max(nets, key=lambda one: one.frozen.forward)
+    net = max(nets, key=lambda one: one.speed.forward)
     if net.model.weights == "none":
         epochs = max(_FEWEST_EPOCHS, _epochs_that_fit(drafts, net, budget))
         recipe = _trained_recipe(drafts, net, epochs)
-        return Candidate(recipe, None, drafts.seconds(recipe, net.trained))
+        return Candidate(recipe, None, drafts.seconds(recipe, net.speed))
     for views, test_views in ((5, "dihedral"), (2, "dihedral"), (0, "dihedral"), (0, "identity")):
         recipe = drafts.recipe(STRONG_5MIN, net, f"frozen-{_short_name(net)}")
         recipe = replace(recipe, phases=(replace(recipe.phases[0], views=views),), test_views=test_views)  # type: ignore[arg-type]
-        candidate = Candidate(recipe, net.weights_file, drafts.seconds(recipe, net.frozen))
+        candidate = Candidate(recipe, net.weights_file, drafts.seconds(recipe, net.speed.frozen))
         if candidate.seconds <= budget / 2:
             break
     return candidate
@@ -229,7 +228,7 @@ def _trained_candidates(
             part, epochs = budget, _epochs_that_fit(drafts, net, budget)
         if epochs >= _FEWEST_EPOCHS:
             recipe = _trained_recipe(drafts, net, epochs)
-            seconds = drafts.seconds(recipe, net.trained)
+            seconds = drafts.seconds(recipe, net.speed)
             candidates.append(Candidate(recipe, net.weights_file, seconds))
             budget -= seconds
         choices.append(_trained_choice(drafts, net, epochs, part))
@@ -274,7 +273,7 @@ def _imbalance_choice(profile: DatasetProfile, tau: float) -> PlanChoice:
 
 
 def _first_choice(candidate: Candidate, nets: Sequence[MeasuredNet], budget: float) -> PlanChoice:
-    net = max(nets, key=lambda one: one.frozen.forward)
+    net = max(nets, key=lambda one: one.speed.forward)
     recipe = candidate.recipe
     if net.model.weights == "none":
         return PlanChoice(
@@ -291,15 +290,15 @@ def _first_choice(candidate: Candidate, nets: Sequence[MeasuredNet], budget: flo
         "first recipe",
         f"{recipe.name}: {recipe.phases[0].views or 'no'} augmented views, {recipe.test_views} test views",
         f"a frozen net with a trained head is never long, so that there is a model whatever happens{late}",
-        f"{net.frozen.forward:,.0f} images a second through the frozen net; about {candidate.seconds:,.0f} s",
+        f"{net.speed.forward:,.0f} images a second through the frozen net; about {candidate.seconds:,.0f} s",
         "another net at hand that is faster, or another time",
     )
 
 
 def _trained_choice(drafts: _Drafts, net: MeasuredNet, epochs: int, part: float) -> PlanChoice:
-    least = drafts.seconds(_trained_recipe(drafts, net, _FEWEST_EPOCHS), net.trained)
+    least = drafts.seconds(_trained_recipe(drafts, net, _FEWEST_EPOCHS), net.speed)
     evidence = (
-        f"{net.trained.train:,.0f} images a second in training ({net.trained.precision}), measured; {part:,.0f} s are "
+        f"{net.speed.train:,.0f} images a second in training ({net.speed.precision}), measured; {part:,.0f} s are "
         f"left for it, {_FEWEST_EPOCHS} epochs take {least:,.0f} s"
     )
     if epochs < _FEWEST_EPOCHS:
