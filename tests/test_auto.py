@@ -29,6 +29,7 @@ from dermkit.pipeline.dataset_profile import profile_dataset
 from dermkit.pipeline.estimate_cost import measure_decoding, measure_net
 from dermkit.recipes.schema import Recipe
 from dermkit.recipes.strong import STRONG_1H
+from dermkit.reporting.auto_page import chosen_sentence
 from dermkit.runs.layout import AUTO, LEADERBOARD_TABLE
 
 Invoke = Callable[..., tuple[int, str, str]]
@@ -114,6 +115,9 @@ def test_the_leaderboard_holds_the_out_of_fold_figures_and_the_best_is_chosen(fi
     assert values[chosen["name"]] == max(values.values()) == pytest.approx(chosen["value"])
     assert chosen["optimism"] == pytest.approx(chosen["value"] - chosen["corrected"]["value"])
     assert chosen["n_recipes"] == 3 and chosen["corrected"]["n"] == int(rows[0]["n"])
+    assert f"corrected for choosing among 3: {chosen['corrected']['value']:.3f}" in chosen_sentence(
+        AUTO.read(finished)
+    )
     assert [row["name"] for row in rows if row["is_chosen"] == "True"] == [chosen["name"]]
 
 
@@ -158,6 +162,8 @@ def test_when_the_time_is_over_the_first_recipe_is_the_model_and_the_second_is_s
         "first": "complete", "second": "out of time",
     }  # fmt: skip
     assert AUTO.read(folder)["chosen"]["name"] == "first"
+    sentence = chosen_sentence(AUTO.read(folder))
+    assert "the only recipe that was finished" in sentence and "corrected" not in sentence
 
 
 def test_a_deadline_ends_a_training_within_an_epoch(binary: Path, tiny: Recipe, tmp_path: Path) -> None:

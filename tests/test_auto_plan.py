@@ -56,6 +56,13 @@ def test_a_short_time_trains_the_frozen_net_alone_and_says_what_the_whole_one_wo
     assert choice.value == "not trained" and "min more" in choice.would_change
 
 
+def test_where_no_whole_net_fits_the_frozen_one_takes_the_time() -> None:
+    profile = profile_of({"nevus": 4000, "melanoma": 4000})
+    (only,) = plan_of(profile, net(train=5.0), seconds=480.0).candidates
+    assert (only.recipe.phases[0].views, only.recipe.test_views) == (2, "dihedral")
+    assert 0.8 * 480.0 / 2 < only.seconds <= 0.8 * 480.0 - 8000 / 500
+
+
 def test_a_time_too_short_for_anything_still_gives_the_least_there_is_and_says_so() -> None:
     plan = plan_of(profile_of({"nevus": 50_000, "melanoma": 50_000}), seconds=10.0)
     (only,) = plan.candidates

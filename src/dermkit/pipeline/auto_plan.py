@@ -93,6 +93,8 @@ def make_plan(
     drafts = _Drafts(profile, n_folds, tau, seed)
     first = _first_candidate(drafts, nets, budget)
     trained, trained_choices = _trained_candidates(drafts, nets, budget - first.seconds)
+    if not trained:  # then all the time is for it
+        first = _first_candidate(drafts, nets, 2 * budget)
     choices = (
         _folds_choice(profile, n_folds),
         _imbalance_choice(profile, tau),

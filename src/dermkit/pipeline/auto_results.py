@@ -10,6 +10,7 @@ from dermkit.evaluation.selection import selected_among
 from dermkit.files import write_rows
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
+from dermkit.metrics.stats.estimate import reliability
 from dermkit.pipeline.ensemble import ensemble
 from dermkit.pipeline.repeats import summarise_repeats
 from dermkit.progress import Progress
@@ -52,11 +53,13 @@ def write_results(
         finals.append(_write_ensemble(folder, recipes, progress))
     selected = selected_among([[final.scored_set for final in finals]], CHOICE_METRIC, seed=document["seed"])
     chosen = finals[selected.best]
-    rows = [_row(final, final is chosen, seed=document["seed"]) for final in finals]
+    metrics = [evaluate_split(final.scored_set, seed=document["seed"])["metrics"] for final in finals]
+    rows = [_row(final, figures, final is chosen) for final, figures in zip(finals, metrics, strict=True)]
     _write_leaderboard(folder, document, rows)
     progress.say(f"the best out of fold: {chosen.recipe.name}")
     document["chosen"] = {
         "name": chosen.recipe.name, "folder": str(chosen.folder.relative_to(folder)), "metric": CHOICE_METRIC,
+        "estimate": metrics[selected.best][CHOICE_METRIC],
         "value": selected.value, "corrected": selected.corrected.as_dict(), "optimism": selected.optimism,
         "n_recipes": len(finals),
     }  # fmt: skip
@@ -104,21 +107,21 @@ def _write_leaderboard(folder: Path, document: Mapping[str, Any], rows: Sequence
     columns = [f"{metric}{end}" for metric in RACE_METRICS for end in ("", "_low", "_high")]
     names = [candidate["recipe"]["name"] for candidate in document["plan"]["candidates"]]
     unfinished = [
-        (name, document["states"].get(name, "not begun"), False, *[""] * (len(columns) + 2))
+        (name, document["states"].get(name, "not begun"), False, *[""] * (len(columns) + 3))
         for name in names
         if name not in finished_names
     ]
     best_first = sorted(rows, key=lambda row: -float(str(row[3])))
-    header = ("name", "state", "is_chosen", *columns, "n", "seconds")
+    header = ("name", "state", "is_chosen", *columns, "n", "seconds", "unreliable")
     write_rows(folder / LEADERBOARD_TABLE, header, [*best_first, *unfinished])
 
 
-def _row(final: _Final, is_chosen: bool, *, seed: int) -> tuple[object, ...]:
+def _row(final: _Final, metrics: Mapping[str, Any], is_chosen: bool) -> tuple[object, ...]:
     recipe, n = final.recipe, len(final.scored_set.y_true)
-    metrics = evaluate_split(final.scored_set, seed=seed)["metrics"]
     cells: list[object] = []
     for metric in RACE_METRICS:
         estimate = metrics[metric]
         low, high = estimate["ci95"] or ("", "")
         cells += ["" if estimate["value"] is None else estimate["value"], low, high]
-    return (recipe.name, "complete", is_chosen, *cells, n, round(recipe.seconds, 1))
+    doubtful = " ".join(metric for metric in RACE_METRICS if reliability(metrics[metric]))
+    return (recipe.name, "complete", is_chosen, *cells, n, round(recipe.seconds, 1), doubtful)

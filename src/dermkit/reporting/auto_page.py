@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dermkit.files import write_text
+from dermkit.metrics.stats.estimate import reliability
 from dermkit.reporting.labels import page_templates
 from dermkit.reporting.terminal import figure_lines, wrapped
 from dermkit.runs.documents import saved_content
@@ -45,14 +46,23 @@ def chosen_sentence(auto: Mapping[str, Any]) -> str:
     chosen = auto["chosen"]
     if not chosen:
         return "Nothing is trained yet."
+    estimate, corrected = chosen["estimate"], chosen["corrected"]
     text = f"Chosen: {chosen['name']}, balanced accuracy out of fold {chosen['value']:.3f}"
-    corrected = chosen["corrected"]
+    if chosen["n_recipes"] == 1:
+        return f"{text}{_interval_text(estimate)}. It is the only recipe that was finished."
     if corrected["value"] is None:
         return f"{text}; not corrected for choosing: {corrected.get('reason', '')}."
-    low, high = corrected["ci95"]
-    mark = ", unreliable" if corrected.get("reason") else ""
-    interval = f"[{low:.3f}, {high:.3f}]{mark}, n = {corrected['n']}"
-    return f"{text}; corrected for choosing among {chosen['n_recipes']}: {corrected['value']:.3f} {interval}."
+    return (
+        f"{text}; corrected for choosing among {chosen['n_recipes']}: {corrected['value']:.3f}"
+        f"{_interval_text(corrected)}."
+    )
+
+
+def _interval_text(estimate: Mapping[str, Any]) -> str:
+    if not estimate["ci95"]:
+        return f", n = {estimate['n']}"
+    low, high = estimate["ci95"]
+    return f" [{low:.3f}, {high:.3f}]{', unreliable' if reliability(estimate) else ''}, n = {estimate['n']}"
 
 
 def profile_facts(profile: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -101,4 +111,5 @@ def _value_text(row: Mapping[Any, str]) -> str:
     if not row["balanced_accuracy"]:
         return row["state"]
     value, low, high = (float(row[f"balanced_accuracy{end}"] or "nan") for end in ("", "_low", "_high"))
-    return f"{value:.3f} [{low:.3f}, {high:.3f}], n = {row['n']}, {float(row['seconds']):.0f} s"
+    mark = ", unreliable" if "balanced_accuracy" in row["unreliable"].split() else ""
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]{mark}, n = {row['n']}, {float(row['seconds']):.0f} s"
