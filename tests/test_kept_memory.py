@@ -26,7 +26,8 @@ def page_faults(n: int) -> int:
 def test_freed_memory_is_used_again_without_asking_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in memory._OWN_SETTINGS:
         monkeypatch.delenv(name, raising=False)
-    assert page_faults(2) >= 2 * N_PAGES, "by default every block is asked for anew"
+    # Up to 64 MiB stay at the heap's end by default, so that one block of each round may find its place there.
+    assert page_faults(2) >= 2 * N_PAGES * 3 // 4, "by default blocks are asked for anew"
     with kept_memory():
         page_faults(2)
         # A block whose neighbour is in use may not fit the place that it had, so that one more place is made.
