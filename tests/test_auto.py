@@ -219,6 +219,7 @@ def test_plan_prints_what_it_would_train_and_why(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_a_race_killed_twenty_times_ends_with_the_leaderboard_of_one_that_was_not(
     binary: Path, tmp_path: Path
 ) -> None:
