@@ -11,20 +11,19 @@ one that was stopped goes on with --resume. Every figure is read from metrics.js
 """
 
 import argparse
-import csv
 import datetime
 import json
-import os
-import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from scale import add_rows, commit, machine, read_rows
 
 HERE = Path(__file__).parent
 ROWS = HERE / "strong.csv"
@@ -126,10 +125,7 @@ def run(datasets: Path, weights: Path, out: Path, only: str, seeds: int) -> None
 
 def done() -> set[tuple[str, str]]:
     """Return (job, seed) of the rows that are there."""
-    if not ROWS.exists():
-        return set()
-    with ROWS.open(newline="") as stream:
-        return {(row["job"], row["seed"]) for row in csv.DictReader(stream)}
+    return {(row["job"], row["seed"]) for row in read_rows(ROWS)}
 
 
 def _run_one(job: Job, seed: int, datasets: Path, weights: Path, out: Path) -> None:
@@ -145,16 +141,7 @@ def _run_one(job: Job, seed: int, datasets: Path, weights: Path, out: Path) -> N
         raise SystemExit(f"{job.name} seed {seed}: exit code {finished.returncode}")
     folder = Path(finished.stdout.strip().splitlines()[-1]).parent
     command = " ".join(["dermkit", *job.command("DATASETS", "WEIGHTS", "RUNS", seed)])
-    _append(_rows(job, seed, command, minutes, folder))
-
-
-def _append(rows: Iterator[Sequence[Any]]) -> None:
-    is_new = not ROWS.exists()
-    with ROWS.open("a", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        if is_new:
-            writer.writerow(HEADER)
-        writer.writerows(rows)
+    add_rows(ROWS, HEADER, list(_rows(job, seed, command, minutes, folder)))
 
 
 def _rows(job: Job, seed: int, command: str, minutes: float, folder: Path) -> Iterator[tuple[Any, ...]]:
@@ -170,35 +157,17 @@ def _rows(job: Job, seed: int, command: str, minutes: float, folder: Path) -> It
                 yield (*common, split, metric, value, low, high, n, method, folder.name)
 
 
-def commit() -> str:
-    """Return the commit that was measured, marked when the tree had other changes in src."""
-    git = ["git", "-C", str(HERE)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    changed = subprocess.run([*git, "status", "--porcelain", "../src"], capture_output=True, text=True, check=True)
-    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
-
-
-def machine() -> str:
-    """Return processor and core count."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-
-
 SHOWN = ("accuracy", "balanced_accuracy", "auroc", "auroc_macro", "sensitivity", "specificity", "loss")
 
 
 def table() -> str:
     """Return the measured figures as Markdown: a row per job, seed and split."""
-    with ROWS.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
     lines = [
         "| job | seed | split | n | " + " | ".join(SHOWN) + " | min | commit |",
         "|" + "---|" * (len(SHOWN) + 6),
     ]
     runs: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
-    for row in rows:
+    for row in read_rows(ROWS):
         runs.setdefault((row["job"], row["seed"], row["split"]), {})[row["metric"]] = row
     for (job, seed, split), by_metric in runs.items():
         first = next(iter(by_metric.values()))

@@ -68,21 +68,29 @@ class Race:
         """Write auto.json."""
         AUTO.write(self.folder, self.document)
 
+    def machine_for(self, candidate: Candidate) -> Machine:
+        """Return the machine with the weights file of a recipe's net."""
+        return replace(self.machine, settings=replace(self.machine.settings, weights=candidate.weights_file))
+
     def finished(self) -> list[FinishedRecipe]:
         """Return the recipes that were trained on every fold, in the order of the plan."""
         finished, seconds = [], self.document["seconds_of_runs"]
         for candidate in self.plan.candidates:
             if self.document["states"].get(candidate.recipe.name) == COMPLETE:
                 runs = tuple(plan.folder for plan in self.runs_of(candidate))
-                spent = sum(seconds.get(f"{run.parent.name}/{run.name}", 0.0) for run in runs)
+                spent = sum(seconds.get(_run_key(run), 0.0) for run in runs)
                 finished.append(FinishedRecipe(candidate.recipe.name, runs, spent))
         return finished
 
     def runs_of(self, candidate: Candidate) -> list[RunPlan]:
         """Return the runs of a recipe, one a fold, all in one parent folder."""
-        machine = replace(self.machine, settings=replace(self.machine.settings, weights=candidate.weights_file))
-        plans = trial_plans(candidate.recipe, self.dataset, None, machine, self.folder)
+        plans = trial_plans(candidate.recipe, self.dataset, None, self.machine_for(candidate), self.folder)
         return [replace(plan, folder=parent_of_runs(plans[0]) / plan.folder.name) for plan in plans]
+
+
+def _run_key(run: Path) -> str:
+    """Return the key of a run in `seconds_of_runs`."""
+    return f"{run.parent.name}/{run.name}"
 
 
 def plan_auto(dataset: Dataset, options: AutoOptions, machine: Machine) -> tuple[DatasetProfile, AutoPlan]:
@@ -218,16 +226,15 @@ def _train_fold(race: Race, plan: RunPlan, candidate: Candidate, deadline: float
     start = time.monotonic()
     if start > deadline:
         return OUT_OF_TIME
-    machine = replace(race.machine, settings=replace(race.machine.settings, weights=candidate.weights_file))
     watch = EpochWatch(lambda _row: False, deadline=deadline)
     try:
-        run_plan(replace(plan, watch=watch), resuming(plan, machine))
+        run_plan(replace(plan, watch=watch), resuming(plan, race.machine_for(candidate)))
     except RunInterrupt:
         if not watch.is_ended:
             raise
         return OUT_OF_TIME
     except DivergenceError:
         return DIVERGED
-    race.document["seconds_of_runs"][f"{plan.folder.parent.name}/{plan.folder.name}"] = time.monotonic() - start
+    race.document["seconds_of_runs"][_run_key(plan.folder)] = time.monotonic() - start
     race.save()
     return COMPLETE

@@ -312,7 +312,7 @@ def _trained_choice(drafts: _Drafts, net: MeasuredNet, epochs: int, part: float)
     return PlanChoice(
         f"whole {net.model.backbone}", f"{epochs} epochs",
         "all layers trained: on isic9, training images only, better than a frozen net (log/LOG.md)", evidence,
-        "more time" if epochs < _MOST_EPOCHS else "nothing: more epochs brought no more (benchmarks/strong.md)",
+        "more time" if epochs < _MOST_EPOCHS else f"nothing: no net gets more than {_MOST_EPOCHS} epochs",
     )  # fmt: skip
 
 

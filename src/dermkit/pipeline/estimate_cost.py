@@ -67,7 +67,9 @@ def measure_net(recipe: Recipe, weights_file: Path | None, n_classes: int, devic
     precisions = ["float32", *(["bfloat16"] if has_fast_bfloat16(device.type) else [])]
     with kept_memory():
         speeds = {
-            precision: _images_per_second(_train_step(recipe, net, device, precision), recipe.optim.batch_size)
+            precision: _images_per_second(
+                _train_step(recipe, net, n_classes, device, precision), recipe.optim.batch_size
+            )
             for precision in precisions
         }
     fastest = max(speeds, key=lambda precision: speeds[precision])
@@ -107,7 +109,7 @@ def _forward_step(
     return step, n_batches * batch_size
 
 
-def _validation_step(recipe: Recipe, net: "torch.nn.Module", device: "torch.device") -> Callable[[], None]:
+def _validation_step(recipe: Recipe, net: "Net", device: "torch.device") -> Callable[[], None]:
     import torch
 
     size = recipe.image.size
@@ -124,24 +126,23 @@ def _validation_step(recipe: Recipe, net: "torch.nn.Module", device: "torch.devi
 
 
 def _train_step(
-    recipe: Recipe, net: "torch.nn.Module", device: "torch.device", precision: str
+    recipe: Recipe, net: "Net", n_classes: int, device: "torch.device", precision: str
 ) -> Callable[[], None]:
     import torch
 
-    from dermkit.models.net import Net, freeze, set_train_mode
+    from dermkit.models.net import freeze, set_train_mode
     from dermkit.models.precision import autocast
     from dermkit.training.augment.batch import augment_and_normalise
     from dermkit.training.loss import make_loss
     from dermkit.training.optimizer import make_optimizer
 
-    assert isinstance(net, Net)  # noqa: S101  for the type checker
     phase, n, size = recipe.phases[-1], recipe.optim.batch_size, recipe.image.size
     freeze(net, phase)
     optimizer = make_optimizer(net, replace(phase, head_lr=0.0, backbone_lr=0.0), recipe.optim)
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8))
     labels = rng.integers(0, 2, n)
-    loss = make_loss(labels, _n_outputs(net), recipe.optim, device)
+    loss = make_loss(labels, n_classes, recipe.optim, device)
     targets, compute = torch.from_numpy(labels).to(device), ComputeSpec(precision=precision, compile=False)  # type: ignore[arg-type]
 
     def step() -> None:
@@ -157,13 +158,6 @@ def _train_step(
         optimizer.step()
 
     return step
-
-
-def _n_outputs(net: "torch.nn.Module") -> int:
-    import torch
-
-    linear = [module for module in net.modules() if isinstance(module, torch.nn.Linear)]
-    return int(linear[-1].out_features)
 
 
 def measure_decoding(dataset: Dataset, image: ImageSpec) -> float:

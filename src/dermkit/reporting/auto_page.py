@@ -16,11 +16,10 @@ RACE_METRICS = ("balanced_accuracy", "accuracy", "auroc_macro", "loss")
 
 
 def write_auto_page(folder: Path) -> Path:
-    """Write auto.html of a race's folder, finished or not; returns its path."""
+    """Write auto.html of a race's folder that has its leaderboard; returns its path."""
     with saved_content(folder):
         auto = AUTO.read(folder)
-        has_rows = (folder / LEADERBOARD_TABLE).is_file()
-        rows = read_table(folder / LEADERBOARD_TABLE).to_dict("records") if has_rows else []
+        rows = read_table(folder / LEADERBOARD_TABLE).to_dict("records")
         html = page_templates().get_template("auto.html.j2").render(
             title=f"The strongest classifier of {auto['dataset']} in {_duration_text(auto['seconds'])}",
             sentence=chosen_sentence(auto),
@@ -44,8 +43,6 @@ def _duration_text(seconds: float) -> str:
 def chosen_sentence(auto: Mapping[str, Any]) -> str:
     """Return which recipe a race chose, its value and the corrected one."""
     chosen = auto["chosen"]
-    if not chosen:
-        return "Nothing is trained yet."
     estimate, corrected = chosen["estimate"], chosen["corrected"]
     text = f"Chosen: {chosen['name']}, balanced accuracy out of fold {chosen['value']:.3f}"
     if chosen["n_recipes"] == 1:
