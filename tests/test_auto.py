@@ -22,9 +22,10 @@ from dermkit.errors import RunInterrupt, UsageError
 from dermkit.models.card import read_card
 from dermkit.pipeline import auto, estimate_cost
 from dermkit.pipeline import run as pipeline_run
-from dermkit.pipeline.auto import AutoOptions, train_auto
+from dermkit.pipeline.auto import train_auto
 from dermkit.pipeline.auto_plan import AutoPlan, Candidate, PlanChoice, fold_split
 from dermkit.pipeline.auto_results import out_of_fold
+from dermkit.pipeline.dataset_plan import AutoOptions
 from dermkit.pipeline.dataset_profile import profile_dataset
 from dermkit.pipeline.estimate_cost import measure_decoding, measure_net
 from dermkit.recipes.schema import Recipe

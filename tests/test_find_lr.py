@@ -12,7 +12,7 @@ import pytest
 import dermkit as dk
 from conftest import Invoke
 from dermkit.errors import UsageError
-from dermkit.pipeline.find_lr import find_learning_rate, rate_lines
+from dermkit.pipeline.find_lr import find_lr, rate_lines
 from dermkit.progress import Progress
 from dermkit.recipes.experiments import full_phase, head_phase
 from dermkit.recipes.schema import ClassifierSpec, Recipe
@@ -178,5 +178,5 @@ def test_what_has_no_rate_to_find_is_refused_before_anything_is_read(
         svm = ClassifierSpec(kind="svm", penalty=1.0, neighbours=5, iterations=9, learning_rate=0.1, max_leaves=31)
         change = {"model": replace(recipe.model, classifier=svm), "phases": (head_phase(1),)}
     with pytest.raises(UsageError, match=problem) as caught:
-        find_learning_rate(replace(recipe, **change), dk.load_dataset(binary), **options)
+        find_lr(replace(recipe, **change), dk.load_dataset(binary), **options)
     assert caught.value.outcome == "nothing was trained"

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from dermkit.evaluation.options import EvaluationOptions
     from dermkit.images.decode import LesionImage, open_image
     from dermkit.images.preprocess import Preprocessing, resize_pixels
+    from dermkit.pipeline.auto import train_auto
     from dermkit.pipeline.data import audit_codes, audit_dataset, check_external, find_split_seal, split
+    from dermkit.pipeline.dataset_plan import AutoOptions, DatasetPlan, plan
+    from dermkit.pipeline.find_lr import RateSearch, find_lr
     from dermkit.pipeline.plan import RunSettings
     from dermkit.pipeline.results import CompareOutcome, compare, evaluate, report
     from dermkit.pipeline.train import train
@@ -58,7 +61,10 @@ _NAMES = {
     "evaluation.options": "EvaluationOptions",
     "images.decode": "LesionImage open_image",
     "images.preprocess": "Preprocessing resize_pixels",
+    "pipeline.auto": "train_auto",
     "pipeline.data": "audit_codes audit_dataset check_external find_split_seal split",
+    "pipeline.dataset_plan": "AutoOptions DatasetPlan plan",
+    "pipeline.find_lr": "RateSearch find_lr",
     "pipeline.plan": "RunSettings",
     "pipeline.results": "CompareOutcome compare evaluate report",
     "pipeline.train": "train",
@@ -79,13 +85,14 @@ _NAMES = {
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
-    "RECIPES", "AuditOutcome", "AugmentSpec", "CompareOutcome", "Comparison", "Dataset", "EvaluationOptions",
-    "ImportOptions", "ImportOutcome", "LesionClass", "LesionImage", "Phase", "PredictOutcome", "Predictor",
-    "Preprocessing", "Progress", "Recipe", "RunSettings", "Seal", "Split", "SplitSpec", "Tile", "audit_codes",
-    "audit_dataset", "augment_image", "check_external", "compare", "compare_runs", "contact_sheet", "evaluate",
-    "find_grid", "find_preset", "find_recipe", "find_split_seal", "full_phase", "head_phase", "import_dataset",
-    "load_dataset", "load_model", "load_recipe", "load_split", "make_grid", "open_image", "predict",
-    "read_metrics", "report", "resize_pixels", "save_recipe", "split", "train", "tune",
+    "RECIPES", "AuditOutcome", "AugmentSpec", "AutoOptions", "CompareOutcome", "Comparison", "Dataset",
+    "DatasetPlan", "EvaluationOptions", "ImportOptions", "ImportOutcome", "LesionClass", "LesionImage", "Phase",
+    "PredictOutcome", "Predictor", "Preprocessing", "Progress", "RateSearch", "Recipe", "RunSettings", "Seal",
+    "Split", "SplitSpec", "Tile", "audit_codes", "audit_dataset", "augment_image", "check_external", "compare",
+    "compare_runs", "contact_sheet", "evaluate", "find_grid", "find_lr", "find_preset", "find_recipe",
+    "find_split_seal", "full_phase", "head_phase", "import_dataset", "load_dataset", "load_model", "load_recipe",
+    "load_split", "make_grid", "open_image", "plan", "predict", "read_metrics", "report", "resize_pixels",
+    "save_recipe", "split", "train", "train_auto", "tune",
 ]  # fmt: skip
 
 

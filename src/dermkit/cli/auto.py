@@ -1,7 +1,6 @@
 """`dermkit plan` and `dermkit train auto`: the recipes that a data set and a time allow, and their race."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ from dermkit.cli.machine import MachineOptions, train_on
 from dermkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from dermkit.pipeline.auto import AutoOptions
+    from dermkit.pipeline.dataset_plan import AutoOptions
 
 AUTO_RECIPE = "auto"
 """The name that stands for a race of recipes in place of one."""
@@ -39,26 +38,22 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     import dermkit as dk
-    from dermkit.pipeline.auto import plan_auto, plan_json
-    from dermkit.pipeline.plan import RunSettings, check_classes, prepare_machine
-    from dermkit.reporting.auto_page import plan_lines
 
     options = auto_options(time, weights, seed)
     loaded = dk.load_dataset(dataset)
-    check_classes(loaded)
     with progress_bar() as progress:
-        profile, plan = plan_auto(loaded, options, prepare_machine(RunSettings(device=device), progress))
+        dataset_plan = dk.plan(loaded, options, settings=dk.RunSettings(device=device), progress=progress)
     if as_json:
-        echo(json.dumps({"profile": asdict(profile), "plan": plan_json(plan)}, indent=1))
+        echo(json.dumps(dataset_plan.to_json(), indent=1))
         return
-    for line in plan_lines(asdict(profile), plan_json(plan)):
+    for line in dataset_plan.lines():
         echo(line)
     echo(f"train them: dermkit train auto {dataset} --time {time}")
 
 
 def auto_options(time: str | None, weights: list[Path] | None, seed: int | None) -> "AutoOptions":
     """Return the options of a race; raises `UsageError` for a time that is none."""
-    from dermkit.pipeline.auto import AutoOptions
+    from dermkit.pipeline.dataset_plan import AutoOptions
 
     seconds = parse_duration(time or _DEFAULT_TIME)
     return AutoOptions(seconds=seconds, weights=tuple(weights or ()), seed=seed or 0)

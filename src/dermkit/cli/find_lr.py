@@ -42,7 +42,7 @@ def find_lr_command(
     workers: WorkersOption = 0,
     set_fields: SetOption = None,
 ) -> None:
-    from dermkit.pipeline.find_lr import find_learning_rate, rate_lines
+    from dermkit.pipeline.find_lr import find_lr, rate_lines
     from dermkit.recipes.derive import derive_recipe
     from dermkit.recipes.short_forms import ShortForms
 
@@ -54,7 +54,7 @@ def find_lr_command(
 
     def find(dataset: "Dataset", settings: "RunSettings", progress: Progress) -> Path:
         results.append(
-            find_learning_rate(
+            find_lr(
                 chosen_recipe, dataset, phase=phase, steps=steps, settings=settings, split=split, seed=seed,
                 progress=progress,
             )

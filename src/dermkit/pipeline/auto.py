@@ -16,11 +16,9 @@ from dermkit.data.readers import reading
 from dermkit.errors import DivergenceError, RunInterrupt, UsageError
 from dermkit.files import fingerprint, lock, read_json
 from dermkit.models.backbones import WEIGHTS_CARD_FORMAT
-from dermkit.pipeline.auto_nets import input_size, nets_at_hand
-from dermkit.pipeline.auto_plan import AutoPlan, Candidate, MeasuredNet, PlanChoice, make_plan
+from dermkit.pipeline.auto_plan import AutoPlan, Candidate, PlanChoice
 from dermkit.pipeline.auto_results import FinishedRecipe, write_results
-from dermkit.pipeline.dataset_profile import DatasetProfile, profile_dataset
-from dermkit.pipeline.estimate_cost import measure_decoding, measure_net
+from dermkit.pipeline.dataset_plan import AutoOptions, plan_auto, plan_json
 from dermkit.pipeline.plan import (
     EpochWatch,
     Machine,
@@ -33,8 +31,7 @@ from dermkit.pipeline.plan import (
 from dermkit.pipeline.run import run_plan
 from dermkit.pipeline.trials import resuming, trial_plans
 from dermkit.progress import Progress
-from dermkit.recipes.schema import parse_recipe, recipe_to_dict
-from dermkit.recipes.strong import STRONG_1H
+from dermkit.recipes.schema import parse_recipe
 from dermkit.runs.layout import AUTO, METRICS
 
 _RESERVED_SECONDS, _RESERVED_PER_IMAGE, _MOST_RESERVED = 15.0, 0.003, 0.3
@@ -42,15 +39,6 @@ _RESERVED_SECONDS, _RESERVED_PER_IMAGE, _MOST_RESERVED = 15.0, 0.003, 0.3
 _FOREVER = float("inf")
 
 COMPLETE, OUT_OF_TIME, DIVERGED = "complete", "out of time", "diverged"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoOptions:
-    """What a race may take. seconds: the whole time. weights: files of nets; none = what the hub's cache holds."""
-
-    seconds: float
-    weights: tuple[Path, ...] = ()
-    seed: int = 0
 
 
 @dataclass
@@ -91,25 +79,6 @@ class Race:
 def _run_key(run: Path) -> str:
     """Return the key of a run in `seconds_of_runs`."""
     return f"{run.parent.name}/{run.name}"
-
-
-def plan_auto(dataset: Dataset, options: AutoOptions, machine: Machine) -> tuple[DatasetProfile, AutoPlan]:
-    """Return what is known of a data set, and the plan for it on this machine, whose speed is measured."""
-    profile = profile_dataset(dataset)
-    device = machine.fabric.device
-    nets = []
-    for model, weights_file in nets_at_hand(options.weights, has_gpu=device.type != "cpu"):
-        image = replace(STRONG_1H.image, size=input_size(model, profile.median_side))
-        base = replace(STRONG_1H, model=model, image=image)
-        machine.progress.say(f"measuring {model.backbone} at {image.size} px")
-        nets.append(
-            MeasuredNet(model, weights_file, measure_net(base, weights_file, len(dataset.classes), device))
-        )
-    plan = make_plan(
-        profile, nets, images_decoded_per_second=measure_decoding(dataset, image), seconds=options.seconds,
-        seed=options.seed,
-    )  # fmt: skip
-    return profile, plan
 
 
 def train_auto(
@@ -171,23 +140,6 @@ def _begin_or_go_on(folder: Path, dataset: Dataset, options: AutoOptions, machin
     reserved = min(_RESERVED_SECONDS + n_images * _RESERVED_PER_IMAGE, _MOST_RESERVED * options.seconds)
     deadline = start + options.seconds - reserved - spent
     return Race(folder, dataset, machine, plan, document, deadline)
-
-
-def plan_json(plan: AutoPlan) -> dict[str, Any]:
-    """Return a plan as JSON values."""
-    candidates = [
-        {
-            "recipe": recipe_to_dict(candidate.recipe),
-            "weights": str(candidate.weights_file or ""),
-            "seconds": candidate.seconds,
-        }
-        for candidate in plan.candidates
-    ]
-    choices = [asdict(choice) for choice in plan.choices]
-    return {
-        "seconds": plan.seconds, "decoding": plan.decoding, "n_folds": plan.n_folds, "candidates": candidates,
-        "choices": choices,
-    }  # fmt: skip
 
 
 def _plan_of(plan_json: Mapping[str, Any], folder: Path) -> AutoPlan:

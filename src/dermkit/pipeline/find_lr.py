@@ -36,7 +36,7 @@ class RateSearch:
     chart: Path
 
 
-def find_learning_rate(
+def find_lr(
     recipe: Recipe,
     dataset: Dataset,
     *,

@@ -1,0 +1,95 @@
+"""Plan: what a data set, a time and this machine allow, before anything is trained."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dermkit.data.manifest import Dataset
+from dermkit.data.readers import reading
+from dermkit.pipeline.auto_nets import input_size, nets_at_hand
+from dermkit.pipeline.auto_plan import AutoPlan, MeasuredNet, make_plan
+from dermkit.pipeline.dataset_profile import DatasetProfile, profile_dataset
+from dermkit.pipeline.estimate_cost import measure_decoding, measure_net
+from dermkit.pipeline.plan import Machine, RunSettings, check_classes, prepare_machine
+from dermkit.progress import Progress
+from dermkit.recipes.schema import recipe_to_dict
+from dermkit.recipes.strong import STRONG_1H
+from dermkit.reporting.auto_page import plan_lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoOptions:
+    """What a race may take. seconds: the whole time. weights: files of nets; none = what the hub's cache holds."""
+
+    seconds: float
+    weights: tuple[Path, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """What is known of a data set, and the recipes that a time allows: `plan.candidates`, `plan.choices`."""
+
+    profile: DatasetProfile
+    plan: AutoPlan
+
+    def to_json(self) -> dict[str, Any]:
+        """Return both as JSON values, as `dermkit plan --json` prints them."""
+        return {"profile": asdict(self.profile), "plan": plan_json(self.plan)}
+
+    def lines(self) -> list[str]:
+        """Return what `dermkit plan` prints: every choice with its reason, its evidence and what would change it."""
+        return plan_lines(asdict(self.profile), plan_json(self.plan))
+
+
+def plan(
+    dataset: Dataset,
+    options: AutoOptions,
+    *,
+    settings: RunSettings | None = None,
+    progress: Progress | None = None,
+) -> DatasetPlan:
+    """Measure nets on this machine for seconds, and plan what `train_auto` would train in `options.seconds`.
+
+    Nothing is trained, and no test image is scored. Raises `DataError`, `UntrustedError`, `UsageError`.
+    """
+    check_classes(dataset)
+    machine = prepare_machine(settings, progress)
+    with reading(dataset, "plan"):
+        return DatasetPlan(*plan_auto(dataset, options, machine))
+
+
+def plan_auto(dataset: Dataset, options: AutoOptions, machine: Machine) -> tuple[DatasetProfile, AutoPlan]:
+    """Return what is known of a data set, and the plan for it on this machine, whose speed is measured."""
+    profile = profile_dataset(dataset)
+    device = machine.fabric.device
+    nets = []
+    for model, weights_file in nets_at_hand(options.weights, has_gpu=device.type != "cpu"):
+        image = replace(STRONG_1H.image, size=input_size(model, profile.median_side))
+        base = replace(STRONG_1H, model=model, image=image)
+        machine.progress.say(f"measuring {model.backbone} at {image.size} px")
+        nets.append(
+            MeasuredNet(model, weights_file, measure_net(base, weights_file, len(dataset.classes), device))
+        )
+    auto_plan = make_plan(
+        profile, nets, images_decoded_per_second=measure_decoding(dataset, image), seconds=options.seconds,
+        seed=options.seed,
+    )  # fmt: skip
+    return profile, auto_plan
+
+
+def plan_json(plan: AutoPlan) -> dict[str, Any]:
+    """Return a plan as JSON values."""
+    candidates = [
+        {
+            "recipe": recipe_to_dict(candidate.recipe),
+            "weights": str(candidate.weights_file or ""),
+            "seconds": candidate.seconds,
+        }
+        for candidate in plan.candidates
+    ]
+    choices = [asdict(choice) for choice in plan.choices]
+    return {
+        "seconds": plan.seconds, "decoding": plan.decoding, "n_folds": plan.n_folds, "candidates": candidates,
+        "choices": choices,
+    }  # fmt: skip
