@@ -36,7 +36,7 @@ from dermkit.runs.layout import AUTO, LEADERBOARD_TABLE
 Invoke = Callable[..., tuple[int, str, str]]
 
 
-def small_plan(dataset: dk.Dataset, tiny: Recipe, *, seconds: float) -> AutoPlan:
+def small_plan(dataset: dk.Dataset, tiny: Recipe, *, seconds: float, n_trained_folds: int = 2) -> AutoPlan:
     """Return a plan of two recipes that train in a second each."""
     split = fold_split(profile_dataset(dataset), 2, 0)
     recipes = (
@@ -44,14 +44,19 @@ def small_plan(dataset: dk.Dataset, tiny: Recipe, *, seconds: float) -> AutoPlan
         replace(tiny, name="second", split=split, optim=replace(tiny.optim, batch_size=6)),
     )
     choice = PlanChoice("folds", "2", "a reason", "evidence", "more time")
-    return AutoPlan(seconds, 0.1, 2, tuple(Candidate(recipe, None, 2.0) for recipe in recipes), (choice,))
+    candidates = tuple(Candidate(recipe, None, 2.0) for recipe in recipes)
+    return AutoPlan(
+        seconds=seconds, decoding=0.1, n_folds=2, n_trained_folds=n_trained_folds, candidates=candidates,
+        choices=(choice,),
+    )  # fmt: skip
 
 
-def plan_small_races(monkeypatch: pytest.MonkeyPatch, tiny: Recipe) -> None:
+def plan_small_races(monkeypatch: pytest.MonkeyPatch, tiny: Recipe, *, n_trained_folds: int = 2) -> None:
     """Make every race's plan the small one: what a real plan holds is the matter of test_auto_plan.py."""
 
     def plan(dataset: dk.Dataset, options: AutoOptions, _machine: Any) -> Any:
-        return profile_dataset(dataset), small_plan(dataset, tiny, seconds=options.seconds)
+        plan = small_plan(dataset, tiny, seconds=options.seconds, n_trained_folds=n_trained_folds)
+        return profile_dataset(dataset), plan
 
     monkeypatch.setattr(auto, "plan_auto", plan)
 
@@ -132,6 +137,65 @@ def test_the_model_is_the_mean_of_the_folds_and_predicts(finished: Path) -> None
     chosen = finished / AUTO.read(finished)["chosen"]["folder"]
     n_nets = 4 if chosen.name == "ensemble" else 2
     assert len(read_card(chosen / "model")["members"]) == n_nets
+
+
+def open_test_as_told(folder: Path, dataset: Path) -> pd.DataFrame:
+    """Score the test images of a race's folder by the command of its NEXT_STEPS.txt; returns their rows."""
+    (line,) = [line for line in (folder / "NEXT_STEPS.txt").read_text().splitlines() if "--open-test" in line]
+    assert folder.name in line
+    dk.evaluate(folder, open_test=dk.load_dataset(dataset))
+    rows = pd.read_csv(folder / "predictions.csv")
+    return rows[rows["split"] == "test"]
+
+
+def test_the_test_images_of_a_race_are_scored_once_when_they_are_opened(
+    finished: Path, binary: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    manifest = dk.load_dataset(binary).manifest
+    test_ids = sorted(manifest.loc[manifest["given_split"] == "test", "image_id"])
+    (first,) = (folder / "trials" / "first").glob("*-versions")
+    for final in (first, folder / "ensemble"):
+        assert sorted(open_test_as_told(final, binary)["image_id"]) == test_ids
+        assert json.loads((final / "metrics.json").read_text())["splits"]["test"]["n"] == len(test_ids)
+        with pytest.raises(UsageError, match="test images were scored on"):
+            dk.evaluate(final, open_test=dk.load_dataset(binary))
+    run_json = json.loads((first / "run.json").read_text())
+    assert len(run_json["openings"]) == 1 and run_json["openings"][0]["n"] == len(test_ids)
+    with pytest.raises(UsageError, match="for the ensemble of all"):
+        dk.evaluate(next(first.glob("*-f0")), open_test=dk.load_dataset(binary))
+
+
+def test_an_opening_outlives_the_race_that_goes_on(
+    finished: Path, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Recipe
+) -> None:
+    plan_small_races(monkeypatch, tiny)
+    shutil.copytree(finished, tmp_path / finished.name)
+    (first,) = (tmp_path / finished.name / "trials" / "first").glob("*-versions")
+    rows = open_test_as_told(first, binary)
+    race(binary, tmp_path)
+    again = pd.read_csv(first / "predictions.csv")
+    assert len(json.loads((first / "run.json").read_text())["openings"]) == 1
+    pd.testing.assert_frame_equal(again[again["split"] == "test"], rows)
+
+
+def test_in_a_short_time_one_fold_is_trained_and_its_images_alone_are_compared(
+    binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Recipe
+) -> None:
+    plan_small_races(monkeypatch, tiny, n_trained_folds=1)
+    folder = race(binary, tmp_path)
+    runs = sorted(path.parent for path in (folder / "trials").glob("*/*/*/metrics.json"))
+    assert [run.name[-3:] for run in runs] == ["-f0", "-f0"]
+    validated = [sorted(pd.read_csv(run / "predictions.csv")["image_id"]) for run in runs]
+    assert validated[0] == validated[1]
+    rows = leaderboard(folder)
+    assert {row["name"] for row in rows} == {"first", "second", "ensemble"}
+    assert {int(row["n"]) for row in rows} == {len(validated[0])}
+    (first,) = (folder / "trials" / "first").glob("*-versions")
+    assert len(read_card(first / "model")["members"]) == 1
+    assert len(open_test_as_told(first, binary)) > 0
+    assert len(open_test_as_told(folder / "ensemble", binary)) > 0
 
 
 @pytest.mark.usefixtures("planned")

@@ -43,14 +43,41 @@ def test_half_an_hour_trains_a_frozen_net_and_a_whole_one() -> None:
     frozen, trained = plan.candidates
     assert [phase.train_backbone for phase in frozen.recipe.phases] == ["none"]
     assert [phase.train_backbone for phase in trained.recipe.phases] == ["all"]
-    assert plan.n_folds == frozen.recipe.split.folds == trained.recipe.split.folds == 5
+    assert plan.n_folds == plan.n_trained_folds == frozen.recipe.split.folds == trained.recipe.split.folds == 5
     # By hand: 5 folds of 16 epochs on 1,600 images at 70 a second and 400 validated at 300, scored with eight views.
     by_hand = 5 * (4.0 + 16 * (1600 / 70 + 400 / 300) + 400 * 8 / 300)
     assert trained.recipe.phases[0].epochs == 16 and trained.seconds == pytest.approx(by_hand)
 
 
+def test_five_minutes_train_a_whole_net_on_one_of_five_folds() -> None:
+    plan = plan_of(BALANCED, seconds=300.0)
+    frozen, trained = (one.recipe for one in plan.candidates)
+    assert (plan.n_folds, plan.n_trained_folds, frozen.split.folds) == (5, 1, 5)
+    # By hand: 200 s of .85 of the time less decoding; 22.9 and 1.3 s an epoch, 4 s and eight views beside.
+    left = 0.85 * 300 - 2000 / 500 - plan.candidates[0].seconds - 4.0 - 400 * 8 / 300
+    assert trained.phases[0].epochs == int(left / (1600 / 70 + 400 / 300)) and trained.test_views == "dihedral"
+    assert plan.candidates[0].seconds <= 0.2 * (0.85 * 300 - 4)
+    (choice,) = (one for one in plan.choices if one.name == "folds")
+    assert choice.value == "one of 5" and "about 400 images" in choice.reason
+
+
+def test_few_passes_over_many_images_are_enough_and_are_scored_with_one_view() -> None:
+    profile = profile_of({"nevus": 4800, "melanoma": 4800})
+    frozen, trained = (one.recipe for one in plan_of(profile, net(train=80.0), seconds=330.0).candidates)
+    assert trained.phases[0].epochs < 4 and trained.phases[0].epochs * 0.8 * 9600 / 32 >= 150
+    assert (trained.test_views, frozen.test_views) == ("identity", "identity")
+
+
+def test_seconds_spent_on_measuring_are_not_planned_again() -> None:
+    plans = [
+        make_plan(BALANCED, [net()], images_decoded_per_second=500.0, seconds=300.0, seed=0, elapsed=elapsed)
+        for elapsed in (0.0, 60.0)
+    ]
+    assert plans[1].planned_seconds <= 0.85 * 300 - 60 < plans[0].planned_seconds
+
+
 def test_a_short_time_trains_the_frozen_net_alone_and_says_what_the_whole_one_would_take() -> None:
-    plan = plan_of(BALANCED, seconds=120.0)
+    plan = plan_of(BALANCED, seconds=90.0)
     assert [one.recipe.phases[0].train_backbone for one in plan.candidates] == ["none"]
     (choice,) = (one for one in plan.choices if one.name == "whole mobilenetv2_100")
     assert choice.value == "not trained" and "min more" in choice.would_change
@@ -60,7 +87,7 @@ def test_where_no_whole_net_fits_the_frozen_one_takes_the_time() -> None:
     profile = profile_of({"nevus": 4000, "melanoma": 4000})
     (only,) = plan_of(profile, net(train=5.0), seconds=480.0).candidates
     assert (only.recipe.phases[0].views, only.recipe.test_views) == (2, "dihedral")
-    assert 0.8 * 480.0 / 2 < only.seconds <= 0.8 * 480.0 - 8000 / 500
+    assert 0.85 * 480.0 / 2 < only.seconds <= 0.85 * 480.0 - 8000 / 500
 
 
 def test_a_time_too_short_for_anything_still_gives_the_least_there_is_and_says_so() -> None:
@@ -123,8 +150,9 @@ def test_every_plan_ends_in_time_or_is_the_least_there_is(
     profile = profile_of({f"class {k}": count for k, count in enumerate(counts)}, n_test=n_test)
     nets = [net(f"net{k}", train=train, forward=forward) for k, (train, forward) in enumerate(speeds)]
     plan = plan_of(profile, *nets, seconds=seconds)
-    assert plan.planned_seconds <= 0.8 * seconds + 1e-6 or len(plan.candidates) == 1
+    assert plan.planned_seconds <= 0.85 * seconds + 1e-6 or len(plan.candidates) == 1
     assert len({one.recipe.name for one in plan.candidates}) == len(plan.candidates)
+    assert plan.n_trained_folds in (1, plan.n_folds)
     for candidate in plan.candidates:
         assert parse_recipe(recipe_to_dict(candidate.recipe), "a plan") == candidate.recipe
         assert candidate.recipe.seed == 3 and candidate.recipe.split.folds == plan.n_folds <= 5

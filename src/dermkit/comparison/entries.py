@@ -91,6 +91,8 @@ def _ensemble_note(folder: Path, name: str) -> str:
     if not _is_of_ensemble(folder):
         return ""
     n_members = len(SUMMARY.read(folder)["final"]["members"])
+    if n_members == 1:
+        return ""
     return (
         f"{name}: its test figures are of the ensemble of {n_members} nets; its validation figures are out-of-fold, "
         "each image scored by the one net that had not learned from it, and of single nets."

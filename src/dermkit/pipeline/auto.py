@@ -65,14 +65,16 @@ class Race:
         finished, seconds = [], self.document["seconds_of_runs"]
         for candidate in self.plan.candidates:
             if self.document["states"].get(candidate.recipe.name) == COMPLETE:
-                runs = tuple(plan.folder for plan in self.runs_of(candidate))
+                plans = self.runs_of(candidate)
+                runs = tuple(plan.folder for plan in plans)
                 spent = sum(seconds.get(_run_key(run), 0.0) for run in runs)
-                finished.append(FinishedRecipe(candidate.recipe.name, runs, spent))
+                finished.append(FinishedRecipe(candidate.recipe.name, plans[0].split, runs, spent))
         return finished
 
     def runs_of(self, candidate: Candidate) -> list[RunPlan]:
-        """Return the runs of a recipe, one a fold, all in one parent folder."""
+        """Return the runs of a recipe, one for each fold that is trained, all in one parent folder."""
         plans = trial_plans(candidate.recipe, self.dataset, None, self.machine_for(candidate), self.folder)
+        plans = plans[: self.plan.n_trained_folds]
         return [replace(plan, folder=parent_of_runs(plans[0]) / plan.folder.name) for plan in plans]
 
 
@@ -106,7 +108,7 @@ def train_auto(
         race = _begin_or_go_on(folder, dataset, options, machine, start)
         for number, candidate in enumerate(race.plan.candidates):
             _train_candidate(race, candidate, deadline=race.deadline if number else _FOREVER)
-        write_results(folder, race.document, race.finished(), machine.progress)
+        write_results(folder, race.document, dataset, race.finished(), machine.progress)
     return folder
 
 
@@ -152,7 +154,10 @@ def _plan_of(plan_json: Mapping[str, Any], folder: Path) -> AutoPlan:
         for candidate in plan_json["candidates"]
     )
     choices = tuple(PlanChoice(**choice) for choice in plan_json["choices"])
-    return AutoPlan(plan_json["seconds"], plan_json["decoding"], plan_json["n_folds"], candidates, choices)
+    return AutoPlan(
+        seconds=plan_json["seconds"], decoding=plan_json["decoding"], n_folds=plan_json["n_folds"],
+        n_trained_folds=plan_json["n_trained_folds"], candidates=candidates, choices=choices,
+    )  # fmt: skip
 
 
 def _train_candidate(race: Race, candidate: Candidate, *, deadline: float) -> None:
@@ -160,7 +165,7 @@ def _train_candidate(race: Race, candidate: Candidate, *, deadline: float) -> No
     name = candidate.recipe.name
     if race.document["states"].get(name) in (COMPLETE, DIVERGED):
         return
-    race.machine.progress.say(f"{name}: about {candidate.seconds:,.0f} s on {race.plan.n_folds} folds")
+    race.machine.progress.say(f"{name}: about {candidate.seconds:,.0f} s on {race.plan.folds_text}")
     for plan in race.runs_of(candidate):
         if METRICS.exists(plan.folder):
             continue

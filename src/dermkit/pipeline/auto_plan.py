@@ -10,19 +10,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dermkit.models.views import VIEW_SETS
 from dermkit.pipeline.dataset_profile import DatasetProfile
 from dermkit.pipeline.estimate_cost import NetSpeed, estimate_seconds
 from dermkit.recipes.schema import ModelSpec, Recipe, SplitSpec
 from dermkit.recipes.strong import STRONG_1H, STRONG_5MIN
 
-_USABLE = 0.8
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """How long a whole net is trained at least: so many epochs, or, where these are long, so many steps."""
+
+    epochs: int
+    steps: int
+
+
+_USABLE = 0.85
 """Of the time, what is planned: other programs may slow the machine down. What is left goes unused."""
 _FOLDS = (5, 3, 2)
 _MOST_EPOCHS = 16
-_FEWEST_EPOCHS = 4
-"""A whole net that sees each image less often is not trained: its head has hardly moved. Chosen, not measured."""
-_WANTED_EPOCHS = 8
-"""More folds are taken only if the first whole net still gets this many epochs. Chosen, not measured."""
+_FEWEST = TrainingLength(epochs=4, steps=150)
+"""A whole net that is trained for less is not trained: its head has hardly moved. Three epochs of isic9 gave what a
+frozen net gave (log/LOG.md)."""
+_WANTED = TrainingLength(epochs=8, steps=400)
+"""More folds are trained only if the first whole net still gets this much. Chosen, not measured."""
+_FIRST_PART = 0.2
+"""Of the time, for the frozen net where a whole one fits."""
+_SCORING_PART = 0.15
+"""Of the time of a whole net, for scoring its validation images with eight views; else with one."""
 _MOST_ADJUSTED = 50.0
 """Images of the largest class for each of the smallest, beyond which logits are adjusted as for that. Chosen."""
 _BALANCED_UP_TO = 1.5
@@ -60,11 +75,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class AutoPlan:
-    """What `train auto` does in a time. seconds: the whole time; decoding: seconds of it until pixels are there."""
+    """What `train auto` does in a time. seconds: the whole time; decoding: seconds of it until pixels are there.
+
+    n_trained_folds: how many of the folds are left out of a training in turn; 1 where time is short, so that the
+    figures rest on the images of the first fold.
+    """
 
     seconds: float
     decoding: float
     n_folds: int
+    n_trained_folds: int
     candidates: tuple[Candidate, ...]
     choices: tuple[PlanChoice, ...]
 
@@ -72,6 +92,11 @@ class AutoPlan:
     def planned_seconds(self) -> float:
         """The seconds that the plan expects to take."""
         return self.decoding + sum(candidate.seconds for candidate in self.candidates)
+
+    @property
+    def folds_text(self) -> str:
+        """The folds that are trained, in words."""
+        return f"{self.n_folds} folds" if self.n_trained_folds > 1 else f"one of {self.n_folds} folds"
 
 
 def make_plan(
@@ -81,29 +106,31 @@ def make_plan(
     images_decoded_per_second: float,
     seconds: float,
     seed: int,
+    elapsed: float = 0.0,
 ) -> AutoPlan:
     """Return the recipes of a race that ends in `seconds`; at least one, however short the time.
 
-    nets: those that may be used, the preferred first.
+    nets: those that may be used, the preferred first. elapsed: seconds that are over already, spent on measuring.
     """
     decoding = profile.n_training / images_decoded_per_second
-    budget = _USABLE * seconds - decoding
-    tau = _logit_adjustment(profile)
-    n_folds = _choose_folds(profile, nets, budget, tau, seed)
-    drafts = _Drafts(profile, n_folds, tau, seed)
-    first = _first_candidate(drafts, nets, budget)
+    budget = _USABLE * seconds - elapsed - decoding
+    drafts = _choose_folds(profile, nets, budget, _logit_adjustment(profile), seed)
+    first = _first_candidate(drafts, nets, budget, part=_FIRST_PART)
     trained, trained_choices = _trained_candidates(drafts, nets, budget - first.seconds)
     if not trained:  # then all the time is for it
-        first = _first_candidate(drafts, nets, 2 * budget)
+        first = _first_candidate(drafts, nets, budget, part=1.0)
     choices = (
-        _folds_choice(profile, n_folds),
-        _imbalance_choice(profile, tau),
+        _folds_choice(drafts),
+        _imbalance_choice(profile, drafts.tau),
         _first_choice(first, nets, budget),
         *trained_choices,
         *_ids_choice(profile),
         *_audit_choice(profile),
     )
-    return AutoPlan(seconds, decoding, n_folds, (first, *trained), choices)
+    return AutoPlan(
+        seconds=seconds, decoding=decoding, n_folds=drafts.n_folds, n_trained_folds=drafts.n_trained_folds,
+        candidates=(first, *trained), choices=choices,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,8 +139,19 @@ class _Drafts:
 
     profile: DatasetProfile
     n_folds: int
+    n_trained_folds: int
     tau: float
     seed: int
+
+    @property
+    def n_validation(self) -> float:
+        """Images of a fold."""
+        return self.profile.n_training / self.n_folds
+
+    def is_long(self, epochs: int, length: "TrainingLength") -> bool:
+        """Return whether so many epochs of a whole net are at least so long."""
+        steps = epochs * (self.profile.n_training - self.n_validation) / STRONG_1H.optim.batch_size
+        return epochs >= length.epochs or (epochs > 0 and steps >= length.steps)
 
     def recipe(self, base: Recipe, net: MeasuredNet, name: str) -> Recipe:
         """Return a recipe of the race for a net."""
@@ -129,7 +167,10 @@ class _Drafts:
 
     def seconds(self, recipe: Recipe, speed: NetSpeed) -> float:
         """Return the seconds that a recipe takes on all folds."""
-        return estimate_seconds(recipe, speed, n_images=self.profile.n_training, n_folds=self.n_folds)
+        return estimate_seconds(
+            recipe, speed, n_images=self.profile.n_training, n_folds=self.n_folds,
+            n_trained_folds=self.n_trained_folds,
+        )  # fmt: skip
 
 
 def fold_split(profile: DatasetProfile, n_folds: int, seed: int) -> SplitSpec:
@@ -147,7 +188,10 @@ def _short_name(net: MeasuredNet) -> str:
     return net.model.backbone.replace("/", "-").replace(":", "-").partition(".")[0]
 
 
-def _trained_recipe(drafts: _Drafts, net: MeasuredNet, epochs: int) -> Recipe:
+def _trained_recipe(drafts: _Drafts, net: MeasuredNet, epochs: int, budget: float) -> Recipe:
+    """Return the recipe of a whole net. budget: seconds that it may take, for the choice of its test views."""
+    n_views = len(VIEW_SETS["dihedral"])
+    scoring = drafts.n_trained_folds * drafts.n_validation * n_views / net.speed.forward
     recipe = drafts.recipe(STRONG_1H, net, f"finetuned-{_short_name(net)}")
     (phase,) = recipe.phases
     # A plain transformer has no batch norm that would soften its steps: a third of the rate (chosen).
@@ -156,12 +200,13 @@ def _trained_recipe(drafts: _Drafts, net: MeasuredNet, epochs: int) -> Recipe:
         recipe,
         phases=(replace(phase, epochs=epochs, backbone_lr=rate),),
         compute=replace(recipe.compute, precision=net.speed.precision),  # type: ignore[arg-type]
+        test_views="dihedral" if scoring <= _SCORING_PART * budget else "identity",
     )
 
 
 def _epochs_that_fit(drafts: _Drafts, net: MeasuredNet, budget: float) -> int:
     """Return the epochs of a whole net that fit into some seconds, on all folds; at most `_MOST_EPOCHS`."""
-    one, two = (drafts.seconds(_trained_recipe(drafts, net, epochs), net.speed) for epochs in (1, 2))
+    one, two = (drafts.seconds(_trained_recipe(drafts, net, epochs, budget), net.speed) for epochs in (1, 2))
     return max(0, min(_MOST_EPOCHS, int((budget - one) / (two - one)) + 1)) if budget >= one else 0
 
 
@@ -178,38 +223,41 @@ def _logit_adjustment(profile: DatasetProfile) -> float:
 
 def _choose_folds(
     profile: DatasetProfile, nets: Sequence[MeasuredNet], budget: float, tau: float, seed: int
-) -> int:
-    """Return the most folds with which the first whole net gets enough epochs, or else the fewest; where it gets none,
-    the most with which the first recipe fits.
+) -> _Drafts:
+    """Return the drafts of the most folds with which the first whole net is trained long enough.
+
+    Where the time is too short for three folds, one of five is trained: a net of four fifths of the images is better
+    than two of the half. Where no whole net fits, the most folds with which the first recipe does.
     """
-    drafts = [_Drafts(profile, n, tau, seed) for n in _FOLDS if n <= max(2, profile.n_groups // 2)]
-    first = [_first_candidate(draft, nets, budget) for draft in drafts]
-    for wanted_epochs in (_WANTED_EPOCHS, _FEWEST_EPOCHS):
-        for draft, candidate in zip(drafts, first, strict=True):
-            if _epochs_that_fit(draft, nets[0], budget - candidate.seconds) >= wanted_epochs:
-                return draft.n_folds
-    fitting = [
-        draft.n_folds for draft, candidate in zip(drafts, first, strict=True) if candidate.seconds <= budget
-    ]
-    return fitting[0] if fitting else drafts[-1].n_folds
+    allowed = [n for n in _FOLDS if n <= max(2, profile.n_groups // 2)]
+    pairs = [(n, n) for n in allowed if n > 2 or n == allowed[0]] + [(allowed[0], 1)]
+    options = [_Drafts(profile, n_folds, n_trained, tau, seed) for n_folds, n_trained in pairs]
+    for length in (_WANTED, _FEWEST):
+        for drafts in options:
+            first = _first_candidate(drafts, nets, budget, part=_FIRST_PART)
+            if drafts.is_long(_epochs_that_fit(drafts, nets[0], budget - first.seconds), length):
+                return drafts
+    whole = [_Drafts(profile, n, n, tau, seed) for n in allowed]
+    fitting = (drafts for drafts in whole if _first_candidate(drafts, nets, budget, part=1.0).seconds <= budget)
+    return next(fitting, whole[-1])
 
 
-def _first_candidate(drafts: _Drafts, nets: Sequence[MeasuredNet], budget: float) -> Candidate:
-    """Return the recipe that is always trained, with as many views of each image as the time allows.
+def _first_candidate(drafts: _Drafts, nets: Sequence[MeasuredNet], budget: float, *, part: float) -> Candidate:
+    """Return the recipe that is always trained, with as many views of each image as a part of the time allows.
 
     Of the net that scores fastest; without pretrained weights, a small net of random weights, since a frozen one of
     these knows nothing.
     """
     net = max(nets, key=lambda one: one.speed.forward)
     if net.model.weights == "none":
-        epochs = max(_FEWEST_EPOCHS, _epochs_that_fit(drafts, net, budget))
-        recipe = _trained_recipe(drafts, net, epochs)
+        epochs = max(_FEWEST.epochs, _epochs_that_fit(drafts, net, budget))
+        recipe = _trained_recipe(drafts, net, epochs, budget)
         return Candidate(recipe, None, drafts.seconds(recipe, net.speed))
     for views, test_views in ((5, "dihedral"), (2, "dihedral"), (0, "dihedral"), (0, "identity")):
         recipe = drafts.recipe(STRONG_5MIN, net, f"frozen-{_short_name(net)}")
         recipe = replace(recipe, phases=(replace(recipe.phases[0], views=views),), test_views=test_views)  # type: ignore[arg-type]
         candidate = Candidate(recipe, net.weights_file, drafts.seconds(recipe, net.speed.frozen))
-        if candidate.seconds <= budget / 2:
+        if candidate.seconds <= part * budget:
             break
     return candidate
 
@@ -219,17 +267,17 @@ def _trained_candidates(
 ) -> tuple[list[Candidate], list[PlanChoice]]:
     """Return the whole nets that fit, each with an even part of the time that is left, and why the others do not.
 
-    Where an even part is too short for a net, it gets all that is left: one whole net is worth more than none.
+    Where an even part is too short for a net to be trained well, it gets all that is left.
     """
     candidates, choices = [], []
     pretrained = [net for net in nets if net.model.weights != "none"]
     for number, net in enumerate(pretrained):
         part = budget / (len(pretrained) - number)
         epochs = _epochs_that_fit(drafts, net, part)
-        if epochs < _FEWEST_EPOCHS:
+        if not drafts.is_long(epochs, _WANTED):
             part, epochs = budget, _epochs_that_fit(drafts, net, budget)
-        if epochs >= _FEWEST_EPOCHS:
-            recipe = _trained_recipe(drafts, net, epochs)
+        if drafts.is_long(epochs, _FEWEST):
+            recipe = _trained_recipe(drafts, net, epochs, part)
             seconds = drafts.seconds(recipe, net.speed)
             candidates.append(Candidate(recipe, net.weights_file, seconds))
             budget -= seconds
@@ -240,16 +288,23 @@ def _trained_candidates(
 # Choices in words ---------------------------------------------------------------------------------------------------
 
 
-def _folds_choice(profile: DatasetProfile, n_folds: int) -> PlanChoice:
+def _folds_choice(drafts: _Drafts) -> PlanChoice:
+    profile, n_folds = drafts.profile, drafts.n_folds
     smallest = profile.smallest_class
     where = (
         "the published training images" if profile.has_published_test else "all images but a fifth for the test"
     )
+    reason = (
+        f"every one of {where} is predicted by a net that did not see it or its group, so that recipes are compared on "
+        f"{profile.n_training:,} images"
+        if drafts.n_trained_folds > 1
+        else f"the time is short: one net of each recipe is trained without the first of {n_folds} folds of {where}, "
+        f"and recipes are compared on about {drafts.n_validation:,.0f} images"
+    )
     return PlanChoice(
         "folds",
-        str(n_folds),
-        f"every one of {where} is predicted by a net that did not see it or its group, so that recipes are compared on "
-        f"{profile.n_training:,} images",
+        str(n_folds) if drafts.n_trained_folds > 1 else f"one of {n_folds}",
+        reason,
         f"{profile.n_groups:,} groups of lesion, patient and copies; the smallest class, {smallest}, has "
         f"{profile.groups_per_class[smallest]}",
         "more time (up to 5 folds)",
@@ -298,15 +353,17 @@ def _first_choice(candidate: Candidate, nets: Sequence[MeasuredNet], budget: flo
 
 
 def _trained_choice(drafts: _Drafts, net: MeasuredNet, epochs: int, part: float) -> PlanChoice:
-    least = drafts.seconds(_trained_recipe(drafts, net, _FEWEST_EPOCHS), net.speed)
+    fewest = next(n for n in range(1, _FEWEST.epochs + 1) if drafts.is_long(n, _FEWEST))
+    least = drafts.seconds(_trained_recipe(drafts, net, fewest, part), net.speed)
+    fewest_text = f"{fewest} epoch{'s' * (fewest > 1)}"
     evidence = (
         f"{net.speed.train:,.0f} images a second in training ({net.speed.precision}), measured; {part:,.0f} s are "
-        f"left for it, {_FEWEST_EPOCHS} epochs take {least:,.0f} s"
+        f"left for it, {fewest_text} would take {least:,.0f} s"
     )
-    if epochs < _FEWEST_EPOCHS:
+    if not drafts.is_long(epochs, _FEWEST):
         return PlanChoice(
             f"whole {net.model.backbone}", "not trained",
-            f"fewer than {_FEWEST_EPOCHS} epochs on {drafts.n_folds} folds fit into the time", evidence,
+            f"fewer than {fewest_text} would fit into the time", evidence,
             f"about {(least - part) / _USABLE / 60:.0f} min more, or a GPU",
         )  # fmt: skip
     return PlanChoice(

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dermkit.data.manifest import Dataset
+from dermkit.data.split import Split
 from dermkit.errors import DataError
 from dermkit.evaluation.selection import selected_among
 from dermkit.files import write_rows
@@ -12,6 +14,7 @@ from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.metrics.stats.estimate import reliability
 from dermkit.pipeline.ensemble import ensemble
+from dermkit.pipeline.ensemble_test import withhold_test
 from dermkit.pipeline.repeats import summarise_repeats
 from dermkit.progress import Progress
 from dermkit.reporting.auto_page import RACE_METRICS, write_auto_page
@@ -28,15 +31,23 @@ CHOICE_METRIC = "balanced_accuracy"
 
 @dataclass(frozen=True)
 class FinishedRecipe:
-    """A recipe that was trained on every fold. runs: one a fold, in order. seconds: of their training."""
+    """A recipe that was trained on every fold of the race.
+
+    split: with these folds. runs: one a fold, in order. seconds: of their training.
+    """
 
     name: str
+    split: Split
     runs: tuple[Path, ...]
     seconds: float
 
 
 def write_results(
-    folder: Path, document: dict[str, Any], recipes: Sequence[FinishedRecipe], progress: Progress
+    folder: Path,
+    document: dict[str, Any],
+    dataset: Dataset,
+    recipes: Sequence[FinishedRecipe],
+    progress: Progress,
 ) -> None:
     """Write leaderboard.csv, the chosen model, auto.json and auto.html of a race's folder.
 
@@ -48,17 +59,19 @@ def write_results(
             outcome="the plan and what was trained",
             remedy="give more time, or look at the messages above",
         )
-    finals = [_write_model(recipe) for recipe in recipes]
+    finals = [_write_model(recipe, dataset) for recipe in recipes]
     if len(recipes) > 1:
         finals.append(_write_ensemble(folder, recipes, progress))
     selected = selected_among([[final.scored_set for final in finals]], CHOICE_METRIC, seed=document["seed"])
     chosen = finals[selected.best]
     metrics = [evaluate_split(final.scored_set, seed=document["seed"])["metrics"] for final in finals]
-    rows = [_row(final, figures, final is chosen) for final, figures in zip(finals, metrics, strict=True)]
+    rows = [
+        _row(final, figures, is_chosen=final is chosen) for final, figures in zip(finals, metrics, strict=True)
+    ]
     _write_leaderboard(folder, document, rows)
-    progress.say(f"the best out of fold: {chosen.recipe.name}")
+    progress.say(f"the best out of fold: {chosen.name}")
     document["chosen"] = {
-        "name": chosen.recipe.name, "folder": str(chosen.folder.relative_to(folder)), "metric": CHOICE_METRIC,
+        "name": chosen.name, "folder": str(chosen.folder.relative_to(folder)), "metric": CHOICE_METRIC,
         "estimate": metrics[selected.best][CHOICE_METRIC],
         "value": selected.value, "corrected": selected.corrected.as_dict(), "optimism": selected.optimism,
         "n_recipes": len(finals),
@@ -71,15 +84,21 @@ def write_results(
 class _Final:
     """What may be chosen: a recipe, or the ensemble of all. folder: of its model and its out-of-fold predictions."""
 
-    recipe: FinishedRecipe
+    name: str
     scored_set: ScoredSet
     folder: Path
+    seconds: float
 
 
-def _write_model(recipe: FinishedRecipe) -> _Final:
-    """Write the model, the figures and the report of a recipe's folds."""
-    parent = summarise_repeats(recipe.runs[0].parent, recipe.runs, monitor="val_balanced_accuracy")
-    return _Final(recipe, out_of_fold(parent), parent)
+def _write_model(recipe: FinishedRecipe, dataset: Dataset) -> _Final:
+    """Write the model, the figures and the report of a recipe's folds; its test images stay unscored."""
+    parent = recipe.runs[0].parent
+
+    def leave_test(_members: Sequence[Path]) -> None:
+        withhold_test(parent, dataset, recipe.split)
+
+    summarise_repeats(parent, recipe.runs, monitor="val_balanced_accuracy", score_test=leave_test)
+    return _Final(recipe.name, out_of_fold(parent), parent, recipe.seconds)
 
 
 def _write_ensemble(folder: Path, recipes: Sequence[FinishedRecipe], progress: Progress) -> _Final:
@@ -87,8 +106,7 @@ def _write_ensemble(folder: Path, recipes: Sequence[FinishedRecipe], progress: P
     progress.say(f"the ensemble of {len(recipes)} recipes")
     out = folder / ENSEMBLE_FOLDER
     ensemble([recipe.runs[0].parent for recipe in recipes], out=out, progress=progress)
-    as_recipe = FinishedRecipe(ENSEMBLE_FOLDER, (), sum(recipe.seconds for recipe in recipes))
-    return _Final(as_recipe, out_of_fold(out), out)
+    return _Final(ENSEMBLE_FOLDER, out_of_fold(out), out, sum(recipe.seconds for recipe in recipes))
 
 
 def out_of_fold(folder: Path) -> ScoredSet:
@@ -116,12 +134,12 @@ def _write_leaderboard(folder: Path, document: Mapping[str, Any], rows: Sequence
     write_rows(folder / LEADERBOARD_TABLE, header, [*best_first, *unfinished])
 
 
-def _row(final: _Final, metrics: Mapping[str, Any], is_chosen: bool) -> tuple[object, ...]:
-    recipe, n = final.recipe, len(final.scored_set.y_true)
+def _row(final: _Final, metrics: Mapping[str, Any], *, is_chosen: bool) -> tuple[object, ...]:
+    n = len(final.scored_set.y_true)
     cells: list[object] = []
     for metric in RACE_METRICS:
         estimate = metrics[metric]
         low, high = estimate["ci95"] or ("", "")
         cells += ["" if estimate["value"] is None else estimate["value"], low, high]
     doubtful = " ".join(metric for metric in RACE_METRICS if reliability(metrics[metric]))
-    return (recipe.name, "complete", is_chosen, *cells, n, round(recipe.seconds, 1), doubtful)
+    return (final.name, "complete", is_chosen, *cells, n, round(final.seconds, 1), doubtful)

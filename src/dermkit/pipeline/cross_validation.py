@@ -80,7 +80,10 @@ class CrossValidation:
 
 
 def find_folds(runs: Sequence[Path]) -> CrossValidation | None:
-    """Return the cross-validation that these runs are; None where they are of one split, or lack a fold."""
+    """Return the cross-validation that these runs are; None where they are of one split, or lack a fold.
+
+    One fold alone is one only beside test images, where it is the rest that is trained on.
+    """
     folds_by_seed: dict[int, dict[int, Path]] = {}
     are_beside_test: set[bool] = set()
     for run in runs:
@@ -90,7 +93,9 @@ def find_folds(runs: Sequence[Path]) -> CrossValidation | None:
             return None
         folds_by_seed.setdefault(int(run_json["seed"]), {})[int(run_json["fold"])] = run
     fold_numbers = {tuple(sorted(folds)) for folds in folds_by_seed.values()}
-    if len(fold_numbers) != 1 or len(next(iter(fold_numbers))) < 2 or len(are_beside_test) != 1:
+    if len(fold_numbers) != 1 or len(are_beside_test) != 1:
+        return None
+    if len(next(iter(fold_numbers))) < 2 and are_beside_test != {True}:
         return None
     runs_by_seed = {seed: tuple(folds[fold] for fold in sorted(folds)) for seed, folds in folds_by_seed.items()}
     return CrossValidation(runs_by_seed, are_beside_test.pop())
@@ -114,7 +119,9 @@ def pool_folds(parent: Path, folds: CrossValidation) -> _Json:
     tested = [parent] if len(test_rows) else []
     for name in (GROUPS_FILE, ATTRIBUTES_FILE):
         _write_union(parent / name, [run / name for run in [*folds.runs, *tested]])
-    RUN.write(parent, _parent_run_json(folds, predictions, splits))
+    earlier = RUN.read_optional(parent)
+    openings = {"openings": earlier["openings"]} if "openings" in earlier else {}
+    RUN.write(parent, {**_parent_run_json(folds, predictions, splits), **openings})
     _write_origin(parent, folds)
     return {
         "n_folds": len(folds.shown_runs),
@@ -227,7 +234,9 @@ def write_final_ensemble(parent: Path, folds: CrossValidation) -> _Json:
         "fold": None,
         "folder": "",
         "members": [run.name for run in members],
-        "chosen_by": f"nothing: it is the mean of the {len(members)} nets of {seeds_text}, one of "
+        "chosen_by": "nothing: it is the only net that was trained"
+        if len(members) == 1
+        else f"nothing: it is the mean of the {len(members)} nets of {seeds_text}, one of "
         f"{_folds_text(len(members) // len(seeds), len(folds.shown_runs))}",
     }
 

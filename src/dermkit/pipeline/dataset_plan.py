@@ -1,5 +1,6 @@
 """Plan: what a data set, a time and this machine allow, before anything is trained."""
 
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def plan(
 
 def plan_auto(dataset: Dataset, options: AutoOptions, machine: Machine) -> tuple[DatasetProfile, AutoPlan]:
     """Return what is known of a data set, and the plan for it on this machine, whose speed is measured."""
+    start = time.monotonic()
     profile = profile_dataset(dataset)
     device = machine.fabric.device
     nets = []
@@ -71,9 +73,10 @@ def plan_auto(dataset: Dataset, options: AutoOptions, machine: Machine) -> tuple
         nets.append(
             MeasuredNet(model, weights_file, measure_net(base, weights_file, len(dataset.classes), device))
         )
+    decoded = measure_decoding(dataset, image)
     auto_plan = make_plan(
-        profile, nets, images_decoded_per_second=measure_decoding(dataset, image), seconds=options.seconds,
-        seed=options.seed,
+        profile, nets, images_decoded_per_second=decoded, seconds=options.seconds, seed=options.seed,
+        elapsed=time.monotonic() - start,
     )  # fmt: skip
     return profile, auto_plan
 
@@ -90,6 +93,7 @@ def plan_json(plan: AutoPlan) -> dict[str, Any]:
     ]
     choices = [asdict(choice) for choice in plan.choices]
     return {
-        "seconds": plan.seconds, "decoding": plan.decoding, "n_folds": plan.n_folds, "candidates": candidates,
+        "seconds": plan.seconds, "decoding": plan.decoding, "n_folds": plan.n_folds,
+        "n_trained_folds": plan.n_trained_folds, "candidates": candidates,
         "choices": choices,
     }  # fmt: skip

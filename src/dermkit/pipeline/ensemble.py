@@ -49,7 +49,16 @@ WeightScheme = Literal["fitted", "equal"]
 ENSEMBLE_SEED = 0
 """Stands in the column `seed`: an ensemble has no seed of its own."""
 
-_OF_ONE_TRAINING = ("best", "stopped", "keep", "continued_from", "minutes", "minutes_training", "overfitting")
+_OF_ONE_TRAINING = (
+    "best",
+    "stopped",
+    "keep",
+    "continued_from",
+    "minutes",
+    "minutes_training",
+    "overfitting",
+    "openings",
+)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ docs/decisions/0012-folds-beside-test-images.md says why.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ import pandas as pd
 
 from dermkit.data.folds import rows_for_ensemble
 from dermkit.data.manifest import Dataset
-from dermkit.data.seal import find_partial_overlaps, find_seal
+from dermkit.data.seal import Seal, find_partial_overlaps, find_seal
+from dermkit.data.split import Split, save_split
 from dermkit.evaluation.openings import log_openings, openings_of_overlaps, seal_folder, write_run_seal
 from dermkit.evaluation.predict_splits import predict_splits
 from dermkit.pipeline.cross_validation import ensemble_key, has_scored_test
@@ -39,12 +41,29 @@ def score_test_by_ensemble(parent: Path, members: Sequence[Path], plan: RunPlan,
             progress.say(f"warning: it scored these test images before they were sealed as {seal.name}")
         return
     if seal is not None:
-        if not RUN_SEAL.exists(parent):  # an opening that did not end stays known
-            write_run_seal(parent, seal, opening=None)
-        write_parent_next_steps(parent, scores_test=True, sealed_in=dataset.folder)
+        _withhold_sealed(parent, seal, dataset)
         progress.say(f"test split sealed ({len(seal.rows)} images): it is not scored (docs/seal.md)")
         return
     _score(parent, members, plan, machine, rows)
+
+
+def withhold_test(parent: Path, dataset: Dataset, split: Split) -> None:
+    """Leave the test images of a parent folder unscored, until `open_test` scores them: once, and logged."""
+    save_split(replace(split, name="split"), parent)
+    rows = rows_for_ensemble(split.frame)
+    seal = find_seal(seal_folder(dataset), dataset.manifest, rows)
+    if seal is not None:
+        _withhold_sealed(parent, seal, dataset)
+        return
+    RUN.write(parent, {"openings": [], **RUN.read(parent)})
+    if not ENSEMBLE_TEST.exists(parent):
+        write_parent_next_steps(parent, scores_test=True, opens_in=dataset.folder, is_sealed=False)
+
+
+def _withhold_sealed(parent: Path, seal: Seal, dataset: Dataset) -> None:
+    if not RUN_SEAL.exists(parent):  # an opening that did not end stays known
+        write_run_seal(parent, seal, opening=None)
+    write_parent_next_steps(parent, scores_test=True, opens_in=dataset.folder)
 
 
 def _score(parent: Path, members: Sequence[Path], plan: RunPlan, machine: Machine, rows: pd.DataFrame) -> None:

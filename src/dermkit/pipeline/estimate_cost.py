@@ -174,11 +174,14 @@ def measure_decoding(dataset: Dataset, image: ImageSpec) -> float:
     return len(chosen) / (time.perf_counter() - start)
 
 
-def estimate_seconds(recipe: Recipe, speed: NetSpeed, *, n_images: int, n_folds: int) -> float:
+def estimate_seconds(
+    recipe: Recipe, speed: NetSpeed, *, n_images: int, n_folds: int, n_trained_folds: int | None = None
+) -> float:
     """Return the seconds of training a recipe on each of `n_folds` folds of `n_images`, without decoding.
 
-    Each fold trains on all other folds, is validated after each epoch, and is scored with the recipe's test views.
-    Features of a frozen backbone are computed once for all folds.
+    n_trained_folds: how many of them are trained (None = all). Each fold trains on all other folds, is validated after
+    each epoch, and is scored with the recipe's test views. Features of a frozen backbone are computed once for
+    all folds.
     """
     n_validation = n_images / n_folds
     n_train = n_images - n_validation
@@ -192,4 +195,4 @@ def estimate_seconds(recipe: Recipe, speed: NetSpeed, *, n_images: int, n_folds:
             epochs += phase.epochs * n_train / _FEATURE_EPOCH_SPEED
         else:
             epochs += phase.epochs * (n_train / speed.train + n_validation / speed.validate)
-    return features + n_folds * (_RUN_SECONDS + epochs + scoring)
+    return features + (n_trained_folds or n_folds) * (_RUN_SECONDS + epochs + scoring)

@@ -5,36 +5,39 @@ from pathlib import Path
 from dermkit.files import shell_path, write_text
 from dermkit.runs.layout import MODEL_FOLDER, NEXT_STEPS_FILE, RECIPE_FILE, SPLIT_FILE
 
-_OPENING_STEP = "Open the sealed test"
+_OPENING_STEPS = ("Open the sealed test", "Score the test")
 """How that step begins, in runs of every version."""
 
 
 def remove_opening_step(folder: Path) -> None:
-    """Take the opening of the sealed test split out of NEXT_STEPS.txt: done again, it would count again."""
+    """Take the opening of the test split out of NEXT_STEPS.txt: done again, it would count again."""
     path = folder / NEXT_STEPS_FILE
     if path.is_file():
         blocks = path.read_text(encoding="utf-8").split("\n\n")
-        write_text(path, "\n\n".join(block for block in blocks if not block.startswith(_OPENING_STEP)))
+        write_text(path, "\n\n".join(block for block in blocks if not block.startswith(_OPENING_STEPS)))
 
 
-def write_parent_next_steps(folder: Path, *, scores_test: bool = False, sealed_in: Path | None = None) -> None:
+def write_parent_next_steps(
+    folder: Path, *, scores_test: bool = False, opens_in: Path | None = None, is_sealed: bool = True
+) -> None:
     """Write the exact next commands of a cross-validation's folder.
 
-    scores_test: whether test images lie beside the folds. sealed_in: the data set that they are sealed in.
+    scores_test: whether test images lie beside the folds. opens_in: the data set whose test images are still to be
+    scored. is_sealed: whether a seal is why.
     """
     parent, model = shell_path(folder), shell_path(folder / MODEL_FOLDER)
     untested = "" if scores_test else ", which no image of this data set can test,"
-    opening = _opening_block(parent, sealed_in) if sealed_in else ""
+    opening = _opening_block(parent, opens_in, is_sealed=is_sealed) if opens_in else ""
     repeat = f"""
 Train all folds again, exactly (with the same --weights FILE, if there was one):
   dermkit train {shell_path(folder / RECIPE_FILE)} DATASET --split {shell_path(folder / SPLIT_FILE)} --out again
 """
     text = f"""Research use only. Not a medical device.
 
-Predict new images (files, folders, patterns) with the ensemble of the folds:
+Predict new images (files, folders, patterns):
   dermkit predict {model} IMAGE... --out predictions
 
-Test the ensemble{untested} on another data set:
+Test the model{untested} on another data set:
   dermkit evaluate {parent} --on OTHER_DATASET [--map CLASSES.json]
 
 Evaluate and report again from the pooled predictions.csv:
@@ -44,9 +47,11 @@ Evaluate and report again from the pooled predictions.csv:
     write_text(folder / NEXT_STEPS_FILE, text)
 
 
-def _opening_block(run: str, dataset: Path) -> str:
+def _opening_block(run: str, dataset: Path, *, is_sealed: bool = True) -> str:
+    sealed, unscored = _OPENING_STEPS
+    step = f"{sealed} split" if is_sealed else f"{unscored} images"
     return f"""
-{_OPENING_STEP} split: once, when recipe, model and thresholds are decided; every opening is counted:
+{step}: once, when recipe, model and thresholds are decided; every opening is counted:
   dermkit evaluate {run} --open-test {shell_path(dataset)}
 """
 

@@ -49,7 +49,7 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
     with lock(run), reading(dataset, "evaluate"):
         run_json = _checked_run_json(run, dataset)
         split_table = _read_split_table(run, dataset)
-        is_unsealed = bool(run_json.get("ensemble")) and not RUN_SEAL.exists(run)
+        is_unsealed = _unsealed_openings(run_json) is not None and not RUN_SEAL.exists(run)
         seal = None if is_unsealed else _find_run_seal(run, dataset, split_table)
         # Whatever may refuse does so before the opening is logged: it would count.
         predictor = load_model(run / MODEL_FOLDER, device="auto", progress=progress)
@@ -185,16 +185,24 @@ def _log_opening(
     write_run_seal(run, finished_seal, opening=number, notes=notes)
 
 
+def _unsealed_openings(run_json: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the openings of test images that no training scores: of an ensemble of recipes, and of the folds of a
+    race; None for any other run.
+    """
+    openings: list[dict[str, Any]] | None = (run_json.get("ensemble") or run_json).get("openings")
+    return openings
+
+
 @contextmanager
 def _log_unsealed_opening(
     run: Path, split_table: pd.DataFrame, run_json: Mapping[str, Any], progress: Progress
 ) -> Iterator[None]:
-    """Log in run.json that an ensemble scores its test images; raises `UsageError` where it has done so before."""
-    ensemble, n_test = run_json["ensemble"], int((split_table["split"] == "test").sum())
+    """Log in run.json that a model scores its test images; raises `UsageError` where it has done so before."""
+    openings, n_test = _unsealed_openings(run_json) or [], int((split_table["split"] == "test").sum())
     is_scored = bool((RunFolder(run).predictions["split"] == "test").any())
     if is_scored or not n_test:
         raise UsageError(
-            f"{run}: its {n_test} test images were scored on {ensemble['openings'][-1]['date']}"
+            f"{run}: its {n_test} test images were scored on {openings[-1]['date']}"
             if is_scored
             else f"{run}: its split has no test images",
             outcome="nothing was scored",
@@ -203,12 +211,12 @@ def _log_unsealed_opening(
     opening = new_opening(
         run / MODEL_FOLDER, opened_by="--open-test", recipe=str(run_json["recipe"]), run=run.name, n=n_test
     )
-    openings = [*ensemble["openings"], asdict(opening)]
+    openings = [*openings, asdict(opening)]
     counts = {**run_json["split"]["counts"], "test": n_test}
-    RUN.write(run, {
-        **run_json, "ensemble": {**ensemble, "openings": openings}, "split": {**run_json["split"], "counts": counts},
-    })  # fmt: skip
-    progress.say(f"scoring {n_test} test images by the ensemble, opening {len(openings)}, logged in {RUN.name}")
+    ensemble = run_json.get("ensemble")
+    logged = {"ensemble": {**ensemble, "openings": openings}} if ensemble else {"openings": openings}
+    RUN.write(run, {**run_json, **logged, "split": {**run_json["split"], "counts": counts}})
+    progress.say(f"scoring {n_test} test images, opening {len(openings)}, logged in {RUN.name}")
     yield
 
 

@@ -212,7 +212,7 @@ def _train_and_report(plan: RunPlan, prepared_job: PreparedJob, machine: Machine
         f"cache: {cache_bytes / 1e6:,.0f} MB in {cache_folder}, shared by all runs; it may be deleted at any time"
     )
     if plan.is_trial:
-        evaluate_run(plan.folder)
+        evaluate_and_save_policy(plan.folder)
         return
     weights_file = machine.settings.weights
     write_next_steps(
@@ -238,7 +238,13 @@ def evaluate_and_report(
     *,
     options: EvaluationOptions = DEFAULT_OPTIONS,
 ) -> Path:
-    """Evaluate a scored folder and write its report with pictures from `images`; returns the report.
+    """Evaluate a scored folder and write its report with pictures from `images`; returns the report."""
+    evaluate_and_save_policy(folder, options=options)
+    return write_report(folder, images_root=images)
+
+
+def evaluate_and_save_policy(folder: Path, *, options: EvaluationOptions = DEFAULT_OPTIONS) -> None:
+    """Evaluate a scored folder; no report is written.
 
     The folder's model gets the decision policy that was fitted on validation, what the test images showed of it, and
     the targets to be saved; those that it holds already, or held before it was written anew, are fitted and shown every
@@ -253,7 +259,6 @@ def evaluate_and_report(
         point_names = {point["name"] for point in policy["operating_points"]}
         write_policy(model, policy, evaluation=summarise_test(RunFolder(folder), point_names))
         drop_saved_targets(folder)
-    return write_report(folder, images_root=images)
 
 
 def _train(plan: RunPlan, prepared_job: PreparedJob, machine: Machine) -> "TrainingProgress":

@@ -91,7 +91,7 @@ def _describe_plan(plan: RunPlan) -> dict[str, Any]:
             "train_counts": _train_counts(plan),
             "excluded": len(split.excluded),
             "leaks": check_split(plan.dataset.manifest, split, allow_leaks=True),
-            **({"leaves_test_to_ensemble": True} if plan.leaves_test_to_ensemble and not plan.is_trial else {}),
+            **({"leaves_test_to_ensemble": True} if plan.leaves_test_to_ensemble else {}),
         },
         "seed": plan.seed,
         "fold": None if plan.fold < 0 else plan.fold,

@@ -100,7 +100,7 @@ def _shown_splits(run: RunFolder, headline: str) -> list[str]:
 
 def _split_title(run: RunFolder, split: str) -> str:
     """Return the split's name; of folds beside test images, also what scored it."""
-    if not run.scores_test_by_ensemble:
+    if run.pooled is None or not run.scores_test_by_ensemble or run.pooled["n_folds"] == 1:
         return split
     return {"validation": "validation, out-of-fold (single nets)", "test": "test, the ensemble"}.get(split, split)
 

@@ -20,7 +20,7 @@ SAVED_TARGETS = JsonFile("saved_targets.json", 1)
 FOREIGN = JsonFile("foreign_predictions.json", 2)
 TUNE = JsonFile("tune.json", 2)
 STUDY = JsonFile("study.json", 1)
-AUTO = JsonFile("auto.json", 1)
+AUTO = JsonFile("auto.json", 2, {1: migrations.auto_1_to_2})
 """What `train auto` planned and why, how long its recipes took, and which one it chose."""
 
 OLD_POLICY_FILE = "decision.json"

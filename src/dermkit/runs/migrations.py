@@ -42,6 +42,12 @@ def summary_2_to_3(summary: dict[str, Any]) -> dict[str, Any]:
     return {**summary, "pooled": pooled and {**pooled, "scores_test_by_ensemble": False}, "format": 3}
 
 
+def auto_1_to_2(auto: dict[str, Any]) -> dict[str, Any]:
+    """Return auto.json whose race trained every fold."""
+    plan = auto["plan"]
+    return {**auto, "plan": {**plan, "n_trained_folds": plan["n_folds"]}, "format": 2}
+
+
 def metrics_1_to_2(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return metrics.json as it is: format 2 added figures and renamed none."""
     return {**metrics, "format": 2}
