@@ -38,6 +38,7 @@ METRICS = (
 MOBILENET = "mobilenetv2_100.fp16.safetensors"
 VIT = "vit_tiny_patch16_224.fp16.safetensors"
 GIVEN = ("--set", "split.scheme=given", "--set", "split.test=0", "--set", "split.folds=5")
+ONE_NET = ("--set", "split.scheme=given", "--set", "split.test=0", "--set", "split.validation=0.15")
 ON_VIT = (
     "--set", "model.backbone=vit_tiny_patch16_224", "--set", 'model.backbone_args={"dynamic_img_size": true}',
     "--set", "phases.0.backbone_lr=1e-4", "--set", "compute.precision=fastest",
@@ -68,6 +69,7 @@ FINAL_JOBS = (
     Job("isic9, ViT-Tiny", "isic9-118", "strong-night", VIT, (*GIVEN, "--epochs", "16", *ON_VIT), (0, 1, 2)),
     Job("ham10000, MobileNetV2", "ham10000", "strong-night", MOBILENET),
     Job("melanoma10k, MobileNetV2", "melanoma10k", "strong-night", MOBILENET, GIVEN),
+    Job("melanoma10k, one net", "melanoma10k", "strong-1h", MOBILENET, ONE_NET),
 )
 _FROZEN = Job("", "", "strong-5min", MOBILENET, GIVEN, (0, 1, 2))
 _PARTS: dict[str, tuple[str, ...]] = {
