@@ -49,7 +49,7 @@ NEVER = {
 HEAVY = {"torch", "torchvision", "timm", "safetensors", "lightning_fabric", "lightning"}
 TORCH_ROOMS = (
     "models.cnn", "models.weights", "models.net", "models.precision", "models.inference", "models.heads",
-    "training", "prediction.predictor",
+    "models.size_limit", "training", "prediction.predictor",
 )  # fmt: skip
 TORCH_INSIDE_FUNCTIONS = ("pipeline", "cli")
 

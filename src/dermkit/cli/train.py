@@ -32,7 +32,8 @@ WeightsOption = Annotated[
     Path | None,
     typer.Option(
         "--weights",
-        help="Start from this weights file (.safetensors, with its .json beside it; docs/training.md).",
+        help="Start from this weights file (.safetensors, with its .json or a repository's config.json beside it; "
+        "docs/backbones.md), or the folder that holds it.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
@@ -87,7 +88,11 @@ LearningRateOption = Annotated[
 ]
 ImageSizeOption = Annotated[int | None, typer.Option("--image-size", help="Side of the net's input, in pixels.")]
 BackboneOption = Annotated[
-    str | None, typer.Option("--backbone", help="Another net: `dermkit recipes backbones`, or any name of timm.")
+    str | None,
+    typer.Option(
+        "--backbone",
+        help="Another net: `dermkit recipes backbones`, any name of timm, or hf-hub:OWNER/NAME (docs/backbones.md).",
+    ),
 ]
 FoldsOption = Annotated[
     int | None,

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from dermkit.errors import DermkitError, UsageError
 from dermkit.files import read_json
+from dermkit.models.hub_names import is_hub_name, parse_hub_name
 from dermkit.recipes.schema import ModelSpec
 
 OWN_PREFIX = "dermkit/"
@@ -164,10 +165,26 @@ def _names_in_module(path: Path) -> list[str]:
 
 
 def check_backbone_name(spec: ModelSpec) -> None:
-    """Raise `UsageError` for a backbone that does not exist, or one of dermkit's own with pretrained weights.
+    """Raise `UsageError` for a backbone that does not exist, one of dermkit's own with pretrained weights, or one of
+    the hub without.
 
-    As `weights.check_backbone`, before torch is loaded.
+    As `weights.check_backbone`, before torch is loaded. Whether a repository exists is seen when it is needed.
     """
+    if is_hub_name(spec.backbone):
+        parse_hub_name(spec.backbone)
+        if spec.weights == "none":
+            raise UsageError(
+                f"{spec.backbone}: means weights of the hub, but the recipe has model.weights none",
+                outcome="nothing was trained",
+                remedy="add --set model.weights=imagenet, which stands for all pretrained weights, or name timm's net",
+            )
+        return
+    if ":" in spec.backbone:
+        raise UsageError(
+            f"{spec.backbone}: names the source of a net in another way than dermkit does",
+            outcome="nothing was trained",
+            remedy="hf-hub:OWNER/NAME for the hub; for a folder timm's name of the net, and --weights FOLDER",
+        )
     names = backbone_names()
     architecture = spec.backbone.partition(".")[0]  # before the tag of its weights, as in resnet50.a1_in1k
     if names and architecture not in names:

@@ -6,7 +6,6 @@ Shapes: N images of S x S pixels, C features of an image, K classes.
 import contextlib
 import difflib
 import hashlib
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,8 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from dermkit.errors import DermkitError, UntrustedError, UsageError, first_of
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models import cnn
+from dermkit.models.backbone_args import reserved_arguments
 from dermkit.models.heads import build_head, take_shapes
 from dermkit.models.precision import non_finite_tensors
+from dermkit.models.size_limit import TooLargeError, check_arguments, hub_size_limit, size_limit
 from dermkit.models.weights import (
     BackboneWeights,
     check_backbone,
@@ -27,27 +28,11 @@ from dermkit.models.weights import (
     is_in_blocks,
     read_tensors,
     resolve_weights,
+    tensors_of_backbone,
 )
 from dermkit.recipes.schema import ImageSpec, ModelSpec
 from dermkit.recipes.training_specs import Phase
 
-_RESERVED_ARGS = (
-    "num_classes",
-    "in_chans",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "checkpoint_path",
-    "cache_dir",
-    "features_only",
-    "scriptable",
-    "exportable",
-    "no_jit",
-    "global_pool",
-)
-"""Arguments of timm that a recipe may not set: they load other files or change the backbone's output."""
-
-MAX_ARGUMENT = 16_384
 MAX_FLOPS = 5e12
 """Operations for one image: a ViT of a billion weights takes 1e12 at 518 pixels, and a minute on a few cores."""
 
@@ -55,11 +40,15 @@ MAX_FLOPS = 5e12
 class Net(nn.Module):
     """Normalised images (N, 3, S, S) float32 -> logits (N, K) float32, classes in the data set's order."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, n_features: int) -> None:
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, n_features: int, spec: ModelSpec | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.n_features = n_features
+        self.spec = spec
+        """What it can be built from again without the hub: timm's name and all its arguments."""
 
     def features(self, x: Tensor) -> Tensor:
         """Return the backbone's pooled features, (N, C) float32."""
@@ -79,16 +68,20 @@ def build_net(spec: ModelSpec, n_classes: int, *, weights: BackboneWeights, seed
     torch's global random state is left as found. Raises `UsageError` for an unknown backbone, argument or block,
     `UntrustedError` for weights whose tensors are not those of the net.
     """
+    spec = weights.model_spec(spec)
     check_backbone(spec.backbone)
+    is_ours_to_load = weights.origin == "file" or weights.net is not None
+    tensors = read_tensors(weights) if is_ours_to_load else {}
     with _seeded_cpu(seed), torch.device(device):
-        backbone, probe_size = _build_backbone(spec, weights)
+        with hub_size_limit(spec, weights, tensors):
+            backbone, probe_size = _build_backbone(spec, weights)
         _skip_blocks(backbone, spec.skip_blocks)
-        if weights.origin == "file":
-            _load_weights(backbone, spec, weights)
+        if is_ours_to_load:
+            _load_weights(backbone, spec, weights, tensors)
         _check_finite_weights(backbone, weights)
         n_features = _count_features(backbone, probe_size)
         head = build_head(n_features, spec, n_classes)
-    return Net(backbone, head, n_features)
+    return Net(backbone, head, n_features, spec)
 
 
 @contextlib.contextmanager
@@ -108,11 +101,14 @@ def _build_backbone(spec: ModelSpec, weights: BackboneWeights) -> tuple[nn.Modul
         if spec.backbone_args:
             raise UsageError(f"{spec.backbone}: takes no arguments, got {spec.backbone_args}")
         return cnn.CNN_BUILDERS[spec.backbone](), 64
-    reserved_args = sorted(set(spec.backbone_args) & set(_RESERVED_ARGS))
-    if reserved_args:
+    if reserved_args := reserved_arguments(spec.backbone_args):
         raise UsageError(f"{spec.backbone}: model.backbone_args may not set {', '.join(reserved_args)}")
     drop_path = {"drop_path_rate": spec.drop_path} if spec.drop_path else {}
-    hub_kwargs = {"pretrained_cfg_overlay": {"file": str(weights.path)}} if weights.origin == "hub" else {}
+    hub_kwargs = (
+        {"pretrained_cfg_overlay": {"file": str(weights.path)}}
+        if weights.origin == "hub" and not weights.net
+        else {}
+    )
     if hub_kwargs:
         check_weights_unchanged(weights)  # timm reads the file itself, because it knows how to rename old tensors
     try:
@@ -143,6 +139,12 @@ def _no_drop_path_error(spec: ModelSpec) -> UsageError:
 
 def _build_error(spec: ModelSpec, weights: BackboneWeights, error: Exception) -> DermkitError:
     description = f"{spec.backbone} with {spec.backbone_args}"
+    if weights.net is not None:
+        return UntrustedError(
+            f"{weights.path}: timm cannot build {description}, as its config.json and the recipe say: {error}",
+            outcome="nothing was trained",
+            remedy="correct the recipe's model.backbone_args, or name another repository",
+        )
     if weights.origin == "hub" and isinstance(error, RuntimeError | KeyError):
         return UntrustedError(
             f"{weights.path}: does not fit {description}: {error}",
@@ -168,11 +170,13 @@ def _skip_blocks(backbone: nn.Module, blocks: tuple[str, ...]) -> None:
         backbone.set_submodule(block, nn.Identity())
 
 
-def _load_weights(backbone: nn.Module, spec: ModelSpec, weights: BackboneWeights) -> None:
+def _load_weights(
+    backbone: nn.Module, spec: ModelSpec, weights: BackboneWeights, file_tensors: Mapping[str, Tensor]
+) -> None:
     """Load a file strictly: every tensor of the net and no other, except those that the file's JSON lists."""
-    tensors = {
-        name: value for name, value in read_tensors(weights).items() if not is_in_blocks(name, spec.skip_blocks)
-    }
+    if weights.net is not None:
+        file_tensors = tensors_of_backbone(backbone, file_tensors, weights.net.classifiers)
+    tensors = {name: value for name, value in file_tensors.items() if not is_in_blocks(name, spec.skip_blocks)}
     expected_state = backbone.state_dict()
     # Counters are absent from files of older torch versions and carry no weight.
     required_names = {name for name in expected_state if not name.endswith("num_batches_tracked")}
@@ -194,24 +198,20 @@ def _load_weights(backbone: nn.Module, spec: ModelSpec, weights: BackboneWeights
     backbone.load_state_dict(tensors, strict=False)  # copies: the net stays float32 whatever the file's type
 
 
-class _TooLargeError(Exception):
-    """A net became larger than the weights that are to fill it."""
-
-
 def check_fits(spec: ModelSpec, n_classes: int, state: Mapping[str, Tensor], *, image_size: int) -> None:
     """Raise `UntrustedError` unless a net has just these tensors and scores an image in bearable time.
 
     Nothing of its size is allocated: the net is built as shapes, and given up as soon as it outgrows the weights. A
     net that cannot be built that way is judged by its arguments alone.
     """
-    _check_arguments(spec, len(state))
+    check_arguments(spec, len(state))
     try:
-        with _size_limit(state):
+        with size_limit(state):
             net = build_net(spec, n_classes, weights=resolve_weights(spec, None), seed=0, device="meta").eval()
         if problem := take_shapes(net.head, state):
             raise _misfit_error(spec, problem)
         flops = _count_flops(net, image_size)
-    except _TooLargeError as error:
+    except TooLargeError as error:
         raise UntrustedError(
             f"{spec.backbone} with {spec.backbone_args}: is larger than the weights beside it: {error}",
             outcome="nothing was built",
@@ -227,52 +227,6 @@ def check_fits(spec: ModelSpec, n_classes: int, state: Mapping[str, Tensor], *, 
             outcome="nothing was built",
             remedy="use a smaller net or image size",
         )
-
-
-def _check_arguments(spec: ModelSpec, n_tensors: int) -> None:
-    """Refuse a number that no net has; a layer has a tensor, so there are no more layers than tensors."""
-    for name, value in spec.backbone_args.items():
-        is_depth = any(word in name for word in ("depth", "layers", "blocks", "stages", "repeat"))
-        limit = min(MAX_ARGUMENT, n_tensors) if is_depth else MAX_ARGUMENT
-        if isinstance(value, int | float) and not abs(value) <= limit:
-            raise UntrustedError(
-                f"{spec.backbone}: {name} is {value}; at most {limit} can be of this model",
-                outcome="nothing was built",
-                remedy="copy the model folder anew",
-            )
-
-
-@contextlib.contextmanager
-def _size_limit(state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Stop a build in this thread that registers more numbers, tensors or modules than these weights can fill."""
-    n_numbers = [
-        2 * sum(tensor.numel() for tensor in state.values()) + 10**8
-    ]  # blocks to leave out are built first
-    n_tensors, n_modules = [2 * len(state) + 1000], [20 * len(state) + 10_000]
-    thread = threading.get_ident()
-
-    def take(counter: list[int], amount: int, kind: str) -> None:
-        if threading.get_ident() == thread:
-            counter[0] -= amount
-            if counter[0] < 0:
-                raise _TooLargeError(f"it has more {kind} than they could fill")
-
-    def on_parameter(_module: nn.Module, _name: str, parameter: Tensor | None) -> None:
-        take(n_tensors, 1, "tensors")
-        take(n_numbers, 0 if parameter is None else parameter.numel(), "numbers")
-
-    def on_module(_module: nn.Module, _name: str, _child: object) -> None:
-        take(n_modules, 1, "layers")
-
-    hooks = [
-        nn.modules.module.register_module_parameter_registration_hook(on_parameter),
-        nn.modules.module.register_module_module_registration_hook(on_module),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _count_flops(net: Net, image_size: int) -> float:

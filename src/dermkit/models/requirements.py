@@ -17,7 +17,7 @@ def check_requirements(recipe: Recipe, weights_file: Path | None, teacher: Path 
     check_backbone_name(recipe.model)
     check_head_fields(recipe)
     check_distillation(recipe, teacher)
-    if weights_file is not None and recipe.model.weights != "none" and not weights_file.is_file():
+    if weights_file is not None and recipe.model.weights != "none" and not weights_file.exists():
         raise UntrustedError(
             f"{weights_file}: there is no such weights file",
             outcome="nothing was trained",

@@ -2,27 +2,26 @@
 
 import contextlib
 import difflib
-import logging
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import MAX_READ_BYTES, read_json, read_regular, sha256_bytes, sha256_file
 from dermkit.models import cnn
-from dermkit.models.backbones import WEIGHTS_CARD_FORMAT
+from dermkit.models.backbones import WEIGHTS_CARD_FORMAT, check_backbone_name
+from dermkit.models.hub import HubNet, is_local_copy, resolve_hub_net
+from dermkit.models.hub_files import HUB_SECONDS, WEIGHTS_FILE_NAME, muted_logger
+from dermkit.models.hub_names import is_hub_name
 from dermkit.recipes.schema import ModelSpec
 
 _Rgb = tuple[float, float, float]
-
-_HUB_SECONDS = 5.0
-"""Seconds that the hub has to answer. Its client's own retries take 23 s (measured) to report a missing network."""
 
 _ARGS_OF_INPUT = frozenset({"dynamic_img_size"})
 """Arguments of a net that let it take images of other sizes and leave all its tensors as they are."""
@@ -35,7 +34,8 @@ class BackboneWeights:
     """A backbone's weights before they are loaded.
 
     sha256: of the file ("" for `none`). mean, std: the normalisation of pixels in 0..1 (RGB) that the weights were
-    trained with. missing: tensors that the file may lack. note: what a person should know about them.
+    trained with. missing: tensors that the file may lack. note: what a person should know about them. net: what a
+    repository of the hub says of its net; None = what timm knows by the backbone's name.
     """
 
     origin: Literal["hub", "file", "none"]
@@ -46,6 +46,15 @@ class BackboneWeights:
     licence: str
     missing: tuple[str, ...]
     note: str
+    net: HubNet | None = None
+
+    def model_spec(self, spec: ModelSpec) -> ModelSpec:
+        """Return the spec with timm's name and all arguments of the net in place of its name on the hub."""
+        if self.net is None:
+            return spec
+        return replace(
+            spec, backbone=self.net.architecture, backbone_args={**self.net.arguments, **spec.backbone_args}
+        )
 
 
 def import_timm() -> Any:
@@ -97,11 +106,15 @@ def check_backbone(name: str) -> None:
 def resolve_weights(spec: ModelSpec, file: Path | None) -> BackboneWeights:
     """Return the weights that a recipe names; refuse a file whose hash or description does not fit.
 
-    file: a safetensors file with its JSON beside it, instead of the hub. Raises `UsageError` for an unknown
-    backbone or a file that the recipe has no use for, `UntrustedError` for weights that are not there, changed,
-    or of another net.
+    file: a safetensors file with its JSON or a repository's config.json beside it, or a folder that holds
+    model.safetensors, instead of the hub. Raises `UsageError` for an unknown backbone or a file that the recipe has no
+    use for, `UntrustedError` for weights that are not there, changed, or of another net.
     """
+    if is_hub_name(spec.backbone):
+        check_backbone_name(spec)
+        return _resolve_hub_net(spec, file)
     check_backbone(spec.backbone)
+    file = file / WEIGHTS_FILE_NAME if file is not None and file.is_dir() else file
     if spec.weights == "none":
         if file is not None:
             raise UsageError(
@@ -111,7 +124,24 @@ def resolve_weights(spec: ModelSpec, file: Path | None) -> BackboneWeights:
             )
         mean, std = _default_normalisation(spec.backbone)
         return BackboneWeights("none", None, "", mean, std, "", (), "trained from scratch")
-    return _resolve_file(spec, file) if file is not None else _resolve_hub(spec)
+    if file is None:
+        return _resolve_hub(spec)
+    return _resolve_hub_net(spec, file) if is_local_copy(file) else _resolve_file(spec, file)
+
+
+def _resolve_hub_net(spec: ModelSpec, file: Path | None) -> BackboneWeights:
+    """Return the weights of a repository on the hub, or of a local copy; refuse one of another net than the spec's."""
+    net = resolve_hub_net(spec.backbone, file)
+    named = spec.backbone.partition(".")[0]
+    if net.name is None and named != net.architecture:
+        raise UntrustedError(
+            f"{net.file}: is of {net.architecture}, as its config.json says, and the recipe asks for {spec.backbone}",
+            outcome="nothing was trained",
+            remedy=f"use the weights of the recipe's net, or --backbone {net.architecture}",
+        )
+    origin: Literal["hub", "file"] = "hub" if file is None else "file"
+    sha256 = sha256_file(net.file)
+    return BackboneWeights(origin, net.file, sha256, net.mean, net.std, net.licence, (), net.note(), net)
 
 
 def _default_normalisation(backbone: str) -> tuple[_Rgb, _Rgb]:
@@ -241,26 +271,15 @@ def _fetch_from_hub(spec: ModelSpec, repository: str, file_name: str) -> Path:
     with contextlib.suppress(FileNotFoundError):
         return Path(hub.hf_hub_download(repository, file_name, local_files_only=True))
     try:
-        with _muted_logger("huggingface_hub"):
+        with muted_logger("huggingface_hub"):
             # One request without retries first, because the download itself retries for long.
-            hub.get_hf_file_metadata(hub.hf_hub_url(repository, file_name), token=False, timeout=_HUB_SECONDS)
+            hub.get_hf_file_metadata(hub.hf_hub_url(repository, file_name), token=False, timeout=HUB_SECONDS)
             return Path(hub.hf_hub_download(repository, file_name, token=False))
     except Exception as error:  # the HTTP library and its exceptions depend on the hub client's version
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise _no_hub_weights_error(
             spec, f"the hub did not give them ({type(error).__name__}: {reason})"
         ) from error
-
-
-@contextlib.contextmanager
-def _muted_logger(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _no_hub_weights_error(spec: ModelSpec, reason: str) -> UntrustedError:
@@ -302,3 +321,34 @@ def read_tensors(weights: BackboneWeights) -> dict[str, Tensor]:
         return dict(load(data))
     except (OSError, SafetensorError) as error:
         raise _untrusted_error(path, f"is not a readable safetensors file: {error}") from error
+
+
+def tensors_of_backbone(
+    backbone: nn.Module, tensors: Mapping[str, Tensor], classifiers: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Return a repository's tensors as its backbone has them: renamed by timm where need be, without a classifier.
+
+    Files that timm wrote hold a net's own tensors. Those of other code, or for images of another size, are converted by
+    the function that timm has for the kind of net. Whether all fits is for the caller to check.
+    """
+    expected = backbone.state_dict()
+    fitting = _without_classifiers(tensors, expected, classifiers)
+    convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    if convert is None or {name: value.shape for name, value in fitting.items()} == {
+        name: value.shape for name, value in expected.items()
+    }:
+        return fitting
+    try:
+        return _without_classifiers(convert(dict(tensors), backbone), expected, classifiers)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return fitting  # whoever loads them says what does not fit
+
+
+def _without_classifiers(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], classifiers: tuple[str, ...]
+) -> dict[str, Tensor]:
+    return {
+        name: value
+        for name, value in tensors.items()
+        if name in expected or not any(name.startswith(f"{classifier}.") for classifier in classifiers)
+    }

@@ -201,6 +201,7 @@ def with_seed(recipe: Recipe, seed: int | None) -> Recipe:
 
 def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine: Machine) -> list[RunPlan]:
     """Return the runs of a recipe, seeds times folds, on the split of that name or file (None: the recipe's own)."""
+    from dermkit.models.hub import licence_sentence, pin_hub_revision
     from dermkit.models.precision import resolve_precision
     from dermkit.models.weights import resolve_weights
     from dermkit.pipeline.teacher import find_teacher
@@ -213,6 +214,9 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
     if chosen_split.spec is not None:
         recipe = replace(recipe, split=chosen_split.spec)
     weights = resolve_weights(recipe.model, machine.settings.weights)
+    if weights.net is not None:
+        machine.progress.say(licence_sentence(weights.net))
+        recipe = pin_hub_revision(recipe, weights.net)
     split_rows = chosen_split.frame
     input_hashes = {
         "manifest": dataset.manifest_sha256,

@@ -317,7 +317,7 @@ def _save_training(
         save_model,
         plan.folder / MODEL_FOLDER,
         prepared_job.net,
-        spec=plan.recipe.model,
+        spec=prepared_job.net.spec or plan.recipe.model,
         classes=plan.dataset.classes,
         preprocessing=prepared_job.job.preprocessing,
         metadata=describe_model(plan, run_json),

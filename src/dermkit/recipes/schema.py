@@ -129,11 +129,13 @@ class ModelSpec:
     """Backbone and head."""
 
     backbone: Annotated[str, Field(min_length=1, max_length=1000)]
-    """A timm name (`dermkit recipes backbones`), or `dermkit/cnn-s1`, `dermkit/cnn-s4`."""
+    """A timm name (`dermkit recipes backbones`), a repository of the hub as `hf-hub:OWNER/NAME` or
+    `hf-hub:OWNER/NAME@REVISION` (`docs/backbones.md`), or `dermkit/cnn-s1`, `dermkit/cnn-s4`."""
     backbone_args: dict[str, bool | int | float | str]
     """Arguments of `timm.create_model` that the pretrained weights need."""
     weights: Literal["imagenet", "none"]
-    """Where training starts: `imagenet` (from the hub or --weights FILE) or `none` (random)."""
+    """Where training starts: `imagenet` (pretrained, on whatever images; from the hub or --weights FILE) or `none`
+    (random)."""
     skip_blocks: Annotated[tuple[str, ...], Field(max_length=10_000)]
     """Names of backbone modules that are replaced by the identity, to take features from an earlier layer."""
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=16_384)], ...], Field(max_length=64)]

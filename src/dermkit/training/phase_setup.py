@@ -40,7 +40,7 @@ def make_batch_source(state: TrainingState, phase: Phase, pixel_source: PixelSou
     compute = resolve_precision(recipe.compute, device.type)
     feature_job = FeatureJob(
         net=state.net,
-        model=recipe.model,
+        model=state.net.spec or recipe.model,
         compute=compute,
         pixel_keys=job.pixel_keys,
         device=device,
