@@ -19,12 +19,14 @@ from huggingface_hub import errors as hub_errors
 
 import dermkit as dk
 from dermkit.errors import UntrustedError, UsageError
+from dermkit.files import sha256_file
 from dermkit.models.backbones import check_backbone_name
 from dermkit.models.hub import pin_hub_revision, resolve_hub_net
 from dermkit.models.hub_names import HubName, parse_hub_name
 from dermkit.models.net import backbone_fingerprint, build_net
 from dermkit.models.weights import import_timm, resolve_weights
 from dermkit.pipeline import estimate_cost
+from dermkit.pipeline.auto_nets import input_size, weights_identity
 from dermkit.prediction.predictor import load_model
 from dermkit.recipes.derive import check_record, derive_recipe, parse_assignment
 from dermkit.recipes.schema import ModelSpec, Recipe, load_recipe
@@ -191,6 +193,29 @@ def test_speed_is_measured_and_rates_are_found_with_such_a_net(
         recipe, dk.load_dataset(binary), steps=20, settings=dk.RunSettings(out=tmp_path / "lr", device="cpu")
     )
     assert len(found.sweep.rates) <= 20 and found.table.exists()
+
+
+def test_a_plan_takes_such_a_net_and_its_folder_is_that_of_its_name(
+    cache: Path, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_repository(cache, made_net("test_vit"))
+    monkeypatch.setattr(estimate_cost, "_SECONDS_PER_MEASUREMENT", 0.0)
+    dataset, settings = dk.load_dataset(binary), dk.RunSettings(out=tmp_path / "runs", device="cpu")
+    for weights, backbone in ((Path(NAME), PINNED), (folder, "test_vit")):
+        plan = dk.plan(dataset, dk.AutoOptions(seconds=600, weights=(weights,)), settings=settings).plan
+        assert {candidate.recipe.model.backbone for candidate in plan.candidates} == {backbone}
+    assert weights_identity(Path(NAME)) == NAME
+    assert (
+        weights_identity(folder)
+        == weights_identity(folder / "model.safetensors")
+        == sha256_file(folder / "model.safetensors")
+    )
+    assert weights_identity(tmp_path / "absent.safetensors") is None
+
+
+def test_an_input_is_a_multiple_of_the_patches() -> None:
+    assert input_size(replace(spec("vit_small_patch14_dinov2"), backbone_args={}), 600) == 154
+    assert input_size(spec("vit_small_patch16_224"), 600) == 160
 
 
 # Local copies

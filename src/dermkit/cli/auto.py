@@ -23,8 +23,8 @@ WeightsFilesOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--weights",
-        help="A net that may be chosen: its weights file (.safetensors, with its .json). May be repeated; the first is "
-        "preferred. Default: the weights that were fetched before.",
+        help="A net that may be chosen: its weights file (.safetensors, with its .json), a folder as on the hub, or "
+        "hf-hub:OWNER/NAME. May be repeated; the first is preferred. Default: the weights that were fetched before.",
     ),
 ]
 

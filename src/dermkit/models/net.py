@@ -19,7 +19,7 @@ from dermkit.models import cnn
 from dermkit.models.backbone_args import reserved_arguments
 from dermkit.models.heads import build_head, take_shapes
 from dermkit.models.precision import non_finite_tensors
-from dermkit.models.size_limit import TooLargeError, check_arguments, hub_size_limit, size_limit
+from dermkit.models.size_limit import TooLargeError, check_arguments, size_limit
 from dermkit.models.weights import (
     BackboneWeights,
     check_backbone,
@@ -73,7 +73,7 @@ def build_net(spec: ModelSpec, n_classes: int, *, weights: BackboneWeights, seed
     is_ours_to_load = weights.origin == "file" or weights.net is not None
     tensors = read_tensors(weights) if is_ours_to_load else {}
     with _seeded_cpu(seed), torch.device(device):
-        with hub_size_limit(spec, weights, tensors):
+        with _hub_size_limit(spec, weights, tensors):
             backbone, probe_size = _build_backbone(spec, weights)
         _skip_blocks(backbone, spec.skip_blocks)
         if is_ours_to_load:
@@ -196,6 +196,24 @@ def _load_weights(
             remedy="use the weights of this very net, and let model.skip_blocks name only blocks to leave out",
         )
     backbone.load_state_dict(tensors, strict=False)  # copies: the net stays float32 whatever the file's type
+
+
+@contextlib.contextmanager
+def _hub_size_limit(spec: ModelSpec, weights: BackboneWeights, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Stop the build of a net of the hub that outgrows its weights: its arguments are other people's input."""
+    if weights.net is None:
+        yield
+        return
+    check_arguments(spec, len(tensors))
+    try:
+        with size_limit(tensors):
+            yield
+    except TooLargeError as error:
+        raise UntrustedError(
+            f"{weights.path}: does not fit {spec.backbone} with {spec.backbone_args}: {error}",
+            outcome="nothing was trained",
+            remedy="name another repository",
+        ) from None
 
 
 def check_fits(spec: ModelSpec, n_classes: int, state: Mapping[str, Tensor], *, image_size: int) -> None:

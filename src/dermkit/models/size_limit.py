@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from dermkit.errors import UntrustedError
 from dermkit.models.backbone_args import MAX_ARGUMENT
-from dermkit.models.weights import BackboneWeights
 from dermkit.recipes.schema import ModelSpec
 
 
@@ -27,24 +26,6 @@ def check_arguments(spec: ModelSpec, n_tensors: int) -> None:
                 outcome="nothing was built",
                 remedy="copy the model folder anew",
             )
-
-
-@contextlib.contextmanager
-def hub_size_limit(spec: ModelSpec, weights: BackboneWeights, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Stop the build of a net of the hub that outgrows its weights: its arguments are other people's input."""
-    if weights.net is None:
-        yield
-        return
-    check_arguments(spec, len(tensors))
-    try:
-        with size_limit(tensors):
-            yield
-    except TooLargeError as error:
-        raise UntrustedError(
-            f"{weights.path}: does not fit {spec.backbone} with {spec.backbone_args}: {error}",
-            outcome="nothing was trained",
-            remedy="name another repository",
-        ) from None
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from typing import Any
 from dermkit.data.manifest import Dataset
 from dermkit.data.readers import reading
 from dermkit.errors import DivergenceError, RunInterrupt, UsageError
-from dermkit.files import fingerprint, lock, read_json
-from dermkit.models.backbones import WEIGHTS_CARD_FORMAT
+from dermkit.files import fingerprint, lock
+from dermkit.pipeline.auto_nets import weights_identity
 from dermkit.pipeline.auto_plan import AutoPlan, Candidate, PlanChoice
 from dermkit.pipeline.auto_results import FinishedRecipe, write_results
 from dermkit.pipeline.dataset_plan import AutoOptions, plan_auto, plan_json
@@ -113,11 +113,8 @@ def train_auto(
 
 
 def _identity(dataset: Dataset, options: AutoOptions) -> str:
-    weights = [
-        read_json(file.with_name(f"{file.name}.json"), format=WEIGHTS_CARD_FORMAT).get("sha256")
-        for file in options.weights
-        if file.with_name(f"{file.name}.json").is_file()
-    ]
+    identities = [weights_identity(weights) for weights in options.weights]
+    weights = [identity for identity in identities if identity is not None]
     classes = [asdict(lesion_class) for lesion_class in dataset.classes]
     return fingerprint(dataset.manifest_sha256, classes, options.seconds, weights, options.seed)[:10]
 

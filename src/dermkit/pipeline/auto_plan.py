@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dermkit.models.hub_names import is_hub_name, parse_hub_name
 from dermkit.models.views import VIEW_SETS
 from dermkit.pipeline.dataset_profile import DatasetProfile
 from dermkit.pipeline.estimate_cost import NetSpeed, estimate_seconds
@@ -185,7 +186,10 @@ def fold_split(profile: DatasetProfile, n_folds: int, seed: int) -> SplitSpec:
 
 
 def _short_name(net: MeasuredNet) -> str:
-    return net.model.backbone.replace("/", "-").replace(":", "-").partition(".")[0]
+    backbone = net.model.backbone
+    if is_hub_name(backbone):
+        return parse_hub_name(backbone).repository.replace("/", "-")[:60]
+    return backbone.replace("/", "-").partition(".")[0]
 
 
 def _trained_recipe(drafts: _Drafts, net: MeasuredNet, epochs: int, budget: float) -> Recipe:

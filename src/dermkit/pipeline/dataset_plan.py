@@ -20,7 +20,9 @@ from dermkit.reporting.auto_page import plan_lines
 
 @dataclass(frozen=True, kw_only=True)
 class AutoOptions:
-    """What a race may take. seconds: the whole time. weights: files of nets; none = what the hub's cache holds."""
+    """What a race may take. seconds: the whole time. weights: files of nets, or hf-hub:OWNER/NAME as a
+    path; none = what the hub's cache holds.
+    """
 
     seconds: float
     weights: tuple[Path, ...] = ()

@@ -201,9 +201,7 @@ def with_seed(recipe: Recipe, seed: int | None) -> Recipe:
 
 def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine: Machine) -> list[RunPlan]:
     """Return the runs of a recipe, seeds times folds, on the split of that name or file (None: the recipe's own)."""
-    from dermkit.models.hub import licence_sentence, pin_hub_revision
     from dermkit.models.precision import resolve_precision
-    from dermkit.models.weights import resolve_weights
     from dermkit.pipeline.teacher import find_teacher
 
     teacher = find_teacher(recipe, machine.settings.teacher)  # here too: a study's trials are other recipes
@@ -213,10 +211,7 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
     chosen_split = resolve_split(recipe, dataset, split_name)
     if chosen_split.spec is not None:
         recipe = replace(recipe, split=chosen_split.spec)
-    weights = resolve_weights(recipe.model, machine.settings.weights)
-    if weights.net is not None:
-        machine.progress.say(licence_sentence(weights.net))
-        recipe = pin_hub_revision(recipe, weights.net)
+    recipe, weights = _with_weights(recipe, machine)
     split_rows = chosen_split.frame
     input_hashes = {
         "manifest": dataset.manifest_sha256,
@@ -250,6 +245,17 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
         for seed in range(recipe.seed, recipe.seed + recipe.repeats)
         for fold in folds
     ]
+
+
+def _with_weights(recipe: Recipe, machine: Machine) -> "tuple[Recipe, BackboneWeights]":
+    """Return a recipe's weights, and the recipe with the exact revision of a net of the hub."""
+    from dermkit.models.hub import licence_sentence, pin_hub_revision
+    from dermkit.models.weights import resolve_weights
+
+    weights = resolve_weights(recipe.model, machine.settings.weights)
+    if weights.net is not None:
+        machine.progress.say(licence_sentence(weights.net))
+    return pin_hub_revision(recipe, weights.net), weights
 
 
 def _seals_of(
