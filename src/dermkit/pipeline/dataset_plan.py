@@ -7,6 +7,8 @@ from typing import Any
 
 from dermkit.data.manifest import Dataset
 from dermkit.data.readers import reading
+from dermkit.models.hub import licence_sentence, resolve_hub_net
+from dermkit.models.hub_names import is_hub_name
 from dermkit.pipeline.auto_nets import input_size, nets_at_hand
 from dermkit.pipeline.auto_plan import AutoPlan, MeasuredNet, make_plan
 from dermkit.pipeline.dataset_profile import DatasetProfile, profile_dataset
@@ -71,6 +73,8 @@ def plan_auto(dataset: Dataset, options: AutoOptions, machine: Machine) -> tuple
     for model, weights_file in nets_at_hand(options.weights, has_gpu=device.type != "cpu"):
         image = replace(STRONG_1H.image, size=input_size(model, profile.median_side))
         base = replace(STRONG_1H, model=model, image=image)
+        if is_hub_name(model.backbone):
+            machine.progress.say(licence_sentence(resolve_hub_net(model.backbone)))
         machine.progress.say(f"measuring {model.backbone} at {image.size} px")
         nets.append(
             MeasuredNet(model, weights_file, measure_net(base, weights_file, len(dataset.classes), device))

@@ -249,13 +249,19 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
 
 def _with_weights(recipe: Recipe, machine: Machine) -> "tuple[Recipe, BackboneWeights]":
     """Return a recipe's weights, and the recipe with the exact revision of a net of the hub."""
-    from dermkit.models.hub import licence_sentence, pin_hub_revision
+    from dermkit.models.hub import pin_hub_revision
     from dermkit.models.weights import resolve_weights
 
     weights = resolve_weights(recipe.model, machine.settings.weights)
-    if weights.net is not None:
-        machine.progress.say(licence_sentence(weights.net))
     return pin_hub_revision(recipe, weights.net), weights
+
+
+def say_licence(plan: RunPlan, progress: Progress) -> None:
+    """Say the licence of a net of the hub, before anything is trained."""
+    from dermkit.models.hub import licence_sentence
+
+    if plan.weights.net is not None:
+        progress.say(licence_sentence(plan.weights.net))
 
 
 def _seals_of(

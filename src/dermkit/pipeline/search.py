@@ -17,7 +17,15 @@ from dermkit.errors import DataError, DermkitError, RunInterrupt, UsageError
 from dermkit.evaluation.selection import selected_value
 from dermkit.files import lock, write_rows
 from dermkit.models.requirements import check_requirements
-from dermkit.pipeline.plan import Machine, RunPlan, RunSettings, check_classes, prepare_machine, with_seed
+from dermkit.pipeline.plan import (
+    Machine,
+    RunPlan,
+    RunSettings,
+    check_classes,
+    prepare_machine,
+    say_licence,
+    with_seed,
+)
 from dermkit.pipeline.study import Study, check_optuna, importances, open_study
 from dermkit.pipeline.train import train_recipe
 from dermkit.pipeline.trials import TrialResult, run_trial, trial_plans
@@ -106,6 +114,7 @@ def _search(
     name = options.study or f"{recipe.name}-study"
     folder = machine.settings.out / name
     first_plan = trial_plans(recipe, dataset, split, machine, folder)[0]
+    say_licence(first_plan, machine.progress)
     study = open_study(
         folder, name, storage=options.storage, space=space, seed=recipe.seed,
         identity=_identity(recipe, space, first_plan), higher_is_better=recipe.monitor != "val_loss",

@@ -17,6 +17,7 @@ from dermkit.pipeline.plan import (
     make_plans,
     parent_of_runs,
     prepare_machine,
+    say_licence,
     with_seed,
 )
 from dermkit.pipeline.repeats import summarise_repeats
@@ -53,6 +54,7 @@ def train_recipe(
 ) -> Path:
     """Train as `train` does, on a machine that is prepared."""
     plans = make_plans(recipe, dataset, split, machine)
+    say_licence(plans[0], machine.progress)
     if continue_from is not None:
         plans = with_continuation(plans, continue_from)
     if len(plans) == 1:
