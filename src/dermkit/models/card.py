@@ -8,7 +8,7 @@ classes of their own.
 
 import html
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,18 @@ def write_policy(folder: Path, policy: Mapping[str, Any], *, evaluation: Mapping
     check_hashes(folder, preserved="the model folder as it is, and the evaluation")
     other_fields = {name: value for name, value in card.items() if name not in (*POLICY_FIELDS, EVALUATION_FIELD)}
     update_files(folder, card_files({**other_fields, **policy_fields, EVALUATION_FIELD: new_evaluation}))
+
+
+def write_views(folder: Path, views: Sequence[str]) -> None:
+    """Write other test-time views into the model of one net, whose policy, fitted on the earlier ones, is dropped.
+
+    Atomic, as `write_policy` is; raises `UntrustedError` where a file was changed since it was saved.
+    """
+    card = read_card(folder)
+    check_hashes(folder, preserved="the model folder as it is")
+    (member,) = card["members"]
+    fields = {name: value for name, value in card.items() if name not in (*POLICY_FIELDS, EVALUATION_FIELD)}
+    update_files(folder, card_files({**fields, "members": [{**member, "views": list(views)}], **EMPTY_POLICY}))
 
 
 def extra_targets(folder: Path) -> tuple[tuple[str, float], ...]:

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,7 @@ from dermkit.runs.layout import (
     REPORT_FILE,
     RUN,
     RUN_SEAL,
+    VIEW_CHOICE,
 )
 from dermkit.runs.verdict import summarise_test
 
@@ -329,6 +330,7 @@ def _save_training(
     save()
     choice = _choose_views(plan, prepared_job, machine)
     RUN.write(plan.folder, {**run_json, "warnings": [*run_json["warnings"], choice.sentence()]})
+    VIEW_CHOICE.write(plan.folder, {"own": asdict(choice), "pooled": None, "applied": choice.name})
     save(views=choice.views)
 
 

@@ -20,6 +20,7 @@ from dermkit.pipeline.plan import (
     say_licence,
     with_seed,
 )
+from dermkit.pipeline.pooled_views import share_view_choice
 from dermkit.pipeline.repeats import summarise_repeats
 from dermkit.pipeline.run import run_plan
 from dermkit.progress import Progress
@@ -70,6 +71,7 @@ def train_recipe(
         folders.append(run_plan(replace(plan, folder=parent / plan.folder.name), machine))
     if not machine.is_first:
         return parent
+    share_view_choice(plans, folders, machine)
 
     def score_test(members: Sequence[Path]) -> None:
         score_test_by_ensemble(parent, members, plans[0], machine)

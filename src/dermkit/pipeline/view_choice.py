@@ -1,5 +1,6 @@
 """`test_views: choose`: the set of views with the lowest log loss on a run's validation images becomes the model's."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,14 +15,21 @@ if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
     from dermkit.training.state import TrainingJob
 
+CHOICE_TITLE = "Test-time views"
+"""How the sentence begins among the warnings of a run."""
+
 
 @dataclass(frozen=True)
 class ViewChoice:
-    """Which set of views was chosen. log_loss: set -> mean over the n validation images, in nats."""
+    """Which set of views was chosen. log_loss: set -> mean over the n validation images, in nats.
+
+    n_nets: 1, or the nets of all folds and seeds that share the choice; then n is their out-of-fold predictions.
+    """
 
     name: str
     log_loss: dict[str, float]
     n: int
+    n_nets: int = 1
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -31,8 +39,11 @@ class ViewChoice:
     def sentence(self) -> str:
         """Return the choice, what it rests on, and what it does to the validation figures."""
         losses = ", ".join(f"{name} {loss:.4g}" for name, loss in self.log_loss.items())
+        images = f"the {self.n} validation images"
+        if self.n_nets > 1:
+            images = f"all {self.n} out-of-fold predictions of {self.n_nets} nets, which all take it,"
         return (
-            f"Test-time views: {self.name}, the set with the lowest log loss on the {self.n} validation images "
+            f"{CHOICE_TITLE}: {self.name}, the set with the lowest log loss on {images} "
             f"({losses}). These images chose it, so their figures and the calibration fitted on them are slightly too "
             "good; test images had no part in it."
         )
@@ -48,6 +59,13 @@ def choose_views(view_probabilities: NDArray[np.float64], labels: NDArray[np.int
         for name, views in VIEW_SETS.items()
     }
     return ViewChoice(min(log_loss, key=lambda name: log_loss[name]), log_loss, len(labels))
+
+
+def pool_choices(choices: Sequence[ViewChoice]) -> ViewChoice:
+    """Return the set with the lowest log loss over the validation images of all runs, each weighing as one image."""
+    n = sum(choice.n for choice in choices)
+    log_loss = {name: math.fsum(choice.n * choice.log_loss[name] for choice in choices) / n for name in VIEW_SETS}
+    return ViewChoice(min(log_loss, key=lambda name: log_loss[name]), log_loss, n, len(choices))
 
 
 def choose_on_validation(predictor: "Predictor", job: "TrainingJob", progress: Progress) -> ViewChoice:

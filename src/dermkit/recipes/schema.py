@@ -237,8 +237,8 @@ class Recipe:
     test_views: Literal["identity", "dihedral", "dihedral_crops", "choose"]
     """Views of an image whose probabilities are averaged in validation, test and prediction of the trained model:
     itself (one pass), its eight symmetries of the square (8), or those and five crops of 0.875 of the side (13).
-    `choose` takes the set with the lowest log loss on validation images, for each fold on its own. Epochs are compared
-    on the image itself."""
+    `choose` takes the set with the lowest log loss on validation images; of folds beside test images one set for all
+    nets, of folds of all images each net its own. Epochs are compared on the image itself."""
     seed: _Seed
     """Random seed of weights, order and augmentation; of several runs the first one."""
     repeats: Annotated[int, Field(ge=1, le=10_000)]

@@ -15,6 +15,8 @@ ENVIRONMENT = JsonFile("environment.json", 1)
 SUMMARY = JsonFile("summary.json", 3, {1: migrations.summary_1_to_2, 2: migrations.summary_2_to_3})
 ENSEMBLE_TEST = JsonFile("ensemble_test.json", 1)
 """Which nets the ensemble had that scored the test rows of predictions.csv; written last, when these are there."""
+VIEW_CHOICE = JsonFile("view_choice.json", 1)
+"""What each set of test-time views gave on validation images, and which one the model and its predictions have."""
 SAVED_TARGETS = JsonFile("saved_targets.json", 1)
 """Targets that a person saved in a model that is being written anew; it is there until the new model holds them."""
 FOREIGN = JsonFile("foreign_predictions.json", 2)
