@@ -4,19 +4,22 @@ import json
 import runpy
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from optuna.storages import RDBStorage
 
 import dermkit as dk
 from conftest import Invoke
-from dermkit.errors import DataError, UntrustedError, UsageError
+from dermkit.errors import DataError, OutputError, UntrustedError, UsageError
 from dermkit.evaluation.selection import selected_value
 from dermkit.pipeline.search import SearchOptions, search
 from dermkit.pipeline.study import JOURNAL_FILE, Study, open_study
+from dermkit.pipeline.study_database import database_errors, heartbeat, open_database
 from dermkit.recipes.augmentation import NO_AUGMENTATION
 from dermkit.recipes.experiments import head_phase
 from dermkit.recipes.schema import Recipe, save_recipe
@@ -51,7 +54,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_study import space_of, study_in
 from dermkit.recipes.experiments import RECIPES
-trial = study_in(Path(sys.argv[1]), space_of(RECIPES["demo"])).claim(5)
+study = study_in(Path(sys.argv[1]), space_of(RECIPES["demo"]))
+trial = study.claim(5)
 print(trial.number, flush=True)
 time.sleep(60)
 """
@@ -269,3 +273,36 @@ def test_two_processes_share_thirty_trials_through_five_kills(
     figures = kill_campaign(tmp_path / "frozen.json", binary, tmp_path / "runs", n_trials=30, n_kills=5, seed=1)
     assert (figures["finished"], figures["trained_twice"], figures["running"]) == (30, 0, 0)
     assert figures["kills"] == 5
+
+
+def test_a_database_that_drops_out_is_said_and_what_is_there_is_kept() -> None:
+    from optuna.exceptions import StorageInternalError
+
+    words = "the database dropped out: the server closed the connection"
+    with pytest.raises(OutputError, match=words) as caught, database_errors():
+        raise StorageInternalError("commit") from OSError("the server closed the connection")
+    assert "give the same command again" in str(caught.value) and caught.value.exit_code == 5
+
+
+def test_a_heartbeat_goes_on_after_the_database_was_away() -> None:
+    from optuna.exceptions import StorageInternalError
+
+    beats: list[int] = []
+    came_back = threading.Event()
+
+    class Storage:
+        def record_heartbeat(self, trial_id: int) -> None:
+            beats.append(trial_id)
+            if len(beats) == 2:
+                raise StorageInternalError("away")
+            if len(beats) > 2:
+                came_back.set()
+
+    with heartbeat(Storage(), 7, seconds=0.01):
+        assert came_back.wait(timeout=30)
+    assert set(beats) == {7}
+
+
+def test_connections_of_a_database_are_tried_before_they_are_used(tmp_path: Path) -> None:
+    storage = open_database(f"sqlite:///{tmp_path / 'study.db'}")
+    assert isinstance(storage, RDBStorage) and storage.engine.pool._pre_ping

@@ -27,6 +27,7 @@ from dermkit.pipeline.plan import (
     with_seed,
 )
 from dermkit.pipeline.study import Study, check_optuna, importances, open_study
+from dermkit.pipeline.study_database import database_errors
 from dermkit.pipeline.train import train_recipe
 from dermkit.pipeline.trials import TrialResult, run_trial, trial_plans
 from dermkit.pipeline.validation_values import monitored_metric
@@ -99,7 +100,7 @@ def search(
             outcome="nothing was trained",
             remedy="give the same command several times, without --devices and --nodes: they share the study",
         )
-    with reading(dataset, "tune"):
+    with reading(dataset, "tune"), database_errors():
         return _search(with_seed(recipe, seed), space, dataset, split, machine, options)
 
 

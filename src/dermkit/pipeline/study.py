@@ -5,9 +5,7 @@ system releases the lock when its process dies, so that the next process finds t
 where there may be no common drive, a running trial is marked by Optuna's own heartbeat.
 """
 
-import threading
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from dermkit.errors import DataError, OutputError, UntrustedError, UsageError
 from dermkit.files import make_folder, output_errors
+from dermkit.pipeline.study_database import heartbeat, open_database, without_experimental_warnings
 from dermkit.recipes.search_space import Choice, SearchSpace, values_key
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 JOURNAL_FILE = "study.journal"
-HEARTBEAT_SECONDS = 30
-_GRACE_SECONDS = 120
 _GATE_SECONDS = 600.0
 """The longest wait for another process to take a trial."""
 STARTUP_TRIALS = 10
@@ -116,7 +113,7 @@ class Study:
         # Processes that share the seed must not draw the same values.
         sampler_seed = (self.seed + 7919 * len(self.trials())) % 2**32
         self.optuna_study.sampler = optuna.samplers.TPESampler(seed=sampler_seed, n_startup_trials=STARTUP_TRIALS)
-        with _without_experimental_warnings():
+        with without_experimental_warnings():
             return self.optuna_study.ask(distributions(self.space))
 
     def _n_claimed_before(self, number: int) -> int:
@@ -149,7 +146,7 @@ class Study:
         if self.marks is not None:
             self.running.enter_context(FileLock(self._mark_file(trial.number), timeout=0))
         else:
-            self.running.enter_context(_heartbeat(self.optuna_study._storage, trial._trial_id))
+            self.running.enter_context(heartbeat(self.optuna_study._storage, trial._trial_id))
 
     def _mark_file(self, number: int) -> Path:
         assert self.marks is not None  # noqa: S101  for the type checker: a journal has marks
@@ -161,7 +158,7 @@ class Study:
         if self.marks is None:
             import optuna
 
-            with _without_experimental_warnings():
+            with without_experimental_warnings():
                 optuna.storages.fail_stale_trials(self.optuna_study)
         for trial in self.trials("RUNNING") if self.marks is not None else []:
             if self._is_dead(trial.number):
@@ -182,35 +179,6 @@ class Study:
             is_surplus = str(trial.user_attrs.get("reason", "")).startswith("another process")
             if trial.number not in repeated and not is_surplus and trial.params:
                 self.optuna_study.enqueue_trial(trial.params, user_attrs={REPEATS: trial.number})
-
-
-@contextmanager
-def _heartbeat(storage: Any, trial_id: int) -> Iterator[None]:
-    """Tell a database every so often that a trial's process lives."""
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(HEARTBEAT_SECONDS):
-            storage.record_heartbeat(trial_id)
-
-    storage.record_heartbeat(trial_id)
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-@contextmanager
-def _without_experimental_warnings() -> Iterator[None]:
-    import optuna
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
-        yield
 
 
 def distributions(space: SearchSpace) -> "dict[str, BaseDistribution]":
@@ -250,7 +218,7 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     is_database = storage is not None and "://" in storage
     journal = None if is_database else Path(storage) if storage else folder / JOURNAL_FILE
-    opened = _open_journal(journal) if journal is not None else _open_database(str(storage))
+    opened = _open_journal(journal) if journal is not None else open_database(str(storage))
     pruner = (
         optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS // 2, n_warmup_steps=1)
         if prunes
@@ -325,21 +293,6 @@ def _cut_half_line(path: Path) -> None:
             stream.truncate(start + tail.rfind(b"\n") + 1)
 
 
-def _open_database(url: str) -> "optuna.storages.BaseStorage":
-    from optuna.storages import RDBStorage
-
-    try:
-        with _without_experimental_warnings():
-            return RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=_GRACE_SECONDS)
-    except Exception as error:
-        text = " ".join(str(error).split()).replace(url, "the database")[:200]
-        raise UsageError(
-            f"--storage: the database cannot be used: {type(error).__name__}: {text}",
-            outcome="nothing was trained",
-            remedy="check the URL, that the server runs, and that its Python driver is installed (docs/tuning.md)",
-        ) from error
-
-
 def _check_identity(study: "optuna.Study", name: str, identity: Mapping[str, str]) -> None:
     saved = study.user_attrs.get("identity")
     if saved is None:
@@ -376,5 +329,5 @@ def importances(study: Study) -> Sequence[tuple[str, float]]:
     trials = study.trials("COMPLETE")
     if len(trials) < STARTUP_TRIALS // 2 or len({trial.value for trial in trials}) < 2:
         return ()
-    with _without_experimental_warnings():
+    with without_experimental_warnings():
         return tuple(optuna.importance.get_param_importances(study.optuna_study).items())
