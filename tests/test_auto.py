@@ -194,6 +194,7 @@ def test_in_a_short_time_one_fold_is_trained_and_its_images_alone_are_compared(
     assert {int(row["n"]) for row in rows} == {len(validated[0])}
     (first,) = (folder / "trials" / "first").glob("*-versions")
     assert len(read_card(first / "model")["members"]) == 1
+    assert all("LN009" not in (one / "lint.json").read_text() for one in (first, folder / "ensemble"))
     assert len(open_test_as_told(first, binary)) > 0
     assert len(open_test_as_told(folder / "ensemble", binary)) > 0
 

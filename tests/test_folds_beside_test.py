@@ -1,5 +1,6 @@
 """Folds of the training images beside published test images: the ensemble of all folds scores these, once."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_no_net_of_a_fold_scores_a_test_image(two_folds: Path, binary: Path) -> 
     test = rows_of(two_folds, "test")
     assert sorted(test["image_id"]) == published(binary, "test"), "each once"
     assert (set(test["fold"]), set(test["seed"])) == ({""}, {"0"})
+
+
+def test_predictions_and_split_are_said_to_differ_only_where_they_do(parent: Path) -> None:
+    def codes() -> set[str]:
+        dk.evaluate(parent)
+        return {row["code"] for row in json.loads((parent / "lint.json").read_text())["lint"]}
+
+    assert "LN009" not in codes()
+    frame = pd.read_csv(parent / "predictions.csv", dtype=str, keep_default_na=False)
+    is_first = (frame["split"] == "validation") & (frame["seed"] == "0")
+    frame.drop(index=frame.index[is_first][0]).to_csv(parent / "predictions.csv", index=False)
+    assert "LN009" in codes()
 
 
 def test_out_of_fold_predictions_cover_each_training_image_once(two_folds: Path, binary: Path) -> None:

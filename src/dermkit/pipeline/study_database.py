@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 HEARTBEAT_SECONDS = 30.0
-GRACE_SECONDS = 120
+_GRACE_SECONDS = 120
 
 
 def open_database(url: str) -> "BaseStorage":
@@ -25,7 +25,7 @@ def open_database(url: str) -> "BaseStorage":
     try:
         with without_experimental_warnings():
             return RDBStorage(
-                url, heartbeat_interval=int(HEARTBEAT_SECONDS), grace_period=GRACE_SECONDS,
+                url, heartbeat_interval=int(HEARTBEAT_SECONDS), grace_period=_GRACE_SECONDS,
                 engine_kwargs={"pool_pre_ping": True},
             )  # fmt: skip
     except Exception as error:
