@@ -39,6 +39,7 @@ MOBILENET = "mobilenetv2_100.fp16.safetensors"
 VIT = "vit_tiny_patch16_224.fp16.safetensors"
 GIVEN = ("--set", "split.scheme=given", "--set", "split.test=0", "--set", "split.folds=5")
 ONE_NET = ("--set", "split.scheme=given", "--set", "split.test=0", "--set", "split.validation=0.15")
+DISTILLED = (*ONE_NET, "--epochs", "16", "--set", 'distil={"weight": 0.5, "temperature": 2.0}')
 ON_VIT = (
     "--set", "model.backbone=vit_tiny_patch16_224", "--set", 'model.backbone_args={"dynamic_img_size": true}',
     "--set", "phases.0.backbone_lr=1e-4", "--set", "compute.precision=fastest",
@@ -47,7 +48,10 @@ ON_VIT = (
 
 @dataclass(frozen=True)
 class Job:
-    """One training: its name, data set, recipe, weights file and further words of the command."""
+    """One training: its name, data set, recipe, weights file and further words of the command.
+
+    teacher: the job whose model of the same seed it learns from, which must have run before.
+    """
 
     name: str
     dataset: str
@@ -55,18 +59,28 @@ class Job:
     weights: str
     words: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
+    teacher: str = ""
 
     def command(self, datasets: str, weights: str, out: str, seed: int) -> list[str]:
         """Return the words after `dermkit`."""
         return [
             "train", self.recipe, f"{datasets}/{self.dataset}", "--weights", f"{weights}/{self.weights}", "--seed",
-            str(seed), "--out", out, *self.words,
+            str(seed), "--out", out, *self.words, *self._teacher_words(out, seed),
         ]  # fmt: skip
+
+    def _teacher_words(self, out: str, seed: int) -> list[str]:
+        if not self.teacher:
+            return []
+        runs = {row["run"] for row in read_rows(ROWS) if (row["job"], row["seed"]) == (self.teacher, str(seed))}
+        folders = [folder for run in runs for folder in Path(out).glob(f"*/{run}")]
+        return ["--teacher", str(folders[0]) if folders else f"{out}/TEACHER"]
 
 
 FINAL_JOBS = (
     Job("isic9, MobileNetV2", "isic9-118", "strong-night", MOBILENET, (*GIVEN, "--epochs", "16"), (0, 1, 2)),
     Job("isic9, ViT-Tiny", "isic9-118", "strong-night", VIT, (*GIVEN, "--epochs", "16", *ON_VIT), (0, 1, 2)),
+    Job("isic9, distilled", "isic9-118", "strong-1h", MOBILENET, DISTILLED, teacher="isic9, MobileNetV2"),
+    Job("isic9, one net", "isic9-118", "strong-1h", MOBILENET, (*ONE_NET, "--epochs", "16")),
     Job("ham10000, MobileNetV2", "ham10000", "strong-night", MOBILENET),
     Job("melanoma10k, MobileNetV2", "melanoma10k", "strong-night", MOBILENET, GIVEN),
     Job("melanoma10k, one net", "melanoma10k", "strong-1h", MOBILENET, ONE_NET),
