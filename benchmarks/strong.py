@@ -39,7 +39,10 @@ MOBILENET = "mobilenetv2_100.fp16.safetensors"
 VIT = "vit_tiny_patch16_224.fp16.safetensors"
 GIVEN = ("--set", "split.scheme=given", "--set", "split.test=0", "--set", "split.folds=5")
 ONE_NET = ("--set", "split.scheme=given", "--set", "split.test=0", "--set", "split.validation=0.15")
-DISTILLED = (*ONE_NET, "--epochs", "16", "--set", 'distil={"weight": 0.5, "temperature": 2.0}')
+DISTILLED = (
+    *ONE_NET, "--epochs", "16", "--set", 'distil={"weight": 0.5, "temperature": 2.0}', "--set",
+    "optim.logit_adjustment=0",
+)  # fmt: skip
 ON_VIT = (
     "--set", "model.backbone=vit_tiny_patch16_224", "--set", 'model.backbone_args={"dynamic_img_size": true}',
     "--set", "phases.0.backbone_lr=1e-4", "--set", "compute.precision=fastest",
