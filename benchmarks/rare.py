@@ -45,7 +45,7 @@ WAYS: dict[str, tuple[str, ...]] = {
 }
 COMMON = (
     "--set", "split.scheme=given", "--set", "split.test=0", "--set", "split.validation=0.25", "--set", "augment=none",
-    "--set", "phases.0.views=0", "--set", "test_views=identity", "--device", "cpu", "--resume", "--resume",
+    "--set", "phases.0.views=0", "--set", "test_views=identity", "--device", "cpu", "--resume",
 )  # fmt: skip
 FROM_METRICS = ("sensitivity", "specificity", "balanced_accuracy", "auroc")
 
