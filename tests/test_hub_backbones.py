@@ -139,6 +139,20 @@ def test_a_net_is_found_once_and_its_revision_scaling_and_licence_are_known(cach
         assert fact in weights.note
 
 
+def test_a_net_that_was_built_for_one_size_is_made_for_it(cache: Path) -> None:
+    """timm leaves `input_size` as it was for a net whose size is not fixed."""
+    save_repository(cache, made_net("test_vit", img_size=96))
+    net = resolve_hub_net(NAME)
+    assert (net.input_size, net.arguments["img_size"]) == (96, 96) and "images of 96 px" in net.note()
+
+
+@pytest.mark.parametrize("size", ["x", True, 10**9, [96, 64], 2.5])
+def test_a_size_that_is_none_is_refused(cache: Path, size: object) -> None:
+    save_repository(cache, made_net("test_vit"), model_args__img_size=size)
+    with pytest.raises(UntrustedError, match=r"config\.json"):
+        resolve_hub_net(NAME)
+
+
 def test_features_of_a_net_are_cached_under_its_weights_and_arguments(cache: Path) -> None:
     """The key is that of timm's own net with these weights, and another one for other weights."""
     save_repository(cache, made_net("test_resnet"))

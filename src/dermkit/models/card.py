@@ -282,6 +282,11 @@ def _nets_text(card: Mapping[str, Any]) -> str:
     return f"Net{'s' * (len(backbones) > 1)}: {', '.join(map(markdown, backbones))}"
 
 
+def _sentence(text: Any) -> str:
+    """Return a note as a sentence with the space after it, "" without."""
+    return f"{markdown(text).rstrip('.')}. " if text else ""
+
+
 def card_text(card: Mapping[str, Any]) -> str:
     """Return the text of MODEL_CARD.md, for people; model.json holds the same for programs."""
     classes = "\n".join(
@@ -309,7 +314,7 @@ def card_text(card: Mapping[str, Any]) -> str:
 ## Origin
 
 - {_nets_text(card)}; starting weights: {markdown(weights.get("origin", "?"))}.
-  {markdown(weights.get("note", ""))} Licence of the weights: {markdown(weights.get("licence") or "not stated")}.
+  {_sentence(weights.get("note"))}Licence of the weights: {markdown(weights.get("licence") or "not stated")}.
 - Data: {markdown(dataset.get("name", "?"))}, {markdown(dataset.get("n", "?"))} images;
   licences: {markdown(dataset.get("licences") or "not stated")}.
 - {_calibration_text(card)}{_teacher_text(card)}

@@ -34,7 +34,7 @@ class HubNet:
     """A net of the hub. name: with its revision; None for a folder that no repository is named for.
 
     architecture, arguments: timm's name of the net and what it is built with. mean, std: of pixels in 0..1 (RGB).
-    input_size: pixels a side of the images that it was trained with; interpolation and crop (fraction of the image's
+    input_size: pixels a side of the images that it was made for; interpolation and crop (fraction of the image's
     side) are how these were made, "" and 0 where it is not said. classifiers: modules that a backbone does without.
     """
 
@@ -64,7 +64,7 @@ class HubNet:
             f"crop {self.crop:g}" if self.crop else "",
         ]
         return (
-            f"{origin}: timm's {self.architecture}{arguments}, trained with {', '.join(filter(None, images))}; "
+            f"{origin}: timm's {self.architecture}{arguments}, made for {', '.join(filter(None, images))}; "
             "whether its licence allows your use is for you to check"
         )
 
@@ -108,10 +108,12 @@ def _describe(name: HubName | None, files: HubFiles) -> HubNet:
     if not isinstance(facts, dict) or not isinstance(arguments, dict):
         raise _config_error(files.config, "pretrained_cfg or model_args is no group of fields")
     size = _input_size(facts, files.config)
+    built_with = _arguments(facts, arguments, size, files.config)
     licence = facts.get("license")
     return HubNet(
-        name, files.weights, architecture, _arguments(facts, arguments, size, files.config),
-        _rgb(facts, "mean", 0.0, files.config), _rgb(facts, "std", 1e-3, files.config), size,
+        name, files.weights, architecture, built_with,
+        _rgb(facts, "mean", 0.0, files.config), _rgb(facts, "std", 1e-3, files.config),
+        int(built_with.get("img_size", size)),
         _text(facts.get("interpolation")), _crop(facts.get("crop_pct")), _classifiers(facts.get("classifier")),
         files.licence or _text(licence),
     )  # fmt: skip
@@ -207,8 +209,12 @@ def _is_of_training(name: str) -> bool:
 
 
 def _argument(name: str, value: object, path: Path) -> Argument:
-    if name == "img_size" and isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
-        value = value[0]
+    if name == "img_size":
+        value = value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
+        if not _is_whole(value) or value not in _SIDES:
+            raise _config_error(
+                path, f"`model_args` img_size is {str(value)[:_MAX_TEXT]}, no side of a square image"
+            )
     is_in_range = isinstance(value, str) and len(value) <= _MAX_TEXT
     if isinstance(value, int | float):  # a bool too; not a number fails every comparison
         is_in_range = abs(value) <= MAX_ARGUMENT

@@ -41,7 +41,7 @@ class ViewChoice:
         losses = ", ".join(f"{name} {loss:.4g}" for name, loss in self.log_loss.items())
         images = f"the {self.n} validation images"
         if self.n_nets > 1:
-            images = f"all {self.n} out-of-fold predictions of {self.n_nets} nets, which all take it,"
+            images = f"all {self.n} out-of-fold predictions of {self.n_nets} nets, which all take it"
         return (
             f"{CHOICE_TITLE}: {self.name}, the set with the lowest log loss on {images} "
             f"({losses}). These images chose it, so their figures and the calibration fitted on them are slightly too "
