@@ -48,8 +48,8 @@ NEVER = {
 # torch and its friends, and where they may be imported; inside functions also where a job is started.
 HEAVY = {"torch", "torchvision", "timm", "safetensors", "lightning_fabric", "lightning"}
 TORCH_ROOMS = (
-    "models.cnn", "models.weights", "models.net", "models.precision", "models.inference", "models.heads",
-    "models.size_limit", "training", "prediction.predictor",
+    "models.cnn", "models.weights", "models.net", "models.net_fit", "models.precision", "models.inference",
+    "models.heads", "models.size_limit", "training", "prediction.predictor",
 )  # fmt: skip
 TORCH_INSIDE_FUNCTIONS = ("pipeline", "cli")
 

@@ -19,7 +19,8 @@ from sklearn.svm import SVC
 from dermkit.cli.tune import _search_space
 from dermkit.errors import RunInterrupt, UntrustedError, UsageError
 from dermkit.models.heads import ABSENT_PROBABILITY, ClassifierHead, SvmHead, build_head
-from dermkit.models.net import build_net, check_fits
+from dermkit.models.net import build_net
+from dermkit.models.net_fit import check_fits
 from dermkit.models.requirements import check_requirements
 from dermkit.models.weights import resolve_weights
 from dermkit.recipes.derive import derive_recipe

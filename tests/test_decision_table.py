@@ -31,8 +31,9 @@ from dermkit.prediction.decisions import (
     write_decisions,
 )
 from dermkit.prediction.inputs import ImageRef
+from dermkit.prediction.output import PredictOutcome
 from dermkit.prediction.predictor import load_model
-from dermkit.prediction.run import PredictOutcome, predict
+from dermkit.prediction.run import predict
 from dermkit.progress import Progress
 from dermkit.runs.folder import SEEN_SPLIT, RunFolder
 from dermkit.runs.predictions import read_predictions, to_scored_set

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dermkit.errors import UntrustedError, UsageError
-from dermkit.models import net as nets
 from dermkit.models.checksums import write_checksums
-from dermkit.models.net import build_net, check_fits
+from dermkit.models.net import build_net
+from dermkit.models.net_fit import check_fits
 from dermkit.models.weights import resolve_weights
 from dermkit.prediction.predictor import load_model
 from dermkit.recipes.experiments import DEMO
@@ -65,7 +65,7 @@ def test_a_card_that_asks_for_more_than_its_weights_is_refused_at_once(
         devices.append(kwargs.get("device", "cpu"))
         return build_net(*args, **kwargs)
 
-    monkeypatch.setattr(nets, "build_net", build)
+    monkeypatch.setattr("dermkit.models.net_fit.build_net", build)
     monkeypatch.setattr("dermkit.prediction.predictor.build_net", build)
     rewrite(model, *GREEDY[case])
     start = time.process_time()

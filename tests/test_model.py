@@ -31,6 +31,7 @@ RESNET = ModelSpec(
     dropout=0.5,
     drop_path=0.0,
     classifier=None,
+    metadata=None,
 )
 BOTH = ["test_resnet", "test_efficientnet", "dermkit/cnn-s4"]
 

@@ -27,12 +27,20 @@ from dermkit.recipes.schema import (
     Recipe,
     SplitSpec,
 )
-from dermkit.recipes.training_specs import ComputeSpec, DistilSpec, MixupSpec, OptimSpec, Phase, SmoteSpec
+from dermkit.recipes.training_specs import (
+    ComputeSpec,
+    DistilSpec,
+    MetadataSpec,
+    MixupSpec,
+    OptimSpec,
+    Phase,
+    SmoteSpec,
+)
 
 SPECS = (
     ImageSpec, SplitSpec, ModelSpec, AugmentSpec, DistortSpec, HsvSpec, BlurNoiseSpec, ClaheSpec, CutoutSpec,
     OversampleSpec, MixupSpec, Phase, OptimSpec, ComputeSpec, Recipe, Derivation, FieldChange,
-    SmoteSpec, DistilSpec, ClassifierSpec,
+    SmoteSpec, DistilSpec, ClassifierSpec, MetadataSpec,
 )  # fmt: skip
 RECORD = [
     ("derived_from", "recipe"),
@@ -84,6 +92,8 @@ models = st.builds(
     ),
     weights=st.sampled_from(["imagenet", "none"]), skip_blocks=st.lists(st.text()).map(tuple),
     hidden=st.lists(at_least_one).map(tuple), dropout=below_one, drop_path=st.just(0.0), classifier=st.none(),
+    metadata=st.none()
+    | st.builds(MetadataSpec, fields=st.sampled_from([("age", "site"), ("sex",)]), p_unknown=below_one),
 )  # fmt: skip
 optims = st.tuples(
     st.sampled_from(["shuffled", "balanced", "square_root"]), st.floats(0, 10)
@@ -165,7 +175,7 @@ def example() -> Recipe:
         model=ModelSpec(
             backbone="resnet50", backbone_args={"in_chans": 3, "bias": True, "rate": 0.5, "pad": "same"},
             weights="imagenet", skip_blocks=("layer4",), hidden=(64, 32), dropout=0.3,
-            drop_path=0.0, classifier=None,
+            drop_path=0.0, classifier=None, metadata=None,
         ),
         augment=augment, grow=OversampleSpec(target_fraction=0.5, max_copies=4, augment=augment),
         mix=MixupSpec(mixup=0.2, cutmix=1.0, p=0.5), compute=ComputeSpec(precision="float32", compile=False),
@@ -187,7 +197,7 @@ def on_features() -> Recipe:
     )
     return replace(
         recipe,
-        model=replace(recipe.model, classifier=classifier),
+        model=replace(recipe.model, classifier=classifier, metadata=MetadataSpec(fields=("age",), p_unknown=0.1)),
         phases=(replace(recipe.phases[0], epochs=1),),
         smote=SmoteSpec(target_fraction=0.5, neighbours=5),
         distil=DistilSpec(weight=0.5, temperature=2.0),
@@ -217,7 +227,7 @@ def get(path: tuple[Any, ...]) -> Any:
     return value
 
 
-ABSENT = (("model", "classifier"), ("smote",), ("distil",))
+ABSENT = (("model", "classifier"), ("model", "metadata"), ("smote",), ("distil",))
 FEATURE_LEAVES = [
     path for path in leaves(room.recipe_to_dict(on_features())) if path[:1] in ABSENT or path[:2] in ABSENT
 ]
@@ -242,6 +252,8 @@ def another(path: tuple[Any, ...]) -> Any:
         "keep": "last", "folds": 0, "motion": 3, "median": 0, "gaussian": 7, "layer_decay": 0.5, "image_size": 64,
         "test_views": "dihedral", "kind": "k_nearest",
     }  # fmt: skip
+    if path[:-1] == ("model", "metadata", "fields"):
+        return "sex"
     if path[-1] in words:
         return words[path[-1]]
     if isinstance(old, bool):
@@ -459,7 +471,7 @@ def test_a_saved_recipe_is_loaded_whole(tmp_path: Path) -> None:
         ("[]", "no `format`"),
         ("{}", "no `format`"),
         ('{"format": true}', "no `format`"),
-        ('{"format": 6}', "format 6"),
+        ('{"format": 7}', "format 7"),
         ('{"format": 1, "seed": NaN}', "is not JSON: NaN is not a number"),
         ('{"format": 1}', "name: Field required"),
     ],
@@ -572,9 +584,16 @@ ADDED_IN_FORMAT_5 = {
 }
 
 
+def in_format_5(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as format 5 spelled it: without metadata."""
+    value: dict[str, Any] = room.recipe_to_dict(recipe)
+    del value["model"]["metadata"]
+    return value
+
+
 def in_format_4(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe as format 4 spelled it: without what format 5 added."""
-    value: dict[str, Any] = room.recipe_to_dict(recipe)
+    value: dict[str, Any] = in_format_5(recipe)
     for group, added in ADDED_IN_FORMAT_5.items():
         for spec in value["phases"] if group == "phases" else [value[group] if group else value]:
             for name in added:
@@ -602,7 +621,7 @@ def test_a_recipe_of_format_2_is_read_and_means_what_it_meant(tmp_path: Path) ->
     assert room.load_recipe(path) == underived()
     room.save_recipe(room.load_recipe(path), path)
     saved = json.loads(path.read_text())
-    assert saved["format"] == 5 and saved["augment"]["p_geometric"] == example().augment.p_geometric
+    assert saved["format"] == 6 and saved["augment"]["p_geometric"] == example().augment.p_geometric
     assert room.load_recipe(path) == underived()
 
 
@@ -639,16 +658,18 @@ def test_the_format_of_a_recipe_without_its_number_is_told_by_its_fields() -> No
     """model.json holds a recipe without its number; an external evaluation writes it with one."""
     of_format_2 = in_format_2(example())
     of_format_1 = {name: value for name, value in of_format_2.items() if name not in ("compute", "mix")}
-    of_format_5, of_format_4 = room.recipe_to_dict(example()), in_format_4(example())
+    of_format_6, of_format_5 = room.recipe_to_dict(example()), in_format_5(example())
+    of_format_4 = in_format_4(example())
     of_format_3 = {name: value for name, value in of_format_4.items() if name != "derived_from"}
-    recipes = (of_format_1, of_format_2, of_format_3, of_format_4, of_format_5)
-    assert [formats.format_of_recipe(recipe) for recipe in recipes] == [1, 2, 3, 4, 5]
-    assert formats.migrate_recipe(of_format_2) == {**room.recipe_to_dict(underived()), "format": 5}
+    recipes = (of_format_1, of_format_2, of_format_3, of_format_4, of_format_5, of_format_6)
+    assert [formats.format_of_recipe(recipe) for recipe in recipes] == [1, 2, 3, 4, 5, 6]
+    assert formats.migrate_recipe(of_format_2) == {**room.recipe_to_dict(underived()), "format": 6}
     assert formats.migrate_recipe({**of_format_3, "format": 3}) == {
         **room.recipe_to_dict(underived()),
-        "format": 5,
+        "format": 6,
     }
-    assert formats.migrate_recipe({**of_format_4, "format": 4}) == {**of_format_5, "format": 5}
+    for number, recipe in ((4, of_format_4), (5, of_format_5)):
+        assert formats.migrate_recipe({**recipe, "format": number}) == {**of_format_6, "format": 6}
     strange_recipes: list[dict[str, Any]] = [{"format": []}, {"format": 9}, {}]
     for strange in strange_recipes:
         assert formats.migrate_recipe(strange) == strange

@@ -47,7 +47,7 @@ RECIPE = Recipe(
     split=SplitSpec(scheme="given", seed=0, validation=0.2, test=0.0, folds=0, per_class=0, draw_from=""),
     model=ModelSpec(
         backbone="resnet50", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(512,), dropout=0.2,
-        drop_path=0.0, classifier=None,
+        drop_path=0.0, classifier=None, metadata=None,
     ),
     augment=AugmentSpec(
         horizontal_flip=True, vertical_flip=False, transpose=False, p_geometric=1.0, rotate=20.0, shift=0.1, zoom=0.0,

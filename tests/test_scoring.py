@@ -46,9 +46,10 @@ from dermkit.models.weights import import_timm
 from dermkit.prediction import pixels as prediction_pixels
 from dermkit.prediction import resume
 from dermkit.prediction.inputs import find_images
+from dermkit.prediction.output import PredictOutcome
 from dermkit.prediction.pixels import PixelStore, decode_image
 from dermkit.prediction.predictor import Predictor, load_model
-from dermkit.prediction.run import PredictOutcome, predict
+from dermkit.prediction.run import predict
 from dermkit.progress import Progress
 from made_images import speckled
 
@@ -678,12 +679,12 @@ def test_a_full_device_names_what_is_scored_and_the_same_command_goes_on(
     [
         ("dermkit.prediction.run.open_job", "the earlier files"),
         ("dermkit.prediction.run.PredictionJob.read_scores", "0 of 40"),
-        ("dermkit.prediction.run._tiles", "40 of 40"),
-        ("dermkit.prediction.run.render_sheets.save_png", "40 of 40"),
-        ("dermkit.prediction.run.write_predictions", "40 of 40"),
-        ("dermkit.prediction.run.write_rows", "40 of 40"),
+        ("dermkit.prediction.output._tiles", "40 of 40"),
+        ("dermkit.prediction.output.render_sheets.save_png", "40 of 40"),
+        ("dermkit.prediction.output.write_predictions", "40 of 40"),
+        ("dermkit.prediction.output.write_rows", "40 of 40"),
         ("dermkit.prediction.decisions.write_decisions", "40 of 40"),
-        ("dermkit.prediction.run._write_predict_json", "40 of 40"),
+        ("dermkit.prediction.output._write_predict_json", "40 of 40"),
         ("dermkit.prediction.run.PredictionJob.remove", "40 of 40"),
     ],
 )

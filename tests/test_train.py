@@ -46,6 +46,7 @@ SMALL = ModelSpec(
     dropout=0.2,
     drop_path=0.0,
     classifier=None,
+    metadata=None,
 )
 BASE: Recipe = replace(DEMO, image=replace(DEMO.image, size=SIZE), optim=replace(DEMO.optim, batch_size=8))
 

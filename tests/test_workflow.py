@@ -104,6 +104,7 @@ def net_of(backbone: str, arguments: tuple[tuple[str, Any], ...], skip: tuple[st
         dropout=0.0,
         drop_path=0.0,
         classifier=None,
+        metadata=None,
     )
     return build_net(spec, 2, weights=resolve_weights(spec, None), seed=0)
 

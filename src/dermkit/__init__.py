@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from dermkit.pipeline.results import CompareOutcome, compare, evaluate, report
     from dermkit.pipeline.train import train
     from dermkit.pipeline.tune import tune
+    from dermkit.prediction.output import PredictOutcome
     from dermkit.prediction.predictor import Predictor, load_model
-    from dermkit.prediction.run import PredictOutcome, predict
+    from dermkit.prediction.run import predict
     from dermkit.progress import Progress
     from dermkit.recipes.augmentation import AugmentSpec, find_preset
     from dermkit.recipes.experiments import RECIPES, find_grid, find_recipe, full_phase, head_phase, make_grid
@@ -69,8 +70,9 @@ _NAMES = {
     "pipeline.results": "CompareOutcome compare evaluate report",
     "pipeline.train": "train",
     "pipeline.tune": "tune",
+    "prediction.output": "PredictOutcome",
     "prediction.predictor": "Predictor load_model",
-    "prediction.run": "PredictOutcome predict",
+    "prediction.run": "predict",
     "progress": "Progress",
     "recipes.augmentation": "AugmentSpec find_preset",
     "recipes.experiments": "RECIPES find_grid find_recipe full_phase head_phase make_grid",

@@ -9,7 +9,7 @@ from dermkit.cli.console import OutOption, echo, exit_with_refused, one_of_names
 from dermkit.cli.train import DeviceOption
 
 if TYPE_CHECKING:
-    from dermkit.prediction.run import PredictOutcome
+    from dermkit.prediction.output import PredictOutcome
 
 
 def predict_command(
@@ -48,6 +48,13 @@ def predict_command(
         ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Write names that begin with = + - @ as they are.")] = False,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(
+            "--metadata",
+            help="A table with the columns image, age, sex, site, for a model that takes them (docs/predict.md).",
+        ),
+    ] = None,
     old_target: Annotated[str | None, typer.Option("--at", hidden=True)] = None,
     old_coverage: Annotated[float | None, typer.Option("--refer", hidden=True)] = None,
 ) -> None:
@@ -58,7 +65,8 @@ def predict_command(
     with progress_bar() as progress:
         outcome = run_predict(
             model, images, out=out, batch_size=batch_size, workers=workers, cache=cache, device=device,
-            restart=restart, target=target, coverage=coverage, raw=raw, progress=progress,
+            restart=restart, target=target, coverage=coverage, raw=raw, metadata=metadata,
+            progress=progress,
         )  # fmt: skip
     _print_prediction_summary(outcome, out)
     exit_with_refused([reason for _, reason, _ in outcome.rejected_images], out / "refused.csv")

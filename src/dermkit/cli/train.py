@@ -118,6 +118,14 @@ ClassifierOption = Annotated[
 SmoteOption = Annotated[
     bool, typer.Option("--smote", help="SMOTE: new features of small classes, with a frozen backbone.")
 ]
+MetadataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metadata",
+        help="A second input beside the image: some of age,sex,site; what is unknown stays unknown (docs/training.md).",
+        metavar="FIELDS",
+    ),
+]
 TestViewsOption = Annotated[
     Literal["identity", "dihedral", "dihedral_crops", "choose"] | None,
     typer.Option(
@@ -212,6 +220,7 @@ def train_command(
     class_weights: ClassWeightsOption = None,
     classifier: ClassifierOption = None,
     smote: SmoteOption = False,
+    metadata: MetadataOption = None,
     test_views: TestViewsOption = None,
     teacher: TeacherOption = None,
 ) -> None:
@@ -220,6 +229,7 @@ def train_command(
     forms = ShortForms(
         epochs=epochs, batch_size=batch_size, learning_rate=lr, image_size=image_size, backbone=backbone,
         folds=folds, class_weights=class_weights, test_views=test_views, classifier=classifier, smote=smote,
+        metadata=metadata,
     )  # fmt: skip
     if recipe == AUTO_RECIPE:
         _check_alone(set_fields, forms, split=split, continue_from=continue_from, teacher=teacher)

@@ -20,6 +20,7 @@ from dermkit.cli.train import (
     FoldsOption,
     ImageSizeOption,
     LearningRateOption,
+    MetadataOption,
     NodesOption,
     RestartsOption,
     ResumeOption,
@@ -106,12 +107,13 @@ def tune_command(
     class_weights: ClassWeightsOption = None,
     classifier: ClassifierOption = None,
     smote: SmoteOption = False,
+    metadata: MetadataOption = None,
 ) -> None:
     from dermkit.recipes.short_forms import ShortForms
 
     forms = ShortForms(
         epochs=epochs, batch_size=batch_size, learning_rate=lr, image_size=image_size, backbone=backbone,
-        folds=folds, class_weights=class_weights, classifier=classifier, smote=smote,
+        folds=folds, class_weights=class_weights, classifier=classifier, smote=smote, metadata=metadata,
     )  # fmt: skip
     machine = MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume)
     of_study = {

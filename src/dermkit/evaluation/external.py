@@ -27,6 +27,7 @@ from dermkit.evaluation.requested_targets import POLICY_SPLIT, add_targets, chec
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
 from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
 from dermkit.models.card import card_policy
+from dermkit.models.members import input_notes
 from dermkit.progress import Progress
 from dermkit.recipes.formats import format_of_recipe
 from dermkit.runs.folder import SEEN_SPLIT, RunFolder
@@ -147,6 +148,7 @@ def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress)
         [cache.pixels for cache in pixels],
         range(len(ids)),
         on_progress=lambda count, total: progress.step("scoring", count, total),
+        metadata=manifest,
     )
     frame = manifest[["image_id", "path", "label"]].assign(split=EXTERNAL_SPLIT, fold="", seed="")
     frame["predicted"] = np.array(predictor.class_names, dtype=object)[p.argmax(axis=1)]
@@ -280,6 +282,7 @@ def _warnings(
         warnings.append(
             f"{sum(unmapped_counts.values())} images are not scored: their labels map to no class ({label_counts})."
         )
+    warnings += input_notes(predictor.members, dataset.manifest)
     return [*warnings, *unknown_ids_warnings(dataset.manifest)]
 
 

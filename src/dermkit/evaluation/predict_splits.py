@@ -49,14 +49,15 @@ def predict_splits(
     retained_splits: their rows in existing tables are kept.
     """
     scored_rows = split_table[split_table["split"].isin(list(split_names))]
+    manifest = dataset.manifest.set_index("image_id")
     pixel_rows = [pixels.index[row_id] for row_id in scored_rows["image_id"]]
     class_names = predictor.class_names
     probabilities = predictor.score_pixels(
         [cache.pixels for cache in (pixels, *other_pixels)],
         pixel_rows,
         on_progress=lambda count, total: progress.step("scoring", count, total),
+        metadata=manifest.loc[scored_rows["image_id"]],
     )
-    manifest = dataset.manifest.set_index("image_id")
     labels = (
         pd.Index(class_names).get_indexer(pd.Index(manifest.loc[list(pixels.index), "label"])).astype(np.int64)
     )

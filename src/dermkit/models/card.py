@@ -3,7 +3,7 @@
 Format 2 added the decision policy fitted on validation images: calibration, operating points, conformal rule, referral
 thresholds. Format 3 has its keys in the terms of the field. Format 4 has several members, each with a calibration.
 Format 5 has the fields of `model` that recipes of format 5 added, and members with preprocessing, weight and order of
-classes of their own.
+classes of their own. Format 6 has metadata as a second input of a net (`models.metadata`).
 """
 
 import html
@@ -16,6 +16,7 @@ from dermkit.errors import UntrustedError, printable
 from dermkit.files import JsonFile, json_text
 from dermkit.metrics.decisions.policy_migration import migrate_policy, rename_keys
 from dermkit.models.checksums import check_hashes, is_update_pending, update_files
+from dermkit.models.metadata import read_encoder
 from dermkit.models.views import views_text
 from dermkit.recipes.formats import ADDED_MODEL_FIELDS
 
@@ -87,8 +88,18 @@ def _with_added_fields(member: Any, common: Mapping[str, Any]) -> Any:
     return {**member, **common, "spec": {**ADDED_MODEL_FIELDS, **member["spec"]}}
 
 
-_MIGRATIONS = {1: _migrate_1_to_2, 2: _migrate_2_to_3, 3: _migrate_3_to_4, 4: _migrate_4_to_5}
-MODEL_JSON = JsonFile("model.json", 5, _MIGRATIONS, UntrustedError)
+def _migrate_5_to_6(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a card whose nets have the image as their only input."""
+    members = card["members"]
+    if isinstance(members, list):
+        members = [_with_added_fields(member, {"metadata": None}) for member in members]
+    return {**card, "members": members, "format": 6}
+
+
+_MIGRATIONS = {
+    1: _migrate_1_to_2, 2: _migrate_2_to_3, 3: _migrate_3_to_4, 4: _migrate_4_to_5, 5: _migrate_5_to_6,
+}  # fmt: skip
+MODEL_JSON = JsonFile("model.json", 6, _MIGRATIONS, UntrustedError)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -271,6 +282,19 @@ def _input_text(card: Mapping[str, Any]) -> str:
     return "\n\n".join(f"Members {', '.join(map(str, group))}: {text}" for text, group in numbers.items())
 
 
+def _metadata_text(card: Mapping[str, Any]) -> str:
+    """Return what the nets take beside the image, and how often it was known; "" for the image alone."""
+    numbers: dict[str, list[int]] = {}
+    for number, member in enumerate(card["members"]):
+        if member["metadata"] is not None:
+            numbers.setdefault(read_encoder(member["metadata"]).sentence(), []).append(number)
+    if len(numbers) == 1 and len(card["members"]) == len(next(iter(numbers.values()))):
+        return f"\n{markdown(next(iter(numbers)))}\n"
+    return "".join(
+        f"\nMembers {', '.join(map(str, group))}: {markdown(text)}\n" for text, group in numbers.items()
+    )
+
+
 def _teacher_text(card: Mapping[str, Any]) -> str:
     """Return what a distilled net learned from besides labels; "" for any other."""
     teacher = card["training"].get("teacher")
@@ -310,7 +334,7 @@ def card_text(card: Mapping[str, Any]) -> str:
 ## Input
 
 {_input_text(card)}
-{_views_text(card)}
+{_metadata_text(card)}{_views_text(card)}
 ## Origin
 
 - {_nets_text(card)}; starting weights: {markdown(weights.get("origin", "?"))}.

@@ -36,6 +36,9 @@ _BATCH_SIZE = {"cpu": 16, "cuda": 64}
 EVAL_BATCH_SIZE = {"cpu": 16, "cuda": 256}
 """Images per forward pass in validation and feature extraction. On a GPU nothing else uses its memory then."""
 
+Metadata = NDArray[np.float32] | None
+"""Encoded metadata (N, M) of a batch, None = unknown for all, or of a net without a second input."""
+
 _Batch = TypeVar("_Batch")
 _Output = TypeVar("_Output")
 
@@ -124,25 +127,33 @@ class InferenceEngine:
             fused_net = fuse_batch_norm(net, probes)
         self._net, self.net_variant = (fused_net, FUSED_NET) if fused_net is not None else (net, UNFUSED_NET)
 
-    def __call__(self, batch: NDArray[np.uint8], names: Sequence[str] = ()) -> NDArray[np.float64]:
+    def __call__(
+        self, batch: NDArray[np.uint8], names: Sequence[str] = (), metadata: Metadata = None
+    ) -> NDArray[np.float64]:
         """Score resized pixels (N, S, S, 3) uint8; returns softmax probabilities (N, classes) float64.
 
-        Raises `UntrustedError` where an output is not finite, naming these images (by their place, without `names`).
+        metadata: of a net with a second input, encoded; None = unknown for all images. Raises `UntrustedError` where an
+        output is not finite, naming these images (by their place, without `names`).
         """
-        view_probabilities = self.view_probabilities(batch, names)
+        view_probabilities = self.view_probabilities(batch, names, metadata)
         return np.asarray(view_probabilities[0] if len(self.views) == 1 else view_probabilities.mean(axis=0))
 
-    def view_probabilities(self, batch: NDArray[np.uint8], names: Sequence[str] = ()) -> NDArray[np.float64]:
+    def view_probabilities(
+        self, batch: NDArray[np.uint8], names: Sequence[str] = (), metadata: Metadata = None
+    ) -> NDArray[np.float64]:
         """Score every view of resized pixels (N, S, S, 3) uint8; returns probabilities (views, N, classes) float64.
 
         One view is in memory at a time. Raises `UntrustedError` as a call of the engine does.
         """
         inputs = self._inputs(batch)
-        return np.stack([self._score_view(inputs, view, names) for view in self.views])
+        second_input = () if metadata is None else (torch.from_numpy(metadata).to(self.device),)
+        return np.stack([self._score_view(inputs, second_input, view, names) for view in self.views])
 
-    def _score_view(self, inputs: Tensor, view: str, names: Sequence[str]) -> NDArray[np.float64]:
+    def _score_view(
+        self, inputs: Tensor, second_input: tuple[Tensor, ...], view: str, names: Sequence[str]
+    ) -> NDArray[np.float64]:
         with torch.inference_mode(), self._device_lock, exact_float32(self.device):
-            logits = self._logits(view_of(inputs, view))
+            logits = self._logits(view_of(inputs, view), *second_input)
         check_finite(logits, "the model", names)
         # In float64: in float32 probabilities near 1 are rounded to 1, and images that differ would tie.
         return np.asarray(torch.softmax(logits.cpu().double(), dim=1).numpy(), dtype=np.float64)
@@ -154,19 +165,20 @@ class InferenceEngine:
             return normalise_on_device(torch.from_numpy(batch).to(self.device), self._preprocessing)
         return normalise_by_table(batch, self._tables)
 
-    def _logits(self, inputs: Tensor) -> Tensor:
+    def _logits(self, *inputs: Tensor) -> Tensor:
         while True:
-            chunk_logits = [self._logits_or_none(chunk) for chunk in torch.split(inputs, self.max_batch_size)]
+            chunks = zip(*(torch.split(tensor, self.max_batch_size) for tensor in inputs), strict=True)
+            chunk_logits = [self._logits_or_none(*chunk) for chunk in chunks]
             computed_logits = [chunk for chunk in chunk_logits if chunk is not None]
             if len(computed_logits) == len(chunk_logits):
                 return torch.cat(computed_logits)
             del chunk_logits, computed_logits
-            self._halve_batch_size(len(inputs))
+            self._halve_batch_size(len(inputs[0]))
 
-    def _logits_or_none(self, inputs: Tensor) -> Tensor | None:
+    def _logits_or_none(self, *inputs: Tensor) -> Tensor | None:
         """Return logits, None where memory ran out: returning drops the exception, and the tensors it refers to."""
         try:
-            logits: Tensor = self._net(inputs)
+            logits: Tensor = self._net(*inputs)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -212,8 +224,10 @@ class EnsembleEngine:
         """Return how many images the device's memory holds in one pass of each net."""
         return min(engine.max_batch_size for engine in self.engines)
 
-    def __call__(self, batch: PixelBatch, names: Sequence[str] = ()) -> NDArray[np.float64]:
-        """Score resized pixels; returns probabilities (N, classes) float64."""
+    def __call__(
+        self, batch: PixelBatch, names: Sequence[str] = (), metadata: Sequence[Metadata] = ()
+    ) -> NDArray[np.float64]:
+        """Score resized pixels; returns probabilities (N, classes) float64. metadata: for each net; () = unknown."""
         arrays = (batch,) if isinstance(batch, np.ndarray) else tuple(batch)
         if len(arrays) != self._n_resizings:
             raise DataError(
@@ -221,8 +235,10 @@ class EnsembleEngine:
                 remedy="give an array of resized pixels for each of the model's `resizings`",
             )
         outputs = [
-            engine(arrays[index], names)
-            for engine, index in zip(self.engines, self._resizing_of_member, strict=True)
+            engine(arrays[index], names, encoded)
+            for engine, index, encoded in zip(
+                self.engines, self._resizing_of_member, metadata or [None] * len(self.engines), strict=True
+            )
         ]
         return mean_probabilities(outputs, self.members)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from dermkit.images.preprocess import Preprocessing
@@ -18,9 +20,11 @@ from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.models.card import MAX_NETS
 from dermkit.models.checksums import CHECKSUM_FILE
+from dermkit.models.metadata import MetadataEncoder, known_counts, read_encoder, unseen_text
 from dermkit.models.views import IDENTITY_VIEW, check_views
+from dermkit.recipes.training_specs import METADATA_FIELDS, MetadataField
 
-_MEMBER_KEYS = {"file", "spec", "views", "calibration", "preprocessing", "weight", "class_order"}
+_MEMBER_KEYS = {"file", "spec", "views", "calibration", "preprocessing", "weight", "class_order", "metadata"}
 _WEIGHT_TOLERANCE = 1e-6
 _PREPROCESSING: TypeAdapter[Preprocessing] = TypeAdapter(Preprocessing)
 
@@ -30,7 +34,8 @@ class MemberFields:
     """A member of model.json: its weights file, its net's spec as JSON, and what turns an image into its probabilities.
 
     calibration: None = none. views: whose probabilities are averaged. weight: in the mean over the members, which sum
-    to 1. class_order: for each class of the model the column of the net's output.
+    to 1. class_order: for each class of the model the column of the net's output. metadata: how the net's second input
+    is encoded, None where it has none.
     """
 
     file: str
@@ -40,6 +45,7 @@ class MemberFields:
     class_order: tuple[int, ...]
     views: tuple[str, ...] = IDENTITY_VIEW
     weight: float = 1.0
+    metadata: MetadataEncoder | None = None
 
     def calibrate(self, probabilities: Floats) -> Floats:
         """Return the net's probabilities (N, K) after its own calibration, in the model's order of classes."""
@@ -86,7 +92,20 @@ def _read_member(entry: Mapping[str, Any], file_names: Sequence[str], n_classes:
         _read_class_order(entry["class_order"], n_classes),
         check_views(entry["views"]),
         _read_weight(entry["weight"]),
+        _read_metadata(entry["metadata"], entry["spec"]),
     )
+
+
+def _read_metadata(entry: Any, spec: Mapping[str, Any]) -> MetadataEncoder | None:
+    """Return the encoder of a member; raises `ValueError` where it is broken or of other fields than its net's spec."""
+    encoder = None if entry is None else read_encoder(entry)
+    wanted = spec["metadata"]
+    fields = [] if wanted is None else wanted["fields"]
+    if fields != ([] if encoder is None else list(encoder.fields)):
+        raise ValueError(
+            f"the metadata of a member are not those of its net, {', '.join(map(str, fields)) or 'none'}"
+        )
+    return encoder
 
 
 def _read_weight(weight: Any) -> float:
@@ -102,6 +121,51 @@ def _read_class_order(order: Any, n_classes: int) -> tuple[int, ...]:
     if not is_list or any(type(column) is not int for column in order) or sorted(order) != list(range(n_classes)):
         raise ValueError(f"the class_order of a member is not each of 0 to {n_classes - 1} once")
     return tuple(order)
+
+
+def encode_for_members(
+    members: Sequence[MemberFields], table: pd.DataFrame | None
+) -> list[NDArray[np.float32] | None]:
+    """Return the encoded metadata of images for each member, (N, M); None for one without a second input.
+
+    table: a text column for each field that a member has, "" = unknown; None = all unknown.
+    """
+    return [
+        None if table is None or member.metadata is None else member.metadata.encode(table) for member in members
+    ]
+
+
+def rows_for_members(
+    encoded: Sequence[NDArray[np.float32] | None], rows: slice | NDArray[np.int64]
+) -> list[NDArray[np.float32] | None]:
+    """Return each member's encoded metadata of some images."""
+    return [None if vectors is None else vectors[rows] for vectors in encoded]
+
+
+def metadata_fields(members: Sequence[MemberFields]) -> tuple[MetadataField, ...]:
+    """Return the fields that any member has as a second input, () for none."""
+    used = {name for member in members if member.metadata is not None for name in member.metadata.fields}
+    return tuple(name for name in METADATA_FIELDS if name in used)
+
+
+def input_notes(members: Sequence[MemberFields], table: pd.DataFrame) -> list[str]:
+    """Return what is to be said of images that a model with a second input scores; nothing for any other model.
+
+    table: a text column for each field that a member has, "" = unknown.
+    """
+    fields = metadata_fields(members)
+    if not fields:
+        return []
+    known = ", ".join(f"{name} of {n:,}" for name, n in known_counts(table, fields).items())
+    unseen: dict[str, dict[str, int]] = {}
+    for member in members:
+        for name, counts in {} if member.metadata is None else member.metadata.unseen_categories(table).items():
+            unseen[name] = {**unseen.get(name, {}), **counts}
+    text = unseen_text(unseen)
+    return [
+        f"Metadata are a second input of this model; known among these {len(table):,} images: {known}. Probabilities "
+        f"change with them.{' ' * bool(text)}{text}"
+    ]
 
 
 def mean_probabilities(probabilities: Sequence[Floats], members: Sequence[MemberFields]) -> Floats:

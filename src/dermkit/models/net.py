@@ -1,6 +1,6 @@
 """A net of a timm backbone and a head: built, loaded, frozen, and its parameters grouped by learning rate.
 
-Shapes: N images of S x S pixels, C features of an image, K classes.
+Shapes: N images of S x S pixels, C features of an image, M columns of encoded metadata, K classes.
 """
 
 import contextlib
@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dermkit.errors import DermkitError, UntrustedError, UsageError, first_of
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models import cnn
 from dermkit.models.backbone_args import reserved_arguments
-from dermkit.models.heads import build_head, take_shapes
+from dermkit.models.heads import build_head
 from dermkit.models.precision import non_finite_tensors
 from dermkit.models.size_limit import TooLargeError, check_arguments, size_limit
 from dermkit.models.weights import (
@@ -27,21 +26,25 @@ from dermkit.models.weights import (
     import_timm,
     is_in_blocks,
     read_tensors,
-    resolve_weights,
     tensors_of_backbone,
 )
 from dermkit.recipes.schema import ImageSpec, ModelSpec
 from dermkit.recipes.training_specs import Phase
 
-MAX_FLOPS = 5e12
-"""Operations for one image: a ViT of a billion weights takes 1e12 at 518 pixels, and a minute on a few cores."""
-
 
 class Net(nn.Module):
-    """Normalised images (N, 3, S, S) float32 -> logits (N, K) float32, classes in the data set's order."""
+    """Normalised images (N, 3, S, S) float32 -> logits (N, K) float32, classes in the data set's order.
+
+    n_metadata: columns of the second input, M, which the head gets beside the features; 0 = none.
+    """
 
     def __init__(
-        self, backbone: nn.Module, head: nn.Module, n_features: int, spec: ModelSpec | None = None
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        n_features: int,
+        spec: ModelSpec | None = None,
+        n_metadata: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -49,21 +52,36 @@ class Net(nn.Module):
         self.n_features = n_features
         self.spec = spec
         """What it can be built from again without the hub: timm's name and all its arguments."""
+        self.n_metadata = n_metadata
 
     def features(self, x: Tensor) -> Tensor:
         """Return the backbone's pooled features, (N, C) float32."""
         features: Tensor = self.backbone(x)
         return features
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(x))
+    def forward(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """Return logits; metadata: encoded, (N, M) float32, None = unknown for all images."""
+        features = self.features(x)
+        if self.n_metadata:
+            unknown = features.new_zeros(len(features), self.n_metadata)
+            features = torch.cat([features, unknown if metadata is None else metadata], dim=1)
+        logits: Tensor = self.head(features)
         return logits
 
 
-def build_net(spec: ModelSpec, n_classes: int, *, weights: BackboneWeights, seed: int, device: str = "cpu") -> Net:
+def build_net(
+    spec: ModelSpec,
+    n_classes: int,
+    *,
+    weights: BackboneWeights,
+    seed: int,
+    device: str = "cpu",
+    n_metadata: int = 0,
+) -> Net:
     """Build a net on the CPU in float32, backbone loaded and head new; the same seed gives the same tensors.
 
-    device: "meta" builds the shapes alone.
+    device: "meta" builds the shapes alone. n_metadata: columns of the second input, as the encoder of `spec.metadata`
+    has them.
 
     torch's global random state is left as found. Raises `UsageError` for an unknown backbone, argument or block,
     `UntrustedError` for weights whose tensors are not those of the net.
@@ -80,8 +98,8 @@ def build_net(spec: ModelSpec, n_classes: int, *, weights: BackboneWeights, seed
             _load_weights(backbone, spec, weights, tensors)
         _check_finite_weights(backbone, weights)
         n_features = _count_features(backbone, probe_size)
-        head = build_head(n_features, spec, n_classes)
-    return Net(backbone, head, n_features, spec)
+        head = build_head(n_features + n_metadata, spec, n_classes)
+    return Net(backbone, head, n_features, spec, n_metadata)
 
 
 @contextlib.contextmanager
@@ -214,66 +232,6 @@ def _hub_size_limit(spec: ModelSpec, weights: BackboneWeights, tensors: Mapping[
             outcome="nothing was trained",
             remedy="name another repository",
         ) from None
-
-
-def check_fits(spec: ModelSpec, n_classes: int, state: Mapping[str, Tensor], *, image_size: int) -> None:
-    """Raise `UntrustedError` unless a net has just these tensors and scores an image in bearable time.
-
-    Nothing of its size is allocated: the net is built as shapes, and given up as soon as it outgrows the weights. A
-    net that cannot be built that way is judged by its arguments alone.
-    """
-    check_arguments(spec, len(state))
-    try:
-        with size_limit(state):
-            net = build_net(spec, n_classes, weights=resolve_weights(spec, None), seed=0, device="meta").eval()
-        if problem := take_shapes(net.head, state):
-            raise _misfit_error(spec, problem)
-        flops = _count_flops(net, image_size)
-    except TooLargeError as error:
-        raise UntrustedError(
-            f"{spec.backbone} with {spec.backbone_args}: is larger than the weights beside it: {error}",
-            outcome="nothing was built",
-            remedy="copy the model folder anew",
-        ) from None
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        return
-    _compare_shapes(spec, net.state_dict(), state)
-    if flops > MAX_FLOPS:
-        raise UntrustedError(
-            f"{spec.backbone} with {spec.backbone_args}: takes {flops:.2g} operations for one image of "
-            f"{image_size} x {image_size}; at most {MAX_FLOPS:.0e} are run",
-            outcome="nothing was built",
-            remedy="use a smaller net or image size",
-        )
-
-
-def _count_flops(net: Net, image_size: int) -> float:
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, 3, image_size, image_size, device="meta"))
-    return float(counter.get_total_flops())
-
-
-def _compare_shapes(spec: ModelSpec, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    problems = [
-        *(f"{name} is missing" for name in sorted(set(expected) - set(state))),
-        *(f"{name} is not part of the net" for name in sorted(set(state) - set(expected))),
-        *(
-            f"{name} is {tuple(state[name].shape)}, the net has {tuple(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in state and state[name].shape != tensor.shape
-        ),
-    ]
-    if problems:
-        raise _misfit_error(spec, first_of(problems, 5, "; "))
-
-
-def _misfit_error(spec: ModelSpec, problem: str) -> UntrustedError:
-    head = f" with {spec.classifier.kind}" if spec.classifier else ""
-    return UntrustedError(
-        f"weights do not fit {spec.backbone}{head}: {problem}",
-        outcome="nothing was built",
-        remedy="copy the model folder anew",
-    )
 
 
 def _check_finite_weights(backbone: nn.Module, weights: BackboneWeights) -> None:

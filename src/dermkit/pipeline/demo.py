@@ -6,7 +6,8 @@ from pathlib import Path
 from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.files import check_writable
 from dermkit.pipeline.plan import RunSettings
-from dermkit.prediction.run import PredictOutcome, predict
+from dermkit.prediction.output import PredictOutcome
+from dermkit.prediction.run import predict
 from dermkit.progress import Progress
 from dermkit.recipes.experiments import DEMO
 from dermkit.runs.layout import MODEL_FOLDER, REPORT_FILE

@@ -16,6 +16,7 @@ from dermkit.data.split import Split, for_fold
 from dermkit.errors import DataError, UsageError
 from dermkit.files import check_writable, fingerprint, sha256_bytes
 from dermkit.pipeline.data import resolve_split
+from dermkit.pipeline.metadata_input import fit_encoder
 from dermkit.progress import Progress
 from dermkit.recipes.head_checks import check_head_fields
 from dermkit.recipes.schema import Recipe, recipe_fingerprint
@@ -103,6 +104,8 @@ def _check_tables(
     """Raise `DataError` for a split or fold that nothing can be learned from, or whose images a teacher has seen."""
     for table in tables:
         _check_training_classes(dataset, split_name, table, recipe)
+        if recipe.model.metadata is not None:
+            fit_encoder(recipe.model.metadata, dataset, table)  # refuses a field that no training image has
         if teacher is not None:
             teacher.check(dataset, table)
 

@@ -147,10 +147,15 @@ def prepare_job(plan: RunPlan, machine: Machine) -> PreparedJob:
     """Decode the images of a run and build its net."""
     from dermkit.data.cache.pixels import pixel_cache, pixel_keys
     from dermkit.models.net import build_net, preprocessing_for
+    from dermkit.pipeline.metadata_input import encode_dataset
     from dermkit.training.state import TrainingJob
 
     recipe, split_table = plan.recipe, plan.split_table
-    net = build_net(recipe.model, len(plan.dataset.classes), weights=plan.weights, seed=plan.seed)
+    metadata = encode_dataset(recipe.model.metadata, plan.dataset, plan.split_table, machine.progress)
+    net = build_net(
+        recipe.model, len(plan.dataset.classes), weights=plan.weights, seed=plan.seed,
+        n_metadata=0 if metadata is None else metadata.encoder.width,
+    )  # fmt: skip
     preprocessing = preprocessing_for(recipe.image, plan.weights)
     lint = training_lint(plan, net, preprocessing)
     manifest = plan.dataset.manifest
@@ -179,6 +184,7 @@ def prepare_job(plan: RunPlan, machine: Machine) -> PreparedJob:
         workers=machine.settings.workers,
         groups=leakage_groups(manifest),
         teacher=_teacher_probabilities(plan, pixels, machine),
+        metadata=metadata,
     )
     return PreparedJob(job, net, pixels, lint)
 
@@ -322,6 +328,7 @@ def _save_training(
         classes=plan.dataset.classes,
         preprocessing=prepared_job.job.preprocessing,
         metadata=describe_model(plan, run_json),
+        encoder=None if prepared_job.job.metadata is None else prepared_job.job.metadata.encoder,
     )
     if plan.recipe.test_views != "choose":
         RUN.write(plan.folder, run_json)

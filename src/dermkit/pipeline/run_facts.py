@@ -13,6 +13,7 @@ from dermkit.audit.status import audit_state
 from dermkit.data.split import check_split
 from dermkit.lint.rules import lint_rows
 from dermkit.lint.training import BatchNormState, TrainingFacts, lint_training
+from dermkit.pipeline.metadata_input import metadata_notes
 from dermkit.pipeline.plan import Continuation, RunPlan, RunSettings
 from dermkit.recipes.schema import Recipe, load_recipe, recipe_to_dict
 from dermkit.runs.layout import (
@@ -69,6 +70,7 @@ def _describe_plan(plan: RunPlan) -> dict[str, Any]:
     if absent_classes:
         warnings.append(f"Never seen in training, so never to be predicted: {', '.join(absent_classes)}.")
     warnings += _smote_notes(plan)
+    warnings += metadata_notes(plan.recipe.model.metadata, plan.dataset, plan.split_table)
     warnings += [overlap.sentence() for overlap in plan.partial_overlaps]
     if plan.continued and plan.continued.note:
         warnings.append(plan.continued.note)

@@ -165,7 +165,10 @@ def _predicted(
         for preprocessing in predictor.resizings
     ]  # fmt: skip
     p = predictor.score_pixels(
-        pixels, range(len(image_ids)), on_progress=lambda count, total: progress.step("teacher", count, total)
+        pixels,
+        range(len(image_ids)),
+        on_progress=lambda count, total: progress.step("teacher", count, total),
+        metadata=dataset.manifest.set_index("image_id").loc[list(image_ids)],
     )
     if predictor.policy is not None:
         p = predictor.policy.calibration.without_bias().apply(p)

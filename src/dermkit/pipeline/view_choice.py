@@ -74,9 +74,14 @@ def choose_on_validation(predictor: "Predictor", job: "TrainingJob", progress: P
 
     engine = InferenceEngine(predictor.nets[0], predictor.preprocessing, progress.say, views=ALL_VIEWS)
     rows = job.validation_rows
-    batches = (np.asarray(job.pixels[batch]) for batch in eval_batches(rows, engine.device))
+
+    def score(batch: NDArray[np.int64]) -> NDArray[np.float64]:
+        metadata = None if job.metadata is None else job.metadata.vectors[batch]
+        return engine.view_probabilities(np.asarray(job.pixels[batch]), metadata=metadata)
+
+    batches = eval_batches(rows, engine.device)
     scored: Sequence[NDArray[np.float64]] = list(
-        parallel_batches(engine.view_probabilities, batches, workers=n_parallel_batches(engine.device))
+        parallel_batches(score, batches, workers=n_parallel_batches(engine.device))
     )
     return choose_views(np.concatenate(scored, axis=1), job.labels[rows])
 

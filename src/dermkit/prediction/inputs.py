@@ -3,8 +3,9 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +94,15 @@ def _suffix(name: str) -> str:
 def utf8_safe(text: str) -> str:
     """Return text that can be written as UTF-8: bytes of a file name that are not UTF-8 become `\\udcXX`."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def image_batches(images: Iterable[tuple[str, Path]], size: int) -> Iterator[tuple[int, list[tuple[str, Path]]]]:
+    """Yield (position of its first image, images) of each batch; images: (name, path)."""
+    iterator = iter(images)
+    start = 0
+    while batch := list(islice(iterator, size)):
+        yield start, batch
+        start += len(batch)
 
 
 # Walking folders ---------------------------------------------------------------------------------------------------

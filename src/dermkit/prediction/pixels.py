@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.cache.pixels import geometry, store_name
@@ -20,7 +21,7 @@ from dermkit.files import canonical_json
 from dermkit.images.decode import open_image, read_image_file
 from dermkit.images.image_header import HeaderRejected
 from dermkit.images.preprocess import Preprocessing, resize_pixels
-from dermkit.prediction.inputs import utf8_safe
+from dermkit.prediction.inputs import ImageRef, utf8_safe
 from dermkit.render.sheets import thumbnail
 
 THUMBNAIL_SIZE = 160
@@ -57,6 +58,26 @@ class ImageScore:
     notes: tuple[str, ...]
     refusal: ImageRejected | None
     file_stat: str = ""
+
+
+def score_frame(
+    images: Sequence[ImageRef], scores: Sequence[ImageScore], class_names: Sequence[str]
+) -> pd.DataFrame:
+    """Return the scores of images as a table: `image_id`, `path`, `predicted`, `p_<class>` and `refused`.
+
+    An image that was refused has no class, probabilities nan, and the reason with its detail in `refused`.
+    """
+    unknown = np.full(len(class_names), np.nan)
+    p = np.array([unknown if score.probabilities is None else score.probabilities for score in scores])
+    p = p.reshape(len(scores), len(class_names))
+    refusals = ["" if score.refusal is None else score.refusal.message for score in scores]
+    frame = pd.DataFrame(images, columns=list(ImageRef._fields))[["image_id", "path"]]
+    frame["predicted"] = [
+        "" if refusal else class_names[int(row.argmax())] for refusal, row in zip(refusals, p, strict=True)
+    ]
+    return pd.concat([frame, pd.DataFrame(p, columns=[f"p_{name}" for name in class_names])], axis=1).assign(
+        refused=refusals
+    )
 
 
 def decode_image(

@@ -9,15 +9,15 @@ Shapes: N images, K classes, `size` pixels a side.
 import dataclasses
 import json
 import platform
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
@@ -40,34 +40,45 @@ from dermkit.files import (
 from dermkit.images.preprocess import Preprocessing
 from dermkit.metrics.decisions.apply import ActivePolicy
 from dermkit.metrics.decisions.guarantees import BrokenGuarantee
-from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
+from dermkit.metrics.decisions.policy import DecisionPolicy
 from dermkit.models.card import (
     EMPTY_POLICY,
-    EVALUATION_FIELD,
     MODEL_JSON,
     RESEARCH_ONLY,
     TRAINING_IMAGES_FILE,
     WEIGHTS_FILE,
     card_files,
-    card_policy,
 )
+from dermkit.models.card_fields import read_broken_guarantees, read_card_classes, read_card_policy
 from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksums
 from dermkit.models.inference import (
     EnsembleEngine,
     InferenceEngine,
+    Metadata,
     PixelBatch,
     default_batch_size,
     parallel_batches,
     pick_device,
 )
-from dermkit.models.members import MemberFields, distinct_resizings, read_members
-from dermkit.models.net import Net, build_net, check_fits
+from dermkit.models.members import (
+    MemberFields,
+    distinct_resizings,
+    encode_for_members,
+    metadata_fields,
+    read_members,
+    rows_for_members,
+)
+from dermkit.models.metadata import MetadataEncoder
+from dermkit.models.net import Net, build_net
+from dermkit.models.net_fit import check_fits
 from dermkit.models.precision import non_finite_tensors
 from dermkit.models.training_images import TRAINING_IMAGE_COLUMNS, parse_training_images, read_training_images
 from dermkit.models.views import IDENTITY_VIEW
 from dermkit.models.weights import resolve_weights
 from dermkit.prediction.decisions import select_policy
-from dermkit.prediction.pixels import DecodedImage, ImageScore, PixelStore, decode_image
+from dermkit.prediction.inputs import find_images, image_batches
+from dermkit.prediction.metadata_table import find_metadata, metadata_lines
+from dermkit.prediction.pixels import DecodedImage, ImageScore, PixelStore, decode_image, score_frame
 from dermkit.progress import Progress
 from dermkit.recipes.schema import ModelSpec
 from dermkit.runs.layout import MODEL_FOLDER
@@ -80,7 +91,6 @@ __all__ = ["ModelMetadata", "Predictor", "load_model", "read_training_images", "
 
 
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
-_CLASSES: TypeAdapter[tuple[LesionClass, ...]] = TypeAdapter(tuple[LesionClass, ...])
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,11 @@ class Predictor:
         return tuple(len(member.views) for member in self.members)
 
     @property
+    def metadata_fields(self) -> tuple[str, ...]:
+        """Return which of age, sex and site the model takes beside the image, () for none."""
+        return metadata_fields(self.members)
+
+    @property
     def resizings(self) -> tuple[Preprocessing, ...]:
         """Return a preprocessing for each way in which the nets' images are resized; most models have one."""
         return distinct_resizings(self.members)[0]
@@ -161,18 +176,22 @@ class Predictor:
         """Return the default number of images per forward pass on the model's device."""
         return default_batch_size(self.engine.device)
 
-    def probabilities(self, batch: PixelBatch) -> NDArray[np.float64]:
+    def probabilities(self, batch: PixelBatch, metadata: pd.DataFrame | None = None) -> NDArray[np.float64]:
         """Score resized pixels (N, size, size, 3) uint8; returns probabilities (N, K) float64.
 
-        batch: of a model whose nets resize in several ways an array for each of `resizings`.
+        batch: of a model whose nets resize in several ways an array for each of `resizings`. metadata: a row for each
+        image with the columns age, sex and site that the model takes, "" = unknown; None = all unknown.
         """
-        return self._score(batch)
+        return self._score((batch, encode_for_members(self.members, metadata)))
 
-    def _score(self, batch: PixelBatch, names: Sequence[str] = ()) -> NDArray[np.float64]:
-        """Score a batch, given as one array or as a list of the arrays of each resizing."""
+    def _score(
+        self, batch: tuple[PixelBatch, Sequence[Metadata]], names: Sequence[str] = ()
+    ) -> NDArray[np.float64]:
+        """Score a batch of pixels, in one array or in those of each resizing, and of each member's encoded metadata."""
+        pixels, metadata = batch
         if isinstance(self.engine, EnsembleEngine):
-            return self.engine(batch, names)
-        return self.engine(batch if isinstance(batch, np.ndarray) else batch[0], names)
+            return self.engine(pixels, names, metadata)
+        return self.engine(pixels if isinstance(pixels, np.ndarray) else pixels[0], names, metadata[0])
 
     def select_policy(self, *, target: str | None = None, coverage: float | None = None) -> ActivePolicy | None:
         """Return the decision policy, to `apply` to `probabilities`; None where the model has none.
@@ -183,6 +202,19 @@ class Predictor:
             self.policy, self.classes, target=target, coverage=coverage, broken=self.broken_guarantees
         )
 
+    def predict(self, images: Sequence[str | Path], metadata: Path | pd.DataFrame | None = None) -> pd.DataFrame:
+        """Score image files, folders or patterns: a row for each with `image_id`, `path`, `predicted` and `p_<class>`.
+
+        metadata: as in `dk.predict`. Column `refused` says why an image was not scored; its probabilities are nan then.
+        """
+        refs = find_images([str(image) for image in images])
+        known = find_metadata(metadata, refs, self.members, self.folder)
+        for line in metadata_lines(known, self.members) if known else ():
+            self.progress.say(line)
+        table = None if known is None else known.table
+        scores = self.score_files(((ref.name, Path(ref.path)) for ref in refs), metadata=table)
+        return score_frame(refs, list(scores), self.class_names)
+
     def score_pixels(
         self,
         pixels: "NDArray[np.uint8] | StoredRows | list[NDArray[np.uint8]] | list[StoredRows]",
@@ -191,18 +223,25 @@ class Predictor:
         batch_size: int | None = None,
         workers: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
+        metadata: pd.DataFrame | None = None,
     ) -> NDArray[np.float64]:
         """Score rows of a pixel cache (N, size, size, 3); returns (len(rows), K) in the order of `rows`.
 
         pixels: a list of the caches of each of `resizings`, or the only one. workers: threads, 0 = as many as torch
-        uses. on_progress: told (images done, images).
+        uses. on_progress: told (images done, images). metadata: as in `probabilities`, in the order of `rows`; a model
+        that takes none leaves them out.
         """
         size = batch_size or self.batch_size
         result = np.empty((len(rows), len(self.classes)))
         row_indices = np.asarray(rows, dtype=np.int64)
         caches: Sequence[NDArray[np.uint8] | StoredRows] = pixels if isinstance(pixels, list) else [pixels]
+        encoded = encode_for_members(self.members, metadata)
         batches = (
-            [cache[row_indices[start : start + size]] for cache in caches] for start in range(0, len(rows), size)
+            (
+                [cache[row_indices[start : start + size]] for cache in caches],
+                rows_for_members(encoded, slice(start, start + size)),
+            )
+            for start in range(0, len(rows), size)
         )
         n_done = 0
         for batch_scores in parallel_batches(self._score, batches, workers=workers or torch.get_num_threads()):
@@ -220,19 +259,23 @@ class Predictor:
         workers: int = 0,
         n_thumbnails: int = 0,
         pixel_store: PixelStore | None = None,
+        metadata: pd.DataFrame | None = None,
     ) -> Generator[ImageScore, None, None]:
         """Score files, given as (name, path), in order and in bounded memory; a refused one has no probabilities.
 
         workers: threads, 0 = all cores; each reads, decodes and scores a batch of its own, so that none waits for
         another. n_thumbnails: number of first images that get a thumbnail. pixel_store: where resized pixels are
-        looked up and added.
+        looked up and added. metadata: as in `probabilities`, a row for each of `images`.
         """
         size = batch_size or self.batch_size
-        score_batch = partial(self._score_batch, n_thumbnails=n_thumbnails, pixel_store=pixel_store)
+        encoded = encode_for_members(self.members, metadata)
+        score_batch = partial(
+            self._score_batch, encoded=encoded, n_thumbnails=n_thumbnails, pixel_store=pixel_store
+        )
         threads = workers or cpu_count()
         self.engine  # noqa: B018  made once, before the threads start
         try:
-            for scores, new_images in parallel_batches(score_batch, _image_batches(images, size), workers=threads):
+            for scores, new_images in parallel_batches(score_batch, image_batches(images, size), workers=threads):
                 if pixel_store is not None:
                     pixel_store.add(new_images)
                 yield from scores
@@ -241,7 +284,12 @@ class Predictor:
                 pixel_store.flush()
 
     def _score_batch(
-        self, batch: tuple[int, Sequence[tuple[str, Path]]], *, n_thumbnails: int, pixel_store: PixelStore | None
+        self,
+        batch: tuple[int, Sequence[tuple[str, Path]]],
+        *,
+        encoded: Sequence[Metadata],
+        n_thumbnails: int,
+        pixel_store: PixelStore | None,
     ) -> tuple[list[ImageScore], list[DecodedImage]]:
         """Return the score of each image, and the decoded images that the pixel store does not hold yet."""
         start, images = batch
@@ -261,7 +309,10 @@ class Predictor:
         ]
         names = [name for name, _ in readable]
         arrays = [np.stack(pixels) for pixels in zip(*(image.pixels for _, image in readable), strict=True)]
-        probabilities = iter(self._score(arrays, names) if readable else ())
+        rows = np.array(
+            [start + n for n, image in enumerate(decoded) if isinstance(image, DecodedImage)], np.int64
+        )
+        probabilities = iter(self._score((arrays, rows_for_members(encoded, rows)), names) if readable else ())
         scores = [
             ImageScore(name, next(probabilities), image.thumbnail, image.pixel_sha256, image.notes, None, stat)
             if isinstance(image, DecodedImage)
@@ -276,15 +327,6 @@ class Predictor:
         return scores, new_images if pixel_store else []
 
 
-def _image_batches(images: Iterable[tuple[str, Path]], size: int) -> Iterator[tuple[int, list[tuple[str, Path]]]]:
-    """Yield (position of its first image, images) of each batch."""
-    iterator = iter(images)
-    start = 0
-    while batch := list(islice(iterator, size)):
-        yield start, batch
-        start += len(batch)
-
-
 def save_model(
     folder: Path,
     net: Net,
@@ -294,8 +336,12 @@ def save_model(
     preprocessing: Preprocessing,
     metadata: ModelMetadata,
     views: Sequence[str] = IDENTITY_VIEW,
+    encoder: MetadataEncoder | None = None,
 ) -> Path:
-    """Write a model folder, its checksums last; returns the folder. views: whose probabilities are averaged."""
+    """Write a model folder, its checksums last; returns the folder.
+
+    views: whose probabilities are averaged. encoder: of the metadata that the net takes as a second input.
+    """
     make_folder(folder)
     # First of all, so that an interrupted save is no model: old checksums must not stand beside new files.
     with output_errors(folder):
@@ -313,6 +359,7 @@ def save_model(
                 "calibration": None,
                 "weight": 1.0,
                 "class_order": list(range(len(classes))),
+                "metadata": None if encoder is None else encoder.as_dict(),
             }
         ],
         "classes": [asdict(lesion_class) for lesion_class in classes],
@@ -354,7 +401,7 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
             raise UntrustedError(f"{folder / CHECKSUM_FILE}: does not list {name}", remedy="copy the model anew")
     card = MODEL_JSON.parse(file_bytes[MODEL_JSON.name], folder / MODEL_JSON.name)
     try:
-        classes = _read_classes(card)
+        classes = read_card_classes(card)
         for name in ("recipe", "dataset", "weights", "training"):
             if not isinstance(card[name], dict):
                 raise TypeError(f"{name} is no object")
@@ -364,65 +411,25 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
     except (KeyError, TypeError, ValueError, ValidationError, SafetensorError) as error:
         raise UntrustedError(f"{folder}: not a model folder: {error}", remedy="copy it anew") from error
     nets = [
-        _rebuild_net(folder, spec, len(classes), state, image_size=member.preprocessing.size).to(torch_device)
+        _rebuild_net(folder, spec, len(classes), state, member).to(torch_device)
         for spec, state, member in zip(specs, states, members, strict=True)
     ]
     return Predictor(
         folder, classes, tuple(members), tuple(nets), card, sha256_bytes(file_bytes[MODEL_JSON.name]),
-        progress or Progress(), _read_policy(folder, card),
-        parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder), _read_broken_guarantees(folder, card),
+        progress or Progress(), read_card_policy(folder, card),
+        parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder), read_broken_guarantees(folder, card),
     )  # fmt: skip
 
 
-def _read_classes(card: Mapping[str, Any]) -> tuple[LesionClass, ...]:
-    """Return the class table; raises `ValueError` where it cannot be one of a classifier."""
-    classes = _CLASSES.validate_json(json.dumps(card["classes"]))
-    names = [lesion_class.name for lesion_class in classes]
-    if len(names) < 2 or len(set(names)) < len(names) or not all(names):
-        raise ValueError(f"the classes {', '.join(map(repr, names[:5]))} are not two or more different names")
-    return classes
-
-
-def _read_broken_guarantees(folder: Path, card: Mapping[str, Any]) -> tuple[BrokenGuarantee, ...]:
-    """Return the guarantees that the test images broke; none in a model that was never evaluated on test images."""
-    evaluation = card.get(EVALUATION_FIELD)
-    try:
-        broken = () if evaluation is None else evaluation["broken_guarantees"]
-        return tuple(BrokenGuarantee.from_dict(fields) for fields in broken)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UntrustedError(
-            f"{folder / MODEL_JSON.name}: its evaluation is broken: {error}", remedy="copy it anew"
-        ) from error
-
-
-def _read_policy(folder: Path, card: Mapping[str, Any]) -> DecisionPolicy | None:
-    """Return the decision policy of model.json, None where there is none."""
-    try:
-        policy_fields, n_classes = card_policy(card), len(card["classes"])
-        if policy_fields is None:
-            return None
-        policy = policy_from_dict(policy_fields)
-        lengths = {
-            len(policy.calibration.bias),
-            len(policy.conformal_rule.min_probability),
-            len(policy.conformal_rule.n_images),
-        }
-        if lengths != {n_classes}:
-            raise ValueError(f"it is not for {n_classes} classes")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UntrustedError(
-            f"{folder / MODEL_JSON.name}: the decision policy is broken: {error}", remedy="copy it anew"
-        ) from error
-    return policy
-
-
 def _rebuild_net(
-    folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor], *, image_size: int
+    folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor], member: MemberFields
 ) -> Net:
     unloaded_spec = dataclasses.replace(spec, weights="none")
+    n_metadata = 0 if member.metadata is None else member.metadata.width
     try:
-        check_fits(unloaded_spec, n_classes, state, image_size=image_size)
-        net = build_net(unloaded_spec, n_classes, weights=resolve_weights(unloaded_spec, None), seed=0)
+        check_fits(unloaded_spec, n_classes, state, image_size=member.preprocessing.size, n_metadata=n_metadata)
+        weights = resolve_weights(unloaded_spec, None)
+        net = build_net(unloaded_spec, n_classes, weights=weights, seed=0, n_metadata=n_metadata)
         net.load_state_dict(state, strict=True)
     except (RuntimeError, UsageError) as error:
         raise UntrustedError(

@@ -26,7 +26,9 @@ from dermkit.prediction.inputs import ImageRef, utf8_safe
 if TYPE_CHECKING:
     from dermkit.prediction.pixels import ImageScore
 
-PREDICTION_JOB_FORMAT = 2
+PREDICTION_JOB_FORMAT = 3
+_MIGRATIONS = {2: lambda job: {**job, "metadata": "", "format": 3}}
+"""Format 2 knew no model with a second input."""
 JOB_FOLDER = "unfinished"
 _SCRATCH_FOLDER = ".unfinished-tmp"
 """A job is created in it and deleted from it, in one rename each; hidden, so that `out` counts as empty meanwhile."""
@@ -225,7 +227,7 @@ def job_progress(out: Path) -> tuple[int, int] | None:
     """Return (images in complete saved batches, images) of an unfinished prediction, None where it cannot be read."""
     folder = out / JOB_FOLDER
     try:
-        job_fields = read_json(folder / _JOB_FILE, format=PREDICTION_JOB_FORMAT)
+        job_fields = read_json(folder / _JOB_FILE, format=PREDICTION_JOB_FORMAT, migrations=_MIGRATIONS)
         n_images, n_classes = int(job_fields["images"]), len(job_fields["classes"])
         is_saved = np.zeros(n_images, dtype=bool)
         if (folder / SCORES_FILE).is_file():
@@ -293,7 +295,7 @@ def _refuse_old_job(out: Path) -> None:
 def _check_same_job(folder: Path, job_fields: Mapping[str, Any], images: Sequence[ImageRef]) -> None:
     """Raise `UsageError` with the differences where the unfinished prediction is another one."""
     try:
-        saved_fields = read_json(folder / _JOB_FILE, format=PREDICTION_JOB_FORMAT)
+        saved_fields = read_json(folder / _JOB_FILE, format=PREDICTION_JOB_FORMAT, migrations=_MIGRATIONS)
     except DermkitError:
         saved_fields = {}
     differences = [

@@ -4,36 +4,36 @@ The list of images and their probabilities are held in memory and saved in the f
 that was stopped goes on when the same command is given again.
 """
 
-import csv
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dermkit.errors import DataError, OutputError, RejectionReason, ResourceError, RunInterrupt, out_of_memory
+from dermkit.errors import OutputError, ResourceError, RunInterrupt, out_of_memory
 from dermkit.files import (
     check_output,
     check_writable,
     lock,
-    read_json,
     sha256_file,
     sweep_temp,
-    write_json,
-    write_rows,
 )
-from dermkit.metrics.stats.arrays import Floats
-from dermkit.models.card import ENSEMBLE_FIELD, is_tested_ensemble
 from dermkit.models.checksums import CHECKSUM_FILE
 from dermkit.prediction import decisions
-from dermkit.prediction.decisions import DecisionCounts
-from dermkit.prediction.inputs import find_images, utf8_safe
+from dermkit.prediction.inputs import find_images
 from dermkit.prediction.locate import check_model_folder
+from dermkit.prediction.metadata_table import ImageMetadata, find_metadata, metadata_lines
+from dermkit.prediction.output import (
+    N_TILES,
+    PREDICT_FILE,
+    PredictOutcome,
+    Thumbnails,
+    raise_all_rejected,
+    write_output,
+)
 from dermkit.prediction.resume import (
     JOB_FOLDER,
     PredictionJob,
@@ -45,57 +45,12 @@ from dermkit.prediction.resume import (
     score_row,
 )
 from dermkit.progress import Progress
-from dermkit.render import sheets as render_sheets
-from dermkit.render.cells import defused, undefused
-from dermkit.runs.layout import PREDICTIONS_FILE
-from dermkit.runs.predictions import write_predictions
-from dermkit.threads import cpu_count, ordered_map
+from dermkit.threads import cpu_count
 
 if TYPE_CHECKING:
-    from dermkit.metrics.decisions.apply import ActivePolicy
+    import pandas as pd
+
     from dermkit.prediction.predictor import Predictor
-
-PREDICT_JSON_FORMAT = 3
-_PREDICT_FILE, _REFUSED_FILE = "predict.json", "refused.csv"
-_TILES_PER_SHEET = 48
-_MAX_SHEETS = 5
-"""Pictures of the first 240 images; every image is in predictions.csv."""
-_TILE_SIZE = 160
-_Thumbnails = dict[int, NDArray[np.uint8]]
-"""Position in the list of images -> (H, W, 3) uint8."""
-
-
-@dataclass(frozen=True)
-class PredictOutcome:
-    """Counts of scored and refused images; the lists are read from the output folder on demand.
-
-    decision_counts: None where the model has no decision policy.
-    """
-
-    out: Path
-    n_scored: int
-    n_rejected: int
-    n_notes: int
-    n_training_images: int
-    decision_counts: DecisionCounts | None = None
-
-    @property
-    def rejected_images(self) -> list[tuple[str, str, str]]:
-        """Return (name, reason, detail) of the images that were not scored."""
-        return list(_read_rejected(self.out))
-
-    @property
-    def notes(self) -> list[tuple[str, str]]:
-        """Return (name, note) of what opening an image decided, such as "alpha composited on white"."""
-        return [(entry["image"], entry["note"]) for entry in self._read_predict_json()["notes"]]
-
-    @property
-    def training_images(self) -> list[tuple[str, str]]:
-        """Return (name, split) of the images that the model's training used."""
-        return [(entry["image"], entry["split"]) for entry in self._read_predict_json()["training_images"]]
-
-    def _read_predict_json(self) -> dict[str, Any]:
-        return read_json(self.out / _PREDICT_FILE, format=PREDICT_JSON_FORMAT)
 
 
 @dataclass(frozen=True)
@@ -110,6 +65,7 @@ class PredictOptions:
     target: str | None
     coverage: float | None
     raw: bool = False
+    metadata: "Path | pd.DataFrame | None" = None
 
 
 def predict(
@@ -125,6 +81,7 @@ def predict(
     target: str | None = None,
     coverage: float | None = None,
     raw: bool = False,
+    metadata: "Path | pd.DataFrame | None" = None,
     progress: Progress | None = None,
 ) -> PredictOutcome:
     """Score images with a model folder: predictions.csv, decisions.csv, refused.csv, predict.json, sheet-*.png.
@@ -133,12 +90,15 @@ def predict(
     batch_size: images per forward pass, None = by the device. workers: threads, 0 = all cores. cache: a folder that
     stores the resized pixels. device: auto, cpu or cuda. target: the operating point that decides positive, such as
     "sensitivity=.95". coverage: fraction of images to answer, the others are referred. raw: names that a spreadsheet
-    would compute stay as they are.
+    would compute stay as they are. metadata: age, sex and site of the images, for a model that takes them: a table with
+    the column `image` (docs/predict.md); None = unknown.
 
     Raises `UntrustedError` for the model, `UsageError` where another prediction is unfinished in `out` or the policy
     has no such target or coverage, `DataError` where no image could be read, `RunInterrupt` on Ctrl-C at any moment.
     """
-    options = PredictOptions(batch_size, workers or cpu_count(), cache, device, restart, target, coverage, raw)
+    options = PredictOptions(
+        batch_size, workers or cpu_count(), cache, device, restart, target, coverage, raw, metadata
+    )
     with _naming_saved_work(out):
         return _predict(model, images, out, options, progress or Progress())
 
@@ -188,28 +148,33 @@ def _predict(
     check_model_folder(model)
     image_list = find_images(images, exclude=[out, *([options.cache] if options.cache else [])])
     if not has_unfinished_job(out):
-        check_output(out, marker=_PREDICT_FILE, description="a folder of predictions")
+        check_output(out, marker=PREDICT_FILE, description="a folder of predictions")
     predictor = load_model(model, device=options.device, progress=progress)
     policy = predictor.select_policy(target=options.target, coverage=options.coverage)
     for sentence in decisions.broken_sentences(policy) if policy else ():
         progress.say(f"warning: {sentence}")
+    metadata = find_metadata(options.metadata, image_list, predictor.members, predictor.folder)
+    for line in metadata_lines(metadata, predictor.members) if metadata else ():
+        progress.say(line)
     check_writable(out)
     with lock(out):
         sweep_temp(out)
         job = open_job(
-            out, image_list, _job_identity(predictor), batch_size=options.batch_size or predictor.batch_size,
+            out, image_list, _job_identity(predictor, metadata), batch_size=options.batch_size or predictor.batch_size,
             class_names=predictor.class_names, restart=options.restart,
             has_relative_paths=any(not Path(argument).is_absolute() for argument in images),
         )  # fmt: skip
-        scores, thumbnails = _score_missing(job, predictor, options, progress)
-        outcome = _write_output(job, scores, predictor, policy, thumbnails, options.workers, is_raw=options.raw)
+        scores, thumbnails = _score_missing(job, predictor, metadata, options, progress)
+        outcome = write_output(
+            job, scores, predictor, policy, metadata, thumbnails, options.workers, is_raw=options.raw
+        )
         job.remove()
     if not outcome.n_scored:
-        _raise_all_rejected(len(image_list), out)
+        raise_all_rejected(len(image_list), out)
     return outcome
 
 
-def _job_identity(predictor: "Predictor") -> dict[str, Any]:
+def _job_identity(predictor: "Predictor", metadata: ImageMetadata | None) -> dict[str, Any]:
     """Return what decides the numbers besides the images; a stopped prediction continues only with the same."""
     from dermkit.prediction.predictor import runtime_versions
 
@@ -219,19 +184,24 @@ def _job_identity(predictor: "Predictor") -> dict[str, Any]:
         "device": predictor.engine.device.type,
         "inference_mode": predictor.engine.net_variant,
         "versions": runtime_versions(),
+        "metadata": "" if metadata is None else metadata.sha256,
     }
 
 
 def _score_missing(
-    job: PredictionJob, predictor: "Predictor", options: PredictOptions, progress: Progress
-) -> tuple[ScoreTable, _Thumbnails]:
+    job: PredictionJob,
+    predictor: "Predictor",
+    metadata: ImageMetadata | None,
+    options: PredictOptions,
+    progress: Progress,
+) -> tuple[ScoreTable, Thumbnails]:
     """Score what was not scored before; returns all scores, and thumbnails of the first images decoded here."""
     from dermkit.prediction.pixels import PixelStore
 
     scores = _read_earlier_scores(job, progress)
     missing = np.flatnonzero(~scores.is_done).tolist()
     training_images = {pixels: split_name for pixels, _, split_name in predictor.training_images}
-    thumbnails: _Thumbnails = {}
+    thumbnails: Thumbnails = {}
     n_images = len(job.images)
     n_done = n_saved = n_images - len(missing)
 
@@ -245,8 +215,9 @@ def _score_missing(
         ((job.images[index].name, Path(job.images[index].path)) for index in missing),
         batch_size=job.batch_size,
         workers=options.workers,
-        n_thumbnails=sum(index < _TILES_PER_SHEET * _MAX_SHEETS for index in missing),
+        n_thumbnails=sum(index < N_TILES for index in missing),
         pixel_store=PixelStore(options.cache, predictor.resizings) if options.cache else None,
+        metadata=None if metadata is None else metadata.table.iloc[missing],
     )
     with closing(image_scores), ScoreWriter(job, on_save) as writer:
         for index, score in zip(missing, image_scores, strict=False):
@@ -270,156 +241,3 @@ def _read_earlier_scores(job: PredictionJob, progress: Progress) -> ScoreTable:
     if n_done:
         progress.say(f"going on: {n_done} of {len(job.images)} images were scored or refused before")
     return scores
-
-
-# The output -------------------------------------------------------------------------------------------------------
-
-
-def _write_output(
-    job: PredictionJob,
-    scores: ScoreTable,
-    predictor: "Predictor",
-    policy: "ActivePolicy | None",
-    thumbnails: _Thumbnails,
-    workers: int,
-    *,
-    is_raw: bool,
-) -> PredictOutcome:
-    """Write every file of the output: sheets first, as they take longest, and predict.json last.
-
-    The job is still there meanwhile: if this is stopped, the next start writes all of it again.
-    """
-    if not scores.is_done.all():
-        raise DataError(
-            f"{job.folder}: {int(scores.is_done.sum())} of {len(job.images)} images",
-            remedy="give the command again",
-        )
-    out, scored, clean = job.folder.parent, scores.scored, tuple if is_raw else defused
-    tiles = _tiles(job, scores, predictor, policy, thumbnails, workers)
-    sheets = _write_sheets(out, tiles, decisions.sheet_legend(policy, len(predictor.nets)), workers)
-    scored_images, p = [job.images[index] for index in scored.tolist()], scores.probabilities[scored]
-    predictions = (
-        clean((utf8_safe(image.image_id), utf8_safe(image.path), "", "", "", "", job.class_names[k], *row))
-        for image, k, row in zip(scored_images, p.argmax(axis=1).tolist(), _iter_rows(p), strict=True)
-    )
-    write_predictions(out / PREDICTIONS_FILE, job.class_names, predictions)
-    refused = (
-        clean((utf8_safe(job.images[index].name), *cells)) for index, cells in sorted(scores.refusals.items())
-    )
-    write_rows(out / _REFUSED_FILE, ("path", "reason", "detail"), refused)
-    (out / decisions.OLD_DECISIONS_FILE).unlink(missing_ok=True)
-    decision_counts = None
-    if policy is None:  # the table of an earlier prediction would be of another model
-        (out / decisions.DECISIONS_FILE).unlink(missing_ok=True)
-    else:
-        decision_counts = decisions.write_decisions(
-            out / decisions.DECISIONS_FILE, policy, predictor.classes, scored_images, p, is_raw=is_raw
-        )
-        warnings = (*decision_counts.warnings, *_ensemble_warnings(predictor))
-        decision_counts = replace(decision_counts, warnings=warnings)
-    n_notes = sum(map(len, scores.notes.values()))
-    outcome = PredictOutcome(
-        out, len(scored), len(scores.refusals), n_notes, len(scores.training_splits), decision_counts
-    )
-    _write_predict_json(outcome, job, scores, predictor, policy, sheets)
-    return outcome
-
-
-def _ensemble_warnings(predictor: "Predictor") -> tuple[str, ...]:
-    note = str((predictor.card.get(ENSEMBLE_FIELD) or {}).get("note", ""))
-    return decisions.ensemble_warnings(predictor.passes, note, is_tested=is_tested_ensemble(predictor.card))
-
-
-def _iter_rows(p: Floats) -> Iterator[list[float]]:
-    """Yield rows as Python floats, which are written with all their digits; one by one, to save memory."""
-    for row in p:
-        yield row.tolist()
-
-
-def _raise_all_rejected(n_images: int, out: Path) -> None:
-    all_missing = all(reason == RejectionReason.MISSING for _, reason, _ in _read_rejected(out))
-    raise DataError(
-        f"none of {n_images} images could be read; first: {', '.join(next(_read_rejected(out)))}",
-        outcome=f"{out / _REFUSED_FILE} lists each with its reason",
-        remedy="check the path" if all_missing else "give JPEG, PNG, WebP, BMP or TIFF photographs",
-    )
-
-
-def _read_rejected(out: Path) -> Iterator[tuple[str, str, str]]:
-    with (out / _REFUSED_FILE).open(newline="", encoding="utf-8") as stream:
-        for row in islice(csv.reader(stream), 1, None):
-            yield undefused(row[0]), row[1], row[2]
-
-
-def _tiles(
-    job: PredictionJob,
-    scores: ScoreTable,
-    predictor: "Predictor",
-    policy: "ActivePolicy | None",
-    thumbnails: Mapping[int, NDArray[np.uint8]],
-    workers: int,
-) -> list[render_sheets.Tile]:
-    """Return the tiles of the first scored images; one without a thumbnail is opened again."""
-    from dermkit.prediction.pixels import file_thumbnail
-
-    def make_tile(index: int) -> render_sheets.Tile:
-        image = job.images[index]
-        thumbnail = thumbnails[index] if index in thumbnails else file_thumbnail(Path(image.path))
-        lines, colour = decisions.tile_caption(policy, predictor.classes, scores.probabilities[index])
-        pixels = thumbnail if thumbnail is not None else np.zeros((8, 8, 3), np.uint8)
-        title = PurePosixPath(utf8_safe(image.name)).name
-        return render_sheets.Tile(pixels, "\n".join([title, *lines]), colour)
-
-    first_scored = scores.scored[: _TILES_PER_SHEET * _MAX_SHEETS].tolist()
-    return list(ordered_map(make_tile, first_scored, n_threads=workers))
-
-
-def _write_sheets(out: Path, tiles: Sequence[render_sheets.Tile], legend: str, workers: int) -> list[str]:
-    def write_sheet(start: int) -> str:
-        name = f"sheet-{start // _TILES_PER_SHEET + 1}.png"
-        sheet_tiles = tiles[start : start + _TILES_PER_SHEET]
-        title = (
-            f"Predictions, images {start + 1} to {start + len(sheet_tiles)}. Research use only. Not "
-            f"a medical device."
-        )
-        sheet = render_sheets.contact_sheet(sheet_tiles, columns=6, edge=_TILE_SIZE, title=title, note=legend)
-        render_sheets.save_png(sheet, out / name)
-        return name
-
-    names = list(ordered_map(write_sheet, range(0, len(tiles), _TILES_PER_SHEET), n_threads=workers))
-    for sheet in out.glob("sheet-*.png"):  # of an earlier prediction: there may be fewer now
-        if sheet.name not in names:
-            sheet.unlink()
-    return names
-
-
-def _write_predict_json(
-    outcome: PredictOutcome,
-    job: PredictionJob,
-    scores: ScoreTable,
-    predictor: "Predictor",
-    policy: "ActivePolicy | None",
-    sheets: Sequence[str],
-) -> None:
-    names = {index: utf8_safe(job.images[index].name) for index in {*scores.notes, *scores.training_splits}}
-    fields = {
-        "model_sha256": predictor.sha256,
-        "recipe": predictor.card["recipe"].get("name"),
-        "classes": list(predictor.class_names),
-        "n_scored": outcome.n_scored,
-        "n_refused": outcome.n_rejected,
-        "sheets": list(sheets),
-        "notice": "Research use only. Not a medical device.",
-        "device": predictor.engine.device.type,
-        "batch_size": min(job.batch_size, predictor.engine.max_batch_size),
-        "inference_mode": predictor.engine.net_variant,
-        "policy": decisions.describe_policy(policy, predictor.classes, outcome.decision_counts),
-        "notes": [
-            {"image": names[index], "note": note} for index in sorted(scores.notes) for note in scores.notes[index]
-        ],
-        "training_images": [
-            {"image": names[index], "split": split_name}
-            for index, split_name in sorted(scores.training_splits.items())
-        ],
-    }
-    write_json(outcome.out / _PREDICT_FILE, fields, format=PREDICT_JSON_FORMAT)

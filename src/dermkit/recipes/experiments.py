@@ -37,7 +37,7 @@ COMPUTE_FASTEST = ComputeSpec(precision="fastest", compile=False)
 
 RESNET50 = ModelSpec(
     backbone="resnet50", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(), dropout=0.0,
-    drop_path=0.0, classifier=None,
+    drop_path=0.0, classifier=None, metadata=None,
 )  # fmt: skip
 INCEPTION_V3 = replace(RESNET50, backbone="inception_v3", backbone_args={"aux_logits": False})
 MOBILENET_V2 = replace(RESNET50, backbone="mobilenetv2_100", backbone_args={"pad_type": "same"})

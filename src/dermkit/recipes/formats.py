@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-RECIPE_FORMAT = 5
+RECIPE_FORMAT = 6
 
 _FORMAT_2_NAMES = {
     "p": "share",
@@ -17,16 +17,22 @@ _FORMAT_2_NAMES = {
 
 _RENAMED_SPECS = ("augment", "grow", "mix")
 
-ADDED_MODEL_FIELDS: Mapping[str, Any] = {"drop_path": 0.0, "classifier": None}
-"""Fields of `model` that format 5 added -> the value that older formats implied."""
-
-_ADDED_FIELDS: Mapping[str, Mapping[str, Any]] = {
-    "": {"smote": None, "distil": None, "test_views": "identity"},
-    "model": ADDED_MODEL_FIELDS,
-    "phases": {"layer_decay": 1.0, "image_size": 0},
-    "optim": {"focal_gamma": 0.0, "logit_adjustment": 0.0, "warmup_epochs": 0.0, "ema_decay": 0.0},
+_ADDED_FIELDS: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
+    5: {
+        "": {"smote": None, "distil": None, "test_views": "identity"},
+        "model": {"drop_path": 0.0, "classifier": None},
+        "phases": {"layer_decay": 1.0, "image_size": 0},
+        "optim": {"focal_gamma": 0.0, "logit_adjustment": 0.0, "warmup_epochs": 0.0, "ema_decay": 0.0},
+    },
+    6: {"": {}, "model": {"metadata": None}},
 }
-"""Group of fields ("" = the recipe itself) -> what format 5 added to it, with the values that older formats implied."""
+"""Format -> group of fields ("" = the recipe itself) -> what the format added to it, with the values that older formats
+implied."""
+
+ADDED_MODEL_FIELDS: Mapping[str, Any] = {
+    name: value for added in _ADDED_FIELDS.values() for name, value in added["model"].items()
+}
+"""Fields of `model` that formats 5 and later added -> the value that older formats implied."""
 
 
 def with_format_2_names(value: Any) -> Any:
@@ -52,6 +58,9 @@ def format_of_recipe(recipe_json: Mapping[str, Any]) -> int:
     """Return the format of a recipe that is stored without a format number, as in model.json, by its fields."""
     if "compute" not in recipe_json:
         return 1
+    model = recipe_json.get("model")
+    if isinstance(model, Mapping) and "metadata" in model:
+        return 6
     if "test_views" in recipe_json:
         return 5
     if "derived_from" in recipe_json:
@@ -125,14 +134,14 @@ def _migrate_3_to_4(recipe_json: dict[str, Any]) -> dict[str, Any]:
     return {**recipe_json, "format": 4, "derived_from": None}
 
 
-def _migrate_4_to_5(recipe_json: dict[str, Any]) -> dict[str, Any]:
-    """Format 4 had none of `_ADDED_FIELDS`: fill in the values that it implied."""
+def _add_fields(format: int, recipe_json: dict[str, Any]) -> dict[str, Any]:
+    """The format before had none of the `_ADDED_FIELDS` of this one: fill in the values that it implied."""
     groups = {
         name: _map_group(recipe_json[name], partial(_fill_in, added))
-        for name, added in _ADDED_FIELDS.items()
+        for name, added in _ADDED_FIELDS[format].items()
         if name in recipe_json
     }
-    return {**_ADDED_FIELDS[""], **recipe_json, **groups, "format": 5}
+    return {**_ADDED_FIELDS[format][""], **recipe_json, **groups, "format": format}
 
 
 def _fill_in(added: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,22 +160,22 @@ def _map_group(group: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def without_additions(recipe_json: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's JSON values without the fields of format 5 that have the values which older formats implied.
+    """Return a recipe's JSON values without later formats' fields that have the values which older formats implied.
 
     Run folders are found by hashes: those of recipes that older versions could have written stay valid.
     """
-    groups = {
-        name: _map_group(recipe_json[name], partial(_leave_out, added))
-        for name, added in _ADDED_FIELDS.items()
-        if name
-    }
-    return _leave_out(_ADDED_FIELDS[""], {**recipe_json, **groups})
+    remaining = dict(recipe_json)
+    for added in _ADDED_FIELDS.values():
+        groups = {name: _map_group(remaining[name], partial(_leave_out, added[name])) for name in added if name}
+        remaining = _leave_out(added[""], {**remaining, **groups})
+    return remaining
 
 
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _migrate_1_to_2,
     2: _migrate_2_to_3,
     3: _migrate_3_to_4,
-    4: _migrate_4_to_5,
+    4: partial(_add_fields, 5),
+    5: partial(_add_fields, 6),
 }
 """Format number -> function that converts a recipe of that format to the next. Results do not change."""

@@ -20,7 +20,7 @@ QUICK = Recipe(
     split=SplitSpec(scheme="holdout", seed=0, validation=0.15, test=0.2, folds=0, per_class=0, draw_from=""),
     model=ModelSpec(
         backbone="mobilenetv3_large_100", backbone_args={}, weights="imagenet", skip_blocks=(), hidden=(), dropout=0.3,
-        drop_path=0.0, classifier=None,
+        drop_path=0.0, classifier=None, metadata=None,
     ),
     augment=PRESETS["light"],
     grow=None,
@@ -73,7 +73,7 @@ SCRATCH = replace(
     image=ImageSpec(size=96, resize="squash", interpolation="bilinear", normalise="zero_one"),
     model=ModelSpec(
         backbone="dermkit/cnn-s4", backbone_args={}, weights="none", skip_blocks=(), hidden=(128,), dropout=0.4,
-        drop_path=0.0, classifier=None,
+        drop_path=0.0, classifier=None, metadata=None,
     ),
     phases=(
         Phase(

@@ -24,10 +24,14 @@ DENSE_FIELDS: Mapping[str, tuple[Any, str]] = {
 
 
 def check_head_fields(recipe: Recipe) -> None:
-    """Raise `UsageError` for fields that would have no effect with the recipe's classifier or SMOTE."""
+    """Raise `UsageError` for fields that would have no effect, or a wrong one, with the classifier or SMOTE."""
     problems = _classifier_problems(recipe) if recipe.model.classifier else []
     if recipe.smote and recipe.mix:
         problems.append("mix: mixed images have two labels, and smote makes samples of one class")
+    if recipe.smote and recipe.model.metadata:
+        problems.append(
+            "model.metadata: smote makes vectors between those of images, and no image is half a category"
+        )
     if problems:
         raise UsageError(
             f"{recipe.name}: {'; '.join(problems)}",

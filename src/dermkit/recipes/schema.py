@@ -24,7 +24,15 @@ from dermkit.recipes.augmentation import (
     find_preset,
 )
 from dermkit.recipes.formats import MIGRATIONS, RECIPE_FORMAT, recipe_with_format_2_names, without_additions
-from dermkit.recipes.training_specs import ComputeSpec, DistilSpec, MixupSpec, OptimSpec, Phase, SmoteSpec
+from dermkit.recipes.training_specs import (
+    ComputeSpec,
+    DistilSpec,
+    MetadataSpec,
+    MixupSpec,
+    OptimSpec,
+    Phase,
+    SmoteSpec,
+)
 from dermkit.recipes.values import (
     MIN_IMAGE_SIZE,
     STRICT_CONFIG,
@@ -147,6 +155,8 @@ class ModelSpec:
     has it; 0 = none."""
     classifier: ClassifierSpec | None
     """A classifier fitted on frozen features in place of the dense layers (`docs/training.md`); null = dense layers."""
+    metadata: MetadataSpec | None
+    """Age, sex or site as a second input (`docs/training.md`); null = the image alone."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelSpec":
@@ -354,8 +364,8 @@ def _field_names(path: list[str]) -> list[str]:
     specs: dict[str, type] = {
         "image": ImageSpec, "split": SplitSpec, "model": ModelSpec, "augment": AugmentSpec,
         "grow": OversampleSpec, "mix": MixupSpec, "smote": SmoteSpec, "distil": DistilSpec,
-        "classifier": ClassifierSpec, "phases": Phase, "optim": OptimSpec, "compute": ComputeSpec,
-        "distort": DistortSpec, "hsv": HsvSpec, "blur_noise": BlurNoiseSpec, "clahe": ClaheSpec,
+        "classifier": ClassifierSpec, "metadata": MetadataSpec, "phases": Phase, "optim": OptimSpec,
+        "compute": ComputeSpec, "distort": DistortSpec, "hsv": HsvSpec, "blur_noise": BlurNoiseSpec, "clahe": ClaheSpec,
         "cutout": CutoutSpec, "derived_from": Derivation, "changes": FieldChange,
     }  # fmt: skip
     names = [component for component in path if not component.isdigit() and component in specs]

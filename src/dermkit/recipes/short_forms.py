@@ -1,5 +1,5 @@
 """The short forms of `--set`: epochs, batch size, learning rate, image size, backbone, folds, class weights, views,
-classifier and SMOTE.
+classifier, SMOTE and metadata.
 """
 
 import json
@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from dermkit.errors import did_you_mean
 from dermkit.recipes.derive import Assignment, recipe_change_error
 from dermkit.recipes.frozen import CLASSIFIERS, SMOTE, ClassifierKind, classifier_phase
 from dermkit.recipes.head_checks import DENSE_FIELDS
 from dermkit.recipes.schema import Recipe
+from dermkit.recipes.training_specs import METADATA_FIELDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +21,7 @@ class ShortForms:
 
     epochs: one number for every phase, or one a phase. learning_rate: that of the head in the first phase, the others
     keep their ratio to it; or one a phase, of the head. folds: k folds, of the training images where the recipe keeps
-    published test images, else of all images.
-    assignments += _classifier(recipe, forms.classifier) if forms.classifier is not None else []
-    assignments += [Assignment("smote", asdict(SMOTE), "--smote")] if forms.smote else []
+    published test images, else of all images. metadata: fields with commas, or "none".
     """
 
     epochs: str | None = None
@@ -34,6 +34,11 @@ class ShortForms:
     test_views: str | None = None
     classifier: ClassifierKind | None = None
     smote: bool = False
+    metadata: str | None = None
+
+
+P_UNKNOWN = 0.1
+"""Chance that `--metadata` sets a field of a training image to unknown. Chosen, not measured."""
 
 
 def short_form_assignments(recipe: Recipe, forms: ShortForms, *, scheme: str = "") -> list[Assignment]:
@@ -59,6 +64,7 @@ def short_form_assignments(recipe: Recipe, forms: ShortForms, *, scheme: str = "
         assignments += [Assignment(path, value, option) for path, value in fields.items()]
     assignments += _classifier(recipe, forms.classifier) if forms.classifier is not None else []
     assignments += [Assignment("smote", asdict(SMOTE), "--smote")] if forms.smote else []
+    assignments += [_metadata(forms.metadata)] if forms.metadata is not None else []
     assignments += _epochs(recipe, forms.epochs) if forms.epochs is not None else []
     assignments += _learning_rates(recipe, forms.learning_rate) if forms.learning_rate is not None else []
     return assignments
@@ -75,6 +81,20 @@ def _classifier(recipe: Recipe, kind: ClassifierKind) -> list[Assignment]:
         *((path, value) for path, (value, _) in DENSE_FIELDS.items()),
     ]
     return [Assignment(path, value, option) for path, value in values]
+
+
+def _metadata(text: str) -> Assignment:
+    option, names = f"--metadata {text}", [name.strip() for name in text.split(",")]
+    if names == ["none"]:
+        return Assignment("model.metadata", None, option)
+    for name in names:
+        if name not in METADATA_FIELDS or names.count(name) > 1:
+            problem = "twice" if name in METADATA_FIELDS else f"unknown{did_you_mean(name, METADATA_FIELDS)}"
+            raise recipe_change_error(
+                f"{option}: {name!r} is {problem}", f"give some of {','.join(METADATA_FIELDS)}, or none"
+            )
+    fields = [name for name in METADATA_FIELDS if name in names]
+    return Assignment("model.metadata", {"fields": fields, "p_unknown": P_UNKNOWN}, option)
 
 
 def _epochs(recipe: Recipe, text: str) -> list[Assignment]:

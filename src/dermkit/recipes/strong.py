@@ -39,7 +39,7 @@ STRONG_5MIN = Recipe(
     split=HOLDOUT,
     model=ModelSpec(
         backbone="mobilenetv2_100", backbone_args={"pad_type": "same"}, weights="imagenet", skip_blocks=(), hidden=(),
-        dropout=0.2, drop_path=0.0, classifier=None,
+        dropout=0.2, drop_path=0.0, classifier=None, metadata=None,
     ),
     augment=STRONG_AUGMENTATION,
     grow=None,

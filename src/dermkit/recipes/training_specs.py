@@ -1,6 +1,6 @@
 """The parts of a recipe that say how a net is trained: phases, mixing, loss, optimizer, precision."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -14,6 +14,29 @@ from dermkit.recipes.values import (
     NonNegativeInt,
     PositiveInt,
 )
+
+MetadataField = Literal["age", "sex", "site"]
+METADATA_FIELDS: tuple[MetadataField, ...] = get_args(MetadataField)
+"""Columns of the manifest that can be a net's second input, in the order that they always have."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)
+class MetadataSpec:
+    """Metadata of an image as the second input of a net, joined to the features of its backbone; an unknown value is
+    an input of its own.
+    """
+
+    fields: Annotated[tuple[MetadataField, ...], Field(min_length=1, max_length=len(METADATA_FIELDS))]
+    """Which of `age`, `sex` and `site` go in, in this order."""
+    p_unknown: FractionBelowOne
+    """Probability that a field of a training image is set to unknown, drawn anew for each field, image and epoch, so
+    that the net also works without it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "MetadataSpec":
+        if self.fields != tuple(name for name in METADATA_FIELDS if name in self.fields):
+            raise ValueError(f"fields are some of {', '.join(METADATA_FIELDS)}, each once, in this order")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_CONFIG)

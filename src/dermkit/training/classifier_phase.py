@@ -4,6 +4,7 @@ Rank 0 alone fits, and the others load its checkpoint: last bits may differ betw
 """
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +56,7 @@ def _fit_and_validate(state: "TrainingState", head: ClassifierHead, source: "Fea
     return {
         "epoch": 1, "phase": 0, "lr": float("nan"), "seconds": seconds, "train_seconds": seconds,
         "images_per_second": len(data.labels) / seconds, **_train_metrics(state, head, data),
-        **validation_metrics(_logits(state, head, source.validation_features), job.labels[job.validation_rows]),
+        **validation_metrics(_validation_logits(state, source), job.labels[job.validation_rows]),
     }  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def _training_features(state: "TrainingState", source: "FeatureSource") -> Train
     job, samples, n_views = state.job, source.samples, len(source.views)
     groups = job.groups if job.groups is not None else np.arange(len(job.labels))
     features = [
-        source.batch(np.arange(len(samples)), epoch=view, seed=job.seed).cpu().numpy()
+        source.inputs(np.arange(len(samples)), epoch=view, seed=job.seed)[0].cpu().numpy()
         for view in range(1, n_views + 1)
     ]
     return TrainingFeatures(
@@ -83,14 +84,31 @@ def _training_features(state: "TrainingState", source: "FeatureSource") -> Train
 
 
 def _logits(state: "TrainingState", head: ClassifierHead, features: NDArray[np.float32]) -> NDArray[np.float64]:
+    def score(rows: NDArray[np.int64]) -> torch.Tensor:
+        logits: torch.Tensor = head(torch.from_numpy(features[rows]).to(state.fabric.device))
+        return logits
+
+    return _in_batches(state, score, len(features))
+
+
+def _validation_logits(state: "TrainingState", source: "FeatureSource") -> NDArray[np.float64]:
+    def score(rows: NDArray[np.int64]) -> torch.Tensor:
+        return source.validation_logits(state.net, rows)
+
+    return _in_batches(state, score, len(source.validation_features))
+
+
+def _in_batches(
+    state: "TrainingState", score: Callable[[NDArray[np.int64]], torch.Tensor], n: int
+) -> NDArray[np.float64]:
+    """Return the logits of n rows. score: the logits of some of them."""
     device = state.fabric.device
 
     def batch_logits(rows: NDArray[np.int64]) -> torch.Tensor:
         with torch.inference_mode():
-            logits: torch.Tensor = head(torch.from_numpy(features[rows]).to(device))
-        return logits.cpu().double()
+            return score(rows).cpu().double()
 
-    batches = eval_batches(np.arange(len(features)), device)
+    batches = eval_batches(np.arange(n), device)
     logits = torch.cat(list(parallel_batches(batch_logits, batches, workers=n_parallel_batches(device))))
     check_finite(logits, "the fitted classifier")
     return np.asarray(logits.numpy(), dtype=np.float64)

@@ -101,6 +101,14 @@ class FeatureSource:
         """Return the head."""
         return net.head
 
+    def inputs(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> tuple[torch.Tensor, ...]:
+        """Return (B, C) float32 features; with metadata (B, C + M), these beside them, mixed as the epoch's view."""
+        samples, features = self.samples, self.batch(rows, epoch=epoch, seed=seed)
+        mix_plan = None if self.is_unaugmented else samples.mix_plan(rows, seed=seed, epoch=self.view(epoch))
+        size = self.pixel_source.preprocessing.size
+        metadata = samples.metadata_inputs(rows, mix_plan, seed=seed, epoch=epoch, size=size)
+        return (_joined(features, *metadata),)
+
     def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return (B, C) float32 features of these samples in the epoch's view; rows: (B,)."""
         view_index = self.view(epoch) - 1
@@ -119,14 +127,22 @@ class FeatureSource:
 
     def validation_logits(self, net: Net, rows: NDArray[np.int64]) -> torch.Tensor:
         """Return the head's logits, (B, K) float32, of validation images `rows`."""
-        logits: torch.Tensor = net.head(
-            torch.from_numpy(self.validation_features[rows]).to(self.pixel_source.device)
-        )
+        features = torch.from_numpy(self.validation_features[rows]).to(self.pixel_source.device)
+        logits: torch.Tensor = net.head(_joined(features, *self.pixel_source.validation_metadata(rows)))
         return logits
 
     def view(self, epoch: int) -> int:
         """Return the number of an epoch's view, from 1."""
         return (epoch - 1) % len(self.views) + 1
+
+
+def _joined(features: torch.Tensor, *metadata: torch.Tensor) -> torch.Tensor:
+    """Return features, and beside them the metadata of their images where there are some, as `Net` joins them."""
+    return (
+        torch.cat([features, *(vectors.to(features.device) for vectors in metadata)], dim=1)
+        if metadata
+        else features
+    )
 
 
 def feature_source(pixel_source: PixelSource, job: FeatureJob, *, seed: int, views: int) -> FeatureSource:

@@ -27,6 +27,8 @@ def make_pixel_source(state: TrainingState) -> PixelSource:
     )
     if recipe.distil is not None and job.teacher is not None:
         samples = replace(samples, teacher=soften(job.teacher, recipe.distil.temperature))
+    if job.metadata is not None:
+        samples = replace(samples, metadata=job.metadata)
     pixels = pixels_on_device(job.pixels, device)
     return PixelSource(samples, pixels, job.validation_rows, job.preprocessing, device)
 

@@ -28,6 +28,7 @@ from dermkit.training.augment.batch import (
 )
 from dermkit.training.augment.mixup import MixPlan, make_mix_plan, mix_batch, mix_labels
 from dermkit.training.distillation import with_teacher
+from dermkit.training.metadata_batches import EncodedMetadata, mix_vectors
 
 if TYPE_CHECKING:
     from dermkit.models.net import Net
@@ -38,7 +39,8 @@ class Samples:
     """The samples of an epoch, (N,) each: row of the pixel array, copy number (0 = the image), label, random key.
 
     image_ids: of every row of the pixel array. oversample, mixup: None where the recipe has none. teacher: softened
-    probabilities of every row of the pixel array, (rows, K) float32; None without a teacher.
+    probabilities of every row of the pixel array, (rows, K) float32; None without a teacher. metadata: the second
+    input; None without one.
     """
 
     rows: NDArray[np.int64]
@@ -50,6 +52,7 @@ class Samples:
     oversample: OversampleSpec | None
     mixup: MixupSpec | None
     teacher: NDArray[np.float32] | None = None
+    metadata: EncodedMetadata | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,6 +74,23 @@ class Samples:
         if self.mixup is None:
             return None
         return make_mix_plan(self.keys[samples], self.mixup, samples, seed=seed, epoch=epoch, n=len(self))
+
+    def metadata_inputs(
+        self, samples: NDArray[np.int64], mix_plan: MixPlan | None, *, seed: int, epoch: int, size: int
+    ) -> tuple[torch.Tensor, ...]:
+        """Return the second input of samples (B,), (B, M) float32 on the CPU, mixed as the images are; () without one.
+
+        Fields are set to unknown anew in each epoch. size: of the images, in pixels.
+        """
+        if self.metadata is None:
+            return ()
+        vectors, *partners = (
+            self.metadata.training_vectors(self.rows[index], self.keys[index], seed=seed, epoch=epoch)
+            for index in (samples, *([] if mix_plan is None else [mix_plan.partner]))
+        )
+        if mix_plan is not None:
+            vectors = mix_vectors(vectors, partners[0], mix_plan, size=size)
+        return (torch.from_numpy(vectors),)
 
     @classmethod
     def build(
@@ -129,8 +149,8 @@ class BatchSource(Protocol):
         """Return the module that takes a batch: the whole net, or its head."""
         ...
 
-    def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
-        """Return the inputs of samples `rows`, (B,), in this epoch."""
+    def inputs(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> tuple[torch.Tensor, ...]:
+        """Return what the module takes for samples `rows`, (B,), in this epoch."""
         ...
 
     def targets(self, rows: NDArray[np.int64], *, epoch: int, seed: int, n_classes: int) -> torch.Tensor:
@@ -179,6 +199,14 @@ class PixelSource:
     def module(self, net: "Net") -> torch.nn.Module:
         """Return the whole net."""
         return net
+
+    def inputs(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> tuple[torch.Tensor, ...]:
+        """Return the images, (B, 3, T, T) float32, and with metadata these, (B, M) float32."""
+        mix_plan = self.samples.mix_plan(rows, seed=seed, epoch=epoch)
+        metadata = self.samples.metadata_inputs(
+            rows, mix_plan, seed=seed, epoch=epoch, size=self.preprocessing.size
+        )
+        return self.batch(rows, epoch=epoch, seed=seed), *(vectors.to(self.device) for vectors in metadata)
 
     def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
         """Return (B, 3, T, T) float32: augmented by each sample's own random numbers, mixed, normalised; T is
@@ -242,8 +270,15 @@ class PixelSource:
 
     def validation_logits(self, net: "Net", rows: NDArray[np.int64]) -> torch.Tensor:
         """Return the whole net's logits of validation images `rows`, (B, K) float32."""
-        logits: torch.Tensor = net(self.validation_batch(rows))
+        logits: torch.Tensor = net(self.validation_batch(rows), *self.validation_metadata(rows))
         return logits
+
+    def validation_metadata(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
+        """Return the second input of validation images `rows`, (B, M) float32; () without one."""
+        metadata = self.samples.metadata
+        if metadata is None:
+            return ()
+        return (torch.from_numpy(metadata.vectors[self.validation_rows[rows]]).to(self.device),)
 
     def _augment(
         self, rows: NDArray[np.int64], *, epoch: int, seed: int, copies_only: bool = False

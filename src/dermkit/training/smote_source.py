@@ -41,6 +41,10 @@ class SmoteSource:
         """Return the head."""
         return self.source.module(net)
 
+    def inputs(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> tuple[torch.Tensor, ...]:
+        """Return the features of these samples; a recipe with SMOTE has no metadata, whose categories it would mix."""
+        return (self.batch(rows, epoch=epoch, seed=seed),)
+
     def batch(self, rows: NDArray[np.int64], *, epoch: int, seed: int) -> torch.Tensor:
         """Return (B, C) float32 features of these samples in the epoch's view; rows: (B,)."""
         n_real = len(self.source.samples)

@@ -32,6 +32,7 @@ from dermkit.training.checkpoint import (
     save_checkpoint,
 )
 from dermkit.training.distributed.process_group import ProcessGroup
+from dermkit.training.metadata_batches import EncodedMetadata
 
 LOG_COLUMNS = (
     "epoch", "phase", "lr", "seconds", "train_seconds", "images_per_second", "train_loss", "train_accuracy",
@@ -52,7 +53,7 @@ class TrainingJob:
     labels: (N,) int64, 0 to n_classes - 1. groups: (N,) int64, the same number for images that must not be divided;
     None: each image is its own. train_rows, validation_rows: rows of `pixels`, int64. workers: threads that prepare
     batches; 0 prepares them between steps. teacher: (N, K) probabilities that the net learns, nan for images that are
-    not trained on; None without a teacher.
+    not trained on; None without a teacher. metadata: the second input of a net that takes one.
     """
 
     recipe: Recipe
@@ -69,6 +70,7 @@ class TrainingJob:
     workers: int = 0
     groups: NDArray[np.int64] | None = None
     teacher: NDArray[np.float64] | None = None
+    metadata: EncodedMetadata | None = None
 
 
 @dataclass

@@ -22,7 +22,7 @@ from dermkit.training.loss import TrainingLoss
 from dermkit.training.samples import BatchSource
 
 _Indices = NDArray[np.int64]
-_MicroBatch = tuple[torch.Tensor, torch.Tensor]
+_MicroBatch = tuple[tuple[torch.Tensor, ...], torch.Tensor]
 
 
 class NotFiniteError(Exception):
@@ -75,7 +75,7 @@ class TrainStep:
         row_chunks = np.array_split(self.process_group.shard(rows), n_passes)
         return [
             (
-                self.source.batch(chunk, epoch=epoch, seed=self.seed),
+                self.source.inputs(chunk, epoch=epoch, seed=self.seed),
                 self.source.targets(chunk, epoch=epoch, seed=self.seed, n_classes=self.n_classes),
             )
             for chunk in row_chunks
@@ -130,9 +130,11 @@ class TrainStep:
         )
         return float(sums[0]), float(sums[1])
 
-    def _forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(
+        self, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(self.compute, self.fabric.device):
-            logits = self.module(inputs)
+            logits = self.module(*inputs)
         logits = logits.float()  # the loss is computed in float32 also under bfloat16
         loss = self.loss.sum(logits, targets)
         labels = targets if targets.ndim == 1 else targets[:, : self.n_classes].argmax(1)

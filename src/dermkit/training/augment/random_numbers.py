@@ -63,6 +63,9 @@ class Stream(IntEnum):
     MIX_PARTNER = 37
     MIX_X = 38
     MIX_Y = 39
+    UNKNOWN_AGE = 40
+    UNKNOWN_SEX = 41
+    UNKNOWN_SITE = 42
     ORDER = 100
     BALANCE = 101
     BALANCE_CLASSES = 102
