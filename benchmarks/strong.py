@@ -109,7 +109,17 @@ ABLATION_JOBS = tuple(
     for dataset, split in (("isic9", GIVEN), ("ham2500", ("--folds", "5")))
     for part, words in _PARTS.items()
 )
-JOBS = (*FINAL_JOBS, *ABLATION_JOBS)
+METADATA_JOBS = tuple(
+    replace(
+        _FROZEN, name=f"ablation, ham2500: with {text}", dataset="ham2500",
+        words=("--folds", "5", "--metadata", fields),
+    )
+    for text, fields in (
+        ("age, sex and site", "age,sex,site"), ("age alone", "age"), ("sex alone", "sex"), ("site alone", "site"),
+    )
+)  # fmt: skip
+"""Metadata as a second input, against `ablation, ham2500: all parts` with the image alone; isic9 has no metadata."""
+JOBS = (*FINAL_JOBS, *ABLATION_JOBS, *METADATA_JOBS)
 
 
 def make_data(datasets: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from dermkit.errors import DataError, UsageError
 from dermkit.models.metadata import (
-    MAX_CATEGORIES,
+    MAX_FIELD_CATEGORIES,
     MetadataEncoder,
     fit_metadata,
     known_counts,
@@ -68,7 +68,7 @@ def test_a_known_answer_and_unknown_is_zero_in_every_column() -> None:
     encoder = fit_metadata(FIELDS, TRAINING)
     years = np.array([40, 60, 80.5])
     assert encoder.categories == {"sex": ("female", "male"), "site": ("back", "face", "lower extremity")}
-    assert (encoder.age_mean, encoder.age_sd) == (pytest.approx(years.mean()), pytest.approx(years.std()))
+    assert encoder.age_mean == pytest.approx(years.mean()) and encoder.age_sd == pytest.approx(years.std())
     images = table(("60.1666666", "M", " BACK"), ("", "", "n/a"), ("unknown", "other", "elbow"))
     assert encoder.encode(images).round(4).tolist() == [[0, 1, 0, 1, 1, 0, 0], [0] * 7, [0] * 7]
     assert encoder.n_known == known_counts(TRAINING, FIELDS) == {"age": 3, "sex": 4, "site": 4}
@@ -100,7 +100,7 @@ def test_a_field_that_no_training_image_has_is_refused_by_name_and_with_the_cure
     with pytest.raises(DataError, match="age and sex and site is unknown") as all_unknown:
         fit_metadata(FIELDS, TRAINING.assign(age="", sex="", site=""))
     assert "--metadata none" in all_unknown.value.remedy
-    texts = [("", "", f"text {n}") for n in range(MAX_CATEGORIES + 1)]
+    texts = [("", "", f"text {n}") for n in range(MAX_FIELD_CATEGORIES + 1)]
     with pytest.raises(DataError, match="site has 201 different values"):
         fit_metadata(["site"], table(*texts))
 

@@ -12,6 +12,29 @@ if TYPE_CHECKING:
     from dermkit.prediction.output import PredictOutcome
 
 
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The operating point above which an image is called positive, such as sensitivity=.95 (default: the "
+        "model's first guaranteed one)."
+    ),
+]
+CoverageOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Decide only the most confident images, and refer the others to a person: 0.8 takes the confidence "
+        "threshold that kept 80 % of the validation images."
+    ),
+]
+MetadataTableOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--metadata",
+        help="A table with the columns image, age, sex, site, for a model that takes them (docs/predict.md).",
+    ),
+]
+
+
 def predict_command(
     model: Annotated[Path, typer.Argument(help="A model folder, or the run folder that holds it.")],
     images: Annotated[list[str], typer.Argument(help="Image files, folders or patterns such as 'photos/*.jpg'.")],
@@ -33,28 +56,10 @@ def predict_command(
         bool,
         typer.Option("--restart", help="Start anew: discard what an unfinished prediction in --out has scored."),
     ] = False,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            help="The operating point above which an image is called positive, such as sensitivity=.95 (default: the "
-            "model's first guaranteed one)."
-        ),
-    ] = None,
-    coverage: Annotated[
-        float | None,
-        typer.Option(
-            help="Decide only the most confident images, and refer the others to a person: 0.8 takes the confidence "
-            "threshold that kept 80 % of the validation images."
-        ),
-    ] = None,
+    target: TargetOption = None,
+    coverage: CoverageOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Write names that begin with = + - @ as they are.")] = False,
-    metadata: Annotated[
-        Path | None,
-        typer.Option(
-            "--metadata",
-            help="A table with the columns image, age, sex, site, for a model that takes them (docs/predict.md).",
-        ),
-    ] = None,
+    metadata: MetadataTableOption = None,
     old_target: Annotated[str | None, typer.Option("--at", hidden=True)] = None,
     old_coverage: Annotated[float | None, typer.Option("--refer", hidden=True)] = None,
 ) -> None:

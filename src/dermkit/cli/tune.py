@@ -116,17 +116,16 @@ def tune_command(
         folds=folds, class_weights=class_weights, classifier=classifier, smote=smote, metadata=metadata,
     )  # fmt: skip
     machine = MachineOptions(out, device, devices, nodes, restarts, workers, weights, resume)
-    of_study = {
-        "--trials": trials, "--time": time, "--space": space, "--study": study, "--storage": storage,
-        "--no-prune": no_prune, "--no-final": no_final, "--folds": folds,
-    }  # fmt: skip
     if _is_grid(recipe):
+        of_study = {
+            "--trials": trials, "--time": time, "--space": space, "--study": study, "--storage": storage,
+            "--no-prune": no_prune, "--no-final": no_final, "--folds": folds}  # fmt: skip
         _refuse_study_options(recipe, [flag for flag, value in of_study.items() if value])
         _tune_grid(recipe, dataset, forms, machine, set_fields, split, seed)
         return
     base = _changed_recipe(recipe, set_fields, forms, split)
-    options = _search_options(trials, time, study, storage, prunes=not no_prune, trains_final=not no_final)
     _check_single_process(machine)
+    options = _search_options(trials, time, study, storage, prunes=not no_prune, trains_final=not no_final)
     _search(base, _search_space(base, space, set_fields, forms), dataset, options, machine, split, seed)
 
 

@@ -16,7 +16,6 @@ from dermkit.errors import UntrustedError, printable
 from dermkit.files import JsonFile, json_text
 from dermkit.metrics.decisions.policy_migration import migrate_policy, rename_keys
 from dermkit.models.checksums import check_hashes, is_update_pending, update_files
-from dermkit.models.metadata import read_encoder
 from dermkit.models.views import views_text
 from dermkit.recipes.formats import ADDED_MODEL_FIELDS
 
@@ -282,12 +281,26 @@ def _input_text(card: Mapping[str, Any]) -> str:
     return "\n\n".join(f"Members {', '.join(map(str, group))}: {text}" for text, group in numbers.items())
 
 
+def second_input_sentence(n_known: Mapping[str, int], n_images: int) -> str:
+    """Return which fields are the second input of a net, of how many training images they were known, and what follows.
+
+    n_known: of each field; n_images: training images.
+    """
+    known = ", ".join(f"{name} (known of {n:,})" for name, n in n_known.items())
+    return (
+        f"Second input beside the image: {known} of {n_images:,} training images. Probabilities change with them; what "
+        "is unknown is given as unknown."
+    )
+
+
 def _metadata_text(card: Mapping[str, Any]) -> str:
     """Return what the nets take beside the image, and how often it was known; "" for the image alone."""
     numbers: dict[str, list[int]] = {}
     for number, member in enumerate(card["members"]):
         if member["metadata"] is not None:
-            numbers.setdefault(read_encoder(member["metadata"]).sentence(), []).append(number)
+            metadata = member["metadata"]
+            sentence = second_input_sentence(metadata["n_known"], metadata["n_images"])
+            numbers.setdefault(sentence, []).append(number)
     if len(numbers) == 1 and len(card["members"]) == len(next(iter(numbers.values()))):
         return f"\n{markdown(next(iter(numbers)))}\n"
     return "".join(

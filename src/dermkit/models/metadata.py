@@ -20,9 +20,10 @@ from dermkit.data.importers.normalise import parse_sex, parse_site
 from dermkit.data.manifest import MAX_AGE, is_age
 from dermkit.data.unknown import or_unknown
 from dermkit.errors import DataError, first_of
+from dermkit.models.card import second_input_sentence
 from dermkit.recipes.training_specs import METADATA_FIELDS
 
-MAX_CATEGORIES = 200
+MAX_FIELD_CATEGORIES = 200
 """Most categories of a field: a column with more holds free text, and one image or two for each."""
 MAX_CATEGORY_LENGTH = 200
 MIN_AGE_SD = 1e-3
@@ -109,11 +110,7 @@ class MetadataEncoder:
 
     def sentence(self) -> str:
         """Return which fields are the second input, of how many training images they were known, and what follows."""
-        known = ", ".join(f"{name} (known of {self.n_known[name]:,})" for name in self.fields)
-        return (
-            f"Second input beside the image: {known} of {self.n_images:,} training images. Probabilities change with "
-            "them; what is unknown is given as unknown."
-        )
+        return second_input_sentence(self.n_known, self.n_images)
 
 
 def known_metadata(values: "pd.Series[Any]", field: str) -> "pd.Series[str]":
@@ -189,10 +186,10 @@ def _remedy(remaining: Sequence[str]) -> str:
 
 def _check_categories(name: str, categories: Sequence[str]) -> None:
     longest = max(map(len, categories))
-    if len(categories) > MAX_CATEGORIES or longest > MAX_CATEGORY_LENGTH:
+    if len(categories) > MAX_FIELD_CATEGORIES or longest > MAX_CATEGORY_LENGTH:
         raise DataError(
             f"model.metadata: {name} has {len(categories):,} different values of up to {longest} characters (such as "
-            f"{first_of((value[:40] for value in categories), 3)}): that is free text; at most {MAX_CATEGORIES} "
+            f"{first_of((value[:40] for value in categories), 3)}): that is free text; at most {MAX_FIELD_CATEGORIES} "
             "categories are taken",
             outcome="nothing was trained",
             remedy="give each a common name in the source and import it again, or leave the field out",
@@ -264,8 +261,8 @@ def _read_age(entry: Any, has_age: bool) -> tuple[float, float]:
 
 def _read_categories(name: str, values: Any) -> tuple[str, ...]:
     """Return the categories of a field: as `known_metadata` spells them, sorted, each once."""
-    if not isinstance(values, list) or not 1 <= len(values) <= MAX_CATEGORIES:
-        raise ValueError(f"the categories of {name} of a member are no list of 1 to {MAX_CATEGORIES}")
+    if not isinstance(values, list) or not 1 <= len(values) <= MAX_FIELD_CATEGORIES:
+        raise ValueError(f"the categories of {name} of a member are no list of 1 to {MAX_FIELD_CATEGORIES}")
     if any(not isinstance(value, str) or not 1 <= len(value) <= MAX_CATEGORY_LENGTH for value in values):
         raise ValueError(f"a category of {name} of a member is no text of 1 to {MAX_CATEGORY_LENGTH} characters")
     spelled = [_CATEGORY_NORMALISERS[name](value) for value in values]

@@ -15,8 +15,8 @@ from dermkit.data.seal import PartialOverlap, Seal, find_partial_overlaps, find_
 from dermkit.data.split import Split, for_fold
 from dermkit.errors import DataError, UsageError
 from dermkit.files import check_writable, fingerprint, sha256_bytes
+from dermkit.models.metadata import fit_metadata
 from dermkit.pipeline.data import resolve_split
-from dermkit.pipeline.metadata_input import fit_encoder
 from dermkit.progress import Progress
 from dermkit.recipes.head_checks import check_head_fields
 from dermkit.recipes.schema import Recipe, recipe_fingerprint
@@ -105,7 +105,10 @@ def _check_tables(
     for table in tables:
         _check_training_classes(dataset, split_name, table, recipe)
         if recipe.model.metadata is not None:
-            fit_encoder(recipe.model.metadata, dataset, table)  # refuses a field that no training image has
+            train_ids = table.loc[table["split"] == "train", "image_id"]
+            manifest = dataset.manifest
+            # It refuses a field that no training image has.
+            fit_metadata(recipe.model.metadata.fields, manifest[manifest["image_id"].isin(train_ids)])
         if teacher is not None:
             teacher.check(dataset, table)
 

@@ -96,22 +96,14 @@ def write_output(
             f"{job.folder}: {int(scores.is_done.sum())} of {len(job.images)} images",
             remedy="give the command again",
         )
-    out, scored, clean = job.folder.parent, scores.scored, tuple if is_raw else defused
+    out, scored = job.folder.parent, scores.scored
     tiles = _tiles(job, scores, predictor, policy, thumbnails, workers)
     sheets = _write_sheets(out, tiles, decisions.sheet_legend(policy, len(predictor.nets)), workers)
     scored_images, p = [job.images[index] for index in scored.tolist()], scores.probabilities[scored]
-    predictions = (
-        clean((utf8_safe(image.image_id), utf8_safe(image.path), "", "", "", "", job.class_names[k], *row))
-        for image, k, row in zip(scored_images, p.argmax(axis=1).tolist(), _iter_rows(p), strict=True)
-    )
-    write_predictions(out / PREDICTIONS_FILE, job.class_names, predictions)
+    _write_tables(job, scores, is_raw=is_raw)
     write_used_metadata(
         out / METADATA_FILE, metadata, predictor.members, job.images, scored.tolist(), is_raw=is_raw
     )
-    refused = (
-        clean((utf8_safe(job.images[index].name), *cells)) for index, cells in sorted(scores.refusals.items())
-    )
-    write_rows(out / _REFUSED_FILE, ("path", "reason", "detail"), refused)
     (out / decisions.OLD_DECISIONS_FILE).unlink(missing_ok=True)
     decision_counts = None
     if policy is None:  # the table of an earlier prediction would be of another model
@@ -130,6 +122,22 @@ def write_output(
     return outcome
 
 
+def _write_tables(job: PredictionJob, scores: ScoreTable, *, is_raw: bool) -> None:
+    """Write predictions.csv and refused.csv."""
+    out, clean = job.folder.parent, tuple if is_raw else defused
+    p = scores.probabilities[scores.scored]
+    images = (job.images[index] for index in scores.scored.tolist())
+    predictions = (
+        clean((utf8_safe(image.image_id), utf8_safe(image.path), "", "", "", "", job.class_names[k], *row))
+        for image, k, row in zip(images, p.argmax(axis=1).tolist(), _iter_rows(p), strict=True)
+    )
+    write_predictions(out / PREDICTIONS_FILE, job.class_names, predictions)
+    refused = (
+        clean((utf8_safe(job.images[index].name), *cells)) for index, cells in sorted(scores.refusals.items())
+    )
+    write_rows(out / _REFUSED_FILE, ("path", "reason", "detail"), refused)
+
+
 def _ensemble_warnings(predictor: "Predictor") -> tuple[str, ...]:
     note = str((predictor.card.get(ENSEMBLE_FIELD) or {}).get("note", ""))
     return decisions.ensemble_warnings(predictor.passes, note, is_tested=is_tested_ensemble(predictor.card))
@@ -142,6 +150,7 @@ def _iter_rows(p: Floats) -> Iterator[list[float]]:
 
 
 def raise_all_rejected(n_images: int, out: Path) -> None:
+    """Raise `DataError` that names the first of the images, none of which could be read."""
     all_missing = all(reason == RejectionReason.MISSING for _, reason, _ in _read_rejected(out))
     raise DataError(
         f"none of {n_images} images could be read; first: {', '.join(next(_read_rejected(out)))}",
