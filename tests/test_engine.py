@@ -389,7 +389,7 @@ def test_passes_are_even_so_that_batch_norm_never_sees_a_lonely_image(tmp_path: 
             seed=0,
             micro_batch_size=micro,
         )
-        assert [len(inputs) for inputs, _ in stepper.prepare(np.arange(size), epoch=1)] == expected
+        assert [len(images) for (images,), _ in stepper.prepare(np.arange(size), epoch=1)] == expected
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

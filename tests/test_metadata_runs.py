@@ -83,7 +83,9 @@ def test_a_run_learns_from_metadata_and_says_which_fields_of_how_many_images(run
     )
     assert known["age"] < n
     assert any(sentence in warning for warning in read(run / "run.json")["warnings"])
-    assert sentence in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert sentence in page and "fields age, sex, site; p unknown 0.1" in page
+    assert "--out predictions --metadata TABLE.csv" in (run / "NEXT_STEPS.txt").read_text()
     card = (run / "model" / "MODEL_CARD.md").read_text()
     assert sentence in card and "Probabilities change with them" in card
 

@@ -98,7 +98,7 @@ def test_no_pass_is_of_one_image_where_batch_norm_needs_two(
         rates=LearningRates((), SINGLE.phases[0], SINGLE.optim, 1, 1.0), n_classes=2, seed=0,
         micro_batch_size=micro, min_pass_size=2,
     )  # fmt: skip
-    assert [len(inputs) for inputs, _ in stepper.prepare(np.arange(size), epoch=1)] == expected
+    assert [len(images) for (images,), _ in stepper.prepare(np.arange(size), epoch=1)] == expected
 
 
 # One class -----------------------------------------------------------------------------------------------------------

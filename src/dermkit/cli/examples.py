@@ -33,6 +33,10 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "dermkit train quick lesions --classifier logistic --smote",
             "logistic regression on features of the frozen net, with new ones of rare classes",
         ),
+        (
+            "dermkit train quick lesions --metadata age,sex,site",
+            "a net that takes these beside the image; unknown values stay unknown",
+        ),
     ),
     "plan": (
         ("dermkit plan lesions --time 30m", "what would be trained in half an hour on this machine, and why"),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dermkit.files import shell_path, write_text
+from dermkit.models.card import MODEL_JSON, read_card
 from dermkit.runs.layout import MODEL_FOLDER, NEXT_STEPS_FILE, RECIPE_FILE, SPLIT_FILE
 
 _OPENING_STEPS = ("Open the sealed test", "Score the test")
@@ -35,7 +36,7 @@ Train all folds again, exactly (with the same --weights FILE, if there was one):
     text = f"""Research use only. Not a medical device.
 
 Predict new images (files, folders, patterns):
-  dermkit predict {model} IMAGE... --out predictions
+  dermkit predict {model} IMAGE... --out predictions{_metadata_option(folder)}
 
 Test the model{untested} on another data set:
   dermkit evaluate {parent} --on OTHER_DATASET [--map CLASSES.json]
@@ -45,6 +46,13 @@ Evaluate and report again from the pooled predictions.csv:
   dermkit report {parent}
 {opening}{repeat if scores_test else ""}"""
     write_text(folder / NEXT_STEPS_FILE, text)
+
+
+def _metadata_option(folder: Path) -> str:
+    """Return the option that gives a model the metadata that it takes beside the image, "" for any other model."""
+    model = folder / MODEL_FOLDER
+    takes_metadata = MODEL_JSON.exists(model) and any(member["metadata"] for member in read_card(model)["members"])
+    return " --metadata TABLE.csv" if takes_metadata else ""
 
 
 def _opening_block(run: str, dataset: Path, *, is_sealed: bool = True) -> str:
@@ -80,7 +88,7 @@ Repeat this run exactly (data set: {dataset.name}):
     text = f"""Research use only. Not a medical device.
 
 Predict new images (files, folders, patterns):
-  dermkit predict {model} IMAGE... --out predictions
+  dermkit predict {model} IMAGE... --out predictions{_metadata_option(folder)}
 
 Test on another data set:
   dermkit evaluate {run} --on OTHER_DATASET [--map CLASSES.json]

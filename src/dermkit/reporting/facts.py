@@ -104,6 +104,7 @@ def recipe_rows(selected_recipe: schema.Recipe | None) -> list[tuple[str, str]]:
         ),
         ("Backbone", f"{model_spec.backbone}, weights: {model_spec.weights}"),
         ("Head", f"{'; '.join(layers)}; dropout {model_spec.dropout:g}"),
+        ("Second input", _spec_text(fields["model"]["metadata"]) if model_spec.metadata else ""),
         *((f"Phase {number}", _phase_text(phase)) for number, phase in enumerate(selected_recipe.phases, 1)),
         ("Loss and optimizer", f"cross-entropy; {_spec_text(fields['optim'])}"),
         ("Augmentation", _spec_text(active_fields(selected_recipe.augment))),
