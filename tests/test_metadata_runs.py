@@ -18,6 +18,7 @@ from dermkit.files import write_json
 from dermkit.models.checksums import write_checksums
 from dermkit.models.ensemble import write_ensemble
 from dermkit.pipeline.metadata_input import fit_encoder
+from dermkit.pipeline.next_steps import write_parent_next_steps
 from dermkit.prediction.predictor import load_model
 from dermkit.prediction.run import predict
 from dermkit.recipes.experiments import full_phase
@@ -325,6 +326,12 @@ def test_members_with_and_without_metadata_make_one_model(
     np.testing.assert_allclose(both.probabilities(images, manifest), np.mean(p, axis=0), atol=1e-12)
     assert both.metadata_fields == ("age", "sex", "site")
     assert not np.allclose(both.probabilities(images, manifest), both.probabilities(images))
+
+
+def test_next_steps_of_several_runs_name_the_table_before_their_model_is_there(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "model", tmp_path / "hash-s0-f0" / "model")
+    write_parent_next_steps(tmp_path)
+    assert "--out predictions --metadata TABLE.csv" in (tmp_path / "NEXT_STEPS.txt").read_text()
 
 
 def test_a_field_that_is_unknown_for_all_is_refused_before_training(

@@ -49,10 +49,13 @@ Evaluate and report again from the pooled predictions.csv:
 
 
 def _metadata_option(folder: Path) -> str:
-    """Return the option that gives a model the metadata that it takes beside the image, "" for any other model."""
-    model = folder / MODEL_FOLDER
-    takes_metadata = MODEL_JSON.exists(model) and any(member["metadata"] for member in read_card(model)["members"])
-    return " --metadata TABLE.csv" if takes_metadata else ""
+    """Return the option that gives a model the metadata that it takes beside the image, "" for any other model.
+
+    The folder of several runs may not hold its model yet, but those of the runs.
+    """
+    models = [folder / MODEL_FOLDER, *(run / MODEL_FOLDER for run in sorted(folder.iterdir()))]
+    members = [member for model in models if MODEL_JSON.exists(model) for member in read_card(model)["members"]]
+    return " --metadata TABLE.csv" if any(member["metadata"] for member in members) else ""
 
 
 def _opening_block(run: str, dataset: Path, *, is_sealed: bool = True) -> str:
