@@ -23,7 +23,7 @@ LEVELS = {
     "cli": 10,
     "pipeline": 9,
     "reporting": 8,
-    "evaluation": 7, "comparison": 7,
+    "evaluation": 7, "comparison": 7, "explanation": 7,
     "training": 6, "prediction": 6,
     "audit": 5, "lint": 5, "models": 5, "runs": 5,
     "data": 4,
@@ -41,15 +41,16 @@ FOLDERS = {
 }
 # Pages are written from files: no net is at hand when they are read. Comparing runs needs no net either.
 NEVER = {
-    "reporting": {"models", "training", "prediction", "evaluation"},
+    "reporting": {"models", "training", "prediction", "evaluation", "explanation"},
     "comparison": {"models", "training", "prediction", "lint", "audit"},
     "metrics": {"files", "errors", "progress", "threads"},
 }
 # torch and its friends, and where they may be imported; inside functions also where a job is started.
-HEAVY = {"torch", "torchvision", "timm", "safetensors", "lightning_fabric", "lightning"}
+HEAVY = {"torch", "torchvision", "timm", "safetensors", "lightning_fabric", "lightning", "captum"}
 TORCH_ROOMS = (
     "models.cnn", "models.weights", "models.net", "models.net_fit", "models.precision", "models.inference",
     "models.heads", "models.size_limit", "training", "prediction.predictor",
+    "explanation.layers", "explanation.heat_maps", "explanation.random_nets", "explanation.model_maps",
 )  # fmt: skip
 TORCH_INSIDE_FUNCTIONS = ("pipeline", "cli")
 

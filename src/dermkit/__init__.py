@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dermkit.data.seal import Seal
     from dermkit.data.split import Split, load_split
     from dermkit.evaluation.options import EvaluationOptions
+    from dermkit.explanation.run import ExplainOutcome, explain
     from dermkit.images.decode import LesionImage, open_image
     from dermkit.images.preprocess import Preprocessing, resize_pixels
     from dermkit.pipeline.auto import train_auto
@@ -60,6 +61,7 @@ _NAMES = {
     "data.seal": "Seal",
     "data.split": "Split load_split",
     "evaluation.options": "EvaluationOptions",
+    "explanation.run": "ExplainOutcome explain",
     "images.decode": "LesionImage open_image",
     "images.preprocess": "Preprocessing resize_pixels",
     "pipeline.auto": "train_auto",
@@ -88,13 +90,13 @@ _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names
 
 __all__ = [
     "RECIPES", "AuditOutcome", "AugmentSpec", "AutoOptions", "CompareOutcome", "Comparison", "Dataset",
-    "DatasetPlan", "EvaluationOptions", "ImportOptions", "ImportOutcome", "LesionClass", "LesionImage", "Phase",
-    "PredictOutcome", "Predictor", "Preprocessing", "Progress", "RateSearch", "Recipe", "RunSettings", "Seal",
-    "Split", "SplitSpec", "Tile", "audit_codes", "audit_dataset", "augment_image", "check_external", "compare",
-    "compare_runs", "contact_sheet", "evaluate", "find_grid", "find_lr", "find_preset", "find_recipe",
-    "find_split_seal", "full_phase", "head_phase", "import_dataset", "load_dataset", "load_model", "load_recipe",
-    "load_split", "make_grid", "open_image", "plan", "predict", "read_metrics", "report", "resize_pixels",
-    "save_recipe", "split", "train", "train_auto", "tune",
+    "DatasetPlan", "EvaluationOptions", "ExplainOutcome", "ImportOptions", "ImportOutcome", "LesionClass",
+    "LesionImage", "Phase", "PredictOutcome", "Predictor", "Preprocessing", "Progress", "RateSearch", "Recipe",
+    "RunSettings", "Seal", "Split", "SplitSpec", "Tile", "audit_codes", "audit_dataset", "augment_image",
+    "check_external", "compare", "compare_runs", "contact_sheet", "evaluate", "explain", "find_grid", "find_lr",
+    "find_preset", "find_recipe", "find_split_seal", "full_phase", "head_phase", "import_dataset",
+    "load_dataset", "load_model", "load_recipe", "load_split", "make_grid", "open_image", "plan", "predict",
+    "read_metrics", "report", "resize_pixels", "save_recipe", "split", "train", "train_auto", "tune",
 ]  # fmt: skip
 
 

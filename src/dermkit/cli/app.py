@@ -19,6 +19,7 @@ from dermkit.cli.console import OutOption, echo, print_result, progress_bar, say
 from dermkit.cli.data import audit_command, import_command, split_command
 from dermkit.cli.ensemble import ensemble_command
 from dermkit.cli.examples import examples_text
+from dermkit.cli.explain import explain_command
 from dermkit.cli.find_lr import find_lr_command
 from dermkit.cli.predict import predict_command
 from dermkit.cli.recipes import recipes_app
@@ -117,6 +118,11 @@ app.command(
     help="Predict new images: probabilities, decisions, sheets of pictures. Interrupted, it continues if repeated.",
     epilog=examples_text("predict"),
 )(predict_command)
+app.command(
+    "explain",
+    help="Show where a model finds evidence for a class: heat maps over images, with checks that they mean something.",
+    epilog=examples_text("explain"),
+)(explain_command)
 
 
 @app.command(

@@ -101,6 +101,13 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "another operating point, and the least certain fifth referred to a person",
         ),
     ),
+    "explain": (
+        ("dermkit explain runs/quick/RUN NEW_PHOTOS --out maps", "where evidence for the predicted classes lies"),
+        (
+            "dermkit explain runs/quick/RUN a.jpg --class melanoma --against nevus --masks MASKS",
+            "what speaks for melanoma and not for a nevus, and how much of it lies in the lesion",
+        ),
+    ),
     "demo": (
         ("dermkit demo", "all steps on synthetic images, into the folder demo"),
         ("dermkit demo --out trial", "the same into another folder"),

@@ -1,0 +1,116 @@
+"""Heat maps of one net for one image, through captum: by gradients at a layer, or by occlusion without any.
+
+Both explain the log-odds of a class (against all others, or against one): a shift of all logits, which changes no
+probability, then changes no map. Shapes: S x S pixels of the net's input, N images, K classes.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from captum.attr import LayerGradCam, LayerGradientXActivation, Occlusion
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dermkit.errors import UsageError
+from dermkit.explanation.layers import MapLayer, find_map_layer, grid_view, why_no_gradient
+from dermkit.explanation.target import EvidenceTarget
+from dermkit.images.preprocess import Preprocessing
+from dermkit.models.inference import check_finite, exact_float32, normalise_on_device
+from dermkit.models.net import Net
+
+MapMethod = Literal["auto", "gradient", "occlusion"]
+HeatMap = NDArray[np.float32]
+"""(S, S) float32 in [0, 1], 1 where the evidence is largest; 0 everywhere where there is none."""
+
+_WINDOWS_PER_SIDE = 8
+"""Occlusion's window has an eighth of the side (28 of 224 pixels) and moves by half of itself. Chosen, not tuned."""
+
+
+class NetExplainer:
+    """Makes heat maps of one net, which is the same after each; not for several threads at once.
+
+    method: `auto` takes gradients where the table of layers knows the net. name: of the chosen method, `layer`: where
+    gradients are taken, "" without. reason: why there are no gradients, "" where there are or none were wanted.
+    Raises `UsageError` where gradients are wanted and cannot be had.
+    """
+
+    def __init__(self, net: Net, preprocessing: Preprocessing, *, method: MapMethod, batch_size: int) -> None:
+        self.reason = "" if method == "occlusion" else why_no_gradient(net)
+        if self.reason and method == "gradient":
+            raise UsageError(
+                f"--method gradient: {self.reason}",
+                outcome="nothing was explained",
+                remedy="--method occlusion, or auto",
+            )
+        self._preprocessing, self._device = preprocessing, next(net.parameters()).device
+        layer = None if method == "occlusion" or self.reason else find_map_layer(net)
+        if layer is None:
+            self.name, self.layer = "occlusion", ""
+            self._attribute: Callable[[Tensor, EvidenceTarget], Tensor] = partial(
+                occlusion_evidence, net, batch_size=batch_size
+            )
+            return
+        self.name, self.layer = layer.method, layer.name
+        self._attribute = partial(_gradient_evidence, net, layer)
+
+    def __call__(self, pixels: NDArray[np.uint8], target: EvidenceTarget) -> HeatMap:
+        """Return the heat map of resized pixels (S, S, 3) uint8. target: in the order of the net's columns."""
+        with exact_float32(self._device):
+            batch = torch.from_numpy(pixels[None]).to(self._device)
+            inputs = normalise_on_device(batch, self._preprocessing).contiguous()
+            evidence = self._attribute(inputs, target)
+        check_finite(evidence[None], "the heat map")
+        return scale_to_one(evidence.cpu().numpy())
+
+
+def scale_to_one(evidence: NDArray[np.floating]) -> HeatMap:
+    """Return evidence (S, S) as a heat map: what speaks against the class is 0, the largest value 1."""
+    positive = np.clip(np.asarray(evidence, dtype=np.float64), 0, None)
+    largest = positive.max()
+    return np.asarray(positive / largest if largest > 0 else positive, dtype=np.float32)
+
+
+def log_odds(logits: Tensor, target: EvidenceTarget) -> Tensor:
+    """Return the log-odds of the target's class, (N,), of logits (N, K)."""
+    own = logits[:, target.class_index]
+    if target.against_index is not None:
+        return own - logits[:, target.against_index]
+    others = [column for column in range(logits.shape[1]) if column != target.class_index]
+    return own - logits[:, others].logsumexp(dim=1)
+
+
+def _gradient_evidence(net: Net, layer: MapLayer, inputs: Tensor, target: EvidenceTarget) -> Tensor:
+    """Return the evidence at each pixel, (S, S), from gradients at a layer. inputs: (1, 3, S, S) float32."""
+
+    def score(x: Tensor) -> Tensor:
+        return log_odds(net(x), target)
+
+    with grid_view(net, layer) as grid:
+        attribution = LayerGradCam(score, grid) if layer.is_pooled else LayerGradientXActivation(score, grid)
+        evidence = attribution.attribute(inputs.requires_grad_(True)).detach().sum(dim=1, keepdim=True)
+    size = inputs.shape[-2:]
+    # Clipped before it is enlarged: evidence against the class beside it must not eat into a region's border.
+    return torch.nn.functional.interpolate(evidence.clamp_min(0), size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def occlusion_evidence(net: torch.nn.Module, inputs: Tensor, target: EvidenceTarget, *, batch_size: int) -> Tensor:
+    """Return at each pixel by how much the log-odds fall, on average over the windows that hide it, (S, S).
+
+    inputs: (1, 3, S, S) float32. A window is filled with the image's mean colour.
+    """
+    size = inputs.shape[-1]
+    window = math.ceil(size / _WINDOWS_PER_SIDE)
+    mean_colour = inputs.mean(dim=(2, 3), keepdim=True).expand_as(inputs)
+    with torch.no_grad():
+        evidence: Tensor = Occlusion(lambda x: log_odds(net(x), target)).attribute(
+            inputs,
+            sliding_window_shapes=(inputs.shape[1], window, window),
+            strides=(inputs.shape[1], max(1, window // 2), max(1, window // 2)),
+            baselines=mean_colour,
+            perturbations_per_eval=batch_size,
+        )
+    return evidence[0].mean(dim=0)

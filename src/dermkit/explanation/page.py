@@ -1,0 +1,98 @@
+"""explain.html: the checks first, then each image beside its map; one file that loads nothing."""
+
+import base64
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dermkit.explanation.deletion import CurveSummary
+from dermkit.explanation.overlay import colour_stops, draw_curves
+from dermkit.explanation.random_net_check import RandomNetCheck
+from dermkit.explanation.records import (
+    CURVES_PICTURE,
+    EXPLAIN_PAGE,
+    ImageExplanation,
+    method_text,
+    target_text,
+)
+from dermkit.files import write_bytes, write_text
+from dermkit.render.html import template_environment
+
+MAX_IMAGES_SHOWN = 60
+"""Images on the page, which stays below 5 MB with them; the tables and overlays are of all."""
+
+
+def write_page(
+    out: Path, explanations: Sequence[ImageExplanation], *, model: str, reasons: Sequence[str],
+    check: RandomNetCheck | None, summary: CurveSummary | None, rejected: Sequence[tuple[str, str, str]],
+) -> Path:  # fmt: skip
+    """Write explain.html and, where there are curves, their picture; returns the page's path.
+
+    reasons: why nets have no gradient-based map. rejected: (name, reason, detail) of the images that were refused.
+    """
+    curves_uri = _write_curves(out, explanations) if summary is not None else ""
+    shown = [(one, target_text(one), method_text(one), list(image_facts(one))) for one in explanations]
+    html = template_environment().get_template("explain.html.j2").render(
+        title="Where the net looked", model=model, lead=_lead(explanations), reasons=reasons, check=check,
+        summary=summary, curves_uri=curves_uri, mask_sentence=_mask_sentence(explanations),
+        images=shown[:MAX_IMAGES_SHOWN],
+        n_images=len(explanations), gradient=colour_stops(), rejected=rejected,
+    )  # fmt: skip
+    write_text(out / EXPLAIN_PAGE, html)
+    return out / EXPLAIN_PAGE
+
+
+def _lead(explanations: Sequence[ImageExplanation]) -> str:
+    n = len(explanations)
+    methods = ", ".join(dict.fromkeys(method_text(one) for one in explanations))
+    return f"{n} image{'s' * (n != 1)}. Method: {methods}."
+
+
+def _mask_sentence(explanations: Sequence[ImageExplanation]) -> str:
+    """Return how much of the maps lies in the lesions, "" without masks."""
+    shares = [one.share for one in explanations if one.share is not None]
+    known = [(share.inside, share.area) for share in shares if share.inside is not None]
+    if not known:
+        return "Not applicable: no map with evidence has a mask." if shares else ""
+    inside, area = np.mean(known, axis=0)
+    n_outside = sum(one < 0.5 for one, _ in known)
+    return (
+        f"{100 * inside:.0f} % of a map lies inside the lesion on average, and {100 * area:.0f} % of an even map would "
+        f"(n = {len(known)}). Most of the map lies outside in {n_outside} of them."
+    )
+
+
+def image_facts(one: ImageExplanation) -> Iterator[tuple[str, str]]:
+    """Yield what was measured for one image, name and value."""
+    if one.predicted != one.class_name:
+        yield "predicted", one.predicted
+    if one.random_net_correlation is not None:
+        yield "rank correlation with random nets", f"{one.random_net_correlation:z.2f}"
+    if one.curves is not None:
+        yield "deletion: area below the random order", f"{one.curves.deletion_gain:+.3f}"
+        yield "insertion: area above the random order", f"{one.curves.insertion_gain:+.3f}"
+    if one.share is not None and one.share.inside is not None:
+        yield "map inside the lesion", f"{100 * one.share.inside:.0f} % (even map: {100 * one.share.area:.0f} %)"
+
+
+def _write_curves(out: Path, explanations: Sequence[ImageExplanation]) -> str:
+    """Draw the mean curves over images; returns the picture for the page."""
+    curves = [one.curves for one in explanations if one.curves is not None]
+    mean_deletion, mean_insertion = (
+        np.mean([getattr(one, name) for one in curves], axis=0) for name in ("deletion", "insertion")
+    )
+    random_deletion, random_insertion = (
+        np.mean([getattr(one, name).mean(axis=0) for one in curves], axis=0)
+        for name in ("random_deletion", "random_insertion")
+    )
+    picture = draw_curves(
+        curves[0].fractions,
+        [
+            ("Deletion: cells are hidden", mean_deletion, random_deletion),
+            ("Insertion: cells are shown", mean_insertion, random_insertion),
+        ],
+        "mean probability",
+    )
+    write_bytes(out / CURVES_PICTURE, picture)
+    return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")

@@ -1,0 +1,378 @@
+"""Images -> heat maps, their checks and explain.html; unreadable images are listed, the others are explained."""
+
+import importlib.util
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dermkit.errors import DataError, ImageRejected, UsageError
+from dermkit.explanation.deletion import CurveSummary, summarise_curves
+from dermkit.explanation.lesion_masks import LesionShare, Mask, find_mask, lesion_share, read_mask
+from dermkit.explanation.overlay import blend_map, draw_overlay
+from dermkit.explanation.page import MAX_IMAGES_SHOWN, write_page
+from dermkit.explanation.random_net_check import (
+    CELLS,
+    RandomNetCheck,
+    cell_means,
+    compare_with_random_nets,
+    image_correlations,
+)
+from dermkit.explanation.records import (
+    EXPLAIN,
+    MAP_FOLDER,
+    OVERLAY_FOLDER,
+    REFUSED_TABLE,
+    ImageExplanation,
+    check_fields,
+    method_text,
+    target_text,
+    write_tables,
+)
+from dermkit.explanation.target import EvidenceTarget, TargetChoice, choose_target
+from dermkit.files import check_output, check_writable, lock, make_folder, sweep_temp, write_bytes, write_rows
+from dermkit.images.decode import LesionImage, open_image
+from dermkit.metrics.stats.arrays import Floats
+from dermkit.prediction.inputs import ImageRef, find_images, utf8_safe
+from dermkit.prediction.locate import check_folder, check_model_folder
+from dermkit.progress import Progress
+from dermkit.render.cells import defused
+from dermkit.render.sheets import data_uri, thumbnail
+
+if TYPE_CHECKING:
+    from dermkit.explanation.model_maps import ModelExplainer, ModelMap
+    from dermkit.prediction.predictor import Predictor
+
+_PICTURE_SIDE = 512
+"""Longest side of an overlay in pixels; a map of 7 to 14 positions a side has no more to show."""
+
+_PAGE_SIDE = 420
+_CellMaps = tuple[NDArray[np.float32], list[NDArray[np.float32]]]
+"""The map of one image and those of random nets, as means of cells."""
+
+
+@dataclass(frozen=True)
+class ExplainOutcome:
+    """What `explain` wrote: counts, the checks over all images (None = not made), and (name, reason, detail) of refused
+    images.
+    """
+
+    out: Path
+    page: Path
+    n_explained: int
+    rejected_images: tuple[tuple[str, str, str], ...]
+    random_net_check: RandomNetCheck | None
+    curves: CurveSummary | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is done with each image; `explain` says what the options mean."""
+
+    predictor: "Predictor"
+    explainer: "ModelExplainer"
+    choice: TargetChoice
+    out: Path
+    masks: Path | None
+    has_checks: bool
+    training_splits: dict[str, str]
+
+
+def explain(
+    model: Path,
+    images: Sequence[str],
+    *,
+    out: Path = Path("explanations"),
+    class_name: str | None = None,
+    against: str | None = None,
+    method: Literal["auto", "gradient", "occlusion"] = "auto",
+    masks: Path | None = None,
+    checks: bool = True,
+    device: str = "auto",
+    batch_size: int | None = None,
+    raw: bool = False,
+    progress: Progress | None = None,
+) -> ExplainOutcome:
+    """Map where a model finds evidence for a class: overlays, maps, explanations.csv, explain.json, explain.html.
+
+    images: files, folders, patterns. class_name: the class to explain, None = the predicted one of each image. against:
+    the class to set it against, None = all others. method: `gradient`, `occlusion`, or `auto`, gradients where the
+    table of layers knows the net. masks: a folder of lesion masks, PNG by image name. checks: compare with random nets,
+    and draw deletion and insertion curves. device: auto, cpu or cuda. batch_size: pictures per forward pass. raw: names
+    that a spreadsheet would compute stay as they are.
+
+    Raises `UsageError` for an unknown class or option and for an `out` that holds other things, `UntrustedError` for
+    the model, `DataError` where no image can be read or a mask does not fit its image; all before the first map.
+    """
+    options = _ExplainOptions(class_name, against, method, masks, checks, device, batch_size, raw)
+    return _explain(model, images, out, options, progress or Progress())
+
+
+@dataclass(frozen=True)
+class _ExplainOptions:
+    class_name: str | None
+    against: str | None
+    method: Literal["auto", "gradient", "occlusion"]
+    masks: Path | None
+    checks: bool
+    device: str
+    batch_size: int | None
+    raw: bool
+
+
+def _explain(
+    model: Path, images: Sequence[str], out: Path, options: _ExplainOptions, progress: Progress
+) -> ExplainOutcome:
+    job, image_list = _prepare(model, images, out, options, progress)
+    readable, rejected = _check_images(image_list, options.masks, progress)
+    check_writable(out)
+    with lock(out):
+        sweep_temp(out)
+        clean = tuple if options.raw else defused
+        write_rows(out / REFUSED_TABLE, ("path", "reason", "detail"), (clean(cells) for cells in rejected))
+        if not readable:
+            raise _all_rejected_error(len(image_list), rejected[0], out)
+        _write_json(job, [], rejected, None, None)  # marks the folder as ours, whatever happens below
+        explanations, cell_maps = _explain_all(job, readable, progress)
+        return _write_results(job, explanations, cell_maps, rejected, is_raw=options.raw)
+
+
+def _prepare(
+    model: Path, images: Sequence[str], out: Path, options: _ExplainOptions, progress: Progress
+) -> tuple[_Job, list[ImageRef]]:
+    """Check the arguments, cheap ones first, and load the model; returns it with the list of images."""
+    _check_captum()
+    if options.method not in ("auto", "gradient", "occlusion"):
+        raise UsageError(f"--method {options.method}: unknown", remedy="one of auto, gradient, occlusion")
+    check_model_folder(model)
+    masks = options.masks
+    if masks is not None:
+        check_folder(masks)
+    image_list = find_images(images, exclude=[out])
+    check_output(out, marker=EXPLAIN.name, description="a folder of explanations")
+    from dermkit.explanation.model_maps import ModelExplainer
+    from dermkit.prediction.predictor import load_model
+
+    predictor = load_model(model, device=options.device, progress=progress)
+    choice = choose_target(predictor.class_names, options.class_name, options.against)
+    explainer = ModelExplainer(predictor, method=options.method, batch_size=options.batch_size)
+    training_splits = {pixels: split for pixels, _, split in predictor.training_images}
+    return _Job(predictor, explainer, choice, out, masks, options.checks, training_splits), image_list
+
+
+def _check_captum() -> None:
+    if importlib.util.find_spec("captum") is None:
+        raise UsageError(
+            "explain needs the package captum, which is not installed",
+            outcome="nothing was explained",
+            remedy="pip install 'dermkit[train]'",
+        )
+
+
+def _check_images(
+    image_list: Sequence[ImageRef], masks: Path | None, progress: Progress
+) -> tuple[list[ImageRef], list[tuple[str, str, str]]]:
+    """Return the images that can be read, and (name, reason, detail) of the others; raises `DataError` for a mask."""
+    readable, rejected, n_masks = [], [], 0
+    for number, image in enumerate(image_list, start=1):
+        try:
+            shape = open_image(Path(image.path), name=image.name).pixels.shape
+        except ImageRejected as refusal:
+            rejected.append((utf8_safe(image.name), refusal.reason.value, refusal.detail))
+            continue
+        finally:
+            progress.step("checking images", number, len(image_list))
+        readable.append(image)
+        n_masks += _find_fitting_mask(image, masks, (shape[0], shape[1])) is not None
+    if masks is not None and readable and not n_masks:
+        raise DataError(
+            f"{masks}: holds no mask of these images",
+            outcome="nothing was explained",
+            remedy=f"name each mask as its image, such as {readable[0].image_id}.png",
+        )
+    return readable, rejected
+
+
+def _find_fitting_mask(image: ImageRef, masks: Path | None, shape: tuple[int, int]) -> Mask | None:
+    path = None if masks is None else find_mask(masks, image.name)
+    return None if path is None else read_mask(path, shape)
+
+
+def _all_rejected_error(n_images: int, first: tuple[str, str, str], out: Path) -> DataError:
+    return DataError(
+        f"none of {n_images} images could be read; first: {', '.join(cell for cell in first if cell)}",
+        outcome=f"{out / REFUSED_TABLE} lists each with its reason",
+        remedy="check the paths; give JPEG, PNG, WebP, BMP or TIFF photographs",
+    )
+
+
+# Each image ---------------------------------------------------------------------------------------------------------
+
+
+def _explain_all(
+    job: _Job, images: Sequence[ImageRef], progress: Progress
+) -> tuple[list[ImageExplanation], list[_CellMaps]]:
+    for folder in (OVERLAY_FOLDER, MAP_FOLDER):
+        make_folder(job.out / folder)
+    explanations, cell_maps = [], []
+    for number, image in enumerate(images, start=1):
+        opened = open_image(Path(image.path), name=image.name)
+        explanation, maps = _explain_image(job, image, opened, number)
+        explanations.append(explanation)
+        cell_maps += maps
+        progress.step("explaining", number, len(images))
+    return explanations, cell_maps
+
+
+def _explain_image(
+    job: _Job, image: ImageRef, opened: LesionImage, number: int
+) -> tuple[ImageExplanation, list[_CellMaps]]:
+    picture = np.asarray(_picture(opened.pixels))
+    shape = (picture.shape[0], picture.shape[1])
+    inputs = job.explainer.resize(opened.pixels)
+    p = job.predictor.probabilities([array[None] for array in inputs])[0]
+    target = job.choice.for_image(p)
+    model_map = job.explainer.map_image(inputs, target, shape)
+    explanation = _describe(job, image, p, target, model_map, number)
+    explanation = replace(
+        explanation,
+        training_split=job.training_splits.get(opened.pixel_sha256, ""),
+        share=_share(job, image, opened, model_map),
+    )
+    cell_maps: list[_CellMaps] = []
+    if job.has_checks:
+        rng = np.random.default_rng(number)
+        own = _cells(job, model_map)
+        others = [_cells(job, one) for one in job.explainer.random_maps(inputs, target, shape)]
+        correlations = image_correlations(own, others)
+        cell_maps = [(own, others)]
+        explanation = replace(
+            explanation,
+            random_net_correlation=float(np.mean(correlations)) if correlations else None,
+            curves=job.explainer.curves(inputs, model_map.combined, target, rng),
+        )
+    return _write_pictures(job, explanation, picture, model_map, number), cell_maps
+
+
+def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return an image at the size of its overlay; a small one is not enlarged."""
+    return thumbnail(pixels, min(_PICTURE_SIDE, max(pixels.shape[:2])))
+
+
+def _cells(job: _Job, model_map: "ModelMap") -> NDArray[np.float32]:
+    """Return a map in the frame of the first input as means of its cells, all that the comparison needs of it."""
+    values = np.nan_to_num(job.explainer.input_maps(model_map.combined)[0])
+    return np.asarray(cell_means(values, min(CELLS, len(values))), dtype=np.float32)
+
+
+def _share(job: _Job, image: ImageRef, opened: LesionImage, model_map: "ModelMap") -> LesionShare | None:
+    height, width = opened.pixels.shape[:2]
+    mask = _find_fitting_mask(image, job.masks, (height, width))
+    return None if mask is None else lesion_share(model_map.combined, mask)
+
+
+def _describe(
+    job: _Job, image: ImageRef, p: Floats, target: EvidenceTarget, model_map: "ModelMap", number: int
+) -> ImageExplanation:
+    names = job.predictor.class_names
+    against = target.against_index
+    layers = dict.fromkeys(layer for layer in job.explainer.layers if layer)
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "_", utf8_safe(image.image_id))[-60:].strip("._") or "image"
+    return ImageExplanation(
+        image=ImageRef(*(utf8_safe(text) for text in image)),
+        predicted=names[int(np.argmax(p))],
+        class_name=names[target.class_index],
+        against=None if against is None else names[against],
+        p=float(p[target.class_index]),
+        p_against=None if against is None else float(p[against]),
+        method=", ".join(dict.fromkeys(job.explainer.methods)),
+        layer=", ".join(layers),
+        file_stem=f"{number:04d}-{slug}",
+        seen=float((~np.isnan(model_map.combined)).mean()),
+        has_evidence=bool(np.nanmax(model_map.combined) > 0),
+    )
+
+
+def _write_pictures(
+    job: _Job, explanation: ImageExplanation, picture: NDArray[np.uint8], model_map: "ModelMap", number: int
+) -> ImageExplanation:
+    """Write the overlay and the maps; returns the explanation with its pictures for the page."""
+    blended = blend_map(picture, model_map.combined)
+    against = f" against {explanation.against}" if explanation.against else ""
+    overlay = draw_overlay(
+        blended, explanation.class_name,
+        [target_text(explanation), method_text(explanation), explanation.image.image_id],
+        label=f"evidence for {explanation.class_name}{against}", has_unseen=explanation.seen < 1,
+    )  # fmt: skip
+    write_bytes(job.out / explanation.overlay, overlay)
+    write_bytes(job.out / explanation.map_file, _npz_bytes(model_map))
+    if number > MAX_IMAGES_SHOWN:
+        return explanation
+    return replace(
+        explanation, original_uri=data_uri(picture, _PAGE_SIDE), overlay_uri=data_uri(blended, _PAGE_SIDE)
+    )
+
+
+def _npz_bytes(model_map: "ModelMap") -> bytes:
+    """Return the maps as a NumPy archive: of each net at its input size, and `image`, their mean over the picture."""
+    buffer = io.BytesIO()
+    members = {f"member_{index}": values for index, values in enumerate(model_map.members)}
+    np.savez_compressed(buffer, image=model_map.combined, **members)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+# The results --------------------------------------------------------------------------------------------------------
+
+
+def _write_results(
+    job: _Job, explanations: Sequence[ImageExplanation], cell_maps: Sequence[_CellMaps],
+    rejected: Sequence[tuple[str, str, str]], *, is_raw: bool,
+) -> ExplainOutcome:  # fmt: skip
+    """Write tables, page and explain.json, the last, and remove pictures of an earlier explanation."""
+    check = compare_with_random_nets(cell_maps) if job.has_checks else None
+    curves = summarise_curves([one.curves for one in explanations if one.curves is not None])
+    write_tables(job.out, explanations, is_raw=is_raw)
+    page = write_page(
+        job.out, explanations, model=str(job.predictor.card["recipe"].get("name") or "unnamed"),
+        reasons=job.explainer.reasons, check=check, summary=curves, rejected=rejected,
+    )  # fmt: skip
+    written = {name for one in explanations for name in (one.overlay, one.map_file)}
+    for path in (*(job.out / OVERLAY_FOLDER).glob("*.png"), *(job.out / MAP_FOLDER).glob("*.npz")):
+        if f"{path.parent.name}/{path.name}" not in written:
+            path.unlink()
+    _write_json(job, explanations, rejected, check, curves)
+    return ExplainOutcome(job.out, page, len(explanations), tuple(rejected), check, curves)
+
+
+def _write_json(
+    job: _Job, explanations: Sequence[ImageExplanation], rejected: Sequence[tuple[str, str, str]],
+    check: RandomNetCheck | None, curves: CurveSummary | None,
+) -> None:  # fmt: skip
+    """Write explain.json; without explanations it only marks the folder."""
+    names = job.predictor.class_names
+    fields = {
+        "is_complete": bool(explanations),
+        "model_sha256": job.predictor.sha256,
+        "recipe": job.predictor.card["recipe"].get("name"),
+        "classes": list(names),
+        "class": None if job.choice.class_index is None else names[job.choice.class_index],
+        "against": None if job.choice.against_index is None else names[job.choice.against_index],
+        "members": [
+            {"file": member.file, "weight": member.weight, "method": method, "layer": layer or None}
+            for member, method, layer in zip(
+                job.predictor.members, job.explainer.methods, job.explainer.layers, strict=True
+            )
+        ],
+        "why_no_gradient": list(job.explainer.reasons),
+        "checks": check_fields(check, curves),
+        "n_explained": len(explanations),
+        "n_refused": len(rejected),
+        "notice": "Research use only. Not a medical device.",
+    }
+    EXPLAIN.write(job.out, fields)
