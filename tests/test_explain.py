@@ -123,7 +123,7 @@ def test_a_map_of_the_image_alone_fails_the_check(
 def smooth_map(rng: np.random.Generator) -> NDArray[np.float32]:
     rows, columns = np.indices((32, 32))
     top, left = rng.uniform(4, 28, 2)
-    return np.exp(-((rows - top) ** 2 + (columns - left) ** 2) / 60).astype(np.float32)
+    return np.asarray(np.exp(-((rows - top) ** 2 + (columns - left) ** 2) / 60), dtype=np.float32)
 
 
 def test_maps_at_random_places_pass_and_equal_maps_fail() -> None:

@@ -157,7 +157,7 @@ def test_a_net_that_reads_one_corner_has_its_map_there() -> None:
     pixels = np.full((64, 64, 3), 128, np.uint8)
     pixels[:32, :32] = pixels[32:, 32:] = rng.integers(0, 256, (32, 32, 3))
     for method in ("gradient", "occlusion"):
-        heat_map = NetExplainer(net, preprocessing_of(64), method=method, batch_size=16)(pixels, EvidenceTarget(1))  # type: ignore[arg-type]
+        heat_map = NetExplainer(net, preprocessing_of(64), method=method, batch_size=16)(pixels, EvidenceTarget(1))
         assert heat_map.max() == 1
         assert heat_map[:28, :28].sum() > 0.9 * heat_map.sum(), method
 
@@ -261,7 +261,7 @@ def test_a_map_lies_where_the_image_was(resize: str, shape: tuple[int, int]) -> 
     top, left = shape[0] // 2 - 18, shape[1] // 2 + 6
     pixels[top : top + 12, left : left + 12] = 255
     preprocessing = preprocessing_of(40, resize=resize)
-    resized = resize_pixels(pixels, preprocessing)[..., 0].astype(np.float32) / 255
+    resized = np.asarray(resize_pixels(pixels, preprocessing)[..., 0] / 255, dtype=np.float32)
     framed = to_image(resized, preprocessing, shape)
     assert framed.shape == shape
     is_seen = ~np.isnan(framed)
@@ -271,5 +271,5 @@ def test_a_map_lies_where_the_image_was(resize: str, shape: tuple[int, int]) -> 
     weights = np.nan_to_num(framed)
     centre = (rows * weights).sum() / weights.sum(), (columns * weights).sum() / weights.sum()
     assert centre == pytest.approx((top + 5.5, left + 5.5), abs=1.0)
-    back = np.nan_to_num(to_input(np.nan_to_num(framed), preprocessing))
+    back = np.nan_to_num(to_input(np.asarray(np.nan_to_num(framed), np.float32), preprocessing))
     assert np.abs(back - resized).mean() < 0.03

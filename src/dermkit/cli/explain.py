@@ -43,8 +43,8 @@ def explain_command(
         bool,
         typer.Option(
             "--no-checks",
-            help="Do not compare the maps with those of random weights, nor hide what they mark: that takes most of the "
-            "time.",
+            help="Do not compare the maps with those of random weights, nor hide what they mark, which takes most of "
+            "the time.",
         ),
     ] = False,
     device: DeviceOption = "auto",
