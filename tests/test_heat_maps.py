@@ -273,3 +273,17 @@ def test_a_map_lies_where_the_image_was(resize: str, shape: tuple[int, int]) -> 
     assert centre == pytest.approx((top + 5.5, left + 5.5), abs=1.0)
     back = np.nan_to_num(to_input(np.asarray(np.nan_to_num(framed), np.float32), preprocessing))
     assert np.abs(back - resized).mean() < 0.03
+
+
+def test_a_net_with_a_second_input_is_explained_with_it_unknown() -> None:
+    torch.manual_seed(0)
+    net = Net(cnn_s4(), nn.Sequential(nn.Linear(256 + 5, 3)), 256, n_metadata=5).eval().requires_grad_(False)
+    plain = Net(net.backbone, nn.Sequential(nn.Linear(256, 3)), 256).eval().requires_grad_(False)
+    plain.head[0].weight.data = net.head[0].weight[:, :256]  # type: ignore[index]
+    plain.head[0].bias.data = net.head[0].bias  # type: ignore[index]
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    maps = [
+        NetExplainer(one, preprocessing_of(32), method="auto", batch_size=4)(pixels, EvidenceTarget(1))
+        for one in (net, plain)
+    ]
+    np.testing.assert_allclose(maps[0], maps[1], atol=1e-6)

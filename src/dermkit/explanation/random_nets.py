@@ -22,7 +22,8 @@ def random_net(net: Net, spec: Mapping[str, Any], n_classes: int, *, seed: int) 
     has nothing that could be drawn at random.
     """
     unloaded_spec = dataclasses.replace(_SPEC.validate_json(json.dumps(spec)), weights="none")
-    twin = build_net(unloaded_spec, n_classes, weights=resolve_weights(unloaded_spec, None), seed=seed)
+    weights = resolve_weights(unloaded_spec, None)
+    twin = build_net(unloaded_spec, n_classes, weights=weights, seed=seed, n_metadata=net.n_metadata)
     if isinstance(net.head, ClassifierHead):
         twin.head = net.head
     return twin.to(next(net.parameters()).device).eval().requires_grad_(False)

@@ -78,6 +78,14 @@ class ImageExplanation:
         return notes
 
 
+def unknown_metadata_sentence(fields: Sequence[str]) -> str:
+    """Return what is to be said of a model that takes metadata beside the image."""
+    return (
+        f"The model takes {', '.join(fields)} beside the image. Maps and probabilities are of images without them, as "
+        "`dermkit predict` gives them without --metadata."
+    )
+
+
 def target_text(explanation: ImageExplanation) -> str:
     """Return the class of a map and its probability, for people."""
     text = f"{explanation.class_name}, {_p_text(explanation.p)}"

@@ -33,6 +33,7 @@ from dermkit.explanation.records import (
     check_fields,
     method_text,
     target_text,
+    unknown_metadata_sentence,
     write_tables,
 )
 from dermkit.explanation.target import EvidenceTarget, TargetChoice, choose_target
@@ -162,6 +163,8 @@ def _prepare(
     predictor = load_model(model, device=options.device, progress=progress)
     choice = choose_target(predictor.class_names, options.class_name, options.against)
     explainer = ModelExplainer(predictor, method=options.method, batch_size=options.batch_size)
+    if predictor.metadata_fields:
+        progress.say(f"warning: {unknown_metadata_sentence(predictor.metadata_fields)}")
     training_splits = {pixels: split for pixels, _, split in predictor.training_images}
     return _Job(predictor, explainer, choice, out, masks, options.checks, training_splits), image_list
 
@@ -340,7 +343,8 @@ def _write_results(
     write_tables(job.out, explanations, is_raw=is_raw)
     page = write_page(
         job.out, explanations, model=str(job.predictor.card["recipe"].get("name") or "unnamed"),
-        reasons=job.explainer.reasons, check=check, summary=curves, rejected=rejected,
+        reasons=job.explainer.reasons, unknown_fields=job.predictor.metadata_fields, check=check,
+        summary=curves, rejected=rejected,
     )  # fmt: skip
     written = {name for one in explanations for name in (one.overlay, one.map_file)}
     for path in (*(job.out / OVERLAY_FOLDER).glob("*.png"), *(job.out / MAP_FOLDER).glob("*.npz")):
@@ -369,6 +373,7 @@ def _write_json(
                 job.predictor.members, job.explainer.methods, job.explainer.layers, strict=True
             )
         ],
+        "unknown_metadata": list(job.predictor.metadata_fields),
         "why_no_gradient": list(job.explainer.reasons),
         "checks": check_fields(check, curves),
         "n_explained": len(explanations),
