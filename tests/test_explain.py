@@ -17,7 +17,7 @@ from conftest import Cli, Invoke
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.explanation import heat_maps
-from dermkit.explanation.deletion import curve_area
+from dermkit.explanation.deletion import CurveSummary, curve_area
 from dermkit.explanation.lesion_masks import find_mask, lesion_share
 from dermkit.explanation.overlay import blend_map
 from dermkit.explanation.random_net_check import compare_with_random_nets
@@ -26,6 +26,7 @@ from dermkit.models.net import build_net
 from dermkit.models.weights import resolve_weights
 from dermkit.prediction.predictor import ModelMetadata, save_model
 from dermkit.recipes.experiments import DEMO
+from dermkit.render.html import template_environment
 
 SIZE = 64
 CLASSES = (LesionClass("nevus", "nevus", "benign"), LesionClass("melanoma", "melanoma", "malignant"))
@@ -171,6 +172,18 @@ def test_no_evidence_leaves_the_picture_as_it_is() -> None:
     blended = blend_map(pixels, heat_map)
     assert (blended[0] != pixels[0]).any()
     np.testing.assert_array_equal(blended[1:], pixels[1:])
+
+
+@pytest.mark.parametrize(
+    ("deletion", "insertion", "mark"),
+    [(0.1, 0.1, '<li class="passed">'), (0.1, -0.1, '<li class="">'), (-0.1, 0.1, '<li class="serious">')],
+)
+def test_the_page_marks_curves_by_what_they_say(deletion: float, insertion: float, mark: str) -> None:
+    html = template_environment().get_template("explain.html.j2").render(
+        title="t", model="m", lead="l", reasons=(), second_input="", check=None, mask_sentence="", curves_uri="",
+        summary=CurveSummary(2, deletion, insertion, 1, 1), images=[], n_images=0, gradient="#fff", rejected=[],
+    )  # fmt: skip
+    assert f"{mark}<b>Deletion and insertion</b>" in html
 
 
 def small_mask(folder: Path) -> None:
