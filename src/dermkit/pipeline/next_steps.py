@@ -53,7 +53,8 @@ def _metadata_option(folder: Path) -> str:
 
     The folder of several runs may not hold its model yet, but those of the runs.
     """
-    models = [folder / MODEL_FOLDER, *(run / MODEL_FOLDER for run in sorted(folder.iterdir()))]
+    runs = sorted(folder.iterdir()) if folder.is_dir() else []
+    models = [folder / MODEL_FOLDER, *(run / MODEL_FOLDER for run in runs)]
     members = [member for model in models if MODEL_JSON.exists(model) for member in read_card(model)["members"]]
     return " --metadata TABLE.csv" if any(member["metadata"] for member in members) else ""
 
