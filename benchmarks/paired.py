@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from dermkit.comparison.paired import bootstrap_p, linear_p, sign_flip_p
 from dermkit.metrics.classification.confusion import macro_mean
+from dermkit.metrics.classification.paired import bootstrap_p, linear_p, sign_flip_p
 from dermkit.metrics.classification.resampled_metrics import MetricValues, ResampledMetrics
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats import delong, paired_tests, power

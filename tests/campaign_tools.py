@@ -242,7 +242,7 @@ def differences(run: Path, alone: Path) -> list[str]:
     """Return in what a finished run differs from one left alone, apart from times, and what it left behind."""
     found = [
         f"{name} differs"
-        for name in ("model/member-0.safetensors", "predictions.csv", "colour_baseline.csv", "metrics.json")
+        for name in ("model/member-0.safetensors", "predictions.csv", "image_blind_rules.csv", "metrics.json")
         if (run / name).read_bytes() != (alone / name).read_bytes()
     ]
     for name in ("last", "best"):

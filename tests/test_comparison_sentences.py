@@ -16,8 +16,9 @@ from dermkit.comparison.compare import _shared_groups
 from dermkit.comparison.disagreements import TIE_SEED, disagreement_table
 from dermkit.comparison.image_overlap import ids_of_equal_files
 from dermkit.comparison.run_data import RunData
-from dermkit.comparison.verdict import Difference, RepeatedDifference, verdict
+from dermkit.comparison.verdict import RepeatedDifference, verdict
 from dermkit.evaluation.foreign_predictions import evaluate_foreign
+from dermkit.metrics.classification.difference import Difference
 from dermkit.metrics.stats.estimate import Estimate
 from dermkit.progress import Progress
 

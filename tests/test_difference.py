@@ -5,14 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dermkit.comparison.paired import (
+from dermkit.comparison.verdict import verdict
+from dermkit.metrics.classification.difference import COMPARED_METRICS, Difference
+from dermkit.metrics.classification.paired import (
     bootstrap_p,
     correct_with_holm,
     difference_terms,
     paired_differences,
     sign_flip_p,
 )
-from dermkit.comparison.verdict import COMPARED_METRICS, Difference, verdict
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats.arrays import sum_by_group
 from dermkit.metrics.stats.estimate import Estimate

@@ -259,7 +259,7 @@ def test_evaluate_run_writes_every_table(tmp_path: Path) -> None:
     write_rows(run / "log.csv", columns, log)
     path = evaluate_run(run)
     body = json.loads(path.read_text())
-    assert path == run / "metrics.json" and body["format"] == 3
+    assert path == run / "metrics.json" and body["format"] == METRICS.format
     assert body["overfitting"]["epoch"] == 2 and body["leaks"] == leaks
     assert [line[:40] for line in body["warnings"] if "leaks" in line] == [
         "the split leaks: 3 of 40 test images sha"

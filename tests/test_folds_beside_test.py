@@ -197,7 +197,7 @@ def scorings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def contents(parent: Path) -> dict[str, bytes]:
-    names = ("predictions.csv", "colour_baseline.csv", "groups.csv", "metrics.json", "policy.json")
+    names = ("predictions.csv", "image_blind_rules.csv", "groups.csv", "metrics.json", "policy.json")
     return {
         name: (parent / name).read_bytes() for name in (*names, "summary.json", "model/SHA256SUMS", "split.csv")
     }
@@ -221,7 +221,7 @@ def test_killed_and_resumed_it_ends_with_the_same_files(
 ) -> None:  # fmt: skip
     names = (
         "predictions.csv",
-        "colour_baseline.csv",
+        "image_blind_rules.csv",
         "groups.csv",
         "attributes.csv",
         "split.csv",
@@ -306,7 +306,7 @@ def test_sealed_test_images_are_scored_by_one_opening_of_the_parent(
     n_test = len(rows_of(two_folds, "test"))
     assert (opening.run, opening.n, opening.finished) == (parent.name, n_test, True)
     assert [n for _, n in scorings] == [n_test]
-    for name in ("predictions.csv", "colour_baseline.csv", "groups.csv", ENSEMBLE_TEST.name):
+    for name in ("predictions.csv", "image_blind_rules.csv", "groups.csv", ENSEMBLE_TEST.name):
         assert (parent / name).read_bytes() == (two_folds / name).read_bytes()
     assert METRICS.read(parent)["splits"] == METRICS.read(two_folds)["splits"]
     assert "--open-test" not in (parent / "NEXT_STEPS.txt").read_text()

@@ -5,10 +5,10 @@ import pytest
 from scipy.special import log_softmax
 from scipy.stats import binom
 
-from dermkit.comparison.paired import difference_terms
 from dermkit.comparison.published import PublishedFigure, compatible_matrices
 from dermkit.evaluation.tables import confusion_pair_rows, roc_rows
 from dermkit.metrics.classification import calibration, confusion, probabilistic
+from dermkit.metrics.classification.paired import difference_terms
 from dermkit.metrics.classification.resampled_metrics import ResampledMetrics, compared_metrics
 from dermkit.metrics.classification.roc import auroc
 from dermkit.metrics.classification.scored_set import ScoredSet, p_malignant

@@ -26,10 +26,11 @@ from dermkit.comparison.repeated import (
     training_differences,
     variance_components,
 )
-from dermkit.comparison.verdict import COMPARED_METRICS, RepeatedDifference, verdict
+from dermkit.comparison.verdict import RepeatedDifference, verdict
 from dermkit.errors import DataError, UsageError
 from dermkit.files import write_json
 from dermkit.metrics.classification.confusion import confusion_matrix
+from dermkit.metrics.classification.difference import COMPARED_METRICS
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats import paired_tests
 from dermkit.metrics.stats.arrays import Floats, Ints

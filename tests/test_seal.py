@@ -220,7 +220,7 @@ def test_a_seal_of_format_1_is_read_and_written_anew(here: tuple[Path, Path]) ->
 def test_a_sealed_run_scores_no_test_image_and_says_so(here: tuple[Path, Path]) -> None:
     data, run = here
     sealed_ids = {row[0] for row in read_seal(seal_file(data)).rows}
-    for name in ("predictions.csv", "colour_baseline.csv", "groups.csv", "attributes.csv"):
+    for name in ("predictions.csv", "image_blind_rules.csv", "groups.csv", "attributes.csv"):
         assert not sealed_ids & set(pd.read_csv(run / name)["image_id"]), name
     metrics = read(run / "metrics.json")
     assert set(metrics["splits"]) == {"validation"}
@@ -252,7 +252,7 @@ def test_sealed_and_opened_is_scored_as_if_it_had_never_been_sealed(
     dk.split(dk.load_dataset(plain), HOLDOUT, name="held")
     other = train(tiny, plain, tmp_path / "plain-runs")
     assert other.name == run.name
-    for name in ("predictions.csv", "colour_baseline.csv", "groups.csv", "attributes.csv", "policy.json"):
+    for name in ("predictions.csv", "image_blind_rules.csv", "groups.csv", "attributes.csv", "policy.json"):
         assert (run / name).read_bytes() == (other / name).read_bytes(), name
     assert read(run / "metrics.json")["splits"] == read(other / "metrics.json")["splits"]
     assert sha256_file(run / "model" / "member-0.safetensors") == weights, "the opening changes nothing of the net"

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from dermkit.comparison.paired import paired_differences
 from dermkit.data.manifest import LesionClass
 from dermkit.evaluation.tables import roc_rows
 from dermkit.metrics.classification.influence import group_influences
+from dermkit.metrics.classification.paired import paired_differences
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.subgroups import select_images
 from dermkit.metrics.classification.summary import NETS_AUROC_METHOD, PERFECT_METHOD, evaluate_split

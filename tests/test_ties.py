@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from dermkit.comparison.paired import paired_differences
 from dermkit.metrics.classification import isic_scorer
 from dermkit.metrics.classification.calibration import calibration_slope_intercept
+from dermkit.metrics.classification.paired import paired_differences
 from dermkit.metrics.classification.scored_set import ScoredSet, p_malignant, summed_probability
 from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.metrics.decisions.apply import select

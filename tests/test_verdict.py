@@ -17,7 +17,8 @@ from dermkit.metrics.decisions.policy import DecisionPolicy, evaluate_policy, fi
 from dermkit.metrics.decisions.recalibration import identity
 from dermkit.metrics.stats.intervals import proportion_interval
 from dermkit.runs.predictions import prediction_columns
-from dermkit.runs.verdict import Figure, RunVerdict, guarantee_fragments, judge_metrics, plain_text
+from dermkit.runs.sentences import Figure, plain_text
+from dermkit.runs.verdict import RunVerdict, guarantee_fragments, judge_metrics
 
 CLASSES = (
     LesionClass("Naevus", "nevus", "benign"), LesionClass("Melanoma", "melanoma", "malignant"),
@@ -40,7 +41,9 @@ def predictions(counts: Counts, split: str = "test", sure: float = 0.7) -> pd.Da
             p = [(1 - sure) / (len(NAMES) - 1)] * len(NAMES)
             p[answer] = sure
             for number in range(n):
-                image = f"{split}-{label}-{answer}-{number}"
+                image = (
+                    f"{split}-{label}-{sum(answers[:answer]) + number}"  # the same images, whatever the answers
+                )
                 rows.append([image, f"{image}.jpg", NAMES[label], split, "", "", NAMES[answer], *p])
     return pd.DataFrame(rows, columns=prediction_columns(NAMES))
 
@@ -63,7 +66,7 @@ def evaluated(
             classes=CLASSES,
             groups=by_image,
             train_counts={"Naevus": 800, "Melanoma": 100, "Keratosis": 100},
-            colour_predictions=None if colour is None else predictions(colour),
+            rule_predictions={} if colour is None else {"mean_colour": predictions(colour)},
         )
     )
 

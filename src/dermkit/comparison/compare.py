@@ -16,7 +16,6 @@ from dermkit.comparison.disagreements import disagreement_table
 from dermkit.comparison.entries import ComparisonEntry, group_runs
 from dermkit.comparison.image_overlap import describe_shared_images, file_pairing_note, pairing_note
 from dermkit.comparison.leaderboard import leaderboard, wide_table
-from dermkit.comparison.paired import correct_with_holm, paired_differences
 from dermkit.comparison.repeated import (  # fmt: skip
     fold_differences,
     fold_variance_components,
@@ -26,9 +25,11 @@ from dermkit.comparison.repeated import (  # fmt: skip
 )
 from dermkit.comparison.run_data import BOOTSTRAP_SEED, EntryData, RunData, pair_images, read_entry
 from dermkit.comparison.variance import VarianceComponents
-from dermkit.comparison.verdict import Difference, verdict
+from dermkit.comparison.verdict import verdict
 from dermkit.data.groups import connect_rows
 from dermkit.data.manifest import LesionClass
+from dermkit.metrics.classification.difference import Difference
+from dermkit.metrics.classification.paired import correct_with_holm, paired_differences
 from dermkit.runs.predictions import to_scored_set
 
 

@@ -12,7 +12,8 @@ from scipy.stats import t
 
 from dermkit.comparison import variance
 from dermkit.comparison.variance import RecipeDifference, VarianceComponents
-from dermkit.comparison.verdict import COMPARED_METRICS, RepeatedDifference
+from dermkit.comparison.verdict import RepeatedDifference
+from dermkit.metrics.classification.difference import COMPARED_METRICS
 from dermkit.metrics.classification.resampled_metrics import (
     ResampledMetrics,
     compared_metrics,

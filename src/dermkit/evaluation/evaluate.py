@@ -25,6 +25,13 @@ from dermkit.evaluation.requested_targets import (
     fit_with_targets,
     policy_metrics,
 )
+from dermkit.evaluation.rule_metrics import (
+    EXTERNAL_REASON,
+    FOREIGN_REASON,
+    RULE_HEADER,
+    metrics_of_rules,
+    rule_rows,
+)
 from dermkit.files import write_rows, write_text
 from dermkit.lint.rules import write_lint
 from dermkit.metrics.classification import isic_scorer
@@ -35,7 +42,8 @@ from dermkit.metrics.stats.intervals import N_RESAMPLES
 from dermkit.render.cells import defused
 from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder, leak_warnings, read_table
-from dermkit.runs.layout import FIGURES_FOLDER, LOG_FILE, METRICS, OLD_POLICY_FILE, POLICY, RUN
+from dermkit.runs.image_blind import RULE_TITLES
+from dermkit.runs.layout import FIGURES_FOLDER, IMAGE_BLIND, LOG_FILE, METRICS, OLD_POLICY_FILE, POLICY, RUN
 from dermkit.runs.predictions import (
     check_predictions,
     class_indices,
@@ -49,7 +57,6 @@ COPIED_KEYS = ("mapping", "unmapped", "overlap")
 """Fields that metrics.json copies from the run.json of an evaluation on another data set."""
 
 MAJORITY_FIGURES = ("accuracy", "balanced_accuracy", "f1_macro", "sensitivity", "specificity")
-COLOUR_FIGURES = (*MAJORITY_FIGURES, "auroc", "auroc_macro", "loss")
 PRIOR_FIGURES = ("loss", "brier", "ece")
 
 
@@ -71,12 +78,12 @@ class EvaluationInput:
 
     groups: image_id -> resampling unit (lesion or patient); None: every image is its own unit, with a warning.
     train_counts: images per class in training, for the baselines. attributes: age, sex, site and skin type by image_id.
-    isic_ids: image_id -> ISIC id, for images that the official scorer leaves out. colour_predictions: of the colour
-    baseline. policy: one that was fitted earlier; None: fitted on validation and evaluated on the other splits.
-    fit_without_test: fit it even where there is no other split, because that is sealed or not for this net.
-    is_shared_policy: one policy for the images of all nets, since these are calibrated and all of them are members of
-    the model. seed: of the bootstrap. warnings, extra_fields: further ones of metrics.json (leaks, overfitting,
-    mapping, unmapped, seal).
+    isic_ids: image_id -> ISIC id, for images that the official scorer leaves out. rule_predictions: of each image-blind
+    rule; rules_not_applicable: rule -> why there is none. policy: one that was fitted earlier; None: fitted on
+    validation and evaluated on the other splits. fit_without_test: fit it even where there is no other split, because
+    that is sealed or not for this net. is_shared_policy: one policy for the images of all nets, since these are
+    calibrated and all of them are members of the model. seed: of the bootstrap. warnings, extra_fields: further ones of
+    metrics.json (leaks, overfitting, mapping, unmapped, seal).
     """
 
     predictions: pd.DataFrame
@@ -86,7 +93,8 @@ class EvaluationInput:
     train_counts: Mapping[str, int] | None = None
     attributes: pd.DataFrame | None = None
     isic_ids: Mapping[str, str] | None = None
-    colour_predictions: pd.DataFrame | None = None
+    rule_predictions: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    rules_not_applicable: Mapping[str, str] = field(default_factory=dict)
     policy: DecisionPolicy | None = None
     fit_without_test: bool = False
     is_shared_policy: bool = False
@@ -166,7 +174,11 @@ def _split_metrics(data: EvaluationInput, split_name: str, policy: FittedPolicy 
     """Return one split's body of metrics.json. policy: None where none was fitted before this split."""
     predictions = data.splits[split_name]
     rows, scored_set = predictions.rows, predictions.scored_set
-    metrics = {**evaluate_split(scored_set, seed=data.seed), "baselines": _baselines(data, split_name)}
+    image_blind, colour = _image_blind(data, split_name)
+    baselines = {**_baselines(data, split_name), **({"mean_colour": colour} if colour else {})}
+    metrics = {**evaluate_split(scored_set, seed=data.seed), "baselines": baselines}
+    if image_blind:
+        metrics["image_blind"] = image_blind
     if data.options.official:
         metrics["official"] = official_metrics(scored_set, rows, data.isic_ids)
     if data.attributes is not None:
@@ -213,15 +225,20 @@ def _general_warnings(data: EvaluationInput) -> list[str]:
 
 
 def _baselines(data: EvaluationInput, split_name: str) -> dict[str, Any]:
-    """Return the metrics of the baselines that the input allows: image-blind ones, and mean colour."""
-    scored_set, colour, baselines = data.splits[split_name].scored_set, data.colour_predictions, {}
-    if data.train_counts is not None:
-        baselines = _blind_baselines(scored_set, data.train_counts, data.seed)
-    if colour is not None and (colour["split"] == split_name).any():
-        colour_set = to_scored_set(colour[colour["split"] == split_name], data.classes, data.groups)
-        metrics = evaluate_split(colour_set, seed=data.seed)["metrics"]
-        baselines["mean_colour"] = {metric: metrics[metric] for metric in COLOUR_FIGURES}
-    return baselines
+    """Return the metrics of the constant baselines, {} where the training counts are not known."""
+    if data.train_counts is None:
+        return {}
+    return _blind_baselines(data.splits[split_name].scored_set, data.train_counts, data.seed)
+
+
+def _image_blind(data: EvaluationInput, split_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return `metrics_of_rules` of a split."""
+    split = data.splits[split_name]
+    rules = {name: frame[frame["split"] == split_name] for name, frame in data.rule_predictions.items()}
+    return metrics_of_rules(
+        split.scored_set, split.rows, {name: rows for name, rows in rules.items() if len(rows)},
+        data.rules_not_applicable, classes=data.classes, groups=data.groups, seed=data.seed,
+    )  # fmt: skip
 
 
 def _blind_baselines(scored_set: ScoredSet, train_counts: Mapping[str, int], seed: int) -> dict[str, Any]:
@@ -281,6 +298,7 @@ def _write_split_files(
 ) -> None:
     """Write a split's tables of curves and of net benefit; calibrated_set: None without a calibration."""
     _write_tables(figures_folder, split_name, split_metrics, scored_set)
+    _write_or_remove(figures_folder / f"image_blind_{split_name}.csv", RULE_HEADER, rule_rows(split_metrics))
     _write_or_remove(
         figures_folder / f"net_benefit_{split_name}.csv", tables.NET_BENEFIT_HEADER,
         tables.net_benefit_rows(scored_set, calibrated_set),
@@ -383,7 +401,8 @@ def _read_input(
         train_counts=run.train_counts(dataset),
         attributes=run.attributes(dataset),
         isic_ids=None if dataset is None else _isic_ids(dataset),
-        colour_predictions=run.colour_predictions(),
+        rule_predictions=run.rule_predictions(),
+        rules_not_applicable=_rules_not_applicable(run),
         policy=policy,
         fit_without_test=bool(seal or run.ensemble or run.leaves_test_to_ensemble) or run.pooled is not None,
         is_shared_policy=bool(run.ensemble),
@@ -391,6 +410,15 @@ def _read_input(
         warnings=leak_warnings(leaks),
         extra_fields=extra_fields,
     )
+
+
+def _rules_not_applicable(run: RunFolder) -> dict[str, str]:
+    """Return why rules were not fitted; {} for a run of a time when there were none."""
+    if IMAGE_BLIND.exists(run.path):
+        return dict(IMAGE_BLIND.read(run.path)["not_applicable"])
+    if run.run_json.get("mapping"):
+        return dict.fromkeys(RULE_TITLES, EXTERNAL_REASON)
+    return dict.fromkeys(RULE_TITLES, FOREIGN_REASON) if run.split_json.get("scheme") == "foreign" else {}
 
 
 def _isic_ids(dataset: Dataset) -> dict[str, str]:

@@ -10,19 +10,27 @@ from numpy.typing import NDArray
 
 from dermkit.data.groups import leakage_groups
 from dermkit.data.manifest import Dataset
-from dermkit.evaluation.colour_baseline import predict_by_colour
 from dermkit.progress import Progress
-from dermkit.runs.folder import read_table
-from dermkit.runs.layout import ATTRIBUTES_FILE, COLOUR_FILE, GROUPS_FILE, OLD_COLOUR_FILE, PREDICTIONS_FILE
+from dermkit.runs.folder import RunFolder, read_table
+from dermkit.runs.layout import (
+    ATTRIBUTES_FILE,
+    GROUPS_FILE,
+    IMAGE_BLIND,
+    IMAGE_BLIND_FILE,
+    OLD_COLOUR_FILES,
+    PREDICTIONS_FILE,
+)
 from dermkit.runs.predictions import (
     prediction_columns,
     write_attributes,
     write_groups,
     write_predictions,
+    write_rule_predictions,
 )
 
 if TYPE_CHECKING:
     from dermkit.data.cache.pixels import PixelCache
+    from dermkit.evaluation.blind_rules import BlindRules
     from dermkit.prediction.predictor import Predictor
 
 RowValues = tuple[object, ...]
@@ -41,13 +49,16 @@ def predict_splits(
     fold: int,
     progress: Progress,
     retained_splits: Sequence[str] = (),
+    with_rules: bool = True,
 ) -> None:
-    """Write predictions of the saved model (float32) and of the colour baseline for the given splits.
+    """Write predictions of the saved model (float32) and of the image-blind rules for the given splits.
 
-    split_table: image_id, split of all splits: the colour baseline is fitted on the training rows. other_pixels: the
+    split_table: image_id, split of all splits: the rules are fitted on the training rows. other_pixels: the
     same images in the other sizes that the model's nets take (`Predictor.resizings`). fold: -1 for none.
-    retained_splits: their rows in existing tables are kept.
+    retained_splits: their rows in existing tables are kept. with_rules: False writes no rules.
     """
+    from dermkit.evaluation.blind_rules import predict_by_rules
+
     scored_rows = split_table[split_table["split"].isin(list(split_names))]
     manifest = dataset.manifest.set_index("image_id")
     pixel_rows = [pixels.index[row_id] for row_id in scored_rows["image_id"]]
@@ -58,21 +69,15 @@ def predict_splits(
         on_progress=lambda count, total: progress.step("scoring", count, total),
         metadata=manifest.loc[scored_rows["image_id"]],
     )
-    labels = (
-        pd.Index(class_names).get_indexer(pd.Index(manifest.loc[list(pixels.index), "label"])).astype(np.int64)
-    )
-    train_rows = [pixels.index[row_id] for row_id in split_table.loc[split_table["split"] == "train", "image_id"]]
-    colour_probabilities = predict_by_colour(
-        pixels.pixels,
-        labels,
-        train_rows=np.array(train_rows, dtype=np.int64),
-        score_rows=np.array(pixel_rows, dtype=np.int64),
-        n_classes=len(class_names),
-    )
     row_starts = _row_starts(scored_rows, manifest, fold, seed)
+    if with_rules:
+        progress.say("fitting the image-blind rules on the training images")
+        rules = predict_by_rules(
+            dataset, pixels, class_names=class_names, score_ids=scored_rows["image_id"].tolist(),
+            train_ids=split_table.loc[split_table["split"] == "train", "image_id"].tolist(),
+        )  # fmt: skip
+        _write_rules(folder, class_names, row_starts, rules, retained_splits)
     _write_predictions(folder / PREDICTIONS_FILE, class_names, row_starts, probabilities, retained_splits)
-    _write_predictions(folder / COLOUR_FILE, class_names, row_starts, colour_probabilities, retained_splits)
-    (folder / OLD_COLOUR_FILE).unlink(missing_ok=True)
     ids = split_table.loc[split_table["split"].isin([*split_names, *retained_splits]), "image_id"]
     write_groups(folder / GROUPS_FILE, dataset.manifest["image_id"], leakage_groups(dataset.manifest), ids)
     write_attributes(folder / ATTRIBUTES_FILE, dataset.manifest, ids)
@@ -83,6 +88,41 @@ def _row_starts(scored_rows: pd.DataFrame, manifest: pd.DataFrame, fold: int, se
     manifest_rows = manifest.loc[scored_rows["image_id"]]
     columns = (scored_rows["image_id"], manifest_rows["path"], manifest_rows["label"], scored_rows["split"])
     return [(*values, "" if fold < 0 else fold, seed) for values in zip(*columns, strict=True)]
+
+
+def _write_rules(
+    folder: Path,
+    class_names: Sequence[str],
+    row_starts: Sequence[RowValues],
+    rules: "BlindRules",
+    retained_splits: Sequence[str],
+) -> None:
+    """Write the predictions of the rules and how they were fitted; the rows of retained splits are kept."""
+    columns, earlier = prediction_columns(class_names), {}
+    if retained_splits:
+        earlier = RunFolder(folder).rule_predictions()
+    frames = {
+        name: pd.DataFrame(_table_rows(class_names, row_starts, p), columns=columns)
+        for name, p in rules.probabilities.items()
+    }
+    for name, frame in earlier.items():
+        rows = frame[frame["split"].isin(list(retained_splits))]
+        frames[name] = pd.concat([rows, frames[name]] if name in frames else [rows]).sort_values(
+            "image_id", kind="stable"
+        )
+    write_rule_predictions(folder / IMAGE_BLIND_FILE, class_names, frames)
+    IMAGE_BLIND.write(folder, rules.as_dict())
+    for old_name in OLD_COLOUR_FILES:
+        (folder / old_name).unlink(missing_ok=True)
+
+
+def _table_rows(
+    class_names: Sequence[str], row_starts: Sequence[RowValues], p: NDArray[np.float64]
+) -> list[RowValues]:
+    return [
+        (*cells, class_names[int(row.argmax())], *map(float, row))
+        for cells, row in zip(row_starts, p, strict=True)
+    ]
 
 
 def _write_predictions(
@@ -96,10 +136,7 @@ def _write_predictions(
 
     p: (N, K) probabilities of the N new rows.
     """
-    rows = [
-        (*cells, class_names[int(row.argmax())], *map(float, row))
-        for cells, row in zip(row_starts, p, strict=True)
-    ] + _retained_rows(path, class_names, retained_splits)
+    rows = _table_rows(class_names, row_starts, p) + _retained_rows(path, class_names, retained_splits)
     write_predictions(path, class_names, sorted(rows, key=lambda row: str(row[0])) if retained_splits else rows)
 
 
@@ -107,8 +144,6 @@ def _retained_rows(path: Path, class_names: Sequence[str], retained_splits: Sequ
     if not retained_splits:
         return []
     columns = prediction_columns(class_names)
-    old_path = path.with_name(OLD_COLOUR_FILE)
-    is_renamed = path.name == COLOUR_FILE and not path.exists() and old_path.exists()
-    frame = read_table(old_path if is_renamed else path, *columns)
+    frame = read_table(path, *columns)
     rows = frame.loc[frame["split"].isin(list(retained_splits)), columns]
     return [tuple(row) for row in rows.itertuples(index=False, name=None)]

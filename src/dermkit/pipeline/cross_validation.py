@@ -23,18 +23,19 @@ from dermkit.recipes.schema import load_recipe, save_recipe
 from dermkit.runs.folder import RunFolder, read_table
 from dermkit.runs.layout import (
     ATTRIBUTES_FILE,
-    COLOUR_FILE,
     ENSEMBLE_TEST,
     ENVIRONMENT,
     EXCLUDED_FILE,
     GROUPS_FILE,
+    IMAGE_BLIND,
+    IMAGE_BLIND_FILE,
     LOCATION,
     MODEL_FOLDER,
     PREDICTIONS_FILE,
     RECIPE_FILE,
     RUN,
 )
-from dermkit.runs.predictions import prediction_columns, to_scored_set, write_predictions
+from dermkit.runs.predictions import prediction_columns, to_scored_set, write_predictions, write_rule_predictions
 
 _Json = dict[str, Any]
 _OF_ONE_TRAINING = ("best", "stopped", "keep")
@@ -109,13 +110,10 @@ def pool_folds(parent: Path, folds: CrossValidation) -> _Json:
     """
     runs = [RunFolder(run) for run in folds.runs]
     class_names, splits = runs[0].class_names, _pooled_splits(runs)
-    test_rows, colour_test_rows = ensemble_test_rows(parent, folds, class_names)
+    test_rows, test_rules = ensemble_test_rows(parent, folds, class_names)
     predictions = pd.concat([_rows_of(run.predictions, splits) for run in runs])
     _write_table(parent / PREDICTIONS_FILE, class_names, _with_test_rows(predictions, test_rows, folds))
-    colours = [RunFolder(run).colour_predictions() for run in folds.shown_runs]
-    if all(colour is not None for colour in colours):
-        colour_rows = pd.concat([_rows_of(colour, splits) for colour in colours if colour is not None])
-        _write_table(parent / COLOUR_FILE, class_names, _with_test_rows(colour_rows, colour_test_rows, folds))
+    _pool_rules(parent, folds, splits, test_rules)
     tested = [parent] if len(test_rows) else []
     for name in (GROUPS_FILE, ATTRIBUTES_FILE):
         _write_union(parent / name, [run / name for run in [*folds.runs, *tested]])
@@ -133,6 +131,25 @@ def pool_folds(parent: Path, folds: CrossValidation) -> _Json:
             for seed in folds.runs_by_seed
         ],
     }
+
+
+def _pool_rules(
+    parent: Path, folds: CrossValidation, splits: Sequence[str], test_rules: Mapping[str, pd.DataFrame]
+) -> None:
+    """Write the rows of the image-blind rules that every fold has, each scored by the rule of its own fold."""
+    runs = [RunFolder(run) for run in folds.shown_runs]
+    tables, columns = [run.rule_predictions() for run in runs], prediction_columns(runs[0].class_names)
+    names = [name for name in tables[0] if all(name in rules for rules in tables)]
+    rows = {name: pd.concat([_rows_of(rules[name], splits) for rules in tables]) for name in names}
+    none = pd.DataFrame(columns=columns)
+    pooled = {name: _with_test_rows(rows[name], test_rules.get(name, none), folds) for name in names}
+    if pooled:
+        write_rule_predictions(parent / IMAGE_BLIND_FILE, runs[0].class_names, pooled)
+    notes = [IMAGE_BLIND.read(run.path) for run in runs if IMAGE_BLIND.exists(run.path)]
+    if notes:
+        reasons = {name: reason for note in notes for name, reason in note["not_applicable"].items()}
+        rules = {name: rule for name, rule in notes[0]["rules"].items() if name not in reasons}
+        IMAGE_BLIND.write(parent, {"rules": rules, "not_applicable": reasons})
 
 
 def _pooled_splits(runs: Iterable[RunFolder]) -> tuple[str, ...]:
@@ -256,16 +273,18 @@ def ensemble_key(members: Sequence[Path]) -> str:
 
 def ensemble_test_rows(
     parent: Path, folds: CrossValidation, class_names: Sequence[str]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the test rows of predictions and colour baseline that the ensemble of these nets scored, none without."""
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Return the test rows of predictions and image-blind rules that the ensemble of these nets scored."""
     columns = prediction_columns(class_names)
     none = pd.DataFrame(columns=columns)
     if not folds.scores_test_by_ensemble or not ENSEMBLE_TEST.exists(parent):
-        return none, none
+        return none, {}
     if ENSEMBLE_TEST.read(parent)["key"] != ensemble_key(folds.members):
-        return none, none
-    predictions, colours = (read_table(parent / name, *columns) for name in (PREDICTIONS_FILE, COLOUR_FILE))
-    return _rows_of(predictions, ["test"]), _rows_of(colours, ["test"])
+        return none, {}
+    rules = RunFolder(parent).rule_predictions()
+    return _rows_of(read_table(parent / PREDICTIONS_FILE, *columns), ["test"]), {
+        name: _rows_of(rows, ["test"]) for name, rows in rules.items()
+    }
 
 
 def has_scored_test(parent: Path, members: Sequence[Path]) -> bool:

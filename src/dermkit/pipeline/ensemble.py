@@ -27,9 +27,10 @@ from dermkit.progress import Progress
 from dermkit.runs.folder import RunFolder, read_table, writing_into
 from dermkit.runs.layout import (
     ATTRIBUTES_FILE,
-    COLOUR_FILE,
     ENSEMBLE_TABLE,
     GROUPS_FILE,
+    IMAGE_BLIND,
+    IMAGE_BLIND_FILE,
     LOCATION,
     MODEL_FOLDER,
     NEXT_STEPS_FILE,
@@ -43,6 +44,7 @@ from dermkit.runs.predictions import (
     prediction_columns,
     to_scored_set,
     write_predictions,
+    write_rule_predictions,
 )
 
 WeightScheme = Literal["fitted", "equal"]
@@ -204,14 +206,16 @@ def _write_rows(out: Path, sources: Sequence[EnsembleSource], scored_set: Scored
 
 
 def _copy_images(out: Path, sources: Sequence[EnsembleSource], run: RunFolder) -> None:
-    """Copy what the first model's run says of the images: groups, metadata, colour baseline, split, seal."""
+    """Copy what the first model's run says of the images: groups, metadata, image-blind rules, split, seal."""
     for name in (GROUPS_FILE, ATTRIBUTES_FILE, LOCATION.name):
         _copy(run.path / name, out / name)
-    colour = run.colour_predictions()
-    if colour is not None:
-        rows = colour[colour["split"] == "validation"]
-        rows = rows.assign(seed=str(ENSEMBLE_SEED))[rows.columns]
-        write_predictions(out / COLOUR_FILE, run.class_names, rows.itertuples(index=False, name=None))
+    rules = {
+        name: rows[rows["split"] == "validation"].assign(seed=str(ENSEMBLE_SEED))
+        for name, rows in run.rule_predictions().items()
+    }
+    if rules:
+        write_rule_predictions(out / IMAGE_BLIND_FILE, run.class_names, rules)
+    _copy(run.path / IMAGE_BLIND.name, out / IMAGE_BLIND.name)
     split = _common_split(sources)
     if split is None:
         (out / SPLIT_FILE).unlink(missing_ok=True)

@@ -77,7 +77,7 @@ def _score(parent: Path, members: Sequence[Path], plan: RunPlan, machine: Machin
         recipe=plan.recipe.name, run=parent.name, split=plan.split.name,
     )  # fmt: skip
     progress.say(f"the ensemble of {len(members)} nets scores {int((rows['split'] == 'test').sum())} test images")
-    # The colour baseline is fitted on all images of the folds.
+    # The image-blind rules are fitted on all images of the folds.
     with log_openings(openings):
         predict_splits(
             parent, dataset, rows, ["test"], predictor=predictor, pixels=pixels, seed=int(RUN.read(parent)["seed"]),

@@ -364,6 +364,7 @@ def _score_run(plan: RunPlan, predictor: "Predictor", pixels: "PixelCache", prog
         predict_splits(
             folder, plan.dataset, plan.split_table, split_names,
             predictor=predictor, pixels=pixels, seed=plan.seed, fold=plan.fold, progress=progress,
+            with_rules=not plan.is_trial,
         )  # fmt: skip
 
 

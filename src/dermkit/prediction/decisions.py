@@ -18,7 +18,8 @@ from dermkit.metrics.decisions.guarantees import BrokenGuarantee
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.prediction.inputs import ImageRef, utf8_safe
 from dermkit.render.cells import defused
-from dermkit.runs.verdict import guarantee_fragments, plain_text
+from dermkit.runs.sentences import plain_text
+from dermkit.runs.verdict import guarantee_fragments
 
 if TYPE_CHECKING:
     from dermkit.metrics.decisions.operating_points import OperatingPoint

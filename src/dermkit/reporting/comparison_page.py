@@ -13,18 +13,19 @@ from dermkit.comparison.disagreements import TIE_SEED
 from dermkit.comparison.variance import VarianceComponents
 from dermkit.comparison.verdict import (
     LOWER_IS_BETTER,
-    Difference,
     RepeatedDifference,
     images_noun,
     two_digits,
     verdict,
 )
 from dermkit.files import make_folder, write_json, write_rows, write_text
+from dermkit.metrics.classification.difference import Difference
 from dermkit.reporting.labels import page_templates
 from dermkit.reporting.mistakes import image_opener, mistake_uri
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import LEADERBOARD_TABLE
-from dermkit.runs.verdict import guarantee_fragments, judge_run, plain_text
+from dermkit.runs.sentences import plain_text
+from dermkit.runs.verdict import guarantee_fragments, judge_run
 
 COMPARISON_FORMAT = 2
 LEADERBOARD_METRICS = ("balanced_accuracy", "accuracy", "sensitivity", "specificity", "auroc", "f1_macro", "loss")

@@ -102,6 +102,7 @@ def page_templates() -> Environment:
     environment.filters["percent"] = lambda value: f"{value:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
     environment.filters["people"] = lambda value: f"{value:.1f}" if value < 100 else f"{value:.0f}"
     environment.filters["stated"] = lambda value: f"{100 * value:.6g}\N{NO-BREAK SPACE}%"
+    environment.filters["place"] = lambda value: f"{100 * min(1.0, max(0.0, value)):.1f}"
     environment.filters["exact"] = json.dumps
     environment.filters["label"] = lambda name: METRIC_TITLES.get(name, str(name).replace("_", " "))
     environment.filters["words"] = humanise

@@ -15,6 +15,7 @@ from dermkit.metrics.classification.reader_studies import READER_STUDIES
 from dermkit.render import charts
 from dermkit.render.cells import undefused
 from dermkit.reporting import facts, warnings
+from dermkit.reporting.blind_table import blind_table
 from dermkit.reporting.figures import EmbeddedFigure, draw_figures, metric_names, png_data_uri, visible_metrics
 from dermkit.reporting.labels import BAR_METRICS, FIRST_TABLE_END, METRIC_TITLES, page_templates
 from dermkit.reporting.mistakes import PixelFinder, load_mistakes
@@ -73,6 +74,8 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
         "used": methods_by_name,
         "methods": sorted({method for methods in methods_by_name.values() for method in methods}),
         "verdict": verdict,
+        "rule_headline": verdict.rule_headline,
+        "blind": {split: blind_table(run.metrics["splits"][split], split) for split in run.split_names},
         "broken": [guarantee_fragments(broken, verdict.split) for broken in verdict.broken],
         "anchors": READER_STUDIES,
         "warnings": warnings.report_warnings(run),

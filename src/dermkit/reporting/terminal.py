@@ -12,13 +12,13 @@ from dermkit.reporting.warnings import report_warnings
 from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import SEEN_SPLIT, RunFolder
 from dermkit.runs.layout import METRICS, SUMMARY
+from dermkit.runs.rule_verdict import beaten_rules_text
+from dermkit.runs.sentences import Figure, plain_text
 from dermkit.runs.verdict import (
     SUMMARY_METRICS,
-    Figure,
     estimate_text,
     guarantee_fragments,
     judge_run,
-    plain_text,
 )
 
 WIDTH = 100
@@ -88,6 +88,11 @@ def _run_lines(run: RunFolder) -> Iterator[str]:
     for split in _shown_splits(run, verdict.split):
         yield from _split_lines(run, split)
     yield from wrapped(f"verdict: {verdict.text}", indent="  ")
+    rules = plain_text(verdict.rule_headline) or beaten_rules_text(
+        run.metrics["splits"][verdict.split], verdict.split
+    )
+    if rules:
+        yield from wrapped(f"image-blind rules: {rules[0].lower()}{rules[1:]}", indent="  ")
     yield from _warning_lines(run)
 
 

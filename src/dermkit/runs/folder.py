@@ -16,7 +16,8 @@ from dermkit.files import lock, open_regular, read_regular, shell_path, sweep_te
 from dermkit.recipes.schema import Recipe, load_recipe
 from dermkit.runs import layout
 from dermkit.runs.documents import check_metrics_json, check_run_json, saved_content
-from dermkit.runs.predictions import ATTRIBUTES, read_predictions
+from dermkit.runs.image_blind import MEAN_COLOUR
+from dermkit.runs.predictions import ATTRIBUTES, read_predictions, read_rule_predictions
 
 Json = dict[str, Any]
 
@@ -254,11 +255,13 @@ class RunFolder:
         """Whether it holds folds beside test images: validation rows of single nets, test rows of their ensemble."""
         return bool(self.pooled and self.pooled["scores_test_by_ensemble"])
 
-    def colour_predictions(self) -> pd.DataFrame | None:
-        """Return the predictions of the colour baseline, None where the run has none."""
-        path = self.path / layout.COLOUR_FILE
-        path = path if path.exists() else self.path / layout.OLD_COLOUR_FILE
-        return read_predictions(path, self.class_names) if path.exists() else None
+    def rule_predictions(self) -> dict[str, pd.DataFrame]:
+        """Return the predictions of the image-blind rules, rule -> table; of an old run that of mean colour alone."""
+        path = self.path / layout.IMAGE_BLIND_FILE
+        if path.exists():
+            return read_rule_predictions(path, self.class_names)
+        old_paths = [self.path / name for name in layout.OLD_COLOUR_FILES if (self.path / name).exists()]
+        return {MEAN_COLOUR: read_predictions(old_paths[0], self.class_names)} if old_paths else {}
 
     def groups(self, dataset: Dataset | None = None) -> dict[str, int] | None:
         """Return image_id -> group (lesion, patient, copies) of groups.csv, else of the data set; None: unknown."""

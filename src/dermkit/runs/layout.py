@@ -8,7 +8,10 @@ from dermkit.files import JsonFile
 from dermkit.runs import migrations
 
 RUN = JsonFile("run.json", 2, {1: migrations.run_1_to_2})
-METRICS = JsonFile("metrics.json", 3, {1: migrations.metrics_1_to_2, 2: migrations.metrics_2_to_3})
+METRICS = JsonFile(
+    "metrics.json", 4,
+    {1: migrations.metrics_1_to_2, 2: migrations.metrics_2_to_3, 3: migrations.metrics_3_to_4},
+)  # fmt: skip
 POLICY = JsonFile("policy.json", 2)
 RUN_SEAL = JsonFile("seal.json", 2, {1: migrations.run_seal_1_to_2})
 ENVIRONMENT = JsonFile("environment.json", 1)
@@ -22,6 +25,8 @@ SAVED_TARGETS = JsonFile("saved_targets.json", 1)
 FOREIGN = JsonFile("foreign_predictions.json", 2)
 TUNE = JsonFile("tune.json", 2)
 STUDY = JsonFile("study.json", 1)
+IMAGE_BLIND = JsonFile("image_blind_rules.json", 1)
+"""Image-blind rules: `rules`, name -> classifier and n_train; `not_applicable`, name -> why there is none."""
 AUTO = JsonFile("auto.json", 2, {1: migrations.auto_1_to_2})
 """What `train auto` planned and why, how long its recipes took, and which one it chose."""
 
@@ -29,15 +34,16 @@ OLD_POLICY_FILE = "decision.json"
 """What policy.json was called; an evaluation removes it."""
 OLD_FOREIGN_FILE = "brought.json"
 """What foreign_predictions.json was called; a folder that holds it may be evaluated again."""
-OLD_COLOUR_FILE = "colour_rule.csv"
-"""What colour_baseline.csv was called; it is read where the new one is not there."""
+OLD_COLOUR_FILES = ("colour_baseline.csv", "colour_rule.csv")
+"""Where runs had the rule of mean colour before other image-blind rules; read where there is no table of rules."""
 
 RECIPE_FILE = "recipe.json"
 SPLIT_FILE = "split.csv"
 LOG_FILE = "log.csv"
 EXCLUDED_FILE = "excluded.csv"
 PREDICTIONS_FILE = "predictions.csv"
-COLOUR_FILE = "colour_baseline.csv"
+IMAGE_BLIND_FILE = "image_blind_rules.csv"
+"""predictions.csv of each image-blind rule, one below the other, after a column `rule`."""
 GROUPS_FILE = "groups.csv"
 ATTRIBUTES_FILE = "attributes.csv"
 UNMAPPED_FILE = "unmapped.csv"

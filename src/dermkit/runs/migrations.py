@@ -68,6 +68,11 @@ def metrics_2_to_3(metrics: dict[str, Any]) -> dict[str, Any]:
     return migrated
 
 
+def metrics_3_to_4(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics.json as it is: format 4 added `image_blind` to the splits, and `dermkit evaluate` writes it."""
+    return {**metrics, "format": 4}
+
+
 def _migrate_split(split_metrics: Mapping[str, Any]) -> dict[str, Any]:
     migrated = rename_keys(split_metrics, {"decided": "policy"})
     if "policy" in migrated:

@@ -156,6 +156,40 @@ def _finite_row(row: Sequence[object]) -> Sequence[object]:
     return row
 
 
+_RULE_COLUMN = "rule"
+
+
+def write_rule_predictions(path: Path, classes: Sequence[str], rules: Mapping[str, pd.DataFrame]) -> None:
+    """Write the predictions of each rule, name -> table with the columns of predictions.csv, as one table."""
+    columns = prediction_columns(classes)
+    rows = (
+        (name, *row) for name, frame in rules.items() for row in frame[columns].itertuples(index=False, name=None)
+    )
+    write_rows(path, (_RULE_COLUMN, *columns), rows)
+
+
+def read_rule_predictions(path: Path, classes: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Read `write_rule_predictions`' table: rule -> checked predictions, rules that this version does not know too.
+
+    Raises `DataError` for a broken table; the line numbers in its message are within the rule's rows.
+    """
+    try:
+        with open_regular(path) as stream:
+            frame = pd.read_csv(stream, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read as a table: {error}", remedy="restore the file, or train again"
+        ) from error
+    if _RULE_COLUMN not in frame:
+        raise DataError(f"{path}: has no column {_RULE_COLUMN}", remedy="restore the file, or train again")
+    return {
+        str(name): check_predictions(
+            rows.drop(columns=_RULE_COLUMN).reset_index(drop=True), classes, source_name=f"{path}, rule {name}"
+        )
+        for name, rows in frame.groupby(_RULE_COLUMN, sort=False)
+    }
+
+
 def write_groups(
     path: Path, all_ids: "pd.Series[str]", group_numbers: NDArray[np.int64], image_ids: "pd.Series[str]"
 ) -> None:

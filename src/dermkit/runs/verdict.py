@@ -15,8 +15,10 @@ import numpy as np
 from dermkit.metrics.classification.confusion import accuracy, balanced_accuracy
 from dermkit.metrics.decisions.guarantees import BrokenGuarantee, find_broken_guarantees
 from dermkit.metrics.stats.estimate import caveats, humanise, reliability
-from dermkit.metrics.stats.intervals import NEAR_BOUNDARY
 from dermkit.runs.folder import SEEN_SPLIT, RunFolder
+from dermkit.runs.image_blind import MEAN_COLOUR
+from dermkit.runs.rule_verdict import compare_with_rules, headline_fragments
+from dermkit.runs.sentences import Figure, Fragments, Position, Reason, plain_text, position_of
 
 VerdictOutcome = Literal["above", "below", "unclear", "unknown"]
 
@@ -26,50 +28,7 @@ COIN = 0.5
 SUMMARY_METRICS = ("balanced_accuracy", "accuracy", "sensitivity", "specificity", "auroc")
 """What a terminal and a model card show of a split."""
 
-NEAR_BOUNDARY_STRETCH = 3.0
-"""An interval that is unreliable only because hardly an image is wrong must clear a rule at three times its width."""
-
 _RATES = (("sensitivity", "finds", "malignant"), ("specificity", "clears", "other"))
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number inside a sentence. key: its place in metrics.json; "" = counted from the confusion matrix as `metric`.
-
-    form: a percentage, a stated percentage with all its digits, a plain number, or a count.
-    """
-
-    value: float
-    key: str
-    form: Literal["percent", "stated", "number", "count"] = "percent"
-    metric: str = ""
-
-    def __str__(self) -> str:
-        if self.form == "percent":
-            return f"{self.value:.1%}".replace("%", " %")
-        if self.form == "stated":
-            return f"{100 * self.value:.6g} %"
-        return f"{self.value:.3f}" if self.form == "number" else f"{self.value:.0f}"
-
-
-@dataclass(frozen=True)
-class Reason:
-    """A recorded reason inside a sentence. key: its place in metrics.json."""
-
-    text: str
-    key: str
-
-    def __str__(self) -> str:
-        return humanise(self.text).removeprefix("unreliable: ")  # the sentence has said so
-
-
-Fragments = tuple["str | Figure | Reason", ...]
-"""A sentence in pieces: text, and what a page marks with its place in metrics.json."""
-
-
-def plain_text(fragments: Fragments) -> str:
-    """Return a sentence as text, for a terminal or a model card."""
-    return "".join(map(str, fragments))
 
 
 @dataclass(frozen=True)
@@ -80,7 +39,8 @@ class RunVerdict:
     shown to be better than one of them; unknown = an interval that this rests on is absent or unreliable. metric: the
     one compared with the majority rule ("" = none has an interval). majority_class, majority_metrics: what that rule
     predicts, and its accuracy and balanced accuracy. metrics_key: their place in metrics.json ("" = from the
-    confusion matrix). broken: guarantees that this split breaks.
+    confusion matrix). broken: guarantees that this split breaks. rule_headline: that the net is not clearly better than
+    an image-blind rule, () where it is or where none was fitted.
     """
 
     split: str
@@ -91,6 +51,7 @@ class RunVerdict:
     majority_metrics: dict[str, float | None]
     metrics_key: str
     broken: tuple[BrokenGuarantee, ...]
+    rule_headline: Fragments
 
     @property
     def text(self) -> str:
@@ -109,7 +70,7 @@ def judge_metrics(metrics: Mapping[str, Any], split: str) -> RunVerdict:
     outcome, fragments = judge.judge()
     return RunVerdict(
         split, outcome, fragments, judge.metric, judge.majority_class, judge.majority_metrics, judge.majority_key,
-        find_broken_guarantees(metrics["splits"][split]),
+        find_broken_guarantees(metrics["splits"][split]), headline_fragments(metrics["splits"][split], split),
     )  # fmt: skip
 
 
@@ -146,7 +107,7 @@ def summarise_test(run: RunFolder, point_names: Collection[str]) -> dict[str, An
         "n": metrics["n"],
         **({"is_of_single_nets": False} if run.scores_test_by_ensemble else {}),
         "outcome": verdict.outcome,
-        "verdict": verdict.text,
+        "verdict": " ".join(filter(None, (plain_text(verdict.rule_headline), verdict.text))),
         "figures": {
             name: estimate_text(metrics["metrics"][name])
             for name in SUMMARY_METRICS
@@ -171,22 +132,6 @@ def estimate_text(estimate: Mapping[str, Any]) -> str:
         low, high = (Figure(bound, "") for bound in estimate["ci95"])
         interval = f"95 % interval {low} to {high}{', unreliable' if grade else ''}"
     return f"{Figure(estimate['value'], '')} ({interval}, n = {n})"
-
-
-Position = Literal["above", "below", "unclear", "unknown"]
-"""Where the whole interval of an estimate lies relative to a value; unknown without a reliable interval."""
-
-
-def _position(estimate: Mapping[str, Any], value: float | None) -> Position:
-    bounds, grade = estimate.get("ci95"), reliability(estimate)
-    if value is None or not bounds or grade == "none":
-        return "unknown"
-    low, high = bounds
-    if grade == "doubtful":
-        clauses = caveats(str(estimate.get("reason")))
-        is_far_above = estimate["value"] - NEAR_BOUNDARY_STRETCH * (estimate["value"] - low) > value
-        return "above" if is_far_above and all(NEAR_BOUNDARY in clause for clause in clauses) else "unknown"
-    return "above" if low > value else "below" if high < value else "unclear"
 
 
 class _Judge:
@@ -264,7 +209,7 @@ class _Judge:
         It is balanced accuracy; accuracy where that has no interval, or where only accuracy can show an advantage.
         """
         positions = {
-            metric: _position(self._estimate(metric), self.majority_metrics[metric])
+            metric: position_of(self._estimate(metric), self.majority_metrics[metric])
             for metric in ("balanced_accuracy", "accuracy")
             if self._estimate(metric).get("ci95") and self.majority_metrics[metric] is not None
         }
@@ -279,20 +224,26 @@ class _Judge:
 
     def _objections(self) -> Iterator[Fragments]:
         """Yield a clause for each rule that is not beaten where it matters."""
-        if _position(self._estimate("accuracy"), self.majority_metrics["accuracy"]) == "below":
+        if position_of(self._estimate("accuracy"), self.majority_metrics["accuracy"]) == "below":
             yield (
                 "its accuracy, ", self._figure("accuracy"), f", lies wholly below that of always answering "
                 f"“{self.majority_class}”, ", self._majority_figure("accuracy"),
             )  # fmt: skip
         yield from self._colour_objections()
+        for comparison in compare_with_rules(self.split_metrics, self.split):
+            if comparison.is_not_better and comparison.rule not in (
+                "majority",
+                MEAN_COLOUR,
+            ):  # these have their own
+                yield (comparison.objection,)
         for rate, verb, kind in _RATES:
-            if _position(self._estimate(rate), COIN) in ("below", "unclear"):
+            if position_of(self._estimate(rate), COIN) in ("below", "unclear"):
                 yield (
                     f"it {verb} ", self._figure(rate), *self._interval(rate), f" of the {kind} images, which is not "
                     "shown to be more than the half that a coin gets", *self._colour_aside(rate),
                 )  # fmt: skip
         prior_loss = (self.baselines.get("prior") or {}).get("loss") or {}
-        if _position(self._estimate("loss"), prior_loss.get("value")) == "above":
+        if position_of(self._estimate("loss"), prior_loss.get("value")) == "above":
             yield (
                 "its probabilities are worse than stating how common each class is: loss ",
                 self._figure("loss", "number"), " against ",
@@ -303,7 +254,7 @@ class _Judge:
         """Yield where the rule that sees only the mean colour is not beaten, over all classes and in malignancy."""
         metrics = dict.fromkeys((self.metric, "accuracy"))
         for metric in metrics:
-            position = _position(self._estimate(metric), self._colour_value(metric))
+            position = position_of(self._estimate(metric), self._colour_value(metric))
             if position == "below" or (position == "unclear" and metric == self.metric):
                 verb = "is not shown to be above" if position == "unclear" else "lies wholly below"
                 yield (
@@ -326,7 +277,7 @@ class _Judge:
         """
         values = [self._colour_value("sensitivity"), self._colour_value("specificity")]
         estimates = [self._estimate("sensitivity"), self._estimate("specificity")]
-        positions = [_position(estimate, value) for estimate, value in zip(estimates, values, strict=True)]
+        positions = [position_of(estimate, value) for estimate, value in zip(estimates, values, strict=True)]
         if "unknown" in positions or None in values:
             return False
         if "above" not in positions:
@@ -335,7 +286,7 @@ class _Judge:
             return False
         least_sum = sum(estimate["ci95"][0] for estimate in estimates)
         is_sum_above = least_sum > sum(value for value in values if value is not None)
-        return not is_sum_above and _position(self._estimate("auroc"), self._colour_value("auroc")) != "above"
+        return not is_sum_above and position_of(self._estimate("auroc"), self._colour_value("auroc")) != "above"
 
     def _doubts(self) -> Iterator[Fragments]:
         """Yield why malignancy cannot be judged: no such image, or an interval that is unreliable."""
@@ -345,7 +296,7 @@ class _Judge:
                 continue
             if estimate.get("value") is None:
                 yield (f"there is no {kind} {self.split} image",)
-            elif _position(estimate, COIN) == "unknown":
+            elif position_of(estimate, COIN) == "unknown":
                 yield (f"the interval of malignant {rate} is unreliable", *self._why(rate))
 
     def _malignant_sentence(self) -> Fragments:

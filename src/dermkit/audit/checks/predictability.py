@@ -101,7 +101,7 @@ def class_predictability(audit_input: AuditInput, columns: pd.DataFrame) -> Pred
     if not tested_codes:
         return Predictability((), skipped_classes, rows, len(columns))
     fold = stratified_group_split(label, group_ids, [1 / _N_FOLDS] * _N_FOLDS, _SEED)
-    leaf = _min_leaf(len(rows), MIN_LEAF_GROUPED if is_grouped(audit_input) else MIN_LEAF_UNGROUPED)
+    leaf = min_leaf(len(rows), MIN_LEAF_GROUPED if is_grouped(audit_input) else MIN_LEAF_UNGROUPED)
     scores = _cross_validated_scores(encode(columns.iloc[rows]), label, fold, n_classes=len(names), leaf=leaf)
     level = 1 - 2 * alpha_per_test(len(tested_codes))
     results = []
@@ -209,7 +209,8 @@ def _encode_texts(values: "pd.Series[str]") -> Floats:
     return np.stack([*flags, frequency], axis=1).astype(np.float64)
 
 
-def _min_leaf(n: int, default_size: int) -> int:
+def min_leaf(n: int, default_size: int) -> int:
+    """Return the fewest images in a leaf of a forest of n images: the default, within `LEAF_FRACTION_BOUNDS` of n."""
     lower, upper = (round(n * fraction) for fraction in LEAF_FRACTION_BOUNDS)
     return max(lower, min(default_size, upper), 1)
 

@@ -104,6 +104,18 @@ def scan_images(
     return Scan(table.drop(columns="stat"), store_rows, **maps)
 
 
+def stored_measures(dataset: Dataset) -> pd.DataFrame | None:
+    """Return the table of the last audit's scan, as `Scan.table`, without opening an image; None where it has gaps."""
+    folder = dataset.work_folder / "audit" / "scan"
+    store_rows = _stored_rows(folder, dataset.manifest)
+    if store_rows is None:
+        return None
+    n_files = len(_read_files(folder))
+    if not all((folder / _block_name(start)).is_file() for start in range(0, n_files, IMAGES_PER_BLOCK)):
+        return None
+    return _read_table(folder, n_files).iloc[store_rows].reset_index(drop=True)
+
+
 def _read_files(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "files.csv", dtype=str, keep_default_na=False)
 

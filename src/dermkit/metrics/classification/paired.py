@@ -7,13 +7,13 @@ groups, are a bootstrap over groups with both models on the same resamples; with
 (benchmarks/paired.md), so it is not used there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from dermkit.comparison.verdict import COMPARED_METRICS, Difference
 from dermkit.metrics.classification import probabilistic
+from dermkit.metrics.classification.difference import COMPARED_METRICS, Difference
 from dermkit.metrics.classification.resampled_metrics import (
     MetricValues,
     ResampledMetrics,
@@ -25,13 +25,16 @@ from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats import delong, intervals, paired_tests, power
 from dermkit.metrics.stats.arrays import Bools, Floats, sum_by_group
 from dermkit.metrics.stats.bootstrap import MAX_BCA_GROUPS, BootstrapSamples, NamedArrays
-from dermkit.metrics.stats.estimate import Estimate, with_caveats
+from dermkit.metrics.stats.estimate import Estimate, undefined_estimate, with_caveats
 from dermkit.metrics.stats.fold_auroc import auroc_difference, fold_auroc
 
 MCNEMAR = "McNemar, mid-p"
 DELONG = "DeLong"
 BOOTSTRAP = "paired bootstrap"
 SIGN_FLIPS = "sign flips"
+RULE_METRICS = ("balanced_accuracy", "auroc")
+"""What a model and a rule that sees no lesion are compared by: its labels, and its ranking of malignant images."""
+
 TERM_ROUNDING = 1e-9
 """Below this, a group's contribution to a difference is rounding."""
 
@@ -43,6 +46,15 @@ def paired_differences(
 
     Raises `ValueError` if these are not the same, in the same order.
     """
+    _check_paired(first, second)
+    bootstrap_pair = _PairedBootstrap(first, second, seed=seed, resamples=resamples)
+    difference_of = {difference.metric: difference for difference in bootstrap_pair.differences()}
+    for difference in _exact_differences(first, second, difference_of):
+        difference_of[difference.metric] = difference
+    return [difference_of[name] for name in COMPARED_METRICS if name in difference_of]
+
+
+def _check_paired(first: ScoredSet, second: ScoredSet) -> None:
     is_paired = (
         list(first.classes) == list(second.classes)
         and np.array_equal(first.y_true, second.y_true)
@@ -51,11 +63,78 @@ def paired_differences(
     )
     if not is_paired:
         raise ValueError("a paired comparison needs the same images, labels, classes and groups")
-    bootstrap_pair = _PairedBootstrap(first, second, seed=seed, resamples=resamples)
-    difference_of = {difference.metric: difference for difference in bootstrap_pair.differences()}
-    for difference in _exact_differences(first, second, difference_of):
-        difference_of[difference.metric] = difference
-    return [difference_of[name] for name in COMPARED_METRICS if name in difference_of]
+
+
+def _method_name(scored_set: ScoredSet) -> str:
+    return f"{BOOTSTRAP} by {'image' if scored_set.is_ungrouped else 'group'}"
+
+
+def differences_from_others(
+    model: ScoredSet, others: Mapping[str, ScoredSet], *, seed: int, resamples: int = intervals.N_RESAMPLES
+) -> dict[str, dict[str, Estimate]]:
+    """Return name -> metric -> the model less each other one, of `RULE_METRICS` alone, without tests.
+
+    The estimates are those of `paired_differences`, at a small part of its cost: all others share the resamples, and
+    nothing else is resampled. Raises `ValueError` for sets that are not of the same images, labels and groups.
+    """
+    for other in others.values():
+        _check_paired(model, other)
+    recall_sums = {name: _recall_sums(model, other) for name, other in others.items()}
+    point = {name: float(_balanced_gap(sums.sum(axis=0)[None])[0]) for name, sums in recall_sums.items()}
+    bootstrap = BootstrapSamples(
+        model.n_groups,
+        compute_metrics=lambda weights: {
+            name: _balanced_gap(weights @ sums) for name, sums in recall_sums.items()
+        },
+        leave_one_group_out=lambda rows: {
+            name: _balanced_gap(sums.sum(axis=0) - sums[rows]) for name, sums in recall_sums.items()
+        },
+        method_name=_method_name(model),
+        seed=seed,
+        resamples=resamples,
+    )
+    return {
+        name: {
+            "balanced_accuracy": _balanced_estimate(model, bootstrap, name, point[name]),
+            "auroc": _auroc_estimate(model, other),
+        }
+        for name, other in others.items()
+    }
+
+
+def _recall_sums(first: ScoredSet, second: ScoredSet) -> Floats:
+    """Return per group and class: images, images that the first has right, and the second: (G, 3 K)."""
+    n_columns = len(first.classes) * first.n_groups
+    cells = first.groups * len(first.classes) + first.y_true
+    terms = (np.ones(len(cells)), first.y_pred == first.y_true, second.y_pred == second.y_true)
+    sums = [np.bincount(cells, weights=term, minlength=n_columns) for term in terms]
+    return np.concatenate([values.reshape(first.n_groups, -1) for values in sums], axis=1)
+
+
+def _balanced_gap(sums: Floats) -> Floats:
+    """Return the difference of the balanced accuracies, (B,), NaN where a class is absent; sums: (B, 3 K)."""
+    counts, first, second = np.split(sums, 3, axis=1)
+    gaps = np.divide(first - second, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+    means: Floats = gaps.mean(axis=1)
+    return means
+
+
+def _balanced_estimate(model: ScoredSet, bootstrap: BootstrapSamples, name: str, value: float) -> Estimate:
+    n = n_images_for(model, "balanced_accuracy")
+    if np.isnan(value):
+        return undefined_estimate(n, "a class has no image here")
+    estimate = bootstrap.estimate(value, n, bootstrap.samples.get(name), bootstrap.jackknife.get(name))
+    return with_caveats(estimate, intervals.too_few(n_groups_for(model, "balanced_accuracy")))
+
+
+def _auroc_estimate(first: ScoredSet, second: ScoredSet) -> Estimate:
+    if not first.has_both_sides or first.is_malignant.all() or not first.is_malignant.any():
+        return undefined_estimate(
+            n_images_for(first, "auroc"), "the images are not of malignant and other classes"
+        )
+    if np.isnan(_delong_test(first, second)[0]):
+        return undefined_estimate(n_images_for(first, "auroc"), "no net scored malignant and other images")
+    return _delong_difference(first, second).estimate
 
 
 def correct_with_holm(families: Sequence[Sequence[Difference]]) -> list[list[Difference]]:
@@ -166,7 +245,7 @@ class _PairedBootstrap:
             leave_one_group_out=lambda rows: _metric_differences(
                 *(plan.leave_one_group_out(rows) for plan in plans)
             ),
-            method_name=f"{BOOTSTRAP} by {'image' if first.is_ungrouped else 'group'}",
+            method_name=_method_name(first),
             seed=seed,
             resamples=resamples,
         )
