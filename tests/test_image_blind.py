@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
@@ -72,7 +73,7 @@ def halves(dataset: Dataset) -> tuple[list[str], list[str]]:
     return dataset.manifest.loc[~is_test, "image_id"].tolist(), dataset.manifest.loc[is_test, "image_id"].tolist()
 
 
-def rules_of(dataset: Dataset, cache: Path | None = None) -> tuple[BlindRules, Floats]:
+def rules_of(dataset: Dataset, cache: Path | None = None) -> tuple[BlindRules, NDArray[np.bool_]]:
     """Return the rules and whether each test image is a melanoma."""
     train, test = halves(dataset)
     folder = cache or dataset.work_folder / "cache"
@@ -111,10 +112,10 @@ def replaced(dataset: Dataset, manifest: pd.DataFrame) -> Dataset:
 def test_jpeg_tables_are_found_without_any_name(tmp_path: Path, clean: Dataset) -> None:
     """The same pixels in size, coded with other tables for one class: the file tells it, the border does not."""
     folder = tmp_path / "images"
-    for row in clean.manifest.itertuples():
+    for number, row in enumerate(clean.manifest.itertuples()):
         path = folder / str(row.label) / Path(str(row.path)).name
         path.parent.mkdir(parents=True, exist_ok=True)
-        grey = np.random.default_rng(int(row.Index)).integers(90, 170, (64, 64, 3)).astype(np.uint8)
+        grey = np.random.default_rng(number).integers(90, 170, (64, 64, 3)).astype(np.uint8)
         quality = (
             {"quality": 90, "subsampling": 0} if row.label == "melanoma" else {"quality": 91, "subsampling": 2}
         )
@@ -250,11 +251,8 @@ def test_a_net_no_better_than_a_rule_gets_the_headline_and_a_better_one_does_not
     assert text.startswith(
         "Not shown to be better than a rule that never looks at the lesion: on these test images the rule “file size"
     )
-    assert (
-        verdict.outcome == "unclear"
-        and "not shown to be better than the rule “file size, pixel dimensions and JPEG tables” (AUROC)"
-        in verdict.text
-    )
+    assert verdict.outcome == "unclear"
+    assert "its AUROC is not shown to be above that of the rule “file size, pixel dimensions" in verdict.text
     better = judge_metrics(evaluated(table_of(4.0, seed=3), rules), "test")
     assert better.rule_headline == () and better.outcome == "above"
 

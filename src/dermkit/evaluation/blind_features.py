@@ -64,11 +64,16 @@ def _border(images: NDArray[np.uint8]) -> Floats:
     """Return the columns of `PixelColumns.border`, (M, 30); images: (M, S, S, 3)."""
     n, edge = images.shape[:2]
     width = max(1, round(RING_FRACTION * edge))
-    sides = [images[:, :width], images[:, -width:], images[:, :, :width], images[:, :, -width:]]
+    sides: list[NDArray[np.uint8]] = [
+        images[:, :width],
+        images[:, -width:],
+        images[:, :, :width],
+        images[:, :, -width:],
+    ]
     corners = [part[:, :, ends] for part in sides[:2] for ends in (slice(width), slice(-width, None))]
     side_pixels = [side.reshape(n, -1, 3).astype(np.float64) for side in sides]
     ring = np.concatenate(side_pixels, axis=1)
-    means = [part.reshape(n, -1, 3).mean(axis=1) for part in (*side_pixels, *corners)]
+    means = [part.mean(axis=1) for part in side_pixels] + [part.reshape(n, -1, 3).mean(axis=1) for part in corners]
     return np.concatenate([ring.mean(axis=1), ring.std(axis=1), *means], axis=1)
 
 

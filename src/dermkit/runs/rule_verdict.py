@@ -46,7 +46,8 @@ class RuleComparison:
     @property
     def objection(self) -> str:
         """The clause of a verdict, without figures: the headline has them."""
-        return f"it is not shown to be better than {self.title} ({self.metric.replace('_', ' ').replace('auroc', 'AUROC')})"
+        metric = "AUROC" if self.metric == "auroc" else self.metric.replace("_", " ")
+        return f"its {metric} is not shown to be above that of {self.title}"
 
     @property
     def fragments(self) -> Fragments:
