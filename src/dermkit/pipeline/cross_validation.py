@@ -136,15 +136,23 @@ def pool_folds(parent: Path, folds: CrossValidation) -> _Json:
 def _pool_rules(
     parent: Path, folds: CrossValidation, splits: Sequence[str], test_rules: Mapping[str, pd.DataFrame]
 ) -> None:
-    """Write the rows of the image-blind rules that every fold has, each scored by the rule of its own fold."""
+    """Write the rows of the image-blind rules that every fold has, each scored by the rule of its own fold.
+
+    test_rules: test rows of the rules beside the ensemble, which may be more: they were fitted on more images.
+    """
     runs = [RunFolder(run) for run in folds.shown_runs]
     tables, columns = [run.rule_predictions() for run in runs], prediction_columns(runs[0].class_names)
-    names = [name for name in tables[0] if all(name in rules for rules in tables)]
-    rows = {name: pd.concat([_rows_of(rules[name], splits) for rules in tables]) for name in names}
+    common = [name for name in tables[0] if all(name in rules for rules in tables)]
+    rows = {name: pd.concat([_rows_of(rules[name], splits) for rules in tables]) for name in common}
     none = pd.DataFrame(columns=columns)
-    pooled = {name: _with_test_rows(rows[name], test_rules.get(name, none), folds) for name in names}
+    names = dict.fromkeys(
+        [*test_rules, *common]
+    )  # in the order in which the scoring of the test images wrote them
+    pooled = {name: _with_test_rows(rows.get(name, none), test_rules.get(name, none), folds) for name in names}
     if pooled:
         write_rule_predictions(parent / IMAGE_BLIND_FILE, runs[0].class_names, pooled)
+    if test_rules:
+        return  # what was written with them is of the rules that scored the test images
     notes = [IMAGE_BLIND.read(run.path) for run in runs if IMAGE_BLIND.exists(run.path)]
     if notes:
         reasons = {name: reason for note in notes for name, reason in note["not_applicable"].items()}
