@@ -55,6 +55,12 @@ def metrics_of_rules(
             sets[name] = to_scored_set(frame, classes, groups)
     if not sets and not reasons:
         return {}, {}
+    colour = evaluate_split(sets[MEAN_COLOUR], seed=seed)["metrics"] if MEAN_COLOUR in sets else {}
+    colour_figures = {metric: colour[metric] for metric in COLOUR_FIGURES if metric in colour}
+    if (
+        set(sets) == {MEAN_COLOUR} and not reasons
+    ):  # a run of a time when there was no other rule: its figures stay
+        return {}, colour_figures
     metrics = {
         name: evaluate_split(rule_set, seed=seed, resamples=0)["metrics"] for name, rule_set in sets.items()
     }
@@ -70,8 +76,7 @@ def metrics_of_rules(
         "best": {metric: best for metric in RULE_METRICS if (best := _best_rule(metrics, metric))},
         "not_applicable": {name: reasons[name] for name in sorted(reasons, key=_rule_order)},
     }
-    colour = metrics.get(MEAN_COLOUR, {})
-    return body, {metric: colour[metric] for metric in COLOUR_FIGURES if metric in colour}
+    return body, colour_figures
 
 
 def _image_key(rows: pd.DataFrame) -> list[tuple[str, str]]:
