@@ -762,6 +762,15 @@ resume.SAVE_IMAGES = 8
 sys.argv = ["dermkit", *sys.argv[1:]]
 main()
 """
+SLOW_SCRIPT = SCRIPT.replace(
+    "SAVE_IMAGES = 8\n",
+    """SAVE_IMAGES = 8
+import time
+save = resume.ScoreWriter.save
+resume.ScoreWriter.save = lambda writer: (save(writer), time.sleep(0.1))[0]
+""",
+)
+"""Waits after each save, so that a signal that a busy machine sends late still finds it at work."""
 
 
 def command(model: Path, images: Path, out: Path, *more: str | Path) -> list[str]:
@@ -783,8 +792,9 @@ def saved_images(out: Path) -> int:
 def stopped(model: Path, images: Path, out: Path, how: signal.Signals) -> "subprocess.Popen[str]":
     """Start a prediction, and send a signal when it has saved three times more."""
     before = saved_images(out)
+    slow = [word if word != SCRIPT else SLOW_SCRIPT for word in command(model, images, out, "--batch-size", "4")]
     process = subprocess.Popen(
-        command(model, images, out, "--batch-size", "4"),
+        slow,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,

@@ -27,7 +27,9 @@ def dataset(binary: Path) -> Dataset:
 
 def predictor_of(images: list[tuple[str, str, str]], *, archive: str = "", name: str = "trained set") -> Any:
     return SimpleNamespace(
-        training_images=images, card={"dataset": {"name": name, "notes": {"archive": archive} if archive else {}}}
+        members=(),
+        training_images=images,
+        card={"dataset": {"name": name, "notes": {"archive": archive} if archive else {}}},
     )
 
 
