@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scale import add_rows, commit, machine, read_rows
+from scale import add_rows, campaign_parsers, commit, machine, read_rows
 
 HERE = Path(__file__).parent
 ROWS = HERE / "auto.csv"
@@ -325,19 +325,12 @@ def _scores(runs: Path, rows: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("data").add_argument("datasets", type=Path)
-    runner = verbs.add_parser("run")
-    runner.add_argument("datasets", type=Path)
-    runner.add_argument("weights", type=Path)
-    runner.add_argument("--out", type=Path, default=Path("runs"))
+    parser, runner, table_parser = campaign_parsers(__doc__, seeds=3)
     runner.add_argument("--seconds", type=float, default=300.0)
-    runner.add_argument("--seeds", type=int, default=3)
     runner.add_argument("--sets", nargs="+", default=list(DATASETS))
     runner.add_argument("--only", nargs="+", default=["auto", *PEERS, *FIXED])
     runner.add_argument("--envs", type=Path, default=Path.home() / ".cache" / "dermkit-peers")
-    verbs.add_parser("table").add_argument("runs", type=Path)
+    table_parser.add_argument("runs", type=Path)
     options = parser.parse_args()
     if options.verb == "data":
         make_data(options.datasets)

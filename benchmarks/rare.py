@@ -12,7 +12,6 @@ probability of malignant as trained, on test images weighted to the mixture of t
 sensitivity, specificity and AUROC from metrics.json; calibration by 1,000 bootstraps of the test images' groups.
 """
 
-import argparse
 import datetime
 import json
 import subprocess
@@ -27,7 +26,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scale import add_rows, commit, machine, read_rows
+from scale import add_rows, campaign_parsers, commit, machine, read_rows
 
 HERE = Path(__file__).parent
 ROWS = HERE / "rare.csv"
@@ -178,15 +177,7 @@ def table() -> str:
 
 def main() -> None:
     """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("data").add_argument("datasets", type=Path)
-    runner = verbs.add_parser("run")
-    runner.add_argument("datasets", type=Path)
-    runner.add_argument("weights", type=Path)
-    runner.add_argument("--out", type=Path, default=Path("runs"))
-    runner.add_argument("--seeds", type=int, default=3)
-    verbs.add_parser("table")
+    parser, _, _ = campaign_parsers(__doc__, seeds=3)
     options = parser.parse_args()
     if options.verb == "data":
         make_data(options.datasets)

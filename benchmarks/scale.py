@@ -116,6 +116,21 @@ def add_rows(file: Path, header: Sequence[str], made: Sequence[Sequence[object]]
         csv.writer(stream, lineterminator="\n").writerows([header, *made] if fresh else made)
 
 
+def campaign_parsers(
+    description: str | None, seeds: int
+) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Return the parser of a campaign of trainings and those of its verbs `run` and `table`; `data` has no options."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("data").add_argument("datasets", type=Path)
+    runner = verbs.add_parser("run")
+    runner.add_argument("datasets", type=Path)
+    runner.add_argument("weights", type=Path)
+    runner.add_argument("--out", type=Path, default=Path("runs"))
+    runner.add_argument("--seeds", type=int, default=seeds, help="at most this many seeds of each job")
+    return parser, runner, verbs.add_parser("table")
+
+
 def append(job: Job, n: int, measured: Measured, data: Path) -> None:
     size = sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) / 1e6
     row = (

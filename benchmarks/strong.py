@@ -10,7 +10,6 @@ ham2500, a fixed part of ham10000 by lesion. WEIGHTS holds the weights files. A 
 one that was stopped goes on with --resume. Every figure is read from metrics.json, none is typed.
 """
 
-import argparse
 import datetime
 import json
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scale import add_rows, commit, machine, read_rows
+from scale import add_rows, campaign_parsers, commit, machine, read_rows
 
 HERE = Path(__file__).parent
 ROWS = HERE / "strong.csv"
@@ -216,16 +215,8 @@ def _cell(row: dict[str, str] | None) -> str:
 
 def main() -> None:
     """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("data").add_argument("datasets", type=Path)
-    runner = verbs.add_parser("run")
-    runner.add_argument("datasets", type=Path)
-    runner.add_argument("weights", type=Path)
-    runner.add_argument("--out", type=Path, default=Path("runs"))
+    parser, runner, _ = campaign_parsers(__doc__, seeds=9)
     runner.add_argument("--only", default="", help="only jobs whose name holds this text")
-    runner.add_argument("--seeds", type=int, default=9, help="at most this many seeds of each job")
-    verbs.add_parser("table")
     options = parser.parse_args()
     if options.verb == "data":
         make_data(options.datasets)

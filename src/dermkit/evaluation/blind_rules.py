@@ -28,6 +28,7 @@ from dermkit.data.stratify import stratified_group_split
 from dermkit.evaluation.blind_features import file_columns, pixel_columns
 from dermkit.evaluation.colour_baseline import predict_by_colour
 from dermkit.metrics.stats.arrays import Floats, Ints
+from dermkit.recipes.training_specs import METADATA_FIELDS
 from dermkit.runs.image_blind import MEAN_COLOUR
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ _SEED = 20181601  # any; fixed, so that the same data always get the same rules
 _LEAST_PROBABILITY = 1e-6
 
 LOGISTIC, FOREST = "logistic regression", "forest"
-RULE_METADATA = ("age", "sex", "site")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ def _columns(
     """Yield name, columns of the training images and columns of the scored images of each rule that sees some."""
     n_train, all_ids = len(ids[0]), [*ids[0], *ids[1]]
     manifest = dataset.manifest.set_index("image_id").loc[all_ids]
-    metadata = manifest[list(RULE_METADATA)].assign(age=pd.to_numeric(manifest["age"], errors="coerce"))
+    metadata = manifest[list(METADATA_FIELDS)].assign(age=pd.to_numeric(manifest["age"], errors="coerce"))
     seen = pixel_columns(pixels.pixels, np.concatenate(rows))
     tables = {
         "metadata": metadata,
