@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score
 import dermkit as dk
 from conftest import Invoke
 from dermkit import cli as command_line
+from dermkit.data.cache.pixels import dataset_pixels
 from dermkit.data.seal import read_seal
 from dermkit.errors import UsageError
 from dermkit.evaluation.predict_splits import predict_splits
@@ -141,7 +142,7 @@ def test_the_test_rows_are_the_mean_of_the_nets_after_the_temperature_of_each(
     model, nets = load_model(two_folds), [load_model(run) for run in versions(two_folds)]
     assert len(model.nets) == 4, "the nets of both seeds"
     rows = rows_of(two_folds, "test")
-    pixels = ensemble_test.ensemble_pixels(data, rows, model, dk.Progress())
+    pixels = dataset_pixels(data, rows["image_id"].tolist(), model.preprocessing, dk.Progress())
     images = np.stack([pixels.pixels[[pixels.index[name]]][0] for name in rows["image_id"]])
     saved = rows[[f"p_{name}" for name in folder.class_names]].to_numpy(dtype=float)
     powers = [net.probabilities(images) ** (1 / net.policy.calibration.temperature) for net in nets if net.policy]

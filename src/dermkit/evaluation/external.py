@@ -133,17 +133,11 @@ def _default_out(model_path: Path, dataset: Dataset, class_mapping: ClassMapping
 
 def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress) -> pd.DataFrame:
     """Return predictions in the classes of the model, with the labels of the data set."""
-    from dermkit.data.cache.pixels import pixel_cache
+    from dermkit.data.cache.pixels import dataset_pixels
 
     manifest = dataset.manifest.sort_values("image_id").reset_index(drop=True)
     ids = manifest["image_id"].tolist()
-    pixels = [
-        pixel_cache(
-            dataset, ids, preprocessing, folder=dataset.work_folder / "cache",
-            on_progress=lambda count, total: progress.step("images", count, total),
-        )
-        for preprocessing in predictor.resizings
-    ]  # fmt: skip
+    pixels = [dataset_pixels(dataset, ids, preprocessing, progress) for preprocessing in predictor.resizings]
     p = predictor.score_pixels(
         [cache.pixels for cache in pixels],
         range(len(ids)),

@@ -19,12 +19,10 @@ from dermkit.evaluation.predict_splits import predict_splits
 from dermkit.pipeline.cross_validation import ensemble_key, has_scored_test
 from dermkit.pipeline.next_steps import write_parent_next_steps
 from dermkit.pipeline.plan import Machine, RunPlan
-from dermkit.progress import Progress
 from dermkit.runs.layout import ENSEMBLE_TEST, MODEL_FOLDER, RUN, RUN_SEAL
 
 if TYPE_CHECKING:
-    from dermkit.data.cache.pixels import PixelCache
-    from dermkit.prediction.predictor import Predictor
+    pass
 
 
 def score_test_by_ensemble(parent: Path, members: Sequence[Path], plan: RunPlan, machine: Machine) -> None:
@@ -67,11 +65,13 @@ def _withhold_sealed(parent: Path, seal: Seal, dataset: Dataset) -> None:
 
 
 def _score(parent: Path, members: Sequence[Path], plan: RunPlan, machine: Machine, rows: pd.DataFrame) -> None:
+    from dermkit.data.cache.pixels import dataset_pixels
     from dermkit.prediction.predictor import load_model
 
     dataset, progress = plan.dataset, machine.progress
     predictor = load_model(parent / MODEL_FOLDER, device=machine.fabric.device.type)
-    pixels = ensemble_pixels(dataset, rows, predictor, progress)
+    image_ids = rows["image_id"].drop_duplicates().tolist()  # images of folds stand there twice
+    pixels = dataset_pixels(dataset, image_ids, predictor.preprocessing, progress)
     openings = openings_of_overlaps(
         dataset, find_partial_overlaps(seal_folder(dataset), dataset.manifest, rows), model=parent / MODEL_FOLDER,
         recipe=plan.recipe.name, run=parent.name, split=plan.split.name,
@@ -84,16 +84,3 @@ def _score(parent: Path, members: Sequence[Path], plan: RunPlan, machine: Machin
             fold=-1, progress=progress, retained_splits=["validation"],
         )  # fmt: skip
         ENSEMBLE_TEST.write(parent, {"key": ensemble_key(members)})
-
-
-def ensemble_pixels(
-    dataset: Dataset, rows: pd.DataFrame, predictor: "Predictor", progress: Progress
-) -> "PixelCache":
-    """Return the pixels of the images of `rows_for_ensemble`, some of which stand there twice."""
-    from dermkit.data.cache.pixels import pixel_cache
-
-    return pixel_cache(
-        dataset, rows["image_id"].drop_duplicates().tolist(), predictor.preprocessing,
-        folder=dataset.work_folder / "cache",
-        on_progress=lambda count, total: progress.step("images", count, total),
-    )  # fmt: skip

@@ -42,7 +42,7 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
     or whose test split is not sealed; `DataError` where split, classes or sealed images are not those of the training;
     `UntrustedError` for a model that is not as it was saved.
     """
-    from dermkit.data.cache.pixels import pixel_cache
+    from dermkit.data.cache.pixels import dataset_pixels
     from dermkit.prediction.predictor import load_model
 
     _check_run(run)
@@ -54,13 +54,9 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
         # Whatever may refuse does so before the opening is logged: it would count.
         predictor = load_model(run / MODEL_FOLDER, device="auto", progress=progress)
         pixels, *other_pixels = [
-            pixel_cache(
-                dataset, split_table["image_id"].drop_duplicates().tolist(), preprocessing,
-                folder=dataset.work_folder / "cache",
-                on_progress=lambda count, total: progress.step("images", count, total),
-            )
+            dataset_pixels(dataset, split_table["image_id"].drop_duplicates().tolist(), preprocessing, progress)
             for preprocessing in predictor.resizings
-        ]  # fmt: skip
+        ]
         log = (
             _log_unsealed_opening(run, split_table, run_json, progress)
             if seal is None

@@ -63,16 +63,13 @@ def _take_choice(
 
 
 def _score_validation(plan: RunPlan, run: Path, machine: Machine) -> None:
-    from dermkit.data.cache.pixels import pixel_cache
+    from dermkit.data.cache.pixels import dataset_pixels
     from dermkit.evaluation.predict_splits import predict_splits
     from dermkit.prediction.predictor import load_model
 
     dataset, progress = plan.dataset, machine.progress
     predictor = load_model(run / MODEL_FOLDER, device=machine.fabric.device.type)
-    pixels = pixel_cache(
-        dataset, dataset.manifest["image_id"].tolist(), predictor.preprocessing, folder=dataset.work_folder / "cache",
-        on_progress=lambda count, total: progress.step("images", count, total),
-    )  # fmt: skip
+    pixels = dataset_pixels(dataset, dataset.manifest["image_id"].tolist(), predictor.preprocessing, progress)
     predict_splits(
         run, dataset, plan.split_table, ["validation"], predictor=predictor, pixels=pixels, seed=plan.seed,
         fold=plan.fold, progress=progress,

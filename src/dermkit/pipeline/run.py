@@ -145,7 +145,7 @@ class PreparedJob:
 
 def prepare_job(plan: RunPlan, machine: Machine) -> PreparedJob:
     """Decode the images of a run and build its net."""
-    from dermkit.data.cache.pixels import pixel_cache, pixel_keys
+    from dermkit.data.cache.pixels import dataset_pixels, pixel_keys
     from dermkit.models.net import build_net, preprocessing_for
     from dermkit.pipeline.metadata_input import encode_dataset
     from dermkit.training.state import TrainingJob
@@ -161,13 +161,7 @@ def prepare_job(plan: RunPlan, machine: Machine) -> PreparedJob:
     manifest = plan.dataset.manifest
     cache_folder = plan.dataset.work_folder / "cache"
     # The whole data set is decoded once, so that every split, fold and recipe of this size shares the files.
-    pixels = pixel_cache(
-        plan.dataset,
-        manifest["image_id"].tolist(),
-        preprocessing,
-        folder=cache_folder,
-        on_progress=lambda count, total: machine.progress.step("images", count, total),
-    )
+    pixels = dataset_pixels(plan.dataset, manifest["image_id"].tolist(), preprocessing, machine.progress)
     class_names = pd.Index(plan.dataset.class_names)
     job = TrainingJob(
         recipe=recipe,

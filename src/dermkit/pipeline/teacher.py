@@ -153,17 +153,13 @@ def _predicted(
     model: Path, dataset: Dataset, image_ids: Sequence[str], progress: "Progress", device: str
 ) -> NDArray[np.float64]:
     """Return the model's probabilities of images, after its temperature, in the data set's order of classes."""
-    from dermkit.data.cache.pixels import pixel_cache
+    from dermkit.data.cache.pixels import dataset_pixels
     from dermkit.prediction.predictor import load_model
 
     predictor = load_model(model, device=device, progress=progress)
     pixels = [
-        pixel_cache(
-            dataset, image_ids, preprocessing, folder=dataset.work_folder / "cache",
-            on_progress=lambda count, total: progress.step("images", count, total),
-        ).pixels
-        for preprocessing in predictor.resizings
-    ]  # fmt: skip
+        dataset_pixels(dataset, image_ids, preprocessing, progress).pixels for preprocessing in predictor.resizings
+    ]
     p = predictor.score_pixels(
         pixels,
         range(len(image_ids)),

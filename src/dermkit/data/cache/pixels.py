@@ -22,6 +22,7 @@ from dermkit.errors import DataError, ImageRejected, first_of
 from dermkit.files import canonical_json, sha256_bytes
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing, resize_pixels
+from dermkit.progress import Progress
 from dermkit.threads import cpu_count, worker_pool
 
 DECODER_VERSION = 1
@@ -82,6 +83,19 @@ def pixel_cache(
         positions = store.index(keys)
     index = {name: row for row, name in enumerate(rows["image_id"])}
     return PixelCache(StoredRows(store, positions), index, _pixel_key(rows, preprocessing))
+
+
+def dataset_pixels(
+    dataset: Dataset, image_ids: Sequence[str], preprocessing: Preprocessing, progress: Progress
+) -> PixelCache:
+    """Return `pixel_cache` in the folder that all work on a data set shares."""
+    return pixel_cache(
+        dataset,
+        image_ids,
+        preprocessing,
+        folder=dataset.work_folder / "cache",
+        on_progress=lambda count, total: progress.step("images", count, total),
+    )
 
 
 def evict_to_size(folder: Path, max_bytes: int = MAX_CACHE_BYTES) -> int:
