@@ -12,7 +12,8 @@ READY := $(VENV)/.ready
 demo: setup
 	@$(BIN)/dermkit demo --out demo
 
-# The gate, on two cores, with its slowest 60 tests. A test file stays with one process, so that the nets of its fixtures are trained once. pytest comes last, so that its closing line is the last on the screen.
+# The gate, on two cores, with its slowest 60 tests. A test file stays with one process, so that the nets of its fixtures
+# are trained once. pytest comes last, so that its closing line is the last on the screen.
 # Compiled modules are kept, also where the environment says otherwise: hundreds of processes would compile them anew.
 test test-all: export PYTHONDONTWRITEBYTECODE =
 test: check
