@@ -133,7 +133,7 @@ def da011_contradictory_copies(audit_input: AuditInput) -> Outcome:
 def da012_copies_across(audit_input: AuditInput) -> Outcome:
     """Exact copies across splits
 
-    Threshold: identical decoded pixels on two sides.
+    Threshold: identical decoded pixels in two splits.
 
     Severity: error.
 
@@ -246,7 +246,7 @@ def da030_small_classes(audit_input: AuditInput) -> Outcome:
 
 
 def da040_file_size(_subject: AuditInput) -> Outcome:
-    """File size tells the class
+    """File size predicts the class
 
     Threshold: AUROC above 0.60.
 

@@ -90,7 +90,7 @@ def test_audit_json_says_all_and_worst_first(dataset: Dataset) -> None:
     first = body["findings"][1]
     assert first == {
         "code": "DA012", "title": "Exact copies across splits", "severity": "error", "n": 2,
-        "threshold": "identical decoded pixels on two sides.", "files": ["DA012.csv"],
+        "threshold": "identical decoded pixels in two splits.", "files": ["DA012.csv"],
         "sentence": "2 of 26 images are on two sides.",
         "effect": "the test figure counts pictures that were learned by heart.", "kind": "pairs",
         "per_class": {"nevus": 2}, "figures": {"pairs": 1, "share": 2 / 26, "odd": None}, "accepted": None,
@@ -98,7 +98,7 @@ def test_audit_json_says_all_and_worst_first(dataset: Dataset) -> None:
     }  # fmt: skip
     assert [item["code"] for item in body["checks_passed"]] == ["DA014", "DA020", "DA022"]
     assert body["checks_not_applicable"] == [
-        {"code": "DA040", "title": "File size tells the class", "reason": "file sizes were not measured"}
+        {"code": "DA040", "title": "File size predicts the class", "reason": "file sizes were not measured"}
     ]
     assert body["counts"] == {"errors": 3, "warnings": 1, "notes": 1, "accepted": 0}
     assert body["split"]["name"] == "given_split" and body["split"]["counts"] == {"test": 9, "train": 17}
@@ -106,7 +106,7 @@ def test_audit_json_says_all_and_worst_first(dataset: Dataset) -> None:
     assert body["family_wise_rate"]["rate"] == 0.05
     assert {"dermkit", "numpy", "pillow"} <= set(body["versions"])
     assert outcome.audit.verdict == body["verdict"]
-    assert body["verdict"].startswith("3 errors: published accuracies on this set are not to be believed")
+    assert body["verdict"].startswith("3 errors: do not trust accuracies published on this data set")
 
 
 def test_every_finding_has_its_table_and_an_earlier_one_is_removed(dataset: Dataset) -> None:
@@ -186,11 +186,11 @@ def test_the_page_shows_what_was_found_and_lets_nothing_in_or_out(dataset: Datas
     outcome = run(dataset)
     raw, seen = outcome.page.read_text(encoding="utf-8"), Page(outcome.page)
     assert "Research use only. Not a medical device." in seen.words
-    assert seen.words.index("3 errors: published accuracies") < seen.words.index("Findings, worst first")
+    assert seen.words.index("3 errors: do not trust accuracies") < seen.words.index("What was found, worst first")
     for item in outcome.findings:
         assert item.finding.sentence in seen.words and item.card.effect in seen.words
         assert item.card.threshold in seen.words and item.file_name in seen.words
-    for said in ("File size tells the class", "file sizes were not measured", "Labels inconsistent within a lesion",
+    for said in ("File size predicts the class", "file sizes were not measured", "Labels inconsistent within a lesion",
                  "at most 5\N{NO-BREAK SPACE}%", "identical pixels"):  # fmt: skip
         assert said in seen.text, said
     # The hostile name is text, wherever it stands.

@@ -161,7 +161,9 @@ def test_two_classes_are_one_question_about_the_malignant_one() -> None:
     assert isinstance(found, Finding)
     assert [item["class"] for item in found.figures["classes"]] == ["mel"]
     assert "tells mel from nv with AUROC 1.00 [0.9" in found.sentence
-    assert found.sentence.endswith("Lesions are not known: siblings among the images may make this too high.")
+    assert found.sentence.endswith(
+        "Lesion ids are missing: other photographs of the same lesion may make this too high."
+    )
 
 
 def test_classes_with_few_images_are_skipped_and_named() -> None:

@@ -28,7 +28,7 @@ def test_small_classes_are_named_with_their_test_images() -> None:
     found = da030_small_classes(sized({**BIG, ("mel", "test"): 29}))
     assert isinstance(found, Finding)
     assert (found.severity, found.n, found.per_class) == (Severity.NOTE, 229, {"mel": 229})
-    assert "mel 229 (29 on the test side)" in found.sentence
+    assert "mel 229 (29 in test)" in found.sentence
     assert found.rows["test"].tolist() == [1600, 29]
     without = da030_small_classes(make_subject(["nv"] * 100 + ["mel"] * 99))
     assert isinstance(without, Finding)
@@ -62,7 +62,7 @@ def test_a_small_test_side_cannot_carry_a_conclusion() -> None:
     assert isinstance(beside, Finding) and beside.n == 118
     assert da032_test_too_small(sized(folds)) is None
     assert da032_test_too_small(sized(BIG)) is None
-    assert da032_test_too_small(sized({("nv", "train"): 3})) == NotApplicable("no test side")
+    assert da032_test_too_small(sized({("nv", "train"): 3})) == NotApplicable("no test split")
 
 
 def test_many_photographs_of_few_lesions_are_few() -> None:

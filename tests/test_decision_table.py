@@ -20,6 +20,7 @@ from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.decisions.apply import ActivePolicy, parse_target
 from dermkit.metrics.decisions.policy import DecisionPolicy, apply_calibration, fit_policy, policy_from_dict
 from dermkit.models.card import write_policy
+from dermkit.models.card_fields import known_performance
 from dermkit.models.checksums import write_checksums
 from dermkit.prediction import resume
 from dermkit.prediction.decisions import (
@@ -371,7 +372,7 @@ def test_a_sheet_says_what_was_called_and_by_what() -> None:
         "at sensitivity 0.9, guaranteed with 95 % confidence, on 40 independent malignant validation images"
         in text
     )
-    assert "less sure than 0.60, which 81 % of the validation images reached" in text
+    assert "highest probability below 0.60; 81 % of the validation images reached it" in text
     lines, red = tile_caption(chosen, CLASSES, np.array([0.2, 0.7, 0.1]))
     assert lines == ["POSITIVE", "melanoma 0.91", "naevus 0.07", "malignant in all 0.93"]
     lines, green = tile_caption(chosen, CLASSES, np.array([0.9, 0.1, 0.0]))
@@ -458,3 +459,12 @@ def test_a_target_is_read_in_one_way(text: str) -> None:
 def test_a_text_that_is_no_target_is_refused(text: str, lacking: str) -> None:
     with pytest.raises(ValueError, match=lacking):
         parse_target(text)
+
+
+def test_the_head_of_a_sheet_says_how_the_model_did_on_test_images() -> None:
+    assert "not known" in known_performance({"members": [{}], "evaluation": None})
+    figures = {"accuracy": "56.0 % (95 % interval 46.2 % to 65.3 %, n = 100)", "f1_macro": "50.0 %"}
+    text = known_performance({"members": [{}], "evaluation": {"figures": figures}})
+    assert text == "Test performance of this model: accuracy 56.0 % (95 % interval 46.2 % to 65.3 %, n = 100)."
+    of_nets = known_performance({"members": [{}, {}], "evaluation": {"figures": figures}})
+    assert "of its single nets, not of their mean" in of_nets

@@ -160,12 +160,14 @@ class Audit:
         has_accepted_error = any(reported.finding.severity is Severity.ERROR for reported in accepted_findings)
         if n := counts["errors"]:
             errors = _count_text(n, "error", "errors")
-            return f"{errors}: published accuracies on this set are not to be believed as they are."
+            return f"{errors}: do not trust accuracies published on this data set as they are."
         if has_accepted_error:
-            return "No open error, but errors were accepted and not repaired: every accuracy on this set carries them."
+            return "No open error, but errors were accepted and not repaired: they affect every accuracy on these data."
         if n := counts["warnings"]:
             warnings = _count_text(n, "warning says", "warnings say")
-            return f"No leak and no contradiction was found; {warnings} what may distort an accuracy on this set."
+            return (
+                f"No leak and no contradiction was found; {warnings} what can distort an accuracy on these data."
+            )
         if any(reported.finding.severity is Severity.WARNING for reported in accepted_findings):
             return "No leak and no contradiction was found, and no warning is open."
         return "Nothing was found that makes an accuracy on this set wrong; the notes say how much it can mean."

@@ -1,5 +1,6 @@
-"""audit.html: the findings with their images, worst first, as one offline file."""
+"""audit.html: what to do, then each cause once with its images, worst first, as one offline file."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -9,7 +10,9 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment
 
-from dermkit.audit.checks.finding import IMAGE_COLUMNS
+from dermkit.audit.advice import next_steps
+from dermkit.audit.causes import Cause, join_by_cause
+from dermkit.audit.checks.finding import IMAGE_COLUMNS, Severity
 from dermkit.audit.image_views import ImageView, ImageViewer, PairView
 from dermkit.audit.output import Audit, ReportedFinding, audit_versions
 from dermkit.files import write_text
@@ -29,6 +32,9 @@ MAX_TABLE_ROWS = 24
 
 _UNKNOWN_CELL = "\N{EN DASH}"
 
+_END_OF_SENTENCE = re.compile(r"\.\s(?=[A-Z])")
+"""A full stop before a capital letter."""
+
 
 @dataclass(frozen=True, eq=False)
 class FindingView:
@@ -46,11 +52,26 @@ class FindingView:
     table: list[list[str]]
 
 
+@dataclass(frozen=True, eq=False)
+class CauseView:
+    """A cause as the page shows it: its story, one pair of pictures or none, and its findings, folded away.
+
+    pair: at most two images. pair_text: what the two are.
+    """
+
+    cause: Cause
+    story: str
+    pair: list[ImageView]
+    pair_text: str
+    findings: list[FindingView]
+
+
 def write_audit_page(path: Path, audit: Audit) -> Path:
     """Write the page, with fewer images if it would be too large; returns its path."""
     template, drawer = _templates().get_template("audit.html.j2"), _FindingDrawer(audit)
+    causes = join_by_cause(audit.findings)
     for limit in DISPLAY_LIMITS:
-        html = template.render(**_context(audit, [drawer.finding(reported, limit) for reported in audit.findings]))
+        html = template.render(**_context(audit, [drawer.cause(cause, limit) for cause in causes]))
         if len(html.encode()) < MAX_PAGE_BYTES:
             break
     write_text(path, html)
@@ -64,8 +85,8 @@ def _templates() -> Environment:
     return environment
 
 
-def _context(audit: Audit, views: list[FindingView]) -> dict[str, Any]:
-    audit_input, codes = audit.audit_input, {view.reported.card.code for view in views}
+def _context(audit: Audit, views: list[CauseView]) -> dict[str, Any]:
+    audit_input, codes = audit.audit_input, {reported.card.code for reported in audit.findings}
     split_counts = audit_input.frame.loc[audit_input.frame["split"] != "", "split"].value_counts().sort_index()
     return {
         "title": f"Audit of {audit_input.dataset.name}",
@@ -73,7 +94,10 @@ def _context(audit: Audit, views: list[FindingView]) -> dict[str, Any]:
         "notes": audit_input.dataset.notes,
         "audit": audit,
         "counts": audit.counts,
-        "views": views,
+        "views": [view for view in views if view.cause.severity is not Severity.NOTE],
+        "notes_views": [view for view in views if view.cause.severity is Severity.NOTE],
+        "steps": next_steps(audit),
+        "folder_name": audit_input.dataset.folder.resolve().name,
         "split_counts": [(str(name), int(n)) for name, n in split_counts.items()],
         "n_outside_split": len(audit_input.frame) - int(split_counts.sum()),
         "versions": audit_versions(),
@@ -116,6 +140,14 @@ class _FindingDrawer:
         is_varied = finding.kind == "pairs" and finding.rows["distance"].nunique() > 1
         return FindingView(reported, is_varied, classes, pairs, images, columns, table)
 
+    def cause(self, cause: Cause, limit: int) -> CauseView:
+        """Return a cause with at most `limit` pairs or images of each finding; a note shows no pictures unfolded."""
+        views = [self.finding(reported, limit) for reported in cause.findings]
+        pair, text = [], ""
+        if cause.severity is not Severity.NOTE:
+            pair, text = _first_pictures(views)
+        return CauseView(cause, first_sentence(cause.lead.finding.sentence), pair, text, views)
+
     def _pair(self, row: dict[str, Any]) -> PairView:
         first, second = (
             self._image({name: row.get(f"{name.removesuffix('_id')}_{suffix}", "") for name in IMAGE_COLUMNS})
@@ -140,6 +172,24 @@ class _FindingDrawer:
         ]
         path = path or self.paths.get(image_id, image_id)
         return self.viewer.view(image_id, path, label, split, measures[:MAX_MEASURES])
+
+
+def _first_pictures(views: Sequence[FindingView]) -> tuple[list[ImageView], str]:
+    """Return the first pair of the findings, else the first two images, and what they are; fewer pictures, none."""
+    for view in views:
+        if view.pairs:
+            return [view.pairs[0].first, view.pairs[0].second], f"One of the pairs: {view.pairs[0].kind}"
+    for view in views:
+        if len(view.images) > 1:
+            other = next((image for image in view.images if image.label != view.images[0].label), view.images[1])
+            return [view.images[0], other], "Two of the images"
+    return [], ""
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a finding; the rest are details."""
+    end = _END_OF_SENTENCE.search(text)
+    return text[: end.start() + 1] if end else text
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

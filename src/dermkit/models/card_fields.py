@@ -11,7 +11,7 @@ from dermkit.data.manifest import LesionClass
 from dermkit.errors import UntrustedError
 from dermkit.metrics.decisions.guarantees import BrokenGuarantee
 from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
-from dermkit.models.card import EVALUATION_FIELD, MODEL_JSON, card_policy
+from dermkit.models.card import EVALUATION_FIELD, MODEL_JSON, card_policy, is_ensemble, is_tested_ensemble
 
 _CLASSES: TypeAdapter[tuple[LesionClass, ...]] = TypeAdapter(tuple[LesionClass, ...])
 
@@ -38,6 +38,26 @@ def read_broken_guarantees(folder: Path, card: Mapping[str, Any]) -> tuple[Broke
         raise UntrustedError(
             f"{folder / MODEL_JSON.name}: its evaluation is broken: {error}", remedy="copy it anew"
         ) from error
+
+
+SHEET_METRICS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auroc")
+"""Test figures in the head of a sheet of predictions, as far as the card has them."""
+
+
+def known_performance(card: Mapping[str, Any]) -> str:
+    """Return how the model did on test images, each figure with its n and interval; that it is not known without.
+
+    Figures of single nets are not those of their mean, and are named so.
+    """
+    evaluation = card.get(EVALUATION_FIELD) or {}
+    figures = evaluation.get("figures") or {}
+    texts = [f"{name.replace('_', ' ')} {figures[name]}" for name in SHEET_METRICS if name in figures]
+    if not texts:
+        return "Test performance of this model: not known (it has scored no test images)."
+    single = (
+        " (of its single nets, not of their mean)" if is_ensemble(card) and not is_tested_ensemble(card) else ""
+    )
+    return f"Test performance of this model{single}: {'; '.join(texts)}."
 
 
 def read_card_policy(folder: Path, card: Mapping[str, Any]) -> DecisionPolicy | None:

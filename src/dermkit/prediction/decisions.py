@@ -353,14 +353,14 @@ def sheet_legend(policy: ActivePolicy | None, n_nets: int = 1) -> str:
         lines.append(f"{reason[0].upper()}{reason[1:]}. Border: of the most probable class.")
     if policy.referral is not None:
         lines.append(
-            f"Referred (amber): less sure than {policy.referral.min_confidence:.2f}, "
-            f"which {format_percent(policy.referral.validation_coverage)} of the validation images reached."
+            f"Referred to a person (amber): highest probability below {policy.referral.min_confidence:.2f}; "
+            f"{format_percent(policy.referral.validation_coverage)} of the validation images reached it."
         )
     set_coverage = format_percent(1 - policy.policy.conformal_rule.alpha)
     return " ".join(
         [
             *lines,
-            f"Set: classes that hold the true one, in {set_coverage} of the images of each class"
+            f"Set: classes that include the true one for {set_coverage} of the images of each class"
             f"{_broken_sets_text(policy)}; shown unless it is the predicted class alone.",
         ]
     )

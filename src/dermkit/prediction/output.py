@@ -16,6 +16,7 @@ from dermkit.errors import DataError, RejectionReason
 from dermkit.files import read_json, write_json, write_rows
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.models.card import ENSEMBLE_FIELD, is_tested_ensemble
+from dermkit.models.card_fields import known_performance
 from dermkit.prediction import decisions
 from dermkit.prediction.decisions import DecisionCounts
 from dermkit.prediction.inputs import utf8_safe
@@ -98,7 +99,8 @@ def write_output(
         )
     out, scored = job.folder.parent, scores.scored
     tiles = _tiles(job, scores, predictor, policy, thumbnails, workers)
-    sheets = _write_sheets(out, tiles, decisions.sheet_legend(policy, len(predictor.nets)), workers)
+    legend = f"{known_performance(predictor.card)} {decisions.sheet_legend(policy, len(predictor.nets))}"
+    sheets = _write_sheets(out, tiles, legend, workers)
     scored_images, p = [job.images[index] for index in scored.tolist()], scores.probabilities[scored]
     _write_tables(job, scores, is_raw=is_raw)
     write_used_metadata(

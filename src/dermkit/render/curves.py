@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from dermkit.metrics.classification.reader_studies import ReaderStudy
 from dermkit.render.style import (
@@ -19,6 +20,7 @@ from dermkit.render.style import (
     VALIDATION_COLOUR,
     float_column,
     mpl_safe,
+    render_png,
     save_figure,
     style_axes,
 )
@@ -74,6 +76,31 @@ def draw_roc(
         title_fontsize=9,
     )
     save_figure(figure, path)
+
+
+def render_roc_overlay(
+    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64], float | None]],
+) -> bytes:
+    """Return a PNG of several models' ROC curves with their names; malignant is the positive class.
+
+    curves: name -> (false positive rates, true positive rates, AUROC or None). Letters are large enough for a screen of
+    390 pixels.
+    """
+    figure = Figure(figsize=(4.7, 4.7 + 0.24 * len(curves)), layout="constrained")
+    axes = figure.subplots()
+    style_axes(axes, x="1 - specificity", y="sensitivity")
+    axes.plot([0, 1], [0, 1], color=LIGHT_GREY, linewidth=1.2, linestyle="--")
+    for number, (name, (fpr, tpr, auroc)) in enumerate(curves.items()):
+        label = mpl_safe(name) + ("" if auroc is None else f": {auroc:.3f}")
+        axes.plot(
+            fpr, tpr, color=COLOURS[number % len(COLOURS)], linestyle=LINE_STYLES[number % len(LINE_STYLES)],
+            linewidth=2.0, label=label,
+        )  # fmt: skip
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
+    axes.set_aspect("equal")
+    figure.legend(loc="outside lower left", frameon=False, fontsize=10, title="AUROC", title_fontsize=10)
+    return render_png(figure)
 
 
 def draw_roc_with_readers(

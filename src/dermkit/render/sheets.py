@@ -24,6 +24,7 @@ _GAP = 12  # between tiles, in pixels
 _CAPTION_LINES = 4  # a longer caption ends in an ellipsis
 _LONG_CAPTION_LINES = 12  # the same, on a sheet with a note
 _NOTE_COLUMNS = 3  # a sheet with a note is at least as wide as this many tiles
+_NOTE_LINES = 24  # a longer note ends in an ellipsis
 _PAPER, _INK, _LIGHT_GREY = "#ffffff", "#222222", "#f1f1f1"
 
 _Pixels = NDArray[np.uint8]
@@ -163,7 +164,7 @@ def contact_sheet(
         cell_size + 4 + caption_font.line_height * max(len(captions[i]) for i in row) + _GAP for row in rows
     ]
     title_lines = title_font.wrap(title, width - 2 * _GAP, 4) if title else []
-    note_lines = caption_font.wrap(note, width - 2 * _GAP, 12) if note else []
+    note_lines = caption_font.wrap(note, width - 2 * _GAP, _NOTE_LINES) if note else []
     note_top = _GAP + (title_font.line_height * len(title_lines) + _GAP // 2 if title_lines else 0)
     top = note_top + (caption_font.line_height * len(note_lines) + _GAP // 2 if note_lines else 0)
 

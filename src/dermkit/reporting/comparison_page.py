@@ -20,6 +20,7 @@ from dermkit.comparison.verdict import (
 )
 from dermkit.files import make_folder, write_json, write_rows, write_text
 from dermkit.metrics.classification.difference import Difference
+from dermkit.reporting.comparison_charts import difference_forest, metric_forest, roc_picture
 from dermkit.reporting.labels import page_templates
 from dermkit.reporting.mistakes import image_opener, mistake_uri
 from dermkit.runs.folder import RunFolder
@@ -65,6 +66,7 @@ def write_comparison_page(
     comparison_json["published"] = _claim_dicts(comparison, claims)
     write_json(folder / "comparison.json", comparison_json, format=COMPARISON_FORMAT)
     splits = list(comparison_json["same_images"])
+    boards = _leaderboards(comparison_json)
     environment = page_templates()
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
     environment.filters["about"] = two_digits
@@ -79,7 +81,15 @@ def write_comparison_page(
         singles=len(comparison_json["runs"])
         - sum(len(group["runs"]) for group in comparison_json["groups"].values()),
         splits=[split for split in ("test", "validation", "train") if split in splits],
-        boards=_leaderboards(comparison_json),
+        boards=boards,
+        charts={
+            split: {
+                "metrics": metric_forest(comparison_json, split, [name for name, _ in board]),
+                "differences": difference_forest(comparison_json["pairs"], split),
+                "roc": roc_picture(comparison, split, [name for name, _ in board]),
+            }
+            for split, board in boards.items()
+        },
         figures=LEADERBOARD_METRICS,
         same_images=comparison_json["same_images"],
         image_texts=comparison_json["image_texts"],

@@ -40,7 +40,8 @@ def da050_hair(audit_input: AuditInput) -> Outcome:
     Threshold: prevalence (score >= 0.10: dark lines of 0.4 sides together) of a class differs from the rest by 10
     points, and Fisher's exact test, lesions as clusters, passes at 0.05 shared among all statistical tests and classes.
     Severity: warning; note from 5 points.
-    Effect: A model can score hair in place of the lesion; its accuracy would not hold where hair is spread otherwise.
+    Effect: A model can use hair in place of the lesion; its accuracy would not hold where hair is distributed
+    differently.
     """
     return _artefact_association(audit_input, "hair", "Hair")
 
@@ -74,7 +75,7 @@ def da053_dark_corners(audit_input: AuditInput) -> Outcome:
     Threshold: prevalence (score >= 0.50: half of two corners black) of a class differs from the rest by 10 points, and
     Fisher's exact test, lesions as clusters, passes at 0.05 shared among all statistical tests and classes.
     Severity: warning; note from 5 points.
-    Effect: Dark corners tell the camera or archive of a picture; a model that uses them has not looked at the lesion.
+    Effect: Dark corners reveal the camera or archive of an image; a model that uses them has not looked at the lesion.
     """
     return _artefact_association(audit_input, "dark_corner", "Dark corners")
 

@@ -25,9 +25,10 @@ def da010_exact_duplicates(audit_input: AuditInput) -> Outcome:
 
     Threshold: a pair of images with identical decoded pixels and one label, both in the same split or in none.
 
-    Severity: warning where the next split could part a pair; note where lesion, patient or copy group ties them all.
+    Severity: warning where a random split could separate a pair; note where lesion, patient or copy group keeps every
+    pair together.
 
-    Effect: A picture that counts twice weighs twice, and the next random split puts its twin on the other side.
+    Effect: An image that is stored twice counts twice, and a random split can put one copy in training and one in test.
     """
     return _same_label(audit_input, "exact", "identical pixels")
 
@@ -39,19 +40,19 @@ def da011_exact_contradictions(audit_input: AuditInput) -> Outcome:
 
     Severity: error.
 
-    Effect: At least one label of each pair is wrong, and no model can be right on both: it caps every accuracy.
+    Effect: At least one label of each pair is wrong, and no model can be right on both: this limits every accuracy.
     """
     return _contradictions(audit_input, "exact", "identical pixels")
 
 
 def da012_exact_duplicates_across_splits(audit_input: AuditInput) -> Outcome:
-    """Exact copies across the sides of a split.
+    """Exact copies in two splits.
 
-    Threshold: one pair of images with identical decoded pixels on two sides.
+    Threshold: one pair of images with identical decoded pixels in two splits.
 
     Severity: error.
 
-    Effect: The model is tested on pictures that it was trained on: the published accuracy counts what was memorised.
+    Effect: The model is tested on images that it was trained on: the accuracy counts what was memorised.
     """
     return _across_splits(audit_input, "exact", "identical pixels")
 
@@ -59,12 +60,14 @@ def da012_exact_duplicates_across_splits(audit_input: AuditInput) -> Outcome:
 def da013_near_duplicates(audit_input: AuditInput) -> Outcome:
     """Near copies under one label.
 
-    Threshold: one pair that lies on each other with correlation above .985, under 3.7 grey levels apart and with fine
-    detail agreeing above .6 (or above .992, under 6.5 levels and .85), the same label, parted by no split.
+    Threshold: one pair that can be laid over each other with correlation above .985, under 3.7 grey levels apart and
+    with fine detail agreeing above .6 (or above .992, under 6.5 levels and .85), the same label, in one split or none.
 
-    Severity: warning where the next split could part a pair; note where lesion, patient or copy group ties them all.
+    Severity: warning where a random split could separate a pair; note where lesion, patient or copy group keeps every
+    pair together.
 
-    Effect: Resaved, resized, flipped, turned or cropped copies weigh twice, and a random split parts them: a leak.
+    Effect: Resaved, resized, flipped, turned or cropped copies count twice, and a random split can put one in training
+    and one in test: a leak.
     """
     return _same_label(audit_input, "near", "near copies")
 
@@ -76,19 +79,19 @@ def da014_near_contradictions(audit_input: AuditInput) -> Outcome:
 
     Severity: error.
 
-    Effect: One picture, two diagnoses: at least one label is wrong, and it caps every accuracy on this set.
+    Effect: One image, two diagnoses: at least one label is wrong, and this limits every accuracy on this data set.
     """
     return _contradictions(audit_input, "near", "near copies")
 
 
 def da015_near_duplicates_across_splits(audit_input: AuditInput) -> Outcome:
-    """Near copies across the sides of a split.
+    """Near copies in two splits.
 
-    Threshold: one pair of near copies (as DA013) on two sides.
+    Threshold: one pair of near copies (as DA013) in two splits.
 
     Severity: error.
 
-    Effect: The model is tested on pictures that it saw in another size, turn or crop: the accuracy is too high.
+    Effect: The model is tested on images that it saw in another size, turn or crop: the accuracy is too high.
     """
     return _across_splits(audit_input, "near", "near copies")
 
@@ -133,9 +136,9 @@ def _same_label(audit_input: AuditInput, duplicate_type: str, duplicate_text: st
     n_images = len(np.unique(pairs[["a", "b"]].to_numpy()))
     n_untied = int((~pairs["shares_group"]).sum())
     tie_text = (
-        f"Nothing ties {plural(n_untied, 'pair')}: a new split could part them."
+        f"A random split could separate {plural(n_untied, 'pair')}: no lesion id, patient id or copy group is shared."
         if n_untied
-        else "Lesion, patient or copy group keeps each pair on one side."
+        else "Lesion id, patient id or copy group keeps each pair in one split."
     )
     kinds = "" if duplicate_type == "exact" else f" ({_kinds_text(pairs)})"
     sentence = (
@@ -185,7 +188,7 @@ def _contradictions(audit_input: AuditInput, duplicate_type: str, duplicate_text
 def _across_splits(audit_input: AuditInput, duplicate_type: str, duplicate_text: str) -> Outcome:
     split_names = set(audit_input.frame["split"]) - {""}
     if len(split_names) < 2:
-        return NotApplicable("No image is on a side of a split; audit one with --split NAME.")
+        return NotApplicable("No image is in a split; audit one with --split NAME.")
     pairs = _pairs(audit_input, duplicate_type)
     pairs = pairs[pairs["across_splits"]]
     if pairs.empty:
@@ -209,9 +212,9 @@ def _across_splits(audit_input: AuditInput, duplicate_type: str, duplicate_text:
     n_contradictions = int((~pairs["same_label"]).sum())
     contradictions_text = f"; {plural(n_contradictions, 'pair')} also under two labels" if n_contradictions else ""
     sentence = (
-        f"{plural(len(pairs), 'pair')} of {duplicate_text} ({_kinds_text(pairs)}) on two sides: "
-        f"{join_words(clauses)} have a twin on "
-        f"another side{contradictions_text}."
+        f"{plural(len(pairs), 'pair')} of {duplicate_text} ({_kinds_text(pairs)}) are in two splits: "
+        f"{join_words(clauses)} have a copy in "
+        f"another split{contradictions_text}."
     )
     return _finding(
         audit_input, pairs, Severity.ERROR, sentence, splits=figures, contradictory_pairs=n_contradictions

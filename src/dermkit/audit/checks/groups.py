@@ -46,9 +46,9 @@ class Leak:
 
 
 def da020_lesions_across_splits(audit_input: AuditInput) -> Outcome:
-    """Photographs of one lesion stand on two sides
+    """Photographs of one lesion in two splits
 
-    Threshold: one lesion id on two sides (test against train and validation, validation against train, two folds).
+    Threshold: one lesion id in two splits (test against train and validation, validation against train, two folds).
     Severity: error.
     Effect: The model has seen these lesions: test accuracy is too high, most of all for the classes named.
     """
@@ -56,21 +56,22 @@ def da020_lesions_across_splits(audit_input: AuditInput) -> Outcome:
 
 
 def da021_patients_across_splits(audit_input: AuditInput) -> Outcome:
-    """Photographs of one patient stand on two sides
+    """Photographs of one patient in two splits
 
-    Threshold: one patient id on two sides (test against train and validation, validation against train, two folds).
+    Threshold: one patient id in two splits (test against train and validation, validation against train, two folds).
     Severity: error.
-    Effect: Skin, camera and lesions of a patient are alike: test accuracy is not that of patients never seen.
+    Effect: Skin, camera and lesions of one patient look alike: test accuracy is not that for new patients.
     """
-    return _across_splits(audit_input, "patient_id", "are of a patient of whom {learned} has pictures too")
+    return _across_splits(audit_input, "patient_id", "are of a patient who is in {learned} too")
 
 
 def da022_labels_within_lesion(audit_input: AuditInput) -> Outcome:
-    """One lesion carries several labels
+    """One lesion with several labels
 
     Threshold: one lesion id with two labels or more.
     Severity: error.
-    Effect: One of the labels is wrong: a model that gives both pictures one answer is counted wrong on one of them.
+    Effect: One of the labels is wrong: a model that gives both photographs the same answer is counted wrong on one of
+    them.
     """
     lesion = audit_input.frame["lesion_id"]
     if not (lesion != "").any():
@@ -108,7 +109,8 @@ def da023_ids_missing(audit_input: AuditInput) -> Outcome:
 
     Threshold: an image without a lesion id or without a patient id.
     Severity: note.
-    Effect: Siblings without ids may stand on both sides unseen: accuracy may be too high by an unknown amount.
+    Effect: Photographs of one lesion may be in training and in test without anyone knowing: accuracy may be too high by
+    an unknown amount.
     """
     missing_by_id = {name: (audit_input.frame[f"{name}_id"] == "").to_numpy() for name in ("lesion", "patient")}
     lacks_any_id = missing_by_id["lesion"] | missing_by_id["patient"]
@@ -116,7 +118,7 @@ def da023_ids_missing(audit_input: AuditInput) -> Outcome:
         return None
     n = len(audit_input.frame)
     sentences = [
-        f"No {name} ids (n {n:,}): images of one {name} cannot be kept on one side"
+        f"No {name} ids (n {n:,}): images of one {name} cannot be kept in one split"
         if is_missing.all()
         else f"{proportion_text(int(is_missing.sum()), n)} of {n:,} images have no {name} id"
         for name, is_missing in missing_by_id.items()
@@ -141,12 +143,17 @@ def da023_ids_missing(audit_input: AuditInput) -> Outcome:
     )
 
 
-def da024_archive_id_repeats(audit_input: AuditInput) -> Outcome:
-    """One ISIC id stands on several images that differ
+_PROBLEM_PHRASES = {
+    "two labels": "with two labels", "two sides": "in two splits", "different pixels": "with different pixels",
+}  # fmt: skip
 
-    Threshold: one ISIC id under two labels, on two sides, or on pictures with different pixels.
-    Severity: error for two labels or two sides, else warning.
-    Effect: It is one photograph: on two sides it makes accuracy too high, under two labels no answer is right.
+
+def da024_archive_id_repeats(audit_input: AuditInput) -> Outcome:
+    """One ISIC id for several different images
+
+    Threshold: one ISIC id under two labels, in two splits, or of images with different pixels.
+    Severity: error for two labels or two splits, else warning.
+    Effect: It is one photograph: in two splits it makes accuracy too high; with two labels no answer is right for both.
     """
     frame = audit_input.frame
     with_id = frame[frame["isic_id"] != ""]
@@ -173,10 +180,10 @@ def da024_archive_id_repeats(audit_input: AuditInput) -> Outcome:
     )
     counts = {name: int(flags[name].sum()) for name in problems}
     is_error = counts["two labels"] + counts["two sides"] > 0
-    texts = [f"{n} with {name}" for name, n in counts.items() if n]
+    texts = [f"{n} {_PROBLEM_PHRASES[name]}" for name, n in counts.items() if n]
     sentence = (
-        f"{plural(len(flags), 'ISIC id')} of {len(by_id):,} stand{'s' * (len(flags) == 1)} on several images that "
-        f"differ ({plural(len(rows), 'image')}): {join_words(texts)}."
+        f"{plural(len(flags), 'ISIC id')} of {len(by_id):,} belong{'s' * (len(flags) == 1)} to several different "
+        f"images ({plural(len(rows), 'image')}): {join_words(texts)}."
     )
     return Finding(
         severity=Severity.ERROR if is_error else Severity.WARNING, n=len(rows), sentence=sentence, rows=table,

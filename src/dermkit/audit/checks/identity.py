@@ -27,7 +27,7 @@ def da070_known_set(audit_input: AuditInput) -> Outcome:
 
     Severity: note.
 
-    Effect: The known defects of the published set are in every accuracy published on it, and in yours.
+    Effect: The known defects of the published data set affect every accuracy published on it, and yours.
     """
     identity = identify(audit_input.dataset.manifest)
     if identity is None:
@@ -57,7 +57,7 @@ def da070_known_set(audit_input: AuditInput) -> Outcome:
 
 
 def da071_name_and_content(audit_input: AuditInput) -> Outcome:
-    """Its name claims a known set that its content is not.
+    """Named after a known data set, but with other content.
 
     Threshold: the name of the data set or of its folder names a published set; its counts, classes, ids or file
     names are not those of that set, nor of one that holds it or that it holds; and it was not recognised at import and
@@ -102,11 +102,11 @@ def da071_name_and_content(audit_input: AuditInput) -> Outcome:
 
 
 def da072_contains_known_set(audit_input: AuditInput) -> Outcome:
-    """Images of another known set inside this one.
+    """Images of another known data set in this one.
 
     Threshold: one image carries an ISIC id, lesion id or file name that only the other set has.
 
-    Severity: warning where their share tells the classes apart (bounds of the 95 % intervals of two classes with at
+    Severity: warning where their proportion separates the classes (bounds of the 95 % intervals of two classes with at
     least 10 images lie 50 points apart), else note.
 
     Effect: A model made on either set and tested on the other has seen its test images; and where a class comes from
@@ -239,6 +239,6 @@ def _contained_sentence(identity: DatasetIdentity, figures: dict[str, Any], n: i
     lowest_class, n_lowest, total_lowest = min(class_counts, key=lambda row: (row[1] / row[2], -row[2]))
     highest_class, n_highest, total_highest = max(class_counts, key=lambda row: (row[1] / row[2], row[2]))
     return (
-        f"{text} They tell classes apart: {n_lowest:,} of {total_lowest:,} {lowest_class}, but "
+        f"{text} They separate the classes: {n_lowest:,} of {total_lowest:,} {lowest_class}, but "
         f"{n_highest:,} of {total_highest:,} {highest_class}."
     )

@@ -54,7 +54,7 @@ def da001_unreadable(audit_input: AuditInput) -> Outcome:
     Threshold: any file refused at import, any that is missing, refused or has another hash since, and any JPEG that
     lost a part of its pixels.
     Severity: note for files refused at import; warning for files that changed or went missing since, or are damaged.
-    Effect: The figures are about fewer or other pictures than the data set is known for, and cannot be compared.
+    Effect: Results are about fewer or other images than the published data set has, and cannot be compared.
     """
     rejected = _rejected_files(audit_input)
     changes = (
@@ -122,7 +122,7 @@ def da002_ambiguous_decoding(audit_input: AuditInput) -> Outcome:
 
     Threshold: any transparency, EXIF turn, 16-bit or grey scale, or colour profile whose handling is a choice.
     Severity: note.
-    Effect: Another program may choose otherwise and see other pixels, so its figures differ from those measured here.
+    Effect: Another program may decode them differently, so its results can differ from those measured here.
     """
     if "notes" not in audit_input.measures:
         return NotApplicable("the images were not measured")
@@ -148,7 +148,7 @@ def da003_tiny(audit_input: AuditInput) -> Outcome:
 
     Threshold: shorter side below 64 pixels. Where half of the set is, this is said once, of the set.
     Severity: note; warning from 5 % of the images of a class, unless the whole set is small.
-    Effect: A net sees these enlarged and empty of detail; their figures say little about pictures of usual size.
+    Effect: A net sees these enlarged and without detail; results on them say little about images of usual size.
     """
     shorter_side = audit_input.frame[["width", "height"]].astype(int).min(axis=1)
     is_tiny = (shorter_side < TINY_SIDE).to_numpy()
@@ -180,7 +180,8 @@ def da004_dark_or_overexposed(audit_input: AuditInput) -> Outcome:
 
     Threshold: 95 % of the pixels below a grey level of 70, or 60 % of them at 245 and above (of 255).
     Severity: note; warning from 5 % of the images of a class.
-    Effect: What a model says of them rests on the light; where a class has more, its accuracy is partly one of light.
+    Effect: Little of the lesion can be seen; where a class has more of them, a model can use the light in place of the
+    lesion.
     """
     if (
         not_measured := _missing_measures(audit_input, "high_level", "bright_fraction", "contrast", "brightness")
@@ -201,7 +202,7 @@ def da005_blurred(audit_input: AuditInput) -> Outcome:
     Threshold: sharpness (detail of 1 to 2 pixels over that of 2 to 5, on at most 256 pixels a side) below 0.44 of the
     set's median; a Gaussian blur of 4 pixels at 450 pixels a side lies below. Tiny, empty and badly lit images apart.
     Severity: note; warning from 5 % of the images of a class.
-    Effect: Network and dots are lost in them; a class that is blurred more often is told by its blur.
+    Effect: Fine structures are lost; a class that is blurred more often can be recognised by its blur.
     """
     if (
         not_measured := _missing_measures(
@@ -229,11 +230,11 @@ def da005_blurred(audit_input: AuditInput) -> Outcome:
 
 
 def da006_near_empty(audit_input: AuditInput) -> Outcome:
-    """Images that show next to nothing
+    """Nearly empty images
 
     Threshold: standard deviation of the grey levels below 3 of 255; in dark images below 5 % of their mean, or 1.
     Severity: note; warning from 5 % of the images of a class.
-    Effect: No lesion can be seen in them, so whatever a model answers counts as right or wrong by chance.
+    Effect: No lesion can be seen, so a model's answer is right or wrong by chance.
     """
     if (not_measured := _missing_measures(audit_input, "contrast", "brightness")) is not None:
         return not_measured

@@ -50,11 +50,11 @@ LEAKING_COLUMNS = (
 
 
 def da060_label_leaking_columns(audit_input: AuditInput) -> Outcome:
-    """Columns of the source give the label away
+    """Columns that reveal the label
 
     Threshold: a column whose name is known to do so (dx_type, diagnosis_confirm_type, concomitant_biopsy, ...).
     Severity: warning if its values are in the manifest, note if it only lies in the source.
-    Effect: A model that is given such a column knows the answer; its accuracy says nothing about pictures.
+    Effect: A model that is given such a column knows the answer; its accuracy says nothing about images.
     """
     read_columns, used_columns = _source_columns(audit_input.dataset.notes)
     if not read_columns:
@@ -70,7 +70,7 @@ def da060_label_leaking_columns(audit_input: AuditInput) -> Outcome:
     leaks_in_manifest = [entry for entry in leaks if entry[2]]
     column_texts = [f"{name} ({leak.reveals})" for name, leak, _ in leaks_in_manifest or leaks]
     sentence = (
-        f"In the manifest stands what gives the label away: {join_words(column_texts)}."
+        f"The manifest holds columns that reveal the label: {join_words(column_texts)}."
         if leaks_in_manifest
         else f"Beside the label the source's tables hold {join_words(column_texts)}; the manifest left "
         f"that out, as a model must."
@@ -93,7 +93,7 @@ def da061_licence_forbids(audit_input: AuditInput) -> Outcome:
 
     Threshold: an image whose licence forbids the planned use, may forbid it, or is not known.
     Severity: warning if forbidden for any image, else note.
-    Effect: None on the figure; but a result that rests on these images may not be used as planned.
+    Effect: None on the accuracy; but results from these images may not be used as planned.
     """
     texts = audit_input.frame["licence"]
     licences_by_text = {str(text): read_licences(str(text)) for text in texts.unique()}

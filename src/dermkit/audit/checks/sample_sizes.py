@@ -46,7 +46,7 @@ def da030_small_classes(audit_input: AuditInput) -> Outcome:
 
     Threshold: a class with fewer than 100 images, or with 1 to 29 test images.
     Severity: note.
-    Effect: The recall and precision of these classes are guesses, and so is every figure averaged over classes.
+    Effect: Sensitivity and precision of these classes are very uncertain, and so is every mean over classes.
     """
     table = _class_table(audit_input)
     too_few = table["images"] < SMALL_CLASS_IMAGES
@@ -55,14 +55,13 @@ def da030_small_classes(audit_input: AuditInput) -> Outcome:
     if small_classes.empty:
         return None
     class_texts = [
-        f"{row['label']} {row['images']:,}" + (f" ({row['test']:,} on the test side)" if "test" in table else "")
+        f"{row['label']} {row['images']:,}" + (f" ({row['test']:,} in test)" if "test" in table else "")
         for row in small_classes.sort_values("images").to_dict("records")
     ]
     noun = "class" if len(small_classes) == 1 else "classes"
     sentence = (
         f"{len(small_classes)} of {len(table)} {noun} have fewer than {SMALL_CLASS_IMAGES} images, or "
-        f"fewer than {MIN_CLASS_TEST_IMAGES} to be tested "
-        f"with: {join_words(class_texts)}."
+        f"fewer than {MIN_CLASS_TEST_IMAGES} test images: {join_words(class_texts)}."
     )
     in_small_class = audit_input.frame["label"].isin(small_classes["label"]).to_numpy()
     return Finding(
@@ -72,11 +71,12 @@ def da030_small_classes(audit_input: AuditInput) -> Outcome:
 
 
 def da031_class_missing_in_split(audit_input: AuditInput) -> Outcome:
-    """A side lacks a class
+    """A split lacks a class
 
-    Threshold: a class of the data set without an image on a side of the split.
+    Threshold: a class of the data set without an image in one of the splits.
     Severity: note.
-    Effect: Without training images every test image of the class is wrong; without test images it has no recall.
+    Effect: Without training images every test image of the class is wrong; without test images its sensitivity is
+    unknown.
     """
     if not audit_input.has_split:
         return NotApplicable("no split")
@@ -100,17 +100,17 @@ def da031_class_missing_in_split(audit_input: AuditInput) -> Outcome:
 
 
 def da032_test_too_small(audit_input: AuditInput) -> Outcome:
-    """The test images cannot carry a conclusion
+    """Too few test images for firm conclusions
 
     Threshold: half width of the 95 % interval above 0.05 for an accuracy of 0.8 or above 0.10 for a sensitivity of
     0.8; or a least detectable difference above 0.05 between two models (McNemar, two-sided 0.05, power 0.8, 20 % of
-    the images discordant). Photographs of one lesion are supposed to agree entirely.
+    the images discordant). Photographs of one lesion are assumed to agree entirely.
     Severity: note.
     Effect: Two published accuracies that differ by less than that on this test set are not shown to differ.
     """
     is_test = _is_test(audit_input)
     if not is_test.any():
-        return NotApplicable("no test side")
+        return NotApplicable("no test split")
     precision = test_set_precision(audit_input, is_test)
     sensitivity = precision["sensitivity"]
     detectable_difference = precision["detectable_differences"][0]["difference"]
@@ -131,12 +131,12 @@ def da032_test_too_small(audit_input: AuditInput) -> Outcome:
 
 
 def da033_class_contradicted(audit_input: AuditInput) -> Outcome:
-    """Most test images of a class carry another label elsewhere
+    """Most test images of a class have a copy with another label
 
-    Threshold: at least half of the test images of a class (of all its images, without a test side) have an exact or
+    Threshold: at least half of the test images of a class (of all its images, without a test split) have an exact or
     near copy under another label.
     Severity: error.
-    Effect: No model can be right on these images and on their copies: recall of the class means nothing.
+    Effect: No model can be right on these images and on their copies: the sensitivity of the class means nothing.
     """
     is_test = _is_test(audit_input)
     images_text = "test images" if is_test.any() else "images"

@@ -47,89 +47,92 @@ METHOD = (
 
 
 def da040_file_size(audit_input: AuditInput) -> Outcome:
-    """File size tells the class
+    """File size predicts the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: note; warning from a lower bound of 0.80, since fine structure of a lesion also makes a file larger.
-    Effect: A model may have learned how the pictures were saved, and its accuracy would not hold for other pictures.
+    Effect: A model may have learned how the files were saved, and its accuracy would not hold for other images.
     """
     return _shortcut_finding(
-        audit_input, _measured_columns(audit_input, "bytes"), "File size alone tells", expected=True
+        audit_input, _measured_columns(audit_input, "bytes"), "File size alone separates", expected=True
     )
 
 
 def da041_dimensions(audit_input: AuditInput) -> Outcome:
-    """Width and height tell the class
+    """Width and height predict the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: warning.
-    Effect: The classes come from different sources; resizing leaves traces that a model learns instead of the lesion.
+    Effect: The classes come from different sources; resizing leaves traces that a model can learn in place of the
+    lesion.
     """
     width, height = (audit_input.frame[name].astype(float) for name in ("width", "height"))
     columns = pd.DataFrame({"width": width, "height": height, "aspect": width / height})
-    return _shortcut_finding(audit_input, columns, "The size in pixels alone tells", expected=False)
+    return _shortcut_finding(audit_input, columns, "The size in pixels alone separates", expected=False)
 
 
 def da042_jpeg_tables(audit_input: AuditInput) -> Outcome:
-    """File format and JPEG tables tell the class
+    """File format and JPEG tables predict the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: warning.
-    Effect: The classes were saved by different programs; a model can tell these apart, and its accuracy shows that.
+    Effect: The classes were saved by different programs; a model can recognise the program in place of the lesion.
     """
     columns = _measured_columns(audit_input, "format", "jpeg_tables", "jpeg_quality")
-    return _shortcut_finding(audit_input, columns, "File format and JPEG tables alone tell", expected=False)
+    return _shortcut_finding(audit_input, columns, "File format and JPEG tables alone separate", expected=False)
 
 
 def da043_border_colour(audit_input: AuditInput) -> Outcome:
-    """The colour of the border tells the class
+    """The colour of the border predicts the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: note; warning from a lower bound of 0.80, since skin and large lesions reach the border.
-    Effect: An accuracy near that of this rule shows no knowledge of lesions: skin, light or a dark rim suffice for it.
+    Effect: A model that is no more accurate than this rule may have learned skin, light or a dark rim, and nothing
+    about lesions.
     """
     columns = _measured_columns(audit_input, "border_r", "border_g", "border_b", "border_spread")
-    return _shortcut_finding(audit_input, columns, "The colour of the border alone tells", expected=True)
+    return _shortcut_finding(audit_input, columns, "The colour of the border alone separates", expected=True)
 
 
 def da044_mean_colour(audit_input: AuditInput) -> Outcome:
-    """The mean colour tells the class
+    """The mean colour predicts the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: note; warning from a lower bound of 0.80, since lesions of different kinds differ in colour.
-    Effect: An accuracy near that of this rule shows no knowledge of lesions: the tint of the picture suffices for it.
+    Effect: A model that is no more accurate than this rule may have learned the tint of the image, and nothing about
+    lesions.
     """
     return _shortcut_finding(
         audit_input,
         _measured_columns(audit_input, "mean_r", "mean_g", "mean_b"),
-        "Mean colour alone tells",
+        "Mean colour alone separates",
         expected=True,
     )
 
 
 def da045_source(audit_input: AuditInput) -> Outcome:
-    """Source, licence and attribution tell the class
+    """Source, licence and attribution predict the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: warning.
-    Effect: A class comes from another archive than its opposite: accuracy then says how well archives are told apart.
+    Effect: Classes come from different archives: accuracy then says how well a model recognises the archive.
     """
     columns = _manifest_columns(audit_input, ORIGIN_COLUMNS)
     column_names = join_words([str(name) for name in columns]) if isinstance(columns, pd.DataFrame) else ""
     return _shortcut_finding(
         audit_input,
         columns,
-        f"{column_names.capitalize()} alone tell{'' if ' and ' in column_names else 's'}",
+        f"{column_names.capitalize()} alone separate{'' if ' and ' in column_names else 's'}",
         expected=False,
     )
 
 
 def da046_metadata(audit_input: AuditInput) -> Outcome:
-    """Age, sex, site and skin type, or their absence, tell the class
+    """Age, sex, site and skin type, or their absence, predict the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
-    Severity: note from their values, warning from a lower bound of 0.80; warning if which are missing tells it.
-    Effect: A model that is given metadata can reach this without a picture; missing fields tell the source apart.
+    Severity: note from their values, warning from a lower bound of 0.80; warning if the missing values predict it.
+    Effect: A model that is given metadata can reach this without an image; missing values also reveal the source.
     """
     columns = _manifest_columns(audit_input, _METADATA_COLUMNS)
     if isinstance(columns, NotApplicable):
@@ -141,11 +144,11 @@ def da046_metadata(audit_input: AuditInput) -> Outcome:
     value_finding = _shortcut_finding(
         audit_input,
         typed_columns,
-        f"Metadata ({join_words([str(name) for name in columns])}) alone tells",
+        f"Metadata ({join_words([str(name) for name in columns])}) alone separates",
         expected=True,
     )
     gap_finding = _shortcut_finding(
-        audit_input, missing_flags, "The gaps in the metadata alone tell", expected=False
+        audit_input, missing_flags, "The missing metadata alone separate", expected=False
     )
     if isinstance(value_finding, Finding) and isinstance(gap_finding, Finding):
         return _merge_findings(gap_finding, value_finding)
@@ -153,15 +156,16 @@ def da046_metadata(audit_input: AuditInput) -> Outcome:
 
 
 def da047_artefacts_combined(audit_input: AuditInput) -> Outcome:
-    """Artefact scores together tell the class
+    """Artefact scores together predict the class
 
     Threshold: cross-validated AUROC of a class against the rest, grouped, adjusted lower bound above 0.60.
     Severity: note; warning from a lower bound of 0.80, since streaks and dark lesions resemble some artefacts.
-    Effect: A model can use hair, rulers, ink and dark corners in place of the lesion; clean pictures will be misread.
+    Effect: A model can use hair, rulers, ink and dark corners in place of the lesion; images without them will be
+    misread.
     """
     columns = _measured_columns(audit_input, *ARTEFACT_COLUMNS)
     return _shortcut_finding(
-        audit_input, columns, "Artefacts (hair, ruler, ink, dark corners) alone tell", expected=True
+        audit_input, columns, "Artefacts (hair, ruler, ink, dark corners) alone separate", expected=True
     )
 
 
@@ -268,7 +272,11 @@ def _sentence(
         if predictability.skipped_classes
         else ""
     )
-    caveat = "" if has_groups else " Lesions are not known: siblings among the images may make this too high."
+    caveat = (
+        ""
+        if has_groups
+        else " Lesion ids are missing: other photographs of the same lesion may make this too high."
+    )
     return main_sentence + typical_text + skipped_text + caveat
 
 

@@ -1,0 +1,142 @@
+"""Charts of a comparison: figures and differences as forest plots, and the ROC curves of all entries in one picture."""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dermkit.comparison.compare import Comparison
+from dermkit.comparison.entries import ComparisonEntry
+from dermkit.metrics.classification.roc import RocCurve, mean_roc_curve
+from dermkit.render.curves import render_roc_overlay
+from dermkit.runs.folder import RunFolder
+from dermkit.runs.predictions import to_scored_set
+
+MAX_CURVES = 8
+"""Curves in one picture: as many as there are colours that every reader can tell apart."""
+
+FOREST_METRICS = ("balanced_accuracy", "accuracy", "auroc", "sensitivity", "specificity")
+
+
+def forest_rows(
+    items: Iterable[tuple[str, Mapping[str, Any]]], *, low: float, high: float
+) -> list[dict[str, Any]]:
+    """Return rows of a forest plot: name, value, bounds (None without an interval), and their places in percent.
+
+    items: (name, value and ci95). low, high: the ends of the scale; what lies beyond is drawn at its end.
+    """
+
+    def place(value: float) -> float:
+        return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)
+
+    return [
+        {
+            "name": name, "value": item["value"], "ci95": item["ci95"], "n": item.get("n"), "dot": place(item["value"]),
+            "left": place(item["ci95"][0]) if item["ci95"] else None,
+            "width": round(place(item["ci95"][1]) - place(item["ci95"][0]), 2) if item["ci95"] else None,
+        }
+        for name, item in items
+        if item["value"] is not None
+    ]  # fmt: skip
+
+
+def metric_forest(comparison_json: Mapping[str, Any], split: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return metric -> forest rows of every entry, 0 to 1; the bounds of a recipe are its lowest and highest run."""
+    forests: dict[str, Any] = {}
+    for metric in FOREST_METRICS:
+        items = [(name, _own_figure(comparison_json, name, split, metric)) for name in names]
+        rows = forest_rows([(name, item) for name, item in items if item], low=0.0, high=1.0)
+        if rows:
+            forests[metric] = rows
+    return forests
+
+
+def _own_figure(comparison_json: Mapping[str, Any], name: str, split: str, metric: str) -> dict[str, Any] | None:
+    groups, runs = comparison_json["groups"], comparison_json["runs"]
+    if name in groups:
+        item = groups[name]["metrics"].get(split, {}).get(metric)
+        bounds = ("min", "max")
+    else:
+        item, bounds = runs[name].get(split, {}).get(metric), ("low", "high")
+    if item is None or item["value"] is None:
+        return None
+    ends = [item[bound] for bound in bounds]
+    return {"value": item["value"], "ci95": None if None in ends else ends, "n": item["n"]}
+
+
+def difference_forest(pairs: Sequence[Mapping[str, Any]], split: str) -> dict[str, Any]:
+    """Return metric -> {rows, reach} of all pairs of a split; the scale goes from -reach to reach, 0 in the middle."""
+    forests = {}
+    for metric in FOREST_METRICS:
+        items = [
+            (f"{pair['first']} minus {pair['second']}", pair["metrics"][metric])
+            for pair in pairs
+            if pair["split"] == split
+            and metric in pair["metrics"]
+            and pair["metrics"][metric]["value"] is not None
+        ]
+        if not items:
+            continue
+        ends = [abs(end) for _, item in items for end in (item["ci95"] or [item["value"]])]
+        reach = _round_up(max(ends))
+        forests[metric] = {"rows": forest_rows(items, low=-reach, high=reach), "reach": reach}
+    return forests
+
+
+def _round_up(value: float) -> float:
+    """Return the end of a scale that holds a value: 0.05, 0.1, 0.2, 0.5 or 1."""
+    return next((end for end in (0.05, 0.1, 0.2, 0.5) if value <= end), 1.0)
+
+
+def roc_picture(comparison: Comparison, split: str, names: Sequence[str]) -> dict[str, str] | None:
+    """Return the overlaid ROC curves of malignant against the rest as uri, alt and note; None where none is defined.
+
+    names: the entries, the best first; the first `MAX_CURVES` are drawn. Folds and trainings of one recipe are pooled
+    within each net: the mean of the nets' curves, weighted by their pairs of images.
+    """
+    entries = {entry.name: entry for entry in comparison.entries}
+    curves = {}
+    for name in names:
+        curve = _pooled_curve(entries[name], split) if name in entries else None
+        if curve is not None:
+            curves[name] = curve
+    if not curves:
+        return None
+    shown = dict(list(curves.items())[:MAX_CURVES])
+    png = render_roc_overlay(
+        {name: (curve.fpr, curve.tpr, _auroc(comparison, name, split)) for name, curve in shown.items()}
+    )
+    hidden = len(curves) - len(shown)
+    return {
+        "uri": "data:image/png;base64," + base64.b64encode(png).decode("ascii"),
+        "alt": f"ROC curves, malignant against the rest, {split} images: {', '.join(shown)}",
+        "note": f"The best {len(shown)} of {len(curves)} are drawn." if hidden else "",
+    }
+
+
+def _auroc(comparison: Comparison, name: str, split: str) -> float | None:
+    table = comparison.table
+    rows = table[(table["run"] == name) & (table["split"] == split) & (table["metric"] == "auroc")]
+    return None if rows.empty or pd.isna(rows["value"].iloc[0]) else float(rows["value"].iloc[0])
+
+
+def _pooled_curve(entry: ComparisonEntry, split: str) -> RocCurve | None:
+    """Return the curve of an entry, None without malignant and other images of the split, or without such classes."""
+    scores, positives, nets, n_rows = [], [], [], 0
+    for run in map(RunFolder, entry.runs):
+        rows = run.predictions[run.predictions["split"] == split]
+        if rows.empty:
+            continue
+        scored = to_scored_set(rows, run.classes, None)
+        if not scored.has_both_sides:
+            return None
+        scores.append(scored.p_malignant)
+        positives.append(scored.is_malignant)
+        nets += [net_rows + n_rows for net_rows in scored.rows_by_net]
+        n_rows += len(rows)
+    try:
+        return mean_roc_curve(np.concatenate(scores), np.concatenate(positives), nets) if scores else None
+    except ValueError:  # one class alone
+        return None
