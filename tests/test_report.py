@@ -440,7 +440,7 @@ def test_an_absent_class_gives_reasons_and_never_a_zero(tmp_path: Path) -> None:
     assert "without: nevus" not in head
     assert "Recall, mean over the classes present, test" in head
     assert "AUROC, mean over the classes present, test" in head
-    assert "undefined for: nevus; the row over the classes present leaves them out" in page.text
+    assert "undefined for: nevus; the mean over the classes present leaves them out" in page.text
     assert not re.search(r"\w_(macro|present)", page.text)
     assert "No test images of nevus" in page.text
     assert "not defined: no test image of this class" in page.text
@@ -453,7 +453,7 @@ def test_an_absent_class_gives_reasons_and_never_a_zero(tmp_path: Path) -> None:
 def test_reasons_name_the_row_and_not_the_key(name: str, row: str) -> None:
     told = humanise(f"{name} is undefined for: a_b; {name}_macro_present leaves them out")
     shown = name.replace("_", " ")
-    assert told == f"{shown} is undefined for: a_b; the row over the classes {row} leaves them out"
+    assert told == f"{shown} is undefined for: a_b; the mean over the classes {row} leaves them out"
 
 
 def test_a_hand_written_null_shows_its_reason(tmp_path: Path) -> None:

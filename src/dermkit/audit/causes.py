@@ -68,7 +68,7 @@ def join_by_cause(findings: Sequence[ReportedFinding]) -> list[Cause]:
         image_id
         for reported in findings
         if _cause_name(reported.card.code) == CONTRADICTION
-        for image_id in image_ids(reported.finding)
+        for image_id in finding_image_ids(reported.finding)
     }
     members: dict[str, list[ReportedFinding]] = {}
     for reported in findings:
@@ -86,7 +86,7 @@ def join_by_cause(findings: Sequence[ReportedFinding]) -> list[Cause]:
     )  # fmt: skip
 
 
-def image_ids(finding: Finding) -> set[str]:
+def finding_image_ids(finding: Finding) -> set[str]:
     """Return the ids of the images in a finding's rows; none of a table of classes or settings."""
     return {str(image_id) for column in _id_columns(finding) for image_id in finding.rows[column]} - {""}
 
@@ -96,7 +96,7 @@ def _id_columns(finding: Finding) -> Iterator[str]:
 
 
 def _is_within(finding: Finding, ids: set[str]) -> bool:
-    own_ids = image_ids(finding)
+    own_ids = finding_image_ids(finding)
     return bool(own_ids) and len(own_ids & ids) >= MIN_SHARED * len(own_ids)
 
 
@@ -107,8 +107,8 @@ def _cause_name(code: str) -> str:
 def _cause(name: str, findings: list[ReportedFinding]) -> Cause:
     """Return the cause; the finding of most images leads within one severity, as `Audit.findings` sorts them."""
     title = next((text for key, text, _ in CAUSES if key == name), findings[0].card.title)
-    ids = {image_id for reported in findings for image_id in image_ids(reported.finding)}
-    if all(image_ids(reported.finding) for reported in findings):
+    ids = {image_id for reported in findings for image_id in finding_image_ids(reported.finding)}
+    if all(finding_image_ids(reported.finding) for reported in findings):
         n = len(ids)
     else:
         n = max(reported.finding.n for reported in findings)

@@ -133,14 +133,14 @@ S0_RESNET = replace(
 S0_INCEPTION_FROZEN = replace(
     S0_INCEPTION,
     name="s0-inception-v3-frozen",
-    about="InceptionV3 frozen, head trained on cached features of augmented views (the cut for two cores).",
+    about="InceptionV3 frozen, head trained on cached features of augmented views (reduced for two cores).",
     image=replace(S0_INCEPTION.image, size=160),
     phases=(head_phase(30, views=5, patience=8),),
 )
 S0_RESNET_FROZEN = replace(
     S0_INCEPTION_FROZEN,
     name="s0-resnet50-frozen",
-    about="ResNet50 frozen, head trained on cached features of augmented views (the cut for two cores).",
+    about="ResNet50 frozen, head trained on cached features of augmented views (reduced for two cores).",
     model=S0_RESNET.model,
 )
 # For weight files that lack tensors of InceptionV3's last two blocks: features are taken before these blocks.
@@ -150,7 +150,7 @@ S0_RESNET_FROZEN = replace(
 S0_INCEPTION_MIXED7A = replace(
     S0_INCEPTION_FROZEN,
     name="s0-inception-v3-mixed7a",
-    about="InceptionV3 frozen, features of block Mixed_7a (the cut for two cores and for incomplete weights).",
+    about="InceptionV3 frozen, features of block Mixed_7a (reduced for two cores, and for incomplete weights).",
     model=replace(S0_INCEPTION.model, skip_blocks=("Mixed_7b", "Mixed_7c")),
 )
 

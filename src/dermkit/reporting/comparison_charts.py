@@ -2,13 +2,11 @@
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from dermkit.comparison.compare import Comparison
-from dermkit.comparison.entries import ComparisonEntry
 from dermkit.metrics.classification.roc import RocCurve, mean_roc_curve
 from dermkit.render.curves import render_roc_overlay
 from dermkit.runs.folder import RunFolder
@@ -53,6 +51,14 @@ def metric_forest(comparison_json: Mapping[str, Any], split: str, names: Sequenc
     return forests
 
 
+def unfolded_metrics(forests: Mapping[str, Sequence[Any]], n_entries: int) -> list[str]:
+    """Return the metrics to show at once: AUROC, and balanced accuracy, or accuracy where that is undefined for one."""
+    first = next(
+        (name for name in ("balanced_accuracy", "accuracy") if len(forests.get(name, ())) == n_entries), "accuracy"
+    )
+    return [name for name in (first, "auroc") if name in forests]
+
+
 def _own_figure(comparison_json: Mapping[str, Any], name: str, split: str, metric: str) -> dict[str, Any] | None:
     groups, runs = comparison_json["groups"], comparison_json["runs"]
     if name in groups:
@@ -90,24 +96,21 @@ def _round_up(value: float) -> float:
     return next((end for end in (0.05, 0.1, 0.2, 0.5) if value <= end), 1.0)
 
 
-def roc_picture(comparison: Comparison, split: str, names: Sequence[str]) -> dict[str, str] | None:
+def roc_picture(
+    runs: Mapping[str, Sequence[Path]], aurocs: Mapping[str, float | None], split: str
+) -> dict[str, str] | None:
     """Return the overlaid ROC curves of malignant against the rest as uri, alt and note; None where none is defined.
 
-    names: the entries, the best first; the first `MAX_CURVES` are drawn. Folds and trainings of one recipe are pooled
-    within each net: the mean of the nets' curves, weighted by their pairs of images.
+    runs: entry -> the folders of its runs, the best entry first; the first `MAX_CURVES` are drawn. aurocs: entry ->
+    the figure in the legend. Folds and trainings of one recipe are pooled: the mean of the nets' curves, weighted by
+    their pairs of images.
     """
-    entries = {entry.name: entry for entry in comparison.entries}
-    curves = {}
-    for name in names:
-        curve = _pooled_curve(entries[name], split) if name in entries else None
-        if curve is not None:
-            curves[name] = curve
+    pooled = {name: _pooled_curve(folders, split) for name, folders in runs.items()}
+    curves = {name: curve for name, curve in pooled.items() if curve is not None}
     if not curves:
         return None
     shown = dict(list(curves.items())[:MAX_CURVES])
-    png = render_roc_overlay(
-        {name: (curve.fpr, curve.tpr, _auroc(comparison, name, split)) for name, curve in shown.items()}
-    )
+    png = render_roc_overlay({name: (curve.fpr, curve.tpr, aurocs.get(name)) for name, curve in shown.items()})
     hidden = len(curves) - len(shown)
     return {
         "uri": "data:image/png;base64," + base64.b64encode(png).decode("ascii"),
@@ -116,16 +119,10 @@ def roc_picture(comparison: Comparison, split: str, names: Sequence[str]) -> dic
     }
 
 
-def _auroc(comparison: Comparison, name: str, split: str) -> float | None:
-    table = comparison.table
-    rows = table[(table["run"] == name) & (table["split"] == split) & (table["metric"] == "auroc")]
-    return None if rows.empty or pd.isna(rows["value"].iloc[0]) else float(rows["value"].iloc[0])
-
-
-def _pooled_curve(entry: ComparisonEntry, split: str) -> RocCurve | None:
-    """Return the curve of an entry, None without malignant and other images of the split, or without such classes."""
+def _pooled_curve(folders: Sequence[Path], split: str) -> RocCurve | None:
+    """Return the curve of these runs, None without malignant and other images of the split, or without such classes."""
     scores, positives, nets, n_rows = [], [], [], 0
-    for run in map(RunFolder, entry.runs):
+    for run in map(RunFolder, folders):
         rows = run.predictions[run.predictions["split"] == split]
         if rows.empty:
             continue

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment
 
 from dermkit.comparison.against_published import PublishedComparison, compare_with_published
 from dermkit.comparison.claims import CheckedClaim
@@ -20,7 +21,12 @@ from dermkit.comparison.verdict import (
 )
 from dermkit.files import make_folder, write_json, write_rows, write_text
 from dermkit.metrics.classification.difference import Difference
-from dermkit.reporting.comparison_charts import difference_forest, metric_forest, roc_picture
+from dermkit.reporting.comparison_charts import (
+    difference_forest,
+    metric_forest,
+    roc_picture,
+    unfolded_metrics,
+)
 from dermkit.reporting.labels import page_templates
 from dermkit.reporting.mistakes import image_opener, mistake_uri
 from dermkit.runs.folder import RunFolder
@@ -67,50 +73,83 @@ def write_comparison_page(
     write_json(folder / "comparison.json", comparison_json, format=COMPARISON_FORMAT)
     splits = list(comparison_json["same_images"])
     boards = _leaderboards(comparison_json)
+    html = (
+        _templates()
+        .get_template("comparison.html.j2")
+        .render(
+            runs=comparison_json["runs"],
+            groups=comparison_json["groups"],
+            notes=comparison_json["notes"],
+            variance_metrics=VARIANCE_METRICS,
+            lower_is_better=LOWER_IS_BETTER,
+            tie_seed=TIE_SEED,
+            singles=len(comparison_json["runs"])
+            - sum(len(group["runs"]) for group in comparison_json["groups"].values()),
+            splits=[split for split in ("test", "validation", "train") if split in splits],
+            boards=boards,
+            charts={
+                split: _charts(comparison, comparison_json, split, [name for name, _ in board])
+                for split, board in boards.items()
+            },
+            figures=LEADERBOARD_METRICS,
+            same_images=comparison_json["same_images"],
+            image_texts=comparison_json["image_texts"],
+            pairs=comparison_json["pairs"],
+            claims=comparison_json["published"],
+            leads=_lead_sentences(comparison, claims),
+            verdicts=verdicts,
+            sheets={
+                split_name: _disagreement_tiles(table, images)
+                for split_name, table in comparison.disagreements.items()
+            },
+            disagreements={split_name: len(table) for split_name, table in comparison.disagreements.items()},
+        )
+    )
+    write_text(folder / "comparison.html", html)
+    return folder / "comparison.html"
+
+
+def _templates() -> Environment:
     environment = page_templates()
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
     environment.filters["about"] = two_digits
     environment.filters["images_noun"] = images_noun
-    html = environment.get_template("comparison.html.j2").render(
-        runs=comparison_json["runs"],
-        groups=comparison_json["groups"],
-        notes=comparison_json["notes"],
-        variance_metrics=VARIANCE_METRICS,
-        lower_is_better=LOWER_IS_BETTER,
-        tie_seed=TIE_SEED,
-        singles=len(comparison_json["runs"])
-        - sum(len(group["runs"]) for group in comparison_json["groups"].values()),
-        splits=[split for split in ("test", "validation", "train") if split in splits],
-        boards=boards,
-        charts={
-            split: {
-                "metrics": metric_forest(comparison_json, split, [name for name, _ in board]),
-                "differences": difference_forest(comparison_json["pairs"], split),
-                "roc": roc_picture(comparison, split, [name for name, _ in board]),
-            }
-            for split, board in boards.items()
-        },
-        figures=LEADERBOARD_METRICS,
-        same_images=comparison_json["same_images"],
-        image_texts=comparison_json["image_texts"],
-        pairs=comparison_json["pairs"],
-        claims=comparison_json["published"],
-        leads=_lead_sentences(comparison, claims),
-        verdicts=verdicts,
-        sheets={
-            split_name: _disagreement_tiles(table, images)
-            for split_name, table in comparison.disagreements.items()
-        },
-        disagreements={split_name: len(table) for split_name, table in comparison.disagreements.items()},
-    )
-    write_text(folder / "comparison.html", html)
-    return folder / "comparison.html"
+    return environment
 
 
 def _leaderboards(comparison_json: Mapping[str, Any]) -> dict[str, Any]:
     """Return split -> the rows of its leaderboard, the best first."""
     runs, groups = comparison_json["runs"], comparison_json["groups"]
     return {split: _leaderboard_order(runs, groups, split) for split in comparison_json["same_images"]}
+
+
+def _charts(
+    comparison: Comparison, comparison_json: Mapping[str, Any], split: str, names: Sequence[str]
+) -> dict[str, Any]:
+    """Return what the page draws of a split: figures and differences as forest plots, and the ROC curves."""
+    metrics = metric_forest(comparison_json, split, names)
+    return {
+        "metrics": metrics,
+        "unfolded": unfolded_metrics(metrics, len(names)),
+        "differences": difference_forest(comparison_json["pairs"], split),
+        "roc": roc_picture(_runs_of(comparison, names), _values(comparison, "auroc", split), split),
+    }
+
+
+def _runs_of(comparison: Comparison, names: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """Return entry -> the folders of its runs, in the order of `names`."""
+    runs = {entry.name: entry.runs for entry in comparison.entries}
+    return {name: runs[name] for name in names if name in runs}
+
+
+def _values(comparison: Comparison, metric: str, split: str) -> dict[str, float | None]:
+    """Return entry -> its value in a metric, None where that is not defined."""
+    table = comparison.table
+    rows = table[(table["metric"] == metric) & (table["split"] == split)]
+    return {
+        str(name): None if pd.isna(value) else float(value)
+        for name, value in zip(rows["run"], rows["value"], strict=True)
+    }
 
 
 def _claim_dicts(comparison: Comparison, claims: Sequence[CheckedClaim]) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ def _difference(estimate: Mapping[str, Any], key: str, form: Literal["percent", 
     if estimate.get("ci95"):
         low, high = (Figure(bound, f"{key}.ci95.{side}", form) for side, bound in enumerate(estimate["ci95"]))
         interval = (", 95 % interval ", low, " to ", high)
-    return (" (net less rule ", Figure(estimate["value"], f"{key}.value", form), *interval, ")")
+    return (" (net minus rule ", Figure(estimate["value"], f"{key}.value", form), *interval, ")")
 
 
 def compare_with_rules(split_metrics: Mapping[str, Any], split: str) -> list[RuleComparison]:

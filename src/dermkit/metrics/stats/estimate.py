@@ -103,7 +103,9 @@ def humanise(reason: str) -> str:
     def describe_row(match: re.Match[str]) -> str:
         # A present class has a recall, but no precision if nothing was predicted as it.
         is_over_present = match[1] in ("recall", "auroc", "average_precision")
-        return f"the row over the classes {'present' if is_over_present else 'where it is defined'}"
+        return f"the mean over the classes {'present' if is_over_present else 'where it is defined'}"
 
     text = _MACRO_PRESENT.sub(describe_row, reason).replace("average_precision is", "average precision is")
+    text = text.replace(" units on one side, so near to 0 or 1", " units have the rarer outcome")
+    text = text.replace("so near to 0 or 1", "so close to 0 or 1")
     return text.replace(f"; {UNRELIABLE_PREFIX}: ", "; ").replace(f"{UNRELIABLE_PREFIX}: ", "unreliable: ")
