@@ -73,37 +73,34 @@ def write_comparison_page(
     write_json(folder / "comparison.json", comparison_json, format=COMPARISON_FORMAT)
     splits = list(comparison_json["same_images"])
     boards = _leaderboards(comparison_json)
-    html = (
-        _templates()
-        .get_template("comparison.html.j2")
-        .render(
-            runs=comparison_json["runs"],
-            groups=comparison_json["groups"],
-            notes=comparison_json["notes"],
-            variance_metrics=VARIANCE_METRICS,
-            lower_is_better=LOWER_IS_BETTER,
-            tie_seed=TIE_SEED,
-            singles=len(comparison_json["runs"])
-            - sum(len(group["runs"]) for group in comparison_json["groups"].values()),
-            splits=[split for split in ("test", "validation", "train") if split in splits],
-            boards=boards,
-            charts={
-                split: _charts(comparison, comparison_json, split, [name for name, _ in board])
-                for split, board in boards.items()
-            },
-            figures=LEADERBOARD_METRICS,
-            same_images=comparison_json["same_images"],
-            image_texts=comparison_json["image_texts"],
-            pairs=comparison_json["pairs"],
-            claims=comparison_json["published"],
-            leads=_lead_sentences(comparison, claims),
-            verdicts=verdicts,
-            sheets={
-                split_name: _disagreement_tiles(table, images)
-                for split_name, table in comparison.disagreements.items()
-            },
-            disagreements={split_name: len(table) for split_name, table in comparison.disagreements.items()},
-        )
+    template = _templates().get_template("comparison.html.j2")
+    html = template.render(
+        runs=comparison_json["runs"],
+        groups=comparison_json["groups"],
+        notes=comparison_json["notes"],
+        variance_metrics=VARIANCE_METRICS,
+        lower_is_better=LOWER_IS_BETTER,
+        tie_seed=TIE_SEED,
+        singles=len(comparison_json["runs"])
+        - sum(len(group["runs"]) for group in comparison_json["groups"].values()),
+        splits=[split for split in ("test", "validation", "train") if split in splits],
+        boards=boards,
+        charts={
+            split: _charts(comparison, comparison_json, split, [name for name, _ in board])
+            for split, board in boards.items()
+        },
+        figures=LEADERBOARD_METRICS,
+        same_images=comparison_json["same_images"],
+        image_texts=comparison_json["image_texts"],
+        pairs=comparison_json["pairs"],
+        claims=comparison_json["published"],
+        leads=_lead_sentences(comparison, claims),
+        verdicts=verdicts,
+        sheets={
+            split_name: _disagreement_tiles(table, images)
+            for split_name, table in comparison.disagreements.items()
+        },
+        disagreements={split_name: len(table) for split_name, table in comparison.disagreements.items()},
     )
     write_text(folder / "comparison.html", html)
     return folder / "comparison.html"
