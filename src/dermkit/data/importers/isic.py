@@ -245,7 +245,7 @@ def _add_duplicate_groups(
     group = table_rows.frame["image"].map(
         lambda image: representative_of(image) if image in representative else ""
     )
-    text = "Images of the published list of duplicates; each pair is kept on one side of a split."
+    text = "Images of the published list of duplicates; each pair is kept in one split."
     note = Note("published_duplicates", text, int((group != "").sum()))
     grouped_rows = replace(with_column(table_rows, "copy_group", group, ()), notes=(*table_rows.notes, note))
     return grouped_rows, [walk.root / path for path in list_paths]

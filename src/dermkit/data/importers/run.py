@@ -386,7 +386,7 @@ def _warnings(dataset: Dataset) -> Iterator[Note]:
     if is_duplicate.any():
         yield Note("copies", "Images with identical pixels, whatever their label.", int(is_duplicate.sum()))
     if not (frame["lesion_id"].any() or frame["patient_id"].any()):
-        text = "No lesion or patient ids: photographs of one lesion cannot be kept on one side of a split."
+        text = "No lesion or patient ids: photographs of one lesion cannot be kept in one split."
         yield Note("no_groups", text, len(frame))
     if has_outdated_splits(dataset.folder, frame):
         text = "The folder splits/ was made from an earlier manifest of this folder: make the splits again."
