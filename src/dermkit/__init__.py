@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dermkit.pipeline.data import audit_codes, audit_dataset, check_external, find_split_seal, split
     from dermkit.pipeline.dataset_plan import AutoOptions, DatasetPlan, plan
     from dermkit.pipeline.find_lr import RateSearch, find_lr
+    from dermkit.pipeline.ladder import ladder
     from dermkit.pipeline.plan import RunSettings
     from dermkit.pipeline.results import CompareOutcome, compare, evaluate, report
     from dermkit.pipeline.train import train
@@ -68,6 +69,7 @@ _NAMES = {
     "pipeline.data": "audit_codes audit_dataset check_external find_split_seal split",
     "pipeline.dataset_plan": "AutoOptions DatasetPlan plan",
     "pipeline.find_lr": "RateSearch find_lr",
+    "pipeline.ladder": "ladder",
     "pipeline.plan": "RunSettings",
     "pipeline.results": "CompareOutcome compare evaluate report",
     "pipeline.train": "train",
@@ -94,7 +96,7 @@ __all__ = [
     "LesionImage", "Phase", "PredictOutcome", "Predictor", "Preprocessing", "Progress", "RateSearch", "Recipe",
     "RunSettings", "Seal", "Split", "SplitSpec", "Tile", "audit_codes", "audit_dataset", "augment_image",
     "check_external", "compare", "compare_runs", "contact_sheet", "evaluate", "explain", "find_grid", "find_lr",
-    "find_preset", "find_recipe", "find_split_seal", "full_phase", "head_phase", "import_dataset",
+    "find_preset", "find_recipe", "find_split_seal", "full_phase", "head_phase", "import_dataset", "ladder",
     "load_dataset", "load_model", "load_recipe", "load_split", "make_grid", "open_image", "plan", "predict",
     "read_metrics", "report", "resize_pixels", "save_recipe", "split", "train", "train_auto", "tune",
 ]  # fmt: skip

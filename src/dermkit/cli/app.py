@@ -21,6 +21,7 @@ from dermkit.cli.ensemble import ensemble_command
 from dermkit.cli.examples import examples_text
 from dermkit.cli.explain import explain_command
 from dermkit.cli.find_lr import find_lr_command
+from dermkit.cli.ladder import ladder_command
 from dermkit.cli.predict import predict_command
 from dermkit.cli.recipes import recipes_app
 from dermkit.cli.results import compare_command, evaluate_command, report_command
@@ -95,6 +96,11 @@ app.command(
     help="Suggest a learning rate for a recipe by a short sweep over training images. Nothing is changed.",
     epilog=examples_text("find-lr"),
 )(find_lr_command)
+app.command(
+    "ladder",
+    help="Train a recipe on splits by image, lesion, patient and source, and say how much a leak flatters its figures.",
+    epilog=examples_text("ladder"),
+)(ladder_command)
 app.command(
     "evaluate",
     help="Evaluate a run again, a model on another data set, or the predictions of another tool.",

@@ -69,6 +69,13 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "of the second phase, with larger batches",
         ),
     ),
+    "ladder": (
+        ("dermkit ladder frozen-linear lesions --out ladder", "how much a split by image flatters this recipe"),
+        (
+            "dermkit ladder quick lesions --repeats 5 --weights NET.safetensors --out ladder",
+            "five splits and trainings of each rung, with a net of yours",
+        ),
+    ),
     "evaluate": (
         (
             "dermkit evaluate runs/quick/RUN --target sensitivity=.95",

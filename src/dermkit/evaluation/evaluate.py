@@ -407,7 +407,7 @@ def _read_input(
         fit_without_test=bool(seal or run.ensemble or run.leaves_test_to_ensemble) or run.pooled is not None,
         is_shared_policy=bool(run.ensemble),
         options=options,
-        warnings=leak_warnings(leaks),
+        warnings=[*run.rung_warnings, *leak_warnings(leaks)],
         extra_fields=extra_fields,
     )
 

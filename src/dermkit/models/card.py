@@ -324,6 +324,25 @@ def _sentence(text: Any) -> str:
     return f"{markdown(text).rstrip('.')}. " if text else ""
 
 
+def _training_text(card: Mapping[str, Any]) -> str:
+    """Return how the nets were trained, as far as model.json says."""
+    training = card["training"]
+    stopped, best = training.get("stopped") or {}, training.get("best") or {}
+    lines = []
+    if training.get("seed") is not None:
+        lines.append(f"Random seed: {markdown(training['seed'])}.")
+    if stopped.get("epochs_trained") is not None:
+        lines.append(
+            f"Epochs: {markdown(stopped['epochs_trained'])} ({markdown(stopped.get('reason', 'not said'))})."
+        )
+    if best.get("value") is not None and training.get("keep") == "best":
+        lines.append(
+            f"Kept: epoch {markdown(best['epoch'])}, {markdown(best['monitor'])} {best['value']:.4g} on validation "
+            "images."
+        )
+    return "\n".join(f"- {line}" for line in lines) or "Not recorded in model.json."
+
+
 def card_text(card: Mapping[str, Any]) -> str:
     """Return the text of MODEL_CARD.md, for people; model.json holds the same for programs."""
     classes = "\n".join(
@@ -356,5 +375,17 @@ def card_text(card: Mapping[str, Any]) -> str:
   licences: {markdown(dataset.get("licences") or "not stated")}.
 - {_calibration_text(card)}{_teacher_text(card)}
 
-Its metrics, with intervals, are in `metrics.json` and `report.html` of the run that trained it.
+## Training
+
+{_training_text(card)}
+
+## Use
+
+- For: research on the classification of images of single skin lesions into the classes above.
+- Not for: the care of patients, images of other kinds, or lesions of other classes: every image gets one of these.
+- Not said by this model's files: skin types, ages and places of its training images, who decided their labels and how,
+  ethical approval.
+
+Its metrics, with intervals, are in `metrics.json` and `report.html` of the run that trained it; a datasheet of the
+data set, reporting checklists and a methods paragraph are beside them (`DATASHEET.md`, `CHECKLISTS.md`, `METHODS.md`).
 """

@@ -190,6 +190,13 @@ class RunPlan:
     """A fold beside test images: the ensemble of all folds scores these."""
     teacher: "Teacher | None" = None
     """The model whose probabilities it learns."""
+    is_rung: bool = False
+    """A run of a leak ladder: its test images are scored, no report is written, and its model is not kept."""
+
+    @property
+    def has_report(self) -> bool:
+        """Whether this run ends with a report of its own, after the image-blind rules."""
+        return not self.is_trial and not self.is_rung
 
     @property
     def hides_test(self) -> bool:
@@ -205,8 +212,8 @@ def with_seed(recipe: Recipe, seed: int | None) -> Recipe:
         raise UsageError(f"--seed {seed}: {error.errors()[0]['msg']}", remedy="give 0 to 4294967295") from error
 
 
-def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine: Machine) -> list[RunPlan]:
-    """Return the runs of a recipe, seeds times folds, on the split of that name or file (None: the recipe's own)."""
+def make_plans(recipe: Recipe, dataset: Dataset, split: str | Split | None, machine: Machine) -> list[RunPlan]:
+    """Return the runs of a recipe, seeds times folds, on a split, or on that of a name or file (None: the recipe's)."""
     from dermkit.models.precision import resolve_precision
     from dermkit.pipeline.teacher import find_teacher
 
@@ -214,7 +221,7 @@ def make_plans(recipe: Recipe, dataset: Dataset, split_name: str | None, machine
     check_head_fields(recipe)
     # recipe.json must say the precision and the split that were used, or it would not repeat the run.
     recipe = replace(recipe, compute=resolve_precision(recipe.compute, machine.fabric.device.type))
-    chosen_split = resolve_split(recipe, dataset, split_name)
+    chosen_split = split if isinstance(split, Split) else resolve_split(recipe, dataset, split)
     if chosen_split.spec is not None:
         recipe = replace(recipe, split=chosen_split.spec)
     recipe, weights = _with_weights(recipe, machine)

@@ -100,7 +100,7 @@ def _run_on_rank0(plan: RunPlan, machine: Machine) -> None:
     from dermkit.training.distributed.process_group import process_group_of
 
     folder, progress, ranks = plan.folder, machine.progress, process_group_of(machine.fabric)
-    if (folder / (METRICS.name if plan.is_trial else REPORT_FILE)).exists():
+    if (folder / (REPORT_FILE if plan.has_report else METRICS.name)).exists():
         progress.say(f"{folder}: already finished; nothing to do")
         if plan.seal is not None and not plan.is_trial and not RUN_SEAL.exists(folder):
             progress.say(f"warning: it scored these test images before they were sealed as {plan.seal.name}")
@@ -212,7 +212,7 @@ def _train_and_report(plan: RunPlan, prepared_job: PreparedJob, machine: Machine
     progress.say(
         f"cache: {cache_bytes / 1e6:,.0f} MB in {cache_folder}, shared by all runs; it may be deleted at any time"
     )
-    if plan.is_trial:
+    if not plan.has_report:
         evaluate_and_save_policy(plan.folder)
         return
     weights_file = machine.settings.weights
@@ -358,7 +358,7 @@ def _score_run(plan: RunPlan, predictor: "Predictor", pixels: "PixelCache", prog
         predict_splits(
             folder, plan.dataset, plan.split_table, split_names,
             predictor=predictor, pixels=pixels, seed=plan.seed, fold=plan.fold, progress=progress,
-            with_rules=not plan.is_trial,
+            with_rules=plan.has_report,
         )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from dermkit.errors import DataError
+from dermkit.errors import DataError, UntrustedError
 from dermkit.models.checksums import CHECKSUM_FILE
+from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import METRICS, MODEL_FOLDER, RUN, SUMMARY
 
 _MAX_LISTED = 5
@@ -22,6 +23,7 @@ def check_folder(folder: Path) -> None:
 def check_model_folder(folder: Path) -> None:
     """Raise `DataError` where a path is not a folder, or holds runs but is itself neither a run nor a model."""
     check_folder(folder)
+    _refuse_rung(folder)
     if any((candidate / CHECKSUM_FILE).is_file() for candidate in (folder, folder / MODEL_FOLDER)):
         return
     if find_runs(folder):
@@ -30,6 +32,17 @@ def check_model_folder(folder: Path) -> None:
             outcome="nothing was written",
             remedy=suggest_run(folder, _PATH_REMEDY),
         )
+
+
+def _refuse_rung(folder: Path) -> None:
+    """Raise `UntrustedError` for a run of a leak ladder, or its model: some were trained on what they are tested on."""
+    for run in (folder, folder.resolve().parent):
+        if RunFolder(run).rung_warnings:
+            raise UntrustedError(
+                f"{run}: is a rung of a leak ladder, which measures splits and keeps no model",
+                outcome="nothing was written",
+                remedy="train the recipe on a split by patient and lesion: dermkit train RECIPE DATASET",
+            )
 
 
 def find_runs(folder: Path) -> list[str]:

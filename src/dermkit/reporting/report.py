@@ -56,6 +56,9 @@ def _write_report(run: RunFolder, pixel_finder: PixelFinder | None, images_root:
         html = template.render(**context, mistakes=mistakes[:count])
         if len(html.encode()) < MAX_REPORT_BYTES:
             break
+    from dermkit.reporting.paper_texts import write_paper_texts  # here, since the chain of imports to it is long
+
+    write_paper_texts(run)
     write_text(run.path / REPORT_FILE, html)
     return run.path / REPORT_FILE
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dermkit.data.diagnoses import UNKNOWN_MALIGNANCY, malignancy_question, unknown_malignancy
 from dermkit.data.manifest import LesionClass
 from dermkit.metrics.stats.power import expected_maximum_of_k
-from dermkit.runs.layout import SPLIT_FILE, SUMMARY, UNSTABLE_TRAINING
+from dermkit.runs.layout import RUNG_WARNING, SPLIT_FILE, SUMMARY, UNSTABLE_TRAINING
 
 if TYPE_CHECKING:
     from dermkit.runs.folder import RunFolder
@@ -20,7 +20,7 @@ MIN_CLASS_IMAGES = 10
 MIN_OUTCOME_IMAGES = 30
 """Fewer malignant, or fewer other, images are warned of: metrics of them are then unreliable, marked or not."""
 
-SERIOUS_PREFIXES = (UNSTABLE_TRAINING, "Sealed test images")
+SERIOUS_PREFIXES = (UNSTABLE_TRAINING, RUNG_WARNING, "Sealed test images")
 """Prefixes of recorded warnings that are always serious."""
 
 WarningLevel = Literal["serious", "note", "data"]

@@ -159,6 +159,11 @@ class RunFolder:
         return split_json
 
     @property
+    def rung_warnings(self) -> list[str]:
+        """The warning that this is a rung of a leak ladder, which is no result; none for any other run."""
+        return [text for text in self.run_json.get("warnings", []) if str(text).startswith(layout.RUNG_WARNING)]
+
+    @property
     def leaves_test_to_ensemble(self) -> bool:
         """Whether it is the run of a fold beside test images, which the ensemble of all folds scores."""
         return bool(self.split_json.get("leaves_test_to_ensemble"))

@@ -30,6 +30,9 @@ IMAGE_BLIND = JsonFile("image_blind_rules.json", 1)
 AUTO = JsonFile("auto.json", 2, {1: migrations.auto_1_to_2})
 """What `train auto` planned and why, how long its recipes took, and which one it chose."""
 
+LADDER = JsonFile("ladder.json", 1)
+"""What `ladder` measured: the rungs, their figures, and the differences between them."""
+
 OLD_POLICY_FILE = "decision.json"
 """What policy.json was called; an evaluation removes it."""
 OLD_FOREIGN_FILE = "brought.json"
@@ -60,12 +63,19 @@ HISTORY_TABLE = "history.csv"
 IMPORTANCE_TABLE = "importance.csv"
 LEADERBOARD_TABLE = "leaderboard.csv"
 AUTO_PAGE = "auto.html"
+METHODS_FILE = "METHODS.md"
+DATASHEET_FILE = "DATASHEET.md"
+CHECKLISTS_FILE = "CHECKLISTS.md"
+LADDER_TABLE = "ladder.csv"
+LADDER_PAGE = "ladder.html"
 
 MODEL_FOLDER = "model"
 EXTERNAL_FOLDER = "external"
 """Evaluations of the run's model on other data sets."""
 TRIALS_FOLDER = "trials"
 """The runs of a grid, beside its tune.json."""
+RUNGS_FOLDER = "rungs"
+"""The runs of a leak ladder, a folder for each of its splits."""
 FIGURES_FOLDER = "figures"
 CHECKPOINTS_FOLDER = "checkpoints"
 
@@ -73,3 +83,5 @@ MALIGNANT_CURVE = "malignant classes"
 """The name of the curve and of the row that take all malignant classes together, against the rest."""
 UNSTABLE_TRAINING = "Training was not stable"
 """How the warning of unstable training begins; a report takes it for serious."""
+RUNG_WARNING = "A rung of a leak ladder"
+"""How the warning begins that each run of a leak ladder carries; a report takes it for serious."""

@@ -1,0 +1,145 @@
+"""Texts for a paper: every figure is one of metrics.json, what is undefined is left out, what is not known is open."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dermkit.models.card import card_text, read_card
+from dermkit.reporting.checklists import CHECKLISTS, CLEAR_DERM, TRIPOD_AI
+from dermkit.reporting.paper_facts import paper_facts
+from dermkit.reporting.paper_texts import methods_text, write_paper_texts
+from dermkit.runs.folder import RunFolder
+
+TEXTS = ("DATASHEET.md", "CHECKLISTS.md", "METHODS.md")
+FIGURE = re.compile(
+    r"(\d\.\d{3}) \((?:95 % interval (\d\.\d{3}) to (\d\.\d{3})|no reliable interval)[^()]*n = (\d+)\)"
+)
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of a trained run."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def recorded_figures(folder: Path) -> set[tuple[str, str, str, str]]:
+    """Return (value, low, high, n) of every estimate of metrics.json, as texts print them."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {
+        (f"{one['value']:.3f}", *(f"{bound:.3f}" for bound in one["ci95"] or ()), str(one["n"]))
+        for split in metrics["splits"].values()
+        for one in split["metrics"].values()
+        if one is not None and one["value"] is not None
+    }  # fmt: skip
+
+
+def test_every_figure_is_one_of_metrics_json(run: Path) -> None:
+    write_paper_texts(RunFolder(run))
+    recorded = recorded_figures(run)
+    shown = {(name, found) for name in TEXTS for found in FIGURE.findall((run / name).read_text())}
+    assert {name for name, _ in shown} == {"CHECKLISTS.md", "METHODS.md"}
+    for name, (value, low, high, n) in shown:
+        fits = {
+            one for one in recorded if one[0] == value and one[-1] == n and (not low or one[1:3] == (low, high))
+        }
+        assert fits, f"{name}: {value} [{low}, {high}], n = {n}"
+    text = (run / "METHODS.md").read_text()
+    counts = json.loads((run / "run.json").read_text())["split"]["counts"]
+    assert all(f"{n} {split}" in text for split, n in counts.items())
+    assert all("Research use only. Not a medical device." in (run / name).read_text() for name in TEXTS)
+
+
+def test_another_figure_in_metrics_json_is_another_in_the_text(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["splits"]["test"]["metrics"]["accuracy"] = {
+        "value": 0.1234,
+        "ci95": [0.05, 0.3],
+        "n": 41,
+        "method": "m",
+    }
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    write_paper_texts(RunFolder(run))
+    for name in ("CHECKLISTS.md", "METHODS.md"):
+        assert "accuracy 0.123 (95 % interval 0.050 to 0.300, n = 41)" in (run / name).read_text()
+
+
+def test_an_undefined_figure_is_left_out_with_its_reason(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["splits"]["test"]["metrics"]["sensitivity"] = {
+        "value": None, "ci95": None, "n": 0, "method": "none", "reason": "no malignant image",
+    }  # fmt: skip
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    write_paper_texts(RunFolder(run))
+    text = (run / "METHODS.md").read_text()
+    assert "Not defined on the test images: sensitivity for malignant (no malignant image)." in text
+    assert "sensitivity for malignant left out: no malignant image" in (run / "CHECKLISTS.md").read_text()
+
+
+def test_what_no_file_says_is_open(run: Path) -> None:
+    whole = paper_facts(RunFolder(run))
+    for name in ("environment.json", "recipe.json", "attributes.csv"):
+        (run / name).unlink(missing_ok=True)
+    (run / "run.json").write_text(
+        json.dumps({"format": 2, "dataset": json.loads((run / "run.json").read_text())["dataset"]})
+    )
+    folder = RunFolder(run)
+    facts = paper_facts(folder)
+    gone = {"software", "seed", "training", "model_type", "preprocessing", "split_sizes", "weights"}
+    assert gone <= set(whole) and not gone & set(facts)
+    text = methods_text(folder, facts)
+    assert "the net, the training, the versions of the software, the random seed." in text
+    assert "None" not in text and "?" not in text
+    write_paper_texts(folder)
+    rows = (run / "CHECKLISTS.md").read_text().splitlines()
+    (row,) = [row for row in rows if row.startswith("| 12c |")]
+    assert "open: no file of this run says it" in row
+
+
+def test_open_items_are_named_and_filled_ones_hold_the_facts(run: Path) -> None:
+    write_paper_texts(RunFolder(run))
+    text, facts = (run / "CHECKLISTS.md").read_text(), paper_facts(RunFolder(run))
+    rows = [row.split(" | ") for row in text.splitlines() if row.startswith("| ") and not row.startswith("| item")]
+    assert len(rows) == sum(len(checklist.items) for checklist in CHECKLISTS)
+    (ethics,) = [row for row in rows if row[0] == "| 17" and "ethical" in row[1]]
+    assert "open" in ethics[2]
+    (sizes,) = [row for row in rows if row[1] == "sizes of training, validation and test sets"]
+    assert facts["split_sizes"] in sizes[2]
+    datasheet = (run / "DATASHEET.md").read_text()
+    assert facts["class_counts"] in datasheet and "- Collection: consent and ethical review" in datasheet
+
+
+def test_checklists_ask_for_facts_that_exist(run: Path) -> None:
+    possible = set(paper_facts(RunFolder(run))) | {
+        "external_test", "exclusions", "second_input", "imbalance", "subgroups", "licences", "attributes", "audit",
+        "thresholds",
+    }  # fmt: skip
+    asked = {name for checklist in CHECKLISTS for item in checklist.items for name in item.facts}
+    assert asked <= possible, asked - possible
+
+
+def test_the_numbers_of_the_published_lists() -> None:
+    tripod, clear = ([item.number for item in one.items] for one in (TRIPOD_AI, CLEAR_DERM))
+    assert len({re.sub(r"\D", "", number) for number in tripod}) == 27 and len(tripod) == len(set(tripod)) == 52
+    assert clear == [str(number) for number in range(1, 26)]
+
+
+def test_a_name_of_the_data_set_is_shown_as_it_is(run: Path) -> None:
+    run_json = json.loads((run / "run.json").read_text())
+    run_json["dataset"]["name"] = "<b>a|b</b> [x](y)"
+    (run / "run.json").write_text(json.dumps(run_json))
+    write_paper_texts(RunFolder(run))
+    assert all(
+        "<b>" not in (run / name).read_text() and "[x](y)" not in (run / name).read_text() for name in TEXTS
+    )
+
+
+def test_the_model_card_says_how_it_was_trained_and_what_for(trained: Path) -> None:
+    card = read_card(trained / "model")
+    text = card_text(card)
+    assert f"Random seed: {card['training']['seed']}." in text
+    assert f"Epochs: {card['training']['stopped']['epochs_trained']} (" in text
+    assert "Not for: the care of patients" in text and "ethical approval" in text
+    assert "Not recorded in model.json." in card_text({**card, "training": {}})
