@@ -21,7 +21,7 @@ FIGURE_TITLES = {
     "specificity": "Specificity, malignant",
     "auroc": "AUROC, malignant",
 }
-HEADLINE_METRICS = ("balanced_accuracy", "accuracy")
+_HEADLINE_METRICS = ("balanced_accuracy", "accuracy")
 """Named first: the one that counts classes alike, and the one with the most images behind it."""
 _LEAK_NAMES = {"lesion_id": "lesion", "patient_id": "patient", "source": "source"}
 
@@ -58,7 +58,7 @@ def figure_title(row: _Json) -> str:
 
 def ladder_sentences(ladder: _Json) -> Iterator[str]:
     """Yield what each rung makes of balanced accuracy and accuracy, against the reference."""
-    for metric in HEADLINE_METRICS:
+    for metric in _HEADLINE_METRICS:
         for row in ladder["differences"]:
             if (row["metric"], row["class"]) == (metric, "") and ladder["reference"] in (
                 row["first"],
@@ -179,7 +179,7 @@ def ladder_lines(folder: Path) -> list[str]:
     """Return what to read first of a ladder: the headline figure of every rung, and the differences."""
     with saved_content(folder):
         ladder = LADDER.read(folder)
-        lines = [f"{FIGURE_TITLES[HEADLINE_METRICS[0]].lower()} of {ladder['repeats']} repeats a rung:"]
+        lines = [f"{FIGURE_TITLES[_HEADLINE_METRICS[0]].lower()} of {ladder['repeats']} repeats a rung:"]
         lines += figure_lines([(f"by {rung['name']}", _rung_text(rung)) for rung in ladder["rungs"]])
         for sentence in ladder_sentences(ladder):
             lines += wrapped(sentence, indent="  ")
@@ -189,7 +189,7 @@ def ladder_lines(folder: Path) -> list[str]:
 def _rung_text(rung: _Json) -> str:
     if rung["reason"]:
         return f"not applicable: {rung['reason']}"
-    (row,) = [row for row in rung["figures"] if row["metric"] == HEADLINE_METRICS[0]]
+    (row,) = [row for row in rung["figures"] if row["metric"] == _HEADLINE_METRICS[0]]
     if row["value"] is None or not row["ci95"]:
         return f"not known: {row.get('reason', 'no interval')}"
     low, high = row["ci95"]
