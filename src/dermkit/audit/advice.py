@@ -48,10 +48,10 @@ def _steps(audit: Audit) -> Iterator[Step]:
     found = {reported.card.code: reported for reported in audit.findings if reported.acceptance is None}
     folder = shlex.quote(audit.audit_input.dataset.folder.resolve().name)
     yield from _file_steps(found)
+    yield from _import_steps(audit, found)  # before the cleaning, which is of the list that an import wrote
     cleaning = _cleaning_step(audit, found, folder)
     if cleaning:
         yield cleaning
-    yield from _import_steps(audit, found)
     scheme = yield from _split_steps(audit, found, folder, is_cleaned=cleaning is not None)
     yield _training_step(found, folder, scheme)
 
@@ -125,7 +125,9 @@ def _split_steps(
         return own_split
     if is_published:
         scheme, options = "given", " --folds 5" if is_small else ""
-        reason = "keeps the published test images and takes their copies and siblings out of training"
+        reason = (
+            "keeps the published test images and takes copies and photographs of the same lesions out of training"
+        )
         if is_small:
             n_test = int((audit.audit_input.frame["split"] == "test").sum())
             reason += (

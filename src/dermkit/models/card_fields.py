@@ -51,7 +51,11 @@ def known_performance(card: Mapping[str, Any]) -> str:
     """
     evaluation = card.get(EVALUATION_FIELD) or {}
     figures = evaluation.get("figures") or {}
-    texts = [f"{name.replace('_', ' ')} {figures[name]}" for name in SHEET_METRICS if name in figures]
+    texts = [
+        f"{name.replace('_', ' ').replace('auroc', 'AUROC')} {figures[name]}"
+        for name in SHEET_METRICS
+        if name in figures
+    ]
     if not texts:
         return "Test performance of this model: not known (it has scored no test images)."
     single = (
