@@ -554,7 +554,7 @@ def test_the_page_and_the_files(tmp_path: Path, cli: Cli) -> None:
     assert rows["first_mean"][0] == pytest.approx(accuracy["first"]["mean"])
     assert rows["error_seeds"][0] == pytest.approx(accuracy["error_seeds"])
     page = (tmp_path / "out" / "comparison.html").read_text()
-    assert "What moves the figures of b/k" in page and "mean of 3 trainings" in page
+    assert "How much seeds and images change the results of b/k" in page and "mean of 3 trainings" in page
     assert "the best of its trainings on validation" in page
     listed = pd.read_csv(tmp_path / "out" / "disagreements_test.csv", dtype=str)
     assert listed["a/m-s0-versions"].str.fullmatch(r"(benign|malignant) \([23] of 3\)").all()
@@ -585,7 +585,7 @@ def test_intervals_carry_their_mark_and_means_what_they_lack(tmp_path: Path) -> 
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert printed.count(" (unreliable), n 60") == 1 and printed.count(" (interval unreliable), n 60") == 1
     assert "0.999" not in printed and "0.999" not in page, "a misleading interval is not shown"
-    assert page.count(" (unreliable)</span>") == 1 and page.count(">interval unreliable</span>") == 1
+    assert page.count("*</span>") == 1 and page.count(">interval not reliable</span>") == 1
     assert 'title="unreliable: 20 units, 30 needed"' in page
     lost = "not defined in 1 of 3 trainings"
     assert f"mean of 2; {lost}" in printed and f'<span class="reason">{lost}</span>' in page
@@ -598,9 +598,9 @@ def test_differences_carry_their_mark(tmp_path: Path) -> None:
     copy = made_run(tmp_path / "c" / "y-s0", one[0], seed=0, lr=0.7)
     outcome = compare([first, second, copy], claim_texts=["S2: accuracy=.4661,n=118"], out=tmp_path / "out")
     page = (tmp_path / "out" / "comparison.html").read_text()
-    assert " (unreliable)</span>" in page and ">interval unreliable</span>" in page
+    assert "*</span>" in page and ">interval not reliable</span>" in page
     sentences = [said for pair in compare_runs([first, second]).pairs for said in pair.sentences()]
     assert any("] (unreliable), " in said for said in sentences)
     assert any("+0.000, no interval" in said for said in outcome.sentences)
     assert "+nan" not in str(outcome.sentences)
-    assert "they are not corrected for several" in page
+    assert "not corrected for several comparisons" in page

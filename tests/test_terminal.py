@@ -116,7 +116,7 @@ def test_a_comparison_fits_and_ends_with_its_path(tmp_path: Path, invoke: Invoke
     assert last == str(tmp_path / "comparison" / "comparison.html")
     assert max(map(len, lines)) <= WIDTH
     assert " ".join(out.split()).count(": Better than always answering “") == 2
-    assert "Each by itself" in (tmp_path / "comparison" / "comparison.html").read_text()
+    assert "The verdict on each run by itself" in (tmp_path / "comparison" / "comparison.html").read_text()
 
 
 # No long silence --------------------------------------------------------------------------------------------------

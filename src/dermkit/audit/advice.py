@@ -1,7 +1,7 @@
 """What to do about the findings of an audit: the next commands, in order, each with its reason."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from dermkit.audit.checks.finding import Severity
@@ -115,7 +115,7 @@ def _import_steps(audit: Audit, found: dict[str, ReportedFinding]) -> Iterator[S
 
 def _split_steps(
     audit: Audit, found: dict[str, ReportedFinding], folder: str, *, is_cleaned: bool
-) -> Iterator[Step]:
+) -> Generator[Step, None, str]:
     """Yield the steps that split the data and check the result; returns the name of the split to train on."""
     is_published = bool((audit.audit_input.dataset.manifest["given_split"] == "test").any())
     is_small = "DA032" in found

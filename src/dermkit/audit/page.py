@@ -143,7 +143,8 @@ class _FindingDrawer:
     def cause(self, cause: Cause, limit: int) -> CauseView:
         """Return a cause with at most `limit` pairs or images of each finding; a note shows no pictures unfolded."""
         views = [self.finding(reported, limit) for reported in cause.findings]
-        pair, text = [], ""
+        pair: list[ImageView] = []
+        text = ""
         if cause.severity is not Severity.NOTE:
             pair, text = _first_pictures(views)
         return CauseView(cause, first_sentence(cause.lead.finding.sentence), pair, text, views)
