@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from dermkit.data.rungs import count_leaks, make_rungs, rung_options
 from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.pipeline import ladder as pipeline_ladder
+from dermkit.pipeline.plan import Machine, RunPlan
+from dermkit.pipeline.run import run_plan
 from dermkit.prediction.locate import check_model_folder
 from dermkit.recipes.augmentation import NO_AUGMENTATION
 from dermkit.recipes.frozen import CLASSIFIERS, classifier_phase
@@ -76,7 +79,7 @@ def climb(recipe: Recipe, data: Path, out: Path, repeats: int = 2) -> Path:
     return dk.ladder(recipe, dk.load_dataset(data), out=out, repeats=repeats, settings=settings)
 
 
-def differences(folder: Path) -> dict[str, dict]:
+def differences(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["metric"]: row for row in LADDER.read(folder)["differences"] if not row["class"]}
 
 
@@ -142,9 +145,9 @@ def test_a_ladder_that_was_stopped_goes_on_and_trains_nothing_twice(
     removed = climbed / image["runs"][1]
     (removed / "metrics.json").unlink()
     (removed / "predictions.csv").unlink()
-    trained, run_plan = [], pipeline_ladder.run_plan
+    trained: list[Path] = []
 
-    def count(plan, machine):
+    def count(plan: RunPlan, machine: Machine) -> Path:
         trained.extend([] if (plan.folder / "metrics.json").exists() else [plan.folder])
         return run_plan(plan, machine)
 
@@ -223,7 +226,7 @@ def test_copies_stay_together_in_every_rung() -> None:
     ],
 )
 def test_a_rung_that_does_not_apply_says_why(changes: dict[str, str], rung: str, reason: str) -> None:
-    reasons = {option.name: option.reason for option in rung_options(rows_of().assign(**changes))}
+    reasons = {str(option.name): option.reason for option in rung_options(rows_of().assign(**changes))}
     assert reason in reasons[rung]
 
 

@@ -25,7 +25,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def recorded_figures(folder: Path) -> set[tuple[str, str, str, str]]:
+def recorded_figures(folder: Path) -> set[tuple[str, ...]]:
     """Return (value, low, high, n) of every estimate of metrics.json, as texts print them."""
     metrics = json.loads((folder / "metrics.json").read_text())
     return {
@@ -96,6 +96,17 @@ def test_what_no_file_says_is_open(run: Path) -> None:
     rows = (run / "CHECKLISTS.md").read_text().splitlines()
     (row,) = [row for row in rows if row.startswith("| 12c |")]
     assert "open: no file of this run says it" in row
+
+
+def test_findings_of_the_audit_are_named_and_metadata_that_nobody_knows_are_open(run: Path) -> None:
+    run_json = json.loads((run / "run.json").read_text())
+    finding = {"code": "DA044", "title": "The mean colour tells the class", "n": 18, "effect": "Much."}
+    run_json["dataset"]["audit"] = {"state": "done", "errors": [], "warnings": [finding]}
+    (run / "run.json").write_text(json.dumps(run_json))
+    (run / "attributes.csv").write_text("image_id,age,sex,site,skin_type\na,,,,\nb,,,,\n")
+    facts = paper_facts(RunFolder(run))
+    assert facts["audit"] == "audit done; findings: DA044 The mean colour tells the class (18 images)"
+    assert "attributes" not in facts
 
 
 def test_open_items_are_named_and_filled_ones_hold_the_facts(run: Path) -> None:

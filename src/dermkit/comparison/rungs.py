@@ -151,7 +151,7 @@ def rung_difference(first: RungSamples, second: RungSamples, key: FigureKey) -> 
     if not all(np.isfinite(one).all() for one in values):
         return undefined_estimate(n, "undefined in a repeat of a rung: a class has no test image there")
     samples = [first.samples[key], second.samples[key]]
-    is_defined = np.isfinite(np.concatenate(samples)).all(axis=0)
+    is_defined: Bools = np.asarray(np.isfinite(np.concatenate(samples)).all(axis=0), dtype=np.bool_)
     samples = [one[:, is_defined] for one in samples]
     n_groups = min(first.n_groups[key], second.n_groups[key])
     components = [decompose_variance(*pair) for pair in zip(values, samples, strict=True)]

@@ -199,7 +199,7 @@ def _write_results(one: _Ladder, runs: Mapping[RungName, Sequence[tuple[Path, Sp
     """Write ladder.json, ladder.csv and ladder.html."""
     one.machine.progress.say("comparing the rungs")
     groups = dict(zip(one.manifest["image_id"], leakage_groups(one.manifest).tolist(), strict=True))
-    scored = {name: [_rung_run(run, groups) for run, _ in repeats] for name, repeats in runs.items()}
+    scored = {str(name): [_rung_run(run, groups) for run, _ in repeats] for name, repeats in runs.items()}
     samples = resample_rungs(scored, n_pool_groups=max(groups.values()) + 1, seed=one.recipe.split.seed)
     document = {
         **_describe(one),
@@ -221,7 +221,7 @@ def _write_results(one: _Ladder, runs: Mapping[RungName, Sequence[tuple[Path, Sp
 def _rung_run(run: Path, groups: Mapping[str, int]) -> RungRun:
     folder = RunFolder(run)
     rows = folder.predictions[folder.predictions["split"] == "test"].sort_values("image_id", kind="stable")
-    pool_groups = rows["image_id"].map(groups).to_numpy(dtype=np.int64)
+    pool_groups = np.asarray(rows["image_id"].map(groups), dtype=np.int64)
     return RungRun(to_scored_set(rows, folder.classes, groups), pool_groups)
 
 

@@ -100,17 +100,24 @@ def _audit_text(audit: Any) -> str:
     if not isinstance(audit, Mapping) or not audit.get("state"):
         return ""
     findings = [*audit.get("errors", []), *audit.get("warnings", [])]
-    return f"audit {audit['state']}; findings: {', '.join(map(str, findings)) or 'none'}"
+    texts = [
+        f"{finding.get('code', '')} {finding.get('title', '')} ({finding.get('n', '?')} images)"
+        if isinstance(finding, Mapping)
+        else str(finding)
+        for finding in findings
+    ]
+    return f"audit {audit['state']}; findings: {', '.join(texts) or 'none'}"
 
 
 def _attributes_text(run: RunFolder) -> str:
-    """Return of how many evaluated images the metadata are known, "" where none is recorded."""
+    """Return of how many evaluated images the metadata are known, "" where none is."""
     table = run.table(ATTRIBUTES_FILE)
     columns = [name for name in _GROUP_COLUMNS if table is not None and name in table]
     if table is None or not columns:
         return ""
-    known = [f"{name.replace('_', ' ')} of {int((known_ids(table[name]) != '').sum())}" for name in columns]
-    return f"known among {len(table)} evaluated images: {', '.join(known)}"
+    counts = {name: int((known_ids(table[name]) != "").sum()) for name in columns}
+    known = [f"{name.replace('_', ' ')} of {n}" for name, n in counts.items() if n]
+    return f"known among {len(table)} evaluated images: {', '.join(known)}" if known else ""
 
 
 def _training_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
@@ -120,7 +127,7 @@ def _training_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
     phases = [text for name, text in rows.items() if name.startswith("Phase")]
     yield "training", "; then ".join(phases)
     yield "optimizer", rows.get("Loss and optimizer", "")
-    yield "augmentation", rows.get("Augmentation", "")
+    yield "augmentation", rows.get("Augmentation", "").replace("none", "no augmentation")
     yield "second_input", rows.get("Second input", "")
     yield "model_choice", rows.get("Weights kept", "")
     if run.recipe is not None and run.recipe.optim.class_weights != "none":

@@ -81,7 +81,7 @@ def _method_sentences(facts: Mapping[str, str]) -> Iterator[str]:
         "second_input": "Second input: {}.",
         "training": "Training: {}.",
         "optimizer": "Loss and optimizer: {}.",
-        "augmentation": "Augmentation: {}.",
+        "augmentation": "Random changes of training images: {}.",
         "model_choice": "Weights were kept {}.",
         "seed": "Randomness: {}.",
         "thresholds": "Thresholds: {}.",
