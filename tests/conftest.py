@@ -77,10 +77,21 @@ def render_once() -> Callable[[Figure], bytes]:
     return draw_once(style.render_png)
 
 
+@pytest.fixture(scope="session")
+def render_svg_once() -> Callable[[Figure], bytes]:
+    """Return what draws equal small pictures once."""
+    return draw_once(style.render_svg)
+
+
 @pytest.fixture(autouse=True)
-def charts_drawn_once(monkeypatch: pytest.MonkeyPatch, render_once: Callable[[Figure], bytes]) -> None:
+def charts_drawn_once(
+    monkeypatch: pytest.MonkeyPatch,
+    render_once: Callable[[Figure], bytes],
+    render_svg_once: Callable[[Figure], bytes],
+) -> None:
     """Let charts of equal figures be drawn once in a session."""
     monkeypatch.setattr(style, "render_png", render_once)
+    monkeypatch.setattr(style, "render_svg", render_svg_once)
 
 
 @pytest.fixture

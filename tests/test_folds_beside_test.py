@@ -328,7 +328,7 @@ def test_page_terminal_and_card_name_both_kinds_of_figures(
     text = " ".join((two_folds / "report.html").read_text().split())
     for phrase in (
         "4 nets (dermkit/cnn-s1) were trained, one without each of 2 folds",
-        f"On {n_test} test images, which no net learned from,",
+        f"{n_test} test images, which no net learned from",
         "The test figures are of the ensemble, which scored these images once",
         f"validation (out-of-fold), {n_train} images",
         "Pooled validation figures of each seed",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dermkit.reporting import facts as reporting_facts
 from dermkit.reporting import figures as reporting_figures
 from dermkit.reporting import mistakes, report, warnings
 from dermkit.reporting.labels import METRIC_TITLES
+from dermkit.reporting.paper_table import latex_text
 from dermkit.reporting.report import write_report, write_summary_report
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import ENVIRONMENT, METRICS, RUN, SUMMARY, UNSTABLE_TRAINING
@@ -69,7 +71,7 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-FROM_METRICS = ("head", "results", "classes", "malignant", "decisions", "groups", "official")
+FROM_METRICS = ("head", "performance", "results", "classes", "malignant", "decisions", "groups", "official")
 """The parts of the page whose every figure stands in metrics.json: the header, and sections by id."""
 
 BARE = re.compile(r"[0-9]*\.[0-9]+|[0-9]\s?%")
@@ -119,7 +121,7 @@ class Page(HTMLParser):
         if "data-file" in held:
             self.quoted[held["data-file"]] = data
         elif "data-reason" in held:
-            self.reasons.append((self._row, held["data-reason"], data))
+            self.reasons.append((self._row, held["data-reason"], held["title"] if data == "†" else data))
         elif self._section in FROM_METRICS and not held.keys() & {"data-metric", "data-counted"}:
             self.bare += BARE.findall(CONSTANTS.sub("", data))
         if self._open and data.strip():
@@ -247,7 +249,7 @@ def _stored(metrics: dict[str, Any], row: str, place: str) -> Any:
     value = metrics["splits"][split]
     if rest[0] == "per_class":
         value, rest = value["per_class"][row], rest[1:]
-    elif rest[0] not in ("baselines", "policy", "subgroups", "official"):
+    elif rest[0] not in ("baselines", "policy", "subgroups", "official", "image_blind"):
         value = value["metrics"]
     for part in rest:
         value = value[int(part)] if isinstance(value, list) else value[part]
@@ -343,10 +345,11 @@ def test_the_worst_served_group_is_named_with_its_gap(full: Path) -> None:
     item = next(group for group in found["sex"]["groups"] if group["name"] == gap["worst"])["metrics"][
         "sensitivity"
     ]
-    low, high = item["ci95"]
+    rate, low, high = (f"{number:.1%}".replace("%", " %") for number in (item["value"], *item["ci95"]))
+    less, least, most = (f"{number:.1%}".replace("%", " %") for number in (gap["value"], *gap["ci95"]))
     assert (
-        f"Sensitivity is lowest for {gap['worst']}: {item['value']:.3f} ({low:.3f} to {high:.3f}) on {item['n']} "
-        f"malignant images, {gap['value']:.3f} ({gap['ci95'][0]:.3f} to {gap['ci95'][1]:.3f}) below {gap['best']}"
+        f"Sensitivity is lowest for {gap['worst']}: {rate} ({low} to {high}) on {item['n']} "
+        f"malignant images, {less} ({least} to {most}) below {gap['best']}"
     ) in text
     assert "Site: too few to conclude" in text, "nine images with a site"
     assert text.index("Sensitivity is lowest") < text.index("Test, by age")
@@ -435,11 +438,10 @@ def test_an_absent_class_gives_reasons_and_never_a_zero(tmp_path: Path) -> None:
     shown = {place: text for _, place, _, text in page.numbers}
     assert shown["test.balanced_accuracy.value"].startswith("not defined: recall is undefined for: nevus")
     assert "test.recall_macro_present.value" in shown, "the mean over the classes that are there stands in"
-    head = " ".join(page.text.split()).split("Warnings (")[0]
-    assert head.count("not defined: 1 of 3 classes have no image in this split") == 3, "the lead and two tiles"
+    head = " ".join(page.text.split()).split("Details")[0]
+    assert "No test image of nevus: nothing is known of it." in head
     assert "without: nevus" not in head
-    assert "Recall, mean over the classes present, test" in head
-    assert "AUROC, mean over the classes present, test" in head
+    assert "Recall, mean over the classes present" in head
     assert "undefined for: nevus; the mean over the classes present leaves them out" in page.text
     assert not re.search(r"\w_(macro|present)", page.text)
     assert "No test images of nevus" in page.text
@@ -530,10 +532,10 @@ def test_an_interval_is_worth_what_its_reason_says(bounds: list[float] | None, r
 @pytest.mark.parametrize(
     ("low", "high", "reason", "side", "said"),
     [
-        (1.0, 1.0, SAME, "unknown", "interval unreliable"),
-        (1.0, 1.0, "", "unknown", "interval unreliable"),
-        (0.7, 0.8, BESIDE, "unknown", "interval unreliable"),
-        (0.51, 0.8, LOST, "unknown", "51.0\N{NO-BREAK SPACE}% to 80.0\N{NO-BREAK SPACE}%, unreliable"),
+        (1.0, 1.0, SAME, "unknown", "no interval†"),
+        (1.0, 1.0, "", "unknown", "no interval"),
+        (0.7, 0.8, BESIDE, "unknown", "no interval†"),
+        (0.51, 0.8, LOST, "unknown", "51.0\N{NO-BREAK SPACE}% to 80.0\N{NO-BREAK SPACE}%†"),
     ],
 )
 def test_the_headline_does_not_lean_on_an_unreliable_interval(
@@ -541,9 +543,9 @@ def test_the_headline_does_not_lean_on_an_unreliable_interval(
 ) -> None:
     body = _tiny_metrics(low, high)
     body["splits"]["test"]["metrics"]["accuracy"]["reason"] = reason
-    head = " ".join(re.split(r"[ \n]+", Page(_written(tmp_path, body)).text)).split("Warnings (")[0]
+    head = " ".join(re.split(r"[ \n]+", Page(_written(tmp_path, body)).text)).split("Performance on")[0]
     assert judge_run(RunFolder(tmp_path), "test").outcome == side
-    assert head.count(said) == 4, "balanced accuracy and accuracy, in the lead and in a tile"
+    assert head.count(said) == 2, "balanced accuracy and accuracy"
     assert ("cannot be told: the interval of balanced accuracy is unreliable" in head) == (side == "unknown")
     assert ("100.0" in head) is False
     lead = head.split("Research use only")[1]
@@ -697,7 +699,9 @@ def test_methods_numbers_and_file_names_are_told_in_words(nine: Path, tmp_path: 
     )
     wrong = RunFolder(nine).figures_table("mistakes_test.csv")
     assert wrong is not None
-    titles = [found["title"] for tag, found in Page(nine / "report.html").tags if "title" in found]
+    titles = [
+        found["title"] for tag, found in Page(nine / "report.html").tags if tag == "span" and "title" in found
+    ]
     assert titles == wrong["path"].head(24).tolist()
     assert f">{wrong['path'][0].split('/')[-1]}</span>" in (nine / "report.html").read_text()
 
@@ -952,7 +956,7 @@ def test_operating_points_of_few_lesions_are_marked(tmp_path: Path, units: int) 
         assert (
             told[0]["per_prevalence"][0]["true_positives"]["reason"] == "interval unreliable: 14 units, 30 needed"
         )
-        cells = (run / "report.html").read_text().count('<span class="reason">unreliable</span>')
+        cells = sum(".per_prevalence." in place for _, place, _ in page.reasons)
         tables = len({point["threshold"] for point in told})
         assert tables == 2 and cells == tables * 3 * 5, "all but false alarms, of three prevalences"
     assert page.bare == []
@@ -975,3 +979,89 @@ def test_wishes_that_share_a_threshold_share_their_figures(tmp_path: Path) -> No
     assert "The same threshold as for sensitivity of 95\N{NO-BREAK SPACE}%, with the same figures." in page.text
     assert "test.policy.operating_points.1.threshold" in {place for _, place, *_ in page.numbers}
     assert page.bare == [] and _wrong(page, body) == []
+
+
+# --- the page as a whole ---
+
+
+class Unfolded(HTMLParser):
+    """The words that stand outside closed parts, headings in their order, links inside the page, ids, table headers."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.headings: list[int] = []
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self._open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag not in ("img", "br", "meta"):
+            self._open.append(tag)
+        if re.fullmatch(r"h\d", tag):
+            self.headings.append(int(tag[1]))
+        if tag == "a" and str(found.get("href")).startswith("#"):
+            self.links.append(str(found["href"])[1:])
+        if found.get("id"):
+            self.ids.add(str(found["id"]))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        n_details = self._open.count("details")
+        is_folded = n_details > ("summary" in self._open)
+        if not is_folded and not {"style", "title"} & set(self._open):
+            self.words += data.split()
+
+
+@pytest.mark.parametrize("kind", ["nine", "full"])
+def test_what_is_not_folded_away_is_short_and_every_link_leads_somewhere(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    page = Unfolded(request.getfixturevalue(kind) / "report.html")
+    assert 200 < len(page.words) < 1500
+    assert set(page.links) <= page.ids
+    assert page.headings[0] == 1 and all(after - before <= 1 for before, after in pairwise(page.headings))
+
+
+def test_the_first_screen_answers_before_anything_else(full: Path) -> None:
+    html = (full / "report.html").read_text()
+    head = html.split("</header>")[0]
+    verdict = json.loads((full / "verdict.json").read_text())
+    assert verdict["verdict"].capitalize() in head
+    for doubt in verdict["doubts"][:1]:
+        assert f'data-doubt="{doubt["code"]}"' in head
+    assert head.count("<img") == 2, "confusion matrix and ROC curve"
+    assert "Do next" in head
+    text = " ".join(Page(full / "report.html").text.split())
+    assert "unreliable" not in text.split("Details")[0]
+
+
+def test_small_pictures_have_their_tables_and_bands(full: Path) -> None:
+    for name in ("roc_band", "precision_recall", "calibration_malignant", "decision_curve"):
+        table = RunFolder(full).figures_table(f"{name}_test.csv")
+        assert table is not None and (full / "figures" / f"{name}_test.svg").is_file()
+        low, high = (table[column].astype(float) for column in ("low", "high"))
+        middle = table[{"roc_band": "tpr", "precision_recall": "precision", "calibration_malignant": "observed",
+                        "decision_curve": "net_benefit"}[name]].astype(float)  # fmt: skip
+        assert ((low <= middle) & (middle <= high)).all() and (low < high).mean() > 0.5
+    decision = RunFolder(full).figures_table("decision_curve_test.csv")
+    assert decision is not None
+    assert (decision["threshold"].astype(float).min(), decision["threshold"].astype(float).max()) == (0.01, 0.5)
+
+
+def test_the_table_for_a_paper_holds_the_figures_of_metrics_json(full: Path) -> None:
+    table = RunFolder(full).figures_table("paper_table.csv")
+    assert table is not None
+    metrics = json.loads((full / "metrics.json").read_text())["splits"]
+    for row in table.to_dict("records"):
+        estimate = metrics[row["split"]]["metrics"][row["metric"]]
+        assert float(row["value"]) == estimate["value"] and int(row["n"]) == estimate["n"]
+    assert table["split"].iloc[0] == "test"
+    tex = (full / "figures" / "paper_table.tex").read_text()
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 1
+    assert latex_text("50_% & #1") == r"50\_\% \& \#1"

@@ -24,7 +24,7 @@ from dermkit.recipes.search_space import Range, SearchSpace
 from dermkit.recipes.training_specs import DistilSpec
 from dermkit.reporting.terminal import WIDTH, figure_lines, metric_lines, result_lines, wrapped
 from dermkit.runs.folder import RunFolder
-from dermkit.runs.layout import METRICS, SUMMARY
+from dermkit.runs.layout import METRICS, SUMMARY, VERDICT
 from dermkit.runs.verdict import judge_run
 from test_evaluation_options import make_frame, make_run
 
@@ -44,7 +44,10 @@ def test_evaluate_ends_with_the_result_and_the_path_once(tmp_path: Path, invoke:
         f"     {100 * estimate['value']:.1f} % (95 % interval {100 * low:.1f} % to {100 * high:.1f} %, n = 200)",
     ]
     assert any(line.startswith("  sensitivity, malignant  ") for line in lines)
-    assert f"verdict: {judge_run(RunFolder(run)).text}" in " ".join(out.split())
+    assert f"simple rules: {judge_run(RunFolder(run)).text}" in " ".join(out.split())
+    saved = VERDICT.read(run)
+    assert f"verdict: {saved['verdict']}" in lines, "the terminal, the page and the file say the same word"
+    assert all(doubt["sentence"] in " ".join(out.split()) for doubt in saved["doubts"][:1])
     assert lines[-1] == str(run / "report.html")
     assert (out + err).count("report.html") == 1
     assert max(map(len, lines[:-1])) <= WIDTH

@@ -14,6 +14,7 @@ from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.errors import DataError
 from dermkit.evaluation import tables
 from dermkit.evaluation.breakdowns import official_metrics, subgroups_by_attribute
+from dermkit.evaluation.curve_bands import BAND_HEADERS, band_tables
 from dermkit.evaluation.lint_run import lint_run_predictions
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.evaluation.overfitting import diagnose_overfitting
@@ -303,6 +304,8 @@ def _write_split_files(
         figures_folder / f"net_benefit_{split_name}.csv", tables.NET_BENEFIT_HEADER,
         tables.net_benefit_rows(scored_set, calibrated_set),
     )  # fmt: skip
+    for name, rows in band_tables(scored_set, calibrated_set).items():
+        _write_or_remove(figures_folder / name.replace("*", split_name), BAND_HEADERS[name], rows)
 
 
 def _write_policy(folder: Path, policy: Mapping[str, Any] | None) -> None:

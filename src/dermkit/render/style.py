@@ -4,13 +4,17 @@ Charts are matplotlib `Figure` objects, made without pyplot: several threads may
 """
 
 import functools
+import io
 import textwrap
+import threading
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
@@ -64,6 +68,24 @@ def render_png(figure: Figure) -> bytes:
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
     return png_bytes(Image.fromarray(pixels), dpi=DPI)
+
+
+def save_svg(figure: Figure, path: Path) -> None:
+    """Write a figure as an SVG, crash-safely; raises `OutputError`."""
+    write_bytes(path, render_svg(figure))
+
+
+def render_svg(figure: Figure) -> bytes:
+    """Return a figure as an SVG file, letters as outlines; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    with _SVG_LOCK, mpl.rc_context({"svg.hashsalt": "dermkit", "svg.fonttype": "path"}):
+        canvas = FigureCanvasSVG(figure)
+        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
+    return buffer.getvalue()
+
+
+_SVG_LOCK = threading.Lock()
+"""matplotlib reads the seed of an SVG's ids from settings of the whole process."""
 
 
 def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:

@@ -1,7 +1,7 @@
 """The charts of a report: drawn from a run's tables, written next to them, and embedded in the page."""
 
 import base64
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pandas as pd
 
 from dermkit.files import write_rows
 from dermkit.metrics.classification.reader_studies import READER_STUDIES, ReaderStudy
-from dermkit.render import charts, curves
+from dermkit.render import charts, curves, panels
 from dermkit.reporting.labels import ALIASES, BAR_METRICS, METRIC_TITLES
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import FIGURES_FOLDER, LOG_FILE, MALIGNANT_CURVE, PROGRESS_CHART
@@ -77,6 +77,7 @@ def _split_figures(run: RunFolder, split: str) -> Iterator[tuple[str, EmbeddedFi
     path = figures_folder / f"confusion_{split}.png"
     charts.draw_confusion(split_metrics["confusion_matrix"], run.metrics["classes"], path, title=title)
     yield path.stem, EmbeddedFigure(png_data_uri(path), f"Confusion matrix of {n} {split} images; the counts are in words and tables", f"figures/{path.stem}.csv")  # fmt: skip  # noqa: E501
+    yield from _small_figures(run, split, title)
     yield from _malignant_figures(run, split, title)
     roc_points = run.figures_table(f"roc_{split}.csv")
     if roc_points is not None and len(roc_points):
@@ -91,6 +92,45 @@ def _split_figures(run: RunFolder, split: str) -> Iterator[tuple[str, EmbeddedFi
         path = figures_folder / f"calibration_{split}.png"
         curves.draw_calibration(bins, path, title=title)
         yield path.stem, EmbeddedFigure(png_data_uri(path), f"Accuracy against confidence of {n} {split} images, in bins", f"figures/{path.stem}.csv")  # fmt: skip  # noqa: E501
+
+
+def _small_figures(run: RunFolder, split: str, title: str) -> Iterator[tuple[str, EmbeddedFigure]]:
+    """Yield the small pictures of the first screen and of the section on performance, for which there are tables."""
+    split_metrics, folder = run.metrics["splits"][split], run.path / FIGURES_FOLDER
+    metrics, classes = split_metrics["metrics"], run.metrics["classes"]
+    path = folder / f"confusion_small_{split}.svg"
+    panels.draw_small_confusion(split_metrics["confusion_matrix"], classes, path, title="Confusion matrix")
+    alt = f"Confusion matrix of {split_metrics['n']} {split} images; the commonest confusions are listed under Mistakes"
+    yield path.stem, EmbeddedFigure(svg_data_uri(path), alt, f"figures/confusion_{split}.csv")
+    n_malignant = sum(split_metrics["per_class"][name]["n"] for name in run.metrics.get("positive", ()))
+    prevalence = n_malignant / split_metrics["n"]
+    auroc = _auroc_text(metrics.get("auroc") or {})
+    drawings: Mapping[str, tuple[Callable[[pd.DataFrame, Path], None], str]] = {
+        "roc_band": (
+            lambda table, path: panels.draw_roc_band(table, path, auroc=auroc, title="ROC, malignant"),
+            f"ROC curve of malignant against the rest with its band, AUROC {auroc}",
+        ),
+        "precision_recall": (
+            lambda table, path: panels.draw_precision_recall(
+                table, path, prevalence=prevalence, title="Precision and recall"
+            ),
+            "Precision against recall of malignant with its band",
+        ),
+        "calibration_malignant": (
+            lambda table, path: panels.draw_calibration_band(table, path, title="Calibration"),
+            "Share of malignant images against the stated probability, with intervals",
+        ),
+        "decision_curve": (
+            lambda table, path: panels.draw_decision_curve(table, path, title="Decision curve"),
+            "Net benefit over thresholds of 1 to 50 % with its band, beside calling all and calling none malignant",
+        ),
+    }
+    for name, (draw, alt) in drawings.items():
+        table = run.figures_table(f"{name}_{split}.csv")
+        if table is not None and len(table):
+            path = folder / f"{name}_{split}.svg"
+            draw(table, path)
+            yield path.stem, EmbeddedFigure(svg_data_uri(path), f"{alt}; {title}", f"figures/{path.stem}.csv")
 
 
 def _malignant_figures(run: RunFolder, split: str, title: str) -> Iterator[tuple[str, EmbeddedFigure]]:
@@ -160,6 +200,17 @@ def _draw_intervals(run: RunFolder) -> EmbeddedFigure:
     return EmbeddedFigure(
         png_data_uri(path), "The figures of the table above as bars with their intervals", "figures/intervals.csv"
     )
+
+
+def panel_stems(split: str) -> list[str]:
+    """Return the pictures of the section on performance, in their order."""
+    names = ("roc_band", "precision_recall", "calibration_malignant", "decision_curve")
+    return [f"{name}_{split}" for name in names]
+
+
+def svg_data_uri(path: Path) -> str:
+    """Return an SVG file as a data URI."""
+    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
 def png_data_uri(path: Path) -> str:

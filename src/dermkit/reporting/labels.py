@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 from jinja2 import Environment
 
@@ -93,6 +94,16 @@ CLASS_METRIC_LABELS = {
     "average_precision": "average precision",
 }
 
+_SHARES = frozenset(
+    {"accuracy", "balanced_accuracy", "precision", "recall", "f1", "sensitivity", "specificity", "ppv", "npv",
+     "coverage", "top_2_accuracy", "top_3_accuracy", "error_by_coverage"}
+)  # fmt: skip
+
+
+def is_share(key: str) -> bool:
+    """Tell whether the figure at a place of metrics.json is a share of images, printed as a percentage."""
+    return any(re.sub(r"(_macro)?(_present)?(_at_\w+)?$", "", part) in _SHARES for part in key.split("."))
+
 
 @functools.cache
 def page_templates() -> Environment:
@@ -100,6 +111,7 @@ def page_templates() -> Environment:
     environment = template_environment()
     environment.filters["number"] = lambda value: f"{value:.3f}"
     environment.filters["percent"] = lambda value: f"{value:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+    environment.filters["is_share"] = is_share
     environment.filters["people"] = lambda value: f"{value:.1f}" if value < 100 else f"{value:.0f}"
     environment.filters["stated"] = lambda value: f"{100 * value:.6g}\N{NO-BREAK SPACE}%"
     environment.filters["place"] = lambda value: f"{100 * min(1.0, max(0.0, value)):.1f}"

@@ -16,13 +16,23 @@ from dermkit.render import charts
 from dermkit.render.cells import undefused
 from dermkit.reporting import facts, warnings
 from dermkit.reporting.blind_table import blind_table
-from dermkit.reporting.figures import EmbeddedFigure, draw_figures, metric_names, png_data_uri, visible_metrics
+from dermkit.reporting.figures import (
+    EmbeddedFigure,
+    draw_figures,
+    metric_names,
+    panel_stems,
+    png_data_uri,
+    visible_metrics,
+)
+from dermkit.reporting.first_screen import evidence_anchors, key_figures
 from dermkit.reporting.labels import BAR_METRICS, FIRST_TABLE_END, METRIC_TITLES, page_templates
 from dermkit.reporting.mistakes import PixelFinder, load_mistakes
+from dermkit.reporting.paper_table import write_paper_table
+from dermkit.runs.belief import judge_belief
 from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder
-from dermkit.runs.layout import FIGURES_FOLDER, METRICS, REPORT_FILE, SUMMARY
-from dermkit.runs.verdict import guarantee_fragments, judge_run
+from dermkit.runs.layout import FIGURES_FOLDER, METRICS, REPORT_FILE, SUMMARY, VERDICT
+from dermkit.runs.verdict import judge_run
 
 MAX_REPORT_BYTES = 5_000_000
 """Largest report, so that it can be sent by e-mail; it shows fewer thumbnails to stay below."""
@@ -49,6 +59,7 @@ def _write_report(run: RunFolder, pixel_finder: PixelFinder | None, images_root:
         "folds": None if run.pooled is None else _runs_context(run.path, SUMMARY.read(run.path)),
         "pictures": draw_figures(run),
         "n_mistakes": len(mistake_table),
+        "panels": panel_stems(run.headline_split),
     }
     template = page_templates().get_template("report.html.j2")
     mistakes = load_mistakes(mistake_table.head(max(THUMBNAIL_COUNTS)), pixel_finder, images_root)
@@ -60,12 +71,15 @@ def _write_report(run: RunFolder, pixel_finder: PixelFinder | None, images_root:
 
     write_paper_texts(run)
     write_text(run.path / REPORT_FILE, html)
+    VERDICT.write(run.path, context["belief"].as_dict())
+    write_paper_table(run)
     return run.path / REPORT_FILE
 
 
 def _report_context(run: RunFolder) -> dict[str, Any]:
     """Return the template's context, without charts and thumbnails."""
-    names, verdict = metric_names(run), judge_run(run)
+    names, verdict, lint_rows = metric_names(run), judge_run(run), read_lint(run.path)
+    belief = judge_belief(run, verdict, lint_rows)
     methods_by_name = {name: _interval_methods(run, name) for name in names}
     first_table = list(METRIC_TITLES)[: FIRST_TABLE_END + 1]
     return {
@@ -77,10 +91,11 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
         "used": methods_by_name,
         "methods": sorted({method for methods in methods_by_name.values() for method in methods}),
         "verdict": verdict,
-        "rule_headline": verdict.rule_headline,
+        "belief": belief,
+        "anchors": evidence_anchors(belief, _section_names(run)),
+        "key_figures": key_figures(run, verdict),
         "blind": {split: blind_table(run.metrics["splits"][split], split) for split in run.split_names},
-        "broken": [guarantee_fragments(broken, verdict.split) for broken in verdict.broken],
-        "anchors": READER_STUDIES,
+        "reader_studies": READER_STUDIES,
         "warnings": warnings.report_warnings(run),
         "trained": facts.recorded_train_counts(run),
         "excluded": facts.exclusion_counts(run),
@@ -91,8 +106,18 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
         "recipe_rows": facts.recipe_rows(run.recipe),
         "environment": list(facts.flatten_json(run.environment)),
         "log": facts.log_rows(run.log),
-        "lint": read_lint(run.path),
+        "lint": lint_rows,
     }
+
+
+def _section_names(run: RunFolder) -> set[str]:
+    """Return the ids of the sections that doubts may lead to and that this run's page has."""
+    body = run.metrics["splits"][run.headline_split]
+    optional = {
+        "blind": body.get("image_blind"), "groups": body.get("subgroups"), "decisions": body.get("policy"),
+        "training": not run.is_foreign, "next": not run.is_foreign,
+    }  # fmt: skip
+    return {"results", "warnings", "lint", "classes", "data", *(name for name, has in optional.items() if has)}
 
 
 def _interval_methods(run: RunFolder, name: str) -> set[str]:

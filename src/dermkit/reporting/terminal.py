@@ -7,8 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from dermkit.lint.rules import read_lint
 from dermkit.metrics.stats.estimate import humanise
 from dermkit.reporting.warnings import report_warnings
+from dermkit.runs.belief import judge_belief
 from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import SEEN_SPLIT, RunFolder
 from dermkit.runs.layout import METRICS, SUMMARY
@@ -83,11 +85,15 @@ def metric_lines(table: pd.DataFrame) -> list[str]:
 
 def _run_lines(run: RunFolder) -> Iterator[str]:
     verdict = judge_run(run)
+    belief = judge_belief(run, verdict, read_lint(run.path))
     for broken in verdict.broken:
         yield from wrapped(plain_text(guarantee_fragments(broken, verdict.split)), indent="  ")
     for split in _shown_splits(run, verdict.split):
         yield from _split_lines(run, split)
-    yield from wrapped(f"verdict: {verdict.text}", indent="  ")
+    yield f"verdict: {belief.word}"
+    for doubt in belief.reasons:
+        yield from wrapped(f"  because: {humanise(doubt.text)}", indent="    ")
+    yield from wrapped(f"simple rules: {verdict.text}", indent="  ")
     rules = plain_text(verdict.rule_headline) or beaten_rules_text(
         run.metrics["splits"][verdict.split], verdict.split
     )

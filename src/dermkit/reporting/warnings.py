@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dermkit.data.diagnoses import UNKNOWN_MALIGNANCY, malignancy_question, unknown_malignancy
 from dermkit.data.manifest import LesionClass
 from dermkit.metrics.stats.power import expected_maximum_of_k
+from dermkit.runs.doubts import MIN_OUTCOME_IMAGES
 from dermkit.runs.layout import RUNG_WARNING, SPLIT_FILE, SUMMARY, UNSTABLE_TRAINING
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 MIN_CLASS_IMAGES = 10
 """Fewer images of a class are warned of: at a recall of 0.5 Wilson's 95 % interval is wider than 50 points."""
-
-MIN_OUTCOME_IMAGES = 30
-"""Fewer malignant, or fewer other, images are warned of: metrics of them are then unreliable, marked or not."""
 
 SERIOUS_PREFIXES = (UNSTABLE_TRAINING, RUNG_WARNING, "Sealed test images")
 """Prefixes of recorded warnings that are always serious."""

@@ -215,6 +215,11 @@ class RunFolder:
         return bool(self.mapping)
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether its predictions are those of another tool."""
+        return str(self.split_json.get("scheme", "")) == "foreign"
+
+    @property
     def mapping(self) -> Json:
         """How the classes of an external test were matched: rule, data and model; {} otherwise."""
         mapping: Json = self.metrics.get("mapping") or self.run_json.get("mapping") or {}

@@ -27,6 +27,8 @@ TUNE = JsonFile("tune.json", 2)
 STUDY = JsonFile("study.json", 1)
 IMAGE_BLIND = JsonFile("image_blind_rules.json", 1)
 """Image-blind rules: `rules`, name -> classifier and n_train; `not_applicable`, name -> why there is none."""
+VERDICT = JsonFile("verdict.json", 1)
+"""The word on a run's figures (believe, believe with care, do not believe) and the doubts that it rests on."""
 AUTO = JsonFile("auto.json", 2, {1: migrations.auto_1_to_2})
 """What `train auto` planned and why, how long its recipes took, and which one it chose."""
 

@@ -41,7 +41,8 @@ class RuleComparison:
     @property
     def title(self) -> str:
         """The rule as a sentence names it."""
-        return f"the rule “{RULE_TITLES.get(self.rule, self.rule)}”"
+        title = RULE_TITLES.get(self.rule, self.rule)
+        return f"the rule “{title}”" if self.rule == "majority" else f"a rule that sees only {title}"
 
     @property
     def objection(self) -> str:

@@ -6,7 +6,7 @@ Nothing is computed again: figures come from metrics.json.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,7 +38,9 @@ class RunVerdict:
     outcome: above = better than every rule that sees no lesion; below = worse than the majority rule; unclear = not
     shown to be better than one of them; unknown = an interval that this rests on is absent or unreliable. metric: the
     one compared with the majority rule ("" = none has an interval). majority_class, majority_metrics: what that rule
-    predicts, and its accuracy and balanced accuracy. metrics_key: their place in metrics.json ("" = from the
+    predicts, and its accuracy and balanced accuracy. majority_position: where the interval of metric lies around that
+    rule's value. objections: kind (accuracy, colour, rule, coin, prior) -> clauses, found where the majority rule is
+    beaten. metrics_key: their place in metrics.json ("" = from the
     confusion matrix). broken: guarantees that this split breaks. rule_headline: that the net is not clearly better than
     an image-blind rule, () where it is or where none was fitted.
     """
@@ -52,11 +54,18 @@ class RunVerdict:
     metrics_key: str
     broken: tuple[BrokenGuarantee, ...]
     rule_headline: Fragments
+    majority_position: Position
+    objections: Mapping[str, tuple[Fragments, ...]]
 
     @property
     def text(self) -> str:
         """The verdict as plain text."""
         return plain_text(self.fragments)
+
+    @property
+    def broken_sentences(self) -> tuple[Fragments, ...]:
+        """A sentence for each broken guarantee."""
+        return tuple(guarantee_fragments(broken, self.split) for broken in self.broken)
 
 
 def judge_run(run: RunFolder, split: str = "") -> RunVerdict:
@@ -71,6 +80,7 @@ def judge_metrics(metrics: Mapping[str, Any], split: str) -> RunVerdict:
     return RunVerdict(
         split, outcome, fragments, judge.metric, judge.majority_class, judge.majority_metrics, judge.majority_key,
         find_broken_guarantees(metrics["splits"][split]), headline_fragments(metrics["splits"][split], split),
+        judge.majority_position, judge.objections,
     )  # fmt: skip
 
 
@@ -146,6 +156,10 @@ class _Judge:
         self.colour: Mapping[str, Any] = self.baselines.get("mean_colour") or {}
         self.majority_class, self.majority_metrics, self.majority_key = self._majority_rule(metrics["classes"])
         self.metric, self.majority_position = self._against_majority()
+        is_beaten = self.majority_position == "above"
+        self.objections = (
+            {kind: tuple(find()) for kind, find in self._objection_kinds().items()} if is_beaten else {}
+        )
 
     def judge(self) -> tuple[VerdictOutcome, Fragments]:
         """Return the outcome and its sentence."""
@@ -172,8 +186,8 @@ class _Judge:
             return "unclear", (
                 f"Not distinguishable from {rule}: that rule's ", figure, f" lies inside the 95 % interval of {name}.",
             )  # fmt: skip
-        if objections := list(self._objections()):
-            return "unclear", ("Not clearly better than rules that see no lesion: ", *_joined(objections), ".")
+        if clauses := [clause for of_kind in self.objections.values() for clause in of_kind]:
+            return "unclear", ("Not clearly better than rules that see no lesion: ", *_joined(clauses), ".")
         if doubts := list(self._doubts()):
             return "unknown", (f"Whether this is better than {rule} cannot be told: ", *_joined(doubts), ".")
         return "above", (
@@ -222,26 +236,37 @@ class _Judge:
 
     # --- what speaks against it ---
 
-    def _objections(self) -> Iterator[Fragments]:
-        """Yield a clause for each rule that is not beaten where it matters."""
+    def _objection_kinds(self) -> dict[str, Callable[[], Iterator[Fragments]]]:
+        """Return what yields a clause for each rule that is not beaten where it matters, by kind."""
+        return {
+            "accuracy": self._accuracy_objections, "colour": self._colour_objections, "rule": self._rule_objections,
+            "coin": self._coin_objections, "prior": self._prior_objections,
+        }  # fmt: skip
+
+    def _accuracy_objections(self) -> Iterator[Fragments]:
         if position_of(self._estimate("accuracy"), self.majority_metrics["accuracy"]) == "below":
             yield (
                 "its accuracy, ", self._figure("accuracy"), f", lies wholly below that of always answering "
                 f"“{self.majority_class}”, ", self._majority_figure("accuracy"),
             )  # fmt: skip
-        yield from self._colour_objections()
+
+    def _rule_objections(self) -> Iterator[Fragments]:
         for comparison in compare_with_rules(self.split_metrics, self.split):
             if comparison.is_not_better and comparison.rule not in (
                 "majority",
                 MEAN_COLOUR,
             ):  # these have their own
                 yield (comparison.objection,)
+
+    def _coin_objections(self) -> Iterator[Fragments]:
         for rate, verb, kind in _RATES:
             if position_of(self._estimate(rate), COIN) in ("below", "unclear"):
                 yield (
                     f"it {verb} ", self._figure(rate), *self._interval(rate), f" of the {kind} images, which is not "
                     "shown to be more than the half that a coin gets", *self._colour_aside(rate),
                 )  # fmt: skip
+
+    def _prior_objections(self) -> Iterator[Fragments]:
         prior_loss = (self.baselines.get("prior") or {}).get("loss") or {}
         if position_of(self._estimate("loss"), prior_loss.get("value")) == "above":
             yield (
