@@ -8,7 +8,7 @@ from dermkit.reporting.labels import METRIC_TITLES, is_share
 from dermkit.runs.folder import Json, RunFolder
 from dermkit.runs.layout import FIGURES_FOLDER
 
-PAPER_METRICS = (
+TABLE_METRICS = (
     "balanced_accuracy", "accuracy", "sensitivity", "specificity", "precision", "f1", "auroc", "average_precision",
     "auroc_macro", "brier", "ece", "calibration_slope", "calibration_intercept",
 )  # fmt: skip
@@ -40,7 +40,7 @@ def write_paper_table(run: RunFolder) -> None:
 
 def _estimates(run: RunFolder, split: str) -> Iterator[tuple[str, Json]]:
     metrics = run.metrics["splits"][split]["metrics"]
-    for name in PAPER_METRICS:
+    for name in TABLE_METRICS:
         if (metrics.get(name) or {}).get("value") is not None:
             yield name, metrics[name]
 
