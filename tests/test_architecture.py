@@ -49,7 +49,8 @@ NEVER = {
 HEAVY = {"torch", "torchvision", "timm", "safetensors", "lightning_fabric", "lightning", "captum"}
 TORCH_ROOMS = (
     "models.cnn", "models.weights", "models.net", "models.net_fit", "models.precision", "models.inference",
-    "models.heads", "models.size_limit", "training", "prediction.predictor",
+    "models.heads", "models.size_limit", "models.view_pixels", "models.training_features_file", "training",
+    "prediction.predictor", "prediction.model_folder",
     "explanation.layers", "explanation.heat_maps", "explanation.random_nets", "explanation.model_maps",
 )  # fmt: skip
 TORCH_INSIDE_FUNCTIONS = ("pipeline", "cli")

@@ -24,7 +24,7 @@ from dermkit.explanation.random_net_check import compare_with_random_nets
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models.net import build_net
 from dermkit.models.weights import resolve_weights
-from dermkit.prediction.predictor import ModelMetadata, save_model
+from dermkit.prediction.model_folder import ModelMetadata, save_model
 from dermkit.recipes.experiments import DEMO
 from dermkit.render.html import template_environment
 

@@ -118,7 +118,7 @@ def test_no_table_and_no_figure_takes_what_is_not_finite(tmp_path: Path) -> None
     with pytest.raises(UntrustedError, match=r"b: its probabilities are not finite"):
         write_predictions(path, ["x", "y"], [("a", *[""] * 6, 0.5, 0.5), ("b", *[""] * 6, float("nan"), 0.5)])
     assert not path.exists()
-    score = ImageScore("a.jpg", np.array([np.nan, np.nan]), None, "", (), None)
+    score = ImageScore("a.jpg", np.array([np.nan, np.nan]), None, None, "", (), None)
     with pytest.raises(UntrustedError, match=r"a\.jpg"):
         score_row(0, score, {})
     one = np.zeros(1, np.int64)

@@ -14,7 +14,8 @@ import dermkit as dk
 from dermkit.errors import UntrustedError
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models.checksums import write_checksums
-from dermkit.models.inference import InferenceEngine, view_of
+from dermkit.models.inference import InferenceEngine
+from dermkit.models.view_pixels import view_of
 from dermkit.models.views import ALL_VIEWS, DIHEDRAL_VIEWS, check_views
 from dermkit.pipeline.view_choice import choose_views
 from dermkit.prediction.predictor import load_model

@@ -60,6 +60,13 @@ def predict_command(
     coverage: CoverageOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Write names that begin with = + - @ as they are.")] = False,
     metadata: MetadataTableOption = None,
+    withhold_outside: Annotated[
+        bool,
+        typer.Option(
+            "--withhold-outside",
+            help="Give no answer in decisions.csv for images outside the training distribution.",
+        ),
+    ] = False,
     old_target: Annotated[str | None, typer.Option("--at", hidden=True)] = None,
     old_coverage: Annotated[float | None, typer.Option("--refer", hidden=True)] = None,
 ) -> None:
@@ -71,7 +78,7 @@ def predict_command(
         outcome = run_predict(
             model, images, out=out, batch_size=batch_size, workers=workers, cache=cache, device=device,
             restart=restart, target=target, coverage=coverage, raw=raw, metadata=metadata,
-            progress=progress,
+            withhold_outside=withhold_outside, progress=progress,
         )  # fmt: skip
     _print_prediction_summary(outcome, out)
     exit_with_refused([reason for _, reason, _ in outcome.rejected_images], out / "refused.csv")
@@ -79,6 +86,7 @@ def predict_command(
 
 def _print_prediction_summary(outcome: "PredictOutcome", out: Path) -> None:
     from dermkit.prediction.decisions import DECISIONS_FILE
+    from dermkit.prediction.out_of_distribution import OUT_OF_DISTRIBUTION_FILE
     from dermkit.runs.layout import PREDICTIONS_FILE
 
     echo(f"{outcome.n_scored} images scored: {out / PREDICTIONS_FILE}")
@@ -92,6 +100,14 @@ def _print_prediction_summary(outcome: "PredictOutcome", out: Path) -> None:
             "are not calibrated",
             err=True,
         )
+    if outcome.n_outside:
+        echo(
+            f"warning: {outcome.n_outside} of {outcome.n_scored} images lie outside the training distribution: "
+            f"{out / OUT_OF_DISTRIBUTION_FILE}",
+            err=True,
+        )
+    if outcome.n_outside is None and outcome.n_scored:
+        echo(f"out-of-distribution test: not applicable: {outcome.why_no_test}", err=True)
     if outcome.n_training_images:
         echo(
             f"warning: {outcome.n_training_images} of them are images that the model was trained on (predict.json)",

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dermkit.data.groups import leakage_groups
 from dermkit.data.manifest import Dataset
+from dermkit.evaluation.out_of_distribution import write_distances
 from dermkit.progress import Progress
 from dermkit.runs.folder import RunFolder, read_table
 from dermkit.runs.layout import (
@@ -63,7 +64,7 @@ def predict_splits(
     manifest = dataset.manifest.set_index("image_id")
     pixel_rows = [pixels.index[row_id] for row_id in scored_rows["image_id"]]
     class_names = predictor.class_names
-    probabilities = predictor.score_pixels(
+    probabilities, distances = predictor.score_with_distances(
         [cache.pixels for cache in (pixels, *other_pixels)],
         pixel_rows,
         on_progress=lambda count, total: progress.step("scoring", count, total),
@@ -78,6 +79,10 @@ def predict_splits(
         )  # fmt: skip
         _write_rules(folder, class_names, row_starts, rules, retained_splits)
     _write_predictions(folder / PREDICTIONS_FILE, class_names, row_starts, probabilities, retained_splits)
+    write_distances(
+        folder, predictor.outlier_test, scored_rows, distances, leakage_groups(dataset.manifest),
+        dataset.manifest["image_id"], retained_splits=retained_splits,
+    )  # fmt: skip
     ids = split_table.loc[split_table["split"].isin([*split_names, *retained_splits]), "image_id"]
     write_groups(folder / GROUPS_FILE, dataset.manifest["image_id"], leakage_groups(dataset.manifest), ids)
     write_attributes(folder / ATTRIBUTES_FILE, dataset.manifest, ids)

@@ -9,12 +9,14 @@ import numpy as np
 
 from dermkit.explanation.deletion import CurveSet, CurveSummary, curve_area
 from dermkit.explanation.lesion_masks import LesionShare
+from dermkit.explanation.nearest_cases import NearestCase, write_nearest_cases
 from dermkit.explanation.random_net_check import RandomNetCheck
 from dermkit.files import JsonFile, write_rows
 from dermkit.prediction.inputs import ImageRef
 from dermkit.render.cells import defused
 
-EXPLAIN = JsonFile("explain.json", 1)
+EXPLAIN = JsonFile("explain.json", 2, {1: lambda document: {**document, "nearest_cases": None, "format": 2}})
+"""Format 2 added the nearest training cases: why there are none, "" where there are some."""
 EXPLANATIONS_TABLE, CURVES_TABLE, CURVES_PICTURE = "explanations.csv", "curves.csv", "curves.png"
 REFUSED_TABLE, EXPLAIN_PAGE = "refused.csv", "explain.html"
 OVERLAY_FOLDER, MAP_FOLDER = "overlays", "maps"
@@ -32,7 +34,8 @@ class ImageExplanation:
 
     image: its name and path, safe to write as UTF-8. p, p_against: the model's probabilities of the class and of the
     one it is set against. seen: fraction of the image that the net saw, 0..1. file_stem: of its overlay and its map.
-    training_split: "" for an image that training did not use.
+    training_split: "" for an image that training did not use. cases: the nearest training cases. is_outside: the image
+    lies outside the training distribution.
     """
 
     image: ImageRef
@@ -50,6 +53,8 @@ class ImageExplanation:
     random_net_correlation: float | None = None
     curves: CurveSet | None = None
     share: LesionShare | None = None
+    cases: tuple[NearestCase, ...] = ()
+    is_outside: bool = False
     original_uri: str = ""
     overlay_uri: str = ""
 
@@ -73,6 +78,8 @@ class ImageExplanation:
             notes.append(self.share.sentence)
         if self.seen < 0.995:
             notes.append(f"The net saw {100 * self.seen:.0f} % of the image; the rest was cut off and has no map.")
+        if self.is_outside:
+            notes.append("The image lies outside the training distribution: do not rely on the prediction.")
         if self.training_split:
             notes.append(f"The model learned from this image (split: {self.training_split}).")
         return notes
@@ -105,9 +112,10 @@ def method_text(explanation: ImageExplanation) -> str:
 
 
 def write_tables(out: Path, explanations: Sequence[ImageExplanation], *, is_raw: bool) -> None:
-    """Write explanations.csv and, where there are curves, curves.csv: a row for each image and point."""
+    """Write explanations.csv, nearest_cases.csv and, where there are curves, curves.csv."""
     clean = tuple if is_raw else defused
     write_rows(out / EXPLANATIONS_TABLE, _COLUMNS, (clean(_row(one)) for one in explanations))
+    write_nearest_cases(out, [(one.image, one.cases) for one in explanations], is_raw=is_raw)
     with_curves = [one for one in explanations if one.curves is not None]
     if not with_curves:
         (out / CURVES_TABLE).unlink(missing_ok=True)

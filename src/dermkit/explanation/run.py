@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,13 @@ from PIL import Image
 from dermkit.errors import DataError, ImageRejected, UsageError
 from dermkit.explanation.deletion import CurveSummary, summarise_curves
 from dermkit.explanation.lesion_masks import LesionShare, Mask, find_mask, lesion_share, read_mask
+from dermkit.explanation.nearest_cases import (
+    NO_CASES,
+    TrainingCases,
+    images_root,
+    training_cases,
+    with_pictures,
+)
 from dermkit.explanation.overlay import blend_map, draw_overlay
 from dermkit.explanation.page import MAX_IMAGES_SHOWN, write_page
 from dermkit.explanation.random_net_check import (
@@ -42,6 +49,7 @@ from dermkit.images.decode import LesionImage, open_image
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.prediction.inputs import ImageRef, find_images, utf8_safe
 from dermkit.prediction.locate import check_folder, check_model_folder
+from dermkit.prediction.out_of_distribution import is_outside
 from dermkit.progress import Progress
 from dermkit.render.cells import defused
 from dermkit.render.sheets import data_uri, thumbnail
@@ -83,6 +91,8 @@ class _Job:
     masks: Path | None
     has_checks: bool
     training_splits: dict[str, str]
+    cases: TrainingCases | None
+    case_images: Path | None
 
 
 def explain(
@@ -166,7 +176,11 @@ def _prepare(
     if predictor.metadata_fields:
         progress.say(f"warning: {unknown_metadata_sentence(predictor.metadata_fields)}")
     training_splits = {pixels: split for pixels, _, split in predictor.training_images}
-    return _Job(predictor, explainer, choice, out, masks, options.checks, training_splits), image_list
+    cases = training_cases(predictor.training_features, predictor.members, predictor.class_names)
+    return _Job(
+        predictor, explainer, choice, out, masks, options.checks, training_splits, cases,
+        images_root(predictor.folder),
+    ), image_list  # fmt: skip
 
 
 def _check_captum() -> None:
@@ -247,6 +261,7 @@ def _explain_image(
         explanation,
         training_split=job.training_splits.get(opened.pixel_sha256, ""),
         share=_share(job, image, opened, model_map),
+        **_place_in_training(job, inputs, opened.pixel_sha256, has_pictures=number <= MAX_IMAGES_SHOWN),
     )
     cell_maps: list[_CellMaps] = []
     if job.has_checks:
@@ -261,6 +276,21 @@ def _explain_image(
             curves=job.explainer.curves(inputs, model_map.combined, target, rng),
         )
     return _write_pictures(job, explanation, picture, model_map, number), cell_maps
+
+
+def _place_in_training(
+    job: _Job, inputs: Sequence[NDArray[np.uint8]], pixel_sha256: str, *, has_pictures: bool
+) -> dict[str, Any]:
+    """Return the nearest training cases of an image, and whether it lies outside the training distribution."""
+    if job.cases is None:
+        return {}
+    features = [one for one in job.predictor.features([array[None] for array in inputs]) if one is not None]
+    distances = job.predictor.outlier_test.distances(features)
+    nearest = job.cases.nearest(features, pixel_sha256)
+    return {
+        "cases": with_pictures(nearest, job.case_images if has_pictures else None),
+        "is_outside": distances is not None and bool(is_outside(distances.p_value[0])),
+    }
 
 
 def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
@@ -374,6 +404,7 @@ def _write_json(
             )
         ],
         "unknown_metadata": list(job.predictor.metadata_fields),
+        "nearest_cases": NO_CASES if job.cases is None else "",
         "why_no_gradient": list(job.explainer.reasons),
         "checks": check_fields(check, curves),
         "n_explained": len(explanations),

@@ -3,7 +3,8 @@
 Format 2 added the decision policy fitted on validation images: calibration, operating points, conformal rule, referral
 thresholds. Format 3 has its keys in the terms of the field. Format 4 has several members, each with a calibration.
 Format 5 has the fields of `model` that recipes of format 5 added, and members with preprocessing, weight and order of
-classes of their own. Format 6 has metadata as a second input of a net (`models.metadata`).
+classes of their own. Format 6 has metadata as a second input of a net (`models.metadata`). Format 7 names the file of
+each net's training features (`models.training_features`).
 """
 
 import html
@@ -33,6 +34,11 @@ MAX_NETS = 32
 def member_file(number: int) -> str:
     """Return the name of a member's weights file."""
     return f"member-{number}.safetensors"
+
+
+def features_file(number: int) -> str:
+    """Return the name of the file of a member's training features."""
+    return f"training_features-{number}.safetensors"
 
 
 WEIGHTS_FILE = member_file(0)
@@ -95,10 +101,19 @@ def _migrate_5_to_6(card: dict[str, Any]) -> dict[str, Any]:
     return {**card, "members": members, "format": 6}
 
 
+def _migrate_6_to_7(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a card whose nets have no training features: they cannot tell foreign images."""
+    members = card["members"]
+    if isinstance(members, list):
+        members = [_with_added_fields(member, {"training_features": None}) for member in members]
+    return {**card, "members": members, "format": 7}
+
+
 _MIGRATIONS = {
     1: _migrate_1_to_2, 2: _migrate_2_to_3, 3: _migrate_3_to_4, 4: _migrate_4_to_5, 5: _migrate_5_to_6,
+    6: _migrate_6_to_7,
 }  # fmt: skip
-MODEL_JSON = JsonFile("model.json", 6, _MIGRATIONS, UntrustedError)
+MODEL_JSON = JsonFile("model.json", 7, _MIGRATIONS, UntrustedError)
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dermkit.models.card import (
     TRAINING_IMAGES_FILE,
     card_files,
     card_policy,
+    features_file,
     member_file,
 )
 from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksums
@@ -55,16 +56,28 @@ def write_ensemble(
         for member in _members_of(card, cards[0], model):
             file = member_file(len(members))
             write_bytes(folder / file, content[member["file"]])
-            members.append({**member, "file": file, "weight": share * member["weight"]})
+            held = _copy_training_features(folder, content, member, len(members))
+            members.append({**member, "file": file, "training_features": held, "weight": share * member["weight"]})
         _add_training_images(images, content[TRAINING_IMAGES_FILE], model)
     _write_rest(folder, _ensemble_card(cards, _with_unit_sum(members), description), images)
     return folder
 
 
+def _copy_training_features(
+    folder: Path, content: Mapping[str, bytes], member: Mapping[str, Any], number: int
+) -> str | None:
+    """Write the training features of a member under its number in the ensemble; returns the name, None without."""
+    if member["training_features"] is None:
+        return None
+    file = features_file(number)
+    write_bytes(folder / file, content[member["training_features"]])
+    return file
+
+
 def _write_rest(folder: Path, card: Mapping[str, Any], images: Mapping[tuple[str, str], str]) -> None:
     """Write all but the weights files, and remove those of an earlier ensemble of more members."""
-    names = {member["file"] for member in card["members"]}
-    for file in folder.glob("member-*.safetensors"):
+    names = {member[field] for member in card["members"] for field in ("file", "training_features")}
+    for file in (*folder.glob("member-*.safetensors"), *folder.glob("training_features-*.safetensors")):
         if file.name not in names:
             file.unlink()
     rows = [(*image, split) for image, split in sorted(images.items())]

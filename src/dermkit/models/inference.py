@@ -8,11 +8,10 @@ import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -21,8 +20,12 @@ from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models.members import MemberFields, distinct_resizings, mean_probabilities
 from dermkit.models.precision import is_out_of_memory
-from dermkit.models.views import CROP_FRACTION, IDENTITY_VIEW
+from dermkit.models.view_pixels import view_of
+from dermkit.models.views import IDENTITY_VIEW
 from dermkit.threads import ordered_map
+
+if TYPE_CHECKING:
+    from dermkit.models.net import Net
 
 FUSED_NET, UNFUSED_NET = "batch norms folded into convolutions", "as built"
 _FUSION_TOLERANCE = 5e-5
@@ -38,6 +41,9 @@ EVAL_BATCH_SIZE = {"cpu": 16, "cuda": 256}
 
 Metadata = NDArray[np.float32] | None
 """Encoded metadata (N, M) of a batch, None = unknown for all, or of a net without a second input."""
+
+Features = NDArray[np.float32] | None
+"""Pooled features (N, C) of a batch; None of a net that is not a backbone with a head."""
 
 _Batch = TypeVar("_Batch")
 _Output = TypeVar("_Output")
@@ -135,8 +141,17 @@ class InferenceEngine:
         metadata: of a net with a second input, encoded; None = unknown for all images. Raises `UntrustedError` where an
         output is not finite, naming these images (by their place, without `names`).
         """
-        view_probabilities = self.view_probabilities(batch, names, metadata)
-        return np.asarray(view_probabilities[0] if len(self.views) == 1 else view_probabilities.mean(axis=0))
+        return self.score(batch, names, metadata)[0]
+
+    def score(
+        self, batch: NDArray[np.uint8], names: Sequence[str] = (), metadata: Metadata = None
+    ) -> tuple[NDArray[np.float64], Features]:
+        """Return the same probabilities, and the backbone's features of the first view, from one pass.
+
+        Features are (N, C) float32, None of a net without a head of its own.
+        """
+        views, features = self._score_views(batch, names, metadata)
+        return np.asarray(views[0] if len(self.views) == 1 else views.mean(axis=0)), features
 
     def view_probabilities(
         self, batch: NDArray[np.uint8], names: Sequence[str] = (), metadata: Metadata = None
@@ -145,18 +160,25 @@ class InferenceEngine:
 
         One view is in memory at a time. Raises `UntrustedError` as a call of the engine does.
         """
+        return self._score_views(batch, names, metadata)[0]
+
+    def _score_views(
+        self, batch: NDArray[np.uint8], names: Sequence[str], metadata: Metadata
+    ) -> tuple[NDArray[np.float64], Features]:
         inputs = self._inputs(batch)
         second_input = () if metadata is None else (torch.from_numpy(metadata).to(self.device),)
-        return np.stack([self._score_view(inputs, second_input, view, names) for view in self.views])
+        scored = [self._score_view(inputs, second_input, view, names) for view in self.views]
+        return np.stack([probabilities for probabilities, _ in scored]), scored[0][1]
 
     def _score_view(
         self, inputs: Tensor, second_input: tuple[Tensor, ...], view: str, names: Sequence[str]
-    ) -> NDArray[np.float64]:
+    ) -> tuple[NDArray[np.float64], Features]:
         with torch.inference_mode(), self._device_lock, exact_float32(self.device):
-            logits = self._logits(view_of(inputs, view), *second_input)
+            logits, features = self._outputs(view_of(inputs, view), *second_input)
         check_finite(logits, "the model", names)
         # In float64: in float32 probabilities near 1 are rounded to 1, and images that differ would tie.
-        return np.asarray(torch.softmax(logits.cpu().double(), dim=1).numpy(), dtype=np.float64)
+        probabilities = np.asarray(torch.softmax(logits.cpu().double(), dim=1).numpy(), dtype=np.float64)
+        return probabilities, None if features is None else np.asarray(features.float().cpu().numpy())
 
     def _inputs(self, batch: NDArray[np.uint8]) -> Tensor:
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
@@ -165,25 +187,30 @@ class InferenceEngine:
             return normalise_on_device(torch.from_numpy(batch).to(self.device), self._preprocessing)
         return normalise_by_table(batch, self._tables)
 
-    def _logits(self, *inputs: Tensor) -> Tensor:
+    def _outputs(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return logits (N, K) and features (N, C), in as many passes as the device's memory asks for."""
         while True:
             chunks = zip(*(torch.split(tensor, self.max_batch_size) for tensor in inputs), strict=True)
-            chunk_logits = [self._logits_or_none(*chunk) for chunk in chunks]
-            computed_logits = [chunk for chunk in chunk_logits if chunk is not None]
-            if len(computed_logits) == len(chunk_logits):
-                return torch.cat(computed_logits)
-            del chunk_logits, computed_logits
+            outputs = [self._outputs_or_none(*chunk) for chunk in chunks]
+            computed = [chunk for chunk in outputs if chunk is not None]
+            if len(computed) == len(outputs):
+                features = [chunk for _, chunk in computed if chunk is not None]
+                return torch.cat([logits for logits, _ in computed]), torch.cat(features) if features else None
+            del outputs, computed
             self._halve_batch_size(len(inputs[0]))
 
-    def _logits_or_none(self, *inputs: Tensor) -> Tensor | None:
-        """Return logits, None where memory ran out: returning drops the exception, and the tensors it refers to."""
+    def _outputs_or_none(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Return logits and features, None where memory ran out: returning drops the exception and its tensors."""
         try:
-            logits: Tensor = self._net(*inputs)
+            if not hasattr(self._net, "classify"):
+                return self._net(*inputs), None
+            net = cast("Net", self._net)
+            features = net.features(inputs[0])
+            return net.classify(features, *inputs[1:]), features
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
-        return logits
 
     def _halve_batch_size(self, n_images: int) -> None:
         batch_size = min(self.max_batch_size, n_images)
@@ -228,6 +255,12 @@ class EnsembleEngine:
         self, batch: PixelBatch, names: Sequence[str] = (), metadata: Sequence[Metadata] = ()
     ) -> NDArray[np.float64]:
         """Score resized pixels; returns probabilities (N, classes) float64. metadata: for each net; () = unknown."""
+        return self.score(batch, names, metadata)[0]
+
+    def score(
+        self, batch: PixelBatch, names: Sequence[str] = (), metadata: Sequence[Metadata] = ()
+    ) -> tuple[NDArray[np.float64], list[Features]]:
+        """Return the same probabilities, and each net's features of its first view."""
         arrays = (batch,) if isinstance(batch, np.ndarray) else tuple(batch)
         if len(arrays) != self._n_resizings:
             raise DataError(
@@ -235,35 +268,13 @@ class EnsembleEngine:
                 remedy="give an array of resized pixels for each of the model's `resizings`",
             )
         outputs = [
-            engine(arrays[index], names, encoded)
+            engine.score(arrays[index], names, encoded)
             for engine, index, encoded in zip(
                 self.engines, self._resizing_of_member, metadata or [None] * len(self.engines), strict=True
             )
         ]
-        return mean_probabilities(outputs, self.members)
-
-
-def view_of(inputs: Tensor, view: str) -> Tensor:
-    """Return one view (`models.views`) of normalised pixels (N, 3, S, S) float32, in their memory order."""
-    if view in IDENTITY_VIEW:
-        return inputs
-    if view.startswith("crop_"):
-        changed = _crop(inputs, view.removeprefix("crop_"))
-    else:
-        flipped = inputs.flip(3) if view.startswith("flip") else inputs
-        quarter_turns = int(view.rpartition("rotate_")[2]) // 90 if "rotate" in view else 0
-        changed = torch.rot90(flipped, quarter_turns, (2, 3))
-    return changed.contiguous(memory_format=torch.channels_last)
-
-
-def _crop(inputs: Tensor, corner: str) -> Tensor:
-    size = inputs.shape[-1]
-    side = max(1, round(CROP_FRACTION * size))
-    margin = size - side
-    top = margin // 2 if corner == "centre" else margin * corner.startswith("bottom")
-    left = margin // 2 if corner == "centre" else margin * corner.endswith("right")
-    crop = inputs[:, :, top : top + side, left : left + side]
-    return F.interpolate(crop, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        probabilities = mean_probabilities([p for p, _ in outputs], self.members)
+        return probabilities, [features for _, features in outputs]
 
 
 def check_finite(outputs: Tensor, subject: str, names: Sequence[str] = ()) -> None:

@@ -24,7 +24,17 @@ from dermkit.models.metadata import MetadataEncoder, known_counts, read_encoder,
 from dermkit.models.views import IDENTITY_VIEW, check_views
 from dermkit.recipes.training_specs import METADATA_FIELDS, MetadataField
 
-_MEMBER_KEYS = {"file", "spec", "views", "calibration", "preprocessing", "weight", "class_order", "metadata"}
+_MEMBER_KEYS = {
+    "file",
+    "spec",
+    "views",
+    "calibration",
+    "preprocessing",
+    "weight",
+    "class_order",
+    "metadata",
+    "training_features",
+}
 _WEIGHT_TOLERANCE = 1e-6
 _PREPROCESSING: TypeAdapter[Preprocessing] = TypeAdapter(Preprocessing)
 
@@ -35,7 +45,7 @@ class MemberFields:
 
     calibration: None = none. views: whose probabilities are averaged. weight: in the mean over the members, which sum
     to 1. class_order: for each class of the model the column of the net's output. metadata: how the net's second input
-    is encoded, None where it has none.
+    is encoded, None where it has none. training_features: the file of its training features, None without.
     """
 
     file: str
@@ -46,6 +56,7 @@ class MemberFields:
     views: tuple[str, ...] = IDENTITY_VIEW
     weight: float = 1.0
     metadata: MetadataEncoder | None = None
+    training_features: str | None = None
 
     def calibrate(self, probabilities: Floats) -> Floats:
         """Return the net's probabilities (N, K) after its own calibration, in the model's order of classes."""
@@ -93,6 +104,7 @@ def _read_member(entry: Mapping[str, Any], file_names: Sequence[str], n_classes:
         check_views(entry["views"]),
         _read_weight(entry["weight"]),
         _read_metadata(entry["metadata"], entry["spec"]),
+        _read_features_file(entry["training_features"], file_names),
     )
 
 
@@ -106,6 +118,15 @@ def _read_metadata(entry: Any, spec: Mapping[str, Any]) -> MetadataEncoder | Non
             f"the metadata of a member are not those of its net, {', '.join(map(str, fields)) or 'none'}"
         )
     return encoder
+
+
+def _read_features_file(file: Any, file_names: Sequence[str]) -> str | None:
+    """Return the file of training features; raises `ValueError` for one that is not verified."""
+    if file is not None and (not isinstance(file, str) or file not in file_names):
+        raise ValueError(
+            f"the training features {str(file)[:60]!r} of a member are not what {CHECKSUM_FILE} lists"
+        )
+    return file
 
 
 def _read_weight(weight: Any) -> float:

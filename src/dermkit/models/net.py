@@ -61,7 +61,10 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
         """Return logits; metadata: encoded, (N, M) float32, None = unknown for all images."""
-        features = self.features(x)
+        return self.classify(self.features(x), metadata)
+
+    def classify(self, features: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """Return logits (N, K) of pooled features (N, C); metadata: as `forward` takes it."""
         if self.n_metadata:
             unknown = features.new_zeros(len(features), self.n_metadata)
             features = torch.cat([features, unknown if metadata is None else metadata], dim=1)

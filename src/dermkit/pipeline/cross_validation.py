@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
+from dermkit.evaluation.out_of_distribution import pool_distances
 from dermkit.files import fingerprint, write_rows
 from dermkit.metrics.classification.summary import evaluate_split
 from dermkit.models.card import MAX_NETS, read_card
@@ -114,6 +115,8 @@ def pool_folds(parent: Path, folds: CrossValidation) -> _Json:
     predictions = pd.concat([_rows_of(run.predictions, splits) for run in runs])
     _write_table(parent / PREDICTIONS_FILE, class_names, _with_test_rows(predictions, test_rows, folds))
     _pool_rules(parent, folds, splits, test_rules)
+    if not folds.scores_test_by_ensemble:  # else it has scored them, or will
+        pool_distances(parent, folds.shown_runs)
     tested = [parent] if len(test_rows) else []
     for name in (GROUPS_FILE, ATTRIBUTES_FILE):
         _write_union(parent / name, [run / name for run in [*folds.runs, *tested]])

@@ -309,7 +309,8 @@ def _save_training(
     machine: Machine,
 ) -> None:
     """Write the last training chart, run.json and the model folder."""
-    from dermkit.prediction.predictor import save_model
+    from dermkit.pipeline.training_features import fit_on_job
+    from dermkit.prediction.model_folder import save_model
 
     _draw_progress(plan.folder)
     seconds = time.perf_counter() - started_at
@@ -323,7 +324,10 @@ def _save_training(
         preprocessing=prepared_job.job.preprocessing,
         metadata=describe_model(plan, run_json),
         encoder=None if prepared_job.job.metadata is None else prepared_job.job.metadata.encoder,
-    )
+        training_features=None if plan.is_trial else fit_on_job(
+            prepared_job.job, prepared_job.net, plan.dataset.manifest, machine.progress
+        ),
+    )  # fmt: skip
     if plan.recipe.test_views != "choose":
         RUN.write(plan.folder, run_json)
         save(views=VIEW_SETS[plan.recipe.test_views])

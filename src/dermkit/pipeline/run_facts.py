@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dermkit.images.preprocess import Preprocessing
     from dermkit.models.net import Net
     from dermkit.models.weights import BackboneWeights
-    from dermkit.prediction.predictor import ModelMetadata
+    from dermkit.prediction.model_folder import ModelMetadata
     from dermkit.training.checkpoint import TrainingProgress
 
 
@@ -175,7 +175,7 @@ def _training_warnings(plan: RunPlan, training_progress: "TrainingProgress") -> 
 
 def describe_model(plan: RunPlan, run_json: Mapping[str, Any]) -> "ModelMetadata":
     """Return what model.json says of the training. run_json: of the finished training."""
-    from dermkit.prediction.predictor import ModelMetadata
+    from dermkit.prediction.model_folder import ModelMetadata
 
     used_rows = plan.split_table[plan.split_table["split"].isin(["train", "validation"])]
     manifest_rows = plan.dataset.manifest.set_index("image_id").loc[used_rows["image_id"]]
@@ -257,7 +257,7 @@ def _describe_environment(settings: RunSettings) -> dict[str, Any]:
     """Return what can change the last bits of a result: versions, processor, threads."""
     import torch
 
-    from dermkit.prediction.predictor import runtime_versions
+    from dermkit.prediction.model_folder import runtime_versions
 
     return {
         "versions": runtime_versions(),

@@ -15,7 +15,7 @@ from dermkit.errors import UsageError
 from dermkit.files import write_rows
 from dermkit.metrics.decisions.apply import ActivePolicy, PolicyOutput, find_broken, parse_target, select
 from dermkit.metrics.decisions.guarantees import BrokenGuarantee
-from dermkit.metrics.stats.arrays import Floats
+from dermkit.metrics.stats.arrays import Bools, Floats
 from dermkit.prediction.inputs import ImageRef, utf8_safe
 from dermkit.render.cells import defused
 from dermkit.runs.sentences import plain_text
@@ -36,6 +36,7 @@ GUARANTEE_SCOPE = (
 NO_POLICY_TEXT = "the model has no decision policy: it was not evaluated on validation images"
 _NO_GUARANTEE_TEXT = "no decision was made: no operating point is guaranteed (--target names one)"
 _NO_POINT_TEXT = "no decision was made: the model has no operating point"
+OUTSIDE_COLUMN = "outside_training_distribution"
 _SEPARATOR = "; "
 
 
@@ -46,7 +47,8 @@ class DecisionCounts:
     operating_point: the one that decides positive or negative, "" for none. has_referral: whether images may be
     referred. warnings: what limits the decisions. no_call_reason: why no image was called positive or negative, ""
     where they were. set_sizes: number of images by size of their prediction set, 0 to K classes. is_point_broken: the
-    test images broke the guarantee of the operating point.
+    test images broke the guarantee of the operating point. n_withheld: images outside the training distribution that
+    get no answer; they are in none of the other counts.
     """
 
     operating_point: str
@@ -57,11 +59,13 @@ class DecisionCounts:
     n_referred: int
     set_sizes: tuple[int, ...]
     is_point_broken: bool = False
+    n_withheld: int = 0
 
     def __str__(self) -> str:
         broken_text = ", whose guarantee the test images broke" if self.is_point_broken else ""
         call_text = self.no_call_reason or f"{self.n_positive} positive at {self.operating_point}{broken_text}"
-        return f"{call_text}, {self.n_referred} referred" if self.has_referral else call_text
+        text = f"{call_text}, {self.n_referred} referred" if self.has_referral else call_text
+        return f"{text}, {self.n_withheld} withheld" if self.n_withheld else text
 
 
 # Selecting the operating point and the referral threshold ---------------------------------------------------------
@@ -219,7 +223,7 @@ def decision_columns(policy: ActivePolicy, classes: Sequence[LesionClass]) -> tu
         f"positive_at_{point.name.replace(' ', '_')}" for point in policy.policy.operating_points
     )
     return (
-        "image_id", "path", "predicted", "confidence", "referral",
+        "image_id", "path", "predicted", "confidence", "referral", OUTSIDE_COLUMN,
         *(("positive", "malignant_probability") if policy.has_both_sides else ()),
         "prediction_set", "set_size", *point_columns, *(f"p_{entry.name}" for entry in classes),
     )  # fmt: skip
@@ -232,35 +236,54 @@ def write_decisions(
     images: Sequence[ImageRef],
     p: Floats,
     *,
+    is_outside: Bools | None = None,
+    withholds_outside: bool = False,
     is_raw: bool = False,
 ) -> DecisionCounts:
-    """Write decisions.csv of scored images. p: their probabilities as the net gave them, (N, K) float64."""
-    output = policy.apply(p)
+    """Write decisions.csv of scored images. p: their probabilities as the net gave them, (N, K) float64.
+
+    is_outside: which lie outside the training distribution, (N,), None where the model cannot tell. withholds_outside:
+    these get no answer.
+    """
+    output, columns = policy.apply(p), decision_columns(policy, classes)
+    is_withheld = np.zeros(len(p), dtype=bool) if is_outside is None or not withholds_outside else is_outside
+    outside_cells = [""] * len(p) if is_outside is None else [_yes_no(one) for one in is_outside]
     rows = (
-        (utf8_safe(image.image_id), utf8_safe(image.path), *_decision_cells(policy, classes, output, row))
+        (
+            utf8_safe(image.image_id), utf8_safe(image.path),
+            *(_withheld_cells(columns) if is_withheld[row] else
+              _decision_cells(policy, classes, output, row, outside_cells[row])),
+        )
         for row, image in enumerate(images)
-    )
-    write_rows(path, decision_columns(policy, classes), rows if is_raw else map(defused, rows))
-    point_index = policy.point_index
-    set_sizes = np.bincount(output.prediction_sets.sum(axis=1), minlength=len(classes) + 1)
+    )  # fmt: skip
+    write_rows(path, columns, rows if is_raw else map(defused, rows))
+    point_index, is_told = policy.point_index, ~is_withheld
+    set_sizes = np.bincount(output.prediction_sets[is_told].sum(axis=1), minlength=len(classes) + 1)
     return DecisionCounts(
         operating_point="" if point_index is None else policy.policy.operating_points[point_index].name,
         has_referral=policy.referral is not None,
         warnings=policy_warnings(policy),
         no_call_reason=no_call_reason(policy),
-        n_positive=0 if point_index is None else int(output.is_positive[:, point_index].sum()),
-        n_referred=int((~output.is_answered).sum()),
+        n_positive=0 if point_index is None else int(output.is_positive[is_told, point_index].sum()),
+        n_referred=int((~output.is_answered[is_told]).sum()),
         set_sizes=tuple(set_sizes.tolist()),
         is_point_broken=policy.broken_point is not None,
+        n_withheld=int(is_withheld.sum()),
     )
 
 
+def _withheld_cells(columns: Sequence[str]) -> list[str]:
+    """Return the cells of an image that gets no answer, after its id and path: all but two are empty."""
+    return [{"referral": "withheld", OUTSIDE_COLUMN: "yes"}.get(name, "") for name in columns[2:]]
+
+
 def _decision_cells(
-    policy: ActivePolicy, classes: Sequence[LesionClass], output: PolicyOutput, row: int
+    policy: ActivePolicy, classes: Sequence[LesionClass], output: PolicyOutput, row: int, outside: str
 ) -> Iterator[object]:
     yield classes[int(output.y_pred[row])].name
     yield float(output.confidence[row])
     yield "" if policy.referral is None else "answered" if output.is_answered[row] else "referred"
+    yield outside
     if policy.has_both_sides:
         yield "" if policy.point_index is None else _yes_no(output.is_positive[row, policy.point_index])
         yield float(output.p_malignant[row])
@@ -373,9 +396,20 @@ def _broken_sets_text(policy: ActivePolicy) -> str:
 
 
 def tile_caption(
-    policy: ActivePolicy | None, classes: Sequence[LesionClass], raw_p: Floats
+    policy: ActivePolicy | None,
+    classes: Sequence[LesionClass],
+    raw_p: Floats,
+    *,
+    is_outside: bool = False,
+    withholds_outside: bool = False,
 ) -> tuple[list[str], str]:
-    """Return the lines below one image of a sheet and the colour of its border. raw_p: (K,), as the net gave it."""
+    """Return the lines below one image of a sheet and the colour of its border. raw_p: (K,), as the net gave it.
+
+    is_outside, withholds_outside: as in `write_decisions`.
+    """
+    if is_outside:
+        lines = [] if withholds_outside else tile_caption(policy, classes, raw_p)[0]
+        return ["OUTSIDE TRAINING DATA", *(lines or ["no answer"])], _AMBER
     output = None if policy is None else policy.apply(raw_p[None])
     p = raw_p if output is None else output.probabilities[0]
     order = np.argsort(-p, kind="stable")[:2].tolist()  # of equals the first, as `predicted`

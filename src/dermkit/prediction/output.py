@@ -21,6 +21,13 @@ from dermkit.prediction import decisions
 from dermkit.prediction.decisions import DecisionCounts
 from dermkit.prediction.inputs import utf8_safe
 from dermkit.prediction.metadata_table import METADATA_FILE, ImageMetadata, describe_metadata, write_used_metadata
+from dermkit.prediction.out_of_distribution import (
+    OUT_OF_DISTRIBUTION_FILE,
+    OUTSIDE_LEGEND,
+    describe_test,
+    is_outside,
+    write_distances,
+)
 from dermkit.prediction.resume import PredictionJob, ScoreTable
 from dermkit.render import sheets as render_sheets
 from dermkit.render.cells import defused, undefused
@@ -32,8 +39,11 @@ if TYPE_CHECKING:
     from dermkit.metrics.decisions.apply import ActivePolicy
     from dermkit.prediction.predictor import Predictor
 
-PREDICT_JSON_FORMAT = 4
-_MIGRATIONS = {3: lambda document: {**document, "metadata": None, "format": 4}}
+PREDICT_JSON_FORMAT = 5
+_MIGRATIONS = {
+    3: lambda document: {**document, "metadata": None, "format": 4},
+    4: lambda document: {**document, "out_of_distribution": None, "format": 5},
+}
 PREDICT_FILE, _REFUSED_FILE = "predict.json", "refused.csv"
 _TILES_PER_SHEET = 48
 _MAX_SHEETS = 5
@@ -48,7 +58,8 @@ Thumbnails = dict[int, NDArray[np.uint8]]
 class PredictOutcome:
     """Counts of scored and refused images; the lists are read from the output folder on demand.
 
-    decision_counts: None where the model has no decision policy.
+    decision_counts: None where the model has no decision policy. n_outside: images outside the training distribution,
+    None where the model cannot tell; why_no_test says then why.
     """
 
     out: Path
@@ -57,6 +68,8 @@ class PredictOutcome:
     n_notes: int
     n_training_images: int
     decision_counts: DecisionCounts | None = None
+    n_outside: int | None = None
+    why_no_test: str = ""
 
     @property
     def rejected_images(self) -> list[tuple[str, str, str]]:
@@ -87,6 +100,7 @@ def write_output(
     workers: int,
     *,
     is_raw: bool,
+    withholds_outside: bool = False,
 ) -> PredictOutcome:
     """Write every file of the output: sheets first, as they take longest, and predict.json last.
 
@@ -98,34 +112,53 @@ def write_output(
             remedy="give the command again",
         )
     out, scored = job.folder.parent, scores.scored
-    tiles = _tiles(job, scores, predictor, policy, thumbnails, workers)
+    tiles = _tiles(job, scores, predictor, policy, thumbnails, workers, withholds_outside=withholds_outside)
+    are_outside = scores.is_outside
     legend = f"{known_performance(predictor.card)} {decisions.sheet_legend(policy, len(predictor.nets))}"
-    sheets = _write_sheets(out, tiles, legend, workers)
-    scored_images, p = [job.images[index] for index in scored.tolist()], scores.probabilities[scored]
+    sheets = _write_sheets(out, tiles, legend + OUTSIDE_LEGEND * (are_outside is not None), workers)
     _write_tables(job, scores, is_raw=is_raw)
     write_used_metadata(
         out / METADATA_FILE, metadata, predictor.members, job.images, scored.tolist(), is_raw=is_raw
     )
-    (out / decisions.OLD_DECISIONS_FILE).unlink(missing_ok=True)
-    decision_counts = None
-    if policy is None:  # the table of an earlier prediction would be of another model
-        (out / decisions.DECISIONS_FILE).unlink(missing_ok=True)
-    else:
-        decision_counts = decisions.write_decisions(
-            out / decisions.DECISIONS_FILE, policy, predictor.classes, scored_images, p, is_raw=is_raw
-        )
-        warnings = (*decision_counts.warnings, *_ensemble_warnings(predictor))
-        decision_counts = replace(decision_counts, warnings=warnings)
+    decision_counts = _write_decisions(
+        job, scores, predictor, policy, is_raw=is_raw, withholds_outside=withholds_outside
+    )
     n_notes = sum(map(len, scores.notes.values()))
     outcome = PredictOutcome(
-        out, len(scored), len(scores.refusals), n_notes, len(scores.training_splits), decision_counts
-    )
-    _write_predict_json(outcome, job, scores, predictor, policy, metadata, sheets)
+        out, len(scored), len(scores.refusals), n_notes, len(scores.training_splits), decision_counts,
+        None if are_outside is None else int(are_outside.sum()), predictor.outlier_test.reason,
+    )  # fmt: skip
+    outside = _outside_images(job, scores)
+    test_fields = describe_test(predictor.outlier_test, outside, is_withheld=withholds_outside)
+    _write_predict_json(outcome, job, scores, predictor, policy, metadata, sheets, test_fields)
     return outcome
 
 
+def _write_decisions(
+    job: PredictionJob,
+    scores: ScoreTable,
+    predictor: "Predictor",
+    policy: "ActivePolicy | None",
+    *,
+    is_raw: bool,
+    withholds_outside: bool,
+) -> DecisionCounts | None:
+    """Write decisions.csv; returns its counts, None without a policy."""
+    out = job.folder.parent
+    (out / decisions.OLD_DECISIONS_FILE).unlink(missing_ok=True)
+    if policy is None:  # the table of an earlier prediction would be of another model
+        (out / decisions.DECISIONS_FILE).unlink(missing_ok=True)
+        return None
+    images, p = [job.images[index] for index in scores.scored.tolist()], scores.probabilities[scores.scored]
+    counts = decisions.write_decisions(
+        out / decisions.DECISIONS_FILE, policy, predictor.classes, images, p, is_raw=is_raw,
+        is_outside=scores.is_outside, withholds_outside=withholds_outside,
+    )  # fmt: skip
+    return replace(counts, warnings=(*counts.warnings, *_ensemble_warnings(predictor)))
+
+
 def _write_tables(job: PredictionJob, scores: ScoreTable, *, is_raw: bool) -> None:
-    """Write predictions.csv and refused.csv."""
+    """Write predictions.csv, out_of_distribution.csv and refused.csv."""
     out, clean = job.folder.parent, tuple if is_raw else defused
     p = scores.probabilities[scores.scored]
     images = (job.images[index] for index in scores.scored.tolist())
@@ -134,10 +167,23 @@ def _write_tables(job: PredictionJob, scores: ScoreTable, *, is_raw: bool) -> No
         for image, k, row in zip(images, p.argmax(axis=1).tolist(), _iter_rows(p), strict=True)
     )
     write_predictions(out / PREDICTIONS_FILE, job.class_names, predictions)
+    pairs = None if scores.is_outside is None else (
+        (job.images[index], scores.distances[index]) for index in scores.scored.tolist()
+    )  # fmt: skip
+    write_distances(out / OUT_OF_DISTRIBUTION_FILE, pairs, is_raw=is_raw)
     refused = (
         clean((utf8_safe(job.images[index].name), *cells)) for index, cells in sorted(scores.refusals.items())
     )
     write_rows(out / _REFUSED_FILE, ("path", "reason", "detail"), refused)
+
+
+def _outside_images(job: PredictionJob, scores: ScoreTable) -> list[dict[str, Any]]:
+    """Return the images outside the training distribution, with distance and p value."""
+    return [
+        {"image": utf8_safe(job.images[index].name), "distance": distance, "p_value": p}
+        for index, (distance, p) in sorted(scores.distances.items())
+        if is_outside(p)
+    ]
 
 
 def _ensemble_warnings(predictor: "Predictor") -> tuple[str, ...]:
@@ -174,6 +220,8 @@ def _tiles(
     policy: "ActivePolicy | None",
     thumbnails: Mapping[int, NDArray[np.uint8]],
     workers: int,
+    *,
+    withholds_outside: bool,
 ) -> list[render_sheets.Tile]:
     """Return the tiles of the first scored images; one without a thumbnail is opened again."""
     from dermkit.prediction.pixels import file_thumbnail
@@ -181,7 +229,10 @@ def _tiles(
     def make_tile(index: int) -> render_sheets.Tile:
         image = job.images[index]
         thumbnail = thumbnails[index] if index in thumbnails else file_thumbnail(Path(image.path))
-        lines, colour = decisions.tile_caption(policy, predictor.classes, scores.probabilities[index])
+        lines, colour = decisions.tile_caption(
+            policy, predictor.classes, scores.probabilities[index], withholds_outside=withholds_outside,
+            is_outside=index in scores.distances and bool(is_outside(scores.distances[index][1])),
+        )  # fmt: skip
         pixels = thumbnail if thumbnail is not None else np.zeros((8, 8, 3), np.uint8)
         title = PurePosixPath(utf8_safe(image.name)).name
         return render_sheets.Tile(pixels, "\n".join([title, *lines]), colour)
@@ -217,6 +268,7 @@ def _write_predict_json(
     policy: "ActivePolicy | None",
     metadata: ImageMetadata | None,
     sheets: Sequence[str],
+    test_fields: Mapping[str, Any],
 ) -> None:
     names = {index: utf8_safe(job.images[index].name) for index in {*scores.notes, *scores.training_splits}}
     fields = {
@@ -232,6 +284,7 @@ def _write_predict_json(
         "inference_mode": predictor.engine.net_variant,
         "policy": decisions.describe_policy(policy, predictor.classes, outcome.decision_counts),
         "metadata": describe_metadata(metadata, predictor.members),
+        "out_of_distribution": test_fields,
         "notes": [
             {"image": names[index], "note": note} for index in sorted(scores.notes) for note in scores.notes[index]
         ],

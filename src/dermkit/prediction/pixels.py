@@ -48,11 +48,13 @@ class DecodedImage:
 class ImageScore:
     """One image and its class probabilities, (K,) float64 in class order, summing to 1; or why it was refused.
 
-    file_stat: "size:mtime_ns" of the file before it was read, "" where there is none.
+    distance: its distance from the training images and p value, None where the model cannot tell. file_stat:
+    "size:mtime_ns" of the file before it was read, "" where there is none.
     """
 
     name: str
     probabilities: NDArray[np.float64] | None
+    distance: tuple[float, float] | None
     thumbnail: NDArray[np.uint8] | None
     pixel_sha256: str
     notes: tuple[str, ...]

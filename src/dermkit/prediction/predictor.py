@@ -8,11 +8,9 @@ Shapes: N images, K classes, `size` pixels a side.
 
 import dataclasses
 import json
-import platform
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,36 +21,26 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 
-from dermkit import __version__
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import (
     file_stat,
-    make_folder,
-    output_errors,
     sha256_bytes,
-    write_bytes,
-    write_rows,
-    write_text,
 )
 from dermkit.images.preprocess import Preprocessing
 from dermkit.metrics.decisions.apply import ActivePolicy
 from dermkit.metrics.decisions.guarantees import BrokenGuarantee
 from dermkit.metrics.decisions.policy import DecisionPolicy
 from dermkit.models.card import (
-    EMPTY_POLICY,
     MODEL_JSON,
-    RESEARCH_ONLY,
     TRAINING_IMAGES_FILE,
-    WEIGHTS_FILE,
-    card_files,
 )
 from dermkit.models.card_fields import read_broken_guarantees, read_card_classes, read_card_policy
-from dermkit.models.checksums import CHECKSUM_FILE, read_verified, write_checksums
+from dermkit.models.checksums import CHECKSUM_FILE, read_verified
 from dermkit.models.inference import (
     EnsembleEngine,
+    Features,
     InferenceEngine,
     Metadata,
     PixelBatch,
@@ -68,16 +56,17 @@ from dermkit.models.members import (
     read_members,
     rows_for_members,
 )
-from dermkit.models.metadata import MetadataEncoder
 from dermkit.models.net import Net, build_net
 from dermkit.models.net_fit import check_fits
 from dermkit.models.precision import non_finite_tensors
-from dermkit.models.training_images import TRAINING_IMAGE_COLUMNS, parse_training_images, read_training_images
-from dermkit.models.views import IDENTITY_VIEW
+from dermkit.models.training_features import TrainingFeatures
+from dermkit.models.training_features_file import parse_training_features
+from dermkit.models.training_images import parse_training_images, read_training_images
 from dermkit.models.weights import resolve_weights
 from dermkit.prediction.decisions import select_policy
 from dermkit.prediction.inputs import find_images, image_batches
 from dermkit.prediction.metadata_table import find_metadata, metadata_lines
+from dermkit.prediction.out_of_distribution import Distances, OutlierTest, join_distances, pairs_of
 from dermkit.prediction.pixels import DecodedImage, ImageScore, PixelStore, decode_image, score_frame
 from dermkit.progress import Progress
 from dermkit.recipes.schema import ModelSpec
@@ -87,25 +76,10 @@ from dermkit.threads import cpu_count
 if TYPE_CHECKING:
     from dermkit.data.cache.store import StoredRows
 
-__all__ = ["ModelMetadata", "Predictor", "load_model", "read_training_images", "runtime_versions", "save_model"]
+__all__ = ["Predictor", "load_model", "read_training_images"]
 
 
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
-
-
-@dataclass(frozen=True)
-class ModelMetadata:
-    """What a model folder says about its origin, as plain JSON values.
-
-    training_images: (pixel_sha256, isic_id, split) of every image that the training used, so that a later prediction
-    on one of them can be recognised.
-    """
-
-    recipe: Mapping[str, Any]
-    dataset: Mapping[str, Any]
-    weights: Mapping[str, Any]
-    training: Mapping[str, Any]
-    training_images: Sequence[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
@@ -116,7 +90,8 @@ class Predictor:
     output a part of the mean. progress: told when a device's memory is too small for a batch. policy: the decision
     policy fitted on validation images, None where there is none. training_images: (pixel_sha256, isic_id, split) of the
     images that the training used, from the bytes that were verified. broken_guarantees: those that the test images
-    broke, as the model says.
+    broke, as the model says. training_features: what each net's training images look like to it, None where the folder
+    holds none.
     """
 
     folder: Path
@@ -129,6 +104,7 @@ class Predictor:
     policy: DecisionPolicy | None = None
     training_images: tuple[tuple[str, str, str], ...] = ()
     broken_guarantees: tuple[BrokenGuarantee, ...] = ()
+    training_features: tuple[TrainingFeatures | None, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -182,16 +158,37 @@ class Predictor:
         batch: of a model whose nets resize in several ways an array for each of `resizings`. metadata: a row for each
         image with the columns age, sex and site that the model takes, "" = unknown; None = all unknown.
         """
-        return self._score((batch, encode_for_members(self.members, metadata)))
+        return self._outputs((batch, encode_for_members(self.members, metadata)))[0]
+
+    def _outputs(
+        self, batch: tuple[PixelBatch, Sequence[Metadata]], names: Sequence[str] = ()
+    ) -> tuple[NDArray[np.float64], list[Features]]:
+        """Return the probabilities of a batch and each net's features (N, C), from one pass.
+
+        batch: pixels, in one array or in those of each resizing, and each member's encoded metadata.
+        """
+        pixels, metadata = batch
+        if isinstance(self.engine, EnsembleEngine):
+            return self.engine.score(pixels, names, metadata)
+        array = pixels if isinstance(pixels, np.ndarray) else pixels[0]
+        probabilities, features = self.engine.score(array, names, metadata[0])
+        return probabilities, [features]
 
     def _score(
         self, batch: tuple[PixelBatch, Sequence[Metadata]], names: Sequence[str] = ()
-    ) -> NDArray[np.float64]:
-        """Score a batch of pixels, in one array or in those of each resizing, and of each member's encoded metadata."""
-        pixels, metadata = batch
-        if isinstance(self.engine, EnsembleEngine):
-            return self.engine(pixels, names, metadata)
-        return self.engine(pixels if isinstance(pixels, np.ndarray) else pixels[0], names, metadata[0])
+    ) -> tuple[NDArray[np.float64], Distances | None]:
+        """Return the probabilities of a batch, and how far its images lie from the training images."""
+        probabilities, features = self._outputs(batch, names)
+        return probabilities, self.outlier_test.distances(features)
+
+    @property
+    def outlier_test(self) -> OutlierTest:
+        """Return the test of whether an image lies outside the training distribution."""
+        return OutlierTest(self.training_features)
+
+    def features(self, batch: PixelBatch) -> list[Features]:
+        """Return each net's features (N, C) float32 of resized pixels, as in `probabilities`."""
+        return self._outputs((batch, encode_for_members(self.members, None)))[1]
 
     def select_policy(self, *, target: str | None = None, coverage: float | None = None) -> ActivePolicy | None:
         """Return the decision policy, to `apply` to `probabilities`; None where the model has none.
@@ -231,6 +228,24 @@ class Predictor:
         uses. on_progress: told (images done, images). metadata: as in `probabilities`, in the order of `rows`; a model
         that takes none leaves them out.
         """
+        return self.score_with_distances(
+            pixels, rows, batch_size=batch_size, workers=workers, on_progress=on_progress, metadata=metadata
+        )[0]
+
+    def score_with_distances(
+        self,
+        pixels: "NDArray[np.uint8] | StoredRows | list[NDArray[np.uint8]] | list[StoredRows]",
+        rows: Sequence[int],
+        *,
+        batch_size: int | None = None,
+        workers: int = 0,
+        on_progress: Callable[[int, int], None] | None = None,
+        metadata: pd.DataFrame | None = None,
+    ) -> tuple[NDArray[np.float64], Distances | None]:
+        """Return the same probabilities, and how far each image lies from the training images.
+
+        None instead of distances where the model cannot tell them (`outlier_test.reason`).
+        """
         size = batch_size or self.batch_size
         result = np.empty((len(rows), len(self.classes)))
         row_indices = np.asarray(rows, dtype=np.int64)
@@ -243,13 +258,16 @@ class Predictor:
             )
             for start in range(0, len(rows), size)
         )
-        n_done = 0
-        for batch_scores in parallel_batches(self._score, batches, workers=workers or torch.get_num_threads()):
+        n_done, distances = 0, []
+        for batch_scores, batch_distances in parallel_batches(
+            self._score, batches, workers=workers or torch.get_num_threads()
+        ):
             result[n_done : n_done + len(batch_scores)] = batch_scores
             n_done += len(batch_scores)
+            distances.append(batch_distances)
             if on_progress:
                 on_progress(n_done, len(rows))
-        return result
+        return result, join_distances(distances)
 
     def score_files(
         self,
@@ -312,11 +330,12 @@ class Predictor:
         rows = np.array(
             [start + n for n, image in enumerate(decoded) if isinstance(image, DecodedImage)], np.int64
         )
-        probabilities = iter(self._score((arrays, rows_for_members(encoded, rows)), names) if readable else ())
+        p, distances = self._score((arrays, rows_for_members(encoded, rows)), names) if readable else ((), None)
+        scored = zip(p, pairs_of(distances, len(readable)), strict=True)
         scores = [
-            ImageScore(name, next(probabilities), image.thumbnail, image.pixel_sha256, image.notes, None, stat)
+            ImageScore(name, *next(scored), image.thumbnail, image.pixel_sha256, image.notes, None, stat)
             if isinstance(image, DecodedImage)
-            else ImageScore(name, None, None, "", (), image, stat)
+            else ImageScore(name, None, None, None, "", (), image, stat)
             for (name, _), image, stat in zip(images, decoded, stats, strict=True)
         ]
         new_images = [
@@ -325,67 +344,6 @@ class Predictor:
             if stored_image is None and isinstance(image, DecodedImage)
         ]
         return scores, new_images if pixel_store else []
-
-
-def save_model(
-    folder: Path,
-    net: Net,
-    *,
-    spec: ModelSpec,
-    classes: Sequence[LesionClass],
-    preprocessing: Preprocessing,
-    metadata: ModelMetadata,
-    views: Sequence[str] = IDENTITY_VIEW,
-    encoder: MetadataEncoder | None = None,
-) -> Path:
-    """Write a model folder, its checksums last; returns the folder.
-
-    views: whose probabilities are averaged. encoder: of the metadata that the net takes as a second input.
-    """
-    make_folder(folder)
-    # First of all, so that an interrupted save is no model: old checksums must not stand beside new files.
-    with output_errors(folder):
-        (folder / CHECKSUM_FILE).unlink(missing_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    write_bytes(folder / WEIGHTS_FILE, save_safetensors(state))
-    write_rows(folder / TRAINING_IMAGES_FILE, TRAINING_IMAGE_COLUMNS, metadata.training_images)
-    card = {
-        "members": [
-            {
-                "file": WEIGHTS_FILE,
-                "spec": asdict(spec),
-                "preprocessing": asdict(preprocessing),
-                "views": list(views),
-                "calibration": None,
-                "weight": 1.0,
-                "class_order": list(range(len(classes))),
-                "metadata": None if encoder is None else encoder.as_dict(),
-            }
-        ],
-        "classes": [asdict(lesion_class) for lesion_class in classes],
-        **EMPTY_POLICY,
-        "recipe": metadata.recipe,
-        "dataset": metadata.dataset,
-        "weights": metadata.weights,
-        "training": metadata.training,
-        "versions": runtime_versions(),
-        "notice": RESEARCH_ONLY,
-    }
-    for name, text in card_files(card).items():
-        write_text(folder / name, text)
-    write_checksums(folder)
-    return folder
-
-
-def runtime_versions() -> dict[str, str]:
-    """Return the versions of software that numbers depend on."""
-    return {
-        "dermkit": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": version("timm"),
-        "numpy": np.__version__,
-    }
 
 
 def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None = None) -> Predictor:
@@ -414,10 +372,17 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
         _rebuild_net(folder, spec, len(classes), state, member).to(torch_device)
         for spec, state, member in zip(specs, states, members, strict=True)
     ]
+    held = [
+        None if (name := member.training_features) is None else parse_training_features(
+            file_bytes[name], folder / name, n_features=net.n_features, n_classes=len(classes)
+        )
+        for member, net in zip(members, nets, strict=True)
+    ]  # fmt: skip
     return Predictor(
         folder, classes, tuple(members), tuple(nets), card, sha256_bytes(file_bytes[MODEL_JSON.name]),
         progress or Progress(), read_card_policy(folder, card),
         parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder), read_broken_guarantees(folder, card),
+        tuple(held),
     )  # fmt: skip
 
 

@@ -21,14 +21,16 @@ import numpy as np
 from dermkit.errors import DermkitError, UntrustedError, UsageError
 from dermkit.files import file_stat, make_folder, output_errors, read_json, sync_folder, write_chunks, write_json
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints
+from dermkit.models.training_features import MAX_DISTANCE
 from dermkit.prediction.inputs import ImageRef, utf8_safe
+from dermkit.prediction.out_of_distribution import is_outside
 
 if TYPE_CHECKING:
     from dermkit.prediction.pixels import ImageScore
 
-PREDICTION_JOB_FORMAT = 3
-_MIGRATIONS = {2: lambda job: {**job, "metadata": "", "format": 3}}
-"""Format 2 knew no model with a second input."""
+PREDICTION_JOB_FORMAT = 4
+_MIGRATIONS = {2: lambda job: {**job, "metadata": "", "format": 3}, 3: lambda job: {**job, "format": 4}}
+"""Format 2 knew no model with a second input, and 3 none with training features: its rows have no distance."""
 JOB_FOLDER = "unfinished"
 _SCRATCH_FOLDER = ".unfinished-tmp"
 """A job is created in it and deleted from it, in one rename each; hidden, so that `out` counts as empty meanwhile."""
@@ -41,7 +43,10 @@ _SAVE_SECONDS = 30.0
 
 
 class ScoreRow(NamedTuple):
-    """One line of the table. position: in the list of images; probabilities: None where it was refused."""
+    """One line of the table. position: in the list of images; probabilities: None where it was refused.
+
+    distance: from the training images, and its p value; None where the model cannot tell.
+    """
 
     position: int
     file_stat: str
@@ -49,6 +54,7 @@ class ScoreRow(NamedTuple):
     refusal: tuple[str, str]
     notes: Sequence[str]
     training_split: str
+    distance: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +63,8 @@ class ScoreTable:
 
     probabilities: (N, K) float64 as the net gave them, NaN where an image is not scored. is_done: (N,), scored or
     refused. refusals: (reason, detail). notes: what opening the image decided, such as "alpha composited on white".
-    training_splits: split of the images that the model's training used.
+    training_splits: split of the images that the model's training used. distances: distance from the training images
+    and p value, where the model can tell.
     """
 
     probabilities: Floats
@@ -65,11 +72,20 @@ class ScoreTable:
     refusals: dict[int, tuple[str, str]] = field(default_factory=dict)
     notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
     training_splits: dict[int, str] = field(default_factory=dict)
+    distances: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def scored(self) -> Ints:
         """Return the positions of the images that have probabilities."""
         return np.flatnonzero(~np.isnan(self.probabilities[:, 0]))
+
+    @property
+    def is_outside(self) -> Bools | None:
+        """Return which of the scored images lie outside the training distribution; None where that is not known."""
+        scored = self.scored.tolist()
+        if not scored or any(position not in self.distances for position in scored):
+            return None
+        return np.array([bool(is_outside(self.distances[position][1])) for position in scored])
 
     def add(self, row: ScoreRow) -> None:
         """Enter one image."""
@@ -82,6 +98,8 @@ class ScoreTable:
             self.notes[row.position] = tuple(row.notes)
         if row.training_split:
             self.training_splits[row.position] = row.training_split
+        if row.distance is not None:
+            self.distances[row.position] = row.distance
 
 
 @dataclass(frozen=True)
@@ -141,10 +159,24 @@ def _read_rows(path: Path, n_images: int, n_classes: int) -> Iterator[tuple[Scor
                 if not is_valid or (p is not None and (p.shape != (n_classes,) or not np.isfinite(p).all())):
                     continue
                 reason, detail = map(str, row.refusal)
-                row = row._replace(refusal=(reason, detail), notes=[*map(str, row.notes)])
+                row = row._replace(
+                    refusal=(reason, detail), notes=[*map(str, row.notes)], distance=_read_distance(row.distance)
+                )
             except (ValueError, TypeError):
                 continue
             yield row, line
+
+
+def _read_distance(value: object) -> tuple[float, float] | None:
+    """Return a distance and its p value; raises `ValueError` or `TypeError` for what is neither that nor null."""
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise TypeError("a distance is no list")
+    distance, p = map(float, value)
+    if not (0 <= distance <= MAX_DISTANCE and 0 <= p <= 1):  # false for nan
+        raise ValueError("a distance is out of range")
+    return distance, p
 
 
 def _in_complete_batches(is_present: Bools, batch_size: int) -> Bools:
@@ -212,7 +244,9 @@ def score_row(position: int, score: "ImageScore", training_images: Mapping[str, 
         )
     notes = [utf8_safe(note) for note in score.notes]
     training_split = training_images.get(score.pixel_sha256, "")
-    return ScoreRow(position, score.file_stat, score.probabilities.tolist(), ("", ""), notes, training_split)
+    return ScoreRow(
+        position, score.file_stat, score.probabilities.tolist(), ("", ""), notes, training_split, score.distance
+    )
 
 
 # Beginning a job, or finding it again ----------------------------------------------------------------------------

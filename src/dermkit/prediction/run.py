@@ -26,6 +26,7 @@ from dermkit.prediction import decisions
 from dermkit.prediction.inputs import find_images
 from dermkit.prediction.locate import check_model_folder
 from dermkit.prediction.metadata_table import ImageMetadata, find_metadata, metadata_lines
+from dermkit.prediction.out_of_distribution import check_can_withhold
 from dermkit.prediction.output import (
     N_TILES,
     PREDICT_FILE,
@@ -66,6 +67,7 @@ class PredictOptions:
     coverage: float | None
     raw: bool = False
     metadata: "Path | pd.DataFrame | None" = None
+    withhold_outside: bool = False
 
 
 def predict(
@@ -82,6 +84,7 @@ def predict(
     coverage: float | None = None,
     raw: bool = False,
     metadata: "Path | pd.DataFrame | None" = None,
+    withhold_outside: bool = False,
     progress: Progress | None = None,
 ) -> PredictOutcome:
     """Score images with a model folder: predictions.csv, decisions.csv, refused.csv, predict.json, sheet-*.png.
@@ -91,14 +94,17 @@ def predict(
     stores the resized pixels. device: auto, cpu or cuda. target: the operating point that decides positive, such as
     "sensitivity=.95". coverage: fraction of images to answer, the others are referred. raw: names that a spreadsheet
     would compute stay as they are. metadata: age, sex and site of the images, for a model that takes them: a table with
-    the column `image` (docs/predict.md); None = unknown.
+    the column `image` (docs/predict.md); None = unknown. withhold_outside: decisions.csv holds no answer for images
+    outside the training distribution.
 
-    Raises `UntrustedError` for the model, `UsageError` where another prediction is unfinished in `out` or the policy
-    has no such target or coverage, `DataError` where no image could be read, `RunInterrupt` on Ctrl-C at any moment.
+    Raises `UntrustedError` for the model, `UsageError` where another prediction is unfinished in `out`, the policy has
+    no such target or coverage, or the model cannot tell which images to withhold an answer for, `DataError` where no
+    image could be read, `RunInterrupt` on Ctrl-C at any moment.
     """
     options = PredictOptions(
-        batch_size, workers or cpu_count(), cache, device, restart, target, coverage, raw, metadata
-    )
+        batch_size, workers or cpu_count(), cache, device, restart, target, coverage, raw, metadata,
+        withhold_outside,
+    )  # fmt: skip
     with _naming_saved_work(out):
         return _predict(model, images, out, options, progress or Progress())
 
@@ -151,6 +157,8 @@ def _predict(
         check_output(out, marker=PREDICT_FILE, description="a folder of predictions")
     predictor = load_model(model, device=options.device, progress=progress)
     policy = predictor.select_policy(target=options.target, coverage=options.coverage)
+    if options.withhold_outside:
+        check_can_withhold(predictor.outlier_test, has_policy=policy is not None)
     for sentence in decisions.broken_sentences(policy) if policy else ():
         progress.say(f"warning: {sentence}")
     metadata = find_metadata(options.metadata, image_list, predictor.members, predictor.folder)
@@ -166,8 +174,9 @@ def _predict(
         )  # fmt: skip
         scores, thumbnails = _score_missing(job, predictor, metadata, options, progress)
         outcome = write_output(
-            job, scores, predictor, policy, metadata, thumbnails, options.workers, is_raw=options.raw
-        )
+            job, scores, predictor, policy, metadata, thumbnails, options.workers, is_raw=options.raw,
+            withholds_outside=options.withhold_outside,
+        )  # fmt: skip
         job.remove()
     if not outcome.n_scored:
         raise_all_rejected(len(image_list), out)
@@ -176,7 +185,7 @@ def _predict(
 
 def _job_identity(predictor: "Predictor", metadata: ImageMetadata | None) -> dict[str, Any]:
     """Return what decides the numbers besides the images; a stopped prediction continues only with the same."""
-    from dermkit.prediction.predictor import runtime_versions
+    from dermkit.prediction.model_folder import runtime_versions
 
     return {
         "model": sha256_file(predictor.folder / CHECKSUM_FILE),

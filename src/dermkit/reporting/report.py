@@ -27,6 +27,7 @@ from dermkit.reporting.figures import (
 from dermkit.reporting.first_screen import evidence_anchors, key_figures
 from dermkit.reporting.labels import BAR_METRICS, FIRST_TABLE_END, METRIC_TITLES, page_templates
 from dermkit.reporting.mistakes import PixelFinder, load_mistakes
+from dermkit.reporting.out_of_distribution import outlier_text
 from dermkit.reporting.paper_table import write_paper_table
 from dermkit.runs.belief import judge_belief
 from dermkit.runs.documents import saved_content
@@ -95,6 +96,7 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
         "anchors": evidence_anchors(belief, _section_names(run)),
         "key_figures": key_figures(run, verdict),
         "blind": {split: blind_table(run.metrics["splits"][split], split) for split in run.split_names},
+        "outliers": outlier_text(run),
         "reader_studies": READER_STUDIES,
         "warnings": warnings.report_warnings(run),
         "trained": facts.recorded_train_counts(run),

@@ -29,6 +29,9 @@ IMAGE_BLIND = JsonFile("image_blind_rules.json", 1)
 """Image-blind rules: `rules`, name -> classifier and n_train; `not_applicable`, name -> why there is none."""
 VERDICT = JsonFile("verdict.json", 1)
 """The word on a run's figures (believe, believe with care, do not believe) and the doubts that it rests on."""
+OUT_OF_DISTRIBUTION = JsonFile("out_of_distribution.json", 1)
+"""How the model tells foreign images: `reason` why it cannot ("" where it can), `method`, `max_false_alarm_rate`,
+`n_validation_groups`, and `splits`, name -> `n`, `n_outside` and `false_alarm_rate`, an estimate."""
 AUTO = JsonFile("auto.json", 2, {1: migrations.auto_1_to_2})
 """What `train auto` planned and why, how long its recipes took, and which one it chose."""
 
@@ -49,6 +52,8 @@ EXCLUDED_FILE = "excluded.csv"
 PREDICTIONS_FILE = "predictions.csv"
 IMAGE_BLIND_FILE = "image_blind_rules.csv"
 """predictions.csv of each image-blind rule, one below the other, after a column `rule`."""
+DISTANCES_FILE = "out_of_distribution.csv"
+"""Distance of each scored image from the training images, and its p value."""
 GROUPS_FILE = "groups.csv"
 ATTRIBUTES_FILE = "attributes.csv"
 UNMAPPED_FILE = "unmapped.csv"

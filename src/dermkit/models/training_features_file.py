@@ -1,0 +1,108 @@
+"""training_features-<number>.safetensors of a model folder: the training features of one of its nets, written and read.
+
+Float16 where that changes no distance by more than rounding; image ids as JSON in a tensor of bytes. A file that does
+not fit its net is refused as weights are.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from dermkit.errors import UntrustedError
+from dermkit.models.training_features import (
+    MAX_AXES,
+    MAX_DISTANCE,
+    MAX_TRAINING_IMAGES,
+    MAX_VALIDATION_IMAGES,
+    TrainingFeatures,
+)
+
+FORMAT = 1
+_DTYPES = {
+    "format": np.int64, "mean": np.float32, "axes": np.float16, "points": np.float16, "labels": np.int64,
+    "groups": np.int64, "pixel_keys": np.uint64, "image_ids": np.uint8, "calibration": np.float64,
+}  # fmt: skip
+
+
+def training_features_bytes(held: TrainingFeatures) -> bytes:
+    """Return the file of training features."""
+    ids = json.dumps(held.image_ids).encode("ascii")
+    values = {
+        "format": np.array([FORMAT]), "mean": held.mean, "axes": held.axes, "points": held.points,
+        "labels": held.labels, "groups": held.groups, "pixel_keys": held.pixel_keys,
+        "image_ids": np.frombuffer(ids, dtype=np.uint8), "calibration": held.calibration,
+    }  # fmt: skip
+    return save({name: np.ascontiguousarray(value, dtype=_DTYPES[name]) for name, value in values.items()})
+
+
+def parse_training_features(data: bytes, path: Path, *, n_features: int, n_classes: int) -> TrainingFeatures:
+    """Return the training features of a file's bytes; raises `UntrustedError` for others than this net's.
+
+    n_features: C of the net. n_classes: of its output.
+    """
+    try:
+        tensors = _read_tensors(data)
+        ids = json.loads(tensors["image_ids"].tobytes())
+        _check(tensors, ids, n_features, n_classes)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UntrustedError(
+            f"{path}: holds no training features of this net: {str(error)[:200]}",
+            outcome="nothing was predicted",
+            remedy="copy the model anew, or train it again",
+        ) from error
+    return TrainingFeatures(
+        tensors["mean"], tensors["axes"].astype(np.float32), tensors["points"].astype(np.float32), tensors["labels"],
+        tensors["groups"], tensors["pixel_keys"], tuple(ids), tensors["calibration"],
+    )  # fmt: skip
+
+
+def _read_tensors(data: bytes) -> dict[str, NDArray[np.generic]]:
+    tensors = load(data)
+    if set(tensors) != set(_DTYPES):
+        raise ValueError(f"its tensors are not {', '.join(_DTYPES)}")
+    for name, dtype in _DTYPES.items():
+        if tensors[name].dtype != dtype:
+            raise ValueError(f"`{name}` is {tensors[name].dtype}, not {np.dtype(dtype)}")
+    if tensors["format"].tolist() != [FORMAT]:
+        raise ValueError(f"format {tensors['format'].tolist()[:3]}, and this dermkit reads {FORMAT}")
+    return tensors
+
+
+def _check(tensors: dict[str, NDArray[np.generic]], ids: object, n_features: int, n_classes: int) -> None:
+    """Raise `ValueError` where shapes or values are not those of training features."""
+    n, n_axes = len(tensors["labels"]), len(tensors["axes"])
+    if not (1 <= n <= MAX_TRAINING_IMAGES and 1 <= n_axes <= MAX_AXES):
+        raise ValueError(f"{n} training images on {n_axes} axes")
+    shapes = {
+        "mean": (n_features,), "axes": (n_axes, n_features), "points": (n, n_axes + 1), "labels": (n,), "groups": (n,),
+        "pixel_keys": (n,),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"`{name}` is {tensors[name].shape}, not {shape}")
+    if tensors["calibration"].ndim != 1 or len(tensors["calibration"]) > MAX_VALIDATION_IMAGES:
+        raise ValueError(f"`calibration` is {tensors['calibration'].shape}")
+    if not isinstance(ids, list) or len(ids) != n or not all(isinstance(one, str) for one in ids):
+        raise ValueError(f"`image_ids` is no list of {n} names")
+    _check_values(tensors, n_classes)
+
+
+def _check_values(tensors: dict[str, NDArray[np.generic]], n_classes: int) -> None:
+    for name in ("mean", "axes", "points", "calibration"):
+        if not np.isfinite(tensors[name].astype(np.float64)).all():
+            raise ValueError(f"`{name}` holds numbers that are not finite")
+    points = tensors["points"].astype(np.float64)
+    if (np.linalg.norm(points, axis=1) > MAX_DISTANCE / 2).any() or (points[:, -1] < 0).any():
+        raise ValueError("`points` are no features of length 1")
+    calibration = tensors["calibration"].astype(np.float64)
+    if len(calibration) and (
+        calibration[0] < 0 or calibration[-1] > MAX_DISTANCE or (np.diff(calibration) < 0).any()
+    ):
+        raise ValueError("`calibration` is not ascending from 0 to 4")
+    labels = tensors["labels"].astype(np.int64)
+    if labels.min() < 0 or labels.max() >= n_classes:
+        raise ValueError(f"`labels` are not of {n_classes} classes")
