@@ -34,9 +34,9 @@ from dermkit.models.card import MODEL_JSON, features_file
 from dermkit.models.checksums import write_checksums
 from dermkit.models.ensemble import write_ensemble
 from dermkit.models.net import build_net
-from dermkit.models.training_features import TrainingFeatures, fit_training_features, select_training_rows
+from dermkit.models.training_features import ReferenceFeatures, fit_training_features, select_training_rows
 from dermkit.models.weights import resolve_weights
-from dermkit.pipeline.training_features import pixel_keys
+from dermkit.pipeline.training_features import short_pixel_keys
 from dermkit.prediction.decisions import write_decisions
 from dermkit.prediction.inputs import ImageRef
 from dermkit.prediction.model_folder import ModelMetadata, save_model
@@ -78,7 +78,7 @@ def model(lesions: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
     metadata = ModelMetadata({"name": "drawn"}, {}, {}, {"seed": 0, "fold": None}, [])
     run = tmp_path_factory.mktemp("run")
 
-    def write(held: TrainingFeatures | None) -> Path:
+    def write(held: ReferenceFeatures | None) -> Path:
         return save_model(run / "model", net, spec=spec, classes=CLASSES, preprocessing=PREPROCESSING,
                           metadata=metadata, training_features=held)  # fmt: skip
 
@@ -91,7 +91,7 @@ def model(lesions: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
         features[:N_TRAIN], features[N_TRAIN:],
         labels=np.array([path.parent.name == "malignant" for path in lesions[:N_TRAIN]], dtype=np.int64),
         groups=np.arange(N_TRAIN), validation_groups=np.arange(N_VALIDATION),
-        pixel_keys=pixel_keys(pd.Series([image.pixel_sha256 for image in opened[:N_TRAIN]])),
+        pixel_keys=short_pixel_keys(pd.Series([image.pixel_sha256 for image in opened[:N_TRAIN]])),
         image_ids=[str(path.relative_to(root).with_suffix("")) for path in lesions[:N_TRAIN]],
     )  # fmt: skip
     (run / "location.json").write_text(json.dumps({"format": 1, "images": str(root)}))

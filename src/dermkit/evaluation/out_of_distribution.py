@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from dermkit.files import write_rows
-from dermkit.metrics.decisions.outlier_test import FALSE_ALARM_RATE
+from dermkit.metrics.decisions.outlier_test import MAX_FALSE_ALARM_RATE
 from dermkit.metrics.stats.arrays import Ints
 from dermkit.metrics.stats.intervals import proportion_estimate
-from dermkit.prediction.out_of_distribution import METHOD, Distances, OutlierTest, is_outside
+from dermkit.prediction.out_of_distribution import OUTLIER_METHOD, Distances, OutlierTest, is_outside
 from dermkit.runs.folder import read_table
 from dermkit.runs.layout import DISTANCES_FILE, OUT_OF_DISTRIBUTION
 
@@ -75,8 +75,8 @@ def write_table(folder: Path, n_validation_groups: int, table: pd.DataFrame) -> 
     write_rows(folder / DISTANCES_FILE, _COLUMNS, table[list(_COLUMNS)].itertuples(index=False, name=None))
     fields = {
         "reason": "",
-        "method": METHOD,
-        "max_false_alarm_rate": FALSE_ALARM_RATE,
+        "method": OUTLIER_METHOD,
+        "max_false_alarm_rate": MAX_FALSE_ALARM_RATE,
         "n_validation_groups": n_validation_groups,
         "splits": {"test": _false_alarms(table[table["split"] == "test"])}
         if "test" in set(table["split"])

@@ -14,7 +14,7 @@ from dermkit.errors import DermkitError
 from dermkit.files import write_rows
 from dermkit.images.decode import open_image
 from dermkit.models.members import MemberFields
-from dermkit.models.training_features import TrainingFeatures
+from dermkit.models.training_features import ReferenceFeatures
 from dermkit.prediction.inputs import ImageRef, utf8_safe
 from dermkit.render.cells import defused
 from dermkit.render.sheets import data_uri, thumbnail
@@ -52,7 +52,7 @@ class TrainingCases:
     its own are, in its order.
     """
 
-    nets: tuple[TrainingFeatures, ...]
+    nets: tuple[ReferenceFeatures, ...]
     class_names: tuple[str, ...]
     image_ids: tuple[str, ...]
     labels: NDArray[np.int64]
@@ -104,14 +104,15 @@ class TrainingCases:
 
 
 def training_cases(
-    nets: Sequence[TrainingFeatures | None], members: Sequence[MemberFields], class_names: Sequence[str]
+    nets: Sequence[ReferenceFeatures | None], members: Sequence[MemberFields], class_names: Sequence[str]
 ) -> TrainingCases | None:
     """Return the training images of a model; None where one of its nets holds none."""
     held = [net for net in nets if net is not None]
     if not held or len(held) < len(nets):
         return None
     places: dict[tuple[str, int], int] = {}
-    columns, rows = [], []
+    columns: list[NDArray[np.int64]] = []
+    rows: list[tuple[str, int, int, int]] = []
     for net, member in zip(held, members, strict=True):
         class_of = np.argsort(member.class_order)  # the column of a net's output -> the model's class
         keys = list(zip(net.image_ids, net.pixel_keys.tolist(), strict=True))

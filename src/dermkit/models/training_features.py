@@ -19,13 +19,13 @@ from dermkit.metrics.decisions.outlier_test import conformal_p_values, distance_
 from dermkit.metrics.stats.arrays import Floats, Ints
 
 MAX_AXES = 64
-MAX_TRAINING_IMAGES = 4000
+MAX_REFERENCE_IMAGES = 4000
 """Training images held at most: all of rare classes, and equally many of each frequent one."""
 
 MAX_VALIDATION_IMAGES = 2000
 """Validation images that set the threshold, drawn at random where there are more."""
 
-N_NEIGHBOURS = 5
+DISTANCE_NEIGHBOUR = 5
 """The distance is that to the fifth nearest training image; docs/decisions/0016-out-of-distribution.md."""
 
 MAX_DISTANCE = 4.01
@@ -35,7 +35,7 @@ _Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingFeatures:
+class ReferenceFeatures:
     """Training images as their net sees them, and the distances of validation images.
 
     mean: (C,) of the training features at length 1. axes: (D, C), orthonormal. points: (R, D + 1), the coordinates of
@@ -60,7 +60,7 @@ class TrainingFeatures:
 
     def distances(self, features: _Features) -> Floats:
         """Return how far images (N, C) are from the training images, (N,) float64 from 0 to 4."""
-        k = min(N_NEIGHBOURS, len(self.points))
+        k = min(DISTANCE_NEIGHBOUR, len(self.points))
         return np.asarray(np.partition(self.pair_distances(features), k - 1, axis=1)[:, k - 1], dtype=np.float64)
 
     def p_values(self, distances: Floats) -> Floats:
@@ -100,7 +100,7 @@ def fit_training_features(
     validation_groups: Ints,
     pixel_keys: NDArray[np.uint64],
     image_ids: Sequence[str],
-) -> TrainingFeatures:
+) -> ReferenceFeatures:
     """Fit axes and threshold on features (R, C) of training images and (V, C) of validation images.
 
     labels, groups, pixel_keys, image_ids: of the training images, (R,). validation_groups: (V,).
@@ -109,11 +109,11 @@ def fit_training_features(
     mean = unit.mean(axis=0)
     axes = _main_axes(unit - mean)
     points = project(features, mean, axes).astype(np.float16).astype(np.float32)  # as the file holds them
-    held = TrainingFeatures(mean, axes, points, labels, groups, pixel_keys, tuple(image_ids), np.empty(0))
+    held = ReferenceFeatures(mean, axes, points, labels, groups, pixel_keys, tuple(image_ids), np.empty(0))
     calibration = (
         largest_by_group(held.distances(validation), validation_groups) if len(validation) else np.empty(0)
     )
-    return TrainingFeatures(mean, axes, points, labels, groups, pixel_keys, tuple(image_ids), calibration)
+    return ReferenceFeatures(mean, axes, points, labels, groups, pixel_keys, tuple(image_ids), calibration)
 
 
 def _main_axes(centred: _Features) -> _Features:
@@ -123,7 +123,7 @@ def _main_axes(centred: _Features) -> _Features:
     return np.asarray(vectors, dtype=np.float16).astype(np.float32)
 
 
-def select_training_rows(labels: Ints, groups: Ints, *, n_max: int = MAX_TRAINING_IMAGES) -> Ints:
+def select_training_rows(labels: Ints, groups: Ints, *, n_max: int = MAX_REFERENCE_IMAGES) -> Ints:
     """Return the rows of at most `n_max` training images, ascending: rare classes whole, others cut to one size.
 
     Of a class that is cut, an image of each group comes before a second one of any; else they are drawn at random, the
@@ -143,7 +143,7 @@ def select_training_rows(labels: Ints, groups: Ints, *, n_max: int = MAX_TRAININ
 
 def _size_per_class(counts: Ints, n_max: int) -> int:
     """Return the largest size that no class may exceed so that at most `n_max` images remain, at least 1."""
-    size = max(1, n_max // max(1, np.count_nonzero(counts)))
+    size = max(1, n_max // max(1, int(np.count_nonzero(counts))))
     while np.minimum(counts, size + 1).sum() <= n_max:
         size += 1
     return size

@@ -6,6 +6,7 @@ not fit its net is refused as weights are.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,9 @@ from dermkit.errors import UntrustedError
 from dermkit.models.training_features import (
     MAX_AXES,
     MAX_DISTANCE,
-    MAX_TRAINING_IMAGES,
+    MAX_REFERENCE_IMAGES,
     MAX_VALIDATION_IMAGES,
-    TrainingFeatures,
+    ReferenceFeatures,
 )
 
 FORMAT = 1
@@ -28,7 +29,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def training_features_bytes(held: TrainingFeatures) -> bytes:
+def training_features_bytes(held: ReferenceFeatures) -> bytes:
     """Return the file of training features."""
     ids = json.dumps(held.image_ids).encode("ascii")
     values = {
@@ -39,7 +40,7 @@ def training_features_bytes(held: TrainingFeatures) -> bytes:
     return save({name: np.ascontiguousarray(value, dtype=_DTYPES[name]) for name, value in values.items()})
 
 
-def parse_training_features(data: bytes, path: Path, *, n_features: int, n_classes: int) -> TrainingFeatures:
+def parse_training_features(data: bytes, path: Path, *, n_features: int, n_classes: int) -> ReferenceFeatures:
     """Return the training features of a file's bytes; raises `UntrustedError` for others than this net's.
 
     n_features: C of the net. n_classes: of its output.
@@ -54,13 +55,13 @@ def parse_training_features(data: bytes, path: Path, *, n_features: int, n_class
             outcome="nothing was predicted",
             remedy="copy the model anew, or train it again",
         ) from error
-    return TrainingFeatures(
+    return ReferenceFeatures(
         tensors["mean"], tensors["axes"].astype(np.float32), tensors["points"].astype(np.float32), tensors["labels"],
         tensors["groups"], tensors["pixel_keys"], tuple(ids), tensors["calibration"],
     )  # fmt: skip
 
 
-def _read_tensors(data: bytes) -> dict[str, NDArray[np.generic]]:
+def _read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
     tensors = load(data)
     if set(tensors) != set(_DTYPES):
         raise ValueError(f"its tensors are not {', '.join(_DTYPES)}")
@@ -72,10 +73,10 @@ def _read_tensors(data: bytes) -> dict[str, NDArray[np.generic]]:
     return tensors
 
 
-def _check(tensors: dict[str, NDArray[np.generic]], ids: object, n_features: int, n_classes: int) -> None:
+def _check(tensors: dict[str, NDArray[Any]], ids: object, n_features: int, n_classes: int) -> None:
     """Raise `ValueError` where shapes or values are not those of training features."""
     n, n_axes = len(tensors["labels"]), len(tensors["axes"])
-    if not (1 <= n <= MAX_TRAINING_IMAGES and 1 <= n_axes <= MAX_AXES):
+    if not (1 <= n <= MAX_REFERENCE_IMAGES and 1 <= n_axes <= MAX_AXES):
         raise ValueError(f"{n} training images on {n_axes} axes")
     shapes = {
         "mean": (n_features,), "axes": (n_axes, n_features), "points": (n, n_axes + 1), "labels": (n,), "groups": (n,),
@@ -91,7 +92,7 @@ def _check(tensors: dict[str, NDArray[np.generic]], ids: object, n_features: int
     _check_values(tensors, n_classes)
 
 
-def _check_values(tensors: dict[str, NDArray[np.generic]], n_classes: int) -> None:
+def _check_values(tensors: dict[str, NDArray[Any]], n_classes: int) -> None:
     for name in ("mean", "axes", "points", "calibration"):
         if not np.isfinite(tensors[name].astype(np.float64)).all():
             raise ValueError(f"`{name}` holds numbers that are not finite")

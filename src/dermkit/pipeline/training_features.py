@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dermkit.metrics.stats.arrays import Ints
 from dermkit.models.training_features import (
     MAX_VALIDATION_IMAGES,
-    TrainingFeatures,
+    ReferenceFeatures,
     fit_training_features,
     select_training_rows,
 )
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from dermkit.training.state import TrainingJob
 
 
-def fit_on_job(job: "TrainingJob", net: "Net", manifest: pd.DataFrame, progress: Progress) -> TrainingFeatures:
+def fit_on_job(job: "TrainingJob", net: "Net", manifest: pd.DataFrame, progress: Progress) -> ReferenceFeatures:
     """Return the training features of a trained net, with the threshold that validation images set.
 
     manifest: of the data set, in the order of the job's rows; its pixel hashes tell training images again.
     """
-    train = job.train_rows[select_training_rows(job.labels[job.train_rows], job.groups[job.train_rows])]
+    groups = np.arange(len(job.image_ids)) if job.groups is None else job.groups
+    train = job.train_rows[select_training_rows(job.labels[job.train_rows], groups[job.train_rows])]
     validation = np.random.default_rng(0).permutation(job.validation_rows)[:MAX_VALIDATION_IMAGES]
     rows = np.concatenate([train, validation])
     features = _features(job, net, rows, progress)
@@ -36,14 +37,14 @@ def fit_on_job(job: "TrainingJob", net: "Net", manifest: pd.DataFrame, progress:
         features[: len(train)],
         features[len(train) :],
         labels=job.labels[train],
-        groups=job.groups[train],
-        validation_groups=job.groups[validation],
-        pixel_keys=pixel_keys(manifest["pixel_sha256"].iloc[train]),
+        groups=groups[train],
+        validation_groups=groups[validation],
+        pixel_keys=short_pixel_keys(manifest["pixel_sha256"].iloc[train]),
         image_ids=[job.image_ids[row] for row in train],
     )
 
 
-def pixel_keys(pixel_sha256: "pd.Series[str]") -> NDArray[np.uint64]:
+def short_pixel_keys(pixel_sha256: "pd.Series[str]") -> NDArray[np.uint64]:
     """Return the first 8 bytes of pixel hashes as numbers, (N,)."""
     return np.array([int(text[:16] or "0", 16) for text in pixel_sha256], dtype=np.uint64)
 

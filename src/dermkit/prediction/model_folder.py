@@ -26,7 +26,7 @@ from dermkit.models.card import (
 from dermkit.models.checksums import CHECKSUM_FILE, write_checksums
 from dermkit.models.metadata import MetadataEncoder
 from dermkit.models.net import Net
-from dermkit.models.training_features import TrainingFeatures
+from dermkit.models.training_features import ReferenceFeatures
 from dermkit.models.training_features_file import training_features_bytes
 from dermkit.models.training_images import TRAINING_IMAGE_COLUMNS
 from dermkit.models.views import IDENTITY_VIEW
@@ -58,7 +58,7 @@ def save_model(
     metadata: ModelMetadata,
     views: Sequence[str] = IDENTITY_VIEW,
     encoder: MetadataEncoder | None = None,
-    training_features: TrainingFeatures | None = None,
+    training_features: ReferenceFeatures | None = None,
 ) -> Path:
     """Write a model folder, its checksums last; returns the folder.
 

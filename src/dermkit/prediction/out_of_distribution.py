@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 
 from dermkit.errors import UsageError
 from dermkit.files import write_rows
-from dermkit.metrics.decisions.outlier_test import FALSE_ALARM_RATE, combine_p_values
+from dermkit.metrics.decisions.outlier_test import MAX_FALSE_ALARM_RATE, combine_p_values
 from dermkit.metrics.stats.arrays import Floats
-from dermkit.models.training_features import N_NEIGHBOURS, TrainingFeatures
+from dermkit.models.training_features import DISTANCE_NEIGHBOUR, ReferenceFeatures
 from dermkit.prediction.inputs import ImageRef, utf8_safe
 from dermkit.render.cells import defused
 
 OUT_OF_DISTRIBUTION_FILE = "out_of_distribution.csv"
 OUT_OF_DISTRIBUTION_COLUMNS = ("image_id", "path", "distance", "p_value", "outside_training_distribution")
 OUTSIDE_LEGEND = (
-    f" Outside training data (amber): further from the training images than all but {FALSE_ALARM_RATE:.0%} of the "
+    f" Outside training data (amber): further from the training images than all but {MAX_FALSE_ALARM_RATE:.0%} of the "
     "validation lesions."
 )
-METHOD = (
-    f"distance to the {N_NEIGHBOURS}th nearest training image in the net's features (Sun and others 2022), conformal p "
-    "value from validation lesions"
+OUTLIER_METHOD = (
+    f"distance to the {DISTANCE_NEIGHBOUR}th nearest training image in the net's features (Sun and others 2022), "
+    "conformal p value from validation lesions"
 )
 
 
@@ -43,7 +43,7 @@ class Distances:
 class OutlierTest:
     """The test of a model: that of each of its nets, None for a net whose model folder holds no training features."""
 
-    nets: tuple[TrainingFeatures | None, ...]
+    nets: tuple[ReferenceFeatures | None, ...]
 
     @property
     def reason(self) -> str:
@@ -52,7 +52,7 @@ class OutlierTest:
             return "the model folder holds no training features: it was trained by an older version, or as a trial"
         if any(net is not None and net.threshold is None for net in self.nets):
             n = min(len(net.calibration) for net in self.nets if net is not None)
-            return f"{n} validation lesions are too few for a false-alarm rate of {FALSE_ALARM_RATE:.0%}"
+            return f"{n} validation lesions are too few for a false-alarm rate of {MAX_FALSE_ALARM_RATE:.0%}"
         return ""
 
     @property
@@ -93,7 +93,7 @@ def pairs_of(distances: Distances | None, n_images: int) -> list[tuple[float, fl
 
 def is_outside(p_value: float | Floats) -> Any:
     """Return whether a p value, or each of (N,), marks an image as outside the training distribution."""
-    return p_value <= FALSE_ALARM_RATE + 1e-12
+    return p_value <= MAX_FALSE_ALARM_RATE + 1e-12
 
 
 def check_can_withhold(test: OutlierTest, *, has_policy: bool) -> None:
@@ -107,7 +107,7 @@ def check_can_withhold(test: OutlierTest, *, has_policy: bool) -> None:
         )
 
 
-def write_distances(
+def write_distance_table(
     path: Path, images: Iterable[tuple[ImageRef, tuple[float, float]]] | None, *, is_raw: bool
 ) -> None:
     """Write out_of_distribution.csv; None = not applicable: a table of an earlier prediction is removed.
@@ -130,8 +130,8 @@ def describe_test(test: OutlierTest, outside: Sequence[Mapping[str, Any]], *, is
         return {"file": None, "reason": test.reason}
     return {
         "file": OUT_OF_DISTRIBUTION_FILE,
-        "method": METHOD,
-        "max_false_alarm_rate": FALSE_ALARM_RATE,
+        "method": OUTLIER_METHOD,
+        "max_false_alarm_rate": MAX_FALSE_ALARM_RATE,
         "n_validation_groups": test.n_validation_groups,
         "is_withheld": is_withheld,
         "n_outside": len(outside),

@@ -26,7 +26,7 @@ from dermkit.prediction.out_of_distribution import (
     OUTSIDE_LEGEND,
     describe_test,
     is_outside,
-    write_distances,
+    write_distance_table,
 )
 from dermkit.prediction.resume import PredictionJob, ScoreTable
 from dermkit.render import sheets as render_sheets
@@ -170,7 +170,7 @@ def _write_tables(job: PredictionJob, scores: ScoreTable, *, is_raw: bool) -> No
     pairs = None if scores.is_outside is None else (
         (job.images[index], scores.distances[index]) for index in scores.scored.tolist()
     )  # fmt: skip
-    write_distances(out / OUT_OF_DISTRIBUTION_FILE, pairs, is_raw=is_raw)
+    write_distance_table(out / OUT_OF_DISTRIBUTION_FILE, pairs, is_raw=is_raw)
     refused = (
         clean((utf8_safe(job.images[index].name), *cells)) for index, cells in sorted(scores.refusals.items())
     )

@@ -59,7 +59,7 @@ from dermkit.models.members import (
 from dermkit.models.net import Net, build_net
 from dermkit.models.net_fit import check_fits
 from dermkit.models.precision import non_finite_tensors
-from dermkit.models.training_features import TrainingFeatures
+from dermkit.models.training_features import ReferenceFeatures
 from dermkit.models.training_features_file import parse_training_features
 from dermkit.models.training_images import parse_training_images, read_training_images
 from dermkit.models.weights import resolve_weights
@@ -104,7 +104,7 @@ class Predictor:
     policy: DecisionPolicy | None = None
     training_images: tuple[tuple[str, str, str], ...] = ()
     broken_guarantees: tuple[BrokenGuarantee, ...] = ()
-    training_features: tuple[TrainingFeatures | None, ...] = ()
+    training_features: tuple[ReferenceFeatures | None, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -372,18 +372,25 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
         _rebuild_net(folder, spec, len(classes), state, member).to(torch_device)
         for spec, state, member in zip(specs, states, members, strict=True)
     ]
-    held = [
-        None if (name := member.training_features) is None else parse_training_features(
-            file_bytes[name], folder / name, n_features=net.n_features, n_classes=len(classes)
-        )
+    features = [
+        _read_features(folder, file_bytes, member.training_features, net, len(classes))
         for member, net in zip(members, nets, strict=True)
-    ]  # fmt: skip
+    ]
     return Predictor(
         folder, classes, tuple(members), tuple(nets), card, sha256_bytes(file_bytes[MODEL_JSON.name]),
         progress or Progress(), read_card_policy(folder, card),
         parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder), read_broken_guarantees(folder, card),
-        tuple(held),
+        tuple(features),
     )  # fmt: skip
+
+
+def _read_features(
+    folder: Path, file_bytes: Mapping[str, bytes], name: str | None, net: Net, n_classes: int
+) -> ReferenceFeatures | None:
+    """Return the training features of a net; None for a model that holds none."""
+    if name is None:
+        return None
+    return parse_training_features(file_bytes[name], folder / name, n_features=net.n_features, n_classes=n_classes)
 
 
 def _rebuild_net(

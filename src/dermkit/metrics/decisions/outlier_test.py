@@ -14,7 +14,7 @@ import numpy as np
 
 from dermkit.metrics.stats.arrays import Floats, Ints
 
-FALSE_ALARM_RATE = 0.05
+MAX_FALSE_ALARM_RATE = 0.05
 """Largest share of images of the same kind that may be marked."""
 
 _TOLERANCE = 1e-4
@@ -37,7 +37,7 @@ def conformal_p_values(distances: Floats, calibration: Floats) -> Floats:
     return np.asarray((1 + n_as_far) / (len(calibration) + 1), dtype=np.float64)
 
 
-def distance_threshold(calibration: Floats, *, alpha: float = FALSE_ALARM_RATE) -> float | None:
+def distance_threshold(calibration: Floats, *, alpha: float = MAX_FALSE_ALARM_RATE) -> float | None:
     """Return the distance above which p <= alpha: a conformal quantile of (G,) ascending distances.
 
     None where there are too few groups for any image to be marked: fewer than 1 / alpha - 1, which is 19 for 5 %.
@@ -52,5 +52,5 @@ def combine_p_values(p_values: Floats) -> Floats:
     It is a p value however the nets depend on each other (Vovk and Wang 2020); of one net its own.
     """
     if len(p_values) == 1:
-        return p_values[0]
-    return np.minimum(1.0, 2 * p_values.mean(axis=0))
+        return np.asarray(p_values[0], dtype=np.float64)
+    return np.asarray(np.minimum(1.0, 2 * p_values.mean(axis=0)), dtype=np.float64)
