@@ -40,12 +40,12 @@ from dermkit.pipeline.training_features import short_pixel_keys
 from dermkit.prediction.decisions import write_decisions
 from dermkit.prediction.inputs import ImageRef
 from dermkit.prediction.model_folder import ModelMetadata, save_model
-from dermkit.prediction.out_of_distribution import OUT_OF_DISTRIBUTION_FILE, is_outside
+from dermkit.prediction.out_of_distribution import is_outside
 from dermkit.prediction.predictor import load_model
 from dermkit.recipes.experiments import DEMO
 from dermkit.reporting.out_of_distribution import outlier_text
 from dermkit.runs.folder import RunFolder
-from dermkit.runs.layout import OUT_OF_DISTRIBUTION
+from dermkit.runs.layout import DISTANCES_FILE, OUT_OF_DISTRIBUTION
 
 CLASSES = (LesionClass("benign", "", "benign"), LesionClass("malignant", "", "malignant"))
 PREPROCESSING = Preprocessing(
@@ -190,7 +190,7 @@ def test_noise_is_marked_and_new_lesions_are_not(
     for size in (1, 32):
         code, _, err = invoke("predict", model, *new, noise, "--out", tmp_path / f"b{size}", "--batch-size", size)
         assert code == 0, err
-        tables[size] = pd.read_csv(tmp_path / f"b{size}" / OUT_OF_DISTRIBUTION_FILE)
+        tables[size] = pd.read_csv(tmp_path / f"b{size}" / DISTANCES_FILE)
     assert "12 of 32 images lie outside the training distribution" in err or "13 of 32 images" in err
     pd.testing.assert_frame_equal(tables[1], tables[32], rtol=1e-5)
     assert (tables[1]["p_value"] == tables[32]["p_value"]).all()
@@ -292,7 +292,7 @@ def test_a_model_of_an_older_version_says_why_it_cannot_tell(
     code, _, err = invoke("predict", copy, noise, "--out", tmp_path / "out")
     assert code == 0
     assert "not applicable: the model folder holds no training features" in err
-    assert not (tmp_path / "out" / OUT_OF_DISTRIBUTION_FILE).exists()
+    assert not (tmp_path / "out" / DISTANCES_FILE).exists()
     fields = json.loads((tmp_path / "out" / "predict.json").read_text())["out_of_distribution"]
     assert fields["file"] is None
     assert "older version" in fields["reason"]

@@ -385,7 +385,7 @@ def test_the_output_says_how_it_was_made(trained: Path, forty: Path, tmp_path: P
     outcome = predict(trained, [str(forty)], out=tmp_path, batch_size=5, device="cpu")
     facts = json.loads((tmp_path / "predict.json").read_text())
     assert (facts["format"], facts["device"], facts["batch_size"], facts["inference_mode"]) == (
-        4,
+        5,
         "cpu",
         5,
         UNFUSED_NET,

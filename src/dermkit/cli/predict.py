@@ -86,8 +86,7 @@ def predict_command(
 
 def _print_prediction_summary(outcome: "PredictOutcome", out: Path) -> None:
     from dermkit.prediction.decisions import DECISIONS_FILE
-    from dermkit.prediction.out_of_distribution import OUT_OF_DISTRIBUTION_FILE
-    from dermkit.runs.layout import PREDICTIONS_FILE
+    from dermkit.runs.layout import DISTANCES_FILE, PREDICTIONS_FILE
 
     echo(f"{outcome.n_scored} images scored: {out / PREDICTIONS_FILE}")
     if outcome.decision_counts:
@@ -103,7 +102,7 @@ def _print_prediction_summary(outcome: "PredictOutcome", out: Path) -> None:
     if outcome.n_outside:
         echo(
             f"warning: {outcome.n_outside} of {outcome.n_scored} images lie outside the training distribution: "
-            f"{out / OUT_OF_DISTRIBUTION_FILE}",
+            f"{out / DISTANCES_FILE}",
             err=True,
         )
     if outcome.n_outside is None and outcome.n_scored:

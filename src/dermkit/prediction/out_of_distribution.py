@@ -18,8 +18,8 @@ from dermkit.metrics.stats.arrays import Floats
 from dermkit.models.training_features import DISTANCE_NEIGHBOUR, ReferenceFeatures
 from dermkit.prediction.inputs import ImageRef, utf8_safe
 from dermkit.render.cells import defused
+from dermkit.runs.layout import DISTANCES_FILE
 
-OUT_OF_DISTRIBUTION_FILE = "out_of_distribution.csv"
 OUT_OF_DISTRIBUTION_COLUMNS = ("image_id", "path", "distance", "p_value", "outside_training_distribution")
 OUTSIDE_LEGEND = (
     f" Outside training data (amber): further from the training images than all but {MAX_FALSE_ALARM_RATE:.0%} of the "
@@ -129,7 +129,7 @@ def describe_test(test: OutlierTest, outside: Sequence[Mapping[str, Any]], *, is
     if test.reason:
         return {"file": None, "reason": test.reason}
     return {
-        "file": OUT_OF_DISTRIBUTION_FILE,
+        "file": DISTANCES_FILE,
         "method": OUTLIER_METHOD,
         "max_false_alarm_rate": MAX_FALSE_ALARM_RATE,
         "n_validation_groups": test.n_validation_groups,

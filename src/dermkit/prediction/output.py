@@ -22,7 +22,6 @@ from dermkit.prediction.decisions import DecisionCounts
 from dermkit.prediction.inputs import utf8_safe
 from dermkit.prediction.metadata_table import METADATA_FILE, ImageMetadata, describe_metadata, write_used_metadata
 from dermkit.prediction.out_of_distribution import (
-    OUT_OF_DISTRIBUTION_FILE,
     OUTSIDE_LEGEND,
     describe_test,
     is_outside,
@@ -31,7 +30,7 @@ from dermkit.prediction.out_of_distribution import (
 from dermkit.prediction.resume import PredictionJob, ScoreTable
 from dermkit.render import sheets as render_sheets
 from dermkit.render.cells import defused, undefused
-from dermkit.runs.layout import PREDICTIONS_FILE
+from dermkit.runs.layout import DISTANCES_FILE, PREDICTIONS_FILE
 from dermkit.runs.predictions import write_predictions
 from dermkit.threads import ordered_map
 
@@ -170,7 +169,7 @@ def _write_tables(job: PredictionJob, scores: ScoreTable, *, is_raw: bool) -> No
     pairs = None if scores.is_outside is None else (
         (job.images[index], scores.distances[index]) for index in scores.scored.tolist()
     )  # fmt: skip
-    write_distance_table(out / OUT_OF_DISTRIBUTION_FILE, pairs, is_raw=is_raw)
+    write_distance_table(out / DISTANCES_FILE, pairs, is_raw=is_raw)
     refused = (
         clean((utf8_safe(job.images[index].name), *cells)) for index, cells in sorted(scores.refusals.items())
     )
