@@ -103,7 +103,7 @@ def test_a_class_from_another_archive_is_found_by_every_trace_it_left() -> None:
         assert finding.severity == (Severity.WARNING if sure else Severity.NOTE), code
     source = found["da045"]
     assert isinstance(source, Finding)
-    assert "Source alone tells mel from the rest with AUROC 0.9" in source.sentence
+    assert "Source alone separates mel from the rest with AUROC 0.9" in source.sentence
     assert "(n 600, cross-validated, grouped)" in source.sentence
     assert "mel: source 'archive' in 9" in source.sentence
 
@@ -160,7 +160,7 @@ def test_two_classes_are_one_question_about_the_malignant_one() -> None:
     found = da040_file_size(numbers(["mel"] * 100 + ["nv"] * 100, size))
     assert isinstance(found, Finding)
     assert [item["class"] for item in found.figures["classes"]] == ["mel"]
-    assert "tells mel from nv with AUROC 1.00 [0.9" in found.sentence
+    assert "separates mel from nv with AUROC 1.00 [0.9" in found.sentence
     assert found.sentence.endswith(
         "Lesion ids are missing: other photographs of the same lesion may make this too high."
     )
@@ -207,12 +207,12 @@ def test_missing_metadata_is_content_free_and_its_values_are_not() -> None:
     )
     assert isinstance(missing, Finding)
     assert missing.severity == Severity.WARNING
-    assert missing.sentence.startswith("The gaps in the metadata alone tell mel from nv with AUROC 0.7")
+    assert missing.sentence.startswith("The missing metadata alone separate mel from nv with AUROC 0.7")
     older = np.concatenate([rng.integers(20, 70, 300), rng.integers(35, 85, 300)]).astype(str)
     values = da046_metadata(make_subject(label, manifest={"age": older}))
     assert isinstance(values, Finding)
     assert values.severity == Severity.NOTE
-    assert values.sentence.startswith("Metadata (age) alone tells mel from nv")
+    assert values.sentence.startswith("Metadata (age) alone separates mel from nv")
 
 
 def test_large_sets_are_sampled_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
