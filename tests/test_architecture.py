@@ -23,7 +23,7 @@ LEVELS = {
     "cli": 10,
     "pipeline": 9,
     "reporting": 8,
-    "evaluation": 7, "comparison": 7, "explanation": 7,
+    "evaluation": 7, "comparison": 7, "explanation": 7, "perturbation": 7,
     "training": 6, "prediction": 6,
     "audit": 5, "lint": 5, "models": 5, "runs": 5,
     "data": 4,
@@ -41,7 +41,7 @@ FOLDERS = {
 }
 # Pages are written from files: no net is at hand when they are read. Comparing runs needs no net either.
 NEVER = {
-    "reporting": {"models", "training", "prediction", "evaluation", "explanation"},
+    "reporting": {"models", "training", "prediction", "evaluation", "explanation", "perturbation"},
     "comparison": {"models", "training", "prediction", "lint", "audit"},
     "metrics": {"files", "errors", "progress", "threads"},
 }

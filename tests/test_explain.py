@@ -18,9 +18,9 @@ from dermkit.data.manifest import LesionClass
 from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.explanation import heat_maps
 from dermkit.explanation.deletion import CurveSummary, curve_area
-from dermkit.explanation.lesion_masks import find_mask, lesion_share
 from dermkit.explanation.overlay import blend_map
 from dermkit.explanation.random_net_check import compare_with_random_nets
+from dermkit.images.lesion_masks import find_mask, lesion_share
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models.net import build_net
 from dermkit.models.weights import resolve_weights

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dermkit.explanation.run import ExplainOutcome, explain
     from dermkit.images.decode import LesionImage, open_image
     from dermkit.images.preprocess import Preprocessing, resize_pixels
+    from dermkit.perturbation.run import CounterfactualOutcome, counterfactuals
     from dermkit.pipeline.auto import train_auto
     from dermkit.pipeline.data import audit_codes, audit_dataset, check_external, find_split_seal, split
     from dermkit.pipeline.dataset_plan import AutoOptions, DatasetPlan, plan
@@ -65,6 +66,7 @@ _NAMES = {
     "explanation.run": "ExplainOutcome explain",
     "images.decode": "LesionImage open_image",
     "images.preprocess": "Preprocessing resize_pixels",
+    "perturbation.run": "CounterfactualOutcome counterfactuals",
     "pipeline.auto": "train_auto",
     "pipeline.data": "audit_codes audit_dataset check_external find_split_seal split",
     "pipeline.dataset_plan": "AutoOptions DatasetPlan plan",
@@ -91,12 +93,13 @@ _NAMES = {
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
-    "RECIPES", "AuditOutcome", "AugmentSpec", "AutoOptions", "CompareOutcome", "Comparison", "Dataset",
-    "DatasetPlan", "EvaluationOptions", "ExplainOutcome", "ImportOptions", "ImportOutcome", "LesionClass",
+    "RECIPES", "AuditOutcome", "AugmentSpec", "AutoOptions", "CompareOutcome", "Comparison", "CounterfactualOutcome",
+    "Dataset", "DatasetPlan", "EvaluationOptions", "ExplainOutcome", "ImportOptions", "ImportOutcome", "LesionClass",
     "LesionImage", "Phase", "PredictOutcome", "Predictor", "Preprocessing", "Progress", "RateSearch", "Recipe",
     "RunSettings", "Seal", "Split", "SplitSpec", "Tile", "audit_codes", "audit_dataset", "augment_image",
-    "check_external", "compare", "compare_runs", "contact_sheet", "evaluate", "explain", "find_grid", "find_lr",
-    "find_preset", "find_recipe", "find_split_seal", "full_phase", "head_phase", "import_dataset", "ladder",
+    "check_external", "compare", "compare_runs", "contact_sheet", "counterfactuals", "evaluate", "explain",
+    "find_grid", "find_lr", "find_preset", "find_recipe", "find_split_seal", "full_phase", "head_phase",
+    "import_dataset", "ladder",
     "load_dataset", "load_model", "load_recipe", "load_split", "make_grid", "open_image", "plan", "predict",
     "read_metrics", "report", "resize_pixels", "save_recipe", "split", "train", "train_auto", "tune",
 ]  # fmt: skip

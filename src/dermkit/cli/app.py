@@ -16,6 +16,7 @@ import typer
 from dermkit import __version__
 from dermkit.cli.auto import plan_command
 from dermkit.cli.console import OutOption, echo, print_result, progress_bar, say_error
+from dermkit.cli.counterfactuals import counterfactuals_command
 from dermkit.cli.data import audit_command, import_command, split_command
 from dermkit.cli.ensemble import ensemble_command
 from dermkit.cli.examples import examples_text
@@ -129,6 +130,11 @@ app.command(
     help="Show where a model finds evidence for a class: heat maps over images, with checks that they mean something.",
     epilog=examples_text("explain"),
 )(explain_command)
+app.command(
+    "counterfactuals",
+    help="Put hair, ink, blur and the like on a run's images and measure how the net's answers change, worst first.",
+    epilog=examples_text("counterfactuals"),
+)(counterfactuals_command)
 
 
 @app.command(

@@ -115,6 +115,16 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "what speaks for melanoma and not for a nevus, and how much of it lies in the lesion",
         ),
     ),
+    "counterfactuals": (
+        (
+            "dermkit counterfactuals runs/quick/RUN",
+            "what moves the answers to a run's test images, though no lesion changed",
+        ),
+        (
+            "dermkit counterfactuals runs/quick/RUN --on others --artefact ink --artefact ruler --images all",
+            "two artefacts alone, on every image of another data set",
+        ),
+    ),
     "demo": (
         ("dermkit demo", "all steps on synthetic images, into the folder demo"),
         ("dermkit demo --out trial", "the same into another folder"),

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from dermkit.explanation.deletion import CurveSet, CurveSummary, curve_area
-from dermkit.explanation.lesion_masks import LesionShare
 from dermkit.explanation.nearest_cases import NearestCase, write_nearest_cases
 from dermkit.explanation.random_net_check import RandomNetCheck
 from dermkit.files import JsonFile, write_rows
+from dermkit.images.lesion_masks import LesionShare
 from dermkit.prediction.inputs import ImageRef
 from dermkit.render.cells import defused
 

@@ -14,7 +14,6 @@ from PIL import Image
 
 from dermkit.errors import DataError, ImageRejected, UsageError
 from dermkit.explanation.deletion import CurveSummary, summarise_curves
-from dermkit.explanation.lesion_masks import LesionShare, Mask, find_mask, lesion_share, read_mask
 from dermkit.explanation.nearest_cases import (
     NO_CASES,
     TrainingCases,
@@ -46,6 +45,7 @@ from dermkit.explanation.records import (
 from dermkit.explanation.target import EvidenceTarget, TargetChoice, choose_target
 from dermkit.files import check_output, check_writable, lock, make_folder, sweep_temp, write_bytes, write_rows
 from dermkit.images.decode import LesionImage, open_image
+from dermkit.images.lesion_masks import LesionShare, Mask, find_mask, lesion_share, read_mask
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.prediction.inputs import ImageRef, find_images, utf8_safe
 from dermkit.prediction.locate import check_folder, check_model_folder

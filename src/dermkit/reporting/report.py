@@ -16,6 +16,7 @@ from dermkit.render import charts
 from dermkit.render.cells import undefused
 from dermkit.reporting import facts, warnings
 from dermkit.reporting.blind_table import blind_table
+from dermkit.reporting.counterfactual_lines import read_counterfactuals
 from dermkit.reporting.figures import (
     EmbeddedFigure,
     draw_figures,
@@ -98,6 +99,7 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
         "blind": {split: blind_table(run.metrics["splits"][split], split) for split in run.split_names},
         "outliers": outlier_text(run),
         "reader_studies": READER_STUDIES,
+        "counterfactuals": read_counterfactuals(run.path),
         "warnings": warnings.report_warnings(run),
         "trained": facts.recorded_train_counts(run),
         "excluded": facts.exclusion_counts(run),

@@ -37,6 +37,8 @@ AUTO = JsonFile("auto.json", 2, {1: migrations.auto_1_to_2})
 
 LADDER = JsonFile("ladder.json", 1)
 """What `ladder` measured: the rungs, their figures, and the differences between them."""
+COUNTERFACTUALS = JsonFile("counterfactuals.json", 1)
+"""How the answers change with artefacts on the images, worst first; `is_complete` is false until all is written."""
 
 OLD_POLICY_FILE = "decision.json"
 """What policy.json was called; an evaluation removes it."""
@@ -75,10 +77,13 @@ DATASHEET_FILE = "DATASHEET.md"
 CHECKLISTS_FILE = "CHECKLISTS.md"
 LADDER_TABLE = "ladder.csv"
 LADDER_PAGE = "ladder.html"
+COUNTERFACTUALS_PAGE = "counterfactuals.html"
 
 MODEL_FOLDER = "model"
 EXTERNAL_FOLDER = "external"
 """Evaluations of the run's model on other data sets."""
+COUNTERFACTUALS_FOLDER = "counterfactuals"
+"""What `dermkit counterfactuals` writes of a run."""
 TRIALS_FOLDER = "trials"
 """The runs of a grid, beside its tune.json."""
 RUNGS_FOLDER = "rungs"

@@ -68,7 +68,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
 def _mask_error(path: Path, problem: str) -> DataError:
     return DataError(
         f"{path}: {problem}",
-        outcome="nothing was explained",
+        outcome="nothing was written",
         remedy="give the mask of this image in its size, white on black, or leave --masks out",
     )
 

@@ -1,0 +1,1 @@
+"""Images with an artefact put on them, and how a net's answers change."""

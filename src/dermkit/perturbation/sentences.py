@@ -1,0 +1,134 @@
+"""What was changed and how answers moved, in plain words."""
+
+from dataclasses import dataclass
+
+from dermkit.metrics.stats.estimate import Estimate, caveats, reliability
+from dermkit.perturbation.changes import ALPHA, AnswerChange
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How the sentences call things. probability: whose change is measured. unit: lesions or images, for n. point: the
+    operating point, "" without one.
+    """
+
+    probability: str
+    n_images: int
+    n_units: int
+    has_units: bool
+    point: str
+
+    @property
+    def n_text(self) -> str:
+        """Return the number of images and, where they are known, of lesions."""
+        if not self.has_units:
+            return f"n = {self.n_images:,} images"
+        if self.n_units == self.n_images:
+            return f"n = {self.n_images:,} lesions"
+        return f"n = {self.n_images:,} images in {self.n_units:,} groups of one lesion, patient or copies"
+
+
+def signed(value: float) -> str:
+    """Return a difference of probabilities for people, such as +.12."""
+    text = f"{value:+.2f}"
+    text = text.replace("-0.00", "0.00").replace("+0.00", "0.00")
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
+def interval_text(ci95: tuple[float, float] | None) -> str:
+    """Return an interval of a difference for people, such as [.08, .16]."""
+    if ci95 is None:
+        return ""
+    return f"[{', '.join(signed(bound).removeprefix('+') for bound in ci95)}]"
+
+
+def difference_text(estimate: Estimate) -> str:
+    """Return a difference with its interval and a mark where that is unreliable; "not applicable" with the reason."""
+    if estimate.value is None:
+        return "not applicable"
+    grade = reliability(estimate.as_dict())
+    if grade == "none":
+        return signed(estimate.value)
+    return f"{signed(estimate.value)} {interval_text(estimate.ci95)}{'*' if grade == 'doubtful' else ''}"
+
+
+def needs_footnote(estimate: Estimate) -> bool:
+    """Return whether an interval carries the mark of an unreliable one."""
+    return reliability(estimate.as_dict()) == "doubtful" and bool(caveats(estimate.reason))
+
+
+def artefact_sentence(title: str, change: AnswerChange, wording: Wording, *, strength: float = 1.0) -> str:
+    """Return what an artefact does at one strength, with n and intervals."""
+    dose = "" if strength >= 1 else f" at strength {strength:.2f}"
+    n_images = wording.n_images
+    moved = f"{wording.probability} by {difference_text(change.score)} on average ({wording.n_text})"
+    if change.is_shown:
+        text = f"{title}{dose} moves {moved}"
+    else:
+        text = f"{title}{dose}: no mean change is shown after correction for many tests; it moves {moved}"
+    labels = f"{change.n_label_changes} of {n_images:,} labels change"
+    return f"{text}; {labels}{_crossing_text(change, wording)}."
+
+
+def _crossing_text(change: AnswerChange, wording: Wording) -> str:
+    if change.n_to_positive is None or not wording.point:
+        return ""
+    return f", {change.n_to_positive} become positive and {change.n_to_negative} negative ({wording.point})"
+
+
+def control_sentence(largest_change: float) -> str:
+    """Return what the control shows: the unchanged image on the path of the changed ones."""
+    if largest_change == 0:
+        return (
+            "Control: images that went the same way without an artefact keep their probabilities to the bit (0.0)."
+        )
+    return (
+        f"Control failed: the same image on the same path moves by up to {largest_change:.2g}; smaller changes than "
+        "that are noise of the machine."
+    )
+
+
+def multiplicity_sentence(n_tests: int) -> str:
+    """Return how the number of artefacts is taken into account."""
+    return (
+        f"{n_tests} changes were tested (each artefact at each strength; sign flips over units, Holm's correction): a "
+        f"change is called shown where the corrected p is at most {ALPHA:g}. Intervals are 95 % for each figure alone: "
+        f"of {n_tests} such intervals about {round(n_tests * 0.05)} would miss by chance."
+    )
+
+
+def hidden_sentence(
+    hidden: str, original: Estimate, remaining: Estimate, change: AnswerChange, wording: Wording, measure: str
+) -> str:
+    """Return whether the net still answers with a part of the image hidden. measure: AUROC or accuracy."""
+    labels = f"{change.n_label_changes} of {wording.n_images:,} labels change"
+    start = f"With the {hidden} hidden {labels} ({wording.n_text})"
+    if remaining.value is None or original.value is None:
+        return f"{start}; {measure} {remaining.reason}."
+    figures = f"{measure} is {_plain(remaining)}, against {_plain(original)} of the whole image"
+    if measure != "AUROC" or remaining.ci95 is None:
+        return f"{start}; {figures}."
+    if hidden == "lesion":
+        verdict = (
+            "The net still tells malignant from other images without seeing the lesion: something beside it, or the "
+            "outline that is left, gives the class away"
+            if remaining.ci95[0] > 0.5
+            else "Without the lesion the net is not shown to be better than a coin, as it should be"
+        )
+    else:
+        verdict = (
+            "The lesion alone is enough for better than a coin"
+            if remaining.ci95[0] > 0.5
+            else "The lesion alone is not shown to be enough: the net leans on what surrounds it, or on the picture as "
+            "a whole"
+        )
+    return f"{start}; {figures}. {verdict}."
+
+
+def _plain(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "undefined"
+    text = f"{estimate.value:.2f}".replace("0.", ".", 1) if estimate.value < 1 else "1.00"
+    if estimate.ci95 is None:
+        return text
+    return f"{text} [{', '.join(f'{bound:.2f}'.replace('0.', '.', 1) for bound in estimate.ci95)}]"
