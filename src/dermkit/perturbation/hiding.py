@@ -3,7 +3,7 @@
 Pixels are (H, W, 3) uint8 RGB; a mask is (H, W), true where the lesion is.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -11,13 +11,8 @@ from scipy import ndimage
 
 from dermkit.images.lesion_masks import Mask
 from dermkit.images.preprocess import RgbPixels
+from dermkit.perturbation.plan import MaskSource
 
-MaskSource = Literal["mask", "automatic", "ellipse"]
-MASK_SOURCE_TEXTS: dict[MaskSource, str] = {
-    "mask": "the mask that was given",
-    "automatic": "an automatic mask (darker or redder than the skin, Otsu's threshold)",
-    "ellipse": "an ellipse in the middle of the image, half as wide and high",
-}
 _SEARCH_SIDE = 128
 """Longer side at which a lesion is looked for, in pixels."""
 _MARGIN = 0.02

@@ -60,7 +60,7 @@ def put_layer(image: Image.Image, name: LayerName, strength: float, placement: P
 def _fitted_layer(
     name: LayerName, placement: Placement, level: int, size: tuple[int, int]
 ) -> tuple[Image.Image, Image.Image]:
-    """Return gain and light of a layer at an image's size; kept, since an image has it at several strengths."""
+    """Return gain and light of a layer at an image's size; cached, since an image has it at several strengths."""
     gain, light = (
         _turned(picture, placement.turn) for picture in _drawn_layer(name, placement.layer_number, level)
     )

@@ -12,9 +12,8 @@ from dermkit.images.preprocess import RgbPixels
 from dermkit.metrics.stats.estimate import Estimate
 from dermkit.perturbation.changes import AnswerChange
 from dermkit.perturbation.curve import curve_svg
-from dermkit.perturbation.plan import BACKGROUND_HIDDEN, LESION_HIDDEN, ORIGINAL_INDEX, STRENGTHS
-from dermkit.perturbation.records import PICTURES_FOLDER, most_changed_image
-from dermkit.perturbation.results import ArtefactResult, CounterfactualResult
+from dermkit.perturbation.plan import BACKGROUND_HIDDEN, LESION_HIDDEN, ORIGINAL_INDEX, PICTURES_FOLDER, STRENGTHS
+from dermkit.perturbation.results import ArtefactResult, CounterfactualResult, most_changed_image
 from dermkit.perturbation.scoring import ChangeSettings, change_image, lesion_of, open_for_changes
 from dermkit.perturbation.sentences import difference_text, needs_footnote
 from dermkit.render.html import template_environment
@@ -44,7 +43,7 @@ class ShownArtefact:
     image_id: str
 
 
-def write_page(
+def write_counterfactuals_page(
     out: Path, result: CounterfactualResult, settings: ChangeSettings, *, model: str,
     rejected: Sequence[tuple[str, str, str]], warning: str,
 ) -> Path:  # fmt: skip

@@ -9,8 +9,15 @@ from dermkit.perturbation.artefacts import ARTEFACTS, Artefact
 
 VariantKind = Literal["original", "control", "artefact", "hidden"]
 
+MaskSource = Literal["mask", "automatic", "ellipse"]
+MASK_SOURCE_TEXTS: dict[MaskSource, str] = {
+    "mask": "the mask that was given",
+    "automatic": "an automatic mask (darker or redder than the skin, Otsu's threshold)",
+    "ellipse": "an ellipse in the middle of the image, half as wide and high",
+}
 STRENGTHS = (1 / 3, 2 / 3, 1.0)
 """Three points of a curve that begins at 0; hairs and bubbles become more in the same steps."""
+PICTURES_FOLDER = "pictures"
 CONTROL = "control"
 LESION_HIDDEN, BACKGROUND_HIDDEN = "lesion_hidden", "background_hidden"
 ORIGINAL_INDEX, CONTROL_INDEX = 0, 1

@@ -4,18 +4,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dermkit.files import write_rows
 from dermkit.perturbation.changes import AnswerChange
-from dermkit.perturbation.plan import ORIGINAL_INDEX, STRENGTHS
+from dermkit.perturbation.plan import ORIGINAL_INDEX, PICTURES_FOLDER, STRENGTHS
 from dermkit.perturbation.results import ArtefactResult, CounterfactualResult, HiddenResult
 from dermkit.render.cells import defused
 from dermkit.runs.layout import COUNTERFACTUALS
 
 COUNTERFACTUALS_TABLE, CURVES_TABLE_NAME = "counterfactuals.csv", "curves.csv"
 REFUSED_IMAGES_TABLE = "refused.csv"
-PICTURES_FOLDER = "pictures"
 NOTICE = "Research use only. Not a medical device."
 
 
@@ -133,10 +130,3 @@ def change_fields(change: AnswerChange) -> dict[str, Any]:
         "specificity": change.specificity.as_dict(),
         "accuracy": change.accuracy.as_dict(),
     }
-
-
-def most_changed_image(result: CounterfactualResult, name: str) -> int:
-    """Return the number of the image whose answer a change moves most, at its full strength."""
-    numbers = [number for number, variant in enumerate(result.variants) if variant.name == name]
-    deltas = result.answers.score[:, numbers[-1]] - result.answers.score[:, ORIGINAL_INDEX]
-    return int(np.argmax(np.abs(deltas)))

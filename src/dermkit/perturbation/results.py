@@ -19,16 +19,15 @@ from dermkit.perturbation.changes import (
     measure_changes,
     order_worst_first,
 )
-from dermkit.perturbation.hiding import MASK_SOURCE_TEXTS
 from dermkit.perturbation.plan import (
     BACKGROUND_HIDDEN,
     CONTROL_INDEX,
     LESION_HIDDEN,
+    MASK_SOURCE_TEXTS,
     ORIGINAL_INDEX,
     STRENGTHS,
     Variant,
 )
-from dermkit.perturbation.scoring import Answers
 from dermkit.perturbation.selection import ImageSelection
 from dermkit.perturbation.sentences import (
     Wording,
@@ -40,6 +39,7 @@ from dermkit.perturbation.sentences import (
 
 if TYPE_CHECKING:
     from dermkit.metrics.decisions.apply import ActivePolicy
+    from dermkit.perturbation.scoring import Answers
     from dermkit.prediction.predictor import Predictor
 
 
@@ -103,7 +103,7 @@ class CounterfactualResult:
 
 
 def build_result(
-    selection: ImageSelection, answers: Answers, variants: tuple[Variant, ...], artefacts: tuple[Artefact, ...],
+    selection: ImageSelection, answers: "Answers", variants: tuple[Variant, ...], artefacts: tuple[Artefact, ...],
     predictor: "Predictor", policy: "ActivePolicy | None", *, seed: int,
 ) -> CounterfactualResult:  # fmt: skip
     """Measure the changes of the scored images and put them into words. selection: the images that were scored."""
@@ -211,3 +211,10 @@ def _separation(answers: VariantAnswers, number: int) -> Estimate:
         return undefined_estimate(n, "not applicable: the images are not of malignant and other classes")
     value = float(placement_values(score[is_malignant], score[~is_malignant])[0].mean())
     return Estimate(value, auroc_interval(score, is_malignant, answers.groups), n, "DeLong")
+
+
+def most_changed_image(result: CounterfactualResult, name: str) -> int:
+    """Return the number of the image whose answer a change moves most, at its full strength."""
+    numbers = [number for number, variant in enumerate(result.variants) if variant.name == name]
+    deltas = result.answers.score[:, numbers[-1]] - result.answers.score[:, ORIGINAL_INDEX]
+    return int(np.argmax(np.abs(deltas)))

@@ -11,10 +11,9 @@ from dermkit.errors import DataError, UsageError
 from dermkit.files import check_output, check_writable, lock, make_folder, sweep_temp, write_rows
 from dermkit.images.lesion_masks import find_mask
 from dermkit.perturbation.artefacts import Artefact
-from dermkit.perturbation.page import write_page
-from dermkit.perturbation.plan import find_artefacts, plan_variants
+from dermkit.perturbation.page import write_counterfactuals_page
+from dermkit.perturbation.plan import PICTURES_FOLDER, find_artefacts, plan_variants
 from dermkit.perturbation.records import (
-    PICTURES_FOLDER,
     REFUSED_IMAGES_TABLE,
     write_counterfactuals,
     write_curves,
@@ -204,10 +203,10 @@ def _change_and_write(
     )
     seconds = time.monotonic() - started_at
     rejected = _write_rejected(out, answers, is_raw=options.raw)
-    kept = [number for number, image_id in enumerate(selection.rows["image_id"]) if image_id in answers]
-    if not kept:
+    scored_index = [number for number, image_id in enumerate(selection.rows["image_id"]) if image_id in answers]
+    if not scored_index:
         raise _all_rejected(selection, rejected, out)
-    scored = selection.take(kept)
+    scored = selection.take(scored_index)
     check_enough(scored)
     progress.say("measuring the changes")
     result = build_result(
@@ -227,7 +226,7 @@ def _write_results(
     make_folder(out / PICTURES_FOLDER)
     write_image_rows(out, result, predictor.class_names, is_raw=options.raw)
     write_curves(out, result)
-    page = write_page(
+    page = write_counterfactuals_page(
         out, result, settings, model=facts["recipe"], rejected=rejected, warning=deviation_warning(result)
     )
     write_counterfactuals(out, result, {**facts, "n_refused": len(rejected)})

@@ -22,8 +22,8 @@ from dermkit.images.lesion_masks import Mask, find_mask, read_mask
 from dermkit.images.preprocess import Preprocessing, RgbPixels, resize_pixels
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.perturbation.artefacts import add_artefact
-from dermkit.perturbation.hiding import LesionArea, MaskSource, find_lesion, hide_background, hide_lesion
-from dermkit.perturbation.plan import LESION_HIDDEN, Variant
+from dermkit.perturbation.hiding import LesionArea, find_lesion, hide_background, hide_lesion
+from dermkit.perturbation.plan import LESION_HIDDEN, MaskSource, Variant
 from dermkit.progress import Progress
 from dermkit.render.sheets import thumbnail
 from dermkit.threads import cpu_count, ordered_map
@@ -31,7 +31,7 @@ from dermkit.threads import cpu_count, ordered_map
 if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
 
-MAX_SIDE = 1024
+MAX_CHANGED_SIDE = 1024
 """Longer images are shrunk to this side first, the unchanged one too: artefacts on 24 megapixels would take seconds."""
 _LARGEST_INPUT_IN_THREADS = 512
 """Above this input size images are changed one at a time: all variants of one take a hundred megabytes."""
@@ -72,7 +72,7 @@ class _ChangedImage(NamedTuple):
 def open_for_changes(path: Path, name: str) -> RgbPixels:
     """Return an image at the size at which it is changed, (H, W, 3) uint8; raises `ImageRejected`."""
     pixels = open_image(path, name=name).pixels
-    return np.asarray(thumbnail(pixels, MAX_SIDE)) if max(pixels.shape[:2]) > MAX_SIDE else pixels
+    return np.asarray(thumbnail(pixels, MAX_CHANGED_SIDE)) if max(pixels.shape[:2]) > MAX_CHANGED_SIDE else pixels
 
 
 def lesion_of(pixels: RgbPixels, path: Path, image_id: str, masks: Path | None) -> LesionArea:
@@ -84,12 +84,12 @@ def _fitting_mask(pixels: RgbPixels, path: Path, image_id: str, masks: Path) -> 
     mask_path = find_mask(masks, f"{image_id}{path.suffix}")
     if mask_path is None:
         return None
-    if max(pixels.shape[:2]) < MAX_SIDE:
+    if max(pixels.shape[:2]) < MAX_CHANGED_SIDE:
         return read_mask(mask_path, (pixels.shape[0], pixels.shape[1]))
     full_shape = open_image(path).pixels.shape
     mask = read_mask(mask_path, (full_shape[0], full_shape[1]))
     as_image = np.repeat(mask[:, :, None].astype(np.uint8) * 255, 3, axis=2)
-    return np.asarray(thumbnail(as_image, MAX_SIDE))[:, :, 0] > 127
+    return np.asarray(thumbnail(as_image, MAX_CHANGED_SIDE))[:, :, 0] > 127
 
 
 def change_image(

@@ -23,7 +23,7 @@ from dermkit.runs.predictions import ATTRIBUTES, class_indices, probabilities_of
 if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
 
-MIN_IMAGES = 10
+MIN_CHANGED_IMAGES = 10
 """Fewer images say nothing: the interval of a mean of nine is wider than most changes."""
 _SPLIT_REASONS = {
     "test": "test images, which this run had scored before",
@@ -83,10 +83,10 @@ def sample_units(selection: ImageSelection, n_images: int | None, seed: int) -> 
 
 
 def check_enough(selection: ImageSelection) -> None:
-    """Raise `DataError` for fewer than `MIN_IMAGES` images."""
-    if len(selection) < MIN_IMAGES:
+    """Raise `DataError` for fewer than `MIN_CHANGED_IMAGES` images."""
+    if len(selection) < MIN_CHANGED_IMAGES:
         raise DataError(
-            f"only {len(selection)} images to change ({selection.text}): {MIN_IMAGES} are needed for any interval",
+            f"only {len(selection)} images to change ({selection.text}): {MIN_CHANGED_IMAGES} are needed",
             outcome="nothing was scored",
             remedy="name a run or a data set (--on DATASET) with more images",
         )

@@ -35,7 +35,7 @@ def signed(value: float) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
-def interval_text(ci95: tuple[float, float] | None) -> str:
+def _interval_text(ci95: tuple[float, float] | None) -> str:
     """Return an interval of a difference for people, such as [.08, .16]."""
     if ci95 is None:
         return ""
@@ -49,7 +49,7 @@ def difference_text(estimate: Estimate) -> str:
     grade = reliability(estimate.as_dict())
     if grade == "none":
         return signed(estimate.value)
-    return f"{signed(estimate.value)} {interval_text(estimate.ci95)}{'*' if grade == 'doubtful' else ''}"
+    return f"{signed(estimate.value)} {_interval_text(estimate.ci95)}{'*' if grade == 'doubtful' else ''}"
 
 
 def needs_footnote(estimate: Estimate) -> bool:
