@@ -8,8 +8,8 @@ from dermkit.perturbation.changes import ALPHA, AnswerChange
 
 @dataclass(frozen=True)
 class Wording:
-    """How the sentences call things. probability: whose change is measured. unit: lesions or images, for n. point: the
-    operating point, "" without one.
+    """How the sentences call things. probability: whose change is measured. has_units: lesions or patients are known.
+    point: the operating point, "" without one.
     """
 
     probability: str
