@@ -67,7 +67,8 @@ def _figures(change: AnswerChange) -> tuple[Estimate, ...]:
 
 def _reach(change: AnswerChange) -> float:
     """Return how far from 0 a change and its interval go."""
-    return max(abs(value) for value in (change.score.value or 0.0, *(change.score.ci95 or ())))
+    low, high = change.score.ci95 or (0.0, 0.0)
+    return max(abs(change.score.value or 0.0), abs(low), abs(high))
 
 
 # Pictures -----------------------------------------------------------------------------------------------------------
