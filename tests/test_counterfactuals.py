@@ -30,7 +30,7 @@ from dermkit.perturbation.hiding import find_lesion, hide_background, hide_lesio
 from dermkit.perturbation.run import parse_image_count
 from dermkit.perturbation.selection import images_of_run, sample_units
 from dermkit.perturbation.sentences import Wording, artefact_sentence, signed
-from dermkit.prediction.predictor import ModelMetadata, save_model
+from dermkit.prediction.model_folder import ModelMetadata, save_model
 from dermkit.recipes.experiments import DEMO
 from dermkit.reporting.counterfactual_lines import read_counterfactuals
 from dermkit.runs.folder import RunFolder
