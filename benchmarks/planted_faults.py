@@ -20,8 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from PIL import Image
 
+from dermkit.recipes.schema import Recipe
 from dermkit.runs.belief import Belief
 from dermkit.runs.doubts import Doubt
 from scale import add_rows, commit, machine, read_rows
@@ -51,26 +53,30 @@ def keep_files(_images: Path, _table: pd.DataFrame) -> None:
 def tint_malignant(images: Path, table: pd.DataFrame) -> None:
     """Give nine in ten malignant images another white balance, as of one camera."""
     rng = np.random.default_rng(len(table))
-    for row in table[table["label"] == "malignant"].itertuples():
+    for name in _images_of(table, "malignant"):
         if rng.random() < 0.9:
-            _change(images / row.image, lambda pixels: pixels * np.array([1.0, 0.86, 0.7]))
+            _change(images / name, lambda pixels: pixels * np.array([1.0, 0.86, 0.7]))
 
 
 def fade_women(images: Path, table: pd.DataFrame) -> None:
     """Take nearly all contrast from the test images of women, as of skin that the net was not trained on."""
-    for row in table[(table["sex"] == "female") & (table["given_split"] == "test")].itertuples():
-        _change(images / row.image, lambda pixels: 0.06 * pixels + 0.94 * np.median(pixels, axis=(0, 1)))
+    for name in table.loc[(table["sex"] == "female") & (table["given_split"] == "test"), "image"].astype(str):
+        _change(images / name, lambda pixels: 0.06 * pixels + 0.94 * np.median(pixels, axis=(0, 1)))
 
 
 def drop_malignant(images: Path, table: pd.DataFrame) -> None:
     """Leave few malignant images in the test, as in practice, while half of the training images are malignant."""
-    rows = table[(table["label"] == "malignant") & (table["given_split"] == "test")]
-    for number, row in enumerate(rows.itertuples()):
+    names = _images_of(table[table["given_split"] == "test"], "malignant")
+    for number, name in enumerate(names):
         if number % RARE_MALIGNANT:
-            (images / row.image).unlink()
+            (images / name).unlink()
 
 
-def _change(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+def _images_of(table: pd.DataFrame, label: str) -> list[str]:
+    return [str(name) for name in table.loc[table["label"] == label, "image"]]
+
+
+def _change(path: Path, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
         tables = image.quantization  # type: ignore[attr-defined]
@@ -128,7 +134,7 @@ def run_job(name: str, seed: int, weights: Path, work: Path) -> tuple[Belief, fl
     return judge_belief(folder, judge_run(folder), read_lint(run)), auroc
 
 
-def _recipe() -> "object":
+def _recipe() -> Recipe:
     import dermkit as dk
     from dermkit.recipes.augmentation import PRESETS
 
