@@ -119,7 +119,8 @@ def _section_names(run: RunFolder) -> set[str]:
     body = run.metrics["splits"][run.headline_split]
     optional = {
         "blind": body.get("image_blind"), "groups": body.get("subgroups"), "decisions": body.get("policy"),
-        "training": not run.is_foreign, "next": not run.is_foreign,
+        "training": not run.is_foreign, "next": not run.is_foreign, "foreign": outlier_text(run),
+        "counterfactuals": read_counterfactuals(run.path),
     }  # fmt: skip
     return {"results", "warnings", "lint", "classes", "data", *(name for name, has in optional.items() if has)}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dermkit.runs import doubts
+from dermkit.runs.answer_doubts import counterfactual_doubts, foreign_doubts
 from dermkit.runs.doubts import Doubt, DoubtWeight
 from dermkit.runs.folder import SEEN_SPLIT, RunFolder
 from dermkit.runs.layout import UNSTABLE_TRAINING
@@ -76,6 +77,8 @@ def _find_doubts(
     yield from doubts.group_doubts(split_metrics, split)
     yield from doubts.calibration_doubts(split_metrics, split)
     yield from _guarantee_doubts(verdict)
+    yield from counterfactual_doubts(run.path)
+    yield from foreign_doubts(run.path, split)
     yield from doubts.size_doubts(run.metrics, split)
     yield from _weakness_doubts(verdict, split)
     yield from _training_doubts(run)

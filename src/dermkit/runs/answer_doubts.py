@@ -1,0 +1,71 @@
+"""Doubts from what was tried beside a run's test: images unlike the training's, artefacts on images, the lesion hidden.
+
+A rule over out_of_distribution.json and counterfactuals.json of the run folder; nothing is computed from images here.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dermkit.runs.doubts import Doubt, has_reliable_interval
+from dermkit.runs.layout import COUNTERFACTUALS, COUNTERFACTUALS_FOLDER, OUT_OF_DISTRIBUTION
+
+ARTEFACT_CHANGE = 0.1
+"""An artefact is doubted where the whole interval of the mean change of the probability lies beyond this."""
+
+HIDDEN_SHARE = 0.8
+"""The share of the net's gain over chance that is left with the lesion hidden from which this is doubted. The outline
+of the hidden lesion is left and tells something, so that less is no sign of a shortcut."""
+
+_CHANCE = {"AUROC": 0.5}
+
+
+def foreign_doubts(run: Path, split: str) -> Iterator[Doubt]:
+    """Yield that clearly more images of the split are unlike the training images than the stated false-alarm rate."""
+    content = OUT_OF_DISTRIBUTION.read_optional(run)
+    body = (content.get("splits") or {}).get(split) or {}
+    estimate = body.get("false_alarm_rate") or {}
+    if has_reliable_interval(estimate) and estimate["ci95"][0] > content["max_false_alarm_rate"]:
+        yield Doubt(
+            "foreign", "care",
+            (f"{body['n_outside']} of {body['n']} {split} images are unlike the images that the net was trained on, "
+             f"where at most {content['max_false_alarm_rate']:.0%} should be.",), "foreign",
+            "Look at these images (out_of_distribution.csv): leave out what the model is not for, or train on such "
+            "images too.",
+        )  # fmt: skip
+
+
+def counterfactual_doubts(run: Path) -> Iterator[Doubt]:
+    """Yield the artefacts that clearly move the answers, and that the net hardly needs the lesion."""
+    content = COUNTERFACTUALS.read_optional(run / COUNTERFACTUALS_FOLDER)
+    if not content.get("is_complete"):
+        return
+    for artefact in content["artefacts"]:
+        estimate = artefact["by_strength"][-1]["change"]
+        if artefact["is_shown"] and _is_large(estimate):
+            yield Doubt(
+                "artefact", "care", (str(artefact["text"]),), "counterfactuals",
+                f"Do not use it for images with {str(artefact['title']).lower()}, or train on such images too.",
+            )  # fmt: skip
+    for hidden in content["hidden"]:
+        if hidden["name"] == "lesion_hidden" and _share_left(hidden) >= HIDDEN_SHARE:
+            yield Doubt(
+                "lesion_hidden", "care", (str(hidden["text"]),), "counterfactuals",
+                "Find what tells the classes apart beside the lesion (`dermkit audit DATASET`).",
+            )  # fmt: skip
+
+
+def _is_large(estimate: Mapping[str, Any]) -> bool:
+    if not has_reliable_interval(estimate):
+        return False
+    low, high = estimate["ci95"]
+    return bool(low > ARTEFACT_CHANGE or high < -ARTEFACT_CHANGE)
+
+
+def _share_left(hidden: Mapping[str, Any]) -> float:
+    """Return the gain over chance with the lesion hidden as a share of that of the whole image; 0 where uncertain."""
+    chance, original, remaining = _CHANCE.get(hidden["measure"]), hidden["original"], hidden["remaining"]
+    if chance is None or not has_reliable_interval(remaining) or remaining["ci95"][0] <= chance:
+        return 0.0
+    gain = (original["value"] or 0.0) - chance
+    return float((remaining["value"] - chance) / gain) if gain > 0 else 0.0

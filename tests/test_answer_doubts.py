@@ -1,0 +1,87 @@
+"""Doubts from images unlike the training's, and from artefacts put on images."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dermkit.runs.answer_doubts import counterfactual_doubts, foreign_doubts
+from dermkit.runs.layout import COUNTERFACTUALS, COUNTERFACTUALS_FOLDER, OUT_OF_DISTRIBUTION
+
+
+def estimate(value: float, low: float, high: float, reason: str = "") -> dict[str, Any]:
+    return {"value": value, "ci95": [low, high], "n": 100, "method": "bootstrap", "reason": reason}
+
+
+def write_foreign(run: Path, rate: dict[str, Any]) -> None:
+    body = {"n": 100, "n_outside": 12, "false_alarm_rate": rate}
+    OUT_OF_DISTRIBUTION.write(run, {"max_false_alarm_rate": 0.05, "reason": "", "splits": {"test": body}})
+
+
+def write_counterfactuals(
+    run: Path,
+    change: dict[str, Any],
+    remaining: dict[str, Any],
+    *,
+    is_shown: bool = True,
+    is_complete: bool = True,
+) -> None:
+    folder = run / COUNTERFACTUALS_FOLDER
+    folder.mkdir()
+    artefact = {"title": "Ink", "text": "Ink moves it.", "is_shown": is_shown, "by_strength": [{"change": change}]}
+    hidden = {
+        "name": "lesion_hidden", "text": "The lesion is not needed.", "measure": "AUROC",
+        "original": estimate(0.9, 0.85, 0.95), "remaining": remaining,
+    }  # fmt: skip
+    COUNTERFACTUALS.write(folder, {"is_complete": is_complete, "artefacts": [artefact], "hidden": [hidden]})
+
+
+@pytest.mark.parametrize(
+    ("low", "reason", "n_doubts"),
+    [(0.06, "", 1), (0.04, "", 0), (0.06, "interval unreliable: few lesions", 0)],
+)
+def test_more_foreign_images_than_promised_are_a_doubt(
+    tmp_path: Path, low: float, reason: str, n_doubts: int
+) -> None:
+    write_foreign(tmp_path, estimate(0.12, low, 0.2, reason))
+    doubts = list(foreign_doubts(tmp_path, "test"))
+    assert len(doubts) == n_doubts
+    assert all("12 of 100 test images" in doubt.text and "at most 5%" in doubt.text for doubt in doubts)
+    assert not list(foreign_doubts(tmp_path, "validation"))
+
+
+def test_a_run_without_these_files_has_no_doubt_of_them(tmp_path: Path) -> None:
+    assert not [*foreign_doubts(tmp_path, "test"), *counterfactual_doubts(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_shown", "is_named"),
+    [
+        (estimate(0.2, 0.11, 0.3), True, True),
+        (estimate(-0.2, -0.3, -0.11), True, True),
+        (estimate(0.2, 0.11, 0.3), False, False),
+        (estimate(0.12, 0.08, 0.16), True, False),
+    ],
+)
+def test_an_artefact_that_clearly_moves_the_answers_is_a_doubt(
+    tmp_path: Path, change: dict[str, Any], *, is_shown: bool, is_named: bool
+) -> None:
+    write_counterfactuals(tmp_path, change, estimate(0.6, 0.55, 0.65), is_shown=is_shown)
+    doubts = list(counterfactual_doubts(tmp_path))
+    assert [doubt.code for doubt in doubts] == ["artefact"] * is_named
+    assert all("images with ink" in doubt.remedy for doubt in doubts)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "is_named"), [(0.83, 0.8, True), (0.75, 0.7, False), (0.83, 0.49, False)]
+)
+def test_a_net_that_needs_no_lesion_is_doubted(
+    tmp_path: Path, value: float, low: float, *, is_named: bool
+) -> None:
+    write_counterfactuals(tmp_path, estimate(0.0, -0.01, 0.01), estimate(value, low, 0.9))
+    assert [doubt.code for doubt in counterfactual_doubts(tmp_path)] == ["lesion_hidden"] * is_named
+
+
+def test_counterfactuals_that_were_stopped_say_nothing(tmp_path: Path) -> None:
+    write_counterfactuals(tmp_path, estimate(0.2, 0.11, 0.3), estimate(0.6, 0.55, 0.65), is_complete=False)
+    assert not list(counterfactual_doubts(tmp_path))
