@@ -155,7 +155,7 @@ def test_a_recipe_has_an_interval_for_new_trainings_and_new_images() -> None:
                             check_claims(["S2: accuracy=.4661,n=118"]))["S2"]  # fmt: skip
     half = math.sqrt((2.093024 * 0.045) ** 2 + (4.302653 * 0.02) ** 2 / 3)
     assert found.run_estimate.ci95 == pytest.approx((0.38 - half, 0.38 + half), abs=1e-6)
-    assert "(unreliable: 20 units, 30 needed)" in found.sentence()
+    assert "(unreliable: 20 independent images, 30 needed)" in found.sentence()
     folds = VarianceComponents((0.36, 0.40), sd=0.02, sd_seed=None, sd_images=None)
     claims = check_claims(["S2: accuracy=.4661,n=118"])
     assert compare_with_published(table, ["recipe"], {"recipe": {"test": {"accuracy": folds}}}, claims)["S2"] == []
@@ -182,5 +182,5 @@ def test_a_doubtful_interval_is_marked_and_a_worthless_one_not_used() -> None:
     flat = {**row("flat", 0.6, 118), "reason": "interval unreliable: every resample gave the same value"}
     (found,) = compare_with_published(pd.DataFrame([few, flat]), ["few", "flat"], {}, CLAIM)["S2"]
     assert found.name == "few" and found.run_estimate.reason == few["reason"]
-    assert "(unreliable: 20 units, 30 needed), unpaired" in found.sentence()
+    assert "(unreliable: 20 independent images, 30 needed), unpaired" in found.sentence()
     assert found.as_dict()["run"]["reason"] == few["reason"]

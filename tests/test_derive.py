@@ -83,6 +83,10 @@ def test_fields_that_belong_to_a_backbone_go_with_it() -> None:
     assert derived.name == "s0-inception-v3-mixed7a-backbone_convnext-tiny"
     kept = derive("s0-inception-v3-mixed7a", 'model.backbone_args={"pad_type":"same"}', backbone="mobilenetv2_100")
     assert kept.model.backbone_args == {"pad_type": "same"}
+    for _ in range(2):  # a part of them belongs to the new backbone too, and stays with this one recipe
+        part = derive("s0-inception-v3-mixed7a", "model.backbone_args.pad_type=same", backbone="mobilenetv2_100")
+        assert part.model.backbone_args == {"pad_type": "same"}
+        assert derive("s0-inception-v3-mixed7a", backbone="mobilenetv2_100").model.backbone_args == {}
 
 
 @pytest.mark.parametrize(

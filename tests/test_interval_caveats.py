@@ -140,8 +140,9 @@ def test_the_mark_says_how_many_there_are() -> None:
     told = humanise(
         f"mean over 2 of 3 classes, without: a; {MARK}: 12 units, 30 needed; {MARK}: 9 other units, 30 needed"
     )
-    assert told == "mean over 2 of 3 classes, without: a; 12 units, 30 needed; 9 other units, 30 needed"
-    assert humanise(f"{MARK}: 12 units, 30 needed") == "unreliable: 12 units, 30 needed"
+    few = "12 independent images, 30 needed; 9 other independent images, 30 needed"
+    assert told == f"mean over 2 of 3 classes, without: a; {few}"
+    assert humanise(f"{MARK}: 12 units, 30 needed") == "unreliable: 12 independent images, 30 needed"
 
 
 @given(st.integers(30, 400), st.data())

@@ -586,7 +586,7 @@ def test_intervals_carry_their_mark_and_means_what_they_lack(tmp_path: Path) -> 
     assert printed.count(" (unreliable), n 60") == 1 and printed.count(" (interval unreliable), n 60") == 1
     assert "0.999" not in printed and "0.999" not in page, "a misleading interval is not shown"
     assert page.count("*</span>") == 1 and page.count(">interval not reliable</span>") == 1
-    assert 'title="unreliable: 20 units, 30 needed"' in page
+    assert 'title="unreliable: 20 independent images, 30 needed"' in page
     lost = "not defined in 1 of 3 trainings"
     assert f"mean of 2; {lost}" in printed and f'<span class="reason">{lost}</span>' in page
 

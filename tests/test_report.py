@@ -953,7 +953,7 @@ def test_operating_points_of_few_lesions_are_marked(tmp_path: Path, units: int) 
         assert page.text.count("no interval") > 5
         assert not [place for _, place, *_ in page.numbers if place.startswith(f"{at}.per_prevalence.0.ppv.ci95")]
     else:
-        assert marked[f"{at}.sensitivity.reason"] == "unreliable: 14 units, 30 needed"
+        assert marked[f"{at}.sensitivity.reason"] == "unreliable: 14 independent images, 30 needed"
         told = json.loads((run / "metrics.json").read_text())["splits"]["test"]["policy"]["operating_points"]
         assert (
             told[0]["per_prevalence"][0]["true_positives"]["reason"] == "interval unreliable: 14 units, 30 needed"

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -99,15 +100,15 @@ def derive_recipe(recipe: Recipe, assignments: Sequence[Assignment]) -> Recipe:
     this recipe lacks and for a value that the field does not take.
     """
     _check_contradictions(assignments)
-    before = recipe_to_dict(recipe)
     after = recipe_to_dict(recipe)
+    if any(one.path == "model.backbone" and one.value != after["model"]["backbone"] for one in assignments):
+        for (
+            path,
+            value,
+        ) in _BACKBONE_FIELDS.items():  # first, so that parts of them can be set for the new backbone
+            _assign(after, Assignment(path, deepcopy(value), ""))
     for assignment in sorted(assignments, key=lambda assignment: assignment.path.count(".")):
         _assign(after, assignment)
-    if after["model"]["backbone"] != before["model"]["backbone"]:
-        set_paths = {assignment.path for assignment in assignments}
-        free_fields = {path: value for path, value in _BACKBONE_FIELDS.items() if path not in set_paths}
-        for path, value in free_fields.items():
-            _assign(after, Assignment(path, value, ""))
     options = ", ".join(dict.fromkeys(assignment.option for assignment in assignments))
     derived = parse_recipe(after, f"{recipe.name} with {options}")
     return _with_record(recipe, derived)

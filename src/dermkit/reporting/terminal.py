@@ -93,7 +93,8 @@ def _run_lines(run: RunFolder) -> Iterator[str]:
     yield f"verdict: {belief.word}"
     for doubt in belief.reasons:
         yield from wrapped(f"  because: {humanise(doubt.text)}", indent="    ")
-    yield from wrapped(f"simple rules: {verdict.text}", indent="  ")
+    if verdict.text not in [doubt.text for doubt in belief.reasons]:
+        yield from wrapped(f"simple rules: {humanise(verdict.text)}", indent="  ")
     rules = plain_text(verdict.rule_headline) or beaten_rules_text(
         run.metrics["splits"][verdict.split], verdict.split
     )

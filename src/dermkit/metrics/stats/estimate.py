@@ -62,6 +62,7 @@ class Estimate:
 
 
 UNRELIABLE_PREFIX = "interval unreliable"
+_N_UNITS = re.compile(r"(\d+(?: \w+){0,2}) units\b")
 MISLEADING_CAVEATS = ("every resample gave the same value", "the bootstrap is biased")
 """Caveats with which an interval is not shown: it has no width, or does not contain its value."""
 
@@ -98,7 +99,7 @@ def reliability(estimate: Mapping[str, Any]) -> Literal["", "doubtful", "none"]:
 
 
 def humanise(reason: str) -> str:
-    """Return a reason for readers: without metric names of metrics.json."""
+    """Return a reason for readers: without metric names of metrics.json; resampling units are independent images."""
 
     def describe_row(match: re.Match[str]) -> str:
         # A present class has a recall, but no precision if nothing was predicted as it.
@@ -108,4 +109,5 @@ def humanise(reason: str) -> str:
     text = _MACRO_PRESENT.sub(describe_row, reason).replace("average_precision is", "average precision is")
     text = text.replace(" units on one side, so near to 0 or 1", " units have the rarer outcome")
     text = text.replace("so near to 0 or 1", "so close to 0 or 1")
+    text = _N_UNITS.sub(r"\1 independent images", text)
     return text.replace(f"; {UNRELIABLE_PREFIX}: ", "; ").replace(f"{UNRELIABLE_PREFIX}: ", "unreliable: ")
