@@ -31,6 +31,7 @@ THRESHOLDS: Floats = np.arange(1, 51) / 100
 def band_tables(scored_set: ScoredSet, calibrated_set: ScoredSet | None) -> dict[str, list[list[object]]]:
     """Return the rows of each table of `BAND_HEADERS`; none of any unless there are malignant and other images.
 
+    None of ROC and precision-recall either where no net scored both: scores of different nets do not rank.
     calibrated_set: the same images with calibrated probabilities, None without a calibration.
     """
     positive = scored_set.is_malignant
@@ -43,13 +44,12 @@ def band_tables(scored_set: ScoredSet, calibrated_set: ScoredSet | None) -> dict
     is_calibrated = int(calibrated_set is not None)
     grid = np.linspace(0, 1, 51)
     roc, recall = (
-        _mean_over_nets(scored_set, weights, curve) for curve in (_roc_curve(grid), _recall_curve(grid))
+        _grid_rows(grid, _mean_over_nets(scored_set, weights, curve))
+        for curve in (_roc_curve(grid), _recall_curve(grid))
     )
     return {
-        "roc_band_*.csv": [[x, *row] for x, row in zip(grid.tolist(), _with_band(roc), strict=True)],
-        "precision_recall_*.csv": [[x, *row] for x, row in zip(grid.tolist(), _with_band(recall), strict=True)][
-            1:
-        ],
+        "roc_band_*.csv": roc,
+        "precision_recall_*.csv": recall[1:],  # no image is called at a recall of 0, so it has no precision
         "calibration_malignant_*.csv": [[*row, is_calibrated] for row in _calibration_rows(stated)],
         "decision_curve_*.csv": [[*row, is_calibrated] for row in _benefit_rows(stated, weights)],
     }
@@ -58,6 +58,12 @@ def band_tables(scored_set: ScoredSet, calibrated_set: ScoredSet | None) -> dict
 def _resampled_weights(n_groups: int) -> Iterator[Floats]:
     if n_groups > 1:
         yield from resample_weights(np.arange(n_groups), seed=0, resamples=RESAMPLES)
+
+
+def _grid_rows(grid: Floats, curves: Floats | None) -> list[list[object]]:
+    if curves is None:
+        return []
+    return [[x, *row] for x, row in zip(grid.tolist(), _with_band(curves), strict=True)]
 
 
 def _with_band(values: Floats) -> list[list[object]]:
@@ -74,17 +80,23 @@ def _with_band(values: Floats) -> list[list[object]]:
 
 def _mean_over_nets(
     scored_set: ScoredSet, weights: Floats, curve: Callable[[Floats, Bools, Floats], Floats]
-) -> Floats:
-    """Return the curve of each resample, (1 + B, points): of several nets the mean, since their scores do not rank."""
-    per_net = []
+) -> Floats | None:
+    """Return the curve of each resample, (1 + B, points); None where no net scored malignant and other images.
+
+    Of several nets the mean, weighted by the pairs of a malignant and another image that each can rank, as the AUROC.
+    """
+    shape = (len(weights), 1)
+    total, n_pairs = np.zeros(shape), np.zeros(shape)
     for rows in scored_set.rows_by_net:
-        positive = scored_set.is_malignant[rows]
+        positive, drawn = scored_set.is_malignant[rows], weights[:, rows]
         if positive.any() and not positive.all():
-            per_net.append(curve(scored_set.p_malignant[rows], positive, weights[:, rows]))
-    stacked = np.array(per_net)
-    n_defined = np.isfinite(stacked).sum(axis=0)
-    total = np.nansum(stacked, axis=0)
-    mean: Floats = np.divide(total, n_defined, out=np.full(total.shape, np.nan), where=n_defined > 0)
+            pairs = ((drawn @ positive) * (drawn @ ~positive))[:, None]
+            values = curve(scored_set.p_malignant[rows], positive, drawn)
+            total = total + np.where(pairs > 0, pairs * values, 0.0)
+            n_pairs += pairs
+    if not n_pairs[0, 0]:
+        return None
+    mean: Floats = np.divide(total, n_pairs, out=np.full(total.shape, np.nan), where=n_pairs > 0)
     return mean
 
 
